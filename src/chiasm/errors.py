@@ -1,0 +1,72 @@
+"""Errors a user can act on.
+
+Each says what is wrong, where, what was found, what was expected and what to
+do, in one sentence or two.  A mistake of the programmer is a `ValueError` or
+a `TypeError`; these are for mistakes in files, folders, options and recipes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class ChiasmError(Exception):
+    """Something a user can mend; the command prints it without a traceback and exits 2.
+
+    Args:
+        what: What is wrong, as the start of a sentence without a full stop.
+        path: The file or folder concerned.
+        reason: A short code for programs, such as "truncated" or "no-pair".
+        found: What was found, if it can be told.
+        expected: What was expected instead.
+        hint: What to do, as a full sentence.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        path: Path | str | None = None,
+        reason: str = "invalid",
+        found: object = None,
+        expected: object = None,
+        hint: str | None = None,
+    ) -> None:
+        self.what = what
+        self.path = None if path is None else Path(path)
+        self.reason = reason
+        self.found = found
+        self.expected = expected
+        self.hint = hint
+        super().__init__(self._sentence())
+
+    def _sentence(self) -> str:
+        where = "" if self.path is None else f"{self.path}: "
+        details = [f"found {self.found}"] if self.found is not None else []
+        details += [f"expected {self.expected}"] if self.expected is not None else []
+        aside = f" ({', '.join(details)})" if details else ""
+        return f"{where}{self.what}{aside}." + (f" {self.hint}" if self.hint else "")
+
+
+class VolumeError(ChiasmError):
+    """A file that cannot be read as a volume, or a pair that does not fit."""
+
+
+class CohortError(ChiasmError):
+    """A folder, layout, manifest or split that cannot be used."""
+
+
+class RecipeError(ChiasmError):
+    """A setting that is unknown, out of range, or at odds with another."""
+
+
+class RunError(ChiasmError):
+    """A run folder, checkpoint or model that is damaged, busy or of another kind."""
+
+
+def unknown(kind: str, name: object, known: object, error: type[ChiasmError] = RecipeError) -> ChiasmError:
+    """Say that `name` is no `kind`, and list the names that are."""
+    listed = ", ".join(map(str, known)) if isinstance(known, (list, tuple, set, frozenset, dict)) else str(known)
+    return error(
+        f"there is no {kind} {name!r}", reason=f"unknown-{kind.replace(' ', '-')}", expected=f"one of {listed}"
+    )

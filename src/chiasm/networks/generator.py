@@ -1,0 +1,234 @@
+"""The generator: a U-Net of residual double convolutions, in two or three dimensions.
+
+After Nie et al., arXiv:1907.03297 ("a fully convolutional network, U-Net like"),
+whose layer counts are not public; blocks, widths and skips are this project's.
+
+    source -> block ------------------------------------ join block -> last -> + skip(source)
+                \\ down                               up /
+                 block ------------------ join block
+                    \\ down            up /
+                     block (widest, deepest)
+
+Nothing here depends on how large the input is (batch normalisation or none,
+never instance normalisation), so tiles with a halo equal the whole volume.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+Dims = Literal[2, 3]
+Layer = Literal["convolution", "down", "up"]
+
+#: Points of the look-up table behind the "lookup" skip.
+KNOTS = 64
+
+CONVOLUTION: dict[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
+_NORM: dict[int, type[nn.BatchNorm2d] | type[nn.BatchNorm3d]] = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+
+
+def upsample(features: Tensor) -> Tensor:
+    """Double every spatial axis by linear interpolation (no dots, unlike transposed convolution).
+
+    Args:
+        features: Shape (N, C, I, J) or (N, C, I, J, K).
+    """
+    mode = "bilinear" if features.ndim == 4 else "trilinear"
+    return functional.interpolate(features, scale_factor=2.0, mode=mode, align_corners=False)
+
+
+def reach(path: Sequence[Layer], multiple: int) -> int:
+    """Tell how far from an output voxel the farthest input voxel lies that it depends on.
+
+    Walks back from the output, keeping the first and the last voxel needed: a
+    convolution of 3 needs one more on each side, a "down" (3, stride 2) turns
+    o into 2o-1 .. 2o+1, an "up" (linear, factor 2) turns 2c into c-1 .. c and
+    2c+1 into c .. c+1.  The distance depends on where the voxel lies on the
+    coarse grid, so the largest over all such places is returned.
+
+    Args:
+        path: The layers of the deepest way through the network, input first.
+        multiple: Voxels of the input to one of the coarsest grid.
+
+    Returns:
+        Voxels on either side.
+
+    >>> reach(["convolution", "convolution"], 1)
+    2
+    """
+    farthest = 0
+    for place in range(multiple):
+        first = last = place
+        for layer in reversed(path):
+            if layer == "convolution":
+                first, last = first - 1, last + 1
+            elif layer == "down":
+                first, last = 2 * first - 1, 2 * last + 1
+            else:
+                first, last = (first - 1) // 2, (last + 1) // 2
+        farthest = max(farthest, place - first, last - place)
+    return farthest
+
+
+def check_sizes(spatial: Sequence[int], dims: int, multiple: int) -> None:
+    """Raise ValueError unless `spatial` has `dims` axes, each a multiple of `multiple`."""
+    if len(spatial) != dims:
+        raise ValueError(f"the network has {dims} spatial axes, the input {len(spatial)}: {tuple(spatial)}")
+    if any(size % multiple or not size for size in spatial):
+        raise ValueError(f"spatial sizes must be multiples of {multiple}, not {tuple(spatial)}")
+
+
+class ResidualBlock(nn.Module):
+    """Two 3-convolutions whose sum with the input is rectified; the first may halve the grid."""
+
+    def __init__(self, inputs: int, outputs: int, *, dims: Dims, norm: Literal["batch", "none"], stride: int = 1):
+        super().__init__()
+        convolution, plain = CONVOLUTION[dims], norm == "none"
+        self.first = convolution(inputs, outputs, 3, stride, padding=1, bias=plain)
+        self.second = convolution(outputs, outputs, 3, padding=1, bias=plain)
+        self.first_norm = nn.Identity() if plain else _NORM[dims](outputs)
+        self.second_norm = nn.Identity() if plain else _NORM[dims](outputs)
+        same = inputs == outputs and stride == 1
+        self.shortcut = nn.Identity() if same else convolution(inputs, outputs, 1, stride, bias=False)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map (N, inputs, *S) to (N, outputs, *S / stride)."""
+        inner = functional.relu(self.first_norm(self.first(features)), inplace=True)
+        inner = self.second_norm(self.second(inner))
+        return functional.relu(inner + self.shortcut(features), inplace=True)
+
+
+class Join(nn.Module):
+    """Bring coarse features to the finer grid, set them beside the fine ones, and mix.
+
+    The 1-convolution stands before the interpolation: the two commute exactly,
+    and on the coarse grid it costs a quarter (an eighth in 3D).
+    """
+
+    def __init__(self, coarse: int, fine: int, *, dims: Dims, norm: Literal["batch", "none"]):
+        super().__init__()
+        self.narrow = CONVOLUTION[dims](coarse, fine, 1)
+        self.block = ResidualBlock(2 * fine, fine, dims=dims, norm=norm)
+
+    def forward(self, coarse: Tensor, fine: Tensor) -> Tensor:
+        """Map (N, coarse, *S / 2) and (N, fine, *S) to (N, fine, *S)."""
+        joined: Tensor = self.block(torch.cat([upsample(self.narrow(coarse)), fine], dim=1))
+        return joined
+
+
+class Generator(nn.Module):
+    """Make the target image from the source.
+
+    Args:
+        in_channels: Source channels: modalities, times slices in 2.5D.
+        widths: Channels at each level, finest first; one level per halving plus one.
+        dims: Spatial axes of a convolution: 2 (also for 2.5D) or 3.
+        norm: "batch" (fixed at inference) or "none".
+        skip: What the network's output is added to: nothing, the source channel
+            itself ("source", where both share a contrast family), or that channel
+            sent through a look-up table ("lookup", see `set_lookup`).
+        skip_channel: The source channel that skips: the middle slice in 2.5D.
+
+    Attributes:
+        size_multiple: Spatial sizes must be multiples of this, and tiles must
+            start at multiples of it to equal the whole.
+        receptive_field: Voxels on each side of a tile that must be thrown away.
+
+    Raises:
+        ValueError: If a number is out of range.
+    """
+
+    lookup_edges: Tensor
+    lookup_values: Tensor
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        widths: Sequence[int],
+        dims: Dims,
+        norm: Literal["batch", "none"] = "batch",
+        skip: Literal["none", "source", "lookup"] = "none",
+        skip_channel: int = 0,
+    ) -> None:
+        super().__init__()
+        if dims not in (2, 3) or norm not in ("batch", "none") or skip not in ("none", "source", "lookup"):
+            raise ValueError(f"dims is 2 or 3, norm batch or none, skip none, source or lookup: {dims}, {norm}, {skip}")
+        if not widths or min(in_channels, *widths) < 1 or not 0 <= skip_channel < in_channels:
+            raise ValueError(f"in_channels {in_channels}, widths {tuple(widths)}, skip_channel {skip_channel}")
+        self.in_channels, self.dims, self.skip, self.skip_channel = in_channels, dims, skip, skip_channel
+        self.size_multiple = 2 ** (len(widths) - 1)
+
+        self.stem = ResidualBlock(in_channels, widths[0], dims=dims, norm=norm)
+        self.downs = nn.ModuleList(ResidualBlock(a, b, dims=dims, norm=norm, stride=2) for a, b in pairwise(widths))
+        self.ups = nn.ModuleList(Join(b, a, dims=dims, norm=norm) for a, b in reversed(list(pairwise(widths))))
+        self.last = CONVOLUTION[dims](widths[0], 1, 1)
+        if skip != "none":  # training starts from the skip alone
+            nn.init.zeros_(self.last.weight)
+            nn.init.zeros_(self.last.bias)  # type: ignore[arg-type]  # None only without a bias
+        if skip == "lookup":
+            self.register_buffer("lookup_edges", torch.linspace(0.0, 1.0, KNOTS))
+            self.register_buffer("lookup_values", torch.zeros(KNOTS))
+
+    @property
+    def receptive_field(self) -> int:
+        """Voxels an output voxel sees to either side, exactly: the halo that makes tiles equal the whole."""
+        depth = len(self.downs)
+        path: list[Layer] = ["convolution", "convolution"]
+        path += ["down", "convolution"] * depth + ["up", "convolution", "convolution"] * depth  # type: ignore[operator]
+        return reach(path, self.size_multiple)
+
+    def set_lookup(self, x: Tensor, y: Tensor) -> None:
+        """Set the table of the "lookup" skip: linear between knots, constant beyond the first and last.
+
+        Until it is set, the table is zero everywhere.
+
+        Args:
+            x: Source intensities in normalised units, strictly rising, shape (64,).
+            y: The target intensity expected at each, shape (64,).
+
+        Raises:
+            ValueError: If the network has no such skip, or the knots are not 64
+                finite pairs with strictly rising `x`.
+        """
+        if self.skip != "lookup":
+            raise ValueError(f"the network's skip is {self.skip!r}, not 'lookup'")
+        if x.shape != (KNOTS,) or y.shape != (KNOTS,):
+            raise ValueError(f"the look-up has {KNOTS} knots, not {tuple(x.shape)} and {tuple(y.shape)}")
+        edges, values = x.to(self.lookup_edges), y.to(self.lookup_values)
+        if not (torch.isfinite(edges).all() and torch.isfinite(values).all() and (edges.diff() > 0).all()):
+            raise ValueError("the look-up's knots must be finite and strictly rising in x")
+        self.lookup_edges.copy_(edges)
+        self.lookup_values.copy_(values)
+
+    def forward(self, source: Tensor) -> Tensor:
+        """Map the source (N, in_channels, *S) to the prediction (N, 1, *S), in its dtype and normalised units.
+
+        Raises:
+            ValueError: If the sizes are not multiples of `size_multiple`.
+        """
+        check_sizes(source.shape[2:], self.dims, self.size_multiple)
+        features = self.stem(source)
+        fine = []
+        for down in self.downs:
+            fine.append(features)
+            features = down(features)
+        for up in self.ups:
+            features = up(features, fine.pop())
+        prediction: Tensor = self.last(features).to(source.dtype)
+        if self.skip == "none":
+            return prediction
+        through = source[:, self.skip_channel : self.skip_channel + 1]
+        return prediction + (through if self.skip == "source" else self._look_up(through))
+
+    def _look_up(self, intensity: Tensor) -> Tensor:
+        edges, values = self.lookup_edges, self.lookup_values
+        right = torch.bucketize(intensity.detach().contiguous(), edges).clamp(1, KNOTS - 1)
+        share = ((intensity - edges[right - 1]) / (edges[right] - edges[right - 1])).clamp(0, 1)
+        return torch.lerp(values[right - 1], values[right], share)

@@ -1,0 +1,223 @@
+"""`chiasm predict`: files, folders and whole cohorts in; images, reliability maps and a manifest out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from chiasm.cohorts.cases import Case, Problem
+from chiasm.cohorts.layouts import find_cohort, select_cases
+from chiasm.errors import ChiasmError, CohortError, RunError
+from chiasm.prediction.engines import Engine, freeze_for_inference
+from chiasm.prediction.model import Model, find_model, load_model
+from chiasm.prediction.synthesis import Synthesis, synthesise
+from chiasm.storage import read_json, write_json
+from chiasm.volumes import Volume, check_pair, read_volume, write_volume
+
+SUFFIXES = (".nii.gz", ".nii", ".mha", ".mhd")
+MANIFEST = "predictions.json"
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What a prediction left behind.
+
+    Attributes:
+        folder: Where the files lie.
+        done: Ids of the cases that were predicted.
+        problems: Cases that failed, with file and reason.
+    """
+
+    folder: Path
+    done: tuple[str, ...]
+    problems: tuple[Problem, ...]
+
+
+class Predictor:
+    """A loaded model, ready for volumes; keeps frozen copies of the networks.
+
+    Args:
+        model: From `load_model`.
+        accelerator: "auto", "cpu" or "cuda".
+        precision: "auto", "32-true", "bf16-mixed" or "16-mixed".
+    """
+
+    def __init__(self, model: Model, *, accelerator: str = "auto", precision: str = "auto") -> None:
+        self.engine = Engine.pick(accelerator, precision)
+        local = None if model.local_judge is None else self.engine.place(freeze_for_inference(model.local_judge))
+        generator = self.engine.place(freeze_for_inference(model.generator))
+        self.model = replace(model, generator=generator, local_judge=local)
+
+    def predict(self, *sources: Volume | Path | str, mask: Volume | None = None) -> Synthesis:
+        """Synthesise the target of one case.
+
+        Args:
+            *sources: One volume or file for each source of the model, in its order, on one grid.
+            mask: Valid voxels on that grid; by default found as the plan says.
+
+        Raises:
+            VolumeError: If a file cannot be read, the grids differ, or the number of sources is wrong.
+        """
+        volumes = [source if isinstance(source, Volume) else read_volume(Path(source)) for source in sources]
+        names = self.model.plan.sources
+        if len(volumes) != len(names):
+            raise ChiasmError(
+                "the number of source volumes is wrong", reason="sources", found=len(volumes), expected=", ".join(names)
+            )
+        fitting = [check_pair(volumes[0], v, a_name=names[0], b_name=n) for v, n in zip(volumes[1:], names[1:])]
+        return synthesise(self.model, [volumes[0], *fitting], mask=mask, engine=self.engine)
+
+
+def load(path: Path | str, *, accelerator: str = "auto", precision: str = "auto") -> Predictor:
+    """Load a run or its model folder for prediction.
+
+    Raises:
+        RunError: If there is no model, or it is damaged.
+    """
+    return Predictor(load_model(Path(path)), accelerator=accelerator, precision=precision)
+
+
+def predict(
+    run: Path,
+    inputs: Sequence[Path],
+    out: Path,
+    *,
+    only: str = "all",
+    accelerator: str = "auto",
+    precision: str = "auto",
+    layout: str | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> Predicted:
+    """Predict every case found in `inputs`; a case that fails is named and the others go on.
+
+    Each case gives `<case>_<target>`, `<case>_reliability` (where the model has
+    a local discriminator) and `<case>_mask` on the source's grid, in its format.
+
+    Args:
+        run: A run folder or its model folder.
+        inputs: Files (one case for each group of as many files as the model
+            has sources), folders of files, or cohorts.
+        out: Where the results go.
+        only: "all", or the cases of a role in the run's split: "train", "validation" or "test".
+        accelerator: "auto", "cpu" or "cuda".
+        precision: "auto", "32-true", "bf16-mixed" or "16-mixed".
+        layout: Name of a layout, where a folder fits several.
+        progress: Called with cases done, all cases, the next case's id.
+
+    Raises:
+        RunError: If there is no model, it is damaged, or a role is asked for and the split is unknown.
+        CohortError: If an input holds no case.
+    """
+    predictor = load(run, accelerator=accelerator, precision=precision)
+    model, plan = predictor.model, predictor.model.plan
+    roles = _roles(run)
+    cases, problems = find_inputs(inputs, plan.sources, layout=layout)
+    if only != "all":
+        if not roles:
+            raise RunError("does not say who was trained on", path=run, reason="no-split", hint="Predict all cases.")
+        cases = [case for case in cases if roles.get(case.id) == only]
+        if not cases:
+            raise CohortError(f"holds no {only} case of this run", path=inputs[0], reason="no-cases")
+    rows: list[dict[str, object]] = []
+    for index, case in enumerate(cases):
+        if progress is not None:
+            progress(index, len(cases), case.id)
+        try:
+            rows.append(_predict_case(predictor, case, out) | {"role": roles.get(case.id, "new")})
+        except ChiasmError as error:
+            path = error.path or case.images[plan.sources[0]]
+            problems.append(Problem(path, error.reason, f"case {case.id}: {error}", case.id))
+    if progress is not None:
+        progress(len(cases), len(cases), "")
+    write_json(
+        out / MANIFEST,
+        {
+            "model": {"path": str(find_model(run).resolve()), "sha256": model.sha256, "method": model.recipe.method},
+            "seed": model.recipe.training.seed,
+            "fold": model.recipe.split.fold,
+            "sources": list(plan.sources),
+            "target": plan.target,
+            "unit": plan.target_unit,
+            "cases": rows,
+            "failed": [{"case": p.case, "file": str(p.path), "reason": p.reason, "message": p.message} for p in problems],
+            "notice": "Synthetic images for research; not for diagnostic use.",
+        },
+    )
+    return Predicted(out, tuple(str(row["case"]) for row in rows), tuple(problems))
+
+
+def find_inputs(
+    inputs: Sequence[Path], sources: Sequence[str], *, layout: str | None = None
+) -> tuple[list[Case], list[Problem]]:
+    """Turn files, folders of files and cohorts into cases with unique ids.
+
+    Raises:
+        CohortError: If an input is missing, holds no case, or files do not come in groups of as many as sources.
+    """
+    files = [path for path in inputs if path.is_file() and path.name.lower().endswith(SUFFIXES)]
+    cases: list[Case] = []
+    problems: list[Problem] = []
+    if len(files) % len(sources):
+        raise CohortError(
+            "the files do not come in groups of one per source",
+            reason="sources",
+            found=f"{len(files)} files",
+            expected=f"{', '.join(sources)} for each case",
+        )
+    for start in range(0, len(files), len(sources)):
+        group = files[start : start + len(sources)]
+        cases.append(Case(_stem(group[0]), _stem(group[0]), dict(zip(sources, group, strict=True))))
+    for path in inputs:
+        if path in files:
+            continue
+        if not path.exists():
+            raise CohortError("does not exist", path=path, reason="not-found")
+        try:
+            cohort = select_cases(find_cohort(path, layout=layout), sources, None)
+            cases += cohort.cases
+            problems += [problem for problem in cohort.problems if problem.case]
+        except CohortError:
+            inside = sorted(f for f in path.iterdir() if f.name.lower().endswith(SUFFIXES)) if path.is_dir() else []
+            if not inside or len(sources) > 1:
+                raise
+            cases += [Case(_stem(file), _stem(file), {sources[0]: file}) for file in inside]
+    seen: dict[str, int] = {}
+    unique = []
+    for case in cases:
+        seen[case.id] = seen.get(case.id, 0) + 1
+        unique.append(case if seen[case.id] == 1 else replace(case, id=f"{case.id}-{seen[case.id]}"))
+    return unique, problems
+
+
+def _predict_case(predictor: Predictor, case: Case, out: Path) -> dict[str, object]:
+    plan = predictor.model.plan
+    paths = [case.images[name] for name in plan.sources]
+    volumes = [read_volume(path) for path in paths]
+    mask = None if case.mask is None else check_pair(volumes[0], read_volume(case.mask, labels=True), labels=True)
+    made = predictor.predict(*volumes, mask=mask)
+    suffix = ".mha" if paths[0].name.lower().endswith((".mha", ".mhd")) else ".nii.gz"
+    names = {"image": f"{case.id}_{plan.target}{suffix}", "mask": f"{case.id}_mask{suffix}"}
+    write_volume(out / names["image"], made.image.array, made.image.geometry)
+    write_volume(out / names["mask"], made.mask.array.astype("uint8"), made.mask.geometry, labels=True)
+    if made.reliability is not None:
+        names["reliability"] = f"{case.id}_reliability{suffix}"
+        write_volume(out / names["reliability"], made.reliability.array, made.reliability.geometry)
+    return {"case": case.id, "source": [str(path) for path in paths], **names, "warnings": list(made.warnings)}
+
+
+def _roles(run: Path) -> dict[str, str]:
+    """Map case id to its role, from the split that the model carries; empty where it carries none."""
+    path = find_model(run) / "splits.json"
+    if not path.exists():
+        return {}
+    content = read_json(path)
+    return {name: role for role in ("train", "validation", "test") for name in content[role]}
+
+
+def _stem(path: Path) -> str:
+    name = path.name
+    for suffix in SUFFIXES:
+        if name.lower().endswith(suffix):
+            return name[: -len(suffix)]
+    return path.stem

@@ -1,0 +1,185 @@
+"""From a source volume to its synthetic target and reliability map, on the source's grid.
+
+Training validates with `synthesise_prepared`, users predict with `synthesise`,
+which calls it: the two cannot drift.  Neither has a target argument.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from chiasm.cohorts.planning import Plan, unlike
+from chiasm.cohorts.preparation import prepare_source
+from chiasm.prediction.calibration import apply_calibration
+from chiasm.prediction.engines import Engine
+from chiasm.prediction.model import Model, source_channels
+from chiasm.prediction.tiling import apply_to_slices, apply_to_volume
+from chiasm.volumes import Volume, resample
+
+TILE = 96  # side of a 3D tile where the whole does not fit
+SLICES_AT_ONCE = 8
+
+
+class Maps(NamedTuple):
+    """What the networks say of a prepared volume, normalised units.
+
+    Attributes:
+        prediction: The synthetic image, shape (I, J, K), zero outside the mask.
+        magnitude: -s log M of the magnitude head, the raw reliability score, or None.
+        structured: 1 - M of the structured head, or None.
+        realness: 1 - M of the realness head, or None.
+    """
+
+    prediction: NDArray[np.float32]
+    magnitude: NDArray[np.float32] | None
+    structured: NDArray[np.float32] | None
+    realness: NDArray[np.float32] | None
+
+
+@dataclass(frozen=True)
+class Synthesis:
+    """A synthetic volume and how far it can be trusted, both on the source's grid.
+
+    Attributes:
+        image: In the training cohort's target units (HU for CT).
+        reliability: Expected absolute error in the same units, NaN-free, zero
+            outside the mask; None where the model has no local discriminator.
+        mask: Where the networks were asked, bool.
+        warnings: What a reader of the image must know, one sentence each.
+    """
+
+    image: Volume
+    reliability: Volume | None
+    mask: Volume
+    warnings: tuple[str, ...]
+
+
+def both(
+    generator: nn.Module, local_judge: nn.Module | None, *, channels: int, conditional: bool
+) -> Callable[[Tensor], Tensor]:
+    """Chain generator and local discriminator into one function: one pass for image and map.
+
+    Args:
+        generator: Source to target.
+        local_judge: The local discriminator, or None.
+        channels: Source channels of the generator.
+        conditional: Whether the local discriminator sees the source.
+
+    Returns:
+        A function of (N, channels + slices, *S), the source followed by the mask's
+        slices, to (N, 1, *S), or to (N, 4, *S) with the logits of magnitude,
+        structured and realness.
+    """
+
+    def run(stack: Tensor) -> Tensor:
+        source, masks = stack[:, :channels], stack[:, channels:]
+        prediction = torch.as_tensor(generator(source))
+        if local_judge is None:
+            return prediction
+        middle = masks.shape[1] // 2
+        masked = prediction * masks[:, middle : middle + 1]
+        logits = local_judge(torch.cat([source, masked], dim=1) if conditional else masked)
+        return torch.cat([prediction, logits.magnitude, logits.structured, logits.realness], dim=1)
+
+    return run
+
+
+def synthesise_prepared(
+    generator: nn.Module,
+    local_judge: nn.Module | None,
+    source: NDArray[np.float32],
+    mask: NDArray[np.bool_],
+    *,
+    plan: Plan,
+    conditional: bool,
+    error_scale: float,
+    engine: Engine,
+) -> Maps:
+    """Run the networks over a prepared volume.
+
+    Args:
+        generator: Source to target, in evaluation mode on the engine's device.
+        local_judge: The local discriminator likewise, or None.
+        source: Normalised source, shape (C, I, J, K), zero outside the mask.
+        mask: Valid voxels, shape (I, J, K).
+        plan: Says 2D, 2.5D or 3D.
+        conditional: Whether the local discriminator sees the source.
+        error_scale: s of the soft targets, normalised units.
+        engine: Device and precision.
+    """
+    run = engine.wrap(both(generator, local_judge, channels=source_channels(plan), conditional=conditional))
+    source = np.concatenate([source, mask[None]], dtype=np.float32)
+    multiple = int(getattr(generator, "size_multiple", 1))
+    if plan.dims == 2:
+        outputs = apply_to_slices(run, source, slices=plan.slices, batch=SLICES_AT_ONCE, multiple=multiple)
+    else:
+        halo = int(getattr(generator, "receptive_field", 0)) + int(getattr(local_judge, "receptive_field", 0))
+        outputs = apply_to_volume(run, source, tile=TILE, halo=halo, multiple=multiple)
+    prediction = np.where(mask, outputs[0], 0).astype(np.float32)
+    if local_judge is None:
+        return Maps(prediction, None, None, None)
+    magnitude, structured, realness = outputs[1:4]
+    score = error_scale * np.logaddexp(0, -magnitude)  # -s log sigmoid(logit)
+    doubts = (np.where(mask, 1 / (1 + np.exp(np.clip(logit, -60, 60))), 0) for logit in (structured, realness))
+    return Maps(
+        prediction, np.where(mask, score, 0).astype(np.float32), *(doubt.astype(np.float32) for doubt in doubts)
+    )
+
+
+def synthesise(model: Model, volumes: Sequence[Volume], *, mask: Volume | None = None, engine: Engine) -> Synthesis:
+    """Predict a whole volume.
+
+    Args:
+        model: From `load_model`, frozen for inference by the caller or not.
+        volumes: One volume for each of the plan's sources, on one grid.
+        mask: Valid voxels on that grid; by default found as the plan says.
+        engine: Device and precision.
+
+    Raises:
+        VolumeError: If the number of volumes or a grid is wrong, or nothing is inside the mask.
+    """
+    plan = model.plan
+    prepared = prepare_source(volumes, plan, mask)
+    maps = synthesise_prepared(
+        model.generator,
+        model.local_judge,
+        prepared.array,
+        prepared.mask,
+        plan=plan,
+        conditional=model.recipe.discriminators.conditional,
+        error_scale=model.error_scale,
+        engine=engine,
+    )
+    warnings = [sentence] if (sentence := unlike(plan, prepared)) else []
+    grid = volumes[0].geometry
+    inside = resample(Volume(prepared.mask.astype(np.uint8), prepared.grid), grid, order=0)
+    valid = inside.array > 0
+    background = plan.target_background
+    raw = plan.target_reference.invert(maps.prediction)
+    if plan.target_unit == "HU":
+        raw = np.clip(raw, *plan.target_range)
+    image = resample(Volume(raw.astype(np.float32), prepared.grid), grid, order=1, fill=background)
+    image = Volume(np.where(valid, image.array, background).astype(np.float32), grid)
+    reliability = None
+    if maps.magnitude is None:
+        warnings.append(f"arm {model.recipe.method} has no local discriminator, so there is no reliability map")
+    else:
+        expected = maps.magnitude if model.calibration is None else apply_calibration(model.calibration, maps.magnitude)
+        if model.calibration is None:
+            warnings.append("the reliability map is not calibrated: the run had no validation cases")
+        elif not model.calibration.informative:
+            warnings.append("the reliability map did not follow the true error on validation cases: do not use it")
+        slope = (plan.target_range[1] - plan.target_range[0]) / np.ptp(
+            plan.target_reference.apply(np.array(plan.target_range))
+        )
+        unit = np.where(prepared.mask, expected, 0) * slope
+        on_grid = resample(Volume(unit.astype(np.float32), prepared.grid), grid, order=1).array
+        reliability = Volume(np.where(valid, on_grid, 0).astype(np.float32), grid)
+    return Synthesis(image, reliability, Volume(valid, grid), tuple(warnings))

@@ -1,0 +1,345 @@
+"""What the user asked for: frozen, validated settings that read and write as TOML.
+
+A recipe is built in layers, each a change of a few fields: the defaults, one
+size (how much effort), one arm (which method), then single settings given as
+`section.field=value`.  An ablation is a row of `ARMS`, never code.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from chiasm.errors import RecipeError, unknown
+from chiasm.storage import read_toml, write_toml
+
+Auto = Literal["auto"]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+NonNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+Widths = Annotated[tuple[Annotated[int, Field(ge=1, le=4096)], ...], Field(min_length=1, max_length=8)]
+
+
+class Section(BaseModel):
+    """A group of settings that belong together; unknown names are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Data(Section):
+    """What goes in, what comes out, and on which grid networks see it."""
+
+    sources: Annotated[tuple[str, ...], Field(min_length=1)] = ("t1",)
+    target: str = "t2"
+    spacing_mm: Auto | Positive = "auto"
+    dims: Literal["auto", "2d", "2.5d", "3d"] = "auto"
+    slices: Annotated[int, Field(ge=1, le=15)] = 3  # neighbouring slices of a 2.5D source
+    patch: Auto | Annotated[int, Field(ge=16, le=1024)] = "auto"  # side in voxels
+    intensity: Literal["auto", "percentile", "zscore", "median_iqr", "mode", "rank"] = "auto"
+    window_hu: tuple[float, float] = (-1024.0, 3071.0)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.target in self.sources:
+            raise ValueError(f"the target {self.target!r} is also a source")
+        if self.slices % 2 == 0:
+            raise ValueError("slices must be odd, so that one is in the middle")
+        if self.window_hu[0] >= self.window_hu[1]:
+            raise ValueError("window_hu must rise")
+        return self
+
+
+class Split(Section):
+    """Who trains, validates and tests: by subject, stratified by site where known."""
+
+    folds: Annotated[int, Field(ge=1)] = 5  # 1: no test set, every case trains or validates
+    fold: Annotated[int, Field(ge=0)] = 0
+    validation: Fraction = 0.2  # share of the subjects that are not tested; at least one
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.fold >= self.folds:
+            raise ValueError(f"fold {self.fold} does not exist among {self.folds} folds (0 to {self.folds - 1})")
+        return self
+
+
+class Generator(Section):
+    """The network that makes the image."""
+
+    widths: Widths = (16, 32, 64, 128)
+    norm: Literal["batch", "none"] = "batch"
+    skip: Literal["none", "source", "lookup"] = "lookup"
+
+
+class Discriminators(Section):
+    """The two judges; a loss weight of 0 switches one's adversarial term off."""
+
+    global_widths: Widths = (16, 32, 64, 64)
+    local_widths: Widths = (8, 16, 32, 64)
+    spectral_norm: bool = True  # of the local one
+    conditional: bool = True  # the local one sees the source too
+    second_global: bool = False  # in place of the local one's adversarial term (control C5)
+
+
+class Loss(Section):
+    """What the generator is asked for."""
+
+    norm: Literal["l1", "l2"] = "l2"
+    global_weight: NonNegative = 0.001
+    local_weight: NonNegative = 0.002
+    adversarial: Literal["bce", "wgan-gp"] = "bce"  # of the global discriminator
+    smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.1
+    penalty: NonNegative = 10.0  # gradient penalty of wgan-gp
+    gradient_difference: NonNegative = 0.0
+    focal: NonNegative = 0.0  # exponent on |error| (control C1)
+    top_k: Annotated[float, Field(gt=0, le=1)] = 1.0  # share of the voxels that count (control C2)
+    lesion: Annotated[float, Field(ge=1)] = 1.0  # weight inside the labelled lesion (control C3, an oracle)
+
+
+class Attention(Section):
+    """Where the generator must work harder: F = (1 - M) ** beta."""
+
+    target: Literal["none", "realness", "magnitude", "structured"] = "structured"
+    beta: NonNegative = 1.0
+    norm: Literal["mean", "none"] = "mean"
+    cap: Annotated[float, Field(gt=1)] = 5.0
+    strength: Fraction = 1.0  # a_t at the end of its ramp
+    gate: bool = True
+    detach: bool = True
+    shuffle: bool = False  # same weights, no place (control C4)
+    use: Literal["weight", "sample", "both"] = "weight"
+    magnitude_mm: Positive = 2.0  # sigma of g1
+    structured_mm: Positive = 4.0  # sigma of g2
+
+
+class Schedule(Section):
+    """When each player plays, as shares of all steps."""
+
+    steps: Annotated[int, Field(ge=1, le=10_000_000)] = 4000
+    generator_alone: Fraction = 0.4
+    critics_alone: Fraction = 0.15
+    ramp: Annotated[float, Field(gt=0, le=0.5)] = 0.05
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.generator_alone + self.critics_alone + 2 * self.ramp > 1:
+            raise ValueError("generator_alone + critics_alone + 2 ramp must not exceed 1")
+        return self
+
+
+class Optimiser(Section):
+    """Adam for both players, cosine decay, an average of the weights for inference."""
+
+    generator_rate: Positive = 5e-4
+    discriminator_rate: Positive = 1e-3
+    betas: tuple[Fraction, Fraction] = (0.5, 0.99)
+    average: Annotated[float, Field(ge=0, lt=1)] = 0.999
+
+
+class Training(Section):
+    """How batches are drawn and where the work is done."""
+
+    batch: Annotated[int, Field(ge=1, le=4096)] = 8
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    body_share: Fraction = 0.5  # patches centred in the mask
+    lesion_share: Fraction = 0.25  # patches centred on a training lesion, where labels exist
+    augment: bool = True
+    intensity_jitter: Annotated[float, Field(ge=0, le=1)] = 0.1  # of the source's scale and offset
+    validations: Annotated[int, Field(ge=1, le=1000)] = 8
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
+    accelerator: str = "auto"
+    devices: Annotated[int, Field(ge=1)] = 1
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.body_share + self.lesion_share > 1:
+            raise ValueError("body_share + lesion_share must not exceed 1")
+        return self
+
+
+class Recipe(Section):
+    """Everything that was asked for, resolved: the same recipe and data give the same model."""
+
+    method: str = "A7"
+    size: str = "small"
+    data: Data = Data()
+    split: Split = Split()
+    generator: Generator = Generator()
+    discriminators: Discriminators = Discriminators()
+    loss: Loss = Loss()
+    attention: Attention = Attention()
+    schedule: Schedule = Schedule()
+    optimiser: Optimiser = Optimiser()
+    training: Training = Training()
+
+
+Changes = Mapping[str, object]
+
+#: How much effort: one dial.  Paper scale follows METHOD (widths 64 to 1024, 200k steps of 32).
+SIZES: Mapping[str, Changes] = {
+    "tiny": {
+        "generator.widths": (8, 16, 32),
+        "discriminators.global_widths": (8, 16, 32),
+        "discriminators.local_widths": (8, 16, 32),
+        "schedule.steps": 400,
+        "optimiser.average": 0.99,
+        "training.validations": 4,
+    },
+    "small": {},
+    "paper": {
+        "data.slices": 5,
+        "generator.widths": (64, 128, 256, 512, 1024),
+        "discriminators.global_widths": (64, 128, 256, 512),
+        "discriminators.local_widths": (32, 64, 128, 256),
+        "schedule.steps": 200_000,
+        "optimiser.generator_rate": 2e-4,
+        "optimiser.discriminator_rate": 1e-4,
+        "optimiser.average": 0.9999,
+        "training.batch": 32,
+        "training.validations": 40,
+    },
+    "large": {
+        "data.slices": 5,
+        "generator.widths": (32, 64, 128, 256, 512),
+        "discriminators.global_widths": (32, 64, 128, 256),
+        "discriminators.local_widths": (16, 32, 64, 128),
+        "schedule.steps": 40_000,
+        "optimiser.generator_rate": 3e-4,
+        "optimiser.discriminator_rate": 2e-4,
+        "training.batch": 16,
+        "training.validations": 20,
+    },
+}
+
+_NO_ADVERSARY: Changes = {"loss.global_weight": 0.0, "loss.local_weight": 0.0}
+_NO_ATTENTION: Changes = {"attention.target": "none"}
+_L1: Changes = {"loss.norm": "l1"}
+_L1_GLOBAL: Changes = {"loss.norm": "l1", "loss.global_weight": 0.005}
+_L1_LOCAL: Changes = {"loss.norm": "l1", "loss.local_weight": 0.01}
+_PLAIN: Changes = {**_NO_ADVERSARY, **_NO_ATTENTION}
+_LITERAL: Changes = {"attention.target": "realness", "attention.beta": 2.0, "attention.norm": "none"}
+
+#: Arms and controls of a study, each a few fields away from the default (A7).
+ARMS: Mapping[str, Changes] = {
+    "A0": {**_PLAIN, **_L1},
+    "A1": {**_PLAIN},
+    "A2": {**_PLAIN, **_L1, "loss.gradient_difference": 0.05},
+    "A3": {**_NO_ATTENTION, **_L1_GLOBAL, "loss.local_weight": 0.0},
+    "A4": {**_NO_ATTENTION, **_L1_GLOBAL, "loss.local_weight": 0.0, "loss.adversarial": "wgan-gp"},
+    "A5": {**_NO_ATTENTION, **_L1_LOCAL, "loss.global_weight": 0.0},
+    "A6": {**_NO_ATTENTION, **_L1_GLOBAL, **_L1_LOCAL},
+    "A6b": {**_NO_ATTENTION},
+    "A7": {},
+    "A8": {**_LITERAL},
+    "A8n": {**_LITERAL, "attention.norm": "mean"},
+    "A9": {**_LITERAL, "attention.detach": False},
+    "A10": {**_NO_ADVERSARY},
+    "A11": {"discriminators.conditional": False},
+    "A12": {"attention.target": "magnitude"},
+    "A13": {"attention.use": "sample"},
+    "C1": {**_PLAIN, "loss.focal": 1.0},
+    "C2": {**_PLAIN, "loss.top_k": 0.25},
+    "C3": {**_PLAIN, "loss.lesion": 4.0},
+    "C4": {"attention.shuffle": True},
+    "C5": {**_NO_ATTENTION, "discriminators.second_global": True},
+    "C6": {**_PLAIN, "training.lesion_share": 0.5},
+}
+
+#: The same arms by name.
+ALIASES: Mapping[str, str] = {
+    "l1": "A0",
+    "l2": "A1",
+    "gradient-difference": "A2",
+    "global": "A3",
+    "wgan-gp": "A4",
+    "local": "A5",
+    "dual": "A6b",
+    "dual-attention": "A7",
+    "literal": "A8",
+    "focal": "C1",
+}
+
+
+def make_recipe(
+    method: str = "A7", size: str = "small", changes: Changes | None = None, settings: Sequence[str] = ()
+) -> Recipe:
+    """Build a recipe from the defaults, a size, an arm and single changes, in this order.
+
+    Args:
+        method: A name of `ARMS` or `ALIASES`.
+        size: A name of `SIZES`.
+        changes: Dotted field names to values.
+        settings: Texts such as "loss.norm=l1", as given to `--set`; values are TOML, bare words are strings.
+
+    Raises:
+        RecipeError: If a name is unknown, a value is out of range, or two settings are at odds.
+
+    >>> make_recipe("A0", "tiny").loss.norm
+    'l1'
+    """
+    arm = ALIASES.get(method.lower(), next((name for name in ARMS if name.lower() == method.lower()), None))
+    if arm is None:
+        raise unknown("method", method, [*ARMS, *ALIASES])
+    if size not in SIZES:
+        raise unknown("size", size, SIZES)
+    layers: list[Changes] = [SIZES[size], ARMS[arm], changes or {}, dict(map(_parse_setting, settings))]
+    content: dict[str, Any] = {"method": arm, "size": size}
+    for layer in layers:
+        for name, value in layer.items():
+            _put(content, name, value)
+    return _validated(content, None)
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read a recipe from TOML.
+
+    Raises:
+        RunError: If the file is missing or not TOML.
+        RecipeError: If a setting is unknown or out of range.
+    """
+    return _validated(read_toml(path), path)
+
+
+def write_recipe(path: Path, recipe: Recipe) -> None:
+    """Write a recipe as TOML, every field stated."""
+    write_toml(path, recipe.model_dump(mode="json"))
+
+
+def _parse_setting(text: str) -> tuple[str, object]:
+    name, separator, value = text.partition("=")
+    if not separator or not name.strip():
+        raise RecipeError("a setting is not of the form section.field=value", reason="setting", found=repr(text))
+    try:
+        return name.strip(), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return name.strip(), value.strip()
+
+
+def _put(content: dict[str, Any], name: str, value: object) -> None:
+    section, separator, field = name.partition(".")
+    known = Recipe.model_fields
+    if section not in known:
+        raise unknown("section of a recipe", section, list(known))
+    if not separator:
+        content[section] = value
+        return
+    fields = getattr(known[section].annotation, "model_fields", {})
+    if field not in fields:
+        raise unknown(f"setting in {section!r}", field, list(fields) or "none")
+    content.setdefault(section, {})[field] = value
+
+
+def _validated(content: Mapping[str, Any], path: Path | None) -> Recipe:
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = ".".join(map(str, first["loc"])) or "recipe"
+        what = f"setting {name}: {first['msg'].removeprefix('Value error, ')}"
+        found = None if isinstance(first["input"], Mapping) else repr(first["input"])
+        raise RecipeError(what[0].lower() + what[1:], path=path, reason="setting", found=found) from error

@@ -1,0 +1,127 @@
+"""Files that appear whole or not at all, and the plain formats beside volumes.
+
+Every file chiasm writes goes through `whole_file`: a temporary name in the
+same folder, fsync, rename, fsync of the folder.  A kill at any instant leaves
+the old file or the new one, never half of either.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tomllib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from chiasm.errors import ChiasmError, RunError
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Give a temporary path to write to, and move it to `path` when the block ends well.
+
+    Args:
+        path: Where the finished file will stand; its folder is created.
+
+    Yields:
+        A path in the same folder with the same suffixes, not yet existing.
+
+    Raises:
+        ChiasmError: If the disk is full or the folder cannot be written; what
+            stood at `path` before is untouched.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        free = _free_bytes(path.parent)
+        raise ChiasmError(
+            f"cannot be written: {error.strerror or error}",
+            path=path,
+            reason="unwritable",
+            found=f"{free / 2**20:.0f} MiB free" if free is not None else None,
+            hint="Free some space, or give another folder with -o.",
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _free_bytes(folder: Path) -> int | None:
+    while not folder.exists():
+        if folder == folder.parent:
+            return None
+        folder = folder.parent
+    stat = os.statvfs(folder)
+    return stat.f_bavail * stat.f_frsize
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text, whole or not at all."""
+    with whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write `content` as indented JSON; NaN and infinity are refused by `ValueError`."""
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_toml(path: Path, content: Mapping[str, Any]) -> None:
+    """Write `content` as TOML; TOML has no null, so leave absent keys out."""
+    write_text(path, tomli_w.dumps(content))
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        RunError: If it is missing or not JSON.
+    """
+    return _parsed(path, json.loads, json.JSONDecodeError)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file.
+
+    Raises:
+        RunError: If it is missing or not TOML.
+    """
+    content: dict[str, Any] = _parsed(path, tomllib.loads, tomllib.TOMLDecodeError)
+    return content
+
+
+def _parsed(path: Path, parse: Any, failure: type[ValueError]) -> Any:
+    try:
+        return parse(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise RunError("cannot be read", path=path, reason="unreadable", found=error) from error
+    except failure as error:
+        raise RunError("is damaged or not what its name says", path=path, reason="damaged", found=error) from error
+
+
+def sha256_of(path: Path) -> str:
+    """Return the sha256 of a file's bytes, as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as content:
+        while block := content.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()

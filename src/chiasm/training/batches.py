@@ -1,0 +1,168 @@
+"""Patches for one step, drawn from memory-mapped cases.
+
+Every step draws from a generator seeded by (seed, step, rank), so a resumed
+run sees what the uninterrupted one would have seen, and all arms of a seed
+see the same batches.  Where patches lie and how they are augmented is drawn
+first (`draw_places`), then applied (`take_batch`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from chiasm.cohorts.preparation import PreparedCase
+from chiasm.prediction.tiling import slice_stack
+
+TRIES = 16  # draws before a patch centre outside the mask is accepted
+
+
+class Batch(NamedTuple):
+    """Patches of one step; 2D and 2.5D drop the K axis of `spatial`.
+
+    Attributes:
+        source: Normalised source, shape (N, C, *spatial), zero outside the mask.
+        target: Normalised target, shape (N, 1, *spatial), zero outside the mask.
+        mask: Valid voxels, bool, shape (N, 1, *spatial).
+        lesion: Labelled voxels, bool, shape (N, 1, *spatial); none where the case has no labels.
+    """
+
+    source: Tensor
+    target: Tensor
+    mask: Tensor
+    lesion: Tensor
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a patch lies and how it is augmented.
+
+    Attributes:
+        case: Index of the case.
+        centre: Voxel in its middle (I, J, K).
+        flip: Whether left and right change places.
+        gain: Factor on each source, shape (C,).
+        offset: Summand on each source in normalised units, shape (C,).
+    """
+
+    case: int
+    centre: tuple[int, int, int]
+    flip: bool
+    gain: tuple[float, ...]
+    offset: tuple[float, ...]
+
+
+def lesion_voxels(cases: Sequence[PreparedCase], most: int = 20_000) -> list[NDArray[np.int32]]:
+    """Return up to `most` labelled voxels (n, 3) of each case, evenly thinned; none without labels."""
+    found = []
+    for case in cases:
+        voxels = np.empty((0, 3), np.int32) if case.labels is None else np.argwhere(np.asarray(case.labels) > 0)
+        found.append(voxels[:: max(1, len(voxels) // most)].astype(np.int32))
+    return found
+
+
+def draw_places(
+    cases: Sequence[PreparedCase],
+    lesions: Sequence[NDArray[np.int32]],
+    *,
+    count: int,
+    rng: np.random.Generator,
+    body_share: float,
+    lesion_share: float,
+    augment: bool,
+    intensity_jitter: float,
+) -> list[Place]:
+    """Draw `count` patches: some centred in the mask, some on a lesion, the rest anywhere.
+
+    Args:
+        cases: Training cases.
+        lesions: Labelled voxels of each case, from `lesion_voxels`.
+        count: Patches to draw.
+        rng: Source of all randomness.
+        body_share: Probability that a centre lies in the mask.
+        lesion_share: Probability that it lies on a lesion, of a case that has
+            one; without any lesion these fall to the mask.
+        augment: Whether to flip left and right and to jitter the source.
+        intensity_jitter: SD of the source's log gain and of its offset.
+    """
+    with_lesion = [index for index, voxels in enumerate(lesions) if len(voxels)]
+    places = []
+    for _ in range(count):
+        kind = rng.random()
+        if kind < lesion_share and with_lesion:
+            index = int(rng.choice(with_lesion))
+            centre = lesions[index][rng.integers(len(lesions[index]))]
+        else:
+            index = int(rng.integers(len(cases)))
+            mask = cases[index].mask
+            for _ in range(TRIES):
+                centre = rng.integers(mask.shape)
+                if kind >= body_share + lesion_share or mask[tuple(centre)]:
+                    break
+        channels = cases[index].source.shape[0]
+        jitter = rng.normal(size=(2, channels)) * (intensity_jitter if augment else 0.0)
+        places.append(
+            Place(
+                case=index,
+                centre=(int(centre[0]), int(centre[1]), int(centre[2])),
+                flip=bool(rng.random() < 0.5) and augment,
+                gain=tuple(np.exp(jitter[0]).tolist()),
+                offset=tuple(jitter[1].tolist()),
+            )
+        )
+    return places
+
+
+def take_batch(cases: Sequence[PreparedCase], places: Sequence[Place], *, patch: Sequence[int], slices: int) -> Batch:
+    """Cut and augment the patches at `places`.
+
+    Args:
+        cases: The cases that `places` index.
+        places: From `draw_places`.
+        patch: Size in voxels: two numbers for 2D and 2.5D (I, J), three for 3D.
+        slices: Neighbouring axial slices that make the channels of 2.5D; 1 for 2D; ignored in 3D.
+    """
+    parts = [_take(cases[place.case], place, tuple(patch), slices) for place in places]
+    source, target, mask, lesion = (torch.from_numpy(np.stack(part)) for part in zip(*parts, strict=True))
+    return Batch(source, target, mask, lesion)
+
+
+def _take(case: PreparedCase, place: Place, patch: tuple[int, ...], slices: int) -> tuple[NDArray[np.generic], ...]:
+    flat = len(patch) == 2
+    size = (*patch, 1) if flat else patch
+    shape = case.mask.shape
+    start = [min(max(c - s // 2, 0), max(n - s, 0)) for c, s, n in zip(place.centre, size, shape)]
+    box = tuple(slice(a, a + s) for a, s in zip(start, size))
+    mask = np.asarray(case.mask[box])
+    target = np.asarray(case.target[box])
+    lesion = np.zeros_like(mask) if case.labels is None else np.asarray(case.labels[box]) > 0
+    if flat:
+        source = slice_stack(case.source, start[2], slices)[:, box[0], box[1]]  # (modalities * slices, I, J)
+        mask, target, lesion = mask[..., 0], target[..., 0], lesion[..., 0]
+        valid = slice_stack(np.asarray(case.mask)[None], start[2], slices)[:, box[0], box[1]]
+        valid = np.tile(valid, (case.source.shape[0], 1, 1))
+    else:
+        source = np.asarray(case.source[(slice(None), *box)])
+        valid = np.broadcast_to(mask, source.shape)
+    repeat = slices if flat else 1
+    gain = np.repeat(np.float32(place.gain), repeat).reshape(-1, *[1] * len(patch))
+    offset = np.repeat(np.float32(place.offset), repeat).reshape(-1, *[1] * len(patch))
+    source = source * gain + offset * valid
+    arrays = [source.astype(np.float32), target[None].astype(np.float32), mask[None], lesion[None]]
+    if place.flip:
+        arrays = [array[:, ::-1] for array in arrays]
+    return tuple(_padded(array, patch) for array in arrays)
+
+
+def _padded(array: NDArray[np.generic], patch: tuple[int, ...]) -> NDArray[np.generic]:
+    """Fill up a patch that is larger than its case with invalid voxels."""
+    missing = [size - have for size, have in zip(patch, array.shape[1:])]
+    if not any(missing):
+        return np.ascontiguousarray(array)
+    return np.pad(array, [(0, 0), *((0, more) for more in missing)])

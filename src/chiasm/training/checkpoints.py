@@ -1,0 +1,120 @@
+"""Everything a run needs to go on as if it had never stopped.
+
+Objects are handed over by name once; saving and loading walk the same names,
+so none can be forgotten.  A checkpoint is a `.safetensors` file and a `.toml`
+beside it that is written last and holds its sha256: without a matching pair it
+does not count, and the one before it is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load, save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from chiasm.errors import RunError
+from chiasm.storage import read_toml, sha256_of, whole_file, write_toml
+
+KEEP = 2
+
+
+def save_checkpoint(
+    folder: Path, step: int, parts: Mapping[str, nn.Module | Optimizer], state: Mapping[str, Any]
+) -> Path:
+    """Write the state after `step` steps, and drop all but the last checkpoints.
+
+    Args:
+        folder: Where checkpoints lie.
+        step: Steps done.
+        parts: Networks and optimisers by name.
+        state: Plain numbers and texts that belong to the run.
+
+    Raises:
+        ChiasmError: If the disk is full; older checkpoints are untouched.
+    """
+    tensors = {f"{name}/{key}": value for name, part in parts.items() for key, value in _tensors(part).items()}
+    path = folder / f"step-{step:08d}.safetensors"
+    with whole_file(path) as temporary:
+        save_file(tensors, temporary)
+    write_toml(
+        path.with_suffix(".toml"),
+        {"step": step, "sha256": sha256_of(path), "parts": sorted(parts), "state": dict(state)},
+    )
+    for old in sorted(folder.glob("step-*.toml"))[:-KEEP]:
+        old.unlink()
+        old.with_suffix(".safetensors").unlink(missing_ok=True)
+    return path
+
+
+def load_checkpoint(folder: Path, parts: Mapping[str, nn.Module | Optimizer]) -> tuple[int, dict[str, Any], list[str]]:
+    """Restore the newest checkpoint that is whole.
+
+    Args:
+        folder: Where checkpoints lie; may be missing.
+        parts: The same networks and optimisers that were saved; changed in place.
+
+    Returns:
+        Steps done (0 without a checkpoint), the state, and a sentence for each
+        damaged checkpoint that was passed over.
+
+    Raises:
+        RunError: If a whole checkpoint holds other networks than `parts`.
+    """
+    warnings: list[str] = []
+    for card in sorted(folder.glob("step-*.toml"), reverse=True):
+        path = card.with_suffix(".safetensors")
+        try:
+            content = read_toml(card)
+            content_is_whole = path.is_file() and sha256_of(path) == content["sha256"]
+        except (RunError, KeyError):
+            content_is_whole = False
+        if not content_is_whole:
+            warnings.append(f"{path}: the checkpoint is damaged and is passed over; an older one is used")
+            continue
+        if content["parts"] != sorted(parts):
+            raise _other_networks(path)
+        tensors = load(path.read_bytes())
+        for name, part in parts.items():
+            own = {key.removeprefix(f"{name}/"): value for key, value in tensors.items() if key.startswith(f"{name}/")}
+            _restore(part, own, path)
+        return int(content["step"]), dict(content["state"]), warnings
+    return 0, {}, warnings
+
+
+def _tensors(part: nn.Module | Optimizer) -> dict[str, Tensor]:
+    if isinstance(part, nn.Module):
+        return {key: value.detach().cpu().contiguous().clone() for key, value in part.state_dict().items()}
+    moments = part.state_dict()["state"]
+    return {
+        f"{index}.{key}": torch.as_tensor(value).detach().cpu().contiguous().clone()
+        for index, entry in moments.items()
+        for key, value in entry.items()
+    }
+
+
+def _restore(part: nn.Module | Optimizer, tensors: Mapping[str, Tensor], path: Path) -> None:
+    if isinstance(part, nn.Module):
+        try:
+            part.load_state_dict(dict(tensors))
+        except RuntimeError as error:
+            raise _other_networks(path) from error
+        return
+    moments: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        index, _, name = key.partition(".")
+        moments.setdefault(int(index), {})[name] = value
+    part.load_state_dict({"state": moments, "param_groups": part.state_dict()["param_groups"]})
+
+
+def _other_networks(path: Path) -> RunError:
+    return RunError(
+        "holds other networks than this recipe makes",
+        path=path,
+        reason="other-networks",
+        hint="Give another run folder with -o, or the recipe that started this one.",
+    )

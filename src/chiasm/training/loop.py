@@ -1,0 +1,198 @@
+"""The visible loop: resume, step, validate, log, checkpoint, stop when asked."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import numpy as np
+from lightning_fabric import Fabric
+from lightning_fabric.strategies import DDPStrategy
+
+from chiasm.cohorts.planning import Plan
+from chiasm.cohorts.preparation import PreparedCase
+from chiasm.prediction.engines import Engine, pick_precision
+from chiasm.recipe import Recipe
+from chiasm.training.checkpoints import load_checkpoint, save_checkpoint
+from chiasm.training.health import gauge, in_words
+from chiasm.training.learner import Learner
+
+CHECKPOINT_SECONDS = 60.0
+MOST_VALIDATION_CASES = 4  # of a large cohort, during training; calibration uses all
+
+Progress = Callable[[int, int, Mapping[str, float]], None]
+
+
+class Interrupted(KeyboardInterrupt):
+    """The run was asked to stop; a checkpoint was written."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(signal_number)
+        self.exit_code = 128 + signal_number
+
+
+def make_fabric(recipe: Recipe) -> Fabric:
+    """Choose devices and precision; DDP with more than one device."""
+    settings = recipe.training
+    strategy = DDPStrategy(broadcast_buffers=False) if settings.devices > 1 else "auto"
+    return Fabric(
+        accelerator=settings.accelerator,
+        devices=settings.devices,
+        strategy=strategy,
+        precision=pick_precision(settings.precision, settings.accelerator),
+    )
+
+
+def learn(
+    recipe: Recipe,
+    plan: Plan,
+    training: Sequence[PreparedCase],
+    validation: Sequence[PreparedCase],
+    folder: Path,
+    *,
+    fabric: Fabric,
+    progress: Progress | None = None,
+    warn: Callable[[str], None] = lambda sentence: None,
+) -> Learner:
+    """Train from the newest checkpoint in `folder`, or from the start, to the last step.
+
+    Args:
+        recipe: Resolved settings.
+        plan: What follows from the data.
+        training: Prepared training cases.
+        validation: Prepared validation cases, possibly none.
+        folder: The run folder; `checkpoints/` and `log.jsonl` are written there.
+        fabric: From `make_fabric`, launched.
+        progress: Called after each step with steps done, all steps, figures.
+        warn: Called with one sentence for each thing that a user must know.
+
+    Returns:
+        The learner after the last step.
+
+    Raises:
+        RunError: If the loss is not finite or a checkpoint belongs to another recipe.
+        Interrupted: If SIGINT or SIGTERM came; a checkpoint was written.
+    """
+    learner = Learner(recipe, plan, training, fabric)
+    checkpoints, log = folder / "checkpoints", folder / "log.jsonl"
+    done, state, warnings = load_checkpoint(checkpoints, learner.parts)
+    learner.state |= state
+    for sentence in warnings:
+        warn(sentence)
+    engine = Engine(fabric.device, pick_precision(recipe.training.precision, recipe.training.accelerator))
+    lead = fabric.global_rank == 0
+    if lead:
+        _cut_log(log, done)
+    steps = recipe.schedule.steps
+    due = _validation_steps(recipe)
+    saved = time.monotonic()
+    with _signals() as caught, log.open("a", encoding="utf-8") as lines:
+
+        def write(kind: str, step: int, figures: Mapping[str, object]) -> None:
+            if lead:
+                lines.write(json.dumps({"kind": kind, "step": step, **figures}) + "\n")
+                lines.flush()
+
+        for step in range(done, steps):
+            figures = learner.step(step)
+            if step % max(1, steps // 500) == 0:
+                write("step", step + 1, {name: round(value, 6) for name, value in figures.items()})
+            if progress is not None:
+                progress(step + 1, steps, figures)
+            if step + 1 in due and validation:
+                found, sentence = validate(learner, validation[:MOST_VALIDATION_CASES], engine)
+                learner.state["rho"] = found.get("spearman_smoothed", -1.0)
+                write("validation", step + 1, found)
+                if sentence and step + 1 > due[0]:
+                    write("warning", step + 1, {"message": sentence})
+                    warn(f"step {step + 1}: {sentence}")
+            late = time.monotonic() - saved > CHECKPOINT_SECONDS
+            if lead and (late or caught or step + 1 == steps or step + 1 in due):
+                save_checkpoint(checkpoints, step + 1, learner.parts, learner.state)
+                saved = time.monotonic()
+            if caught:
+                raise Interrupted(caught[0])
+    closed, asked = learner.state["closed_steps"], learner.state["attention_steps"]
+    if asked and closed / asked > 0.1:
+        warn(f"the attention was switched off by its health gate in {100 * closed / asked:.0f} % of its steps")
+    return learner
+
+
+def validate(learner: Learner, cases: Sequence[PreparedCase], engine: Engine) -> tuple[dict[str, float], str | None]:
+    """Predict validation cases and gauge the health of the local discriminator.
+
+    Returns:
+        Means over the cases, NaN-free, and a sentence when the attention is inactive or inverted.
+    """
+    settings, plan = learner.recipe.attention, learner.plan
+    head = "structured" if settings.target == "none" else settings.target
+    sigma_mm = settings.magnitude_mm if head == "magnitude" else settings.structured_mm
+    sigma = tuple(sigma_mm / s for s in plan.spacing_mm)
+    rows: list[dict[str, float]] = []
+    for case in cases:
+        maps = learner.maps(case, engine)
+        target, mask = np.asarray(case.target), np.asarray(case.mask)
+        lesion = None if case.labels is None else np.asarray(case.labels) > 0
+        error = np.abs(maps.prediction - target)
+        row = {"mae": float(error[mask].mean())}
+        if lesion is not None and (sick := lesion & mask).any():
+            row["lesion_mae"] = float(error[sick].mean())
+        row |= gauge(maps, target, mask, lesion, head=head, beta=settings.beta, sigma_voxels=sigma)  # type: ignore[arg-type]
+        rows.append(row)
+    names = {name: None for row in rows for name in row}
+    means = {name: [row[name] for row in rows if math.isfinite(row.get(name, math.nan))] for name in names}
+    figures = {name: round(float(np.mean(values)), 6) for name, values in means.items() if values}
+    figures |= {"accuracy_local": learner.state["accuracy"], "accuracy_global": learner.state["accuracy_global"]}
+    figures["gate_closed_share"] = learner.state["closed_steps"] / max(1, learner.state["attention_steps"])
+    sentence = in_words(figures, settings.target) if settings.target != "none" else None
+    return figures, sentence
+
+
+def _validation_steps(recipe: Recipe) -> list[int]:
+    """Evenly spread steps, and the one before the attention begins, so that its gate knows."""
+    schedule = recipe.schedule
+    even = {round(schedule.steps * (n + 1) / recipe.training.validations) for n in range(recipe.training.validations)}
+    before = int(schedule.steps * (schedule.generator_alone + schedule.critics_alone + schedule.ramp))
+    return sorted(even | ({before} if recipe.attention.target != "none" and before > 0 else set()))
+
+
+def _cut_log(path: Path, step: int) -> None:
+    """Drop lines past the checkpoint: a resumed run writes them again."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            content = json.loads(line)
+        except json.JSONDecodeError:
+            break  # a kill in the middle of a line
+        if content["step"] <= step:
+            kept.append(line)
+    path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM, so that the loop can stop between two steps."""
+    caught: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        caught.append(number)
+
+    try:
+        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread: signals are somebody else's
+        yield caught
+        return
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

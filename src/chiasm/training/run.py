@@ -1,0 +1,289 @@
+"""`chiasm plan` and `chiasm train`: from a folder of pairs to a run folder that explains itself.
+
+A run folder holds `recipe.toml`, `plan.toml`, `splits.json`, `environment.json`,
+`log.jsonl`, `checkpoints/`, and `model/`, the shippable part.  The same command
+again resumes; another recipe in the same folder is refused.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from chiasm.cohorts.cases import Case, Cohort, Problem
+from chiasm.cohorts.layouts import find_cohort, select_cases
+from chiasm.cohorts.planning import Plan, estimate, make_plan, read_plan, write_plan
+from chiasm.cohorts.preparation import PreparedCase, prepare_cohort
+from chiasm.cohorts.splits import Split, find_duplicates, make_split, voxel_hash, write_splits
+from chiasm.errors import CohortError, RunError, VolumeError
+from chiasm.prediction.calibration import fit_calibration
+from chiasm.prediction.engines import Engine, pick_precision
+from chiasm.prediction.model import Model, find_model, save_model
+from chiasm.recipe import Recipe, read_recipe, write_recipe
+from chiasm.storage import read_json, write_json
+from chiasm.training.learner import Learner
+from chiasm.training.loop import Progress, learn, make_fabric
+from chiasm.volumes import check_pair, read_volume
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a training left behind.
+
+    Attributes:
+        folder: The run folder.
+        plan: What followed from the data.
+        split: Case ids by role.
+        problems: Cases and files that were not used, with reasons.
+    """
+
+    folder: Path
+    plan: Plan
+    split: Split
+    problems: tuple[Problem, ...]
+
+
+def plan_run(data: Path, recipe: Recipe, folder: Path, *, say: Say = print, layout: str | None = None) -> Run:
+    """Screen a cohort, split it, choose how to train, and write all of it down.
+
+    Args:
+        data: Folder or manifest of paired cases.
+        recipe: What is asked for.
+        folder: The run folder; made if missing.
+        say: Called with lines for the user.
+        layout: Name of a layout, where the folder fits several.
+
+    Raises:
+        CohortError: If the folder has no usable cases, too few for the split,
+            or one subject's voxels under two names.
+        RunError: If the folder holds a run of another recipe.
+    """
+    _keep_recipe(folder, recipe)
+    cohort = select_cases(find_cohort(data, layout=layout), recipe.data.sources, recipe.data.target)
+    say(f"{len(cohort.cases)} cases with {', '.join(recipe.data.sources)} and {recipe.data.target} ({cohort.layout})")
+    usable, hashes, problems = screen(cohort, recipe)
+    for problem in problems:
+        say(f"left out: {problem.message}")
+    if twins := find_duplicates(hashes, usable):
+        pairs = ", ".join(f"{a} = {b}" for a, b in twins)
+        raise CohortError(
+            f"the same voxels stand under different subjects: {pairs}",
+            path=data,
+            reason="duplicate-voxels",
+            hint="Remove one of each, or give both the same subject in a manifest.",
+        )
+    settings = recipe.split
+    split = make_split(
+        usable, folds=settings.folds, fold=settings.fold, validation=settings.validation, seed=settings.seed
+    )
+    path = folder / "splits.json"
+    if path.exists() and [read_json(path).get(role) for role in ROLES] != [list(getattr(split, role)) for role in ROLES]:
+        raise RunError(
+            "was written for other cases than the data folder now holds",
+            path=path,
+            reason="other-cases",
+            hint="Start a new run with another -o, or bring the data back as it was.",
+        )
+    write_splits(path, split, hashes, usable)
+    say("split by subject: " + ", ".join(f"{len(getattr(split, role))} {role}" for role in ROLES))
+    usable_cohort = replace(cohort, cases=tuple(usable), problems=(*cohort.problems, *problems))
+    made = (folder / "plan.toml").exists()
+    plan = read_plan(folder / "plan.toml") if made else make_plan(recipe, usable_cohort, split.train)
+    if not made:
+        write_plan(folder / "plan.toml", plan)
+    return Run(folder, plan, split, usable_cohort.problems)
+
+
+ROLES = ("train", "validation", "test")
+
+
+def train(
+    data: Path,
+    recipe: Recipe,
+    folder: Path,
+    *,
+    say: Say = print,
+    progress: Progress | None = None,
+    layout: str | None = None,
+    cache: Path | None = None,
+) -> Run:
+    """Plan, prepare and train; the same call again resumes where it stopped.
+
+    Args:
+        data: Folder or manifest of paired cases.
+        recipe: What is asked for.
+        folder: The run folder.
+        say: Called with lines for the user.
+        progress: Called after each step.
+        layout: Name of a layout, where the folder fits several.
+        cache: Where prepared volumes are kept; `folder/cache` by default.
+
+    Returns:
+        The run; its `problems` name every case that was left out.
+
+    Raises:
+        ChiasmError: If the data, the recipe or the folder cannot be used.
+        Interrupted: If the run was asked to stop.
+    """
+    fabric = make_fabric(recipe)
+    fabric.launch()
+    lead = fabric.global_rank == 0
+    quiet: Say = say if lead else (lambda line: None)
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder) if lead else nullcontext():
+        with fabric.rank_zero_first():
+            run = plan_run(data, recipe, folder, say=quiet, layout=layout)
+            cohort = select_cases(find_cohort(data, layout=layout), recipe.data.sources, recipe.data.target)
+            cases = {case.id: case for case in cohort.cases}
+            learning = [cases[name] for name in (*run.split.train, *run.split.validation)]
+            prepared, problems = prepare_cohort(learning, run.plan, cache or folder / "cache")
+        by_id = {case.id: case for case in prepared}
+        training = [by_id[name] for name in run.split.train if name in by_id]
+        validation = [by_id[name] for name in run.split.validation if name in by_id]
+        if not training:
+            raise CohortError("no training case could be prepared", path=data, reason="no-cases")
+        if lead:
+            write_json(folder / "environment.json", environment())
+        cost = estimate(recipe, run.plan)
+        quiet(
+            f"{recipe.method} ({recipe.size}): {recipe.schedule.steps} steps, about {cost.minutes:.0f} min "
+            f"and {cost.memory_mb:.0f} MB"
+        )
+        learner = learn(
+            recipe, run.plan, training, validation, folder, fabric=fabric, progress=progress, warn=quiet
+        )
+        if lead:
+            finish(learner, training, validation, folder, say=quiet)
+        fabric.barrier()
+    return replace(run, problems=(*run.problems, *problems))
+
+
+def finish(
+    learner: Learner, training: Sequence[PreparedCase], validation: Sequence[PreparedCase], folder: Path, *, say: Say
+) -> None:
+    """Calibrate the reliability map on validation cases and write `model/`.
+
+    Without a validation case the map is left uncalibrated, and says so when it is used.
+    """
+    settings = learner.recipe.training
+    engine = Engine(learner.fabric.device, pick_precision(settings.precision, settings.accelerator))
+    model = learner.model()
+    if model.local_judge is not None and validation:
+        scores, errors = [], []
+        for case in validation:
+            maps, mask = learner.maps(case, engine), np.asarray(case.mask)
+            assert maps.magnitude is not None
+            scores.append(maps.magnitude[mask])
+            errors.append(np.abs(maps.prediction - np.asarray(case.target))[mask])
+        calibration = fit_calibration(
+            np.concatenate(scores), np.concatenate(errors), fitted_on=tuple(case.id for case in validation)
+        )
+        model = replace(model, calibration=calibration)
+        if not calibration.informative:
+            say("warning: on validation cases the reliability map does not follow the true error")
+    save_model(folder / "model", model, {"splits.json": folder / "splits.json"})
+    say(f"model: {folder / 'model'}")
+
+
+def screen(cohort: Cohort, recipe: Recipe) -> tuple[list[Case], dict[str, str], list[Problem]]:
+    """Read every pair once: which cases are usable, the hash of each source, what is wrong with the others."""
+    usable: list[Case] = []
+    hashes: dict[str, str] = {}
+    problems: list[Problem] = []
+    for case in cohort.cases:
+        try:
+            volumes = [read_volume(case.images[name]) for name in (*recipe.data.sources, recipe.data.target)]
+            for other, name in zip(volumes[1:], (*recipe.data.sources[1:], recipe.data.target)):
+                check_pair(volumes[0], other, a_name=recipe.data.sources[0], b_name=name)
+        except VolumeError as error:
+            path = error.path or next(iter(case.images.values()))
+            problems.append(Problem(path, error.reason, f"case {case.id}: {error}", case.id))
+            continue
+        usable.append(case)
+        hashes[case.id] = voxel_hash(volumes[0].array)
+    if not usable:
+        raise CohortError(
+            f"none of its {len(cohort.cases)} cases can be used; the first: {problems[0].message}",
+            path=cohort.root,
+            reason="no-usable-case",
+        )
+    return usable, hashes, problems
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the folder for this process alone.
+
+    Raises:
+        RunError: If another process holds it; names its pid and host.
+    """
+    with (folder / ".lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            raise RunError(
+                "is in use by another chiasm",
+                path=folder,
+                reason="busy",
+                found=file.read().strip() or "an unknown process",
+                hint="Wait for it, stop it, or give another folder with -o.",
+            ) from error
+        file.truncate(0)
+        file.write(f"pid {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
+
+
+def environment() -> dict[str, object]:
+    """Return the versions and the machine that a run depends on."""
+    names = ("chiasm", "torch", "lightning-fabric", "numpy", "scipy", "nibabel", "SimpleITK", "safetensors")
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processors": os.cpu_count(),
+        **{name: importlib.metadata.version(name) for name in names},
+    }
+
+
+def _keep_recipe(folder: Path, recipe: Recipe) -> None:
+    path = folder / "recipe.toml"
+    if not path.exists():
+        write_recipe(path, recipe)
+        return
+    before, now = (json.loads(r.model_dump_json()) for r in (read_recipe(path), recipe))
+    changed = [
+        f"{section}.{name} was {before[section][name]!r} and is {value!r}"
+        for section, fields in now.items()
+        if isinstance(fields, dict)
+        for name, value in fields.items()
+        if before[section][name] != value
+    ]
+    changed += [f"{name} was {before[name]!r} and is {now[name]!r}" for name in ("method", "size") if before[name] != now[name]]
+    if changed:
+        raise RunError(
+            f"was started with another recipe: {'; '.join(changed)}",
+            path=folder,
+            reason="other-recipe",
+            hint="Give another folder with -o, or the options it was started with.",
+        )
+
+
+def is_finished(folder: Path) -> bool:
+    """Tell whether a run has its model."""
+    try:
+        return find_model(folder).is_dir()
+    except RunError:
+        return False

@@ -1,0 +1,109 @@
+"""The map in `chiasm/__init__.py` is the house, and imports follow it."""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import chiasm
+import pytest
+
+ROOT = Path(chiasm.__file__).parent
+PROJECT = Path(__file__).parents[1]
+
+
+def map_of_the_house() -> list[str]:
+    """Dotted names in order, packages as `package.module`, from the map's lines."""
+    places: list[str] = []
+    for line in (chiasm.__doc__ or "").splitlines():
+        if not (match := re.fullmatch(r"    (\w+) {2,}(.+)", line)):
+            continue
+        name, text = match.groups()
+        if (ROOT / name).is_dir():
+            modules = [module.strip() for module in text.partition(":")[2].split(",")]
+            places += [f"{name}.{module}" for module in modules] + [name]
+        else:
+            places.append(name)
+    return places
+
+
+def modules_on_disk() -> dict[str, Path]:
+    names = {}
+    for path in sorted(ROOT.rglob("*.py")):
+        dotted = (
+            ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__").removesuffix("__init__")
+        )
+        if dotted:
+            names[dotted] = path
+    return names
+
+
+def imports_of(path: Path) -> set[str]:
+    """Names inside chiasm that a module imports at any depth, without the leading `chiasm.`."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            module = node.module or ""
+            names = {f"{module}.{alias.name}" for alias in node.names}
+            found |= {name if is_module(name) else module for name in names}
+    return {name.removeprefix("chiasm.") for name in found if name.startswith("chiasm.")}
+
+
+def is_module(name: str) -> bool:
+    path = ROOT.parent / Path(*name.split("."))
+    return path.with_suffix(".py").exists() or path.is_dir()
+
+
+def test_every_module_is_on_the_map_and_every_place_on_the_map_exists() -> None:
+    on_map = [place for place in map_of_the_house() if not (ROOT / place.split(".")[0] / "templates").is_dir()]
+    on_disk = [name for name in modules_on_disk() if name.split(".")[0] != "pages"]
+    assert sorted(set(on_map) - {"pages"}) == sorted(on_disk)
+
+
+@pytest.mark.parametrize("name", sorted(modules_on_disk()))
+def test_a_module_imports_only_from_lines_above_its_own(name: str) -> None:
+    order = {place: position for position, place in enumerate(map_of_the_house())}
+    for imported in imports_of(modules_on_disk()[name]):
+        assert order[imported] < order[name], f"{name} imports {imported}, which stands below it on the map"
+
+
+def test_a_wrong_import_would_be_found(tmp_path: Path) -> None:
+    wrong = tmp_path / "wrong.py"
+    wrong.write_text("from chiasm.training import loop\nimport chiasm.errors\n")
+    assert imports_of(wrong) == {"training.loop", "errors"}
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["no-such-verb"], ["train"], ["--version"]])
+def test_help_and_wrong_arguments_never_load_torch(arguments: list[str]) -> None:
+    program = (
+        "import sys\nfrom chiasm.cli import main\n"
+        "try:\n    main(sys.argv[1:])\nexcept SystemExit:\n    pass\n"
+        "heavy = {'torch', 'monai', 'scipy.stats', 'matplotlib', 'pandas', 'nilearn'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif("CI" not in os.environ, reason="only CI promises a machine without a GPU")
+def test_no_cuda_wheel_came_in_on_ci() -> None:
+    names = {(distribution.metadata["Name"] or "").lower() for distribution in importlib.metadata.distributions()}
+    assert not {name for name in names if name.startswith(("nvidia", "cuda", "triton"))}
+
+
+def test_importing_chiasm_is_light() -> None:
+    program = "import chiasm, sys; assert not {'torch', 'numpy', 'typer'} & set(sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0
+
+
+def test_no_file_names_a_private_path_or_holds_a_volume() -> None:
+    listed = subprocess.run(["git", "ls-files"], cwd=PROJECT, capture_output=True, text=True, check=True).stdout.split()
+    assert not [name for name in listed if name.endswith((".nii", ".nii.gz", ".mha", ".dcm", ".npy"))]
