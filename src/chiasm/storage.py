@@ -54,7 +54,8 @@ def whole_file(path: Path) -> Iterator[Path]:
             hint="Free some space, or give another folder with -o.",
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary.exists():
+            temporary.unlink()
 
 
 def _sync_folder(folder: Path) -> None:

@@ -6,6 +6,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+#: Other spellings of the modality names used here, all in lower case.
+ALIASES: Mapping[str, str] = {
+    **dict.fromkeys(("t1w", "t1n"), "t1"),
+    **dict.fromkeys(("t1c", "t1gd", "t1-ce", "t1_ce", "ce-t1"), "t1ce"),
+    **dict.fromkeys(("t2w",), "t2"),
+    **dict.fromkeys(("t2f", "t2flair", "t2-flair", "t2_flair", "t2w_flair"), "flair"),
+    **dict.fromkeys(("pdw",), "pd"),
+    **dict.fromkeys(("mri",), "mr"),
+}
+
+#: The modalities that have a name of their own here; a layout may bring others.
+MODALITIES = ("t1", "t1ce", "t2", "flair", "pd", "ct", "mr", "cbct")
+
+#: What a file or folder of valid voxels, or of labels, is called in lower case.
+MASK_NAMES = ("mask", "masks", "brainmask", "brain_mask", "bodymask", "body_mask")
+LABEL_NAMES = ("seg", "labels", "label", "lesion", "lesions", "lesion_mask", "regions")
+
+#: Ends of the names of files that `read_volume` reads.
+VOLUME_SUFFIXES = (".nii.gz", ".nii", ".mha", ".mhd")
+
 
 @dataclass(frozen=True)
 class Case:
@@ -65,3 +85,38 @@ class Cohort:
     cases: tuple[Case, ...]
     regions: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     problems: tuple[Problem, ...] = ()
+
+
+def role_of(name: str) -> str:
+    """Tell what a word in a file name stands for: "mask", "labels" or a modality.
+
+    >>> [role_of(name) for name in ("T1w", "t1c", "MASK", "lesions", "Adc")]
+    ['t1', 't1ce', 'mask', 'labels', 'adc']
+    """
+    lower = name.lower()
+    if lower in MASK_NAMES:
+        return "mask"
+    if lower in LABEL_NAMES:
+        return "labels"
+    return ALIASES.get(lower, lower)
+
+
+def volume_stem(name: str) -> str | None:
+    """Return a volume's file name without its suffix, or None where it is no volume.
+
+    >>> volume_stem("a.b.nii.gz"), volume_stem("notes.txt")
+    ('a.b', None)
+    """
+    for suffix in VOLUME_SUFFIXES:
+        if name.lower().endswith(suffix) and len(name) > len(suffix):
+            return name[: -len(suffix)]
+    return None
+
+
+def is_safe_id(text: str) -> bool:
+    """Say whether `text` can name a file in any folder: one printable name of at most 200 characters, no path.
+
+    >>> [is_safe_id(text) for text in ("patient 07", "a/b", "..", "")]
+    [True, False, False, False]
+    """
+    return 0 < len(text) <= 200 and text.isprintable() and not set(text) & {"/", "\\"} and text not in (".", "..")

@@ -88,9 +88,7 @@ class GlobalDiscriminator(nn.Module):
         standardise: See `Standardise.set_input_statistics`.
     """
 
-    def __init__(
-        self, *, in_channels: int, widths: Sequence[int], dims: Dims, spectral_norm: bool = False
-    ) -> None:
+    def __init__(self, *, in_channels: int, widths: Sequence[int], dims: Dims, spectral_norm: bool = False) -> None:
         super().__init__()
         self.dims, self.smallest = dims, 2 ** len(widths)
         self.standardise = Standardise(in_channels)
@@ -137,9 +135,7 @@ class LocalDiscriminator(nn.Module):
         ValueError: If there are fewer than three widths.
     """
 
-    def __init__(
-        self, *, in_channels: int, widths: Sequence[int], dims: Dims, spectral_norm: bool = True
-    ) -> None:
+    def __init__(self, *, in_channels: int, widths: Sequence[int], dims: Dims, spectral_norm: bool = True) -> None:
         super().__init__()
         if len(widths) < 3:
             raise ValueError(f"the local discriminator needs at least three widths, not {tuple(widths)}")
@@ -160,9 +156,11 @@ class LocalDiscriminator(nn.Module):
     @property
     def receptive_field(self) -> int:
         """Voxels an output voxel sees to either side, exactly."""
+        down: list[Layer] = ["down"]
+        up: list[Layer] = ["up", "convolution"]
+        deep: list[Layer] = ["convolution"]
         depth = len(self.downs)
-        down, deep, up = ["down"] * depth, ["convolution"] * len(self.deep), ["up", "convolution"] * depth
-        return reach(["convolution", *down, *deep, *up], self.size_multiple)  # type: ignore[list-item]
+        return reach(["convolution", *down * depth, *deep * len(self.deep), *up * depth], self.size_multiple)
 
     def forward(self, images: Tensor) -> LocalLogits:
         """Map source and image, (N, in_channels, *S), to logits for every voxel, each (N, 1, *S).

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 Dims = Literal[2, 3]
+Norm = Literal["batch", "none"]
 Layer = Literal["convolution", "down", "up"]
 
 #: Points of the look-up table behind the "lookup" skip.
@@ -84,42 +85,53 @@ def check_sizes(spatial: Sequence[int], dims: int, multiple: int) -> None:
         raise ValueError(f"spatial sizes must be multiples of {multiple}, not {tuple(spatial)}")
 
 
-class ResidualBlock(nn.Module):
-    """Two 3-convolutions whose sum with the input is rectified; the first may halve the grid."""
+class DoubleConvolution(nn.Module):
+    """Convolve by 3, rectify, convolve by 3; each normalised, the second left for its caller to rectify."""
 
-    def __init__(self, inputs: int, outputs: int, *, dims: Dims, norm: Literal["batch", "none"], stride: int = 1):
+    def __init__(self, inputs: int, outputs: int, *, dims: Dims, norm: Norm, stride: int = 1) -> None:
         super().__init__()
         convolution, plain = CONVOLUTION[dims], norm == "none"
         self.first = convolution(inputs, outputs, 3, stride, padding=1, bias=plain)
-        self.second = convolution(outputs, outputs, 3, padding=1, bias=plain)
         self.first_norm = nn.Identity() if plain else _NORM[dims](outputs)
+        self.second = convolution(outputs, outputs, 3, padding=1, bias=plain)
         self.second_norm = nn.Identity() if plain else _NORM[dims](outputs)
-        same = inputs == outputs and stride == 1
-        self.shortcut = nn.Identity() if same else convolution(inputs, outputs, 1, stride, bias=False)
 
     def forward(self, features: Tensor) -> Tensor:
         """Map (N, inputs, *S) to (N, outputs, *S / stride)."""
         inner = functional.relu(self.first_norm(self.first(features)), inplace=True)
-        inner = self.second_norm(self.second(inner))
-        return functional.relu(inner + self.shortcut(features), inplace=True)
+        outer: Tensor = self.second_norm(self.second(inner))
+        return outer
+
+
+class ResidualBlock(nn.Module):
+    """A double convolution that corrects a 1-convolution of its input; stride 2 halves the grid."""
+
+    def __init__(self, inputs: int, outputs: int, *, dims: Dims, norm: Norm, stride: int = 1) -> None:
+        super().__init__()
+        self.body = DoubleConvolution(inputs, outputs, dims=dims, norm=norm, stride=stride)
+        self.shortcut = CONVOLUTION[dims](inputs, outputs, 1, stride, bias=False)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map (N, inputs, *S) to (N, outputs, *S / stride)."""
+        return functional.relu(self.body(features) + self.shortcut(features), inplace=True)
 
 
 class Join(nn.Module):
-    """Bring coarse features to the finer grid, set them beside the fine ones, and mix.
+    """Bring coarse features to the finer grid, and correct them with a double convolution that sees both.
 
     The 1-convolution stands before the interpolation: the two commute exactly,
     and on the coarse grid it costs a quarter (an eighth in 3D).
     """
 
-    def __init__(self, coarse: int, fine: int, *, dims: Dims, norm: Literal["batch", "none"]):
+    def __init__(self, coarse: int, fine: int, *, dims: Dims, norm: Norm) -> None:
         super().__init__()
         self.narrow = CONVOLUTION[dims](coarse, fine, 1)
-        self.block = ResidualBlock(2 * fine, fine, dims=dims, norm=norm)
+        self.body = DoubleConvolution(2 * fine, fine, dims=dims, norm=norm)
 
     def forward(self, coarse: Tensor, fine: Tensor) -> Tensor:
         """Map (N, coarse, *S / 2) and (N, fine, *S) to (N, fine, *S)."""
-        joined: Tensor = self.block(torch.cat([upsample(self.narrow(coarse)), fine], dim=1))
-        return joined
+        raised = upsample(self.narrow(coarse))
+        return functional.relu(self.body(torch.cat([raised, fine], dim=1)) + raised, inplace=True)
 
 
 class Generator(nn.Module):
@@ -153,7 +165,7 @@ class Generator(nn.Module):
         in_channels: int,
         widths: Sequence[int],
         dims: Dims,
-        norm: Literal["batch", "none"] = "batch",
+        norm: Norm = "batch",
         skip: Literal["none", "source", "lookup"] = "none",
         skip_channel: int = 0,
     ) -> None:
@@ -179,10 +191,11 @@ class Generator(nn.Module):
     @property
     def receptive_field(self) -> int:
         """Voxels an output voxel sees to either side, exactly: the halo that makes tiles equal the whole."""
+        block: list[Layer] = ["convolution", "convolution"]
+        down: list[Layer] = ["down", "convolution"]
+        up: list[Layer] = ["up", *block]
         depth = len(self.downs)
-        path: list[Layer] = ["convolution", "convolution"]
-        path += ["down", "convolution"] * depth + ["up", "convolution", "convolution"] * depth  # type: ignore[operator]
-        return reach(path, self.size_multiple)
+        return reach([*block, *down * depth, *up * depth], self.size_multiple)
 
     def set_lookup(self, x: Tensor, y: Tensor) -> None:
         """Set the table of the "lookup" skip: linear between knots, constant beyond the first and last.

@@ -29,7 +29,7 @@ MOST_VALIDATION_CASES = 4  # of a large cohort, during training; calibration use
 Progress = Callable[[int, int, Mapping[str, float]], None]
 
 
-class Interrupted(KeyboardInterrupt):
+class Interrupted(Exception):
     """The run was asked to stop; a checkpoint was written."""
 
     def __init__(self, signal_number: int) -> None:

@@ -1,0 +1,325 @@
+"""The command: each verb parses, calls one function and prints what came of it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from chiasm import __version__
+from chiasm.errors import ChiasmError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from chiasm.cohorts.cases import Problem
+    from chiasm.recipe import Recipe
+
+PARTIAL = 3  # some cases of a cohort failed, the others are done
+MANY = ("--source", "--set", "--regions")  # options that take several values in a row
+
+app = typer.Typer(
+    name="chiasm",
+    help="Turn medical image volumes of one modality into another, and measure how well. Not for diagnostic use.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+
+Data = Annotated[Path, typer.Argument(help="Folder or manifest of paired scans, in any layout that is recognised.")]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")]
+Sources = Annotated[list[str], typer.Option("--source", help="Source modality; several: --source t1 flair.")]
+Target = Annotated[str, typer.Option("--target", help="Target modality.")]
+Method = Annotated[str, typer.Option("--method", help="Arm by name: A7 (dual-attention), A1 (l2), A8 (literal), ...")]
+Size = Annotated[str, typer.Option("--size", help="Effort: tiny, small, large or paper.")]
+Steps = Annotated[int | None, typer.Option("--steps", help="Training steps; the size decides by default.")]
+Fold = Annotated[int, typer.Option("--fold", help="Which fold is tested.")]
+Folds = Annotated[int, typer.Option("--folds", help="Folds by subject; 1 keeps no test set.")]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of weights and batches.")]
+Settings = Annotated[list[str] | None, typer.Option("--set", help="Any setting: --set loss.norm=l1.")]
+Layout = Annotated[str | None, typer.Option("--layout", help="Layout by name, where a folder fits several.")]
+Accelerator = Annotated[str, typer.Option("--accelerator", help="auto, cpu or cuda.")]
+Precision = Annotated[str, typer.Option("--precision", help="auto, 32-true, bf16-mixed or 16-mixed.")]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"chiasm {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Turn medical image volumes of one modality into another, and measure how well."""
+
+
+@app.command()
+def demo(
+    out: Out = Path("chiasm-demo"),
+    task: Annotated[str, typer.Option("--task", help="t1-t2 or ct-mr.")] = "t1-t2",
+    quick: Annotated[bool, typer.Option("--quick", help="Under a minute: fewer cases, fewer steps.")] = False,
+    seed: Seed = 0,
+) -> None:
+    """Simulate a cohort, train, predict, evaluate and write a report: offline, in minutes."""
+    from chiasm.demo import run_demo
+
+    with _progress() as bar:
+        report = run_demo(out, task=task, quick=quick, seed=seed, say=typer.echo, progress=_follow(bar, "training"))
+    typer.echo(f"\nreport: {report}")
+
+
+@app.command()
+def inspect(
+    data: Data,
+    source: Annotated[list[str] | None, typer.Option("--source", help="Source modality.")] = None,
+    target: Annotated[str | None, typer.Option("--target", help="Target modality.")] = None,
+    layout: Layout = None,
+) -> None:
+    """Print what a folder holds: layout, cases, modalities, and what is wrong with each file."""
+    from chiasm.cohorts.layouts import inspect_folder
+
+    found = inspect_folder(data, _several(source), target, layout=layout)
+    for line in found.lines():
+        typer.echo(line)
+    _finish(found.problems)
+
+
+@app.command()
+def plan(
+    data: Data,
+    out: Out,
+    source: Sources,
+    target: Target,
+    method: Method = "A7",
+    size: Size = "small",
+    steps: Steps = None,
+    fold: Fold = 0,
+    folds: Folds = 5,
+    seed: Seed = 0,
+    settings: Settings = None,
+    layout: Layout = None,
+) -> None:
+    """Choose how to train and write plan.toml: every choice with its reason, time and memory."""
+    recipe = _recipe(source, target, method, size, steps, fold, folds, seed, settings)
+    from chiasm.training.run import describe, plan_run
+
+    run = plan_run(data, recipe, out, say=typer.echo, layout=layout)
+    for line in describe(recipe, run.plan):
+        typer.echo(line)
+    _finish(run.problems)
+
+
+@app.command()
+def train(
+    data: Data,
+    out: Out,
+    source: Sources,
+    target: Target,
+    method: Method = "A7",
+    size: Size = "small",
+    steps: Steps = None,
+    fold: Fold = 0,
+    folds: Folds = 5,
+    seed: Seed = 0,
+    settings: Settings = None,
+    layout: Layout = None,
+    devices: Annotated[int, typer.Option("--devices", help="How many GPUs, or CPU processes.")] = 1,
+    accelerator: Accelerator = "auto",
+    precision: Precision = "auto",
+) -> None:
+    """Train on a folder of paired scans; the same command again resumes."""
+    place = [f"training.devices={devices}", f"training.accelerator={accelerator}", f"training.precision={precision}"]
+    recipe = _recipe(source, target, method, size, steps, fold, folds, seed, [*place, *_several(settings)])
+    from chiasm.training.run import train as run_training
+
+    with _progress() as bar:
+        run = run_training(data, recipe, out, say=typer.echo, progress=_follow(bar, "training"), layout=layout)
+    _finish(run.problems)
+
+
+@app.command()
+def predict(
+    run: Annotated[Path, typer.Argument(help="Run folder, or its model folder.")],
+    inputs: Annotated[list[Path], typer.Argument(help="Files, folders or cohorts.")],
+    out: Out,
+    only: Annotated[str, typer.Option("--only", help="all, train, validation or test cases of the run.")] = "all",
+    layout: Layout = None,
+    accelerator: Accelerator = "auto",
+    precision: Precision = "auto",
+) -> None:
+    """Synthesise whole volumes and a reliability map for each, on the source's grid."""
+    from chiasm.prediction.folders import predict as run_prediction
+
+    with _progress() as bar:
+        task = bar.add_task("predicting", total=None)
+        made = run_prediction(
+            run,
+            inputs,
+            out,
+            only=only,
+            layout=layout,
+            accelerator=accelerator,
+            precision=precision,
+            progress=lambda done, total, case: bar.update(
+                task, completed=done, total=total, description=f"predicting {case}".strip()
+            ),
+        )
+    typer.echo(f"{len(made.done)} cases predicted: {made.folder}")
+    for case, sentence in made.warnings:
+        typer.echo(f"warning: case {case}: {sentence}", err=True)
+    _finish(made.problems)
+
+
+@app.command()
+def evaluate(
+    predictions: Annotated[Path, typer.Argument(help="Folder written by chiasm predict, or of images by case id.")],
+    reference: Annotated[Path, typer.Argument(help="The cohort that holds the real targets.")],
+    out: Out,
+    regions: Annotated[str, typer.Option("--regions", help="seg: the cohort's label maps; none.")] = "seg",
+    convention: Annotated[str, typer.Option("--convention", help="Metric convention by name.")] = "chiasm",
+    model: Annotated[Path | None, typer.Option("--model", help="Run or model, where it was moved.")] = None,
+    layout: Layout = None,
+) -> None:
+    """Score predictions per case and region beside the naive baselines, and write a report."""
+    from chiasm.evidence.folders import evaluate as run_evaluation
+
+    with _progress() as bar:
+        task = bar.add_task("evaluating", total=None)
+        scored = run_evaluation(
+            predictions,
+            reference,
+            out,
+            regions=regions,
+            convention=convention,
+            model=model,
+            layout=layout,
+            progress=lambda done, total, case: bar.update(task, completed=done, total=total),
+        )
+    for line in scored.table:
+        typer.echo(line)
+    typer.echo(f"report: {scored.report}")
+    _finish(scored.problems)
+
+
+@app.command()
+def phantom(
+    out: Out,
+    subjects: Annotated[int, typer.Option("--subjects", help="How many.")] = 8,
+    seed: Seed = 0,
+    anatomy: Annotated[Path | None, typer.Option("--anatomy", help="Folder of 12-tissue label maps.")] = None,
+    spacing: Annotated[float, typer.Option("--spacing", help="Voxel size in mm.")] = 2.0,
+    difficulty: Annotated[str, typer.Option("--difficulty", help="easy, standard or hard.")] = "standard",
+    layout: Annotated[str, typer.Option("--layout", help="brats, bids or synthrad.")] = "brats",
+) -> None:
+    """Simulate a cohort of patients with a known truth."""
+    from chiasm.cohorts.phantom import write_cohort
+
+    with _progress() as bar:
+        task = bar.add_task("simulating", total=subjects)
+        folder = write_cohort(
+            out,
+            subjects=subjects,
+            seed=seed,
+            anatomy=anatomy,
+            spacing_mm=spacing,
+            difficulty=difficulty,
+            layout=layout,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    typer.echo(f"{subjects} subjects: {folder}")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command; a mistake that a user can mend ends in one sentence and exit code 2."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    given = (["--debug"] if debug else []) + [word for word in given if word != "--debug"]
+    try:
+        app(args=_spread(given), prog_name="chiasm")
+    except ChiasmError as error:
+        if debug:
+            raise
+        typer.echo(f"chiasm: {error}", err=True)
+        raise SystemExit(2) from None
+    except Exception as error:
+        code = getattr(error, "exit_code", None)
+        if code is None:
+            raise
+        typer.echo("stopped; the same command goes on from here", err=True)
+        raise SystemExit(code) from None
+
+
+def _spread(words: Sequence[str]) -> list[str]:
+    """Turn `--source t1 flair` into `--source t1 --source flair`."""
+    spread: list[str] = []
+    option: str | None = None
+    for word in words:
+        if word.startswith("-"):
+            option = word if word in MANY else None
+        elif option is not None and spread[-1] != option:
+            spread.append(option)
+        spread.append(word)
+    return spread
+
+
+def _several(values: Iterable[str] | None) -> list[str]:
+    return list(values or [])
+
+
+def _recipe(
+    source: Sequence[str],
+    target: str,
+    method: str,
+    size: str,
+    steps: int | None,
+    fold: int,
+    folds: int,
+    seed: int,
+    settings: Sequence[str] | None,
+) -> Recipe:
+    from chiasm.recipe import make_recipe
+
+    changes: dict[str, object] = {
+        "data.sources": tuple(name for text in source for name in text.lower().split(",") if name),
+        "data.target": target.lower(),
+        "split.fold": fold,
+        "split.folds": folds,
+        "training.seed": seed,
+    }
+    if steps is not None:
+        changes["schedule.steps"] = steps
+    return make_recipe(method, size, changes, _several(settings))
+
+
+def _progress() -> Progress:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=Console(stderr=True))
+
+
+def _follow(bar: Progress, name: str):  # type: ignore[no-untyped-def]
+    """Show training steps on a progress bar, with the loss beside it."""
+    task = bar.add_task(name, total=None)
+
+    def update(done: int, total: int, figures: dict[str, float]) -> None:
+        loss = f" loss {figures['loss']:.4f}" if "loss" in figures else " judges"
+        bar.update(task, completed=done, total=total, description=name + loss)
+
+    return update
+
+
+def _finish(problems: Sequence[Problem]) -> None:
+    """Name what was left out, and exit 3 if anything was."""
+    for problem in problems:
+        typer.echo(f"left out: {problem.path}: {problem.message}", err=True)
+    if problems:
+        raise typer.Exit(PARTIAL)

@@ -1,0 +1,133 @@
+"""What training cases are like: grids, sizes, and a sample of their intensities.
+
+Everything a plan knows of the data comes from here, and from training cases alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chiasm.cohorts.cases import Case, Problem
+from chiasm.cohorts.masks import Rule, box_of, find_mask, suggest_rule
+from chiasm.errors import ChiasmError, CohortError, VolumeError
+from chiasm.volumes import Volume, canonical, check_pair, read_volume
+
+MOST_CASES = 64  # that are read, evenly spread; more would not move a median
+VOXELS = 20_000  # sampled inside each mask
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True, eq=False)
+class CaseFacts:
+    """What one training case is like, axes in RAS order.
+
+    Attributes:
+        id: The case.
+        spacing_mm: Of its grid.
+        body_mm: Size of the box around its mask.
+        samples: Raw intensities of each source and then the target, at the
+            same voxels inside the mask, shape (sources + 1, n).
+    """
+
+    id: str
+    spacing_mm: tuple[float, float, float]
+    body_mm: tuple[float, float, float]
+    samples: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What the training cases are like.
+
+    Attributes:
+        cases: Those that were read.
+        mask_rule: How the masks of this cohort are found.
+        problems: Cases that could not be read.
+    """
+
+    cases: tuple[CaseFacts, ...]
+    mask_rule: Rule
+    problems: tuple[Problem, ...]
+
+
+def read_images(case: Case, names: Sequence[str]) -> list[Volume]:
+    """Read modalities of a case in RAS order, all on the grid of the first.
+
+    Raises:
+        VolumeError: If a file cannot be read, or grids differ.
+    """
+    first = read_volume(case.images[names[0]])
+    others = [check_pair(first, read_volume(case.images[name]), a_name=names[0], b_name=name) for name in names[1:]]
+    return [canonical(volume) for volume in (first, *others)]
+
+
+def read_mask(case: Case, grid: Volume) -> Volume | None:
+    """Read a case's mask file, if it has one, on the grid of `grid` (in RAS order).
+
+    Raises:
+        VolumeError: If it cannot be read, or lies on another grid.
+    """
+    if case.mask is None:
+        return None
+    return check_pair(grid, read_volume(case.mask, labels=True), b_name="mask", labels=True)
+
+
+def fingerprint(
+    cases: Sequence[Case], sources: Sequence[str], target: str, progress: Progress | None = None
+) -> Fingerprint:
+    """Read training cases once and note what they are like.
+
+    Args:
+        cases: Training cases; of many, `MOST_CASES` evenly spread ones are read.
+        sources: Modalities that go in; the mask comes from the first.
+        target: The modality that comes out.
+        progress: Called with cases done, all cases, the next case's id.
+
+    Raises:
+        CohortError: If none can be read.
+    """
+    places = np.linspace(0, len(cases) - 1, min(MOST_CASES, len(cases))).round().astype(int)
+    chosen = [cases[place] for place in np.unique(places)]
+    facts: list[CaseFacts] = []
+    problems: list[Problem] = []
+    rules: set[Rule] = set()
+    for index, case in enumerate(chosen):
+        if progress is not None:
+            progress(index, len(chosen), case.id)
+        try:
+            volumes = read_images(case, [*sources, target])
+            rule: Rule = suggest_rule(volumes[0]) if case.mask is None else "given"
+            facts.append(_facts(case, volumes, rule))
+            rules.add(rule)
+        except ChiasmError as error:
+            path = error.path or case.images[sources[0]]
+            problems.append(Problem(path, error.reason, f"case {case.id}: {error}", case.id))
+    if progress is not None:
+        progress(len(chosen), len(chosen), "")
+    if not facts:
+        detail = f"; the first: {problems[0].message}" if problems else ""
+        raise CohortError(f"no training case can be read{detail}", reason="no-usable-case")
+    agreed = rules if len(rules) == 1 else rules - {"given"}  # files come first, whatever the rule is
+    return Fingerprint(tuple(facts), agreed.pop() if len(agreed) == 1 else "body", tuple(problems))
+
+
+def _facts(case: Case, volumes: Sequence[Volume], rule: Rule) -> CaseFacts:
+    given = read_mask(case, volumes[0])
+    mask = find_mask(volumes[0], rule)[0] if given is None else given.array > 0
+    if not mask.any():
+        raise VolumeError("the mask is empty", path=case.mask, reason="empty-mask")
+    spacing = volumes[0].geometry.spacing_mm
+    box = box_of(mask)
+    body = tuple((part.stop - part.start) * step for part, step in zip(box, spacing))
+    voxels = np.flatnonzero(mask)
+    if len(voxels) > VOXELS:
+        seed = int.from_bytes(hashlib.sha256(case.id.encode()).digest()[:8])
+        voxels = np.sort(np.random.default_rng(seed).choice(voxels, VOXELS, replace=False))
+    samples = np.stack([volume.array.ravel()[voxels] for volume in volumes]).astype(np.float32)
+    return CaseFacts(case.id, spacing, (body[0], body[1], body[2]), samples)

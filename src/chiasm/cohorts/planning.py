@@ -1,0 +1,458 @@
+"""What follows from recipe and data: grid, intensity maps, patches, each with its reason.
+
+A plan is fitted on training cases alone and names them.  It is all that
+prediction needs to know of the cohort, so it travels with the model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from pydantic import TypeAdapter, ValidationError
+
+from chiasm.cohorts.cases import Cohort
+from chiasm.cohorts.cost import Estimate, estimate_cost, has_gpu
+from chiasm.cohorts.fingerprint import MOST_CASES, Fingerprint, Progress, fingerprint
+from chiasm.cohorts.intensity import (
+    FEWEST_CASES,
+    IntensityMap,
+    Kind,
+    Pair,
+    choose_intensity,
+    fit_intensity,
+    fit_lookup,
+    reference_map,
+)
+from chiasm.cohorts.masks import Rule
+from chiasm.errors import RecipeError, RunError
+from chiasm.recipe import Recipe
+from chiasm.storage import read_toml, write_toml
+
+Triple = tuple[float, float, float]
+
+#: Fields of a plan that are long tables of numbers.
+FITTED = ("target_reference", "lookup", "input_mean", "input_sd", "source_ranges", "source_histograms", "source_limits")
+
+HISTOGRAM_BINS = 32
+AIR_HU = -1000.0
+ISOTROPIC = 1.5  # largest ratio of spacings that counts as nearly the same
+PATCH_2D: Mapping[str, int] = {"tiny": 64, "small": 128, "large": 160, "paper": 160}
+PATCH_3D: Mapping[str, int] = {"tiny": 32, "small": 64, "large": 96, "paper": 96}
+SMALLEST_PATCH = 64
+
+# An input is unlike the training cases beyond these factors of what was seen there.
+SPACING_MARGIN = 1.5
+FIELD_MARGIN = 1.3
+HISTOGRAM_MARGIN = 1.5
+SMALLEST_LIMIT = 0.02  # of a histogram's distance, as a share of the source's range
+UNKNOWN_LIMIT = 0.1  # likewise, where too few cases tell what is usual
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How this cohort is prepared, trained on and predicted.
+
+    Axes are in RAS order.  "Normalised" intensities are those after a volume's
+    own map; raw target units are those of `target_reference`.
+
+    Attributes:
+        sources: Modalities that go in.
+        target: The modality that comes out.
+        spacing_mm: Of the prepared grid.
+        dims: 2 (axial slices; also 2.5D) or 3.
+        slices: Neighbouring slices of a 2.5D source; 1 in 2D and 3D.
+        patch: Size in voxels, (I, J) or (I, J, K).
+        mask_rule: How a mask is found where no file gives one.
+        source_kinds: Kind of intensity map of each source.
+        target_kind: That of the target.
+        target_reference: The cohort's map of the target: normalised to raw units.
+        target_unit: "HU", or "a.u." where the modality has no unit.
+        target_range: Lowest and highest raw intensity that matter: 0.5 and
+            99.5 % inside the masks, or the window for HU.
+        target_background: Raw intensity of air.
+        target_sd: SD inside the masks, normalised.
+        window_hu: Hounsfield units that are kept.
+        lookup: Knots (x, y) of the target expected at each intensity of the
+            first source, normalised.
+        input_mean: Of each source and the target inside the masks, normalised.
+        input_sd: Likewise.
+        source_ranges: 0.5 and 99.5 % of each source, normalised.
+        source_histograms: Mean share of 32 bins over each source's range.
+        source_limits: Largest distance of a histogram from those that is still usual.
+        grid_mm: Smallest and largest spacing of the training cases on each axis.
+        body_mm: Smallest and largest size of the box around their masks.
+        trained_on: Ids of the training cases, which alone were looked at.
+        expected: Cost on the machine where the plan was made; no part of what makes plans equal.
+        reasons: One sentence for each choice, by field.
+
+    Raises:
+        ValueError: If the parts do not fit one another.
+    """
+
+    sources: tuple[str, ...]
+    target: str
+    spacing_mm: Triple
+    dims: Literal[2, 3]
+    slices: int
+    patch: tuple[int, ...]
+    mask_rule: Rule
+    source_kinds: tuple[Kind, ...]
+    target_kind: Kind
+    target_reference: IntensityMap
+    target_unit: Literal["HU", "a.u."]
+    target_range: tuple[float, float]
+    target_background: float
+    target_sd: float
+    window_hu: tuple[float, float]
+    lookup: tuple[tuple[float, ...], tuple[float, ...]]
+    input_mean: tuple[float, ...]
+    input_sd: tuple[float, ...]
+    source_ranges: tuple[tuple[float, float], ...]
+    source_histograms: tuple[tuple[float, ...], ...]
+    source_limits: tuple[float, ...]
+    grid_mm: tuple[Triple, Triple]
+    body_mm: tuple[Triple, Triple]
+    trained_on: tuple[str, ...]
+    expected: Estimate = field(compare=False)
+    reasons: Mapping[str, str] = field(compare=False)
+
+    def __post_init__(self) -> None:
+        count = len(self.sources)
+        per_source = (self.source_kinds, self.source_ranges, self.source_histograms, self.source_limits)
+        wrong = {
+            "there must be a source, and one entry for each": not count
+            or any(len(entries) != count for entries in per_source)
+            or len(self.input_mean) != count + 1
+            or len(self.input_sd) != count + 1,
+            "sizes must be positive": min(*self.spacing_mm, *self.patch, *self.input_sd, self.target_sd) <= 0,
+            "the patch must have as many axes as dims": len(self.patch) != self.dims,
+            "slices must be odd, and 1 in 3D": self.slices % 2 != 1 or (self.dims == 3 and self.slices != 1),
+            "ranges must rise": self.target_range[0] >= self.target_range[1]
+            or any(low >= high for low, high in self.source_ranges),
+            "the look-up must rise in x": len(self.lookup[0]) != len(self.lookup[1])
+            or len(self.lookup[0]) < 2
+            or bool(np.any(np.diff(self.lookup[0]) <= 0)),
+            "histograms have 32 bins": any(len(shares) != HISTOGRAM_BINS for shares in self.source_histograms),
+        }
+        if broken := [sentence for sentence, holds in wrong.items() if holds]:
+            raise ValueError("; ".join(broken))
+
+
+class Seen(Protocol):
+    """What `unlike` looks at: a prepared source."""
+
+    @property
+    def array(self) -> NDArray[np.float32]:
+        """Normalised source, shape (C, I, J, K)."""
+
+    @property
+    def mask(self) -> NDArray[np.bool_]:
+        """Valid voxels, shape (I, J, K)."""
+
+    @property
+    def mask_rule(self) -> Rule:
+        """How the mask was found."""
+
+    @property
+    def grid_mm(self) -> Triple:
+        """Spacing before resampling."""
+
+    @property
+    def body_mm(self) -> Triple:
+        """Size of the box around the mask."""
+
+
+def make_plan(recipe: Recipe, cohort: Cohort, train_ids: Sequence[str], progress: Progress | None = None) -> Plan:
+    """Choose how to prepare and train, from training cases alone.
+
+    Args:
+        recipe: What is asked for.
+        cohort: Holds the training cases, each with all modalities of the recipe.
+        train_ids: Which they are.
+        progress: Called with cases read, all cases, the next case's id.
+
+    Raises:
+        CohortError: If no training case can be read.
+        RecipeError: If the patch asked for does not fit the networks.
+        ValueError: If an id is unknown.
+    """
+    cases = {case.id: case for case in cohort.cases}
+    if missing := [name for name in train_ids if name not in cases]:
+        raise ValueError(f"the cohort has no case {', '.join(missing)}")
+    data, reasons = recipe.data, dict[str, str]()
+    seen = fingerprint([cases[name] for name in train_ids], data.sources, data.target, progress)
+    reasons["trained_on"] = f"{len(train_ids)} training cases" + (
+        f", of which {MOST_CASES} evenly spread ones were read" if len(train_ids) > MOST_CASES else ""
+    )
+    if seen.problems:
+        reasons["trained_on"] += f"; not read: {'; '.join(problem.message for problem in seen.problems)}"
+    reasons["mask_rule"] = {
+        "given": "every training case has a mask file",
+        "nonzero": "the images are cut out on a constant background (skull-stripped or masked)",
+        "body": "the images show air around the body: brighter than Otsu's threshold counts",
+    }[seen.mask_rule]
+    spacing = _choose_spacing(recipe, seen, reasons)
+    dims, slices = _choose_dims(recipe, seen, spacing, reasons)
+    patch = _choose_patch(recipe, seen, spacing, dims, reasons)
+    source_kinds, target_kind = _choose_kinds(recipe, seen, reasons)
+    sources, target, targets = _normalised_samples(recipe, seen, source_kinds, target_kind)
+    reference = reference_map(targets)
+    pooled = [np.concatenate(channel) for channel in (*sources, target)]
+    is_ct = target_kind == "hu"
+    low, high = (float(value) for value in reference.invert(np.percentile(pooled[-1], (0.5, 99.5))))
+    reasons["target_range"] = (
+        "the window of the recipe, in HU"
+        if is_ct
+        else "0.5 to 99.5 % of the training targets inside the masks, on the scale of the median training case"
+    )
+    ranges = [_percentiles(values) for values in pooled[:-1]]
+    histograms = [[_histogram(v, bounds) for v in channel] for channel, bounds in zip(sources, ranges)]
+    lookup = fit_lookup(pooled[0], pooled[-1])
+    r2 = float(1 - np.mean((np.interp(pooled[0], *lookup) - pooled[-1]) ** 2) / np.var(pooled[-1]))
+    reasons["lookup"] = (
+        f"intensity alone explains {100 * r2:.0f} % of the training targets' variance (R2, not held out)"
+    )
+    plan = Plan(
+        sources=data.sources,
+        target=data.target,
+        spacing_mm=spacing,
+        dims=dims,
+        slices=slices,
+        patch=patch,
+        mask_rule=seen.mask_rule,
+        source_kinds=source_kinds,
+        target_kind=target_kind,
+        target_reference=reference,
+        target_unit="HU" if is_ct else "a.u.",
+        target_range=data.window_hu if is_ct else (low, high),
+        target_background=max(AIR_HU, data.window_hu[0]) if is_ct else 0.0,
+        target_sd=float(pooled[-1].std()),
+        window_hu=data.window_hu,
+        lookup=(tuple(lookup[0].tolist()), tuple(lookup[1].tolist())),
+        input_mean=tuple(float(values.mean()) for values in pooled),
+        input_sd=tuple(float(values.std()) for values in pooled),
+        source_ranges=tuple(ranges),
+        source_histograms=tuple(tuple(np.mean(each, axis=0).tolist()) for each in histograms),
+        source_limits=tuple(_usual_distance(each, bounds) for each, bounds in zip(histograms, ranges)),
+        grid_mm=_extremes([case.spacing_mm for case in seen.cases]),
+        body_mm=_extremes([case.body_mm for case in seen.cases]),
+        trained_on=tuple(train_ids),
+        expected=Estimate(0.0, 0.0, 0.0),
+        reasons=reasons,
+    )
+    return replace(plan, expected=estimate(recipe, plan))
+
+
+def write_plan(path: Path, plan: Plan) -> None:
+    """Write a plan as TOML for people to read: choices, `[expected]` cost, `[reasons]`, and last what is `[fitted]`."""
+    content = TypeAdapter(Plan).dump_python(plan, mode="json")
+    fitted = {name: content.pop(name) for name in FITTED}
+    write_toml(path, {**content, "fitted": fitted})
+
+
+def read_plan(path: Path) -> Plan:
+    """Read a plan.
+
+    Raises:
+        RunError: If the file is missing, no TOML, or its values are no plan.
+    """
+    content = read_toml(path)
+    fitted = content.pop("fitted", None)
+    content |= fitted if isinstance(fitted, dict) else {}
+    try:
+        return TypeAdapter(Plan).validate_python(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = ".".join(map(str, first["loc"]))
+        raise RunError(
+            f"is no plan of this chiasm: {name + ': ' if name else ''}{first['msg'].removeprefix('Value error, ')}",
+            path=path,
+            reason="damaged",
+            hint="Delete it and run chiasm plan again; a model's plan cannot be made anew without its cohort.",
+        ) from error
+
+
+def unlike(plan: Plan, prepared: Seen) -> str | None:
+    """Say in one sentence how an input differs from all training cases, or None where it does not.
+
+    Looks at the spacing before resampling, the size of what the mask holds,
+    how the mask had to be found, and each source's histogram.
+    """
+    findings = []
+    for kind, seen, (smallest, largest), margin in (
+        ("voxels", prepared.grid_mm, plan.grid_mm, SPACING_MARGIN),
+        ("a brain or body", prepared.body_mm, plan.body_mm, FIELD_MARGIN),
+    ):
+        if any(s < a / margin or s > b * margin for s, a, b in zip(seen, smallest, largest)):
+            findings.append(f"{kind} of {_size(seen)} mm ({_size(smallest)} to {_size(largest)} mm in training)")
+    if plan.mask_rule == "nonzero" and prepared.mask_rule == "body":
+        findings.append("an image that is not cut out on a constant background as the training images were")
+    for index, name in enumerate(plan.sources):
+        histogram = _histogram(prepared.array[index][prepared.mask], plan.source_ranges[index])
+        distance = _distance(histogram, plan.source_histograms[index], plan.source_ranges[index])
+        if distance > plan.source_limits[index]:
+            findings.append(
+                f"a histogram of {name} that is {distance / plan.source_limits[index]:.1f} times as far from the "
+                "training images' as is usual"
+            )
+    return f"the input is unlike the training cases: it has {', and '.join(findings)}" if findings else None
+
+
+def estimate(recipe: Recipe, plan: Plan) -> Estimate:
+    """Forecast time and memory of training on this machine; takes a second or two and loads torch."""
+    channels = len(plan.sources) * plan.slices
+    return estimate_cost(recipe, dims=plan.dims, patch=plan.patch, channels=channels)
+
+
+def _choose_spacing(recipe: Recipe, seen: Fingerprint, reasons: dict[str, str]) -> Triple:
+    asked = recipe.data.spacing_mm
+    if asked != "auto":
+        reasons["spacing_mm"] = "asked for in the recipe"
+        return asked, asked, asked
+    i, j, k = (round(float(step), 4) for step in np.median([case.spacing_mm for case in seen.cases], axis=0))
+    thick = "; thick slices are kept, since interpolation adds no detail" if k > ISOTROPIC * max(i, j) else ""
+    reasons["spacing_mm"] = f"the median of the training cases{thick}"
+    return i, j, k
+
+
+def _choose_dims(
+    recipe: Recipe, seen: Fingerprint, spacing: Triple, reasons: dict[str, str]
+) -> tuple[Literal[2, 3], int]:
+    asked, slices = recipe.data.dims, recipe.data.slices
+    if asked != "auto":
+        reasons["dims"] = f"{asked} was asked for in the recipe"
+    elif recipe.size not in ("paper", "large"):
+        asked, reasons["dims"] = "2.5d", f"3D training is too slow for the size {recipe.size}"
+    elif max(spacing) > ISOTROPIC * min(spacing):
+        asked, reasons["dims"] = "2.5d", "the slices are thick, so neighbours tell little: 3D needs even spacing"
+    elif min(_body_voxels(seen, spacing)) < SMALLEST_PATCH:
+        asked, reasons["dims"] = "2.5d", "the volumes are too thin for 3D patches"
+    elif not has_gpu(recipe.training.accelerator):
+        asked, reasons["dims"] = "2.5d", "there is no GPU, and 3D training is too slow without one"
+    else:
+        asked, reasons["dims"] = "3d", "spacing is nearly even and there is a GPU"
+    if asked == "3d":
+        return 3, 1
+    reasons["slices"] = "one slice in, one slice out" if asked == "2d" else f"{slices} neighbouring slices in, one out"
+    return 2, 1 if asked == "2d" else slices
+
+
+def _choose_patch(
+    recipe: Recipe, seen: Fingerprint, spacing: Triple, dims: Literal[2, 3], reasons: dict[str, str]
+) -> tuple[int, ...]:
+    judges = recipe.discriminators
+    halvings = max(len(recipe.generator.widths) - 1, len(judges.local_widths) - 1, len(judges.global_widths))
+    multiple = 2**halvings
+    asked = recipe.data.patch
+    if asked != "auto":
+        if asked % multiple:
+            lower = asked // multiple * multiple
+            raise RecipeError(
+                "data.patch does not fit the networks, which halve it again and again",
+                reason="patch",
+                found=asked,
+                expected=f"a multiple of {multiple}, such as {lower or multiple} or {lower + multiple}",
+            )
+        reasons["patch"] = "asked for in the recipe"
+        return (asked,) * dims
+    most = (PATCH_2D if dims == 2 else PATCH_3D).get(recipe.size, SMALLEST_PATCH)
+    sizes = [min(most, math.ceil(size / multiple) * multiple) for size in _body_voxels(seen, spacing)[:dims]]
+    reasons["patch"] = (
+        f"multiples of {multiple}, which the networks need; at most {most} at size {recipe.size}, "
+        "and no larger than the median brain or body"
+    )
+    return tuple(max(multiple, size) for size in sizes)
+
+
+def _choose_kinds(recipe: Recipe, seen: Fingerprint, reasons: dict[str, str]) -> tuple[tuple[Kind, ...], Kind]:
+    names = (*recipe.data.sources, recipe.data.target)
+    kinds: dict[str, Kind] = {name: "hu" for name in names if name == "ct"}
+    because = dict.fromkeys(kinds, "CT has a unit, so a fixed window is kept")
+    for name in names[:-1]:
+        free = [one for one in dict.fromkeys((name, names[-1])) if one not in kinds]
+        if not free:
+            continue
+        if recipe.data.intensity != "auto":
+            kind: Kind = recipe.data.intensity
+            why = f"{kind} was asked for in the recipe"
+        else:
+            channels = [names.index(name), len(names) - 1]
+            pairs = [Pair(*(_clipped(case.samples[c], names[c], recipe) for c in channels)) for case in seen.cases]
+            kind, table = choose_intensity(pairs, source_kind=kinds.get(name), target_kind=kinds.get(names[-1]))
+            shown = ", ".join(f"{one} {r2:.2f}" for one, r2 in sorted(table.items(), key=lambda row: -row[1]))
+            why = (
+                f"{kind} makes the training cases agree best; R2 of an unseen case by intensity alone: {shown}"
+                if table
+                else f"{kind}, since {len(pairs)} cases are too few to measure which kind makes cases agree "
+                f"({FEWEST_CASES} are needed)"
+            )
+        kinds |= dict.fromkeys(free, kind)
+        because |= dict.fromkeys(free, why)
+    reasons["source_kinds"] = "; ".join(dict.fromkeys(f"{name}: {because[name]}" for name in names[:-1]))
+    reasons["target_kind"] = because[names[-1]]
+    return tuple(kinds[name] for name in names[:-1]), kinds[names[-1]]
+
+
+def _normalised_samples(
+    recipe: Recipe, seen: Fingerprint, source_kinds: Sequence[Kind], target_kind: Kind
+) -> tuple[list[list[NDArray[np.float32]]], list[NDArray[np.float32]], list[IntensityMap]]:
+    """Return each source's samples by case, the target's, and the target's maps."""
+    names, window = (*recipe.data.sources, recipe.data.target), recipe.data.window_hu
+    channels: list[list[NDArray[np.float32]]] = []
+    maps: list[IntensityMap] = []
+    for index, kind in enumerate((*source_kinds, target_kind)):
+        raw = [_clipped(case.samples[index], names[index], recipe) for case in seen.cases]
+        maps = [fit_intensity(values, None, kind, window) for values in raw]
+        channels.append([one.apply(values) for one, values in zip(maps, raw)])
+    return channels[:-1], channels[-1], maps
+
+
+def _clipped(values: NDArray[np.float32], name: str, recipe: Recipe) -> NDArray[np.float32]:
+    return np.clip(values, *recipe.data.window_hu) if name == "ct" else values
+
+
+def _percentiles(values: NDArray[np.float32]) -> tuple[float, float]:
+    low, high = np.percentile(values, (0.5, 99.5)).tolist()
+    return low, max(high, low + 1e-6)
+
+
+def _histogram(values: NDArray[np.float32], bounds: tuple[float, float]) -> NDArray[np.float64]:
+    """Share of the values in each of 32 bins over `bounds`; what lies beyond falls into the first and the last."""
+    counts = np.histogram(np.clip(values, *bounds), bins=HISTOGRAM_BINS, range=bounds)[0]
+    shares: NDArray[np.float64] = counts / max(1, counts.sum())
+    return shares
+
+
+def _distance(a: ArrayLike, b: ArrayLike, bounds: tuple[float, float]) -> float:
+    """Wasserstein distance of two histograms, in normalised intensities."""
+    width = (bounds[1] - bounds[0]) / HISTOGRAM_BINS
+    return float(np.abs(np.cumsum(np.subtract(a, b))).sum() * width)
+
+
+def _usual_distance(histograms: Sequence[NDArray[np.float64]], bounds: tuple[float, float]) -> float:
+    """Largest distance of a training case from the mean of the others, with a margin."""
+    extent, total, others = bounds[1] - bounds[0], np.sum(histograms, axis=0), len(histograms) - 1
+    if len(histograms) < FEWEST_CASES:
+        return UNKNOWN_LIMIT * extent
+    farthest = max(_distance(one, (total - one) / others, bounds) for one in histograms)
+    return max(HISTOGRAM_MARGIN * farthest, SMALLEST_LIMIT * extent)
+
+
+def _extremes(rows: Sequence[Triple]) -> tuple[Triple, Triple]:
+    (a, b, c), (d, e, f) = np.min(rows, axis=0).tolist(), np.max(rows, axis=0).tolist()
+    return (a, b, c), (d, e, f)
+
+
+def _body_voxels(seen: Fingerprint, spacing: Triple) -> list[float]:
+    sizes: list[float] = (np.median([case.body_mm for case in seen.cases], axis=0) / spacing).tolist()
+    return sizes
+
+
+def _size(millimetres: Triple) -> str:
+    return " x ".join(f"{one:.3g}" for one in millimetres)

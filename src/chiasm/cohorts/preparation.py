@@ -1,0 +1,289 @@
+"""From files to arrays that networks see: RAS order, plan spacing, cropped to the mask, normalised.
+
+`prepare_source` is the only way to a network's input: prediction calls it, and
+training cases pass through it too, so the two cannot drift.  It has no target
+argument.  Training cases are kept as memory-mapped arrays under a name made of
+what they depend on, so that they are reused and never stale.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chiasm.cohorts.cases import Case, Problem
+from chiasm.cohorts.fingerprint import Progress, read_images, read_mask
+from chiasm.cohorts.intensity import IntensityMap, Kind, fit_intensity
+from chiasm.cohorts.masks import Rule, box_of, find_mask
+from chiasm.cohorts.planning import Plan
+from chiasm.errors import ChiasmError, VolumeError
+from chiasm.storage import sha256_of, whole_file, write_json
+from chiasm.volumes import Geometry, Volume, canonical, check_pair, crop, grid_with_spacing, read_volume, resample
+
+#: Raised by one whenever the same files and plan would give other arrays.
+VERSION = 1
+
+MARGIN = 2  # voxels around the mask's box, so that resampling back has neighbours
+SAME_SPACING = 0.01  # a grid this near to the plan's, relatively, is not resampled
+
+PLAN_FIELDS = ("sources", "target", "spacing_mm", "dims", "mask_rule", "source_kinds", "target_kind", "window_hu")
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedSource:
+    """What a network is shown of one case.
+
+    Attributes:
+        array: Normalised sources, zero outside the mask, shape (C, I, J, K).
+        mask: Valid voxels, shape (I, J, K).
+        grid: Where the array lies.
+        maps: The intensity map of each source.
+        mask_rule: How the mask was found.
+        grid_mm: Spacing before resampling, RAS order.
+        body_mm: Size of the box around the mask.
+    """
+
+    array: NDArray[np.float32]
+    mask: NDArray[np.bool_]
+    grid: Geometry
+    maps: tuple[IntensityMap, ...]
+    mask_rule: Rule
+    grid_mm: tuple[float, float, float]
+    body_mm: tuple[float, float, float]
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedCase:
+    """One training or validation case, memory-mapped.
+
+    Attributes:
+        id: The case.
+        subject: The person.
+        site: Hospital or scanner, or None.
+        source: As `PreparedSource.array`, shape (C, I, J, K).
+        target: Normalised target, zero outside the mask, shape (I, J, K).
+        mask: Valid voxels, shape (I, J, K).
+        labels: Label map, int16, or None.
+        grid: Where the arrays lie.
+    """
+
+    id: str
+    subject: str
+    site: str | None
+    source: NDArray[np.float32]
+    target: NDArray[np.float32]
+    mask: NDArray[np.bool_]
+    labels: NDArray[np.int16] | None
+    grid: Geometry
+
+
+@dataclass(frozen=True, eq=False)
+class _Place:
+    """How a case gets to its prepared grid: the mask as scanned, the box around it, the grid there."""
+
+    mask: NDArray[np.bool_]
+    box: tuple[slice, slice, slice]
+    grid: Geometry
+
+    def move(self, volume: Volume, *, order: int) -> NDArray[Any]:
+        """Crop a volume and bring it to the grid; without interpolation where it lies there already."""
+        part = crop(volume, self.box)
+        there = part.geometry.shape == self.grid.shape and np.array_equal(part.geometry.affine, self.grid.affine)
+        moved: NDArray[Any] = part.array if there else resample(part, self.grid, order=order).array
+        return moved
+
+
+def prepare_source(volumes: Sequence[Volume], plan: Plan, mask: Volume | None = None) -> PreparedSource:
+    """Prepare the sources of one case for a network.
+
+    Each volume is normalised by a map fitted to its own voxels inside the mask.
+
+    Args:
+        volumes: One for each of the plan's sources, in its order, on one grid.
+        plan: Says spacing, mask rule and kinds of intensity maps.
+        mask: Valid voxels (above 0) on the same grid; found as the plan says where None.
+
+    Raises:
+        VolumeError: If the number of volumes is wrong, grids differ, the mask
+            is empty, or an image is constant inside it.
+    """
+    if len(volumes) != len(plan.sources):
+        raise VolumeError(
+            "the number of source volumes is wrong",
+            reason="sources",
+            found=len(volumes),
+            expected=f"one for each of {', '.join(plan.sources)}",
+        )
+    first = canonical(volumes[0])
+    others = [
+        canonical(check_pair(volumes[0], volume, a_name=plan.sources[0], b_name=name))
+        for volume, name in zip(volumes[1:], plan.sources[1:])
+    ]
+    given = None if mask is None else canonical(check_pair(volumes[0], mask, b_name="mask", labels=True))
+    return _prepare([first, *others], plan, given)[0]
+
+
+def prepare_case(case: Case, plan: Plan, cache: Path) -> PreparedCase:
+    """Prepare a case for training or validation, or take it from the cache.
+
+    Args:
+        case: Has the plan's sources and its target.
+        plan: Says how.
+        cache: Folder of prepared cases; made if missing.
+
+    Raises:
+        VolumeError: If a file cannot be read, grids differ, the mask is empty
+            or an image is constant inside it.
+        ChiasmError: If the cache cannot be written.
+    """
+    folder = cache / f"{case.id}-{_key(case, plan)}"
+    if folder.is_dir():
+        try:
+            return _load(folder, case, plan)
+        except (OSError, ValueError, KeyError):  # cut short by a failing disk: make it anew
+            shutil.rmtree(folder)
+    _store(folder, case, plan)
+    return _load(folder, case, plan)
+
+
+def prepare_cohort(
+    cases: Sequence[Case], plan: Plan, cache: Path, progress: Progress | None = None
+) -> tuple[list[PreparedCase], list[Problem]]:
+    """Prepare cases one after another; a bad one is named and the others go on.
+
+    Args:
+        cases: Training and validation cases.
+        plan: Says how.
+        cache: Folder of prepared cases.
+        progress: Called with cases done, all cases, the next case's id.
+
+    Returns:
+        The prepared cases in order, and a problem for each that is missing among them.
+
+    Raises:
+        ChiasmError: If the cache cannot be written.
+    """
+    prepared: list[PreparedCase] = []
+    problems: list[Problem] = []
+    for index, case in enumerate(cases):
+        if progress is not None:
+            progress(index, len(cases), case.id)
+        try:
+            prepared.append(prepare_case(case, plan, cache))
+        except ChiasmError as error:
+            if error.reason == "unwritable":
+                raise
+            path = error.path or case.images[plan.sources[0]]
+            problems.append(Problem(path, error.reason, f"case {case.id}: {error}", case.id))
+    if progress is not None:
+        progress(len(cases), len(cases), "")
+    return prepared, problems
+
+
+def _prepare(volumes: Sequence[Volume], plan: Plan, given: Volume | None) -> tuple[PreparedSource, _Place]:
+    """Do the work of `prepare_source` on volumes that are known to lie on one grid, in RAS order."""
+    first = volumes[0]
+    if given is None:
+        mask, rule = find_mask(first, plan.mask_rule)
+    else:
+        mask, rule = given.array > 0, "given"
+        if not mask.any():
+            raise VolumeError("the mask is empty", reason="empty-mask")
+    box = box_of(mask)
+    spacing = first.geometry.spacing_mm
+    around = tuple(slice(max(0, part.start - MARGIN), min(n, part.stop + MARGIN)) for part, n in zip(box, mask.shape))
+    around = around[0], around[1], around[2]
+    grid = crop(first, around).geometry
+    if any(abs(have / want - 1) > SAME_SPACING for have, want in zip(spacing, plan.spacing_mm)):
+        grid = grid_with_spacing(grid, plan.spacing_mm)
+    place = _Place(mask, around, grid)
+    inside = place.move(Volume(mask.astype(np.uint8), first.geometry), order=0) > 0
+    if not inside.any():
+        raise VolumeError(
+            "the mask is too small for the grid of the plan", reason="empty-mask", found=f"{mask.sum()} voxels"
+        )
+    channels, maps = zip(
+        *(_normalised(volume, kind, place, inside, plan) for volume, kind in zip(volumes, plan.source_kinds)),
+        strict=True,
+    )
+    i, j, k = ((part.stop - part.start) * step for part, step in zip(box, spacing))
+    return PreparedSource(np.stack(channels), inside, grid, maps, rule, spacing, (i, j, k)), place
+
+
+def _normalised(
+    volume: Volume, kind: Kind, place: _Place, inside: NDArray[np.bool_], plan: Plan
+) -> tuple[NDArray[np.float32], IntensityMap]:
+    """Fit a map to the voxels in the mask as they were scanned, then resample, map, and blank the rest."""
+    fitted = fit_intensity(volume.array, place.mask, kind, plan.window_hu)
+    raw = place.move(volume, order=1)
+    if kind == "hu":
+        raw = np.clip(raw, *plan.window_hu)
+    return np.where(inside, fitted.apply(raw), np.float32(0)), fitted
+
+
+def _store(folder: Path, case: Case, plan: Plan) -> None:
+    volumes = read_images(case, [*plan.sources, plan.target])
+    source, place = _prepare(volumes[:-1], plan, read_mask(case, volumes[0]))
+    target, _ = _normalised(volumes[-1], plan.target_kind, place, source.mask, plan)
+    arrays: dict[str, NDArray[Any]] = {"source": source.array, "target": target, "mask": source.mask}
+    if case.labels is not None:
+        labels = check_pair(volumes[0], read_volume(case.labels, labels=True), b_name="labels", labels=True)
+        arrays["labels"] = place.move(labels, order=0).astype(np.int16)
+    fresh = folder.with_name(f".{os.getpid()}.{folder.name}")
+    shutil.rmtree(fresh, ignore_errors=True)
+    try:
+        for name, array in arrays.items():
+            with whole_file(fresh / f"{name}.npy") as path:
+                np.save(path, np.ascontiguousarray(_slices_first(array, plan)))
+        write_json(fresh / "grid.json", {"shape": source.grid.shape, "affine": source.grid.affine.tolist()})
+        if not folder.exists():  # another process may have been faster
+            fresh.rename(folder)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _load(folder: Path, case: Case, plan: Plan) -> PreparedCase:
+    grid = json.loads((folder / "grid.json").read_text(encoding="utf-8"))
+    i, j, k = grid["shape"]
+    arrays = {path.stem: _slices_last(np.load(path, mmap_mode="r"), plan) for path in sorted(folder.glob("*.npy"))}
+    return PreparedCase(
+        case.id,
+        case.subject,
+        case.site,
+        arrays["source"],
+        arrays["target"],
+        arrays["mask"],
+        arrays.get("labels"),
+        Geometry((i, j, k), np.array(grid["affine"])),
+    )
+
+
+def _slices_first(array: NDArray[Any], plan: Plan) -> NDArray[Any]:
+    """Bring the axis of slices in front of I and J, where a 2D network reads slice by slice."""
+    return np.moveaxis(array, -1, -3) if plan.dims == 2 else array
+
+
+def _slices_last(array: NDArray[Any], plan: Plan) -> NDArray[Any]:
+    return np.moveaxis(array, -3, -1) if plan.dims == 2 else array
+
+
+def _key(case: Case, plan: Plan) -> str:
+    """Hash everything that the arrays depend on: contents of files, fields of the plan, this code."""
+    files = {name: case.images[name] for name in (*plan.sources, plan.target)}
+    files |= {name: path for name, path in (("mask", case.mask), ("labels", case.labels)) if path is not None}
+    try:
+        contents = {name: sha256_of(path) for name, path in files.items()}
+    except OSError as error:
+        raise VolumeError("cannot be read", path=error.filename, reason="unreadable", found=error.strerror) from error
+    settings = {name: getattr(plan, name) for name in PLAN_FIELDS}
+    text = json.dumps({"version": VERSION, "files": contents, "plan": settings}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:20]

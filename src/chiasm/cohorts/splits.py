@@ -1,0 +1,257 @@
+"""Who trains, validates and tests: always whole persons, spread over sites, and the same for the same seed.
+
+Orders come from sha256 of seed and name, not from a random generator: a split
+does not depend on the order of the cases nor on a library's version.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chiasm.cohorts.cases import Case
+from chiasm.errors import CohortError, RunError
+from chiasm.storage import read_json, write_json
+
+ROLES = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Split:
+    """Case ids by role, each in order."""
+
+    train: tuple[str, ...]
+    validation: tuple[str, ...]
+    test: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class SplitRecord:
+    """What `splits.json` holds: the split, and by case id the person, the site and the voxels' hash."""
+
+    split: Split
+    subjects: Mapping[str, str]
+    sites: Mapping[str, str | None]
+    hashes: Mapping[str, str]
+
+
+def make_split(cases: Iterable[Case], *, folds: int, fold: int, validation: float, seed: int) -> Split:
+    """Split cases by subject, with each site spread evenly over the roles.
+
+    Over all values of `fold`, every free subject is tested once.  What a
+    manifest fixes stands: fixed subjects keep their role in every fold; where
+    any is fixed to test, no other is tested; where any is fixed to validation,
+    no other validates.
+
+    Args:
+        cases: Cases with unique ids, in any order.
+        folds: Number of folds; 1 leaves the test set empty.
+        fold: Which fold is the test set, in [0, folds).
+        validation: Share in [0, 1] of the subjects that are not tested; at
+            least one validates where two remain, and at least one trains.
+        seed: Of the order in which subjects are dealt.
+
+    Raises:
+        CohortError: If there are too few subjects, none is left to train on,
+            or a manifest gives one subject two roles.
+        ValueError: If `fold` is not among `folds`, or `validation` is no share.
+    """
+    if not 0 <= fold < folds or not 0 <= validation <= 1:
+        raise ValueError(f"fold {fold} of {folds} or validation share {validation} is out of range")
+    cases = list(cases)
+    fixed = _fixed_roles(cases)
+    site_of = _site_of_subjects(cases)
+    free = [subject for subject in _dealt(site_of, seed) if subject not in fixed]
+    tested: set[str] = set()
+    if "test" not in fixed.values() and folds > 1:
+        if len(free) < folds:
+            raise CohortError(
+                f"{folds} folds need at least {folds} subjects",
+                reason="too-few-subjects",
+                found=f"{len(free)}: {', '.join(sorted(free)) or 'none'}",
+                hint=f"Use --folds {len(free)}."
+                if len(free) > 1
+                else "Use --folds 1, which leaves the test set empty.",
+            )
+        tested = set(free[fold::folds])
+    roles = {**dict.fromkeys(tested, "test"), **fixed}
+    return _with_validation(cases, roles, [s for s in free if s not in tested], validation)
+
+
+def leave_one_site_out(cases: Iterable[Case], site: str, *, validation: float = 0.2, seed: int = 0) -> Split:
+    """Test on every subject of one site, and train and validate on the others; a manifest's roles are not heeded.
+
+    Args:
+        cases: Cases with unique ids.
+        site: The site that is left out.
+        validation: Share of the other subjects that validate.
+        seed: Of the order in which subjects are dealt.
+
+    Raises:
+        CohortError: If no case is of this site, or all are.
+    """
+    cases = list(cases)
+    tested = {case.subject for case in cases if case.site == site}
+    if not tested:
+        known = Counter(case.site for case in cases if case.site)
+        raise CohortError(
+            f"no case is of site {site!r}",
+            reason="unknown-site",
+            found=", ".join(f"{name} ({count})" for name, count in sorted(known.items())) or "no site at all",
+        )
+    others = [subject for subject in _dealt(_site_of_subjects(cases), seed) if subject not in tested]
+    return _with_validation(cases, dict.fromkeys(tested, "test"), others, validation)
+
+
+def _fixed_roles(cases: Sequence[Case]) -> dict[str, str]:
+    fixed: dict[str, str] = {}
+    for case in cases:
+        if case.split is not None and fixed.setdefault(case.subject, case.split) != case.split:
+            raise CohortError(
+                f"subject {case.subject} is to be both {fixed[case.subject]} and {case.split}",
+                reason="split",
+                hint="Give all cases of a subject the same split in the manifest.",
+            )
+    return fixed
+
+
+def _site_of_subjects(cases: Sequence[Case]) -> dict[str, str]:
+    sites: dict[str, str] = {}
+    for case in sorted(cases, key=lambda case: case.id):
+        sites[case.subject] = sites.get(case.subject) or case.site or ""
+    return sites
+
+
+def _dealt(site_of: Mapping[str, str], seed: int) -> list[str]:
+    """Order subjects site by site, and within a site by a hash.
+
+    Every n-th of this list takes from each site, and in all, within one of its share.
+    """
+
+    def place(subject: str) -> tuple[str, str]:
+        return site_of[subject], hashlib.sha256(f"{seed}/{subject}".encode()).hexdigest()
+
+    return sorted(site_of, key=place)
+
+
+def _with_validation(cases: Sequence[Case], roles: dict[str, str], free: list[str], share: float) -> Split:
+    """Choose validation subjects evenly along `free`; everyone without a role trains."""
+    trained = [subject for subject, role in roles.items() if role == "train"]
+    remaining = len(free) + len(trained)
+    if "validation" not in roles.values() and remaining > 1:
+        most = len(free) if trained else len(free) - 1
+        count = min(max(round(share * remaining), 1), most)
+        # 7 subjects, 2 of them validate -> positions 1 and 5, the middles of two equal parts
+        roles = {**roles, **{free[(2 * i + 1) * len(free) // (2 * count)]: "validation" for i in range(count)}}
+    split = _by_role(cases, roles)
+    if not split.train:
+        raise CohortError("no subject is left to train on", reason="too-few-subjects", found=f"{len(cases)} cases")
+    check_disjoint(split, {case.id: case.subject for case in cases})
+    return split
+
+
+def _by_role(cases: Sequence[Case], roles: Mapping[str, str]) -> Split:
+    ids: dict[str, list[str]] = defaultdict(list)
+    for case in cases:
+        ids[roles.get(case.subject, "train")].append(case.id)
+    return Split(*(tuple(sorted(ids[role])) for role in ROLES))
+
+
+def check_disjoint(split: Split, subjects: Mapping[str, str], hashes: Mapping[str, str] | None = None) -> None:
+    """Refuse a split in which a case, a person or a set of voxels has two roles.
+
+    Args:
+        split: Case ids by role.
+        subjects: Case id to person.
+        hashes: Case id to `voxel_hash`, where known.
+
+    Raises:
+        CohortError: Naming what has two roles, and which.
+    """
+    places = [(name, role) for role in ROLES for name in getattr(split, role)]
+    if twice := [name for name, count in Counter(name for name, _ in places).items() if count > 1]:
+        raise CohortError(f"case {twice[0]} stands twice in the split", reason="not-disjoint")
+    for what, key_of in (("is of the same subject", subjects), ("has the same voxels", hashes or {})):
+        first: dict[str, tuple[str, str]] = {}
+        for name, role in places:
+            if name not in key_of:
+                continue
+            other, before = first.setdefault(key_of[name], (name, role))
+            if role != before:
+                raise CohortError(f"{role} case {name} {what} as {before} case {other}", reason="not-disjoint")
+
+
+def voxel_hash(array: NDArray[Any]) -> str:
+    """Return the sha256 of a volume's values and shape, the same for every storage type that holds these values.
+
+    Values are compared as little-endian float32, so the same scan stored as
+    int16 and as float64 is found; stored in another axis order it is not.
+
+    Args:
+        array: Real values of any shape.
+    """
+    values = np.ascontiguousarray(array, dtype="<f4") + np.float32(0)  # -0.0 becomes 0.0
+    digest = hashlib.sha256(repr(tuple(array.shape)).encode())
+    digest.update(values.data)
+    return digest.hexdigest()
+
+
+def find_duplicates(hashes: Mapping[str, str], cases: Iterable[Case]) -> list[tuple[str, str]]:
+    """Return pairs of case ids that have the same voxels and different subjects.
+
+    Args:
+        hashes: Case id to `voxel_hash`; cases without one are passed over.
+        cases: Cases with unique ids.
+    """
+    alike: dict[str, list[Case]] = defaultdict(list)
+    for case in sorted(cases, key=lambda case: case.id):
+        if case.id in hashes:
+            alike[hashes[case.id]].append(case)
+    pairs = (pair for same in alike.values() for pair in combinations(same, 2))
+    return sorted((a.id, b.id) for a, b in pairs if a.subject != b.subject)
+
+
+def write_splits(path: Path, split: Split, hashes: Mapping[str, str], cases: Iterable[Case]) -> None:
+    """Write `splits.json`: case ids by role, and subject, site and voxel hash of each case.
+
+    Raises:
+        CohortError: If the split is not disjoint by subject and by voxels.
+        ChiasmError: If the file cannot be written.
+    """
+    roles = asdict(split)
+    chosen = {name for ids in roles.values() for name in ids}
+    listed = sorted((case for case in cases if case.id in chosen), key=lambda case: case.id)
+    check_disjoint(split, {case.id: case.subject for case in listed}, hashes)
+    facts = {c.id: {"subject": c.subject, "site": c.site, "voxels": hashes.get(c.id)} for c in listed}
+    write_json(path, {**roles, "cases": facts})
+
+
+def read_splits(path: Path) -> SplitRecord:
+    """Read what `write_splits` wrote.
+
+    Raises:
+        RunError: If the file is missing or damaged.
+        CohortError: If the split in it is not disjoint.
+    """
+    content = read_json(path)
+    try:
+        split = Split(*(tuple(map(str, content[role])) for role in ROLES))
+        facts = content["cases"]
+        record = SplitRecord(
+            split,
+            {name: fact["subject"] for name, fact in facts.items()},
+            {name: fact["site"] for name, fact in facts.items()},
+            {name: fact["voxels"] for name, fact in facts.items() if fact["voxels"] is not None},
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise RunError("is no splits.json of chiasm", path=path, reason="damaged", found=repr(error)) from error
+    check_disjoint(split, record.subjects, record.hashes)
+    return record

@@ -1,0 +1,62 @@
+"""The main job on simulated patients: offline, without data, in minutes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from chiasm.cohorts.phantom import write_cohort
+from chiasm.errors import unknown
+from chiasm.evidence.folders import evaluate
+from chiasm.prediction.folders import predict
+from chiasm.recipe import Changes, make_recipe
+from chiasm.training.loop import Progress
+from chiasm.training.run import train
+
+#: Task to (source, target, layout of the cohort).
+TASKS = {"t1-t2": ("t1", "t2", "brats"), "ct-mr": ("ct", "mr", "synthrad")}
+
+#: How many subjects, at which effort: the whole demo, and the quick one.
+EFFORTS: dict[bool, tuple[int, Changes]] = {
+    False: (8, {"schedule.steps": 600, "split.folds": 4}),
+    True: (5, {"schedule.steps": 120, "split.folds": 5, "training.validations": 2}),
+}
+
+
+def run_demo(
+    out: Path, *, task: str, quick: bool, seed: int, say: Callable[[str], None], progress: Progress | None = None
+) -> Path:
+    """Simulate a cohort, train on it, predict its test cases, evaluate and report.
+
+    Every stage resumes: the same call again goes on where it was stopped.
+
+    Args:
+        out: Folder for cohort, run, predictions and evaluation.
+        task: A name of `TASKS`.
+        quick: Fewer subjects and steps.
+        seed: Of patients, weights and batches.
+        say: Called with lines for the user.
+        progress: Called after each training step.
+
+    Returns:
+        The report's path.
+
+    Raises:
+        RecipeError: If there is no such task.
+    """
+    if task not in TASKS:
+        raise unknown("task", task, TASKS)
+    source, target, layout = TASKS[task]
+    subjects, changes = EFFORTS[quick]
+    folder = out / f"{task}{'-quick' if quick else ''}-{seed}"
+    say(f"simulating {subjects} patients")
+    cohort = write_cohort(
+        folder / "cohort", subjects=subjects, seed=seed, layout=layout, skull_strip=task == "t1-t2", spacing_mm=2.0
+    )
+    data: Changes = {"data.sources": (source,), "data.target": target, "training.seed": seed}
+    train(cohort, make_recipe("A7", "tiny", {**data, **changes}), folder / "run", say=say, progress=progress)
+    predict(folder / "run", [cohort], folder / "predictions", only="test")
+    scored = evaluate(folder / "predictions", cohort, folder / "evaluation")
+    for line in scored.table:
+        say(line)
+    return scored.report

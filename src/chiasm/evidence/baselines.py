@@ -1,0 +1,245 @@
+"""What anybody could do without a network: the naive baselines that stand in every table.
+
+All work in normalised units on a prepared grid and are fitted on training
+cases only.  A method that does not beat the look-up has learnt nothing that a
+table of 64 numbers does not know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chiasm.cohorts.intensity import fit_lookup
+from chiasm.errors import RunError, unknown
+from chiasm.storage import read_json, sha256_of, whole_file, write_json
+from chiasm.volumes import Geometry, Volume, resample
+
+if TYPE_CHECKING:
+    from chiasm.cohorts.preparation import PreparedCase
+
+TENSORS, CARD = "baselines.safetensors", "baselines.json"
+FORMAT = 1
+SAMPLE = 200_000  # voxels of a case that its quantiles, and at most the look-up, are taken over
+LOOKUP_SAMPLE = 4_000_000  # of all cases together
+QUANTILES = 257
+BINS = 64
+MOST_ATLAS_VOXELS = 2**27  # of the grid that the mean image lies on: further apart, cases share no space
+
+#: The baselines, in the order of a table.
+NAMES = ("identity", "mean", "histogram", "lookup")
+
+Array = NDArray[np.float32]
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class Baselines:
+    """What was fitted on training cases, normalised units.
+
+    Attributes:
+        mean_image: Mean of the training targets, `mean_target` where no
+            training mask reaches, shape (I, J, K).
+        mean_grid: Where it lies.
+        mean_target: Mean of all training voxels.
+        target_quantiles: Of a typical training target at even shares from 0 to 1.
+        lookup_source: Knots of the look-up, strictly rising.
+        lookup_target: The target expected at each.
+        fitted_on: Ids of the training cases.
+    """
+
+    mean_image: Array
+    mean_grid: Geometry
+    mean_target: float
+    target_quantiles: NDArray[np.float64]
+    lookup_source: NDArray[np.float64]
+    lookup_target: NDArray[np.float64]
+    fitted_on: tuple[str, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The baselines that `predict` knows."""
+        return NAMES
+
+    def predict(self, name: str, source: Array, mask: Mask, grid: Geometry) -> Array:
+        """Guess the target of one case.
+
+        Args:
+            name: "identity" (the source itself), "mean" (the mean of the
+                training targets at this place of world space), "histogram"
+                (the source's quantiles become the training targets'), or
+                "lookup" (what training targets show at this source intensity).
+            source: Normalised, shape (C, I, J, K); all but "mean" see the first source only.
+            mask: Valid voxels, shape (I, J, K).
+            grid: Where they lie.
+
+        Returns:
+            Normalised target units, shape (I, J, K), 0 outside the mask.
+
+        Raises:
+            RecipeError: If the name is unknown.
+            ValueError: If shapes do not fit.
+        """
+        if name not in NAMES:
+            raise unknown("baseline", name, NAMES)
+        if source.shape[1:] != mask.shape or mask.shape != tuple(grid.shape):
+            raise ValueError(f"source {source.shape}, mask {mask.shape} and grid {grid.shape} do not fit")
+        first = np.asarray(source[0])
+        guess = np.zeros(mask.shape, np.float32)
+        if not mask.any():
+            return guess
+        if name == "identity":
+            guess[mask] = first[mask]
+        elif name == "mean":
+            atlas = Volume(self.mean_image, self.mean_grid)
+            guess[mask] = resample(atlas, grid, order=1, fill=self.mean_target).array[mask]
+        elif name == "histogram":
+            own, shares = np.unique(_quantiles(first[mask]), return_index=True)
+            guess[mask] = np.interp(first[mask], own, self.target_quantiles[shares])
+        else:
+            guess[mask] = np.interp(first[mask], self.lookup_source, self.lookup_target)
+        return guess
+
+
+def fit_baselines(cases: Sequence[PreparedCase]) -> Baselines:
+    """Fit the naive baselines on prepared training cases, one case in memory at a time.
+
+    Raises:
+        ValueError: If there are no cases, or no voxel inside their masks.
+    """
+    if not any(np.asarray(case.mask).any() for case in cases):
+        raise ValueError("baselines need training cases with voxels inside their masks")
+    sources, targets, quantiles = [], [], []
+    for case in cases:
+        mask = np.asarray(case.mask)
+        if not mask.any():
+            continue
+        x, y = np.asarray(case.source[0])[mask], np.asarray(case.target)[mask]
+        step = max(1, len(x) * len(cases) // LOOKUP_SAMPLE, len(x) // SAMPLE)
+        sources.append(x[::step])
+        targets.append(y[::step])
+        quantiles.append(_quantiles(y))
+    knots, values = fit_lookup(np.concatenate(sources), np.concatenate(targets), BINS)
+    mean_image, mean_grid, mean_target = _mean_image(cases)
+    ids = tuple(case.id for case in cases)
+    return Baselines(mean_image, mean_grid, mean_target, np.mean(quantiles, axis=0), knots, values, ids)
+
+
+def save_baselines(folder: Path, baselines: Baselines) -> None:
+    """Write `baselines.safetensors` and `baselines.json`, which holds the sha256 of the former.
+
+    Raises:
+        ChiasmError: If the folder cannot be written.
+    """
+    from safetensors.numpy import save_file
+
+    tensors = {
+        "mean_image": np.ascontiguousarray(baselines.mean_image),
+        "target_quantiles": baselines.target_quantiles,
+        "lookup_source": baselines.lookup_source,
+        "lookup_target": baselines.lookup_target,
+    }
+    with whole_file(folder / TENSORS) as temporary:
+        save_file(tensors, temporary)
+    card = {
+        "format": FORMAT,
+        "sha256": sha256_of(folder / TENSORS),
+        "affine": baselines.mean_grid.affine.tolist(),
+        "mean_target": baselines.mean_target,
+        "fitted_on": list(baselines.fitted_on),
+    }
+    write_json(folder / CARD, card)
+
+
+def load_baselines(folder: Path) -> Baselines:
+    """Read what `save_baselines` wrote; nothing in the files is run.
+
+    Raises:
+        RunError: If a file is missing, was changed, or is of another format.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    card: dict[str, Any] = read_json(folder / CARD)
+    if not isinstance(card, dict) or card.get("format") != FORMAT:
+        found = card.get("format") if isinstance(card, dict) else type(card).__name__
+        raise RunError(
+            "is of a format this chiasm does not know",
+            path=folder / CARD,
+            reason="format",
+            found=found,
+            expected=FORMAT,
+        )
+    file = folder / TENSORS
+    if not file.is_file() or sha256_of(file) != card.get("sha256"):
+        raise RunError(
+            "is missing or was changed since it was written",
+            path=file,
+            reason="damaged",
+            hint="Copy the model folder again, or run the same train command to write it anew.",
+        )
+    try:
+        tensors = load_file(file)
+        mean_image = tensors["mean_image"]
+        i, j, k = mean_image.shape
+        return Baselines(
+            mean_image,
+            Geometry((i, j, k), np.array(card["affine"], dtype=np.float64).reshape(4, 4)),
+            float(card["mean_target"]),
+            tensors["target_quantiles"],
+            tensors["lookup_source"],
+            tensors["lookup_target"],
+            tuple(card["fitted_on"]),
+        )
+    except (SafetensorError, KeyError, ValueError, TypeError) as error:
+        raise RunError("is damaged", path=file, reason="damaged", found=error) from error
+
+
+def _quantiles(values: Array) -> NDArray[np.float64]:
+    return np.quantile(values[:: -(-len(values) // SAMPLE)], np.linspace(0, 1, QUANTILES)).astype(np.float64)
+
+
+def _mean_image(cases: Sequence[PreparedCase]) -> tuple[Array, Geometry, float]:
+    """Average the targets in world space: image, where it lies, and the mean of all their voxels."""
+    grid = _common_grid([case.grid for case in cases])
+    total, cover = np.zeros(grid.shape, np.float32), np.zeros(grid.shape, np.float32)
+    voxels, amount = 0, 0.0
+    for case in cases:
+        mask, target = np.asarray(case.mask), np.asarray(case.target)
+        inside = mask.astype(np.float32)
+        total += resample(Volume(target * inside, case.grid), grid, order=1).array
+        cover += resample(Volume(inside, case.grid), grid, order=1).array
+        voxels += int(mask.sum())
+        amount += float(target[mask].sum(dtype=np.float64))
+    mean = amount / voxels
+    seen = cover > 0.01
+    image = np.full(grid.shape, mean, np.float32)
+    image[seen] = total[seen] / cover[seen]
+    return image, grid, mean
+
+
+def _common_grid(grids: Sequence[Geometry]) -> Geometry:
+    """Return a grid along the world's axes, as fine as the first, that holds all `grids`."""
+    corners = np.concatenate([_corners(grid) for grid in grids])
+    low, high = corners.min(axis=0), corners.max(axis=0)
+    spacing = np.full(3, min(grids[0].spacing_mm))
+    size = np.floor((high - low) / spacing + 1e-3).astype(int) + 1
+    if np.prod(size, dtype=np.float64) > MOST_ATLAS_VOXELS:  # coarser, never more
+        spacing *= float((np.prod(size, dtype=np.float64) / MOST_ATLAS_VOXELS) ** (1 / 3)) * 1.01
+        size = np.floor((high - low) / spacing + 1e-3).astype(int) + 1
+    affine = np.diag([*spacing, 1.0])
+    affine[:3, 3] = low
+    i, j, k = size.tolist()
+    return Geometry((i, j, k), affine)
+
+
+def _corners(grid: Geometry) -> NDArray[np.float64]:
+    """Return the world positions of the centres of the eight corner voxels, shape (8, 3)."""
+    ends = np.array(np.meshgrid(*((0, side - 1) for side in grid.shape))).reshape(3, 8)
+    corners: NDArray[np.float64] = (grid.affine[:3, :3] @ ends).T + grid.affine[:3, 3]
+    return corners

@@ -1,0 +1,299 @@
+"""`chiasm evaluate`: a folder of predictions against a cohort, beside the naive baselines.
+
+Nothing here loads torch: scores need arrays, the plan's fixed figures and the
+baselines' tables only.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chiasm.cohorts.cases import Case, Cohort, Problem
+from chiasm.cohorts.intensity import fit_intensity
+from chiasm.cohorts.layouts import find_cohort
+from chiasm.cohorts.planning import Plan, read_plan
+from chiasm.cohorts.preparation import prepare_source
+from chiasm.errors import ChiasmError, CohortError, RunError, unknown
+from chiasm.evidence.baselines import Baselines, load_baselines
+from chiasm.evidence.evaluation import Row, evaluate_case, format_table, harmonise, write_evaluation
+from chiasm.evidence.report import GalleryCase, write_report
+from chiasm.metrics import CONVENTIONS
+from chiasm.storage import read_json, read_toml
+from chiasm.volumes import Volume, canonical, check_pair, read_volume, resample
+
+GALLERY = 6  # cases with pictures in the report
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What an evaluation left behind.
+
+    Attributes:
+        rows: One for each figure.
+        table: The summary, lines of text.
+        report: The page.
+        problems: Cases that could not be scored.
+    """
+
+    rows: tuple[Row, ...]
+    table: tuple[str, ...]
+    report: Path
+    problems: tuple[Problem, ...]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Everything of one case on the source's grid, in target units.
+
+    Attributes:
+        case: The cohort's case.
+        entry: The case's entry in `predictions.json`.
+        images: Method name to predicted image; the model's own comes first.
+        target: The real image, harmonised where units are arbitrary.
+        reliability: The map in target units, or None.
+        mask: Voxels that are scored.
+        labels: Label map, or None.
+        source: The first source.
+    """
+
+    case: Case
+    entry: Mapping[str, object]
+    images: Mapping[str, NDArray[np.float32]]
+    target: NDArray[np.float32]
+    reliability: NDArray[np.float32] | None
+    mask: NDArray[np.bool_]
+    labels: NDArray[np.integer] | None
+    source: Volume
+
+
+def evaluate(
+    predictions: Path,
+    reference: Path,
+    out: Path,
+    *,
+    regions: str = "seg",
+    convention: str = "chiasm",
+    model: Path | None = None,
+    layout: str | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> Scored:
+    """Score every predicted case that has a real target; write CSV, JSON and a report.
+
+    Args:
+        predictions: Folder written by `chiasm predict`.
+        reference: The cohort with the real targets.
+        out: Where `evaluation.csv`, `evaluation.json` and `report.html` go.
+        regions: "seg" for the cohort's label maps, "none" to score the mask alone.
+        convention: A name of `CONVENTIONS`.
+        model: Run or model folder, where it no longer stands where it stood.
+        layout: Name of a layout, where the folder fits several.
+        progress: Called with cases done, all cases, the next case's id.
+
+    Raises:
+        ChiasmError: If a folder is not what it should be, or no case can be scored.
+    """
+    if convention not in CONVENTIONS:
+        raise unknown("convention", convention, list(CONVENTIONS))
+    if regions not in ("seg", "none"):
+        raise unknown("choice of regions", regions, ["seg", "none"])
+    manifest = _manifest(predictions)
+    folder = _model_folder(manifest, model)
+    plan, baselines = read_plan(folder / "plan.toml"), load_baselines(folder)
+    cohort = find_cohort(reference, layout=layout)
+    rows: list[Row] = []
+    problems: list[Problem] = []
+    gallery: list[GalleryCase] = []
+    entries = manifest["cases"]
+    for index, entry in enumerate(entries):
+        if progress is not None:
+            progress(index, len(entries), entry["case"])
+        try:
+            loaded = load_case(predictions, entry, cohort, plan, baselines, with_labels=regions == "seg")
+        except ChiasmError as error:
+            problems.append(Problem(error.path or predictions, error.reason, str(error), entry["case"]))
+            continue
+        rows += _score(loaded, manifest, plan, cohort, convention)
+        if len(gallery) < GALLERY and entry["role"] not in ("train",):
+            gallery.append(_picture(loaded, plan))
+    if not rows:
+        detail = f"; the first: {problems[0].message}" if problems else ""
+        raise CohortError(f"no predicted case could be scored{detail}", path=predictions, reason="no-cases")
+    write_evaluation(out, rows)
+    warnings = _warnings(manifest, rows, problems)
+    report = write_report(
+        out / "report.html",
+        title=f"{' + '.join(plan.sources)} to {plan.target}",
+        rows=rows,
+        history=_history(folder.parent / "log.jsonl"),
+        gallery=gallery,
+        facts=_facts(folder, manifest, cohort),
+        warnings=warnings,
+    )
+    return Scored(tuple(rows), tuple(format_table(rows)), report, tuple(problems))
+
+
+def load_case(
+    folder: Path, entry: Mapping[str, object], cohort: Cohort, plan: Plan, baselines: Baselines, *, with_labels: bool
+) -> Loaded:
+    """Read one case's prediction, target, mask and labels, and make the naive baselines.
+
+    Raises:
+        CohortError: If the cohort has no such case or it has no target.
+        VolumeError: If a file cannot be read or a grid does not fit.
+    """
+    name = str(entry["case"])
+    case = next((case for case in cohort.cases if case.id == name), None)
+    if case is None or plan.target not in case.images:
+        raise CohortError(
+            f"case {name} has no {plan.target} to compare with" if case else f"has no case {name}",
+            path=cohort.root,
+            reason="no-target",
+        )
+    source = read_volume(case.images[plan.sources[0]])
+    others = [
+        check_pair(source, read_volume(case.images[other]), a_name=plan.sources[0], b_name=other)
+        for other in plan.sources[1:]
+    ]
+
+    def fitting(path: Path, what: str, labels: bool = False) -> Volume:
+        return check_pair(source, read_volume(path, labels=labels), b_name=what, labels=labels)
+
+    prediction = fitting(folder / str(entry["image"]), "prediction")
+    target = fitting(case.images[plan.target], plan.target)
+    mask = fitting(case.mask or folder / str(entry["mask"]), "mask", labels=True)
+    inside = mask.array > 0
+    labels = fitting(case.labels, "labels", labels=True).array if with_labels and case.labels else None
+    reliability = fitting(folder / str(entry["reliability"]), "reliability").array if "reliability" in entry else None
+    prepared = prepare_source([source, *others], plan, mask)
+    images = {str(entry.get("method", "model")): prediction.array}
+    for baseline in baselines.names:
+        guess = baselines.predict(baseline, prepared.array, prepared.mask, prepared.grid)
+        raw = plan.target_reference.invert(guess)
+        on_grid = resample(Volume(raw.astype(np.float32), prepared.grid), source.geometry, order=1)
+        images[baseline] = np.where(inside, on_grid.array, plan.target_background).astype(np.float32)
+    return Loaded(case, entry, images, harmonise(target.array, inside, plan), reliability, inside, labels, source)
+
+
+def _score(
+    loaded: Loaded, manifest: Mapping[str, object], plan: Plan, cohort: Cohort, convention: str
+) -> Iterator[Row]:
+    model_name = str(manifest["model"]["method"])  # type: ignore[index]
+    for index, (method, image) in enumerate(loaded.images.items()):
+        yield from evaluate_case(
+            image,
+            loaded.target,
+            loaded.mask,
+            loaded.labels,
+            cohort.regions,
+            loaded.source.geometry.spacing_mm,
+            data_range=plan.target_range,
+            unit=plan.target_unit,
+            convention=convention,
+            reliability=loaded.reliability if index == 0 else None,
+            case=loaded.case.id,
+            fold=int(manifest["fold"]),  # type: ignore[call-overload]
+            seed=int(manifest["seed"]),  # type: ignore[call-overload]
+            method=model_name if index == 0 else method,
+        )
+
+
+def _picture(loaded: Loaded, plan: Plan) -> GalleryCase:
+    grid = loaded.source.geometry
+
+    def upright(array: NDArray[np.generic]) -> NDArray[np.generic]:
+        return canonical(Volume(array, grid)).array
+
+    synthetic = next(iter(loaded.images.values()))
+    lesion = None if loaded.labels is None else upright(loaded.labels > 0)
+    return GalleryCase(
+        case=loaded.case.id,
+        source=upright(loaded.source.array),
+        real=upright(loaded.target),
+        synthetic=upright(synthetic),
+        reliability=None if loaded.reliability is None else upright(loaded.reliability),
+        mask=upright(loaded.mask),
+        lesion=lesion,
+        spacing_mm=canonical(loaded.source).geometry.spacing_mm,
+        unit=plan.target_unit,
+        window=plan.target_range,
+        caption=f"{loaded.entry['role']} case",
+    )
+
+
+def _manifest(folder: Path) -> dict[str, object]:
+    path = folder / "predictions.json"
+    if not path.exists():
+        raise RunError(
+            "holds no predictions.json",
+            path=folder,
+            reason="no-predictions",
+            hint="Give the folder that chiasm predict wrote.",
+        )
+    content: dict[str, object] = read_json(path)
+    return content
+
+
+def _model_folder(manifest: Mapping[str, object], given: Path | None) -> Path:
+    told = Path(str(manifest["model"]["path"]))  # type: ignore[index]
+    for folder in (told,) if given is None else (given, given / "model"):
+        if (folder / "plan.toml").is_file() and (folder / "model.toml").is_file():
+            return folder
+    raise RunError(
+        "holds no model", path=given or told, reason="no-model", hint="Say where the model is now with --model RUN."
+    )
+
+
+def _warnings(manifest: Mapping[str, object], rows: Sequence[Row], problems: Sequence[Problem]) -> list[str]:
+    entries: Sequence[Mapping[str, object]] = manifest["cases"]  # type: ignore[assignment]
+    scored = {row.case for row in rows}
+    seen = [str(entry["case"]) for entry in entries if entry["role"] in ("train", "validation")]
+    warnings = []
+    if seen:
+        warnings.append(f"{len(seen)} of {len(entries)} cases were used in training: {', '.join(seen)}")
+    if len(scored) < 6:
+        warnings.append(f"only {len(scored)} cases: no difference between methods can be called significant")
+    warnings += [f"case {entry['case']}: {sentence}" for entry in entries for sentence in entry["warnings"]]  # type: ignore[attr-defined]
+    return warnings + [f"not scored: {problem.message}" for problem in problems]
+
+
+def _history(path: Path) -> list[dict[str, object]]:
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _facts(folder: Path, manifest: Mapping[str, object], cohort: Cohort) -> dict[str, dict[str, str]]:
+    """Collect the data sheet: what was asked, on what, with what."""
+    plan = read_toml(folder / "plan.toml")
+    entries: Sequence[Mapping[str, object]] = manifest["cases"]  # type: ignore[assignment]
+    facts = {
+        "Cohort": {
+            "layout": cohort.layout,
+            "cases in the folder": str(len(cohort.cases)),
+            "subjects": str(len({case.subject for case in cohort.cases})),
+            "cases scored": str(len(entries)),
+            "sites": ", ".join(sorted({case.site for case in cohort.cases if case.site})) or "not known",
+        },
+        "Plan": {name: str(reason) for name, reason in plan.get("reasons", {}).items()},
+        "Model": {
+            "sha256 of the weights": str(manifest["model"]["sha256"]),  # type: ignore[index]
+            "method": str(manifest["model"]["method"]),  # type: ignore[index]
+        },
+    }
+    recipe = read_toml(folder / "recipe.toml")
+    facts["Recipe"] = {
+        f"{section}.{name}": str(value)
+        for section, fields in recipe.items()
+        if isinstance(fields, dict)
+        for name, value in fields.items()
+    }
+    environment = folder.parent / "environment.json"
+    if environment.exists():
+        facts["Environment"] = {name: str(value) for name, value in read_json(environment).items()}
+    return facts

@@ -1,0 +1,213 @@
+"""Where and how precisely networks run at inference: device, precision, memory layout, threads.
+
+Measured on the CPU: convolutions are fastest on channels-last tensors, and in
+bfloat16 only where the processor multiplies it itself (elsewhere it is slower
+than float32).  So the processor is asked, and nobody has to know.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal, TypeVar, cast, get_args
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from chiasm.errors import RecipeError, unknown
+
+Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
+Module = TypeVar("Module", bound=nn.Module)
+
+ACCELERATORS = ("auto", "cpu", "cuda")
+_LAYOUT = {4: torch.channels_last, 5: torch.channels_last_3d}  # by the number of axes
+_NORMS = (nn.BatchNorm2d, nn.BatchNorm3d)
+_AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+
+
+def pick_device(accelerator: str) -> torch.device:
+    """Turn "auto", "cpu" or "cuda" into a device; "auto" takes CUDA where there is one.
+
+    Raises:
+        RecipeError: If the name is unknown, or CUDA is asked for where there is none.
+    """
+    if accelerator not in ACCELERATORS:
+        raise unknown("accelerator", accelerator, ACCELERATORS)
+    if accelerator == "cuda" and not torch.cuda.is_available():
+        raise RecipeError(
+            "CUDA is asked for, but torch finds no CUDA device",
+            reason="no-cuda",
+            hint="Use the accelerator auto or cpu, or install a torch built for CUDA and its driver.",
+        )
+    return torch.device("cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def pick_precision(precision: str, accelerator: str) -> Precision:
+    """Choose the number format of convolutions: the fastest that this machine computes natively.
+
+    Args:
+        precision: "auto", or the name of a precision, which is then checked and returned.
+        accelerator: "auto", "cpu" or "cuda".
+
+    Returns:
+        "bf16-mixed" where the CPU has avx512_bf16 or AMX or the GPU has bfloat16,
+        "16-mixed" on an older GPU, else "32-true".
+
+    Raises:
+        RecipeError: If a name is unknown, CUDA is asked for where there is none,
+            or "16-mixed" is asked for on a CPU.
+    """
+    on_cuda = pick_device(accelerator).type == "cuda"
+    if precision == "auto":
+        if on_cuda:
+            return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
+        return "bf16-mixed" if _cpu_multiplies_bfloat16() else "32-true"
+    if precision not in get_args(Precision):
+        raise unknown("precision", precision, ("auto", *get_args(Precision)))
+    if precision == "16-mixed" and not on_cuda:
+        raise RecipeError(
+            "the precision 16-mixed needs CUDA",
+            reason="precision",
+            found=f"accelerator {accelerator}",
+            hint="Use the precision auto.",
+        )
+    return cast(Precision, precision)
+
+
+def _cpu_multiplies_bfloat16() -> bool:
+    # torch before 2.11 cannot be asked: float32 is then right everywhere, only slower.
+    capabilities: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Device, precision and threads for a network at inference.
+
+    Attributes:
+        device: Where networks and tensors are placed.
+        precision: Of convolutions; the rest, and all results, stay float32.
+        threads: CPU threads of one pass; None leaves torch's number.
+    """
+
+    device: torch.device
+    precision: Precision
+    threads: int | None = None
+
+    @classmethod
+    def pick(cls, accelerator: str = "auto", precision: str = "auto", threads: int | None = None) -> Engine:
+        """Choose device and precision; see `pick_device` and `pick_precision`."""
+        return cls(pick_device(accelerator), pick_precision(precision, accelerator), threads)
+
+    def place(self, module: Module) -> Module:
+        """Move a network to the device, channels last, in evaluation mode; changes and returns `module`."""
+        return _channels_last(module.to(self.device).eval())
+
+    def wrap(self, network_fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        """Make a function of tensors run on this engine, without gradients.
+
+        Args:
+            network_fn: One or several networks, in evaluation mode on the engine's device.
+
+        Returns:
+            A function that takes a tensor (N, C, *S) on any device and returns
+            float32 on the engine's.
+        """
+        kind, narrow = self.device.type, _AUTOCAST.get(self.precision)
+
+        def run(images: Tensor) -> Tensor:
+            on_device = images.to(self.device)
+            if images.ndim in _LAYOUT:
+                on_device = on_device.contiguous(memory_format=_LAYOUT[images.ndim])
+            with (
+                _threads(self.threads),
+                torch.inference_mode(),
+                torch.autocast(kind, dtype=narrow, enabled=narrow is not None),
+            ):
+                return network_fn(on_device).float()
+
+        return run
+
+
+def freeze_for_inference(module: Module) -> Module:
+    """Copy a network for inference: same results, fewer operations.
+
+    The copy is in evaluation mode, needs no gradients and lies channels last;
+    spectral normalisation is baked into the weights and batch normalisation
+    into the convolution before it, where one directly follows the other.
+    `module` itself, in training perhaps, stays as it is.
+    """
+    frozen = copy.deepcopy(module).eval().requires_grad_(False)
+    for part in list(frozen.modules()):
+        if parametrize.is_parametrized(part):
+            for name in list(part.parametrizations):  # type: ignore[arg-type]
+                parametrize.remove_parametrizations(part, name, leave_parametrized=True)
+    with torch.no_grad():
+        _fold_batch_norms(frozen)
+    return _channels_last(frozen)
+
+
+class _Shallow(fx.Tracer):
+    """Follows a module's own forward and takes its children as they are."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:  # noqa: ARG002  # torch asks by name
+        """Look into no child."""
+        return True
+
+
+def _fold_batch_norms(module: nn.Module) -> None:
+    """Replace each batch normalisation whose only input is a convolution, both used once."""
+    places = Counter(id(part) for _, part in module.named_modules(remove_duplicate=False))
+    for parent in list(module.modules()):
+        if not any(isinstance(child, _NORMS) for child in parent.children()):
+            continue
+        try:
+            graph = _Shallow().trace(parent)
+        except (RuntimeError, TypeError, ValueError):  # a forward that asks for sizes or values: leave it whole
+            continue
+        calls = [node for node in graph.nodes if node.op == "call_module"]
+        uses = Counter(id(parent.get_submodule(str(node.target))) for node in calls)
+        for node in calls:
+            norm, before = parent.get_submodule(str(node.target)), node.args[0] if node.args else None
+            if not isinstance(norm, _NORMS) or not isinstance(before, fx.Node) or before.op != "call_module":
+                continue
+            convolution = parent.get_submodule(str(before.target))
+            once = len(before.users) == 1 and all(places[id(m)] == uses[id(m)] == 1 for m in (convolution, norm))
+            if not once or not isinstance(convolution, nn.Conv2d | nn.Conv3d) or norm.running_mean is None:
+                continue
+            convolution.weight, convolution.bias = fuse_conv_bn_weights(
+                convolution.weight,
+                convolution.bias,
+                norm.running_mean,
+                cast(Tensor, norm.running_var),
+                norm.eps,
+                norm.weight,
+                norm.bias,
+            )
+            parent.set_submodule(str(node.target), nn.Identity())
+
+
+def _channels_last(module: Module) -> Module:
+    """Lay out the weights of convolutions, 2D and 3D, with the channels last in memory."""
+    for parameter in module.parameters():
+        if parameter.ndim in _LAYOUT:
+            parameter.data = parameter.data.contiguous(memory_format=_LAYOUT[parameter.ndim])
+    return module
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    if count is None or count == before:
+        yield
+        return
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,72 @@
+"""Small paired cohorts on disk for tests: an ellipsoid of three tissues on air, MR-like gains, NIfTI."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from chiasm.cohorts.cases import Case, Cohort
+from numpy.typing import NDArray
+
+SHAPE = (36, 40, 12)
+SPACING = (1.0, 1.0, 3.0)
+
+
+def body(shape: tuple[int, int, int] = SHAPE) -> NDArray[np.bool_]:
+    axes = np.meshgrid(*(np.linspace(-1.2, 1.2, n) for n in shape), indexing="ij")
+    return np.asarray(sum(axis**2 for axis in axes) < 1)
+
+
+def pair(
+    seed: int, gain: float = 1.0, shape: tuple[int, int, int] = SHAPE
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.uint8]]:
+    """Source, target and labels: the target is dark where the source is bright; air is exactly zero."""
+    from scipy import ndimage
+
+    rng = np.random.default_rng(seed)
+    texture = ndimage.gaussian_filter(rng.normal(size=shape), 2)
+    tissue = np.digitize(texture, np.quantile(texture, (0.3, 0.7)))
+    inside = body(shape)
+    source = np.array([60.0, 100.0, 140.0])[tissue] + rng.normal(size=shape) * 4
+    target = np.array([300.0, 200.0, 120.0])[tissue] + rng.normal(size=shape) * 8
+    labels = ((tissue == 2) & inside).astype(np.uint8) * 4
+    return (
+        np.where(inside, source * gain, 0).astype(np.float32),
+        np.where(inside, target / gain, 0).astype(np.float32),
+        labels,
+    )
+
+
+def affine(spacing: tuple[float, float, float] = SPACING) -> NDArray[np.float64]:
+    return np.array([[spacing[0], 0, 0, -20.0], [0, spacing[1], 0, -25.0], [0, 0, spacing[2], 5.0], [0, 0, 0, 1]])
+
+
+def save(path: Path, array: NDArray[np.generic], matrix: NDArray[np.float64]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = nib.Nifti1Image(array, matrix)
+    image.set_sform(matrix, 1)
+    image.set_qform(matrix, 1)
+    nib.save(image, path)
+    return path
+
+
+def write_case(
+    folder: Path, seed: int, *, gain: float = 1.0, spacing: tuple[float, float, float] = SPACING, masked: bool = False
+) -> Case:
+    name = f"case{seed:02d}"
+    source, target, labels = pair(seed, gain)
+    matrix, place = affine(spacing), folder / name
+    return Case(
+        name,
+        name,
+        {"t1": save(place / "t1.nii", source, matrix), "t2": save(place / "t2.nii", target, matrix)},
+        mask=save(place / "mask.nii", body().astype(np.uint8), matrix) if masked else None,
+        labels=save(place / "seg.nii", labels, matrix),
+    )
+
+
+def write_cohort(folder: Path, count: int = 4, *, masked: bool = False) -> Cohort:
+    gains = (1.0, 3.0, 0.5, 20.0, 2.0, 8.0)
+    cases = tuple(write_case(folder, seed, gain=gains[seed % 6], masked=masked) for seed in range(count))
+    return Cohort(folder, "synthetic", cases, {"lesion": (4,)})
