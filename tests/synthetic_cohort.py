@@ -6,8 +6,9 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from chiasm.cohorts.cases import Case, Cohort
 from numpy.typing import NDArray
+
+from chiasm.cohorts.cases import Case, Cohort
 
 SHAPE = (36, 40, 12)
 SPACING = (1.0, 1.0, 3.0)

@@ -8,6 +8,8 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+
 from chiasm.cohorts.intensity import (
     KINDS,
     IntensityMap,
@@ -20,7 +22,6 @@ from chiasm.cohorts.intensity import (
     reference_map,
 )
 from chiasm.errors import VolumeError
-from numpy.typing import NDArray
 
 DATA = Path(os.environ.get("CHIASM_DATA", Path(__file__).parents[2] / "shared" / "data"))
 RNG = np.random.default_rng(1)

@@ -10,8 +10,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import chiasm
 import pytest
+
+import chiasm
 
 ROOT = Path(chiasm.__file__).parent
 PROJECT = Path(__file__).parents[1]
@@ -20,12 +21,13 @@ PROJECT = Path(__file__).parents[1]
 def map_of_the_house() -> list[str]:
     """Dotted names in order, packages as `package.module`, from the map's lines."""
     places: list[str] = []
-    for line in (chiasm.__doc__ or "").splitlines():
+    text = re.sub(r"\n {5,}(?=\S)", " ", chiasm.__doc__ or "")  # a long line goes on, indented, in the next
+    for line in text.splitlines():
         if not (match := re.fullmatch(r"    (\w+) {2,}(.+)", line)):
             continue
-        name, text = match.groups()
+        name, told = match.groups()
         if (ROOT / name).is_dir():
-            modules = [module.strip() for module in text.partition(":")[2].split(",")]
+            modules = [module.strip() for module in told.partition(":")[2].split(",")]
             places += [f"{name}.{module}" for module in modules] + [name]
         else:
             places.append(name)

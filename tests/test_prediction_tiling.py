@@ -8,6 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
 from chiasm.errors import ChiasmError
 from chiasm.networks.discriminators import LocalDiscriminator
 from chiasm.networks.generator import Generator
@@ -22,9 +26,6 @@ from chiasm.prediction.tiling import (
     window_positions,
     window_weights,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from torch import Tensor, nn
 
 RNG = np.random.default_rng(0)
 
@@ -192,9 +193,9 @@ def test_a_pass_that_does_not_fit_into_memory_is_made_smaller() -> None:
     asked, network = hungry(2 * 16 * 16)
     np.testing.assert_array_equal(apply_to_slices(network, source, slices=1, batch=8, multiple=8), source * 3)  # type: ignore[arg-type]
     assert [count // 256 for count in asked] == [8, 4, 2, 2, 2, 2]
-    asked, network = hungry(600)
+    asked, network = hungry(12 * 12 * 8)
     np.testing.assert_array_equal(apply_to_volume(network, source, tile=16, halo=1, multiple=4), source * 3)  # type: ignore[arg-type]
-    assert asked[0] == 2048 and max(asked[2:]) <= 600 and len(asked) > 3
+    assert asked[0] == 16 * 16 * 8 and max(asked[1:]) == 12 * 12 * 8 and len(asked) == 5
     asked, network = hungry(128)
     blended = blend_windows(network, source, window=[8, 8, 2], weighting="constant", batch=4)  # type: ignore[arg-type]
     np.testing.assert_allclose(blended, source * 3, rtol=1e-6)
@@ -247,10 +248,10 @@ def test_windows_spread_evenly_and_cover_the_axis() -> None:
 
 
 @pytest.mark.parametrize("weighting", ["gaussian", "constant"])
-@pytest.mark.parametrize(("shape", "window"), [((30, 25, 19), (16, 12, 8)), ((7, 30, 9), (16, 16, 16)), ((33, 20), (9, 20))])
-def test_a_volume_of_ones_comes_back_as_ones(
-    weighting: str, shape: tuple[int, ...], window: tuple[int, ...]
-) -> None:
+@pytest.mark.parametrize(
+    ("shape", "window"), [((30, 25, 19), (16, 12, 8)), ((7, 30, 9), (16, 16, 16)), ((33, 20), (9, 20))]
+)
+def test_a_volume_of_ones_comes_back_as_ones(weighting: str, shape: tuple[int, ...], window: tuple[int, ...]) -> None:
     blended = blend_windows(lambda images: images, np.ones((1, *shape), np.float32), window=window, weighting=weighting)  # type: ignore[arg-type]
     np.testing.assert_allclose(blended, 1, atol=1e-6)
 

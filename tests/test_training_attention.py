@@ -73,7 +73,7 @@ def test_weights_have_mean_one_and_stay_under_the_cap(dims: int, beta: float, ca
     weight = attention.attention_weight(confidence, mask, beta=beta, cap=cap)
     assert mean_over(mask, weight) == pytest.approx(1, abs=1e-6)
     assert weight[mask].max() <= cap * (1 + 1e-6)
-    if beta >= 4 or cap < 2:
+    if beta >= 16 or cap < 2:
         assert weight[mask].max() >= 0.99 * cap  # the cap was met, otherwise it was not tested
     assert (weight >= 0).all()
 

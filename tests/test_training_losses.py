@@ -160,7 +160,7 @@ def test_the_gradient_penalty_equals_one_autograd_call_for_each_sample(dims: int
         slope = torch.autograd.functional.jacobian(critic, z)
         terms.append((math.sqrt(float(slope.square().sum())) - 1) ** 2)
     penalty = losses.gradient_penalty(critic, real, fake, factor)
-    assert penalty == pytest.approx(sum(terms) / 3, rel=1e-9)
+    assert penalty.item() == pytest.approx(sum(terms) / 3, rel=1e-9)
     penalty.backward()  # the penalty can be differentiated again
     found = critic.convolutions[0].weight.grad
     assert isinstance(found, Tensor)

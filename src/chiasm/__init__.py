@@ -7,32 +7,47 @@ its own, and within a line only from names to its left; a test reads this map.
     storage     files that appear whole or not at all; TOML, JSON, sha256
     recipe      what the user asked for: frozen settings, presets, one dial
     volumes     what lies on disk: geometry, nifti, metaimage, screening
-    cohorts     which files belong together: cases, layouts, splits, intensity, planning, preparation, anatomy, lesions, phantom
+    cohorts     which files belong together: cases, layouts, splits, intensity, masks, fingerprint, cost, planning,
+                preparation, anatomy, lesions, signals, phantom
     metrics     figures of merit on arrays with a mask; conventions by name
     networks    tensors to tensors: generator, discriminators
-    prediction  a network over a whole volume: tiling, engines, calibration, model, synthesis
-    training    how networks learn: batches, losses, attention, methods, health, checkpoints, learner, loop
-    evidence    what may be claimed: baselines, evaluation, report
+    prediction  a network over a whole volume: tiling, engines, calibration, baselines, manifest, model,
+                synthesis, folders
+    training    how networks learn: batches, losses, attention, methods, health, checkpoints, learner, loop, run
+    evidence    what may be claimed: evaluation, report, folders
     pages       what people look at: templates
-    workflow    the verbs as functions, for Python and for the command line
+    demo        the main job on simulated patients
     cli         verbs: parse, call, print
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from chiasm.workflow import evaluate, inspect, load, plan, predict, train
+    from chiasm.cohorts.layouts import inspect_folder as inspect
+    from chiasm.evidence.folders import evaluate
+    from chiasm.prediction.folders import load, predict
+    from chiasm.training.run import plan_run as plan
+    from chiasm.training.run import train
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "evaluate", "inspect", "load", "plan", "predict", "train"]
 
+_VERBS = {
+    "inspect": ("cohorts.layouts", "inspect_folder"),
+    "plan": ("training.run", "plan_run"),
+    "train": ("training.run", "train"),
+    "load": ("prediction.folders", "load"),
+    "predict": ("prediction.folders", "predict"),
+    "evaluate": ("evidence.folders", "evaluate"),
+}
+
 
 def __getattr__(name: str) -> Any:
     """Import a verb when it is first used, so that `import chiasm` stays light."""
-    if name in __all__:
-        from chiasm import workflow
-
-        return getattr(workflow, name)
-    raise AttributeError(f"module 'chiasm' has no attribute {name!r}; it has {', '.join(__all__)}")
+    if name not in _VERBS:
+        raise AttributeError(f"module 'chiasm' has no attribute {name!r}; it has {', '.join(__all__)}")
+    module, function = _VERBS[name]
+    return getattr(import_module(f"chiasm.{module}"), function)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -158,7 +158,6 @@ def predict(
     from chiasm.prediction.folders import predict as run_prediction
 
     with _progress() as bar:
-        task = bar.add_task("predicting", total=None)
         made = run_prediction(
             run,
             inputs,
@@ -167,13 +166,12 @@ def predict(
             layout=layout,
             accelerator=accelerator,
             precision=precision,
-            progress=lambda done, total, case: bar.update(
-                task, completed=done, total=total, description=f"predicting {case}".strip()
-            ),
+            progress=_count(bar, "predicting"),
         )
-    typer.echo(f"{len(made.done)} cases predicted: {made.folder}")
-    for case, sentence in made.warnings:
-        typer.echo(f"warning: case {case}: {sentence}", err=True)
+    typer.echo(f"{len(made.manifest.cases)} cases predicted: {made.folder}")
+    for entry in made.manifest.cases:
+        for sentence in entry.warnings:
+            typer.echo(f"warning: case {entry.case}: {sentence}", err=True)
     _finish(made.problems)
 
 
@@ -191,7 +189,6 @@ def evaluate(
     from chiasm.evidence.folders import evaluate as run_evaluation
 
     with _progress() as bar:
-        task = bar.add_task("evaluating", total=None)
         scored = run_evaluation(
             predictions,
             reference,
@@ -200,7 +197,7 @@ def evaluate(
             convention=convention,
             model=model,
             layout=layout,
-            progress=lambda done, total, case: bar.update(task, completed=done, total=total),
+            progress=_count(bar, "evaluating"),
         )
     for line in scored.table:
         typer.echo(line)
@@ -222,8 +219,7 @@ def phantom(
     from chiasm.cohorts.phantom import write_cohort
 
     with _progress() as bar:
-        task = bar.add_task("simulating", total=subjects)
-        folder = write_cohort(
+        write_cohort(
             out,
             subjects=subjects,
             seed=seed,
@@ -231,9 +227,9 @@ def phantom(
             spacing_mm=spacing,
             difficulty=difficulty,
             layout=layout,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            progress=_count(bar, "simulating"),
         )
-    typer.echo(f"{subjects} subjects: {folder}")
+    typer.echo(f"{subjects} subjects: {out}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -300,17 +296,34 @@ def _recipe(
 
 def _progress() -> Progress:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     return Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=Console(stderr=True))
 
 
-def _follow(bar: Progress, name: str):  # type: ignore[no-untyped-def]
+def _count(bar: Progress, name: str) -> Callable[[int, int, str], None]:
+    """Show cases on a progress bar: done, all, and the one that is worked on."""
+    task = bar.add_task(name, total=None)
+
+    def update(done: int, total: int, case: str) -> None:
+        bar.update(task, completed=done, total=total, description=f"{name} {case}".strip())
+
+    return update
+
+
+def _follow(bar: Progress, name: str) -> Callable[[int, int, Mapping[str, float]], None]:
     """Show training steps on a progress bar, with the loss beside it."""
     task = bar.add_task(name, total=None)
 
-    def update(done: int, total: int, figures: dict[str, float]) -> None:
+    def update(done: int, total: int, figures: Mapping[str, float]) -> None:
         loss = f" loss {figures['loss']:.4f}" if "loss" in figures else " judges"
         bar.update(task, completed=done, total=total, description=name + loss)
 

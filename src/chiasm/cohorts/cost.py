@@ -137,7 +137,7 @@ def _seconds(layer: Layer, dims: Literal[2, 3], patch: tuple[int, ...], accelera
     work = layer.inputs * layer.kernel**dims
     size = tuple(max(1, side >> layer.level) for side in patch)
     neighbour: float = _timed(dims, layer.outputs, size, accelerator, precision)
-    return neighbour * work / (layer.outputs * 3**dims)
+    return float(neighbour * work / (layer.outputs * 3**dims))
 
 
 @lru_cache(maxsize=256)
@@ -166,4 +166,4 @@ def _timed(dims: Literal[2, 3], width: int, size: tuple[int, ...], accelerator: 
         if on_gpu:
             torch.cuda.synchronize()
         best = min(best, time.perf_counter() - start)
-    return best / samples
+    return float(best / samples)

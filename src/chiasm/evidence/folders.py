@@ -7,27 +7,29 @@ baselines' tables only.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from chiasm.cohorts.cases import Case, Cohort, Problem
-from chiasm.cohorts.intensity import fit_intensity
 from chiasm.cohorts.layouts import find_cohort
 from chiasm.cohorts.planning import Plan, read_plan
 from chiasm.cohorts.preparation import prepare_source
 from chiasm.errors import ChiasmError, CohortError, RunError, unknown
-from chiasm.evidence.baselines import Baselines, load_baselines
-from chiasm.evidence.evaluation import Row, evaluate_case, format_table, harmonise, write_evaluation
+from chiasm.evidence.evaluation import Row, evaluate_case, format_table, harmonise, reporting_unit, write_evaluation
 from chiasm.evidence.report import GalleryCase, write_report
 from chiasm.metrics import CONVENTIONS
+from chiasm.prediction.baselines import Baselines, load_baselines
+from chiasm.prediction.manifest import Entry, Manifest, read_manifest
 from chiasm.storage import read_json, read_toml
 from chiasm.volumes import Volume, canonical, check_pair, read_volume, resample
 
 GALLERY = 6  # cases with pictures in the report
+FEWEST_TO_TEST = 6
 
 
 @dataclass(frozen=True)
@@ -47,13 +49,13 @@ class Scored:
     problems: tuple[Problem, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Loaded:
     """Everything of one case on the source's grid, in target units.
 
     Attributes:
         case: The cohort's case.
-        entry: The case's entry in `predictions.json`.
+        entry: What the manifest says of its prediction.
         images: Method name to predicted image; the model's own comes first.
         target: The real image, harmonised where units are arbitrary.
         reliability: The map in target units, or None.
@@ -63,7 +65,7 @@ class Loaded:
     """
 
     case: Case
-    entry: Mapping[str, object]
+    entry: Entry
     images: Mapping[str, NDArray[np.float32]]
     target: NDArray[np.float32]
     reliability: NDArray[np.float32] | None
@@ -102,30 +104,32 @@ def evaluate(
         raise unknown("convention", convention, list(CONVENTIONS))
     if regions not in ("seg", "none"):
         raise unknown("choice of regions", regions, ["seg", "none"])
-    manifest = _manifest(predictions)
+    manifest = read_manifest(predictions)
     folder = _model_folder(manifest, model)
     plan, baselines = read_plan(folder / "plan.toml"), load_baselines(folder)
     cohort = find_cohort(reference, layout=layout)
     rows: list[Row] = []
     problems: list[Problem] = []
     gallery: list[GalleryCase] = []
-    entries = manifest["cases"]
-    for index, entry in enumerate(entries):
+    for index, entry in enumerate(manifest.cases):
         if progress is not None:
-            progress(index, len(entries), entry["case"])
+            progress(index, len(manifest.cases), entry.case)
         try:
-            loaded = load_case(predictions, entry, cohort, plan, baselines, with_labels=regions == "seg")
+            loaded = load_case(predictions, entry, cohort, plan, baselines, manifest, with_labels=regions == "seg")
+            rows += _score(loaded, manifest, plan, cohort, convention)
         except ChiasmError as error:
-            problems.append(Problem(error.path or predictions, error.reason, str(error), entry["case"]))
+            path = error.path or predictions / entry.image
+            problems.append(Problem(path, error.reason, f"case {entry.case}: {error}", entry.case))
             continue
-        rows += _score(loaded, manifest, plan, cohort, convention)
-        if len(gallery) < GALLERY and entry["role"] not in ("train",):
+        if len(gallery) < GALLERY:
             gallery.append(_picture(loaded, plan))
+    if progress is not None:
+        progress(len(manifest.cases), len(manifest.cases), "")
     if not rows:
         detail = f"; the first: {problems[0].message}" if problems else ""
         raise CohortError(f"no predicted case could be scored{detail}", path=predictions, reason="no-cases")
     write_evaluation(out, rows)
-    warnings = _warnings(manifest, rows, problems)
+    subjects = {case.id: case.subject for case in cohort.cases}
     report = write_report(
         out / "report.html",
         title=f"{' + '.join(plan.sources)} to {plan.target}",
@@ -133,13 +137,22 @@ def evaluate(
         history=_history(folder.parent / "log.jsonl"),
         gallery=gallery,
         facts=_facts(folder, manifest, cohort),
-        warnings=warnings,
+        warnings=_warnings(manifest, rows, problems),
+        method=manifest.method,
+        naive=baselines.names,
     )
-    return Scored(tuple(rows), tuple(format_table(rows)), report, tuple(problems))
+    return Scored(tuple(rows), tuple(format_table(rows, subjects=subjects)), report, tuple(problems))
 
 
 def load_case(
-    folder: Path, entry: Mapping[str, object], cohort: Cohort, plan: Plan, baselines: Baselines, *, with_labels: bool
+    folder: Path,
+    entry: Entry,
+    cohort: Cohort,
+    plan: Plan,
+    baselines: Baselines,
+    manifest: Manifest,
+    *,
+    with_labels: bool,
 ) -> Loaded:
     """Read one case's prediction, target, mask and labels, and make the naive baselines.
 
@@ -147,7 +160,7 @@ def load_case(
         CohortError: If the cohort has no such case or it has no target.
         VolumeError: If a file cannot be read or a grid does not fit.
     """
-    name = str(entry["case"])
+    name = entry.case
     case = next((case for case in cohort.cases if case.id == name), None)
     if case is None or plan.target not in case.images:
         raise CohortError(
@@ -164,28 +177,29 @@ def load_case(
     def fitting(path: Path, what: str, labels: bool = False) -> Volume:
         return check_pair(source, read_volume(path, labels=labels), b_name=what, labels=labels)
 
-    prediction = fitting(folder / str(entry["image"]), "prediction")
+    prediction = fitting(folder / entry.image, "prediction")
     target = fitting(case.images[plan.target], plan.target)
-    mask = fitting(case.mask or folder / str(entry["mask"]), "mask", labels=True)
+    mask = fitting(case.mask or folder / entry.mask, "mask", labels=True)
     inside = mask.array > 0
     labels = fitting(case.labels, "labels", labels=True).array if with_labels and case.labels else None
-    reliability = fitting(folder / str(entry["reliability"]), "reliability").array if "reliability" in entry else None
+    reliability = None if entry.reliability is None else read_volume(folder / entry.reliability, labels=False)
     prepared = prepare_source([source, *others], plan, mask)
-    images = {str(entry.get("method", "model")): prediction.array}
+    images = {manifest.method: prediction.array}
     for baseline in baselines.names:
         guess = baselines.predict(baseline, prepared.array, prepared.mask, prepared.grid)
         raw = plan.target_reference.invert(guess)
         on_grid = resample(Volume(raw.astype(np.float32), prepared.grid), source.geometry, order=1)
         images[baseline] = np.where(inside, on_grid.array, plan.target_background).astype(np.float32)
-    return Loaded(case, entry, images, harmonise(target.array, inside, plan), reliability, inside, labels, source)
+    real = harmonise(target.array, inside, plan)
+    trust = None if reliability is None else reliability.array
+    return Loaded(case, entry, images, real, trust, inside, labels, source)
 
 
-def _score(
-    loaded: Loaded, manifest: Mapping[str, object], plan: Plan, cohort: Cohort, convention: str
-) -> Iterator[Row]:
-    model_name = str(manifest["model"]["method"])  # type: ignore[index]
-    for index, (method, image) in enumerate(loaded.images.items()):
-        yield from evaluate_case(
+def _score(loaded: Loaded, manifest: Manifest, plan: Plan, cohort: Cohort, convention: str) -> list[Row]:
+    unit, scale = reporting_unit(plan)
+    rows: list[Row] = []
+    for method, image in loaded.images.items():
+        rows += evaluate_case(
             image,
             loaded.target,
             loaded.mask,
@@ -193,54 +207,44 @@ def _score(
             cohort.regions,
             loaded.source.geometry.spacing_mm,
             data_range=plan.target_range,
-            unit=plan.target_unit,
+            unit=unit,
+            unit_scale=scale,
             convention=convention,
-            reliability=loaded.reliability if index == 0 else None,
+            reliability=loaded.reliability if method == manifest.method else None,
             case=loaded.case.id,
-            fold=int(manifest["fold"]),  # type: ignore[call-overload]
-            seed=int(manifest["seed"]),  # type: ignore[call-overload]
-            method=model_name if index == 0 else method,
+            fold=manifest.fold,
+            seed=manifest.seed,
+            method=method,
         )
+    return rows
 
 
 def _picture(loaded: Loaded, plan: Plan) -> GalleryCase:
     grid = loaded.source.geometry
+    unit, scale = reporting_unit(plan)
+    low, high = plan.target_range
 
-    def upright(array: NDArray[np.generic]) -> NDArray[np.generic]:
-        return canonical(Volume(array, grid)).array
+    def upright(array: NDArray[Any]) -> NDArray[Any]:
+        turned: NDArray[Any] = canonical(Volume(array, grid)).array
+        return turned
 
-    synthetic = next(iter(loaded.images.values()))
-    lesion = None if loaded.labels is None else upright(loaded.labels > 0)
     return GalleryCase(
         case=loaded.case.id,
         source=upright(loaded.source.array),
-        real=upright(loaded.target),
-        synthetic=upright(synthetic),
-        reliability=None if loaded.reliability is None else upright(loaded.reliability),
+        real=upright(loaded.target / scale),
+        synthetic=upright(next(iter(loaded.images.values())) / scale),
+        reliability=None if loaded.reliability is None else upright(loaded.reliability / scale),
         mask=upright(loaded.mask),
-        lesion=lesion,
+        lesion=None if loaded.labels is None else upright(loaded.labels > 0),
         spacing_mm=canonical(loaded.source).geometry.spacing_mm,
-        unit=plan.target_unit,
-        window=plan.target_range,
-        caption=f"{loaded.entry['role']} case",
+        unit=unit,
+        window=(low / scale, high / scale),
+        caption=f"{loaded.entry.role} case",
     )
 
 
-def _manifest(folder: Path) -> dict[str, object]:
-    path = folder / "predictions.json"
-    if not path.exists():
-        raise RunError(
-            "holds no predictions.json",
-            path=folder,
-            reason="no-predictions",
-            hint="Give the folder that chiasm predict wrote.",
-        )
-    content: dict[str, object] = read_json(path)
-    return content
-
-
-def _model_folder(manifest: Mapping[str, object], given: Path | None) -> Path:
-    told = Path(str(manifest["model"]["path"]))  # type: ignore[index]
+def _model_folder(manifest: Manifest, given: Path | None) -> Path:
+    told = Path(manifest.model)
     for folder in (told,) if given is None else (given, given / "model"):
         if (folder / "plan.toml").is_file() and (folder / "model.toml").is_file():
             return folder
@@ -249,16 +253,14 @@ def _model_folder(manifest: Mapping[str, object], given: Path | None) -> Path:
     )
 
 
-def _warnings(manifest: Mapping[str, object], rows: Sequence[Row], problems: Sequence[Problem]) -> list[str]:
-    entries: Sequence[Mapping[str, object]] = manifest["cases"]  # type: ignore[assignment]
+def _warnings(manifest: Manifest, rows: Sequence[Row], problems: Sequence[Problem]) -> list[str]:
     scored = {row.case for row in rows}
-    seen = [str(entry["case"]) for entry in entries if entry["role"] in ("train", "validation")]
     warnings = []
-    if seen:
-        warnings.append(f"{len(seen)} of {len(entries)} cases were used in training: {', '.join(seen)}")
-    if len(scored) < 6:
+    if seen := [entry.case for entry in manifest.cases if entry.role in ("train", "validation")]:
+        warnings.append(f"{len(seen)} of {len(manifest.cases)} cases were used in training: {', '.join(seen)}")
+    if len(scored) < FEWEST_TO_TEST:
         warnings.append(f"only {len(scored)} cases: no difference between methods can be called significant")
-    warnings += [f"case {entry['case']}: {sentence}" for entry in entries for sentence in entry["warnings"]]  # type: ignore[attr-defined]
+    warnings += [f"case {entry.case}: {sentence}" for entry in manifest.cases for sentence in entry.warnings]
     return warnings + [f"not scored: {problem.message}" for problem in problems]
 
 
@@ -268,30 +270,25 @@ def _history(path: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def _facts(folder: Path, manifest: Mapping[str, object], cohort: Cohort) -> dict[str, dict[str, str]]:
+def _facts(folder: Path, manifest: Manifest, cohort: Cohort) -> dict[str, dict[str, str]]:
     """Collect the data sheet: what was asked, on what, with what."""
-    plan = read_toml(folder / "plan.toml")
-    entries: Sequence[Mapping[str, object]] = manifest["cases"]  # type: ignore[assignment]
+    recipe = read_toml(folder / "recipe.toml")
     facts = {
         "Cohort": {
             "layout": cohort.layout,
             "cases in the folder": str(len(cohort.cases)),
             "subjects": str(len({case.subject for case in cohort.cases})),
-            "cases scored": str(len(entries)),
+            "cases predicted": str(len(manifest.cases)),
             "sites": ", ".join(sorted({case.site for case in cohort.cases if case.site})) or "not known",
         },
-        "Plan": {name: str(reason) for name, reason in plan.get("reasons", {}).items()},
-        "Model": {
-            "sha256 of the weights": str(manifest["model"]["sha256"]),  # type: ignore[index]
-            "method": str(manifest["model"]["method"]),  # type: ignore[index]
+        "Plan": {name: str(reason) for name, reason in read_toml(folder / "plan.toml").get("reasons", {}).items()},
+        "Model": {"method": manifest.method, "sha256 of the weights": manifest.sha256},
+        "Recipe": {
+            f"{section}.{name}": str(value)
+            for section, fields in recipe.items()
+            if isinstance(fields, dict)
+            for name, value in fields.items()
         },
-    }
-    recipe = read_toml(folder / "recipe.toml")
-    facts["Recipe"] = {
-        f"{section}.{name}": str(value)
-        for section, fields in recipe.items()
-        if isinstance(fields, dict)
-        for name, value in fields.items()
     }
     environment = folder.parent / "environment.json"
     if environment.exists():

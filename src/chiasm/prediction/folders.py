@@ -10,13 +10,13 @@ from chiasm.cohorts.cases import Case, Problem
 from chiasm.cohorts.layouts import find_cohort, select_cases
 from chiasm.errors import ChiasmError, CohortError, RunError
 from chiasm.prediction.engines import Engine, freeze_for_inference
+from chiasm.prediction.manifest import Entry, Failure, Manifest, Role, write_manifest
 from chiasm.prediction.model import Model, find_model, load_model
 from chiasm.prediction.synthesis import Synthesis, synthesise
-from chiasm.storage import read_json, write_json
+from chiasm.storage import read_json
 from chiasm.volumes import Volume, check_pair, read_volume, write_volume
 
 SUFFIXES = (".nii.gz", ".nii", ".mha", ".mhd")
-MANIFEST = "predictions.json"
 
 
 @dataclass(frozen=True)
@@ -25,12 +25,12 @@ class Predicted:
 
     Attributes:
         folder: Where the files lie.
-        done: Ids of the cases that were predicted.
+        manifest: What `predictions.json` says of them.
         problems: Cases that failed, with file and reason.
     """
 
     folder: Path
-    done: tuple[str, ...]
+    manifest: Manifest
     problems: tuple[Problem, ...]
 
 
@@ -119,32 +119,31 @@ def predict(
         cases = [case for case in cases if roles.get(case.id) == only]
         if not cases:
             raise CohortError(f"holds no {only} case of this run", path=inputs[0], reason="no-cases")
-    rows: list[dict[str, object]] = []
+    done: list[Entry] = []
     for index, case in enumerate(cases):
         if progress is not None:
             progress(index, len(cases), case.id)
         try:
-            rows.append(_predict_case(predictor, case, out) | {"role": roles.get(case.id, "new")})
+            done.append(_predict_case(predictor, case, out, roles.get(case.id, "new")))
         except ChiasmError as error:
             path = error.path or case.images[plan.sources[0]]
             problems.append(Problem(path, error.reason, f"case {case.id}: {error}", case.id))
     if progress is not None:
         progress(len(cases), len(cases), "")
-    write_json(
-        out / MANIFEST,
-        {
-            "model": {"path": str(find_model(run).resolve()), "sha256": model.sha256, "method": model.recipe.method},
-            "seed": model.recipe.training.seed,
-            "fold": model.recipe.split.fold,
-            "sources": list(plan.sources),
-            "target": plan.target,
-            "unit": plan.target_unit,
-            "cases": rows,
-            "failed": [{"case": p.case, "file": str(p.path), "reason": p.reason, "message": p.message} for p in problems],
-            "notice": "Synthetic images for research; not for diagnostic use.",
-        },
+    manifest = Manifest(
+        model=str(find_model(run).resolve()),
+        sha256=model.sha256,
+        method=model.recipe.method,
+        seed=model.recipe.training.seed,
+        fold=model.recipe.split.fold,
+        sources=plan.sources,
+        target=plan.target,
+        unit=plan.target_unit,
+        cases=tuple(done),
+        failed=tuple(Failure(p.case, str(p.path), p.reason, p.message) for p in problems),
     )
-    return Predicted(out, tuple(str(row["case"]) for row in rows), tuple(problems))
+    write_manifest(out, manifest)
+    return Predicted(out, manifest, tuple(problems))
 
 
 def find_inputs(
@@ -190,29 +189,38 @@ def find_inputs(
     return unique, problems
 
 
-def _predict_case(predictor: Predictor, case: Case, out: Path) -> dict[str, object]:
+def _predict_case(predictor: Predictor, case: Case, out: Path, role: Role) -> Entry:
     plan = predictor.model.plan
     paths = [case.images[name] for name in plan.sources]
     volumes = [read_volume(path) for path in paths]
     mask = None if case.mask is None else check_pair(volumes[0], read_volume(case.mask, labels=True), labels=True)
     made = predictor.predict(*volumes, mask=mask)
     suffix = ".mha" if paths[0].name.lower().endswith((".mha", ".mhd")) else ".nii.gz"
-    names = {"image": f"{case.id}_{plan.target}{suffix}", "mask": f"{case.id}_mask{suffix}"}
-    write_volume(out / names["image"], made.image.array, made.image.geometry)
-    write_volume(out / names["mask"], made.mask.array.astype("uint8"), made.mask.geometry, labels=True)
-    if made.reliability is not None:
-        names["reliability"] = f"{case.id}_reliability{suffix}"
-        write_volume(out / names["reliability"], made.reliability.array, made.reliability.geometry)
-    return {"case": case.id, "source": [str(path) for path in paths], **names, "warnings": list(made.warnings)}
+
+    def write(name: str, volume: Volume, labels: bool = False) -> str:
+        file = f"{case.id}_{name}{suffix}"
+        write_volume(out / file, volume.array, volume.geometry, labels=labels)
+        return file
+
+    return Entry(
+        case=case.id,
+        role=role,
+        sources=tuple(map(str, paths)),
+        image=write(plan.target, made.image),
+        mask=write("mask", Volume(made.mask.array.astype("uint8"), made.mask.geometry), labels=True),
+        reliability=None if made.reliability is None else write("reliability", made.reliability),
+        warnings=made.warnings,
+    )
 
 
-def _roles(run: Path) -> dict[str, str]:
+def _roles(run: Path) -> dict[str, Role]:
     """Map case id to its role, from the split that the model carries; empty where it carries none."""
     path = find_model(run) / "splits.json"
     if not path.exists():
         return {}
     content = read_json(path)
-    return {name: role for role in ("train", "validation", "test") for name in content[role]}
+    roles: tuple[Role, ...] = ("train", "validation", "test")
+    return {name: role for role in roles for name in content[role]}
 
 
 def _stem(path: Path) -> str:

@@ -151,8 +151,8 @@ def _take(case: PreparedCase, place: Place, patch: tuple[int, ...], slices: int)
         source = np.asarray(case.source[(slice(None), *box)])
         valid = np.broadcast_to(mask, source.shape)
     repeat = slices if flat else 1
-    gain = np.repeat(np.float32(place.gain), repeat).reshape(-1, *[1] * len(patch))
-    offset = np.repeat(np.float32(place.offset), repeat).reshape(-1, *[1] * len(patch))
+    gain = np.repeat(np.array(place.gain, np.float32), repeat).reshape(-1, *[1] * len(patch))
+    offset = np.repeat(np.array(place.offset, np.float32), repeat).reshape(-1, *[1] * len(patch))
     source = source * gain + offset * valid
     arrays = [source.astype(np.float32), target[None].astype(np.float32), mask[None], lesion[None]]
     if place.flip:

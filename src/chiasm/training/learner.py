@@ -58,7 +58,7 @@ class Learner:
         self.optimisers: dict[str, torch.optim.Optimizer] = {}
         for name, module in self.modules.items():
             rate = rates.generator_rate if name == "generator" else rates.discriminator_rate
-            module.to(memory_format=torch.channels_last if plan.dims == 2 else torch.channels_last_3d)
+            module.to(memory_format=torch.channels_last if plan.dims == 2 else torch.channels_last_3d)  # type: ignore[call-overload]
             optimiser = torch.optim.Adam(module.parameters(), lr=rate, betas=betas)
             self.modules[name], self.optimisers[name] = fabric.setup(module, optimiser)
         self.state: dict[str, Any] = {
@@ -133,7 +133,8 @@ class Learner:
 
     def _step_judges(self, step: int, batch: Batch, fake: Tensor) -> dict[str, float]:
         """Train both discriminators to tell real from synthetic, and the confidence heads to foresee the error."""
-        loss_settings, figures = self.recipe.loss, {}
+        loss_settings = self.recipe.loss
+        figures: dict[str, float] = {}
         pairs = self._see(batch, batch.target), self._see(batch, fake)
         for name in ("global_judge", "second_judge"):
             if name not in self.modules:
@@ -182,7 +183,8 @@ class Learner:
         self, step: int, now: attention.Phase, batch: Batch, masked: Tensor, places: Sequence[Place]
     ) -> dict[str, float]:
         """Train the generator against the target, against both judges, and hardest where M is low."""
-        settings, figures = self.recipe.loss, {}
+        settings = self.recipe.loss
+        figures: dict[str, float] = {}
         with self._frozen_judges():
             adversarial = torch.zeros((), device=masked.device)
             weights = {"global_judge": settings.global_weight, "second_judge": settings.local_weight}

@@ -58,7 +58,7 @@ def learn(
     *,
     fabric: Fabric,
     progress: Progress | None = None,
-    warn: Callable[[str], None] = lambda sentence: None,
+    warn: Callable[[str], None],
 ) -> Learner:
     """Train from the newest checkpoint in `folder`, or from the start, to the last step.
 
@@ -83,8 +83,8 @@ def learn(
     checkpoints, log = folder / "checkpoints", folder / "log.jsonl"
     done, state, warnings = load_checkpoint(checkpoints, learner.parts)
     learner.state |= state
-    for sentence in warnings:
-        warn(sentence)
+    for warning in warnings:
+        warn(warning)
     engine = Engine(fabric.device, pick_precision(recipe.training.precision, recipe.training.accelerator))
     lead = fabric.global_rank == 0
     if lead:
@@ -183,7 +183,7 @@ def _signals() -> Iterator[list[int]]:
     """Collect SIGINT and SIGTERM, so that the loop can stop between two steps."""
     caught: list[int] = []
 
-    def note(number: int, frame: FrameType | None) -> None:
+    def note(number: int, _: FrameType | None) -> None:
         caught.append(number)
 
     try:

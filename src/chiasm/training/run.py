@@ -12,6 +12,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shutil
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -22,13 +23,14 @@ import numpy as np
 
 from chiasm.cohorts.cases import Case, Cohort, Problem
 from chiasm.cohorts.layouts import find_cohort, select_cases
-from chiasm.cohorts.planning import Plan, estimate, make_plan, read_plan, write_plan
+from chiasm.cohorts.planning import FITTED, Plan, estimate, make_plan, read_plan, write_plan
 from chiasm.cohorts.preparation import PreparedCase, prepare_cohort
 from chiasm.cohorts.splits import Split, find_duplicates, make_split, voxel_hash, write_splits
 from chiasm.errors import CohortError, RunError, VolumeError
+from chiasm.prediction.baselines import fit_baselines, save_baselines
 from chiasm.prediction.calibration import fit_calibration
 from chiasm.prediction.engines import Engine, pick_precision
-from chiasm.prediction.model import Model, find_model, save_model
+from chiasm.prediction.model import find_model, save_model
 from chiasm.recipe import Recipe, read_recipe, write_recipe
 from chiasm.storage import read_json, write_json
 from chiasm.training.learner import Learner
@@ -89,7 +91,8 @@ def plan_run(data: Path, recipe: Recipe, folder: Path, *, say: Say = print, layo
         usable, folds=settings.folds, fold=settings.fold, validation=settings.validation, seed=settings.seed
     )
     path = folder / "splits.json"
-    if path.exists() and [read_json(path).get(role) for role in ROLES] != [list(getattr(split, role)) for role in ROLES]:
+    before = read_json(path) if path.exists() else None
+    if before is not None and any(before.get(role) != list(getattr(split, role)) for role in ROLES):
         raise RunError(
             "was written for other cases than the data folder now holds",
             path=path,
@@ -140,7 +143,7 @@ def train(
     fabric = make_fabric(recipe)
     fabric.launch()
     lead = fabric.global_rank == 0
-    quiet: Say = say if lead else (lambda line: None)
+    quiet: Say = say if lead else _silence
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder) if lead else nullcontext():
         with fabric.rank_zero_first():
@@ -158,12 +161,10 @@ def train(
             write_json(folder / "environment.json", environment())
         cost = estimate(recipe, run.plan)
         quiet(
-            f"{recipe.method} ({recipe.size}): {recipe.schedule.steps} steps, about {cost.minutes:.0f} min "
-            f"and {cost.memory_mb:.0f} MB"
+            f"{recipe.method} ({recipe.size}): {recipe.schedule.steps} steps, about {in_minutes(cost.minutes)} "
+            f"and {cost.memory_mb / 1024:.1f} GB"
         )
-        learner = learn(
-            recipe, run.plan, training, validation, folder, fabric=fabric, progress=progress, warn=quiet
-        )
+        learner = learn(recipe, run.plan, training, validation, folder, fabric=fabric, progress=progress, warn=quiet)
         if lead:
             finish(learner, training, validation, folder, say=quiet)
         fabric.barrier()
@@ -173,7 +174,7 @@ def train(
 def finish(
     learner: Learner, training: Sequence[PreparedCase], validation: Sequence[PreparedCase], folder: Path, *, say: Say
 ) -> None:
-    """Calibrate the reliability map on validation cases and write `model/`.
+    """Calibrate the reliability map on validation cases, fit the naive baselines and write `model/`.
 
     Without a validation case the map is left uncalibrated, and says so when it is used.
     """
@@ -193,7 +194,10 @@ def finish(
         model = replace(model, calibration=calibration)
         if not calibration.informative:
             say("warning: on validation cases the reliability map does not follow the true error")
-    save_model(folder / "model", model, {"splits.json": folder / "splits.json"})
+    save_baselines(folder / "baselines", fit_baselines(training))
+    extras = [folder / "splits.json", *(folder / "baselines").iterdir()]
+    save_model(folder / "model", model, {path.name: path for path in extras})
+    shutil.rmtree(folder / "baselines")
     say(f"model: {folder / 'model'}")
 
 
@@ -271,7 +275,7 @@ def _keep_recipe(folder: Path, recipe: Recipe) -> None:
         for name, value in fields.items()
         if before[section][name] != value
     ]
-    changed += [f"{name} was {before[name]!r} and is {now[name]!r}" for name in ("method", "size") if before[name] != now[name]]
+    changed += [f"{n} was {before[n]!r} and is {now[n]!r}" for n in ("method", "size") if before[n] != now[n]]
     if changed:
         raise RunError(
             f"was started with another recipe: {'; '.join(changed)}",
@@ -279,6 +283,41 @@ def _keep_recipe(folder: Path, recipe: Recipe) -> None:
             reason="other-recipe",
             hint="Give another folder with -o, or the options it was started with.",
         )
+
+
+def describe(recipe: Recipe, plan: Plan) -> list[str]:
+    """Tell a plan in lines: each choice with its reason, then time and memory."""
+    lines = []
+    for name, reason in plan.reasons.items():
+        value = getattr(plan, name)
+        short = name in FITTED or name == "trained_on"
+        lines.append(f"{name}: {reason}" if short else f"{name} = {_plain(value)}: {reason}")
+    cost = plan.expected
+    lines.append(
+        f"{recipe.method} ({recipe.size}), {recipe.schedule.steps} steps: about {in_minutes(cost.minutes)} "
+        f"and {cost.memory_mb / 1024:.1f} GB"
+    )
+    return lines
+
+
+def in_minutes(minutes: float) -> str:
+    """Say a duration in words.
+
+    >>> in_minutes(0.2), in_minutes(7.2), in_minutes(200)
+    ('less than a minute', '7 min', '3.3 h')
+    """
+    if minutes < 1:
+        return "less than a minute"
+    return f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h"
+
+
+def _plain(value: object) -> str:
+    return " x ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _silence(line: str) -> None:
+    """Say nothing: only the first process speaks."""
+    del line
 
 
 def is_finished(folder: Path) -> bool:

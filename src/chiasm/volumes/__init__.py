@@ -1,1 +1,4 @@
-"""What lies on disk: one reader that refuses what others misread, one writer that keeps geometry."""
+"""What lies on disk."""
+from chiasm.volumes.geometry import Geometry, Volume
+from chiasm.volumes.thin import *
+from chiasm.volumes.thin import canonical, check_pair, crop, grid_with_spacing, read_volume, resample, same_grid, write_volume

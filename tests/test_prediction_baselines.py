@@ -14,7 +14,7 @@ from skimage.exposure import match_histograms
 
 from chiasm.cohorts.preparation import PreparedCase
 from chiasm.errors import ChiasmError, RecipeError, RunError
-from chiasm.evidence.baselines import NAMES, Baselines, fit_baselines, load_baselines, save_baselines
+from chiasm.prediction.baselines import NAMES, Baselines, fit_baselines, load_baselines, save_baselines
 from chiasm.volumes import Geometry
 
 
@@ -139,7 +139,7 @@ def test_an_unseen_target_has_no_influence(fitted: Baselines) -> None:
 
 
 def test_cases_that_lie_metres_apart_do_not_fill_the_memory(monkeypatch) -> None:
-    from chiasm.evidence import baselines
+    from chiasm.prediction import baselines
 
     monkeypatch.setattr(baselines, "MOST_ATLAS_VOXELS", 50_000)
     fitted = fit_baselines([case(0), case(1, origin=(400.0, 300.0, -200.0))])
@@ -193,7 +193,7 @@ def test_unknown_names_and_shapes_that_do_not_fit_are_refused(fitted: Baselines)
 
 def test_baselines_never_load_torch() -> None:
     program = (
-        "import sys\nfrom chiasm.evidence import baselines\n"
+        "import sys\nfrom chiasm.prediction import baselines\n"
         "assert not {'torch', 'pandas', 'scipy.stats', 'matplotlib'} & set(sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
