@@ -71,3 +71,13 @@ def write_cohort(folder: Path, count: int = 4, *, masked: bool = False) -> Cohor
     gains = (1.0, 3.0, 0.5, 20.0, 2.0, 8.0)
     cases = tuple(write_case(folder, seed, gain=gains[seed % 6], masked=masked) for seed in range(count))
     return Cohort(folder, "synthetic", cases, {"lesion": (4,)})
+
+
+def write_brats(folder: Path, count: int = 6, *, shape: tuple[int, int, int] = SHAPE) -> Path:
+    """Write a cohort as BraTS lays it out: CASE/CASE_{t1,t2,seg}.nii.gz."""
+    for number in range(1, count + 1):
+        name = f"Toy_{number:04d}"
+        source, target, labels = pair(number, (1.0, 3.0, 0.5)[number % 3], shape)
+        for kind, array in {"t1": source, "t2": target, "seg": labels}.items():
+            save(folder / name / f"{name}_{kind}.nii.gz", array, affine())
+    return folder

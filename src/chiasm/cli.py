@@ -113,7 +113,7 @@ def plan(
     run = plan_run(data, recipe, out, say=typer.echo, layout=layout)
     for line in describe(recipe, run.plan):
         typer.echo(line)
-    _finish(run.problems)
+    _exit(run.problems)
 
 
 @app.command()
@@ -141,7 +141,7 @@ def train(
 
     with _progress() as bar:
         run = run_training(data, recipe, out, say=typer.echo, progress=_follow(bar, "training"), layout=layout)
-    _finish(run.problems)
+    _exit(run.problems)
 
 
 @app.command()
@@ -334,5 +334,10 @@ def _finish(problems: Sequence[Problem]) -> None:
     """Name what was left out, and exit 3 if anything was."""
     for problem in problems:
         typer.echo(f"left out: {problem.path}: {problem.message}", err=True)
+    _exit(problems)
+
+
+def _exit(problems: Sequence[Problem]) -> None:
+    """Exit 3 if anything was left out."""
     if problems:
         raise typer.Exit(PARTIAL)

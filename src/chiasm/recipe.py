@@ -80,7 +80,7 @@ class Discriminators(Section):
     """The two judges; a loss weight of 0 switches one's adversarial term off."""
 
     global_widths: Widths = (16, 32, 64, 64)
-    local_widths: Widths = (8, 16, 32, 64)
+    local_widths: Annotated[Widths, Field(min_length=3)] = (8, 16, 32, 64)
     spectral_norm: bool = True  # of the local one
     conditional: bool = True  # the local one sees the source too
     second_global: bool = False  # in place of the local one's adversarial term (control C5)

@@ -116,7 +116,7 @@ def synthesise_prepared(
     """
     run = engine.wrap(both(generator, local_judge, channels=source_channels(plan), conditional=conditional))
     source = np.concatenate([source, mask[None]], dtype=np.float32)
-    multiple = int(getattr(generator, "size_multiple", 1))
+    multiple = max(int(getattr(network, "size_multiple", 1)) for network in (generator, local_judge))  # powers of 2
     if plan.dims == 2:
         outputs = apply_to_slices(run, source, slices=plan.slices, batch=SLICES_AT_ONCE, multiple=multiple)
     else:

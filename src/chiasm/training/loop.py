@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import signal
 import time
@@ -40,6 +41,7 @@ class Interrupted(Exception):
 def make_fabric(recipe: Recipe) -> Fabric:
     """Choose devices and precision; DDP with more than one device."""
     settings = recipe.training
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # we say ourselves what was chosen
     strategy = DDPStrategy(broadcast_buffers=False) if settings.devices > 1 else "auto"
     return Fabric(
         accelerator=settings.accelerator,

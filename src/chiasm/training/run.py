@@ -155,8 +155,11 @@ def train(
         by_id = {case.id: case for case in prepared}
         training = [by_id[name] for name in run.split.train if name in by_id]
         validation = [by_id[name] for name in run.split.validation if name in by_id]
+        for problem in problems:
+            quiet(f"left out: {problem.message}")
         if not training:
-            raise CohortError("no training case could be prepared", path=data, reason="no-cases")
+            detail = f"; the first: {problems[0].message}" if problems else ""
+            raise CohortError(f"no training case could be prepared{detail}", path=data, reason="no-cases")
         if lead:
             write_json(folder / "environment.json", environment())
         cost = estimate(recipe, run.plan)

@@ -1,0 +1,534 @@
+"""Heads without disease: tissue fractions, and how one head becomes another.
+
+Two sources.  *Embedded*: the ICBM152 brain maps that the nilearn package
+carries, wrapped in shells of skull and scalp that are drawn here.  *Given*: a
+folder of label maps of whole heads.  Either way a head is a stack of fractions
+of `TISSUES`, channels last, that sum to one in every voxel.
+
+Coordinates are voxels of the head's own grid unless a name says `_mm`; a
+deformation tells for each voxel of the subject where in the head it comes
+from (pull-back), so composing is applying one after the other.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chiasm.errors import CohortError
+from chiasm.storage import read_json
+from chiasm.volumes import read_volume
+
+Array = NDArray[np.float32]
+
+#: Channels of a head, in order; the values of a given label map.
+TISSUES = (
+    "air",
+    "csf",
+    "gm",
+    "wm",
+    "dgm",
+    "skin_fat",
+    "soft",
+    "bone_cort",
+    "bone_canc",
+    "mucosa",
+    "vessel",
+    "eye",
+)
+AIR, CSF, GM, WM, DGM, SKIN_FAT, SOFT, BONE_CORT, BONE_CANC, MUCOSA, VESSEL, EYE = range(len(TISSUES))
+BRAIN = (CSF, GM, WM, DGM)
+
+#: Other names in a given table of labels, and what they count as.
+OTHER_NAMES = {"lesion_wm": "wm"}
+
+#: Name of the embedded head; every subject made of it shares its topology.
+TEMPLATE = "icbm152"
+
+CONTROL_MM = 4.0  # velocity fields live on a grid of this spacing
+SQUARINGS = 6
+LEAST_JACOBIAN = 0.2
+
+
+@dataclass(frozen=True, eq=False)
+class Head:
+    """Tissue fractions of one head.
+
+    Attributes:
+        name: The head's name: what a split by anatomy goes by.
+        fractions: Share of each of `TISSUES`, shape (I, J, K, 12), float32, sums to 1.
+        affine: Voxel to world mm, RAS+, (4, 4), isotropic and without rotation.
+    """
+
+    name: str
+    fractions: Array
+    affine: NDArray[np.float64]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Voxels along I, J and K."""
+        i, j, k, _ = self.fractions.shape
+        return i, j, k
+
+    @property
+    def spacing_mm(self) -> float:
+        """Distance between voxel centres."""
+        return float(self.affine[0, 0])
+
+
+# --- fields and interpolation ------------------------------------------------------------------------------------
+
+
+def smooth_noise(rng: np.random.Generator, shape: Sequence[int], sigma: float) -> Array:
+    """Draw a Gaussian random field: mean 0, standard deviation 1 in every voxel, correlated over `sigma`.
+
+    White noise on a coarse lattice is spread by Gaussians along each axis;
+    since every row of weights has unit norm, the variance is exactly 1
+    everywhere, at the border too.
+
+    Args:
+        rng: Where the noise comes from.
+        shape: Voxels along each axis.
+        sigma: Width of the Gaussians, in voxels, above 0.
+    """
+    step = max(1.0, sigma)
+    weights = []
+    for length in shape:
+        nodes = np.arange(-2 * sigma, length + 2 * sigma + step, step)
+        rows = np.exp(-0.5 * ((np.arange(length)[:, None] - nodes) / sigma) ** 2)
+        weights.append((rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32))
+    field = rng.standard_normal([rows.shape[1] for rows in weights], dtype=np.float32)
+    for rows in weights:  # each pass spreads the first axis and moves it to the end
+        field = np.tensordot(field, rows, axes=(0, 1))
+    return np.ascontiguousarray(field)
+
+
+def pull(stack: Array, points: Array) -> Array:
+    """Interpolate linearly in a stack of channels; beyond the border the border goes on.
+
+    Args:
+        stack: Shape (I, J, K, C).
+        points: Voxel coordinates, shape (N, 3).
+
+    Returns:
+        Values, shape (N, C), float32.  Fractions that sum to one still do.
+    """
+    size = np.array(stack.shape[:3])
+    flat = stack.reshape(-1, stack.shape[3])
+    values = np.empty((len(points), stack.shape[3]), dtype=np.float32)
+    strides = (stack.shape[1] * stack.shape[2], stack.shape[2], 1)
+    for start in range(0, len(points), 32768):  # so that the gathered corners stay in cache
+        part = np.clip(points[start : start + 32768], 0, (size - 1).astype(np.float32))
+        corner = np.minimum(part.astype(np.int64), np.maximum(size - 2, 0))
+        share = part - corner.astype(np.float32)
+        base = corner @ np.array(strides)
+        total = values[start : start + 32768]
+        total[:] = 0
+        for bits in np.ndindex(2, 2, 2):
+            weight = np.ones(len(part), dtype=np.float32)
+            offset = 0
+            for axis, bit in enumerate(bits):
+                weight *= share[:, axis] if bit else 1 - share[:, axis]
+                offset += strides[axis] * (bit if size[axis] > 1 else 0)
+            total += flat[base + offset] * weight[:, None]
+    return values
+
+
+def grid_points(shape: Sequence[int]) -> Array:
+    """List the voxel coordinates of a grid in C order, shape (N, 3)."""
+    return np.stack(np.meshgrid(*(np.arange(n, dtype=np.float32) for n in shape), indexing="ij"), axis=-1).reshape(
+        -1, 3
+    )
+
+
+# --- deformations ------------------------------------------------------------------------------------------------
+
+
+class Deformation(NamedTuple):
+    """Where each point comes from: an affine after a diffeomorphism.
+
+    Attributes:
+        matrix: Of the affine, in voxels, shape (3, 3), about `centre`.
+        shift: Of the affine, in voxels, shape (3,).
+        centre: Fixed point of the matrix, in voxels, shape (3,).
+        displacement: Of the diffeomorphism, in voxels, on a coarse grid (i, j, k, 3).
+        stride: Voxels between the coarse grid's points.
+    """
+
+    matrix: NDArray[np.float64]
+    shift: NDArray[np.float64]
+    centre: NDArray[np.float64]
+    displacement: Array
+    stride: float
+
+    def __call__(self, points: Array) -> Array:
+        """Map points (N, 3) of the subject to where they come from, in voxels."""
+        moved = points + pull(self.displacement, points / np.float32(self.stride))
+        return ((moved - self.centre) @ self.matrix.T + self.centre + self.shift).astype(np.float32)
+
+    def least_jacobian(self) -> float:
+        """Return the smallest determinant of the Jacobian: above 0, nothing folds."""
+        gradient = [np.gradient(self.displacement[..., axis] / self.stride) for axis in range(3)]
+        jacobian = np.moveaxis(np.array(gradient, dtype=np.float64), (0, 1), (-2, -1)) + np.eye(3)
+        return float(np.linalg.det(jacobian).min() * abs(np.linalg.det(self.matrix)))
+
+
+def control_grid(shape: Sequence[int], spacing_mm: float) -> tuple[tuple[int, int, int], float]:
+    """Return shape and stride (in voxels) of the coarse grid on which velocities are given."""
+    stride = CONTROL_MM / spacing_mm
+    i, j, k = (int(np.ceil((n - 1) / stride)) + 1 for n in shape)
+    return (i, j, k), stride
+
+
+def exponential(velocity: Array, stride: float) -> Array:
+    """Integrate a stationary velocity field by scaling and squaring.
+
+    Args:
+        velocity: In voxels of the fine grid, on a coarse grid, shape (i, j, k, 3).
+        stride: Voxels between points of the coarse grid.
+
+    Returns:
+        Displacement, in the same units and shape.
+    """
+    nodes = grid_points(velocity.shape[:3])
+    displacement = velocity / np.float32(2**SQUARINGS)
+    for _ in range(SQUARINGS):
+        moved = pull(displacement, nodes + displacement.reshape(-1, 3) / np.float32(stride))
+        displacement = displacement + moved.reshape(velocity.shape)
+    return displacement
+
+
+def random_velocity(
+    rng: np.random.Generator, shape: Sequence[int], spacing_mm: float, sigma_mm: float, peak_mm: float
+) -> Array:
+    """Draw a smooth velocity field whose longest vector is `peak_mm`; in voxels, on `control_grid`, (i, j, k, 3)."""
+    coarse, _ = control_grid(shape, spacing_mm)
+    field = np.stack([smooth_noise(rng, coarse, sigma_mm / CONTROL_MM) for _ in range(3)], axis=-1)
+    return (field * np.float32(peak_mm / spacing_mm / np.linalg.norm(field, axis=-1).max())).astype(np.float32)
+
+
+def deform(
+    shape: Sequence[int],
+    spacing_mm: float,
+    velocity: Array,
+    *,
+    matrix: NDArray[np.float64] | None = None,
+    shift: NDArray[np.float64] | None = None,
+) -> Deformation:
+    """Make a deformation of a velocity field and an affine about the grid's centre.
+
+    Where the field would fold, it is weakened until it does not.
+
+    Args:
+        shape: Of the head's grid.
+        spacing_mm: Of the head's grid.
+        velocity: In voxels, on `control_grid`.
+        matrix: Of the affine; the identity by default.
+        shift: Of the affine, in voxels; none by default.
+    """
+    _, stride = control_grid(shape, spacing_mm)
+    matrix = np.eye(3) if matrix is None else matrix
+    shift = np.zeros(3) if shift is None else shift
+    centre = (np.array(shape) - 1) / 2
+    while True:
+        made = Deformation(matrix, shift, centre, exponential(velocity, stride), stride)
+        if made.least_jacobian() > LEAST_JACOBIAN:
+            return made
+        velocity = velocity * np.float32(0.8)
+
+
+def rotation(degrees: Sequence[float]) -> NDArray[np.float64]:
+    """Return the matrix of rotations about x, y and z, applied in this order."""
+    matrix = np.eye(3)
+    for axis, angle in enumerate(np.radians(degrees)):
+        one = np.eye(3)
+        a, b = [other for other in range(3) if other != axis]
+        one[a, a] = one[b, b] = np.cos(angle)
+        one[a, b], one[b, a] = -np.sin(angle), np.sin(angle)
+        matrix = one @ matrix
+    return matrix
+
+
+def random_affine(rng: np.random.Generator) -> NDArray[np.float64]:
+    """Draw a head's pose and proportions: +-8 degrees, 0.93 to 1.07 along each axis, shear 0.03, perhaps mirrored."""
+    shear = np.eye(3)
+    shear[np.triu_indices(3, 1)] = rng.uniform(-0.03, 0.03, 3)
+    matrix: NDArray[np.float64] = rotation(rng.uniform(-8, 8, 3)) @ np.diag(rng.uniform(0.93, 1.07, 3)) @ shear
+    return matrix @ np.diag([rng.choice([-1.0, 1.0]), 1.0, 1.0])
+
+
+# --- the embedded head -------------------------------------------------------------------------------------------
+
+_CROP_MM = ((-88, 88), (-126, 96), (-72, 100))  # of the template: brain, scalp and orbits
+
+#: Ellipsoids outside the brain: tissue, centre and radii in MNI mm; both sides where x is not 0.  Design choices.
+_SHAPES: Sequence[tuple[int, tuple[float, float, float], tuple[float, float, float]]] = (
+    (SKIN_FAT, (32, 58, -34), (17, 22, 16)),  # orbit
+    (EYE, (32, 66, -34), (12, 12, 12)),
+    (MUCOSA, (0, 55, -45), (11, 24, 17)),  # nose
+    (AIR, (0, 57, -45), (6, 22, 13)),
+    (MUCOSA, (25, 50, -58), (13, 16, 12)),  # maxillary sinus
+    (AIR, (25, 50, -58), (11, 14, 10)),
+    (AIR, (9, 80, -8), (8, 4, 8)),  # frontal sinus
+    (AIR, (0, 18, -34), (9, 9, 7)),  # sphenoid sinus
+    (BONE_CORT, (50, -26, -38), (16, 14, 10)),  # petrous bone
+    (AIR, (56, -36, -40), (4, 7, 7)),  # mastoid cells
+    (VESSEL, (13, 2, -26), (2.5, 3.0, 9)),  # carotid
+)
+
+
+class _Template(NamedTuple):
+    logits: Array  # of csf, gm, wm inside the brain, (I, J, K, 3)
+    brain: Array  # fraction of brain
+    outside_mm: Array  # distance from the brain
+    deep: Array  # how far grey matter counts as deep
+    face_mm: Array  # extra soft tissue below the brain and before it
+    shapes: tuple[tuple[int, NDArray[np.intp], Array], ...]  # tissue, flat indices, weights
+    affine: NDArray[np.float64]
+
+
+def _downsampled(array: Array, spacing_mm: float, origin_mm: Sequence[float], shape: Sequence[int]) -> Array:
+    """Sample a 1 mm template on a grid from `origin_mm` (in template voxels), averaged over its voxels."""
+    from scipy import ndimage
+
+    smooth = ndimage.uniform_filter(array, size=round(spacing_mm), mode="constant") if spacing_mm >= 2 else array
+    shift = 0.5 if round(spacing_mm) % 2 == 0 and spacing_mm >= 2 else 0.0  # an even box is centred between voxels
+    sampled: Array = ndimage.affine_transform(
+        smooth,
+        np.full(3, spacing_mm),
+        np.asarray(origin_mm, dtype=float) + shift,
+        output_shape=tuple(shape),
+        order=1,
+        mode="constant",
+    )
+    return sampled
+
+
+@lru_cache(maxsize=1)
+def _template(spacing_mm: float) -> _Template:
+    import nibabel
+    import nilearn
+    from scipy import ndimage
+
+    folder = Path(nilearn.__file__).parent / "datasets" / "data"
+    images = {
+        name: nibabel.load(folder / f"mni_icbm152_{name}_tal_nlin_sym_09a_converted.nii.gz")
+        for name in ("t1", "gm", "wm")
+    }
+    origin = images["t1"].affine[:3, 3]
+    low, high = (np.array(side, dtype=float) for side in zip(*_CROP_MM))
+    shape = tuple(int(n) for n in np.floor((high - low) / spacing_mm) + 1)
+    maps = {
+        name: _downsampled(np.asarray(image.dataobj, dtype=np.float32) / 255, spacing_mm, low - origin, shape)
+        for name, image in images.items()
+    }
+    brain = _downsampled((np.asarray(images["t1"].dataobj) > 0).astype(np.float32), spacing_mm, low - origin, shape)
+    grey, white = maps["gm"] * (brain > 0), maps["wm"] * (brain > 0)
+    fluid = np.clip(np.maximum(brain, 1e-3) - grey - white, 0.002, 1)
+    logits = np.log(np.stack([fluid, grey + 0.002, white + 0.002], axis=-1)).astype(np.float32)
+    affine = np.diag([spacing_mm] * 3 + [1.0])
+    affine[:3, 3] = low
+    x, y, z = np.moveaxis(
+        grid_points(shape).reshape(*shape, 3) * np.float32(spacing_mm) + low.astype(np.float32), -1, 0
+    )
+    outside = ndimage.distance_transform_edt(brain < 0.5) * spacing_mm - spacing_mm / 2
+    deep = np.clip(3 - 2.6 * np.sqrt((x / 36) ** 2 + ((y + 5) / 36) ** 2 + ((z - 5) / 22) ** 2), 0, 1)
+    face = 34 * _ramp(y - 25, 20) * _ramp(-16 - z, 14) + 16 * _ramp(-38 - z, 20)
+    shapes = []
+    for tissue, centre, radii in _SHAPES:
+        for side in (1, -1) if centre[0] else (1,):
+            offsets = [(axis - c) / r for axis, c, r in zip((x, y, z), (side * centre[0], *centre[1:]), radii)]
+            weight = _ramp((1 - np.sqrt(sum(o**2 for o in offsets))) * min(radii), spacing_mm) * (outside > 3)
+            shapes.append(_sparse(tissue, weight))
+    sinus = _ramp(4 - np.abs(x), spacing_mm) * _ramp(outside - 1, spacing_mm) * _ramp(6 - outside, spacing_mm)
+    shapes.append(_sparse(VESSEL, sinus * ((z > 30) | (y < -70))))
+    return _Template(logits, brain, outside.astype(np.float32), deep, face, tuple(shapes), affine)
+
+
+def _sparse(tissue: int, weight: Array) -> tuple[int, NDArray[np.intp], Array]:
+    where = np.flatnonzero(weight > 0)
+    return tissue, where, weight.ravel()[where].astype(np.float32)
+
+
+def _ramp(signed_mm: Array, width_mm: float) -> Array:
+    """Turn a signed distance into a share of a voxel: 0 below, 1 above, linear over `width_mm` between."""
+    return np.clip(signed_mm / np.float32(width_mm) + np.float32(0.5), 0, 1)
+
+
+def embedded_head(rng: np.random.Generator, spacing_mm: float) -> Head:
+    """Draw a head around the ICBM152 brain.
+
+    The template is the average of 152 brains and knows tissue as
+    probabilities; the draw shifts their balance (atrophy, cortical thickness)
+    and adds folds of its own, so that no two cortices agree.  Skull and scalp
+    are shells of smoothly varying thickness; eyes, nose, sinuses, carotids and
+    the sagittal sinus are simple shapes.  All thicknesses are design choices.
+
+    Args:
+        rng: Where the head comes from.
+        spacing_mm: Voxel size.
+    """
+    template = _template(spacing_mm)
+    shape = template.brain.shape
+    logits = template.logits * np.float32(1.8)
+    balance = rng.normal(0, (0.5, 0.2, 0.2))
+    for channel in range(3):
+        logits[..., channel] += np.float32(balance[channel])
+        logits[..., channel] += smooth_noise(rng, shape, 25 / spacing_mm) * np.float32(0.3)
+        logits[..., channel] += smooth_noise(rng, shape, 3.5 / spacing_mm) * np.float32(0.7)
+    logits -= logits.max(axis=-1, keepdims=True)
+    within = np.exp(logits)
+    within *= (template.brain / within.sum(axis=-1))[..., None]
+    fractions = np.zeros((*shape, len(TISSUES)), dtype=np.float32)
+    fractions[..., CSF] = within[..., 0]
+    fractions[..., GM] = within[..., 1] * (1 - template.deep)
+    fractions[..., DGM] = within[..., 1] * template.deep
+    fractions[..., WM] = within[..., 2]
+    _add_shells(fractions, template, rng, spacing_mm)
+    flat = fractions.reshape(-1, len(TISSUES))
+    for tissue, where, weight in template.shapes:
+        weight = weight * (1 - template.brain.ravel()[where])
+        flat[where] *= (1 - weight)[:, None]
+        flat[where, tissue] += weight
+    flat /= flat.sum(axis=1, keepdims=True)
+    return Head(TEMPLATE, fractions, template.affine)
+
+
+def _add_shells(fractions: Array, template: _Template, rng: np.random.Generator, spacing_mm: float) -> None:
+    """Fill what is not brain: fluid, dura, inner table, diploe, outer table, muscle, scalp, air."""
+    shells = (
+        (CSF, 2.2),
+        (SOFT, 0.7),
+        (BONE_CORT, 1.8),
+        (BONE_CANC, 2.8),
+        (BONE_CORT, 1.8),
+        (SOFT, 1.5),
+        (SKIN_FAT, 5.0),
+    )
+    around = 1 - template.brain
+    inner = np.ones_like(around)  # share of the voxel outside the surface reached so far
+    surface = np.zeros_like(around)
+    for number, (tissue, mean_mm) in enumerate(shells):
+        thickness = mean_mm * rng.lognormal(0, 0.15)
+        surface = surface + np.float32(thickness) * np.exp(
+            smooth_noise(rng, around.shape, 22 / spacing_mm) * np.float32(0.2)
+        )
+        if number == len(shells) - 2:
+            surface = surface + template.face_mm
+        beyond = _ramp(template.outside_mm - surface, spacing_mm)
+        fractions[..., tissue] += around * (inner - beyond)
+        inner = beyond
+    fractions[..., AIR] += around * inner
+
+
+# --- given heads -------------------------------------------------------------------------------------------------
+
+
+def find_heads(folder: Path, spacing_mm: float) -> Mapping[str, Path]:
+    """Find label maps of heads: for each name the file whose spacing comes nearest from below.
+
+    Files are called ``NAME_tissue_2mm.nii.gz`` or alike: what follows the
+    first underscore is no part of the name.  `tissue_labels.json` beside them
+    names the labels.
+
+    Args:
+        folder: Of label maps.
+        spacing_mm: Voxel size wanted.
+
+    Raises:
+        CohortError: If there are none, or a label's name is unknown.
+    """
+    folder = Path(folder)
+    files = sorted([*folder.glob("*.nii.gz"), *folder.glob("*.nii")])
+    if not files or not (folder / "tissue_labels.json").is_file():
+        raise CohortError(
+            "holds no label maps of heads", path=folder, reason="no-heads", expected="*.nii.gz and tissue_labels.json"
+        )
+    heads: dict[str, tuple[float, Path]] = {}
+    for path in files:
+        name = path.name.split(".")[0].split("_")[0]
+        told = re.search(r"_([\d.]+)mm\.nii", path.name)
+        mm = float(told[1]) if told else 1.0
+        miss = abs(mm - spacing_mm) + (100 if mm > spacing_mm else 0)
+        if name not in heads or miss < heads[name][0]:
+            heads[name] = (miss, path)
+    return {name: path for name, (_, path) in sorted(heads.items())}
+
+
+@lru_cache(maxsize=2)
+def given_head(name: str, path: Path, spacing_mm: float) -> Head:
+    """Read a label map of a head as fractions, down to a hand's breadth below the brain.
+
+    Args:
+        name: What the head is called.
+        path: Label map whose values `tissue_labels.json` beside it names.
+        spacing_mm: Voxel size wanted.
+
+    Raises:
+        CohortError: If a label has no name, or an unknown one.
+        VolumeError: If the file cannot be read.
+    """
+    from scipy import ndimage
+
+    volume = read_volume(path, labels=True)
+    channels = _channels(path.parent / "tissue_labels.json")
+    if strange := sorted(set(np.unique(volume.array).tolist()) - set(channels)):
+        raise CohortError("has labels without a name", path=path, reason="labels", found=strange[:5])
+    table = np.array([channels.get(value, 0) for value in range(max(channels) + 1)])
+    labels = table[volume.array]
+    old = np.array(volume.geometry.spacing_mm)
+    lowest = np.flatnonzero(np.isin(labels, (GM, DGM)).any(axis=(0, 1)))[0]
+    cut = max(0, int(lowest - 25 / old[2]))
+    labels = labels[:, :, cut:]
+    affine = volume.geometry.affine.copy()
+    affine[:3, 3] += affine[:3, 2] * cut
+    blur = 0.35 if spacing_mm <= old[0] * 1.01 else 0.5 * spacing_mm / old[0]
+    stack = np.stack(
+        [ndimage.gaussian_filter((labels == k).astype(np.float32), blur, mode="nearest") for k in range(len(TISSUES))],
+        axis=-1,
+    )
+    if not np.allclose(old, spacing_mm, rtol=0.01):
+        shape = tuple(int(n) for n in np.floor((np.array(labels.shape) - 1) * old / spacing_mm) + 1)
+        stack = pull(stack, grid_points(shape) * (spacing_mm / old).astype(np.float32)).reshape(*shape, -1)
+        affine[:3, :3] = np.diag([spacing_mm] * 3)
+    stack /= stack.sum(axis=-1, keepdims=True)
+    return Head(name, stack, affine)
+
+
+def _channels(path: Path) -> dict[int, int]:
+    named = {int(value): OTHER_NAMES.get(name, name) for value, name in read_json(path).items()}
+    if strange := [name for name in named.values() if name not in TISSUES]:
+        raise CohortError(
+            "names unknown tissues", path=path, reason="tissues", found=strange[:5], expected=", ".join(TISSUES)
+        )
+    return {value: TISSUES.index(name) for value, name in named.items()}
+
+
+def brain_mask(fractions: Array, least: float = 0.5) -> NDArray[np.bool_]:
+    """Find the brain in a stack of fractions: the largest piece of brain, fluid and lesion, without holes.
+
+    Args:
+        fractions: Shape (I, J, K, C); channels beyond `TISSUES` count as brain.
+        least: Share of a voxel that must be brain.
+    """
+    from scipy import ndimage
+
+    share = fractions[..., list(BRAIN)].sum(axis=-1) + fractions[..., len(TISSUES) :].sum(axis=-1)
+    inside = ndimage.binary_opening(share > least, iterations=1)
+    parts, count = ndimage.label(inside)
+    largest = np.argmax(np.bincount(parts.ravel())[1:]) + 1 if count else 0
+    return np.asarray(ndimage.binary_fill_holes(parts == largest)) if count else np.zeros(share.shape, bool)
+
+
+def head_mask(fractions: Array) -> NDArray[np.bool_]:
+    """Find the head in a stack of fractions: all that is not air around it; sinuses are inside."""
+    from scipy import ndimage
+
+    return np.asarray(ndimage.binary_fill_holes(ndimage.binary_closing(fractions[..., AIR] < 0.5, iterations=2)))

@@ -1,0 +1,196 @@
+"""The tests that pin the method to one step of two players."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from chiasm.cohorts.layouts import find_cohort
+from chiasm.cohorts.planning import Plan
+from chiasm.cohorts.preparation import PreparedCase, prepare_case
+from chiasm.recipe import Recipe, make_recipe
+from chiasm.training.batches import take_batch
+from chiasm.training.learner import Learner
+from chiasm.training.loop import make_fabric
+from chiasm.training.run import plan_run
+from conftest import QUICK
+
+
+@pytest.fixture(scope="module")
+def prepared(toy_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, list[PreparedCase]]:
+    folder = tmp_path_factory.mktemp("prepared")
+    run = plan_run(toy_cohort, make_recipe("A7", "tiny", QUICK), folder, say=lambda _: None)
+    cases = {case.id: case for case in find_cohort(toy_cohort).cases}
+    return run.plan, [prepare_case(cases[name], run.plan, folder / "cache") for name in run.split.train]
+
+
+def recipe(method: str = "A7", changes: Mapping[str, object] | None = None) -> Recipe:
+    """All players play from the first step, at full strength, gate open."""
+    at_once = {"schedule.generator_alone": 0.0, "schedule.critics_alone": 0.0, "attention.gate": False}
+    return make_recipe(method, "tiny", {**QUICK, **at_once, "training.precision": "32-true", **(changes or {})})
+
+
+def learner(prepared: tuple[Plan, list[PreparedCase]], asked: Recipe) -> Learner:
+    return Learner(asked, *prepared, make_fabric(asked))
+
+
+def weights(module: torch.nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def same(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+LATE = 20  # a step at which every ramp is over
+
+
+def test_beta_0_equals_the_arm_without_attention_to_the_bit(prepared: tuple[Plan, list[PreparedCase]]) -> None:
+    made = []
+    for changes in ({"attention.beta": 0.0}, {"attention.target": "none"}):
+        one = learner(prepared, recipe("A7", changes))
+        losses = [one.step(step)["loss"] for step in range(LATE, LATE + 3)]
+        made.append((losses, weights(one.bare("generator"))))
+    assert made[0][0] == made[1][0]
+    assert same(made[0][1], made[1][1])
+
+
+def test_attention_does_change_the_step(prepared: tuple[Plan, list[PreparedCase]]) -> None:
+    plain, attentive = (
+        learner(prepared, recipe("A7", changes)) for changes in ({"attention.target": "none"}, {"attention.beta": 4.0})
+    )
+    for one in (plain, attentive):
+        one.step(LATE)
+    assert not same(weights(plain.bare("generator")), weights(attentive.bare("generator")))
+
+
+def test_the_reconstruction_loss_gives_the_local_discriminator_nothing(
+    prepared: tuple[Plan, list[PreparedCase]],
+) -> None:
+    one = learner(prepared, recipe("A10"))  # attention without adversarial terms
+    one.step(LATE)
+    before = weights(one.bare("local_judge"))
+    now, places = one.phase(LATE), one._draw(LATE, one.phase(LATE))
+    batch = one._to_device(take_batch(one.cases, places, patch=one.plan.patch, slices=one.plan.slices))
+    masked = one.modules["generator"](batch.source).float() * batch.mask
+    one._step_generator(LATE, now, batch, masked, places)
+    assert same(before, weights(one.bare("local_judge")))  # weights and power iterations stand still
+    assert all(parameter.requires_grad for parameter in one.bare("local_judge").parameters())
+
+
+def test_the_confidence_losses_give_the_generator_nothing(prepared: tuple[Plan, list[PreparedCase]]) -> None:
+    one = learner(prepared, recipe("A7"))
+    places = one._draw(LATE, one.phase(LATE))
+    batch = one._to_device(take_batch(one.cases, places, patch=one.plan.patch, slices=one.plan.slices))
+    masked = one.modules["generator"](batch.source).float() * batch.mask
+    one._update_scale(masked.detach() - batch.target, batch.mask)
+    one._step_judges(LATE, batch, masked.detach())
+    assert all(parameter.grad is None for parameter in one.bare("generator").parameters())
+
+
+def test_the_undetached_arm_sends_gradients_through_the_weight(prepared: tuple[Plan, list[PreparedCase]]) -> None:
+    gradients = []
+    for method in ("A8", "A9"):
+        one = learner(prepared, recipe(method))
+        one.step(LATE)
+        gradients.append([p.grad.clone() for p in one.bare("generator").parameters() if p.grad is not None])
+    assert any(not torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+def test_a_shuffled_weight_has_the_same_values_in_other_places(prepared: tuple[Plan, list[PreparedCase]]) -> None:
+    found: list[Tensor] = []
+    for method in ("A7", "C4"):
+        one = learner(prepared, recipe(method))
+        now, places = one.phase(LATE), one._draw(LATE, one.phase(LATE))
+        batch = one._to_device(take_batch(one.cases, places, patch=one.plan.patch, slices=one.plan.slices))
+        logits = one.bare("local_judge").eval()(one._see_locally(batch, batch.target))
+        found.append(one._attention_weight(LATE, now, batch, logits, places, {})[batch.mask])
+    assert not torch.equal(*found)
+    torch.testing.assert_close(*(weight.sort().values for weight in found))
+
+
+def test_judges_are_trained_at_their_own_steps_and_the_generator_stands_still_then(
+    prepared: tuple[Plan, list[PreparedCase]],
+) -> None:
+    asked = make_recipe("A7", "tiny", {**QUICK, "schedule.generator_alone": 0.4, "schedule.critics_alone": 0.3})
+    one = learner(prepared, asked)
+    moved: dict[int, set[str]] = {}
+    for step in (0, 12, 23):
+        before = {name: weights(one.bare(name)) for name in one.modules}
+        one.step(step)
+        moved[step] = {
+            name
+            for name, module in one.modules.items()
+            if any(not torch.equal(before[name][key], p) for key, p in module.named_parameters() if key in before[name])
+            or any(
+                p.grad is not None and not torch.equal(before[name][k.removeprefix("_forward_module.")], p)
+                for k, p in one.bare(name).named_parameters()
+            )
+        }
+    assert moved[0] == {"generator"}
+    assert moved[12] == {"global_judge", "local_judge"}
+    assert moved[23] == {"generator", "global_judge", "local_judge"}
+
+
+def test_every_step_draws_the_same_batch_whatever_the_arm(prepared: tuple[Plan, list[PreparedCase]]) -> None:
+    drawn = []
+    for method in ("A1", "A7", "A8"):
+        one = learner(prepared, recipe(method))
+        for step in (0, 7):
+            one.step(step)
+        drawn.append(one._draw(8, one.phase(8)))
+    assert drawn[0] == drawn[1] == drawn[2]
+
+
+def test_the_average_follows_the_weights(prepared: tuple[Plan, list[PreparedCase]]) -> None:
+    one = learner(prepared, recipe("A1", {"optimiser.average": 0.0}))
+    one.step(0)
+    current = weights(one.bare("generator"))
+    assert same(weights(one.average), current)
+    slow = learner(prepared, recipe("A1", {"optimiser.average": 0.999}))
+    for step in range(3):
+        slow.step(step)
+    assert not same(weights(slow.average), weights(slow.bare("generator")))
+
+
+def test_validation_and_prediction_are_one_function(prepared: tuple[Plan, list[PreparedCase]]) -> None:
+    from chiasm.prediction.engines import Engine
+    from chiasm.prediction.synthesis import synthesise_prepared
+
+    one = learner(prepared, recipe())
+    one.step(0)
+    engine = Engine(torch.device("cpu"), "32-true")
+    case = prepared[1][0]
+    maps = one.maps(case, engine)
+    model = one.model()
+    again = synthesise_prepared(
+        model.generator,
+        model.local_judge.eval() if model.local_judge else None,
+        np.asarray(case.source),
+        np.asarray(case.mask),
+        plan=one.plan,
+        conditional=True,
+        error_scale=model.error_scale,
+        engine=engine,
+    )
+    for a, b in zip(maps, again):
+        np.testing.assert_array_equal(a, b)
+    assert (maps.prediction[~np.asarray(case.mask)] == 0).all()
+
+
+def test_the_gate_closes_on_a_judge_that_knows_nothing_and_says_why(
+    prepared: tuple[Plan, list[PreparedCase]],
+) -> None:
+    one = learner(prepared, recipe("A7", {"attention.gate": True}))
+    one.state |= {"confidence_sd": 0.2, "rho": -0.3}
+    assert "Spearman" in str(one.gate_reason()) or "rho" in str(one.gate_reason())
+    figures: dict[str, Any] = one.step(LATE)
+    assert figures["attention_strength"] == 0 and one.state["closed_steps"] == 1
+    one.state |= {"rho": 0.3}
+    assert one.step(LATE + 1)["attention_strength"] > 0

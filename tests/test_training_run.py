@@ -1,0 +1,217 @@
+"""A run from the outside: what it leaves behind, and what it survives."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from chiasm.errors import CohortError, RunError
+from chiasm.recipe import ARMS, Recipe, make_recipe
+from chiasm.storage import read_json, read_toml, sha256_of
+from chiasm.training.loop import Interrupted
+from chiasm.training.run import Run, describe, locked, plan_run, train
+from conftest import QUICK
+from synthetic_cohort import affine, save, write_brats
+
+
+def recipe(method: str = "A7", **changes: object) -> Recipe:
+    return make_recipe(method, "tiny", {**QUICK, **{name.replace("__", "."): v for name, v in changes.items()}})
+
+
+def run(data: Path, folder: Path, asked: Recipe | None = None, **options: object) -> Run:
+    return train(data, asked or recipe(), folder, **{"say": lambda _: None, **options})  # type: ignore[arg-type]
+
+
+def lines(folder: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def test_a_run_folder_explains_itself(finished_run: Path) -> None:
+    wanted = {"recipe.toml", "plan.toml", "splits.json", "environment.json", "log.jsonl", "checkpoints", "model"}
+    assert wanted <= {path.name for path in finished_run.iterdir()}
+    card = read_toml(finished_run / "model" / "model.toml")
+    assert {"weights.safetensors", "recipe.toml", "plan.toml", "calibration.json", "baselines.json"} <= set(
+        card["sha256"]
+    )
+    for name, told in card["sha256"].items():
+        assert sha256_of(finished_run / "model" / name) == told
+    split = read_json(finished_run / "splits.json")
+    assert not set(split["train"]) & set(split["test"]) and not set(split["train"]) & set(split["validation"])
+    assert read_toml(finished_run / "plan.toml")["trained_on"] == split["train"]
+
+
+def test_the_log_tells_steps_validations_and_the_health_of_both_judges(finished_run: Path) -> None:
+    content = lines(finished_run)
+    validations = [line for line in content if line["kind"] == "validation"]
+    assert validations[-1]["step"] == 24
+    wanted = {"mae", "lesion_mae", "spearman", "auroc_worst", "accuracy_local", "accuracy_global", "gate_closed_share"}
+    assert wanted <= set(validations[-1])
+    steps = [line for line in content if line["kind"] == "step"]
+    assert [line["step"] for line in steps] == list(range(1, 25))
+    assert "reconstruction" in steps[0] and "local_judge_loss" not in steps[0]  # the generator is alone at first
+    assert "local_judge_loss" in steps[-1] and "adversarial" in steps[-1]
+
+
+@pytest.mark.parametrize("stop", [5, 13, 22])
+def test_a_run_that_was_stopped_ends_identical_to_the_bit(
+    stop: int, toy_cohort: Path, finished_run: Path, tmp_path: Path
+) -> None:
+    def interrupt(done: int, total: int, figures: Mapping[str, float]) -> None:
+        if done == stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted) as caught:
+        run(toy_cohort, tmp_path, progress=interrupt)
+    assert caught.value.exit_code == 143 and not (tmp_path / "model").exists()
+    run(toy_cohort, tmp_path)
+    for name in ("weights.safetensors", "calibration.json", "plan.toml"):
+        assert (tmp_path / "model" / name).read_bytes() == (finished_run / "model" / name).read_bytes()
+    assert (tmp_path / "log.jsonl").read_bytes() == (finished_run / "log.jsonl").read_bytes()
+
+
+def test_a_killed_run_goes_on_and_ends_identical_to_the_bit(
+    toy_cohort: Path, finished_run: Path, tmp_path: Path
+) -> None:
+    program = (
+        "import sys, torch\nfrom pathlib import Path\nfrom chiasm.recipe import read_recipe\n"
+        "from chiasm.training.run import train\ntorch.set_num_threads(1)\n"
+        "data, recipe, out = map(Path, sys.argv[1:])\n"
+        "train(data, read_recipe(recipe), out, say=lambda _: None)\n"
+    )
+    arguments = [str(toy_cohort), str(finished_run / "recipe.toml"), str(tmp_path / "run")]
+    process = subprocess.Popen([sys.executable, "-c", program, *arguments])
+    until = time.monotonic() + 60
+    while not list(tmp_path.glob("run/checkpoints/*.toml")) and time.monotonic() < until and process.poll() is None:
+        pass
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert list(tmp_path.glob("run/checkpoints/*.toml"))
+    run(toy_cohort, tmp_path / "run")
+    weights = "model/weights.safetensors"
+    assert (tmp_path / "run" / weights).read_bytes() == (finished_run / weights).read_bytes()
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
+    toy_cohort: Path, finished_run: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished_run, folder)
+    shutil.rmtree(folder / "model")
+    newest = sorted((folder / "checkpoints").glob("*.safetensors"))[-1]
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+    said: list[str] = []
+    run(toy_cohort, folder, say=said.append)
+    assert any(newest.name in line and "damaged" in line for line in said)
+    weights = "model/weights.safetensors"
+    assert (folder / weights).read_bytes() == (finished_run / weights).read_bytes()
+
+
+def test_the_same_command_on_a_finished_run_changes_nothing(
+    toy_cohort: Path, finished_run: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished_run, folder)
+    before = {path: path.read_bytes() for path in sorted((folder / "model").iterdir())}
+    run(toy_cohort, folder)
+    assert {path: path.read_bytes() for path in sorted((folder / "model").iterdir())} == before
+
+
+def test_another_recipe_in_the_same_folder_is_refused_by_name(toy_cohort: Path, finished_run: Path) -> None:
+    with pytest.raises(RunError, match=r"loss\.norm was 'l2' and is 'l1'") as caught:
+        run(toy_cohort, finished_run, recipe(loss__norm="l1"))
+    assert caught.value.reason == "other-recipe"
+
+
+def test_a_second_run_in_one_folder_is_told_who_holds_it(tmp_path: Path) -> None:
+    with locked(tmp_path), pytest.raises(RunError, match=f"pid {os.getpid()}") as caught, locked(tmp_path):
+        pass
+    assert caught.value.reason == "busy"
+    with locked(tmp_path):
+        pass
+
+
+def test_a_bad_case_is_named_and_left_out(tmp_path: Path) -> None:
+    data = write_brats(tmp_path / "data", 7)
+    bad = data / "Toy_0003" / "Toy_0003_t1.nii.gz"
+    bad.write_bytes(bad.read_bytes()[:200])
+    said: list[str] = []
+    done = run(data, tmp_path / "run", say=said.append)
+    assert {problem.case for problem in done.problems} == {"Toy_0003"}
+    assert any("Toy_0003" in line for line in said)
+    split = read_json(tmp_path / "run" / "splits.json")
+    assert "Toy_0003" not in {*split["train"], *split["validation"], *split["test"]}
+
+
+def test_the_same_voxels_under_two_subjects_are_refused(tmp_path: Path) -> None:
+    data = write_brats(tmp_path / "data", 4)
+    for kind in ("t1", "t2"):
+        shutil.copy(data / f"Toy_0001/Toy_0001_{kind}.nii.gz", data / f"Toy_0002/Toy_0002_{kind}.nii.gz")
+    with pytest.raises(CohortError, match="Toy_0001") as caught:
+        plan_run(data, recipe(), tmp_path / "run", say=lambda _: None)
+    assert caught.value.reason == "duplicate-voxels"
+
+
+def test_a_target_that_is_not_a_number_in_training_stops_with_step_and_case(toy_cohort: Path, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"at step \d+ \(cases Toy_") as caught:
+        run(toy_cohort, tmp_path, recipe("A1", optimiser__generator_rate=1e30))
+    assert caught.value.reason == "not-finite"
+
+
+def test_training_depends_on_training_cases_alone(tmp_path: Path) -> None:
+    """Test targets replaced by noise: plan and weights stay the same to the byte."""
+    made = []
+    for name in ("as they are", "noise"):
+        data = write_brats(tmp_path / name, 6)
+        out = tmp_path / f"run {name}"
+        if name == "noise":
+            for case in read_json(tmp_path / "run as they are" / "splits.json")["test"]:
+                noise = np.random.default_rng(0).normal(50, 9, (36, 40, 12)).astype(np.float32)
+                save(data / case / f"{case}_t2.nii.gz", noise, affine())
+        run(data, out)
+        made.append([(out / "model" / file).read_bytes() for file in ("weights.safetensors", "calibration.json")])
+        made[-1].append(str(read_toml(out / "plan.toml") | {"expected": None}).encode())
+    assert made[0] == made[1]
+
+
+@pytest.mark.parametrize("method", list(ARMS))
+def test_every_arm_trains_and_ships_a_model(method: str, toy_cohort: Path, tmp_path: Path) -> None:
+    run(toy_cohort, tmp_path, recipe(method, schedule__steps=12, training__validations=1))
+    losses = [line["loss"] for line in lines(tmp_path) if "loss" in line]
+    assert losses and np.isfinite(losses).all()  # type: ignore[arg-type]
+    assert (tmp_path / "model" / "model.toml").exists()
+
+
+@pytest.mark.parametrize("dims", ["2d", "2.5d", "3d"])
+def test_one_switch_chooses_2d_25d_and_3d(dims: str, tmp_path: Path) -> None:
+    data = write_brats(tmp_path / "data", 4, shape=(36, 40, 32))
+    done = run(data, tmp_path / "run", recipe(data__dims=dims, schedule__steps=12, split__folds=4))
+    assert (done.plan.dims, done.plan.slices) == {"2d": (2, 1), "2.5d": (2, 3), "3d": (3, 1)}[dims]
+
+
+def test_a_plan_is_told_with_its_reasons(toy_cohort: Path, tmp_path: Path) -> None:
+    asked = recipe()
+    done = plan_run(toy_cohort, asked, tmp_path, say=lambda _: None)
+    told = "\n".join(describe(asked, done.plan))
+    for word in ("spacing_mm", "patch", "source_kinds", "mask_rule", "GB"):
+        assert word in told
+    assert (tmp_path / "plan.toml").exists() and not (tmp_path / "checkpoints").exists()
+
+
+def test_training_learns(tmp_path: Path) -> None:
+    data = write_brats(tmp_path / "data", 6)
+    asked = recipe("A1", schedule__steps=150, generator__skip="none", optimiser__generator_rate=5e-3)
+    run(data, tmp_path / "run", asked)
+    losses = [float(str(line["loss"])) for line in lines(tmp_path / "run") if "loss" in line]
+    assert np.mean(losses[-10:]) < 0.4 * np.mean(losses[:10])
