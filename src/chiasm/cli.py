@@ -341,3 +341,7 @@ def _exit(problems: Sequence[Problem]) -> None:
     """Exit 3 if anything was left out."""
     if problems:
         raise typer.Exit(PARTIAL)
+
+
+if __name__ == "__main__":
+    main()

@@ -60,13 +60,7 @@ class Predictor:
             VolumeError: If a file cannot be read, the grids differ, or the number of sources is wrong.
         """
         volumes = [source if isinstance(source, Volume) else read_volume(Path(source)) for source in sources]
-        names = self.model.plan.sources
-        if len(volumes) != len(names):
-            raise ChiasmError(
-                "the number of source volumes is wrong", reason="sources", found=len(volumes), expected=", ".join(names)
-            )
-        fitting = [check_pair(volumes[0], v, a_name=names[0], b_name=n) for v, n in zip(volumes[1:], names[1:])]
-        return synthesise(self.model, [volumes[0], *fitting], mask=mask, engine=self.engine)
+        return synthesise(self.model, volumes, mask=mask, engine=self.engine)
 
 
 def load(path: Path | str, *, accelerator: str = "auto", precision: str = "auto") -> Predictor:

@@ -111,7 +111,7 @@ def learn(
                 found, sentence = validate(learner, validation[:MOST_VALIDATION_CASES], engine)
                 learner.state["rho"] = found.get("spearman_smoothed", -1.0)
                 write("validation", step + 1, found)
-                if sentence and step + 1 > due[0]:
+                if sentence and learner.phase(step).attention > 0:
                     write("warning", step + 1, {"message": sentence})
                     warn(f"step {step + 1}: {sentence}")
             late = time.monotonic() - saved > CHECKPOINT_SECONDS

@@ -1,0 +1,366 @@
+"""Simulated patients with a known truth: a cohort on disk that everything can be tried on.
+
+Subject n of a seed is the same patient whatever the number of subjects; every
+file is the same to the byte.  docs/phantom.md tells what is simulated, what
+is not, and how near real cohorts the figures come.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chiasm.cohorts.anatomy import (
+    AIR,
+    BONE_CORT,
+    TEMPLATE,
+    Array,
+    Deformation,
+    Head,
+    brain_mask,
+    deform,
+    embedded_head,
+    find_heads,
+    given_head,
+    grid_points,
+    head_mask,
+    pull,
+    random_affine,
+    random_velocity,
+    rotation,
+    smooth_noise,
+)
+from chiasm.cohorts.lesions import COMPARTMENTS, REGIONS, Kind, draw_lesion, lesion_labels
+from chiasm.cohorts.signals import (
+    CHANNELS,
+    MATERIALS,
+    SITES,
+    Material,
+    Site,
+    acquire_ct,
+    acquire_mr,
+    hounsfield,
+    occupied,
+    signal,
+)
+from chiasm.errors import RecipeError, unknown
+from chiasm.storage import read_json, whole_file, write_json
+from chiasm.volumes import Geometry, write_volume
+
+Layout = Literal["brats", "bids", "synthrad"]
+Progress = Callable[[int, int, str], None]
+
+CONTRASTS = ("t1", "t1ce", "t2", "flair", "pd")
+#: Contrasts that were scanned after the patient moved, where there is misregistration.
+MOVED = ("t2", "flair", "pd")
+
+#: Ten patients in a row: two controls, six gliomas, one with plaques, one with a cyst.
+DECK: tuple[Kind, ...] = ("high",) * 4 + ("low",) * 2 + ("ms", "cyst", "none", "none")
+
+
+@dataclass(frozen=True)
+class Difficulty:
+    """What makes a cohort hard.
+
+    Attributes:
+        sites: How many of `SITES` take part.
+        jitter: Standard deviation of the logarithm of TR, TE and TI between patients of a site.
+        misregistration_mm: How far the T2-weighted scans lie from the T1-weighted ones.
+        thick_mm: Slice thickness of the T2-weighted scans; 0 is the voxels'.
+        shared: Standard deviation of the logarithm of T1 and T2 alike, in normal tissue.
+        alone: Likewise of T2 alone: the noise floor of any T1 to T2.
+    """
+
+    sites: int
+    jitter: float
+    misregistration_mm: float
+    thick_mm: float
+    shared: float
+    alone: float
+
+
+DIFFICULTIES: Mapping[str, Difficulty] = {
+    "easy": Difficulty(1, 0.02, 0.0, 0.0, 0.04, 0.03),
+    "standard": Difficulty(4, 0.10, 0.0, 0.0, 0.05, 0.05),
+    "hard": Difficulty(4, 0.10, 2.0, 4.0, 0.05, 0.05),
+}
+
+
+class Subject(NamedTuple):
+    """One simulated patient and the truth about it.
+
+    Attributes:
+        name: Number as text, four digits.
+        head: The anatomy it was made of.
+        site: Where it was scanned.
+        images: Contrast to raw intensities, shape (I, J, K), float32 of whole numbers.
+        labels: 0 or a value of `REGIONS`, shape (I, J, K), uint8.
+        brain: The brain, shape (I, J, K).
+        body: The head, shape (I, J, K).
+        fractions: Share of each of `CHANNELS`, shape (I, J, K, 17), sums to 1.
+        clean: Contrast to what it is without noise, bias, gain and display curve.
+        expected: Contrast to `clean` without the T2 texture that T1 cannot tell.
+        moved_mm: Where each voxel of a moved contrast comes from: (I, J, K, 3), float32.
+        parameters: Everything that was drawn, ready for JSON.
+        affine: Voxel to world mm, (4, 4).
+    """
+
+    name: str
+    head: str
+    site: str
+    images: dict[str, Array]
+    labels: NDArray[np.uint8]
+    brain: NDArray[np.bool_]
+    body: NDArray[np.bool_]
+    fractions: Array
+    clean: dict[str, Array]
+    expected: dict[str, Array]
+    moved_mm: Array
+    parameters: dict[str, Any]
+    affine: NDArray[np.float64]
+
+
+def draw_subject(
+    number: int, seed: int, *, heads: Mapping[str, Path] | None, spacing_mm: float, difficulty: Difficulty
+) -> Subject:
+    """Simulate one patient.
+
+    Args:
+        number: From 1.
+        seed: Of the cohort.
+        heads: From `find_heads`, taken in turn; None embeds the template.
+        spacing_mm: Voxel size.
+        difficulty: What is varied, and how much.
+    """
+    rng = np.random.default_rng((seed, number))
+    if heads:
+        name = sorted(heads)[(number - 1) % len(heads)]
+        head = given_head(name, heads[name], spacing_mm)
+    else:
+        head = embedded_head(rng, spacing_mm)
+    kind = _dealt(DECK, number, seed, 1)
+    lesion = draw_lesion(kind, head.fractions, spacing_mm, rng)
+    host = head.fractions * (1 - lesion.shares.sum(axis=-1, keepdims=True))
+    textures = [smooth_noise(rng, head.shape, rng.uniform(2.5, 5) / spacing_mm) for _ in range(3)]
+    stack = np.concatenate(
+        [host, lesion.shares, lesion.density[..., None], *(field[..., None] for field in textures)], axis=-1
+    )
+    velocity = random_velocity(rng, head.shape, spacing_mm, rng.uniform(12, 20), rng.uniform(4, 7)) + lesion.push
+    phi = deform(head.shape, spacing_mm, velocity, matrix=random_affine(rng))
+    points = grid_points(head.shape)
+    still = pull(stack, phi(points))
+    r = _movement(rng, head, difficulty.misregistration_mm)
+    moved = still if r is None else pull(stack, phi(r(points)))
+    site = _protocol(_dealt(SITES[: difficulty.sites], number, seed, 2), difficulty.jitter, rng)
+    materials = _materials(site, seed, rng)
+
+    coil = smooth_noise(rng, head.shape, 44 / spacing_mm)
+    images, clean, expected = {}, {}, {}
+    for contrast in CONTRASTS:
+        values = moved if contrast in MOVED else still
+        fractions, shared, alone = values[:, : len(CHANNELS)], values[:, -3], values[:, -2]
+        voxels = occupied(fractions, shared, alone, materials, _strengths(difficulty))
+        clean[contrast] = signal(contrast, site, voxels, len(values)).reshape(head.shape)
+        if contrast in MOVED:
+            expected[contrast] = signal(contrast, site, voxels, len(values), with_own=False).reshape(head.shape)
+        images[contrast] = acquire_mr(
+            clean[contrast],
+            coil,
+            site,
+            rng,
+            spacing_mm,
+            gamma=site.gamma[contrast in MOVED],
+            thick_mm=difficulty.thick_mm if contrast in MOVED else 0.0,
+        )
+    fractions = still[:, : len(CHANNELS)].reshape(*head.shape, -1)
+    density = still[:, len(CHANNELS)].reshape(head.shape)
+    ct = hounsfield(still[:, : len(CHANNELS)], still[:, -1], materials).reshape(head.shape)
+    images["ct"] = acquire_ct(ct, fractions[..., BONE_CORT], rng, spacing_mm)
+    brain = brain_mask(fractions)
+    labels = lesion_labels(fractions[..., -len(COMPARTMENTS) :], density, brain)
+    parameters = {
+        "seed": seed,
+        "number": number,
+        "head": head.name,
+        "lesion": kind,
+        "site": asdict(site),
+        "difficulty": asdict(difficulty),
+        "spacing_mm": spacing_mm,
+        "least_jacobian": phi.least_jacobian(),
+    }
+    shift = np.zeros_like(points) if r is None else r(points) - points
+    return Subject(
+        f"{number:04d}",
+        head.name,
+        site.name,
+        images,
+        labels,
+        brain,
+        head_mask(fractions),
+        fractions,
+        clean,
+        expected,
+        (shift * np.float32(spacing_mm)).reshape(*head.shape, 3),
+        parameters,
+        head.affine,
+    )
+
+
+def _dealt(deck: Any, number: int, seed: int, pack: int) -> Any:
+    """Deal a shuffled deck in turn, so that any ten patients in a row are a fair sample."""
+    block, place = divmod(number - 1, len(deck))
+    return deck[int(np.random.default_rng((seed, pack, block, 77)).permutation(len(deck))[place])]
+
+
+def _movement(rng: np.random.Generator, head: Head, level_mm: float) -> Deformation | None:
+    """Draw how the patient lies in the later scans: half rigid, half residual; None where there is no movement."""
+    if level_mm == 0:
+        return None
+    shift = rng.normal(size=3)
+    shift *= level_mm / np.linalg.norm(shift) / head.spacing_mm / 2
+    velocity = random_velocity(rng, head.shape, head.spacing_mm, 16, level_mm)
+    return deform(
+        head.shape, head.spacing_mm, velocity, matrix=rotation(rng.uniform(-0.5, 0.5, 3) * level_mm), shift=shift
+    )
+
+
+def _protocol(site: Site, jitter: float, rng: np.random.Generator) -> Site:
+    def drawn(times: tuple[float, ...]) -> Any:
+        return tuple(float(time * np.exp(jitter * np.clip(rng.normal(), -2, 2))) for time in times)
+
+    return replace(site, t1=drawn(site.t1), t2=drawn(site.t2), pd=drawn(site.pd), flair=drawn(site.flair))
+
+
+def _materials(site: Site, seed: int, rng: np.random.Generator) -> list[Material]:
+    """Scale the table for the site (its way of measuring) and for the patient."""
+    ours = np.random.default_rng((seed, 3, [one.name for one in SITES].index(site.name)))
+    factor1, factor2 = np.exp(ours.uniform(-0.08, 0.08, 2))
+    made = []
+    for name in CHANNELS:
+        material = MATERIALS[name]
+        one, two = np.exp(rng.normal(0, 0.045, 2)) * (factor1, factor2)
+        made.append(
+            material._replace(
+                t1_ms=tuple(time * one for time in material.t1_ms), t2_ms=tuple(time * two for time in material.t2_ms)
+            )
+        )
+    return made
+
+
+def _strengths(difficulty: Difficulty) -> list[tuple[float, float]]:
+    return [(0.10, 0.12) if name in COMPARTMENTS else (difficulty.shared, difficulty.alone) for name in CHANNELS]
+
+
+# --- on disk -----------------------------------------------------------------------------------------------------
+
+
+def write_cohort(
+    folder: Path,
+    subjects: int,
+    seed: int,
+    *,
+    anatomy: Path | None = None,
+    spacing_mm: float = 2.0,
+    difficulty: str = "standard",
+    layout: str = "brats",
+    skull_strip: bool | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Simulate a cohort, a folder that `find_cohort` recognises; finished subjects are not made again.
+
+    Args:
+        folder: Where it goes.
+        subjects: How many.
+        seed: Of everything.
+        anatomy: Folder of label maps of heads; None takes the embedded template.
+        spacing_mm: Voxel size, 1 to 4.
+        difficulty: A name of `DIFFICULTIES`.
+        layout: "brats" (all contrasts), "bids" (all contrasts) or "synthrad" (mr, which is T2-weighted, and ct).
+        skull_strip: Whether MR is 0 outside the brain; None does so in "brats" alone.
+        progress: Called with subjects done, all subjects, the next one's id.
+
+    Returns:
+        The folder.
+
+    Raises:
+        RecipeError: If a setting is unknown or out of range.
+        CohortError: If `anatomy` holds no heads.
+    """
+    folder = Path(folder)
+    if difficulty not in DIFFICULTIES:
+        raise unknown("difficulty", difficulty, DIFFICULTIES)
+    if layout not in get_args(Layout):
+        raise unknown("layout", layout, get_args(Layout))
+    if not 1 <= spacing_mm <= 4:
+        raise RecipeError("the voxel size is out of range", reason="spacing", found=spacing_mm, expected="1 to 4 mm")
+    if subjects < 1:
+        raise RecipeError("there must be a subject", reason="subjects", found=subjects, expected="1 or more")
+    heads = None if anatomy is None else find_heads(anatomy, spacing_mm)
+    strip = layout == "brats" if skull_strip is None else skull_strip
+    notes: dict[str, dict[str, Any]] = {}
+    for number in range(1, subjects + 1):
+        name = case_name(layout, number)
+        if progress is not None:
+            progress(number - 1, subjects, name)
+        truth = folder / "truth" / name
+        asked = {"layout": layout, "skull_strip": strip, "difficulty": difficulty, "seed": seed, "spacing_mm": spacing_mm}
+        done = read_json(truth / "parameters.json") if (truth / "parameters.json").is_file() else {}
+        if done.get("asked") != asked:
+            subject = draw_subject(
+                number, seed, heads=heads, spacing_mm=spacing_mm, difficulty=DIFFICULTIES[difficulty]
+            )
+            _write_subject(folder, name, subject, layout, strip)
+            done = {"asked": asked, **subject.parameters}
+            write_json(truth / "parameters.json", done)
+        notes[name] = {"site": done["site"]["name"], "head": done["head"], "subject": name, "lesion": done["lesion"]}
+    write_json(folder / "cohort.json", {"cases": notes, "regions": {name: list(of) for name, of in REGIONS.items()}})
+    if progress is not None:
+        progress(subjects, subjects, "")
+    return folder
+
+
+def case_name(layout: str, number: int) -> str:
+    """Return the id of subject `number`, as the layout has it."""
+    return {"brats": f"PHANTOM_{number:04d}", "bids": f"sub-{number:04d}", "synthrad": f"1BA{number:03d}"}[layout]
+
+
+def _write_subject(folder: Path, name: str, subject: Subject, layout: str, strip: bool) -> None:
+    geometry = Geometry(subject.labels.shape, subject.affine)
+    images = {
+        contrast: image * subject.brain if strip and contrast != "ct" else image
+        for contrast, image in subject.images.items()
+    }
+    mask = subject.body if layout == "synthrad" and not strip else subject.brain
+    if layout == "bids":
+        place = folder / name / "anat"
+        suffixes = {"t1": "T1w", "t1ce": "ce-gadolinium_T1w", "t2": "T2w", "flair": "FLAIR", "pd": "PDw", "ct": "ct"}
+        files = {place / f"{name}_{suffixes[contrast]}": image for contrast, image in images.items()}
+        derived = folder / "derivatives" / "phantom" / name / "anat"
+        masks = {derived / f"{name}_desc-brain_mask": mask, derived / f"{name}_label-lesion_mask": subject.labels}
+    elif layout == "synthrad":
+        place = folder / "Task1" / "brain" / name
+        files = {place / "mr": images["t2"], place / "ct": images["ct"]}
+        masks = {place / "mask": mask, place / "seg": subject.labels}
+    else:
+        place = folder / name
+        files = {place / f"{name}_{contrast}": image for contrast, image in images.items()}
+        masks = {place / f"{name}_mask": mask, place / f"{name}_seg": subject.labels}
+    for path, image in files.items():
+        write_volume(path.with_name(path.name + ".nii.gz"), image, geometry)
+    for path, array in masks.items():
+        write_volume(path.with_name(path.name + ".nii.gz"), array.astype(np.uint8), geometry, labels=True)
+    truth: dict[str, NDArray[Any]] = {"affine": subject.affine, "moved_mm": subject.moved_mm.astype(np.float16)}
+    truth["fractions"] = np.rint(subject.fractions * 255).astype(np.uint8)
+    for contrast in ("t2", "flair"):
+        truth[f"{contrast}_clean"] = subject.clean[contrast].astype(np.float16)
+        truth[f"{contrast}_expected"] = subject.expected[contrast].astype(np.float16)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **truth)
+    with whole_file(folder / "truth" / name / "truth.npz") as temporary:
+        temporary.write_bytes(buffer.getvalue())

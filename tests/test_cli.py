@@ -1,0 +1,139 @@
+"""The command as a user meets it: exit codes, one sentence for each mistake, every verb documented."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from conftest import QUICK
+from synthetic_cohort import write_brats
+
+PROJECT = Path(__file__).parents[1]
+SETTINGS = [
+    f"{name}={list(value) if isinstance(value, tuple) else value}"
+    for name, value in QUICK.items()
+    if not name.startswith("data.") or name == "data.patch"
+]
+
+
+def chiasm(*words: str | Path, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "chiasm.cli", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout)
+
+
+def verbs() -> list[str]:
+    from chiasm.cli import app
+
+    return [command.name or command.callback.__name__ for command in app.registered_commands if command.callback]
+
+
+def test_the_four_verbs_go_from_a_folder_to_a_report(tmp_path: Path) -> None:
+    data = write_brats(tmp_path / "data", 5)
+    found = chiasm("inspect", data)
+    assert found.returncode == 0 and "5 cases" in found.stdout
+    run, made, scored = tmp_path / "run", tmp_path / "made", tmp_path / "scored"
+    trained = chiasm("train", data, "--source", "t1", "--target", "t2", "-o", run, "--size", "tiny", "--set", *SETTINGS)
+    assert trained.returncode == 0, trained.stderr
+    assert chiasm("predict", run, data, "-o", made, "--only", "test").returncode == 0
+    done = chiasm("evaluate", made, data, "-o", scored)
+    assert done.returncode == 0 and "lookup" in done.stdout and (scored / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["inspect", "NOWHERE"], "does not exist"),
+        (["plan", "DATA", "--source", "t1", "--target", "pet", "-o", "OUT"], "pet"),
+        (["train", "DATA", "--source", "t1", "--target", "t1", "-o", "OUT"], "also a source"),
+        (["train", "DATA", "--source", "t1", "--target", "t2", "-o", "OUT", "--method", "A77"], "A7"),
+        (["train", "DATA", "--source", "t1", "--target", "t2", "-o", "OUT", "--size", "huge"], "tiny"),
+        (["train", "DATA", "--source", "t1", "--target", "t2", "-o", "OUT", "--folds", "40"], "folds"),
+        (["train", "DATA", "--source", "t1", "--target", "t2", "-o", "OUT", "--set", "loss.norm=l3"], "loss.norm"),
+        (["train", "DATA", "--source", "t1", "--target", "t2", "-o", "OUT", "--set", "los.norm=l1"], "los"),
+        (["train", "DATA", "--source", "t1", "--target", "t2", "-o", "OUT", "--accelerator", "abacus"], "abacus"),
+        (["predict", "DATA", "DATA", "-o", "OUT"], "holds no model"),
+        (["evaluate", "DATA", "DATA", "-o", "OUT"], "predictions.json"),
+        (["demo", "--task", "pet-ct", "-o", "OUT"], "t1-t2"),
+        (["phantom", "-o", "OUT", "--subjects", "0"], "subject"),
+    ],
+)
+def test_a_mistake_ends_in_one_sentence_and_exit_2_with_nothing_half_written(
+    words: list[str], told: str, toy_cohort: Path, tmp_path: Path
+) -> None:
+    places = {"DATA": str(toy_cohort), "NOWHERE": str(tmp_path / "nowhere"), "OUT": str(tmp_path / "out")}
+    done = chiasm(*(places.get(word, word) for word in words))
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr and told in done.stderr
+    written = [path for path in tmp_path.rglob("*") if path.is_file() and path.name not in ("recipe.toml", ".lock")]
+    assert not written
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    assert "Traceback" in chiasm("inspect", tmp_path / "nowhere", "--debug").stderr
+
+
+def test_a_bad_case_in_a_cohort_ends_in_exit_3_and_is_named(tmp_path: Path) -> None:
+    data = write_brats(tmp_path / "data", 3)
+    bad = data / "Toy_0002" / "Toy_0002_t1.nii.gz"
+    bad.write_bytes(b"not a scan")
+    done = chiasm("inspect", data)
+    assert done.returncode == 3 and "Toy_0002_t1.nii.gz" in done.stdout + done.stderr
+
+
+def test_ctrl_c_writes_a_checkpoint_and_exits_130(toy_cohort: Path, tmp_path: Path) -> None:
+    words = ["train", str(toy_cohort), "--source", "t1", "--target", "t2", "-o", str(tmp_path / "run")]
+    long = ["--size", "tiny", "--set", *SETTINGS, "schedule.steps=100000", "training.validations=1000"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "chiasm.cli", *words, *long], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    until = time.monotonic() + 90
+    while not list(tmp_path.glob("run/checkpoints/*.toml")) and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=10)
+    assert process.returncode == 130 and "goes on from here" in said and "Traceback" not in said
+
+
+def test_several_sources_stand_behind_one_option() -> None:
+    from chiasm.cli import _spread
+
+    assert _spread(["--source", "t1", "flair", "--target", "t2"]) == [
+        "--source", "t1", "--source", "flair", "--target", "t2"
+    ]  # fmt: skip
+
+
+def test_every_verb_is_documented_and_every_documented_command_exists() -> None:
+    readme = (PROJECT / "README.md").read_text()
+    for verb in verbs():
+        assert f"chiasm {verb}" in readme, f"README does not show chiasm {verb}"
+    for path in [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("**/*.md"))]:
+        for verb in re.findall(r"^chiasm (\w+)", path.read_text(), re.MULTILINE):
+            assert verb in verbs(), f"{path.name} shows chiasm {verb}, which does not exist"
+
+
+def test_options_in_the_readme_exist() -> None:
+    readme = (PROJECT / "README.md").read_text()
+    for line in re.findall(r"^chiasm [^\n]+", readme, re.MULTILINE):
+        verb = line.split()[1]
+        told = chiasm(verb, "--help").stdout
+        for option in re.findall(r"(?<=\s)--[a-z-]+", line.split("#")[0]):
+            assert option in told, f"{option} is no option of chiasm {verb}"
+
+
+def test_the_module_map_stands_in_the_readme() -> None:
+    import chiasm as package
+
+    readme = (PROJECT / "README.md").read_text()
+    for place in re.findall(r"^    (\w+) {2,}", package.__doc__ or "", re.MULTILINE):
+        assert f"`{place}`" in readme, f"the README's map lacks {place}"
+
+
+def test_the_command_is_installed() -> None:
+    assert shutil.which("chiasm", path=str(Path(sys.executable).parent))

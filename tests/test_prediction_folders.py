@@ -1,0 +1,132 @@
+"""Whole folders through a trained model: what comes out, and what never goes in."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+import chiasm
+from chiasm.errors import CohortError, RunError, VolumeError
+from chiasm.prediction.folders import predict
+from chiasm.prediction.manifest import read_manifest
+from chiasm.storage import read_json
+from chiasm.volumes import read_volume
+from synthetic_cohort import affine, pair, save
+
+
+def test_a_cohort_gives_images_maps_and_a_manifest(toy_cohort: Path, finished_run: Path, tmp_path: Path) -> None:
+    made = predict(finished_run, [toy_cohort], tmp_path)
+    assert len(made.manifest.cases) == 6 and not made.problems
+    assert read_manifest(tmp_path) == made.manifest
+    split = read_json(finished_run / "splits.json")
+    for entry in made.manifest.cases:
+        assert entry.case in split[entry.role]
+        source = nib.load(entry.sources[0])
+        for name in (entry.image, entry.mask, entry.reliability):
+            image = nib.load(tmp_path / str(name))
+            assert image.shape == source.shape
+            for get in ("get_sform", "get_qform"):  # bit for bit, codes too
+                (a, code_a), (b, code_b) = (getattr(i.header, get)(coded=True) for i in (image, source))
+                np.testing.assert_array_equal(a, b)
+                assert code_a == code_b
+        mask = nib.load(tmp_path / entry.mask).get_fdata() > 0
+        trust = nib.load(tmp_path / str(entry.reliability)).get_fdata()
+        assert (trust[~mask] == 0).all() and (trust[mask] > 0).all()
+        assert 0.5 < mask.mean() / (source.get_fdata() != 0).mean() < 1.5
+
+
+def test_prediction_never_reads_a_target(toy_cohort: Path, finished_run: Path, tmp_path: Path) -> None:
+    data = tmp_path / "no targets"
+    shutil.copytree(toy_cohort, data)
+    for path in data.rglob("*_t2.nii.gz"):
+        path.unlink()
+    for path in data.rglob("*_seg.nii.gz"):
+        path.unlink()
+    predict(finished_run, [toy_cohort], tmp_path / "with")
+    predict(finished_run, [data], tmp_path / "without")
+    names = sorted(path.name for path in (tmp_path / "with").glob("*.nii.gz"))
+    assert len(names) == 18
+    for name in names:
+        assert (tmp_path / "with" / name).read_bytes() == (tmp_path / "without" / name).read_bytes()
+
+
+def test_a_model_folder_predicts_without_its_run(toy_cohort: Path, finished_run: Path, tmp_path: Path) -> None:
+    alone = tmp_path / "elsewhere"
+    shutil.copytree(finished_run / "model", alone)
+    file = toy_cohort / "Toy_0001" / "Toy_0001_t1.nii.gz"
+    a, b = (chiasm.load(folder).predict(file) for folder in (finished_run, alone))
+    np.testing.assert_array_equal(a.image.array, b.image.array)
+    assert a.reliability is not None
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "plan.toml", "calibration.json", "baselines.safetensors"])
+def test_a_damaged_model_is_refused_and_named(name: str, finished_run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(finished_run / "model", folder)
+    content = bytearray((folder / name).read_bytes())
+    content[len(content) // 2] ^= 4
+    (folder / name).write_bytes(content)
+    with pytest.raises(RunError, match=name) as caught:
+        chiasm.load(folder)
+    assert caught.value.reason == "damaged"
+
+
+def test_files_folders_and_roles_are_taken(toy_cohort: Path, finished_run: Path, tmp_path: Path) -> None:
+    files = tmp_path / "files"
+    files.mkdir()
+    for number in (1, 2):
+        shutil.copy(toy_cohort / f"Toy_000{number}" / f"Toy_000{number}_t1.nii.gz", files / f"p{number}.nii.gz")
+    assert {e.case for e in predict(finished_run, [files / "p1.nii.gz"], tmp_path / "a").manifest.cases} == {"p1"}
+    assert {e.role for e in predict(finished_run, [files], tmp_path / "b").manifest.cases} == {"new"}
+    test_only = predict(finished_run, [toy_cohort], tmp_path / "c", only="test").manifest.cases
+    assert [entry.case for entry in test_only] == read_json(finished_run / "splits.json")["test"]
+
+
+def test_one_bad_file_is_named_and_the_others_are_identical(
+    toy_cohort: Path, finished_run: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(toy_cohort, data)
+    bad = data / "Toy_0002" / "Toy_0002_t1.nii.gz"
+    bad.write_bytes(bad.read_bytes()[:300])
+    whole, broken = predict(finished_run, [toy_cohort], tmp_path / "a"), predict(finished_run, [data], tmp_path / "b")
+    assert [problem.case for problem in broken.problems] == ["Toy_0002"]
+    assert [failure.case for failure in read_manifest(tmp_path / "b").failed] == ["Toy_0002"]
+    for entry in broken.manifest.cases:
+        assert (tmp_path / "a" / entry.image).read_bytes() == (tmp_path / "b" / entry.image).read_bytes()
+    assert len(whole.manifest.cases) == len(broken.manifest.cases) + 1
+
+
+def test_an_input_unlike_the_training_cases_is_warned_of(finished_run: Path, tmp_path: Path) -> None:
+    odd = save(tmp_path / "odd.nii.gz", pair(1)[0], affine((4.0, 4.0, 9.0)))
+    made = chiasm.load(finished_run).predict(odd)
+    assert any("unlike the training cases" in sentence for sentence in made.warnings)
+
+
+def test_prediction_is_the_same_in_any_storage_order(toy_cohort: Path, finished_run: Path, tmp_path: Path) -> None:
+    path = toy_cohort / "Toy_0003" / "Toy_0003_t1.nii.gz"
+    image = nib.load(path)
+    flipped = nib.as_closest_canonical(image).slicer[::-1, :, ::-1]
+    turned = nib.Nifti1Image(np.moveaxis(flipped.get_fdata(dtype=np.float32), 2, 0), flipped.affine[:, [2, 0, 1, 3]])
+    nib.save(turned, tmp_path / "turned.nii.gz")
+    predictor = chiasm.load(finished_run)
+    plain, other = predictor.predict(path).image, predictor.predict(tmp_path / "turned.nii.gz").image
+    back = nib.as_closest_canonical(nib.Nifti1Image(other.array, other.geometry.affine)).get_fdata()
+    np.testing.assert_allclose(back, plain.array, rtol=0, atol=1e-3 * float(np.ptp(plain.array)))
+
+
+def test_wrong_inputs_are_refused_with_what_to_do(toy_cohort: Path, finished_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="holds no model"):
+        chiasm.load(tmp_path)
+    with pytest.raises(CohortError, match="does not exist"):
+        predict(finished_run, [tmp_path / "nowhere"], tmp_path / "out")
+    predictor = chiasm.load(finished_run)
+    one = toy_cohort / "Toy_0001" / "Toy_0001_t1.nii.gz"
+    with pytest.raises(VolumeError, match="number of source volumes"):
+        predictor.predict(one, one)
+    volume = read_volume(one)
+    assert predictor.predict(volume).image.array.shape == volume.array.shape
