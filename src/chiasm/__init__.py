@@ -6,7 +6,7 @@ its own, and within a line only from names to its left; a test reads this map.
     errors      what a user can act on: what, where, found, expected, what to do
     storage     files that appear whole or not at all; TOML, JSON, sha256
     recipe      what the user asked for: frozen settings, presets, one dial
-    volumes     what lies on disk: geometry, nifti, metaimage, screening
+    volumes     what lies on disk: geometry, streams, nifti, metaimage, screening
     cohorts     which files belong together: cases, layouts, splits, intensity, masks, fingerprint, cost, planning,
                 preparation, anatomy, lesions, signals, phantom
     metrics     figures of merit on arrays with a mask; conventions by name

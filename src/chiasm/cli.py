@@ -177,7 +177,7 @@ def predict(
 
 @app.command()
 def evaluate(
-    predictions: Annotated[Path, typer.Argument(help="Folder written by chiasm predict, or of images by case id.")],
+    predictions: Annotated[list[Path], typer.Argument(help="Folders written by chiasm predict, such as one per fold.")],
     reference: Annotated[Path, typer.Argument(help="The cohort that holds the real targets.")],
     out: Out,
     regions: Annotated[str, typer.Option("--regions", help="seg: the cohort's label maps; none.")] = "seg",

@@ -44,7 +44,6 @@ TISSUES = (
     "eye",
 )
 AIR, CSF, GM, WM, DGM, SKIN_FAT, SOFT, BONE_CORT, BONE_CANC, MUCOSA, VESSEL, EYE = range(len(TISSUES))
-BRAIN = (CSF, GM, WM, DGM)
 
 #: Other names in a given table of labels, and what they count as.
 OTHER_NAMES = {"lesion_wm": "wm"}
@@ -289,7 +288,7 @@ class _Template(NamedTuple):
     brain: Array  # fraction of brain
     outside_mm: Array  # distance from the brain
     deep: Array  # how far grey matter counts as deep
-    face_mm: Array  # extra soft tissue below the brain and before it
+    face_mm: Array  # distance from face and neck, negative inside
     shapes: tuple[tuple[int, NDArray[np.intp], Array], ...]  # tissue, flat indices, weights
     affine: NDArray[np.float64]
 
@@ -340,16 +339,23 @@ def _template(spacing_mm: float) -> _Template:
     )
     outside = ndimage.distance_transform_edt(brain < 0.5) * spacing_mm - spacing_mm / 2
     deep = np.clip(3 - 2.6 * np.sqrt((x / 36) ** 2 + ((y + 5) / 36) ** 2 + ((z - 5) / 22) ** 2), 0, 1)
-    face = 34 * _ramp(y - 25, 20) * _ramp(-16 - z, 14) + 16 * _ramp(-38 - z, 20)
+    face = _from_ellipsoid((x, y, z), (0, 34, -42), (52, 50, 48))
+    neck = _from_ellipsoid((x, y, z), (0, -28, -90), (52, 54, 70))
     shapes = []
     for tissue, centre, radii in _SHAPES:
         for side in (1, -1) if centre[0] else (1,):
-            offsets = [(axis - c) / r for axis, c, r in zip((x, y, z), (side * centre[0], *centre[1:]), radii)]
-            weight = _ramp((1 - np.sqrt(sum(o**2 for o in offsets))) * min(radii), spacing_mm) * (outside > 3)
+            away = _from_ellipsoid((x, y, z), (side * centre[0], *centre[1:]), radii)
+            weight = _ramp(-away, spacing_mm) * (outside > 3)
             shapes.append(_sparse(tissue, weight))
     sinus = _ramp(4 - np.abs(x), spacing_mm) * _ramp(outside - 1, spacing_mm) * _ramp(6 - outside, spacing_mm)
     shapes.append(_sparse(VESSEL, sinus * ((z > 30) | (y < -70))))
-    return _Template(logits, brain, outside.astype(np.float32), deep, face, tuple(shapes), affine)
+    return _Template(logits, brain, outside.astype(np.float32), deep, np.minimum(face, neck), tuple(shapes), affine)
+
+
+def _from_ellipsoid(axes: Sequence[Array], centre: Sequence[float], radii: Sequence[float]) -> Array:
+    """Return about the distance from an ellipsoid, negative inside."""
+    scaled = np.sqrt(sum(((axis - c) / r) ** 2 for axis, c, r in zip(axes, centre, radii)))
+    return ((scaled - 1) * min(radii)).astype(np.float32)
 
 
 def _sparse(tissue: int, weight: Array) -> tuple[int, NDArray[np.intp], Array]:
@@ -392,6 +398,7 @@ def embedded_head(rng: np.random.Generator, spacing_mm: float) -> Head:
     fractions[..., DGM] = within[..., 1] * template.deep
     fractions[..., WM] = within[..., 2]
     _add_shells(fractions, template, rng, spacing_mm)
+    _add_vessels(fractions, template, rng, spacing_mm)
     flat = fractions.reshape(-1, len(TISSUES))
     for tissue, where, weight in template.shapes:
         weight = weight * (1 - template.brain.ravel()[where])
@@ -414,18 +421,25 @@ def _add_shells(fractions: Array, template: _Template, rng: np.random.Generator,
     )
     around = 1 - template.brain
     inner = np.ones_like(around)  # share of the voxel outside the surface reached so far
-    surface = np.zeros_like(around)
-    for number, (tissue, mean_mm) in enumerate(shells):
-        thickness = mean_mm * rng.lognormal(0, 0.15)
-        surface = surface + np.float32(thickness) * np.exp(
-            smooth_noise(rng, around.shape, 22 / spacing_mm) * np.float32(0.2)
-        )
-        if number == len(shells) - 2:
-            surface = surface + template.face_mm
-        beyond = _ramp(template.outside_mm - surface, spacing_mm)
+    outside = template.outside_mm
+    for tissue, mean_mm in shells:
+        thickness = np.float32(mean_mm * rng.lognormal(0, 0.15))
+        outside = outside - thickness * np.exp(smooth_noise(rng, around.shape, 22 / spacing_mm) * np.float32(0.2))
+        if tissue == SOFT and mean_mm > 1:
+            outside = np.minimum(outside, template.face_mm)
+        beyond = np.minimum(_ramp(outside, spacing_mm), inner)
         fractions[..., tissue] += around * (inner - beyond)
         inner = beyond
     fractions[..., AIR] += around * inner
+
+
+def _add_vessels(fractions: Array, template: _Template, rng: np.random.Generator, spacing_mm: float) -> None:
+    """Thread vessels through the fluid around the brain: the curves on which two smooth fields vanish together."""
+    fields = [smooth_noise(rng, template.brain.shape, 9 / spacing_mm) for _ in range(2)]
+    from_curve_mm = 9 * np.hypot(*fields)  # a field of width s changes by one over about s mm
+    share = _ramp(rng.uniform(1.0, 1.8) - from_curve_mm, spacing_mm) * fractions[..., CSF] * (template.outside_mm < 4)
+    fractions[..., VESSEL] += share
+    fractions[..., CSF] -= share
 
 
 # --- given heads -------------------------------------------------------------------------------------------------
@@ -511,20 +525,32 @@ def _channels(path: Path) -> dict[int, int]:
     return {value: TISSUES.index(name) for value, name in named.items()}
 
 
-def brain_mask(fractions: Array, least: float = 0.5) -> NDArray[np.bool_]:
-    """Find the brain in a stack of fractions: the largest piece of brain, fluid and lesion, without holes.
+def brain_mask(fractions: Array, spacing_mm: float) -> NDArray[np.bool_]:
+    """Find the brain in a stack of fractions as a skull-stripper does: tissue, and the fluid in furrows and ventricles.
 
     Args:
-        fractions: Shape (I, J, K, C); channels beyond `TISSUES` count as brain.
-        least: Share of a voxel that must be brain.
+        fractions: Shape (I, J, K, C); channels beyond `TISSUES` are lesions and count as brain.
+        spacing_mm: Of the grid.
     """
     from scipy import ndimage
 
-    share = fractions[..., list(BRAIN)].sum(axis=-1) + fractions[..., len(TISSUES) :].sum(axis=-1)
-    inside = ndimage.binary_opening(share > least, iterations=1)
-    parts, count = ndimage.label(inside)
-    largest = np.argmax(np.bincount(parts.ravel())[1:]) + 1 if count else 0
-    return np.asarray(ndimage.binary_fill_holes(parts == largest)) if count else np.zeros(share.shape, bool)
+    share = fractions[..., [GM, WM, DGM]].sum(axis=-1) + fractions[..., len(TISSUES) :].sum(axis=-1)
+    parts, count = ndimage.label(ndimage.binary_opening(share > 0.5))
+    if not count:
+        return np.zeros(share.shape, bool)
+    largest = parts == np.argmax(np.bincount(parts.ravel())[1:]) + 1
+    closed = ndimage.binary_closing(np.pad(largest, 4), iterations=max(1, round(5 / spacing_mm)))[4:-4, 4:-4, 4:-4]
+    return np.asarray(ndimage.binary_fill_holes(closed | largest))
+
+
+def stripped_mask(brain: NDArray[np.bool_], rng: np.random.Generator, spacing_mm: float) -> NDArray[np.bool_]:
+    """Spoil a brain mask as skull-strippers do: too tight here, too loose there, by a millimetre or two."""
+    from scipy import ndimage
+
+    width = 4.0
+    smooth = ndimage.gaussian_filter(brain.astype(np.float32), width / spacing_mm)
+    beyond_mm = rng.normal(0.4, 0.7) + 1.2 * smooth_noise(rng, brain.shape, 10 / spacing_mm)
+    return np.asarray(smooth > 0.5 - beyond_mm / (np.sqrt(2 * np.pi) * width))
 
 
 def head_mask(fractions: Array) -> NDArray[np.bool_]:

@@ -26,9 +26,9 @@ OEDEMA, CORE, RIM, FLUID, PLAQUE = range(len(COMPARTMENTS))
 REGIONS = {"WT": (1, 2, 4), "TC": (1, 4), "ET": (4,)}
 
 GROWTH_MM = 2.0  # tumours grow on a grid of about this spacing
-DIFFUSION, PROLIFERATION = 0.10, (0.02, 0.09)  # per step, in voxels of that grid
+DIFFUSION, PROLIFERATION = 0.10, (0.04, 0.11)  # per step, in voxels of that grid
 WHOLE, SOLID = 0.12, 0.62  # cell density that bounds the whole tumour and its core
-_MOBILITY = {WM: 1.0, GM: 0.25, DGM: 0.35, CSF: 0.02}
+_MOBILITY = {WM: 1.0, GM: 0.12, DGM: 0.25, CSF: 0.02}
 _LONGEST = 600  # steps of growth
 
 
@@ -88,7 +88,7 @@ def _grown(fractions: Array, spacing_mm: float, volume_ml: float, rng: np.random
     voxel_mm = spacing_mm * stride
     mobility = sum(np.float32(share) * coarse[..., tissue] for tissue, share in _MOBILITY.items())
     living = coarse[..., [CSF, GM, WM, DGM]].sum(axis=-1) > 0.5
-    texture = np.exp(np.float32(0.7) * smooth_noise(rng, living.shape, 5 / voxel_mm))
+    texture = np.exp(np.float32(0.8) * smooth_noise(rng, living.shape, 5 / voxel_mm))
     diffusion = np.minimum(DIFFUSION * mobility * texture, 0.16) * living  # explicit steps stay stable below 1/6
     rate = np.exp(rng.uniform(*np.log(PROLIFERATION)))
     growth = (rate * living * (1 - coarse[..., CSF])).astype(np.float32)
@@ -154,7 +154,7 @@ def _fill_tumour(
         core += shares[..., compartment]
     # Fluid follows the fibres: white matter swells, the cortex above it hardly does.
     loose = fractions[..., WM] + 0.5 * fractions[..., DGM] + 0.35 * fractions[..., GM]
-    infiltration = np.clip((density - 0.04) / 0.30, 0, 1)
+    infiltration = np.clip((density - 0.04) / 0.16, 0, 1)
     shares[..., OEDEMA] = 0.92 * infiltration * loose * (1 - np.minimum(core, 1))
     shares /= np.maximum(shares.sum(axis=-1, keepdims=True), 1)
     return core
@@ -188,7 +188,9 @@ def _cyst(fractions: Array, spacing_mm: float, rng: np.random.Generator) -> Arra
     radius = rng.uniform(6, 18) * np.exp(0.15 * smooth_noise(rng, tissue.shape, 12 / spacing_mm))
     offsets = np.ogrid[tuple(slice(0, n) for n in tissue.shape)]
     distance = np.sqrt(sum(((o - c) * spacing_mm) ** 2 for o, c in zip(offsets, centre)))
-    ball: Array = (np.clip((radius - distance) / spacing_mm + 0.5, 0, 1) * np.clip(tissue * 1.2, 0, 1)).astype(np.float32)
+    ball: Array = (np.clip((radius - distance) / spacing_mm + 0.5, 0, 1) * np.clip(tissue * 1.2, 0, 1)).astype(
+        np.float32
+    )
     return ball
 
 

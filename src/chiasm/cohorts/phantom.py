@@ -17,9 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chiasm.cohorts.anatomy import (
-    AIR,
     BONE_CORT,
-    TEMPLATE,
     Array,
     Deformation,
     Head,
@@ -35,6 +33,7 @@ from chiasm.cohorts.anatomy import (
     random_velocity,
     rotation,
     smooth_noise,
+    stripped_mask,
 )
 from chiasm.cohorts.lesions import COMPARTMENTS, REGIONS, Kind, draw_lesion, lesion_labels
 from chiasm.cohorts.signals import (
@@ -72,7 +71,7 @@ class Difficulty:
         sites: How many of `SITES` take part.
         jitter: Standard deviation of the logarithm of TR, TE and TI between patients of a site.
         misregistration_mm: How far the T2-weighted scans lie from the T1-weighted ones.
-        thick_mm: Slice thickness of the T2-weighted scans; 0 is the voxels'.
+        thick_mm: Added to the slice thickness of the T2-weighted scans.
         shared: Standard deviation of the logarithm of T1 and T2 alike, in normal tissue.
         alone: Likewise of T2 alone: the noise floor of any T1 to T2.
     """
@@ -87,8 +86,8 @@ class Difficulty:
 
 DIFFICULTIES: Mapping[str, Difficulty] = {
     "easy": Difficulty(1, 0.02, 0.0, 0.0, 0.04, 0.03),
-    "standard": Difficulty(4, 0.10, 0.0, 0.0, 0.05, 0.05),
-    "hard": Difficulty(4, 0.10, 2.0, 4.0, 0.05, 0.05),
+    "standard": Difficulty(4, 0.12, 1.0, 0.0, 0.035, 0.07),
+    "hard": Difficulty(4, 0.12, 2.0, 2.0, 0.035, 0.07),
 }
 
 
@@ -102,6 +101,7 @@ class Subject(NamedTuple):
         images: Contrast to raw intensities, shape (I, J, K), float32 of whole numbers.
         labels: 0 or a value of `REGIONS`, shape (I, J, K), uint8.
         brain: The brain, shape (I, J, K).
+        stripped: The brain as a skull-stripper found it.
         body: The head, shape (I, J, K).
         fractions: Share of each of `CHANNELS`, shape (I, J, K, 17), sums to 1.
         clean: Contrast to what it is without noise, bias, gain and display curve.
@@ -117,6 +117,7 @@ class Subject(NamedTuple):
     images: dict[str, Array]
     labels: NDArray[np.uint8]
     brain: NDArray[np.bool_]
+    stripped: NDArray[np.bool_]
     body: NDArray[np.bool_]
     fractions: Array
     clean: dict[str, Array]
@@ -161,28 +162,25 @@ def draw_subject(
     materials = _materials(site, seed, rng)
 
     coil = smooth_noise(rng, head.shape, 44 / spacing_mm)
+    voxels = [
+        occupied(pose[:, : len(CHANNELS)], pose[:, -3], pose[:, -2], materials, _strengths(difficulty))
+        for pose in (still, moved)
+    ]
     images, clean, expected = {}, {}, {}
     for contrast in CONTRASTS:
-        values = moved if contrast in MOVED else still
-        fractions, shared, alone = values[:, : len(CHANNELS)], values[:, -3], values[:, -2]
-        voxels = occupied(fractions, shared, alone, materials, _strengths(difficulty))
-        clean[contrast] = signal(contrast, site, voxels, len(values)).reshape(head.shape)
-        if contrast in MOVED:
-            expected[contrast] = signal(contrast, site, voxels, len(values), with_own=False).reshape(head.shape)
+        late = contrast in MOVED
+        clean[contrast] = signal(contrast, site, voxels[late], head.shape)
+        if late:
+            expected[contrast] = signal(contrast, site, voxels[late], head.shape, with_own=False)
+        thick_mm = site.thick_mm[late] + difficulty.thick_mm * late
         images[contrast] = acquire_mr(
-            clean[contrast],
-            coil,
-            site,
-            rng,
-            spacing_mm,
-            gamma=site.gamma[contrast in MOVED],
-            thick_mm=difficulty.thick_mm if contrast in MOVED else 0.0,
+            clean[contrast], coil, site, rng, spacing_mm, gamma=site.gamma[late], thick_mm=thick_mm
         )
     fractions = still[:, : len(CHANNELS)].reshape(*head.shape, -1)
     density = still[:, len(CHANNELS)].reshape(head.shape)
     ct = hounsfield(still[:, : len(CHANNELS)], still[:, -1], materials).reshape(head.shape)
     images["ct"] = acquire_ct(ct, fractions[..., BONE_CORT], rng, spacing_mm)
-    brain = brain_mask(fractions)
+    brain = brain_mask(fractions, spacing_mm)
     labels = lesion_labels(fractions[..., -len(COMPARTMENTS) :], density, brain)
     parameters = {
         "seed": seed,
@@ -202,6 +200,7 @@ def draw_subject(
         images,
         labels,
         brain,
+        stripped_mask(brain, rng, spacing_mm),
         head_mask(fractions),
         fractions,
         clean,
@@ -234,7 +233,14 @@ def _protocol(site: Site, jitter: float, rng: np.random.Generator) -> Site:
     def drawn(times: tuple[float, ...]) -> Any:
         return tuple(float(time * np.exp(jitter * np.clip(rng.normal(), -2, 2))) for time in times)
 
-    return replace(site, t1=drawn(site.t1), t2=drawn(site.t2), pd=drawn(site.pd), flair=drawn(site.flair))
+    return replace(
+        site,
+        t1=drawn(site.t1),
+        t2=drawn(site.t2),
+        pd=drawn(site.pd),
+        flair=drawn(site.flair),
+        gamma=drawn(site.gamma),
+    )
 
 
 def _materials(site: Site, seed: int, rng: np.random.Generator) -> list[Material]:
@@ -244,7 +250,8 @@ def _materials(site: Site, seed: int, rng: np.random.Generator) -> list[Material
     made = []
     for name in CHANNELS:
         material = MATERIALS[name]
-        one, two = np.exp(rng.normal(0, 0.045, 2)) * (factor1, factor2)
+        spread = (0.10, 0.14) if name in COMPARTMENTS else (0.045, 0.045)  # disease differs more than tissue
+        one, two = np.exp(rng.normal(0, spread)) * (factor1, factor2)
         made.append(
             material._replace(
                 t1_ms=tuple(time * one for time in material.t1_ms), t2_ms=tuple(time * two for time in material.t2_ms)
@@ -309,7 +316,13 @@ def write_cohort(
         if progress is not None:
             progress(number - 1, subjects, name)
         truth = folder / "truth" / name
-        asked = {"layout": layout, "skull_strip": strip, "difficulty": difficulty, "seed": seed, "spacing_mm": spacing_mm}
+        asked = {
+            "layout": layout,
+            "skull_strip": strip,
+            "difficulty": difficulty,
+            "seed": seed,
+            "spacing_mm": spacing_mm,
+        }
         done = read_json(truth / "parameters.json") if (truth / "parameters.json").is_file() else {}
         if done.get("asked") != asked:
             subject = draw_subject(
@@ -333,10 +346,10 @@ def case_name(layout: str, number: int) -> str:
 def _write_subject(folder: Path, name: str, subject: Subject, layout: str, strip: bool) -> None:
     geometry = Geometry(subject.labels.shape, subject.affine)
     images = {
-        contrast: image * subject.brain if strip and contrast != "ct" else image
+        contrast: image * subject.stripped if strip and contrast != "ct" else image
         for contrast, image in subject.images.items()
     }
-    mask = subject.body if layout == "synthrad" and not strip else subject.brain
+    mask = subject.stripped if strip else subject.body if layout == "synthrad" else subject.brain
     if layout == "bids":
         place = folder / name / "anat"
         suffixes = {"t1": "T1w", "t1ce": "ce-gadolinium_T1w", "t2": "T2w", "flair": "FLAIR", "pd": "PDw", "ct": "ct"}
@@ -352,10 +365,10 @@ def _write_subject(folder: Path, name: str, subject: Subject, layout: str, strip
         files = {place / f"{name}_{contrast}": image for contrast, image in images.items()}
         masks = {place / f"{name}_mask": mask, place / f"{name}_seg": subject.labels}
     for path, image in files.items():
-        write_volume(path.with_name(path.name + ".nii.gz"), image, geometry)
+        write_volume(path.with_name(path.name + ".nii.gz"), image.astype(np.int16), geometry)
     for path, array in masks.items():
         write_volume(path.with_name(path.name + ".nii.gz"), array.astype(np.uint8), geometry, labels=True)
-    truth: dict[str, NDArray[Any]] = {"affine": subject.affine, "moved_mm": subject.moved_mm.astype(np.float16)}
+    truth: dict[str, NDArray[Any]] = {"affine": subject.affine, "brain": subject.brain, "moved_mm": subject.moved_mm.astype(np.float16)}
     truth["fractions"] = np.rint(subject.fractions * 255).astype(np.uint8)
     for contrast in ("t2", "flair"):
         truth[f"{contrast}_clean"] = subject.clean[contrast].astype(np.float16)

@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -94,7 +94,7 @@ class _Place:
     box: tuple[slice, slice, slice]
     grid: Geometry
 
-    def move(self, volume: Volume, *, order: int) -> NDArray[Any]:
+    def move(self, volume: Volume, *, order: Literal[0, 1]) -> NDArray[Any]:
         """Crop a volume and bring it to the grid; without interpolation where it lies there already."""
         part = crop(volume, self.box)
         there = part.geometry.shape == self.grid.shape and np.array_equal(part.geometry.affine, self.grid.affine)

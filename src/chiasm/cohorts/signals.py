@@ -49,10 +49,10 @@ MATERIALS: Mapping[str, Material] = {
     "bone_cort": Material((250, 250), (1, 1), 0.12, 1250, 200, 0.0),
     "bone_canc": Material((350, 420), (60, 60), 0.35, 500, 130),
     "mucosa": Material((1100, 1300), (75, 70), 0.85, 40, 12, 0.15),
-    "vessel": Material((1441, 1650), (140, 120), 0.85, 52, 6, 0.25),
+    "vessel": Material((1441, 1650), (45, 40), 0.85, 52, 6, 0.25),
     "eye": Material((3000, 3500), (900, 900), 0.98, 10, 3, 0.0),
-    "oedema": Material((1200, 1480), (140, 150), 0.87, 20, 3),
-    "core": Material((1550, 1900), (150, 150), 0.88, 33, 4, 0.04),
+    "oedema": Material((1200, 1480), (150, 165), 0.87, 20, 3),
+    "core": Material((1550, 1900), (180, 190), 0.88, 33, 4, 0.04),
     "rim": Material((1200, 1500), (110, 115), 0.86, 42, 4, 0.45),
     "fluid": Material((2200, 3000), (300, 350), 0.95, 14, 3),
     "plaque": Material((1000, 1300), (190, 150), 0.80, 25, 3),
@@ -75,6 +75,7 @@ class Site:
         gain: Typical raw intensity of unit signal.
         noise: Standard deviation of the noise as a share of the 95th percentile.
         bias: Standard deviation of the logarithm of the coil's sensitivity.
+        thick_mm: Slice thickness of T1 and of T2-weighted scans; 0 is the voxels'.
         gamma: Exponents of the display curve that the archive applied to T1 and to T2-weighted scans.
     """
 
@@ -87,15 +88,16 @@ class Site:
     gain: float
     noise: float
     bias: float
+    thick_mm: tuple[float, float] = (0.0, 0.0)
     gamma: tuple[float, float] = (1.0, 1.0)
 
 
 #: Design choices within the range of clinical protocols.
 SITES: Sequence[Site] = (
-    Site("north", 1, (9.0, 3.0, 16.0), (5000, 95), (3000, 15), (9000, 2500, 120), 900, 0.010, 0.10),
-    Site("east", 0, (500, 14), (4000, 100), (2600, 15), (9000, 2300, 110), 250, 0.016, 0.18, (1.0, 1.15)),
-    Site("south", 1, (560, 12), (6200, 84), (3200, 12), (9500, 2500, 125), 4000, 0.012, 0.30, (1.2, 0.80)),
-    Site("west", 0, (24.0, 5.0, 30.0), (3400, 120), (2400, 20), (8000, 2200, 130), 120, 0.020, 0.16, (0.8, 1.0)),
+    Site("north", 1, (9.0, 3.0, 16.0), (5000, 95), (3000, 15), (9000, 2500, 120), 900, 0.012, 0.12, (0, 3)),
+    Site("east", 0, (500, 14), (4000, 100), (2600, 15), (9000, 2300, 110), 250, 0.014, 0.18, (5, 5), (1.0, 1.3)),
+    Site("south", 1, (560, 12), (6200, 84), (3200, 12), (9500, 2500, 125), 4000, 0.012, 0.20, (5, 4), (1.4, 0.75)),
+    Site("west", 0, (24.0, 5.0, 30.0), (3400, 120), (2400, 20), (8000, 2200, 130), 120, 0.016, 0.15, (0, 6), (0.6, 1.0)),
 )
 
 
@@ -118,7 +120,11 @@ class Voxels(NamedTuple):
 
 
 def occupied(
-    fractions: Array, shared: Array, alone: Array, materials: Sequence[Material], strength: Sequence[tuple[float, float]]
+    fractions: Array,
+    shared: Array,
+    alone: Array,
+    materials: Sequence[Material],
+    strength: Sequence[tuple[float, float]],
 ) -> list[Voxels]:
     """List where each material is, with its texture.
 
@@ -138,7 +144,7 @@ def occupied(
     return listed
 
 
-def signal(contrast: str, site: Site, voxels: Sequence[Voxels], size: int, *, with_own: bool = True) -> Array:
+def signal(contrast: str, site: Site, voxels: Sequence[Voxels], shape: tuple[int, ...], *, with_own: bool = True) -> Array:
     """Compute a noise-free MR image.
 
     Spin echoes give ``PD (1 - exp(-TR/T1)) exp(-TE/T2)``, spoiled gradient
@@ -149,13 +155,13 @@ def signal(contrast: str, site: Site, voxels: Sequence[Voxels], size: int, *, wi
         contrast: "t1", "t1ce", "t2", "pd" or "flair".
         site: The protocol.
         voxels: From `occupied`.
-        size: Voxels of the image.
+        shape: Of the image.
         with_own: Whether T2 has the texture that no other contrast tells.
 
     Returns:
-        Shape (size,); pure water of full magnetisation is 1.
+        Shape `shape`; pure water of full magnetisation is 1.
     """
-    image = np.zeros(size, dtype=np.float32)
+    image = np.zeros(int(np.prod(shape)), dtype=np.float32)
     for material, where, share, stretch, own in voxels:
         rate1 = np.float32(1 / material.t1_ms[site.field]) / stretch
         rate2 = np.float32(1 / material.t2_ms[site.field]) / (stretch * own if with_own else stretch)
@@ -169,7 +175,7 @@ def signal(contrast: str, site: Site, voxels: Sequence[Voxels], size: int, *, wi
         else:
             part = _spin_echo(rate1, rate2, *(site.t2 if contrast == "t2" else site.pd))
         image[where] += share * part * np.float32(material.pd)
-    return image
+    return image.reshape(shape)
 
 
 def _spin_echo(rate1: Array, rate2: Array, repetition: float, echo: float) -> Array:
@@ -200,7 +206,7 @@ def acquire_mr(
     spacing_mm: float,
     *,
     gamma: float,
-    thick_mm: float = 0.0,
+    thick_mm: float,
 ) -> Array:
     """Spoil a noise-free MR image as a scanner and an archive do.
 
@@ -211,7 +217,7 @@ def acquire_mr(
         rng: Where noise and bias come from.
         spacing_mm: Of the grid.
         gamma: Of the display curve, around the 99th percentile.
-        thick_mm: Slice thickness along K; 0 keeps the voxels'.
+        thick_mm: Slice thickness along K; below the spacing it does nothing.
 
     Returns:
         Raw intensities: whole numbers from 0, below 32768, shape (I, J, K).

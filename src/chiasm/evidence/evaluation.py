@@ -492,7 +492,7 @@ def summarise(rows: Iterable[Row], subjects: Mapping[str, str] | None = None) ->
     measures: dict[tuple[str, str, str], tuple[str, str]] = {}
     for row in rows:
         key = (row.method, EACH_LESION if LESION.fullmatch(row.region) else row.region, row.metric)
-        measure = (row.unit, row.convention)
+        measure = (row.unit, row.convention.partition(" (")[0])  # a fold's range and SD are its own
         if measures.setdefault(key, measure) != measure:
             raise ValueError(f"{row.metric} of {row.method} comes as {measures[key]} and as {measure}")
         of_subject = values.setdefault(key, {}).setdefault((subjects or {}).get(row.case, row.case), defaultdict(list))
@@ -539,8 +539,12 @@ def format_table(
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     table = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths)) + " |" for line in lines]
     table.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    conventions = dict.fromkeys(row.convention for row in rows)
-    return [*table, "", *(f"Convention: {convention}." for convention in conventions)]
+    conventions: dict[str, str] = {}
+    for row in rows:
+        name, told = row.convention.partition(" (")[0], row.convention
+        if conventions.setdefault(name, told) != told:
+            conventions[name] = f"{name}, with the range and the unit of each fold's training cases (evaluation.csv)"
+    return [*table, "", *(f"Convention: {convention}." for convention in conventions.values())]
 
 
 def _cell(summary: Summary | None) -> str:

@@ -74,8 +74,27 @@ class Loaded:
     source: Volume
 
 
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """One folder of predictions with what is needed to judge it.
+
+    Attributes:
+        folder: That `chiasm predict` wrote.
+        manifest: What it says of itself.
+        model: Folder of the model that made it.
+        plan: Of that model.
+        baselines: Fitted on the same training cases.
+    """
+
+    folder: Path
+    manifest: Manifest
+    model: Path
+    plan: Plan
+    baselines: Baselines
+
+
 def evaluate(
-    predictions: Path,
+    predictions: Path | Sequence[Path],
     reference: Path,
     out: Path,
     *,
@@ -88,79 +107,84 @@ def evaluate(
     """Score every predicted case that has a real target; write CSV, JSON and a report.
 
     Args:
-        predictions: Folder written by `chiasm predict`.
+        predictions: Folder written by `chiasm predict`; several, one for each fold, are scored together.
         reference: The cohort with the real targets.
         out: Where `evaluation.csv`, `evaluation.json` and `report.html` go.
         regions: "seg" for the cohort's label maps, "none" to score the mask alone.
         convention: A name of `CONVENTIONS`.
-        model: Run or model folder, where it no longer stands where it stood.
+        model: Run or model folder of a single folder of predictions, where it no longer stands where it stood.
         layout: Name of a layout, where the folder fits several.
         progress: Called with cases done, all cases, the next case's id.
 
     Raises:
-        ChiasmError: If a folder is not what it should be, or no case can be scored.
+        ChiasmError: If a folder is not what it should be, the folders are of
+            several methods or modalities, or no case can be scored.
     """
     if convention not in CONVENTIONS:
         raise unknown("convention", convention, list(CONVENTIONS))
     if regions not in ("seg", "none"):
         raise unknown("choice of regions", regions, ["seg", "none"])
-    manifest = read_manifest(predictions)
-    folder = _model_folder(manifest, model)
-    plan, baselines = read_plan(folder / "plan.toml"), load_baselines(folder)
+    judged = [_judged(folder, model) for folder in ([predictions] if isinstance(predictions, Path) else predictions)]
+    if len({(one.manifest.method, one.plan.sources, one.plan.target) for one in judged}) != 1:
+        raise RunError(
+            "folders that are scored together must be of one method, source and target",
+            path=judged[1].folder,
+            reason="other-method",
+            hint="Evaluate them one by one; chiasm study compares methods.",
+        )
     cohort = find_cohort(reference, layout=layout)
     rows: list[Row] = []
     problems: list[Problem] = []
     gallery: list[GalleryCase] = []
-    for index, entry in enumerate(manifest.cases):
+    work = [(one, entry) for one in judged for entry in one.manifest.cases]
+    for index, (one, entry) in enumerate(work):
         if progress is not None:
-            progress(index, len(manifest.cases), entry.case)
+            progress(index, len(work), entry.case)
         try:
-            loaded = load_case(predictions, entry, cohort, plan, baselines, manifest, with_labels=regions == "seg")
-            rows += _score(loaded, manifest, plan, cohort, convention)
+            loaded = load_case(one, entry, cohort, with_labels=regions == "seg")
+            rows += _score(loaded, one, cohort, convention)
         except ChiasmError as error:
-            path = error.path or predictions / entry.image
+            path = error.path or one.folder / entry.image
             problems.append(Problem(path, error.reason, f"case {entry.case}: {error}", entry.case))
             continue
         if len(gallery) < GALLERY:
-            gallery.append(_picture(loaded, plan))
+            gallery.append(_picture(loaded, one.plan))
     if progress is not None:
-        progress(len(manifest.cases), len(manifest.cases), "")
+        progress(len(work), len(work), "")
     if not rows:
         detail = f"; the first: {problems[0].message}" if problems else ""
-        raise CohortError(f"no predicted case could be scored{detail}", path=predictions, reason="no-cases")
+        raise CohortError(f"no predicted case could be scored{detail}", path=judged[0].folder, reason="no-cases")
     write_evaluation(out, rows)
     subjects = {case.id: case.subject for case in cohort.cases}
+    first = judged[0]
     report = write_report(
         out / "report.html",
-        title=f"{' + '.join(plan.sources)} to {plan.target}",
+        title=f"{' + '.join(first.plan.sources)} to {first.plan.target}",
         rows=rows,
-        history=_history(folder.parent / "log.jsonl"),
+        history=_history(first.model.parent / "log.jsonl") if len(judged) == 1 else [],
         gallery=gallery,
-        facts=_facts(folder, manifest, cohort),
-        warnings=_warnings(manifest, rows, problems),
-        method=manifest.method,
-        naive=baselines.names,
+        facts=_facts(judged, cohort),
+        warnings=_warnings(judged, rows, problems),
+        method=first.manifest.method,
+        naive=first.baselines.names,
     )
     return Scored(tuple(rows), tuple(format_table(rows, subjects=subjects)), report, tuple(problems))
 
 
-def load_case(
-    folder: Path,
-    entry: Entry,
-    cohort: Cohort,
-    plan: Plan,
-    baselines: Baselines,
-    manifest: Manifest,
-    *,
-    with_labels: bool,
-) -> Loaded:
+def _judged(folder: Path, model: Path | None) -> Judged:
+    manifest = read_manifest(folder)
+    place = _model_folder(manifest, model)
+    return Judged(folder, manifest, place, read_plan(place / "plan.toml"), load_baselines(place))
+
+
+def load_case(judged: Judged, entry: Entry, cohort: Cohort, *, with_labels: bool) -> Loaded:
     """Read one case's prediction, target, mask and labels, and make the naive baselines.
 
     Raises:
         CohortError: If the cohort has no such case or it has no target.
         VolumeError: If a file cannot be read or a grid does not fit.
     """
-    name = entry.case
+    name, plan, folder = entry.case, judged.plan, judged.folder
     case = next((case for case in cohort.cases if case.id == name), None)
     if case is None or plan.target not in case.images:
         raise CohortError(
@@ -177,16 +201,19 @@ def load_case(
     def fitting(path: Path, what: str, labels: bool = False) -> Volume:
         return check_pair(source, read_volume(path, labels=labels), b_name=what, labels=labels)
 
-    prediction = fitting(folder / entry.image, "prediction")
+    def made(name: str, what: str) -> Volume:  # a network may well make the same everywhere
+        return check_pair(source, read_volume(folder / name, allow_constant=True), b_name=what, labels=True)
+
+    prediction = made(entry.image, "prediction")
     target = fitting(case.images[plan.target], plan.target)
     mask = fitting(case.mask or folder / entry.mask, "mask", labels=True)
     inside = mask.array > 0
     labels = fitting(case.labels, "labels", labels=True).array if with_labels and case.labels else None
-    reliability = None if entry.reliability is None else read_volume(folder / entry.reliability, labels=False)
+    reliability = None if entry.reliability is None else made(entry.reliability, "reliability")
     prepared = prepare_source([source, *others], plan, mask)
-    images = {manifest.method: prediction.array}
-    for baseline in baselines.names:
-        guess = baselines.predict(baseline, prepared.array, prepared.mask, prepared.grid)
+    images = {judged.manifest.method: prediction.array}
+    for baseline in judged.baselines.names:
+        guess = judged.baselines.predict(baseline, prepared.array, prepared.mask, prepared.grid)
         raw = plan.target_reference.invert(guess)
         on_grid = resample(Volume(raw.astype(np.float32), prepared.grid), source.geometry, order=1)
         images[baseline] = np.where(inside, on_grid.array, plan.target_background).astype(np.float32)
@@ -195,7 +222,8 @@ def load_case(
     return Loaded(case, entry, images, real, trust, inside, labels, source)
 
 
-def _score(loaded: Loaded, manifest: Manifest, plan: Plan, cohort: Cohort, convention: str) -> list[Row]:
+def _score(loaded: Loaded, judged: Judged, cohort: Cohort, convention: str) -> list[Row]:
+    plan, manifest = judged.plan, judged.manifest
     unit, scale = reporting_unit(plan)
     rows: list[Row] = []
     for method, image in loaded.images.items():
@@ -253,14 +281,15 @@ def _model_folder(manifest: Manifest, given: Path | None) -> Path:
     )
 
 
-def _warnings(manifest: Manifest, rows: Sequence[Row], problems: Sequence[Problem]) -> list[str]:
+def _warnings(judged: Sequence[Judged], rows: Sequence[Row], problems: Sequence[Problem]) -> list[str]:
+    entries = [entry for one in judged for entry in one.manifest.cases]
     scored = {row.case for row in rows}
     warnings = []
-    if seen := [entry.case for entry in manifest.cases if entry.role in ("train", "validation")]:
-        warnings.append(f"{len(seen)} of {len(manifest.cases)} cases were used in training: {', '.join(seen)}")
+    if seen := [entry.case for entry in entries if entry.role in ("train", "validation")]:
+        warnings.append(f"{len(seen)} of {len(entries)} cases were used in training: {', '.join(seen)}")
     if len(scored) < FEWEST_TO_TEST:
         warnings.append(f"only {len(scored)} cases: no difference between methods can be called significant")
-    warnings += [f"case {entry.case}: {sentence}" for entry in manifest.cases for sentence in entry.warnings]
+    warnings += [f"case {entry.case}: {sentence}" for entry in entries for sentence in entry.warnings]
     return warnings + [f"not scored: {problem.message}" for problem in problems]
 
 
@@ -270,19 +299,23 @@ def _history(path: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def _facts(folder: Path, manifest: Manifest, cohort: Cohort) -> dict[str, dict[str, str]]:
-    """Collect the data sheet: what was asked, on what, with what."""
-    recipe = read_toml(folder / "recipe.toml")
+def _facts(judged: Sequence[Judged], cohort: Cohort) -> dict[str, dict[str, str]]:
+    """Collect the data sheet: what was asked, on what, with what; of several folds, plan and recipe of the first."""
+    first = judged[0]
+    recipe = read_toml(first.model / "recipe.toml")
     facts = {
         "Cohort": {
             "layout": cohort.layout,
             "cases in the folder": str(len(cohort.cases)),
             "subjects": str(len({case.subject for case in cohort.cases})),
-            "cases predicted": str(len(manifest.cases)),
+            "cases predicted": str(sum(len(one.manifest.cases) for one in judged)),
             "sites": ", ".join(sorted({case.site for case in cohort.cases if case.site})) or "not known",
         },
-        "Plan": {name: str(reason) for name, reason in read_toml(folder / "plan.toml").get("reasons", {}).items()},
-        "Model": {"method": manifest.method, "sha256 of the weights": manifest.sha256},
+        "Plan": {name: str(reason) for name, reason in read_toml(first.model / "plan.toml").get("reasons", {}).items()},
+        "Model": {
+            "method": first.manifest.method,
+            "sha256 of the weights": ", ".join(one.manifest.sha256 for one in judged),
+        },
         "Recipe": {
             f"{section}.{name}": str(value)
             for section, fields in recipe.items()
@@ -290,7 +323,7 @@ def _facts(folder: Path, manifest: Manifest, cohort: Cohort) -> dict[str, dict[s
             for name, value in fields.items()
         },
     }
-    environment = folder.parent / "environment.json"
+    environment = first.model.parent / "environment.json"
     if environment.exists():
         facts["Environment"] = {name: str(value) for name, value in read_json(environment).items()}
     return facts

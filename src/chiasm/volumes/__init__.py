@@ -1,14 +1,25 @@
-"""What lies on disk."""
+"""What lies on disk: volumes that are read right or refused."""
 
-from chiasm.volumes.geometry import Geometry, Volume
-from chiasm.volumes.thin import *
-from chiasm.volumes.thin import (
+from chiasm.volumes.geometry import (
+    Geometry,
+    Volume,
     canonical,
-    check_pair,
     crop,
     grid_with_spacing,
-    read_volume,
     resample,
     same_grid,
-    write_volume,
 )
+from chiasm.volumes.screening import check_pair, read_volume, write_volume
+
+__all__ = [
+    "Geometry",
+    "Volume",
+    "canonical",
+    "check_pair",
+    "crop",
+    "grid_with_spacing",
+    "read_volume",
+    "resample",
+    "same_grid",
+    "write_volume",
+]

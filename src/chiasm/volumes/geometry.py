@@ -8,11 +8,15 @@ eight corners within a hundredth of a voxel.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import product
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+TOLERANCE_VOXELS = 0.01
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,13 +34,20 @@ class Geometry:
     shape: tuple[int, int, int]
     affine: NDArray[np.float64]
     header: bytes | None = None
-    container: str | None = None  # "nifti" | "metaimage"
+    container: Literal["nifti", "metaimage"] | None = None
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
         """Distance between neighbouring voxel centres along I, J and K, in mm."""
         i, j, k = np.linalg.norm(self.affine[:3, :3], axis=0)
         return float(i), float(j), float(k)
+
+    @property
+    def corners(self) -> NDArray[np.float64]:
+        """World positions of the centres of the eight corner voxels, shape (8, 3), mm."""
+        ends = np.array(list(product(*((0, side - 1) for side in self.shape))), np.float64)
+        positions: NDArray[np.float64] = ends @ self.affine[:3, :3].T + self.affine[:3, 3]
+        return positions
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,3 +62,141 @@ class Volume:
 
     array: NDArray[Any]
     geometry: Geometry
+
+
+def voxels_apart(a: Geometry, b: Geometry) -> float:
+    """Return how far the corners of two grids of one shape lie apart, in voxels of `a`; the largest."""
+    to_voxel = np.linalg.inv(a.affine[:3, :3])
+    return float(np.abs((b.corners - a.corners) @ to_voxel.T).max())
+
+
+def same_grid(a: Geometry, b: Geometry, tolerance_voxels: float = TOLERANCE_VOXELS) -> bool:
+    """Tell whether two grids have one shape and their corners lie together, in voxels of `a`."""
+    return a.shape == b.shape and voxels_apart(a, b) <= tolerance_voxels
+
+
+def reordered(volume: Volume, axes: Sequence[int], flips: Sequence[bool]) -> Volume:
+    """Store a volume in another axis order; its voxels stay where they are in the world.
+
+    Args:
+        volume: Any.
+        axes: Which of its axes becomes I, J and K.
+        flips: Which of the new axes then run the other way.
+    """
+    array = volume.array.transpose(axes)
+    affine = volume.geometry.affine.copy()
+    affine[:, :3] = affine[:, list(axes)]
+    for axis, flip in enumerate(flips):
+        if flip:
+            array = np.flip(array, axis)
+            affine[:3, 3] += affine[:3, axis] * (array.shape[axis] - 1)
+            affine[:3, axis] *= -1
+    i, j, k = array.shape
+    return Volume(array, Geometry((i, j, k), affine))
+
+
+def canonical(volume: Volume) -> Volume:
+    """Store a volume so that its axes run most nearly to the right, the front and up; nothing is interpolated."""
+    axes, flips = _nearest_axes(volume.geometry.affine[:3, :3])
+    if axes == (0, 1, 2) and not any(flips):
+        return volume
+    return reordered(volume, axes, flips)
+
+
+def _nearest_axes(matrix: NDArray[np.float64]) -> tuple[tuple[int, int, int], tuple[bool, bool, bool]]:
+    """Say which column of `matrix` runs most nearly along each row's axis, and whether backwards."""
+    cosines = matrix / np.linalg.norm(matrix, axis=0)
+    columns = [-1, -1, -1]
+    for place in np.argsort(-np.abs(cosines), axis=None, kind="stable"):  # the clearest first
+        row, column = divmod(int(place), 3)
+        if columns[row] < 0 and column not in columns:
+            columns[row] = column
+    backwards = [bool(cosines[row, columns[row]] < 0) for row in range(3)]
+    return (columns[0], columns[1], columns[2]), (backwards[0], backwards[1], backwards[2])
+
+
+def turned_like(volume: Volume, grid: Geometry) -> Volume:
+    """Store a volume in the axis order of `grid` where the two are turned by quarters; else leave it alone."""
+    turn = np.linalg.inv(grid.affine[:3, :3]) @ volume.geometry.affine[:3, :3]
+    axes, flips = _nearest_axes(turn)
+    if axes == (0, 1, 2) and not any(flips):
+        return volume
+    turned = reordered(volume, axes, flips)
+    return turned if same_grid(grid, turned.geometry) else volume
+
+
+def crop(volume: Volume, box: Sequence[slice]) -> Volume:
+    """Cut a box out of a volume; steps are 1, and its voxels stay where they are in the world."""
+    array = volume.array[tuple(box)]
+    starts = [part.indices(side)[0] for part, side in zip(box, volume.array.shape, strict=True)]
+    affine = volume.geometry.affine.copy()
+    affine[:3, 3] += affine[:3, :3] @ starts
+    i, j, k = array.shape
+    return Volume(array, Geometry((i, j, k), affine))
+
+
+def grid_with_spacing(geometry: Geometry, spacing_mm: Sequence[float]) -> Geometry:
+    """Return a grid of another spacing over the same box: its outer faces coincide, within half a voxel.
+
+    >>> grid_with_spacing(Geometry((10, 10, 4), np.eye(4)), (2.0, 2.0, 1.0)).shape
+    (5, 5, 4)
+
+    Raises:
+        ValueError: If a spacing is not positive.
+    """
+    if min(spacing_mm) <= 0:
+        raise ValueError(f"spacing must be positive, not {tuple(spacing_mm)}")
+    factor = np.array(spacing_mm) / geometry.spacing_mm
+    i, j, k = (max(1, round(side / by)) for side, by in zip(geometry.shape, factor.tolist()))
+    affine = geometry.affine.copy()
+    affine[:3, :3] *= factor
+    middle = (np.array(geometry.shape) - 1) / 2  # the centre of the box stays
+    affine[:3, 3] += geometry.affine[:3, :3] @ middle - affine[:3, :3] @ ((np.array((i, j, k)) - 1) / 2)
+    return Geometry((i, j, k), affine)
+
+
+def resample(volume: Volume, geometry: Geometry, order: Literal[0, 1] = 1, fill: float = 0.0) -> Volume:
+    """Bring a volume to another grid.
+
+    Within half a voxel beyond its outermost centres the volume is taken as
+    constant; farther out lies `fill`.
+
+    Args:
+        volume: Any dtype for order 0; numbers for order 1.
+        geometry: The grid to fill.
+        order: 0 takes the nearest voxel (labels, masks), 1 interpolates linearly.
+        fill: Value outside the volume.
+
+    Returns:
+        A volume on `geometry`; the dtype is kept by order 0 and float32 with order 1.
+
+    Raises:
+        ValueError: If `order` is neither.
+    """
+    if order not in (0, 1):
+        raise ValueError(f"order is 0 or 1, not {order}")
+    if same_grid(geometry, volume.geometry, 1e-6):
+        return Volume(volume.array, geometry)
+    from scipy.ndimage import affine_transform
+
+    # target voxel -> world -> source voxel, in one matrix
+    source_from_target = np.linalg.inv(volume.geometry.affine) @ geometry.affine
+    matrix, offset = source_from_target[:3, :3], source_from_target[:3, 3]
+    array = volume.array if order == 0 else volume.array.astype(np.float32, copy=False)
+    moved: NDArray[Any] = affine_transform(
+        array, matrix, offset, output_shape=geometry.shape, order=order, mode="nearest", prefilter=False
+    )
+    moved[~_inside(matrix, offset, geometry.shape, volume.array.shape)] = fill
+    return Volume(moved, geometry)
+
+
+def _inside(
+    matrix: NDArray[np.float64], offset: NDArray[np.float64], shape: Sequence[int], source: Sequence[int]
+) -> NDArray[np.bool_]:
+    """Tell which target voxels lie within half a voxel of the source's grid."""
+    inside = np.ones(tuple(shape), bool)
+    steps = np.ogrid[tuple(slice(0, side) for side in shape)]
+    for axis, side in enumerate(source):
+        place = sum(matrix[axis, other] * steps[other] for other in range(3)) + offset[axis]
+        inside &= (place >= -0.5 - 1e-6) & (place <= side - 0.5 + 1e-6)
+    return inside

@@ -1,0 +1,237 @@
+"""MetaImage (.mha, .mhd): a text header, then voxels in the same file or in a sibling.
+
+Reference: https://itk.org/Wiki/MetaIO/Documentation.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chiasm.errors import VolumeError
+from chiasm.storage import whole_file
+from chiasm.volumes.geometry import Geometry
+from chiasm.volumes.streams import pack, read_whole, unreadable
+
+LONGEST_HEADER = 2**16
+REAL = {
+    "MET_CHAR": "i1", "MET_UCHAR": "u1", "MET_SHORT": "i2", "MET_USHORT": "u2", "MET_INT": "i4", "MET_UINT": "u4",
+    "MET_LONG": "i4", "MET_ULONG": "u4", "MET_LONG_LONG": "i8", "MET_ULONG_LONG": "u8", "MET_FLOAT": "f4",
+    "MET_DOUBLE": "f8",
+}  # fmt: skip
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+#: Lines that say how the grid lies: they are carried over as they were written.
+PLACE = (
+    "TransformMatrix", "Rotation", "Orientation", "Offset", "Position", "Origin", "CenterOfRotation",
+    "AnatomicalOrientation", "ElementSpacing", "ElementSize",
+)  # fmt: skip
+
+
+def looks_like_metaimage(head: bytes) -> bool:
+    """Tell by its first line: one of the names that such a header begins with."""
+    return re.match(rb"\s*(ObjectType|NDims|Comment|ObjectSubType)\s*=", head) is not None
+
+
+def read_metaimage(path: Path, *, max_bytes: int = 2 * 2**30) -> tuple[NDArray[Any], Geometry]:
+    """Read voxels and grid.
+
+    Args:
+        path: A .mha or .mhd file.
+        max_bytes: Most bytes of voxels.
+
+    Returns:
+        Values as stored, shape (I, J, K), and the grid.
+
+    Raises:
+        VolumeError: If header or content break a rule.
+    """
+    fields, start = _read_header(path)
+    shape, spacing, direction, offset = _grid(fields, path)
+    kind = fields.get("ElementType", "")
+    if kind not in REAL:
+        raise VolumeError(
+            "holds values of an unknown type", path=path, reason="datatype", found=kind, expected=list(REAL)
+        )
+    if (channels := _numbers(fields, "ElementNumberOfChannels", path, 1, "1")) != [1]:
+        raise VolumeError("holds more than one value a voxel", path=path, reason="four-d", found=channels[0])
+    msb = fields.get("BinaryDataByteOrderMSB", fields.get("ElementByteOrderMSB", "False"))
+    dtype = np.dtype((">" if _truth(msb) else "<") + REAL[kind])
+    size = math.prod(shape) * dtype.itemsize
+    if size > max_bytes:
+        raise VolumeError(
+            "is too large",
+            path=path,
+            reason="too-large",
+            found=f"{'x'.join(map(str, shape))} voxels, {size / 2**20:.0f} MiB",
+            expected=f"at most {max_bytes / 2**20:.0f} MiB",
+        )
+    if not _truth(fields.get("BinaryData", "True")):
+        raise VolumeError("holds its voxels as text", path=path, reason="text-voxels", expected="BinaryData = True")
+    data = _data_file(path, fields)
+    if data == path:
+        skip = start
+    else:
+        (skip,) = (int(n) for n in _numbers(fields, "HeaderSize", path, 1, "0"))
+        if not 0 <= skip <= 2**31:
+            raise VolumeError("has an impossible HeaderSize", path=path, reason="vox-offset", found=skip)
+    if _truth(fields.get("CompressedData", "False")):
+        content = _unpacked(data, skip, size)
+    else:
+        content = bytes(read_whole(data, 0, lambda _: skip + size)[skip:])
+    affine = np.eye(4)
+    affine[:3, :3], affine[:3, 3] = direction * spacing, offset
+    place = "".join(f"{name} = {fields[name]}\n" for name in PLACE if name in fields)
+    geometry = Geometry(shape, LPS_TO_RAS @ affine, place.encode(), "metaimage")
+    return np.frombuffer(content, dtype).reshape(shape, order="F"), geometry
+
+
+def _read_header(path: Path) -> tuple[dict[str, str], int]:
+    """Return the header's fields and where it ends."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(LONGEST_HEADER)
+    except OSError as error:
+        raise unreadable(path, error) from error
+    end = re.search(rb"^[ \t]*ElementDataFile[ \t]*=[^\n]*\n?", head, re.MULTILINE)
+    if end is None:
+        raise VolumeError("has no whole MetaImage header: ElementDataFile is missing", path=path, reason="header")
+    try:
+        text = head[: end.end()].decode("ascii")
+    except UnicodeDecodeError as error:
+        raise VolumeError("has a MetaImage header that is no text", path=path, reason="header") from error
+    fields: dict[str, str] = {}
+    for line in text.splitlines():
+        name, separator, value = line.partition("=")
+        if separator:
+            fields[name.strip()] = value.strip()
+    return fields, end.end()
+
+
+def _grid(
+    fields: dict[str, str], path: Path
+) -> tuple[tuple[int, int, int], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Return shape, spacing, direction (columns are axes) and offset, LPS and mm."""
+    (axes,) = _numbers(fields, "NDims", path, 1, None)
+    if axes not in (2, 3, 4):
+        raise VolumeError("has impossible dimensions", path=path, reason="dimensions", found=f"NDims = {axes:g}")
+    n = int(axes)
+    sides = _numbers(fields, "DimSize", path, n, None)
+    if any(side != int(side) or not 1 <= side <= 2**31 for side in sides):
+        raise VolumeError("has impossible dimensions", path=path, reason="dimensions", found=fields["DimSize"])
+    if n == 4 and sides[3] != 1:
+        raise VolumeError("holds more than one volume", path=path, reason="four-d", found=fields["DimSize"])
+    i, j, k = (*map(int, sides[:3]), 1)[:3]
+    identity = " ".join("1" if a == b else "0" for a in range(n) for b in range(n))
+    turn = next((name for name in ("TransformMatrix", "Rotation", "Orientation") if name in fields), "TransformMatrix")
+    place = next((name for name in ("Offset", "Position", "Origin") if name in fields), "Offset")
+    step = "ElementSpacing" if "ElementSpacing" in fields else "ElementSize"
+    matrix = np.array(_numbers(fields, turn, path, n * n, identity)).reshape(n, n)
+    direction, spacing, offset = np.eye(3), np.ones(3), np.zeros(3)
+    m = min(n, 3)
+    direction[:m, :m] = matrix[:m, :m].T  # each line of the file is one axis
+    spacing[:m] = _numbers(fields, step, path, n, " ".join("1" * n))[:m]
+    offset[:m] = _numbers(fields, place, path, n, " ".join("0" * n))[:m]
+    return (i, j, k), spacing, direction, offset
+
+
+def _numbers(fields: dict[str, str], name: str, path: Path, count: int, default: str | None) -> list[float]:
+    text = fields.get(name, default)
+    if text is None:
+        raise VolumeError(f"has no whole MetaImage header: {name} is missing", path=path, reason="header")
+    try:
+        values = [float(word) for word in text.split()]
+    except ValueError:
+        values = []
+    if len(values) != count or not all(map(math.isfinite, values)):
+        raise VolumeError(
+            f"has a MetaImage header whose {name} is wrong",
+            path=path,
+            reason="header",
+            found=text[:80],
+            expected=f"{count} numbers",
+        )
+    return values
+
+
+def _truth(text: str) -> bool:
+    return text.strip().lower() in ("true", "1", "t")
+
+
+def _data_file(path: Path, fields: dict[str, str]) -> Path:
+    """Return the file of the voxels: this one, or a plain name beside it, never elsewhere."""
+    name = fields["ElementDataFile"]
+    if name.upper() == "LOCAL":
+        return path
+    plain = name and name not in (".", "..") and not any(mark in name for mark in "/\\\0%*") and name != "LIST"
+    if not plain or " " in name:
+        raise VolumeError(
+            "keeps its voxels elsewhere",
+            path=path,
+            reason="elsewhere",
+            found=name[:80],
+            expected="LOCAL, or the plain name of a file beside it",
+        )
+    data = path.with_name(name)
+    if not data.is_file() or data.resolve().parent != path.resolve().parent:
+        raise VolumeError("lacks its file of voxels", path=path, reason="not-found", expected=name)
+    return data
+
+
+def _unpacked(path: Path, skip: int, size: int) -> bytes:
+    """Unpack a zlib stream that must hold exactly `size` bytes."""
+    packer = zlib.decompressobj()
+    try:
+        with path.open("rb") as file:
+            file.seek(skip)
+            content = packer.decompress(file.read(), size + 1)
+        whole = packer.eof or not packer.decompress(packer.unconsumed_tail, 1)
+    except (OSError, zlib.error) as error:
+        raise VolumeError("holds corrupted voxels", path=path, reason="corrupted", found=error) from error
+    if len(content) != size or not whole or not packer.eof:
+        what = "is cut short" if len(content) < size or not packer.eof else "goes on beyond its voxels"
+        reason = "truncated" if len(content) < size or not packer.eof else "too-long"
+        raise VolumeError(what, path=path, reason=reason, found=f"{len(content)} bytes", expected=f"{size} bytes")
+    return content
+
+
+def write_metaimage(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
+    """Write voxels on a grid as one compressed .mha; a header that was read as MetaImage keeps its lines of place.
+
+    Args:
+        path: Ends in .mha.
+        array: Of a type in `REAL`, shape of the grid.
+        geometry: The grid.
+
+    Raises:
+        ChiasmError: If the file cannot be written.
+    """
+    dtype = array.dtype.newbyteorder("<")
+    kind = next(kind for kind, name in REAL.items() if name == dtype.str[1:])
+    if geometry.container == "metaimage" and geometry.header is not None:
+        place = geometry.header.decode("ascii")
+    else:
+        affine = LPS_TO_RAS @ geometry.affine
+        direction = affine[:3, :3] / geometry.spacing_mm
+        place = (
+            f"TransformMatrix = {_line(direction.T.ravel())}\nOffset = {_line(affine[:3, 3])}\n"
+            f"CenterOfRotation = 0 0 0\nElementSpacing = {_line(np.array(geometry.spacing_mm))}\n"
+        )
+    voxels = pack(np.asarray(array, dtype).tobytes(order="F"), "zlib")
+    head = (
+        f"ObjectType = Image\nNDims = 3\nBinaryData = True\nBinaryDataByteOrderMSB = False\nCompressedData = True\n"
+        f"CompressedDataSize = {len(voxels)}\n{place}DimSize = {_line(np.array(geometry.shape))}\n"
+        f"ElementType = {kind}\nElementDataFile = LOCAL\n"
+    )
+    with whole_file(path) as temporary:
+        temporary.write_bytes(head.encode("ascii") + voxels)
+
+
+def _line(values: NDArray[Any]) -> str:
+    return " ".join(repr(value) for value in values.tolist())
