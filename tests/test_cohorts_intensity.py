@@ -73,7 +73,9 @@ def test_maps_equal_those_of_scikit_learn() -> None:
     assert np.abs(fit_intensity(flat, None, "median_iqr").apply(flat) - robust).max() < 1e-4
     assert np.abs(fit_intensity(flat, None, "zscore").apply(flat) - standard).max() < 1e-4
     middle = (flat > np.percentile(flat, 2)) & (flat < np.percentile(flat, 98))
-    assert np.abs(fit_intensity(flat, None, "rank").apply(flat) - ranked.ravel())[middle].max() < 0.02
+    assert (
+        np.abs(fit_intensity(flat, None, "rank").apply(flat) - ranked.ravel())[middle].max() < 0.04
+    )  # 64 knots against 1000
 
 
 def test_the_hounsfield_window_maps_exactly_to_minus_one_and_one() -> None:

@@ -17,10 +17,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from chiasm.errors import CohortError
 from chiasm.storage import read_json
@@ -243,7 +243,7 @@ def deform(
         velocity = velocity * np.float32(0.8)
 
 
-def rotation(degrees: Sequence[float]) -> NDArray[np.float64]:
+def rotation(degrees: ArrayLike) -> NDArray[np.float64]:
     """Return the matrix of rotations about x, y and z, applied in this order."""
     matrix = np.eye(3)
     for axis, angle in enumerate(np.radians(degrees)):
@@ -293,7 +293,9 @@ class _Template(NamedTuple):
     affine: NDArray[np.float64]
 
 
-def _downsampled(array: Array, spacing_mm: float, origin_mm: Sequence[float], shape: Sequence[int]) -> Array:
+def _downsampled(
+    array: NDArray[np.floating[Any]], spacing_mm: float, origin_mm: Sequence[float], shape: Sequence[int]
+) -> Array:
     """Sample a 1 mm template on a grid from `origin_mm` (in template voxels), averaged over its voxels."""
     from scipy import ndimage
 
@@ -321,14 +323,14 @@ def _template(spacing_mm: float) -> _Template:
         name: nibabel.load(folder / f"mni_icbm152_{name}_tal_nlin_sym_09a_converted.nii.gz")
         for name in ("t1", "gm", "wm")
     }
-    origin = images["t1"].affine[:3, 3]
+    origin = np.asarray(images["t1"].affine[:3, 3], dtype=float)
     low, high = (np.array(side, dtype=float) for side in zip(*_CROP_MM))
     shape = tuple(int(n) for n in np.floor((high - low) / spacing_mm) + 1)
     maps = {
         name: _downsampled(np.asarray(image.dataobj, dtype=np.float32) / 255, spacing_mm, low - origin, shape)
         for name, image in images.items()
     }
-    brain = _downsampled((np.asarray(images["t1"].dataobj) > 0).astype(np.float32), spacing_mm, low - origin, shape)
+    brain = _downsampled(np.asarray(np.asarray(images["t1"].dataobj) > 0, np.float32), spacing_mm, low - origin, shape)
     grey, white = maps["gm"] * (brain > 0), maps["wm"] * (brain > 0)
     fluid = np.clip(np.maximum(brain, 1e-3) - grey - white, 0.002, 1)
     logits = np.log(np.stack([fluid, grey + 0.002, white + 0.002], axis=-1)).astype(np.float32)
@@ -345,8 +347,7 @@ def _template(spacing_mm: float) -> _Template:
     for tissue, centre, radii in _SHAPES:
         for side in (1, -1) if centre[0] else (1,):
             away = _from_ellipsoid((x, y, z), (side * centre[0], *centre[1:]), radii)
-            weight = _ramp(-away, spacing_mm) * (outside > 3)
-            shapes.append(_sparse(tissue, weight))
+            shapes.append(_sparse(tissue, _ramp(-away, spacing_mm) * (outside > 3)))
     sinus = _ramp(4 - np.abs(x), spacing_mm) * _ramp(outside - 1, spacing_mm) * _ramp(6 - outside, spacing_mm)
     shapes.append(_sparse(VESSEL, sinus * ((z > 30) | (y < -70))))
     return _Template(logits, brain, outside.astype(np.float32), deep, np.minimum(face, neck), tuple(shapes), affine)
@@ -354,8 +355,8 @@ def _template(spacing_mm: float) -> _Template:
 
 def _from_ellipsoid(axes: Sequence[Array], centre: Sequence[float], radii: Sequence[float]) -> Array:
     """Return about the distance from an ellipsoid, negative inside."""
-    scaled = np.sqrt(sum(((axis - c) / r) ** 2 for axis, c, r in zip(axes, centre, radii)))
-    return ((scaled - 1) * min(radii)).astype(np.float32)
+    squares = [((axis - c) / r) ** 2 for axis, c, r in zip(axes, centre, radii)]
+    return np.asarray((np.sqrt(np.sum(squares, axis=0)) - 1) * min(radii), dtype=np.float32)
 
 
 def _sparse(tissue: int, weight: Array) -> tuple[int, NDArray[np.intp], Array]:
@@ -363,9 +364,9 @@ def _sparse(tissue: int, weight: Array) -> tuple[int, NDArray[np.intp], Array]:
     return tissue, where, weight.ravel()[where].astype(np.float32)
 
 
-def _ramp(signed_mm: Array, width_mm: float) -> Array:
+def _ramp(signed_mm: NDArray[Any], width_mm: float) -> Array:
     """Turn a signed distance into a share of a voxel: 0 below, 1 above, linear over `width_mm` between."""
-    return np.clip(signed_mm / np.float32(width_mm) + np.float32(0.5), 0, 1)
+    return np.asarray(np.clip(signed_mm / np.float32(width_mm) + np.float32(0.5), 0, 1), dtype=np.float32)
 
 
 def embedded_head(rng: np.random.Generator, spacing_mm: float) -> Head:
@@ -539,7 +540,7 @@ def brain_mask(fractions: Array, spacing_mm: float) -> NDArray[np.bool_]:
     if not count:
         return np.zeros(share.shape, bool)
     largest = parts == np.argmax(np.bincount(parts.ravel())[1:]) + 1
-    closed = ndimage.binary_closing(np.pad(largest, 4), iterations=max(1, round(5 / spacing_mm)))[4:-4, 4:-4, 4:-4]
+    closed = ndimage.binary_closing(np.pad(largest, 4), iterations=max(1, round(6 / spacing_mm)))[4:-4, 4:-4, 4:-4]
     return np.asarray(ndimage.binary_fill_holes(closed | largest))
 
 

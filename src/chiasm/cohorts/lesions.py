@@ -93,6 +93,7 @@ def _grown(fractions: Array, spacing_mm: float, volume_ml: float, rng: np.random
     rate = np.exp(rng.uniform(*np.log(PROLIFERATION)))
     growth = (rate * living * (1 - coarse[..., CSF])).astype(np.float32)
     deep = ndimage.distance_transform_edt(coarse[..., WM] > 0.6) * voxel_mm
+    deep[:, :, : int(np.quantile(np.nonzero(deep > 0)[2], 0.3))] = 0  # gliomas of the brainstem are another disease
     seeds = np.argwhere(deep >= min(4.0, 0.8 * deep.max()))
     seed = seeds[rng.integers(len(seeds))]
     density = np.zeros(living.shape, dtype=np.float32)
@@ -177,7 +178,7 @@ def _plaques(fractions: Array, spacing_mm: float, rng: np.random.Generator) -> A
         distance = np.sqrt(sum(((o - c) / r) ** 2 for o, c, r in zip(offsets, centre, radii)))
         part = share[box]
         np.maximum(part, np.clip((1 - distance) * radii.min() + 0.5, 0, 1), out=part, casting="unsafe")
-    return share * np.clip(white * 1.2, 0, 1)
+    return np.asarray(share * np.clip(white * 1.2, 0, 1), dtype=np.float32)
 
 
 def _cyst(fractions: Array, spacing_mm: float, rng: np.random.Generator) -> Array:
@@ -188,10 +189,8 @@ def _cyst(fractions: Array, spacing_mm: float, rng: np.random.Generator) -> Arra
     radius = rng.uniform(6, 18) * np.exp(0.15 * smooth_noise(rng, tissue.shape, 12 / spacing_mm))
     offsets = np.ogrid[tuple(slice(0, n) for n in tissue.shape)]
     distance = np.sqrt(sum(((o - c) * spacing_mm) ** 2 for o, c in zip(offsets, centre)))
-    ball: Array = (np.clip((radius - distance) / spacing_mm + 0.5, 0, 1) * np.clip(tissue * 1.2, 0, 1)).astype(
-        np.float32
-    )
-    return ball
+    ball = np.clip((radius - distance) / spacing_mm + 0.5, 0, 1) * np.clip(tissue * 1.2, 0, 1)
+    return np.asarray(ball, dtype=np.float32)
 
 
 def _mass_effect(solid: Array, spacing_mm: float, peak_mm: float) -> Array:
@@ -201,7 +200,7 @@ def _mass_effect(solid: Array, spacing_mm: float, peak_mm: float) -> Array:
     coarse, stride = control_grid(solid.shape, spacing_mm)
     smooth = ndimage.gaussian_filter(solid, 5 / spacing_mm)
     sampled = pull(smooth[..., None], grid_points(coarse) * np.float32(stride)).reshape(coarse)
-    slope = np.stack(np.gradient(ndimage.gaussian_filter(sampled, 1.0)), axis=-1)
+    slope = np.stack(list(np.gradient(ndimage.gaussian_filter(sampled, 1.0))), axis=-1)
     longest = float(np.linalg.norm(slope, axis=-1).max())
     return (slope * (peak_mm / spacing_mm / max(longest, 1e-6))).astype(np.float32)
 

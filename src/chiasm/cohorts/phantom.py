@@ -7,11 +7,10 @@ is not, and how near real cohorts the figures come.
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,13 +53,14 @@ from chiasm.volumes import Geometry, write_volume
 
 Layout = Literal["brats", "bids", "synthrad"]
 Progress = Callable[[int, int, str], None]
+Card = TypeVar("Card")
 
 CONTRASTS = ("t1", "t1ce", "t2", "flair", "pd")
 #: Contrasts that were scanned after the patient moved, where there is misregistration.
 MOVED = ("t2", "flair", "pd")
 
-#: Ten patients in a row: two controls, six gliomas, one with plaques, one with a cyst.
-DECK: tuple[Kind, ...] = ("high",) * 4 + ("low",) * 2 + ("ms", "cyst", "none", "none")
+#: Of five patients in a row three have a glioma, one has another lesion and one has none.
+DECKS: tuple[tuple[Kind, ...], ...] = (("high", "high", "low", "ms", "none"), ("high", "high", "low", "cyst", "none"))
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def draw_subject(
         head = given_head(name, heads[name], spacing_mm)
     else:
         head = embedded_head(rng, spacing_mm)
-    kind = _dealt(DECK, number, seed, 1)
+    kind = _dealt(DECKS[(number - 1) // 5 % 2], number, seed, 1)
     lesion = draw_lesion(kind, head.fractions, spacing_mm, rng)
     host = head.fractions * (1 - lesion.shares.sum(axis=-1, keepdims=True))
     textures = [smooth_noise(rng, head.shape, rng.uniform(2.5, 5) / spacing_mm) for _ in range(3)]
@@ -211,8 +211,8 @@ def draw_subject(
     )
 
 
-def _dealt(deck: Any, number: int, seed: int, pack: int) -> Any:
-    """Deal a shuffled deck in turn, so that any ten patients in a row are a fair sample."""
+def _dealt(deck: Sequence[Card], number: int, seed: int, pack: int) -> Card:
+    """Deal a shuffled deck in turn, so that few patients in a row are a fair sample already."""
     block, place = divmod(number - 1, len(deck))
     return deck[int(np.random.default_rng((seed, pack, block, 77)).permutation(len(deck))[place])]
 
@@ -368,12 +368,14 @@ def _write_subject(folder: Path, name: str, subject: Subject, layout: str, strip
         write_volume(path.with_name(path.name + ".nii.gz"), image.astype(np.int16), geometry)
     for path, array in masks.items():
         write_volume(path.with_name(path.name + ".nii.gz"), array.astype(np.uint8), geometry, labels=True)
-    truth: dict[str, NDArray[Any]] = {"affine": subject.affine, "brain": subject.brain, "moved_mm": subject.moved_mm.astype(np.float16)}
+    truth: dict[str, NDArray[Any]] = {
+        "affine": subject.affine,
+        "brain": subject.brain,
+        "moved_mm": subject.moved_mm.astype(np.float16),
+    }
     truth["fractions"] = np.rint(subject.fractions * 255).astype(np.uint8)
     for contrast in ("t2", "flair"):
         truth[f"{contrast}_clean"] = subject.clean[contrast].astype(np.float16)
         truth[f"{contrast}_expected"] = subject.expected[contrast].astype(np.float16)
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **truth)
     with whole_file(folder / "truth" / name / "truth.npz") as temporary:
-        temporary.write_bytes(buffer.getvalue())
+        np.savez_compressed(temporary, allow_pickle=False, **truth)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from chiasm.cohorts.anatomy import TISSUES, Array, smooth_noise
 from chiasm.cohorts.lesions import COMPARTMENTS
@@ -97,7 +98,9 @@ SITES: Sequence[Site] = (
     Site("north", 1, (9.0, 3.0, 16.0), (5000, 95), (3000, 15), (9000, 2500, 120), 900, 0.012, 0.12, (0, 3)),
     Site("east", 0, (500, 14), (4000, 100), (2600, 15), (9000, 2300, 110), 250, 0.014, 0.18, (5, 5), (1.0, 1.3)),
     Site("south", 1, (560, 12), (6200, 84), (3200, 12), (9500, 2500, 125), 4000, 0.012, 0.20, (5, 4), (1.4, 0.75)),
-    Site("west", 0, (24.0, 5.0, 30.0), (3400, 120), (2400, 20), (8000, 2200, 130), 120, 0.016, 0.15, (0, 6), (0.6, 1.0)),
+    Site(
+        "west", 0, (24.0, 5.0, 30.0), (3400, 120), (2400, 20), (8000, 2200, 130), 120, 0.016, 0.15, (0, 6), (0.6, 1.0)
+    ),
 )
 
 
@@ -113,7 +116,7 @@ class Voxels(NamedTuple):
     """
 
     material: Material
-    where: np.ndarray
+    where: NDArray[np.intp]
     share: Array
     stretch: Array
     own: Array
@@ -144,7 +147,9 @@ def occupied(
     return listed
 
 
-def signal(contrast: str, site: Site, voxels: Sequence[Voxels], shape: tuple[int, ...], *, with_own: bool = True) -> Array:
+def signal(
+    contrast: str, site: Site, voxels: Sequence[Voxels], shape: tuple[int, ...], *, with_own: bool = True
+) -> Array:
     """Compute a noise-free MR image.
 
     Spin echoes give ``PD (1 - exp(-TR/T1)) exp(-TE/T2)``, spoiled gradient
@@ -179,7 +184,7 @@ def signal(contrast: str, site: Site, voxels: Sequence[Voxels], shape: tuple[int
 
 
 def _spin_echo(rate1: Array, rate2: Array, repetition: float, echo: float) -> Array:
-    return (1 - np.exp(-np.float32(repetition) * rate1)) * np.exp(-np.float32(echo) * rate2)
+    return np.asarray((1 - np.exp(-np.float32(repetition) * rate1)) * np.exp(-np.float32(echo) * rate2))
 
 
 def _gradient_echo(rate1: Array, rate2: Array, repetition: float, echo: float, flip: float) -> Array:
@@ -187,7 +192,7 @@ def _gradient_echo(rate1: Array, rate2: Array, repetition: float, echo: float, f
     angle = np.radians(flip)
     e1 = np.exp(-np.float32(repetition) * rate1)
     steady = np.float32(np.sin(angle)) * (1 - e1) / (1 - np.float32(np.cos(angle)) * e1)
-    return np.float32(6) * steady * np.exp(-np.float32(2 * echo) * rate2)
+    return np.asarray(np.float32(6) * steady * np.exp(-np.float32(2 * echo) * rate2))
 
 
 def hounsfield(fractions: Array, texture: Array, materials: Sequence[Material]) -> Array:
@@ -233,7 +238,8 @@ def acquire_mr(
     real = image + sigma * rng.standard_normal(image.shape, dtype=np.float32)
     image = np.hypot(real, sigma * rng.standard_normal(image.shape, dtype=np.float32))
     image = level * (image / np.float32(level)) ** np.float32(gamma)
-    return np.minimum(np.rint(image * np.float32(site.gain * rng.uniform(0.7, 1.4))), 32767).astype(np.float32)
+    raw = np.rint(image * np.float32(site.gain * rng.uniform(0.7, 1.4)))
+    return np.asarray(np.minimum(raw, 32767), dtype=np.float32)
 
 
 def acquire_ct(image: Array, bone: Array, rng: np.random.Generator, spacing_mm: float) -> Array:

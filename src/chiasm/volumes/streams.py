@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import gzip
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 from chiasm.errors import VolumeError
 
 SLACK = 2**20  # bytes that may follow the voxels
+PIECE = 2**20  # bytes read or unpacked at a time
 GZIP = b"\x1f\x8b"
 
 
@@ -58,77 +58,83 @@ def read_whole(path: Path, head: int, length: Callable[[bytes], int]) -> bytearr
         VolumeError: If the file is missing, cut short, corrupted or too long.
     """
     try:
-        with _open(path) as file:
-            start = file.read(head)
-            expected = length(start)
-            content = bytearray(expected)
-            content[: len(start)] = start[:expected]
-            view, done = memoryview(content), min(len(start), expected)
-            while done < expected and (count := file.readinto(view[done:])):
-                done += count
-            if done < expected:
-                raise VolumeError(
-                    "is cut short",
-                    path=path,
-                    reason="truncated",
-                    found=f"{done} bytes",
-                    expected=f"{expected} bytes, as its header says",
-                    hint="Copy it again.",
-                )
-            extra = len(file.read(SLACK + 1))
-            if extra > SLACK:
-                raise VolumeError(
-                    "goes on far beyond the voxels that its header promises",
-                    path=path,
-                    reason="too-long",
-                    expected=f"{expected} bytes",
-                )
-            return content
-    except EOFError as error:
-        raise VolumeError(
-            "is a gzip that was cut short", path=path, reason="truncated", hint="Copy it again."
-        ) from error
+        with path.open("rb") as file:
+            packed = file.read(len(GZIP)) == GZIP
+            file.seek(0)
+            pieces = _unpacked(file, path) if packed else iter(lambda: file.read(PIECE), b"")
+            return _gathered(pieces, path, head, length)
     except OSError as error:
-        if not isinstance(error, gzip.BadGzipFile):
-            raise unreadable(path, error) from error
-        raise _corrupted(path, error) from error
-    except _damage() as error:
-        raise _corrupted(path, error) from error
+        raise unreadable(path, error) from error
+
+
+def _gathered(pieces: Iterator[bytes], path: Path, head: int, length: Callable[[bytes], int]) -> bytearray:
+    start = b""
+    while len(start) < head and (piece := next(pieces, b"")):
+        start += piece
+    expected = length(start[:head])
+    content = bytearray(expected)
+    content[: len(start)] = start[:expected]
+    done = len(start)
+    for piece in pieces:
+        content[done : done + len(piece)] = piece[: max(0, expected - done)]
+        done += len(piece)
+        if done > expected + SLACK:
+            raise VolumeError(
+                "goes on far beyond the voxels that its header promises",
+                path=path,
+                reason="too-long",
+                expected=f"{expected} bytes",
+            )
+    if done < expected:
+        raise VolumeError(
+            "is cut short",
+            path=path,
+            reason="truncated",
+            found=f"{done} bytes",
+            expected=f"{expected} bytes, as its header says",
+            hint="Copy it again.",
+        )
+    return content
+
+
+def _unpacked(file: BinaryIO, path: Path) -> Iterator[bytes]:
+    """Unpack a gzip of one member or several, in pieces of bounded size; checks each member's CRC and length."""
+    packed = file.read(PIECE)
+    while packed.strip(b"\0"):  # zeros may fill up the end
+        unpacker = _library().decompressobj(31)
+        while not unpacker.eof:
+            try:
+                piece = unpacker.decompress(packed, PIECE)
+            except _damage() as error:
+                raise _corrupted(path, error) from error
+            if piece:
+                yield piece
+            packed = unpacker.unconsumed_tail or (b"" if unpacker.eof else file.read(PIECE))
+            if not packed and not piece and not unpacker.eof:
+                raise VolumeError("is a gzip that was cut short", path=path, reason="truncated", hint="Copy it again.")
+        packed = unpacker.unused_data or file.read(PIECE)
 
 
 def _corrupted(path: Path, error: Exception) -> VolumeError:
     return VolumeError("is a corrupted gzip", path=path, reason="corrupted", found=error, hint="Copy it again.")
 
 
-def _open(path: Path) -> Any:
-    file = path.open("rb")
-    packed = file.read(len(GZIP)) == GZIP
-    if not packed:
-        file.seek(0)
-        return file
-    file.close()
-    try:
-        from isal import igzip
-    except ImportError:  # slower by ten, but the same
-        return gzip.open(path, "rb")
-    return igzip.open(path, "rb")
-
-
-def _damage() -> tuple[type[Exception], ...]:
+def _library() -> Any:
+    """Return isal's zlib, which is faster by up to ten, or Python's: both have the same functions."""
     try:
         from isal import isal_zlib
     except ImportError:
-        return (zlib.error,)
-    return zlib.error, isal_zlib.error  # type: ignore[return-value]
+        return zlib
+    return isal_zlib
+
+
+def _damage() -> tuple[type[Exception], ...]:
+    return zlib.error, _library().error
 
 
 def pack(content: bytes, form: Literal["gzip", "zlib"]) -> bytes:
     """Compress quickly; a gzip carries no name and no time, so equal content gives equal bytes."""
-    try:
-        from isal import isal_zlib
-    except ImportError:
-        return gzip.compress(content, 1, mtime=0) if form == "gzip" else zlib.compress(content, 1)
-    # isal's levels reach from 0 to 3; 2 packs about as small as gzip's 6 at a tenth of its time
-    packer = isal_zlib.compressobj(2, isal_zlib.DEFLATED, 31 if form == "gzip" else 15)
+    # isal's levels reach from 0 to 3: its 2 packs about as small as zlib's 6
+    packer = _library().compressobj(2, zlib.DEFLATED, 31 if form == "gzip" else 15)
     packed: bytes = packer.compress(content) + packer.flush()
     return packed

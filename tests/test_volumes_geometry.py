@@ -1,0 +1,105 @@
+"""Grids and moving between them, against nibabel, scipy and numbers by hand."""
+
+from __future__ import annotations
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from scipy.spatial.transform import Rotation
+
+from chiasm.volumes import Geometry, Volume, canonical, crop, grid_with_spacing, resample, same_grid
+from chiasm.volumes.geometry import voxels_apart
+
+
+def volume(seed: int = 0, shape: tuple[int, int, int] = (9, 8, 7)) -> Volume:
+    rng = np.random.default_rng(seed)
+    affine = np.eye(4)
+    affine[:3, :3] = Rotation.random(random_state=seed).as_matrix() * [1.0, 1.5, 2.5]
+    affine[:3, 3] = rng.normal(size=3) * 30
+    return Volume(rng.normal(size=shape).astype(np.float32), Geometry(shape, affine))
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_canonical_order_equals_nibabels(seed: int) -> None:
+    mine = canonical(volume(seed))
+    theirs = nib.as_closest_canonical(nib.Nifti1Image(volume(seed).array, volume(seed).geometry.affine))
+    np.testing.assert_array_equal(mine.array, np.asarray(theirs.dataobj))
+    np.testing.assert_allclose(mine.geometry.affine, theirs.affine)
+    assert canonical(mine) is mine
+
+
+@pytest.mark.parametrize("order", [0, 1])
+@pytest.mark.parametrize("seed", range(4))
+def test_resampling_equals_simpleitks_inside(seed: int, order: int) -> None:
+    source = volume(seed, (20, 18, 16))
+    affine = source.geometry.affine.copy()
+    affine[:3, :3] = affine[:3, :3] @ Rotation.from_euler("xyz", [3, -4, 5], degrees=True).as_matrix()
+    grid = Geometry((17, 15, 14), affine)
+    mine = resample(source, grid, order=order, fill=-9.0)  # type: ignore[arg-type]
+    itk = sitk.GetImageFromArray(source.array.T)
+    like = sitk.GetImageFromArray(np.zeros(grid.shape, np.float32).T)
+    for image, geometry in ((itk, source.geometry), (like, grid)):
+        lps = np.diag([-1, -1, 1, 1]) @ geometry.affine
+        image.SetSpacing(geometry.spacing_mm)
+        image.SetDirection((lps[:3, :3] / geometry.spacing_mm).ravel().tolist())
+        image.SetOrigin(lps[:3, 3].tolist())
+    how = sitk.sitkNearestNeighbor if order == 0 else sitk.sitkLinear
+    theirs = sitk.GetArrayFromImage(sitk.Resample(itk, like, sitk.Transform(), how, -9.0)).T
+    agree = np.isclose(mine.array, theirs, atol=1e-4)
+    assert agree.mean() > 0.995  # a voxel on the very border, or half-way, may be decided otherwise
+
+
+def test_resampling_to_the_same_grid_changes_nothing_and_labels_stay_labels() -> None:
+    source = volume()
+    np.testing.assert_array_equal(resample(source, source.geometry).array, source.array)
+    labels = Volume(np.arange(9 * 8 * 7, dtype=np.int16).reshape(9, 8, 7) % 5, source.geometry)
+    finer = resample(labels, grid_with_spacing(source.geometry, (0.7, 0.7, 0.7)), order=0)
+    assert finer.array.dtype == np.int16 and set(np.unique(finer.array)) <= set(range(5))
+    with pytest.raises(ValueError, match="order"):
+        resample(source, source.geometry, order=3)  # type: ignore[arg-type]
+
+
+def test_a_linear_ramp_survives_a_change_of_spacing_exactly() -> None:
+    grid = Geometry((12, 10, 8), np.diag([1.0, 2.0, 3.0, 1.0]))
+    x, y, z = np.meshgrid(*(np.arange(n) for n in grid.shape), indexing="ij")
+    ramp = Volume((1.0 * x + 2 * 2.0 * y - 3.0 * z).astype(np.float32), grid)
+    finer = grid_with_spacing(grid, (0.5, 1.0, 1.5))
+    moved = resample(ramp, finer).array
+    i, j, k = np.meshgrid(*(np.arange(n) for n in finer.shape), indexing="ij")
+    world = np.stack([i, j, k], -1) @ finer.affine[:3, :3].T + finer.affine[:3, 3]
+    expected = world[..., 0] + 2 * world[..., 1] - world[..., 2]
+    np.testing.assert_allclose(moved[1:-1, 1:-1, 1:-1], expected[1:-1, 1:-1, 1:-1], atol=1e-4)
+
+
+@pytest.mark.parametrize("spacing", [(2.0, 2.0, 2.0), (0.5, 0.9, 4.0)])
+def test_another_spacing_covers_the_same_box(spacing: tuple[float, float, float]) -> None:
+    grid = volume(3).geometry
+    other = grid_with_spacing(grid, spacing)
+    np.testing.assert_allclose(other.spacing_mm, spacing)
+    centre = [g.affine[:3, :3] @ ((np.array(g.shape) - 1) / 2) + g.affine[:3, 3] for g in (grid, other)]
+    np.testing.assert_allclose(*centre)
+    for a, b, step in zip(grid.shape * np.array(grid.spacing_mm), other.shape * np.array(spacing), spacing):
+        assert abs(a - b) <= step / 2 + 1e-9 or b == step
+    with pytest.raises(ValueError, match="positive"):
+        grid_with_spacing(grid, (0, 1, 1))
+
+
+def test_a_crop_leaves_voxels_where_they_are() -> None:
+    source = volume()
+    part = crop(source, (slice(2, 6), slice(None), slice(1, 5)))
+    np.testing.assert_allclose(part.geometry.affine @ [0, 0, 0, 1], source.geometry.affine @ [2, 0, 1, 1])
+    back = resample(part, source.geometry, fill=0)
+    np.testing.assert_allclose(back.array[2:6, :, 1:5], source.array[2:6, :, 1:5], atol=1e-5)
+    assert (back.array[0] == 0).all()
+
+
+def test_grids_are_the_same_within_a_hundredth_of_a_voxel() -> None:
+    grid = Geometry((10, 10, 10), np.diag([2.0, 2.0, 2.0, 1.0]))
+    for shift, same in ((0.0, True), (0.015, True), (0.03, False)):
+        moved = grid.affine.copy()
+        moved[0, 3] += shift
+        other = Geometry(grid.shape, moved)
+        assert same_grid(grid, other) is same
+        assert voxels_apart(grid, other) == pytest.approx(shift / 2)
+    assert not same_grid(grid, Geometry((10, 10, 11), grid.affine))
