@@ -354,14 +354,14 @@ def fuzzed(content: bytes, at: list[int], by: list[int]) -> bytes:
 
 
 def judge_fuzzed(content: bytes, folder: Path, name: str) -> None:
-    start = time.monotonic()
+    start = time.process_time()
     try:
         volume = read_volume(put(folder, content, name))
     except VolumeError:
         pass
     else:
         assert np.isfinite(volume.array).all() and np.isfinite(volume.geometry.affine).all()
-    assert time.monotonic() - start < 2
+    assert time.process_time() - start < 2
 
 
 FUZZ = st.lists(st.integers(0, 399), min_size=1, max_size=6), st.lists(st.integers(0, 255), min_size=6, max_size=6)

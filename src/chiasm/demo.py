@@ -50,9 +50,7 @@ def run_demo(
     subjects, changes = EFFORTS[quick]
     folder = out / f"{task}{'-quick' if quick else ''}-{seed}"
     say(f"simulating {subjects} patients")
-    cohort = write_cohort(
-        folder / "cohort", subjects=subjects, seed=seed, layout=layout, skull_strip=task == "t1-t2", spacing_mm=2.0
-    )
+    cohort = write_cohort(folder / "cohort", subjects, seed, layout=layout)
     data: Changes = {"data.sources": (source,), "data.target": target, "training.seed": seed}
     train(cohort, make_recipe("A7", "tiny", {**data, **changes}), folder / "run", say=say, progress=progress)
     predict(folder / "run", [cohort], folder / "predictions", only="test")

@@ -265,7 +265,7 @@ def random_affine(rng: np.random.Generator) -> NDArray[np.float64]:
 
 # --- the embedded head -------------------------------------------------------------------------------------------
 
-_CROP_MM = ((-88, 88), (-126, 96), (-72, 100))  # of the template: brain, scalp and orbits
+_CROP_MM = ((-92, 92), (-130, 98), (-72, 106))  # of the template: brain, scalp and orbits
 
 #: Ellipsoids outside the brain: tissue, centre and radii in MNI mm; both sides where x is not 0.  Design choices.
 _SHAPES: Sequence[tuple[int, tuple[float, float, float], tuple[float, float, float]]] = (
@@ -550,7 +550,7 @@ def stripped_mask(brain: NDArray[np.bool_], rng: np.random.Generator, spacing_mm
 
     width = 4.0
     smooth = ndimage.gaussian_filter(brain.astype(np.float32), width / spacing_mm)
-    beyond_mm = rng.normal(0.4, 0.7) + 1.2 * smooth_noise(rng, brain.shape, 10 / spacing_mm)
+    beyond_mm = rng.normal(0.6, 1.1) + 1.2 * smooth_noise(rng, brain.shape, 10 / spacing_mm)
     return np.asarray(smooth > 0.5 - beyond_mm / (np.sqrt(2 * np.pi) * width))
 
 

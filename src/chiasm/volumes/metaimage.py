@@ -20,6 +20,7 @@ from chiasm.volumes.geometry import Geometry
 from chiasm.volumes.streams import pack, read_whole, unreadable
 
 LONGEST_HEADER = 2**16
+LARGEST = 1e12  # number of a header
 REAL = {
     "MET_CHAR": "i1", "MET_UCHAR": "u1", "MET_SHORT": "i2", "MET_USHORT": "u2", "MET_INT": "i4", "MET_UINT": "u4",
     "MET_LONG": "i4", "MET_ULONG": "u4", "MET_LONG_LONG": "i8", "MET_ULONG_LONG": "u8", "MET_FLOAT": "f4",
@@ -149,7 +150,7 @@ def _numbers(fields: dict[str, str], name: str, path: Path, count: int, default:
         values = [float(word) for word in text.split()]
     except ValueError:
         values = []
-    if len(values) != count or not all(map(math.isfinite, values)):
+    if len(values) != count or not all(abs(value) <= LARGEST for value in values):
         raise VolumeError(
             f"has a MetaImage header whose {name} is wrong",
             path=path,

@@ -37,6 +37,7 @@ NOT_REAL = {
 }
 MM = {1: 1000.0, 2: 1.0, 3: 0.001}  # by the code of the spatial unit
 FORMS_APART_MM = 0.01
+LARGEST = 1e9  # number of an affine
 HEAD = 544  # bytes that hold either header and the extension flag
 SMALLEST = {1: 352, 2: 544}  # offset of the voxels in a single file
 V1_LONGEST = 32767
@@ -215,6 +216,10 @@ def _affine(
 ) -> NDArray[np.float64]:
     unit = MM.get(fields["units"][0] & 7, 1.0)
     forms: dict[str, NDArray[np.float64]] = {}
+    used = [*fields["sform"]] * (fields["sform_code"][0] > 0)
+    used += [*fields["quaternion"], *fields["qoffset"], *fields["pixdim"][:4]] * (fields["qform_code"][0] > 0)
+    if not all(abs(value) <= LARGEST for value in used):  # NaN is refused here too
+        raise VolumeError("has an affine that is not finite", path=path, reason="affine")
     if fields["sform_code"][0] > 0:
         forms["sform"] = np.vstack([np.reshape(fields["sform"], (3, 4)), [0, 0, 0, 1]]).astype(np.float64)
     if fields["qform_code"][0] > 0:
@@ -229,8 +234,9 @@ def _affine(
                 reason="no-orientation",
                 hint="If it lies in RAS order, read it with assume_ras.",
             )
-        return np.diag([*(abs(step) * unit for step in fields["pixdim"][1:4]), 1.0]).astype(np.float64)
-    if len(forms) == 2 and prefer is None and all(np.isfinite(matrix).all() for matrix in forms.values()):
+        steps = (min(abs(step) * unit, LARGEST) for step in fields["pixdim"][1:4])
+        return np.diag([*steps, 1.0]).astype(np.float64)
+    if len(forms) == 2 and prefer is None:
         a, b = (Geometry(shape, matrix).corners for matrix in forms.values())
         apart = float(np.linalg.norm(a - b, axis=1).max())
         if apart > FORMS_APART_MM:
@@ -249,7 +255,7 @@ def _affine(
 def _from_quaternion(fields: dict[str, tuple[Any, ...]], path: Path) -> NDArray[np.float64]:
     b, c, d = map(float, fields["quaternion"])
     rest = 1.0 - (b * b + c * c + d * d)
-    if not rest > -1e-4:  # rounding makes slightly negative ones; NaN is refused here too
+    if rest < -1e-4:  # rounding makes slightly negative ones
         raise VolumeError("has a quaternion that is no rotation", path=path, reason="quaternion", found=(b, c, d))
     a = math.sqrt(max(rest, 0.0))
     if rest < 0:  # a turn by 180 degrees

@@ -117,7 +117,7 @@ def check_affine(geometry: Geometry, path: Path | None = None) -> None:
             outside 0.01 to 50 mm, or axes are skewed by more than 0.1 degrees.
     """
     affine = geometry.affine
-    if not np.isfinite(affine).all():
+    if not np.isfinite(affine).all() or np.abs(affine).max() > 1e30:
         raise VolumeError("has an affine that is not finite", path=path, reason="affine")
     if np.abs(affine[:3, 3]).max() > 1e6:
         raise VolumeError("lies more than a kilometre away", path=path, reason="affine", found=affine[:3, 3].tolist())

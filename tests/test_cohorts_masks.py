@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from skimage.filters import threshold_otsu
+
+from chiasm.cohorts.masks import box_of, constant_background, find_mask, otsu_threshold, suggest_rule
+from chiasm.errors import VolumeError
+from chiasm.volumes import Geometry, Volume, canonical, read_volume
+from conftest import REAL
+from synthetic_cohort import body
+
+SHAPE = (40, 44, 36)
+
+
+def ball(shape: tuple[int, int, int] = SHAPE, radius: float = 0.5) -> NDArray[np.bool_]:
+    axes = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij")
+    return np.asarray(sum(axis**2 for axis in axes) < radius**2)
+
+
+def volume(array: NDArray[np.generic], spacing: float = 2.0) -> Volume:
+    i, j, k = array.shape
+    return Volume(array.astype(np.float32), Geometry((i, j, k), np.diag([spacing, spacing, spacing, 1.0])))
+
+
+def whole_head(seed: int = 0, inside: NDArray[np.bool_] | None = None) -> NDArray[np.float64]:
+    """A bright body in noisy air."""
+    rng = np.random.default_rng(seed)
+    inside = ball(radius=0.7) if inside is None else inside
+    return np.where(inside, 100 + 10 * rng.normal(size=SHAPE), np.abs(4 * rng.normal(size=SHAPE)))
+
+
+def dice(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
+    return float(2 * (a & b).sum() / (a.sum() + b.sum()))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_threshold_is_that_of_scikit_image(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    values = np.concatenate([rng.gamma(2, 3, 5000), rng.normal(60, 9, 2000)]).astype(np.float32)
+    assert otsu_threshold(values) == pytest.approx(threshold_otsu(values), rel=1e-6)
+
+
+def test_the_threshold_of_one_single_value_is_that_value() -> None:
+    assert otsu_threshold(np.full(9, 7.0)) == threshold_otsu(np.full(9, 7.0)) == 7
+
+
+def test_only_what_most_face_voxels_share_is_a_background() -> None:
+    array = np.full((6, 6, 6), 9.0)
+    array[1:-1, 1:-1, 1:-1] = 3
+    assert constant_background(array) == 9
+    array[:2] = np.arange(72).reshape(2, 6, 6) / 7  # a third of the faces
+    assert constant_background(array) == 9
+    assert constant_background(np.random.default_rng(0).normal(size=(6, 6, 6))) is None
+
+
+@pytest.mark.parametrize("background", [0.0, -1024.0, 300.0])
+def test_a_cut_out_brain_is_found_exactly_whatever_its_background(background: float) -> None:
+    brain = ball()
+    texture = 100 + 30 * np.random.default_rng(1).normal(size=SHAPE)
+    array = np.where(brain, texture, background)
+    array[20, 22, 18] = background  # a hole inside
+    array[0, 0, 0] = 5.0  # a stray voxel
+    found, rule = find_mask(volume(array), "nonzero")
+    assert rule == "nonzero"
+    np.testing.assert_array_equal(found, brain)
+
+
+def test_a_cut_out_brain_is_recognised_and_so_found() -> None:
+    array = np.where(ball(), 100 + 10 * np.random.default_rng(1).normal(size=SHAPE), 0)
+    assert suggest_rule(volume(array)) == "nonzero"
+    np.testing.assert_array_equal(find_mask(volume(array), "given")[0], ball())
+
+
+def test_a_body_in_noisy_air_is_found_without_its_air() -> None:
+    found, rule = find_mask(volume(whole_head()), "given")
+    assert rule == "body"
+    assert dice(found, ball(radius=0.7)) > 0.95
+
+
+def test_closed_cavities_of_a_body_belong_to_it() -> None:
+    inside = ball(radius=0.7)
+    inside[16:24, 18:26, 14:22] = False  # lungs, a sinus
+    found, _ = find_mask(volume(whole_head(inside=inside)), "body")
+    assert found[16:24, 18:26, 14:22].all()
+
+
+def test_a_cavity_open_in_one_plane_is_filled_in_another() -> None:
+    inside = ball(radius=0.8)
+    inside[18:22, 22:, 16:20] = False  # open to the front: a nose
+    found, _ = find_mask(volume(whole_head(inside=inside)), "body")
+    assert found[18:22, 22:30, 16:20].mean() > 0.9
+
+
+def test_only_the_largest_body_counts() -> None:
+    inside = ball(radius=0.5)
+    inside[:5, :5, :5] = True  # a bottle beside the head
+    found, _ = find_mask(volume(whole_head(inside=inside)), "body")
+    assert not found[:5, :5, :5].any()
+    assert dice(found, ball(radius=0.5)) > 0.9
+
+
+def test_a_padded_scan_is_not_mistaken_for_a_cut_out_brain() -> None:
+    array = np.zeros((80, 80, 60))
+    array[20:60, 18:62, 12:48] = whole_head()
+    assert constant_background(array) == 0
+    found, rule = find_mask(volume(array), "given")
+    assert rule == "body"
+    expected = np.zeros(array.shape, bool)
+    expected[20:60, 18:62, 12:48] = ball(radius=0.7)
+    assert dice(found, expected) > 0.95
+
+
+def test_a_volume_without_constant_background_gets_a_body_even_where_nonzero_was_asked_for() -> None:
+    found, rule = find_mask(volume(whole_head()), "nonzero")
+    assert rule == "body"
+    np.testing.assert_array_equal(found, find_mask(volume(whole_head()), "body")[0])
+
+
+def test_one_glaring_voxel_does_not_hide_the_body() -> None:
+    array = whole_head()
+    plain, _ = find_mask(volume(array), "body")
+    array[20, 22, 18] = 1e7
+    assert dice(find_mask(volume(array), "body")[0], plain) > 0.99
+
+
+def test_an_offset_or_a_gain_moves_no_voxel_of_the_mask() -> None:
+    array = whole_head().round()
+    plain, _ = find_mask(volume(array), "body")
+    assert dice(find_mask(volume(array * 16 - 1024), "body")[0], plain) > 0.999
+
+
+@pytest.mark.parametrize("rule", ["body", "nonzero", "given"])
+def test_a_volume_without_any_body_is_refused(rule: str) -> None:
+    with pytest.raises(VolumeError, match="no brain or body") as refusal:
+        find_mask(volume(np.full(SHAPE, 5.0)), rule)  # type: ignore[arg-type]
+    assert refusal.value.reason == "empty-mask"
+
+
+def test_the_box_is_the_smallest_around_a_mask() -> None:
+    mask = np.zeros((5, 6, 7), bool)
+    mask[1, 2, 3] = mask[3, 2, 6] = True
+    assert box_of(mask) == (slice(1, 4), slice(2, 3), slice(3, 7))
+    with pytest.raises(ValueError, match="empty mask"):
+        box_of(np.zeros((3, 3, 3), bool))
+
+
+def test_the_array_is_left_as_it_was() -> None:
+    for array in (whole_head(), np.where(body(SHAPE), 50.0 + np.arange(SHAPE[2]), 0.0)):
+        one = volume(array)
+        before = one.array.copy()
+        find_mask(one, "given")
+        np.testing.assert_array_equal(one.array, before)
+
+
+@pytest.mark.realdata
+def test_real_brains_that_were_stripped_by_others_are_found_within_a_percent() -> None:
+    paths = sorted(REAL.glob("ms_lesjak/*/*mask*.nii*"))[:2] + sorted(REAL.glob("ms_lesjak/*mask*.nii*"))[:2]
+    if not paths:
+        pytest.skip("no brain masks among the real scans")
+    for path in paths:
+        mask = canonical(read_volume(path, labels=True)).array > 0
+        image = next(other for other in sorted(path.parent.glob("*.nii*")) if "t1" in other.name.lower())
+        scan = canonical(read_volume(image))
+        stripped = Volume(np.where(mask, scan.array, np.float32(0)), scan.geometry)
+        found, rule = find_mask(stripped, "given")
+        assert rule == "nonzero"
+        assert dice(found, mask) > 0.99
