@@ -90,7 +90,12 @@ def box_of(mask: NDArray[np.bool_]) -> tuple[slice, slice, slice]:
 
 
 def otsu_threshold(values: NDArray[Any]) -> float:
-    """Return the threshold that separates two classes best (Otsu 1979), of 256 bins between minimum and maximum."""
+    """Return the threshold that separates two classes best (Otsu 1979), of 256 bins between minimum and maximum.
+
+    Where all values are the same, it is that value.
+    """
+    if values.min() == values.max():
+        return float(values.min())
     counts, edges = np.histogram(values, bins=OTSU_BINS)
     centres = (edges[1:] + edges[:-1]) / 2
     below, weighted = np.cumsum(counts), np.cumsum(counts * centres)
@@ -117,6 +122,8 @@ def _body(volume: Volume) -> NDArray[np.bool_]:
     array = volume.array.astype(np.float32)
     thin = array[tuple(slice(None, None, max(1, size // 64)) for size in array.shape)]
     np.clip(array, None, np.percentile(thin, 99.5), out=array)  # bright vessels and implants decide nothing
+    if array.min() == array.max():
+        return np.zeros(array.shape, bool)
     sigma = [SMOOTHING_MM / spacing for spacing in volume.geometry.spacing_mm]
     smooth = ndimage.gaussian_filter(array, sigma, truncate=2.0)
     mask: NDArray[np.bool_] = smooth > otsu_threshold(smooth)

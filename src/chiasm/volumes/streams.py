@@ -72,11 +72,10 @@ def _gathered(pieces: Iterator[bytes], path: Path, head: int, length: Callable[[
     while len(start) < head and (piece := next(pieces, b"")):
         start += piece
     expected = length(start[:head])
-    content = bytearray(expected)
-    content[: len(start)] = start[:expected]
+    content = bytearray(start[:expected])  # grows with what is there, not with what a header promises
     done = len(start)
     for piece in pieces:
-        content[done : done + len(piece)] = piece[: max(0, expected - done)]
+        content += piece[: max(0, expected - done)]
         done += len(piece)
         if done > expected + SLACK:
             raise VolumeError(
