@@ -142,3 +142,12 @@ def test_the_module_map_stands_in_the_readme() -> None:
 
 def test_the_command_is_installed() -> None:
     assert shutil.which("chiasm", path=str(Path(sys.executable).parent))
+
+
+def test_two_processes_train_one_model(toy_cohort: Path, tmp_path: Path) -> None:
+    words = ["train", toy_cohort, "--source", "t1", "--target", "t2", "-o", tmp_path / "run", "--size", "tiny"]
+    done = chiasm(*words, "--devices", "2", "--accelerator", "cpu", "--set", *SETTINGS, "schedule.steps=6")
+    assert done.returncode == 0, done.stderr
+    steps = [line for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines() if '"step"' in line]
+    assert sum('"kind": "step"' in line for line in steps) == 6  # one process writes, not two
+    assert (tmp_path / "run" / "model" / "model.toml").exists() and "deprecated" not in done.stderr

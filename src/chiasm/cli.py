@@ -13,7 +13,7 @@ from chiasm import __version__
 from chiasm.errors import ChiasmError
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
+    from rich.progress import Progress, TaskID
 
     from chiasm.cohorts.cases import Problem
     from chiasm.recipe import Recipe
@@ -321,11 +321,13 @@ def _count(bar: Progress, name: str) -> Callable[[int, int, str], None]:
 
 def _follow(bar: Progress, name: str) -> Callable[[int, int, Mapping[str, float]], None]:
     """Show training steps on a progress bar, with the loss beside it."""
-    task = bar.add_task(name, total=None)
+    tasks: list[TaskID] = []  # made at the first step: planning and preparing come before it
 
     def update(done: int, total: int, figures: Mapping[str, float]) -> None:
+        if not tasks:
+            tasks.append(bar.add_task(name, total=total, completed=done))
         loss = f" loss {figures['loss']:.4f}" if "loss" in figures else " judges"
-        bar.update(task, completed=done, total=total, description=name + loss)
+        bar.update(tasks[0], completed=done, description=name + loss)
 
     return update
 

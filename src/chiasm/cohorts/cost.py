@@ -48,13 +48,13 @@ class Layer(NamedTuple):
 def generator_layers(channels: int, widths: Sequence[int]) -> list[Layer]:
     """List the convolutions of `networks.generator.Generator`."""
 
-    def block(inputs: int, outputs: int, level: int) -> list[Layer]:
-        return [Layer(inputs, outputs, 3, level), Layer(outputs, outputs, 3, level), Layer(inputs, outputs, 1, level)]
+    def double(inputs: int, outputs: int, level: int) -> list[Layer]:
+        return [Layer(inputs, outputs, 3, level), Layer(outputs, outputs, 3, level)]
 
-    layers = block(channels, widths[0], 0)
+    layers = [*double(channels, widths[0], 0), Layer(channels, widths[0], 1, 0)]
     for level, (fine, coarse) in enumerate(pairwise(widths)):
-        layers += block(fine, coarse, level + 1)
-        layers += [Layer(coarse, fine, 1, level + 1), *block(2 * fine, fine, level)]
+        layers += [*double(fine, coarse, level + 1), Layer(fine, coarse, 1, level + 1)]
+        layers += [Layer(coarse, fine, 1, level + 1), *double(2 * fine, fine, level)]
     return [*layers, Layer(widths[0], 1, 1, 0)]
 
 

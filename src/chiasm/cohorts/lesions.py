@@ -28,6 +28,7 @@ REGIONS = {"WT": (1, 2, 4), "TC": (1, 4), "ET": (4,)}
 GROWTH_MM = 2.0  # tumours grow on a grid of about this spacing
 DIFFUSION, PROLIFERATION = 0.10, (0.04, 0.11)  # per step, in voxels of that grid
 WHOLE, SOLID = 0.12, 0.62  # cell density that bounds the whole tumour and its core
+LEAST_CORE = 0.04  # of the whole: growth goes on until there is a core
 _MOBILITY = {WM: 1.0, GM: 0.12, DGM: 0.25, CSF: 0.02}
 _LONGEST = 600  # steps of growth
 
@@ -104,7 +105,7 @@ def _grown(fractions: Array, spacing_mm: float, volume_ml: float, rng: np.random
         box = tuple(slice(max(0, c - reach), c + reach + 1) for c in seed)
         if step % 10 == 0:
             here = density[box]
-            if (here > WHOLE).sum() >= wanted:
+            if (here > WHOLE).sum() >= wanted and (here > SOLID + 0.1).sum() >= LEAST_CORE * wanted:
                 break
             edge = max(here[[0, -1]].max(), here[:, [0, -1]].max(), here[:, :, [0, -1]].max())
             reach += 10 if edge > 1e-4 else 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic import TypeAdapter, ValidationError
 
-from chiasm.cohorts.cases import Cohort
+from chiasm.cohorts.cases import Case, Cohort, Problem
 from chiasm.cohorts.cost import Estimate, estimate_cost, has_gpu
 from chiasm.cohorts.fingerprint import MOST_CASES, Fingerprint, Progress, fingerprint
 from chiasm.cohorts.intensity import (
@@ -30,7 +31,7 @@ from chiasm.cohorts.intensity import (
     reference_map,
 )
 from chiasm.cohorts.masks import Rule
-from chiasm.errors import RecipeError, RunError
+from chiasm.errors import CohortError, RecipeError, RunError, VolumeError
 from chiasm.recipe import Recipe
 from chiasm.storage import read_toml, write_toml
 
@@ -130,6 +131,7 @@ class Plan:
             or any(len(entries) != count for entries in per_source)
             or len(self.input_mean) != count + 1
             or len(self.input_sd) != count + 1,
+            "numbers must be finite": not np.isfinite(self._numbers()).all(),
             "sizes must be positive": min(*self.spacing_mm, *self.patch, *self.input_sd, self.target_sd) <= 0,
             "the patch must have as many axes as dims": len(self.patch) != self.dims,
             "slices must be odd, and 1 in 3D": self.slices % 2 != 1 or (self.dims == 3 and self.slices != 1),
@@ -142,6 +144,11 @@ class Plan:
         }
         if broken := [sentence for sentence, holds in wrong.items() if holds]:
             raise ValueError("; ".join(broken))
+
+    def _numbers(self) -> NDArray[np.float64]:
+        tables = (self.spacing_mm, self.target_range, self.window_hu, *self.lookup, self.input_mean, self.input_sd)
+        pairs = (*self.source_ranges, *self.source_histograms, *self.grid_mm, *self.body_mm, self.source_limits)
+        return np.array([*chain(*tables, *pairs), self.target_background, self.target_sd], np.float64)
 
 
 class Seen(Protocol):
@@ -178,7 +185,7 @@ def make_plan(recipe: Recipe, cohort: Cohort, train_ids: Sequence[str], progress
         progress: Called with cases read, all cases, the next case's id.
 
     Raises:
-        CohortError: If no training case can be read.
+        CohortError: If no training case can be read, or none has intensities that differ.
         RecipeError: If the patch asked for does not fit the networks.
         ValueError: If an id is unknown.
     """
@@ -187,11 +194,12 @@ def make_plan(recipe: Recipe, cohort: Cohort, train_ids: Sequence[str], progress
         raise ValueError(f"the cohort has no case {', '.join(missing)}")
     data, reasons = recipe.data, dict[str, str]()
     seen = fingerprint([cases[name] for name in train_ids], data.sources, data.target, progress)
+    seen = _without_constants(recipe, seen, cases)
     reasons["trained_on"] = f"{len(train_ids)} training cases" + (
         f", of which {MOST_CASES} evenly spread ones were read" if len(train_ids) > MOST_CASES else ""
     )
     if seen.problems:
-        reasons["trained_on"] += f"; not read: {'; '.join(problem.message for problem in seen.problems)}"
+        reasons["trained_on"] += f"; left out: {'; '.join(problem.message for problem in seen.problems)}"
     reasons["mask_rule"] = {
         "given": "every training case has a mask file",
         "nonzero": "the images are cut out on a constant background (skull-stripped or masked)",
@@ -310,6 +318,24 @@ def estimate(recipe: Recipe, plan: Plan) -> Estimate:
     return estimate_cost(recipe, dims=plan.dims, patch=plan.patch, channels=channels)
 
 
+def _without_constants(recipe: Recipe, seen: Fingerprint, cases: Mapping[str, Case]) -> Fingerprint:
+    """Leave out, by name, cases in which an image is nearly constant inside the mask, so that no map fits it."""
+    usable, problems = [], [*seen.problems]
+    strictest: Kind = "median_iqr" if recipe.data.intensity == "auto" else recipe.data.intensity
+    for case in seen.cases:
+        name = ""
+        try:
+            for name, values in zip((*recipe.data.sources, recipe.data.target), case.samples):
+                fit_intensity(_clipped(values, name, recipe), None, "zscore" if name == "ct" else strictest)
+            usable.append(case)
+        except VolumeError as error:
+            path = cases[case.id].images[name]
+            problems.append(Problem(path, error.reason, f"case {case.id}: {path}: {error}", case.id))
+    if not usable:
+        raise CohortError(f"no training case can be used; the first: {problems[0].message}", reason="no-usable-case")
+    return Fingerprint(tuple(usable), seen.mask_rule, tuple(problems))
+
+
 def _choose_spacing(recipe: Recipe, seen: Fingerprint, reasons: dict[str, str]) -> Triple:
     asked = recipe.data.spacing_mm
     if asked != "auto":
@@ -361,13 +387,13 @@ def _choose_patch(
             )
         reasons["patch"] = "asked for in the recipe"
         return (asked,) * dims
-    most = (PATCH_2D if dims == 2 else PATCH_3D).get(recipe.size, SMALLEST_PATCH)
-    sizes = [min(most, math.ceil(size / multiple) * multiple) for size in _body_voxels(seen, spacing)[:dims]]
+    usual = (PATCH_2D if dims == 2 else PATCH_3D).get(recipe.size, SMALLEST_PATCH)
+    most = max(1, usual // multiple) * multiple
     reasons["patch"] = (
         f"multiples of {multiple}, which the networks need; at most {most} at size {recipe.size}, "
-        "and no larger than the median brain or body"
+        "and no larger than just holds the median brain or body"
     )
-    return tuple(max(multiple, size) for size in sizes)
+    return tuple(min(most, math.ceil(size / multiple) * multiple) for size in _body_voxels(seen, spacing)[:dims])
 
 
 def _choose_kinds(recipe: Recipe, seen: Fingerprint, reasons: dict[str, str]) -> tuple[tuple[Kind, ...], Kind]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ from chiasm.cohorts.planning import Plan
 from chiasm.errors import ChiasmError, VolumeError
 from chiasm.storage import sha256_of, whole_file, write_json
 from chiasm.volumes import Geometry, Volume, canonical, check_pair, crop, grid_with_spacing, read_volume, resample
+from chiasm.volumes.metaimage import looks_like_metaimage
+from chiasm.volumes.streams import first_bytes
 
 #: Raised by one whenever the same files and plan would give other arrays.
 VERSION = 1
@@ -72,7 +75,7 @@ class PreparedCase:
         source: As `PreparedSource.array`, shape (C, I, J, K).
         target: Normalised target, zero outside the mask, shape (I, J, K).
         mask: Valid voxels, shape (I, J, K).
-        labels: Label map, int16, or None.
+        labels: Label map, of the smallest integer type that holds it, or None.
         grid: Where the arrays lie.
     """
 
@@ -82,7 +85,7 @@ class PreparedCase:
     source: NDArray[np.float32]
     target: NDArray[np.float32]
     mask: NDArray[np.bool_]
-    labels: NDArray[np.int16] | None
+    labels: NDArray[np.integer[Any]] | None
     grid: Geometry
 
 
@@ -149,8 +152,8 @@ def prepare_case(case: Case, plan: Plan, cache: Path) -> PreparedCase:
     if folder.is_dir():
         try:
             return _load(folder, case, plan)
-        except (OSError, ValueError, KeyError):  # cut short by a failing disk: make it anew
-            shutil.rmtree(folder)
+        except (OSError, EOFError, ValueError, KeyError):  # cut short by a failing disk: make it anew
+            shutil.rmtree(folder, ignore_errors=True)  # another process may be doing the same
     _store(folder, case, plan)
     return _load(folder, case, plan)
 
@@ -237,7 +240,7 @@ def _store(folder: Path, case: Case, plan: Plan) -> None:
     arrays: dict[str, NDArray[Any]] = {"source": source.array, "target": target, "mask": source.mask}
     if case.labels is not None:
         labels = check_pair(volumes[0], read_volume(case.labels, labels=True), b_name="labels", labels=True)
-        arrays["labels"] = place.move(labels, order=0).astype(np.int16)
+        arrays["labels"] = place.move(labels, order=0)
     fresh = folder.with_name(f".{os.getpid()}.{folder.name}")
     shutil.rmtree(fresh, ignore_errors=True)
     try:
@@ -245,8 +248,13 @@ def _store(folder: Path, case: Case, plan: Plan) -> None:
             with whole_file(fresh / f"{name}.npy") as path:
                 np.save(path, np.ascontiguousarray(_slices_first(array, plan)))
         write_json(fresh / "grid.json", {"shape": source.grid.shape, "affine": source.grid.affine.tolist()})
-        if not folder.exists():  # another process may have been faster
+        try:
             fresh.rename(folder)
+        except OSError as error:
+            if not folder.is_dir():  # where it is there, another process was faster
+                raise ChiasmError(
+                    "cannot be written", path=folder, reason="unwritable", found=error.strerror
+                ) from error
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
 
@@ -262,7 +270,7 @@ def _load(folder: Path, case: Case, plan: Plan) -> PreparedCase:
         arrays["source"],
         arrays["target"],
         arrays["mask"],
-        arrays.get("labels"),
+        None if case.labels is None else arrays["labels"],
         Geometry((i, j, k), np.array(grid["affine"])),
     )
 
@@ -281,9 +289,22 @@ def _key(case: Case, plan: Plan) -> str:
     files = {name: case.images[name] for name in (*plan.sources, plan.target)}
     files |= {name: path for name, path in (("mask", case.mask), ("labels", case.labels)) if path is not None}
     try:
-        contents = {name: sha256_of(path) for name, path in files.items()}
+        contents = {name: [sha256_of(part) for part in _parts(path)] for name, path in files.items()}
     except OSError as error:
         raise VolumeError("cannot be read", path=error.filename, reason="unreadable", found=error.strerror) from error
     settings = {name: getattr(plan, name) for name in PLAN_FIELDS}
     text = json.dumps({"version": VERSION, "files": contents, "plan": settings}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+def _parts(path: Path) -> list[Path]:
+    """List the files that a volume consists of: itself, and that of its voxels where a header keeps them beside it."""
+    head = first_bytes(path, 2**16)
+    named = (
+        re.search(rb"^[ \t]*ElementDataFile[ \t]*=[ \t]*([^\s/]+)", head, re.M) if looks_like_metaimage(head) else None
+    )
+    twin = re.sub(
+        r"(?i)\.(hdr|img)(?=(\.gz)?$)", lambda end: {".hdr": ".img", ".img": ".hdr"}[end[0].lower()], path.name
+    )
+    others = (path.with_name(name) for name in {twin, named[1].decode(errors="replace") if named else path.name})
+    return [path, *sorted(other for other in others if other != path and other.is_file())]

@@ -7,6 +7,7 @@ import logging
 import math
 import signal
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,7 +43,9 @@ def make_fabric(recipe: Recipe) -> Fabric:
     """Choose devices and precision; DDP with more than one device."""
     settings = recipe.training
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # we say ourselves what was chosen
+    # Buffers stay each process's own: syncing them before every pass would change what a backward pass still needs.
     strategy = DDPStrategy(broadcast_buffers=False) if settings.devices > 1 else "auto"
+    warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")  # its heir came with torch 2.13
     return Fabric(
         accelerator=settings.accelerator,
         devices=settings.devices,
@@ -83,10 +86,10 @@ def learn(
     """
     learner = Learner(recipe, plan, training, fabric)
     checkpoints, log = folder / "checkpoints", folder / "log.jsonl"
-    done, state, warnings = load_checkpoint(checkpoints, learner.parts)
+    done, state, damaged = load_checkpoint(checkpoints, learner.parts)
     learner.state |= state
-    for warning in warnings:
-        warn(warning)
+    for sentence in damaged:
+        warn(sentence)
     engine = Engine(fabric.device, pick_precision(recipe.training.precision, recipe.training.accelerator))
     lead = fabric.global_rank == 0
     if lead:
@@ -108,12 +111,12 @@ def learn(
             if progress is not None:
                 progress(step + 1, steps, figures)
             if step + 1 in due and validation:
-                found, sentence = validate(learner, validation[:MOST_VALIDATION_CASES], engine)
+                found, verdict = validate(learner, validation[:MOST_VALIDATION_CASES], engine)
                 learner.state["rho"] = found.get("spearman_smoothed", -1.0)
                 write("validation", step + 1, found)
-                if sentence and learner.phase(step).attention > 0:
-                    write("warning", step + 1, {"message": sentence})
-                    warn(f"step {step + 1}: {sentence}")
+                if verdict and learner.phase(step).attention > 0:
+                    write("warning", step + 1, {"message": verdict})
+                    warn(f"step {step + 1}: {verdict}")
             late = time.monotonic() - saved > CHECKPOINT_SECONDS
             if lead and (late or caught or step + 1 == steps or step + 1 in due):
                 save_checkpoint(checkpoints, step + 1, learner.parts, learner.state)

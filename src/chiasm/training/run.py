@@ -167,7 +167,16 @@ def train(
             f"{recipe.method} ({recipe.size}): {recipe.schedule.steps} steps, about {in_minutes(cost.minutes)} "
             f"and {cost.memory_mb / 1024:.1f} GB"
         )
-        learner = learn(recipe, run.plan, training, validation, folder, fabric=fabric, progress=progress, warn=quiet)
+        learner = learn(
+            recipe,
+            run.plan,
+            training,
+            validation,
+            folder,
+            fabric=fabric,
+            progress=progress if lead else None,
+            warn=quiet,
+        )
         if lead:
             finish(learner, training, validation, folder, say=quiet)
         fabric.barrier()
