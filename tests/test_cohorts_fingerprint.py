@@ -79,7 +79,7 @@ def test_a_bad_case_is_named_and_the_others_go_on(tmp_path: Path) -> None:
     (problem,) = found.problems
     assert problem.case == "case01" and "case01" in problem.message
     assert problem.path == cases[1].images["t2"]
-    with pytest.raises(CohortError, match="no training case can be read.*case01"):
+    with pytest.raises(CohortError, match=r"no training case can be read.*case01"):
         fingerprint(cases[1:2], ["t1"], "t2")
     with pytest.raises(CohortError, match="no training case can be read"):
         fingerprint([], ["t1"], "t2")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from chiasm.cohorts import planning
 from chiasm.cohorts.cases import Case, Cohort
 from chiasm.cohorts.cost import Estimate
-from chiasm.cohorts.masks import find_mask
+from chiasm.cohorts.fingerprint import Fingerprint, fingerprint
 from chiasm.cohorts.planning import Plan, make_plan, read_plan, unlike, write_plan
 from chiasm.cohorts.preparation import prepare_case, prepare_source
 from chiasm.errors import CohortError, RecipeError, RunError
@@ -151,7 +151,7 @@ def test_a_case_that_cannot_be_scaled_is_left_out_by_name(tmp_path: Path) -> Non
     rest = Cohort(cohort.root, cohort.layout, tuple(case for case in cohort.cases if case.id != "case01"))
     alone = planned(rest)
     assert (plan.lookup, plan.target_range, plan.target_kind) == (alone.lookup, alone.target_range, alone.target_kind)
-    with pytest.raises(CohortError, match="case01.*t2.nii"):
+    with pytest.raises(CohortError, match=r"case01.*t2.nii"):
         planned(cohort, ids=["case01"])
 
 
@@ -175,11 +175,11 @@ def with_lesions(seed: int, share: float, gain: float) -> dict[str, NDArray[np.g
 def with_other_tissue_shares(seed: int, share: float, gain: float) -> dict[str, NDArray[np.generic]]:
     """One continuous scale from 20 to 200 in every case, but mostly dark in some and mostly bright in others."""
     rng, inside = np.random.default_rng(seed), body()
-    level = rng.beta(share, 2 - share, SHAPE)
-    level[rng.random(SHAPE) < 0.1] = 0.0
-    level[rng.random(SHAPE) < 0.1] = 1.0
+    level = rng.beta(6 * share, 6 * (2 - share), SHAPE)
+    level[rng.random(SHAPE) < 0.02] = 0.0
+    level[rng.random(SHAPE) < 0.02] = 1.0
     source = np.where(inside, (20 + 180 * level) * gain, 0)
-    target = np.where(inside, (400 - 300 * level + 4 * rng.normal(size=SHAPE)) / gain, 0)
+    target = np.where(inside, (400 - 300 * level**2 + 4 * rng.normal(size=SHAPE)) / gain, 0)
     return {"t1": source.astype(np.float32), "t2": target.astype(np.float32)}
 
 
@@ -264,6 +264,17 @@ def even(tmp_path_factory: pytest.TempPathFactory) -> Cohort:
     return written(tmp_path_factory.mktemp("even"), images, (1.0, 1.0, 1.0))
 
 
+@pytest.fixture
+def read_once(even: Cohort, seen: Fingerprint, monkeypatch: pytest.MonkeyPatch) -> Cohort:
+    monkeypatch.setattr(planning, "fingerprint", lambda *_: seen)
+    return even
+
+
+@pytest.fixture(scope="module")
+def seen(even: Cohort) -> Fingerprint:
+    return fingerprint(even.cases, ["t1"], "t2")
+
+
 @pytest.mark.parametrize(
     ("size", "gpu", "asked", "dims", "slices", "why"),
     [
@@ -278,10 +289,17 @@ def even(tmp_path_factory: pytest.TempPathFactory) -> Cohort:
     ],
 )
 def test_dimensions_follow_size_and_machine(
-    even: Cohort, monkeypatch: pytest.MonkeyPatch, size: str, gpu: bool, asked: str, dims: int, slices: int, why: str
+    read_once: Cohort,
+    monkeypatch: pytest.MonkeyPatch,
+    size: str,
+    gpu: bool,
+    asked: str,
+    dims: int,
+    slices: int,
+    why: str,
 ) -> None:
     monkeypatch.setattr(planning, "has_gpu", lambda _: gpu)
-    plan = planned(even, ask(size, dims=asked))
+    plan = planned(read_once, ask(size, dims=asked))
     assert (plan.dims, plan.slices, len(plan.patch)) == (dims, slices, dims)
     assert why in plan.reasons["dims"]
 
@@ -300,16 +318,16 @@ def test_thick_slices_and_thin_volumes_are_trained_in_2_5d(
 @pytest.mark.parametrize("size", ["tiny", "small", "large", "paper"])
 @pytest.mark.parametrize("dims", ["2d", "3d"])
 @pytest.mark.parametrize("levels", [3, 5, 7])
-def test_patches_are_what_the_networks_can_halve(even: Cohort, size: str, dims: str, levels: int) -> None:
+def test_patches_are_what_the_networks_can_halve(read_once: Cohort, size: str, dims: str, levels: int) -> None:
     widths = (4,) * levels
     names = ("generator.widths", "discriminators.global_widths", "discriminators.local_widths")
     recipe = make_recipe("A7", size, {"data.dims": dims, **dict.fromkeys(names, widths)})
-    plan = planned(even, recipe)
+    plan = planned(read_once, recipe)
     multiple = 2**levels  # the global discriminator halves once for each of its widths
     assert all(side % multiple == 0 and side >= multiple for side in plan.patch), plan.patch
     assert max(plan.patch) < 75 + multiple  # a body of 75 voxels
     asked = recipe.model_copy(update={"data": recipe.data.model_copy(update={"patch": 2 * multiple})})
-    assert planned(even, asked).patch == (2 * multiple,) * plan.dims
+    assert planned(read_once, asked).patch == (2 * multiple,) * plan.dims
 
 
 def test_a_patch_that_the_networks_cannot_halve_is_refused_with_one_that_fits(cohort: Cohort) -> None:
@@ -336,7 +354,7 @@ def test_raw_and_normalised_target_units_are_exact_inverses(cohort: Cohort) -> N
 def test_the_target_s_range_and_statistics_are_those_of_the_pooled_normalised_cases(tmp_path: Path) -> None:
     """Gains that differ by 40 leave one scale, whose ends hold 99 % of every target."""
     cohort = write_cohort(tmp_path, 4, masked=True)
-    plan = planned(cohort)
+    plan = planned(cohort, ask(intensity="median_iqr"))
     inside = body()
     shown = [prepare_case(case, plan, tmp_path / "cache") for case in cohort.cases]
     pooled = np.concatenate([np.asarray(case.target[case.mask]) for case in shown])
@@ -440,7 +458,7 @@ def test_parts_that_do_not_fit_make_no_plan(cohort: Cohort, wrong: dict[str, obj
 
 @pytest.mark.realdata
 @pytest.mark.slow
-def test_a_real_cohort_of_tumours_is_like_itself_and_unlike_a_stranger() -> None:
+def test_real_tumours_are_like_one_another_and_another_contrast_is_told() -> None:
     folders = sorted((REAL / "tumour_tcga").iterdir())[:4]
     cases = tuple(
         Case(one.name, one.name, {kind: one / f"{one.name}_{kind}.nii.gz" for kind in ("t1", "t2")}) for one in folders
@@ -451,6 +469,3 @@ def test_a_real_cohort_of_tumours_is_like_itself_and_unlike_a_stranger() -> None
         assert unlike(plan, prepare_source([read_volume(case.images["t1"])], plan)) is None
     swapped = prepare_source([read_volume(cases[0].images["t2"])], plan)
     assert "histogram" in (unlike(plan, swapped) or "")
-    head = read_volume(REAL / "stroke_cstar" / "stroke_T1.nii.gz")
-    assert find_mask(head, "given")[1] == "body"
-    assert unlike(plan, prepare_source([head], plan)) is not None

@@ -437,7 +437,7 @@ def test_an_image_that_is_constant_in_its_mask_is_refused(tmp_path: Path) -> Non
 def test_a_wrong_number_of_sources_is_refused(tmp_path: Path) -> None:
     sources = sources_of(write_case(tmp_path, 1))
     for wrong in ([], sources * 2):
-        with pytest.raises(VolumeError, match="number of source volumes is wrong.*one for each of t1"):
+        with pytest.raises(VolumeError, match=r"number of source volumes is wrong.*one for each of t1"):
             prepare_source(wrong, PLAN)
 
 

@@ -215,3 +215,20 @@ def test_training_learns(tmp_path: Path) -> None:
     run(data, tmp_path / "run", asked)
     losses = [float(str(line["loss"])) for line in lines(tmp_path / "run") if "loss" in line]
     assert np.mean(losses[-10:]) < 0.4 * np.mean(losses[:10])
+
+
+def test_an_arm_that_branches_from_a_shared_warm_up_equals_one_of_its_own_to_the_bit(
+    toy_cohort: Path, finished_run: Path, tmp_path: Path
+) -> None:
+    alone = round(0.4 * 24)
+    run(toy_cohort, tmp_path / "warm", recipe("A1"), until=alone)
+    assert not (tmp_path / "warm" / "model").exists()
+    run(toy_cohort, tmp_path / "arm", start=tmp_path / "warm")
+    weights = "model/weights.safetensors"
+    assert (tmp_path / "arm" / weights).read_bytes() == (finished_run / weights).read_bytes()
+    assert min(int(str(line["step"])) for line in lines(tmp_path / "arm")) > alone
+
+
+def test_a_warm_up_that_is_none_is_refused(toy_cohort: Path, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="no warm-up"):
+        run(toy_cohort, tmp_path / "arm", start=tmp_path / "nothing")

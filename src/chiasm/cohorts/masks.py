@@ -54,17 +54,15 @@ def find_mask(volume: Volume, rule: Rule) -> tuple[NDArray[np.bool_], Rule]:
 
     Returns:
         The mask, shape (I, J, K), and the rule that was used: "body" also
-        where "nonzero" was asked for and there is no constant background.
+        where "nonzero" was asked for and `suggest_rule` finds nothing cut out,
+        as in a padded scan of a whole head.
 
     Raises:
         VolumeError: If nothing is left.
     """
-    used: Rule = suggest_rule(volume) if rule == "given" else rule
+    used: Rule = rule if rule == "body" else suggest_rule(volume)
     background = constant_background(volume.array) if used == "nonzero" else None
-    if background is None:
-        used, mask = "body", _body(volume)
-    else:
-        mask = _nonzero(volume.array, background)
+    mask = _body(volume) if background is None else _nonzero(volume.array, background)
     if not mask.any():
         raise VolumeError(
             "has no brain or body that could be told from the background",

@@ -87,14 +87,13 @@ class Learner:
         return module
 
     def phase(self, step: int) -> attention.Phase:
-        """Say who plays at a step, and at which strength."""
+        """Say who plays at a step, and at which strength; the same for all arms, so generators learn equally often."""
         schedule = self.recipe.schedule
-        has_judges = len(self.modules) > 1
         return attention.phase(
             step,
             steps=schedule.steps,
-            generator_alone=schedule.generator_alone if has_judges else 1.0,
-            critics_alone=schedule.critics_alone if has_judges else 0.0,
+            generator_alone=schedule.generator_alone,
+            critics_alone=schedule.critics_alone,
             ramp=schedule.ramp,
         )
 
@@ -109,6 +108,8 @@ class Learner:
         """
         self._set_rates(step)
         now = self.phase(step)
+        if not now.generator and len(self.modules) == 1:
+            return {}  # the discriminators' turn, and there are none
         places = self._draw(step, now)
         batch = self._to_device(take_batch(self.cases, places, patch=self.plan.patch, slices=self.plan.slices))
         generator = self.modules["generator"].train()

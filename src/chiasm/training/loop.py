@@ -19,6 +19,7 @@ from lightning_fabric.strategies import DDPStrategy
 
 from chiasm.cohorts.planning import Plan
 from chiasm.cohorts.preparation import PreparedCase
+from chiasm.errors import RunError
 from chiasm.prediction.engines import Engine, pick_precision
 from chiasm.recipe import Recipe
 from chiasm.training.checkpoints import load_checkpoint, save_checkpoint
@@ -26,6 +27,7 @@ from chiasm.training.health import gauge, in_words
 from chiasm.training.learner import Learner
 
 CHECKPOINT_SECONDS = 60.0
+WARM = ("generator", "adam_generator", "average")  # what a warm-up leaves behind
 MOST_VALIDATION_CASES = 4  # of a large cohort, during training; calibration uses all
 
 Progress = Callable[[int, int, Mapping[str, float]], None]
@@ -64,6 +66,8 @@ def learn(
     fabric: Fabric,
     progress: Progress | None = None,
     warn: Callable[[str], None],
+    start: Path | None = None,
+    until: int | None = None,
 ) -> Learner:
     """Train from the newest checkpoint in `folder`, or from the start, to the last step.
 
@@ -76,6 +80,8 @@ def learn(
         fabric: From `make_fabric`, launched.
         progress: Called after each step with steps done, all steps, figures.
         warn: Called with one sentence for each thing that a user must know.
+        start: Run folder of a shared warm-up, whose generator this run goes on with.
+        until: Stop after as many steps, as a warm-up does; all of the recipe's by default.
 
     Returns:
         The learner after the last step.
@@ -87,6 +93,11 @@ def learn(
     learner = Learner(recipe, plan, training, fabric)
     checkpoints, log = folder / "checkpoints", folder / "log.jsonl"
     done, state, damaged = load_checkpoint(checkpoints, learner.parts)
+    if not done and start is not None:
+        shared = {name: learner.parts[name] for name in WARM}
+        done, state, damaged = load_checkpoint(start / "checkpoints", shared)
+        if not done:
+            raise RunError("holds no warm-up to go on from", path=start, reason="no-warm-up")
     learner.state |= state
     for sentence in damaged:
         warn(sentence)
@@ -94,7 +105,7 @@ def learn(
     lead = fabric.global_rank == 0
     if lead:
         _cut_log(log, done)
-    steps = recipe.schedule.steps
+    steps = recipe.schedule.steps if until is None else until
     due = _validation_steps(recipe)
     saved = time.monotonic()
     with _signals() as caught, log.open("a", encoding="utf-8") as lines:

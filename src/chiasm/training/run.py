@@ -121,6 +121,8 @@ def train(
     progress: Progress | None = None,
     layout: str | None = None,
     cache: Path | None = None,
+    start: Path | None = None,
+    until: int | None = None,
 ) -> Run:
     """Plan, prepare and train; the same call again resumes where it stopped.
 
@@ -132,6 +134,8 @@ def train(
         progress: Called after each step.
         layout: Name of a layout, where the folder fits several.
         cache: Where prepared volumes are kept; `folder/cache` by default.
+        start: Run folder of a warm-up to go on from.
+        until: Stop after as many steps and write no model: a warm-up.
 
     Returns:
         The run; its `problems` name every case that was left out.
@@ -176,8 +180,10 @@ def train(
             fabric=fabric,
             progress=progress if lead else None,
             warn=quiet,
+            start=start,
+            until=until,
         )
-        if lead:
+        if lead and until is None:
             finish(learner, training, validation, folder, say=quiet)
         fabric.barrier()
     return replace(run, problems=(*run.problems, *problems))

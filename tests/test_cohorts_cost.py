@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from torch import nn
+
+from chiasm.cohorts import cost
+from chiasm.cohorts.cost import (
+    BASE_MB,
+    BESIDE_CONVOLUTIONS,
+    Estimate,
+    Layer,
+    estimate_cost,
+    generator_layers,
+    global_layers,
+    has_gpu,
+    local_layers,
+)
+from chiasm.networks.discriminators import GlobalDiscriminator, LocalDiscriminator
+from chiasm.networks.generator import Generator
+from chiasm.recipe import ARMS, Recipe, make_recipe
+
+NANOSECOND = 1e-9
+
+
+@pytest.fixture
+def even_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that takes one nanosecond for each multiplication of a forward and backward pass."""
+
+    def timed(dims: int, width: int, size: tuple[int, ...], accelerator: str, precision: str) -> float:
+        return NANOSECOND * width**2 * 3**dims * math.prod(size)
+
+    monkeypatch.setattr(cost, "_timed", timed)
+
+
+def ask(method: str = "A7", **changes: object) -> Recipe:
+    return make_recipe(method, "tiny", {name.replace("__", "."): value for name, value in changes.items()})
+
+
+def forecast(recipe: Recipe | None = None, side: int = 64, dims: int = 2, channels: int = 3) -> Estimate:
+    return estimate_cost(recipe or ask(), dims=dims, patch=(side,) * dims, channels=channels)  # type: ignore[arg-type]
+
+
+def kernels(network: nn.Module) -> int:
+    convolutions = (nn.Conv2d, nn.Conv3d)
+    return sum(part.weight.numel() for part in network.modules() if isinstance(part, convolutions))
+
+
+def counted(layers: Sequence[Layer], dims: int) -> int:
+    return sum(layer.inputs * layer.outputs * layer.kernel**dims for layer in layers)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("widths", [(4, 8, 16), (3, 5, 7, 11)])
+def test_the_layers_counted_are_those_of_the_networks(dims: int, widths: tuple[int, ...]) -> None:
+    generator = Generator(in_channels=5, widths=widths, dims=dims)  # type: ignore[arg-type]
+    assert counted(generator_layers(5, widths), dims) == kernels(generator)
+    local = LocalDiscriminator(in_channels=4, widths=widths, dims=dims)  # type: ignore[arg-type]
+    assert counted(local_layers(4, widths), dims) == kernels(local)
+    judge = GlobalDiscriminator(in_channels=4, widths=widths, dims=dims)  # type: ignore[arg-type]
+    assert counted(global_layers(4, widths), dims) == kernels(judge)
+
+
+def test_the_generator_alone_costs_its_multiplications(even_speed: None) -> None:
+    recipe = ask("A1", generator__widths=(4, 8), training__batch=2)
+    by_hand = 64**2 * (3 * 4 * 9 + 4 * 4 * 9 + 3 * 4) + 32**2 * (4 * 8 * 9 + 8 * 8 * 9 + 4 * 8)
+    by_hand += 32**2 * 8 * 4 + 64**2 * (8 * 4 * 9 + 4 * 4 * 9) + 64**2 * 4
+    found = forecast(recipe)
+    assert found.seconds_per_step == pytest.approx(BESIDE_CONVOLUTIONS * NANOSECOND * 2 * by_hand)
+    assert found.minutes == pytest.approx(found.seconds_per_step * recipe.schedule.steps / 60)
+
+
+def test_time_follows_steps_patch_width_batch_and_dims(even_speed: None) -> None:
+    base = forecast()
+    assert forecast(ask(schedule__steps=800)).minutes == pytest.approx(2 * base.minutes)
+    assert forecast(side=128).seconds_per_step == pytest.approx(4 * base.seconds_per_step)
+    assert forecast(ask(training__batch=16)).seconds_per_step == pytest.approx(2 * base.seconds_per_step)
+    wide = forecast(ask(generator__widths=(16, 32, 64)))
+    assert 1.5 * base.seconds_per_step < wide.seconds_per_step < 4 * base.seconds_per_step
+    assert forecast(dims=3).seconds_per_step > 64 * base.seconds_per_step
+    assert forecast(channels=9).seconds_per_step > base.seconds_per_step
+
+
+def test_memory_follows_patch_width_and_batch_but_not_steps(even_speed: None) -> None:
+    base = forecast().memory_mb - BASE_MB
+    assert forecast(ask(schedule__steps=800)).memory_mb - BASE_MB == base
+    for dearer in (forecast(side=128), forecast(ask(training__batch=32))):
+        assert 3 * base < dearer.memory_mb - BASE_MB < 4 * base  # the weights do not grow
+    assert forecast(ask(generator__widths=(16, 32, 64))).memory_mb - BASE_MB > 1.2 * base
+
+
+@pytest.mark.parametrize("method", ARMS)
+def test_no_arm_costs_less_than_nothing_and_judges_cost_more_than_none(even_speed: None, method: str) -> None:
+    found, plain = forecast(ask(method)), forecast(ask("A1"))
+    assert found.seconds_per_step > 0 and found.minutes > 0
+    assert found.seconds_per_step >= plain.seconds_per_step * 0.85  # while critics learn alone, no generator pass back
+    assert found.memory_mb >= plain.memory_mb > BASE_MB
+    for alone, critics in ((1.0, 0.0), (0.0, 0.9), (0.0, 0.0)):
+        shares = {"schedule__generator_alone": alone, "schedule__critics_alone": critics, "schedule__ramp": 0.05}
+        if alone + critics <= 0.9:
+            assert forecast(ask(method, **shares)).seconds_per_step > 0
+
+
+def test_a_later_start_of_the_judges_is_cheaper(even_speed: None) -> None:
+    late, early = (
+        forecast(ask(schedule__generator_alone=alone, schedule__critics_alone=0.0)).seconds_per_step
+        for alone in (0.9, 0.0)
+    )
+    assert early > 1.5 * late
+
+
+def test_without_a_gpu_asked_for_there_is_none() -> None:
+    assert not has_gpu("cpu")
+
+
+def test_a_machine_is_timed_and_sixteen_times_the_voxels_take_longer() -> None:
+    small, large = forecast(side=32), forecast(side=128)
+    assert 0 < small.seconds_per_step < large.seconds_per_step
+    assert large.seconds_per_step < 10  # tiny networks
+
+
+MEASURE = """
+import resource, sys, tempfile, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from synthetic_cohort import write_cohort
+from chiasm.recipe import make_recipe
+from chiasm.cohorts.planning import make_plan
+from chiasm.cohorts.preparation import prepare_case
+from chiasm.training.learner import Learner
+from chiasm.training.loop import make_fabric
+import torch
+torch.set_num_threads(1)
+folder = Path(tempfile.mkdtemp())
+cohort = write_cohort(folder, 3)
+patch, batch = int(sys.argv[2]), int(sys.argv[3])
+recipe = make_recipe("A7", "tiny", {
+    "data.patch": patch, "training.batch": batch, "training.precision": "32-true", "training.accelerator": "cpu",
+    "schedule.generator_alone": 0.0, "schedule.critics_alone": 0.0, "attention.gate": False,
+})
+plan = make_plan(recipe, cohort, [case.id for case in cohort.cases])
+cases = [prepare_case(case, plan, folder / "cache") for case in cohort.cases]
+learner = Learner(recipe, plan, cases, make_fabric(recipe))
+learner.step(200)
+start = time.perf_counter()
+for step in range(201, 204):
+    learner.step(step)
+seconds = (time.perf_counter() - start) / 3
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, plan.expected.memory_mb, seconds,
+      plan.expected.seconds_per_step)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("patch", "batch"), [(32, 2), (128, 8)])
+def test_memory_is_that_of_a_training_step_within_a_factor_of_three(patch: int, batch: int) -> None:
+    command = [sys.executable, "-X", "faulthandler", "-c", MEASURE, str(Path(__file__).parent), str(patch), str(batch)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert not done.returncode, done.stderr
+    measured, expected, seconds, forecast_seconds = map(float, done.stdout.split())
+    print(
+        f"memory {measured:.0f} MB measured, {expected:.0f} forecast; {seconds:.3g} s, {forecast_seconds:.3g} forecast"
+    )
+    assert 1 / 3 < expected / measured < 3
+    assert 1 / 10 < forecast_seconds / seconds < 10  # machines are busy; a factor of ten is a bug
