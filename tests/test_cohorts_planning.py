@@ -317,7 +317,7 @@ def test_thick_slices_and_thin_volumes_are_trained_in_2_5d(
 
 @pytest.mark.parametrize("size", ["tiny", "small", "large", "paper"])
 @pytest.mark.parametrize("dims", ["2d", "3d"])
-@pytest.mark.parametrize("levels", [3, 5, 7])
+@pytest.mark.parametrize("levels", [3, 5, 6, 7])
 def test_patches_are_what_the_networks_can_halve(read_once: Cohort, size: str, dims: str, levels: int) -> None:
     widths = (4,) * levels
     names = ("generator.widths", "discriminators.global_widths", "discriminators.local_widths")

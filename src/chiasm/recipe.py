@@ -148,6 +148,7 @@ class Training(Section):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     body_share: Fraction = 0.5  # patches centred in the mask
     lesion_share: Fraction = 0.25  # patches centred on a training lesion, where labels exist
+    transplant_share: Fraction = 0.0  # patches that are given a lesion of another training case
     augment: bool = True
     intensity_jitter: Annotated[float, Field(ge=0, le=1)] = 0.1  # of the source's scale and offset
     validations: Annotated[int, Field(ge=1, le=1000)] = 8
@@ -242,12 +243,14 @@ ARMS: Mapping[str, Changes] = {
     "A11": {"discriminators.conditional": False},
     "A12": {"attention.target": "magnitude"},
     "A13": {"attention.use": "sample"},
+    "A16": {"training.transplant_share": 0.5},
     "C1": {**_PLAIN, "loss.focal": 1.0},
     "C2": {**_PLAIN, "loss.top_k": 0.25},
     "C3": {**_PLAIN, "loss.lesion": 4.0},
     "C4": {"attention.shuffle": True},
     "C5": {**_NO_ATTENTION, "discriminators.second_global": True},
     "C6": {**_PLAIN, "training.lesion_share": 0.5},
+    "C7": {**_PLAIN, "training.transplant_share": 0.5},
 }
 
 #: The same arms by name.

@@ -322,6 +322,7 @@ def write_cohort(
             "difficulty": difficulty,
             "seed": seed,
             "spacing_mm": spacing_mm,
+            "heads": None if heads is None else list(heads),
         }
         done = read_json(truth / "parameters.json") if (truth / "parameters.json").is_file() else {}
         if done.get("asked") != asked:

@@ -9,18 +9,22 @@ first (`draw_places`), then applied (`take_batch`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from chiasm.cohorts.preparation import PreparedCase
 from chiasm.prediction.tiling import slice_stack
 
 TRIES = 16  # draws before a patch centre outside the mask is accepted
+RIM_VOXELS = 1.5  # sigma of a transplanted lesion's soft rim
+
+Voxel = tuple[int, int, int]
 
 
 class Batch(NamedTuple):
@@ -49,13 +53,15 @@ class Place:
         flip: Whether left and right change places.
         gain: Factor on each source, shape (C,).
         offset: Summand on each source in normalised units, shape (C,).
+        donor: Case and voxel of a lesion that is transplanted into the middle of the patch, or None.
     """
 
     case: int
-    centre: tuple[int, int, int]
+    centre: Voxel
     flip: bool
     gain: tuple[float, ...]
     offset: tuple[float, ...]
+    donor: tuple[int, Voxel] | None = None
 
 
 def lesion_voxels(cases: Sequence[PreparedCase], most: int = 20_000) -> list[NDArray[np.int32]]:
@@ -77,6 +83,7 @@ def draw_places(
     lesion_share: float,
     augment: bool,
     intensity_jitter: float,
+    transplant_share: float = 0.0,
 ) -> list[Place]:
     """Draw `count` patches: some centred in the mask, some on a lesion, the rest anywhere.
 
@@ -90,6 +97,7 @@ def draw_places(
             one; without any lesion these fall to the mask.
         augment: Whether to flip left and right and to jitter the source.
         intensity_jitter: SD of the source's log gain and of its offset.
+        transplant_share: Probability that a patch is given a lesion of another case.
     """
     with_lesion = [index for index, voxels in enumerate(lesions) if len(voxels)]
     places = []
@@ -116,7 +124,26 @@ def draw_places(
                 offset=tuple(jitter[1].tolist()),
             )
         )
-    return places
+    if not transplant_share:
+        return places
+    return [  # drawn last, so that arms with and without transplants see the same patches
+        replace(place, donor=_draw_donor(place.case, with_lesion, lesions, rng))
+        if rng.random() < transplant_share
+        else place
+        for place in places
+    ]
+
+
+def _draw_donor(
+    case: int, with_lesion: Sequence[int], lesions: Sequence[NDArray[np.int32]], rng: np.random.Generator
+) -> tuple[int, Voxel] | None:
+    """Draw a lesion voxel of another case, or None where no other has one."""
+    others = [index for index in with_lesion if index != case]
+    if not others:
+        return None
+    index = int(rng.choice(others))
+    i, j, k = lesions[index][rng.integers(len(lesions[index]))].tolist()
+    return index, (i, j, k)
 
 
 def take_batch(cases: Sequence[PreparedCase], places: Sequence[Place], *, patch: Sequence[int], slices: int) -> Batch:
@@ -128,12 +155,31 @@ def take_batch(cases: Sequence[PreparedCase], places: Sequence[Place], *, patch:
         patch: Size in voxels: two numbers for 2D and 2.5D (I, J), three for 3D.
         slices: Neighbouring axial slices that make the channels of 2.5D; 1 for 2D; ignored in 3D.
     """
-    parts = [_take(cases[place.case], place, tuple(patch), slices) for place in places]
+    parts = [_transplanted(cases, place, tuple(patch), slices) for place in places]
     source, target, mask, lesion = (torch.from_numpy(np.stack(part)) for part in zip(*parts, strict=True))
     return Batch(source, target, mask, lesion)
 
 
-def _take(case: PreparedCase, place: Place, patch: tuple[int, ...], slices: int) -> tuple[NDArray[np.generic], ...]:
+def _transplanted(
+    cases: Sequence[PreparedCase], place: Place, patch: tuple[int, ...], slices: int
+) -> tuple[NDArray[Any], ...]:
+    """Cut a patch; where it has a donor, blend the donor's lesion in: both contrasts, its label, a soft rim."""
+    own = _take(cases[place.case], place, patch, slices)
+    if place.donor is None:
+        return own
+    index, centre = place.donor
+    source, target, mask, lesion = own
+    new_source, new_target, new_mask, new_lesion = _take(
+        cases[index], replace(place, case=index, centre=centre), patch, slices
+    )
+    inside = mask & new_mask
+    share = gaussian_filter((new_lesion & inside)[0].astype(np.float32), RIM_VOXELS)[None]
+    share = np.clip(1.5 * share, 0, 1) * inside
+    blended = (a + share * (b - a) for a, b in ((source, new_source), (target, new_target)))
+    return *blended, mask, lesion | (share > 0.5)
+
+
+def _take(case: PreparedCase, place: Place, patch: tuple[int, ...], slices: int) -> tuple[NDArray[Any], ...]:
     flat = len(patch) == 2
     size = (*patch, 1) if flat else patch
     shape = case.mask.shape

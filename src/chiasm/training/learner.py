@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -300,6 +301,7 @@ class Learner:
             lesion_share=settings.lesion_share,
             augment=settings.augment,
             intensity_jitter=settings.intensity_jitter,
+            transplant_share=settings.transplant_share,
         )
         pool = self.state["pool"]
         if self.recipe.attention.use == "weight" or now.attention <= 0 or len(pool) < POOL // 4 or self.gate_reason():
@@ -308,7 +310,7 @@ class Learner:
         chosen = rng.choice(len(pool), size=count // 2, p=doubt / doubt.sum())
         for slot, index in enumerate(chosen):  # half of the batch goes back to where M was low
             case, i, j, k, _ = pool[index]
-            places[slot] = Place(int(case), (int(i), int(j), int(k)), *_augmentation(places[slot]))
+            places[slot] = replace(places[slot], case=int(case), centre=(int(i), int(j), int(k)))
         return places
 
     def _remember(self, places: Sequence[Place], batch: Batch, confidence: Tensor) -> None:
@@ -392,7 +394,3 @@ class Learner:
         """Return what the run would ship now."""
         local = self.bare("local_judge") if "local_judge" in self.modules else None
         return Model(self.recipe, self.plan, self.average, local, self.state["error_scale"])
-
-
-def _augmentation(place: Place) -> tuple[bool, tuple[float, ...], tuple[float, ...]]:
-    return place.flip, place.gain, place.offset
