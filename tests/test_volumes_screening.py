@@ -560,3 +560,17 @@ def test_a_real_scan_comes_back_from_resampling_and_turning(tmp_path: Path) -> N
     a, b = nib.load(path).header, nib.load(tmp_path / "out.nii.gz").header
     for name in ("pixdim", "srow_x", "srow_y", "srow_z", "qform_code", "sform_code", "quatern_b"):
         assert a[name].tobytes() == b[name].tobytes()
+
+
+@pytest.mark.parametrize("angle", [179.99, 180.0, 180.01])
+@pytest.mark.parametrize("axis", [[0, 0, 1.0], [1.0, 0, 0], [0.6, 0.8, 0]])
+def test_a_half_turn_is_not_mistaken_for_two_places(angle: float, axis: list[float], tmp_path: Path) -> None:
+    from scipy.spatial.transform import Rotation
+
+    affine = np.eye(4)
+    affine[:3, :3] = Rotation.from_rotvec(np.radians(angle) * np.array(axis)).as_matrix()
+    image = nib.Nifti1Image(np.random.default_rng(0).normal(size=(200, 200, 150)).astype(np.float32), affine)
+    image.set_sform(affine, 1)
+    image.set_qform(affine, 1)
+    nib.save(image, tmp_path / "turned.nii")
+    np.testing.assert_allclose(read_volume(tmp_path / "turned.nii").geometry.affine, affine, atol=1e-5)

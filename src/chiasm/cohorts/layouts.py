@@ -333,13 +333,13 @@ LAYOUTS: Sequence[Layout] = (
     Layout(
         "synthrad-2023",
         "Task1/brain/1BA001/{mr,ct,mask}.nii.gz",
-        named(r"(?P<case>[12][BP](?P<site>[A-Z])\d{3})/(?P<what>mr|ct|cbct|mask)"),
+        named(r"(?P<case>[12][BP](?P<site>[A-Z])\d{3})/(?P<what>mr|ct|cbct|mask|seg)"),
         LESION,
     ),
     Layout(
         "synthrad-2025",
         "Task1/HN/1HNA001/{mr,ct,mask}.mha",
-        named(r"(?P<case>[12](?:AB|HN|TH)(?P<site>[A-Z])\d{3})/(?P<what>mr|ct|cbct|mask)"),
+        named(r"(?P<case>[12](?:AB|HN|TH)(?P<site>[A-Z])\d{3})/(?P<what>mr|ct|cbct|mask|seg)"),
         LESION,
     ),
     Layout(

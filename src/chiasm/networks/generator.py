@@ -108,12 +108,16 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, *, dims: Dims, norm: Norm, stride: int = 1) -> None:
         super().__init__()
+        self.stride = stride
         self.body = DoubleConvolution(inputs, outputs, dims=dims, norm=norm, stride=stride)
-        self.shortcut = CONVOLUTION[dims](inputs, outputs, 1, stride, bias=False)
+        self.shortcut = CONVOLUTION[dims](inputs, outputs, 1, bias=False)
 
     def forward(self, features: Tensor) -> Tensor:
         """Map (N, inputs, *S) to (N, outputs, *S / stride)."""
-        return functional.relu(self.body(features) + self.shortcut(features), inplace=True)
+        # A strided 1-convolution takes these voxels too, but torch 2.13 crashes in its backward pass on
+        # channels-last float32 (AVX-512 CPUs); so they are taken first.
+        kept = features[(..., *(slice(None, None, self.stride),) * (features.ndim - 2))]
+        return functional.relu(self.body(features) + self.shortcut(kept), inplace=True)
 
 
 class Join(nn.Module):

@@ -38,6 +38,7 @@ NOT_REAL = {
 MM = {1: 1000.0, 2: 1.0, 3: 0.001}  # by the code of the spatial unit
 FORMS_APART_MM = 0.01
 LARGEST = 1e9  # number of an affine
+HALF_TURN = 1e-7  # squared first part of a quaternion that is only the rounding of the others
 HEAD = 544  # bytes that hold either header and the extension flag
 SMALLEST = {1: 352, 2: 544}  # offset of the voxels in a single file
 V1_LONGEST = 32767
@@ -257,10 +258,11 @@ def _from_quaternion(fields: dict[str, tuple[Any, ...]], path: Path) -> NDArray[
     rest = 1.0 - (b * b + c * c + d * d)
     if rest < -1e-4:  # rounding makes slightly negative ones
         raise VolumeError("has a quaternion that is no rotation", path=path, reason="quaternion", found=(b, c, d))
-    a = math.sqrt(max(rest, 0.0))
-    if rest < 0:  # a turn by 180 degrees
-        norm = math.sqrt(b * b + c * c + d * d)
+    if rest < HALF_TURN:
+        a, norm = 0.0, math.sqrt(b * b + c * c + d * d)
         b, c, d = b / norm, c / norm, d / norm
+    else:
+        a = math.sqrt(rest)
     rotation = np.array(
         [
             [a * a + b * b - c * c - d * d, 2 * b * c - 2 * a * d, 2 * b * d + 2 * a * c],
