@@ -239,8 +239,10 @@ def _affine(
         return np.diag([*steps, 1.0]).astype(np.float64)
     if len(forms) == 2 and prefer is None:
         a, b = (Geometry(shape, matrix).corners for matrix in forms.values())
-        apart = float(np.linalg.norm(a - b, axis=1).max())
-        if apart > FORMS_APART_MM:
+        distances = np.linalg.norm(a - b, axis=1)
+        apart = float(distances.max())
+        unsure = _rounding(fields) * float(np.linalg.norm(a[0] - a[-1]))
+        if distances[0] > FORMS_APART_MM or apart > FORMS_APART_MM + unsure:  # the first corner is where both begin
             raise VolumeError(
                 "says two places: sform and qform disagree",
                 path=path,
@@ -251,6 +253,15 @@ def _affine(
             )
     chosen = prefer if prefer in forms else "sform" if "sform" in forms else "qform"
     return forms[chosen]
+
+
+def _rounding(fields: dict[str, tuple[Any, ...]]) -> float:
+    """Return by how many radians a qform's rotation is unsure: near a half turn float32 hardly tells the angle."""
+    quaternion = [float(part) for part in fields["quaternion"]]
+    if all(part in (-1.0, 0.0, 1.0) for part in quaternion):
+        return 0.0
+    rest = max(0.0, 1.0 - sum(part * part for part in quaternion))
+    return 2 * HALF_TURN / math.sqrt(max(rest, HALF_TURN))
 
 
 def _from_quaternion(fields: dict[str, tuple[Any, ...]], path: Path) -> NDArray[np.float64]:
