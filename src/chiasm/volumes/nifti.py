@@ -257,10 +257,7 @@ def _affine(
 
 def _rounding(fields: dict[str, tuple[Any, ...]]) -> float:
     """Return by how many radians a qform's rotation is unsure: near a half turn float32 hardly tells the angle."""
-    quaternion = [float(part) for part in fields["quaternion"]]
-    if all(part in (-1.0, 0.0, 1.0) for part in quaternion):
-        return 0.0
-    rest = max(0.0, 1.0 - sum(part * part for part in quaternion))
+    rest = 1.0 - sum(float(part) ** 2 for part in fields["quaternion"])
     return 2 * HALF_TURN / math.sqrt(max(rest, HALF_TURN))
 
 
