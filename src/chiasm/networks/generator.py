@@ -116,7 +116,8 @@ class ResidualBlock(nn.Module):
         """Map (N, inputs, *S) to (N, outputs, *S / stride)."""
         # A strided 1-convolution takes these voxels too, but torch 2.13 crashes in its backward pass on
         # channels-last float32 (AVX-512 CPUs); so they are taken first.
-        kept = features[(..., *(slice(None, None, self.stride),) * (features.ndim - 2))]
+        whole, step = slice(None), slice(None, None, self.stride)
+        kept = features[(whole, whole, *[step] * (features.ndim - 2))]
         return functional.relu(self.body(features) + self.shortcut(kept), inplace=True)
 
 
