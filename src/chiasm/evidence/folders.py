@@ -21,6 +21,7 @@ from chiasm.cohorts.planning import Plan, read_plan
 from chiasm.cohorts.preparation import prepare_source
 from chiasm.errors import ChiasmError, CohortError, RunError, unknown
 from chiasm.evidence.evaluation import Row, evaluate_case, format_table, harmonise, reporting_unit, write_evaluation
+from chiasm.evidence.pictures import write_picture
 from chiasm.evidence.report import GalleryCase, write_report
 from chiasm.metrics import CONVENTIONS
 from chiasm.prediction.baselines import Baselines, load_baselines
@@ -109,7 +110,7 @@ def evaluate(
     Args:
         predictions: Folder written by `chiasm predict`; several, one for each fold, are scored together.
         reference: The cohort with the real targets.
-        out: Where `evaluation.csv`, `evaluation.json` and `report.html` go.
+        out: Where `evaluation.csv`, `evaluation.json`, `report.html` and `pictures/` go.
         regions: "seg" for the cohort's label maps, "none" to score the mask alone.
         convention: A name of `CONVENTIONS`.
         model: Run or model folder of a single folder of predictions, where it no longer stands where it stood.
@@ -157,6 +158,8 @@ def evaluate(
     write_evaluation(out, rows)
     subjects = {case.id: case.subject for case in cohort.cases}
     first = judged[0]
+    for shown in gallery:
+        write_picture(out / "pictures" / f"{shown.case}.png", shown)
     report = write_report(
         out / "report.html",
         title=f"{' + '.join(first.plan.sources)} to {first.plan.target}",
