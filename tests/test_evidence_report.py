@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from chiasm.evidence.evaluation import Row
 
 from chiasm.errors import ChiasmError
+from chiasm.evidence.evaluation import Row
 from chiasm.evidence.report import GalleryCase, compare, rank, write_report
 
 HOSTILE = "<img src=x onerror=alert(1)>\"'><script>alert(2)</script>&amp;"
