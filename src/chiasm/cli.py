@@ -244,6 +244,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         typer.echo(f"chiasm: {error}", err=True)
         raise SystemExit(2) from None
+    except OSError as error:  # a disk that is full or gone, wherever it shows
+        if debug:
+            raise
+        typer.echo(f"chiasm: {error.filename or 'the disk'}: {error.strerror or error}.", err=True)
+        raise SystemExit(2) from None
     except Exception as error:
         code = getattr(error, "exit_code", None)
         if code is None:
@@ -295,6 +300,7 @@ def _recipe(
 
 
 def _progress() -> Progress:
+    """Open a bar; tasks are added when their first step is done, since much may be refused before it."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -311,17 +317,19 @@ def _progress() -> Progress:
 
 def _count(bar: Progress, name: str) -> Callable[[int, int, str], None]:
     """Show cases on a progress bar: done, all, and the one that is worked on."""
-    task = bar.add_task(name, total=None)
+    tasks: list[TaskID] = []
 
     def update(done: int, total: int, case: str) -> None:
-        bar.update(task, completed=done, total=total, description=f"{name} {case}".strip())
+        if not tasks:
+            tasks.append(bar.add_task(name, total=total))
+        bar.update(tasks[0], completed=done, description=f"{name} {case}".strip())
 
     return update
 
 
 def _follow(bar: Progress, name: str) -> Callable[[int, int, Mapping[str, float]], None]:
     """Show training steps on a progress bar, with the loss beside it."""
-    tasks: list[TaskID] = []  # made at the first step: planning and preparing come before it
+    tasks: list[TaskID] = []
 
     def update(done: int, total: int, figures: Mapping[str, float]) -> None:
         if not tasks:

@@ -44,6 +44,8 @@ class Data(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if len(set(self.sources)) != len(self.sources):
+            raise ValueError(f"a source stands twice: {', '.join(self.sources)}")
         if self.target in self.sources:
             raise ValueError(f"the target {self.target!r} is also a source")
         if self.slices % 2 == 0:

@@ -58,6 +58,23 @@ def whole_file(path: Path) -> Iterator[Path]:
             temporary.unlink()
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, if they are missing.
+
+    Raises:
+        ChiasmError: If it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ChiasmError(
+            f"cannot be made: {error.strerror or error}",
+            path=path,
+            reason="unwritable",
+            hint="Give another folder with -o.",
+        ) from error
+
+
 def _sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:

@@ -30,9 +30,9 @@ from chiasm.errors import CohortError, RunError, VolumeError
 from chiasm.prediction.baselines import fit_baselines, save_baselines
 from chiasm.prediction.calibration import fit_calibration
 from chiasm.prediction.engines import Engine, pick_precision
-from chiasm.prediction.model import find_model, save_model
+from chiasm.prediction.model import save_model
 from chiasm.recipe import Recipe, read_recipe, write_recipe
-from chiasm.storage import read_json, write_json
+from chiasm.storage import make_folder, read_json, write_json
 from chiasm.training.learner import Learner
 from chiasm.training.loop import Progress, learn, make_fabric
 from chiasm.volumes import check_pair, read_volume
@@ -72,7 +72,7 @@ def plan_run(data: Path, recipe: Recipe, folder: Path, *, say: Say = print, layo
             or one subject's voxels under two names.
         RunError: If the folder holds a run of another recipe.
     """
-    _keep_recipe(folder, recipe)
+    _check_recipe(folder, recipe)
     cohort = select_cases(find_cohort(data, layout=layout), recipe.data.sources, recipe.data.target)
     say(f"{len(cohort.cases)} cases with {', '.join(recipe.data.sources)} and {recipe.data.target} ({cohort.layout})")
     usable, hashes, problems = screen(cohort, recipe)
@@ -99,11 +99,12 @@ def plan_run(data: Path, recipe: Recipe, folder: Path, *, say: Say = print, layo
             reason="other-cases",
             hint="Start a new run with another -o, or bring the data back as it was.",
         )
-    write_splits(path, split, hashes, usable)
     say("split by subject: " + ", ".join(f"{len(getattr(split, role))} {role}" for role in ROLES))
     usable_cohort = replace(cohort, cases=tuple(usable), problems=(*cohort.problems, *problems))
     made = (folder / "plan.toml").exists()
     plan = read_plan(folder / "plan.toml") if made else make_plan(recipe, usable_cohort, split.train)
+    write_recipe(folder / "recipe.toml", recipe)  # from here on the folder is this recipe's
+    write_splits(path, split, hashes, usable)
     if not made:
         write_plan(folder / "plan.toml", plan)
     return Run(folder, plan, split, usable_cohort.problems)
@@ -148,7 +149,7 @@ def train(
     fabric.launch()
     lead = fabric.global_rank == 0
     quiet: Say = say if lead else _silence
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     with locked(folder) if lead else nullcontext():
         with fabric.rank_zero_first():
             run = plan_run(data, recipe, folder, say=quiet, layout=layout)
@@ -280,10 +281,9 @@ def environment() -> dict[str, object]:
     }
 
 
-def _keep_recipe(folder: Path, recipe: Recipe) -> None:
+def _check_recipe(folder: Path, recipe: Recipe) -> None:
     path = folder / "recipe.toml"
     if not path.exists():
-        write_recipe(path, recipe)
         return
     before, now = (json.loads(r.model_dump_json()) for r in (read_recipe(path), recipe))
     changed = [
@@ -336,11 +336,3 @@ def _plain(value: object) -> str:
 def _silence(line: str) -> None:
     """Say nothing: only the first process speaks."""
     del line
-
-
-def is_finished(folder: Path) -> bool:
-    """Tell whether a run has its model."""
-    try:
-        return find_model(folder).is_dir()
-    except RunError:
-        return False
