@@ -18,8 +18,8 @@ TASKS = {"t1-t2": ("t1", "t2", "brats"), "ct-mr": ("ct", "mr", "synthrad")}
 
 #: How many subjects, at which effort: the whole demo, and the quick one.
 EFFORTS: dict[bool, tuple[int, Changes]] = {
-    False: (8, {"schedule.steps": 600, "split.folds": 4}),
-    True: (5, {"schedule.steps": 120, "split.folds": 5, "training.validations": 2}),
+    False: (12, {"schedule.steps": 1500, "split.folds": 4, "training.lesion_share": 0.4}),
+    True: (5, {"schedule.steps": 200, "split.folds": 5, "training.validations": 2}),
 }
 
 

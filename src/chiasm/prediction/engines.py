@@ -145,11 +145,19 @@ def freeze_for_inference(module: Module) -> Module:
     frozen = copy.deepcopy(module).eval().requires_grad_(False)
     for part in list(frozen.modules()):
         if parametrize.is_parametrized(part):
+            _own_class(part)
             for name in list(part.parametrizations):  # type: ignore[arg-type]
                 parametrize.remove_parametrizations(part, name, leave_parametrized=True)
     with torch.no_grad():
         _fold_batch_norms(frozen)
     return _channels_last(frozen)
+
+
+def _own_class(module: nn.Module) -> None:
+    """Part a copied module from its original: torch keeps parametrisations in a class that copies share."""
+    shared = type(module)
+    content = {name: value for name, value in vars(shared).items() if name not in ("__dict__", "__weakref__")}
+    module.__class__ = type(shared.__name__, shared.__bases__, content)
 
 
 class _Shallow(fx.Tracer):

@@ -1,0 +1,48 @@
+"""`predictions.json`: written, read, and refused where it is odd."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from chiasm.errors import RunError
+from chiasm.prediction.manifest import Entry, Failure, Manifest, read_manifest, write_manifest
+
+MANIFEST = Manifest(
+    "/runs/a/model", "0" * 64, "A7", 0, 1, ("t1",), "t2", "a.u.",
+    (Entry("p1", "test", ("/data/p1.nii.gz",), "p1_t2.nii.gz", "p1_mask.nii.gz", None, ("odd",)),),
+    (Failure("p2", "/data/p2.nii.gz", "truncated", "is cut short"),),
+)  # fmt: skip
+
+
+def test_it_comes_back_as_it_was(tmp_path: Path) -> None:
+    write_manifest(tmp_path, MANIFEST)
+    assert read_manifest(tmp_path) == MANIFEST
+    assert "not for diagnostic use" in (tmp_path / "predictions.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda c: c["cases"][0].update(image="../elsewhere.nii"), "outside"),
+        (lambda c: c["cases"][0].update(role="judge"), "role"),
+        (lambda c: c.pop("model"), "model"),
+        (lambda c: c.update(seed="x"), "seed"),
+    ],
+)
+def test_a_changed_one_is_refused(change, told: str, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    write_manifest(tmp_path, MANIFEST)
+    content = json.loads((tmp_path / "predictions.json").read_text())
+    change(content)
+    (tmp_path / "predictions.json").write_text(json.dumps(content))
+    with pytest.raises(RunError, match=told):
+        read_manifest(tmp_path)
+
+
+def test_reading_it_never_loads_torch() -> None:
+    program = "import sys, chiasm.prediction.manifest; assert 'torch' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0

@@ -1,0 +1,106 @@
+"""Patches: drawn alike from one seed, cut right, augmented together, transplanted with their labels."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from chiasm.cohorts.preparation import PreparedCase
+from chiasm.training.batches import Place, draw_places, lesion_voxels, take_batch
+from chiasm.volumes import Geometry
+
+SHAPE = (40, 36, 12)
+
+
+def case(seed: int, lesion: bool = True, channels: int = 1) -> PreparedCase:
+    rng = np.random.default_rng(seed)
+    mask = np.zeros(SHAPE, bool)
+    mask[4:-4, 4:-4, 1:-1] = True
+    labels = np.zeros(SHAPE, np.uint8)
+    labels[10:16, 20:25, 4:8] = 2
+    source = np.where(mask, rng.normal(size=(channels, *SHAPE)), 0).astype(np.float32)
+    target = np.where(mask, rng.normal(size=SHAPE) + 5 * (labels > 0), 0).astype(np.float32)
+    return PreparedCase(
+        f"c{seed}", f"s{seed}", None, source, target, mask, labels if lesion else None, Geometry(SHAPE, np.eye(4))
+    )
+
+
+CASES = [case(0), case(1), case(2, lesion=False)]
+LESIONS = lesion_voxels(CASES)
+
+
+def draw(count: int, seed: int = 0, **changes: float) -> list[Place]:
+    settings = {"body_share": 0.5, "lesion_share": 0.25, "augment": True, "intensity_jitter": 0.1} | changes
+    return draw_places(CASES, LESIONS, count=count, rng=np.random.default_rng(seed), **settings)  # type: ignore[arg-type]
+
+
+def plain(**changes: object) -> Place:
+    return Place(**({"case": 0, "centre": (12, 22, 6), "flip": False, "gain": (1.0,), "offset": (0.0,)} | changes))  # type: ignore[arg-type]
+
+
+def test_one_seed_draws_the_same_places_and_another_others() -> None:
+    assert draw(20, 1) == draw(20, 1) != draw(20, 2)
+
+
+def test_places_fall_where_their_shares_say() -> None:
+    places = draw(4000)
+    on_lesion = np.mean([CASES[p.case].labels is not None and CASES[p.case].labels[p.centre] > 0 for p in places])
+    in_mask = np.mean([bool(CASES[p.case].mask[p.centre]) for p in places])
+    assert on_lesion == pytest.approx(0.25 + 0.5 * 0.02, abs=0.03)
+    assert in_mask == pytest.approx(0.75 + 0.25 * CASES[0].mask.mean(), abs=0.03)
+    assert not any(CASES[p.case].labels is None for p in draw(50, body_share=0.0, lesion_share=1.0))
+    assert np.mean([p.flip for p in places]) == pytest.approx(0.5, abs=0.05)
+    assert not any(p.flip or p.gain != (1.0,) or p.offset != (0.0,) for p in draw(50, augment=False))
+
+
+@pytest.mark.parametrize(("patch", "slices"), [((16, 16), 1), ((16, 16), 3), ((16, 16, 8), 1)])
+def test_a_patch_is_what_lies_there(patch: tuple[int, ...], slices: int) -> None:
+    batch = take_batch(CASES, [plain()], patch=patch, slices=slices)
+    box = (slice(4, 20), slice(14, 30))
+    flat = len(patch) == 2
+    middle = CASES[0].source[0][(*box, 6)] if flat else CASES[0].source[0][(*box, slice(2, 10))]
+    target = CASES[0].target[(*box, 6)] if flat else CASES[0].target[(*box, slice(2, 10))]
+    np.testing.assert_array_equal(batch.source[0, slices // 2], middle)
+    np.testing.assert_array_equal(batch.target[0, 0], target)
+    assert batch.source.shape[1] == slices and batch.lesion.any()
+    if slices == 3:
+        np.testing.assert_array_equal(batch.source[0, 0], CASES[0].source[0][(*box, 5)])
+
+
+def test_a_flip_turns_everything_together_and_jitter_leaves_the_outside_alone() -> None:
+    straight = take_batch(CASES, [plain()], patch=(32, 32), slices=3)
+    flipped = take_batch(CASES, [plain(flip=True, gain=(2.0,), offset=(0.5,))], patch=(32, 32), slices=3)
+    for a, b in zip(straight[1:], flipped[1:]):
+        assert (a.flip(2) == b).all()
+    inside = flipped.mask[0, 0]
+    np.testing.assert_allclose(flipped.source[0, 1][inside], straight.source[0, 1].flip(0)[inside] * 2 + 0.5, rtol=1e-6)
+    assert (flipped.source[0, 1][~inside] == 0).all()
+
+
+def test_a_patch_larger_than_its_case_is_filled_up_with_invalid_voxels() -> None:
+    batch = take_batch(CASES, [plain()], patch=(64, 64), slices=1)
+    assert (
+        batch.source.shape == (1, 1, 64, 64) and not batch.mask[0, 0, 40:].any() and not batch.mask[0, 0, :, 36:].any()
+    )
+    np.testing.assert_array_equal(batch.target[0, 0, :40, :36], CASES[0].target[..., 6])
+
+
+def test_a_transplant_carries_both_contrasts_and_its_label_with_a_soft_rim() -> None:
+    away = (30, 12, 6)
+    own = take_batch(CASES, [plain(case=2, centre=away)], patch=(16, 16), slices=1)
+    given = take_batch(CASES, [plain(case=2, centre=away, donor=(1, (12, 22, 6)))], patch=(16, 16), slices=1)
+    donor = take_batch(CASES, [plain(case=1, centre=(12, 22, 6))], patch=(16, 16), slices=1)
+    assert not own.lesion.any() and given.lesion.any()
+    core = (donor.lesion & (given.lesion))[0, 0].numpy()
+    core[1:-1, 1:-1] &= core[:-2, 1:-1] & core[2:, 1:-1] & core[1:-1, :-2] & core[1:-1, 2:]
+    share = (given.target - own.target)[0, 0] / (donor.target - own.target)[0, 0]
+    assert core.any() and share.numpy()[core].min() > 0.6
+    np.testing.assert_allclose(given.target[0, 0, 0], own.target[0, 0, 0], atol=1e-3)  # nothing changes far away
+    assert (given.mask == own.mask).all() and (given.source[~given.mask] == 0).all()
+
+
+def test_transplants_come_from_other_cases_and_leave_the_draw_of_places_alone() -> None:
+    without, with_them = draw(300), draw(300, transplant_share=0.5)
+    assert [p.centre for p in without] == [p.centre for p in with_them]
+    donors = [(p.case, p.donor[0]) for p in with_them if p.donor is not None]
+    assert len(donors) == pytest.approx(150, abs=40) and all(a != b and b != 2 for a, b in donors)

@@ -1,0 +1,55 @@
+"""The health gauge, against scipy and scikit-learn, and what it says in words."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.stats import spearmanr
+
+from chiasm.prediction.synthesis import Maps
+from chiasm.training.health import gauge, in_words
+
+RNG = np.random.default_rng(0)
+SHAPE = (16, 16, 8)
+MASK = RNG.random(SHAPE) < 0.8
+TARGET = np.where(MASK, RNG.normal(size=SHAPE), 0).astype(np.float32)
+ERROR = np.where(MASK, np.abs(RNG.normal(size=SHAPE)), 0).astype(np.float32)
+LESION = np.zeros(SHAPE, bool)
+LESION[2:8, 2:8, 2:6] = True
+
+
+def figures(doubt: np.ndarray, lesion: np.ndarray | None = LESION, beta: float = 1.0) -> dict[str, float]:
+    maps = Maps((TARGET + ERROR).astype(np.float32), None, doubt.astype(np.float32), None)
+    return gauge(maps, TARGET, MASK, lesion, head="structured", beta=beta, sigma_voxels=(2.0, 2.0, 2.0))
+
+
+def test_ranks_equal_scipys_and_areas_scikit_learns() -> None:
+    metrics = pytest.importorskip("sklearn.metrics")
+    doubt = np.clip(ERROR / 4 + RNG.random(SHAPE) / 2, 0, 1)
+    found = figures(doubt)
+    d, e = doubt[MASK].astype(np.float32), ERROR[MASK]
+    assert found["spearman"] == pytest.approx(spearmanr(d, e).statistic, abs=1e-4)
+    assert found["auroc_worst"] == pytest.approx(metrics.roc_auc_score(e >= np.quantile(e, 0.9), d), abs=1e-3)
+    assert found["auroc_lesion"] == pytest.approx(metrics.roc_auc_score(LESION[MASK], d), abs=1e-6)
+    assert found["weight_ratio"] == pytest.approx(d[LESION[MASK]].mean() / d[~LESION[MASK]].mean(), rel=1e-5)
+    assert found["effective_share"] == pytest.approx(d.sum() ** 2 / (len(d) * (d**2).sum()), rel=1e-4)
+
+
+def test_a_flat_map_weighs_all_voxels_alike() -> None:
+    found = figures(np.full(SHAPE, 0.3))
+    assert found["effective_share"] == pytest.approx(1) and found["confidence_sd"] == pytest.approx(0, abs=1e-6)
+
+
+def test_without_labels_nothing_is_said_of_lesions_and_without_the_head_nothing_at_all() -> None:
+    assert "auroc_lesion" not in figures(RNG.random(SHAPE), None)
+    assert (
+        gauge(Maps(TARGET, None, None, None), TARGET, MASK, None, head="structured", beta=1, sigma_voxels=(1, 1, 1))
+        == {}
+    )
+
+
+def test_an_inverted_and_an_inactive_attention_are_called_so() -> None:
+    assert "inverted" in str(in_words({"spearman_smoothed": -0.2, "weight_ratio": 1.4}, "structured"))
+    assert "inactive" in str(in_words({"spearman_smoothed": 0.2, "weight_ratio": 1.02}, "structured"))
+    assert in_words({"spearman_smoothed": 0.2, "weight_ratio": 1.4}, "structured") is None
+    assert in_words({"spearman_smoothed": 0.2}, "structured") is None
