@@ -29,6 +29,10 @@ def test_it_comes_back_as_it_was(tmp_path: Path) -> None:
     ("change", "told"),
     [
         (lambda c: c["cases"][0].update(image="../elsewhere.nii"), "outside"),
+        (lambda c: c["cases"][0].update(mask="/etc/passwd"), "outside"),
+        (lambda c: c["cases"][0].update(reliability="deeper/map.nii"), "outside"),
+        (lambda c: c["cases"][0].update(image=".."), "outside"),
+        (lambda c: c["cases"][0].update(image=""), "outside"),
         (lambda c: c["cases"][0].update(role="judge"), "role"),
         (lambda c: c.pop("model"), "model"),
         (lambda c: c.update(seed="x"), "seed"),
@@ -41,6 +45,19 @@ def test_a_changed_one_is_refused(change, told: str, tmp_path: Path) -> None:  #
     (tmp_path / "predictions.json").write_text(json.dumps(content))
     with pytest.raises(RunError, match=told):
         read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("noise", [b"", b"{", b"[1, 2]", b"null", b"\xff\xfe\x00"])
+def test_a_damaged_one_is_refused_and_named(noise: bytes, tmp_path: Path) -> None:
+    (tmp_path / "predictions.json").write_bytes(noise)
+    with pytest.raises(RunError, match=r"predictions\.json"):
+        read_manifest(tmp_path)
+
+
+def test_a_folder_without_one_says_what_to_give(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="chiasm predict") as caught:
+        read_manifest(tmp_path)
+    assert caught.value.reason == "no-predictions"
 
 
 def test_reading_it_never_loads_torch() -> None:

@@ -85,6 +85,50 @@ def test_a_patch_larger_than_its_case_is_filled_up_with_invalid_voxels() -> None
     np.testing.assert_array_equal(batch.target[0, 0, :40, :36], CASES[0].target[..., 6])
 
 
+def test_each_modality_has_its_own_gain_and_neighbouring_slices_share_it() -> None:
+    two = [case(5, channels=2)]
+    place = plain(gain=(2.0, 0.5), offset=(1.0, -1.0))
+    straight = take_batch(two, [plain(gain=(1.0, 1.0), offset=(0.0, 0.0))], patch=(16, 16), slices=3)
+    jittered = take_batch(two, [place], patch=(16, 16), slices=3)
+    for first, gain, offset in ((0, 2.0, 1.0), (3, 0.5, -1.0)):
+        inside = (straight.source[0, first : first + 3] != 0).numpy()  # air is exactly zero, noise never is
+        a, b = (batch.source[0, first : first + 3].numpy() for batch in (straight, jittered))
+        np.testing.assert_allclose(b, np.where(inside, a * gain + offset, 0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(straight.source[0, 4], two[0].source[1][4:20, 14:30, 6])
+
+
+@pytest.mark.parametrize("patch", [(16, 16), (16, 16, 8)])
+def test_jitter_never_touches_a_voxel_outside_the_mask(patch: tuple[int, ...]) -> None:
+    edge = plain(centre=(0, 0, 2), gain=(3.0,), offset=(7.0,))
+    batch = take_batch(CASES, [edge], patch=patch, slices=1)
+    assert batch.mask.any() and not batch.mask.all()
+    assert (batch.source[~batch.mask] == 0).all() and (batch.target[~batch.mask] == 0).all()
+
+
+def test_a_flip_turns_a_3d_patch_left_to_right_alone() -> None:
+    straight, flipped = (
+        take_batch(CASES, [plain(flip=flip, centre=(9, 22, 6))], patch=(16, 16, 8), slices=1) for flip in (False, True)
+    )
+    for a, b in zip(straight, flipped):
+        assert (a.flip(2) == b).all() and not (a == b).all()
+
+
+def test_a_3d_patch_larger_than_its_case_is_filled_up_with_invalid_voxels() -> None:
+    batch = take_batch(CASES, [plain(offset=(4.0,))], patch=(48, 40, 16), slices=1)
+    assert batch.source.shape == (1, 1, 48, 40, 16)
+    assert not batch.mask[..., 12:].any() and (batch.source[~batch.mask] == 0).all()
+    np.testing.assert_array_equal(batch.mask[0, 0, :40, :36, :12], CASES[0].mask)
+
+
+def test_lesion_voxels_are_thinned_to_no_more_than_asked() -> None:
+    count = len(LESIONS[0])
+    assert count == 6 * 5 * 4 and len(LESIONS[2]) == 0
+    for most in (count, count - 1, 50, 7):
+        voxels = lesion_voxels(CASES, most)[0]
+        assert most / 2 <= len(voxels) <= most
+        assert all(CASES[0].labels[tuple(voxel)] > 0 for voxel in voxels)  # type: ignore[index]
+
+
 def test_a_transplant_carries_both_contrasts_and_its_label_with_a_soft_rim() -> None:
     away = (30, 12, 6)
     own = take_batch(CASES, [plain(case=2, centre=away)], patch=(16, 16), slices=1)

@@ -6,7 +6,10 @@ import errno
 import json
 import os
 import pickle
+import resource
+import signal
 import struct
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,8 @@ import torch
 from torch import nn
 
 from chiasm.errors import ChiasmError, RunError
+from chiasm.prediction.model import sealed
+from chiasm.storage import sha256_of, write_toml
 from chiasm.training.checkpoints import KEEP, load_checkpoint, save_checkpoint
 
 
@@ -45,6 +50,8 @@ def test_networks_moments_and_state_come_back_to_the_bit(tmp_path: Path) -> None
 
 
 def test_only_the_newest_are_kept(tmp_path: Path) -> None:
+    for left_by_a_kill in (".99.step-00000001.safetensors", "step-00000001.safetensors"):
+        (tmp_path / left_by_a_kill).write_bytes(b"half")
     for step in range(1, 6):
         save_checkpoint(tmp_path, step, parts(step), {})
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
@@ -52,7 +59,9 @@ def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "empty", "no card", "card of noise", "no tensors", "pickle"])
+@pytest.mark.parametrize(
+    "damage", ["flip", "cut", "empty", "no card", "card of noise", "cut card", "no tensors", "pickle"]
+)
 def test_a_damaged_checkpoint_is_passed_over_and_named(damage: str, tmp_path: Path) -> None:
     older = parts(1)
     save_checkpoint(tmp_path, 1, older, {"a": 1})
@@ -63,6 +72,9 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(damage: str, tmp_path: Pa
         path.with_suffix(".toml").unlink()
     elif damage == "card of noise":
         path.with_suffix(".toml").write_bytes(os.urandom(50))
+    elif damage == "cut card":
+        card = path.with_suffix(".toml")
+        card.write_bytes(card.read_bytes()[:-9])
     elif damage == "no tensors":
         path.unlink()
     else:
@@ -71,7 +83,21 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(damage: str, tmp_path: Pa
     fresh = parts(3)
     step, state, warnings = load_checkpoint(tmp_path, fresh)
     assert (step, state) == (1, {"a": 1}) and same(fresh, older)
-    assert damage == "no card" or (len(warnings) == 1 and "step-00000002" in warnings[0])
+    assert len(warnings) == 1 and "step-00000002" in warnings[0]
+
+
+def test_no_flipped_bit_of_a_card_is_believed(tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path, 2, parts(), {"scale": 0.25, "pool": [[1, 2.5]], "closed_steps": 7})
+    card = path.with_suffix(".toml")
+    whole = card.read_bytes()
+    for place in range(len(whole)):
+        content = bytearray(whole)
+        content[place] ^= 1 << place % 7
+        card.write_bytes(content)
+        step, state, _ = load_checkpoint(tmp_path, parts())
+        assert (step, state) in ((0, {}), (2, {"scale": 0.25, "pool": [[1, 2.5]], "closed_steps": 7})), content
+    card.write_bytes(whole.replace(b"closed_steps = 7", b"closed_steps = 6"))
+    assert load_checkpoint(tmp_path, parts())[0] == 0
 
 
 def test_an_empty_folder_is_a_start(tmp_path: Path) -> None:
@@ -94,15 +120,53 @@ def test_a_full_disk_leaves_the_older_one_and_nothing_partial(tmp_path: Path, mo
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(ChiasmError, match=r"No space left.*MiB free"):
+    with pytest.raises(ChiasmError, match=r"step-00000002.*No space left.*MiB free"):
         save_checkpoint(tmp_path, 2, parts(2), {})
     assert sorted(tmp_path.iterdir()) == before
     assert load_checkpoint(tmp_path, parts(3))[0] == 1
+
+
+def test_a_disk_that_fills_between_tensors_and_card_leaves_nothing_partial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_checkpoint(tmp_path, 1, parts(1), {})
+    before = sorted(tmp_path.iterdir())
+    really, calls = os.fsync, []
+
+    def full_later(descriptor: int) -> None:
+        calls.append(descriptor)
+        if len(calls) > 2:  # the tensors and their folder are through
+            raise OSError(errno.ENOSPC, "No space left on device")
+        really(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full_later)
+    with pytest.raises(ChiasmError, match="No space left"):
+        save_checkpoint(tmp_path, 2, parts(2), {})
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_real_limit_on_file_size_is_told_as_one(tmp_path: Path) -> None:
+    """The kernel refuses the write itself, so whatever library writes must not hide it."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+        with pytest.raises(ChiasmError, match="cannot be written: File too large"):
+            save_checkpoint(tmp_path, 1, {"network": nn.Linear(100, 100)}, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_header_that_promises_terabytes_is_refused_without_allocating(tmp_path: Path) -> None:
     path = save_checkpoint(tmp_path, 1, parts(), {})
     header = json.dumps({"x": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}}).encode()
     path.write_bytes(struct.pack("<Q", len(header)) + header)
+    card = {"step": 1, "sha256": sha256_of(path), "parts": ["adam", "network"], "state": {}}
+    write_toml(path.with_suffix(".toml"), sealed(card))  # as if whoever made it had also signed it
+    tracemalloc.start()
     step, _, warnings = load_checkpoint(tmp_path, parts())
     assert step == 0 and len(warnings) == 1
+    assert tracemalloc.get_traced_memory()[1] < 2**24
+    tracemalloc.stop()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.ndimage import gaussian_filter
 from scipy.stats import spearmanr
 
 from chiasm.prediction.synthesis import Maps
@@ -29,6 +30,9 @@ def test_ranks_equal_scipys_and_areas_scikit_learns() -> None:
     found = figures(doubt)
     d, e = doubt[MASK].astype(np.float32), ERROR[MASK]
     assert found["spearman"] == pytest.approx(spearmanr(d, e).statistic, abs=1e-4)
+    signed = np.where(MASK, (TARGET + ERROR).astype(np.float32) - TARGET, 0)
+    smooth = np.abs(gaussian_filter(signed, 2)) / gaussian_filter(MASK.astype(np.float32), 2)
+    assert found["spearman_smoothed"] == pytest.approx(spearmanr(d, smooth[MASK]).statistic, abs=1e-4)
     assert found["auroc_worst"] == pytest.approx(metrics.roc_auc_score(e >= np.quantile(e, 0.9), d), abs=1e-3)
     assert found["auroc_lesion"] == pytest.approx(metrics.roc_auc_score(LESION[MASK], d), abs=1e-6)
     assert found["weight_ratio"] == pytest.approx(d[LESION[MASK]].mean() / d[~LESION[MASK]].mean(), rel=1e-5)
@@ -46,6 +50,22 @@ def test_without_labels_nothing_is_said_of_lesions_and_without_the_head_nothing_
         gauge(Maps(TARGET, None, None, None), TARGET, MASK, None, head="structured", beta=1, sigma_voxels=(1, 1, 1))
         == {}
     )
+
+
+def test_a_doubt_that_follows_the_error_is_well_and_its_opposite_is_called_inverted() -> None:
+    structured = gaussian_filter(ERROR, 2)
+    doubt = structured / structured.max()
+    well, wrong = figures(doubt), figures(1 - doubt)
+    assert well["spearman_smoothed"] > 0.8 and wrong["spearman_smoothed"] == pytest.approx(-well["spearman_smoothed"])
+    assert in_words({**well, "weight_ratio": 1.3}, "structured") is None
+    assert "inverted" in str(in_words(wrong, "structured"))
+
+
+def test_a_flat_map_is_not_called_well() -> None:
+    found = figures(np.full(SHAPE, 0.3), None)
+    assert np.isnan(found["spearman_smoothed"])
+    assert "inactive" in str(in_words(found, "structured"))
+    assert "inactive" in str(in_words({}, "structured"))  # as a mean over validation cases leaves it out
 
 
 def test_an_inverted_and_an_inactive_attention_are_called_so() -> None:

@@ -14,7 +14,7 @@ its own, and within a line only from names to its left; a test reads this map.
     prediction  a network over a whole volume: tiling, engines, calibration, baselines, manifest, model,
                 synthesis, folders
     training    how networks learn: batches, losses, attention, methods, health, checkpoints, learner, loop, run
-    evidence    what may be claimed: evaluation, report, pictures, folders
+    evidence    what may be claimed: evaluation, statistics, report, pictures, folders, runners, study
     pages       what people look at: templates
     demo        the main job on simulated patients
     cli         verbs: parse, call, print
@@ -28,12 +28,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from chiasm.cohorts.layouts import inspect_folder as inspect
     from chiasm.evidence.folders import evaluate
+    from chiasm.evidence.study import run_study as study
     from chiasm.prediction.folders import load, predict
     from chiasm.training.run import plan_run as plan
     from chiasm.training.run import train
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "evaluate", "inspect", "load", "plan", "predict", "train"]
+__all__ = ["__version__", "evaluate", "inspect", "load", "plan", "predict", "study", "train"]
 
 _VERBS = {
     "inspect": ("cohorts.layouts", "inspect_folder"),
@@ -42,6 +43,7 @@ _VERBS = {
     "load": ("prediction.folders", "load"),
     "predict": ("prediction.folders", "predict"),
     "evaluate": ("evidence.folders", "evaluate"),
+    "study": ("evidence.study", "run_study"),
 }
 
 

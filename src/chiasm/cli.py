@@ -206,6 +206,29 @@ def evaluate(
 
 
 @app.command()
+def study(
+    file: Annotated[Path, typer.Argument(help="STUDY.toml: data, source, target, arms, folds, seeds, ...")],
+    out: Out,
+    runner: Annotated[str, typer.Option("--runner", help="serial, processes, ray or slurm.")] = "serial",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the jobs and stop.")] = False,
+) -> None:
+    """Compare methods over folds and seeds: jobs that resume, statistics, a report."""
+    from chiasm.evidence.study import run_study, tell_jobs
+
+    if dry_run:
+        for line in tell_jobs(file, out):
+            typer.echo(line)
+        return
+    with _progress() as bar:
+        done = run_study(file, out, runner=runner, say=typer.echo, progress=_count(bar, "jobs"))
+    for comparison in done.comparisons:
+        typer.echo(comparison.verdict)
+    typer.echo(f"report: {done.report}")
+    if done.failed:
+        raise typer.Exit(PARTIAL)
+
+
+@app.command()
 def phantom(
     out: Out,
     subjects: Annotated[int, typer.Option("--subjects", help="How many.")] = 8,

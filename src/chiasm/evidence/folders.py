@@ -180,8 +180,35 @@ def _judged(folder: Path, model: Path | None) -> Judged:
     return Judged(folder, manifest, place, read_plan(place / "plan.toml"), load_baselines(place))
 
 
-def load_case(judged: Judged, entry: Entry, cohort: Cohort, *, with_labels: bool) -> Loaded:
-    """Read one case's prediction, target, mask and labels, and make the naive baselines.
+def score_folder(
+    predictions: Path, reference: Path, *, layout: str | None = None, convention: str = "chiasm", naive: bool = True
+) -> tuple[list[Row], list[Problem]]:
+    """Score a folder of predictions and write nothing: the rows, and the cases that could not be scored.
+
+    Args:
+        predictions: Folder written by `chiasm predict`.
+        reference: The cohort with the real targets.
+        layout: Name of a layout, where the folder fits several.
+        convention: A name of `CONVENTIONS`.
+        naive: Whether to score the naive baselines too.
+
+    Raises:
+        ChiasmError: If a folder is not what it should be.
+    """
+    judged, cohort = _judged(predictions, None), find_cohort(reference, layout=layout)
+    rows: list[Row] = []
+    problems: list[Problem] = []
+    for entry in judged.manifest.cases:
+        try:
+            rows += _score(load_case(judged, entry, cohort, with_labels=True, naive=naive), judged, cohort, convention)
+        except ChiasmError as error:
+            path = error.path or predictions / entry.image
+            problems.append(Problem(path, error.reason, f"case {entry.case}: {error}", entry.case))
+    return rows, problems
+
+
+def load_case(judged: Judged, entry: Entry, cohort: Cohort, *, with_labels: bool, naive: bool = True) -> Loaded:
+    """Read one case's prediction, target, mask and labels, and make the naive baselines if asked for.
 
     Raises:
         CohortError: If the cohort has no such case or it has no target.
@@ -215,7 +242,7 @@ def load_case(judged: Judged, entry: Entry, cohort: Cohort, *, with_labels: bool
     reliability = None if entry.reliability is None else made(entry.reliability, "reliability")
     prepared = prepare_source([source, *others], plan, mask)
     images = {judged.manifest.method: prediction.array}
-    for baseline in judged.baselines.names:
+    for baseline in judged.baselines.names if naive else ():
         guess = judged.baselines.predict(baseline, prepared.array, prepared.mask, prepared.grid)
         raw = plan.target_reference.invert(guess)
         on_grid = resample(Volume(raw.astype(np.float32), prepared.grid), source.geometry, order=1)

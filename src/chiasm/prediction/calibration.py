@@ -47,13 +47,18 @@ class Calibration:
 
     @property
     def inverted(self) -> bool:
-        """Whether the error falls where the score rises."""
-        return self.spearman < 0
+        """Whether the error falls where the score rises, beyond chance."""
+        return self.spearman < -self._chance
 
     @property
     def informative(self) -> bool:
         """Whether the map tells more than the mean error, as far as the voxels can say."""
-        return self.voxels >= LEAST_VOXELS and self.spearman > 0
+        return self.voxels >= LEAST_VOXELS and self.spearman > self._chance
+
+    @property
+    def _chance(self) -> float:
+        """Two standard deviations of the rank correlation of as many voxels that have nothing to do with another."""
+        return 2 / math.sqrt(max(1, min(self.voxels, _RANKED)))
 
     @property
     def verdict(self) -> str:
@@ -93,7 +98,7 @@ def fit_calibration(score: ArrayLike, error: ArrayLike, *, fitted_on: Sequence[s
 
     Voxels are sorted by score into `knots` groups of equal count (equal scores
     stay together), and neighbouring groups whose mean errors fall are pooled.
-    A fit on fewer than `LEAST_VOXELS`, or without a positive rank correlation,
+    A fit on fewer than `LEAST_VOXELS`, or without a rank correlation beyond chance,
     is made as well and says so: see `Calibration.informative` and `verdict`.
 
     Args:

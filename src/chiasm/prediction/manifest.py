@@ -115,6 +115,6 @@ def read_manifest(folder: Path) -> Manifest:
         raise RunError(f"is damaged: {where}: {first['msg']}", path=path, reason="damaged") from error
     for entry in manifest.cases:
         for name in (entry.image, entry.mask, entry.reliability):
-            if name is not None and Path(name).name != name:
+            if name is not None and (Path(name).name != name or name in ("", "..")):
                 raise RunError("names a file outside its folder", path=path, reason="outside", found=name)
     return manifest

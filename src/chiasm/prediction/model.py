@@ -2,20 +2,23 @@
 
 `model/` holds the weights of the generator and of the local discriminator,
 the recipe, the plan (with the intensity maps), the calibration, the naive
-baselines' tables where given, and `model.toml` with the sha256 of each.  A
-folder whose files do not match is refused.
+baselines' tables where given, and `model.toml` with the sha256 of each and of
+itself.  A folder whose files do not match is refused.
 """
 
 from __future__ import annotations
 
-import os
+import hashlib
+import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from chiasm.cohorts.planning import Plan, read_plan, write_plan
@@ -24,9 +27,11 @@ from chiasm.networks.discriminators import LocalDiscriminator
 from chiasm.networks.generator import KNOTS, Generator
 from chiasm.prediction.calibration import Calibration, read_calibration, write_calibration
 from chiasm.recipe import Recipe, read_recipe, write_recipe
-from chiasm.storage import read_toml, sha256_of, write_toml
+from chiasm.storage import make_folder, read_toml, sha256_of, whole_file, write_toml
 
 FORMAT = 1
+WEIGHTS, CARD = "weights.safetensors", "model.toml"
+NEEDED = frozenset({WEIGHTS, "recipe.toml", "plan.toml"})
 
 
 @dataclass(frozen=True)
@@ -109,25 +114,49 @@ def save_model(folder: Path, model: Model, extras: Mapping[str, Path] | None = N
     Raises:
         ChiasmError: If the folder cannot be written.
     """
-    fresh = folder.with_name(f".{os.getpid()}.{folder.name}")
+    fresh, before = folder.with_name(f".new.{folder.name}"), _before(folder)
     shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
+    make_folder(fresh)
+    try:
+        _write(fresh, model, extras or {})
+        if folder.exists():
+            shutil.rmtree(before, ignore_errors=True)
+            folder.rename(before)  # a kill from here on leaves it to `find_model`
+        fresh.rename(folder)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    shutil.rmtree(before, ignore_errors=True)
+
+
+def _write(folder: Path, model: Model, extras: Mapping[str, Path]) -> None:
     weights = {f"generator.{name}": value for name, value in model.generator.state_dict().items()}
     if model.local_judge is not None:
         weights |= {f"local.{name}": value for name, value in model.local_judge.state_dict().items()}
-    save_file(
-        {name: value.detach().cpu().contiguous() for name, value in weights.items()}, fresh / "weights.safetensors"
-    )
-    write_recipe(fresh / "recipe.toml", model.recipe)
-    write_plan(fresh / "plan.toml", model.plan)
+    with whole_file(folder / WEIGHTS) as temporary:  # safetensors' own writing hides a full disk from `whole_file`
+        temporary.write_bytes(save({name: value.detach().cpu().contiguous() for name, value in weights.items()}))
+    write_recipe(folder / "recipe.toml", model.recipe)
+    write_plan(folder / "plan.toml", model.plan)
     if model.calibration is not None:
-        write_calibration(fresh / "calibration.json", model.calibration)
-    for name, path in (extras or {}).items():
-        shutil.copyfile(path, fresh / name)
-    sums = {path.name: sha256_of(path) for path in sorted(fresh.iterdir())}
-    write_toml(fresh / "model.toml", {"format": FORMAT, "error_scale": model.error_scale, "sha256": sums})
-    shutil.rmtree(folder, ignore_errors=True)
-    fresh.replace(folder)
+        write_calibration(folder / "calibration.json", model.calibration)
+    for name, path in extras.items():
+        with whole_file(folder / name) as temporary:
+            shutil.copyfile(path, temporary)
+    sums = {path.name: sha256_of(path) for path in sorted(folder.iterdir())}
+    write_toml(folder / CARD, sealed({"format": FORMAT, "error_scale": float(model.error_scale), "sha256": sums}))
+
+
+def sealed(card: Mapping[str, Any]) -> dict[str, Any]:
+    """Put the sha256 of a card's content in front of it."""
+    return {"seal": _seal(card), **card}
+
+
+def is_sealed(card: Mapping[str, Any]) -> bool:
+    """Tell whether a card holds what it held when it was `sealed`."""
+    return card.get("seal") == _seal({name: value for name, value in card.items() if name != "seal"})
+
+
+def _seal(card: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(card, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def load_model(path: Path) -> Model:
@@ -138,42 +167,42 @@ def load_model(path: Path) -> Model:
             written by a newer chiasm.
     """
     folder = find_model(path)
-    card = read_toml(folder / "model.toml")
+    card = read_toml(folder / CARD)
     if card.get("format") != FORMAT:
         raise RunError(
             "was written in a format this chiasm does not know",
-            path=folder / "model.toml",
+            path=folder / CARD,
             reason="format",
             found=card.get("format"),
             expected=FORMAT,
             hint="Use the chiasm that wrote it, or a newer one.",
         )
+    if not is_sealed(card) or not card["sha256"].keys() >= NEEDED:
+        raise _changed(folder / CARD)
     for name, wanted in card["sha256"].items():
         if not (folder / name).is_file() or sha256_of(folder / name) != wanted:
-            raise RunError(
-                "is missing or was changed since it was written",
-                path=folder / name,
-                reason="damaged",
-                expected=f"sha256 {wanted[:12]}...",
-                hint="Copy the model folder again, or run the same train command to write it anew.",
-            )
+            raise _changed(folder / name)
     recipe, plan = read_recipe(folder / "recipe.toml"), read_plan(folder / "plan.toml")
-    weights = load_file(folder / "weights.safetensors")
-    generator = make_generator(recipe, plan)
-    generator.load_state_dict(_part(weights, "generator."))
-    judge = None
-    if local := _part(weights, "local."):
-        judge = make_local_discriminator(recipe, plan)
-        judge.load_state_dict(local)
-    calibration = folder / "calibration.json"
+    generator, judge = make_generator(recipe, plan), None
+    try:
+        weights = load_file(folder / WEIGHTS)
+        generator.load_state_dict(_part(weights, "generator."))
+        if local := _part(weights, "local."):
+            judge = make_local_discriminator(recipe, plan).eval()
+            judge.load_state_dict(local)
+    except (SafetensorError, RuntimeError) as error:
+        raise RunError(
+            "holds no weights of this model's networks", path=folder / WEIGHTS, reason="damaged", found=error
+        ) from error
+    calibrated = "calibration.json" in card["sha256"]
     return Model(
         recipe,
         plan,
         generator.eval(),
-        None if judge is None else judge.eval(),
+        judge,
         float(card["error_scale"]),
-        read_calibration(calibration) if calibration.exists() else None,
-        card["sha256"]["weights.safetensors"],
+        read_calibration(folder / "calibration.json") if calibrated else None,
+        card["sha256"][WEIGHTS],
     )
 
 
@@ -184,8 +213,9 @@ def find_model(path: Path) -> Path:
         RunError: If there is none.
     """
     for folder in (path, path / "model"):
-        if (folder / "model.toml").is_file():
-            return folder
+        for candidate in (folder, _before(folder)):  # the older one, where a kill came while it was replaced
+            if (candidate / CARD).is_file():
+                return candidate
     started = (path / "recipe.toml").exists()
     raise RunError(
         "is a run that has no finished model yet" if started else "holds no model",
@@ -193,6 +223,19 @@ def find_model(path: Path) -> Path:
         reason="no-model",
         expected="a run folder of chiasm train, or its model/ folder",
         hint="Run the same chiasm train command again to finish it." if started else None,
+    )
+
+
+def _before(folder: Path) -> Path:
+    return folder.parent / f".old.{folder.name}"
+
+
+def _changed(path: Path) -> RunError:
+    return RunError(
+        "is missing or was changed since it was written",
+        path=path,
+        reason="damaged",
+        hint="Copy the model folder again, or run the same train command to write it anew.",
     )
 
 

@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from chiasm.cohorts.planning import Plan, unlike
-from chiasm.cohorts.preparation import prepare_source
+from chiasm.cohorts.preparation import PreparedSource, prepare_source
 from chiasm.prediction.calibration import apply_calibration
 from chiasm.prediction.engines import Engine
 from chiasm.prediction.model import Model, source_channels
 from chiasm.prediction.tiling import apply_to_slices, apply_to_volume
-from chiasm.volumes import Volume, resample
+from chiasm.volumes import Geometry, Volume, resample
 
 TILE = 96  # side of a 3D tile where the whole does not fit
 SLICES_AT_ONCE = 8
@@ -165,8 +165,7 @@ def synthesise(model: Model, volumes: Sequence[Volume], *, mask: Volume | None =
     raw = plan.target_reference.invert(maps.prediction)
     if plan.target_unit == "HU":
         raw = np.clip(raw, *plan.target_range)
-    image = resample(Volume(raw.astype(np.float32), prepared.grid), grid, order=1, fill=background)
-    image = Volume(np.where(valid, image.array, background).astype(np.float32), grid)
+    image = Volume(np.where(valid, _brought_back(raw, prepared, grid), background).astype(np.float32), grid)
     reliability = None
     if maps.magnitude is None:
         warnings.append(f"arm {model.recipe.method} has no local discriminator, so there is no reliability map")
@@ -179,7 +178,16 @@ def synthesise(model: Model, volumes: Sequence[Volume], *, mask: Volume | None =
         slope = (plan.target_range[1] - plan.target_range[0]) / np.ptp(
             plan.target_reference.apply(np.array(plan.target_range))
         )
-        unit = np.where(prepared.mask, expected, 0) * slope
-        on_grid = resample(Volume(unit.astype(np.float32), prepared.grid), grid, order=1).array
+        on_grid = _brought_back(expected * slope, prepared, grid)
         reliability = Volume(np.where(valid, on_grid, 0).astype(np.float32), grid)
     return Synthesis(image, reliability, Volume(valid, grid), tuple(warnings))
+
+
+def _brought_back(array: NDArray[np.floating], prepared: PreparedSource, grid: Geometry) -> NDArray[np.float32]:
+    """Interpolate between voxels inside the mask alone, so that nothing outside dims its rim; undefined beyond it."""
+    cover = prepared.mask.astype(np.float32)
+    total, weight = (
+        resample(Volume(values.astype(np.float32), prepared.grid), grid, order=1).array
+        for values in (np.where(prepared.mask, array, 0), cover)
+    )
+    return np.asarray(total / np.maximum(weight, 1e-3), np.float32)

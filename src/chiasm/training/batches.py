@@ -69,7 +69,7 @@ def lesion_voxels(cases: Sequence[PreparedCase], most: int = 20_000) -> list[NDA
     found = []
     for case in cases:
         voxels = np.empty((0, 3), np.int32) if case.labels is None else np.argwhere(np.asarray(case.labels) > 0)
-        found.append(voxels[:: max(1, len(voxels) // most)].astype(np.int32))
+        found.append(voxels[:: max(1, -(-len(voxels) // most))].astype(np.int32))
     return found
 
 

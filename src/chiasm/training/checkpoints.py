@@ -2,8 +2,8 @@
 
 Objects are handed over by name once; saving and loading walk the same names,
 so none can be forgotten.  A checkpoint is a `.safetensors` file and a `.toml`
-beside it that is written last and holds its sha256: without a matching pair it
-does not count, and the one before it is used.
+beside it that is written last and holds the sha256 of both: without a matching
+pair it does not count, and the one before it is used.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from chiasm.errors import RunError
+from chiasm.errors import ChiasmError, RunError
+from chiasm.prediction.model import is_sealed, sealed
 from chiasm.storage import read_toml, sha256_of, whole_file, write_toml
 
 KEEP = 2
@@ -39,15 +41,21 @@ def save_checkpoint(
     """
     tensors = {f"{name}/{key}": value for name, part in parts.items() for key, value in _tensors(part).items()}
     path = folder / f"step-{step:08d}.safetensors"
-    with whole_file(path) as temporary:
-        save_file(tensors, temporary)
-    write_toml(
-        path.with_suffix(".toml"),
-        {"step": step, "sha256": sha256_of(path), "parts": sorted(parts), "state": dict(state)},
-    )
-    for old in sorted(folder.glob("step-*.toml"))[:-KEEP]:
-        old.unlink()
-        old.with_suffix(".safetensors").unlink(missing_ok=True)
+    card = path.with_suffix(".toml")
+    try:
+        with whole_file(path) as temporary:
+            temporary.write_bytes(save(tensors))  # safetensors' own writing hides a full disk from `whole_file`
+        write_toml(
+            card, sealed({"step": step, "sha256": sha256_of(path), "parts": sorted(parts), "state": dict(state)})
+        )
+    except ChiasmError:
+        if not card.exists():
+            path.unlink(missing_ok=True)
+        raise
+    kept = {old.stem for old in sorted(folder.glob("step-*.toml"))[-KEEP:]}
+    for old in [*folder.glob("step-*"), *folder.glob(".*.step-*")]:  # with what kills have left half done
+        if old.stem not in kept:
+            old.unlink()
     return path
 
 
@@ -66,24 +74,30 @@ def load_checkpoint(folder: Path, parts: Mapping[str, nn.Module | Optimizer]) ->
         RunError: If a whole checkpoint holds other networks than `parts`.
     """
     warnings: list[str] = []
-    for card in sorted(folder.glob("step-*.toml"), reverse=True):
-        path = card.with_suffix(".safetensors")
-        try:
-            content = read_toml(card)
-            content_is_whole = path.is_file() and sha256_of(path) == content["sha256"]
-        except (RunError, KeyError):
-            content_is_whole = False
-        if not content_is_whole:
+    for path in sorted({found.with_suffix(".safetensors") for found in folder.glob("step-*")}, reverse=True):
+        found = _whole(path)
+        if found is None:
             warnings.append(f"{path}: the checkpoint is damaged and is passed over; an older one is used")
             continue
+        content, tensors = found
         if content["parts"] != sorted(parts):
             raise _other_networks(path)
-        tensors = load(path.read_bytes())
         for name, part in parts.items():
             own = {key.removeprefix(f"{name}/"): value for key, value in tensors.items() if key.startswith(f"{name}/")}
             _restore(part, own, path)
         return int(content["step"]), dict(content["state"]), warnings
     return 0, {}, warnings
+
+
+def _whole(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+    """Read a card and its tensors; None unless both are as they were written."""
+    try:
+        card = read_toml(path.with_suffix(".toml"))
+        if not is_sealed(card) or not path.is_file() or sha256_of(path) != card["sha256"]:
+            return None
+        return card, load(path.read_bytes())
+    except (RunError, SafetensorError):
+        return None
 
 
 def _tensors(part: nn.Module | Optimizer) -> dict[str, Tensor]:

@@ -69,6 +69,8 @@ def gauge(
 def in_words(figures: Mapping[str, float], target: str) -> str | None:
     """Say plainly when the attention does nothing, or the wrong thing; None when it is well."""
     rho, ratio = figures.get("spearman_smoothed", float("nan")), figures.get("weight_ratio", float("nan"))
+    if np.isnan(rho):
+        return f"the {target} attention is inactive: its doubt is the same everywhere"
     if rho <= 0:
         return f"the {target} attention is inverted: its doubt does not rise with the error (rho {rho:.2f})"
     if abs(ratio - 1) <= FLAT_RATIO:

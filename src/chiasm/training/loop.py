@@ -22,6 +22,7 @@ from chiasm.cohorts.preparation import PreparedCase
 from chiasm.errors import RunError
 from chiasm.prediction.engines import Engine, pick_precision
 from chiasm.recipe import Recipe
+from chiasm.storage import write_text
 from chiasm.training.checkpoints import load_checkpoint, save_checkpoint
 from chiasm.training.health import gauge, in_words
 from chiasm.training.learner import Learner
@@ -191,7 +192,7 @@ def _cut_log(path: Path, step: int) -> None:
             break  # a kill in the middle of a line
         if content["step"] <= step:
             kept.append(line)
-    path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    write_text(path, "".join(f"{line}\n" for line in kept))
 
 
 @contextmanager

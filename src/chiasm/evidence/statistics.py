@@ -1,0 +1,327 @@
+"""What may be claimed: methods compared in pairs, by subject and seed, with intervals and corrected tests.
+
+The unit of every test is the subject.  Seeds and cases of a subject are
+averaged first; the interval resamples subjects and seeds, because seeds
+differ by as much as methods do.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chiasm.errors import CohortError
+from chiasm.evidence.evaluation import Row
+from chiasm.storage import write_text
+
+FEWEST = 6  # subjects, below which nothing is tested
+ALPHA = 0.05
+POWER = 0.8
+EXACT = 14  # subjects up to which all sign flips are tried
+DRAWS = 5000
+
+#: Metrics of which more is better; of the others less is.
+HIGHER = frozenset({"psnr", "ssim", "ms_ssim", "ncc", "recall", "contrast_kept", "spearman", "auroc_worst"})
+
+Pair = tuple[str, str]
+Cell = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One method against another in one region and metric.
+
+    Attributes:
+        arm: The method.
+        against: What it is compared with.
+        region: Where.
+        metric: What.
+        unit: Of `difference`, `low` and `high`.
+        subjects: How many.
+        seeds: How many.
+        difference: Mean over subjects of arm minus against.
+        relative: The same in percent of the other's mean.
+        low: Lower end of the 95 % interval of `difference`.
+        high: Upper end.
+        p_permutation: Two-sided, sign flips by subject; NaN below six subjects.
+        p_wilcoxon: Two-sided signed rank; NaN below six subjects.
+        p_holm: `p_permutation`, corrected over all exploratory comparisons of
+            the table; the primary one stands alone and is not corrected.
+        effect: Mean difference in SDs of the differences, with Hedges' correction.
+        seeds_lower: Seeds in which the arm's mean is lower.
+        primary: Whether it was declared before the study ran.
+        detectable: Smallest relative difference, in percent, that as many
+            subjects of this spread would show in four of five studies.
+        verdict: One sentence.
+    """
+
+    arm: str
+    against: str
+    region: str
+    metric: str
+    unit: str
+    subjects: int
+    seeds: int
+    difference: float
+    relative: float
+    low: float
+    high: float
+    p_permutation: float
+    p_wilcoxon: float
+    p_holm: float
+    effect: float
+    seeds_lower: int
+    primary: bool
+    detectable: float
+    verdict: str
+
+
+def compare_methods(
+    rows: Sequence[Row],
+    pairs: Sequence[Pair],
+    *,
+    metrics: Sequence[str],
+    regions: Sequence[str],
+    primary: tuple[str, str, str, str] | None = None,
+    subjects: Mapping[str, str] | None = None,
+    seed: int = 0,
+) -> list[Comparison]:
+    """Compare methods in pairs over a study's rows.
+
+    Args:
+        rows: Of all jobs.
+        pairs: (arm, against).
+        metrics: Which.
+        regions: Which.
+        primary: (arm, against, region, metric) that was declared.
+        subjects: Case id to subject; by default each case is its own.
+        seed: Of the resampling.
+
+    Returns:
+        One for each pair, region and metric that both methods have; the primary one first.
+
+    Raises:
+        CohortError: If two methods were not scored on the same cases and seeds.
+    """
+    wanted = {name for pair in pairs for name in pair}
+    cells: dict[tuple[str, str, str], dict[tuple[str, int], list[float]]] = defaultdict(lambda: defaultdict(list))
+    units: dict[tuple[str, str], str] = {}
+    for row in rows:
+        if row.method in wanted and row.region in regions and row.metric in metrics and math.isfinite(row.value):
+            subject = (subjects or {}).get(row.case, row.case)
+            cells[row.method, row.region, row.metric][subject, row.seed].append(row.value)
+            units[row.region, row.metric] = row.unit
+    found: list[Comparison] = []
+    for (arm, against), region, metric in product(pairs, regions, metrics):
+        ours, theirs = cells.get((arm, region, metric)), cells.get((against, region, metric))
+        if not ours or not theirs:
+            continue
+        if odd := sorted(ours.keys() ^ theirs.keys()):
+            subject, its_seed = odd[0]
+            raise CohortError(
+                f"{arm} and {against} were not scored on the same cases: "
+                f"{subject} with seed {its_seed} has {metric} in {region} for one of them only",
+                reason="unequal-cohorts",
+                hint="Run the study again: it finishes what is missing.",
+            )
+        declared = primary == (arm, against, region, metric)
+        table, other = _tables(ours, theirs)
+        found.append(_compare(arm, against, region, metric, units[region, metric], table, other, declared, seed))
+    corrected = _holm([one.p_permutation for one in found if not one.primary])
+    found = [one if one.primary else replace(one, p_holm=corrected.pop(0)) for one in found]
+    found = [replace(one, verdict=_verdict(one)) for one in found]
+    return sorted(found, key=lambda one: not one.primary)
+
+
+def _tables(
+    ours: Mapping[tuple[str, int], list[float]], theirs: Mapping[tuple[str, int], list[float]]
+) -> tuple[Cell, Cell]:
+    """Return two tables (subjects, seeds), NaN where a subject has no figure with a seed."""
+    people, seeds = sorted({subject for subject, _ in ours}), sorted({its_seed for _, its_seed in ours})
+    shape = len(people), len(seeds)
+    tables = np.full((2, *shape), np.nan)
+    for table, cells in zip(tables, (ours, theirs)):
+        for (subject, its_seed), values in cells.items():
+            table[people.index(subject), seeds.index(its_seed)] = np.mean(values)
+    return tables[0], tables[1]
+
+
+def _compare(
+    arm: str,
+    against: str,
+    region: str,
+    metric: str,
+    unit: str,
+    ours: Cell,
+    theirs: Cell,
+    primary: bool,
+    seed: int,
+) -> Comparison:
+    table = ours - theirs
+    by_subject = np.nanmean(table, axis=1)
+    n, base = len(by_subject), float(np.nanmean(theirs))
+    difference = float(by_subject.mean())
+    spread = float(by_subject.std(ddof=1)) if n > 1 else math.nan
+    tested = n >= FEWEST
+    low, high = cluster_interval(table, seed=seed) if n > 1 else (math.nan, math.nan)
+    p = permutation_p(by_subject, seed=seed) if tested else math.nan
+    hedges = 1 - 3 / (4 * (n - 1) - 1) if n > 1 else math.nan
+    return Comparison(
+        arm=arm,
+        against=against,
+        region=region,
+        metric=metric,
+        unit=unit,
+        subjects=n,
+        seeds=table.shape[1],
+        difference=difference,
+        relative=100 * difference / abs(base) if base else math.nan,
+        low=low,
+        high=high,
+        p_permutation=p,
+        p_wilcoxon=wilcoxon_p(by_subject) if tested else math.nan,
+        p_holm=p if primary else math.nan,
+        effect=difference / spread * hedges if spread and spread > 0 else math.nan,
+        seeds_lower=int((np.nanmean(table, axis=0) < 0).sum()),
+        primary=primary,
+        detectable=100 * detectable(n, spread) / abs(base) if tested and base else math.nan,
+        verdict="",
+    )
+
+
+def permutation_p(differences: Cell, *, seed: int = 0, draws: int = DRAWS) -> float:
+    """Test whether paired differences are centred on 0, by flipping signs.
+
+    All flips are tried up to fourteen subjects, `draws` random ones beyond.
+
+    Args:
+        differences: One for each subject, shape (n,).
+        seed: Of the random flips.
+        draws: How many.
+
+    Returns:
+        Two-sided p.
+    """
+    n = len(differences)
+    if n <= EXACT:
+        signs = np.array(list(product((1.0, -1.0), repeat=n)))
+    else:
+        signs = np.random.default_rng(seed).choice((1.0, -1.0), (draws, n))
+    means, seen = np.abs(signs @ differences) / n, abs(float(differences.mean()))
+    extreme = int((means >= seen * (1 - 1e-12)).sum())
+    return extreme / len(means) if n <= EXACT else (extreme + 1) / (draws + 1)
+
+
+def wilcoxon_p(differences: Cell) -> float:
+    """Return the two-sided p of Wilcoxon's signed rank test; 1 where all differences are 0."""
+    from scipy.stats import wilcoxon
+
+    return float(wilcoxon(differences).pvalue) if np.any(differences) else 1.0
+
+
+def cluster_interval(table: Cell, *, seed: int = 0, draws: int = DRAWS) -> tuple[float, float]:
+    """Return a 95 % interval of the mean that resamples subjects and seeds alike.
+
+    Bias-corrected and accelerated (BCa), the acceleration from leaving out one
+    subject at a time.
+
+    Args:
+        table: Differences, shape (subjects, seeds); NaN where one is missing.
+        seed: Of the resampling.
+        draws: How many.
+
+    Reference:
+        Efron, Better bootstrap confidence intervals, JASA 1987.
+    """
+    from statistics import NormalDist
+
+    rng, (n, m) = np.random.default_rng(seed), table.shape
+    filled = np.where(np.isnan(table), np.nanmean(table, axis=1, keepdims=True), table)
+    people = rng.multinomial(n, np.full(n, 1 / n), draws) / n
+    seeds = rng.multinomial(m, np.full(m, 1 / m), draws) / m
+    means = np.einsum("dn,nm,dm->d", people, filled, seeds, optimize=True)
+    centre = float(filled.mean())
+    if np.ptp(means) == 0:
+        return centre, centre
+    normal = NormalDist()
+    share = float(np.clip(np.mean(means < centre) + np.mean(means == centre) / 2, 1 / draws, 1 - 1 / draws))
+    bias = normal.inv_cdf(share)
+    left_out = (filled.sum() - filled.sum(axis=1)) / (m * (n - 1))
+    apart = left_out.mean() - left_out
+    size = float((apart**2).sum() ** 1.5)
+    acceleration = float((apart**3).sum()) / (6 * size) if size else 0.0
+    ends = []
+    for level in (ALPHA / 2, 1 - ALPHA / 2):
+        z = bias + normal.inv_cdf(level)
+        ends.append(normal.cdf(bias + z / (1 - acceleration * z)))
+    low, high = np.quantile(means, ends).tolist()
+    return low, high
+
+
+def detectable(n: int, spread: float) -> float:
+    """Return the smallest difference that n subjects of this spread show in four of five studies.
+
+    Args:
+        n: Subjects, at least `FEWEST`.
+        spread: SD of their paired differences.
+
+    Returns:
+        In the unit of `spread`; of a two-sided paired t test at 5 %.
+    """
+    from scipy.optimize import brentq
+    from scipy.stats import nct, t
+
+    limit = float(t.ppf(1 - ALPHA / 2, n - 1))
+
+    def lack(shift: float) -> float:  # the other tail is negligible here
+        return float(nct.sf(limit, n - 1, shift)) - POWER
+
+    return float(brentq(lack, 0.0, 10.0)) / math.sqrt(n) * spread
+
+
+def _holm(ps: Sequence[float]) -> list[float]:
+    """Correct p values over a family (Holm 1979); NaN stays, and does not count."""
+    known = [index for index, p in enumerate(ps) if not math.isnan(p)]
+    corrected, largest = list(ps), 0.0
+    for rank, index in enumerate(sorted(known, key=lambda index: ps[index])):
+        largest = max(largest, min(1.0, (len(known) - rank) * ps[index]))
+        corrected[index] = largest
+    return corrected
+
+
+def _verdict(one: Comparison) -> str:
+    kind = "primary" if one.primary else "exploratory"
+    what = f"{one.metric} in {one.region}, {one.arm} against {one.against} ({kind})"
+    interval = f"{one.relative:+.1f} %, 95 % interval {one.low:+.3g} to {one.high:+.3g} {one.unit}".rstrip(" 1")
+    alike = max(one.seeds_lower, one.seeds - one.seeds_lower)
+    seeds = f"same sign in {alike} of {one.seeds} seeds"
+    if one.subjects < FEWEST:
+        return f"{what}: {interval}; not tested, {one.subjects} subjects are too few; {seeds}"
+    if one.p_holm >= ALPHA or one.low <= 0 <= one.high:  # subjects alone do not see that seeds disagree
+        least = f"{one.subjects} subjects would show {one.detectable:.1f} % in four of five studies"
+        return f"{what}: no difference shown, {interval}, p {one.p_holm:.2g}; {least}; {seeds}"
+    better = (one.difference > 0) == (one.metric in HIGHER)
+    return f"{what}: {'better' if better else 'worse'}, {interval}, p {one.p_holm:.2g}; {seeds}"
+
+
+def write_statistics(path: Path, comparisons: Sequence[Comparison]) -> None:
+    """Write comparisons as CSV, one a row, at full precision.
+
+    Raises:
+        ChiasmError: If the file cannot be written.
+    """
+    text = io.StringIO()
+    names = [field.name for field in fields(Comparison)]
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(names)
+    writer.writerows([getattr(one, name) for name in names] for one in comparisons)
+    write_text(path, text.getvalue())

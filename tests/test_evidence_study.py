@@ -1,0 +1,142 @@
+"""A study end to end on toys: jobs that are recognised, resumed, named when they fail; runners that agree."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from chiasm.errors import ChiasmError, RecipeError
+from chiasm.evidence.runners import RUNNERS, find_runner
+from chiasm.evidence.study import Done, read_study, run_study, tell_jobs
+from chiasm.storage import write_toml
+from conftest import QUICK
+from synthetic_cohort import write_brats
+
+SETTINGS = [
+    f"{name}={list(value) if isinstance(value, tuple) else value}"
+    for name, value in QUICK.items()
+    if name.split(".")[0] in ("generator", "discriminators", "training") or name == "data.patch"
+]
+
+
+def study_file(folder: Path, cohort: Path, **changes: object) -> Path:
+    content = {
+        "data": str(cohort), "source": ["t1"], "target": "t2", "arms": ["A1", "A7"], "folds": 3, "only_folds": [0],
+        "seeds": [0, 1], "size": "tiny", "steps": 12, "set": SETTINGS,
+        "primary": {"arm": "A7", "against": "A1", "metric": "mae", "region": "mask"},
+    } | changes  # fmt: skip
+    path = folder / "study.toml"
+    write_toml(path, {name: value for name, value in content.items() if value is not None})
+    return path
+
+
+def study(path: Path, out: Path, **options: object) -> Done:
+    return run_study(path, out, say=lambda _: None, **options)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def finished(toy_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Done]:
+    folder = tmp_path_factory.mktemp("study")
+    path = study_file(folder, toy_cohort)
+    return path, folder / "out", study(path, folder / "out")
+
+
+def test_a_study_leaves_rows_statistics_and_a_page(finished: tuple[Path, Path, Done]) -> None:
+    _, out, done = finished
+    assert not done.failed and done.report == out / "report.html"
+    with (out / "evaluation.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    arms = {(row["method"], row["seed"]) for row in rows}
+    assert arms >= {("A1", "0"), ("A1", "1"), ("A7", "0"), ("A7", "1"), ("lookup", "0")}
+    count = {arm: sum(row["method"] == arm for row in rows) for arm in ("A1", "lookup")}
+    assert count["A1"] == count["lookup"]  # the baselines are scored once for each fold and seed, not once an arm
+    first = done.comparisons[0]
+    assert first.primary and (first.arm, first.against, first.seeds, first.subjects) == ("A7", "A1", 2, 2)
+    assert "too few" in first.verdict
+    assert (out / "statistics.csv").exists() and "too few" in done.report.read_text()
+
+
+def test_done_jobs_are_recognised_and_nothing_is_trained_again(finished: tuple[Path, Path, Done]) -> None:
+    path, out, done = finished
+    before = {file: file.stat().st_mtime_ns for file in out.glob("jobs/*/model/weights.safetensors")}
+    again = study(path, out)
+    assert again.rows == done.rows
+    assert {file: file.stat().st_mtime_ns for file in out.glob("jobs/*/model/weights.safetensors")} == before
+    assert tell_jobs(path, out)[-1].startswith("6 jobs, 6 done, 0 steps to do")
+
+
+def test_arms_branch_from_one_warm_up_and_do_not_repeat_it(finished: tuple[Path, Path, Done]) -> None:
+    path, out, _ = finished
+    lines = tell_jobs(path, out)
+    assert sum("warm-up" in line for line in lines) == 2
+    assert len(list(out.glob("jobs/*"))) == 6 and len(list(out.glob("jobs/*/model"))) == 4
+
+
+@pytest.mark.parametrize("runner", ["processes", "ray", "slurm"])
+def test_every_runner_gives_the_same_numbers(runner: str, finished: tuple[Path, Path, Done], tmp_path: Path) -> None:
+    package = {"ray": "ray", "slurm": "submitit"}.get(runner, "numpy")
+    pytest.importorskip(package, reason=f"the runner {runner} needs {package}")
+    path, _, done = finished
+    other = study(path, tmp_path / "out", runner=runner)
+    assert not other.failed
+    assert sorted(map(repr, other.rows)) == sorted(map(repr, done.rows))
+
+
+def test_a_warm_up_of_its_own_equals_the_shared_one_for_the_same_loss(
+    finished: tuple[Path, Path, Done], toy_cohort: Path, tmp_path: Path
+) -> None:
+    own = study(study_file(tmp_path, toy_cohort, warmup="own"), tmp_path / "out")
+    assert sorted(map(repr, own.rows)) == sorted(map(repr, finished[2].rows))
+
+
+def test_a_job_that_fails_is_named_and_the_others_are_done(toy_cohort: Path, tmp_path: Path) -> None:
+    changes = {"arms": ["A1", "A4"], "seeds": [0], "primary": None}
+    path = study_file(tmp_path, toy_cohort, **changes, set=[*SETTINGS, "loss.penalty=1e38"])
+    done = study(path, tmp_path / "out")
+    assert [outcome.name for outcome in done.failed] == ["A4 fold 0 seed 0"]
+    assert {row.method for row in done.rows} >= {"A1", "lookup"}
+    assert "A4 fold 0 seed 0" in done.report.read_text()
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"arms": ["A1", "A99"], "primary": None}, "A99"),
+        ({"arms": ["A1", "A1"]}, "twice"),
+        ({"folds": 40}, "fewer subjects"),
+        ({"primary": {"arm": "A7", "against": "A0", "metric": "mae", "region": "mask"}}, "A0"),
+        ({"primary": {"arm": "A7", "against": "A1", "metric": "mae", "region": "ET2"}}, "ET2"),
+        ({"size": "huge"}, "tiny"),
+        ({"seeds": []}, "seeds"),
+        ({"source": None}, "source"),
+        ({"colour": "red"}, "colour"),
+        ({"data": "nowhere"}, "nowhere"),
+        ({"target": "pet"}, "pet"),
+    ],
+)
+def test_an_impossible_study_is_refused_before_anything_runs(
+    changes: dict[str, object], told: str, toy_cohort: Path, tmp_path: Path
+) -> None:
+    path = study_file(tmp_path, toy_cohort, **changes)
+    with pytest.raises(ChiasmError, match=told):
+        study(path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_unknown_runners_list_the_known_ones() -> None:
+    with pytest.raises(RecipeError, match="serial, processes, ray, slurm"):
+        find_runner("fog")
+    assert all(find_runner(name) is RUNNERS[name] for name in RUNNERS)
+
+
+def test_a_change_of_the_data_makes_new_jobs(tmp_path: Path) -> None:
+    data = write_brats(tmp_path / "data", 3)
+    path = study_file(tmp_path, data, seeds=[0])
+    before = tell_jobs(path, tmp_path / "out")
+    file = data / "Toy_0001" / "Toy_0001_t1.nii.gz"
+    file.write_bytes(file.read_bytes() + b"\0")
+    after = tell_jobs(path, tmp_path / "out")
+    assert {line.split()[2] for line in before[:-1]}.isdisjoint({line.split()[2] for line in after[:-1]})
+    assert read_study(path).data == data

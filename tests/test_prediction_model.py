@@ -1,0 +1,284 @@
+"""The model folder: what comes back, what is refused, and what a kill leaves."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pickle
+import resource
+import shutil
+import signal
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import chiasm
+from chiasm.errors import ChiasmError, RunError
+from chiasm.networks.generator import KNOTS
+from chiasm.prediction import model as module
+from chiasm.prediction.model import (
+    CARD,
+    NEEDED,
+    WEIGHTS,
+    Model,
+    find_model,
+    input_statistics,
+    load_model,
+    make_generator,
+    save_model,
+    sealed,
+    source_channels,
+)
+from chiasm.recipe import make_recipe
+from chiasm.storage import read_toml, sha256_of, write_toml
+
+
+@pytest.fixture(scope="module")
+def model(finished_run: Path) -> Model:
+    return load_model(finished_run)
+
+
+@pytest.fixture
+def folder(finished_run: Path, tmp_path: Path) -> Path:
+    shutil.copytree(finished_run / "model", tmp_path / "model")
+    return tmp_path / "model"
+
+
+def sign_again(folder: Path, **changes: object) -> None:
+    """Do what somebody would who wanted a changed folder to be believed."""
+    card = {name: value for name, value in read_toml(folder / CARD).items() if name != "seal"}
+    card["sha256"] = {name: sha256_of(folder / name) for name in card["sha256"] if (folder / name).exists()}
+    write_toml(folder / CARD, sealed(card | changes))
+
+
+def predictions(model: Model) -> list[torch.Tensor]:
+    torch.manual_seed(0)
+    source = torch.randn(1, source_channels(model.plan), 16, 16)
+    assert model.local_judge is not None
+    with torch.no_grad():
+        image = model.generator(source)
+        return [image, *model.local_judge(torch.cat([source, image], dim=1))]
+
+
+def test_a_model_comes_back_with_the_same_predictions_and_records(model: Model, tmp_path: Path) -> None:
+    save_model(tmp_path / "model", model)
+    again = load_model(tmp_path / "model")
+    for a, b in zip(predictions(model), predictions(again), strict=True):
+        assert torch.equal(a, b)
+    assert (again.recipe, again.plan, again.calibration) == (model.recipe, model.plan, model.calibration)
+    assert again.error_scale == model.error_scale and again.sha256 == sha256_of(tmp_path / "model" / WEIGHTS)
+
+
+def test_a_model_without_judge_and_calibration_comes_back_so(model: Model, tmp_path: Path) -> None:
+    save_model(tmp_path / "model", replace(model, local_judge=None, calibration=None))
+    again = load_model(tmp_path / "model")
+    assert again.local_judge is None and again.calibration is None
+
+
+def test_a_flipped_bit_is_refused_in_every_file(folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    names = sorted(path.name for path in folder.iterdir())
+    assert set(names) > NEEDED and CARD in names
+    for name in names:
+        whole = (folder / name).read_bytes()
+        for place in {0, len(whole) - 1, *rng.integers(len(whole), size=6).tolist()}:
+            content = bytearray(whole)
+            content[place] ^= 1 << int(rng.integers(8))
+            if name == CARD and read_or_none(bytes(content), folder) == read_toml(folder / CARD):
+                continue  # white space
+            (folder / name).write_bytes(content)
+            with pytest.raises(RunError, match=None if name == CARD else name):
+                load_model(folder)
+            (folder / name).write_bytes(whole)
+    load_model(folder)
+
+
+def read_or_none(content: bytes, folder: Path) -> dict[str, object] | None:
+    path = folder.with_name("card.toml")
+    path.write_bytes(content)
+    try:
+        return read_toml(path)
+    except RunError:
+        return None
+
+
+def test_a_changed_number_in_the_card_is_refused(folder: Path) -> None:
+    card = read_toml(folder / CARD)
+    write_toml(folder / CARD, card | {"error_scale": card["error_scale"] * 2})
+    with pytest.raises(RunError, match="changed since") as caught:
+        load_model(folder)
+    assert caught.value.reason == "damaged" and caught.value.path == folder / CARD
+
+
+@pytest.mark.parametrize("name", sorted(NEEDED))
+def test_a_missing_file_is_refused_even_where_the_card_does_not_name_it(name: str, folder: Path) -> None:
+    (folder / name).unlink()
+    with pytest.raises(RunError, match=name):
+        load_model(folder)
+    sign_again(folder)
+    with pytest.raises(RunError, match=CARD):
+        load_model(folder)
+
+
+def test_a_calibration_that_the_card_does_not_name_is_not_used(model: Model, folder: Path, tmp_path: Path) -> None:
+    save_model(tmp_path / "plain", replace(model, calibration=None))
+    shutil.copy(folder / "calibration.json", tmp_path / "plain")
+    assert load_model(tmp_path / "plain").calibration is None
+
+
+@pytest.mark.parametrize("number", [2, "1", None])
+def test_another_format_is_refused_and_named(number: object, folder: Path) -> None:
+    sign_again(folder, **({"format": number} if number else {}))
+    if number is None:
+        card = read_toml(folder / CARD)
+        write_toml(folder / CARD, {name: value for name, value in card.items() if name != "format"})
+    with pytest.raises(RunError, match=r"expected 1\)") as caught:
+        load_model(folder)
+    assert caught.value.reason == "format"
+
+
+class Trap:
+    """Runs something when it is unpickled."""
+
+    def __init__(self, proof: Path) -> None:
+        self.proof = proof
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.proof),)
+
+
+@pytest.mark.parametrize("kind", ["pickle", "torch", "torchscript", "cut", "other network"])
+def test_what_stands_in_place_of_weights_is_refused_and_never_run(kind: str, folder: Path, tmp_path: Path) -> None:
+    path, proof = folder / WEIGHTS, tmp_path / "it ran"
+    if kind == "pickle":
+        path.write_bytes(pickle.dumps(Trap(proof)))
+    elif kind == "torch":
+        torch.save({"generator": Trap(proof)}, path)
+    elif kind == "torchscript":
+        archive = torch._C.PyTorchFileWriter(str(path))  # what torch.jit.save writes, without its deprecation
+        archive.write_record("data.pkl", pickle.dumps(Trap(proof)), len(pickle.dumps(Trap(proof))))
+        archive.write_end_of_file()
+    elif kind == "cut":
+        path.write_bytes(path.read_bytes()[:-100])
+    else:
+        from safetensors.torch import save_file
+
+        save_file({"generator.stem": torch.zeros(3)}, path)
+    sign_again(folder)
+    for load in (load_model, chiasm.load):
+        with pytest.raises(RunError, match=r"weights\.safetensors") as caught:
+            load(folder)
+        assert caught.value.reason == "damaged"
+    assert not proof.exists()
+
+
+class Killed(BaseException):
+    """Nothing handles it, as nothing handles SIGKILL."""
+
+
+@pytest.mark.parametrize("last", range(18))
+def test_a_kill_at_any_moment_leaves_the_old_model_or_the_new_one(
+    last: int, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "model"
+    save_model(folder, replace(model, error_scale=1.0))
+    save_model(folder, replace(model, error_scale=2.0))
+    calls = []
+
+    def mortal(function):  # type: ignore[no-untyped-def]
+        def run(*arguments, **options):  # type: ignore[no-untyped-def]
+            if len(calls) >= last:
+                raise Killed
+            calls.append(function)
+            return function(*arguments, **options)
+
+        return run
+
+    with monkeypatch.context() as patch:
+        for owner, name in ((Path, "rename"), (Path, "replace"), (module, "sha256_of"), (shutil, "rmtree")):
+            patch.setattr(owner, name, mortal(getattr(owner, name)))
+        with suppress(Killed):
+            save_model(folder, replace(model, error_scale=3.0))
+    assert load_model(folder).error_scale in (2.0, 3.0)
+    assert load_model(tmp_path).error_scale in (2.0, 3.0)
+    save_model(folder, replace(model, error_scale=4.0))
+    assert load_model(folder).error_scale == 4.0
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]  # and nothing is left over
+
+
+def test_a_full_disk_keeps_the_old_model_and_leaves_nothing_partial(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "model"
+    save_model(folder, model)
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(ChiasmError, match=r"No space left.*MiB free"):
+            save_model(folder, replace(model, error_scale=9.0))
+    assert load_model(folder).error_scale == model.error_scale
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_real_limit_on_file_size_is_told_as_one(model: Model, tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, before[1]))
+        with pytest.raises(ChiasmError, match="cannot be written: File too large"):
+            save_model(tmp_path / "model", model)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_without_a_model_says_which_kind_of_folder_it_is(finished_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="holds no model"):
+        find_model(tmp_path)
+    shutil.copy(finished_run / "recipe.toml", tmp_path)
+    with pytest.raises(RunError, match="no finished model yet"):
+        find_model(tmp_path)
+    assert find_model(finished_run) == finished_run / "model" == find_model(finished_run / "model")
+
+
+def test_a_model_is_found_from_inside_its_folder(finished_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(finished_run / "model")
+    assert find_model(Path()) == Path()
+
+
+def test_channels_and_their_statistics_follow_sources_and_slices(model: Model) -> None:
+    plan = replace(
+        model.plan,
+        sources=("a", "b"),
+        source_kinds=model.plan.source_kinds * 2,
+        source_ranges=model.plan.source_ranges * 2,
+        source_histograms=model.plan.source_histograms * 2,
+        source_limits=model.plan.source_limits * 2,
+        input_mean=(1.0, 2.0, 3.0),
+        input_sd=(4.0, 5.0, 6.0),
+        slices=3,
+    )
+    assert source_channels(plan) == 6
+    mean, sd = input_statistics(plan)
+    assert (mean.tolist(), sd.tolist()) == ([1, 1, 1, 2, 2, 2, 3], [4, 4, 4, 5, 5, 5, 6])
+    solid = replace(plan, dims=3, slices=1, patch=(32, 32, 32))
+    assert source_channels(solid) == 2 and input_statistics(solid)[0].tolist() == [1, 2, 3]
+
+
+def test_an_untrained_lookup_generator_is_the_plans_lookup(model: Model) -> None:
+    plan = replace(model.plan, lookup=((-1.0, 0.0, 2.0), (3.0, 1.0, -4.0)), slices=3)
+    generator = make_generator(make_recipe("A1", "tiny", {"generator.skip": "lookup"}), plan).eval()
+    source = torch.linspace(-1, 2, 3 * 16 * 16).reshape(1, 3, 16, 16)
+    expected = np.interp(source[0, 1].numpy(), *plan.lookup)  # of the slice in the middle
+    step = 7 / (KNOTS - 1)  # the generator's table has knots of its own
+    np.testing.assert_allclose(generator(source)[0, 0].detach().numpy(), expected, atol=step)
+    assert isinstance(generator, nn.Module)

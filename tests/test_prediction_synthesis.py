@@ -1,0 +1,278 @@
+"""Whole volumes: units, background, warnings and position, with networks whose answer is known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from chiasm.cohorts.intensity import IntensityMap
+from chiasm.cohorts.planning import Plan
+from chiasm.cohorts.preparation import prepare_source
+from chiasm.networks.discriminators import LocalDiscriminator, LocalLogits
+from chiasm.networks.generator import Generator
+from chiasm.prediction import synthesis
+from chiasm.prediction.calibration import Calibration
+from chiasm.prediction.engines import Engine
+from chiasm.prediction.model import Model, load_model, make_generator, make_local_discriminator
+from chiasm.prediction.synthesis import Synthesis, synthesise, synthesise_prepared
+from chiasm.recipe import make_recipe
+from chiasm.volumes import Geometry, Volume, same_grid
+from conftest import QUICK
+from synthetic_cohort import affine, body, pair
+
+ENGINE = Engine(torch.device("cpu"), "32-true")
+
+
+class Given(nn.Module):
+    """A generator that answers with a function of the first source channel."""
+
+    def __init__(self, answer: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, source: Tensor) -> Tensor:
+        return self.answer(source[:, :1])
+
+
+class Doubtful(nn.Module):
+    """A local discriminator with the same logit everywhere."""
+
+    def __init__(self, logit: float) -> None:
+        super().__init__()
+        self.logit = logit
+
+    def forward(self, images: Tensor) -> LocalLogits:
+        flat = torch.full_like(images[:, :1], self.logit)
+        return LocalLogits(flat, flat, flat)
+
+
+@pytest.fixture(scope="module")
+def model(finished_run: Path) -> Model:
+    """The networks are replaced by known ones; "identity" of raw values, apart from the scale."""
+    trained = load_model(finished_run)
+    plan = replace(trained.plan, target_reference=IntensityMap("zscore", (100.0, 150.0), (0.0, 1.0)), slices=1)
+    plan = replace(plan, target_range=(0.0, 400.0), target_unit="a.u.", target_background=0.0)
+    return replace(
+        trained, plan=plan, generator=Given(lambda x: 0 * x + 2), local_judge=Doubtful(0.0), error_scale=0.5,
+        calibration=None,
+    )  # fmt: skip
+
+
+def volume(array: NDArray[np.float32] | None = None, matrix: NDArray[np.float64] | None = None) -> Volume:
+    array = pair(1)[0] if array is None else array
+    i, j, k = array.shape
+    return Volume(array, Geometry((i, j, k), affine() if matrix is None else matrix))
+
+
+def made(model: Model, source: Volume | None = None, mask: Volume | None = None) -> Synthesis:
+    return synthesise(model, [volume() if source is None else source], mask=mask, engine=ENGINE)
+
+
+def hounsfield(model: Model) -> Model:
+    window = (-1000.0, 2000.0)
+    plan = replace(
+        model.plan,
+        target="ct",
+        target_kind="hu",
+        target_unit="HU",
+        target_range=window,
+        target_reference=IntensityMap("hu", window, (-1.0, 1.0)),
+        target_background=-1000.0,
+    )
+    return replace(model, plan=plan)
+
+
+def test_predictions_come_out_in_target_units_and_background_outside_the_mask(model: Model) -> None:
+    found = made(model)
+    inside = found.mask.array
+    assert 0.2 < inside.mean() < 0.8
+    np.testing.assert_allclose(found.image.array[inside], 100 + 2 * 50, rtol=1e-6)
+    assert (found.image.array[~inside] == 0).all()
+
+
+def test_hounsfield_units_are_clipped_to_the_window_and_air_lies_outside_the_mask(model: Model) -> None:
+    for answer, value in ((-9.0, -1000.0), (9.0, 2000.0), (0.5, 1250.0)):
+        found = made(replace(hounsfield(model), generator=Given(lambda x, answer=answer: 0 * x + answer)))  # type: ignore[misc]
+        np.testing.assert_allclose(found.image.array[found.mask.array], value, rtol=1e-6)
+        assert (found.image.array[~found.mask.array] == -1000).all()
+
+
+def test_reliability_is_the_score_times_the_slope_of_the_targets_units(model: Model) -> None:
+    """-s log sigmoid(0) = 0.5 ln 2; one normalised unit is 50 raw ones, or 1500 HU where 3000 HU become 2."""
+    for one, slope in ((model, 50.0), (hounsfield(model), 1500.0)):
+        found = made(one)
+        assert found.reliability is not None
+        np.testing.assert_allclose(found.reliability.array[found.mask.array], 0.5 * np.log(2) * slope, rtol=1e-5)
+        assert (found.reliability.array[~found.mask.array] == 0).all()
+
+
+def test_a_calibrated_reliability_is_the_expected_error_in_target_units(model: Model) -> None:
+    score = 0.5 * np.log(2)
+    calibration = Calibration((0.0, 2 * score), (0.0, 0.8), ("a",), 5000, 0.4)
+    found = made(replace(model, calibration=calibration))
+    assert found.reliability is not None
+    np.testing.assert_allclose(found.reliability.array[found.mask.array], 0.4 * 50, rtol=1e-5)
+
+
+def test_warnings_say_what_a_reader_must_know(model: Model) -> None:
+    good = Calibration((0.0, 1.0), (0.0, 1.0), ("a",), 5000, 0.4)
+    assert made(replace(model, calibration=good)).warnings == ()
+    for changed, told in (
+        (model, "not calibrated"),
+        (replace(model, calibration=replace(good, spearman=-0.2)), "do not use it"),
+        (replace(model, calibration=replace(good, spearman=0.0)), "do not use it"),
+        (replace(model, local_judge=None), "no local discriminator"),
+    ):
+        found = made(changed)
+        assert len(found.warnings) == 1 and told in found.warnings[0]
+        assert (found.reliability is None) == (changed.local_judge is None)
+    odd = made(replace(model, calibration=good), volume(matrix=affine((4.0, 4.0, 9.0))))
+    assert "unlike the training cases" in odd.warnings[0]
+
+
+def test_nothing_outside_the_mask_dims_the_rim_of_a_coarser_prediction(model: Model) -> None:
+    """Invariant: a network that says one number everywhere says it everywhere on the source's grid."""
+    coarse = replace(model, plan=replace(model.plan, spacing_mm=(2.3, 2.1, 4.0)))
+    found = made(coarse)
+    inside = found.mask.array
+    np.testing.assert_allclose(found.image.array[inside], 200, rtol=1e-4)
+    assert found.reliability is not None
+    np.testing.assert_allclose(found.reliability.array[inside], 25 * np.log(2), rtol=1e-4)
+    overlap = 2 * (inside & body()).sum() / (inside.sum() + body().sum())
+    assert overlap > 0.9
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 3.0), (2.0, 2.0, 3.0), (1.7, 2.3, 4.1)])
+def test_a_blob_stays_where_it_is_at_a_coarser_spacing(spacing: tuple[float, float, float], model: Model) -> None:
+    shape = (36, 40, 12)
+    steps = np.meshgrid(*(np.arange(n) for n in shape), indexing="ij")
+    centre = np.array([14.0, 23.0, 5.5])
+    distance = sum(((step - c) * mm) ** 2 for step, c, mm in zip(steps, centre, (1, 1, 3)))
+    blob = np.exp(-distance / (2 * 5.0**2)).astype(np.float32)
+    array = (100 + 900 * blob).astype(np.float32) + np.random.default_rng(0).normal(size=shape).astype(np.float32) * 5
+    mask = volume(np.ones(shape, np.uint8))  # type: ignore[arg-type]
+    one = replace(model, plan=replace(model.plan, spacing_mm=spacing), generator=Given(lambda x: x))
+    image = made(one, volume(array), mask).image.array
+    strength = np.clip(image - np.quantile(image, 0.85), 0, None)
+    expected = np.clip(array - np.quantile(array, 0.85), 0, None)
+    places = [(a * np.stack(steps)).sum((1, 2, 3)) / a.sum() for a in (strength, expected)]
+    np.testing.assert_allclose(*places, atol=0.25)  # of a voxel of the source
+
+
+def oblique() -> NDArray[np.float64]:
+    turn = np.eye(3)
+    for angle, (a, b) in zip((0.15, -0.2, 0.1), ((0, 1), (1, 2), (0, 2))):
+        step = np.eye(3)
+        step[[a, a, b, b], [a, b, a, b]] = np.cos(angle), -np.sin(angle), np.sin(angle), np.cos(angle)
+        turn = turn @ step
+    matrix = np.eye(4)
+    matrix[:3, :3] = turn @ np.diag([1.0, 1.0, 3.0])
+    matrix[:3, 3] = 11, -7, 3
+    return matrix
+
+
+def test_the_output_lies_on_the_sources_grid_however_it_is_stored(model: Model) -> None:
+    """Stored slices first and mirrored, on a tilted grid, each voxel gets what it gets in plain storage."""
+    one = replace(model, generator=Given(lambda x: x))
+    plain = volume(matrix=oblique())
+    matrix = oblique()[:, [2, 0, 1, 3]]
+    matrix[:3, 3] += matrix[:3, 1] * 35  # I runs backwards, second in storage
+    matrix[:3, 1] *= -1
+    turned = volume(np.ascontiguousarray(np.moveaxis(plain.array, 2, 0)[:, ::-1]), matrix)
+    a, b = made(one, plain), made(one, turned)
+    for part in (b.image, b.mask, b.reliability):
+        assert part is not None and part.array.shape == turned.array.shape
+        assert same_grid(part.geometry, turned.geometry)
+    np.testing.assert_array_equal(np.moveaxis(b.mask.array[:, ::-1], 0, 2), a.mask.array)
+    np.testing.assert_allclose(np.moveaxis(b.image.array[:, ::-1], 0, 2), a.image.array, atol=1e-3)
+    correlation = np.corrcoef(a.image.array[a.mask.array], plain.array[a.mask.array])[0, 1]
+    assert correlation > 0.9999  # the identity comes back as itself, up to its scale
+
+
+def test_a_given_mask_is_where_the_networks_are_asked(model: Model) -> None:
+    chosen = np.zeros((36, 40, 12), np.uint8)
+    chosen[10:25, 12:30, 3:9] = 1
+    found = made(model, None, volume(chosen))  # type: ignore[arg-type]
+    np.testing.assert_array_equal(found.mask.array, chosen > 0)
+
+
+def networks(plan: Plan, kind: str) -> tuple[Generator, LocalDiscriminator, Plan]:
+    """Random networks that depend on everything around a voxel."""
+    dims = {"data.dims": kind, "generator.skip": "none", "generator.widths": (4, 6, 8)}
+    recipe = make_recipe("A7", "tiny", {**QUICK, **dims})
+    changed = replace(
+        plan,
+        dims=3 if kind == "3d" else 2,
+        slices=3 if kind == "2.5d" else 1,
+        patch=(32, 32, 32) if kind == "3d" else (32, 32),
+    )
+    torch.manual_seed(0)
+    generator, judge = make_generator(recipe, changed), make_local_discriminator(recipe, changed)
+    return generator.eval(), judge.eval(), changed  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("kind", ["2d", "2.5d", "3d"])
+def test_neither_batch_nor_tile_changes_the_result(kind: str, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator, judge, plan = networks(model.plan, kind)
+    rng = np.random.default_rng(0)
+    shape = (50, 43, 70) if kind == "3d" else (37, 41, 9)
+    mask = rng.random(shape) < 0.9
+    source = np.where(mask, rng.normal(size=(1, *shape)), 0).astype(np.float32)
+
+    def maps() -> synthesis.Maps:
+        return synthesise_prepared(
+            generator, judge, source, mask, plan=plan, conditional=True, error_scale=0.5, engine=ENGINE
+        )
+
+    whole = maps()
+    monkeypatch.setattr(synthesis, "TILE", 8)
+    monkeypatch.setattr(synthesis, "SLICES_AT_ONCE", 2)
+    cut = maps()
+    for a, b in zip(whole, cut, strict=True):
+        assert a is not None and b is not None and a.shape == shape and float(a.std()) > 0
+        np.testing.assert_allclose(a, b, atol=2e-5)
+        assert (a[~mask] == 0).all()
+
+
+@pytest.mark.parametrize("kind", ["2d", "2.5d", "3d"])
+def test_maps_are_what_the_networks_say_when_asked_by_hand(kind: str, model: Model) -> None:
+    generator, judge, plan = networks(model.plan, kind)
+    rng = np.random.default_rng(1)
+    shape = (16, 16, 16) if kind == "3d" else (16, 16, 5)
+    mask = rng.random(shape) < 0.9
+    source = np.where(mask, rng.normal(size=(1, *shape)), 0).astype(np.float32)
+    found = synthesise_prepared(
+        generator, judge, source, mask, plan=plan, conditional=True, error_scale=0.5, engine=ENGINE
+    )
+    at: tuple[object, ...] = (Ellipsis,) if kind == "3d" else (Ellipsis, 2)
+    places = {"3d": [], "2d": [2], "2.5d": [1, 2, 3]}[kind]
+    stack = source[None] if kind == "3d" else np.stack([source[0, ..., k] for k in places])[None]
+    with torch.no_grad():
+        image = generator(torch.from_numpy(stack)) * torch.from_numpy(mask[at])
+        logits = judge(torch.cat([torch.from_numpy(stack), image], dim=1))
+    score = np.where(mask[at], -0.5 * torch.nn.functional.logsigmoid(logits.magnitude)[0, 0].numpy(), 0)
+    assert found.magnitude is not None and found.structured is not None and found.realness is not None
+    np.testing.assert_allclose(found.prediction[at], image[0, 0].numpy(), atol=1e-5)
+    np.testing.assert_allclose(found.magnitude[at], score, atol=1e-5)
+    for doubt, logit in ((found.structured, logits.structured), (found.realness, logits.realness)):
+        expected = np.where(mask[at], 1 - torch.sigmoid(logit)[0, 0].numpy(), 0)
+        np.testing.assert_allclose(doubt[at], expected, atol=1e-5)
+
+
+def test_extreme_logits_give_finite_maps(model: Model) -> None:
+    for logit, least, most in ((-200.0, 99.0, 101.0), (200.0, 0.0, 1e-6)):
+        prepared = prepare_source([volume()], model.plan)
+        found = synthesise_prepared(
+            model.generator, Doubtful(logit), prepared.array, prepared.mask,
+            plan=model.plan, conditional=True, error_scale=0.5, engine=ENGINE,
+        )  # fmt: skip
+        assert all(part is not None and np.isfinite(part).all() for part in found)
+        assert found.magnitude is not None
+        assert least <= found.magnitude[prepared.mask].min() and found.magnitude.max() <= most

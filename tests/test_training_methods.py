@@ -1,0 +1,133 @@
+"""Which players an arm has, and that their first weights depend on the seed alone; the loop's own small parts."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from chiasm.cohorts.planning import Plan, read_plan
+from chiasm.recipe import ARMS, Recipe, make_recipe
+from chiasm.training.loop import _cut_log, _signals, _validation_steps
+from chiasm.training.methods import make_players, needs_local_judge
+from conftest import QUICK
+
+
+@pytest.fixture(scope="module")
+def plan(finished_run: Path) -> Plan:
+    return read_plan(finished_run / "plan.toml")
+
+
+def recipe(method: str, **changes: object) -> Recipe:
+    return make_recipe(method, "tiny", {**QUICK, **{name.replace("__", "."): v for name, v in changes.items()}})
+
+
+#: Players beside the generator: global, second global, local.
+JUDGES = {
+    **dict.fromkeys(("A0", "A1", "A2", "C1", "C2", "C3", "C6", "C7"), ""),
+    **dict.fromkeys(("A3", "A4"), "global"),
+    **dict.fromkeys(("A5", "A10"), "local"),
+    **dict.fromkeys(("A6", "A6b", "A7", "A8", "A8n", "A9", "A11", "A12", "A13", "A16", "C4"), "global local"),
+    "C5": "global second",
+}
+
+
+@pytest.mark.parametrize("method", list(ARMS))
+def test_an_arm_has_the_judges_it_asks_and_no_other(method: str, plan: Plan) -> None:
+    asked = recipe(method)
+    players = make_players(asked, plan, 0)
+    there = {
+        "global": players.global_judge is not None,
+        "second": players.second_judge is not None,
+        "local": players.local_judge is not None,
+    }
+    assert " ".join(name for name, present in there.items() if present) == JUDGES[method]
+    assert needs_local_judge(asked) == there["local"]
+
+
+def same(a: torch.nn.Module | None, b: torch.nn.Module | None) -> bool:
+    assert a is not None and b is not None
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def test_first_weights_depend_on_the_seed_and_not_on_which_players_there_are(plan: Plan) -> None:
+    unskipped = {"generator__skip": "none"}
+    full, alone = make_players(recipe("A7", **unskipped), plan, 5), make_players(recipe("A1", **unskipped), plan, 5)
+    assert same(full.generator, alone.generator)
+    assert same(full.global_judge, make_players(recipe("A3"), plan, 5).global_judge)
+    assert same(full.local_judge, make_players(recipe("A10", generator__widths=(4, 4, 4)), plan, 5).local_judge)
+    other = make_players(recipe("A7", **unskipped), plan, 6)
+    assert not same(full.generator, other.generator) and not same(full.global_judge, other.global_judge)
+    twins = make_players(recipe("C5"), plan, 5)
+    assert not same(twins.global_judge, twins.second_judge)
+
+
+def test_making_players_leaves_everybody_elses_random_numbers_alone(plan: Plan) -> None:
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    make_players(recipe("A7"), plan, 9)
+    assert torch.equal(torch.rand(4), expected)
+
+
+def test_an_unconditional_local_judge_sees_the_image_alone(plan: Plan) -> None:
+    conditional, alone = (make_players(recipe(m), plan, 0).local_judge for m in ("A7", "A11"))
+    assert conditional is not None and alone is not None
+    assert alone(torch.zeros(1, 1, 16, 16)).realness.shape == (1, 1, 16, 16)
+    channels = len(plan.sources) * plan.slices + 1
+    assert conditional(torch.zeros(1, channels, 16, 16)).realness.shape == (1, 1, 16, 16)
+
+
+def test_validations_are_spread_evenly_and_one_comes_before_the_attention() -> None:
+    settings = {"schedule__steps": 100, "training__validations": 4, "schedule__ramp": 0.05}
+    settings |= {"schedule__generator_alone": 0.4, "schedule__critics_alone": 0.15}
+    assert _validation_steps(recipe("A1", **settings)) == [25, 50, 75, 100]
+    assert _validation_steps(recipe("A7", **settings)) == [25, 50, 60, 75, 100]
+    assert _validation_steps(recipe("A7", schedule__steps=2, training__validations=50))[-1] == 2
+
+
+def test_a_resumed_log_holds_no_line_twice_and_no_half_one(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    lines = [json.dumps({"kind": "step", "step": step}) for step in (1, 2, 3, 4)]
+    path.write_text("\n".join(lines) + '\n{"kind": "st')
+    _cut_log(path, 2)
+    assert path.read_text() == "".join(f"{line}\n" for line in lines[:2])
+
+
+def test_a_kill_while_the_log_is_cut_leaves_it_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n')
+
+    def killed(_: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", killed)
+    with pytest.raises(KeyboardInterrupt):
+        _cut_log(path, 1)
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+def test_signals_are_collected_and_given_back() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with _signals() as caught:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert caught == [signal.SIGTERM]
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_run_in_another_thread_leaves_signals_to_their_owner() -> None:
+    found: list[object] = []
+
+    def run() -> None:
+        with _signals() as caught:
+            found.append(list(caught))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert found == [[]]
