@@ -14,6 +14,7 @@ from scipy import stats
 from chiasm.errors import CohortError
 from chiasm.evidence.evaluation import Row
 from chiasm.evidence.statistics import (
+    Declared,
     _holm,
     cluster_interval,
     compare_methods,
@@ -102,7 +103,7 @@ def test_what_n_can_detect_has_the_power_it_claims() -> None:
 
 
 def test_a_true_difference_is_found_and_told_with_its_interval() -> None:
-    (one,) = compared(rows(-0.1), primary=("A7", "A6b", "WT", "mae"))
+    (one,) = compared(rows(-0.1), declared=[Declared("A7", "A6b", "WT", "mae")])
     assert one.primary and one.subjects == 12 and one.seeds == 3 and one.seeds_lower == 3
     assert one.low < -0.1 < one.high < 0 and one.p_holm == one.p_permutation < 0.01
     assert one.difference == pytest.approx(-0.1, abs=0.02) and one.effect < -3
@@ -141,7 +142,11 @@ def test_a_family_of_exploratory_comparisons_is_corrected_and_the_primary_is_not
         for row in rows(-0.02, noise=0.03)
     ]
     done = compare_methods(
-        found, [("A7", "A6b")], metrics=["mae"], regions=["WT", "TC", "healthy"], primary=("A7", "A6b", "TC", "mae")
+        found,
+        [("A7", "A6b")],
+        metrics=["mae"],
+        regions=["WT", "TC", "healthy"],
+        declared=[Declared("A7", "A6b", "TC", "mae")],
     )
     assert [one.region for one in done] == ["TC", "WT", "healthy"]
     assert done[0].p_holm == done[0].p_permutation

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from chiasm.errors import ChiasmError, RecipeError
+from chiasm.evidence.jobs import read_study
 from chiasm.evidence.runners import RUNNERS, find_runner
-from chiasm.evidence.study import Done, read_study, run_study, tell_jobs
+from chiasm.evidence.study import Done, run_study, tell_jobs
 from chiasm.storage import write_toml
 from conftest import QUICK
 from synthetic_cohort import write_brats
@@ -64,14 +65,15 @@ def test_done_jobs_are_recognised_and_nothing_is_trained_again(finished: tuple[P
     again = study(path, out)
     assert again.rows == done.rows
     assert {file: file.stat().st_mtime_ns for file in out.glob("jobs/*/model/weights.safetensors")} == before
-    assert tell_jobs(path, out)[-1].startswith("6 jobs, 6 done, 0 steps to do")
+    assert tell_jobs(path, out)[-1].startswith("8 jobs, 8 done, 0 steps to do")
 
 
 def test_arms_branch_from_one_warm_up_and_do_not_repeat_it(finished: tuple[Path, Path, Done]) -> None:
     path, out, _ = finished
     lines = tell_jobs(path, out)
-    assert sum("warm-up" in line for line in lines) == 2
-    assert len(list(out.glob("jobs/*"))) == 6 and len(list(out.glob("jobs/*/model"))) == 4
+    assert sum("warm-up (generator)" in line for line in lines) == 2
+    assert sum("warm-up (judges)" in line for line in lines) == 2  # only A7 has any
+    assert len(list(out.glob("jobs/*"))) == 8 and len(list(out.glob("jobs/*/model"))) == 4
 
 
 @pytest.mark.parametrize("runner", ["processes", "ray", "slurm"])

@@ -14,7 +14,7 @@ its own, and within a line only from names to its left; a test reads this map.
     prediction  a network over a whole volume: tiling, engines, calibration, baselines, manifest, model,
                 synthesis, folders
     training    how networks learn: batches, losses, attention, methods, health, checkpoints, learner, loop, run
-    evidence    what may be claimed: evaluation, statistics, report, pictures, folders, runners, study
+    evidence    what may be claimed: evaluation, statistics, report, pictures, folders, runners, jobs, study
     pages       what people look at: templates
     demo        the main job on simulated patients
     cli         verbs: parse, call, print

@@ -211,6 +211,7 @@ def study(
     out: Out,
     runner: Annotated[str, typer.Option("--runner", help="serial, processes, ray or slurm.")] = "serial",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the jobs and stop.")] = False,
+    open_sealed: Annotated[bool, typer.Option("--open-sealed", help="Score the sealed test set, once.")] = False,
 ) -> None:
     """Compare methods over folds and seeds: jobs that resume, statistics, a report."""
     from chiasm.evidence.study import run_study, tell_jobs
@@ -220,9 +221,12 @@ def study(
             typer.echo(line)
         return
     with _progress() as bar:
-        done = run_study(file, out, runner=runner, say=typer.echo, progress=_count(bar, "jobs"))
+        done = run_study(
+            file, out, runner=runner, open_sealed=open_sealed, say=typer.echo, progress=_count(bar, "jobs")
+        )
     for comparison in done.comparisons:
-        typer.echo(comparison.verdict)
+        if comparison.primary or comparison.metric == "mae":
+            typer.echo(comparison.verdict)
     typer.echo(f"report: {done.report}")
     if done.failed:
         raise typer.Exit(PARTIAL)

@@ -41,6 +41,7 @@ class Data(Section):
     patch: Auto | Annotated[int, Field(ge=16, le=1024)] = "auto"  # side in voxels
     intensity: Literal["auto", "percentile", "zscore", "median_iqr", "mode", "rank"] = "auto"
     window_hu: tuple[float, float] = (-1024.0, 3071.0)
+    histogram: bool = False  # show each source a second time, as its rank in the case's own histogram
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -58,9 +59,11 @@ class Data(Section):
 class Split(Section):
     """Who trains, validates and tests: by subject, stratified by site where known."""
 
+    by: Literal["subject", "site"] = "subject"  # site: each fold tests one site, in the order of their names
     folds: Annotated[int, Field(ge=1)] = 5  # 1: no test set, every case trains or validates
     fold: Annotated[int, Field(ge=0)] = 0
     validation: Fraction = 0.2  # share of the subjects that are not tested; at least one
+    sealed: Fraction = 0.0  # share of the subjects that no fold touches, kept for one last test
     seed: int = 0
 
     @model_validator(mode="after")
@@ -76,6 +79,7 @@ class Generator(Section):
     widths: Widths = (16, 32, 64, 128)
     norm: Literal["batch", "none"] = "batch"
     skip: Literal["none", "source", "lookup"] = "lookup"
+    refiner: tuple[Annotated[int, Field(ge=1, le=4096)], ...] = ()  # widths of the second stage; none without
 
 
 class Discriminators(Section):
@@ -127,6 +131,12 @@ class Schedule(Section):
     critics_alone: Fraction = 0.15
     ramp: Annotated[float, Field(gt=0, le=0.5)] = 0.05
 
+    @property
+    def ends(self) -> dict[str, int]:
+        """Steps after which the generator, then the judges, have been alone."""
+        together = self.generator_alone + self.critics_alone
+        return {"generator": round(self.generator_alone * self.steps), "judges": round(together * self.steps)}
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.generator_alone + self.critics_alone + 2 * self.ramp > 1:
@@ -151,6 +161,7 @@ class Training(Section):
     body_share: Fraction = 0.5  # patches centred in the mask
     lesion_share: Fraction = 0.25  # patches centred on a training lesion, where labels exist
     transplant_share: Fraction = 0.0  # patches that are given a lesion of another training case
+    transplant: Literal["random", "difficulty"] = "random"  # difficulty: lesions that M finds hard come more often
     augment: bool = True
     intensity_jitter: Annotated[float, Field(ge=0, le=1)] = 0.1  # of the source's scale and offset
     validations: Annotated[int, Field(ge=1, le=1000)] = 8
@@ -245,7 +256,9 @@ ARMS: Mapping[str, Changes] = {
     "A11": {"discriminators.conditional": False},
     "A12": {"attention.target": "magnitude"},
     "A13": {"attention.use": "sample"},
-    "A16": {"training.transplant_share": 0.5},
+    "A14": {"data.histogram": True, "training.intensity_jitter": 0.2},
+    "A15": {"generator.refiner": (8, 16, 32)},
+    "A16": {"training.transplant_share": 0.5, "training.transplant": "difficulty"},
     "C1": {**_PLAIN, "loss.focal": 1.0},
     "C2": {**_PLAIN, "loss.top_k": 0.25},
     "C3": {**_PLAIN, "loss.lesion": 4.0},

@@ -21,16 +21,17 @@ from chiasm.cohorts.cases import Case
 from chiasm.errors import CohortError, RunError
 from chiasm.storage import read_json, write_json
 
-ROLES = ("train", "validation", "test")
+ROLES = ("train", "validation", "test", "sealed")
 
 
 @dataclass(frozen=True)
 class Split:
-    """Case ids by role, each in order."""
+    """Case ids by role, each in order; the sealed ones belong to no fold."""
 
     train: tuple[str, ...]
     validation: tuple[str, ...]
     test: tuple[str, ...]
+    sealed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,9 @@ class SplitRecord:
     hashes: Mapping[str, str]
 
 
-def make_split(cases: Iterable[Case], *, folds: int, fold: int, validation: float, seed: int) -> Split:
+def make_split(
+    cases: Iterable[Case], *, folds: int, fold: int, validation: float, seed: int, sealed: float = 0.0
+) -> Split:
     """Split cases by subject, with each site spread evenly over the roles.
 
     Over all values of `fold`, every free subject is tested once.  What a
@@ -58,18 +61,22 @@ def make_split(cases: Iterable[Case], *, folds: int, fold: int, validation: floa
         validation: Share in [0, 1] of the subjects that are not tested; at
             least one validates where two remain, and at least one trains.
         seed: Of the order in which subjects are dealt.
+        sealed: Share in [0, 1) of the free subjects that no fold touches, the
+            same ones for every fold; at least one where it is above 0.
 
     Raises:
         CohortError: If there are too few subjects, none is left to train on,
             or a manifest gives one subject two roles.
         ValueError: If `fold` is not among `folds`, or `validation` is no share.
     """
-    if not 0 <= fold < folds or not 0 <= validation <= 1:
-        raise ValueError(f"fold {fold} of {folds} or validation share {validation} is out of range")
+    if not 0 <= fold < folds or not 0 <= validation <= 1 or not 0 <= sealed < 1:
+        raise ValueError(f"fold {fold} of {folds}, validation {validation} or sealed {sealed} is out of range")
     cases = list(cases)
     fixed = _fixed_roles(cases)
     site_of = _site_of_subjects(cases)
     free = [subject for subject in _dealt(site_of, seed) if subject not in fixed]
+    kept = _sealed(free, sealed)
+    free = [subject for subject in free if subject not in kept]
     tested: set[str] = set()
     if "test" not in fixed.values() and folds > 1:
         if len(free) < folds:
@@ -82,11 +89,13 @@ def make_split(cases: Iterable[Case], *, folds: int, fold: int, validation: floa
                 else "Use --folds 1, which leaves the test set empty.",
             )
         tested = set(free[fold::folds])
-    roles = {**dict.fromkeys(tested, "test"), **fixed}
+    roles = {**dict.fromkeys(tested, "test"), **dict.fromkeys(kept, "sealed"), **fixed}
     return _with_validation(cases, roles, [s for s in free if s not in tested], validation)
 
 
-def leave_one_site_out(cases: Iterable[Case], site: str, *, validation: float = 0.2, seed: int = 0) -> Split:
+def leave_one_site_out(
+    cases: Iterable[Case], site: str, *, validation: float = 0.2, seed: int = 0, sealed: float = 0.0
+) -> Split:
     """Test on every subject of one site, and train and validate on the others; a manifest's roles are not heeded.
 
     Args:
@@ -94,12 +103,15 @@ def leave_one_site_out(cases: Iterable[Case], site: str, *, validation: float = 
         site: The site that is left out.
         validation: Share of the other subjects that validate.
         seed: Of the order in which subjects are dealt.
+        sealed: Share in [0, 1) of all subjects that no fold touches.
 
     Raises:
         CohortError: If no case is of this site, or all are.
     """
     cases = list(cases)
-    tested = {case.subject for case in cases if case.site == site}
+    dealt = _dealt(_site_of_subjects(cases), seed)
+    kept = _sealed(dealt, sealed)
+    tested = {case.subject for case in cases if case.site == site} - kept
     if not tested:
         known = Counter(case.site for case in cases if case.site)
         raise CohortError(
@@ -107,8 +119,34 @@ def leave_one_site_out(cases: Iterable[Case], site: str, *, validation: float = 
             reason="unknown-site",
             found=", ".join(f"{name} ({count})" for name, count in sorted(known.items())) or "no site at all",
         )
-    others = [subject for subject in _dealt(_site_of_subjects(cases), seed) if subject not in tested]
-    return _with_validation(cases, dict.fromkeys(tested, "test"), others, validation)
+    others = [subject for subject in dealt if subject not in tested | kept]
+    roles = {**dict.fromkeys(tested, "test"), **dict.fromkeys(kept, "sealed")}
+    return _with_validation(cases, roles, others, validation)
+
+
+def sites_of(cases: Iterable[Case]) -> list[str]:
+    """Return the names of all sites, in order; one fold each where folds go by site.
+
+    Raises:
+        CohortError: If a case has no site, or all have the same.
+    """
+    cases = list(cases)
+    if homeless := [case.id for case in cases if not case.site]:
+        raise CohortError(
+            f"{len(homeless)} cases have no site, the first is {homeless[0]}",
+            reason="no-site",
+            hint="Name a site for each case in a manifest, or split by subject.",
+        )
+    sites = sorted({str(case.site) for case in cases})
+    if len(sites) < 2:
+        raise CohortError("there must be two sites to leave one out", reason="one-site", found=", ".join(sites))
+    return sites
+
+
+def _sealed(dealt: Sequence[str], share: float) -> set[str]:
+    """Take subjects evenly along the order in which they are dealt, so that each site gives some."""
+    count = max(1, round(share * len(dealt))) if share else 0
+    return {dealt[(2 * i + 1) * len(dealt) // (2 * count)] for i in range(count)}
 
 
 def _fixed_roles(cases: Sequence[Case]) -> dict[str, str]:
@@ -243,7 +281,9 @@ def read_splits(path: Path) -> SplitRecord:
     """
     content = read_json(path)
     try:
-        split = Split(*(tuple(map(str, content[role])) for role in ROLES))
+        split = Split(
+            *(tuple(map(str, content.get(role, []) if role == "sealed" else content[role])) for role in ROLES)
+        )
         facts = content["cases"]
         record = SplitRecord(
             split,

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +34,17 @@ DRAWS = 5000
 HIGHER = frozenset({"psnr", "ssim", "ms_ssim", "ncc", "recall", "contrast_kept", "spearman", "auroc_worst"})
 
 Pair = tuple[str, str]
+
+
+class Declared(NamedTuple):
+    """A comparison that was declared before the study ran."""
+
+    arm: str
+    against: str
+    region: str
+    metric: str
+
+
 Cell = NDArray[np.float64]
 
 
@@ -54,8 +66,8 @@ class Comparison:
         high: Upper end.
         p_permutation: Two-sided, sign flips by subject; NaN below six subjects.
         p_wilcoxon: Two-sided signed rank; NaN below six subjects.
-        p_holm: `p_permutation`, corrected over all exploratory comparisons of
-            the table; the primary one stands alone and is not corrected.
+        p_holm: `p_permutation`, corrected over the declared comparisons, or
+            over all exploratory ones of the table.
         effect: Mean difference in SDs of the differences, with Hedges' correction.
         seeds_lower: Seeds in which the arm's mean is lower.
         primary: Whether it was declared before the study ran.
@@ -91,7 +103,7 @@ def compare_methods(
     *,
     metrics: Sequence[str],
     regions: Sequence[str],
-    primary: tuple[str, str, str, str] | None = None,
+    declared: Sequence[Declared] = (),
     subjects: Mapping[str, str] | None = None,
     seed: int = 0,
 ) -> list[Comparison]:
@@ -102,7 +114,7 @@ def compare_methods(
         pairs: (arm, against).
         metrics: Which.
         regions: Which.
-        primary: (arm, against, region, metric) that was declared.
+        declared: What the study is about: the primary comparisons.
         subjects: Case id to subject; by default each case is its own.
         seed: Of the resampling.
 
@@ -133,11 +145,14 @@ def compare_methods(
                 reason="unequal-cohorts",
                 hint="Run the study again: it finishes what is missing.",
             )
-        declared = primary == (arm, against, region, metric)
         table, other = _tables(ours, theirs)
-        found.append(_compare(arm, against, region, metric, units[region, metric], table, other, declared, seed))
-    corrected = _holm([one.p_permutation for one in found if not one.primary])
-    found = [one if one.primary else replace(one, p_holm=corrected.pop(0)) for one in found]
+        named = Declared(arm, against, region, metric)
+        found.append(_compare(named, units[region, metric], table, other, named in declared, seed))
+    families = {
+        primary: iter(_holm([one.p_permutation for one in found if one.primary == primary]))
+        for primary in (True, False)
+    }
+    found = [replace(one, p_holm=next(families[one.primary])) for one in found]
     found = [replace(one, verdict=_verdict(one)) for one in found]
     return sorted(found, key=lambda one: not one.primary)
 
@@ -156,10 +171,7 @@ def _tables(
 
 
 def _compare(
-    arm: str,
-    against: str,
-    region: str,
-    metric: str,
+    named: Declared,
     unit: str,
     ours: Cell,
     theirs: Cell,
@@ -176,10 +188,7 @@ def _compare(
     p = permutation_p(by_subject, seed=seed) if tested else math.nan
     hedges = 1 - 3 / (4 * (n - 1) - 1) if n > 1 else math.nan
     return Comparison(
-        arm=arm,
-        against=against,
-        region=region,
-        metric=metric,
+        **named._asdict(),
         unit=unit,
         subjects=n,
         seeds=table.shape[1],
@@ -189,7 +198,7 @@ def _compare(
         high=high,
         p_permutation=p,
         p_wilcoxon=wilcoxon_p(by_subject) if tested else math.nan,
-        p_holm=p if primary else math.nan,
+        p_holm=math.nan,
         effect=difference / spread * hedges if spread and spread > 0 else math.nan,
         seeds_lower=int((np.nanmean(table, axis=0) < 0).sum()),
         primary=primary,

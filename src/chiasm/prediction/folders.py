@@ -93,7 +93,7 @@ def predict(
         inputs: Files (one case for each group of as many files as the model
             has sources), folders of files, or cohorts.
         out: Where the results go.
-        only: "all", or the cases of a role in the run's split: "train", "validation" or "test".
+        only: "all", or the cases of a role in the run's split: "train", "validation", "test" or "sealed".
         accelerator: "auto", "cpu" or "cuda".
         precision: "auto", "32-true", "bf16-mixed" or "16-mixed".
         layout: Name of a layout, where a folder fits several.
@@ -213,8 +213,8 @@ def _roles(run: Path) -> dict[str, Role]:
     if not path.exists():
         return {}
     content = read_json(path)
-    roles: tuple[Role, ...] = ("train", "validation", "test")
-    return {name: role for role in roles for name in content[role]}
+    roles: tuple[Role, ...] = ("train", "validation", "test", "sealed")
+    return {name: role for role in roles for name in content.get(role, [])}
 
 
 def _stem(path: Path) -> str:

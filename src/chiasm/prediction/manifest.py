@@ -17,7 +17,7 @@ from chiasm.storage import read_json, write_json
 FILE = "predictions.json"
 NOTICE = "Synthetic images for research; not for diagnostic use."
 
-Role = Literal["train", "validation", "test", "new"]
+Role = Literal["train", "validation", "test", "sealed", "new"]
 
 
 @dataclass(frozen=True)

@@ -59,12 +59,16 @@ def save_checkpoint(
     return path
 
 
-def load_checkpoint(folder: Path, parts: Mapping[str, nn.Module | Optimizer]) -> tuple[int, dict[str, Any], list[str]]:
+def load_checkpoint(
+    folder: Path, parts: Mapping[str, nn.Module | Optimizer], *, some: bool = False
+) -> tuple[int, dict[str, Any], list[str]]:
     """Restore the newest checkpoint that is whole.
 
     Args:
         folder: Where checkpoints lie; may be missing.
         parts: The same networks and optimisers that were saved; changed in place.
+        some: Whether `parts` may hold more than was saved, as an arm does
+            that goes on from a warm-up; the rest stays as it is.
 
     Returns:
         Steps done (0 without a checkpoint), the state, and a sentence for each
@@ -80,9 +84,11 @@ def load_checkpoint(folder: Path, parts: Mapping[str, nn.Module | Optimizer]) ->
             warnings.append(f"{path}: the checkpoint is damaged and is passed over; an older one is used")
             continue
         content, tensors = found
-        if content["parts"] != sorted(parts):
+        saved = set(content["parts"])
+        if not saved <= parts.keys() or (not some and saved != parts.keys()):
             raise _other_networks(path)
-        for name, part in parts.items():
+        for name in content["parts"]:
+            part = parts[name]
             own = {key.removeprefix(f"{name}/"): value for key, value in tensors.items() if key.startswith(f"{name}/")}
             _restore(part, own, path)
         return int(content["step"]), dict(content["state"]), warnings

@@ -111,6 +111,8 @@ class Learner:
         now = self.phase(step)
         if not now.generator and len(self.modules) == 1:
             return {}  # the discriminators' turn, and there are none
+        if not now.generator and len(self.modules) == 1:
+            return {}  # the judges' turn, and there are none
         places = self._draw(step, now)
         batch = self._to_device(take_batch(self.cases, places, patch=self.plan.patch, slices=self.plan.slices))
         generator = self.modules["generator"].train()

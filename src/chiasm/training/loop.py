@@ -28,7 +28,6 @@ from chiasm.training.health import gauge, in_words
 from chiasm.training.learner import Learner
 
 CHECKPOINT_SECONDS = 60.0
-WARM = ("generator", "adam_generator", "average")  # what a warm-up leaves behind
 MOST_VALIDATION_CASES = 4  # of a large cohort, during training; calibration uses all
 
 Progress = Callable[[int, int, Mapping[str, float]], None]
@@ -81,7 +80,7 @@ def learn(
         fabric: From `make_fabric`, launched.
         progress: Called after each step with steps done, all steps, figures.
         warn: Called with one sentence for each thing that a user must know.
-        start: Run folder of a shared warm-up, whose generator this run goes on with.
+        start: Run folder of a shared warm-up, with whose networks this run goes on.
         until: Stop after as many steps, as a warm-up does; all of the recipe's by default.
 
     Returns:
@@ -95,8 +94,7 @@ def learn(
     checkpoints, log = folder / "checkpoints", folder / "log.jsonl"
     done, state, damaged = load_checkpoint(checkpoints, learner.parts)
     if not done and start is not None:
-        shared = {name: learner.parts[name] for name in WARM}
-        done, state, damaged = load_checkpoint(start / "checkpoints", shared)
+        done, state, damaged = load_checkpoint(start / "checkpoints", learner.parts, some=True)
         if not done:
             raise RunError("holds no warm-up to go on from", path=start, reason="no-warm-up")
     learner.state |= state

@@ -25,7 +25,16 @@ from chiasm.cohorts.cases import Case, Cohort, Problem
 from chiasm.cohorts.layouts import find_cohort, select_cases
 from chiasm.cohorts.planning import FITTED, Plan, estimate, make_plan, read_plan, write_plan
 from chiasm.cohorts.preparation import PreparedCase, prepare_cohort
-from chiasm.cohorts.splits import Split, find_duplicates, make_split, voxel_hash, write_splits
+from chiasm.cohorts.splits import (
+    ROLES,
+    Split,
+    find_duplicates,
+    leave_one_site_out,
+    make_split,
+    sites_of,
+    voxel_hash,
+    write_splits,
+)
 from chiasm.errors import CohortError, RunError, VolumeError
 from chiasm.prediction.baselines import fit_baselines, save_baselines
 from chiasm.prediction.calibration import fit_calibration
@@ -87,19 +96,30 @@ def plan_run(data: Path, recipe: Recipe, folder: Path, *, say: Say = print, layo
             hint="Remove one of each, or give both the same subject in a manifest.",
         )
     settings = recipe.split
-    split = make_split(
-        usable, folds=settings.folds, fold=settings.fold, validation=settings.validation, seed=settings.seed
-    )
+    shares = {"validation": settings.validation, "sealed": settings.sealed}
+    if settings.by == "site":
+        sites = sites_of(usable)
+        if len(sites) != settings.folds:
+            raise CohortError(
+                "folds by site need one fold for each site",
+                path=data,
+                reason="sites",
+                found=f"{settings.folds} folds",
+                expected=f"{len(sites)}: {', '.join(sites)}",
+            )
+        split = leave_one_site_out(usable, sites[settings.fold], seed=settings.seed, **shares)
+    else:
+        split = make_split(usable, folds=settings.folds, fold=settings.fold, seed=settings.seed, **shares)
     path = folder / "splits.json"
     before = read_json(path) if path.exists() else None
-    if before is not None and any(before.get(role) != list(getattr(split, role)) for role in ROLES):
+    if before is not None and any(before.get(role, []) != list(getattr(split, role)) for role in ROLES):
         raise RunError(
             "was written for other cases than the data folder now holds",
             path=path,
             reason="other-cases",
             hint="Start a new run with another -o, or bring the data back as it was.",
         )
-    say("split by subject: " + ", ".join(f"{len(getattr(split, role))} {role}" for role in ROLES))
+    say("split by subject: " + ", ".join(f"{len(names)} {role}" for role in ROLES if (names := getattr(split, role))))
     usable_cohort = replace(cohort, cases=tuple(usable), problems=(*cohort.problems, *problems))
     made = (folder / "plan.toml").exists()
     plan = read_plan(folder / "plan.toml") if made else make_plan(recipe, usable_cohort, split.train)
@@ -108,9 +128,6 @@ def plan_run(data: Path, recipe: Recipe, folder: Path, *, say: Say = print, layo
     if not made:
         write_plan(folder / "plan.toml", plan)
     return Run(folder, plan, split, usable_cohort.problems)
-
-
-ROLES = ("train", "validation", "test")
 
 
 def train(
@@ -184,16 +201,25 @@ def train(
             start=start,
             until=until,
         )
-        if lead and until is None:
-            finish(learner, training, validation, folder, say=quiet)
+        if lead:
+            _make_baselines(training, folder, start)
+            if until is None:
+                finish(learner, validation, folder, say=quiet)
         fabric.barrier()
     return replace(run, problems=(*run.problems, *problems))
 
 
-def finish(
-    learner: Learner, training: Sequence[PreparedCase], validation: Sequence[PreparedCase], folder: Path, *, say: Say
-) -> None:
-    """Calibrate the reliability map on validation cases, fit the naive baselines and write `model/`.
+def _make_baselines(training: Sequence[PreparedCase], folder: Path, start: Path | None) -> None:
+    """Fit the naive baselines to the training cases, or take those of the warm-up, which had the same ones."""
+    ready = None if start is None else start / "baselines"
+    if ready is not None and ready.is_dir():
+        shutil.copytree(ready, folder / "baselines", dirs_exist_ok=True)
+    else:
+        save_baselines(folder / "baselines", fit_baselines(training))
+
+
+def finish(learner: Learner, validation: Sequence[PreparedCase], folder: Path, *, say: Say) -> None:
+    """Calibrate the reliability map on validation cases and write `model/`.
 
     Without a validation case the map is left uncalibrated, and says so when it is used.
     """
@@ -213,7 +239,6 @@ def finish(
         model = replace(model, calibration=calibration)
         if not calibration.informative:
             say("warning: on validation cases the reliability map does not follow the true error")
-    save_baselines(folder / "baselines", fit_baselines(training))
     extras = [folder / "splits.json", *(folder / "baselines").iterdir()]
     save_model(folder / "model", model, {path.name: path for path in extras})
     shutil.rmtree(folder / "baselines")

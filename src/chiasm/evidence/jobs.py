@@ -1,0 +1,420 @@
+"""What a study consists of: independent jobs, each named by what it depends on.
+
+A job is "run this recipe on this fold with this seed in this folder".  Its
+folder is named by a hash of recipe, data and code version, so a job that was
+done is recognised wherever the study file is edited or the study killed.  Arms
+of one fold and seed branch from shared warm-ups, so that they meet the same
+weights and batches and can be compared in pairs: first the generator alone,
+then, where an arm has discriminators, those alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, ValidationError, model_validator
+
+from chiasm import __version__
+from chiasm.cohorts.cases import Cohort
+from chiasm.cohorts.layouts import find_cohort, select_cases
+from chiasm.cohorts.lesions import REGIONS
+from chiasm.cohorts.phantom import write_cohort
+from chiasm.cohorts.splits import sites_of
+from chiasm.errors import ChiasmError, CohortError, RecipeError
+from chiasm.evidence.evaluation import write_evaluation
+from chiasm.evidence.folders import score_folder
+from chiasm.prediction.folders import predict
+from chiasm.recipe import Attention, Loss, Recipe, Section, make_recipe
+from chiasm.storage import read_toml, sha256_of, write_json
+from chiasm.training.methods import needs_local_judge
+from chiasm.training.run import train
+
+#: Raised by one whenever the same recipe and data would give other figures.
+REVISION = 1
+WARM_UP = "A1"  # the arm whose beginning all share: the generator alone
+
+Kind = Literal["generator", "judges", "arm"]
+STAGES: tuple[Kind, ...] = ("generator", "judges", "arm")
+WHOLE = ("mask", "image", "healthy", "edges", "lesion-edge")  # regions that every cohort has
+
+
+class Primary(Section):
+    """The one comparison that was declared before the study ran."""
+
+    arm: str
+    against: str
+    metric: str = "mae"
+    region: str = "mask"
+
+
+class Phantom(Section):
+    """A simulated cohort in the place of a folder."""
+
+    subjects: Annotated[int, Field(ge=2)]
+    seed: int = 0
+    difficulty: str = "standard"
+    spacing_mm: float = 2.0
+
+
+class Study(Section):
+    """What a study file says."""
+
+    data: Path | None = None
+    phantom: Phantom | None = None
+    sources: Annotated[tuple[str, ...], Field(min_length=1, alias="source")]
+    target: str
+    arms: Annotated[tuple[str, ...], Field(min_length=1)]
+    folds: Annotated[int, Field(ge=2)] | Literal["site"] = 5
+    only_folds: tuple[int, ...] | None = None
+    sealed: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
+    size: str = "small"
+    steps: Annotated[int, Field(ge=1)] | None = None
+    warmup: Literal["shared", "own"] = "shared"
+    threads: Annotated[int, Field(ge=1)] = 1
+    settings: Annotated[tuple[str, ...], Field(alias="set")] = ()
+    primary: Primary | tuple[Primary, ...] = ()
+    layout: str | None = None
+
+    @property
+    def declared(self) -> tuple[Primary, ...]:
+        """All primary comparisons."""
+        return (self.primary,) if isinstance(self.primary, Primary) else self.primary
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if (self.data is None) == (self.phantom is None):
+            raise ValueError("give either data, a folder, or phantom, a simulated cohort")
+        for name in (self.arms, self.seeds):
+            if len(set(name)) != len(name):
+                raise ValueError(f"something stands twice: {', '.join(map(str, name))}")
+        for one in self.declared:
+            for arm in (one.arm, one.against):
+                if arm not in self.arms:
+                    raise ValueError(f"the primary comparison names {arm!r}, which is none of the arms")
+        return self
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training with its prediction and scores, or one shared warm-up.
+
+    Attributes:
+        key: Hash of everything it depends on; the name of its folder.
+        kind: What it does.
+        arm: Of the method table, or what it warms up.
+        fold: Which.
+        seed: Of weights and batches.
+        recipe: Resolved.
+        folder: Where it works.
+        warm: Folder of the warm-up that it branches from, or None.
+        first: Whether it scores the naive baselines too.
+    """
+
+    key: str
+    kind: Kind
+    arm: str
+    fold: int
+    seed: int
+    recipe: Recipe
+    folder: Path
+    warm: Path | None = None
+    first: bool = False
+
+    @property
+    def name(self) -> str:
+        """What to call it on the screen."""
+        return f"{self.arm if self.kind == 'arm' else f'warm-up ({self.kind})'} fold {self.fold} seed {self.seed}"
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it left its mark; a killed job did not."""
+        return (self.folder / "done.json").is_file()
+
+    @property
+    def steps(self) -> int:
+        """Steps that are its own: what its warm-ups did, it does not do again."""
+        ends = self.recipe.schedule.ends
+        if self.kind != "arm":
+            return ends[self.kind] - (ends["generator"] if self.kind == "judges" else 0)
+        warm = "judges" if has_judges(self.recipe) else "generator"
+        return self.recipe.schedule.steps - (ends[warm] if self.warm is not None else 0)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a job: its name, and what went wrong, or None."""
+
+    key: str
+    name: str
+    error: str | None
+
+
+def read_study(path: Path) -> Study:
+    """Read a study file; a relative `data` is looked up beside the file.
+
+    Raises:
+        RunError: If the file is missing or not TOML.
+        RecipeError: If a setting is unknown, missing or impossible.
+    """
+    try:
+        study = Study.model_validate(read_toml(path))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"])) or "study"
+        raise RecipeError(
+            f"{where}: {first['msg'].removeprefix('Value error, ')}", path=path, reason="study"
+        ) from error
+    return study if study.data is None else study.model_copy(update={"data": (path.parent / study.data).resolve()})
+
+
+def data_folder(study: Study, out: Path) -> Path:
+    """Return the folder of a study's cases; a simulated cohort lies in the study's own."""
+    return out / "cohort" if study.data is None else study.data
+
+
+def find_cases(study: Study, out: Path) -> Cohort | None:
+    """Find a study's cases; None where its cohort is not simulated yet.
+
+    Raises:
+        CohortError: If the folder holds no such cases.
+    """
+    folder = data_folder(study, out)
+    if study.phantom is not None and not (folder / "cohort.json").exists():
+        return None
+    return select_cases(find_cohort(folder, layout=study.layout), study.sources, study.target)
+
+
+def simulate(phantom: Phantom, folder: Path) -> None:
+    """Write a simulated cohort, or finish one.
+
+    Raises:
+        RecipeError: If a setting is out of range.
+    """
+    write_cohort(
+        folder,
+        subjects=phantom.subjects,
+        seed=phantom.seed,
+        difficulty=phantom.difficulty,
+        spacing_mm=phantom.spacing_mm,
+    )
+
+
+def list_jobs(study: Study, out: Path, cohort: Cohort | None) -> list[Job]:
+    """List a study's jobs, warm-ups first; everything that can be refused is refused here.
+
+    Args:
+        study: What is asked for.
+        out: The study's folder.
+        cohort: Its cases; None for a simulated cohort that is not written yet.
+
+    Raises:
+        RecipeError: If an arm, size or setting is unknown.
+        CohortError: If there are fewer subjects than folds, a fold does not exist,
+            sites are not known, or no case has the primary region.
+    """
+    folds = _count_folds(study, cohort)
+    regions = set(WHOLE) | set(REGIONS if cohort is None else cohort.regions)
+    for one in study.declared:
+        if one.region not in regions:
+            raise CohortError(
+                f"has no region {one.region!r}, which the primary comparison is about",
+                path=study.data,
+                reason="no-region",
+                expected=", ".join(sorted(regions)),
+            )
+    content = _fingerprint(study, cohort)
+    jobs: dict[str, Job] = {}
+    for fold in range(folds) if study.only_folds is None else study.only_folds:
+        for seed in study.seeds:
+            for index, arm in enumerate(study.arms):
+                recipe = _recipe(study, arm, folds, fold, seed)
+                warm: Path | None = None
+                if study.warmup == "shared":
+                    base = _recipe(study, WARM_UP, folds, fold, seed)
+                    for kind, beginning in _warm_ups(recipe, base):
+                        warm_up = _job(out, kind, beginning, content, study.threads, warm, False)
+                        jobs[warm_up.key], warm = warm_up, warm_up.folder
+                # the naive baselines are scored once a fold and seed, with the first arm
+                job = _job(out, "arm", recipe, content, study.threads, warm, index == 0)
+                jobs[job.key] = job
+    return sorted(jobs.values(), key=lambda job: STAGES.index(job.kind))
+
+
+def _count_folds(study: Study, cohort: Cohort | None) -> int:
+    if study.folds == "site":
+        if cohort is None:
+            raise CohortError(
+                "the sites of a simulated cohort are known once it is written",
+                reason="no-site",
+                hint="Write it with chiasm phantom and give its folder as data.",
+            )
+        folds = len(sites_of(cohort.cases))
+    else:
+        folds = study.folds
+        subjects = study.phantom.subjects if study.phantom else len({case.subject for case in cohort.cases})  # type: ignore[union-attr]
+        if subjects < folds:
+            raise CohortError(
+                "has fewer subjects than the study has folds",
+                path=study.data,
+                reason="folds",
+                found=subjects,
+                expected=f"at least {folds}",
+            )
+    if odd := [fold for fold in study.only_folds or () if not 0 <= fold < folds]:
+        raise CohortError(
+            f"the study has no fold {odd[0]}", path=study.data, reason="folds", expected=f"0 to {folds - 1}"
+        )
+    return folds
+
+
+def _recipe(study: Study, arm: str, folds: int, fold: int, seed: int) -> Recipe:
+    changes: dict[str, object] = {
+        "data.sources": study.sources,
+        "data.target": study.target,
+        "split.by": "site" if study.folds == "site" else "subject",
+        "split.folds": folds,
+        "split.fold": fold,
+        "split.sealed": study.sealed,
+        "training.seed": seed,
+    }
+    if study.steps is not None:
+        changes["schedule.steps"] = study.steps
+    return make_recipe(arm, study.size, changes, study.settings)
+
+
+def has_judges(recipe: Recipe) -> bool:
+    """Tell whether an arm trains any discriminator."""
+    return recipe.loss.global_weight > 0 or recipe.loss.local_weight > 0 or needs_local_judge(recipe)
+
+
+def _warm_ups(recipe: Recipe, base: Recipe) -> list[tuple[Kind, Recipe]]:
+    """Return the beginnings that an arm shares with others, as recipes that hold only what they depend on."""
+    network = recipe.generator.model_copy(update={"refiner": ()})
+    beginning = base.model_copy(update={"data": recipe.data, "generator": network})
+    found: list[tuple[Kind, Recipe]] = [("generator", beginning)]
+    if has_judges(recipe):
+        asked, usual, local = recipe.loss, Loss(), needs_local_judge(recipe)
+        loss = base.loss.model_copy(
+            update={
+                "global_weight": usual.global_weight if asked.global_weight > 0 else 0.0,
+                "local_weight": usual.local_weight if asked.local_weight > 0 else 0.0,
+                "adversarial": asked.adversarial,
+                "smoothing": asked.smoothing,
+                "penalty": asked.penalty,
+            }
+        )
+        attention = Attention(
+            target="structured" if local else "none",
+            magnitude_mm=recipe.attention.magnitude_mm,
+            structured_mm=recipe.attention.structured_mm,
+        )
+        changes = {"loss": loss, "attention": attention, "discriminators": recipe.discriminators}
+        found.append(("judges", beginning.model_copy(update=changes)))
+    return found
+
+
+def _job(out: Path, kind: Kind, recipe: Recipe, content: str, threads: int, warm: Path | None, first: bool) -> Job:
+    asked = recipe.model_dump(mode="json", exclude_defaults=True)  # a setting that comes later changes no key
+    depends = [__version__, REVISION, kind, content, asked, threads, warm and warm.name, first]
+    key = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
+    name = recipe.method if kind == "arm" else kind
+    return Job(key, kind, name, recipe.split.fold, recipe.training.seed, recipe, out / "jobs" / key, warm, first)
+
+
+def _fingerprint(study: Study, cohort: Cohort | None) -> str:
+    """Hash the files that a study reads, by content; of a simulated cohort, what it is made from."""
+    if study.phantom is not None:
+        return study.phantom.model_dump_json()
+    assert cohort is not None
+    digest = hashlib.sha256()
+    for case in sorted(cohort.cases, key=lambda case: case.id):
+        files = [*(case.images[name] for name in (*study.sources, study.target)), case.mask, case.labels]
+        parts = [case.id, case.subject, *(sha256_of(file) if file else "-" for file in files)]
+        digest.update("\0".join(parts).encode())
+    return digest.hexdigest()
+
+
+def work(job: Job, *, data: Path, out: Path, threads: int, layout: str | None, opened: bool = False) -> Outcome:
+    """Do a job, or recognise that it was done; what goes wrong is told, not raised.
+
+    Args:
+        job: What to do.
+        data: Folder of the cases.
+        out: The study's folder.
+        threads: Of torch, the same on every machine, so that figures are.
+        layout: Name of a layout, where `data` fits several.
+        opened: Whether to score the sealed test set as well.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        if not job.is_done:
+            _train(job, data, out, layout)
+        if opened and job.kind == "arm" and not (sealed_folder(job) / "evaluation.csv").exists():
+            _score(job, data, layout, "sealed", sealed_folder(job))
+    except ChiasmError as error:
+        return Outcome(job.key, job.name, str(error))
+    finally:
+        torch.set_num_threads(before)
+    return Outcome(job.key, job.name, None)
+
+
+def sealed_folder(job: Job) -> Path:
+    """Return where a job's figures on the sealed test set lie."""
+    return job.folder / "sealed"
+
+
+def _train(job: Job, data: Path, out: Path, layout: str | None) -> None:
+    start = time.monotonic()
+    if job.warm is not None:
+        _share_plan(job.warm, job.folder)
+    until = None if job.kind == "arm" else job.recipe.schedule.ends[job.kind]
+    train(
+        data,
+        job.recipe,
+        job.folder,
+        say=_silence,
+        layout=layout,
+        cache=out / "cache",
+        start=job.warm,
+        until=until,
+    )
+    trained = time.monotonic()
+    if job.kind == "arm":
+        _score(job, data, layout, "test", job.folder)
+    now = time.monotonic()
+    seconds = {"training_seconds": round(trained - start, 1), "scoring_seconds": round(now - trained, 1)}
+    write_json(job.folder / "done.json", {"name": job.name, "version": __version__, "steps": job.steps, **seconds})
+
+
+def _score(job: Job, data: Path, layout: str | None, role: str, folder: Path) -> None:
+    """Predict the cases of a role and score them.
+
+    Raises:
+        ChiasmError: If a case cannot be predicted or scored: arms must be compared on the same ones.
+    """
+    predict(job.folder, [data], folder / "predictions", only=role, layout=layout)
+    rows, problems = score_folder(folder / "predictions", data, layout=layout, naive=job.first)
+    if problems:
+        raise CohortError(problems[0].message, reason=problems[0].reason)
+    write_evaluation(folder, rows)
+
+
+def _share_plan(warm: Path, folder: Path) -> None:
+    """Start from the warm-up's plan: same fold, same data, so nothing is measured twice."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "plan.toml").exists():
+        (folder / "plan.toml").write_bytes((warm / "plan.toml").read_bytes())
+
+
+def _silence(line: str) -> None:
+    """Say nothing: a study tells of its jobs, not of their insides."""
+    del line
