@@ -21,6 +21,7 @@ from chiasm.cohorts.splits import (
     leave_one_site_out,
     make_split,
     read_splits,
+    sites_of,
     voxel_hash,
     write_splits,
 )
@@ -257,3 +258,36 @@ def test_a_damaged_split_file_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "splits.json").write_text(text)
     with pytest.raises(RunError):
         read_splits(tmp_path / "splits.json")
+
+
+@settings(deadline=None)
+@given(cohorts(least=8), st.integers(2, 3), st.floats(0.01, 0.5))
+def test_sealed_subjects_are_the_same_in_every_fold_and_play_no_other_part(
+    cases: list[Case], folds: int, share: float
+) -> None:
+    splits = [make_split(cases, folds=folds, fold=fold, validation=0.2, seed=0, sealed=share) for fold in range(folds)]
+    assert len({split.sealed for split in splits}) == 1 and splits[0].sealed
+    kept = subjects(cases, splits[0].sealed)
+    assert abs(len(kept) - share * len({c.subject for c in cases})) <= 1
+    for split in splits:
+        others = subjects(cases, (*split.train, *split.validation, *split.test))
+        assert kept.isdisjoint(others) and kept | others == {c.subject for c in cases}
+
+
+def test_sealed_cases_are_written_and_read_back(tmp_path: Path) -> None:
+    cases = [case(f"p{n}", site="AB"[n % 2]) for n in range(10)]
+    split = make_split(cases, folds=2, fold=0, validation=0.2, seed=0, sealed=0.2)
+    write_splits(tmp_path / "splits.json", split, {}, cases)
+    assert read_splits(tmp_path / "splits.json").split == split and len(split.sealed) == 2
+    assert {c.site for c in cases if c.id in split.sealed} == {"A", "B"}  # every site gives some
+
+
+def test_folds_by_site_need_a_site_for_everyone_and_two_of_them() -> None:
+    assert sites_of([case("a", site="Y"), case("b", site="X"), case("c", site="Y")]) == ["X", "Y"]
+    with pytest.raises(CohortError, match="1 cases have no site, the first is b"):
+        sites_of([case("a", site="X"), case("b")])
+    with pytest.raises(CohortError, match="two sites"):
+        sites_of([case("a", site="X"), case("b", site="X")])
+    cases = [case(f"p{n}", site="AB"[n % 2]) for n in range(10)]
+    split = leave_one_site_out(cases, "A", sealed=0.2)
+    assert split.sealed and not subjects(cases, split.sealed) & subjects(cases, split.test)

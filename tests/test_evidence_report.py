@@ -14,7 +14,8 @@ import pytest
 
 from chiasm.errors import ChiasmError
 from chiasm.evidence.evaluation import Row
-from chiasm.evidence.report import GalleryCase, compare, rank, write_report
+from chiasm.evidence.gallery import GalleryCase
+from chiasm.evidence.report import compare, rank, write_report
 
 HOSTILE = "<img src=x onerror=alert(1)>\"'><script>alert(2)</script>&amp;"
 MAE = {  # method -> region -> figures of cases a, b, c

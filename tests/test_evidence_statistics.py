@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import math
+import warnings
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -19,9 +21,12 @@ from chiasm.evidence.statistics import (
     cluster_interval,
     compare_methods,
     detectable,
+    mixed_model,
     permutation_p,
+    stays_within,
+    summarise_methods,
     wilcoxon_p,
-    write_statistics,
+    write_table,
 )
 
 RNG = np.random.default_rng(0)
@@ -154,7 +159,71 @@ def test_a_family_of_exploratory_comparisons_is_corrected_and_the_primary_is_not
 
 
 def test_statistics_are_written_a_row_each(tmp_path: Path) -> None:
-    write_statistics(tmp_path / "statistics.csv", compared(rows(-0.1)))
+    write_table(tmp_path / "statistics.csv", compared(rows(-0.1)))
     with (tmp_path / "statistics.csv").open() as file:
         (row,) = csv.DictReader(file)
     assert row["arm"] == "A7" and float(row["difference"]) < 0 and "better" in row["verdict"]
+
+
+@pytest.mark.parametrize(("subject_sd", "seed_sd"), [(1.0, 0.5), (1.0, 0.0), (0.0, 0.0), (0.0, 0.8)])
+def test_the_mixed_model_equals_statsmodels_with_crossed_random_effects(subject_sd: float, seed_sd: float) -> None:
+    formula = pytest.importorskip("statsmodels.formula.api", reason="statsmodels is not installed")
+    pandas = pytest.importorskip("pandas")
+    draw = np.random.default_rng(3)
+    table = 0.2 + draw.normal(0, subject_sd, (12, 1)) + draw.normal(0, seed_sd, (1, 5)) + draw.normal(0, 0.3, (12, 5))
+    frame = pandas.DataFrame([(table[s, k], s, k, 1) for s, k in product(range(12), range(5))], columns=list("dskg"))
+    parts = {"s": "0 + C(s)", "k": "0 + C(k)"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # where a variance is 0 it warns, and its other optimisers stop short
+        theirs = formula.mixedlm("d ~ 1", frame, groups="g", vc_formula=parts, re_formula="0").fit(method="powell")
+    error, p = mixed_model(table)
+    assert error == pytest.approx(theirs.bse_fe["Intercept"], rel=0.01)
+    assert 0 <= p <= 1
+
+
+def test_with_one_seed_the_mixed_model_is_the_paired_t_test() -> None:
+    x = RNG.normal(0.4, 1, 14)
+    assert mixed_model(x[:, None])[1] == pytest.approx(stats.ttest_1samp(x, 0).pvalue)
+
+
+def test_the_mixed_model_holds_its_level_where_seeds_differ_and_wilcoxon_does_not() -> None:
+    false = {"mixed": 0, "wilcoxon": 0}
+    for number in range(300):
+        draw = np.random.default_rng(number)
+        table = draw.normal(0, 0.3, (20, 1)) + draw.normal(0, 0.5, (1, 5)) + draw.normal(0, 0.3, (20, 5))
+        false["mixed"] += mixed_model(table)[1] < 0.05
+        false["wilcoxon"] += wilcoxon_p(table.mean(axis=1)) < 0.05
+    assert false["mixed"] / 300 < 0.09 and false["wilcoxon"] / 300 > 0.3
+
+
+def test_no_spread_at_all_is_no_crash() -> None:
+    assert mixed_model(np.zeros((6, 3))) == (0.0, 1.0)
+    assert mixed_model(np.ones((6, 3)))[1] == 0.0
+
+
+def test_each_seeds_difference_stands_beside_the_mean(tmp_path: Path) -> None:
+    (one,) = compared(rows(-0.1, seed_sd=0.2))
+    assert np.mean(one.by_seed) == pytest.approx(one.difference) and len(one.by_seed) == 3
+    assert one.mean - one.mean_against == pytest.approx(one.difference)
+    write_table(tmp_path / "statistics.csv", [one])
+    with (tmp_path / "statistics.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert tuple(map(float, row["by_seed"].split())) == one.by_seed
+
+
+def test_not_worse_is_only_said_where_the_whole_interval_says_so() -> None:
+    (same,) = compared(rows(0.0, noise=0.005))
+    assert "not worse by more than 2 %" in stays_within(same, 2.0)
+    (worse,) = compared(rows(0.05, noise=0.005))
+    assert "not shown to stay within 2 %" in stays_within(worse, 2.0)
+    better = replace(worse, metric="ssim")  # more is better: the same rise is no harm
+    assert "not worse by more than 2 %" in stays_within(better, 2.0)
+
+
+def test_a_summary_gives_spread_over_subjects_and_over_seeds_apart() -> None:
+    found = [Row(f"c{s}", 0, k, "A7", "WT", "mae", s + 10.0 * k, "SD", "chiasm") for s in range(4) for k in range(3)]
+    (one,) = summarise_methods(found, metrics=["mae"], regions=["WT"])
+    assert (one.subjects, one.seeds, one.mean) == (4, 3, 11.5)
+    assert one.sd_subjects == pytest.approx(np.std(range(4), ddof=1)) and one.sd_seeds == pytest.approx(10.0)
+    (alone,) = summarise_methods(found[:1], metrics=["mae"], regions=["WT"])
+    assert math.isnan(alone.sd_subjects) and math.isnan(alone.sd_seeds)

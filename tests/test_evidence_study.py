@@ -11,7 +11,7 @@ from chiasm.errors import ChiasmError, RecipeError
 from chiasm.evidence.jobs import read_study
 from chiasm.evidence.runners import RUNNERS, find_runner
 from chiasm.evidence.study import Done, run_study, tell_jobs
-from chiasm.storage import write_toml
+from chiasm.storage import read_json, read_toml, write_toml
 from conftest import QUICK
 from synthetic_cohort import write_brats
 
@@ -35,6 +35,27 @@ def study_file(folder: Path, cohort: Path, **changes: object) -> Path:
 
 def study(path: Path, out: Path, **options: object) -> Done:
     return run_study(path, out, say=lambda _: None, **options)  # type: ignore[arg-type]
+
+
+def with_sites(folder: Path, count: int = 6) -> Path:
+    """A manifest of toys at two sites."""
+    data = write_brats(folder / "data", count)
+    names = sorted(path.name for path in data.iterdir() if path.is_dir())
+    lines = [f"{n},{'north' if i % 2 else 'south'},{n}/{n}_t1.nii.gz,{n}/{n}_t2.nii.gz" for i, n in enumerate(names)]
+    (data / "manifest.csv").write_text("\n".join(["subject,site,t1,t2", *lines]) + "\n")
+    return data
+
+
+def roles(out: Path) -> dict[str, set[str]]:
+    """Case ids by role, over all jobs of a study."""
+    found: dict[str, set[str]] = {}
+    for path in out.glob("jobs/*/splits.json"):
+        for role, ids in read_json(path).items():
+            if role != "cases":
+                found.setdefault(f"{role} of {read_toml(path.parent / 'recipe.toml')['split']['fold']}", set()).update(
+                    ids
+                )
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +136,10 @@ def test_a_job_that_fails_is_named_and_the_others_are_done(toy_cohort: Path, tmp
         ({"source": None}, "source"),
         ({"colour": "red"}, "colour"),
         ({"data": "nowhere"}, "nowhere"),
+        ({"data": None}, "either data"),
+        ({"phantom": {"subjects": 8}}, "either data"),
+        ({"only_folds": [3]}, "no fold 3"),
+        ({"folds": "site"}, "have no site"),
         ({"target": "pet"}, "pet"),
     ],
 )
@@ -125,6 +150,45 @@ def test_an_impossible_study_is_refused_before_anything_runs(
     with pytest.raises(ChiasmError, match=told):
         study(path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_folds_by_site_test_one_site_each_and_sealed_cases_wait_until_they_are_opened(tmp_path: Path) -> None:
+    changes = {"folds": "site", "only_folds": None, "seeds": [0], "sealed": 0.3, "arms": ["A1"], "primary": None}
+    path = study_file(tmp_path, with_sites(tmp_path, 8), **changes)
+    out = tmp_path / "out"
+    done = study(path, out)
+    where = roles(out)
+    sealed = where["sealed of 0"]
+    assert sealed == where["sealed of 1"] and len(sealed) == 2
+    assert where["test of 0"].isdisjoint(where["test of 1"]) and len(where["test of 0"] | where["test of 1"]) == 6
+    assert {row.case for row in done.rows} == where["test of 0"] | where["test of 1"]
+    weights = {file: file.stat().st_mtime_ns for file in out.glob("jobs/*/model/weights.safetensors")}
+    opened = study(path, out, open_sealed=True)
+    assert {row.case for row in opened.rows} == sealed and {row.fold for row in opened.rows} == {0, 1}
+    assert opened.report == out / "sealed" / "report.html" and (out / "sealed" / "evaluation.csv").exists()
+    assert weights == {file: file.stat().st_mtime_ns for file in out.glob("jobs/*/model/weights.safetensors")}
+    with pytest.raises(ChiasmError, match="keeps no cases sealed"):
+        study(study_file(tmp_path, tmp_path / "data"), out, open_sealed=True)
+
+
+def test_a_simulated_cohort_is_written_into_the_study_and_its_jobs_are_known_before(tmp_path: Path) -> None:
+    preset = {"subjects": 3, "seed": 5, "spacing_mm": 4.0}
+    changes = {"data": None, "phantom": preset, "arms": ["A1"], "seeds": [0], "primary": None, "steps": 2}
+    path = study_file(tmp_path, Path(), **changes)
+    before = tell_jobs(path, tmp_path / "out")
+    assert not (tmp_path / "out").exists() and before[-1].startswith("2 jobs, 0 done")
+    done = study(path, tmp_path / "out")
+    assert not done.failed and len(list((tmp_path / "out" / "cohort").glob("PHANTOM_*"))) == 3
+    assert [line.split()[2] for line in tell_jobs(path, tmp_path / "out")[:-1]] == [l.split()[3] for l in before[:-1]]
+
+
+def test_arms_with_the_same_judges_share_their_warm_up_and_others_have_their_own(
+    tmp_path: Path, toy_cohort: Path
+) -> None:
+    path = study_file(tmp_path, toy_cohort, arms=["A0", "A3", "A6", "A6b", "A7", "A8", "C4"], seeds=[0], primary=None)
+    lines = tell_jobs(path, tmp_path / "out")
+    assert sum("warm-up (generator)" in line for line in lines) == 1
+    assert sum("warm-up (judges)" in line for line in lines) == 2  # A3 has the global one alone
 
 
 def test_unknown_runners_list_the_known_ones() -> None:

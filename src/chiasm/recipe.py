@@ -268,6 +268,36 @@ ARMS: Mapping[str, Changes] = {
     "C7": {**_PLAIN, "training.transplant_share": 0.5},
 }
 
+#: What each arm is, in words, for tables and pages.
+IN_WORDS: Mapping[str, str] = {
+    "A0": "L1",
+    "A1": "L2",
+    "A2": "L1 and gradient difference",
+    "A3": "L1 and a global discriminator",
+    "A4": "L1 and a global discriminator, Wasserstein with gradient penalty",
+    "A5": "L1 and a local discriminator",
+    "A6": "L1 and both discriminators, no attention",
+    "A6b": "L2 and both discriminators, no attention",
+    "A7": "L2, both discriminators, attention from the structured head",
+    "A8": "as the paper states it: attention from realness, beta 2, not normalised",
+    "A8n": "attention from realness, beta 2, normalised",
+    "A9": "attention from realness, beta 2, not detached",
+    "A10": "attention alone, no adversarial terms",
+    "A11": "A7 with a local discriminator that does not see the source",
+    "A12": "attention from the magnitude head",
+    "A13": "attention decides where patches are taken, not how they weigh",
+    "A14": "A7 that also sees each source as ranks in its own histogram",
+    "A15": "A7 with a second stage that corrects where confidence is low",
+    "A16": "A7 with lesions transplanted between training cases, hard ones more often",
+    "C1": "L2 weighted by the error itself (focal)",
+    "C2": "L2 of the worst quarter of the voxels",
+    "C3": "L2 weighted four times inside the true lesion (oracle)",
+    "C4": "A7 with its weights shuffled over the mask",
+    "C5": "L2 and two global discriminators",
+    "C6": "L2, half of the patches on lesions",
+    "C7": "L2, lesions transplanted at random",
+}
+
 #: The same arms by name.
 ALIASES: Mapping[str, str] = {
     "l1": "A0",

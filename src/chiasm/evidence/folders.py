@@ -6,7 +6,6 @@ baselines' tables only.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +19,11 @@ from chiasm.cohorts.layouts import find_cohort
 from chiasm.cohorts.planning import Plan, read_plan
 from chiasm.cohorts.preparation import prepare_source
 from chiasm.errors import ChiasmError, CohortError, RunError, unknown
+from chiasm.evidence.curves import read_history
 from chiasm.evidence.evaluation import Row, evaluate_case, format_table, harmonise, reporting_unit, write_evaluation
+from chiasm.evidence.gallery import GalleryCase
 from chiasm.evidence.pictures import write_picture
-from chiasm.evidence.report import GalleryCase, write_report
+from chiasm.evidence.report import write_report
 from chiasm.metrics import CONVENTIONS
 from chiasm.prediction.baselines import Baselines, load_baselines
 from chiasm.prediction.manifest import Entry, Manifest, read_manifest
@@ -164,7 +165,7 @@ def evaluate(
         out / "report.html",
         title=f"{' + '.join(first.plan.sources)} to {first.plan.target}",
         rows=rows,
-        history=_history(first.model.parent / "log.jsonl") if len(judged) == 1 else [],
+        history=read_history(first.model.parent / "log.jsonl") if len(judged) == 1 else [],
         gallery=gallery,
         facts=_facts(judged, cohort),
         warnings=_warnings(judged, rows, problems),
@@ -321,12 +322,6 @@ def _warnings(judged: Sequence[Judged], rows: Sequence[Row], problems: Sequence[
         warnings.append(f"only {len(scored)} cases: no difference between methods can be called significant")
     warnings += [f"case {entry.case}: {sentence}" for entry in entries for sentence in entry.warnings]
     return warnings + [f"not scored: {problem.message}" for problem in problems]
-
-
-def _history(path: Path) -> list[dict[str, object]]:
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def _facts(judged: Sequence[Judged], cohort: Cohort) -> dict[str, dict[str, str]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from chiasm.evidence.report import GalleryCase
+from chiasm.evidence.gallery import GalleryCase
 from chiasm.storage import whole_file
 
 INCHES = 2.4  # width of a panel

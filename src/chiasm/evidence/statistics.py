@@ -12,7 +12,7 @@ import io
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -60,16 +60,21 @@ class Comparison:
         unit: Of `difference`, `low` and `high`.
         subjects: How many.
         seeds: How many.
+        mean: Of the arm, over subjects and seeds.
+        mean_against: Of the other.
         difference: Mean over subjects of arm minus against.
         relative: The same in percent of the other's mean.
         low: Lower end of the 95 % interval of `difference`.
         high: Upper end.
         p_permutation: Two-sided, sign flips by subject; NaN below six subjects.
+        p_mixed: Two-sided, of a mixed model with subject and seed as random effects; NaN below six.
+        error_mixed: Standard error of `difference` in that model.
         p_wilcoxon: Two-sided signed rank; NaN below six subjects.
         p_holm: `p_permutation`, corrected over the declared comparisons, or
             over all exploratory ones of the table.
         effect: Mean difference in SDs of the differences, with Hedges' correction.
         seeds_lower: Seeds in which the arm's mean is lower.
+        by_seed: The difference seed by seed, in the order of the seeds.
         primary: Whether it was declared before the study ran.
         detectable: Smallest relative difference, in percent, that as many
             subjects of this spread would show in four of five studies.
@@ -83,15 +88,20 @@ class Comparison:
     unit: str
     subjects: int
     seeds: int
+    mean: float
+    mean_against: float
     difference: float
     relative: float
     low: float
     high: float
     p_permutation: float
     p_wilcoxon: float
+    p_mixed: float
+    error_mixed: float
     p_holm: float
     effect: float
     seeds_lower: int
+    by_seed: tuple[float, ...]
     primary: bool
     detectable: float
     verdict: str
@@ -187,20 +197,27 @@ def _compare(
     low, high = cluster_interval(table, seed=seed) if n > 1 else (math.nan, math.nan)
     p = permutation_p(by_subject, seed=seed) if tested else math.nan
     hedges = 1 - 3 / (4 * (n - 1) - 1) if n > 1 else math.nan
+    by_seed = np.nanmean(table, axis=0)
+    error, p_mixed = mixed_model(table) if tested else (math.nan, math.nan)
     return Comparison(
         **named._asdict(),
         unit=unit,
         subjects=n,
         seeds=table.shape[1],
+        mean=float(np.nanmean(ours)),
+        mean_against=base,
         difference=difference,
         relative=100 * difference / abs(base) if base else math.nan,
         low=low,
         high=high,
         p_permutation=p,
         p_wilcoxon=wilcoxon_p(by_subject) if tested else math.nan,
+        p_mixed=p_mixed,
+        error_mixed=error,
         p_holm=math.nan,
         effect=difference / spread * hedges if spread and spread > 0 else math.nan,
-        seeds_lower=int((np.nanmean(table, axis=0) < 0).sum()),
+        seeds_lower=int((by_seed < 0).sum()),
+        by_seed=tuple(by_seed.tolist()),
         primary=primary,
         detectable=100 * detectable(n, spread) / abs(base) if tested and base else math.nan,
         verdict="",
@@ -276,6 +293,112 @@ def cluster_interval(table: Cell, *, seed: int = 0, draws: int = DRAWS) -> tuple
     return low, high
 
 
+def mixed_model(table: Cell) -> tuple[float, float]:
+    """Test the mean of a table whose rows and columns are random: d = mean + subject + seed + rest.
+
+    Restricted maximum likelihood, which for a full table has a closed form:
+    mean squares of subjects, seeds and the rest; a variance that comes out
+    negative is 0, and its mean square joins the rest.  The p value is of a t
+    test with Satterthwaite's degrees of freedom.
+
+    Args:
+        table: Differences, shape (subjects, seeds), two subjects or more; NaN
+            where one is missing, which counts as its subject's mean.
+
+    Returns:
+        Standard error of the mean, and the two-sided p that it is 0.
+
+    Reference:
+        Searle, Casella and McCulloch, Variance Components, 1992, chapter 4.
+    """
+    from scipy.stats import t
+
+    filled = np.where(np.isnan(table), np.nanmean(table, axis=1, keepdims=True), table)
+    (n, m), mean = filled.shape, float(filled.mean())
+    people, seeds = m * np.sum((filled.mean(axis=1) - mean) ** 2), n * np.sum((filled.mean(axis=0) - mean) ** 2)
+    free = {"people": n - 1, "seeds": m - 1, "rest": (n - 1) * (m - 1)}
+    squares = {"people": float(people), "seeds": float(seeds)}
+    squares["rest"] = max(0.0, float(np.sum((filled - mean) ** 2)) - sum(squares.values()))
+    effects = ["people", "seeds"] if m > 1 else ["people"]
+    if m > 1:  # the smaller effect leaves first where it is no larger than the rest
+        for effect in sorted(effects, key=lambda name: squares[name] / free[name]):
+            if squares[effect] / free[effect] <= squares["rest"] / free["rest"]:
+                squares["rest"] += squares[effect]
+                free["rest"] += free[effect]
+                effects.remove(effect)
+    kept = {name: (squares[name] / free[name], free[name]) for name in effects}
+    parts = list(kept.values()) or [(squares["rest"] / free["rest"], free["rest"])]
+    variance = sum(part for part, _ in parts)
+    if len(parts) == 2:
+        rest = squares["rest"] / free["rest"]
+        variance -= rest
+        parts.append((rest, free["rest"]))
+    if variance <= 0:
+        return 0.0, 1.0 if mean == 0 else 0.0
+    degrees = variance**2 / sum(part**2 / its for part, its in parts)
+    error = math.sqrt(variance / (n * m))
+    return error, float(2 * t.sf(abs(mean) / error, degrees))
+
+
+def stays_within(one: Comparison, margin: float) -> str:
+    """Say whether an arm is shown to be not worse than another by more than a margin (non-inferiority).
+
+    Args:
+        one: Where it must not be worse, such as healthy tissue.
+        margin: Percent of the other's mean.
+    """
+    if math.isnan(one.low) or not one.mean_against:
+        return f"{one.metric} in {one.region}: cannot be said"
+    ends = [100 * end / abs(one.mean_against) for end in (one.low, one.high)]
+    worst = -ends[0] if one.metric in HIGHER else ends[1]
+    shown = f"{one.metric} in {one.region} {one.relative:+.1f} %, 95 % interval {ends[0]:+.1f} to {ends[1]:+.1f} %"
+    if worst <= margin:
+        return f"{shown}: not worse by more than {margin:g} %"
+    return f"{shown}: not shown to stay within {margin:g} %"
+
+
+class Summary(NamedTuple):
+    """What a method reached in a region: means over cases first, then over folds and seeds."""
+
+    method: str
+    region: str
+    metric: str
+    unit: str
+    subjects: int
+    seeds: int
+    mean: float
+    sd_subjects: float
+    sd_seeds: float
+
+
+def summarise_methods(
+    rows: Sequence[Row], *, metrics: Sequence[str], regions: Sequence[str], subjects: Mapping[str, str] | None = None
+) -> list[Summary]:
+    """Average each method's figures by subject and seed.
+
+    Args:
+        rows: Of all jobs.
+        metrics: Which.
+        regions: Which.
+        subjects: Case id to subject; by default each case is its own.
+
+    Returns:
+        One for each method, region and metric with a finite figure; SDs are NaN of one subject or seed.
+    """
+    cells: dict[tuple[str, str, str, str], dict[tuple[str, int], list[float]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        if row.region in regions and row.metric in metrics and math.isfinite(row.value):
+            subject = (subjects or {}).get(row.case, row.case)
+            cells[row.method, row.region, row.metric, row.unit][subject, row.seed].append(row.value)
+    found = []
+    for names, cell in cells.items():
+        table, _ = _tables(cell, cell)
+        by_subject, by_seed = np.nanmean(table, axis=1), np.nanmean(table, axis=0)
+        spreads = [float(part.std(ddof=1)) if len(part) > 1 else math.nan for part in (by_subject, by_seed)]
+        found.append(Summary(*names, len(by_subject), len(by_seed), float(by_subject.mean()), *spreads))
+    return found
+
+
 def detectable(n: int, spread: float) -> float:
     """Return the smallest difference that n subjects of this spread show in four of five studies.
 
@@ -322,15 +445,17 @@ def _verdict(one: Comparison) -> str:
     return f"{what}: {'better' if better else 'worse'}, {interval}, p {one.p_holm:.2g}; {seeds}"
 
 
-def write_statistics(path: Path, comparisons: Sequence[Comparison]) -> None:
-    """Write comparisons as CSV, one a row, at full precision.
+def write_table(path: Path, records: Sequence[Comparison] | Sequence[Summary]) -> None:
+    """Write comparisons or summaries as CSV, one a row, at full precision.
 
     Raises:
         ChiasmError: If the file cannot be written.
     """
     text = io.StringIO()
-    names = [field.name for field in fields(Comparison)]
+    names = list(type(records[0]).__annotations__) if records else []
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(names)
-    writer.writerows([getattr(one, name) for name in names] for one in comparisons)
+    for record in records:
+        values = [getattr(record, name) for name in names]
+        writer.writerow([" ".join(map(repr, value)) if isinstance(value, tuple) else value for value in values])
     write_text(path, text.getvalue())

@@ -7,14 +7,19 @@ every job, `statistics.csv` with every comparison, and the report, which
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+from chiasm import __version__
 from chiasm.cohorts.cases import Cohort
 from chiasm.errors import CohortError
+from chiasm.evidence.curves import read_history
 from chiasm.evidence.evaluation import Row, read_evaluation, write_evaluation
+from chiasm.evidence.findings import HEALTHY, Findings, write_findings
 from chiasm.evidence.jobs import (
     STAGES,
     Job,
@@ -28,12 +33,19 @@ from chiasm.evidence.jobs import (
     simulate,
     work,
 )
-from chiasm.evidence.report import write_report
 from chiasm.evidence.runners import find_runner
-from chiasm.evidence.statistics import Comparison, Declared, compare_methods, write_statistics
-from chiasm.recipe import ARMS, make_recipe
-from chiasm.storage import read_json, write_json
+from chiasm.evidence.statistics import (
+    FEWEST,
+    Comparison,
+    Declared,
+    compare_methods,
+    summarise_methods,
+    write_table,
+)
+from chiasm.recipe import ARMS, IN_WORDS, make_recipe
+from chiasm.storage import read_json, read_toml, write_json
 
+NOTES = "study.json"
 JUDGED = ("mae", "ssim", "psnr")  # metrics that arms are compared by
 
 
@@ -98,24 +110,8 @@ def run_study(
         first = f"; the first: {failed[0].error}" if failed else ""
         raise CohortError(f"no job of the study could be finished{first}", path=out, reason="no-jobs")
     write_evaluation(folder, rows)
-    write_json(out / "study.json", study.model_dump(mode="json", by_alias=True))
-    comparisons = judge(study, rows, cohort)
-    write_statistics(folder / "statistics.csv", comparisons)
-    declared = study.declared
-    report = write_report(
-        folder / "report.html",
-        title=f"Study: {' + '.join(study.sources)} to {study.target}",
-        asked="; ".join(f"{one.metric} in {one.region}: {one.arm} against {one.against}" for one in declared),
-        rows=rows,
-        facts={
-            "Comparisons": {f"{number}": one.verdict for number, one in enumerate(comparisons, start=1)},
-            "Study": {name: str(value) for name, value in study.model_dump(mode="json", by_alias=True).items()},
-        },
-        warnings=[f"failed: {outcome.name}: {outcome.error}" for outcome in failed],
-        method=declared[0].arm if declared else make_recipe(study.arms[0]).method,
-        naive=[name for name in dict.fromkeys(row.method for row in rows) if name not in ARMS],
-    )
-    return Done(tuple(rows), tuple(comparisons), tuple(failed), report)
+    write_json(folder / NOTES, _notes(study, cohort, jobs, failed))
+    return replace(conclude(folder), failed=tuple(failed))
 
 
 def _work_off(
@@ -188,13 +184,149 @@ def collect(jobs: Sequence[Job], *, opened: bool = False) -> list[Row]:
     return [row for folder in folders if (folder / "evaluation.csv").exists() for row in read_evaluation(folder)]
 
 
-def judge(study: Study, rows: Sequence[Row], cohort: Cohort) -> list[Comparison]:
+def _notes(study: Study, cohort: Cohort, jobs: Sequence[Job], failed: Sequence[Outcome]) -> dict[str, Any]:
+    """Collect what a study's page needs beside its figures."""
+    arms = [job for job in jobs if job.kind == "arm" and job.is_done]
+    told = {job.key: read_json(job.folder / "done.json") for job in jobs if job.is_done}
+    facts = [
+        {"name": job.name, "arm": job.arm, "fold": job.fold, "seed": job.seed, "folder": str(Path("jobs", job.key))}
+        for job in arms
+    ]
+    return {
+        "study": study.model_dump(mode="json", by_alias=True),
+        "cases": {case.id: {"subject": case.subject, "site": case.site} for case in cohort.cases},
+        "regions": list(cohort.regions),
+        "jobs": facts,
+        "hours": round(sum(one["training_seconds"] + one["scoring_seconds"] for one in told.values()) / 3600, 2),
+        "failed": [f"failed: {outcome.name}: {outcome.error}" for outcome in failed],
+    }
+
+
+def conclude(folder: Path) -> Done:
+    """Judge a study from its files and write its statistics and page; nothing is trained or scored again.
+
+    Args:
+        folder: Holds `evaluation.csv` and `study.json`: a study's folder, or its `sealed` one.
+
+    Raises:
+        RunError: If a file is missing or damaged.
+    """
+    rows, notes = read_evaluation(folder), read_json(folder / NOTES)
+    study = Study.model_validate(notes["study"])
+    subjects = {name: case["subject"] for name, case in notes["cases"].items()}
+    comparisons = judge(study, rows, notes["regions"], subjects)
+    regions = ["mask", HEALTHY, *notes["regions"], "edges", "lesions"]
+    metrics = [*JUDGED, "rmse", "gradient_error", "recall", "false_lesions"]
+    summaries = summarise_methods(rows, metrics=metrics, regions=regions, subjects=subjects)
+    summaries.sort(key=lambda one: (regions.index(one.region), metrics.index(one.metric)))
+    write_table(folder / "statistics.csv", comparisons)
+    write_table(folder / "summary.csv", summaries)
+    root = folder.parent if folder.name == "sealed" else folder
+    judged = study.declared[0].arm if study.declared else notes["jobs"][0]["arm"]
+    shown = next((job for job in notes["jobs"] if job["arm"] == judged), notes["jobs"][0])
+    found = Findings(
+        title=f"{' + '.join(study.sources)} to {study.target}: {', '.join(study.arms)}",
+        rows=rows,
+        comparisons=comparisons,
+        summaries=summaries,
+        regions=notes["regions"],
+        history=read_history(root / shown["folder"] / "log.jsonl"),
+        history_name=shown["name"],
+        rivals=(),
+        facts=_facts(notes, root / shown["folder"], rows),
+        warnings=_warnings(notes, rows, root),
+        methods=_methods(study, rows, notes["cases"]),
+        cases={},
+    )
+    report = write_findings(folder / "report.html", found)
+    return Done(tuple(rows), tuple(comparisons), (), report)
+
+
+def _warnings(notes: Mapping[str, Any], rows: Sequence[Row], root: Path) -> list[str]:
+    """Say what must be read before any figure: what failed, what is few, which trainings were unwell."""
+    told = list(notes["failed"])
+    cases = {row.case for row in rows}
+    people = {notes["cases"][name]["subject"] for name in cases}
+    if len(people) < FEWEST:
+        told.append(f"only {len(people)} subjects: nothing is tested")
+    for region in notes["regions"]:
+        some = {notes["cases"][row.case]["subject"] for row in rows if row.region == region and row.metric == "mae"}
+        if len(some) < len(people):
+            told.append(f"{region} lies in {len(some)} of {len(people)} subjects only")
+    unwell: dict[str, list[str]] = {}
+    for job in notes["jobs"]:
+        history = read_history(root / job["folder"] / "log.jsonl")
+        unwell.setdefault(job["arm"], []).extend(
+            [line["message"] for line in history if line["kind"] == "warning"][-1:]
+        )
+    for arm, messages in unwell.items():
+        if messages:
+            of = sum(job["arm"] == arm for job in notes["jobs"])
+            told.append(f"{arm}: in {len(messages)} of {of} trainings, at the end: {messages[-1]}")
+    return told
+
+
+def _facts(notes: Mapping[str, Any], run: Path, rows: Sequence[Row]) -> dict[str, dict[str, str]]:
+    """Collect the data sheet: cohort, folds, what was asked, recipe and machine of one training."""
+    cases = {row.case: row.fold for row in rows}
+    sites = Counter(notes["cases"][name]["site"] or "not known" for name in cases)
+    plan = read_toml(run / "plan.toml") if (run / "plan.toml").exists() else {}
+    recipe = read_toml(run / "recipe.toml") if (run / "recipe.toml").exists() else {}
+    machine = read_json(run / "environment.json") if (run / "environment.json").exists() else {}
+    return {
+        "Cohort": {
+            "subjects": str(len({notes["cases"][name]["subject"] for name in cases})),
+            "cases": str(len(cases)),
+            "sites": ", ".join(f"{site} ({count})" for site, count in sorted(sites.items())),
+            "spacing": " x ".join(f"{step:g}" for step in plan.get("spacing_mm", [])) + " mm",
+        },
+        "Folds": {
+            f"fold {fold}": f"{sum(its == fold for its in cases.values())} test cases"
+            for fold in sorted(set(cases.values()))
+        },
+        "Study": {name: str(value) for name, value in notes["study"].items() if value not in (None, [], ())},
+        "Cost": {"computing": f"{notes['hours']} h in {len(notes['jobs'])} trainings and their warm-ups"},
+        "Recipe": {
+            f"{section}.{name}": str(value)
+            for section, fields in recipe.items()
+            if isinstance(fields, dict)
+            for name, value in fields.items()
+        },
+        "Machine and versions": {name: str(value) for name, value in machine.items()},
+    }
+
+
+def _methods(study: Study, rows: Sequence[Row], cases: Mapping[str, Mapping[str, Any]]) -> str:
+    """Write a paragraph that a paper can take over."""
+    scored = {row.case for row in rows}
+    people = len({cases[name]["subject"] for name in scored})
+    arms = "; ".join(f"{arm}: {IN_WORDS.get(arm, arm)}" for arm in study.arms)
+    by = "leaving one site out" if study.folds == "site" else f"{study.folds}-fold cross-validation by subject"
+    data = f"{study.phantom.subjects} simulated patients" if study.phantom else "paired scans"
+    asked = "; ".join(f"{one.metric} in {one.region}, {one.arm} against {one.against}" for one in study.declared)
+    recipe = make_recipe(study.arms[0], study.size, {}, study.settings)
+    steps = study.steps or recipe.schedule.steps
+    shared = ", all arms of a fold and seed branching from one shared warm-up" if study.warmup == "shared" else ""
+    sealed = f" {100 * study.sealed:.0f} % of the subjects were kept apart from all folds." if study.sealed else ""
+    return (
+        f"{study.target} was synthesised from {' and '.join(study.sources)} with chiasm {__version__} in {data}. "
+        f"Methods were compared in {by} ({people} subjects scored) with {len(study.seeds)} seeds{shared} "
+        f"({study.size} networks, {steps} steps).{sealed} Arms: {arms}. "
+        f"Splits, intensity statistics and calibrations used training and validation cases only. "
+        f"Errors were averaged by subject and compared in pairs: mean differences with 95 % intervals by a bootstrap "
+        f"that resamples subjects and seeds (BCa), permutation tests by subject, Holm's correction. "
+        f"Declared before: {asked or 'none'}; all other comparisons are exploratory. The adversarial attention "
+        f"follows Nie, Xiang, Wang and Shen, arXiv:1907.03297."
+    )
+
+
+def judge(study: Study, rows: Sequence[Row], lesions: Sequence[str], subjects: Mapping[str, str]) -> list[Comparison]:
     """Compare the declared pairs and every arm with what the first of them is compared with."""
     arms = [arm for arm in dict.fromkeys(row.method for row in rows) if arm in ARMS]
     declared = [Declared(one.arm, one.against, one.region, one.metric) for one in study.declared]
     anchor = declared[0].against if declared else arms[0]
     pairs = dict.fromkeys([*((one.arm, one.against) for one in declared), *((arm, anchor) for arm in arms)])
-    regions = ["mask", "healthy", *cohort.regions, "edges"]
+    regions = ["mask", HEALTHY, *lesions, "edges"]
     seen = {(row.region, row.metric) for row in rows}
     return compare_methods(
         rows,
@@ -202,5 +334,5 @@ def judge(study: Study, rows: Sequence[Row], cohort: Cohort) -> list[Comparison]
         metrics=[m for m in JUDGED if any(metric == m for _, metric in seen)],
         regions=[region for region in regions if (region, "mae") in seen],
         declared=declared,
-        subjects={case.id: case.subject for case in cohort.cases},
+        subjects=subjects,
     )
