@@ -7,7 +7,8 @@ BIN := $(VENV)/bin
 setup: $(VENV)/.ready
 
 # torch comes first: an unpinned torch would bring gigabytes of CUDA wheels.
-$(VENV)/.ready: pyproject.toml constraints.txt
+# The last install also fetches NiiVue (hatch_build.py); without a network the case pages show still slices.
+$(VENV)/.ready: pyproject.toml constraints.txt hatch_build.py package-lock.json
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "chiasm needs Python 3.11 or newer; try make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet -c constraints.txt torch==2.13.0

@@ -469,3 +469,40 @@ def test_real_tumours_are_like_one_another_and_another_contrast_is_told() -> Non
         assert unlike(plan, prepare_source([read_volume(case.images["t1"])], plan)) is None
     swapped = prepare_source([read_volume(cases[0].images["t2"])], plan)
     assert "histogram" in (unlike(plan, swapped) or "")
+
+
+def test_a_plan_with_ranks_differs_in_nothing_else_and_says_so(
+    cohort: Cohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    monkeypatch.setattr(planning, "estimate_cost", lambda *_, channels, **__: seen.append(channels) or FORECAST)
+    plain, ranked = planned(cohort), planned(cohort, ask(histogram=True))
+    assert dataclasses.replace(ranked, histogram=False) == plain != ranked
+    assert "rank" in ranked.reasons["histogram"] and "histogram" not in plain.reasons
+    assert (plain.images, ranked.images) == (1, 2) and seen == [plain.slices, 2 * plain.slices]
+    write_plan(tmp_path / "plan.toml", ranked)
+    assert read_plan(tmp_path / "plan.toml") == ranked
+
+
+def test_a_plan_from_before_ranks_is_one_without_them(cohort: Cohort, tmp_path: Path) -> None:
+    path, plan = tmp_path / "plan.toml", planned(cohort)
+    write_plan(path, plan)
+    text = path.read_text(encoding="utf-8")
+    assert text.count("histogram = false\n") == 1
+    path.write_text(text.replace("histogram = false\n", ""), encoding="utf-8")
+    assert read_plan(path) == plan and not read_plan(path).histogram
+
+
+def test_an_input_is_compared_by_its_intensities_and_not_by_its_ranks(cohort: Cohort) -> None:
+    plain, ranked = planned(cohort), planned(cohort, ask(histogram=True))
+    usual = read_volume(cohort.cases[0].images["t1"])
+    odd = Volume(np.where(usual.array > 110, 2000, usual.array).astype(np.float32), usual.geometry)
+    for image, is_odd in ((usual, False), (odd, True)):
+        told = [unlike(plan, prepare_source([image], plan)) for plan in (plain, ranked)]
+        assert told[0] == told[1] and (told[0] is not None) == is_odd
+
+
+def test_a_patch_fits_the_refiner_too(cohort: Cohort) -> None:
+    deep = make_recipe("A15", "small", {"generator.refiner": (2,) * 7, "data.patch": 32})
+    with pytest.raises(RecipeError, match="multiple of 64"):
+        planned(cohort, deep)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import multiprocessing
 import os
 import shutil
@@ -91,6 +93,9 @@ PLANS = {
     "resampled": changed(spacing_mm=(1.5, 1.5, 2.0)),
     "3d": changed(dims=3, slices=1, patch=(32, 32, 32)),
     "ranked": changed(source_kinds=("rank",), target_kind="rank"),
+    "with ranks": changed(histogram=True),
+    "with ranks, resampled": changed(histogram=True, spacing_mm=(1.5, 1.5, 2.0)),
+    "with ranks, 3d": changed(histogram=True, dims=3, slices=1, patch=(32, 32, 32)),
 }
 
 
@@ -479,3 +484,60 @@ def test_a_real_pair_keeps_its_intensities_and_its_lesions(tmp_path: Path) -> No
     assert np.count_nonzero(kept.labels) > 0.98 * np.count_nonzero(lesions)
     assert np.median(kept.target[kept.labels > 0]) > 0.5  # lesions are bright in T2
     assert np.median(kept.source[0][kept.mask]) == pytest.approx(0, abs=1e-3)
+
+
+def test_ranks_follow_the_sources_and_leave_them_as_they_are(tmp_path: Path) -> None:
+    """Reference: scipy's average ranks of the voxels inside the mask."""
+    from scipy.stats import rankdata
+
+    images = sources_of(write_case(tmp_path, 1, gain=3.0))
+    images[0] = Volume(np.round(images[0].array / 20) * 20, images[0].geometry)  # many ties
+    plain, ranked = prepare_source(images, PLAN), prepare_source(images, changed(histogram=True))
+    assert ranked.array.shape == (2, *plain.array.shape[1:]) and len(ranked.maps) == 1
+    np.testing.assert_array_equal(ranked.array[:1], plain.array)
+    inside = ranked.array[1][ranked.mask]
+    expected = (rankdata(plain.array[0][plain.mask]) - 0.5) / plain.mask.sum()
+    np.testing.assert_allclose(inside, (expected - 0.5) * np.sqrt(12), atol=1e-5)
+    assert abs(inside.mean()) < 1e-5 and not ranked.array[1][~ranked.mask].any()
+
+
+def test_ranks_do_not_move_under_any_rising_change_of_intensity(tmp_path: Path) -> None:
+    image = sources_of(write_case(tmp_path, 1))[0]
+    image = Volume(np.round(image.array), image.geometry)  # so that rounding ties nothing that was not tied
+    plan = changed(histogram=True)
+    before = prepare_source([image], plan).array
+    for change in (lambda x: 7 * x, lambda x: x**1.7, lambda x: np.log1p(x)):
+        other = prepare_source([Volume(change(image.array).astype(np.float32), image.geometry)], plan).array
+        np.testing.assert_allclose(other[1], before[1], atol=1e-5)
+    inside = before[1][prepare_source([image], plan).mask]
+    assert (inside.mean(), inside.std()) == pytest.approx((0, 1), abs=1e-3)
+
+
+def test_two_sources_come_in_order_and_their_ranks_after_them(tmp_path: Path) -> None:
+    case = write_case(tmp_path, 1)
+    images = [read_volume(case.images[name]) for name in ("t1", "t2")]
+    twice = {name: getattr(PLAN, name) * 2 for name in ("source_kinds", "source_ranges", "source_histograms")}
+    two = changed(sources=("t1", "t2"), target="pd", source_limits=(1.0, 1.0), **twice, histogram=True,
+                  input_mean=(0.0,) * 3, input_sd=(1.0,) * 3)  # fmt: skip
+    both = prepare_source(images, two).array
+    for index, image in enumerate(images):
+        alone = prepare_source([image], changed(histogram=True, mask_rule="nonzero")).array
+        np.testing.assert_array_equal(both[index], alone[0])
+        np.testing.assert_array_equal(both[2 + index], alone[1])
+
+
+def test_a_cache_of_before_is_still_found_and_one_with_ranks_is_another(tmp_path: Path) -> None:
+    """The name as it was made before plans knew of ranks."""
+    case = write_case(tmp_path, 1)
+    files = {name: [preparation.sha256_of(path)] for name, path in case.images.items()}
+    assert case.labels is not None
+    files["labels"] = [preparation.sha256_of(case.labels)]
+    names = ("sources", "target", "spacing_mm", "dims", "mask_rule", "source_kinds", "target_kind", "window_hu")
+    settings = {name: getattr(PLAN, name) for name in names}
+    text = json.dumps({"version": 1, "files": files, "plan": settings}, sort_keys=True)
+    prepare_case(case, PLAN, tmp_path / "cache")
+    name = f"{case.id}-{hashlib.sha256(text.encode()).hexdigest()[:20]}"
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [name]
+    ranked = prepare_case(case, changed(histogram=True), tmp_path / "cache")
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+    assert (ranked.source.shape[0], ranked.intensities) == (2, 1)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from chiasm.errors import CohortError, RecipeError, RunError
-from chiasm.evidence.folders import Scored, evaluate
+from chiasm.evidence.reporting import Scored, evaluate
 from chiasm.metrics import CONVENTIONS
 from chiasm.prediction.folders import predict
 from chiasm.volumes import read_volume
@@ -130,7 +130,7 @@ def test_every_convention_can_be_asked_for_and_an_unknown_one_is_refused(
 
 def test_evaluation_never_loads_torch(predictions: Path, toy_cohort: Path, tmp_path: Path) -> None:
     program = (
-        "import sys\nfrom pathlib import Path\nfrom chiasm.evidence.folders import evaluate\n"
+        "import sys\nfrom pathlib import Path\nfrom chiasm.evidence.reporting import evaluate\n"
         "evaluate(*map(Path, sys.argv[1:]))\nassert 'torch' not in sys.modules\n"
     )
     done = subprocess.run(

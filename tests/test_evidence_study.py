@@ -9,8 +9,8 @@ import pytest
 
 from chiasm.errors import ChiasmError, RecipeError
 from chiasm.evidence.jobs import read_study
-from chiasm.evidence.runners import RUNNERS, find_runner
 from chiasm.evidence.study import Done, run_study, tell_jobs
+from chiasm.runners import RUNNERS, find_runner
 from chiasm.storage import read_json, read_toml, write_toml
 from conftest import QUICK
 from synthetic_cohort import write_brats

@@ -153,6 +153,22 @@ def test_a_small_network_learns_to_edge_detect() -> None:
     assert losses[-1] < 0.2 * losses[0]
 
 
+@pytest.mark.parametrize("dims", [2, 3])
+def test_dropout_leaves_out_whole_channels_of_every_level_in_training_alone(dims: int) -> None:
+    network, plain = (lively(make(dims, (40, 40), dropout=share)) for share in (0.25, 0.0))
+    image = torch.rand(4, 2, *[8] * dims)
+    assert network.state_dict().keys() == plain.state_dict().keys()
+    assert torch.equal(network(image), plain(image))
+    seen: list[tuple[Tensor, Tensor]] = []
+    network.dropout.register_forward_hook(lambda _, given, made: seen.append((given[0], made)))
+    network.train()(image)
+    assert len(seen) == len(network.levels) == 3
+    for given, made in seen:
+        left_out = (made == 0).flatten(2).all(dim=2)
+        assert 0.1 < left_out.float().mean() < 0.4  # 160 channels: 0.25 give or take four standard deviations
+        torch.testing.assert_close(made[~left_out], given[~left_out] / 0.75)
+
+
 @pytest.mark.parametrize("shape", [(1, 2, 12, 16), (1, 2, 16, 0), (1, 2, 16, 16, 16)])
 def test_sizes_that_the_levels_cannot_halve_are_refused(shape: tuple[int, ...]) -> None:
     network = make(2, (2, 2, 2, 2))
@@ -162,7 +178,14 @@ def test_sizes_that_the_levels_cannot_halve_are_refused(shape: tuple[int, ...]) 
 
 
 def test_impossible_settings_are_refused() -> None:
-    for wrong in ({"dims": 4}, {"widths": ()}, {"norm": "instance"}, {"skip": "both"}, {"skip_channel": 2}):
+    for wrong in (
+        {"dims": 4},
+        {"widths": ()},
+        {"norm": "instance"},
+        {"skip": "both"},
+        {"skip_channel": 2},
+        {"dropout": 1.0},
+    ):
         with pytest.raises(ValueError):
             Generator(**{"in_channels": 2, "widths": (2, 2), "dims": 2} | wrong)  # type: ignore[arg-type]
     rising, table = torch.linspace(0, 1, KNOTS), make(2, skip="lookup")

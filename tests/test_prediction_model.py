@@ -30,6 +30,7 @@ from chiasm.prediction.model import (
     input_statistics,
     load_model,
     make_generator,
+    make_refiner,
     save_model,
     sealed,
     source_channels,
@@ -272,6 +273,10 @@ def test_channels_and_their_statistics_follow_sources_and_slices(model: Model) -
     assert (mean.tolist(), sd.tolist()) == ([1, 1, 1, 2, 2, 2, 3], [4, 4, 4, 5, 5, 5, 6])
     solid = replace(plan, dims=3, slices=1, patch=(32, 32, 32))
     assert source_channels(solid) == 2 and input_statistics(solid)[0].tolist() == [1, 2, 3]
+    ranked = replace(solid, histogram=True)
+    assert source_channels(ranked) == 4
+    mean, sd = input_statistics(ranked)
+    assert (mean.tolist(), sd.tolist()) == ([1, 2, 0, 0, 3], [4, 5, 1, 1, 6])
 
 
 def test_an_untrained_lookup_generator_is_the_plans_lookup(model: Model) -> None:
@@ -282,3 +287,28 @@ def test_an_untrained_lookup_generator_is_the_plans_lookup(model: Model) -> None
     step = 7 / (KNOTS - 1)  # the generator's table has knots of its own
     np.testing.assert_allclose(generator(source)[0, 0].detach().numpy(), expected, atol=step)
     assert isinstance(generator, nn.Module)
+
+
+def test_a_model_with_a_refiner_comes_back_with_it_and_is_refused_without(model: Model, tmp_path: Path) -> None:
+    recipe = model.recipe.model_copy(
+        update={"generator": model.recipe.generator.model_copy(update={"refiner": (4, 8)})}
+    )
+    refiner = make_refiner(recipe, model.plan).eval()
+    for parameter in refiner.last.parameters():
+        nn.init.normal_(parameter)
+    save_model(tmp_path / "model", replace(model, recipe=recipe, refiner=refiner))
+    again = load_model(tmp_path / "model").refiner
+    assert again is not None and not again.training
+    seen = torch.randn(1, source_channels(model.plan) + 2, 16, 16)
+    assert torch.equal(again(seen), refiner(seen)) and refiner(seen).any()
+    save_model(tmp_path / "model", replace(model, recipe=recipe))
+    with pytest.raises(RunError, match="holds no weights of this model's networks"):
+        load_model(tmp_path / "model")
+
+
+def test_the_lookup_of_a_generator_with_ranks_is_of_the_first_sources_middle_slice(model: Model) -> None:
+    plan = replace(model.plan, lookup=((-1.0, 0.0, 2.0), (3.0, 1.0, -4.0)), slices=3, histogram=True)
+    generator = make_generator(make_recipe("A14", "tiny", {"generator.skip": "lookup"}), plan).eval()
+    source = torch.linspace(-1, 2, 6 * 16 * 16).reshape(1, 6, 16, 16)
+    expected = np.interp(source[0, 1].numpy(), *plan.lookup)
+    np.testing.assert_allclose(generator(source)[0, 0].detach().numpy(), expected, atol=7 / (KNOTS - 1))

@@ -20,7 +20,7 @@ from chiasm.networks.generator import Generator
 from chiasm.prediction import synthesis
 from chiasm.prediction.calibration import Calibration
 from chiasm.prediction.engines import Engine
-from chiasm.prediction.model import Model, load_model, make_generator, make_local_discriminator
+from chiasm.prediction.model import Model, load_model, make_generator, make_local_discriminator, make_refiner
 from chiasm.prediction.synthesis import Synthesis, synthesise, synthesise_prepared
 from chiasm.recipe import make_recipe
 from chiasm.volumes import Geometry, Volume, same_grid
@@ -276,3 +276,89 @@ def test_extreme_logits_give_finite_maps(model: Model) -> None:
         assert all(part is not None and np.isfinite(part).all() for part in found)
         assert found.magnitude is not None
         assert least <= found.magnitude[prepared.mask].min() and found.magnitude.max() <= most
+
+
+def second_stage(plan: Plan, kind: str) -> Generator:
+    """A random refiner that does correct."""
+    changes = {**QUICK, "data.dims": kind, "generator.refiner": (3, 4, 5)}
+    torch.manual_seed(1)
+    refiner = make_refiner(make_recipe("A15", "tiny", changes), plan)
+    for parameter in refiner.last.parameters():
+        nn.init.normal_(parameter)
+    return refiner.eval()
+
+
+@pytest.mark.parametrize("kind", ["2d", "2.5d", "3d"])
+def test_neither_batch_nor_tile_changes_a_refined_result(
+    kind: str, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator, judge, plan = networks(model.plan, kind)
+    refiner = second_stage(plan, kind)
+    rng = np.random.default_rng(0)
+    shape = (20, 17, 120) if kind == "3d" else (37, 41, 9)
+    mask = rng.random(shape) < 0.9
+    source = np.where(mask, rng.normal(size=(1, *shape)), 0).astype(np.float32)
+
+    def maps(second: nn.Module | None = refiner) -> synthesis.Maps:
+        return synthesise_prepared(
+            generator, judge, source, mask, plan=plan, conditional=True, error_scale=0.5, engine=ENGINE, refiner=second
+        )
+
+    whole = maps()
+    monkeypatch.setattr(synthesis, "TILE", 8)
+    monkeypatch.setattr(synthesis, "SLICES_AT_ONCE", 2)
+    cut, unrefined = maps(), maps(None)
+    for a, b, other in zip(whole, cut, unrefined, strict=True):
+        assert a is not None and b is not None and float(a.std()) > 0
+        np.testing.assert_allclose(a, b, atol=2e-5)
+        assert (a[~mask] == 0).all() and not np.allclose(a, other, atol=1e-3)
+
+
+@pytest.mark.parametrize("conditional", [True, False])
+def test_a_refined_image_and_its_map_are_what_the_networks_say_when_asked_by_hand(
+    conditional: bool, model: Model
+) -> None:
+    """The map is of the image that is shipped, not of the one before it was corrected."""
+    generator, judge, plan = networks(model.plan, "2d")
+    refiner = second_stage(plan, "2d")
+    if not conditional:
+        judge = make_local_discriminator(make_recipe("A11", "tiny", QUICK), plan).eval()
+    rng = np.random.default_rng(1)
+    mask = rng.random((16, 16, 5)) < 0.9
+    source = np.where(mask, rng.normal(size=(1, 16, 16, 5)), 0).astype(np.float32)
+    found = synthesise_prepared(
+        generator, judge, source, mask, plan=plan, conditional=conditional, error_scale=0.5, engine=ENGINE,
+        refiner=refiner,
+    )  # fmt: skip
+    x, valid = torch.from_numpy(source[None, ..., 2]), torch.from_numpy(mask[..., 2])
+    with torch.no_grad():
+        first = generator(x) * valid
+        seen = torch.cat([x, first], dim=1) if conditional else first
+        confidence = torch.sigmoid(judge(seen).structured) * valid
+        second = first + (1 - confidence) * refiner(torch.cat([x, first, confidence], dim=1)) * valid
+        again = judge(torch.cat([x, second], dim=1) if conditional else second)
+    assert not torch.allclose(first, second, atol=1e-2)
+    score = np.where(mask[..., 2], -0.5 * nn.functional.logsigmoid(again.magnitude)[0, 0].numpy(), 0)
+    assert found.magnitude is not None
+    np.testing.assert_allclose(found.prediction[..., 2], second[0, 0].numpy(), atol=1e-5)
+    np.testing.assert_allclose(found.magnitude[..., 2], score, atol=1e-5)
+
+
+def test_a_tile_sees_as_far_as_all_networks_in_turn(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The correction hangs on the prediction around it and on the doubt there; the map is judged on top of both."""
+    generator, judge, plan = networks(model.plan, "3d")
+    refiner, halos = second_stage(plan, "3d"), []
+
+    def noted(run: Callable[[Tensor], Tensor], source: NDArray[np.float32], **settings: int) -> NDArray[np.float32]:
+        halos.append(settings["halo"])
+        return np.zeros((4, *source.shape[1:]), np.float32)
+
+    monkeypatch.setattr(synthesis, "apply_to_volume", noted)
+    mask = np.ones((8, 8, 8), bool)
+    for second in (None, refiner):
+        synthesise_prepared(
+            generator, judge, np.zeros((1, 8, 8, 8), np.float32), mask, plan=plan, conditional=True, error_scale=0.5,
+            engine=ENGINE, refiner=second,
+        )  # fmt: skip
+    before = generator.receptive_field + judge.receptive_field
+    assert halos == [before, before + refiner.receptive_field + judge.receptive_field]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -29,7 +31,10 @@ CASES = [case(0), case(1), case(2, lesion=False)]
 LESIONS = lesion_voxels(CASES)
 
 
-def draw(count: int, seed: int = 0, **changes: float) -> list[Place]:
+RANKED = [replace(one, source=np.concatenate([one.source, one.source / 2]), histogram=True) for one in CASES]
+
+
+def draw(count: int, seed: int = 0, **changes: object) -> list[Place]:
     settings = {"body_share": 0.5, "lesion_share": 0.25, "augment": True, "intensity_jitter": 0.1} | changes
     return draw_places(CASES, LESIONS, count=count, rng=np.random.default_rng(seed), **settings)  # type: ignore[arg-type]
 
@@ -148,3 +153,56 @@ def test_transplants_come_from_other_cases_and_leave_the_draw_of_places_alone() 
     assert [p.centre for p in without] == [p.centre for p in with_them]
     donors = [(p.case, p.donor[0]) for p in with_them if p.donor is not None]
     assert len(donors) == pytest.approx(150, abs=40) and all(a != b and b != 2 for a, b in donors)
+
+
+def test_cases_with_ranks_are_met_at_the_same_places_with_the_same_jitter() -> None:
+    settings = {"body_share": 0.5, "lesion_share": 0.25, "augment": True, "intensity_jitter": 0.1}
+    for share in (0.0, 0.5):
+        plain, ranked = (
+            draw_places(
+                cases, LESIONS, count=50, rng=np.random.default_rng(3), transplant_share=share,
+                **settings,  # type: ignore[arg-type]
+            )
+            for cases in (CASES, RANKED)
+        )  # fmt: skip
+        assert plain == ranked
+
+
+@pytest.mark.parametrize(("patch", "slices"), [((32, 32), 1), ((32, 32), 3), ((32, 32, 8), 1)])
+def test_jitter_moves_intensities_and_leaves_ranks_alone(patch: tuple[int, ...], slices: int) -> None:
+    count = slices if len(patch) == 2 else 1
+    place = plain(gain=(2.0,), offset=(0.5,), donor=(1, (12, 22, 5)))
+    still, moved = (
+        take_batch(RANKED, [one], patch=patch, slices=slices)
+        for one in (replace(place, gain=(1.0,), offset=(0.0,)), place)
+    )
+    without = take_batch(CASES, [place], patch=patch, slices=slices)
+    assert moved.source.shape[1] == 2 * count
+    np.testing.assert_array_equal(moved.source[:, :count], without.source)
+    np.testing.assert_array_equal(moved.source[:, count:], still.source[:, count:])
+    np.testing.assert_allclose(still.source[:, count:], still.source[:, :count] / 2, atol=1e-6)
+    assert not (moved.source[:, :count] == still.source[:, :count]).all()
+
+
+def test_donors_come_in_proportion_to_how_hard_their_lesions_are() -> None:
+    four = [case(0), case(1), case(2), case(3, lesion=False)]
+    lesions = lesion_voxels(four)
+
+    def donors(difficulty: list[float] | None) -> list[float]:
+        places = draw_places(
+            four, lesions, count=6000, rng=np.random.default_rng(0), body_share=1.0, lesion_share=0.0, augment=False,
+            intensity_jitter=0.0, transplant_share=1.0, difficulty=difficulty,
+        )  # fmt: skip
+        assert all(place.donor is not None and place.donor[0] != place.case for place in places)
+        found = [place.donor[0] for place in places if place.donor and place.case == 3]
+        return [found.count(index) / len(found) for index in range(4)]
+
+    assert donors(None) == pytest.approx([1 / 3, 1 / 3, 1 / 3, 0], abs=0.05)
+    assert donors([0.2, 0.2, 0.2, 0.9]) == pytest.approx([1 / 3, 1 / 3, 1 / 3, 0], abs=0.05)
+    assert donors([0.1, 0.3, 0.6, 0.9]) == pytest.approx([0.1, 0.3, 0.6, 0], abs=0.05)
+
+
+def test_difficult_transplants_meet_the_same_patches_as_random_ones() -> None:
+    random, difficult = draw(40, transplant_share=0.5), draw(40, transplant_share=0.5, difficulty=[0.1, 0.9, 0.5])
+    assert [replace(place, donor=None) for place in random] == [replace(place, donor=None) for place in difficult]
+    assert random != difficult

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from torch import Tensor
 from chiasm.cohorts.layouts import find_cohort
 from chiasm.cohorts.planning import Plan
 from chiasm.cohorts.preparation import PreparedCase, prepare_case
+from chiasm.networks.discriminators import LocalLogits
+from chiasm.prediction.synthesis import refine
 from chiasm.recipe import Recipe, make_recipe
 from chiasm.training.batches import take_batch
 from chiasm.training.learner import Learner
@@ -194,3 +197,131 @@ def test_the_gate_closes_on_a_judge_that_knows_nothing_and_says_why(
     assert figures["attention_strength"] == 0 and one.state["closed_steps"] == 1
     one.state |= {"rho": 0.3}
     assert one.step(LATE + 1)["attention_strength"] > 0
+
+
+FIRST_STAGE = ("generator", "global_judge", "local_judge")
+
+
+def test_the_first_stage_of_a_refined_arm_is_the_arm_without_to_the_bit(
+    prepared: tuple[Plan, list[PreparedCase]],
+) -> None:
+    plain, refined = (learner(prepared, recipe(method, {"attention.beta": 2.0})) for method in ("A7", "A15"))
+    before = weights(refined.bare("refiner"))
+    for step in range(LATE, LATE + 4):
+        told, more = plain.step(step), refined.step(step)
+        assert more.pop("refinement") > 0 and told == more
+    assert all(same(weights(plain.bare(name)), weights(refined.bare(name))) for name in FIRST_STAGE)
+    assert same(weights(plain.average), weights(refined.average)) and plain.state == refined.state
+    assert not same(before, weights(refined.bare("refiner")))
+
+
+def test_the_refiner_learns_only_once_all_play(prepared: tuple[Plan, list[PreparedCase]]) -> None:
+    asked = make_recipe("A15", "tiny", {**QUICK, "schedule.generator_alone": 0.4, "schedule.critics_alone": 0.3})
+    one = learner(prepared, asked)
+    before = weights(one.bare("refiner"))
+    for step in (0, 12):
+        assert "refinement" not in one.step(step)
+    assert same(before, weights(one.bare("refiner")))
+    assert "refinement" in one.step(18)  # all play from 17 on, the ramp begins at 0
+    name = "last.weight"
+    followed = torch.lerp(before[name], weights(one.bare("refiner"))[name], 1 - 2 / 11)  # its second step, not the 18th
+    assert one.average_refiner is not None
+    torch.testing.assert_close(weights(one.average_refiner)[name], followed)
+
+
+def test_a_refiner_starts_as_identity_and_its_loss_is_the_plain_error_of_what_it_made(
+    prepared: tuple[Plan, list[PreparedCase]],
+) -> None:
+    """By hand: y2 = y^ + (1 - M) R(x, y^, M), mean of its squared error inside the mask of each sample."""
+    one = learner(prepared, recipe("A15", {"generator.norm": "none"}))
+    places = one._draw(LATE, one.phase(LATE))
+    batch = one._to_device(take_batch(one.cases, places, patch=one.plan.patch, slices=one.plan.slices))
+    masked = one.modules["generator"](batch.source).detach() * batch.mask
+    logits = torch.randn_like(masked)
+    start = refine(one.bare("refiner"), batch.source, masked, logits, batch.mask)
+    assert torch.equal(start, masked)
+    for parameter in one.bare("refiner").last.parameters():  # type: ignore[union-attr, operator]
+        torch.nn.init.normal_(parameter)
+    confidence = torch.sigmoid(logits) * batch.mask
+    correction = one.bare("refiner")(torch.cat([batch.source, masked, confidence], dim=1))
+    expected = torch.where(batch.mask, masked + (1 - confidence) * correction, 0).detach()
+    made = refine(one.bare("refiner"), batch.source, masked, logits, batch.mask)
+    torch.testing.assert_close(made.detach(), expected)
+    assert not made[~batch.mask].any()
+    error = (expected - batch.target).square() * batch.mask
+    by_hand = np.mean([float(e.sum() / m.sum()) for e, m in zip(error, batch.mask)])
+    told = one._step_refiner(LATE, batch, masked, logits)
+    assert told["refinement"] == pytest.approx(by_hand, rel=1e-5)
+
+
+def test_the_refiner_gives_nobody_before_it_a_gradient(prepared: tuple[Plan, list[PreparedCase]]) -> None:
+    one = learner(prepared, recipe("A15"))
+    one.step(LATE)
+    for name in FIRST_STAGE:
+        one.optimisers[name].zero_grad(set_to_none=True)
+    places = one._draw(LATE, one.phase(LATE))
+    batch = one._to_device(take_batch(one.cases, places, patch=one.plan.patch, slices=one.plan.slices))
+    masked = (one.modules["generator"](batch.source).float() * batch.mask).detach()
+    logits = one.bare("local_judge")(one._see_locally(batch, masked)).structured.detach()
+    one._step_refiner(LATE, batch, masked, logits)
+    assert all(p.grad is None for name in FIRST_STAGE for p in one.bare(name).parameters())
+    assert any(p.grad is not None and p.grad.any() for p in one.bare("refiner").parameters())
+
+
+def test_the_gate_and_the_gauge_are_of_the_first_stage_and_the_errors_of_what_is_shipped(
+    prepared: tuple[Plan, list[PreparedCase]],
+) -> None:
+    from chiasm.prediction.engines import Engine
+    from chiasm.training.loop import validate
+
+    plain, refined = (learner(prepared, recipe(method)) for method in ("A7", "A15"))
+    for step in range(LATE, LATE + 3):
+        plain.step(step), refined.step(step)
+    torch.nn.init.constant_(refined.average_refiner.last.bias, 0.5)  # type: ignore[union-attr, arg-type]
+    engine = Engine(torch.device("cpu"), "32-true")
+    (a, _), (b, _) = (validate(one, prepared[1][:2], engine) for one in (plain, refined))
+    assert b.pop("first_mae") == a["mae"] != b["mae"]
+    assert {**b, "mae": 0, "lesion_mae": 0} == {**a, "mae": 0, "lesion_mae": 0}
+
+
+def lesion_cases(cases: list[PreparedCase]) -> list[str]:
+    return [case.id for case in cases if case.labels is not None and np.asarray(case.labels).any()]
+
+
+def test_transplants_by_difficulty_are_random_until_something_is_known(
+    prepared: tuple[Plan, list[PreparedCase]],
+) -> None:
+    changes = {"training.transplant_share": 1.0, "training.lesion_share": 0.5, "training.batch": 8}
+    random, difficult = (
+        learner(prepared, recipe("A7", {**changes, "training.transplant": kind})) for kind in ("random", "difficulty")
+    )
+    assert difficult._draw(3, difficult.phase(3)) == random._draw(3, random.phase(3))
+    names = lesion_cases(prepared[1])
+    difficult.state["lesion_doubt"] = {names[0]: 1.0, **dict.fromkeys(names[1:], 0.0)}
+    donors = [
+        difficult.cases[place.donor[0]].id
+        for step in range(20)
+        for place in difficult._draw(step, difficult.phase(step))
+        if place.donor is not None and difficult.cases[place.case].id != names[0]
+    ]
+    assert len(donors) > 20 and set(donors) == {names[0]}
+
+
+@pytest.mark.parametrize(("target", "head"), [("realness", "realness"), ("none", "structured")])
+def test_a_cases_doubt_is_that_of_the_attentions_head_in_its_own_lesion(
+    target: str, head: str, prepared: tuple[Plan, list[PreparedCase]]
+) -> None:
+    one = learner(prepared, recipe("A16", {"attention.target": target, "training.lesion_share": 0.5}))
+    places = one._draw(LATE, one.phase(LATE))
+    own, given = (replace(place, donor=donor) for place, donor in zip(places, (None, (0, (5, 5, 5)))))
+    batch = one._to_device(take_batch(one.cases, [own, given], patch=one.plan.patch, slices=one.plan.slices))
+    batch = batch._replace(lesion=torch.zeros_like(batch.lesion))
+    batch.lesion[:, :, 10:14, 10:14], batch.mask[:, :, 10:14, 10:13] = True, True
+    batch.mask[:, :, 10:14, 13:14] = False
+    logits = torch.full_like(batch.target, 5.0)
+    logits[0, :, 10:14, 10:13] = torch.logit(torch.tensor(0.2))
+    said = LocalLogits(**{name: logits if name == head else -9 * logits for name in LocalLogits._fields})
+    one._note_lesions([own, given], batch, said)
+    assert one.state["lesion_doubt"] == {one.cases[own.case].id: pytest.approx(0.8)}  # and nothing of the transplant
+    one._note_lesions([own], batch, LocalLogits(*[0 * logits] * 3))
+    assert one.state["lesion_doubt"] == {one.cases[own.case].id: pytest.approx(0.9 * 0.8 + 0.1 * 0.5)}

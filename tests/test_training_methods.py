@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from chiasm.cohorts.planning import Plan, read_plan
+from chiasm.errors import RecipeError
 from chiasm.recipe import ARMS, Recipe, make_recipe
 from chiasm.training.loop import _cut_log, _signals, _validation_steps
 from chiasm.training.methods import make_players, needs_local_judge
@@ -32,7 +33,9 @@ JUDGES = {
     **dict.fromkeys(("A0", "A1", "A2", "C1", "C2", "C3", "C6", "C7"), ""),
     **dict.fromkeys(("A3", "A4"), "global"),
     **dict.fromkeys(("A5", "A10"), "local"),
-    **dict.fromkeys(("A6", "A6b", "A7", "A8", "A8n", "A9", "A11", "A12", "A13", "A16", "C4"), "global local"),
+    **dict.fromkeys(
+        ("A6", "A6b", "A7", "A8", "A8n", "A9", "A11", "A12", "A13", "A14", "A15", "A16", "C4"), "global local"
+    ),
     "C5": "global second",
 }
 
@@ -48,6 +51,7 @@ def test_an_arm_has_the_judges_it_asks_and_no_other(method: str, plan: Plan) -> 
     }
     assert " ".join(name for name, present in there.items() if present) == JUDGES[method]
     assert needs_local_judge(asked) == there["local"]
+    assert (players.refiner is not None) == (method == "A15")
 
 
 def same(a: torch.nn.Module | None, b: torch.nn.Module | None) -> bool:
@@ -131,3 +135,25 @@ def test_a_run_in_another_thread_leaves_signals_to_their_owner() -> None:
     thread.start()
     thread.join()
     assert found == [[]]
+
+
+def test_a_refiner_changes_nobody_elses_first_weights_and_corrects_nothing_at_first(plan: Plan) -> None:
+    one, two = make_players(recipe("A7"), plan, 5), make_players(recipe("A15"), plan, 5)
+    assert all(same(getattr(one, name), getattr(two, name)) for name in ("generator", "global_judge", "local_judge"))
+    assert two.refiner is not None
+    assert not two.refiner(torch.randn(2, len(plan.sources) * plan.slices + 2, 16, 16)).any()
+    assert not same(two.refiner.stem, make_players(recipe("A15"), plan, 6).refiner.stem)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("method", ["A1", "A3", "C5"])
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [("generator__refiner", "generator.refiner"), ("training__transplant", "training.transplant = difficulty")],
+)
+def test_what_goes_by_confidence_is_refused_where_nobody_has_any(
+    method: str, setting: str, told: str, plan: Plan
+) -> None:
+    asked = recipe(method, **{setting: (4, 8) if "refiner" in setting else "difficulty"})
+    with pytest.raises(RecipeError, match=f"{told} goes by the confidence.*method {method}") as caught:
+        make_players(asked, plan, 0)
+    assert caught.value.reason == "no-local-judge"

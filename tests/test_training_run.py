@@ -15,7 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from chiasm.errors import CohortError, RunError
+from chiasm.cohorts.layouts import find_cohort
+from chiasm.cohorts.planning import read_plan
+from chiasm.cohorts.preparation import prepare_case
+from chiasm.errors import CohortError, RecipeError, RunError
+from chiasm.prediction.folders import load, predict
+from chiasm.prediction.synthesis import synthesise_prepared
 from chiasm.recipe import ARMS, Recipe, make_recipe
 from chiasm.storage import read_json, read_toml, sha256_of
 from chiasm.training.loop import Interrupted
@@ -232,3 +237,125 @@ def test_an_arm_that_branches_from_a_shared_warm_up_equals_one_of_its_own_to_the
 def test_a_warm_up_that_is_none_is_refused(toy_cohort: Path, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="no warm-up"):
         run(toy_cohort, tmp_path / "arm", start=tmp_path / "nothing")
+
+
+#: Arms that change what is shown, what is drawn or what is made; gate open and lesions often, so that they do.
+WIDENED = {"attention__gate": False, "training__lesion_share": 0.5, "training__precision": "32-true"}
+
+
+@pytest.fixture(scope="module")
+def widened(toy_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("widened")
+    for method in ("A7", "A14", "A15", "A16"):
+        run(toy_cohort, folder / method, recipe(method, **WIDENED))
+    return {method: folder / method for method in ("A7", "A14", "A15", "A16")}
+
+
+@pytest.mark.parametrize("method", ["A14", "A15", "A16"])
+@pytest.mark.parametrize("stop", [7, 20])
+def test_a_widened_arm_that_was_stopped_ends_identical_to_the_bit(
+    method: str, stop: int, widened: dict[str, Path], toy_cohort: Path, tmp_path: Path
+) -> None:
+    def interrupt(done: int, total: int, figures: Mapping[str, float]) -> None:
+        if done == stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        run(toy_cohort, tmp_path, recipe(method, **WIDENED), progress=interrupt)
+    run(toy_cohort, tmp_path, recipe(method, **WIDENED))
+    for name in ("model/weights.safetensors", "model/calibration.json", "model/plan.toml", "log.jsonl"):
+        assert (tmp_path / name).read_bytes() == (widened[method] / name).read_bytes()
+    newest = sorted((tmp_path / "checkpoints").glob("*.toml"))[-1]
+    assert read_toml(newest)["state"] == read_toml(widened[method] / "checkpoints" / newest.name)["state"]
+
+
+def test_each_widened_arm_does_what_it_is_for(widened: dict[str, Path]) -> None:
+    plans = {method: read_plan(folder / "plan.toml") for method, folder in widened.items()}
+    assert [plan.histogram for plan in plans.values()] == [False, True, False, False]
+    validations = [line for line in lines(widened["A15"]) if line["kind"] == "validation"]
+    assert validations[0]["first_mae"] == validations[0]["mae"]  # before all play it corrects nothing
+    assert validations[-1]["first_mae"] != validations[-1]["mae"]
+    cards = sorted((widened["A16"] / "checkpoints").glob("*.toml"))
+    doubts = [read_toml(card)["state"]["lesion_doubt"] for card in cards]
+    assert doubts[-1] and all(0 < doubt < 1 for doubt in doubts[-1].values())
+    assert set(doubts[-1]) <= set(read_json(widened["A16"] / "splits.json")["train"])
+
+
+@pytest.mark.parametrize("method", ["A14", "A15", "A16"])
+def test_users_predict_with_a_widened_arm_what_its_validation_saw(
+    method: str, widened: dict[str, Path], toy_cohort: Path, tmp_path: Path
+) -> None:
+    """From the file on the one hand, from the training's cache on the other; frozen networks round differently."""
+    predictor = load(widened[method], precision="32-true")
+    model, plan = predictor.model, predictor.model.plan
+    name = read_json(widened[method] / "splits.json")["validation"][0]
+    case = next(case for case in find_cohort(toy_cohort).cases if case.id == name)
+    kept = prepare_case(case, plan, widened[method] / "cache")
+    assert kept.source.shape[0] == (2 if method == "A14" else 1)
+    seen = synthesise_prepared(
+        model.generator, model.local_judge, np.asarray(kept.source), np.asarray(kept.mask), plan=plan,
+        conditional=True, error_scale=model.error_scale, engine=predictor.engine, refiner=model.refiner,
+    )  # fmt: skip
+    mae = np.abs(seen.prediction - np.asarray(kept.target))[np.asarray(kept.mask)].mean()
+    last = [line for line in lines(widened[method]) if line["kind"] == "validation"][-1]
+    assert mae == pytest.approx(float(str(last["mae"])), abs=2e-5)  # there is one validation case
+    shown = predictor.predict(case.images["t1"])
+    box = np.argwhere(shown.mask.array).min(0) - np.argwhere(np.asarray(kept.mask)).min(0)
+    i, j, k = (slice(start, start + size) for start, size in zip(box, kept.mask.shape))
+    raw = plan.target_reference.invert(seen.prediction)
+    inside = np.asarray(kept.mask)
+    np.testing.assert_allclose(shown.image.array[i, j, k][inside], raw[inside], rtol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["A14", "A15"])
+def test_a_widened_arm_never_reads_a_target_to_predict(
+    method: str, widened: dict[str, Path], toy_cohort: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "no targets"
+    shutil.copytree(toy_cohort, data)
+    for kind in ("t2", "seg"):
+        for path in data.rglob(f"*_{kind}.nii.gz"):
+            path.unlink()
+    predict(widened[method], [toy_cohort], tmp_path / "with")
+    predict(widened[method], [data], tmp_path / "without")
+    names = sorted(path.name for path in (tmp_path / "with").glob("*.nii.gz"))
+    assert len(names) == 18
+    for name in names:
+        assert (tmp_path / "with" / name).read_bytes() == (tmp_path / "without" / name).read_bytes()
+
+
+def test_the_baselines_of_an_arm_with_ranks_are_those_of_one_without(widened: dict[str, Path]) -> None:
+    for name in ("baselines.safetensors", "baselines.json"):
+        a, b = ((widened[method] / "model" / name).read_bytes() for method in ("A7", "A14"))
+        assert a == b
+
+
+def test_the_first_stage_of_a_finished_refined_run_is_the_run_without(widened: dict[str, Path]) -> None:
+    from safetensors.numpy import load_file
+
+    plain, refined = (load_file(widened[method] / "model" / "weights.safetensors") for method in ("A7", "A15"))
+    assert set(refined) > set(plain) and all(name in plain or name.startswith("refiner.") for name in refined)
+    for name, weight in plain.items():
+        np.testing.assert_array_equal(refined[name], weight, err_msg=name)
+
+
+@pytest.mark.parametrize("method", ["A15", "A16"])
+def test_a_widened_arm_branches_from_a_warm_up_without_its_parts(
+    method: str, widened: dict[str, Path], toy_cohort: Path, tmp_path: Path
+) -> None:
+    """The judges' warm-up of A7; without transplants before it, A16 equals its own whole run likewise."""
+    asked = recipe(method, **WIDENED)
+    warm = recipe("A7", **WIDENED, training__transplant_share=asked.training.transplant_share)
+    run(toy_cohort, tmp_path / "warm", warm, until=warm.schedule.ends["judges"])
+    run(toy_cohort, tmp_path / "arm", asked, start=tmp_path / "warm")
+    weights = "model/weights.safetensors"
+    assert (tmp_path / "arm" / weights).read_bytes() == (widened[method] / weights).read_bytes()
+
+
+@pytest.mark.parametrize("changes", [{"generator__refiner": (4, 8)}, {"training__transplant": "difficulty"}])
+def test_a_recipe_that_goes_by_missing_confidence_is_refused_before_anything_is_written(
+    changes: dict[str, object], toy_cohort: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(RecipeError, match="local discriminator"):
+        run(toy_cohort, tmp_path / "run", recipe("A1", **changes))
+    assert not (tmp_path / "run" / "recipe.toml").exists()

@@ -6,6 +6,7 @@ its own, and within a line only from names to its left; a test reads this map.
     errors      what a user can act on: what, where, found, expected, what to do
     storage     files that appear whole or not at all; TOML, JSON, sha256
     recipe      what the user asked for: frozen settings, presets, one dial
+    runners     where independent jobs are done: here, on all cores, by Ray or SLURM
     volumes     what lies on disk: geometry, streams, nifti, metaimage, screening
     cohorts     which files belong together: cases, layouts, splits, intensity, masks, fingerprint, cost, planning,
                 preparation, anatomy, lesions, signals, phantom
@@ -14,7 +15,8 @@ its own, and within a line only from names to its left; a test reads this map.
     prediction  a network over a whole volume: tiling, engines, calibration, baselines, manifest, model,
                 synthesis, folders
     training    how networks learn: batches, losses, attention, methods, health, checkpoints, learner, loop, run
-    evidence    what may be claimed: evaluation, statistics, report, pictures, folders, runners, jobs, study
+    evidence    what may be claimed: evaluation, statistics, drawing, gallery, curves, report, pictures,
+                case_pages, folders, reporting, jobs, findings, study
     pages       what people look at: templates
     demo        the main job on simulated patients
     cli         verbs: parse, call, print
@@ -27,14 +29,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from chiasm.cohorts.layouts import inspect_folder as inspect
-    from chiasm.evidence.folders import evaluate
+    from chiasm.evidence.reporting import evaluate
+    from chiasm.evidence.study import report
     from chiasm.evidence.study import run_study as study
     from chiasm.prediction.folders import load, predict
     from chiasm.training.run import plan_run as plan
     from chiasm.training.run import train
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "evaluate", "inspect", "load", "plan", "predict", "study", "train"]
+__all__ = ["__version__", "evaluate", "inspect", "load", "plan", "predict", "report", "study", "train"]
 
 _VERBS = {
     "inspect": ("cohorts.layouts", "inspect_folder"),
@@ -42,7 +45,8 @@ _VERBS = {
     "train": ("training.run", "train"),
     "load": ("prediction.folders", "load"),
     "predict": ("prediction.folders", "predict"),
-    "evaluate": ("evidence.folders", "evaluate"),
+    "evaluate": ("evidence.reporting", "evaluate"),
+    "report": ("evidence.study", "report"),
     "study": ("evidence.study", "run_study"),
 }
 

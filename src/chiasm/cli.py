@@ -41,6 +41,7 @@ Fold = Annotated[int, typer.Option("--fold", help="Which fold is tested.")]
 Folds = Annotated[int, typer.Option("--folds", help="Folds by subject; 1 keeps no test set.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of weights and batches.")]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="Any setting: --set loss.norm=l1.")]
+Runner = Annotated[str, typer.Option("--runner", help="serial, processes, ray or slurm.")]
 Layout = Annotated[str | None, typer.Option("--layout", help="Layout by name, where a folder fits several.")]
 Accelerator = Annotated[str, typer.Option("--accelerator", help="auto, cpu or cuda.")]
 Precision = Annotated[str, typer.Option("--precision", help="auto, 32-true, bf16-mixed or 16-mixed.")]
@@ -151,6 +152,7 @@ def predict(
     out: Out,
     only: Annotated[str, typer.Option("--only", help="all, train, validation or test cases of the run.")] = "all",
     layout: Layout = None,
+    runner: Runner = "serial",
     accelerator: Accelerator = "auto",
     precision: Precision = "auto",
 ) -> None:
@@ -164,6 +166,7 @@ def predict(
             out,
             only=only,
             layout=layout,
+            runner=runner,
             accelerator=accelerator,
             precision=precision,
             progress=_count(bar, "predicting"),
@@ -186,7 +189,7 @@ def evaluate(
     layout: Layout = None,
 ) -> None:
     """Score predictions per case and region beside the naive baselines, and write a report."""
-    from chiasm.evidence.folders import evaluate as run_evaluation
+    from chiasm.evidence.reporting import evaluate as run_evaluation
 
     with _progress() as bar:
         scored = run_evaluation(
@@ -209,7 +212,7 @@ def evaluate(
 def study(
     file: Annotated[Path, typer.Argument(help="STUDY.toml: data, source, target, arms, folds, seeds, ...")],
     out: Out,
-    runner: Annotated[str, typer.Option("--runner", help="serial, processes, ray or slurm.")] = "serial",
+    runner: Runner = "serial",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the jobs and stop.")] = False,
     open_sealed: Annotated[bool, typer.Option("--open-sealed", help="Score the sealed test set, once.")] = False,
 ) -> None:
@@ -230,6 +233,18 @@ def study(
     typer.echo(f"report: {done.report}")
     if done.failed:
         raise typer.Exit(PARTIAL)
+
+
+@app.command()
+def report(
+    out: Annotated[Path, typer.Argument(help="What chiasm study or chiasm evaluate wrote.")],
+    cases: Annotated[int, typer.Option("--cases", help="At most as many cases get a page.")] = 24,
+    whole: Annotated[bool, typer.Option("--whole", help="Keep volumes uncut and unthinned.")] = False,
+) -> None:
+    """Make the pages again from a study's or an evaluation's files."""
+    from chiasm.evidence.study import report as make_report
+
+    typer.echo(f"report: {make_report(out, pages=cases, whole=whole)}")
 
 
 @app.command()

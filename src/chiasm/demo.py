@@ -7,7 +7,7 @@ from pathlib import Path
 
 from chiasm.cohorts.phantom import write_cohort
 from chiasm.errors import unknown
-from chiasm.evidence.folders import evaluate
+from chiasm.evidence.reporting import evaluate
 from chiasm.prediction.folders import predict
 from chiasm.recipe import Changes, make_recipe
 from chiasm.training.loop import Progress

@@ -79,6 +79,7 @@ class Generator(Section):
     widths: Widths = (16, 32, 64, 128)
     norm: Literal["batch", "none"] = "batch"
     skip: Literal["none", "source", "lookup"] = "lookup"
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of each level's features, so a model can be asked many times
     refiner: tuple[Annotated[int, Field(ge=1, le=4096)], ...] = ()  # widths of the second stage; none without
 
 

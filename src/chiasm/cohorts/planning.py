@@ -91,6 +91,7 @@ class Plan:
         trained_on: Ids of the training cases, which alone were looked at.
         expected: Cost on the machine where the plan was made; no part of what makes plans equal.
         reasons: One sentence for each choice, by field.
+        histogram: Whether each source is shown a second time, as its rank in the case's own histogram.
 
     Raises:
         ValueError: If the parts do not fit one another.
@@ -122,6 +123,12 @@ class Plan:
     trained_on: tuple[str, ...]
     expected: Estimate = field(compare=False)
     reasons: Mapping[str, str] = field(compare=False)
+    histogram: bool = False  # plans of before hold none
+
+    @property
+    def images(self) -> int:
+        """Images that a network is shown: the sources, and after them their ranks."""
+        return len(self.sources) * (2 if self.histogram else 1)
 
     def __post_init__(self) -> None:
         count = len(self.sources)
@@ -156,7 +163,7 @@ class Seen(Protocol):
 
     @property
     def array(self) -> NDArray[np.float32]:
-        """Normalised source, shape (C, I, J, K)."""
+        """Normalised sources, shape (C, I, J, K); what follows them is not looked at."""
 
     @property
     def mask(self) -> NDArray[np.bool_]:
@@ -221,6 +228,8 @@ def make_plan(recipe: Recipe, cohort: Cohort, train_ids: Sequence[str], progress
     )
     ranges = [_percentiles(values) for values in pooled[:-1]]
     histograms = [[_histogram(v, bounds) for v in channel] for channel, bounds in zip(sources, ranges)]
+    if data.histogram:
+        reasons["histogram"] = "asked for in the recipe: each source is shown a second time, as ranks within its case"
     lookup = fit_lookup(pooled[0], pooled[-1])
     r2 = float(1 - np.mean((np.interp(pooled[0], *lookup) - pooled[-1]) ** 2) / np.var(pooled[-1]))
     reasons["lookup"] = (
@@ -253,6 +262,7 @@ def make_plan(recipe: Recipe, cohort: Cohort, train_ids: Sequence[str], progress
         trained_on=tuple(train_ids),
         expected=Estimate(0.0, 0.0, 0.0),
         reasons=reasons,
+        histogram=data.histogram,
     )
     return replace(plan, expected=estimate(recipe, plan))
 
@@ -314,7 +324,7 @@ def unlike(plan: Plan, prepared: Seen) -> str | None:
 
 def estimate(recipe: Recipe, plan: Plan) -> Estimate:
     """Forecast time and memory of training on this machine; takes a second or two and loads torch."""
-    channels = len(plan.sources) * plan.slices
+    channels = plan.images * plan.slices
     return estimate_cost(recipe, dims=plan.dims, patch=plan.patch, channels=channels)
 
 
@@ -373,7 +383,8 @@ def _choose_patch(
     recipe: Recipe, seen: Fingerprint, spacing: Triple, dims: Literal[2, 3], reasons: dict[str, str]
 ) -> tuple[int, ...]:
     judges = recipe.discriminators
-    halvings = max(len(recipe.generator.widths) - 1, len(judges.local_widths) - 1, len(judges.global_widths))
+    shaped = (recipe.generator.widths, recipe.generator.refiner, judges.local_widths)  # like a U
+    halvings = max(*(len(widths) - 1 for widths in shaped), len(judges.global_widths))
     multiple = 2**halvings
     asked = recipe.data.patch
     if asked != "auto":

@@ -38,7 +38,12 @@ VERSION = 1
 MARGIN = 2  # voxels around the mask's box, so that resampling back has neighbours
 SAME_SPACING = 0.01  # a grid this near to the plan's, relatively, is not resampled
 
-PLAN_FIELDS = ("sources", "target", "spacing_mm", "dims", "mask_rule", "source_kinds", "target_kind", "window_hu")
+RANK_SD = 12**-0.5  # of numbers spread evenly between 0 and 1
+
+PLAN_FIELDS = (
+    *("sources", "target", "spacing_mm", "dims", "mask_rule", "source_kinds", "target_kind", "window_hu"),
+    "histogram",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +51,9 @@ class PreparedSource:
     """What a network is shown of one case.
 
     Attributes:
-        array: Normalised sources, zero outside the mask, shape (C, I, J, K).
+        array: Normalised sources and, where the plan's `histogram` says so,
+            after them the rank of each (mean 0, SD 1); zero outside the mask,
+            shape (C, I, J, K) or (2C, I, J, K).
         mask: Valid voxels, shape (I, J, K).
         grid: Where the array lies.
         maps: The intensity map of each source.
@@ -72,11 +79,12 @@ class PreparedCase:
         id: The case.
         subject: The person.
         site: Hospital or scanner, or None.
-        source: As `PreparedSource.array`, shape (C, I, J, K).
+        source: As `PreparedSource.array`, shape (C, I, J, K) or (2C, I, J, K).
         target: Normalised target, zero outside the mask, shape (I, J, K).
         mask: Valid voxels, shape (I, J, K).
         labels: Label map, of the smallest integer type that holds it, or None.
         grid: Where the arrays lie.
+        histogram: Whether the second half of the source's channels are ranks of the first.
     """
 
     id: str
@@ -87,6 +95,13 @@ class PreparedCase:
     mask: NDArray[np.bool_]
     labels: NDArray[np.integer[Any]] | None
     grid: Geometry
+    histogram: bool = False
+
+    @property
+    def intensities(self) -> int:
+        """Channels that hold intensities: those before the ranks."""
+        channels: int = self.source.shape[0]
+        return channels // 2 if self.histogram else channels
 
 
 @dataclass(frozen=True, eq=False)
@@ -218,6 +233,8 @@ def _prepare(volumes: Sequence[Volume], plan: Plan, given: Volume | None) -> tup
         *(_normalised(volume, kind, place, inside, plan) for volume, kind in zip(volumes, plan.source_kinds)),
         strict=True,
     )
+    if plan.histogram:
+        channels += tuple(_ranked(volume, place, inside) for volume in volumes)
     i, j, k = ((part.stop - part.start) * step for part, step in zip(box, spacing))
     return PreparedSource(np.stack(channels), inside, grid, maps, rule, spacing, (i, j, k)), place
 
@@ -231,6 +248,18 @@ def _normalised(
     if kind == "hu":
         raw = np.clip(raw, *plan.window_hu)
     return np.where(inside, fitted.apply(raw), np.float32(0)), fitted
+
+
+def _ranked(volume: Volume, place: _Place, inside: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Give each voxel the share of the mask that is darker, ties halved: what no change of gain or contrast moves.
+
+    The share is taken among voxels as they were scanned, linear between their
+    intensities, and scaled to mean 0 and SD 1.
+    """
+    values, counts = np.unique(volume.array[place.mask], return_counts=True)
+    shares = (np.cumsum(counts) - counts / 2) / counts.sum()
+    ranks = (np.interp(place.move(volume, order=1), values, shares) - 0.5) / RANK_SD
+    return np.where(inside, ranks, 0).astype(np.float32)
 
 
 def _store(folder: Path, case: Case, plan: Plan) -> None:
@@ -272,6 +301,7 @@ def _load(folder: Path, case: Case, plan: Plan) -> PreparedCase:
         arrays["mask"],
         None if case.labels is None else arrays["labels"],
         Geometry((i, j, k), np.array(grid["affine"])),
+        plan.histogram,
     )
 
 
@@ -293,6 +323,8 @@ def _key(case: Case, plan: Plan) -> str:
     except OSError as error:
         raise VolumeError("cannot be read", path=error.filename, reason="unreadable", found=error.strerror) from error
     settings = {name: getattr(plan, name) for name in PLAN_FIELDS}
+    if not plan.histogram:
+        del settings["histogram"]  # it came later: caches of before are still found
     text = json.dumps({"version": VERSION, "files": contents, "plan": settings}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 

@@ -1,4 +1,4 @@
-"""`chiasm evaluate`: a folder of predictions against a cohort, beside the naive baselines.
+"""A folder of predictions against a cohort, case by case, beside the naive baselines.
 
 Nothing here loads torch: scores need arrays, the plan's fixed figures and the
 baselines' tables only.
@@ -6,10 +6,9 @@ baselines' tables only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,37 +17,11 @@ from chiasm.cohorts.cases import Case, Cohort, Problem
 from chiasm.cohorts.layouts import find_cohort
 from chiasm.cohorts.planning import Plan, read_plan
 from chiasm.cohorts.preparation import prepare_source
-from chiasm.errors import ChiasmError, CohortError, RunError, unknown
-from chiasm.evidence.curves import read_history
-from chiasm.evidence.evaluation import Row, evaluate_case, format_table, harmonise, reporting_unit, write_evaluation
-from chiasm.evidence.gallery import GalleryCase
-from chiasm.evidence.pictures import write_picture
-from chiasm.evidence.report import write_report
-from chiasm.metrics import CONVENTIONS
+from chiasm.errors import ChiasmError, CohortError, RunError
+from chiasm.evidence.evaluation import Row, evaluate_case, harmonise, reporting_unit
 from chiasm.prediction.baselines import Baselines, load_baselines
 from chiasm.prediction.manifest import Entry, Manifest, read_manifest
-from chiasm.storage import read_json, read_toml
-from chiasm.volumes import Volume, canonical, check_pair, read_volume, resample
-
-GALLERY = 6  # cases with pictures in the report
-FEWEST_TO_TEST = 6
-
-
-@dataclass(frozen=True)
-class Scored:
-    """What an evaluation left behind.
-
-    Attributes:
-        rows: One for each figure.
-        table: The summary, lines of text.
-        report: The page.
-        problems: Cases that could not be scored.
-    """
-
-    rows: tuple[Row, ...]
-    table: tuple[str, ...]
-    report: Path
-    problems: tuple[Problem, ...]
+from chiasm.volumes import Volume, check_pair, read_volume, resample
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,87 +68,16 @@ class Judged:
     baselines: Baselines
 
 
-def evaluate(
-    predictions: Path | Sequence[Path],
-    reference: Path,
-    out: Path,
-    *,
-    regions: str = "seg",
-    convention: str = "chiasm",
-    model: Path | None = None,
-    layout: str | None = None,
-    progress: Callable[[int, int, str], None] | None = None,
-) -> Scored:
-    """Score every predicted case that has a real target; write CSV, JSON and a report.
+def open_predictions(folder: Path, model: Path | None = None) -> Judged:
+    """Open a folder of predictions with the model that made it.
 
     Args:
-        predictions: Folder written by `chiasm predict`; several, one for each fold, are scored together.
-        reference: The cohort with the real targets.
-        out: Where `evaluation.csv`, `evaluation.json`, `report.html` and `pictures/` go.
-        regions: "seg" for the cohort's label maps, "none" to score the mask alone.
-        convention: A name of `CONVENTIONS`.
-        model: Run or model folder of a single folder of predictions, where it no longer stands where it stood.
-        layout: Name of a layout, where the folder fits several.
-        progress: Called with cases done, all cases, the next case's id.
+        folder: Written by `chiasm predict`.
+        model: Run or model folder, where it no longer stands where it stood.
 
     Raises:
-        ChiasmError: If a folder is not what it should be, the folders are of
-            several methods or modalities, or no case can be scored.
+        RunError: If it is no such folder, or the model is not found.
     """
-    if convention not in CONVENTIONS:
-        raise unknown("convention", convention, list(CONVENTIONS))
-    if regions not in ("seg", "none"):
-        raise unknown("choice of regions", regions, ["seg", "none"])
-    judged = [_judged(folder, model) for folder in ([predictions] if isinstance(predictions, Path) else predictions)]
-    if len({(one.manifest.method, one.plan.sources, one.plan.target) for one in judged}) != 1:
-        raise RunError(
-            "folders that are scored together must be of one method, source and target",
-            path=judged[1].folder,
-            reason="other-method",
-            hint="Evaluate them one by one; chiasm study compares methods.",
-        )
-    cohort = find_cohort(reference, layout=layout)
-    rows: list[Row] = []
-    problems: list[Problem] = []
-    gallery: list[GalleryCase] = []
-    work = [(one, entry) for one in judged for entry in one.manifest.cases]
-    for index, (one, entry) in enumerate(work):
-        if progress is not None:
-            progress(index, len(work), entry.case)
-        try:
-            loaded = load_case(one, entry, cohort, with_labels=regions == "seg")
-            rows += _score(loaded, one, cohort, convention)
-        except ChiasmError as error:
-            path = error.path or one.folder / entry.image
-            problems.append(Problem(path, error.reason, f"case {entry.case}: {error}", entry.case))
-            continue
-        if len(gallery) < GALLERY:
-            gallery.append(_picture(loaded, one.plan))
-    if progress is not None:
-        progress(len(work), len(work), "")
-    if not rows:
-        detail = f"; the first: {problems[0].message}" if problems else ""
-        raise CohortError(f"no predicted case could be scored{detail}", path=judged[0].folder, reason="no-cases")
-    write_evaluation(out, rows)
-    subjects = {case.id: case.subject for case in cohort.cases}
-    first = judged[0]
-    for shown in gallery:
-        write_picture(out / "pictures" / f"{shown.case}.png", shown)
-    report = write_report(
-        out / "report.html",
-        title=f"{' + '.join(first.plan.sources)} to {first.plan.target}",
-        rows=rows,
-        history=read_history(first.model.parent / "log.jsonl") if len(judged) == 1 else [],
-        gallery=gallery,
-        facts=_facts(judged, cohort),
-        warnings=_warnings(judged, rows, problems),
-        method=first.manifest.method,
-        naive=first.baselines.names,
-    )
-    return Scored(tuple(rows), tuple(format_table(rows, subjects=subjects)), report, tuple(problems))
-
-
-def _judged(folder: Path, model: Path | None) -> Judged:
     manifest = read_manifest(folder)
     place = _model_folder(manifest, model)
     return Judged(folder, manifest, place, read_plan(place / "plan.toml"), load_baselines(place))
@@ -196,12 +98,14 @@ def score_folder(
     Raises:
         ChiasmError: If a folder is not what it should be.
     """
-    judged, cohort = _judged(predictions, None), find_cohort(reference, layout=layout)
+    judged, cohort = open_predictions(predictions), find_cohort(reference, layout=layout)
     rows: list[Row] = []
     problems: list[Problem] = []
     for entry in judged.manifest.cases:
         try:
-            rows += _score(load_case(judged, entry, cohort, with_labels=True, naive=naive), judged, cohort, convention)
+            rows += score_case(
+                load_case(judged, entry, cohort, with_labels=True, naive=naive), judged, cohort, convention
+            )
         except ChiasmError as error:
             path = error.path or predictions / entry.image
             problems.append(Problem(path, error.reason, f"case {entry.case}: {error}", entry.case))
@@ -253,7 +157,8 @@ def load_case(judged: Judged, entry: Entry, cohort: Cohort, *, with_labels: bool
     return Loaded(case, entry, images, real, trust, inside, labels, source)
 
 
-def _score(loaded: Loaded, judged: Judged, cohort: Cohort, convention: str) -> list[Row]:
+def score_case(loaded: Loaded, judged: Judged, cohort: Cohort, convention: str) -> list[Row]:
+    """Score the prediction of a case and its naive baselines in every region."""
     plan, manifest = judged.plan, judged.manifest
     unit, scale = reporting_unit(plan)
     rows: list[Row] = []
@@ -278,30 +183,6 @@ def _score(loaded: Loaded, judged: Judged, cohort: Cohort, convention: str) -> l
     return rows
 
 
-def _picture(loaded: Loaded, plan: Plan) -> GalleryCase:
-    grid = loaded.source.geometry
-    unit, scale = reporting_unit(plan)
-    low, high = plan.target_range
-
-    def upright(array: NDArray[Any]) -> NDArray[Any]:
-        turned: NDArray[Any] = canonical(Volume(array, grid)).array
-        return turned
-
-    return GalleryCase(
-        case=loaded.case.id,
-        source=upright(loaded.source.array),
-        real=upright(loaded.target / scale),
-        synthetic=upright(next(iter(loaded.images.values())) / scale),
-        reliability=None if loaded.reliability is None else upright(loaded.reliability / scale),
-        mask=upright(loaded.mask),
-        lesion=None if loaded.labels is None else upright(loaded.labels > 0),
-        spacing_mm=canonical(loaded.source).geometry.spacing_mm,
-        unit=unit,
-        window=(low / scale, high / scale),
-        caption=f"{loaded.entry.role} case",
-    )
-
-
 def _model_folder(manifest: Manifest, given: Path | None) -> Path:
     told = Path(manifest.model)
     for folder in (told,) if given is None else (given, given / "model"):
@@ -310,45 +191,3 @@ def _model_folder(manifest: Manifest, given: Path | None) -> Path:
     raise RunError(
         "holds no model", path=given or told, reason="no-model", hint="Say where the model is now with --model RUN."
     )
-
-
-def _warnings(judged: Sequence[Judged], rows: Sequence[Row], problems: Sequence[Problem]) -> list[str]:
-    entries = [entry for one in judged for entry in one.manifest.cases]
-    scored = {row.case for row in rows}
-    warnings = []
-    if seen := [entry.case for entry in entries if entry.role in ("train", "validation")]:
-        warnings.append(f"{len(seen)} of {len(entries)} cases were used in training: {', '.join(seen)}")
-    if len(scored) < FEWEST_TO_TEST:
-        warnings.append(f"only {len(scored)} cases: no difference between methods can be called significant")
-    warnings += [f"case {entry.case}: {sentence}" for entry in entries for sentence in entry.warnings]
-    return warnings + [f"not scored: {problem.message}" for problem in problems]
-
-
-def _facts(judged: Sequence[Judged], cohort: Cohort) -> dict[str, dict[str, str]]:
-    """Collect the data sheet: what was asked, on what, with what; of several folds, plan and recipe of the first."""
-    first = judged[0]
-    recipe = read_toml(first.model / "recipe.toml")
-    facts = {
-        "Cohort": {
-            "layout": cohort.layout,
-            "cases in the folder": str(len(cohort.cases)),
-            "subjects": str(len({case.subject for case in cohort.cases})),
-            "cases predicted": str(sum(len(one.manifest.cases) for one in judged)),
-            "sites": ", ".join(sorted({case.site for case in cohort.cases if case.site})) or "not known",
-        },
-        "Plan": {name: str(reason) for name, reason in read_toml(first.model / "plan.toml").get("reasons", {}).items()},
-        "Model": {
-            "method": first.manifest.method,
-            "sha256 of the weights": ", ".join(one.manifest.sha256 for one in judged),
-        },
-        "Recipe": {
-            f"{section}.{name}": str(value)
-            for section, fields in recipe.items()
-            if isinstance(fields, dict)
-            for name, value in fields.items()
-        },
-    }
-    environment = first.model.parent / "environment.json"
-    if environment.exists():
-        facts["Environment"] = {name: str(value) for name, value in read_json(environment).items()}
-    return facts

@@ -31,7 +31,7 @@ from chiasm.evidence.folders import score_folder
 from chiasm.prediction.folders import predict
 from chiasm.recipe import Attention, Loss, Recipe, Section, make_recipe
 from chiasm.storage import read_toml, sha256_of, write_json
-from chiasm.training.methods import needs_local_judge
+from chiasm.training.methods import check_players, needs_local_judge
 from chiasm.training.run import train
 
 #: Raised by one whenever the same recipe and data would give other figures.
@@ -234,6 +234,7 @@ def list_jobs(study: Study, out: Path, cohort: Cohort | None) -> list[Job]:
         for seed in study.seeds:
             for index, arm in enumerate(study.arms):
                 recipe = _recipe(study, arm, folds, fold, seed)
+                check_players(recipe)
                 warm: Path | None = None
                 if study.warmup == "shared":
                     base = _recipe(study, WARM_UP, folds, fold, seed)
@@ -296,7 +297,9 @@ def has_judges(recipe: Recipe) -> bool:
 def _warm_ups(recipe: Recipe, base: Recipe) -> list[tuple[Kind, Recipe]]:
     """Return the beginnings that an arm shares with others, as recipes that hold only what they depend on."""
     network = recipe.generator.model_copy(update={"refiner": ()})
-    beginning = base.model_copy(update={"data": recipe.data, "generator": network})
+    jitter = {"intensity_jitter": recipe.training.intensity_jitter}
+    training = base.training.model_copy(update=jitter)
+    beginning = base.model_copy(update={"data": recipe.data, "generator": network, "training": training})
     found: list[tuple[Kind, Recipe]] = [("generator", beginning)]
     if has_judges(recipe):
         asked, usual, local = recipe.loss, Loss(), needs_local_judge(recipe)
@@ -347,19 +350,21 @@ def work(job: Job, *, data: Path, out: Path, threads: int, layout: str | None, o
         job: What to do.
         data: Folder of the cases.
         out: The study's folder.
-        threads: Of torch, the same on every machine, so that figures are.
+        threads: Of torch and numpy, the same on every machine, so that figures are.
         layout: Name of a layout, where `data` fits several.
         opened: Whether to score the sealed test set as well.
     """
     import torch
+    from threadpoolctl import threadpool_limits
 
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        if not job.is_done:
-            _train(job, data, out, layout)
-        if opened and job.kind == "arm" and not (sealed_folder(job) / "evaluation.csv").exists():
-            _score(job, data, layout, "sealed", sealed_folder(job))
+        with threadpool_limits(threads):  # numpy's products too: two jobs with two threads each are three times slower
+            if not job.is_done:
+                _train(job, data, out, layout)
+            if opened and job.kind == "arm" and not (sealed_folder(job) / "evaluation.csv").exists():
+                _score(job, data, layout, "sealed", sealed_folder(job))
     except ChiasmError as error:
         return Outcome(job.key, job.name, str(error))
     finally:

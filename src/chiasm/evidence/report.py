@@ -56,6 +56,7 @@ def write_report(
     method: str | None = None,
     naive: Collection[str] | None = None,
     headline: str = "mae",
+    pages: Mapping[str, str] | None = None,
 ) -> Path:
     """Write the report as one HTML file that needs nothing else.
 
@@ -78,6 +79,7 @@ def write_report(
         naive: The methods in `rows` that anybody could have used instead; by
             default all others.
         headline: The metric that the words are about.
+        pages: Case id -> address of its own page, relative to `path`.
 
     Returns:
         `path`.
@@ -115,6 +117,7 @@ def write_report(
         "health": describe_health(history),
         "gallery": show_gallery(gallery, ranking),
         "reliability": draw_reliability(gallery),
+        "pages": list((pages or {}).items()),
         "facts": facts or {},
         "conventions": list_conventions(rows),
     }

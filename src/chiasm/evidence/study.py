@@ -16,10 +16,12 @@ from typing import Any
 
 from chiasm import __version__
 from chiasm.cohorts.cases import Cohort
-from chiasm.errors import CohortError
+from chiasm.cohorts.layouts import find_cohort
+from chiasm.errors import CohortError, RunError
 from chiasm.evidence.curves import read_history
 from chiasm.evidence.evaluation import Row, read_evaluation, write_evaluation
 from chiasm.evidence.findings import HEALTHY, Findings, write_findings
+from chiasm.evidence.folders import open_predictions
 from chiasm.evidence.jobs import (
     STAGES,
     Job,
@@ -33,7 +35,7 @@ from chiasm.evidence.jobs import (
     simulate,
     work,
 )
-from chiasm.evidence.runners import find_runner
+from chiasm.evidence.reporting import ASKED, PAGES, report_evaluation, write_cases
 from chiasm.evidence.statistics import (
     FEWEST,
     Comparison,
@@ -43,6 +45,7 @@ from chiasm.evidence.statistics import (
     write_table,
 )
 from chiasm.recipe import ARMS, IN_WORDS, make_recipe
+from chiasm.runners import find_runner
 from chiasm.storage import read_json, read_toml, write_json
 
 NOTES = "study.json"
@@ -202,11 +205,13 @@ def _notes(study: Study, cohort: Cohort, jobs: Sequence[Job], failed: Sequence[O
     }
 
 
-def conclude(folder: Path) -> Done:
+def conclude(folder: Path, *, pages: int = PAGES, whole: bool = False) -> Done:
     """Judge a study from its files and write its statistics and page; nothing is trained or scored again.
 
     Args:
         folder: Holds `evaluation.csv` and `study.json`: a study's folder, or its `sealed` one.
+        pages: At most as many cases get a page, of the arm under judgement with its first seed.
+        whole: Keep the volumes of these pages uncut and unthinned.
 
     Raises:
         RunError: If a file is missing or damaged.
@@ -224,6 +229,7 @@ def conclude(folder: Path) -> Done:
     root = folder.parent if folder.name == "sealed" else folder
     judged = study.declared[0].arm if study.declared else notes["jobs"][0]["arm"]
     shown = next((job for job in notes["jobs"] if job["arm"] == judged), notes["jobs"][0])
+    links = _case_pages(study, notes, rows, judged, root, folder, pages, whole)
     found = Findings(
         title=f"{' + '.join(study.sources)} to {study.target}: {', '.join(study.arms)}",
         rows=rows,
@@ -236,10 +242,56 @@ def conclude(folder: Path) -> Done:
         facts=_facts(notes, root / shown["folder"], rows),
         warnings=_warnings(notes, rows, root),
         methods=_methods(study, rows, notes["cases"]),
-        cases={},
+        cases=links,
     )
     report = write_findings(folder / "report.html", found)
     return Done(tuple(rows), tuple(comparisons), (), report)
+
+
+def report(folder: Path, *, pages: int = PAGES, whole: bool = False) -> Path:
+    """Make the pages of a study or of an evaluation again, from its files alone.
+
+    Args:
+        folder: What `chiasm study` or `chiasm evaluate` wrote.
+        pages: At most as many cases get a page of their own.
+        whole: Keep the volumes of these pages uncut and unthinned.
+
+    Raises:
+        RunError: If the folder is neither, or a file is missing or damaged.
+    """
+    if (folder / NOTES).is_file():
+        return conclude(folder, pages=pages, whole=whole).report
+    if (folder / ASKED).is_file():
+        return report_evaluation(folder, pages=pages, whole=whole)
+    raise RunError(
+        "holds no study and no evaluation",
+        path=folder,
+        reason="no-report",
+        expected=f"{NOTES} or {ASKED}, as chiasm study and chiasm evaluate write them",
+    )
+
+
+def _case_pages(
+    study: Study,
+    notes: Mapping[str, Any],
+    rows: Sequence[Row],
+    arm: str,
+    root: Path,
+    folder: Path,
+    pages: int,
+    whole: bool,
+) -> dict[str, str]:
+    """Write the pages of single cases, as far as predictions and data still lie where they lay."""
+    sealed = folder != root
+    jobs = [job for job in notes["jobs"] if job["arm"] == arm and job["seed"] == study.seeds[0]]
+    places = [root / job["folder"] / ("sealed/predictions" if sealed else "predictions") for job in jobs]
+    data = data_folder(study, root)
+    judged = [open_predictions(place) for place in places if place.is_dir()]
+    if not judged or not data.exists():
+        return {}
+    work = [(one, entry) for one in judged for entry in one.manifest.cases]
+    mine = [row for row in rows if row.method == arm]
+    return write_cases(work, find_cohort(data, layout=study.layout), mine, arm, folder, pages=pages, whole=whole)[1]
 
 
 def _warnings(notes: Mapping[str, Any], rows: Sequence[Row], root: Path) -> list[str]:

@@ -32,6 +32,7 @@ KNOTS = 64
 
 CONVOLUTION: dict[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
 _NORM: dict[int, type[nn.BatchNorm2d] | type[nn.BatchNorm3d]] = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+_DROPOUT: dict[int, type[nn.Dropout2d] | type[nn.Dropout3d]] = {2: nn.Dropout2d, 3: nn.Dropout3d}
 
 
 def upsample(features: Tensor) -> Tensor:
@@ -151,6 +152,7 @@ class Generator(nn.Module):
             itself ("source", where both share a contrast family), or that channel
             sent through a look-up table ("lookup", see `set_lookup`).
         skip_channel: The source channel that skips: the middle slice in 2.5D.
+        dropout: Share of each level's channels that training leaves out at random, in [0, 1).
 
     Attributes:
         size_multiple: Spatial sizes must be multiples of this, and tiles must
@@ -173,18 +175,22 @@ class Generator(nn.Module):
         norm: Norm = "batch",
         skip: Literal["none", "source", "lookup"] = "none",
         skip_channel: int = 0,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         if dims not in (2, 3) or norm not in ("batch", "none") or skip not in ("none", "source", "lookup"):
             raise ValueError(f"dims is 2 or 3, norm batch or none, skip none, source or lookup: {dims}, {norm}, {skip}")
         if not widths or min(in_channels, *widths) < 1 or not 0 <= skip_channel < in_channels:
             raise ValueError(f"in_channels {in_channels}, widths {tuple(widths)}, skip_channel {skip_channel}")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout is at least 0 and below 1, not {dropout}")
         self.in_channels, self.dims, self.skip, self.skip_channel = in_channels, dims, skip, skip_channel
         self.size_multiple = 2 ** (len(widths) - 1)
 
         self.stem = ResidualBlock(in_channels, widths[0], dims=dims, norm=norm)
         self.downs = nn.ModuleList(ResidualBlock(a, b, dims=dims, norm=norm, stride=2) for a, b in pairwise(widths))
         self.ups = nn.ModuleList(Join(b, a, dims=dims, norm=norm) for a, b in reversed(list(pairwise(widths))))
+        self.dropout = _DROPOUT[dims](dropout)
         self.last = CONVOLUTION[dims](widths[0], 1, 1)
         if skip != "none":  # training starts from the skip alone
             nn.init.zeros_(self.last.weight)
@@ -192,6 +198,11 @@ class Generator(nn.Module):
         if skip == "lookup":
             self.register_buffer("lookup_edges", torch.linspace(0.0, 1.0, KNOTS))
             self.register_buffer("lookup_values", torch.zeros(KNOTS))
+
+    @property
+    def levels(self) -> tuple[nn.Module, ...]:
+        """What makes each level's features, in the order of the pass: where dropout acts."""
+        return (self.stem, *self.downs, *self.ups)
 
     @property
     def receptive_field(self) -> int:
@@ -232,13 +243,13 @@ class Generator(nn.Module):
             ValueError: If the sizes are not multiples of `size_multiple`.
         """
         check_sizes(source.shape[2:], self.dims, self.size_multiple)
-        features = self.stem(source)
+        features = self.dropout(self.stem(source))
         fine = []
         for down in self.downs:
             fine.append(features)
-            features = down(features)
+            features = self.dropout(down(features))
         for up in self.ups:
-            features = up(features, fine.pop())
+            features = self.dropout(up(features, fine.pop()))
         prediction: Tensor = self.last(features).to(source.dtype)
         if self.skip == "none":
             return prediction

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from pathlib import Path
 
 from chiasm.cohorts.cases import Case, Problem
@@ -13,6 +14,7 @@ from chiasm.prediction.engines import Engine, freeze_for_inference
 from chiasm.prediction.manifest import Entry, Failure, Manifest, Role, write_manifest
 from chiasm.prediction.model import Model, find_model, load_model
 from chiasm.prediction.synthesis import Synthesis, synthesise
+from chiasm.runners import find_runner
 from chiasm.storage import read_json
 from chiasm.volumes import Volume, check_pair, read_volume, write_volume
 
@@ -45,9 +47,12 @@ class Predictor:
 
     def __init__(self, model: Model, *, accelerator: str = "auto", precision: str = "auto") -> None:
         self.engine = Engine.pick(accelerator, precision)
-        local = None if model.local_judge is None else self.engine.place(freeze_for_inference(model.local_judge))
-        generator = self.engine.place(freeze_for_inference(model.generator))
-        self.model = replace(model, generator=generator, local_judge=local)
+        generator, local, refiner = (
+            None if network is None else self.engine.place(freeze_for_inference(network))
+            for network in (model.generator, model.local_judge, model.refiner)
+        )
+        assert generator is not None
+        self.model = replace(model, generator=generator, local_judge=local, refiner=refiner)
 
     def predict(self, *sources: Volume | Path | str, mask: Volume | None = None) -> Synthesis:
         """Synthesise the target of one case.
@@ -81,6 +86,7 @@ def predict(
     accelerator: str = "auto",
     precision: str = "auto",
     layout: str | None = None,
+    runner: str = "serial",
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Predicted:
     """Predict every case found in `inputs`; a case that fails is named and the others go on.
@@ -97,33 +103,35 @@ def predict(
         accelerator: "auto", "cpu" or "cuda".
         precision: "auto", "32-true", "bf16-mixed" or "16-mixed".
         layout: Name of a layout, where a folder fits several.
-        progress: Called with cases done, all cases, the next case's id.
+        runner: A name of `runners.RUNNERS`: where cases are predicted.
+        progress: Called with cases done, all cases, the last case's id.
 
     Raises:
         RunError: If there is no model, it is damaged, or a role is asked for and the split is unknown.
         CohortError: If an input holds no case.
     """
-    predictor = load(run, accelerator=accelerator, precision=precision)
-    model, plan = predictor.model, predictor.model.plan
+    spread = find_runner(runner)
+    model = load_model(run)
+    plan = model.plan
     roles = _roles(run)
-    cases, problems = find_inputs(inputs, plan.sources, layout=layout)
+    cases, problems = find_inputs([path.absolute() for path in inputs], plan.sources, layout=layout)
     if only != "all":
         if not roles:
             raise RunError("does not say who was trained on", path=run, reason="no-split", hint="Predict all cases.")
         cases = [case for case in cases if roles.get(case.id) == only]
         if not cases:
             raise CohortError(f"holds no {only} case of this run", path=inputs[0], reason="no-cases")
-    done: list[Entry] = []
-    for index, case in enumerate(cases):
+    asked = run.resolve(), model.sha256, accelerator, precision
+    do = partial(_work, asked=asked, out=out.resolve(), roles=roles)
+    found: dict[str, Entry] = {}
+    for number, outcome in enumerate(spread(cases, do, out), start=1):
+        name = outcome.case or ""
+        if isinstance(outcome, Problem):
+            problems.append(outcome)
+        else:
+            found[name] = outcome
         if progress is not None:
-            progress(index, len(cases), case.id)
-        try:
-            done.append(_predict_case(predictor, case, out, roles.get(case.id, "new")))
-        except ChiasmError as error:
-            path = error.path or case.images[plan.sources[0]]
-            problems.append(Problem(path, error.reason, f"case {case.id}: {error}", case.id))
-    if progress is not None:
-        progress(len(cases), len(cases), "")
+            progress(number, len(cases), name)
     manifest = Manifest(
         model=str(find_model(run).resolve()),
         sha256=model.sha256,
@@ -133,7 +141,7 @@ def predict(
         sources=plan.sources,
         target=plan.target,
         unit=plan.target_unit,
-        cases=tuple(done),
+        cases=tuple(found[case.id] for case in cases if case.id in found),
         failed=tuple(Failure(p.case, str(p.path), p.reason, p.message) for p in problems),
     )
     write_manifest(out, manifest)
@@ -181,6 +189,24 @@ def find_inputs(
         seen[case.id] = seen.get(case.id, 0) + 1
         unique.append(case if seen[case.id] == 1 else replace(case, id=f"{case.id}-{seen[case.id]}"))
     return unique, problems
+
+
+def _work(case: Case, *, asked: tuple[Path, str, str, str], out: Path, roles: Mapping[str, Role]) -> Entry | Problem:
+    """Predict one case in whatever process this is; the model is loaded once in each."""
+    predictor = _loaded(*asked)
+    try:
+        return _predict_case(predictor, case, out, roles.get(case.id, "new"))
+    except ChiasmError as error:
+        path = error.path or case.images[predictor.model.plan.sources[0]]
+        return Problem(path, error.reason, f"case {case.id}: {error}", case.id)
+
+
+@lru_cache(maxsize=1)
+def _loaded(run: Path, sha256: str, accelerator: str, precision: str) -> Predictor:
+    predictor = load(run, accelerator=accelerator, precision=precision)
+    if predictor.model.sha256 != sha256:
+        raise RunError("changed while cases were predicted", path=run, reason="changed")
+    return predictor
 
 
 def _predict_case(predictor: Predictor, case: Case, out: Path, role: Role) -> Entry:

@@ -1,6 +1,6 @@
 """The shippable part of a run: a folder that predicts on another machine, without the training data.
 
-`model/` holds the weights of the generator and of the local discriminator,
+`model/` holds the weights of the generator, the local discriminator and the refiner,
 the recipe, the plan (with the intensity maps), the calibration, the naive
 baselines' tables where given, and `model.toml` with the sha256 of each and of
 itself.  A folder whose files do not match is refused.
@@ -46,6 +46,8 @@ class Model:
         error_scale: s of the soft targets, normalised units.
         calibration: From the map's raw score to the expected absolute error, or None.
         sha256: Of the weights; empty for a model that is not stored yet.
+        refiner: The second stage, which corrects the generator where the local
+            discriminator doubts it, or None.
     """
 
     recipe: Recipe
@@ -55,17 +57,22 @@ class Model:
     error_scale: float
     calibration: Calibration | None = None
     sha256: str = ""
+    refiner: nn.Module | None = None
 
 
 def source_channels(plan: Plan) -> int:
-    """Count the generator's input channels: sources, times slices in 2D and 2.5D."""
-    return len(plan.sources) * (plan.slices if plan.dims == 2 else 1)
+    """Count the generator's input channels: sources and their ranks, times slices in 2D and 2.5D."""
+    return plan.images * (plan.slices if plan.dims == 2 else 1)
 
 
 def input_statistics(plan: Plan) -> tuple[Tensor, Tensor]:
-    """Return mean and SD of each channel of concat(source, image), from the plan's per-image figures."""
-    repeats = torch.tensor([plan.slices if plan.dims == 2 else 1] * len(plan.sources) + [1])
-    mean, sd = torch.tensor(plan.input_mean), torch.tensor(plan.input_sd)
+    """Return mean and SD of each channel of concat(source, image): the plan's for each image, 0 and 1 for ranks."""
+    repeats = torch.tensor([plan.slices if plan.dims == 2 else 1] * plan.images + [1])
+    ranks = plan.images - len(plan.sources)
+    mean, sd = (
+        torch.tensor([*figures[:-1], *[of_ranks] * ranks, figures[-1]])
+        for figures, of_ranks in ((plan.input_mean, 0.0), (plan.input_sd, 1.0))
+    )
     return mean.repeat_interleave(repeats), sd.repeat_interleave(repeats)
 
 
@@ -80,6 +87,7 @@ def make_generator(recipe: Recipe, plan: Plan) -> Generator:
         norm=settings.norm,
         skip=settings.skip,
         skip_channel=slices // 2,
+        dropout=settings.dropout,
     )
     if settings.skip == "lookup":
         x, y = (torch.tensor(knots, dtype=torch.float64) for knots in plan.lookup)
@@ -101,6 +109,17 @@ def make_local_discriminator(recipe: Recipe, plan: Plan) -> LocalDiscriminator:
     )
     judge.standardise.set_input_statistics(mean, sd)
     return judge
+
+
+def make_refiner(recipe: Recipe, plan: Plan) -> Generator:
+    """Build the second stage of a recipe: it sees source, prediction and confidence, and at first corrects nothing."""
+    settings = recipe.generator
+    refiner = Generator(
+        in_channels=source_channels(plan) + 2, widths=settings.refiner, dims=plan.dims, norm=settings.norm, skip="none"
+    )
+    for parameter in refiner.last.parameters():
+        nn.init.zeros_(parameter)
+    return refiner
 
 
 def save_model(folder: Path, model: Model, extras: Mapping[str, Path] | None = None) -> None:
@@ -132,6 +151,8 @@ def _write(folder: Path, model: Model, extras: Mapping[str, Path]) -> None:
     weights = {f"generator.{name}": value for name, value in model.generator.state_dict().items()}
     if model.local_judge is not None:
         weights |= {f"local.{name}": value for name, value in model.local_judge.state_dict().items()}
+    if model.refiner is not None:
+        weights |= {f"refiner.{name}": value for name, value in model.refiner.state_dict().items()}
     with whole_file(folder / WEIGHTS) as temporary:  # safetensors' own writing hides a full disk from `whole_file`
         temporary.write_bytes(save({name: value.detach().cpu().contiguous() for name, value in weights.items()}))
     write_recipe(folder / "recipe.toml", model.recipe)
@@ -183,13 +204,16 @@ def load_model(path: Path) -> Model:
         if not (folder / name).is_file() or sha256_of(folder / name) != wanted:
             raise _changed(folder / name)
     recipe, plan = read_recipe(folder / "recipe.toml"), read_plan(folder / "plan.toml")
-    generator, judge = make_generator(recipe, plan), None
+    generator, judge, refiner = make_generator(recipe, plan), None, None
     try:
         weights = load_file(folder / WEIGHTS)
         generator.load_state_dict(_part(weights, "generator."))
         if local := _part(weights, "local."):
             judge = make_local_discriminator(recipe, plan).eval()
             judge.load_state_dict(local)
+        if recipe.generator.refiner:
+            refiner = make_refiner(recipe, plan).eval()
+            refiner.load_state_dict(_part(weights, "refiner."))
     except (SafetensorError, RuntimeError) as error:
         raise RunError(
             "holds no weights of this model's networks", path=folder / WEIGHTS, reason="damaged", found=error
@@ -203,6 +227,7 @@ def load_model(path: Path) -> Model:
         float(card["error_scale"]),
         read_calibration(folder / "calibration.json") if calibrated else None,
         card["sha256"][WEIGHTS],
+        refiner,
     )
 
 

@@ -61,14 +61,40 @@ class Synthesis:
     warnings: tuple[str, ...]
 
 
+def refine(refiner: nn.Module, source: Tensor, prediction: Tensor, structured: Tensor, mask: Tensor) -> Tensor:
+    """Correct a prediction where its structure is in doubt: ``y2 = y^ + (1 - M) R(x, y^, M)``, 0 outside the mask.
+
+    Training and prediction both come here.  Nothing is detached: a caller who
+    trains the refiner alone hands over tensors without gradient.
+
+    Args:
+        refiner: ``R``, the second stage.
+        source: ``x``, shape (N, C, *S).
+        prediction: ``y^``, zero outside the mask, shape (N, 1, *S).
+        structured: Logits of ``M``, of the local discriminator's structured head at ``y^``, same shape.
+        mask: Valid voxels, same shape.
+    """
+    confidence = torch.sigmoid(structured.float()) * mask
+    correction: Tensor = refiner(torch.cat([source, prediction, confidence], dim=1)).float()
+    return prediction + (1 - confidence) * correction * mask
+
+
 def both(
-    generator: nn.Module, local_judge: nn.Module | None, *, channels: int, conditional: bool
+    generator: nn.Module,
+    local_judge: nn.Module | None,
+    refiner: nn.Module | None = None,
+    *,
+    channels: int,
+    conditional: bool,
 ) -> Callable[[Tensor], Tensor]:
     """Chain generator and local discriminator into one function: one pass for image and map.
+
+    A refiner corrects the image in between, and the map is of the corrected one.
 
     Args:
         generator: Source to target.
         local_judge: The local discriminator, or None.
+        refiner: The second stage, or None; it needs a local discriminator.
         channels: Source channels of the generator.
         conditional: Whether the local discriminator sees the source.
 
@@ -84,8 +110,12 @@ def both(
         if local_judge is None:
             return prediction
         middle = masks.shape[1] // 2
-        masked = prediction * masks[:, middle : middle + 1]
+        valid = masks[:, middle : middle + 1]
+        masked = prediction * valid
         logits = local_judge(torch.cat([source, masked], dim=1) if conditional else masked)
+        if refiner is not None:
+            prediction = refine(refiner, source, masked, logits.structured, valid)
+            logits = local_judge(torch.cat([source, prediction], dim=1) if conditional else prediction)
         return torch.cat([prediction, logits.magnitude, logits.structured, logits.realness], dim=1)
 
     return run
@@ -101,26 +131,31 @@ def synthesise_prepared(
     conditional: bool,
     error_scale: float,
     engine: Engine,
+    refiner: nn.Module | None = None,
 ) -> Maps:
     """Run the networks over a prepared volume.
 
     Args:
         generator: Source to target, in evaluation mode on the engine's device.
         local_judge: The local discriminator likewise, or None.
-        source: Normalised source, shape (C, I, J, K), zero outside the mask.
+        source: Normalised source, and its ranks where the plan says so, zero
+            outside the mask, shape (C, I, J, K).
         mask: Valid voxels, shape (I, J, K).
         plan: Says 2D, 2.5D or 3D.
         conditional: Whether the local discriminator sees the source.
         error_scale: s of the soft targets, normalised units.
         engine: Device and precision.
+        refiner: The second stage like the others, or None; it needs a local discriminator.
     """
-    run = engine.wrap(both(generator, local_judge, channels=source_channels(plan), conditional=conditional))
+    run = engine.wrap(both(generator, local_judge, refiner, channels=source_channels(plan), conditional=conditional))
     source = np.concatenate([source, mask[None]], dtype=np.float32)
-    multiple = max(int(getattr(network, "size_multiple", 1)) for network in (generator, local_judge))  # powers of 2
+    networks = (generator, local_judge, refiner)
+    multiple = max(int(getattr(network, "size_multiple", 1)) for network in networks)  # powers of 2
     if plan.dims == 2:
         outputs = apply_to_slices(run, source, slices=plan.slices, batch=SLICES_AT_ONCE, multiple=multiple)
     else:
-        halo = int(getattr(generator, "receptive_field", 0)) + int(getattr(local_judge, "receptive_field", 0))
+        passes = networks if refiner is None else (*networks, local_judge)  # it judges before and after the refiner
+        halo = sum(int(getattr(network, "receptive_field", 0)) for network in passes)
         outputs = apply_to_volume(run, source, tile=TILE, halo=halo, multiple=multiple)
     prediction = np.where(mask, outputs[0], 0).astype(np.float32)
     if local_judge is None:
@@ -156,6 +191,7 @@ def synthesise(model: Model, volumes: Sequence[Volume], *, mask: Volume | None =
         conditional=model.recipe.discriminators.conditional,
         error_scale=model.error_scale,
         engine=engine,
+        refiner=model.refiner,
     )
     warnings = [sentence] if (sentence := unlike(plan, prepared)) else []
     grid = volumes[0].geometry

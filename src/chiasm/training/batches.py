@@ -31,7 +31,7 @@ class Batch(NamedTuple):
     """Patches of one step; 2D and 2.5D drop the K axis of `spatial`.
 
     Attributes:
-        source: Normalised source, shape (N, C, *spatial), zero outside the mask.
+        source: Normalised source, with its ranks where the plan says so, shape (N, C, *spatial), zero outside the mask.
         target: Normalised target, shape (N, 1, *spatial), zero outside the mask.
         mask: Valid voxels, bool, shape (N, 1, *spatial).
         lesion: Labelled voxels, bool, shape (N, 1, *spatial); none where the case has no labels.
@@ -51,8 +51,8 @@ class Place:
         case: Index of the case.
         centre: Voxel in its middle (I, J, K).
         flip: Whether left and right change places.
-        gain: Factor on each source, shape (C,).
-        offset: Summand on each source in normalised units, shape (C,).
+        gain: Factor on each source, shape (C,); ranks are left alone, which no gain would move.
+        offset: Summand on each source in normalised units, shape (C,); likewise.
         donor: Case and voxel of a lesion that is transplanted into the middle of the patch, or None.
     """
 
@@ -84,6 +84,7 @@ def draw_places(
     augment: bool,
     intensity_jitter: float,
     transplant_share: float = 0.0,
+    difficulty: Sequence[float] | None = None,
 ) -> list[Place]:
     """Draw `count` patches: some centred in the mask, some on a lesion, the rest anywhere.
 
@@ -98,6 +99,8 @@ def draw_places(
         augment: Whether to flip left and right and to jitter the source.
         intensity_jitter: SD of the source's log gain and of its offset.
         transplant_share: Probability that a patch is given a lesion of another case.
+        difficulty: How hard each case's lesions are, positive: theirs are given
+            in proportion.  None gives all cases' alike.
     """
     with_lesion = [index for index, voxels in enumerate(lesions) if len(voxels)]
     places = []
@@ -113,8 +116,7 @@ def draw_places(
                 centre = rng.integers(mask.shape)
                 if kind >= body_share + lesion_share or mask[tuple(centre)]:
                     break
-        channels = cases[index].source.shape[0]
-        jitter = rng.normal(size=(2, channels)) * (intensity_jitter if augment else 0.0)
+        jitter = rng.normal(size=(2, cases[index].intensities)) * (intensity_jitter if augment else 0.0)
         places.append(
             Place(
                 case=index,
@@ -127,7 +129,7 @@ def draw_places(
     if not transplant_share:
         return places
     return [  # drawn last, so that arms with and without transplants see the same patches
-        replace(place, donor=_draw_donor(place.case, with_lesion, lesions, rng))
+        replace(place, donor=_draw_donor(place.case, with_lesion, lesions, rng, difficulty))
         if rng.random() < transplant_share
         else place
         for place in places
@@ -135,13 +137,21 @@ def draw_places(
 
 
 def _draw_donor(
-    case: int, with_lesion: Sequence[int], lesions: Sequence[NDArray[np.int32]], rng: np.random.Generator
+    case: int,
+    with_lesion: Sequence[int],
+    lesions: Sequence[NDArray[np.int32]],
+    rng: np.random.Generator,
+    difficulty: Sequence[float] | None,
 ) -> tuple[int, Voxel] | None:
     """Draw a lesion voxel of another case, or None where no other has one."""
     others = [index for index in with_lesion if index != case]
     if not others:
         return None
-    index = int(rng.choice(others))
+    if difficulty is None:
+        index = int(rng.choice(others))
+    else:
+        hard = np.array([difficulty[other] for other in others])
+        index = int(rng.choice(others, p=hard / hard.sum()))
     i, j, k = lesions[index][rng.integers(len(lesions[index]))].tolist()
     return index, (i, j, k)
 
@@ -197,8 +207,11 @@ def _take(case: PreparedCase, place: Place, patch: tuple[int, ...], slices: int)
         source = np.asarray(case.source[(slice(None), *box)])
         valid = np.broadcast_to(mask, source.shape)
     repeat = slices if flat else 1
-    gain = np.repeat(np.array(place.gain, np.float32), repeat).reshape(-1, *[1] * len(patch))
-    offset = np.repeat(np.array(place.offset, np.float32), repeat).reshape(-1, *[1] * len(patch))
+    ranks = case.source.shape[0] - len(place.gain)
+    gain, offset = (
+        np.repeat(np.array([*drawn, *[still] * ranks], np.float32), repeat).reshape(-1, *[1] * len(patch))
+        for drawn, still in ((place.gain, 1.0), (place.offset, 0.0))
+    )
     source = source * gain + offset * valid
     arrays = [source.astype(np.float32), target[None].astype(np.float32), mask[None], lesion[None]]
     if place.flip:

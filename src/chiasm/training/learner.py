@@ -2,7 +2,8 @@
 
 Only this module knows backward passes, optimisers, precision and freezing.
 Networks map tensors to tensors, losses are pure functions, and `Learner.step`
-reads like the method: one shared forward pass, the judges, the generator.
+reads like the method: one shared forward pass, the judges, the generator, and
+where there is one the refiner, from which nobody before it learns.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from chiasm.cohorts.preparation import PreparedCase
 from chiasm.errors import RunError
 from chiasm.prediction.engines import Engine
 from chiasm.prediction.model import Model
-from chiasm.prediction.synthesis import Maps, synthesise_prepared
+from chiasm.prediction.synthesis import Maps, refine, synthesise_prepared
 from chiasm.recipe import Recipe
 from chiasm.training import attention, losses
 from chiasm.training.batches import Batch, Place, draw_places, lesion_voxels, take_batch
@@ -32,6 +33,9 @@ from chiasm.training.methods import Players, make_players
 PENALTY_EVERY = 4  # steps between gradient penalties, weighted up by as much
 RUNNING = 0.98  # decay of running figures
 POOL = 256  # places remembered by attention-driven sampling
+JUDGES = ("global_judge", "second_judge", "local_judge")
+SMALLEST_DOUBT = 1e-6  # so that whatever can be drawn may be
+RUNNING_LESION = 0.9  # decay of a case's doubt, which is seen only where a patch meets its lesion
 
 
 class Learner:
@@ -48,8 +52,11 @@ class Learner:
         self.recipe, self.plan, self.cases, self.fabric = recipe, plan, training, fabric
         self.lesions = lesion_voxels(training)
         players = make_players(recipe, plan, recipe.training.seed)
-        self.average = make_players(recipe, plan, recipe.training.seed).generator.eval().requires_grad_(False)
-        self.average.to(fabric.device)
+        averages = make_players(recipe, plan, recipe.training.seed)
+        self.average, self.average_refiner = averages.generator, averages.refiner
+        for average in (self.average, self.average_refiner):
+            if average is not None:
+                average.eval().requires_grad_(False).to(fabric.device)
         self.modules: dict[str, nn.Module] = {
             name: module
             for name, module in zip(Players.__dataclass_fields__, vars(players).values())
@@ -58,7 +65,7 @@ class Learner:
         rates, betas = recipe.optimiser, recipe.optimiser.betas
         self.optimisers: dict[str, torch.optim.Optimizer] = {}
         for name, module in self.modules.items():
-            rate = rates.generator_rate if name == "generator" else rates.discriminator_rate
+            rate = rates.discriminator_rate if name in JUDGES else rates.generator_rate
             module.to(memory_format=torch.channels_last if plan.dims == 2 else torch.channels_last_3d)  # type: ignore[call-overload]
             optimiser = torch.optim.Adam(module.parameters(), lr=rate, betas=betas)
             self.modules[name], self.optimisers[name] = fabric.setup(module, optimiser)
@@ -71,6 +78,7 @@ class Learner:
             "closed_steps": 0,
             "attention_steps": 0,
             "pool": [],
+            "lesion_doubt": {},  # running mean of 1 - M in the lesion, by id of the case; unseen ones are absent
         }
         spacing = plan.spacing_mm[: plan.dims]
         self.sigma_magnitude = tuple(recipe.attention.magnitude_mm / s for s in spacing)
@@ -80,7 +88,12 @@ class Learner:
     def parts(self) -> dict[str, Any]:
         """Everything with tensors that a checkpoint holds, by name."""
         bare = {name: getattr(module, "module", module) for name, module in self.modules.items()}
-        return {**bare, **{f"adam_{n}": o for n, o in self.optimisers.items()}, "average": self.average}
+        averages = {"average": self.average, "average_refiner": self.average_refiner}
+        return {
+            **bare,
+            **{f"adam_{name}": optimiser for name, optimiser in self.optimisers.items()},
+            **{name: average for name, average in averages.items() if average is not None},
+        }
 
     def bare(self, name: str) -> nn.Module:
         """Return a player without its wrapper, for passes that must not be synchronised or trained."""
@@ -109,8 +122,6 @@ class Learner:
         """
         self._set_rates(step)
         now = self.phase(step)
-        if not now.generator and len(self.modules) == 1:
-            return {}  # the discriminators' turn, and there are none
         if not now.generator and len(self.modules) == 1:
             return {}  # the judges' turn, and there are none
         places = self._draw(step, now)
@@ -202,10 +213,12 @@ class Learner:
                             losses.wasserstein_generator_loss if wasserstein else losses.adversarial_generator_loss
                         )(logits)
                         adversarial = adversarial + factor * term
-            weight = torch.ones_like(masked)
+            weight, doubted = torch.ones_like(masked), None
             if "local_judge" in self.modules and (now.adversarial > 0 or now.attention > 0):
                 with self.fabric.autocast():
                     logits = self.bare("local_judge")(self._see_locally(batch, masked))
+                doubted = logits.structured.detach()
+                self._note_lesions(places, batch, logits)
                 if settings.local_weight > 0 and not self.recipe.discriminators.second_global:
                     term = losses.adversarial_generator_loss(logits.realness.float(), mask=batch.mask)
                     adversarial = adversarial + settings.local_weight * term
@@ -218,12 +231,48 @@ class Learner:
                 gdl = losses.gradient_difference_loss(masked, batch.target, batch.mask, self.plan.dims)
                 loss = loss + settings.gradient_difference * gdl
             self._descend("generator", loss)
-        self._move_average(step)
+        self._move_average("generator", self.average, step)
+        if doubted is not None and self.average_refiner is not None:
+            figures |= self._step_refiner(step, batch, masked.detach(), doubted)
         return figures | {
             "loss": float(loss.detach()),
             "reconstruction": float(reconstruction.detach()),
             "adversarial": float(now.adversarial * adversarial.detach()),
         }
+
+    def _step_refiner(self, step: int, batch: Batch, masked: Tensor, structured: Tensor) -> dict[str, float]:
+        """Train the second stage against the target, on what the first one made and doubts, both without gradient."""
+        assert self.average_refiner is not None
+        refined = refine(self.modules["refiner"].train(), batch.source, masked, structured, batch.mask)
+        power = 1 if self.recipe.loss.norm == "l1" else 2
+        loss = losses.reconstruction_loss(refined, batch.target, batch.mask, p=power)
+        self._descend("refiner", loss)
+        self._move_average("refiner", self.average_refiner, step - self.recipe.schedule.ends["judges"])
+        return {"refinement": float(loss.detach())}
+
+    def _note_lesions(self, places: Sequence[Place], batch: Batch, logits: Any) -> None:
+        """Follow how much each case's lesion is doubted, where transplants go by it.
+
+        A patch with a transplant says nothing: its lesion is of two cases.
+        """
+        if self.recipe.training.transplant == "random":
+            return
+        head = self.recipe.attention.target
+        confidence = torch.sigmoid(getattr(logits, "structured" if head == "none" else head).detach().float())
+        known = dict(self.state["lesion_doubt"])
+        for place, sample, sick in zip(places, confidence, batch.lesion & batch.mask):
+            if place.donor is None and sick.any():
+                name, doubt = self.cases[place.case].id, float(1 - sample[sick].mean())
+                known[name] = RUNNING_LESION * known.get(name, doubt) + (1 - RUNNING_LESION) * doubt
+        self.state["lesion_doubt"] = known
+
+    def _difficulty(self) -> list[float] | None:
+        """Say how hard each case's lesions are, unseen ones as the mean of the others; or None: all alike."""
+        known = self.state["lesion_doubt"]
+        if not known or self.recipe.training.transplant == "random":
+            return None
+        usual = float(np.mean(list(known.values())))
+        return [max(known.get(case.id, usual), SMALLEST_DOUBT) for case in self.cases]
 
     def _attention_weight(
         self,
@@ -304,6 +353,7 @@ class Learner:
             augment=settings.augment,
             intensity_jitter=settings.intensity_jitter,
             transplant_share=settings.transplant_share,
+            difficulty=self._difficulty(),
         )
         pool = self.state["pool"]
         if self.recipe.attention.use == "weight" or now.attention <= 0 or len(pool) < POOL // 4 or self.gate_reason():
@@ -317,7 +367,7 @@ class Learner:
 
     def _remember(self, places: Sequence[Place], batch: Batch, confidence: Tensor) -> None:
         doubt = ((1 - confidence) * batch.mask).flatten(1).sum(1) / batch.mask.flatten(1).sum(1).clamp(min=1)
-        fresh = [[place.case, *place.centre, max(float(d), 1e-6)] for place, d in zip(places, doubt)]
+        fresh = [[place.case, *place.centre, max(float(d), SMALLEST_DOUBT)] for place, d in zip(places, doubt)]
         self.state["pool"] = [*self.state["pool"], *fresh][-POOL:]
 
     def _see(self, batch: Batch, image: Tensor) -> Tensor:
@@ -335,7 +385,7 @@ class Learner:
     @contextmanager
     def _frozen_judges(self) -> Iterator[None]:
         """Let gradients pass through the judges, not into them; their power iterations stand still."""
-        judges = [module for name, module in self.modules.items() if name != "generator"]
+        judges = [module for name, module in self.modules.items() if name in JUDGES]
         for judge in judges:
             judge.eval().requires_grad_(False)
         try:
@@ -349,20 +399,20 @@ class Learner:
         share = 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / self.recipe.schedule.steps))
         rates = self.recipe.optimiser
         for name, optimiser in self.optimisers.items():
-            rate = rates.generator_rate if name == "generator" else rates.discriminator_rate
+            rate = rates.discriminator_rate if name in JUDGES else rates.generator_rate
             for group in optimiser.param_groups:
                 group["lr"] = rate * share
 
     @torch.no_grad()
-    def _move_average(self, step: int) -> None:
-        """Follow the generator's weights slowly; faster at the start, when there is little to average."""
-        keep = min(self.recipe.optimiser.average, (1 + step) / (10 + step))
-        current = self.bare("generator").state_dict()
-        for name, value in self.average.state_dict().items():
+    def _move_average(self, name: str, average: nn.Module, age: int) -> None:
+        """Follow a player's weights slowly; faster in its first steps, when there is little to average."""
+        keep = min(self.recipe.optimiser.average, (1 + age) / (10 + age))
+        current = self.bare(name).state_dict()
+        for key, value in average.state_dict().items():
             if value.dtype.is_floating_point:
-                value.lerp_(current[name].to(value), 1 - keep)
+                value.lerp_(current[key].to(value), 1 - keep)
             else:
-                value.copy_(current[name])
+                value.copy_(current[key])
 
     def _update_scale(self, error: Tensor, mask: Tensor) -> None:
         self.state["error_scale"] = attention.update_error_scale(self.state["error_scale"], error, mask, RUNNING)
@@ -376,7 +426,14 @@ class Learner:
         return torch.Generator().manual_seed((self.recipe.training.seed * 1_000_003 + step) * 4 + purpose)
 
     def maps(self, case: PreparedCase, engine: Engine) -> Maps:
-        """Predict a prepared case with the averaged generator and the local discriminator."""
+        """Predict a prepared case as the run would ship it: averaged weights, the local discriminator, the refiner."""
+        return self._maps(case, engine, self.average_refiner)
+
+    def first_maps(self, case: PreparedCase, engine: Engine) -> Maps:
+        """Predict a prepared case without the refiner: what the attention, and its health, are about."""
+        return self._maps(case, engine, None)
+
+    def _maps(self, case: PreparedCase, engine: Engine, refiner: nn.Module | None) -> Maps:
         local = self.bare("local_judge").eval() if "local_judge" in self.modules else None
         found = synthesise_prepared(
             self.average,
@@ -387,6 +444,7 @@ class Learner:
             conditional=self.recipe.discriminators.conditional,
             error_scale=self.state["error_scale"],
             engine=engine,
+            refiner=refiner,
         )
         if local is not None:
             local.train()
@@ -395,4 +453,6 @@ class Learner:
     def model(self) -> Model:
         """Return what the run would ship now."""
         local = self.bare("local_judge") if "local_judge" in self.modules else None
-        return Model(self.recipe, self.plan, self.average, local, self.state["error_scale"])
+        return Model(
+            self.recipe, self.plan, self.average, local, self.state["error_scale"], refiner=self.average_refiner
+        )

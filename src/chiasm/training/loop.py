@@ -142,6 +142,10 @@ def learn(
 def validate(learner: Learner, cases: Sequence[PreparedCase], engine: Engine) -> tuple[dict[str, float], str | None]:
     """Predict validation cases and gauge the health of the local discriminator.
 
+    The errors are those of the image that would be shipped.  The health is that
+    of the first stage, on which the attention acts; with a refiner its error is
+    told too ("first_mae").
+
     Returns:
         Means over the cases, NaN-free, and a sentence when the attention is inactive or inverted.
     """
@@ -158,7 +162,11 @@ def validate(learner: Learner, cases: Sequence[PreparedCase], engine: Engine) ->
         row = {"mae": float(error[mask].mean())}
         if lesion is not None and (sick := lesion & mask).any():
             row["lesion_mae"] = float(error[sick].mean())
-        row |= gauge(maps, target, mask, lesion, head=head, beta=settings.beta, sigma_voxels=sigma)  # type: ignore[arg-type]
+        first = maps
+        if learner.average_refiner is not None:
+            first = learner.first_maps(case, engine)
+            row["first_mae"] = float(np.abs(first.prediction - target)[mask].mean())
+        row |= gauge(first, target, mask, lesion, head=head, beta=settings.beta, sigma_voxels=sigma)  # type: ignore[arg-type]
         rows.append(row)
     names = {name: None for row in rows for name in row}
     means = {name: [row[name] for row in rows if math.isfinite(row.get(name, math.nan))] for name in names}

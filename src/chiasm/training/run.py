@@ -44,6 +44,7 @@ from chiasm.recipe import Recipe, read_recipe, write_recipe
 from chiasm.storage import make_folder, read_json, write_json
 from chiasm.training.learner import Learner
 from chiasm.training.loop import Progress, learn, make_fabric
+from chiasm.training.methods import check_players
 from chiasm.volumes import check_pair, read_volume
 
 Say = Callable[[str], None]
@@ -79,8 +80,10 @@ def plan_run(data: Path, recipe: Recipe, folder: Path, *, say: Say = print, layo
     Raises:
         CohortError: If the folder has no usable cases, too few for the split,
             or one subject's voxels under two names.
+        RecipeError: As `check_players`.
         RunError: If the folder holds a run of another recipe.
     """
+    check_players(recipe)
     _check_recipe(folder, recipe)
     cohort = select_cases(find_cohort(data, layout=layout), recipe.data.sources, recipe.data.target)
     say(f"{len(cohort.cases)} cases with {', '.join(recipe.data.sources)} and {recipe.data.target} ({cohort.layout})")

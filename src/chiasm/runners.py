@@ -1,4 +1,4 @@
-"""Where a study's jobs are worked off: here, on all cores, on a Ray cluster, or by SLURM.
+"""Where independent jobs are done: here, on all cores, on a Ray cluster, or by SLURM.
 
 A runner takes independent jobs and a function, and yields one outcome for
 each, in any order.  Only this module knows runners, and each job sets its own

@@ -1,0 +1,312 @@
+"""`chiasm evaluate` and its pages: scores of a cohort, the report, and a page for each case.
+
+Pages are made from files: figures from `evaluation.csv`, volumes from where
+`asked.json` says that predictions and reference lie.  So they can be made
+again without scoring anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from chiasm.cohorts.cases import Cohort, Problem
+from chiasm.cohorts.layouts import find_cohort
+from chiasm.errors import ChiasmError, CohortError, RunError, unknown
+from chiasm.evidence.case_pages import CasePage, against_cohort, write_case_page
+from chiasm.evidence.curves import read_history
+from chiasm.evidence.evaluation import Row, format_table, read_evaluation, reporting_unit, write_evaluation
+from chiasm.evidence.folders import Judged, Loaded, load_case, open_predictions, score_case
+from chiasm.evidence.gallery import GalleryCase
+from chiasm.evidence.pictures import write_picture
+from chiasm.evidence.report import rank, write_report
+from chiasm.metrics import CONVENTIONS
+from chiasm.prediction.manifest import Entry
+from chiasm.storage import read_json, read_toml, write_json
+from chiasm.volumes import Volume, canonical
+
+ASKED = "asked.json"
+GALLERY = 6  # cases with slices in the report
+PAGES = 24  # cases with a page of their own, unless more are asked for
+FEWEST_TO_TEST = 6
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What an evaluation left behind.
+
+    Attributes:
+        rows: One for each figure.
+        table: The summary, lines of text.
+        report: The page.
+        problems: Cases that could not be scored.
+    """
+
+    rows: tuple[Row, ...]
+    table: tuple[str, ...]
+    report: Path
+    problems: tuple[Problem, ...]
+
+
+def evaluate(
+    predictions: Path | Sequence[Path],
+    reference: Path,
+    out: Path,
+    *,
+    regions: str = "seg",
+    convention: str = "chiasm",
+    model: Path | None = None,
+    layout: str | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> Scored:
+    """Score every predicted case that has a real target; write CSV, JSON and a report.
+
+    Args:
+        predictions: Folder written by `chiasm predict`; several, one for each fold, are scored together.
+        reference: The cohort with the real targets.
+        out: Where `evaluation.csv`, `evaluation.json`, `report.html` and `pictures/` go.
+        regions: "seg" for the cohort's label maps, "none" to score the mask alone.
+        convention: A name of `CONVENTIONS`.
+        model: Run or model folder of a single folder of predictions, where it no longer stands where it stood.
+        layout: Name of a layout, where the folder fits several.
+        progress: Called with cases done, all cases, the next case's id.
+
+    Raises:
+        ChiasmError: If a folder is not what it should be, the folders are of
+            several methods or modalities, or no case can be scored.
+    """
+    if convention not in CONVENTIONS:
+        raise unknown("convention", convention, list(CONVENTIONS))
+    if regions not in ("seg", "none"):
+        raise unknown("choice of regions", regions, ["seg", "none"])
+    judged = [
+        open_predictions(folder, model) for folder in ([predictions] if isinstance(predictions, Path) else predictions)
+    ]
+    if len({(one.manifest.method, one.plan.sources, one.plan.target) for one in judged}) != 1:
+        raise RunError(
+            "folders that are scored together must be of one method, source and target",
+            path=judged[1].folder,
+            reason="other-method",
+            hint="Evaluate them one by one; chiasm study compares methods.",
+        )
+    cohort = find_cohort(reference, layout=layout)
+    rows: list[Row] = []
+    problems: list[Problem] = []
+    work = [(one, entry) for one in judged for entry in one.manifest.cases]
+    for index, (one, entry) in enumerate(work):
+        if progress is not None:
+            progress(index, len(work), entry.case)
+        try:
+            loaded = load_case(one, entry, cohort, with_labels=regions == "seg")
+            rows += score_case(loaded, one, cohort, convention)
+        except ChiasmError as error:
+            path = error.path or one.folder / entry.image
+            problems.append(Problem(path, error.reason, f"case {entry.case}: {error}", entry.case))
+    if progress is not None:
+        progress(len(work), len(work), "")
+    if not rows:
+        detail = f"; the first: {problems[0].message}" if problems else ""
+        raise CohortError(f"no predicted case could be scored{detail}", path=judged[0].folder, reason="no-cases")
+    write_evaluation(out, rows)
+    asked = {
+        "predictions": [str(one.folder.resolve()) for one in judged],
+        "model": None if model is None else str(model.resolve()),
+        "reference": str(reference.resolve()),
+        "layout": layout,
+        "regions": regions,
+        "problems": [problem.message for problem in problems],
+    }
+    write_json(out / ASKED, asked)
+    subjects = {case.id: case.subject for case in cohort.cases}
+    report = report_evaluation(out)
+    return Scored(tuple(rows), tuple(format_table(rows, subjects=subjects)), report, tuple(problems))
+
+
+def report_evaluation(out: Path, *, pages: int = PAGES, whole: bool = False) -> Path:
+    """Make the report and the pages of single cases from an evaluation's files; nothing is scored.
+
+    Args:
+        out: Folder that `evaluate` wrote.
+        pages: At most as many cases get a page; the worst, the median and the best come first.
+        whole: Keep the volumes of these pages uncut and unthinned.
+
+    Returns:
+        The report.
+
+    Raises:
+        ChiasmError: If a file is missing or damaged.
+    """
+    rows, asked = read_evaluation(out), read_json(out / ASKED)
+    model = None if asked["model"] is None else Path(asked["model"])
+    judged = [open_predictions(Path(folder), model) for folder in asked["predictions"]]
+    cohort = find_cohort(Path(asked["reference"]), layout=asked["layout"])
+    method, plan = judged[0].manifest.method, judged[0].plan
+    work = [(one, entry) for one in judged for entry in one.manifest.cases]
+    gallery, links = write_cases(
+        work, cohort, rows, method, out, pages=pages, whole=whole, with_labels=asked["regions"] == "seg"
+    )
+    return write_report(
+        out / "report.html",
+        title=f"{' + '.join(plan.sources)} to {plan.target}",
+        rows=rows,
+        history=read_history(judged[0].model.parent / "log.jsonl") if len(judged) == 1 else [],
+        gallery=gallery,
+        facts=_facts(judged, cohort),
+        warnings=[*_warnings(judged, rows), *(f"not scored: {message}" for message in asked["problems"])],
+        method=method,
+        naive=judged[0].baselines.names,
+        pages=links,
+    )
+
+
+def write_cases(
+    work: Iterable[tuple[Judged, Entry]],
+    cohort: Cohort,
+    rows: Sequence[Row],
+    method: str,
+    out: Path,
+    *,
+    pages: int = PAGES,
+    whole: bool = False,
+    with_labels: bool = True,
+) -> tuple[list[GalleryCase], dict[str, str]]:
+    """Write a page and a picture for each of the most telling cases.
+
+    Args:
+        work: Predicted cases, each with the folder that it lies in.
+        cohort: With the real targets.
+        rows: Of the evaluation.
+        method: Whose predictions they are.
+        out: Gets `cases/<case>.html` and, for the first few, `pictures/<case>.png`.
+        pages: At most as many.
+        whole: Keep volumes uncut and unthinned.
+        with_labels: Whether label maps are shown.
+
+    Returns:
+        Cases for the report's gallery, and case id to its page's address beside the report.
+
+    Raises:
+        ChiasmError: If a case's files have gone or changed.
+    """
+    scored = {row.case for row in rows if row.method == method}
+    placed = {entry.case: (one, entry) for one, entry in work if entry.case in scored}
+    ranking = rank([row for row in rows if not row.region.startswith("lesion-")], method=method) or {}
+    telling = [ranking[name] for name in ("worst", "median", "best") if ranking.get(name) in placed]
+    chosen = list(islice(dict.fromkeys([*telling, *placed]), pages))
+    links = {case: f"cases/{case}.html" for case in chosen}
+    gallery: list[GalleryCase] = []
+    for number, case in enumerate(chosen):
+        one, entry = placed[case]
+        loaded = load_case(one, entry, cohort, with_labels=with_labels, naive=False)
+        near = {name: _beside(chosen, number + step) for name, step in (("previous", -1), ("following", 1))}
+        page = _page(loaded, one, against_cohort(rows, case, method), near, whole=whole)
+        write_case_page(out / links[case], page)
+        if number < GALLERY:
+            gallery.append(_shown(loaded, one))
+            write_picture(out / "pictures" / f"{case}.png", gallery[-1])
+    return gallery, links
+
+
+def _beside(cases: Sequence[str], index: int) -> tuple[str, str] | None:
+    return (f"{cases[index]}.html", cases[index]) if 0 <= index < len(cases) else None
+
+
+def _page(
+    loaded: Loaded, judged: Judged, figures: tuple[Any, ...], near: dict[str, tuple[str, str] | None], *, whole: bool
+) -> CasePage:
+    plan = judged.plan
+    unit, scale = reporting_unit(plan)
+    low, high = plan.target_range
+    return CasePage(
+        case=loaded.case.id,
+        title=f"{loaded.case.id}: {' + '.join(plan.sources)} to {plan.target}",
+        source=loaded.source.array,
+        real=loaded.target / scale,
+        synthetic=next(iter(loaded.images.values())) / scale,
+        reliability=None if loaded.reliability is None else loaded.reliability / scale,
+        mask=loaded.mask,
+        lesion=None if loaded.labels is None else loaded.labels > 0,
+        affine=loaded.source.geometry.affine,
+        unit=unit,
+        window=(low / scale, high / scale),
+        source_name=plan.sources[0],
+        target_name=plan.target,
+        figures=figures,
+        warnings=loaded.entry.warnings,
+        report="../report.html",
+        previous=near["previous"],
+        following=near["following"],
+        whole=whole,
+    )
+
+
+def _shown(loaded: Loaded, judged: Judged) -> GalleryCase:
+    plan, grid = judged.plan, loaded.source.geometry
+    unit, scale = reporting_unit(plan)
+    low, high = plan.target_range
+
+    def upright(array: NDArray[Any]) -> NDArray[Any]:
+        turned: NDArray[Any] = canonical(Volume(array, grid)).array
+        return turned
+
+    return GalleryCase(
+        case=loaded.case.id,
+        source=upright(loaded.source.array),
+        real=upright(loaded.target / scale),
+        synthetic=upright(next(iter(loaded.images.values())) / scale),
+        reliability=None if loaded.reliability is None else upright(loaded.reliability / scale),
+        mask=upright(loaded.mask),
+        lesion=None if loaded.labels is None else upright(loaded.labels > 0),
+        spacing_mm=canonical(loaded.source).geometry.spacing_mm,
+        unit=unit,
+        window=(low / scale, high / scale),
+        caption=f"{loaded.entry.role} case",
+    )
+
+
+def _warnings(judged: Sequence[Judged], rows: Sequence[Row]) -> list[str]:
+    entries = [entry for one in judged for entry in one.manifest.cases]
+    scored = {row.case for row in rows}
+    warnings = []
+    if seen := [entry.case for entry in entries if entry.role in ("train", "validation")]:
+        warnings.append(f"{len(seen)} of {len(entries)} cases were used in training: {', '.join(seen)}")
+    if len(scored) < FEWEST_TO_TEST:
+        warnings.append(f"only {len(scored)} cases: no difference between methods can be called significant")
+    return warnings + [f"case {entry.case}: {sentence}" for entry in entries for sentence in entry.warnings]
+
+
+def _facts(judged: Sequence[Judged], cohort: Cohort) -> dict[str, dict[str, str]]:
+    """Collect the data sheet: what was asked, on what, with what; of several folds, plan and recipe of the first."""
+    first = judged[0]
+    recipe = read_toml(first.model / "recipe.toml")
+    facts = {
+        "Cohort": {
+            "layout": cohort.layout,
+            "cases in the folder": str(len(cohort.cases)),
+            "subjects": str(len({case.subject for case in cohort.cases})),
+            "cases predicted": str(sum(len(one.manifest.cases) for one in judged)),
+            "sites": ", ".join(sorted({case.site for case in cohort.cases if case.site})) or "not known",
+        },
+        "Plan": {name: str(reason) for name, reason in read_toml(first.model / "plan.toml").get("reasons", {}).items()},
+        "Model": {
+            "method": first.manifest.method,
+            "sha256 of the weights": ", ".join(one.manifest.sha256 for one in judged),
+        },
+        "Recipe": {
+            f"{section}.{name}": str(value)
+            for section, fields in recipe.items()
+            if isinstance(fields, dict)
+            for name, value in fields.items()
+        },
+    }
+    environment = first.model.parent / "environment.json"
+    if environment.exists():
+        facts["Environment"] = {name: str(value) for name, value in read_json(environment).items()}
+    return facts

@@ -1,0 +1,284 @@
+// Panes of one case: each is a NiiVue of its own, all show the same voxel.
+"use strict";
+const byId = id => document.getElementById(id);
+const settings = JSON.parse(byId("settings").textContent);
+const unit = settings.unit ? ` ${settings.unit}` : "";
+const PLANES = { axial: "AXIAL", coronal: "CORONAL", sagittal: "SAGITTAL", three: "MULTIPLANAR" };
+const COLOURS = { // black where they agree; orange where the synthetic image is brighter, blue where it is darker
+  change: { R: [205, 70, 15, 0, 150, 240, 255], G: [240, 160, 75, 0, 55, 145, 240], B: [255, 240, 150, 0, 10, 40, 190], A: [255, 255, 255, 255, 255, 255, 255], I: [0, 48, 93, 128, 163, 208, 255] },
+  expected: { R: [0, 68, 59, 33, 94, 253], G: [0, 1, 82, 145, 201, 231], B: [0, 84, 139, 140, 98, 37], A: [0, 255, 255, 255, 255, 255], I: [0, 1, 64, 128, 191, 255] },
+};
+const LESION = { R: [0, 255], G: [0, 210], B: [0, 63], A: [0, 255], I: [0, 1], labels: ["", "lesion"] };
+
+const panes = {}; // name -> NiiVue
+const values = {}; // name -> voxels as they stand in the page, never swapped
+let regions, dims, voxel, radiological = true, plane = "axial", zoom = 1, swapped = false, timer = 0;
+
+function digits(value, step) {
+  return value.toFixed(Math.min(6, Math.max(0, -Math.floor(Math.log10(step) + 1e-9)))).replace("-", "−");
+}
+
+function label(low, high) {
+  const step = (high - low) / 200;
+  return `${digits(low, step)} to ${digits(high, step)}`;
+}
+
+function show(place) {
+  voxel = place.map((at, axis) => Math.min(Math.max(Math.round(at), 0), dims[axis] - 1));
+  const index = voxel[0] + dims[0] * (voxel[1] + dims[1] * voxel[2]);
+  const inside = regions[index] & 1;
+  for (const name in panes) {
+    const bare = name === "difference" || name === "reliability";
+    const step = settings.steps[name] ?? settings.steps.synthetic;
+    const value = values[name][index] * step;
+    const sign = name === "difference" && value > 0 ? "+" : "";
+    const text = bare && !inside ? "–" : `${sign}${digits(value, step)}${name === "source" && unit !== " HU" ? "" : unit}`;
+    byId(`value-${name}`).textContent = text;
+    document.querySelector(`[data-pane=${name}] output`).textContent = text;
+  }
+  byId("region").textContent = regions[index] & 2 ? "in a labelled lesion" : inside ? "in the mask" : "outside the mask";
+  const first = Object.values(panes)[0];
+  const mm = first.frac2mm(first.vox2frac(voxel), 0, true);
+  const sides = [["L", "R"], ["P", "A"], ["I", "S"]];
+  byId("world").textContent = sides.map((ends, axis) => `${ends[mm[axis] >= 0 ? 1 : 0]} ${Math.abs(mm[axis]).toFixed(1)}`).join("  ");
+}
+
+function moveTo(place) {
+  show(place);
+  for (const pane of Object.values(panes)) {
+    pane.scene.crosshairPos = pane.vox2frac(voxel);
+    pane.drawScene();
+  }
+}
+
+function setWindow(low, high) {
+  if (!(low < high)) return;
+  for (const name of ["real", "synthetic"].filter(name => panes[name])) {
+    const image = panes[name].volumes[0];
+    if (image.cal_min !== low || image.cal_max !== high) {
+      [image.cal_min, image.cal_max] = [low, high];
+      panes[name].updateGLVolume();
+    }
+    document.querySelector(`[data-pane=${name}] .scale`).textContent = `${label(low, high)}${unit}`;
+  }
+  const step = (high - low) / 1000;
+  byId("level").value = Number(((low + high) / 2).toFixed(Math.max(0, Math.ceil(-Math.log10(step)))));
+  byId("width").value = Number((high - low).toFixed(Math.max(0, Math.ceil(-Math.log10(step)))));
+}
+
+function setPlane(name) {
+  plane = name;
+  for (const pane of Object.values(panes)) {
+    pane.opts.crosshairWidth = name === "three" ? 0.6 : 0.35; // per cent of the breadth, at least a pixel on screen
+    pane.crosshairs3D = null; // so that it is made anew
+    pane.setSliceType(niivue.SLICE_TYPE[PLANES[name]]);
+  }
+  for (const button of document.querySelectorAll("[data-plane]")) button.setAttribute("aria-pressed", button.dataset.plane === name);
+}
+
+function setZoom(factor) {
+  zoom = Math.min(8, Math.max(1, zoom * factor));
+  const first = Object.values(panes)[0];
+  const at = zoom === 1 ? [0, 0, 0] : first.scene.pan2Dxyzmm.slice(0, 3);
+  for (const pane of Object.values(panes)) pane.setPan2Dxyzmm([...at, zoom]);
+}
+
+function swap() {
+  if (!panes.real) return;
+  swapped = !swapped;
+  const image = panes.synthetic.volumes[0];
+  image.img = swapped ? values.real : values.synthetic;
+  panes.synthetic.updateGLVolume();
+  const pane = document.querySelector("[data-pane=synthetic]");
+  pane.classList.toggle("swapped", swapped);
+  pane.querySelector("strong").textContent = settings.names[swapped ? "real" : "synthetic"];
+}
+
+function flicker() {
+  const going = byId("flicker").getAttribute("aria-pressed") !== "true";
+  byId("flicker").setAttribute("aria-pressed", going);
+  clearInterval(timer);
+  if (going) timer = setInterval(swap, 700);
+  else if (swapped) swap();
+}
+
+function toggle(button, change) {
+  if (!button) return;
+  const on = button.getAttribute("aria-pressed") !== "true";
+  button.setAttribute("aria-pressed", on);
+  change(on);
+}
+
+function outline(on) {
+  for (const pane of Object.values(panes)) {
+    pane.drawRimOpacity = on ? 1 : 0;
+    pane.drawOpacity = on ? 0.004 : 0; // the rim is drawn only where the inside is not fully clear
+    pane.drawScene();
+  }
+}
+
+function turn(on) {
+  radiological = on;
+  for (const pane of Object.values(panes)) pane.setRadiologicalConvention(on);
+}
+
+function press(event) {
+  if (event.target.matches("input, textarea") || event.ctrlKey || event.metaKey || event.altKey) return;
+  const across = plane === "sagittal" ? [0, 1, 0] : [radiological ? -1 : 1, 0, 0];
+  const up = plane === "axial" || plane === "three" ? [0, 1, 0] : [0, 0, 1];
+  const through = plane === "coronal" ? [0, 1, 0] : plane === "sagittal" ? [1, 0, 0] : [0, 0, 1];
+  const step = (way, sign) => moveTo(voxel.map((at, axis) => at + sign * way[axis]));
+  const onPane = event.target.matches("canvas, body");
+  const actions = {
+    a: () => setPlane("axial"), c: () => setPlane("coronal"), s: () => setPlane("sagittal"), m: () => setPlane("three"),
+    f: swap, l: () => toggle(byId("outline"), outline), r: () => toggle(byId("radiological"), turn), w: () => setWindow(...settings.window),
+    "+": () => setZoom(1.25), "=": () => setZoom(1.25), "-": () => setZoom(0.8),
+    ...(event.target.matches("canvas") ? {
+      ArrowLeft: () => step(across, -1), ArrowRight: () => step(across, 1), ArrowUp: () => step(up, 1), ArrowDown: () => step(up, -1),
+      PageUp: () => step(through, 1), PageDown: () => step(through, -1),
+    } : {}),
+  };
+  const jump = onPane && /^[1-9]$/.test(event.key) && settings.jumps[event.key - 1];
+  const action = jump ? () => moveTo(jump.voxel) : actions[event.key.length === 1 ? event.key.toLowerCase() : event.key];
+  if (!action) return;
+  action();
+  event.preventDefault();
+  event.stopPropagation(); // NiiVue's own keys would move once more
+}
+
+async function load(name) {
+  const element = byId(`volume-${name}`);
+  const image = await niivue.NVImage.loadFromBase64({ base64: element.textContent, name: `${name}.nii.gz`, colormap: "gray" });
+  element.remove(); // the text is a copy that is needed no more
+  return image;
+}
+
+function subtract(real, synthetic) {
+  const difference = synthetic.clone();
+  difference.name = "difference.nii";
+  difference.img = values.synthetic.map((value, index) => {
+    const change = regions[index] & 1 ? value - values.real[index] : 0;
+    return Math.min(32767, Math.max(-32768, change));
+  });
+  return difference;
+}
+
+function look(name, image) {
+  const figure = document.querySelector(`[data-pane=${name}] .scale`);
+  if (name === "difference" || name === "reliability") {
+    image.colormap = name === "difference" ? "change" : "expected"; // first, for this sets a range of its own
+    [image.cal_min, image.cal_max] = [name === "difference" ? -settings.range : 0, settings.range];
+    const colours = name === "difference" ? "#cdf0ff,#46a0f0,#0f4b96,#000,#96370a,#f09128,#fff0be" : "#440154,#3b528b,#21918c,#5ec962,#fde725";
+    const ramp = document.createElement("span");
+    ramp.className = "ramp";
+    ramp.style.background = `linear-gradient(90deg, ${colours})`;
+    const most = digits(settings.range, settings.range / 50);
+    figure.append(name === "difference" ? `−${most}` : "0", ramp, `${name === "difference" ? "+" : ""}${most}${unit}`);
+  } else {
+    [image.cal_min, image.cal_max] = name === "source" ? settings.sourceWindow : settings.window;
+    if (name === "source") figure.textContent = label(...settings.sourceWindow);
+  }
+}
+
+async function bring() { // the viewer stands in the page compressed
+  const packed = Uint8Array.from(atob(byId("niivue-script").textContent), letter => letter.charCodeAt(0));
+  const script = document.createElement("script");
+  script.textContent = await new Response(new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
+  document.head.append(script);
+}
+
+async function start() {
+  byId("viewer").hidden = false;
+  const began = performance.now();
+  await bring();
+  const images = {};
+  for (const name of Object.keys(settings.names).filter(name => name !== "difference")) {
+    images[name] = await load(name);
+    values[name] = images[name].img;
+  }
+  regions = (await load("regions")).img;
+  dims = images.source.dimsRAS.slice(1, 4);
+  if (images.real) {
+    images.difference = subtract(images.real, images.synthetic);
+    values.difference = images.difference.img;
+  }
+  if (images.reliability) images.reliability.img = values.reliability.map((value, index) => regions[index] & 1 ? value : 0);
+  const lesion = settings.hasLesion ? Uint8Array.from(regions, bits => bits >> 1) : null;
+  for (const name of Object.keys(settings.names)) {
+    const grey = !["difference", "reliability"].includes(name);
+    const pane = new niivue.Niivue({
+      isRadiologicalConvention: true, sliceType: niivue.SLICE_TYPE.AXIAL, multiplanarShowRender: niivue.SHOW_RENDER.NEVER,
+      multiplanarLayout: niivue.MULTIPLANAR_TYPE.GRID, isForceMouseClickToVoxelCenters: true, dragAndDropEnabled: false,
+      dragMode: grey ? niivue.DRAG_MODE.windowing : niivue.DRAG_MODE.none, crosshairColor: [0.35, 0.8, 0.9, 0.85], crosshairWidth: 0.35, crosshairWidthUnit: "percent", crosshairGap: 6,
+      viewModeHotKey: "", clipPlaneHotKey: "", cycleClipPlaneHotKey: "", logLevel: "error", loadingText: "", fontMinPx: 12, textHeight: 0.05, fontColor: [0.75, 0.78, 0.8, 1],
+    });
+    for (const colours in COLOURS) pane.addColormap(colours, COLOURS[colours]);
+    await pane.attachToCanvas(byId(`pane-${name}`));
+    if (lesion) pane.setDrawColormap(LESION); // before the volume, which would be drawn again
+    look(name, images[name]);
+    pane.addVolume(images[name]);
+    if (lesion) {
+      pane.createEmptyDrawing();
+      pane.drawBitmap.set(lesion);
+      pane.drawOpacity = 0.004;
+      pane.drawRimOpacity = 1;
+      pane.refreshDrawing(true);
+    }
+    pane.onLocationChange = place => { if (place.vox && pane.canvas.matches(":focus")) show(place.vox); };
+    panes[name] = pane;
+  }
+  const all = Object.values(panes);
+  for (const pane of all) {
+    pane.broadcastTo(all.filter(other => other !== pane), { "2d": true, "3d": true });
+    // NiiVue tells the others only where its canvas has the focus, which a click gives too late
+    pane.canvas.addEventListener("pointerdown", () => pane.canvas.focus({ preventScroll: true }));
+    pane.canvas.addEventListener("mouseup", () => {
+      const { cal_min: low, cal_max: high } = pane.volumes[0];
+      if (pane === panes.source) document.querySelector("[data-pane=source] .scale").textContent = label(low, high);
+      else if (pane === panes.real || pane === panes.synthetic) setWindow(low, high);
+    });
+  }
+  for (const { label, detail, voxel: place } of settings.jumps) {
+    const button = document.createElement("button"), small = document.createElement("small"), item = document.createElement("li");
+    button.type = "button";
+    small.textContent = detail;
+    button.append(label, small);
+    button.addEventListener("click", () => moveTo(place));
+    item.append(button);
+    byId("jumps").append(item);
+  }
+  for (const button of document.querySelectorAll("[data-plane]")) button.addEventListener("click", () => setPlane(button.dataset.plane));
+  for (const button of document.querySelectorAll("[data-level]")) button.addEventListener("click", () => {
+    const { level, width } = button.dataset;
+    setWindow(level - width / 2, Number(level) + width / 2);
+  });
+  for (const id of ["level", "width"]) byId(id).addEventListener("change", () => {
+    const level = byId("level").valueAsNumber, width = byId("width").valueAsNumber;
+    setWindow(level - width / 2, level + width / 2);
+  });
+  byId("reset").addEventListener("click", () => setWindow(...settings.window));
+  byId("flicker")?.addEventListener("click", flicker);
+  byId("outline")?.addEventListener("click", event => toggle(event.currentTarget, outline));
+  byId("radiological").addEventListener("click", event => toggle(event.currentTarget, turn));
+  byId("nearer").addEventListener("click", () => setZoom(1.25));
+  byId("farther").addEventListener("click", () => setZoom(0.8));
+  document.addEventListener("keydown", press, true);
+  byId("told").textContent = settings.told;
+  setWindow(...settings.window);
+  moveTo((settings.jumps.find(jump => jump.label.startsWith("Lesion")) ?? settings.jumps[0] ?? { voxel: dims.map(side => side >> 1) }).voxel);
+  byId("progress").textContent = "";
+  window.chiasm = { panes };
+  document.documentElement.dataset.ready = `${((performance.now() - began) / 1000).toFixed(1)} s`;
+}
+
+if (document.createElement("canvas").getContext("webgl2")) {
+  byId("without").hidden = true;
+  start().catch(error => {
+    byId("viewer").hidden = true;
+    byId("without").hidden = false;
+    byId("without").textContent = `The linked panes could not be drawn (${error.message ?? error}); the still slices below remain.`;
+    throw error;
+  });
+} else {
+  byId("without").textContent = "This browser cannot draw volumes (it has no WebGL 2), so the linked panes are missing; the still slices below remain.";
+}
