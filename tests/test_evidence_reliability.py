@@ -132,7 +132,7 @@ def test_a_perfect_map_scores_perfectly() -> None:
 def test_figures_are_those_of_scipy_and_of_a_hand() -> None:
     rng = np.random.default_rng(1)
     expected = rng.uniform(1, 2, size=(10, 10, 10)).astype(np.float32)
-    error = (expected * rng.uniform(0, 4, size=expected.shape)).astype(np.float32)
+    error = rng.uniform(0, 3, size=expected.shape).astype(np.float32)  # too hopeful here, too gloomy there
     mask = np.ones(expected.shape, bool)
     figures = score_map(expected, error, {"mask": mask}, None, (1.0, 1.0, 1.0))["mask"]
     assert figures["spearman"] == pytest.approx(spearmanr(expected.ravel(), error.ravel()).statistic)

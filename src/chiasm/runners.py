@@ -8,11 +8,16 @@ number of threads, so that every runner gives the same numbers.
 from __future__ import annotations
 
 import os
+import signal
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 from chiasm.errors import RunError, unknown
+
+PATIENCE = 20.0  # seconds that an orphaned process has for its checkpoint
 
 Job = TypeVar("Job")
 Outcome = TypeVar("Outcome")
@@ -38,7 +43,8 @@ def processes(jobs: Sequence[Job], work: Callable[[Job], Outcome], _folder: Path
     count = min(len(jobs), len(os.sched_getaffinity(0)))
     if not count:
         return
-    with ProcessPoolExecutor(count, mp_context=get_context("spawn")) as pool:
+    fresh, parent = get_context("spawn"), os.getpid()
+    with ProcessPoolExecutor(count, mp_context=fresh, initializer=_follow, initargs=(parent,)) as pool:
         futures = [pool.submit(work, job) for job in jobs]
         try:
             for future in as_completed(futures):
@@ -46,6 +52,19 @@ def processes(jobs: Sequence[Job], work: Callable[[Job], Outcome], _folder: Path
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def _follow(parent: int) -> None:
+    """Stop this process soon after its parent is gone: first ask for a checkpoint, then leave."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(PATIENCE)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def ray(jobs: Sequence[Job], work: Callable[[Job], Outcome], _folder: Path) -> Iterator[Outcome]:
@@ -86,6 +105,8 @@ def slurm(jobs: Sequence[Job], work: Callable[[Job], Outcome], folder: Path) -> 
         import submitit
     except ImportError as error:
         raise _absent("submitit") from error
+    if not jobs:
+        return
     executor = submitit.AutoExecutor(folder=folder / "slurm")
     executor.update_parameters(timeout_min=24 * 60, cpus_per_task=1)
     for submitted in submitit.helpers.as_completed(executor.map_array(work, list(jobs))):
