@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -69,7 +68,7 @@ def values(rows: list[Row]) -> dict[tuple[str, str], float]:
 
 
 def row(value: float, **changed: Any) -> Row:
-    return replace(Row("a", 0, 0, "model", "mask", "mae", value, "SD", "chiasm"), **changed)
+    return Row("a", 0, 0, "model", "mask", "mae", value, "SD", "chiasm")._replace(**changed)
 
 
 # One case

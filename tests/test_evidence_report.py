@@ -154,7 +154,7 @@ def test_worse_is_said_as_plainly_as_better(tmp_path: Path) -> None:
     )
     assert "With only 3 cases a chance result is likely." in words
     assert "best a , median b , worst c" in words
-    beaten = [replace(line, value=line.value + (line.method == "model")) for line in evaluated()]
+    beaten = [line._replace(value=line.value + (line.method == "model")) for line in evaluated()]
     assert "Not better than the best naive baseline, by MAE, in any region" in written(tmp_path, rows=beaten).words
 
 

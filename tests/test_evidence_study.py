@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from pathlib import Path
 
 import pytest
 
 from chiasm.errors import ChiasmError, RecipeError
+from chiasm.evidence.evaluation import read_evaluation
 from chiasm.evidence.jobs import read_study
-from chiasm.evidence.study import Done, run_study, tell_jobs
+from chiasm.evidence.study import Done, report, run_study, tell_jobs
 from chiasm.runners import RUNNERS, find_runner
 from chiasm.storage import read_json, read_toml, write_toml
 from conftest import QUICK
@@ -61,7 +63,7 @@ def roles(out: Path) -> dict[str, set[str]]:
 @pytest.fixture(scope="module")
 def finished(toy_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Done]:
     folder = tmp_path_factory.mktemp("study")
-    path = study_file(folder, toy_cohort)
+    path = study_file(folder, toy_cohort, reliability="A7")
     return path, folder / "out", study(path, folder / "out")
 
 
@@ -80,13 +82,40 @@ def test_a_study_leaves_rows_statistics_and_a_page(finished: tuple[Path, Path, D
     assert (out / "statistics.csv").exists() and "too few" in done.report.read_text()
 
 
+def test_the_reliability_map_is_judged_beside_its_rivals_and_told_on_the_page(
+    finished: tuple[Path, Path, Done],
+) -> None:
+    _, out, done = finished
+    rows = read_evaluation(out / "reliability")
+    assert {row.method.split(" ", 1)[1] for row in rows} >= {"map", "augmentation", "ensemble"}
+    assert not {row.method for row in rows} & {row.method for row in done.rows}
+    page = done.report.read_text()
+    assert "A7 ensemble" in page and "Risk and coverage" in page
+
+
+def test_the_pages_are_made_again_from_files_alone(finished: tuple[Path, Path, Done], tmp_path: Path) -> None:
+    _, out, done = finished
+    copy = tmp_path / "copy"
+    shutil.copytree(out, copy, ignore=shutil.ignore_patterns("cache", "checkpoints", "report.html", "statistics.csv"))
+    page = report(copy)
+    assert page.read_bytes() == done.report.read_bytes()
+    assert (copy / "statistics.csv").read_bytes() == (out / "statistics.csv").read_bytes()
+    for case in {row.case for row in done.rows}:
+        assert f'href="cases/{case}.html"' in page.read_text() and (copy / "cases" / f"{case}.html").exists()
+    for place in (copy / "jobs", copy / "reliability"):
+        shutil.rmtree(place)
+    assert "No pages of single cases were made" in report(copy).read_text()  # figures remain
+    with pytest.raises(ChiasmError, match="no study and no evaluation"):
+        report(tmp_path)
+
+
 def test_done_jobs_are_recognised_and_nothing_is_trained_again(finished: tuple[Path, Path, Done]) -> None:
     path, out, done = finished
     before = {file: file.stat().st_mtime_ns for file in out.glob("jobs/*/model/weights.safetensors")}
     again = study(path, out)
     assert again.rows == done.rows
     assert {file: file.stat().st_mtime_ns for file in out.glob("jobs/*/model/weights.safetensors")} == before
-    assert tell_jobs(path, out)[-1].startswith("8 jobs, 8 done, 0 steps to do")
+    assert tell_jobs(path, out)[-1].startswith("9 jobs, 9 done, 0 steps to do")
 
 
 def test_arms_branch_from_one_warm_up_and_do_not_repeat_it(finished: tuple[Path, Path, Done]) -> None:
@@ -94,7 +123,7 @@ def test_arms_branch_from_one_warm_up_and_do_not_repeat_it(finished: tuple[Path,
     lines = tell_jobs(path, out)
     assert sum("warm-up (generator)" in line for line in lines) == 2
     assert sum("warm-up (judges)" in line for line in lines) == 2  # only A7 has any
-    assert len(list(out.glob("jobs/*"))) == 8 and len(list(out.glob("jobs/*/model"))) == 4
+    assert len(list(out.glob("jobs/*"))) == 9 and len(list(out.glob("jobs/*/model"))) == 4
 
 
 @pytest.mark.parametrize("runner", ["processes", "ray", "slurm"])

@@ -13,10 +13,10 @@ its own, and within a line only from names to its left; a test reads this map.
     metrics     figures of merit on arrays with a mask; conventions by name
     networks    tensors to tensors: generator, discriminators
     prediction  a network over a whole volume: tiling, engines, calibration, baselines, manifest, model,
-                synthesis, folders
+                synthesis, rivals, folders
     training    how networks learn: batches, losses, attention, methods, health, checkpoints, learner, loop, run
     evidence    what may be claimed: evaluation, statistics, drawing, gallery, curves, report, pictures,
-                case_pages, folders, reporting, jobs, findings, study
+                case_pages, folders, reporting, reliability, jobs, findings, study
     pages       what people look at: templates
     demo        the main job on simulated patients
     cli         verbs: parse, call, print

@@ -14,9 +14,10 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from sys import intern
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,8 +71,7 @@ UNITS: Mapping[str, str] = {
 HEADLINES = ("mae", "psnr", "ssim", "ms_ssim", "sharpness", "contrast_kept", "recall", "false_lesions")
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """One figure.
 
     Attributes:
@@ -402,13 +402,12 @@ def write_evaluation(folder: Path, rows: Sequence[Row]) -> None:
     Raises:
         ChiasmError: If the folder cannot be written.
     """
-    names = [field.name for field in fields(Row)]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(names)
-    writer.writerows([getattr(row, name) for name in names] for row in rows)
+    writer.writerow(Row._fields)
+    writer.writerows(rows)
     write_text(folder / CSV, text.getvalue())
-    write_json(folder / JSON, {"rows": [{**asdict(row), "value": _plain(row.value)} for row in rows]})
+    write_json(folder / JSON, {"rows": [{**row._asdict(), "value": _plain(row.value)} for row in rows]})
 
 
 def read_evaluation(path: Path) -> list[Row]:
@@ -418,7 +417,7 @@ def read_evaluation(path: Path) -> list[Row]:
         RunError: If it is missing, or not such a file.
     """
     file = path / CSV if path.is_dir() else path
-    names = [field.name for field in fields(Row)]
+    names = list(Row._fields)
     try:
         with file.open(encoding="utf-8", newline="") as content:
             reader = csv.reader(content, strict=True)
@@ -438,8 +437,11 @@ def read_evaluation(path: Path) -> list[Row]:
 
 
 def _parsed(line: Sequence[str]) -> Row:
-    case, fold, seed, method, region, metric, value, unit, convention = line
-    return Row(case, int(fold), int(seed), method, region, metric, float(value), unit, convention)
+    case, fold, seed, *words, value, unit, convention = line
+    method, region, metric = map(intern, words)  # a few names stand in many rows
+    return Row(
+        intern(case), int(fold), int(seed), method, region, metric, float(value), intern(unit), intern(convention)
+    )
 
 
 def _plain(value: float) -> float | str | None:

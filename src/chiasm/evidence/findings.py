@@ -17,6 +17,7 @@ import numpy as np
 
 from chiasm.evidence.curves import describe_health, draw_curves
 from chiasm.evidence.drawing import (
+    DASHES,
     HARD_SPACE,
     INK,
     METRICS,
@@ -32,6 +33,7 @@ from chiasm.evidence.drawing import (
     show_unit,
 )
 from chiasm.evidence.evaluation import Row
+from chiasm.evidence.reliability import POOLED
 from chiasm.evidence.report import list_conventions, tabulate_lesions
 from chiasm.evidence.statistics import HIGHER, Comparison, Summary, stays_within
 from chiasm.recipe import IN_WORDS
@@ -40,6 +42,17 @@ from chiasm.storage import write_text
 HEALTHY = "healthy"
 MARGIN = 1.0  # percent by which healthy tissue may be worse for a gain in lesions to count
 RELIABILITY = ("spearman", "spearman_smoothed", "auroc_worst", "auroc_lesion", "ause", "calibration")
+RIVALS = (
+    "spearman",
+    "auroc_worst",
+    "auroc_lesion",
+    "ause",
+    "calibration",
+    "calibration_gap",
+    "passes",
+    "trainings",
+    "seconds",
+)
 NO_FIGURE = Cell("–", math.inf)
 
 
@@ -103,6 +116,7 @@ def write_findings(path: Path, found: Findings) -> Path:
         "judged": judged,
         "reliability": _reliability_table(found.rows, [arm for arm in arms if arm in IN_WORDS]),
         "rivals": _rival_table(found.rivals),
+        "rival_figures": draw_rivals(found.rivals),
         "curves": draw_curves(found.history),
         "health": describe_health(found.history),
         "history_name": found.history_name,
@@ -312,18 +326,66 @@ def _reliability_table(rows: Sequence[Row], arms: Sequence[str]) -> Table | None
 
 def _rival_table(rows: Sequence[Row]) -> Table | None:
     """The shipped map beside what else is used as a measure of doubt: a line for each, a column for each figure."""
-    if not rows:
+    cases = [row for row in rows if row.case != POOLED and math.isfinite(row.value)]
+    values: dict[tuple[str, str, str], list[float]] = {}
+    for row in cases:
+        values.setdefault((row.method, row.region, row.metric), []).append(row.value)
+    figures = [(region, metric) for region, metric in dict.fromkeys((row.region, row.metric) for row in cases)]
+    figures = [(region, metric) for region, metric in figures if metric in RIVALS]
+    if not figures:
         return None
-    figures = list(dict.fromkeys((row.region, row.metric) for row in rows))
     columns = [("Map", "", False)]
     columns += [(metric.replace("_", " "), "" if region == "mask" else region, True) for region, metric in figures]
-    values: dict[tuple[str, str, str], list[float]] = {}
-    for row in rows:
-        if math.isfinite(row.value):
-            values.setdefault((row.method, row.region, row.metric), []).append(row.value)
     table = []
-    for name in dict.fromkeys(row.method for row in rows):
+    for name in dict.fromkeys(row.method for row in cases):
         means = [values.get((name, *figure)) for figure in figures]
         cells = [NO_FIGURE if found is None else number_cell(float(np.mean(found))) for found in means]
         table.append([Cell(name, name), *cells])
     return Table(columns, table)
+
+
+def draw_rivals(rows: Sequence[Row]) -> dict[str, str] | None:
+    """Draw observed over expected error by tenths of each map, and the risk left as doubtful voxels are dropped.
+
+    Args:
+        rows: Of `judge_maps`.
+
+    Returns:
+        SVG of both, by name, or None without such rows.
+    """
+    pooled: dict[str, dict[str, dict[str, float]]] = {}
+    for row in rows:
+        if row.case == POOLED and row.region.startswith("mask decile"):
+            point = pooled.setdefault(row.method, {}).setdefault(f"{row.fold} {row.region}", {})
+            point[row.metric] = row.value
+    risks: dict[str, dict[int, list[float]]] = {}
+    for row in rows:
+        if row.case != POOLED and row.metric.startswith("risk_") and row.region == "mask":
+            risks.setdefault(row.method, {}).setdefault(int(row.metric.removeprefix("risk_")), []).append(row.value)
+    if not pooled or not risks:
+        return None
+
+    def curve(axes: Any) -> None:
+        for (name, points), colour, dash in zip(pooled.items(), SERIES, DASHES):
+            xy = np.array([(p["expected_error"], p["observed_error"]) for p in points.values()])
+            xy = xy[np.argsort(xy[:, 0])]
+            axes.plot(*xy.T, color=colour, linestyle=dash, linewidth=1.4, marker="o", markersize=3.5, label=name)
+        most = float(axes.get_xlim()[1])
+        axes.plot([0, most], [0, most], color=MUTED, linewidth=0.8)
+        axes.set(xlabel="expected error", ylabel="observed error")
+        axes.legend(loc="upper left", labelcolor=INK)
+
+    def left(axes: Any) -> None:
+        for (name, points), colour, dash in zip(risks.items(), SERIES, DASHES):
+            xs = sorted(points)
+            ys = [float(np.mean(points[x])) for x in xs]
+            axes.plot(xs, ys, color=colour, linestyle=dash, linewidth=1.7, marker="o", markersize=3.5, label=name)
+        axes.invert_xaxis()
+        axes.set(xlabel="voxels kept (%)", ylabel="mean error of the kept")
+        axes.legend(loc="lower left", labelcolor=INK)
+
+    told = " ".join(f"{name}: {np.mean(points[min(points)]):.3g} at {min(points)} %." for name, points in risks.items())
+    return {
+        "curve": draw_svg(curve, "Observed against expected error by tenths of each map.", (4.6, 3.6), "rival curve"),
+        "risk": draw_svg(left, f"Mean error of the voxels kept. {told}", (4.6, 3.6), "rival risk"),
+    }

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -28,6 +29,7 @@ from chiasm.cohorts.splits import sites_of
 from chiasm.errors import ChiasmError, CohortError, RecipeError
 from chiasm.evidence.evaluation import write_evaluation
 from chiasm.evidence.folders import score_folder
+from chiasm.evidence.reliability import judge_maps
 from chiasm.prediction.folders import predict
 from chiasm.recipe import Attention, Loss, Recipe, Section, make_recipe
 from chiasm.storage import read_toml, sha256_of, write_json
@@ -38,8 +40,8 @@ from chiasm.training.run import train
 REVISION = 1
 WARM_UP = "A1"  # the arm whose beginning all share: the generator alone
 
-Kind = Literal["generator", "judges", "arm"]
-STAGES: tuple[Kind, ...] = ("generator", "judges", "arm")
+Kind = Literal["generator", "judges", "arm", "reliability"]
+STAGES: tuple[Kind, ...] = ("generator", "judges", "arm", "reliability")
 WHOLE = ("mask", "image", "healthy", "edges", "lesion-edge")  # regions that every cohort has
 
 
@@ -79,6 +81,7 @@ class Study(Section):
     threads: Annotated[int, Field(ge=1)] = 1
     settings: Annotated[tuple[str, ...], Field(alias="set")] = ()
     primary: Primary | tuple[Primary, ...] = ()
+    reliability: str | None = None
     layout: str | None = None
 
     @property
@@ -93,6 +96,8 @@ class Study(Section):
         for name in (self.arms, self.seeds):
             if len(set(name)) != len(name):
                 raise ValueError(f"something stands twice: {', '.join(map(str, name))}")
+        if self.reliability is not None and self.reliability not in self.arms:
+            raise ValueError(f"the map of {self.reliability!r} is to be judged, which is none of the arms")
         for one in self.declared:
             for arm in (one.arm, one.against):
                 if arm not in self.arms:
@@ -102,7 +107,7 @@ class Study(Section):
 
 @dataclass(frozen=True)
 class Job:
-    """One training with its prediction and scores, or one shared warm-up.
+    """One training with its prediction and scores, one shared warm-up, or the judgement of a fold's reliability maps.
 
     Attributes:
         key: Hash of everything it depends on; the name of its folder.
@@ -114,6 +119,7 @@ class Job:
         folder: Where it works.
         warm: Folder of the warm-up that it branches from, or None.
         first: Whether it scores the naive baselines too.
+        runs: Folders of the trainings, one a seed, whose maps it judges.
     """
 
     key: str
@@ -125,10 +131,13 @@ class Job:
     folder: Path
     warm: Path | None = None
     first: bool = False
+    runs: tuple[Path, ...] = ()
 
     @property
     def name(self) -> str:
         """What to call it on the screen."""
+        if self.kind == "reliability":
+            return f"reliability of {self.arm} fold {self.fold}"
         return f"{self.arm if self.kind == 'arm' else f'warm-up ({self.kind})'} fold {self.fold} seed {self.seed}"
 
     @property
@@ -140,6 +149,8 @@ class Job:
     def steps(self) -> int:
         """Steps that are its own: what its warm-ups did, it does not do again."""
         ends = self.recipe.schedule.ends
+        if self.kind == "reliability":
+            return 0
         if self.kind != "arm":
             return ends[self.kind] - (ends["generator"] if self.kind == "judges" else 0)
         warm = "judges" if has_judges(self.recipe) else "generator"
@@ -244,7 +255,27 @@ def list_jobs(study: Study, out: Path, cohort: Cohort | None) -> list[Job]:
                 # the naive baselines are scored once a fold and seed, with the first arm
                 job = _job(out, "arm", recipe, content, study.threads, warm, index == 0)
                 jobs[job.key] = job
-    return sorted(jobs.values(), key=lambda job: STAGES.index(job.kind))
+    judging = _reliability_jobs(study, out, list(jobs.values()))
+    return sorted([*jobs.values(), *judging], key=lambda job: STAGES.index(job.kind))
+
+
+def _reliability_jobs(study: Study, out: Path, jobs: Sequence[Job]) -> list[Job]:
+    """Judge the maps of one arm, once a fold, with all its seeds as an ensemble."""
+    if study.reliability is None:
+        return []
+    wanted = make_recipe(study.reliability).method
+    folds: dict[int, list[Job]] = {}
+    for job in jobs:
+        if job.kind == "arm" and job.arm == wanted:
+            folds.setdefault(job.fold, []).append(job)
+    made = []
+    for fold, trained in folds.items():
+        key = hashlib.sha256(json.dumps(["reliability", *(job.key for job in trained)]).encode()).hexdigest()[:16]
+        runs = tuple(job.folder for job in trained)
+        made.append(
+            Job(key, "reliability", wanted, fold, trained[0].seed, trained[0].recipe, out / "jobs" / key, runs=runs)
+        )
+    return made
 
 
 def _count_folds(study: Study, cohort: Cohort | None) -> int:
@@ -362,7 +393,7 @@ def work(job: Job, *, data: Path, out: Path, threads: int, layout: str | None, o
     try:
         with threadpool_limits(threads):  # numpy's products too: two jobs with two threads each are three times slower
             if not job.is_done:
-                _train(job, data, out, layout)
+                (_judge if job.kind == "reliability" else _train)(job, data, out, layout)
             if opened and job.kind == "arm" and not (sealed_folder(job) / "evaluation.csv").exists():
                 _score(job, data, layout, "sealed", sealed_folder(job))
     except ChiasmError as error:
@@ -395,8 +426,18 @@ def _train(job: Job, data: Path, out: Path, layout: str | None) -> None:
     trained = time.monotonic()
     if job.kind == "arm":
         _score(job, data, layout, "test", job.folder)
-    now = time.monotonic()
-    seconds = {"training_seconds": round(trained - start, 1), "scoring_seconds": round(now - trained, 1)}
+    _mark_done(job, trained - start, time.monotonic() - trained)
+
+
+def _judge(job: Job, data: Path, out: Path, layout: str | None) -> None:
+    start = time.monotonic()
+    rows = judge_maps(job.runs, data, layout=layout, cache=out / "cache")
+    write_evaluation(job.folder, rows)
+    _mark_done(job, 0.0, time.monotonic() - start)
+
+
+def _mark_done(job: Job, training: float, scoring: float) -> None:
+    seconds = {"training_seconds": round(training, 1), "scoring_seconds": round(scoring, 1)}
     write_json(job.folder / "done.json", {"name": job.name, "version": __version__, "steps": job.steps, **seconds})
 
 

@@ -13,6 +13,7 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -172,11 +173,11 @@ def _tables(
 ) -> tuple[Cell, Cell]:
     """Return two tables (subjects, seeds), NaN where a subject has no figure with a seed."""
     people, seeds = sorted({subject for subject, _ in ours}), sorted({its_seed for _, its_seed in ours})
-    shape = len(people), len(seeds)
-    tables = np.full((2, *shape), np.nan)
+    rows, columns = ({name: index for index, name in enumerate(names)} for names in (people, seeds))
+    tables = np.full((2, len(people), len(seeds)), np.nan)
     for table, cells in zip(tables, (ours, theirs)):
         for (subject, its_seed), values in cells.items():
-            table[people.index(subject), seeds.index(its_seed)] = np.mean(values)
+            table[rows[subject], columns[its_seed]] = sum(values) / len(values)
     return tables[0], tables[1]
 
 
@@ -270,11 +271,10 @@ def cluster_interval(table: Cell, *, seed: int = 0, draws: int = DRAWS) -> tuple
     """
     from statistics import NormalDist
 
-    rng, (n, m) = np.random.default_rng(seed), table.shape
+    n, m = table.shape
     filled = np.where(np.isnan(table), np.nanmean(table, axis=1, keepdims=True), table)
-    people = rng.multinomial(n, np.full(n, 1 / n), draws) / n
-    seeds = rng.multinomial(m, np.full(m, 1 / m), draws) / m
-    means = np.einsum("dn,nm,dm->d", people, filled, seeds, optimize=True)
+    people, seeds = _resampled(n, m, draws, seed)
+    means = np.einsum("dm,dm->d", people @ filled, seeds)
     centre = float(filled.mean())
     if np.ptp(means) == 0:
         return centre, centre
@@ -291,6 +291,13 @@ def cluster_interval(table: Cell, *, seed: int = 0, draws: int = DRAWS) -> tuple
         ends.append(normal.cdf(bias + z / (1 - acceleration * z)))
     low, high = np.quantile(means, ends).tolist()
     return low, high
+
+
+@lru_cache(maxsize=4)
+def _resampled(n: int, m: int, draws: int, seed: int) -> tuple[Cell, Cell]:
+    """Draw how much each subject (draws, n) and each seed (draws, m) weighs; the same for all comparisons of a size."""
+    rng = np.random.default_rng(seed)
+    return rng.multinomial(n, np.full(n, 1 / n), draws) / n, rng.multinomial(m, np.full(m, 1 / m), draws) / m
 
 
 def mixed_model(table: Cell) -> tuple[float, float]:

@@ -49,6 +49,7 @@ from chiasm.runners import find_runner
 from chiasm.storage import read_json, read_toml, write_json
 
 NOTES = "study.json"
+RELIABILITY = "reliability"  # folder of its figures
 JUDGED = ("mae", "ssim", "psnr")  # metrics that arms are compared by
 
 
@@ -113,6 +114,9 @@ def run_study(
         first = f"; the first: {failed[0].error}" if failed else ""
         raise CohortError(f"no job of the study could be finished{first}", path=out, reason="no-jobs")
     write_evaluation(folder, rows)
+    maps = [job for job in jobs if job.kind == "reliability" and job.is_done]
+    if judged := [row for job in maps for row in read_evaluation(job.folder)]:
+        write_evaluation(out / RELIABILITY, judged)
     write_json(folder / NOTES, _notes(study, cohort, jobs, failed))
     return replace(conclude(folder), failed=tuple(failed))
 
@@ -134,8 +138,8 @@ def _work_off(
     failed: dict[str, Outcome] = {}
     for kind in STAGES:
         due = [job for job in jobs if job.kind == kind and (not job.is_done or (opened and kind == "arm"))]
-        lost = [job for job in due if job.warm is not None and job.warm.name in failed]
-        failed |= {job.key: Outcome(job.key, job.name, "its warm-up failed") for job in lost}
+        lost = [job for job in due if any(needed.name in failed for needed in (job.warm, *job.runs) if needed)]
+        failed |= {job.key: Outcome(job.key, job.name, "what it goes on from failed") for job in lost}
         was_done = {job.key for job in due if job.is_done}
         for outcome in run([job for job in due if job not in lost], do, out):  # type: ignore[attr-defined]
             finished += outcome.key not in was_done
@@ -238,7 +242,7 @@ def conclude(folder: Path, *, pages: int = PAGES, whole: bool = False) -> Done:
         regions=notes["regions"],
         history=read_history(root / shown["folder"] / "log.jsonl"),
         history_name=shown["name"],
-        rivals=(),
+        rivals=read_evaluation(root / RELIABILITY) if (root / RELIABILITY).is_dir() else (),
         facts=_facts(notes, root / shown["folder"], rows),
         warnings=_warnings(notes, rows, root),
         methods=_methods(study, rows, notes["cases"]),

@@ -24,7 +24,7 @@ from chiasm.cohorts.preparation import PreparedSource
 from chiasm.prediction.calibration import Calibration, apply_calibration
 from chiasm.prediction.engines import Engine
 from chiasm.prediction.model import Model
-from chiasm.prediction.synthesis import Maps, _brought_back, synthesise_prepared
+from chiasm.prediction.synthesis import Maps, errors_on_grid, synthesise_prepared
 from chiasm.volumes import Geometry
 
 GAINS = 4  # changes of the source's gain and offset, the first of them none; each is seen twice, once flipped
@@ -246,9 +246,7 @@ def expected_error(
     Returns:
         Target units, undefined outside the prepared mask.
     """
-    low, high = plan.target_range
-    slope = (high - low) / np.ptp(plan.target_reference.apply(np.array([low, high])))
-    return _brought_back(apply_calibration(calibration, score) * slope, prepared, grid)
+    return errors_on_grid(apply_calibration(calibration, score), prepared, plan, grid)
 
 
 def _asked(model: Model, source: Array, mask: Mask, engine: Engine, *, judge: bool = False) -> Maps:

@@ -211,12 +211,28 @@ def synthesise(model: Model, volumes: Sequence[Volume], *, mask: Volume | None =
             warnings.append("the reliability map is not calibrated: the run had no validation cases")
         elif not model.calibration.informative:
             warnings.append("the reliability map did not follow the true error on validation cases: do not use it")
-        slope = (plan.target_range[1] - plan.target_range[0]) / np.ptp(
-            plan.target_reference.apply(np.array(plan.target_range))
+        reliability = Volume(
+            np.where(valid, errors_on_grid(expected, prepared, plan, grid), 0).astype(np.float32), grid
         )
-        on_grid = _brought_back(expected * slope, prepared, grid)
-        reliability = Volume(np.where(valid, on_grid, 0).astype(np.float32), grid)
     return Synthesis(image, reliability, Volume(valid, grid), tuple(warnings))
+
+
+def errors_on_grid(
+    errors: NDArray[np.floating], prepared: PreparedSource, plan: Plan, grid: Geometry
+) -> NDArray[np.float32]:
+    """Bring a map of errors from normalised to target units, and to the source's grid.
+
+    Args:
+        errors: Normalised units, on the prepared grid.
+        prepared: The case that they are of.
+        plan: Says how large a normalised unit is.
+        grid: Where the source lies.
+
+    Returns:
+        Target units, undefined outside the prepared mask.
+    """
+    slope = np.ptp(plan.target_range) / np.ptp(plan.target_reference.apply(np.array(plan.target_range)))
+    return _brought_back(errors * slope, prepared, grid)
 
 
 def _brought_back(array: NDArray[np.floating], prepared: PreparedSource, grid: Geometry) -> NDArray[np.float32]:
