@@ -170,6 +170,12 @@ def test_a_job_that_fails_is_named_and_the_others_are_done(toy_cohort: Path, tmp
         ({"only_folds": [3]}, "no fold 3"),
         ({"folds": "site"}, "have no site"),
         ({"target": "pet"}, "pet"),
+        ({"variants": {"sharp": ["A7", "attention.beta=3"]}}, "'sharp' is none of the arms"),
+        ({"arms": ["A1", "A7", "sharp"], "variants": {"sharp": ["A99"]}}, "A99"),
+        ({"arms": ["A1", "A7", "sharp"], "variants": {"sharp": ["A7", "attention.gamma=3"]}}, "gamma"),
+        ({"arms": ["A1", "A7", "sharp"], "variants": {"sharp": []}}, "variants.sharp"),
+        ({"variants": {"A7": ["A1"]}}, "'A7' is called like an arm"),
+        ({"arms": ["A1", "A7", "lookup"], "variants": {"lookup": ["A1"]}}, "'lookup' is called like"),
     ],
 )
 def test_an_impossible_study_is_refused_before_anything_runs(
@@ -218,6 +224,29 @@ def test_arms_with_the_same_judges_share_their_warm_up_and_others_have_their_own
     lines = tell_jobs(path, tmp_path / "out")
     assert sum("warm-up (generator)" in line for line in lines) == 1
     assert sum("warm-up (judges)" in line for line in lines) == 2  # A3 has the global one alone
+
+
+def test_a_variant_is_an_arm_with_settings_of_its_own_and_arms_answer_to_their_aliases(
+    tmp_path: Path, toy_cohort: Path
+) -> None:
+    primary = {"arm": "sharp", "against": "dual-attention", "metric": "mae", "region": "mask"}
+    changes = {"arms": ["l2", "dual-attention", "sharp"], "variants": {"sharp": ["A7", "attention.beta=3"]}}
+    path = study_file(tmp_path, toy_cohort, **changes, seeds=[0], primary=primary)
+    done = study(path, tmp_path / "out")
+    assert {row.method for row in done.rows} >= {"A1", "A7", "sharp"}
+    assert [(one.arm, one.against) for one in done.comparisons if one.primary] == [("sharp", "A7")]
+    recipes = [read_toml(file) for file in (tmp_path / "out").glob("jobs/*/recipe.toml")]
+    betas = {recipe["method"]: recipe["attention"]["beta"] for recipe in recipes}
+    assert betas["A7"] == 1 and betas["sharp"] == 3 and len(recipes) == 5  # both warm-ups are shared
+    assert "A7 with attention.beta=3" in done.report.read_text()
+
+
+def test_a_variant_of_the_optimiser_or_schedule_has_a_beginning_of_its_own(tmp_path: Path, toy_cohort: Path) -> None:
+    variants = {"slow": ["A7", "optimiser.generator_rate=1e-5"], "long": ["A7", "schedule.critics_alone=0.3"]}
+    path = study_file(tmp_path, toy_cohort, arms=["A7", "slow", "long"], variants=variants, seeds=[0], primary=None)
+    lines = tell_jobs(path, tmp_path / "out")
+    assert sum("warm-up (generator)" in line for line in lines) == 3
+    assert sum("warm-up (judges)" in line for line in lines) == 3
 
 
 def test_unknown_runners_list_the_known_ones() -> None:

@@ -314,6 +314,21 @@ ALIASES: Mapping[str, str] = {
 }
 
 
+def find_arm(method: str) -> str:
+    """Return an arm's own name, whatever its case and whether or not it was called by an alias.
+
+    Raises:
+        RecipeError: If there is none.
+
+    >>> find_arm("dual-attention")
+    'A7'
+    """
+    arm = ALIASES.get(method.lower(), next((name for name in ARMS if name.lower() == method.lower()), None))
+    if arm is None:
+        raise unknown("method", method, [*ARMS, *ALIASES])
+    return arm
+
+
 def make_recipe(
     method: str = "A7", size: str = "small", changes: Changes | None = None, settings: Sequence[str] = ()
 ) -> Recipe:
@@ -331,9 +346,7 @@ def make_recipe(
     >>> make_recipe("A0", "tiny").loss.norm
     'l1'
     """
-    arm = ALIASES.get(method.lower(), next((name for name in ARMS if name.lower() == method.lower()), None))
-    if arm is None:
-        raise unknown("method", method, [*ARMS, *ALIASES])
+    arm = find_arm(method)
     if size not in SIZES:
         raise unknown("size", size, SIZES)
     layers: list[Changes] = [SIZES[size], ARMS[arm], changes or {}, dict(map(_parse_setting, settings))]

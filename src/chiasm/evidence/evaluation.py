@@ -9,7 +9,7 @@ prediction, and errors are told in SDs of the training targets.
 from __future__ import annotations
 
 import csv
-import io
+import json
 import math
 import re
 from collections import defaultdict
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from chiasm import metrics
 from chiasm.errors import ChiasmError, RunError
-from chiasm.storage import write_json, write_text
+from chiasm.storage import whole_file
 
 if TYPE_CHECKING:
     from chiasm.cohorts.planning import Plan
@@ -402,12 +402,16 @@ def write_evaluation(folder: Path, rows: Sequence[Row]) -> None:
     Raises:
         ChiasmError: If the folder cannot be written.
     """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(Row._fields)
-    writer.writerows(rows)
-    write_text(folder / CSV, text.getvalue())
-    write_json(folder / JSON, {"rows": [{**row._asdict(), "value": _plain(row.value)} for row in rows]})
+    with whole_file(folder / CSV) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(Row._fields)
+        writer.writerows(rows)
+    with whole_file(folder / JSON) as temporary, temporary.open("w", encoding="utf-8") as file:
+        file.write('{"rows": [')
+        for index, row in enumerate(rows):  # one by one: a study of 1,000 cases has half a million
+            told = {**row._asdict(), "value": _plain(row.value)}
+            file.write(("," if index else "") + "\n" + json.dumps(told, ensure_ascii=False, allow_nan=False))
+        file.write("\n]}\n")
 
 
 def read_evaluation(path: Path) -> list[Row]:

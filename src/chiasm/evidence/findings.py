@@ -8,7 +8,7 @@ size as a win.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,6 @@ from chiasm.evidence.evaluation import Row
 from chiasm.evidence.reliability import POOLED
 from chiasm.evidence.report import list_conventions, tabulate_lesions
 from chiasm.evidence.statistics import HIGHER, Comparison, Summary, stays_within
-from chiasm.recipe import IN_WORDS
 from chiasm.storage import write_text
 
 HEALTHY = "healthy"
@@ -66,6 +65,7 @@ class Findings:
         comparisons: The declared ones first.
         summaries: Of every method, region and metric.
         regions: Lesion regions in order; may be empty.
+        arms: What each arm is, in words, by name; other methods are naive.
         history: `log.jsonl` of one training of the arm under judgement.
         history_name: Which training that is.
         rivals: Figures of the reliability map beside others, or none.
@@ -80,6 +80,7 @@ class Findings:
     comparisons: Sequence[Comparison]
     summaries: Sequence[Summary]
     regions: Sequence[str]
+    arms: Mapping[str, str]
     history: Sequence[Mapping[str, Any]]
     history_name: str
     rivals: Sequence[Row]
@@ -96,8 +97,7 @@ def write_findings(path: Path, found: Findings) -> Path:
         ChiasmError: If the file cannot be written.
     """
     declared = [one for one in found.comparisons if one.primary]
-    arms = list(dict.fromkeys(one.method for one in found.summaries))
-    judged = declared[0].arm if declared else next((arm for arm in arms if arm in IN_WORDS), "")
+    judged = declared[0].arm if declared else next(iter(found.arms), "")
     lesion = declared[0].region if declared else next(iter(found.regions), "mask")
     content = {
         "kind": "study",
@@ -107,14 +107,14 @@ def write_findings(path: Path, found: Findings) -> Path:
         "guards": [stays_within(one, MARGIN) for one in _guards(found.comparisons, declared)],
         "margin": f"{MARGIN:g}",
         "warnings": list(found.warnings),
-        "arms": [(name, IN_WORDS[name]) for name in arms if name in IN_WORDS],
+        "arms": list(found.arms.items()),
         "plane": draw_plane(found.comparisons, lesion),
         "forest": draw_forest(found.comparisons, list(dict.fromkeys([lesion, HEALTHY, "mask"]))),
-        "summary": _summary_table(found.summaries),
+        "summary": _summary_table(found.summaries, found.arms),
         "comparisons": _comparison_table(found.comparisons),
         "lesions": tabulate_lesions([row for row in found.rows if row.region.startswith("lesion-")], judged),
         "judged": judged,
-        "reliability": _reliability_table(found.rows, [arm for arm in arms if arm in IN_WORDS]),
+        "reliability": _reliability_table(found.rows, list(found.arms)),
         "rivals": _rival_table(found.rivals),
         "rival_figures": draw_rivals(found.rivals),
         "curves": draw_curves(found.history),
@@ -235,14 +235,15 @@ def draw_forest(comparisons: Sequence[Comparison], regions: Sequence[str], metri
     return draw_svg(draw, alt, size, "forest", columns=len(shown))
 
 
-def _summary_table(summaries: Sequence[Summary]) -> Table | None:
+def _summary_table(summaries: Sequence[Summary], arms: Collection[str]) -> Table | None:
     """Metric x region, a column for each method: mean, and SD over seeds."""
     if not summaries:
         return None
-    methods = list(dict.fromkeys(one.method for one in summaries))
+    there = dict.fromkeys(one.method for one in summaries)
+    methods = [*(name for name in arms if name in there), *(name for name in there if name not in arms)]
     found = {(one.region, one.metric, one.method): one for one in summaries}
     columns = [("Region", "", False), ("Metric", "", False), ("n", "subjects", True)]
-    columns += [(name, "" if name in IN_WORDS else "naive", True) for name in methods]
+    columns += [(name, "" if name in arms else "naive", True) for name in methods]
     table = []
     for region, metric in dict.fromkeys((one.region, one.metric) for one in summaries):
         here = {name: found[region, metric, name] for name in methods if (region, metric, name) in found}
@@ -289,14 +290,14 @@ def _comparison_table(comparisons: Sequence[Comparison]) -> Table | None:
     for one in comparisons:
         scale = 100 / abs(one.mean_against) if one.mean_against else math.nan
         shares = [one.relative, one.low * scale, one.high * scale]
-        ps = [one.p_permutation, one.p_holm, one.p_wilcoxon, one.p_mixed]
+        ps = {"p": one.p_permutation, "corrected": one.p_holm, "wilcoxon": one.p_wilcoxon, "mixed": one.p_mixed}
         table.append(
             [
                 *(Cell(name, name) for name in (one.arm, one.against, one.region)),
                 Cell(show_metric(one.metric), one.metric),
                 Cell("primary" if one.primary else "exploratory", one.primary, one.primary),
                 *(number_cell(share, 1.0) if math.isfinite(share) else NO_FIGURE for share in shares),
-                *(Cell(f"{p:.2g}", p, p < 0.05) if math.isfinite(p) else NO_FIGURE for p in ps),
+                *(_p_cell(p, bold=name == "corrected" and p < 0.05) for name, p in ps.items()),
                 number_cell(one.effect, 1.0),
                 Cell(str(one.subjects), one.subjects),
                 number_cell(one.detectable, 1.0),
@@ -304,6 +305,10 @@ def _comparison_table(comparisons: Sequence[Comparison]) -> Table | None:
             ]
         )
     return Table(columns, table)
+
+
+def _p_cell(p: float, *, bold: bool) -> Cell:
+    return Cell(f"{p:.2g}", p, bold) if math.isfinite(p) else NO_FIGURE
 
 
 def _reliability_table(rows: Sequence[Row], arms: Sequence[str]) -> Table | None:

@@ -13,12 +13,12 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from chiasm import __version__
 from chiasm.cohorts.cases import Cohort
@@ -30,8 +30,9 @@ from chiasm.errors import ChiasmError, CohortError, RecipeError
 from chiasm.evidence.evaluation import write_evaluation
 from chiasm.evidence.folders import score_folder
 from chiasm.evidence.reliability import judge_maps
+from chiasm.prediction.baselines import NAMES
 from chiasm.prediction.folders import predict
-from chiasm.recipe import Attention, Loss, Recipe, Section, make_recipe
+from chiasm.recipe import ALIASES, ARMS, IN_WORDS, Attention, Loss, Recipe, Section, find_arm, make_recipe
 from chiasm.storage import read_toml, sha256_of, write_json
 from chiasm.training.methods import check_players, needs_local_judge
 from chiasm.training.run import train
@@ -39,17 +40,26 @@ from chiasm.training.run import train
 #: Raised by one whenever the same recipe and data would give other figures.
 REVISION = 1
 WARM_UP = "A1"  # the arm whose beginning all share: the generator alone
+BATCHES = ("body_share", "lesion_share", "transplant_share", "transplant")  # its batches are the same for all arms
 
 Kind = Literal["generator", "judges", "arm", "reliability"]
 STAGES: tuple[Kind, ...] = ("generator", "judges", "arm", "reliability")
 WHOLE = ("mask", "image", "healthy", "edges", "lesion-edge")  # regions that every cohort has
 
 
+def _own_name(arm: str) -> str:
+    """Call an arm of the table by its own name; what is none of them may be a variant."""
+    return find_arm(arm) if arm.lower() in {name.lower() for name in (*ARMS, *ALIASES)} else arm
+
+
+Arm = Annotated[str, AfterValidator(_own_name)]
+
+
 class Primary(Section):
     """The one comparison that was declared before the study ran."""
 
-    arm: str
-    against: str
+    arm: Arm
+    against: Arm
     metric: str = "mae"
     region: str = "mask"
 
@@ -70,7 +80,8 @@ class Study(Section):
     phantom: Phantom | None = None
     sources: Annotated[tuple[str, ...], Field(min_length=1, alias="source")]
     target: str
-    arms: Annotated[tuple[str, ...], Field(min_length=1)]
+    arms: Annotated[tuple[Arm, ...], Field(min_length=1)]
+    variants: Mapping[str, Annotated[tuple[str, ...], Field(min_length=1)]] = {}  # name: an arm, then its own settings
     folds: Annotated[int, Field(ge=2)] | Literal["site"] = 5
     only_folds: tuple[int, ...] | None = None
     sealed: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -81,7 +92,7 @@ class Study(Section):
     threads: Annotated[int, Field(ge=1)] = 1
     settings: Annotated[tuple[str, ...], Field(alias="set")] = ()
     primary: Primary | tuple[Primary, ...] = ()
-    reliability: str | None = None
+    reliability: Arm | None = None
     layout: str | None = None
 
     @property
@@ -89,13 +100,37 @@ class Study(Section):
         """All primary comparisons."""
         return (self.primary,) if isinstance(self.primary, Primary) else self.primary
 
+    def build(self, arm: str, changes: Mapping[str, object]) -> Recipe:
+        """Resolve an arm or a variant.
+
+        Raises:
+            RecipeError: If it, its size or a setting is unknown or out of range.
+        """
+        if arm not in self.variants:
+            return make_recipe(arm, self.size, changes, self.settings)
+        base, *own = self.variants[arm]
+        return make_recipe(base, self.size, {**changes, "method": arm}, [*self.settings, *own])
+
+    @property
+    def in_words(self) -> dict[str, str]:
+        """What each arm is, by name."""
+        told = {arm: IN_WORDS[find_arm(arm)] for arm in self.arms if arm not in self.variants}
+        for name, (base, *own) in self.variants.items():
+            told[name] = f"{find_arm(base)} with {', '.join(own) or 'nothing changed'}"
+        return {arm: told[arm] for arm in self.arms}
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if (self.data is None) == (self.phantom is None):
             raise ValueError("give either data, a folder, or phantom, a simulated cohort")
-        for name in (self.arms, self.seeds):
-            if len(set(name)) != len(name):
-                raise ValueError(f"something stands twice: {', '.join(map(str, name))}")
+        for listed in (self.arms, self.seeds):
+            if len(set(listed)) != len(listed):
+                raise ValueError(f"something stands twice: {', '.join(map(str, listed))}")
+        for name in self.variants:
+            if name in NAMES or name != _own_name(name) or name in ARMS:
+                raise ValueError(f"the variant {name!r} is called like an arm or a baseline that is there already")
+            if name not in self.arms:
+                raise ValueError(f"the variant {name!r} is none of the arms")
         if self.reliability is not None and self.reliability not in self.arms:
             raise ValueError(f"the map of {self.reliability!r} is to be judged, which is none of the arms")
         for one in self.declared:
@@ -263,18 +298,16 @@ def _reliability_jobs(study: Study, out: Path, jobs: Sequence[Job]) -> list[Job]
     """Judge the maps of one arm, once a fold, with all its seeds as an ensemble."""
     if study.reliability is None:
         return []
-    wanted = make_recipe(study.reliability).method
     folds: dict[int, list[Job]] = {}
     for job in jobs:
-        if job.kind == "arm" and job.arm == wanted:
+        if job.kind == "arm" and job.arm == study.reliability:
             folds.setdefault(job.fold, []).append(job)
     made = []
     for fold, trained in folds.items():
+        recipe, runs = trained[0].recipe, tuple(job.folder for job in trained)
         key = hashlib.sha256(json.dumps(["reliability", *(job.key for job in trained)]).encode()).hexdigest()[:16]
-        runs = tuple(job.folder for job in trained)
-        made.append(
-            Job(key, "reliability", wanted, fold, trained[0].seed, trained[0].recipe, out / "jobs" / key, runs=runs)
-        )
+        name, seed, folder = study.reliability, recipe.training.seed, out / "jobs" / key
+        made.append(Job(key, "reliability", name, fold, seed, recipe, folder, runs=runs))
     return made
 
 
@@ -317,7 +350,7 @@ def _recipe(study: Study, arm: str, folds: int, fold: int, seed: int) -> Recipe:
     }
     if study.steps is not None:
         changes["schedule.steps"] = study.steps
-    return make_recipe(arm, study.size, changes, study.settings)
+    return study.build(arm, changes)
 
 
 def has_judges(recipe: Recipe) -> bool:
@@ -328,9 +361,15 @@ def has_judges(recipe: Recipe) -> bool:
 def _warm_ups(recipe: Recipe, base: Recipe) -> list[tuple[Kind, Recipe]]:
     """Return the beginnings that an arm shares with others, as recipes that hold only what they depend on."""
     network = recipe.generator.model_copy(update={"refiner": ()})
-    jitter = {"intensity_jitter": recipe.training.intensity_jitter}
-    training = base.training.model_copy(update=jitter)
-    beginning = base.model_copy(update={"data": recipe.data, "generator": network, "training": training})
+    usual_batches = {name: getattr(base.training, name) for name in BATCHES}
+    changes: dict[str, object] = {
+        "data": recipe.data,
+        "generator": network,
+        "training": recipe.training.model_copy(update=usual_batches),
+        "schedule": recipe.schedule,
+        "optimiser": recipe.optimiser,
+    }
+    beginning = base.model_copy(update=changes)
     found: list[tuple[Kind, Recipe]] = [("generator", beginning)]
     if has_judges(recipe):
         asked, usual, local = recipe.loss, Loss(), needs_local_judge(recipe)

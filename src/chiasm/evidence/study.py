@@ -44,7 +44,6 @@ from chiasm.evidence.statistics import (
     summarise_methods,
     write_table,
 )
-from chiasm.recipe import ARMS, IN_WORDS, make_recipe
 from chiasm.runners import find_runner
 from chiasm.storage import read_json, read_toml, write_json
 
@@ -240,6 +239,7 @@ def conclude(folder: Path, *, pages: int = PAGES, whole: bool = False) -> Done:
         comparisons=comparisons,
         summaries=summaries,
         regions=notes["regions"],
+        arms=study.in_words,
         history=read_history(root / shown["folder"] / "log.jsonl"),
         history_name=shown["name"],
         rivals=read_evaluation(root / RELIABILITY) if (root / RELIABILITY).is_dir() else (),
@@ -356,11 +356,11 @@ def _methods(study: Study, rows: Sequence[Row], cases: Mapping[str, Mapping[str,
     """Write a paragraph that a paper can take over."""
     scored = {row.case for row in rows}
     people = len({cases[name]["subject"] for name in scored})
-    arms = "; ".join(f"{arm}: {IN_WORDS.get(arm, arm)}" for arm in study.arms)
+    arms = "; ".join(f"{arm}: {told}" for arm, told in study.in_words.items())
     by = "leaving one site out" if study.folds == "site" else f"{study.folds}-fold cross-validation by subject"
     data = f"{study.phantom.subjects} simulated patients" if study.phantom else "paired scans"
     asked = "; ".join(f"{one.metric} in {one.region}, {one.arm} against {one.against}" for one in study.declared)
-    recipe = make_recipe(study.arms[0], study.size, {}, study.settings)
+    recipe = study.build(study.arms[0], {})
     steps = study.steps or recipe.schedule.steps
     shared = ", all arms of a fold and seed branching from one shared warm-up" if study.warmup == "shared" else ""
     sealed = f" {100 * study.sealed:.0f} % of the subjects were kept apart from all folds." if study.sealed else ""
@@ -378,7 +378,7 @@ def _methods(study: Study, rows: Sequence[Row], cases: Mapping[str, Mapping[str,
 
 def judge(study: Study, rows: Sequence[Row], lesions: Sequence[str], subjects: Mapping[str, str]) -> list[Comparison]:
     """Compare the declared pairs and every arm with what the first of them is compared with."""
-    arms = [arm for arm in dict.fromkeys(row.method for row in rows) if arm in ARMS]
+    arms = [arm for arm in dict.fromkeys(row.method for row in rows) if arm in study.arms]
     declared = [Declared(one.arm, one.against, one.region, one.metric) for one in study.declared]
     anchor = declared[0].against if declared else arms[0]
     pairs = dict.fromkeys([*((one.arm, one.against) for one in declared), *((arm, anchor) for arm in arms)])
