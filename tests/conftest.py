@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from synthetic_cohort import write_brats
 
 REAL = Path(os.environ.get("CHIASM_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+CHROMIUM = Path("/usr/bin/chromium")
+SOFTWARE_GL = ("--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader")
 
 #: Seconds, not minutes: a few steps of the smallest networks, every phase among them.
 QUICK = {
@@ -41,6 +46,39 @@ def finished_run(toy_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     folder = tmp_path_factory.mktemp("runs") / "finished"
     train(toy_cohort, make_recipe("A7", "tiny", QUICK), folder, say=lambda _: None)
     return folder
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A page in a browser, the addresses that it asked for, and its complaints."""
+
+    page: Any
+    requests: list[str]
+    errors: list[str]
+
+
+@pytest.fixture(scope="module")
+def open_page() -> Iterator[Callable[..., Opened]]:
+    """Open a file as a double click would, in a browser without a screen."""
+    if not CHROMIUM.exists():
+        pytest.skip(f"there is no browser at {CHROMIUM}")
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with api.sync_playwright() as playwright:
+
+        def opened(path: Path, *flags: str) -> Opened:
+            args = ["--no-sandbox", "--disable-gpu", *(flags or SOFTWARE_GL)]
+            page = playwright.chromium.launch(executable_path=str(CHROMIUM), args=args).new_page(
+                viewport={"width": 1200, "height": 1400}
+            )
+            requests: list[str] = []
+            errors: list[str] = []
+            page.on("request", lambda request: requests.append(request.url))
+            page.on("pageerror", lambda error: errors.append(str(error)))
+            page.on("console", lambda said: errors.append(said.text) if said.type == "error" else None)
+            page.goto(path.as_uri())
+            return Opened(page, requests, errors)
+
+        yield opened
 
 
 @pytest.fixture(autouse=True, scope="session")

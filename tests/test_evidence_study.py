@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from chiasm.evidence.jobs import read_study
 from chiasm.evidence.study import Done, report, run_study, tell_jobs
 from chiasm.runners import RUNNERS, find_runner
 from chiasm.storage import read_json, read_toml, write_toml
-from conftest import QUICK
+from conftest import QUICK, Opened
 from synthetic_cohort import write_brats
 
 SETTINGS = [
@@ -107,6 +109,35 @@ def test_the_pages_are_made_again_from_files_alone(finished: tuple[Path, Path, D
     assert "No pages of single cases were made" in report(copy).read_text()  # figures remain
     with pytest.raises(ChiasmError, match="no study and no evaluation"):
         report(tmp_path)
+
+
+@pytest.mark.slow
+def test_the_page_in_a_browser_sorts_leads_to_its_cases_and_needs_no_network(
+    finished: tuple[Path, Path, Done], open_page: Callable[..., Opened]
+) -> None:
+    opened = open_page(finished[2].report)
+    page, sorted_columns = opened.page, 0
+    for table in page.locator("table.sortable").all():
+        for column, head in enumerate(table.locator("thead th").all()):
+            values = table.locator(f"tbody tr td:nth-child({column + 1}), tbody tr th:nth-child({column + 1})")
+            if "figure" not in (head.get_attribute("class") or "").split():
+                continue
+            for way in (1, -1):
+                head.locator("button").click()
+                shown = [float(cell) for cell in values.evaluate_all("all => all.map(cell => cell.dataset.value)")]
+                known = [value for value in shown if math.isfinite(value)]
+                assert known == sorted(known, reverse=way < 0) and shown[: len(known)] == known
+            sorted_columns += 1
+    assert sorted_columns > 10
+    names = page.locator('a[href^="cases/"]').all_inner_texts()
+    assert len(names) == len({row.case for row in finished[2].rows})
+    for figure in page.locator("figure.plot svg").all():
+        box = figure.bounding_box()
+        assert box["width"] > 200 and box["height"] > 100 and figure.get_attribute("aria-label")
+    assert [url for url in opened.requests if not url.startswith("data:")] == [finished[2].report.as_uri()]
+    page.locator('a[href^="cases/"]').first.click()
+    page.wait_for_url("**/cases/*.html")
+    assert names[0] in page.title() and opened.errors == []
 
 
 def test_done_jobs_are_recognised_and_nothing_is_trained_again(finished: tuple[Path, Path, Done]) -> None:

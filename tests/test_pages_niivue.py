@@ -5,9 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Callable
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 import nibabel as nib
@@ -15,15 +14,13 @@ import numpy as np
 import pytest
 
 from chiasm.evidence.case_pages import SCRIPT, CasePage, Figure, write_case_page
+from conftest import Opened
 
-CHROMIUM = Path("/usr/bin/chromium")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
 STEP = 1.0  # the page rounds these volumes to whole numbers
 NAMES = ("source", "real", "synthetic", "difference", "reliability")
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not CHROMIUM.exists(), reason=f"there is no browser at {CHROMIUM}"),
     pytest.mark.skipif(not (files("chiasm") / SCRIPT).is_file(), reason="NiiVue's script was not fetched at install"),
 ]
 
@@ -80,24 +77,10 @@ def page_of_a_case(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with api.sync_playwright() as playwright:
-        yield playwright.chromium
-
-
-@pytest.fixture(scope="module")
-def shown(page_of_a_case: dict[str, Any], chromium: Any) -> Iterator[dict[str, Any]]:
-    heard: dict[str, list[str]] = {"requests": [], "errors": []}
-    browser = chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
-    page = browser.new_page(viewport={"width": 1200, "height": 1400})
-    page.on("request", lambda request: heard["requests"].append(request.url))
-    page.on("pageerror", lambda error: heard["errors"].append(str(error)))
-    page.on("console", lambda said: heard["errors"].append(said.text) if said.type == "error" else None)
-    page.goto(page_of_a_case["path"].as_uri())
-    page.wait_for_selector("html[data-ready]", timeout=120_000)
-    yield page_of_a_case | heard | {"page": page}
-    browser.close()
+def shown(page_of_a_case: dict[str, Any], open_page: Callable[..., Opened]) -> dict[str, Any]:
+    opened = open_page(page_of_a_case["path"])
+    opened.page.wait_for_selector("html[data-ready]", timeout=120_000)
+    return page_of_a_case | vars(opened)
 
 
 def number(text: str) -> float:
@@ -291,13 +274,8 @@ def test_the_page_asks_for_nothing_and_complains_of_nothing(shown: dict[str, Any
 
 
 def test_without_webgl_the_page_says_so_and_keeps_its_still_slices(
-    page_of_a_case: dict[str, Any], chromium: Any
+    page_of_a_case: dict[str, Any], open_page: Callable[..., Opened]
 ) -> None:
-    browser = chromium.launch(
-        executable_path=str(CHROMIUM), args=["--no-sandbox", "--disable-gpu", "--disable-3d-apis"]
-    )
-    page = browser.new_page()
-    page.goto(page_of_a_case["path"].as_uri())
+    page = open_page(page_of_a_case["path"], "--disable-3d-apis").page
     assert "no WebGL 2" in page.inner_text("#without")
     assert not page.is_visible("#viewer") and page.locator("#slices .slice img").first.is_visible()
-    browser.close()
