@@ -82,6 +82,7 @@ def test_a_study_leaves_rows_statistics_and_a_page(finished: tuple[Path, Path, D
     assert first.primary and (first.arm, first.against, first.seeds, first.subjects) == ("A7", "A1", 2, 2)
     assert "too few" in first.verdict
     assert (out / "statistics.csv").exists() and "too few" in done.report.read_text()
+    assert "of unknown size" not in done.report.read_text()  # the rim of all lesions is none of them
 
 
 def test_the_reliability_map_is_judged_beside_its_rivals_and_told_on_the_page(

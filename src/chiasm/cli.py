@@ -228,7 +228,7 @@ def study(
             file, out, runner=runner, open_sealed=open_sealed, say=typer.echo, progress=_count(bar, "jobs")
         )
     for comparison in done.comparisons:
-        if comparison.primary or comparison.metric == "mae":
+        if comparison.primary:
             typer.echo(comparison.verdict)
     typer.echo(f"report: {done.report}")
     if done.failed:

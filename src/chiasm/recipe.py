@@ -237,7 +237,13 @@ _L1: Changes = {"loss.norm": "l1"}
 _L1_GLOBAL: Changes = {"loss.norm": "l1", "loss.global_weight": 0.005}
 _L1_LOCAL: Changes = {"loss.norm": "l1", "loss.local_weight": 0.01}
 _PLAIN: Changes = {**_NO_ADVERSARY, **_NO_ATTENTION}
-_LITERAL: Changes = {"attention.target": "realness", "attention.beta": 2.0, "attention.norm": "none"}
+#: As the paper has it: nothing of this project's own, so no gate either.
+_LITERAL: Changes = {
+    "attention.target": "realness",
+    "attention.beta": 2.0,
+    "attention.norm": "none",
+    "attention.gate": False,
+}
 
 #: Arms and controls of a study, each a few fields away from the default (A7).
 ARMS: Mapping[str, Changes] = {

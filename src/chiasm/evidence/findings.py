@@ -34,7 +34,7 @@ from chiasm.evidence.drawing import (
 )
 from chiasm.evidence.evaluation import Row
 from chiasm.evidence.reliability import POOLED
-from chiasm.evidence.report import list_conventions, tabulate_lesions
+from chiasm.evidence.report import LESION, list_conventions, tabulate_lesions
 from chiasm.evidence.statistics import HIGHER, Comparison, Summary, stays_within
 from chiasm.storage import write_text
 
@@ -52,6 +52,7 @@ RIVALS = (
     "trainings",
     "seconds",
 )
+CROWDED = 0.04  # share of the plane within which marks cover each other
 NO_FIGURE = Cell("–", math.inf)
 
 
@@ -112,7 +113,7 @@ def write_findings(path: Path, found: Findings) -> Path:
         "forest": draw_forest(found.comparisons, list(dict.fromkeys([lesion, HEALTHY, "mask"]))),
         "summary": _summary_table(found.summaries, found.arms),
         "comparisons": _comparison_table(found.comparisons),
-        "lesions": tabulate_lesions([row for row in found.rows if row.region.startswith("lesion-")], judged),
+        "lesions": tabulate_lesions([row for row in found.rows if LESION.fullmatch(row.region)], judged),
         "judged": judged,
         "reliability": _reliability_table(found.rows, list(found.arms)),
         "rivals": _rival_table(found.rivals),
@@ -172,13 +173,21 @@ def draw_plane(comparisons: Sequence[Comparison], lesion: str) -> dict[str, str]
     def draw(axes: Any) -> None:
         axes.axhline(0, color=MUTED, linewidth=0.8)
         axes.axvline(0, color=MUTED, linewidth=0.8)
+        together: dict[tuple[int, int], list[str]] = {(0, 0): [anchor]}  # names whose marks cover each other
+        reach = [max(np.ptp(np.concatenate([point[axis], [0]])) for point in points.values()) for axis in (0, 1)]
         for arm, (healthy, sick) in points.items():
             colour = SERIES[1] if arm in primary else SERIES[0]
             axes.plot(healthy, sick, "o", color=colour, alpha=0.35, markersize=4, markeredgewidth=0)
             axes.plot(healthy.mean(), sick.mean(), "D", color=colour, markersize=6)
-            axes.annotate(arm, (healthy.mean(), sick.mean()), (6, 4), textcoords="offset points", color=INK)
+            place = [round(float(value.mean() / size / CROWDED)) for value, size in zip((healthy, sick), reach)]
+            together.setdefault((place[0], place[1]), []).append(arm)
         axes.plot(0, 0, "s", color=INK, markersize=6)
-        axes.annotate(anchor, (0, 0), (6, 4), textcoords="offset points", color=INK)
+        for names in together.values():
+            spots = [
+                [float(value.mean()) for value in points[name]] if name in points else [0.0, 0.0] for name in names
+            ]
+            x, y = max(spot[0] for spot in spots), max(spot[1] for spot in spots)
+            axes.annotate(", ".join(names), (x, y), (6, 4), textcoords="offset points", color=INK)
         axes.set(xlabel=f"MAE in healthy tissue against {anchor} (%)", ylabel=f"MAE in {lesion} against {anchor} (%)")
         axes.grid(axis="x")
         axes.margins(0.12)
@@ -261,7 +270,8 @@ def _summary_table(summaries: Sequence[Summary], arms: Collection[str]) -> Table
             if one is None:
                 cells.append(NO_FIGURE)
                 continue
-            spread = f"±{HARD_SPACE}{show_figure(one.sd_seeds, like)}" if math.isfinite(one.sd_seeds) else ""
+            known = name in arms and math.isfinite(one.sd_seeds)  # what is naive has no seed
+            spread = f"±{HARD_SPACE}{show_figure(one.sd_seeds, like)}" if known else ""
             cells.append(Cell(show_figure(one.mean, like), one.mean, one.mean == best, spread))
         table.append(cells)
     return Table(columns, table)
@@ -317,6 +327,7 @@ def _reliability_table(rows: Sequence[Row], arms: Sequence[str]) -> Table | None
     if not wanted:
         return None
     names = list(dict.fromkeys((row.region, row.metric) for row in wanted))
+    arms = [arm for arm in arms if any(row.method == arm for row in wanted)]
     columns = [("Region", "", False), ("Figure", "", False), *((arm, "", True) for arm in arms)]
     values: dict[tuple[str, str, str], list[float]] = {}
     for row in wanted:
@@ -358,11 +369,11 @@ def draw_rivals(rows: Sequence[Row]) -> dict[str, str] | None:
     Returns:
         SVG of both, by name, or None without such rows.
     """
-    pooled: dict[str, dict[str, dict[str, float]]] = {}
+    pooled: dict[str, dict[str, dict[str, list[float]]]] = {}  # map, decile, figure: one value a fold
     for row in rows:
         if row.case == POOLED and row.region.startswith("mask decile"):
-            point = pooled.setdefault(row.method, {}).setdefault(f"{row.fold} {row.region}", {})
-            point[row.metric] = row.value
+            point = pooled.setdefault(row.method, {}).setdefault(row.region, {})
+            point.setdefault(row.metric, []).append(row.value)
     risks: dict[str, dict[int, list[float]]] = {}
     for row in rows:
         if row.case != POOLED and row.metric.startswith("risk_") and row.region == "mask":
@@ -372,8 +383,9 @@ def draw_rivals(rows: Sequence[Row]) -> dict[str, str] | None:
 
     def curve(axes: Any) -> None:
         for (name, points), colour, dash in zip(pooled.items(), SERIES, DASHES):
-            xy = np.array([(p["expected_error"], p["observed_error"]) for p in points.values()])
-            xy = xy[np.argsort(xy[:, 0])]
+            xy = np.array(
+                [[np.mean(p[name]) for name in ("expected_error", "observed_error")] for p in points.values()]
+            )
             axes.plot(*xy.T, color=colour, linestyle=dash, linewidth=1.4, marker="o", markersize=3.5, label=name)
         most = float(axes.get_xlim()[1])
         axes.plot([0, most], [0, most], color=MUTED, linewidth=0.8)

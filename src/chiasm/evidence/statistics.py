@@ -355,13 +355,12 @@ def stays_within(one: Comparison, margin: float) -> str:
         margin: Percent of the other's mean.
     """
     if math.isnan(one.low) or not one.mean_against:
-        return f"{one.metric} in {one.region}: cannot be said"
-    ends = [100 * end / abs(one.mean_against) for end in (one.low, one.high)]
-    worst = -ends[0] if one.metric in HIGHER else ends[1]
-    shown = f"{one.metric} in {one.region} {one.relative:+.1f} %, 95 % interval {ends[0]:+.1f} to {ends[1]:+.1f} %"
+        return f"{one.metric} in {one.region}, {one.arm} against {one.against}: cannot be said"
+    worst = 100 * (-one.low if one.metric in HIGHER else one.high) / abs(one.mean_against)
+    shown = f"{one.metric} in {one.region}, {one.arm} against {one.against}: {_interval(one)}"
     if worst <= margin:
-        return f"{shown}: not worse by more than {margin:g} %"
-    return f"{shown}: not shown to stay within {margin:g} %"
+        return f"{shown}; not worse by more than {margin:g} %"
+    return f"{shown}; not shown to stay within {margin:g} %"
 
 
 class Summary(NamedTuple):
@@ -437,10 +436,17 @@ def _holm(ps: Sequence[float]) -> list[float]:
     return corrected
 
 
+def _interval(one: Comparison) -> str:
+    if math.isnan(one.low) or not one.mean_against:
+        return f"{one.relative:+.1f} %"
+    low, high = (100 * end / abs(one.mean_against) for end in (one.low, one.high))
+    return f"{one.relative:+.1f} % (95 % interval {low:+.1f} to {high:+.1f} %)"
+
+
 def _verdict(one: Comparison) -> str:
     kind = "primary" if one.primary else "exploratory"
     what = f"{one.metric} in {one.region}, {one.arm} against {one.against} ({kind})"
-    interval = f"{one.relative:+.1f} %, 95 % interval {one.low:+.3g} to {one.high:+.3g} {one.unit}".rstrip(" 1")
+    interval = _interval(one)
     alike = max(one.seeds_lower, one.seeds - one.seeds_lower)
     seeds = f"same sign in {alike} of {one.seeds} seeds"
     if one.subjects < FEWEST:
