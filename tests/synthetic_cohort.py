@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -9,9 +10,47 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chiasm.cohorts.cases import Case, Cohort
+from chiasm.cohorts.intensity import IntensityMap
+from chiasm.cohorts.planning import Estimate, Plan
 
 SHAPE = (36, 40, 12)
 SPACING = (1.0, 1.0, 3.0)
+
+
+#: A plan for one T1 and one T2 of this cohort, without having looked at it.
+PLAN = Plan(
+    sources=("t1",),
+    target="t2",
+    spacing_mm=SPACING,
+    dims=2,
+    slices=3,
+    patch=(32, 32),
+    mask_rule="nonzero",
+    source_kinds=("median_iqr",),
+    target_kind="median_iqr",
+    target_reference=IntensityMap("median_iqr", (0.0, 1.0), (0.0, 1.0)),
+    target_unit="a.u.",
+    target_range=(0.0, 1.0),
+    target_background=0.0,
+    target_sd=1.0,
+    window_hu=(-1024.0, 3071.0),
+    lookup=((0.0, 1.0), (0.0, 1.0)),
+    input_mean=(0.0, 0.0),
+    input_sd=(1.0, 1.0),
+    source_ranges=((-3.0, 3.0),),
+    source_histograms=((1 / 32,) * 32,),
+    source_limits=(1.0,),
+    grid_mm=(SPACING, SPACING),
+    body_mm=((20.0, 20.0, 20.0), (40.0, 40.0, 40.0)),
+    trained_on=("case00",),
+    expected=Estimate(0.0, 0.0, 0.0),
+    reasons={},
+)
+
+
+def plan_of(**changes: object) -> Plan:
+    """The plan, with some fields changed."""
+    return replace(PLAN, **changes)  # type: ignore[arg-type]
 
 
 def body(shape: tuple[int, int, int] = SHAPE) -> NDArray[np.bool_]:

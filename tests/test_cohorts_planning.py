@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 
 from chiasm.cohorts import planning
 from chiasm.cohorts.cases import Case, Cohort
-from chiasm.cohorts.cost import Estimate
 from chiasm.cohorts.fingerprint import Fingerprint, fingerprint
-from chiasm.cohorts.planning import Plan, make_plan, read_plan, unlike, write_plan
+from chiasm.cohorts.planning import Estimate, PatchNeeds, Plan, make_plan, read_plan, unlike, write_plan
 from chiasm.cohorts.preparation import prepare_case, prepare_source
 from chiasm.errors import CohortError, RecipeError, RunError
 from chiasm.recipe import Recipe, make_recipe
@@ -22,15 +21,12 @@ from chiasm.volumes import Geometry, Volume, read_volume
 from conftest import REAL
 from synthetic_cohort import SHAPE, SPACING, affine, body, pair, save, write_case, write_cohort
 
-FORECAST = Estimate(0.25, 12.5, 777.0)
-
 #: Fields that are chosen, not measured: each must say why.
 CHOICES = {"spacing_mm", "dims", "slices", "patch", "mask_rule", "source_kinds", "target_kind", "target_range"}
 
 
 @pytest.fixture(autouse=True)
 def no_timing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planning, "estimate_cost", lambda *_, **__: FORECAST)
     monkeypatch.setattr(planning, "has_gpu", lambda _: False)
 
 
@@ -78,13 +74,20 @@ def test_a_plan_comes_back_from_its_file_bit_for_bit(cohort: Cohort, tmp_path: P
     assert list(read_toml(tmp_path / "plan.toml"))[-1] == "fitted"  # long tables stand last
 
 
-def test_plans_of_one_cohort_are_the_same_whatever_they_will_cost(
-    cohort: Cohort, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_plans_of_one_cohort_are_the_same_whatever_they_will_cost(cohort: Cohort) -> None:
     first = planned(cohort)
-    monkeypatch.setattr(planning, "estimate_cost", lambda *_, **__: Estimate(9.0, 9.0, 9.0))
-    second = planned(cohort)
-    assert second == first and second.expected != first.expected
+    assert dataclasses.replace(planned(cohort), expected=Estimate(9.0, 9.0, 9.0)) == first
+
+
+@pytest.mark.parametrize(("needs", "found"), [((64, 64), 64), ((1, 70), 72), ((1, 1), 64), ((256, 256), 256)])
+def test_a_patch_is_what_a_network_of_the_literature_needs(cohort: Cohort, needs: tuple[int, int], found: int) -> None:
+    recipe = make_recipe("A1", "tiny", {"generator.network": "unet", "generator.widths": (4,) * 8})
+    plan = make_plan(recipe, cohort, [case.id for case in cohort.cases], needs=PatchNeeds(*needs))
+    assert max(plan.patch) <= found and all(side % needs[0] == 0 and side >= needs[1] for side in plan.patch)
+    asked = make_recipe("A1", "tiny", {"data.patch": 32, "generator.network": "unet"})
+    if needs[1] > 32:
+        with pytest.raises(RecipeError, match="does not fit the networks"):
+            make_plan(asked, cohort, [case.id for case in cohort.cases], needs=PatchNeeds(*needs))
 
 
 DAMAGES = {
@@ -471,15 +474,11 @@ def test_real_tumours_are_like_one_another_and_another_contrast_is_told() -> Non
     assert "histogram" in (unlike(plan, swapped) or "")
 
 
-def test_a_plan_with_ranks_differs_in_nothing_else_and_says_so(
-    cohort: Cohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[int] = []
-    monkeypatch.setattr(planning, "estimate_cost", lambda *_, channels, **__: seen.append(channels) or FORECAST)
+def test_a_plan_with_ranks_differs_in_nothing_else_and_says_so(cohort: Cohort, tmp_path: Path) -> None:
     plain, ranked = planned(cohort), planned(cohort, ask(histogram=True))
     assert dataclasses.replace(ranked, histogram=False) == plain != ranked
     assert "rank" in ranked.reasons["histogram"] and "histogram" not in plain.reasons
-    assert (plain.images, ranked.images) == (1, 2) and seen == [plain.slices, 2 * plain.slices]
+    assert (plain.images, ranked.images) == (1, 2)
     write_plan(tmp_path / "plan.toml", ranked)
     assert read_plan(tmp_path / "plan.toml") == ranked
 

@@ -17,47 +17,15 @@ from numpy.typing import NDArray
 
 from chiasm.cohorts import preparation
 from chiasm.cohorts.cases import Case
-from chiasm.cohorts.cost import Estimate
-from chiasm.cohorts.intensity import IntensityMap
 from chiasm.cohorts.planning import Plan
 from chiasm.cohorts.preparation import MARGIN, PreparedCase, prepare_case, prepare_cohort, prepare_source
 from chiasm.errors import ChiasmError, VolumeError
 from chiasm.volumes import Geometry, Volume, read_volume
 from conftest import REAL
-from synthetic_cohort import SHAPE, SPACING, affine, body, save, write_case, write_cohort
-
-PLAN = Plan(
-    sources=("t1",),
-    target="t2",
-    spacing_mm=SPACING,
-    dims=2,
-    slices=3,
-    patch=(32, 32),
-    mask_rule="nonzero",
-    source_kinds=("median_iqr",),
-    target_kind="median_iqr",
-    target_reference=IntensityMap("median_iqr", (0.0, 1.0), (0.0, 1.0)),
-    target_unit="a.u.",
-    target_range=(0.0, 1.0),
-    target_background=0.0,
-    target_sd=1.0,
-    window_hu=(-1024.0, 3071.0),
-    lookup=((0.0, 1.0), (0.0, 1.0)),
-    input_mean=(0.0, 0.0),
-    input_sd=(1.0, 1.0),
-    source_ranges=((-3.0, 3.0),),
-    source_histograms=((1 / 32,) * 32,),
-    source_limits=(1.0,),
-    grid_mm=(SPACING, SPACING),
-    body_mm=((20.0, 20.0, 20.0), (40.0, 40.0, 40.0)),
-    trained_on=("case00",),
-    expected=Estimate(0.0, 0.0, 0.0),
-    reasons={},
-)
-
+from synthetic_cohort import PLAN, SHAPE, SPACING, affine, body, plan_of, save, write_case, write_cohort
 
 def changed(**fields: object) -> Plan:
-    return dataclasses.replace(PLAN, **fields)  # type: ignore[arg-type]
+    return plan_of(**fields)
 
 
 def sources_of(case: Case) -> list[Volume]:

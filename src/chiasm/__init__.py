@@ -8,13 +8,14 @@ its own, and within a line only from names to its left; a test reads this map.
     recipe      what the user asked for: frozen settings, presets, one dial
     runners     where independent jobs are done: here, on all cores, by Ray or SLURM
     volumes     what lies on disk: geometry, streams, nifti, metaimage, screening
-    cohorts     which files belong together: cases, layouts, splits, intensity, masks, fingerprint, cost, planning,
-                preparation, anatomy, lesions, signals, phantom
+    cohorts     which files belong together: cases, layouts, splits, intensity, masks, fingerprint, planning,
+                preparation, anatomy, lesions, signals, phantom, attenuation, degradation
     metrics     figures of merit on arrays with a mask; conventions by name
-    networks    tensors to tensors: generator, discriminators
+    networks    tensors to tensors: generator, discriminators, srcnn, fcn8, unet, dcgan, pix2pix, fcn3d, han, li_cnn,
+                context_gan, strainet, sparse_coding, catalogue
     prediction  a network over a whole volume: tiling, engines, calibration, baselines, manifest, model,
                 synthesis, rivals, folders
-    training    how networks learn: batches, losses, attention, methods, health, checkpoints, learner, loop, run
+    training    how networks learn: batches, losses, attention, methods, cost, health, checkpoints, learner, loop, run
     evidence    what may be claimed: evaluation, statistics, drawing, gallery, curves, report, pictures,
                 case_pages, folders, reporting, reliability, jobs, findings, study
     pages       what people look at: templates

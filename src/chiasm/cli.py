@@ -248,6 +248,21 @@ def report(
 
 
 @app.command()
+def methods(size: Size = "small") -> None:
+    """List every method: what it is, whose network, how many weights, what it needs."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from chiasm.training.methods import describe_methods
+
+    table = Table("method", "what it is", "network", "weights", "published", "needs")
+    for row in describe_methods(size):
+        published = f"{row.published:,}" if row.published else ""
+        table.add_row(row.name, row.words, row.paper, f"{row.weights:,}", published, row.needs)
+    Console().print(table)
+
+
+@app.command()
 def phantom(
     out: Out,
     subjects: Annotated[int, typer.Option("--subjects", help="How many.")] = 8,

@@ -74,8 +74,11 @@ class Split(Section):
 
 
 class Generator(Section):
-    """The network that makes the image."""
+    """The network that makes the image: this project's, or one of the literature's (see `networks.catalogue`)."""
 
+    network: str = "chiasm"
+    scale: Annotated[float, Field(gt=0, le=4)] = 0.25  # of a reference network's published channels
+    options: dict[str, bool | int | float | str | tuple[int, ...]] = {}  # of a network from another package
     widths: Widths = (16, 32, 64, 128)
     norm: Literal["batch", "none"] = "batch"
     skip: Literal["none", "source", "lookup"] = "lookup"
@@ -89,6 +92,8 @@ class Discriminators(Section):
     global_widths: Widths = (16, 32, 64, 64)
     local_widths: Annotated[Widths, Field(min_length=3)] = (8, 16, 32, 64)
     spectral_norm: bool = True  # of the local one
+    global_network: str = "chiasm"
+    scale: Annotated[float, Field(gt=0, le=4)] = 0.25  # of a reference critic's published channels
     conditional: bool = True  # the local one sees the source too
     second_global: bool = False  # in place of the local one's adversarial term (control C5)
 
@@ -99,7 +104,8 @@ class Loss(Section):
     norm: Literal["l1", "l2"] = "l2"
     global_weight: NonNegative = 0.001
     local_weight: NonNegative = 0.002
-    adversarial: Literal["bce", "wgan-gp"] = "bce"  # of the global discriminator
+    adversarial: Literal["bce", "lsgan", "hinge", "wgan", "wgan-gp"] = "bce"  # of the global discriminator
+    clip: Positive = 0.01  # largest weight of a wgan critic
     smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.1
     penalty: NonNegative = 10.0  # gradient penalty of wgan-gp
     gradient_difference: NonNegative = 0.0
@@ -199,6 +205,8 @@ Changes = Mapping[str, object]
 SIZES: Mapping[str, Changes] = {
     "tiny": {
         "generator.widths": (8, 16, 32),
+        "generator.scale": 0.125,
+        "discriminators.scale": 0.125,
         "discriminators.global_widths": (8, 16, 32),
         "discriminators.local_widths": (8, 16, 32),
         "schedule.steps": 400,
@@ -209,6 +217,8 @@ SIZES: Mapping[str, Changes] = {
     "paper": {
         "data.slices": 5,
         "generator.widths": (64, 128, 256, 512, 1024),
+        "generator.scale": 1.0,
+        "discriminators.scale": 1.0,
         "discriminators.global_widths": (64, 128, 256, 512),
         "discriminators.local_widths": (32, 64, 128, 256),
         "schedule.steps": 200_000,
@@ -221,6 +231,8 @@ SIZES: Mapping[str, Changes] = {
     "large": {
         "data.slices": 5,
         "generator.widths": (32, 64, 128, 256, 512),
+        "generator.scale": 0.5,
+        "discriminators.scale": 0.5,
         "discriminators.global_widths": (32, 64, 128, 256),
         "discriminators.local_widths": (16, 32, 64, 128),
         "schedule.steps": 40_000,
@@ -273,6 +285,47 @@ ARMS: Mapping[str, Changes] = {
     "C5": {**_NO_ATTENTION, "discriminators.second_global": True},
     "C6": {**_PLAIN, "training.lesion_share": 0.5},
     "C7": {**_PLAIN, "training.transplant_share": 0.5},
+    # the literature's systems: each its own network, and the loss that its paper trains it with
+    "srcnn": {**_PLAIN, "generator.network": "srcnn"},
+    "srcnn-955": {**_PLAIN, "generator.network": "srcnn-955"},
+    "fcn8": {**_PLAIN, "generator.network": "fcn8"},
+    "unet": {**_PLAIN, "generator.network": "unet"},
+    "fcn3d": {**_PLAIN, "generator.network": "fcn3d", "data.dims": "3d"},
+    "han": {**_PLAIN, **_L1, "generator.network": "han", "data.dims": "2d"},
+    "li-cnn": {**_PLAIN, "generator.network": "li-cnn", "data.dims": "3d"},
+    "context-gan": {
+        **_NO_ATTENTION,
+        "generator.network": "context-fcn",
+        "discriminators.global_network": "context",
+        "loss.local_weight": 0.0,
+        "loss.gradient_difference": 1.0,
+    },
+    "strainet": {
+        **_NO_ATTENTION,
+        "generator.network": "strainet",
+        "discriminators.global_network": "strainet",
+        "loss.local_weight": 0.0,
+    },
+    "gan": {**_NO_ATTENTION, **_L1_GLOBAL, "loss.local_weight": 0.0, "loss.smoothing": 0.0},
+    "lsgan": {**_NO_ATTENTION, **_L1_GLOBAL, "loss.local_weight": 0.0, "loss.adversarial": "lsgan"},
+    "hinge": {**_NO_ATTENTION, **_L1_GLOBAL, "loss.local_weight": 0.0, "loss.adversarial": "hinge"},
+    "wgan": {**_NO_ATTENTION, **_L1_GLOBAL, "loss.local_weight": 0.0, "loss.adversarial": "wgan"},
+    "dcgan": {
+        **_NO_ATTENTION,
+        **_L1_GLOBAL,
+        "generator.network": "dcgan",
+        "discriminators.global_network": "dcgan",
+        "loss.local_weight": 0.0,
+    },
+    "pix2pix": {
+        **_NO_ATTENTION,
+        **_L1,
+        "generator.network": "pix2pix",
+        "discriminators.global_network": "patch",
+        "loss.global_weight": 0.01,  # one to a hundred of L1
+        "loss.local_weight": 0.0,
+        "loss.smoothing": 0.0,
+    },
 }
 
 #: What each arm is, in words, for tables and pages.
@@ -303,6 +356,21 @@ IN_WORDS: Mapping[str, str] = {
     "C5": "L2 and two global discriminators",
     "C6": "L2, half of the patches on lesions",
     "C7": "L2, lesions transplanted at random",
+    "srcnn": "three convolutions, 9-1-5 (Dong 2016)",
+    "srcnn-955": "three convolutions, 9-5-5 (Dong 2016)",
+    "fcn8": "VGG16 with fused scores (Long 2015)",
+    "unet": "the plain U-Net (Ronneberger 2015)",
+    "fcn3d": "valid 3D convolutions (Nie 2016)",
+    "han": "27 convolutions with unpooling, L1 (Han 2017)",
+    "li-cnn": "3D patch network of two hidden layers (Li 2014)",
+    "context-gan": "FCN with a discriminator and gradient difference (Nie 2017)",
+    "strainet": "stochastic residual units, spatially varying convolution (Nie 2018)",
+    "gan": "L1 and a global discriminator, literal cross-entropy (Goodfellow 2014)",
+    "lsgan": "L1 and a global discriminator, least squares (Mao 2017)",
+    "hinge": "L1 and a global discriminator, hinge (Miyato 2018)",
+    "wgan": "L1 and a global critic with clipped weights (Arjovsky 2017)",
+    "dcgan": "strided and transposed convolutions with their critic (Radford 2015)",
+    "pix2pix": "U-Net-256, 70 x 70 PatchGAN and 100 L1 (Isola 2017)",
 }
 
 #: The same arms by name.

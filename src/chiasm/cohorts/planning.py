@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from chiasm.cohorts.cases import Case, Cohort, Problem
-from chiasm.cohorts.cost import Estimate, estimate_cost, has_gpu
 from chiasm.cohorts.fingerprint import MOST_CASES, Fingerprint, Progress, fingerprint
 from chiasm.cohorts.intensity import (
     FEWEST_CASES,
@@ -53,6 +52,28 @@ FIELD_MARGIN = 1.3
 HISTOGRAM_MARGIN = 1.5
 SMALLEST_LIMIT = 0.02  # of a histogram's distance, as a share of the source's range
 UNKNOWN_LIMIT = 0.1  # likewise, where too few cases tell what is usual
+
+
+class PatchNeeds(NamedTuple):
+    """What a generator of the literature asks of a patch: sides of a multiple, none shorter than the smallest."""
+
+    multiple: int = 1
+    smallest: int = 1
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run will cost on this machine: a forecast, on an idle CPU to within a factor of about 1.3.
+
+    Attributes:
+        seconds_per_step: Mean over the schedule.
+        minutes: All steps; without preparing and validating.
+        memory_mb: Most resident memory of the training process, in float32: less in bfloat16 (on a GPU: of its memory).
+    """
+
+    seconds_per_step: float
+    minutes: float
+    memory_mb: float
 
 
 @dataclass(frozen=True)
@@ -182,7 +203,14 @@ class Seen(Protocol):
         """Size of the box around the mask."""
 
 
-def make_plan(recipe: Recipe, cohort: Cohort, train_ids: Sequence[str], progress: Progress | None = None) -> Plan:
+def make_plan(
+    recipe: Recipe,
+    cohort: Cohort,
+    train_ids: Sequence[str],
+    progress: Progress | None = None,
+    *,
+    needs: PatchNeeds | None = None,
+) -> Plan:
     """Choose how to prepare and train, from training cases alone.
 
     Args:
@@ -190,6 +218,10 @@ def make_plan(recipe: Recipe, cohort: Cohort, train_ids: Sequence[str], progress
         cohort: Holds the training cases, each with all modalities of the recipe.
         train_ids: Which they are.
         progress: Called with cases read, all cases, the next case's id.
+        needs: Of the generator, where it is not this project's own, which the recipe's widths describe.
+
+    Returns:
+        The plan; what it will cost is not known yet.
 
     Raises:
         CohortError: If no training case can be read, or none has intensities that differ.
@@ -214,7 +246,7 @@ def make_plan(recipe: Recipe, cohort: Cohort, train_ids: Sequence[str], progress
     }[seen.mask_rule]
     spacing = _choose_spacing(recipe, seen, reasons)
     dims, slices = _choose_dims(recipe, seen, spacing, reasons)
-    patch = _choose_patch(recipe, seen, spacing, dims, reasons)
+    patch = _choose_patch(recipe, seen, spacing, dims, reasons, needs)
     source_kinds, target_kind = _choose_kinds(recipe, seen, reasons)
     sources, target, targets = _normalised_samples(recipe, seen, source_kinds, target_kind)
     reference = reference_map(targets)
@@ -235,7 +267,7 @@ def make_plan(recipe: Recipe, cohort: Cohort, train_ids: Sequence[str], progress
     reasons["lookup"] = (
         f"intensity alone explains {100 * r2:.0f} % of the training targets' variance (R2, not held out)"
     )
-    plan = Plan(
+    return Plan(
         sources=data.sources,
         target=data.target,
         spacing_mm=spacing,
@@ -264,7 +296,6 @@ def make_plan(recipe: Recipe, cohort: Cohort, train_ids: Sequence[str], progress
         reasons=reasons,
         histogram=data.histogram,
     )
-    return replace(plan, expected=estimate(recipe, plan))
 
 
 def write_plan(path: Path, plan: Plan) -> None:
@@ -322,10 +353,13 @@ def unlike(plan: Plan, prepared: Seen) -> str | None:
     return f"the input is unlike the training cases: it has {', and '.join(findings)}" if findings else None
 
 
-def estimate(recipe: Recipe, plan: Plan) -> Estimate:
-    """Forecast time and memory of training on this machine; takes a second or two and loads torch."""
-    channels = plan.images * plan.slices
-    return estimate_cost(recipe, dims=plan.dims, patch=plan.patch, channels=channels)
+def has_gpu(accelerator: str) -> bool:
+    """Tell whether training will run on a CUDA device; loads torch unless the CPU is asked for."""
+    if accelerator not in ("auto", "gpu", "cuda"):
+        return False
+    import torch
+
+    return bool(torch.cuda.is_available())
 
 
 def _without_constants(recipe: Recipe, seen: Fingerprint, cases: Mapping[str, Case]) -> Fingerprint:
@@ -380,16 +414,24 @@ def _choose_dims(
 
 
 def _choose_patch(
-    recipe: Recipe, seen: Fingerprint, spacing: Triple, dims: Literal[2, 3], reasons: dict[str, str]
+    recipe: Recipe,
+    seen: Fingerprint,
+    spacing: Triple,
+    dims: Literal[2, 3],
+    reasons: dict[str, str],
+    needs: PatchNeeds | None,
 ) -> tuple[int, ...]:
     judges = recipe.discriminators
-    shaped = (recipe.generator.widths, recipe.generator.refiner, judges.local_widths)  # like a U
+    own = recipe.generator.widths if needs is None else (1,)
+    shaped = (own, recipe.generator.refiner, judges.local_widths)  # like a U
     halvings = max(*(len(widths) - 1 for widths in shaped), len(judges.global_widths))
-    multiple = 2**halvings
+    needs = needs or PatchNeeds()
+    multiple = math.lcm(2**halvings, needs.multiple)
+    least = math.ceil(needs.smallest / multiple) * multiple
     asked = recipe.data.patch
     if asked != "auto":
-        if asked % multiple:
-            lower = asked // multiple * multiple
+        if asked % multiple or asked < least:
+            lower = max(least - multiple, asked // multiple * multiple)
             raise RecipeError(
                 "data.patch does not fit the networks, which halve it again and again",
                 reason="patch",
@@ -399,12 +441,13 @@ def _choose_patch(
         reasons["patch"] = "asked for in the recipe"
         return (asked,) * dims
     usual = (PATCH_2D if dims == 2 else PATCH_3D).get(recipe.size, SMALLEST_PATCH)
-    most = max(1, usual // multiple) * multiple
+    most = max(least, usual // multiple * multiple)
     reasons["patch"] = (
         f"multiples of {multiple}, which the networks need; at most {most} at size {recipe.size}, "
         "and no larger than just holds the median brain or body"
     )
-    return tuple(min(most, math.ceil(size / multiple) * multiple) for size in _body_voxels(seen, spacing)[:dims])
+    sides = (math.ceil(size / multiple) * multiple for size in _body_voxels(seen, spacing)[:dims])
+    return tuple(min(most, max(least, side)) for side in sides)
 
 
 def _choose_kinds(recipe: Recipe, seen: Fingerprint, reasons: dict[str, str]) -> tuple[tuple[Kind, ...], Kind]:

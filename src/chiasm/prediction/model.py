@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from chiasm.cohorts.planning import Plan, read_plan, write_plan
 from chiasm.errors import RunError
+from chiasm.networks.catalogue import OWN, check_contract, make_network
 from chiasm.networks.discriminators import LocalDiscriminator
 from chiasm.networks.generator import KNOTS, Generator
 from chiasm.prediction.calibration import Calibration, read_calibration, write_calibration
@@ -76,12 +77,22 @@ def input_statistics(plan: Plan) -> tuple[Tensor, Tensor]:
     return mean.repeat_interleave(repeats), sd.repeat_interleave(repeats)
 
 
-def make_generator(recipe: Recipe, plan: Plan) -> Generator:
-    """Build the generator of a recipe; the "lookup" skip gets the plan's table."""
+def make_generator(recipe: Recipe, plan: Plan) -> nn.Module:
+    """Build the generator of a recipe; the "lookup" skip of this project's own gets the plan's table.
+
+    Raises:
+        RecipeError: As `make_network` and `check_contract`.
+    """
+    settings, channels = recipe.generator, source_channels(plan)
+    if settings.network != OWN:
+        network = make_network(
+            settings.network, in_channels=channels, dims=plan.dims, scale=settings.scale, options=settings.options
+        )
+        check_contract(network, settings.network, channels, plan.patch)
+        return network
     slices = plan.slices if plan.dims == 2 else 1
-    settings = recipe.generator
     generator = Generator(
-        in_channels=source_channels(plan),
+        in_channels=channels,
         widths=settings.widths,
         dims=plan.dims,
         norm=settings.norm,

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from chiasm.cohorts.planning import Plan, unlike
 from chiasm.cohorts.preparation import PreparedSource, prepare_source
+from chiasm.networks.catalogue import SameSize
+from chiasm.networks.generator import Generator
 from chiasm.prediction.calibration import apply_calibration
 from chiasm.prediction.engines import Engine
 from chiasm.prediction.model import Model, source_channels
@@ -147,6 +149,8 @@ def synthesise_prepared(
         engine: Device and precision.
         refiner: The second stage like the others, or None; it needs a local discriminator.
     """
+    if not isinstance(generator, Generator):
+        generator = SameSize(generator)
     run = engine.wrap(both(generator, local_judge, refiner, channels=source_channels(plan), conditional=conditional))
     source = np.concatenate([source, mask[None]], dtype=np.float32)
     networks = (generator, local_judge, refiner)

@@ -170,6 +170,15 @@ def take_batch(cases: Sequence[PreparedCase], places: Sequence[Place], *, patch:
     return Batch(source, target, mask, lesion)
 
 
+def crop_batch(batch: Batch, size: Sequence[int]) -> Batch:
+    """Keep the middle of a batch, where a network of valid convolutions made an image of `size`."""
+    margins = [(have - kept) // 2 for have, kept in zip(batch.target.shape[2:], size)]
+    if not any(margins):
+        return batch
+    middle = (slice(None), slice(None), *(slice(m, m + kept) for m, kept in zip(margins, size)))
+    return Batch(*(part[middle] for part in batch))
+
+
 def _transplanted(
     cases: Sequence[PreparedCase], place: Place, patch: tuple[int, ...], slices: int
 ) -> tuple[NDArray[Any], ...]:

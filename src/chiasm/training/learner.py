@@ -9,7 +9,7 @@ where there is one the refiner, from which nobody before it learns.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -22,17 +22,31 @@ from torch import Tensor, nn
 from chiasm.cohorts.planning import Plan
 from chiasm.cohorts.preparation import PreparedCase
 from chiasm.errors import RunError
+from chiasm.networks.catalogue import OWN
 from chiasm.prediction.engines import Engine
 from chiasm.prediction.model import Model
 from chiasm.prediction.synthesis import Maps, refine, synthesise_prepared
 from chiasm.recipe import Recipe
 from chiasm.training import attention, losses
-from chiasm.training.batches import Batch, Place, draw_places, lesion_voxels, take_batch
+from chiasm.training.batches import Batch, Place, crop_batch, draw_places, lesion_voxels, take_batch
 from chiasm.training.methods import Players, make_players
 
 PENALTY_EVERY = 4  # steps between gradient penalties, weighted up by as much
 RUNNING = 0.98  # decay of running figures
 POOL = 256  # places remembered by attention-driven sampling
+CRITIC_LOSS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "lsgan": losses.least_squares_discriminator_loss,
+    "hinge": losses.hinge_discriminator_loss,
+    "wgan": losses.wasserstein_discriminator_loss,
+    "wgan-gp": losses.wasserstein_discriminator_loss,
+}
+GENERATOR_LOSS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "bce": losses.adversarial_generator_loss,
+    "lsgan": losses.least_squares_generator_loss,
+    "hinge": losses.wasserstein_generator_loss,
+    "wgan": losses.wasserstein_generator_loss,
+    "wgan-gp": losses.wasserstein_generator_loss,
+}
 JUDGES = ("global_judge", "second_judge", "local_judge")
 SMALLEST_DOUBT = 1e-6  # so that whatever can be drawn may be
 RUNNING_LESION = 0.9  # decay of a case's doubt, which is seen only where a patch meets its lesion
@@ -128,9 +142,10 @@ class Learner:
         batch = self._to_device(take_batch(self.cases, places, patch=self.plan.patch, slices=self.plan.slices))
         generator = self.modules["generator"].train()
         with torch.set_grad_enabled(now.generator):
-            if self.recipe.generator.dropout:  # its draws are the step's, so that a resumed run draws the same
+            if self.recipe.generator.dropout or self.recipe.generator.network != OWN:  # its draws are the step's, so that a resumed run draws the same
                 torch.manual_seed((self.recipe.training.seed * 1_000_003 + step) * 4 + 3)
             prediction = generator(batch.source).float()  # shared by both players
+        batch = crop_batch(batch, prediction.shape[2:])
         masked = prediction * batch.mask
         self._update_scale(masked.detach() - batch.target, batch.mask)
         figures: dict[str, float] = {}
@@ -158,15 +173,18 @@ class Learner:
                 continue
             judge = self.modules[name]
             real, synthetic = (judge(pair).float() for pair in pairs)
-            if loss_settings.adversarial == "wgan-gp":
-                loss = losses.wasserstein_discriminator_loss(real, synthetic)
-                if step % PENALTY_EVERY == 0:
-                    factor = torch.rand(len(real), generator=self._torch_rng(step, 1)).to(real)
-                    penalty = losses.gradient_penalty(self.bare(name), *pairs, factor)
-                    loss = loss + PENALTY_EVERY * loss_settings.penalty * penalty
-            else:
+            objective = loss_settings.adversarial
+            if objective == "bce":
                 loss = losses.adversarial_discriminator_loss(real, synthetic, smoothing=loss_settings.smoothing)
+            else:
+                loss = CRITIC_LOSS[objective](real, synthetic)
+            if objective == "wgan-gp" and step % PENALTY_EVERY == 0:
+                factor = torch.rand(len(real), generator=self._torch_rng(step, 1)).to(real)
+                penalty = losses.gradient_penalty(self._scores(name), *pairs, factor)
+                loss = loss + PENALTY_EVERY * loss_settings.penalty * penalty
             self._descend(name, loss)
+            if objective == "wgan":
+                self._clip(name)
             figures[f"{name}_loss"] = float(loss.detach())
             accuracy = float(((real > 0).float().mean() + (synthetic < 0).float().mean()) / 2)
             self.state["accuracy_global"] = RUNNING * self.state["accuracy_global"] + (1 - RUNNING) * accuracy
@@ -210,11 +228,7 @@ class Learner:
                     if name in self.modules:
                         with self.fabric.autocast():
                             logits = self.bare(name)(self._see(batch, masked)).float()
-                        wasserstein = settings.adversarial == "wgan-gp"
-                        term = (
-                            losses.wasserstein_generator_loss if wasserstein else losses.adversarial_generator_loss
-                        )(logits)
-                        adversarial = adversarial + factor * term
+                        adversarial = adversarial + factor * GENERATOR_LOSS[settings.adversarial](logits)
             weight, doubted = torch.ones_like(masked), None
             if "local_judge" in self.modules and (now.adversarial > 0 or now.attention > 0):
                 with self.fabric.autocast():
@@ -377,6 +391,18 @@ class Learner:
 
     def _see_locally(self, batch: Batch, image: Tensor) -> Tensor:
         return self._see(batch, image) if self.recipe.discriminators.conditional else image
+
+    def _scores(self, name: str) -> Callable[[Tensor], Tensor]:
+        """Return a critic as one score a sample, for its gradient penalty."""
+        critic = self.bare(name)
+        return lambda pair: critic(pair).reshape(len(pair), -1).mean(1)
+
+    @torch.no_grad()
+    def _clip(self, name: str) -> None:
+        """Keep a critic's weights small, so that its slope is bounded (Arjovsky et al., arXiv:1701.07875)."""
+        most = self.recipe.loss.clip
+        for weight in self.bare(name).parameters():
+            weight.clamp_(-most, most)
 
     def _descend(self, name: str, loss: Tensor) -> None:
         optimiser = self.optimisers[name]

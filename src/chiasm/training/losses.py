@@ -200,6 +200,39 @@ def wasserstein_generator_loss(fake_scores: Tensor) -> Tensor:
     return -fake_scores.mean()
 
 
+def least_squares_discriminator_loss(real_scores: Tensor, fake_scores: Tensor) -> Tensor:
+    """Teach a discriminator to score real 1 and synthetic 0: ``< (D(y) - 1)^2 + D(y^)^2 > / 2``.
+
+    Args:
+        real_scores: Any shape, unbounded.
+        fake_scores: Same shape, of detached predictions.
+
+    Reference:
+        Mao et al., arXiv:1611.04076, eq. 9 with a = 0, b = c = 1.
+    """
+    _same_shape(real_scores, fake_scores)
+    return ((real_scores - 1).square() + fake_scores.square()).mean() / 2
+
+
+def least_squares_generator_loss(fake_scores: Tensor) -> Tensor:
+    """Ask the generator for images that score 1: ``< (D(y^) - 1)^2 > / 2``."""
+    return (fake_scores - 1).square().mean() / 2
+
+
+def hinge_discriminator_loss(real_scores: Tensor, fake_scores: Tensor) -> Tensor:
+    """Teach a discriminator a margin: ``< max(0, 1 - D(y)) + max(0, 1 + D(y^)) >``.
+
+    Args:
+        real_scores: Any shape, unbounded.
+        fake_scores: Same shape, of detached predictions.
+
+    Reference:
+        Miyato et al., arXiv:1802.05957, eq. 16; the generator's side is `wasserstein_generator_loss`.
+    """
+    _same_shape(real_scores, fake_scores)
+    return (functional.relu(1 - real_scores) + functional.relu(1 + fake_scores)).mean()
+
+
 def gradient_penalty(critic: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, factor: Tensor) -> Tensor:
     """Hold a critic's slope near 1 between real and synthetic: ``< (||grad D(z)|| - 1)^2 >``, ``z = t y + (1-t) y^``.
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from chiasm.cohorts.planning import Plan
+from chiasm.cohorts.planning import PatchNeeds, Plan
 from chiasm.errors import RecipeError
+from chiasm.networks.catalogue import GENERATORS, OWN, make_critic, make_network, needs_of
 from chiasm.networks.discriminators import GlobalDiscriminator, LocalDiscriminator
-from chiasm.networks.generator import Generator
+from chiasm.networks.generator import Dims, Generator
 from chiasm.prediction.model import input_statistics, make_generator, make_local_discriminator, make_refiner
-from chiasm.recipe import Recipe
+from chiasm.recipe import IN_WORDS, Recipe, make_recipe
 
 
 @dataclass(frozen=True)
@@ -28,8 +30,8 @@ class Players:
     """
 
     generator: nn.Module
-    global_judge: GlobalDiscriminator | None
-    second_judge: GlobalDiscriminator | None
+    global_judge: nn.Module | None
+    second_judge: nn.Module | None
     local_judge: LocalDiscriminator | None
     refiner: Generator | None
 
@@ -76,14 +78,98 @@ def check_players(recipe: Recipe) -> None:
         )
 
 
+def patch_needs(recipe: Recipe) -> PatchNeeds | None:
+    """Return what a generator of the literature asks of a patch; None for this project's own.
+
+    Raises:
+        RecipeError: If there is no such network, or it cannot be built.
+    """
+    settings = recipe.generator
+    if settings.network == OWN:
+        return None
+    dims: Dims = 3 if recipe.data.dims == "3d" else 2
+    with torch.random.fork_rng(devices=[]):
+        network = make_network(
+            settings.network,
+            in_channels=len(recipe.data.sources),
+            dims=dims,
+            scale=settings.scale,
+            options=settings.options,
+        )
+    needs = needs_of(network)
+    return PatchNeeds(needs.multiple, max(needs.smallest, 2 * needs.margin + needs.multiple))
+
+
 def needs_local_judge(recipe: Recipe) -> bool:
     """Tell whether the arm's loss or attention asks the local discriminator."""
     adversarial = recipe.loss.local_weight > 0 and not recipe.discriminators.second_global
     return adversarial or recipe.attention.target != "none"
 
 
-def _make_global(recipe: Recipe, plan: Plan) -> GlobalDiscriminator:
+def _make_global(recipe: Recipe, plan: Plan) -> nn.Module:
     mean, sd = input_statistics(plan)
-    judge = GlobalDiscriminator(in_channels=len(mean), widths=recipe.discriminators.global_widths, dims=plan.dims)
-    judge.standardise.set_input_statistics(mean, sd)
+    settings = recipe.discriminators
+    if settings.global_network == OWN:
+        judge: nn.Module = GlobalDiscriminator(in_channels=len(mean), widths=settings.global_widths, dims=plan.dims)
+    else:
+        judge = make_critic(settings.global_network, in_channels=len(mean), dims=plan.dims, scale=settings.scale)
+    judge.get_submodule("standardise").set_input_statistics(mean, sd)  # type: ignore[operator]
     return judge
+
+
+class MethodRow(NamedTuple):
+    """What `chiasm methods` tells of a method.
+
+    Attributes:
+        name: For `--method` and for the arms of a study.
+        words: What it is.
+        paper: Whose network it is.
+        weights: Of the generator at the size asked for, one source in, 2D unless it has 3D only.
+        published: Likewise at the published size; 0 where none was published.
+        needs: What it asks of data and patch.
+    """
+
+    name: str
+    words: str
+    paper: str
+    weights: int
+    published: int
+    needs: str
+
+
+def describe_methods(size: str = "small") -> list[MethodRow]:
+    """Describe every method of the table, in its order.
+
+    Raises:
+        RecipeError: If the size is unknown.
+    """
+    return [_describe(make_recipe(name, size), words) for name, words in IN_WORDS.items()]
+
+
+def _describe(recipe: Recipe, words: str) -> MethodRow:
+    settings, loss, told = recipe.generator, recipe.loss, []
+    dims: Dims = 3 if recipe.data.dims == "3d" else 2
+    if dims == 3:
+        told.append("3D")
+    published, paper = 0, "Nie et al., arXiv:1907.03297 (networks: ours)"
+    with torch.device("meta"):
+        if settings.network == OWN:
+            network: nn.Module = Generator(in_channels=1, widths=settings.widths, dims=dims, norm=settings.norm)
+        else:
+            paper = GENERATORS[settings.network].paper
+            network = make_network(settings.network, in_channels=1, dims=dims, scale=settings.scale)
+            published = _count(make_network(settings.network, in_channels=1, dims=dims))
+            needs = needs_of(network)
+            told += [f"patches of {needs.smallest} or more"] if needs.smallest > 1 else []
+            told += [f"multiples of {needs.multiple}"] if needs.multiple > 1 else []
+            told += [f"loses {needs.margin} voxels on each side"] if needs.margin else []
+    judges = {"global": loss.global_weight > 0, "local": needs_local_judge(recipe)}
+    if asked := [name for name, there in judges.items() if there]:
+        told.append(f"{' and '.join(asked)} discriminator{'s' if len(asked) > 1 else ''}")
+    if loss.lesion > 1 or recipe.training.transplant_share > 0 or recipe.training.lesion_share > 0.25:
+        told.append("lesion labels of training cases")
+    return MethodRow(recipe.method, words, paper, _count(network), published, "; ".join(told))
+
+
+def _count(network: nn.Module) -> int:
+    return sum(weight.numel() for weight in network.parameters())

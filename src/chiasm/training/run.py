@@ -23,7 +23,7 @@ import numpy as np
 
 from chiasm.cohorts.cases import Case, Cohort, Problem
 from chiasm.cohorts.layouts import find_cohort, select_cases
-from chiasm.cohorts.planning import FITTED, Plan, estimate, make_plan, read_plan, write_plan
+from chiasm.cohorts.planning import FITTED, Plan, make_plan, read_plan, write_plan
 from chiasm.cohorts.preparation import PreparedCase, prepare_cohort
 from chiasm.cohorts.splits import (
     ROLES,
@@ -42,9 +42,10 @@ from chiasm.prediction.engines import Engine, pick_precision
 from chiasm.prediction.model import save_model
 from chiasm.recipe import Recipe, read_recipe, write_recipe
 from chiasm.storage import make_folder, read_json, write_json
+from chiasm.training.cost import estimate_cost
 from chiasm.training.learner import Learner
 from chiasm.training.loop import Progress, learn, make_fabric
-from chiasm.training.methods import check_players
+from chiasm.training.methods import check_players, patch_needs
 from chiasm.volumes import check_pair, read_volume
 
 Say = Callable[[str], None]
@@ -125,7 +126,11 @@ def plan_run(data: Path, recipe: Recipe, folder: Path, *, say: Say = print, layo
     say("split by subject: " + ", ".join(f"{len(names)} {role}" for role in ROLES if (names := getattr(split, role))))
     usable_cohort = replace(cohort, cases=tuple(usable), problems=(*cohort.problems, *problems))
     made = (folder / "plan.toml").exists()
-    plan = read_plan(folder / "plan.toml") if made else make_plan(recipe, usable_cohort, split.train)
+    if made:
+        plan = read_plan(folder / "plan.toml")
+    else:
+        plan = make_plan(recipe, usable_cohort, split.train, needs=patch_needs(recipe))
+        plan = replace(plan, expected=estimate_cost(recipe, plan))
     write_recipe(folder / "recipe.toml", recipe)  # from here on the folder is this recipe's
     write_splits(path, split, hashes, usable)
     if not made:
@@ -187,7 +192,7 @@ def train(
             raise CohortError(f"no training case could be prepared{detail}", path=data, reason="no-cases")
         if lead:
             write_json(folder / "environment.json", environment())
-        cost = estimate(recipe, run.plan)
+        cost = estimate_cost(recipe, run.plan)
         quiet(
             f"{recipe.method} ({recipe.size}): {recipe.schedule.steps} steps, about {in_minutes(cost.minutes)} "
             f"and {cost.memory_mb / 1024:.1f} GB"

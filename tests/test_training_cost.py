@@ -5,25 +5,20 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import pytest
+import torch
 from torch import nn
 
-from chiasm.cohorts import cost
-from chiasm.cohorts.cost import (
-    BASE_MB,
-    BESIDE_CONVOLUTIONS,
-    Estimate,
-    Layer,
-    estimate_cost,
-    generator_layers,
-    global_layers,
-    has_gpu,
-    local_layers,
-)
+from chiasm.cohorts.planning import Estimate, has_gpu
 from chiasm.networks.discriminators import GlobalDiscriminator, LocalDiscriminator
 from chiasm.networks.generator import Generator
+from chiasm.networks.unet import UNet
 from chiasm.recipe import ARMS, Recipe, make_recipe
+from chiasm.training import cost
+from chiasm.training.cost import BASE_MB, BESIDE_CONVOLUTIONS, Layer, estimate_cost, list_layers
+from synthetic_cohort import plan_of
 
 NANOSECOND = 1e-9
 
@@ -42,28 +37,38 @@ def ask(method: str = "A7", **changes: object) -> Recipe:
     return make_recipe(method, "tiny", {name.replace("__", "."): value for name, value in changes.items()})
 
 
-def forecast(recipe: Recipe | None = None, side: int = 64, dims: int = 2, channels: int = 3) -> Estimate:
-    return estimate_cost(recipe or ask(), dims=dims, patch=(side,) * dims, channels=channels)  # type: ignore[arg-type]
+def forecast(recipe: Recipe | None = None, side: int = 64, dims: Literal[2, 3] = 2, channels: int = 3) -> Estimate:
+    slices = channels if dims == 2 else 1
+    return estimate_cost(recipe or ask(), plan_of(dims=dims, patch=(side,) * dims, slices=slices))
 
 
 def kernels(network: nn.Module) -> int:
-    convolutions = (nn.Conv2d, nn.Conv3d)
+    convolutions = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.Linear)
     return sum(part.weight.numel() for part in network.modules() if isinstance(part, convolutions))
 
 
-def counted(layers: Sequence[Layer], dims: int) -> int:
-    return sum(layer.inputs * layer.outputs * layer.kernel**dims for layer in layers)
+def counted(layers: Sequence[Layer]) -> int:
+    return sum(layer.inputs * layer.outputs * layer.kernel for layer in layers)
 
 
 @pytest.mark.parametrize("dims", [2, 3])
 @pytest.mark.parametrize("widths", [(4, 8, 16), (3, 5, 7, 11)])
-def test_the_layers_counted_are_those_of_the_networks(dims: int, widths: tuple[int, ...]) -> None:
-    generator = Generator(in_channels=5, widths=widths, dims=dims)  # type: ignore[arg-type]
-    assert counted(generator_layers(5, widths), dims) == kernels(generator)
-    local = LocalDiscriminator(in_channels=4, widths=widths, dims=dims)  # type: ignore[arg-type]
-    assert counted(local_layers(4, widths), dims) == kernels(local)
-    judge = GlobalDiscriminator(in_channels=4, widths=widths, dims=dims)  # type: ignore[arg-type]
-    assert counted(global_layers(4, widths), dims) == kernels(judge)
+def test_the_layers_counted_are_those_of_the_networks(dims: Literal[2, 3], widths: tuple[int, ...]) -> None:
+    image = torch.zeros(1, 4, *(32,) * dims)
+    for network in (
+        Generator(in_channels=4, widths=widths, dims=dims),
+        LocalDiscriminator(in_channels=4, widths=widths, dims=dims),
+        GlobalDiscriminator(in_channels=4, widths=widths, dims=dims),
+    ):
+        before = network.training
+        assert counted(list_layers(network, image)) == kernels(network)
+        assert network.training == before and not any(part._forward_hooks for part in network.modules())
+
+
+def test_transposed_convolutions_are_counted_on_the_grid_that_they_multiply() -> None:
+    layers = list_layers(UNet(in_channels=1, dims=2, scale=1 / 16), torch.zeros(1, 1, 32, 32))
+    assert Layer(32, 64, 4, (2, 2)) in layers  # 64 channels of 2 x 2 become 32 of 4 x 4
+    assert counted(layers) == kernels(UNet(in_channels=1, dims=2, scale=1 / 16))
 
 
 def test_the_generator_alone_costs_its_multiplications(even_speed: None) -> None:
@@ -84,6 +89,13 @@ def test_time_follows_steps_patch_width_batch_and_dims(even_speed: None) -> None
     assert 1.5 * base.seconds_per_step < wide.seconds_per_step < 4 * base.seconds_per_step
     assert forecast(dims=3).seconds_per_step > 64 * base.seconds_per_step
     assert forecast(channels=9).seconds_per_step > base.seconds_per_step
+
+
+def test_ranks_are_channels_and_a_second_stage_costs(even_speed: None) -> None:
+    ranked = estimate_cost(ask(), plan_of(patch=(64, 64), histogram=True, input_mean=(0.0, 0.0), input_sd=(1.0, 1.0)))
+    assert ranked.seconds_per_step > forecast().seconds_per_step
+    assert forecast(ask("A15")).seconds_per_step > 1.05 * forecast().seconds_per_step
+    assert forecast(ask("A15")).memory_mb > forecast().memory_mb
 
 
 def test_memory_follows_patch_width_and_batch_but_not_steps(even_speed: None) -> None:
@@ -132,6 +144,7 @@ from synthetic_cohort import write_cohort
 from chiasm.recipe import make_recipe
 from chiasm.cohorts.planning import make_plan
 from chiasm.cohorts.preparation import prepare_case
+from chiasm.training.cost import estimate_cost
 from chiasm.training.learner import Learner
 from chiasm.training.loop import make_fabric
 import torch
@@ -151,8 +164,8 @@ start = time.perf_counter()
 for step in range(201, 204):
     learner.step(step)
 seconds = (time.perf_counter() - start) / 3
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, plan.expected.memory_mb, seconds,
-      plan.expected.seconds_per_step)
+expected = estimate_cost(recipe, plan)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, expected.memory_mb, seconds, expected.seconds_per_step)
 """
 
 

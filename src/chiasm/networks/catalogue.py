@@ -1,0 +1,228 @@
+"""The literature's networks by name, and those of other packages.
+
+A generator here is a module that maps (N, C, *S) to (N, 1, *S - 2 margin) and
+says what it needs: `size_multiple`, `smallest`, `margin` and `receptive_field`.
+To add one: a file beside this one, a line in `GENERATORS`, a test, and a row in
+`recipe.ARMS` if it is to be a method of its own.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from chiasm.errors import RecipeError, unknown
+from chiasm.networks.context_gan import ContextCritic, ContextFcn
+from chiasm.networks.dcgan import DcganCritic, DcganGenerator
+from chiasm.networks.fcn3d import Fcn3d
+from chiasm.networks.fcn8 import Fcn8
+from chiasm.networks.generator import Dims
+from chiasm.networks.han import Han
+from chiasm.networks.li_cnn import LiCnn
+from chiasm.networks.pix2pix import PatchCritic, Pix2PixGenerator
+from chiasm.networks.srcnn import Srcnn
+from chiasm.networks.strainet import Strainet, StrainetCritic
+from chiasm.networks.unet import UNet
+
+OWN = "chiasm"  # this project's own networks, which other settings shape
+FOREIGN_MULTIPLE = 32  # what a network of another package is asked for unless it says `size_multiple`
+FOREIGN_REACH = 32  # and `receptive_field`
+
+Maker = Callable[..., nn.Module]
+
+
+class Entry(NamedTuple):
+    """A network of the literature.
+
+    Attributes:
+        make: Called with in_channels, dims and scale.
+        paper: Where it stands.
+        dims: Spatial axes it can have.
+    """
+
+    make: Maker
+    paper: str
+    dims: tuple[Dims, ...] = (2, 3)
+
+
+def _srcnn_955(*, in_channels: int, dims: Dims, scale: float) -> nn.Module:
+    return Srcnn(in_channels=in_channels, dims=dims, scale=scale, variant="9-5-5")
+
+
+GENERATORS: Mapping[str, Entry] = {
+    "srcnn": Entry(Srcnn, "Dong et al., arXiv:1501.00092 (9-1-5)"),
+    "srcnn-955": Entry(_srcnn_955, "Dong et al., arXiv:1501.00092 (9-5-5)"),
+    "fcn8": Entry(Fcn8, "Long et al., arXiv:1411.4038", (2,)),
+    "unet": Entry(UNet, "Ronneberger et al., arXiv:1505.04597"),
+    "fcn3d": Entry(Fcn3d, "Nie et al., LABELS 2016"),
+    "han": Entry(Han, "Han, Medical Physics 2017", (2,)),
+    "li-cnn": Entry(LiCnn, "Li et al., MICCAI 2014"),
+    "context-fcn": Entry(ContextFcn, "Nie et al., arXiv:1612.05362"),
+    "strainet": Entry(Strainet, "Nie et al., IJCAI 2018"),
+    "dcgan": Entry(DcganGenerator, "Radford et al., arXiv:1511.06434"),
+    "pix2pix": Entry(Pix2PixGenerator, "Isola et al., arXiv:1611.07004"),
+}
+
+CRITICS: Mapping[str, Entry] = {
+    "dcgan": Entry(DcganCritic, "Radford et al., arXiv:1511.06434"),
+    "patch": Entry(PatchCritic, "Isola et al., arXiv:1611.07004"),
+    "context": Entry(ContextCritic, "Nie et al., arXiv:1612.05362"),
+    "strainet": Entry(StrainetCritic, "Nie et al., IJCAI 2018"),
+}
+
+
+class Needs(NamedTuple):
+    """What a network asks of its input.
+
+    Attributes:
+        multiple: Every side is a multiple of it.
+        smallest: No side is shorter.
+        margin: Voxels that its valid convolutions lose on each side.
+    """
+
+    multiple: int
+    smallest: int
+    margin: int
+
+
+def needs_of(network: nn.Module) -> Needs:
+    """Read a network's needs; one that does not tell is taken for a U-Net of five halvings or fewer."""
+    multiple = int(getattr(network, "size_multiple", FOREIGN_MULTIPLE))
+    return Needs(multiple, int(getattr(network, "smallest", multiple)), int(getattr(network, "margin", 0)))
+
+
+def make_network(
+    name: str, *, in_channels: int, dims: Dims, scale: float = 1.0, options: Mapping[str, Any] | None = None
+) -> nn.Module:
+    """Build a generator of the literature, of MONAI ("monai:SwinUNETR") or of anybody ("package.module:Class").
+
+    Args:
+        name: A name of `GENERATORS`, or of a class elsewhere.
+        in_channels: Source channels.
+        dims: Spatial axes of a convolution.
+        scale: Share of the published channels; 1 is the paper's network.
+        options: Further keyword arguments of a class elsewhere.
+
+    Raises:
+        RecipeError: If there is no such network, it does not come in these
+            dimensions, or it cannot be built so.
+    """
+    if ":" in name:
+        return _make_foreign(name, in_channels, dims, options or {})
+    if name not in GENERATORS:
+        raise unknown("network", name, [OWN, *GENERATORS, "monai:CLASS", "package.module:CLASS"])
+    return _made(name, GENERATORS[name], in_channels, dims, scale)
+
+
+def make_critic(name: str, *, in_channels: int, dims: Dims, scale: float = 1.0) -> nn.Module:
+    """Build a global discriminator of the literature.
+
+    Raises:
+        RecipeError: If there is none of that name.
+    """
+    if name not in CRITICS:
+        raise unknown("global discriminator", name, [OWN, *CRITICS])
+    return _made(name, CRITICS[name], in_channels, dims, scale)
+
+
+def _made(name: str, entry: Entry, in_channels: int, dims: Dims, scale: float) -> nn.Module:
+    if dims not in entry.dims:
+        raise RecipeError(
+            f"the network {name} has no {dims}D form",
+            reason="dims",
+            expected=" or ".join(f"{d}D" for d in entry.dims),
+            hint="Set data.dims=2.5d." if 2 in entry.dims else "Set data.dims=3d.",
+        )
+    return entry.make(in_channels=in_channels, dims=dims, scale=scale)
+
+
+def _make_foreign(name: str, in_channels: int, dims: Dims, options: Mapping[str, Any]) -> nn.Module:
+    place, _, class_name = name.partition(":")
+    monai = place == "monai"
+    try:
+        module = importlib.import_module("monai.networks.nets" if monai else place)
+        maker = getattr(module, class_name)
+        shape = {"spatial_dims": dims, "in_channels": in_channels, "out_channels": 1}
+        network = maker(**(shape if monai else {"in_channels": in_channels, "dims": dims}), **options)
+    except ImportError as error:
+        hint = 'Install it: pip install "chiasm[monai]".' if monai else "Install it, or run where it can be imported."
+        raise RecipeError(
+            f"the network {name} cannot be imported", reason="no-network", found=error, hint=hint
+        ) from error
+    except AttributeError as error:
+        raise RecipeError(f"there is no class {class_name} in {place}", reason="no-network", found=error) from error
+    except (TypeError, ValueError) as error:
+        raise RecipeError(
+            f"the network {name} cannot be built",
+            reason="network",
+            found=error,
+            hint="Give what it wants as generator.options, such as --set 'generator.options={feature_size=24}'.",
+        ) from error
+    if not isinstance(network, nn.Module):
+        raise RecipeError(f"{name} makes no torch module", reason="network", found=type(network).__name__)
+    return network
+
+
+def check_contract(network: nn.Module, name: str, in_channels: int, patch: tuple[int, ...]) -> None:
+    """Try a network on one empty patch.
+
+    Raises:
+        RecipeError: If it fails, or its output is not one channel of the patch's size less its margins.
+    """
+    needs = needs_of(network)
+    if any(side % needs.multiple or side < max(needs.smallest, 2 * needs.margin + 1) for side in patch):
+        least = max(needs.smallest, needs.multiple)
+        raise RecipeError(
+            f"the network {name} cannot take the patch",
+            reason="patch",
+            found=" x ".join(map(str, patch)),
+            expected=f"multiples of {needs.multiple}, at least {least}" if needs.multiple > 1 else f"at least {least}",
+            hint=f"Set data.patch={least}, or take another network.",
+        )
+    wanted = (1, 1, *(side - 2 * needs.margin for side in patch))
+    was_training = network.training
+    try:
+        with torch.inference_mode():
+            found = network.eval()(torch.zeros(1, in_channels, *patch))
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise RecipeError(f"the network {name} fails on a patch", reason="network", found=error) from error
+    finally:
+        network.train(was_training)
+    if not isinstance(found, Tensor) or found.shape != wanted:
+        shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise RecipeError(
+            f"the network {name} does not keep the contract of a generator",
+            reason="network",
+            found=shape,
+            expected=f"{wanted} from (1, {in_channels}, {', '.join(map(str, patch))})",
+        )
+
+
+class SameSize(nn.Module):
+    """Let a network take images of any size: fill them up with zeros, as outside the mask, and cut the result.
+
+    Args:
+        network: With the attributes of `needs_of`.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network, self.needs = network, needs_of(network)
+        self.receptive_field = int(getattr(network, "receptive_field", FOREIGN_REACH))
+        self.size_multiple = self.needs.multiple  # so that tiles begin where its coarse grids do
+
+    def forward(self, source: Tensor) -> Tensor:
+        """Map (N, C, *S) to (N, 1, *S)."""
+        multiple, smallest, margin = self.needs
+        sizes = source.shape[2:]
+        wanted = [max(smallest, -(-(size + 2 * margin) // multiple) * multiple) for size in sizes]
+        wanted = [-(-size // multiple) * multiple for size in wanted]
+        padding = [(margin, full - size - margin) for size, full in zip(sizes, wanted)]
+        filled = functional.pad(source, [end for pair in reversed(padding) for end in pair])
+        made: Tensor = self.network(filled)
+        return made[(slice(None), slice(None), *(slice(size) for size in sizes))]

@@ -1,0 +1,151 @@
+"""Generator and discriminator of the context-aware adversarial network.
+
+Nie, Trullo, Lian, Petitjean, Ruan, Wang and Shen, "Medical Image Synthesis with
+Context-Aware Generative Adversarial Networks", MICCAI 2017, LNCS 10435, 417-425,
+doi:10.1007/978-3-319-66179-7_48, arXiv:1612.05362, figure of the two networks.
+
+    generator  source 32^3 -> 9, 32 valid -> (3, 32) x 3 -> 9, 64 valid -> (3, 64) x 2 -> 3, 32 -> 3, 1 -> 16^3
+    critic     images -> (3, 32; pool) -> (3, 64; pool) -> (3, 128; pool) -> 3, 256 -> linear 512, 128, 1
+
+Every convolution but the generator's last is batch normalised and rectified.
+The generator's table is that of the authors' code (github.com/ginobilinie/
+medSynthesis, 3dganversion), whose patches of 32 and 16 it explains: two valid
+convolutions of 9 lose eight voxels on each side.  The critic's channels (32, 64,
+128, 256; 512, 128, 1), its three poolings and its sigmoid stand as we remember
+the paper, of which we had only the abstract at hand; the code's own critic is another
+one.  Its kernel of 3 is our choice, for we are not sure of the paper's.
+
+Auto-context: give the generator the previous stage's prediction as one more
+source channel; the cascade is the trainer's.
+
+Departures:
+    - the critic takes the mean over space before its first linear layer, where the
+      paper flattens a patch of fixed size; so that layer has 256 inputs;
+    - the critic ends in a logit, not a sigmoid, and sees what the trainer shows it
+      (source and image side by side), where the paper shows the image alone;
+    - the critic's inputs are standardised with fixed statistics, as our own are;
+    - convolutions under a batch normalisation have no bias, which it would cancel;
+    - any size above the margin, a 2D form, and several source channels.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from chiasm.networks.discriminators import Standardise
+from chiasm.networks.generator import CONVOLUTION, Dims, check_sizes
+from chiasm.networks.layers import MAX_POOL, NORM, check_critic, check_numbers
+
+#: Channels, kernel and padding of the generator's convolutions.
+LAYERS = (
+    (32, 9, 0),
+    *[(32, 3, 1)] * 3,
+    (64, 9, 0),
+    *[(64, 3, 1)] * 2,
+    (32, 3, 1),
+    (1, 3, 1),
+)
+#: Channels of the critic's convolutions, and units of its hidden linear layers.
+CRITIC_WIDTHS = (32, 64, 128, 256)
+CRITIC_UNITS = (512, 128)
+
+
+class ContextFcn(nn.Module):
+    """Nine convolutions at full resolution, two of 9 that shrink the image.
+
+    Args:
+        in_channels: Source channels, the previous stage's prediction among them.
+        dims: Spatial axes of a convolution: 3 as published, or 2.
+        scale: Share of the published channels.
+
+    Attributes:
+        size_multiple: 1, any size.
+        margin: Voxels that the two unpadded convolutions lose on each side.
+        receptive_field: Voxels seen on each side of an output voxel.
+        smallest: Least spatial size, which gives one output voxel.
+
+    Raises:
+        ValueError: If a number is out of range.
+    """
+
+    def __init__(self, *, in_channels: int, dims: Dims = 2, scale: float = 1.0) -> None:
+        super().__init__()
+        check_numbers(in_channels, dims, scale)
+        self.dims, self.size_multiple = dims, 1
+        self.margin = sum(size // 2 - padding for _, size, padding in LAYERS)
+        self.receptive_field = sum(size // 2 for _, size, _ in LAYERS)
+        self.smallest = 2 * self.margin + 1
+
+        *hidden, (_, last_size, last_padding) = LAYERS
+        widths = [in_channels, *(max(1, round(channels * scale)) for channels, _, _ in hidden)]
+        self.blocks = nn.ModuleList(
+            _block(a, b, size, padding, dims) for (a, b), (_, size, padding) in zip(pairwise(widths), hidden)
+        )
+        self.last = CONVOLUTION[dims](widths[-1], 1, last_size, padding=last_padding)
+
+    def forward(self, source: Tensor) -> Tensor:
+        """Map the source (N, in_channels, *S) to the prediction (N, 1, *(S - 16)), normalised units.
+
+        Raises:
+            ValueError: If a size is below `smallest`.
+        """
+        check_sizes(source.shape[2:], self.dims, self.size_multiple)
+        if min(source.shape[2:]) < self.smallest:
+            raise ValueError(f"spatial sizes must be at least {self.smallest}, not {tuple(source.shape[2:])}")
+        features = source
+        for block in self.blocks:
+            features = block(features)
+        prediction: Tensor = self.last(features).to(source.dtype)
+        return prediction
+
+
+class ContextCritic(nn.Module):
+    """Judge the whole image: three poolings, four convolutions, three linear layers.
+
+    Args:
+        in_channels: Channels of source and image together.
+        dims: Spatial axes of a convolution: 3 as published, or 2.
+        scale: Share of the published channels and units.
+
+    Attributes:
+        standardise: See `Standardise.set_input_statistics`.
+        smallest: Least spatial size, which three poolings reduce to one voxel.
+
+    Raises:
+        ValueError: If a number is out of range.
+    """
+
+    def __init__(self, *, in_channels: int, dims: Dims, scale: float = 1.0) -> None:
+        super().__init__()
+        check_numbers(in_channels, dims, scale)
+        self.dims, self.smallest = dims, 2 ** (len(CRITIC_WIDTHS) - 1)
+        widths = [in_channels, *(max(1, round(width * scale)) for width in CRITIC_WIDTHS)]
+        units = [widths[-1], *(max(1, round(width * scale)) for width in CRITIC_UNITS)]
+        self.standardise = Standardise(in_channels)
+        self.blocks = nn.ModuleList(_block(a, b, 3, 1, dims) for a, b in pairwise(widths))
+        self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(units))
+        self.last = nn.Linear(units[-1], 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map source and image, (N, in_channels, *S), to one logit a sample, (N,).
+
+        Raises:
+            ValueError: If an axis is shorter than `smallest`.
+        """
+        check_critic(images, self.dims, self.smallest)
+        features = self.standardise(images)
+        for block in self.blocks[:-1]:
+            features = MAX_POOL[self.dims](block(features), 2)
+        features = self.blocks[-1](features).flatten(2).mean(2)  # (N, 256)
+        for layer in self.hidden:
+            features = functional.relu(layer(features), inplace=True)
+        logits: Tensor = self.last(features).squeeze(1).to(images.dtype)
+        return logits
+
+
+def _block(inputs: int, outputs: int, size: int, padding: int, dims: Dims) -> nn.Sequential:
+    convolution = CONVOLUTION[dims](inputs, outputs, size, padding=padding, bias=False)
+    return nn.Sequential(convolution, NORM[dims](outputs), nn.ReLU(inplace=True))

@@ -1,0 +1,110 @@
+"""The literature's networks by name: their contract, networks of other packages, and what is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from chiasm.errors import RecipeError
+from chiasm.networks.catalogue import (
+    CRITICS,
+    GENERATORS,
+    SameSize,
+    check_contract,
+    make_critic,
+    make_network,
+    needs_of,
+)
+
+THIN = 1 / 16
+EVERY = [(name, dims) for name, entry in GENERATORS.items() for dims in entry.dims]
+
+
+def least_patch(network: nn.Module, dims: int) -> tuple[int, ...]:
+    needs = needs_of(network)
+    least = max(needs.smallest, 2 * needs.margin + 1)
+    return (-(-least // needs.multiple) * needs.multiple,) * dims
+
+
+@pytest.mark.parametrize(("name", "dims"), EVERY)
+def test_every_network_keeps_the_contract_on_its_least_patch(name: str, dims: Any) -> None:
+    network = make_network(name, in_channels=3, dims=dims, scale=THIN)
+    if name == "pix2pix" and dims == 3:
+        return  # 256 voxels in three dimensions: its own test
+    check_contract(network, name, 3, least_patch(network, dims))
+
+
+@pytest.mark.parametrize("name", [name for name in GENERATORS if name != "pix2pix"])
+def test_any_size_is_filled_up_and_the_middle_is_what_the_network_makes_of_it(name: str) -> None:
+    torch.manual_seed(0)
+    dims = GENERATORS[name].dims[0]
+    network = make_network(name, in_channels=1, dims=dims, scale=THIN).eval()
+    needs, any_size = needs_of(network), SameSize(network)
+    side = least_patch(network, dims)[0] + 2 * needs.multiple
+    image = torch.randn(1, 1, side, side)
+    with torch.inference_mode():
+        whole = any_size(image)
+        assert whole.shape == image.shape
+        odd = any_size(image[..., : side - 1, : side - 3])
+        assert odd.shape == (1, 1, side - 1, side - 3) and torch.isfinite(odd).all()
+        margin = needs.margin
+        if margin:
+            inner = (..., slice(margin, side - margin), slice(margin, side - margin))
+            torch.testing.assert_close(network(image), whole[inner], atol=1e-5, rtol=1e-4)
+        else:
+            torch.testing.assert_close(network(image), whole)
+
+
+@pytest.mark.parametrize("name", list(CRITICS))
+@pytest.mark.parametrize("dims", [2, 3])
+def test_every_critic_scores_each_sample_alone_and_can_be_standardised(name: str, dims: Any) -> None:
+    critic = make_critic(name, in_channels=2, dims=dims, scale=THIN).eval()
+    critic.get_submodule("standardise").set_input_statistics(torch.zeros(2), torch.ones(2))  # type: ignore[operator]
+    images = torch.randn(2, 2, *(max(int(critic.smallest), 32),) * dims)  # type: ignore[arg-type]
+    with torch.no_grad():
+        scores = critic(images)
+        assert len(scores) == 2 and (scores.ndim == 1 or scores.shape[1] == 1)
+        torch.testing.assert_close(critic(images[1:])[0], scores[1], atol=1e-5, rtol=1e-4)
+
+
+def test_a_network_of_another_package_or_of_ones_own_is_named_by_module_and_class() -> None:
+    pytest.importorskip("monai", reason="MONAI is not installed")
+    options = {"features": (4, 4, 4, 4, 4, 4)}
+    theirs = make_network("monai:BasicUNet", in_channels=2, dims=2, options=options)
+    check_contract(theirs, "monai:BasicUNet", 2, (32, 32))
+    own = make_network("toy_networks:Plain", in_channels=2, dims=3, options={"width": 6})
+    check_contract(own, "toy_networks:Plain", 2, (9, 9, 9))
+    assert own(torch.zeros(1, 2, 9, 9, 9)).shape == (1, 1, 9, 9, 9)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "told"),
+    [
+        ("swin", {}, "srcnn, .*unet, .*monai:CLASS"),
+        ("monai:NoSuchNet", {}, "no class NoSuchNet"),
+        ("no_such_package:Net", {}, "cannot be imported"),
+        ("toy_networks:Plain", {"depth": 3}, "cannot be built.*depth"),
+        ("toy_networks:not_a_network", {}, "no torch module"),
+    ],
+)
+def test_what_cannot_be_built_is_refused_in_one_sentence(name: str, options: dict[str, Any], told: str) -> None:
+    with pytest.raises(RecipeError, match=told):
+        make_network(name, in_channels=1, dims=2, options=options)
+
+
+def test_wrong_patches_dimensions_and_channels_are_refused_with_what_is_possible() -> None:
+    with pytest.raises(RecipeError, match="has no 3D form.*2D"):
+        make_network("han", in_channels=1, dims=3)
+    large = make_network("pix2pix", in_channels=1, dims=2, scale=THIN)
+    with pytest.raises(RecipeError, match="cannot take the patch.*96 x 96.*multiples of 256"):
+        check_contract(large, "pix2pix", 1, (96, 96))
+    with pytest.raises(RecipeError, match="cannot take the patch"):
+        check_contract(make_network("fcn3d", in_channels=1, dims=3, scale=THIN), "fcn3d", 1, (4, 4, 4))
+    two = make_network("toy_networks:TwoChannels", in_channels=1, dims=2)
+    with pytest.raises(RecipeError, match="does not keep the contract"):
+        check_contract(two, "toy_networks:TwoChannels", 1, (16, 16))
+    with pytest.raises(RecipeError, match="dcgan, patch, context"):
+        make_critic("judge", in_channels=2, dims=2)
