@@ -24,6 +24,7 @@ from chiasm.volumes import Geometry, Volume, read_volume
 from conftest import REAL
 from synthetic_cohort import PLAN, SHAPE, SPACING, affine, body, plan_of, save, write_case, write_cohort
 
+
 def changed(**fields: object) -> Plan:
     return plan_of(**fields)
 

@@ -108,14 +108,16 @@ def test_memory_follows_patch_width_and_batch_but_not_steps(even_speed: None) ->
 
 @pytest.mark.parametrize("method", ARMS)
 def test_no_arm_costs_less_than_nothing_and_judges_cost_more_than_none(even_speed: None, method: str) -> None:
-    found, plain = forecast(ask(method)), forecast(ask("A1"))
+    network = make_recipe(method).generator.network
+    side = 256 if network == "pix2pix" else 64
+    found, plain = forecast(ask(method), side), forecast(ask("A1", generator__network=network), side)
     assert found.seconds_per_step > 0 and found.minutes > 0
     assert found.seconds_per_step >= plain.seconds_per_step * 0.85  # while critics learn alone, no generator pass back
     assert found.memory_mb >= plain.memory_mb > BASE_MB
     for alone, critics in ((1.0, 0.0), (0.0, 0.9), (0.0, 0.0)):
         shares = {"schedule__generator_alone": alone, "schedule__critics_alone": critics, "schedule__ramp": 0.05}
         if alone + critics <= 0.9:
-            assert forecast(ask(method, **shares)).seconds_per_step > 0
+            assert forecast(ask(method, **shares), side).seconds_per_step > 0
 
 
 def test_a_later_start_of_the_judges_is_cheaper(even_speed: None) -> None:

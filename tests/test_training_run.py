@@ -192,7 +192,9 @@ def test_training_depends_on_training_cases_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("method", list(ARMS))
 def test_every_arm_trains_and_ships_a_model(method: str, toy_cohort: Path, tmp_path: Path) -> None:
-    run(toy_cohort, tmp_path, recipe(method, schedule__steps=12, training__validations=1))
+    literature = {"data__patch": "auto", "generator__scale": 1 / 16, "discriminators__scale": 1 / 16}
+    own = {} if make_recipe(method).generator.network == "chiasm" else literature
+    run(toy_cohort, tmp_path, recipe(method, schedule__steps=12, training__validations=1, **own))
     losses = [line["loss"] for line in lines(tmp_path) if "loss" in line]
     assert losses and np.isfinite(losses).all()  # type: ignore[arg-type]
     assert (tmp_path / "model" / "model.toml").exists()

@@ -142,7 +142,9 @@ class Learner:
         batch = self._to_device(take_batch(self.cases, places, patch=self.plan.patch, slices=self.plan.slices))
         generator = self.modules["generator"].train()
         with torch.set_grad_enabled(now.generator):
-            if self.recipe.generator.dropout or self.recipe.generator.network != OWN:  # its draws are the step's, so that a resumed run draws the same
+            if (
+                self.recipe.generator.dropout or self.recipe.generator.network != OWN
+            ):  # its draws are the step's, so that a resumed run draws the same
                 torch.manual_seed((self.recipe.training.seed * 1_000_003 + step) * 4 + 3)
             prediction = generator(batch.source).float()  # shared by both players
         batch = crop_batch(batch, prediction.shape[2:])
