@@ -138,7 +138,8 @@ def tile_differs_by(network: nn.Module, channels: int, dims: int, others: int, *
 
 
 def share_left(network: nn.Module, source: Tensor, target: Tensor, *, steps: int, rate: float) -> float:
-    """Train on one patch by Adam; the last loss as a share of the first."""
+    """Train on one patch by Adam; the last loss as a share of the first.  Every parameter must have moved."""
+    before = {name: value.detach().clone() for name, value in network.named_parameters()}
     optimiser = torch.optim.Adam(network.train().parameters(), lr=rate)
     losses = []
     for _ in range(steps):
@@ -147,4 +148,6 @@ def share_left(network: nn.Module, source: Tensor, target: Tensor, *, steps: int
         loss.backward()
         optimiser.step()
         losses.append(float(loss.detach()))
+    still = [name for name, value in network.named_parameters() if torch.equal(value, before[name])]
+    assert not still, still
     return losses[-1] / losses[0]

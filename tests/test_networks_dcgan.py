@@ -108,6 +108,13 @@ def test_the_critic_gives_one_logit_a_sample_at_any_size_and_standardises_first(
     torch.testing.assert_close(logits, plain((images - mean.view(1, 2, 1, 1)) / sd.view(1, 2, 1, 1)))
 
 
+def test_the_critic_takes_the_mean_over_space_before_its_linear_unit() -> None:
+    critic = DcganCritic(in_channels=2, dims=2, scale=0.05)
+    critic.layers, critic.last = nn.Sequential(), nn.Linear(2, 1)
+    images = torch.randn(3, 2, 17, 40)
+    torch.testing.assert_close(critic(images), critic.last(images.mean(dim=(2, 3))).squeeze(1))
+
+
 @pytest.mark.parametrize(("norm", "mixes"), [("batch", True), ("none", False)])
 def test_the_critics_samples_influence_one_another_in_training_only_with_batch_normalisation(
     norm: str, mixes: bool

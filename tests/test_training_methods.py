@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from chiasm.cohorts.planning import Plan, read_plan
 from chiasm.errors import RecipeError
 from chiasm.recipe import ARMS, Recipe, make_recipe
 from chiasm.training.loop import _cut_log, _signals, _validation_steps
-from chiasm.training.methods import make_players, needs_local_judge
+from chiasm.training.methods import describe_methods, make_players, needs_local_judge
 from conftest import QUICK
 
 
@@ -37,13 +38,15 @@ JUDGES = {
         ("A6", "A6b", "A7", "A8", "A8n", "A9", "A11", "A12", "A13", "A14", "A15", "A16", "C4"), "global local"
     ),
     "C5": "global second",
+    **dict.fromkeys(("srcnn", "srcnn-955", "fcn8", "unet", "fcn3d", "han", "li-cnn"), ""),
+    **dict.fromkeys(("context-gan", "strainet", "gan", "lsgan", "hinge", "wgan", "dcgan", "pix2pix"), "global"),
 }
 
 
 @pytest.mark.parametrize("method", list(ARMS))
 def test_an_arm_has_the_judges_it_asks_and_no_other(method: str, plan: Plan) -> None:
-    asked = recipe(method)
-    players = make_players(asked, plan, 0)
+    asked = recipe(method, generator__scale=1 / 16)
+    players = make_players(asked, replace(plan, patch=(256, 256)), 0)
     there = {
         "global": players.global_judge is not None,
         "second": players.second_judge is not None,
@@ -157,3 +160,13 @@ def test_what_goes_by_confidence_is_refused_where_nobody_has_any(
     with pytest.raises(RecipeError, match=f"{told} goes by the confidence.*method {method}") as caught:
         make_players(asked, plan, 0)
     assert caught.value.reason == "no-local-judge"
+
+
+def test_the_table_of_methods_tells_weights_papers_and_needs() -> None:
+    rows = {row.name: row for row in describe_methods("small")}
+    assert list(rows) == list(ARMS)
+    assert rows["srcnn"].published == 64 * 81 + 64 + 64 * 32 + 32 + 32 * 25 + 1  # 9-1-5 on one channel
+    assert 31_000_000 < rows["unet"].published < 31_100_000 and rows["unet"].weights < rows["unet"].published / 10
+    assert "256" in rows["pix2pix"].needs and "global discriminator" in rows["pix2pix"].needs
+    assert "lesion labels" in rows["C3"].needs and "3D" in rows["fcn3d"].needs
+    assert rows["A7"].needs == "global and local discriminators"

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from chiasm import load
 from chiasm.cohorts.layouts import find_cohort
 from chiasm.cohorts.planning import read_plan
 from chiasm.cohorts.preparation import prepare_case
@@ -25,6 +26,7 @@ from chiasm.recipe import ARMS, Recipe, make_recipe
 from chiasm.storage import read_json, read_toml, sha256_of
 from chiasm.training.loop import Interrupted
 from chiasm.training.run import Run, describe, locked, plan_run, train
+from chiasm.volumes import read_volume
 from conftest import QUICK
 from synthetic_cohort import affine, save, write_brats
 
@@ -198,6 +200,19 @@ def test_every_arm_trains_and_ships_a_model(method: str, toy_cohort: Path, tmp_p
     losses = [line["loss"] for line in lines(tmp_path) if "loss" in line]
     assert losses and np.isfinite(losses).all()  # type: ignore[arg-type]
     assert (tmp_path / "model" / "model.toml").exists()
+
+
+@pytest.mark.parametrize("network", ["fcn3d", "pix2pix", "han", "unet", "toy_networks:Plain"])
+def test_a_network_of_the_literature_or_ones_own_predicts_whole_volumes(
+    network: str, toy_cohort: Path, tmp_path: Path
+) -> None:
+    changes = {"generator__network": network, "data__patch": "auto", "generator__scale": 1 / 16}
+    dims = {"han": "2d", "fcn3d": "3d"}.get(network, "2.5d")
+    run(toy_cohort, tmp_path, recipe("A7", schedule__steps=8, training__validations=1, data__dims=dims, **changes))
+    source = read_volume(next(toy_cohort.rglob("*_t1.nii.gz")))
+    made = load(tmp_path).predict(next(toy_cohort.rglob("*_t1.nii.gz")))
+    assert made.image.geometry == source.geometry and np.isfinite(made.image.array).all()
+    assert made.reliability is not None and made.image.array.std() > 0
 
 
 @pytest.mark.parametrize("dims", ["2d", "2.5d", "3d"])

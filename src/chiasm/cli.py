@@ -250,16 +250,12 @@ def report(
 @app.command()
 def methods(size: Size = "small") -> None:
     """List every method: what it is, whose network, how many weights, what it needs."""
-    from rich.console import Console
-    from rich.table import Table
-
     from chiasm.training.methods import describe_methods
 
-    table = Table("method", "what it is", "network", "weights", "published", "needs")
     for row in describe_methods(size):
-        published = f"{row.published:,}" if row.published else ""
-        table.add_row(row.name, row.words, row.paper, f"{row.weights:,}", published, row.needs)
-    Console().print(table)
+        published = f" ({row.published:,} published)" if row.published else ""
+        told = [row.paper, f"{row.weights:,} weights{published}", *([f"needs {row.needs}"] if row.needs else [])]
+        typer.echo(f"{row.name:12} {row.words}\n{'':12} {'; '.join(told)}")
 
 
 @app.command()
