@@ -7,7 +7,7 @@ from torch.nn import functional
 from chiasm.networks.srcnn import Srcnn, Variant
 from network_checks import convolutions_of, count, kernels_of, measured_field, share_left, tile_differs_by
 
-#: Inputs, outputs, kernel and stride, from the paper's section 4.1 and 4.3.
+#: Inputs, outputs, kernel and stride, from the paper's filter sizes and widths (64 and 32).
 LAYERS: dict[Variant, list[tuple[int, int, int, int]]] = {
     "9-1-5": [(1, 64, 9, 1), (64, 32, 1, 1), (32, 1, 5, 1)],
     "9-5-5": [(1, 64, 9, 1), (64, 32, 5, 1), (32, 1, 5, 1)],

@@ -11,7 +11,8 @@ figure 1 and the list of guidelines in section 3.
 hidden linear layer, no skips.  Batch normalisation follows all but the
 generator's last and the critic's first; rectified in the generator, leaky (0.2)
 in the critic.  Weights start from a normal distribution of 0.02.  The critic's
-channels are those of the authors' released code, for the paper has no table of them.
+channels are those of the authors' code (github.com/Newmu/dcgan_code, faces), for
+we know of no table of them in the paper; the way up agrees with it too.
 
 Departures:
     - the published generator makes an image out of 100 random numbers; ours out of a

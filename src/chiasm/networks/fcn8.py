@@ -15,8 +15,12 @@ rectified; P is a pooling of 2, maximum; dropout of one half follows either 4096
 a score is a convolution of 1 to the output's channels.  Both ups by 2 are
 transposed convolutions of 4 that start as linear interpolation and are learned;
 the last is linear interpolation by 8 and is not learned; scores start at zero.
-All that is the paper's.  The prediction is therefore linear between points eight
-voxels apart: no finer detail can come out of this network.
+The prediction is therefore linear between points eight voxels apart: no finer
+detail can come out of this network.
+
+The layers are held against the authors' code (github.com/shelhamer/
+fcn.berkeleyvision.org, voc-fcn8s), which does not learn the ups by 2.  That the
+paper does, and that scores start at zero, is as we remember it: its text was not at hand.
 
 Departures:
     - weights start from He et al. 2015: no VGG16 weights of ImageNet, on which the

@@ -12,7 +12,9 @@ arXiv:1611.07004, appendix on network architectures ("U-Net", "70 x 70").
 all padded by 1; d is dropout of one half.  Leaky (0.2) on the way down and in the
 critic, rectified on the way up.  Batch normalisation follows all but the first and
 last of either, and the generator's innermost, from which the authors' errata and
-code take it: there one voxel is left, which it would set to zero.  Weights start from a normal distribution of 0.02.
+later code take it: one voxel is left there, which a batch of one would set to zero.
+Weights start from a normal distribution of 0.02.  The layers are held against the
+authors' code (github.com/phillipi/pix2pix, models.lua), not the appendix itself.
 
 Departures:
     - the output is linear, not a hyperbolic tangent; the critic ends in a logit;

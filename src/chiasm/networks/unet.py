@@ -16,7 +16,8 @@ channels, not rectified; [+] sets the skipped features beside it; the head is a
 convolution of 1.  No normalisation.  23 convolutions, 31.0 million weights in 2D.
 Dropout stands at the end of the contracting path, as the text says; that it is of
 one half and behind the 512 and the 1024 channels is the authors' released
-network's (its other deviations from figure 1 are not followed).
+network's (its other deviations from figure 1, rectified up-convolutions and 128
+channels out of the last, are not followed).
 
 Departures:
     - "same" padding in place of valid convolutions and crops, so that the output
