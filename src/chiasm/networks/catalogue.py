@@ -54,6 +54,10 @@ def _srcnn_955(*, in_channels: int, dims: Dims, scale: float) -> nn.Module:
     return Srcnn(in_channels=in_channels, dims=dims, scale=scale, variant="9-5-5")
 
 
+def _pix2pix_32(*, in_channels: int, dims: Dims, scale: float) -> nn.Module:
+    return Pix2PixGenerator(in_channels=in_channels, dims=dims, scale=scale, depth=5)
+
+
 GENERATORS: Mapping[str, Entry] = {
     "srcnn": Entry(Srcnn, "Dong et al., arXiv:1501.00092 (9-1-5)"),
     "srcnn-955": Entry(_srcnn_955, "Dong et al., arXiv:1501.00092 (9-5-5)"),
@@ -63,16 +67,17 @@ GENERATORS: Mapping[str, Entry] = {
     "han": Entry(Han, "Han, Medical Physics 2017", (2,)),
     "li-cnn": Entry(LiCnn, "Li et al., MICCAI 2014"),
     "context-fcn": Entry(ContextFcn, "Nie et al., arXiv:1612.05362"),
-    "strainet": Entry(Strainet, "Nie et al., IJCAI 2018"),
+    "strainet": Entry(Strainet, "Nie et al., IEEE TNNLS 2019"),
     "dcgan": Entry(DcganGenerator, "Radford et al., arXiv:1511.06434"),
     "pix2pix": Entry(Pix2PixGenerator, "Isola et al., arXiv:1611.07004"),
+    "pix2pix-32": Entry(_pix2pix_32, "Isola et al., arXiv:1611.07004, 5 halvings in place of 8"),
 }
 
 CRITICS: Mapping[str, Entry] = {
     "dcgan": Entry(DcganCritic, "Radford et al., arXiv:1511.06434"),
     "patch": Entry(PatchCritic, "Isola et al., arXiv:1611.07004"),
     "context": Entry(ContextCritic, "Nie et al., arXiv:1612.05362"),
-    "strainet": Entry(StrainetCritic, "Nie et al., IJCAI 2018"),
+    "strainet": Entry(StrainetCritic, "Nie et al., IEEE TNNLS 2019"),
 }
 
 
