@@ -9,10 +9,10 @@ its own, and within a line only from names to its left; a test reads this map.
     runners     where independent jobs are done: here, on all cores, by Ray or SLURM
     volumes     what lies on disk: geometry, streams, nifti, metaimage, screening
     cohorts     which files belong together: cases, layouts, splits, intensity, masks, fingerprint, planning,
-                preparation, anatomy, lesions, signals, phantom, attenuation, degradation
+                preparation, anatomy, lesions, signals, phantom
     metrics     figures of merit on arrays with a mask; conventions by name
     networks    tensors to tensors: generator, discriminators, layers, srcnn, fcn8, unet, dcgan, pix2pix, fcn3d, han,
-                li_cnn, context_gan, strainet, sparse_coding, catalogue
+                li_cnn, context_gan, strainet, catalogue
     prediction  a network over a whole volume: tiling, engines, calibration, baselines, manifest, model,
                 synthesis, rivals, folders
     training    how networks learn: batches, losses, attention, methods, cost, health, checkpoints, learner, loop, run
