@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -94,6 +96,19 @@ def test_the_reliability_map_is_judged_beside_its_rivals_and_told_on_the_page(
     assert not {row.method for row in rows} & {row.method for row in done.rows}
     page = done.report.read_text()
     assert "A7 ensemble" in page and "Risk and coverage" in page
+
+
+def test_the_findings_can_be_quoted_in_a_document(finished: tuple[Path, Path, Done]) -> None:
+    _, out, done = finished
+    text = (out / "findings.md").read_text()
+    assert f"- {next(one.verdict for one in done.comparisons if one.primary)}\n" in text
+    lines = {line.split(":")[0].split(" (")[0].strip("| ") for line in text.splitlines() if line.startswith("| ")}
+    assert lines >= {"A1", "A7", "lookup"} and "| A7 map |" in text
+    for name in ("plane", "forest", "calibration", "coverage"):
+        figure = ElementTree.parse(out / "figures" / f"{name}.svg").getroot()
+        used = set(re.findall(r"var\((--[\w-]+)\)", ElementTree.tostring(figure, encoding="unicode")))
+        style = figure.findtext("{http://www.w3.org/2000/svg}style") or ""
+        assert used and all(f"{name}:" in style for name in used)  # it brings the colours that it asks for
 
 
 def test_the_pages_are_made_again_from_files_alone(finished: tuple[Path, Path, Done], tmp_path: Path) -> None:

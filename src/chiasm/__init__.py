@@ -17,7 +17,7 @@ its own, and within a line only from names to its left; a test reads this map.
                 synthesis, rivals, folders
     training    how networks learn: batches, losses, attention, methods, cost, health, checkpoints, learner, loop, run
     evidence    what may be claimed: evaluation, statistics, drawing, gallery, curves, report, pictures,
-                case_pages, folders, reporting, reliability, jobs, findings, study
+                case_pages, folders, reporting, reliability, jobs, findings, digest, study
     pages       what people look at: templates
     demo        the main job on simulated patients
     cli         verbs: parse, call, print

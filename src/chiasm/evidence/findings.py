@@ -116,7 +116,7 @@ def write_findings(path: Path, found: Findings) -> Path:
         "lesions": tabulate_lesions([row for row in found.rows if LESION.fullmatch(row.region)], judged),
         "judged": judged,
         "reliability": _reliability_table(found.rows, list(found.arms)),
-        "rivals": _rival_table(found.rivals),
+        "rivals": rival_table(found.rivals),
         "rival_figures": draw_rivals(found.rivals),
         "curves": draw_curves(found.history),
         "health": describe_health(found.history),
@@ -340,7 +340,7 @@ def _reliability_table(rows: Sequence[Row], arms: Sequence[str]) -> Table | None
     return Table(columns, table)
 
 
-def _rival_table(rows: Sequence[Row]) -> Table | None:
+def rival_table(rows: Sequence[Row]) -> Table | None:
     """The shipped map beside what else is used as a measure of doubt: a line for each, a column for each figure."""
     cases = [row for row in rows if row.case != POOLED and math.isfinite(row.value)]
     values: dict[tuple[str, str, str], list[float]] = {}

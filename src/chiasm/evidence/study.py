@@ -19,6 +19,7 @@ from chiasm.cohorts.cases import Cohort
 from chiasm.cohorts.layouts import find_cohort
 from chiasm.errors import CohortError, RunError
 from chiasm.evidence.curves import read_history
+from chiasm.evidence.digest import write_digest
 from chiasm.evidence.evaluation import Row, read_evaluation, write_evaluation
 from chiasm.evidence.findings import HEALTHY, Findings, write_findings
 from chiasm.evidence.folders import open_predictions
@@ -249,6 +250,7 @@ def conclude(folder: Path, *, pages: int = PAGES, whole: bool = False) -> Done:
         cases=links,
     )
     report = write_findings(folder / "report.html", found)
+    write_digest(folder, found)
     return Done(tuple(rows), tuple(comparisons), (), report)
 
 
