@@ -34,7 +34,8 @@ def _sizes(network: nn.Module) -> str:
     if not hasattr(network, "receptive_field"):
         return ""
     needs = needs_of(network)
-    return f", sees {network.receptive_field}, loses {needs.margin}, from {needs.smallest} in multiples of {needs.multiple}"
+    least = f"from {needs.smallest} in multiples of {needs.multiple}"
+    return f", sees {network.receptive_field}, loses {needs.margin}, {least}"
 
 
 def main() -> None:
