@@ -8,7 +8,7 @@ from torch import Tensor, nn
 class Plain(nn.Module):
     """One convolution that keeps the contract."""
 
-    size_multiple, receptive_field = 1, 1
+    size_multiple, smallest, receptive_field = 1, 1, 1
 
     def __init__(self, *, in_channels: int, dims: int, width: int = 4) -> None:
         super().__init__()

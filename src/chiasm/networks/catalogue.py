@@ -30,8 +30,8 @@ from chiasm.networks.strainet import Strainet, StrainetCritic
 from chiasm.networks.unet import UNet
 
 OWN = "chiasm"  # this project's own networks, which other settings shape
-FOREIGN_MULTIPLE = 32  # what a network of another package is asked for unless it says `size_multiple`
-FOREIGN_REACH = 32  # and `receptive_field`
+#: What is taken of a network of another package that does not say: that it is a U-Net of five halvings or fewer.
+FOREIGN = {"size_multiple": 32, "smallest": 32, "margin": 0, "receptive_field": 32}
 
 Maker = Callable[..., nn.Module]
 
@@ -96,9 +96,8 @@ class Needs(NamedTuple):
 
 
 def needs_of(network: nn.Module) -> Needs:
-    """Read a network's needs; one that does not tell is taken for a U-Net of five halvings or fewer."""
-    multiple = int(getattr(network, "size_multiple", FOREIGN_MULTIPLE))
-    return Needs(multiple, int(getattr(network, "smallest", multiple)), int(getattr(network, "margin", 0)))
+    """Read a network's needs."""
+    return Needs(*(int(getattr(network, name)) for name in ("size_multiple", "smallest", "margin")))
 
 
 def make_network(
@@ -170,6 +169,9 @@ def _make_foreign(name: str, in_channels: int, dims: Dims, options: Mapping[str,
         ) from error
     if not isinstance(network, nn.Module):
         raise RecipeError(f"{name} makes no torch module", reason="network", found=type(network).__name__)
+    for attribute, usual in FOREIGN.items():
+        if not hasattr(network, attribute):
+            setattr(network, attribute, usual)
     return network
 
 
@@ -218,7 +220,7 @@ class SameSize(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network, self.needs = network, needs_of(network)
-        self.receptive_field = int(getattr(network, "receptive_field", FOREIGN_REACH))
+        self.receptive_field = int(getattr(network, "receptive_field", FOREIGN["receptive_field"]))
         self.size_multiple = self.needs.multiple  # so that tiles begin where its coarse grids do
 
     def forward(self, source: Tensor) -> Tensor:

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from chiasm.cohorts.planning import Plan, unlike
 from chiasm.cohorts.preparation import PreparedSource, prepare_source
 from chiasm.networks.catalogue import SameSize
-from chiasm.networks.generator import Generator
 from chiasm.prediction.calibration import apply_calibration
 from chiasm.prediction.engines import Engine
 from chiasm.prediction.model import Model, source_channels
@@ -149,7 +148,7 @@ def synthesise_prepared(
         engine: Device and precision.
         refiner: The second stage like the others, or None; it needs a local discriminator.
     """
-    if not isinstance(generator, Generator):
+    if hasattr(generator, "margin"):  # the literature's networks, which take some sizes only
         generator = SameSize(generator)
     run = engine.wrap(both(generator, local_judge, refiner, channels=source_channels(plan), conditional=conditional))
     source = np.concatenate([source, mask[None]], dtype=np.float32)
