@@ -17,7 +17,7 @@ from chiasm.evidence.evaluation import read_evaluation
 from chiasm.evidence.jobs import read_study
 from chiasm.evidence.study import Done, report, run_study, tell_jobs
 from chiasm.runners import RUNNERS, find_runner
-from chiasm.storage import read_json, read_toml, write_toml
+from chiasm.storage import read_json, read_toml, write_json, write_toml
 from conftest import QUICK, Opened
 from synthetic_cohort import write_brats
 
@@ -128,6 +128,18 @@ def test_the_pages_are_made_again_from_files_alone(finished: tuple[Path, Path, D
 
 
 @pytest.mark.slow
+def test_a_case_that_no_job_scored_is_named_on_the_page(finished: tuple[Path, Path, Done], tmp_path: Path) -> None:
+    _, out, done = finished
+    copy = tmp_path / "copy"
+    shutil.copytree(out, copy, ignore=shutil.ignore_patterns("cache", "checkpoints", "report.html"))
+    notes = read_json(copy / "study.json")
+    notes["study"]["only_folds"] = None  # as if all folds had run: what is then without a figure was left out
+    lost = sorted(set(notes["cases"]) - {row.case for row in done.rows})
+    write_json(copy / "study.json", notes)
+    assert lost and f"left out, as chiasm inspect tells why: {', '.join(lost)}" in report(copy).read_text()
+    assert "left out, as" not in done.report.read_text()
+
+
 def test_the_page_in_a_browser_sorts_leads_to_its_cases_and_needs_no_network(
     finished: tuple[Path, Path, Done], open_page: Callable[..., Opened]
 ) -> None:
@@ -294,6 +306,18 @@ def test_a_variant_of_the_optimiser_or_schedule_has_a_beginning_of_its_own(tmp_p
     lines = tell_jobs(path, tmp_path / "out")
     assert sum("warm-up (generator)" in line for line in lines) == 3
     assert sum("warm-up (judges)" in line for line in lines) == 3
+
+
+def test_a_setting_that_shapes_only_other_networks_makes_no_new_job(tmp_path: Path, toy_cohort: Path) -> None:
+    def keys(**changes: object) -> list[str]:
+        (tmp_path / "study.toml").unlink(missing_ok=True)
+        arms = [line.split()[2] for line in tell_jobs(study_file(tmp_path, toy_cohort, **changes), tmp_path)[:-1]]
+        return [key for key in arms if re.fullmatch("[0-9a-f]{16}", key)]
+
+    scaled = [*SETTINGS, "generator.scale=0.5", "discriminators.scale=0.5"]
+    assert keys() and keys() == keys(set=scaled)
+    literature = {"arms": ["unet", "pix2pix"], "primary": []}
+    assert not set(keys(**literature)) & set(keys(**literature, set=scaled))
 
 
 def test_unknown_runners_list_the_known_ones() -> None:

@@ -30,6 +30,7 @@ from chiasm.errors import ChiasmError, CohortError, RecipeError
 from chiasm.evidence.evaluation import write_evaluation
 from chiasm.evidence.folders import score_folder
 from chiasm.evidence.reliability import judge_maps
+from chiasm.networks.catalogue import OWN
 from chiasm.prediction.baselines import NAMES
 from chiasm.prediction.folders import predict
 from chiasm.recipe import ALIASES, ARMS, IN_WORDS, Attention, Loss, Recipe, Section, find_arm, make_recipe
@@ -394,6 +395,14 @@ def _warm_ups(recipe: Recipe, base: Recipe) -> list[tuple[Kind, Recipe]]:
 
 def _job(out: Path, kind: Kind, recipe: Recipe, content: str, threads: int, warm: Path | None, first: bool) -> Job:
     asked = recipe.model_dump(mode="json", exclude_defaults=True)  # a setting that comes later changes no key
+    for section, network in (
+        ("generator", recipe.generator.network),
+        ("discriminators", recipe.discriminators.global_network),
+    ):
+        if network == OWN and section in asked:  # widths shape these; the scale is of the literature's
+            asked[section].pop("scale", None)
+            if not asked[section]:
+                del asked[section]
     depends = [__version__, REVISION, kind, content, asked, threads, warm and warm.name, first]
     key = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
     name = recipe.method if kind == "arm" else kind

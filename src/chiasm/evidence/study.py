@@ -305,6 +305,10 @@ def _warnings(notes: Mapping[str, Any], rows: Sequence[Row], root: Path) -> list
     told = list(notes["failed"])
     cases = {row.case for row in rows}
     people = {notes["cases"][name]["subject"] for name in cases}
+    asked = Study.model_validate(notes["study"])
+    whole = asked.only_folds is None and not asked.sealed and not notes["failed"]
+    if whole and (left := sorted(set(notes["cases"]) - cases)):
+        told.append(f"left out, as chiasm inspect tells why: {', '.join(left)}")
     if len(people) < FEWEST:
         told.append(f"only {len(people)} subjects: nothing is tested")
     for region in notes["regions"]:
