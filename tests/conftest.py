@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from dicom_patients import Archive, archive
 from synthetic_cohort import write_brats
 
 REAL = Path(os.environ.get("CHIASM_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -79,6 +80,19 @@ def open_page() -> Iterator[Callable[..., Opened]]:
             return Opened(page, requests, errors)
 
         yield opened
+
+
+@pytest.fixture(scope="session")
+def running_archive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Archive]:
+    with archive(tmp_path_factory.mktemp("archive")) as running:
+        yield running
+
+
+@pytest.fixture
+def pacs(running_archive: Archive) -> Archive:
+    """Orthanc on loopback, empty."""
+    running_archive.clear()
+    return running_archive
 
 
 @pytest.fixture(autouse=True, scope="session")

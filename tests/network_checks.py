@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,12 @@ NORMS = nn.BatchNorm2d | nn.BatchNorm3d
 
 def count(network: nn.Module) -> int:
     return sum(value.numel() for value in network.parameters())
+
+
+def weights(make: Callable[..., nn.Module], **numbers: float) -> int:
+    """Count the trainable numbers of a network without drawing them."""
+    with torch.device("meta"):
+        return count(make(**numbers))
 
 
 def weights_of(
@@ -32,6 +38,11 @@ def kernels_of(network: nn.Module) -> list[tuple[int, int, int, int]]:
         (module.in_channels, module.out_channels, module.kernel_size[0], module.stride[0])  # type: ignore[union-attr,misc,index]
         for module in convolutions_of(network)
     ]
+
+
+def kernels(network: nn.Module) -> list[tuple[int, int, int]]:
+    """Inputs, outputs and kernel of every convolution, where no stride matters."""
+    return [found[:3] for found in kernels_of(network)]
 
 
 def positive(network: nn.Module) -> nn.Module:
@@ -151,3 +162,12 @@ def share_left(network: nn.Module, source: Tensor, target: Tensor, *, steps: int
     still = [name for name, value in network.named_parameters() if torch.equal(value, before[name])]
     assert not still, still
     return losses[-1] / losses[0]
+
+
+def share_left_of_blur(network: nn.Module, size: int, dims: int, *, steps: int, rate: float) -> float:
+    """As `share_left`, for two random patches and what a blur and a hyperbolic tangent make of their middle."""
+    torch.manual_seed(0)
+    source, margin = torch.randn(2, 1, *[size] * dims), int(network.margin)  # type: ignore[arg-type]
+    blurred = torch.stack([source.roll(shift, dims=2) for shift in (-1, 0, 1)]).sum(0)
+    middle = (..., *[slice(margin, size - margin)] * dims)
+    return share_left(network, source, blurred.tanh()[middle], steps=steps, rate=rate)

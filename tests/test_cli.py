@@ -8,10 +8,16 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import product
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from chiasm.cli import main
+from chiasm.cohorts.degradation import Degradation, degrade, simulated, thin_grid
+from chiasm.evidence.folders import score_folder
+from chiasm.volumes import read_volume, write_volume
 from conftest import QUICK
 from synthetic_cohort import write_brats
 
@@ -60,6 +66,12 @@ def test_the_four_verbs_go_from_a_folder_to_a_report(tmp_path: Path) -> None:
         (["train", "DATA", "--source", "t1", "--target", "t2", "-o", "OUT", "--accelerator", "abacus"], "abacus"),
         (["train", "DATA", "--source", "t1", "t1", "--target", "t2", "-o", "OUT"], "twice"),
         (["train", "DATA", "--source", "t1", "--target", "t2", "-o", "/proc/x"], "/proc/x"),
+        (["train", "DATA", "--source", "t1", "-o", "OUT"], "--target is missing"),
+        (["train", "DATA", "--source", "t1", "--target", "t2", "-o", "OUT", "--factor", "4"], "super-resolution"),
+        (["plan", "DATA", "--source", "t1", "--task", "super-resolution", "-o", "OUT", "--factor", "1"], "data.factor"),
+        (["plan", "DATA", "--source", "t1", "--task", "super-resolution", "-o", "OUT", "--axis", "x"], "data.axis"),
+        (["plan", "DATA", "--source", "t1", "--task", "sharpening", "-o", "OUT", "--target", "t1"], "data.task"),
+        (["plan", "DATA", "--source", "t1", "--task", "super-resolution", "-o", "OUT", "--factor", "9"], "at least 19"),
         (["predict", "DATA", "DATA", "-o", "OUT"], "holds no model"),
         (["evaluate", "DATA", "DATA", "-o", "OUT"], "predictions.json"),
         (["demo", "--task", "pet-ct", "-o", "OUT"], "t1-t2"),
@@ -74,6 +86,47 @@ def test_a_mistake_ends_in_one_sentence_and_exit_2_with_nothing_half_written(
     assert done.returncode == 2
     assert "Traceback" not in done.stderr and told in done.stderr
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.name != ".lock"]
+
+
+def test_thick_slices_of_one_modality_come_back_thin_by_the_same_verbs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def here(*words: str | Path) -> tuple[int, str]:  # in this process: torch is loaded once
+        with pytest.raises(SystemExit) as done:
+            main(list(map(str, words)))
+        told = capsys.readouterr()
+        return int(done.value.code or 0), told.out + told.err
+
+    data = write_brats(tmp_path / "data", 4)
+    for path in data.rglob("*_t2.nii.gz"):
+        path.unlink()  # one modality is enough
+    run, made = tmp_path / "run", tmp_path / "made"
+    task = ["--source", "t1", "--task", "super-resolution", "--factor", "3", "--axis", "j", "--size", "tiny"]
+    asked = [*task, "--folds", "3", "-o", run, "--set", *(one for one in SETTINGS if "split.folds" not in one)]
+    assert here("train", data, *asked)[0] == 0
+    code, told = here("plan", data, *asked)
+    assert code == 0 and "coronal slices of 3 mm" in told and "become slices of 1 mm" in told
+    code, told = here("predict", run, data, "-o", made, "--only", "test")
+    assert code == 3 and "--degrade" in told
+    assert here("predict", run, data, "-o", made, "--only", "test", "--degrade")[0] == 0
+
+    for path in made.glob("*_t1.nii.gz"):  # had the network changed nothing, it would score as the spline does
+        shown = simulated([read_volume(data / path.name[:8] / path.name)], Degradation(3, "J"))[0]
+        write_volume(path, shown.array, shown.geometry)
+    scored, problems = score_folder(made, data)
+    rows = {(row.case, row.method, row.metric): row.value for row in scored if row.region == "mask"}
+    cases = {case for case, _, _ in rows}
+    assert cases and not problems
+    for case, metric in product(cases, ("mae", "psnr", "ssim")):
+        assert rows[case, "A7", metric] == pytest.approx(rows[case, "bicubic", metric], rel=1e-3)
+
+    fine = read_volume(data / "Toy_0001" / "Toy_0001_t1.nii.gz")
+    thick = degrade([fine], Degradation(3, "J"))[0]
+    write_volume(tmp_path / "thick.nii.gz", thick.array, thick.geometry)
+    assert here("predict", run, tmp_path / "thick.nii.gz", "-o", tmp_path / "thin")[0] == 0
+    thin = read_volume(tmp_path / "thin" / "thick_t1.nii.gz")
+    assert thin.array.shape == (36, 42, 12)  # 14 slices of 3
+    np.testing.assert_allclose(thin.geometry.affine, thin_grid(thick.geometry, Degradation(3, "J")).affine, atol=1e-5)
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:

@@ -14,19 +14,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chiasm.cohorts.cases import Case, Cohort, is_safe_id
-from chiasm.cohorts.layouts import (
-    LAYOUTS,
-    NAMES,
+from chiasm.cohorts.inspection import (
     check_label_values,
     examine_case,
-    find_cohort,
     inspect_cohort,
     inspect_folder,
-    read_manifest,
     region_volumes,
-    select_cases,
-    volumes_below,
 )
+from chiasm.cohorts.layouts import NAMES, find_cohort, select_cases, volumes_below
+from chiasm.cohorts.manifests import read_manifest
+from chiasm.cohorts.patterns import LAYOUTS
 from chiasm.errors import CohortError, VolumeError
 from chiasm.volumes import Volume
 from chiasm.volumes.geometry import Geometry
@@ -369,14 +366,12 @@ def test_notes_of_another_form_are_refused(tmp_path: Path, text: str) -> None:
     assert refusal(tmp_path).path == tmp_path / "cohort.json"
 
 
-def test_dicom_is_recognised_and_says_how_to_convert(tmp_path: Path) -> None:
-    touch(tmp_path, "P1/T1/1-001.dcm", "P1/T1/1-002.dcm", "P1/T2/1-001.dcm")
+def test_dicom_that_is_damaged_says_so(tmp_path: Path) -> None:
+    touch(tmp_path, "P1/T1/1-001.dcm")
+    (tmp_path / "P1/T2").mkdir()
     (tmp_path / "P1/T2/IM0002").write_bytes(bytes(128) + b"DICM" + bytes(4))
-    (tmp_path / "P1/T2/notes").write_bytes(bytes(140))
     for layout in (None, "dicom"):
-        error = refusal(tmp_path, layout)
-        assert (error.reason, error.found) == ("dicom", "4 files in 2 folders")
-        assert "dcm2niix" in str(error)
+        assert refusal(tmp_path, layout).reason == "header"
 
 
 def test_an_unknown_folder_says_what_was_found_and_what_is_known(tmp_path: Path) -> None:
@@ -676,7 +671,10 @@ def test_the_real_folders_are_recognised_and_sound(
 
 
 @pytest.mark.realdata
-def test_real_dicom_is_recognised() -> None:
+def test_real_dicom_is_recognised_in_a_folder_with_a_file_of_its_own() -> None:
     if not (DATA / "dicom").is_dir():
         pytest.skip(f"no scans in {DATA / 'dicom'}; set CHIASM_DATA")
-    assert refusal(DATA / "dicom").reason == "dicom"
+    cohort = find_cohort(DATA / "dicom")
+    assert cohort.layout == "dicom"
+    assert [sorted(case.images) for case in cohort.cases] == [["t1ce", "t2"]]
+    assert [problem.reason for problem in cohort.problems] == ["tilt"]

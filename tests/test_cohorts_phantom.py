@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from chiasm.cohorts.anatomy import find_heads
+from chiasm.cohorts.inspection import inspect_folder
 from chiasm.cohorts.intensity import Pair, agreement, fit_lookup
-from chiasm.cohorts.layouts import inspect_folder
 from chiasm.cohorts.phantom import DIFFICULTIES, Subject, draw_subject, write_cohort
 from chiasm.cohorts.signals import CHANNELS
 from chiasm.errors import RecipeError
@@ -291,3 +291,37 @@ def test_given_heads_are_taken_in_turn_and_a_split_goes_by_head(tmp_path: Path) 
     subject = draw_subject(1, 0, heads=heads, spacing_mm=2.0, difficulty=DIFFICULTIES["easy"])
     assert np.abs(subject.fractions.sum(axis=-1) - 1).max() < 1e-5
     assert 0.9e6 < subject.brain.sum() * 8 < 2.0e6
+
+
+def test_a_held_patient_has_the_same_t1_and_a_t2_that_differs_by_the_movement_alone(tmp_path: Path) -> None:
+    for movement in ("elastic", "held"):
+        write_cohort(tmp_path / movement, 1, 0, spacing_mm=COARSE, misregistration_mm=4.0, movement=movement)
+    moved, held = (inspect_folder(tmp_path / name).cohort.cases[0] for name in ("elastic", "held"))
+    for name, is_moved in (("t1", False), ("t2", True)):
+        a, b = (read_volume(case.images[name]).array for case in (moved, held))
+        assert np.array_equal(a, b) != is_moved
+    truths = [np.load(tmp_path / name / "truth" / "PHANTOM_0001" / "truth.npz") for name in ("elastic", "held")]
+    assert truths[0]["moved_mm"].any()
+    assert not truths[1]["moved_mm"].any()
+    asked = json.loads((tmp_path / "held" / "truth" / "PHANTOM_0001" / "parameters.json").read_text())["asked"]
+    assert asked["movement"] == "held"
+
+
+def test_a_rigid_movement_keeps_distances() -> None:
+    from dataclasses import replace
+
+    rigid = replace(DIFFICULTIES["easy"], misregistration_mm=4.0, movement="rigid")
+    subject = draw_subject(1, 3, heads=None, spacing_mm=COARSE, difficulty=rigid)
+    places = np.moveaxis(np.indices(subject.labels.shape), 0, -1) * COARSE + subject.moved_mm
+    a, b = places[10, 12, 8], places[-9, -7, -12]
+    before = np.linalg.norm((np.array(subject.labels.shape) - (9 + 10, 7 + 12, 12 + 8)) * COARSE)
+    assert np.linalg.norm(b - a) == pytest.approx(before, rel=1e-4)
+    assert np.linalg.norm(subject.moved_mm, axis=-1)[subject.brain].mean() == pytest.approx(4.0, rel=0.4)
+
+
+@pytest.mark.parametrize(
+    ("option", "word"), [({"movement": "wild"}, "held"), ({"misregistration_mm": -1.0}, "0 to 20")]
+)
+def test_a_movement_that_does_not_exist_is_refused(tmp_path: Path, option: dict[str, object], word: str) -> None:
+    with pytest.raises(RecipeError, match=word):
+        write_cohort(tmp_path, 1, 0, **option)  # type: ignore[arg-type]

@@ -269,7 +269,7 @@ def even(tmp_path_factory: pytest.TempPathFactory) -> Cohort:
 
 @pytest.fixture
 def read_once(even: Cohort, seen: Fingerprint, monkeypatch: pytest.MonkeyPatch) -> Cohort:
-    monkeypatch.setattr(planning, "fingerprint", lambda *_: seen)
+    monkeypatch.setattr(planning, "fingerprint", lambda *_, **__: seen)
     return even
 
 
@@ -505,3 +505,37 @@ def test_a_patch_fits_the_refiner_too(cohort: Cohort) -> None:
     deep = make_recipe("A15", "small", {"generator.refiner": (2,) * 7, "data.patch": 32})
     with pytest.raises(RecipeError, match="multiple of 64"):
         planned(cohort, deep)
+
+
+def test_super_resolution_says_what_is_thick_what_becomes_of_it_and_what_the_network_sees(
+    cohort: Cohort, tmp_path: Path
+) -> None:
+    plan = planned(cohort, ask(sources=("t1",), target="t1", task="super-resolution", factor=4, axis="K"))
+    assert str(plan.degradation) == "4 along K, gaussian" and plan.own == 0
+    assert plan.spacing_mm == (1.0, 3.0, 1.0)  # arranged: I, K, J of slices 3 mm apart
+    for words in ("axial slices of 12 mm", "become slices of 3 mm", "cubic spline", "sees coronal slices"):
+        assert words in plan.reasons["degradation"]
+    write_plan(tmp_path / "plan.toml", plan)
+    assert read_plan(tmp_path / "plan.toml") == plan
+    plain = planned(cohort)
+    write_plan(tmp_path / "plain.toml", plain)
+    assert "degradation" not in read_toml(tmp_path / "plain.toml") and plain.own is None
+
+
+def test_statistics_of_super_resolution_are_those_of_training_cases_as_the_network_sees_them(cohort: Cohort) -> None:
+    recipe = ask(sources=("t1",), target="t1", task="super-resolution", factor=3, axis="J")
+    plan = planned(cohort, recipe, ["case00", "case01"])
+    with_less = dataclasses.replace(cohort, cases=cohort.cases[:2])
+    assert planned(with_less, recipe, ["case00", "case01"]) == plan
+    # median_iqr of what is shown is 1.349 by definition; the sharper target's is larger on the same scale
+    assert plan.input_sd[1] > 1.05 * plan.input_sd[0]
+    assert plan.target_sd == plan.input_sd[1]
+
+
+def test_a_target_among_the_sources_is_for_super_resolution_alone(cohort: Cohort) -> None:
+    with pytest.raises(RecipeError, match="'t1' is also a source"):
+        ask(sources=("t1",), target="t1")
+    plan = planned(cohort, ask(sources=("t1",), target="t2", task="super-resolution", factor=2, axis="I"))
+    assert plan.own is None and plan.degradation is not None  # another modality, thin, at once
+    with pytest.raises(ValueError, match="super-resolution alone"):
+        dataclasses.replace(plan, target="t1", degradation=None)

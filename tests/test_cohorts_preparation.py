@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from chiasm.cohorts import preparation
 from chiasm.cohorts.cases import Case
+from chiasm.cohorts.degradation import Axis, Degradation, degrade, interpolated, simulated, thick_mask
 from chiasm.cohorts.planning import Plan
 from chiasm.cohorts.preparation import MARGIN, PreparedCase, prepare_case, prepare_cohort, prepare_source
 from chiasm.errors import ChiasmError, VolumeError
@@ -510,3 +511,73 @@ def test_a_cache_of_before_is_still_found_and_one_with_ranks_is_another(tmp_path
     ranked = prepare_case(case, changed(histogram=True), tmp_path / "cache")
     assert len(list((tmp_path / "cache").iterdir())) == 2
     assert (ranked.source.shape[0], ranked.intensities) == (2, 1)
+
+
+# Super-resolution
+
+
+def thin(axis: Axis, **fields: object) -> Plan:
+    spacing = (1.0, 3.0, 1.0) if axis == "K" else SPACING  # arranged
+    return changed(**{"target": "t1", "degradation": Degradation(4, axis), "spacing_mm": spacing, **fields})
+
+
+@pytest.mark.parametrize("axis", ["I", "J", "K"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_training_case_and_a_thick_scan_of_it_are_shown_to_networks_alike(
+    tmp_path: Path, axis: Axis, masked: bool
+) -> None:
+    plan, how = thin(axis), Degradation(4, axis)
+    case = write_case(tmp_path, 1, gain=3.0, masked=masked)
+    kept = prepare_case(case, plan, tmp_path / "cache")
+    mask = None if case.mask is None else thick_mask(read_volume(case.mask, labels=True), how)
+    shown = prepare_source(simulated(sources_of(case), how), plan, mask)
+    np.testing.assert_array_equal(kept.source, shown.array)
+    assert not (kept.mask & ~shown.mask).any()
+    unknown = shown.mask & ~kept.mask  # the thick slices' rim beyond the thin ones'
+    assert unknown.mean() < 0.1 and unknown.any()
+    thick = degrade(sources_of(case), how)  # 36, 40 and 12 slices are multiples of 4
+    scanned = prepare_source(interpolated(thick, how), plan, mask)
+    np.testing.assert_allclose(scanned.array, shown.array, atol=1e-4)
+    np.testing.assert_allclose(scanned.grid.affine, shown.grid.affine, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["median_iqr", "rank"])
+def test_target_and_source_of_super_resolution_share_one_scale(tmp_path: Path, kind: str) -> None:
+    plan = thin("J", source_kinds=(kind,), target_kind=kind)
+    case = write_case(tmp_path, 1, gain=3.0)
+    kept = prepare_case(case, plan, tmp_path / "cache")
+    scale = prepare_source(simulated(sources_of(case), Degradation(4, "J")), plan).maps[0]
+    raw = read_volume(case.images["t1"])
+    box = tuple(slice(*ends) for ends in _ends(raw.geometry.affine, kept.grid))
+    np.testing.assert_allclose(kept.target, np.where(kept.mask, scale.apply(raw.array[box]), 0), atol=1e-5)
+    assert kept.own == 0
+
+
+def _ends(affine: np.ndarray, grid: Geometry) -> list[tuple[int, int]]:
+    start = np.rint(np.linalg.inv(affine) @ grid.affine[:, 3])[:3].astype(int)
+    return list(zip(start.tolist(), (start + grid.shape).tolist()))
+
+
+def test_axial_slices_that_are_thick_are_shown_edge_on(tmp_path: Path) -> None:
+    case = write_case(tmp_path, 1)
+    upright, turned = (prepare_case(case, thin(axis), tmp_path / axis) for axis in ("J", "K"))
+    assert np.argmin(upright.mask.shape) == 2 and np.argmin(turned.mask.shape) == 1  # of 36, 40 and 12 slices
+    assert turned.labels is not None and upright.labels is not None
+    both = np.minimum(turned.target.shape, np.array(upright.target.shape)[[0, 2, 1]])
+    assert turned.labels.sum() == pytest.approx(upright.labels.sum(), rel=0.2) and (both > 8).all()
+
+
+def test_other_thick_slices_are_another_entry_of_the_cache_and_synthesis_keeps_its_own(tmp_path: Path) -> None:
+    case, cache = write_case(tmp_path, 1), tmp_path / "cache"
+    plans = [PLAN, thin("J"), thin("I"), thin("J", degradation=Degradation(3, "J"))]
+    for plan in plans:
+        prepare_case(case, plan, cache)
+    assert len(list(cache.iterdir())) == len(plans)
+    # the name under which 0.1.0 kept it
+    assert preparation._key(case, PLAN) == preparation._key(case, changed(degradation=None))
+
+
+def test_slices_too_few_for_the_factor_are_named(tmp_path: Path) -> None:
+    case = write_case(tmp_path, 1)
+    prepared, problems = prepare_cohort([case], thin("K", degradation=Degradation(6, "K")), tmp_path / "cache")
+    assert not prepared and problems[0].reason == "too-few-slices" and "case01" in problems[0].message

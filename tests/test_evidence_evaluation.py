@@ -102,6 +102,22 @@ def test_the_mask_comes_first_and_every_figure_has_a_unit_and_a_convention() -> 
     assert {row.convention for row in rows} == {describe("chiasm", RANGE, "SD")}
 
 
+def test_errors_of_ct_are_told_in_attenuation_too_and_those_of_mr_are_not() -> None:
+    _, _, mask, labels = patient()
+    target = np.where(mask, 0, -1000).astype(np.float32)
+    prediction = target + np.where(labels == 1, 1000, np.where(labels == 2, -100, 0)).astype(np.float32)
+    rows = evaluated(prediction=prediction, target=target, unit="HU", data_range=(-1024, 3071))
+    found = values(rows)
+    # water taken for bone of 1000 HU: 2000 * 5.1e-5 + 4.71e-2 - 0.096; for fat of -100 HU: 100 * 9.6e-5
+    assert found["TC", "mae_mu"] == pytest.approx(0.0531, abs=1e-6)
+    core, rest = (labels == 1).sum(), (labels == 2).sum()
+    assert found["WT", "mae_mu"] == pytest.approx((0.0531 * core + 0.0096 * rest) / (core + rest), abs=1e-6)
+    assert found["mask", "mae_mu"] == pytest.approx((0.0531 * core + 0.0096 * rest) / mask.sum(), rel=1e-4)
+    assert {row.unit for row in rows if row.metric == "mae_mu"} == {"1/cm"}
+    assert "mae_mu (1/cm)" in " ".join(format_table(rows))
+    assert not [row for row in evaluated() if row.metric == "mae_mu"]
+
+
 @pytest.mark.parametrize("convention", ["chiasm", "synthrad2025"])
 def test_what_lies_outside_the_mask_changes_nothing_but_the_whole_image(convention: str) -> None:
     prediction, target, mask, _ = patient()

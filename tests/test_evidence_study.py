@@ -28,6 +28,9 @@ SETTINGS = [
 ]
 
 
+THIN = ("data.task=super-resolution", "data.factor=3", "data.axis=J")
+
+
 def study_file(folder: Path, cohort: Path, **changes: object) -> Path:
     content = {
         "data": str(cohort), "source": ["t1"], "target": "t2", "arms": ["A1", "A7"], "folds": 3, "only_folds": [0],
@@ -235,6 +238,8 @@ def test_a_job_that_fails_is_named_and_the_others_are_done(toy_cohort: Path, tmp
         ({"arms": ["A1", "A7", "sharp"], "variants": {"sharp": []}}, "variants.sharp"),
         ({"variants": {"A7": ["A1"]}}, "'A7' is called like an arm"),
         ({"arms": ["A1", "A7", "lookup"], "variants": {"lookup": ["A1"]}}, "'lookup' is called like"),
+        ({"target": "t1"}, "also a source"),
+        ({"target": "t1", "set": [*SETTINGS, *THIN], "reliability": "A7"}, "super-resolution yet"),
     ],
 )
 def test_an_impossible_study_is_refused_before_anything_runs(
@@ -318,6 +323,12 @@ def test_a_setting_that_shapes_only_other_networks_makes_no_new_job(tmp_path: Pa
     assert keys() and keys() == keys(set=scaled)
     literature = {"arms": ["unet", "pix2pix"], "primary": []}
     assert not set(keys(**literature)) & set(keys(**literature, set=scaled))
+
+
+def test_super_resolution_of_one_modality_is_a_study_like_others(tmp_path: Path, toy_cohort: Path) -> None:
+    told = tell_jobs(study_file(tmp_path, toy_cohort, target="t1", set=[*SETTINGS, *THIN]), tmp_path)
+    other = tell_jobs(study_file(tmp_path, toy_cohort), tmp_path)
+    assert len(told) == len(other) > 4 and told != other
 
 
 def test_unknown_runners_list_the_known_ones() -> None:

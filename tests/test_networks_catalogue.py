@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest.mock import Mock
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -18,6 +20,11 @@ from chiasm.networks.catalogue import (
     make_network,
     needs_of,
 )
+from chiasm.prediction import synthesis
+from chiasm.prediction.engines import Engine
+from chiasm.prediction.synthesis import predict_stage
+from network_checks import lively
+from synthetic_cohort import plan_of
 
 THIN = 1 / 16
 EVERY = [(name, dims) for name, entry in GENERATORS.items() for dims in entry.dims]
@@ -110,3 +117,69 @@ def test_wrong_patches_dimensions_and_channels_are_refused_with_what_is_possible
         check_contract(two, "toy_networks:TwoChannels", 1, (16, 16))
     with pytest.raises(RecipeError, match="dcgan, patch, context"):
         make_critic("judge", in_channels=2, dims=2)
+
+
+@pytest.mark.parametrize("name", ["fcn3d", "li-cnn", "context-fcn", "srcnn"])
+def test_a_volume_in_exact_tiles_equals_the_volume_in_one_pass(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Valid convolutions take a larger patch than they give: tiles must meet without a seam all the same."""
+    torch.manual_seed(0)
+    network = lively(make_network(name, in_channels=1, dims=3, scale=THIN))
+    source = np.random.default_rng(0).normal(size=(1, 61, 12, 11)).astype(np.float32)
+    mask, engine = np.ones(source.shape[1:], bool), Engine.pick("cpu", "32-true")
+    plan = plan_of(dims=3, slices=1, patch=(32, 32, 32))
+    made, passes = [], []
+    for tile in (96, 16):
+        monkeypatch.setattr(synthesis, "TILE", tile)
+        counted = Mock(side_effect=network.forward)
+        with monkeypatch.context() as patched:
+            patched.setattr(network, "forward", counted)
+            made.append(predict_stage(network, source, mask, plan=plan, engine=engine))
+        passes.append(counted.call_count)
+    assert passes[0] == 1 < passes[1]
+    np.testing.assert_allclose(made[1], made[0], atol=1e-5 * float(made[0].std()) + 1e-6)
+
+
+class Starved(nn.Module):
+    """A network that misses a package, and says so only when it runs."""
+
+    def __init__(self, *, in_channels: int, dims: int) -> None:
+        super().__init__()
+        self.body = nn.Conv2d(in_channels, 1, 1)
+
+    def forward(self, source: Any) -> Any:
+        """Fail as MONAI's optional imports do."""
+        raise ImportError("from einops import rearrange (No module named 'einops').\n\nFor details about installing")
+
+
+def test_a_package_that_is_missed_only_at_run_time_is_named_in_one_sentence() -> None:
+    starved = make_network("test_networks_catalogue:Starved", in_channels=1, dims=2)
+    with pytest.raises(RecipeError, match=r"needs a package that is not installed .*einops.*chiasm\[monai\]") as caught:
+        check_contract(starved, "monai:Starved", 1, (32, 32))
+    assert "\n" not in str(caught.value) and caught.value.reason == "no-package"
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_monais_swin_unetr_keeps_the_contract(dims: Any) -> None:
+    pytest.importorskip("monai", reason="MONAI is not installed")
+    pytest.importorskip("einops", reason="einops, which MONAI's transformers need, is not installed")
+    swin = make_network("monai:SwinUNETR", in_channels=2, dims=dims, options={"feature_size": 12})
+    check_contract(swin, "monai:SwinUNETR", 2, (64,) * dims)
+
+
+def test_a_misspelt_class_lists_those_like_it() -> None:
+    pytest.importorskip("monai", reason="MONAI is not installed")
+    with pytest.raises(RecipeError, match=r"no class SwinUnetr in monai .*one of SwinUNETR"):
+        make_network("monai:SwinUnetr", in_channels=1, dims=2)
+    with pytest.raises(RecipeError, match=r"no class Zebra in toy_networks .*one of Plain, TwoChannels"):
+        make_network("toy_networks:Zebra", in_channels=1, dims=2)
+    for nameless in (":Plain", "toy_networks:"):
+        with pytest.raises(RecipeError, match=r"there is no network .*package\.module:CLASS"):
+            make_network(nameless, in_channels=1, dims=2)
+
+
+@pytest.mark.parametrize("name", list(CRITICS))
+def test_a_critic_without_normalisation_has_a_bias_in_its_place(name: str) -> None:
+    plain = make_critic(name, in_channels=2, dims=2, scale=THIN, norm="none")
+    parts = list(plain.modules())
+    assert not any(isinstance(part, nn.BatchNorm2d) for part in parts)
+    assert all(part.bias is not None for part in parts if isinstance(part, nn.Conv2d))

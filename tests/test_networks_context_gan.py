@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from chiasm.networks.context_gan import ContextCritic, ContextFcn
-from reference_networks import farthest_seen, kernels, lively, loss_left, tile_error, weights
+from network_checks import kernels, lively, measured_field, share_left_of_blur, tile_differs_by, weights
 
 #: Inputs, outputs, kernel: the generator's layer table.
 TABLE = [
@@ -49,26 +49,26 @@ def test_a_patch_of_32_gives_one_of_16() -> None:
 @pytest.mark.parametrize("dims", [2, 3])
 def test_an_impulse_reaches_as_far_as_the_receptive_field_and_no_farther(dims: int) -> None:
     network = ContextFcn(in_channels=2, dims=dims, scale=0.05)  # type: ignore[arg-type]
-    assert farthest_seen(network, 2, dims) == network.receptive_field == 4 + 3 + 4 + 4
+    assert measured_field(network, 2, dims, others=17) == network.receptive_field == 4 + 3 + 4 + 4
 
 
 @pytest.mark.parametrize(("dims", "size"), [(2, 24), (3, 20)])
 def test_the_generator_learns_one_patch(dims: int, size: int) -> None:
     torch.manual_seed(0)
     network = ContextFcn(in_channels=1, dims=dims, scale=0.25)  # type: ignore[arg-type]
-    assert loss_left(network, size, dims, 60, 1e-2) < 0.1
+    assert share_left_of_blur(network, size, dims, steps=60, rate=1e-2) < 0.1
 
 
 @pytest.mark.parametrize("dims", [2, 3])
 def test_a_tile_with_its_halo_equals_the_whole_and_with_less_it_does_not(dims: int) -> None:
-    network = ContextFcn(in_channels=1, dims=dims, scale=0.07)  # type: ignore[arg-type]
-    assert tile_error(network, network.receptive_field, 5, dims, 18) < 1e-5
-    assert tile_error(network, network.receptive_field - 3, 5, dims, 18) > 1e-5
+    network = ContextFcn(in_channels=1, dims=dims, scale=0.15)  # type: ignore[arg-type]
+    assert tile_differs_by(network, 1, dims, 18) < 1e-5
+    assert tile_differs_by(network, 1, dims, 18, short=3) > 1e-5
 
 
 @pytest.mark.parametrize("dims", [2, 3])
 def test_the_critic_equals_its_parts_applied_one_by_one(dims: int) -> None:
-    critic = lively(ContextCritic(in_channels=2, dims=dims, scale=0.1))  # type: ignore[arg-type]
+    critic = lively(ContextCritic(in_channels=2, dims=dims, scale=0.1)).double()  # type: ignore[arg-type]
     mean, sd = torch.tensor([1.0, -2.0]), torch.tensor([0.5, 4.0])
     critic.standardise.set_input_statistics(mean, sd)  # type: ignore[operator,union-attr]
     pool = nn.MaxPool2d(2) if dims == 2 else nn.MaxPool3d(2)

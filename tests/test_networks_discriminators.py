@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -55,6 +56,22 @@ def test_all_but_the_heads_are_spectrally_normalised() -> None:
         assert parametrize.is_parametrized(part) == (name != "heads")
     assert not any(map(parametrize.is_parametrized, convolutions(make_local(spectral_norm=False)).values()))
     assert all(map(parametrize.is_parametrized, convolutions(make_global(spectral_norm=True)).values()))
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_a_normalised_weight_is_the_raw_one_over_numpys_largest_singular_value(dims: int) -> None:
+    torch.manual_seed(0)
+    judge = make_global(dims, spectral_norm=True).train()
+    images = torch.randn(2, 2, *[16] * dims)
+    for _ in range(200):  # one power iteration each, from which the singular value settles
+        judge(images)
+    judge.eval()
+    for part in convolutions(judge).values():
+        raw = part.parametrizations.weight.original.detach().numpy()  # type: ignore[union-attr,operator]
+        largest = np.linalg.svd(raw.reshape(len(raw), -1), compute_uv=False)[0]
+        assert isinstance(part.weight, Tensor)
+        np.testing.assert_allclose(part.weight.detach().numpy(), raw / largest, rtol=1e-3)
+        assert largest != pytest.approx(1, abs=0.05)
 
 
 def test_the_power_iteration_stands_still_in_evaluation() -> None:

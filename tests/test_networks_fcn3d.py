@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from chiasm.networks.fcn3d import Fcn3d
-from reference_networks import farthest_seen, kernels, loss_left, tile_error, weights
+from network_checks import kernels, measured_field, share_left_of_blur, tile_differs_by, weights
 
 #: Inputs, outputs, kernel: the layer table of the authors' configuration.
 TABLE = [
@@ -39,21 +39,21 @@ def test_it_is_3d_unless_told_otherwise_and_a_patch_of_32_gives_one_of_24() -> N
 @pytest.mark.parametrize("dims", [2, 3])
 def test_an_impulse_reaches_as_far_as_the_receptive_field_and_no_farther(dims: int) -> None:
     network = Fcn3d(in_channels=2, dims=dims, scale=0.05)  # type: ignore[arg-type]
-    assert farthest_seen(network, 2, dims) == network.receptive_field == 2 + 4 + 2 + 4
+    assert measured_field(network, 2, dims, others=9) == network.receptive_field == 2 + 4 + 2 + 4
 
 
 @pytest.mark.parametrize("dims", [2, 3])
 def test_it_learns_one_patch(dims: int) -> None:
     torch.manual_seed(0)
     network = Fcn3d(in_channels=1, dims=dims, scale=0.25)  # type: ignore[arg-type]
-    assert loss_left(network, 12, dims, 120, 2e-3) < 0.1
+    assert share_left_of_blur(network, 12, dims, steps=120, rate=2e-3) < 0.1
 
 
 @pytest.mark.parametrize("dims", [2, 3])
 def test_a_tile_with_its_halo_equals_the_whole_and_with_less_it_does_not(dims: int) -> None:
     network = Fcn3d(in_channels=1, dims=dims, scale=0.1)  # type: ignore[arg-type]
-    assert tile_error(network, network.receptive_field, 5, dims, 11) < 1e-5
-    assert tile_error(network, network.receptive_field - 3, 5, dims, 11) > 1e-5
+    assert tile_differs_by(network, 1, dims, 11) < 1e-5
+    assert tile_differs_by(network, 1, dims, 11, short=3) > 1e-5
 
 
 def test_the_smallest_image_gives_one_voxel_and_smaller_ones_are_refused() -> None:

@@ -7,7 +7,7 @@ from torch.nn import functional
 
 from chiasm.networks import han
 from chiasm.networks.han import Han, pool, unpool
-from reference_networks import farthest_seen, kernels, loss_left, tile_error, weights
+from network_checks import kernels, measured_field, share_left_of_blur, tile_differs_by, weights
 
 #: Inputs and outputs of the 27 convolutions: VGG16's, from one channel, and the mirror with its skips.
 ENCODER = [
@@ -78,18 +78,18 @@ def test_an_impulse_reaches_as_far_as_the_receptive_field_and_no_farther(monkeyp
     monkeypatch.setattr(han, "unpool", lambda pooled, _: functional.interpolate(pooled, scale_factor=2.0))
     network = Han(in_channels=2, scale=1 / 512)
     # 2, 2, 3, 3, 3 convolutions either way on grids of 1, 2, 4, 8, 16, and the window of 32 itself
-    assert farthest_seen(network, 2, 2, 32) == network.receptive_field == 2 * (2 + 4 + 12 + 24 + 48) + 31
+    assert measured_field(network, 2, 2, others=32) == network.receptive_field == 2 * (2 + 4 + 12 + 24 + 48) + 31
 
 
 def test_it_learns_one_slice() -> None:
     torch.manual_seed(0)
-    assert loss_left(Han(in_channels=1, scale=0.06), 32, 2, 100, 1e-2) < 0.1
+    assert share_left_of_blur(Han(in_channels=1, scale=0.06), 32, 2, steps=100, rate=1e-2) < 0.1
 
 
 def test_a_tile_with_its_halo_equals_the_whole_and_with_less_it_does_not() -> None:
     network = Han(in_channels=1, scale=0.02)
-    assert tile_error(network, -(-network.receptive_field // 32) * 32, 32, 2, 32) < 1e-5
-    assert tile_error(network, 32, 32, 2, 32) > 1e-5
+    assert tile_differs_by(network, 1, 2, 32) < 1e-5
+    assert tile_differs_by(network, 1, 2, 32, short=network.receptive_field - 32) > 1e-5
 
 
 def test_three_axes_are_refused() -> None:

@@ -6,7 +6,7 @@ import torch
 from scipy.signal import correlate
 
 from chiasm.networks.li_cnn import LiCnn
-from reference_networks import farthest_seen, kernels, lively, loss_left, tile_error, weights
+from network_checks import kernels, lively, measured_field, share_left_of_blur, tile_differs_by, weights
 
 
 def test_it_has_the_37761_weights_of_the_paper() -> None:
@@ -23,7 +23,7 @@ def test_a_patch_of_15_gives_one_of_3() -> None:
 
 
 def test_a_voxel_equals_scipys_correlations() -> None:
-    network = lively(LiCnn(in_channels=1, dims=2))
+    network = lively(LiCnn(in_channels=1, dims=2)).double()
     image = np.random.default_rng(0).normal(size=(15, 15))
     (first, second, last) = ([value.detach().numpy() for value in part.parameters()] for part in network.convolutions)  # type: ignore[union-attr]
     hidden = [np.maximum(correlate(image, w[0], "valid") + b, 0) for w, b in zip(*first)]
@@ -36,20 +36,20 @@ def test_a_voxel_equals_scipys_correlations() -> None:
 @pytest.mark.parametrize("dims", [2, 3])
 def test_an_impulse_reaches_as_far_as_the_receptive_field_and_no_farther(dims: int) -> None:
     network = LiCnn(in_channels=2, dims=dims, scale=0.2)  # type: ignore[arg-type]
-    assert farthest_seen(network, 2, dims) == network.receptive_field
+    assert measured_field(network, 2, dims, others=13) == network.receptive_field
 
 
 @pytest.mark.parametrize("dims", [2, 3])
 def test_it_learns_one_patch(dims: int) -> None:
     torch.manual_seed(0)
     network = LiCnn(in_channels=1, dims=dims, scale=1.0)  # type: ignore[arg-type]
-    assert loss_left(network, 15, dims, 200, 5e-4) < 0.1
+    assert share_left_of_blur(network, 15, dims, steps=200, rate=5e-4) < 0.1
 
 
 @pytest.mark.parametrize("dims", [2, 3])
 def test_a_tile_with_its_halo_equals_the_whole(dims: int) -> None:
     network = LiCnn(in_channels=1, dims=dims, scale=0.3)  # type: ignore[arg-type]
-    assert tile_error(network, 6, 5, dims, 13) < 1e-5
+    assert tile_differs_by(network, 1, dims, 13) < 1e-5
 
 
 def test_small_images_and_impossible_settings_are_refused() -> None:

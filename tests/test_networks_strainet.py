@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from chiasm.networks.strainet import StochasticBranch, StochasticUnit, Strainet, StrainetCritic, VaryingConvolution
-from reference_networks import farthest_seen, kernels, lively, loss_left, tile_error, weights
+from network_checks import kernels, lively, measured_field, share_left_of_blur, tile_differs_by, weights
 
 
 def unit(a: int, b: int, dims: int) -> int:
@@ -47,7 +47,7 @@ def test_the_critics_weights_are_those_of_the_layer_table(dims: int) -> None:
 @pytest.mark.parametrize("dims", [2, 3])
 def test_an_impulse_reaches_as_far_as_the_receptive_field_and_no_farther(dims: int) -> None:
     network = Strainet(in_channels=2, dims=dims, scale=1 / 64)  # type: ignore[arg-type]
-    assert farthest_seen(network, 2, dims, 8) == network.receptive_field
+    assert measured_field(network, 2, dims, others=8) == network.receptive_field
 
 
 @pytest.mark.parametrize("dims", [2, 3])
@@ -55,14 +55,14 @@ def test_it_learns_one_patch(dims: int) -> None:
     torch.manual_seed(0)
     # with all branches: one left out is an error on a single patch, which no training can take away
     network = Strainet(in_channels=1, dims=dims, scale=0.15, drop=0.0)  # type: ignore[arg-type]
-    assert loss_left(network, 8, dims, 120, 3e-3) < 0.1
+    assert share_left_of_blur(network, 8, dims, steps=120, rate=3e-3) < 0.1
 
 
 @pytest.mark.parametrize("dims", [2, 3])
 def test_a_tile_with_its_halo_equals_the_whole_and_with_less_it_does_not(dims: int) -> None:
     network = Strainet(in_channels=1, dims=dims, scale=0.07)  # type: ignore[arg-type]
-    assert tile_error(network, -(-network.receptive_field // 8) * 8, 8, dims, 16) < 1e-5
-    assert tile_error(network, 24, 8, dims, 16) > 1e-5
+    assert tile_differs_by(network, 1, dims, 16) < 1e-5
+    assert tile_differs_by(network, 1, dims, 16, short=network.receptive_field - 24) > 1e-5
 
 
 def test_a_branch_is_left_out_whole_and_its_mean_over_training_is_what_inference_takes() -> None:
@@ -93,7 +93,7 @@ def test_training_draws_anew_and_inference_does_not() -> None:
 
 @pytest.mark.parametrize("dims", [2, 3])
 def test_the_varying_convolution_uses_at_each_voxel_the_mixture_of_kernels_predicted_there(dims: int) -> None:
-    layer = lively(VaryingConvolution(3, dims=dims, basis=4))  # type: ignore[arg-type]
+    layer = lively(VaryingConvolution(3, dims=dims, basis=4)).double()  # type: ignore[arg-type]
     features = torch.randn(1, 3, *[6] * dims, dtype=torch.float64)
     with torch.no_grad():
         made = layer(features)
@@ -110,14 +110,14 @@ def test_the_varying_convolution_uses_at_each_voxel_the_mixture_of_kernels_predi
 
 
 def test_one_basis_kernel_is_a_plain_convolution() -> None:
-    layer = lively(VaryingConvolution(3, dims=2, basis=1))
+    layer = lively(VaryingConvolution(3, dims=2, basis=1)).double()
     features = torch.randn(1, 3, 6, 6, dtype=torch.float64)
     torch.testing.assert_close(layer(features), layer.kernels(features))  # type: ignore[operator]
 
 
 @pytest.mark.parametrize("dims", [2, 3])
 def test_a_logit_of_the_critic_sees_its_place_and_all_sizes_of_16_and_more_are_taken(dims: int) -> None:
-    critic = lively(StrainetCritic(in_channels=2, dims=dims, scale=0.1))  # type: ignore[arg-type]
+    critic = lively(StrainetCritic(in_channels=2, dims=dims, scale=0.1)).double()  # type: ignore[arg-type]
     assert critic.smallest == 16
     for size, logits in ((16, 1), (17, 2), (32, 2)):
         assert critic(torch.zeros(1, 2, size, *[16] * (dims - 1)).double()).shape[2:] == (logits, *[1] * (dims - 1))
@@ -129,7 +129,7 @@ def test_a_logit_of_the_critic_sees_its_place_and_all_sizes_of_16_and_more_are_t
 
 
 def test_the_critic_standardises_its_inputs_first() -> None:
-    critic = lively(StrainetCritic(in_channels=2, dims=2, scale=0.1))
+    critic = lively(StrainetCritic(in_channels=2, dims=2, scale=0.1)).double()
     images = torch.randn(1, 2, 16, 16, dtype=torch.float64)
     plain = critic(images)
     critic.standardise.set_input_statistics(torch.tensor([1.0, -2.0]), torch.tensor([0.5, 4.0]))  # type: ignore[operator,union-attr]

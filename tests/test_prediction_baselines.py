@@ -17,6 +17,8 @@ from chiasm.errors import ChiasmError, RecipeError, RunError
 from chiasm.prediction.baselines import NAMES, Baselines, fit_baselines, load_baselines, save_baselines
 from chiasm.volumes import Geometry
 
+PLAIN = tuple(name for name in NAMES if name != "bicubic")  # of synthesis
+
 
 def grid(shape: tuple[int, int, int], origin: tuple[float, float, float], spacing: float = 2.0) -> Geometry:
     affine = np.diag([spacing, spacing, spacing, 1.0])
@@ -44,7 +46,7 @@ def fitted() -> Baselines:
     return fit_baselines([case(number) for number in range(4)])
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PLAIN)
 def test_a_guess_has_the_masks_shape_and_is_zero_outside(name: str, fitted: Baselines) -> None:
     unseen = case(9)
     guess = predicted(fitted, name, unseen)
@@ -64,7 +66,7 @@ def test_further_sources_change_nothing(fitted: Baselines) -> None:
 
     unseen = case(9)
     again = fit_baselines([doubled(case(number)) for number in range(4)])
-    for name in NAMES:
+    for name in PLAIN:
         assert np.array_equal(predicted(again, name, doubled(unseen)), predicted(fitted, name, unseen))
 
 
@@ -134,7 +136,7 @@ def test_cases_weigh_nothing_outside_their_masks() -> None:
 def test_an_unseen_target_has_no_influence(fitted: Baselines) -> None:
     unseen = case(9)
     again = replace(unseen, target=np.full_like(unseen.target, np.nan))
-    for name in NAMES:
+    for name in PLAIN:
         assert predicted(fitted, name, again).tobytes() == predicted(fitted, name, unseen).tobytes()
 
 
@@ -150,10 +152,10 @@ def test_what_is_saved_is_what_is_loaded(tmp_path: Path, fitted: Baselines) -> N
     save_baselines(tmp_path, fitted)
     again = load_baselines(tmp_path)
     unseen = case(9)
-    for name in NAMES:
+    for name in PLAIN:
         assert predicted(again, name, unseen).tobytes() == predicted(fitted, name, unseen).tobytes()
     assert again.fitted_on == ("case-0", "case-1", "case-2", "case-3")
-    assert again.names == NAMES
+    assert again.names == PLAIN
     assert sorted(path.name for path in tmp_path.iterdir()) == ["baselines.json", "baselines.safetensors"]
 
 
@@ -197,3 +199,20 @@ def test_baselines_never_load_torch() -> None:
         "assert not {'torch', 'pandas', 'scipy.stats', 'matplotlib'} & set(sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
+
+
+def test_super_resolution_has_bicubic_in_place_of_identity_and_keeps_it_on_disk(tmp_path: Path) -> None:
+    training = [replace(case(number), own=0) for number in range(3)]
+    fitted = fit_baselines(training)
+    assert fitted.names == ("bicubic", "mean", "histogram", "lookup")
+    np.testing.assert_array_equal(
+        predicted(fitted, "bicubic", training[0]), np.where(training[0].mask, training[0].source[0], 0)
+    )
+    save_baselines(tmp_path, fitted)
+    assert load_baselines(tmp_path).names == fitted.names
+    with pytest.raises(RecipeError, match="bicubic"):
+        predicted(fitted, "identity", training[0])
+    plain = fit_baselines([replace(one, own=None) for one in training])
+    assert plain.names == ("identity", "mean", "histogram", "lookup")
+    save_baselines(tmp_path, plain)
+    assert load_baselines(tmp_path).own is None

@@ -33,6 +33,12 @@ def test_it_comes_back_as_it_was(tmp_path: Path) -> None:
         (lambda c: c["cases"][0].update(reliability="deeper/map.nii"), "outside"),
         (lambda c: c["cases"][0].update(image=".."), "outside"),
         (lambda c: c["cases"][0].update(image=""), "outside"),
+        (lambda c: c["cases"][0].update(image="p1\0.nii"), "outside"),
+        (lambda c: c["cases"][0].update(image="."), "outside"),
+        (lambda c: c["cases"][0].update(mask="C:\\p1.nii"), "outside"),
+        (lambda c: c["cases"][0].update(case="a/b"), "no file may be called"),
+        (lambda c: c["cases"][0].update(case=".."), "no file may be called"),
+        (lambda c: c["cases"].append(c["cases"][0]), "twice"),
         (lambda c: c["cases"][0].update(role="judge"), "role"),
         (lambda c: c.pop("model"), "model"),
         (lambda c: c.update(seed="x"), "seed"),
@@ -47,7 +53,19 @@ def test_a_changed_one_is_refused(change, told: str, tmp_path: Path) -> None:  #
         read_manifest(tmp_path)
 
 
-@pytest.mark.parametrize("noise", [b"", b"{", b"[1, 2]", b"null", b"\xff\xfe\x00"])
+def test_a_link_that_leads_out_of_the_folder_is_refused_and_one_inside_is_not(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    write_manifest(folder, MANIFEST)
+    (folder / "p1_t2.nii.gz").symlink_to(folder / "p1_mask.nii.gz")
+    assert read_manifest(folder) == MANIFEST
+    (tmp_path / "elsewhere.nii.gz").touch()
+    (folder / "p1_mask.nii.gz").symlink_to(tmp_path / "elsewhere.nii.gz")
+    with pytest.raises(RunError, match="outside"):
+        read_manifest(folder)
+
+
+@pytest.mark.parametrize("noise", [b"", b"{", b"[1, 2]", b"null", b"\xff\xfe\x00", b"[" * 100_000, b"9" * 10_000])
 def test_a_damaged_one_is_refused_and_named(noise: bytes, tmp_path: Path) -> None:
     (tmp_path / "predictions.json").write_bytes(noise)
     with pytest.raises(RunError, match=r"predictions\.json"):

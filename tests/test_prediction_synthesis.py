@@ -12,9 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from chiasm.cohorts.degradation import Axis, Degradation, degrade, interpolated, simulated, thin_grid
 from chiasm.cohorts.intensity import IntensityMap
 from chiasm.cohorts.planning import Plan
 from chiasm.cohorts.preparation import prepare_source
+from chiasm.errors import RecipeError, VolumeError
 from chiasm.networks.discriminators import LocalDiscriminator, LocalLogits
 from chiasm.networks.generator import Generator
 from chiasm.prediction import synthesis
@@ -362,3 +364,70 @@ def test_a_tile_sees_as_far_as_all_networks_in_turn(model: Model, monkeypatch: p
         )  # fmt: skip
     before = generator.receptive_field + judge.receptive_field
     assert halos == [before, before + refiner.receptive_field + judge.receptive_field]
+
+
+# Super-resolution
+
+
+def thin(model: Model, axis: Axis = "K", factor: int = 3) -> Model:
+    """A model for super-resolution whose network changes nothing; `grid_mm` is that of the toy cohort, arranged."""
+    spacing = (1.0, 3.0, 1.0) if axis == "K" else (1.0, 1.0, 3.0)
+    plan = replace(model.plan, target="t1", degradation=Degradation(factor, axis), grid_mm=(spacing, spacing))
+    plan = replace(plan, spacing_mm=spacing, source_kinds=("median_iqr",))
+    return replace(model, plan=plan, generator=Given(lambda x: x))
+
+
+@pytest.mark.parametrize("axis", ["I", "J", "K"])
+def test_thick_slices_come_back_thin_with_their_outer_faces_where_they_were(model: Model, axis: Axis) -> None:
+    fine = volume()
+    how = Degradation(3, axis)
+    thick = degrade([fine], how)[0]
+    made = synthesise(thin(model, axis), [thick], engine=ENGINE)
+    assert made.reliability is not None
+    for result in (made.image, made.reliability, made.mask):
+        grid = result.geometry
+        assert grid.spacing_mm == pytest.approx(fine.geometry.spacing_mm)
+        if fine.geometry.shape["IJK".index(axis)] % 3 == 0:
+            assert grid.shape == fine.geometry.shape
+            np.testing.assert_allclose(grid.corners, fine.geometry.corners, atol=1e-9)
+        assert same_grid(grid, thin_grid(thick.geometry, how), 1e-9)
+
+
+@pytest.mark.parametrize("gain", [1.0, 250.0])
+def test_a_network_that_changes_nothing_returns_the_cubic_spline_in_the_scans_own_units(
+    model: Model, gain: float
+) -> None:
+    thick = degrade([volume(pair(1)[0] * np.float32(gain))], Degradation(3))[0]
+    made = synthesise(thin(model), [thick], engine=ENGINE)
+    spline = interpolated([thick], Degradation(3))[0].array
+    inside = made.mask.array
+    np.testing.assert_allclose(made.image.array[inside], spline[inside], rtol=1e-4)
+    assert set(np.unique(made.image.array[~inside])) == {0.0}
+    assert inside.mean() == pytest.approx(body().mean(), rel=0.1)
+    # 0.5 -log M of 0.3466 normalised units at a logit of 0; one unit is the scan's own IQR / 1.349
+    q1, q3 = np.quantile(spline[inside], (0.25, 0.75))
+    assert made.reliability is not None
+    assert np.median(made.reliability.array[inside]) == pytest.approx(0.3466 * (q3 - q1) / 1.349, rel=0.02)
+
+
+def test_thin_slices_are_made_thick_first_where_it_is_asked_and_keep_their_grid(model: Model) -> None:
+    fine = volume()
+    made = synthesise(thin(model), [fine], engine=ENGINE, degrade=True)
+    inside = made.mask.array
+    assert made.image.geometry is fine.geometry
+    np.testing.assert_allclose(made.image.array[inside], simulated([fine], Degradation(3))[0].array[inside], rtol=1e-4)
+
+
+def test_a_mask_on_thick_slices_reaches_the_thin_ones(model: Model) -> None:
+    thick = degrade([volume()], Degradation(3))[0]
+    half = np.zeros(thick.array.shape, np.uint8)
+    half[8:28, 8:32, 1:3] = 1
+    made = synthesise(thin(model), [thick], mask=Volume(half, thick.geometry), engine=ENGINE)
+    np.testing.assert_array_equal(made.mask.array, np.repeat(half, 3, axis=2) > 0)
+
+
+def test_slices_that_are_not_thick_are_refused_and_so_is_degrading_for_synthesis(model: Model) -> None:
+    with pytest.raises(VolumeError, match=r"no thick slices along K.*found 3 mm, expected about 9 mm.*--degrade"):
+        synthesise(thin(model), [volume()], engine=ENGINE)
+    with pytest.raises(RecipeError, match="super-resolution"):
+        synthesise(model, [volume()], engine=ENGINE, degrade=True)

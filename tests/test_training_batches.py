@@ -206,3 +206,16 @@ def test_difficult_transplants_meet_the_same_patches_as_random_ones() -> None:
     random, difficult = draw(40, transplant_share=0.5), draw(40, transplant_share=0.5, difficulty=[0.1, 0.9, 0.5])
     assert [replace(place, donor=None) for place in random] == [replace(place, donor=None) for place in difficult]
     assert random != difficult
+
+
+@pytest.mark.parametrize("patch", [(16, 16), (16, 16, 8)])
+def test_a_change_of_gain_reaches_a_target_that_shares_the_sources_scale(patch: tuple[int, ...]) -> None:
+    same = replace(CASES[0], target=CASES[0].source[0], own=0)
+    batch = take_batch([same], [plain(gain=(1.3,), offset=(0.2,), flip=True)], patch=patch, slices=1)
+    np.testing.assert_allclose(batch.target[batch.mask], batch.source[batch.mask], atol=1e-6)
+    assert not batch.target[~batch.mask].any()
+    before = take_batch([same], [plain(flip=True)], patch=patch, slices=1)
+    np.testing.assert_allclose(batch.target[batch.mask], 1.3 * before.target[batch.mask] + 0.2, rtol=1e-5)
+    other = take_batch([replace(same, own=None)], [plain(gain=(1.3,), offset=(0.2,))], patch=patch, slices=1)
+    unchanged = take_batch([replace(same, own=None)], [plain()], patch=patch, slices=1)
+    np.testing.assert_array_equal(other.target, unchanged.target)  # of another modality: as it was

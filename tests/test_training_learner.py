@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from chiasm.networks.discriminators import LocalLogits
 from chiasm.prediction.synthesis import refine
 from chiasm.recipe import Recipe, make_recipe
 from chiasm.training.batches import take_batch
+from chiasm.training.checkpoints import load_checkpoint, save_checkpoint
 from chiasm.training.learner import Learner
 from chiasm.training.loop import make_fabric
 from chiasm.training.run import plan_run
@@ -325,3 +327,203 @@ def test_a_cases_doubt_is_that_of_the_attentions_head_in_its_own_lesion(
     assert one.state["lesion_doubt"] == {one.cases[own.case].id: pytest.approx(0.8)}  # and nothing of the transplant
     one._note_lesions([own], batch, LocalLogits(*[0 * logits] * 3))
     assert one.state["lesion_doubt"] == {one.cases[own.case].id: pytest.approx(0.9 * 0.8 + 0.1 * 0.5)}
+
+
+#: What its paper trains each adversarial arm's critic with; the generator's rate too where the network is the paper's.
+PUBLISHED: dict[str, dict[str, object]] = {
+    "gan": {"loss.adversarial": "bce", "loss.smoothing": 0.0, "loss.critic_steps": 1},
+    "lsgan": {"loss.adversarial": "lsgan"},
+    "hinge": {
+        "loss.adversarial": "hinge",
+        "discriminators.global_spectral_norm": True,
+        "optimiser.discriminator_rate": 2e-4,
+        "optimiser.discriminator_betas": (0.5, 0.999),
+    },
+    "wgan": {
+        "loss.adversarial": "wgan",
+        "loss.clip": 0.01,
+        "loss.critic_steps": 5,
+        "optimiser.discriminator": "rmsprop",
+        "optimiser.discriminator_rate": 5e-5,
+    },
+    "wgan-gp": {
+        "loss.adversarial": "wgan-gp",
+        "loss.penalty": 10.0,
+        "loss.penalty_every": 1,
+        "loss.critic_steps": 5,
+        "optimiser.discriminator_rate": 1e-4,
+        "optimiser.discriminator_betas": (0.0, 0.9),
+    },
+    "dcgan": {
+        "loss.adversarial": "bce",
+        "loss.smoothing": 0.0,
+        "optimiser.generator_rate": 2e-4,
+        "optimiser.discriminator_rate": 2e-4,
+        "optimiser.betas": (0.5, 0.999),
+    },
+    "pix2pix": {
+        "loss.adversarial": "bce",
+        "loss.norm": "l1",
+        "loss.global_weight": 0.01,
+        "optimiser.generator_rate": 2e-4,
+        "optimiser.discriminator_rate": 2e-4,
+        "optimiser.betas": (0.5, 0.999),
+    },
+}
+
+
+@pytest.mark.parametrize("method", list(PUBLISHED))
+@pytest.mark.parametrize("size", ["tiny", "paper"])
+def test_an_adversarial_arm_has_its_papers_settings_at_every_size(method: str, size: str) -> None:
+    asked = make_recipe(method, size)
+    for name, value in PUBLISHED[method].items():
+        section, field = name.split(".")
+        assert getattr(getattr(asked, section), field) == value, name
+
+
+def test_judges_have_their_own_optimiser_and_the_generator_keeps_adam(
+    prepared: tuple[Plan, list[PreparedCase]],
+) -> None:
+    clipped = learner(prepared, recipe("wgan"))
+    kinds = {name: type(getattr(o, "optimizer", o)).__name__ for name, o in clipped.optimisers.items()}
+    assert "RMSprop" in kinds["global_judge"] and "Adam" in kinds["generator"]
+    penalised = learner(prepared, recipe("wgan-gp"))
+    betas = {name: o.param_groups[0]["betas"] for name, o in penalised.optimisers.items()}
+    assert betas == {"generator": (0.5, 0.99), "global_judge": (0.0, 0.9)}
+    usual = learner(prepared, recipe("A7", {"optimiser.betas": (0.3, 0.9)}))
+    assert {o.param_groups[0]["betas"] for o in usual.optimisers.values()} == {(0.3, 0.9)}
+
+
+def test_a_clipped_critic_keeps_every_weight_small_after_each_step_and_no_other_does(
+    prepared: tuple[Plan, list[PreparedCase]],
+) -> None:
+    changes = {"optimiser.discriminator_rate": 0.1, "loss.clip": 0.02}
+    largest = {}
+    for method in ("wgan", "gan"):
+        one = learner(prepared, recipe(method, changes))
+        before = {name: value.clone() for name, value in one.bare("global_judge").named_buffers()}
+        for step in range(3):
+            one.step(step)
+            critic = [value.detach().abs().max() for value in one.bare("global_judge").parameters()]
+            largest[method] = float(max(critic))
+            assert (largest[method] <= np.float32(0.02)) == (method == "wgan")
+        assert same(before, dict(one.bare("global_judge").named_buffers()))  # the statistics of inputs are no weights
+        assert max(float(value.detach().abs().max()) for value in one.bare("generator").parameters()) > 0.02
+    assert largest["wgan"] == np.float32(0.02)
+
+
+def test_a_lazy_penalty_weighs_as_much_in_all_as_one_at_every_step(
+    prepared: tuple[Plan, list[PreparedCase]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a penalty of constant size and a critic that stands still, eight steps cost the same."""
+    asked: list[int] = []
+    now = [0]
+    total: dict[tuple[int, int], float] = {}
+    for penalty, every in ((0.0, 1), (10.0, 1), (10.0, 4)):
+        changes = {
+            "loss.penalty": penalty, "loss.penalty_every": every, "loss.critic_steps": 1,
+            "optimiser.discriminator_rate": 1e-12, "optimiser.generator_rate": 1e-12,
+        }  # fmt: skip
+        one = learner(prepared, recipe("wgan-gp", changes))
+
+        def half(critic: object, real: Tensor, fake: Tensor, factor: Tensor) -> Tensor:
+            assert factor.shape == real.shape[:1] and ((factor >= 0) & (factor <= 1)).all() and factor.std() > 0
+            asked.append(now[0])
+            return torch.tensor(0.5)
+
+        monkeypatch.setattr("chiasm.training.losses.gradient_penalty", half)
+        total[int(penalty), every] = 0.0
+        for now[0] in range(8):
+            total[int(penalty), every] += one.step(now[0])["global_judge_loss"]
+    assert asked == [*range(8), *range(8), 0, 4]
+    assert total[10, 1] - total[0, 1] == pytest.approx(8 * 10 * 0.5, rel=1e-4)
+    assert total[10, 4] == pytest.approx(total[10, 1], rel=1e-4)
+
+
+def test_a_critic_takes_its_steps_on_batches_of_their_own_once_both_play(
+    prepared: tuple[Plan, list[PreparedCase]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    phases = {"schedule.generator_alone": 0.25, "schedule.critics_alone": 0.25}
+    one = learner(prepared, recipe("wgan-gp", {**phases, "loss.critic_steps": 3}))
+    turns: list[tuple[str, Tensor]] = []
+    descend, see = one._descend, one._see
+
+    def watched(name: str, loss: Tensor) -> None:
+        turns.append((name, seen[-1]))
+        descend(name, loss)
+
+    def watched_see(batch: Any, image: Tensor) -> Tensor:
+        seen.append(batch.target.clone())
+        return see(batch, image)
+
+    seen: list[Tensor] = [torch.zeros(())]
+    monkeypatch.setattr(one, "_descend", watched)
+    monkeypatch.setattr(one, "_see", watched_see)
+    played = {}
+    for step in (0, 7, 20):
+        turns.clear()
+        one.step(step)
+        played[step] = [name for name, _ in turns]
+    assert played == {
+        0: ["generator"],
+        7: ["global_judge"],
+        20: ["global_judge", "global_judge", "global_judge", "generator"],
+    }
+    batches = [batch for _, batch in turns[:3]]
+    assert not any(torch.equal(a, b) for a, b in pairwise(batches))
+    once = learner(prepared, recipe("wgan-gp", {**phases, "loss.critic_steps": 1}))
+    usual = once._draw(20, once.phase(20))
+    assert one._draw(20, one.phase(20)) == usual != one._draw(20, one.phase(20), 1)  # arms see the same batches still
+
+
+def test_a_judge_with_batch_normalisation_judges_the_generator_by_the_batchs_own_statistics(
+    prepared: tuple[Plan, list[PreparedCase]],
+) -> None:
+    plan, cases = prepared
+    asked = recipe("dcgan", {"generator.scale": 1 / 16, "discriminators.scale": 1 / 16})
+    one = learner((plan, cases), asked)
+    one.step(0)
+    pair = torch.randn(2, plan.slices + 2, 32, 32)[:, : plan.slices + 1]
+    judge = one.bare("global_judge")
+    with torch.no_grad():
+        wanted, by_running = judge.train()(pair), judge.eval()(pair)
+        with one._frozen_judges():
+            found = judge(pair)
+            assert not any(p.requires_grad for p in judge.parameters())
+    torch.testing.assert_close(found, wanted)
+    assert (found - by_running).abs().max() > 1e-3
+    assert all(part.training for part in judge.modules())
+
+
+@pytest.mark.parametrize("critic", ["dcgan", "patch", "context", "strainet"])
+def test_under_a_gradient_penalty_no_critic_mixes_samples(
+    critic: str, prepared: tuple[Plan, list[PreparedCase]]
+) -> None:
+    small = {"discriminators.global_network": critic, "discriminators.scale": 1 / 16}
+    norms = torch.nn.BatchNorm2d | torch.nn.BatchNorm3d
+    found = {}
+    for objective in ("wgan-gp", "bce"):
+        judge = learner(prepared, recipe("A4", {**small, "loss.adversarial": objective})).bare("global_judge").train()
+        found[objective] = any(isinstance(part, norms) for part in judge.modules())
+        if objective == "wgan-gp":
+            pair = torch.randn(3, prepared[0].slices + 1, 32, 32)
+            torch.testing.assert_close(judge(pair)[:1], judge(pair[:1]), atol=1e-5, rtol=1e-4)
+    assert found == {"wgan-gp": False, "bce": critic != "strainet"}
+
+
+@pytest.mark.parametrize("method", ["wgan", "wgan-gp", "hinge"])
+def test_what_a_checkpoint_restores_goes_on_with_the_same_turns_to_the_bit(
+    method: str, prepared: tuple[Plan, list[PreparedCase]], tmp_path: Path
+) -> None:
+    whole, first, second = (learner(prepared, recipe(method)) for _ in range(3))
+    for step in range(4):
+        whole.step(step)
+    for step in range(2):
+        first.step(step)
+    save_checkpoint(tmp_path, 2, first.parts, first.state)
+    _, state, _ = load_checkpoint(tmp_path, second.parts)
+    second.state |= state
+    for step in (2, 3):
+        second.step(step)
+    for name in whole.modules:
+        assert same(weights(whole.bare(name)), weights(second.bare(name))), name

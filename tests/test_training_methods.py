@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from chiasm.cohorts.planning import Plan, read_plan
+from chiasm.cohorts.planning import PatchNeeds, Plan, read_plan
 from chiasm.errors import RecipeError
 from chiasm.recipe import ARMS, Recipe, make_recipe
 from chiasm.training.loop import _cut_log, _signals, _validation_steps
-from chiasm.training.methods import describe_methods, make_players, needs_local_judge
+from chiasm.training.methods import describe_methods, make_players, needs_local_judge, patch_needs
+from chiasm.training.run import plan_run, train
 from conftest import QUICK
 
 
@@ -38,8 +39,11 @@ JUDGES = {
         ("A6", "A6b", "A7", "A8", "A8n", "A9", "A11", "A12", "A13", "A14", "A15", "A16", "C4"), "global local"
     ),
     "C5": "global second",
-    **dict.fromkeys(("srcnn", "srcnn-955", "fcn8", "unet", "fcn3d", "han", "li-cnn"), ""),
-    **dict.fromkeys(("context-gan", "strainet", "gan", "lsgan", "hinge", "wgan", "dcgan", "pix2pix"), "global"),
+    **dict.fromkeys(
+        ("context-gan", "context-gan-2", "strainet", "gan", "lsgan", "hinge", "wgan", "wgan-gp", "dcgan", "pix2pix"),
+        "global",
+    ),
+    **dict.fromkeys(("srcnn", "srcnn-955", "fcn8", "unet", "fcn3d", "han", "li-cnn", "jcsc"), ""),
 }
 
 
@@ -170,3 +174,49 @@ def test_the_table_of_methods_tells_weights_papers_and_needs() -> None:
     assert "256" in rows["pix2pix"].needs and "global discriminator" in rows["pix2pix"].needs
     assert "lesion labels" in rows["C3"].needs and "3D" in rows["fcn3d"].needs
     assert rows["A7"].needs == "global and local discriminators"
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "wanted"),
+    [
+        ("A7", {"generator__network": "srcnn"}, PatchNeeds(4, 16, 0)),  # loses 12, which is a multiple of 4 too
+        ("A7", {"generator__network": "srcnn", "discriminators__local_widths": (4,) * 4}, PatchNeeds(8, 20, 4)),
+        ("A1", {"generator__network": "srcnn"}, PatchNeeds(1, 13, 0)),  # nobody judges: the paper's 33 will do
+        ("context-gan", {}, PatchNeeds(1, 16 + 8, 0)),  # the critic pools three times
+        ("A3", {"discriminators__global_network": "patch"}, PatchNeeds(1, 24, own=True)),
+        ("A7", {}, None),
+    ],
+)
+def test_a_patch_leaves_enough_for_the_judges_of_its_middle(
+    method: str, changes: dict[str, object], wanted: PatchNeeds | None
+) -> None:
+    assert patch_needs(recipe(method, **changes)) == wanted
+
+
+@pytest.mark.parametrize(
+    ("method", "patch", "told"),
+    [
+        ("pix2pix", 96, r"found 96, expected a multiple of 256, such as 256 or 512"),
+        ("unet", 40, r"found 40, expected a multiple of 16, such as 32 or 48"),
+        ("context-gan", 20, r"found 20, expected at least 24"),
+        ("srcnn", 33, None),
+        ("context-gan", 25, None),
+    ],
+)
+def test_a_patch_is_taken_or_refused_with_those_that_fit(
+    method: str, patch: int, told: str | None, toy_cohort: Path, tmp_path: Path
+) -> None:
+    asked = recipe(method, data__patch=patch, generator__scale=1 / 16, discriminators__scale=1 / 16)
+    if told is None:
+        assert plan_run(toy_cohort, asked, tmp_path, say=str).plan.patch == (patch, patch)
+        return
+    with pytest.raises(RecipeError, match=told):
+        plan_run(toy_cohort, asked, tmp_path, say=str)
+
+
+def test_valid_convolutions_train_under_judges_that_halve_what_is_left(toy_cohort: Path, tmp_path: Path) -> None:
+    changes = {"generator__network": "srcnn", "generator__scale": 1 / 16, "data__patch": "auto"}
+    asked = recipe("A7", discriminators__local_widths=(4,) * 4, schedule__steps=8, training__validations=1, **changes)
+    done = train(toy_cohort, asked, tmp_path, say=str)
+    assert all((side - 12) % 8 == 0 for side in done.plan.patch)
+    assert "4 voxels and multiples of 8" in done.plan.reasons["patch"]

@@ -19,6 +19,7 @@ from chiasm.cohorts.layouts import find_cohort
 from chiasm.cohorts.planning import read_plan
 from chiasm.cohorts.preparation import prepare_case
 from chiasm.errors import CohortError, RecipeError, RunError
+from chiasm.networks.catalogue import GENERATORS
 from chiasm.prediction.folders import load, predict
 from chiasm.prediction.synthesis import synthesise_prepared
 from chiasm.recipe import ARMS, Recipe, make_recipe
@@ -201,13 +202,25 @@ def test_every_arm_trains_and_ships_a_model(method: str, toy_cohort: Path, tmp_p
     assert (tmp_path / "model" / "model.toml").exists()
 
 
-@pytest.mark.parametrize("network", ["fcn3d", "pix2pix", "han", "unet", "toy_networks:Plain"])
+#: Every network in one of its forms, the U-Net in all three; those that need 256 voxels stay flat.
+FORMS = [
+    *(
+        (name, "2d" if name in ("han", "fcn8") else "3d" if name in ("fcn3d", "li-cnn") else "2.5d")
+        for name in GENERATORS
+    ),
+    *(("unet", "2d"), ("unet", "3d"), ("srcnn", "3d"), ("toy_networks:Plain", "2.5d")),
+]
+
+
+@pytest.mark.parametrize(("network", "dims"), FORMS)
 def test_a_network_of_the_literature_or_ones_own_predicts_whole_volumes(
-    network: str, toy_cohort: Path, tmp_path: Path
+    network: str, dims: str, toy_cohort: Path, tmp_path: Path
 ) -> None:
     changes = {"generator__network": network, "data__patch": "auto", "generator__scale": 1 / 16}
-    dims = {"han": "2d", "fcn3d": "3d"}.get(network, "2.5d")
-    run(toy_cohort, tmp_path, recipe("A7", schedule__steps=8, training__validations=1, data__dims=dims, **changes))
+    done = run(
+        toy_cohort, tmp_path, recipe("A7", schedule__steps=8, training__validations=1, data__dims=dims, **changes)
+    )
+    assert (done.plan.dims, done.plan.slices) == {"2d": (2, 1), "2.5d": (2, 3), "3d": (3, 1)}[dims]
     source = read_volume(next(toy_cohort.rglob("*_t1.nii.gz")))
     made = load(tmp_path).predict(next(toy_cohort.rglob("*_t1.nii.gz")))
     assert np.array_equal(made.image.geometry.affine, source.geometry.affine) and np.isfinite(made.image.array).all()

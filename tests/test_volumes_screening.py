@@ -221,7 +221,7 @@ def test_several_volumes_colours_and_numbers_that_are_none_are_refused(tmp_path:
 
 def test_an_option_names_which_form_to_believe(tmp_path: Path) -> None:
     path = put(tmp_path, nifti(changes=BROKEN["two-forms"]))
-    by_s, by_q = (read_volume(path, prefer=form).geometry for form in ("sform", "qform"))  # type: ignore[arg-type]
+    by_s, by_q = (read_volume(path, form=form).geometry for form in ("sform", "qform"))  # type: ignore[arg-type]
     np.testing.assert_allclose(by_s.affine, AFFINE)
     np.testing.assert_allclose(by_q.affine[:3, 3], [-10, 20, -4.9], atol=1e-6)
     write_volume(tmp_path / "b.nii", voxels(), by_q)  # what was believed is what is written
@@ -331,17 +331,18 @@ def test_a_metaimage_may_not_lead_out_of_its_folder_by_a_link(tmp_path: Path) ->
         read_volume(path)
 
 
-def test_dicom_folders_and_other_formats_are_refused_with_what_to_do(tmp_path: Path) -> None:
+def test_folders_without_dicom_and_other_formats_are_refused(tmp_path: Path) -> None:
     for name, content, told in [
-        ("slice", bytes(128) + b"DICM" + bytes(60), "dcm2niix"),
-        ("image.png", b"\x89PNG\r\n\x1a\n" + bytes(200), "neither NIfTI nor MetaImage"),
+        ("slice", bytes(128) + b"DICM" + bytes(60), "names no series"),
+        ("image.png", b"\x89PNG\r\n\x1a\n" + bytes(200), "neither NIfTI nor MetaImage nor DICOM"),
         ("array.npy", b"\x93NUMPY" + bytes(200), "neither"),
         ("model.pkl", b"\x80\x04K\x01.", "neither"),
     ]:
         with pytest.raises(VolumeError, match=told):
             read_volume(put(tmp_path, content, name))
-    with pytest.raises(VolumeError, match="dcm2niix"):
-        read_volume(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(VolumeError, match="holds no DICOM file"):
+        read_volume(tmp_path / "empty")
     with pytest.raises(VolumeError, match="does not exist"):
         read_volume(tmp_path / "nowhere.nii")
 

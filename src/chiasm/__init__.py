@@ -7,18 +7,21 @@ its own, and within a line only from names to its left; a test reads this map.
     storage     files that appear whole or not at all; TOML, JSON, sha256
     recipe      what the user asked for: frozen settings, presets, one dial
     runners     where independent jobs are done: here, on all cores, by Ray or SLURM
-    volumes     what lies on disk: geometry, streams, nifti, metaimage, screening
-    cohorts     which files belong together: cases, layouts, splits, intensity, masks, fingerprint, planning,
-                preparation, anatomy, lesions, signals, phantom
+    volumes     what lies on disk: geometry, streams, voxels, nifti, metaimage, dicom_files, dicom_frames,
+                dicom_series, dicom_pixels, dicom_labels, dicom_read, dicom_write, screening
+    cohorts     which files belong together: cases, manifests, patterns, dicom_folders, layouts, inspection,
+                splits, intensity, masks, degradation, demons, registration, fingerprint, planning, preparation,
+                anatomy, lesions, signals, phantom, attenuation
     metrics     figures of merit on arrays with a mask; conventions by name
     networks    tensors to tensors: generator, discriminators, layers, srcnn, fcn8, unet, dcgan, pix2pix, fcn3d, han,
-                li_cnn, context_gan, strainet, catalogue
+                li_cnn, context_gan, strainet, sparse_coding, catalogue
     prediction  a network over a whole volume: tiling, engines, calibration, baselines, manifest, model,
-                synthesis, rivals, folders
-    training    how networks learn: batches, losses, attention, methods, cost, health, checkpoints, learner, loop, run
-    evidence    what may be claimed: evaluation, statistics, drawing, gallery, curves, report, pictures,
+                synthesis, dicom_case, rivals, folders
+    training    how networks learn: batches, losses, attention, methods, coding, cost, health, checkpoints, learner,
+                loop, cascade, run
+    evidence    what may be claimed: evaluation, statistics, drawing, aligning, gallery, curves, report, pictures,
                 case_pages, folders, reporting, reliability, jobs, findings, digest, study
-    pages       what people look at: templates
+    pages       what people look at or send to: templates, dicom_inbox, dicom_node
     demo        the main job on simulated patients
     cli         verbs: parse, call, print
 """
@@ -29,7 +32,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from chiasm.cohorts.layouts import inspect_folder as inspect
+    from chiasm.cohorts.attenuation import mumap
+    from chiasm.cohorts.inspection import inspect_folder as inspect
+    from chiasm.evidence.aligning import register
     from chiasm.evidence.reporting import evaluate
     from chiasm.evidence.study import report
     from chiasm.evidence.study import run_study as study
@@ -38,17 +43,31 @@ if TYPE_CHECKING:
     from chiasm.training.run import train
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "evaluate", "inspect", "load", "plan", "predict", "report", "study", "train"]
+__all__ = [
+    "__version__",
+    "evaluate",
+    "inspect",
+    "load",
+    "mumap",
+    "plan",
+    "predict",
+    "register",
+    "report",
+    "study",
+    "train",
+]
 
 _VERBS = {
-    "inspect": ("cohorts.layouts", "inspect_folder"),
+    "inspect": ("cohorts.inspection", "inspect_folder"),
     "plan": ("training.run", "plan_run"),
     "train": ("training.run", "train"),
     "load": ("prediction.folders", "load"),
     "predict": ("prediction.folders", "predict"),
+    "register": ("evidence.aligning", "register"),
     "evaluate": ("evidence.reporting", "evaluate"),
     "report": ("evidence.study", "report"),
     "study": ("evidence.study", "run_study"),
+    "mumap": ("cohorts.attenuation", "mumap"),
 }
 
 

@@ -5,21 +5,23 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from chiasm import __version__
-from chiasm.errors import ChiasmError
+from chiasm.errors import ChiasmError, RecipeError, unknown
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
     from chiasm.cohorts.cases import Problem
+    from chiasm.cohorts.dicom_folders import Selection
+    from chiasm.prediction.manifest import Container
     from chiasm.recipe import Recipe
 
 PARTIAL = 3  # some cases of a cohort failed, the others are done
-MANY = ("--source", "--set", "--regions")  # options that take several values in a row
+MANY = ("--source", "--set", "--regions", "--series", "--allow")  # options that take several values in a row
 
 app = typer.Typer(
     name="chiasm",
@@ -33,7 +35,12 @@ app = typer.Typer(
 Data = Annotated[Path, typer.Argument(help="Folder or manifest of paired scans, in any layout that is recognised.")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")]
 Sources = Annotated[list[str], typer.Option("--source", help="Source modality; several: --source t1 flair.")]
-Target = Annotated[str, typer.Option("--target", help="Target modality.")]
+Target = Annotated[
+    str | None, typer.Option("--target", help="Target modality; for super-resolution the source, unless you say.")
+]
+Task = Annotated[str, typer.Option("--task", help="synthesis, or super-resolution: thick slices become thin.")]
+Factor = Annotated[int | None, typer.Option("--factor", help="Thin slices in a thick one (super-resolution).")]
+Axis = Annotated[str | None, typer.Option("--axis", help="Across the thick slices: K axial, J coronal, I sagittal.")]
 Method = Annotated[str, typer.Option("--method", help="Arm by name: A7 (dual-attention), A1 (l2), A8 (literal), ...")]
 Size = Annotated[str, typer.Option("--size", help="Effort: tiny, small, large or paper.")]
 Steps = Annotated[int | None, typer.Option("--steps", help="Training steps; the size decides by default.")]
@@ -43,6 +50,9 @@ Seed = Annotated[int, typer.Option("--seed", help="Seed of weights and batches."
 Settings = Annotated[list[str] | None, typer.Option("--set", help="Any setting: --set loss.norm=l1.")]
 Runner = Annotated[str, typer.Option("--runner", help="serial, processes, ray or slurm.")]
 Layout = Annotated[str | None, typer.Option("--layout", help="Layout by name, where a folder fits several.")]
+Series = Annotated[
+    list[str] | None, typer.Option("--series", help="DICOM series by number or words: --series t1=5 t2=SPACE.")
+]
 Accelerator = Annotated[str, typer.Option("--accelerator", help="auto, cpu or cuda.")]
 Precision = Annotated[str, typer.Option("--precision", help="auto, 32-true, bf16-mixed or 16-mixed.")]
 
@@ -82,11 +92,14 @@ def inspect(
     source: Annotated[list[str] | None, typer.Option("--source", help="Source modality.")] = None,
     target: Annotated[str | None, typer.Option("--target", help="Target modality.")] = None,
     layout: Layout = None,
+    series: Series = None,
 ) -> None:
     """Print what a folder holds: layout, cases, modalities, and what is wrong with each file."""
-    from chiasm.cohorts.layouts import inspect_folder
+    from chiasm.cohorts.inspection import inspect_folder
 
-    found = inspect_folder(data, _several(source), target, layout=layout)
+    found = inspect_folder(
+        data, _several(source), target, layout=layout, selection=_selection(series, _several(source))
+    )
     for line in found.lines():
         typer.echo(line)
     _finish(found.problems)
@@ -97,7 +110,10 @@ def plan(
     data: Data,
     out: Out,
     source: Sources,
-    target: Target,
+    target: Target = None,
+    task: Task = "synthesis",
+    factor: Factor = None,
+    axis: Axis = None,
     method: Method = "A7",
     size: Size = "small",
     steps: Steps = None,
@@ -106,12 +122,13 @@ def plan(
     seed: Seed = 0,
     settings: Settings = None,
     layout: Layout = None,
+    series: Series = None,
 ) -> None:
     """Choose how to train and write plan.toml: every choice with its reason, time and memory."""
-    recipe = _recipe(source, target, method, size, steps, fold, folds, seed, settings)
+    recipe = _recipe(source, target, (task, factor, axis), method, size, steps, fold, folds, seed, settings)
     from chiasm.training.run import describe, plan_run
 
-    run = plan_run(data, recipe, out, say=typer.echo, layout=layout)
+    run = plan_run(data, recipe, out, say=typer.echo, layout=layout, selection=_selection(series))
     for line in describe(recipe, run.plan):
         typer.echo(line)
     _exit(run.problems)
@@ -122,7 +139,10 @@ def train(
     data: Data,
     out: Out,
     source: Sources,
-    target: Target,
+    target: Target = None,
+    task: Task = "synthesis",
+    factor: Factor = None,
+    axis: Axis = None,
     method: Method = "A7",
     size: Size = "small",
     steps: Steps = None,
@@ -131,17 +151,28 @@ def train(
     seed: Seed = 0,
     settings: Settings = None,
     layout: Layout = None,
+    series: Series = None,
     devices: Annotated[int, typer.Option("--devices", help="How many GPUs, or CPU processes.")] = 1,
     accelerator: Accelerator = "auto",
     precision: Precision = "auto",
 ) -> None:
     """Train on a folder of paired scans; the same command again resumes."""
     place = [f"training.devices={devices}", f"training.accelerator={accelerator}", f"training.precision={precision}"]
-    recipe = _recipe(source, target, method, size, steps, fold, folds, seed, [*place, *_several(settings)])
+    recipe = _recipe(
+        source, target, (task, factor, axis), method, size, steps, fold, folds, seed, [*place, *_several(settings)]
+    )
     from chiasm.training.run import train as run_training
 
     with _progress() as bar:
-        run = run_training(data, recipe, out, say=typer.echo, progress=_follow(bar, "training"), layout=layout)
+        run = run_training(
+            data,
+            recipe,
+            out,
+            say=typer.echo,
+            progress=_follow(bar, "training"),
+            layout=layout,
+            selection=_selection(series),
+        )
     _exit(run.problems)
 
 
@@ -151,7 +182,11 @@ def predict(
     inputs: Annotated[list[Path], typer.Argument(help="Files, folders or cohorts.")],
     out: Out,
     only: Annotated[str, typer.Option("--only", help="all, train, validation or test cases of the run.")] = "all",
+    degrade: Annotated[bool, typer.Option("--degrade", help="Super-resolution: make thin slices thick first.")] = False,
     layout: Layout = None,
+    series: Series = None,
+    resample_tilt: Annotated[bool, typer.Option("--resample-tilt", help="Resample tilted DICOM slices.")] = False,
+    container: Annotated[str, typer.Option("--format", help="volume: NIfTI or MetaImage; dicom.")] = "volume",
     runner: Runner = "serial",
     accelerator: Accelerator = "auto",
     precision: Precision = "auto",
@@ -166,7 +201,11 @@ def predict(
             out,
             only=only,
             layout=layout,
+            series=_several(series),
+            resample_tilt=resample_tilt,
+            container=_container(container),
             runner=runner,
+            degrade=degrade,
             accelerator=accelerator,
             precision=precision,
             progress=_count(bar, "predicting"),
@@ -176,6 +215,44 @@ def predict(
         for sentence in entry.warnings:
             typer.echo(f"warning: case {entry.case}: {sentence}", err=True)
     _finish(made.problems)
+
+
+@app.command()
+def serve(
+    run: Annotated[Path, typer.Argument(help="Run folder, or its model folder.")],
+    dicom_port: Annotated[int | None, typer.Option("--dicom-port", help="Port of the DICOM node.")] = None,
+    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
+    title: Annotated[str, typer.Option("--aet", help="AE title of the DICOM node.")] = "CHIASM",
+    allow: Annotated[list[str] | None, typer.Option("--allow", help="AE titles that may send.")] = None,
+    send_to: Annotated[str | None, typer.Option("--send-to", help="Send results to AET@host:port.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to keep results in.")] = None,
+    series: Annotated[list[str] | None, typer.Option("--series", help="Only series with these words.")] = None,
+    quiet: Annotated[float, typer.Option("--quiet", help="Seconds without an image that end a series.")] = 5.0,
+    accelerator: Accelerator = "auto",
+    precision: Precision = "auto",
+) -> None:
+    """Run a DICOM node: series come in by C-STORE, synthetic ones go out; Ctrl-C ends it."""
+    if dicom_port is None:
+        raise RecipeError("nothing to serve", reason="no-port", hint="Give --dicom-port.")
+    from datetime import datetime
+
+    from chiasm.pages.dicom_inbox import Limits
+    from chiasm.pages.dicom_node import serve_dicom
+
+    serve_dicom(
+        run,
+        port=dicom_port,
+        host=host,
+        title=title,
+        allow=_several(allow),
+        send_to=send_to,
+        out=out,
+        series=" ".join(series) if series else None,
+        limits=Limits(quiet_s=quiet),
+        accelerator=accelerator,
+        precision=precision,
+        say=lambda line: typer.echo(f"{datetime.now():%H:%M:%S} {line}"),
+    )
 
 
 @app.command()
@@ -249,13 +326,34 @@ def report(
 
 @app.command()
 def methods(size: Size = "small") -> None:
-    """List every method: what it is, whose network, how many weights, what it needs."""
+    """List every method: what it is, whose network, how many weights, what it needs; and the tasks."""
+    from chiasm.recipe import TASKS
     from chiasm.training.methods import describe_methods
 
     for row in describe_methods(size):
         published = f" ({row.published:,} published)" if row.published else ""
         told = [row.paper, f"{row.weights:,} weights{published}", *([f"needs {row.needs}"] if row.needs else [])]
         typer.echo(f"{row.name:12} {row.words}\n{'':12} {'; '.join(told)}")
+    for task, words in TASKS.items():
+        typer.echo(f"--task {task}: {words}")
+
+
+@app.command()
+def mumap(
+    ct: Annotated[Path, typer.Argument(help="CT in Hounsfield units, real or synthetic.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="File to write: .nii.gz, .nii or .mha.")],
+    kvp: Annotated[int, typer.Option("--kvp", help="Tube voltage: 80, 100, 110, 120, 130 or 140.")] = 120,
+    like: Annotated[Path | None, typer.Option("--like", help="PET volume whose grid the map takes.")] = None,
+    spacing: Annotated[float | None, typer.Option("--spacing", help="Or: voxel size in mm, over the CT's box.")] = None,
+    fwhm: Annotated[float, typer.Option("--fwhm", help="Resolution of PET in mm; 0 does not smooth.")] = 5.0,
+) -> None:
+    """Turn a CT into linear attenuation coefficients at 511 keV, in 1/cm, for PET."""
+    from chiasm.cohorts.attenuation import mumap as make_mumap
+
+    made = make_mumap(ct, out, kvp=kvp, like=like, spacing_mm=spacing, fwhm_mm=fwhm)
+    for sentence in made.warnings:
+        typer.echo(f"warning: {sentence}", err=True)
+    typer.echo(f"1/cm at 511 keV, {kvp} kVp, {fwhm:g} mm: {out}")
 
 
 @app.command()
@@ -267,6 +365,12 @@ def phantom(
     spacing: Annotated[float, typer.Option("--spacing", help="Voxel size in mm.")] = 2.0,
     difficulty: Annotated[str, typer.Option("--difficulty", help="easy, standard or hard.")] = "standard",
     layout: Annotated[str, typer.Option("--layout", help="brats, bids or synthrad.")] = "brats",
+    misregistration: Annotated[
+        float | None, typer.Option("--misregistration", help="How far T2 lies from T1, mm; the difficulty decides.")
+    ] = None,
+    movement: Annotated[
+        str, typer.Option("--movement", help="elastic, rigid, or held: the same patients, had they not moved.")
+    ] = "elastic",
 ) -> None:
     """Simulate a cohort of patients with a known truth."""
     from chiasm.cohorts.phantom import write_cohort
@@ -280,9 +384,44 @@ def phantom(
             spacing_mm=spacing,
             difficulty=difficulty,
             layout=layout,
+            misregistration_mm=misregistration,
+            movement=movement,
             progress=_count(bar, "simulating"),
         )
     typer.echo(f"{subjects} subjects: {out}")
+
+
+@app.command()
+def register(
+    moving: Annotated[Path, typer.Argument(help="The volume to bring.")],
+    fixed: Annotated[Path, typer.Argument(help="The volume of the same patient that stays.")],
+    out: Out,
+    kind: Annotated[str, typer.Option("--kind", help="rigid, affine or demons (rigid, then deformable).")] = "demons",
+    labels: Annotated[list[Path] | None, typer.Option("--labels", help="Label map to bring along.")] = None,
+    seed: Seed = 0,
+) -> None:
+    """Bring a volume to the grid of another of the same patient: matrix, field, and a page to check it by."""
+    from typing import get_args
+
+    from chiasm.cohorts.registration import Kind
+    from chiasm.errors import unknown
+    from chiasm.evidence.aligning import register as run_registration
+
+    if kind not in get_args(Kind):
+        raise unknown("kind of registration", kind, get_args(Kind))
+
+    with _progress() as bar:
+        made = run_registration(
+            moving,
+            fixed,
+            out,
+            kind=cast("Kind", kind),
+            labels=labels or (),
+            seed=seed,
+            progress=_count(bar, "registering"),
+        )
+    before, *_, after = made.alignment.information
+    typer.echo(f"mutual information {before:.3f} before, {after:.3f} after; look at {made.report}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -323,13 +462,27 @@ def _spread(words: Sequence[str]) -> list[str]:
     return spread
 
 
+def _selection(series: Iterable[str] | None, sources: Sequence[str] = ()) -> Selection:
+    from chiasm.cohorts.dicom_folders import Selection, parse_rules
+
+    return Selection(series=parse_rules(_several(series), sources))
+
+
+def _container(name: str) -> Container:
+    """Read what a file format is called on the command line."""
+    if name not in ("volume", "dicom"):
+        raise unknown("format", name, ["volume", "dicom"])
+    return "dicom" if name == "dicom" else "volume"
+
+
 def _several(values: Iterable[str] | None) -> list[str]:
     return list(values or [])
 
 
 def _recipe(
     source: Sequence[str],
-    target: str,
+    target: str | None,
+    thick: tuple[str, int | None, str | None],
     method: str,
     size: str,
     steps: int | None,
@@ -340,13 +493,24 @@ def _recipe(
 ) -> Recipe:
     from chiasm.recipe import make_recipe
 
+    sources = tuple(name for text in source for name in text.lower().split(",") if name)
+    task, factor, axis = thick
+    if target is None and (task != "super-resolution" or len(sources) != 1):
+        raise RecipeError("--target is missing", reason="target", hint="Say what is to come out: --target t2.")
+    if task == "synthesis" and (factor is not None or axis is not None):
+        raise RecipeError("--factor and --axis are for --task super-resolution", reason="task")
     changes: dict[str, object] = {
-        "data.sources": tuple(name for text in source for name in text.lower().split(",") if name),
-        "data.target": target.lower(),
+        "data.sources": sources,
+        "data.target": sources[0] if target is None else target.lower(),
+        "data.task": task,
         "split.fold": fold,
         "split.folds": folds,
         "training.seed": seed,
     }
+    if factor is not None:
+        changes["data.factor"] = factor
+    if axis is not None:
+        changes["data.axis"] = axis.upper()
     if steps is not None:
         changes["schedule.steps"] = steps
     return make_recipe(method, size, changes, _several(settings))

@@ -42,13 +42,18 @@ class Data(Section):
     intensity: Literal["auto", "percentile", "zscore", "median_iqr", "mode", "rank"] = "auto"
     window_hu: tuple[float, float] = (-1024.0, 3071.0)
     histogram: bool = False  # show each source a second time, as its rank in the case's own histogram
+    task: Literal["synthesis", "super-resolution"] = "synthesis"
+    factor: Annotated[int, Field(ge=2, le=32)] = 4  # thin slices in a thick one, for super-resolution as those below
+    axis: Literal["I", "J", "K"] = "K"  # across the slices, in RAS order: K for axial ones
+    slice_profile: Literal["gaussian", "box"] = "gaussian"
+    noise: NonNegative = 0.0  # on thick slices, SD as a share of their range
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if len(set(self.sources)) != len(self.sources):
             raise ValueError(f"a source stands twice: {', '.join(self.sources)}")
-        if self.target in self.sources:
-            raise ValueError(f"the target {self.target!r} is also a source")
+        if self.target in self.sources and self.task == "synthesis":
+            raise ValueError(f"the target {self.target!r} is also a source, as it may be for super-resolution alone")
         if self.slices % 2 == 0:
             raise ValueError("slices must be odd, so that one is in the middle")
         if self.window_hu[0] >= self.window_hu[1]:
@@ -84,6 +89,8 @@ class Generator(Section):
     skip: Literal["none", "source", "lookup"] = "lookup"
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of each level's features, so a model can be asked many times
     refiner: tuple[Annotated[int, Field(ge=1, le=4096)], ...] = ()  # widths of the second stage; none without
+    stages: Annotated[int, Field(ge=1, le=4)] = 1  # auto-context: each sees what the one before made of the source
+    inner_folds: Annotated[int, Field(ge=2, le=10)] = 2  # of the training subjects, for out-of-fold contexts
 
 
 class Discriminators(Section):
@@ -95,6 +102,7 @@ class Discriminators(Section):
     global_network: str = "chiasm"
     scale: Annotated[float, Field(gt=0, le=4)] = 0.25  # of a reference critic's published channels
     conditional: bool = True  # the local one sees the source too
+    global_spectral_norm: bool = False  # of this project's own global one
     second_global: bool = False  # in place of the local one's adversarial term (control C5)
 
 
@@ -108,6 +116,10 @@ class Loss(Section):
     clip: Positive = 0.01  # largest weight of a wgan critic
     smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.1
     penalty: NonNegative = 10.0  # gradient penalty of wgan-gp
+    penalty_every: Annotated[int, Field(ge=1, le=64)] = 4  # of so many critic steps one, weighted up by as much
+    critic_steps: Annotated[int, Field(ge=1, le=20)] = (
+        1  # of the global one for each of the generator's, once both play
+    )
     gradient_difference: NonNegative = 0.0
     focal: NonNegative = 0.0  # exponent on |error| (control C1)
     top_k: Annotated[float, Field(gt=0, le=1)] = 1.0  # share of the voxels that count (control C2)
@@ -152,11 +164,16 @@ class Schedule(Section):
 
 
 class Optimiser(Section):
-    """Adam for both players, cosine decay, an average of the weights for inference."""
+    """Adam for the generator, a choice for its judges, cosine decay, averaged weights; or a coder's own rounds."""
 
+    kind: Literal["adam", "admm"] = "adam"  # admm: codes, filters and mapping in turns, for the network jcsc alone
+    tolerance: NonNegative = 1e-3  # admm has done when a round lowers its objective by a smaller share
+    discrepancy: NonNegative = 1.0  # admm's weight of unpaired patches' means
     generator_rate: Positive = 5e-4
     discriminator_rate: Positive = 1e-3
     betas: tuple[Fraction, Fraction] = (0.5, 0.99)
+    discriminator: Literal["adam", "rmsprop"] = "adam"
+    discriminator_betas: Auto | tuple[Fraction, Fraction] = "auto"  # as the generator's
     average: Annotated[float, Field(ge=0, lt=1)] = 0.999
 
 
@@ -167,6 +184,7 @@ class Training(Section):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     body_share: Fraction = 0.5  # patches centred in the mask
     lesion_share: Fraction = 0.25  # patches centred on a training lesion, where labels exist
+    pairs: Annotated[int, Field(ge=0)] = 0  # training cases that count as pairs, the first ones; 0: all
     transplant_share: Fraction = 0.0  # patches that are given a lesion of another training case
     transplant: Literal["random", "difficulty"] = "random"  # difficulty: lesions that M finds hard come more often
     augment: bool = True
@@ -197,6 +215,17 @@ class Recipe(Section):
     schedule: Schedule = Schedule()
     optimiser: Optimiser = Optimiser()
     training: Training = Training()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        stages, folds = self.generator.stages, self.generator.inner_folds
+        trainings = (stages - 1) * (folds + 1) + 1
+        if stages > 1 and self.schedule.steps < stages * (folds + 1):
+            raise ValueError(
+                f"{stages} stages with {folds} inner folds are {trainings} trainings and need at least "
+                f"{stages * (folds + 1)} steps, not {self.schedule.steps}"
+            )
+        return self
 
 
 Changes = Mapping[str, object]
@@ -257,6 +286,20 @@ _LITERAL: Changes = {
     "attention.gate": False,
 }
 
+#: Adam as Radford 2015 has it, and Isola 2017 after it, for both players.
+_RADFORD: Changes = {
+    "optimiser.generator_rate": 2e-4,
+    "optimiser.discriminator_rate": 2e-4,
+    "optimiser.betas": (0.5, 0.999),
+}
+_CONTEXT_GAN: Changes = {
+    **_NO_ATTENTION,
+    "generator.network": "context-fcn",
+    "discriminators.global_network": "context",
+    "loss.local_weight": 0.0,
+    "loss.gradient_difference": 1.0,
+}
+
 #: Arms and controls of a study, each a few fields away from the default (A7).
 ARMS: Mapping[str, Changes] = {
     "A0": {**_PLAIN, **_L1},
@@ -293,13 +336,8 @@ ARMS: Mapping[str, Changes] = {
     "fcn3d": {**_PLAIN, "generator.network": "fcn3d", "data.dims": "3d"},
     "han": {**_PLAIN, **_L1, "generator.network": "han", "data.dims": "2d"},
     "li-cnn": {**_PLAIN, "generator.network": "li-cnn", "data.dims": "3d"},
-    "context-gan": {
-        **_NO_ATTENTION,
-        "generator.network": "context-fcn",
-        "discriminators.global_network": "context",
-        "loss.local_weight": 0.0,
-        "loss.gradient_difference": 1.0,
-    },
+    "context-gan": _CONTEXT_GAN,
+    "context-gan-2": {**_CONTEXT_GAN, "generator.stages": 2},
     "strainet": {
         **_NO_ATTENTION,
         "generator.network": "strainet",
@@ -308,23 +346,61 @@ ARMS: Mapping[str, Changes] = {
     },
     "gan": {**_NO_ATTENTION, **_L1_GLOBAL, "loss.local_weight": 0.0, "loss.smoothing": 0.0},
     "lsgan": {**_NO_ATTENTION, **_L1_GLOBAL, "loss.local_weight": 0.0, "loss.adversarial": "lsgan"},
-    "hinge": {**_NO_ATTENTION, **_L1_GLOBAL, "loss.local_weight": 0.0, "loss.adversarial": "hinge"},
-    "wgan": {**_NO_ATTENTION, **_L1_GLOBAL, "loss.local_weight": 0.0, "loss.adversarial": "wgan"},
+    "hinge": {
+        **_NO_ATTENTION,
+        **_L1_GLOBAL,
+        "loss.local_weight": 0.0,
+        "loss.adversarial": "hinge",
+        "discriminators.global_spectral_norm": True,
+        "optimiser.discriminator_rate": 2e-4,
+        "optimiser.discriminator_betas": (0.5, 0.999),
+    },
+    "wgan": {
+        **_NO_ATTENTION,
+        **_L1_GLOBAL,
+        "loss.local_weight": 0.0,
+        "loss.adversarial": "wgan",
+        "loss.critic_steps": 5,
+        "optimiser.discriminator": "rmsprop",  # the paper: momentum makes a clipped critic unstable
+        "optimiser.discriminator_rate": 5e-5,
+    },
+    "wgan-gp": {
+        **_NO_ATTENTION,
+        **_L1_GLOBAL,
+        "loss.local_weight": 0.0,
+        "loss.adversarial": "wgan-gp",
+        "loss.penalty_every": 1,
+        "loss.critic_steps": 5,
+        "optimiser.discriminator_rate": 1e-4,
+        "optimiser.discriminator_betas": (0.0, 0.9),
+    },
     "dcgan": {
         **_NO_ATTENTION,
         **_L1_GLOBAL,
+        **_RADFORD,
         "generator.network": "dcgan",
         "discriminators.global_network": "dcgan",
         "loss.local_weight": 0.0,
+        "loss.smoothing": 0.0,
     },
     "pix2pix": {
         **_NO_ATTENTION,
         **_L1,
+        **_RADFORD,
         "generator.network": "pix2pix",
         "discriminators.global_network": "patch",
         "loss.global_weight": 0.01,  # one to a hundred of L1
         "loss.local_weight": 0.0,
         "loss.smoothing": 0.0,
+    },
+    "jcsc": {
+        **_PLAIN,
+        "generator.network": "jcsc",
+        "generator.scale": 0.04,  # 32 filters: codes of all patches are kept in memory
+        "data.dims": "2d",
+        "optimiser.kind": "admm",
+        "schedule.steps": 30,
+        "training.validations": 1,
     },
 }
 
@@ -364,13 +440,22 @@ IN_WORDS: Mapping[str, str] = {
     "han": "27 convolutions with unpooling, L1 (Han 2017)",
     "li-cnn": "3D patch network of two hidden layers (Li 2014)",
     "context-gan": "FCN with a discriminator and gradient difference (Nie 2017)",
+    "context-gan-2": "context-gan in two stages, the second of which sees the first's image (Nie 2017)",
     "strainet": "stochastic residual units, spatially varying convolution (Nie 2018)",
     "gan": "L1 and a global discriminator, literal cross-entropy (Goodfellow 2014)",
     "lsgan": "L1 and a global discriminator, least squares (Mao 2017)",
-    "hinge": "L1 and a global discriminator, hinge (Miyato 2018)",
+    "hinge": "L1 and a global discriminator, hinge and spectral normalisation (Miyato 2018)",
     "wgan": "L1 and a global critic with clipped weights (Arjovsky 2017)",
+    "wgan-gp": "L1 and a global critic with gradient penalty (Gulrajani 2017)",
     "dcgan": "strided and transposed convolutions with their critic (Radford 2015)",
     "pix2pix": "U-Net-256, 70 x 70 PatchGAN and 100 L1 (Isola 2017)",
+    "jcsc": "joint convolutional sparse coding, few pairs and unpaired images (Huang 2017)",
+}
+
+#: What a run can be trained for, in words.
+TASKS: Mapping[str, str] = {
+    "synthesis": "another modality of the same grid",
+    "super-resolution": "thin slices from thick ones, also of another modality (--factor, --axis); beside bicubic",
 }
 
 #: The same arms by name.
@@ -379,7 +464,7 @@ ALIASES: Mapping[str, str] = {
     "l2": "A1",
     "gradient-difference": "A2",
     "global": "A3",
-    "wgan-gp": "A4",
+    "sngan": "hinge",
     "local": "A5",
     "dual": "A6b",
     "dual-attention": "A7",
@@ -474,8 +559,12 @@ def _validated(content: Mapping[str, Any], path: Path | None) -> Recipe:
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        name = ".".join(map(str, first["loc"])) or "recipe"
-        what = f"setting {name}: {first['msg'].removeprefix('Value error, ')}"
+        told = error.errors(include_url=False)
+        first = told[0]
+        name = ".".join(map(str, first["loc"][:2])) or "recipe"
+        message = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "literal_error" and len(told) > 1 and told[1]["loc"][:2] == first["loc"][:2]:
+            message += f" or {told[1]['msg'].removeprefix('Input should be ')}"  # a word or a number
+        what = f"setting {name}: {message}"
         found = None if isinstance(first["input"], Mapping) else repr(first["input"])
         raise RecipeError(what[0].lower() + what[1:], path=path, reason="setting", found=found) from error

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -40,22 +41,52 @@ def whole_file(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
+        _sync(temporary)
         temporary.replace(path)
-        _sync_folder(path.parent)
+        _sync(path.parent)
     except OSError as error:
-        free = _free_bytes(path.parent)
-        raise ChiasmError(
-            f"cannot be written: {error.strerror or error}",
-            path=path,
-            reason="unwritable",
-            found=f"{free / 2**20:.0f} MiB free" if free is not None else None,
-            hint="Free some space, or give another folder with -o.",
-        ) from error
+        raise _unwritable(path, error) from error
     finally:
         if temporary.exists():
             temporary.unlink()
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Give a temporary folder to fill, and move it to `path` when the block ends well.
+
+    Args:
+        path: Where the finished folder will stand; one that stood there before is replaced.
+
+    Yields:
+        An empty folder beside it.
+
+    Raises:
+        ChiasmError: If the disk is full or the folder cannot be written; what
+            stood at `path` before is untouched.
+    """
+    path = Path(path)
+    fresh, before = (path.with_name(f".{os.getpid()}.{age}.{path.name}") for age in ("new", "old"))
+    try:
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir(parents=True)
+        yield fresh
+        for inside in sorted(fresh.rglob("*"), reverse=True):  # what a folder holds before the folder
+            _sync(inside)
+        _sync(fresh)
+        if path.exists():
+            path.rename(before)
+        try:
+            fresh.rename(path)
+        except OSError:
+            before.rename(path)
+            raise
+        _sync(path.parent)
+        shutil.rmtree(before, ignore_errors=True)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
 
 
 def make_folder(path: Path) -> None:
@@ -75,8 +106,19 @@ def make_folder(path: Path) -> None:
         ) from error
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def _unwritable(path: Path, error: OSError) -> ChiasmError:
+    free = _free_bytes(path.parent)
+    return ChiasmError(
+        f"cannot be written: {error.strerror or error}",
+        path=path,
+        reason="unwritable",
+        found=f"{free / 2**20:.0f} MiB free" if free is not None else None,
+        hint="Free some space, or give another folder with -o.",
+    )
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -114,7 +156,7 @@ def read_json(path: Path) -> Any:
     Raises:
         RunError: If it is missing or not JSON.
     """
-    return _parsed(path, json.loads, json.JSONDecodeError)
+    return _parsed(path, json.loads)
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -123,16 +165,16 @@ def read_toml(path: Path) -> dict[str, Any]:
     Raises:
         RunError: If it is missing or not TOML.
     """
-    content: dict[str, Any] = _parsed(path, tomllib.loads, tomllib.TOMLDecodeError)
+    content: dict[str, Any] = _parsed(path, tomllib.loads)
     return content
 
 
-def _parsed(path: Path, parse: Any, failure: type[ValueError]) -> Any:
+def _parsed(path: Path, parse: Any) -> Any:
     try:
         return parse(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise RunError("cannot be read", path=path, reason="unreadable", found=error) from error
-    except failure as error:
+    except (ValueError, RecursionError) as error:  # also a number of endless digits, or brackets without end
         raise RunError("is damaged or not what its name says", path=path, reason="damaged", found=error) from error
 
 

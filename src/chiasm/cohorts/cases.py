@@ -26,6 +26,12 @@ LABEL_NAMES = ("seg", "labels", "label", "lesion", "lesions", "lesion_mask", "re
 #: Ends of the names of files that `read_volume` reads.
 VOLUME_SUFFIXES = (".nii.gz", ".nii", ".mha", ".mhd")
 
+#: Region name to the label values that make it.
+Regions = Mapping[str, tuple[int, ...]]
+
+#: Where a layout has labels and no table: whatever is marked.
+LESION: Regions = {"lesion": (1, 2, 3, 4)}
+
 
 @dataclass(frozen=True)
 class Case:
@@ -78,13 +84,16 @@ class Cohort:
         regions: Region name to the label values that make it, such as
             "WT" to (1, 2, 4); empty where there are no label maps.
         problems: What was found and is not used, with reasons.
+        listing: Lines that name every DICOM series, for choosing; they may
+            tell who somebody is, and belong in no file.
     """
 
     root: Path
     layout: str
     cases: tuple[Case, ...]
-    regions: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    regions: Regions = field(default_factory=dict)
     problems: tuple[Problem, ...] = ()
+    listing: tuple[str, ...] = ()
 
 
 def role_of(name: str) -> str:

@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chiasm.cohorts.cases import Case, Problem
+from chiasm.cohorts.degradation import Degradation, arranged, known, simulated, thick_mask
 from chiasm.cohorts.masks import Rule, box_of, find_mask, suggest_rule
 from chiasm.errors import ChiasmError, CohortError, VolumeError
-from chiasm.volumes import Volume, canonical, check_pair, read_volume
+from chiasm.volumes import Volume, check_pair, read_volume
 
 MOST_CASES = 64  # that are read, evenly spread; more would not move a median
 VOXELS = 20_000  # sampled inside each mask
@@ -56,30 +57,50 @@ class Fingerprint:
     problems: tuple[Problem, ...]
 
 
-def read_images(case: Case, names: Sequence[str]) -> list[Volume]:
+def read_images(case: Case, names: Sequence[str], degradation: Degradation | None = None) -> list[Volume]:
     """Read modalities of a case in RAS order, all on the grid of the first.
 
+    Args:
+        case: Has them.
+        names: Sources, and last the target.
+        degradation: For super-resolution: how sources are made to look, and
+            how axes are `arranged`; the target stays as it is.
+
     Raises:
-        VolumeError: If a file cannot be read, or grids differ.
+        VolumeError: If a file cannot be read, grids differ, or slices are too few to be degraded.
     """
     first = read_volume(case.images[names[0]])
     others = [check_pair(first, read_volume(case.images[name]), a_name=names[0], b_name=name) for name in names[1:]]
-    return [canonical(volume) for volume in (first, *others)]
+    volumes = [first, *others]
+    if degradation is not None:
+        volumes = [*simulated(volumes[:-1], degradation), volumes[-1]]
+    return [arranged(volume, degradation) for volume in volumes]
 
 
-def read_mask(case: Case, grid: Volume) -> Volume | None:
+def read_mask(case: Case, grid: Volume, degradation: Degradation | None = None) -> Volume | None:
     """Read a case's mask file, if it has one, on the grid of `grid` (in RAS order).
+
+    Args:
+        case: Says where it is.
+        grid: An image of the case.
+        degradation: For super-resolution: whose steps the mask is given.
 
     Raises:
         VolumeError: If it cannot be read, or lies on another grid.
     """
     if case.mask is None:
         return None
-    return check_pair(grid, read_volume(case.mask, labels=True), b_name="mask", labels=True)
+    mask = check_pair(grid, read_volume(case.mask, labels=True), b_name="mask", labels=True)
+    return mask if degradation is None else thick_mask(mask, degradation)
 
 
 def fingerprint(
-    cases: Sequence[Case], sources: Sequence[str], target: str, progress: Progress | None = None
+    cases: Sequence[Case],
+    sources: Sequence[str],
+    target: str,
+    progress: Progress | None = None,
+    *,
+    degradation: Degradation | None = None,
 ) -> Fingerprint:
     """Read training cases once and note what they are like.
 
@@ -88,6 +109,7 @@ def fingerprint(
         sources: Modalities that go in; the mask comes from the first.
         target: The modality that comes out.
         progress: Called with cases done, all cases, the next case's id.
+        degradation: For super-resolution, as in `read_images`.
 
     Raises:
         CohortError: If none can be read.
@@ -101,9 +123,9 @@ def fingerprint(
         if progress is not None:
             progress(index, len(chosen), case.id)
         try:
-            volumes = read_images(case, [*sources, target])
+            volumes = read_images(case, [*sources, target], degradation)
             rule: Rule = suggest_rule(volumes[0]) if case.mask is None else "given"
-            facts.append(_facts(case, volumes, rule))
+            facts.append(_facts(case, volumes, rule, degradation))
             rules.add(rule)
         except ChiasmError as error:
             path = error.path or case.images[sources[0]]
@@ -117,9 +139,10 @@ def fingerprint(
     return Fingerprint(tuple(facts), agreed.pop() if len(agreed) == 1 else "body", tuple(problems))
 
 
-def _facts(case: Case, volumes: Sequence[Volume], rule: Rule) -> CaseFacts:
-    given = read_mask(case, volumes[0])
+def _facts(case: Case, volumes: Sequence[Volume], rule: Rule, degradation: Degradation | None) -> CaseFacts:
+    given = read_mask(case, volumes[0], degradation)
     mask = find_mask(volumes[0], rule)[0] if given is None else given.array > 0
+    mask = known(mask, volumes[-1], degradation)
     if not mask.any():
         raise VolumeError("the mask is empty", path=case.mask, reason="empty-mask")
     spacing = volumes[0].geometry.spacing_mm

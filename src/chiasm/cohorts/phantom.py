@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar, get_args
+from typing import Any, Literal, NamedTuple, TypeVar, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,8 +52,11 @@ from chiasm.storage import read_json, whole_file, write_json
 from chiasm.volumes import Geometry, write_volume
 
 Layout = Literal["brats", "bids", "synthrad"]
+Movement = Literal["elastic", "rigid", "held"]
 Progress = Callable[[int, int, str], None]
 Card = TypeVar("Card")
+
+MOST_MISREGISTERED_MM = 20.0
 
 CONTRASTS = ("t1", "t1ce", "t2", "flair", "pd")
 #: Contrasts that were scanned after the patient moved, where there is misregistration.
@@ -74,6 +77,9 @@ class Difficulty:
         thick_mm: Added to the slice thickness of the T2-weighted scans.
         shared: Standard deviation of the logarithm of T1 and T2 alike, in normal tissue.
         alone: Likewise of T2 alone: the noise floor of any T1 to T2.
+        movement: How they lie there: "elastic" is half rigid and half a smooth
+            deformation; "rigid" is rigid alone; "held" is the same patient and
+            scan had he not moved.
     """
 
     sites: int
@@ -82,6 +88,7 @@ class Difficulty:
     thick_mm: float
     shared: float
     alone: float
+    movement: Movement = "elastic"
 
 
 DIFFICULTIES: Mapping[str, Difficulty] = {
@@ -156,7 +163,7 @@ def draw_subject(
     phi = deform(head.shape, spacing_mm, velocity, matrix=random_affine(rng))
     points = grid_points(head.shape)
     still = pull(stack, phi(points))
-    r = _movement(rng, head, difficulty.misregistration_mm)
+    r = _movement(rng, head, difficulty.misregistration_mm, difficulty.movement)
     moved = still if r is None else pull(stack, phi(r(points)))
     site = _protocol(_dealt(SITES[: difficulty.sites], number, seed, 2), difficulty.jitter, rng)
     materials = _materials(site, seed, rng)
@@ -217,16 +224,19 @@ def _dealt(deck: Sequence[Card], number: int, seed: int, pack: int) -> Card:
     return deck[int(np.random.default_rng((seed, pack, block, 77)).permutation(len(deck))[place])]
 
 
-def _movement(rng: np.random.Generator, head: Head, level_mm: float) -> Deformation | None:
-    """Draw how the patient lies in the later scans: half rigid, half residual; None where there is no movement."""
+def _movement(rng: np.random.Generator, head: Head, level_mm: float, kind: Movement) -> Deformation | None:
+    """Draw how the patient lies in the later scans; None where there is no movement."""
     if level_mm == 0:
         return None
     shift = rng.normal(size=3)
     shift *= level_mm / np.linalg.norm(shift) / head.spacing_mm / 2
     velocity = random_velocity(rng, head.shape, head.spacing_mm, 16, level_mm)
-    return deform(
-        head.shape, head.spacing_mm, velocity, matrix=rotation(rng.uniform(-0.5, 0.5, 3) * level_mm), shift=shift
-    )
+    matrix = rotation(rng.uniform(-0.5, 0.5, 3) * level_mm)
+    if kind == "held":  # drawn all the same, so that what follows is the same
+        return None
+    if kind == "rigid":
+        return deform(head.shape, head.spacing_mm, 0 * velocity, matrix=matrix, shift=2 * shift)
+    return deform(head.shape, head.spacing_mm, velocity, matrix=matrix, shift=shift)
 
 
 def _protocol(site: Site, jitter: float, rng: np.random.Generator) -> Site:
@@ -277,6 +287,8 @@ def write_cohort(
     difficulty: str = "standard",
     layout: str = "brats",
     skull_strip: bool | None = None,
+    misregistration_mm: float | None = None,
+    movement: str = "elastic",
     progress: Progress | None = None,
 ) -> Path:
     """Simulate a cohort, a folder that `find_cohort` recognises; finished subjects are not made again.
@@ -290,6 +302,8 @@ def write_cohort(
         difficulty: A name of `DIFFICULTIES`.
         layout: "brats" (all contrasts), "bids" (all contrasts) or "synthrad" (mr, which is T2-weighted, and ct).
         skull_strip: Whether MR is 0 outside the brain; None does so in "brats" alone.
+        misregistration_mm: How far the T2-weighted scans lie from the T1-weighted ones; None as the difficulty says.
+        movement: How they lie there: "elastic", "rigid" or "held", as in `Difficulty`.
         progress: Called with subjects done, all subjects, the next one's id.
 
     Returns:
@@ -304,6 +318,18 @@ def write_cohort(
         raise unknown("difficulty", difficulty, DIFFICULTIES)
     if layout not in get_args(Layout):
         raise unknown("layout", layout, get_args(Layout))
+    if movement not in get_args(Movement):
+        raise unknown("movement", movement, get_args(Movement))
+    hard = DIFFICULTIES[difficulty]
+    level_mm = hard.misregistration_mm if misregistration_mm is None else misregistration_mm
+    if not 0 <= level_mm <= MOST_MISREGISTERED_MM:
+        raise RecipeError(
+            "the misregistration is out of range",
+            reason="misregistration",
+            found=level_mm,
+            expected=f"0 to {MOST_MISREGISTERED_MM:g} mm",
+        )
+    hard = replace(hard, misregistration_mm=level_mm, movement=cast(Movement, movement))
     if not 1 <= spacing_mm <= 4:
         raise RecipeError("the voxel size is out of range", reason="spacing", found=spacing_mm, expected="1 to 4 mm")
     if subjects < 1:
@@ -324,11 +350,11 @@ def write_cohort(
             "spacing_mm": spacing_mm,
             "heads": None if heads is None else list(heads),
         }
+        if hard != DIFFICULTIES[difficulty]:  # the options came later: cohorts of before are still found
+            asked |= {"misregistration_mm": level_mm, "movement": movement}
         done = read_json(truth / "parameters.json") if (truth / "parameters.json").is_file() else {}
         if done.get("asked") != asked:
-            subject = draw_subject(
-                number, seed, heads=heads, spacing_mm=spacing_mm, difficulty=DIFFICULTIES[difficulty]
-            )
+            subject = draw_subject(number, seed, heads=heads, spacing_mm=spacing_mm, difficulty=hard)
             _write_subject(folder, name, subject, layout, strip)
             done = {"asked": asked, **subject.parameters}
             write_json(truth / "parameters.json", done)

@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from chiasm.cohorts.cases import Case, Cohort, Problem
+from chiasm.cohorts.degradation import Axis, Degradation
 from chiasm.cohorts.fingerprint import MOST_CASES, Fingerprint, Progress, fingerprint
 from chiasm.cohorts.intensity import (
     FEWEST_CASES,
@@ -55,10 +56,19 @@ UNKNOWN_LIMIT = 0.1  # likewise, where too few cases tell what is usual
 
 
 class PatchNeeds(NamedTuple):
-    """What a generator of the literature asks of a patch: sides of a multiple, none shorter than the smallest."""
+    """What networks of the literature, and the judges of what they make, ask of a patch.
+
+    Attributes:
+        multiple: Every side is `offset` and a multiple of this.
+        smallest: No side is shorter.
+        offset: What valid convolutions lose, where a judge asks a multiple of the rest.
+        own: Whether the generator is this project's own, which the recipe's widths describe.
+    """
 
     multiple: int = 1
     smallest: int = 1
+    offset: int = 0
+    own: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,8 +90,10 @@ class Estimate:
 class Plan:
     """How this cohort is prepared, trained on and predicted.
 
-    Axes are in RAS order.  "Normalised" intensities are those after a volume's
-    own map; raw target units are those of `target_reference`.
+    Axes are in RAS order, for super-resolution as `degradation.arranged` says.
+    "Normalised" intensities are those after a volume's
+    own map; raw target units are those of `target_reference`.  Where the target is
+    one of the sources, both share the source's map.
 
     Attributes:
         sources: Modalities that go in.
@@ -113,6 +125,8 @@ class Plan:
         expected: Cost on the machine where the plan was made; no part of what makes plans equal.
         reasons: One sentence for each choice, by field.
         histogram: Whether each source is shown a second time, as its rank in the case's own histogram.
+        context: Whether the generator sees, after all these, the target as an earlier stage predicted it.
+        degradation: For super-resolution: the thick slices that sources have; None for synthesis.
 
     Raises:
         ValueError: If the parts do not fit one another.
@@ -145,11 +159,18 @@ class Plan:
     expected: Estimate = field(compare=False)
     reasons: Mapping[str, str] = field(compare=False)
     histogram: bool = False  # plans of before hold none
+    context: bool = False  # likewise
+    degradation: Degradation | None = None
 
     @property
     def images(self) -> int:
-        """Images that a network is shown: the sources, and after them their ranks."""
+        """Images that come from files: the sources, and after them their ranks; no context."""
         return len(self.sources) * (2 if self.histogram else 1)
+
+    @property
+    def own(self) -> int | None:
+        """Which source is the target's own modality: super-resolution alone; None for synthesis."""
+        return self.sources.index(self.target) if self.target in self.sources else None
 
     def __post_init__(self) -> None:
         count = len(self.sources)
@@ -162,6 +183,7 @@ class Plan:
             "numbers must be finite": not np.isfinite(self._numbers()).all(),
             "sizes must be positive": min(*self.spacing_mm, *self.patch, *self.input_sd, self.target_sd) <= 0,
             "the patch must have as many axes as dims": len(self.patch) != self.dims,
+            "the target may be a source for super-resolution alone": self.own is not None and self.degradation is None,
             "slices must be odd, and 1 in 3D": self.slices % 2 != 1 or (self.dims == 3 and self.slices != 1),
             "ranges must rise": self.target_range[0] >= self.target_range[1]
             or any(low >= high for low, high in self.source_ranges),
@@ -218,7 +240,7 @@ def make_plan(
         cohort: Holds the training cases, each with all modalities of the recipe.
         train_ids: Which they are.
         progress: Called with cases read, all cases, the next case's id.
-        needs: Of the generator, where it is not this project's own, which the recipe's widths describe.
+        needs: Of networks that are not this project's own, which the recipe's widths describe.
 
     Returns:
         The plan; what it will cost is not known yet.
@@ -232,7 +254,10 @@ def make_plan(
     if missing := [name for name in train_ids if name not in cases]:
         raise ValueError(f"the cohort has no case {', '.join(missing)}")
     data, reasons = recipe.data, dict[str, str]()
-    seen = fingerprint([cases[name] for name in train_ids], data.sources, data.target, progress)
+    degradation = degradation_of(recipe)
+    seen = fingerprint(
+        [cases[name] for name in train_ids], data.sources, data.target, progress, degradation=degradation
+    )
     seen = _without_constants(recipe, seen, cases)
     reasons["trained_on"] = f"{len(train_ids)} training cases" + (
         f", of which {MOST_CASES} evenly spread ones were read" if len(train_ids) > MOST_CASES else ""
@@ -246,6 +271,8 @@ def make_plan(
     }[seen.mask_rule]
     spacing = _choose_spacing(recipe, seen, reasons)
     dims, slices = _choose_dims(recipe, seen, spacing, reasons)
+    if degradation is not None:
+        reasons["degradation"] = _tell(degradation, spacing[across(degradation)], dims)
     patch = _choose_patch(recipe, seen, spacing, dims, reasons, needs)
     source_kinds, target_kind = _choose_kinds(recipe, seen, reasons)
     sources, target, targets = _normalised_samples(recipe, seen, source_kinds, target_kind)
@@ -295,13 +322,40 @@ def make_plan(
         expected=Estimate(0.0, 0.0, 0.0),
         reasons=reasons,
         histogram=data.histogram,
+        degradation=degradation,
     )
+
+
+def degradation_of(recipe: Recipe) -> Degradation | None:
+    """Return the thick slices that a recipe asks for; None for synthesis."""
+    data = recipe.data
+    if data.task == "synthesis":
+        return None
+    return Degradation(data.factor, data.axis, data.slice_profile, data.noise)
+
+
+def across(degradation: Degradation) -> int:
+    """Return which of the arranged axes runs across the thick slices."""
+    return 0 if degradation.axis == "I" else 1
+
+
+def _tell(degradation: Degradation, thin_mm: float, dims: int) -> str:
+    names: Mapping[Axis, str] = {"I": "sagittal", "J": "coronal", "K": "axial"}
+    thick = f"{names[degradation.axis]} slices of {degradation.factor * thin_mm:.3g} mm"
+    told = (
+        f"super-resolution was asked for: {thick}, made of the cases' own and interpolated by a cubic spline, "
+        f"become slices of {thin_mm:.3g} mm"
+    )
+    shown = "coronal" if degradation.axis == "K" else "axial"
+    return f"{told}; the network sees {shown} slices, which show them edge-on" if dims == 2 else told
 
 
 def write_plan(path: Path, plan: Plan) -> None:
     """Write a plan as TOML for people to read: choices, `[expected]` cost, `[reasons]`, and last what is `[fitted]`."""
     content = TypeAdapter(Plan).dump_python(plan, mode="json")
     fitted = {name: content.pop(name) for name in FITTED}
+    if plan.degradation is None:  # TOML has no null
+        del content["degradation"]
     write_toml(path, {**content, "fitted": fitted})
 
 
@@ -422,32 +476,45 @@ def _choose_patch(
     needs: PatchNeeds | None,
 ) -> tuple[int, ...]:
     judges = recipe.discriminators
-    own = recipe.generator.widths if needs is None else (1,)
-    shaped = (own, recipe.generator.refiner, judges.local_widths)  # like a U
+    needs = needs or PatchNeeds(own=True)
+    shaped = (recipe.generator.widths if needs.own else (1,), recipe.generator.refiner, judges.local_widths)  # like a U
     halvings = max(*(len(widths) - 1 for widths in shaped), len(judges.global_widths))
-    needs = needs or PatchNeeds()
     multiple = math.lcm(2**halvings, needs.multiple)
-    least = math.ceil(needs.smallest / multiple) * multiple
     asked = recipe.data.patch
     if asked != "auto":
-        if asked % multiple or asked < least:
-            lower = max(least - multiple, asked // multiple * multiple)
+        step = multiple if needs.own else needs.multiple
+        least = _next_fit(needs.smallest, step, needs.offset)
+        if asked < least or asked % step != needs.offset % step:
+            lower = max(least, _next_fit(asked, step, needs.offset) - step)
+            more = f"{needs.offset} more than " if needs.offset else ""
             raise RecipeError(
-                "data.patch does not fit the networks, which halve it again and again",
+                "data.patch does not fit the networks",
                 reason="patch",
                 found=asked,
-                expected=f"a multiple of {multiple}, such as {lower or multiple} or {lower + multiple}",
+                expected=f"{more}a multiple of {step}, such as {lower} or {lower + step}"
+                if step > 1
+                else f"at least {least}",
             )
         reasons["patch"] = "asked for in the recipe"
         return (asked,) * dims
+    least = _next_fit(needs.smallest, multiple, needs.offset)
     usual = (PATCH_2D if dims == 2 else PATCH_3D).get(recipe.size, SMALLEST_PATCH)
-    most = max(least, usual // multiple * multiple)
+    most = max(least, _next_fit(usual - multiple + 1, multiple, needs.offset))
     reasons["patch"] = (
-        f"multiples of {multiple}, which the networks need; at most {most} at size {recipe.size}, "
-        "and no larger than just holds the median brain or body"
+        f"{f'{needs.offset} voxels and ' if needs.offset else ''}multiples of {multiple}, which the networks need; "
+        f"at most {most} at size {recipe.size}, and no larger than just holds the median brain or body"
     )
-    sides = (math.ceil(size / multiple) * multiple for size in _body_voxels(seen, spacing)[:dims])
+    sides = (_next_fit(math.ceil(size), multiple, needs.offset) for size in _body_voxels(seen, spacing)[:dims])
     return tuple(min(most, max(least, side)) for side in sides)
+
+
+def _next_fit(size: int, multiple: int, offset: int) -> int:
+    """Return the smallest number that is at least `size`, and `offset` more than a multiple.
+
+    >>> _next_fit(33, 8, 0), _next_fit(33, 8, 12), _next_fit(36, 8, 12)
+    (40, 36, 36)
+    """
+    return size + (offset - size) % multiple
 
 
 def _choose_kinds(recipe: Recipe, seen: Fingerprint, reasons: dict[str, str]) -> tuple[tuple[Kind, ...], Kind]:
@@ -486,9 +553,13 @@ def _normalised_samples(
     names, window = (*recipe.data.sources, recipe.data.target), recipe.data.window_hu
     channels: list[list[NDArray[np.float32]]] = []
     maps: list[IntensityMap] = []
+    of_sources: list[list[IntensityMap]] = []
     for index, kind in enumerate((*source_kinds, target_kind)):
         raw = [_clipped(case.samples[index], names[index], recipe) for case in seen.cases]
         maps = [fit_intensity(values, None, kind, window) for values in raw]
+        if index == len(names) - 1 and names[-1] in names[:-1]:
+            maps = of_sources[names.index(names[-1])]
+        of_sources.append(maps)
         channels.append([one.apply(values) for one, values in zip(maps, raw)])
     return channels[:-1], channels[-1], maps
 

@@ -11,10 +11,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,15 +21,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chiasm.cohorts.cases import Case, Problem
+from chiasm.cohorts.degradation import arranged, known
 from chiasm.cohorts.fingerprint import Progress, read_images, read_mask
 from chiasm.cohorts.intensity import IntensityMap, Kind, fit_intensity
 from chiasm.cohorts.masks import Rule, box_of, find_mask
 from chiasm.cohorts.planning import Plan
 from chiasm.errors import ChiasmError, VolumeError
 from chiasm.storage import sha256_of, whole_file, write_json
-from chiasm.volumes import Geometry, Volume, canonical, check_pair, crop, grid_with_spacing, read_volume, resample
-from chiasm.volumes.metaimage import looks_like_metaimage
-from chiasm.volumes.streams import first_bytes
+from chiasm.volumes import Geometry, Volume, check_pair, crop, grid_with_spacing, read_volume, resample
+from chiasm.volumes.screening import volume_files
 
 #: Raised by one whenever the same files and plan would give other arrays.
 VERSION = 1
@@ -42,7 +41,7 @@ RANK_SD = 12**-0.5  # of numbers spread evenly between 0 and 1
 
 PLAN_FIELDS = (
     *("sources", "target", "spacing_mm", "dims", "mask_rule", "source_kinds", "target_kind", "window_hu"),
-    "histogram",
+    *("histogram", "degradation"),
 )
 
 
@@ -81,10 +80,12 @@ class PreparedCase:
         site: Hospital or scanner, or None.
         source: As `PreparedSource.array`, shape (C, I, J, K) or (2C, I, J, K).
         target: Normalised target, zero outside the mask, shape (I, J, K).
-        mask: Valid voxels, shape (I, J, K).
+        mask: Valid voxels, shape (I, J, K); for super-resolution those alone whose target is known.
         labels: Label map, of the smallest integer type that holds it, or None.
         grid: Where the arrays lie.
         histogram: Whether the second half of the source's channels are ranks of the first.
+        context: Whether one more channel follows them: the target as an earlier stage predicted it.
+        own: Which channel of the source is the target's own modality, on the target's scale; None for synthesis.
     """
 
     id: str
@@ -96,11 +97,13 @@ class PreparedCase:
     labels: NDArray[np.integer[Any]] | None
     grid: Geometry
     histogram: bool = False
+    context: bool = False
+    own: int | None = None
 
     @property
     def intensities(self) -> int:
-        """Channels that hold intensities: those before the ranks."""
-        channels: int = self.source.shape[0]
+        """Channels that hold the source's intensities: those before ranks and context."""
+        channels: int = self.source.shape[0] - self.context
         return channels // 2 if self.histogram else channels
 
 
@@ -126,7 +129,8 @@ def prepare_source(volumes: Sequence[Volume], plan: Plan, mask: Volume | None = 
     Each volume is normalised by a map fitted to its own voxels inside the mask.
 
     Args:
-        volumes: One for each of the plan's sources, in its order, on one grid.
+        volumes: One for each of the plan's sources, in its order, on one grid;
+            for super-resolution interpolated to thin slices.
         plan: Says spacing, mask rule and kinds of intensity maps.
         mask: Valid voxels (above 0) on the same grid; found as the plan says where None.
 
@@ -141,13 +145,13 @@ def prepare_source(volumes: Sequence[Volume], plan: Plan, mask: Volume | None = 
             found=len(volumes),
             expected=f"one for each of {', '.join(plan.sources)}",
         )
-    first = canonical(volumes[0])
     others = [
-        canonical(check_pair(volumes[0], volume, a_name=plan.sources[0], b_name=name))
+        check_pair(volumes[0], volume, a_name=plan.sources[0], b_name=name)
         for volume, name in zip(volumes[1:], plan.sources[1:])
     ]
-    given = None if mask is None else canonical(check_pair(volumes[0], mask, b_name="mask", labels=True))
-    return _prepare([first, *others], plan, given)[0]
+    given = None if mask is None else check_pair(volumes[0], mask, b_name="mask", labels=True)
+    upright = [arranged(volume, plan.degradation) for volume in (volumes[0], *others)]
+    return _prepare(upright, plan, None if given is None else arranged(given, plan.degradation))[0]
 
 
 def prepare_case(case: Case, plan: Plan, cache: Path) -> PreparedCase:
@@ -207,6 +211,33 @@ def prepare_cohort(
     return prepared, problems
 
 
+def write_context(case: PreparedCase, context: NDArray[np.float32], path: Path, plan: Plan) -> None:
+    """Keep a case's source with an earlier stage's prediction behind it, laid out as the cache is.
+
+    Args:
+        case: Without a context.
+        context: Prediction in normalised units, zero outside the mask, shape (I, J, K).
+        path: The file that is written.
+        plan: The case's.
+
+    Raises:
+        ChiasmError: If the file cannot be written.
+    """
+    source = np.concatenate([case.source, context[None]])
+    with whole_file(path) as temporary, temporary.open("wb") as file:
+        np.save(file, np.ascontiguousarray(_slices_first(source, plan)))
+
+
+def read_context(case: PreparedCase, path: Path, plan: Plan) -> PreparedCase | None:
+    """Return a case with the source that `write_context` kept, memory-mapped; None where it is missing or damaged."""
+    try:
+        source = _slices_last(np.load(path, mmap_mode="r"), plan)
+    except (OSError, EOFError, ValueError):
+        return None
+    channels, *size = case.source.shape
+    return replace(case, source=source, context=True) if source.shape == (channels + 1, *size) else None
+
+
 def _prepare(volumes: Sequence[Volume], plan: Plan, given: Volume | None) -> tuple[PreparedSource, _Place]:
     """Do the work of `prepare_source` on volumes that are known to lie on one grid, in RAS order."""
     first = volumes[0]
@@ -240,10 +271,15 @@ def _prepare(volumes: Sequence[Volume], plan: Plan, given: Volume | None) -> tup
 
 
 def _normalised(
-    volume: Volume, kind: Kind, place: _Place, inside: NDArray[np.bool_], plan: Plan
+    volume: Volume,
+    kind: Kind,
+    place: _Place,
+    inside: NDArray[np.bool_],
+    plan: Plan,
+    fitted: IntensityMap | None = None,
 ) -> tuple[NDArray[np.float32], IntensityMap]:
-    """Fit a map to the voxels in the mask as they were scanned, then resample, map, and blank the rest."""
-    fitted = fit_intensity(volume.array, place.mask, kind, plan.window_hu)
+    """Fit a map to the voxels in the mask as they were scanned, unless one is given; resample, map, blank the rest."""
+    fitted = fitted or fit_intensity(volume.array, place.mask, kind, plan.window_hu)
     raw = place.move(volume, order=1)
     if kind == "hu":
         raw = np.clip(raw, *plan.window_hu)
@@ -263,10 +299,13 @@ def _ranked(volume: Volume, place: _Place, inside: NDArray[np.bool_]) -> NDArray
 
 
 def _store(folder: Path, case: Case, plan: Plan) -> None:
-    volumes = read_images(case, [*plan.sources, plan.target])
-    source, place = _prepare(volumes[:-1], plan, read_mask(case, volumes[0]))
-    target, _ = _normalised(volumes[-1], plan.target_kind, place, source.mask, plan)
-    arrays: dict[str, NDArray[Any]] = {"source": source.array, "target": target, "mask": source.mask}
+    volumes = read_images(case, [*plan.sources, plan.target], plan.degradation)
+    source, place = _prepare(volumes[:-1], plan, read_mask(case, volumes[0], plan.degradation))
+    shared = None if plan.own is None else source.maps[plan.own]
+    target, _ = _normalised(volumes[-1], plan.target_kind, place, source.mask, plan, shared)
+    told = known(np.ones(volumes[-1].array.shape, bool), volumes[-1], plan.degradation)
+    mask = source.mask & (place.move(Volume(told.astype(np.uint8), volumes[-1].geometry), order=0) > 0)
+    arrays: dict[str, NDArray[Any]] = {"source": source.array, "target": np.where(mask, target, 0), "mask": mask}
     if case.labels is not None:
         labels = check_pair(volumes[0], read_volume(case.labels, labels=True), b_name="labels", labels=True)
         arrays["labels"] = place.move(labels, order=0)
@@ -302,6 +341,7 @@ def _load(folder: Path, case: Case, plan: Plan) -> PreparedCase:
         None if case.labels is None else arrays["labels"],
         Geometry((i, j, k), np.array(grid["affine"])),
         plan.histogram,
+        own=plan.own,
     )
 
 
@@ -319,24 +359,14 @@ def _key(case: Case, plan: Plan) -> str:
     files = {name: case.images[name] for name in (*plan.sources, plan.target)}
     files |= {name: path for name, path in (("mask", case.mask), ("labels", case.labels)) if path is not None}
     try:
-        contents = {name: [sha256_of(part) for part in _parts(path)] for name, path in files.items()}
+        contents = {name: [sha256_of(part) for part in volume_files(path)] for name, path in files.items()}
     except OSError as error:
         raise VolumeError("cannot be read", path=error.filename, reason="unreadable", found=error.strerror) from error
     settings = {name: getattr(plan, name) for name in PLAN_FIELDS}
     if not plan.histogram:
         del settings["histogram"]  # it came later: caches of before are still found
+    del settings["degradation"]
+    if plan.degradation is not None:
+        settings["degradation"] = asdict(plan.degradation)
     text = json.dumps({"version": VERSION, "files": contents, "plan": settings}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:20]
-
-
-def _parts(path: Path) -> list[Path]:
-    """List the files that a volume consists of: itself, and that of its voxels where a header keeps them beside it."""
-    head = first_bytes(path, 2**16)
-    named = (
-        re.search(rb"^[ \t]*ElementDataFile[ \t]*=[ \t]*([^\s/]+)", head, re.M) if looks_like_metaimage(head) else None
-    )
-    twin = re.sub(
-        r"(?i)\.(hdr|img)(?=(\.gz)?$)", lambda end: {".hdr": ".img", ".img": ".hdr"}[end[0].lower()], path.name
-    )
-    others = (path.with_name(name) for name in {twin, named[1].decode(errors="replace") if named else path.name})
-    return [path, *sorted(other for other in others if other != path and other.is_file())]

@@ -124,6 +124,28 @@ def leave_one_site_out(
     return _with_validation(cases, roles, others, validation)
 
 
+def deal_folds(site_of: Mapping[str, str | None], folds: int, seed: int) -> list[tuple[str, ...]]:
+    """Deal subjects into folds of nearly equal size, with each site spread evenly over them.
+
+    Args:
+        site_of: Site of each subject, or None.
+        folds: How many, at least 2.
+        seed: Of the order in which they are dealt.
+
+    Raises:
+        CohortError: If there are fewer subjects than folds.
+    """
+    dealt = _dealt({subject: site or "" for subject, site in site_of.items()}, seed)
+    if len(dealt) < folds:
+        raise CohortError(
+            f"{folds} inner folds need at least {folds} training subjects",
+            reason="too-few-subjects",
+            found=f"{len(dealt)}: {', '.join(sorted(dealt)) or 'none'}",
+            hint="Out-of-fold contexts need cases that a model has not seen: add subjects, or set generator.stages=1.",
+        )
+    return [tuple(dealt[fold::folds]) for fold in range(folds)]
+
+
 def sites_of(cases: Iterable[Case]) -> list[str]:
     """Return the names of all sites, in order; one fold each where folds go by site.
 

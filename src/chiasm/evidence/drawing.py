@@ -17,6 +17,7 @@ HARD_SPACE = "\u00a0"
 
 METRICS: dict[str, tuple[str, Literal["lower", "higher", "neither"]]] = {
     "mae": ("MAE", "lower"),
+    "mae_mu": ("MAE of mu", "lower"),
     "rmse": ("RMSE", "lower"),
     "mse": ("MSE", "lower"),
     "nmse": ("NMSE", "lower"),

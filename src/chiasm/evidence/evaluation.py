@@ -4,6 +4,10 @@ The unit of everything is the training cohort's target unit: HU for CT; for
 magnetic resonance, whose gain is arbitrary, the *reference* is brought to the
 training cohort's units with its own intensity map (`harmonise`), never the
 prediction, and errors are told in SDs of the training targets.
+
+Errors of CT are told a second time in what PET needs it for: "mae_mu" is the mean
+absolute difference of linear attenuation coefficients at 511 keV, in 1/cm, at 120
+kVp and CT's resolution.
 """
 
 from __future__ import annotations
@@ -23,10 +27,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chiasm import metrics
+from chiasm.cohorts.attenuation import attenuation
 from chiasm.errors import ChiasmError, RunError
 from chiasm.storage import whole_file
 
 if TYPE_CHECKING:
+    from chiasm.cohorts.intensity import IntensityMap
     from chiasm.cohorts.planning import Plan
 
 CSV, JSON = "evaluation.csv", "evaluation.json"
@@ -41,6 +47,7 @@ EACH_LESION = "each lesion"  # what they are called together in a summary
 #: Unit of each figure; "" is the unit of the images, "/mm" that unit per mm, "1" none.
 UNITS: Mapping[str, str] = {
     "mae": "",
+    "mae_mu": "1/cm",
     "bias": "",
     "rmse": "",
     "nmae": "1",
@@ -68,7 +75,7 @@ UNITS: Mapping[str, str] = {
 }
 
 #: What a short table shows, in this order.
-HEADLINES = ("mae", "psnr", "ssim", "ms_ssim", "sharpness", "contrast_kept", "recall", "false_lesions")
+HEADLINES = ("mae", "mae_mu", "psnr", "ssim", "ms_ssim", "sharpness", "contrast_kept", "recall", "false_lesions")
 
 
 class Row(NamedTuple):
@@ -101,7 +108,9 @@ class Row(NamedTuple):
     convention: str
 
 
-def harmonise(target: NDArray[Any], mask: NDArray[np.bool_], plan: Plan) -> NDArray[np.float32]:
+def harmonise(
+    target: NDArray[Any], mask: NDArray[np.bool_], plan: Plan, own: IntensityMap | None = None
+) -> NDArray[np.float32]:
     """Bring a real target to the training cohort's target units.
 
     HU stay as they are.  Units of magnetic resonance differ between scans by
@@ -114,12 +123,13 @@ def harmonise(target: NDArray[Any], mask: NDArray[np.bool_], plan: Plan) -> NDAr
         target: As read, shape (I, J, K).
         mask: Valid voxels.
         plan: Says the unit, the kind of map and the cohort's map.
+        own: The scan's map; fitted on `target` where None.
     """
     if plan.target_unit == "HU":
         return target.astype(np.float32, copy=False)
     from chiasm.cohorts.intensity import fit_intensity
 
-    own = fit_intensity(target, mask, plan.target_kind)
+    own = own or fit_intensity(target, mask, plan.target_kind)
     harmonised = plan.target_reference.invert(own.apply(target))
     harmonised[(target == 0) & ~mask] = plan.target_background
     return harmonised
@@ -237,9 +247,12 @@ def evaluate_case(
     lesion_labels = None if labels is None else _lesion_labels(labels, mask, regions)
     places = _places(target, mask, labels, lesion_labels, regions, spacing_mm)
     error = np.where(mask, np.abs(np.subtract(prediction, target, dtype=np.float32)), np.float32(0))
+    attenuations = (attenuation(prediction), attenuation(target)) if unit == "HU" else None
     for region, inside in places.items():
         figures = metrics.plain_figures(prediction, target, inside, high - low, spacing_mm)
         figures |= metrics.likeness(pair, inside)
+        if attenuations is not None:
+            figures["mae_mu"] = metrics.mae(*attenuations, inside)
         if region == "mask" and multiscale is not None:
             figures["ms_ssim"] = multiscale
         if reliability is not None:

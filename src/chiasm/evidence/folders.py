@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chiasm.cohorts.cases import Case, Cohort, Problem
+from chiasm.cohorts.degradation import known, simulated, thick_mask
+from chiasm.cohorts.intensity import IntensityMap
 from chiasm.cohorts.layouts import find_cohort
 from chiasm.cohorts.planning import Plan, read_plan
 from chiasm.cohorts.preparation import prepare_source
@@ -36,7 +38,7 @@ class Loaded:
         reliability: The map in target units, or None.
         mask: Voxels that are scored.
         labels: Label map, or None.
-        source: The first source.
+        source: The first source, for super-resolution as the network saw it.
     """
 
     case: Case
@@ -79,6 +81,13 @@ def open_predictions(folder: Path, model: Path | None = None) -> Judged:
         RunError: If it is no such folder, or the model is not found.
     """
     manifest = read_manifest(folder)
+    if manifest.container == "dicom":  # whole numbers, perhaps of a multiple
+        raise RunError(
+            "holds DICOM series, which are for picture archives",
+            path=folder,
+            reason="container",
+            hint="Predict again without --format dicom, and evaluate that.",
+        )
     place = _model_folder(manifest, model)
     return Judged(folder, manifest, place, read_plan(place / "plan.toml"), load_baselines(place))
 
@@ -141,20 +150,37 @@ def load_case(judged: Judged, entry: Entry, cohort: Cohort, *, with_labels: bool
 
     prediction = made(entry.image, "prediction")
     target = fitting(case.images[plan.target], plan.target)
-    mask = fitting(case.mask or folder / entry.mask, "mask", labels=True)
-    inside = mask.array > 0
+    mask = fitting(case.mask or folder / str(entry.mask), "mask", labels=True)
+    if plan.degradation is not None and case.mask is not None:
+        mask = thick_mask(mask, plan.degradation)
+    inside = known(mask.array > 0, target, plan.degradation)
     labels = fitting(case.labels, "labels", labels=True).array if with_labels and case.labels else None
     reliability = None if entry.reliability is None else made(entry.reliability, "reliability")
-    prepared = prepare_source([source, *others], plan, mask)
-    images = {judged.manifest.method: prediction.array}
+    sources = [source, *others]
+    if plan.degradation is not None:
+        sources = simulated(sources, plan.degradation)
+        naive = naive and judged.manifest.degraded  # else the network saw other slices than those made here
+    prepared = prepare_source(sources, plan, mask)
+    # units of super-resolution are the scan's own: one map brings prediction and target to the cohort's
+    own = None if plan.own is None else prepared.maps[plan.own]
+    made_image = prediction.array if own is None else harmonise(prediction.array, inside, plan, own)
+    images = {judged.manifest.method: made_image}
     for baseline in judged.baselines.names if naive else ():
         guess = judged.baselines.predict(baseline, prepared.array, prepared.mask, prepared.grid)
         raw = plan.target_reference.invert(guess)
         on_grid = resample(Volume(raw.astype(np.float32), prepared.grid), source.geometry, order=1)
         images[baseline] = np.where(inside, on_grid.array, plan.target_background).astype(np.float32)
-    real = harmonise(target.array, inside, plan)
-    trust = None if reliability is None else reliability.array
-    return Loaded(case, entry, images, real, trust, inside, labels, source)
+    real = harmonise(target.array, inside, plan, own)
+    trust = None if reliability is None else reliability.array * _scale(own, plan)
+    return Loaded(case, entry, images, real, trust, inside, labels, sources[0])
+
+
+def _scale(own: IntensityMap | None, plan: Plan) -> np.float32:
+    """Return the cohort's target units in one unit of a scan's own map."""
+    if own is None:
+        return np.float32(1)
+    ends = plan.target_reference.apply(np.array(plan.target_range))
+    return np.float32(np.ptp(plan.target_range) / np.ptp(own.invert(ends)))
 
 
 def score_case(loaded: Loaded, judged: Judged, cohort: Cohort, convention: str) -> list[Row]:

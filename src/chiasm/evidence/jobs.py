@@ -37,6 +37,8 @@ from chiasm.recipe import ALIASES, ARMS, IN_WORDS, Attention, Loss, Recipe, Sect
 from chiasm.storage import read_toml, sha256_of, write_json
 from chiasm.training.methods import check_players, needs_local_judge
 from chiasm.training.run import train
+from chiasm.volumes.dicom_series import is_dicom
+from chiasm.volumes.screening import volume_files
 
 #: Raised by one whenever the same recipe and data would give other figures.
 REVISION = 1
@@ -283,7 +285,7 @@ def list_jobs(study: Study, out: Path, cohort: Cohort | None) -> list[Job]:
                 recipe = _recipe(study, arm, folds, fold, seed)
                 check_players(recipe)
                 warm: Path | None = None
-                if study.warmup == "shared":
+                if study.warmup == "shared" and recipe.generator.stages == 1:  # a cascade begins on fewer cases
                     base = _recipe(study, WARM_UP, folds, fold, seed)
                     for kind, beginning in _warm_ups(recipe, base):
                         warm_up = _job(out, kind, beginning, content, study.threads, warm, False)
@@ -306,6 +308,12 @@ def _reliability_jobs(study: Study, out: Path, jobs: Sequence[Job]) -> list[Job]
     made = []
     for fold, trained in folds.items():
         recipe, runs = trained[0].recipe, tuple(job.folder for job in trained)
+        if recipe.data.task == "super-resolution":
+            raise RecipeError(
+                "the reliability map's rivals are not judged for super-resolution yet",
+                reason="reliability",
+                hint="Leave reliability out of the study.",
+            )
         key = hashlib.sha256(json.dumps(["reliability", *(job.key for job in trained)]).encode()).hexdigest()[:16]
         name, seed, folder = study.reliability, recipe.training.seed, out / "jobs" / key
         made.append(Job(key, "reliability", name, fold, seed, recipe, folder, runs=runs))
@@ -361,6 +369,8 @@ def has_judges(recipe: Recipe) -> bool:
 
 def _warm_ups(recipe: Recipe, base: Recipe) -> list[tuple[Kind, Recipe]]:
     """Return the beginnings that an arm shares with others, as recipes that hold only what they depend on."""
+    if recipe.optimiser.kind == "admm":
+        return []  # a sparse coder shares nothing with networks
     network = recipe.generator.model_copy(update={"refiner": ()})
     usual_batches = {name: getattr(base.training, name) for name in BATCHES}
     changes: dict[str, object] = {
@@ -368,7 +378,9 @@ def _warm_ups(recipe: Recipe, base: Recipe) -> list[tuple[Kind, Recipe]]:
         "generator": network,
         "training": recipe.training.model_copy(update=usual_batches),
         "schedule": recipe.schedule,
-        "optimiser": recipe.optimiser,
+        "optimiser": base.optimiser.model_copy(
+            update={name: getattr(recipe.optimiser, name) for name in ("generator_rate", "betas", "average")}
+        ),
     }
     beginning = base.model_copy(update=changes)
     found: list[tuple[Kind, Recipe]] = [("generator", beginning)]
@@ -381,6 +393,8 @@ def _warm_ups(recipe: Recipe, base: Recipe) -> list[tuple[Kind, Recipe]]:
                 "adversarial": asked.adversarial,
                 "smoothing": asked.smoothing,
                 "penalty": asked.penalty,
+                "penalty_every": asked.penalty_every,
+                "clip": asked.clip,
             }
         )
         attention = Attention(
@@ -388,7 +402,12 @@ def _warm_ups(recipe: Recipe, base: Recipe) -> list[tuple[Kind, Recipe]]:
             magnitude_mm=recipe.attention.magnitude_mm,
             structured_mm=recipe.attention.structured_mm,
         )
-        changes = {"loss": loss, "attention": attention, "discriminators": recipe.discriminators}
+        changes = {
+            "loss": loss,
+            "attention": attention,
+            "discriminators": recipe.discriminators,
+            "optimiser": recipe.optimiser,
+        }
         found.append(("judges", beginning.model_copy(update=changes)))
     return found
 
@@ -409,6 +428,11 @@ def _job(out: Path, kind: Kind, recipe: Recipe, content: str, threads: int, warm
     return Job(key, kind, name, recipe.split.fold, recipe.training.seed, recipe, out / "jobs" / key, warm, first)
 
 
+def _hashed(path: Path) -> str:
+    """Hash a volume; a DICOM series by its slices."""
+    return ",".join(map(sha256_of, volume_files(path))) if is_dicom(path) else sha256_of(path)
+
+
 def _fingerprint(study: Study, cohort: Cohort | None) -> str:
     """Hash the files that a study reads, by content; of a simulated cohort, what it is made from."""
     if study.phantom is not None:
@@ -417,7 +441,7 @@ def _fingerprint(study: Study, cohort: Cohort | None) -> str:
     digest = hashlib.sha256()
     for case in sorted(cohort.cases, key=lambda case: case.id):
         files = [*(case.images[name] for name in (*study.sources, study.target)), case.mask, case.labels]
-        parts = [case.id, case.subject, *(sha256_of(file) if file else "-" for file in files)]
+        parts = [case.id, case.subject, *(_hashed(file) if file else "-" for file in files)]
         digest.update("\0".join(parts).encode())
     return digest.hexdigest()
 
@@ -495,7 +519,8 @@ def _score(job: Job, data: Path, layout: str | None, role: str, folder: Path) ->
     Raises:
         ChiasmError: If a case cannot be predicted or scored: arms must be compared on the same ones.
     """
-    predict(job.folder, [data], folder / "predictions", only=role, layout=layout)
+    thick = job.recipe.data.task == "super-resolution"
+    predict(job.folder, [data], folder / "predictions", only=role, layout=layout, degrade=thick)
     rows, problems = score_folder(folder / "predictions", data, layout=layout, naive=job.first)
     if problems:
         raise CohortError(problems[0].message, reason=problems[0].reason)

@@ -342,6 +342,7 @@ def _calibrate(
             error_scale=model.error_scale,
             engine=engine,
             refiner=model.refiner,
+            earlier=model.earlier,
         )
         errors.append(np.abs(maps.prediction - np.asarray(prepared.target))[mask])
         for ask in asks[1:]:

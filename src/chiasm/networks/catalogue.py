@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -21,10 +23,11 @@ from chiasm.networks.context_gan import ContextCritic, ContextFcn
 from chiasm.networks.dcgan import DcganCritic, DcganGenerator
 from chiasm.networks.fcn3d import Fcn3d
 from chiasm.networks.fcn8 import Fcn8
-from chiasm.networks.generator import Dims
+from chiasm.networks.generator import Dims, Norm
 from chiasm.networks.han import Han
 from chiasm.networks.li_cnn import LiCnn
 from chiasm.networks.pix2pix import PatchCritic, Pix2PixGenerator
+from chiasm.networks.sparse_coding import SparseCoder
 from chiasm.networks.srcnn import Srcnn
 from chiasm.networks.strainet import Strainet, StrainetCritic
 from chiasm.networks.unet import UNet
@@ -43,11 +46,13 @@ class Entry(NamedTuple):
         make: Called with in_channels, dims and scale.
         paper: Where it stands.
         dims: Spatial axes it can have.
+        normalised: Whether it is a critic with batch normalisation, which `norm="none"` leaves out.
     """
 
     make: Maker
     paper: str
     dims: tuple[Dims, ...] = (2, 3)
+    normalised: bool = False
 
 
 def _srcnn_955(*, in_channels: int, dims: Dims, scale: float) -> nn.Module:
@@ -71,12 +76,13 @@ GENERATORS: Mapping[str, Entry] = {
     "dcgan": Entry(DcganGenerator, "Radford et al., arXiv:1511.06434"),
     "pix2pix": Entry(Pix2PixGenerator, "Isola et al., arXiv:1611.07004"),
     "pix2pix-32": Entry(_pix2pix_32, "Isola et al., arXiv:1611.07004, 5 halvings in place of 8"),
+    "jcsc": Entry(SparseCoder, "Huang et al., arXiv:1705.02596"),
 }
 
 CRITICS: Mapping[str, Entry] = {
-    "dcgan": Entry(DcganCritic, "Radford et al., arXiv:1511.06434"),
-    "patch": Entry(PatchCritic, "Isola et al., arXiv:1611.07004"),
-    "context": Entry(ContextCritic, "Nie et al., arXiv:1612.05362"),
+    "dcgan": Entry(DcganCritic, "Radford et al., arXiv:1511.06434", normalised=True),
+    "patch": Entry(PatchCritic, "Isola et al., arXiv:1611.07004", normalised=True),
+    "context": Entry(ContextCritic, "Nie et al., arXiv:1612.05362", normalised=True),
     "strainet": Entry(StrainetCritic, "Nie et al., IEEE TNNLS 2019"),
 }
 
@@ -116,22 +122,34 @@ def make_network(
         RecipeError: If there is no such network, it does not come in these
             dimensions, or it cannot be built so.
     """
-    if ":" in name:
+    if all(name.partition(":")):
         return _make_foreign(name, in_channels, dims, options or {})
     if name not in GENERATORS:
         raise unknown("network", name, [OWN, *GENERATORS, "monai:CLASS", "package.module:CLASS"])
     return _made(name, GENERATORS[name], in_channels, dims, scale)
 
 
-def make_critic(name: str, *, in_channels: int, dims: Dims, scale: float = 1.0) -> nn.Module:
+def make_critic(name: str, *, in_channels: int, dims: Dims, scale: float = 1.0, norm: Norm = "batch") -> nn.Module:
     """Build a global discriminator of the literature.
+
+    Args:
+        name: A name of `CRITICS`.
+        in_channels: Channels of source and image together.
+        dims: Spatial axes of a convolution.
+        scale: Share of the published channels.
+        norm: "batch" as published; "none" under a gradient penalty, which is on
+            each sample's own slope.  A critic that normalises nothing stays as it is.
 
     Raises:
         RecipeError: If there is none of that name.
     """
     if name not in CRITICS:
         raise unknown("global discriminator", name, [OWN, *CRITICS])
-    return _made(name, CRITICS[name], in_channels, dims, scale)
+    entry = CRITICS[name]
+    bare = entry.normalised and norm == "none"
+    return _made(
+        name, entry._replace(make=partial(entry.make, norm="none")) if bare else entry, in_channels, dims, scale
+    )
 
 
 def _made(name: str, entry: Entry, in_channels: int, dims: Dims, scale: float) -> nn.Module:
@@ -159,7 +177,14 @@ def _make_foreign(name: str, in_channels: int, dims: Dims, options: Mapping[str,
             f"the network {name} cannot be imported", reason="no-network", found=error, hint=hint
         ) from error
     except AttributeError as error:
-        raise RecipeError(f"there is no class {class_name} in {place}", reason="no-network", found=error) from error
+        kinds = {key: value for key, value in vars(module).items() if isinstance(value, type)}
+        known = {key.lower(): key for key, value in sorted(kinds.items()) if issubclass(value, nn.Module)}
+        alike = get_close_matches(class_name.lower(), known, 5) or known
+        raise RecipeError(
+            f"there is no class {class_name} in {place}",
+            reason="no-network",
+            expected=f"one of {', '.join(known[key] for key in alike)}",
+        ) from error
     except (TypeError, ValueError) as error:
         raise RecipeError(
             f"the network {name} cannot be built",
@@ -196,8 +221,20 @@ def check_contract(network: nn.Module, name: str, in_channels: int, patch: tuple
     try:
         with torch.inference_mode():
             found = network.eval()(torch.zeros(1, in_channels, *patch))
+    except ImportError as error:  # MONAI looks for what a network needs only when it runs
+        raise RecipeError(
+            f"the network {name} needs a package that is not installed",
+            reason="no-package",
+            found=str(error).strip().splitlines()[0],
+            hint='For MONAI\'s: pip install "chiasm[monai]".',
+        ) from error
     except (RuntimeError, TypeError, ValueError) as error:
-        raise RecipeError(f"the network {name} fails on a patch", reason="network", found=error) from error
+        raise RecipeError(
+            f"the network {name} fails on a patch",
+            reason="network",
+            found=str(error).strip().splitlines()[0],
+            hint="Another data.patch, or other generator.options, may suit it.",
+        ) from error
     finally:
         network.train(was_training)
     if not isinstance(found, Tensor) or found.shape != wanted:

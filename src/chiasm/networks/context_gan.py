@@ -15,8 +15,8 @@ convolutions of 9 lose eight voxels on each side.  The critic's channels (32, 64
 the paper, of which we had only the abstract at hand; the code's own critic is another
 one.  Its kernel of 3 is our choice, for we are not sure of the paper's.
 
-Auto-context: give the generator the previous stage's prediction as one more
-source channel; the cascade is the trainer's.
+Auto-context: the previous stage's prediction is one more source channel; the
+cascade is the trainer's (`generator.stages`, `training.cascade`).
 
 Departures:
     - the critic takes the mean over space before its first linear layer, where the
@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from chiasm.networks.discriminators import Standardise
-from chiasm.networks.generator import CONVOLUTION, Dims, check_sizes
+from chiasm.networks.generator import CONVOLUTION, Dims, Norm, check_sizes
 from chiasm.networks.layers import MAX_POOL, NORM, check_critic, check_numbers
 
 #: Channels, kernel and padding of the generator's convolutions.
@@ -109,23 +109,26 @@ class ContextCritic(nn.Module):
         in_channels: Channels of source and image together.
         dims: Spatial axes of a convolution: 3 as published, or 2.
         scale: Share of the published channels and units.
+        norm: "batch" as published; "none" under a gradient penalty, which must not mix samples.
 
     Attributes:
         standardise: See `Standardise.set_input_statistics`.
         smallest: Least spatial size, which three poolings reduce to one voxel.
 
     Raises:
-        ValueError: If a number is out of range.
+        ValueError: If a number is out of range or the norm unknown.
     """
 
-    def __init__(self, *, in_channels: int, dims: Dims, scale: float = 1.0) -> None:
+    def __init__(self, *, in_channels: int, dims: Dims, scale: float = 1.0, norm: Norm = "batch") -> None:
         super().__init__()
         check_numbers(in_channels, dims, scale)
+        if norm not in ("batch", "none"):
+            raise ValueError(f"norm is batch or none, not {norm!r}")
         self.dims, self.smallest = dims, 2 ** (len(CRITIC_WIDTHS) - 1)
         widths = [in_channels, *(max(1, round(width * scale)) for width in CRITIC_WIDTHS)]
         units = [widths[-1], *(max(1, round(width * scale)) for width in CRITIC_UNITS)]
         self.standardise = Standardise(in_channels)
-        self.blocks = nn.ModuleList(_block(a, b, 3, 1, dims) for a, b in pairwise(widths))
+        self.blocks = nn.ModuleList(_block(a, b, 3, 1, dims, norm) for a, b in pairwise(widths))
         self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(units))
         self.last = nn.Linear(units[-1], 1)
 
@@ -146,6 +149,7 @@ class ContextCritic(nn.Module):
         return logits
 
 
-def _block(inputs: int, outputs: int, size: int, padding: int, dims: Dims) -> nn.Sequential:
-    convolution = CONVOLUTION[dims](inputs, outputs, size, padding=padding, bias=False)
-    return nn.Sequential(convolution, NORM[dims](outputs), nn.ReLU(inplace=True))
+def _block(inputs: int, outputs: int, size: int, padding: int, dims: Dims, norm: Norm = "batch") -> nn.Sequential:
+    plain = norm == "none"
+    convolution = CONVOLUTION[dims](inputs, outputs, size, padding=padding, bias=plain)
+    return nn.Sequential(convolution, nn.Identity() if plain else NORM[dims](outputs), nn.ReLU(inplace=True))

@@ -31,8 +31,8 @@ QUANTILES = 257
 BINS = 64
 MOST_ATLAS_VOXELS = 2**27  # of the grid that the mean image lies on: further apart, cases share no space
 
-#: The baselines, in the order of a table.
-NAMES = ("identity", "mean", "histogram", "lookup")
+#: The baselines, in the order of a table.  Super-resolution has "bicubic" in place of "identity".
+NAMES = ("identity", "bicubic", "mean", "histogram", "lookup")
 
 Array = NDArray[np.float32]
 Mask = NDArray[np.bool_]
@@ -51,6 +51,7 @@ class Baselines:
         lookup_source: Knots of the look-up, strictly rising.
         lookup_target: The target expected at each.
         fitted_on: Ids of the training cases.
+        own: Which source is the target's own modality, interpolated from thick slices; None for synthesis.
     """
 
     mean_image: Array
@@ -60,21 +61,25 @@ class Baselines:
     lookup_source: NDArray[np.float64]
     lookup_target: NDArray[np.float64]
     fitted_on: tuple[str, ...]
+    own: int | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
         """The baselines that `predict` knows."""
-        return NAMES
+        absent = "bicubic" if self.own is None else "identity"
+        return tuple(name for name in NAMES if name != absent)
 
     def predict(self, name: str, source: Array, mask: Mask, grid: Geometry) -> Array:
         """Guess the target of one case.
 
         Args:
-            name: "identity" (the source itself), "mean" (the mean of the
+            name: "identity" (the source itself), "bicubic" (likewise, of the
+                target's own modality: for super-resolution it is the cubic
+                spline through the thick slices), "mean" (the mean of the
                 training targets at this place of world space), "histogram"
                 (the source's quantiles become the training targets'), or
                 "lookup" (what training targets show at this source intensity).
-            source: Normalised, shape (C, I, J, K); all but "mean" see the first source only.
+            source: Normalised, shape (C, I, J, K); all but "mean" and "bicubic" see the first source only.
             mask: Valid voxels, shape (I, J, K).
             grid: Where they lie.
 
@@ -85,8 +90,8 @@ class Baselines:
             RecipeError: If the name is unknown.
             ValueError: If shapes do not fit.
         """
-        if name not in NAMES:
-            raise unknown("baseline", name, NAMES)
+        if name not in self.names:
+            raise unknown("baseline", name, self.names)
         if source.shape[1:] != mask.shape or mask.shape != tuple(grid.shape):
             raise ValueError(f"source {source.shape}, mask {mask.shape} and grid {grid.shape} do not fit")
         first = np.asarray(source[0])
@@ -95,6 +100,9 @@ class Baselines:
             return guess
         if name == "identity":
             guess[mask] = first[mask]
+        elif name == "bicubic":
+            assert self.own is not None
+            guess[mask] = np.asarray(source[self.own])[mask]
         elif name == "mean":
             atlas = Volume(self.mean_image, self.mean_grid)
             guess[mask] = resample(atlas, grid, order=1, fill=self.mean_target).array[mask]
@@ -127,7 +135,7 @@ def fit_baselines(cases: Sequence[PreparedCase]) -> Baselines:
     knots, values = fit_lookup(np.concatenate(sources), np.concatenate(targets), BINS)
     mean_image, mean_grid, mean_target = _mean_image(cases)
     ids = tuple(case.id for case in cases)
-    return Baselines(mean_image, mean_grid, mean_target, np.mean(quantiles, axis=0), knots, values, ids)
+    return Baselines(mean_image, mean_grid, mean_target, np.mean(quantiles, axis=0), knots, values, ids, cases[0].own)
 
 
 def save_baselines(folder: Path, baselines: Baselines) -> None:
@@ -152,7 +160,7 @@ def save_baselines(folder: Path, baselines: Baselines) -> None:
         "affine": baselines.mean_grid.affine.tolist(),
         "mean_target": baselines.mean_target,
         "fitted_on": list(baselines.fitted_on),
-    }
+    } | ({} if baselines.own is None else {"own": baselines.own})
     write_json(folder / CARD, card)
 
 
@@ -195,6 +203,7 @@ def load_baselines(folder: Path) -> Baselines:
             tensors["lookup_source"],
             tensors["lookup_target"],
             tuple(card["fitted_on"]),
+            card.get("own"),
         )
     except (SafetensorError, KeyError, ValueError, TypeError) as error:
         raise RunError("is damaged", path=file, reason="damaged", found=error) from error

@@ -1,6 +1,6 @@
 """The shippable part of a run: a folder that predicts on another machine, without the training data.
 
-`model/` holds the weights of the generator, the local discriminator and the refiner,
+`model/` holds the weights of the generator (of each stage), the local discriminator and the refiner,
 the recipe, the plan (with the intensity maps), the calibration, the naive
 baselines' tables where given, and `model.toml` with the sha256 of each and of
 itself.  A folder whose files do not match is refused.
@@ -12,7 +12,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,8 @@ class Model:
         sha256: Of the weights; empty for a model that is not stored yet.
         refiner: The second stage, which corrects the generator where the local
             discriminator doubts it, or None.
+        earlier: Generators of the stages before this one, first to last, whose
+            prediction the next one sees beside the source; none without stages.
     """
 
     recipe: Recipe
@@ -59,19 +61,23 @@ class Model:
     calibration: Calibration | None = None
     sha256: str = ""
     refiner: nn.Module | None = None
+    earlier: tuple[nn.Module, ...] = ()
 
 
 def source_channels(plan: Plan) -> int:
-    """Count the generator's input channels: sources and their ranks, times slices in 2D and 2.5D."""
-    return plan.images * (plan.slices if plan.dims == 2 else 1)
+    """Count the generator's input channels: sources, their ranks and a context, times slices in 2D and 2.5D."""
+    return (plan.images + plan.context) * (plan.slices if plan.dims == 2 else 1)
 
 
 def input_statistics(plan: Plan) -> tuple[Tensor, Tensor]:
-    """Return mean and SD of each channel of concat(source, image): the plan's for each image, 0 and 1 for ranks."""
-    repeats = torch.tensor([plan.slices if plan.dims == 2 else 1] * plan.images + [1])
+    """Return mean and SD of each channel of concat(source, image): the plan's for each image, 0 and 1 for ranks.
+
+    A context is an image of the target, and has its figures.
+    """
+    repeats = torch.tensor([plan.slices if plan.dims == 2 else 1] * (plan.images + plan.context) + [1])
     ranks = plan.images - len(plan.sources)
     mean, sd = (
-        torch.tensor([*figures[:-1], *[of_ranks] * ranks, figures[-1]])
+        torch.tensor([*figures[:-1], *[of_ranks] * ranks, *[figures[-1]] * plan.context, figures[-1]])
         for figures, of_ranks in ((plan.input_mean, 0.0), (plan.input_sd, 1.0))
     )
     return mean.repeat_interleave(repeats), sd.repeat_interleave(repeats)
@@ -164,6 +170,8 @@ def _write(folder: Path, model: Model, extras: Mapping[str, Path]) -> None:
         weights |= {f"local.{name}": value for name, value in model.local_judge.state_dict().items()}
     if model.refiner is not None:
         weights |= {f"refiner.{name}": value for name, value in model.refiner.state_dict().items()}
+    for stage, generator in enumerate(model.earlier, start=1):
+        weights |= {f"stage{stage}.{name}": value for name, value in generator.state_dict().items()}
     with whole_file(folder / WEIGHTS) as temporary:  # safetensors' own writing hides a full disk from `whole_file`
         temporary.write_bytes(save({name: value.detach().cpu().contiguous() for name, value in weights.items()}))
     write_recipe(folder / "recipe.toml", model.recipe)
@@ -216,6 +224,7 @@ def load_model(path: Path) -> Model:
             raise _changed(folder / name)
     recipe, plan = read_recipe(folder / "recipe.toml"), read_plan(folder / "plan.toml")
     generator, judge, refiner = make_generator(recipe, plan), None, None
+    earlier = [make_generator(recipe, replace(plan, context=stage > 0)) for stage in range(recipe.generator.stages - 1)]
     try:
         weights = load_file(folder / WEIGHTS)
         generator.load_state_dict(_part(weights, "generator."))
@@ -225,6 +234,8 @@ def load_model(path: Path) -> Model:
         if recipe.generator.refiner:
             refiner = make_refiner(recipe, plan).eval()
             refiner.load_state_dict(_part(weights, "refiner."))
+        for stage, network in enumerate(earlier, start=1):
+            network.eval().load_state_dict(_part(weights, f"stage{stage}."))
     except (SafetensorError, RuntimeError) as error:
         raise RunError(
             "holds no weights of this model's networks", path=folder / WEIGHTS, reason="damaged", found=error
@@ -239,6 +250,7 @@ def load_model(path: Path) -> Model:
         read_calibration(folder / "calibration.json") if calibrated else None,
         card["sha256"][WEIGHTS],
         refiner,
+        tuple(earlier),
     )
 
 

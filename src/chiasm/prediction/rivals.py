@@ -82,7 +82,7 @@ def learned_score(model: Model, source: Array, mask: Mask, *, engine: Engine) ->
     magnitude = _asked(model, source, mask, engine, judge=True).magnitude
     if magnitude is None:
         raise ValueError("the model has no local discriminator, so it has no map of its own")
-    return Score(MAP, magnitude, 2 if model.refiner is None else 4)
+    return Score(MAP, magnitude, len(model.earlier) + (2 if model.refiner is None else 4))
 
 
 def augmentation_spread(model: Model, source: Array, mask: Mask, *, engine: Engine, seed: int = 0) -> Score:
@@ -261,9 +261,10 @@ def _asked(model: Model, source: Array, mask: Mask, engine: Engine, *, judge: bo
         error_scale=model.error_scale,
         engine=engine,
         refiner=model.refiner,
+        earlier=model.earlier,
     )
 
 
 def _passes(model: Model) -> int:
-    """Count the networks of one image: the generator, and with a refiner that and the judge before and after it."""
-    return 1 if model.refiner is None else 4
+    """Count the networks of one image: the generators, and with a refiner that and the judge before and after it."""
+    return len(model.earlier) + (1 if model.refiner is None else 4)

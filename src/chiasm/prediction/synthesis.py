@@ -7,7 +7,7 @@ which calls it: the two cannot drift.  Neither has a target argument.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -15,14 +15,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from chiasm.cohorts.planning import Plan, unlike
+from chiasm.cohorts.degradation import interpolated, simulated, thick_mask
+from chiasm.cohorts.intensity import IntensityMap
+from chiasm.cohorts.planning import Plan, across, unlike
 from chiasm.cohorts.preparation import PreparedSource, prepare_source
+from chiasm.errors import RecipeError, VolumeError
 from chiasm.networks.catalogue import SameSize
 from chiasm.prediction.calibration import apply_calibration
 from chiasm.prediction.engines import Engine
 from chiasm.prediction.model import Model, source_channels
 from chiasm.prediction.tiling import apply_to_slices, apply_to_volume
-from chiasm.volumes import Geometry, Volume, resample
+from chiasm.volumes import Geometry, Volume, check_pair, resample
+from chiasm.volumes.geometry import storage_axis
 
 TILE = 96  # side of a 3D tile where the whole does not fit
 SLICES_AT_ONCE = 8
@@ -46,10 +50,11 @@ class Maps(NamedTuple):
 
 @dataclass(frozen=True)
 class Synthesis:
-    """A synthetic volume and how far it can be trusted, both on the source's grid.
+    """A synthetic volume and how far it can be trusted, both on the source's grid, or a thinner one (super-resolution).
 
     Attributes:
-        image: In the training cohort's target units (HU for CT).
+        image: In the training cohort's target units (HU for CT); where the
+            target is a source (super-resolution), in that scan's own.
         reliability: Expected absolute error in the same units, NaN-free, zero
             outside the mask; None where the model has no local discriminator.
         mask: Where the networks were asked, bool.
@@ -133,6 +138,7 @@ def synthesise_prepared(
     error_scale: float,
     engine: Engine,
     refiner: nn.Module | None = None,
+    earlier: Sequence[nn.Module] = (),
 ) -> Maps:
     """Run the networks over a prepared volume.
 
@@ -147,7 +153,12 @@ def synthesise_prepared(
         error_scale: s of the soft targets, normalised units.
         engine: Device and precision.
         refiner: The second stage like the others, or None; it needs a local discriminator.
+        earlier: Generators of the stages before, like the others: each sees what
+            the one before it made, and `generator` what the last of them made.
+            None where there are none, or where `source` holds the context already.
     """
+    if earlier:
+        source = _with_context(earlier, source, mask, plan, engine)
     if hasattr(generator, "margin"):  # the literature's networks, which take some sizes only
         generator = SameSize(generator)
     run = engine.wrap(both(generator, local_judge, refiner, channels=source_channels(plan), conditional=conditional))
@@ -171,7 +182,35 @@ def synthesise_prepared(
     )
 
 
-def synthesise(model: Model, volumes: Sequence[Volume], *, mask: Volume | None = None, engine: Engine) -> Synthesis:
+def predict_stage(
+    generator: nn.Module, source: NDArray[np.float32], mask: NDArray[np.bool_], *, plan: Plan, engine: Engine
+) -> NDArray[np.float32]:
+    """Predict with a generator alone, as the next stage will see it: normalised, zero outside the mask, (I, J, K)."""
+    found = synthesise_prepared(
+        generator, None, source, mask, plan=plan, conditional=False, error_scale=0.0, engine=engine
+    )
+    return found.prediction
+
+
+def _with_context(
+    earlier: Sequence[nn.Module], source: NDArray[np.float32], mask: NDArray[np.bool_], plan: Plan, engine: Engine
+) -> NDArray[np.float32]:
+    """Put the last earlier stage's prediction behind the source's channels."""
+    seen = source
+    for stage, generator in enumerate(earlier):
+        made = predict_stage(generator, seen, mask, plan=replace(plan, context=stage > 0), engine=engine)
+        seen = np.concatenate([source, made[None]])
+    return seen
+
+
+def synthesise(
+    model: Model,
+    volumes: Sequence[Volume],
+    *,
+    mask: Volume | None = None,
+    engine: Engine,
+    degrade: bool = False,
+) -> Synthesis:
     """Predict a whole volume.
 
     Args:
@@ -179,11 +218,16 @@ def synthesise(model: Model, volumes: Sequence[Volume], *, mask: Volume | None =
         volumes: One volume for each of the plan's sources, on one grid.
         mask: Valid voxels on that grid; by default found as the plan says.
         engine: Device and precision.
+        degrade: For super-resolution: whether slices are thin and must be made
+            thick first, as in training; the result then lies on their grid.
 
     Raises:
-        VolumeError: If the number of volumes or a grid is wrong, or nothing is inside the mask.
+        VolumeError: If the number of volumes or a grid is wrong, nothing is
+            inside the mask, or slices are not thick and should be.
+        RecipeError: If `degrade` is asked of a model that is not for super-resolution.
     """
     plan = model.plan
+    volumes, mask = on_thin_slices(volumes, mask, plan, degrade=degrade)
     prepared = prepare_source(volumes, plan, mask)
     maps = synthesise_prepared(
         model.generator,
@@ -195,13 +239,14 @@ def synthesise(model: Model, volumes: Sequence[Volume], *, mask: Volume | None =
         error_scale=model.error_scale,
         engine=engine,
         refiner=model.refiner,
+        earlier=model.earlier,
     )
     warnings = [sentence] if (sentence := unlike(plan, prepared)) else []
     grid = volumes[0].geometry
     inside = resample(Volume(prepared.mask.astype(np.uint8), prepared.grid), grid, order=0)
     valid = inside.array > 0
     background = plan.target_background
-    raw = plan.target_reference.invert(maps.prediction)
+    raw = target_map(prepared, plan).invert(maps.prediction)
     if plan.target_unit == "HU":
         raw = np.clip(raw, *plan.target_range)
     image = Volume(np.where(valid, _brought_back(raw, prepared, grid), background).astype(np.float32), grid)
@@ -220,6 +265,52 @@ def synthesise(model: Model, volumes: Sequence[Volume], *, mask: Volume | None =
     return Synthesis(image, reliability, Volume(valid, grid), tuple(warnings))
 
 
+def on_thin_slices(
+    volumes: Sequence[Volume], mask: Volume | None, plan: Plan, *, degrade: bool
+) -> tuple[Sequence[Volume], Volume | None]:
+    """Interpolate thick slices to thin ones as training did; for synthesis change nothing.
+
+    Args:
+        volumes: On one grid.
+        mask: On that grid, or None.
+        plan: Says how thick slices are.
+        degrade: Whether slices are thin, and made thick first.
+
+    Raises:
+        VolumeError: If grids differ, or slices are not thick and should be.
+        RecipeError: If `degrade` is asked of a plan for synthesis.
+    """
+    how = plan.degradation
+    if how is None:
+        if degrade:
+            raise RecipeError("only a model for super-resolution can degrade its input", reason="task")
+        return volumes, mask
+    first = volumes[0]
+    volumes = [first, *(check_pair(first, other, b_name="second source") for other in volumes[1:])]
+    if degrade:
+        return simulated(volumes, how), None if mask is None else thick_mask(mask, how)
+    axis, _ = storage_axis(first.geometry, how.axis)
+    thickness, thin = first.geometry.spacing_mm[axis], plan.grid_mm[1][across(how)]
+    if thickness < thin * how.factor**0.5:  # nearer to what comes out than to what goes in
+        raise VolumeError(
+            f"has no thick slices along {how.axis}, which the model makes thin",
+            reason="thin-slices",
+            found=f"{thickness:.3g} mm",
+            expected=f"about {thin * how.factor:.3g} mm",
+            hint="To test a model on thin slices, let them be made thick first: --degrade.",
+        )
+    shown = interpolated(volumes, how)
+    if mask is not None:
+        fitting = check_pair(first, mask, b_name="mask", labels=True)
+        mask = resample(fitting, shown[0].geometry, order=0)
+    return shown, mask
+
+
+def target_map(prepared: PreparedSource, plan: Plan) -> IntensityMap:
+    """Return the map whose inverse gives a case's prediction its units: the cohort's, or its own source's."""
+    return plan.target_reference if plan.own is None else prepared.maps[plan.own]
+
+
 def errors_on_grid(
     errors: NDArray[np.floating], prepared: PreparedSource, plan: Plan, grid: Geometry
 ) -> NDArray[np.float32]:
@@ -234,7 +325,9 @@ def errors_on_grid(
     Returns:
         Target units, undefined outside the prepared mask.
     """
-    slope = np.ptp(plan.target_range) / np.ptp(plan.target_reference.apply(np.array(plan.target_range)))
+    ends = plan.target_reference.apply(np.array(plan.target_range))
+    raw = plan.target_range if plan.own is None else target_map(prepared, plan).invert(ends)
+    slope = np.ptp(raw) / np.ptp(ends)
     return _brought_back(errors * slope, prepared, grid)
 
 

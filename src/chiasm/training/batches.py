@@ -222,6 +222,8 @@ def _take(case: PreparedCase, place: Place, patch: tuple[int, ...], slices: int)
         for drawn, still in ((place.gain, 1.0), (place.offset, 0.0))
     )
     source = source * gain + offset * valid
+    if case.own is not None:  # one scale for both: else no network could keep the scan's
+        target = (target * place.gain[case.own] + place.offset[case.own] * mask).astype(np.float32)
     arrays = [source.astype(np.float32), target[None].astype(np.float32), mask[None], lesion[None]]
     if place.flip:
         arrays = [array[:, ::-1] for array in arrays]

@@ -17,8 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from chiasm.cohorts.planning import Estimate, Plan, has_gpu
+from chiasm.networks.sparse_coding import Examples, JointCoding, SparseCoder
 from chiasm.prediction.model import source_channels
 from chiasm.recipe import Recipe
+from chiasm.training.coding import PAIRS_TO_OTHERS
 from chiasm.training.methods import Players, make_players
 
 BESIDE_CONVOLUTIONS = 1.35  # normalisation, activations, interpolation, losses, Adam: measured on a CPU
@@ -81,7 +83,25 @@ def estimate_cost(recipe: Recipe, plan: Plan) -> Estimate:
     Raises:
         RecipeError: As `make_players`.
     """
-    return estimate_players(make_players(recipe, plan, 0), recipe, plan)
+    players = make_players(recipe, plan, 0)
+    if isinstance(players.generator, SparseCoder) and recipe.optimiser.kind == "admm":
+        return _estimate_coding(players.generator, recipe, plan)
+    return estimate_players(players, recipe, plan)
+
+
+def _estimate_coding(coder: SparseCoder, recipe: Recipe, plan: Plan) -> Estimate:
+    """Time one round on one pair of noise; a real one goes over all patches, the unpaired ones of either kind too."""
+    noise = torch.Generator().manual_seed(0)
+    channels, count = source_channels(plan), recipe.training.batch
+    source, target = (torch.randn(1, c, *plan.patch, generator=noise) for c in (channels, 1))
+    coding = JointCoding(coder.requires_grad_(False), Examples(source, target, source[:0], target[:0]))
+    start = time.perf_counter()
+    coding.round(coder)
+    unpaired = 1 if recipe.training.pairs else 0
+    patches = (PAIRS_TO_OTHERS + unpaired) * count
+    step = (time.perf_counter() - start) * patches
+    memory = BASE_MB + 4 * patches * (8 * coding.source_codes.numel()) / 2**20  # codes, multipliers, spectra; of both
+    return Estimate(step, step * recipe.schedule.steps / 60, memory)
 
 
 def estimate_players(players: Players, recipe: Recipe, plan: Plan) -> Estimate:
@@ -89,11 +109,13 @@ def estimate_players(players: Players, recipe: Recipe, plan: Plan) -> Estimate:
     schedule, batch, settings = recipe.schedule, recipe.training.batch, recipe.training
     channels = source_channels(plan)
     generator = list_layers(players.generator, torch.zeros(1, channels, *plan.patch))
-    size = generator[-1].size
+    margin = int(getattr(players.generator, "margin", 0))
+    size = tuple(side - 2 * margin for side in plan.patch)
     seen = torch.zeros(1, channels + 1, *size)
-    critics: list[Layer] = []
+    whole: list[Layer] = []
     for judge in (players.global_judge, players.second_judge):
-        critics += [] if judge is None else list_layers(judge, seen)
+        whole += [] if judge is None else list_layers(judge, seen)
+    critics = [*whole]
     if players.local_judge is not None:
         critics += list_layers(players.local_judge, seen if recipe.discriminators.conditional else seen[:, :1])
     refiner = [] if players.refiner is None else list_layers(players.refiner, torch.zeros(1, channels + 2, *size))
@@ -109,6 +131,8 @@ def estimate_players(players: Players, recipe: Recipe, plan: Plan) -> Estimate:
     step = forward * (3 * (1 - critics_alone) + critics_alone)
     step += seconds(critics) / 3 * (1 - alone) * 6  # real and synthetic images, forward and back
     step += seconds(critics) / 3 * together * 2  # the generator's turn: forward, towards the input
+    if whole:  # further turns of the critic, each with images of its own
+        step += (recipe.loss.critic_steps - 1) * together * (forward + seconds(whole) / 3 * 6)
     step += seconds(refiner) * together
     step *= BESIDE_CONVOLUTIONS
 

@@ -31,7 +31,6 @@ from chiasm.training import attention, losses
 from chiasm.training.batches import Batch, Place, crop_batch, draw_places, lesion_voxels, take_batch
 from chiasm.training.methods import Players, make_players
 
-PENALTY_EVERY = 4  # steps between gradient penalties, weighted up by as much
 RUNNING = 0.98  # decay of running figures
 POOL = 256  # places remembered by attention-driven sampling
 CRITIC_LOSS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -81,7 +80,12 @@ class Learner:
         for name, module in self.modules.items():
             rate = rates.discriminator_rate if name in JUDGES else rates.generator_rate
             module.to(memory_format=torch.channels_last if plan.dims == 2 else torch.channels_last_3d)  # type: ignore[call-overload]
-            optimiser = torch.optim.Adam(module.parameters(), lr=rate, betas=betas)
+            optimiser: torch.optim.Optimizer
+            if name in JUDGES and rates.discriminator == "rmsprop":
+                optimiser = torch.optim.RMSprop(module.parameters(), lr=rate)
+            else:
+                own = betas if name not in JUDGES or rates.discriminator_betas == "auto" else rates.discriminator_betas
+                optimiser = torch.optim.Adam(module.parameters(), lr=rate, betas=own)
             self.modules[name], self.optimisers[name] = fabric.setup(module, optimiser)
         self.state: dict[str, Any] = {
             "error_scale": 0.0,
@@ -138,19 +142,12 @@ class Learner:
         now = self.phase(step)
         if not now.generator and len(self.modules) == 1:
             return {}  # the judges' turn, and there are none
-        places = self._draw(step, now)
-        batch = self._to_device(take_batch(self.cases, places, patch=self.plan.patch, slices=self.plan.slices))
-        generator = self.modules["generator"].train()
-        with torch.set_grad_enabled(now.generator):
-            if (
-                self.recipe.generator.dropout or self.recipe.generator.network != OWN
-            ):  # its draws are the step's, so that a resumed run draws the same
-                torch.manual_seed((self.recipe.training.seed * 1_000_003 + step) * 4 + 3)
-            prediction = generator(batch.source).float()  # shared by both players
-        batch = crop_batch(batch, prediction.shape[2:])
-        masked = prediction * batch.mask
-        self._update_scale(masked.detach() - batch.target, batch.mask)
         figures: dict[str, float] = {}
+        for turn in range(1, self.recipe.loss.critic_steps if now.generator and now.judges else 1):
+            _, batch, masked = self._make(step, now, turn)
+            figures |= self._step_global(step, turn, batch, masked)
+        places, batch, masked = self._make(step, now)
+        self._update_scale(masked.detach() - batch.target, batch.mask)
         if now.judges:
             figures |= self._step_judges(step, batch, masked.detach())
         if now.generator:
@@ -165,9 +162,31 @@ class Learner:
                 )
         return figures
 
+    def _make(self, step: int, now: attention.Phase, turn: int = 0) -> tuple[list[Place], Batch, Tensor]:
+        """Draw a batch and make its images, zero outside the mask; with gradient where the generator plays.
+
+        Turns but the first are the critic's own: other batches, no gradient.
+        """
+        places = self._draw(step, now, turn)
+        batch = self._to_device(take_batch(self.cases, places, patch=self.plan.patch, slices=self.plan.slices))
+        generator = self.modules["generator"].train()
+        if self.recipe.generator.dropout or self.recipe.generator.network != OWN:
+            # its draws are the step's, so that a resumed run draws the same
+            torch.manual_seed(self._seed(step, 3, turn))
+        with torch.set_grad_enabled(now.generator and turn == 0):
+            prediction = generator(batch.source).float()  # shared by both players
+        batch = crop_batch(batch, prediction.shape[2:])
+        return places, batch, prediction * batch.mask
+
     def _step_judges(self, step: int, batch: Batch, fake: Tensor) -> dict[str, float]:
         """Train both discriminators to tell real from synthetic, and the confidence heads to foresee the error."""
+        figures = self._step_global(step, 0, batch, fake)
+        return figures | self._step_local(batch, fake) if "local_judge" in self.modules else figures
+
+    def _step_global(self, step: int, turn: int, batch: Batch, fake: Tensor) -> dict[str, float]:
+        """Train what judges whole images to tell real from synthetic."""
         loss_settings = self.recipe.loss
+        every = loss_settings.penalty_every
         figures: dict[str, float] = {}
         pairs = self._see(batch, batch.target), self._see(batch, fake)
         for name in ("global_judge", "second_judge"):
@@ -180,10 +199,10 @@ class Learner:
                 loss = losses.adversarial_discriminator_loss(real, synthetic, smoothing=loss_settings.smoothing)
             else:
                 loss = CRITIC_LOSS[objective](real, synthetic)
-            if objective == "wgan-gp" and step % PENALTY_EVERY == 0:
-                factor = torch.rand(len(real), generator=self._torch_rng(step, 1)).to(real)
+            if objective == "wgan-gp" and (step * loss_settings.critic_steps + turn) % every == 0:
+                factor = torch.rand(len(real), generator=self._torch_rng(step, 1, turn)).to(real)
                 penalty = losses.gradient_penalty(self._scores(name), *pairs, factor)
-                loss = loss + PENALTY_EVERY * loss_settings.penalty * penalty
+                loss = loss + every * loss_settings.penalty * penalty
             self._descend(name, loss)
             if objective == "wgan":
                 self._clip(name)
@@ -191,8 +210,6 @@ class Learner:
             accuracy = float(((real > 0).float().mean() + (synthetic < 0).float().mean()) / 2)
             self.state["accuracy_global"] = RUNNING * self.state["accuracy_global"] + (1 - RUNNING) * accuracy
             figures["accuracy_global"] = self.state["accuracy_global"]
-        if "local_judge" in self.modules:
-            figures |= self._step_local(batch, fake)
         return figures
 
     def _step_local(self, batch: Batch, fake: Tensor) -> dict[str, float]:
@@ -357,10 +374,10 @@ class Learner:
             spearman=self.state["rho"],
         )
 
-    def _draw(self, step: int, now: attention.Phase) -> list[Place]:
+    def _draw(self, step: int, now: attention.Phase, turn: int = 0) -> list[Place]:
         settings = self.recipe.training
         count = max(1, settings.batch // self.fabric.world_size)
-        rng = np.random.default_rng((settings.seed, step, self.fabric.global_rank))
+        rng = np.random.default_rng((settings.seed, step, self.fabric.global_rank, *([turn] if turn else [])))
         places = draw_places(
             self.cases,
             self.lesions,
@@ -414,10 +431,17 @@ class Learner:
 
     @contextmanager
     def _frozen_judges(self) -> Iterator[None]:
-        """Let gradients pass through the judges, not into them; their power iterations stand still."""
+        """Let gradients pass through the judges, not into them; their power iterations stand still.
+
+        Batch normalisation goes on with the batch's own statistics, by which its
+        judge tells real from synthetic: the running ones are a mixture of both.
+        """
         judges = [module for name, module in self.modules.items() if name in JUDGES]
         for judge in judges:
             judge.eval().requires_grad_(False)
+            for part in judge.modules():
+                if isinstance(part, nn.BatchNorm2d | nn.BatchNorm3d):
+                    part.train()
         try:
             yield
         finally:
@@ -452,8 +476,12 @@ class Learner:
         source = batch.source.to(self.fabric.device, memory_format=memory)
         return Batch(source, *(part.to(self.fabric.device) for part in batch[1:]))
 
-    def _torch_rng(self, step: int, purpose: int) -> torch.Generator:
-        return torch.Generator().manual_seed((self.recipe.training.seed * 1_000_003 + step) * 4 + purpose)
+    def _torch_rng(self, step: int, purpose: int, turn: int = 0) -> torch.Generator:
+        return torch.Generator().manual_seed(self._seed(step, purpose, turn))
+
+    def _seed(self, step: int, purpose: int, turn: int) -> int:
+        """Number the draws of a run: above the 55 bits that seed, step and purpose can fill stands the turn."""
+        return (self.recipe.training.seed * 1_000_003 + step) * 4 + purpose + (turn << 56)
 
     def maps(self, case: PreparedCase, engine: Engine) -> Maps:
         """Predict a prepared case as the run would ship it: averaged weights, the local discriminator, the refiner."""

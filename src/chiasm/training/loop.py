@@ -24,6 +24,7 @@ from chiasm.prediction.engines import Engine, pick_precision
 from chiasm.recipe import Recipe
 from chiasm.storage import write_text
 from chiasm.training.checkpoints import load_checkpoint, save_checkpoint
+from chiasm.training.coding import CodingLearner
 from chiasm.training.health import gauge, in_words
 from chiasm.training.learner import Learner
 
@@ -31,6 +32,7 @@ CHECKPOINT_SECONDS = 60.0
 MOST_VALIDATION_CASES = 4  # of a large cohort, during training; calibration uses all
 
 Progress = Callable[[int, int, Mapping[str, float]], None]
+AnyLearner = Learner | CodingLearner
 
 
 class Interrupted(Exception):
@@ -68,7 +70,7 @@ def learn(
     warn: Callable[[str], None],
     start: Path | None = None,
     until: int | None = None,
-) -> Learner:
+) -> AnyLearner:
     """Train from the newest checkpoint in `folder`, or from the start, to the last step.
 
     Args:
@@ -88,9 +90,11 @@ def learn(
 
     Raises:
         RunError: If the loss is not finite or a checkpoint belongs to another recipe.
+        CohortError: If a sparse coder has no pair to learn from.
         Interrupted: If SIGINT or SIGTERM came; a checkpoint was written.
     """
-    learner = Learner(recipe, plan, training, fabric)
+    coded = recipe.optimiser.kind == "admm"
+    learner: AnyLearner = (CodingLearner if coded else Learner)(recipe, plan, training, fabric)
     checkpoints, log = folder / "checkpoints", folder / "log.jsonl"
     done, state, damaged = load_checkpoint(checkpoints, learner.parts)
     if not done and start is not None:
@@ -139,7 +143,7 @@ def learn(
     return learner
 
 
-def validate(learner: Learner, cases: Sequence[PreparedCase], engine: Engine) -> tuple[dict[str, float], str | None]:
+def validate(learner: AnyLearner, cases: Sequence[PreparedCase], engine: Engine) -> tuple[dict[str, float], str | None]:
     """Predict validation cases and gauge the health of the local discriminator.
 
     The errors are those of the image that would be shipped.  The health is that

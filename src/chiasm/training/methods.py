@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -60,11 +61,22 @@ def make_players(recipe: Recipe, plan: Plan, seed: int) -> Players:
 
 
 def check_players(recipe: Recipe) -> None:
-    """Refuse a recipe that needs the confidence of a local discriminator it does not have.
+    """Refuse a recipe that needs the confidence of a local discriminator it does not have, or rounds it cannot do.
 
     Raises:
-        RecipeError: If it asks for a refiner or for difficult transplants without one.
+        RecipeError: If it asks for a refiner or for difficult transplants without
+            one, or for rounds of ADMM with other networks than a sparse coder.
     """
+    if recipe.optimiser.kind == "admm":
+        settings, loss = recipe.generator, recipe.loss
+        if settings.network != "jcsc" or settings.refiner or loss.global_weight > 0 or needs_local_judge(recipe):
+            raise RecipeError(
+                "optimiser.kind = admm learns a sparse coder, alone",
+                reason="admm",
+                found=f"network {settings.network}, method {recipe.method}",
+                expected="network jcsc without discriminators or second stage",
+                hint="Use --method jcsc, or optimiser.kind=adam.",
+            )
     needing = {"generator.refiner": bool(recipe.generator.refiner)}
     needing["training.transplant = difficulty"] = recipe.training.transplant == "difficulty"
     asked = [name for name, needed in needing.items() if needed]
@@ -79,15 +91,23 @@ def check_players(recipe: Recipe) -> None:
 
 
 def patch_needs(recipe: Recipe) -> PatchNeeds | None:
-    """Return what a generator of the literature asks of a patch; None for this project's own.
+    """Return what networks of the literature ask of a patch, and judges of what is left of it; None where all are ours.
 
     Raises:
         RecipeError: If there is no such network, or it cannot be built.
     """
-    settings = recipe.generator
-    if settings.network == OWN:
-        return None
+    settings, judges = recipe.generator, recipe.discriminators
     dims: Dims = 3 if recipe.data.dims == "3d" else 2
+    judged = 1
+    if recipe.loss.global_weight > 0:
+        judged = 2 ** len(judges.global_widths)
+        if judges.global_network != OWN:
+            with torch.device("meta"):
+                critic = make_critic(judges.global_network, in_channels=2, dims=dims, scale=judges.scale)
+            judged = int(critic.smallest)  # type: ignore[arg-type]
+    local = 2 ** (len(judges.local_widths) - 1) if needs_local_judge(recipe) else 1
+    if settings.network == OWN:
+        return None if judges.global_network == OWN else PatchNeeds(1, judged, own=True)
     with torch.random.fork_rng(devices=[]):
         network = make_network(
             settings.network,
@@ -97,7 +117,10 @@ def patch_needs(recipe: Recipe) -> PatchNeeds | None:
             options=settings.options,
         )
     needs = needs_of(network)
-    return PatchNeeds(needs.multiple, max(needs.smallest, 2 * needs.margin + needs.multiple))
+    left = max(judged, local, needs.multiple)
+    multiple = math.lcm(needs.multiple, local)
+    offset = 2 * needs.margin % multiple if local > 1 else 0
+    return PatchNeeds(multiple, max(needs.smallest, 2 * needs.margin + left), offset)
 
 
 def needs_local_judge(recipe: Recipe) -> bool:
@@ -110,9 +133,20 @@ def _make_global(recipe: Recipe, plan: Plan) -> nn.Module:
     mean, sd = input_statistics(plan)
     settings = recipe.discriminators
     if settings.global_network == OWN:
-        judge: nn.Module = GlobalDiscriminator(in_channels=len(mean), widths=settings.global_widths, dims=plan.dims)
+        judge: nn.Module = GlobalDiscriminator(
+            in_channels=len(mean),
+            widths=settings.global_widths,
+            dims=plan.dims,
+            spectral_norm=settings.global_spectral_norm,
+        )
     else:
-        judge = make_critic(settings.global_network, in_channels=len(mean), dims=plan.dims, scale=settings.scale)
+        judge = make_critic(
+            settings.global_network,
+            in_channels=len(mean),
+            dims=plan.dims,
+            scale=settings.scale,
+            norm="none" if recipe.loss.adversarial == "wgan-gp" else "batch",
+        )
     judge.get_submodule("standardise").set_input_statistics(mean, sd)  # type: ignore[operator]
     return judge
 
@@ -166,6 +200,8 @@ def _describe(recipe: Recipe, words: str) -> MethodRow:
     judges = {"global": loss.global_weight > 0, "local": needs_local_judge(recipe)}
     if asked := [name for name, there in judges.items() if there]:
         told.append(f"{' and '.join(asked)} discriminator{'s' if len(asked) > 1 else ''}")
+    if recipe.optimiser.kind == "admm":
+        told.append("one pair or more (training.pairs); other training cases serve unpaired")
     if loss.lesion > 1 or recipe.training.transplant_share > 0 or recipe.training.lesion_share > 0.25:
         told.append("lesion labels of training cases")
     return MethodRow(recipe.method, words, paper, _count(network), published, "; ".join(told))

@@ -22,12 +22,14 @@ from pathlib import Path
 import numpy as np
 
 from chiasm.cohorts.cases import Case, Cohort, Problem
+from chiasm.cohorts.dicom_folders import Selection
 from chiasm.cohorts.layouts import find_cohort, select_cases
 from chiasm.cohorts.planning import FITTED, Plan, make_plan, read_plan, write_plan
 from chiasm.cohorts.preparation import PreparedCase, prepare_cohort
 from chiasm.cohorts.splits import (
     ROLES,
     Split,
+    deal_folds,
     find_duplicates,
     leave_one_site_out,
     make_split,
@@ -39,12 +41,12 @@ from chiasm.errors import CohortError, RunError, VolumeError
 from chiasm.prediction.baselines import fit_baselines, save_baselines
 from chiasm.prediction.calibration import fit_calibration
 from chiasm.prediction.engines import Engine, pick_precision
-from chiasm.prediction.model import save_model
+from chiasm.prediction.model import Model, save_model
 from chiasm.recipe import Recipe, read_recipe, write_recipe
 from chiasm.storage import make_folder, read_json, write_json
+from chiasm.training.cascade import Climbed, climb, list_parts, progress_of, recipe_of
 from chiasm.training.cost import estimate_cost
-from chiasm.training.learner import Learner
-from chiasm.training.loop import Progress, learn, make_fabric
+from chiasm.training.loop import AnyLearner, Progress, learn, make_fabric
 from chiasm.training.methods import check_players, patch_needs
 from chiasm.volumes import check_pair, read_volume
 
@@ -68,7 +70,15 @@ class Run:
     problems: tuple[Problem, ...]
 
 
-def plan_run(data: Path, recipe: Recipe, folder: Path, *, say: Say = print, layout: str | None = None) -> Run:
+def plan_run(
+    data: Path,
+    recipe: Recipe,
+    folder: Path,
+    *,
+    say: Say = print,
+    layout: str | None = None,
+    selection: Selection | None = None,
+) -> Run:
     """Screen a cohort, split it, choose how to train, and write all of it down.
 
     Args:
@@ -77,6 +87,7 @@ def plan_run(data: Path, recipe: Recipe, folder: Path, *, say: Say = print, layo
         folder: The run folder; made if missing.
         say: Called with lines for the user.
         layout: Name of a layout, where the folder fits several.
+        selection: Which DICOM series are taken.
 
     Raises:
         CohortError: If the folder has no usable cases, too few for the split,
@@ -86,8 +97,11 @@ def plan_run(data: Path, recipe: Recipe, folder: Path, *, say: Say = print, layo
     """
     check_players(recipe)
     _check_recipe(folder, recipe)
-    cohort = select_cases(find_cohort(data, layout=layout), recipe.data.sources, recipe.data.target)
-    say(f"{len(cohort.cases)} cases with {', '.join(recipe.data.sources)} and {recipe.data.target} ({cohort.layout})")
+    found = find_cohort(data, layout=layout, selection=selection)
+    cohort = select_cases(found, recipe.data.sources, recipe.data.target)
+    wanted = ", ".join(recipe.data.sources)
+    wanted += f" and {recipe.data.target}" if recipe.data.target not in recipe.data.sources else ""
+    say(f"{len(cohort.cases)} cases with {wanted} ({cohort.layout})")
     usable, hashes, problems = screen(cohort, recipe)
     for problem in problems:
         say(f"left out: {problem.message}")
@@ -114,6 +128,10 @@ def plan_run(data: Path, recipe: Recipe, folder: Path, *, say: Say = print, layo
         split = leave_one_site_out(usable, sites[settings.fold], seed=settings.seed, **shares)
     else:
         split = make_split(usable, folds=settings.folds, fold=settings.fold, seed=settings.seed, **shares)
+    if recipe.generator.stages > 1:
+        learning = {case.subject: case.site for case in usable if case.id in split.train}
+        deal_folds(learning, recipe.generator.inner_folds, settings.seed)
+    paired = paired_names(recipe, split)
     path = folder / "splits.json"
     before = read_json(path) if path.exists() else None
     if before is not None and any(before.get(role, []) != list(getattr(split, role)) for role in ROLES):
@@ -129,7 +147,7 @@ def plan_run(data: Path, recipe: Recipe, folder: Path, *, say: Say = print, layo
     if made:
         plan = read_plan(folder / "plan.toml")
     else:
-        plan = make_plan(recipe, usable_cohort, split.train, needs=patch_needs(recipe))
+        plan = make_plan(recipe, usable_cohort, paired, needs=patch_needs(recipe))
         plan = replace(plan, expected=estimate_cost(recipe, plan))
     write_recipe(folder / "recipe.toml", recipe)  # from here on the folder is this recipe's
     write_splits(path, split, hashes, usable)
@@ -146,6 +164,7 @@ def train(
     say: Say = print,
     progress: Progress | None = None,
     layout: str | None = None,
+    selection: Selection | None = None,
     cache: Path | None = None,
     start: Path | None = None,
     until: int | None = None,
@@ -159,6 +178,7 @@ def train(
         say: Called with lines for the user.
         progress: Called after each step.
         layout: Name of a layout, where the folder fits several.
+        selection: Which DICOM series are taken.
         cache: Where prepared volumes are kept; `folder/cache` by default.
         start: Run folder of a warm-up to go on from.
         until: Stop after as many steps and write no model: a warm-up.
@@ -169,7 +189,10 @@ def train(
     Raises:
         ChiasmError: If the data, the recipe or the folder cannot be used.
         Interrupted: If the run was asked to stop.
+        ValueError: If a recipe with stages is to share a warm-up.
     """
+    if recipe.generator.stages > 1 and (start is not None or until is not None):
+        raise ValueError("a cascade of stages has no warm-up to share")
     fabric = make_fabric(recipe)
     fabric.launch()
     lead = fabric.global_rank == 0
@@ -177,13 +200,16 @@ def train(
     make_folder(folder)
     with locked(folder) if lead else nullcontext():
         with fabric.rank_zero_first():
-            run = plan_run(data, recipe, folder, say=quiet, layout=layout)
-            cohort = select_cases(find_cohort(data, layout=layout), recipe.data.sources, recipe.data.target)
+            run = plan_run(data, recipe, folder, say=quiet, layout=layout, selection=selection)
+            found = find_cohort(data, layout=layout, selection=selection)
+            cohort = select_cases(found, recipe.data.sources, recipe.data.target)
             cases = {case.id: case for case in cohort.cases}
-            learning = [cases[name] for name in (*run.split.train, *run.split.validation)]
+            paired = paired_names(recipe, run.split)
+            names = run.split.train if recipe.optimiser.kind == "admm" else paired
+            learning = [cases[name] for name in (*names, *run.split.validation)]
             prepared, problems = prepare_cohort(learning, run.plan, cache or folder / "cache")
         by_id = {case.id: case for case in prepared}
-        training = [by_id[name] for name in run.split.train if name in by_id]
+        training = [by_id[name] for name in names if name in by_id]
         validation = [by_id[name] for name in run.split.validation if name in by_id]
         for problem in problems:
             quiet(f"left out: {problem.message}")
@@ -197,22 +223,30 @@ def train(
             f"{recipe.method} ({recipe.size}): {recipe.schedule.steps} steps, about {in_minutes(cost.minutes)} "
             f"and {cost.memory_mb / 1024:.1f} GB"
         )
+        shown = progress if lead else None
+        climbed, last = Climbed(training, validation, ()), list_parts(recipe)[-1]
+        if recipe.generator.stages > 1:
+            climbed = climb(
+                recipe, run.plan, training, validation, folder, fabric=fabric, progress=shown, warn=quiet, say=quiet
+            )
+            quiet(f"stage {last.stage} of {last.stage}: {last.steps} steps on {len(training)} cases")
         learner = learn(
-            recipe,
-            run.plan,
-            training,
-            validation,
+            recipe_of(recipe, last) if climbed.earlier else recipe,
+            replace(run.plan, context=bool(climbed.earlier)),
+            climbed.training,
+            climbed.validation,
             folder,
             fabric=fabric,
-            progress=progress if lead else None,
+            progress=progress_of(recipe, last, shown),
             warn=quiet,
             start=start,
             until=until,
         )
         if lead:
-            _make_baselines(training, folder, start)
+            _make_baselines([case for case in training if case.id in paired], folder, start)
             if until is None:
-                finish(learner, validation, folder, say=quiet)
+                model = replace(learner.model(), recipe=recipe, earlier=climbed.earlier)
+                finish(learner, model, climbed.validation, folder, say=quiet)
         fabric.barrier()
     return replace(run, problems=(*run.problems, *problems))
 
@@ -226,14 +260,20 @@ def _make_baselines(training: Sequence[PreparedCase], folder: Path, start: Path 
         save_baselines(folder / "baselines", fit_baselines(training))
 
 
-def finish(learner: Learner, validation: Sequence[PreparedCase], folder: Path, *, say: Say) -> None:
+def finish(learner: AnyLearner, model: Model, validation: Sequence[PreparedCase], folder: Path, *, say: Say) -> None:
     """Calibrate the reliability map on validation cases and write `model/`.
 
     Without a validation case the map is left uncalibrated, and says so when it is used.
+
+    Args:
+        learner: After its last step.
+        model: What it ships.
+        validation: With the contexts that its last stage sees.
+        folder: The run folder.
+        say: Called with lines for the user.
     """
     settings = learner.recipe.training
     engine = Engine(learner.fabric.device, pick_precision(settings.precision, settings.accelerator))
-    model = learner.model()
     if model.local_judge is not None and validation:
         scores, errors = [], []
         for case in validation:
@@ -260,8 +300,9 @@ def screen(cohort: Cohort, recipe: Recipe) -> tuple[list[Case], dict[str, str], 
     problems: list[Problem] = []
     for case in cohort.cases:
         try:
-            volumes = [read_volume(case.images[name]) for name in (*recipe.data.sources, recipe.data.target)]
-            for other, name in zip(volumes[1:], (*recipe.data.sources[1:], recipe.data.target)):
+            names = tuple(dict.fromkeys((*recipe.data.sources, recipe.data.target)))
+            volumes = [read_volume(case.images[name]) for name in names]
+            for other, name in zip(volumes[1:], names[1:]):
                 check_pair(volumes[0], other, a_name=recipe.data.sources[0], b_name=name)
         except VolumeError as error:
             path = error.path or next(iter(case.images.values()))
@@ -276,6 +317,23 @@ def screen(cohort: Cohort, recipe: Recipe) -> tuple[list[Case], dict[str, str], 
             reason="no-usable-case",
         )
     return usable, hashes, problems
+
+
+def paired_names(recipe: Recipe, split: Split) -> tuple[str, ...]:
+    """Return the training cases that count as pairs: all of them, or the first as many as the recipe says.
+
+    Raises:
+        CohortError: If the split has fewer.
+    """
+    asked, there = recipe.training.pairs, split.train
+    if asked > len(there):
+        raise CohortError(
+            f"{asked} pairs were asked for, and the split has too few training cases",
+            reason="too-few-pairs",
+            found=f"{len(there)}: {', '.join(there)}",
+            hint=f"Set training.pairs to {len(there)} or less, or to 0 for all of them.",
+        )
+    return tuple(there[:asked]) if asked else tuple(there)
 
 
 @contextmanager

@@ -34,7 +34,7 @@ class Geometry:
     shape: tuple[int, int, int]
     affine: NDArray[np.float64]
     header: bytes | None = None
-    container: Literal["nifti", "metaimage"] | None = None
+    container: Literal["nifti", "metaimage", "dicom"] | None = None
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
@@ -103,6 +103,13 @@ def canonical(volume: Volume) -> Volume:
     return reordered(volume, axes, flips)
 
 
+def storage_axis(geometry: Geometry, name: Literal["I", "J", "K"]) -> tuple[int, bool]:
+    """Say which storage axis runs along axis I (right), J (front) or K (up) of RAS order, and whether backwards."""
+    axes, backwards = _nearest_axes(geometry.affine[:3, :3])
+    place = "IJK".index(name)
+    return axes[place], backwards[place]
+
+
 def _nearest_axes(matrix: NDArray[np.float64]) -> tuple[tuple[int, int, int], tuple[bool, bool, bool]]:
     """Say which column of `matrix` runs most nearly along each row's axis, and whether backwards."""
     cosines = matrix / np.linalg.norm(matrix, axis=0)
@@ -123,6 +130,30 @@ def turned_like(volume: Volume, grid: Geometry) -> Volume:
         return volume
     turned = reordered(volume, axes, flips)
     return turned if same_grid(grid, turned.geometry) else volume
+
+
+def laid_on(volume: Volume, grid: Geometry) -> Volume | None:
+    """Copy a volume's voxels into `grid` where the voxels of both coincide, 0 elsewhere; None where they do not.
+
+    For label maps that were stored without their empty slices; the axes may be
+    in another order, and nothing is interpolated.
+    """
+    to_grid = np.linalg.inv(grid.affine) @ volume.geometry.affine
+    turn, shift = np.rint(to_grid[:3, :3]), np.rint(to_grid[:3, 3])
+    if (np.abs(turn).sum(0) != 1).any() or (np.abs(turn).sum(1) != 1).any():
+        return None
+    exact = np.eye(4)
+    exact[:3, :3], exact[:3, 3] = turn, shift
+    snapped = Geometry(volume.geometry.shape, grid.affine @ exact)
+    if voxels_apart(snapped, volume.geometry) > TOLERANCE_VOXELS:
+        return None
+    placed = np.zeros(grid.shape, volume.array.dtype)
+    voxels = np.argwhere(volume.array)
+    moved = (voxels @ turn.T + shift).astype(int)
+    if ((moved < 0) | (moved >= grid.shape)).any():
+        return None
+    placed[tuple(moved.T)] = volume.array[tuple(voxels.T)]
+    return Volume(placed, grid)
 
 
 def crop(volume: Volume, box: Sequence[slice]) -> Volume:
@@ -153,6 +184,34 @@ def grid_with_spacing(geometry: Geometry, spacing_mm: Sequence[float]) -> Geomet
     middle = (np.array(geometry.shape) - 1) / 2  # the centre of the box stays
     affine[:3, 3] += geometry.affine[:3, :3] @ middle - affine[:3, :3] @ ((np.array((i, j, k)) - 1) / 2)
     return Geometry((i, j, k), affine)
+
+
+def straight_grid(geometry: Geometry) -> Geometry:
+    """Return the grid with square axes nearest to a skewed one, of its spacing, over all of its voxels.
+
+    The nearest rotation is the orthogonal factor of the polar decomposition of
+    the axes' directions.
+    """
+    left, _, right = np.linalg.svd(geometry.affine[:3, :3] / geometry.spacing_mm)
+    matrix = left @ right * geometry.spacing_mm
+    places = geometry.corners @ np.linalg.inv(matrix).T  # in voxels of the new grid, but for its origin
+    low, high = places.min(0), places.max(0)
+    i, j, k = (int(side) for side in np.ceil(high - low - TOLERANCE_VOXELS) + 1)
+    affine = np.eye(4)
+    affine[:3, :3] = matrix
+    affine[:3, 3] = matrix @ ((low + high) / 2 - (np.array((i, j, k)) - 1) / 2)  # one centre
+    return Geometry((i, j, k), affine)
+
+
+def straightened(volume: Volume, labels: bool = False) -> Volume:
+    """Bring a volume with skewed axes to the straight grid nearest to it; beyond its voxels lies its least value.
+
+    Args:
+        volume: Any.
+        labels: Whether to take the nearest voxel in place of interpolating.
+    """
+    fill = 0.0 if labels else float(volume.array.min())
+    return resample(volume, straight_grid(volume.geometry), order=0 if labels else 1, fill=fill)
 
 
 def resample(volume: Volume, geometry: Geometry, order: Literal[0, 1] = 1, fill: float = 0.0) -> Volume:

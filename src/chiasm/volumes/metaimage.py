@@ -6,8 +6,8 @@ Reference: https://itk.org/Wiki/MetaIO/Documentation.
 from __future__ import annotations
 
 import math
+import os
 import re
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from chiasm.errors import VolumeError
 from chiasm.storage import whole_file
 from chiasm.volumes.geometry import Geometry
-from chiasm.volumes.streams import pack, read_whole, unreadable
+from chiasm.volumes.streams import Stream, first_bytes, open_file, pack, packing_of
+from chiasm.volumes.voxels import Stored
 
 LONGEST_HEADER = 2**16
 LARGEST = 1e12  # number of a header
@@ -27,6 +28,9 @@ REAL = {
     "MET_DOUBLE": "f8",
 }  # fmt: skip
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+ORDERS = ("BinaryDataByteOrderMSB", "ElementByteOrderMSB")  # two names for one thing
+UNIT = 1e-3  # by how much a direction's length may differ from 1
 
 #: Lines that say how the grid lies: they are carried over as they were written.
 PLACE = (
@@ -40,30 +44,35 @@ def looks_like_metaimage(head: bytes) -> bool:
     return re.match(rb"\s*(ObjectType|NDims|Comment|ObjectSubType)\s*=", head) is not None
 
 
-def read_metaimage(path: Path, *, max_bytes: int = 2 * 2**30) -> tuple[NDArray[Any], Geometry]:
-    """Read voxels and grid.
+def open_metaimage(path: Path, *, max_bytes: int = 2 * 2**30) -> Stored:
+    """Judge the header of a MetaImage.
 
     Args:
         path: A .mha or .mhd file.
         max_bytes: Most bytes of voxels.
 
-    Returns:
-        Values as stored, shape (I, J, K), and the grid.
-
     Raises:
-        VolumeError: If header or content break a rule.
+        VolumeError: If the header breaks a rule, or its file of voxels is not beside it.
     """
     fields, start = _read_header(path)
+    if fields.get("ObjectType", "Image") != "Image":
+        raise VolumeError("is a MetaImage without voxels", path=path, reason="header", found=fields["ObjectType"])
     shape, spacing, direction, offset = _grid(fields, path)
     kind = fields.get("ElementType", "")
     if kind not in REAL:
         raise VolumeError(
-            "holds values of an unknown type", path=path, reason="datatype", found=kind, expected=list(REAL)
+            "holds values of an unknown type", path=path, reason="datatype", found=kind, expected=", ".join(REAL)
         )
     if (channels := _numbers(fields, "ElementNumberOfChannels", path, 1, "1")) != [1]:
         raise VolumeError("holds more than one value a voxel", path=path, reason="four-d", found=channels[0])
-    msb = fields.get("BinaryDataByteOrderMSB", fields.get("ElementByteOrderMSB", "False"))
-    dtype = np.dtype((">" if _truth(msb) else "<") + REAL[kind])
+    scale = [_numbers(fields, f"ElementToIntensityFunction{end}", path, 1, default)[0]
+             for end, default in (("Slope", "1"), ("Offset", "0"))]  # fmt: skip
+    if scale != [1, 0]:  # no reader that we know heeds them, so nobody knows what was meant
+        raise VolumeError("has a slope or intercept of its own", path=path, reason="slope", found=scale)
+    orders = {_truth(fields, name, path) for name in ORDERS if name in fields} or {False}
+    if len(orders) > 1:
+        raise VolumeError("says two byte orders", path=path, reason="header", found=" and ".join(ORDERS))
+    dtype = np.dtype((">" if orders.pop() else "<") + REAL[kind])
     size = math.prod(shape) * dtype.itemsize
     if size > max_bytes:
         raise VolumeError(
@@ -73,45 +82,63 @@ def read_metaimage(path: Path, *, max_bytes: int = 2 * 2**30) -> tuple[NDArray[A
             found=f"{'x'.join(map(str, shape))} voxels, {size / 2**20:.0f} MiB",
             expected=f"at most {max_bytes / 2**20:.0f} MiB",
         )
-    if not _truth(fields.get("BinaryData", "True")):
+    if not _truth(fields, "BinaryData", path, True):
         raise VolumeError("holds its voxels as text", path=path, reason="text-voxels", expected="BinaryData = True")
-    data = _data_file(path, fields)
-    if data == path:
-        skip = start
-    else:
-        (skip,) = (int(n) for n in _numbers(fields, "HeaderSize", path, 1, "0"))
-        if not 0 <= skip <= 2**31:
-            raise VolumeError("has an impossible HeaderSize", path=path, reason="vox-offset", found=skip)
-    if _truth(fields.get("CompressedData", "False")):
-        content = _unpacked(data, skip, size)
-    else:
-        content = bytes(read_whole(data, 0, lambda _: skip + size)[skip:])
     affine = np.eye(4)
     affine[:3, :3], affine[:3, 3] = direction * spacing, offset
     place = "".join(f"{name} = {fields[name]}\n" for name in PLACE if name in fields)
-    geometry = Geometry(shape, LPS_TO_RAS @ affine, place.encode(), "metaimage")
-    return np.frombuffer(content, dtype).reshape(shape, order="F"), geometry
+    own = place.isascii()
+    geometry = Geometry(shape, LPS_TO_RAS @ affine, place.encode() if own else None, "metaimage" if own else None)
+    packed = _truth(fields, "CompressedData", path)
+    return Stored(_stream(path, fields, start, size, packed), dtype, geometry)
+
+
+def _stream(path: Path, fields: dict[str, str], start: int, size: int, packed: bool) -> Stream:
+    """Say where the voxels lie; MetaImage pads nothing, so not a byte may follow them."""
+    data = _data_file(path, fields)
+    if data == path:
+        if packing_of(path) == "gzip":  # the whole file, header and all
+            if packed:
+                raise VolumeError("is packed twice", path=path, reason="format", expected="one packing")
+            return Stream(path, "gzip", 0, start, size, 0)
+        skip = start
+    else:
+        (skip,) = (int(n) for n in _numbers(fields, "HeaderSize", path, 1, "0"))
+        if skip == -1 and not packed:  # the voxels are the end of the file, whatever stands before them
+            with open_file(data) as file:
+                skip = max(0, os.fstat(file.fileno()).st_size - size)
+        if not 0 <= skip <= 2**31:
+            raise VolumeError("has an impossible HeaderSize", path=path, reason="vox-offset", found=skip)
+    if not packed:
+        return Stream(data, "none", skip, 0, size, 0)
+    (length,) = _numbers(fields, "CompressedDataSize", path, 1, "0")
+    with open_file(data) as file:
+        there = os.fstat(file.fileno()).st_size - skip
+    if length not in (0, there):
+        reason = "truncated" if there < length else "too-long"
+        raise VolumeError("has packed voxels of another length than its header says", path=path, reason=reason,
+                          found=f"{there} bytes", expected=f"{length:.0f}")  # fmt: skip
+    return Stream(data, "zlib", skip, 0, size, 0)
 
 
 def _read_header(path: Path) -> tuple[dict[str, str], int]:
     """Return the header's fields and where it ends."""
-    try:
-        with path.open("rb") as file:
-            head = file.read(LONGEST_HEADER)
-    except OSError as error:
-        raise unreadable(path, error) from error
+    head = first_bytes(path, LONGEST_HEADER)
     end = re.search(rb"^[ \t]*ElementDataFile[ \t]*=[^\n]*\n?", head, re.MULTILINE)
     if end is None:
         raise VolumeError("has no whole MetaImage header: ElementDataFile is missing", path=path, reason="header")
-    try:
-        text = head[: end.end()].decode("ascii")
-    except UnicodeDecodeError as error:
-        raise VolumeError("has a MetaImage header that is no text", path=path, reason="header") from error
+    text = head[: end.end()].decode("utf-8", "replace")
+    if "\0" in text:
+        raise VolumeError("has a MetaImage header that is no text", path=path, reason="header")
     fields: dict[str, str] = {}
-    for line in text.splitlines():
-        name, separator, value = line.partition("=")
+    for line in text.split("\n"):
+        name, separator, value = (part.strip() for part in line.partition("="))
         if separator:
-            fields[name.strip()] = value.strip()
+            if fields.get(name, value) != value and name != "Comment":
+                raise VolumeError(
+                    f"says {name} twice", path=path, reason="header", found=f"{fields[name][:80]} and {value[:80]}"
+                )
+            fields[name] = value
     return fields, end.end()
 
 
@@ -139,6 +166,11 @@ def _grid(
     direction[:m, :m] = matrix[:m, :m].T  # each line of the file is one axis
     spacing[:m] = _numbers(fields, step, path, n, " ".join("1" * n))[:m]
     offset[:m] = _numbers(fields, place, path, n, " ".join("0" * n))[:m]
+    if spacing.min() <= 0:
+        raise VolumeError("has a spacing that is not positive", path=path, reason="spacing", found=fields[step])
+    lengths = np.linalg.norm(direction, axis=0)
+    if lengths.min() > 0 and np.abs(lengths - 1).max() > UNIT:  # nobody knows whether they change the spacing
+        raise VolumeError("has directions that are not of length 1", path=path, reason="affine", found=fields[turn])
     return (i, j, k), spacing, direction, offset
 
 
@@ -161,8 +193,14 @@ def _numbers(fields: dict[str, str], name: str, path: Path, count: int, default:
     return values
 
 
-def _truth(text: str) -> bool:
-    return text.strip().lower() in ("true", "1", "t")
+def _truth(fields: dict[str, str], name: str, path: Path, default: bool = False) -> bool:
+    text = fields.get(name, str(default)).lower()
+    if text not in ("true", "t", "1", "false", "f", "0"):
+        raise VolumeError(
+            f"has a MetaImage header whose {name} is wrong", path=path, reason="header", found=text[:80],
+            expected="True or False",
+        )  # fmt: skip
+    return text in ("true", "t", "1")
 
 
 def _data_file(path: Path, fields: dict[str, str]) -> Path:
@@ -170,8 +208,8 @@ def _data_file(path: Path, fields: dict[str, str]) -> Path:
     name = fields["ElementDataFile"]
     if name.upper() == "LOCAL":
         return path
-    plain = name and name not in (".", "..") and not any(mark in name for mark in "/\\\0%*") and name != "LIST"
-    if not plain or " " in name:
+    plain = name not in ("", ".", "..", path.name) and not any(mark in name for mark in "/\\%*")
+    if not plain or name.split()[0].upper() == "LIST":
         raise VolumeError(
             "keeps its voxels elsewhere",
             path=path,
@@ -180,26 +218,13 @@ def _data_file(path: Path, fields: dict[str, str]) -> Path:
             expected="LOCAL, or the plain name of a file beside it",
         )
     data = path.with_name(name)
-    if not data.is_file() or data.resolve().parent != path.resolve().parent:
-        raise VolumeError("lacks its file of voxels", path=path, reason="not-found", expected=name)
-    return data
-
-
-def _unpacked(path: Path, skip: int, size: int) -> bytes:
-    """Unpack a zlib stream that must hold exactly `size` bytes."""
-    packer = zlib.decompressobj()
     try:
-        with path.open("rb") as file:
-            file.seek(skip)
-            content = packer.decompress(file.read(), size + 1)
-        whole = packer.eof or not packer.decompress(packer.unconsumed_tail, 1)
-    except (OSError, zlib.error) as error:
-        raise VolumeError("holds corrupted voxels", path=path, reason="corrupted", found=error) from error
-    if len(content) != size or not whole or not packer.eof:
-        what = "is cut short" if len(content) < size or not packer.eof else "goes on beyond its voxels"
-        reason = "truncated" if len(content) < size or not packer.eof else "too-long"
-        raise VolumeError(what, path=path, reason=reason, found=f"{len(content)} bytes", expected=f"{size} bytes")
-    return content
+        beside = data.is_file() and data.resolve().parent == path.resolve().parent
+    except (OSError, RuntimeError):  # a name too long, a loop of links
+        beside = False
+    if not beside:
+        raise VolumeError("lacks its file of voxels", path=path, reason="not-found", expected=name[:80])
+    return data
 
 
 def write_metaimage(path: Path, array: NDArray[Any], geometry: Geometry) -> None:

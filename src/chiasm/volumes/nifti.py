@@ -6,6 +6,7 @@ Reference: nifti1.h and nifti2.h, https://nifti.nimh.nih.gov.
 from __future__ import annotations
 
 import math
+import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,8 @@ from numpy.typing import NDArray
 from chiasm.errors import VolumeError
 from chiasm.storage import whole_file
 from chiasm.volumes.geometry import Geometry
-from chiasm.volumes.streams import pack, read_whole
+from chiasm.volumes.streams import Stream, first_bytes, pack, packing_of
+from chiasm.volumes.voxels import Stored
 
 Form = Literal["sform", "qform"]
 Order = Literal["<", ">"]
@@ -42,6 +44,8 @@ HALF_TURN = 1e-7  # squared first part of a quaternion that is only the rounding
 HEAD = 544  # bytes that hold either header and the extension flag
 SMALLEST = {1: 352, 2: 544}  # offset of the voxels in a single file
 V1_LONGEST = 32767
+MOST_EXTENSIONS = 2**26  # bytes between header and voxels
+MAGICS = {1: (b"n+1\0", b"ni1\0"), 2: (b"n+2\0\r\n\x1a\n", b"ni2\0\r\n\x1a\n")}  # one file, two files
 
 #: Field to (offset, format) of NIfTI-1 and NIfTI-2; one name, two places.
 FIELDS: dict[int, dict[str, tuple[int, str]]] = {
@@ -78,6 +82,7 @@ class Header:
         slope: Factor on the stored values.
         inter: Summand.
         affine: Voxel to RAS mm.
+        keeps_forms: Whether the file's own sform and qform say this affine.
     """
 
     raw: bytes
@@ -90,64 +95,42 @@ class Header:
     slope: float
     inter: float
     affine: NDArray[np.float64]
+    keeps_forms: bool
 
     @property
-    def voxels(self) -> int:
-        """How many there are."""
-        return math.prod(self.shape)
+    def size(self) -> int:
+        """Bytes of voxels."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 def looks_like_nifti(head: bytes) -> bool:
     """Tell by the size that a NIfTI header begins with."""
-    return len(head) >= 4 and _order_and_version(head) is not None
+    return _order_and_version(head) is not None
 
 
-def read_nifti(
-    path: Path, *, prefer: Form | None = None, assume_ras: bool = False, max_bytes: int = 2 * 2**30
-) -> tuple[NDArray[Any], Geometry]:
-    """Read voxels and grid of a NIfTI file or pair.
+def open_nifti(path: Path, *, form: Form | None = None, assume_ras: bool = False, max_bytes: int = 2 * 2**30) -> Stored:
+    """Judge the header of a NIfTI file or pair.
 
     Args:
-        path: The file, or either one of a .hdr/.img pair.
-        prefer: Which form to believe where sform and qform disagree.
+        path: The file, or the .hdr of a pair.
+        form: Which form to believe where sform and qform disagree.
         assume_ras: Whether to take a file without any form as RAS at the origin.
         max_bytes: Most bytes of voxels.
 
-    Returns:
-        Values, as stored or as float64 where they are scaled, shape (I, J, K), and the grid.
-
     Raises:
-        VolumeError: If header or content break a rule.
+        VolumeError: If the header breaks a rule.
     """
-    options = {"prefer": prefer, "assume_ras": assume_ras, "max_bytes": max_bytes}
-    head_path, data_path = _pair(path)
-    header: Header | None = None
-
-    def length(head: bytes) -> int:
-        nonlocal header
-        header = judge_header(head, path, **options)  # type: ignore[arg-type]
-        if header.single:
-            return header.offset + header.voxels * header.dtype.itemsize
-        return SIZE[header.version]
-
-    content = read_whole(head_path, HEAD, length)
-    assert header is not None
-    if header.single:
-        _judge_extensions(content, header, path)
-    else:
-        if not data_path.exists():
-            raise VolumeError("lacks its .img file", path=path, reason="not-found", expected=data_path.name)
-        content = read_whole(data_path, 0, lambda _: header.offset + header.voxels * header.dtype.itemsize)
-    stored = np.frombuffer(content, header.dtype, header.voxels, header.offset).reshape(header.shape, order="F")
-    odd = prefer is not None or assume_ras  # the file's own forms are then not what was believed
-    geometry = Geometry(header.shape, header.affine, None if odd else header.raw, None if odd else "nifti")
-    if header.slope == 1 and header.inter == 0:
-        return stored, geometry
-    return stored.astype(np.float64) * header.slope + header.inter, geometry
+    header = judge_header(first_bytes(path, HEAD), path, form=form, assume_ras=assume_ras, max_bytes=max_bytes)
+    data = path if header.single else _partner(path)
+    _judge_extensions(first_bytes(path, header.offset if header.single else MOST_EXTENSIONS), header, path)
+    stream = Stream(data, packing_of(data), 0, header.offset, header.size)
+    own = header.keeps_forms
+    geometry = Geometry(header.shape, header.affine, header.raw if own else None, "nifti" if own else None)
+    return Stored(stream, header.dtype, geometry, header.slope, header.inter)
 
 
 def judge_header(
-    head: bytes, path: Path, *, prefer: Form | None = None, assume_ras: bool = False, max_bytes: int = 2 * 2**30
+    head: bytes, path: Path, *, form: Form | None = None, assume_ras: bool = False, max_bytes: int = 2 * 2**30
 ) -> Header:
     """Judge a raw header, before anything is believed.
 
@@ -163,10 +146,11 @@ def judge_header(
         raise refuse("has no whole NIfTI header", "header", f"{len(head)} bytes")
     order, version = kind
     fields = {name: struct.unpack_from(order + form, head, at) for name, (at, form) in FIELDS[version].items()}
-    magic = fields["magic"][0][:4]
-    if magic not in (b"n+1\0", b"ni1\0", b"n+2\0", b"ni2\0") or magic[2:3] != str(version).encode():
-        raise refuse("is not NIfTI: its magic is wrong", "magic", magic, "n+1, ni1, n+2 or ni2")
-    single = magic[1:2] == b"+"
+    (magic,) = fields["magic"]
+    if magic not in MAGICS[version]:
+        analyze = " (ANALYZE 7.5 does not say where left is)" if version == 1 and not magic.strip(b"\0") else ""
+        raise refuse(f"is not NIfTI: its magic is wrong{analyze}", "magic", magic, f"one of {MAGICS[version]}")
+    single = magic == MAGICS[version][0]
     count, *sides = fields["dim"]
     if not 1 <= count <= 7 or min(sides[:count]) < 1:
         raise refuse("has impossible dimensions", "dimensions", fields["dim"][: max(2, min(count, 7) + 1)])
@@ -191,19 +175,23 @@ def judge_header(
         raise refuse("is too large", "too-large", size, f"at most {max_bytes / 2**20:.0f} MiB")
     (offset,) = fields["vox_offset"]
     least = SMALLEST[version] if single else 0
-    if not math.isfinite(offset) or offset != int(offset) or not least <= offset <= 2**31:
-        raise refuse("has an impossible vox_offset", "vox-offset", offset, f"a whole number, {least} or more")
+    if not math.isfinite(offset) or offset != int(offset) or not least <= offset <= least + MOST_EXTENSIONS:
+        raise refuse("has an impossible vox_offset", "vox-offset", offset, f"a whole number, {least} or a little more")
     (slope,), (inter,) = fields["slope"], fields["inter"]
     if slope == 0:
         slope, inter = 1.0, 0.0
     if not (math.isfinite(slope) and math.isfinite(inter)):
         raise refuse("has a slope or intercept that is no number", "slope", f"{slope} and {inter}")
-    affine = _affine(fields, (i, j, k), path, prefer, assume_ras)
+    affine = _affine(fields, (i, j, k), path, form, assume_ras)
     raw = bytes(head[: SIZE[version]])
-    return Header(raw, order, version, single, (i, j, k), dtype, int(offset), slope, inter, affine)
+    codes = [fields[f"{name}_code"][0] > 0 for name in ("sform", "qform")]
+    keeps_forms = any(codes) and not (all(codes) and form is not None)
+    return Header(raw, order, version, single, (i, j, k), dtype, int(offset), slope, inter, affine, keeps_forms)
 
 
 def _order_and_version(head: bytes | bytearray) -> tuple[Order, int] | None:
+    if len(head) < 4:
+        return None
     orders: tuple[Order, Order] = ("<", ">")
     for order in orders:
         for version, size in SIZE.items():
@@ -213,31 +201,38 @@ def _order_and_version(head: bytes | bytearray) -> tuple[Order, int] | None:
 
 
 def _affine(
-    fields: dict[str, tuple[Any, ...]], shape: tuple[int, int, int], path: Path, prefer: Form | None, assume_ras: bool
+    fields: dict[str, tuple[Any, ...]], shape: tuple[int, int, int], path: Path, form: Form | None, assume_ras: bool
 ) -> NDArray[np.float64]:
     unit = MM.get(fields["units"][0] & 7, 1.0)
-    forms: dict[str, NDArray[np.float64]] = {}
-    used = [*fields["sform"]] * (fields["sform_code"][0] > 0)
-    used += [*fields["quaternion"], *fields["qoffset"], *fields["pixdim"][:4]] * (fields["qform_code"][0] > 0)
+    coded = [name for name in ("sform", "qform") if fields[f"{name}_code"][0] > 0]
+    coded = [form] if form in coded else coded  # of what is not believed, nothing is asked
+    used = [*fields["sform"]] * ("sform" in coded)
+    used += [*fields["quaternion"], *fields["qoffset"], *fields["pixdim"][:4]] * ("qform" in coded)
+    if not coded and assume_ras:
+        used += fields["pixdim"][1:4]
     if not all(abs(value) <= LARGEST for value in used):  # NaN is refused here too
         raise VolumeError("has an affine that is not finite", path=path, reason="affine")
-    if fields["sform_code"][0] > 0:
+    if not coded and not assume_ras:
+        raise VolumeError(
+            "does not say how it lies in space: sform_code and qform_code are both 0",
+            path=path,
+            reason="no-orientation",
+            hint="If its axes run to the right, the front and up, read it with assume_ras (--assume-ras).",
+        )
+    if (not coded or "qform" in coded) and min(fields["pixdim"][1:4]) <= 0:
+        raise VolumeError(
+            "has a spacing that is not positive", path=path, reason="spacing", found=list(fields["pixdim"][1:4])
+        )
+    forms: dict[str, NDArray[np.float64]] = {}
+    if "sform" in coded:
         forms["sform"] = np.vstack([np.reshape(fields["sform"], (3, 4)), [0, 0, 0, 1]]).astype(np.float64)
-    if fields["qform_code"][0] > 0:
+    if "qform" in coded:
         forms["qform"] = _from_quaternion(fields, path)
+    if not coded:
+        forms["none"] = np.diag([*fields["pixdim"][1:4], 1.0]).astype(np.float64)
     for matrix in forms.values():
         matrix[:3] *= unit
-    if not forms:
-        if not assume_ras:
-            raise VolumeError(
-                "does not say how it lies in space: sform_code and qform_code are both 0",
-                path=path,
-                reason="no-orientation",
-                hint="If it lies in RAS order, read it with assume_ras.",
-            )
-        steps = (min(abs(step) * unit, LARGEST) for step in fields["pixdim"][1:4])
-        return np.diag([*steps, 1.0]).astype(np.float64)
-    if len(forms) == 2 and prefer is None:
+    if len(forms) == 2:
         a, b = (Geometry(shape, matrix).corners for matrix in forms.values())
         distances = np.linalg.norm(a - b, axis=1)
         apart = float(distances.max())
@@ -249,10 +244,9 @@ def _affine(
                 reason="two-forms",
                 found=f"{apart:.3g} mm apart at a corner",
                 expected=f"at most {FORMS_APART_MM} mm",
-                hint="Find out which is right, and read it with prefer='sform' or prefer='qform'.",
+                hint="Find out which is right, and read it with form='sform' or form='qform' (--form).",
             )
-    chosen = prefer if prefer in forms else "sform" if "sform" in forms else "qform"
-    return forms[chosen]
+    return next(iter(forms.values()))
 
 
 def _rounding(fields: dict[str, tuple[Any, ...]]) -> float:
@@ -287,30 +281,39 @@ def _from_quaternion(fields: dict[str, tuple[Any, ...]], path: Path) -> NDArray[
     return matrix
 
 
-def _judge_extensions(content: bytearray, header: Header, path: Path) -> None:
+def _judge_extensions(content: bytes, header: Header, path: Path) -> None:
+    """Walk from extension to extension: each begins with its size, and the last ends where voxels or file do."""
     at = SIZE[header.version]
-    if at + 4 > header.offset or content[at] == 0:
+    if len(content) < at + 4 or content[at] == 0:
         return
+    end = header.offset if header.single else len(content)
     at += 4
-    while at < header.offset:
-        if header.offset - at < 8:
-            break
+    while end - at >= 8 and at + 8 <= len(content):
         (size,) = struct.unpack_from(header.order + "i", content, at)
-        if size < 16 or size % 16 or at + size > header.offset:
+        if size < 16 or size % 16 or at + size > end:
             raise VolumeError(
                 "has a header extension of an impossible size", path=path, reason="extension", found=f"{size} bytes"
             )
         at += size
 
 
-def _pair(path: Path) -> tuple[Path, Path]:
-    """Return the files of header and voxels: two of a .hdr/.img pair, else the same twice."""
-    name = path.name
-    for ending in (".hdr", ".img", ".hdr.gz", ".img.gz"):
-        if name.lower().endswith(ending):
-            stem, zipped = name[: -len(ending)], ending[4:]
-            return path.with_name(f"{stem}.hdr{zipped}"), path.with_name(f"{stem}.img{zipped}")
-    return path, path
+def _partner(path: Path) -> Path:
+    """Return the file of the voxels of a .hdr/.img pair."""
+    match = re.fullmatch(r"(?is)(.*\.)(hdr)((?:\.gz)?)", path.name)
+    if match is None:
+        raise VolumeError(
+            "says that its voxels are in another file, but is not called .hdr",
+            path=path,
+            reason="magic",
+            hint="Give the .hdr file of the pair.",
+        )
+    stem, ending, zipped = match.groups()
+    image = "IMG" if ending.isupper() else "img"
+    names = [f"{stem}{image}{zipped}", f"{stem}{image}", f"{stem}{image}.gz"]
+    for name in names:
+        if path.with_name(name).exists():
+            return path.with_name(name)
+    raise VolumeError("lacks its .img file", path=path, reason="not-found", expected=names[0])
 
 
 def write_nifti(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
@@ -336,7 +339,7 @@ def write_nifti(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
         at, form = FIELDS[version][name]
         struct.pack_into(order + form, raw, at, *values)
 
-    put("magic", b"n+1\0" if version == 1 else b"n+2\0\r\n\x1a\n")
+    put("magic", MAGICS[version][0])
     put("datatype", code)
     put("bitpix", dtype.itemsize * 8)
     put("vox_offset", SMALLEST[version])

@@ -7,6 +7,7 @@ read right or refused with file, reason, found, expected and what to do.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Collection
 from pathlib import Path
@@ -16,13 +17,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chiasm.errors import VolumeError
-from chiasm.volumes.geometry import Geometry, Volume, same_grid, turned_like, voxels_apart
-from chiasm.volumes.metaimage import looks_like_metaimage, read_metaimage, write_metaimage
-from chiasm.volumes.nifti import Form, looks_like_nifti, read_nifti, write_nifti
-from chiasm.volumes.streams import first_bytes
+from chiasm.volumes.dicom_read import read_dicom
+from chiasm.volumes.dicom_series import is_dicom, pick_series
+from chiasm.volumes.geometry import (
+    Geometry,
+    Volume,
+    laid_on,
+    same_grid,
+    straight_grid,
+    straightened,
+    turned_like,
+    voxels_apart,
+)
+from chiasm.volumes.metaimage import looks_like_metaimage, open_metaimage, write_metaimage
+from chiasm.volumes.nifti import HEAD, Form, looks_like_nifti, open_nifti, write_nifti
+from chiasm.volumes.streams import first_bytes, unreadable
+from chiasm.volumes.voxels import Stored, image_of, labels_of, read_image, read_labels
 
 SPACING_MM = (0.01, 50.0)
 SKEW_DEGREES = 0.1
+FLATTEST = 1e-3  # least volume of a cell with sides of length 1
+MOST_STRAIGHTENED = 4  # times as many voxels as before
 FEWEST_SLICES = 3
 MAX_BYTES = 2 * 2**30
 MIRROR_VOXELS = 64  # along the longest axis, when two volumes are compared with their mirror images
@@ -36,24 +51,31 @@ def read_volume(
     labels: bool = False,
     *,
     declared: Collection[int] | None = None,
-    prefer: Form | None = None,
+    form: Form | None = None,
     assume_ras: bool = False,
+    resample: bool = False,
     allow_thin: bool = False,
     allow_constant: bool = False,
+    series: str | int | None = None,
+    resample_tilt: bool = False,
     max_bytes: int = MAX_BYTES,
 ) -> Volume:
-    """Read a NIfTI or MetaImage volume, or refuse it.
+    """Read a NIfTI or MetaImage volume or a DICOM series, or refuse it.
 
     What a file is, its content says, not its name.
 
     Args:
-        path: The file.
+        path: The file; for DICOM also a folder, a zip archive, or any one file
+            of a series, which stands for all of it.
         labels: Whether it is a label map or mask: whole numbers, which stay integers.
         declared: The only labels that may occur beside 0; all may where None.
-        prefer: Which NIfTI form to believe where sform and qform disagree.
+        form: Which NIfTI form to believe where sform and qform disagree.
         assume_ras: Whether to take a NIfTI without orientation as RAS.
+        resample: Whether to bring skewed axes to a straight grid, which interpolates.
         allow_thin: Whether fewer than three slices along an axis are right.
         allow_constant: Whether an image may be the same everywhere.
+        series: Which DICOM series, where a place holds several: as for `read_dicom`.
+        resample_tilt: Whether to resample DICOM slices that are tilted or uneven, rather than refuse them.
         max_bytes: Most bytes of voxels.
 
     Returns:
@@ -63,27 +85,54 @@ def read_volume(
         VolumeError: If the file is missing, of another format, damaged, hostile
             or odd; `reason` says which rule it breaks.
     """
-    path = Path(path)
-    if path.is_dir():
-        raise VolumeError("is a folder, not a volume", path=path, reason="folder", hint=_DICOM_HINT)
-    if path.name.lower().endswith((".img", ".img.gz")):  # voxels without a header: the pair is known by the other
-        path = path.with_name(re.sub(r"(?i)\.img(?=(\.gz)?$)", ".hdr", path.name))
-    head = first_bytes(path, 256)
-    if head[128:132] == b"DICM" or path.name.lower().endswith((".dcm", ".ima")):
-        raise VolumeError("is DICOM, which this chiasm does not read yet", path=path, reason="dicom", hint=_DICOM_HINT)
+    path = _of_a_pair(Path(path))
+    file = _is_file(path)
+    head = first_bytes(path, HEAD) if file else b""  # refuses what would never end, such as a pipe
+    if is_dicom(path):
+        found = read_dicom(path, series=series, resample_tilt=resample_tilt, max_bytes=max_bytes)
+        check_affine(found.geometry, path)
+        if not labels:  # a segmentation leaves its empty slices out
+            _check_slices(found.geometry, path, allow_thin)
+            return Volume(image_of(found.array, path, allow_constant=allow_constant), found.geometry)
+        return Volume(labels_of(found.array, path, declared=declared), found.geometry)
+    if not file:
+        head = first_bytes(path, HEAD)  # says what is wrong
+    stored: Stored
     if looks_like_nifti(head):
-        stored, geometry = read_nifti(path, prefer=prefer, assume_ras=assume_ras, max_bytes=max_bytes)
+        stored = open_nifti(path, form=form, assume_ras=assume_ras, max_bytes=max_bytes)
     elif looks_like_metaimage(head):
-        stored, geometry = read_metaimage(path, max_bytes=max_bytes)
+        stored = open_metaimage(path, max_bytes=max_bytes)
     else:
         raise VolumeError(
-            "is neither NIfTI nor MetaImage",
+            "is neither NIfTI nor MetaImage nor DICOM",
             path=path,
             reason="format",
-            found="an empty file" if not head else f"first bytes {head[:8]!r}",
-            expected=".nii, .nii.gz, .mha or .mhd",
+            found="an empty file" if not head else _format_of(head),
+            expected=".nii, .nii.gz, .mha, .mhd, .dcm, or a folder or .zip of DICOM files",
         )
-    check_affine(geometry, path)
+    skewed = check_affine(stored.geometry, path, allow_skew=resample)
+    if skewed and math.prod(straight_grid(stored.geometry).shape) > MOST_STRAIGHTENED * math.prod(
+        stored.geometry.shape
+    ):
+        raise VolumeError("leans too far to be brought to a straight grid", path=path, reason="skew")
+    _check_slices(stored.geometry, path, allow_thin)
+    array: NDArray[Any]
+    if labels:
+        array = read_labels(stored, path, declared=declared)
+    else:
+        array = read_image(stored, path, allow_constant=allow_constant)
+    volume = Volume(array, stored.geometry)
+    return straightened(volume, labels=labels) if skewed else volume
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.exists() and not path.is_dir()
+    except OSError as error:  # a name too long, a folder that may not be entered
+        raise unreadable(path, error) from error
+
+
+def _check_slices(geometry: Geometry, path: Path, allow_thin: bool) -> None:
     if min(geometry.shape) < FEWEST_SLICES and not allow_thin:
         raise VolumeError(
             "has too few slices to be a volume",
@@ -92,25 +141,68 @@ def read_volume(
             found="x".join(map(str, geometry.shape)),
             expected=f"at least {FEWEST_SLICES} along each axis",
         )
-    if labels:
-        return Volume(_labels(stored, path, declared), geometry)
-    with np.errstate(over="ignore"):
-        array = stored.astype(np.float32)
-    if stored.dtype.kind == "f" and not np.isfinite(array).all():
-        count = array.size - int(np.isfinite(array).sum())
-        raise VolumeError(
-            "holds values that are no finite number in float32", path=path, reason="not-finite", found=f"{count} voxels"
-        )
-    if not allow_constant and array.min() == array.max():
-        raise VolumeError("is the same everywhere", path=path, reason="constant", found=f"{array.flat[0]:g}")
-    return Volume(array, geometry)
 
 
-_DICOM_HINT = "Convert the series first, for example with dcm2niix."
+def _of_a_pair(path: Path) -> Path:
+    """Return the header of a .hdr/.img pair, by which it is known; any other path as it is."""
+    try:
+        match = re.fullmatch(r"(?is)(.*\.)(img)((?:\.gz)?)", path.name)
+        if match is None:
+            return path
+        stem, ending, zipped = match.groups()
+        header = "HDR" if ending.isupper() else "hdr"
+        names = [f"{stem}{header}{zipped}", f"{stem}{header}", f"{stem}{header}.gz"]
+        beside = next((path.with_name(name) for name in names if path.with_name(name).exists()), None)
+        if beside is not None:
+            return beside
+        if path.exists() and not looks_like_nifti(first_bytes(path, HEAD)):
+            raise VolumeError("lacks its .hdr file", path=path, reason="not-found", expected=names[0])
+    except OSError as error:  # a name too long, a folder that may not be entered
+        raise unreadable(path, error) from error
+    return path
 
 
-def check_affine(geometry: Geometry, path: Path | None = None) -> None:
-    """Refuse a grid that no scanner makes.
+#: First bytes of formats that are met among volumes, for a clearer word.
+_FORMATS = {
+    b"\x89HDF": "HDF5 or MINC 2", b"CDF": "netCDF or MINC 1", b"NRRD": "NRRD", b"\x89PNG": "PNG",
+    b"\xff\xd8\xff": "JPEG", b"PK\3\4": "a zip", b"\x93NUMPY": "a numpy array", b"II*\0": "TIFF", b"MM\0*": "TIFF",
+}  # fmt: skip
+
+
+def _format_of(head: bytes) -> str:
+    known = next((name for magic, name in _FORMATS.items() if head.startswith(magic)), None)
+    return known or f"first bytes {head[:8]!r}"
+
+
+def volume_files(path: Path) -> list[Path]:
+    """List the files that a volume consists of.
+
+    Itself; that of its voxels where a header keeps them beside it; the slices
+    of a DICOM series in spatial order, or the archive that holds them.
+
+    Raises:
+        VolumeError: If it cannot be read, or a place of DICOM holds several series.
+    """
+    if is_dicom(path):
+        return list(dict.fromkeys(part.path for part in pick_series(path).parts))
+    head = first_bytes(path, 2**16)
+    named = (
+        re.search(rb"^[ \t]*ElementDataFile[ \t]*=[ \t]*([^\s/]+)", head, re.M) if looks_like_metaimage(head) else None
+    )
+    twin = re.sub(
+        r"(?i)\.(hdr|img)(?=(\.gz)?$)", lambda end: {".hdr": ".img", ".img": ".hdr"}[end[0].lower()], path.name
+    )
+    others = (path.with_name(name) for name in {twin, named[1].decode(errors="replace") if named else path.name})
+    return [path, *sorted(other for other in others if other != path and other.is_file())]
+
+
+def check_affine(geometry: Geometry, path: Path | None = None, *, allow_skew: bool = False) -> bool:
+    """Refuse a grid that no scanner makes, and tell whether its axes are skewed.
+
+    Args:
+        geometry: The grid.
+        path: What to name in errors.
+        allow_skew: Whether skewed axes are to be made straight, so that they are no fault.
 
     Raises:
         VolumeError: If the affine is not finite or singular, a spacing lies
@@ -134,43 +226,20 @@ def check_affine(geometry: Geometry, path: Path | None = None) -> None:
     axes = affine[:3, :3] / spacing
     lean = max(abs(float(axes[:, a] @ axes[:, b])) for a, b in ((0, 1), (0, 2), (1, 2)))
     skew = float(np.degrees(np.arcsin(min(1.0, lean))))
-    if skew > SKEW_DEGREES:
-        singular = abs(np.linalg.det(axes)) < 1e-3
+    if abs(np.linalg.det(axes)) < FLATTEST:
         raise VolumeError(
-            "has axes that do not span a space" if singular else "has axes that are not square to one another",
+            "has axes that do not span a space", path=path, reason="singular", found=f"{skew:.3g} degrees"
+        )
+    if skew > SKEW_DEGREES and not allow_skew:
+        raise VolumeError(
+            "has axes that are not square to one another",
             path=path,
-            reason="singular" if singular else "skew",
+            reason="skew",
             found=f"{skew:.3g} degrees",
             expected=f"at most {SKEW_DEGREES}",
-            hint="Resample it to a straight grid first.",
+            hint="Resample it to a straight grid first, or let resample (--resample) do it.",
         )
-
-
-def _labels(stored: NDArray[Any], path: Path, declared: Collection[int] | None) -> NDArray[Any]:
-    low, high = stored.min(), stored.max()
-    if not (np.isfinite(low) and np.isfinite(high)) or abs(float(low)) > 2**31 or abs(float(high)) > 2**31:
-        raise VolumeError("holds labels out of range", path=path, reason="labels", found=f"{low:g} to {high:g}")
-    if stored.dtype.kind == "f" and not (stored == np.rint(stored)).all():
-        odd = float(stored[stored != np.rint(stored)].flat[0])
-        raise VolumeError(
-            "holds labels that are not whole numbers",
-            path=path,
-            reason="labels",
-            found=odd,
-            hint="Labels must be resampled by nearest neighbour.",
-        )
-    kinds = (np.uint8, np.int8, np.int16, np.int32)
-    kind = next(k for k in (*kinds, np.int64) if np.iinfo(k).min <= low and high <= np.iinfo(k).max)
-    array: NDArray[Any] = stored.astype(kind)
-    if declared is not None and (others := sorted(set(np.unique(array).tolist()) - {0, *declared})):
-        raise VolumeError(
-            "holds labels that are not declared",
-            path=path,
-            reason="labels",
-            found=", ".join(map(str, others[:8])),
-            expected=", ".join(map(str, sorted(declared))),
-        )
-    return array
+    return skew > SKEW_DEGREES
 
 
 def write_volume(path: Path | str, array: NDArray[Any], geometry: Geometry, labels: bool = False) -> int:
@@ -221,8 +290,9 @@ def _storable(array: NDArray[Any], labels: bool) -> tuple[NDArray[Any], int]:
 def check_pair(a: Volume, b: Volume, *, a_name: str = "source", b_name: str = "target", labels: bool = False) -> Volume:
     """Return `b` on the grid of `a`, or refuse the pair.
 
-    The same space stored in another axis order is brought together; nothing
-    is ever interpolated here.
+    The same space stored in another axis order is brought together, and a DICOM
+    segmentation without its empty slices laid among the others; nothing is ever
+    interpolated here.
 
     Args:
         a: Sets the grid.
@@ -236,6 +306,8 @@ def check_pair(a: Volume, b: Volume, *, a_name: str = "source", b_name: str = "t
             or `b` fits `a` clearly better when it is mirrored.
     """
     fitting = turned_like(b, a.geometry)
+    if labels and b.geometry.container == "dicom":  # its empty slices are not stored
+        fitting = laid_on(b, a.geometry) or fitting
     if not same_grid(a.geometry, fitting.geometry):
         raise _unlike_grids(a.geometry, b.geometry, a_name, b_name)
     fitting = Volume(fitting.array, a.geometry)

@@ -1,121 +1,204 @@
-"""Bytes from a file that may be gzipped: read to the end, checked, and never more than is plausible."""
+"""Bytes from a file that may be packed: read to the end, checked, and never more than is plausible."""
 
 from __future__ import annotations
 
+import os
+import stat
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from chiasm.errors import VolumeError
 
 SLACK = 2**20  # bytes that may follow the voxels
-PIECE = 2**20  # bytes read or unpacked at a time
+PIECE = 2**20  # bytes unpacked at a time
+PACKED_PIECE = 2**16  # bytes read of a packed file at a time
 GZIP = b"\x1f\x8b"
+TIGHTEST = 1032  # times that deflate can pack at most
+IDLE_MEMBERS = 1000  # members of a gzip that may hold next to nothing
+
+Packing = Literal["none", "gzip", "zlib"]
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Where bytes lie.
+
+    Attributes:
+        path: The file.
+        packing: How they are packed.
+        start: Byte of the file at which the stream begins, packed or not.
+        offset: Bytes of the unpacked stream before those that count.
+        size: Bytes that count.
+        slack: Bytes that may follow them.
+    """
+
+    path: Path
+    packing: Packing
+    start: int
+    offset: int
+    size: int
+    slack: int = SLACK
+
+
+def open_file(path: Path) -> BinaryIO:
+    """Open a regular file; a pipe would wait for ever, and a device never ends.
+
+    Raises:
+        VolumeError: If it is missing, may not be read, or is something else.
+    """
+    try:
+        kind = path.stat().st_mode
+        if stat.S_ISDIR(kind):
+            raise VolumeError("is a folder, not a file", path=path, reason="folder")
+        if not stat.S_ISREG(kind):
+            raise VolumeError("is no regular file but a pipe, socket or device", path=path, reason="special")
+        return path.open("rb")
+    except ValueError as error:  # a NUL in the name, or half a character
+        raise VolumeError("cannot be a file's name", path=repr(path), reason="name", found=error) from error
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: Path, error: OSError) -> VolumeError:
+    """Say why a file cannot be opened."""
+    if isinstance(error, FileNotFoundError):
+        hint = "It is a link that leads nowhere." if path.is_symlink() else None
+        return VolumeError("does not exist", path=path, reason="not-found", hint=hint)
+    return VolumeError("cannot be read", path=path, reason="unreadable", found=error.strerror)
+
+
+def packing_of(path: Path) -> Packing:
+    """Tell by a file's first bytes whether it is gzipped, whatever its name says.
+
+    Raises:
+        VolumeError: If it cannot be read.
+    """
+    with open_file(path) as file:
+        return "gzip" if file.read(len(GZIP)) == GZIP else "none"
 
 
 def first_bytes(path: Path, count: int) -> bytes:
     """Return the first bytes of what a file holds, unpacked if it is gzipped, whatever its name says.
 
     Raises:
-        VolumeError: If it cannot be read, or is a gzip that is corrupted from its start.
+        VolumeError: If it cannot be read, or is a gzip that is corrupted or cut short before so many.
     """
-    try:
-        with path.open("rb") as file:
-            start = file.read(4096)
-    except OSError as error:
-        raise unreadable(path, error) from error
-    if not start.startswith(GZIP):
-        return start[:count]
-    try:
-        return zlib.decompressobj(31).decompress(start, count)
-    except zlib.error as error:
-        raise _corrupted(path, error) from error
+    head = b""
+    with open_file(path) as file:
+        packing: Packing = "gzip" if file.read(len(GZIP)) == GZIP else "none"
+        file.seek(0)
+        pieces = _pieces(file, path, packing)
+        while len(head) < count and (piece := next(pieces, b"")):
+            head += piece[: count - len(head)]
+    return head
 
 
-def unreadable(path: Path, error: OSError) -> VolumeError:
-    """Say why a file cannot be opened."""
-    if isinstance(error, FileNotFoundError):
-        return VolumeError("does not exist", path=path, reason="not-found")
-    return VolumeError("cannot be read", path=path, reason="unreadable", found=error.strerror)
+def blocks(stream: Stream) -> Iterator[bytes]:
+    """Yield the bytes that count, block by block, and judge the stream on the way.
 
-
-def read_whole(path: Path, head: int, length: Callable[[bytes], int]) -> bytearray:
-    """Read a file to its end, unpacked if it is gzipped.
-
-    A gzip's CRC and length are checked by reading it to its end; one that
-    unpacks to far more than its header says is given up early.
-
-    Args:
-        path: The file.
-        head: Bytes that `length` needs to see; fewer where the file is shorter.
-        length: Says from the head how many bytes the file must hold, or raises.
-
-    Returns:
-        Exactly as many bytes.
+    Nothing is kept, so that what is broken costs no memory.  The stream is read
+    to its end: only there do a gzip's CRC and length show.
 
     Raises:
-        VolumeError: If the file is missing, cut short, corrupted or too long.
+        VolumeError: If the file is cut short, corrupted or too long.
     """
-    try:
-        with path.open("rb") as file:
-            packed = file.read(len(GZIP)) == GZIP
-            file.seek(0)
-            pieces = _unpacked(file, path) if packed else iter(lambda: file.read(PIECE), b"")
-            return _gathered(pieces, path, head, length)
-    except OSError as error:
-        raise unreadable(path, error) from error
+    path, end = stream.path, stream.offset + stream.size
+    with open_file(path) as file:
+        there = os.fstat(file.fileno()).st_size - stream.start
+        most = there if stream.packing == "none" else max(0, there) * TIGHTEST
+        if most < end:
+            raise _short(path, f"{there} bytes" + (" of a packed file" if stream.packing != "none" else ""), end)
+        if stream.packing == "none" and there > end + stream.slack:
+            raise _long(path, end, there)
+        file.seek(stream.start)
+        done = 0
+        for piece in _pieces(file, path, stream.packing):
+            before, done = done, done + len(piece)
+            if done > end + stream.slack:
+                raise _long(path, end, None)
+            if part := piece[max(0, stream.offset - before) : max(0, end - before)]:
+                yield part
+    if done < end:
+        raise _short(path, f"{done} bytes", end)
 
 
-def _gathered(pieces: Iterator[bytes], path: Path, head: int, length: Callable[[bytes], int]) -> bytearray:
-    start = b""
-    while len(start) < head and (piece := next(pieces, b"")):
-        start += piece
-    expected = length(start[:head])
-    content = bytearray(start[:expected])  # grows with what is there, not with what a header promises
-    done = len(start)
-    for piece in pieces:
-        content += piece[: max(0, expected - done)]
-        done += len(piece)
-        if done > expected + SLACK:
-            raise VolumeError(
-                "goes on far beyond the voxels that its header promises",
-                path=path,
-                reason="too-long",
-                expected=f"{expected} bytes",
-            )
-    if done < expected:
-        raise VolumeError(
-            "is cut short",
-            path=path,
-            reason="truncated",
-            found=f"{done} bytes",
-            expected=f"{expected} bytes, as its header says",
-            hint="Copy it again.",
-        )
+def read_whole(stream: Stream) -> bytearray:
+    """Return exactly the bytes that count.
+
+    Raises:
+        VolumeError: If the file is cut short, corrupted or too long.
+    """
+    content = bytearray()  # grows with what is there, not with what a header promises
+    for block in blocks(stream):
+        content += block
     return content
 
 
-def _unpacked(file: BinaryIO, path: Path) -> Iterator[bytes]:
-    """Unpack a gzip of one member or several, in pieces of bounded size; checks each member's CRC and length."""
-    packed = file.read(PIECE)
+def _short(path: Path, found: str, end: int) -> VolumeError:
+    return VolumeError(
+        "is cut short",
+        path=path,
+        reason="truncated",
+        found=found,
+        expected=f"{end} bytes, as its header says",
+        hint="Copy it again.",
+    )
+
+
+def _long(path: Path, end: int, there: int | None) -> VolumeError:
+    return VolumeError(
+        "goes on beyond the voxels that its header promises",
+        path=path,
+        reason="too-long",
+        found=None if there is None else f"{there} bytes",
+        expected=f"{end} bytes",
+    )
+
+
+def _pieces(file: BinaryIO, path: Path, packing: Packing) -> Iterator[bytes]:
+    try:
+        if packing == "none":
+            yield from iter(lambda: file.read(PIECE), b"")
+        else:
+            yield from _unpacked(file, path, packing)
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+def _unpacked(file: BinaryIO, path: Path, packing: Packing) -> Iterator[bytes]:
+    """Unpack members one after the other, in pieces of bounded size; checks each one's checksum and length."""
+    packed = file.read(PACKED_PIECE)
+    members = done = 0
     while packed.strip(b"\0"):  # zeros may fill up the end
-        unpacker = _library().decompressobj(31)
+        members += 1
+        if members > IDLE_MEMBERS and done < 64 * members:
+            raise VolumeError("is a gzip of countless empty parts", path=path, reason="corrupted")
+        # what MetaImage calls zlib may be a gzip too
+        unpacker = _library().decompressobj(31 if packed.startswith(GZIP) or packing == "gzip" else 15)
         while not unpacker.eof:
             try:
                 piece = unpacker.decompress(packed, PIECE)
             except _damage() as error:
-                raise _corrupted(path, error) from error
+                raise VolumeError(
+                    "holds corrupted packed data", path=path, reason="corrupted", found=error, hint="Copy it again."
+                ) from error
             if piece:
+                done += len(piece)
                 yield piece
-            packed = unpacker.unconsumed_tail or (b"" if unpacker.eof else file.read(PIECE))
+            packed = unpacker.unconsumed_tail or (b"" if unpacker.eof else file.read(PACKED_PIECE))
             if not packed and not piece and not unpacker.eof:
-                raise VolumeError("is a gzip that was cut short", path=path, reason="truncated", hint="Copy it again.")
-        packed = unpacker.unused_data or file.read(PIECE)
-
-
-def _corrupted(path: Path, error: Exception) -> VolumeError:
-    return VolumeError("is a corrupted gzip", path=path, reason="corrupted", found=error, hint="Copy it again.")
+                raise VolumeError("holds packed data that were cut short", path=path, reason="truncated",
+                                  hint="Copy it again.")  # fmt: skip
+        packed = unpacker.unused_data or file.read(PACKED_PIECE)
+        if packing == "gzip" and (behind := packed.lstrip(b"\0")) and not behind.startswith(GZIP[: len(behind)]):
+            raise VolumeError("goes on behind its packed data", path=path, reason="corrupted", found=behind[:8])
+        if packing == "zlib":  # one stream, and nothing behind it
+            if packed:
+                raise VolumeError("goes on beyond its packed voxels", path=path, reason="too-long")
+            return
 
 
 def _library() -> Any:

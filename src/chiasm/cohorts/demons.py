@@ -1,0 +1,197 @@
+"""Diffeomorphic Demons between images of unlike contrast (Vercauteren 2009 on Heinrich's MIND descriptors).
+
+Demons compare intensities, which T1 and T2 or CT and MR do not share.  The
+bridge is a descriptor of each voxel's neighbourhood that both have in common
+(Heinrich et al., Medical Image Analysis 2012): how unlike its six neighbours
+are to one another, relative to how unlike neighbours are there on average.
+All of a voxel's descriptors push together; each update is small, smooth and
+composed, so that the field stays one to one.
+
+`docs/registration.md` has what was measured beside other bridges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import combinations
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+SQUARINGS = 3  # of an update: at most `MOST_STEP` voxels become eighths of them
+MOST_STEP = 1.0  # voxels that one update may move anything
+NEIGHBOURS = ((1, 0, 0), (-1, 0, 0), (0, 1, 0), (0, -1, 0), (0, 0, 1), (0, 0, -1))
+
+
+class Level(NamedTuple):
+    """One pass: how much coarser than the grid, and how many updates."""
+
+    shrink: int
+    updates: int
+
+
+#: What measured best on simulated patients that no figure in the documents comes from (docs/log.md).
+LEVELS = (Level(2, 30), Level(1, 25))
+FIELD_SIGMA = 2.5  # voxels: smoothness of the field after each update
+PATCH_SIGMA = 1.0  # voxels: how large a neighbourhood a descriptor sees
+
+Progress = Callable[[int, int, str], None]
+
+
+def descriptors(image: Tensor, sigma: float = PATCH_SIGMA) -> Tensor:
+    """Describe each voxel by the likeness of its neighbours (MIND, self-similarity context).
+
+    Args:
+        image: Shape (1, 1, I, J, K).
+        sigma: Standard deviation of the Gaussian patch, voxels.
+
+    Returns:
+        exp(-D / V) for each of the twelve pairs of neighbours that lie a
+        quarter turn apart, D their squared difference over the patch less the
+        least of the twelve, V the mean of D; shape (1, 12, I, J, K), 0 to 1.
+        It does not change where intensities are scaled, shifted or inverted.
+    """
+    padded = functional.pad(image, (1,) * 6, mode="replicate")
+    i, j, k = image.shape[2:]
+    shifted = [padded[..., 1 + a : 1 + a + i, 1 + b : 1 + b + j, 1 + c : 1 + c + k] for a, b, c in NEIGHBOURS]
+    distances = torch.cat(
+        [
+            smooth((shifted[one] - shifted[other]) ** 2, sigma)
+            for one, other in combinations(range(6), 2)
+            if sum(a * b for a, b in zip(NEIGHBOURS[one], NEIGHBOURS[other])) == 0
+        ],
+        dim=1,
+    )
+    distances = distances - distances.amin(1, keepdim=True)
+    variance = distances.mean(1, keepdim=True)
+    typical = float(variance.mean())
+    if typical == 0:  # a constant image: nothing to tell
+        return torch.ones_like(distances)
+    return torch.exp(-distances / variance.clamp(1e-3 * typical, 1e3 * typical))
+
+
+def demons(
+    fixed: Tensor,
+    moving: Tensor,
+    *,
+    levels: Sequence[Level] = LEVELS,
+    sigma: float = FIELD_SIGMA,
+    weight: Tensor | None = None,
+    progress: Progress | None = None,
+) -> Tensor:
+    """Find where each voxel of one image lies in another, from coarse to fine.
+
+    Args:
+        fixed: Shape (1, 1, I, J, K).
+        moving: On the same grid.
+        levels: Shrink factors and numbers of updates.
+        sigma: Smoothness of the field, voxels of each level.
+        weight: How much each voxel's descriptors are believed, 0 to 1, shape (1, 1, I, J, K).
+        progress: Called with updates done, all updates, and what is done.
+
+    Returns:
+        Displacement u in voxels, shape (1, 3, I, J, K): what lies at x in the
+        fixed image lies at x + u(x) in the moving one.
+    """
+    shape = fixed.shape[2:]
+    field = fixed.new_zeros((1, 3, *shape))
+    done, all_updates = 0, sum(level.updates for level in levels)
+    for level in levels:
+        one, other = (descriptors(_shrunk(image, level.shrink)) for image in (fixed, moving))
+        scale = field.new_tensor([to / of for to, of in zip(one.shape[2:], shape)]).view(1, 3, 1, 1, 1)
+        coarse = _sized(field, one.shape[2:]) * scale
+        slopes = _slopes(one)
+        belief = 1.0 if weight is None else _sized(weight, one.shape[2:])
+        for _ in range(level.updates):
+            update = belief * _update(one, slopes, warped(other, coarse))
+            coarse = smooth(composed(coarse, _exponential(update)), sigma)
+            done += 1
+            if progress is not None:
+                progress(done, all_updates, "deforming")
+        field = _sized(coarse, shape) / scale
+    return unfolded(field)
+
+
+def unfolded(field: Tensor) -> Tensor:
+    """Smooth a field until nothing in it is folded; most fields are returned as they are."""
+    while float(jacobian(field).min()) <= 0:
+        field = smooth(field, 1.0)
+    return field
+
+
+def jacobian(field: Tensor) -> Tensor:
+    """Return the determinant of the derivative of x + u(x), by central differences, shape (I, J, K)."""
+    rows = [torch.stack(torch.gradient(field[0, axis])) for axis in range(3)]
+    derivative = torch.stack(rows) + torch.eye(3).view(3, 3, 1, 1, 1)
+    determinant: Tensor = torch.linalg.det(derivative.permute(2, 3, 4, 0, 1))
+    return determinant
+
+
+def warped(image: Tensor, field: Tensor) -> Tensor:
+    """Look up an image of any number of channels at x + u(x), linear, its border drawn out."""
+    shape = field.shape[2:]
+    axes = [torch.arange(side, dtype=field.dtype) for side in shape]
+    places = torch.stack(torch.meshgrid(*axes, indexing="ij"))[None] + field
+    most = field.new_tensor([max(side - 1, 1) for side in shape]).view(1, 3, 1, 1, 1)
+    grid = (2 * places / most - 1).permute(0, 2, 3, 4, 1).flip(-1)  # torch counts axes from the last
+    looked_up: Tensor = functional.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=True)
+    return looked_up
+
+
+def composed(outer: Tensor, inner: Tensor) -> Tensor:
+    """Return the field of first `inner`, then `outer`: inner(x) + outer(x + inner(x))."""
+    return inner + warped(outer, inner)
+
+
+def smooth(image: Tensor, sigma: float) -> Tensor:
+    """Convolve each channel with a Gaussian, its border drawn out."""
+    radius = max(1, round(3 * sigma))
+    weights = torch.exp(-(torch.arange(-radius, radius + 1, dtype=image.dtype) ** 2) / (2 * sigma**2))
+    weights = weights / weights.sum()
+    channels = image.shape[1]
+    for axis in range(3):
+        size, around = [1, 1, 1], [0] * 6
+        size[axis] = 2 * radius + 1
+        around[4 - 2 * axis : 6 - 2 * axis] = [radius, radius]
+        kernel = weights.view(1, 1, *size).expand(channels, 1, *size)
+        image = functional.conv3d(functional.pad(image, around, mode="replicate"), kernel, groups=channels)
+    return image
+
+
+def _update(fixed: Tensor, slopes: Tensor, moved: Tensor) -> Tensor:
+    """Return the demons' step: Gauss and Newton's, shortened where the images differ much (equation 5 of Vercauteren).
+
+    `slopes` are those of the fixed descriptors, halved with those of the moved ones.
+    """
+    difference = fixed - moved
+    both = (slopes + _slopes(moved)) / 2
+    force = (difference[:, :, None] * both).sum(1)
+    steep = (both**2).sum((1, 2)) + (difference**2).sum(1) / (4 * MOST_STEP**2)
+    step: Tensor = force / steep[:, None].clamp_min(1e-9)
+    return step
+
+
+def _slopes(image: Tensor) -> Tensor:
+    """Differentiate each channel along each axis: (1, C, I, J, K) to (1, C, 3, I, J, K)."""
+    return torch.stack(torch.gradient(image, dim=(2, 3, 4)), dim=2)
+
+
+def _exponential(velocity: Tensor) -> Tensor:
+    """Follow a stationary velocity for one unit of time, by squaring."""
+    field: Tensor = velocity / 2**SQUARINGS
+    for _ in range(SQUARINGS):
+        field = composed(field, field)
+    return field
+
+
+def _shrunk(image: Tensor, by: int) -> Tensor:
+    if by == 1:
+        return image
+    return _sized(smooth(image, by / 2), [max(4, round(side / by)) for side in image.shape[2:]])
+
+
+def _sized(image: Tensor, shape: Sequence[int]) -> Tensor:
+    sized: Tensor = functional.interpolate(image, size=list(shape), mode="trilinear", align_corners=False)
+    return sized

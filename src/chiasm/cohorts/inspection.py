@@ -1,0 +1,219 @@
+"""What reading every file of a cohort tells: grids, regions, and what is wrong with each file."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chiasm.cohorts.cases import Case, Cohort, Problem, Regions
+from chiasm.cohorts.dicom_folders import Selection
+from chiasm.cohorts.layouts import count_modalities, find_cohort, select_cases, volumes_below
+from chiasm.cohorts.manifests import SIDECAR
+from chiasm.errors import VolumeError
+from chiasm.volumes import Volume, check_pair, read_volume
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class CaseSummary:
+    """One line of the table that tells what a cohort holds.
+
+    Attributes:
+        id: The case.
+        subject: The person.
+        site: Hospital or scanner, where known.
+        modalities: Names of its images.
+        shape: Voxels of the first image that could be read, or None.
+        spacing_mm: Its voxel spacing, or None.
+        regions_ml: Volume of each labelled region; empty where there are no readable labels.
+    """
+
+    id: str
+    subject: str
+    site: str | None
+    modalities: tuple[str, ...]
+    shape: tuple[int, int, int] | None
+    spacing_mm: tuple[float, float, float] | None
+    regions_ml: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a folder holds, after reading all of it.
+
+    Attributes:
+        cohort: What its names tell.
+        summaries: One for each case.
+        problems: Everything that is wrong, with file and reason.
+        unused: Volumes that fit no name of the layout.
+    """
+
+    cohort: Cohort
+    summaries: tuple[CaseSummary, ...]
+    problems: tuple[Problem, ...]
+    unused: tuple[Path, ...]
+
+    def lines(self) -> list[str]:
+        """Tell layout, counts and cases as lines of text; problems are not among them."""
+        cases = self.cohort.cases
+        sites = Counter(case.site or "unknown" for case in cases)
+        lines = [
+            f"{self.cohort.root}: layout {self.cohort.layout}",
+            f"{len(cases)} cases of {len({case.subject for case in cases})} subjects; sites: {_counted(sites)}",
+            f"modalities: {_counted(count_modalities(self.cohort))}",
+            f"masks: {sum(case.mask is not None for case in cases)}; "
+            f"label maps: {sum(case.labels is not None for case in cases)}",
+        ]
+        if self.unused:
+            some = ", ".join(path.name for path in self.unused[:3])
+            lines.append(f"not used, their names are not of this layout: {len(self.unused)} volumes such as {some}")
+        lines += self.cohort.listing
+        width = max((len(summary.id) for summary in self.summaries), default=0)
+        for row in self.summaries:
+            shape = "x".join(map(str, row.shape)) if row.shape else "unreadable"
+            spacing = "x".join(f"{mm:.3g}" for mm in row.spacing_mm) + " mm" if row.spacing_mm else ""
+            regions = ", ".join(f"{name} {ml:.1f} ml" for name, ml in row.regions_ml.items())
+            lines.append(f"  {row.id:{width}}  {','.join(row.modalities)}  {shape}  {spacing}  {regions}".rstrip())
+        return lines
+
+
+def _counted(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} ({count})" for name, count in sorted(counts.items()))
+
+
+def inspect_cohort(
+    cohort: Cohort, sources: Sequence[str] = (), target: str | None = None, progress: Progress | None = None
+) -> list[Problem]:
+    """Read every file of a cohort and say what is wrong with each.
+
+    Args:
+        cohort: From `find_cohort`.
+        sources: Modalities that matter; none means all that a case has.
+        target: Another that matters.
+        progress: Called with cases done, all cases, the next case's id.
+
+    Returns:
+        The cohort's own problems first, then those of its files.
+
+    Raises:
+        CohortError: If no case has the modalities asked for.
+    """
+    return list(_inspect(cohort, sources, target, progress)[1])
+
+
+def inspect_folder(
+    root: Path,
+    sources: Sequence[str] = (),
+    target: str | None = None,
+    *,
+    layout: str | None = None,
+    selection: Selection | None = None,
+    progress: Progress | None = None,
+) -> Inspection:
+    """Find a folder's cases, read every file, and tell what is there and what is wrong.
+
+    Args:
+        root: As for `find_cohort`.
+        sources: Modalities that matter; none means all that a case has.
+        target: Another that matters.
+        layout: A name of `layouts.NAMES`.
+        selection: Which DICOM series are taken.
+        progress: Called with cases done, all cases, the next case's id.
+
+    Raises:
+        CohortError: If nothing is recognised, or no case has the modalities asked for.
+    """
+    cohort = find_cohort(root, layout=layout, selection=selection)
+    summaries, problems = _inspect(cohort, sources, target, progress)
+    known = {path for case in cohort.cases for path in (*case.images.values(), case.mask, case.labels)}
+    known |= {problem.path for problem in cohort.problems}
+    unused = tuple(file.path for file in volumes_below(cohort.root) if file.path not in known) if root.is_dir() else ()
+    return Inspection(cohort, tuple(summaries), tuple(problems), unused)
+
+
+def _inspect(
+    cohort: Cohort, sources: Sequence[str], target: str | None, progress: Progress | None
+) -> tuple[list[CaseSummary], list[Problem]]:
+    wanted = [*sources, *([] if target is None else [target])]
+    chosen = select_cases(cohort, wanted, None) if wanted else cohort
+    summaries, problems = [], list(chosen.problems)
+    for index, case in enumerate(chosen.cases):
+        if progress is not None:
+            progress(index, len(chosen.cases), case.id)
+        summary, found = examine_case(case, wanted or list(case.images), cohort.regions)
+        summaries.append(summary)
+        problems += found
+    if progress is not None:
+        progress(len(chosen.cases), len(chosen.cases), "")
+    return summaries, problems
+
+
+def examine_case(case: Case, modalities: Sequence[str], regions: Regions) -> tuple[CaseSummary, list[Problem]]:
+    """Read a case's images, mask and labels, and compare each with the first that can be read.
+
+    Args:
+        case: The case.
+        modalities: Which of its images to read.
+        regions: Region name to label values; labels with other values are a problem.
+    """
+    problems: list[Problem] = []
+    first: Volume | None = None
+    first_name = ""
+    regions_ml: dict[str, float] = {}
+    files = [(name, case.images[name]) for name in modalities] + [("mask", case.mask), ("labels", case.labels)]
+    for name, path in files:
+        if path is None:
+            continue
+        is_labels = name in ("mask", "labels")
+        try:
+            volume = read_volume(path, labels=is_labels)
+            if name == "labels":
+                check_label_values(volume.array, regions, path)
+                regions_ml = region_volumes(volume, regions)
+            if first is None and not is_labels:
+                first, first_name = volume, name
+            elif first is not None:
+                check_pair(first, volume, a_name=first_name, b_name=name, labels=is_labels)
+        except VolumeError as error:
+            problems.append(Problem(error.path or path, error.reason, f"case {case.id}, {name}: {error}", case.id))
+    grid = None if first is None else first.geometry
+    shape, spacing = (None, None) if grid is None else (grid.shape, grid.spacing_mm)
+    return CaseSummary(case.id, case.subject, case.site, tuple(case.images), shape, spacing, regions_ml), problems
+
+
+def check_label_values(array: NDArray[np.generic], regions: Regions, path: Path) -> None:
+    """Refuse labels that are no whole numbers, or that no region declares; all zero is legal.
+
+    Args:
+        array: A label map of any shape.
+        regions: Region name to label values; empty declares every whole number.
+        path: Its file, for the message.
+
+    Raises:
+        VolumeError: With reason "labels".
+    """
+    values = np.unique(array)
+    declared = {0, *(value for values_of in regions.values() for value in values_of)}
+    if broken := [value for value in values.tolist() if value != int(value)]:
+        raise VolumeError("labels are not whole numbers", path=path, reason="labels", found=broken[0])
+    if regions and (strange := [int(value) for value in values.tolist() if value not in declared]):
+        raise VolumeError(
+            "labels have values that no region declares",
+            path=path,
+            reason="labels",
+            found=", ".join(map(str, strange[:5])),
+            expected=", ".join(map(str, sorted(declared))),
+            hint=f'Declare them in {SIDECAR}: {{"regions": {{"lesion": [...]}}}}, or choose another --layout.',
+        )
+
+
+def region_volumes(labels: Volume, regions: Regions) -> dict[str, float]:
+    """Measure each region of a label map, in millilitres; 0.0 where it is absent."""
+    voxel_ml = abs(float(np.linalg.det(labels.geometry.affine[:3, :3]))) / 1000
+    return {name: float(np.isin(labels.array, values).sum()) * voxel_ml for name, values in regions.items()}

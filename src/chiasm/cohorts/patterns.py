@@ -1,0 +1,355 @@
+"""The layouts that are recognised without a converter: each a name, an example and how its files are understood.
+
+`LAYOUTS` is the whole list, the more specific first.  Everything here goes by
+names alone and opens no volume.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from chiasm.cohorts.cases import (
+    ALIASES,
+    LABEL_NAMES,
+    LESION,
+    MASK_NAMES,
+    MODALITIES,
+    Problem,
+    Regions,
+    role_of,
+)
+from chiasm.cohorts.manifests import read_object
+from chiasm.errors import CohortError
+
+#: 1 core or necrosis, 2 oedema, 4 enhancing.
+BRATS_2017: Regions = {"WT": (1, 2, 4), "TC": (1, 4), "ET": (4,)}
+#: 1 necrosis, 2 oedema, 3 non-enhancing, 4 enhancing.
+BRATS_2013: Regions = {"WT": (1, 2, 3, 4), "TC": (1, 3, 4), "ET": (4,)}
+#: 1 core or necrosis, 2 oedema, 3 enhancing.
+BRATS_2023: Regions = {"WT": (1, 2, 3), "TC": (1, 3), "ET": (3,)}
+#: As in 2023, and 4 is the resection cavity, no tumour.
+BRATS_2024: Regions = {**BRATS_2023, "RC": (4,)}
+#: The paediatric numbering changed between years; only the sum of all means the same in each.
+BRATS_PEDS: Regions = {"WT": (1, 2, 3, 4)}
+
+
+class File(NamedTuple):
+    """A volume below the root: its path there with "/" and without suffix, and its path on disk."""
+
+    stem: str
+    path: Path
+
+
+class Find(NamedTuple):
+    """One file whose name a layout understands.
+
+    Attributes:
+        group: Files with the same group make one case; a name or a folder below the root.
+        case: What the case is called, if no other group is called so.
+        subject: The person, as the name tells.
+        role: "mask", "labels" or a modality.
+        path: The file.
+        site: Hospital or scanner, if the name tells.
+        split: A role in the split, if the layout fixes one.
+    """
+
+    group: str
+    case: str
+    subject: str
+    role: str
+    path: Path
+    site: str | None = None
+    split: str | None = None
+
+
+class Finds(NamedTuple):
+    """What one layout makes of a folder; `regions` where the folder itself declares them."""
+
+    files: Sequence[Find] = ()
+    problems: Sequence[Problem] = ()
+    regions: Regions | None = None
+
+
+class Layout(NamedTuple):
+    """One way of laying out a cohort.
+
+    Attributes:
+        name: As in `--layout`.
+        example: One case, as its file names stand.
+        find: Understands the files of a folder.
+        regions: Region name to label values.
+        sign: Must occur in some path for the layout to be recognised unasked.
+    """
+
+    name: str
+    example: str
+    find: Callable[[Path, Sequence[File]], Finds]
+    regions: Regions
+    sign: str = ""
+
+
+def named(pattern: str, roles: Mapping[str, str] | None = None, *, by_folder: bool = False) -> Callable[..., Finds]:
+    """Make a finder from a pattern of paths without suffix.
+
+    Args:
+        pattern: Has the groups `case` and `what`, and perhaps `subject` and
+            `site`; it must reach the end of the path.
+        roles: Words under `what` that mean something else than usual.
+        by_folder: Case names are unique in their folder only: files of cases
+            of one name in two folders are two people's.
+    """
+    compiled = re.compile(f"(?:^|/){pattern}$")
+
+    def find(_root: Path, files: Sequence[File]) -> Finds:
+        finds = []
+        for file in files:
+            if match := compiled.search(file.stem):
+                parts = match.groupdict()
+                case, what = parts["case"], parts["what"]
+                group = file.stem[: match.end("case")] if by_folder else case
+                role = (roles or {}).get(what) or role_of(what)
+                finds.append(Find(group, case, parts.get("subject") or case, role, file.path, parts.get("site")))
+        return Finds(finds)
+
+    return find
+
+
+_BIDS = re.compile(
+    r"(?:^|/)(?P<subject>sub-[A-Za-z0-9]+)/(?:ses-[A-Za-z0-9]+/)?(?:anat/)?"
+    r"(?P=subject)(?P<entities>(?:_[a-z]+-[A-Za-z0-9+]+)*)_(?P<suffix>[A-Za-z0-9]+)$"
+)
+
+
+def find_bids(root: Path, files: Sequence[File]) -> Finds:
+    """Understand BIDS: raw images in `anat`, masks wherever they lie; a session is a case, its person the subject."""
+    sites = _bids_sites(root / "participants.tsv")
+    finds = []
+    for file in files:
+        if not (match := _BIDS.search(file.stem)):
+            continue
+        subject = match["subject"]
+        entities = dict(part.split("-", 1) for part in match["entities"].split("_")[1:])
+        role = role_of(match["suffix"])
+        words = (entities.get("label", "") + entities.get("desc", "")).lower()
+        if role == "mask":
+            # A mask in another space than the raw images does not lie on their grid.
+            if entities.get("space", "orig") not in ("orig", "individual", "T1w"):
+                continue
+            if "lesion" in words or "tumor" in words:
+                role = "labels"
+            elif "brain" not in words:
+                continue
+        elif role not in MODALITIES or "derivatives" in PurePosixPath(file.stem).parts:
+            continue
+        elif role == "t1" and "ce" in entities:
+            role = "t1ce"
+        case = f"{subject}_ses-{entities['ses']}" if "ses" in entities else subject
+        finds.append(Find(case, case, subject, role, file.path, sites.get(subject)))
+    return Finds(finds)
+
+
+def _bids_sites(path: Path) -> dict[str, str]:
+    if not path.is_file():
+        return {}
+    with path.open(encoding="utf-8-sig", newline="") as text:
+        rows = list(csv.DictReader(text, delimiter="\t"))
+    named_site = ((row.get("participant_id"), row.get("site") or row.get("acquisition_site")) for row in rows)
+    return {subject: site for subject, site in named_site if subject and site and site != "n/a"}
+
+
+def find_nnunet(root: Path, files: Sequence[File]) -> Finds:
+    """Understand nnU-Net's raw folders: `dataset.json` names channels and labels, imagesTs is the test set.
+
+    Raises:
+        CohortError: If `dataset.json` is damaged or names no channels.
+    """
+    matches = [(re.fullmatch(r"(images|labels)(Tr|Ts)/(.+)", file.stem), file.path) for file in files]
+    path = root / "dataset.json"
+    if not any(match for match, _ in matches) or not path.is_file():
+        return Finds()
+    content = read_object(path)
+    names, labels = content.get("channel_names", content.get("modality")), content.get("labels", {})
+    if not isinstance(names, Mapping) or not isinstance(labels, Mapping):
+        raise CohortError(
+            "names no channels", path=path, reason="channels", expected='"channel_names": {"0": "T1", "1": "T2"}'
+        )
+    channels = {str(key).zfill(4): role_of(str(name)) for key, name in names.items()}
+    finds, problems = [], []
+    for match, file in matches:
+        if match is None:
+            continue
+        kind, part, name = match.groups()
+        case, _, channel = name.rpartition("_")
+        if kind == "labels":
+            case, role = name, "labels"
+        elif channel in channels:
+            role = channels[channel]
+        else:
+            message = f"channel {channel or '(none)'} is not one of dataset.json: {', '.join(sorted(channels))}"
+            problems.append(Problem(file, "channel", message, case or name))
+            continue
+        finds.append(Find(case, case, case, role, file, split="test" if part == "Ts" else None))
+    return Finds(finds, problems, _nnunet_regions(labels))
+
+
+def _nnunet_regions(labels: Mapping[str, object]) -> Regions:
+    regions = {}
+    for name, value in labels.items():
+        # Version 1 maps number to name, version 2 name to number or to a list of numbers.
+        if str(name).isdigit():
+            name, value = str(value), int(name)
+        values = tuple(int(v) for v in value) if isinstance(value, list) else (int(str(value)),)
+        if name not in ("background", "ignore") and values != (0,):
+            regions[name] = values
+    return regions
+
+
+def find_two_folders(_root: Path, files: Sequence[File]) -> Finds:
+    """Understand one folder per modality whose files have the same names; those without a partner are named."""
+    folders: dict[str, list[tuple[str, Path]]] = defaultdict(list)
+    for file in files:
+        folder, _, name = file.stem.rpartition("/")
+        if folder and "/" not in folder:
+            folders[folder].append((name, file.path))
+    images = {
+        folder: {name for name, _ in inside}
+        for folder, inside in folders.items()
+        if role_of(folder) not in ("mask", "labels")
+    }
+    paired = set.intersection(*images.values()) if len(images) > 1 else set()
+    if not paired:
+        return Finds()
+    finds, problems = [], []
+    for folder, inside in folders.items():
+        for name, path in inside:
+            if name in paired:
+                finds.append(Find(name, name, name, role_of(folder), path))
+            elif folder in images:
+                without = [other for other in sorted(images) if name not in images[other]]
+                message = f"{folder}/{name} has no partner in {', '.join(without)}"
+                problems.append(Problem(path, "no-pair", message, name))
+    return Finds(finds, problems)
+
+
+def _words() -> str:
+    words = {*MODALITIES, *ALIASES, *MASK_NAMES, *LABEL_NAMES}
+    return "|".join(map(re.escape, sorted(words, key=len, reverse=True)))
+
+
+_ANY = f"(?P<what>(?i:{_words()}))"
+_GLIOMA = r"(?P<case>(?P<subject>BraTS-(?:GLI|MEN|MET|SSA)-\d+)-\d{3})"
+_T1N_T1C = "(?P<what>t1n|t1c|t2w|t2f|seg)"
+_VOID: Regions = {"void": (1,)}
+
+#: Every layout that is recognised, the more specific first.
+LAYOUTS: Sequence[Layout] = (
+    Layout(
+        "brats-inpainting",
+        "BraTS-GLI-00000-000/BraTS-GLI-00000-000-{t1n,t1n-voided,mask}.nii.gz",
+        # Its mask is the hole to fill, not the brain.
+        named(_GLIOMA + "-(?P<what>t1n-voided|t1n|t1c|t2w|t2f|mask)", {"mask": "labels", "t1n-voided": "t1-voided"}),
+        _VOID,
+        sign="-t1n-voided$",
+    ),
+    Layout(
+        # Time points count from 100 after an operation; a folder with any of them is read by this table,
+        # which fits the older cases among them too, since these have no label 4.
+        "brats-2024",
+        "BraTS-GLI-00005-100/BraTS-GLI-00005-100-{t1n,t1c,t2w,t2f,seg}.nii.gz",
+        named(_GLIOMA + "-" + _T1N_T1C),
+        BRATS_2024,
+        sign=r"BraTS-GLI-\d+-[1-9]\d\d-",
+    ),
+    Layout(
+        "brats-peds",
+        "BraTS-PED-00001-000/BraTS-PED-00001-000-{t1n,t1c,t2w,t2f,seg}.nii.gz",
+        named(r"(?P<case>(?P<subject>BraTS-PED-\d+)-\d{3})-" + _T1N_T1C),
+        BRATS_PEDS,
+    ),
+    Layout(
+        "brats-2023",
+        "BraTS-GLI-00000-000/BraTS-GLI-00000-000-{t1n,t1c,t2w,t2f,seg}.nii.gz",
+        named(_GLIOMA + "-" + _T1N_T1C),
+        BRATS_2023,
+    ),
+    Layout(
+        "brats-2021",
+        "BraTS2021_00000/BraTS2021_00000_{t1,t1ce,t2,flair,seg}.nii.gz",
+        named(r"(?P<case>BraTS2021_\d+)[_/](?P<what>t1|t1ce|t2|flair|seg)"),
+        BRATS_2017,
+    ),
+    Layout(
+        "brats-2018",
+        "[HGG|LGG/]Brats18_TCIA01_201_1/Brats18_TCIA01_201_1_{t1,t1ce,t2,flair,seg}.nii.gz",
+        named(
+            r"(?P<case>[Bb]ra[Tt][Ss](?:17|18|19|20)_"
+            r"(?:(?P<subject>(?P<site>2013|[A-Z]+\d*)_[^/]+?)_\d+|(?:Training|Validation|Testing)_\d+))"
+            r"[_/](?P<what>t1|t1ce|t2|flair|seg|W39_1998\.09\.19_Segm)",
+            {"W39_1998.09.19_Segm": "labels"},  # as BraTS20_Training_355 was published
+        ),
+        BRATS_2017,
+    ),
+    Layout(
+        "brats-2015",
+        "HGG/brats_2013_pat0001_1/VSD.Brain.XX.O.MR_T1.54513/VSD.Brain.XX.O.MR_T1.54513.mha",
+        # The dot after MR_T1 keeps MR_T1c out; high and low grade both have a brats_2013_pat0001_1.
+        named(
+            r"(?P<case>(?!VSD)(?:(?P<subject>[^/]*_pat\d+)_\d+|[^/]+))/(?:VSD[^/]*/)?"
+            r"VSD\.Brain(?:_\d+more)?\.XX\.(?:O|XX)\.(?:MR_)?(?P<what>T1|T1c|T2|Flair|OT)\.\d+",
+            {"OT": "labels"},
+            by_folder=True,
+        ),
+        BRATS_2013,
+    ),
+    Layout(
+        "synthrad-2023",
+        "Task1/brain/1BA001/{mr,ct,mask}.nii.gz",
+        named(r"(?P<case>[12][BP](?P<site>[A-Z])\d{3})/(?P<what>mr|ct|cbct|mask|seg)"),
+        LESION,
+    ),
+    Layout(
+        "synthrad-2025",
+        "Task1/HN/1HNA001/{mr,ct,mask}.mha",
+        named(r"(?P<case>[12](?:AB|HN|TH)(?P<site>[A-Z])\d{3})/(?P<what>mr|ct|cbct|mask|seg)"),
+        LESION,
+    ),
+    Layout(
+        "ixi",
+        "IXI-T1/IXI002-Guys-0828-T1.nii.gz",
+        named(r"(?P<case>(?P<subject>IXI\d+)-(?P<site>Guys|HH|IOP)-\d+)-(?P<what>T1|T2|PD|MRA)"),
+        LESION,
+    ),
+    Layout(
+        "phantom",
+        "PHANTOM_0001/PHANTOM_0001_{t1,t1ce,t2,flair,pd,ct,seg,mask}.nii.gz and cohort.json",
+        named(r"(?P<case>PHANTOM_\d+)[_/](?P<what>t1|t1ce|t2|flair|pd|ct|mr|cbct|seg|mask)"),
+        BRATS_2017,
+    ),
+    Layout("nnunet", "imagesTr/CASE_0000.nii.gz, labelsTr/CASE.nii.gz and dataset.json", find_nnunet, {}),
+    Layout("bids", "sub-01/ses-01/anat/sub-01_ses-01_T1w.nii.gz", find_bids, {"lesion": (1,)}),
+    Layout(
+        "konfai",
+        "Dataset/CASE/{MR,CT,MASK}.mha",
+        named(r"(?P<case>[^/]+)/(?P<what>" + _words().upper() + ")", by_folder=True),
+        LESION,
+    ),
+    Layout(
+        "case-folders",
+        "CASE/{t1,t2,mask,seg}.nii.gz",
+        named(r"(?P<case>[^/]+)/" + _ANY, by_folder=True),
+        LESION,
+    ),
+    Layout(
+        "case-files",
+        "CASE/CASE_{T1,T2,mask,seg}.nii.gz",
+        named(r"(?P<case>[^/]+)/(?P=case)[_-]" + _ANY, by_folder=True),
+        LESION,
+    ),
+    Layout("flat", "CASE_{T1,T2,mask,seg}.nii.gz", named("(?<!/)(?P<case>[^/]+?)[_-]" + _ANY), LESION),
+    Layout("two-folders", "T1/CASE.nii.gz and T2/CASE.nii.gz", find_two_folders, LESION),
+)

@@ -1,0 +1,180 @@
+"""Images as they come in by C-STORE, gathered into series until these are whole.
+
+An image is put by its SeriesInstanceUID and the title of who sends it.  A
+series is whole when every association that brought some of it has been
+released and nothing has come for a while: senders spread a series over
+associations.  One whose association broke off waits longer, for the sender
+to try again, and is then thrown away.
+
+Nothing that an image says becomes a path: files and folders are counted.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Collection, Hashable
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from threading import Lock
+from typing import NamedTuple
+
+from chiasm.errors import ChiasmError, VolumeError
+from chiasm.volumes.dicom_files import Part, read_dataset, taming, text
+
+MIB = 2**20
+
+
+class Limits(NamedTuple):
+    """What a node takes at most.
+
+    Attributes:
+        image_bytes: Of one image.
+        series_bytes: Of one series.
+        all_bytes: Of all that waits.
+        images: In one series.
+        series: That wait at a time.
+        quiet_s: Seconds without a new image after which a series is whole.
+        partial_s: Seconds after which a series is thrown away whose association broke off.
+    """
+
+    image_bytes: int = 1024 * MIB
+    series_bytes: int = 2048 * MIB
+    all_bytes: int = 8192 * MIB
+    images: int = 5000
+    series: int = 64
+    quiet_s: float = 5.0
+    partial_s: float = 60.0
+
+
+class InboxError(ChiasmError):
+    """An image that is not taken because there is no room for it."""
+
+
+class Arrival(NamedTuple):
+    """A series that is done with.
+
+    Attributes:
+        number: Counted from 1.
+        sender: Title of who sent it.
+        folder: Its images; whoever takes the arrival removes it.
+        images: How many.
+        whole: Whether its associations ended as they should; otherwise the folder is gone already.
+    """
+
+    number: int
+    sender: str
+    folder: Path
+    images: int
+    whole: bool
+
+
+@dataclass
+class _Pending:
+    number: int
+    folder: Path
+    last: float
+    files: dict[str, tuple[Path, int]] = field(default_factory=dict)
+    associations: set[Hashable] = field(default_factory=set)
+    broken: bool = False
+
+    @property
+    def size(self) -> int:
+        return sum(size for _, size in self.files.values())
+
+
+class Inbox:
+    """Series that are coming in; associations store from threads of their own, one thread collects.
+
+    Args:
+        folder: An empty one of its own.
+        limits: What it takes.
+        clock: Seconds, rising.
+    """
+
+    def __init__(self, folder: Path, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
+        self._folder, self._limits, self._clock = folder, limits, clock
+        self._lock = Lock()
+        self._pending: dict[tuple[str, str], _Pending] = {}
+        self._count = 0
+
+    def __len__(self) -> int:
+        return len(self._pending)
+
+    def store(self, association: Hashable, sender: str, content: bytes) -> None:
+        """Take one image; one with the same SOPInstanceUID in the same series is replaced.
+
+        Args:
+            association: What stands for it.
+            sender: Its title.
+            content: A DICOM file.
+
+        Raises:
+            VolumeError: If it is no DICOM, or lacks a UID.
+            InboxError: If a limit is reached.
+            OSError: If it cannot be stored.
+        """
+        limits = self._limits
+        if len(content) > limits.image_bytes:
+            raise InboxError("the image is too large", reason="too-large")
+        part = Part(Path("the image"))
+        header = read_dataset(part, BytesIO(content), tags=("SeriesInstanceUID", "SOPInstanceUID"))
+        with taming(part):
+            series, image = text(header, "SeriesInstanceUID"), text(header, "SOPInstanceUID")
+        if not series or not image:
+            raise VolumeError("names no series or image", path=part.path, reason="header")
+        with self._lock:
+            waiting = self._pending.get((sender, series))
+            if waiting is None:
+                if len(self._pending) >= limits.series:
+                    raise InboxError("too many series wait", reason="full", expected=f"at most {limits.series}")
+                self._count += 1
+                waiting = _Pending(self._count, self._folder / f"series-{self._count}", self._clock())
+                waiting.folder.mkdir(mode=0o700)
+                self._pending[sender, series] = waiting
+            before, replaced = waiting.files.get(image, (None, 0))
+            added = len(content) - replaced
+            if len(waiting.files) >= limits.images or waiting.size + added > limits.series_bytes:
+                raise InboxError("the series is too large", reason="too-large")
+            if sum(one.size for one in self._pending.values()) + added > limits.all_bytes:
+                raise InboxError("there is no room", reason="full")
+            path = before or waiting.folder / f"{len(waiting.files) + 1:06d}.dcm"
+            path.write_bytes(content)
+            waiting.files[image] = path, len(content)
+            waiting.associations.add(association)
+            waiting.broken, waiting.last = False, self._clock()
+
+    def released(self, association: Hashable) -> None:
+        """Note that an association ended as it should."""
+        self._ended(association, False)
+
+    def _ended(self, association: Hashable, broken: bool) -> None:
+        with self._lock:
+            for waiting in self._pending.values():
+                if association in waiting.associations:
+                    waiting.associations.discard(association)
+                    waiting.broken |= broken
+
+    def collect(self, alive: Collection[Hashable]) -> list[Arrival]:
+        """Hand over a series that is whole, at most one, and throw away those that never will be.
+
+        Args:
+            alive: Associations that still are; any other that was not released broke off.
+        """
+        for association in {one for waiting in list(self._pending.values()) for one in list(waiting.associations)}:
+            if association not in alive:
+                self._ended(association, True)
+        arrivals, now = [], self._clock()
+        with self._lock:
+            for key, waiting in list(self._pending.items()):
+                wait = self._limits.partial_s if waiting.broken else self._limits.quiet_s
+                if waiting.associations or now - waiting.last < wait:
+                    continue
+                del self._pending[key]
+                if waiting.broken:
+                    shutil.rmtree(waiting.folder, ignore_errors=True)
+                arrivals.append(Arrival(waiting.number, key[0], waiting.folder, len(waiting.files), not waiting.broken))
+                if not waiting.broken:
+                    break
+        return arrivals

@@ -1,0 +1,95 @@
+"""A synthesis as DICOM: a folder with the synthetic series and its reliability map.
+
+`chiasm predict --format dicom` and the DICOM node both come here, so what a
+node sends is what the command writes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from chiasm.errors import ChiasmError
+from chiasm.prediction.model import Model
+from chiasm.prediction.synthesis import Synthesis
+from chiasm.storage import whole_folder
+from chiasm.volumes.dicom_series import Series, pick_series
+from chiasm.volumes.dicom_write import ModelMark, grey_scale, write_reliability, write_series
+
+SERIES, MAP = "synthetic", "reliability.dcm"
+
+
+@dataclass(frozen=True)
+class DicomCase:
+    """What `write_dicom_case` left behind.
+
+    Attributes:
+        series: Files of the synthetic series, along the slices' normal.
+        reliability: The parametric map, or None where the model has none.
+        warnings: What a reader of the image must know, one sentence each.
+    """
+
+    series: tuple[Path, ...]
+    reliability: Path | None
+    warnings: tuple[str, ...]
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Everything."""
+        return (*self.series, *([] if self.reliability is None else [self.reliability]))
+
+
+def write_dicom_case(folder: Path, made: Synthesis, sources: Sequence[Series], model: Model) -> DicomCase:
+    """Write a synthetic image as `synthetic/0001.dcm`, ... and its reliability map; all of it appears or nothing.
+
+    Args:
+        folder: Where they will lie; what an earlier prediction left there is replaced.
+        made: On the grid of the first source.
+        sources: The series that went in, in the model's order.
+        model: What made it.
+
+    Raises:
+        ChiasmError: If the folder holds anything else or cannot be written.
+        VolumeError: If the image does not lie on the slices of the first source.
+    """
+    plan = model.plan
+    _check_replaceable(folder)
+    mark = ModelMark(f"{model.recipe.method}, {' and '.join(plan.sources)} to {plan.target}", model.sha256)
+    modality: Literal["MR", "CT"] = "CT" if plan.target_unit == "HU" else "MR"
+    with whole_folder(folder) as fresh:
+        written = write_series(
+            fresh / SERIES,
+            made.image,
+            sources,
+            modality=modality,
+            description=f"{plan.target} from {' and '.join(plan.sources)}",
+            model=mark,
+            scale=1.0 if modality == "CT" else grey_scale(*plan.target_range),
+            remarks=made.warnings,
+        )
+        if made.reliability is not None:
+            series = pick_series(fresh / SERIES)
+            write_reliability(fresh / MAP, made.reliability, series, unit=plan.target_unit, model=mark)
+    cut = f"{written.saturated} voxels did not fit 16 bits and were cut to the nearest value that does"
+    return DicomCase(
+        tuple(folder / SERIES / path.name for path in written.files),
+        None if made.reliability is None else folder / MAP,
+        (*made.warnings, *([cut] if written.saturated else [])),
+    )
+
+
+def _check_replaceable(folder: Path) -> None:
+    """Refuse to replace anything that was not written here, such as the source itself."""
+    found = [path.relative_to(folder) for path in folder.rglob("*")] if folder.is_dir() else []
+    ours = rf"{SERIES}(/\d{{4,}}\.dcm)?|{re.escape(MAP)}"
+    other = next((path for path in found if not re.fullmatch(ours, path.as_posix())), None)
+    if other is not None or (folder.exists() and not folder.is_dir()):
+        raise ChiasmError(
+            "holds something else than a synthetic series, and is not replaced",
+            path=folder,
+            reason="occupied",
+            hint="Give another folder with -o.",
+        )

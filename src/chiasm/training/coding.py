@@ -1,0 +1,171 @@
+"""How a sparse coder learns: one round of codes, filters and mapping a step, from a few pairs and unpaired images.
+
+It stands in the loop where `Learner` does, with the same checkpoints, validations
+and model at the end.  Patches are drawn once, so a step goes over all of them.
+The plan's own training cases are the pairs.  Of every other training case one
+image is shown and the other never looked at: sources and targets by turns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from torch import nn
+
+from chiasm.cohorts.planning import Plan
+from chiasm.cohorts.preparation import PreparedCase
+from chiasm.errors import CohortError
+from chiasm.networks.sparse_coding import Examples, JointCoding, SparseCoder, settled
+from chiasm.prediction.engines import Engine
+from chiasm.prediction.model import Model
+from chiasm.prediction.synthesis import Maps, synthesise_prepared
+from chiasm.recipe import Recipe
+from chiasm.training.attention import Phase
+from chiasm.training.batches import Batch, draw_places, take_batch
+from chiasm.training.methods import make_players
+
+PAIRS_TO_OTHERS = 2  # patches of pairs for each unpaired source, and for each unpaired target
+
+
+class Roles(NamedTuple):
+    """What each training case serves as.
+
+    Attributes:
+        pairs: Both images are seen.
+        sources: Only the source is.
+        targets: Only the target is.
+    """
+
+    pairs: tuple[PreparedCase, ...]
+    sources: tuple[PreparedCase, ...]
+    targets: tuple[PreparedCase, ...]
+
+
+def deal_roles(cases: Sequence[PreparedCase], paired: Sequence[str]) -> Roles:
+    """Deal training cases: those named are pairs, the others are sources and targets by turns.
+
+    Raises:
+        CohortError: If none of the pairs is there.
+    """
+    pairs = tuple(case for case in cases if case.id in paired)
+    others = [case for case in cases if case.id not in paired]
+    if not pairs:
+        raise CohortError(
+            "joint sparse coding needs at least one pair, and none could be prepared",
+            reason="too-few-pairs",
+            found=f"{len(others)} cases beside the pairs",
+            hint="Set training.pairs to a larger number, or to 0 for all training cases.",
+        )
+    return Roles(pairs, tuple(others[::2]), tuple(others[1::2]))
+
+
+def draw_examples(roles: Roles, plan: Plan, *, count: int, seed: int) -> Examples:
+    """Draw `count` unpaired patches of either kind, where there are such cases, and twice as many of pairs."""
+
+    def drawn(cases: Sequence[PreparedCase], number: int, purpose: int) -> Batch:
+        rng = np.random.default_rng((seed, purpose))
+        places = draw_places(
+            cases, [], count=number, rng=rng, body_share=1.0, lesion_share=0.0, augment=False, intensity_jitter=0.0
+        )
+        return take_batch(cases, places, patch=plan.patch, slices=plan.slices)
+
+    pairs = drawn(roles.pairs, PAIRS_TO_OTHERS * count, 0)
+    sources, targets = pairs.source[:0], pairs.target[:0]
+    if roles.sources and roles.targets:
+        sources = drawn(roles.sources, count, 1).source
+        targets = drawn(roles.targets, count, 2).target
+    return Examples(pairs.source, pairs.target * pairs.mask, sources, targets)
+
+
+class CodingLearner:
+    """A sparse coder and the codes that it is learnt with.
+
+    Args:
+        recipe: Resolved settings.
+        plan: What follows from the data; its `trained_on` are the pairs.
+        training: Prepared training cases, pairs and others.
+        fabric: Device, launched.
+
+    Raises:
+        CohortError: If there is no pair.
+    """
+
+    average_refiner: None = None
+
+    def __init__(self, recipe: Recipe, plan: Plan, training: Sequence[PreparedCase], fabric: Fabric) -> None:
+        self.recipe, self.plan, self.fabric = recipe, plan, fabric
+        self.roles = deal_roles(training, plan.trained_on)
+        seed = recipe.training.seed
+        examples = draw_examples(self.roles, plan, count=recipe.training.batch, seed=seed)
+        coder = make_players(recipe, plan, seed).generator.to(fabric.device)
+        assert isinstance(coder, SparseCoder)
+        self.coder = coder.eval().requires_grad_(False)
+        on_device = Examples(*(part.to(fabric.device) for part in examples))
+        self.coding = JointCoding(self.coder, on_device, seed=seed, discrepancy=recipe.optimiser.discrepancy)
+        self.coding.to(fabric.device)
+        self._finished: SparseCoder | None = None
+        self.state: dict[str, Any] = {
+            "objective": -1.0,  # before the first round
+            "settled": False,
+            "accuracy": 0.5,
+            "accuracy_global": 0.5,
+            "rho": -1.0,
+            "closed_steps": 0,
+            "attention_steps": 0,
+        }
+
+    @property
+    def parts(self) -> dict[str, nn.Module]:
+        """Everything with tensors that a checkpoint holds, by name."""
+        return {"generator": self.coder, "coding": self.coding}
+
+    def phase(self, step: int) -> Phase:
+        """Say that only the generator plays, at any step."""
+        del step
+        return Phase(generator=True, judges=False, adversarial=0.0, attention=0.0)
+
+    def step(self, step: int) -> dict[str, float]:
+        """Do one round; nothing once a round has lowered the objective by less than the tolerance.
+
+        Returns:
+            The objective for each voxel of the patches.
+        """
+        del step
+        if not self.state["settled"]:
+            before, self._finished = self.state["objective"], None
+            after = self.coding.round(self.coder)
+            done = before >= 0 and settled(before, after, self.recipe.optimiser.tolerance)
+            self.state |= {"objective": after, "settled": done}
+        voxels = float(self.coding.voxels.sum() + self.coding.other_voxels.sum())
+        return {"loss": self.state["objective"] / voxels}
+
+    def maps(self, case: PreparedCase, engine: Engine) -> Maps:
+        """Predict a prepared case as the run would ship it."""
+        return synthesise_prepared(
+            self._shipped(),
+            None,
+            np.asarray(case.source),
+            np.asarray(case.mask),
+            plan=self.plan,
+            conditional=False,
+            error_scale=0.0,
+            engine=engine,
+        )
+
+    def first_maps(self, case: PreparedCase, engine: Engine) -> Maps:
+        """Predict a prepared case: there is no second stage."""
+        return self.maps(case, engine)
+
+    def model(self) -> Model:
+        """Return what the run would ship now."""
+        return Model(self.recipe, self.plan, self._shipped(), None, 0.0)
+
+    def _shipped(self) -> SparseCoder:
+        if self._finished is None:
+            with torch.no_grad():
+                self._finished = self.coding.finished(self.coder).eval()
+        return self._finished

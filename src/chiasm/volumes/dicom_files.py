@@ -1,0 +1,381 @@
+"""DICOM files, one at a time: known by what they hold, opened within bounds, their faults named.
+
+pydicom parses; it may raise almost anything on a damaged file and allocates
+what a header promises.  Here a file is never asked for more than it has, a
+deflated one or a zip archive never unpacks to more than is plausible, and only
+`VolumeError` leaves.  Nothing of the patient module is read, told or kept.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import re
+import struct
+import warnings
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from io import BufferedReader, BytesIO
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeVar
+
+from chiasm.errors import VolumeError
+from chiasm.volumes.streams import unreadable
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+T = TypeVar("T")
+
+DEEPEST = 8  # levels of folders that are looked into
+MOST_FILES = 20_000
+LARGEST_ARCHIVE = 4 * 2**30  # bytes that the members of a zip may unpack to
+LARGEST_MEMBER = 2**29
+BOMB_SIZE, BOMB_RATIO = 2**24, 100  # a member that is both larger and more compressible holds no image
+LONGEST_TEXT = 120
+MOST_READS = 200_000  # pieces of a header, two to four for each element: 1.5 s; 1,000 frames may have 150,000
+MOST_ITEMS = 40_000  # of sequences: 1,000 frames have 10,000 to 25,000
+LONGEST_GROUPS = 3 * 2**20  # bytes of functional groups: 1,000 frames have 1 to 3 MB
+DEFLATED = "1.2.840.10008.1.2.1.99"
+DIRECTORY = "1.2.840.10008.1.3.10"  # SOP class of a DICOMDIR
+
+TALKERS = ("pydicom", "openjpeg", "pylibjpeg", "jpeg_ls")  # what logs while pixels are decoded
+#: What pydicom and its decoders raise on damaged input.
+FAULTS = (
+    ValueError, TypeError, AttributeError, LookupError, OSError, EOFError, ArithmeticError, RuntimeError,
+    AssertionError, MemoryError, struct.error, zlib.error, zipfile.BadZipFile,
+)  # fmt: skip
+
+
+class Part(NamedTuple):
+    """One DICOM file, on disk or as a member of a zip archive."""
+
+    path: Path
+    member: str | None = None
+
+    @property
+    def place(self) -> Path:
+        """What to call it in messages."""
+        return self.path if self.member is None else Path(f"{self.path}/{self.member}")
+
+
+class _Tame(BufferedReader):
+    """A file that is never asked for more bytes than it has, which allocates them, nor too often, which takes time."""
+
+    reads = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self.reads += 1
+        _check_reads(self.reads)
+        left = max(0, os.fstat(self.fileno()).st_size - self.tell())
+        return super().read(left if size is None or size < 0 else min(size, left))
+
+
+class _TameBytes(BytesIO):
+    """Bytes that are not read too often."""
+
+    reads = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self.reads += 1
+        _check_reads(self.reads)
+        return super().read(size)
+
+
+def _check_reads(count: int) -> None:
+    if count > MOST_READS:
+        raise VolumeError("has too many elements in its header", reason="too-large", expected=f"{MOST_READS} reads")
+
+
+def looks_like_dicom(head: bytes) -> bool:
+    """Tell by the letters DICM after 128 bytes or, where those are missing, by a first element of group 2 or 8."""
+    if head[128:132] == b"DICM":
+        return True
+    first = rb"[\x02\x08]\0.\0(?:[A-Z]{2}|[\0-\xff]\0\0\0)|\0[\x02\x08]\0.[A-Z]{2}"
+    return re.match(first, head, re.DOTALL) is not None
+
+
+def looks_like_zip(head: bytes) -> bool:
+    """Tell by the mark of a first member, or of an archive without one."""
+    return head[:4] in (b"PK\x03\x04", b"PK\x05\x06")
+
+
+def list_parts(path: Path) -> list[Part]:
+    """List the files of a folder and the folders below it, or the members of a zip archive, by name.
+
+    Links are followed, hidden files are left out, and nothing is unpacked.
+
+    Raises:
+        VolumeError: If there are too many, a folder or archive cannot be read,
+            or an archive holds a bomb or names a place outside itself.
+    """
+    if path.is_dir():
+        return [Part(file) for file in _files_below(path)]
+    try:
+        with path.open("rb") as file:
+            head = file.read(4)
+    except OSError as error:
+        raise unreadable(path, error) from error
+    return _members(path) if looks_like_zip(head) else [Part(path)]
+
+
+def _files_below(root: Path) -> list[Path]:
+    found: list[Path] = []
+
+    def walk(folder: Path, open_folders: tuple[str, ...]) -> None:
+        real = os.path.realpath(folder)
+        if real in open_folders or len(open_folders) > DEEPEST:
+            return
+        with os.scandir(folder) as entries:
+            inside = sorted(entries, key=lambda entry: entry.name)
+        for entry in inside:
+            if entry.name.startswith((".", "__MACOSX")):
+                continue
+            if entry.is_dir():
+                walk(folder / entry.name, (*open_folders, real))
+            elif entry.is_file():
+                found.append(folder / entry.name)
+                check_count(len(found), root)
+
+    try:
+        walk(root, ())
+    except OSError as error:
+        raise unreadable(root, error) from error
+    return found
+
+
+def check_count(count: int, path: Path) -> None:
+    """Refuse a place with more files than a scan session has.
+
+    Raises:
+        VolumeError: If `count` is too large.
+    """
+    if count > MOST_FILES:
+        raise VolumeError(
+            "holds too many files to be one scan session",
+            path=path,
+            reason="too-large",
+            expected=f"at most {MOST_FILES}",
+            hint="Name the folder of one series.",
+        )
+
+
+def _members(path: Path) -> list[Part]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = [info for info in archive.infolist() if not info.is_dir()]
+    except FAULTS as error:
+        raise VolumeError("is a damaged zip archive", path=path, reason="corrupted", hint="Copy it again.") from error
+    check_count(len(members), path)
+    unpacked = sum(info.file_size for info in members)
+    if unpacked > LARGEST_ARCHIVE:
+        raise VolumeError(
+            "unpacks to too much",
+            path=path,
+            reason="too-large",
+            found=f"{unpacked / 2**20:.0f} MiB",
+            expected=f"at most {LARGEST_ARCHIVE / 2**20:.0f} MiB",
+        )
+    for info in members:
+        name = info.filename
+        if PurePosixPath(name).is_absolute() or PureWindowsPath(name).drive or ".." in re.split(r"[/\\]", name):
+            raise VolumeError(
+                "is a zip archive with a member that leads outside", path=path, reason="zip-slip", found=repr(name)
+            )
+        if info.flag_bits & 1:
+            raise VolumeError("is a zip archive with a password", path=path, reason="encrypted", hint="Unpack it.")
+        bomb = info.file_size > BOMB_SIZE and info.file_size > BOMB_RATIO * max(1, info.compress_size)
+        if bomb or info.file_size > LARGEST_MEMBER:
+            raise VolumeError(
+                "is a zip archive with a member that unpacks to too much",
+                path=path,
+                reason="bomb" if bomb else "too-large",
+                found=f"{name!r}: {info.compress_size} to {info.file_size} bytes",
+            )
+    hidden = (".", "__MACOSX")
+    visible = [i.filename for i in members if not any(p.startswith(hidden) for p in i.filename.split("/"))]
+    return [Part(path, name) for name in sorted(visible)]
+
+
+def visit(parts: Iterable[Part], do: Callable[[Part, BinaryIO], T]) -> Iterator[T]:
+    """Do something with each part while it is open, one after another; an archive is opened once.
+
+    Args:
+        parts: To visit.
+        do: Called with a part and its content from the start.
+
+    Raises:
+        VolumeError: If a part cannot be opened.
+    """
+    archive: zipfile.ZipFile | None = None
+    try:
+        for part in parts:
+            if part.member is None:
+                try:
+                    file = _Tame(part.path.open("rb", buffering=0))
+                except OSError as error:
+                    raise unreadable(part.path, error) from error
+                with file:
+                    done = do(part, file)
+            else:
+                with taming(part):
+                    if archive is None or archive.filename != str(part.path):
+                        if archive is not None:
+                            archive.close()
+                        archive = zipfile.ZipFile(part.path)
+                    content = archive.read(part.member)  # no more than its entry says, which `list_parts` judged
+                done = do(part, _TameBytes(content))
+            yield done
+    finally:
+        if archive is not None:
+            archive.close()
+
+
+@contextmanager
+def taming(part: Part) -> Iterator[None]:
+    """Turn whatever pydicom raises on a damaged file into a `VolumeError`; keep back its warnings, which may quote."""
+    loggers = [logging.getLogger(name) for name in TALKERS]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL + 1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except VolumeError as error:
+        raise _placed(error, part) from error.__cause__
+    except _faults() as error:
+        if isinstance(error.__context__, VolumeError):  # ours, which pydicom took for its own
+            raise _placed(error.__context__, part) from error
+        # the text of the error may quote the patient
+        raise VolumeError(
+            "is DICOM that is damaged",
+            path=part.place,
+            reason="corrupted",
+            found=type(error).__name__,
+            hint="Export or copy it again.",
+        ) from error
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _placed(error: VolumeError, part: Part) -> VolumeError:
+    """Say where, if the error does not."""
+    if error.path is not None:
+        return error
+    return VolumeError(error.what, path=part.place, reason=error.reason, expected=error.expected)
+
+
+def _faults() -> tuple[type[Exception], ...]:
+    from pydicom.errors import BytesLengthException, InvalidDicomError
+
+    return (*FAULTS, BytesLengthException, InvalidDicomError)
+
+
+def read_dataset(
+    part: Part, file: BinaryIO, *, tags: Sequence[str] = (), pixels: bool = False, max_bytes: int = 2 * 2**30
+) -> Dataset:
+    """Parse a DICOM file, with or without the 128 bytes and the meta group in front.
+
+    Args:
+        part: What it is called.
+        file: Open at its start, as from `visit`.
+        tags: Keywords of the attributes that are wanted; all where none is named.
+        pixels: Whether the pixel data are wanted.
+        max_bytes: Most bytes that a deflated data set may unpack to.
+
+    Raises:
+        VolumeError: If it is no DICOM or is damaged.
+    """
+    from pydicom import dcmread
+    from pydicom.tag import Tag
+
+    with taming(part):
+        head = file.read(256)
+        if not looks_like_dicom(head):
+            raise VolumeError("is no DICOM file", path=part.place, reason="format", found=f"first bytes {head[:8]!r}")
+        file.seek(0)
+        if head[128:132] == b"DICM" and DEFLATED.encode() in file.read(2**16):
+            file = _TameBytes(_inflated(file, part, max_bytes))
+        file.seek(0)
+        wanted = [Tag(name) for name in tags] or None
+        dataset = dcmread(file, stop_before_pixels=not pixels, force=True, specific_tags=wanted)
+        for name in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
+            packed = getattr(dataset.get_item(name), "value", None) if name in dataset else None
+            many = isinstance(packed, bytes) and packed.count(b"\xfe\xff\x00\xe0") > MOST_ITEMS
+            if isinstance(packed, bytes) and (many or len(packed) > LONGEST_GROUPS):
+                raise VolumeError(
+                    "has too many elements in its header", path=part.place, reason="too-large", found=f"in {name}"
+                )
+        return dataset
+
+
+def _inflated(file: BinaryIO, part: Part, max_bytes: int) -> bytes:
+    """Unpack a deflated data set, up to a limit, into an explicit little-endian file."""
+    file.seek(0)
+    length = struct.unpack("<I", file.read(144)[140:])[0]  # (0002,0000), the first element of the meta group
+    start = 144 + length
+    file.seek(0)
+    meta = file.read(start)
+    if b"\x02\0\x10\0UI\x16\0" + DEFLATED.encode() not in meta:  # it stands somewhere else
+        file.seek(0)
+        return file.read()
+    packed = file.read()
+    unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
+    limit = min(max_bytes, max(BOMB_SIZE, BOMB_RATIO * len(packed)))
+    content = unpacker.decompress(packed, limit)
+    if not unpacker.eof:
+        late = bool(unpacker.unconsumed_tail)
+        raise VolumeError(
+            "unpacks to too much" if late else "is cut short",
+            path=part.place,
+            reason="bomb" if late else "truncated",
+        )
+    # The name of the syntax is as long as another that says the same without the compression, if padded.
+    plain = b"1.2.840.10008.1.2.1".ljust(len(DEFLATED), b"\0")
+    return meta.replace(DEFLATED.encode(), plain, 1) + content
+
+
+def text(dataset: Dataset, name: str) -> str:
+    """Return an attribute as one printable line; "" where it is absent or empty, several values with a backslash."""
+    value = dataset.get(name)
+    values = [] if value is None else [value] if isinstance(value, (str, int, float)) else list(value)
+    line = "\\".join(str(one) for one in values)
+    return "".join(mark if mark.isprintable() else " " for mark in line).strip()[:LONGEST_TEXT]
+
+
+def numbers(dataset: Dataset, name: str, part: Part, count: int | None = None) -> list[float]:
+    """Return an attribute's numbers; none where it is absent or empty.
+
+    Raises:
+        VolumeError: If one is no finite number, or there is another count of them than asked for.
+    """
+    try:
+        value = dataset.get(name)
+        several = [] if value is None or value == "" else value
+        listed: Sequence[Any] = several if hasattr(several, "__iter__") else [several]
+        values = [float(one) for one in listed]
+    except _faults():
+        values = [math.nan]
+    if not all(map(math.isfinite, values)) or (count is not None and len(values) != count):
+        raise VolumeError(
+            f"has a {name} that is wrong",
+            path=part.place,
+            reason="header",
+            found="nothing" if not values else "no finite number" if len(values) == count else f"{len(values)} values",
+            expected=f"{count or 1} finite numbers",
+        )
+    return values
+
+
+def number(dataset: Dataset, name: str, part: Part) -> float | None:
+    """Return an attribute's only number, or None where it is absent or empty.
+
+    Raises:
+        VolumeError: If it is no finite number, or there are several.
+    """
+    return numbers(dataset, name, part, 1)[0] if numbers(dataset, name, part) else None

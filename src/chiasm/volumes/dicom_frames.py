@@ -1,0 +1,399 @@
+"""Where the images of a DICOM series lie, and every rule that makes a stack of them a grid.
+
+Storage axes are I along columns, J along rows and K along the normal of the
+slices, in the direction of the cross product of the image's two axes; DICOM's
+LPS millimetres become RAS+.  So voxels lie where other careful readers put them.
+
+Reference: DICOM PS3.3, C.7.6.2 (plane), C.7.6.16 (functional groups).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chiasm.errors import VolumeError
+from chiasm.volumes.dicom_files import Part, number, numbers, text
+from chiasm.volumes.geometry import Geometry
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+UNIT = 1e-3  # how far the image's axes may be from unit length and from square to one another
+SAME_ORIENTATION = 1e-3
+SAME_SPACING = 1e-4  # relative
+EVEN = 0.01  # of a step, between neighbouring slices
+ROUNDING_MM = 0.0101  # positions are often written with two decimals
+ROUNDED_MM = 2 * ROUNDING_MM  # by which the last slice may seem to be shifted against the first
+TILT_DEGREES = 0.1
+GAP = 1.5  # a step this many times as long as most, and as its slice is thick, lacks a slice
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+#: By what images of one position may differ: the functional group of a multi-frame file, the attribute, its name.
+MARKS = (
+    ("FrameContentSequence", "StackID", "stack"),
+    ("MREchoSequence", "EffectiveEchoTime", "echo time"),
+    ("", "EchoTime", "echo time"),
+    ("", "EchoNumbers", "echo"),
+    ("FrameContentSequence", "TemporalPositionIndex", "temporal position"),
+    ("", "TemporalPositionIdentifier", "temporal position"),
+    ("MRDiffusionSequence", "DiffusionBValue", "b-value"),
+    ("", "InversionTime", "inversion time"),
+    ("MRTimingAndRelatedParametersSequence", "FlipAngle", "flip angle"),
+    ("MRImageFrameTypeSequence", "FrameType", "image type"),
+    ("CTImageFrameTypeSequence", "FrameType", "image type"),
+    ("", "ImageType", "image type"),
+    ("CardiacSynchronizationSequence", "NominalCardiacTriggerDelayTime", "trigger time"),
+    ("", "TriggerTime", "trigger time"),
+    ("", "AcquisitionNumber", "acquisition"),
+)
+PLACE_TAGS = (
+    "SOPInstanceUID", "Rows", "Columns", "NumberOfFrames", "ImagePositionPatient", "ImageOrientationPatient",
+    "PixelSpacing", "SliceThickness", "SpacingBetweenSlices", "RescaleSlope", "RescaleIntercept",
+    "ModalityLUTSequence", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
+    *(name for _, name, _ in MARKS),
+)  # fmt: skip
+
+
+class Frame(NamedTuple):
+    """One image of a series: where it lies in its file and in the patient.
+
+    Attributes:
+        part: Its file.
+        place: In its file, from 0.
+        instance_uid: SOPInstanceUID of its file.
+        size: Rows and columns.
+        position: Centre of its first pixel, LPS and mm.
+        orientation: Unit vectors along a row and down a column, LPS, 6 numbers.
+        spacing: Between rows and between columns, mm.
+        thickness: Slice thickness or spacing between slices, mm, or None.
+        slope: From stored to real values, with
+        intercept: this.
+        marks: What tells images of one position apart.
+    """
+
+    part: Part
+    place: int
+    instance_uid: str
+    size: tuple[int, int]
+    position: tuple[float, ...]
+    orientation: tuple[float, ...]
+    spacing: tuple[float, ...]
+    thickness: float | None
+    slope: float
+    intercept: float
+    marks: Mapping[str, str]
+
+
+class Stack(NamedTuple):
+    """Images that lie on one another, in the order of K.
+
+    Attributes:
+        frames: The images.
+        affine: Voxel to world, RAS+ and mm, shape (4, 4).
+        tilted: Why it is no grid as it is: its slices are stacked at a slant or unevenly; resampling mends it.
+    """
+
+    frames: tuple[Frame, ...]
+    affine: NDArray[np.float64]
+    tilted: VolumeError | None = None
+
+    @property
+    def geometry(self) -> Geometry:
+        """The grid."""
+        rows, columns = self.frames[0].size
+        return Geometry((columns, rows, len(self.frames)), self.affine, container="dicom")
+
+
+# --- frames -----------------------------------------------------------------------------------------------------------
+
+
+def frames_of(dataset: Dataset, part: Part) -> list[Frame]:
+    """Read what a file says of each of its images.
+
+    Args:
+        dataset: With the attributes of `PLACE_TAGS`.
+        part: What the file is called.
+
+    Raises:
+        VolumeError: If it says nothing of where they lie, or what it says is wrong.
+    """
+    if dataset.get("Rows") is None:
+        raise VolumeError("holds no pixels", path=part.place, reason="no-pixels")
+    count = int(number(dataset, "NumberOfFrames", part) or 1)
+    groups = dataset.get("PerFrameFunctionalGroupsSequence") or []
+    shared = next(iter(dataset.get("SharedFunctionalGroupsSequence") or []), None)
+    if not groups:
+        if count != 1:
+            raise VolumeError(
+                "holds several frames and does not say where they lie",
+                path=part.place,
+                reason="position",
+                found=f"{count} frames without functional groups",
+            )
+        return [_frame(part, 0, dataset, lambda _: dataset)]
+    if len(groups) != count:
+        raise VolumeError(
+            "describes another number of frames than it holds",
+            path=part.place,
+            reason="header",
+            found=len(groups),
+            expected=count,
+        )
+
+    def group_of(own: Dataset) -> Callable[[str], Dataset | None]:
+        def find(name: str) -> Dataset | None:
+            items = own.get(name) or (shared.get(name) if shared is not None else None)
+            return items[0] if items else None
+
+        return find
+
+    return [_frame(part, index, dataset, group_of(own)) for index, own in enumerate(groups)]
+
+
+def _frame(part: Part, index: int, dataset: Dataset, group: Callable[[str], Dataset | None]) -> Frame:
+    """Read one image; `group` finds a functional group, or the data set itself in a file of one image."""
+    place, turn, measures = (
+        group(name) for name in ("PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence")
+    )
+    for holder, name in (
+        (place, "ImagePositionPatient"),
+        (turn, "ImageOrientationPatient"),
+        (measures, "PixelSpacing"),
+    ):
+        if holder is None or holder.get(name) is None:
+            raise VolumeError(
+                "does not say where its image lies in the patient",
+                path=part.place,
+                reason="position",
+                expected=name,
+                hint="It may be a screenshot or a report rather than a scan.",
+            )
+    assert place is not None and turn is not None and measures is not None
+    scale = group("PixelValueTransformationSequence") or dataset
+    if dataset.get("ModalityLUTSequence"):
+        raise VolumeError("maps its values by a table", path=part.place, reason="lut", found="ModalityLUTSequence")
+    slope, intercept = number(scale, "RescaleSlope", part), number(scale, "RescaleIntercept", part)
+    if slope == 0:
+        raise VolumeError("has a RescaleSlope of 0", path=part.place, reason="header")
+    spacing = numbers(measures, "PixelSpacing", part, 2)
+    if min(spacing) <= 0:
+        raise VolumeError("has an impossible spacing", path=part.place, reason="spacing", found=spacing)
+    marks: dict[str, str] = {}
+    for name, attribute, word in MARKS:
+        holder = group(name) if name else dataset
+        if holder is not None and (value := text(holder, attribute)):
+            marks.setdefault(word, value)
+    return Frame(
+        part,
+        index,
+        text(dataset, "SOPInstanceUID"),
+        (int(number(dataset, "Rows", part) or 0), int(number(dataset, "Columns", part) or 0)),
+        tuple(numbers(place, "ImagePositionPatient", part, 3)),
+        tuple(numbers(turn, "ImageOrientationPatient", part, 6)),
+        tuple(spacing),
+        number(measures, "SliceThickness", part) or number(measures, "SpacingBetweenSlices", part),
+        1.0 if slope is None else slope,
+        intercept or 0.0,
+        marks,
+    )
+
+
+# --- the grid ----------------------------------------------------------------------------------------------------
+
+
+def arrange(frames: Sequence[Frame], path: Path) -> Stack:
+    """Put the images of a series into the order of K and find their grid.
+
+    Args:
+        frames: At least one, in any order.
+        path: What to name in messages.
+
+    Raises:
+        VolumeError: If they make no one stack: mixed orientations or sizes, a
+            position that occurs twice, a missing slice, more than three dimensions.
+    """
+    x, y, normal = image_axes(frames, path)
+    check_alike(frames, path)
+    heights = np.array([np.dot(frame.position, normal) for frame in frames])
+    order = np.argsort(heights, kind="stable")
+    ordered = tuple(frames[index] for index in order)
+    positions = np.array([frame.position for frame in ordered])
+    gaps = np.diff(heights[order])
+    first = ordered[0]
+    affine = np.eye(4)
+    affine[:3, 0], affine[:3, 1], affine[:3, 3] = x * first.spacing[1], y * first.spacing[0], positions[0]
+    tilted = None
+    if len(ordered) == 1:
+        affine[:3, 2] = normal * (first.thickness or 1.0)
+    else:
+        apart = gaps[gaps > ROUNDING_MM]
+        usual = float(np.sort(apart)[(apart.size - 1) // 2]) if apart.size else 0.0  # of two, the smaller
+        close = max(EVEN * usual, ROUNDING_MM)
+        if (gaps <= close).any():
+            raise _repeated(ordered, gaps <= close, path)
+        reach = positions[-1] - positions[0]
+        straight = (reach @ normal) * normal
+        if np.linalg.norm(reach - straight) <= ROUNDED_MM:
+            reach = straight
+        affine[:3, 2] = reach / (len(ordered) - 1)
+        tilted = _slant(ordered, positions, normal, usual, close, path)
+    return Stack(ordered, LPS_TO_RAS @ affine, tilted)
+
+
+def image_axes(frames: Sequence[Frame], path: Path) -> tuple[NDArray[np.float64], ...]:
+    """Return unit vectors along a row, down a column and along the normal, LPS.
+
+    Raises:
+        VolumeError: If orientations differ or are wrong, or there is a localizer or mosaic among the images.
+    """
+    turns = np.array([frame.orientation for frame in frames])
+    scouts = sum("LOCALIZER" in frame.marks.get("image type", "").upper().split("\\") for frame in frames)
+    mixed = np.abs(turns - turns[0]).max() > SAME_ORIENTATION
+    if any("MOSAIC" in frame.marks.get("image type", "").upper().split("\\") for frame in frames):
+        raise VolumeError(
+            "holds slices laid side by side in one image",
+            path=path,
+            reason="mosaic",
+            hint="Convert it first, for example with dcm2niix.",
+        )
+    if scouts:
+        raise VolumeError(
+            "is a localizer, or holds one among its images",
+            path=path,
+            reason="localizer",
+            found=f"{scouts} of {len(frames)} images with ImageType LOCALIZER",
+            hint="Take the scan itself, or move the localizer's files away.",
+        )
+    if mixed:
+        count = len(np.unique(np.round(turns, 2), axis=0))
+        raise VolumeError(
+            "holds images of several orientations", path=path, reason="orientation", found=f"{count} orientations"
+        )
+    x, y = turns[0, :3], turns[0, 3:]
+    lengths = np.linalg.norm(x), np.linalg.norm(y)
+    if max(abs(length - 1) for length in lengths) > UNIT or abs(x @ y) > UNIT:
+        raise VolumeError(
+            "has an ImageOrientationPatient that is no pair of unit vectors square to one another",
+            path=path,
+            reason="orientation",
+            found=f"lengths {lengths[0]:.4g} and {lengths[1]:.4g}, cosine {float(x @ y):.4g}",
+        )
+    x = x / lengths[0]
+    y = y - (x @ y) * x
+    y = y / np.linalg.norm(y)
+    return x, y, np.cross(x, y)
+
+
+def check_alike(frames: Sequence[Frame], path: Path) -> None:
+    """Refuse mixed sizes and spacings, and more than one stack or echo even where positions differ.
+
+    Raises:
+        VolumeError: If there are such.
+    """
+    sizes = sorted({frame.size for frame in frames})
+    if len(sizes) > 1:
+        found = ", ".join(f"{columns} x {rows}" for rows, columns in sizes[:4])
+        raise VolumeError("holds images of several sizes", path=path, reason="mixed-sizes", found=found)
+    spacings = np.array([frame.spacing for frame in frames])
+    if (np.abs(spacings / spacings[0] - 1) > SAME_SPACING).any():
+        found = ", ".join(f"{row:.4g} x {column:.4g} mm" for row, column in np.unique(spacings, axis=0)[:4])
+        raise VolumeError("holds images of several pixel spacings", path=path, reason="mixed-sizes", found=found)
+    for word in ("stack", "echo"):
+        values = sorted({frame.marks.get(word, "") for frame in frames})
+        if len(values) > 1:
+            raise _four_d([(word, values)], path)
+
+
+def _four_d(differing: Sequence[tuple[str, Sequence[str]]], path: Path) -> VolumeError:
+    words = "; ".join(f"{word}: {', '.join(value or 'none' for value in values[:6])}" for word, values in differing)
+    return VolumeError(
+        "holds more than one volume",
+        path=path,
+        reason="four-d",
+        found=words,
+        hint="Split it, for example with dcm2niix, and take one.",
+    )
+
+
+def _repeated(ordered: Sequence[Frame], same: NDArray[np.bool_], path: Path) -> VolumeError:
+    """Say why positions occur more than once: several volumes in one series, or slices that are there twice."""
+    place = np.concatenate([[0], np.cumsum(~same)])
+    counts = np.bincount(place)
+    words = list(dict.fromkeys(word for _, _, word in MARKS))
+    values = {word: sorted({frame.marks.get(word, "") for frame in ordered}) for word in words}
+    differing = [(word, found) for word, found in values.items() if 1 < len(found) <= max(counts)]
+    if len(set(counts.tolist())) == 1 and differing:
+        return _four_d(differing, path)
+    at = int(np.flatnonzero(same)[0])
+    one, other = ordered[at], ordered[at + 1]
+    identical = one.instance_uid == other.instance_uid and one.place == other.place
+    return VolumeError(
+        "holds one slice twice" if identical else "holds two slices in one place",
+        path=path,
+        reason="duplicate-slice",
+        found=f"{one.part.place.name} and {other.part.place.name}, {int(np.sum(counts > 1))} places in all",
+        hint="Remove the copies." if identical else "Two scans may share the series; export them apart.",
+    )
+
+
+def _slant(
+    ordered: Sequence[Frame],
+    positions: NDArray[np.float64],
+    normal: NDArray[np.float64],
+    usual: float,
+    close: float,
+    path: Path,
+) -> VolumeError | None:
+    """Say how the stack departs from a straight and even one, if resampling can mend it; refuse what it cannot."""
+    steps = np.diff(positions, axis=0)
+    gaps = steps @ normal
+    total = positions[-1] - positions[0]
+    along = total / (total @ normal)  # for each mm along the normal
+    wander = np.linalg.norm(steps - gaps[:, None] * along, axis=1)
+    if wander.max() > close:
+        at = int(wander.argmax())
+        raise VolumeError(
+            "has slices that are shifted against one another",
+            path=path,
+            reason="orientation",
+            found=f"{wander[at]:.3g} mm between slices {at + 1} and {at + 2}",
+        )
+    thick = np.array([frame.thickness or usual for frame in ordered])
+    thicker = np.maximum(thick[1:], thick[:-1]) / np.median(thick)
+    # a longer step between slices that are thicker themselves lacks nothing
+    lacking = (gaps > GAP * usual) & (gaps > GAP * usual * thicker)
+    if lacking.any():
+        at = int(np.flatnonzero(lacking)[0])
+        raise VolumeError(
+            "lacks a slice",
+            path=path,
+            reason="missing-slice",
+            found=f"{gaps[at]:.4g} mm between {ordered[at].part.place.name} and {ordered[at + 1].part.place.name}"
+            f" (slices {at + 1} and {at + 2} of {len(ordered)})"
+            + (f", and {int(lacking.sum()) - 1} more gaps" if lacking.sum() > 1 else ""),
+            expected=f"{usual:.4g} mm",
+            hint="Copy or export the series again.",
+        )
+    uneven = np.abs(gaps - gaps.mean()).max() > close
+    degrees = float(np.degrees(np.arccos(min(1.0, 1 / float(np.linalg.norm(along))))))
+    spread = f"slices {gaps.min():.4g} to {gaps.max():.4g} mm apart"
+    hint = "Resample it to a straight and even grid on reading: --resample-tilt, or resample_tilt=True in Python."
+    if degrees > TILT_DEGREES and np.linalg.norm(total - (total @ normal) * normal) > ROUNDED_MM:
+        return VolumeError(
+            "was scanned with a tilted gantry: its slices are stacked at a slant",
+            path=path,
+            reason="tilt",
+            found=f"{degrees:.1f} degrees" + (f", {spread}" if uneven else ""),
+            expected=f"at most {TILT_DEGREES}",
+            hint=hint,
+        )
+    if uneven:
+        return VolumeError(
+            "has slices at uneven distances", path=path, reason="uneven", found=spread, expected="within 1 %", hint=hint
+        )
+    return None

@@ -1,0 +1,122 @@
+"""DICOM segmentations as label maps: each segment is a label, numbered as in the file.
+
+A segmentation holds the slices that have something marked and leaves out the
+others; its grid here reaches from the first to the last of them.
+`geometry.laid_on` brings it to the grid of the scan that it was drawn on.
+
+Reference: DICOM PS3.3, A.51 and C.8.20.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chiasm.errors import VolumeError
+from chiasm.volumes.dicom_files import Part, number, read_dataset, taming, text, visit
+from chiasm.volumes.dicom_frames import LPS_TO_RAS, PLACE_TAGS, Frame, check_alike, frames_of, image_axes
+from chiasm.volumes.dicom_pixels import PIXEL_TAGS, decode, pixel_format
+from chiasm.volumes.dicom_series import Series
+from chiasm.volumes.geometry import Geometry, Volume
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+OFF_LATTICE = 0.05  # of a step, by which slices may miss an even lattice
+
+
+def read_segmentation(series: Series, *, max_bytes: int = 2 * 2**30) -> Volume:
+    """Read a segmentation of one file as a label map, uint16, 0 where nothing is marked.
+
+    Args:
+        series: A segmentation, from `find_series`.
+        max_bytes: Most bytes of voxels.
+
+    Raises:
+        VolumeError: If it is damaged, marks by fractions, or two segments mark one voxel.
+    """
+    part = series.parts[0]
+    if len(series.parts) > 1:
+        raise VolumeError(
+            "holds several segmentations",
+            path=part.place.parent,
+            reason="several-series",
+            found=f"{len(series.parts)} files",
+            hint="Name the file of one.",
+        )
+    tags = (*PLACE_TAGS, *PIXEL_TAGS, "SegmentationType")
+    (dataset,) = visit([part], partial(read_dataset, tags=tags, pixels=True, max_bytes=max_bytes))
+    kind = text(dataset, "SegmentationType").upper()
+    if kind not in ("BINARY", "LABELMAP"):
+        raise VolumeError(
+            "marks by fractions, or does not say how it marks",
+            path=part.place,
+            reason="labels",
+            found=f"SegmentationType {kind or 'none'}",
+            expected="BINARY or LABELMAP",
+        )
+    with taming(part):
+        frames = frames_of(dataset, part)
+    geometry, places = _lattice(frames, dataset, part)
+    columns, rows, count = geometry.shape
+    if columns * rows * count * 2 > max_bytes:
+        raise VolumeError("is too large", path=part.place, reason="too-large", found=f"{columns}x{rows}x{count} voxels")
+    labels: NDArray[np.uint16] = np.zeros((count, rows, columns), np.uint16)
+    numbers = [0] * len(frames) if kind == "LABELMAP" else [_segment(dataset, at, part) for at in range(len(frames))]
+    form = pixel_format(dataset, part)
+    for place, segment, stored in zip(places, numbers, decode(dataset, part, form, range(len(frames))), strict=True):
+        marked = stored * segment if kind == "BINARY" else stored
+        if ((labels[place] != 0) & (marked != 0)).any():
+            raise VolumeError("marks a voxel twice", path=part.place, reason="labels", hint="Export segments apart.")
+        labels[place] += marked.astype(np.uint16)
+    return Volume(labels.transpose(2, 1, 0), geometry)
+
+
+def _lattice(frames: list[Frame], dataset: Dataset, part: Part) -> tuple[Geometry, list[int]]:
+    """Return the grid from the first slice to the last, and the place of each frame along K."""
+    x, y, normal = image_axes(frames, part.place)
+    check_alike(frames, part.place)
+    positions = np.array([frame.position for frame in frames])
+    heights = positions @ normal
+    lowest = int(heights.argmin())
+    heights = heights - heights[lowest]
+    step = _step(dataset, part) or frames[0].thickness or 1.0
+    places = np.rint(heights / step)
+    lattice = positions[lowest] + places[:, None] * step * normal
+    if np.abs(positions - lattice).max() > OFF_LATTICE * step:
+        raise VolumeError(
+            "has slices that lie on no even stack",
+            path=part.place,
+            reason="uneven",
+            found=f"{np.abs(positions - lattice).max():.3g} mm off",
+            expected=f"steps of {step:.4g} mm",
+        )
+    rows, columns = frames[0].size
+    row_mm, column_mm = frames[0].spacing
+    affine = np.eye(4)
+    affine[:3] = np.stack([x * column_mm, y * row_mm, normal * step, positions[lowest]], axis=1)
+    shape = (columns, rows, int(places.max()) + 1)
+    return Geometry(shape, LPS_TO_RAS @ affine, container="dicom"), places.astype(int).tolist()
+
+
+def _step(dataset: Dataset, part: Part) -> float | None:
+    with taming(part):
+        shared = dataset.get("SharedFunctionalGroupsSequence") or [{}]
+        measures: Any = shared[0].get("PixelMeasuresSequence") or [None]
+        step = None if measures[0] is None else number(measures[0], "SpacingBetweenSlices", part)
+    return step if step is not None and step > 0 else None
+
+
+def _segment(dataset: Dataset, at: int, part: Part) -> int:
+    """Return the number of the segment that a frame marks."""
+    with taming(part):
+        group = dataset.PerFrameFunctionalGroupsSequence[at]
+        if not group.get("SegmentIdentificationSequence"):
+            group = dataset.SharedFunctionalGroupsSequence[0]
+        found = int(group.SegmentIdentificationSequence[0].ReferencedSegmentNumber)
+    if not 1 <= found < 2**16:
+        raise VolumeError("has an impossible segment number", path=part.place, reason="labels", found=found)
+    return found

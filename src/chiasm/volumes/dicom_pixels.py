@@ -1,0 +1,270 @@
+"""The pixels of a DICOM file: native or compressed, masked to the bits in use, signed where they are.
+
+Reference: DICOM PS3.5, section 8 and annex A.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chiasm.errors import VolumeError
+from chiasm.volumes.dicom_files import BOMB_RATIO, BOMB_SIZE, Part, number, taming, text
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+PIXEL_TAGS = (
+    "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "NumberOfFrames", "Rows", "Columns",
+    "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelData", "FloatPixelData",
+    "DoubleFloatPixelData", "SmallestImagePixelValue",
+)  # fmt: skip
+NATIVE = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99", "")
+CODECS = ("pydicom", "pylibjpeg", "pyjpegls", "pillow", "gdcm")  # the first that is installed is taken
+LONGEST_SIDE = 4096  # pixels
+PADDING = 2  # bytes that may follow native pixels, beyond less than a row
+
+
+class Format(NamedTuple):
+    """How a file stores its pixels.
+
+    Attributes:
+        rows: Of a frame.
+        columns: Likewise.
+        frames: In the file.
+        allocated: Bits from one pixel to the next.
+        stored: Bits in use.
+        high: The highest of these.
+        signed: Whether the highest is the sign.
+        darkest_last: Whether the highest value is the darkest, MONOCHROME1.
+        syntax: TransferSyntaxUID, "" where the file has no meta group.
+        little: Whether the lowest byte comes first.
+    """
+
+    rows: int
+    columns: int
+    frames: int
+    allocated: int
+    stored: int
+    high: int
+    signed: bool
+    darkest_last: bool
+    syntax: str
+    little: bool
+
+    @property
+    def limits(self) -> tuple[int, int]:
+        """The lowest and the highest value that can be stored."""
+        return (-(1 << self.stored - 1), (1 << self.stored - 1) - 1) if self.signed else (0, (1 << self.stored) - 1)
+
+
+def pixel_format(dataset: Dataset, part: Part) -> Format:
+    """Read how pixels are stored.
+
+    Raises:
+        VolumeError: If there are none, they have colours, or the header is wrong.
+    """
+    with taming(part):
+        if "PixelData" not in dataset:
+            floats = "FloatPixelData" in dataset or "DoubleFloatPixelData" in dataset
+            raise VolumeError(
+                "holds no pixels" if not floats else "holds pixels that are no whole numbers",
+                path=part.place,
+                reason="datatype" if floats else "no-pixels",
+            )
+
+        def whole(name: str, default: int | None = None) -> int:
+            value = number(dataset, name, part)
+            if value is None:
+                value = default
+            if value is None or value != int(value) or value < 0:
+                raise VolumeError(f"has a {name} that is wrong", path=part.place, reason="header", found=value)
+            return int(value)
+
+        interpretation = text(dataset, "PhotometricInterpretation").upper()
+        if whole("SamplesPerPixel", 1) != 1 or interpretation not in ("MONOCHROME1", "MONOCHROME2", ""):
+            raise VolumeError(
+                "holds a picture in colours",
+                path=part.place,
+                reason="colour",
+                found=interpretation,
+                expected="MONOCHROME1 or MONOCHROME2",
+            )
+        allocated = whole("BitsAllocated")
+        stored = whole("BitsStored", allocated)
+        high = whole("HighBit", stored - 1)
+        meta = getattr(dataset, "file_meta", None)
+        found = Format(
+            whole("Rows"),
+            whole("Columns"),
+            whole("NumberOfFrames", 1) or 1,
+            allocated,
+            stored,
+            high,
+            whole("PixelRepresentation", 0) == 1,
+            interpretation == "MONOCHROME1",
+            "" if meta is None else text(meta, "TransferSyntaxUID"),
+            dataset.original_encoding[1] is not False,
+        )
+    if allocated not in (1, 8, 16, 32) or not 1 <= stored <= allocated or not stored - 1 <= high < allocated:
+        raise VolumeError(
+            "has an impossible number of bits",
+            path=part.place,
+            reason="header",
+            found=f"{allocated} allocated, {stored} stored, high bit {high}",
+        )
+    if not 0 < found.rows <= LONGEST_SIDE or not 0 < found.columns <= LONGEST_SIDE:
+        raise VolumeError(
+            "has an impossible number of rows or columns",
+            path=part.place,
+            reason="header",
+            found=f"{found.rows} and {found.columns}",
+            expected=f"1 to {LONGEST_SIDE}",
+        )
+    return found
+
+
+def decode(dataset: Dataset, part: Part, form: Format, indices: Sequence[int]) -> Iterator[NDArray[Any]]:
+    """Yield frames as they are stored, in the order asked for, each (rows, columns).
+
+    Bits beyond those in use are masked away; they may hold overlays.
+
+    Raises:
+        VolumeError: If pixels are missing or damaged, or no codec for them is installed.
+    """
+    with taming(part):
+        content: bytes = dataset.PixelData
+        if not isinstance(content, bytes):
+            raise VolumeError("holds no pixels", path=part.place, reason="no-pixels")
+        native = form.syntax in NATIVE
+        frames = _native(content, part, form, indices) if native else _compressed(dataset, part, form, indices)
+        done = 0
+        for frame in frames:
+            yield _in_use(frame, form)
+            done += 1
+        if done < len(indices):
+            raise _truncated(part, f"{done} frames", f"{len(indices)} frames")
+
+
+def _native(content: bytes, part: Part, form: Format, indices: Sequence[int]) -> Iterator[NDArray[Any]]:
+    pixels = form.rows * form.columns
+    expected = -(-pixels * form.frames * form.allocated // 8)
+    if len(content) < expected:
+        raise _truncated(part, f"{len(content)} bytes of pixels", f"{expected} bytes")
+    if len(content) - expected >= max(PADDING, form.columns * form.allocated // 8):
+        raise VolumeError(
+            "goes on beyond its pixels",
+            path=part.place,
+            reason="too-long",
+            found=f"{len(content)} bytes of pixels",
+            expected=f"{expected} bytes",
+        )
+    if form.allocated == 1:
+        bits = np.unpackbits(np.frombuffer(content, np.uint8), bitorder="little")
+        every = bits[: pixels * form.frames]
+    elif form.allocated == 8 and not form.little and len(content) % 2 == 0:
+        every = np.frombuffer(content, np.uint16).byteswap().view(np.uint8)[: pixels * form.frames]  # words, swapped
+    else:
+        kind = np.dtype(f"{'<' if form.little else '>'}u{form.allocated // 8}")
+        every = np.frombuffer(content, kind, pixels * form.frames).astype(kind.newbyteorder("="), copy=False)
+    for index in indices:
+        yield every[index * pixels : (index + 1) * pixels].reshape(form.rows, form.columns)
+
+
+def _compressed(dataset: Dataset, part: Part, form: Format, indices: Sequence[int]) -> Iterator[NDArray[Any]]:
+    from pydicom.encaps import generate_frames
+    from pydicom.pixels import get_decoder
+    from pydicom.uid import UID
+
+    name = UID(form.syntax).name
+    try:
+        decoder = get_decoder(form.syntax)
+    except NotImplementedError as error:
+        raise VolumeError(
+            "is compressed in a way that is not known here",
+            path=part.place,
+            reason="codec",
+            found=name,
+            hint="Export it uncompressed, or with dcmtk's dcmdjpeg.",
+        ) from error
+    plugin = next((one for one in CODECS if one in decoder.available_plugins), None)
+    if plugin is None:
+        missing = ", ".join(line.split(" - ")[-1].removeprefix("requires ") for line in decoder.missing_dependencies)
+        raise VolumeError(
+            "is compressed, and its codec is not installed",
+            path=part.place,
+            reason="codec",
+            found=name,
+            hint=f"Install one of: {missing}.",
+        )
+    unpacked = form.rows * form.columns * form.frames * form.allocated // 8
+    if unpacked > BOMB_SIZE and unpacked > BOMB_RATIO * len(dataset.PixelData):
+        raise VolumeError(
+            "unpacks to too much",
+            path=part.place,
+            reason="bomb",
+            found=f"{len(dataset.PixelData)} to {unpacked} bytes",
+        )
+    for coded in generate_frames(dataset.PixelData, number_of_frames=form.frames):
+        size = coded_size(coded)
+        if size is not None and size != (form.rows, form.columns):
+            raise VolumeError(
+                "holds compressed pixels of another size than its header says",
+                path=part.place,
+                reason="corrupted",
+                found=f"{size[0]} rows, {size[1]} columns",
+                expected=f"{form.rows} rows, {form.columns} columns",
+            )
+    try:
+        for frame, _ in decoder.iter_array(dataset, indices=indices, raw=True, decoding_plugin=plugin):
+            yield np.asarray(frame)
+    except NotImplementedError as error:
+        raise VolumeError(
+            "is compressed in a way that the codec at hand does not know",
+            path=part.place,
+            reason="codec",
+            found=f"{name}, {plugin}",
+            hint="Export it uncompressed.",
+        ) from error
+
+
+def coded_size(frame: bytes) -> tuple[int, int] | None:
+    """Return rows and columns as a JPEG, JPEG-LS or JPEG 2000 stream declares them; None where it does not.
+
+    A decoder allocates what the stream says, whatever the DICOM header does.
+    """
+    if frame[:4] == b"\xff\x4f\xff\x51":  # JPEG 2000: SOC, SIZ
+        x, y, x0, y0 = (int.from_bytes(frame[at : at + 4]) for at in (8, 12, 16, 20))
+        return y - y0, x - x0
+    if frame[:2] != b"\xff\xd8":
+        return None
+    at = 2
+    while match := re.compile(rb"\xff+([^\xff\0])(..)", re.DOTALL).match(frame, at):
+        kind, length = match[1][0], int.from_bytes(match[2])
+        if kind == 0xF7 or (0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC)):
+            rows, columns = (int.from_bytes(frame[start : start + 2]) for start in (match.end() + 1, match.end() + 3))
+            return rows, columns
+        at = match.end() - 2 + max(2, length)
+    return None
+
+
+def _truncated(part: Part, found: str, expected: str) -> VolumeError:
+    return VolumeError(
+        "is cut short", path=part.place, reason="truncated", found=found, expected=expected, hint="Copy it again."
+    )
+
+
+def _in_use(raw: NDArray[Any], form: Format) -> NDArray[Any]:
+    """Keep the bits in use and extend their sign."""
+    shift = form.high + 1 - form.stored if form.syntax in NATIVE else 0
+    wide: NDArray[Any] = raw.astype(np.int32 if form.allocated <= 16 else np.int64)
+    if form.allocated > 1:
+        wide = (wide >> shift) & ((1 << form.stored) - 1)
+    if form.signed:
+        sign = 1 << form.stored - 1
+        wide = (wide ^ sign) - sign
+    return wide

@@ -1,0 +1,146 @@
+"""A DICOM series as one volume: chosen, its grid checked, its values read and rescaled.
+
+Reference: DICOM PS3.3, C.7.6.3 (pixels) and C.11.1 (modality LUT).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chiasm.errors import VolumeError
+from chiasm.volumes.dicom_files import Part, read_dataset, visit
+from chiasm.volumes.dicom_frames import LPS_TO_RAS, Frame, Stack, image_axes
+from chiasm.volumes.dicom_labels import read_segmentation
+from chiasm.volumes.dicom_pixels import PIXEL_TAGS, decode, pixel_format
+from chiasm.volumes.dicom_series import LABEL_MAP, SEGMENTATION, Series, pick_series
+from chiasm.volumes.geometry import Geometry, Volume, resample
+
+MOST_UNEVEN = 8  # times as many slices as there were, when uneven ones are resampled
+
+
+def read_dicom(
+    path: Path | str,
+    *,
+    series: str | int | None = None,
+    resample_tilt: bool = False,
+    max_bytes: int = 2 * 2**30,
+) -> Volume:
+    """Read one series of a folder, a zip archive or around a file.
+
+    Args:
+        path: A folder and what is below it, an archive, or a file, which stands
+            for its whole series in its folder and, if it is multi-frame, for itself.
+        series: Which one, where there are several: number in the listing of
+            `find_series`, SeriesInstanceUID, modality, or words of its folder or description.
+        resample_tilt: Whether to bring slices of a tilted gantry, or of uneven
+            distances, to a straight and even grid; they are refused otherwise.
+        max_bytes: Most bytes of voxels.
+
+    Returns:
+        Rescaled values, whole numbers where slope and intercept are, shape (I, J, K), on its grid;
+        of a segmentation the labels.
+
+    Raises:
+        VolumeError: If the series breaks a rule; `reason` says which.
+    """
+    return read_series(pick_series(path, series), Path(path), resample_tilt=resample_tilt, max_bytes=max_bytes)
+
+
+def read_series(series: Series, path: Path, *, resample_tilt: bool = False, max_bytes: int = 2 * 2**30) -> Volume:
+    """Read the values of a series that was found; as `read_dicom`, whose errors name `path`.
+
+    Raises:
+        VolumeError: If the series breaks a rule; `reason` says which.
+    """
+    if series.sop_class in (SEGMENTATION, LABEL_MAP):
+        if series.fault is not None:
+            raise series.fault
+        return read_segmentation(series, max_bytes=max_bytes)
+    stack = series.stack
+    if series.fault is not None and not (resample_tilt and stack is not None):
+        raise series.fault
+    if stack is None:
+        raise VolumeError("holds no images that make a volume", path=path, reason="no-pixels", found=series.modality)
+    array = _values(stack, series, path, max_bytes)
+    return Volume(array, stack.geometry) if stack.tilted is None else _straightened(array, stack, path)
+
+
+def _values(stack: Stack, series: Series, path: Path, max_bytes: int) -> NDArray[Any]:
+    """Read, rescale and stack the images, shape (I, J, K)."""
+    rows, columns = stack.frames[0].size
+    count = len(stack.frames)
+    places: dict[Part, list[tuple[int, Frame]]] = defaultdict(list)
+    for k, frame in enumerate(stack.frames):
+        places[frame.part].append((k, frame))
+    whole = all(frame.slope == int(frame.slope) and frame.intercept == int(frame.intercept) for frame in stack.frames)
+    size = rows * columns * count * 4
+    if size > max_bytes:
+        raise VolumeError(
+            "is too large",
+            path=path,
+            reason="too-large",
+            found=f"{columns}x{rows}x{count} voxels, {size / 2**20:.0f} MiB",
+            expected=f"at most {max_bytes / 2**20:.0f} MiB",
+        )
+    array: NDArray[Any] = np.empty((count, rows, columns), np.int32 if whole else np.float32)  # no page of it yet
+
+    def fill(part: Part, file: BinaryIO) -> None:
+        dataset = read_dataset(part, file, tags=PIXEL_TAGS, pixels=True, max_bytes=max_bytes)
+        form = pixel_format(dataset, part)
+        low, high = form.limits
+        # in CT the values are Hounsfield units, which the way of showing them does not change
+        inverted = form.darkest_last and series.modality not in ("CT", "PT")
+        indices = [frame.place for _, frame in places[part]]
+        for (k, frame), stored in zip(places[part], decode(dataset, part, form, indices), strict=True):
+            values = low + high - stored if inverted else stored
+            if frame.slope != 1 or frame.intercept != 0:
+                values = values * frame.slope + frame.intercept
+            if whole and np.abs(values).max() >= 2**31:
+                raise VolumeError("holds values beyond 31 bits", path=part.place, reason="datatype")
+            array[k] = values
+
+    for _ in visit(places, fill):
+        pass
+    # (K, J, I) -> (I, J, K)
+    return array.transpose(2, 1, 0)
+
+
+def _straightened(array: NDArray[Any], stack: Stack, path: Path) -> Volume:
+    """Resample slices that are tilted or uneven: evenly along their slant first, then to axes square to one another."""
+    positions = np.array([frame.position for frame in stack.frames])
+    x, y, normal = image_axes(stack.frames, path)
+    heights = (positions - positions[0]) @ normal
+    usual = float(np.median(np.diff(heights)))
+    count = round(heights[-1] / usual) + 1
+    if 4 * array[..., 0].size * count > MOST_UNEVEN * array.nbytes:
+        raise VolumeError(
+            "has slices at distances that are too uneven to be resampled",
+            path=path,
+            reason="uneven",
+            found=f"{usual:.3g} mm and more",
+        )
+    places = np.interp(np.linspace(0, heights[-1], count), heights, np.arange(len(heights)))
+    below = np.minimum(places.astype(int), len(heights) - 2)
+    share = (places - below).astype(np.float32)
+    even = array[..., below] * (1 - share) + array[..., below + 1] * share
+    rows, spacing = stack.frames[0].size, stack.frames[0].spacing
+    sheared = np.eye(4)
+    sheared[:3, :2] = np.stack([x * spacing[1], y * spacing[0]], axis=1)
+    sheared[:3, 2], sheared[:3, 3] = (positions[-1] - positions[0]) / (count - 1), positions[0]
+    straight = sheared.copy()
+    straight[:3, 2] = normal * heights[-1] / (count - 1)
+    shape = [rows[1], rows[0], count]
+    for axis, direction in ((0, x), (1, y)):
+        # the box that holds the first slice and the last
+        shift = float((positions[-1] - positions[0]) @ direction) / spacing[1 - axis]
+        shape[axis] += int(np.ceil(abs(shift) - 1e-6))
+        straight[:3, 3] += min(0.0, shift) * straight[:3, axis]
+    i, j, k = shape
+    source = Volume(even, Geometry((rows[1], rows[0], count), LPS_TO_RAS @ sheared))
+    grid = Geometry((i, j, k), LPS_TO_RAS @ straight, container="dicom")
+    return resample(source, grid, order=1, fill=float(array.min()))

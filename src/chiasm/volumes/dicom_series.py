@@ -1,0 +1,448 @@
+"""DICOM series: which files of a place make one, told from their headers; names of files mean nothing.
+
+One pass over the headers tells series apart and finds the grid of each, or why
+it has none; pixels are not touched.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+
+import numpy as np
+
+from chiasm.errors import VolumeError
+from chiasm.volumes.dicom_files import (
+    DIRECTORY,
+    Part,
+    check_count,
+    list_parts,
+    looks_like_dicom,
+    looks_like_zip,
+    number,
+    read_dataset,
+    taming,
+    text,
+    visit,
+)
+from chiasm.volumes.dicom_frames import PLACE_TAGS, Frame, Stack, arrange, frames_of
+from chiasm.volumes.streams import unreadable
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
+LABEL_MAP = "1.2.840.10008.5.1.4.1.1.66.7"
+#: Made from scans, or shown with them: never taken for one unless asked for.
+NO_SCANS = (
+    SEGMENTATION,
+    LABEL_MAP,
+    "1.2.840.10008.5.1.4.1.1.30",  # parametric map
+    "1.2.840.10008.5.1.4.1.1.481.2",  # dose
+)
+AXIAL = 0.99  # cosine from which a slice counts as lying in a plane of the body
+
+TAGS = (
+    "SOPClassUID", "SeriesInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID", "Modality", "PatientID",
+    "SeriesDescription", "ProtocolName", "SeriesNumber", "ContrastBolusAgent", "BurnedInAnnotation",
+    "SyntheticData", "ConcatenationUID", *PLACE_TAGS,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Series:
+    """What the headers say of one SeriesInstanceUID in one place.
+
+    Description, protocol and UIDs may tell who the patient is: they are for
+    choosing, and belong in no error, log or manifest.
+
+    Attributes:
+        choice: Its number in the listing of the place, from 1.
+        uid: SeriesInstanceUID.
+        study_uid: StudyInstanceUID.
+        frame_uid: FrameOfReferenceUID, "" where there is none.
+        patient: A hash of PatientID, "" where there is none.
+        sop_class: SOPClassUID of its first file.
+        modality: The DICOM modality, such as "MR", "CT" or "SEG".
+        description: SeriesDescription, perhaps "".
+        protocol: ProtocolName, perhaps "".
+        number: SeriesNumber, or None.
+        parts: Its files in spatial order; by name, which means nothing, where they make no stack.
+        images: How many images they hold; 0 where it holds none, as a report.
+        contrast: Whether a contrast agent is named.
+        burned_in: Whether a file says that identifying text is drawn into its image.
+        synthetic: Whether a file says that its image was not acquired but made.
+        concatenated: Whether a multi-frame image was cut into several files.
+        stack: Its images in the order of K and their grid, or None.
+        fault: Why there is no stack, or why it cannot be used as it is.
+    """
+
+    choice: int
+    uid: str
+    study_uid: str
+    frame_uid: str
+    patient: str
+    sop_class: str
+    modality: str
+    description: str
+    protocol: str
+    number: int | None
+    parts: tuple[Part, ...]
+    images: int
+    contrast: bool
+    burned_in: bool
+    synthetic: bool
+    concatenated: bool
+    stack: Stack | None = None
+    fault: VolumeError | None = None
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Its files on disk, in the order of `parts`; none where it lies in an archive."""
+        return tuple(part.path for part in self.parts if part.member is None)
+
+    @property
+    def is_scan(self) -> bool:
+        """Whether it may be a volume to read: images that are no localizer, label map, dose or map of parameters."""
+        scout = self.fault is not None and self.fault.reason == "localizer"
+        return self.images > 0 and self.sop_class not in NO_SCANS and not scout
+
+    @property
+    def shape(self) -> tuple[int, int, int] | None:
+        """Voxels along I, J and K, or None where it makes no stack."""
+        return None if self.stack is None else self.stack.geometry.shape
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float] | None:
+        """Voxel spacing along I, J and K, or None where it makes no stack."""
+        return None if self.stack is None else self.stack.geometry.spacing_mm
+
+    @property
+    def plane(self) -> str:
+        """How its slices lie: axial, coronal, sagittal, oblique, or unknown."""
+        if self.stack is None:
+            return "unknown"
+        across = np.abs(np.cross(*self.stack.affine[:3, :2].T))
+        axis = int(across.argmax())
+        return ("sagittal", "coronal", "axial")[axis] if across[axis] > AXIAL * np.linalg.norm(across) else "oblique"
+
+    def numbered(self, choice: int) -> Series:
+        """Return it with another number in a listing."""
+        return replace(self, choice=choice)
+
+    def told(self) -> str:
+        """Tell it in a line that names nobody: choice, modality, images, grid."""
+        shape, spacing = self.shape, self.spacing_mm
+        grid = [] if shape is None or spacing is None else [
+            "x".join(map(str, shape)), "x".join(f"{mm:.3g}" for mm in spacing) + " mm", self.plane
+        ]  # fmt: skip
+        words = [self.modality or "no modality", f"{self.images} images", *grid]
+        words += ["with contrast agent"] * self.contrast + ["synthetic"] * self.synthetic
+        words += ["text burned in"] * self.burned_in + ([self.fault.reason] if self.fault is not None else [])
+        return f"{self.choice}: {', '.join(words)}"
+
+
+class Scan(NamedTuple):
+    """What a place holds: its series in the order of their numbers, and the DICOM files that are damaged."""
+
+    series: tuple[Series, ...]
+    broken: tuple[VolumeError, ...]
+
+
+class _Header(NamedTuple):
+    """One file: the series that it would be alone, and its images or why there are none."""
+
+    series: Series
+    frames: tuple[Frame, ...]
+    fault: VolumeError | None
+
+
+def scan_series(path: Path | str) -> Scan:
+    """Find the series of a folder, with the folders below it, of a zip archive, or around a file.
+
+    A file stands for its whole series in its folder; a multi-frame file, for
+    itself.  A path may go on into an archive.  What is no DICOM is passed over.
+
+    Raises:
+        VolumeError: If the place cannot be listed, or the file is no DICOM or is damaged.
+    """
+    path = Path(path)
+    asked = _asked(path)
+    if asked is None:
+        return _scan(list_parts(path), path)
+    (header,) = visit([asked], _header)
+    if header is None:
+        raise VolumeError(
+            "is the table of contents of a DICOM folder", path=path, reason="format", hint="Name the folder."
+        )
+    own = header.series
+    if own.images > 1 and not own.concatenated:
+        return Scan((_stacked([header], path),), ())
+    scan = _scan(_beside(asked), path, own.uid)
+    return Scan(tuple(replace(series, choice=1) for series in scan.series), scan.broken)
+
+
+def scan_folder_alone(path: Path) -> Scan:
+    """Find the series of the files in a folder itself, without those below it.
+
+    Raises:
+        VolumeError: If the folder cannot be listed.
+    """
+    return _scan(_files_in(path), path)
+
+
+def find_series(path: Path | str) -> tuple[Series, ...]:
+    """List the series of a folder, a zip archive or around a file, in the order of their numbers.
+
+    Objects without images, such as reports, are among them with `images` 0.
+
+    Raises:
+        VolumeError: If there is none, or the place cannot be read.
+    """
+    scan = scan_series(path)
+    if scan.series:
+        return scan.series
+    if scan.broken:
+        raise scan.broken[0]
+    raise VolumeError("holds no DICOM file", path=path, reason="no-dicom")
+
+
+def pick_series(path: Path | str, wanted: str | int | None = None) -> Series:
+    """Choose a series of a place where no DICOM file is damaged: a slice could be lacking.
+
+    Args:
+        path: As for `find_series`.
+        wanted: As for `choose_series`.
+
+    Raises:
+        VolumeError: If none or several fit, or a file is damaged.
+    """
+    scan = scan_series(path)
+    if scan.broken:
+        raise scan.broken[0]
+    return choose_series(scan.series, wanted, Path(path))
+
+
+def choose_series(series: Sequence[Series], wanted: str | int | None, path: Path) -> Series:
+    """Choose the one series that is meant.
+
+    Args:
+        series: From one place.
+        wanted: As for `fitting`; None where there is only one scan.
+        path: The place, for messages.
+
+    Raises:
+        VolumeError: If none or several fit; the message lists them.
+    """
+    images = [one for one in series if one.images]
+    if not series:
+        raise VolumeError("holds no DICOM file", path=path, reason="no-dicom")
+    if not images:
+        kinds = ", ".join(sorted({one.modality or "unknown" for one in series}))
+        raise VolumeError("holds DICOM without images", path=path, reason="no-pixels", found=f"modality {kinds}")
+    pool = [one for one in images if one.is_scan] or images
+    found = pool if wanted is None else fitting(images, wanted)
+    if len(found) == 1:
+        return found[0]
+    listed = "; ".join(one.told() for one in (found or images)[:12])
+    if not found:
+        raise VolumeError(f"holds no series {wanted!r}", path=path, reason="no-series", found=listed)
+    raise VolumeError(
+        "holds several series",
+        path=path,
+        reason="several-series",
+        found=listed,
+        hint="Choose one with --series (series= in Python): its number, its modality or words of its description."
+        " chiasm inspect shows descriptions.",
+    )
+
+
+def fitting(series: Sequence[Series], wanted: str | int) -> list[Series]:
+    """Return the series that fit by the strictest rule by which any does.
+
+    Args:
+        series: With images.
+        wanted: SeriesInstanceUID, number in the listing, name of its folder,
+            description, DICOM modality, or a part of folder or description;
+            whole words count before parts of words.
+    """
+    asked = str(wanted).strip()
+    low = asked.lower()
+    if not low:
+        return []
+    word = re.compile(rf"(?<![a-z0-9]){re.escape(low)}(?![a-z0-9])")
+    rules = (
+        lambda one: one.uid == asked,
+        lambda one: str(one.choice) == asked,
+        lambda one: _folder(one).lower() == low,
+        lambda one: one.description.lower() == low,
+        lambda one: one.modality.lower() == low,
+        lambda one: any(word.search(name.lower()) for name in _names(one)),
+        lambda one: any(low in name.lower() for name in _names(one)),
+    )
+    return next((found for rule in rules if (found := [one for one in series if rule(one)])), [])
+
+
+def _folder(series: Series) -> str:
+    return series.parts[0].place.parent.name
+
+
+def _names(series: Series) -> tuple[str, str, str]:
+    return _folder(series), series.description, series.protocol
+
+
+def is_dicom(path: Path) -> bool:
+    """Tell whether `find_series` is the one to read a place: a folder, a DICOM file, an archive, or a path into one.
+
+    Raises:
+        VolumeError: If a file cannot be read.
+    """
+    if path.is_dir() or not path.exists():
+        return path.is_dir() or any(archive.is_file() for archive in path.parents)
+    try:
+        with path.open("rb") as file:
+            head = file.read(256)
+    except OSError as error:
+        raise unreadable(path, error) from error
+    return looks_like_zip(head) or looks_like_dicom(head)
+
+
+def _asked(path: Path) -> Part | None:
+    """Return the one file that a path names, or None for a folder or a whole archive."""
+    if path.is_dir():
+        return None
+    if path.exists():
+        try:
+            with path.open("rb") as file:
+                head = file.read(4)
+        except OSError as error:
+            raise unreadable(path, error) from error
+        return None if looks_like_zip(head) else Part(path)
+    for archive in path.parents:
+        if archive.is_file():
+            part = Part(archive, path.relative_to(archive).as_posix())
+            if part in list_parts(archive):
+                return part
+    raise VolumeError("does not exist", path=path, reason="not-found")
+
+
+def _beside(part: Part) -> list[Part]:
+    """List the files in one folder with a file, or the members in one folder of an archive."""
+    if part.member is not None:
+        folder = part.place.parent
+        return [other for other in list_parts(part.path) if other.place.parent == folder]
+    return _files_in(part.path.parent)
+
+
+def _files_in(folder: Path) -> list[Part]:
+    try:
+        files = sorted(file for file in folder.iterdir() if file.is_file() and not file.name.startswith("."))
+    except OSError as error:
+        raise VolumeError("cannot be listed", path=folder, reason="unreadable", found=error.strerror) from error
+    check_count(len(files), folder)
+    return [Part(file) for file in files]
+
+
+def _scan(parts: Sequence[Part], path: Path, only: str | None = None) -> Scan:
+    found: dict[str, list[_Header]] = {}
+    broken: list[VolumeError] = []
+
+    def note(part: Part, file: BinaryIO) -> None:
+        with taming(part):
+            head = file.read(256)
+            file.seek(0)
+        named = part.place.suffix.lower() in (".dcm", ".ima") and bool(head)
+        if not looks_like_dicom(head) and not named:
+            return
+        try:
+            header = _header(part, file)
+        except VolumeError as error:
+            if named or head[128:132] == b"DICM":
+                broken.append(error)
+            return
+        if header is not None and only in (None, header.series.uid):
+            found.setdefault(header.series.uid, []).append(header)
+
+    for _ in visit(parts, note):
+        pass
+    series = sorted(
+        (_stacked(headers, path) for headers in found.values()),
+        key=lambda one: (one.number is None, one.number or 0, one.uid),
+    )
+    return Scan(tuple(replace(one, choice=place) for place, one in enumerate(series, start=1)), tuple(broken))
+
+
+def _stacked(headers: Sequence[_Header], path: Path) -> Series:
+    """Join the files of one series and find its grid."""
+    every = [header.series for header in headers]
+    frames = [frame for header in headers for frame in header.frames]
+    fault = next((header.fault for header in headers if header.fault is not None), None)
+    parts = tuple(part for one in every for part in one.parts)
+    stack = None
+    if fault is None and frames and every[0].sop_class not in (SEGMENTATION, LABEL_MAP):
+        try:
+            stack = arrange(frames, path)
+            fault = stack.tilted
+            parts = tuple(dict.fromkeys(frame.part for frame in stack.frames))
+        except VolumeError as error:
+            fault = error
+    return replace(
+        every[0],
+        parts=parts,
+        images=sum(one.images for one in every),
+        burned_in=any(one.burned_in for one in every),
+        synthetic=any(one.synthetic for one in every),
+        contrast=any(one.contrast for one in every),
+        stack=stack,
+        fault=fault,
+    )
+
+
+def _header(part: Part, file: BinaryIO) -> _Header | None:
+    """Read the header of one file; None for a DICOMDIR."""
+    dataset = read_dataset(part, file, tags=TAGS)
+    with taming(part):
+        if text(dataset.file_meta, "MediaStorageSOPClassUID") == DIRECTORY:
+            return None
+        uid = text(dataset, "SeriesInstanceUID")
+        if not uid:
+            raise VolumeError("names no series", path=part.place, reason="header", expected="a SeriesInstanceUID")
+        count = number(dataset, "NumberOfFrames", part)
+        images = max(1, int(count or 1)) if "Rows" in dataset else 0
+        series = Series(
+            choice=1,
+            uid=uid,
+            study_uid=text(dataset, "StudyInstanceUID"),
+            frame_uid=text(dataset, "FrameOfReferenceUID"),
+            patient=_hashed(text(dataset, "PatientID")),
+            sop_class=text(dataset, "SOPClassUID"),
+            modality=text(dataset, "Modality"),
+            description=text(dataset, "SeriesDescription"),
+            protocol=text(dataset, "ProtocolName"),
+            number=_series_number(dataset),
+            parts=(part,),
+            images=images,
+            contrast=bool(text(dataset, "ContrastBolusAgent")),
+            burned_in=text(dataset, "BurnedInAnnotation").upper() == "YES",
+            synthetic=text(dataset, "SyntheticData").upper() == "YES",
+            concatenated=bool(text(dataset, "ConcatenationUID")),
+        )
+        if not images:
+            return _Header(series, (), None)
+        try:
+            return _Header(series, tuple(frames_of(dataset, part)), None)
+        except VolumeError as error:
+            return _Header(series, (), error)
+
+
+def _hashed(patient: str) -> str:
+    return hashlib.sha256(patient.encode()).hexdigest()[:12] if patient else ""
+
+
+def _series_number(dataset: Dataset) -> int | None:
+    word = text(dataset, "SeriesNumber")
+    return int(word) if re.fullmatch(r"-?\d{1,9}", word) else None

@@ -1,0 +1,220 @@
+"""Voxels: judged by their extremes as they stream by, then made into float32 or whole numbers.
+
+What is wrong shows in the least and the greatest value (NaN spreads to both),
+and whoever is large is judged before any of it is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chiasm.errors import VolumeError
+from chiasm.volumes.geometry import Geometry
+from chiasm.volumes.streams import Stream, blocks, read_whole
+
+LARGE = 64 * 2**20  # bytes of voxels that are looked at twice: first judged, then kept
+LEVELS = 256  # that float32 must tell apart between the least and the greatest value
+LARGEST_LABEL = 2**31
+INTEGERS = (np.uint8, np.int8, np.int16, np.int32, np.int64)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A volume as it lies on disk: its header is judged, its voxels are not read.
+
+    Attributes:
+        stream: Where the voxels lie.
+        dtype: As stored.
+        geometry: Their grid.
+        slope: Factor on the stored values.
+        inter: Summand.
+    """
+
+    stream: Stream
+    dtype: np.dtype[Any]
+    geometry: Geometry
+    slope: float = 1.0
+    inter: float = 0.0
+
+    @property
+    def path(self) -> Path:
+        """The file of the voxels."""
+        return self.stream.path
+
+    @property
+    def is_scaled(self) -> bool:
+        """Whether slope or intercept change anything."""
+        return self.slope != 1 or self.inter != 0
+
+
+def read_image(stored: Stored, path: Path, *, allow_constant: bool = False) -> NDArray[np.float32]:
+    """Read an image's voxels.
+
+    Args:
+        stored: From a reader of headers.
+        path: What to call it in errors.
+        allow_constant: Whether it may be the same everywhere.
+
+    Raises:
+        VolumeError: If bytes are missing or damaged, a value is not finite in
+            float32, or float32 cannot tell the values apart.
+    """
+
+    def judge(low: float, high: float) -> None:
+        with np.errstate(over="ignore"):
+            ends = np.array([low, high]).astype(np.float32)
+        if not np.isfinite(ends).all():
+            raise VolumeError(
+                "holds values that are no finite number in float32",
+                path=path,
+                reason="not-finite",
+                found=f"{low:g} to {high:g}",
+            )
+        if allow_constant:
+            return
+        if low == high:
+            raise VolumeError("is the same everywhere", path=path, reason="constant", found=f"{low:g}")
+        if high - low < LEVELS * float(np.spacing(np.abs(ends).max())):
+            raise VolumeError(
+                "holds values too large for how little they differ: float32 cannot tell them apart",
+                path=path,
+                reason="precision",
+                found=f"{low:.17g} to {high:.17g}",
+                hint="Subtract their least value first.",
+            )
+
+    raw, _ = _judged(stored, judge)
+    if not stored.is_scaled:
+        return raw.astype(np.float32, copy=False)
+    array = np.empty(raw.shape, np.float32, order="F")
+    for k in range(raw.shape[2]):
+        array[..., k] = raw[..., k].astype(np.float64) * stored.slope + stored.inter
+    return array
+
+
+def read_labels(stored: Stored, path: Path, *, declared: Collection[int] | None = None) -> NDArray[Any]:
+    """Read a label map as the smallest integer type that holds it.
+
+    Args:
+        stored: From a reader of headers.
+        path: What to call it in errors.
+        declared: The only labels that may occur beside 0; all may where None.
+
+    Raises:
+        VolumeError: If bytes are missing or damaged, or a label is no whole number, out of range or not declared.
+    """
+
+    def judge(low: float, high: float) -> None:
+        if not (abs(low) <= LARGEST_LABEL and abs(high) <= LARGEST_LABEL):  # NaN too
+            raise VolumeError("holds labels out of range", path=path, reason="labels", found=f"{low:g} to {high:g}")
+
+    raw, (low, high) = _judged(stored, judge)
+    kind = next(k for k in INTEGERS if np.iinfo(k).min <= low and high <= np.iinfo(k).max)
+    array = np.empty(raw.shape, kind, order="F")
+    seen: set[int] = set()
+    for k in range(raw.shape[2]):
+        values = raw[..., k]
+        if stored.is_scaled:
+            values = values.astype(np.float64) * stored.slope + stored.inter
+        array[..., k] = whole = np.rint(values) if values.dtype.kind == "f" else values
+        if not (values == whole).all():
+            raise VolumeError(
+                "holds labels that are not whole numbers",
+                path=path,
+                reason="labels",
+                found=float(values[values != whole].flat[0]),
+                hint="Labels must be resampled by nearest neighbour.",
+            )
+        if declared is not None:
+            seen |= set(np.unique(array[..., k]).tolist())
+    _check_declared(seen, path, declared)
+    return array
+
+
+def image_of(array: NDArray[Any], path: Path, *, allow_constant: bool = False) -> NDArray[np.float32]:
+    """Judge an image whose voxels are in memory already, and return it as float32.
+
+    Raises:
+        VolumeError: If a value is not finite in float32, or all are the same.
+    """
+    with np.errstate(over="ignore"):
+        made = array.astype(np.float32)
+    if not np.isfinite(made).all():
+        count = made.size - int(np.isfinite(made).sum())
+        raise VolumeError(
+            "holds values that are no finite number in float32", path=path, reason="not-finite", found=f"{count} voxels"
+        )
+    if not allow_constant and made.min() == made.max():
+        raise VolumeError("is the same everywhere", path=path, reason="constant", found=f"{made.flat[0]:g}")
+    return made
+
+
+def labels_of(array: NDArray[Any], path: Path, *, declared: Collection[int] | None = None) -> NDArray[Any]:
+    """Judge labels that are in memory already, and return them as the smallest integer type that holds them.
+
+    Raises:
+        VolumeError: If a label is no whole number, out of range or not declared.
+    """
+    whole = np.rint(array)
+    if not (np.abs(array) <= LARGEST_LABEL).all() or not (array == whole).all():
+        raise VolumeError("holds labels that are not whole numbers in range", path=path, reason="labels")
+    kind = next(k for k in INTEGERS if np.iinfo(k).min <= whole.min() and whole.max() <= np.iinfo(k).max)
+    _check_declared(set(np.unique(whole).astype(int).tolist()), path, declared)
+    made: NDArray[Any] = whole.astype(kind)
+    return made
+
+
+def _check_declared(seen: set[int], path: Path, declared: Collection[int] | None) -> None:
+    if declared is not None and (others := sorted(seen - {0, *declared})):
+        raise VolumeError(
+            "holds labels that are not declared",
+            path=path,
+            reason="labels",
+            found=", ".join(map(str, others[:8])),
+            expected=", ".join(map(str, sorted(declared))),
+        )
+
+
+def _judged(stored: Stored, judge: Any) -> tuple[NDArray[Any], tuple[float, float]]:
+    """Return the voxels as stored, shape (I, J, K), and the least and greatest value, scaled and judged."""
+    ends: tuple[float, float] | None = None
+    if stored.stream.size > LARGE:
+        ends = _scaled(stored, _extremes(np.frombuffer(block, stored.dtype) for block in _aligned(stored)))
+        judge(*ends)
+    raw = np.frombuffer(read_whole(stored.stream), stored.dtype)
+    if ends is None:
+        ends = _scaled(stored, _extremes([raw]))
+        judge(*ends)
+    return raw.reshape(stored.geometry.shape, order="F"), ends
+
+
+def _aligned(stored: Stored) -> Iterator[bytes]:
+    """Yield blocks that end with a whole voxel."""
+    rest = b""
+    for block in blocks(stored.stream):
+        whole = rest + block if rest else block
+        cut = len(whole) - len(whole) % stored.dtype.itemsize
+        rest = whole[cut:]
+        if cut:
+            yield whole[:cut]
+
+
+def _extremes(arrays: Any) -> tuple[Any, Any]:
+    low = high = None
+    with np.errstate(invalid="ignore"):  # a signalling NaN
+        for array in arrays:
+            least, most = array.min(), array.max()
+            low = least if low is None else np.minimum(low, least)
+            high = most if high is None else np.maximum(high, most)
+    return low, high
+
+
+def _scaled(stored: Stored, ends: tuple[Any, Any]) -> tuple[float, float]:
+    low, high = (float(end) * stored.slope + stored.inter for end in ends)
+    return (high, low) if stored.slope < 0 else (low, high)
