@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from chiasm.errors import CohortError, RecipeError, RunError
+from chiasm.evidence.folders import score_folder
 from chiasm.evidence.reporting import Scored, evaluate
 from chiasm.metrics import CONVENTIONS
 from chiasm.prediction.folders import predict
@@ -120,8 +121,10 @@ def test_every_convention_can_be_asked_for_and_an_unknown_one_is_refused(
     predictions: Path, toy_cohort: Path, tmp_path: Path
 ) -> None:
     for name in CONVENTIONS:
-        rows = evaluate(predictions, toy_cohort, tmp_path / name, convention=name).rows
-        assert all(row.convention.startswith(name) for row in rows)
+        rows, _ = score_folder(predictions, toy_cohort, convention=name, naive=False)
+        assert rows and all(row.convention.startswith(name) for row in rows)
+    told = evaluate(predictions, toy_cohort, tmp_path / "asked", convention=name).rows
+    assert all(row.convention.startswith(name) for row in told)
     with pytest.raises(RecipeError, match="chiasm"):
         evaluate(predictions, toy_cohort, tmp_path / "e", convention="best")
     with pytest.raises(RunError, match=r"predictions\.json"):

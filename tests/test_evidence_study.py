@@ -189,13 +189,15 @@ def test_arms_branch_from_one_warm_up_and_do_not_repeat_it(finished: tuple[Path,
 
 
 @pytest.mark.parametrize("runner", ["processes", "ray", "slurm"])
-def test_every_runner_gives_the_same_numbers(runner: str, finished: tuple[Path, Path, Done], tmp_path: Path) -> None:
+def test_every_runner_gives_the_same_numbers(
+    runner: str, finished: tuple[Path, Path, Done], toy_cohort: Path, tmp_path: Path
+) -> None:
     package = {"ray": "ray", "slurm": "submitit"}.get(runner, "numpy")
     pytest.importorskip(package, reason=f"the runner {runner} needs {package}")
-    path, _, done = finished
+    path = study_file(tmp_path, toy_cohort, arms=["A1"], warmup="own", primary=None)
     other = study(path, tmp_path / "out", runner=runner)
     assert not other.failed
-    assert sorted(map(repr, other.rows)) == sorted(map(repr, done.rows))
+    assert sorted(map(repr, other.rows)) == sorted(repr(row) for row in finished[2].rows if row.method != "A7")
 
 
 def test_a_warm_up_of_its_own_equals_the_shared_one_for_the_same_loss(

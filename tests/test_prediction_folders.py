@@ -139,14 +139,3 @@ def test_cases_spread_over_processes_give_the_same_files(finished_run: Path, toy
     for entry in alone.manifest.cases:
         for name in (entry.image, entry.reliability, entry.mask):
             assert name and (tmp_path / "alone" / name).read_bytes() == (tmp_path / "spread" / name).read_bytes()
-
-
-def test_cases_spread_over_a_ray_cluster_give_the_same_files(
-    finished_run: Path, toy_cohort: Path, tmp_path: Path
-) -> None:
-    pytest.importorskip("ray", reason="the runner ray needs ray")
-    alone = predict(finished_run, [toy_cohort], tmp_path / "alone", only="test")
-    spread = predict(finished_run, [toy_cohort], tmp_path / "spread", only="test", runner="ray")
-    assert spread.manifest.cases == alone.manifest.cases
-    for entry in alone.manifest.cases:
-        assert (tmp_path / "alone" / entry.image).read_bytes() == (tmp_path / "spread" / entry.image).read_bytes()

@@ -326,16 +326,15 @@ def report(
 
 @app.command()
 def methods(size: Size = "small") -> None:
-    """List every method: what it is, whose network, how many weights, what it needs; and the tasks."""
-    from chiasm.recipe import TASKS
-    from chiasm.training.methods import describe_methods
+    """List every method: what it is, whose it is, how many weights, what it needs; and what is no method."""
+    from chiasm.training.methods import BESIDE, describe_methods
 
     for row in describe_methods(size):
         published = f" ({row.published:,} published)" if row.published else ""
         told = [row.paper, f"{row.weights:,} weights{published}", *([f"needs {row.needs}"] if row.needs else [])]
         typer.echo(f"{row.name:12} {row.words}\n{'':12} {'; '.join(told)}")
-    for task, words in TASKS.items():
-        typer.echo(f"--task {task}: {words}")
+    for name, words in BESIDE.items():
+        typer.echo(f"{name}: {words}")
 
 
 @app.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,8 +15,9 @@ from chiasm.errors import RecipeError
 from chiasm.networks.catalogue import GENERATORS, OWN, make_critic, make_network, needs_of
 from chiasm.networks.discriminators import GlobalDiscriminator, LocalDiscriminator
 from chiasm.networks.generator import Dims, Generator
+from chiasm.prediction.baselines import NAMES
 from chiasm.prediction.model import input_statistics, make_generator, make_local_discriminator, make_refiner
-from chiasm.recipe import IN_WORDS, Recipe, make_recipe
+from chiasm.recipe import IN_WORDS, TASKS, Recipe, make_recipe
 
 
 @dataclass(frozen=True)
@@ -151,13 +153,31 @@ def _make_global(recipe: Recipe, plan: Plan) -> nn.Module:
     return judge
 
 
+#: Whose objective an arm is, where its networks are ours.
+OBJECTIVES: Mapping[str, str] = {
+    "gan": "Goodfellow et al., arXiv:1406.2661",
+    "lsgan": "Mao et al., arXiv:1611.04076",
+    "hinge": "Miyato et al., arXiv:1802.05957",
+    "wgan": "Arjovsky et al., arXiv:1701.07875",
+    "wgan-gp": "Gulrajani et al., arXiv:1704.00028",
+}
+#: What is no method of the table: tasks, other commands, networks of anybody's.
+BESIDE: Mapping[str, str] = {
+    **{f"--task {task}": words for task, words in TASKS.items()},
+    "chiasm register": "rigid, affine or diffeomorphic Demons (Vercauteren 2009)",
+    "chiasm mumap": "attenuation at 511 keV from CT (Kinahan 1998)",
+    "--set generator.network=monai:CLASS": "any network of MONAI, or of your own: package.module:Class",
+    "naive": f"{', '.join(NAMES)}: beside every method, in every table",
+}
+
+
 class MethodRow(NamedTuple):
     """What `chiasm methods` tells of a method.
 
     Attributes:
         name: For `--method` and for the arms of a study.
         words: What it is.
-        paper: Whose network it is.
+        paper: Whose network or objective it is.
         weights: Of the generator at the size asked for, one source in, 2D unless it has 3D only.
         published: Likewise at the published size; 0 where none was published.
         needs: What it asks of data and patch.
@@ -185,7 +205,7 @@ def _describe(recipe: Recipe, words: str) -> MethodRow:
     dims: Dims = 3 if recipe.data.dims == "3d" else 2
     if dims == 3:
         told.append("3D")
-    published, paper = 0, "Nie et al., arXiv:1907.03297 (networks: ours)"
+    published, paper = 0, f"{OBJECTIVES.get(recipe.method, 'Nie et al., arXiv:1907.03297')} (networks: ours)"
     with torch.device("meta"):
         if settings.network == OWN:
             network: nn.Module = Generator(in_channels=1, widths=settings.widths, dims=dims, norm=settings.norm)
