@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from chiasm.cohorts.cases import Case, Cohort, Problem
 from chiasm.cohorts.degradation import known, simulated, thick_mask
+from chiasm.cohorts.dicom_folders import marks_on
 from chiasm.cohorts.intensity import IntensityMap
 from chiasm.cohorts.layouts import find_cohort
 from chiasm.cohorts.planning import Plan, read_plan
@@ -125,7 +126,7 @@ def load_case(judged: Judged, entry: Entry, cohort: Cohort, *, with_labels: bool
     """Read one case's prediction, target, mask and labels, and make the naive baselines if asked for.
 
     Raises:
-        CohortError: If the cohort has no such case or it has no target.
+        CohortError: If the cohort has no such case, it has no target, or its target was made.
         VolumeError: If a file cannot be read or a grid does not fit.
     """
     name, plan, folder = entry.case, judged.plan, judged.folder
@@ -135,6 +136,12 @@ def load_case(judged: Judged, entry: Entry, cohort: Cohort, *, with_labels: bool
             f"case {name} has no {plan.target} to compare with" if case else f"has no case {name}",
             path=cohort.root,
             reason="no-target",
+        )
+    if "synthetic" in marks_on(case, plan.target):  # also where training on it is allowed
+        raise CohortError(
+            f"the {plan.target} of case {name} was made, not acquired: it is no reference",
+            path=case.images[plan.target],
+            reason="synthetic",
         )
     source = read_volume(case.images[plan.sources[0]])
     others = [
