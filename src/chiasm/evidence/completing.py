@@ -479,7 +479,7 @@ def tell(survey: Survey, filled: Sequence[Case], comparisons: Sequence[Compariso
             f"{first.subjects} test subjects in {len(survey.folds)} folds, {first.seeds} seeds"
         )
         lines.append(f"mae without {first.mean_against:.4g}, with {first.mean:.4g} {first.unit}")
-        lines += [one.verdict for one in comparisons]
+        lines.append(first.verdict)
     return tuple(lines)
 
 
@@ -518,7 +518,8 @@ def _write(done: Completed, survey: Survey, recipe: Recipe, seeds: Iterable[int]
     heads = ["", "| test case | seed | mae without | mae with | unit |", "|---|---|---|---|---|"] if table else []
     named = [f"- {problem.message}" for problem in done.problems]
     text = [f"# {' + '.join(recipe.data.sources)} to {recipe.data.target}", "", *(f"- {line}" for line in done.lines)]
-    text += [*named, *heads, *table, "", NOTICE]
+    others = [f"- {one.verdict}" for one in done.comparisons[1:]]
+    text += [*others, *named, *heads, *table, "", NOTICE]
     write_text(done.folder / "completion.md", "\n".join(text) + "\n")
 
 

@@ -122,6 +122,20 @@ def score_folder(
     return rows, problems
 
 
+def check_reference(case: Case, modality: str) -> None:
+    """Refuse to compare with an image that was made, also where training on it is allowed.
+
+    Raises:
+        CohortError: If the case's image of this modality is marked as synthetic.
+    """
+    if "synthetic" in marks_on(case, modality):
+        raise CohortError(
+            f"the {modality} of case {case.id} was made, not acquired: it is no reference",
+            path=case.images[modality],
+            reason="synthetic",
+        )
+
+
 def load_case(judged: Judged, entry: Entry, cohort: Cohort, *, with_labels: bool, naive: bool = True) -> Loaded:
     """Read one case's prediction, target, mask and labels, and make the naive baselines if asked for.
 
@@ -137,12 +151,7 @@ def load_case(judged: Judged, entry: Entry, cohort: Cohort, *, with_labels: bool
             path=cohort.root,
             reason="no-target",
         )
-    if "synthetic" in marks_on(case, plan.target):  # also where training on it is allowed
-        raise CohortError(
-            f"the {plan.target} of case {name} was made, not acquired: it is no reference",
-            path=case.images[plan.target],
-            reason="synthetic",
-        )
+    check_reference(case, plan.target)
     source = read_volume(case.images[plan.sources[0]])
     others = [
         check_pair(source, read_volume(case.images[other]), a_name=plan.sources[0], b_name=other)
