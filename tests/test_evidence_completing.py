@@ -228,6 +228,7 @@ def test_a_bad_case_is_named_the_others_are_completed_and_the_command_exits_3(
         ({}, "t2", "says nothing of its worth"),
         ({}, "ct", "do not share the modality 'ct'"),
         ({"split.folds": 1}, "flair", "--folds 2"),
+        ({"training.devices": 2}, "none", "one device"),
         ({"split.folds": 5}, "flair", "5 folds need at least 5 subjects"),
     ],
 )

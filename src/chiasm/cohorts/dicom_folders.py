@@ -317,7 +317,7 @@ def _unfit(series: Series, role: str, patient: Patient, selection: Selection) ->
 
 WARNINGS = {
     "burned-in": "the DICOM series says that identifying text is drawn into its images",
-    "synthetic": "it says of itself that it was made, not acquired",
+    "synthetic": "the image says of itself that it was made, not acquired",
 }
 
 

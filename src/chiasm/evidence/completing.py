@@ -157,6 +157,8 @@ def complete(
     """
     if seeds < 1:
         raise RecipeError("the utility needs a seed", reason="seeds", found=seeds, expected="1 or more")
+    if recipe.training.devices > 1:  # every process would start anew, from the command on
+        raise RecipeError("a completion trains on one device", reason="devices", found=recipe.training.devices)
     check_players(recipe)
     found = _scans(find_cohort(data, layout=layout, selection=selection))
     survey_cohort(found, recipe, utility)
@@ -186,7 +188,8 @@ def complete(
         for number, (fold, seed) in enumerate(cells):
             say(f"utility, fold {fold.number + 1} of {len(survey.folds)}, seed {seed}: {survey.task}")
             shares = [_share(progress, 1 + TRAININGS * number + part, trainings) for part in range(TRAININGS)]
-            scored, failed = measure(fold, _task(survey), recipe, seed, replace(cohort, problems=()), out, shares)
+            assert survey.task is not None  # folds come of a task
+            scored, failed = measure(fold, survey.task, recipe, seed, cohort, out, shares)
             rows, problems = [*rows, *scored], [*problems, *failed]
         subjects = {case.id: case.subject for case in cohort.cases}
         comparisons = compare_utility(rows, cohort.regions, subjects)
@@ -538,11 +541,6 @@ def _plain(record: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in record.items()
     }
-
-
-def _task(survey: Survey) -> Task:
-    assert survey.task is not None, "folds come of a task"
-    return survey.task
 
 
 def _copied(cohort: Cohort, root: Path) -> tuple[Cohort, list[Problem]]:
