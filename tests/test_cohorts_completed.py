@@ -16,6 +16,8 @@ from chiasm.cohorts.completed import Origin, copy_case, is_synthetic, mark_synth
 from chiasm.cohorts.dicom_folders import Selection
 from chiasm.cohorts.layouts import find_cohort
 from chiasm.errors import CohortError
+from chiasm.volumes import read_volume
+from dicom_patients import write_source
 from synthetic_cohort import affine, pair, save, write_brats
 
 ORIGIN = Origin("a", "t2", {"t1": "0" * 64}, "li-cnn", "1" * 64, "chiasm 0")
@@ -96,6 +98,15 @@ def test_a_copy_has_the_bytes_of_one_file_and_the_values_of_several(tmp_path: Pa
     assert made.images["t1"].stat().st_ino != one.stat().st_ino  # no link: a viewer that saves in place spoils nothing
     before = made.images["t1"].stat().st_mtime_ns
     assert copy_case(case, tmp_path / "out") == made and made.images["t1"].stat().st_mtime_ns == before
+
+
+def test_a_dicom_series_becomes_nifti_on_its_own_grid(tmp_path: Path) -> None:
+    write_source(tmp_path / "series", plane="sagittal")
+    copy = copy_case(Case("a", "a", {"t1": tmp_path / "series"}), tmp_path / "out").images["t1"]
+    before, after = read_volume(tmp_path / "series"), read_volume(copy)
+    assert copy.name == "a_t1.nii.gz"
+    np.testing.assert_array_equal(after.array, before.array)
+    np.testing.assert_allclose(after.geometry.affine, before.geometry.affine, atol=1e-4)
 
 
 def test_a_manifest_written_is_the_cohort_read(tmp_path: Path) -> None:
