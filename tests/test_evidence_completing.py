@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from chiasm.cli import main
+from chiasm.cohorts.cases import Case
 from chiasm.cohorts.completed import is_synthetic
 from chiasm.cohorts.dicom_folders import Selection
 from chiasm.cohorts.layouts import find_cohort
@@ -22,7 +23,7 @@ from chiasm.evidence.completing import Completed, complete, survey_cohort
 from chiasm.evidence.evaluation import read_evaluation
 from chiasm.evidence.folders import score_folder
 from chiasm.evidence.reporting import evaluate
-from chiasm.prediction.folders import predict
+from chiasm.prediction.folders import Predicted, predict
 from chiasm.recipe import Recipe, make_recipe
 from chiasm.training.run import plan_run, train
 from chiasm.volumes import read_volume
@@ -239,6 +240,24 @@ def test_what_cannot_be_completed_or_measured_is_refused_before_anything_is_writ
     with pytest.raises(ChiasmError, match=told):
         complete(data, recipe, tmp_path / "out", utility=utility, say=lambda _: None)
     assert not (tmp_path / "out").exists()
+
+
+def test_an_image_that_is_the_same_everywhere_completes_nothing(
+    done: Completed, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from chiasm.evidence import completing
+
+    def collapsed(run: Path, inputs: list[Case], out: Path, **options: str) -> Predicted:
+        made = predict(run, inputs, out, **options)
+        image = out / made.manifest.cases[0].image
+        save(image, np.full_like(read_volume(image).array, 71.5), affine())
+        return made
+
+    monkeypatch.setattr(completing, "predict", collapsed)
+    gaps = [case for case in find_cohort(data).cases if case.id in GAPS]
+    filled, problems = completing.fill(gaps, done.folder / "run", tmp_path, recipe_with())
+    assert not filled and [problem.case for problem in problems] == list(GAPS)
+    assert "nearly the same t2 everywhere" in problems[0].message and not list(tmp_path.rglob("*.nii.gz"))
 
 
 def test_one_complete_subject_is_too_few(data: Path, tmp_path: Path) -> None:

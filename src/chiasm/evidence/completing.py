@@ -21,7 +21,7 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +30,7 @@ from chiasm import __version__
 from chiasm.cohorts.cases import MODALITIES, Case, Cohort, Problem, role_of
 from chiasm.cohorts.completed import MARK, Origin, copy_case, mark_synthetic, was_made, write_completed
 from chiasm.cohorts.dicom_folders import Selection, marks_on
+from chiasm.cohorts.intensity import Kind, fit_intensity
 from chiasm.cohorts.layouts import find_cohort, select_cases
 from chiasm.cohorts.planning import read_plan, write_plan
 from chiasm.cohorts.splits import ROLES, Split, make_split
@@ -45,6 +46,7 @@ from chiasm.storage import make_folder, sha256_of, write_json, write_text
 from chiasm.training.loop import Progress
 from chiasm.training.methods import check_players
 from chiasm.training.run import locked, train
+from chiasm.volumes import read_volume
 
 WITH, WITHOUT = "with", "without"
 FEWEST_SUBJECTS = 2  # with both modalities: one trains and one validates
@@ -194,7 +196,7 @@ def complete(
         subjects = {case.id: case.subject for case in cohort.cases}
         comparisons = compare_utility(rows, cohort.regions, subjects)
         problems = list(dict.fromkeys(problems))
-        lines = tell(survey, filled, comparisons, root)
+        lines = tell(survey, filled, comparisons, root, {problem.case for problem in problems})
         done = Completed(out, root, tuple(made), comparisons, tuple(rows), lines, tuple(problems))
         _write(done, survey, recipe, chosen)
     return done
@@ -368,6 +370,11 @@ def fill(cases: Sequence[Case], run: Path, folder: Path, recipe: Recipe) -> tupl
                 shutil.rmtree(fresh, ignore_errors=True)
                 continue
             entry = made.manifest.cases[0]
+            if flat := _flat(fresh / entry.image, fresh / str(entry.mask), model.plan.target_kind):
+                message = f"case {case.id}: the model made nearly the same {target} everywhere; train longer or larger"
+                problems.append(Problem(image, flat, message, case.id))
+                shutil.rmtree(fresh)
+                continue
             trust = None if entry.reliability is None else image.with_name(entry.reliability)
             (fresh / entry.image).replace(image)
             if trust is not None:
@@ -376,6 +383,16 @@ def fill(cases: Sequence[Case], run: Path, folder: Path, recipe: Recipe) -> tupl
             shutil.rmtree(fresh)
         filled.append(replace(case, images={**case.images, target: image}, synthetic=(target,)))
     return filled, problems
+
+
+def _flat(image: Path, mask: Path, kind: Kind) -> str | None:
+    """Say why a later training could not scale an image, as of a network that collapsed; None where it could."""
+    inside = read_volume(mask, labels=True).array > 0
+    try:
+        fit_intensity(read_volume(image, allow_constant=True).array, inside, kind)
+    except VolumeError as error:
+        return error.reason
+    return None
 
 
 def measure(
@@ -429,6 +446,8 @@ def measure(
             write_plan(folder / "plan.toml", replace(plan, trained_on=learning))
         asked = recipe_of(recipe, task, seed)
         run = train(replace(cohort, cases=cases), asked, folder, say=_silence, progress=shown, cache=out / "cache")
+        if more and not {case.id for case in more} - {problem.case for problem in run.problems}:
+            return [], [*problems, *run.problems]  # both models would be one, and their difference 0 no finding
         settings = recipe.training
         made = predict(
             folder,
@@ -470,13 +489,17 @@ def compare_utility(
     return tuple(found)
 
 
-def tell(survey: Survey, filled: Sequence[Case], comparisons: Sequence[Comparison], root: Path) -> tuple[str, ...]:
+def tell(
+    survey: Survey, filled: Sequence[Case], comparisons: Sequence[Comparison], root: Path, lost: Collection[str | None]
+) -> tuple[str, ...]:
     """Say in lines what was completed and what it is worth, a null as plainly as a gain."""
     lines = [f"{len(filled)} of {len(survey.gaps)} cases completed: {root}"]
-    if survey.task is not None and comparisons:
+    if survey.task is not None and not comparisons:
+        lines.append(f"utility, {survey.task}: not measured, no completed case could be used")
+    elif survey.task is not None:
         first = comparisons[0]
         real = [sum(case.split == "train" for case in fold.real) for fold in survey.folds]
-        more = [len(fold.gaps) for fold in survey.folds]
+        more = [sum(case.id not in lost for case in fold.gaps) for fold in survey.folds]
         lines.append(
             f"utility, {survey.task}: {_span(real)} real training cases, {_span(more)} completed ones more; "
             f"{first.subjects} test subjects in {len(survey.folds)} folds, {first.seeds} seeds"
