@@ -9,7 +9,7 @@ its own, and within a line only from names to its left; a test reads this map.
     runners     where independent jobs are done: here, on all cores, by Ray or SLURM
     volumes     what lies on disk: geometry, streams, voxels, nifti, metaimage, dicom_files, dicom_frames,
                 dicom_series, dicom_pixels, dicom_labels, dicom_read, dicom_write, screening
-    cohorts     which files belong together: cases, manifests, patterns, dicom_folders, layouts, inspection,
+    cohorts     which files belong together: cases, manifests, completed, patterns, dicom_folders, layouts, inspection,
                 splits, intensity, masks, degradation, demons, registration, fingerprint, planning, preparation,
                 anatomy, lesions, signals, phantom, attenuation
     metrics     figures of merit on arrays with a mask; conventions by name
@@ -20,7 +20,7 @@ its own, and within a line only from names to its left; a test reads this map.
     training    how networks learn: batches, losses, attention, methods, coding, cost, health, checkpoints, learner,
                 loop, cascade, run
     evidence    what may be claimed: evaluation, statistics, drawing, aligning, gallery, curves, report, pictures,
-                case_pages, folders, reporting, reliability, jobs, findings, digest, study
+                case_pages, folders, reporting, completing, reliability, jobs, findings, digest, study
     pages       what people look at or send to: templates, dicom_inbox, dicom_node
     demo        the main job on simulated patients
     cli         verbs: parse, call, print
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from chiasm.cohorts.attenuation import mumap
     from chiasm.cohorts.inspection import inspect_folder as inspect
     from chiasm.evidence.aligning import register
+    from chiasm.evidence.completing import complete
     from chiasm.evidence.reporting import evaluate
     from chiasm.evidence.study import report
     from chiasm.evidence.study import run_study as study
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "__version__",
+    "complete",
     "evaluate",
     "inspect",
     "load",
@@ -63,6 +65,7 @@ _VERBS = {
     "train": ("training.run", "train"),
     "load": ("prediction.folders", "load"),
     "predict": ("prediction.folders", "predict"),
+    "complete": ("evidence.completing", "complete"),
     "register": ("evidence.aligning", "register"),
     "evaluate": ("evidence.reporting", "evaluate"),
     "report": ("evidence.study", "report"),

@@ -53,6 +53,9 @@ Layout = Annotated[str | None, typer.Option("--layout", help="Layout by name, wh
 Series = Annotated[
     list[str] | None, typer.Option("--series", help="DICOM series by number or words: --series t1=5 t2=SPACE.")
 ]
+Allow = Annotated[
+    list[str] | None, typer.Option("--allow", help="Take images that are marked so: synthetic, burned-in.")
+]
 Accelerator = Annotated[str, typer.Option("--accelerator", help="auto, cpu or cuda.")]
 Precision = Annotated[str, typer.Option("--precision", help="auto, 32-true, bf16-mixed or 16-mixed.")]
 
@@ -93,12 +96,13 @@ def inspect(
     target: Annotated[str | None, typer.Option("--target", help="Target modality.")] = None,
     layout: Layout = None,
     series: Series = None,
+    allow: Allow = None,
 ) -> None:
     """Print what a folder holds: layout, cases, modalities, and what is wrong with each file."""
     from chiasm.cohorts.inspection import inspect_folder
 
     found = inspect_folder(
-        data, _several(source), target, layout=layout, selection=_selection(series, _several(source))
+        data, _several(source), target, layout=layout, selection=_selection(series, allow, _several(source))
     )
     for line in found.lines():
         typer.echo(line)
@@ -123,12 +127,13 @@ def plan(
     settings: Settings = None,
     layout: Layout = None,
     series: Series = None,
+    allow: Allow = None,
 ) -> None:
     """Choose how to train and write plan.toml: every choice with its reason, time and memory."""
     recipe = _recipe(source, target, (task, factor, axis), method, size, steps, fold, folds, seed, settings)
     from chiasm.training.run import describe, plan_run
 
-    run = plan_run(data, recipe, out, say=typer.echo, layout=layout, selection=_selection(series))
+    run = plan_run(data, recipe, out, say=typer.echo, layout=layout, selection=_selection(series, allow))
     for line in describe(recipe, run.plan):
         typer.echo(line)
     _exit(run.problems)
@@ -152,6 +157,7 @@ def train(
     settings: Settings = None,
     layout: Layout = None,
     series: Series = None,
+    allow: Allow = None,
     devices: Annotated[int, typer.Option("--devices", help="How many GPUs, or CPU processes.")] = 1,
     accelerator: Accelerator = "auto",
     precision: Precision = "auto",
@@ -171,9 +177,49 @@ def train(
             say=typer.echo,
             progress=_follow(bar, "training"),
             layout=layout,
-            selection=_selection(series),
+            selection=_selection(series, allow),
         )
     _exit(run.problems)
+
+
+@app.command()
+def complete(
+    data: Data,
+    out: Out,
+    source: Sources,
+    target: Target = None,
+    utility: Annotated[
+        str, typer.Option("--utility", help="What a later model makes, to measure the worth: a modality, auto, none.")
+    ] = "auto",
+    folds: Annotated[int, typer.Option("--folds", help="Folds of the utility, by subject.")] = 3,
+    seeds: Annotated[int, typer.Option("--seeds", help="Seeds of the utility, from --seed on.")] = 1,
+    method: Method = "li-cnn",
+    size: Size = "small",
+    steps: Steps = None,
+    seed: Seed = 0,
+    settings: Settings = None,
+    layout: Layout = None,
+    series: Series = None,
+) -> None:
+    """Make the modality that some cases lack, mark it as synthetic, and measure what it is worth to a later model."""
+    recipe = _recipe(source, target, ("synthesis", None, None), method, size, steps, 0, folds, seed, settings)
+    from chiasm.evidence.completing import complete as run_completion
+
+    with _progress() as bar:
+        done = run_completion(
+            data,
+            recipe,
+            out,
+            utility=utility.lower(),
+            seeds=seeds,
+            layout=layout,
+            selection=_selection(series),
+            say=typer.echo,
+            progress=_follow(bar, "training"),
+        )
+    for line in done.lines:
+        typer.echo(line)
+    _finish(done.problems)
 
 
 @app.command()
@@ -461,10 +507,15 @@ def _spread(words: Sequence[str]) -> list[str]:
     return spread
 
 
-def _selection(series: Iterable[str] | None, sources: Sequence[str] = ()) -> Selection:
+def _selection(
+    series: Iterable[str] | None, allow: Iterable[str] | None = None, sources: Sequence[str] = ()
+) -> Selection:
     from chiasm.cohorts.dicom_folders import Selection, parse_rules
+    from chiasm.cohorts.manifests import MARKS
 
-    return Selection(series=parse_rules(_several(series), sources))
+    if strange := set(_several(allow)) - set(MARKS):
+        raise unknown("mark", min(strange), MARKS)
+    return Selection(series=parse_rules(_several(series), sources), allow=_several(allow))
 
 
 def _container(name: str) -> Container:

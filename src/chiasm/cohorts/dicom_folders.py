@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from chiasm.cohorts.cases import ALIASES, MODALITIES, Case, Problem, is_safe_id, role_of, volume_stem
+from chiasm.cohorts.completed import is_synthetic
 from chiasm.cohorts.manifests import MARKS
 from chiasm.errors import RecipeError, VolumeError
 from chiasm.volumes.dicom_files import looks_like_zip
@@ -316,7 +317,7 @@ def _unfit(series: Series, role: str, patient: Patient, selection: Selection) ->
 
 WARNINGS = {
     "burned-in": "the DICOM series says that identifying text is drawn into its images",
-    "synthetic": "the DICOM series says that its images were made, not acquired",
+    "synthetic": "the image says of itself that it was made, not acquired",
 }
 
 
@@ -327,14 +328,24 @@ def marks_of(series: Series) -> tuple[str, ...]:
 
 
 def marks_at(path: Path) -> tuple[str, ...]:
-    """Return which of `manifests.MARKS` the images at a path say of themselves; NIfTI and MetaImage say none.
+    """Return which of `manifests.MARKS` the images at a path say of themselves; NIfTI by its name and sidecar.
 
     Raises:
         VolumeError: If it is DICOM and cannot be read.
     """
     if volume_stem(path.name) and path.is_file():
-        return ()
+        return ("synthetic",) if is_synthetic(path) else ()
     return marks_of(pick_series(path)) if holds_dicom(path) else ()
+
+
+def marks_on(case: Case, modality: str) -> tuple[str, ...]:
+    """Return which of `manifests.MARKS` keep an image of a case from training: its own, and what a manifest says of it.
+
+    Raises:
+        VolumeError: If it is DICOM and cannot be read.
+    """
+    told = ("synthetic",) if modality in case.synthetic else ()
+    return tuple(dict.fromkeys((*marks_at(case.images[modality]), *told)))
 
 
 def guess_modality(series: Series, scans: Sequence[Series]) -> str | None:

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from chiasm.cohorts.cases import LESION, Case, Cohort, Problem, role_of, volume_stem
-from chiasm.cohorts.dicom_folders import WARNINGS, Selection, holds_dicom, marks_at, read_dicom_folder
+from chiasm.cohorts.dicom_folders import WARNINGS, Selection, holds_dicom, marks_on, read_dicom_folder
 from chiasm.cohorts.manifests import manifest_of, read_manifest, read_notes, with_notes, with_unique_ids
 from chiasm.cohorts.patterns import LAYOUTS, File, Find, Finds
 from chiasm.errors import CohortError, unknown
@@ -34,7 +34,8 @@ def find_cohort(root: Path, *, layout: str | None = None, selection: Selection |
         root: A folder in one of `LAYOUTS`, a folder with a manifest, the manifest itself, or a folder,
             archive or file of DICOM.
         layout: A name of `NAMES`, where the folder fits several; else the most specific is taken.
-        selection: Which DICOM series are taken; where it has no rules, those of `cohort.json` hold.
+        selection: Which DICOM series are taken, and which marked images; where it has no rules, those of
+            `cohort.json` hold.
 
     Returns:
         Cases in the order of their ids, and what was found and is not used.  Of
@@ -69,7 +70,8 @@ def find_cohort(root: Path, *, layout: str | None = None, selection: Selection |
         if cases:
             regions = row.regions if finds.regions is None else finds.regions
             with_labels = regions if any(case.labels for case in cases) else {}
-            return with_notes(Cohort(root, row.name, tuple(cases), with_labels, tuple(problems)), read_notes(root))
+            cohort = Cohort(root, row.name, tuple(cases), with_labels, tuple(problems))
+            return with_notes(_unmarked(cohort, selection), read_notes(root))
     if layout is None and not files and holds_dicom(root):
         return _dicom_cohort(root, selection)
     raise _unrecognised(root, files, layout)
@@ -95,17 +97,19 @@ def _dicom_cohort(root: Path, selection: Selection | None) -> Cohort:
 
 
 def _unmarked(cohort: Cohort, selection: Selection | None) -> Cohort:
-    """Leave out DICOM images of a manifest that say of themselves what keeps them from training."""
+    """Leave out images that say of themselves what keeps them from training, unless that is allowed."""
     allow = (*(selection.allow if selection else ()), *read_notes(cohort.root).allow)
     cases, problems = [], list(cohort.problems)
     for case in cohort.cases:
-        marks = {name: mark for name, path in case.images.items() for mark in marks_at(path) if mark not in allow}
-        problems += [
-            Problem(case.images[name], mark, f"case {case.id}, {name}: {WARNINGS[mark]}", case.id)
-            for name, mark in marks.items()
-        ]
-        if kept := {name: path for name, path in case.images.items() if name not in marks}:
-            cases.append(replace(case, images=kept))
+        marks = {name: marks_on(case, name) for name in case.images}
+        kept = {name: path for name, path in case.images.items() if set(marks[name]) <= set(allow)}
+        for name in (name for name in case.images if name not in kept):
+            mark = next(mark for mark in marks[name] if mark not in allow)
+            message = f"case {case.id}, {name}: {WARNINGS[mark]}; --allow {mark} takes it"
+            problems.append(Problem(case.images[name], mark, message, case.id))
+        if kept:
+            made = tuple(name for name in kept if "synthetic" in marks[name])
+            cases.append(replace(case, images=kept, synthetic=made))
     return replace(cohort, cases=tuple(cases), problems=tuple(problems))
 
 

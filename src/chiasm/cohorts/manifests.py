@@ -151,7 +151,7 @@ def with_unique_ids(root: Path, cases: Iterable[Case]) -> list[Case]:
 
 # --- manifests -------------------------------------------------------------------------------------------------------
 
-_RESERVED = {"subject": "subject", "id": "id", "case": "id", "site": "site", "split": "split"}
+_RESERVED = {"subject": "subject", "id": "id", "case": "id", "site": "site", "split": "split", "synthetic": "synthetic"}
 _RESERVED |= dict.fromkeys(MASK_NAMES, "mask") | dict.fromkeys(LABEL_NAMES, "labels")
 ROLES = ("train", "validation", "test")
 
@@ -160,7 +160,8 @@ def read_manifest(path: Path) -> Cohort:
     """Read a CSV, TSV or JSON manifest: one row per case, one column per image.
 
     Columns: `subject`; `id` where a subject has several cases; `mask`;
-    `regions` (a label map); `site`; `split` (train, validation or test).  Every
+    `regions` (a label map); `site`; `split` (train, validation or test);
+    `synthetic` (which images of the row were made, not acquired: `t2 flair`).  Every
     other column whose cells name volumes is an image of that modality:
     `source`, `target`, `t1`, `source_flair` (which is `flair`) ...  An empty
     cell means that there is no such file.  JSON is a list of such rows, or
@@ -213,9 +214,17 @@ def read_manifest(path: Path) -> Cohort:
         if not images:
             problems.append(Problem(path, "no-image", f"{path.name}, {where}: case {name} has no image", name))
             continue
-        cases.append(
-            Case(name, subject, images, files.get("mask"), files.get("labels"), row.get("site") or None, split)
-        )
+        made = tuple(map(role_of, row.get("synthetic", "").split()))
+        if strange := [role for role in made if role not in images]:
+            raise CohortError(
+                f"{where}: an image that the row does not have is called synthetic",
+                path=path,
+                reason="synthetic",
+                found=strange[0],
+                expected=f"some of {', '.join(images)}",
+            )
+        mask, labels, site = files.get("mask"), files.get("labels"), row.get("site") or None
+        cases.append(Case(name, subject, images, mask, labels, site, split, made))
     with_unique_ids(path, [*cases, *(Case(p.case, p.case, {}) for p in problems if p.case)])
     if not cases:
         raise CohortError(f"has no usable row; {problems[0].message}", path=path, reason="no-cases")

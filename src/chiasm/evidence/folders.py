@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from chiasm.cohorts.cases import Case, Cohort, Problem
 from chiasm.cohorts.degradation import known, simulated, thick_mask
+from chiasm.cohorts.dicom_folders import marks_on
 from chiasm.cohorts.intensity import IntensityMap
 from chiasm.cohorts.layouts import find_cohort
 from chiasm.cohorts.planning import Plan, read_plan
@@ -121,11 +122,25 @@ def score_folder(
     return rows, problems
 
 
+def check_reference(case: Case, modality: str) -> None:
+    """Refuse to compare with an image that was made, also where training on it is allowed.
+
+    Raises:
+        CohortError: If the case's image of this modality is marked as synthetic.
+    """
+    if "synthetic" in marks_on(case, modality):
+        raise CohortError(
+            f"the {modality} of case {case.id} was made, not acquired: it is no reference",
+            path=case.images[modality],
+            reason="synthetic",
+        )
+
+
 def load_case(judged: Judged, entry: Entry, cohort: Cohort, *, with_labels: bool, naive: bool = True) -> Loaded:
     """Read one case's prediction, target, mask and labels, and make the naive baselines if asked for.
 
     Raises:
-        CohortError: If the cohort has no such case or it has no target.
+        CohortError: If the cohort has no such case, it has no target, or its target was made.
         VolumeError: If a file cannot be read or a grid does not fit.
     """
     name, plan, folder = entry.case, judged.plan, judged.folder
@@ -136,6 +151,7 @@ def load_case(judged: Judged, entry: Entry, cohort: Cohort, *, with_labels: bool
             path=cohort.root,
             reason="no-target",
         )
+    check_reference(case, plan.target)
     source = read_volume(case.images[plan.sources[0]])
     others = [
         check_pair(source, read_volume(case.images[other]), a_name=plan.sources[0], b_name=other)

@@ -38,6 +38,7 @@ from chiasm.evidence.evaluation import (
     reporting_unit,
     score_reliability,
 )
+from chiasm.evidence.folders import check_reference
 from chiasm.prediction.calibration import Calibration, calibration_table, equal_groups, fit_calibration
 from chiasm.prediction.engines import Engine
 from chiasm.prediction.folders import load
@@ -362,6 +363,7 @@ def _ask_all(
     engine: Engine,
 ) -> Asked:
     plan = model.plan
+    check_reference(case, plan.target)
     source = read_volume(case.images[plan.sources[0]])
 
     def fitting(path: Path, name: str, labels: bool = False) -> Volume:

@@ -8,7 +8,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 
 from chiasm.cohorts.cases import Case, Problem
-from chiasm.cohorts.dicom_folders import WARNINGS, Selection, marks_at, parse_rules
+from chiasm.cohorts.dicom_folders import WARNINGS, Selection, marks_on, parse_rules
 from chiasm.cohorts.layouts import find_cohort, select_cases
 from chiasm.cohorts.manifests import MARKS
 from chiasm.errors import ChiasmError, CohortError, RecipeError, RunError, VolumeError
@@ -90,7 +90,7 @@ def load(path: Path | str, *, accelerator: str = "auto", precision: str = "auto"
 
 def predict(
     run: Path,
-    inputs: Sequence[Path],
+    inputs: Sequence[Path | Case],
     out: Path,
     *,
     only: str = "all",
@@ -114,7 +114,7 @@ def predict(
     Args:
         run: A run folder or its model folder.
         inputs: Files (one case for each group of as many files as the model
-            has sources), folders of files, or cohorts; folders, archives and files of DICOM series.
+            has sources), folders of files, or cohorts; folders, archives and files of DICOM series; single cases.
         out: Where the results go.
         only: "all", or the cases of a role in the run's split: "train", "validation", "test" or "sealed".
         accelerator: "auto", "cpu" or "cuda".
@@ -146,14 +146,15 @@ def predict(
         allow=MARKS,  # who predicts is warned of them
         tilted=resample_tilt,
     )
-    inputs = [path.absolute() for path in inputs]
-    cases, problems = find_inputs(inputs, plan.sources, layout=layout, selection=selection)
+    places = [one.absolute() for one in inputs if isinstance(one, Path)]
+    cases, problems = find_inputs(places, plan.sources, layout=layout, selection=selection)
+    cases += [one for one in inputs if isinstance(one, Case)]
     if only != "all":
         if not roles:
             raise RunError("does not say who was trained on", path=run, reason="no-split", hint="Predict all cases.")
         cases = [case for case in cases if roles.get(case.id) == only]
         if not cases:
-            raise CohortError(f"holds no {only} case of this run", path=inputs[0], reason="no-cases")
+            raise CohortError(f"holds no {only} case of this run", path=places[0] if places else run, reason="no-cases")
     if container == "dicom":
         for path in (path for case in cases for path in case.images.values() if not is_dicom(path)):
             raise VolumeError(
@@ -282,7 +283,7 @@ def _predict_case(
     plan = predictor.model.plan
     paths = [case.images[name] for name in plan.sources]
     volumes = [read_volume(path, resample_tilt=resample_tilt) for path in paths]
-    marks = dict.fromkeys(mark for path in paths for mark in marks_at(path))
+    marks = dict.fromkeys(mark for name in plan.sources for mark in marks_on(case, name))
     mask = None if case.mask is None else check_pair(volumes[0], read_volume(case.mask, labels=True), labels=True)
     made = predictor.predict(*volumes, mask=mask, degrade=degrade)
     warnings = (*(WARNINGS[mark] for mark in marks), *made.warnings)

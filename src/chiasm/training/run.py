@@ -71,7 +71,7 @@ class Run:
 
 
 def plan_run(
-    data: Path,
+    data: Path | Cohort,
     recipe: Recipe,
     folder: Path,
     *,
@@ -82,12 +82,12 @@ def plan_run(
     """Screen a cohort, split it, choose how to train, and write all of it down.
 
     Args:
-        data: Folder or manifest of paired cases.
+        data: Folder or manifest of paired cases, or cases that were found already.
         recipe: What is asked for.
         folder: The run folder; made if missing.
         say: Called with lines for the user.
         layout: Name of a layout, where the folder fits several.
-        selection: Which DICOM series are taken.
+        selection: Which DICOM series are taken, and which marked images.
 
     Raises:
         CohortError: If the folder has no usable cases, too few for the split,
@@ -97,11 +97,14 @@ def plan_run(
     """
     check_players(recipe)
     _check_recipe(folder, recipe)
-    found = find_cohort(data, layout=layout, selection=selection)
+    found = _found(data, layout, selection)
     cohort = select_cases(found, recipe.data.sources, recipe.data.target)
     wanted = ", ".join(recipe.data.sources)
     wanted += f" and {recipe.data.target}" if recipe.data.target not in recipe.data.sources else ""
     say(f"{len(cohort.cases)} cases with {wanted} ({cohort.layout})")
+    asked = {*recipe.data.sources, recipe.data.target}
+    if made_up := sum(bool(asked & set(case.synthetic)) for case in cohort.cases):
+        say(f"of these {made_up} with images that were made, not acquired")
     usable, hashes, problems = screen(cohort, recipe)
     for problem in problems:
         say(f"left out: {problem.message}")
@@ -109,7 +112,7 @@ def plan_run(
         pairs = ", ".join(f"{a} = {b}" for a, b in twins)
         raise CohortError(
             f"the same voxels stand under different subjects: {pairs}",
-            path=data,
+            path=cohort.root,
             reason="duplicate-voxels",
             hint="Remove one of each, or give both the same subject in a manifest.",
         )
@@ -120,7 +123,7 @@ def plan_run(
         if len(sites) != settings.folds:
             raise CohortError(
                 "folds by site need one fold for each site",
-                path=data,
+                path=cohort.root,
                 reason="sites",
                 found=f"{settings.folds} folds",
                 expected=f"{len(sites)}: {', '.join(sites)}",
@@ -157,7 +160,7 @@ def plan_run(
 
 
 def train(
-    data: Path,
+    data: Path | Cohort,
     recipe: Recipe,
     folder: Path,
     *,
@@ -172,13 +175,13 @@ def train(
     """Plan, prepare and train; the same call again resumes where it stopped.
 
     Args:
-        data: Folder or manifest of paired cases.
+        data: Folder or manifest of paired cases, or cases that were found already.
         recipe: What is asked for.
         folder: The run folder.
         say: Called with lines for the user.
         progress: Called after each step.
         layout: Name of a layout, where the folder fits several.
-        selection: Which DICOM series are taken.
+        selection: Which DICOM series are taken, and which marked images.
         cache: Where prepared volumes are kept; `folder/cache` by default.
         start: Run folder of a warm-up to go on from.
         until: Stop after as many steps and write no model: a warm-up.
@@ -201,7 +204,7 @@ def train(
     with locked(folder) if lead else nullcontext():
         with fabric.rank_zero_first():
             run = plan_run(data, recipe, folder, say=quiet, layout=layout, selection=selection)
-            found = find_cohort(data, layout=layout, selection=selection)
+            found = _found(data, layout, selection)
             cohort = select_cases(found, recipe.data.sources, recipe.data.target)
             cases = {case.id: case for case in cohort.cases}
             paired = paired_names(recipe, run.split)
@@ -215,7 +218,7 @@ def train(
             quiet(f"left out: {problem.message}")
         if not training:
             detail = f"; the first: {problems[0].message}" if problems else ""
-            raise CohortError(f"no training case could be prepared{detail}", path=data, reason="no-cases")
+            raise CohortError(f"no training case could be prepared{detail}", path=cohort.root, reason="no-cases")
         if lead:
             write_json(folder / "environment.json", environment())
         cost = estimate_cost(recipe, run.plan)
@@ -249,6 +252,10 @@ def train(
                 finish(learner, model, climbed.validation, folder, say=quiet)
         fabric.barrier()
     return replace(run, problems=(*run.problems, *problems))
+
+
+def _found(data: Path | Cohort, layout: str | None, selection: Selection | None) -> Cohort:
+    return data if isinstance(data, Cohort) else find_cohort(data, layout=layout, selection=selection)
 
 
 def _make_baselines(training: Sequence[PreparedCase], folder: Path, start: Path | None) -> None:

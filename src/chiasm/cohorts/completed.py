@@ -1,0 +1,157 @@
+"""A completed cohort: copies of the originals, synthetic images where some were missing, and marks that part them.
+
+An image that was made is marked three times, so that no single slip makes it
+pass for a scan: its file's name ends in `_synthetic`, a JSON sidecar beside it
+tells what made it of what, and the manifest names it in its column `synthetic`.
+
+Originals are copied.  A manifest names no file outside its folder; a symbolic
+link would lead out of it; and a hard link is the original itself, which a
+viewer that saves in place would change.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from chiasm.cohorts.cases import Case, Regions, volume_stem
+from chiasm.cohorts.manifests import MANIFESTS, SIDECAR
+from chiasm.errors import RunError
+from chiasm.storage import read_json, sha256_of, whole_file, write_json, write_text
+from chiasm.volumes import read_volume, write_volume
+from chiasm.volumes.dicom_series import is_dicom
+from chiasm.volumes.screening import volume_files
+
+MARK = "_synthetic"
+SAID = {"SyntheticData": "YES"}  # as DICOM says it, and BIDS would
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What an image was made of, and by what.
+
+    Attributes:
+        case: Id.
+        modality: What the image stands for.
+        sources: Modality to the sha256 of the file that went in.
+        method: Arm.
+        model: The sha256 of the weights.
+        software: Name and version.
+    """
+
+    case: str
+    modality: str
+    sources: Mapping[str, str]
+    method: str
+    model: str
+    software: str
+
+
+def is_synthetic(path: Path) -> bool:
+    """Tell whether a volume's name or its sidecar says that it was made, not acquired."""
+    stem = volume_stem(path.name)
+    if stem is None or stem.lower().endswith(MARK):
+        return stem is not None
+    return _sidecar(path).items() >= SAID.items()
+
+
+def mark_synthetic(path: Path, origin: Origin, *, reliability: Path | None, warnings: Sequence[str]) -> None:
+    """Write the sidecar of an image that was made, the last of its files.
+
+    Args:
+        path: The image; its name ends in `_synthetic`.
+        origin: What it was made of.
+        reliability: Map of the expected absolute error in the same folder, or None.
+        warnings: What a reader of the image must know.
+
+    Raises:
+        ChiasmError: If it cannot be written.
+        ValueError: If the image is not called as it should be.
+    """
+    stem = volume_stem(path.name)
+    if stem is None or not stem.endswith(MARK):
+        raise ValueError(f"{path.name} is no volume whose name ends in {MARK}")
+    beside = {"reliability": None if reliability is None else reliability.name, "warnings": list(warnings)}
+    write_json(path.with_name(f"{stem}.json"), {**SAID, **asdict(origin), **beside})
+
+
+def was_made(path: Path, origin: Origin) -> bool:
+    """Tell whether an image is there already, made of the same by the same."""
+    return path.is_file() and _sidecar(path).items() >= asdict(origin).items()
+
+
+def _sidecar(path: Path) -> Mapping[str, object]:
+    """Return what the JSON file of a volume's name says; nothing where there is none, or it is somebody else's."""
+    beside = path.with_name(f"{volume_stem(path.name)}.json")
+    try:
+        content = read_json(beside) if beside.is_file() else {}
+    except RunError:
+        return {}
+    return content if isinstance(content, Mapping) else {}
+
+
+def copy_case(case: Case, root: Path) -> Case:
+    """Copy a case's files to `root/<case>/<case>_<modality>`, unless they are there.
+
+    A volume of one file keeps its bytes; one of several (a DICOM series, a
+    MetaImage header with its voxels) becomes NIfTI.
+
+    Returns:
+        The case with the copies' paths.
+
+    Raises:
+        VolumeError: If a file cannot be read.
+        ChiasmError: If one cannot be written.
+    """
+    folder = root / case.id
+
+    def copied(path: Path, role: str) -> Path:
+        if is_dicom(path) or len(volume_files(path)) > 1:
+            is_map = role in ("mask", "labels")
+            volume, copy = read_volume(path, labels=is_map), folder / f"{case.id}_{role}.nii.gz"
+            write_volume(copy, volume.array, volume.geometry, labels=is_map)
+            return copy
+        copy = folder / f"{case.id}_{role}{path.name[len(volume_stem(path.name) or '') :]}"
+        if not copy.is_file() or sha256_of(copy) != sha256_of(path):
+            with whole_file(copy) as temporary:
+                shutil.copyfile(path, temporary)
+        return copy
+
+    return replace(
+        case,
+        images={name: copied(path, name) for name, path in case.images.items()},
+        mask=None if case.mask is None else copied(case.mask, "mask"),
+        labels=None if case.labels is None else copied(case.labels, "labels"),
+    )
+
+
+def write_completed(root: Path, cases: Sequence[Case], regions: Regions) -> None:
+    """Write the manifest of a completed cohort, and beside it which labels make which region.
+
+    A case with a synthetic image is for training, unless it has a role already:
+    so folds test and validate on scans alone.
+
+    Args:
+        root: The cohort's folder, above all its files.
+        cases: With their files in it.
+        regions: Region name to label values.
+
+    Raises:
+        ChiasmError: If the folder cannot be written.
+    """
+    modalities = sorted({name for case in cases for name in case.images})
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["id", "subject", "site", "split", *modalities, "mask", "labels", "synthetic"])
+    for case in cases:
+        files = [*(case.images.get(name) for name in modalities), case.mask, case.labels]
+        cells = ["" if file is None else file.relative_to(root).as_posix() for file in files]
+        role = case.split or ("train" if case.synthetic else "")
+        writer.writerow([case.id, case.subject, case.site or "", role, *cells, " ".join(case.synthetic)])
+    if regions:
+        write_json(root / SIDECAR, {"regions": {name: list(values) for name, values in regions.items()}})
+    write_text(root / MANIFESTS[0], text.getvalue())
