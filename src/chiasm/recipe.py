@@ -18,6 +18,7 @@ from chiasm.errors import RecipeError, unknown
 from chiasm.storage import read_toml, write_toml
 
 Auto = Literal["auto"]
+Registration = Literal["none", "rigid", "affine", "demons"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
@@ -41,6 +42,7 @@ class Data(Section):
     patch: Auto | Annotated[int, Field(ge=16, le=1024)] = "auto"  # side in voxels
     intensity: Literal["auto", "percentile", "zscore", "median_iqr", "mode", "rank"] = "auto"
     window_hu: tuple[float, float] = (-1024.0, 3071.0)
+    registration: Registration = "none"  # how other images are brought to the first source, which stays
     histogram: bool = False  # show each source a second time, as its rank in the case's own histogram
     task: Literal["synthesis", "super-resolution"] = "synthesis"
     factor: Annotated[int, Field(ge=2, le=32)] = 4  # thin slices in a thick one, for super-resolution as those below

@@ -45,6 +45,7 @@ class Case:
         labels: Label map whose regions the cohort names, or None.
         site: Hospital or scanner, where the layout tells.
         split: "train", "validation" or "test" where a manifest fixes it.
+        known: Where all images were scanned, after registration; None: everywhere.
     """
 
     id: str
@@ -54,6 +55,7 @@ class Case:
     labels: Path | None = None
     site: str | None = None
     split: str | None = None
+    known: Path | None = None
 
 
 @dataclass(frozen=True)

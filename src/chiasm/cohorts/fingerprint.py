@@ -94,6 +94,27 @@ def read_mask(case: Case, grid: Volume, degradation: Degradation | None = None) 
     return mask if degradation is None else thick_mask(mask, degradation)
 
 
+def known_of(
+    case: Case, mask: NDArray[np.bool_], target: Volume, degradation: Degradation | None = None
+) -> NDArray[np.bool_]:
+    """Leave out of a mask where nothing is known of the target: not scanned (`Case.known`), or cut out (`known`).
+
+    Args:
+        case: Says where all its images were scanned.
+        mask: Valid voxels on the target's grid.
+        target: The target.
+        degradation: For super-resolution.
+
+    Raises:
+        VolumeError: If `Case.known` cannot be read, or lies on another grid.
+    """
+    inside = known(mask, target, degradation)
+    if case.known is None:
+        return inside
+    scanned = check_pair(target, read_volume(case.known, labels=True), b_name="known voxels", labels=True)
+    return inside & (scanned.array > 0)
+
+
 def fingerprint(
     cases: Sequence[Case],
     sources: Sequence[str],
@@ -142,7 +163,7 @@ def fingerprint(
 def _facts(case: Case, volumes: Sequence[Volume], rule: Rule, degradation: Degradation | None) -> CaseFacts:
     given = read_mask(case, volumes[0], degradation)
     mask = find_mask(volumes[0], rule)[0] if given is None else given.array > 0
-    mask = known(mask, volumes[-1], degradation)
+    mask = known_of(case, mask, volumes[-1], degradation)
     if not mask.any():
         raise VolumeError("the mask is empty", path=case.mask, reason="empty-mask")
     spacing = volumes[0].geometry.spacing_mm

@@ -31,8 +31,9 @@ from chiasm.cohorts.intensity import (
     reference_map,
 )
 from chiasm.cohorts.masks import Rule
+from chiasm.cohorts.pairing import tell_movement
 from chiasm.errors import CohortError, RecipeError, RunError, VolumeError
-from chiasm.recipe import Recipe
+from chiasm.recipe import Recipe, Registration
 from chiasm.storage import read_toml, write_toml
 
 Triple = tuple[float, float, float]
@@ -127,6 +128,7 @@ class Plan:
         histogram: Whether each source is shown a second time, as its rank in the case's own histogram.
         context: Whether the generator sees, after all these, the target as an earlier stage predicted it.
         degradation: For super-resolution: the thick slices that sources have; None for synthesis.
+        registration: How other images of a case are brought to its first source.
 
     Raises:
         ValueError: If the parts do not fit one another.
@@ -161,6 +163,7 @@ class Plan:
     histogram: bool = False  # plans of before hold none
     context: bool = False  # likewise
     degradation: Degradation | None = None
+    registration: Registration = "none"
 
     @property
     def images(self) -> int:
@@ -232,6 +235,7 @@ def make_plan(
     progress: Progress | None = None,
     *,
     needs: PatchNeeds | None = None,
+    moved_mm: Mapping[str, float] | None = None,
 ) -> Plan:
     """Choose how to prepare and train, from training cases alone.
 
@@ -241,6 +245,7 @@ def make_plan(
         train_ids: Which they are.
         progress: Called with cases read, all cases, the next case's id.
         needs: Of networks that are not this project's own, which the recipe's widths describe.
+        moved_mm: Case id to how far its images were moved, where they were registered.
 
     Returns:
         The plan; what it will cost is not known yet.
@@ -269,6 +274,9 @@ def make_plan(
         "nonzero": "the images are cut out on a constant background (skull-stripped or masked)",
         "body": "the images show air around the body: brighter than Otsu's threshold counts",
     }[seen.mask_rule]
+    if data.registration != "none":
+        moved = {name: mm for name, mm in (moved_mm or {}).items() if name in train_ids}
+        reasons["registration"] = f"asked for in the recipe{f': {tell_movement(moved)}' if moved else ''}"
     spacing = _choose_spacing(recipe, seen, reasons)
     dims, slices = _choose_dims(recipe, seen, spacing, reasons)
     if degradation is not None:
@@ -323,6 +331,7 @@ def make_plan(
         reasons=reasons,
         histogram=data.histogram,
         degradation=degradation,
+        registration=data.registration,
     )
 
 

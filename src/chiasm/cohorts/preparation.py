@@ -21,15 +21,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chiasm.cohorts.cases import Case, Problem
-from chiasm.cohorts.degradation import arranged, known
-from chiasm.cohorts.fingerprint import Progress, read_images, read_mask
+from chiasm.cohorts.degradation import arranged
+from chiasm.cohorts.fingerprint import Progress, known_of, read_images, read_mask
 from chiasm.cohorts.intensity import IntensityMap, Kind, fit_intensity
 from chiasm.cohorts.masks import Rule, box_of, find_mask
+from chiasm.cohorts.pairing import hashes_of
 from chiasm.cohorts.planning import Plan
 from chiasm.errors import ChiasmError, VolumeError
-from chiasm.storage import sha256_of, whole_file, write_json
+from chiasm.storage import whole_file, write_json
 from chiasm.volumes import Geometry, Volume, check_pair, crop, grid_with_spacing, read_volume, resample
-from chiasm.volumes.screening import volume_files
 
 #: Raised by one whenever the same files and plan would give other arrays.
 VERSION = 1
@@ -303,7 +303,7 @@ def _store(folder: Path, case: Case, plan: Plan) -> None:
     source, place = _prepare(volumes[:-1], plan, read_mask(case, volumes[0], plan.degradation))
     shared = None if plan.own is None else source.maps[plan.own]
     target, _ = _normalised(volumes[-1], plan.target_kind, place, source.mask, plan, shared)
-    told = known(np.ones(volumes[-1].array.shape, bool), volumes[-1], plan.degradation)
+    told = known_of(case, np.ones(volumes[-1].array.shape, bool), volumes[-1], plan.degradation)
     mask = source.mask & (place.move(Volume(told.astype(np.uint8), volumes[-1].geometry), order=0) > 0)
     arrays: dict[str, NDArray[Any]] = {"source": source.array, "target": np.where(mask, target, 0), "mask": mask}
     if case.labels is not None:
@@ -356,12 +356,7 @@ def _slices_last(array: NDArray[Any], plan: Plan) -> NDArray[Any]:
 
 def _key(case: Case, plan: Plan) -> str:
     """Hash everything that the arrays depend on: contents of files, fields of the plan, this code."""
-    files = {name: case.images[name] for name in (*plan.sources, plan.target)}
-    files |= {name: path for name, path in (("mask", case.mask), ("labels", case.labels)) if path is not None}
-    try:
-        contents = {name: [sha256_of(part) for part in volume_files(path)] for name, path in files.items()}
-    except OSError as error:
-        raise VolumeError("cannot be read", path=error.filename, reason="unreadable", found=error.strerror) from error
+    contents = hashes_of(case, (*plan.sources, plan.target))
     settings = {name: getattr(plan, name) for name in PLAN_FIELDS}
     if not plan.histogram:
         del settings["histogram"]  # it came later: caches of before are still found

@@ -18,6 +18,7 @@ from chiasm import __version__
 from chiasm.cohorts.cases import Cohort
 from chiasm.cohorts.layouts import find_cohort
 from chiasm.errors import CohortError, RunError
+from chiasm.evidence.aligning import report_registered
 from chiasm.evidence.curves import read_history
 from chiasm.evidence.digest import write_digest
 from chiasm.evidence.evaluation import Row, read_evaluation, write_evaluation
@@ -36,7 +37,7 @@ from chiasm.evidence.jobs import (
     simulate,
     work,
 )
-from chiasm.evidence.reporting import ASKED, PAGES, report_evaluation, write_cases
+from chiasm.evidence.reporting import ASKED, PAGES, REGISTERED, report_evaluation, write_cases
 from chiasm.evidence.statistics import (
     FEWEST,
     Comparison,
@@ -258,22 +259,24 @@ def report(folder: Path, *, pages: int = PAGES, whole: bool = False) -> Path:
     """Make the pages of a study or of an evaluation again, from its files alone.
 
     Args:
-        folder: What `chiasm study` or `chiasm evaluate` wrote.
+        folder: What `chiasm study` or `chiasm evaluate` wrote; of a run whose pairs were registered, their page.
         pages: At most as many cases get a page of their own.
         whole: Keep the volumes of these pages uncut and unthinned.
 
     Raises:
-        RunError: If the folder is neither, or a file is missing or damaged.
+        RunError: If the folder is none of them, or a file is missing or damaged.
     """
     if (folder / NOTES).is_file():
         return conclude(folder, pages=pages, whole=whole).report
     if (folder / ASKED).is_file():
         return report_evaluation(folder, pages=pages, whole=whole)
+    if (folder / REGISTERED).is_dir():
+        return report_registered(folder / REGISTERED, pages=pages)
     raise RunError(
-        "holds no study and no evaluation",
+        "holds no study, no evaluation and no registered pairs",
         path=folder,
         reason="no-report",
-        expected=f"{NOTES} or {ASKED}, as chiasm study and chiasm evaluate write them",
+        expected=f"{NOTES}, {ASKED} or {REGISTERED}, as chiasm study, evaluate and train --register write them",
     )
 
 
