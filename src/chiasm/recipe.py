@@ -18,6 +18,7 @@ from chiasm.errors import RecipeError, unknown
 from chiasm.storage import read_toml, write_toml
 
 Auto = Literal["auto"]
+BiasCorrection = Literal["none", "n4"]
 Registration = Literal["none", "rigid", "affine", "demons"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -43,6 +44,8 @@ class Data(Section):
     intensity: Literal["auto", "percentile", "zscore", "median_iqr", "mode", "rank"] = "auto"
     window_hu: tuple[float, float] = (-1024.0, 3071.0)
     registration: Registration = "none"  # how other images are brought to the first source, which stays
+    bias_correction: BiasCorrection = "none"  # of MR images, sources and target alike; never of CT
+    mask: Literal["auto", "nonzero", "body"] = "auto"  # auto: files, else what fits; others use no files
     histogram: bool = False  # show each source a second time, as its rank in the case's own histogram
     task: Literal["synthesis", "super-resolution"] = "synthesis"
     factor: Annotated[int, Field(ge=2, le=32)] = 4  # thin slices in a thick one, for super-resolution as those below
@@ -60,6 +63,8 @@ class Data(Section):
             raise ValueError("slices must be odd, so that one is in the middle")
         if self.window_hu[0] >= self.window_hu[1]:
             raise ValueError("window_hu must rise")
+        if self.bias_correction != "none" and self.task == "super-resolution":
+            raise ValueError("bias_correction is not for super-resolution, whose images keep the scan's own shading")
         return self
 
 

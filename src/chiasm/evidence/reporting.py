@@ -15,8 +15,10 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from chiasm.cohorts.bias import UNSHADED
 from chiasm.cohorts.cases import Cohort, Problem
 from chiasm.cohorts.pairing import Together, tell_movement
+from chiasm.cohorts.planning import Plan
 from chiasm.errors import ChiasmError, CohortError, RunError, unknown
 from chiasm.evidence.aligning import report_registered
 from chiasm.evidence.case_pages import CasePage, against_cohort, write_case_page
@@ -175,6 +177,7 @@ def report_evaluation(out: Path, *, pages: int = PAGES, whole: bool = False) -> 
         facts=_facts(judged, cohort),
         warnings=[
             *_how_they_lie(judged[0], how, together),
+            *_how_they_are_shaded(judged[0].plan),
             *_warnings(judged, rows),
             *(f"not scored: {message}" for message in asked["problems"]),
         ],
@@ -301,6 +304,16 @@ def _how_they_lie(judged: Judged, how: Registration, together: Together) -> list
     if trained != "none":
         return [f"training pairs were registered ({trained}); the real images are compared with as they lie"]
     return []
+
+
+def _how_they_are_shaded(plan: Plan) -> list[str]:
+    """Say that real images are as scanned where synthetic ones have no shading."""
+    if plan.bias_correction == "none" or plan.target in UNSHADED:
+        return []
+    return [
+        f"synthetic {plan.target} is free of coil shading, as in training; the real one is as scanned, "
+        "and its shading counts as error"
+    ]
 
 
 def _warnings(judged: Sequence[Judged], rows: Sequence[Row]) -> list[str]:
