@@ -120,3 +120,50 @@ def write_brats(folder: Path, count: int = 6, *, shape: tuple[int, int, int] = S
         for kind, array in {"t1": source, "t2": target, "seg": labels}.items():
             save(folder / name / f"{name}_{kind}.nii.gz", array, affine())
     return folder
+
+
+HEAD_SIDE = 36
+HEAD_SHIFT_MM = (3.0, -2.0, 1.5)
+
+
+def head(seed: int) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """A smooth pattern in a ball, 2 mm voxels: enough for registration; and its affine."""
+    from scipy.ndimage import gaussian_filter
+
+    i, j, k = np.indices((HEAD_SIDE,) * 3) - (HEAD_SIDE - 1) / 2
+    ball = (i / 13) ** 2 + (j / 15) ** 2 + (k / 12) ** 2 < 1
+    pattern = gaussian_filter(np.random.default_rng(seed).normal(size=(HEAD_SIDE,) * 3), 2.0)
+    affine = np.diag([2.0, 2.0, 2.0, 1.0])
+    affine[:3, 3] = -30, -40, 20
+    return (ball * (1.5 + pattern / pattern.std() * 0.35).clip(0.3) * 100).astype(np.float32), affine
+
+
+def unlike(image: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The same head in another contrast."""
+    return np.where(image > 0, 260 - image + 0.006 * (image - 150) ** 2, 0).astype(np.float32)
+
+
+def write_moved_heads(
+    folder: Path, count: int, *, shift_mm: tuple[float, float, float] = HEAD_SHIFT_MM, short: int = 0
+) -> Path:
+    """Write heads whose T2 was scanned after the head moved by `shift_mm`, and without its `short` lowest slices.
+
+    In `truth` the T2 lies on the T1, as if the head had not moved.
+    """
+    from scipy.ndimage import shift
+
+    for number in range(1, count + 1):
+        name = f"Toy_{number:04d}"
+        image, matrix = head(number)
+        moved = unlike(shift(image, np.array(shift_mm) / 2, order=1))
+        lower = matrix.copy()
+        lower[2, 3] += 2.0 * short
+        labels = (image > 170).astype(np.uint8) * 4
+        for place, target, there in (
+            (folder / "scanned", moved[:, :, short:], lower),
+            (folder / "truth", unlike(image), matrix),
+        ):
+            save(place / name / f"{name}_t1.nii.gz", image, matrix)
+            save(place / name / f"{name}_t2.nii.gz", target, there)
+            save(place / name / f"{name}_seg.nii.gz", labels, matrix)
+    return folder / "scanned"

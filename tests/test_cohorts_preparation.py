@@ -21,6 +21,7 @@ from chiasm.cohorts.degradation import Axis, Degradation, degrade, interpolated,
 from chiasm.cohorts.planning import Plan
 from chiasm.cohorts.preparation import MARGIN, PreparedCase, prepare_case, prepare_cohort, prepare_source
 from chiasm.errors import ChiasmError, VolumeError
+from chiasm.storage import sha256_of
 from chiasm.volumes import Geometry, Volume, read_volume
 from conftest import REAL
 from synthetic_cohort import PLAN, SHAPE, SPACING, affine, body, plan_of, save, write_case, write_cohort
@@ -499,9 +500,9 @@ def test_two_sources_come_in_order_and_their_ranks_after_them(tmp_path: Path) ->
 def test_a_cache_of_before_is_still_found_and_one_with_ranks_is_another(tmp_path: Path) -> None:
     """The name as it was made before plans knew of ranks."""
     case = write_case(tmp_path, 1)
-    files = {name: [preparation.sha256_of(path)] for name, path in case.images.items()}
+    files = {name: [sha256_of(path)] for name, path in case.images.items()}
     assert case.labels is not None
-    files["labels"] = [preparation.sha256_of(case.labels)]
+    files["labels"] = [sha256_of(case.labels)]
     names = ("sources", "target", "spacing_mm", "dims", "mask_rule", "source_kinds", "target_kind", "window_hu")
     settings = {name: getattr(PLAN, name) for name in names}
     text = json.dumps({"version": 1, "files": files, "plan": settings}, sort_keys=True)

@@ -10,16 +10,19 @@ from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 
 from chiasm.errors import ChiasmError, RecipeError
 from chiasm.evidence.evaluation import read_evaluation
-from chiasm.evidence.jobs import read_study
+from chiasm.evidence.folders import score_folder
+from chiasm.evidence.jobs import Phantom, Study, _fingerprint, find_cases, list_jobs, read_study, simulate
 from chiasm.evidence.study import Done, report, run_study, tell_jobs
 from chiasm.runners import RUNNERS, find_runner
 from chiasm.storage import read_json, read_toml, write_json, write_toml
+from chiasm.volumes import read_volume
 from conftest import QUICK, Opened
-from synthetic_cohort import write_brats
+from synthetic_cohort import write_brats, write_moved_heads
 
 SETTINGS = [
     f"{name}={list(value) if isinstance(value, tuple) else value}"
@@ -348,3 +351,73 @@ def test_a_change_of_the_data_makes_new_jobs(tmp_path: Path) -> None:
     after = tell_jobs(path, tmp_path / "out")
     assert {line.split()[2] for line in before[:-1]}.isdisjoint({line.split()[2] for line in after[:-1]})
     assert read_study(path).data == data
+
+
+def moved_study(folder: Path, heads: Path, **changes: object) -> Path:
+    given: dict[str, object] = {
+        "arms": ["A1", "A1 rigid"], "variants": {"A1 rigid": ["A1", "data.registration=rigid"]},
+        "seeds": [0], "folds": 2, "warmup": "own", "primary": None, "reference": str(heads.parent / "truth"),
+    }  # fmt: skip
+    return study_file(folder, heads, **(given | changes))
+
+
+def test_arms_that_register_differently_are_scored_against_the_same_truth(tmp_path: Path) -> None:
+    heads = write_moved_heads(tmp_path / "heads", 4)
+    path = moved_study(tmp_path, heads)
+    done = study(path, tmp_path / "out")
+    assert not done.failed
+    found = sorted(path.name for path in (tmp_path / "out" / "cache" / "registered-rigid").iterdir() if path.is_dir())
+    assert found == [f"Toy_{number:04d}" for number in range(1, 5)]
+    assert not list((tmp_path / "out").rglob("predictions/registered"))
+    assert "which were never registered" in done.report.read_text()
+    for job in (tmp_path / "out" / "jobs").iterdir():  # by hand against the truth: the same figures
+        rows, problems = score_folder(job / "predictions", heads.parent / "truth", register="none", naive=False)
+        told, by_hand = (
+            {row.case: row.value for row in some if (row.method, row.region, row.metric) == (arm, "mask", "mae")}
+            for some, arm in ((done.rows, rows[0].method), (rows, rows[0].method))
+        )
+        assert told == by_hand and len(told) == 2 and not problems
+    names = {row.method for row in done.rows}
+    assert names >= {"A1", "A1 rigid", "identity"}
+    asked = {job.key for job in list_jobs(read_study(path), tmp_path, find_cases(read_study(path), tmp_path))}
+    bare = read_study(moved_study(tmp_path, heads, reference=None, arms=["A1"], variants={}))
+    assert not asked & {job.key for job in list_jobs(bare, tmp_path, find_cases(bare, tmp_path))}
+
+
+def test_arms_that_register_differently_need_a_reference(tmp_path: Path) -> None:
+    heads = write_moved_heads(tmp_path / "heads", 2)
+    with pytest.raises(RecipeError, match=r"A1: none, A1 rigid: rigid.*reference"):
+        tell_jobs(moved_study(tmp_path, heads, reference=None), tmp_path / "out")
+    with pytest.raises(RecipeError, match="only simulated patients who moved"):
+        read_study(moved_study(tmp_path, heads, reference="held"))
+    with pytest.raises(RecipeError, match="leave out reference, or reliability"):
+        read_study(moved_study(tmp_path, heads, reliability="A1"))
+
+
+def test_simulated_patients_who_moved_are_known_as_if_they_had_not(tmp_path: Path) -> None:
+    asked = Phantom(subjects=2, seed=5, spacing_mm=4.0, misregistration_mm=4.0, movement="rigid")
+    simulate(asked, tmp_path / "cohort")
+    simulate(asked, tmp_path / "unmoved", movement="held")
+    for contrast, alike in (("t1", True), ("mask", True), ("seg", True), ("t2", False)):
+        one, other = (
+            read_volume(
+                tmp_path / name / "PHANTOM_0001" / f"PHANTOM_0001_{contrast}.nii.gz", labels=contrast in ("mask", "seg")
+            ).array
+            for name in ("cohort", "unmoved")
+        )
+        assert np.array_equal(one, other) == alike, contrast
+
+
+def test_jobs_of_studies_without_the_new_fields_keep_their_keys(toy_cohort: Path, tmp_path: Path) -> None:
+    before = Study(phantom=Phantom(subjects=4), source=("t1",), target="t2", arms=("A1",), folds=2)
+    stated = before.model_copy(update={"phantom": Phantom(subjects=4, movement="elastic")})
+    moved = before.model_copy(update={"phantom": Phantom(subjects=4, movement="rigid")})
+    keys = [[job.key for job in list_jobs(one, tmp_path, None)] for one in (before, stated, moved)]
+    assert keys[0] == keys[1] and not set(keys[0]) & set(keys[2])
+    assert _fingerprint(before, None) == '{"subjects":4,"seed":0,"difficulty":"standard","spacing_mm":2.0}'
+
+
+@pytest.mark.parametrize("name", ["rigid", "elastic", "none"])
+def test_the_study_of_misregistration_can_be_run(name: str, tmp_path: Path) -> None:
+    lines = tell_jobs(Path(__file__).parents[1] / "studies" / f"misregistration_{name}.toml", tmp_path)
+    assert len(lines) == {"rigid": 13, "elastic": 13, "none": 5}[name]

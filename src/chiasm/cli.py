@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from chiasm.cohorts.cases import Problem
     from chiasm.cohorts.dicom_folders import Selection
     from chiasm.prediction.manifest import Container
-    from chiasm.recipe import Recipe
+    from chiasm.recipe import Recipe, Registration
 
 PARTIAL = 3  # some cases of a cohort failed, the others are done
 MANY = ("--source", "--set", "--regions", "--series", "--allow")  # options that take several values in a row
@@ -41,6 +41,9 @@ Target = Annotated[
 Task = Annotated[str, typer.Option("--task", help="synthesis, or super-resolution: thick slices become thin.")]
 Factor = Annotated[int | None, typer.Option("--factor", help="Thin slices in a thick one (super-resolution).")]
 Axis = Annotated[str | None, typer.Option("--axis", help="Across the thick slices: K axial, J coronal, I sagittal.")]
+Register = Annotated[
+    str, typer.Option("--register", help="Bring other images to the first source: none, rigid, affine or demons.")
+]
 Method = Annotated[str, typer.Option("--method", help="Arm by name: A7 (dual-attention), A1 (l2), A8 (literal), ...")]
 Size = Annotated[str, typer.Option("--size", help="Effort: tiny, small, large or paper.")]
 Steps = Annotated[int | None, typer.Option("--steps", help="Training steps; the size decides by default.")]
@@ -118,6 +121,7 @@ def plan(
     task: Task = "synthesis",
     factor: Factor = None,
     axis: Axis = None,
+    register: Register = "none",
     method: Method = "A7",
     size: Size = "small",
     steps: Steps = None,
@@ -130,12 +134,14 @@ def plan(
     allow: Allow = None,
 ) -> None:
     """Choose how to train and write plan.toml: every choice with its reason, time and memory."""
+    settings = [f"data.registration={register}", *_several(settings)]
     recipe = _recipe(source, target, (task, factor, axis), method, size, steps, fold, folds, seed, settings)
     from chiasm.training.run import describe, plan_run
 
     run = plan_run(data, recipe, out, say=typer.echo, layout=layout, selection=_selection(series, allow))
     for line in describe(recipe, run.plan):
         typer.echo(line)
+    _show_registered(out)
     _exit(run.problems)
 
 
@@ -148,6 +154,7 @@ def train(
     task: Task = "synthesis",
     factor: Factor = None,
     axis: Axis = None,
+    register: Register = "none",
     method: Method = "A7",
     size: Size = "small",
     steps: Steps = None,
@@ -164,9 +171,8 @@ def train(
 ) -> None:
     """Train on a folder of paired scans; the same command again resumes."""
     place = [f"training.devices={devices}", f"training.accelerator={accelerator}", f"training.precision={precision}"]
-    recipe = _recipe(
-        source, target, (task, factor, axis), method, size, steps, fold, folds, seed, [*place, *_several(settings)]
-    )
+    settings = [f"data.registration={register}", *place, *_several(settings)]
+    recipe = _recipe(source, target, (task, factor, axis), method, size, steps, fold, folds, seed, settings)
     from chiasm.training.run import train as run_training
 
     with _progress() as bar:
@@ -179,6 +185,7 @@ def train(
             layout=layout,
             selection=_selection(series, allow),
         )
+    _show_registered(out)
     _exit(run.problems)
 
 
@@ -310,6 +317,9 @@ def evaluate(
     convention: Annotated[str, typer.Option("--convention", help="Metric convention by name.")] = "chiasm",
     model: Annotated[Path | None, typer.Option("--model", help="Run or model, where it was moved.")] = None,
     layout: Layout = None,
+    register: Annotated[
+        str | None, typer.Option("--register", help="none takes the real images as they lie; else as in training.")
+    ] = None,
 ) -> None:
     """Score predictions per case and region beside the naive baselines, and write a report."""
     from chiasm.evidence.reporting import evaluate as run_evaluation
@@ -323,6 +333,7 @@ def evaluate(
             convention=convention,
             model=model,
             layout=layout,
+            register=None if register is None else _registration(register),
             progress=_count(bar, "evaluating"),
         )
     for line in scored.table:
@@ -516,6 +527,25 @@ def _selection(
     if strange := set(_several(allow)) - set(MARKS):
         raise unknown("mark", min(strange), MARKS)
     return Selection(series=parse_rules(_several(series), sources), allow=_several(allow))
+
+
+def _registration(name: str) -> Registration:
+    """Read what a registration is called on the command line."""
+    from typing import get_args
+
+    from chiasm.recipe import Registration
+
+    if name not in get_args(Registration):
+        raise unknown("registration", name, get_args(Registration))
+    return cast("Registration", name)
+
+
+def _show_registered(run: Path) -> None:
+    """Make the page of a run's registered pairs, where it has any."""
+    if (run / "registered").is_dir():
+        from chiasm.evidence.aligning import report_registered
+
+        typer.echo(f"registered pairs, the worst first: {report_registered(run / 'registered')}")
 
 
 def _container(name: str) -> Container:

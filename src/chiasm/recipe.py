@@ -18,6 +18,8 @@ from chiasm.errors import RecipeError, unknown
 from chiasm.storage import read_toml, write_toml
 
 Auto = Literal["auto"]
+BiasCorrection = Literal["none", "n4"]
+Registration = Literal["none", "rigid", "affine", "demons"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
@@ -41,6 +43,9 @@ class Data(Section):
     patch: Auto | Annotated[int, Field(ge=16, le=1024)] = "auto"  # side in voxels
     intensity: Literal["auto", "percentile", "zscore", "median_iqr", "mode", "rank"] = "auto"
     window_hu: tuple[float, float] = (-1024.0, 3071.0)
+    registration: Registration = "none"  # how other images are brought to the first source, which stays
+    bias_correction: BiasCorrection = "none"  # of MR images, sources and target alike; never of CT
+    mask: Literal["auto", "nonzero", "body"] = "auto"  # auto: files, else what fits; others use no files
     histogram: bool = False  # show each source a second time, as its rank in the case's own histogram
     task: Literal["synthesis", "super-resolution"] = "synthesis"
     factor: Annotated[int, Field(ge=2, le=32)] = 4  # thin slices in a thick one, for super-resolution as those below
@@ -58,6 +63,8 @@ class Data(Section):
             raise ValueError("slices must be odd, so that one is in the middle")
         if self.window_hu[0] >= self.window_hu[1]:
             raise ValueError("window_hu must rise")
+        if self.bias_correction != "none" and self.task == "super-resolution":
+            raise ValueError("bias_correction is not for super-resolution, whose images keep the scan's own shading")
         return self
 
 
@@ -335,7 +342,12 @@ ARMS: Mapping[str, Changes] = {
     "unet": {**_PLAIN, "generator.network": "unet"},
     "fcn3d": {**_PLAIN, "generator.network": "fcn3d", "data.dims": "3d"},
     "han": {**_PLAIN, **_L1, "generator.network": "han", "data.dims": "2d"},
-    "li-cnn": {**_PLAIN, "generator.network": "li-cnn", "data.dims": "3d"},
+    "li-cnn": {
+        **_PLAIN,
+        "generator.network": "li-cnn",
+        "generator.scale": 1.0,  # ten channels: an eighth of them is one, which dies
+        "data.dims": "3d",
+    },
     "context-gan": _CONTEXT_GAN,
     "context-gan-2": {**_CONTEXT_GAN, "generator.stages": 2},
     "strainet": {

@@ -46,6 +46,7 @@ class Case:
         site: Hospital or scanner, where the layout tells.
         split: "train", "validation" or "test" where a manifest fixes it.
         synthetic: Modalities whose image was made, not acquired.
+        known: Where all images were scanned, after registration; None: everywhere.
     """
 
     id: str
@@ -56,6 +57,7 @@ class Case:
     site: str | None = None
     split: str | None = None
     synthetic: tuple[str, ...] = ()
+    known: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from chiasm.cohorts.bias import without_shading
 from chiasm.cohorts.cases import Case, Problem
 from chiasm.cohorts.degradation import Degradation, arranged, known, simulated, thick_mask
 from chiasm.cohorts.masks import Rule, box_of, find_mask, suggest_rule
 from chiasm.errors import ChiasmError, CohortError, VolumeError
+from chiasm.recipe import BiasCorrection
 from chiasm.volumes import Volume, check_pair, read_volume
 
 MOST_CASES = 64  # that are read, evenly spread; more would not move a median
@@ -94,6 +96,27 @@ def read_mask(case: Case, grid: Volume, degradation: Degradation | None = None) 
     return mask if degradation is None else thick_mask(mask, degradation)
 
 
+def known_of(
+    case: Case, mask: NDArray[np.bool_], target: Volume, degradation: Degradation | None = None
+) -> NDArray[np.bool_]:
+    """Leave out of a mask where nothing is known of the target: not scanned (`Case.known`), or cut out (`known`).
+
+    Args:
+        case: Says where all its images were scanned.
+        mask: Valid voxels on the target's grid.
+        target: The target.
+        degradation: For super-resolution.
+
+    Raises:
+        VolumeError: If `Case.known` cannot be read, or lies on another grid.
+    """
+    inside = known(mask, target, degradation)
+    if case.known is None:
+        return inside
+    scanned = check_pair(target, read_volume(case.known, labels=True), b_name="known voxels", labels=True)
+    return inside & (scanned.array > 0)
+
+
 def fingerprint(
     cases: Sequence[Case],
     sources: Sequence[str],
@@ -101,6 +124,8 @@ def fingerprint(
     progress: Progress | None = None,
     *,
     degradation: Degradation | None = None,
+    correction: BiasCorrection = "none",
+    forced: Rule | None = None,
 ) -> Fingerprint:
     """Read training cases once and note what they are like.
 
@@ -110,6 +135,8 @@ def fingerprint(
         target: The modality that comes out.
         progress: Called with cases done, all cases, the next case's id.
         degradation: For super-resolution, as in `read_images`.
+        correction: Of the bias field of MR images.
+        forced: How masks are found, whatever files and images say.
 
     Raises:
         CohortError: If none can be read.
@@ -124,8 +151,12 @@ def fingerprint(
             progress(index, len(chosen), case.id)
         try:
             volumes = read_images(case, [*sources, target], degradation)
-            rule: Rule = suggest_rule(volumes[0]) if case.mask is None else "given"
-            facts.append(_facts(case, volumes, rule, degradation))
+            rule: Rule = forced or (suggest_rule(volumes[0]) if case.mask is None else "given")
+            mask = _mask(case, volumes, rule, degradation, strictly=forced is not None)
+            volumes = [
+                without_shading(volume, mask, name, correction) for volume, name in zip(volumes, (*sources, target))
+            ]
+            facts.append(_facts(case, volumes, mask))
             rules.add(rule)
         except ChiasmError as error:
             path = error.path or case.images[sources[0]]
@@ -139,12 +170,18 @@ def fingerprint(
     return Fingerprint(tuple(facts), agreed.pop() if len(agreed) == 1 else "body", tuple(problems))
 
 
-def _facts(case: Case, volumes: Sequence[Volume], rule: Rule, degradation: Degradation | None) -> CaseFacts:
-    given = read_mask(case, volumes[0], degradation)
-    mask = find_mask(volumes[0], rule)[0] if given is None else given.array > 0
-    mask = known(mask, volumes[-1], degradation)
+def _mask(
+    case: Case, volumes: Sequence[Volume], rule: Rule, degradation: Degradation | None, *, strictly: bool
+) -> NDArray[np.bool_]:
+    given = None if strictly else read_mask(case, volumes[0], degradation)
+    mask = find_mask(volumes[0], rule, strictly=strictly)[0] if given is None else given.array > 0
+    mask = known_of(case, mask, volumes[-1], degradation)
     if not mask.any():
         raise VolumeError("the mask is empty", path=case.mask, reason="empty-mask")
+    return mask
+
+
+def _facts(case: Case, volumes: Sequence[Volume], mask: NDArray[np.bool_]) -> CaseFacts:
     spacing = volumes[0].geometry.spacing_mm
     box = box_of(mask)
     body = tuple((part.stop - part.start) * step for part, step in zip(box, spacing))

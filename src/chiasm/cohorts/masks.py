@@ -42,7 +42,7 @@ def suggest_rule(volume: Volume) -> Rule:
     return "nonzero" if cut_out <= 1.5 * np.count_nonzero(_body(volume)) else "body"
 
 
-def find_mask(volume: Volume, rule: Rule) -> tuple[NDArray[np.bool_], Rule]:
+def find_mask(volume: Volume, rule: Rule, *, strictly: bool = False) -> tuple[NDArray[np.bool_], Rule]:
     """Find the valid voxels of a source volume.
 
     Args:
@@ -51,6 +51,7 @@ def find_mask(volume: Volume, rule: Rule) -> tuple[NDArray[np.bool_], Rule]:
             background, holes filled.  "body": the largest connected part above
             Otsu's threshold of the smoothed volume, holes filled in each axial,
             coronal and sagittal slice.  "given": whichever of the two `suggest_rule` says.
+        strictly: Whether to follow the rule whatever `suggest_rule` says.
 
     Returns:
         The mask, shape (I, J, K), and the rule that was used: "body" also
@@ -58,10 +59,16 @@ def find_mask(volume: Volume, rule: Rule) -> tuple[NDArray[np.bool_], Rule]:
         as in a padded scan of a whole head.
 
     Raises:
-        VolumeError: If nothing is left.
+        VolumeError: If nothing is left, or "nonzero" is a must and the background is not constant.
     """
-    used: Rule = rule if rule == "body" else suggest_rule(volume)
+    used: Rule = rule if rule == "body" or (strictly and rule == "nonzero") else suggest_rule(volume)
     background = constant_background(volume.array) if used == "nonzero" else None
+    if strictly and used == "nonzero" and background is None:
+        raise VolumeError(
+            "is not cut out on a constant background, as the mask rule nonzero needs",
+            reason="mask-rule",
+            hint="Choose data.mask=body, or leave the choice to the plan (data.mask=auto).",
+        )
     mask = _body(volume) if background is None else _nonzero(volume.array, background)
     if not mask.any():
         raise VolumeError(

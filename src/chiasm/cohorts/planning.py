@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic import TypeAdapter, ValidationError
 
+from chiasm.cohorts.bias import UNSHADED
 from chiasm.cohorts.cases import Case, Cohort, Problem
 from chiasm.cohorts.degradation import Axis, Degradation
 from chiasm.cohorts.fingerprint import MOST_CASES, Fingerprint, Progress, fingerprint
@@ -31,8 +32,9 @@ from chiasm.cohorts.intensity import (
     reference_map,
 )
 from chiasm.cohorts.masks import Rule
+from chiasm.cohorts.pairing import tell_movement
 from chiasm.errors import CohortError, RecipeError, RunError, VolumeError
-from chiasm.recipe import Recipe
+from chiasm.recipe import BiasCorrection, Recipe, Registration
 from chiasm.storage import read_toml, write_toml
 
 Triple = tuple[float, float, float]
@@ -127,6 +129,9 @@ class Plan:
         histogram: Whether each source is shown a second time, as its rank in the case's own histogram.
         context: Whether the generator sees, after all these, the target as an earlier stage predicted it.
         degradation: For super-resolution: the thick slices that sources have; None for synthesis.
+        registration: How other images of a case are brought to its first source.
+        bias_correction: Of MR images inside the mask, the target's too.
+        mask_files: Whether a case's own mask is used where it has one; else `mask_rule` is a must.
 
     Raises:
         ValueError: If the parts do not fit one another.
@@ -161,6 +166,9 @@ class Plan:
     histogram: bool = False  # plans of before hold none
     context: bool = False  # likewise
     degradation: Degradation | None = None
+    registration: Registration = "none"
+    bias_correction: BiasCorrection = "none"
+    mask_files: bool = True
 
     @property
     def images(self) -> int:
@@ -232,6 +240,7 @@ def make_plan(
     progress: Progress | None = None,
     *,
     needs: PatchNeeds | None = None,
+    moved_mm: Mapping[str, float] | None = None,
 ) -> Plan:
     """Choose how to prepare and train, from training cases alone.
 
@@ -241,6 +250,7 @@ def make_plan(
         train_ids: Which they are.
         progress: Called with cases read, all cases, the next case's id.
         needs: Of networks that are not this project's own, which the recipe's widths describe.
+        moved_mm: Case id to how far its images were moved, where they were registered.
 
     Returns:
         The plan; what it will cost is not known yet.
@@ -256,7 +266,13 @@ def make_plan(
     data, reasons = recipe.data, dict[str, str]()
     degradation = degradation_of(recipe)
     seen = fingerprint(
-        [cases[name] for name in train_ids], data.sources, data.target, progress, degradation=degradation
+        [cases[name] for name in train_ids],
+        data.sources,
+        data.target,
+        progress,
+        degradation=degradation,
+        correction=data.bias_correction,
+        forced=None if data.mask == "auto" else data.mask,
     )
     seen = _without_constants(recipe, seen, cases)
     reasons["trained_on"] = f"{len(train_ids)} training cases" + (
@@ -269,6 +285,18 @@ def make_plan(
         "nonzero": "the images are cut out on a constant background (skull-stripped or masked)",
         "body": "the images show air around the body: brighter than Otsu's threshold counts",
     }[seen.mask_rule]
+    if data.mask != "auto":
+        reasons["mask_rule"] = "asked for in the recipe, so mask files are not used"
+    if data.bias_correction != "none":
+        shaded = [name for name in (*data.sources, data.target) if name not in UNSHADED]
+        reasons["bias_correction"] = (
+            f"asked for in the recipe: of {', '.join(shaded)} inside the mask, so that synthetic images have no shading"
+            if shaded
+            else "asked for in the recipe, but no modality is shaded by a coil"
+        )
+    if data.registration != "none":
+        moved = {name: mm for name, mm in (moved_mm or {}).items() if name in train_ids}
+        reasons["registration"] = f"asked for in the recipe{f': {tell_movement(moved)}' if moved else ''}"
     spacing = _choose_spacing(recipe, seen, reasons)
     dims, slices = _choose_dims(recipe, seen, spacing, reasons)
     if degradation is not None:
@@ -323,6 +351,9 @@ def make_plan(
         reasons=reasons,
         histogram=data.histogram,
         degradation=degradation,
+        registration=data.registration,
+        bias_correction=data.bias_correction,
+        mask_files=data.mask == "auto",
     )
 
 

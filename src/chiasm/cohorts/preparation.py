@@ -20,16 +20,17 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from chiasm.cohorts.bias import without_shading
 from chiasm.cohorts.cases import Case, Problem
-from chiasm.cohorts.degradation import arranged, known
-from chiasm.cohorts.fingerprint import Progress, read_images, read_mask
+from chiasm.cohorts.degradation import arranged
+from chiasm.cohorts.fingerprint import Progress, known_of, read_images, read_mask
 from chiasm.cohorts.intensity import IntensityMap, Kind, fit_intensity
 from chiasm.cohorts.masks import Rule, box_of, find_mask
+from chiasm.cohorts.pairing import hashes_of
 from chiasm.cohorts.planning import Plan
 from chiasm.errors import ChiasmError, VolumeError
-from chiasm.storage import sha256_of, whole_file, write_json
+from chiasm.storage import whole_file, write_json
 from chiasm.volumes import Geometry, Volume, check_pair, crop, grid_with_spacing, read_volume, resample
-from chiasm.volumes.screening import volume_files
 
 #: Raised by one whenever the same files and plan would give other arrays.
 VERSION = 1
@@ -41,8 +42,10 @@ RANK_SD = 12**-0.5  # of numbers spread evenly between 0 and 1
 
 PLAN_FIELDS = (
     *("sources", "target", "spacing_mm", "dims", "mask_rule", "source_kinds", "target_kind", "window_hu"),
-    *("histogram", "degradation"),
+    *("histogram", "degradation", "bias_correction", "mask_files"),
 )
+#: Fields that came later, as plans of before have them: caches of before are still found.
+BEFORE = {"histogram": False, "degradation": None, "bias_correction": "none", "mask_files": True}
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +135,7 @@ def prepare_source(volumes: Sequence[Volume], plan: Plan, mask: Volume | None = 
         volumes: One for each of the plan's sources, in its order, on one grid;
             for super-resolution interpolated to thin slices.
         plan: Says spacing, mask rule and kinds of intensity maps.
-        mask: Valid voxels (above 0) on the same grid; found as the plan says where None.
+        mask: Valid voxels (above 0) on the same grid; found as the plan says where None or where it uses no files.
 
     Raises:
         VolumeError: If the number of volumes is wrong, grids differ, the mask
@@ -149,7 +152,8 @@ def prepare_source(volumes: Sequence[Volume], plan: Plan, mask: Volume | None = 
         check_pair(volumes[0], volume, a_name=plan.sources[0], b_name=name)
         for volume, name in zip(volumes[1:], plan.sources[1:])
     ]
-    given = None if mask is None else check_pair(volumes[0], mask, b_name="mask", labels=True)
+    used = mask if plan.mask_files else None
+    given = None if used is None else check_pair(volumes[0], used, b_name="mask", labels=True)
     upright = [arranged(volume, plan.degradation) for volume in (volumes[0], *others)]
     return _prepare(upright, plan, None if given is None else arranged(given, plan.degradation))[0]
 
@@ -242,7 +246,7 @@ def _prepare(volumes: Sequence[Volume], plan: Plan, given: Volume | None) -> tup
     """Do the work of `prepare_source` on volumes that are known to lie on one grid, in RAS order."""
     first = volumes[0]
     if given is None:
-        mask, rule = find_mask(first, plan.mask_rule)
+        mask, rule = find_mask(first, plan.mask_rule, strictly=not plan.mask_files)
     else:
         mask, rule = given.array > 0, "given"
         if not mask.any():
@@ -260,6 +264,7 @@ def _prepare(volumes: Sequence[Volume], plan: Plan, given: Volume | None) -> tup
         raise VolumeError(
             "the mask is too small for the grid of the plan", reason="empty-mask", found=f"{mask.sum()} voxels"
         )
+    volumes = [without_shading(volume, mask, name, plan.bias_correction) for volume, name in zip(volumes, plan.sources)]
     channels, maps = zip(
         *(_normalised(volume, kind, place, inside, plan) for volume, kind in zip(volumes, plan.source_kinds)),
         strict=True,
@@ -300,10 +305,12 @@ def _ranked(volume: Volume, place: _Place, inside: NDArray[np.bool_]) -> NDArray
 
 def _store(folder: Path, case: Case, plan: Plan) -> None:
     volumes = read_images(case, [*plan.sources, plan.target], plan.degradation)
-    source, place = _prepare(volumes[:-1], plan, read_mask(case, volumes[0], plan.degradation))
+    given = read_mask(case, volumes[0], plan.degradation) if plan.mask_files else None
+    source, place = _prepare(volumes[:-1], plan, given)
     shared = None if plan.own is None else source.maps[plan.own]
-    target, _ = _normalised(volumes[-1], plan.target_kind, place, source.mask, plan, shared)
-    told = known(np.ones(volumes[-1].array.shape, bool), volumes[-1], plan.degradation)
+    told = known_of(case, np.ones(volumes[-1].array.shape, bool), volumes[-1], plan.degradation)
+    even = without_shading(volumes[-1], place.mask & told, plan.target, plan.bias_correction)
+    target, _ = _normalised(even, plan.target_kind, place, source.mask, plan, shared)
     mask = source.mask & (place.move(Volume(told.astype(np.uint8), volumes[-1].geometry), order=0) > 0)
     arrays: dict[str, NDArray[Any]] = {"source": source.array, "target": np.where(mask, target, 0), "mask": mask}
     if case.labels is not None:
@@ -356,16 +363,9 @@ def _slices_last(array: NDArray[Any], plan: Plan) -> NDArray[Any]:
 
 def _key(case: Case, plan: Plan) -> str:
     """Hash everything that the arrays depend on: contents of files, fields of the plan, this code."""
-    files = {name: case.images[name] for name in (*plan.sources, plan.target)}
-    files |= {name: path for name, path in (("mask", case.mask), ("labels", case.labels)) if path is not None}
-    try:
-        contents = {name: [sha256_of(part) for part in volume_files(path)] for name, path in files.items()}
-    except OSError as error:
-        raise VolumeError("cannot be read", path=error.filename, reason="unreadable", found=error.strerror) from error
+    contents = hashes_of(case, (*plan.sources, plan.target))
     settings = {name: getattr(plan, name) for name in PLAN_FIELDS}
-    if not plan.histogram:
-        del settings["histogram"]  # it came later: caches of before are still found
-    del settings["degradation"]
+    settings = {name: value for name, value in settings.items() if name not in BEFORE or value != BEFORE[name]}
     if plan.degradation is not None:
         settings["degradation"] = asdict(plan.degradation)
     text = json.dumps({"version": VERSION, "files": contents, "plan": settings}, sort_keys=True)

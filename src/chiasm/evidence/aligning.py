@@ -13,14 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chiasm.cohorts.masks import box_of, find_mask, suggest_rule
-from chiasm.cohorts.registration import GRID_MM, Alignment, Kind, Progress, align
-from chiasm.errors import VolumeError
+from chiasm.cohorts.pairing import figures_of, read_records, tell_movement, write_field
+from chiasm.cohorts.registration import Alignment, Kind, Progress, align
+from chiasm.errors import RunError, VolumeError
 from chiasm.evidence.drawing import render_page
-from chiasm.storage import make_folder, whole_file, write_json, write_text
-from chiasm.volumes import Geometry, Volume, canonical, grid_with_spacing, read_volume, write_volume
+from chiasm.storage import make_folder, write_json, write_text
+from chiasm.volumes import Geometry, Volume, canonical, read_volume, write_volume
 
 VIEWS = ("sagittal", "coronal", "axial")
 SQUARES = 8  # of the checkerboard, along the longer side
+PAGES = 24  # pairs of a cohort with a page of their own
 EDGE = 0.9  # quantile of the gradient above which an edge is drawn
 
 
@@ -98,30 +100,76 @@ def register(
     return Registered(out, alignment, image, page)
 
 
-def figures_of(alignment: Alignment) -> dict[str, Any]:
-    """Return what can be told of a registration without knowing the truth, ready for JSON."""
-    return {
-        "kind": alignment.kind,
-        "mutual_information": [round(value, 4) for value in alignment.information],
-        "mean_displacement_mm": round(alignment.mean_mm, 3),
-        "least_jacobian": round(alignment.least_jacobian, 4),
-        "most_jacobian": round(alignment.most_jacobian, 4),
-        "seconds": round(alignment.seconds, 1),
+def report_registered(folder: Path, *, pages: int = PAGES) -> Path:
+    """Write `index.html` of a cohort that `align_cohort` registered, what looks worst first, and pages of those.
+
+    Args:
+        folder: Holds a folder of each case, such as `RUN/registered`.
+        pages: At most as many cases get a page of their own.
+
+    Returns:
+        The page.
+
+    Raises:
+        RunError: If nothing was registered there.
+        ChiasmError: If a scan has gone, or a page cannot be written.
+    """
+    records = read_records(folder)
+    if not records:
+        raise RunError("holds no registered cases", path=folder, reason="no-registration")
+    pairs = [(case, name, one) for case, record in records.items() for name, one in record["brought"].items()]
+    pairs.sort(key=lambda pair: pair[2]["mutual_information"][-1])
+    rows = []
+    for number, (case, name, one) in enumerate(pairs):
+        before, *_, after = one["mutual_information"]
+        page = f"{case}/{name}.html" if number < pages else ""
+        if page:
+            write_text(folder / page, render_page("registration.html", _content_of(records[case], folder / case, name)))
+        rows.append(
+            {
+                "case": case,
+                "page": page,
+                "cells": [
+                    name,
+                    f"{one['mean_displacement_mm']:.1f}",
+                    f"{before:.3f}",
+                    f"{after:.3f}",
+                    f"{one['least_jacobian']:.2f}",
+                    f"{100 * one['covered']:.0f}",
+                ],
+                "worse": after <= before,
+            }
+        )
+    moved = {
+        case: max(one["mean_displacement_mm"] for one in record["brought"].values()) for case, record in records.items()
     }
+    content = {
+        "kind": "registration",
+        "title": "Do the pairs lie together?",
+        "asked": f"{next(iter(records.values()))['asked']['kind']} registration: {tell_movement(moved)}. "
+        "Those that share least information come first: open their pages and look at the edges.",
+        "rows": rows,
+    }
+    write_text(folder / "index.html", render_page("registered.html", content))
+    return folder / "index.html"
 
 
-def write_field(path: Path, alignment: Alignment, fixed: Geometry) -> None:
-    """Write the whole displacement as a NIfTI vector image that ITK and ANTs apply: mm, LPS, on a grid of 2 mm."""
-    import nibabel as nib
-
-    upright = canonical(Volume(np.zeros(fixed.shape, np.uint8), fixed)).geometry
-    grid = grid_with_spacing(upright, [max(GRID_MM, step) for step in upright.spacing_mm])
-    vectors = alignment.displacement(grid) * np.array([-1, -1, 1], np.float32)
-    image = nib.Nifti1Image(vectors[:, :, :, None, :], grid.affine)
-    image.header.set_intent("vector")
-    image.header.set_xyzt_units("mm")
-    with whole_file(path) as temporary:
-        nib.save(image, temporary)
+def _content_of(record: dict[str, Any], place: Path, name: str) -> dict[str, Any]:
+    """Collect what a pair's page shows from files; the field itself is not read again."""
+    one = record["brought"][name]
+    fixed, moving = (read_volume(Path(record["paths"][image])) for image in (record["asked"]["fixed"], name))
+    alignment = Alignment(
+        one["kind"],
+        np.array(one["matrix"]),
+        None,
+        fixed.geometry,
+        tuple(one["mutual_information"]),
+        one["least_jacobian"],
+        one["most_jacobian"],
+        one["mean_displacement_mm"],
+        one["seconds"],
+    )
+    return _content(fixed, moving, read_volume(place / f"{name}.nii.gz"), alignment)
 
 
 def _content(fixed: Volume, moving: Volume, moved: Volume, alignment: Alignment) -> dict[str, Any]:

@@ -6,24 +6,27 @@ baselines' tables only.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from chiasm.cohorts.cases import Case, Cohort, Problem
-from chiasm.cohorts.degradation import known, simulated, thick_mask
+from chiasm.cohorts.degradation import simulated, thick_mask
 from chiasm.cohorts.dicom_folders import marks_on
+from chiasm.cohorts.fingerprint import Progress, known_of
 from chiasm.cohorts.intensity import IntensityMap
 from chiasm.cohorts.layouts import find_cohort
+from chiasm.cohorts.pairing import Together, align_cohort
 from chiasm.cohorts.planning import Plan, read_plan
 from chiasm.cohorts.preparation import prepare_source
 from chiasm.errors import ChiasmError, CohortError, RunError
 from chiasm.evidence.evaluation import Row, evaluate_case, harmonise, reporting_unit
 from chiasm.prediction.baselines import Baselines, load_baselines
 from chiasm.prediction.manifest import Entry, Manifest, read_manifest
+from chiasm.recipe import Registration
 from chiasm.volumes import Volume, check_pair, read_volume, resample
 
 
@@ -93,10 +96,48 @@ def open_predictions(folder: Path, model: Path | None = None) -> Judged:
     return Judged(folder, manifest, place, read_plan(place / "plan.toml"), load_baselines(place))
 
 
+def open_reference(
+    reference: Path,
+    judged: Sequence[Judged],
+    folder: Path,
+    *,
+    register: Registration | None = None,
+    layout: str | None = None,
+    progress: Progress | None = None,
+) -> Together:
+    """Find the real images of predicted cases, brought to the sources' grid as those of training were.
+
+    Args:
+        reference: The cohort.
+        judged: Folders of predictions, of models with one source and target.
+        folder: Where registered images are kept.
+        register: How they are brought there; None as the model's plan says, "none" takes them as they lie.
+        layout: Name of a layout, where the folder fits several.
+        progress: As in `align_cohort`.
+
+    Raises:
+        CohortError: If the folder holds no cases, or none can be registered.
+    """
+    cohort, plan = find_cohort(reference, layout=layout), judged[0].plan
+    kind = plan.registration if register is None else register
+    if kind == "none":
+        return Together(cohort, {}, ())
+    predicted = {entry.case for one in judged for entry in one.manifest.cases}
+    some = replace(cohort, cases=tuple(case for case in cohort.cases if case.id in predicted))
+    return align_cohort(some, (*plan.sources, plan.target), kind, folder, progress)
+
+
 def score_folder(
-    predictions: Path, reference: Path, *, layout: str | None = None, convention: str = "chiasm", naive: bool = True
+    predictions: Path,
+    reference: Path,
+    *,
+    layout: str | None = None,
+    convention: str = "chiasm",
+    naive: bool = True,
+    register: Registration | None = None,
+    registered: Path | None = None,
 ) -> tuple[list[Row], list[Problem]]:
-    """Score a folder of predictions and write nothing: the rows, and the cases that could not be scored.
+    """Score a folder of predictions: the rows, and the cases that could not be scored; only registered images are kept.
 
     Args:
         predictions: Folder written by `chiasm predict`.
@@ -104,14 +145,20 @@ def score_folder(
         layout: Name of a layout, where the folder fits several.
         convention: A name of `CONVENTIONS`.
         naive: Whether to score the naive baselines too.
+        register: As in `open_reference`.
+        registered: Where registered images are kept; `predictions/registered` by default.
 
     Raises:
         ChiasmError: If a folder is not what it should be.
     """
-    judged, cohort = open_predictions(predictions), find_cohort(reference, layout=layout)
+    judged = open_predictions(predictions)
+    place = registered or predictions / "registered"
+    cohort, _, lost = open_reference(reference, [judged], place, register=register, layout=layout)
     rows: list[Row] = []
-    problems: list[Problem] = []
+    problems = list(lost)
     for entry in judged.manifest.cases:
+        if entry.case in {problem.case for problem in lost}:
+            continue
         try:
             rows += score_case(
                 load_case(judged, entry, cohort, with_labels=True, naive=naive), judged, cohort, convention
@@ -169,7 +216,7 @@ def load_case(judged: Judged, entry: Entry, cohort: Cohort, *, with_labels: bool
     mask = fitting(case.mask or folder / str(entry.mask), "mask", labels=True)
     if plan.degradation is not None and case.mask is not None:
         mask = thick_mask(mask, plan.degradation)
-    inside = known(mask.array > 0, target, plan.degradation)
+    inside = known_of(case, mask.array > 0, target, plan.degradation)
     labels = fitting(case.labels, "labels", labels=True).array if with_labels and case.labels else None
     reliability = None if entry.reliability is None else made(entry.reliability, "reliability")
     sources = [source, *others]

@@ -24,7 +24,7 @@ from chiasm import __version__
 from chiasm.cohorts.cases import Cohort
 from chiasm.cohorts.layouts import find_cohort, select_cases
 from chiasm.cohorts.lesions import REGIONS
-from chiasm.cohorts.phantom import write_cohort
+from chiasm.cohorts.phantom import Movement, write_cohort
 from chiasm.cohorts.splits import sites_of
 from chiasm.errors import ChiasmError, CohortError, RecipeError
 from chiasm.evidence.evaluation import write_evaluation
@@ -36,7 +36,7 @@ from chiasm.prediction.folders import predict
 from chiasm.recipe import ALIASES, ARMS, IN_WORDS, Attention, Loss, Recipe, Section, find_arm, make_recipe
 from chiasm.storage import read_toml, sha256_of, write_json
 from chiasm.training.methods import check_players, needs_local_judge
-from chiasm.training.run import train
+from chiasm.training.run import registered_in, train
 from chiasm.volumes.dicom_series import is_dicom
 from chiasm.volumes.screening import volume_files
 
@@ -74,6 +74,8 @@ class Phantom(Section):
     seed: int = 0
     difficulty: str = "standard"
     spacing_mm: float = 2.0
+    misregistration_mm: Annotated[float, Field(ge=0)] | None = None  # as the difficulty says
+    movement: Movement = "elastic"
 
 
 class Study(Section):
@@ -81,6 +83,7 @@ class Study(Section):
 
     data: Path | None = None
     phantom: Phantom | None = None
+    reference: Literal["held"] | Path | None = None  # what is scored against, as it lies; held: had nobody moved
     sources: Annotated[tuple[str, ...], Field(min_length=1, alias="source")]
     target: str
     arms: Annotated[tuple[Arm, ...], Field(min_length=1)]
@@ -126,6 +129,10 @@ class Study(Section):
     def _consistent(self) -> Self:
         if (self.data is None) == (self.phantom is None):
             raise ValueError("give either data, a folder, or phantom, a simulated cohort")
+        if self.reference == "held" and (self.phantom is None or self.phantom.movement == "held"):
+            raise ValueError("only simulated patients who moved are known as if they had not: reference is a folder")
+        if self.reference is not None and self.reliability is not None:
+            raise ValueError("reliability is judged on the cohort itself: leave out reference, or reliability")
         for listed in (self.arms, self.seeds):
             if len(set(listed)) != len(listed):
                 raise ValueError(f"something stands twice: {', '.join(map(str, listed))}")
@@ -205,7 +212,7 @@ class Outcome:
 
 
 def read_study(path: Path) -> Study:
-    """Read a study file; a relative `data` is looked up beside the file.
+    """Read a study file; relative `data` and `reference` are looked up beside the file.
 
     Raises:
         RunError: If the file is missing or not TOML.
@@ -219,12 +226,19 @@ def read_study(path: Path) -> Study:
         raise RecipeError(
             f"{where}: {first['msg'].removeprefix('Value error, ')}", path=path, reason="study"
         ) from error
-    return study if study.data is None else study.model_copy(update={"data": (path.parent / study.data).resolve()})
+    named = {name: getattr(study, name) for name in ("data", "reference")}
+    beside = {name: (path.parent / told).resolve() for name, told in named.items() if isinstance(told, Path)}
+    return study.model_copy(update=beside)
 
 
 def data_folder(study: Study, out: Path) -> Path:
     """Return the folder of a study's cases; a simulated cohort lies in the study's own."""
     return out / "cohort" if study.data is None else study.data
+
+
+def reference_folder(study: Study, out: Path) -> Path | None:
+    """Return the folder that predictions are held against as it lies; None for the cohort itself."""
+    return out / "unmoved" if study.reference == "held" else study.reference
 
 
 def find_cases(study: Study, out: Path) -> Cohort | None:
@@ -239,8 +253,13 @@ def find_cases(study: Study, out: Path) -> Cohort | None:
     return select_cases(find_cohort(folder, layout=study.layout), study.sources, study.target)
 
 
-def simulate(phantom: Phantom, folder: Path) -> None:
+def simulate(phantom: Phantom, folder: Path, *, movement: Movement | None = None) -> None:
     """Write a simulated cohort, or finish one.
+
+    Args:
+        phantom: What is asked for.
+        folder: Where it goes.
+        movement: In place of the phantom's own.
 
     Raises:
         RecipeError: If a setting is out of range.
@@ -251,6 +270,8 @@ def simulate(phantom: Phantom, folder: Path) -> None:
         seed=phantom.seed,
         difficulty=phantom.difficulty,
         spacing_mm=phantom.spacing_mm,
+        misregistration_mm=phantom.misregistration_mm,
+        movement=movement or phantom.movement,
     )
 
 
@@ -277,6 +298,7 @@ def list_jobs(study: Study, out: Path, cohort: Cohort | None) -> list[Job]:
                 reason="no-region",
                 expected=", ".join(sorted(regions)),
             )
+    _check_reference(study, folds)
     content = _fingerprint(study, cohort)
     jobs: dict[str, Job] = {}
     for fold in range(folds) if study.only_folds is None else study.only_folds:
@@ -295,6 +317,18 @@ def list_jobs(study: Study, out: Path, cohort: Cohort | None) -> list[Job]:
                 jobs[job.key] = job
     judging = _reliability_jobs(study, out, list(jobs.values()))
     return sorted([*jobs.values(), *judging], key=lambda job: STAGES.index(job.kind))
+
+
+def _check_reference(study: Study, folds: int) -> None:
+    """Refuse arms that would be scored against differently registered images: they could not be compared."""
+    kinds = {arm: _recipe(study, arm, folds, 0, study.seeds[0]).data.registration for arm in study.arms}
+    if study.reference is None and len(set(kinds.values())) > 1:
+        raise RecipeError(
+            "arms that register differently must be scored against the same images",
+            reason="reference",
+            found=", ".join(f"{arm}: {kind}" for arm, kind in kinds.items()),
+            hint='Give reference = "FOLDER", or "held" for simulated patients.',
+        )
 
 
 def _reliability_jobs(study: Study, out: Path, jobs: Sequence[Job]) -> list[Job]:
@@ -435,18 +469,37 @@ def _hashed(path: Path) -> str:
 
 def _fingerprint(study: Study, cohort: Cohort | None) -> str:
     """Hash the files that a study reads, by content; of a simulated cohort, what it is made from."""
+    against = "" if study.reference is None else "held"
+    if isinstance(study.reference, Path):
+        real = find_cohort(study.reference, layout=study.layout)
+        against = _contents(select_cases(real, (study.target,), None), (study.target,))
     if study.phantom is not None:
-        return study.phantom.model_dump_json()
+        later = {"misregistration_mm": None, "movement": "elastic"}  # as jobs of before have it, which are still found
+        usual = {name for name, value in later.items() if getattr(study.phantom, name) == value}
+        return study.phantom.model_dump_json(exclude=usual) + against
     assert cohort is not None
+    return _contents(cohort, (*study.sources, study.target)) + against
+
+
+def _contents(cohort: Cohort, names: Sequence[str]) -> str:
     digest = hashlib.sha256()
     for case in sorted(cohort.cases, key=lambda case: case.id):
-        files = [*(case.images[name] for name in (*study.sources, study.target)), case.mask, case.labels]
+        files = [*(case.images[name] for name in names), case.mask, case.labels]
         parts = [case.id, case.subject, *(_hashed(file) if file else "-" for file in files)]
         digest.update("\0".join(parts).encode())
     return digest.hexdigest()
 
 
-def work(job: Job, *, data: Path, out: Path, threads: int, layout: str | None, opened: bool = False) -> Outcome:
+def work(
+    job: Job,
+    *,
+    data: Path,
+    out: Path,
+    threads: int,
+    layout: str | None,
+    opened: bool = False,
+    reference: Path | None = None,
+) -> Outcome:
     """Do a job, or recognise that it was done; what goes wrong is told, not raised.
 
     Args:
@@ -456,6 +509,7 @@ def work(job: Job, *, data: Path, out: Path, threads: int, layout: str | None, o
         threads: Of torch and numpy, the same on every machine, so that figures are.
         layout: Name of a layout, where `data` fits several.
         opened: Whether to score the sealed test set as well.
+        reference: Folder that is scored against as it lies; None for `data`, registered as the job's recipe says.
     """
     import torch
     from threadpoolctl import threadpool_limits
@@ -465,9 +519,12 @@ def work(job: Job, *, data: Path, out: Path, threads: int, layout: str | None, o
     try:
         with threadpool_limits(threads):  # numpy's products too: two jobs with two threads each are three times slower
             if not job.is_done:
-                (_judge if job.kind == "reliability" else _train)(job, data, out, layout)
+                if job.kind == "reliability":
+                    _judge(job, data, out, layout)
+                else:
+                    _train(job, data, out, layout, reference)
             if opened and job.kind == "arm" and not (sealed_folder(job) / "evaluation.csv").exists():
-                _score(job, data, layout, "sealed", sealed_folder(job))
+                _score(job, data, out, layout, "sealed", sealed_folder(job), reference)
     except ChiasmError as error:
         return Outcome(job.key, job.name, str(error))
     finally:
@@ -480,7 +537,7 @@ def sealed_folder(job: Job) -> Path:
     return job.folder / "sealed"
 
 
-def _train(job: Job, data: Path, out: Path, layout: str | None) -> None:
+def _train(job: Job, data: Path, out: Path, layout: str | None, reference: Path | None) -> None:
     start = time.monotonic()
     if job.warm is not None:
         _share_plan(job.warm, job.folder)
@@ -497,7 +554,7 @@ def _train(job: Job, data: Path, out: Path, layout: str | None) -> None:
     )
     trained = time.monotonic()
     if job.kind == "arm":
-        _score(job, data, layout, "test", job.folder)
+        _score(job, data, out, layout, "test", job.folder, reference)
     _mark_done(job, trained - start, time.monotonic() - trained)
 
 
@@ -513,7 +570,9 @@ def _mark_done(job: Job, training: float, scoring: float) -> None:
     write_json(job.folder / "done.json", {"name": job.name, "version": __version__, "steps": job.steps, **seconds})
 
 
-def _score(job: Job, data: Path, layout: str | None, role: str, folder: Path) -> None:
+def _score(
+    job: Job, data: Path, out: Path, layout: str | None, role: str, folder: Path, reference: Path | None
+) -> None:
     """Predict the cases of a role and score them.
 
     Raises:
@@ -521,7 +580,14 @@ def _score(job: Job, data: Path, layout: str | None, role: str, folder: Path) ->
     """
     thick = job.recipe.data.task == "super-resolution"
     predict(job.folder, [data], folder / "predictions", only=role, layout=layout, degrade=thick)
-    rows, problems = score_folder(folder / "predictions", data, layout=layout, naive=job.first)
+    rows, problems = score_folder(
+        folder / "predictions",
+        reference or data,
+        layout=layout,
+        naive=job.first,
+        register=None if reference is None else "none",
+        registered=registered_in(job.folder, job.recipe, out / "cache"),
+    )
     if problems:
         raise CohortError(problems[0].message, reason=problems[0].reason)
     write_evaluation(folder, rows)

@@ -24,7 +24,9 @@ from numpy.typing import NDArray
 
 from chiasm import metrics
 from chiasm.cohorts.cases import Case, Cohort
+from chiasm.cohorts.fingerprint import known_of
 from chiasm.cohorts.layouts import find_cohort, select_cases
+from chiasm.cohorts.pairing import align_cohort
 from chiasm.cohorts.preparation import prepare_case, prepare_source
 from chiasm.cohorts.splits import Split, read_splits
 from chiasm.errors import CohortError, RunError
@@ -54,6 +56,7 @@ from chiasm.prediction.rivals import (
     learned_score,
 )
 from chiasm.prediction.synthesis import synthesise, synthesise_prepared
+from chiasm.training.run import registered_in
 from chiasm.volumes import Volume, check_pair, read_volume
 
 COVERAGES = (100, 90, 80, 50)  # per cent of the voxels that are kept, the most trusted first
@@ -149,25 +152,29 @@ def judge_maps(
     split = _common_split(runs, models)
     engine = replace(predictors[0].engine, threads=threads)
     first = models[0]
-    cohort = select_cases(find_cohort(data, layout=layout), first.plan.sources, first.plan.target)
-    validation = _cases_of(cohort, split.validation, "validation", runs[0])
-    judged = _cases_of(cohort, getattr(split, role), role, runs[0])
-    asks = _asks(models, engine)
-    with TemporaryDirectory() if cache is None else nullcontext(cache) as folder:
-        calibrations = _calibrate(asks, first, validation, engine, Path(folder))
+    names = {*split.validation, *getattr(split, role)}
+    found = select_cases(find_cohort(data, layout=layout), first.plan.sources, first.plan.target)
+    some = replace(found, cases=tuple(case for case in found.cases if case.id in names))
+    with TemporaryDirectory() if cache is None else nullcontext(cache) as kept:
+        place = registered_in(Path(kept), first.recipe, Path(kept))
+        cohort, *_ = align_cohort(some, (*first.plan.sources, first.plan.target), first.plan.registration, place)
+        validation = _cases_of(cohort, split.validation, "validation", runs[0])
+        judged = _cases_of(cohort, getattr(split, role), role, runs[0])
+        asks = _asks(models, engine)
+        calibrations = _calibrate(asks, first, validation, engine, Path(kept))
+        answers = [(case.id, _ask_all(asks, calibrations, first, case, cohort.regions, engine)) for case in judged]
     rows: list[Row] = []
     pooled: dict[str, list[tuple[Array, Array, Mask]]] = {}
-    for case in judged:
-        asked = _ask_all(asks, calibrations, first, case, cohort.regions, engine)
+    for case, asked in answers:
         mask = asked.places["mask"]
-        kept = slice(None, None, max(1, -(-np.count_nonzero(mask) // POOLED_SAMPLE)))
+        thinned = slice(None, None, max(1, -(-np.count_nonzero(mask) // POOLED_SAMPLE)))
         lesion = np.zeros_like(mask) if asked.lesion is None else asked.lesion
         for name, expected in asked.expected.items():
             figures = score_map(expected, asked.error, asked.places, asked.lesion, asked.spacing_mm)
             figures["mask"] |= {**asked.costs[name], "trainings": float(len(models) if name == ENSEMBLE else 1)}
             for region, its_figures in figures.items():
-                rows += _rows(first, case.id, name, region, its_figures)
-            sample = expected[mask][kept], asked.error[mask][kept], lesion[mask][kept]
+                rows += _rows(first, case, name, region, its_figures)
+            sample = expected[mask][thinned], asked.error[mask][thinned], lesion[mask][thinned]
             pooled.setdefault(name, []).append(sample)
     for name, samples in pooled.items():
         told, true, labelled = zip(*samples, strict=True)
@@ -373,7 +380,8 @@ def _ask_all(
     target = fitting(case.images[plan.target], plan.target)
     given = None if case.mask is None else fitting(case.mask, "mask", labels=True)
     labels = None if case.labels is None else fitting(case.labels, "labels", labels=True)
-    shipped = synthesise(model, volumes, mask=given, engine=engine)
+    still = replace(model, plan=replace(plan, registration="none"))  # they were brought together already
+    shipped = synthesise(still, volumes, mask=given, engine=engine)
     prepared = prepare_source(volumes, plan, given)
     expected: dict[str, Array] = {}
     costs: dict[str, dict[str, float]] = {}
@@ -383,7 +391,7 @@ def _ask_all(
         costs[made.name] = {"passes": float(made.passes), "seconds": time.perf_counter() - start}
         on_grid = expected_error(made.score, calibrations[made.name], prepared, plan, source.geometry)
         expected[made.name] = np.where(shipped.mask.array, on_grid, 0).astype(np.float32)
-    mask = shipped.mask.array if given is None else given.array > 0
+    mask = known_of(case, shipped.mask.array if given is None else given.array > 0, target)
     error = np.abs(shipped.image.array - harmonise(target.array, mask, plan))
     places, lesion = {"mask": mask}, None
     if labels is not None:

@@ -15,22 +15,27 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from chiasm.cohorts.bias import UNSHADED
 from chiasm.cohorts.cases import Cohort, Problem
-from chiasm.cohorts.layouts import find_cohort
+from chiasm.cohorts.pairing import Together, tell_movement
+from chiasm.cohorts.planning import Plan
 from chiasm.errors import ChiasmError, CohortError, RunError, unknown
+from chiasm.evidence.aligning import report_registered
 from chiasm.evidence.case_pages import CasePage, against_cohort, write_case_page
 from chiasm.evidence.curves import read_history
 from chiasm.evidence.evaluation import Row, format_table, read_evaluation, reporting_unit, write_evaluation
-from chiasm.evidence.folders import Judged, Loaded, load_case, open_predictions, score_case
+from chiasm.evidence.folders import Judged, Loaded, load_case, open_predictions, open_reference, score_case
 from chiasm.evidence.gallery import GalleryCase
 from chiasm.evidence.pictures import write_picture
 from chiasm.evidence.report import rank, write_report
 from chiasm.metrics import CONVENTIONS
 from chiasm.prediction.manifest import Entry
+from chiasm.recipe import Registration
 from chiasm.storage import read_json, read_toml, write_json
 from chiasm.volumes import Volume, canonical
 
 ASKED = "asked.json"
+REGISTERED = "registered"  # folder of the real images, brought to the sources
 GALLERY = 6  # cases with slices in the report
 PAGES = 24  # cases with a page of their own, unless more are asked for
 FEWEST_TO_TEST = 6
@@ -64,6 +69,7 @@ def evaluate(
     convention: str = "chiasm",
     model: Path | None = None,
     layout: str | None = None,
+    register: Registration | None = None,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Scored:
     """Score every predicted case that has a real target; write CSV, JSON and a report.
@@ -76,6 +82,8 @@ def evaluate(
         convention: A name of `CONVENTIONS`.
         model: Run or model folder of a single folder of predictions, where it no longer stands where it stood.
         layout: Name of a layout, where the folder fits several.
+        register: How real images are brought to the sources, into `out/registered`; None as those of
+            training were, "none" takes them as they lie.
         progress: Called with cases done, all cases, the next case's id.
 
     Raises:
@@ -89,17 +97,20 @@ def evaluate(
     judged = [
         open_predictions(folder, model) for folder in ([predictions] if isinstance(predictions, Path) else predictions)
     ]
-    if len({(one.manifest.method, one.plan.sources, one.plan.target) for one in judged}) != 1:
+    alike = {(one.manifest.method, one.plan.sources, one.plan.target, one.plan.registration) for one in judged}
+    if len(alike) != 1:
         raise RunError(
-            "folders that are scored together must be of one method, source and target",
+            "folders that are scored together must be of one method, source, target and registration",
             path=judged[1].folder,
             reason="other-method",
             hint="Evaluate them one by one; chiasm study compares methods.",
         )
-    cohort = find_cohort(reference, layout=layout)
+    together = open_reference(reference, judged, out / REGISTERED, register=register, layout=layout, progress=progress)
+    cohort, _, lost = together
     rows: list[Row] = []
-    problems: list[Problem] = []
-    work = [(one, entry) for one in judged for entry in one.manifest.cases]
+    problems = list(lost)
+    missing = {problem.case for problem in lost}
+    work = [(one, entry) for one in judged for entry in one.manifest.cases if entry.case not in missing]
     for index, (one, entry) in enumerate(work):
         if progress is not None:
             progress(index, len(work), entry.case)
@@ -121,6 +132,7 @@ def evaluate(
         "reference": str(reference.resolve()),
         "layout": layout,
         "regions": regions,
+        "register": judged[0].plan.registration if register is None else register,
         "problems": [problem.message for problem in problems],
     }
     write_json(out / ASKED, asked)
@@ -146,7 +158,11 @@ def report_evaluation(out: Path, *, pages: int = PAGES, whole: bool = False) -> 
     rows, asked = read_evaluation(out), read_json(out / ASKED)
     model = None if asked["model"] is None else Path(asked["model"])
     judged = [open_predictions(Path(folder), model) for folder in asked["predictions"]]
-    cohort = find_cohort(Path(asked["reference"]), layout=asked["layout"])
+    how: Registration = asked.get("register", "none")
+    together = open_reference(Path(asked["reference"]), judged, out / REGISTERED, register=how, layout=asked["layout"])
+    cohort = together.cohort
+    if together.moved_mm:
+        report_registered(out / REGISTERED)
     method, plan = judged[0].manifest.method, judged[0].plan
     work = [(one, entry) for one in judged for entry in one.manifest.cases]
     gallery, links = write_cases(
@@ -159,7 +175,12 @@ def report_evaluation(out: Path, *, pages: int = PAGES, whole: bool = False) -> 
         history=read_history(judged[0].model.parent / "log.jsonl") if len(judged) == 1 else [],
         gallery=gallery,
         facts=_facts(judged, cohort),
-        warnings=[*_warnings(judged, rows), *(f"not scored: {message}" for message in asked["problems"])],
+        warnings=[
+            *_how_they_lie(judged[0], how, together),
+            *_how_they_are_shaded(judged[0].plan),
+            *_warnings(judged, rows),
+            *(f"not scored: {message}" for message in asked["problems"]),
+        ],
         method=method,
         naive=judged[0].baselines.names,
         pages=links,
@@ -269,6 +290,30 @@ def _shown(loaded: Loaded, judged: Judged) -> GalleryCase:
         window=(low / scale, high / scale),
         caption=f"{loaded.entry.role} case",
     )
+
+
+def _how_they_lie(judged: Judged, how: Registration, together: Together) -> list[str]:
+    """Say whether the real images were moved before they were compared with."""
+    trained = judged.plan.registration
+    if together.moved_mm:
+        return [
+            f"the real {judged.plan.target} was brought to the source before it was compared with ({how}; "
+            f"{REGISTERED}/index.html shows each): {tell_movement(together.moved_mm)}; "
+            "--register none takes it as it lies"
+        ]
+    if trained != "none":
+        return [f"training pairs were registered ({trained}); the real images are compared with as they lie"]
+    return []
+
+
+def _how_they_are_shaded(plan: Plan) -> list[str]:
+    """Say that real images are as scanned where synthetic ones have no shading."""
+    if plan.bias_correction == "none" or plan.target in UNSHADED:
+        return []
+    return [
+        f"synthetic {plan.target} is free of coil shading, as in training; the real one is as scanned, "
+        "and its shading counts as error"
+    ]
 
 
 def _warnings(judged: Sequence[Judged], rows: Sequence[Row]) -> list[str]:

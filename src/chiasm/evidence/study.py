@@ -16,13 +16,13 @@ from typing import Any
 
 from chiasm import __version__
 from chiasm.cohorts.cases import Cohort
-from chiasm.cohorts.layouts import find_cohort
 from chiasm.errors import CohortError, RunError
+from chiasm.evidence.aligning import report_registered
 from chiasm.evidence.curves import read_history
 from chiasm.evidence.digest import write_digest
 from chiasm.evidence.evaluation import Row, read_evaluation, write_evaluation
 from chiasm.evidence.findings import HEALTHY, Findings, write_findings
-from chiasm.evidence.folders import open_predictions
+from chiasm.evidence.folders import open_predictions, open_reference
 from chiasm.evidence.jobs import (
     STAGES,
     Job,
@@ -32,11 +32,12 @@ from chiasm.evidence.jobs import (
     find_cases,
     list_jobs,
     read_study,
+    reference_folder,
     sealed_folder,
     simulate,
     work,
 )
-from chiasm.evidence.reporting import ASKED, PAGES, report_evaluation, write_cases
+from chiasm.evidence.reporting import ASKED, PAGES, REGISTERED, report_evaluation, write_cases
 from chiasm.evidence.statistics import (
     FEWEST,
     Comparison,
@@ -45,6 +46,7 @@ from chiasm.evidence.statistics import (
     summarise_methods,
     write_table,
 )
+from chiasm.recipe import Registration
 from chiasm.runners import find_runner
 from chiasm.storage import read_json, read_toml, write_json
 
@@ -104,6 +106,8 @@ def run_study(
         if cohort is None:
             say(f"simulating {study.phantom.subjects} patients")
         simulate(study.phantom, data_folder(study, out))
+        if study.reference == "held":
+            simulate(study.phantom, out / "unmoved", movement="held")
         cohort = find_cases(study, out)
     assert cohort is not None
     say(f"{len(jobs)} jobs, {sum(job.is_done for job in jobs)} of them done already")
@@ -133,7 +137,15 @@ def _work_off(
 ) -> list[Outcome]:
     """Do all jobs that are not done, stage by stage; return what failed."""
     data = data_folder(study, out)
-    do = partial(work, data=data, out=out, threads=study.threads, layout=study.layout, opened=opened)
+    do = partial(
+        work,
+        data=data,
+        out=out,
+        threads=study.threads,
+        layout=study.layout,
+        opened=opened,
+        reference=reference_folder(study, out),
+    )
     finished = sum(job.is_done for job in jobs)
     failed: dict[str, Outcome] = {}
     for kind in STAGES:
@@ -258,22 +270,24 @@ def report(folder: Path, *, pages: int = PAGES, whole: bool = False) -> Path:
     """Make the pages of a study or of an evaluation again, from its files alone.
 
     Args:
-        folder: What `chiasm study` or `chiasm evaluate` wrote.
+        folder: What `chiasm study` or `chiasm evaluate` wrote; of a run whose pairs were registered, their page.
         pages: At most as many cases get a page of their own.
         whole: Keep the volumes of these pages uncut and unthinned.
 
     Raises:
-        RunError: If the folder is neither, or a file is missing or damaged.
+        RunError: If the folder is none of them, or a file is missing or damaged.
     """
     if (folder / NOTES).is_file():
         return conclude(folder, pages=pages, whole=whole).report
     if (folder / ASKED).is_file():
         return report_evaluation(folder, pages=pages, whole=whole)
+    if (folder / REGISTERED).is_dir():
+        return report_registered(folder / REGISTERED, pages=pages)
     raise RunError(
-        "holds no study and no evaluation",
+        "holds no study, no evaluation and no registered pairs",
         path=folder,
         reason="no-report",
-        expected=f"{NOTES} or {ASKED}, as chiasm study and chiasm evaluate write them",
+        expected=f"{NOTES}, {ASKED} or {REGISTERED}, as chiasm study, evaluate and train --register write them",
     )
 
 
@@ -291,13 +305,17 @@ def _case_pages(
     sealed = folder != root
     jobs = [job for job in notes["jobs"] if job["arm"] == arm and job["seed"] == study.seeds[0]]
     places = [root / job["folder"] / ("sealed/predictions" if sealed else "predictions") for job in jobs]
-    data = data_folder(study, root)
+    reference = reference_folder(study, root)
+    data = reference or data_folder(study, root)
     judged = [open_predictions(place) for place in places if place.is_dir()]
     if not judged or not data.exists():
         return {}
     work = [(one, entry) for one in judged for entry in one.manifest.cases]
     mine = [row for row in rows if row.method == arm]
-    return write_cases(work, find_cohort(data, layout=study.layout), mine, arm, folder, pages=pages, whole=whole)[1]
+    kept = root / "cache" / f"registered-{judged[0].plan.registration}"
+    how: Registration | None = None if reference is None else "none"
+    cohort = open_reference(data, judged, kept, register=how, layout=study.layout).cohort
+    return write_cases(work, cohort, mine, arm, folder, pages=pages, whole=whole)[1]
 
 
 def _warnings(notes: Mapping[str, Any], rows: Sequence[Row], root: Path) -> list[str]:
@@ -370,11 +388,16 @@ def _methods(study: Study, rows: Sequence[Row], cases: Mapping[str, Mapping[str,
     steps = study.steps or recipe.schedule.steps
     shared = ", all arms of a fold and seed branching from one shared warm-up" if study.warmup == "shared" else ""
     sealed = f" {100 * study.sealed:.0f} % of the subjects were kept apart from all folds." if study.sealed else ""
+    against = ""
+    if study.reference is not None:
+        real = "of the same patients as if they had not moved" if study.reference == "held" else "of another folder"
+        against = f"Images were held against those {real}, which were never registered. "
     return (
         f"{study.target} was synthesised from {' and '.join(study.sources)} with chiasm {__version__} in {data}. "
         f"Methods were compared in {by} ({people} subjects scored) with {len(study.seeds)} seeds{shared} "
         f"({study.size} networks, {steps} steps).{sealed} Arms: {arms}. "
         f"Splits, intensity statistics and calibrations used training and validation cases only. "
+        f"{against}"
         f"Errors were averaged by subject and compared in pairs: mean differences with 95 % intervals by a bootstrap "
         f"that resamples subjects and seeds (BCa), permutation tests by subject, Holm's correction. "
         f"Declared before: {asked or 'none'}; all other comparisons are exploratory. The adversarial attention "

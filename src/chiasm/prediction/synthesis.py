@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from chiasm.cohorts.degradation import interpolated, simulated, thick_mask
 from chiasm.cohorts.intensity import IntensityMap
+from chiasm.cohorts.pairing import bring_sources
 from chiasm.cohorts.planning import Plan, across, unlike
 from chiasm.cohorts.preparation import PreparedSource, prepare_source
 from chiasm.errors import RecipeError, VolumeError
@@ -215,8 +216,8 @@ def synthesise(
 
     Args:
         model: From `load_model`, frozen for inference by the caller or not.
-        volumes: One volume for each of the plan's sources, on one grid.
-        mask: Valid voxels on that grid; by default found as the plan says.
+        volumes: One volume for each of the plan's sources, on one grid, unless the plan registers them.
+        mask: Valid voxels on the first one's grid; by default found as the plan says.
         engine: Device and precision.
         degrade: For super-resolution: whether slices are thin and must be made
             thick first, as in training; the result then lies on their grid.
@@ -227,6 +228,7 @@ def synthesise(
         RecipeError: If `degrade` is asked of a model that is not for super-resolution.
     """
     plan = model.plan
+    volumes, moved = bring_sources(volumes, plan.sources, plan.registration)
     volumes, mask = on_thin_slices(volumes, mask, plan, degrade=degrade)
     prepared = prepare_source(volumes, plan, mask)
     maps = synthesise_prepared(
@@ -241,7 +243,7 @@ def synthesise(
         refiner=model.refiner,
         earlier=model.earlier,
     )
-    warnings = [sentence] if (sentence := unlike(plan, prepared)) else []
+    warnings = [*moved, *([sentence] if (sentence := unlike(plan, prepared)) else [])]
     grid = volumes[0].geometry
     inside = resample(Volume(prepared.mask.astype(np.uint8), prepared.grid), grid, order=0)
     valid = inside.array > 0

@@ -24,6 +24,7 @@ import numpy as np
 from chiasm.cohorts.cases import Case, Cohort, Problem
 from chiasm.cohorts.dicom_folders import Selection
 from chiasm.cohorts.layouts import find_cohort, select_cases
+from chiasm.cohorts.pairing import Together, align_cohort, tell_movement
 from chiasm.cohorts.planning import FITTED, Plan, make_plan, read_plan, write_plan
 from chiasm.cohorts.preparation import PreparedCase, prepare_cohort
 from chiasm.cohorts.splits import (
@@ -78,6 +79,7 @@ def plan_run(
     say: Say = print,
     layout: str | None = None,
     selection: Selection | None = None,
+    cache: Path | None = None,
 ) -> Run:
     """Screen a cohort, split it, choose how to train, and write all of it down.
 
@@ -88,6 +90,7 @@ def plan_run(
         say: Called with lines for the user.
         layout: Name of a layout, where the folder fits several.
         selection: Which DICOM series are taken, and which marked images.
+        cache: Where registered volumes are kept, if not in `folder`.
 
     Raises:
         CohortError: If the folder has no usable cases, too few for the split,
@@ -95,6 +98,19 @@ def plan_run(
         RecipeError: As `check_players`.
         RunError: If the folder holds a run of another recipe.
     """
+    return _plan(data, recipe, folder, say, layout, selection, cache)[0]
+
+
+def _plan(
+    data: Path | Cohort,
+    recipe: Recipe,
+    folder: Path,
+    say: Say,
+    layout: str | None,
+    selection: Selection | None,
+    cache: Path | None,
+) -> tuple[Run, Cohort]:
+    """Do the work of `plan_run`; return the usable cases too, as they are trained on."""
     check_players(recipe)
     _check_recipe(folder, recipe)
     found = _found(data, layout, selection)
@@ -105,7 +121,10 @@ def plan_run(
     asked = {*recipe.data.sources, recipe.data.target}
     if made_up := sum(bool(asked & set(case.synthetic)) for case in cohort.cases):
         say(f"of these {made_up} with images that were made, not acquired")
+    together = _bring_together(cohort, recipe, registered_in(folder, recipe, cache), say)
+    cohort = together.cohort
     usable, hashes, problems = screen(cohort, recipe)
+    problems = [*together.problems, *problems]
     for problem in problems:
         say(f"left out: {problem.message}")
     if twins := find_duplicates(hashes, usable):
@@ -150,13 +169,29 @@ def plan_run(
     if made:
         plan = read_plan(folder / "plan.toml")
     else:
-        plan = make_plan(recipe, usable_cohort, paired, needs=patch_needs(recipe))
+        plan = make_plan(recipe, usable_cohort, paired, needs=patch_needs(recipe), moved_mm=together.moved_mm)
         plan = replace(plan, expected=estimate_cost(recipe, plan))
     write_recipe(folder / "recipe.toml", recipe)  # from here on the folder is this recipe's
     write_splits(path, split, hashes, usable)
     if not made:
         write_plan(folder / "plan.toml", plan)
-    return Run(folder, plan, split, usable_cohort.problems)
+    return Run(folder, plan, split, usable_cohort.problems), usable_cohort
+
+
+def registered_in(folder: Path, recipe: Recipe, cache: Path | None = None) -> Path:
+    """Return where the registered volumes of a run lie: in its folder, or by kind in a cache that runs share."""
+    return folder / "registered" if cache is None else cache / f"registered-{recipe.data.registration}"
+
+
+def _bring_together(cohort: Cohort, recipe: Recipe, folder: Path, say: Say) -> Together:
+    """Register every case as the recipe says, and say how far they were moved."""
+    kind, names = recipe.data.registration, (*recipe.data.sources, recipe.data.target)
+    together = align_cohort(
+        cohort, names, kind, folder, lambda done, of, case: say(f"registering {case} ({done + 1} of {of})")
+    )
+    if together.moved_mm:
+        say(f"{kind} registration to {names[0]}: {tell_movement(together.moved_mm)}")
+    return together
 
 
 def train(
@@ -182,7 +217,7 @@ def train(
         progress: Called after each step.
         layout: Name of a layout, where the folder fits several.
         selection: Which DICOM series are taken, and which marked images.
-        cache: Where prepared volumes are kept; `folder/cache` by default.
+        cache: Where prepared and registered volumes are kept; `folder/cache` and `folder/registered` by default.
         start: Run folder of a warm-up to go on from.
         until: Stop after as many steps and write no model: a warm-up.
 
@@ -203,9 +238,7 @@ def train(
     make_folder(folder)
     with locked(folder) if lead else nullcontext():
         with fabric.rank_zero_first():
-            run = plan_run(data, recipe, folder, say=quiet, layout=layout, selection=selection)
-            found = _found(data, layout, selection)
-            cohort = select_cases(found, recipe.data.sources, recipe.data.target)
+            run, cohort = _plan(data, recipe, folder, quiet, layout, selection, cache)
             cases = {case.id: case for case in cohort.cases}
             paired = paired_names(recipe, run.split)
             names = run.split.train if recipe.optimiser.kind == "admm" else paired

@@ -34,6 +34,7 @@ from chiasm.volumes.nifti import HEAD, Form, looks_like_nifti, open_nifti, write
 from chiasm.volumes.streams import first_bytes, unreadable
 from chiasm.volumes.voxels import Stored, image_of, labels_of, read_image, read_labels
 
+REGISTER = "chiasm register does it for one pair, chiasm train --register rigid for a cohort."
 SPACING_MM = (0.01, 50.0)
 SKEW_DEGREES = 0.1
 FLATTEST = 1e-3  # least volume of a cell with sides of length 1
@@ -309,7 +310,7 @@ def check_pair(a: Volume, b: Volume, *, a_name: str = "source", b_name: str = "t
     if labels and b.geometry.container == "dicom":  # its empty slices are not stored
         fitting = laid_on(b, a.geometry) or fitting
     if not same_grid(a.geometry, fitting.geometry):
-        raise _unlike_grids(a.geometry, b.geometry, a_name, b_name)
+        raise _unlike_grids(a.geometry, b.geometry, a_name, b_name, labels)
     fitting = Volume(fitting.array, a.geometry)
     if not labels and (axis := mirrored_axis(a.array, fitting.array)) is not None:
         raise VolumeError(
@@ -320,24 +321,25 @@ def check_pair(a: Volume, b: Volume, *, a_name: str = "source", b_name: str = "t
     return fitting
 
 
-def _unlike_grids(a: Geometry, b: Geometry, a_name: str, b_name: str) -> VolumeError:
+def _unlike_grids(a: Geometry, b: Geometry, a_name: str, b_name: str, labels: bool) -> VolumeError:
     low_a, high_a, low_b, high_b = a.corners.min(0), a.corners.max(0), b.corners.min(0), b.corners.max(0)
     if (low_a > high_b).any() or (low_b > high_a).any():
         return VolumeError(
             f"the {b_name} and the {a_name} do not overlap in space",
             reason="no-overlap",
-            hint="Do they belong to one scan session? Register them first.",
+            hint="Do they belong to one scan session?" + ("" if labels else f" {REGISTER}"),
         )
     if a.shape != b.shape:
         found, expected = "x".join(map(str, b.shape)), "x".join(map(str, a.shape))
     else:
         found, expected = f"corners up to {voxels_apart(a, b):.3g} voxels apart", "at most 0.01"
+    brought = f"Register or resample the {b_name} to the {a_name} first"
     return VolumeError(
         f"the {b_name}'s grid differs from the {a_name}'s",
         reason="grid",
         found=found,
         expected=expected,
-        hint=f"Register or resample the {b_name} to the {a_name} first.",
+        hint=f"{brought}." if labels else f"{brought}. {REGISTER}",
     )
 
 
