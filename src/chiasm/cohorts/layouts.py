@@ -48,7 +48,11 @@ def find_cohort(root: Path, *, layout: str | None = None, selection: Selection |
     root = Path(root)
     if layout is not None and layout not in NAMES:
         raise unknown("layout", layout, NAMES, CohortError)
-    if not root.exists():
+    try:
+        exists = root.exists()
+    except (OSError, ValueError) as error:  # a name too long, a folder that may not be entered
+        raise CohortError("cannot be read", path=root, reason="unreadable", found=error) from error
+    if not exists:
         raise CohortError("does not exist", path=root, reason="not-found")
     if layout == "dicom" or (layout is None and root.is_file() and holds_dicom(root)):
         return _dicom_cohort(root, selection)

@@ -37,8 +37,12 @@ LARGEST_MEMBER = 2**29
 BOMB_SIZE, BOMB_RATIO = 2**24, 100  # a member that is both larger and more compressible holds no image
 LONGEST_TEXT = 120
 MOST_READS = 200_000  # pieces of a header, two to four for each element: 1.5 s; 1,000 frames may have 150,000
+SMALL_READ = 2**16  # bytes that may be asked for without looking whether they are there
+PIECE = 2**20  # bytes unpacked of an archive's member at a time, if the method can be stopped
+PACKED_PIECE = 4096  # bytes taken of a member that is packed by another method, which unpacks all that it takes
 MOST_ITEMS = 40_000  # of sequences: 1,000 frames have 10,000 to 25,000
 LONGEST_GROUPS = 3 * 2**20  # bytes of functional groups: 1,000 frames have 1 to 3 MB
+UNDEFINED = 0xFFFFFFFF  # length of an element that ends with a mark
 DEFLATED = "1.2.840.10008.1.2.1.99"
 DIRECTORY = "1.2.840.10008.1.3.10"  # SOP class of a DICOMDIR
 
@@ -70,6 +74,8 @@ class _Tame(BufferedReader):
     def read(self, size: int | None = -1, /) -> bytes:
         self.reads += 1
         _check_reads(self.reads)
+        if size is not None and 0 <= size <= SMALL_READ:
+            return super().read(size)
         left = max(0, os.fstat(self.fileno()).st_size - self.tell())
         return super().read(left if size is None or size < 0 else min(size, left))
 
@@ -226,12 +232,22 @@ def visit(parts: Iterable[Part], do: Callable[[Part, BinaryIO], T]) -> Iterator[
                         if archive is not None:
                             archive.close()
                         archive = zipfile.ZipFile(part.path)
-                    content = archive.read(part.member)  # no more than its entry says, which `list_parts` judged
+                    content = _member(archive, part.member)
                 done = do(part, _TameBytes(content))
             yield done
     finally:
         if archive is not None:
             archive.close()
+
+
+def _member(archive: zipfile.ZipFile, name: str) -> bytes:
+    """Unpack a member, never more than its entry says, which `list_parts` judged; `ZipFile.read` cuts only afterwards."""
+    stoppable = archive.getinfo(name).compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+    content = bytearray()
+    with archive.open(name) as packed:  # its checksum is compared at its end
+        while piece := packed.read(PIECE if stoppable else PACKED_PIECE):
+            content += piece
+    return bytes(content)
 
 
 @contextmanager
@@ -304,6 +320,13 @@ def read_dataset(
         file.seek(0)
         wanted = [Tag(name) for name in tags] or None
         dataset = dcmread(file, stop_before_pixels=not pixels, force=True, specific_tags=wanted)
+        if (pixel_data := dataset.get_item("PixelData") if "PixelData" in dataset else None) is not None:
+            length, content = getattr(pixel_data, "length", 0), pixel_data.value
+            if isinstance(content, bytes) and len(content) < length < UNDEFINED:
+                raise VolumeError(
+                    "is cut short", path=part.place, reason="truncated", found=f"{len(content)} bytes of pixels",
+                    expected=f"{length} bytes", hint="Copy it again.",
+                )  # fmt: skip
         for name in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
             packed = getattr(dataset.get_item(name), "value", None) if name in dataset else None
             many = isinstance(packed, bytes) and packed.count(b"\xfe\xff\x00\xe0") > MOST_ITEMS
