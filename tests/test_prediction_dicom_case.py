@@ -19,6 +19,7 @@ from chiasm.volumes.geometry import turned_like
 from conftest import QUICK
 from dicom_patients import TELLTALE, faults, write_enhanced, write_source
 from synthetic_cohort import SHAPE, pair
+from test_evidence_study import study_file
 
 SPACING = (1.0, 1.0, 3.0)
 
@@ -109,7 +110,10 @@ def test_nothing_that_names_a_patient_leaves_the_dicom_files(
     caplog.set_level("DEBUG")
     recipe = make_recipe("A7", "tiny", {**QUICK, "schedule.steps": 6, "training.validations": 1})
     train(data, recipe, run, say=print)
+    plan = study_file(tmp_path, data, folds=2, seeds=[0], steps=4)
     main_words = [["inspect", str(data)], ["predict", str(run), str(data), "-o", str(out / "nifti")]]
+    main_words += [["register", str(data / "case0" / "t2"), str(data / "case0" / "t1"), "-o", str(out / "registered")]]
+    main_words += [["study", str(plan), "-o", str(out / "study")], ["report", str(out / "study")]]
     main_words += [["predict", str(run), str(data), "-o", str(out / "dicom"), "--format", "dicom"]]
     (broken,) = [next((data / "case3" / "t1").iterdir())]
     for words in main_words:
@@ -117,6 +121,7 @@ def test_nothing_that_names_a_patient_leaves_the_dicom_files(
             main(words)
         assert ended.value.code == 0
     evaluate([out / "nifti"], data, out / "scores")
+    assert {"registration.html", "report.html"} <= {path.name for path in out.rglob("*.html")}
     broken.write_bytes(broken.read_bytes()[:700])
     with pytest.raises(ChiasmError):
         read_volume(broken.parent)

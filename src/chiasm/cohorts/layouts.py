@@ -130,10 +130,11 @@ def volumes_below(root: Path) -> list[File]:
         for entry in inside:
             if entry.name.startswith((".", "__MACOSX")):
                 continue
-            if entry.is_dir():
-                walk(folder / entry.name, f"{above}{entry.name}/", (*open_folders, real))
+            path = folder / entry.name
+            if path.is_dir():  # entry.is_dir() raises at a link in a circle
+                walk(path, f"{above}{entry.name}/", (*open_folders, real))
             elif stem := volume_stem(entry.name):
-                found.append(File(above + stem, folder / entry.name))
+                found.append(File(above + stem, path))
 
     try:
         walk(root, "", ())

@@ -20,6 +20,7 @@ from chiasm.volumes.dicom_files import (
     DIRECTORY,
     Part,
     check_count,
+    counts,
     list_parts,
     looks_like_dicom,
     looks_like_zip,
@@ -340,7 +341,7 @@ def _beside(part: Part) -> list[Part]:
 
 def _files_in(folder: Path) -> list[Part]:
     try:
-        files = sorted(file for file in folder.iterdir() if file.is_file() and not file.name.startswith("."))
+        files = sorted(file for file in folder.iterdir() if counts(file) and not file.name.startswith("."))
     except OSError as error:
         raise VolumeError("cannot be listed", path=folder, reason="unreadable", found=error.strerror) from error
     check_count(len(files), folder)
@@ -371,14 +372,16 @@ def _scan(parts: Sequence[Part], path: Path, only: str | None = None) -> Scan:
         if header is not None and only in (None, header.series.uid):
             found.setdefault(header.series.uid, []).append(header)
 
-    for _ in visit(parts, note):
+    lost = [part for part in parts if not part.path.exists()]
+    for _ in visit([part for part in parts if part not in lost] if lost else parts, note):
         pass
     kin = {_kin(part) for headers in found.values() for header in headers for part in header.series.parts}
-    broken += [
-        VolumeError("is empty, among files of DICOM", path=part.place, reason="truncated", hint="Copy it again.")
-        for part in hollow
-        if _kin(part) in kin
-    ]
+    for what, reason, some in (("is empty", "truncated", hollow), ("is a link that leads nowhere", "not-found", lost)):
+        broken += [
+            VolumeError(f"{what}, among files of DICOM", path=part.place, reason=reason, hint="Copy it again.")
+            for part in some
+            if _kin(part) in kin
+        ]
     series = sorted(
         (_stacked(headers, path) for headers in found.values()),
         key=lambda one: (one.number is None, one.number or 0, one.uid),
