@@ -110,7 +110,7 @@ def test_nothing_that_names_a_patient_leaves_the_dicom_files(
     caplog.set_level("DEBUG")
     recipe = make_recipe("A7", "tiny", {**QUICK, "schedule.steps": 6, "training.validations": 1})
     train(data, recipe, run, say=print)
-    plan = study_file(tmp_path, data, folds=2, seeds=[0], steps=4)
+    plan = study_file(tmp_path, data, folds=2, seeds=[0])
     main_words = [["inspect", str(data)], ["predict", str(run), str(data), "-o", str(out / "nifti")]]
     main_words += [["register", str(data / "case0" / "t2"), str(data / "case0" / "t1"), "-o", str(out / "registered")]]
     main_words += [["study", str(plan), "-o", str(out / "study")], ["report", str(out / "study")]]

@@ -213,6 +213,8 @@ def select_cases(cohort: Cohort, sources: Sequence[str], target: str | None) -> 
     how = None
     if cohort.layout == "dicom":
         how = "Say which series it is, as --series t2=WORDS; chiasm inspect lists them."
+        if cohort.problems:  # it may be there and have been left out
+            how += " Left out: " + "; ".join(problem.message.rstrip(".") for problem in cohort.problems[:3]) + "."
     for name in wanted:
         if name not in present:
             known = role_of(name)

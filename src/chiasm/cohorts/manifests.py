@@ -19,6 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
 
 from chiasm.cohorts.cases import (
     LABEL_NAMES,
@@ -260,7 +261,7 @@ def _rows(path: Path) -> tuple[list[dict[str, str]], Regions | None]:
         if isinstance(content, Mapping):
             regions = declared_regions(content["regions"], path) if "regions" in content else None
             content = content.get("cases")
-        rows_of = content if isinstance(content, list) else [None]
+        rows_of: list[Any] = content if isinstance(content, list) else [None]
         scalar = (str, int, float, type(None))
         if not all(isinstance(row, Mapping) and all(isinstance(c, scalar) for c in row.values()) for row in rows_of):
             raise CohortError("is no list of rows", path=path, reason="json", expected='[{"subject": ...}, ...]')
