@@ -467,6 +467,7 @@ def _affines() -> Iterator[Odd]:
         ("two forms 0.004 mm apart", AFFINE, {"qoffset": [-10.0, 20.0, -4.996]}),
         ("a skew of 0.04 degrees", _skewed(0.04), _only_sform(_skewed(0.04))),
         ("a skew of 0.09 degrees", _skewed(0.09), _only_sform(_skewed(0.09))),
+        ("a spacing of 0.01 mm", np.diag([0.01, 1, 1, 1]), _only_sform(np.diag([0.01, 1, 1, 1]))),
         ("a spacing of 0.02 mm", np.diag([0.02, 0.02, 0.02, 1]), _only_sform(np.diag([0.02, 0.02, 0.02, 1]))),
         ("a spacing of 49 mm", np.diag([49.0, 1, 1, 1]), _only_sform(np.diag([49.0, 1, 1, 1]))),
         ("an unknown unit", AFFINE, {"xyzt_units": 0}),
@@ -808,6 +809,7 @@ def _manifests() -> Iterator[Odd]:
             for name in ("a.nii", "b.nii"):
                 put(folder / "cohort", nifti(), name)
             (folder / "cohort" / "link.nii").symlink_to(folder / "outside.nii")
+            (folder / "cohort" / "circle.nii").symlink_to(folder / "cohort" / "circle.nii")
             (folder / "cohort" / "manifest.csv").write_text("\n".join([header, *rows]))
             return folder / "cohort"
 
@@ -828,7 +830,25 @@ def _manifests() -> Iterator[Odd]:
 
         return write
 
+    def objects(text: str) -> Callable[[Path], Path]:
+        def write(folder: Path) -> Path:
+            place = cohort("p1,a.nii,b.nii")(folder)
+            (place / "manifest.csv").unlink()
+            (place / "manifest.json").write_text(text)
+            return place
+
+        return write
+
     yield Odd("a sound manifest", 10, cohort("p1,a.nii,b.nii"), kind="cohort")
+    yield Odd("a manifest that begins with empty lines", 10, cohort("p1,a.nii,b.nii", header="\n\nsubject,t1,t2"),
+              kind="cohort")  # fmt: skip
+    for name, text, reason in (
+        ("half a character", '[{"subject": "p1", "t1": "\\ud800.nii", "t2": "b.nii"}]', "outside"),
+        ("a cell of cells", '[{"subject": {"id": 1}, "t1": "a.nii", "t2": "b.nii"}]', "json"),
+        ("NUL", '[{"subject": "p1", "t1": "a\\u0000.nii", "t2": "b.nii"}]', "nul"),
+        ("a hundred thousand brackets", '[{"subject": ' + "[" * 100_000, "json"),
+    ):
+        yield Odd(f"a manifest in JSON with {name}", 10, objects(text), (reason,), kind="cohort")
     for name, row, reason in (
         ("a path upwards", "p1,../outside.nii,b.nii", "outside"),
         ("a path from the root", "p1,/etc/passwd,b.nii", "outside"),
@@ -840,6 +860,8 @@ def _manifests() -> Iterator[Odd]:
         ("an id twice", "p1,a.nii,b.nii\np1,b.nii,a.nii", "duplicate-id"),
         ("a row too long", "p1,a.nii,b.nii,c.nii", "ragged"),
         ("a file that is absent", "p1,absent.nii,b.nii", "no-cases"),
+        ("a name too long", f"p1,{'x' * 5000}.nii,b.nii", "outside"),
+        ("a link in a circle", "p1,circle.nii,b.nii", "outside"),
     ):  # fmt: skip
         yield Odd(f"a manifest with {name}", 10, cohort(row), (reason,), kind="cohort")
     yield Odd("sound predictions", 10, predictions(), kind="predictions")

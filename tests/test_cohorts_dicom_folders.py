@@ -217,6 +217,27 @@ def test_a_series_with_a_fault_is_named_and_the_other_stays(tmp_path: Path) -> N
     assert sorted(cohort.cases[0].images) == ["t2"]
 
 
+def test_an_archive_that_cannot_be_trusted_costs_its_own_patient_only(tmp_path: Path) -> None:
+    for name in ("p1", "p2"):
+        patient(tmp_path / name, name)
+    (tmp_path / "p3.zip").write_bytes(b"PK\3\4" + bytes(40))
+    with zipfile.ZipFile(tmp_path / "p4.zip", "w") as archive:
+        archive.writestr("../outside", b"x")
+    found = find_cohort(tmp_path)
+    assert [case.id for case in found.cases] == ["p1", "p2"]
+    assert {(problem.case, problem.reason) for problem in found.problems} == {("p3", "corrupted"), ("p4", "zip-slip")}
+
+
+def test_where_the_only_scan_is_left_out_the_error_says_why_and_what_to_do(tmp_path: Path) -> None:
+    files = in_order(write_source(tmp_path / "p1" / "ct", modality="CT"))
+    for k, path in enumerate(files):
+        rewrite(path, lambda d, k=k: setattr(d, "ImagePositionPatient", [0, 0.8 * k, 2.5 * k]))
+    cohort = find_cohort(tmp_path, selection=Selection(alone="t1"))
+    with pytest.raises(CohortError, match=r"no case has the modality 't1'.*tilted gantry.*--resample-tilt"):
+        select_cases(cohort, ["t1"], None)
+    assert find_cohort(tmp_path, selection=Selection(alone="t1", tilted=True)).cases
+
+
 def test_what_is_no_image_is_counted(tmp_path: Path) -> None:
     patient(tmp_path / "p", "p")
     report = series(tmp_path / "p" / "c", "p", "report", Modality="SR")

@@ -366,6 +366,19 @@ def test_notes_of_another_form_are_refused(tmp_path: Path, text: str) -> None:
     assert refusal(tmp_path).path == tmp_path / "cohort.json"
 
 
+def test_a_link_in_a_circle_costs_its_own_case_only_and_a_name_too_long_is_refused(tmp_path: Path) -> None:
+    for name in ("BraTS2021_00001", "BraTS2021_00002"):
+        a_case(tmp_path, name)
+    link = tmp_path / "BraTS2021_00001" / "BraTS2021_00001_t1.nii.gz"
+    link.unlink()
+    link.symlink_to(link)
+    found = inspect_folder(tmp_path)
+    assert [(problem.case, problem.reason) for problem in found.problems] == [("BraTS2021_00001", "unreadable")]
+    assert [row.shape for row in found.summaries] == [(16, 17, 18)] * 2
+    with pytest.raises(CohortError, match="too long"):
+        find_cohort(tmp_path / ("x" * 300))
+
+
 def test_dicom_that_is_damaged_says_so(tmp_path: Path) -> None:
     touch(tmp_path, "P1/T1/1-001.dcm")
     (tmp_path / "P1/T2").mkdir()

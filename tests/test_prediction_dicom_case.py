@@ -19,6 +19,7 @@ from chiasm.volumes.geometry import turned_like
 from conftest import QUICK
 from dicom_patients import TELLTALE, faults, write_enhanced, write_source
 from synthetic_cohort import SHAPE, pair
+from test_evidence_study import study_file
 
 SPACING = (1.0, 1.0, 3.0)
 
@@ -110,6 +111,7 @@ def test_nothing_that_names_a_patient_leaves_the_dicom_files(
     recipe = make_recipe("A7", "tiny", {**QUICK, "schedule.steps": 6, "training.validations": 1})
     train(data, recipe, run, say=print)
     main_words = [["inspect", str(data)], ["predict", str(run), str(data), "-o", str(out / "nifti")]]
+    main_words += [["register", str(data / "case0" / "t2"), str(data / "case0" / "t1"), "-o", str(out / "registered")]]
     main_words += [["predict", str(run), str(data), "-o", str(out / "dicom"), "--format", "dicom"]]
     (broken,) = [next((data / "case3" / "t1").iterdir())]
     for words in main_words:
@@ -117,6 +119,7 @@ def test_nothing_that_names_a_patient_leaves_the_dicom_files(
             main(words)
         assert ended.value.code == 0
     evaluate([out / "nifti"], data, out / "scores")
+    assert {"registration.html", "report.html"} <= {path.name for path in out.rglob("*.html")}
     broken.write_bytes(broken.read_bytes()[:700])
     with pytest.raises(ChiasmError):
         read_volume(broken.parent)
@@ -135,3 +138,22 @@ def test_nothing_that_names_a_patient_leaves_the_dicom_files(
     assert not [s for s in ("Blaumilch", "SN-4711", "Sanatorium") if s.encode() in inside]
     model = b"".join(path.read_bytes() for path in (run / "model").iterdir())
     assert str(data).encode() not in model
+
+
+@pytest.mark.slow
+def test_a_study_of_dicom_and_its_pages_name_nobody(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    data, out = tmp_path / "data", tmp_path / "out"
+    for subject in range(4):
+        for name, image in zip(("t1", "t2"), pair(subject, 5.0, SHAPE)[:2], strict=True):
+            who = {"PatientID": f"{TELLTALE['PatientID']}-{subject}", "SeriesDescription": name}
+            write_source(data / f"case{subject}" / name, np.rint(image).astype(np.int16), spacing=SPACING, **who)
+    plan = study_file(tmp_path, data, folds=2, seeds=[0], arms=["A1"], steps=4, primary=None)
+    for words in (["study", str(plan), "-o", str(out)], ["report", str(out)]):
+        with pytest.raises(SystemExit) as ended:
+            main(words)
+        assert ended.value.code == 0
+    written = [path for path in out.rglob("*") if path.is_file()]
+    texts = [path.read_bytes() + str(path.relative_to(tmp_path)).encode() for path in written]
+    texts.append("".join(capfd.readouterr()).encode())
+    secrets = [part for value in TELLTALE.values() for part in value.split("^")]
+    assert len(texts) > 20 and not {secret for secret in secrets for text in texts if secret.encode() in text}

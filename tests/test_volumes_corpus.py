@@ -17,10 +17,12 @@ from chiasm.errors import ChiasmError
 from chiasm.prediction.manifest import read_manifest
 from chiasm.volumes import check_pair, read_volume
 from odd_files import CORPUS, Odd
+from odd_series import SERIES
 
 SECONDS = 2.0
 MEGABYTES = 300.0
-HOSTILE = [odd for odd in CORPUS if odd.hostile]
+EVERY = (*CORPUS, *SERIES)
+HOSTILE = [odd for odd in EVERY if odd.hostile]
 
 
 def meet(odd: Odd, path: Path) -> None:
@@ -40,7 +42,7 @@ def meet(odd: Odd, path: Path) -> None:
             np.testing.assert_allclose(volume.geometry.affine, odd.affine, atol=2e-5)
 
 
-@pytest.mark.parametrize("odd", [odd for odd in CORPUS if not odd.hostile], ids=lambda odd: odd.name)
+@pytest.mark.parametrize("odd", [odd for odd in EVERY if not odd.hostile], ids=lambda odd: odd.name)
 def test_an_odd_file_is_read_right_or_refused_with_its_reason(odd: Odd, tmp_path: Path) -> None:
     path = odd.write(tmp_path)
     start = time.process_time()
@@ -74,8 +76,8 @@ def test_a_hostile_file_is_refused_in_two_seconds_and_300_megabytes(odd: Odd, tm
 
 
 def test_the_corpus_is_large_and_its_names_are_its_own() -> None:
-    assert len({odd.name for odd in CORPUS}) == len(CORPUS) >= 150
-    assert {odd.rule for odd in CORPUS} == {1, 2, 3, 4, 5, 6, 7, 8, 10}
+    assert len({odd.name for odd in EVERY}) == len(EVERY) >= 150
+    assert {odd.rule for odd in EVERY} == set(range(1, 11))
 
 
 def test_the_corpus_is_the_same_each_time(tmp_path: Path) -> None:

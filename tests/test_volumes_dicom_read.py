@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import re
-import shutil
 import time
 import warnings
 import zipfile
@@ -16,10 +15,8 @@ import numpy as np
 import pydicom
 import pytest
 from numpy.typing import NDArray
-from pydicom.dataset import Dataset
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
-    ExplicitVRBigEndian,
     JPEG2000Lossless,
     JPEGLSLossless,
     RLELossless,
@@ -43,6 +40,7 @@ from dicom_patients import (
     write_enhanced,
     write_source,
 )
+from odd_series import HOSTILE, MULTI_FRAME, REFUSALS, every, moved, renamed, rescaled, spliced, stored
 
 sitk = pytest.importorskip("SimpleITK")
 
@@ -154,21 +152,9 @@ def test_a_missing_codec_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert refused.value.reason == "codec"
 
 
-@pytest.mark.parametrize("how", ["implicit", "big", "deflated", "headless"])
+@pytest.mark.parametrize("how", ["implicit", "big-endian", "deflated", "headless"])
 def test_every_way_of_storing_bytes_gives_the_same_voxels(tmp_path: Path, how: str) -> None:
-    for path in write_source(tmp_path / "in", implicit=how == "implicit"):
-        dataset = pydicom.dcmread(path)
-        if how == "big":
-            dataset.PixelData = np.frombuffer(dataset.PixelData, "<i2").astype(">i2").tobytes()
-            dataset.file_meta.TransferSyntaxUID = ExplicitVRBigEndian
-            pydicom.dcmwrite(path, dataset, little_endian=False, implicit_vr=False)
-        elif how == "deflated":
-            dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
-            dataset.save_as(path)
-        elif how == "headless":
-            del dataset.file_meta
-            pydicom.dcmwrite(path, dataset, implicit_vr=True, little_endian=True)
-            path.write_bytes(path.read_bytes().partition(b"DICM")[2] or path.read_bytes())
+    stored(how)(write_source(tmp_path / "in", implicit=how == "implicit"))
     np.testing.assert_array_equal(read_volume(tmp_path / "in").array, scan())
 
 
@@ -195,9 +181,7 @@ def test_dark_is_made_low_where_the_file_says_that_it_is_high(tmp_path: Path) ->
 
 
 def test_each_slice_is_rescaled_by_its_own_numbers(tmp_path: Path) -> None:
-    files = in_order(write_source(tmp_path / "in"))
-    for k, path in enumerate(files):
-        rewrite(path, lambda d, k=k: d.update({"RescaleSlope": f"{0.5 + k}", "RescaleIntercept": f"{-10 * k}"}))
+    rescaled(in_order(write_source(tmp_path / "in")))
     expected = scan() * (0.5 + np.arange(SHAPE[2])) - 10 * np.arange(SHAPE[2])
     np.testing.assert_array_equal(read_volume(tmp_path / "in").array, expected)
 
@@ -212,10 +196,7 @@ def test_hounsfield_units_are_those_of_simpleitk(tmp_path: Path) -> None:
 
 
 def test_names_of_files_mean_nothing(tmp_path: Path) -> None:
-    files = in_order(write_source(tmp_path / "in"))
-    for k, path in enumerate(files):
-        path.rename(path.with_name(f"{len(files) - k:03d}.png" if k % 2 else f"z{k}"))
-    (tmp_path / "in" / "README.txt").write_text("not DICOM")
+    renamed(in_order(write_source(tmp_path / "in")))
     ours = read_volume(tmp_path / "in")
     np.testing.assert_array_equal(ours.array, scan())
     (series,) = find_series(tmp_path / "in")
@@ -326,89 +307,6 @@ def test_an_archive_that_unpacks_to_too_much_is_refused_at_once(tmp_path: Path) 
 # --- what is refused ---------------------------------------------------------------------------------------------
 
 
-def drop(files: list[Path]) -> None:
-    files[2].unlink()
-
-
-def twice(files: list[Path]) -> None:
-    shutil.copy(files[2], files[2].with_name("copy"))
-
-
-def conflict(files: list[Path]) -> None:
-    copy = files[2].with_name("other")
-    shutil.copy(files[2], copy)
-    rewrite(copy, lambda d: d.update({"SOPInstanceUID": "1.2.3.4"}))
-
-
-def one(**values: object) -> Callable[[list[Path]], None]:
-    """Change the third slice."""
-    return lambda files: rewrite(files[2], lambda d: d.update(values))
-
-
-def every(**values: object) -> Callable[[list[Path]], None]:
-    return lambda files: [rewrite(path, lambda d: d.update(values)) for path in files] and None
-
-
-def without(name: str) -> Callable[[list[Path]], None]:
-    return lambda files: rewrite(files[2], lambda d: d.__delitem__(name))
-
-
-def cut(files: list[Path]) -> None:
-    files[2].write_bytes(files[2].read_bytes()[:-100])
-
-
-def moved(by: Callable[[int], tuple[float, float, float]]) -> Callable[[list[Path]], None]:
-    """Shift each slice by some mm."""
-
-    def shift(path: Path, mm: tuple[float, float, float]) -> None:
-        def edit(d: Dataset) -> None:
-            d.ImagePositionPatient = [f"{float(x) + s:.6f}" for x, s in zip(d.ImagePositionPatient, mm)]
-
-        rewrite(path, edit)
-
-    return lambda files: [shift(path, by(k)) for k, path in enumerate(files)] and None
-
-
-def two_times(files: list[Path]) -> None:
-    for k, path in enumerate(files):
-        copy = path.with_name(f"later{k}")
-        shutil.copy(path, copy)
-        for at, file in enumerate((path, copy), start=1):
-            values = {"TemporalPositionIdentifier": at, "SOPInstanceUID": f"1.2.{k + 1}.{at}"}
-            rewrite(file, lambda d, values=values: d.update(values))
-
-
-REFUSALS = {
-    "missing-slice": ("missing-slice", drop, r"5 mm between .* \(slices 2 and 3 of 5\).*expected 2.5 mm"),
-    "identical copy": ("duplicate-slice", twice, "one slice twice"),
-    "two slices in one place": ("duplicate-slice", conflict, "two slices in one place"),
-    "two orientations": ("orientation", one(ImageOrientationPatient=["0", "1", "0", "0", "0", "-1"]), "2 orientations"),
-    "no unit vectors": ("orientation", every(ImageOrientationPatient=["2", "0", "0", "0", "1", "0"]), "unit vectors"),
-    "slices shifted": ("orientation", moved(lambda k: (3.0 * (k == 2), 0, 0)), "shifted against one another"),
-    "two sizes": ("mixed-sizes", one(Rows=12, Columns=40), "24 x 20|40 x 12|20 x 24"),
-    "two spacings": ("mixed-sizes", one(PixelSpacing=["1.2", "0.9"]), "pixel spacings"),
-    "tilt": ("tilt", moved(lambda k: (0, 0.8 * k, 0)), r"17\.7 degrees"),
-    "uneven": ("uneven", moved(lambda k: (0, 0, 0.3 * (k % 2))), "2.2 to 2.8 mm apart"),
-    "two times": ("four-d", two_times, "temporal position: 1, 2"),
-    "colour": ("colour", every(SamplesPerPixel=3, PhotometricInterpretation="RGB", PlanarConfiguration=0), "RGB"),
-    "cut short": ("truncated", cut, "860 bytes of pixels"),
-    "too many pixels": ("too-long", every(Rows=12), "beyond its pixels"),
-    "no position": ("position", without("ImagePositionPatient"), "ImagePositionPatient"),
-    "no orientation": ("position", without("ImageOrientationPatient"), "ImageOrientationPatient"),
-    "no spacing": ("position", without("PixelSpacing"), "PixelSpacing"),
-    "no pixels": ("no-pixels", without("PixelData"), "no pixels"),
-    "spacing zero": ("spacing", every(PixelSpacing=["0", "1"]), "impossible spacing"),
-    "two numbers for a position": ("header", one(ImagePositionPatient=["1", "2"]), "ImagePositionPatient"),
-    "no bits": ("header", every(BitsAllocated=16, BitsStored=17), "bits"),
-    "no rows": ("header", every(Rows=0), "rows|pixels"),
-    "slope zero": ("header", every(RescaleSlope="0", RescaleIntercept="0"), "RescaleSlope"),
-    "only a localizer": ("localizer", every(ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"]), "localizer"),
-    "mosaic": ("mosaic", every(ImageType=["ORIGINAL", "PRIMARY", "M", "MOSAIC"]), "side by side"),
-    "a file without series": ("header", without("SeriesInstanceUID"), "SeriesInstanceUID"),
-    "two slices": ("thin", lambda files: [path.unlink() for path in files[2:]] and None, "too few slices"),
-}  # fmt: skip
-
-
 @pytest.mark.parametrize("name", REFUSALS)
 def test_a_series_that_breaks_a_rule_is_refused_and_nobody_is_named(tmp_path: Path, name: str) -> None:
     reason, spoil, told = REFUSALS[name]
@@ -422,19 +320,9 @@ def test_a_series_that_breaks_a_rule_is_refused_and_nobody_is_named(tmp_path: Pa
     assert not [text for text in private if text in str(refused.value)]
 
 
-@pytest.mark.parametrize(
-    ("edit", "reason"),
-    [
-        (lambda d: d.update({"NumberOfFrames": 5}), "header"),
-        (lambda d: d.__delitem__("PerFrameFunctionalGroupsSequence"), "position"),
-        (lambda d: d.PerFrameFunctionalGroupsSequence[1].__delitem__("PlanePositionSequence"), "position"),
-        (lambda d: setattr(d.PerFrameFunctionalGroupsSequence[1].FrameContentSequence[0], "StackID", "2"), "four-d"),
-        (lambda d: setattr(d, "PixelData", d.PixelData[:-48]), "truncated"),
-    ],
-)  # fmt: skip
-def test_a_multi_frame_file_that_breaks_a_rule_is_refused(
-    tmp_path: Path, edit: Callable[[Dataset], object], reason: str
-) -> None:
+@pytest.mark.parametrize("name", MULTI_FRAME)
+def test_a_multi_frame_file_that_breaks_a_rule_is_refused(tmp_path: Path, name: str) -> None:
+    edit, reason = MULTI_FRAME[name]
     with pytest.raises(VolumeError) as refused:
         read_volume(write_enhanced(tmp_path / "one", scan(), edit=edit))
     assert refused.value.reason == reason, refused.value
@@ -535,24 +423,6 @@ def test_a_header_that_promises_much_costs_nothing(tmp_path: Path, spoil: Callab
     tracemalloc.stop()
 
 
-def spliced(path: Path, before_pixels: bytes = b"", before_rows: bytes = b"") -> Path:
-    """Put bytes into a file, in front of its pixels or of its first attributes."""
-    content = path.read_bytes()
-    pixels, first = content.index(b"\xe0\x7f\x10\x00OW"), content.index(b"\x08\x00\x05\x00CS")
-    path.write_bytes(content[:first] + before_rows + content[first:pixels] + before_pixels + content[pixels:])
-    return path
-
-
-EMPTY_ITEM = b"\xfe\xff\x00\xe0" + bytes(4)
-GROUPS = b"\x00\x52\x30\x92SQ\x00\x00"  # PerFrameFunctionalGroupsSequence
-HOSTILE = {
-    "elements": {"before_rows": b"\x07\x00\x01\x00LO\x02\x00ab" * 250_000},
-    "items": {"before_pixels": GROUPS + b"\xff" * 4 + EMPTY_ITEM * 200_000 + b"\xfe\xff\xdd\xe0" + bytes(4)},
-    "packed items": {"before_pixels": GROUPS + (8 * 50_000).to_bytes(4, "little") + EMPTY_ITEM * 50_000},
-    "packed bytes": {"before_pixels": GROUPS + (2**22).to_bytes(4, "little") + bytes(2**22)},
-}
-
-
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_header_without_end_is_given_up(tmp_path: Path, name: str) -> None:
     path = spliced(write_source(tmp_path / "in", scan((6, 5, 3)))[0], **HOSTILE[name])
@@ -561,7 +431,7 @@ def test_a_header_without_end_is_given_up(tmp_path: Path, name: str) -> None:
         read_volume(path)
     assert refused.value.reason == "too-large"
     assert refused.value.path == path
-    assert time.process_time() - start < 4
+    assert time.process_time() - start < 2
 
 
 def test_a_deflated_file_that_unpacks_to_too_much_is_refused_at_once(tmp_path: Path) -> None:

@@ -78,12 +78,13 @@ def test_a_series_of_either_kind_from_either_kind_has_no_fault(
     assert dumped.stderr == "" and "[YES]" in dumped.stdout and f"[{target}]" in dumped.stdout
 
 
-def test_a_fault_would_be_found(tmp_path: Path) -> None:
-    path = write_source(tmp_path / "source")[0]
-    header = pydicom.dcmread(path)
-    del header.PatientID
-    header.save_as(path)
+def test_a_fault_would_be_found_by_each_judge(tmp_path: Path) -> None:
+    path, other = write_source(tmp_path / "source")[:2]
+    rewrite(path, lambda d: d.__delitem__("PatientID"))
     assert faults(path)
+    assert "Different PatientID" in run_tool("dcentvfy", path, other).stderr
+    path.write_bytes(path.read_bytes()[:-100])
+    assert run_tool("dcmdump", path).stderr != ""
 
 
 @pytest.mark.parametrize("plane", PLANES)

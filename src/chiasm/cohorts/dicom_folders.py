@@ -220,7 +220,7 @@ def _groups(root: Path) -> Iterator[tuple[str, Path, Scan]]:
     halves: dict[str, list[tuple[Path, Scan]]] = defaultdict(list)
     studies: set[str] = set()
     single: list[tuple[Path, Scan]] = []
-    scans = ((child, scan) for child in children if (scan := scan_series(child)).series or scan.broken)
+    scans = ((child, scan) for child in children if (scan := _scan_of(child)).series or scan.broken)
     for child, scan in scans:
         lone = sum(series.is_scan for series in scan.series) <= 1 and len({s.study_uid for s in scan.series}) == 1
         if not lone:
@@ -243,6 +243,14 @@ def _groups(root: Path) -> Iterator[tuple[str, Path, Scan]]:
             yield _name(child), child, scan
 
 
+def _scan_of(child: Path) -> Scan:
+    """Find the series of one patient; a place that cannot be listed is that patient's fault and nobody else's."""
+    try:
+        return scan_series(child)
+    except VolumeError as error:
+        return Scan((), (error,))
+
+
 def _together(members: Sequence[tuple[Path, Scan]]) -> Scan:
     return Scan(
         tuple(series for _, scan in members for series in scan.series),
@@ -251,8 +259,11 @@ def _together(members: Sequence[tuple[Path, Scan]]) -> Scan:
 
 
 def _is_zip(path: Path) -> bool:
-    with path.open("rb") as content:
-        return looks_like_zip(content.read(4))
+    try:
+        with path.open("rb") as content:
+            return looks_like_zip(content.read(4))
+    except OSError:  # whoever opens it next says why
+        return True
 
 
 def _name(place: Path) -> str:

@@ -49,7 +49,11 @@ def find_cohort(root: Path, *, layout: str | None = None, selection: Selection |
     root = Path(root)
     if layout is not None and layout not in NAMES:
         raise unknown("layout", layout, NAMES, CohortError)
-    if not root.exists():
+    try:
+        exists = root.exists()
+    except (OSError, ValueError) as error:  # a name too long, a folder that may not be entered
+        raise CohortError("cannot be read", path=root, reason="unreadable", found=error) from error
+    if not exists:
         raise CohortError("does not exist", path=root, reason="not-found")
     if layout == "dicom" or (layout is None and root.is_file() and holds_dicom(root)):
         return _dicom_cohort(root, selection)
@@ -130,10 +134,11 @@ def volumes_below(root: Path) -> list[File]:
         for entry in inside:
             if entry.name.startswith((".", "__MACOSX")):
                 continue
-            if entry.is_dir():
-                walk(folder / entry.name, f"{above}{entry.name}/", (*open_folders, real))
+            path = folder / entry.name
+            if path.is_dir():  # entry.is_dir() raises at a link in a circle
+                walk(path, f"{above}{entry.name}/", (*open_folders, real))
             elif stem := volume_stem(entry.name):
-                found.append(File(above + stem, folder / entry.name))
+                found.append(File(above + stem, path))
 
     try:
         walk(root, "", ())
@@ -212,6 +217,8 @@ def select_cases(cohort: Cohort, sources: Sequence[str], target: str | None) -> 
     how = None
     if cohort.layout == "dicom":
         how = "Say which series it is, as --series t2=WORDS; chiasm inspect lists them."
+        if cohort.problems:  # it may be there and have been left out
+            how += " Left out: " + "; ".join(problem.message.rstrip(".") for problem in cohort.problems[:3]) + "."
     for name in wanted:
         if name not in present:
             known = role_of(name)

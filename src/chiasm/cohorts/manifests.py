@@ -19,6 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
 
 from chiasm.cohorts.cases import (
     LABEL_NAMES,
@@ -185,7 +186,7 @@ def read_manifest(path: Path) -> Cohort:
             found=", ".join(rows[0]) if rows else "no row",
             expected="subject and one column per image, such as source and target",
         )
-    cases, problems = [], []
+    cases, problems, real_root = [], [], root.resolve()
     for number, row in enumerate(rows, start=1):
         where = f"row {number}"
         subject = row.get("subject", "")
@@ -205,7 +206,7 @@ def read_manifest(path: Path) -> Cohort:
             )
         cells = {role: row[column] for column, role in columns.items() if row.get(column)}
         cells |= {role: row[role] for role in ("mask", "labels") if row.get(role)}
-        files = {role: _inside(root, text, path, where) for role, text in cells.items()}
+        files = {role: _inside(root, real_root, text, path, where) for role, text in cells.items()}
         if missing := [role for role, file in files.items() if not file.exists()]:
             message = f"{path.name}, {where}: the {missing[0]} of case {name} does not exist"
             problems.append(Problem(files[missing[0]], "missing-file", message, name))
@@ -248,7 +249,8 @@ def manifest_of(root: Path, *, forced: bool) -> Path | None:
 def _head(path: Path) -> str:
     """Return a table's first line, or the start of a JSON file."""
     with path.open(encoding="utf-8", errors="replace") as text:
-        return text.read(4096) if path.suffix == ".json" else text.readline(4096)
+        start = text.read(4096)
+    return start if path.suffix == ".json" else start.lstrip().partition("\n")[0]
 
 
 def _rows(path: Path) -> tuple[list[dict[str, str]], Regions | None]:
@@ -268,9 +270,11 @@ def _rows(path: Path) -> tuple[list[dict[str, str]], Regions | None]:
         if isinstance(content, Mapping):
             regions = declared_regions(content["regions"], path) if "regions" in content else None
             content = content.get("cases")
-        if not isinstance(content, list) or not all(isinstance(row, Mapping) for row in content):
+        rows_of: list[Any] = content if isinstance(content, list) else [None]
+        scalar = (str, int, float, type(None))
+        if not all(isinstance(row, Mapping) and all(isinstance(c, scalar) for c in row.values()) for row in rows_of):
             raise CohortError("is no list of rows", path=path, reason="json", expected='[{"subject": ...}, ...]')
-        given = [[(str(key), "" if cell is None else str(cell)) for key, cell in row.items()] for row in content]
+        given = [[(str(key), "" if cell is None else str(cell)) for key, cell in row.items()] for row in rows_of]
     else:
         lines = text.splitlines()
         semicolons = bool(lines) and lines[0].count(";") > lines[0].count(",")
@@ -310,7 +314,7 @@ def _image_columns(path: Path, rows: Sequence[Mapping[str, str]]) -> dict[str, s
     return columns
 
 
-def _inside(root: Path, text: str, manifest: Path, where: str) -> Path:
+def _inside(root: Path, real_root: Path, text: str, manifest: Path, where: str) -> Path:
     """Return the file that a manifest's cell names, refusing whatever leaves the manifest's folder."""
     candidate = root / text
 
@@ -325,9 +329,11 @@ def _inside(root: Path, text: str, manifest: Path, where: str) -> Path:
     if Path(text).is_absolute() and not candidate.is_relative_to(root.absolute()):
         raise refusal("outside", "an absolute path lies outside the manifest's folder")
     try:
-        real = candidate.resolve()
-    except (OSError, RuntimeError) as error:  # a loop of links
+        real, _ = candidate.resolve(), candidate.exists()
+    except (OSError, RuntimeError) as error:  # a loop of links, a name too long
         raise refusal("outside", "a link leads nowhere") from error
-    if not real.is_relative_to(root.resolve()):
+    except ValueError as error:  # half a character
+        raise refusal("outside", "a path cannot be a file's name") from error
+    if not real.is_relative_to(real_root):
         raise refusal("outside", "a link leads out of the manifest's folder")
     return candidate

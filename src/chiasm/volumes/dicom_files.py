@@ -37,8 +37,14 @@ LARGEST_MEMBER = 2**29
 BOMB_SIZE, BOMB_RATIO = 2**24, 100  # a member that is both larger and more compressible holds no image
 LONGEST_TEXT = 120
 MOST_READS = 200_000  # pieces of a header, two to four for each element: 1.5 s; 1,000 frames may have 150,000
-MOST_ITEMS = 40_000  # of sequences: 1,000 frames have 10,000 to 25,000
+SMALL_READ = 2**16  # bytes that may be asked for without looking whether they are there
+PIECE = 2**20  # bytes unpacked of an archive's member at a time, if the method can be stopped
+PACKED_PIECE = 4096  # bytes taken of a member that is packed by another method, which unpacks all that it takes
+HEADER = 2**23  # bytes in which items are counted
+ITEM = b"\xfe\xff\x00\xe0"
+MOST_ITEMS = 30_000  # of sequences: 1,000 frames have 10,000 to 25,000
 LONGEST_GROUPS = 3 * 2**20  # bytes of functional groups: 1,000 frames have 1 to 3 MB
+UNDEFINED = 0xFFFFFFFF  # length of an element that ends with a mark
 DEFLATED = "1.2.840.10008.1.2.1.99"
 DIRECTORY = "1.2.840.10008.1.3.10"  # SOP class of a DICOMDIR
 
@@ -70,6 +76,8 @@ class _Tame(BufferedReader):
     def read(self, size: int | None = -1, /) -> bytes:
         self.reads += 1
         _check_reads(self.reads)
+        if size is not None and 0 <= size <= SMALL_READ:
+            return super().read(size)
         left = max(0, os.fstat(self.fileno()).st_size - self.tell())
         return super().read(left if size is None or size < 0 else min(size, left))
 
@@ -106,7 +114,7 @@ def looks_like_zip(head: bytes) -> bool:
 def list_parts(path: Path) -> list[Part]:
     """List the files of a folder and the folders below it, or the members of a zip archive, by name.
 
-    Links are followed, hidden files are left out, and nothing is unpacked.
+    Links are followed, and listed where they lead nowhere; hidden files are left out, and nothing is unpacked.
 
     Raises:
         VolumeError: If there are too many, a folder or archive cannot be read,
@@ -134,10 +142,11 @@ def _files_below(root: Path) -> list[Path]:
         for entry in inside:
             if entry.name.startswith((".", "__MACOSX")):
                 continue
-            if entry.is_dir():
-                walk(folder / entry.name, (*open_folders, real))
-            elif entry.is_file():
-                found.append(folder / entry.name)
+            path = folder / entry.name
+            if path.is_dir():
+                walk(path, (*open_folders, real))
+            elif counts(path):
+                found.append(path)
                 check_count(len(found), root)
 
     try:
@@ -145,6 +154,11 @@ def _files_below(root: Path) -> list[Path]:
     except OSError as error:
         raise unreadable(root, error) from error
     return found
+
+
+def counts(path: Path) -> bool:
+    """Tell whether a path in a folder is a file, or a link that leads nowhere or in a circle, not a pipe or device."""
+    return path.is_file() or (path.is_symlink() and not path.exists())
 
 
 def check_count(count: int, path: Path) -> None:
@@ -226,12 +240,22 @@ def visit(parts: Iterable[Part], do: Callable[[Part, BinaryIO], T]) -> Iterator[
                         if archive is not None:
                             archive.close()
                         archive = zipfile.ZipFile(part.path)
-                    content = archive.read(part.member)  # no more than its entry says, which `list_parts` judged
+                    content = _member(archive, part.member)
                 done = do(part, _TameBytes(content))
             yield done
     finally:
         if archive is not None:
             archive.close()
+
+
+def _member(archive: zipfile.ZipFile, name: str) -> bytes:
+    """Unpack a member, never more than its entry says, which `list_parts` judged; `ZipFile.read` cuts it afterwards."""
+    stoppable = archive.getinfo(name).compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+    content = bytearray()
+    with archive.open(name) as packed:  # its checksum is compared at its end
+        while piece := packed.read(PIECE if stoppable else PACKED_PIECE):
+            content += piece
+    return bytes(content)
 
 
 @contextmanager
@@ -302,12 +326,21 @@ def read_dataset(
         if head[128:132] == b"DICM" and DEFLATED.encode() in file.read(2**16):
             file = _TameBytes(_inflated(file, part, max_bytes))
         file.seek(0)
+        if file.read(HEADER).count(ITEM) > MOST_ITEMS:
+            raise VolumeError("has too many elements in its header", path=part.place, reason="too-large")
+        file.seek(0)
         wanted = [Tag(name) for name in tags] or None
         dataset = dcmread(file, stop_before_pixels=not pixels, force=True, specific_tags=wanted)
+        if (pixel_data := dataset.get_item("PixelData") if "PixelData" in dataset else None) is not None:
+            length, content = getattr(pixel_data, "length", 0), pixel_data.value
+            if isinstance(content, bytes) and len(content) < length < UNDEFINED:
+                raise VolumeError(
+                    "is cut short", path=part.place, reason="truncated", found=f"{len(content)} bytes of pixels",
+                    expected=f"{length} bytes", hint="Copy it again.",
+                )  # fmt: skip
         for name in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
             packed = getattr(dataset.get_item(name), "value", None) if name in dataset else None
-            many = isinstance(packed, bytes) and packed.count(b"\xfe\xff\x00\xe0") > MOST_ITEMS
-            if isinstance(packed, bytes) and (many or len(packed) > LONGEST_GROUPS):
+            if isinstance(packed, bytes) and len(packed) > LONGEST_GROUPS:
                 raise VolumeError(
                     "has too many elements in its header", path=part.place, reason="too-large", found=f"in {name}"
                 )

@@ -232,7 +232,7 @@ def arrange(frames: Sequence[Frame], path: Path) -> Stack:
         affine[:3, 2] = normal * (first.thickness or 1.0)
     else:
         apart = gaps[gaps > ROUNDING_MM]
-        usual = float(np.sort(apart)[(apart.size - 1) // 2]) if apart.size else 0.0  # of two, the smaller
+        usual = _usual(apart) if apart.size else 0.0
         close = max(EVEN * usual, ROUNDING_MM)
         if (gaps <= close).any():
             raise _repeated(ordered, gaps <= close, path)
@@ -243,6 +243,14 @@ def arrange(frames: Sequence[Frame], path: Path) -> Stack:
         affine[:3, 2] = reach / (len(ordered) - 1)
         tilted = _slant(ordered, positions, normal, usual, close, path)
     return Stack(ordered, LPS_TO_RAS @ affine, tilted)
+
+
+def _usual(gaps: NDArray[np.float64]) -> float:
+    """Return the distance that slices have: of most, or the least where all others are multiples, as slices lack."""
+    least = float(gaps.min())
+    if np.abs(gaps / least - np.rint(gaps / least)).max() <= EVEN:
+        return least
+    return float(np.sort(gaps)[(gaps.size - 1) // 2])  # of two, the smaller
 
 
 def image_axes(frames: Sequence[Frame], path: Path) -> tuple[NDArray[np.float64], ...]:

@@ -20,6 +20,7 @@ from chiasm.volumes.dicom_files import (
     DIRECTORY,
     Part,
     check_count,
+    counts,
     list_parts,
     looks_like_dicom,
     looks_like_zip,
@@ -340,7 +341,7 @@ def _beside(part: Part) -> list[Part]:
 
 def _files_in(folder: Path) -> list[Part]:
     try:
-        files = sorted(file for file in folder.iterdir() if file.is_file() and not file.name.startswith("."))
+        files = sorted(file for file in folder.iterdir() if counts(file) and not file.name.startswith("."))
     except OSError as error:
         raise VolumeError("cannot be listed", path=folder, reason="unreadable", found=error.strerror) from error
     check_count(len(files), folder)
@@ -350,12 +351,16 @@ def _files_in(folder: Path) -> list[Part]:
 def _scan(parts: Sequence[Part], path: Path, only: str | None = None) -> Scan:
     found: dict[str, list[_Header]] = {}
     broken: list[VolumeError] = []
+    hollow: list[Part] = []
 
     def note(part: Part, file: BinaryIO) -> None:
         with taming(part):
             head = file.read(256)
             file.seek(0)
-        named = part.place.suffix.lower() in (".dcm", ".ima") and bool(head)
+        if b"DICM".startswith(head.lstrip(b"\0")):  # cut short before anything is said, or filled with zeros
+            hollow.append(part)
+            return
+        named = part.place.suffix.lower() in (".dcm", ".ima")
         if not looks_like_dicom(head) and not named:
             return
         try:
@@ -367,8 +372,16 @@ def _scan(parts: Sequence[Part], path: Path, only: str | None = None) -> Scan:
         if header is not None and only in (None, header.series.uid):
             found.setdefault(header.series.uid, []).append(header)
 
-    for _ in visit(parts, note):
+    lost = [part for part in parts if not part.path.exists()]
+    for _ in visit([part for part in parts if part not in lost] if lost else parts, note):
         pass
+    kin = {_kin(part) for headers in found.values() for header in headers for part in header.series.parts}
+    for what, reason, some in (("is empty", "truncated", hollow), ("is a link that leads nowhere", "not-found", lost)):
+        broken += [
+            VolumeError(f"{what}, among files of DICOM", path=part.place, reason=reason, hint="Copy it again.")
+            for part in some
+            if _kin(part) in kin
+        ]
     series = sorted(
         (_stacked(headers, path) for headers in found.values()),
         key=lambda one: (one.number is None, one.number or 0, one.uid),
@@ -376,11 +389,22 @@ def _scan(parts: Sequence[Part], path: Path, only: str | None = None) -> Scan:
     return Scan(tuple(replace(one, choice=place) for place, one in enumerate(series, start=1)), tuple(broken))
 
 
+def _kin(part: Part) -> tuple[Path, str]:
+    """Return what files of one series share, as a rule: folder and suffix."""
+    suffix = part.place.suffix.lower()
+    return part.place.parent, "" if suffix[1:].isdigit() else suffix  # UIDs as names end in anything
+
+
 def _stacked(headers: Sequence[_Header], path: Path) -> Series:
     """Join the files of one series and find its grid."""
     every = [header.series for header in headers]
     frames = [frame for header in headers for frame in header.frames]
     fault = next((header.fault for header in headers if header.fault is not None), None)
+    kinds = {one.sop_class for one in every if one.images}
+    if cut := [one.parts[0] for one in every if not one.images and one.sop_class in kinds]:
+        fault = VolumeError(
+            "is cut short in its header", path=cut[0].place, reason="truncated", expected="Rows", hint="Copy it again."
+        )
     parts = tuple(part for one in every for part in one.parts)
     stack = None
     if fault is None and frames and every[0].sop_class not in (SEGMENTATION, LABEL_MAP):

@@ -36,6 +36,7 @@ from chiasm.volumes.voxels import Stored, image_of, labels_of, read_image, read_
 
 REGISTER = "chiasm register does it for one pair, chiasm train --register rigid for a cohort."
 SPACING_MM = (0.01, 50.0)
+ROUNDING = 1e-6  # of a spacing that was stored as float32
 SKEW_DEGREES = 0.1
 FLATTEST = 1e-3  # least volume of a cell with sides of length 1
 MOST_STRAIGHTENED = 4  # times as many voxels as before
@@ -215,7 +216,7 @@ def check_affine(geometry: Geometry, path: Path | None = None, *, allow_skew: bo
     if np.abs(affine[:3, 3]).max() > 1e6:
         raise VolumeError("lies more than a kilometre away", path=path, reason="affine", found=affine[:3, 3].tolist())
     spacing = geometry.spacing_mm
-    if not all(SPACING_MM[0] <= step <= SPACING_MM[1] for step in spacing):
+    if not all(SPACING_MM[0] * (1 - ROUNDING) <= step <= SPACING_MM[1] * (1 + ROUNDING) for step in spacing):
         raise VolumeError(
             "has an impossible spacing",
             path=path,
