@@ -25,6 +25,7 @@ from chiasm.cohorts.registration import Alignment, Kind, align
 from chiasm.volumes import Geometry, Volume, resample
 
 LEVELS_MM = (0.0, 1.0, 2.0, 4.0)
+MOVEMENTS = ("rigid", "elastic")
 PAIRS = ("T1-T2, whole heads", "T1-T2, skull-stripped", "CT-T2, whole heads")
 
 
@@ -67,6 +68,7 @@ def main() -> None:
     parser.add_argument("--subjects", type=int, default=3)
     parser.add_argument("--seed", type=int, default=201)
     parser.add_argument("--levels", type=float, nargs="+", default=LEVELS_MM)
+    parser.add_argument("--movements", nargs="+", default=MOVEMENTS)
     parser.add_argument("--kinds", nargs="+", default=get_args(Kind))
     parser.add_argument("--speed", action="store_true")
     asked = parser.parse_args()
@@ -75,7 +77,7 @@ def main() -> None:
         return
     print("| movement | pair | before | " + " | ".join(asked.kinds) + " | least Jacobian |")
     print("|---|---|---|" + "---|" * (len(asked.kinds) + 1))
-    for movement in ("rigid", "elastic"):
+    for movement in asked.movements:
         for level in asked.levels:
             difficulty = replace(DIFFICULTIES["standard"], misregistration_mm=level, movement=movement)
             subjects = [
