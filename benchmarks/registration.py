@@ -19,11 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import map_coordinates
 
+from chiasm.cohorts.masks import box_of
 from chiasm.cohorts.phantom import DIFFICULTIES, Subject, draw_subject
 from chiasm.cohorts.registration import Alignment, Kind, align
 from chiasm.volumes import Geometry, Volume, resample
 
-LEVELS_MM = (1.0, 2.0, 4.0)
+LEVELS_MM = (0.0, 1.0, 2.0, 4.0)
+MOVEMENTS = ("rigid", "elastic")
 PAIRS = ("T1-T2, whole heads", "T1-T2, skull-stripped", "CT-T2, whole heads")
 
 
@@ -66,6 +68,7 @@ def main() -> None:
     parser.add_argument("--subjects", type=int, default=3)
     parser.add_argument("--seed", type=int, default=201)
     parser.add_argument("--levels", type=float, nargs="+", default=LEVELS_MM)
+    parser.add_argument("--movements", nargs="+", default=MOVEMENTS)
     parser.add_argument("--kinds", nargs="+", default=get_args(Kind))
     parser.add_argument("--speed", action="store_true")
     asked = parser.parse_args()
@@ -74,7 +77,7 @@ def main() -> None:
         return
     print("| movement | pair | before | " + " | ".join(asked.kinds) + " | least Jacobian |")
     print("|---|---|---|" + "---|" * (len(asked.kinds) + 1))
-    for movement in ("rigid", "elastic"):
+    for movement in asked.movements:
         for level in asked.levels:
             difficulty = replace(DIFFICULTIES["standard"], misregistration_mm=level, movement=movement)
             subjects = [
@@ -102,7 +105,7 @@ def speed(seed: int) -> None:
     spacing = np.linalg.norm(subject.affine[:3, :3], axis=0)
     affine = subject.affine.copy()
     affine[:3, :3] /= spacing  # 1 mm
-    middle = subject.affine @ [*(np.array(subject.labels.shape) - 1) / 2, 1]
+    middle = subject.affine @ [*(part.start + (part.stop - part.start - 1) / 2 for part in box_of(subject.stripped)), 1]
     affine[:3, 3] = middle[:3] - affine[:3, :3] @ (np.array((240, 240, 155)) - 1) / 2
     fixed, moving = (resample(one, Geometry((240, 240, 155), affine)) for one in pair(subject, PAIRS[1]))
     wall, cpu = time.perf_counter(), time.process_time()

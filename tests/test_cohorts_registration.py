@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import SimpleITK as sitk
 import torch
 from scipy.ndimage import gaussian_filter, map_coordinates
 
-from chiasm.cohorts.demons import Level, demons, descriptors, jacobian, unfolded, warped
+from chiasm.cohorts.demons import Level, demons, descriptors, jacobian, linear, unfolded, warped
 from chiasm.cohorts.registration import Alignment, align, mutual_information
 from chiasm.errors import RecipeError, VolumeError
 from chiasm.evidence.aligning import register
@@ -103,6 +104,35 @@ def test_demons_bring_a_deformed_unlike_image_nearer_and_fold_nothing() -> None:
     after = np.linalg.norm(there - wanted, axis=1).mean()
     assert after < 0.6 * before
     assert made.least_jacobian > 0
+
+
+@pytest.mark.parametrize("freedoms", [6, 12])
+def test_descriptors_settle_a_movement_within_a_tenth_of_a_voxel(freedoms: Literal[6, 12]) -> None:
+    truth = rigid(2.0, (1.5, -1.0, 0.5))
+    if freedoms == 12:
+        truth[2, 2] *= 1.03
+        truth[2, 3] -= 0.03 * (20 + 2 * (SIDE - 1) / 2)  # about the middle
+    inside = head() > 0
+    images = [torch.from_numpy(array)[None, None] for array in (head(), moved_head(truth))]
+    found = linear(*images, freedoms=freedoms, shrink=1, weight=torch.from_numpy(inside.astype(np.float32))[None, None])
+    matrix = AFFINE @ found.numpy() @ np.linalg.inv(AFFINE)
+    made = Alignment("affine", matrix, None, Geometry((SIDE,) * 3, AFFINE), (), 1, 1, 0, 0)
+    assert apart_mm(made, np.eye(4), inside) > 1.5
+    assert apart_mm(made, truth, inside) < 0.2
+    if freedoms == 6:
+        assert np.allclose(matrix[:3, :3] @ matrix[:3, :3].T, np.eye(3), atol=1e-9)
+
+
+def test_descriptors_settle_where_they_are_believed() -> None:
+    """Half of the image went elsewhere: the half that is believed decides."""
+    image = head()
+    parted = np.concatenate([np.roll(image, 1, 1)[: SIDE // 2], np.roll(image, -1, 1)[SIDE // 2 :]])
+    weight = np.zeros(image.shape, np.float32)
+    weight[: SIDE // 2 - 3] = image[: SIDE // 2 - 3] > 0
+    fixed, moving, believed = (torch.from_numpy(array)[None, None] for array in (image, parted, weight))
+    found = linear(fixed, moving, freedoms=6, shrink=1, weight=believed).numpy()
+    points = np.c_[np.argwhere(weight > 0), np.ones(np.count_nonzero(weight))]
+    assert np.allclose((points @ found.T)[:, :3] - points[:, :3], (0, 1, 0), atol=0.1)
 
 
 def test_descriptors_do_not_change_with_gain_offset_or_inversion() -> None:

@@ -1,11 +1,12 @@
-"""Diffeomorphic Demons between images of unlike contrast (Vercauteren 2009 on Heinrich's MIND descriptors).
+"""Movements between images of unlike contrast: Gauss and Newton's, and Demons' (Vercauteren 2009), on descriptors.
 
 Demons compare intensities, which T1 and T2 or CT and MR do not share.  The
 bridge is a descriptor of each voxel's neighbourhood that both have in common
 (Heinrich et al., Medical Image Analysis 2012): how unlike its six neighbours
 are to one another, relative to how unlike neighbours are there on average.
-All of a voxel's descriptors push together; each update is small, smooth and
-composed, so that the field stays one to one.
+All of a voxel's descriptors push together: either the six or twelve numbers
+of a linear movement, or a field, whose updates are small, smooth and
+composed, so that it stays one to one.
 
 `docs/registration.md` has what was measured beside other bridges.
 """
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import combinations
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,6 +37,9 @@ class Level(NamedTuple):
 LEVELS = (Level(2, 30), Level(1, 25))
 FIELD_SIGMA = 2.5  # voxels: smoothness of the field after each update
 PATCH_SIGMA = 1.0  # voxels: how large a neighbourhood a descriptor sees
+
+ROUNDS = 15  # of Gauss and Newton, at most
+SETTLED = 1e-3  # voxels: a step that no longer matters
 
 Progress = Callable[[int, int, str], None]
 
@@ -70,6 +74,48 @@ def descriptors(image: Tensor, sigma: float = PATCH_SIGMA) -> Tensor:
     if typical == 0:  # a constant image: nothing to tell
         return torch.ones_like(distances)
     return torch.exp(-distances / variance.clamp(1e-3 * typical, 1e3 * typical))
+
+
+def linear(fixed: Tensor, moving: Tensor, *, freedoms: Literal[6, 12], shrink: int, weight: Tensor) -> Tensor:
+    """Find the rigid or affine movement under which the descriptors of two images differ least.
+
+    Gauss and Newton's steps on the squared differences, inversely composed
+    (Baker and Matthews 2004): slopes are those of the fixed image, so that the
+    normal equations are the same in every round.
+
+    Args:
+        fixed: Shape (1, 1, I, J, K), as finely sampled along each axis.
+        moving: On the same grid, already within about two patches.
+        freedoms: 6 (rotation and shift) or 12 (affine).
+        shrink: How much coarser than the grid to look.
+        weight: How much each voxel's descriptors are believed, 0 to 1, shape (1, 1, I, J, K).
+
+    Returns:
+        Matrix (4, 4), float64: what lies at voxel x in the fixed image lies at ``matrix @ x`` in the moving one.
+    """
+    one, other = (descriptors(_shrunk(image, shrink)) for image in (fixed, moving))
+    belief = _sized(weight, one.shape[2:])[0, 0]
+    seen = belief > 0
+    belief, slopes, wanted = belief[seen], _slopes(one)[0][..., seen], one[0][:, seen]
+    points = functional.pad(_indices(one)[:, seen], (0, 0, 0, 1), value=1.0)  # (4, n)
+    finer = torch.eye(4, dtype=torch.float64)  # coarse voxels to voxels, as `_sized` has it
+    finer[[0, 1, 2], [0, 1, 2]] = torch.tensor([of / to for of, to in zip(fixed.shape[2:], one.shape[2:])]).double()
+    finer[:3, 3] = (finer.diagonal()[:3] - 1) / 2
+    middle, radius = points.double().mean(1), float(points[:3].std())
+    ways = finer.inverse() @ _generators(freedoms, (finer @ middle)[:3], radius * shrink) @ finer
+    pushes = ways[:, :3].float() @ points  # (freedoms, 3, n)
+    stiffness = torch.einsum("can,cbn,n->abn", slopes, slopes, belief)
+    normal = torch.einsum("pan,qan->pq", pushes, torch.einsum("abn,qbn->qan", stiffness, pushes)).double()
+    matrix = torch.eye(4, dtype=torch.float64)
+    for _ in range(ROUNDS):
+        there = (matrix[:3].float() @ points)[None, :, :, None, None]
+        difference = looked_up(other, there)[0, :, :, 0, 0] - wanted
+        force = torch.einsum("can,cn,n->an", slopes, difference, belief)
+        step = torch.linalg.solve(normal, torch.einsum("pan,an->p", pushes, force).double())
+        matrix = matrix @ torch.linalg.matrix_exp(-torch.einsum("p,pab->ab", step, ways))
+        if float(step.abs().max()) < SETTLED:
+            break
+    return finer @ matrix @ finer.inverse()
 
 
 def demons(
@@ -131,13 +177,15 @@ def jacobian(field: Tensor) -> Tensor:
 
 def warped(image: Tensor, field: Tensor) -> Tensor:
     """Look up an image of any number of channels at x + u(x), linear, its border drawn out."""
-    shape = field.shape[2:]
-    axes = [torch.arange(side, dtype=field.dtype) for side in shape]
-    places = torch.stack(torch.meshgrid(*axes, indexing="ij"))[None] + field
-    most = field.new_tensor([max(side - 1, 1) for side in shape]).view(1, 3, 1, 1, 1)
+    return looked_up(image, _indices(field) + field)
+
+
+def looked_up(image: Tensor, places: Tensor) -> Tensor:
+    """Look up an image at voxels that need not be whole, shape (1, 3, A, B, C), linear, its border drawn out."""
+    most = places.new_tensor([max(side - 1, 1) for side in image.shape[2:]]).view(1, 3, 1, 1, 1)
     grid = (2 * places / most - 1).permute(0, 2, 3, 4, 1).flip(-1)  # torch counts axes from the last
-    looked_up: Tensor = functional.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=True)
-    return looked_up
+    found: Tensor = functional.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=True)
+    return found
 
 
 def composed(outer: Tensor, inner: Tensor) -> Tensor:
@@ -148,16 +196,40 @@ def composed(outer: Tensor, inner: Tensor) -> Tensor:
 def smooth(image: Tensor, sigma: float) -> Tensor:
     """Convolve each channel with a Gaussian, its border drawn out."""
     radius = max(1, round(3 * sigma))
-    weights = torch.exp(-(torch.arange(-radius, radius + 1, dtype=image.dtype) ** 2) / (2 * sigma**2))
-    weights = weights / weights.sum()
-    channels = image.shape[1]
-    for axis in range(3):
-        size, around = [1, 1, 1], [0] * 6
-        size[axis] = 2 * radius + 1
-        around[4 - 2 * axis : 6 - 2 * axis] = [radius, radius]
-        kernel = weights.view(1, 1, *size).expand(channels, 1, *size)
-        image = functional.conv3d(functional.pad(image, around, mode="replicate"), kernel, groups=channels)
+    falling = torch.exp(-(torch.arange(radius + 1) ** 2) / (2 * sigma**2))
+    weights = (falling / (2 * falling.sum() - 1)).tolist()
+    for axis in (2, 3, 4):
+        around = [0] * 6
+        around[8 - 2 * axis : 10 - 2 * axis] = [radius, radius]
+        padded, side = functional.pad(image, around, mode="replicate"), image.shape[axis]
+        image = padded.narrow(axis, radius, side) * weights[0]
+        for step in range(1, radius + 1):  # a third of what a convolution takes, which copies all it sees
+            for start in (radius - step, radius + step):
+                image.add_(padded.narrow(axis, start, side), alpha=weights[step])
     return image
+
+
+def _indices(image: Tensor) -> Tensor:
+    """Number the voxels of an image, shape (3, I, J, K)."""
+    axes = [torch.arange(side, dtype=image.dtype) for side in image.shape[2:]]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"))
+
+
+def _generators(freedoms: Literal[6, 12], middle: Tensor, radius: float) -> Tensor:
+    """Return the small movements that make up linear ones, shape (freedoms, 4, 4).
+
+    Each moves voxels at the radius by about one voxel: shifts along each axis,
+    then turns about `middle`, or with 12 freedoms whatever nine numbers can do.
+    """
+    made = torch.zeros((freedoms, 4, 4), dtype=torch.float64)
+    made[[0, 1, 2], [0, 1, 2], 3] = 1.0
+    if freedoms == 6:
+        for way, (a, b) in enumerate(combinations(range(3), 2), 3):
+            made[way, a, b], made[way, b, a] = -1 / radius, 1 / radius
+    else:
+        made[3:, :3, :3] = torch.eye(9, dtype=torch.float64).view(9, 3, 3) / radius
+    made[3:, :3, 3] = -made[3:, :3, :3] @ middle
+    return made
 
 
 def _update(fixed: Tensor, slopes: Tensor, moved: Tensor) -> Tensor:
@@ -165,10 +237,12 @@ def _update(fixed: Tensor, slopes: Tensor, moved: Tensor) -> Tensor:
 
     `slopes` are those of the fixed descriptors, halved with those of the moved ones.
     """
-    difference = fixed - moved
-    both = (slopes + _slopes(moved)) / 2
-    force = (difference[:, :, None] * both).sum(1)
-    steep = (both**2).sum((1, 2)) + (difference**2).sum(1) / (4 * MOST_STEP**2)
+    force, steep = torch.zeros_like(slopes[:, 0]), torch.zeros_like(fixed[:, 0])
+    for channel in range(fixed.shape[1]):  # one at a time: all at once take twice as long, in fetching memory
+        difference = fixed[:, channel] - moved[:, channel]
+        both = (slopes[:, channel] + _slopes(moved[:, channel : channel + 1])[:, 0]) / 2
+        force += difference[:, None] * both
+        steep += (both**2).sum(1) + difference**2 / (4 * MOST_STEP**2)
     step: Tensor = force / steep[:, None].clamp_min(1e-9)
     return step
 

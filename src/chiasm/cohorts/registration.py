@@ -9,8 +9,8 @@ Everything is estimated on grids of 2 mm, which is finer than what is corrected.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -27,9 +27,10 @@ GRID_MM = 2.0  # of everything that is estimated
 MARGIN_MM = 12.0  # around the fixed mask, so that what moves finds its counterpart
 BINS = 32  # of the joint histogram (Mattes)
 CLIPPED = (0.005, 0.995)  # quantiles inside the mask: bright vessels and implants decide nothing
-SAMPLED = 0.25  # share of the mask's voxels that mutual information is estimated from
+SHRINKS = (4, 2)  # at which mutual information is climbed
+STEP_MM = 2.0  # the first of the climb
+PASSES: tuple[tuple[Literal[6, 12], int], ...] = ((6, 2), (6, 1), (12, 1))  # freedoms and shrink
 LEAST_COVER = 0.25
-STRAY_MM = 15.0  # between where the edges and where the inside of a cut-out brain lie: more is a stray
 EDGE_VOXELS = 2
 BLOCK = 16  # planes that are interpolated at a time
 
@@ -109,16 +110,11 @@ class Alignment:
 
 
 class _Working(NamedTuple):
-    """A volume as registration sees it: RAS order, 2 mm, its mask.
-
-    The edge of a brain that was cut out tells roughly where it lies, and
-    exactly where it was cut: `image` has it, and in `inner` each voxel beyond
-    it shows the nearest one inside.
-    """
+    """A volume as registration sees it: RAS order, 2 mm, its mask, and whether it was cut out there."""
 
     image: Volume
-    inner: Volume
     mask: NDArray[np.bool_]
+    cut_out: bool
 
 
 def align(
@@ -144,31 +140,24 @@ def align(
     one, other = _working(fixed), _working(moving)
     say = progress or _silent
     say(0, 100, "rigid")
-    matrix, ends = _linear(one, other, kind, seed)
-    information: tuple[float, ...] = ends
-    say(15, 100, "rigid")
-    box = _around(one)
-    linear = Alignment(kind, matrix, None, box, information, 1.0, 1.0, 0.0, 0.0)
-    field: NDArray[np.float32] | None = None
-    jacobians, told = (1.0, 1.0), list(information)
+    grid, inside = one.image.geometry, tuple(np.argwhere(one.mask).T)
+
+    def told(made: Alignment) -> float:
+        return mutual_information(one.image.array[inside], made.bring(other.image, grid).array[inside])
+
+    unmoved = Alignment(kind, np.eye(4), None, _around(one), (), 1.0, 1.0, 0.0, 0.0)
+    climbed = replace(unmoved, matrix=_climbed(one, other, seed))
+    say(10, 100, "rigid")
+    before = told(unmoved)
+    made = _settled(one, other, max((unmoved, climbed), key=told))
+    made = replace(made, information=(before, told(made)))
     if kind == "demons":
-        masks = [
-            resample(Volume(one.mask.astype(np.uint8), one.image.geometry), box, order=0).array > 0,
-            linear.bring(Volume(other.mask.astype(np.uint8), other.image.geometry), box, order=0).array > 0,
-        ]
-        pair = resample(one.image, box).array, linear.bring(other.image, box).array
-        cut_out = one.inner is not one.image and other.inner is not other.image
-        field, jacobians = _deform(
-            *pair, box, masks if cut_out else (), lambda done, of, what: say(15 + 85 * done // of, 100, what)
-        )
-        after = Alignment(kind, matrix, field, box, information, *jacobians, 0.0, 0.0)
-        told.append(mutual_information(pair[0][masks[0]], after.bring(other.image, box).array[masks[0]]))
-    information = tuple(told)
-    made = Alignment(kind, matrix, field, box, information, *jacobians, 0.0, 0.0)
-    points = np.argwhere(one.mask)[::7] @ one.image.geometry.affine[:3, :3].T + one.image.geometry.affine[:3, 3]
+        made = _deformed(one, other, made, lambda done, of, what: say(15 + 85 * done // of, 100, what))
+        made = replace(made, information=(*made.information, told(made)))
+    points = np.argwhere(one.mask)[::7] @ grid.affine[:3, :3].T + grid.affine[:3, 3]
     mean_mm = float(np.linalg.norm(made.places(points) - points, axis=1).mean())
     say(100, 100, "done")
-    return Alignment(kind, matrix, field, box, information, *jacobians, mean_mm, time.perf_counter() - begun)
+    return replace(made, mean_mm=mean_mm, seconds=time.perf_counter() - begun)
 
 
 def _silent(_done: int, _of: int, _what: str) -> None:
@@ -190,7 +179,7 @@ def mutual_information(a: NDArray[Any], b: NDArray[Any], bins: int = BINS) -> fl
 
 def _working(volume: Volume) -> _Working:
     """Bring a volume to RAS order and 2 mm, smoothed first where it is finer, and find its mask."""
-    from scipy.ndimage import binary_erosion, distance_transform_edt, gaussian_filter
+    from scipy.ndimage import gaussian_filter
 
     upright = canonical(volume)
     if upright.array.min() == upright.array.max():
@@ -199,22 +188,12 @@ def _working(volume: Volume) -> _Working:
     array = upright.array.astype(np.float32)
     low, high = np.quantile(array[mask], CLIPPED)
     array = np.clip(array, min(low, float(array.min())), high)
-    inner = array
-    if rule == "nonzero":
-        inside = binary_erosion(mask)
-        inside = inside if inside.any() else mask
-        inner = array[tuple(distance_transform_edt(~inside, return_distances=False, return_indices=True))]
     spacing = upright.geometry.spacing_mm
     sigma = [GRID_MM / step / 2 if step < 0.75 * GRID_MM else 0.0 for step in spacing]
     grid = grid_with_spacing(upright.geometry, (GRID_MM,) * 3)
-
-    def coarse(values: NDArray[np.float32]) -> Volume:
-        return resample(Volume(gaussian_filter(values, sigma, truncate=2.0), upright.geometry), grid)
-
-    image = coarse(array)
-    filled = image if inner is array else coarse(inner)
+    image = resample(Volume(gaussian_filter(array, sigma, truncate=2.0), upright.geometry), grid)
     there = resample(Volume(mask.astype(np.uint8), upright.geometry), grid, order=0).array > 0
-    return _Working(image, filled, there)
+    return _Working(image, there, rule == "nonzero")
 
 
 def _around(working: _Working) -> Geometry:
@@ -227,41 +206,92 @@ def _around(working: _Working) -> Geometry:
     return crop(working.image, box).geometry
 
 
-def _linear(
-    fixed: _Working, moving: _Working, kind: Kind, seed: int
-) -> tuple[NDArray[np.float64], tuple[float, float]]:
-    """Maximise mutual information over rigid and, where asked, affine movements; return it before and after."""
+def _climbed(fixed: _Working, moving: _Working, seed: int) -> NDArray[np.float64]:
+    """Maximise mutual information over rigid movements, at 8 and 4 mm."""
     import SimpleITK as sitk
+    from scipy.ndimage import binary_dilation
 
-    turn: Any = sitk.Euler3DTransform(_start(fixed, moving, seed))
-    _climb(fixed.image, moving.image, fixed.mask, turn, seed, Schedule((4, 2, 1), 2.0), around=2)
-    found = [turn]
-    if fixed.inner is not fixed.image:  # now without the edges of what was cut out, from nearby
-        found.append(sitk.Euler3DTransform(turn))
-        _climb(fixed.inner, moving.inner, fixed.mask, found[-1], seed, Schedule((2, 1), 0.25))
-    if kind == "affine":
-        free = sitk.AffineTransform(3)
-        free.SetMatrix(found[-1].GetMatrix())
-        free.SetTranslation(found[-1].GetTranslation())
-        free.SetCenter(found[-1].GetCenter())
-        found.append(free)
-        _climb(fixed.inner, moving.inner, fixed.mask, free, seed, Schedule((2, 1), 0.5))
-    matrices = [np.eye(4), *map(_matrix, found)]
-    grid, inside = fixed.image.geometry, tuple(np.argwhere(fixed.mask).T)
-    cover = Volume(moving.mask.astype(np.uint8), moving.image.geometry)
-    share = float((_moved(matrices[1], cover, grid, order=0)[inside] > 0).mean())
-    if share < LEAST_COVER:
-        raise _apart(f"{100 * share:.0f} % of the fixed mask covered")
-    told = [
-        mutual_information(fixed.inner.array[inside], _moved(matrix, moving.inner, grid)[inside]) for matrix in matrices
+    turn = sitk.Euler3DTransform(_start(fixed, moving, seed))
+    method = _method(seed, 1.0)
+    seen = binary_dilation(fixed.mask, iterations=2)  # the outline too
+    method.SetMetricFixedMask(_itk(Volume(seen.astype(np.uint8), fixed.image.geometry)))
+    method.SetOptimizerScalesFromPhysicalShift()
+    method.SetShrinkFactorsPerLevel(SHRINKS)
+    method.SetSmoothingSigmasPerLevel([float(shrink) for shrink in SHRINKS])
+    method.SetOptimizerAsRegularStepGradientDescent(STEP_MM, 1e-2, 200)
+    method.SetInitialTransform(turn, inPlace=True)
+    try:
+        method.Execute(_itk(fixed.image), _itk(moving.image))
+    except RuntimeError as error:
+        raise _apart("the overlap was lost on the way") from error
+    matrix = np.eye(4)
+    matrix[:3, :3] = np.array(turn.GetMatrix()).reshape(3, 3)
+    matrix[:3, 3] = turn.TransformPoint((0.0, 0.0, 0.0))
+    return matrix
+
+
+def _settled(fixed: _Working, moving: _Working, made: Alignment) -> Alignment:
+    """Go on from nearby with descriptors: rigidly, then in twelve directions where those are asked for."""
+    import torch
+
+    from chiasm.cohorts.demons import linear
+
+    still = _tensor(resample(fixed.image, made.grid).array)
+    for freedoms, shrink in PASSES if made.kind == "affine" else PASSES[:-1]:
+        with torch.inference_mode():
+            step = linear(
+                still,
+                _tensor(made.bring(moving.image, made.grid).array),
+                freedoms=freedoms,
+                shrink=shrink,
+                weight=_tensor(_belief(fixed, moving, made)),
+            ).numpy()
+        to_world = made.grid.affine
+        made = replace(made, matrix=made.matrix @ to_world @ step @ np.linalg.inv(to_world))
+    return made
+
+
+def _belief(fixed: _Working, moving: _Working, made: Alignment) -> NDArray[np.float32]:
+    """Tell where descriptors are believed: inside, and not near the cut of a brain that was cut out."""
+    from scipy.ndimage import binary_erosion
+
+    shapes = [
+        resample(Volume(fixed.mask.astype(np.uint8), fixed.image.geometry), made.grid, order=0).array > 0,
+        made.bring(Volume(moving.mask.astype(np.uint8), moving.image.geometry), made.grid, order=0).array > 0,
     ]
-    near = [
-        0,
-        1,
-        *(index for index in range(2, len(matrices)) if _apart_mm(matrices[1], matrices[index], grid) < STRAY_MM),
-    ]
-    best = max(near, key=lambda index: told[index])
-    return matrices[best], (told[0], told[best])
+    both = np.logical_and(*shapes)
+    if both.sum() < LEAST_COVER * shapes[0].sum():
+        raise _apart(f"{100 * both.sum() / shapes[0].sum():.0f} % of the fixed mask covered")
+    if fixed.cut_out or moving.cut_out:
+        both = binary_erosion(both, iterations=EDGE_VOXELS)
+    return both.astype(np.float32)
+
+
+def _deformed(fixed: _Working, moving: _Working, made: Alignment, progress: Progress) -> Alignment:
+    """Run the Demons from where a matrix leaves off."""
+    import torch
+
+    from chiasm.cohorts.demons import demons, jacobian
+
+    cut_out = fixed.cut_out and moving.cut_out
+    pair = resample(fixed.image, made.grid).array, made.bring(moving.image, made.grid).array
+    with torch.inference_mode():
+        weight = _tensor(_belief(fixed, moving, made)) if cut_out else None
+        field = demons(*map(_tensor, pair), weight=weight, progress=progress)
+        determinant = jacobian(field)
+    world = np.einsum("ab,bijk->aijk", made.grid.affine[:3, :3], field[0].numpy().astype(np.float64))
+    return replace(
+        made,
+        field_mm=world.astype(np.float32),
+        least_jacobian=float(determinant.min()),
+        most_jacobian=float(determinant.max()),
+    )
+
+
+def _tensor(array: NDArray[np.float32]) -> Any:
+    import torch
+
+    return torch.from_numpy(np.ascontiguousarray(array, np.float32))[None, None]
 
 
 def _start(fixed: _Working, moving: _Working, seed: int) -> Any:
@@ -273,7 +303,7 @@ def _start(fixed: _Working, moving: _Working, seed: int) -> Any:
     starts = []
     for shift in (np.zeros(3), _centre(moving) - middle):
         start = sitk.Euler3DTransform(middle.tolist(), 0, 0, 0, shift.tolist())
-        method = _method(seed)
+        method = _method(seed, 0.1)
         method.SetInitialTransform(start)
         try:
             starts.append((method.MetricEvaluate(one, other), start))
@@ -284,49 +314,16 @@ def _start(fixed: _Working, moving: _Working, seed: int) -> Any:
     return min(starts, key=lambda pair: pair[0])[1]
 
 
-class Schedule(NamedTuple):
-    """Shrink factors of the passes, and the first step in mm."""
-
-    shrinks: tuple[int, ...]
-    step_mm: float
-
-
-def _method(seed: int) -> Any:
+def _method(seed: int, share: float) -> Any:
     import SimpleITK as sitk
 
     method = sitk.ImageRegistrationMethod()
     method.SetMetricAsMattesMutualInformation(BINS)
     method.SetMetricSamplingStrategy(method.RANDOM)
-    method.SetMetricSamplingPercentage(SAMPLED, seed + 1)  # 0 would take the clock
+    method.SetMetricSamplingPercentage(share, seed + 1)  # 0 would take the clock
     method.SetInterpolator(sitk.sitkLinear)
     method.SetNumberOfThreads(1)  # the same result on every machine, but for rounding
     return method
-
-
-def _climb(
-    fixed: Volume,
-    moving: Volume,
-    mask: NDArray[np.bool_],
-    transform: Any,
-    seed: int,
-    schedule: Schedule,
-    around: int = 0,
-) -> None:
-    """Move `transform` uphill, in place."""
-    from scipy.ndimage import binary_dilation
-
-    seen = binary_dilation(mask, iterations=around) if around else mask
-    method = _method(seed)
-    method.SetMetricFixedMask(_itk(Volume(seen.astype(np.uint8), fixed.geometry)))
-    method.SetOptimizerScalesFromPhysicalShift()
-    method.SetShrinkFactorsPerLevel(schedule.shrinks)
-    method.SetSmoothingSigmasPerLevel([float(shrink) if shrink > 1 else 0.0 for shrink in schedule.shrinks])
-    method.SetOptimizerAsRegularStepGradientDescent(schedule.step_mm, 1e-3, 200)
-    method.SetInitialTransform(transform, inPlace=True)
-    try:
-        method.Execute(_itk(fixed), _itk(moving))
-    except RuntimeError as error:
-        raise _apart("the overlap was lost on the way") from error
 
 
 def _apart(found: str) -> VolumeError:
@@ -337,53 +334,6 @@ def _apart(found: str) -> VolumeError:
         expected=f"{100 * LEAST_COVER:.0f} % of the fixed mask covered",
         hint="Are they of one patient, and of one part of the body?",
     )
-
-
-def _matrix(transform: Any) -> NDArray[np.float64]:
-    matrix = np.eye(4)
-    matrix[:3, :3] = np.array(transform.GetMatrix()).reshape(3, 3)
-    matrix[:3, 3] = transform.TransformPoint((0.0, 0.0, 0.0))
-    return matrix
-
-
-def _moved(matrix: NDArray[np.float64], moving: Volume, grid: Geometry, order: Literal[0, 1] = 1) -> NDArray[Any]:
-    return Alignment("affine", matrix, None, grid, (), 1, 1, 0, 0).bring(moving, grid, order).array
-
-
-def _apart_mm(a: NDArray[np.float64], b: NDArray[np.float64], grid: Geometry) -> float:
-    """Return how far two matrices put the corners of a grid apart, on average."""
-    corners = np.c_[grid.corners, np.ones(8)]
-    return float(np.linalg.norm(corners @ (a - b).T, axis=1).mean())
-
-
-def _deform(
-    fixed: NDArray[np.float32],
-    moved: NDArray[np.float32],
-    grid: Geometry,
-    masks: Sequence[NDArray[np.bool_]],
-    progress: Progress,
-) -> tuple[NDArray[np.float32], tuple[float, float]]:
-    """Run the Demons on two arrays of one grid; return the field in world mm and the range of its Jacobian.
-
-    Near the edge of what was cut out descriptors see the cut, so they are not
-    believed within `EDGE_VOXELS` of the edge of either mask.
-    """
-    import torch
-    from scipy.ndimage import binary_erosion
-
-    from chiasm.cohorts.demons import demons, jacobian
-
-    weight = None
-    if masks:
-        inner = binary_erosion(np.logical_and(*masks), iterations=EDGE_VOXELS)
-        weight = torch.from_numpy(inner.astype(np.float32))[None, None]
-    with torch.inference_mode():
-        images = [torch.from_numpy(np.ascontiguousarray(array, np.float32))[None, None] for array in (fixed, moved)]
-        field = demons(images[0], images[1], weight=weight, progress=progress)
-        determinant = jacobian(field)
-    voxels = field[0].numpy().astype(np.float64)
-    world = np.einsum("ab,bijk->aijk", grid.affine[:3, :3], voxels)
-    return world.astype(np.float32), (float(determinant.min()), float(determinant.max()))
 
 
 def _itk(volume: Volume) -> Any:

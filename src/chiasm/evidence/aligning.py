@@ -23,7 +23,7 @@ from chiasm.volumes import Geometry, Volume, canonical, read_volume, write_volum
 VIEWS = ("sagittal", "coronal", "axial")
 SQUARES = 8  # of the checkerboard, along the longer side
 PAGES = 24  # pairs of a cohort with a page of their own
-EDGE = 0.9  # quantile of the gradient above which an edge is drawn
+EDGE = 0.8  # quantile of the gradient above which an edge is drawn
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,6 +191,7 @@ def _content(fixed: Volume, moving: Volume, moved: Volume, alignment: Alignment)
                     {"name": "fixed", "data": _picture(planes[0], aspect)},
                     {"name": "moving, as scanned", "data": _picture(planes[1], aspect)},
                     {"name": "moving, registered", "data": _picture(planes[2], aspect)},
+                    *_folding(alignment, still, axis, middle[axis]),
                     {
                         "name": "edges of the fixed one on it, before",
                         "data": _picture(planes[1], aspect, _edges(planes[0])),
@@ -201,7 +202,6 @@ def _content(fixed: Volume, moving: Volume, moved: Volume, alignment: Alignment)
                     },
                     {"name": "checkerboard, before", "data": _picture(_checkered(planes[0], planes[1]), aspect)},
                     {"name": "checkerboard, after", "data": _picture(_checkered(planes[0], planes[2]), aspect)},
-                    *_folding(alignment, still, axis, middle[axis]),
                 ],
             }
         )
@@ -224,9 +224,15 @@ def _content(fixed: Volume, moving: Volume, moved: Volume, alignment: Alignment)
 
 
 def _plane(array: NDArray[Any], axis: int, index: int) -> NDArray[np.float64]:
-    """Cut a slice as it is looked at: up is up, the patient's right on the left; values 0 to 1."""
+    """Cut a slice as it is looked at: up is up, the patient's right on the left; values 0 to 1.
+
+    Fat may be four times as bright as brain: white is at most twice what half of the brighter voxels have.
+    """
     plane = np.take(array, index, axis=axis).astype(np.float64)
     low, high = np.quantile(plane, (0.01, 0.995))
+    bright = plane[plane > plane.mean()]
+    if bright.size:
+        high = min(high, 2 * float(np.median(bright)) - low)
     plane = np.clip((plane - low) / (high - low if high > low else 1), 0, 1)
     seen: NDArray[np.float64] = (plane if axis == 0 else plane[::-1]).T[::-1]
     return seen
@@ -238,10 +244,13 @@ def _aspect(geometry: Geometry, axis: int) -> float:
 
 
 def _edges(plane: NDArray[np.float64]) -> NDArray[np.bool_]:
-    from scipy.ndimage import gaussian_gradient_magnitude
+    """Find thin edges of every contrast: crests of the gradient, relative to how bright the surroundings are."""
+    from scipy.ndimage import gaussian_filter, gaussian_gradient_magnitude, maximum_filter1d
 
-    steep = gaussian_gradient_magnitude(plane, 1.0)
-    edges: NDArray[np.bool_] = steep > max(float(np.quantile(steep, EDGE)), 1e-6)
+    around = np.sqrt(gaussian_filter(plane**2, 8.0)) + 0.05  # so that a skull does not outshine all else
+    steep = gaussian_gradient_magnitude(plane / around, 1.0)
+    crest = np.any([steep == maximum_filter1d(steep, 3, axis=axis) for axis in (0, 1)], axis=0)
+    edges: NDArray[np.bool_] = crest & (steep > max(float(np.quantile(steep, EDGE)), 1e-6))
     return edges
 
 
