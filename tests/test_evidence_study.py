@@ -295,6 +295,13 @@ def test_arms_with_the_same_judges_share_their_warm_up_and_others_have_their_own
     assert sum("warm-up (judges)" in line for line in lines) == 2  # A3 has the global one alone
 
 
+def test_a_phase_without_steps_is_no_warm_up(toy_cohort: Path, tmp_path: Path) -> None:
+    path = study_file(tmp_path, toy_cohort, steps=4, arms=["A7"], seeds=[0], primary=None)
+    lines = tell_jobs(path, tmp_path / "out")
+    assert sum("warm-up" in line for line in lines) == 1  # 2 of 4 steps are the generator's, none the judges' alone
+    assert not study(path, tmp_path / "out").failed
+
+
 def test_a_variant_is_an_arm_with_settings_of_its_own_and_arms_answer_to_their_aliases(
     tmp_path: Path, toy_cohort: Path
 ) -> None:

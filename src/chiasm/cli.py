@@ -478,6 +478,8 @@ def register(
         )
     before, *_, after = made.alignment.information
     typer.echo(f"mutual information {before:.3f} before, {after:.3f} after; look at {made.report}")
+    if after <= before:
+        typer.echo("warning: the images do not tell more of each other than before: look closely", err=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

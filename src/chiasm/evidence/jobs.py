@@ -443,7 +443,9 @@ def _warm_ups(recipe: Recipe, base: Recipe) -> list[tuple[Kind, Recipe]]:
             "optimiser": recipe.optimiser,
         }
         found.append(("judges", beginning.model_copy(update=changes)))
-    return found
+    ends = recipe.schedule.ends
+    before = {"generator": 0, "judges": ends["generator"]}
+    return [(kind, one) for kind, one in found if ends[kind] > before[kind]]  # of few steps a phase may have none
 
 
 def _job(out: Path, kind: Kind, recipe: Recipe, content: str, threads: int, warm: Path | None, first: bool) -> Job:
