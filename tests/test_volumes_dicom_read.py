@@ -494,7 +494,7 @@ def test_only_stated_errors_come_of_spoiled_files(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_only_stated_errors_come_of_many_spoiled_files(tmp_path: Path) -> None:
-    fuzz(tmp_path, 2000, seed=1)
+    fuzz(tmp_path, 600, seed=1)
 
 
 # --- real scans --------------------------------------------------------------------------------------------------
