@@ -7,7 +7,6 @@ headers, no file is opened here.
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -19,8 +18,8 @@ from chiasm.cohorts.dicom_folders import WARNINGS, Selection, holds_dicom, marks
 from chiasm.cohorts.manifests import manifest_of, read_manifest, read_notes, with_notes, with_unique_ids
 from chiasm.cohorts.patterns import LAYOUTS, File, Find, Finds
 from chiasm.errors import CohortError, unknown
+from chiasm.volumes.dicom_files import visible_files
 
-DEEPEST = 8  # levels of folders that are looked into
 NAMES = ("manifest", *(layout.name for layout in LAYOUTS), "dicom")
 
 
@@ -123,28 +122,14 @@ def volumes_below(root: Path) -> list[File]:
     Raises:
         CohortError: If a folder cannot be listed.
     """
-    found: list[File] = []
-
-    def walk(folder: Path, above: str, open_folders: tuple[str, ...]) -> None:
-        real = os.path.realpath(folder)
-        if real in open_folders or len(open_folders) > DEEPEST:
-            return
-        with os.scandir(folder) as entries:
-            inside = sorted(entries, key=lambda entry: entry.name)
-        for entry in inside:
-            if entry.name.startswith((".", "__MACOSX")):
-                continue
-            path = folder / entry.name
-            if path.is_dir():  # entry.is_dir() raises at a link in a circle
-                walk(path, f"{above}{entry.name}/", (*open_folders, real))
-            elif stem := volume_stem(entry.name):
-                found.append(File(above + stem, path))
-
     try:
-        walk(root, "", ())
+        return [
+            File("".join(f"{name}/" for name in path.relative_to(root).parts[:-1]) + stem, path)
+            for path in visible_files(root)
+            if (stem := volume_stem(path.name))
+        ]
     except OSError as error:
         raise CohortError("cannot be listed", path=root, reason="unreadable", found=error) from error
-    return found
 
 
 def _gather(root: Path, finds: Finds) -> tuple[list[Case], list[Problem]]:

@@ -235,7 +235,11 @@ def read_manifest(path: Path) -> Cohort:
 
 
 def manifest_of(root: Path, *, forced: bool) -> Path | None:
-    """Return the manifest that `root` is or holds; a table without subjects is somebody else's."""
+    """Return the manifest that `root` is or holds; a table without subjects is somebody else's.
+
+    Raises:
+        CohortError: If a manifest is asked for and there is none.
+    """
     if root.is_file():
         return root if root.suffix.lower() in (".csv", ".tsv", ".json") else None
     for path in (root / name for name in MANIFESTS):

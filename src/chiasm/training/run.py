@@ -334,7 +334,11 @@ def finish(learner: AnyLearner, model: Model, validation: Sequence[PreparedCase]
 
 
 def screen(cohort: Cohort, recipe: Recipe) -> tuple[list[Case], dict[str, str], list[Problem]]:
-    """Read every pair once: which cases are usable, the hash of each source, what is wrong with the others."""
+    """Read every pair once: which cases are usable, the hash of each source, what is wrong with the others.
+
+    Raises:
+        CohortError: If none is usable.
+    """
     usable: list[Case] = []
     hashes: dict[str, str] = {}
     problems: list[Problem] = []

@@ -130,27 +130,40 @@ def list_parts(path: Path) -> list[Part]:
     return _members(path) if looks_like_zip(head) else [Part(path)]
 
 
-def _files_below(root: Path) -> list[Path]:
-    found: list[Path] = []
+def visible_files(root: Path) -> Iterator[Path]:
+    """List the files below a folder in the order of their paths, through links, without hidden ones.
 
-    def walk(folder: Path, open_folders: tuple[str, ...]) -> None:
+    A link in a circle is left out, and so is what lies deeper than `DEEPEST` levels.
+
+    Raises:
+        OSError: If a folder cannot be listed.
+    """
+
+    def walk(folder: Path, open_folders: tuple[str, ...]) -> Iterator[Path]:
         real = os.path.realpath(folder)
         if real in open_folders or len(open_folders) > DEEPEST:
             return
         with os.scandir(folder) as entries:
-            inside = sorted(entries, key=lambda entry: entry.name)
-        for entry in inside:
-            if entry.name.startswith((".", "__MACOSX")):
+            names = sorted(entry.name for entry in entries)
+        for name in names:
+            if name.startswith((".", "__MACOSX")):
                 continue
-            path = folder / entry.name
-            if path.is_dir():
-                walk(path, (*open_folders, real))
-            elif counts(path):
+            path = folder / name
+            if path.is_dir():  # entry.is_dir() raises at a link in a circle
+                yield from walk(path, (*open_folders, real))
+            else:
+                yield path
+
+    return walk(root, ())
+
+
+def _files_below(root: Path) -> list[Path]:
+    found: list[Path] = []
+    try:
+        for path in visible_files(root):
+            if counts(path):
                 found.append(path)
                 check_count(len(found), root)
-
-    try:
-        walk(root, ())
     except OSError as error:
         raise unreadable(root, error) from error
     return found
