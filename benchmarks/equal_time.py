@@ -1,39 +1,69 @@
-"""Steps that each method of a finished study could have done in an equal time, as variants for another study file.
+"""Steps that each arm of a study can do in an equal time, as variants for another study file.
 
-    python benchmarks/equal_time.py STUDY --seconds 40
+    python benchmarks/equal_time.py studies/systems.toml OUT --seconds 40
 
-Each job of a study writes down what its training took, set-up, validations and discriminators included. The median
-over an arm's jobs is its cost; the steps are what that cost buys, rounded to tens. Jobs that ran beside others shared
-the machine with them, all arms alike.
+Each arm is trained twice on the study's first fold, briefly and three times as
+long, with one thread and nothing else asked of this process.  What the longer
+training took beyond the shorter is the cost of a step: set-up, preparation and
+validations, which both have, fall out of it; critics and later stages are in.
+Time is that of the processor, so that other programs do not lengthen it; with
+one thread and an idle core it is the time on the wall.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-from collections import defaultdict
+import time
 from pathlib import Path
-from statistics import median
+
+import torch
+from threadpoolctl import threadpool_limits
+
+from chiasm.evidence.jobs import data_folder, find_cases, list_jobs, read_study, simulate
+from chiasm.recipe import Recipe
+from chiasm.training.run import train
+
+STEPS = 12  # of the shorter training
+ROUNDS = 1  # likewise, where a step is a round over all patches
 
 
-def seconds_a_step(study: Path) -> dict[str, float]:
-    """Read the median seconds that a step of each arm took, wall clock."""
-    costs: dict[str, list[float]] = defaultdict(list)
-    for path in sorted(study.glob("jobs/*/done.json")):
-        done = json.loads(path.read_text(encoding="utf-8"))
-        costs[done["name"].rsplit(" fold ", 1)[0]].append(done["training_seconds"] / done["steps"])
-    return {arm: median(spent) for arm, spent in costs.items()}
+def spent(recipe: Recipe, steps: int, data: Path, folder: Path, cache: Path) -> float:
+    """Train for a few steps, and tell the seconds of the processor."""
+    schedule = recipe.schedule.model_copy(update={"steps": steps})
+    start = time.process_time()
+    train(data, recipe.model_copy(update={"schedule": schedule}), folder, say=lambda _: None, cache=cache)
+    return time.process_time() - start
 
 
 def main() -> None:
     """Print a variant for each arm of the study."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", type=Path)
+    parser.add_argument("out", type=Path)
     parser.add_argument("--seconds", type=float, default=40.0)
     asked = parser.parse_args()
-    for arm, cost in seconds_a_step(asked.study).items():
-        steps = max(10, round(asked.seconds / cost, -1))
-        print(f'"{arm}, timed" = ["{arm}", "schedule.steps={steps:.0f}"]  # {1000 * cost:.0f} ms a step')
+    study, out = read_study(asked.study), asked.out
+    if study.phantom is not None:
+        simulate(study.phantom, data_folder(study, out))
+    one = study.model_copy(update={"only_folds": (0,), "seeds": study.seeds[:1], "warmup": "own", "reliability": None})
+    jobs = [job for job in list_jobs(one, out, find_cases(study, out)) if job.kind == "arm"]
+    data, cache = data_folder(study, out), out / "cache"
+    torch.set_num_threads(1)
+    with threadpool_limits(1):
+        spent(jobs[0].recipe, 1, data, out / "first", cache)  # fills the cache
+        for job in jobs:
+            least = ROUNDS if job.recipe.optimiser.kind == "admm" else STEPS
+            brief, long = (spent(job.recipe, n, data, out / f"{job.key}-{n}", cache) for n in (least, 3 * least))
+            cost = (long - brief) / (2 * least)
+            steps = max(1, round(asked.seconds / cost))
+            base, *own = study.variants.get(job.arm, (job.arm,))
+            settings = [
+                base,
+                *(each for each in own if not each.startswith("schedule.steps=")),
+                f"schedule.steps={steps}",
+            ]
+            named = ", ".join(f'"{each}"' for each in settings)
+            print(f'"{base}, timed" = [{named}]  # {1000 * cost:.0f} ms a step', flush=True)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 
+from chiasm.cohorts.cases import Cohort
 from chiasm.cohorts.planning import Plan, make_plan
 from chiasm.cohorts.preparation import PreparedCase, prepare_case
 from chiasm.cohorts.splits import Split
-from chiasm.errors import CohortError, RecipeError
-from chiasm.evidence.jobs import _warm_ups
+from chiasm.cohorts.unpaired import find_unpaired
+from chiasm.errors import CohortError, RecipeError, RunError
+from chiasm.evidence.jobs import Study, _warm_ups, find_cases, list_jobs
 from chiasm.networks.sparse_coding import SparseCoder
 from chiasm.prediction.baselines import load_baselines
 from chiasm.prediction.folders import load
@@ -22,7 +25,7 @@ from chiasm.training.coding import CodingLearner, deal_roles, draw_examples
 from chiasm.training.cost import estimate_cost
 from chiasm.training.loop import learn, make_fabric
 from chiasm.training.methods import check_players, patch_needs
-from chiasm.training.run import paired_names, train
+from chiasm.training.run import paired_names, plan_run, train
 from synthetic_cohort import plan_of, write_brats, write_cohort
 
 
@@ -65,8 +68,10 @@ def test_the_plans_cases_are_pairs_and_the_others_sources_and_targets_by_turns(
     assert told == [["case00", "case01"], ["case02", "case04"], ["case03"]]
     shown = draw_examples(roles, prepared[0], count=3, seed=0)
     assert [len(part) for part in shown] == [6, 6, 3, 3]
+    few = draw_examples(deal_roles(prepared[1][:2], prepared[0].trained_on), prepared[0], count=3, seed=0)
+    assert [len(part) for part in few] == [6, 6, 0, 0]  # nobody is unpaired
     alone = draw_examples(deal_roles(prepared[1][:3], prepared[0].trained_on), prepared[0], count=3, seed=0)
-    assert [len(part) for part in alone] == [6, 6, 0, 0]  # one kind of unpaired image tells nothing of a discrepancy
+    assert [len(part) for part in alone] == [6, 6, 3, 3]  # the pairs' targets stand in for those that are missing
 
 
 def test_the_other_image_of_an_unpaired_case_is_never_looked_at(prepared: tuple[Plan, list[PreparedCase]]) -> None:
@@ -155,6 +160,92 @@ def test_two_pairs_make_a_model_that_predicts_volumes_and_knows_what_it_was_fitt
     made = [model.predict(next(data.rglob("*_t1.nii.gz"))).image for _ in range(2)]
     assert np.array_equal(made[0].array, made[1].array) and made[0].array.std() > 0
     assert np.isfinite(made[0].array).all()
+
+
+@pytest.fixture
+def lacking(tmp_path: Path) -> Path:
+    """Eight cases, of which two have no T2 and one has no T1."""
+    data = write_brats(tmp_path / "data", 8)
+    for name in ("Toy_0002/Toy_0002_t2", "Toy_0005/Toy_0005_t2", "Toy_0007/Toy_0007_t1"):
+        (data / f"{name}.nii.gz").unlink()
+    return data
+
+
+def test_cases_that_lack_an_image_on_disk_serve_as_unpaired_ones(lacking: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    done = train(lacking, asked("split.folds=3"), tmp_path / "run", say=said.append)
+    assert done.plan.unpaired == ("Toy_0002", "Toy_0005", "Toy_0007") and not done.problems
+    assert "3 images serve without a partner: t1 of Toy_0002, Toy_0005; t2 of Toy_0007" in said
+    assert not {*done.plan.unpaired} & {*done.split.train, *done.split.validation, *done.split.test}
+    again = train(lacking, asked("split.folds=3"), tmp_path / "run", say=said.append)
+    assert again.plan == done.plan
+
+    for name in ("Toy_0002/Toy_0002_t1", "Toy_0007/Toy_0007_t2"):
+        (lacking / f"{name}.nii.gz").unlink()
+        (lacking / f"{name.rsplit('_', 1)[0]}_seg.nii.gz").unlink()
+    with pytest.raises(RunError, match=r"other unpaired images") as caught:
+        train(lacking, asked("split.folds=3"), tmp_path / "run", say=said.append)
+    assert caught.value.reason == "other-cases"
+    fewer = train(lacking, asked("split.folds=3"), tmp_path / "fewer", say=said.append)
+    assert fewer.split == done.split and fewer.plan.unpaired == ("Toy_0005",)
+    made = [load(tmp_path / name).predict(next(lacking.rglob("*_t1.nii.gz"))).image.array for name in ("run", "fewer")]
+    assert not np.array_equal(*made)  # what was alone did teach
+
+
+def test_no_other_method_looks_at_an_image_without_a_partner(lacking: Path, tmp_path: Path) -> None:
+    done = plan_run(lacking, asked(method="A1"), tmp_path / "run", say=lambda _: None)
+    assert done.plan.unpaired == () and {problem.case for problem in done.problems} == {
+        "Toy_0002",
+        "Toy_0005",
+        "Toy_0007",
+    }
+
+
+@pytest.mark.parametrize(("kind", "other"), [("t1", "t2"), ("t2", "t1")])
+def test_a_lone_copy_of_a_tested_image_is_refused(lacking: Path, tmp_path: Path, kind: str, other: str) -> None:
+    tested = plan_run(lacking, asked(), tmp_path / "before", say=lambda _: None).split.test[0]
+    alone = "Toy_0002" if kind == "t1" else "Toy_0007"
+    copy = lacking / alone / f"{alone}_{kind}.nii.gz"
+    shutil.copy(lacking / tested / f"{tested}_{kind}.nii.gz", copy)
+    with pytest.raises(CohortError, match=rf"same voxels.*{min(alone, tested)} = {max(alone, tested)}"):
+        plan_run(lacking, asked(), tmp_path / "after", say=lambda _: None)
+
+
+def test_a_side_that_stands_alone_is_prepared_as_its_pair_would_be(tmp_path: Path) -> None:
+    whole = write_cohort(tmp_path / "data", 1, masked=True).cases[0]
+    plan = replace(plan_of(slices=1), histogram=True)
+    pair = prepare_case(whole, plan, tmp_path / "cache")
+    for side, name in (("source", "t1"), ("target", "t2")):
+        case = replace(whole, images={name: whole.images[name]})
+        only = prepare_case(case, plan, tmp_path / "cache")
+        assert only.alone == side and pair.alone is None
+        assert np.array_equal(getattr(only, side), getattr(pair, side)) and np.array_equal(only.mask, pair.mask)
+    assert not np.any(prepare_case(replace(whole, images={"t1": whole.images["t1"]}), plan, tmp_path / "cache").target)
+
+
+def test_subjects_and_sites_that_are_tested_lend_no_image(tmp_path: Path) -> None:
+    cases = [replace(case, site="here") for case in write_cohort(tmp_path, 4).cases]
+    first, second, third, tested = cases
+    only = {"t1": tested.images["t1"]}
+    visit = replace(first, images={"t1": first.images["t1"]}, subject=tested.subject)
+    afar = replace(second, images={"t1": second.images["t1"]}, site="there")
+    fixed = replace(third, images={"t2": third.images["t2"]}, split="test")
+    cohort = Cohort(tmp_path, "synthetic", (visit, afar, fixed, tested))
+    assert only and find_unpaired(cohort, ["t1"], "t2", held_out=[tested.id])[0] == [afar]
+    assert find_unpaired(cohort, ["t1"], "t2", held_out=[tested.id], elsewhere=["here"])[0] == []
+    afar.images["t1"].write_bytes(b"no volume")
+    found, problems = find_unpaired(cohort, ["t1"], "t2", held_out=[tested.id])
+    assert found == [] and [problem.case for problem in problems] == [afar.id]
+
+
+def test_a_study_recognises_no_job_of_other_unpaired_images(lacking: Path, tmp_path: Path) -> None:
+    def keys(arm: str) -> set[str]:
+        study = Study(data=lacking, arms=(arm,), source=("t1",), target="t2", steps=2, folds=2, warmup="own")
+        return {job.key for job in list_jobs(study, tmp_path, find_cases(study, tmp_path))}
+
+    coder, other = keys("jcsc"), keys("A1")
+    (lacking / "Toy_0002" / "Toy_0002_t1.nii.gz").unlink()
+    assert not coder & keys("jcsc") and other == keys("A1")
 
 
 def test_a_study_has_no_warm_up_for_a_coder() -> None:

@@ -11,7 +11,7 @@ its own, and within a line only from names to its left; a test reads this map.
                 dicom_series, dicom_pixels, dicom_labels, dicom_read, dicom_write, screening
     cohorts     which files belong together: cases, manifests, completed, patterns, dicom_folders, layouts, inspection,
                 splits, intensity, masks, bias, degradation, demons, registration, pairing, fingerprint,
-                planning, preparation, anatomy, lesions, signals, phantom, attenuation
+                planning, preparation, unpaired, anatomy, lesions, signals, phantom, attenuation
     metrics     figures of merit on arrays with a mask; conventions by name
     networks    tensors to tensors: generator, discriminators, layers, srcnn, fcn8, unet, dcgan, pix2pix, fcn3d, han,
                 li_cnn, context_gan, strainet, sparse_coding, catalogue

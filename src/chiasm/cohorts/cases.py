@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 #: Other spellings of the modality names used here, all in lower case.
 ALIASES: Mapping[str, str] = {
@@ -25,6 +26,9 @@ LABEL_NAMES = ("seg", "labels", "label", "lesion", "lesions", "lesion_mask", "re
 
 #: Ends of the names of files that `read_volume` reads.
 VOLUME_SUFFIXES = (".nii.gz", ".nii", ".mha", ".mhd")
+
+#: The two sides of a pair.
+Side = Literal["source", "target"]
 
 #: Region name to the label values that make it.
 Regions = Mapping[str, tuple[int, ...]]
@@ -98,6 +102,19 @@ class Cohort:
     regions: Regions = field(default_factory=dict)
     problems: tuple[Problem, ...] = ()
     listing: tuple[str, ...] = ()
+
+
+def side_alone(case: Case, sources: Sequence[str], target: str) -> Side | None:
+    """Say which side of a pair a case has without the other; None where it has both, neither, or for super-resolution.
+
+    >>> only = Case("a", "a", {"t1": Path("a.nii.gz")})
+    >>> side_alone(only, ["t1"], "t2"), side_alone(only, ["pd", "t2"], "t1"), side_alone(only, ["t1", "pd"], "t2")
+    ('source', 'target', None)
+    """
+    has_sources, has_target = all(name in case.images for name in sources), target in case.images
+    if has_sources == has_target or target in sources:
+        return None
+    return "source" if has_sources else "target"
 
 
 def role_of(name: str) -> str:

@@ -132,6 +132,7 @@ class Plan:
         registration: How other images of a case are brought to its first source.
         bias_correction: Of MR images inside the mask, the target's too.
         mask_files: Whether a case's own mask is used where it has one; else `mask_rule` is a must.
+        unpaired: Ids of further cases of which one side of a pair is seen, and no figure above is fitted on.
 
     Raises:
         ValueError: If the parts do not fit one another.
@@ -169,6 +170,7 @@ class Plan:
     registration: Registration = "none"
     bias_correction: BiasCorrection = "none"
     mask_files: bool = True
+    unpaired: tuple[str, ...] = ()
 
     @property
     def images(self) -> int:

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chiasm.cohorts.bias import without_shading
-from chiasm.cohorts.cases import Case, Problem
+from chiasm.cohorts.cases import Case, Problem, Side, side_alone
 from chiasm.cohorts.degradation import arranged
 from chiasm.cohorts.fingerprint import Progress, known_of, read_images, read_mask
 from chiasm.cohorts.intensity import IntensityMap, Kind, fit_intensity
@@ -89,6 +89,7 @@ class PreparedCase:
         histogram: Whether the second half of the source's channels are ranks of the first.
         context: Whether one more channel follows them: the target as an earlier stage predicted it.
         own: Which channel of the source is the target's own modality, on the target's scale; None for synthesis.
+        alone: Which of both there is, where the other is not on disk: that one is zero, or holds nothing of its own.
     """
 
     id: str
@@ -102,6 +103,7 @@ class PreparedCase:
     histogram: bool = False
     context: bool = False
     own: int | None = None
+    alone: Side | None = None
 
     @property
     def intensities(self) -> int:
@@ -162,7 +164,7 @@ def prepare_case(case: Case, plan: Plan, cache: Path) -> PreparedCase:
     """Prepare a case for training or validation, or take it from the cache.
 
     Args:
-        case: Has the plan's sources and its target.
+        case: Has the plan's sources and its target, or one of both alone.
         plan: Says how.
         cache: Folder of prepared cases; made if missing.
 
@@ -171,6 +173,9 @@ def prepare_case(case: Case, plan: Plan, cache: Path) -> PreparedCase:
             or an image is constant inside it.
         ChiasmError: If the cache cannot be written.
     """
+    if side_alone(case, plan.sources, plan.target) == "target":
+        only = prepare_case(case, _turned(plan), cache)
+        return replace(only, target=only.source[0], alone="target")
     folder = cache / f"{case.id}-{_key(case, plan)}"
     if folder.is_dir():
         try:
@@ -208,7 +213,7 @@ def prepare_cohort(
         except ChiasmError as error:
             if error.reason == "unwritable":
                 raise
-            path = error.path or case.images[plan.sources[0]]
+            path = error.path or next(iter(case.images.values()))
             problems.append(Problem(path, error.reason, f"case {case.id}: {error}", case.id))
     if progress is not None:
         progress(len(cases), len(cases), "")
@@ -303,16 +308,36 @@ def _ranked(volume: Volume, place: _Place, inside: NDArray[np.bool_]) -> NDArray
     return np.where(inside, ranks, 0).astype(np.float32)
 
 
+def _turned(plan: Plan) -> Plan:
+    """Turn a plan round, so that a target that stands alone is prepared as sources are."""
+    return replace(
+        plan,
+        sources=(plan.target,),
+        target=plan.sources[0],
+        source_kinds=(plan.target_kind,),
+        target_kind=plan.source_kinds[0],
+        source_ranges=plan.source_ranges[:1],
+        source_histograms=plan.source_histograms[:1],
+        source_limits=plan.source_limits[:1],
+        input_mean=plan.input_mean[-2:],
+        input_sd=plan.input_sd[-2:],
+        histogram=False,
+    )
+
+
 def _store(folder: Path, case: Case, plan: Plan) -> None:
-    volumes = read_images(case, [*plan.sources, plan.target], plan.degradation)
+    paired = plan.target in case.images
+    volumes = read_images(case, [*plan.sources, plan.target] if paired else plan.sources, plan.degradation)
     given = read_mask(case, volumes[0], plan.degradation) if plan.mask_files else None
-    source, place = _prepare(volumes[:-1], plan, given)
-    shared = None if plan.own is None else source.maps[plan.own]
-    told = known_of(case, np.ones(volumes[-1].array.shape, bool), volumes[-1], plan.degradation)
-    even = without_shading(volumes[-1], place.mask & told, plan.target, plan.bias_correction)
-    target, _ = _normalised(even, plan.target_kind, place, source.mask, plan, shared)
-    mask = source.mask & (place.move(Volume(told.astype(np.uint8), volumes[-1].geometry), order=0) > 0)
-    arrays: dict[str, NDArray[Any]] = {"source": source.array, "target": np.where(mask, target, 0), "mask": mask}
+    source, place = _prepare(volumes[: len(plan.sources)], plan, given)
+    arrays: dict[str, NDArray[Any]] = {"source": source.array, "mask": source.mask}
+    if paired:
+        shared = None if plan.own is None else source.maps[plan.own]
+        told = known_of(case, np.ones(volumes[-1].array.shape, bool), volumes[-1], plan.degradation)
+        even = without_shading(volumes[-1], place.mask & told, plan.target, plan.bias_correction)
+        target, _ = _normalised(even, plan.target_kind, place, source.mask, plan, shared)
+        mask = source.mask & (place.move(Volume(told.astype(np.uint8), volumes[-1].geometry), order=0) > 0)
+        arrays |= {"target": np.where(mask, target, 0), "mask": mask}
     if case.labels is not None:
         labels = check_pair(volumes[0], read_volume(case.labels, labels=True), b_name="labels", labels=True)
         arrays["labels"] = place.move(labels, order=0)
@@ -338,6 +363,8 @@ def _load(folder: Path, case: Case, plan: Plan) -> PreparedCase:
     grid = json.loads((folder / "grid.json").read_text(encoding="utf-8"))
     i, j, k = grid["shape"]
     arrays = {path.stem: _slices_last(np.load(path, mmap_mode="r"), plan) for path in sorted(folder.glob("*.npy"))}
+    if plan.target not in case.images:
+        arrays["target"] = np.broadcast_to(np.float32(0), (i, j, k))
     return PreparedCase(
         case.id,
         case.subject,
@@ -349,6 +376,7 @@ def _load(folder: Path, case: Case, plan: Plan) -> PreparedCase:
         Geometry((i, j, k), np.array(grid["affine"])),
         plan.histogram,
         own=plan.own,
+        alone=side_alone(case, plan.sources, plan.target),
     )
 
 
@@ -363,7 +391,7 @@ def _slices_last(array: NDArray[Any], plan: Plan) -> NDArray[Any]:
 
 def _key(case: Case, plan: Plan) -> str:
     """Hash everything that the arrays depend on: contents of files, fields of the plan, this code."""
-    contents = hashes_of(case, (*plan.sources, plan.target))
+    contents = hashes_of(case, [name for name in (*plan.sources, plan.target) if name in case.images])
     settings = {name: getattr(plan, name) for name in PLAN_FIELDS}
     settings = {name: value for name, value in settings.items() if name not in BEFORE or value != BEFORE[name]}
     if plan.degradation is not None:

@@ -14,14 +14,14 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from chiasm import __version__
-from chiasm.cohorts.cases import Cohort
+from chiasm.cohorts.cases import Cohort, side_alone
 from chiasm.cohorts.layouts import find_cohort, select_cases
 from chiasm.cohorts.lesions import REGIONS
 from chiasm.cohorts.phantom import Movement, write_cohort
@@ -480,13 +480,18 @@ def _fingerprint(study: Study, cohort: Cohort | None) -> str:
         usual = {name for name, value in later.items() if getattr(study.phantom, name) == value}
         return study.phantom.model_dump_json(exclude=usual) + against
     assert cohort is not None
-    return _contents(cohort, (*study.sources, study.target)) + against
+    names = (*study.sources, study.target)
+    if any(_recipe(study, arm, 1, 0, 0).optimiser.kind == "admm" for arm in study.arms):
+        found = find_cohort(cohort.root, layout=study.layout)
+        alone = tuple(case for case in found.cases if side_alone(case, study.sources, study.target))
+        against += _contents(replace(found, cases=alone), names) if alone else ""
+    return _contents(cohort, names) + against
 
 
 def _contents(cohort: Cohort, names: Sequence[str]) -> str:
     digest = hashlib.sha256()
     for case in sorted(cohort.cases, key=lambda case: case.id):
-        files = [*(case.images[name] for name in names), case.mask, case.labels]
+        files = [*(case.images.get(name) for name in names), case.mask, case.labels]
         parts = [case.id, case.subject, *(_hashed(file) if file else "-" for file in files)]
         digest.update("\0".join(parts).encode())
     return digest.hexdigest()

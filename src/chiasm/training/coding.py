@@ -3,7 +3,8 @@
 It stands in the loop where `Learner` does, with the same checkpoints, validations
 and model at the end.  Patches are drawn once, so a step goes over all of them.
 The plan's own training cases are the pairs.  Of every other training case one
-image is shown and the other never looked at: sources and targets by turns.
+image is shown and the other never looked at: sources and targets by turns, or the
+one that there is.
 """
 
 from __future__ import annotations
@@ -46,13 +47,15 @@ class Roles(NamedTuple):
 
 
 def deal_roles(cases: Sequence[PreparedCase], paired: Sequence[str]) -> Roles:
-    """Deal training cases: those named are pairs, the others are sources and targets by turns.
+    """Deal training cases: those named are pairs, the others are sources and targets by turns, or what they have.
 
     Raises:
         CohortError: If none of the pairs is there.
     """
     pairs = tuple(case for case in cases if case.id in paired)
     others = [case for case in cases if case.id not in paired]
+    both = [case for case in others if case.alone is None]
+    sources, targets = (tuple(case for case in others if case.alone == side) for side in ("source", "target"))
     if not pairs:
         raise CohortError(
             "joint sparse coding needs at least one pair, and none could be prepared",
@@ -60,11 +63,14 @@ def deal_roles(cases: Sequence[PreparedCase], paired: Sequence[str]) -> Roles:
             found=f"{len(others)} cases beside the pairs",
             hint="Set training.pairs to a larger number, or to 0 for all training cases.",
         )
-    return Roles(pairs, tuple(others[::2]), tuple(others[1::2]))
+    return Roles(pairs, (*both[::2], *sources), (*both[1::2], *targets))
 
 
 def draw_examples(roles: Roles, plan: Plan, *, count: int, seed: int) -> Examples:
-    """Draw `count` unpaired patches of either kind, where there are such cases, and twice as many of pairs."""
+    """Draw `count` unpaired patches of either side, and twice as many of pairs.
+
+    Where no case is unpaired, none of either; where those of one side are missing, the pairs' images stand in.
+    """
 
     def drawn(cases: Sequence[PreparedCase], number: int, purpose: int) -> Batch:
         rng = np.random.default_rng((seed, purpose))
@@ -75,9 +81,10 @@ def draw_examples(roles: Roles, plan: Plan, *, count: int, seed: int) -> Example
 
     pairs = drawn(roles.pairs, PAIRS_TO_OTHERS * count, 0)
     sources, targets = pairs.source[:0], pairs.target[:0]
-    if roles.sources and roles.targets:
-        sources = drawn(roles.sources, count, 1).source
-        targets = drawn(roles.targets, count, 2).target
+    if roles.sources or roles.targets:
+        sources = drawn(roles.sources or roles.pairs, count, 1).source
+        others = drawn(roles.targets or roles.pairs, count, 2)
+        targets = others.target * others.mask
     return Examples(pairs.source, pairs.target * pairs.mask, sources, targets)
 
 

@@ -31,13 +31,13 @@ from chiasm.cohorts.splits import (
     ROLES,
     Split,
     deal_folds,
-    find_duplicates,
     leave_one_site_out,
     make_split,
     sites_of,
     voxel_hash,
     write_splits,
 )
+from chiasm.cohorts.unpaired import find_unpaired, refuse_duplicates, tell_unpaired
 from chiasm.errors import CohortError, RunError, VolumeError
 from chiasm.prediction.baselines import fit_baselines, save_baselines
 from chiasm.prediction.calibration import fit_calibration
@@ -110,7 +110,7 @@ def _plan(
     selection: Selection | None,
     cache: Path | None,
 ) -> tuple[Run, Cohort]:
-    """Do the work of `plan_run`; return the usable cases too, as they are trained on."""
+    """Do the work of `plan_run`; return the usable cases too, as they are trained on, and those of one side alone."""
     check_players(recipe)
     _check_recipe(folder, recipe)
     found = _found(data, layout, selection)
@@ -127,14 +127,7 @@ def _plan(
     problems = [*together.problems, *problems]
     for problem in problems:
         say(f"left out: {problem.message}")
-    if twins := find_duplicates(hashes, usable):
-        pairs = ", ".join(f"{a} = {b}" for a, b in twins)
-        raise CohortError(
-            f"the same voxels stand under different subjects: {pairs}",
-            path=cohort.root,
-            reason="duplicate-voxels",
-            hint="Remove one of each, or give both the same subject in a manifest.",
-        )
+    refuse_duplicates(hashes, replace(cohort, cases=tuple(usable)))
     settings = recipe.split
     shares = {"validation": settings.validation, "sealed": settings.sealed}
     if settings.by == "site":
@@ -164,18 +157,50 @@ def _plan(
             hint="Start a new run with another -o, or bring the data back as it was.",
         )
     say("split by subject: " + ", ".join(f"{len(names)} {role}" for role in ROLES if (names := getattr(split, role))))
-    usable_cohort = replace(cohort, cases=tuple(usable), problems=(*cohort.problems, *problems))
+    alone, unreadable = _find_unpaired(found, recipe, split, usable, say)
+    unpaired = (*(name for name in split.train if name not in paired), *(case.id for case in alone))
+    unpaired = unpaired if recipe.optimiser.kind == "admm" else ()
+    served = {case.id for case in alone}
+    missing = [problem for problem in cohort.problems if problem.case not in served]
+    usable_cohort = replace(cohort, cases=(*usable, *alone), problems=(*missing, *problems, *unreadable))
     made = (folder / "plan.toml").exists()
     if made:
         plan = read_plan(folder / "plan.toml")
+        if plan.unpaired != unpaired:
+            raise RunError(
+                "was made with other unpaired images than the data folder now holds",
+                path=folder / "plan.toml",
+                reason="other-cases",
+                found=", ".join(unpaired) or "none",
+                expected=", ".join(plan.unpaired) or "none",
+                hint="Start a new run with another -o, or bring the data back as it was.",
+            )
     else:
         plan = make_plan(recipe, usable_cohort, paired, needs=patch_needs(recipe), moved_mm=together.moved_mm)
-        plan = replace(plan, expected=estimate_cost(recipe, plan))
+        plan = replace(plan, expected=estimate_cost(recipe, plan), unpaired=unpaired)
     write_recipe(folder / "recipe.toml", recipe)  # from here on the folder is this recipe's
     write_splits(path, split, hashes, usable)
     if not made:
         write_plan(folder / "plan.toml", plan)
     return Run(folder, plan, split, usable_cohort.problems), usable_cohort
+
+
+def _find_unpaired(
+    found: Cohort, recipe: Recipe, split: Split, usable: Sequence[Case], say: Say
+) -> tuple[list[Case], list[Problem]]:
+    """Find the cases of which one side is there, for the method that learns from such; none for all others."""
+    if recipe.optimiser.kind != "admm":
+        return [], []
+    sources, target = recipe.data.sources, recipe.data.target
+    held_out = {*split.validation, *split.test, *split.sealed}
+    tested = {case.site for case in usable if case.id in split.test}
+    elsewhere = {case.site for case in usable if case.site} - tested if recipe.split.by == "site" else None
+    alone, unreadable = find_unpaired(found, sources, target, held_out=held_out, elsewhere=elsewhere)
+    for problem in unreadable:
+        say(f"left out: {problem.message}")
+    if alone:
+        say(f"{len(alone)} images serve without a partner: {tell_unpaired(alone, sources, target)}")
+    return alone, unreadable
 
 
 def registered_in(folder: Path, recipe: Recipe, cache: Path | None = None) -> Path:
@@ -241,7 +266,7 @@ def train(
             run, cohort = _plan(data, recipe, folder, quiet, layout, selection, cache)
             cases = {case.id: case for case in cohort.cases}
             paired = paired_names(recipe, run.split)
-            names = run.split.train if recipe.optimiser.kind == "admm" else paired
+            names = (*paired, *run.plan.unpaired)
             learning = [cases[name] for name in (*names, *run.split.validation)]
             prepared, problems = prepare_cohort(learning, run.plan, cache or folder / "cache")
         by_id = {case.id: case for case in prepared}

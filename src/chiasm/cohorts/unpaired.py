@@ -1,0 +1,98 @@
+"""Images whose other side is missing: of use to a method that asks for few pairs, and of people whom nobody tests."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+from chiasm.cohorts.cases import Case, Cohort, Problem, Side, side_alone
+from chiasm.cohorts.splits import find_duplicates, voxel_hash
+from chiasm.errors import CohortError, VolumeError
+from chiasm.volumes import check_pair, read_volume
+
+
+def find_unpaired(
+    cohort: Cohort,
+    sources: Sequence[str],
+    target: str,
+    *,
+    held_out: Collection[str],
+    elsewhere: Collection[str] | None = None,
+) -> tuple[list[Case], list[Problem]]:
+    """Find the cases that have one side of a pair alone and may be learnt from.
+
+    Args:
+        cohort: As found, before cases that lack a modality were left out.
+        sources: Modalities that go in.
+        target: The modality that comes out.
+        held_out: Ids of the cases that validate or test; neither their subjects nor their voxels are learnt from.
+        elsewhere: Sites that may be learnt from, where folds go by site; None: all, and cases without one.
+
+    Returns:
+        The cases whose images can be read, in the order of their ids, and a problem for each other.
+
+    Raises:
+        CohortError: If one holds the voxels of a case of `held_out`.
+    """
+    kept_away = {case.subject for case in cohort.cases if case.id in held_out}
+    seen: dict[Side, dict[str, str]] = {"source": {}, "target": {}}
+    alone: list[Case] = []
+    problems: list[Problem] = []
+    for case in sorted(cohort.cases, key=lambda case: case.id):
+        side = side_alone(case, sources, target)
+        if side is None or case.subject in kept_away or case.split not in (None, "train"):
+            continue
+        if elsewhere is not None and case.site not in elsewhere:
+            continue
+        try:
+            seen[side][case.id] = _hash(case, sources if side == "source" else [target])
+        except VolumeError as error:
+            path = error.path or next(iter(case.images.values()))
+            problems.append(Problem(path, error.reason, f"case {case.id}: {error}", case.id))
+            continue
+        alone.append(case)
+    people = [case for case in cohort.cases if case.id in held_out]
+    sides: Mapping[Side, Sequence[str]] = {"source": sources, "target": [target]}
+    for one, names in sides.items():
+        if seen[one]:
+            refuse_duplicates({**seen[one], **{case.id: _hash(case, names) for case in people}}, cohort)
+    return alone, problems
+
+
+def tell_unpaired(cases: Sequence[Case], sources: Sequence[str], target: str) -> str:
+    """Say in one line which images serve without a partner.
+
+    >>> from pathlib import Path
+    >>> tell_unpaired([Case("a", "a", {"t1": Path("a.nii.gz")})], ["t1"], "t2")
+    't1 of a'
+    """
+    ids = {side: [c.id for c in cases if side_alone(c, sources, target) == side] for side in ("source", "target")}
+    named = {" and ".join(sources): ids["source"], target: ids["target"]}
+    return "; ".join(f"{name} of {', '.join(of)}" for name, of in named.items() if of)
+
+
+def refuse_duplicates(hashes: Mapping[str, str], cohort: Cohort) -> None:
+    """Refuse the same voxels under two subjects.
+
+    Args:
+        hashes: Case id to `voxel_hash`.
+        cohort: Its cases tell the subjects.
+
+    Raises:
+        CohortError: Naming every two such cases.
+    """
+    if twins := find_duplicates(hashes, cohort.cases):
+        pairs = ", ".join(f"{a} = {b}" for a, b in twins)
+        raise CohortError(
+            f"the same voxels stand under different subjects: {pairs}",
+            path=cohort.root,
+            reason="duplicate-voxels",
+            hint="Remove one of each, or give both the same subject in a manifest.",
+        )
+
+
+def _hash(case: Case, names: Sequence[str]) -> str:
+    """Read images of a case, and hash the first."""
+    first, *others = (read_volume(case.images[name]) for name in names)
+    for other, name in zip(others, names[1:]):
+        check_pair(first, other, a_name=names[0], b_name=name)
+    return voxel_hash(first.array)
