@@ -23,7 +23,7 @@ from chiasm.evidence.jobs import data_folder, find_cases, list_jobs, read_study,
 from chiasm.recipe import Recipe
 from chiasm.training.run import train
 
-STEPS = 12  # of the shorter training
+STEPS = 20  # of the shorter training
 ROUNDS = 1  # likewise, where a step is a round over all patches
 
 
