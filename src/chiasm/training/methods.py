@@ -165,6 +165,7 @@ OBJECTIVES: Mapping[str, str] = {
 BESIDE: Mapping[str, str] = {
     **{f"--task {task}": words for task, words in TASKS.items()},
     "chiasm register": "rigid, affine or diffeomorphic Demons (Vercauteren 2009)",
+    "chiasm complete": "missing modalities of a cohort, by any method (Li 2014)",
     "chiasm mumap": "attenuation at 511 keV from CT (Kinahan 1998)",
     "--set generator.network=monai:CLASS": "any network of MONAI, or of your own: package.module:Class",
     "naive": f"{', '.join(NAMES)}: beside every method, in every table",
@@ -221,7 +222,7 @@ def _describe(recipe: Recipe, words: str) -> MethodRow:
     if asked := [name for name, there in judges.items() if there]:
         told.append(f"{' and '.join(asked)} discriminator{'s' if len(asked) > 1 else ''}")
     if recipe.optimiser.kind == "admm":
-        told.append("one pair or more (training.pairs); other training cases serve unpaired")
+        told.append("one pair or more (training.pairs); other cases, and lone images, serve unpaired")
     if loss.lesion > 1 or recipe.training.transplant_share > 0 or recipe.training.lesion_share > 0.25:
         told.append("lesion labels of training cases")
     return MethodRow(recipe.method, words, paper, _count(network), published, "; ".join(told))
