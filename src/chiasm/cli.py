@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -11,10 +11,9 @@ import typer
 
 from chiasm import __version__
 from chiasm.errors import ChiasmError, RecipeError, unknown
+from chiasm.progress import count, follow, open_progress
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
-
     from chiasm.cohorts.cases import Problem
     from chiasm.cohorts.dicom_folders import Selection
     from chiasm.prediction.manifest import Container
@@ -87,8 +86,8 @@ def demo(
     """Simulate a cohort, train, predict, evaluate and write a report: offline, in minutes."""
     from chiasm.demo import run_demo
 
-    with _progress() as bar:
-        report = run_demo(out, task=task, quick=quick, seed=seed, say=typer.echo, progress=_follow(bar, "training"))
+    with open_progress() as bar:
+        report = run_demo(out, task=task, quick=quick, seed=seed, say=typer.echo, progress=follow(bar, "training"))
     typer.echo(f"\nreport: {report}")
 
 
@@ -175,13 +174,13 @@ def train(
     recipe = _recipe(source, target, (task, factor, axis), method, size, steps, fold, folds, seed, settings)
     from chiasm.training.run import train as run_training
 
-    with _progress() as bar:
+    with open_progress() as bar:
         run = run_training(
             data,
             recipe,
             out,
             say=typer.echo,
-            progress=_follow(bar, "training"),
+            progress=follow(bar, "training"),
             layout=layout,
             selection=_selection(series, allow),
         )
@@ -212,7 +211,7 @@ def complete(
     recipe = _recipe(source, target, ("synthesis", None, None), method, size, steps, 0, folds, seed, settings)
     from chiasm.evidence.completing import complete as run_completion
 
-    with _progress() as bar:
+    with open_progress() as bar:
         done = run_completion(
             data,
             recipe,
@@ -222,7 +221,7 @@ def complete(
             layout=layout,
             selection=_selection(series),
             say=typer.echo,
-            progress=_follow(bar, "training"),
+            progress=follow(bar, "training"),
         )
     for line in done.lines:
         typer.echo(line)
@@ -247,7 +246,7 @@ def predict(
     """Synthesise whole volumes and a reliability map for each, on the source's grid."""
     from chiasm.prediction.folders import predict as run_prediction
 
-    with _progress() as bar:
+    with open_progress() as bar:
         made = run_prediction(
             run,
             inputs,
@@ -261,7 +260,7 @@ def predict(
             degrade=degrade,
             accelerator=accelerator,
             precision=precision,
-            progress=_count(bar, "predicting"),
+            progress=count(bar, "predicting"),
         )
     typer.echo(f"{len(made.manifest.cases)} cases predicted: {made.folder}")
     for entry in made.manifest.cases:
@@ -324,7 +323,7 @@ def evaluate(
     """Score predictions per case and region beside the naive baselines, and write a report."""
     from chiasm.evidence.reporting import evaluate as run_evaluation
 
-    with _progress() as bar:
+    with open_progress() as bar:
         scored = run_evaluation(
             predictions,
             reference,
@@ -334,7 +333,7 @@ def evaluate(
             model=model,
             layout=layout,
             register=None if register is None else _registration(register),
-            progress=_count(bar, "evaluating"),
+            progress=count(bar, "evaluating"),
         )
     for line in scored.table:
         typer.echo(line)
@@ -357,10 +356,8 @@ def study(
         for line in tell_jobs(file, out):
             typer.echo(line)
         return
-    with _progress() as bar:
-        done = run_study(
-            file, out, runner=runner, open_sealed=open_sealed, say=typer.echo, progress=_count(bar, "jobs")
-        )
+    with open_progress() as bar:
+        done = run_study(file, out, runner=runner, open_sealed=open_sealed, say=typer.echo, progress=count(bar, "jobs"))
     for comparison in done.comparisons:
         if comparison.primary:
             typer.echo(comparison.verdict)
@@ -431,7 +428,7 @@ def phantom(
     """Simulate a cohort of patients with a known truth."""
     from chiasm.cohorts.phantom import write_cohort
 
-    with _progress() as bar:
+    with open_progress() as bar:
         write_cohort(
             out,
             subjects=subjects,
@@ -442,7 +439,7 @@ def phantom(
             layout=layout,
             misregistration_mm=misregistration,
             movement=movement,
-            progress=_count(bar, "simulating"),
+            progress=count(bar, "simulating"),
         )
     typer.echo(f"{subjects} subjects: {out}")
 
@@ -466,7 +463,7 @@ def register(
     if kind not in get_args(Kind):
         raise unknown("kind of registration", kind, get_args(Kind))
 
-    with _progress() as bar:
+    with open_progress() as bar:
         made = run_registration(
             moving,
             fixed,
@@ -474,7 +471,7 @@ def register(
             kind=cast("Kind", kind),
             labels=labels or (),
             seed=seed,
-            progress=_count(bar, "registering"),
+            progress=count(bar, "registering"),
         )
     before, *_, after = made.alignment.information
     typer.echo(f"mutual information {before:.3f} before, {after:.3f} after; look at {made.report}")
@@ -596,47 +593,6 @@ def _recipe(
     if steps is not None:
         changes["schedule.steps"] = steps
     return make_recipe(method, size, changes, _several(settings))
-
-
-def _progress() -> Progress:
-    """Open a bar; tasks are added when their first step is done, since much may be refused before it."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=Console(stderr=True))
-
-
-def _count(bar: Progress, name: str) -> Callable[[int, int, str], None]:
-    """Show cases on a progress bar: done, all, and the one that is worked on."""
-    tasks: list[TaskID] = []
-
-    def update(done: int, total: int, case: str) -> None:
-        if not tasks:
-            tasks.append(bar.add_task(name, total=total))
-        bar.update(tasks[0], completed=done, description=f"{name} {case}".strip())
-
-    return update
-
-
-def _follow(bar: Progress, name: str) -> Callable[[int, int, Mapping[str, float]], None]:
-    """Show training steps on a progress bar, with the loss beside it."""
-    tasks: list[TaskID] = []
-
-    def update(done: int, total: int, figures: Mapping[str, float]) -> None:
-        if not tasks:
-            tasks.append(bar.add_task(name, total=total, completed=done))
-        loss = f" loss {figures['loss']:.4f}" if "loss" in figures else " judges"
-        bar.update(tasks[0], completed=done, description=name + loss)
-
-    return update
 
 
 def _finish(problems: Sequence[Problem]) -> None:

@@ -1,0 +1,86 @@
+"""How long work tells how far it is: a bar on a terminal, a line a minute in a log.
+
+Both go to stderr, so that what a command prints can be read by another.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+SECONDS_A_LINE = 60.0
+SPEED_SECONDS = 900.0  # the speed is a mean over as long: jobs of a study take minutes each
+
+
+def open_progress() -> Progress:
+    """Open a bar; tasks are added when their first step is done, since much may be refused before it."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    console = Console(stderr=True)
+    return Progress(
+        *columns,
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        speed_estimate_period=SPEED_SECONDS,
+        disable=not console.is_terminal,
+    )
+
+
+def count(bar: Progress, name: str) -> Callable[[int, int, str], None]:
+    """Show cases or jobs: done, all, and the one that is worked on."""
+    update = _updater(bar, name)
+    return lambda done, total, case: update(done, total, f" {case}".rstrip())
+
+
+def follow(bar: Progress, name: str) -> Callable[[int, int, Mapping[str, float]], None]:
+    """Show training steps, with the loss beside them."""
+    update = _updater(bar, name)
+
+    def say(done: int, total: int, figures: Mapping[str, float]) -> None:
+        update(done, total, f" loss {figures['loss']:.4f}" if "loss" in figures else " judges")
+
+    return say
+
+
+def _updater(bar: Progress, name: str) -> Callable[[int, int, str], None]:
+    """Move one task of a bar; without a terminal, print a line where the last was a minute ago, and the last one."""
+    task = bar.add_task(name, total=None, visible=False)
+    start = told = time.monotonic()
+    before: int | None = None  # done by an earlier process
+
+    def update(done: int, total: int, words: str) -> None:
+        nonlocal told, before
+        bar.update(task, total=total, completed=done, description=name + words, visible=True)
+        before = max(0, done - 1) if before is None else before
+        now = time.monotonic()
+        if bar.disable and (now - told >= SECONDS_A_LINE or done == total > before):
+            told = now
+            left = _left(now - start, done - before, total - done)
+            bar.console.print(f"{name}{words}: {done} of {total}{left}", highlight=False, soft_wrap=True)
+
+    return update
+
+
+def _left(seconds: float, done: int, to_do: int) -> str:
+    """Say how long the rest takes at the speed so far; nothing where that is not known, or nothing is left.
+
+    >>> _left(600.0, 20, 40), _left(600.0, 0, 40)
+    (', about 20 min left', '')
+    """
+    if done <= 0 or to_do <= 0:
+        return ""
+    return f", about {max(1, round(seconds / done * to_do / 60))} min left"

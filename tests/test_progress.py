@@ -1,0 +1,71 @@
+"""How far long work is: in lines where nobody watches, and how long is left."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+import chiasm.progress
+from chiasm.progress import count, follow, open_progress
+
+
+class Clock:
+    """Seconds that pass when they are told to."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(chiasm.progress, "time", made)
+    return made
+
+
+def test_without_a_terminal_a_line_a_minute_tells_what_is_left(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with open_progress() as bar:
+        tell = count(bar, "jobs")
+        for done in range(5, 9):  # four were done by an earlier call
+            clock.now += 40
+            tell(done, 8, f"A7 fold {done}")
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines() == [
+        "jobs A7 fold 6: 6 of 8, about 1 min left",
+        "jobs A7 fold 8: 8 of 8",
+    ]
+
+
+def test_what_is_left_follows_the_speed_of_this_call(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with open_progress() as bar:
+        tell = follow(bar, "training")
+        clock.now += 61
+        tell(101, 1101, {"loss": 0.25})
+        clock.now += 61
+        tell(102, 1101, {})
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "training loss 0.2500: 101 of 1101, about 1017 min left"
+    assert lines[1] == "training judges: 102 of 1101, about 1016 min left"
+
+
+def test_work_that_was_done_before_says_nothing(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with open_progress() as bar:
+        count(bar, "predicting")(0, 0, "")
+    assert capsys.readouterr().err == ""
+
+
+def test_a_terminal_has_a_bar_and_no_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # what rich takes for a terminal
+    with open_progress() as bar:
+        tell = count(bar, "jobs")
+        tell(1, 2, "A1")
+        tell(2, 2, "A1")
+    err = capsys.readouterr().err
+    assert "\x1b[" in err and re.search(r"jobs A1.*2/2", err) and "of 2" not in err
