@@ -2,10 +2,10 @@
 
     python benchmarks/equal_time.py studies/systems.toml OUT --seconds 40
 
-Each arm is trained twice on the study's first fold, briefly and three times as
-long, with one thread and nothing else asked of this process.  What the longer
-training took beyond the shorter is the cost of a step: set-up, preparation and
-validations, which both have, fall out of it; critics and later stages are in.
+Each arm is trained twice on the study's first fold, briefly and at least three
+times as long, with one thread.  What the longer training took beyond the shorter,
+five seconds or more, is the cost of a step: set-up, preparation and validations,
+which both have, fall out of it; critics and later stages are in.
 Time is that of the processor, so that other programs do not lengthen it; with
 one thread and an idle core it is the time on the wall.
 """
@@ -25,6 +25,7 @@ from chiasm.training.run import train
 
 STEPS = 20  # of the shorter training
 ROUNDS = 1  # likewise, where a step is a round over all patches
+LEAST_SECONDS = 5.0  # that the longer one takes more
 
 
 def spent(recipe: Recipe, steps: int, data: Path, folder: Path, cache: Path) -> float:
@@ -53,8 +54,12 @@ def main() -> None:
         spent(jobs[0].recipe, 1, data, out / "first", cache)  # fills the cache
         for job in jobs:
             least = ROUNDS if job.recipe.optimiser.kind == "admm" else STEPS
-            brief, long = (spent(job.recipe, n, data, out / f"{job.key}-{n}", cache) for n in (least, 3 * least))
-            cost = (long - brief) / (2 * least)
+            brief = spent(job.recipe, least, data, out / f"{job.key}-{least}", cache)
+            beyond, count = 0.0, least
+            while beyond < LEAST_SECONDS:
+                count *= 3
+                beyond = spent(job.recipe, count, data, out / f"{job.key}-{count}", cache) - brief
+            cost = beyond / (count - least)
             steps = max(1, round(asked.seconds / cost))
             base, *own = study.variants.get(job.arm, (job.arm,))
             settings = [
