@@ -39,8 +39,10 @@ def ask(size: str = "small", **data: object) -> Recipe:
     return make_recipe("A7", size, {f"data.{name}": value for name, value in data.items()})
 
 
-def planned(cohort: Cohort, recipe: Recipe | None = None, ids: Sequence[str] | None = None) -> Plan:
-    return make_plan(recipe or ask(), cohort, ids or [case.id for case in cohort.cases])
+def planned(
+    cohort: Cohort, recipe: Recipe | None = None, ids: Sequence[str] | None = None, needs: PatchNeeds | None = None
+) -> Plan:
+    return make_plan(recipe or ask(), cohort, ids or [case.id for case in cohort.cases], needs=needs)
 
 
 def written(
@@ -337,6 +339,19 @@ def test_a_patch_that_the_networks_cannot_halve_is_refused_with_one_that_fits(co
     with pytest.raises(RecipeError, match="such as 48 or 64") as refusal:
         planned(cohort, ask(patch=50))
     assert (refusal.value.reason, refusal.value.found) == ("patch", 50)
+
+
+def test_a_network_far_larger_than_the_body_is_told_of(cohort: Cohort) -> None:
+    needs = PatchNeeds(multiple=256, smallest=256)
+    recipe = make_recipe("pix2pix", "tiny", {"data.dims": "2d"})
+    plan = planned(cohort, recipe, needs=needs)
+    assert plan.patch == (256, 256)
+    assert re.search(
+        r"need 256 voxels.*has but \d+ x \d+.*empty.*pix2pix-32 takes multiples of 32", plan.reasons["patch"]
+    )
+    with pytest.raises(RecipeError, match=r"multiple of 256, such as 256 or 512.*pix2pix-32"):
+        planned(cohort, make_recipe("pix2pix", "tiny", {"data.dims": "2d", "data.patch": 96}), needs=needs)
+    assert "pix2pix" not in planned(cohort, ask(patch="auto")).reasons["patch"]
 
 
 def test_the_mask_rule_is_that_of_the_cohort(cohort: Cohort, tmp_path: Path) -> None:

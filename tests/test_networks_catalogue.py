@@ -97,11 +97,22 @@ def test_a_network_of_another_package_or_of_ones_own_is_named_by_module_and_clas
         ("no_such_package:Net", {}, "cannot be imported"),
         ("toy_networks:Plain", {"depth": 3}, "cannot be built.*depth"),
         ("toy_networks:not_a_network", {}, "no torch module"),
+        ("strainet", {"nonsense": 5}, "strainet cannot be built.*nonsense.*drop, basis"),
+        ("han", {"depth": 3}, "han cannot be built.*depth.*no options"),
+        ("pix2pix", {"depth": 0}, "pix2pix cannot be built"),
     ],
 )
 def test_what_cannot_be_built_is_refused_in_one_sentence(name: str, options: dict[str, Any], told: str) -> None:
     with pytest.raises(RecipeError, match=told):
         make_network(name, in_channels=1, dims=2, options=options)
+
+
+def test_options_reach_the_literatures_networks_too() -> None:
+    deep, flat = (make_network("pix2pix", in_channels=1, dims=2, options={"depth": depth}) for depth in (6, 5))
+    assert needs_of(deep).multiple == 64 and needs_of(flat).multiple == 32
+    usual, asked = (make_network("unet", in_channels=1, dims=2, options=given) for given in ({}, {"dropout": 0.25}))
+    shares = [{part.p for part in net.modules() if isinstance(part, nn.Dropout)} - {0.0} for net in (usual, asked)]
+    assert shares == [{0.5}, {0.25}]
 
 
 def test_wrong_patches_dimensions_and_channels_are_refused_with_what_is_possible() -> None:

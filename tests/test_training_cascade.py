@@ -153,13 +153,12 @@ def test_noise_in_the_targets_of_an_inner_fold_changes_the_contexts_of_the_other
     data = tmp_path / "data"
     shutil.copytree(toy_cohort, data)
     spoilt = folds[0]
-    plain = cascaded / "plan.toml"
-    (tmp_path / "run").mkdir()
-    shutil.copy(plain, tmp_path / "run" / "plan.toml")  # the same intensity maps and tables
     rng = np.random.default_rng(0)
     for name in spoilt:
         save(data / name / f"{name}_t2.nii.gz", rng.normal(50, 9, (36, 40, 12)).astype(np.float32), affine())
-    train(data, recipe(), tmp_path / "run", say=silent)
+    train(data, recipe(data__intensity=read_plan(cascaded / "plan.toml").target_kind), tmp_path / "run", say=silent)
+    tables = [read_plan(run / "plan.toml").lookup for run in (cascaded, tmp_path / "run")]
+    assert tables[0] != tables[1]  # which inner networks must not start from
     same = {
         name: np.array_equal(
             with_context(cascaded, toy_cohort, name).source[-1], with_context(tmp_path / "run", data, name).source[-1]

@@ -151,6 +151,11 @@ def test_rounds_of_admm_are_for_a_coder_alone(method: str, setting: str) -> None
         check_players(asked(setting, method=method))
 
 
+def test_a_coder_has_no_stages() -> None:
+    with pytest.raises(RecipeError, match=r"no stages.*generator.stages=1"):
+        check_players(asked("generator.stages=2", "schedule.steps=9"))
+
+
 def test_two_pairs_make_a_model_that_predicts_volumes_and_knows_what_it_was_fitted_on(tmp_path: Path) -> None:
     data = write_brats(tmp_path / "data", 6)
     done = train(data, asked("training.pairs=2", "split.folds=3"), tmp_path / "run", say=lambda _: None)

@@ -440,6 +440,34 @@ def test_a_lazy_penalty_weighs_as_much_in_all_as_one_at_every_step(
     assert total[10, 4] == pytest.approx(total[10, 1], rel=1e-4)
 
 
+@pytest.mark.parametrize(("critic_steps", "every"), [(4, 4), (3, 2), (1, 4)])
+def test_a_lazy_penalty_falls_on_every_nth_step_of_the_critic_alone_or_not(
+    prepared: tuple[Plan, list[PreparedCase]], monkeypatch: pytest.MonkeyPatch, critic_steps: int, every: int
+) -> None:
+    changes = {"loss.penalty_every": every, "loss.critic_steps": critic_steps, "schedule.steps": 16}
+    phases = {"schedule.generator_alone": 0.0, "schedule.critics_alone": 0.5}
+    one = learner(prepared, recipe("wgan-gp", {**changes, **phases}))
+    penalised, stepped = [0], [0]
+    descend = one._descend
+
+    def counted(*_: object) -> torch.Tensor:
+        penalised[0] += 1
+        return torch.tensor(0.5)
+
+    def watched(name: str, loss: Tensor) -> None:
+        stepped[0] += name == "global_judge"
+        descend(name, loss)
+
+    monkeypatch.setattr("chiasm.training.losses.gradient_penalty", counted)
+    monkeypatch.setattr(one, "_descend", watched)
+    for step in range(8):
+        one.step(step)
+    assert stepped[0] == 8 and penalised[0] == 8 // every
+    for step in range(8, 12):
+        one.step(step)
+    assert stepped[0] == 8 + 4 * critic_steps and penalised[0] == stepped[0] // every
+
+
 def test_a_critic_takes_its_steps_on_batches_of_their_own_once_both_play(
     prepared: tuple[Plan, list[PreparedCase]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,7 +16,7 @@ from chiasm.cohorts.planning import PatchNeeds, Plan, read_plan
 from chiasm.errors import RecipeError
 from chiasm.recipe import ARMS, Recipe, make_recipe
 from chiasm.training.loop import _cut_log, _signals, _validation_steps
-from chiasm.training.methods import describe_methods, make_players, needs_local_judge, patch_needs
+from chiasm.training.methods import check_players, describe_methods, make_players, needs_local_judge, patch_needs
 from chiasm.training.run import plan_run, train
 from conftest import QUICK
 
@@ -45,6 +45,19 @@ JUDGES = {
     ),
     **dict.fromkeys(("srcnn", "srcnn-955", "fcn8", "unet", "fcn3d", "han", "li-cnn", "jcsc"), ""),
 }
+
+
+@pytest.mark.parametrize(
+    ("method", "setting", "told"),
+    [
+        ("unet", "generator.dropout=0.3", r"own network, not of unet.*generator.options=\{dropout=0.3\}"),
+        ("pix2pix", "discriminators.global_spectral_norm=true", r"own network, not of patch"),
+    ],
+)
+def test_a_setting_without_effect_is_refused(method: str, setting: str, told: str) -> None:
+    with pytest.raises(RecipeError, match=told):
+        check_players(make_recipe(method, "tiny", {}, [setting]))
+    check_players(make_recipe("hinge", "tiny", {}, ["generator.dropout=0.3"]))
 
 
 @pytest.mark.parametrize("method", list(ARMS))

@@ -48,6 +48,7 @@ ISOTROPIC = 1.5  # largest ratio of spacings that counts as nearly the same
 PATCH_2D: Mapping[str, int] = {"tiny": 64, "small": 128, "large": 160, "paper": 160}
 PATCH_3D: Mapping[str, int] = {"tiny": 32, "small": 64, "large": 96, "paper": 96}
 SMALLEST_PATCH = 64
+MOST_EMPTY = 1.25  # a patch so many times as long as the body is told of
 
 # An input is unlike the training cases beyond these factors of what was seen there.
 SPACING_MARGIN = 1.5
@@ -514,6 +515,7 @@ def _choose_patch(
     halvings = max(*(len(widths) - 1 for widths in shaped), len(judges.global_widths))
     multiple = math.lcm(2**halvings, needs.multiple)
     asked = recipe.data.patch
+    smaller = "generator.network=pix2pix-32 takes multiples of 32." if recipe.generator.network == "pix2pix" else None
     if asked != "auto":
         step = multiple if needs.own else needs.multiple
         least = _next_fit(needs.smallest, step, needs.offset)
@@ -527,6 +529,7 @@ def _choose_patch(
                 expected=f"{more}a multiple of {step}, such as {lower} or {lower + step}"
                 if step > 1
                 else f"at least {least}",
+                hint=smaller,
             )
         reasons["patch"] = "asked for in the recipe"
         return (asked,) * dims
@@ -537,7 +540,13 @@ def _choose_patch(
         f"{f'{needs.offset} voxels and ' if needs.offset else ''}multiples of {multiple}, which the networks need; "
         f"at most {most} at size {recipe.size}, and no larger than just holds the median brain or body"
     )
-    sides = (_next_fit(math.ceil(size), multiple, needs.offset) for size in _body_voxels(seen, spacing)[:dims])
+    body = [math.ceil(size) for size in _body_voxels(seen, spacing)[:dims]]
+    if any(least > MOST_EMPTY * side for side in body):
+        reasons["patch"] = (
+            f"the networks need {least} voxels, though the median brain or body has but {' x '.join(map(str, body))}: "
+            f"the rest of a patch is empty, and a step costs as if it were not{f'; {smaller}' if smaller else ''}"
+        ).rstrip(".")
+    sides = (_next_fit(size, multiple, needs.offset) for size in body)
     return tuple(min(most, max(least, side)) for side in sides)
 
 

@@ -12,6 +12,7 @@ import importlib
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from functools import partial
+from inspect import signature
 from typing import Any, NamedTuple
 
 import torch
@@ -116,7 +117,7 @@ def make_network(
         in_channels: Source channels.
         dims: Spatial axes of a convolution.
         scale: Share of the published channels; 1 is the paper's network.
-        options: Further keyword arguments of a class elsewhere.
+        options: Further keyword arguments of its class.
 
     Raises:
         RecipeError: If there is no such network, it does not come in these
@@ -126,7 +127,7 @@ def make_network(
         return _make_foreign(name, in_channels, dims, options or {})
     if name not in GENERATORS:
         raise unknown("network", name, [OWN, *GENERATORS, "monai:CLASS", "package.module:CLASS"])
-    return _made(name, GENERATORS[name], in_channels, dims, scale)
+    return _made(name, GENERATORS[name], in_channels, dims, scale, options)
 
 
 def make_critic(name: str, *, in_channels: int, dims: Dims, scale: float = 1.0, norm: Norm = "batch") -> nn.Module:
@@ -152,7 +153,9 @@ def make_critic(name: str, *, in_channels: int, dims: Dims, scale: float = 1.0, 
     )
 
 
-def _made(name: str, entry: Entry, in_channels: int, dims: Dims, scale: float) -> nn.Module:
+def _made(
+    name: str, entry: Entry, in_channels: int, dims: Dims, scale: float, options: Mapping[str, Any] | None = None
+) -> nn.Module:
     if dims not in entry.dims:
         raise RecipeError(
             f"the network {name} has no {dims}D form",
@@ -160,7 +163,20 @@ def _made(name: str, entry: Entry, in_channels: int, dims: Dims, scale: float) -
             expected=" or ".join(f"{d}D" for d in entry.dims),
             hint="Set data.dims=2.5d." if 2 in entry.dims else "Set data.dims=3d.",
         )
-    return entry.make(in_channels=in_channels, dims=dims, scale=scale)
+    try:
+        return entry.make(in_channels=in_channels, dims=dims, scale=scale, **(options or {}))
+    except (TypeError, ValueError) as error:
+        if not options:
+            raise
+        taken = [
+            option for option in signature(entry.make).parameters if option not in ("in_channels", "dims", "scale")
+        ]
+        raise RecipeError(
+            f"the network {name} cannot be built with generator.options={dict(options)}",
+            reason="network",
+            found=error,
+            expected=", ".join(taken) or "no options: it has none",
+        ) from error
 
 
 def _make_foreign(name: str, in_channels: int, dims: Dims, options: Mapping[str, Any]) -> nn.Module:

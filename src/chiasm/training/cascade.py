@@ -4,8 +4,9 @@ A network that predicts the very cases it was trained on makes them too well,
 and a next stage trained on such contexts would learn to copy them.  So the
 context of a training case is always out of fold: the training subjects are
 dealt into inner folds, and a network that was trained without a subject's fold
-predicts its cases.  A last network of the stage is trained on all of them; it
-predicts validation cases, and at inference every new one.
+predicts its cases; the tables that it starts from (the look-up, means and SDs) are
+fitted without that fold too.  A last network of the stage is trained on all of
+them; it predicts validation cases, and at inference every new one.
 
     stage 1   without fold 0 -> contexts of fold 0      |
               without fold 1 -> contexts of fold 1      |  each steps / (stages * (folds + 1)) steps
@@ -15,7 +16,8 @@ predicts validation cases, and at inference every new one.
 The recipe's steps are those of all trainings together, so that an arm with
 stages costs what an arm without costs.  With three stages or more the second's
 inner networks are trained on contexts that come from networks which saw the
-held-out fold; directly, no context comes from a network that saw its case.
+held-out fold; directly, no context comes from a network that saw its case.  Which
+kind of intensity map a modality has is chosen once, on all training cases.
 
 Reference:
     Nie et al., arXiv:1612.05362, section on auto-context; Tu and Bai, Auto-context,
@@ -31,8 +33,11 @@ from typing import NamedTuple
 
 import numpy as np
 from lightning_fabric import Fabric
+from numpy.typing import NDArray
 from torch import nn
 
+from chiasm.cohorts.fingerprint import VOXELS
+from chiasm.cohorts.intensity import fit_lookup
 from chiasm.cohorts.planning import Plan
 from chiasm.cohorts.preparation import PreparedCase, read_context, write_context
 from chiasm.cohorts.splits import deal_folds
@@ -119,6 +124,30 @@ def progress_of(recipe: Recipe, part: Part, progress: Progress | None) -> Progre
     return told
 
 
+def refitted(plan: Plan, cases: Sequence[PreparedCase]) -> Plan:
+    """Fit on other cases what a network starts from: the look-up, and each channel's mean and SD.
+
+    Args:
+        plan: What cannot be told from prepared cases stays as it is.
+        cases: Of which at most `VOXELS` voxels each are taken, evenly spread.
+    """
+    samples: list[list[NDArray[np.float32]]] = [[] for _ in (*plan.sources, plan.target)]
+    for case in cases:
+        inside = np.flatnonzero(np.asarray(case.mask))
+        places = np.unravel_index(inside[:: max(1, len(inside) // VOXELS)], case.mask.shape)
+        for channel, image in enumerate((*case.source[: len(plan.sources)], case.target)):
+            samples[channel].append(np.asarray(image[places]))
+    pooled = [np.concatenate(values) for values in samples]
+    lookup = fit_lookup(pooled[0], pooled[-1])
+    return replace(
+        plan,
+        lookup=(tuple(lookup[0].tolist()), tuple(lookup[1].tolist())),
+        input_mean=tuple(float(values.mean()) for values in pooled),
+        input_sd=tuple(float(values.std()) for values in pooled),
+        target_sd=float(pooled[-1].std()),
+    )
+
+
 def climb(
     recipe: Recipe,
     plan: Plan,
@@ -157,10 +186,10 @@ def climb(
     seen, judged, earlier = list(training), list(validation), list[nn.Module]()
     contexts: dict[str, PreparedCase] = {}
     for part in list_parts(recipe)[:-1]:
-        here = replace(plan, context=part.stage > 1)
         place = folder / "stages" / str(part.stage)
         held = set() if part.fold is None else set(folds[part.fold])
         shown = [case for case in seen if case.subject not in held]
+        here = replace(refitted(plan, shown) if held else plan, context=part.stage > 1)
         asked = judged if part.fold is None else [case for case in seen if case.subject in held]
         files = {case.id: place / "contexts" / f"{case.id}.npy" for case in asked}
         bare = {case.id: case for case in (*training, *validation)}

@@ -186,7 +186,8 @@ class Learner:
     def _step_global(self, step: int, turn: int, batch: Batch, fake: Tensor) -> dict[str, float]:
         """Train what judges whole images to tell real from synthetic."""
         loss_settings = self.recipe.loss
-        every = loss_settings.penalty_every
+        every, more = loss_settings.penalty_every, loss_settings.critic_steps - 1
+        taken = step + more * max(0, step - self.recipe.schedule.ends["judges"]) + turn  # one a step while alone
         figures: dict[str, float] = {}
         pairs = self._see(batch, batch.target), self._see(batch, fake)
         for name in ("global_judge", "second_judge"):
@@ -199,7 +200,7 @@ class Learner:
                 loss = losses.adversarial_discriminator_loss(real, synthetic, smoothing=loss_settings.smoothing)
             else:
                 loss = CRITIC_LOSS[objective](real, synthetic)
-            if objective == "wgan-gp" and (step * loss_settings.critic_steps + turn) % every == 0:
+            if objective == "wgan-gp" and taken % every == 0:
                 factor = torch.rand(len(real), generator=self._torch_rng(step, 1, turn)).to(real)
                 penalty = losses.gradient_penalty(self._scores(name), *pairs, factor)
                 loss = loss + every * loss_settings.penalty * penalty

@@ -63,12 +63,14 @@ def make_players(recipe: Recipe, plan: Plan, seed: int) -> Players:
 
 
 def check_players(recipe: Recipe) -> None:
-    """Refuse a recipe that needs the confidence of a local discriminator it does not have, or rounds it cannot do.
+    """Refuse a recipe that its networks cannot follow.
 
     Raises:
         RecipeError: If it asks for a refiner or for difficult transplants without
-            one, or for rounds of ADMM with other networks than a sparse coder.
+            a local discriminator, for rounds of ADMM with other networks than a
+            sparse coder or in stages, or sets what a network of the literature has not.
     """
+    _check_borrowed(recipe)
     if recipe.optimiser.kind == "admm":
         settings, loss = recipe.generator, recipe.loss
         if settings.network != "jcsc" or settings.refiner or loss.global_weight > 0 or needs_local_judge(recipe):
@@ -78,6 +80,13 @@ def check_players(recipe: Recipe) -> None:
                 found=f"network {settings.network}, method {recipe.method}",
                 expected="network jcsc without discriminators or second stage",
                 hint="Use --method jcsc, or optimiser.kind=adam.",
+            )
+        if settings.stages > 1:
+            raise RecipeError(
+                "a sparse coder has no stages: pairs are too few to be dealt into inner folds",
+                reason="admm",
+                found=f"generator.stages {settings.stages}",
+                hint="Set generator.stages=1.",
             )
     needing = {"generator.refiner": bool(recipe.generator.refiner)}
     needing["training.transplant = difficulty"] = recipe.training.transplant == "difficulty"
@@ -89,6 +98,20 @@ def check_players(recipe: Recipe) -> None:
             reason="no-local-judge",
             found=f"attention.target {recipe.attention.target}, loss.local_weight {recipe.loss.local_weight:g}",
             hint="Set attention.target or a loss.local_weight above 0, or leave it out.",
+        )
+
+
+def _check_borrowed(recipe: Recipe) -> None:
+    """Refuse settings of this project's own networks where the literature's are asked for, which have them not."""
+    generator, judges = recipe.generator, recipe.discriminators
+    asked = {}
+    if generator.network != OWN and generator.dropout > 0:
+        asked["generator.dropout"] = generator.network, "A network with dropout takes generator.options={dropout=0.3}."
+    if judges.global_network != OWN and judges.global_spectral_norm:
+        asked["discriminators.global_spectral_norm"] = judges.global_network, "Its critic normalises as published."
+    for setting, (network, hint) in asked.items():
+        raise RecipeError(
+            f"{setting} is of this project's own network, not of {network}", reason="no-effect", hint=hint
         )
 
 
