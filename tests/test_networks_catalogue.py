@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
 from typing import Any
 from unittest.mock import Mock
 
@@ -186,6 +188,42 @@ def test_a_misspelt_class_lists_those_like_it() -> None:
     for nameless in (":Plain", "toy_networks:"):
         with pytest.raises(RecipeError, match=r"there is no network .*package\.module:CLASS"):
             make_network(nameless, in_channels=1, dims=2)
+
+
+class Stranger(nn.Module):
+    """What MONAI's networks are called with."""
+
+    def __init__(self, spatial_dims: int, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+
+
+def test_a_class_unlike_any_lists_a_few_that_make_images_and_each_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = ["OneUNet", "TwoUNETR", *(f"Net{index:02d}" for index in range(20))]
+    others = ["DenseNet121", "PatchDiscriminator", "HighResBlock"]
+    nets = ModuleType("monai.networks.nets")
+    for name in [*others, *reversed(images)]:
+        setattr(nets, name, type(name, (Stranger,), {}))
+    vars(nets).update(
+        OneUnet=vars(nets)["OneUNet"],
+        oneunet=vars(nets)["OneUNet"],
+        Pooler=type("Pooler", (nn.Module,), {}),
+        Writer=type("Writer", (), {}),
+    )
+    monkeypatch.setitem(sys.modules, "monai.networks.nets", nets)
+    listed = f"{', '.join(images[:15])} and {len(images) - 15} more"
+    with pytest.raises(RecipeError, match=rf"no class Xyz in monai \(expected one of {listed}\)\.$"):
+        make_network("monai:Xyz", in_channels=1, dims=2)
+    with pytest.raises(RecipeError, match=r"expected one of OneUNet, TwoUNETR\)"):
+        make_network("monai:OneUnett", in_channels=1, dims=2)
+
+
+def test_monais_classes_that_make_images_are_listed_and_no_critics_or_classifiers() -> None:
+    pytest.importorskip("monai", reason="MONAI is not installed")
+    with pytest.raises(RecipeError, match=r"no class Zebra in monai .*BasicUNet, .*SwinUNETR, .* more") as caught:
+        make_network("monai:Zebra", in_channels=1, dims=2)
+    listed = str(caught.value.expected)
+    assert listed.count(",") == 14
+    assert not any(word in listed for word in ("Discriminator", "Dense", " Unet", " ResNet"))
 
 
 @pytest.mark.parametrize("name", list(CRITICS))

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from chiasm.errors import RecipeError, RunError
-from chiasm.recipe import ALIASES, ARMS, SIZES, Recipe, make_recipe, read_recipe, write_recipe
+from chiasm.recipe import ALIASES, ARMS, IN_WORDS, SIZES, Recipe, arm_in_words, make_recipe, read_recipe, write_recipe
 
 
 def differences(a: Recipe, b: Recipe) -> set[str]:
@@ -56,6 +56,15 @@ def test_a_single_setting_wins_over_arm_and_size() -> None:
 
 def test_aliases_name_arms() -> None:
     assert set(ALIASES.values()) <= set(ARMS)
+
+
+def test_an_arm_is_told_in_words_or_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert set(IN_WORDS) <= set(ARMS)
+    assert arm_in_words("dual-attention") == IN_WORDS["A7"]
+    monkeypatch.setitem(ARMS, "Mine", {})
+    assert arm_in_words("mine") == "Mine"
+    with pytest.raises(RecipeError, match="no method 'other'"):
+        arm_in_words("other")
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import threading
 from dataclasses import replace
@@ -14,6 +15,9 @@ import torch
 
 from chiasm.cohorts.planning import PatchNeeds, Plan, read_plan
 from chiasm.errors import RecipeError
+from chiasm.evidence.jobs import Study
+from chiasm.networks.catalogue import GENERATORS, Entry
+from chiasm.networks.srcnn import Srcnn
 from chiasm.recipe import ARMS, Recipe, make_recipe
 from chiasm.training.loop import _cut_log, _signals, _validation_steps
 from chiasm.training.methods import check_players, describe_methods, make_players, needs_local_judge, patch_needs
@@ -30,7 +34,7 @@ def recipe(method: str, **changes: object) -> Recipe:
     return make_recipe(method, "tiny", {**QUICK, **{name.replace("__", "."): v for name, v in changes.items()}})
 
 
-#: Players beside the generator: global, second global, local.
+#: Players beside the generator: global, second global, local.  An arm that is not here has those that its weights ask.
 JUDGES = {
     **dict.fromkeys(("A0", "A1", "A2", "C1", "C2", "C3", "C6", "C7"), ""),
     **dict.fromkeys(("A3", "A4"), "global"),
@@ -60,6 +64,12 @@ def test_a_setting_without_effect_is_refused(method: str, setting: str, told: st
     check_players(make_recipe("hinge", "tiny", {}, ["generator.dropout=0.3"]))
 
 
+def judges_of(asked: Recipe) -> str:
+    local = asked.loss.local_weight > 0 or asked.attention.target != "none"
+    told = " ".join(name for name, there in (("global", asked.loss.global_weight > 0), ("local", local)) if there)
+    return JUDGES.get(asked.method, told)
+
+
 @pytest.mark.parametrize("method", list(ARMS))
 def test_an_arm_has_the_judges_it_asks_and_no_other(method: str, plan: Plan) -> None:
     asked = recipe(method, generator__scale=1 / 16)
@@ -69,9 +79,9 @@ def test_an_arm_has_the_judges_it_asks_and_no_other(method: str, plan: Plan) -> 
         "second": players.second_judge is not None,
         "local": players.local_judge is not None,
     }
-    assert " ".join(name for name, present in there.items() if present) == JUDGES[method]
+    assert " ".join(name for name, present in there.items() if present) == judges_of(asked)
     assert needs_local_judge(asked) == there["local"]
-    assert (players.refiner is not None) == (method == "A15")
+    assert (players.refiner is not None) == ("generator.refiner" in ARMS[method])
 
 
 def same(a: torch.nn.Module | None, b: torch.nn.Module | None) -> bool:
@@ -187,6 +197,48 @@ def test_the_table_of_methods_tells_weights_papers_and_needs() -> None:
     assert "256" in rows["pix2pix"].needs and "global discriminator" in rows["pix2pix"].needs
     assert "lesion labels" in rows["C3"].needs and "3D" in rows["fcn3d"].needs
     assert rows["A7"].needs == "global and local discriminators"
+    assert rows["han"].needs.startswith("2D; ") and rows["fcn8"].needs.startswith("2D; ")
+
+
+def test_an_arm_of_ones_own_needs_no_words_to_be_listed_and_studied(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(GENERATORS, "mine", Entry(Srcnn, "Us, 2026"))  # type: ignore[arg-type]
+    monkeypatch.setitem(ARMS, "Mine", {**ARMS["srcnn"], "generator.network": "mine"})  # type: ignore[arg-type]
+    monkeypatch.setitem(ARMS, "lab", {**ARMS["A1"], "generator.network": "toy_networks:Plain"})  # type: ignore[arg-type]
+    rows = {row.name: row for row in describe_methods("tiny")}
+    assert rows["Mine"][1:] == ("Mine", "Us, 2026", *rows["srcnn"][3:])
+    assert rows["lab"][2:] == ("toy_networks:Plain", 9 * 4 + 4 + 4 + 1, 0, "patches of 16 or more")
+    study = Study(data=Path("data"), source=("t1",), target="t2", arms=("A1", "mine"))
+    assert study.in_words == {"A1": "L2", "Mine": "Mine"}
+
+
+@pytest.mark.parametrize("method", list(ARMS))
+def test_the_weights_told_are_those_of_the_generators_and_the_refiner_that_ship(method: str, plan: Plan) -> None:
+    asked = make_recipe(method, "tiny")
+    flat = replace(
+        plan,
+        dims=3 if asked.data.dims == "3d" else 2,
+        slices=1,
+        patch=(32,) * 3 if asked.data.dims == "3d" else (256, 256),
+        histogram=asked.data.histogram,
+    )
+    contexts = [stage > 0 for stage in range(asked.generator.stages)]
+    stages = [make_players(asked, replace(flat, context=context), 0) for context in contexts]
+    shipped = [*(players.generator for players in stages), *(one for one in [stages[-1].refiner] if one)]
+    counted = sum(weight.numel() for network in shipped for weight in network.parameters())
+    assert {row.name: row.weights for row in describe_methods("tiny")}[method] == counted
+
+
+@pytest.mark.parametrize(
+    "method", ["srcnn", "unet", "fcn3d", "li-cnn", "context-gan", "context-gan-2", "strainet", "jcsc"]
+)
+def test_the_least_patch_that_is_told_is_taken_and_a_smaller_one_refused(
+    method: str, toy_cohort: Path, tmp_path: Path
+) -> None:
+    needs = {row.name: row.needs for row in describe_methods("tiny")}[method]
+    least = int(re.findall(r"patches of (\d+) or more", needs)[0])
+    assert plan_run(toy_cohort, recipe(method, data__patch=least), tmp_path / "least", say=str).plan.patch[0] == least
+    with pytest.raises(RecipeError, match=r"patch"):
+        plan_run(toy_cohort, recipe(method, data__patch=least - 1), tmp_path / "less", say=str)
 
 
 @pytest.mark.parametrize(

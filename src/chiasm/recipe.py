@@ -17,6 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from chiasm.errors import RecipeError, unknown
 from chiasm.storage import read_toml, write_toml
 
+LEAST_PATCH = 16  # voxels
+
 Auto = Literal["auto"]
 BiasCorrection = Literal["none", "n4"]
 Registration = Literal["none", "rigid", "affine", "demons"]
@@ -40,7 +42,7 @@ class Data(Section):
     spacing_mm: Auto | Positive = "auto"
     dims: Literal["auto", "2d", "2.5d", "3d"] = "auto"
     slices: Annotated[int, Field(ge=1, le=15)] = 3  # neighbouring slices of a 2.5D source
-    patch: Auto | Annotated[int, Field(ge=16, le=1024)] = "auto"  # side in voxels
+    patch: Auto | Annotated[int, Field(ge=LEAST_PATCH, le=1024)] = "auto"  # side in voxels
     intensity: Literal["auto", "percentile", "zscore", "median_iqr", "mode", "rank"] = "auto"
     window_hu: tuple[float, float] = (-1024.0, 3071.0)
     registration: Registration = "none"  # how other images are brought to the first source, which stays
@@ -416,7 +418,7 @@ ARMS: Mapping[str, Changes] = {
     },
 }
 
-#: What each arm is, in words, for tables and pages.
+#: What each arm is, in words, for tables and pages; `arm_in_words` tells one that has none by its name.
 IN_WORDS: Mapping[str, str] = {
     "A0": "L1",
     "A1": "L2",
@@ -498,6 +500,19 @@ def find_arm(method: str) -> str:
     if arm is None:
         raise unknown("method", method, [*ARMS, *ALIASES])
     return arm
+
+
+def arm_in_words(method: str) -> str:
+    """Tell what an arm is, or its name where nobody wrote more.
+
+    Raises:
+        RecipeError: If there is none.
+
+    >>> arm_in_words("l2")
+    'L2'
+    """
+    arm = find_arm(method)
+    return IN_WORDS.get(arm, arm)
 
 
 def make_recipe(

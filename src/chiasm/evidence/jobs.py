@@ -33,7 +33,7 @@ from chiasm.evidence.reliability import judge_maps
 from chiasm.networks.catalogue import OWN
 from chiasm.prediction.baselines import NAMES
 from chiasm.prediction.folders import predict
-from chiasm.recipe import ALIASES, ARMS, IN_WORDS, Attention, Loss, Recipe, Section, find_arm, make_recipe
+from chiasm.recipe import ALIASES, ARMS, Attention, Loss, Recipe, Section, arm_in_words, find_arm, make_recipe
 from chiasm.storage import read_toml, sha256_of, write_json
 from chiasm.training.methods import check_players, needs_local_judge
 from chiasm.training.run import registered_in, train
@@ -120,7 +120,7 @@ class Study(Section):
     @property
     def in_words(self) -> dict[str, str]:
         """What each arm is, by name."""
-        told = {arm: IN_WORDS[find_arm(arm)] for arm in self.arms if arm not in self.variants}
+        told = {arm: arm_in_words(arm) for arm in self.arms if arm not in self.variants}
         for name, (base, *own) in self.variants.items():
             told[name] = f"{find_arm(base)} with {', '.join(own) or 'nothing changed'}"
         return {arm: told[arm] for arm in self.arms}

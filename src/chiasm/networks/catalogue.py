@@ -9,10 +9,11 @@ To add one: a file beside this one, a line in `GENERATORS`, a test, and a row in
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from functools import partial
-from inspect import signature
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -36,6 +37,9 @@ from chiasm.networks.unet import UNet
 OWN = "chiasm"  # this project's own networks, which other settings shape
 #: What is taken of a network of another package that does not say: that it is a U-Net of five halvings or fewer.
 FOREIGN = {"size_multiple": 32, "smallest": 32, "margin": 0, "receptive_field": 32}
+LISTED = 15  # classes of a package in one message
+#: What makes no image among MONAI's classes that are called as generators are: critics, classifiers, parts.
+NO_IMAGE = ("Discriminator", "DenseNet", "Block")
 
 Maker = Callable[..., nn.Module]
 
@@ -169,7 +173,9 @@ def _made(
         if not options:
             raise
         taken = [
-            option for option in signature(entry.make).parameters if option not in ("in_channels", "dims", "scale")
+            option
+            for option in inspect.signature(entry.make).parameters
+            if option not in ("in_channels", "dims", "scale")
         ]
         raise RecipeError(
             f"the network {name} cannot be built with generator.options={dict(options)}",
@@ -193,13 +199,13 @@ def _make_foreign(name: str, in_channels: int, dims: Dims, options: Mapping[str,
             f"the network {name} cannot be imported", reason="no-network", found=error, hint=hint
         ) from error
     except AttributeError as error:
-        kinds = {key: value for key, value in vars(module).items() if isinstance(value, type)}
-        known = {key.lower(): key for key, value in sorted(kinds.items()) if issubclass(value, nn.Module)}
-        alike = get_close_matches(class_name.lower(), known, 5) or known
+        known = _generators_in(module, monai)
+        alike = get_close_matches(class_name.lower(), known, 5) or list(known)
+        more = f" and {len(alike) - LISTED} more" if len(alike) > LISTED else ""
         raise RecipeError(
             f"there is no class {class_name} in {place}",
             reason="no-network",
-            expected=f"one of {', '.join(known[key] for key in alike)}",
+            expected=f"one of {', '.join(known[key] for key in alike[:LISTED])}{more}" if alike else None,
         ) from error
     except (TypeError, ValueError) as error:
         raise RecipeError(
@@ -214,6 +220,19 @@ def _make_foreign(name: str, in_channels: int, dims: Dims, options: Mapping[str,
         if not hasattr(network, attribute):
             setattr(network, attribute, usual)
     return network
+
+
+def _generators_in(module: ModuleType, monai: bool) -> dict[str, str]:
+    """Find the classes that are called as a generator is, by their names in lower case: U-Nets first, no aliases."""
+    asked = {"spatial_dims", "in_channels", "out_channels"} if monai else {"in_channels", "dims"}
+    names = [
+        name
+        for name, kind in vars(module).items()
+        if isinstance(kind, type) and issubclass(kind, nn.Module) and kind.__name__ == name
+        if asked <= set(inspect.signature(kind).parameters)
+        if not (monai and any(part in name for part in NO_IMAGE))
+    ]
+    return {name.lower(): name for name in sorted(names, key=lambda name: ("unet" not in name.lower(), name))}
 
 
 def check_contract(network: nn.Module, name: str, in_channels: int, patch: tuple[int, ...]) -> None:

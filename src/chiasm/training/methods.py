@@ -17,7 +17,7 @@ from chiasm.networks.discriminators import GlobalDiscriminator, LocalDiscriminat
 from chiasm.networks.generator import Dims, Generator
 from chiasm.prediction.baselines import NAMES
 from chiasm.prediction.model import input_statistics, make_generator, make_local_discriminator, make_refiner
-from chiasm.recipe import IN_WORDS, TASKS, Recipe, make_recipe
+from chiasm.recipe import ARMS, LEAST_PATCH, TASKS, Recipe, arm_in_words, make_recipe
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def patch_needs(recipe: Recipe) -> PatchNeeds | None:
         RecipeError: If there is no such network, or it cannot be built.
     """
     settings, judges = recipe.generator, recipe.discriminators
-    dims: Dims = 3 if recipe.data.dims == "3d" else 2
+    dims = _dims(recipe)
     judged = 1
     if recipe.loss.global_weight > 0:
         judged = 2 ** len(judges.global_widths)
@@ -202,8 +202,9 @@ class MethodRow(NamedTuple):
         name: For `--method` and for the arms of a study.
         words: What it is.
         paper: Whose network or objective it is.
-        weights: Of the generator at the size asked for, one source in, 2D unless it has 3D only.
-        published: Likewise at the published size; 0 where none was published.
+        weights: Of the generators of all stages, and of a refiner, at the size asked for: one source in, and 2D unless
+            it has 3D only.
+        published: Of the generators likewise, at the published size; 0 where none was published.
         needs: What it asks of data and patch.
     """
 
@@ -221,26 +222,18 @@ def describe_methods(size: str = "small") -> list[MethodRow]:
     Raises:
         RecipeError: If the size is unknown.
     """
-    return [_describe(make_recipe(name, size), words) for name, words in IN_WORDS.items()]
-
-
-def _describe(recipe: Recipe, words: str) -> MethodRow:
-    settings, loss, told = recipe.generator, recipe.loss, []
-    dims: Dims = 3 if recipe.data.dims == "3d" else 2
-    if dims == 3:
-        told.append("3D")
-    published, paper = 0, f"{OBJECTIVES.get(recipe.method, 'Nie et al., arXiv:1907.03297')} (networks: ours)"
     with torch.device("meta"):
-        if settings.network == OWN:
-            network: nn.Module = Generator(in_channels=1, widths=settings.widths, dims=dims, norm=settings.norm)
-        else:
-            paper = GENERATORS[settings.network].paper
-            network = make_network(settings.network, in_channels=1, dims=dims, scale=settings.scale)
-            published = _count(make_network(settings.network, in_channels=1, dims=dims))
-            needs = needs_of(network)
-            told += [f"patches of {needs.smallest} or more"] if needs.smallest > 1 else []
-            told += [f"multiples of {needs.multiple}"] if needs.multiple > 1 else []
-            told += [f"loses {needs.margin} voxels on each side"] if needs.margin else []
+        return [_describe(make_recipe(name, size)) for name in ARMS]
+
+
+def _describe(recipe: Recipe) -> MethodRow:
+    settings, loss = recipe.generator, recipe.loss
+    entry = GENERATORS.get(settings.network)
+    paper = f"{OBJECTIVES.get(recipe.method, 'Nie et al., arXiv:1907.03297')} (networks: ours)"
+    if settings.network != OWN:
+        paper = entry.paper if entry else settings.network
+    told = ["3D"] if recipe.data.dims == "3d" else ["2D"] if entry and entry.dims == (2,) else []
+    told += _needs_in_words(recipe)
     judges = {"global": loss.global_weight > 0, "local": needs_local_judge(recipe)}
     if asked := [name for name, there in judges.items() if there]:
         told.append(f"{' and '.join(asked)} discriminator{'s' if len(asked) > 1 else ''}")
@@ -248,7 +241,45 @@ def _describe(recipe: Recipe, words: str) -> MethodRow:
         told.append("one pair or more (training.pairs); other cases, and lone images, serve unpaired")
     if loss.lesion > 1 or recipe.training.transplant_share > 0 or recipe.training.lesion_share > 0.25:
         told.append("lesion labels of training cases")
-    return MethodRow(recipe.method, words, paper, _count(network), published, "; ".join(told))
+    weights = sum(map(_count, _stages(recipe, settings.scale)))
+    if settings.refiner:  # sees confidence and image beside what the last stage sees
+        seen = _channels(recipe, settings.stages) + 2
+        weights += _count(Generator(in_channels=seen, widths=settings.refiner, dims=_dims(recipe), norm=settings.norm))
+    published = sum(map(_count, _stages(recipe, 1.0))) if entry else 0
+    return MethodRow(recipe.method, arm_in_words(recipe.method), paper, weights, published, "; ".join(told))
+
+
+def _needs_in_words(recipe: Recipe) -> list[str]:
+    needs = patch_needs(recipe)
+    if needs is None or needs.own:
+        return []
+    least = max(LEAST_PATCH, needs.smallest)
+    least += (needs.offset - least) % needs.multiple
+    told = [f"patches of {least} or more"]
+    if needs.multiple > 1:
+        told.append(f"{f'{needs.offset} voxels and ' if needs.offset else ''}multiples of {needs.multiple}")
+    margin = needs_of(_stages(recipe, recipe.generator.scale)[0]).margin
+    return [*told, f"loses {margin} voxels on each side"] if margin else told
+
+
+def _stages(recipe: Recipe, scale: float) -> list[nn.Module]:
+    """Build the generator of each stage, for one source."""
+    settings, dims = recipe.generator, _dims(recipe)
+    inputs = [_channels(recipe, stage) for stage in range(1, settings.stages + 1)]
+    if settings.network == OWN:
+        return [Generator(in_channels=n, widths=settings.widths, dims=dims, norm=settings.norm) for n in inputs]
+    return [
+        make_network(settings.network, in_channels=n, dims=dims, scale=scale, options=settings.options) for n in inputs
+    ]
+
+
+def _channels(recipe: Recipe, stage: int) -> int:
+    """Count what a stage sees of one source: the image, its ranks, what the stage before made of it."""
+    return 1 + recipe.data.histogram + (stage > 1)
+
+
+def _dims(recipe: Recipe) -> Dims:
+    return 3 if recipe.data.dims == "3d" else 2
 
 
 def _count(network: nn.Module) -> int:
