@@ -16,12 +16,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pydicom
 import pytest
 
 from chiasm.errors import ChiasmError, RecipeError, RunError, VolumeError
+from chiasm.pages import dicom_node
 from chiasm.pages.dicom_inbox import Inbox, InboxError, Limits
 from chiasm.pages.dicom_node import (
     Peer,
@@ -360,3 +362,18 @@ def test_an_interrupt_ends_the_node_in_time_and_leaves_nothing_behind(
     finally:
         process.kill()
     assert not list(tmp_path.glob("chiasm-node-*"))
+
+
+def test_an_association_that_only_just_began_is_ended_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its thread runs before the one that reads its socket, which Python would wait for at the end."""
+    reading = [False, True, True]
+    ended: list[str] = []
+    reader = SimpleNamespace(
+        is_alive=lambda: reading.pop(0) if len(reading) > 1 else reading[0],
+        kill_dul=lambda: ended.append("reader"),
+        socket=SimpleNamespace(close=lambda: ended.append("socket")),
+    )
+    kernel = SimpleNamespace(active_associations=[SimpleNamespace(dul=reader, is_established=False)])
+    monkeypatch.setattr(dicom_node.time, "sleep", lambda _: kernel.active_associations.clear() if ended else None)
+    dicom_node._hang_up(kernel)
+    assert ended[:2] == ["reader", "socket"]

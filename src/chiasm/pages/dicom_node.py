@@ -393,9 +393,10 @@ def _listening(
 def _hang_up(kernel: Any) -> None:
     """End associations at once; pynetdicom's own way waits for ever for a peer that never said anything."""
     for _ in range(10):
-        associations = [one for one in kernel.active_associations if one.dul.is_alive()]
-        if not associations:
+        begun = kernel.active_associations
+        if not begun:
             return
+        associations = [one for one in begun if one.dul.is_alive()]  # one that only just began has not started it yet
         for association in associations:
             if association.is_established:
                 association.abort(block=False)
