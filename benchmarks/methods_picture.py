@@ -2,8 +2,9 @@
 
     python benchmarks/methods_picture.py STUDY PHANTOM_0003 docs/pictures/systems.png
 
-The slice is the axial one that holds most of the lesion, which is outlined; all
-panels but the source's share the target's window.
+The slice is the axial one that holds most of the lesion, which is outlined.  Each
+panel shows 0.5 to 99.5 % of its own intensities in the head: predictions are on
+the training cohort's scale, and the target on its scanner's.
 """
 
 from __future__ import annotations
@@ -53,7 +54,6 @@ def main() -> None:
         lesion = read_volume(case.labels, labels=True).array > 0
     inside = volumes["target"] > 0
     place = int((lesion if lesion.any() else inside).sum(axis=(0, 1)).argmax())
-    ranges = {name: np.quantile(volumes[name][inside], (0.005, 0.995)) for name in ("source", "target")}
 
     def turned(volume: NDArray[np.generic]) -> NDArray[np.generic]:
         return volume[::-1, :, place].T  # radiological view: the patient's right is on the left
@@ -63,7 +63,7 @@ def main() -> None:
     FigureCanvasAgg(figure)
     for number, (name, volume) in enumerate(volumes.items()):
         axes = figure.add_subplot(rows, COLUMNS, number + 1)
-        low, high = ranges["source" if name == "source" else "target"]
+        low, high = np.quantile(volume[inside], (0.005, 0.995))
         axes.imshow(turned(volume), cmap="gray", vmin=low, vmax=high, origin="lower")
         if lesion[:, :, place].any():
             axes.contour(turned(lesion).astype(float), levels=[0.5], colors="#f2c14e", linewidths=0.6)
