@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -320,7 +320,8 @@ def make_plan(
     histograms = [[_histogram(v, bounds) for v in channel] for channel, bounds in zip(sources, ranges)]
     if data.histogram:
         reasons["histogram"] = "asked for in the recipe: each source is shown a second time, as ranks within its case"
-    lookup = fit_lookup(pooled[0], pooled[-1])
+    tables = fit_tables(pooled)
+    lookup = tables["lookup"]
     r2 = float(1 - np.mean((np.interp(pooled[0], *lookup) - pooled[-1]) ** 2) / np.var(pooled[-1]))
     reasons["lookup"] = (
         f"intensity alone explains {100 * r2:.0f} % of the training targets' variance (R2, not held out)"
@@ -339,11 +340,8 @@ def make_plan(
         target_unit="HU" if is_ct else "a.u.",
         target_range=data.window_hu if is_ct else (low, high),
         target_background=max(AIR_HU, data.window_hu[0]) if is_ct else 0.0,
-        target_sd=float(pooled[-1].std()),
         window_hu=data.window_hu,
-        lookup=(tuple(lookup[0].tolist()), tuple(lookup[1].tolist())),
-        input_mean=tuple(float(values.mean()) for values in pooled),
-        input_sd=tuple(float(values.std()) for values in pooled),
+        **tables,
         source_ranges=tuple(ranges),
         source_histograms=tuple(tuple(np.mean(each, axis=0).tolist()) for each in histograms),
         source_limits=tuple(_usual_distance(each, bounds) for each, bounds in zip(histograms, ranges)),
@@ -358,6 +356,30 @@ def make_plan(
         bias_correction=data.bias_correction,
         mask_files=data.mask == "auto",
     )
+
+
+class Tables(TypedDict):
+    """Fields of a plan that a network starts from."""
+
+    lookup: tuple[tuple[float, ...], tuple[float, ...]]
+    input_mean: tuple[float, ...]
+    input_sd: tuple[float, ...]
+    target_sd: float
+
+
+def fit_tables(pooled: Sequence[NDArray[np.float32]]) -> Tables:
+    """Fit what a network starts from to normalised voxels: each source's, and last the target's, shape (n,) each.
+
+    Raises:
+        ValueError: As `fit_lookup`.
+    """
+    x, y = fit_lookup(pooled[0], pooled[-1])
+    return {
+        "lookup": (tuple(x.tolist()), tuple(y.tolist())),
+        "input_mean": tuple(float(values.mean()) for values in pooled),
+        "input_sd": tuple(float(values.std()) for values in pooled),
+        "target_sd": float(pooled[-1].std()),
+    }
 
 
 def degradation_of(recipe: Recipe) -> Degradation | None:

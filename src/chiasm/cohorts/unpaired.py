@@ -44,7 +44,7 @@ def find_unpaired(
         if elsewhere is not None and case.site not in elsewhere:
             continue
         try:
-            seen[side][case.id] = _hash(case, sources if side == "source" else [target])
+            seen[side][case.id] = check_images(case, sources if side == "source" else [target])
         except VolumeError as error:
             path = error.path or next(iter(case.images.values()))
             problems.append(Problem(path, error.reason, f"case {case.id}: {error}", case.id))
@@ -54,7 +54,7 @@ def find_unpaired(
     sides: Mapping[Side, Sequence[str]] = {"source": sources, "target": [target]}
     for one, names in sides.items():
         if seen[one]:
-            refuse_duplicates({**seen[one], **{case.id: _hash(case, names) for case in people}}, cohort)
+            refuse_duplicates({**seen[one], **{case.id: check_images(case, names) for case in people}}, cohort)
     return alone, problems
 
 
@@ -90,8 +90,12 @@ def refuse_duplicates(hashes: Mapping[str, str], cohort: Cohort) -> None:
         )
 
 
-def _hash(case: Case, names: Sequence[str]) -> str:
-    """Read images of a case, and hash the first."""
+def check_images(case: Case, names: Sequence[str]) -> str:
+    """Read images of a case, which must lie on one grid, and return the `voxel_hash` of the first.
+
+    Raises:
+        VolumeError: If one cannot be read, or lies elsewhere.
+    """
     first, *others = (read_volume(case.images[name]) for name in names)
     for other, name in zip(others, names[1:]):
         check_pair(first, other, a_name=names[0], b_name=name)

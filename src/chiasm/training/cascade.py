@@ -37,8 +37,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from chiasm.cohorts.fingerprint import VOXELS
-from chiasm.cohorts.intensity import fit_lookup
-from chiasm.cohorts.planning import Plan
+from chiasm.cohorts.planning import Plan, fit_tables
 from chiasm.cohorts.preparation import PreparedCase, read_context, write_context
 from chiasm.cohorts.splits import deal_folds
 from chiasm.prediction.engines import Engine, pick_precision
@@ -137,15 +136,7 @@ def refitted(plan: Plan, cases: Sequence[PreparedCase]) -> Plan:
         places = np.unravel_index(inside[:: max(1, len(inside) // VOXELS)], case.mask.shape)
         for channel, image in enumerate((*case.source[: len(plan.sources)], case.target)):
             samples[channel].append(np.asarray(image[places]))
-    pooled = [np.concatenate(values) for values in samples]
-    lookup = fit_lookup(pooled[0], pooled[-1])
-    return replace(
-        plan,
-        lookup=(tuple(lookup[0].tolist()), tuple(lookup[1].tolist())),
-        input_mean=tuple(float(values.mean()) for values in pooled),
-        input_sd=tuple(float(values.std()) for values in pooled),
-        target_sd=float(pooled[-1].std()),
-    )
+    return replace(plan, **fit_tables([np.concatenate(values) for values in samples]))
 
 
 def climb(

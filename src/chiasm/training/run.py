@@ -34,10 +34,9 @@ from chiasm.cohorts.splits import (
     leave_one_site_out,
     make_split,
     sites_of,
-    voxel_hash,
     write_splits,
 )
-from chiasm.cohorts.unpaired import find_unpaired, refuse_duplicates, tell_unpaired
+from chiasm.cohorts.unpaired import check_images, find_unpaired, refuse_duplicates, tell_unpaired
 from chiasm.errors import CohortError, RunError, VolumeError
 from chiasm.prediction.baselines import fit_baselines, save_baselines
 from chiasm.prediction.calibration import fit_calibration
@@ -49,7 +48,6 @@ from chiasm.training.cascade import Climbed, climb, list_parts, progress_of, rec
 from chiasm.training.cost import estimate_cost
 from chiasm.training.loop import AnyLearner, Progress, learn, make_fabric
 from chiasm.training.methods import check_players, patch_needs
-from chiasm.volumes import check_pair, read_volume
 
 Say = Callable[[str], None]
 
@@ -370,15 +368,12 @@ def screen(cohort: Cohort, recipe: Recipe) -> tuple[list[Case], dict[str, str], 
     for case in cohort.cases:
         try:
             names = tuple(dict.fromkeys((*recipe.data.sources, recipe.data.target)))
-            volumes = [read_volume(case.images[name]) for name in names]
-            for other, name in zip(volumes[1:], names[1:]):
-                check_pair(volumes[0], other, a_name=recipe.data.sources[0], b_name=name)
+            hashes[case.id] = check_images(case, names)
         except VolumeError as error:
             path = error.path or next(iter(case.images.values()))
             problems.append(Problem(path, error.reason, f"case {case.id}: {error}", case.id))
             continue
         usable.append(case)
-        hashes[case.id] = voxel_hash(volumes[0].array)
     if not usable:
         raise CohortError(
             f"none of its {len(cohort.cases)} cases can be used; the first: {problems[0].message}",
