@@ -21,7 +21,7 @@ its own, and within a line only from names to its left; a test reads this map.
                 loop, cascade, run
     evidence    what may be claimed: evaluation, statistics, drawing, aligning, gallery, curves, report, pictures,
                 case_pages, folders, reporting, completing, reliability, jobs, findings, digest, study
-    pages       what people look at or send to: templates, dicom_inbox, dicom_node
+    pages       what people look at or send to: templates, dicom_inbox, dicom_gate, dicom_node
     demo        the main job on simulated patients
     progress    how far long work is: a bar on a terminal, lines in a log
     cli         verbs: parse, call, print

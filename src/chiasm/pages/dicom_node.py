@@ -15,19 +15,22 @@ import logging
 import re
 import shutil
 import signal
+import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from threading import Event
+from socketserver import TCPServer
+from threading import Event, Thread
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from chiasm.cohorts.dicom_folders import WARNINGS, marks_of
 from chiasm.errors import ChiasmError, RecipeError, RunError, VolumeError
+from chiasm.pages.dicom_gate import LONGEST_PDU, Gate, Look, Visitor, read_within
 from chiasm.pages.dicom_inbox import Arrival, Inbox, InboxError, Limits
 from chiasm.prediction.dicom_case import DicomCase, write_dicom_case
 from chiasm.prediction.folders import Predictor, load
@@ -57,10 +60,12 @@ SYNTAXES = (
 VERIFICATION = "1.2.840.10008.1.1"
 SUCCESS, OUT_OF_RESOURCES, NOT_UNDERSTOOD = 0x0000, 0xA700, 0xC000
 
-OFFERED_PDU, LONGEST_PDU = 2**17, 2**20  # bytes; the longest is for what comes before the offer is known
-IDLE_S = 30.0  # after which an association that says nothing is ended
+OFFERED_PDU = 2**17  # bytes; up to `LONGEST_PDU` are taken, for what comes before the offer is known
+SEND_S = 30.0  # that another node may take to answer
 TICK_S = 0.2
-ASSOCIATIONS = 4
+LOOK_S = 0.02  # between two looks at the connections that wait
+SWEEP_S = 0.5  # between two calls of pynetdicom's own housekeeping, which collects garbage at every sixtieth
+BACKLOG = 128  # connections that the system holds until they are accepted
 ATTEMPTS, PAUSE_S = 3, 2.0  # of sending
 
 
@@ -158,7 +163,7 @@ def serve_dicom(
             hint="Name their AE titles with --allow, or leave --host out.",
         )
     limits = limits or Limits()
-    kernel = _kernel(title, allow)
+    kernel = _kernel(title, allow, limits)
     predictor = load(run, accelerator=accelerator, precision=precision)
     if len(predictor.model.plan.sources) > 1:
         raise RunError(
@@ -272,7 +277,7 @@ def _send_once(files: Sequence[Path], peer: Peer, title: str) -> list[Path]:
     from pynetdicom import AE
 
     sender = AE(ae_title=title)
-    sender.connection_timeout = sender.acse_timeout = sender.network_timeout = sender.dimse_timeout = IDLE_S
+    sender.connection_timeout = sender.acse_timeout = sender.network_timeout = sender.dimse_timeout = SEND_S
     for kind in RESULTS:
         sender.add_requested_context(kind, list(PLAIN))
     association = sender.associate(peer.host, peer.port, ae_title=peer.title)
@@ -295,7 +300,7 @@ def _send_once(files: Sequence[Path], peer: Peer, title: str) -> list[Path]:
 # --- the network -------------------------------------------------------------------------------------------------
 
 
-def _kernel(title: str, allow: Sequence[str]) -> Any:
+def _kernel(title: str, allow: Sequence[str], limits: Limits) -> Any:
     """Make what answers associations: who may call, and what is taken."""
     try:
         from pynetdicom import AE
@@ -308,9 +313,10 @@ def _kernel(title: str, allow: Sequence[str]) -> Any:
     kernel = AE(ae_title=check_title(title))
     kernel.require_called_aet = True
     kernel.require_calling_aet = [check_title(one) for one in allow]
-    kernel.maximum_associations = ASSOCIATIONS
+    kernel.maximum_associations = limits.associations
     kernel.maximum_pdu_size = OFFERED_PDU
-    kernel.acse_timeout = kernel.dimse_timeout = kernel.network_timeout = IDLE_S
+    kernel.acse_timeout = limits.request_s
+    kernel.dimse_timeout = kernel.network_timeout = limits.idle_s
     kernel.add_supported_context(VERIFICATION, list(PLAIN))
     for kind in IMAGES:
         kernel.add_supported_context(kind, list(SYNTAXES))
@@ -327,23 +333,6 @@ def _listening(
     logger = logging.getLogger("pynetdicom")
     level = logger.level
     taken: WeakKeyDictionary[Any, int] = WeakKeyDictionary()  # bytes since the last image, by association
-
-    def opened(event: Any) -> None:
-        """Bound what a peer may promise: pynetdicom reads as much as it says, however long that takes."""
-        association = event.assoc
-        connection = association.dul.socket
-        connection.socket.settimeout(IDLE_S)
-        read = connection.recv
-
-        def recv(count: int) -> bytearray:
-            taken[association] = taken.get(association, 0) + count
-            if count > LONGEST_PDU or taken[association] > limits.image_bytes + LONGEST_PDU:
-                connection.close()
-                raise OSError("more than is taken")
-            received: bytearray = read(count)
-            return received
-
-        connection.recv = recv
 
     def stored(event: Any) -> int:
         taken[event.assoc] = 0
@@ -367,14 +356,16 @@ def _listening(
         say(f"an association with {_plain(event.assoc.requestor.ae_title) or 'nobody'} was refused")
 
     handlers = [
-        (evt.EVT_CONN_OPEN, opened),
+        (evt.EVT_CONN_OPEN, _bound, [taken, limits]),
+        (evt.EVT_ABORTED, _wake, [say]),
         (evt.EVT_C_STORE, stored),
         (evt.EVT_RELEASED, released),
         (evt.EVT_REJECTED, rejected),
     ]
     try:
         logger.setLevel(logging.CRITICAL + 1)  # it quotes what it receives
-        server = kernel.start_server(address, block=False, evt_handlers=handlers)
+        server = kernel.make_server(address, evt_handlers=handlers, server_class=_gated(limits, say))
+        Thread(target=server.serve_forever, args=(LOOK_S,), daemon=True).start()
     except (OSError, OverflowError) as error:
         logger.setLevel(level)
         raise ChiasmError(
@@ -388,6 +379,72 @@ def _listening(
         server.shutdown()
         _hang_up(kernel)
         logger.setLevel(level)
+
+
+def _bound(event: Any, taken: WeakKeyDictionary[Any, int], limits: Limits) -> None:
+    """Bound what a peer may promise and how long it takes; pynetdicom waits for each piece anew."""
+    association = event.assoc
+    connection = association.dul.socket
+    connection.socket.settimeout(limits.idle_s)  # of sending
+
+    def recv(count: int) -> bytearray:
+        taken[association] = taken.get(association, 0) + count
+        if count > LONGEST_PDU or taken[association] > limits.image_bytes + LONGEST_PDU:
+            connection.close()
+            raise OSError("more than is taken")
+        seconds = limits.idle_s if association.is_established else limits.request_s
+        received = read_within(connection.socket, count, seconds)
+        connection.socket.settimeout(limits.idle_s)
+        return received
+
+    connection.recv = recv
+
+
+def _wake(event: Any, say: Callable[[str], None]) -> None:
+    """Wake the thread of an association that ended, which may be reading a PDU that never ends."""
+    if event.assoc.dul.idle_timer_expired():
+        say(f"an association with {_plain(event.assoc.requestor.ae_title)} was silent for too long and was ended")
+    with suppress(OSError, AttributeError):  # it is closed already
+        event.assoc.dul.socket.socket.shutdown(socket.SHUT_RD)
+
+
+def _gated(limits: Limits, say: Callable[[str], None]) -> type:
+    """Make the server class of a node: connections wait at a gate, and only requests for associations get through."""
+    from pynetdicom.transport import AssociationServer
+
+    gate = Gate(limits.request_s, limits.waiting)
+
+    class Server(AssociationServer):  # type: ignore[misc]
+        """A server that associates with whoever asks for it."""
+
+        request_queue_size = BACKLOG
+        swept = 0.0
+
+        def process_request(self, request: Any, client_address: Any) -> None:
+            gate.admit(request, client_address)
+
+        def service_actions(self) -> None:
+            look = gate.look(limits.associations - len(self.active_associations)) if len(gate) else Look((), 0)
+            if look.silent:
+                say(f"connections that asked for nothing within {limits.request_s:g} s were closed: {look.silent}")
+            for visitor in look.ready:
+                self._associate(visitor)
+            if time.monotonic() - self.swept > SWEEP_S:
+                self.swept = time.monotonic()
+                super().service_actions()
+
+        def _associate(self, visitor: Visitor) -> None:
+            try:
+                self.finish_request(visitor.connection, visitor.address)
+            except (OSError, RuntimeError):  # gone meanwhile, or no thread to be had
+                self.shutdown_request(visitor.connection)
+
+        def shutdown(self) -> None:
+            TCPServer.shutdown(self)
+            self.server_close()
+            gate.close()
+
+    return Server
 
 
 def _hang_up(kernel: Any) -> None:

@@ -1,0 +1,162 @@
+"""Where connections to a DICOM node wait until they have asked for an association.
+
+pynetdicom gives each connection two threads and a place among its few
+associations as soon as it is open, whether it asks for anything or not.  Here
+one thread watches them all: a connection that stays silent, or sends its
+request a byte at a time, costs a socket and is closed after a few seconds.
+
+Reference: DICOM PS3.8, 9.2 (states 1 and 2, ARTIM timer) and 9.3 (PDUs).
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Literal, NamedTuple
+
+REQUEST = 1  # type of the PDU A-ASSOCIATE-RQ
+HEAD = 6  # bytes of a PDU that hold its type and length
+LONGEST_PDU = 2**20  # bytes
+ENOUGH = 2**15  # bytes of a long request that must have come; systems hold some 64 KiB of what nobody reads
+ABORT = b"\x07\0\0\0\0\x04\0\0\x02\x02"  # A-ABORT by the provider: unexpected PDU
+
+Standing = Literal["waits", "asks", "wrong", "gone"]
+
+
+class Visitor(NamedTuple):
+    """A connection that is open.
+
+    Attributes:
+        connection: Its socket.
+        address: Of the other end, as `socket.accept` returns it.
+        since: When it was opened, on the gate's clock.
+    """
+
+    connection: socket.socket
+    address: Any
+    since: float
+
+
+class Look(NamedTuple):
+    """What came of looking at all that wait.
+
+    Attributes:
+        ready: Connections with a request that is complete, the oldest first.
+        silent: How many were closed because they had sent no complete request in time.
+    """
+
+    ready: tuple[Visitor, ...]
+    silent: int
+
+
+class Gate:
+    """Connections that have not asked for an association yet; for one thread.
+
+    Args:
+        request_s: Seconds within which a request must be complete.
+        most: Connections that wait at a time; for one more, the oldest is closed.
+        clock: Seconds, rising.
+    """
+
+    def __init__(self, request_s: float, most: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._request_s, self._most, self._clock = request_s, most, clock
+        self._waiting: list[Visitor] = []
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def admit(self, connection: socket.socket, address: Any) -> None:
+        """Let a connection wait, which is not blocking from now on."""
+        connection.setblocking(False)
+        self._waiting.append(Visitor(connection, address, self._clock()))
+        while len(self._waiting) > self._most:
+            close_politely(self._waiting.pop(0).connection)
+
+    def look(self, places: int) -> Look:
+        """Take out connections whose request is complete, and close those that are silent, gone or no DICOM.
+
+        Args:
+            places: How many associations there is room for.  Where there is
+                none, a request waits as long as a silent connection may; then
+                it is taken out too, to be refused as DICOM refuses.
+        """
+        now, silent = self._clock(), 0
+        ready: list[Visitor] = []
+        waiting, self._waiting = self._waiting, []
+        for visitor in waiting:
+            standing, late = standing_of(visitor.connection), now - visitor.since > self._request_s
+            if standing == "asks" and (late or len(ready) < places):
+                ready.append(visitor)
+            elif standing in ("wrong", "gone") or late:
+                silent += standing == "waits"
+                close_politely(visitor.connection, ABORT if standing == "wrong" else b"")
+            else:
+                self._waiting.append(visitor)
+        return Look(tuple(ready), silent)
+
+    def close(self) -> None:
+        """Close all that wait."""
+        while self._waiting:
+            close_politely(self._waiting.pop().connection)
+
+
+def standing_of(connection: socket.socket) -> Standing:
+    """Tell what a connection has sent so far, and leave it unread.
+
+    Args:
+        connection: A socket that is not blocking.
+
+    Returns:
+        "asks" once a request for an association is there, "waits" before,
+        "wrong" for anything else, "gone" where the other end closed it.
+    """
+    try:
+        sent = connection.recv(ENOUGH, socket.MSG_PEEK)
+    except BlockingIOError:
+        return "waits"
+    except OSError:
+        return "gone"
+    if not sent:
+        return "gone"
+    length = int.from_bytes(sent[2:HEAD], "big")
+    if sent[0] != REQUEST or (len(sent) >= HEAD and length > LONGEST_PDU):
+        return "wrong"
+    return "asks" if len(sent) >= HEAD and len(sent) >= min(HEAD + length, ENOUGH) else "waits"
+
+
+def close_politely(connection: socket.socket, last: bytes = b"") -> None:
+    """Close a connection after a last word; what it sent is read first, or its end would reach the other as a fault."""
+    with suppress(OSError):
+        connection.setblocking(False)
+        connection.send(last)
+        connection.shutdown(socket.SHUT_WR)
+        connection.recv(ENOUGH)
+    connection.close()
+
+
+def read_within(connection: socket.socket, count: int, seconds: float) -> bytearray:
+    """Read so many bytes, fewer where the other end closes first.
+
+    Args:
+        connection: A socket; its timeout is changed.
+        count: Of bytes.
+        seconds: For all of them together, not for each piece.
+
+    Raises:
+        TimeoutError: If they have not come by then.
+        OSError: If the connection breaks.
+    """
+    content = bytearray()
+    last = time.monotonic() + seconds
+    while len(content) < count:
+        left = last - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        connection.settimeout(left)
+        piece = connection.recv(min(ENOUGH, count - len(content)))
+        if not piece:
+            break
+        content += piece
+    return content
