@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,6 +19,7 @@ import pytest
 from chiasm.cli import main
 from chiasm.cohorts.degradation import Degradation, degrade, simulated, thin_grid
 from chiasm.evidence.folders import score_folder
+from chiasm.storage import locked
 from chiasm.volumes import read_volume, write_volume
 from conftest import QUICK
 from synthetic_cohort import write_brats
@@ -86,6 +89,46 @@ def test_a_mistake_ends_in_one_sentence_and_exit_2_with_nothing_half_written(
     assert done.returncode == 2
     assert "Traceback" not in done.stderr and told in done.stderr
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.name != ".lock"]
+
+
+BUSY = [
+    ["plan", "DATA", "--source", "t1", "--target", "t2", "-o", "OUT"],
+    ["train", "DATA", "--source", "t1", "--target", "t2", "-o", "OUT"],
+    ["complete", "DATA", "--source", "t1", "--target", "t2", "-o", "OUT"],
+    ["predict", "DATA", "DATA", "-o", "OUT"],
+    ["serve", "DATA", "--dicom-port", "0", "-o", "OUT"],
+    ["evaluate", "DATA", "DATA", "-o", "OUT"],
+    ["study", "STUDY", "-o", "OUT"],
+    ["report", "OUT"],
+    ["register", "DATA", "DATA", "-o", "OUT"],
+    ["phantom", "-o", "OUT"],
+]
+
+
+@pytest.mark.parametrize("words", BUSY, ids=[words[0] for words in BUSY])
+def test_a_folder_that_another_command_writes_to_is_refused(
+    words: list[str], toy_cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = {"DATA": str(toy_cohort), "OUT": str(tmp_path / "out"), "STUDY": str(tmp_path / "study.toml")}
+    (tmp_path / "study.toml").write_text(
+        f'data = "{toy_cohort}"\nsource = ["t1"]\ntarget = "t2"\narms = ["A1"]\nfolds = 2'
+    )
+    with locked(tmp_path / "out"), pytest.raises(SystemExit) as done:
+        main([places.get(word, word) for word in words])
+    told = capsys.readouterr().err
+    assert done.value.code == 2 and f"pid {os.getpid()} on {socket.gethostname()}" in told and "-o" in told
+    assert not (tmp_path / "out").exists()  # nothing was written, and the empty folder is gone with its lock
+
+
+def test_a_busy_folder_is_refused_before_torch_is_loaded(toy_cohort: Path, tmp_path: Path) -> None:
+    program = (
+        "import sys\nfrom chiasm.cli import main\n"
+        "try:\n    main(sys.argv[1:])\nfinally:\n    assert 'torch' not in sys.modules\n"
+    )
+    words = ["predict", str(toy_cohort), str(toy_cohort), "-o", str(tmp_path / "out")]
+    with locked(tmp_path / "out"):
+        done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True)
+    assert done.returncode == 2 and "is in use by another chiasm" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_thick_slices_of_one_modality_come_back_thin_by_the_same_verbs(

@@ -14,7 +14,7 @@ from chiasm.cohorts.inspection import inspect_folder
 from chiasm.cohorts.intensity import Pair, agreement, fit_lookup
 from chiasm.cohorts.phantom import DIFFICULTIES, Subject, draw_subject, write_cohort
 from chiasm.cohorts.signals import CHANNELS
-from chiasm.errors import RecipeError
+from chiasm.errors import RecipeError, RunError
 from chiasm.volumes import read_volume
 
 HEADS = Path(os.environ.get("CHIASM_DATA", Path(__file__).parents[2] / "shared" / "data")) / "head_labelmaps"
@@ -90,7 +90,9 @@ def test_a_subject_is_the_same_whatever_the_number_of_subjects_and_to_the_byte(t
     assert strange[place] != one[place]
 
 
-def test_a_cohort_goes_on_where_it_stopped_and_is_made_again_where_it_was_asked_otherwise(tmp_path: Path) -> None:
+def test_a_cohort_goes_on_where_it_stopped_and_another_one_replaces_it_only_where_that_is_asked_for(
+    tmp_path: Path,
+) -> None:
     told: list[tuple[int, int, str]] = []
     write_cohort(tmp_path, 2, 7, spacing_mm=COARSE, progress=lambda *call: told.append(call))
     assert told == [(0, 2, "PHANTOM_0001"), (1, 2, "PHANTOM_0002"), (2, 2, "")]
@@ -98,8 +100,35 @@ def test_a_cohort_goes_on_where_it_stopped_and_is_made_again_where_it_was_asked_
     before, written = digests(tmp_path), image.stat().st_mtime_ns
     write_cohort(tmp_path, 2, 7, spacing_mm=COARSE)
     assert (digests(tmp_path), image.stat().st_mtime_ns) == (before, written)
-    write_cohort(tmp_path, 2, 7, spacing_mm=COARSE, skull_strip=False)
+    with pytest.raises(RunError, match="skull_strip was True and is False") as caught:
+        write_cohort(tmp_path, 1, 7, spacing_mm=COARSE, skull_strip=False)
+    assert caught.value.reason == "other-cohort" and "--overwrite" in str(caught.value)
+    with pytest.raises(RunError, match="2 patients, expected at most 1"):
+        write_cohort(tmp_path, 1, 7, spacing_mm=COARSE)
+    assert digests(tmp_path) == before
+    write_cohort(tmp_path, 1, 7, spacing_mm=COARSE, skull_strip=False, overwrite=True)
+    assert not [name for name in digests(tmp_path) if "PHANTOM_0002" in name]
     assert digests(tmp_path)[str(image.relative_to(tmp_path))] != before[str(image.relative_to(tmp_path))]
+
+
+def test_patients_of_a_command_that_was_killed_are_not_mixed_with_others(tmp_path: Path) -> None:
+    def stop(done: int, _of: int, _name: str) -> None:
+        if done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_cohort(tmp_path, 3, 7, spacing_mm=COARSE, progress=stop)
+    (tmp_path / "truth" / "PHANTOM_0001" / "parameters.json").unlink()  # killed one file earlier
+    with pytest.raises(RunError, match="seed was 7 and is 8"):
+        write_cohort(tmp_path, 3, 8, spacing_mm=COARSE)
+    write_cohort(tmp_path, 1, 7, spacing_mm=COARSE)
+
+
+def test_a_cohort_that_was_not_simulated_is_never_written_over(tmp_path: Path) -> None:
+    (tmp_path / "cohort.json").write_text('{"regions": {"lesion": [1]}}')
+    with pytest.raises(RunError, match="not simulated here"):
+        write_cohort(tmp_path, 1, 7, spacing_mm=COARSE, overwrite=True)
+    assert "regions" in (tmp_path / "cohort.json").read_text()
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,28 @@
 from __future__ import annotations
 
+import fcntl
 import hashlib
+import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import IO
 
 import pytest
 
 from chiasm.errors import ChiasmError, RunError
-from chiasm.storage import read_json, read_toml, sha256_of, whole_file, write_json, write_text, write_toml
+from chiasm.storage import (
+    locked,
+    read_json,
+    read_toml,
+    refuse_busy,
+    sha256_of,
+    whole_file,
+    write_json,
+    write_text,
+    write_toml,
+)
 
 
 def test_a_block_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -65,3 +78,45 @@ def test_missing_and_damaged_files_are_named(tmp_path: Path, read) -> None:  # t
 def test_sha256_equals_hashlib(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"x" * 3_000_000)
     assert sha256_of(tmp_path / "a") == hashlib.sha256(b"x" * 3_000_000).hexdigest()
+
+
+def test_a_folder_has_one_owner_who_is_named_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    folder = tmp_path / "new"
+    with locked(folder):
+        with pytest.raises(RunError, match=f"pid {os.getpid()} on ") as caught, locked(folder):
+            pass
+        assert caught.value.reason == "busy" and caught.value.path == folder
+        with pytest.raises(RunError, match="in use"):
+            refuse_busy(folder)
+    assert not folder.exists()
+    with locked(folder):
+        (folder / "result").write_text("kept")
+    assert [path.name for path in folder.iterdir()] == ["result"]
+
+
+def test_the_lock_of_a_killed_process_holds_nobody_up(tmp_path: Path) -> None:
+    program = (
+        "import os, signal, sys\nfrom pathlib import Path\nfrom chiasm.storage import locked\n"
+        "with locked(Path(sys.argv[1])):\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=False)
+    assert (tmp_path / ".lock").is_file()
+    refuse_busy(tmp_path)
+    assert not (tmp_path / ".lock").exists()
+
+
+def test_a_lock_that_its_owner_removed_while_it_was_opened_is_no_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flock, opened = fcntl.flock, []
+
+    def late(file: IO[str], how: int) -> None:
+        if not opened:  # between our opening the file and locking it, its owner ended
+            (tmp_path / ".lock").unlink()
+        opened.append(file)
+        flock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with locked(tmp_path), pytest.raises(RunError, match="in use"), locked(tmp_path):
+        pass
+    assert len(opened) == 3

@@ -25,7 +25,7 @@ from chiasm.prediction.synthesis import synthesise_prepared
 from chiasm.recipe import ARMS, Recipe, make_recipe
 from chiasm.storage import read_json, read_toml, sha256_of
 from chiasm.training.loop import Interrupted
-from chiasm.training.run import Run, describe, locked, plan_run, train
+from chiasm.training.run import Run, describe, plan_run, train
 from chiasm.volumes import read_volume
 from conftest import QUICK
 from synthetic_cohort import affine, save, write_brats
@@ -139,14 +139,6 @@ def test_another_recipe_in_the_same_folder_is_refused_by_name(toy_cohort: Path, 
     with pytest.raises(RunError, match=r"loss\.norm was 'l2' and is 'l1'") as caught:
         run(toy_cohort, finished_run, recipe(loss__norm="l1"))
     assert caught.value.reason == "other-recipe"
-
-
-def test_a_second_run_in_one_folder_is_told_who_holds_it(tmp_path: Path) -> None:
-    with locked(tmp_path), pytest.raises(RunError, match=f"pid {os.getpid()}") as caught, locked(tmp_path):
-        pass
-    assert caught.value.reason == "busy"
-    with locked(tmp_path):
-        pass
 
 
 def test_a_bad_case_is_named_and_left_out(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import typer
 from chiasm import __version__
 from chiasm.errors import ChiasmError, RecipeError, unknown
 from chiasm.progress import count, follow, open_progress
+from chiasm.storage import refuse_busy
 
 if TYPE_CHECKING:
     from chiasm.cohorts.cases import Problem
@@ -57,6 +58,9 @@ Series = Annotated[
 ]
 Allow = Annotated[
     list[str] | None, typer.Option("--allow", help="Take images that are marked so: synthetic, burned-in.")
+]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace what other inputs or options left in the folder.")
 ]
 Accelerator = Annotated[str, typer.Option("--accelerator", help="auto, cpu or cuda.")]
 Precision = Annotated[str, typer.Option("--precision", help="auto, 32-true, bf16-mixed or 16-mixed.")]
@@ -208,6 +212,7 @@ def complete(
     series: Series = None,
 ) -> None:
     """Make the modality that some cases lack, mark it as synthetic, and measure what it is worth to a later model."""
+    refuse_busy(out)
     recipe = _recipe(source, target, ("synthesis", None, None), method, size, steps, 0, folds, seed, settings)
     from chiasm.evidence.completing import complete as run_completion
 
@@ -244,6 +249,7 @@ def predict(
     precision: Precision = "auto",
 ) -> None:
     """Synthesise whole volumes and a reliability map for each, on the source's grid."""
+    refuse_busy(out)
     from chiasm.prediction.folders import predict as run_prediction
 
     with open_progress() as bar:
@@ -286,6 +292,8 @@ def serve(
     """Run a DICOM node: series come in by C-STORE, synthetic ones go out; Ctrl-C ends it."""
     if dicom_port is None:
         raise RecipeError("nothing to serve", reason="no-port", hint="Give --dicom-port.")
+    if out is not None:
+        refuse_busy(out)
     from datetime import datetime
 
     from chiasm.pages.dicom_inbox import Limits
@@ -321,6 +329,7 @@ def evaluate(
     ] = None,
 ) -> None:
     """Score predictions per case and region beside the naive baselines, and write a report."""
+    refuse_busy(out)
     from chiasm.evidence.reporting import evaluate as run_evaluation
 
     with open_progress() as bar:
@@ -350,6 +359,8 @@ def study(
     open_sealed: Annotated[bool, typer.Option("--open-sealed", help="Score the sealed test set, once.")] = False,
 ) -> None:
     """Compare methods over folds and seeds: jobs that resume, statistics, a report."""
+    if not dry_run:
+        refuse_busy(out)
     from chiasm.evidence.study import run_study, tell_jobs
 
     if dry_run:
@@ -373,6 +384,7 @@ def report(
     whole: Annotated[bool, typer.Option("--whole", help="Keep volumes uncut and unthinned.")] = False,
 ) -> None:
     """Make the pages again from a study's or an evaluation's files."""
+    refuse_busy(out)
     from chiasm.evidence.study import report as make_report
 
     typer.echo(f"report: {make_report(out, pages=cases, whole=whole)}")
@@ -424,8 +436,10 @@ def phantom(
     movement: Annotated[
         str, typer.Option("--movement", help="elastic, rigid, or held: the same patients, had they not moved.")
     ] = "elastic",
+    overwrite: Overwrite = False,
 ) -> None:
     """Simulate a cohort of patients with a known truth."""
+    refuse_busy(out)
     from chiasm.cohorts.phantom import write_cohort
 
     with open_progress() as bar:
@@ -439,6 +453,7 @@ def phantom(
             layout=layout,
             misregistration_mm=misregistration,
             movement=movement,
+            overwrite=overwrite,
             progress=count(bar, "simulating"),
         )
     typer.echo(f"{subjects} subjects: {out}")
@@ -454,6 +469,7 @@ def register(
     seed: Seed = 0,
 ) -> None:
     """Bring a volume to the grid of another of the same patient: matrix, field, and a page to check it by."""
+    refuse_busy(out)
     from typing import get_args
 
     from chiasm.cohorts.registration import Kind

@@ -10,6 +10,7 @@ from chiasm.errors import unknown
 from chiasm.evidence.reporting import evaluate
 from chiasm.prediction.folders import predict
 from chiasm.recipe import Changes, make_recipe
+from chiasm.storage import locked
 from chiasm.training.loop import Progress
 from chiasm.training.run import train
 
@@ -49,12 +50,13 @@ def run_demo(
     source, target, layout = TASKS[task]
     subjects, changes = EFFORTS[quick]
     folder = out / f"{task}{'-quick' if quick else ''}-{seed}"
-    say(f"simulating {subjects} patients")
-    cohort = write_cohort(folder / "cohort", subjects, seed, layout=layout)
-    data: Changes = {"data.sources": (source,), "data.target": target, "training.seed": seed}
-    train(cohort, make_recipe("A7", "tiny", {**data, **changes}), folder / "run", say=say, progress=progress)
-    predict(folder / "run", [cohort], folder / "predictions", only="test")
-    scored = evaluate(folder / "predictions", cohort, folder / "evaluation")
-    for line in scored.table:
-        say(line)
+    with locked(folder):
+        say(f"simulating {subjects} patients")
+        cohort = write_cohort(folder / "cohort", subjects, seed, layout=layout)
+        data: Changes = {"data.sources": (source,), "data.target": target, "training.seed": seed}
+        train(cohort, make_recipe("A7", "tiny", {**data, **changes}), folder / "run", say=say, progress=progress)
+        predict(folder / "run", [cohort], folder / "predictions", only="test")
+        scored = evaluate(folder / "predictions", cohort, folder / "evaluation")
+        for line in scored.table:
+            say(line)
     return scored.report

@@ -1,8 +1,9 @@
-"""Files that appear whole or not at all, and the plain formats beside volumes.
+"""Files that appear whole or not at all, folders with one owner at a time, and the plain formats beside volumes.
 
 Every file chiasm writes goes through `whole_file`: a temporary name in the
 same folder, fsync, rename, fsync of the folder.  A kill at any instant leaves
-the old file or the new one, never half of either.
+the old file or the new one, never half of either.  Every folder of results is
+held by `locked` while a command writes to it.
 """
 
 from __future__ import annotations
@@ -11,15 +12,18 @@ import hashlib
 import json
 import os
 import shutil
+import socket
 import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import tomli_w
 
 from chiasm.errors import ChiasmError, RunError
+
+LOCK = ".lock"
 
 
 @contextmanager
@@ -104,6 +108,88 @@ def make_folder(path: Path) -> None:
             reason="unwritable",
             hint="Give another folder with -o.",
         ) from error
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a folder of results for this process alone; it is made if it is missing.
+
+    The lock ends with the process, however that ends.  A folder that was made
+    here and is still empty afterwards is removed again.
+
+    Args:
+        folder: Where results go.
+
+    Raises:
+        RunError: If another process holds it; names its pid and host.
+        ChiasmError: If the folder cannot be made or written.
+    """
+    is_new = not folder.exists()
+    make_folder(folder)
+    with _held(folder):
+        try:
+            yield
+        finally:
+            (folder / LOCK).unlink(missing_ok=True)
+            if is_new and folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+
+
+def refuse_busy(folder: Path) -> None:
+    """Refuse a folder that another process holds, before anything slow is loaded or read.
+
+    Raises:
+        RunError: As `locked`.
+        ChiasmError: If the folder cannot be written.
+    """
+    if (folder / LOCK).is_file():
+        with locked(folder):
+            pass
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder; its owner removes the file, so one that was opened may be gone when it is locked."""
+    path = folder / LOCK
+    while True:
+        with _lock_file(path) as file:
+            if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                continue
+            file.truncate(0)
+            file.write(f"pid {os.getpid()} on {socket.gethostname()}")
+            file.flush()
+            yield
+            return
+
+
+@contextmanager
+def _lock_file(path: Path) -> Iterator[IO[str]]:
+    import fcntl
+
+    try:
+        file = path.open("a+")
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise RunError(
+                "is in use by another chiasm",
+                path=path.parent,
+                reason="busy",
+                found=file.read().strip() or "an unknown process",
+                hint="Wait for it, stop it, or give another folder with -o.",
+            ) from error
+        except OSError as error:  # a network disk without locks
+            raise RunError(
+                f"cannot be locked: {error.strerror or error}",
+                path=path.parent,
+                reason="no-lock",
+                hint="Give a folder on another disk with -o.",
+            ) from error
+        yield file
 
 
 def _unwritable(path: Path, error: OSError) -> ChiasmError:

@@ -7,6 +7,8 @@ is not, and how near real cohorts the figures come.
 
 from __future__ import annotations
 
+import re
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -47,8 +49,8 @@ from chiasm.cohorts.signals import (
     occupied,
     signal,
 )
-from chiasm.errors import RecipeError, unknown
-from chiasm.storage import read_json, whole_file, write_json
+from chiasm.errors import RecipeError, RunError, unknown
+from chiasm.storage import locked, read_json, whole_file, write_json
 from chiasm.volumes import Geometry, write_volume
 
 Layout = Literal["brats", "bids", "synthrad"]
@@ -57,6 +59,7 @@ Progress = Callable[[int, int, str], None]
 Card = TypeVar("Card")
 
 MOST_MISREGISTERED_MM = 20.0
+OTHER_FOLDER = "Give another folder with -o."
 
 CONTRASTS = ("t1", "t1ce", "t2", "flair", "pd")
 #: Contrasts that were scanned after the patient moved, where there is misregistration.
@@ -289,6 +292,7 @@ def write_cohort(
     skull_strip: bool | None = None,
     misregistration_mm: float | None = None,
     movement: str = "elastic",
+    overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Path:
     """Simulate a cohort, a folder that `find_cohort` recognises; finished subjects are not made again.
@@ -304,6 +308,7 @@ def write_cohort(
         skull_strip: Whether MR is 0 outside the brain; None does so in "brats" alone.
         misregistration_mm: How far the T2-weighted scans lie from the T1-weighted ones; None as the difficulty says.
         movement: How they lie there: "elastic", "rigid" or "held", as in `Difficulty`.
+        overwrite: Whether to remove simulated patients of the folder who do not belong to this cohort.
         progress: Called with subjects done, all subjects, the next one's id.
 
     Returns:
@@ -312,6 +317,7 @@ def write_cohort(
     Raises:
         RecipeError: If a setting is unknown or out of range.
         CohortError: If `anatomy` holds no heads.
+        RunError: If another process writes there, or the folder holds other patients and `overwrite` is False.
     """
     folder = Path(folder)
     if difficulty not in DIFFICULTIES:
@@ -336,33 +342,84 @@ def write_cohort(
         raise RecipeError("there must be a subject", reason="subjects", found=subjects, expected="1 or more")
     heads = None if anatomy is None else find_heads(anatomy, spacing_mm)
     strip = layout == "brats" if skull_strip is None else skull_strip
-    notes: dict[str, dict[str, Any]] = {}
-    for number in range(1, subjects + 1):
-        name = case_name(layout, number)
+    asked = {
+        "layout": layout,
+        "skull_strip": strip,
+        "difficulty": difficulty,
+        "seed": seed,
+        "spacing_mm": spacing_mm,
+        "heads": None if heads is None else list(heads),
+    }
+    if hard != DIFFICULTIES[difficulty]:  # the options came later: cohorts of before are still found
+        asked |= {"misregistration_mm": level_mm, "movement": movement}
+    with locked(folder):
+        _make_room(folder, asked, [case_name(layout, number) for number in range(1, subjects + 1)], overwrite)
+        notes: dict[str, dict[str, Any]] = {}
+        for number in range(1, subjects + 1):
+            name = case_name(layout, number)
+            if progress is not None:
+                progress(number - 1, subjects, name)
+            done = _parameters(folder, name)
+            if done.get("asked") != asked:
+                subject = draw_subject(number, seed, heads=heads, spacing_mm=spacing_mm, difficulty=hard)
+                _write_subject(folder, name, subject, layout, strip)
+                done = {"asked": asked, **subject.parameters}
+                write_json(folder / "truth" / name / "parameters.json", done)
+            site, head = done["site"]["name"], done["head"]
+            notes[name] = {"site": site, "head": head, "subject": name, "lesion": done["lesion"]}
+        regions = {name: list(values) for name, values in REGIONS.items()}
+        write_json(folder / "cohort.json", {"cases": notes, "regions": regions})
         if progress is not None:
-            progress(number - 1, subjects, name)
-        truth = folder / "truth" / name
-        asked = {
-            "layout": layout,
-            "skull_strip": strip,
-            "difficulty": difficulty,
-            "seed": seed,
-            "spacing_mm": spacing_mm,
-            "heads": None if heads is None else list(heads),
-        }
-        if hard != DIFFICULTIES[difficulty]:  # the options came later: cohorts of before are still found
-            asked |= {"misregistration_mm": level_mm, "movement": movement}
-        done = read_json(truth / "parameters.json") if (truth / "parameters.json").is_file() else {}
-        if done.get("asked") != asked:
-            subject = draw_subject(number, seed, heads=heads, spacing_mm=spacing_mm, difficulty=hard)
-            _write_subject(folder, name, subject, layout, strip)
-            done = {"asked": asked, **subject.parameters}
-            write_json(truth / "parameters.json", done)
-        notes[name] = {"site": done["site"]["name"], "head": done["head"], "subject": name, "lesion": done["lesion"]}
-    write_json(folder / "cohort.json", {"cases": notes, "regions": {name: list(of) for name, of in REGIONS.items()}})
-    if progress is not None:
-        progress(subjects, subjects, "")
+            progress(subjects, subjects, "")
     return folder
+
+
+def _parameters(folder: Path, name: str) -> Mapping[str, Any]:
+    """Read what a finished subject was made with; nothing where it was not finished."""
+    path = folder / "truth" / name / "parameters.json"
+    found: Mapping[str, Any] = read_json(path) if path.is_file() else {}
+    return found
+
+
+def _make_room(folder: Path, asked: Mapping[str, Any], names: Sequence[str], overwrite: bool) -> None:
+    """Refuse to mix two cohorts in a folder, or remove the simulated patients that are not asked for.
+
+    Raises:
+        RunError: If the folder holds other patients and `overwrite` is False.
+    """
+    note = folder / "truth" / "asked.json"  # written first, so that patients of a killed command are known too
+    before = read_json(note) if note.is_file() else None
+    made = {} if before is None else dict.fromkeys(_subjects(folder), before)
+    made |= {path.parent.name: read_json(path).get("asked", {}) for path in folder.glob("truth/*/parameters.json")}
+    others = {name: of for name, of in made.items() if of != asked or name not in names}
+    if not made and (folder / "cohort.json").is_file():
+        raise RunError("holds a cohort that was not simulated here", path=folder, reason="occupied", hint=OTHER_FOLDER)
+    if others and not overwrite:
+        was = next(iter(others.values()))
+        told = [f"{name} was {was.get(name)} and is {value}" for name, value in asked.items() if was.get(name) != value]
+        raise RunError(
+            f"holds {len(made)} simulated patients, of whom {len(others)} do not belong to the cohort asked for",
+            path=folder,
+            reason="other-cohort",
+            found="; ".join(told) or f"{len(made)} patients",
+            expected=None if told else f"at most {len(names)}",
+            hint=f"{OTHER_FOLDER} To replace them, add --overwrite.",
+        )
+    for place in (place for name in others for place in _places(folder, name)):
+        shutil.rmtree(place, ignore_errors=True)
+    write_json(note, asked)
+
+
+def _subjects(folder: Path) -> list[str]:
+    """List the subjects of whom any file was written, whatever the layout."""
+    inside = [*folder.glob("*/"), *folder.glob("Task1/brain/*/")]
+    return sorted(path.name for path in inside if re.fullmatch(r"PHANTOM_\d{4,}|sub-\d{4,}|1BA\d{3,}", path.name))
+
+
+def _places(folder: Path, name: str) -> list[Path]:
+    """List the folders that a subject's files lie in, whatever the layout; the truth goes last."""
+    parents = (folder, folder / "derivatives" / "phantom", folder / "Task1" / "brain", folder / "truth")
+    return [parent / name for parent in parents]
 
 
 def case_name(layout: str, number: int) -> str:

@@ -17,7 +17,7 @@ from chiasm.cohorts.pairing import figures_of, read_records, tell_movement, writ
 from chiasm.cohorts.registration import Alignment, Kind, Progress, align
 from chiasm.errors import RunError, VolumeError
 from chiasm.evidence.drawing import render_page
-from chiasm.storage import make_folder, write_json, write_text
+from chiasm.storage import locked, write_json, write_text
 from chiasm.volumes import Geometry, Volume, canonical, read_volume, write_volume
 
 VIEWS = ("sagittal", "coronal", "axial")
@@ -74,30 +74,36 @@ def register(
         RecipeError: If `kind` is unknown.
         ChiasmError: If the folder cannot be written.
     """
-    still, mobile = read_volume(fixed), read_volume(moving)
-    maps = [read_volume(path, labels=True) for path in labels]
-    make_folder(out)
+    with locked(out):
+        still, mobile = read_volume(fixed), read_volume(moving)
+        maps = [read_volume(path, labels=True) for path in labels]
+        alignment = _aligned(still, mobile, moving, kind, seed, progress)
+        image = alignment.bring(mobile, still.geometry)
+        write_volume(out / "moved.nii.gz", image.array, still.geometry)
+        for number, volume in enumerate(maps, 1):
+            brought = alignment.bring(volume, still.geometry, order=0)
+            write_volume(out / f"labels-{number}.nii.gz", brought.array, still.geometry, labels=True)
+        write_text(
+            out / "matrix.txt", "\n".join(" ".join(f"{value:.9g}" for value in row) for row in alignment.matrix) + "\n"
+        )
+        if alignment.field_mm is not None:
+            write_field(out / "field.nii.gz", alignment, still.geometry)
+        figures = figures_of(alignment)
+        write_json(out / "registration.json", {"moving": moving.name, "fixed": fixed.name, "seed": seed, **figures})
+        page = out / "registration.html"
+        write_text(page, render_page("registration.html", _content(still, mobile, image, alignment)))
+        return Registered(out, alignment, image, page)
+
+
+def _aligned(
+    still: Volume, mobile: Volume, moving: Path, kind: Kind, seed: int, progress: Progress | None
+) -> Alignment:
     try:
-        alignment = align(still, mobile, kind, seed=seed, progress=progress)
+        return align(still, mobile, kind, seed=seed, progress=progress)
     except VolumeError as error:
         raise VolumeError(
             error.what, path=moving, reason=error.reason, found=error.found, expected=error.expected, hint=error.hint
         ) from error
-    image = alignment.bring(mobile, still.geometry)
-    write_volume(out / "moved.nii.gz", image.array, still.geometry)
-    for number, volume in enumerate(maps, 1):
-        brought = alignment.bring(volume, still.geometry, order=0)
-        write_volume(out / f"labels-{number}.nii.gz", brought.array, still.geometry, labels=True)
-    write_text(
-        out / "matrix.txt", "\n".join(" ".join(f"{value:.9g}" for value in row) for row in alignment.matrix) + "\n"
-    )
-    if alignment.field_mm is not None:
-        write_field(out / "field.nii.gz", alignment, still.geometry)
-    figures = figures_of(alignment)
-    write_json(out / "registration.json", {"moving": moving.name, "fixed": fixed.name, "seed": seed, **figures})
-    page = out / "registration.html"
-    write_text(page, render_page("registration.html", _content(still, mobile, image, alignment)))
-    return Registered(out, alignment, image, page)
 
 
 def report_registered(folder: Path, *, pages: int = PAGES) -> Path:

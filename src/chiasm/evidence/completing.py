@@ -42,10 +42,10 @@ from chiasm.prediction.folders import predict
 from chiasm.prediction.manifest import NOTICE
 from chiasm.prediction.model import find_model, load_model
 from chiasm.recipe import Recipe
-from chiasm.storage import make_folder, sha256_of, write_json, write_text
+from chiasm.storage import locked, sha256_of, write_json, write_text
 from chiasm.training.loop import Progress
 from chiasm.training.methods import check_players
-from chiasm.training.run import locked, train
+from chiasm.training.run import train
 from chiasm.volumes import read_volume
 
 WITH, WITHOUT = "with", "without"
@@ -164,7 +164,6 @@ def complete(
     check_players(recipe)
     found = _scans(find_cohort(data, layout=layout, selection=selection))
     survey_cohort(found, recipe, utility)
-    make_folder(out)
     with locked(out):
         root = out / "cohort"
         cohort, problems = _copied(found, root)

@@ -31,7 +31,7 @@ from chiasm.evidence.report import rank, write_report
 from chiasm.metrics import CONVENTIONS
 from chiasm.prediction.manifest import Entry
 from chiasm.recipe import Registration
-from chiasm.storage import read_json, read_toml, write_json
+from chiasm.storage import locked, read_json, read_toml, write_json
 from chiasm.volumes import Volume, canonical
 
 ASKED = "asked.json"
@@ -105,40 +105,43 @@ def evaluate(
             reason="other-method",
             hint="Evaluate them one by one; chiasm study compares methods.",
         )
-    together = open_reference(reference, judged, out / REGISTERED, register=register, layout=layout, progress=progress)
-    cohort, _, lost = together
-    rows: list[Row] = []
-    problems = list(lost)
-    missing = {problem.case for problem in lost}
-    work = [(one, entry) for one in judged for entry in one.manifest.cases if entry.case not in missing]
-    for index, (one, entry) in enumerate(work):
+    with locked(out):
+        together = open_reference(
+            reference, judged, out / REGISTERED, register=register, layout=layout, progress=progress
+        )
+        cohort, _, lost = together
+        rows: list[Row] = []
+        problems = list(lost)
+        missing = {problem.case for problem in lost}
+        work = [(one, entry) for one in judged for entry in one.manifest.cases if entry.case not in missing]
+        for index, (one, entry) in enumerate(work):
+            if progress is not None:
+                progress(index, len(work), entry.case)
+            try:
+                loaded = load_case(one, entry, cohort, with_labels=regions == "seg")
+                rows += score_case(loaded, one, cohort, convention)
+            except ChiasmError as error:
+                path = error.path or one.folder / entry.image
+                problems.append(Problem(path, error.reason, f"case {entry.case}: {error}", entry.case))
         if progress is not None:
-            progress(index, len(work), entry.case)
-        try:
-            loaded = load_case(one, entry, cohort, with_labels=regions == "seg")
-            rows += score_case(loaded, one, cohort, convention)
-        except ChiasmError as error:
-            path = error.path or one.folder / entry.image
-            problems.append(Problem(path, error.reason, f"case {entry.case}: {error}", entry.case))
-    if progress is not None:
-        progress(len(work), len(work), "")
-    if not rows:
-        detail = f"; the first: {problems[0].message}" if problems else ""
-        raise CohortError(f"no predicted case could be scored{detail}", path=judged[0].folder, reason="no-cases")
-    write_evaluation(out, rows)
-    asked = {
-        "predictions": [str(one.folder.resolve()) for one in judged],
-        "model": None if model is None else str(model.resolve()),
-        "reference": str(reference.resolve()),
-        "layout": layout,
-        "regions": regions,
-        "register": judged[0].plan.registration if register is None else register,
-        "problems": [problem.message for problem in problems],
-    }
-    write_json(out / ASKED, asked)
-    subjects = {case.id: case.subject for case in cohort.cases}
-    report = report_evaluation(out)
-    return Scored(tuple(rows), tuple(format_table(rows, subjects=subjects)), report, tuple(problems))
+            progress(len(work), len(work), "")
+        if not rows:
+            detail = f"; the first: {problems[0].message}" if problems else ""
+            raise CohortError(f"no predicted case could be scored{detail}", path=judged[0].folder, reason="no-cases")
+        write_evaluation(out, rows)
+        asked = {
+            "predictions": [str(one.folder.resolve()) for one in judged],
+            "model": None if model is None else str(model.resolve()),
+            "reference": str(reference.resolve()),
+            "layout": layout,
+            "regions": regions,
+            "register": judged[0].plan.registration if register is None else register,
+            "problems": [problem.message for problem in problems],
+        }
+        write_json(out / ASKED, asked)
+        subjects = {case.id: case.subject for case in cohort.cases}
+        report = report_evaluation(out)
+        return Scored(tuple(rows), tuple(format_table(rows, subjects=subjects)), report, tuple(problems))
 
 
 def report_evaluation(out: Path, *, pages: int = PAGES, whole: bool = False) -> Path:

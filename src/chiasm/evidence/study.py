@@ -48,7 +48,7 @@ from chiasm.evidence.statistics import (
 )
 from chiasm.recipe import Registration
 from chiasm.runners import find_runner
-from chiasm.storage import read_json, read_toml, write_json
+from chiasm.storage import locked, read_json, read_toml, write_json
 
 NOTES = "study.json"
 RELIABILITY = "reliability"  # folder of its figures
@@ -100,29 +100,30 @@ def run_study(
         raise CohortError(
             "the study keeps no cases sealed", path=path, reason="not-sealed", hint="Add a line such as sealed = 0.2."
         )
-    cohort = find_cases(study, out)
-    jobs = list_jobs(study, out, cohort)
-    if study.phantom is not None:
-        if cohort is None:
-            say(f"simulating {study.phantom.subjects} patients")
-        simulate(study.phantom, data_folder(study, out))
-        if study.reference == "held":
-            simulate(study.phantom, out / "unmoved", movement="held")
+    with locked(out):
         cohort = find_cases(study, out)
-    assert cohort is not None
-    say(f"{len(jobs)} jobs, {sum(job.is_done for job in jobs)} of them done already")
-    failed = _work_off(jobs, study, out, run, say, progress, opened=open_sealed)
-    folder = out / "sealed" if open_sealed else out
-    rows = collect(jobs, opened=open_sealed)
-    if not rows:
-        first = f"; the first: {failed[0].error}" if failed else ""
-        raise CohortError(f"no job of the study could be finished{first}", path=out, reason="no-jobs")
-    write_evaluation(folder, rows)
-    maps = [job for job in jobs if job.kind == "reliability" and job.is_done]
-    if judged := [row for job in maps for row in read_evaluation(job.folder)]:
-        write_evaluation(out / RELIABILITY, judged)
-    write_json(folder / NOTES, _notes(study, cohort, jobs, failed))
-    return replace(conclude(folder), failed=tuple(failed))
+        jobs = list_jobs(study, out, cohort)
+        if study.phantom is not None:
+            if cohort is None:
+                say(f"simulating {study.phantom.subjects} patients")
+            simulate(study.phantom, data_folder(study, out))
+            if study.reference == "held":
+                simulate(study.phantom, out / "unmoved", movement="held")
+            cohort = find_cases(study, out)
+        assert cohort is not None
+        say(f"{len(jobs)} jobs, {sum(job.is_done for job in jobs)} of them done already")
+        failed = _work_off(jobs, study, out, run, say, progress, opened=open_sealed)
+        folder = out / "sealed" if open_sealed else out
+        rows = collect(jobs, opened=open_sealed)
+        if not rows:
+            first = f"; the first: {failed[0].error}" if failed else ""
+            raise CohortError(f"no job of the study could be finished{first}", path=out, reason="no-jobs")
+        write_evaluation(folder, rows)
+        maps = [job for job in jobs if job.kind == "reliability" and job.is_done]
+        if judged := [row for job in maps for row in read_evaluation(job.folder)]:
+            write_evaluation(out / RELIABILITY, judged)
+        write_json(folder / NOTES, _notes(study, cohort, jobs, failed))
+        return replace(conclude(folder), failed=tuple(failed))
 
 
 def _work_off(
@@ -278,11 +279,14 @@ def report(folder: Path, *, pages: int = PAGES, whole: bool = False) -> Path:
         RunError: If the folder is none of them, or a file is missing or damaged.
     """
     if (folder / NOTES).is_file():
-        return conclude(folder, pages=pages, whole=whole).report
+        with locked(folder):
+            return conclude(folder, pages=pages, whole=whole).report
     if (folder / ASKED).is_file():
-        return report_evaluation(folder, pages=pages, whole=whole)
+        with locked(folder):
+            return report_evaluation(folder, pages=pages, whole=whole)
     if (folder / REGISTERED).is_dir():
-        return report_registered(folder / REGISTERED, pages=pages)
+        with locked(folder):
+            return report_registered(folder / REGISTERED, pages=pages)
     raise RunError(
         "holds no study, no evaluation and no registered pairs",
         path=folder,

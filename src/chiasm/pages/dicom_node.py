@@ -19,7 +19,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -34,7 +34,7 @@ from chiasm.pages.dicom_gate import LONGEST_PDU, Gate, Look, Visitor, read_withi
 from chiasm.pages.dicom_inbox import Arrival, Inbox, InboxError, Limits
 from chiasm.prediction.dicom_case import DicomCase, write_dicom_case
 from chiasm.prediction.folders import Predictor, load
-from chiasm.storage import make_folder
+from chiasm.storage import locked
 from chiasm.volumes import read_volume
 from chiasm.volumes.dicom_files import FAULTS
 from chiasm.volumes.dicom_series import fitting, pick_series
@@ -146,7 +146,8 @@ def serve_dicom(
         say: Called with each line of the log.
 
     Raises:
-        RunError: If there is no model, it needs several sources, or pynetdicom is not installed.
+        RunError: If there is no model, it needs several sources, pynetdicom is not installed, or another process
+            keeps results in `out`.
         RecipeError: If an option is wrong, or the node would be open to the network.
         ChiasmError: If the address cannot be listened on.
     """
@@ -173,9 +174,8 @@ def serve_dicom(
             found=", ".join(predictor.model.plan.sources),
             hint="Use chiasm predict.",
         )
-    if out is not None:
-        make_folder(out)
-    with _until_stopped() as stop, tempfile.TemporaryDirectory(prefix="chiasm-node-") as spool:
+    held = nullcontext() if out is None else locked(out)
+    with held, _until_stopped() as stop, tempfile.TemporaryDirectory(prefix="chiasm-node-") as spool:
         inbox = Inbox(Path(spool), limits)
         with _listening(kernel, (host, port), inbox, limits, say) as heard:
             say(f"{title} listens on {host}:{heard}")

@@ -7,15 +7,13 @@ again resumes; another recipe in the same folder is refused.
 
 from __future__ import annotations
 
-import fcntl
 import importlib.metadata
 import json
 import os
 import platform
 import shutil
-import socket
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -43,7 +41,7 @@ from chiasm.prediction.calibration import fit_calibration
 from chiasm.prediction.engines import Engine, pick_precision
 from chiasm.prediction.model import Model, save_model
 from chiasm.recipe import Recipe, read_recipe, write_recipe
-from chiasm.storage import make_folder, read_json, write_json
+from chiasm.storage import locked, make_folder, read_json, write_json
 from chiasm.training.cascade import Climbed, climb, list_parts, progress_of, recipe_of
 from chiasm.training.cost import estimate_cost
 from chiasm.training.loop import AnyLearner, Progress, learn, make_fabric
@@ -96,7 +94,8 @@ def plan_run(
         RecipeError: As `check_players`.
         RunError: If the folder holds a run of another recipe.
     """
-    return _plan(data, recipe, folder, say, layout, selection, cache)[0]
+    with locked(folder):
+        return _plan(data, recipe, folder, say, layout, selection, cache)[0]
 
 
 def _plan(
@@ -398,31 +397,6 @@ def paired_names(recipe: Recipe, split: Split) -> tuple[str, ...]:
             hint=f"Set training.pairs to {len(there)} or less, or to 0 for all of them.",
         )
     return tuple(there[:asked]) if asked else tuple(there)
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder for this process alone.
-
-    Raises:
-        RunError: If another process holds it; names its pid and host.
-    """
-    with (folder / ".lock").open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            file.seek(0)
-            raise RunError(
-                "is in use by another chiasm",
-                path=folder,
-                reason="busy",
-                found=file.read().strip() or "an unknown process",
-                hint="Wait for it, stop it, or give another folder with -o.",
-            ) from error
-        file.truncate(0)
-        file.write(f"pid {os.getpid()} on {socket.gethostname()}")
-        file.flush()
-        yield
 
 
 def environment() -> dict[str, object]:
