@@ -110,7 +110,8 @@ def standing_of(connection: socket.socket) -> Standing:
 
     Returns:
         "asks" once a request for an association is there, "waits" before,
-        "wrong" for anything else, "gone" where the other end closed it.
+        "wrong" for anything else, "gone" where the other end closed it or
+        promises more than a request can hold.
     """
     try:
         sent = connection.recv(ENOUGH, socket.MSG_PEEK)
@@ -120,10 +121,14 @@ def standing_of(connection: socket.socket) -> Standing:
         return "gone"
     if not sent:
         return "gone"
-    length = int.from_bytes(sent[2:HEAD], "big")
-    if sent[0] != REQUEST or (len(sent) >= HEAD and length > LONGEST_PDU):
+    if sent[0] != REQUEST:
         return "wrong"
-    return "asks" if len(sent) >= HEAD and len(sent) >= min(HEAD + length, ENOUGH) else "waits"
+    if len(sent) < HEAD:
+        return "waits"
+    length = int.from_bytes(sent[2:HEAD], "big")
+    if length > LONGEST_PDU:
+        return "gone"
+    return "asks" if len(sent) >= min(HEAD + length, ENOUGH) else "waits"
 
 
 def close_politely(connection: socket.socket, last: bytes = b"") -> None:
