@@ -6,19 +6,22 @@ import csv
 import math
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
+import fake_slurm
+from chiasm.cli import main
 from chiasm.errors import ChiasmError, RecipeError
 from chiasm.evidence.evaluation import read_evaluation
 from chiasm.evidence.folders import score_folder
 from chiasm.evidence.jobs import Phantom, Study, _fingerprint, find_cases, list_jobs, read_study, simulate
 from chiasm.evidence.study import Done, report, run_study, tell_jobs
-from chiasm.runners import RUNNERS, find_runner
+from chiasm.runners import RUNNERS, Lost, Runner, find_runner
 from chiasm.storage import read_json, read_toml, write_json, write_toml
 from chiasm.volumes import read_volume
 from conftest import QUICK, Opened
@@ -193,12 +196,20 @@ def test_arms_branch_from_one_warm_up_and_do_not_repeat_it(finished: tuple[Path,
 
 @pytest.mark.parametrize("runner", ["processes", "slurm"])  # ray: test_runners.py
 def test_every_runner_gives_the_same_numbers(
-    runner: str, finished: tuple[Path, Path, Done], toy_cohort: Path, tmp_path: Path
+    runner: str,
+    finished: tuple[Path, Path, Done],
+    toy_cohort: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     package = "submitit" if runner == "slurm" else "numpy"
     pytest.importorskip(package, reason=f"the runner {runner} needs {package}")
-    path = study_file(tmp_path, toy_cohort, arms=["A1"], warmup="own", primary=None)
+    submitted = fake_slurm.install(tmp_path / "cluster", monkeypatch) if runner == "slurm" else None
+    asked = {"slurm": {"gpus_per_node": 2, "mem_gb": 8}, "threads": 1}
+    path = study_file(tmp_path, toy_cohort, arms=["A1"], warmup="own", primary=None, **asked)
     other = study(path, tmp_path / "out", runner=runner)
+    for script in submitted.glob("*.sh") if submitted else ():
+        assert all(f"--{line}\n" in script.read_text() for line in ("gpus-per-node=2", "mem=8GB", "cpus-per-task=1"))
     assert not other.failed
     assert sorted(map(repr, other.rows)) == sorted(repr(row) for row in finished[2].rows if row.method != "A7")
 
@@ -219,9 +230,81 @@ def test_a_job_that_fails_is_named_and_the_others_are_done(toy_cohort: Path, tmp
     assert "A4 fold 0 seed 0" in done.report.read_text()
 
 
+def losing(name: str, times: int) -> Runner:
+    """A runner that loses the worker of one job, and tries the job again as the others do."""
+
+    def run(jobs: Sequence[Any], work: Callable[[Any], Any], folder: Path) -> Iterator[Any]:
+        for job in jobs:
+            gone = job.name == name
+            if gone:
+                yield Lost(job, "its process was killed by signal 9 (SIGKILL)", again=True)
+            yield Lost(job, "its process was killed by signal 9 (SIGKILL)") if gone and times == 2 else work(job)
+
+    return run
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_job_whose_worker_is_lost_twice_is_named_and_the_others_are_done(
+    times: int, toy_cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(RUNNERS, "processes", losing("A1 fold 0 seed 1", times))
+    path = study_file(tmp_path, toy_cohort, arms=["A1"], warmup="own", steps=2, primary=None)
+    with pytest.raises(SystemExit) as ended:
+        main(["study", str(path), "-o", str(tmp_path / "out"), "--runner", "processes"])
+    told, page = capsys.readouterr().out, (tmp_path / "out" / "report.html").read_text()
+    assert "lost: A1 fold 0 seed 1: its worker was lost: its process was killed by signal 9 (SIGKILL)" in told
+    assert "it is tried once more" in told
+    assert ended.value.code == (3 if times == 2 else 0)
+    missing = "failed: A1 fold 0 seed 1: its worker was lost twice: its process was killed by signal 9 (SIGKILL)"
+    assert (missing in told) == (missing in page) == (times == 2)
+    assert {row.seed for row in read_evaluation(tmp_path / "out")} == ({0} if times == 2 else {0, 1})
+    assert ".." not in told.replace("...", "")
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (MemoryError(), "memory ran out. A smaller size"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried"), "memory ran out."),
+        (OSError(28, "No space left on device", "log.jsonl"), "log.jsonl: No space left on device."),
+    ],
+)
+def test_a_machine_that_is_too_small_costs_the_job_and_a_mistake_in_the_code_ends_the_study(
+    error: Exception, told: str, toy_cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("chiasm.evidence.jobs.train", fail)
+    path = study_file(tmp_path, toy_cohort, arms=["A1"], warmup="own", primary=None)
+    with pytest.raises(ChiasmError, match="no job of the study could be finished") as caught:
+        study(path, tmp_path / "out")
+    assert told in str(caught.value) and not str(caught.value).endswith("..")
+    error = RuntimeError("expected 4 channels")
+    with pytest.raises(RuntimeError, match="expected 4 channels"):
+        study(path, tmp_path / "out")
+
+
+def test_a_study_for_slurm_is_refused_at_once_where_there_is_none(
+    toy_cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("submitit", reason="submitit is not installed")
+    path = study_file(tmp_path, toy_cohort)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SystemExit) as ended:
+        main(["study", str(path), "-o", str(tmp_path / "out"), "--runner", "slurm"])
+    told = capsys.readouterr().err
+    assert ended.value.code == 2 and "no SLURM on this machine" in told and "--runner processes" in told
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
+        ({"slurm": {"gpus_per_node": -1}}, "slurm.gpus_per_node"),
+        ({"slurm": {"gpus": 1}}, "slurm.gpus"),
+        ({"slurm": {"timeout_min": 0}}, "slurm.timeout_min"),
+        ({"ray": {"num_gpus": "all"}}, "ray.num_gpus"),
         ({"arms": ["A1", "A99"], "primary": None}, "A99"),
         ({"arms": ["A1", "A1"]}, "twice"),
         ({"folds": 40}, "fewer subjects"),
@@ -346,7 +429,7 @@ def test_super_resolution_of_one_modality_is_a_study_like_others(tmp_path: Path,
 def test_unknown_runners_list_the_known_ones() -> None:
     with pytest.raises(RecipeError, match="serial, processes, ray, slurm"):
         find_runner("fog")
-    assert all(find_runner(name) is RUNNERS[name] for name in RUNNERS)
+    assert find_runner("serial") is RUNNERS["serial"]
 
 
 def test_a_change_of_the_data_makes_new_jobs(tmp_path: Path) -> None:

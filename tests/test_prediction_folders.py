@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import nibabel as nib
@@ -10,9 +11,11 @@ import numpy as np
 import pytest
 
 import chiasm
+from chiasm.cohorts.cases import Case
 from chiasm.errors import CohortError, RunError, VolumeError
 from chiasm.prediction.folders import predict
 from chiasm.prediction.manifest import read_manifest
+from chiasm.runners import RUNNERS, Lost
 from chiasm.storage import read_json
 from chiasm.volumes import read_volume
 from synthetic_cohort import affine, pair, save
@@ -139,3 +142,21 @@ def test_cases_spread_over_processes_give_the_same_files(finished_run: Path, toy
     for entry in alone.manifest.cases:
         for name in (entry.image, entry.reliability, entry.mask):
             assert name and (tmp_path / "alone" / name).read_bytes() == (tmp_path / "spread" / name).read_bytes()
+
+
+def test_a_case_whose_worker_is_lost_twice_is_named_and_the_others_are_written(
+    finished_run: Path, toy_cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def losing(jobs: Sequence[Case], work: Callable[[Case], object], folder: Path) -> Iterator[object]:
+        for job in jobs:
+            if job.id == "Toy_0002":
+                yield Lost(job, "its process was killed by signal 9 (SIGKILL)", again=True)
+            yield Lost(job, "its process was killed by signal 9 (SIGKILL)") if job.id == "Toy_0002" else work(job)
+
+    monkeypatch.setitem(RUNNERS, "processes", losing)
+    seen: list[tuple[int, int, str]] = []
+    made = predict(finished_run, [toy_cohort], tmp_path, runner="processes", progress=lambda *told: seen.append(told))
+    (problem,) = made.problems
+    assert problem.case == "Toy_0002" and problem.reason == "lost" and "signal 9 (SIGKILL)" in problem.message
+    assert [failure.case for failure in read_manifest(tmp_path).failed] == ["Toy_0002"]
+    assert len(made.manifest.cases) == 5 and seen[-1][:2] == (6, 6)

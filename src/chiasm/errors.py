@@ -7,14 +7,16 @@ a `TypeError`; these are for mistakes in files, folders, options and recipes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 
 class ChiasmError(Exception):
     """Something a user can mend; the command prints it without a traceback and exits 2.
 
     Args:
-        what: What is wrong, as the start of a sentence without a full stop.
+        what: What is wrong, as the start of a sentence; a full stop at its end is not doubled.
         path: The file or folder concerned.
         reason: A short code for programs, such as "truncated" or "no-pair".
         found: What was found, if it can be told.
@@ -40,12 +42,24 @@ class ChiasmError(Exception):
         self.hint = hint
         super().__init__(self._sentence())
 
+    def __reduce__(self) -> tuple[Callable[..., ChiasmError], tuple[type[ChiasmError], dict[str, object]]]:
+        """Let pickle build the error from its parts, so that it keeps its words in another process."""
+        parts: dict[str, object] = {"what": self.what, "path": self.path, "reason": self.reason, "hint": self.hint}
+        for name in ("found", "expected"):  # these may be anything, such as an error that cannot be pickled
+            part = getattr(self, name)
+            parts[name] = None if part is None else str(part)
+        return _rebuilt, (type(self), parts)
+
     def _sentence(self) -> str:
         where = "" if self.path is None else f"{self.path}: "
         details = [f"found {self.found}"] if self.found is not None else []
         details += [f"expected {self.expected}"] if self.expected is not None else []
         aside = f" ({', '.join(details)})" if details else ""
-        return f"{where}{self.what}{aside}." + (f" {self.hint}" if self.hint else "")
+        return f"{where}{self.what.removesuffix('.')}{aside}." + (f" {self.hint}" if self.hint else "")
+
+
+def _rebuilt(kind: type[ChiasmError], parts: dict[str, Any]) -> ChiasmError:
+    return kind(**parts)
 
 
 class VolumeError(ChiasmError):

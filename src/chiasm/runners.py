@@ -3,31 +3,88 @@
 A runner takes independent jobs and a function, and yields one outcome for
 each, in any order.  Only this module knows runners, and each job sets its own
 number of threads, so that every runner gives the same numbers.
+
+A worker that dies (killed where memory runs out, a node that fails) costs its
+own job alone: the job is named as `Lost` and tried once more when all others
+are done, and the second time it is lost for good.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+import traceback
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import partial
+from importlib.util import find_spec
+from multiprocessing import connection, get_context
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Annotated, Any, Generic, Protocol, TypeVar
 
-from chiasm.errors import RunError, unknown
+from pydantic import Field
 
-PATIENCE = 20.0  # seconds that an orphaned process has for its checkpoint
+from chiasm.errors import ChiasmError, RunError, unknown
+from chiasm.recipe import Section
+
+PATIENCE = 20.0  # seconds that a process which must go has for its checkpoint
+POLL = 10.0  # seconds between two looks at SLURM's jobs
 
 Job = TypeVar("Job")
 Outcome = TypeVar("Outcome")
 
 
-class Runner(Protocol):
-    """Works jobs off; `work` never raises, it returns what went wrong."""
+@dataclass(frozen=True)
+class Lost(Generic[Job]):
+    """A job whose worker ended before it reported what came of it.
 
-    def __call__(self, jobs: Sequence[Job], work: Callable[[Job], Outcome], folder: Path, /) -> Iterator[Outcome]:
+    Attributes:
+        job: Which.
+        cause: How the worker ended, as the end of a sentence.
+        again: Whether the job is tried once more.
+    """
+
+    job: Job
+    cause: str
+    again: bool = False
+
+    def __str__(self) -> str:
+        return f"its worker was lost{'' if self.again else ' twice'}: {self.cause}"
+
+
+Reports = Generator[Outcome | Lost[Job], None, None]
+
+
+class Runner(Protocol):
+    """Works jobs off; `work` returns what went wrong, and what it raises ends all jobs."""
+
+    def __call__(
+        self, jobs: Sequence[Job], work: Callable[[Job], Outcome], folder: Path, /
+    ) -> Iterator[Outcome | Lost[Job]]:
         """Yield the outcome of each job as it is done; `folder` is for the runner's own files."""
+
+
+class Slurm(Section):
+    """What a job asks of SLURM."""
+
+    gpus_per_node: Annotated[int, Field(ge=0)] = 0
+    cpus_per_task: Annotated[int, Field(ge=1)] = 1
+    timeout_min: Annotated[int, Field(ge=1)] = 24 * 60
+    mem_gb: Annotated[float, Field(gt=0)] | None = None  # as the cluster decides
+    partition: str | None = None  # the cluster's own
+
+
+class Ray(Section):
+    """What a job asks of a Ray cluster, which hides the GPUs that a job does not ask for."""
+
+    num_gpus: Annotated[float, Field(ge=0)] = 0
+    num_cpus: Annotated[float, Field(gt=0)] = 1
 
 
 def serial(jobs: Sequence[Job], work: Callable[[Job], Outcome], _folder: Path) -> Iterator[Outcome]:
@@ -35,23 +92,174 @@ def serial(jobs: Sequence[Job], work: Callable[[Job], Outcome], _folder: Path) -
     yield from map(work, jobs)
 
 
-def processes(jobs: Sequence[Job], work: Callable[[Job], Outcome], _folder: Path) -> Iterator[Outcome]:
-    """One process for each core; processes are started fresh, as on any platform and with CUDA."""
-    from concurrent.futures import ProcessPoolExecutor, as_completed
-    from multiprocessing import get_context
+def processes(jobs: Sequence[Job], work: Callable[[Job], Outcome], _folder: Path) -> Iterator[Outcome | Lost[Job]]:
+    """One process for each core; a job that was lost has the machine for itself the second time."""
+    cores = len(os.sched_getaffinity(0))
 
-    count = min(len(jobs), len(os.sched_getaffinity(0)))
-    if not count:
-        return
-    fresh, parent = get_context("spawn"), os.getpid()
-    with ProcessPoolExecutor(count, mp_context=fresh, initializer=_follow, initargs=(parent,)) as pool:
-        futures = [pool.submit(work, job) for job in jobs]
+    def once(some: Sequence[Job], last: bool) -> Reports[Outcome, Job]:
+        return _in_processes(some, work, 1 if last else cores)
+
+    return _twice(jobs, once)
+
+
+def _twice(
+    jobs: Sequence[Job], once: Callable[[Sequence[Job], bool], Reports[Outcome, Job]]
+) -> Iterator[Outcome | Lost[Job]]:
+    """Work jobs off, then once more those that were lost.
+
+    Args:
+        jobs: What to do.
+        once: Works some jobs off; told whether it is for the last time.
+    """
+    lost: list[Job] = []
+    with closing(once(jobs, False)) as reports:
+        for report in reports:
+            if isinstance(report, Lost):
+                lost.append(report.job)
+                yield replace(report, again=True)
+            else:
+                yield report
+    if lost:
+        yield from once(lost, True)
+
+
+def _in_processes(jobs: Sequence[Job], work: Callable[[Job], Outcome], count: int) -> Reports[Outcome, Job]:
+    """Keep as many processes busy as `count` says; the place of one that died gets a fresh one."""
+    waiting = deque(jobs)
+    idle: list[_Worker[Job, Outcome]] = []
+    busy: list[_Worker[Job, Outcome]] = []
+    try:
+        while waiting or busy:
+            while waiting and len(busy) < count:
+                worker = idle.pop() if idle else _Worker(work)
+                worker.give(waiting.popleft())
+                busy.append(worker)
+            for worker in _reporting(busy):
+                busy.remove(worker)
+                report = worker.take()
+                if isinstance(report, Lost):
+                    yield report
+                else:
+                    idle.append(worker)
+                    yield _unwrapped(report)
+    finally:
+        for worker in busy:
+            worker.process.terminate()  # a training writes its checkpoint
+        for worker in (*idle, *busy):
+            worker.stop()
+
+
+class _Worker(Generic[Job, Outcome]):
+    """A process that is given one job after another, started fresh, as on any platform and with CUDA."""
+
+    job: Job
+
+    def __init__(self, work: Callable[[Job], Outcome]) -> None:
+        fresh = get_context("spawn")
+        self.line, there = fresh.Pipe()
+        self.process = fresh.Process(target=_serve, args=(there, work, os.getpid()))
+        self.process.start()
+        there.close()  # then the line ends when the process does
+
+    def give(self, job: Job) -> None:
+        """Hand over a job."""
+        self.job = job
         try:
-            for future in as_completed(futures):
-                yield future.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+            self.line.send(job)
+        except BrokenPipeError:  # it died while it was idle: `take` reports the job as lost
+            self.process.join()
+
+    def take(self) -> Outcome | _Raised | Lost[Job]:
+        """Return what came of the job, if the process lived to report it."""
+        try:
+            if self.line.poll():
+                outcome: Outcome | _Raised = self.line.recv()
+                return outcome
+        except (EOFError, ConnectionError):
+            self.process.join()
+        self.stop()
+        return Lost(self.job, _ending(self.process.exitcode or 0))
+
+    def stop(self) -> None:
+        """End the process: closing the line ends an idle one."""
+        self.line.close()
+        self.process.join(PATIENCE)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+
+
+def _reporting(busy: Sequence[_Worker[Job, Outcome]]) -> list[_Worker[Job, Outcome]]:
+    """Wait until a worker has something to report or is dead (a child of its own may keep its line open)."""
+    while True:
+        ready = connection.wait([worker.line for worker in busy], timeout=1.0)
+        if found := [worker for worker in busy if worker.line in ready or not worker.process.is_alive()]:
+            return found
+
+
+def _serve(line: connection.Connection, work: Callable[[Any], object], parent: int) -> None:
+    """Do the jobs that come in over the line until it ends: the life of a worker."""
+    _follow(parent)
+    try:
+        while True:
+            line.send(_attempt(work, line.recv()))
+    except EOFError:
+        return
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+
+
+@dataclass(frozen=True)
+class _Raised:
+    """An error that a worker met, as it crosses to the process that waits."""
+
+    error: Exception
+    trace: str
+
+
+class _Elsewhere(Exception):
+    """Carries the traceback of another process."""
+
+    def __str__(self) -> str:
+        return f"\n{self.args[0]}"
+
+
+def _attempt(work: Callable[[Job], Outcome], job: Job) -> Outcome | _Raised:
+    """Do a job in a worker; an error becomes a value, so that no runner changes its words.
+
+    Raises:
+        SystemExit: If the job was asked to stop by a signal.
+    """
+    try:
+        return work(job)
+    except Exception as error:  # raised again by `_unwrapped`
+        if (code := getattr(error, "exit_code", None)) is not None:
+            raise SystemExit(code) from error
+        crosses = isinstance(error, ChiasmError) or type(error).__module__ == "builtins"
+        carried = error if crosses else RuntimeError(f"{type(error).__name__}: {error}")
+        return _Raised(carried, traceback.format_exc())
+
+
+def _unwrapped(outcome: Outcome | _Raised) -> Outcome:
+    """Return what a worker reported, or raise the error that it met."""
+    if isinstance(outcome, _Raised):
+        raise outcome.error from _Elsewhere(outcome.trace)
+    return outcome
+
+
+def _ending(code: int) -> str:
+    """Describe how a process ended, by its exit code.
+
+    >>> _ending(-9)
+    'its process was killed by signal 9 (SIGKILL), as is usual where memory runs out'
+    >>> _ending(1)
+    'its process ended with exit code 1'
+    """
+    number = -code if code < 0 else code - 128
+    if number not in {one.value for one in signal.Signals}:
+        return f"its process ended with exit code {code}"
+    usual = ", as is usual where memory runs out" if number == signal.SIGKILL else ""
+    return f"its process was killed by signal {number} ({signal.Signals(number).name}){usual}"
 
 
 def _follow(parent: int) -> None:
@@ -67,69 +275,164 @@ def _follow(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def ray(jobs: Sequence[Job], work: Callable[[Job], Outcome], _folder: Path) -> Iterator[Outcome]:
+def ray(
+    jobs: Sequence[Job], work: Callable[[Job], Outcome], _folder: Path, asked: Ray | None = None
+) -> Iterator[Outcome | Lost[Job]]:
     """On the Ray cluster that RAY_ADDRESS names, or on one that is started here and stopped again.
 
     Raises:
-        RunError: If Ray is not installed.
+        RunError: If Ray is not installed, or this machine lacks what is asked for.
     """
-    try:
-        import ray as cluster
-    except ImportError as error:
-        raise _absent("ray") from error
+    _check_ray()
+    import ray as cluster
+
+    asked = asked or Ray()
     started = not cluster.is_initialized()
     if started:
         cluster.init(log_to_driver=False, include_dashboard=False, logging_level="ERROR")
-    try:
 
-        def call(job: Job) -> Outcome:  # Ray takes functions alone
-            return work(job)
+    def call(job: Job) -> Outcome | _Raised:  # Ray takes functions alone
+        return _attempt(work, job)
 
-        remote = cluster.remote(num_cpus=1, max_retries=0)(call)
-        waiting = [remote.remote(job) for job in jobs]
+    remote = cluster.remote(num_cpus=asked.num_cpus, num_gpus=asked.num_gpus, max_retries=0)(call)
+
+    def once(some: Sequence[Job], _last: bool) -> Reports[Outcome, Job]:
+        waiting = {remote.remote(job): job for job in some}
         while waiting:
-            ready, waiting = cluster.wait(waiting)
-            yield from cluster.get(ready)
+            (ready, *_), _ = cluster.wait(list(waiting))
+            job = waiting.pop(ready)
+            try:
+                outcome = cluster.get(ready)
+            except cluster.exceptions.RayTaskError as error:
+                raise error.cause from error
+            except cluster.exceptions.RayError as error:
+                yield Lost(job, f"Ray reports: {str(error).strip().split('. ')[0]}")
+            else:
+                yield _unwrapped(outcome)
+
+    reports: Iterator[Outcome | Lost[Job]] = _twice(jobs, once)
+    try:
+        if started and "RAY_ADDRESS" not in os.environ:  # a cluster may grow, this machine does not
+            _check_offered(asked, cluster.cluster_resources())
+        yield from reports
     finally:
         if started:
             cluster.shutdown()
 
 
-def slurm(jobs: Sequence[Job], work: Callable[[Job], Outcome], folder: Path) -> Iterator[Outcome]:
-    """As an array job; submitit's local executor where there is no SLURM.
+def _check_offered(asked: Ray, offered: Mapping[str, float]) -> None:
+    for kind, wanted in (("GPU", asked.num_gpus), ("CPU", asked.num_cpus)):
+        if wanted > offered.get(kind, 0):
+            raise RunError(
+                f"a job asks for more of kind {kind} than this machine offers to Ray",
+                reason="ray",
+                found=f"{offered.get(kind, 0):g}",
+                expected=f"{wanted:g}",
+                hint="Set RAY_ADDRESS to a larger cluster, or change the table [ray] of the study file.",
+            )
+
+
+def slurm(
+    jobs: Sequence[Job], work: Callable[[Job], Outcome], folder: Path, asked: Slurm | None = None
+) -> Iterator[Outcome | Lost[Job]]:
+    """As an array job.
 
     Raises:
-        RunError: If submitit is not installed.
+        RunError: If submitit is not installed, there is no SLURM on this machine, or it refuses the jobs.
     """
-    try:
-        import submitit
-    except ImportError as error:
-        raise _absent("submitit") from error
+    _check_slurm()
+    import submitit
+
     if not jobs:
         return
-    executor = submitit.AutoExecutor(folder=folder / "slurm")
-    executor.update_parameters(timeout_min=24 * 60, cpus_per_task=1)
-    for submitted in submitit.helpers.as_completed(executor.map_array(work, list(jobs))):
-        yield submitted.result()
+    asked = asked or Slurm()
+    executor = submitit.AutoExecutor(folder=folder / "slurm", cluster="slurm")
+    executor.update_parameters(
+        name="chiasm",
+        timeout_min=asked.timeout_min,
+        cpus_per_task=asked.cpus_per_task,
+        gpus_per_node=asked.gpus_per_node or None,  # a cluster without GPUs refuses to be asked for none
+        mem_gb=asked.mem_gb,
+        slurm_partition=asked.partition,
+    )
+
+    def once(some: Sequence[Job], _last: bool) -> Reports[Outcome, Job]:
+        try:
+            submitted = executor.map_array(partial(_attempt, work), list(some))
+        except submitit.core.utils.FailedJobError as error:
+            raise RunError(
+                "SLURM refused the jobs",
+                reason="slurm",
+                found=str(error).strip().splitlines()[-1],
+                hint="The table [slurm] of a study file says what is asked for.",
+            ) from error
+        left = dict(zip(submitted, some, strict=True))
+        try:
+            for one in submitit.helpers.as_completed(submitted, poll_frequency=POLL):
+                job = left.pop(one)
+                yield _unwrapped(_result(one, job))
+        finally:
+            for one in left:
+                one.cancel(check=False)
+
+    reports: Iterator[Outcome | Lost[Job]] = _twice(jobs, once)
+    yield from reports
 
 
-def _absent(package: str) -> RunError:
+def _result(submitted: Any, job: Job) -> Any:
+    """Return what a job of SLURM left, or that it left nothing."""
+    import submitit
+
+    try:
+        return submitted.result()
+    except submitit.core.utils.UncompletedJobError:
+        return Lost(
+            job, f"SLURM reports {submitted.state} for its job {submitted.job_id}; see {submitted.paths.stderr}"
+        )
+
+
+def _check_ray() -> None:
+    if find_spec("ray") is None:
+        raise _absent("ray", "ray")
+
+
+def _check_slurm() -> None:
+    if find_spec("submitit") is None:
+        raise _absent("submitit", "slurm")
+    if missing := [program for program in ("sbatch", "srun", "sacct") if shutil.which(program) is None]:
+        raise RunError(
+            f"there is no SLURM on this machine: the program {missing[0]} was not found",
+            reason="no-slurm",
+            hint="Use --runner processes here, or start the same command where jobs are submitted.",
+        )
+
+
+def _absent(package: str, extra: str) -> RunError:
     return RunError(
         f"the runner needs {package}, which is not installed",
         reason="not-installed",
-        hint=f"pip install 'chiasm[{'slurm' if package == 'submitit' else package}]', or use --runner processes.",
+        hint=f"pip install 'chiasm[{extra}]', or use --runner processes.",
     )
 
 
 RUNNERS: dict[str, Runner] = {"serial": serial, "processes": processes, "ray": ray, "slurm": slurm}
+_CHECKS: dict[str, Callable[[], None]] = {"ray": _check_ray, "slurm": _check_slurm}
 
 
-def find_runner(name: str) -> Runner:
-    """Return a runner by name.
+def find_runner(name: str, asked: Mapping[str, Section | None] | None = None) -> Runner:
+    """Return a runner by name, ready to run on this machine.
+
+    Args:
+        name: A name of `RUNNERS`.
+        asked: What each job asks of a cluster, by the runner's name.
 
     Raises:
         RecipeError: If there is none of that name.
+        RunError: If it cannot run here: a package is missing, or SLURM is.
     """
     if name not in RUNNERS:
         raise unknown("runner", name, RUNNERS)
-    return RUNNERS[name]
+    if name in _CHECKS:
+        _CHECKS[name]()
+    wanted = (asked or {}).get(name)
+    return RUNNERS[name] if wanted is None else partial(RUNNERS[name], asked=wanted)  # type: ignore[call-arg]

@@ -33,7 +33,9 @@ from chiasm.evidence.reliability import judge_maps
 from chiasm.networks.catalogue import OWN
 from chiasm.prediction.baselines import NAMES
 from chiasm.prediction.folders import predict
+from chiasm.prediction.tiling import is_out_of_memory
 from chiasm.recipe import ALIASES, ARMS, Attention, Loss, Recipe, Section, arm_in_words, find_arm, make_recipe
+from chiasm.runners import Ray, Slurm
 from chiasm.storage import read_toml, sha256_of, write_json
 from chiasm.training.methods import check_players, needs_local_judge
 from chiasm.training.run import registered_in, train
@@ -42,6 +44,8 @@ from chiasm.volumes.screening import volume_files
 
 #: Raised by one whenever the same recipe and data would give other figures.
 REVISION = 1
+#: What to do where jobs are killed for memory.
+LESS_MEMORY = "A smaller size, or data.patch and training.batch in set, need less memory."
 WARM_UP = "A1"  # the arm whose beginning all share: the generator alone
 BATCHES = ("body_share", "lesion_share", "transplant_share", "transplant")  # its batches are the same for all arms
 
@@ -100,6 +104,8 @@ class Study(Section):
     primary: Primary | tuple[Primary, ...] = ()
     reliability: Arm | None = None
     layout: str | None = None
+    slurm: Slurm | None = None  # what a job asks of a cluster
+    ray: Ray | None = None
 
     @property
     def declared(self) -> tuple[Primary, ...]:
@@ -534,9 +540,20 @@ def work(
                 _score(job, data, out, layout, "sealed", sealed_folder(job), reference)
     except ChiasmError as error:
         return Outcome(job.key, job.name, str(error))
+    except (MemoryError, OSError, RuntimeError) as error:  # a machine that is too small costs the job, not the study
+        return Outcome(job.key, job.name, _shortage(error))
     finally:
         torch.set_num_threads(before)
     return Outcome(job.key, job.name, None)
+
+
+def _shortage(error: MemoryError | OSError | RuntimeError) -> str:
+    """Describe a lack of memory, or a disk that is full or gone; what is neither is raised again."""
+    if is_out_of_memory(error):
+        return f"memory ran out. {LESS_MEMORY}"
+    if isinstance(error, OSError):
+        return f"{error.filename or 'the disk'}: {error.strerror or error}."
+    raise error
 
 
 def sealed_folder(job: Job) -> Path:

@@ -24,6 +24,7 @@ from chiasm.evidence.evaluation import Row, read_evaluation, write_evaluation
 from chiasm.evidence.findings import HEALTHY, Findings, write_findings
 from chiasm.evidence.folders import open_predictions, open_reference
 from chiasm.evidence.jobs import (
+    LESS_MEMORY,
     STAGES,
     Job,
     Outcome,
@@ -47,7 +48,7 @@ from chiasm.evidence.statistics import (
     write_table,
 )
 from chiasm.recipe import Registration
-from chiasm.runners import find_runner
+from chiasm.runners import Lost, Runner, Slurm, find_runner
 from chiasm.storage import locked, read_json, read_toml, write_json
 
 NOTES = "study.json"
@@ -95,7 +96,8 @@ def run_study(
     Raises:
         ChiasmError: If the study cannot run at all; a job that fails is named in the result.
     """
-    study, run = read_study(path), find_runner(runner)
+    study = read_study(path)
+    run = find_runner(runner, {"slurm": _for_slurm(study), "ray": study.ray})
     if open_sealed and not study.sealed:
         raise CohortError(
             "the study keeps no cases sealed", path=path, reason="not-sealed", hint="Add a line such as sealed = 0.2."
@@ -130,7 +132,7 @@ def _work_off(
     jobs: Sequence[Job],
     study: Study,
     out: Path,
-    run: Callable[..., object],
+    run: Runner,
     say: Callable[[str], None],
     progress: Callable[[int, int, str], None] | None,
     *,
@@ -154,7 +156,11 @@ def _work_off(
         lost = [job for job in due if any(needed.name in failed for needed in (job.warm, *job.runs) if needed)]
         failed |= {job.key: Outcome(job.key, job.name, "what it goes on from failed") for job in lost}
         was_done = {job.key for job in due if job.is_done}
-        for outcome in run([job for job in due if job not in lost], do, out):  # type: ignore[attr-defined]
+        for report in run([job for job in due if job not in lost], do, out):
+            if isinstance(report, Lost) and report.again:
+                say(f"lost: {report.job.name}: {report}; it is tried once more")
+                continue
+            outcome = _lost_for_good(report) if isinstance(report, Lost) else report
             finished += outcome.key not in was_done
             if outcome.error is not None:
                 failed[outcome.key] = outcome
@@ -162,6 +168,20 @@ def _work_off(
             if progress is not None:
                 progress(finished, len(jobs), outcome.name)
     return list(failed.values())
+
+
+def _for_slurm(study: Study) -> Slurm:
+    """Return what a job asks of SLURM: as many cores as it has threads, where the study does not say."""
+    asked = study.slurm or Slurm()
+    return (
+        asked
+        if "cpus_per_task" in asked.model_fields_set
+        else asked.model_copy(update={"cpus_per_task": study.threads})
+    )
+
+
+def _lost_for_good(lost: Lost[Job]) -> Outcome:
+    return Outcome(lost.job.key, lost.job.name, f"{lost}. {LESS_MEMORY}")
 
 
 def tell_jobs(path: Path, out: Path) -> list[str]:

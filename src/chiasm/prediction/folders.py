@@ -17,7 +17,7 @@ from chiasm.prediction.engines import Engine, freeze_for_inference
 from chiasm.prediction.manifest import Container, Entry, Failure, Manifest, Role, write_manifest
 from chiasm.prediction.model import Model, find_model, load_model
 from chiasm.prediction.synthesis import Synthesis, synthesise
-from chiasm.runners import find_runner
+from chiasm.runners import Lost, Ray, Slurm, find_runner
 from chiasm.storage import read_json
 from chiasm.volumes import Volume, check_pair, read_volume, write_volume
 from chiasm.volumes.dicom_series import is_dicom, pick_series
@@ -134,7 +134,8 @@ def predict(
         RecipeError: If `series` names no source.
         VolumeError: If DICOM is asked for and a source is none.
     """
-    spread = find_runner(runner)
+    gpus = int(accelerator == "cuda")
+    spread = find_runner(runner, {"slurm": Slurm(gpus_per_node=gpus), "ray": Ray(num_gpus=gpus)})
     model = load_model(run)
     plan = model.plan
     if degrade and plan.degradation is None:
@@ -174,8 +175,12 @@ def predict(
         as_dicom=container == "dicom",
     )
     found: dict[str, Entry] = {}
-    for number, outcome in enumerate(spread(cases, do, out), start=1):
-        name = outcome.case or ""
+    number = 0
+    for report in spread(cases, do, out):
+        if isinstance(report, Lost) and report.again:
+            continue
+        outcome = _lost_for_good(report, plan.sources[0]) if isinstance(report, Lost) else report
+        number, name = number + 1, outcome.case or ""
         if isinstance(outcome, Problem):
             problems.append(outcome)
         else:
@@ -198,6 +203,11 @@ def predict(
     )
     write_manifest(out, manifest)
     return Predicted(out, manifest, tuple(problems))
+
+
+def _lost_for_good(lost: Lost[Case], source: str) -> Problem:
+    case = lost.job
+    return Problem(case.images[source], "lost", f"case {case.id}: {lost}. A machine with more memory may do.", case.id)
 
 
 def find_inputs(

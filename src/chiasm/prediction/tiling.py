@@ -354,7 +354,7 @@ def _first_that_fits(
         try:
             return run(choice)
         except (MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             if choice is choices[-1]:
                 raise ChiasmError(
@@ -365,7 +365,7 @@ def _first_that_fits(
     raise ValueError("there is nothing to choose from")
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
     """Tell whether torch or numpy ran out of memory; torch on a CPU says so only in words."""
     words = ("can't allocate memory", "not enough memory", "out of memory", "cannot allocate memory")
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(w in str(error).lower() for w in words)
