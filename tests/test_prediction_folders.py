@@ -28,7 +28,7 @@ def test_a_cohort_gives_images_maps_and_a_manifest(toy_cohort: Path, finished_ru
     split = read_json(finished_run / "splits.json")
     for entry in made.manifest.cases:
         assert entry.case in split[entry.role]
-        source = nib.load(entry.sources[0])
+        source = nib.load(tmp_path / entry.sources[0])
         for name in (entry.image, entry.mask, entry.reliability):
             image = nib.load(tmp_path / str(name))
             assert image.shape == source.shape

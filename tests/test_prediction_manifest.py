@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from chiasm.errors import RunError
-from chiasm.prediction.manifest import Entry, Failure, Manifest, read_manifest, write_manifest
+from chiasm.prediction.manifest import (
+    Entry,
+    Failure,
+    Manifest,
+    check_files,
+    find_path,
+    read_manifest,
+    relative,
+    write_manifest,
+)
 
 MANIFEST = Manifest(
     "/runs/a/model", "0" * 64, "A7", 0, 1, ("t1",), "t2", "a.u.",
@@ -63,6 +74,32 @@ def test_a_link_that_leads_out_of_the_folder_is_refused_and_one_inside_is_not(tm
     (folder / "p1_mask.nii.gz").symlink_to(tmp_path / "elsewhere.nii.gz")
     with pytest.raises(RunError, match="outside"):
         read_manifest(folder)
+
+
+def test_one_of_an_earlier_version_is_read_and_its_absolute_paths_are_found(tmp_path: Path) -> None:
+    write_manifest(tmp_path, MANIFEST)
+    content = json.loads((tmp_path / "predictions.json").read_text())
+    for name in ("options", "pending", "written_in"):
+        del content[name]
+    for name in ("sha256", "inputs", "mask_rule"):
+        del content["cases"][0][name]
+    (tmp_path / "predictions.json").write_text(json.dumps(content))
+    found = read_manifest(tmp_path)
+    assert found == MANIFEST
+    assert find_path(tmp_path, found, found.model) == Path("/runs/a/model")
+    check_files(tmp_path, found.cases[0])  # no digests, so nothing to compare: no file is there at all
+
+
+def test_paths_hold_where_the_tree_is_moved_and_where_the_folder_is_copied_alone(tmp_path: Path) -> None:
+    made, run = tmp_path / "tree" / "made", tmp_path / "tree" / "run"
+    for folder in (made, run):
+        folder.mkdir(parents=True)
+    manifest = replace(MANIFEST, model=relative(run, made), written_in=str(made))
+    assert manifest.model == "../run"
+    shutil.copytree(tmp_path / "tree", tmp_path / "moved")
+    shutil.copytree(made, tmp_path / "far" / "away" / "alone")
+    assert find_path(tmp_path / "moved" / "made", manifest, manifest.model).resolve() == tmp_path / "moved" / "run"
+    assert find_path(tmp_path / "far" / "away" / "alone", manifest, manifest.model).resolve() == run
 
 
 @pytest.mark.parametrize("noise", [b"", b"{", b"[1, 2]", b"null", b"\xff\xfe\x00", b"[" * 100_000, b"9" * 10_000])

@@ -244,6 +244,7 @@ def predict(
     series: Series = None,
     resample_tilt: Annotated[bool, typer.Option("--resample-tilt", help="Resample tilted DICOM slices.")] = False,
     container: Annotated[str, typer.Option("--format", help="volume: NIfTI or MetaImage; dicom.")] = "volume",
+    overwrite: Overwrite = False,
     runner: Runner = "serial",
     accelerator: Accelerator = "auto",
     precision: Precision = "auto",
@@ -264,12 +265,16 @@ def predict(
             container=_container(container),
             runner=runner,
             degrade=degrade,
+            overwrite=overwrite,
             accelerator=accelerator,
             precision=precision,
             progress=count(bar, "predicting"),
         )
-    typer.echo(f"{len(made.manifest.cases)} cases predicted: {made.folder}")
-    for entry in made.manifest.cases:
+    kept = f", {len(made.kept)} were there already" if made.kept else ""
+    typer.echo(f"{len(made.done)} cases predicted{kept}: {made.folder}")
+    for case in made.remade:
+        typer.echo(f"warning: case {case}: its files had changed or were gone, and were made again", err=True)
+    for entry in (one for one in made.manifest.cases if one.case in (*made.done, *made.kept)):
         for sentence in entry.warnings:
             typer.echo(f"warning: case {entry.case}: {sentence}", err=True)
     _finish(made.problems)

@@ -25,7 +25,7 @@ from chiasm.cohorts.preparation import prepare_source
 from chiasm.errors import ChiasmError, CohortError, RunError
 from chiasm.evidence.evaluation import Row, evaluate_case, harmonise, reporting_unit
 from chiasm.prediction.baselines import Baselines, load_baselines
-from chiasm.prediction.manifest import Entry, Manifest, read_manifest
+from chiasm.prediction.manifest import Entry, Manifest, check_files, find_path, read_manifest
 from chiasm.recipe import Registration
 from chiasm.volumes import Volume, check_pair, read_volume, resample
 
@@ -92,7 +92,7 @@ def open_predictions(folder: Path, model: Path | None = None) -> Judged:
             reason="container",
             hint="Predict again without --format dicom, and evaluate that.",
         )
-    place = _model_folder(manifest, model)
+    place = _model_folder(folder, manifest, model)
     return Judged(folder, manifest, place, read_plan(place / "plan.toml"), load_baselines(place))
 
 
@@ -191,6 +191,7 @@ def load_case(judged: Judged, entry: Entry, cohort: Cohort, *, with_labels: bool
         VolumeError: If a file cannot be read or a grid does not fit.
     """
     name, plan, folder = entry.case, judged.plan, judged.folder
+    check_files(folder, entry)
     case = next((case for case in cohort.cases if case.id == name), None)
     if case is None or plan.target not in case.images:
         raise CohortError(
@@ -272,8 +273,8 @@ def score_case(loaded: Loaded, judged: Judged, cohort: Cohort, convention: str) 
     return rows
 
 
-def _model_folder(manifest: Manifest, given: Path | None) -> Path:
-    told = Path(manifest.model)
+def _model_folder(predictions: Path, manifest: Manifest, given: Path | None) -> Path:
+    told = find_path(predictions, manifest, manifest.model)
     for folder in (told,) if given is None else (given, given / "model"):
         if (folder / "plan.toml").is_file() and (folder / "model.toml").is_file():
             return folder

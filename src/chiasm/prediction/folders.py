@@ -11,14 +11,25 @@ from chiasm.cohorts.cases import Case, Problem
 from chiasm.cohorts.dicom_folders import WARNINGS, Selection, marks_on, parse_rules
 from chiasm.cohorts.layouts import find_cohort, select_cases
 from chiasm.cohorts.manifests import MARKS
+from chiasm.cohorts.planning import Plan
 from chiasm.errors import ChiasmError, CohortError, RecipeError, RunError, VolumeError
 from chiasm.prediction.dicom_case import MAP, SERIES, write_dicom_case
 from chiasm.prediction.engines import Engine, freeze_for_inference
-from chiasm.prediction.manifest import Container, Entry, Failure, Manifest, Role, write_manifest
+from chiasm.prediction.manifest import (
+    Container,
+    Entry,
+    Failure,
+    Manifest,
+    Role,
+    digests,
+    relative,
+    write_manifest,
+)
 from chiasm.prediction.model import Model, find_model, load_model
+from chiasm.prediction.resuming import Earlier, hash_inputs, take_over
 from chiasm.prediction.synthesis import Synthesis, synthesise
 from chiasm.runners import Lost, Ray, Slurm, find_runner
-from chiasm.storage import read_json
+from chiasm.storage import locked, read_json
 from chiasm.volumes import Volume, check_pair, read_volume, write_volume
 from chiasm.volumes.dicom_series import is_dicom, pick_series
 
@@ -33,11 +44,33 @@ class Predicted:
         folder: Where the files lie.
         manifest: What `predictions.json` says of them.
         problems: Cases that failed, with file and reason.
+        done: Cases that were predicted by this call.
+        kept: Cases that an earlier call had predicted from the same files, and that are left as they were.
+        remade: Cases that were predicted again, because their files had changed or were gone.
     """
 
     folder: Path
     manifest: Manifest
     problems: tuple[Problem, ...]
+    done: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
+    remade: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What an image depends on beside model and files."""
+
+    accelerator: str
+    precision: str
+    resample_tilt: bool
+    degrade: bool
+    container: Container
+
+    @property
+    def options(self) -> dict[str, bool | str]:
+        """What the manifest has no field of its own for."""
+        return {"resample-tilt": self.resample_tilt, "accelerator": self.accelerator, "precision": self.precision}
 
 
 class Predictor:
@@ -102,6 +135,7 @@ def predict(
     container: Container = "volume",
     runner: str = "serial",
     degrade: bool = False,
+    overwrite: bool = False,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Predicted:
     """Predict every case found in `inputs`; a case that fails is named and the others go on.
@@ -109,7 +143,9 @@ def predict(
     Each case gives `<case>_<target>`, `<case>_reliability` (where the model has
     a local discriminator) and `<case>_mask` on the source's grid, in its format
     (NIfTI for DICOM), for super-resolution with each of its slices cut into thin
-    ones; as DICOM, the folder `<case>` of `write_dicom_case`.
+    ones; as DICOM, the folder `<case>` of `write_dicom_case`.  The manifest is
+    written as cases are done: the same call again goes on, and keeps what the
+    folder holds of the same model, files and options.
 
     Args:
         run: A run folder or its model folder.
@@ -125,10 +161,12 @@ def predict(
         container: "volume" for NIfTI or MetaImage, "dicom" for DICOM, which needs DICOM sources.
         runner: A name of `runners.RUNNERS`: where cases are predicted.
         degrade: For super-resolution: whether slices are thin and are made thick first, to test the model.
+        overwrite: Whether to replace predictions in `out` of another model, of other files or with other options.
         progress: Called with cases done, all cases, the last case's id.
 
     Raises:
-        RunError: If there is no model, it is damaged, or a role is asked for and the split is unknown.
+        RunError: If there is no model, it is damaged, a role is asked for and the split is unknown, another process
+            writes to `out`, or `out` holds what does not belong to this prediction and `overwrite` is False.
         RecipeError: If `degrade` is asked of a model that is not for super-resolution.
         CohortError: If an input holds no case.
         RecipeError: If `series` names no source.
@@ -136,73 +174,125 @@ def predict(
     """
     gpus = int(accelerator == "cuda")
     spread = find_runner(runner, {"slurm": Slurm(gpus_per_node=gpus), "ray": Ray(num_gpus=gpus)})
-    model = load_model(run)
-    plan = model.plan
-    if degrade and plan.degradation is None:
-        raise RecipeError("only a model for super-resolution can degrade its input", path=run, reason="task")
-    roles = _roles(run)
+    settings = Settings(accelerator, precision, resample_tilt, degrade, container)
+    with locked(out):
+        model = load_model(run)
+        if degrade and model.plan.degradation is None:
+            raise RecipeError("only a model for super-resolution can degrade its input", path=run, reason="task")
+        roles = _roles(run)
+        cases, problems = _find_cases(inputs, model, layout, parse_rules(series, model.plan.sources), resample_tilt)
+        if only != "all":
+            cases = _of_role(cases, only, roles, run, inputs)
+        if container == "dicom":
+            _check_dicom(cases)
+        asked = {case.id: case for case in cases}
+        fresh = _manifest(out, run, model, settings, tuple(asked))
+        names = {case.id: (case, _outputs(case, model.plan, container)) for case in cases}
+        earlier = take_over(out, fresh, names, overwrite=overwrite)
+        progressing = _Progressing(out, fresh, earlier, problems)
+        due = [case for case in cases if case.id not in earlier.entries]
+        do = partial(_work, run=run.resolve(), sha256=model.sha256, out=out.resolve(), roles=roles, settings=settings)
+        number = 0
+        for report in spread(due, do, out):
+            if isinstance(report, Lost) and report.again:
+                continue
+            outcome = _lost_for_good(report, model.plan.sources[0]) if isinstance(report, Lost) else report
+            progressing.note(outcome)
+            number += 1
+            if progress is not None:
+                progress(number, len(due), outcome.case or "")
+        kept = tuple(name for name in asked if name in earlier.entries)
+        done = tuple(case.id for case in due if case.id in progressing.entries)
+        return Predicted(out, progressing.manifest, tuple(problems), done, kept, earlier.damaged)
+
+
+def _find_cases(
+    inputs: Sequence[Path | Case], model: Model, layout: str | None, rules: Mapping[str, str], resample_tilt: bool
+) -> tuple[list[Case], list[Problem]]:
+    sources = model.plan.sources
     selection = Selection(
-        series=parse_rules(series, plan.sources),
-        alone=plan.sources[0] if len(plan.sources) == 1 else None,
+        series=rules,
+        alone=sources[0] if len(sources) == 1 else None,
         allow=MARKS,  # who predicts is warned of them
         tilted=resample_tilt,
     )
     places = [one.absolute() for one in inputs if isinstance(one, Path)]
-    cases, problems = find_inputs(places, plan.sources, layout=layout, selection=selection)
-    cases += [one for one in inputs if isinstance(one, Case)]
-    if only != "all":
-        if not roles:
-            raise RunError("does not say who was trained on", path=run, reason="no-split", hint="Predict all cases.")
-        cases = [case for case in cases if roles.get(case.id) == only]
-        if not cases:
-            raise CohortError(f"holds no {only} case of this run", path=places[0] if places else run, reason="no-cases")
-    if container == "dicom":
-        for path in (path for case in cases for path in case.images.values() if not is_dicom(path)):
-            raise VolumeError(
-                "is no DICOM, so there is no patient, study or frame of reference for a DICOM image to belong to",
-                path=path,
-                reason="no-dicom",
-                hint="Predict from the DICOM series, or leave --format dicom out to get NIfTI or MetaImage.",
-            )
-    asked = run.resolve(), model.sha256, accelerator, precision
-    do = partial(
-        _work,
-        asked=asked,
-        out=out.resolve(),
-        roles=roles,
-        degrade=degrade,
-        resample_tilt=resample_tilt,
-        as_dicom=container == "dicom",
-    )
-    found: dict[str, Entry] = {}
-    number = 0
-    for report in spread(cases, do, out):
-        if isinstance(report, Lost) and report.again:
-            continue
-        outcome = _lost_for_good(report, plan.sources[0]) if isinstance(report, Lost) else report
-        number, name = number + 1, outcome.case or ""
-        if isinstance(outcome, Problem):
-            problems.append(outcome)
-        else:
-            found[name] = outcome
-        if progress is not None:
-            progress(number, len(cases), name)
-    manifest = Manifest(
-        model=str(find_model(run).resolve()),
+    cases, problems = find_inputs(places, sources, layout=layout, selection=selection)
+    return cases + [one for one in inputs if isinstance(one, Case)], problems
+
+
+def _of_role(
+    cases: Sequence[Case], only: str, roles: Mapping[str, Role], run: Path, inputs: Sequence[Path | Case]
+) -> list[Case]:
+    if not roles:
+        raise RunError("does not say who was trained on", path=run, reason="no-split", hint="Predict all cases.")
+    chosen = [case for case in cases if roles.get(case.id) == only]
+    if not chosen:
+        place = next((one for one in inputs if isinstance(one, Path)), run)
+        raise CohortError(f"holds no {only} case of this run", path=place, reason="no-cases")
+    return chosen
+
+
+def _check_dicom(cases: Sequence[Case]) -> None:
+    for path in (path for case in cases for path in case.images.values() if not is_dicom(path)):
+        raise VolumeError(
+            "is no DICOM, so there is no patient, study or frame of reference for a DICOM image to belong to",
+            path=path,
+            reason="no-dicom",
+            hint="Predict from the DICOM series, or leave --format dicom out to get NIfTI or MetaImage.",
+        )
+
+
+def _manifest(out: Path, run: Path, model: Model, settings: Settings, cases: tuple[str, ...]) -> Manifest:
+    """Describe a prediction of which no case is done yet."""
+    return Manifest(
+        model=relative(find_model(run), out),
         sha256=model.sha256,
         method=model.recipe.method,
         seed=model.recipe.training.seed,
         fold=model.recipe.split.fold,
-        sources=plan.sources,
-        target=plan.target,
-        unit=plan.target_unit,
-        cases=tuple(found[case.id] for case in cases if case.id in found),
-        failed=tuple(Failure(p.case, str(p.path), p.reason, p.message) for p in problems),
-        container=container,
-        degraded=degrade,
+        sources=model.plan.sources,
+        target=model.plan.target,
+        unit=model.plan.target_unit,
+        cases=(),
+        failed=(),
+        container=settings.container,
+        degraded=settings.degrade,
+        options=settings.options,
+        pending=cases,
+        written_in=str(out.resolve()),
     )
-    write_manifest(out, manifest)
-    return Predicted(out, manifest, tuple(problems))
+
+
+class _Progressing:
+    """The manifest of a prediction, written anew with every case that is done."""
+
+    def __init__(self, out: Path, fresh: Manifest, earlier: Earlier, problems: list[Problem]) -> None:
+        self.out, self.fresh, self.earlier, self.problems = out, fresh, earlier, problems
+        self.entries = dict(earlier.entries)
+        self.write()
+
+    def note(self, outcome: Entry | Problem) -> None:
+        """Take in what came of a case."""
+        if isinstance(outcome, Problem):
+            self.problems.append(outcome)
+        else:
+            self.entries[outcome.case] = outcome
+        self.write()
+
+    def write(self) -> None:
+        """Write `predictions.json`: the cases asked for in their order, then those that were there before."""
+        asked = self.fresh.pending
+        done = [name for name in asked if name in self.entries] + [name for name in self.entries if name not in asked]
+        over = {*done, *(problem.case for problem in self.problems)}
+        failed = tuple(Failure(p.case, str(p.path), p.reason, p.message) for p in self.problems)
+        self.manifest = replace(
+            self.fresh,
+            cases=tuple(self.entries[name] for name in done),
+            failed=(*self.earlier.failed, *failed),
+            pending=tuple(name for name in asked if name not in over),
+        )
+        write_manifest(self.out, self.manifest)
 
 
 def _lost_for_good(lost: Lost[Case], source: str) -> Problem:
@@ -258,22 +348,14 @@ def find_inputs(
 
 
 def _work(
-    case: Case,
-    *,
-    asked: tuple[Path, str, str, str],
-    out: Path,
-    roles: Mapping[str, Role],
-    degrade: bool,
-    resample_tilt: bool,
-    as_dicom: bool,
+    case: Case, *, run: Path, sha256: str, out: Path, roles: Mapping[str, Role], settings: Settings
 ) -> Entry | Problem:
     """Predict one case in whatever process this is; the model is loaded once in each."""
-    predictor = _loaded(*asked)
+    predictor = _loaded(run, sha256, settings.accelerator, settings.precision)
     try:
-        role = roles.get(case.id, "new")
-        return _predict_case(
-            predictor, case, out, role, degrade=degrade, resample_tilt=resample_tilt, as_dicom=as_dicom
-        )
+        entry = _predict_case(predictor, case, out, roles.get(case.id, "new"), settings)
+        inputs = hash_inputs(case, predictor.model.plan.sources)
+        return replace(entry, sha256=digests(out, entry), inputs=inputs)
     except ChiasmError as error:
         path = error.path or case.images[predictor.model.plan.sources[0]]
         return Problem(path, error.reason, f"case {case.id}: {error}", case.id)
@@ -287,33 +369,44 @@ def _loaded(run: Path, sha256: str, accelerator: str, precision: str) -> Predict
     return predictor
 
 
-def _predict_case(
-    predictor: Predictor, case: Case, out: Path, role: Role, *, degrade: bool, resample_tilt: bool, as_dicom: bool
-) -> Entry:
+def _predict_case(predictor: Predictor, case: Case, out: Path, role: Role, settings: Settings) -> Entry:
     plan = predictor.model.plan
     paths = [case.images[name] for name in plan.sources]
-    volumes = [read_volume(path, resample_tilt=resample_tilt) for path in paths]
+    volumes = [read_volume(path, resample_tilt=settings.resample_tilt) for path in paths]
     marks = dict.fromkeys(mark for name in plan.sources for mark in marks_on(case, name))
     mask = None if case.mask is None else check_pair(volumes[0], read_volume(case.mask, labels=True), labels=True)
-    made = predictor.predict(*volumes, mask=mask, degrade=degrade)
+    made = predictor.predict(*volumes, mask=mask, degrade=settings.degrade)
     warnings = (*(WARNINGS[mark] for mark in marks), *made.warnings)
-    if as_dicom:
+    if settings.container == "dicom":
         sources = [pick_series(path) for path in paths]
         written = write_dicom_case(out / case.id, replace(made, warnings=warnings), sources, predictor.model)
         warnings, image = written.warnings, f"{case.id}/{SERIES}"
         inside, reliability = None, None if written.reliability is None else f"{case.id}/{MAP}"
     else:
-        suffix = ".mha" if paths[0].name.lower().endswith((".mha", ".mhd")) else ".nii.gz"
 
         def write(name: str, volume: Volume, labels: bool = False) -> str:
-            file = f"{case.id}_{name}{suffix}"
+            file = _called(case, name, plan)
             write_volume(out / file, volume.array, volume.geometry, labels=labels)
             return file
 
         image = write(plan.target, made.image)
         inside = write("mask", Volume(made.mask.array.astype("uint8"), made.mask.geometry), labels=True)
         reliability = None if made.reliability is None else write("reliability", made.reliability)
-    return Entry(case.id, role, tuple(map(str, paths)), image, inside, reliability, warnings)
+    sources_from = tuple(relative(path, out) for path in paths)
+    return Entry(case.id, role, sources_from, image, inside, reliability, warnings, mask_rule=made.mask_rule)
+
+
+def _called(case: Case, name: str, plan: Plan) -> str:
+    """Say what an output is called: as the case, and in the format of its first source."""
+    first = case.images[plan.sources[0]].name.lower()
+    return f"{case.id}_{name}{'.mha' if first.endswith(('.mha', '.mhd')) else '.nii.gz'}"
+
+
+def _outputs(case: Case, plan: Plan, container: Container) -> tuple[str, ...]:
+    """List what a case's prediction may write in the folder."""
+    if container == "dicom":
+        return (f"{case.id}/{SERIES}",)
+    return tuple(_called(case, name, plan) for name in (plan.target, "mask", "reliability"))
 
 
 def _roles(run: Path) -> dict[str, Role]:

@@ -1,12 +1,16 @@
 """`predictions.json`: which files a prediction wrote, from which inputs, with which model.
 
-Evaluation reads it, and so can any script; nothing here loads torch.
+It is written as cases are done, so a command that was killed goes on.  Paths
+start at its folder: they hold where a whole tree is moved.  Evaluation reads
+it, and so can any script; nothing here loads torch.
 """
 
 from __future__ import annotations
 
+import os
 from collections import Counter
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
@@ -14,7 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from chiasm.cohorts.cases import is_safe_id
 from chiasm.errors import RunError
-from chiasm.storage import read_json, write_json
+from chiasm.storage import read_json, sha256_of, write_json
 
 FILE = "predictions.json"
 NOTICE = "Synthetic images for research; not for diagnostic use."
@@ -30,11 +34,14 @@ class Entry:
     Attributes:
         case: Its id.
         role: In the run's split; "new" for a case that the run never saw.
-        sources: Files that went in.
+        sources: Files that went in, from the manifest's folder.
         image: The synthetic image: a file, or the folder of a DICOM series.
         mask: Where the networks were asked, or None where the image is a DICOM series.
         reliability: Expected absolute error, or None.
         warnings: What a reader of the image must know.
+        sha256: Every file that was written to its digest; empty in manifests of earlier versions.
+        inputs: Digest of the contents of all files that went in; empty likewise.
+        mask_rule: What the mask was found by: "given" for a file, "nonzero" or "body"; empty likewise.
     """
 
     case: str
@@ -44,6 +51,9 @@ class Entry:
     mask: str | None
     reliability: str | None
     warnings: tuple[str, ...]
+    sha256: Mapping[str, str] = field(default_factory=dict)
+    inputs: str = ""
+    mask_rule: str = ""
 
 
 @dataclass(frozen=True)
@@ -61,7 +71,7 @@ class Manifest:
     """What a prediction left behind.
 
     Attributes:
-        model: Folder of the model, absolute.
+        model: Folder of the model, from the manifest's folder.
         sha256: Of its weights.
         method: Arm.
         seed: Of its training.
@@ -74,6 +84,9 @@ class Manifest:
         container: "volume" for one file an image, "dicom" for series and parametric maps.
         notice: What the images are not for.
         degraded: Whether sources had thin slices that were made thick first (super-resolution).
+        options: What else the images depend on, by name.
+        pending: Cases that were not done yet when it was written.
+        written_in: The folder that it was written in, absolute: where paths start if the folder was copied alone.
     """
 
     model: str
@@ -89,6 +102,9 @@ class Manifest:
     container: Container = "volume"
     notice: str = NOTICE
     degraded: bool = False
+    options: Mapping[str, bool | str] = field(default_factory=dict)
+    pending: tuple[str, ...] = ()
+    written_in: str = ""
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -131,6 +147,49 @@ def read_manifest(folder: Path) -> Manifest:
             if name is not None and not (_is_inside(name, depth) and _stays(folder, name)):
                 raise RunError("names a file outside its folder", path=path, reason="outside", found=name)
     return manifest
+
+
+def relative(path: Path, folder: Path) -> str:
+    """Return how a path is reached from the folder of a manifest, which exists."""
+    return Path(os.path.relpath(path.absolute(), folder.resolve())).as_posix()
+
+
+def find_path(folder: Path, manifest: Manifest, name: str) -> Path:
+    """Return the place that a manifest names, from its folder or from where it was written."""
+    here = folder / name  # manifests of earlier versions name absolute paths
+    return here if here.exists() or not manifest.written_in else Path(manifest.written_in) / name
+
+
+def files_of(folder: Path, entry: Entry) -> list[str]:
+    """List the files of an entry that lie in the folder; of a DICOM series all its slices."""
+    places = [folder / name for name in (entry.image, entry.mask, entry.reliability) if name is not None]
+    files = [file for place in places for file in (sorted(place.iterdir()) if place.is_dir() else [place])]
+    return [file.relative_to(folder).as_posix() for file in files if file.is_file()]
+
+
+def digests(folder: Path, entry: Entry) -> dict[str, str]:
+    """Return the sha256 of each file of an entry that lies in the folder."""
+    return {name: sha256_of(folder / name) for name in files_of(folder, entry)}
+
+
+def check_files(folder: Path, entry: Entry) -> None:
+    """Refuse files that are no longer what the prediction wrote; earlier versions took no digests to compare.
+
+    Raises:
+        RunError: If a file is missing, was changed or was added; names it.
+    """
+    if not entry.sha256:
+        return
+    there = digests(folder, entry)
+    for name in sorted({*there, *entry.sha256}):
+        if there.get(name) != entry.sha256.get(name):
+            what = "was changed after" if name in there else "is gone since"
+            raise RunError(
+                f"{what} chiasm predict wrote it",
+                path=folder / name,
+                reason="changed",
+                hint="Run chiasm predict again to make it anew.",
+            )
 
 
 def _is_inside(name: str, depth: int) -> bool:

@@ -60,12 +60,14 @@ class Synthesis:
             outside the mask; None where the model has no local discriminator.
         mask: Where the networks were asked, bool.
         warnings: What a reader of the image must know, one sentence each.
+        mask_rule: What the mask was found by: "given", "nonzero" or "body".
     """
 
     image: Volume
     reliability: Volume | None
     mask: Volume
     warnings: tuple[str, ...]
+    mask_rule: str = ""
 
 
 def refine(refiner: nn.Module, source: Tensor, prediction: Tensor, structured: Tensor, mask: Tensor) -> Tensor:
@@ -264,7 +266,7 @@ def synthesise(
         reliability = Volume(
             np.where(valid, errors_on_grid(expected, prepared, plan, grid), 0).astype(np.float32), grid
         )
-    return Synthesis(image, reliability, Volume(valid, grid), tuple(warnings))
+    return Synthesis(image, reliability, Volume(valid, grid), tuple(warnings), prepared.mask_rule)
 
 
 def on_thin_slices(

@@ -1,0 +1,172 @@
+"""What an earlier prediction left in a folder: what is kept of it, and when it is refused.
+
+The same model goes on where it was stopped, with more cases or the same ones.
+Two models, or one model with other options, never share a folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from chiasm.cohorts.cases import Case
+from chiasm.errors import ChiasmError, RunError
+from chiasm.prediction.manifest import FILE, Entry, Failure, Manifest, check_files, files_of, read_manifest
+from chiasm.storage import sha256_of
+from chiasm.volumes.screening import volume_files
+
+WAYS_OUT = "Give another folder with -o, or replace what it holds with --overwrite."
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """What is taken over from an earlier prediction.
+
+    Attributes:
+        entries: Finished cases by id: those asked for again whose files are whole, and those not asked for.
+        failed: Failures of cases that are not asked for again.
+        damaged: Cases that are predicted again, because their files changed.
+    """
+
+    entries: Mapping[str, Entry]
+    failed: tuple[Failure, ...] = ()
+    damaged: tuple[str, ...] = ()
+
+
+def take_over(
+    folder: Path, fresh: Manifest, cases: Mapping[str, tuple[Case, Sequence[str]]], *, overwrite: bool
+) -> Earlier:
+    """Decide what is kept of what a folder holds, before anything is written there.
+
+    Args:
+        folder: Where predictions go.
+        fresh: What is about to be predicted; its `pending` are the cases.
+        cases: Id to the case and to the names that its outputs will have in the folder.
+        overwrite: Whether to replace what does not belong to this prediction.
+
+    Raises:
+        RunError: If an output would replace an input, or the folder holds predictions of another model, of other
+            options or of other files, or something else in the place of an output, and `overwrite` is False.
+    """
+    _spare_inputs(folder, cases)
+    before = _read(folder, overwrite=overwrite)
+    if overwrite:
+        for entry in () if before is None else before.cases:
+            _remove(folder, entry)
+        return Earlier({})
+    known = set() if before is None else {*before.pending, *(entry.case for entry in before.cases)}
+    for name in (name for case, names in cases.values() if case.id not in known for name in names):
+        if (folder / name).exists():
+            raise RunError("was not written by this prediction", path=folder / name, reason="occupied", hint=WAYS_OUT)
+    if before is None:
+        return Earlier({})
+    if told := compare(before, fresh):
+        raise RunError(
+            f"holds predictions that were made otherwise: {'; '.join(told)}",
+            path=folder,
+            reason="other-prediction",
+            hint=WAYS_OUT,
+        )
+    return _kept(folder, before, fresh, cases)
+
+
+def compare(before: Manifest, now: Manifest) -> list[str]:
+    """Say in words how two predictions differ in model and options; earlier versions noted fewer options."""
+    told = []
+    if before.sha256 != now.sha256:
+        models = [f"{one.method}, fold {one.fold}, seed {one.seed}, {one.sha256[:12]}" for one in (before, now)]
+        told.append(f"the model was {models[0]} and is {models[1]}")
+    options = [{"format": one.container, "degrade": one.degraded, **one.options} for one in (before, now)]
+    for name, value in options[1].items():
+        if options[0].get(name, value) != value:
+            told.append(f"{name} was {options[0][name]} and is {value}")
+    return told
+
+
+def hash_inputs(case: Case, sources: Sequence[str]) -> str:
+    """Hash the contents of the files that a prediction reads: sources and mask.
+
+    Raises:
+        VolumeError: If a file cannot be read.
+    """
+    digest = hashlib.sha256()
+    for name, path in [*((name, case.images[name]) for name in sources), ("mask", case.mask)]:
+        parts = [] if path is None else [sha256_of(file) for file in volume_files(path)]
+        digest.update("\0".join([name, *parts, ""]).encode())
+    return digest.hexdigest()
+
+
+def _read(folder: Path, *, overwrite: bool) -> Manifest | None:
+    if not (folder / FILE).exists():
+        return None
+    try:
+        return read_manifest(folder)
+    except RunError:
+        if overwrite:  # what it lists cannot be trusted, so nothing is removed
+            return None
+        raise
+
+
+def _kept(folder: Path, before: Manifest, fresh: Manifest, cases: Mapping[str, tuple[Case, Sequence[str]]]) -> Earlier:
+    entries: dict[str, Entry] = {}
+    damaged: list[str] = []
+    others: list[str] = []
+    for entry in before.cases:
+        if entry.case not in cases:
+            entries[entry.case] = entry
+        elif entry.inputs and entry.inputs != _hashed(cases[entry.case][0], fresh.sources):
+            others.append(entry.case)
+        elif entry.sha256 and _is_whole(folder, entry):
+            entries[entry.case] = entry
+        else:
+            damaged.append(entry.case)
+    if others:
+        some = ", ".join(others[:3])
+        raise RunError(
+            f"holds predictions of other files that are called the same: case {some}",
+            path=folder,
+            reason="other-inputs",
+            hint=WAYS_OUT,
+        )
+    failed = tuple(one for one in before.failed if one.case is not None and one.case not in cases)
+    return Earlier(entries, failed, tuple(damaged))
+
+
+def _hashed(case: Case, sources: Sequence[str]) -> str:
+    """Hash a case's inputs; one that cannot be read has none, and differs from whatever was read before."""
+    try:
+        return hash_inputs(case, sources)
+    except (ChiasmError, OSError):
+        return ""
+
+
+def _is_whole(folder: Path, entry: Entry) -> bool:
+    try:
+        check_files(folder, entry)
+    except RunError:
+        return False
+    return True
+
+
+def _spare_inputs(folder: Path, cases: Mapping[str, tuple[Case, Sequence[str]]]) -> None:
+    """Refuse to replace a file of any case, its real target among them; a DICOM case looks after its own folder."""
+    files = [file for case, _ in cases.values() for file in (*case.images.values(), case.mask, case.labels)]
+    inputs = {file.resolve() for file in files if file is not None}
+    for name in (name for _, names in cases.values() for name in names):
+        if (folder / name).resolve() in inputs and (folder / name).is_file():
+            raise RunError(
+                "belongs to the data, and the prediction would replace it",
+                path=folder / name,
+                reason="input",
+                hint="Give another folder with -o.",
+            )
+
+
+def _remove(folder: Path, entry: Entry) -> None:
+    for name in files_of(folder, entry):
+        (folder / name).unlink(missing_ok=True)
+    if (folder / entry.image).is_dir():
+        shutil.rmtree(folder / entry.image)
