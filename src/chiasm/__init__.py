@@ -17,8 +17,8 @@ its own, and within a line only from names to its left; a test reads this map.
                 li_cnn, context_gan, strainet, sparse_coding, catalogue
     prediction  a network over a whole volume: tiling, engines, calibration, baselines, manifest, resuming, model,
                 synthesis, dicom_case, rivals, folders
-    training    how networks learn: batches, losses, attention, methods, coding, cost, health, checkpoints, learner,
-                loop, cascade, run
+    training    how networks learn: batches, losses, attention, methods, coding, cost, health, checkpoints, finished,
+                learner, loop, cascade, run
     evidence    what may be claimed: evaluation, statistics, drawing, aligning, gallery, curves, report, pictures,
                 case_pages, folders, reporting, completing, reliability, jobs, findings, digest, study
     pages       what people look at or send to: templates, dicom_inbox, dicom_gate, dicom_node

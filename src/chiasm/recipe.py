@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from chiasm.errors import RecipeError, unknown
-from chiasm.storage import read_toml, write_toml
+from chiasm.storage import check_seal, read_toml, sealed, write_toml
 
 LEAST_PATCH = 16  # voxels
 
@@ -544,18 +544,25 @@ def make_recipe(
 
 
 def read_recipe(path: Path) -> Recipe:
-    """Read a recipe from TOML.
+    """Read a recipe from TOML, a user's own or one that `write_recipe` wrote.
 
     Raises:
-        RunError: If the file is missing or not TOML.
+        RunError: If the file is missing, not TOML, or was changed after `write_recipe`.
         RecipeError: If a setting is unknown or out of range.
     """
-    return _validated(read_toml(path), path)
+    content = read_toml(path)
+    recipe = _validated({name: value for name, value in content.items() if name != "seal"}, path)
+    check_seal(
+        content,
+        path,
+        "Bring it back as it was, or start a new run in another folder; a recipe of your own has no line `seal`.",
+    )
+    return recipe
 
 
 def write_recipe(path: Path, recipe: Recipe) -> None:
-    """Write a recipe as TOML, every field stated."""
-    write_toml(path, recipe.model_dump(mode="json"))
+    """Write a recipe as TOML, every field stated, and sealed."""
+    write_toml(path, sealed(recipe.model_dump(mode="json")))
 
 
 def _parse_setting(text: str) -> tuple[str, object]:

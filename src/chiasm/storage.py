@@ -3,16 +3,23 @@
 Every file chiasm writes goes through `whole_file`: a temporary name in the
 same folder, fsync, rename, fsync of the folder.  A kill at any instant leaves
 the old file or the new one, never half of either.  Every folder of results is
-held by `locked` while a command writes to it.
+held by `locked` while a command writes to it; what a kill left there under a
+temporary name is removed when the next command takes the lock.
+
+Cards and settings are `sealed`: their first entry is the sha256 of all others,
+so that a changed one is recognised wherever it was copied to.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
+import time
 import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,6 +31,28 @@ import tomli_w
 from chiasm.errors import ChiasmError, RunError
 
 LOCK = ".lock"
+DEPTH = 4  # folders below an output folder in which temporaries of killed processes are looked for
+FOREIGN_SECONDS = 3600.0  # a temporary of another machine, which cannot be asked, is left over when it is as old
+SETTLED_SECONDS = 2.0  # a file that was changed later than this may change again without another time stamp
+LONGEST_NAME = 120  # bytes of a file's name that its temporary name repeats, so that long names stay legal
+
+_HOST = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname().partition(".")[0])[:20]
+_TEMPORARY = re.compile(r"\.chiasm-(\d{1,9})@([A-Za-z0-9-]*)\..+")
+_REPLACED = ".chiasm-old."
+
+#: What to do, by what the system says.
+_REMEDIES = {
+    errno.ENOSPC: "The disk is full: free some space, or choose another folder.",
+    errno.EDQUOT: "Your quota on this disk is used up: free some space, or choose another folder.",
+    errno.EFBIG: "The file would be larger than this disk or this shell allows (ulimit -f): choose another folder.",
+    errno.EROFS: "The disk is mounted read-only: choose another folder.",
+    errno.EACCES: "You have no permission to write there: choose another folder.",
+    errno.EPERM: "You have no permission to write there, or it is marked as immutable: choose another folder.",
+    errno.ENOTDIR: "A part of this path is a file: choose another folder.",
+    errno.EEXIST: "There is a file of this name: choose another folder.",
+    errno.ENAMETOOLONG: "The name is too long for this disk: choose another folder, or shorter names of cases.",
+}
+_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, None)  # None: numpy does not say why it wrote less than asked
 
 
 @contextmanager
@@ -41,26 +70,25 @@ def whole_file(path: Path) -> Iterator[Path]:
             stood at `path` before is untouched.
     """
     path = Path(path)
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        _sync(temporary)
-        temporary.replace(path)
-        _sync(path.parent)
-    except OSError as error:
-        raise _unwritable(path, error) from error
-    finally:
-        if temporary.exists():
-            temporary.unlink()
+    temporary = _temporary(path)
+    with writing(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            _sync(temporary)
+            temporary.replace(path)
+            _sync(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
+def whole_folder(path: Path, *, shared: bool = False) -> Iterator[Path]:
     """Give a temporary folder to fill, and move it to `path` when the block ends well.
 
     Args:
         path: Where the finished folder will stand; one that stood there before is replaced.
+        shared: Whether other processes make the same folder: then the first one stays.
 
     Yields:
         An empty folder beside it.
@@ -70,27 +98,40 @@ def whole_folder(path: Path) -> Iterator[Path]:
             stood at `path` before is untouched.
     """
     path = Path(path)
-    fresh, before = (path.with_name(f".{os.getpid()}.{age}.{path.name}") for age in ("new", "old"))
-    try:
-        shutil.rmtree(fresh, ignore_errors=True)
-        fresh.mkdir(parents=True)
-        yield fresh
-        for inside in sorted(fresh.rglob("*"), reverse=True):  # what a folder holds before the folder
-            _sync(inside)
-        _sync(fresh)
-        if path.exists():
-            path.rename(before)
+    fresh = _temporary(path, "new.")
+    with writing(path):
         try:
-            fresh.rename(path)
-        except OSError:
-            before.rename(path)
-            raise
-        _sync(path.parent)
+            shutil.rmtree(fresh, ignore_errors=True)
+            fresh.mkdir(parents=True)
+            yield fresh
+            for inside in sorted(fresh.rglob("*"), reverse=True):  # what a folder holds before the folder
+                _sync(inside)
+            _sync(fresh)
+            if not (shared and path.is_dir()):
+                _put_in_place(fresh, path, shared=shared)
+            _sync(path.parent)
+            shutil.rmtree(replaced(path), ignore_errors=True)
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
+
+
+def replaced(path: Path) -> Path:
+    """Return where a folder stands for the moment in which `whole_folder` replaces it."""
+    return path.parent / f"{_REPLACED}{path.name}"
+
+
+def _put_in_place(fresh: Path, path: Path, *, shared: bool) -> None:
+    before = replaced(path)
+    if path.exists():
         shutil.rmtree(before, ignore_errors=True)
-    except OSError as error:
-        raise _unwritable(path, error) from error
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+        path.rename(before)  # after a kill here `prepare_output` brings it back
+    try:
+        fresh.rename(path)
+    except OSError:
+        if before.exists():
+            before.rename(path)
+        elif not (shared and path.is_dir()):  # another process was faster
+            raise
 
 
 def make_folder(path: Path) -> None:
@@ -99,15 +140,62 @@ def make_folder(path: Path) -> None:
     Raises:
         ChiasmError: If it cannot be made.
     """
-    try:
+    with writing(path):
         path.mkdir(parents=True, exist_ok=True)
+
+
+def _remove_leftovers(folder: Path, depth: int = DEPTH) -> None:
+    """Remove temporaries of processes that are gone, and bring back folders that were being replaced."""
+    for place, folders, files in os.walk(folder):
+        for name in [name for name in (*folders, *files) if name.startswith(".chiasm-")]:
+            path = Path(place, name)
+            if _is_left_over(path):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            elif name.startswith(_REPLACED) and (whole := path.with_name(name.removeprefix(_REPLACED))).exists():
+                shutil.rmtree(path)
+            elif name.startswith(_REPLACED):
+                path.rename(whole)
+        deep = len(Path(place).relative_to(folder).parts) >= depth
+        folders[:] = [] if deep else [name for name in folders if not name.startswith(".chiasm-")]
+
+
+def _is_left_over(path: Path) -> bool:
+    """Tell whether a name is a temporary of a process that is gone; this one has none when a command starts."""
+    if not (match := _TEMPORARY.fullmatch(path.name)):
+        return False
+    pid, host = int(match[1]), match[2]
+    if host != _HOST:
+        return time.time() - path.lstat().st_mtime > FOREIGN_SECONDS
+    return pid == os.getpid() or not _is_running(pid)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    status = Path(f"/proc/{pid}/stat")
+    return not status.exists() or status.read_text().rpartition(")")[2].split()[0] != "Z"  # killed, and not buried yet
+
+
+def _temporary(path: Path, age: str = "") -> Path:
+    name = path.name.encode()[-LONGEST_NAME:].decode(errors="ignore")
+    return path.with_name(f".chiasm-{os.getpid()}@{_HOST}.{age}{name}")
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Name the file or folder, the cause and the remedy where the system refuses to write.
+
+    Raises:
+        ChiasmError: In the place of an `OSError`; its reason is "unwritable".
+    """
+    try:
+        yield
     except OSError as error:
-        raise ChiasmError(
-            f"cannot be made: {error.strerror or error}",
-            path=path,
-            reason="unwritable",
-            hint="Give another folder with -o.",
-        ) from error
+        raise unwritable(path, error) from error
 
 
 @contextmanager
@@ -115,7 +203,8 @@ def locked(folder: Path) -> Iterator[None]:
     """Hold a folder of results for this process alone; it is made if it is missing.
 
     The lock ends with the process, however that ends.  A folder that was made
-    here and is still empty afterwards is removed again.
+    here and is still empty afterwards is removed again.  What a killed process
+    left there under a temporary name is removed first.
 
     Args:
         folder: Where results go.
@@ -128,6 +217,8 @@ def locked(folder: Path) -> Iterator[None]:
     make_folder(folder)
     with _held(folder):
         try:
+            with writing(folder):
+                _remove_leftovers(folder)
             yield
         finally:
             (folder / LOCK).unlink(missing_ok=True)
@@ -136,13 +227,27 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def refuse_busy(folder: Path) -> None:
-    """Refuse a folder that another process holds, before anything slow is loaded or read.
+    """Refuse a folder that cannot be written or that another process holds, before anything slow is loaded or read.
+
+    Args:
+        folder: Where results will go; it may be missing, and is not made.
 
     Raises:
         RunError: As `locked`.
-        ChiasmError: If the folder cannot be written.
+        ChiasmError: If nothing can be written there; says why.
     """
-    if (folder / LOCK).is_file():
+    with writing(folder):
+        nearest = Path(folder).absolute()
+        while not nearest.exists():
+            nearest = nearest.parent
+        trial = _temporary(nearest / "trial")
+        try:
+            trial.write_bytes(bytes(4096))  # a full disk makes files, and puts nothing in them
+        finally:
+            if nearest.is_dir():
+                trial.unlink(missing_ok=True)
+        is_held = (folder / LOCK).is_file()
+    if is_held:
         with locked(folder):
             pass
 
@@ -155,21 +260,19 @@ def _held(folder: Path) -> Iterator[None]:
         with _lock_file(path) as file:
             if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 continue
-            file.truncate(0)
-            file.write(f"pid {os.getpid()} on {socket.gethostname()}")
-            file.flush()
+            with writing(folder):
+                file.truncate(0)
+                file.write(f"pid {os.getpid()} on {socket.gethostname()}".encode())
             yield
             return
 
 
 @contextmanager
-def _lock_file(path: Path) -> Iterator[IO[str]]:
+def _lock_file(path: Path) -> Iterator[IO[bytes]]:
     import fcntl
 
-    try:
-        file = path.open("a+")
-    except OSError as error:
-        raise _unwritable(path, error) from error
+    with writing(path.parent):
+        file = path.open("a+b", buffering=0)  # closing it has nothing left to write on a full disk
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -179,7 +282,7 @@ def _lock_file(path: Path) -> Iterator[IO[str]]:
                 "is in use by another chiasm",
                 path=path.parent,
                 reason="busy",
-                found=file.read().strip() or "an unknown process",
+                found=file.read().decode(errors="replace").strip() or "an unknown process",
                 hint="Wait for it, stop it, or give another folder with -o.",
             ) from error
         except OSError as error:  # a network disk without locks
@@ -192,14 +295,15 @@ def _lock_file(path: Path) -> Iterator[IO[str]]:
         yield file
 
 
-def _unwritable(path: Path, error: OSError) -> ChiasmError:
-    free = _free_bytes(path.parent)
+def unwritable(path: Path, error: OSError) -> ChiasmError:
+    """Say that and why something could not be written."""
+    free = _free_bytes(path.parent) if error.errno in _SPACE else None
     return ChiasmError(
         f"cannot be written: {error.strerror or error}",
         path=path,
         reason="unwritable",
         found=f"{free / 2**20:.0f} MiB free" if free is not None else None,
-        hint="Free some space, or give another folder with -o.",
+        hint=_REMEDIES.get(error.errno or errno.ENOSPC, "Choose another folder."),
     )
 
 
@@ -264,6 +368,45 @@ def _parsed(path: Path, parse: Any) -> Any:
         raise RunError("is damaged or not what its name says", path=path, reason="damaged", found=error) from error
 
 
+def read_log(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """Read a training's log, of which each line is a JSON object with `kind` and `step`; warnings have a `message`.
+
+    Args:
+        path: Of `log.jsonl`; may be missing.
+
+    Returns:
+        The lines, and how many more are damaged: cut by a kill, or changed on the disk.
+
+    Raises:
+        RunError: If the file is there and cannot be read.
+    """
+    try:
+        content = Path(path).read_bytes()
+    except FileNotFoundError:
+        return [], 0
+    except OSError as error:
+        raise RunError("cannot be read", path=path, reason="unreadable", found=error.strerror) from error
+    lines, damaged = [], 0
+    for raw in content.splitlines():
+        try:
+            line = json.loads(raw.decode())
+        except (ValueError, RecursionError):
+            damaged += 1
+            continue
+        if _is_logged(line):
+            lines.append(line)
+        else:
+            damaged += 1
+    return lines, damaged
+
+
+def _is_logged(line: object) -> bool:
+    if not isinstance(line, dict) or not isinstance(line.get("kind"), str):
+        return False
+    has_step = type(line.get("step")) is int and 0 <= line["step"] < 2**53
+    return has_step and (line["kind"] != "warning" or isinstance(line.get("message"), str))
+
+
 def sha256_of(path: Path) -> str:
     """Return the sha256 of a file's bytes, as 64 hexadecimal digits."""
     digest = hashlib.sha256()
@@ -271,3 +414,55 @@ def sha256_of(path: Path) -> str:
         while block := content.read(2**20):
             digest.update(block)
     return digest.hexdigest()
+
+
+_HASHED: dict[tuple[int, ...], str] = {}
+
+
+def content_hash(path: Path) -> str:
+    """Return the sha256 of a file that may have been hashed before; only a changed one is read again.
+
+    A file counts as changed when its place on the disk, its size or one of its times is
+    another than when this process hashed it; no program can set the time of its last change back.
+
+    Raises:
+        OSError: If the file cannot be read.
+    """
+    there = path.stat()
+    key = there.st_dev, there.st_ino, there.st_size, there.st_mtime_ns, there.st_ctime_ns
+    if key not in _HASHED:
+        digest = sha256_of(path)
+        if time.time() - there.st_ctime < SETTLED_SECONDS:
+            return digest
+        _HASHED[key] = digest
+    return _HASHED[key]
+
+
+def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Put the sha256 of a card's content in front of it."""
+    return {"seal": _seal(content), **content}
+
+
+def is_sealed(content: object) -> bool:
+    """Tell whether a card holds what it held when it was `sealed`."""
+    return isinstance(content, Mapping) and content.get("seal") == _seal(content)
+
+
+def check_seal(content: Mapping[str, Any], path: Path, hint: str) -> None:
+    """Refuse a file whose content is not what was sealed; one without a seal, which a user wrote, is accepted.
+
+    Args:
+        content: Read from the file.
+        path: The file.
+        hint: What to do.
+
+    Raises:
+        RunError: If the content was changed.
+    """
+    if "seal" in content and not is_sealed(content):
+        raise RunError("was changed since it was written", path=path, reason="damaged", hint=hint)
+
+
+def _seal(content: Mapping[str, Any]) -> str:
+    rest = {name: value for name, value in content.items() if name != "seal"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, default=str).encode()).hexdigest()

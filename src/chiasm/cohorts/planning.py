@@ -35,13 +35,17 @@ from chiasm.cohorts.masks import Rule
 from chiasm.cohorts.pairing import tell_movement
 from chiasm.errors import CohortError, RecipeError, RunError, VolumeError
 from chiasm.recipe import BiasCorrection, Recipe, Registration
-from chiasm.storage import read_toml, write_toml
+from chiasm.storage import check_seal, read_toml, sealed, write_toml
 
 Triple = tuple[float, float, float]
 
 #: Fields of a plan that are long tables of numbers.
 FITTED = ("target_reference", "lookup", "input_mean", "input_sd", "source_ranges", "source_histograms", "source_limits")
 
+REMEDY = (
+    "In a run folder, delete it: the same command makes it anew from the same cases. "
+    "In a model folder, copy the model again."
+)
 HISTOGRAM_BINS = 32
 AIR_HU = -1000.0
 ISOTROPIC = 1.5  # largest ratio of spacings that counts as nearly the same
@@ -125,7 +129,7 @@ class Plan:
         grid_mm: Smallest and largest spacing of the training cases on each axis.
         body_mm: Smallest and largest size of the box around their masks.
         trained_on: Ids of the training cases, which alone were looked at.
-        expected: Cost on the machine where the plan was made; no part of what makes plans equal.
+        expected: Cost on the machine where the plan was made; no part of what makes plans equal, and None in a model.
         reasons: One sentence for each choice, by field.
         histogram: Whether each source is shown a second time, as its rank in the case's own histogram.
         context: Whether the generator sees, after all these, the target as an earlier stage predicted it.
@@ -163,7 +167,7 @@ class Plan:
     grid_mm: tuple[Triple, Triple]
     body_mm: tuple[Triple, Triple]
     trained_on: tuple[str, ...]
-    expected: Estimate = field(compare=False)
+    expected: Estimate | None = field(compare=False)
     reasons: Mapping[str, str] = field(compare=False)
     histogram: bool = False  # plans of before hold none
     context: bool = False  # likewise
@@ -407,25 +411,29 @@ def _tell(degradation: Degradation, thin_mm: float, dims: int) -> str:
 
 
 def write_plan(path: Path, plan: Plan) -> None:
-    """Write a plan as TOML for people to read: choices, `[expected]` cost, `[reasons]`, and last what is `[fitted]`."""
+    """Write a plan as TOML for people to read: choices, `[expected]` cost, `[reasons]`, and last what is `[fitted]`.
+
+    It is sealed.
+    """
     content = TypeAdapter(Plan).dump_python(plan, mode="json")
     fitted = {name: content.pop(name) for name in FITTED}
-    if plan.degradation is None:  # TOML has no null
-        del content["degradation"]
-    write_toml(path, {**content, "fitted": fitted})
+    for name in ("degradation", "expected"):
+        if content[name] is None:  # TOML has no null
+            del content[name]
+    write_toml(path, sealed({**content, "fitted": fitted}))
 
 
 def read_plan(path: Path) -> Plan:
     """Read a plan.
 
     Raises:
-        RunError: If the file is missing, no TOML, or its values are no plan.
+        RunError: If the file is missing, no TOML, its values are no plan, or it was changed after `write_plan`.
     """
     content = read_toml(path)
-    fitted = content.pop("fitted", None)
-    content |= fitted if isinstance(fitted, dict) else {}
+    fitted = content.get("fitted")
+    flat = {"expected": None, **content} | (fitted if isinstance(fitted, dict) else {})
     try:
-        return TypeAdapter(Plan).validate_python(content)
+        plan = TypeAdapter(Plan).validate_python(flat)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         name = ".".join(map(str, first["loc"]))
@@ -433,8 +441,10 @@ def read_plan(path: Path) -> Plan:
             f"is no plan of this chiasm: {name + ': ' if name else ''}{first['msg'].removeprefix('Value error, ')}",
             path=path,
             reason="damaged",
-            hint="Delete it and run chiasm plan again; a model's plan cannot be made anew without its cohort.",
+            hint=REMEDY,
         ) from error
+    check_seal(content, path, REMEDY)
+    return plan
 
 
 def unlike(plan: Plan, prepared: Seen) -> str | None:

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -28,15 +27,27 @@ from chiasm.cohorts.intensity import IntensityMap, Kind, fit_intensity
 from chiasm.cohorts.masks import Rule, box_of, find_mask
 from chiasm.cohorts.pairing import hashes_of
 from chiasm.cohorts.planning import Plan
-from chiasm.errors import ChiasmError, VolumeError
-from chiasm.storage import whole_file, write_json
+from chiasm.errors import ChiasmError, RunError, VolumeError
+from chiasm.storage import (
+    content_hash,
+    is_sealed,
+    read_json,
+    sealed,
+    sha256_of,
+    whole_file,
+    whole_folder,
+    write_json,
+)
 from chiasm.volumes import Geometry, Volume, check_pair, crop, grid_with_spacing, read_volume, resample
 
 #: Raised by one whenever the same files and plan would give other arrays.
 VERSION = 1
 
+CARD = "grid.json"
 MARGIN = 2  # voxels around the mask's box, so that resampling back has neighbours
 SAME_SPACING = 0.01  # a grid this near to the plan's, relatively, is not resampled
+
+Say = Callable[[str], None]
 
 RANK_SD = 12**-0.5  # of numbers spread evenly between 0 and 1
 
@@ -160,13 +171,18 @@ def prepare_source(volumes: Sequence[Volume], plan: Plan, mask: Volume | None = 
     return _prepare(upright, plan, None if given is None else arranged(given, plan.degradation))[0]
 
 
-def prepare_case(case: Case, plan: Plan, cache: Path) -> PreparedCase:
+def _silence(line: str) -> None:
+    del line
+
+
+def prepare_case(case: Case, plan: Plan, cache: Path, warn: Say = _silence) -> PreparedCase:
     """Prepare a case for training or validation, or take it from the cache.
 
     Args:
         case: Has the plan's sources and its target, or one of both alone.
         plan: Says how.
         cache: Folder of prepared cases; made if missing.
+        warn: Called with a sentence where the cache holds damaged arrays, which are made anew.
 
     Raises:
         VolumeError: If a file cannot be read, grids differ, the mask is empty
@@ -174,20 +190,21 @@ def prepare_case(case: Case, plan: Plan, cache: Path) -> PreparedCase:
         ChiasmError: If the cache cannot be written.
     """
     if side_alone(case, plan.sources, plan.target) == "target":
-        only = prepare_case(case, _turned(plan), cache)
+        only = prepare_case(case, _turned(plan), cache, warn)
         return replace(only, target=only.source[0], alone="target")
     folder = cache / f"{case.id}-{_key(case, plan)}"
     if folder.is_dir():
         try:
             return _load(folder, case, plan)
-        except (OSError, EOFError, ValueError, KeyError):  # cut short by a failing disk: make it anew
+        except RunError as error:
+            warn(f"case {case.id}: its prepared arrays are made anew: {error}")
             shutil.rmtree(folder, ignore_errors=True)  # another process may be doing the same
     _store(folder, case, plan)
     return _load(folder, case, plan)
 
 
 def prepare_cohort(
-    cases: Sequence[Case], plan: Plan, cache: Path, progress: Progress | None = None
+    cases: Sequence[Case], plan: Plan, cache: Path, progress: Progress | None = None, warn: Say = _silence
 ) -> tuple[list[PreparedCase], list[Problem]]:
     """Prepare cases one after another; a bad one is named and the others go on.
 
@@ -196,6 +213,7 @@ def prepare_cohort(
         plan: Says how.
         cache: Folder of prepared cases.
         progress: Called with cases done, all cases, the next case's id.
+        warn: As in `prepare_case`.
 
     Returns:
         The prepared cases in order, and a problem for each that is missing among them.
@@ -209,7 +227,7 @@ def prepare_cohort(
         if progress is not None:
             progress(index, len(cases), case.id)
         try:
-            prepared.append(prepare_case(case, plan, cache))
+            prepared.append(prepare_case(case, plan, cache, warn))
         except ChiasmError as error:
             if error.reason == "unwritable":
                 raise
@@ -221,7 +239,7 @@ def prepare_cohort(
 
 
 def write_context(case: PreparedCase, context: NDArray[np.float32], path: Path, plan: Plan) -> None:
-    """Keep a case's source with an earlier stage's prediction behind it, laid out as the cache is.
+    """Keep a case's source with an earlier stage's prediction behind it, laid out as the cache is, and a card.
 
     Args:
         case: Without a context.
@@ -235,13 +253,14 @@ def write_context(case: PreparedCase, context: NDArray[np.float32], path: Path, 
     source = np.concatenate([case.source, context[None]])
     with whole_file(path) as temporary, temporary.open("wb") as file:
         np.save(file, np.ascontiguousarray(_slices_first(source, plan)))
+    write_json(path.with_suffix(".json"), sealed({"arrays": {path.name: sha256_of(path)}}))
 
 
 def read_context(case: PreparedCase, path: Path, plan: Plan) -> PreparedCase | None:
     """Return a case with the source that `write_context` kept, memory-mapped; None where it is missing or damaged."""
     try:
-        source = _slices_last(np.load(path, mmap_mode="r"), plan)
-    except (OSError, EOFError, ValueError):
+        source = _arrays(path.with_suffix(".json"), plan)[0][path.stem]
+    except (RunError, KeyError):
         return None
     channels, *size = case.source.shape
     return replace(case, source=source, context=True) if source.shape == (channels + 1, *size) else None
@@ -341,28 +360,38 @@ def _store(folder: Path, case: Case, plan: Plan) -> None:
     if case.labels is not None:
         labels = check_pair(volumes[0], read_volume(case.labels, labels=True), b_name="labels", labels=True)
         arrays["labels"] = place.move(labels, order=0)
-    fresh = folder.with_name(f".{os.getpid()}.{folder.name}")
-    shutil.rmtree(fresh, ignore_errors=True)
-    try:
+    with whole_folder(folder, shared=True) as fresh:
         for name, array in arrays.items():
-            with whole_file(fresh / f"{name}.npy") as path:
-                np.save(path, np.ascontiguousarray(_slices_first(array, plan)))
-        write_json(fresh / "grid.json", {"shape": source.grid.shape, "affine": source.grid.affine.tolist()})
+            np.save(fresh / f"{name}.npy", np.ascontiguousarray(_slices_first(array, plan)))
+        sums = {f"{name}.npy": sha256_of(fresh / f"{name}.npy") for name in arrays}
+        grid = {"shape": source.grid.shape, "affine": source.grid.affine.tolist()}
+        write_json(fresh / CARD, sealed({**grid, "arrays": sums}))
+
+
+def _arrays(path: Path, plan: Plan) -> tuple[dict[str, NDArray[Any]], Mapping[str, Any]]:
+    """Memory-map the arrays that a card names, and return the card too.
+
+    Raises:
+        RunError: If the card or an array is missing or not what was written.
+    """
+    card = read_json(path)
+    if not is_sealed(card):
+        raise RunError("is damaged, or from a chiasm that kept no checksums", path=path, reason="damaged")
+    arrays = {}
+    for name, told in card["arrays"].items():
+        file = path.with_name(name)
         try:
-            fresh.rename(folder)
+            if content_hash(file) != told:
+                raise RunError("was changed since it was written", path=file, reason="damaged")
+            arrays[file.stem] = _slices_last(np.load(file, mmap_mode="r"), plan)
         except OSError as error:
-            if not folder.is_dir():  # where it is there, another process was faster
-                raise ChiasmError(
-                    "cannot be written", path=folder, reason="unwritable", found=error.strerror
-                ) from error
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+            raise RunError("cannot be read", path=file, reason="unreadable", found=error.strerror) from error
+    return arrays, card
 
 
 def _load(folder: Path, case: Case, plan: Plan) -> PreparedCase:
-    grid = json.loads((folder / "grid.json").read_text(encoding="utf-8"))
+    arrays, grid = _arrays(folder / CARD, plan)
     i, j, k = grid["shape"]
-    arrays = {path.stem: _slices_last(np.load(path, mmap_mode="r"), plan) for path in sorted(folder.glob("*.npy"))}
     if plan.target not in case.images:
         arrays["target"] = np.broadcast_to(np.float32(0), (i, j, k))
     return PreparedCase(

@@ -16,12 +16,18 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from chiasm.cohorts.cases import Case
 from chiasm.errors import CohortError, RunError
-from chiasm.storage import read_json, write_json
+from chiasm.storage import check_seal, read_json, write_json
+from chiasm.storage import sealed as with_seal
 
 ROLES = ("train", "validation", "test", "sealed")
+REMEDY = (
+    "In a run folder, delete it if the data are as they were: the same command writes it anew. "
+    "In a model folder, copy the model again."
+)
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,28 @@ class SplitRecord:
     subjects: Mapping[str, str]
     sites: Mapping[str, str | None]
     hashes: Mapping[str, str]
+
+
+class _Fact(BaseModel):
+    """What `splits.json` says of a case."""
+
+    model_config = ConfigDict(strict=True)
+
+    subject: str
+    site: str | None
+    voxels: str | None
+
+
+class _Written(BaseModel):
+    """The content of `splits.json`."""
+
+    model_config = ConfigDict(strict=True)
+
+    train: list[str]
+    validation: list[str]
+    test: list[str]
+    sealed: list[str] = []
+    cases: dict[str, _Fact]
 
 
 def make_split(
@@ -291,29 +319,33 @@ def write_splits(path: Path, split: Split, hashes: Mapping[str, str], cases: Ite
     listed = sorted((case for case in cases if case.id in chosen), key=lambda case: case.id)
     check_disjoint(split, {case.id: case.subject for case in listed}, hashes)
     facts = {c.id: {"subject": c.subject, "site": c.site, "voxels": hashes.get(c.id)} for c in listed}
-    write_json(path, {**roles, "cases": facts})
+    write_json(path, with_seal({**roles, "cases": facts}))
 
 
 def read_splits(path: Path) -> SplitRecord:
     """Read what `write_splits` wrote.
 
     Raises:
-        RunError: If the file is missing or damaged.
+        RunError: If the file is missing, damaged, or was changed since it was written.
         CohortError: If the split in it is not disjoint.
     """
     content = read_json(path)
     try:
-        split = Split(
-            *(tuple(map(str, content.get(role, []) if role == "sealed" else content[role])) for role in ROLES)
-        )
-        facts = content["cases"]
-        record = SplitRecord(
-            split,
-            {name: fact["subject"] for name, fact in facts.items()},
-            {name: fact["site"] for name, fact in facts.items()},
-            {name: fact["voxels"] for name, fact in facts.items() if fact["voxels"] is not None},
-        )
-    except (KeyError, TypeError, AttributeError) as error:
-        raise RunError("is no splits.json of chiasm", path=path, reason="damaged", found=repr(error)) from error
-    check_disjoint(split, record.subjects, record.hashes)
+        written = _Written.model_validate(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise RunError(
+            f"is no splits.json of chiasm: {'.'.join(map(str, first['loc']))}: {first['msg']}",
+            path=path,
+            reason="damaged",
+            hint=REMEDY,
+        ) from error
+    record = SplitRecord(
+        Split(*(tuple(getattr(written, role)) for role in ROLES)),
+        {name: fact.subject for name, fact in written.cases.items()},
+        {name: fact.site for name, fact in written.cases.items()},
+        {name: fact.voxels for name, fact in written.cases.items() if fact.voxels is not None},
+    )
+    check_disjoint(record.split, record.subjects, record.hashes)
+    check_seal(content, path, REMEDY)
     return record

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chiasm.evidence.drawing import BAND, DASHES, INK, MUTED, SERIES, draw_svg, show_figure
+from chiasm.storage import read_log
 
 MOST_POINTS = 200  # of a drawn curve; longer ones are averaged in blocks
 HEALTHY_ACCURACY = (0.55, 0.97)  # below, a discriminator knows nothing; above, everything
@@ -89,10 +90,12 @@ PANELS = (
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:
-    """Read a training's `log.jsonl`; empty where there is none."""
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    """Read a training's `log.jsonl` without its damaged lines; empty where there is none.
+
+    Raises:
+        RunError: If it cannot be read.
+    """
+    return read_log(path)[0]
 
 
 def draw_curves(history: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
@@ -113,11 +116,11 @@ def draw_curves(history: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
 def _series(history: Sequence[Mapping[str, Any]], kind: str, names: Sequence[str]) -> NDArray[np.float64]:
     """Collect (step, value) pairs, averaged in blocks when they are many, shape (points, 2)."""
     found = [
-        (float(line["step"]), float(line[name]))
+        (float(line["step"]), value)
         for line in history
         if line["kind"] == kind
         for name in names
-        if line.get(name) is not None and math.isfinite(line[name])
+        if (value := _figure(line, name)) is not None
     ]
     points = np.array(found, dtype=np.float64).reshape(-1, 2)
     blocks = np.array_split(points, MOST_POINTS) if len(points) > MOST_POINTS else points[:, None]
@@ -181,7 +184,7 @@ def describe_health(history: Sequence[Mapping[str, Any]]) -> list[dict[str, str]
         say("bad", f"The attention is inverted on lesions: they weigh {ratio:.2f} times as much as healthy tissue.")
     elif ratio is not None:
         say("good", f"By the doubt, lesions weigh {ratio:.2f} times as much as healthy tissue.")
-    strength = [line["attention_strength"] for line in history if line.get("attention_strength") is not None]
+    strength = [value for line in history if (value := _figure(line, "attention_strength")) is not None]
     if strength and not any(strength):
         say("bad", "The attention was never switched on: its health gate stayed closed.")
     elif strength and (closed := strength.count(0) / len(strength)) > 0.1:
@@ -193,9 +196,17 @@ def _last(history: Sequence[Mapping[str, Any]], *names: str) -> float | None:
     """Find the last finite figure under any of `names`, in the order of preference."""
     for name in names:
         for line in reversed(history):
-            if line.get(name) is not None and math.isfinite(line[name]):
-                return float(line[name])
+            if (value := _figure(line, name)) is not None:
+                return value
     return None
+
+
+def _figure(line: Mapping[str, Any], name: str) -> float | None:
+    """Return a finite figure of a line, or None where the line has none of this name."""
+    value = line.get(name)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return float(value) if abs(value) <= sys.float_info.max else None
 
 
 def logged_warnings(history: Sequence[Mapping[str, Any]]) -> list[str]:

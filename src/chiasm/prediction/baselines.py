@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from chiasm.cohorts.intensity import fit_lookup
 from chiasm.errors import RunError, unknown
-from chiasm.storage import read_json, sha256_of, whole_file, write_json
+from chiasm.storage import check_seal, read_json, sealed, sha256_of, whole_file, write_json
 from chiasm.volumes import Geometry, Volume, resample
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def save_baselines(folder: Path, baselines: Baselines) -> None:
     Raises:
         ChiasmError: If the folder cannot be written.
     """
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     tensors = {
         "mean_image": np.ascontiguousarray(baselines.mean_image),
@@ -153,7 +153,7 @@ def save_baselines(folder: Path, baselines: Baselines) -> None:
         "lookup_target": baselines.lookup_target,
     }
     with whole_file(folder / TENSORS) as temporary:
-        save_file(tensors, temporary)
+        temporary.write_bytes(save(tensors))  # safetensors' own writing hides a full disk from `whole_file`
     card = {
         "format": FORMAT,
         "sha256": sha256_of(folder / TENSORS),
@@ -161,7 +161,7 @@ def save_baselines(folder: Path, baselines: Baselines) -> None:
         "mean_target": baselines.mean_target,
         "fitted_on": list(baselines.fitted_on),
     } | ({} if baselines.own is None else {"own": baselines.own})
-    write_json(folder / CARD, card)
+    write_json(folder / CARD, sealed(card))
 
 
 def load_baselines(folder: Path) -> Baselines:
@@ -183,14 +183,11 @@ def load_baselines(folder: Path) -> Baselines:
             found=found,
             expected=FORMAT,
         )
+    remedy = "Copy the model folder again, or run the same train command to write it anew."
+    check_seal(card, folder / CARD, remedy)
     file = folder / TENSORS
     if not file.is_file() or sha256_of(file) != card.get("sha256"):
-        raise RunError(
-            "is missing or was changed since it was written",
-            path=file,
-            reason="damaged",
-            hint="Copy the model folder again, or run the same train command to write it anew.",
-        )
+        raise RunError("is missing or was changed since it was written", path=file, reason="damaged", hint=remedy)
     try:
         tensors = load_file(file)
         mean_image = tensors["mean_image"]

@@ -8,8 +8,6 @@ itself.  A folder whose files do not match is refused.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -28,7 +26,7 @@ from chiasm.networks.discriminators import LocalDiscriminator
 from chiasm.networks.generator import KNOTS, Generator
 from chiasm.prediction.calibration import Calibration, read_calibration, write_calibration
 from chiasm.recipe import Recipe, read_recipe, write_recipe
-from chiasm.storage import make_folder, read_toml, sha256_of, whole_file, write_toml
+from chiasm.storage import is_sealed, read_toml, replaced, sealed, sha256_of, whole_file, whole_folder, write_toml
 
 FORMAT = 1
 WEIGHTS, CARD = "weights.safetensors", "model.toml"
@@ -150,18 +148,8 @@ def save_model(folder: Path, model: Model, extras: Mapping[str, Path] | None = N
     Raises:
         ChiasmError: If the folder cannot be written.
     """
-    fresh, before = folder.with_name(f".new.{folder.name}"), _before(folder)
-    shutil.rmtree(fresh, ignore_errors=True)
-    make_folder(fresh)
-    try:
+    with whole_folder(folder) as fresh:
         _write(fresh, model, extras or {})
-        if folder.exists():
-            shutil.rmtree(before, ignore_errors=True)
-            folder.rename(before)  # a kill from here on leaves it to `find_model`
-        fresh.rename(folder)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-    shutil.rmtree(before, ignore_errors=True)
 
 
 def _write(folder: Path, model: Model, extras: Mapping[str, Path]) -> None:
@@ -175,7 +163,7 @@ def _write(folder: Path, model: Model, extras: Mapping[str, Path]) -> None:
     with whole_file(folder / WEIGHTS) as temporary:  # safetensors' own writing hides a full disk from `whole_file`
         temporary.write_bytes(save({name: value.detach().cpu().contiguous() for name, value in weights.items()}))
     write_recipe(folder / "recipe.toml", model.recipe)
-    write_plan(folder / "plan.toml", model.plan)
+    write_plan(folder / "plan.toml", replace(model.plan, expected=None))  # what training costs is no part of a model
     if model.calibration is not None:
         write_calibration(folder / "calibration.json", model.calibration)
     for name, path in extras.items():
@@ -183,20 +171,6 @@ def _write(folder: Path, model: Model, extras: Mapping[str, Path]) -> None:
             shutil.copyfile(path, temporary)
     sums = {path.name: sha256_of(path) for path in sorted(folder.iterdir())}
     write_toml(folder / CARD, sealed({"format": FORMAT, "error_scale": float(model.error_scale), "sha256": sums}))
-
-
-def sealed(card: Mapping[str, Any]) -> dict[str, Any]:
-    """Put the sha256 of a card's content in front of it."""
-    return {"seal": _seal(card), **card}
-
-
-def is_sealed(card: Mapping[str, Any]) -> bool:
-    """Tell whether a card holds what it held when it was `sealed`."""
-    return card.get("seal") == _seal({name: value for name, value in card.items() if name != "seal"})
-
-
-def _seal(card: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(card, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def load_model(path: Path) -> Model:
@@ -207,21 +181,7 @@ def load_model(path: Path) -> Model:
             written by a newer chiasm.
     """
     folder = find_model(path)
-    card = read_toml(folder / CARD)
-    if card.get("format") != FORMAT:
-        raise RunError(
-            "was written in a format this chiasm does not know",
-            path=folder / CARD,
-            reason="format",
-            found=card.get("format"),
-            expected=FORMAT,
-            hint="Use the chiasm that wrote it, or a newer one.",
-        )
-    if not is_sealed(card) or not card["sha256"].keys() >= NEEDED:
-        raise _changed(folder / CARD)
-    for name, wanted in card["sha256"].items():
-        if not (folder / name).is_file() or sha256_of(folder / name) != wanted:
-            raise _changed(folder / name)
+    card = check_files(folder)
     recipe, plan = read_recipe(folder / "recipe.toml"), read_plan(folder / "plan.toml")
     generator, judge, refiner = make_generator(recipe, plan), None, None
     earlier = [make_generator(recipe, replace(plan, context=stage > 0)) for stage in range(recipe.generator.stages - 1)]
@@ -254,6 +214,30 @@ def load_model(path: Path) -> Model:
     )
 
 
+def check_files(folder: Path) -> dict[str, Any]:
+    """Check that a model folder holds what its card says, and return the card.
+
+    Raises:
+        RunError: If there is no card, a file is missing or was changed, or it was written by a newer chiasm.
+    """
+    card = read_toml(folder / CARD)
+    if card.get("format") != FORMAT:
+        raise RunError(
+            "was written in a format this chiasm does not know",
+            path=folder / CARD,
+            reason="format",
+            found=card.get("format"),
+            expected=FORMAT,
+            hint="Use the chiasm that wrote it, or a newer one.",
+        )
+    if not is_sealed(card) or not card["sha256"].keys() >= NEEDED:
+        raise _changed(folder / CARD)
+    for name, wanted in card["sha256"].items():
+        if not (folder / name).is_file() or sha256_of(folder / name) != wanted:
+            raise _changed(folder / name)
+    return card
+
+
 def find_model(path: Path) -> Path:
     """Return the model folder at `path` or inside the run folder `path`.
 
@@ -261,7 +245,7 @@ def find_model(path: Path) -> Path:
         RunError: If there is none.
     """
     for folder in (path, path / "model"):
-        for candidate in (folder, _before(folder)):  # the older one, where a kill came while it was replaced
+        for candidate in (folder, replaced(folder)):  # the older one, where a kill came while it was replaced
             if (candidate / CARD).is_file():
                 return candidate
     started = (path / "recipe.toml").exists()
@@ -272,10 +256,6 @@ def find_model(path: Path) -> Path:
         expected="a run folder of chiasm train, or its model/ folder",
         hint="Run the same chiasm train command again to finish it." if started else None,
     )
-
-
-def _before(folder: Path) -> Path:
-    return folder.parent / f".old.{folder.name}"
 
 
 def _changed(path: Path) -> RunError:

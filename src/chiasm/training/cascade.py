@@ -185,6 +185,9 @@ def climb(
         files = {case.id: place / "contexts" / f"{case.id}.npy" for case in asked}
         bare = {case.id: case for case in (*training, *validation)}
         missing = [case for case in asked if read_context(bare[case.id], files[case.id], plan) is None]
+        for case in missing:
+            if files[case.id].exists():
+                warn(f"{files[case.id]}: what stage {part.stage} made is damaged, and is made anew")
         fabric.barrier()  # nobody writes before everybody has looked
         if missing or part.fold is None:
             without = "" if part.fold is None else f", without inner fold {part.fold + 1} of {len(folds)}"

@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from chiasm.errors import ChiasmError, RunError
-from chiasm.prediction.model import is_sealed, sealed
-from chiasm.storage import read_toml, sha256_of, whole_file, write_toml
+from chiasm.storage import is_sealed, read_toml, sealed, sha256_of, whole_file, write_toml
 
 KEEP = 2
 
@@ -81,7 +80,7 @@ def load_checkpoint(
     for path in sorted({found.with_suffix(".safetensors") for found in folder.glob("step-*")}, reverse=True):
         found = _whole(path)
         if found is None:
-            warnings.append(f"{path}: the checkpoint is damaged and is passed over; an older one is used")
+            warnings.append(f"{path}: the checkpoint is damaged and is passed over")
             continue
         content, tensors = found
         saved = set(content["parts"])
@@ -91,8 +90,9 @@ def load_checkpoint(
             part = parts[name]
             own = {key.removeprefix(f"{name}/"): value for key, value in tensors.items() if key.startswith(f"{name}/")}
             _restore(part, own, path)
-        return int(content["step"]), dict(content["state"]), warnings
-    return 0, {}, warnings
+        step = int(content["step"])
+        return step, dict(content["state"]), [f"{sentence}; step {step} is used" for sentence in warnings]
+    return 0, {}, [f"{sentence}; there is no older one" for sentence in warnings]
 
 
 def _whole(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:

@@ -22,7 +22,7 @@ from chiasm.cohorts.preparation import PreparedCase
 from chiasm.errors import RunError
 from chiasm.prediction.engines import Engine, pick_precision
 from chiasm.recipe import Recipe
-from chiasm.storage import write_text
+from chiasm.storage import make_folder, read_log, write_text, writing
 from chiasm.training.checkpoints import load_checkpoint, save_checkpoint
 from chiasm.training.coding import CodingLearner
 from chiasm.training.health import gauge, in_words
@@ -107,16 +107,16 @@ def learn(
     engine = Engine(fabric.device, pick_precision(recipe.training.precision, recipe.training.accelerator))
     lead = fabric.global_rank == 0
     if lead:
-        _cut_log(log, done)
+        _cut_log(log, done, warn)
     steps = recipe.schedule.steps if until is None else until
     due = _validation_steps(recipe)
     saved = time.monotonic()
-    with _signals() as caught, log.open("a", encoding="utf-8") as lines:
+    with _signals() as caught:
 
         def write(kind: str, step: int, figures: Mapping[str, object]) -> None:
             if lead:
-                lines.write(json.dumps({"kind": kind, "step": step, **figures}) + "\n")
-                lines.flush()
+                with writing(log), log.open("a", encoding="utf-8") as lines:
+                    lines.write(json.dumps({"kind": kind, "step": step, **figures}) + "\n")
 
         for step in range(done, steps):
             figures = learner.step(step)
@@ -189,20 +189,14 @@ def _validation_steps(recipe: Recipe) -> list[int]:
     return sorted(even | ({before} if recipe.attention.target != "none" and before > 0 else set()))
 
 
-def _cut_log(path: Path, step: int) -> None:
-    """Drop lines past the checkpoint: a resumed run writes them again."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            content = json.loads(line)
-        except json.JSONDecodeError:
-            break  # a kill in the middle of a line
-        if content["step"] <= step:
-            kept.append(line)
-    write_text(path, "".join(f"{line}\n" for line in kept))
+def _cut_log(path: Path, step: int, warn: Callable[[str], None]) -> None:
+    """Drop lines past the checkpoint, which a resumed run writes again, and damaged ones."""
+    make_folder(path.parent)
+    lines, damaged = read_log(path)
+    if damaged:
+        warn(f"{path}: {damaged} damaged lines are left out")
+    if lines or damaged:
+        write_text(path, "".join(json.dumps(line) + "\n" for line in lines if line["step"] <= step))
 
 
 @contextmanager

@@ -31,19 +31,21 @@ from chiasm.cohorts.splits import (
     deal_folds,
     leave_one_site_out,
     make_split,
+    read_splits,
     sites_of,
     write_splits,
 )
 from chiasm.cohorts.unpaired import check_images, find_unpaired, refuse_duplicates, tell_unpaired
 from chiasm.errors import CohortError, RunError, VolumeError
-from chiasm.prediction.baselines import fit_baselines, save_baselines
+from chiasm.prediction.baselines import CARD, TENSORS, fit_baselines, save_baselines
 from chiasm.prediction.calibration import fit_calibration
 from chiasm.prediction.engines import Engine, pick_precision
-from chiasm.prediction.model import Model, save_model
+from chiasm.prediction.model import Model, check_files, save_model
 from chiasm.recipe import Recipe, read_recipe, write_recipe
-from chiasm.storage import locked, make_folder, read_json, write_json
+from chiasm.storage import locked, make_folder, write_json
 from chiasm.training.cascade import Climbed, climb, list_parts, progress_of, recipe_of
 from chiasm.training.cost import estimate_cost
+from chiasm.training.finished import read_finished, write_finished
 from chiasm.training.loop import AnyLearner, Progress, learn, make_fabric
 from chiasm.training.methods import check_players, patch_needs
 
@@ -95,22 +97,12 @@ def plan_run(
         RunError: If the folder holds a run of another recipe.
     """
     with locked(folder):
-        return _plan(data, recipe, folder, say, layout, selection, cache)[0]
+        found = _found(data, recipe, folder, layout, selection)
+        return _plan(found, recipe, folder, say, cache)[0]
 
 
-def _plan(
-    data: Path | Cohort,
-    recipe: Recipe,
-    folder: Path,
-    say: Say,
-    layout: str | None,
-    selection: Selection | None,
-    cache: Path | None,
-) -> tuple[Run, Cohort]:
+def _plan(found: Cohort, recipe: Recipe, folder: Path, say: Say, cache: Path | None) -> tuple[Run, Cohort]:
     """Do the work of `plan_run`; return the usable cases too, as they are trained on, and those of one side alone."""
-    check_players(recipe)
-    _check_recipe(folder, recipe)
-    found = _found(data, layout, selection)
     cohort = select_cases(found, recipe.data.sources, recipe.data.target)
     wanted = ", ".join(recipe.data.sources)
     wanted += f" and {recipe.data.target}" if recipe.data.target not in recipe.data.sources else ""
@@ -145,8 +137,7 @@ def _plan(
         deal_folds(learning, recipe.generator.inner_folds, settings.seed)
     paired = paired_names(recipe, split)
     path = folder / "splits.json"
-    before = read_json(path) if path.exists() else None
-    if before is not None and any(before.get(role, []) != list(getattr(split, role)) for role in ROLES):
+    if path.exists() and read_splits(path).split != split:
         raise RunError(
             "was written for other cases than the data folder now holds",
             path=path,
@@ -229,7 +220,7 @@ def train(
     start: Path | None = None,
     until: int | None = None,
 ) -> Run:
-    """Plan, prepare and train; the same call again resumes where it stopped.
+    """Plan, prepare and train; the same call again resumes where it stopped, and ends at once when all is done.
 
     Args:
         data: Folder or manifest of paired cases, or cases that were found already.
@@ -260,12 +251,16 @@ def train(
     make_folder(folder)
     with locked(folder) if lead else nullcontext():
         with fabric.rank_zero_first():
-            run, cohort = _plan(data, recipe, folder, quiet, layout, selection, cache)
+            found = _found(data, recipe, folder, layout, selection)
+            done = None if until is not None else _finished(folder, found, quiet)
+            if done is not None:
+                return done
+            run, cohort = _plan(found, recipe, folder, quiet, cache)
             cases = {case.id: case for case in cohort.cases}
             paired = paired_names(recipe, run.split)
             names = (*paired, *run.plan.unpaired)
             learning = [cases[name] for name in (*names, *run.split.validation)]
-            prepared, problems = prepare_cohort(learning, run.plan, cache or folder / "cache")
+            prepared, problems = prepare_cohort(learning, run.plan, cache or folder / "cache", warn=quiet)
         by_id = {case.id: case for case in prepared}
         training = [by_id[name] for name in names if name in by_id]
         validation = [by_id[name] for name in run.split.validation if name in by_id]
@@ -305,12 +300,40 @@ def train(
             if until is None:
                 model = replace(learner.model(), recipe=recipe, earlier=climbed.earlier)
                 finish(learner, model, climbed.validation, folder, say=quiet)
+                write_finished(folder, (case.id for case in found.cases), (*run.problems, *problems))
         fabric.barrier()
     return replace(run, problems=(*run.problems, *problems))
 
 
-def _found(data: Path | Cohort, layout: str | None, selection: Selection | None) -> Cohort:
+def _found(
+    data: Path | Cohort, recipe: Recipe, folder: Path, layout: str | None, selection: Selection | None
+) -> Cohort:
+    """Find the cases, after the recipe has been checked against itself and against what the folder holds."""
+    check_players(recipe)
+    _check_recipe(folder, recipe)
     return data if isinstance(data, Cohort) else find_cohort(data, layout=layout, selection=selection)
+
+
+def _finished(folder: Path, found: Cohort, say: Say) -> Run | None:
+    """Return a run that is finished already; None where there is something to do.
+
+    Raises:
+        RunError: If its plan or its split was changed.
+    """
+    problems = read_finished(folder, (case.id for case in found.cases))
+    if problems is None:
+        return None
+    try:
+        check_files(folder / "model")
+    except RunError as error:
+        say(f"warning: {error.path}: {error.what}; the model is written anew")
+        return None
+    run = Run(folder, read_plan(folder / "plan.toml"), read_splits(folder / "splits.json").split, problems)
+    shutil.rmtree(folder / "baselines", ignore_errors=True)  # of a kill after the model was written
+    for problem in problems:
+        say(f"left out: {problem.message}")
+    say(f"finished already: {folder / 'model'}")
+    return run
 
 
 def _make_baselines(training: Sequence[PreparedCase], folder: Path, start: Path | None) -> None:
@@ -349,7 +372,7 @@ def finish(learner: AnyLearner, model: Model, validation: Sequence[PreparedCase]
         model = replace(model, calibration=calibration)
         if not calibration.informative:
             say("warning: on validation cases the reliability map does not follow the true error")
-    extras = [folder / "splits.json", *(folder / "baselines").iterdir()]
+    extras = [folder / "splits.json", folder / "baselines" / TENSORS, folder / "baselines" / CARD]
     save_model(folder / "model", model, {path.name: path for path in extras})
     shutil.rmtree(folder / "baselines")
     say(f"model: {folder / 'model'}")
@@ -439,7 +462,7 @@ def describe(recipe: Recipe, plan: Plan) -> list[str]:
         value = getattr(plan, name)
         short = name in FITTED or name == "trained_on"
         lines.append(f"{name}: {reason}" if short else f"{name} = {_plain(value)}: {reason}")
-    cost = plan.expected
+    cost = plan.expected or estimate_cost(recipe, plan)
     lines.append(
         f"{recipe.method} ({recipe.size}), {recipe.schedule.steps} steps: about {in_minutes(cost.minutes)} "
         f"and {cost.memory_mb / 1024:.1f} GB"

@@ -1,0 +1,67 @@
+"""What a finished run notes of itself, so that the same command again ends at once.
+
+`finished.json` is written last, after `model/`: it names the cases that were
+found then and those that were left out.  While it holds, and the data folder
+holds the same cases, no image is read and no cache is opened again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from chiasm.cohorts.cases import Problem
+from chiasm.errors import RunError
+from chiasm.storage import is_sealed, read_json, sealed, write_json
+
+FILE = "finished.json"
+
+
+class _LeftOut(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    path: str
+    reason: str
+    message: str
+    case: str | None
+
+
+class _Finished(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    cases: list[str]
+    left_out: list[_LeftOut]
+
+
+def write_finished(folder: Path, cases: Iterable[str], problems: Sequence[Problem]) -> None:
+    """Note that a run is finished.
+
+    Args:
+        folder: The run folder, with its model.
+        cases: Ids of all cases that were found, the unusable ones too.
+        problems: What was left out.
+
+    Raises:
+        ChiasmError: If the file cannot be written.
+    """
+    left_out = [{"path": str(p.path), "reason": p.reason, "message": p.message, "case": p.case} for p in problems]
+    write_json(folder / FILE, sealed({"cases": sorted(cases), "left_out": left_out}))
+
+
+def read_finished(folder: Path, cases: Iterable[str]) -> tuple[Problem, ...] | None:
+    """Return what a finished run left out; None where it is not finished, or other cases are found.
+
+    Args:
+        folder: The run folder.
+        cases: Ids of the cases that are found now.
+    """
+    try:
+        content = read_json(folder / FILE)
+        told = _Finished.model_validate({name: value for name, value in content.items() if name != "seal"})
+    except (RunError, ValidationError, AttributeError):
+        return None
+    if not is_sealed(content) or told.cases != sorted(cases):
+        return None
+    return tuple(Problem(Path(p.path), p.reason, p.message, p.case) for p in told.left_out)
