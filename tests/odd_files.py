@@ -20,6 +20,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from chiasm.volumes import Reading
+
 SHAPE = (5, 6, 7)
 AFFINE = np.array([[2.0, 0, 0, -10], [0, 1.5, 0, 20], [0, 0, 3.0, -5], [0, 0, 0, 1]])
 CODES = {"u1": 2, "i2": 4, "i4": 8, "f4": 16, "f8": 64, "i1": 256, "u2": 512, "u4": 768, "i8": 1024, "u8": 1280}
@@ -484,20 +486,21 @@ def _affines() -> Iterator[Odd]:
         yield Odd(f"a qform in {unit}, NIfTI-2", 3, _of(changes | only_q, version=2), array=voxels())
     apart = {"qoffset": [-10.0, 20.0, -4.0]}
     moved = AFFINE + np.array([[0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 1], [0, 0, 0, 0]])
-    yield Odd("two forms, form=sform", 3, _of(apart), array=voxels(), options={"form": "sform"})
-    yield Odd("two forms, form=qform", 3, _of(apart), array=voxels(), affine=moved, options={"form": "qform"})
+    yield Odd("two forms, form=sform", 3, _of(apart), array=voxels(), options={"reading": Reading(form="sform")})
+    yield Odd("two forms, form=qform", 3, _of(apart), array=voxels(), affine=moved,
+              options={"reading": Reading(form="qform")})  # fmt: skip
     yield Odd("a qform of no numbers, form=sform", 3, _of({"quatern": [NAN] * 3}), array=voxels(),
-              options={"form": "sform"})  # fmt: skip
+              options={"reading": Reading(form="sform")})  # fmt: skip
     yield Odd("form=qform where only an sform is coded", 3, _of({"qform_code": 0}), array=voxels(),
-              options={"form": "qform"})  # fmt: skip
+              options={"reading": Reading(form="qform")})  # fmt: skip
     nowhere = {"qform_code": 0, "sform_code": 0}
     yield Odd("no form, assume_ras", 3, _of(nowhere), array=voxels(), affine=np.diag([2, 1.5, 3, 1.0]),
-              options={"assume_ras": True})  # fmt: skip
+              options={"reading": Reading(assume_ras=True)})  # fmt: skip
     yield Odd("no form and a negative pixdim, assume_ras", 3, _of(nowhere | {"pixdim": [1.0, -2, 1.5, 3, 0, 0, 0, 0]}),
-              ("spacing",), options={"assume_ras": True})  # fmt: skip
-    yield Odd("a form, assume_ras", 3, _of(), array=voxels(), options={"assume_ras": True})
+              ("spacing",), options={"reading": Reading(assume_ras=True)})  # fmt: skip
+    yield Odd("a form, assume_ras", 3, _of(), array=voxels(), options={"reading": Reading(assume_ras=True)})
     yield Odd("axes in one plane, resample", 3, _of(_only_sform(_skewed(89.99))), ("singular",),
-              options={"resample": True})  # fmt: skip
+              options={"reading": Reading(resample=True)})  # fmt: skip
 
 
 def _values() -> Iterator[Odd]:

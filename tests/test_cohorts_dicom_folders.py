@@ -17,7 +17,7 @@ from chiasm.cohorts.inspection import inspect_folder
 from chiasm.cohorts.layouts import find_cohort, select_cases
 from chiasm.errors import CohortError, RecipeError
 from chiasm.prediction.folders import predict
-from chiasm.volumes import read_volume
+from chiasm.volumes import Reading, read_volume
 from chiasm.volumes.dicom_series import find_series
 from chiasm.volumes.screening import volume_files
 from conftest import QUICK, REAL
@@ -235,7 +235,7 @@ def test_where_the_only_scan_is_left_out_the_error_says_why_and_what_to_do(tmp_p
     cohort = find_cohort(tmp_path, selection=Selection(alone="t1"))
     with pytest.raises(CohortError, match=r"no case has the modality 't1'.*tilted gantry.*--resample-tilt"):
         select_cases(cohort, ["t1"], None)
-    assert find_cohort(tmp_path, selection=Selection(alone="t1", tilted=True)).cases
+    assert find_cohort(tmp_path, selection=Selection(alone="t1", reading=Reading(resample_tilt=True))).cases
 
 
 def test_what_is_no_image_is_counted(tmp_path: Path) -> None:
@@ -308,7 +308,10 @@ def test_the_real_folder_is_one_patient_with_two_modalities_and_a_tilted_ct(tmp_
         shutil.copytree(REAL / "dicom" / name, tmp_path / name)
     assert ids(tmp_path) == {"remind022": ["t1ce", "t2"]}
     assert [problem.reason for problem in find_cohort(tmp_path).problems] == ["tilt"]
-    assert ids(tmp_path, tilted=True) == {"ge_ct_head_tilted": ["ct"], "remind022": ["t1ce", "t2"]}
+    assert ids(tmp_path, reading=Reading(resample_tilt=True)) == {
+        "ge_ct_head_tilted": ["ct"],
+        "remind022": ["t1ce", "t2"],
+    }
 
 
 def dicom_case(folder: Path, seed: int, person: str) -> None:

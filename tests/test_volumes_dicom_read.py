@@ -23,7 +23,7 @@ from pydicom.uid import (
 )
 
 from chiasm.errors import ChiasmError, VolumeError
-from chiasm.volumes import Geometry, Volume, canonical, check_pair, read_volume, resample
+from chiasm.volumes import Geometry, Reading, Volume, canonical, check_pair, read_volume, resample
 from chiasm.volumes.dicom_read import read_dicom
 from chiasm.volumes.dicom_series import find_series
 from conftest import REAL
@@ -363,7 +363,7 @@ def test_tilted_and_uneven_slices_are_resampled_on_request(
         affine[:3, 3] = np.array([-1, -1, 1]) * np.array(d.ImagePositionPatient, float)
         wave = np.rint(plane_wave(affine, (20, 24, 1)) * 10)[:, :, 0]
         rewrite(path, lambda d, wave=wave: d.update({"PixelData": wave.T.astype("<i2").tobytes()}))
-    straight = read_volume(tmp_path / "in", resample_tilt=True)
+    straight = read_volume(tmp_path / "in", reading=Reading(resample_tilt=True))
     inside = straight.array > straight.array.min()
     assert inside.mean() > 0.6
     expected = plane_wave(straight.geometry.affine, straight.geometry.shape) * 10
@@ -518,7 +518,7 @@ def test_the_real_tilted_ct_is_refused_and_resampled_on_request() -> None:
     with pytest.raises(VolumeError) as refused:
         read_volume(folder)
     assert refused.value.reason == "tilt"
-    straight = read_volume(folder, resample_tilt=True)
+    straight = read_volume(folder, reading=Reading(resample_tilt=True))
     skew = straight.geometry.affine[:3, :3] / straight.geometry.spacing_mm
     np.testing.assert_allclose(skew.T @ skew, np.eye(3), atol=1e-9)
     # a slice in the middle is where its own header says

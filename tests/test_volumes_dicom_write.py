@@ -13,7 +13,7 @@ import pydicom
 import pytest
 
 from chiasm.errors import ChiasmError, VolumeError
-from chiasm.volumes import Geometry, Volume, canonical, read_volume
+from chiasm.volumes import Geometry, Reading, Volume, canonical, read_volume
 from chiasm.volumes.dicom_series import pick_series
 from chiasm.volumes.dicom_write import ModelMark, WrittenSeries, grey_scale, write_reliability, write_series
 from chiasm.volumes.geometry import reordered, same_grid, turned_like
@@ -178,7 +178,7 @@ def test_slices_of_a_tilted_gantry_come_back_on_the_straight_grid_that_was_read(
     files = in_order(write_source(tmp_path / "source", modality="CT"))
     for k, path in enumerate(files):
         rewrite(path, lambda d, k=k: setattr(d, "ImagePositionPatient", [-31.25, -47.5 + 0.8 * k, 12.125 + 2.5 * k]))
-    straight = read_volume(tmp_path / "source", resample_tilt=True)
+    straight = read_volume(tmp_path / "source", reading=Reading(resample_tilt=True))
     made = derived(tmp_path / "made", straight, files, modality="CT")
     back = read_volume(tmp_path / "made")
     assert np.abs(back.geometry.corners - straight.geometry.corners).max() < 1e-3

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from chiasm.errors import VolumeError
-from chiasm.volumes import Geometry, Volume, canonical, check_pair, read_volume, resample, write_volume
+from chiasm.volumes import Geometry, Reading, Volume, canonical, check_pair, read_volume, resample, write_volume
 from chiasm.volumes.dicom_files import Part, read_dataset, taming
 from chiasm.volumes.dicom_frames import arrange, frames_of
 from chiasm.volumes.dicom_series import TAGS
@@ -230,13 +230,15 @@ def test_several_volumes_colours_and_numbers_that_are_none_are_refused(tmp_path:
 
 def test_an_option_names_which_form_to_believe(tmp_path: Path) -> None:
     path = put(tmp_path, nifti(changes=BROKEN["two-forms"]))
-    by_s, by_q = (read_volume(path, form=form).geometry for form in ("sform", "qform"))  # type: ignore[arg-type]
+    by_s, by_q = (read_volume(path, reading=Reading(form=form)).geometry for form in ("sform", "qform"))  # type: ignore[arg-type]
     np.testing.assert_allclose(by_s.affine, AFFINE)
     np.testing.assert_allclose(by_q.affine[:3, 3], [-10, 20, -4.9], atol=1e-6)
     write_volume(tmp_path / "b.nii", voxels(), by_q)  # what was believed is what is written
     np.testing.assert_allclose(read_volume(tmp_path / "b.nii").geometry.affine, by_q.affine, atol=1e-6)
     path = put(tmp_path, nifti(changes=BROKEN["no-orientation"]))
-    np.testing.assert_allclose(read_volume(path, assume_ras=True).geometry.affine, np.diag([2, 1.5, 3, 1]))
+    np.testing.assert_allclose(
+        read_volume(path, reading=Reading(assume_ras=True)).geometry.affine, np.diag([2, 1.5, 3, 1])
+    )
 
 
 def test_damaged_gzips_are_refused(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -11,17 +11,16 @@ import typer
 
 from chiasm import __version__
 from chiasm.errors import ChiasmError, RecipeError, unknown
+from chiasm.options import CohortOptions, ReadingOptions, RecipeOptions, several, spread, with_records
 from chiasm.progress import count, follow, open_progress
 from chiasm.storage import refuse_busy
 
 if TYPE_CHECKING:
     from chiasm.cohorts.cases import Problem
-    from chiasm.cohorts.dicom_folders import Selection
     from chiasm.prediction.manifest import Container
-    from chiasm.recipe import Recipe, Registration
+    from chiasm.recipe import Registration
 
 PARTIAL = 3  # some cases of a cohort failed, the others are done
-MANY = ("--source", "--set", "--regions", "--series", "--allow")  # options that take several values in a row
 
 app = typer.Typer(
     name="chiasm",
@@ -34,28 +33,9 @@ app = typer.Typer(
 
 Data = Annotated[Path, typer.Argument(help="Folder or manifest of paired scans, in any layout that is recognised.")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")]
-Sources = Annotated[list[str], typer.Option("--source", help="Source modality; several: --source t1 flair.")]
-Target = Annotated[
-    str | None, typer.Option("--target", help="Target modality; for super-resolution the source, unless you say.")
-]
-Task = Annotated[str, typer.Option("--task", help="synthesis, or super-resolution: thick slices become thin.")]
-Factor = Annotated[int | None, typer.Option("--factor", help="Thin slices in a thick one (super-resolution).")]
-Axis = Annotated[str | None, typer.Option("--axis", help="Across the thick slices: K axial, J coronal, I sagittal.")]
-Register = Annotated[
-    str, typer.Option("--register", help="Bring other images to the first source: none, rigid, affine or demons.")
-]
-Method = Annotated[str, typer.Option("--method", help="Arm by name: A7 (dual-attention), A1 (l2), A8 (literal), ...")]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of what is drawn at random.")]
 Size = Annotated[str, typer.Option("--size", help="Effort: tiny, small, large or paper.")]
-Steps = Annotated[int | None, typer.Option("--steps", help="Training steps; the size decides by default.")]
-Fold = Annotated[int, typer.Option("--fold", help="Which fold is tested.")]
-Folds = Annotated[int, typer.Option("--folds", help="Folds by subject; 1 keeps no test set.")]
-Seed = Annotated[int, typer.Option("--seed", help="Seed of weights and batches.")]
-Settings = Annotated[list[str] | None, typer.Option("--set", help="Any setting: --set loss.norm=l1.")]
 Runner = Annotated[str, typer.Option("--runner", help="serial, processes, ray or slurm.")]
-Layout = Annotated[str | None, typer.Option("--layout", help="Layout by name, where a folder fits several.")]
-Series = Annotated[
-    list[str] | None, typer.Option("--series", help="DICOM series by number or words: --series t1=5 t2=SPACE.")
-]
 Allow = Annotated[
     list[str] | None, typer.Option("--allow", help="Take images that are marked so: synthetic, burned-in.")
 ]
@@ -96,52 +76,42 @@ def demo(
 
 
 @app.command()
+@with_records
 def inspect(
     data: Data,
+    found: CohortOptions,
+    reading: ReadingOptions,
     source: Annotated[list[str] | None, typer.Option("--source", help="Source modality.")] = None,
     target: Annotated[str | None, typer.Option("--target", help="Target modality.")] = None,
-    layout: Layout = None,
-    series: Series = None,
     allow: Allow = None,
 ) -> None:
     """Print what a folder holds: layout, cases, modalities, and what is wrong with each file."""
     from chiasm.cohorts.inspection import inspect_folder
 
-    found = inspect_folder(
-        data, _several(source), target, layout=layout, selection=_selection(series, allow, _several(source))
-    )
-    for line in found.lines():
+    sources = several(source)
+    selection = found.selection(sources, reading, allow)
+    seen = inspect_folder(data, sources, target, layout=found.layout, selection=selection)
+    for line in seen.lines():
         typer.echo(line)
-    _finish(found.problems)
+    _finish(seen.problems)
 
 
 @app.command()
+@with_records
 def plan(
     data: Data,
     out: Out,
-    source: Sources,
-    target: Target = None,
-    task: Task = "synthesis",
-    factor: Factor = None,
-    axis: Axis = None,
-    register: Register = "none",
-    method: Method = "A7",
-    size: Size = "small",
-    steps: Steps = None,
-    fold: Fold = 0,
-    folds: Folds = 5,
-    seed: Seed = 0,
-    settings: Settings = None,
-    layout: Layout = None,
-    series: Series = None,
+    asked: RecipeOptions,
+    found: CohortOptions,
+    reading: ReadingOptions,
     allow: Allow = None,
 ) -> None:
     """Choose how to train and write plan.toml: every choice with its reason, time and memory."""
-    settings = [f"data.registration={register}", *_several(settings)]
-    recipe = _recipe(source, target, (task, factor, axis), method, size, steps, fold, folds, seed, settings)
+    recipe = asked.recipe(reading)
     from chiasm.training.run import describe, plan_run
 
-    run = plan_run(data, recipe, out, say=typer.echo, layout=layout, selection=_selection(series, allow))
+    selection = found.selection(asked.source, reading, allow)
+    run = plan_run(data, recipe, out, say=typer.echo, layout=found.layout, selection=selection)
     for line in describe(recipe, run.plan):
         typer.echo(line)
     _show_registered(out)
@@ -149,24 +119,13 @@ def plan(
 
 
 @app.command()
+@with_records
 def train(
     data: Data,
     out: Out,
-    source: Sources,
-    target: Target = None,
-    task: Task = "synthesis",
-    factor: Factor = None,
-    axis: Axis = None,
-    register: Register = "none",
-    method: Method = "A7",
-    size: Size = "small",
-    steps: Steps = None,
-    fold: Fold = 0,
-    folds: Folds = 5,
-    seed: Seed = 0,
-    settings: Settings = None,
-    layout: Layout = None,
-    series: Series = None,
+    asked: RecipeOptions,
+    found: CohortOptions,
+    reading: ReadingOptions,
     allow: Allow = None,
     devices: Annotated[int, typer.Option("--devices", help="How many GPUs, or CPU processes.")] = 1,
     accelerator: Accelerator = "auto",
@@ -174,8 +133,7 @@ def train(
 ) -> None:
     """Train on a folder of paired scans; the same command again resumes."""
     place = [f"training.devices={devices}", f"training.accelerator={accelerator}", f"training.precision={precision}"]
-    settings = [f"data.registration={register}", *place, *_several(settings)]
-    recipe = _recipe(source, target, (task, factor, axis), method, size, steps, fold, folds, seed, settings)
+    recipe = asked.recipe(reading, place)
     from chiasm.training.run import train as run_training
 
     with open_progress() as bar:
@@ -185,35 +143,39 @@ def train(
             out,
             say=typer.echo,
             progress=follow(bar, "training"),
-            layout=layout,
-            selection=_selection(series, allow),
+            layout=found.layout,
+            selection=found.selection(asked.source, reading, allow),
         )
     _show_registered(out)
     _exit(run.problems)
 
 
 @app.command()
+@with_records
 def complete(
     data: Data,
     out: Out,
-    source: Sources,
-    target: Target = None,
+    source: Annotated[list[str], typer.Option("--source", help="Source modality; several: --source t1 flair.")],
+    found: CohortOptions,
+    reading: ReadingOptions,
+    target: Annotated[str | None, typer.Option("--target", help="The modality that some cases lack.")] = None,
     utility: Annotated[
         str, typer.Option("--utility", help="What a later model makes, to measure the worth: a modality, auto, none.")
     ] = "auto",
     folds: Annotated[int, typer.Option("--folds", help="Folds of the utility, by subject.")] = 3,
     seeds: Annotated[int, typer.Option("--seeds", help="Seeds of the utility, from --seed on.")] = 1,
-    method: Method = "li-cnn",
+    method: Annotated[str, typer.Option("--method", help="Arm by name.")] = "li-cnn",
     size: Size = "small",
-    steps: Steps = None,
+    steps: Annotated[int | None, typer.Option("--steps", help="Training steps; the size decides by default.")] = None,
     seed: Seed = 0,
-    settings: Settings = None,
-    layout: Layout = None,
-    series: Series = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="Any setting: --set loss.norm=l1.")] = None,
 ) -> None:
     """Make the modality that some cases lack, mark it as synthetic, and measure what it is worth to a later model."""
     refuse_busy(out)
-    recipe = _recipe(source, target, ("synthesis", None, None), method, size, steps, 0, folds, seed, settings)
+    asked = RecipeOptions(
+        source, target, method=method, size=size, steps=steps, folds=folds, seed=seed, settings=settings
+    )
+    recipe = asked.recipe(reading)
     from chiasm.evidence.completing import complete as run_completion
 
     with open_progress() as bar:
@@ -223,8 +185,8 @@ def complete(
             out,
             utility=utility.lower(),
             seeds=seeds,
-            layout=layout,
-            selection=_selection(series),
+            layout=found.layout,
+            selection=found.selection((), reading),
             say=typer.echo,
             progress=follow(bar, "training"),
         )
@@ -234,15 +196,15 @@ def complete(
 
 
 @app.command()
+@with_records
 def predict(
     run: Annotated[Path, typer.Argument(help="Run folder, or its model folder.")],
     inputs: Annotated[list[Path], typer.Argument(help="Files, folders or cohorts.")],
     out: Out,
+    found: CohortOptions,
+    reading: ReadingOptions,
     only: Annotated[str, typer.Option("--only", help="all, train, validation or test cases of the run.")] = "all",
     degrade: Annotated[bool, typer.Option("--degrade", help="Super-resolution: make thin slices thick first.")] = False,
-    layout: Layout = None,
-    series: Series = None,
-    resample_tilt: Annotated[bool, typer.Option("--resample-tilt", help="Resample tilted DICOM slices.")] = False,
     container: Annotated[str, typer.Option("--format", help="volume: NIfTI or MetaImage; dicom.")] = "volume",
     overwrite: Overwrite = False,
     runner: Runner = "serial",
@@ -259,9 +221,9 @@ def predict(
             inputs,
             out,
             only=only,
-            layout=layout,
-            series=_several(series),
-            resample_tilt=resample_tilt,
+            layout=found.layout,
+            series=several(found.series),
+            reading=reading.reading(),
             container=_container(container),
             runner=runner,
             degrade=degrade,
@@ -281,8 +243,10 @@ def predict(
 
 
 @app.command()
+@with_records
 def serve(
     run: Annotated[Path, typer.Argument(help="Run folder, or its model folder.")],
+    reading: ReadingOptions,
     dicom_port: Annotated[int | None, typer.Option("--dicom-port", help="Port of the DICOM node.")] = None,
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
     title: Annotated[str, typer.Option("--aet", help="AE title of the DICOM node.")] = "CHIASM",
@@ -309,11 +273,12 @@ def serve(
         port=dicom_port,
         host=host,
         title=title,
-        allow=_several(allow),
+        allow=several(allow),
         send_to=send_to,
         out=out,
         series=" ".join(series) if series else None,
         limits=Limits(quiet_s=quiet),
+        reading=reading.reading(),
         accelerator=accelerator,
         precision=precision,
         say=lambda line: typer.echo(f"{datetime.now():%H:%M:%S} {line}"),
@@ -321,14 +286,16 @@ def serve(
 
 
 @app.command()
+@with_records
 def evaluate(
     predictions: Annotated[list[Path], typer.Argument(help="Folders written by chiasm predict, such as one per fold.")],
     reference: Annotated[Path, typer.Argument(help="The cohort that holds the real targets.")],
     out: Out,
+    found: CohortOptions,
+    reading: ReadingOptions,
     regions: Annotated[str, typer.Option("--regions", help="seg: the cohort's label maps; none.")] = "seg",
     convention: Annotated[str, typer.Option("--convention", help="Metric convention by name.")] = "chiasm",
     model: Annotated[Path | None, typer.Option("--model", help="Run or model, where it was moved.")] = None,
-    layout: Layout = None,
     register: Annotated[
         str | None, typer.Option("--register", help="none takes the real images as they lie; else as in training.")
     ] = None,
@@ -345,7 +312,8 @@ def evaluate(
             regions=regions,
             convention=convention,
             model=model,
-            layout=layout,
+            layout=found.layout,
+            selection=found.selection((), reading),
             register=None if register is None else _registration(register),
             progress=count(bar, "evaluating"),
         )
@@ -356,9 +324,11 @@ def evaluate(
 
 
 @app.command()
+@with_records
 def study(
     file: Annotated[Path, typer.Argument(help="STUDY.toml: data, source, target, arms, folds, seeds, ...")],
     out: Out,
+    reading: ReadingOptions,
     runner: Runner = "serial",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the jobs and stop.")] = False,
     open_sealed: Annotated[bool, typer.Option("--open-sealed", help="Score the sealed test set, once.")] = False,
@@ -369,11 +339,19 @@ def study(
     from chiasm.evidence.study import run_study, tell_jobs
 
     if dry_run:
-        for line in tell_jobs(file, out):
+        for line in tell_jobs(file, out, reading.reading()):
             typer.echo(line)
         return
     with open_progress() as bar:
-        done = run_study(file, out, runner=runner, open_sealed=open_sealed, say=typer.echo, progress=count(bar, "jobs"))
+        done = run_study(
+            file,
+            out,
+            runner=runner,
+            open_sealed=open_sealed,
+            reading=reading.reading(),
+            say=typer.echo,
+            progress=count(bar, "jobs"),
+        )
     for comparison in done.comparisons:
         if comparison.primary:
             typer.echo(comparison.verdict)
@@ -409,9 +387,11 @@ def methods(size: Size = "small") -> None:
 
 
 @app.command()
+@with_records
 def mumap(
     ct: Annotated[Path, typer.Argument(help="CT in Hounsfield units, real or synthetic.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write: .nii.gz, .nii or .mha.")],
+    reading: ReadingOptions,
     kvp: Annotated[int, typer.Option("--kvp", help="Tube voltage: 80, 100, 110, 120, 130 or 140.")] = 120,
     like: Annotated[Path | None, typer.Option("--like", help="PET volume whose grid the map takes.")] = None,
     spacing: Annotated[float | None, typer.Option("--spacing", help="Or: voxel size in mm, over the CT's box.")] = None,
@@ -420,7 +400,7 @@ def mumap(
     """Turn a CT into linear attenuation coefficients at 511 keV, in 1/cm, for PET."""
     from chiasm.cohorts.attenuation import mumap as make_mumap
 
-    made = make_mumap(ct, out, kvp=kvp, like=like, spacing_mm=spacing, fwhm_mm=fwhm)
+    made = make_mumap(ct, out, kvp=kvp, like=like, spacing_mm=spacing, fwhm_mm=fwhm, reading=reading.reading())
     for sentence in made.warnings:
         typer.echo(f"warning: {sentence}", err=True)
     typer.echo(f"1/cm at 511 keV, {kvp} kVp, {fwhm:g} mm: {out}")
@@ -465,10 +445,12 @@ def phantom(
 
 
 @app.command()
+@with_records
 def register(
     moving: Annotated[Path, typer.Argument(help="The volume to bring.")],
     fixed: Annotated[Path, typer.Argument(help="The volume of the same patient that stays.")],
     out: Out,
+    reading: ReadingOptions,
     kind: Annotated[str, typer.Option("--kind", help="rigid, affine or demons (rigid, then deformable).")] = "demons",
     labels: Annotated[list[Path] | None, typer.Option("--labels", help="Label map to bring along.")] = None,
     seed: Seed = 0,
@@ -492,6 +474,7 @@ def register(
             kind=cast("Kind", kind),
             labels=labels or (),
             seed=seed,
+            reading=reading.reading(),
             progress=count(bar, "registering"),
         )
     before, *_, after = made.alignment.information
@@ -506,7 +489,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     debug = "--debug" in given
     given = (["--debug"] if debug else []) + [word for word in given if word != "--debug"]
     try:
-        app(args=_spread(given), prog_name="chiasm")
+        app(args=spread(given), prog_name="chiasm")
     except ChiasmError as error:
         if debug:
             raise
@@ -523,30 +506,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         typer.echo("stopped; the same command goes on from here", err=True)
         raise SystemExit(code) from None
-
-
-def _spread(words: Sequence[str]) -> list[str]:
-    """Turn `--source t1 flair` into `--source t1 --source flair`."""
-    spread: list[str] = []
-    option: str | None = None
-    for word in words:
-        if word.startswith("-"):
-            option = word if word in MANY else None
-        elif option is not None and spread[-1] != option:
-            spread.append(option)
-        spread.append(word)
-    return spread
-
-
-def _selection(
-    series: Iterable[str] | None, allow: Iterable[str] | None = None, sources: Sequence[str] = ()
-) -> Selection:
-    from chiasm.cohorts.dicom_folders import Selection, parse_rules
-    from chiasm.cohorts.manifests import MARKS
-
-    if strange := set(_several(allow)) - set(MARKS):
-        raise unknown("mark", min(strange), MARKS)
-    return Selection(series=parse_rules(_several(series), sources), allow=_several(allow))
 
 
 def _registration(name: str) -> Registration:
@@ -573,47 +532,6 @@ def _container(name: str) -> Container:
     if name not in ("volume", "dicom"):
         raise unknown("format", name, ["volume", "dicom"])
     return "dicom" if name == "dicom" else "volume"
-
-
-def _several(values: Iterable[str] | None) -> list[str]:
-    return list(values or [])
-
-
-def _recipe(
-    source: Sequence[str],
-    target: str | None,
-    thick: tuple[str, int | None, str | None],
-    method: str,
-    size: str,
-    steps: int | None,
-    fold: int,
-    folds: int,
-    seed: int,
-    settings: Sequence[str] | None,
-) -> Recipe:
-    from chiasm.recipe import make_recipe
-
-    sources = tuple(name for text in source for name in text.lower().split(",") if name)
-    task, factor, axis = thick
-    if target is None and (task != "super-resolution" or len(sources) != 1):
-        raise RecipeError("--target is missing", reason="target", hint="Say what is to come out: --target t2.")
-    if task == "synthesis" and (factor is not None or axis is not None):
-        raise RecipeError("--factor and --axis are for --task super-resolution", reason="task")
-    changes: dict[str, object] = {
-        "data.sources": sources,
-        "data.target": sources[0] if target is None else target.lower(),
-        "data.task": task,
-        "split.fold": fold,
-        "split.folds": folds,
-        "training.seed": seed,
-    }
-    if factor is not None:
-        changes["data.factor"] = factor
-    if axis is not None:
-        changes["data.axis"] = axis.upper()
-    if steps is not None:
-        changes["schedule.steps"] = steps
-    return make_recipe(method, size, changes, _several(settings))
 
 
 def _finish(problems: Sequence[Problem]) -> None:

@@ -54,6 +54,10 @@ class Data(Section):
     axis: Literal["I", "J", "K"] = "K"  # across the slices, in RAS order: K for axial ones
     slice_profile: Literal["gaussian", "box"] = "gaussian"
     noise: NonNegative = 0.0  # on thick slices, SD as a share of their range
+    form: Literal["none", "sform", "qform"] = "none"  # believed where the two of a NIfTI disagree
+    assume_ras: bool = False  # of a NIfTI without orientation
+    resample: bool = False  # skewed axes, to a straight grid
+    resample_tilt: bool = False  # DICOM slices of a tilted gantry, or uneven ones, to a straight and even grid
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

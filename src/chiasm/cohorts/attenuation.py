@@ -39,7 +39,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from chiasm.errors import RecipeError, VolumeError, unknown
-from chiasm.volumes import Geometry, Volume, grid_with_spacing, read_volume, resample, write_volume
+from chiasm.volumes import Geometry, Reading, Volume, grid_with_spacing, read_volume, resample, write_volume
+from chiasm.volumes.screening import STRICT
 
 FWHM_PER_SIGMA = math.sqrt(8 * math.log(2))
 
@@ -103,6 +104,7 @@ def mumap(
     like: Path | str | None = None,
     spacing_mm: float | None = None,
     fwhm_mm: float = FWHM_MM,
+    reading: Reading = STRICT,
 ) -> MuMap:
     """Make a map of attenuation at 511 keV of a CT file, real or synthetic.
 
@@ -113,6 +115,7 @@ def mumap(
         like: A PET volume whose grid the map takes.
         spacing_mm: Of a grid over the CT's box instead; the CT's own grid where neither is given.
         fwhm_mm: PET's resolution, 0 for no smoothing.
+        reading: What to assume of files whose headers leave a question open.
 
     Raises:
         RecipeError: If there are no numbers for this voltage, both grids are
@@ -127,7 +130,7 @@ def mumap(
     if not (0 <= fwhm_mm < math.inf and (spacing_mm is None or 0 < spacing_mm < math.inf)):
         found = f"spacing {spacing_mm} mm, resolution {fwhm_mm} mm"
         raise RecipeError("a size in mm is impossible", reason="size", found=found)
-    scan = read_volume(ct)
+    scan = read_volume(ct, reading=reading)
     try:
         check_hu(scan.array)
     except VolumeError as error:
@@ -136,7 +139,7 @@ def mumap(
         ) from None
     grid = scan.geometry
     if like is not None:
-        grid = read_volume(like, allow_constant=True).geometry
+        grid = read_volume(like, allow_constant=True, reading=reading).geometry
     elif spacing_mm is not None:
         grid = grid_with_spacing(grid, (spacing_mm,) * 3)
     mu = to_pet_grid(Volume(attenuation(scan.array, kvp), scan.geometry), grid, fwhm_mm)

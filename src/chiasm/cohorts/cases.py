@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
+
+from chiasm.recipe import Data
+from chiasm.volumes.screening import STRICT, Reading
 
 #: Other spellings of the modality names used here, all in lower case.
 ALIASES: Mapping[str, str] = {
@@ -51,6 +54,7 @@ class Case:
         split: "train", "validation" or "test" where a manifest fixes it.
         synthetic: Modalities whose image was made, not acquired.
         known: Where all images were scanned, after registration; None: everywhere.
+        reading: What to assume of its files where their headers leave a question open.
     """
 
     id: str
@@ -62,6 +66,7 @@ class Case:
     split: str | None = None
     synthetic: tuple[str, ...] = ()
     known: Path | None = None
+    reading: Reading = STRICT
 
 
 @dataclass(frozen=True)
@@ -102,6 +107,17 @@ class Cohort:
     regions: Regions = field(default_factory=dict)
     problems: tuple[Problem, ...] = ()
     listing: tuple[str, ...] = ()
+
+
+def with_reading(cohort: Cohort, reading: Reading) -> Cohort:
+    """Return a cohort whose files are read as asked for, and where that says nothing as they were to be before."""
+    return replace(cohort, cases=tuple(replace(case, reading=reading | case.reading) for case in cohort.cases))
+
+
+def reading_of(data: Data) -> Reading:
+    """Return what a recipe assumes of files whose headers leave a question open."""
+    form = None if data.form == "none" else data.form
+    return Reading(form, data.assume_ras, data.resample, data.resample_tilt)
 
 
 def side_alone(case: Case, sources: Sequence[str], target: str) -> Side | None:

@@ -19,12 +19,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from chiasm.cohorts.cases import Case, Regions, volume_stem
+from chiasm.cohorts.images import read_case_image, read_case_labels
 from chiasm.cohorts.manifests import MANIFESTS, SIDECAR
 from chiasm.errors import RunError
 from chiasm.storage import read_json, sha256_of, whole_file, write_json, write_text
-from chiasm.volumes import read_volume, write_volume
+from chiasm.volumes import write_volume
 from chiasm.volumes.dicom_series import is_dicom
-from chiasm.volumes.screening import volume_files
+from chiasm.volumes.screening import STRICT, volume_files
 
 MARK = "_synthetic"
 SAID = {"SyntheticData": "YES"}  # as DICOM says it, and BIDS would
@@ -112,7 +113,8 @@ def copy_case(case: Case, root: Path) -> Case:
     def copied(path: Path, role: str) -> Path:
         if is_dicom(path) or len(volume_files(path)) > 1:
             is_map = role in ("mask", "labels")
-            volume, copy = read_volume(path, labels=is_map), folder / f"{case.id}_{role}.nii.gz"
+            copy = folder / f"{case.id}_{role}.nii.gz"
+            volume = read_case_labels(case, path) if is_map else read_case_image(case, role)
             write_volume(copy, volume.array, volume.geometry, labels=is_map)
             return copy
         copy = folder / f"{case.id}_{role}{path.name[len(volume_stem(path.name) or '') :]}"
@@ -152,6 +154,9 @@ def write_completed(root: Path, cases: Sequence[Case], regions: Regions) -> None
         cells = ["" if file is None else file.relative_to(root).as_posix() for file in files]
         role = case.split or ("train" if case.synthetic else "")
         writer.writerow([case.id, case.subject, case.site or "", role, *cells, " ".join(case.synthetic)])
-    if regions:
-        write_json(root / SIDECAR, {"regions": {name: list(values) for name, values in regions.items()}})
+    notes: dict[str, object] = {"regions": {name: list(values) for name, values in regions.items()}} if regions else {}
+    if cases and cases[0].reading != STRICT:  # the copies keep their headers
+        notes["reading"] = asdict(cases[0].reading)
+    if notes:
+        write_json(root / SIDECAR, notes)
     write_text(root / MANIFESTS[0], text.getvalue())

@@ -38,6 +38,7 @@ from chiasm.volumes.dicom_series import (
     scan_folder_alone,
     scan_series,
 )
+from chiasm.volumes.screening import STRICT, Reading
 
 #: What slices lack that `--resample-tilt` mends.
 MENDABLE = ("tilt", "uneven")
@@ -67,13 +68,13 @@ class Selection:
         series: Modality, "mask" or "labels", to number, folder or words of a series.
         alone: The modality that a patient's only scan stands for.
         allow: Of `manifests.MARKS`, those that keep no series out.
-        tilted: Whether slices that are tilted or uneven are taken, since they will be resampled.
+        reading: What to assume of files whose header leaves a question open, such as tilted slices.
     """
 
     series: Mapping[str, str] = field(default_factory=dict)
     alone: str | None = None
     allow: Sequence[str] = ()
-    tilted: bool = False
+    reading: Reading = STRICT
 
 
 class Patient(NamedTuple):
@@ -316,7 +317,7 @@ def assign(patient: Patient, selection: Selection) -> tuple[dict[str, Series], l
 def _unfit(series: Series, role: str, patient: Patient, selection: Selection) -> Problem | None:
     """Say why a series cannot be used."""
     fault = series.fault
-    if fault is not None and not (selection.tilted and fault.reason in MENDABLE):
+    if fault is not None and not (selection.reading.resample_tilt and fault.reason in MENDABLE):
         return Problem(patient.place, fault.reason, f"case {patient.id}, {role}: {fault}", patient.id)
     for mark in marks_of(series):
         if mark not in selection.allow:

@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from chiasm.cohorts.bias import without_shading
 from chiasm.cohorts.cases import Case, Problem
 from chiasm.cohorts.degradation import Degradation, arranged, known, simulated, thick_mask
+from chiasm.cohorts.images import read_case_image, read_case_labels
 from chiasm.cohorts.masks import Rule, box_of, find_mask, suggest_rule
 from chiasm.errors import ChiasmError, CohortError, VolumeError
 from chiasm.recipe import BiasCorrection
-from chiasm.volumes import Volume, check_pair, read_volume
+from chiasm.volumes import Volume, check_pair
 
 MOST_CASES = 64  # that are read, evenly spread; more would not move a median
 VOXELS = 20_000  # sampled inside each mask
@@ -71,8 +72,8 @@ def read_images(case: Case, names: Sequence[str], degradation: Degradation | Non
     Raises:
         VolumeError: If a file cannot be read, grids differ, or slices are too few to be degraded.
     """
-    first = read_volume(case.images[names[0]])
-    others = [check_pair(first, read_volume(case.images[name]), a_name=names[0], b_name=name) for name in names[1:]]
+    first = read_case_image(case, names[0])
+    others = [check_pair(first, read_case_image(case, name), a_name=names[0], b_name=name) for name in names[1:]]
     volumes = [first, *others]
     if degradation is not None:
         volumes = [*simulated(volumes[:-1], degradation), volumes[-1]]
@@ -92,7 +93,7 @@ def read_mask(case: Case, grid: Volume, degradation: Degradation | None = None) 
     """
     if case.mask is None:
         return None
-    mask = check_pair(grid, read_volume(case.mask, labels=True), b_name="mask", labels=True)
+    mask = check_pair(grid, read_case_labels(case, case.mask), b_name="mask", labels=True)
     return mask if degradation is None else thick_mask(mask, degradation)
 
 
@@ -113,7 +114,7 @@ def known_of(
     inside = known(mask, target, degradation)
     if case.known is None:
         return inside
-    scanned = check_pair(target, read_volume(case.known, labels=True), b_name="known voxels", labels=True)
+    scanned = check_pair(target, read_case_labels(case, case.known), b_name="known voxels", labels=True)
     return inside & (scanned.array > 0)
 
 

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from chiasm.cohorts.cases import Case, Cohort, Problem, Regions
 from chiasm.cohorts.dicom_folders import Selection
+from chiasm.cohorts.images import read_case_image, read_case_labels
 from chiasm.cohorts.layouts import count_modalities, find_cohort, select_cases, volumes_below
 from chiasm.cohorts.manifests import SIDECAR
 from chiasm.errors import VolumeError
-from chiasm.volumes import Volume, check_pair, read_volume
+from chiasm.volumes import Volume, check_pair
 
 Progress = Callable[[int, int, str], None]
 
@@ -172,7 +173,7 @@ def examine_case(case: Case, modalities: Sequence[str], regions: Regions) -> tup
             continue
         is_labels = name in ("mask", "labels")
         try:
-            volume = read_volume(path, labels=is_labels)
+            volume = read_case_labels(case, path) if is_labels else read_case_image(case, name)
             if name == "labels":
                 check_label_values(volume.array, regions, path)
                 regions_ml = region_volumes(volume, regions)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from chiasm.cohorts.cases import LESION, Case, Cohort, Problem, role_of, volume_stem
+from chiasm.cohorts.cases import LESION, Case, Cohort, Problem, role_of, volume_stem, with_reading
 from chiasm.cohorts.dicom_folders import WARNINGS, Selection, holds_dicom, marks_on, read_dicom_folder
 from chiasm.cohorts.manifests import manifest_of, read_manifest, read_notes, with_notes, with_unique_ids
 from chiasm.cohorts.patterns import LAYOUTS, File, Find, Finds
@@ -33,8 +33,8 @@ def find_cohort(root: Path, *, layout: str | None = None, selection: Selection |
         root: A folder in one of `LAYOUTS`, a folder with a manifest, the manifest itself, or a folder,
             archive or file of DICOM.
         layout: A name of `NAMES`, where the folder fits several; else the most specific is taken.
-        selection: Which DICOM series are taken, and which marked images; where it has no rules, those of
-            `cohort.json` hold.
+        selection: Which DICOM series are taken, which marked images, and how files are read; where it has no
+            rules, those of `cohort.json` hold.
 
     Returns:
         Cases in the order of their ids, and what was found and is not used.  Of
@@ -45,7 +45,11 @@ def find_cohort(root: Path, *, layout: str | None = None, selection: Selection |
             recognised, or a manifest cannot be trusted.
         VolumeError: If a place of DICOM cannot be read.
     """
-    root = Path(root)
+    chosen = selection or Selection()
+    return with_reading(_find(Path(root), layout, chosen), chosen.reading)
+
+
+def _find(root: Path, layout: str | None, selection: Selection) -> Cohort:
     if layout is not None and layout not in NAMES:
         raise unknown("layout", layout, NAMES, CohortError)
     try:
@@ -80,10 +84,14 @@ def find_cohort(root: Path, *, layout: str | None = None, selection: Selection |
     raise _unrecognised(root, files, layout)
 
 
-def _dicom_cohort(root: Path, selection: Selection | None) -> Cohort:
-    asked = selection or Selection()
+def _dicom_cohort(root: Path, selection: Selection) -> Cohort:
     notes = read_notes(root)
-    asked = replace(asked, series=asked.series or notes.series, allow=(*asked.allow, *notes.allow))
+    asked = replace(
+        selection,
+        series=selection.series or notes.series,
+        allow=(*selection.allow, *notes.allow),
+        reading=selection.reading | notes.reading,
+    )
     found = read_dicom_folder(root, asked)
     if not found.listing:
         problem = found.problems[0] if found.problems else None
@@ -99,9 +107,9 @@ def _dicom_cohort(root: Path, selection: Selection | None) -> Cohort:
     )
 
 
-def _unmarked(cohort: Cohort, selection: Selection | None) -> Cohort:
+def _unmarked(cohort: Cohort, selection: Selection) -> Cohort:
     """Leave out images that say of themselves what keeps them from training, unless that is allowed."""
-    allow = (*(selection.allow if selection else ()), *read_notes(cohort.root).allow)
+    allow = (*selection.allow, *read_notes(cohort.root).allow)
     cases, problems = [], list(cohort.problems)
     for case in cohort.cases:
         marks = {name: marks_on(case, name) for name in case.images}

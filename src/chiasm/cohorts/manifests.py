@@ -7,6 +7,7 @@ part is optional:
     {"cases": {id: {"subject", "site", "head"}},
      "regions": {name: [values]},
      "series": {modality: words of a DICOM series},
+     "reading": {"form", "assume_ras", "resample", "resample_tilt"},
      "allow": ["burned-in", "synthetic"]}
 """
 
@@ -16,10 +17,12 @@ import csv
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from chiasm.cohorts.cases import (
     LABEL_NAMES,
@@ -36,6 +39,7 @@ from chiasm.cohorts.cases import (
 )
 from chiasm.errors import CohortError, RunError
 from chiasm.storage import read_json
+from chiasm.volumes.screening import STRICT, Reading
 
 MANIFESTS = ("manifest.csv", "manifest.tsv", "manifest.json")
 SIDECAR = "cohort.json"
@@ -51,12 +55,14 @@ class Notes:
         regions: Region name to label values, or None where it declares none.
         series: Modality to what its DICOM series is called.
         allow: Of `MARKS`, those that do not matter here.
+        reading: What to assume of files whose headers leave a question open.
     """
 
     cases: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     regions: Regions | None = None
     series: Mapping[str, str] = field(default_factory=dict)
     allow: tuple[str, ...] = ()
+    reading: Reading = STRICT
 
 
 def read_notes(root: Path) -> Notes:
@@ -79,11 +85,28 @@ def read_notes(root: Path) -> Notes:
     if not isinstance(allow, list) or not set(allow) <= set(MARKS):
         raise refusal('{"allow": [' + ", ".join(f'"{mark}"' for mark in MARKS) + "]}")
     regions = declared_regions(content["regions"], path) if content.get("regions") is not None else None
-    return Notes(cases, regions, {role_of(name): str(words) for name, words in series.items()}, tuple(allow))
+    reading = _reading(content.get("reading", {}))
+    if reading is None:
+        raise refusal('{"reading": {"form": "sform" or "qform", "assume_ras": true, ...}}')
+    return Notes(cases, regions, {role_of(name): str(words) for name, words in series.items()}, tuple(allow), reading)
+
+
+def _reading(content: object) -> Reading | None:
+    """Read what is assumed of files; None where it is of another form."""
+    names = {field.name for field in fields(Reading)}
+    if not isinstance(content, Mapping) or not set(content) <= names:
+        return None
+    try:
+        return TypeAdapter(Reading).validate_python(content)
+    except ValidationError:
+        return None
 
 
 def with_notes(cohort: Cohort, notes: Notes) -> Cohort:
-    """Heed sites, subjects and regions of `cohort.json`; a head shared by every case is a template, not a person."""
+    """Heed what `cohort.json` says of sites, subjects, regions and reading.
+
+    A head that every case shares is a template, not a person.
+    """
     heads = {str(notes.cases.get(case.id, {}).get("head")) for case in cohort.cases}
 
     def noted(case: Case) -> Case:
@@ -95,6 +118,7 @@ def with_notes(cohort: Cohort, notes: Notes) -> Cohort:
             case,
             subject=case.subject if person is None else str(person),
             site=case.site if site is None else str(site),
+            reading=case.reading | notes.reading,
         )
 
     return replace(

@@ -19,11 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chiasm.cohorts.cases import Case, Cohort, Problem
+from chiasm.cohorts.images import read_case_image, read_case_labels
 from chiasm.cohorts.registration import GRID_MM, Alignment, Kind, Progress, align
 from chiasm.errors import ChiasmError, CohortError, RunError, VolumeError
 from chiasm.recipe import Registration
 from chiasm.storage import make_folder, read_json, sha256_of, whole_file, whole_folder, write_json
-from chiasm.volumes import Geometry, Volume, canonical, grid_with_spacing, read_volume, write_volume
+from chiasm.volumes import Geometry, Volume, canonical, grid_with_spacing, write_volume
 from chiasm.volumes.geometry import laid_on, same_grid, turned_like
 from chiasm.volumes.screening import volume_files
 
@@ -211,8 +212,8 @@ def _found(place: Path, asked: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def _make(case: Case, names: Sequence[str], kind: Kind, place: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
     """Align a case's images and write all of it, or nothing."""
-    fixed = read_volume(case.images[names[0]])
-    images = {name: read_volume(case.images[name]) for name in names[1:]}
+    fixed = read_case_image(case, names[0])
+    images = {name: read_case_image(case, name) for name in names[1:]}
     made: dict[str, Brought] = {}
     for name, moving in images.items():
         try:
@@ -230,7 +231,7 @@ def _make(case: Case, names: Sequence[str], kind: Kind, place: Path, asked: Mapp
         f"{name}.nii.gz": (one.image.array, False) for name, one in made.items()
     }
     for name, path in (("labels", case.labels), ("mask", case.mask)):
-        brought = None if path is None else _carried(read_volume(path, labels=True), fixed, images, made)
+        brought = None if path is None else _carried(read_case_labels(case, path), fixed, images, made)
         if brought is not None:
             files[f"{name}.nii.gz"] = brought, True
     covered = np.logical_and.reduce([one.covered for one in made.values()])

@@ -36,6 +36,7 @@ from chiasm.cohorts.pairing import tell_movement
 from chiasm.errors import CohortError, RecipeError, RunError, VolumeError
 from chiasm.recipe import BiasCorrection, Recipe, Registration
 from chiasm.storage import check_seal, read_toml, sealed, write_toml
+from chiasm.volumes.screening import STRICT, Reading
 
 Triple = tuple[float, float, float]
 
@@ -137,6 +138,7 @@ class Plan:
         registration: How other images of a case are brought to its first source.
         bias_correction: Of MR images inside the mask, the target's too.
         mask_files: Whether a case's own mask is used where it has one; else `mask_rule` is a must.
+        reading: What is assumed of files whose headers leave a question open, in training and prediction alike.
         unpaired: Ids of further cases of which one side of a pair is seen, and no figure above is fitted on.
 
     Raises:
@@ -176,6 +178,7 @@ class Plan:
     bias_correction: BiasCorrection = "none"
     mask_files: bool = True
     unpaired: tuple[str, ...] = ()
+    reading: Reading = STRICT
 
     @property
     def images(self) -> int:
@@ -301,6 +304,9 @@ def make_plan(
             if shaded
             else "asked for in the recipe, but no modality is shaded by a coil"
         )
+    reading = cases[train_ids[0]].reading
+    if reading != STRICT:
+        reasons["reading"] = "asked for, as the headers of some files leave a question open"
     if data.registration != "none":
         moved = {name: mm for name, mm in (moved_mm or {}).items() if name in train_ids}
         reasons["registration"] = f"asked for in the recipe{f': {tell_movement(moved)}' if moved else ''}"
@@ -359,6 +365,7 @@ def make_plan(
         registration=data.registration,
         bias_correction=data.bias_correction,
         mask_files=data.mask == "auto",
+        reading=reading,
     )
 
 
@@ -415,11 +422,8 @@ def write_plan(path: Path, plan: Plan) -> None:
 
     It is sealed.
     """
-    content = TypeAdapter(Plan).dump_python(plan, mode="json")
+    content = TypeAdapter(Plan).dump_python(plan, mode="json", exclude_none=True)  # TOML has no null
     fitted = {name: content.pop(name) for name in FITTED}
-    for name in ("degradation", "expected"):
-        if content[name] is None:  # TOML has no null
-            del content[name]
     write_toml(path, sealed({**content, "fitted": fitted}))
 
 

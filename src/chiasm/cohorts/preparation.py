@@ -23,6 +23,7 @@ from chiasm.cohorts.bias import without_shading
 from chiasm.cohorts.cases import Case, Problem, Side, side_alone
 from chiasm.cohorts.degradation import arranged
 from chiasm.cohorts.fingerprint import Progress, known_of, read_images, read_mask
+from chiasm.cohorts.images import read_case_labels
 from chiasm.cohorts.intensity import IntensityMap, Kind, fit_intensity
 from chiasm.cohorts.masks import Rule, box_of, find_mask
 from chiasm.cohorts.pairing import hashes_of
@@ -38,7 +39,8 @@ from chiasm.storage import (
     whole_folder,
     write_json,
 )
-from chiasm.volumes import Geometry, Volume, check_pair, crop, grid_with_spacing, read_volume, resample
+from chiasm.volumes import Geometry, Volume, check_pair, crop, grid_with_spacing, resample
+from chiasm.volumes.screening import STRICT
 
 #: Raised by one whenever the same files and plan would give other arrays.
 VERSION = 1
@@ -53,10 +55,10 @@ RANK_SD = 12**-0.5  # of numbers spread evenly between 0 and 1
 
 PLAN_FIELDS = (
     *("sources", "target", "spacing_mm", "dims", "mask_rule", "source_kinds", "target_kind", "window_hu"),
-    *("histogram", "degradation", "bias_correction", "mask_files"),
+    *("histogram", "degradation", "bias_correction", "mask_files", "reading"),
 )
 #: Fields that came later, as plans of before have them: caches of before are still found.
-BEFORE = {"histogram": False, "degradation": None, "bias_correction": "none", "mask_files": True}
+BEFORE = {"histogram": False, "degradation": None, "bias_correction": "none", "mask_files": True, "reading": STRICT}
 
 
 @dataclass(frozen=True, eq=False)
@@ -358,7 +360,7 @@ def _store(folder: Path, case: Case, plan: Plan) -> None:
         mask = source.mask & (place.move(Volume(told.astype(np.uint8), volumes[-1].geometry), order=0) > 0)
         arrays |= {"target": np.where(mask, target, 0), "mask": mask}
     if case.labels is not None:
-        labels = check_pair(volumes[0], read_volume(case.labels, labels=True), b_name="labels", labels=True)
+        labels = check_pair(volumes[0], read_case_labels(case, case.labels), b_name="labels", labels=True)
         arrays["labels"] = place.move(labels, order=0)
     with whole_folder(folder, shared=True) as fresh:
         for name, array in arrays.items():
@@ -423,7 +425,5 @@ def _key(case: Case, plan: Plan) -> str:
     contents = hashes_of(case, [name for name in (*plan.sources, plan.target) if name in case.images])
     settings = {name: getattr(plan, name) for name in PLAN_FIELDS}
     settings = {name: value for name, value in settings.items() if name not in BEFORE or value != BEFORE[name]}
-    if plan.degradation is not None:
-        settings["degradation"] = asdict(plan.degradation)
-    text = json.dumps({"version": VERSION, "files": contents, "plan": settings}, sort_keys=True)
+    text = json.dumps({"version": VERSION, "files": contents, "plan": settings}, sort_keys=True, default=asdict)
     return hashlib.sha256(text.encode()).hexdigest()[:20]

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 
 from chiasm.cohorts.cases import Case, Cohort, Problem, Side, side_alone
+from chiasm.cohorts.images import read_case_image
 from chiasm.cohorts.splits import find_duplicates, voxel_hash
 from chiasm.errors import CohortError, VolumeError
-from chiasm.volumes import check_pair, read_volume
+from chiasm.volumes import check_pair
 
 
 def find_unpaired(
@@ -96,7 +97,7 @@ def check_images(case: Case, names: Sequence[str]) -> str:
     Raises:
         VolumeError: If one cannot be read, or lies elsewhere.
     """
-    first, *others = (read_volume(case.images[name]) for name in names)
+    first, *others = (read_case_image(case, name) for name in names)
     for other, name in zip(others, names[1:]):
         check_pair(first, other, a_name=names[0], b_name=name)
     return voxel_hash(first.array)

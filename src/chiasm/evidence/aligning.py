@@ -18,7 +18,8 @@ from chiasm.cohorts.registration import Alignment, Kind, Progress, align
 from chiasm.errors import RunError, VolumeError
 from chiasm.evidence.drawing import render_page
 from chiasm.storage import locked, write_json, write_text
-from chiasm.volumes import Geometry, Volume, canonical, read_volume, write_volume
+from chiasm.volumes import Geometry, Reading, Volume, canonical, read_volume, write_volume
+from chiasm.volumes.screening import STRICT
 
 VIEWS = ("sagittal", "coronal", "axial")
 SQUARES = 8  # of the checkerboard, along the longer side
@@ -51,6 +52,7 @@ def register(
     kind: Kind = "demons",
     labels: Sequence[Path] = (),
     seed: int = 0,
+    reading: Reading = STRICT,
     progress: Progress | None = None,
 ) -> Registered:
     """Bring one volume of a patient to the grid of another, and write how.
@@ -67,6 +69,7 @@ def register(
         kind: "rigid", "affine" or "demons".
         labels: Label maps on the moving volume's grid, brought along.
         seed: Of what mutual information is estimated from.
+        reading: What to assume of files whose headers leave a question open.
         progress: Called with steps done, all steps, and what is done.
 
     Raises:
@@ -75,8 +78,8 @@ def register(
         ChiasmError: If the folder cannot be written.
     """
     with locked(out):
-        still, mobile = read_volume(fixed), read_volume(moving)
-        maps = [read_volume(path, labels=True) for path in labels]
+        still, mobile = read_volume(fixed, reading=reading), read_volume(moving, reading=reading)
+        maps = [read_volume(path, labels=True, reading=reading) for path in labels]
         alignment = _aligned(still, mobile, moving, kind, seed, progress)
         image = alignment.bring(mobile, still.geometry)
         write_volume(out / "moved.nii.gz", image.array, still.geometry)

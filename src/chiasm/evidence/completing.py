@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from chiasm import __version__
-from chiasm.cohorts.cases import MODALITIES, Case, Cohort, Problem, role_of
+from chiasm.cohorts.cases import MODALITIES, Case, Cohort, Problem, reading_of, role_of
 from chiasm.cohorts.completed import MARK, Origin, copy_case, mark_synthetic, was_made, write_completed
 from chiasm.cohorts.dicom_folders import Selection, marks_on
 from chiasm.cohorts.intensity import Kind, fit_intensity
@@ -46,7 +46,7 @@ from chiasm.storage import locked, sha256_of, write_json, write_text
 from chiasm.training.loop import Progress
 from chiasm.training.methods import check_players
 from chiasm.training.run import train
-from chiasm.volumes import read_volume
+from chiasm.volumes import Reading, read_volume
 
 WITH, WITHOUT = "with", "without"
 FEWEST_SUBJECTS = 2  # with both modalities: one trains and one validates
@@ -162,7 +162,9 @@ def complete(
     if recipe.training.devices > 1:  # every process would start anew, from the command on
         raise RecipeError("a completion trains on one device", reason="devices", found=recipe.training.devices)
     check_players(recipe)
-    found = _scans(find_cohort(data, layout=layout, selection=selection))
+    wanted = selection or Selection()
+    wanted = replace(wanted, reading=reading_of(recipe.data) | wanted.reading)
+    found = _scans(find_cohort(data, layout=layout, selection=wanted))
     survey_cohort(found, recipe, utility)
     with locked(out):
         root = out / "cohort"
@@ -369,7 +371,7 @@ def fill(cases: Sequence[Case], run: Path, folder: Path, recipe: Recipe) -> tupl
                 shutil.rmtree(fresh, ignore_errors=True)
                 continue
             entry = made.manifest.cases[0]
-            if flat := _flat(fresh / entry.image, fresh / str(entry.mask), model.plan.target_kind):
+            if flat := _flat(fresh / entry.image, fresh / str(entry.mask), model.plan.target_kind, case.reading):
                 message = f"case {case.id}: the model made nearly the same {target} everywhere; train longer or larger"
                 problems.append(Problem(image, flat, message, case.id))
                 shutil.rmtree(fresh)
@@ -384,11 +386,11 @@ def fill(cases: Sequence[Case], run: Path, folder: Path, recipe: Recipe) -> tupl
     return filled, problems
 
 
-def _flat(image: Path, mask: Path, kind: Kind) -> str | None:
+def _flat(image: Path, mask: Path, kind: Kind, reading: Reading) -> str | None:
     """Say why a later training could not scale an image, as of a network that collapsed; None where it could."""
-    inside = read_volume(mask, labels=True).array > 0
+    inside = read_volume(mask, labels=True, reading=reading).array > 0
     try:
-        fit_intensity(read_volume(image, allow_constant=True).array, inside, kind)
+        fit_intensity(read_volume(image, allow_constant=True, reading=reading).array, inside, kind)
     except VolumeError as error:
         return error.reason
     return None

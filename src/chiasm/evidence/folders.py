@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from chiasm.cohorts.cases import Case, Cohort, Problem
 from chiasm.cohorts.degradation import simulated, thick_mask
-from chiasm.cohorts.dicom_folders import marks_on
+from chiasm.cohorts.dicom_folders import Selection, marks_on
 from chiasm.cohorts.fingerprint import Progress, known_of
+from chiasm.cohorts.images import read_case_image, read_case_labels
 from chiasm.cohorts.intensity import IntensityMap
 from chiasm.cohorts.layouts import find_cohort
 from chiasm.cohorts.pairing import Together, align_cohort
@@ -103,6 +104,7 @@ def open_reference(
     *,
     register: Registration | None = None,
     layout: str | None = None,
+    selection: Selection | None = None,
     progress: Progress | None = None,
 ) -> Together:
     """Find the real images of predicted cases, brought to the sources' grid as those of training were.
@@ -113,12 +115,15 @@ def open_reference(
         folder: Where registered images are kept.
         register: How they are brought there; None as the model's plan says, "none" takes them as they lie.
         layout: Name of a layout, where the folder fits several.
+        selection: Which DICOM series are taken, and how files are read; where it says nothing, as in training.
         progress: As in `align_cohort`.
 
     Raises:
         CohortError: If the folder holds no cases, or none can be registered.
     """
-    cohort, plan = find_cohort(reference, layout=layout), judged[0].plan
+    plan, chosen = judged[0].plan, selection or Selection()
+    chosen = replace(chosen, reading=chosen.reading | plan.reading)
+    cohort = find_cohort(reference, layout=layout, selection=chosen)
     kind = plan.registration if register is None else register
     if kind == "none":
         return Together(cohort, {}, ())
@@ -200,25 +205,27 @@ def load_case(judged: Judged, entry: Entry, cohort: Cohort, *, with_labels: bool
             reason="no-target",
         )
     check_reference(case, plan.target)
-    source = read_volume(case.images[plan.sources[0]])
+    source = read_case_image(case, plan.sources[0])
     others = [
-        check_pair(source, read_volume(case.images[other]), a_name=plan.sources[0], b_name=other)
+        check_pair(source, read_case_image(case, other), a_name=plan.sources[0], b_name=other)
         for other in plan.sources[1:]
     ]
 
-    def fitting(path: Path, what: str, labels: bool = False) -> Volume:
-        return check_pair(source, read_volume(path, labels=labels), b_name=what, labels=labels)
+    def labelled(path: Path, what: str) -> Volume:
+        return check_pair(source, read_case_labels(case, path), b_name=what, labels=True)
 
     def made(name: str, what: str) -> Volume:  # a network may well make the same everywhere
-        return check_pair(source, read_volume(folder / name, allow_constant=True), b_name=what, labels=True)
+        return check_pair(
+            source, read_volume(folder / name, allow_constant=True, reading=case.reading), b_name=what, labels=True
+        )
 
     prediction = made(entry.image, "prediction")
-    target = fitting(case.images[plan.target], plan.target)
-    mask = fitting(case.mask or folder / str(entry.mask), "mask", labels=True)
+    target = check_pair(source, read_case_image(case, plan.target), b_name=plan.target)
+    mask = labelled(case.mask or folder / str(entry.mask), "mask")
     if plan.degradation is not None and case.mask is not None:
         mask = thick_mask(mask, plan.degradation)
     inside = known_of(case, mask.array > 0, target, plan.degradation)
-    labels = fitting(case.labels, "labels", labels=True).array if with_labels and case.labels else None
+    labels = labelled(case.labels, "labels").array if with_labels and case.labels else None
     reliability = None if entry.reliability is None else made(entry.reliability, "reliability")
     sources = [source, *others]
     if plan.degradation is not None:

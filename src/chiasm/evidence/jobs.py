@@ -21,7 +21,8 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from chiasm import __version__
-from chiasm.cohorts.cases import Cohort, side_alone
+from chiasm.cohorts.cases import Cohort, reading_of, side_alone
+from chiasm.cohorts.dicom_folders import Selection
 from chiasm.cohorts.layouts import find_cohort, select_cases
 from chiasm.cohorts.lesions import REGIONS
 from chiasm.cohorts.phantom import Movement, write_cohort
@@ -256,7 +257,12 @@ def find_cases(study: Study, out: Path) -> Cohort | None:
     folder = data_folder(study, out)
     if study.phantom is not None and not (folder / "cohort.json").exists():
         return None
-    return select_cases(find_cohort(folder, layout=study.layout), study.sources, study.target)
+    return select_cases(_find(study, folder), study.sources, study.target)
+
+
+def _find(study: Study, folder: Path) -> Cohort:
+    reading = reading_of(_recipe(study, study.arms[0], 1, 0, 0).data)
+    return find_cohort(folder, layout=study.layout, selection=Selection(reading=reading))
 
 
 def simulate(phantom: Phantom, folder: Path, *, movement: Movement | None = None) -> None:
@@ -327,7 +333,14 @@ def list_jobs(study: Study, out: Path, cohort: Cohort | None) -> list[Job]:
 
 def _check_reference(study: Study, folds: int) -> None:
     """Refuse arms that would be scored against differently registered images: they could not be compared."""
-    kinds = {arm: _recipe(study, arm, folds, 0, study.seeds[0]).data.registration for arm in study.arms}
+    data = {arm: _recipe(study, arm, folds, 0, study.seeds[0]).data for arm in study.arms}
+    if len({reading_of(one) for one in data.values()}) > 1:
+        raise RecipeError(
+            "all arms must read the files of the cohort alike",
+            reason="reading",
+            hint="Set data.form, assume_ras, resample and resample_tilt for all arms, not in a variant.",
+        )
+    kinds = {arm: one.registration for arm, one in data.items()}
     if study.reference is None and len(set(kinds.values())) > 1:
         raise RecipeError(
             "arms that register differently must be scored against the same images",
@@ -479,7 +492,7 @@ def _fingerprint(study: Study, cohort: Cohort | None) -> str:
     """Hash the files that a study reads, by content; of a simulated cohort, what it is made from."""
     against = "" if study.reference is None else "held"
     if isinstance(study.reference, Path):
-        real = find_cohort(study.reference, layout=study.layout)
+        real = _find(study, study.reference)
         against = _contents(select_cases(real, (study.target,), None), (study.target,))
     if study.phantom is not None:
         later = {"misregistration_mm": None, "movement": "elastic"}  # as jobs of before have it, which are still found
@@ -488,7 +501,7 @@ def _fingerprint(study: Study, cohort: Cohort | None) -> str:
     assert cohort is not None
     names = (*study.sources, study.target)
     if any(_recipe(study, arm, 1, 0, 0).optimiser.kind == "admm" for arm in study.arms):
-        found = find_cohort(cohort.root, layout=study.layout)
+        found = _find(study, cohort.root)
         alone = tuple(case for case in found.cases if side_alone(case, study.sources, study.target))
         against += _contents(replace(found, cases=alone), names) if alone else ""
     return _contents(cohort, names) + against

@@ -24,7 +24,9 @@ from numpy.typing import NDArray
 
 from chiasm import metrics
 from chiasm.cohorts.cases import Case, Cohort
+from chiasm.cohorts.dicom_folders import Selection
 from chiasm.cohorts.fingerprint import known_of
+from chiasm.cohorts.images import read_case_image, read_case_labels
 from chiasm.cohorts.layouts import find_cohort, select_cases
 from chiasm.cohorts.pairing import align_cohort
 from chiasm.cohorts.preparation import prepare_case, prepare_source
@@ -57,7 +59,7 @@ from chiasm.prediction.rivals import (
 )
 from chiasm.prediction.synthesis import synthesise, synthesise_prepared
 from chiasm.training.run import registered_in
-from chiasm.volumes import Volume, check_pair, read_volume
+from chiasm.volumes import Volume, check_pair
 
 COVERAGES = (100, 90, 80, 50)  # per cent of the voxels that are kept, the most trusted first
 POOLED = "all cases"  # in the place of a case's id: voxels of all of them together
@@ -153,7 +155,8 @@ def judge_maps(
     engine = replace(predictors[0].engine, threads=threads)
     first = models[0]
     names = {*split.validation, *getattr(split, role)}
-    found = select_cases(find_cohort(data, layout=layout), first.plan.sources, first.plan.target)
+    found = find_cohort(data, layout=layout, selection=Selection(reading=first.plan.reading))
+    found = select_cases(found, first.plan.sources, first.plan.target)
     some = replace(found, cases=tuple(case for case in found.cases if case.id in names))
     with TemporaryDirectory() if cache is None else nullcontext(cache) as kept:
         place = registered_in(Path(kept), first.recipe, Path(kept))
@@ -371,15 +374,17 @@ def _ask_all(
 ) -> Asked:
     plan = model.plan
     check_reference(case, plan.target)
-    source = read_volume(case.images[plan.sources[0]])
+    source = read_case_image(case, plan.sources[0])
 
-    def fitting(path: Path, name: str, labels: bool = False) -> Volume:
-        return check_pair(source, read_volume(path, labels=labels), b_name=name, labels=labels)
+    def image(name: str) -> Volume:
+        return check_pair(source, read_case_image(case, name), b_name=name)
 
-    volumes = [source, *(fitting(case.images[name], name) for name in plan.sources[1:])]
-    target = fitting(case.images[plan.target], plan.target)
-    given = None if case.mask is None else fitting(case.mask, "mask", labels=True)
-    labels = None if case.labels is None else fitting(case.labels, "labels", labels=True)
+    def labelled(path: Path | None, what: str) -> Volume | None:
+        return None if path is None else check_pair(source, read_case_labels(case, path), b_name=what, labels=True)
+
+    volumes = [source, *(image(name) for name in plan.sources[1:])]
+    target = image(plan.target)
+    given, labels = labelled(case.mask, "mask"), labelled(case.labels, "labels")
     still = replace(model, plan=replace(plan, registration="none"))  # they were brought together already
     shipped = synthesise(still, volumes, mask=given, engine=engine)
     prepared = prepare_source(volumes, plan, given)

@@ -8,7 +8,7 @@ again without scoring anything.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from chiasm.cohorts.bias import UNSHADED
 from chiasm.cohorts.cases import Cohort, Problem
+from chiasm.cohorts.dicom_folders import Selection
 from chiasm.cohorts.pairing import Together, tell_movement
 from chiasm.cohorts.planning import Plan
 from chiasm.errors import ChiasmError, CohortError, RunError, unknown
@@ -32,7 +33,7 @@ from chiasm.metrics import CONVENTIONS
 from chiasm.prediction.manifest import Entry
 from chiasm.recipe import Registration
 from chiasm.storage import locked, read_json, read_toml, write_json
-from chiasm.volumes import Volume, canonical
+from chiasm.volumes import Reading, Volume, canonical
 
 ASKED = "asked.json"
 REGISTERED = "registered"  # folder of the real images, brought to the sources
@@ -70,6 +71,7 @@ def evaluate(
     model: Path | None = None,
     layout: str | None = None,
     register: Registration | None = None,
+    selection: Selection | None = None,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Scored:
     """Score every predicted case that has a real target; write CSV, JSON and a report.
@@ -84,6 +86,7 @@ def evaluate(
         layout: Name of a layout, where the folder fits several.
         register: How real images are brought to the sources, into `out/registered`; None as those of
             training were, "none" takes them as they lie.
+        selection: Which DICOM series are taken, and how files are read; where it says nothing, as in training.
         progress: Called with cases done, all cases, the next case's id.
 
     Raises:
@@ -105,9 +108,10 @@ def evaluate(
             reason="other-method",
             hint="Evaluate them one by one; chiasm study compares methods.",
         )
+    chosen = selection or Selection()
     with locked(out):
         together = open_reference(
-            reference, judged, out / REGISTERED, register=register, layout=layout, progress=progress
+            reference, judged, out / REGISTERED, register=register, layout=layout, selection=chosen, progress=progress
         )
         cohort, _, lost = together
         rows: list[Row] = []
@@ -134,6 +138,8 @@ def evaluate(
             "model": None if model is None else str(model.resolve()),
             "reference": str(reference.resolve()),
             "layout": layout,
+            "series": dict(chosen.series),
+            "reading": asdict(chosen.reading),
             "regions": regions,
             "register": judged[0].plan.registration if register is None else register,
             "problems": [problem.message for problem in problems],
@@ -162,7 +168,10 @@ def report_evaluation(out: Path, *, pages: int = PAGES, whole: bool = False) -> 
     model = None if asked["model"] is None else Path(asked["model"])
     judged = [open_predictions(Path(folder), model) for folder in asked["predictions"]]
     how: Registration = asked.get("register", "none")
-    together = open_reference(Path(asked["reference"]), judged, out / REGISTERED, register=how, layout=asked["layout"])
+    chosen = Selection(series=asked.get("series", {}), reading=Reading(**asked.get("reading", {})))
+    together = open_reference(
+        Path(asked["reference"]), judged, out / REGISTERED, register=how, layout=asked["layout"], selection=chosen
+    )
     cohort = together.cohort
     if together.moved_mm:
         report_registered(out / REGISTERED)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,7 @@ from chiasm.evidence.statistics import (
 from chiasm.recipe import Registration
 from chiasm.runners import Lost, Runner, Slurm, find_runner
 from chiasm.storage import locked, read_json, read_toml, write_json
+from chiasm.volumes.screening import STRICT, Reading
 
 NOTES = "study.json"
 RELIABILITY = "reliability"  # folder of its figures
@@ -79,6 +80,7 @@ def run_study(
     *,
     runner: str = "serial",
     open_sealed: bool = False,
+    reading: Reading = STRICT,
     say: Callable[[str], None] = print,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Done:
@@ -90,13 +92,14 @@ def run_study(
         runner: A name of `runners.RUNNERS`.
         open_sealed: Score the sealed test set with every model; its evidence goes
             to `out/sealed`, and the day is noted there.
+        reading: What to assume of files whose headers leave a question open, beside the study file's settings.
         say: Called with lines for the user.
         progress: Called with jobs done, all jobs, the last one's name.
 
     Raises:
         ChiasmError: If the study cannot run at all; a job that fails is named in the result.
     """
-    study = read_study(path)
+    study = _read(path, reading)
     run = find_runner(runner, {"slurm": _for_slurm(study), "ray": study.ray})
     if open_sealed and not study.sealed:
         raise CohortError(
@@ -184,13 +187,25 @@ def _lost_for_good(lost: Lost[Job]) -> Outcome:
     return Outcome(lost.job.key, lost.job.name, f"{lost}. {LESS_MEMORY}")
 
 
-def tell_jobs(path: Path, out: Path) -> list[str]:
+def _read(path: Path, reading: Reading) -> Study:
+    """Read a study file, and note in its settings what else is assumed of the cohort's files."""
+    study = read_study(path)
+    asked = [f"data.{name}={str(value).lower()}" for name, value in asdict(reading).items() if value]
+    return study.model_copy(update={"settings": (*study.settings, *asked)})
+
+
+def tell_jobs(path: Path, out: Path, reading: Reading = STRICT) -> list[str]:
     """List a study's jobs in words, with what is done and how long the rest may take.
+
+    Args:
+        path: The study file.
+        out: The study's folder.
+        reading: As for `run_study`.
 
     Raises:
         ChiasmError: If the study cannot run at all.
     """
-    study = read_study(path)
+    study = _read(path, reading)
     jobs = list_jobs(study, out, find_cases(study, out))
     done = {job.key: read_json(job.folder / "done.json") for job in jobs if job.is_done}
     speed = _seconds_a_step(jobs, done)

@@ -35,9 +35,10 @@ from chiasm.pages.dicom_inbox import Arrival, Inbox, InboxError, Limits
 from chiasm.prediction.dicom_case import DicomCase, write_dicom_case
 from chiasm.prediction.folders import Predictor, load
 from chiasm.storage import locked
-from chiasm.volumes import read_volume
+from chiasm.volumes import Reading
 from chiasm.volumes.dicom_files import FAULTS
 from chiasm.volumes.dicom_series import fitting, pick_series
+from chiasm.volumes.screening import STRICT
 
 IMAGES = (
     "1.2.840.10008.5.1.4.1.1.2",  # CT
@@ -125,6 +126,7 @@ def serve_dicom(
     out: Path | None = None,
     series: str | None = None,
     limits: Limits | None = None,
+    reading: Reading = STRICT,
     accelerator: str = "auto",
     precision: str = "auto",
     say: Callable[[str], None] = print,
@@ -141,6 +143,7 @@ def serve_dicom(
         out: Where results stay, a folder for each.
         series: Words of the descriptions of the series to take, or their modality; all where None.
         limits: What it takes at most.
+        reading: What to assume of series whose headers leave a question open.
         accelerator: "auto", "cpu" or "cuda".
         precision: "auto", "32-true", "bf16-mixed" or "16-mixed".
         say: Called with each line of the log.
@@ -165,7 +168,7 @@ def serve_dicom(
         )
     limits = limits or Limits()
     kernel = _kernel(title, allow, limits)
-    predictor = load(run, accelerator=accelerator, precision=precision)
+    predictor = load(run, accelerator=accelerator, precision=precision, reading=reading)
     if len(predictor.model.plan.sources) > 1:
         raise RunError(
             "needs several series of one patient, which a node cannot tell belong together",
@@ -246,7 +249,7 @@ def synthesise_series(folder: Path, place: Path, predictor: Predictor, wanted: s
         raise VolumeError("is of another modality than the model takes", path=folder, reason="modality")
     if wanted is not None and not fitting([series], wanted):
         raise VolumeError("is not asked for", path=folder, reason="not-wanted")
-    made = predictor.predict(read_volume(folder))
+    made = predictor.predict(folder)
     warnings = (*(WARNINGS[mark] for mark in marks_of(series)), *made.warnings)
     return write_dicom_case(place, replace(made, warnings=warnings), [series], model)
 

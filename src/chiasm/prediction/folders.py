@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 
 from chiasm.cohorts.cases import Case, Problem
 from chiasm.cohorts.dicom_folders import WARNINGS, Selection, marks_on, parse_rules
+from chiasm.cohorts.images import read_case_image, read_case_labels
 from chiasm.cohorts.layouts import find_cohort, select_cases
 from chiasm.cohorts.manifests import MARKS
 from chiasm.cohorts.planning import Plan
@@ -30,8 +31,9 @@ from chiasm.prediction.resuming import Earlier, hash_inputs, take_over
 from chiasm.prediction.synthesis import Synthesis, synthesise
 from chiasm.runners import Lost, Ray, Slurm, find_runner
 from chiasm.storage import locked, read_json
-from chiasm.volumes import Volume, check_pair, read_volume, write_volume
+from chiasm.volumes import Reading, Volume, check_pair, read_volume, write_volume
 from chiasm.volumes.dicom_series import is_dicom, pick_series
+from chiasm.volumes.screening import STRICT
 
 SUFFIXES = (".nii.gz", ".nii", ".mha", ".mhd")
 
@@ -63,14 +65,15 @@ class Settings:
 
     accelerator: str
     precision: str
-    resample_tilt: bool
+    reading: Reading
     degrade: bool
     container: Container
 
     @property
     def options(self) -> dict[str, bool | str]:
         """What the manifest has no field of its own for."""
-        return {"resample-tilt": self.resample_tilt, "accelerator": self.accelerator, "precision": self.precision}
+        reading = {name.replace("_", "-"): value or False for name, value in asdict(self.reading).items()}
+        return {**reading, "accelerator": self.accelerator, "precision": self.precision}
 
 
 class Predictor:
@@ -80,9 +83,13 @@ class Predictor:
         model: From `load_model`.
         accelerator: "auto", "cpu" or "cuda".
         precision: "auto", "32-true", "bf16-mixed" or "16-mixed".
+        reading: What to assume of files whose headers leave a question open, beside what the model's plan says.
     """
 
-    def __init__(self, model: Model, *, accelerator: str = "auto", precision: str = "auto") -> None:
+    def __init__(
+        self, model: Model, *, accelerator: str = "auto", precision: str = "auto", reading: Reading = STRICT
+    ) -> None:
+        self.reading = reading | model.plan.reading
         self.engine = Engine.pick(accelerator, precision)
         generator, local, refiner, *earlier = (
             None if network is None else self.engine.place(freeze_for_inference(network))
@@ -108,17 +115,19 @@ class Predictor:
         Raises:
             VolumeError: If a file cannot be read, the grids differ, or the number of sources is wrong.
         """
-        volumes = [source if isinstance(source, Volume) else read_volume(Path(source)) for source in sources]
+        volumes = [one if isinstance(one, Volume) else read_volume(Path(one), reading=self.reading) for one in sources]
         return synthesise(self.model, volumes, mask=mask, engine=self.engine, degrade=degrade)
 
 
-def load(path: Path | str, *, accelerator: str = "auto", precision: str = "auto") -> Predictor:
-    """Load a run or its model folder for prediction.
+def load(
+    path: Path | str, *, accelerator: str = "auto", precision: str = "auto", reading: Reading = STRICT
+) -> Predictor:
+    """Load a run or its model folder for prediction; the other arguments are those of `Predictor`.
 
     Raises:
         RunError: If there is no model, or it is damaged.
     """
-    return Predictor(load_model(Path(path)), accelerator=accelerator, precision=precision)
+    return Predictor(load_model(Path(path)), accelerator=accelerator, precision=precision, reading=reading)
 
 
 def predict(
@@ -131,7 +140,7 @@ def predict(
     precision: str = "auto",
     layout: str | None = None,
     series: Sequence[str] = (),
-    resample_tilt: bool = False,
+    reading: Reading = STRICT,
     container: Container = "volume",
     runner: str = "serial",
     degrade: bool = False,
@@ -157,7 +166,7 @@ def predict(
         precision: "auto", "32-true", "bf16-mixed" or "16-mixed".
         layout: Name of a layout, where a folder fits several.
         series: Which DICOM series is which source, as ``t1=WORDS``, or ``WORDS`` for the only source.
-        resample_tilt: Whether to resample DICOM slices that are tilted or uneven, rather than refuse them.
+        reading: What to assume of files whose headers leave a question open, beside what the model's plan says.
         container: "volume" for NIfTI or MetaImage, "dicom" for DICOM, which needs DICOM sources.
         runner: A name of `runners.RUNNERS`: where cases are predicted.
         degrade: For super-resolution: whether slices are thin and are made thick first, to test the model.
@@ -174,13 +183,13 @@ def predict(
     """
     gpus = int(accelerator == "cuda")
     spread = find_runner(runner, {"slurm": Slurm(gpus_per_node=gpus), "ray": Ray(num_gpus=gpus)})
-    settings = Settings(accelerator, precision, resample_tilt, degrade, container)
+    settings = Settings(accelerator, precision, reading, degrade, container)
     with locked(out):
         model = load_model(run)
         if degrade and model.plan.degradation is None:
             raise RecipeError("only a model for super-resolution can degrade its input", path=run, reason="task")
         roles = _roles(run)
-        cases, problems = _find_cases(inputs, model, layout, parse_rules(series, model.plan.sources), resample_tilt)
+        cases, problems = _find_cases(inputs, model, layout, parse_rules(series, model.plan.sources), reading)
         if only != "all":
             cases = _of_role(cases, only, roles, run, inputs)
         if container == "dicom":
@@ -207,18 +216,19 @@ def predict(
 
 
 def _find_cases(
-    inputs: Sequence[Path | Case], model: Model, layout: str | None, rules: Mapping[str, str], resample_tilt: bool
+    inputs: Sequence[Path | Case], model: Model, layout: str | None, rules: Mapping[str, str], reading: Reading
 ) -> tuple[list[Case], list[Problem]]:
     sources = model.plan.sources
     selection = Selection(
         series=rules,
         alone=sources[0] if len(sources) == 1 else None,
         allow=MARKS,  # who predicts is warned of them
-        tilted=resample_tilt,
+        reading=reading | model.plan.reading,
     )
     places = [one.absolute() for one in inputs if isinstance(one, Path)]
     cases, problems = find_inputs(places, sources, layout=layout, selection=selection)
-    return cases + [one for one in inputs if isinstance(one, Case)], problems
+    cases += [one for one in inputs if isinstance(one, Case)]
+    return [replace(case, reading=selection.reading | case.reading) for case in cases], problems
 
 
 def _of_role(
@@ -372,9 +382,9 @@ def _loaded(run: Path, sha256: str, accelerator: str, precision: str) -> Predict
 def _predict_case(predictor: Predictor, case: Case, out: Path, role: Role, settings: Settings) -> Entry:
     plan = predictor.model.plan
     paths = [case.images[name] for name in plan.sources]
-    volumes = [read_volume(path, resample_tilt=settings.resample_tilt) for path in paths]
+    volumes = [read_case_image(case, name) for name in plan.sources]
     marks = dict.fromkeys(mark for name in plan.sources for mark in marks_on(case, name))
-    mask = None if case.mask is None else check_pair(volumes[0], read_volume(case.mask, labels=True), labels=True)
+    mask = None if case.mask is None else check_pair(volumes[0], read_case_labels(case, case.mask), labels=True)
     made = predictor.predict(*volumes, mask=mask, degrade=settings.degrade)
     warnings = (*(WARNINGS[mark] for mark in marks), *made.warnings)
     if settings.container == "dicom":

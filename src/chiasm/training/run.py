@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from chiasm.cohorts.cases import Case, Cohort, Problem
+from chiasm.cohorts.cases import Case, Cohort, Problem, reading_of, with_reading
 from chiasm.cohorts.dicom_folders import Selection
 from chiasm.cohorts.layouts import find_cohort, select_cases
 from chiasm.cohorts.pairing import Together, align_cohort, tell_movement
@@ -308,10 +308,17 @@ def train(
 def _found(
     data: Path | Cohort, recipe: Recipe, folder: Path, layout: str | None, selection: Selection | None
 ) -> Cohort:
-    """Find the cases, after the recipe has been checked against itself and against what the folder holds."""
+    """Find the cases, after the recipe has been checked against itself and against what the folder holds.
+
+    Their files are read as the recipe says.
+    """
     check_players(recipe)
     _check_recipe(folder, recipe)
-    return data if isinstance(data, Cohort) else find_cohort(data, layout=layout, selection=selection)
+    reading = reading_of(recipe.data)
+    if isinstance(data, Cohort):
+        return with_reading(data, reading)
+    chosen = selection or Selection()
+    return find_cohort(data, layout=layout, selection=replace(chosen, reading=reading | chosen.reading))
 
 
 def _finished(folder: Path, found: Cohort, say: Say) -> Run | None:

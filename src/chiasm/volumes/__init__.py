@@ -9,10 +9,11 @@ from chiasm.volumes.geometry import (
     resample,
     same_grid,
 )
-from chiasm.volumes.screening import check_pair, read_volume, write_volume
+from chiasm.volumes.screening import Reading, check_pair, read_volume, write_volume
 
 __all__ = [
     "Geometry",
+    "Reading",
     "Volume",
     "canonical",
     "check_pair",

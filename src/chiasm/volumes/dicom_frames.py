@@ -390,7 +390,7 @@ def _slant(
     uneven = np.abs(gaps - gaps.mean()).max() > close
     degrees = float(np.degrees(np.arccos(min(1.0, 1 / float(np.linalg.norm(along))))))
     spread = f"slices {gaps.min():.4g} to {gaps.max():.4g} mm apart"
-    hint = "Resample it to a straight and even grid on reading: --resample-tilt, or resample_tilt=True in Python."
+    hint = "Resample it to a straight and even grid with --resample-tilt: Reading(resample_tilt=True) in Python."
     if degrees > TILT_DEGREES and np.linalg.norm(total - (total @ normal) * normal) > ROUNDED_MM:
         return VolumeError(
             "was scanned with a tilted gantry: its slices are stacked at a slant",

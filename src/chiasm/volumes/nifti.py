@@ -217,7 +217,7 @@ def _affine(
             "does not say how it lies in space: sform_code and qform_code are both 0",
             path=path,
             reason="no-orientation",
-            hint="If its axes run to the right, the front and up, read it with assume_ras (--assume-ras).",
+            hint="If its axes run right, to the front and up, give --assume-ras: Reading(assume_ras=True) in Python.",
         )
     if (not coded or "qform" in coded) and min(fields["pixdim"][1:4]) <= 0:
         raise VolumeError(
@@ -244,7 +244,7 @@ def _affine(
                 reason="two-forms",
                 found=f"{apart:.3g} mm apart at a corner",
                 expected=f"at most {FORMS_APART_MM} mm",
-                hint="Find out which is right, and read it with form='sform' or form='qform' (--form).",
+                hint="Find out which is right, and give --form sform or --form qform: Reading(form=...) in Python.",
             )
     return next(iter(forms.values()))
 

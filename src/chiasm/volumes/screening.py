@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,18 +49,48 @@ MIRROR_GAIN = 1.4  # a mirrored pair shares this many times the information, and
 MIRROR_LEAST = 0.03  # nats more
 
 
+@dataclass(frozen=True)
+class Reading:
+    """What to assume of files whose header leaves a question open; by default such files are refused.
+
+    Attributes:
+        form: Which NIfTI form to believe where sform and qform disagree.
+        assume_ras: Whether to take a NIfTI without orientation as RAS.
+        resample: Whether to bring skewed axes to a straight grid, which interpolates.
+        resample_tilt: Whether to resample DICOM slices that are tilted or uneven.
+    """
+
+    form: Form | None = None
+    assume_ras: bool = False
+    resample: bool = False
+    resample_tilt: bool = False
+
+    def __or__(self, other: Reading) -> Reading:
+        """Return what either of the two assumes; of two forms the first.
+
+        >>> Reading(form="sform") | Reading(form="qform", resample=True)
+        Reading(form='sform', assume_ras=False, resample=True, resample_tilt=False)
+        """
+        return Reading(
+            self.form or other.form,
+            self.assume_ras or other.assume_ras,
+            self.resample or other.resample,
+            self.resample_tilt or other.resample_tilt,
+        )
+
+
+STRICT = Reading()  # nothing is assumed
+
+
 def read_volume(
     path: Path | str,
     labels: bool = False,
     *,
+    reading: Reading = STRICT,
     declared: Collection[int] | None = None,
-    form: Form | None = None,
-    assume_ras: bool = False,
-    resample: bool = False,
     allow_thin: bool = False,
     allow_constant: bool = False,
     series: str | int | None = None,
-    resample_tilt: bool = False,
     max_bytes: int = MAX_BYTES,
 ) -> Volume:
     """Read a NIfTI or MetaImage volume or a DICOM series, or refuse it.
@@ -70,14 +101,11 @@ def read_volume(
         path: The file; for DICOM also a folder, a zip archive, or any one file
             of a series, which stands for all of it.
         labels: Whether it is a label map or mask: whole numbers, which stay integers.
+        reading: What to assume where the header leaves a question open.
         declared: The only labels that may occur beside 0; all may where None.
-        form: Which NIfTI form to believe where sform and qform disagree.
-        assume_ras: Whether to take a NIfTI without orientation as RAS.
-        resample: Whether to bring skewed axes to a straight grid, which interpolates.
         allow_thin: Whether fewer than three slices along an axis are right.
         allow_constant: Whether an image may be the same everywhere.
         series: Which DICOM series, where a place holds several: as for `read_dicom`.
-        resample_tilt: Whether to resample DICOM slices that are tilted or uneven, rather than refuse them.
         max_bytes: Most bytes of voxels.
 
     Returns:
@@ -91,7 +119,7 @@ def read_volume(
     file = _is_file(path)
     head = first_bytes(path, HEAD) if file else b""  # refuses what would never end, such as a pipe
     if is_dicom(path):
-        found = read_dicom(path, series=series, resample_tilt=resample_tilt, max_bytes=max_bytes)
+        found = read_dicom(path, series=series, resample_tilt=reading.resample_tilt, max_bytes=max_bytes)
         check_affine(found.geometry, path)
         if not labels:  # a segmentation leaves its empty slices out
             _check_slices(found.geometry, path, allow_thin)
@@ -101,7 +129,7 @@ def read_volume(
         head = first_bytes(path, HEAD)  # says what is wrong
     stored: Stored
     if looks_like_nifti(head):
-        stored = open_nifti(path, form=form, assume_ras=assume_ras, max_bytes=max_bytes)
+        stored = open_nifti(path, form=reading.form, assume_ras=reading.assume_ras, max_bytes=max_bytes)
     elif looks_like_metaimage(head):
         stored = open_metaimage(path, max_bytes=max_bytes)
     else:
@@ -112,7 +140,7 @@ def read_volume(
             found="an empty file" if not head else _format_of(head),
             expected=".nii, .nii.gz, .mha, .mhd, .dcm, or a folder or .zip of DICOM files",
         )
-    skewed = check_affine(stored.geometry, path, allow_skew=resample)
+    skewed = check_affine(stored.geometry, path, allow_skew=reading.resample)
     if skewed and math.prod(straight_grid(stored.geometry).shape) > MOST_STRAIGHTENED * math.prod(
         stored.geometry.shape
     ):
@@ -239,7 +267,7 @@ def check_affine(geometry: Geometry, path: Path | None = None, *, allow_skew: bo
             reason="skew",
             found=f"{skew:.3g} degrees",
             expected=f"at most {SKEW_DEGREES}",
-            hint="Resample it to a straight grid first, or let resample (--resample) do it.",
+            hint="Resample it to a straight grid first, or let --resample do it: Reading(resample=True) in Python.",
         )
     return skew > SKEW_DEGREES
 

@@ -1,0 +1,215 @@
+"""Options that several verbs share, in records: each is declared once, and a verb takes the records that it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from functools import wraps
+from inspect import Parameter, Signature, signature
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+
+import typer
+
+from chiasm.errors import RecipeError, unknown
+
+if TYPE_CHECKING:
+    from chiasm.cohorts.dicom_folders import Selection
+    from chiasm.recipe import Recipe
+    from chiasm.volumes import Reading
+
+MANY = ("--source", "--set", "--regions", "--series", "--allow")  # options that take several values in a row
+
+Form = Literal["sform", "qform"]
+
+
+@dataclass(frozen=True)
+class ReadingOptions:
+    """What to assume of files whose headers leave a question open."""
+
+    form: Annotated[
+        str | None, typer.Option("--form", help="sform or qform: which to believe where a NIfTI's two disagree.")
+    ] = None
+    assume_ras: Annotated[
+        bool, typer.Option("--assume-ras", help="Take a NIfTI without orientation as right, front, up.")
+    ] = False
+    resample: Annotated[bool, typer.Option("--resample", help="Resample skewed axes to a straight grid.")] = False
+    resample_tilt: Annotated[
+        bool, typer.Option("--resample-tilt", help="Resample tilted or uneven DICOM slices to a straight grid.")
+    ] = False
+
+    def reading(self) -> Reading:
+        """Return them as the functions take them.
+
+        Raises:
+            RecipeError: If the form is unknown.
+        """
+        from chiasm.volumes import Reading
+
+        if self.form not in (None, "sform", "qform"):
+            raise unknown("form", str(self.form), ["sform", "qform"])
+        form: Form | None = None if self.form is None else "sform" if self.form == "sform" else "qform"
+        return Reading(form, self.assume_ras, self.resample, self.resample_tilt)
+
+
+@dataclass(frozen=True)
+class CohortOptions:
+    """Which files of a folder are taken, and as what."""
+
+    layout: Annotated[str | None, typer.Option("--layout", help="Layout by name, where a folder fits several.")] = None
+    series: Annotated[
+        list[str] | None, typer.Option("--series", help="DICOM series by number or words: --series t1=5 t2=SPACE.")
+    ] = None
+
+    def selection(
+        self, sources: Iterable[str] | None, reading: ReadingOptions, allow: Iterable[str] | None = None
+    ) -> Selection:
+        """Return them as the functions take them.
+
+        Args:
+            sources: Modalities that go in; a rule without a modality is for the only one.
+            reading: What to assume of the files.
+            allow: Marks that keep no image out.
+
+        Raises:
+            RecipeError: If a rule or a mark is wrong.
+        """
+        from chiasm.cohorts.dicom_folders import Selection, parse_rules
+        from chiasm.cohorts.manifests import MARKS
+
+        if strange := set(several(allow)) - set(MARKS):
+            raise unknown("mark", min(strange), MARKS)
+        rules = parse_rules(several(self.series), several(sources))
+        return Selection(series=rules, allow=several(allow), reading=reading.reading())
+
+
+@dataclass(frozen=True)
+class RecipeOptions:
+    """What is to be learnt, by which method, with how much effort, on which fold."""
+
+    source: Annotated[list[str], typer.Option("--source", help="Source modality; several: --source t1 flair.")]
+    target: Annotated[
+        str | None, typer.Option("--target", help="Target modality; for super-resolution the source, unless you say.")
+    ] = None
+    task: Annotated[str, typer.Option("--task", help="synthesis, or super-resolution: thick slices become thin.")] = (
+        "synthesis"
+    )
+    factor: Annotated[int | None, typer.Option("--factor", help="Thin slices in a thick one (super-resolution).")] = (
+        None
+    )
+    axis: Annotated[
+        str | None, typer.Option("--axis", help="Across the thick slices: K axial, J coronal, I sagittal.")
+    ] = None
+    register: Annotated[
+        str, typer.Option("--register", help="Bring other images to the first source: none, rigid, affine or demons.")
+    ] = "none"
+    method: Annotated[
+        str, typer.Option("--method", help="Arm by name: A7 (dual-attention), A1 (l2), A8 (literal), ...")
+    ] = "A7"
+    size: Annotated[str, typer.Option("--size", help="Effort: tiny, small, large or paper.")] = "small"
+    steps: Annotated[int | None, typer.Option("--steps", help="Training steps; the size decides by default.")] = None
+    fold: Annotated[int, typer.Option("--fold", help="Which fold is tested.")] = 0
+    folds: Annotated[int, typer.Option("--folds", help="Folds by subject; 1 keeps no test set.")] = 5
+    seed: Annotated[int, typer.Option("--seed", help="Seed of weights and batches.")] = 0
+    settings: Annotated[list[str] | None, typer.Option("--set", help="Any setting: --set loss.norm=l1.")] = None
+
+    def recipe(self, reading: ReadingOptions, settings: Sequence[str] = ()) -> Recipe:
+        """Resolve them.
+
+        Args:
+            reading: What to assume of the files.
+            settings: More of them, which `--set` may overrule.
+
+        Raises:
+            RecipeError: If one is missing, unknown or out of range.
+        """
+        from chiasm.recipe import make_recipe
+
+        sources = tuple(name for text in self.source for name in text.lower().split(",") if name)
+        changes: dict[str, object] = {
+            "data.sources": sources,
+            "data.target": self._target(sources),
+            "data.task": self.task,
+            "data.registration": self.register,
+            "split.fold": self.fold,
+            "split.folds": self.folds,
+            "training.seed": self.seed,
+        }
+        axis = None if self.axis is None else self.axis.upper()
+        given = {"data.factor": self.factor, "data.axis": axis, "schedule.steps": self.steps, "data.form": reading.form}
+        changes |= {name: value for name, value in given.items() if value is not None}
+        switches = ("assume_ras", "resample", "resample_tilt")
+        changes |= {f"data.{name}": True for name in switches if getattr(reading, name)}
+        return make_recipe(self.method, self.size, changes, [*settings, *several(self.settings)])
+
+    def _target(self, sources: Sequence[str]) -> str:
+        if self.task == "synthesis" and (self.factor is not None or self.axis is not None):
+            raise RecipeError("--factor and --axis are for --task super-resolution", reason="task")
+        if self.target is not None:
+            return self.target.lower()
+        if self.task != "super-resolution" or len(sources) != 1:
+            raise RecipeError("--target is missing", reason="target", hint="Say what is to come out: --target t2.")
+        return sources[0]
+
+
+def with_records(verb: Callable[..., None]) -> Callable[..., None]:
+    """Let a verb take records: each field of a parameter that is a dataclass becomes an option of its own.
+
+    >>> def verb(reading: ReadingOptions, seed: int = 0) -> None: ...
+    >>> list(signature(with_records(verb)).parameters)
+    ['form', 'assume_ras', 'resample', 'resample_tilt', 'seed']
+    """
+    hints = get_type_hints(verb, include_extras=True)
+    records = {name: hints[name] for name in signature(verb).parameters if is_dataclass(hints[name])}
+    flat: list[Parameter] = []
+    for name, parameter in signature(verb).parameters.items():
+        if name in records:
+            flat += _parameters_of(records[name])
+        else:
+            flat.append(parameter.replace(annotation=hints[name], kind=Parameter.KEYWORD_ONLY))
+
+    @wraps(verb)
+    def called(**given: Any) -> None:
+        built = {
+            name: record(**{field.name: given.pop(field.name) for field in fields(record)})
+            for name, record in records.items()
+        }
+        verb(**given, **built)
+
+    called.__signature__ = Signature(flat)  # type: ignore[attr-defined]
+    called.__annotations__ = {parameter.name: parameter.annotation for parameter in flat}
+    return called
+
+
+def _parameters_of(record: Any) -> list[Parameter]:
+    hints = get_type_hints(record, include_extras=True)
+    return [
+        Parameter(
+            field.name,
+            Parameter.KEYWORD_ONLY,
+            default=Parameter.empty if field.default is MISSING else field.default,
+            annotation=hints[field.name],
+        )
+        for field in fields(record)
+    ]
+
+
+def spread(words: Sequence[str]) -> list[str]:
+    """Turn `--source t1 flair` into `--source t1 --source flair`.
+
+    >>> spread(["DATA", "--source", "t1", "flair", "-o", "RUN"])
+    ['DATA', '--source', 't1', '--source', 'flair', '-o', 'RUN']
+    """
+    spaced: list[str] = []
+    option: str | None = None
+    for word in words:
+        if word.startswith("-"):
+            option = word if word in MANY else None
+        elif option is not None and spaced[-1] != option:
+            spaced.append(option)
+        spaced.append(word)
+    return spaced
+
+
+def several(values: Iterable[str] | None) -> list[str]:
+    """Return the values of an option that may be given more than once."""
+    return list(values or [])
