@@ -208,8 +208,7 @@ def count_reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         read.append(path)
         return read_volume(path, labels=labels)
 
-    monkeypatch.setattr("chiasm.cohorts.fingerprint.read_volume", counted)
-    monkeypatch.setattr(preparation, "read_volume", counted)
+    monkeypatch.setattr("chiasm.cohorts.images.read_volume", counted)
     return read
 
 
