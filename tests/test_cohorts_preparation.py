@@ -22,7 +22,7 @@ from chiasm.cohorts.planning import Plan
 from chiasm.cohorts.preparation import MARGIN, PreparedCase, prepare_case, prepare_cohort, prepare_source
 from chiasm.errors import ChiasmError, VolumeError
 from chiasm.storage import sha256_of
-from chiasm.volumes import Geometry, Volume, read_volume
+from chiasm.volumes import Geometry, Reading, Volume, read_volume
 from conftest import REAL
 from synthetic_cohort import PLAN, SHAPE, SPACING, affine, body, plan_of, save, write_case, write_cohort
 
@@ -204,9 +204,9 @@ def test_ct_keeps_its_unit_and_is_clipped_to_the_window(tmp_path: Path) -> None:
 def count_reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     read: list[Path] = []
 
-    def counted(path: Path, labels: bool = False) -> Volume:
+    def counted(path: Path, labels: bool = False, *, reading: Reading) -> Volume:
         read.append(path)
-        return read_volume(path, labels=labels)
+        return read_volume(path, labels=labels, reading=reading)
 
     monkeypatch.setattr("chiasm.cohorts.images.read_volume", counted)
     return read
