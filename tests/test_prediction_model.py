@@ -8,9 +8,11 @@ import pickle
 import resource
 import shutil
 import signal
+import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,25 +20,22 @@ import torch
 from torch import nn
 
 import chiasm
+from chiasm.cli import main
 from chiasm.errors import ChiasmError, RunError
 from chiasm.networks.generator import KNOTS
 from chiasm.prediction import model as module
 from chiasm.prediction.model import (
-    CARD,
-    NEEDED,
-    WEIGHTS,
     Model,
-    find_model,
     input_statistics,
     load_model,
     make_generator,
     make_refiner,
     save_model,
-    sealed,
     source_channels,
 )
-from chiasm.recipe import make_recipe
-from chiasm.storage import read_toml, sha256_of, write_toml
+from chiasm.prediction.model_files import CARD, NEEDED, WEIGHTS, find_model
+from chiasm.recipe import make_recipe, write_recipe
+from chiasm.storage import read_toml, sealed, sha256_of, write_toml
 
 
 @pytest.fixture(scope="module")
@@ -240,6 +239,55 @@ def test_a_real_limit_on_file_size_is_told_as_one(model: Model, tmp_path: Path) 
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, handler)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def own_model(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose network is a user's own class, `toy_networks:Plain`."""
+    settings = model.recipe.generator.model_copy(update={"network": "toy_networks:Plain", "options": {"width": 3}})
+    recipe = model.recipe.model_copy(update={"generator": settings})
+    folder = tmp_path_factory.mktemp("own") / "model"
+    save_model(folder, replace(model, recipe=recipe, generator=make_generator(recipe, model.plan)))
+    return folder
+
+
+@pytest.mark.parametrize("trust", [(), ("toy_networks:TwoChannels",), "toy_networks:Plain2", "x:toy_networks:Plain"])
+def test_a_model_of_a_users_own_class_is_refused_without_that_name(trust: Any, own_model: Path) -> None:
+    with pytest.raises(RunError, match=r"no part of chiasm.*--trust toy_networks:Plain") as caught:
+        chiasm.load(own_model, trust=trust)
+    assert caught.value.reason == "untrusted"
+
+
+@pytest.mark.parametrize("trust", ["toy_networks:Plain", ["a:B", "toy_networks:Plain"]])
+def test_a_class_that_the_user_names_is_loaded(trust: Any, own_model: Path) -> None:
+    assert type(chiasm.load(own_model, trust=trust).model.generator).__name__ == "Plain"
+
+
+def test_the_command_predicts_with_a_class_of_others_only_where_it_is_named(
+    own_model: Path, toy_cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scan = next(toy_cohort.rglob("*_t1.nii.gz"))
+    words = ["predict", str(own_model), str(scan), "-o", str(tmp_path / "out")]
+    with pytest.raises(SystemExit) as refused:
+        main(words)
+    told = capsys.readouterr().err
+    assert refused.value.code == 2 and "--trust toy_networks:Plain" in told and told.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(SystemExit) as done:
+        main([*words, "--trust", "toy_networks:Plain"])
+    assert not done.value.code and list((tmp_path / "out").glob("*_t2.nii.gz"))
+
+
+def test_weights_of_other_shapes_are_refused_before_memory_is_taken(model: Model, folder: Path) -> None:
+    widths = {"widths": (4096,) * 8}
+    recipe = model.recipe.model_copy(update={"generator": model.recipe.generator.model_copy(update=widths)})
+    write_recipe(folder / "recipe.toml", recipe)
+    sign_again(folder)
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    with pytest.raises(RunError, match=r"no weights of this model's networks .*generator\."):
+        load_model(folder)
+    assert time.monotonic() - start < 2
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # KiB
 
 
 def test_a_folder_without_a_model_says_which_kind_of_folder_it_is(finished_run: Path, tmp_path: Path) -> None:

@@ -17,8 +17,7 @@ import torch
 from torch import nn
 
 from chiasm.errors import ChiasmError, RunError
-from chiasm.prediction.model import sealed
-from chiasm.storage import sha256_of, write_toml
+from chiasm.storage import sealed, sha256_of, write_toml
 from chiasm.training.checkpoints import KEEP, load_checkpoint, save_checkpoint
 
 

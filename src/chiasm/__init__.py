@@ -14,9 +14,9 @@ its own, and within a line only from names to its left; a test reads this map.
                 planning, preparation, unpaired, anatomy, lesions, signals, phantom, attenuation
     metrics     figures of merit on arrays with a mask; conventions by name
     networks    tensors to tensors: generator, discriminators, layers, srcnn, fcn8, unet, dcgan, pix2pix, fcn3d, han,
-                li_cnn, context_gan, strainet, sparse_coding, catalogue
-    prediction  a network over a whole volume: tiling, engines, calibration, baselines, manifest, resuming, model,
-                synthesis, dicom_case, rivals, folders
+                li_cnn, context_gan, strainet, sparse_coding, foreign, shapes, catalogue
+    prediction  a network over a whole volume: tiling, engines, calibration, baselines, manifest, resuming,
+                model_files, model, synthesis, dicom_case, rivals, folders
     training    how networks learn: batches, losses, attention, methods, coding, cost, health, checkpoints, finished,
                 learner, loop, cascade, run
     evidence    what may be claimed: evaluation, statistics, drawing, aligning, gallery, curves, report, pictures,

@@ -42,6 +42,10 @@ Allow = Annotated[
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace what other inputs or options left in the folder.")
 ]
+Trust = Annotated[
+    list[str] | None,
+    typer.Option("--trust", help="A class of others whose code a model may run: --trust package.module:Class."),
+]
 Accelerator = Annotated[str, typer.Option("--accelerator", help="auto, cpu or cuda.")]
 Precision = Annotated[str, typer.Option("--precision", help="auto, 32-true, bf16-mixed or 16-mixed.")]
 
@@ -169,6 +173,7 @@ def complete(
     steps: Annotated[int | None, typer.Option("--steps", help="Training steps; the size decides by default.")] = None,
     seed: Seed = 0,
     settings: Annotated[list[str] | None, typer.Option("--set", help="Any setting: --set loss.norm=l1.")] = None,
+    trust: Trust = None,
 ) -> None:
     """Make the modality that some cases lack, mark it as synthetic, and measure what it is worth to a later model."""
     refuse_busy(out)
@@ -187,6 +192,7 @@ def complete(
             seeds=seeds,
             layout=found.layout,
             selection=found.selection((), reading),
+            trust=several(trust),
             say=typer.echo,
             progress=follow(bar, "training"),
         )
@@ -210,6 +216,7 @@ def predict(
     runner: Runner = "serial",
     accelerator: Accelerator = "auto",
     precision: Precision = "auto",
+    trust: Trust = None,
 ) -> None:
     """Synthesise whole volumes and a reliability map for each, on the source's grid."""
     refuse_busy(out)
@@ -230,6 +237,7 @@ def predict(
             overwrite=overwrite,
             accelerator=accelerator,
             precision=precision,
+            trust=several(trust),
             progress=count(bar, "predicting"),
         )
     kept = f", {len(made.kept)} were there already" if made.kept else ""
@@ -257,6 +265,7 @@ def serve(
     quiet: Annotated[float, typer.Option("--quiet", help="Seconds without an image that end a series.")] = 5.0,
     accelerator: Accelerator = "auto",
     precision: Precision = "auto",
+    trust: Trust = None,
 ) -> None:
     """Run a DICOM node: series come in by C-STORE, synthetic ones go out; Ctrl-C ends it."""
     if dicom_port is None:
@@ -281,6 +290,7 @@ def serve(
         reading=reading.reading(),
         accelerator=accelerator,
         precision=precision,
+        trust=several(trust),
         say=lambda line: typer.echo(f"{datetime.now():%H:%M:%S} {line}"),
     )
 
@@ -332,6 +342,7 @@ def study(
     runner: Runner = "serial",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the jobs and stop.")] = False,
     open_sealed: Annotated[bool, typer.Option("--open-sealed", help="Score the sealed test set, once.")] = False,
+    trust: Trust = None,
 ) -> None:
     """Compare methods over folds and seeds: jobs that resume, statistics, a report."""
     if not dry_run:
@@ -349,6 +360,7 @@ def study(
             runner=runner,
             open_sealed=open_sealed,
             reading=reading.reading(),
+            trust=several(trust),
             say=typer.echo,
             progress=count(bar, "jobs"),
         )

@@ -40,7 +40,8 @@ from chiasm.evidence.folders import score_folder
 from chiasm.evidence.statistics import Comparison, Declared, compare_methods
 from chiasm.prediction.folders import predict
 from chiasm.prediction.manifest import NOTICE
-from chiasm.prediction.model import find_model, load_model
+from chiasm.prediction.model import load_model
+from chiasm.prediction.model_files import find_model, named_classes
 from chiasm.recipe import Recipe
 from chiasm.storage import locked, sha256_of, write_json, write_text
 from chiasm.training.loop import Progress
@@ -136,6 +137,7 @@ def complete(
     seeds: int = 1,
     layout: str | None = None,
     selection: Selection | None = None,
+    trust: str | Collection[str] = (),
     say: Say = print,
     progress: Progress | None = None,
 ) -> Completed:
@@ -150,6 +152,7 @@ def complete(
         seeds: Over how many seeds the utility is measured, from the recipe's on.
         layout: Name of a layout, where the folder fits several.
         selection: Which DICOM series are taken.
+        trust: Classes of others that a model may consist of, beside the recipe's own, as ``package.module:Class``.
         say: Called with lines for the user.
         progress: Called after each training step.
 
@@ -162,6 +165,7 @@ def complete(
     if recipe.training.devices > 1:  # every process would start anew, from the command on
         raise RecipeError("a completion trains on one device", reason="devices", found=recipe.training.devices)
     check_players(recipe)
+    trusted = (*named_classes(trust), recipe.generator.network)
     wanted = selection or Selection()
     wanted = replace(wanted, reading=reading_of(recipe.data) | wanted.reading)
     found = _scans(find_cohort(data, layout=layout, selection=wanted))
@@ -183,7 +187,7 @@ def complete(
             progress=_share(progress, 0, trainings),
             cache=out / "cache",
         )
-        filled, failed = fill(survey.gaps, out / "run", root, recipe)
+        filled, failed = fill(survey.gaps, out / "run", root, recipe, trusted)
         made = {case.id: case for case in filled}
         write_completed(root, [made.get(case.id, case) for case in cohort.cases], cohort.regions)
         problems = [*found.problems, *problems, *survey.lacking, *run.problems, *failed]
@@ -192,7 +196,7 @@ def complete(
             say(f"utility, fold {fold.number + 1} of {len(survey.folds)}, seed {seed}: {survey.task}")
             shares = [_share(progress, 1 + TRAININGS * number + part, trainings) for part in range(TRAININGS)]
             assert survey.task is not None  # folds come of a task
-            scored, failed = measure(fold, survey.task, recipe, seed, cohort, out, shares)
+            scored, failed = measure(fold, survey.task, recipe, seed, cohort, out, shares, trust=trusted)
             rows, problems = [*rows, *scored], [*problems, *failed]
         subjects = {case.id: case.subject for case in cohort.cases}
         comparisons = compare_utility(rows, cohort.regions, subjects)
@@ -337,7 +341,9 @@ def recipe_of(recipe: Recipe, task: Task, seed: int) -> Recipe:
     )
 
 
-def fill(cases: Sequence[Case], run: Path, folder: Path, recipe: Recipe) -> tuple[list[Case], list[Problem]]:
+def fill(
+    cases: Sequence[Case], run: Path, folder: Path, recipe: Recipe, trust: Collection[str] = ()
+) -> tuple[list[Case], list[Problem]]:
     """Make the missing modality of each case, unless it is there already; a bad case is named and the others go on.
 
     Args:
@@ -345,6 +351,7 @@ def fill(cases: Sequence[Case], run: Path, folder: Path, recipe: Recipe) -> tupl
         run: Folder of the model.
         folder: Each image, its reliability map and its sidecar go to `folder/<case>/`.
         recipe: Says where networks run.
+        trust: Classes of others that the model may consist of.
 
     Returns:
         The cases with the image, and it is said to be synthetic; and what went wrong with the others.
@@ -352,7 +359,7 @@ def fill(cases: Sequence[Case], run: Path, folder: Path, recipe: Recipe) -> tupl
     Raises:
         ChiasmError: If the model or the folder cannot be used.
     """
-    model = load_model(run)
+    model = load_model(run, trust=trust)
     sources, target = model.plan.sources, model.plan.target
     filled: list[Case] = []
     problems: list[Problem] = []
@@ -365,7 +372,9 @@ def fill(cases: Sequence[Case], run: Path, folder: Path, recipe: Recipe) -> tupl
         if not was_made(image, origin):
             fresh = folder / case.id / ".predicting"
             settings = recipe.training
-            made = predict(run, [case], fresh, accelerator=settings.accelerator, precision=settings.precision)
+            made = predict(
+                run, [case], fresh, accelerator=settings.accelerator, precision=settings.precision, trust=trust
+            )
             problems += made.problems
             if made.problems:
                 shutil.rmtree(fresh, ignore_errors=True)
@@ -376,11 +385,11 @@ def fill(cases: Sequence[Case], run: Path, folder: Path, recipe: Recipe) -> tupl
                 problems.append(Problem(image, flat, message, case.id))
                 shutil.rmtree(fresh)
                 continue
-            trust = None if entry.reliability is None else image.with_name(entry.reliability)
+            error_map = None if entry.reliability is None else image.with_name(entry.reliability)
             (fresh / entry.image).replace(image)
-            if trust is not None:
-                (fresh / trust.name).replace(trust)
-            mark_synthetic(image, origin, reliability=trust, warnings=(NOTICE, *entry.warnings))
+            if error_map is not None:
+                (fresh / error_map.name).replace(error_map)
+            mark_synthetic(image, origin, reliability=error_map, warnings=(NOTICE, *entry.warnings))
             shutil.rmtree(fresh)
         filled.append(replace(case, images={**case.images, target: image}, synthetic=(target,)))
     return filled, problems
@@ -404,6 +413,8 @@ def measure(
     cohort: Cohort,
     out: Path,
     progress: Sequence[Progress | None] = (None,) * TRAININGS,
+    *,
+    trust: Collection[str] = (),
 ) -> tuple[list[Row], list[Problem]]:
     """Train the later model with and without completed cases, and score both on the fold's test subjects.
 
@@ -415,6 +426,7 @@ def measure(
         cohort: The completed one: its folder holds the test subjects' scans.
         out: The completion's folder; what was measured there already is read.
         progress: Of the three trainings.
+        trust: Classes of others that a model may consist of.
 
     Returns:
         Rows of the methods "with" and "without", and cases that could not be used.
@@ -434,7 +446,7 @@ def measure(
         progress=progress[0],
         cache=out / "cache",
     )
-    filled, problems = fill(fold.gaps, place / "completion", place / "made", recipe)
+    filled, problems = fill(fold.gaps, place / "completion", place / "made", recipe, trust)
     if not filled:
         return [], problems
     rows: list[Row] = []
@@ -456,6 +468,7 @@ def measure(
             folder / "predictions",
             accelerator=settings.accelerator,
             precision=settings.precision,
+            trust=trust,
         )
         scored, failed = score_folder(folder / "predictions", cohort.root, naive=False)
         rows += [row._replace(method=method, fold=fold.number) for row in scored]

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -525,6 +525,7 @@ def work(
     layout: str | None,
     opened: bool = False,
     reference: Path | None = None,
+    trust: Collection[str] = (),
 ) -> Outcome:
     """Do a job, or recognise that it was done; what goes wrong is told, not raised.
 
@@ -536,21 +537,23 @@ def work(
         layout: Name of a layout, where `data` fits several.
         opened: Whether to score the sealed test set as well.
         reference: Folder that is scored against as it lies; None for `data`, registered as the job's recipe says.
+        trust: Classes of others that a model may consist of, beside the job's own.
     """
     import torch
     from threadpoolctl import threadpool_limits
 
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
+    trusted = (*trust, job.recipe.generator.network)
     try:
         with threadpool_limits(threads):  # numpy's products too: two jobs with two threads each are three times slower
             if not job.is_done:
                 if job.kind == "reliability":
-                    _judge(job, data, out, layout)
+                    _judge(job, data, out, layout, trusted)
                 else:
-                    _train(job, data, out, layout, reference)
+                    _train(job, data, out, layout, reference, trusted)
             if opened and job.kind == "arm" and not (sealed_folder(job) / "evaluation.csv").exists():
-                _score(job, data, out, layout, "sealed", sealed_folder(job), reference)
+                _score(job, data, out, layout, "sealed", sealed_folder(job), reference, trusted)
     except ChiasmError as error:
         return Outcome(job.key, job.name, str(error))
     except (MemoryError, OSError, RuntimeError) as error:  # a machine that is too small costs the job, not the study
@@ -574,7 +577,7 @@ def sealed_folder(job: Job) -> Path:
     return job.folder / "sealed"
 
 
-def _train(job: Job, data: Path, out: Path, layout: str | None, reference: Path | None) -> None:
+def _train(job: Job, data: Path, out: Path, layout: str | None, reference: Path | None, trust: Collection[str]) -> None:
     start = time.monotonic()
     if job.warm is not None:
         _share_plan(job.warm, job.folder)
@@ -591,13 +594,13 @@ def _train(job: Job, data: Path, out: Path, layout: str | None, reference: Path 
     )
     trained = time.monotonic()
     if job.kind == "arm":
-        _score(job, data, out, layout, "test", job.folder, reference)
+        _score(job, data, out, layout, "test", job.folder, reference, trust)
     _mark_done(job, trained - start, time.monotonic() - trained)
 
 
-def _judge(job: Job, data: Path, out: Path, layout: str | None) -> None:
+def _judge(job: Job, data: Path, out: Path, layout: str | None, trust: Collection[str]) -> None:
     start = time.monotonic()
-    rows = judge_maps(job.runs, data, layout=layout, cache=out / "cache")
+    rows = judge_maps(job.runs, data, layout=layout, cache=out / "cache", trust=trust)
     write_evaluation(job.folder, rows)
     _mark_done(job, 0.0, time.monotonic() - start)
 
@@ -608,7 +611,14 @@ def _mark_done(job: Job, training: float, scoring: float) -> None:
 
 
 def _score(
-    job: Job, data: Path, out: Path, layout: str | None, role: str, folder: Path, reference: Path | None
+    job: Job,
+    data: Path,
+    out: Path,
+    layout: str | None,
+    role: str,
+    folder: Path,
+    reference: Path | None,
+    trust: Collection[str],
 ) -> None:
     """Predict the cases of a role and score them.
 
@@ -616,7 +626,7 @@ def _score(
         ChiasmError: If a case cannot be predicted or scored: arms must be compared on the same ones.
     """
     thick = job.recipe.data.task == "super-resolution"
-    predict(job.folder, [data], folder / "predictions", only=role, layout=layout, degrade=thick)
+    predict(job.folder, [data], folder / "predictions", only=role, layout=layout, degrade=thick, trust=trust)
     rows, problems = score_folder(
         folder / "predictions",
         reference or data,

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -46,7 +46,8 @@ from chiasm.evidence.folders import check_reference
 from chiasm.prediction.calibration import Calibration, calibration_table, equal_groups, fit_calibration
 from chiasm.prediction.engines import Engine
 from chiasm.prediction.folders import load
-from chiasm.prediction.model import Model, find_model
+from chiasm.prediction.model import Model
+from chiasm.prediction.model_files import find_model
 from chiasm.prediction.rivals import (
     ENSEMBLE,
     MAP,
@@ -119,6 +120,7 @@ def judge_maps(
     precision: str = "auto",
     threads: int | None = None,
     cache: Path | None = None,
+    trust: Collection[str] = (),
 ) -> list[Row]:
     """Judge the first run's reliability map and its rivals by the true error of the first run's images.
 
@@ -132,6 +134,7 @@ def judge_maps(
         precision: "auto", "32-true", "bf16-mixed" or "16-mixed".
         threads: CPU threads of a pass; None leaves torch's number.
         cache: Where prepared validation cases are kept; a temporary folder by default.
+        trust: Classes of others that a model may consist of, as ``package.module:Class``.
 
     Returns:
         Rows of methods such as "A7 map" and "A7 ensemble".  For each case:
@@ -149,7 +152,7 @@ def judge_maps(
     """
     if not runs:
         raise ValueError("there is no run to judge")
-    predictors = [load(run, accelerator=accelerator, precision=precision) for run in runs]
+    predictors = [load(run, accelerator=accelerator, precision=precision, trust=trust) for run in runs]
     models = [predictor.model for predictor in predictors]
     split = _common_split(runs, models)
     engine = replace(predictors[0].engine, threads=threads)

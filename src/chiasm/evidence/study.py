@@ -8,7 +8,7 @@ every job, `statistics.csv` with every comparison, and the report, which
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -47,6 +47,7 @@ from chiasm.evidence.statistics import (
     summarise_methods,
     write_table,
 )
+from chiasm.prediction.model_files import named_classes
 from chiasm.recipe import Registration
 from chiasm.runners import Lost, Runner, Slurm, find_runner
 from chiasm.storage import locked, read_json, read_toml, write_json
@@ -81,6 +82,7 @@ def run_study(
     runner: str = "serial",
     open_sealed: bool = False,
     reading: Reading = STRICT,
+    trust: str | Collection[str] = (),
     say: Callable[[str], None] = print,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Done:
@@ -93,6 +95,8 @@ def run_study(
         open_sealed: Score the sealed test set with every model; its evidence goes
             to `out/sealed`, and the day is noted there.
         reading: What to assume of files whose headers leave a question open, beside the study file's settings.
+        trust: Classes of others that a model may consist of, beside those of the study file, as
+            ``package.module:Class``.
         say: Called with lines for the user.
         progress: Called with jobs done, all jobs, the last one's name.
 
@@ -117,7 +121,7 @@ def run_study(
             cohort = find_cases(study, out)
         assert cohort is not None
         say(f"{len(jobs)} jobs, {sum(job.is_done for job in jobs)} of them done already")
-        failed = _work_off(jobs, study, out, run, say, progress, opened=open_sealed)
+        failed = _work_off(jobs, study, out, run, say, progress, opened=open_sealed, trust=trust)
         folder = out / "sealed" if open_sealed else out
         rows = collect(jobs, opened=open_sealed)
         if not rows:
@@ -140,6 +144,7 @@ def _work_off(
     progress: Callable[[int, int, str], None] | None,
     *,
     opened: bool,
+    trust: str | Collection[str],
 ) -> list[Outcome]:
     """Do all jobs that are not done, stage by stage; return what failed."""
     data = data_folder(study, out)
@@ -151,6 +156,7 @@ def _work_off(
         layout=study.layout,
         opened=opened,
         reference=reference_folder(study, out),
+        trust=named_classes(trust),
     )
     finished = sum(job.is_done for job in jobs)
     failed: dict[str, Outcome] = {}

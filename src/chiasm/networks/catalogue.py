@@ -8,12 +8,8 @@ To add one: a file beside this one, a line in `GENERATORS`, a test, and a row in
 
 from __future__ import annotations
 
-import importlib
-import inspect
 from collections.abc import Callable, Mapping
-from difflib import get_close_matches
 from functools import partial
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -25,6 +21,7 @@ from chiasm.networks.context_gan import ContextCritic, ContextFcn
 from chiasm.networks.dcgan import DcganCritic, DcganGenerator
 from chiasm.networks.fcn3d import Fcn3d
 from chiasm.networks.fcn8 import Fcn8
+from chiasm.networks.foreign import FOREIGN, check_options, make_foreign
 from chiasm.networks.generator import Dims, Norm
 from chiasm.networks.han import Han
 from chiasm.networks.li_cnn import LiCnn
@@ -35,12 +32,6 @@ from chiasm.networks.strainet import Strainet, StrainetCritic
 from chiasm.networks.unet import UNet
 
 OWN = "chiasm"  # this project's own networks, which other settings shape
-#: What is taken of a network of another package that does not say: that it is a U-Net of five halvings or fewer.
-FOREIGN = {"size_multiple": 32, "smallest": 32, "margin": 0, "receptive_field": 32}
-LISTED = 15  # classes of a package in one message
-#: What makes no image among MONAI's classes that are called as generators are: critics, classifiers, parts.
-NO_IMAGE = ("Discriminator", "DenseNet", "Block")
-
 Maker = Callable[..., nn.Module]
 
 
@@ -128,7 +119,7 @@ def make_network(
             dimensions, or it cannot be built so.
     """
     if all(name.partition(":")):
-        return _make_foreign(name, in_channels, dims, options or {})
+        return make_foreign(name, in_channels, dims, options or {})
     if name not in GENERATORS:
         raise unknown("network", name, [OWN, *GENERATORS, "monai:CLASS", "package.module:CLASS"])
     return _made(name, GENERATORS[name], in_channels, dims, scale, options)
@@ -167,72 +158,15 @@ def _made(
             expected=" or ".join(f"{d}D" for d in entry.dims),
             hint="Set data.dims=2.5d." if 2 in entry.dims else "Set data.dims=3d.",
         )
+    check_options(name, entry.make, options or {})
     try:
         return entry.make(in_channels=in_channels, dims=dims, scale=scale, **(options or {}))
     except (TypeError, ValueError) as error:
         if not options:
             raise
-        taken = [
-            option
-            for option in inspect.signature(entry.make).parameters
-            if option not in ("in_channels", "dims", "scale")
-        ]
         raise RecipeError(
-            f"the network {name} cannot be built with generator.options={dict(options)}",
-            reason="network",
-            found=error,
-            expected=", ".join(taken) or "no options: it has none",
+            f"the network {name} cannot be built with generator.options={dict(options)}", reason="network", found=error
         ) from error
-
-
-def _make_foreign(name: str, in_channels: int, dims: Dims, options: Mapping[str, Any]) -> nn.Module:
-    place, _, class_name = name.partition(":")
-    monai = place == "monai"
-    try:
-        module = importlib.import_module("monai.networks.nets" if monai else place)
-        maker = getattr(module, class_name)
-        shape = {"spatial_dims": dims, "in_channels": in_channels, "out_channels": 1}
-        network = maker(**(shape if monai else {"in_channels": in_channels, "dims": dims}), **options)
-    except ImportError as error:
-        hint = 'Install it: pip install "chiasm[monai]".' if monai else "Install it, or run where it can be imported."
-        raise RecipeError(
-            f"the network {name} cannot be imported", reason="no-network", found=error, hint=hint
-        ) from error
-    except AttributeError as error:
-        known = _generators_in(module, monai)
-        alike = get_close_matches(class_name.lower(), known, 5) or list(known)
-        more = f" and {len(alike) - LISTED} more" if len(alike) > LISTED else ""
-        raise RecipeError(
-            f"there is no class {class_name} in {place}",
-            reason="no-network",
-            expected=f"one of {', '.join(known[key] for key in alike[:LISTED])}{more}" if alike else None,
-        ) from error
-    except (TypeError, ValueError) as error:
-        raise RecipeError(
-            f"the network {name} cannot be built",
-            reason="network",
-            found=error,
-            hint="Give what it wants as generator.options, such as --set 'generator.options={feature_size=24}'.",
-        ) from error
-    if not isinstance(network, nn.Module):
-        raise RecipeError(f"{name} makes no torch module", reason="network", found=type(network).__name__)
-    for attribute, usual in FOREIGN.items():
-        if not hasattr(network, attribute):
-            setattr(network, attribute, usual)
-    return network
-
-
-def _generators_in(module: ModuleType, monai: bool) -> dict[str, str]:
-    """Find the classes that are called as a generator is, by their names in lower case: U-Nets first, no aliases."""
-    asked = {"spatial_dims", "in_channels", "out_channels"} if monai else {"in_channels", "dims"}
-    names = [
-        name
-        for name, kind in vars(module).items()
-        if isinstance(kind, type) and issubclass(kind, nn.Module) and kind.__name__ == name
-        if asked <= set(inspect.signature(kind).parameters)
-        if not (monai and any(part in name for part in NO_IMAGE))
-    ]
-    return {name.lower(): name for name in sorted(names, key=lambda name: ("unet" not in name.lower(), name))}
 
 
 def check_contract(network: nn.Module, name: str, in_channels: int, patch: tuple[int, ...]) -> None:
@@ -263,11 +197,11 @@ def check_contract(network: nn.Module, name: str, in_channels: int, patch: tuple
             found=str(error).strip().splitlines()[0],
             hint='For MONAI\'s: pip install "chiasm[monai]".',
         ) from error
-    except (RuntimeError, TypeError, ValueError) as error:
+    except Exception as error:  # another's code may raise anything
         raise RecipeError(
             f"the network {name} fails on a patch",
             reason="network",
-            found=str(error).strip().splitlines()[0],
+            found=(str(error).strip() or type(error).__name__).splitlines()[0],
             hint="Another data.patch, or other generator.options, may suit it.",
         ) from error
     finally:

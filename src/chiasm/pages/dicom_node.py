@@ -18,7 +18,7 @@ import signal
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -129,6 +129,7 @@ def serve_dicom(
     reading: Reading = STRICT,
     accelerator: str = "auto",
     precision: str = "auto",
+    trust: str | Collection[str] = (),
     say: Callable[[str], None] = print,
 ) -> None:
     """Run a DICOM node until it is interrupted; then end its associations and remove what waits.
@@ -146,11 +147,12 @@ def serve_dicom(
         reading: What to assume of series whose headers leave a question open.
         accelerator: "auto", "cpu" or "cuda".
         precision: "auto", "32-true", "bf16-mixed" or "16-mixed".
+        trust: Classes of others that the model may consist of, as ``package.module:Class``.
         say: Called with each line of the log.
 
     Raises:
-        RunError: If there is no model, it needs several sources, pynetdicom is not installed, or another process
-            keeps results in `out`.
+        RunError: If there is no model, it needs several sources or code that `trust` does not name, pynetdicom is not
+            installed, or another process keeps results in `out`.
         RecipeError: If an option is wrong, or the node would be open to the network.
         ChiasmError: If the address cannot be listened on.
     """
@@ -168,7 +170,7 @@ def serve_dicom(
         )
     limits = limits or Limits()
     kernel = _kernel(title, allow, limits)
-    predictor = load(run, accelerator=accelerator, precision=precision, reading=reading)
+    predictor = load(run, accelerator=accelerator, precision=precision, reading=reading, trust=trust)
     if len(predictor.model.plan.sources) > 1:
         raise RunError(
             "needs several series of one patient, which a node cannot tell belong together",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -26,7 +26,8 @@ from chiasm.prediction.manifest import (
     relative,
     write_manifest,
 )
-from chiasm.prediction.model import Model, find_model, load_model
+from chiasm.prediction.model import Model, load_model
+from chiasm.prediction.model_files import find_model, named_classes
 from chiasm.prediction.resuming import Earlier, hash_inputs, take_over
 from chiasm.prediction.synthesis import Synthesis, synthesise
 from chiasm.runners import Lost, Ray, Slurm, find_runner
@@ -68,6 +69,7 @@ class Settings:
     reading: Reading
     degrade: bool
     container: Container
+    trust: tuple[str, ...]
 
     @property
     def options(self) -> dict[str, bool | str]:
@@ -120,14 +122,26 @@ class Predictor:
 
 
 def load(
-    path: Path | str, *, accelerator: str = "auto", precision: str = "auto", reading: Reading = STRICT
+    path: Path | str,
+    *,
+    accelerator: str = "auto",
+    precision: str = "auto",
+    reading: Reading = STRICT,
+    trust: str | Collection[str] = (),
 ) -> Predictor:
-    """Load a run or its model folder for prediction; the other arguments are those of `Predictor`.
+    """Load a run or its model folder for prediction.
+
+    Args:
+        path: The folder.
+        accelerator: "auto", "cpu" or "cuda".
+        precision: "auto", "32-true", "bf16-mixed" or "16-mixed".
+        reading: As for `Predictor`.
+        trust: Classes of others that a model may consist of, as ``package.module:Class``; their code is run.
 
     Raises:
-        RunError: If there is no model, or it is damaged.
+        RunError: If there is no model, it is damaged, or its network is code that `trust` does not name.
     """
-    return Predictor(load_model(Path(path)), accelerator=accelerator, precision=precision, reading=reading)
+    return Predictor(load_model(Path(path), trust=trust), accelerator=accelerator, precision=precision, reading=reading)
 
 
 def predict(
@@ -145,6 +159,7 @@ def predict(
     runner: str = "serial",
     degrade: bool = False,
     overwrite: bool = False,
+    trust: str | Collection[str] = (),
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Predicted:
     """Predict every case found in `inputs`; a case that fails is named and the others go on.
@@ -171,11 +186,13 @@ def predict(
         runner: A name of `runners.RUNNERS`: where cases are predicted.
         degrade: For super-resolution: whether slices are thin and are made thick first, to test the model.
         overwrite: Whether to replace predictions in `out` of another model, of other files or with other options.
+        trust: As for `load`.
         progress: Called with cases done, all cases, the last case's id.
 
     Raises:
-        RunError: If there is no model, it is damaged, a role is asked for and the split is unknown, another process
-            writes to `out`, or `out` holds what does not belong to this prediction and `overwrite` is False.
+        RunError: If there is no model, it is damaged, its network is code that `trust` does not name, a role is asked
+            for and the split is unknown, another process writes to `out`, or `out` holds what does not belong to this
+            prediction and `overwrite` is False.
         RecipeError: If `degrade` is asked of a model that is not for super-resolution.
         CohortError: If an input holds no case.
         RecipeError: If `series` names no source.
@@ -183,9 +200,9 @@ def predict(
     """
     gpus = int(accelerator == "cuda")
     spread = find_runner(runner, {"slurm": Slurm(gpus_per_node=gpus), "ray": Ray(num_gpus=gpus)})
-    settings = Settings(accelerator, precision, reading, degrade, container)
+    settings = Settings(accelerator, precision, reading, degrade, container, named_classes(trust))
     with locked(out):
-        model = load_model(run)
+        model = load_model(run, trust=trust)
         if degrade and model.plan.degradation is None:
             raise RecipeError("only a model for super-resolution can degrade its input", path=run, reason="task")
         roles = _roles(run)
@@ -361,7 +378,7 @@ def _work(
     case: Case, *, run: Path, sha256: str, out: Path, roles: Mapping[str, Role], settings: Settings
 ) -> Entry | Problem:
     """Predict one case in whatever process this is; the model is loaded once in each."""
-    predictor = _loaded(run, sha256, settings.accelerator, settings.precision)
+    predictor = _loaded(run, sha256, settings.accelerator, settings.precision, settings.trust)
     try:
         entry = _predict_case(predictor, case, out, roles.get(case.id, "new"), settings)
         inputs = hash_inputs(case, predictor.model.plan.sources)
@@ -372,8 +389,8 @@ def _work(
 
 
 @lru_cache(maxsize=1)
-def _loaded(run: Path, sha256: str, accelerator: str, precision: str) -> Predictor:
-    predictor = load(run, accelerator=accelerator, precision=precision)
+def _loaded(run: Path, sha256: str, accelerator: str, precision: str, trust: tuple[str, ...]) -> Predictor:
+    predictor = load(run, accelerator=accelerator, precision=precision, trust=trust)
     if predictor.model.sha256 != sha256:
         raise RunError("changed while cases were predicted", path=run, reason="changed")
     return predictor

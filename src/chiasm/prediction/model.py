@@ -9,28 +9,34 @@ itself.  A folder whose files do not match is refused.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from chiasm.cohorts.planning import Plan, read_plan, write_plan
-from chiasm.errors import RunError
+from chiasm.errors import RecipeError, RunError
 from chiasm.networks.catalogue import OWN, check_contract, make_network
 from chiasm.networks.discriminators import LocalDiscriminator
+from chiasm.networks.foreign import is_own_class
 from chiasm.networks.generator import KNOTS, Generator
+from chiasm.networks.shapes import Shapes, shapes_of, without_memory
 from chiasm.prediction.calibration import Calibration, read_calibration, write_calibration
+from chiasm.prediction.model_files import (
+    CARD,
+    FORMAT,
+    WEIGHTS,
+    check_sums,
+    check_trusted,
+    find_model,
+    read_card,
+)
 from chiasm.recipe import Recipe, read_recipe, write_recipe
-from chiasm.storage import is_sealed, read_toml, replaced, sealed, sha256_of, whole_file, whole_folder, write_toml
-
-FORMAT = 1
-WEIGHTS, CARD = "weights.safetensors", "model.toml"
-NEEDED = frozenset({WEIGHTS, "recipe.toml", "plan.toml"})
+from chiasm.storage import sealed, sha256_of, whole_file, whole_folder, write_toml
 
 
 @dataclass(frozen=True)
@@ -87,24 +93,10 @@ def make_generator(recipe: Recipe, plan: Plan) -> nn.Module:
     Raises:
         RecipeError: As `make_network` and `check_contract`.
     """
-    settings, channels = recipe.generator, source_channels(plan)
-    if settings.network != OWN:
-        network = make_network(
-            settings.network, in_channels=channels, dims=plan.dims, scale=settings.scale, options=settings.options
-        )
-        check_contract(network, settings.network, channels, plan.patch)
-        return network
-    slices = plan.slices if plan.dims == 2 else 1
-    generator = Generator(
-        in_channels=channels,
-        widths=settings.widths,
-        dims=plan.dims,
-        norm=settings.norm,
-        skip=settings.skip,
-        skip_channel=slices // 2,
-        dropout=settings.dropout,
-    )
-    if settings.skip == "lookup":
+    generator = _untaught_generator(recipe, plan)
+    if not isinstance(generator, Generator):
+        check_contract(generator, recipe.generator.network, source_channels(plan), plan.patch)
+    elif generator.skip == "lookup":
         x, y = (torch.tensor(knots, dtype=torch.float64) for knots in plan.lookup)
         even = torch.linspace(0, len(x) - 1, KNOTS, dtype=torch.float64)
         left = even.long().clamp(max=len(x) - 2)
@@ -113,17 +105,41 @@ def make_generator(recipe: Recipe, plan: Plan) -> nn.Module:
     return generator
 
 
+def _untaught_generator(recipe: Recipe, plan: Plan) -> nn.Module:
+    """Build the generator of a recipe by its shapes alone: untried, and without the plan's table."""
+    settings, channels = recipe.generator, source_channels(plan)
+    if settings.network != OWN:
+        return make_network(
+            settings.network, in_channels=channels, dims=plan.dims, scale=settings.scale, options=settings.options
+        )
+    slices = plan.slices if plan.dims == 2 else 1
+    return Generator(
+        in_channels=channels,
+        widths=settings.widths,
+        dims=plan.dims,
+        norm=settings.norm,
+        skip=settings.skip,
+        skip_channel=slices // 2,
+        dropout=settings.dropout,
+    )
+
+
 def make_local_discriminator(recipe: Recipe, plan: Plan) -> LocalDiscriminator:
     """Build the local discriminator of a recipe; unconditional, it sees the image alone."""
-    settings = recipe.discriminators
+    judge = _untaught_judge(recipe, plan, spectral_norm=recipe.discriminators.spectral_norm)
     mean, sd = input_statistics(plan)
-    if not settings.conditional:
+    if not recipe.discriminators.conditional:
         mean, sd = mean[-1:], sd[-1:]
-    judge = LocalDiscriminator(
-        in_channels=len(mean), widths=settings.local_widths, dims=plan.dims, spectral_norm=settings.spectral_norm
-    )
     judge.standardise.set_input_statistics(mean, sd)
     return judge
+
+
+def _untaught_judge(recipe: Recipe, plan: Plan, *, spectral_norm: bool) -> LocalDiscriminator:
+    settings = recipe.discriminators
+    channels = source_channels(plan) + 1 if settings.conditional else 1
+    return LocalDiscriminator(
+        in_channels=channels, widths=settings.local_widths, dims=plan.dims, spectral_norm=spectral_norm
+    )
 
 
 def make_refiner(recipe: Recipe, plan: Plan) -> Generator:
@@ -153,13 +169,9 @@ def save_model(folder: Path, model: Model, extras: Mapping[str, Path] | None = N
 
 
 def _write(folder: Path, model: Model, extras: Mapping[str, Path]) -> None:
-    weights = {f"generator.{name}": value for name, value in model.generator.state_dict().items()}
-    if model.local_judge is not None:
-        weights |= {f"local.{name}": value for name, value in model.local_judge.state_dict().items()}
-    if model.refiner is not None:
-        weights |= {f"refiner.{name}": value for name, value in model.refiner.state_dict().items()}
-    for stage, generator in enumerate(model.earlier, start=1):
-        weights |= {f"stage{stage}.{name}": value for name, value in generator.state_dict().items()}
+    weights = {
+        f"{prefix}.{name}": value for prefix, network in _parts(model) for name, value in network.state_dict().items()
+    }
     with whole_file(folder / WEIGHTS) as temporary:  # safetensors' own writing hides a full disk from `whole_file`
         temporary.write_bytes(save({name: value.detach().cpu().contiguous() for name, value in weights.items()}))
     write_recipe(folder / "recipe.toml", model.recipe)
@@ -173,98 +185,121 @@ def _write(folder: Path, model: Model, extras: Mapping[str, Path]) -> None:
     write_toml(folder / CARD, sealed({"format": FORMAT, "error_scale": float(model.error_scale), "sha256": sums}))
 
 
-def load_model(path: Path) -> Model:
-    """Load a model from its folder, or from the run folder that holds it.
+def load_model(path: Path, *, trust: str | Collection[str] = ()) -> Model:
+    """Load a model from its folder, or from the run folder that holds it; nothing in it runs code.
+
+    Networks are chiasm's own and those of MONAI's table.  Their shapes are
+    compared with the file of weights before any memory is taken for them.
+
+    Args:
+        path: The folder.
+        trust: Classes of others, as ``package.module:Class``, that the user names:
+            a model of such a class imports that code.
 
     Raises:
-        RunError: If there is none, a file is missing or was changed, or it was
-            written by a newer chiasm.
+        RunError: If there is none, a file is missing or was changed, it was
+            written by a newer chiasm, or its network is code that `trust` does not name.
+        RecipeError: If a network cannot be built.
     """
     folder = find_model(path)
-    card = check_files(folder)
+    card = read_card(folder)
+    check_sums(folder, card, card.sha256.keys() - {WEIGHTS})
     recipe, plan = read_recipe(folder / "recipe.toml"), read_plan(folder / "plan.toml")
-    generator, judge, refiner = make_generator(recipe, plan), None, None
-    earlier = [make_generator(recipe, replace(plan, context=stage > 0)) for stage in range(recipe.generator.stages - 1)]
+    if is_own_class(recipe.generator.network):
+        check_trusted(recipe.generator.network, trust, folder)
     try:
+        found = _shapes_in(folder / WEIGHTS)
+        with_judge = any(name.startswith("local.") for name in found)
+        _check_shapes(recipe, plan, found, with_judge=with_judge)
+        check_sums(folder, card, [WEIGHTS])
+        model = _made(recipe, plan, with_judge=with_judge)
         weights = load_file(folder / WEIGHTS)
-        generator.load_state_dict(_part(weights, "generator."))
-        if local := _part(weights, "local."):
-            judge = make_local_discriminator(recipe, plan).eval()
-            judge.load_state_dict(local)
-        if recipe.generator.refiner:
-            refiner = make_refiner(recipe, plan).eval()
-            refiner.load_state_dict(_part(weights, "refiner."))
-        for stage, network in enumerate(earlier, start=1):
-            network.eval().load_state_dict(_part(weights, f"stage{stage}."))
-    except (SafetensorError, RuntimeError) as error:
+        for prefix, network in _parts(model):
+            network.load_state_dict(_part(weights, f"{prefix}."))
+            network.eval()
+    except (SafetensorError, RuntimeError, ValueError) as error:
         raise RunError(
-            "holds no weights of this model's networks", path=folder / WEIGHTS, reason="damaged", found=error
+            "holds no weights of this model's networks",
+            path=folder / WEIGHTS,
+            reason="damaged",
+            found=str(error).strip().partition("\n")[0],
         ) from error
-    calibrated = "calibration.json" in card["sha256"]
+    calibrated = "calibration.json" in card.sha256
+    return replace(
+        model,
+        error_scale=card.error_scale,
+        calibration=read_calibration(folder / "calibration.json") if calibrated else None,
+        sha256=card.sha256[WEIGHTS],
+    )
+
+
+def _made(recipe: Recipe, plan: Plan, *, with_judge: bool) -> Model:
+    """Build a model's networks with weights that are still to be loaded."""
     return Model(
         recipe,
         plan,
-        generator.eval(),
-        judge,
-        float(card["error_scale"]),
-        read_calibration(folder / "calibration.json") if calibrated else None,
-        card["sha256"][WEIGHTS],
-        refiner,
-        tuple(earlier),
+        make_generator(recipe, plan),
+        make_local_discriminator(recipe, plan) if with_judge else None,
+        0.0,
+        refiner=make_refiner(recipe, plan) if recipe.generator.refiner else None,
+        earlier=tuple(make_generator(recipe, one) for one in _earlier_plans(recipe, plan)),
     )
 
 
-def check_files(folder: Path) -> dict[str, Any]:
-    """Check that a model folder holds what its card says, and return the card.
+def _earlier_plans(recipe: Recipe, plan: Plan) -> list[Plan]:
+    """Return what each stage before the last one sees."""
+    return [replace(plan, context=stage > 0) for stage in range(recipe.generator.stages - 1)]
+
+
+def _parts(model: Model) -> Iterator[tuple[str, nn.Module]]:
+    """List a model's networks by the prefix that their weights have in the file."""
+    named = {"generator": model.generator, "local": model.local_judge, "refiner": model.refiner}
+    yield from ((name, network) for name, network in named.items() if network is not None)
+    yield from ((f"stage{stage}", network) for stage, network in enumerate(model.earlier, start=1))
+
+
+def _check_shapes(recipe: Recipe, plan: Plan, found: Shapes, *, with_judge: bool) -> None:
+    """Compare what networks would hold with what a file has, without memory for either.
 
     Raises:
-        RunError: If there is no card, a file is missing or was changed, or it was written by a newer chiasm.
+        ValueError: If they differ.
+        RecipeError: If a network cannot be built.
     """
-    card = read_toml(folder / CARD)
-    if card.get("format") != FORMAT:
-        raise RunError(
-            "was written in a format this chiasm does not know",
-            path=folder / CARD,
-            reason="format",
-            found=card.get("format"),
-            expected=FORMAT,
-            hint="Use the chiasm that wrote it, or a newer one.",
-        )
-    if not is_sealed(card) or not card["sha256"].keys() >= NEEDED:
-        raise _changed(folder / CARD)
-    for name, wanted in card["sha256"].items():
-        if not (folder / name).is_file() or sha256_of(folder / name) != wanted:
-            raise _changed(folder / name)
-    return card
+    try:
+        with without_memory():
+            untaught = Model(
+                recipe,
+                plan,
+                _untaught_generator(recipe, plan),
+                _untaught_judge(recipe, plan, spectral_norm=False) if with_judge else None,  # slow to set up
+                0.0,
+                refiner=make_refiner(recipe, plan) if recipe.generator.refiner else None,
+                earlier=tuple(_untaught_generator(recipe, one) for one in _earlier_plans(recipe, plan)),
+            )
+    except RecipeError as error:
+        if is_own_class(recipe.generator.network) and error.reason == "network":
+            return  # a class that the user trusts may need numbers to be built
+        raise
+    expected = _unnormalised(shapes_of(_parts(untaught)))
+    if strange := sorted(expected.keys() ^ found.keys()):
+        raise ValueError(f"{strange[0]} is {'missing' if strange[0] in expected else 'of no network of the model'}")
+    if other := next((name for name in expected if expected[name] != found[name]), None):
+        raise ValueError(f"{other} has the shape {found[other]}, and the network has {expected[other]}")
 
 
-def find_model(path: Path) -> Path:
-    """Return the model folder at `path` or inside the run folder `path`.
-
-    Raises:
-        RunError: If there is none.
-    """
-    for folder in (path, path / "model"):
-        for candidate in (folder, replaced(folder)):  # the older one, where a kill came while it was replaced
-            if (candidate / CARD).is_file():
-                return candidate
-    started = (path / "recipe.toml").exists()
-    raise RunError(
-        "is a run that has no finished model yet" if started else "holds no model",
-        path=path,
-        reason="no-model",
-        expected="a run folder of chiasm train, or its model/ folder",
-        hint="Run the same chiasm train command again to finish it." if started else None,
-    )
+def _shapes_in(path: Path) -> Shapes:
+    """Read which tensors a file of weights holds, from its header alone."""
+    with safe_open(path, "pt") as file:
+        return _unnormalised({name: tuple(file.get_slice(name).get_shape()) for name in file.keys()})  # noqa: SIM118
 
 
-def _changed(path: Path) -> RunError:
-    return RunError(
-        "is missing or was changed since it was written",
-        path=path,
-        reason="damaged",
-        hint="Copy the model folder again, or run the same train command to write it anew.",
-    )
+def _unnormalised(shapes: Shapes) -> Shapes:
+    """Name what networks keep as if none were spectrally normalised."""
+    return {
+        name.replace(".parametrizations.weight.original", ".weight"): shape
+        for name, shape in shapes.items()
+        if not name.endswith(("._u", "._v"))
+    }
 
 
 def _part(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

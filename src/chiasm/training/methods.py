@@ -190,7 +190,7 @@ BESIDE: Mapping[str, str] = {
     "chiasm register": "rigid, affine or diffeomorphic Demons (Vercauteren 2009)",
     "chiasm complete": "missing modalities of a cohort, by any method (Li 2014)",
     "chiasm mumap": "attenuation at 511 keV from CT (Kinahan 1998)",
-    "--set generator.network=monai:CLASS": "any network of MONAI, or of your own: package.module:Class",
+    "--set generator.network=monai:CLASS": "a network of MONAI that makes an image, or your own: package.module:Class",
     "naive": f"{', '.join(NAMES)}: beside every method, in every table",
 }
 

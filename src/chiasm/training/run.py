@@ -40,7 +40,8 @@ from chiasm.errors import CohortError, RunError, VolumeError
 from chiasm.prediction.baselines import CARD, TENSORS, fit_baselines, save_baselines
 from chiasm.prediction.calibration import fit_calibration
 from chiasm.prediction.engines import Engine, pick_precision
-from chiasm.prediction.model import Model, check_files, save_model
+from chiasm.prediction.model import Model, save_model
+from chiasm.prediction.model_files import check_files
 from chiasm.recipe import Recipe, read_recipe, write_recipe
 from chiasm.storage import locked, make_folder, write_json
 from chiasm.training.cascade import Climbed, climb, list_parts, progress_of, recipe_of

@@ -1,0 +1,77 @@
+"""What networks would hold, found out without taking memory for it.
+
+Networks are built on torch's meta device, where tensors have shapes and no
+numbers.  Widths that no machine could hold are seen here in milliseconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.overrides import TorchFunctionMode
+
+from chiasm.errors import RecipeError
+
+MOST_TENSORS = 5_000  # of all networks of a model together: the largest known here have 1,500
+MOST_WEIGHTS = 2**33  # 32 GiB in float32
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+class _NoNumbers(TorchFunctionMode):
+    """Answer 0 where a network asks for the number in a tensor that has none, as for a table of drop-out rates."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.item and args[0].is_meta:
+            return 0.0
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def without_memory() -> Iterator[None]:
+    """Build networks on the meta device inside this block, and stop as soon as they are impossibly many or large.
+
+    Raises:
+        RecipeError: If a network has more tensors or weights than any machine would hold.
+    """
+    tensors = weights = 0
+
+    def count(_: nn.Module, __: str, parameter: nn.Parameter | None) -> None:
+        nonlocal tensors, weights
+        if parameter is None:
+            return
+        tensors, weights = tensors + 1, weights + parameter.numel()
+        if tensors > MOST_TENSORS or weights > MOST_WEIGHTS:
+            raise too_large(weights, tensors)
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        with torch.device("meta"), _NoNumbers():
+            yield
+    finally:
+        hook.remove()
+
+
+def too_large(weights: int, tensors: int = 0) -> RecipeError:
+    """Say that networks are larger than any machine holds."""
+    return RecipeError(
+        "the networks are too large to be built",
+        reason="too-large",
+        found=f"more than {weights * 4 / 2**30:.0f} GiB of weights in {tensors} tensors",
+        expected=f"at most {MOST_WEIGHTS * 4 / 2**30:.0f} GiB in {MOST_TENSORS} tensors",
+        hint="Lower the widths, the depth or the scale of the generator and the discriminators.",
+    )
+
+
+def shapes_of(networks: Iterable[tuple[str, nn.Module]]) -> dict[str, tuple[int, ...]]:
+    """List what networks keep in a file: name, with a prefix for each network, to shape."""
+    return {
+        f"{prefix}.{name}": tuple(value.shape)
+        for prefix, network in networks
+        for name, value in network.state_dict().items()
+    }

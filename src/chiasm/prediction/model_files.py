@@ -1,0 +1,172 @@
+"""The files of a model folder, before anything in them is believed; nothing here loads torch.
+
+`model.toml` is the card: it names every other file with its sha256, and has a
+sha256 of itself.  Checksums find damage.  They do not show who wrote a model,
+so nothing in it may run code: see `check_trusted`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from chiasm.errors import RunError
+from chiasm.storage import is_sealed, read_toml, replaced, sha256_of
+
+FORMAT = 1
+WEIGHTS, CARD = "weights.safetensors", "model.toml"
+NEEDED = frozenset({WEIGHTS, "recipe.toml", "plan.toml"})
+MOST_FILES = 64
+MOST_BYTES = 2**34  # of one file
+
+
+class Card(BaseModel):
+    """What `model.toml` says.
+
+    Attributes:
+        error_scale: s of the soft targets, normalised units.
+        sha256: File name to the sha256 of its bytes.
+    """
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+
+    error_scale: Annotated[float, Field(ge=0, le=1e6)]
+    sha256: Annotated[dict[str, str], Field(max_length=MOST_FILES)]
+
+
+def find_model(path: Path) -> Path:
+    """Return the model folder at `path` or inside the run folder `path`.
+
+    Raises:
+        RunError: If there is none.
+    """
+    for folder in (path, path / "model"):
+        for candidate in (folder, replaced(folder)):  # the older one, where a kill came while it was replaced
+            if (candidate / CARD).is_file():
+                return candidate
+    started = (path / "recipe.toml").exists()
+    raise RunError(
+        "is a run that has no finished model yet" if started else "holds no model",
+        path=path,
+        reason="no-model",
+        expected="a run folder of chiasm train, or its model/ folder",
+        hint="Run the same chiasm train command again to finish it." if started else None,
+    )
+
+
+def read_card(folder: Path) -> Card:
+    """Read the card of a model folder, and check that every file it names is there, in the folder, and of a usual size.
+
+    Files that the card does not name are ignored.
+
+    Raises:
+        RunError: If the card is damaged or of another format, or a file is missing, too large or elsewhere.
+    """
+    _check_place(folder, CARD)
+    content = read_toml(folder / CARD)
+    if content.get("format") != FORMAT:
+        raise RunError(
+            "was written in a format this chiasm does not know",
+            path=folder / CARD,
+            reason="format",
+            found=content.get("format"),
+            expected=FORMAT,
+            hint="Use the chiasm that wrote it, or a newer one.",
+        )
+    if not is_sealed(content):
+        raise _changed(folder / CARD)
+    try:
+        card = Card.model_validate(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise RunError(
+            f"is no card of a model: {where}: {first['msg']}", path=folder / CARD, reason="damaged"
+        ) from error
+    if not card.sha256.keys() >= NEEDED:
+        raise _changed(folder / CARD)
+    for name in card.sha256:
+        _check_place(folder, name)
+    return card
+
+
+def check_files(folder: Path) -> None:
+    """Check that a model folder holds what its card says.
+
+    Raises:
+        RunError: As `read_card`, or if a file was changed.
+    """
+    card = read_card(folder)
+    check_sums(folder, card, card.sha256)
+
+
+def check_sums(folder: Path, card: Card, names: Iterable[str]) -> None:
+    """Compare files with their sha256 in the card.
+
+    Raises:
+        RunError: If one was changed.
+    """
+    for name in names:
+        if sha256_of(folder / name) != card.sha256[name]:
+            raise _changed(folder / name)
+
+
+def named_classes(trust: str | Collection[str]) -> tuple[str, ...]:
+    """List the classes that a user trusts, of which one may be given without a list.
+
+    >>> named_classes("lab.nets:Mine"), named_classes(["a:B", "c:D"])
+    (('lab.nets:Mine',), ('a:B', 'c:D'))
+    """
+    return (trust,) if isinstance(trust, str) else tuple(trust)
+
+
+def check_trusted(network: str, trust: str | Collection[str], path: Path) -> None:
+    """Refuse a model whose network is code that the user did not name.
+
+    Args:
+        network: ``package.module:Class``, as the model's recipe names it.
+        trust: What the user named, in the same form.
+        path: The model.
+
+    Raises:
+        RunError: If the user did not name it.
+    """
+    if network in named_classes(trust):
+        return
+    raise RunError(
+        f"needs the network {network}, which is no part of chiasm: to load the model would run that code",
+        path=path,
+        reason="untrusted",
+        hint=f"Whoever wrote the model chose that code. If you trust it, name it: --trust {network}",
+    )
+
+
+def _check_place(folder: Path, name: str) -> None:
+    """Refuse a name that is no plain file's, a link out of the folder, and a file that no model has by its size."""
+    path = folder / name
+    plain = name.isprintable() and name not in ("", ".", "..") and not set(name) & {"/", "\\"}
+    if not plain:
+        raise RunError("names a file outside its folder", path=folder / CARD, reason="outside", found=repr(name))
+    if not path.is_file():
+        raise _changed(path)
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise RunError(
+            "is a link that leads out of the model's folder",
+            path=path,
+            reason="outside",
+            hint="Copy the file itself into the folder.",
+        )
+    if path.stat().st_size > MOST_BYTES:
+        raise RunError("is too large for a part of a model", path=path, reason="too-large", found=path.stat().st_size)
+
+
+def _changed(path: Path) -> RunError:
+    return RunError(
+        "is missing or was changed since it was written",
+        path=path,
+        reason="damaged",
+        hint="Copy the model folder again, or run the same train command to write it anew.",
+    )
