@@ -40,7 +40,7 @@ def measure(folder: Path, data: Path, method: list[str], pairs: int, seed: int, 
     train(data, recipe, folder, say=lambda _: None)
     seconds = time.monotonic() - start
     predict(folder, [data], folder / "predictions", only="test")
-    rows, _ = score_folder(folder / "predictions", data)
+    rows, *_ = score_folder(folder / "predictions", data)
     found = {"seconds": seconds}
     for name in (arm, "lookup"):
         for region in REGIONS:

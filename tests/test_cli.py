@@ -157,7 +157,7 @@ def test_thick_slices_of_one_modality_come_back_thin_by_the_same_verbs(
         shown = simulated([read_volume(data / path.name[:8] / path.name)], Degradation(3, "J"))[0]
         write_volume(path, shown.array, shown.geometry)
     forget_digests(made)
-    scored, problems = score_folder(made, data)
+    scored, problems, _ = score_folder(made, data)
     rows = {(row.case, row.method, row.metric): row.value for row in scored if row.region == "mask"}
     cases = {case for case, _, _ in rows}
     assert cases and not problems

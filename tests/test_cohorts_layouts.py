@@ -14,13 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chiasm.cohorts.cases import Case, Cohort, is_safe_id
-from chiasm.cohorts.inspection import (
-    check_label_values,
-    examine_case,
-    inspect_cohort,
-    inspect_folder,
-    region_volumes,
-)
+from chiasm.cohorts.inspection import examine_case, inspect_cohort, inspect_folder
+from chiasm.cohorts.labels import check_label_values, region_volumes
 from chiasm.cohorts.layouts import NAMES, find_cohort, select_cases, volumes_below
 from chiasm.cohorts.manifests import read_manifest
 from chiasm.cohorts.patterns import LAYOUTS
@@ -649,6 +644,9 @@ def test_labels_are_whole_numbers_and_declared_and_may_be_empty() -> None:
         check_label_values(np.array([0, 3]), regions, Path("x"))
     with pytest.raises(VolumeError, match=r"0\.5"):
         check_label_values(np.array([0, 0.5]), regions, Path("x"))
+    for declared in (regions, {}):
+        with pytest.raises(VolumeError, match="negative"):
+            check_label_values(np.array([-1, 0, 1]), declared, Path("x"))
 
 
 def test_region_volumes_follow_an_oblique_affine() -> None:

@@ -170,7 +170,7 @@ def test_a_synthetic_image_is_never_a_reference(done: Completed, tmp_path: Path)
     shutil.copytree(done.cohort, tmp_path / "cohort")
     (tmp_path / "cohort" / "cohort.json").write_text('{"allow": ["synthetic"]}')
     predict(done.folder / "run", [done.cohort], tmp_path / "made", accelerator="cpu")
-    rows, problems = score_folder(tmp_path / "made", tmp_path / "cohort", naive=False)
+    rows, problems, _ = score_folder(tmp_path / "made", tmp_path / "cohort", naive=False)
     assert not {row.case for row in rows} & set(GAPS)
     assert {problem.case for problem in problems if problem.reason == "synthetic"} == set(GAPS)
     entries = [case for case in find_cohort(tmp_path / "cohort").cases if case.id in GAPS]

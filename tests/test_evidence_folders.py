@@ -12,9 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from chiasm.cohorts.planning import read_plan
 from chiasm.errors import CohortError, RecipeError, RunError
+from chiasm.evidence.evaluation import harmonise, read_remarks, reporting_unit
 from chiasm.evidence.folders import score_folder
-from chiasm.evidence.reporting import Scored, evaluate
+from chiasm.evidence.reporting import Scored, evaluate, report_evaluation
 from chiasm.metrics import CONVENTIONS
 from chiasm.prediction.folders import predict
 from chiasm.volumes import read_volume
@@ -47,7 +49,6 @@ def test_the_mean_error_is_what_numpy_makes_of_the_files(
     scored: Scored, predictions: Path, toy_cohort: Path, finished_run: Path
 ) -> None:
     from chiasm.cohorts.intensity import fit_intensity
-    from chiasm.cohorts.planning import read_plan
 
     plan = read_plan(finished_run / "model" / "plan.toml")
     case = scored.rows[0].case
@@ -123,7 +124,7 @@ def test_every_convention_can_be_asked_for_and_an_unknown_one_is_refused(
     predictions: Path, toy_cohort: Path, tmp_path: Path
 ) -> None:
     for name in CONVENTIONS:
-        rows, _ = score_folder(predictions, toy_cohort, convention=name, naive=False)
+        rows, *_ = score_folder(predictions, toy_cohort, convention=name, naive=False)
         assert rows and all(row.convention.startswith(name) for row in rows)
     told = evaluate(predictions, toy_cohort, tmp_path / "asked", convention=name).rows
     assert all(row.convention.startswith(name) for row in told)
@@ -144,3 +145,88 @@ def test_evaluation_never_loads_torch(predictions: Path, toy_cohort: Path, tmp_p
         text=True,
     )
     assert done.returncode == 0, done.stderr
+
+
+def shrunk(data: Path) -> None:
+    """Give every case a mask file that holds half of the body."""
+    for path in data.rglob("*_t1.nii.gz"):
+        volume = read_volume(path)
+        mask = (volume.array != 0).astype(np.uint8)
+        mask[mask.shape[0] // 2 :] = 0
+        save(path.with_name(path.name.replace("_t1", "_mask")), mask, affine())
+
+
+def error_inside(case: str, mask: Path, folder: Path, data: Path, run: Path) -> float:
+    """Compute the mean error in SDs inside a mask file, as the report tells it."""
+    plan = read_plan(run / "model" / "plan.toml")
+    inside = read_volume(mask, labels=True).array > 0
+    real = harmonise(read_volume(data / case / f"{case}_t2.nii.gz").array, inside, plan)
+    made = read_volume(folder / f"{case}_t2.nii.gz").array
+    return float(np.abs(made - real)[inside].mean(dtype=np.float64)) / reporting_unit(plan)[1]
+
+
+def test_a_case_is_scored_in_the_mask_that_its_prediction_was_made_with(
+    predictions: Path, toy_cohort: Path, finished_run: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(toy_cohort, data)
+    shrunk(data)  # after the prediction: it knows nothing of these files
+    given = predict(finished_run, [data], tmp_path / "given", only="test")
+    case = given.manifest.cases[0].case
+    own = {folder: folder / f"{case}_mask.nii.gz" for folder in (predictions, given.folder)}
+    sizes = {folder: np.count_nonzero(read_volume(path, labels=True).array) for folder, path in own.items()}
+    assert sizes[given.folder] < 0.6 * sizes[predictions]
+    for folder, reason in ((predictions, "found by the rule nonzero"), (given.folder, "from the mask file beside")):
+        done = evaluate(folder, data, tmp_path / f"scored-{folder.name}")
+        told = next(r for r in done.rows if (r.case, r.method, r.region, r.metric) == (case, "A7", "mask", "mae"))
+        assert told.value == pytest.approx(error_inside(case, own[folder], folder, data, finished_run), rel=1e-5)
+        use = next(mask for mask in read_remarks(done.report.parent).masks if mask.case == case)
+        assert use.used == "prediction" and reason in use.reason and use.voxels == sizes[folder]
+        page = done.report.read_text()
+        assert reason in page and ("not in the mask file of the cohort" in page) == (folder == predictions)
+
+
+def test_without_a_mask_file_of_its_own_a_prediction_is_scored_in_another_mask_and_that_is_said(
+    predictions: Path, toy_cohort: Path, tmp_path: Path
+) -> None:
+    folder, data = tmp_path / "p", tmp_path / "data"
+    shutil.copytree(predictions, folder)
+    shutil.copytree(toy_cohort, data)
+    forget_digests(folder)
+    content = json.loads((folder / "predictions.json").read_text())
+    before = {entry["case"]: np.count_nonzero(read_volume(folder / entry["mask"]).array) for entry in content["cases"]}
+    for entry in content["cases"]:
+        entry["mask"] = None
+    (folder / "predictions.json").write_text(json.dumps(content))
+    scores = score_folder(folder, data, naive=False)
+    assert not scores.problems and {mask.used for mask in scores.remarks.masks} == {"plan"}
+    assert {mask.case: mask.voxels for mask in scores.remarks.masks} == before  # found as the model found it
+    assert all("found by the plan's rule, nonzero" in mask.reason for mask in scores.remarks.masks)
+    shrunk(data)
+    scores = score_folder(folder, data, naive=False)
+    assert {mask.used for mask in scores.remarks.masks} == {"cohort"}
+    assert all(mask.voxels < 0.6 * before[mask.case] for mask in scores.remarks.masks)
+
+
+def test_another_evaluation_is_not_mixed_in_and_a_case_that_is_not_predicted_yet_is_named(
+    predictions: Path, toy_cohort: Path, tmp_path: Path
+) -> None:
+    folder, out = tmp_path / "p", tmp_path / "e"
+    shutil.copytree(predictions, folder)
+    content = json.loads((folder / "predictions.json").read_text())
+    content |= {"cases": content["cases"][:1], "pending": ["Toy_0009"]}
+    (folder / "predictions.json").write_text(json.dumps(content))
+    done = evaluate(folder, toy_cohort, out)
+    assert [(problem.case, problem.reason) for problem in done.problems] == [("Toy_0009", "unfinished")]
+    (out / "cases" / "stale.html").write_text("a page of a case that is gone")
+    assert evaluate(folder, toy_cohort, out).rows == done.rows and not (out / "cases" / "stale.html").exists()
+    with pytest.raises(RunError, match="regions was seg and is none") as caught:
+        evaluate(folder, toy_cohort, out, regions="none")
+    assert caught.value.reason == "other-evaluation" and "--overwrite" in str(caught.value)
+    assert evaluate(folder, toy_cohort, out, regions="none", overwrite=True).rows
+    (tmp_path / "study.json").write_text("{}")
+    with pytest.raises(RunError, match="holds a study"):
+        evaluate(folder, toy_cohort, tmp_path, overwrite=True)
+    shutil.copytree(tmp_path, tmp_path.parent / f"{tmp_path.name}-moved" / "tree")
+    moved = tmp_path.parent / f"{tmp_path.name}-moved" / "tree" / "e"
+    assert report_evaluation(moved).exists()

@@ -61,7 +61,7 @@ def test_the_maps_rows_are_those_of_an_evaluation(
     rows: list[Row], finished_run: Path, toy_cohort: Path, tmp_path: Path
 ) -> None:
     predict(finished_run, [toy_cohort], tmp_path, only="test")
-    evaluated, problems = score_folder(tmp_path, toy_cohort, naive=False)
+    evaluated, problems, _ = score_folder(tmp_path, toy_cohort, naive=False)
     assert not problems
     for metric in ("spearman", "spearman_smoothed", "auroc_worst", "auroc_lesion", "ausc", "ause"):
         assert told(rows, "A7 map", "mask", metric) == pytest.approx(told(evaluated, "A7", "mask", metric), abs=1e-5)

@@ -461,7 +461,7 @@ def test_arms_that_register_differently_are_scored_against_the_same_truth(tmp_pa
     assert not list((tmp_path / "out").rglob("predictions/registered"))
     assert "which were never registered" in done.report.read_text()
     for job in (tmp_path / "out" / "jobs").iterdir():  # by hand against the truth: the same figures
-        rows, problems = score_folder(job / "predictions", heads.parent / "truth", register="none", naive=False)
+        rows, problems, _ = score_folder(job / "predictions", heads.parent / "truth", register="none", naive=False)
         told, by_hand = (
             {row.case: row.value for row in some if (row.method, row.region, row.metric) == (arm, "mask", "mae")}
             for some, arm in ((done.rows, rows[0].method), (rows, rows[0].method))

@@ -309,6 +309,7 @@ def evaluate(
     register: Annotated[
         str | None, typer.Option("--register", help="none takes the real images as they lie; else as in training.")
     ] = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Score predictions per case and region beside the naive baselines, and write a report."""
     refuse_busy(out)
@@ -325,6 +326,7 @@ def evaluate(
             layout=found.layout,
             selection=found.selection((), reading),
             register=None if register is None else _registration(register),
+            overwrite=overwrite,
             progress=count(bar, "evaluating"),
         )
     for line in scored.table:

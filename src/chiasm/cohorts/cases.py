@@ -55,6 +55,7 @@ class Case:
         synthetic: Modalities whose image was made, not acquired.
         known: Where all images were scanned, after registration; None: everywhere.
         reading: What to assume of its files where their headers leave a question open.
+        label_threshold: From which value on a voxel of soft labels counts; None: labels are whole numbers.
     """
 
     id: str
@@ -67,6 +68,7 @@ class Case:
     synthetic: tuple[str, ...] = ()
     known: Path | None = None
     reading: Reading = STRICT
+    label_threshold: float | None = None
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from chiasm.cohorts.cases import Case, Regions, volume_stem
 from chiasm.cohorts.images import read_case_image, read_case_labels
+from chiasm.cohorts.labels import read_label_map
 from chiasm.cohorts.manifests import MANIFESTS, SIDECAR
 from chiasm.errors import RunError
 from chiasm.storage import read_json, sha256_of, whole_file, write_json, write_text
@@ -99,7 +100,8 @@ def copy_case(case: Case, root: Path) -> Case:
     """Copy a case's files to `root/<case>/<case>_<modality>`, unless they are there.
 
     A volume of one file keeps its bytes; one of several (a DICOM series, a
-    MetaImage header with its voxels) becomes NIfTI.
+    MetaImage header with its voxels) becomes NIfTI, and so do soft labels, as
+    the voxels that count.
 
     Returns:
         The case with the copies' paths.
@@ -111,6 +113,10 @@ def copy_case(case: Case, root: Path) -> Case:
     folder = root / case.id
 
     def copied(path: Path, role: str) -> Path:
+        if role == "labels" and case.label_threshold is not None:
+            labels, copy = read_label_map(case, {}), folder / f"{case.id}_{role}.nii.gz"
+            write_volume(copy, labels.array, labels.geometry, labels=True)
+            return copy
         if is_dicom(path) or len(volume_files(path)) > 1:
             is_map = role in ("mask", "labels")
             copy = folder / f"{case.id}_{role}.nii.gz"
@@ -128,6 +134,7 @@ def copy_case(case: Case, root: Path) -> Case:
         images={name: copied(path, name) for name, path in case.images.items()},
         mask=None if case.mask is None else copied(case.mask, "mask"),
         labels=None if case.labels is None else copied(case.labels, "labels"),
+        label_threshold=None,
     )
 
 

@@ -7,14 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from chiasm.cohorts.cases import Case, Cohort, Problem, Regions
 from chiasm.cohorts.dicom_folders import Selection
 from chiasm.cohorts.images import read_case_image, read_case_labels
+from chiasm.cohorts.labels import read_label_map, region_volumes
 from chiasm.cohorts.layouts import count_modalities, find_cohort, select_cases, volumes_below
-from chiasm.cohorts.manifests import SIDECAR
 from chiasm.errors import VolumeError
 from chiasm.volumes import Volume, check_pair
 
@@ -173,9 +170,11 @@ def examine_case(case: Case, modalities: Sequence[str], regions: Regions) -> tup
             continue
         is_labels = name in ("mask", "labels")
         try:
-            volume = read_case_labels(case, path) if is_labels else read_case_image(case, name)
             if name == "labels":
-                check_label_values(volume.array, regions, path)
+                volume = read_label_map(case, regions)
+            else:
+                volume = read_case_labels(case, path) if is_labels else read_case_image(case, name)
+            if name == "labels":
                 regions_ml = region_volumes(volume, regions)
             if first is None and not is_labels:
                 first, first_name = volume, name
@@ -186,35 +185,3 @@ def examine_case(case: Case, modalities: Sequence[str], regions: Regions) -> tup
     grid = None if first is None else first.geometry
     shape, spacing = (None, None) if grid is None else (grid.shape, grid.spacing_mm)
     return CaseSummary(case.id, case.subject, case.site, tuple(case.images), shape, spacing, regions_ml), problems
-
-
-def check_label_values(array: NDArray[np.generic], regions: Regions, path: Path) -> None:
-    """Refuse labels that are no whole numbers, or that no region declares; all zero is legal.
-
-    Args:
-        array: A label map of any shape.
-        regions: Region name to label values; empty declares every whole number.
-        path: Its file, for the message.
-
-    Raises:
-        VolumeError: With reason "labels".
-    """
-    values = np.unique(array)
-    declared = {0, *(value for values_of in regions.values() for value in values_of)}
-    if broken := [value for value in values.tolist() if value != int(value)]:
-        raise VolumeError("labels are not whole numbers", path=path, reason="labels", found=broken[0])
-    if regions and (strange := [int(value) for value in values.tolist() if value not in declared]):
-        raise VolumeError(
-            "labels have values that no region declares",
-            path=path,
-            reason="labels",
-            found=", ".join(map(str, strange[:5])),
-            expected=", ".join(map(str, sorted(declared))),
-            hint=f'Declare them in {SIDECAR}: {{"regions": {{"lesion": [...]}}}}, or choose another --layout.',
-        )
-
-
-def region_volumes(labels: Volume, regions: Regions) -> dict[str, float]:
-    """Measure each region of a label map, in millilitres; 0.0 where it is absent."""
-    voxel_ml = abs(float(np.linalg.det(labels.geometry.affine[:3, :3]))) / 1000
-    return {name: float(np.isin(labels.array, values).sum()) * voxel_ml for name, values in regions.items()}

@@ -6,6 +6,7 @@ part is optional:
 
     {"cases": {id: {"subject", "site", "head"}},
      "regions": {name: [values]},
+     "labels": {"threshold": 0.5},
      "series": {modality: words of a DICOM series},
      "reading": {"form", "assume_ras", "resample", "resample_tilt"},
      "allow": ["burned-in", "synthetic"]}
@@ -14,6 +15,7 @@ part is optional:
 from __future__ import annotations
 
 import csv
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -56,6 +58,7 @@ class Notes:
         series: Modality to what its DICOM series is called.
         allow: Of `MARKS`, those that do not matter here.
         reading: What to assume of files whose headers leave a question open.
+        label_threshold: From which value on a voxel of soft labels counts, or None.
     """
 
     cases: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
@@ -63,6 +66,7 @@ class Notes:
     series: Mapping[str, str] = field(default_factory=dict)
     allow: tuple[str, ...] = ()
     reading: Reading = STRICT
+    label_threshold: float | None = None
 
 
 def read_notes(root: Path) -> Notes:
@@ -84,11 +88,15 @@ def read_notes(root: Path) -> Notes:
         raise refusal('{"series": {"t1": "words of its folder or description"}}')
     if not isinstance(allow, list) or not set(allow) <= set(MARKS):
         raise refusal('{"allow": [' + ", ".join(f'"{mark}"' for mark in MARKS) + "]}")
+    threshold = _threshold(content.get("labels", {}))
+    if threshold is not None and not 0 < threshold <= 1:
+        raise refusal('{"labels": {"threshold": 0.5}}, above 0 and at most 1')
     regions = declared_regions(content["regions"], path) if content.get("regions") is not None else None
     reading = _reading(content.get("reading", {}))
     if reading is None:
         raise refusal('{"reading": {"form": "sform" or "qform", "assume_ras": true, ...}}')
-    return Notes(cases, regions, {role_of(name): str(words) for name, words in series.items()}, tuple(allow), reading)
+    named = {role_of(name): str(words) for name, words in series.items()}
+    return Notes(cases, regions, named, tuple(allow), reading, threshold)
 
 
 def _reading(content: object) -> Reading | None:
@@ -100,6 +108,14 @@ def _reading(content: object) -> Reading | None:
         return TypeAdapter(Reading).validate_python(content)
     except ValidationError:
         return None
+
+
+def _threshold(labels: object) -> float | None:
+    """Return the threshold of soft labels that a sidecar states; NaN where it is no number."""
+    if labels == {}:
+        return None
+    stated = labels.get("threshold") if isinstance(labels, Mapping) else None
+    return float(stated) if isinstance(stated, (int, float)) and not isinstance(stated, bool) else math.nan
 
 
 def with_notes(cohort: Cohort, notes: Notes) -> Cohort:
@@ -119,6 +135,7 @@ def with_notes(cohort: Cohort, notes: Notes) -> Cohort:
             subject=case.subject if person is None else str(person),
             site=case.site if site is None else str(site),
             reading=case.reading | notes.reading,
+            label_threshold=notes.label_threshold,
         )
 
     return replace(

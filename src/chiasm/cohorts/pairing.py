@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from chiasm.cohorts.cases import Case, Cohort, Problem
 from chiasm.cohorts.images import read_case_image, read_case_labels
+from chiasm.cohorts.labels import read_label_map
 from chiasm.cohorts.registration import GRID_MM, Alignment, Kind, Progress, align
 from chiasm.errors import ChiasmError, CohortError, RunError, VolumeError
 from chiasm.recipe import Registration
@@ -197,7 +198,8 @@ def read_records(folder: Path) -> dict[str, dict[str, Any]]:
 
 def _depends(case: Case, names: Sequence[str], kind: Kind) -> dict[str, Any]:
     """Return what the files of a case depend on, contents as hashes."""
-    return {"version": VERSION, "kind": kind, "seed": SEED, "fixed": names[0], "files": hashes_of(case, names)}
+    soft = {} if case.label_threshold is None else {"label_threshold": case.label_threshold}
+    return {"version": VERSION, "kind": kind, "seed": SEED, "fixed": names[0], "files": hashes_of(case, names), **soft}
 
 
 def _found(place: Path, asked: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -231,7 +233,8 @@ def _make(case: Case, names: Sequence[str], kind: Kind, place: Path, asked: Mapp
         f"{name}.nii.gz": (one.image.array, False) for name, one in made.items()
     }
     for name, path in (("labels", case.labels), ("mask", case.mask)):
-        brought = None if path is None else _carried(read_case_labels(case, path), fixed, images, made)
+        volume = _label_volume(case, path, name)
+        brought = None if volume is None else _carried(volume, fixed, images, made)
         if brought is not None:
             files[f"{name}.nii.gz"] = brought, True
     covered = np.logical_and.reduce([one.covered for one in made.values()])
@@ -258,6 +261,18 @@ def _make(case: Case, names: Sequence[str], kind: Kind, place: Path, asked: Mapp
                 write_field(fresh / f"{name}-field.nii.gz", one.alignment, fixed.geometry)
         write_json(fresh / RECORD, record)
     return record
+
+
+def _label_volume(case: Case, path: Path | None, name: str) -> Volume | None:
+    """Read labels or a mask; labels that cannot be used stay as they are, and are refused by name where they are."""
+    if path is None:
+        return None
+    if name == "mask":
+        return read_case_labels(case, path)
+    try:
+        return read_label_map(case, {})
+    except VolumeError:
+        return None
 
 
 def _carried(

@@ -23,8 +23,8 @@ from chiasm.cohorts.bias import without_shading
 from chiasm.cohorts.cases import Case, Problem, Side, side_alone
 from chiasm.cohorts.degradation import arranged
 from chiasm.cohorts.fingerprint import Progress, known_of, read_images, read_mask
-from chiasm.cohorts.images import read_case_labels
 from chiasm.cohorts.intensity import IntensityMap, Kind, fit_intensity
+from chiasm.cohorts.labels import read_label_map
 from chiasm.cohorts.masks import Rule, box_of, find_mask
 from chiasm.cohorts.pairing import hashes_of
 from chiasm.cohorts.planning import Plan
@@ -360,7 +360,7 @@ def _store(folder: Path, case: Case, plan: Plan) -> None:
         mask = source.mask & (place.move(Volume(told.astype(np.uint8), volumes[-1].geometry), order=0) > 0)
         arrays |= {"target": np.where(mask, target, 0), "mask": mask}
     if case.labels is not None:
-        labels = check_pair(volumes[0], read_case_labels(case, case.labels), b_name="labels", labels=True)
+        labels = check_pair(volumes[0], read_label_map(case, {}), b_name="labels", labels=True)
         arrays["labels"] = place.move(labels, order=0)
     with whole_folder(folder, shared=True) as fresh:
         for name, array in arrays.items():
@@ -425,5 +425,7 @@ def _key(case: Case, plan: Plan) -> str:
     contents = hashes_of(case, [name for name in (*plan.sources, plan.target) if name in case.images])
     settings = {name: getattr(plan, name) for name in PLAN_FIELDS}
     settings = {name: value for name, value in settings.items() if name not in BEFORE or value != BEFORE[name]}
+    if case.label_threshold is not None:
+        settings["label_threshold"] = case.label_threshold
     text = json.dumps({"version": VERSION, "files": contents, "plan": settings}, sort_keys=True, default=asdict)
     return hashlib.sha256(text.encode()).hexdigest()[:20]

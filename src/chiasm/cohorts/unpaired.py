@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 
-from chiasm.cohorts.cases import Case, Cohort, Problem, Side, side_alone
+from chiasm.cohorts.cases import Case, Cohort, Problem, Regions, Side, side_alone
 from chiasm.cohorts.images import read_case_image
+from chiasm.cohorts.labels import usable_labels
 from chiasm.cohorts.splits import find_duplicates, voxel_hash
 from chiasm.errors import CohortError, VolumeError
-from chiasm.volumes import check_pair
+from chiasm.volumes import Volume, check_pair
 
 
 def find_unpaired(
@@ -45,12 +47,14 @@ def find_unpaired(
         if elsewhere is not None and case.site not in elsewhere:
             continue
         try:
-            seen[side][case.id] = check_images(case, sources if side == "source" else [target])
+            names = sources if side == "source" else [target]
+            seen[side][case.id], spoiled = check_case(case, names, cohort.regions)
         except VolumeError as error:
             path = error.path or next(iter(case.images.values()))
             problems.append(Problem(path, error.reason, f"case {case.id}: {error}", case.id))
             continue
-        alone.append(case)
+        alone.append(case if spoiled is None else replace(case, labels=None))
+        problems += [] if spoiled is None else [spoiled]
     people = [case for case in cohort.cases if case.id in held_out]
     sides: Mapping[Side, Sequence[str]] = {"source": sources, "target": [target]}
     for one, names in sides.items():
@@ -97,7 +101,26 @@ def check_images(case: Case, names: Sequence[str]) -> str:
     Raises:
         VolumeError: If one cannot be read, or lies elsewhere.
     """
+    return voxel_hash(_read(case, names).array)
+
+
+def check_case(case: Case, names: Sequence[str], regions: Regions) -> tuple[str, Problem | None]:
+    """Do as `check_images`, and say what keeps the case's labels from being used.
+
+    Args:
+        case: With or without labels.
+        names: Of the images.
+        regions: Region name to label values.
+
+    Raises:
+        VolumeError: As `check_images`.
+    """
+    first = _read(case, names)
+    return voxel_hash(first.array), usable_labels(case, regions, first, names[0])[1]
+
+
+def _read(case: Case, names: Sequence[str]) -> Volume:
     first, *others = (read_case_image(case, name) for name in names)
     for other, name in zip(others, names[1:]):
         check_pair(first, other, a_name=names[0], b_name=name)
-    return voxel_hash(first.array)
+    return first

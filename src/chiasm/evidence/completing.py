@@ -470,7 +470,7 @@ def measure(
             precision=settings.precision,
             trust=trust,
         )
-        scored, failed = score_folder(folder / "predictions", cohort.root, naive=False)
+        scored, failed, _ = score_folder(folder / "predictions", cohort.root, naive=False)
         rows += [row._replace(method=method, fold=fold.number) for row in scored]
         problems += [*run.problems, *made.problems, *failed]
     if not problems:  # else they would be forgotten

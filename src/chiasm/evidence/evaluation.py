@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from chiasm import metrics
 from chiasm.cohorts.attenuation import attenuation
 from chiasm.errors import ChiasmError, RunError
-from chiasm.storage import whole_file
+from chiasm.storage import read_json, whole_file
 
 if TYPE_CHECKING:
     from chiasm.cohorts.intensity import IntensityMap
@@ -106,6 +106,42 @@ class Row(NamedTuple):
     value: float
     unit: str
     convention: str
+
+
+class MaskUse(NamedTuple):
+    """Which voxels of a case were scored.
+
+    Attributes:
+        case: Id of the case.
+        method: Whose prediction it is.
+        used: "prediction" for the mask that was written beside the image, "cohort" for the cohort's mask file,
+            "plan" for one that was found by the plan's rule.
+        reason: Where that mask comes from, in words.
+        voxels: How many are scored.
+        sha256: Of the mask: two methods were scored in the same voxels where it is the same.
+    """
+
+    case: str
+    method: str
+    used: str
+    reason: str
+    voxels: int
+    sha256: str
+
+
+class Remarks(NamedTuple):
+    """What an evaluation says beside its figures.
+
+    Attributes:
+        masks: One for each prediction that was scored.
+        problems: Labels that were not used, one sentence each.
+    """
+
+    masks: tuple[MaskUse, ...] = ()
+    problems: tuple[str, ...] = ()
+
+
+NO_REMARKS = Remarks()
 
 
 def harmonise(
@@ -407,10 +443,16 @@ def _score_lesions(
 # Files
 
 
-def write_evaluation(folder: Path, rows: Sequence[Row]) -> None:
+def write_evaluation(folder: Path, rows: Sequence[Row], remarks: Remarks = NO_REMARKS) -> None:
     """Write `evaluation.csv`, one row a figure at full precision, and `evaluation.json`, each whole or not at all.
 
-    In JSON, which knows neither, NaN is null and infinity the text "inf".
+    In JSON, which knows neither, NaN is null and infinity the text "inf"; it
+    holds the remarks too.
+
+    Args:
+        folder: Where they go.
+        rows: From `evaluate_case`.
+        remarks: Which masks were used, and which labels were not.
 
     Raises:
         ChiasmError: If the folder cannot be written.
@@ -424,7 +466,23 @@ def write_evaluation(folder: Path, rows: Sequence[Row]) -> None:
         for index, row in enumerate(rows):  # one by one: a study of 1,000 cases has half a million
             told = {**row._asdict(), "value": _plain(row.value)}
             file.write(("," if index else "") + "\n" + json.dumps(told, ensure_ascii=False, allow_nan=False))
-        file.write("\n]}\n")
+        masks = [mask._asdict() for mask in remarks.masks]
+        told_beside = {"masks": masks, "problems": list(remarks.problems)}
+        file.write("\n],\n" + json.dumps(told_beside, ensure_ascii=False, indent=1)[2:] + "\n")
+
+
+def read_remarks(folder: Path) -> Remarks:
+    """Read what an evaluation says beside its figures; evaluations of earlier versions say nothing.
+
+    Raises:
+        RunError: If `evaluation.json` is missing or damaged.
+    """
+    content = read_json(folder / JSON)
+    try:
+        masks = tuple(MaskUse(**mask) for mask in content.get("masks", []))
+        return Remarks(masks, tuple(map(str, content.get("problems", []))))
+    except (AttributeError, TypeError) as error:
+        raise RunError("is damaged", path=folder / JSON, reason="damaged", found=error) from error
 
 
 def read_evaluation(path: Path) -> list[Row]:

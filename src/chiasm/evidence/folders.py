@@ -6,9 +6,11 @@ baselines' tables only.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,16 +21,25 @@ from chiasm.cohorts.dicom_folders import Selection, marks_on
 from chiasm.cohorts.fingerprint import Progress, known_of
 from chiasm.cohorts.images import read_case_image, read_case_labels
 from chiasm.cohorts.intensity import IntensityMap
+from chiasm.cohorts.labels import usable_labels
 from chiasm.cohorts.layouts import find_cohort
 from chiasm.cohorts.pairing import Together, align_cohort
 from chiasm.cohorts.planning import Plan, read_plan
 from chiasm.cohorts.preparation import prepare_source
 from chiasm.errors import ChiasmError, CohortError, RunError
-from chiasm.evidence.evaluation import Row, evaluate_case, harmonise, reporting_unit
+from chiasm.evidence.evaluation import MaskUse, Remarks, Row, evaluate_case, harmonise, reporting_unit
 from chiasm.prediction.baselines import Baselines, load_baselines
 from chiasm.prediction.manifest import Entry, Manifest, check_files, find_path, read_manifest
 from chiasm.recipe import Registration
 from chiasm.volumes import Volume, check_pair, read_volume, resample
+
+#: Where the mask of a prediction comes from, by what its manifest calls it.
+RULES: Mapping[str, str] = {
+    "given": "the prediction's own mask, from the mask file beside its source",
+    "nonzero": "the prediction's own mask, found by the rule nonzero",
+    "body": "the prediction's own mask, found by the rule body",
+    "": "the prediction's own mask",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +55,8 @@ class Loaded:
         mask: Voxels that are scored.
         labels: Label map, or None.
         source: The first source, for super-resolution as the network saw it.
+        use: Which mask that is, and why.
+        problem: What kept the labels from being used, or None.
     """
 
     case: Case
@@ -54,6 +67,22 @@ class Loaded:
     mask: NDArray[np.bool_]
     labels: NDArray[np.integer] | None
     source: Volume
+    use: MaskUse
+    problem: Problem | None = None
+
+
+class FolderScores(NamedTuple):
+    """What came of scoring a folder of predictions.
+
+    Attributes:
+        rows: One for each figure.
+        problems: Cases that could not be scored.
+        remarks: Which masks were used, and which labels were not.
+    """
+
+    rows: list[Row]
+    problems: list[Problem]
+    remarks: Remarks
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,8 +170,8 @@ def score_folder(
     naive: bool = True,
     register: Registration | None = None,
     registered: Path | None = None,
-) -> tuple[list[Row], list[Problem]]:
-    """Score a folder of predictions: the rows, and the cases that could not be scored; only registered images are kept.
+) -> FolderScores:
+    """Score a folder of predictions; of files, only registered images are kept.
 
     Args:
         predictions: Folder written by `chiasm predict`.
@@ -159,19 +188,59 @@ def score_folder(
     judged = open_predictions(predictions)
     place = registered or predictions / "registered"
     cohort, _, lost = open_reference(reference, [judged], place, register=register, layout=layout)
+    missing = {problem.case for problem in lost}
+    work = [(judged, entry) for entry in judged.manifest.cases if entry.case not in missing]
+    rows, problems, spoiled, masks = score_cases(work, cohort, convention, with_labels=True, naive=naive)
+    return FolderScores(rows, [*lost, *problems], Remarks(masks, tuple(one.message for one in spoiled)))
+
+
+class CaseScores(NamedTuple):
+    """What came of scoring cases: rows, cases that could not be scored, labels that were not used, masks that were."""
+
+    rows: list[Row]
+    problems: list[Problem]
+    spoiled: list[Problem]
+    masks: tuple[MaskUse, ...]
+
+
+def score_cases(
+    work: Sequence[tuple[Judged, Entry]],
+    cohort: Cohort,
+    convention: str,
+    *,
+    with_labels: bool,
+    naive: bool = True,
+    progress: Progress | None = None,
+) -> CaseScores:
+    """Score cases one after another; one that cannot be scored is named, and the others are scored.
+
+    Args:
+        work: Predicted cases, each with the folder that it lies in.
+        cohort: With the real targets.
+        convention: A name of `CONVENTIONS`.
+        with_labels: Whether label maps are used.
+        naive: Whether to score the naive baselines too.
+        progress: Called with cases done, all cases, the next case's id.
+    """
     rows: list[Row] = []
-    problems = list(lost)
-    for entry in judged.manifest.cases:
-        if entry.case in {problem.case for problem in lost}:
-            continue
+    problems: list[Problem] = []
+    spoiled: list[Problem] = []
+    masks: list[MaskUse] = []
+    for index, (one, entry) in enumerate(work):
+        if progress is not None:
+            progress(index, len(work), entry.case)
         try:
-            rows += score_case(
-                load_case(judged, entry, cohort, with_labels=True, naive=naive), judged, cohort, convention
-            )
+            loaded = load_case(one, entry, cohort, with_labels=with_labels, naive=naive)
+            rows += score_case(loaded, one, cohort, convention)
         except ChiasmError as error:
-            path = error.path or predictions / entry.image
+            path = error.path or one.folder / entry.image
             problems.append(Problem(path, error.reason, f"case {entry.case}: {error}", entry.case))
-    return rows, problems
+            continue
+        spoiled += [] if loaded.problem is None else [loaded.problem]
+        masks.append(loaded.use)
+    if progress is not None:
+        progress(len(work), len(work), "")
+    return CaseScores(rows, problems, spoiled, tuple(masks))
 
 
 def check_reference(case: Case, modality: str) -> None:
@@ -191,47 +260,32 @@ def check_reference(case: Case, modality: str) -> None:
 def load_case(judged: Judged, entry: Entry, cohort: Cohort, *, with_labels: bool, naive: bool = True) -> Loaded:
     """Read one case's prediction, target, mask and labels, and make the naive baselines if asked for.
 
+    The voxels that are scored are those of the mask that the prediction was made with.
+
     Raises:
         CohortError: If the cohort has no such case, it has no target, or its target was made.
+        RunError: If a file of the prediction changed since.
         VolumeError: If a file cannot be read or a grid does not fit.
     """
-    name, plan, folder = entry.case, judged.plan, judged.folder
+    plan, folder = judged.plan, judged.folder
     check_files(folder, entry)
-    case = next((case for case in cohort.cases if case.id == name), None)
-    if case is None or plan.target not in case.images:
-        raise CohortError(
-            f"case {name} has no {plan.target} to compare with" if case else f"has no case {name}",
-            path=cohort.root,
-            reason="no-target",
-        )
-    check_reference(case, plan.target)
+    case = _case_of(entry, plan, cohort)
     source = read_case_image(case, plan.sources[0])
     others = [
         check_pair(source, read_case_image(case, other), a_name=plan.sources[0], b_name=other)
         for other in plan.sources[1:]
     ]
-
-    def labelled(path: Path, what: str) -> Volume:
-        return check_pair(source, read_case_labels(case, path), b_name=what, labels=True)
-
-    def made(name: str, what: str) -> Volume:  # a network may well make the same everywhere
-        return check_pair(
-            source, read_volume(folder / name, allow_constant=True, reading=case.reading), b_name=what, labels=True
-        )
-
-    prediction = made(entry.image, "prediction")
     target = check_pair(source, read_case_image(case, plan.target), b_name=plan.target)
-    mask = labelled(case.mask or folder / str(entry.mask), "mask")
-    if plan.degradation is not None and case.mask is not None:
-        mask = thick_mask(mask, plan.degradation)
-    inside = known_of(case, mask.array > 0, target, plan.degradation)
-    labels = labelled(case.labels, "labels").array if with_labels and case.labels else None
-    reliability = None if entry.reliability is None else made(entry.reliability, "reliability")
+    prediction = _made(case, source, folder / entry.image, "prediction")
+    mask = _mask_of(judged, entry, case, [source, *others])
+    inside = known_of(case, mask.scored, target, plan.degradation)
+    labels, problem = usable_labels(case, cohort.regions, source, plan.sources[0]) if with_labels else (None, None)
+    reliability = None if entry.reliability is None else _made(case, source, folder / entry.reliability, "reliability")
     sources = [source, *others]
     if plan.degradation is not None:
         sources = simulated(sources, plan.degradation)
         naive = naive and judged.manifest.degraded  # else the network saw other slices than those made here
-    prepared = prepare_source(sources, plan, mask)
+    prepared = prepare_source(sources, plan, mask.shown)
     # units of super-resolution are the scan's own: one map brings prediction and target to the cohort's
     own = None if plan.own is None else prepared.maps[plan.own]
     made_image = prediction.array if own is None else harmonise(prediction.array, inside, plan, own)
@@ -241,9 +295,80 @@ def load_case(judged: Judged, entry: Entry, cohort: Cohort, *, with_labels: bool
         raw = plan.target_reference.invert(guess)
         on_grid = resample(Volume(raw.astype(np.float32), prepared.grid), source.geometry, order=1)
         images[baseline] = np.where(inside, on_grid.array, plan.target_background).astype(np.float32)
-    real = harmonise(target.array, inside, plan, own)
-    trust = None if reliability is None else reliability.array * _scale(own, plan)
-    return Loaded(case, entry, images, real, trust, inside, labels, sources[0])
+    return Loaded(
+        case,
+        entry,
+        images,
+        harmonise(target.array, inside, plan, own),
+        None if reliability is None else reliability.array * _scale(own, plan),
+        inside,
+        None if labels is None else labels.array,
+        sources[0],
+        _use(judged, entry, mask, inside),
+        problem,
+    )
+
+
+def _case_of(entry: Entry, plan: Plan, cohort: Cohort) -> Case:
+    """Find the real images of a predicted case.
+
+    Raises:
+        CohortError: If the cohort has no such case, it has no target, or its target was made.
+    """
+    case = next((case for case in cohort.cases if case.id == entry.case), None)
+    if case is None or plan.target not in case.images:
+        raise CohortError(
+            f"case {entry.case} has no {plan.target} to compare with" if case else f"has no case {entry.case}",
+            path=cohort.root,
+            reason="no-target",
+        )
+    check_reference(case, plan.target)
+    return case
+
+
+def _fitting_mask(case: Case, source: Volume, path: Path) -> Volume:
+    """Read a mask, which must lie on the source's grid."""
+    return check_pair(source, read_case_labels(case, path), b_name="mask", labels=True)
+
+
+def _made(case: Case, source: Volume, path: Path, name: str) -> Volume:
+    """Read what a network made, which may well be the same everywhere."""
+    made = read_volume(path, allow_constant=True, reading=case.reading)
+    return check_pair(source, made, b_name=name, labels=True)
+
+
+class _Mask(NamedTuple):
+    """The voxels that are scored, what sources are prepared with, and which mask that is, in words."""
+
+    scored: NDArray[np.bool_]
+    shown: Volume | None
+    used: str
+    reason: str
+
+
+def _mask_of(judged: Judged, entry: Entry, case: Case, sources: Sequence[Volume]) -> _Mask:
+    """Take the mask that the prediction was made with; where it was not written, the one that its plan would use."""
+    plan, source = judged.plan, sources[0]
+    given = None if case.mask is None else _fitting_mask(case, source, case.mask)
+    if given is not None and plan.degradation is not None:
+        given = thick_mask(given, plan.degradation)
+    if entry.mask is not None:
+        own = _fitting_mask(case, source, judged.folder / entry.mask)
+        shown = own if given is None or entry.mask_rule in ("nonzero", "body") else given
+        return _Mask(own.array > 0, shown, "prediction", RULES[entry.mask_rule])
+    if given is not None and plan.mask_files:
+        return _Mask(given.array > 0, given, "cohort", "no mask was written beside the image: the cohort's mask file")
+    thick = sources if plan.degradation is None else simulated(sources, plan.degradation)
+    found = prepare_source(thick, plan, None)
+    there = resample(Volume(found.mask.astype(np.uint8), found.grid), source.geometry, order=0)
+    reason = f"no mask was written beside the image: found by the plan's rule, {found.mask_rule}"
+    return _Mask(there.array > 0, None, "plan", reason)
+
+
+def _use(judged: Judged, entry: Entry, mask: _Mask, inside: NDArray[np.bool_]) -> MaskUse:
+    digest = hashlib.sha256(str(inside.shape).encode() + np.packbits(inside).tobytes()).hexdigest()
+    count = int(np.count_nonzero(inside))
+    return MaskUse(entry.case, judged.manifest.method, mask.used, mask.reason, count, digest)
 
 
 def _scale(own: IntensityMap | None, plan: Plan) -> np.float32:

@@ -511,7 +511,8 @@ def _contents(cohort: Cohort, names: Sequence[str]) -> str:
     digest = hashlib.sha256()
     for case in sorted(cohort.cases, key=lambda case: case.id):
         files = [*(case.images.get(name) for name in names), case.mask, case.labels]
-        parts = [case.id, case.subject, *(_hashed(file) if file else "-" for file in files)]
+        soft = [] if case.label_threshold is None else [str(case.label_threshold)]
+        parts = [case.id, case.subject, *(_hashed(file) if file else "-" for file in files), *soft]
         digest.update("\0".join(parts).encode())
     return digest.hexdigest()
 
@@ -627,7 +628,7 @@ def _score(
     """
     thick = job.recipe.data.task == "super-resolution"
     predict(job.folder, [data], folder / "predictions", only=role, layout=layout, degrade=thick, trust=trust)
-    rows, problems = score_folder(
+    rows, problems, remarks = score_folder(
         folder / "predictions",
         reference or data,
         layout=layout,
@@ -637,7 +638,7 @@ def _score(
     )
     if problems:
         raise CohortError(problems[0].message, reason=problems[0].reason)
-    write_evaluation(folder, rows)
+    write_evaluation(folder, rows, remarks)
 
 
 def _share_plan(warm: Path, folder: Path) -> None:

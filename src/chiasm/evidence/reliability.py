@@ -27,6 +27,7 @@ from chiasm.cohorts.cases import Case, Cohort
 from chiasm.cohorts.dicom_folders import Selection
 from chiasm.cohorts.fingerprint import known_of
 from chiasm.cohorts.images import read_case_image, read_case_labels
+from chiasm.cohorts.labels import usable_labels
 from chiasm.cohorts.layouts import find_cohort, select_cases
 from chiasm.cohorts.pairing import align_cohort
 from chiasm.cohorts.preparation import prepare_case, prepare_source
@@ -387,7 +388,9 @@ def _ask_all(
 
     volumes = [source, *(image(name) for name in plan.sources[1:])]
     target = image(plan.target)
-    given, labels = labelled(case.mask, "mask"), labelled(case.labels, "labels")
+    given = labelled(case.mask, "mask")
+    declared = {name: tuple(values) for name, values in regions.items()}
+    labels, _ = usable_labels(case, declared, source, plan.sources[0])
     still = replace(model, plan=replace(plan, registration="none"))  # they were brought together already
     shipped = synthesise(still, volumes, mask=given, engine=engine)
     prepared = prepare_source(volumes, plan, given)
@@ -399,7 +402,7 @@ def _ask_all(
         costs[made.name] = {"passes": float(made.passes), "seconds": time.perf_counter() - start}
         on_grid = expected_error(made.score, calibrations[made.name], prepared, plan, source.geometry)
         expected[made.name] = np.where(shipped.mask.array, on_grid, 0).astype(np.float32)
-    mask = known_of(case, shipped.mask.array if given is None else given.array > 0, target)
+    mask = known_of(case, shipped.mask.array, target)
     error = np.abs(shipped.image.array - harmonise(target.array, mask, plan))
     places, lesion = {"mask": mask}, None
     if labels is not None:

@@ -7,7 +7,8 @@ again without scoring anything.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -20,23 +21,34 @@ from chiasm.cohorts.cases import Cohort, Problem
 from chiasm.cohorts.dicom_folders import Selection
 from chiasm.cohorts.pairing import Together, tell_movement
 from chiasm.cohorts.planning import Plan
-from chiasm.errors import ChiasmError, CohortError, RunError, unknown
+from chiasm.errors import CohortError, RunError, unknown
 from chiasm.evidence.aligning import report_registered
 from chiasm.evidence.case_pages import CasePage, against_cohort, write_case_page
 from chiasm.evidence.curves import read_history
-from chiasm.evidence.evaluation import Row, format_table, read_evaluation, reporting_unit, write_evaluation
-from chiasm.evidence.folders import Judged, Loaded, load_case, open_predictions, open_reference, score_case
+from chiasm.evidence.evaluation import (
+    MaskUse,
+    Remarks,
+    Row,
+    format_table,
+    read_evaluation,
+    read_remarks,
+    reporting_unit,
+    write_evaluation,
+)
+from chiasm.evidence.folders import RULES, Judged, Loaded, load_case, open_predictions, open_reference, score_cases
 from chiasm.evidence.gallery import GalleryCase
 from chiasm.evidence.pictures import write_picture
 from chiasm.evidence.report import rank, write_report
 from chiasm.metrics import CONVENTIONS
-from chiasm.prediction.manifest import Entry
+from chiasm.prediction.manifest import Entry, relative
 from chiasm.recipe import Registration
 from chiasm.storage import locked, read_json, read_toml, write_json
 from chiasm.volumes import Reading, Volume, canonical
 
 ASKED = "asked.json"
 REGISTERED = "registered"  # folder of the real images, brought to the sources
+OWNED = {"study.json": "a study", "completion.json": "a completion"}  # which have evaluations of their own
+MASKS_NAMED = 12  # cases that are named beside the mask that they were scored in
 GALLERY = 6  # cases with slices in the report
 PAGES = 24  # cases with a page of their own, unless more are asked for
 FEWEST_TO_TEST = 6
@@ -72,6 +84,7 @@ def evaluate(
     layout: str | None = None,
     register: Registration | None = None,
     selection: Selection | None = None,
+    overwrite: bool = False,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Scored:
     """Score every predicted case that has a real target; write CSV, JSON and a report.
@@ -87,11 +100,13 @@ def evaluate(
         register: How real images are brought to the sources, into `out/registered`; None as those of
             training were, "none" takes them as they lie.
         selection: Which DICOM series are taken, and how files are read; where it says nothing, as in training.
+        overwrite: Whether to replace another evaluation in `out`.
         progress: Called with cases done, all cases, the next case's id.
 
     Raises:
         ChiasmError: If a folder is not what it should be, the folders are of
-            several methods or modalities, or no case can be scored.
+            several methods or modalities, no case can be scored, another process
+            writes to `out`, or it holds another evaluation and `overwrite` is False.
     """
     if convention not in CONVENTIONS:
         raise unknown("convention", convention, list(CONVENTIONS))
@@ -109,45 +124,100 @@ def evaluate(
             hint="Evaluate them one by one; chiasm study compares methods.",
         )
     chosen = selection or Selection()
+    asked = {
+        **_asked(judged, reference, out, model, layout, regions, register, convention),
+        "series": dict(chosen.series),
+        "reading": asdict(chosen.reading),
+    }
     with locked(out):
+        _make_room(out, asked, overwrite=overwrite)
         together = open_reference(
             reference, judged, out / REGISTERED, register=register, layout=layout, selection=chosen, progress=progress
         )
-        cohort, _, lost = together
-        rows: list[Row] = []
-        problems = list(lost)
-        missing = {problem.case for problem in lost}
+        missing = {problem.case for problem in together.problems}
         work = [(one, entry) for one in judged for entry in one.manifest.cases if entry.case not in missing]
-        for index, (one, entry) in enumerate(work):
-            if progress is not None:
-                progress(index, len(work), entry.case)
-            try:
-                loaded = load_case(one, entry, cohort, with_labels=regions == "seg")
-                rows += score_case(loaded, one, cohort, convention)
-            except ChiasmError as error:
-                path = error.path or one.folder / entry.image
-                problems.append(Problem(path, error.reason, f"case {entry.case}: {error}", entry.case))
-        if progress is not None:
-            progress(len(work), len(work), "")
-        if not rows:
+        found = score_cases(work, together.cohort, convention, with_labels=regions == "seg", progress=progress)
+        problems = [*together.problems, *_unfinished(judged), *found.problems]
+        if not found.rows:
             detail = f"; the first: {problems[0].message}" if problems else ""
             raise CohortError(f"no predicted case could be scored{detail}", path=judged[0].folder, reason="no-cases")
-        write_evaluation(out, rows)
-        asked = {
-            "predictions": [str(one.folder.resolve()) for one in judged],
-            "model": None if model is None else str(model.resolve()),
-            "reference": str(reference.resolve()),
-            "layout": layout,
-            "series": dict(chosen.series),
-            "reading": asdict(chosen.reading),
-            "regions": regions,
-            "register": judged[0].plan.registration if register is None else register,
-            "problems": [problem.message for problem in problems],
-        }
-        write_json(out / ASKED, asked)
-        subjects = {case.id: case.subject for case in cohort.cases}
+        spoiled = tuple(problem.message for problem in found.spoiled)
+        write_evaluation(out, found.rows, Remarks(found.masks, spoiled))
+        write_json(out / ASKED, {**asked, "problems": [problem.message for problem in problems]})
+        subjects = {case.id: case.subject for case in together.cohort.cases}
         report = report_evaluation(out)
-        return Scored(tuple(rows), tuple(format_table(rows, subjects=subjects)), report, tuple(problems))
+        table = tuple(format_table(found.rows, subjects=subjects))
+        return Scored(tuple(found.rows), table, report, (*problems, *found.spoiled))
+
+
+def _asked(
+    judged: Sequence[Judged],
+    reference: Path,
+    out: Path,
+    model: Path | None,
+    layout: str | None,
+    regions: str,
+    register: Registration | None,
+    convention: str,
+) -> dict[str, Any]:
+    """Write down what an evaluation is of; paths start at its folder, so that a whole tree can be moved."""
+    return {
+        "predictions": [relative(one.folder, out) for one in judged],
+        "model": None if model is None else relative(model, out),
+        "reference": relative(reference, out),
+        "written_in": str(out.resolve()),
+        "layout": layout,
+        "regions": regions,
+        "register": judged[0].plan.registration if register is None else register,
+        "convention": convention,
+    }
+
+
+def _make_room(out: Path, asked: Mapping[str, Any], *, overwrite: bool) -> None:
+    """Refuse to mix two evaluations in a folder, and remove the pages of one that is made again.
+
+    Raises:
+        RunError: If the folder holds a study or a completion, or another evaluation and `overwrite` is False.
+    """
+    for mark, what in OWNED.items():
+        if (out / mark).is_file():
+            raise RunError(f"holds {what}", path=out, reason="occupied", hint="Give another folder with -o.")
+    before = read_json(out / ASKED) if (out / ASKED).is_file() else None
+    if before is None:
+        return
+    told = [
+        f"{name} was {before[name]} and is {asked[name]}"
+        for name in ("predictions", "reference", "layout", "regions", "register", "convention", "series", "reading")
+        if before.get(name, asked[name]) != asked[name] and not _same_places(out, before, asked, name)
+    ]
+    if told and not overwrite:
+        raise RunError(
+            f"holds another evaluation: {'; '.join(told)}",
+            path=out,
+            reason="other-evaluation",
+            hint="Give another folder with -o, or replace what it holds with --overwrite.",
+        )
+    for folder in ("cases", "pictures", *([REGISTERED] if told else [])):
+        shutil.rmtree(out / folder, ignore_errors=True)
+
+
+def _same_places(out: Path, before: Mapping[str, Any], asked: Mapping[str, Any], name: str) -> bool:
+    """Say whether two evaluations name the same places, however they are written down."""
+    if name not in ("predictions", "reference"):
+        return False
+    places = [[one[name]] if isinstance(one[name], str) else one[name] for one in (before, asked)]
+    first, second = ([(out / place).resolve() for place in some] for some in places)
+    return first == second
+
+
+def _unfinished(judged: Sequence[Judged]) -> list[Problem]:
+    """Name the cases of which a prediction that was stopped, or is at work, has made nothing yet."""
+    what = "is not predicted yet: chiasm predict was stopped, or is still at work"
+    return [
+        Problem(one.folder, "unfinished", f"case {case} {what}", case)
+        for one in judged
+        for case in one.manifest.pending
+    ]
 
 
 def report_evaluation(out: Path, *, pages: int = PAGES, whole: bool = False) -> Path:
@@ -164,13 +234,14 @@ def report_evaluation(out: Path, *, pages: int = PAGES, whole: bool = False) -> 
     Raises:
         ChiasmError: If a file is missing or damaged.
     """
-    rows, asked = read_evaluation(out), read_json(out / ASKED)
-    model = None if asked["model"] is None else Path(asked["model"])
-    judged = [open_predictions(Path(folder), model) for folder in asked["predictions"]]
+    rows, asked, remarks = read_evaluation(out), read_json(out / ASKED), read_remarks(out)
+    model = None if asked["model"] is None else _place(out, asked, asked["model"])
+    judged = [open_predictions(_place(out, asked, folder), model) for folder in asked["predictions"]]
     how: Registration = asked.get("register", "none")
+    reference = _place(out, asked, asked["reference"])
     chosen = Selection(series=asked.get("series", {}), reading=Reading(**asked.get("reading", {})))
     together = open_reference(
-        Path(asked["reference"]), judged, out / REGISTERED, register=how, layout=asked["layout"], selection=chosen
+        reference, judged, out / REGISTERED, register=how, layout=asked["layout"], selection=chosen
     )
     cohort = together.cohort
     if together.moved_mm:
@@ -186,17 +257,49 @@ def report_evaluation(out: Path, *, pages: int = PAGES, whole: bool = False) -> 
         rows=rows,
         history=read_history(judged[0].model.parent / "log.jsonl") if len(judged) == 1 else [],
         gallery=gallery,
-        facts=_facts(judged, cohort),
+        facts={**_facts(judged, cohort), "Masks": _mask_facts(remarks.masks)},
         warnings=[
             *_how_they_lie(judged[0], how, together),
             *_how_they_are_shaded(judged[0].plan),
             *_warnings(judged, rows),
+            *_mask_warnings(remarks.masks, cohort),
+            *(f"labels not used: {message}" for message in remarks.problems),
             *(f"not scored: {message}" for message in asked["problems"]),
         ],
         method=method,
         naive=judged[0].baselines.names,
         pages=links,
     )
+
+
+def _place(out: Path, asked: Mapping[str, Any], name: str) -> Path:
+    """Return a place that an evaluation names, from its folder or from where it was written."""
+    here = out / name  # evaluations of earlier versions name absolute paths
+    return here if here.exists() or "written_in" not in asked else Path(asked["written_in"]) / name
+
+
+def _mask_facts(masks: Sequence[MaskUse]) -> dict[str, str]:
+    """Say which mask was scored, in how many cases; one by one where they are few."""
+    by_reason: dict[str, list[str]] = {}
+    for mask in masks:
+        by_reason.setdefault(mask.reason, []).append(mask.case)
+    return {
+        reason: f"{len(cases)} cases: {', '.join(cases[:MASKS_NAMED])}{', ...' if len(cases) > MASKS_NAMED else ''}"
+        for reason, cases in by_reason.items()
+    }
+
+
+def _mask_warnings(masks: Sequence[MaskUse], cohort: Cohort) -> list[str]:
+    """Say where the cohort has a mask file and another mask was scored."""
+    with_file = {case.id for case in cohort.cases if case.mask is not None}
+    others: dict[str, list[str]] = {}
+    for mask in masks:
+        if mask.case in with_file and mask.used != "cohort" and mask.reason != RULES["given"]:
+            others.setdefault(mask.reason, []).append(mask.case)
+    return [
+        f"{len(cases)} cases are scored in {reason}, not in the mask file of the cohort: {', '.join(cases)}"
+        for reason, cases in others.items()
+    ]
 
 
 def write_cases(

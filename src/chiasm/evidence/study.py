@@ -20,7 +20,7 @@ from chiasm.errors import CohortError, RunError
 from chiasm.evidence.aligning import report_registered
 from chiasm.evidence.curves import read_history
 from chiasm.evidence.digest import write_digest
-from chiasm.evidence.evaluation import Row, read_evaluation, write_evaluation
+from chiasm.evidence.evaluation import Remarks, Row, read_evaluation, read_remarks, write_evaluation
 from chiasm.evidence.findings import HEALTHY, Findings, write_findings
 from chiasm.evidence.folders import open_predictions, open_reference
 from chiasm.evidence.jobs import (
@@ -131,7 +131,7 @@ def run_study(
         maps = [job for job in jobs if job.kind == "reliability" and job.is_done]
         if judged := [row for job in maps for row in read_evaluation(job.folder)]:
             write_evaluation(out / RELIABILITY, judged)
-        write_json(folder / NOTES, _notes(study, cohort, jobs, failed))
+        write_json(folder / NOTES, _notes(study, cohort, jobs, failed, opened=open_sealed))
         return replace(conclude(folder), failed=tuple(failed))
 
 
@@ -245,10 +245,13 @@ def collect(jobs: Sequence[Job], *, opened: bool = False) -> list[Row]:
     return [row for folder in folders if (folder / "evaluation.csv").exists() for row in read_evaluation(folder)]
 
 
-def _notes(study: Study, cohort: Cohort, jobs: Sequence[Job], failed: Sequence[Outcome]) -> dict[str, Any]:
+def _notes(
+    study: Study, cohort: Cohort, jobs: Sequence[Job], failed: Sequence[Outcome], *, opened: bool
+) -> dict[str, Any]:
     """Collect what a study's page needs beside its figures."""
     arms = [job for job in jobs if job.kind == "arm" and job.is_done]
     told = {job.key: read_json(job.folder / "done.json") for job in jobs if job.is_done}
+    scored = [sealed_folder(job) if opened else job.folder for job in arms]
     facts = [
         {"name": job.name, "arm": job.arm, "fold": job.fold, "seed": job.seed, "folder": str(Path("jobs", job.key))}
         for job in arms
@@ -260,7 +263,25 @@ def _notes(study: Study, cohort: Cohort, jobs: Sequence[Job], failed: Sequence[O
         "jobs": facts,
         "hours": round(sum(one["training_seconds"] + one["scoring_seconds"] for one in told.values()) / 3600, 2),
         "failed": [f"failed: {outcome.name}: {outcome.error}" for outcome in failed],
+        "remarks": _remarks([read_remarks(folder) for folder in scored if (folder / "evaluation.json").is_file()]),
     }
+
+
+def _remarks(found: Sequence[Remarks]) -> list[str]:
+    """Say which labels were not used, and whether arms were scored in different voxels of a case."""
+    told = [f"labels not used: {message}" for remarks in found for message in remarks.problems]
+    masks: dict[str, dict[str, set[str]]] = {}
+    for use in (mask for remarks in found for mask in remarks.masks):
+        masks.setdefault(use.case, {}).setdefault(use.sha256, set()).add(use.method)
+    differing = {case: sorted(set().union(*by.values())) for case, by in masks.items() if len(by) > 1}
+    if differing:
+        arms = sorted(set().union(*differing.values()))
+        told.append(
+            f"{', '.join(arms)} were not scored in the same voxels of {len(differing)} of {len(masks)} cases "
+            f"({', '.join(list(differing)[:3])}), since their masks are found differently: "
+            "their figures do not compare the methods alone"
+        )
+    return list(dict.fromkeys(told))
 
 
 def conclude(folder: Path, *, pages: int = PAGES, whole: bool = False) -> Done:
@@ -365,7 +386,7 @@ def _case_pages(
 
 def _warnings(notes: Mapping[str, Any], rows: Sequence[Row], root: Path) -> list[str]:
     """Say what must be read before any figure: what failed, what is few, which trainings were unwell."""
-    told = list(notes["failed"])
+    told = [*notes["failed"], *notes.get("remarks", [])]
     cases = {row.case for row in rows}
     people = {notes["cases"][name]["subject"] for name in cases}
     asked = Study.model_validate(notes["study"])

@@ -17,6 +17,7 @@ from typing import Literal
 from pydantic import TypeAdapter, ValidationError
 
 from chiasm.cohorts.cases import is_safe_id
+from chiasm.cohorts.masks import Rule
 from chiasm.errors import RunError
 from chiasm.storage import read_json, sha256_of, write_json
 
@@ -53,7 +54,7 @@ class Entry:
     warnings: tuple[str, ...]
     sha256: Mapping[str, str] = field(default_factory=dict)
     inputs: str = ""
-    mask_rule: str = ""
+    mask_rule: Rule | Literal[""] = ""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from chiasm.cohorts.cases import Case
 from chiasm.errors import ChiasmError, RunError
 from chiasm.prediction.manifest import FILE, Entry, Failure, Manifest, check_files, files_of, read_manifest
 from chiasm.storage import sha256_of
-from chiasm.volumes.screening import volume_files
+from chiasm.volumes.screening import STRICT, volume_files
 
 WAYS_OUT = "Give another folder with -o, or replace what it holds with --overwrite."
 
@@ -87,12 +87,12 @@ def compare(before: Manifest, now: Manifest) -> list[str]:
 
 
 def hash_inputs(case: Case, sources: Sequence[str]) -> str:
-    """Hash the contents of the files that a prediction reads: sources and mask.
+    """Hash what a prediction reads: the contents of sources and mask, and how they are read.
 
     Raises:
         VolumeError: If a file cannot be read.
     """
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(b"" if case.reading == STRICT else str(case.reading).encode())
     for name, path in [*((name, case.images[name]) for name in sources), ("mask", case.mask)]:
         parts = [] if path is None else [sha256_of(file) for file in volume_files(path)]
         digest.update("\0".join([name, *parts, ""]).encode())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from chiasm.cohorts.degradation import interpolated, simulated, thick_mask
 from chiasm.cohorts.intensity import IntensityMap
+from chiasm.cohorts.masks import Rule
 from chiasm.cohorts.pairing import bring_sources
 from chiasm.cohorts.planning import Plan, across, unlike
 from chiasm.cohorts.preparation import PreparedSource, prepare_source
@@ -67,7 +68,7 @@ class Synthesis:
     reliability: Volume | None
     mask: Volume
     warnings: tuple[str, ...]
-    mask_rule: str = ""
+    mask_rule: Rule | Literal[""] = ""
 
 
 def refine(refiner: nn.Module, source: Tensor, prediction: Tensor, structured: Tensor, mask: Tensor) -> Tensor:

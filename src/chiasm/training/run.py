@@ -35,7 +35,7 @@ from chiasm.cohorts.splits import (
     sites_of,
     write_splits,
 )
-from chiasm.cohorts.unpaired import check_images, find_unpaired, refuse_duplicates, tell_unpaired
+from chiasm.cohorts.unpaired import check_case, find_unpaired, refuse_duplicates, tell_unpaired
 from chiasm.errors import CohortError, RunError, VolumeError
 from chiasm.prediction.baselines import CARD, TENSORS, fit_baselines, save_baselines
 from chiasm.prediction.calibration import fit_calibration
@@ -389,6 +389,8 @@ def finish(learner: AnyLearner, model: Model, validation: Sequence[PreparedCase]
 def screen(cohort: Cohort, recipe: Recipe) -> tuple[list[Case], dict[str, str], list[Problem]]:
     """Read every pair once: which cases are usable, the hash of each source, what is wrong with the others.
 
+    A case whose labels alone cannot be used is usable without them.
+
     Raises:
         CohortError: If none is usable.
     """
@@ -398,12 +400,13 @@ def screen(cohort: Cohort, recipe: Recipe) -> tuple[list[Case], dict[str, str], 
     for case in cohort.cases:
         try:
             names = tuple(dict.fromkeys((*recipe.data.sources, recipe.data.target)))
-            hashes[case.id] = check_images(case, names)
+            hashes[case.id], spoiled = check_case(case, names, cohort.regions)
         except VolumeError as error:
             path = error.path or next(iter(case.images.values()))
             problems.append(Problem(path, error.reason, f"case {case.id}: {error}", case.id))
             continue
-        usable.append(case)
+        usable.append(case if spoiled is None else replace(case, labels=None))
+        problems += [] if spoiled is None else [spoiled]
     if not usable:
         raise CohortError(
             f"none of its {len(cohort.cases)} cases can be used; the first: {problems[0].message}",

@@ -124,6 +124,14 @@ def read_labels(stored: Stored, path: Path, *, declared: Collection[int] | None 
             values = values.astype(np.float64) * stored.slope + stored.inter
         array[..., k] = whole = np.rint(values) if values.dtype.kind == "f" else values
         if not (values == whole).all():
+            if low >= 0 and high <= 1:
+                raise VolumeError(
+                    "holds soft labels, shares between 0 and 1",
+                    path=path,
+                    reason="soft-labels",
+                    found=float(values[values != whole].flat[0]),
+                    hint="Round them to whole numbers first.",
+                )
             raise VolumeError(
                 "holds labels that are not whole numbers",
                 path=path,

@@ -1,0 +1,111 @@
+"""Label maps: which voxels belong to which region, and what makes a map unusable.
+
+Every verb that reads labels comes here, so all say the same of a map that is
+wrong.  A case whose labels cannot be used is still a case: its labels are left
+out and named.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chiasm.cohorts.cases import Case, Problem, Regions
+from chiasm.cohorts.images import read_case_labels
+from chiasm.cohorts.manifests import SIDECAR
+from chiasm.errors import VolumeError
+from chiasm.volumes import Volume, check_pair, read_volume
+
+SOFT = "soft-labels"  # reason of a map of shares or probabilities
+
+
+def read_label_map(case: Case, regions: Regions) -> Volume:
+    """Read the label map of a case; soft labels count from the cohort's threshold on.
+
+    Args:
+        case: Has labels; says the threshold.
+        regions: Region name to label values; empty declares every whole number from 0 on.
+
+    Returns:
+        Whole numbers, on the map's own grid.
+
+    Raises:
+        VolumeError: If the file cannot be read, or a label is negative, undeclared or no whole number.
+        ValueError: If the case has no labels.
+    """
+    if case.labels is None:
+        raise ValueError(f"case {case.id} has no labels")
+    try:
+        labels = read_case_labels(case, case.labels)
+    except VolumeError as error:
+        if error.reason != SOFT:
+            raise
+        if case.label_threshold is None:
+            raise VolumeError(
+                error.what,
+                path=error.path,
+                reason=SOFT,
+                found=error.found,
+                hint=f'Say in {SIDECAR} from which value on a voxel counts: {{"labels": {{"threshold": 0.5}}}}.',
+            ) from error
+        soft = read_volume(case.labels, allow_constant=True, reading=case.reading)
+        labels = Volume((soft.array >= case.label_threshold).astype(np.uint8), soft.geometry)
+    check_label_values(labels.array, regions, case.labels)
+    return labels
+
+
+def usable_labels(case: Case, regions: Regions, first: Volume, name: str) -> tuple[Volume | None, Problem | None]:
+    """Return the labels of a case on the grid of its first image, or what keeps them from being used.
+
+    Args:
+        case: With or without labels.
+        regions: As in `read_label_map`.
+        first: The image.
+        name: What it is called.
+    """
+    if case.labels is None:
+        return None, None
+    try:
+        labels = read_label_map(case, regions)
+        return check_pair(first, labels, a_name=name, b_name="labels", labels=True), None
+    except VolumeError as error:
+        path = error.path or case.labels
+        return None, Problem(path, error.reason, f"case {case.id}, labels: {error}", case.id)
+
+
+def check_label_values(array: NDArray[np.generic], regions: Regions, path: Path) -> None:
+    """Refuse labels that are no whole numbers, or that no region declares; all zero is legal.
+
+    Args:
+        array: A label map of any shape.
+        regions: Region name to label values; empty declares every whole number from 0 on.
+        path: Its file, for the message.
+
+    Raises:
+        VolumeError: With reason "labels".
+    """
+    values = np.unique(array)
+    declared = {0, *(value for values_of in regions.values() for value in values_of)}
+    if broken := [value for value in values.tolist() if value != int(value)]:
+        raise VolumeError("labels are not whole numbers", path=path, reason="labels", found=broken[0])
+    if values.size and (least := int(values.min())) < 0:
+        raise VolumeError(
+            "labels are negative", path=path, reason="labels", found=least, expected="0 for the background, else above"
+        )
+    if regions and (strange := [int(value) for value in values.tolist() if value not in declared]):
+        raise VolumeError(
+            "labels have values that no region declares",
+            path=path,
+            reason="labels",
+            found=", ".join(map(str, strange[:5])),
+            expected=", ".join(map(str, sorted(declared))),
+            hint=f'Declare them in {SIDECAR}: {{"regions": {{"lesion": [...]}}}}, or choose another --layout.',
+        )
+
+
+def region_volumes(labels: Volume, regions: Regions) -> dict[str, float]:
+    """Measure each region of a label map, in millilitres; 0.0 where it is absent."""
+    voxel_ml = abs(float(np.linalg.det(labels.geometry.affine[:3, :3]))) / 1000
+    return {name: float(np.isin(labels.array, values).sum()) * voxel_ml for name, values in regions.items()}
