@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy import ndimage
 from skimage.filters import threshold_otsu
 
 from chiasm.cohorts.masks import box_of, constant_background, find_mask, otsu_threshold, suggest_rule
@@ -153,6 +154,122 @@ def test_the_array_is_left_as_it_was() -> None:
         before = one.array.copy()
         find_mask(one, "given")
         np.testing.assert_array_equal(one.array, before)
+
+
+def standardised(array: NDArray[np.floating], inside: NDArray[np.bool_] | None = None) -> NDArray[np.floating]:
+    values = array if inside is None else array[inside]
+    return np.asarray((array - values.mean()) / values.std())
+
+
+def brain_and_texture(seed: int = 3) -> tuple[NDArray[np.bool_], NDArray[np.floating]]:
+    """A cut-out shape, and tissue that varies over a few voxels as tissue does."""
+    texture = ndimage.gaussian_filter(np.random.default_rng(seed).normal(size=SHAPE), 2)
+    return ball(radius=0.7), 100 + 30 * standardised(texture)
+
+
+@pytest.mark.parametrize("name", ["z-scored", "-1 to 1", "inverted", "z-scored on -5", "bright background"])
+def test_a_normalised_brain_is_cut_out_whatever_lies_on_either_side_of_its_background(name: str) -> None:
+    brain, tissue = brain_and_texture()
+    inside, background = {
+        "z-scored": (standardised(tissue, brain), 0.0),
+        "-1 to 1": (2 * tissue / tissue.max() - 1, 0.0),
+        "inverted": (tissue.max() + 1 - tissue, 0.0),
+        "z-scored on -5": (standardised(tissue, brain), -5.0),
+        "bright background": (tissue, 4000.0),
+    }[name]
+    found, rule = find_mask(volume(np.where(brain, inside, background)), "given")
+    assert rule == "nonzero"
+    np.testing.assert_array_equal(found, brain)
+
+
+def padded(array: NDArray[np.generic], value: float, around: tuple[int, int] = (12, 12)) -> NDArray[np.generic]:
+    return np.pad(array, around, constant_values=value)
+
+
+HEADS = {
+    "negative noise": lambda head: head - np.where(head < 40, 2 * head, 0),
+    "noise of both signs": lambda head: np.where(head < 40, np.random.default_rng(5).normal(0, 4, SHAPE), head),
+    "z-scored": standardised,
+    "z-scored by its brain": lambda head: standardised(head, ball(radius=0.5)),
+    "inverted": lambda head: 200 - head,
+}
+
+
+@pytest.mark.parametrize("background", [None, 0.0])
+@pytest.mark.parametrize("name", HEADS)
+def test_a_whole_head_is_found_in_its_air_whatever_pads_it(name: str, background: float | None) -> None:
+    array, expected = HEADS[name](whole_head()), ball(radius=0.7)
+    if background is not None:
+        array, expected = padded(array, background), padded(expected, False).astype(bool)
+    found, rule = find_mask(volume(array), "given")
+    assert rule == "body"
+    assert dice(found, expected) > 0.95
+
+
+def test_a_head_that_is_padded_at_two_faces_is_found_as_if_it_were_not() -> None:
+    sides = ((0, 0), (0, 0), (6, 4))
+    array = np.pad(standardised(whole_head()), sides)
+    assert constant_background(array) is None
+    found, rule = find_mask(volume(array), "given")
+    assert rule == "body"
+    assert dice(found, np.pad(ball(radius=0.7), sides)) > 0.95
+
+
+def scanned_ct(padding: float, noise: float = 20.0) -> tuple[NDArray[np.floating], NDArray[np.bool_]]:
+    """A body in air inside the circle that a CT reconstructs."""
+    body_part = ball(radius=0.6)
+    air = np.random.default_rng(2).normal(-1000, noise, SHAPE)
+    i, j, _ = np.indices(SHAPE)
+    circle = (i - 19.5) ** 2 + (j - 21.5) ** 2 < 19.5**2
+    return np.where(circle, np.where(body_part, 40 + (air + 1000) / 2, air), padding), body_part
+
+
+@pytest.mark.parametrize("window", [None, (-1024.0, 3071.0)])
+@pytest.mark.parametrize("padding", [-3024.0, -2000.0, -1024.0, -1000.0, 0.0])
+def test_the_air_inside_a_scanners_circle_is_no_body(padding: float, window: tuple[float, float] | None) -> None:
+    array, expected = scanned_ct(padding)
+    assert suggest_rule(volume(array), window) == "body"
+    assert dice(find_mask(volume(array), "given", window_hu=window)[0], expected) > 0.95
+
+
+@pytest.mark.parametrize("background", [-3024.0, -1000.0, 0.0])
+def test_ct_that_was_cut_out_is_kept_as_it_was_cut(background: float) -> None:
+    body_part, tissue = brain_and_texture()
+    hu = np.where(ball(radius=0.72) & ~ball(radius=0.62), 900.0, (tissue - 100) / 3 + 30)
+    found, rule = find_mask(volume(np.where(body_part, hu, background)), "given", window_hu=(-1024.0, 3071.0))
+    assert rule == "nonzero"
+    np.testing.assert_array_equal(found, body_part)
+
+
+def test_a_table_is_no_part_of_a_body_in_ct() -> None:
+    body_part = np.pad(ball(radius=0.9), ((6, 6), (14, 0), (0, 0)))
+    lowest = int(np.flatnonzero(body_part.any((0, 2)))[0])
+    table = np.zeros_like(body_part)
+    table[2:-2, [lowest - 8, lowest - 7, lowest - 1, lowest]] = True  # a hollow slab that the body lies on
+    air = np.random.default_rng(2).normal(-1000, 20, body_part.shape)
+    ct = volume(np.where(body_part, 40.0, np.where(table, 0.0, air)))
+    without, with_it = (find_mask(ct, "body", window_hu=window)[0] for window in ((-1024.0, 3071.0), None))
+    beside = table & ~ndimage.binary_dilation(body_part, iterations=3)
+    assert without[beside].mean() < 0.02 < 0.3 < with_it[beside].mean()
+    assert dice(without, body_part) > 0.96
+
+
+def test_a_body_that_is_asked_for_is_not_lost_in_a_normalised_brain() -> None:
+    brain, tissue = brain_and_texture()
+    found, rule = find_mask(volume(np.where(brain, 3 + standardised(tissue, brain), 0)), "body", strictly=True)
+    assert rule == "body" and dice(found, brain) > 0.95
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize("kind", ["t1", "flair"])
+def test_real_brains_that_were_z_scored_keep_every_voxel(kind: str) -> None:
+    for path in sorted(REAL.glob(f"tumour_tcga/*/*_{kind}.nii*")):
+        raw = canonical(read_volume(path))
+        inside = raw.array != 0
+        scored = np.where(inside, standardised(raw.array, inside), 0).astype(np.float32)
+        found, rule = find_mask(Volume(scored, raw.geometry), "given")
+        assert rule == "nonzero"
+        np.testing.assert_array_equal(found, find_mask(raw, "given")[0])
 
 
 @pytest.mark.realdata

@@ -504,7 +504,7 @@ def test_a_cache_of_before_is_still_found_and_one_with_ranks_is_another(tmp_path
     files["labels"] = [sha256_of(case.labels)]
     names = ("sources", "target", "spacing_mm", "dims", "mask_rule", "source_kinds", "target_kind", "window_hu")
     settings = {name: getattr(PLAN, name) for name in names}
-    text = json.dumps({"version": 1, "files": files, "plan": settings}, sort_keys=True)
+    text = json.dumps({"version": 2, "files": files, "plan": settings}, sort_keys=True)
     prepare_case(case, PLAN, tmp_path / "cache")
     name = f"{case.id}-{hashlib.sha256(text.encode()).hexdigest()[:20]}"
     assert [path.name for path in (tmp_path / "cache").iterdir()] == [name]

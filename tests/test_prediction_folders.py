@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import chiasm
+from chiasm.cli import main
 from chiasm.cohorts.cases import Case
 from chiasm.errors import CohortError, RunError, VolumeError
 from chiasm.prediction.folders import predict
@@ -40,6 +41,28 @@ def test_a_cohort_gives_images_maps_and_a_manifest(toy_cohort: Path, finished_ru
         trust = nib.load(tmp_path / str(entry.reliability)).get_fdata()
         assert (trust[~mask] == 0).all() and (trust[mask] > 0).all()
         assert 0.5 < mask.mean() / (source.get_fdata() != 0).mean() < 1.5
+
+
+def test_a_z_scored_image_is_predicted_like_the_raw_one_and_the_reason_is_told(
+    toy_cohort: Path, finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raw = nib.load(toy_cohort / "Toy_0001" / "Toy_0001_t1.nii.gz")
+    array = raw.get_fdata()
+    inside = array != 0
+    scored = np.where(inside, (array - array[inside].mean()) / array[inside].std(), 0).astype(np.float32)
+    files = {"raw": save(tmp_path / "raw.nii.gz", array.astype(np.float32), affine())}
+    files["scored"] = save(tmp_path / "scored.nii.gz", scored, affine())
+    images = {}
+    for name, path in files.items():
+        with pytest.raises(SystemExit) as done:
+            main(["predict", str(finished_run), str(path), "-o", str(tmp_path / name)])
+        assert done.value.code == 0
+        told = " ".join("".join(capsys.readouterr()).split())
+        assert ("seems to be z-scored" in told) == (name == "scored")
+        entry = read_manifest(tmp_path / name).cases[0]
+        images[name] = nib.load(tmp_path / name / entry.image).get_fdata()
+        assert not any("brain or body" in sentence or "cut out" in sentence for sentence in entry.warnings)
+    np.testing.assert_allclose(images["scored"], images["raw"], atol=0.01 * np.ptp(images["raw"]))
 
 
 def test_prediction_never_reads_a_target(toy_cohort: Path, finished_run: Path, tmp_path: Path) -> None:

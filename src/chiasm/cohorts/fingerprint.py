@@ -16,7 +16,7 @@ from chiasm.cohorts.bias import without_shading
 from chiasm.cohorts.cases import Case, Problem
 from chiasm.cohorts.degradation import Degradation, arranged, known, simulated, thick_mask
 from chiasm.cohorts.images import read_case_image, read_case_labels
-from chiasm.cohorts.masks import Rule, box_of, find_mask, suggest_rule
+from chiasm.cohorts.masks import Rule, Window, box_of, find_mask, suggest_rule
 from chiasm.errors import ChiasmError, CohortError, VolumeError
 from chiasm.recipe import BiasCorrection
 from chiasm.volumes import Volume, check_pair
@@ -127,6 +127,7 @@ def fingerprint(
     degradation: Degradation | None = None,
     correction: BiasCorrection = "none",
     forced: Rule | None = None,
+    window_hu: Window | None = None,
 ) -> Fingerprint:
     """Read training cases once and note what they are like.
 
@@ -138,6 +139,7 @@ def fingerprint(
         degradation: For super-resolution, as in `read_images`.
         correction: Of the bias field of MR images.
         forced: How masks are found, whatever files and images say.
+        window_hu: Hounsfield units that are kept, where the first source is CT.
 
     Raises:
         CohortError: If none can be read.
@@ -152,8 +154,8 @@ def fingerprint(
             progress(index, len(chosen), case.id)
         try:
             volumes = read_images(case, [*sources, target], degradation)
-            rule: Rule = forced or (suggest_rule(volumes[0]) if case.mask is None else "given")
-            mask = _mask(case, volumes, rule, degradation, strictly=forced is not None)
+            rule: Rule = forced or (suggest_rule(volumes[0], window_hu) if case.mask is None else "given")
+            mask = _mask(case, volumes, rule, degradation, strictly=forced is not None, window_hu=window_hu)
             volumes = [
                 without_shading(volume, mask, name, correction) for volume, name in zip(volumes, (*sources, target))
             ]
@@ -172,10 +174,16 @@ def fingerprint(
 
 
 def _mask(
-    case: Case, volumes: Sequence[Volume], rule: Rule, degradation: Degradation | None, *, strictly: bool
+    case: Case,
+    volumes: Sequence[Volume],
+    rule: Rule,
+    degradation: Degradation | None,
+    *,
+    strictly: bool,
+    window_hu: Window | None,
 ) -> NDArray[np.bool_]:
     given = None if strictly else read_mask(case, volumes[0], degradation)
-    mask = find_mask(volumes[0], rule, strictly=strictly)[0] if given is None else given.array > 0
+    mask = find_mask(volumes[0], rule, strictly=strictly, window_hu=window_hu)[0] if given is None else given.array > 0
     mask = known_of(case, mask, volumes[-1], degradation)
     if not mask.any():
         raise VolumeError("the mask is empty", path=case.mask, reason="empty-mask")

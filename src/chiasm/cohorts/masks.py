@@ -1,13 +1,17 @@
 """Where a volume is valid: the brain or body, found from the source alone.
 
 Three rules: "given" (a file beside the images), "nonzero" (the volume was cut
-out on a constant background, as in skull-stripped data) and "body" (brighter
-than air).
+out on a constant background, as in skull-stripped data) and "body" (what
+differs from the air around it).
+
+The background need not be the darkest value: a z-scored image is cut out on a
+zero among values of both signs, and CT is padded with -3024 HU beside air of
+-1000 HU.  So distances from the background are compared, not values.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,42 +20,113 @@ from chiasm.errors import VolumeError
 from chiasm.volumes.geometry import Volume
 
 Rule = Literal["given", "nonzero", "body"]
+Window = tuple[float, float]
 
 SMOOTHING_MM = 2.0  # Gaussian before the body's threshold
 OTSU_BINS = 256
 
+COARSE_VOXELS = 64  # along each axis of the grid on which surroundings are looked at
+FEWEST_ON_SURFACE = 50  # coarse voxels that tell what lies at a surface
+PADDED = 0.5  # share of the face voxels that have the value of a constant background
+PARTLY_PADDED = 0.05  # likewise, where some of the faces are padded
+UNIFORM = (
+    0.12  # largest interquartile range of air, as a share of the contents' range; at brains' rims it is 0.15 to 0.6
+)
+NEAR_AIR = 0.15  # padding that differs from air by less, as such a share, is as good as air
+ONE_SIDE = 0.1  # where a larger share of a body is darker than its background, dark tissue counts as bright tissue does
+AIR_AROUND = 1.5  # contents are a field of view, and not a cut-out body, if they are so many times as large as the body
+AIR_AROUND_CT = 1.15  # likewise in CT, where skull and lungs are not taken for air
+MOST_AROUND = 12.0  # what is smaller beside its surroundings is a part of a body
+AIR_HU = -850.0  # nothing above is air; a cut-out body may end in uniform fat
+
+SHEET_MM = 4.0  # a table's shell is thinner than twice this, a body's wall is not
+LEAST_SHEET = 0.01  # of a body: ears are smaller
+COARSE_MM = 2.0
+
+
+class Surroundings(NamedTuple):
+    """What lies around a brain or body.
+
+    Attributes:
+        padding: What fills voxels that were not scanned or were cut out; None where nothing is padded.
+        air: Intensity of the air that was scanned; None where there is none at the contents' surface.
+        darker: Share of the body that is darker than what surrounds it.
+        times_larger: How many times as large as the body the contents are: all that is not padding.
+        span: Range of the contents' intensities, 5 to 95 %.
+    """
+
+    padding: float | None
+    air: float | None
+    darker: float
+    times_larger: float
+    span: float
+
 
 def constant_background(array: NDArray[Any]) -> float | None:
     """Return the value that at least half of the voxels on the six faces share, or None."""
-    faces = np.concatenate([np.take(array, (0, -1), axis=axis).ravel() for axis in range(3)])
-    values, counts = np.unique(faces, return_counts=True)
-    return float(values[counts.argmax()]) if 2 * counts.max() >= faces.size else None
+    return _face_value(array, PADDED)
 
 
-def suggest_rule(volume: Volume) -> Rule:
+def look_around(array: NDArray[Any], *, is_ct: bool = False) -> Surroundings:
+    """Tell what lies around a brain or body, from a coarse grid.
+
+    Air is uniform: where it lies at the surface of the contents, the body ends
+    farther inside.  The surface of a brain that was cut out is not uniform.
+
+    Args:
+        array: Shape (I, J, K); CT clipped to its window.
+        is_ct: Whether intensities are Hounsfield units.
+    """
+    background = constant_background(array)
+    padding = _face_value(array, PARTLY_PADDED) if background is None else background
+    coarse = array[tuple(slice(None, None, -(-size // COARSE_VOXELS)) for size in array.shape)].astype(np.float32)
+    contents = np.ones(coarse.shape, bool) if padding is None else _filled(coarse != np.float32(padding))
+    if not contents.any():
+        return Surroundings(padding, None, 0.0, 1.0, 0.0)
+    smooth = _smooth_within(contents, coarse)
+    low, high = np.percentile(smooth[contents], (5, 95)).tolist()
+    surfaces = _surfaces(contents, with_faces=background is None)
+    air = _uniform_level([smooth[surface] for surface in surfaces], UNIFORM * (high - low))
+    air = None if is_ct and air is not None and air > AIR_HU else air
+    body = contents
+    if air is not None:
+        body = _filled(contents & _far(np.abs(smooth - air), contents))
+    elif padding is not None:
+        body = _filled(_far(_smooth(np.abs(coarse - padding)), np.ones(coarse.shape, bool)))
+    within, level = (contents, padding) if air is None else (body, air)
+    darker = 0.0 if level is None else float(np.mean(smooth[within] < level))
+    times_larger = int(contents.sum()) / max(1, int(body.sum()))
+    return Surroundings(padding, air, darker, times_larger, high - low)
+
+
+def suggest_rule(volume: Volume, window_hu: Window | None = None) -> Rule:
     """Tell how the mask of this volume is best found: "nonzero" or "body".
 
     A constant background alone does not make a cut-out brain: scans are also
-    padded.  What differs from the background must be about as large as what is
-    brighter than air.
+    padded, and then air lies between the padding and the body.
+
+    Args:
+        volume: In RAS order.
+        window_hu: Of CT: Hounsfield units that are kept.
     """
-    background = constant_background(volume.array)
-    if background is None:
-        return "body"
-    cut_out = np.count_nonzero(_nonzero(volume.array, background))
-    return "nonzero" if cut_out <= 1.5 * np.count_nonzero(_body(volume)) else "body"
+    array = _in_window(volume.array, window_hu)
+    return _suggested(array, look_around(array, is_ct=window_hu is not None), window_hu)
 
 
-def find_mask(volume: Volume, rule: Rule, *, strictly: bool = False) -> tuple[NDArray[np.bool_], Rule]:
+def find_mask(
+    volume: Volume, rule: Rule, *, strictly: bool = False, window_hu: Window | None = None
+) -> tuple[NDArray[np.bool_], Rule]:
     """Find the valid voxels of a source volume.
 
     Args:
         volume: In RAS order (axial slices along K).
         rule: "nonzero": the largest connected part that differs from the
-            background, holes filled.  "body": the largest connected part above
-            Otsu's threshold of the smoothed volume, holes filled in each axial,
-            coronal and sagittal slice.  "given": whichever of the two `suggest_rule` says.
+            background, holes filled.  "body": the largest connected part whose
+            smoothed distance from the background lies above Otsu's threshold,
+            holes filled in each axial, coronal and sagittal slice.
+            "given": whichever of the two `suggest_rule` says.
         strictly: Whether to follow the rule whatever `suggest_rule` says.
+        window_hu: Of CT: Hounsfield units that are kept.
 
     Returns:
         The mask, shape (I, J, K), and the rule that was used: "body" also
@@ -61,15 +136,21 @@ def find_mask(volume: Volume, rule: Rule, *, strictly: bool = False) -> tuple[ND
     Raises:
         VolumeError: If nothing is left, or "nonzero" is a must and the background is not constant.
     """
-    used: Rule = rule if rule == "body" or (strictly and rule == "nonzero") else suggest_rule(volume)
-    background = constant_background(volume.array) if used == "nonzero" else None
+    array = _in_window(volume.array, window_hu)
+    around = look_around(array, is_ct=window_hu is not None)
+    followed = rule == "body" or (strictly and rule == "nonzero")
+    used: Rule = rule if followed else _suggested(array, around, window_hu)
+    background = constant_background(array) if used == "nonzero" else None
     if strictly and used == "nonzero" and background is None:
         raise VolumeError(
             "is not cut out on a constant background, as the mask rule nonzero needs",
             reason="mask-rule",
             hint="Choose data.mask=body, or leave the choice to the plan (data.mask=auto).",
         )
-    mask = _body(volume) if background is None else _nonzero(volume.array, background)
+    if background is not None:
+        mask = _nonzero(array, background)
+    else:
+        mask = _body(array, volume.geometry.spacing_mm, around, table=window_hu is not None)
     if not mask.any():
         raise VolumeError(
             "has no brain or body that could be told from the background",
@@ -110,37 +191,149 @@ def otsu_threshold(values: NDArray[Any]) -> float:
     return float(centres[np.nanargmax(between[:-1])])
 
 
-def _nonzero(array: NDArray[Any], background: float) -> NDArray[np.bool_]:
+def _in_window(array: NDArray[Any], window_hu: Window | None) -> NDArray[Any]:
+    return array if window_hu is None else np.clip(array, *window_hu)
+
+
+def _face_value(array: NDArray[Any], least_share: float) -> float | None:
+    """Return the most frequent value on the six faces, if so large a share of their voxels has it."""
+    faces = np.concatenate([np.take(array, (0, -1), axis=axis).ravel() for axis in range(3)])
+    values, counts = np.unique(faces, return_counts=True)
+    return float(values[counts.argmax()]) if counts.max() >= least_share * faces.size else None
+
+
+def _suggested(array: NDArray[Any], around: Surroundings, window_hu: Window | None) -> Rule:
+    background = constant_background(array)
+    if background is None:
+        return "body"
+    is_ct = window_hu is not None
+    if around.air is None and (ONE_SIDE < around.darker < 1 - ONE_SIDE or (is_ct and background > AIR_HU)):
+        return "nonzero"  # the background lies among the intensities of tissue, so it is not air
+    return "body" if (AIR_AROUND_CT if is_ct else AIR_AROUND) < around.times_larger < MOST_AROUND else "nonzero"
+
+
+def _smooth(array: NDArray[np.float32]) -> NDArray[np.float32]:
     from scipy import ndimage
 
+    smooth: NDArray[np.float32] = ndimage.gaussian_filter(array, 1.0, truncate=2.0)
+    return smooth
+
+
+def _smooth_within(contents: NDArray[np.bool_], array: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Smooth what the contents hold, and mix nothing in from beyond them."""
+    weight = _smooth(contents.astype(np.float32))
+    return np.asarray(_smooth(np.where(contents, array, 0)) / np.maximum(weight, 1e-3), np.float32)
+
+
+def _surfaces(contents: NDArray[np.bool_], *, with_faces: bool) -> list[NDArray[np.bool_]]:
+    """Return where contents end: beside padding, and, each for itself, at the six faces of the volume."""
+    from scipy import ndimage
+
+    surfaces = [contents & ~ndimage.binary_erosion(contents, border_value=1)]
+    for axis in range(3) if with_faces else ():
+        for end in (0, -1):
+            face = np.zeros_like(contents)
+            np.moveaxis(face, axis, 0)[end] = np.moveaxis(contents, axis, 0)[end]
+            surfaces.append(face)
+    return surfaces
+
+
+def _uniform_level(surfaces: list[NDArray[np.float32]], most: float) -> float | None:
+    """Return the median of the most uniform surface, or None where none is as uniform as air."""
+    quartiles = [
+        np.percentile(values, (25, 50, 75)).tolist() for values in surfaces if values.size >= FEWEST_ON_SURFACE
+    ]
+    ranges = [(high - low, middle) for low, middle, high in quartiles if high - low < most]
+    return min(ranges)[1] if ranges else None
+
+
+def _far(distance: NDArray[np.float32], among: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Tell which voxels lie beyond Otsu's threshold of a distance; the brightest decide nothing."""
+    values = np.minimum(distance[among], np.percentile(distance[among], 99.5))
+    far: NDArray[np.bool_] = distance > otsu_threshold(values)
+    return far
+
+
+def _filled(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return the largest part of a mask, holes filled."""
+    from scipy import ndimage
+
+    filled: NDArray[np.bool_] = ndimage.binary_fill_holes(_largest(mask))
+    return filled
+
+
+def _nonzero(array: NDArray[Any], background: float) -> NDArray[np.bool_]:
     mask: NDArray[np.bool_] = array != background
     if not mask.any():
         return mask
     box = box_of(mask)
-    mask[box] = ndimage.binary_fill_holes(_largest(mask[box]))
+    mask[box] = _filled(mask[box])
     return mask
 
 
-def _body(volume: Volume) -> NDArray[np.bool_]:
+def _distance(array: NDArray[Any], around: Surroundings) -> tuple[NDArray[np.float32], NDArray[np.bool_] | None]:
+    """Return how far each voxel is from the background, up to an offset, and which decide where a body begins.
+
+    All do, unless padding differs from air: it is then as far away as air.  The rarest values decide nothing.
+    """
+    distance: NDArray[np.float32] = array.astype(np.float32)
+    padding, level = around.padding, around.padding if around.air is None else around.air
+    deciding: NDArray[np.bool_] | None = None
+    if padding is not None and around.air is not None and abs(padding - around.air) > NEAR_AIR * around.span:
+        deciding = array != padding
+        distance[~deciding] = around.air
+    if level is not None and around.darker > ONE_SIDE:
+        np.abs(distance - np.float32(level), out=distance)
+    thin = tuple(slice(None, None, max(1, size // 64)) for size in distance.shape)
+    values = distance[thin] if deciding is None else distance[thin][deciding[thin]]
+    low, high = np.percentile(values, (0.5, 99.5)).tolist()
+    np.clip(distance, 2 * low - high, high, out=distance)  # vessels, implants, faults
+    return distance, deciding
+
+
+def _body(
+    array: NDArray[Any], spacing_mm: tuple[float, float, float], around: Surroundings, *, table: bool
+) -> NDArray[np.bool_]:
     from scipy import ndimage
 
-    array = volume.array.astype(np.float32)
-    thin = array[tuple(slice(None, None, max(1, size // 64)) for size in array.shape)]
-    np.clip(array, None, np.percentile(thin, 99.5), out=array)  # bright vessels and implants decide nothing
-    if array.min() == array.max():
+    distance, deciding = _distance(array, around)
+    if distance.min() == distance.max():
         return np.zeros(array.shape, bool)
-    sigma = [SMOOTHING_MM / spacing for spacing in volume.geometry.spacing_mm]
-    smooth = ndimage.gaussian_filter(array, sigma, truncate=2.0)
-    mask: NDArray[np.bool_] = smooth > otsu_threshold(smooth)
+    smooth = ndimage.gaussian_filter(distance, [SMOOTHING_MM / spacing for spacing in spacing_mm], truncate=2.0)
+    mask: NDArray[np.bool_] = smooth > otsu_threshold(smooth if deciding is None else smooth[deciding])
     if not mask.any():
         return mask
     box = box_of(mask)
     inside = _largest(mask[box])
+    if table:
+        inside = _largest(inside & ~_sheets(inside, spacing_mm))
     for axis in (2, 1, 0, 2):  # a sinus that is open in one plane is closed in another
         for plane in np.moveaxis(inside, axis, 0):
             plane[...] = ndimage.binary_fill_holes(plane)
     mask[box] = inside
     return mask
+
+
+def _sheets(inside: NDArray[np.bool_], spacing_mm: tuple[float, float, float]) -> NDArray[np.bool_]:
+    """Return large thin parts that hang on a body: a table, a head rest; found on a coarse grid."""
+    from scipy import ndimage
+
+    steps = [max(1, round(COARSE_MM / spacing)) for spacing in spacing_mm]
+    thin = np.pad(inside[tuple(slice(None, None, step) for step in steps)], 1, mode="edge")  # nothing ends at a face
+    sides = [step * spacing for step, spacing in zip(steps, spacing_mm)]
+    core = _largest(ndimage.distance_transform_edt(thin, sides) > SHEET_MM)
+    if not core.any():
+        return np.zeros_like(inside)
+    hanging = thin & (ndimage.distance_transform_edt(~core, sides) > SHEET_MM + max(sides))
+    parts, count = ndimage.label(hanging)
+    sizes = np.bincount(parts.ravel(), minlength=count + 1)
+    large = sizes >= LEAST_SHEET * np.count_nonzero(thin)
+    large[0] = False
+    found = large[parts][1:-1, 1:-1, 1:-1]
+    for axis, step in enumerate(steps):
+        found = np.repeat(found, step, axis)
+    whole: NDArray[np.bool_] = found[tuple(slice(0, size) for size in inside.shape)]
+    return whole
 
 
 def _largest(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -41,7 +41,10 @@ from chiasm.volumes.screening import STRICT, Reading
 Triple = tuple[float, float, float]
 
 #: Fields of a plan that are long tables of numbers.
-FITTED = ("target_reference", "lookup", "input_mean", "input_sd", "source_ranges", "source_histograms", "source_limits")
+FITTED = (
+    *("target_reference", "lookup", "input_mean", "input_sd"),
+    *("source_ranges", "source_histograms", "source_limits", "source_stored"),
+)
 
 REMEDY = (
     "In a run folder, delete it: the same command makes it anew from the same cases. "
@@ -61,6 +64,8 @@ FIELD_MARGIN = 1.3
 HISTOGRAM_MARGIN = 1.5
 SMALLEST_LIMIT = 0.02  # of a histogram's distance, as a share of the source's range
 UNKNOWN_LIMIT = 0.1  # likewise, where too few cases tell what is usual
+STORED_BELOW_ZERO = 0.02  # of an image's range: scanners store magnitudes, which are not negative
+STORED_MARGIN = 50.0  # between the gains of scanners; [0, 1] is farther from any
 
 
 class PatchNeeds(NamedTuple):
@@ -140,6 +145,7 @@ class Plan:
         mask_files: Whether a case's own mask is used where it has one; else `mask_rule` is a must.
         reading: What is assumed of files whose headers leave a question open, in training and prediction alike.
         unpaired: Ids of further cases of which one side of a pair is seen, and no figure above is fitted on.
+        source_stored: Lowest and highest intensity of each source as stored, inside the masks of all training cases.
 
     Raises:
         ValueError: If the parts do not fit one another.
@@ -179,6 +185,7 @@ class Plan:
     mask_files: bool = True
     unpaired: tuple[str, ...] = ()
     reading: Reading = STRICT
+    source_stored: tuple[tuple[float, float], ...] = ()  # plans of before hold none
 
     @property
     def images(self) -> int:
@@ -235,6 +242,10 @@ class Seen(Protocol):
         """How the mask was found."""
 
     @property
+    def maps(self) -> tuple[IntensityMap, ...]:
+        """Of each source: stored to normalised intensities."""
+
+    @property
     def grid_mm(self) -> Triple:
         """Spacing before resampling."""
 
@@ -283,6 +294,7 @@ def make_plan(
         degradation=degradation,
         correction=data.bias_correction,
         forced=None if data.mask == "auto" else data.mask,
+        window_hu=data.window_hu if data.sources[0] == "ct" else None,
     )
     seen = _without_constants(recipe, seen, cases)
     reasons["trained_on"] = f"{len(train_ids)} training cases" + (
@@ -293,7 +305,7 @@ def make_plan(
     reasons["mask_rule"] = {
         "given": "every training case has a mask file",
         "nonzero": "the images are cut out on a constant background (skull-stripped or masked)",
-        "body": "the images show air around the body: brighter than Otsu's threshold counts",
+        "body": "the images show air around the body: what differs from it by more than Otsu's threshold counts",
     }[seen.mask_rule]
     if data.mask != "auto":
         reasons["mask_rule"] = "asked for in the recipe, so mask files are not used"
@@ -355,6 +367,7 @@ def make_plan(
         source_ranges=tuple(ranges),
         source_histograms=tuple(tuple(np.mean(each, axis=0).tolist()) for each in histograms),
         source_limits=tuple(_usual_distance(each, bounds) for each, bounds in zip(histograms, ranges)),
+        source_stored=tuple(_stored(seen, index) for index in range(len(data.sources))),
         grid_mm=_extremes([case.spacing_mm for case in seen.cases]),
         body_mm=_extremes([case.body_mm for case in seen.cases]),
         trained_on=tuple(train_ids),
@@ -455,9 +468,10 @@ def unlike(plan: Plan, prepared: Seen) -> str | None:
     """Say in one sentence how an input differs from all training cases, or None where it does not.
 
     Looks at the spacing before resampling, the size of what the mask holds,
-    how the mask had to be found, and each source's histogram.
+    how the mask had to be found, and each source's histogram.  Intensities of
+    another scale come first: an image that somebody normalised is often told by the rest too.
     """
-    findings = []
+    findings = _unlike_scales(plan, prepared)
     for kind, seen, (smallest, largest), margin in (
         ("voxels", prepared.grid_mm, plan.grid_mm, SPACING_MARGIN),
         ("a brain or body", prepared.body_mm, plan.body_mm, FIELD_MARGIN),
@@ -475,6 +489,40 @@ def unlike(plan: Plan, prepared: Seen) -> str | None:
                 "training images' as is usual"
             )
     return f"the input is unlike the training cases: it has {', and '.join(findings)}" if findings else None
+
+
+def _unlike_scales(plan: Plan, prepared: Seen) -> list[str]:
+    """Say which sources were normalised before they were stored, where the training images were not, or the reverse."""
+    findings = []
+    for index, (name, trained) in enumerate(zip(plan.sources, plan.source_stored)):
+        seen = prepared.maps[index].invert(np.percentile(prepared.array[index][prepared.mask], (0.5, 99.5)))
+        stored = float(seen[0]), float(seen[1])
+        if plan.source_kinds[index] != "hu" and (how := _rescaled(stored, trained)):
+            findings.append(
+                f"intensities of {name} from {stored[0]:.3g} to {stored[1]:.3g} ({trained[0]:.3g} to {trained[1]:.3g} "
+                f"in training), so {how}"
+            )
+    return findings
+
+
+def _rescaled(stored: tuple[float, float], trained: tuple[float, float]) -> str:
+    """Tell how stored intensities differ from those of the training images; empty where they are of one kind.
+
+    >>> _rescaled((-2.0, 3.0), (0.0, 900.0)), _rescaled((5.0, 3000.0), (0.0, 900.0))
+    ('the image seems to be z-scored or otherwise normalised, and the training images were not', '')
+    """
+    (low, high), (lowest, highest) = stored, trained
+    if _has_negatives(low, high) and not _has_negatives(lowest, highest):
+        return "the image seems to be z-scored or otherwise normalised, and the training images were not"
+    if _has_negatives(lowest, highest) and not _has_negatives(low, high):
+        return "the image does not seem to be normalised as the training images were"
+    if high * STORED_MARGIN < highest or highest * STORED_MARGIN < high:
+        return "one of both seems to be scaled, the image or the training images"
+    return ""
+
+
+def _has_negatives(low: float, high: float) -> bool:
+    return low < -STORED_BELOW_ZERO * (high - low)
 
 
 def has_gpu(accelerator: str) -> bool:
@@ -644,6 +692,12 @@ def _normalised_samples(
 
 def _clipped(values: NDArray[np.float32], name: str, recipe: Recipe) -> NDArray[np.float32]:
     return np.clip(values, *recipe.data.window_hu) if name == "ct" else values
+
+
+def _stored(seen: Fingerprint, index: int) -> tuple[float, float]:
+    """Return the lowest 0.5 % and the highest 99.5 % of one source among the training cases, as stored."""
+    ranges = [_percentiles(case.samples[index]) for case in seen.cases]
+    return min(low for low, _ in ranges), max(high for _, high in ranges)
 
 
 def _percentiles(values: NDArray[np.float32]) -> tuple[float, float]:

@@ -43,7 +43,7 @@ from chiasm.volumes import Geometry, Volume, check_pair, crop, grid_with_spacing
 from chiasm.volumes.screening import STRICT
 
 #: Raised by one whenever the same files and plan would give other arrays.
-VERSION = 1
+VERSION = 2
 
 CARD = "grid.json"
 MARGIN = 2  # voxels around the mask's box, so that resampling back has neighbours
@@ -272,7 +272,8 @@ def _prepare(volumes: Sequence[Volume], plan: Plan, given: Volume | None) -> tup
     """Do the work of `prepare_source` on volumes that are known to lie on one grid, in RAS order."""
     first = volumes[0]
     if given is None:
-        mask, rule = find_mask(first, plan.mask_rule, strictly=not plan.mask_files)
+        window = plan.window_hu if plan.source_kinds[0] == "hu" else None
+        mask, rule = find_mask(first, plan.mask_rule, strictly=not plan.mask_files, window_hu=window)
     else:
         mask, rule = given.array > 0, "given"
         if not mask.any():
