@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from chiasm.cohorts.intensity import IntensityMap
 from chiasm.cohorts.planning import Plan
 from chiasm.cohorts.preparation import prepare_source
 from chiasm.errors import RecipeError, VolumeError
+from chiasm.networks.catalogue import make_network
 from chiasm.networks.discriminators import LocalDiscriminator, LocalLogits
 from chiasm.networks.generator import Generator
 from chiasm.prediction import synthesis
@@ -24,6 +26,7 @@ from chiasm.prediction.calibration import Calibration
 from chiasm.prediction.engines import Engine
 from chiasm.prediction.model import Model, load_model, make_generator, make_local_discriminator, make_refiner
 from chiasm.prediction.synthesis import Synthesis, synthesise, synthesise_prepared
+from chiasm.prediction.tiling import seam_of, window_weights
 from chiasm.recipe import make_recipe
 from chiasm.volumes import Geometry, Volume, same_grid
 from conftest import QUICK
@@ -364,6 +367,84 @@ def test_a_tile_sees_as_far_as_all_networks_in_turn(model: Model, monkeypatch: p
         )  # fmt: skip
     before = generator.receptive_field + judge.receptive_field
     assert halos == [before, before + refiner.receptive_field + judge.receptive_field]
+
+
+# Networks that see the whole of their input
+
+
+class Normalised(nn.Module):
+    """A user's 3D network with instance normalisation."""
+
+    size_multiple, smallest, margin, receptive_field = 1, 1, 0, 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv3d(1, 4, 3, padding=1), nn.InstanceNorm3d(4), nn.Conv3d(4, 1, 3, padding=1))
+
+    def forward(self, source: Tensor) -> Tensor:
+        found: Tensor = self.body(source)
+        return found
+
+
+def brightening(shape: tuple[int, int, int]) -> NDArray[np.float32]:
+    """A smooth source that is brighter at one end: a window's mean is not the next one's."""
+    axes = np.meshgrid(*(np.linspace(0, 3, length) for length in shape), indexing="ij")
+    return (axes[0] ** 2 + np.sin(2 * axes[1]) + np.cos(axes[2])).astype(np.float32)
+
+
+@pytest.mark.parametrize("name", ["own", "monai"])
+def test_a_3d_network_that_sees_all_of_its_input_is_blended_as_monai_blends(name: str, model: Model) -> None:
+    sliding = pytest.importorskip("monai.inferers", reason="MONAI is not installed").sliding_window_inference
+    torch.manual_seed(5)
+    options = {"channels": [4, 8], "strides": [2], "num_res_units": 1}
+    network = Normalised() if name == "own" else make_network("monai:UNet", in_channels=1, dims=3, options=options)
+    network.eval().requires_grad_(False)
+    plan = replace(model.plan, dims=3, slices=1, patch=(32, 32, 32))
+    source, mask = brightening((64, 48, 32)), np.ones((64, 48, 32), bool)
+    ours = synthesise_prepared(
+        network, None, source[None], mask, plan=plan, conditional=False, error_scale=1.0, engine=ENGINE
+    )
+    weights = torch.from_numpy(window_weights(plan.patch, "smooth"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = sliding(torch.from_numpy(source[None, None]), plan.patch, 1, network, 0.5, roi_weight_map=weights)
+    np.testing.assert_allclose(ours.prediction, theirs[0, 0].numpy(), atol=1e-5)
+
+
+def test_no_seam_shows_where_hard_tiles_would_jump_also_near_the_faces_of_the_volume(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(5)
+    network = Normalised().eval().requires_grad_(False)
+    plan = replace(model.plan, dims=3, slices=1, patch=(32, 32, 32))
+    source, mask = brightening((64, 48, 32)), np.ones((64, 48, 32), bool)
+
+    def jumps() -> tuple[float, float]:
+        """The largest jump across a border, in SD of the image, and what is reported of them."""
+        image = synthesise_prepared(
+            network, None, source[None], mask, plan=plan, conditional=False, error_scale=1.0, engine=ENGINE
+        ).prediction
+        steps = np.diff(image, axis=0)
+        jump = np.abs(steps[1:-1] - (steps[:-2] + steps[2:]) / 2)[14::16]  # before voxels 16, 32 and 48
+        return float(jump.max() / image.std()), seam_of(image, mask, plan.patch) or 0.0
+
+    largest, told = jumps()
+    monkeypatch.setattr(synthesis, "tiles_are_exact", lambda *_: True)
+    monkeypatch.setattr(synthesis, "TILE", 16)
+    before, told_before = jumps()  # as all networks were cut once
+    assert largest < 0.02 and told < 1.1 and before > 2 and told_before > 5, (largest, told, before, told_before)
+
+
+def test_a_blended_image_comes_with_a_warning_and_one_window_does_not(model: Model) -> None:
+    plan = replace(model.plan, dims=3, slices=1, patch=(32, 32, 32))
+    torch.manual_seed(6)
+    one = replace(model, plan=plan, generator=Normalised().eval().requires_grad_(False), local_judge=None)
+    told = [text for text in made(one).warnings if "blended" in text]
+    assert len(told) == 1 and "2 overlapping windows of 32x32x32 voxels" in told[0] and "times those" in told[0]
+    wide = replace(one, plan=replace(plan, patch=(48, 48, 32)))
+    assert not [text for text in made(wide).warnings if "blended" in text]
+    own = replace(one, generator=networks(model.plan, "3d")[0])
+    assert not [text for text in made(own).warnings if "blended" in text]
 
 
 # Super-resolution

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +22,10 @@ from chiasm.prediction.tiling import (
     apply_to_volume,
     blend_windows,
     plan_tiles,
+    seam_of,
     slice_stack,
     slice_stacks,
+    tiles_are_exact,
     window_positions,
     window_weights,
 )
@@ -283,3 +286,100 @@ def test_blending_equals_monai_where_windows_lie_alike(weighting: str) -> None:
         )
     ours = blend_windows(network, source, window=[16, 12, 8], step=0.5, weighting=weighting, batch=4)  # type: ignore[arg-type]
     np.testing.assert_allclose(ours, theirs[0].numpy(), atol=2e-5)
+
+
+# ---------------------------------------------------------------- which of both
+
+
+class Around(nn.Module):
+    """A user's network: two convolutions with something between them, and what it states of itself."""
+
+    def __init__(self, middle: nn.Module, receptive_field: int = 2, smallest: int = 4) -> None:
+        super().__init__()
+        self.size_multiple, self.smallest, self.margin, self.receptive_field = 2, smallest, 0, receptive_field
+        self.body = nn.Sequential(nn.Conv3d(2, 4, 3, padding=1), middle, nn.Conv3d(4, 1, 3, padding=1))
+
+    def forward(self, source: Tensor) -> Tensor:
+        made: Tensor = self.body(source)
+        return made
+
+
+class By(nn.Module):
+    """A function as a module, which no list of layers names."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.forward = function
+
+
+def attended(features: Tensor) -> Tensor:
+    tokens = features.flatten(2).transpose(1, 2)
+    seen = nn.functional.scaled_dot_product_attention(tokens, tokens, tokens)
+    return seen.transpose(1, 2).reshape(features.shape)
+
+
+def in_windows_of_three(features: Tensor) -> Tensor:
+    """Average along the first axis within windows that do not begin where a tile does."""
+    length = features.shape[2]
+    filled = nn.functional.pad(features, [0, 0, 0, 0, 0, -length % 3])
+    mean = filled.unflatten(2, (-1, 3)).mean(3, keepdim=True).expand(-1, -1, -1, 3, -1, -1)
+    return mean.flatten(2, 3)[:, :, :length]
+
+
+def at_places(features: Tensor) -> Tensor:
+    return features + torch.zeros(8, 8, 8)  # an embedding of places: no other size is taken
+
+
+@pytest.mark.parametrize(
+    ("network", "exact"),
+    [
+        (Around(nn.ReLU()), True),
+        (Around(nn.BatchNorm3d(4)), True),
+        (Around(By(lambda x: nn.functional.layer_norm(x.movedim(1, -1), (4,)).movedim(-1, 1))), True),  # each voxel's
+        (Around(nn.Conv3d(4, 4, 3, padding=1), 3), True),
+        (Around(nn.Conv3d(4, 4, 7, padding=3), 1), False),  # it sees farther than it states
+        (Around(nn.InstanceNorm3d(4)), False),
+        (Around(nn.GroupNorm(2, 4)), False),
+        (Around(nn.BatchNorm3d(4, track_running_stats=False)), False),
+        (Around(By(nn.functional.instance_norm)), False),
+        (Around(By(lambda x: x * x.mean((2, 3, 4), keepdim=True).sigmoid())), False),  # squeeze and excite
+        (Around(By(lambda x: x.softmax(3))), False),
+        (Around(By(attended)), False),
+        (Around(By(in_windows_of_three), 5), False),
+        (Around(By(at_places), smallest=8), False),
+    ],
+)  # fmt: skip
+def test_networks_whose_tiles_are_exact_are_told_from_others_by_what_they_do(network: Around, exact: bool) -> None:
+    torch.manual_seed(0)
+    assert tiles_are_exact(network.eval(), 2) == exact
+
+
+def test_own_networks_need_no_measurement_and_others_are_measured_once(generator: Generator) -> None:
+    assert tiles_are_exact(generator, 2)
+    network = Around(nn.ReLU()).eval()
+    assert tiles_are_exact(network, 2)
+    network.forward = None  # type: ignore[assignment,method-assign]  # it is not asked again
+    assert tiles_are_exact(network, 2)
+
+
+def test_a_seam_is_measured_across_the_borders_of_windows() -> None:
+    line = np.cumsum(np.tile([1.0, 3.0], 12)).astype(np.float32)  # steps of 1 and 3: every jump is 2
+    image = np.broadcast_to(line[:, None, None], (24, 8, 8)).copy()
+    mask = np.ones(image.shape, bool)
+    assert seam_of(image, mask, (16, 8, 8)) == pytest.approx(1.0)  # windows at 0 and 8: borders at 8 and at 16
+    image[8:] += 8  # the step to voxel 8 becomes 9 between two of 3: a jump of 6, and 2 as before beside it
+    assert seam_of(image, mask, (16, 8, 8)) == pytest.approx((6 + 2) / 2 / 2)
+    mask[:10] = False
+    assert seam_of(image, mask, (16, 8, 8)) == pytest.approx(1.0)  # the odd step lies outside
+    assert seam_of(image, mask, (24, 8, 8)) is None
+
+
+def test_a_2d_network_with_instance_norm_sees_each_slice_whole() -> None:
+    torch.manual_seed(4)
+    network = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.InstanceNorm2d(4), nn.Conv2d(4, 1, 1)).eval()
+    network.requires_grad_(False)
+    source = volume(1, 260, 300, 5)
+    made = apply_to_slices(network, source, slices=1, batch=3, multiple=1)
+    for k in range(5):
+        alone = network(torch.from_numpy(source[None, ..., k].copy()))[0]
+        np.testing.assert_allclose(made[..., k], alone.numpy(), atol=1e-5)

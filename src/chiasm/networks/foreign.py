@@ -40,6 +40,7 @@ MONAI = (
     "VNet",
 )
 #: What is taken of a network that does not say: that it is a U-Net of five halvings or fewer.
+#: Whether it sees no farther is measured before its results are joined from tiles (`tiles_are_exact`).
 FOREIGN = {"size_multiple": 32, "smallest": 32, "margin": 0, "receptive_field": 32}
 LISTED = 16  # classes of a package in one message
 GIVEN = ("spatial_dims", "dims", "in_channels", "out_channels", "scale")  # options that the data decide

@@ -6,6 +6,7 @@ which calls it: the two cannot drift.  Neither has a target argument.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
@@ -26,7 +27,14 @@ from chiasm.networks.catalogue import SameSize
 from chiasm.prediction.calibration import apply_calibration
 from chiasm.prediction.engines import Engine
 from chiasm.prediction.model import Model, source_channels
-from chiasm.prediction.tiling import apply_to_slices, apply_to_volume
+from chiasm.prediction.tiling import (
+    apply_to_slices,
+    apply_to_volume,
+    blend_windows,
+    seam_of,
+    tiles_are_exact,
+    window_origins,
+)
 from chiasm.volumes import Geometry, Volume, check_pair, resample
 from chiasm.volumes.geometry import storage_axis
 
@@ -163,18 +171,10 @@ def synthesise_prepared(
     """
     if earlier:
         source = _with_context(earlier, source, mask, plan, engine)
-    if hasattr(generator, "margin"):  # the literature's networks, which take some sizes only
-        generator = SameSize(generator)
-    run = engine.wrap(both(generator, local_judge, refiner, channels=source_channels(plan), conditional=conditional))
-    source = np.concatenate([source, mask[None]], dtype=np.float32)
-    networks = (generator, local_judge, refiner)
-    multiple = max(int(getattr(network, "size_multiple", 1)) for network in networks)  # powers of 2
-    if plan.dims == 2:
-        outputs = apply_to_slices(run, source, slices=plan.slices, batch=SLICES_AT_ONCE, multiple=multiple)
-    else:
-        passes = networks if refiner is None else (*networks, local_judge)  # it judges before and after the refiner
-        halo = sum(int(getattr(network, "receptive_field", 0)) for network in passes)
-        outputs = apply_to_volume(run, source, tile=TILE, halo=halo, multiple=multiple)
+    sized = SameSize(generator) if hasattr(generator, "margin") else generator  # the literature's take some sizes only
+    run = engine.wrap(both(sized, local_judge, refiner, channels=source_channels(plan), conditional=conditional))
+    stack = np.concatenate([source, mask[None]], dtype=np.float32)
+    outputs = _over_volume(run, stack, (sized, local_judge, refiner), plan, is_blended(generator, plan))
     prediction = np.where(mask, outputs[0], 0).astype(np.float32)
     if local_judge is None:
         return Maps(prediction, None, None, None)
@@ -184,6 +184,33 @@ def synthesise_prepared(
     return Maps(
         prediction, np.where(mask, score, 0).astype(np.float32), *(doubt.astype(np.float32) for doubt in doubts)
     )
+
+
+def is_blended(generator: nn.Module, plan: Plan) -> bool:
+    """Tell whether volumes go through a generator in overlapping windows that are averaged.
+
+    That is so in 3D where its result depends on how large its input is.  The
+    windows have the size of the patches that it was trained on.
+    """
+    return plan.dims == 3 and not tiles_are_exact(generator, source_channels(plan))
+
+
+def _over_volume(
+    run: Callable[[Tensor], Tensor],
+    stack: NDArray[np.float32],
+    networks: Sequence[nn.Module | None],
+    plan: Plan,
+    blended: bool,
+) -> NDArray[np.float32]:
+    """Run a generator, a local discriminator and a refiner, chained, over all slices, windows or tiles of a volume."""
+    if blended:
+        return blend_windows(run, stack, window=plan.patch, weighting="smooth")
+    multiple = max(int(getattr(network, "size_multiple", 1)) for network in networks)  # powers of 2
+    if plan.dims == 2:
+        return apply_to_slices(run, stack, slices=plan.slices, batch=SLICES_AT_ONCE, multiple=multiple)
+    passes = networks if networks[2] is None else (*networks, networks[1])  # it judges before and after the refiner
+    halo = sum(int(getattr(network, "receptive_field", 0)) for network in passes)
+    return apply_to_volume(run, stack, tile=TILE, halo=halo, multiple=multiple)
 
 
 def predict_stage(
@@ -247,6 +274,8 @@ def synthesise(
         earlier=model.earlier,
     )
     warnings = [*moved, *([sentence] if (sentence := unlike(plan, prepared)) else [])]
+    if is_blended(model.generator, plan):
+        warnings += _blending(maps.prediction, prepared.mask, plan)
     grid = volumes[0].geometry
     inside = resample(Volume(prepared.mask.astype(np.uint8), prepared.grid), grid, order=0)
     valid = inside.array > 0
@@ -268,6 +297,19 @@ def synthesise(
             np.where(valid, errors_on_grid(expected, prepared, plan, grid), 0).astype(np.float32), grid
         )
     return Synthesis(image, reliability, Volume(valid, grid), tuple(warnings), prepared.mask_rule)
+
+
+def _blending(image: NDArray[np.float32], mask: NDArray[np.bool_], plan: Plan) -> list[str]:
+    """Describe how an image was blended and what shows of it; nothing where it fits into one window."""
+    count = math.prod(map(len, window_origins(image.shape, plan.patch)))
+    seam = seam_of(image, mask, plan.patch)
+    if count == 1 or seam is None:
+        return []
+    size = "x".join(map(str, plan.patch))
+    return [
+        f"the network's result depends on the size of its input, so the image was blended from {count} overlapping "
+        f"windows of {size} voxels: jumps across their borders are {seam:.2f} times those elsewhere"
+    ]
 
 
 def on_thin_slices(

@@ -5,7 +5,8 @@ Where a network's output depends only on what lies within its receptive field
 of that width and cut back to its core *equals* the whole volume's result, so
 nothing is blended.  `apply_to_slices` and `apply_to_volume` do that.  Networks
 that look at the whole of their input (instance normalisation, attention) have
-no such tiles; `blend_windows` averages overlapping windows for them.
+no such tiles; `blend_windows` averages overlapping windows for them.  Which
+kind a network is, `tiles_are_exact` measures.
 """
 
 from __future__ import annotations
@@ -16,19 +17,27 @@ from dataclasses import dataclass
 from functools import reduce
 from itertools import pairwise, product
 from typing import Literal, TypeVar
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from chiasm.errors import ChiasmError
+from chiasm.networks.catalogue import SameSize
 
 Choice = TypeVar("Choice")
 Kind = TypeVar("Kind", bound=np.generic)
 NetworkFn = Callable[[Tensor], Tensor]
-Weighting = Literal["gaussian", "constant"]
+Weighting = Literal["gaussian", "constant", "smooth"]
 
+#: Most that a tile may differ from the whole, as a share of the output's SD, for its network to count as local.
+LARGEST_SEAM = 0.01
+#: How much stronger that is tested than it will be seen: by so much what a tile does not see exceeds the rest.
+LOUDER = 10.0
+LEAST_SIDE = 8  # voxels of that test
+_EXACT: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()  # what was measured
 #: Most pixels of one pass over slices: eight of a brain's box, one of 512 x 512; keeps memory flat.
 PIXELS_AT_ONCE = 8 * 192 * 192
 
@@ -248,7 +257,9 @@ def window_weights(window: Sequence[int], weighting: Weighting) -> NDArray[np.fl
     Args:
         window: Voxels along each axis.
         weighting: "constant", or "gaussian" with an SD of an eighth of the window
-            and no weight below 0.001, as MONAI does it.
+            and no weight below 0.001, as MONAI does it; "smooth" is the same
+            without that floor.  The floor makes jumps within half a window of the
+            volume's faces, where no window has its middle.
 
     Returns:
         Positive weights of shape `window`.
@@ -258,11 +269,11 @@ def window_weights(window: Sequence[int], weighting: Weighting) -> NDArray[np.fl
     """
     if weighting == "constant":
         return np.ones(window, np.float32)
-    if weighting != "gaussian":
-        raise ValueError(f"there is no weighting {weighting!r}; it is gaussian or constant")
+    if weighting not in ("gaussian", "smooth"):
+        raise ValueError(f"there is no weighting {weighting!r}; it is gaussian, constant or smooth")
     axes = (np.exp(-0.5 * ((np.arange(n) - (n - 1) / 2) / (0.125 * n)) ** 2) for n in window)
     bell: NDArray[np.float64] = reduce(np.multiply.outer, axes)
-    return bell.clip(min=1e-3).astype(np.float32)
+    return bell.clip(min=1e-3 if weighting == "gaussian" else 0).astype(np.float32)
 
 
 def blend_windows(
@@ -286,7 +297,7 @@ def blend_windows(
         source: Shape (C, *S); an axis shorter than the window is filled up with zeros.
         window: Voxels of a window along each axis.
         step: Largest distance of neighbouring windows as a share of the window.
-        weighting: "gaussian" or "constant".
+        weighting: "gaussian", "constant" or "smooth"; see `window_weights`.
         batch: Most windows in one pass; fewer where memory is short.
 
     Returns:
@@ -301,7 +312,7 @@ def blend_windows(
         raise ValueError(f"window {tuple(window)} over {shape}, batch {batch}")
     padded = tuple(map(max, shape, window))
     volume = _filled(source[None], padded)[0]
-    origins = list(product(*(window_positions(n, w, step) for n, w in zip(padded, window))))
+    origins = product(*window_origins(shape, window, step))
     boxes = [tuple(slice(o, o + w) for o, w in zip(origin, window)) for origin in origins]
     weights = window_weights(window, weighting)
 
@@ -320,6 +331,92 @@ def blend_windows(
         return total[(slice(None), *map(slice, shape))]
 
     return _first_that_fits(run, _halvings(batch, 1), f"one window of {'x'.join(map(str, window))} voxels")
+
+
+def window_origins(shape: Sequence[int], window: Sequence[int], step: float = 0.5) -> list[list[int]]:
+    """Return where the windows of `blend_windows` begin, along each axis of a volume.
+
+    >>> window_origins([110, 20], [64, 64])
+    [[0, 23, 46], [0]]
+    """
+    return [window_positions(max(length, size), size, step) for length, size in zip(shape, window, strict=True)]
+
+
+def seam_of(image: NDArray[np.float32], mask: NDArray[np.bool_], window: Sequence[int]) -> float | None:
+    """Compare the jumps across the borders of blended windows with those elsewhere.
+
+    A jump is how far the step from a voxel to the next one differs from the
+    mean of the steps before and after it.
+
+    Args:
+        image: What `blend_windows` made, with its usual step, shape (*S).
+        mask: Voxels that count, same shape.
+        window: Voxels of a window along each axis.
+
+    Returns:
+        Mean jump across borders over that elsewhere, of the axis where it is
+        largest: about 1 where no border shows; None where no border lies inside
+        the mask.
+    """
+    ratios = []
+    for axis, starts in enumerate(window_origins(image.shape, window)):
+        steps = np.diff(np.moveaxis(image, axis, 0), axis=0)
+        jumps = np.abs(steps[1:-1] - (steps[:-2] + steps[2:]) / 2)
+        inside = np.moveaxis(mask, axis, 0)
+        valid = inside[:-3] & inside[1:-2] & inside[2:-1] & inside[3:]
+        ends = {*starts, *(start + window[axis] for start in starts)}
+        at_border = np.isin(np.arange(2, len(jumps) + 2), sorted(ends))
+        across, usual = (jumps[where][valid[where]] for where in (at_border, ~at_border))
+        if across.size and usual.any():
+            ratios.append(float(across.mean() / usual.mean()))
+    return max(ratios, default=None)
+
+
+def tiles_are_exact(network: nn.Module, channels: int) -> bool:
+    """Tell, by a measurement at the first call, whether a 3D network gives in tiles what it gives in one pass.
+
+    Along each axis in turn, a bar of noise is cut where a tile may be cut, and
+    the network must not notice: what lies beyond the cut is ten times as
+    strong, so that a mean or an attention over the whole input would show it.
+    The networks of this package are local by design, which their tests show.
+
+    Args:
+        network: In evaluation mode; states its needs and its receptive field, as `make_network` sees to.
+        channels: Of its input.
+    """
+    if type(network).__module__.partition(".")[0] == __package__.partition(".")[0]:
+        return True
+    if network not in _EXACT:
+        _EXACT[network] = _no_cut_shows(network, channels)
+    return _EXACT[network]
+
+
+def _no_cut_shows(network: nn.Module, channels: int) -> bool:
+    if not hasattr(network, "margin"):
+        return False  # it states nothing
+    whole = SameSize(network)
+    try:
+        return all(_cut_shows(whole, channels, axis) < LARGEST_SEAM for axis in range(3))
+    except (RuntimeError, TypeError, ValueError):  # it takes no other size than its patch
+        return False
+
+
+def _cut_shows(network: SameSize, channels: int, axis: int) -> float:
+    """Return how far a bar's output changes where a cut of its end must not be seen, as a share of the output's SD."""
+    multiple, smallest, margin = network.needs
+    side = _round_up(max(smallest, 2 * margin + 1, LEAST_SIDE), multiple)
+    cut_off = _round_up(LEAST_SIDE, multiple)
+    halo = _round_up(network.receptive_field, multiple)
+    shape = [side] * 3
+    shape[axis] += cut_off + halo
+    bar = torch.randn(1, channels, *shape, generator=torch.Generator().manual_seed(0))
+    bar.narrow(2 + axis, 0, cut_off).mul_(LOUDER).add_(LOUDER)
+    bar = bar.to(next(iter(network.parameters()), bar).device)
+    with torch.inference_mode():
+        whole = network(bar)
+        tile = network(bar.narrow(2 + axis, cut_off, halo + side).contiguous())
+    wanted, found = whole.narrow(2 + axis, cut_off + halo, side), tile.narrow(2 + axis, halo, side)
+    return float((found - wanted).abs().max() / wanted.std().clamp(min=1e-12))
 
 
 def _halvings(size: int, least: int) -> list[int]:
