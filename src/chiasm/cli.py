@@ -13,7 +13,7 @@ from chiasm import __version__
 from chiasm.errors import ChiasmError, RecipeError, unknown
 from chiasm.options import CohortOptions, ReadingOptions, RecipeOptions, several, spread, with_records
 from chiasm.progress import count, follow, open_progress
-from chiasm.storage import refuse_busy
+from chiasm.storage import FULL, refuse_busy, unwritable
 
 if TYPE_CHECKING:
     from chiasm.cohorts.cases import Problem
@@ -512,7 +512,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except OSError as error:  # a disk that is full or gone, wherever it shows
         if debug:
             raise
-        typer.echo(f"chiasm: {error.filename or 'the disk'}: {error.strerror or error}.", err=True)
+        place = Path(error.filename or Path.cwd())
+        full = unwritable(place, error) if error.errno in FULL else None
+        typer.echo(f"chiasm: {full or f'{place}: {error.strerror or error}.'}", err=True)
         raise SystemExit(2) from None
     except Exception as error:
         code = getattr(error, "exit_code", None)

@@ -31,6 +31,7 @@ import tomli_w
 from chiasm.errors import ChiasmError, RunError
 
 LOCK = ".lock"
+UNWRITABLE = "unwritable"
 DEPTH = 4  # folders below an output folder in which temporaries of killed processes are looked for
 FOREIGN_SECONDS = 3600.0  # a temporary of another machine, which cannot be asked, is left over when it is as old
 SETTLED_SECONDS = 2.0  # a file that was changed later than this may change again without another time stamp
@@ -52,7 +53,7 @@ _REMEDIES = {
     errno.EEXIST: "There is a file of this name: choose another folder.",
     errno.ENAMETOOLONG: "The name is too long for this disk: choose another folder, or shorter names of cases.",
 }
-_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, None)  # None: numpy does not say why it wrote less than asked
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
@@ -252,6 +253,17 @@ def refuse_busy(folder: Path) -> None:
             pass
 
 
+def prepare_file(path: Path) -> None:
+    """Do for a single result what `refuse_busy` and `locked` do for a folder of them.
+
+    Raises:
+        ChiasmError: If it cannot be written; says why.
+    """
+    refuse_busy(path.parent)
+    with writing(path):
+        _remove_leftovers(path.parent, depth=0)
+
+
 @contextmanager
 def _held(folder: Path) -> Iterator[None]:
     """Hold the lock of a folder; its owner removes the file, so one that was opened may be gone when it is locked."""
@@ -297,11 +309,11 @@ def _lock_file(path: Path) -> Iterator[IO[bytes]]:
 
 def unwritable(path: Path, error: OSError) -> ChiasmError:
     """Say that and why something could not be written."""
-    free = _free_bytes(path.parent) if error.errno in _SPACE else None
+    free = _free_bytes(path) if error.errno in (*FULL, None) else None  # numpy does not say why
     return ChiasmError(
         f"cannot be written: {error.strerror or error}",
         path=path,
-        reason="unwritable",
+        reason=UNWRITABLE,
         found=f"{free / 2**20:.0f} MiB free" if free is not None else None,
         hint=_REMEDIES.get(error.errno or errno.ENOSPC, "Choose another folder."),
     )

@@ -39,6 +39,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from chiasm.errors import RecipeError, VolumeError, unknown
+from chiasm.storage import prepare_file
 from chiasm.volumes import Geometry, Reading, Volume, grid_with_spacing, read_volume, resample, write_volume
 from chiasm.volumes.screening import STRICT
 
@@ -120,7 +121,8 @@ def mumap(
     Raises:
         RecipeError: If there are no numbers for this voltage, both grids are
             given, or a size in mm is impossible.
-        VolumeError: If a file cannot be read or written, the CT is not in
+        ChiasmError: If `out` cannot be written.
+        VolumeError: If a file cannot be read, the CT is not in
             Hounsfield units, or does not overlap the PET volume.
     """
     if like is not None and spacing_mm is not None:
@@ -130,6 +132,8 @@ def mumap(
     if not (0 <= fwhm_mm < math.inf and (spacing_mm is None or 0 < spacing_mm < math.inf)):
         found = f"spacing {spacing_mm} mm, resolution {fwhm_mm} mm"
         raise RecipeError("a size in mm is impossible", reason="size", found=found)
+    if out is not None:
+        prepare_file(Path(out))
     scan = read_volume(ct, reading=reading)
     try:
         check_hu(scan.array)

@@ -24,7 +24,7 @@ from chiasm.cohorts.labels import read_label_map
 from chiasm.cohorts.registration import GRID_MM, Alignment, Kind, Progress, align
 from chiasm.errors import ChiasmError, CohortError, RunError, VolumeError
 from chiasm.recipe import Registration
-from chiasm.storage import make_folder, read_json, sha256_of, whole_file, whole_folder, write_json
+from chiasm.storage import UNWRITABLE, make_folder, read_json, sha256_of, whole_file, whole_folder, write_json
 from chiasm.volumes import Geometry, Volume, canonical, grid_with_spacing, write_volume
 from chiasm.volumes.geometry import laid_on, same_grid, turned_like
 from chiasm.volumes.screening import volume_files
@@ -145,7 +145,7 @@ def align_cohort(
                         progress(index, len(cohort.cases), case.id)
                     record = _make(case, names, kind, place, asked)
             except ChiasmError as error:
-                if error.reason == "unwritable":
+                if error.reason == UNWRITABLE:
                     raise
                 path = error.path or case.images[names[1]]
                 problems.append(Problem(path, error.reason, f"case {case.id}: {error}", case.id))

@@ -30,6 +30,7 @@ from chiasm.cohorts.pairing import hashes_of
 from chiasm.cohorts.planning import Plan
 from chiasm.errors import ChiasmError, RunError, VolumeError
 from chiasm.storage import (
+    UNWRITABLE,
     content_hash,
     is_sealed,
     read_json,
@@ -231,7 +232,7 @@ def prepare_cohort(
         try:
             prepared.append(prepare_case(case, plan, cache, warn))
         except ChiasmError as error:
-            if error.reason == "unwritable":
+            if error.reason == UNWRITABLE:
                 raise
             path = error.path or next(iter(case.images.values()))
             problems.append(Problem(path, error.reason, f"case {case.id}: {error}", case.id))

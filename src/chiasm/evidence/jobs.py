@@ -26,6 +26,7 @@ from chiasm.cohorts.dicom_folders import Selection
 from chiasm.cohorts.layouts import find_cohort, select_cases
 from chiasm.cohorts.lesions import REGIONS
 from chiasm.cohorts.phantom import Movement, write_cohort
+from chiasm.cohorts.planning import read_plan, write_plan
 from chiasm.cohorts.splits import sites_of
 from chiasm.errors import ChiasmError, CohortError, RecipeError
 from chiasm.evidence.evaluation import write_evaluation
@@ -211,11 +212,12 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a job: its name, and what went wrong, or None."""
+    """What came of a job: its name, and what went wrong, or None; and the code of what went wrong, where it has one."""
 
     key: str
     name: str
     error: str | None
+    reason: str | None = None
 
 
 def read_study(path: Path) -> Study:
@@ -556,7 +558,7 @@ def work(
             if opened and job.kind == "arm" and not (sealed_folder(job) / "evaluation.csv").exists():
                 _score(job, data, out, layout, "sealed", sealed_folder(job), reference, trusted)
     except ChiasmError as error:
-        return Outcome(job.key, job.name, str(error))
+        return Outcome(job.key, job.name, str(error), error.reason)
     except (MemoryError, OSError, RuntimeError) as error:  # a machine that is too small costs the job, not the study
         return Outcome(job.key, job.name, _shortage(error))
     finally:
@@ -643,9 +645,8 @@ def _score(
 
 def _share_plan(warm: Path, folder: Path) -> None:
     """Start from the warm-up's plan: same fold, same data, so nothing is measured twice."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / "plan.toml").exists():
-        (folder / "plan.toml").write_bytes((warm / "plan.toml").read_bytes())
+    if (warm / "plan.toml").exists() and not (folder / "plan.toml").exists():
+        write_plan(folder / "plan.toml", read_plan(warm / "plan.toml"))
 
 
 def _silence(line: str) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from chiasm import __version__
 from chiasm.cohorts.cases import Cohort
-from chiasm.errors import CohortError, RunError
+from chiasm.errors import ChiasmError, CohortError, RunError
 from chiasm.evidence.aligning import report_registered
 from chiasm.evidence.curves import read_history
 from chiasm.evidence.digest import write_digest
@@ -50,7 +50,7 @@ from chiasm.evidence.statistics import (
 from chiasm.prediction.model_files import named_classes
 from chiasm.recipe import Registration
 from chiasm.runners import Lost, Runner, Slurm, find_runner
-from chiasm.storage import locked, read_json, read_toml, write_json
+from chiasm.storage import UNWRITABLE, locked, read_json, read_toml, write_json
 from chiasm.volumes.screening import STRICT, Reading
 
 NOTES = "study.json"
@@ -171,6 +171,8 @@ def _work_off(
                 continue
             outcome = _lost_for_good(report) if isinstance(report, Lost) else report
             finished += outcome.key not in was_done
+            if outcome.error is not None and outcome.reason == UNWRITABLE:  # no other job would fare better
+                raise ChiasmError(f"{outcome.name}: {outcome.error.rstrip('.')}", reason=UNWRITABLE)
             if outcome.error is not None:
                 failed[outcome.key] = outcome
                 say(f"failed: {outcome.name}: {outcome.error}")

@@ -13,6 +13,7 @@ from chiasm.cohorts.images import read_case_image, read_case_labels
 from chiasm.cohorts.layouts import find_cohort, select_cases
 from chiasm.cohorts.manifests import MARKS
 from chiasm.cohorts.planning import Plan
+from chiasm.cohorts.splits import read_splits
 from chiasm.errors import ChiasmError, CohortError, RecipeError, RunError, VolumeError
 from chiasm.prediction.dicom_case import MAP, SERIES, write_dicom_case
 from chiasm.prediction.engines import Engine, freeze_for_inference
@@ -31,7 +32,7 @@ from chiasm.prediction.model_files import find_model, named_classes
 from chiasm.prediction.resuming import Earlier, hash_inputs, take_over
 from chiasm.prediction.synthesis import Synthesis, synthesise
 from chiasm.runners import Lost, Ray, Slurm, find_runner
-from chiasm.storage import locked, read_json
+from chiasm.storage import UNWRITABLE, locked
 from chiasm.volumes import Reading, Volume, check_pair, read_volume, write_volume
 from chiasm.volumes.dicom_series import is_dicom, pick_series
 from chiasm.volumes.screening import STRICT
@@ -193,6 +194,7 @@ def predict(
         RunError: If there is no model, it is damaged, its network is code that `trust` does not name, a role is asked
             for and the split is unknown, another process writes to `out`, or `out` holds what does not belong to this
             prediction and `overwrite` is False.
+        ChiasmError: If `out` cannot be written, as when the disk is full.
         RecipeError: If `degrade` is asked of a model that is not for super-resolution.
         CohortError: If an input holds no case.
         RecipeError: If `series` names no source.
@@ -223,6 +225,8 @@ def predict(
             if isinstance(report, Lost) and report.again:
                 continue
             outcome = _lost_for_good(report, model.plan.sources[0]) if isinstance(report, Lost) else report
+            if isinstance(outcome, Problem) and outcome.reason == UNWRITABLE:  # no other case would fare better
+                raise ChiasmError(outcome.message.rstrip("."), reason=UNWRITABLE)
             progressing.note(outcome)
             number += 1
             if progress is not None:
@@ -441,9 +445,9 @@ def _roles(run: Path) -> dict[str, Role]:
     path = find_model(run) / "splits.json"
     if not path.exists():
         return {}
-    content = read_json(path)
+    split = read_splits(path).split
     roles: tuple[Role, ...] = ("train", "validation", "test", "sealed")
-    return {name: role for role in roles for name in content.get(role, [])}
+    return {name: role for role in roles for name in getattr(split, role)}
 
 
 def _stem(path: Path) -> str:

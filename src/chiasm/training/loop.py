@@ -100,7 +100,13 @@ def learn(
     if not done and start is not None:
         done, state, damaged = load_checkpoint(start / "checkpoints", learner.parts, some=True)
         if not done:
-            raise RunError("holds no warm-up to go on from", path=start, reason="no-warm-up")
+            raise RunError(
+                "holds no warm-up to go on from",
+                path=start,
+                reason="no-warm-up",
+                found="; ".join(damaged) or None,
+                hint="Delete this folder, and the same command makes it anew.",
+            )
     learner.state |= state
     for sentence in damaged:
         warn(sentence)
