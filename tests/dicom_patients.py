@@ -9,7 +9,7 @@ import subprocess
 import time
 import urllib.request
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -209,6 +209,59 @@ def write_enhanced(
     path.parent.mkdir(parents=True, exist_ok=True)
     d.save_as(path, enforce_file_format=True)
     return path
+
+
+def write_mixed(
+    folder: Path,
+    kinds: Sequence[Mapping[str, object]],
+    arrays: Sequence[NDArray[np.int16]],
+    *,
+    alternate: bool = False,
+    **changes: Any,
+) -> Path:
+    """Write classic images of several kinds under one SeriesInstanceUID, array i for kind i; returns the folder.
+
+    Args:
+        folder: A new one.
+        kinds: Attributes of each.
+        arrays: Voxels of each, (I, J, K).
+        alternate: Whether slice k is there in kind k modulo their number only, rather than in all.
+        changes: Attributes of all.
+    """
+    folder.mkdir(parents=True)
+    uids = {name: f"1.2.826.0.1.3680043.10.96.{sum(str(folder).encode())}.{end}" for end, name in enumerate(
+        ("SeriesInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID"), start=1
+    )}  # fmt: skip
+    for number, (kind, array) in enumerate(zip(kinds, arrays, strict=True)):
+        apart = folder.with_name(f"{folder.name}-{number}")
+        for k, path in enumerate(in_order(write_source(apart, array, **{**uids, **changes, **kind}))):
+            if not alternate or k % len(kinds) == number:
+                path.rename(folder / f"{number}{path.name}")
+        shutil.rmtree(apart)
+    return folder
+
+
+def write_enhanced_mixed(
+    path: Path, kinds: Sequence[Mapping[str, Mapping[str, object]]], arrays: Sequence[NDArray[np.int16]],
+    *, alternate: bool = False, **options: Any,
+) -> Path:  # fmt: skip
+    """As `write_mixed`, as one multi-frame file in which kinds alternate; a kind is functional groups by name."""
+    count = arrays[0].shape[2]
+    frames = [(k, i) for k in range(count) for i in range(len(kinds)) if not alternate or k % len(kinds) == i]
+    edit = options.pop("edit", lambda _: None)
+
+    def mix(d: Dataset) -> None:
+        for group, (_, i) in zip(d.PerFrameFunctionalGroupsSequence, frames, strict=True):
+            for name, values in kinds[i].items():
+                item = Dataset()
+                for attribute, value in values.items():
+                    setattr(item, attribute, value)
+                setattr(group, name, [item])
+        d.PixelData = b"".join(np.ascontiguousarray(arrays[i][:, :, k].T).astype("<i2").tobytes() for k, i in frames)
+        d["PixelData"].VR = "OW"
+        edit(d)
+
+    return write_enhanced(path, arrays[0], order=[k for k, _ in frames], edit=mix, **options)
 
 
 def segmentation(files: list[Path], labels: NDArray[np.uint8], path: Path, **options: object) -> Path:

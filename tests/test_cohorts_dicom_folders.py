@@ -15,13 +15,23 @@ from chiasm.cli import app
 from chiasm.cohorts.dicom_folders import Selection, guess_modality, parse_rules
 from chiasm.cohorts.inspection import inspect_folder
 from chiasm.cohorts.layouts import find_cohort, select_cases
+from chiasm.cohorts.pairing import hashes_of
 from chiasm.errors import CohortError, RecipeError
 from chiasm.prediction.folders import predict
 from chiasm.volumes import Reading, read_volume
 from chiasm.volumes.dicom_series import find_series
 from chiasm.volumes.screening import volume_files
 from conftest import QUICK, REAL
-from dicom_patients import TELLTALE, in_order, rewrite, scan, segmentation, write_source
+from dicom_patients import (
+    TELLTALE,
+    in_order,
+    rewrite,
+    scan,
+    segmentation,
+    write_enhanced_mixed,
+    write_mixed,
+    write_source,
+)
 from synthetic_cohort import pair
 
 SMALL = (12, 14, 4)
@@ -159,10 +169,27 @@ def test_rules_choose_by_number_folder_or_words(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_volume(case.images["t1"]).array, scan(SMALL, 50))
 
 
+def test_a_rule_for_one_modality_leaves_the_others_recognised(tmp_path: Path) -> None:
+    series(tmp_path / "p" / "x", "p", "brain", 1, SeriesNumber=1)
+    series(tmp_path / "p" / "y", "p", "ax t2 tse", 2, SeriesNumber=2)
+    series(tmp_path / "p" / "z", "p", "head", 3, SeriesNumber=3, modality="CT")
+    assert ids(tmp_path / "p", series={"mr": "brain"}) == {"p": ["ct", "mr", "t2"]}
+    assert ids(tmp_path / "p", series={"t1": "2"}) == {"p": ["ct", "t1"]}  # what a rule takes is nothing else
+    assert ids(tmp_path / "p", series={"ct": "nothing"}) == {"p": ["t2"]}
+
+
+def test_problems_of_modalities_that_nobody_asked_for_are_none(tmp_path: Path) -> None:
+    patient(tmp_path / "p", "p")
+    series(tmp_path / "p" / "c", "p", "another t2", 3, SeriesNumber=4)
+    cohort = find_cohort(tmp_path / "p", selection=Selection(series={"t1": "t1 se", "pd": "1"}))
+    assert [(problem.reason, problem.modality) for problem in cohort.problems] == [("several-series", "t2")]
+    assert select_cases(cohort, ["t1"], "pd").problems == ()
+
+
 def test_rules_may_stand_in_the_folder(tmp_path: Path) -> None:
     patient(tmp_path / "p", "p")
     (tmp_path / "p" / "cohort.json").write_text(json.dumps({"series": {"T1c": "t1 se"}}))
-    assert ids(tmp_path / "p") == {"p": ["t1ce"]}
+    assert ids(tmp_path / "p") == {"p": ["t1ce", "t2"]}
     (tmp_path / "p" / "cohort.json").write_text(json.dumps({"series": ["t1"]}))
     with pytest.raises(CohortError):
         find_cohort(tmp_path / "p")
@@ -184,9 +211,65 @@ def test_series_that_a_rule_cannot_tell_apart_are_listed_without_descriptions(tm
 def test_rules_are_read_or_refused() -> None:
     assert parse_rules(["T1c=post contrast", "t2=5"]) == {"t1ce": "post contrast", "t2": "5"}
     assert parse_rules(["SPACE"], ["t2"]) == {"t2": "SPACE"}
-    for wrong in (["SPACE"], ["t1="], ["=x"], ["t1=a", "T1w=b"]):
+    assert parse_rules(["TE=30"], ["t2"]) == {"t2": "TE=30"} == parse_rules(["t2=TE=30"])
+    for wrong in (["SPACE"], ["TE=30"], ["t1=3", "b=1000"], ["t1="], ["=x"], ["t1=a", "T1w=b"]):
         with pytest.raises(RecipeError, match="MODALITY=WORDS"):
             parse_rules(wrong)
+
+
+# --- several kinds of images in one series -----------------------------------------------------------------------
+
+KINDS = [{"ImageType": ["ORIGINAL", "PRIMARY", letter]} for letter in "MP"]
+GROUPS = [{"MRImageFrameTypeSequence": {"ComplexImageComponent": word}} for word in ("MAGNITUDE", "PHASE")]
+
+
+def two_kinds(place: Path, seed: int = 0, *, enhanced: bool = False, **changes: object) -> None:
+    """Write magnitude and phase of a patient as one series, of classic files or as one file."""
+    arrays = [scan(SMALL, seed), scan(SMALL, seed + 50)]
+    if enhanced:
+        write_enhanced_mixed(place / "enhanced.dcm", GROUPS, arrays)
+    else:
+        write_mixed(place / "a", KINDS, arrays, SeriesDescription="ax t1 se", **changes)
+
+
+@pytest.mark.parametrize("enhanced", [False, True])
+def test_kinds_of_images_are_refused_by_name_and_chosen_by_rules(tmp_path: Path, enhanced: bool) -> None:
+    two_kinds(tmp_path / "p", enhanced=enhanced)
+    role = "mr" if enhanced else "t1"
+    (problem,) = find_cohort(tmp_path / "p").problems
+    assert problem.reason == "several-series" and f"may be {role}: 1: MR" in problem.message
+    assert ", magnitude; 2: MR" in problem.message and f"choose with --series {role}=NUMBER" in problem.message
+    (asked,) = find_cohort(tmp_path / "p", selection=Selection(alone="pd")).problems
+    assert "several series that may be pd" in asked.message
+    rules = {"t1": "magnitude", "t2": "Phase"}
+    (case,) = find_cohort(tmp_path / "p", selection=Selection(series=rules)).cases
+    for name, seed in (("t1", 0), ("t2", 50)):
+        np.testing.assert_array_equal(read_volume(case.images[name]).array, scan(SMALL, seed))
+    hashes = hashes_of(case, ["t1", "t2"])
+    assert hashes["t1"] != hashes["t2"]
+    listing = find_cohort(tmp_path / "p", selection=Selection(series=rules)).listing
+    assert any("axial, phase" in line and line.endswith("-> t2") for line in listing)
+
+
+def test_every_verb_refuses_several_kinds_with_the_same_list(finished_run: Path, tmp_path: Path) -> None:
+    for number, name in enumerate(("ana", "bea")):
+        two_kinds(tmp_path / "in" / name, number, PatientID=name)
+    listed = "1: MR, 4 images, 12x14x4, 0.9x1.1x2.5 mm, axial, magnitude; 2: MR, 4 images"
+    place, out = str(tmp_path / "in"), str(tmp_path / "out")
+    pairs = ["--source", "t1", "--target", "t2", "-o", out]
+    for words in (
+        ["inspect", place],
+        ["plan", place, *pairs],
+        ["train", place, *pairs],
+        ["predict", str(finished_run), place, "-o", out],
+        ["predict", str(finished_run), f"{place}/ana/a", "-o", out],
+    ):
+        done = CliRunner().invoke(app, words)
+        assert done.exit_code != 0
+        assert listed in str(done.exception) + done.output
+        assert "--series" in str(done.exception) + done.output
+    made = predict(finished_run, [tmp_path / "in" / "ana"], tmp_path / "made", series=["magnitude"])
+    assert len(made.manifest.cases) == 1 and not made.problems
 
 
 # --- what is left out --------------------------------------------------------------------------------------------
@@ -236,6 +319,46 @@ def test_where_the_only_scan_is_left_out_the_error_says_why_and_what_to_do(tmp_p
     with pytest.raises(CohortError, match=r"no case has the modality 't1'.*tilted gantry.*--resample-tilt"):
         select_cases(cohort, ["t1"], None)
     assert find_cohort(tmp_path, selection=Selection(alone="t1", reading=Reading(resample_tilt=True))).cases
+
+
+def with_localizer(folder: Path) -> None:
+    """Put a localizer among the images of a series."""
+    first = in_order(folder.iterdir())[0]
+    shutil.copy(first, folder / "scout")
+    values = {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"], "SOPInstanceUID": "1.2.3.4.5"}
+    rewrite(folder / "scout", lambda d: d.update(values | {"ImageOrientationPatient": [0, 1, 0, 0, 0, -1]}))
+
+
+def test_every_verb_explains_a_localizer_among_images_in_the_same_words(finished_run: Path, tmp_path: Path) -> None:
+    for number, name in enumerate(("ana", "bea")):
+        series(tmp_path / "in" / name / "ct", name, "head", number, modality="CT")
+        series(tmp_path / "in" / name / "mr", name, "ax t1 se", number)
+        with_localizer(tmp_path / "in" / name / "ct")
+        series(tmp_path / "t1" / name / "mr", name, "ax t1 se", number)
+        with_localizer(tmp_path / "t1" / name / "mr")
+    told = "holds a localizer among its images (found 1 of 5 images with ImageType LOCALIZER: scout)."
+    place, other, out = str(tmp_path / "in"), str(tmp_path / "t1"), str(tmp_path / "out")
+    pairs = ["--source", "mr", "--target", "ct", "-o", out]
+    for words in (
+        ["inspect", place],
+        ["inspect", place, "--series", "mr=t1"],
+        ["plan", place, *pairs],
+        ["train", place, *pairs, "--series", "mr=t1"],
+        ["predict", str(finished_run), other, "-o", out],
+        ["predict", str(finished_run), f"{other}/ana/mr", "-o", out],
+        ["predict", str(finished_run), f"{other}/ana/mr/IM00000", "-o", out],
+    ):
+        done = CliRunner().invoke(app, words)
+        assert done.exit_code != 0
+        assert told in str(done.exception) + done.output, words
+    assert ids(tmp_path / "in") == {"ana": ["mr"], "bea": ["mr"]}  # the name of its folder says so
+
+
+def test_a_patient_with_nothing_but_a_localizer_is_named(tmp_path: Path) -> None:
+    patient(tmp_path / "ana", "ana")
+    series(tmp_path / "bea" / "x", "bea", "scout", 1, modality="CT", ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
+    cohort = find_cohort(tmp_path)
+    assert [(problem.case, problem.reason) for problem in cohort.problems] == [("bea", "localizer")]
 
 
 def test_what_is_no_image_is_counted(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ from chiasm.pages.dicom_node import (
 from chiasm.prediction.folders import load, predict
 from chiasm.volumes import read_volume
 from conftest import Archive
-from dicom_patients import TELLTALE, faults, free_port, run_tool, wait_for, write_source
+from dicom_patients import TELLTALE, faults, free_port, run_tool, wait_for, write_mixed, write_source
 from synthetic_cohort import SHAPE, pair
 
 pytest.importorskip("pynetdicom", reason="pynetdicom is not installed (pip install 'chiasm[dicom]')")
@@ -189,6 +189,19 @@ def test_series_that_a_model_does_not_take_are_refused(finished_run: Path, tmp_p
         with pytest.raises(VolumeError) as caught:
             synthesise_series(folder, tmp_path / "again", predictor, wanted)
         assert caught.value.reason == reason and not (tmp_path / "again").exists()
+
+
+def test_a_series_of_several_kinds_of_images_is_refused_or_chosen_by_words(finished_run: Path, tmp_path: Path) -> None:
+    predictor = load(finished_run)
+    arrays = [np.rint(pair(seed, 5.0, SHAPE)[0]).astype(np.int16) for seed in (1, 2)]
+    kinds = [{"ImageType": ["ORIGINAL", "PRIMARY", letter]} for letter in "MP"]
+    place = write_mixed(tmp_path / "in", kinds, arrays, spacing=(1.0, 1.0, 3.0))
+    with pytest.raises(VolumeError) as refused:
+        synthesise_series(place, tmp_path / "made", predictor)
+    assert refused.value.reason == "several-series" and not (tmp_path / "made").exists()
+    case = synthesise_series(place, tmp_path / "made", predictor, "magnitude")
+    sources = {image.ReferencedSOPInstanceUID for image in pydicom.dcmread(case.series[0]).SourceImageSequence}
+    assert sources <= {pydicom.dcmread(path).SOPInstanceUID for path in place.glob("0*")}
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # pynetdicom leaves its socket open

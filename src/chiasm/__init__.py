@@ -7,7 +7,7 @@ its own, and within a line only from names to its left; a test reads this map.
     storage     files that appear whole or not at all; TOML, JSON, sha256
     recipe      what the user asked for: frozen settings, presets, one dial
     runners     where independent jobs are done: here, on all cores, by Ray or SLURM
-    volumes     what lies on disk: geometry, streams, voxels, nifti, metaimage, dicom_files, dicom_frames,
+    volumes     what lies on disk: geometry, streams, voxels, nifti, metaimage, dicom_files, dicom_kinds, dicom_frames,
                 dicom_series, dicom_pixels, dicom_labels, dicom_read, dicom_write, screening
     cohorts     which files belong together: cases, images, manifests, labels, completed, patterns, dicom_folders,
                 layouts, inspection, splits, intensity, masks, bias, degradation, demons, registration, pairing,

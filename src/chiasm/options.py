@@ -57,7 +57,8 @@ class CohortOptions:
 
     layout: Annotated[str | None, typer.Option("--layout", help="Layout by name, where a folder fits several.")] = None
     series: Annotated[
-        list[str] | None, typer.Option("--series", help="DICOM series by number or words: --series t1=5 t2=SPACE.")
+        list[str] | None,
+        typer.Option("--series", help="DICOM series by number or words: --series t1=5 t2=SPACE pd=TE=30."),
     ] = None
 
     def selection(

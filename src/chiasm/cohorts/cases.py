@@ -80,12 +80,14 @@ class Problem:
         reason: A short code, such as "no-pair" or "truncated".
         message: One sentence for people.
         case: The case's id, where it is known.
+        modality: Which image of the case it is, where only that one is affected.
     """
 
     path: Path
     reason: str
     message: str
     case: str | None = None
+    modality: str | None = None
 
 
 @dataclass(frozen=True)

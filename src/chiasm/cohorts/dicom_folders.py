@@ -6,9 +6,9 @@ Two things make folders one patient's: names that end in a modality
 one scan at most in each.  DICOM files in the root itself make all of it one
 patient's.  Patients whose series still have several PatientIDs are taken apart.
 
-A modality is assigned by rules (`t2=SPACE`, from `--series` or `cohort.json`),
-or else by the end of a folder's name, the DICOM modality or the words of a
-description where they leave no choice.  Names of patients are never read, and
+A modality is assigned by rules (`t2=SPACE`, from `--series` or `cohort.json`);
+one without a rule, by the end of a folder's name, the DICOM modality or the
+words of a description where they leave no choice.  Names of patients are never read, and
 their ids only as a hash: they tell that two folders are one person's.
 """
 
@@ -27,6 +27,7 @@ from chiasm.cohorts.completed import is_synthetic
 from chiasm.cohorts.manifests import MARKS
 from chiasm.errors import RecipeError, VolumeError
 from chiasm.volumes.dicom_files import looks_like_zip
+from chiasm.volumes.dicom_kinds import is_kind_word
 from chiasm.volumes.dicom_series import (
     LABEL_MAP,
     SEGMENTATION,
@@ -114,6 +115,8 @@ def parse_rules(texts: Iterable[str], sources: Sequence[str] = ()) -> dict[str, 
 
     >>> parse_rules(["T1c=post contrast", "t2=5"])
     {'t1ce': 'post contrast', 't2': '5'}
+    >>> parse_rules(["TE=30"], ["t2"])
+    {'t2': 'TE=30'}
 
     Raises:
         RecipeError: If a rule names no modality where that is not clear, or a modality comes twice.
@@ -121,8 +124,8 @@ def parse_rules(texts: Iterable[str], sources: Sequence[str] = ()) -> dict[str, 
     rules: dict[str, str] = {}
     for text in texts:
         name, equals, words = text.partition("=")
-        if not equals and len(sources) == 1:
-            name, words = sources[0], text
+        if is_kind_word(name) or not equals:
+            name, words = (sources[0], text) if len(sources) == 1 else ("", text)
         role = role_of(name.strip())
         if not words.strip() or not role or role in rules:
             raise RecipeError(
@@ -175,7 +178,7 @@ def read_dicom_folder(root: Path, selection: Selection) -> DicomFolder:
         for role, series in taken.items():
             if (path := path_of(series, patient)) is None:
                 message = f"case {patient.id}, {role}: the files of series {series.choice} lie among those of others"
-                problems.append(Problem(series.parts[0].place, "scattered", message, patient.id))
+                problems.append(Problem(series.parts[0].place, "scattered", message, patient.id, role))
             else:
                 paths[role] = path
         images = {role: path for role, path in sorted(paths.items()) if role not in ("mask", "labels")}
@@ -287,26 +290,19 @@ def assign(patient: Patient, selection: Selection) -> tuple[dict[str, Series], l
     """Say which modality each series of a patient is, and which cannot be used, with reasons."""
     problems = [Problem(error.path or patient.place, error.reason, str(error), patient.id) for error in patient.broken]
     images = [series for series in patient.series if series.images]
-    scans = [series for series in images if series.is_scan]
     taken: dict[str, Series] = {}
-    if selection.series:
-        fits = {role: fitting(images, words) for role, words in selection.series.items()}
-    elif selection.alone is not None and len(scans) == 1:
-        fits = {selection.alone: scans}
-    else:
-        fits = defaultdict(list)
-        for series in scans:
-            if role := guess_modality(series, scans):
-                fits[role].append(series)
-    for role, found in fits.items():
+    for role, found in _candidates(images, selection).items():
         if len(found) == 1 and (problem := _unfit(found[0], role, patient, selection)) is not None:
             problems.append(problem)
         elif len(found) == 1:
             taken[role] = found[0]
         elif found:
             listed = "; ".join(series.told() for series in found[:8])
-            message = f"case {patient.id} has several series that may be {role}: {listed}; choose with {role}=NUMBER"
-            problems.append(Problem(patient.place, "several-series", message, patient.id))
+            message = (
+                f"case {patient.id} has several series that may be {role}: {listed}; "
+                f"choose with --series {role}=NUMBER, or words that fit one of them only"
+            )
+            problems.append(Problem(patient.place, "several-series", message, patient.id, role))
     drawn = [series for series in images if series.sop_class in (SEGMENTATION, LABEL_MAP)]
     frames = {series.frame_uid for series in taken.values()}
     if len(drawn) == 1 and frames == {drawn[0].frame_uid} and "labels" not in selection.series:
@@ -314,16 +310,31 @@ def assign(patient: Patient, selection: Selection) -> tuple[dict[str, Series], l
     return taken, problems
 
 
+def _candidates(images: Sequence[Series], selection: Selection) -> dict[str, list[Series]]:
+    """Return the series that may be each modality: by rules, and for modalities without a rule by what they say."""
+    scans = [series for series in images if series.is_scan]
+    scans = scans or [series for series in images if series.localizer]  # so that someone is told
+    fits = {role: fitting(images, words) for role, words in selection.series.items()}
+    if not fits and selection.alone is not None and len({series.uid for series in scans}) == 1:
+        return {selection.alone: scans}
+    ruled = {id(series) for found in fits.values() for series in found}
+    for series in scans:
+        role = guess_modality(series, scans)
+        if role and role not in selection.series and id(series) not in ruled:
+            fits.setdefault(role, []).append(series)
+    return fits
+
+
 def _unfit(series: Series, role: str, patient: Patient, selection: Selection) -> Problem | None:
     """Say why a series cannot be used."""
     fault = series.fault
     if fault is not None and not (selection.reading.resample_tilt and fault.reason in MENDABLE):
-        return Problem(patient.place, fault.reason, f"case {patient.id}, {role}: {fault}", patient.id)
+        return Problem(patient.place, fault.reason, f"case {patient.id}, {role}: {fault}", patient.id, role)
     for mark in marks_of(series):
         if mark not in selection.allow:
             told = WARNINGS[mark]
             message = f'case {patient.id}, {role}: {told}; allow it with {{"allow": ["{mark}"]}} in cohort.json'
-            return Problem(patient.place, mark, message, patient.id)
+            return Problem(patient.place, mark, message, patient.id, role)
     return None
 
 
@@ -383,19 +394,23 @@ def guess_modality(series: Series, scans: Sequence[Series]) -> str | None:
             return "t1ce"
         if len(found) == 1:
             return found.pop()
-    return "mr" if sum(one.modality == "MR" for one in scans) == 1 else None
+    others = [one for one in scans if one.modality == "MR" and not (one.apart and one.uid == series.uid)]
+    return "mr" if len(others) == (0 if series.apart else 1) else None
 
 
 def path_of(series: Series, patient: Patient) -> Path | None:
     """Return the path by which `read_volume` reads a series of a patient; None where its files are scattered.
 
     It is the folder or archive that holds no other scan, else one file, which
-    stands for all of the series in its folder.
+    stands for all of the series in its folder; for some of the images of a
+    multi-frame file, a path that goes on into it.
     """
     parts = series.parts
+    others = [part for other in patient.series if other.is_scan and other is not series for part in other.parts]
+    if series.apart and set(parts) & set(others):
+        return parts[0].place / series.apart if len(parts) == 1 or series.concatenated else None
     if len(parts) == 1 and series.images > 1:
         return parts[0].place
-    others = [part for other in patient.series if other.is_scan and other.uid != series.uid for part in other.parts]
     shared = Path(os.path.commonpath([part.place.parent for part in parts]))
     if parts[0].member is not None and not any(part.path == parts[0].path for part in others):
         return parts[0].path if series.is_scan else parts[0].place

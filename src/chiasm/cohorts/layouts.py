@@ -196,6 +196,8 @@ def count_modalities(cohort: Cohort) -> dict[str, int]:
 def select_cases(cohort: Cohort, sources: Sequence[str], target: str | None) -> Cohort:
     """Keep the cases that have every modality asked for; the others become problems that name what is missing.
 
+    Problems of a modality that is not asked for are left out.
+
     Args:
         cohort: From `find_cohort`.
         sources: Modalities that go in.
@@ -209,7 +211,8 @@ def select_cases(cohort: Cohort, sources: Sequence[str], target: str | None) -> 
     counted = ", ".join(f"{name} ({count})" for name, count in present.items()) or "no modality that is known"
     how = None
     if cohort.layout == "dicom":
-        how = "Say which series it is, as --series t2=WORDS; chiasm inspect lists them."
+        lacking = next((name for name in wanted if name not in present), wanted[0])
+        how = f"Say which series it is, as --series {lacking}=WORDS; chiasm inspect lists them."
         if cohort.problems:  # it may be there and have been left out
             how += " Left out: " + "; ".join(problem.message.rstrip(".") for problem in cohort.problems[:3]) + "."
     for name in wanted:
@@ -222,7 +225,8 @@ def select_cases(cohort: Cohort, sources: Sequence[str], target: str | None) -> 
                 found=f"layout {cohort.layout} with {counted}",
                 hint=f"It is called {known} here." if known in present else how,
             )
-    kept, problems = [], list(cohort.problems)
+    matters = {None, "mask", "labels", *wanted}
+    kept, problems = [], [problem for problem in cohort.problems if problem.modality in matters]
     for case in cohort.cases:
         if missing := [name for name in wanted if name not in case.images]:
             folder = next(iter(case.images.values())).parent

@@ -26,6 +26,7 @@ from chiasm.errors import ChiasmError, CohortError, RunError, VolumeError
 from chiasm.recipe import Registration
 from chiasm.storage import UNWRITABLE, make_folder, read_json, sha256_of, whole_file, whole_folder, write_json
 from chiasm.volumes import Geometry, Volume, canonical, grid_with_spacing, write_volume
+from chiasm.volumes.dicom_series import place_inside
 from chiasm.volumes.geometry import laid_on, same_grid, turned_like
 from chiasm.volumes.screening import volume_files
 
@@ -175,6 +176,8 @@ def tell_movement(moved_mm: Mapping[str, float]) -> str:
 def hashes_of(case: Case, names: Sequence[str]) -> dict[str, list[str]]:
     """Hash the files of a case by content: these images, and its mask, labels and known voxels where it has them.
 
+    Where a file holds several images, what tells the one that is meant stands behind the hash.
+
     Raises:
         VolumeError: If one cannot be read.
     """
@@ -182,7 +185,10 @@ def hashes_of(case: Case, names: Sequence[str]) -> dict[str, list[str]]:
     others = (("mask", case.mask), ("labels", case.labels), ("known", case.known))
     files |= {name: path for name, path in others if path is not None}
     try:
-        return {name: [sha256_of(part) for part in volume_files(path)] for name, path in files.items()}
+        return {
+            name: [*map(sha256_of, volume_files(path)), *filter(None, [place_inside(path)])]
+            for name, path in files.items()
+        }
     except OSError as error:
         raise VolumeError("cannot be read", path=error.filename, reason="unreadable", found=error.strerror) from error
 

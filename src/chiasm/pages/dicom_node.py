@@ -35,9 +35,9 @@ from chiasm.pages.dicom_inbox import Arrival, Inbox, InboxError, Limits
 from chiasm.prediction.dicom_case import DicomCase, write_dicom_case
 from chiasm.prediction.folders import Predictor, load
 from chiasm.storage import locked
-from chiasm.volumes import Reading
+from chiasm.volumes import Reading, read_volume
 from chiasm.volumes.dicom_files import FAULTS
-from chiasm.volumes.dicom_series import fitting, pick_series
+from chiasm.volumes.dicom_series import Series, fitting, pick_series
 from chiasm.volumes.screening import STRICT
 
 IMAGES = (
@@ -236,14 +236,15 @@ def synthesise_series(folder: Path, place: Path, predictor: Predictor, wanted: s
         folder: Its images, of one series.
         place: Where the result will lie.
         predictor: Of a model with one source.
-        wanted: Words of its description, or its modality; any where None.
+        wanted: Words of its description, or its modality; any where None.  Of a series with several
+            kinds of images, such as magnitude and phase, the words choose one.
 
     Raises:
         VolumeError: If it is not what the model takes, synthetic itself, or cannot be read.
         ChiasmError: If the result cannot be written.
     """
     model = predictor.model
-    series = pick_series(folder)
+    series = _series_in(folder, wanted)
     expected = "CT" if model.plan.sources == ("ct",) else "MR"
     if series.synthetic:  # an archive that passes on what it gets would never end
         raise VolumeError("was made, not acquired", path=folder, reason="synthetic")
@@ -251,9 +252,18 @@ def synthesise_series(folder: Path, place: Path, predictor: Predictor, wanted: s
         raise VolumeError("is of another modality than the model takes", path=folder, reason="modality")
     if wanted is not None and not fitting([series], wanted):
         raise VolumeError("is not asked for", path=folder, reason="not-wanted")
-    made = predictor.predict(folder)
+    made = predictor.predict(read_volume(folder, series=series.choice, reading=predictor.reading))
     warnings = (*(WARNINGS[mark] for mark in marks_of(series)), *made.warnings)
     return write_dicom_case(place, replace(made, warnings=warnings), [series], model)
+
+
+def _series_in(folder: Path, wanted: str | None) -> Series:
+    try:
+        return pick_series(folder)
+    except VolumeError as error:
+        if error.reason != "several-series" or wanted is None:
+            raise
+        return pick_series(folder, wanted)
 
 
 def send(files: Sequence[Path], peer: Peer, title: str) -> None:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from chiasm.errors import VolumeError
 from chiasm.volumes.dicom_files import Part, number, numbers, text
+from chiasm.volumes.dicom_kinds import KIND_TAGS, Kind, kind_of
 from chiasm.volumes.geometry import Geometry
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ PLACE_TAGS = (
     "SOPInstanceUID", "Rows", "Columns", "NumberOfFrames", "ImagePositionPatient", "ImageOrientationPatient",
     "PixelSpacing", "SliceThickness", "SpacingBetweenSlices", "RescaleSlope", "RescaleIntercept",
     "ModalityLUTSequence", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
-    *(name for _, name, _ in MARKS),
+    *(name for _, name, _ in MARKS), *KIND_TAGS,
 )  # fmt: skip
 
 
@@ -74,6 +75,7 @@ class Frame(NamedTuple):
         slope: From stored to real values, with
         intercept: this.
         marks: What tells images of one position apart.
+        kind: What kind of image it is.
     """
 
     part: Part
@@ -87,6 +89,12 @@ class Frame(NamedTuple):
     slope: float
     intercept: float
     marks: Mapping[str, str]
+    kind: Kind
+
+    @property
+    def is_localizer(self) -> bool:
+        """Whether its ImageType says so."""
+        return "LOCALIZER" in self.marks.get("image type", "").upper().split("\\")
 
 
 class Stack(NamedTuple):
@@ -200,6 +208,7 @@ def _frame(part: Part, index: int, dataset: Dataset, group: Callable[[str], Data
         1.0 if slope is None else slope,
         intercept or 0.0,
         marks,
+        kind_of(dataset, group),
     )
 
 
@@ -260,7 +269,7 @@ def image_axes(frames: Sequence[Frame], path: Path) -> tuple[NDArray[np.float64]
         VolumeError: If orientations differ or are wrong, or there is a localizer or mosaic among the images.
     """
     turns = np.array([frame.orientation for frame in frames])
-    scouts = sum("LOCALIZER" in frame.marks.get("image type", "").upper().split("\\") for frame in frames)
+    scouts = [frame for frame in frames if frame.is_localizer]
     mixed = np.abs(turns - turns[0]).max() > SAME_ORIENTATION
     if any("MOSAIC" in frame.marks.get("image type", "").upper().split("\\") for frame in frames):
         raise VolumeError(
@@ -270,12 +279,15 @@ def image_axes(frames: Sequence[Frame], path: Path) -> tuple[NDArray[np.float64]
             hint="Convert it first, for example with dcm2niix.",
         )
     if scouts:
+        names = list(dict.fromkeys(frame.part.place.name for frame in scouts))
+        alone = len(scouts) == len(frames)
         raise VolumeError(
-            "is a localizer, or holds one among its images",
+            "is a localizer" if alone else "holds a localizer among its images",
             path=path,
             reason="localizer",
-            found=f"{scouts} of {len(frames)} images with ImageType LOCALIZER",
-            hint="Take the scan itself, or move the localizer's files away.",
+            found=f"{len(scouts)} of {len(frames)} images with ImageType LOCALIZER"
+            + ("" if alone else f": {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"),
+            hint="Take the scan itself." if alone else "Move the localizer's files to another folder.",
         )
     if mixed:
         count = len(np.unique(np.round(turns, 2), axis=0))
@@ -344,9 +356,16 @@ def _repeated(ordered: Sequence[Frame], same: NDArray[np.bool_], path: Path) -> 
         "holds one slice twice" if identical else "holds two slices in one place",
         path=path,
         reason="duplicate-slice",
-        found=f"{one.part.place.name} and {other.part.place.name}, {int(np.sum(counts > 1))} places in all",
+        found=f"{_names(one, other)}, {int(np.sum(counts > 1))} places in all",
         hint="Remove the copies." if identical else "Two scans may share the series; export them apart.",
     )
+
+
+def _names(one: Frame, other: Frame) -> str:
+    """Name two images by their files, or by their places where they lie in one file."""
+    if one.part == other.part:
+        return f"frames {one.place + 1} and {other.place + 1} of {one.part.place.name}"
+    return f"{one.part.place.name} and {other.part.place.name}"
 
 
 def _slant(
@@ -381,7 +400,7 @@ def _slant(
             "lacks a slice",
             path=path,
             reason="missing-slice",
-            found=f"{gaps[at]:.4g} mm between {ordered[at].part.place.name} and {ordered[at + 1].part.place.name}"
+            found=f"{gaps[at]:.4g} mm between {_names(ordered[at], ordered[at + 1])}"
             f" (slices {at + 1} and {at + 2} of {len(ordered)})"
             + (f", and {int(lacking.sum()) - 1} more gaps" if lacking.sum() > 1 else ""),
             expected=f"{usual:.4g} mm",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
@@ -31,6 +31,7 @@ from chiasm.volumes.dicom_files import (
     visit,
 )
 from chiasm.volumes.dicom_frames import PLACE_TAGS, Frame, Stack, arrange, frames_of
+from chiasm.volumes.dicom_kinds import UNKNOWN, Group, Kind, parse_kind, split_kinds
 from chiasm.volumes.streams import unreadable
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ TAGS = (
 
 @dataclass(frozen=True, eq=False)
 class Series:
-    """What the headers say of one SeriesInstanceUID in one place.
+    """What the headers say of one SeriesInstanceUID in one place, or of its images of one kind.
 
     Description, protocol and UIDs may tell who the patient is: they are for
     choosing, and belong in no error, log or manifest.
@@ -78,6 +79,9 @@ class Series:
         burned_in: Whether a file says that identifying text is drawn into its image.
         synthetic: Whether a file says that its image was not acquired but made.
         concatenated: Whether a multi-frame image was cut into several files.
+        kind: What kind of MR images it holds.
+        apart: What tells them from other images of the SeriesInstanceUID, such as "phase"; "" where there are none.
+        localizer: Whether all its images are localizers.
         stack: Its images in the order of K and their grid, or None.
         fault: Why there is no stack, or why it cannot be used as it is.
     """
@@ -98,6 +102,9 @@ class Series:
     burned_in: bool
     synthetic: bool
     concatenated: bool
+    kind: Kind = UNKNOWN
+    apart: str = ""
+    localizer: bool = False
     stack: Stack | None = None
     fault: VolumeError | None = None
 
@@ -108,9 +115,8 @@ class Series:
 
     @property
     def is_scan(self) -> bool:
-        """Whether it may be a volume to read: images that are no localizer, label map, dose or map of parameters."""
-        scout = self.fault is not None and self.fault.reason == "localizer"
-        return self.images > 0 and self.sop_class not in NO_SCANS and not scout
+        """Whether it may be a volume to read: images that are not all localizers, nor label map, dose or parameters."""
+        return self.images > 0 and self.sop_class not in NO_SCANS and not self.localizer
 
     @property
     def shape(self) -> tuple[int, int, int] | None:
@@ -141,7 +147,7 @@ class Series:
         grid = [] if shape is None or spacing is None else [
             "x".join(map(str, shape)), "x".join(f"{mm:.3g}" for mm in spacing) + " mm", self.plane
         ]  # fmt: skip
-        words = [self.modality or "no modality", f"{self.images} images", *grid]
+        words = [self.modality or "no modality", f"{self.images} images", *grid, *([self.apart] if self.apart else [])]
         words += ["with contrast agent"] * self.contrast + ["synthetic"] * self.synthetic
         words += ["text burned in"] * self.burned_in + ([self.fault.reason] if self.fault is not None else [])
         return f"{self.choice}: {', '.join(words)}"
@@ -165,14 +171,16 @@ class _Header(NamedTuple):
 def scan_series(path: Path | str) -> Scan:
     """Find the series of a folder, with the folders below it, of a zip archive, or around a file.
 
-    A file stands for its whole series in its folder; a multi-frame file, for
-    itself.  A path may go on into an archive.  What is no DICOM is passed over.
+    A file stands for its whole series in its folder, or for the images of its
+    kind there; a multi-frame file, for itself.  A path may go on into an
+    archive, and from a file with images of several kinds to one of these, as
+    `enhanced.dcm/phase`.  What is no DICOM is passed over.
 
     Raises:
         VolumeError: If the place cannot be listed, or the file is no DICOM or is damaged.
     """
     path = Path(path)
-    asked = _asked(path)
+    asked, words = _asked(path)
     if asked is None:
         return _scan(list_parts(path), path)
     (header,) = visit([asked], _header)
@@ -182,9 +190,25 @@ def scan_series(path: Path | str) -> Scan:
         )
     own = header.series
     if own.images > 1 and not own.concatenated:
-        return Scan((_stacked([header], path),), ())
-    scan = _scan(_beside(asked), path, own.uid)
-    return Scan(tuple(replace(series, choice=1) for series in scan.series), scan.broken)
+        scan = Scan(tuple(_split([header], path)), ())
+    else:
+        scan = _scan(_beside(asked), path, own.uid)
+        scan = scan._replace(series=tuple(one for one in scan.series if asked in one.parts) or scan.series)
+    series = [one for one in scan.series if words in ("", one.apart)]
+    if not series and not scan.broken:
+        listed = "; ".join(one.told() for one in _numbered(scan.series))
+        raise VolumeError(f"holds no images of the kind {words!r}", path=asked.place, reason="no-series", found=listed)
+    return scan._replace(series=_numbered(series))
+
+
+def place_inside(path: Path) -> str:
+    """Return what a path names inside a file: a member of an archive, images of one kind; "" for what lies on disk.
+
+    >>> place_inside(Path(__file__, "phase")), place_inside(Path(__file__))
+    ('phase', '')
+    """
+    file = next((parent for parent in path.parents if parent.is_file()), None)
+    return "" if file is None else path.relative_to(file).as_posix()
 
 
 def scan_folder_alone(path: Path) -> Scan:
@@ -257,8 +281,8 @@ def choose_series(series: Sequence[Series], wanted: str | int | None, path: Path
         path=path,
         reason="several-series",
         found=listed,
-        hint="Choose one with --series (series= in Python): its number, its modality or words of its description."
-        " chiasm inspect shows descriptions.",
+        hint="Choose one with --series (series= in Python): its number, its modality, words of its description, or"
+        " what tells it apart, such as phase, TE=30 or b=1000. chiasm inspect shows descriptions.",
     )
 
 
@@ -269,9 +293,21 @@ def fitting(series: Sequence[Series], wanted: str | int) -> list[Series]:
         series: With images.
         wanted: SeriesInstanceUID, number in the listing, name of its folder,
             description, DICOM modality, or a part of folder or description;
-            whole words count before parts of words.
+            whole words count before parts of words.  Where that fits none or
+            several, a kind of images may tell, alone or with such words:
+            "phase", "TE=30", "space TI=800", "b=1000".
     """
     asked = str(wanted).strip()
+    found = _fitting_words(series, asked)
+    if len(found) == 1:
+        return found
+    kind, words = parse_kind(asked)
+    of_kind = [one for one in series if one.kind.fits(kind)] if kind != UNKNOWN else []
+    closer = _fitting_words(of_kind, words) if words else of_kind
+    return closer if closer and (not found or len(closer) == 1) else found
+
+
+def _fitting_words(series: Sequence[Series], asked: str) -> list[Series]:
     low = asked.lower()
     if not low:
         return []
@@ -312,22 +348,25 @@ def is_dicom(path: Path) -> bool:
     return looks_like_zip(head) or looks_like_dicom(head)
 
 
-def _asked(path: Path) -> Part | None:
-    """Return the one file that a path names, or None for a folder or a whole archive."""
+def _asked(path: Path) -> tuple[Part | None, str]:
+    """Return the one file that a path names, or None for a folder or a whole archive, and what it names inside."""
     if path.is_dir():
-        return None
+        return None, ""
     if path.exists():
         try:
             with path.open("rb") as file:
                 head = file.read(4)
         except OSError as error:
             raise unreadable(path, error) from error
-        return None if looks_like_zip(head) else Part(path)
-    for archive in path.parents:
-        if archive.is_file():
-            part = Part(archive, path.relative_to(archive).as_posix())
-            if part in list_parts(archive):
-                return part
+        return (None if looks_like_zip(head) else Part(path)), ""
+    holder = next((parent for parent in path.parents if parent.is_file()), None)
+    if holder is not None:
+        inside, parts = path.relative_to(holder).parts, list_parts(holder)
+        if parts == [Part(holder)] and is_dicom(holder):
+            return parts[0], "/".join(inside)
+        for count in range(len(inside), 0, -1):
+            if (part := Part(holder, "/".join(inside[:count]))) in parts:
+                return part, "/".join(inside[count:])
     raise VolumeError("does not exist", path=path, reason="not-found")
 
 
@@ -383,10 +422,14 @@ def _scan(parts: Sequence[Part], path: Path, only: str | None = None) -> Scan:
             if _kin(part) in kin
         ]
     series = sorted(
-        (_stacked(headers, path) for headers in found.values()),
+        (one for headers in found.values() for one in _split(headers, path)),
         key=lambda one: (one.number is None, one.number or 0, one.uid),
     )
-    return Scan(tuple(replace(one, choice=place) for place, one in enumerate(series, start=1)), tuple(broken))
+    return Scan(_numbered(series), tuple(broken))
+
+
+def _numbered(series: Iterable[Series]) -> tuple[Series, ...]:
+    return tuple(one.numbered(place) for place, one in enumerate(series, start=1))
 
 
 def _kin(part: Part) -> tuple[Path, str]:
@@ -395,16 +438,35 @@ def _kin(part: Part) -> tuple[Path, str]:
     return part.place.parent, "" if suffix[1:].isdigit() else suffix  # UIDs as names end in anything
 
 
-def _stacked(headers: Sequence[_Header], path: Path) -> Series:
-    """Join the files of one series and find its grid."""
-    every = [header.series for header in headers]
+def _split(headers: Sequence[_Header], path: Path) -> list[Series]:
+    """Join the files of one SeriesInstanceUID, images of one kind each."""
+    fault = _fault_of(headers)
     frames = [frame for header in headers for frame in header.frames]
-    fault = next((header.fault for header in headers if header.fault is not None), None)
+    if fault is not None or not frames or any(frame.is_localizer for frame in frames):
+        return [_stacked(headers, frames, None, path)]
+    return [
+        _stacked(headers, [frames[place] for place in group.places], group, path)
+        for group in split_kinds([frame.kind for frame in frames])
+    ]
+
+
+def _fault_of(headers: Sequence[_Header]) -> VolumeError | None:
+    """Say why the files of a series make no volume, as far as each says it alone."""
+    every = [header.series for header in headers]
     kinds = {one.sop_class for one in every if one.images}
     if cut := [one.parts[0] for one in every if not one.images and one.sop_class in kinds]:
-        fault = VolumeError(
+        return VolumeError(
             "is cut short in its header", path=cut[0].place, reason="truncated", expected="Rows", hint="Copy it again."
         )
+    return next((header.fault for header in headers if header.fault is not None), None)
+
+
+def _stacked(headers: Sequence[_Header], frames: Sequence[Frame], group: Group | None, path: Path) -> Series:
+    """Join files of one series and find their grid; of a group that has others beside it, those with its images."""
+    apart = "" if group is None else group.words
+    holders = {frame.part for frame in frames}
+    every = [header.series for header in headers if not apart or header.series.parts[0] in holders]
+    fault = _fault_of(headers)
     parts = tuple(part for one in every for part in one.parts)
     stack = None
     if fault is None and frames and every[0].sop_class not in (SEGMENTATION, LABEL_MAP):
@@ -417,10 +479,13 @@ def _stacked(headers: Sequence[_Header], path: Path) -> Series:
     return replace(
         every[0],
         parts=parts,
-        images=sum(one.images for one in every),
+        images=len(frames) if apart else sum(one.images for one in every),
         burned_in=any(one.burned_in for one in every),
         synthetic=any(one.synthetic for one in every),
         contrast=any(one.contrast for one in every),
+        kind=UNKNOWN if group is None else group.kind,
+        apart=apart,
+        localizer=bool(frames) and all(frame.is_localizer for frame in frames),
         stack=stack,
         fault=fault,
     )

@@ -1,0 +1,199 @@
+"""Which kind of MR image each DICOM image is: magnitude or phase, echo time, inversion time, b-value.
+
+A series may hold images of several kinds, for example the magnitude and the
+phase of one scan.  They show different things and make no volume together.
+Times of acquisition or triggers, and echo times that differ by rounding, make
+no kind.
+
+Reference: DICOM PS3.3, C.8.3.1 and C.8.13.3 (MR images).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from chiasm.volumes.dicom_files import text
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+APART = 0.01  # relative difference above which two times or b-values are not the same
+COMPONENTS = ("magnitude", "phase", "real", "imaginary")
+OTHER = "other"  # an ImageType that is none of these
+#: What a later value of ImageType says of the component: by itself, or before an underscore, as in M_FFE.
+LETTERS = {"M": "magnitude", "P": "phase", "R": "real", "I": "imaginary"}
+WORDS = {**LETTERS, **{name.upper(): name for name in COMPONENTS}, "PHASE MAP": "phase", "VELOCITY MAP": "phase"}
+KIND_TAGS = ("Modality", "ImageType", "ComplexImageComponent", "EchoTime", "InversionTime", "DiffusionBValue")
+
+#: What `parse_kind` reads in the words for a series, such as "phase", "TE=30" or "b = 1000".
+_NUMBER = re.compile(r"(?<![a-z0-9])(te|ti|b)\s*=\s*(\d+(?:\.\d+)?)\s*(?:ms\b)?", re.IGNORECASE)
+_COMPONENT = re.compile(rf"(?<![a-z0-9])({'|'.join(COMPONENTS)})(?![a-z0-9])", re.IGNORECASE)
+
+
+class Kind(NamedTuple):
+    """What kind of image an image is; of what is not MR, nothing is known.
+
+    Attributes:
+        component: Of `COMPONENTS`, "other", or "" where nothing is said.
+        te: Echo time, ms, or None.
+        ti: Inversion time, ms, or None.
+        b: Diffusion b-value, s/mm2, or None.
+    """
+
+    component: str = ""
+    te: float | None = None
+    ti: float | None = None
+    b: float | None = None
+
+    def fits(self, asked: Kind) -> bool:
+        """Tell whether it is of the kind that is asked for; what is not asked for may be anything."""
+        numbers = zip(asked[1:], self[1:], strict=True)
+        same = all(wish is None or (has is not None and not _apart(wish, has)) for wish, has in numbers)
+        return same and asked.component in ("", self.component)
+
+
+UNKNOWN = Kind()
+
+
+class Group(NamedTuple):
+    """Images of one kind.
+
+    Attributes:
+        words: What tells them from the others, "" where there are no others.
+        kind: Theirs.
+        places: Which images they are.
+    """
+
+    words: str
+    kind: Kind
+    places: tuple[int, ...]
+
+
+def kind_of(dataset: Dataset, group: Callable[[str], Dataset | None]) -> Kind:
+    """Read the kind of one image.
+
+    Args:
+        dataset: Its file's, with the attributes of `KIND_TAGS`.
+        group: Finds a functional group of the image, or the data set itself in a file of one image.
+    """
+    if text(dataset, "Modality") != "MR":
+        return UNKNOWN
+
+    def value(name: str, attribute: str, plain: str) -> float | None:
+        holder = group(name)
+        found = "" if holder is None else text(holder, attribute)
+        return _number(found or text(dataset, plain))
+
+    return Kind(
+        _component(dataset, group("MRImageFrameTypeSequence") or dataset),
+        value("MREchoSequence", "EffectiveEchoTime", "EchoTime") or None,  # 0 stands for an unknown time
+        value("MRModifierSequence", "InversionTimes", "InversionTime") or None,
+        value("MRDiffusionSequence", "DiffusionBValue", "DiffusionBValue"),
+    )
+
+
+def split_kinds(kinds: Sequence[Kind]) -> list[Group]:
+    """Group images by kind.
+
+    An image that does not say its component or a time goes with the others if
+    these are all of one kind, and is a kind of its own if not.  Where any image
+    has a b-value, those without have 0.
+
+    Args:
+        kinds: Of each image.
+
+    Returns:
+        At least one group, in the order of component, echo time, inversion time and b-value.
+
+    >>> five = [Kind("magnitude", 5), Kind("phase", 5), Kind("magnitude", 5.01)]
+    >>> [(one.words, one.places) for one in split_kinds(five)]
+    [('magnitude', (0, 2)), ('phase', (1,))]
+    >>> [one.words for one in split_kinds([Kind("magnitude", 5), Kind("magnitude", 10)])]
+    ['TE=5', 'TE=10']
+    """
+    if any(kind.b for kind in kinds):
+        kinds = [kind._replace(b=kind.b or 0.0) for kind in kinds]
+    columns = [
+        _components_apart([kind.component for kind in kinds]),
+        _numbers_apart("TE", [kind.te for kind in kinds]),
+        _numbers_apart("TI", [kind.ti for kind in kinds]),
+        _numbers_apart("b", [kind.b for kind in kinds]),
+    ]
+    groups: dict[tuple[tuple[float, str], ...], list[int]] = defaultdict(list)
+    for place, marks in enumerate(zip(*columns, strict=True)):
+        groups[marks].append(place)
+    return [
+        Group(" ".join(word for _, word in marks if word), kinds[places[0]], tuple(places))
+        for marks, places in sorted(groups.items())
+    ]
+
+
+def parse_kind(words: str) -> tuple[Kind, str]:
+    """Read the kind that words ask for, and return the words that are left.
+
+    >>> parse_kind("ax t2 TE=90 ms Phase")
+    (Kind(component='phase', te=90.0, ti=None, b=None), 'ax t2')
+    """
+    numbers = {name.lower(): float(value) for name, value in _NUMBER.findall(words)}
+    left = _NUMBER.sub(" ", words)
+    components = _COMPONENT.findall(left)
+    left = " ".join(_COMPONENT.sub(" ", left).replace(",", " ").split())
+    return Kind(components[0].lower() if components else "", **numbers), left
+
+
+def is_kind_word(name: str) -> bool:
+    """Tell whether what stands before an equals sign asks for a kind of image, and names no modality."""
+    return name.strip().lower() in ("te", "ti", "b")
+
+
+def _component(dataset: Dataset, frame: Dataset) -> str:
+    """Return the first component that an image, or else its file, names in so many words."""
+    types = ""
+    for holder, attribute in ((frame, "FrameType"), (dataset, "ImageType")):
+        if (said := text(holder, "ComplexImageComponent").lower()) in COMPONENTS:
+            return said
+        types = text(holder, attribute).upper()
+        for word in types.split("\\")[2:]:
+            if found := WORDS.get(word) or LETTERS.get(word[:1] if word[1:2] == "_" else ""):
+                return found
+    third = types.split("\\")[2:3]
+    return OTHER if third and third[0] else ""
+
+
+def _number(written: str) -> float | None:
+    """Return the first of the values of an attribute, or None where it is no number or less than 0."""
+    try:
+        value = float(written.partition("\\")[0])
+    except ValueError:
+        return None
+    return value if math.isfinite(value) and value >= 0 else None
+
+
+def _apart(one: float, other: float) -> bool:
+    return abs(one - other) > APART * min(one, other) * (1 + 1e-9)
+
+
+def _components_apart(components: Sequence[str]) -> list[tuple[float, str]]:
+    """Return, for each image, a place in an order and the word that tells it from others, "" where all are alike."""
+    order = (*COMPONENTS, OTHER, "")
+    if len(set(components) - {""}) < 2:
+        return [(0.0, "")] * len(components)
+    return [(float(order.index(name)), name or "component unknown") for name in components]
+
+
+def _numbers_apart(name: str, values: Sequence[float | None]) -> list[tuple[float, str]]:
+    """As `_components_apart`, for numbers, of which neighbours are alike that are close to one another."""
+    known = sorted({value for value in values if value is not None})
+    first = known[0] if known else 0.0
+    start: dict[float | None, float] = {}
+    for before, value in zip([first, *known], known, strict=False):
+        first = value if _apart(before, value) else first
+        start[value] = first
+    if len(set(start.values())) < 2:
+        return [(0.0, "")] * len(values)
+    start[None] = math.inf
+    return [(start[value], f"{name} unknown" if value is None else f"{name}={start[value]:g}") for value in values]
