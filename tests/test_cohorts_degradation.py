@@ -237,7 +237,7 @@ def test_the_first_two_axes_show_thick_slices_edge_on(axis: Axis, across: int) -
 
 @pytest.mark.parametrize("factor", [1, 0, -2, 2.5])
 def test_a_factor_that_does_not_thicken_or_is_not_whole_is_refused(factor: int) -> None:
-    with pytest.raises(ValueError, match="2 or more"):
+    with pytest.raises(ValueError, match="from 2 to 32"):
         Degradation(factor)
 
 

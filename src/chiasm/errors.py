@@ -78,9 +78,22 @@ class RunError(ChiasmError):
     """A run folder, checkpoint or model that is damaged, busy or of another kind."""
 
 
+def shortened(value: object, most: int = 80) -> str:
+    """Show a value of somebody else's in a message: on one line, and no longer than a line.
+
+    >>> shortened("a" * 200, 9), shortened(10**5000), shortened(1.5)
+    ("'aaaaaaa...", 'a number of too many digits', '1.5')
+    """
+    try:
+        text = repr(value)
+    except ValueError:  # Python refuses to write out more than 4,300 digits
+        return "a number of too many digits"
+    return text if len(text) <= most else f"{text[: most - 1]}..."
+
+
 def unknown(kind: str, name: object, known: object, error: type[ChiasmError] = RecipeError) -> ChiasmError:
     """Say that `name` is no `kind`, and list the names that are."""
     listed = ", ".join(map(str, known)) if isinstance(known, (list, tuple, set, frozenset, dict)) else str(known)
     return error(
-        f"there is no {kind} {name!r}", reason=f"unknown-{kind.replace(' ', '-')}", expected=f"one of {listed}"
+        f"there is no {kind} {shortened(name)}", reason=f"unknown-{kind.replace(' ', '-')}", expected=f"one of {listed}"
     )

@@ -12,39 +12,69 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from chiasm.errors import RecipeError, unknown
-from chiasm.storage import check_seal, read_toml, sealed, write_toml
+from chiasm.errors import RecipeError, shortened, unknown
+from chiasm.storage import SAFE_NAME, check_seal, is_safe_id, read_toml, sealed, write_toml
 
 LEAST_PATCH = 16  # voxels
+LEAST_SPACING, MOST_SPACING = 0.01, 100.0  # mm
+MOST_LETTERS = 32  # of a modality, which is part of a file's name
 
+
+def _modality(text: str) -> str:
+    if not is_safe_id(text) or len(text.encode()) > MOST_LETTERS:
+        raise ValueError(f"a modality is named by at most {MOST_LETTERS} letters, not {shortened(text)}: {SAFE_NAME}")
+    return text
+
+
+def _word(text: str) -> str:
+    if not is_safe_id(text):
+        raise ValueError(f"{shortened(text)} cannot be used: a name is {SAFE_NAME}")
+    return text
+
+
+Modality = Annotated[str, AfterValidator(_modality)]
+Word = Annotated[str, AfterValidator(_word)]
 Auto = Literal["auto"]
 BiasCorrection = Literal["none", "n4"]
 Registration = Literal["none", "rigid", "affine", "demons"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-NonNegative = Annotated[float, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0, le=1e6)]
+Positive = Annotated[float, Field(ge=1e-9, le=1e6)]
+Millimetres = Annotated[float, Field(ge=0.01, le=1000)]
+Hounsfield = Annotated[float, Field(ge=-100_000, le=100_000)]
+Momentum = Annotated[float, Field(ge=0, lt=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+Integer = Annotated[int, Field(ge=-65536, le=65536)]
+#: What a network from another package can be told; more would be no network's.
+Option = (
+    bool
+    | Integer
+    | Annotated[float, Field(ge=-65536, le=65536)]
+    | Annotated[str, Field(max_length=64)]
+    | Annotated[tuple[Integer, ...], Field(max_length=64)]
+)
 Widths = Annotated[tuple[Annotated[int, Field(ge=1, le=4096)], ...], Field(min_length=1, max_length=8)]
 
 
 class Section(BaseModel):
     """A group of settings that belong together; unknown names are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Data(Section):
     """What goes in, what comes out, and on which grid networks see it."""
 
-    sources: Annotated[tuple[str, ...], Field(min_length=1)] = ("t1",)
-    target: str = "t2"
-    spacing_mm: Auto | Positive = "auto"
+    sources: Annotated[tuple[Modality, ...], Field(min_length=1, max_length=16)] = ("t1",)
+    target: Modality = "t2"
+    spacing_mm: Auto | Annotated[float, Field(ge=LEAST_SPACING, le=MOST_SPACING)] = "auto"
     dims: Literal["auto", "2d", "2.5d", "3d"] = "auto"
     slices: Annotated[int, Field(ge=1, le=15)] = 3  # neighbouring slices of a 2.5D source
     patch: Auto | Annotated[int, Field(ge=LEAST_PATCH, le=1024)] = "auto"  # side in voxels
     intensity: Literal["auto", "percentile", "zscore", "median_iqr", "mode", "rank"] = "auto"
-    window_hu: tuple[float, float] = (-1024.0, 3071.0)
+    window_hu: tuple[Hounsfield, Hounsfield] = (-1024.0, 3071.0)
     registration: Registration = "none"  # how other images are brought to the first source, which stays
     bias_correction: BiasCorrection = "none"  # of MR images, sources and target alike; never of CT
     mask: Literal["auto", "nonzero", "body"] = "auto"  # auto: files, else what fits; others use no files
@@ -78,11 +108,11 @@ class Split(Section):
     """Who trains, validates and tests: by subject, stratified by site where known."""
 
     by: Literal["subject", "site"] = "subject"  # site: each fold tests one site, in the order of their names
-    folds: Annotated[int, Field(ge=1)] = 5  # 1: no test set, every case trains or validates
+    folds: Annotated[int, Field(ge=1, le=10_000)] = 5  # 1: no test set, every case trains or validates
     fold: Annotated[int, Field(ge=0)] = 0
     validation: Fraction = 0.2  # share of the subjects that are not tested; at least one
     sealed: Fraction = 0.0  # share of the subjects that no fold touches, kept for one last test
-    seed: int = 0
+    seed: Seed = 0
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -94,14 +124,18 @@ class Split(Section):
 class Generator(Section):
     """The network that makes the image: this project's, or one of the literature's (see `networks.catalogue`)."""
 
-    network: str = "chiasm"
+    network: Annotated[str, Field(max_length=200)] = "chiasm"
     scale: Annotated[float, Field(gt=0, le=4)] = 0.25  # of a reference network's published channels
-    options: dict[str, bool | int | float | str | tuple[int, ...]] = {}  # of a network from another package
+    options: Annotated[
+        dict[Annotated[str, Field(max_length=64)], Option], Field(max_length=64)
+    ] = {}  # of a network from another package
     widths: Widths = (16, 32, 64, 128)
     norm: Literal["batch", "none"] = "batch"
     skip: Literal["none", "source", "lookup"] = "lookup"
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of each level's features, so a model can be asked many times
-    refiner: tuple[Annotated[int, Field(ge=1, le=4096)], ...] = ()  # widths of the second stage; none without
+    refiner: Annotated[
+        tuple[Annotated[int, Field(ge=1, le=4096)], ...], Field(max_length=8)
+    ] = ()  # widths of the second stage; none without
     stages: Annotated[int, Field(ge=1, le=4)] = 1  # auto-context: each sees what the one before made of the source
     inner_folds: Annotated[int, Field(ge=2, le=10)] = 2  # of the training subjects, for out-of-fold contexts
 
@@ -136,7 +170,7 @@ class Loss(Section):
     gradient_difference: NonNegative = 0.0
     focal: NonNegative = 0.0  # exponent on |error| (control C1)
     top_k: Annotated[float, Field(gt=0, le=1)] = 1.0  # share of the voxels that count (control C2)
-    lesion: Annotated[float, Field(ge=1)] = 1.0  # weight inside the labelled lesion (control C3, an oracle)
+    lesion: Annotated[float, Field(ge=1, le=1e6)] = 1.0  # weight inside the labelled lesion (control C3, an oracle)
 
 
 class Attention(Section):
@@ -145,14 +179,14 @@ class Attention(Section):
     target: Literal["none", "realness", "magnitude", "structured"] = "structured"
     beta: NonNegative = 1.0
     norm: Literal["mean", "none"] = "mean"
-    cap: Annotated[float, Field(gt=1)] = 5.0
+    cap: Annotated[float, Field(gt=1, le=1e6)] = 5.0
     strength: Fraction = 1.0  # a_t at the end of its ramp
     gate: bool = True
     detach: bool = True
     shuffle: bool = False  # same weights, no place (control C4)
     use: Literal["weight", "sample", "both"] = "weight"
-    magnitude_mm: Positive = 2.0  # sigma of g1
-    structured_mm: Positive = 4.0  # sigma of g2
+    magnitude_mm: Millimetres = 2.0  # sigma of g1
+    structured_mm: Millimetres = 4.0  # sigma of g2
 
 
 class Schedule(Section):
@@ -184,9 +218,9 @@ class Optimiser(Section):
     discrepancy: NonNegative = 1.0  # admm's weight of unpaired patches' means
     generator_rate: Positive = 5e-4
     discriminator_rate: Positive = 1e-3
-    betas: tuple[Fraction, Fraction] = (0.5, 0.99)
+    betas: tuple[Momentum, Momentum] = (0.5, 0.99)
     discriminator: Literal["adam", "rmsprop"] = "adam"
-    discriminator_betas: Auto | tuple[Fraction, Fraction] = "auto"  # as the generator's
+    discriminator_betas: Auto | tuple[Momentum, Momentum] = "auto"  # as the generator's
     average: Annotated[float, Field(ge=0, lt=1)] = 0.999
 
 
@@ -194,10 +228,10 @@ class Training(Section):
     """How batches are drawn and where the work is done."""
 
     batch: Annotated[int, Field(ge=1, le=4096)] = 8
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    seed: Seed = 0
     body_share: Fraction = 0.5  # patches centred in the mask
     lesion_share: Fraction = 0.25  # patches centred on a training lesion, where labels exist
-    pairs: Annotated[int, Field(ge=0)] = 0  # training cases that count as pairs, the first ones; 0: all
+    pairs: Annotated[int, Field(ge=0, le=1_000_000)] = 0  # training cases that count as pairs, the first ones; 0: all
     transplant_share: Fraction = 0.0  # patches that are given a lesion of another training case
     transplant: Literal["random", "difficulty"] = "random"  # difficulty: lesions that M finds hard come more often
     augment: bool = True
@@ -205,7 +239,7 @@ class Training(Section):
     validations: Annotated[int, Field(ge=1, le=1000)] = 8
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
     accelerator: str = "auto"
-    devices: Annotated[int, Field(ge=1)] = 1
+    devices: Annotated[int, Field(ge=1, le=1024)] = 1
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -217,8 +251,8 @@ class Training(Section):
 class Recipe(Section):
     """Everything that was asked for, resolved: the same recipe and data give the same model."""
 
-    method: str = "A7"
-    size: str = "small"
+    method: Word = "A7"
+    size: Word = "small"
     data: Data = Data()
     split: Split = Split()
     generator: Generator = Generator()
@@ -575,7 +609,7 @@ def _parse_setting(text: str) -> tuple[str, object]:
         raise RecipeError("a setting is not of the form section.field=value", reason="setting", found=repr(text))
     try:
         return name.strip(), tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):  # no TOML, a number of endless digits, brackets without end
         return name.strip(), value.strip()
 
 
@@ -584,10 +618,12 @@ def _put(content: dict[str, Any], name: str, value: object) -> None:
     known = Recipe.model_fields
     if section not in known:
         raise unknown("section of a recipe", section, list(known))
+    fields = getattr(known[section].annotation, "model_fields", {})
+    if not separator and fields:
+        raise RecipeError(f"{section!r} is a section", reason="setting", expected=f"{section}.FIELD={shortened(value)}")
     if not separator:
         content[section] = value
         return
-    fields = getattr(known[section].annotation, "model_fields", {})
     if field not in fields:
         raise unknown(f"setting in {section!r}", field, list(fields) or "none")
     content.setdefault(section, {})[field] = value
@@ -604,5 +640,5 @@ def _validated(content: Mapping[str, Any], path: Path | None) -> Recipe:
         if first["type"] == "literal_error" and len(told) > 1 and told[1]["loc"][:2] == first["loc"][:2]:
             message += f" or {told[1]['msg'].removeprefix('Input should be ')}"  # a word or a number
         what = f"setting {name}: {message}"
-        found = None if isinstance(first["input"], Mapping) else repr(first["input"])
+        found = None if isinstance(first["input"], Mapping) else shortened(first["input"])
         raise RecipeError(what[0].lower() + what[1:], path=path, reason="setting", found=found) from error

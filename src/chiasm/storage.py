@@ -21,6 +21,7 @@ import shutil
 import socket
 import time
 import tomllib
+import unicodedata
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,6 +55,32 @@ _REMEDIES = {
     errno.ENAMETOOLONG: "The name is too long for this disk: choose another folder, or shorter names of cases.",
 }
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+MOST_NAME = 190  # bytes of a case's name: what is added for a file's stays below the 255 of file systems
+MOST_TEXT = 2**26  # bytes of a TOML or JSON file
+SAFE_NAME = f"one printable line of at most {MOST_NAME} bytes without / \\ < >, which begins with none of . = + - @"
+
+
+def is_plain(text: str) -> bool:
+    """Say whether `text` is harmless in a table and on a page: one line, no markup, no formula of a spreadsheet.
+
+    >>> [is_plain(text) for text in ("GE 1.5T / site 2", "-", "=cmd", "<b>", "a\\nb")]
+    [True, True, False, False, False]
+    """
+    if not (text.isprintable() and 0 < len(text.encode("utf-8", "replace")) <= MOST_NAME) or set(text) & {"<", ">"}:
+        return False
+    first = unicodedata.normalize("NFKC", text[0])  # a spreadsheet takes a wide = for =
+    return len(text) == 1 or not first.startswith(("=", "+", "-", "@"))
+
+
+def is_safe_id(text: str) -> bool:
+    """Say whether `text` can name a file in any folder, and is harmless in a table and on a page: see `SAFE_NAME`.
+
+    >>> [is_safe_id(text) for text in ("patient 07", "a/b", "..", "", "=cmd", "-x", "<script>")]
+    [True, False, False, False, False, False, False]
+    """
+    return is_plain(text) and not set(text) & {"/", "\\"} and text[0] not in ".=+-@" and text == text.strip()
 
 
 @contextmanager
@@ -373,6 +400,8 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 def _parsed(path: Path, parse: Any) -> Any:
     try:
+        if (size := Path(path).stat().st_size) > MOST_TEXT:
+            raise RunError("is too large for a file of settings", path=path, reason="too-large", found=f"{size} bytes")
         return parse(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise RunError("cannot be read", path=path, reason="unreadable", found=error) from error

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from chiasm.errors import CohortError, shortened
 from chiasm.recipe import Data
+from chiasm.storage import SAFE_NAME, is_plain, is_safe_id
 from chiasm.volumes.screening import STRICT, Reading
 
 #: Other spellings of the modality names used here, all in lower case.
@@ -163,10 +165,31 @@ def volume_stem(name: str) -> str | None:
     return None
 
 
-def is_safe_id(text: str) -> bool:
-    """Say whether `text` can name a file in any folder: one printable name of at most 200 characters, no path.
+def without_unsafe_names(cohort: Cohort) -> Cohort:
+    """Leave out cases whose name, subject or site no file, table or page may hold; the others stay.
 
-    >>> [is_safe_id(text) for text in ("patient 07", "a/b", "..", "")]
-    [True, False, False, False]
+    Raises:
+        CohortError: If no case is left.
     """
-    return 0 < len(text) <= 200 and text.isprintable() and not set(text) & {"/", "\\"} and text not in (".", "..")
+    kept, problems = [], list(cohort.problems)
+    for case in cohort.cases:
+        problem = unsafe_name(case)
+        if problem is None:
+            kept.append(case)
+        else:
+            problems.append(problem)
+    if cohort.cases and not kept:
+        raise CohortError(f"has no usable case; {problems[-1].message}", path=cohort.root, reason="unsafe-id")
+    return cohort if len(kept) == len(cohort.cases) else replace(cohort, cases=tuple(kept), problems=tuple(problems))
+
+
+def unsafe_name(case: Case) -> Problem | None:
+    """Say why a case's name, subject or site cannot be used, or None where all can."""
+    names = {"name": is_safe_id(case.id), "subject": is_plain(case.subject), "site": is_plain(case.site or "none")}
+    wrong = next((what for what, safe in names.items() if not safe), None)
+    if wrong is None:
+        return None
+    path = next(iter(case.images.values()))
+    found = shortened(str({"name": case.id, "subject": case.subject, "site": case.site}[wrong]))
+    message = f"case {shortened(case.id)}: its {wrong} {found} cannot be used; {path.name}: a name is {SAFE_NAME}"
+    return Problem(path, "unsafe-id", message, case.id)

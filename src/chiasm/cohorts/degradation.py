@@ -41,6 +41,7 @@ from chiasm.volumes.geometry import reordered, storage_axis
 SliceProfile = Literal["gaussian", "box"]
 Axis = Literal["I", "J", "K"]
 
+MOST_THIN = 32  # thin slices in a thick one
 FEWEST_SLICES = 3  # of a thick volume: `read_volume` takes no fewer
 FWHM_PER_SIGMA = math.sqrt(8 * math.log(2))
 REACH = 4  # sigmas of a Gaussian profile
@@ -51,7 +52,7 @@ class Degradation:
     """How thick slices come from fine ones.
 
     Attributes:
-        factor: Fine slices in a thick one, 2 or more.
+        factor: Fine slices in a thick one, 2 to 32.
         axis: Across the slices, of RAS order: "I" left to right (sagittal
             slices), "J" back to front (coronal), "K" feet to head (axial).
         profile: Of a slice: "gaussian", whose full width at half maximum is
@@ -68,8 +69,8 @@ class Degradation:
     noise: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.factor != int(self.factor) or self.factor < 2:
-            raise ValueError(f"factor is a whole number, 2 or more, not {self.factor}")
+        if self.factor != int(self.factor) or not 2 <= self.factor <= MOST_THIN:
+            raise ValueError(f"factor is a whole number from 2 to {MOST_THIN}, not {self.factor}")
         if self.axis not in get_args(Axis):
             raise ValueError(f"axis is I, J or K, not {self.axis!r}")
         if self.profile not in get_args(SliceProfile):

@@ -22,10 +22,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from chiasm.cohorts.cases import ALIASES, MODALITIES, Case, Problem, is_safe_id, role_of, volume_stem
+from chiasm.cohorts.cases import ALIASES, MODALITIES, Case, Problem, role_of, volume_stem
 from chiasm.cohorts.completed import is_synthetic
 from chiasm.cohorts.manifests import MARKS
 from chiasm.errors import RecipeError, VolumeError
+from chiasm.storage import is_safe_id
 from chiasm.volumes.dicom_files import looks_like_zip
 from chiasm.volumes.dicom_kinds import is_kind_word
 from chiasm.volumes.dicom_series import (

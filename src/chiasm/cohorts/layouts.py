@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from chiasm.cohorts.cases import LESION, Case, Cohort, Problem, role_of, volume_stem, with_reading
+from chiasm.cohorts.cases import LESION, Case, Cohort, Problem, role_of, volume_stem, with_reading, without_unsafe_names
 from chiasm.cohorts.dicom_folders import WARNINGS, Selection, holds_dicom, marks_on, read_dicom_folder
 from chiasm.cohorts.manifests import manifest_of, read_manifest, read_notes, with_notes, with_unique_ids
 from chiasm.cohorts.patterns import LAYOUTS, File, Find, Finds
@@ -46,7 +46,7 @@ def find_cohort(root: Path, *, layout: str | None = None, selection: Selection |
         VolumeError: If a place of DICOM cannot be read.
     """
     chosen = selection or Selection()
-    return with_reading(_find(Path(root), layout, chosen), chosen.reading)
+    return without_unsafe_names(with_reading(_find(Path(root), layout, chosen), chosen.reading))
 
 
 def _find(root: Path, layout: str | None, selection: Selection) -> Cohort:

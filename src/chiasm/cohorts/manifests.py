@@ -35,12 +35,11 @@ from chiasm.cohorts.cases import (
     Cohort,
     Problem,
     Regions,
-    is_safe_id,
     role_of,
     volume_stem,
 )
-from chiasm.errors import CohortError, RunError
-from chiasm.storage import read_json
+from chiasm.errors import CohortError, RunError, shortened
+from chiasm.storage import SAFE_NAME, is_plain, is_safe_id, read_json
 from chiasm.volumes.screening import STRICT, Reading
 
 MANIFESTS = ("manifest.csv", "manifest.tsv", "manifest.json")
@@ -153,7 +152,7 @@ def declared_regions(content: object, path: Path) -> Regions:
     """
     if isinstance(content, Mapping):
         lists = {str(name): value if isinstance(value, list) else [value] for name, value in content.items()}
-        if all(isinstance(v, int) and v > 0 for values in lists.values() for v in values):
+        if all(isinstance(v, int) and v > 0 for values in lists.values() for v in values) and all(map(is_plain, lists)):
             return {name: tuple(values) for name, values in lists.items()}
     raise CohortError("declares regions wrongly", path=path, reason="regions", expected='{"WT": [1, 2, 4], "ET": [4]}')
 
@@ -233,13 +232,10 @@ def read_manifest(path: Path) -> Cohort:
         subject = row.get("subject", "")
         name = row.get("id") or subject
         if not is_safe_id(subject) or not is_safe_id(name):
-            raise CohortError(
-                f"{where}: subject or id cannot be used as a file name",
-                path=path,
-                reason="unsafe-id",
-                found=repr(name if is_safe_id(subject) else subject),
-                expected="a name without slashes or control characters",
-            )
+            found = shortened(name if is_safe_id(subject) else subject)
+            message = f"{path.name}, {where}: the subject or id {found} cannot be used: a name is {SAFE_NAME}"
+            problems.append(Problem(path, "unsafe-id", message, name))
+            continue
         split = row.get("split") or None
         if split not in (None, *ROLES):
             raise CohortError(
@@ -269,7 +265,8 @@ def read_manifest(path: Path) -> Cohort:
         cases.append(Case(name, subject, images, mask, labels, site, split, made))
     with_unique_ids(path, [*cases, *(Case(p.case, p.case, {}) for p in problems if p.case)])
     if not cases:
-        raise CohortError(f"has no usable row; {problems[0].message}", path=path, reason="no-cases")
+        reason = "unsafe-id" if problems[0].reason == "unsafe-id" else "no-cases"
+        raise CohortError(f"has no usable row; {problems[0].message}", path=path, reason=reason)
     with_labels = any(case.labels for case in cases)
     declared = (regions or LESION) if with_labels else {}
     return Cohort(root, "manifest", tuple(with_unique_ids(path, cases)), declared, tuple(problems))

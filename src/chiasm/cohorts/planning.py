@@ -34,8 +34,8 @@ from chiasm.cohorts.intensity import (
 from chiasm.cohorts.masks import Rule
 from chiasm.cohorts.pairing import tell_movement
 from chiasm.errors import CohortError, RecipeError, RunError, VolumeError
-from chiasm.recipe import BiasCorrection, Recipe, Registration
-from chiasm.storage import check_seal, read_toml, sealed, write_toml
+from chiasm.recipe import LEAST_SPACING, MOST_SPACING, BiasCorrection, Recipe, Registration
+from chiasm.storage import check_seal, is_safe_id, read_toml, sealed, write_toml
 from chiasm.volumes.screening import STRICT, Reading
 
 Triple = tuple[float, float, float]
@@ -56,6 +56,7 @@ ISOTROPIC = 1.5  # largest ratio of spacings that counts as nearly the same
 PATCH_2D: Mapping[str, int] = {"tiny": 64, "small": 128, "large": 160, "paper": 160}
 PATCH_3D: Mapping[str, int] = {"tiny": 32, "small": 64, "large": 96, "paper": 96}
 SMALLEST_PATCH = 64
+MOST_PATCH = 2**24  # voxels: 256 along each of three axes
 MOST_EMPTY = 1.25  # a patch so many times as long as the body is told of
 
 # An input is unlike the training cases beyond these factors of what was seen there.
@@ -205,11 +206,16 @@ class Plan:
             or any(len(entries) != count for entries in per_source)
             or len(self.input_mean) != count + 1
             or len(self.input_sd) != count + 1,
-            "numbers must be finite": not np.isfinite(self._numbers()).all(),
+            "numbers must be finite and below 1e9": not (np.abs(self._numbers()) < 1e9).all(),
             "sizes must be positive": min(*self.spacing_mm, *self.patch, *self.input_sd, self.target_sd) <= 0,
+            f"voxels must be of {LEAST_SPACING:g} to {MOST_SPACING:g} mm": min(self.spacing_mm) < LEAST_SPACING
+            or max(self.spacing_mm) > MOST_SPACING,
+            f"a patch has at most {MOST_PATCH:,} voxels": math.prod(self.patch) > MOST_PATCH,
+            "a modality must have the name of a file": not all(map(is_safe_id, (*self.sources, self.target))),
             "the patch must have as many axes as dims": len(self.patch) != self.dims,
             "the target may be a source for super-resolution alone": self.own is not None and self.degradation is None,
-            "slices must be odd, and 1 in 3D": self.slices % 2 != 1 or (self.dims == 3 and self.slices != 1),
+            "slices must be odd, at most 15, and 1 in 3D": self.slices not in range(1, 16, 2)
+            or (self.dims == 3 and self.slices != 1),
             "ranges must rise": self.target_range[0] >= self.target_range[1]
             or any(low >= high for low, high in self.source_ranges),
             "the look-up must rise in x": len(self.lookup[0]) != len(self.lookup[1])

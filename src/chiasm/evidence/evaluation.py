@@ -28,8 +28,8 @@ from numpy.typing import NDArray
 
 from chiasm import metrics
 from chiasm.cohorts.attenuation import attenuation
-from chiasm.errors import ChiasmError, RunError
-from chiasm.storage import read_json, whole_file
+from chiasm.errors import ChiasmError, RunError, shortened
+from chiasm.storage import is_plain, read_json, whole_file
 
 if TYPE_CHECKING:
     from chiasm.cohorts.intensity import IntensityMap
@@ -504,11 +504,17 @@ def read_evaluation(path: Path) -> list[Row]:
                     found=", ".join(heads) or "nothing",
                     expected=", ".join(names),
                 )
-            return [_parsed(line) for line in reader]
+            rows = [_parsed(line) for line in reader]
     except OSError as error:
         raise RunError("cannot be read", path=file, reason="unreadable", found=error.strerror) from error
     except (ValueError, csv.Error) as error:
         raise RunError("is damaged", path=file, reason="damaged", found=error) from error
+    words = {word for row in rows for word in (row.case, row.method, row.region, row.metric, row.unit, row.convention)}
+    if strange := sorted(word for word in words if word and not is_plain(word)):
+        raise RunError(
+            "holds a word that no table may hold", path=file, reason="unsafe-id", found=shortened(strange[0])
+        )
+    return rows
 
 
 def _parsed(line: Sequence[str]) -> Row:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 
-from chiasm.cohorts.cases import Case, Problem
+from chiasm.cohorts.cases import Case, Problem, unsafe_name
 from chiasm.cohorts.dicom_folders import WARNINGS, Selection, marks_on, parse_rules
 from chiasm.cohorts.images import read_case_image, read_case_labels
 from chiasm.cohorts.layouts import find_cohort, select_cases
@@ -370,9 +370,11 @@ def find_inputs(
             if not inside or len(sources) > 1:
                 raise
             cases += [Case(_stem(file), _stem(file), {sources[0]: file}) for file in inside]
+    unsafe = {id(case): problem for case in cases if (problem := unsafe_name(case))}
+    problems += unsafe.values()
     seen: dict[str, int] = {}
     unique = []
-    for case in cases:
+    for case in (case for case in cases if id(case) not in unsafe):
         seen[case.id] = seen.get(case.id, 0) + 1
         unique.append(case if seen[case.id] == 1 else replace(case, id=f"{case.id}-{seen[case.id]}"))
     return unique, problems

@@ -16,10 +16,9 @@ from typing import Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from chiasm.cohorts.cases import is_safe_id
 from chiasm.cohorts.masks import Rule
-from chiasm.errors import RunError
-from chiasm.storage import read_json, sha256_of, write_json
+from chiasm.errors import RunError, shortened
+from chiasm.storage import is_plain, is_safe_id, read_json, sha256_of, write_json
 
 FILE = "predictions.json"
 NOTICE = "Synthetic images for research; not for diagnostic use."
@@ -140,9 +139,17 @@ def read_manifest(folder: Path) -> Manifest:
     counts = Counter(entry.case for entry in manifest.cases)
     if twice := [name for name, count in counts.items() if count > 1]:
         raise RunError("names a case twice", path=path, reason="duplicate", found=twice[0])
+    words = (manifest.method, *manifest.sources, manifest.target)
+    strange = [word for word in words if not is_safe_id(word)]
+    strange += [] if is_plain(manifest.unit) else [manifest.unit]
+    if strange:
+        raise RunError(
+            "holds a word that no file or table may hold", path=path, reason="unsafe-id", found=shortened(strange[0])
+        )
     for entry in manifest.cases:
         if not is_safe_id(entry.case):
-            raise RunError("names a case as no file may be called", path=path, reason="unsafe-id", found=entry.case)
+            found = shortened(entry.case)
+            raise RunError("names a case as no file may be called", path=path, reason="unsafe-id", found=found)
         for name in (entry.image, entry.mask, entry.reliability):
             depth = 2 if manifest.container == "dicom" else 1
             if name is not None and not (_is_inside(name, depth) and _stays(folder, name)):
