@@ -100,6 +100,7 @@ def test_the_mask_comes_first_and_every_figure_has_a_unit_and_a_convention() -> 
     assert {row.metric for row in rows} <= set(UNITS)
     assert {row.unit for row in rows} == {"SD", "SD/mm", "dB", "mL", "1"}
     assert {row.convention for row in rows} == {describe("chiasm", RANGE, "SD")}
+    assert "a lesion has at least 3 voxels and 0.01 mL" in rows[0].convention
 
 
 def test_errors_of_ct_are_told_in_attenuation_too_and_those_of_mr_are_not() -> None:
@@ -149,6 +150,20 @@ def test_lesions_are_measured_one_by_one_and_counted() -> None:
     assert found["lesions", "false_lesions"] == 0
 
 
+def test_components_that_are_too_small_are_counted_and_change_no_recall() -> None:
+    _, _, mask, labels = patient()
+    before = values(evaluated())
+    from scipy import ndimage
+
+    free = np.argwhere(mask & (ndimage.binary_dilation(labels > 0, iterations=3) == 0))
+    for i, j, k in free[:: len(free) // 5][:5]:
+        labels[i, j, k] = 1
+    found = values(evaluated(labels=labels))
+    assert (before["lesions", "too_small"], found["lesions", "too_small"]) == (0, 5)
+    assert found["lesions", "lesions"] == 2 and found["lesions", "recall"] == before["lesions", "recall"]
+    assert "lesion-3" not in {region for region, _ in found}
+
+
 def test_a_removed_lesion_shows_in_recall_though_hardly_in_psnr() -> None:
     _, target, _, _ = patient()
     removed = target.copy()
@@ -183,7 +198,7 @@ def test_labels_without_names_are_one_region() -> None:
 @pytest.mark.filterwarnings("error")
 def test_an_empty_mask_gives_nan_in_every_region_of_it() -> None:
     found = values(evaluated(mask=np.zeros((48, 50, 30), bool), reliability=np.ones((48, 50, 30), np.float32)))
-    counts = ("lesions", "false_lesions")
+    counts = ("lesions", "false_lesions", "too_small")
     assert all(np.isnan(v) for (region, metric), v in found.items() if region != "image" and metric not in counts)
 
 

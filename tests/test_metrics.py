@@ -267,6 +267,27 @@ def test_components_have_the_volume_and_size_worked_by_hand() -> None:
     assert second.mask(labels.shape)[28:31, 28:31, 28:31].all() and second.mask(labels.shape).sum() == 27
 
 
+@pytest.mark.parametrize(
+    ("side_mm", "voxels", "is_lesion"),
+    [
+        (1.0, 9, False),  # 9 mm3
+        (1.0, 10, True),
+        (2.0, 2, False),  # 16 mm3, but two voxels
+        (2.0, 3, True),
+        (4.0, 1, False),  # 64 mm3 in a single voxel
+        (4.0, 3, True),
+    ],
+)
+def test_a_lesion_has_three_voxels_and_ten_cubic_millimetres(side_mm: float, voxels: int, is_lesion: bool) -> None:
+    labels = np.zeros((12, 12, 12), np.uint8)
+    labels[3, 1, :voxels] = 1
+    labels[8, 8, 8] = 2  # noise, on any grid
+    found = metrics.split_components(labels, (side_mm,) * 3)
+    assert (len(found.lesions), found.too_small) == ((1, 1) if is_lesion else (0, 2))
+    assert metrics.split_components(labels, (side_mm,) * 3, least_ml=0, least_voxels=1).too_small == 0
+    assert metrics.split_components(np.zeros_like(labels), (1.0, 1.0, 1.0)) == ((), 0)
+
+
 def test_contrast_kept_is_that_of_the_blend() -> None:
     target, mask, labels = lesion_case()
     flat = np.full_like(target, 200)

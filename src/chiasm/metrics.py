@@ -32,7 +32,7 @@ SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # of MS-SSIM, Wang et 
 SMALLEST_MULTISCALE = 97  # voxels a side; smaller volumes are padded with their edges
 
 RING_MM = 5.0  # how far the surroundings of a lesion reach
-LEAST_LESION_ML = 0.01  # smaller components count in regions, but are no lesion of their own
+LEAST_LESION_ML, LEAST_LESION_VOXELS = 0.01, 3  # smaller components count in regions, but are no lesion of their own
 LEAST_FALSE_ML = 0.1
 FALSE_SIGMA_MM = 1.5
 KEPT = 0.5  # share of its contrast that a lesion must keep to count as recalled
@@ -324,35 +324,61 @@ class Lesion:
         return whole
 
 
-def lesion_components(
-    labels: NDArray[Any], spacing_mm: Spacing, least_ml: float = LEAST_LESION_ML
-) -> tuple[Lesion, ...]:
+class Components(NamedTuple):
+    """Connected components of labelled voxels.
+
+    Attributes:
+        lesions: The largest first.
+        too_small: How many others there are, too small to be called a lesion.
+    """
+
+    lesions: tuple[Lesion, ...]
+    too_small: int
+
+
+def lesion_components(labels: NDArray[Any], spacing_mm: Spacing) -> tuple[Lesion, ...]:
+    """Return the lesions of `split_components`, the largest first."""
+    return split_components(labels, spacing_mm).lesions
+
+
+def split_components(
+    labels: NDArray[Any],
+    spacing_mm: Spacing,
+    least_ml: float = LEAST_LESION_ML,
+    least_voxels: int = LEAST_LESION_VOXELS,
+) -> Components:
     """Split labelled voxels into lesions: any label, neighbours also across edges and corners.
+
+    A lesion has a least volume, so that it is the same on a fine grid, and a
+    least number of voxels, so that on a coarse one noise of a single voxel is
+    none: the contrast of one voxel is no measurement.
 
     Args:
         labels: 0 is background, shape (I, J, K).
         spacing_mm: Between voxels.
-        least_ml: Smaller components are left out.
+        least_ml: Of a lesion, in mL.
+        least_voxels: Of a lesion.
 
     Returns:
-        Lesions, the largest first.
+        Lesions, and how many components are smaller.
     """
     from scipy.ndimage import find_objects, label
 
     voxel_ml = float(np.prod(spacing_mm)) / 1000
     if not (labels != 0).any():
-        return ()
+        return Components((), 0)
     around = box_of(labels != 0)
-    numbers, _ = label(labels[around] != 0, structure=np.ones((3, 3, 3)))
+    numbers, count = label(labels[around] != 0, structure=np.ones((3, 3, 3)))
     lesions = []
     for number, box in enumerate(find_objects(numbers), start=1):
         inside = numbers[box] == number
-        volume_ml = float(inside.sum()) * voxel_ml
-        if volume_ml >= least_ml:
+        voxels = int(inside.sum())
+        volume_ml = voxels * voxel_ml
+        if voxels >= least_voxels and volume_ml >= least_ml:
             i, j, k = (slice(s.start + a.start, s.stop + a.start) for s, a in zip(box, around))
             size = next(name for name, (low, high) in SIZES_ML.items() if low <= volume_ml < high)
             lesions.append(Lesion((i, j, k), inside, volume_ml, size))
-    return tuple(sorted(lesions, key=lambda lesion: -lesion.volume_ml))
+    return Components(tuple(sorted(lesions, key=lambda lesion: -lesion.volume_ml)), count - len(lesions))
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,8 @@ METRICS: dict[str, tuple[str, Literal["lower", "higher", "neither"]]] = {
     "ncc": ("NCC", "higher"),
     "bias": ("Bias", "neither"),
     "volume_ml": ("Volume", "neither"),
+    "lesions": ("Lesions", "neither"),
+    "too_small": ("Labelled components too small to be a lesion", "neither"),
 }
 
 # Figures are drawn in these colours and shown in the page's own, light or dark.

@@ -62,6 +62,7 @@ UNITS: Mapping[str, str] = {
     "contrast_prediction": "",
     "contrast_kept": "1",
     "lesions": "1",
+    "too_small": "1",
     "recall": "1",
     "false_lesions": "1",
     "expected_error": "",
@@ -75,7 +76,13 @@ UNITS: Mapping[str, str] = {
 }
 
 #: What a short table shows, in this order.
-HEADLINES = ("mae", "mae_mu", "psnr", "ssim", "ms_ssim", "sharpness", "contrast_kept", "recall", "false_lesions")
+HEADLINES = (
+    *("mae", "mae_mu", "psnr", "ssim", "ms_ssim", "sharpness"),
+    *("contrast_kept", "recall", "false_lesions", "too_small"),
+)
+
+#: What a connected component of the labels must have to be called a lesion.
+LEAST_LESION = f"a lesion has at least {metrics.LEAST_LESION_VOXELS} voxels and {metrics.LEAST_LESION_ML:g} mL"
 
 
 class Row(NamedTuple):
@@ -89,7 +96,8 @@ class Row(NamedTuple):
         region: "mask", a named region, "healthy", "edges" (the target's
             steepest voxels), "lesion-edge" (a band around the labels),
             "lesion-1" and so on (the largest first), "lesions" and
-            "lesions-small", "-medium", "-large" (counts), or "image" (all
+            "lesions-small", "-medium", "-large" (counts; "too_small" counts
+            the components that are none), or "image" (all
             voxels, the background with them).
         metric: A name of `UNITS`.
         value: NaN where it is not defined.
@@ -306,8 +314,8 @@ def evaluate_case(
 def describe(convention: str, data_range: tuple[float, float], unit: str, unit_scale: float = 1.0) -> str:
     """Say under which convention, range and scale a figure was taken, in one line.
 
-    >>> describe("nie-v1", (0.0, 1.0), "SD", 2.5)
-    'nie-v1 (whole image; peak is the maximum of both images; scale-leaking; 1 SD is 2.5 target units)'
+    >>> describe("nie-v1", (0.0, 1.0), "SD", 2.5).partition("; a lesion")[0]
+    'nie-v1 (whole image; peak is the maximum of both images; scale-leaking; 1 SD is 2.5 target units'
     """
     rules = metrics.find_convention(convention)
     parts = [rules.text]
@@ -317,6 +325,7 @@ def describe(convention: str, data_range: tuple[float, float], unit: str, unit_s
         parts.append("scale-leaking")
     if unit_scale != 1:
         parts.append(f"1 {unit} is {unit_scale:.6g} target units")
+    parts.append(LEAST_LESION)
     return f"{convention} ({'; '.join(parts)})"
 
 
@@ -414,7 +423,7 @@ def _score_lesions(
     spacing_mm: tuple[float, float, float],
 ) -> dict[str, dict[str, float]]:
     """Measure each lesion, then count: how many, how many are kept, how many were made up."""
-    found = metrics.lesion_components(lesion, spacing_mm)
+    found, too_small = metrics.split_components(lesion, spacing_mm)
     figures = [metrics.lesion_figures(prediction, target, mask, lesion, one, spacing_mm) for one in found]
     scored = {
         f"lesion-{number}": {"volume_ml": one.volume_ml, **asdict(its)}
@@ -424,6 +433,7 @@ def _score_lesions(
     contrast = float(np.median(contrasts)) if contrasts else 0.0
     scored["lesions"] = {
         "lesions": len(found),
+        "too_small": too_small,
         "recall": metrics.recall([its.contrast_kept for its in figures]),
         "false_lesions": metrics.false_lesions(prediction, target, mask, lesion, contrast, spacing_mm)
         if contrast

@@ -32,7 +32,7 @@ from chiasm.evidence.drawing import (
     show_metric,
     show_unit,
 )
-from chiasm.evidence.evaluation import Row
+from chiasm.evidence.evaluation import LEAST_LESION, Row
 from chiasm.evidence.reliability import POOLED
 from chiasm.evidence.report import LESION, list_conventions, tabulate_lesions
 from chiasm.evidence.statistics import HIGHER, Comparison, Summary, stays_within
@@ -113,6 +113,7 @@ def write_findings(path: Path, found: Findings) -> Path:
         "forest": draw_forest(found.comparisons, list(dict.fromkeys([lesion, HEALTHY, "mask"]))),
         "summary": _summary_table(found.summaries, found.arms),
         "comparisons": _comparison_table(found.comparisons),
+        "least_lesion": LEAST_LESION,
         "lesions": tabulate_lesions([row for row in found.rows if LESION.fullmatch(row.region)], judged),
         "judged": judged,
         "reliability": _reliability_table(found.rows, list(found.arms)),

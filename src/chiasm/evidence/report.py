@@ -33,7 +33,7 @@ from chiasm.evidence.drawing import (
     show_unit,
     typical,
 )
-from chiasm.evidence.evaluation import Row, summarise
+from chiasm.evidence.evaluation import LEAST_LESION, Row, summarise
 from chiasm.evidence.gallery import GalleryCase, draw_reliability, show_gallery
 from chiasm.storage import write_text
 
@@ -111,6 +111,7 @@ def write_report(
         "cases_figure": _cases_figure(whole, method, naive, headline),
         "summary": _summary_table(whole, method, naive),
         "per_case": _case_table(whole, method, comparisons, headline),
+        "least_lesion": LEAST_LESION,
         "per_lesion": tabulate_lesions([row for row in rows if LESION.fullmatch(row.region)], method),
         "ranking": ranking,
         "curves": draw_curves(history),
