@@ -447,6 +447,27 @@ def test_a_blended_image_comes_with_a_warning_and_one_window_does_not(model: Mod
     assert not [text for text in made(own).warnings if "blended" in text]
 
 
+class Placed(nn.Module):
+    """A user's 2.5D network with an embedding of each place, as transformers have: it takes patches of 32 alone."""
+
+    size_multiple, smallest, margin, receptive_field = 16, 32, 0, 32
+
+    def forward(self, source: Tensor) -> Tensor:
+        return source[:, 1:2] + torch.zeros(32, 32)
+
+
+def test_a_2d_network_that_takes_patches_alone_predicts_slices_in_windows(model: Model) -> None:
+    plan = replace(model.plan, dims=2, slices=3, patch=(32, 32))
+    rng = np.random.default_rng(2)
+    source, mask = rng.normal(size=(1, 45, 33, 6)).astype(np.float32), np.ones((45, 33, 6), bool)
+    found = synthesise_prepared(
+        Placed(), None, source, mask, plan=plan, conditional=False, error_scale=1.0, engine=ENGINE
+    )
+    np.testing.assert_allclose(found.prediction, source[0], atol=1e-6)
+    told = [text for text in made(replace(model, plan=plan, generator=Placed())).warnings if "blended" in text]
+    assert len(told) == 1 and "2 overlapping windows of 32x32 voxels in each slice" in told[0]
+
+
 # Super-resolution
 
 

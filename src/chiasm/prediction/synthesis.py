@@ -30,8 +30,10 @@ from chiasm.prediction.model import Model, source_channels
 from chiasm.prediction.tiling import (
     apply_to_slices,
     apply_to_volume,
+    blend_slices,
     blend_windows,
     seam_of,
+    takes_one_size,
     tiles_are_exact,
     window_origins,
 )
@@ -189,10 +191,13 @@ def synthesise_prepared(
 def is_blended(generator: nn.Module, plan: Plan) -> bool:
     """Tell whether volumes go through a generator in overlapping windows that are averaged.
 
-    That is so in 3D where its result depends on how large its input is.  The
-    windows have the size of the patches that it was trained on.
+    That is so in 3D where its result depends on how large its input is, and in
+    2D, where slices go through whole, if it takes no other size than that of its
+    patches.  The windows have the size of the patches that it was trained on.
     """
-    return plan.dims == 3 and not tiles_are_exact(generator, source_channels(plan))
+    if plan.dims == 2:
+        return takes_one_size(generator, source_channels(plan), plan.patch)
+    return not tiles_are_exact(generator, source_channels(plan))
 
 
 def _over_volume(
@@ -203,6 +208,8 @@ def _over_volume(
     blended: bool,
 ) -> NDArray[np.float32]:
     """Run a generator, a local discriminator and a refiner, chained, over all slices, windows or tiles of a volume."""
+    if blended and plan.dims == 2:
+        return blend_slices(run, stack, slices=plan.slices, window=plan.patch)
     if blended:
         return blend_windows(run, stack, window=plan.patch, weighting="smooth")
     multiple = max(int(getattr(network, "size_multiple", 1)) for network in networks)  # powers of 2
@@ -301,14 +308,14 @@ def synthesise(
 
 def _blending(image: NDArray[np.float32], mask: NDArray[np.bool_], plan: Plan) -> list[str]:
     """Describe how an image was blended and what shows of it; nothing where it fits into one window."""
-    count = math.prod(map(len, window_origins(image.shape, plan.patch)))
+    count = math.prod(map(len, window_origins(image.shape[: plan.dims], plan.patch)))
     seam = seam_of(image, mask, plan.patch)
     if count == 1 or seam is None:
         return []
-    size = "x".join(map(str, plan.patch))
+    size, where = "x".join(map(str, plan.patch)), " in each slice" if plan.dims == 2 else ""
     return [
         f"the network's result depends on the size of its input, so the image was blended from {count} overlapping "
-        f"windows of {size} voxels: jumps across their borders are {seam:.2f} times those elsewhere"
+        f"windows of {size} voxels{where}: jumps across their borders are {seam:.2f} times those elsewhere"
     ]
 
 

@@ -38,6 +38,7 @@ LARGEST_SEAM = 0.01
 LOUDER = 10.0
 LEAST_SIDE = 8  # voxels of that test
 _EXACT: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()  # what was measured
+_ONE_SIZE: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 #: Most pixels of one pass over slices: eight of a brain's box, one of 512 x 512; keeps memory flat.
 PIXELS_AT_ONCE = 8 * 192 * 192
 
@@ -333,6 +334,28 @@ def blend_windows(
     return _first_that_fits(run, _halvings(batch, 1), f"one window of {'x'.join(map(str, window))} voxels")
 
 
+def blend_slices(
+    network_fn: NetworkFn, source: NDArray[np.float32], *, slices: int, window: Sequence[int]
+) -> NDArray[np.float32]:
+    """Run a 2D or 2.5D network that takes one size only over every axial slice, in windows that are blended.
+
+    Args:
+        network_fn: Maps (N, C * slices, *window) to (N, C_out, *window), without gradients.
+        source: Shape (C, I, J, K).
+        slices: Neighbouring slices that make the channels, odd; 1 for 2D.
+        window: Pixels of a window along I and J.
+
+    Returns:
+        Shape (C_out, I, J, K).
+
+    Raises:
+        ValueError: If a number is out of range or the network's output has another shape.
+        ChiasmError: If one window does not fit into memory.
+    """
+    stacks = (slice_stack(source, place, slices) for place in range(source.shape[-1]))
+    return np.stack([blend_windows(network_fn, one, window=window, weighting="smooth") for one in stacks], axis=-1)
+
+
 def window_origins(shape: Sequence[int], window: Sequence[int], step: float = 0.5) -> list[list[int]]:
     """Return where the windows of `blend_windows` begin, along each axis of a volume.
 
@@ -351,7 +374,7 @@ def seam_of(image: NDArray[np.float32], mask: NDArray[np.bool_], window: Sequenc
     Args:
         image: What `blend_windows` made, with its usual step, shape (*S).
         mask: Voxels that count, same shape.
-        window: Voxels of a window along each axis.
+        window: Voxels of a window along each axis, or along the first ones.
 
     Returns:
         Mean jump across borders over that elsewhere, of the axis where it is
@@ -359,7 +382,7 @@ def seam_of(image: NDArray[np.float32], mask: NDArray[np.bool_], window: Sequenc
         the mask.
     """
     ratios = []
-    for axis, starts in enumerate(window_origins(image.shape, window)):
+    for axis, starts in enumerate(window_origins(image.shape[: len(window)], window)):
         steps = np.diff(np.moveaxis(image, axis, 0), axis=0)
         jumps = np.abs(steps[1:-1] - (steps[:-2] + steps[2:]) / 2)
         inside = np.moveaxis(mask, axis, 0)
@@ -391,6 +414,37 @@ def tiles_are_exact(network: nn.Module, channels: int) -> bool:
     return _EXACT[network]
 
 
+def takes_one_size(network: nn.Module, channels: int, patch: Sequence[int]) -> bool:
+    """Tell, by a pass over an empty image at the first call, whether a network takes no size but that of its patches.
+
+    Transformers that learn an embedding of each place do.
+
+    Args:
+        network: As for `tiles_are_exact`, in two or three dimensions.
+        channels: Of its input.
+        patch: A size that it takes.
+    """
+    if type(network).__module__.partition(".")[0] == __package__.partition(".")[0] or not hasattr(network, "margin"):
+        return False
+    if network not in _ONE_SIZE:
+        _ONE_SIZE[network] = _fails_on_longer(SameSize(network), channels, patch)
+    return _ONE_SIZE[network]
+
+
+def _fails_on_longer(network: SameSize, channels: int, patch: Sequence[int]) -> bool:
+    longer = (patch[0] + network.size_multiple, *patch[1:])
+    try:
+        with torch.inference_mode():
+            network(torch.zeros(1, channels, *longer, device=_device_of(network)))
+    except (RuntimeError, TypeError, ValueError):
+        return True
+    return False
+
+
+def _device_of(network: nn.Module) -> torch.device:
+    return next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
+
+
 def _no_cut_shows(network: nn.Module, channels: int) -> bool:
     if not hasattr(network, "margin"):
         return False  # it states nothing
@@ -411,7 +465,7 @@ def _cut_shows(network: SameSize, channels: int, axis: int) -> float:
     shape[axis] += cut_off + halo
     bar = torch.randn(1, channels, *shape, generator=torch.Generator().manual_seed(0))
     bar.narrow(2 + axis, 0, cut_off).mul_(LOUDER).add_(LOUDER)
-    bar = bar.to(next(iter(network.parameters()), bar).device)
+    bar = bar.to(_device_of(network))
     with torch.inference_mode():
         whole = network(bar)
         tile = network(bar.narrow(2 + axis, cut_off, halo + side).contiguous())
