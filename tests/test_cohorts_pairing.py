@@ -99,7 +99,12 @@ def test_what_was_made_is_found_again_and_made_anew_when_a_file_changed(scanned:
     assert not (folder / "Toy_0001" / "known.nii.gz").exists()  # it reaches everywhere
     assert all(sha256_of(path) == told for path, told in files.items() if "Toy_0002" in str(path))
     (folder / "Toy_0002" / "t2.nii.gz").unlink()
-    assert again() == ["Toy_0002"] and (folder / "Toy_0002" / "t2.nii.gz").exists()
+    damaged = folder / "Toy_0001" / "t2.nii.gz"
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    whole, _ = damaged.read_bytes(), damaged.write_bytes(content)
+    assert again() == ["Toy_0001", "Toy_0002"] and (folder / "Toy_0002" / "t2.nii.gz").exists()
+    assert damaged.read_bytes() == whole and again() == []
 
 
 def test_labels_of_the_moved_image_are_carried_along_and_keep_their_values(scanned: Path, tmp_path: Path) -> None:

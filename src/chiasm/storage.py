@@ -338,7 +338,7 @@ def unwritable(path: Path, error: OSError) -> ChiasmError:
     """Say that and why something could not be written."""
     free = _free_bytes(path) if error.errno in (*FULL, None) else None  # numpy does not say why
     return ChiasmError(
-        f"cannot be written: {error.strerror or error}",
+        f"cannot be written: {error.strerror or os.strerror(error.errno or errno.ENOSPC)}",
         path=path,
         reason=UNWRITABLE,
         found=f"{free / 2**20:.0f} MiB free" if free is not None else None,

@@ -24,7 +24,18 @@ from chiasm.cohorts.labels import read_label_map
 from chiasm.cohorts.registration import GRID_MM, Alignment, Kind, Progress, align
 from chiasm.errors import ChiasmError, CohortError, RunError, VolumeError
 from chiasm.recipe import Registration
-from chiasm.storage import UNWRITABLE, make_folder, read_json, sha256_of, whole_file, whole_folder, write_json
+from chiasm.storage import (
+    UNWRITABLE,
+    content_hash,
+    is_sealed,
+    make_folder,
+    read_json,
+    sealed,
+    sha256_of,
+    whole_file,
+    whole_folder,
+    write_json,
+)
 from chiasm.volumes import Geometry, Volume, canonical, grid_with_spacing, write_volume
 from chiasm.volumes.dicom_series import place_inside
 from chiasm.volumes.geometry import laid_on, same_grid, turned_like
@@ -209,13 +220,17 @@ def _depends(case: Case, names: Sequence[str], kind: Kind) -> dict[str, Any]:
 
 
 def _found(place: Path, asked: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the record of what was made of the same files, or None."""
+    """Return the record of what was made of the same files, or None where there is none or a file was changed."""
     try:
-        record: dict[str, Any] = read_json(place / RECORD)
-    except RunError:
+        record = read_json(place / RECORD)
+        if not isinstance(record, dict) or record.get("asked") != asked:
+            return None
+        if "seal" not in record:  # of a time without checksums
+            return record if all((place / name).is_file() for name in record["made"]) else None
+        whole = is_sealed(record) and all(content_hash(place / name) == told for name, told in record["sha256"].items())
+    except (RunError, OSError):
         return None
-    made = record.get("asked") == asked and all((place / name).is_file() for name in record["made"])
-    return record if made else None
+    return record if whole else None
 
 
 def _make(case: Case, names: Sequence[str], kind: Kind, place: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
@@ -265,7 +280,8 @@ def _make(case: Case, names: Sequence[str], kind: Kind, place: Path, asked: Mapp
         for name, one in made.items():
             if one.alignment.field_mm is not None:
                 write_field(fresh / f"{name}-field.nii.gz", one.alignment, fixed.geometry)
-        write_json(fresh / RECORD, record)
+        record["sha256"] = {path.name: sha256_of(path) for path in sorted(fresh.iterdir())}
+        write_json(fresh / RECORD, sealed(record))
     return record
 
 
