@@ -32,7 +32,7 @@ from dicom_patients import (
     write_mixed,
     write_source,
 )
-from synthetic_cohort import pair
+from synthetic_cohort import SHAPE, pair
 
 SMALL = (12, 14, 4)
 
@@ -398,6 +398,32 @@ def test_inspect_lists_series_with_numbers_and_names_nobody(tmp_path: Path) -> N
     assert [summary.shape for summary in found.summaries] == [SMALL]
     one = CliRunner().invoke(app, ["inspect", str(tmp_path / "ana" / "a")])
     assert "  1: MR, 4 images" in one.output
+
+
+def test_mumap_and_register_choose_a_series_where_there_are_several(tmp_path: Path) -> None:
+    first, second = (np.rint(array).astype(np.int16) for array in pair(3, 5.0, SHAPE)[:2])
+    hounsfield = np.where(first > first.mean(), 40, -1000).astype(np.int16)
+    for number, (name, array) in enumerate((("t1", first), ("t2", second), ("ct", hounsfield)), start=1):
+        kind = "CT" if name == "ct" else "MR"
+        write_source(
+            tmp_path / "p" / name, array, modality=kind, spacing=(1.0, 1.0, 3.0), SeriesNumber=number,
+            SeriesDescription=name,
+        )  # fmt: skip
+    place, out = str(tmp_path / "p"), str(tmp_path / "mu.nii.gz")
+    several = CliRunner().invoke(app, ["mumap", place, "-o", out])
+    assert several.exit_code != 0 and "--series" in str(several.exception)
+    done = CliRunner().invoke(app, ["mumap", place, "-o", out, "--series", "ct"])
+    assert done.exit_code == 0, done.output
+    np.testing.assert_allclose(read_volume(tmp_path / "mu.nii.gz").array.max(), 0.1, atol=0.01)
+    words = ["register", place, place, "--kind", "rigid", "-o", str(tmp_path / "moved")]
+    several = CliRunner().invoke(app, words)
+    assert several.exit_code != 0 and "--series" in str(several.exception)
+    wrong = CliRunner().invoke(app, [*words, "--series", "t1=t2"])
+    assert wrong.exit_code != 0 and "one of moving, fixed" in str(wrong.exception)
+    done = CliRunner().invoke(app, [*words, "--series", "moving=t2", "--series", "fixed=1"])
+    assert done.exit_code == 0, done.output
+    moved = read_volume(tmp_path / "moved" / "moved.nii.gz")
+    assert np.corrcoef(moved.array.ravel(), second.ravel())[0, 1] > 0.9  # they lay in one place
 
 
 def test_an_archive_of_unknown_series_is_listed_though_it_makes_no_case(tmp_path: Path) -> None:

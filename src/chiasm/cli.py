@@ -410,11 +410,14 @@ def mumap(
     like: Annotated[Path | None, typer.Option("--like", help="PET volume whose grid the map takes.")] = None,
     spacing: Annotated[float | None, typer.Option("--spacing", help="Or: voxel size in mm, over the CT's box.")] = None,
     fwhm: Annotated[float, typer.Option("--fwhm", help="Resolution of PET in mm; 0 does not smooth.")] = 5.0,
+    series: Annotated[str | None, typer.Option("--series", help="DICOM series of the CT: number or words.")] = None,
 ) -> None:
     """Turn a CT into linear attenuation coefficients at 511 keV, in 1/cm, for PET."""
     from chiasm.cohorts.attenuation import mumap as make_mumap
 
-    made = make_mumap(ct, out, kvp=kvp, like=like, spacing_mm=spacing, fwhm_mm=fwhm, reading=reading.reading())
+    made = make_mumap(
+        ct, out, kvp=kvp, like=like, spacing_mm=spacing, fwhm_mm=fwhm, reading=reading.reading(), series=series
+    )
     for sentence in made.warnings:
         typer.echo(f"warning: {sentence}", err=True)
     typer.echo(f"1/cm at 511 keV, {kvp} kVp, {fwhm:g} mm: {out}")
@@ -467,6 +470,9 @@ def register(
     reading: ReadingOptions,
     kind: Annotated[str, typer.Option("--kind", help="rigid, affine or demons (rigid, then deformable).")] = "demons",
     labels: Annotated[list[Path] | None, typer.Option("--labels", help="Label map to bring along.")] = None,
+    series: Annotated[
+        list[str] | None, typer.Option("--series", help="DICOM series: --series moving=t2 fixed=3.")
+    ] = None,
     seed: Seed = 0,
 ) -> None:
     """Bring a volume to the grid of another of the same patient: matrix, field, and a page to check it by."""
@@ -489,6 +495,7 @@ def register(
             labels=labels or (),
             seed=seed,
             reading=reading.reading(),
+            series=several(series),
             progress=count(bar, "registering"),
         )
     before, *_, after = made.alignment.information

@@ -106,17 +106,19 @@ def mumap(
     spacing_mm: float | None = None,
     fwhm_mm: float = FWHM_MM,
     reading: Reading = STRICT,
+    series: str | int | None = None,
 ) -> MuMap:
     """Make a map of attenuation at 511 keV of a CT file, real or synthetic.
 
     Args:
-        ct: NIfTI or MetaImage in Hounsfield units.
+        ct: NIfTI, MetaImage or DICOM in Hounsfield units.
         out: File to write, 1/cm; nothing is written where None.
         kvp: Voltage of the CT's tube; of a synthetic CT, that of its training scans.
         like: A PET volume whose grid the map takes.
         spacing_mm: Of a grid over the CT's box instead; the CT's own grid where neither is given.
         fwhm_mm: PET's resolution, 0 for no smoothing.
         reading: What to assume of files whose headers leave a question open.
+        series: Which DICOM series the CT is, where `ct` holds several: as for `read_volume`.
 
     Raises:
         RecipeError: If there are no numbers for this voltage, both grids are
@@ -134,7 +136,7 @@ def mumap(
         raise RecipeError("a size in mm is impossible", reason="size", found=found)
     if out is not None:
         prepare_file(Path(out))
-    scan = read_volume(ct, reading=reading)
+    scan = read_volume(ct, reading=reading, series=series)
     try:
         check_hu(scan.array)
     except VolumeError as error:

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from chiasm.cohorts.dicom_folders import parse_rules
 from chiasm.cohorts.masks import box_of, find_mask, suggest_rule
 from chiasm.cohorts.pairing import figures_of, read_records, tell_movement, write_field
 from chiasm.cohorts.registration import Alignment, Kind, Progress, align
-from chiasm.errors import RunError, VolumeError
+from chiasm.errors import RunError, VolumeError, unknown
 from chiasm.evidence.drawing import render_page
 from chiasm.storage import locked, write_json, write_text
 from chiasm.volumes import Geometry, Reading, Volume, canonical, read_volume, write_volume
@@ -53,6 +54,7 @@ def register(
     labels: Sequence[Path] = (),
     seed: int = 0,
     reading: Reading = STRICT,
+    series: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Registered:
     """Bring one volume of a patient to the grid of another, and write how.
@@ -70,15 +72,20 @@ def register(
         labels: Label maps on the moving volume's grid, brought along.
         seed: Of what mutual information is estimated from.
         reading: What to assume of files whose headers leave a question open.
+        series: Which DICOM series each is, where a place holds several, as ``moving=WORDS`` and ``fixed=WORDS``.
         progress: Called with steps done, all steps, and what is done.
 
     Raises:
         VolumeError: If a file cannot be read, or the two do not come together.
-        RecipeError: If `kind` is unknown.
+        RecipeError: If `kind` is unknown, or `series` names neither volume.
         ChiasmError: If the folder cannot be written.
     """
+    rules = parse_rules(series)
+    if strange := set(rules) - {"moving", "fixed"}:
+        raise unknown("volume to choose a series for", min(strange), ("moving", "fixed"))
     with locked(out):
-        still, mobile = read_volume(fixed, reading=reading), read_volume(moving, reading=reading)
+        still = read_volume(fixed, reading=reading, series=rules.get("fixed"))
+        mobile = read_volume(moving, reading=reading, series=rules.get("moving"))
         maps = [read_volume(path, labels=True, reading=reading) for path in labels]
         alignment = _aligned(still, mobile, moving, kind, seed, progress)
         image = alignment.bring(mobile, still.geometry)

@@ -50,7 +50,7 @@ class Limits(NamedTuple):
     series: int = 64
     quiet_s: float = 5.0
     partial_s: float = 60.0
-    associations: int = 4
+    associations: int = 8
     waiting: int = 256
     request_s: float = 5.0
     idle_s: float = 30.0
