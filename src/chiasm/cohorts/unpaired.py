@@ -4,13 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 from chiasm.cohorts.cases import Case, Cohort, Problem, Regions, Side, side_alone
+from chiasm.cohorts.duplicates import Thumbnail, find_near_duplicates, thumbnail
 from chiasm.cohorts.images import read_case_image
 from chiasm.cohorts.labels import usable_labels
 from chiasm.cohorts.splits import find_duplicates, voxel_hash
 from chiasm.errors import CohortError, VolumeError
 from chiasm.volumes import Volume, check_pair
+
+
+class Checked(NamedTuple):
+    """What reading a case's images tells beside that they can be used.
+
+    Attributes:
+        voxels: The `voxel_hash` of the first.
+        thumbnails: Modality to `thumbnail`; images that were made are not among them.
+    """
+
+    voxels: str
+    thumbnails: Mapping[str, Thumbnail]
 
 
 def find_unpaired(
@@ -37,7 +51,7 @@ def find_unpaired(
         CohortError: If one holds the voxels of a case of `held_out`.
     """
     kept_away = {case.subject for case in cohort.cases if case.id in held_out}
-    seen: dict[Side, dict[str, str]] = {"source": {}, "target": {}}
+    seen: dict[Side, dict[str, Checked]] = {"source": {}, "target": {}}
     alone: list[Case] = []
     problems: list[Problem] = []
     for case in sorted(cohort.cases, key=lambda case: case.id):
@@ -75,17 +89,17 @@ def tell_unpaired(cases: Sequence[Case], sources: Sequence[str], target: str) ->
     return "; ".join(f"{name} of {', '.join(of)}" for name, of in named.items() if of)
 
 
-def refuse_duplicates(hashes: Mapping[str, str], cohort: Cohort) -> None:
-    """Refuse the same voxels under two subjects.
+def refuse_duplicates(checked: Mapping[str, Checked], cohort: Cohort) -> None:
+    """Refuse the same voxels, or the same scan that was stored again, under two subjects.
 
     Args:
-        hashes: Case id to `voxel_hash`.
+        checked: Case id to what `check_images` returned.
         cohort: Its cases tell the subjects.
 
     Raises:
         CohortError: Naming every two such cases.
     """
-    if twins := find_duplicates(hashes, cohort.cases):
+    if twins := find_duplicates({name: one.voxels for name, one in checked.items()}, cohort.cases):
         pairs = ", ".join(f"{a} = {b}" for a, b in twins)
         raise CohortError(
             f"the same voxels stand under different subjects: {pairs}",
@@ -93,18 +107,35 @@ def refuse_duplicates(hashes: Mapping[str, str], cohort: Cohort) -> None:
             reason="duplicate-voxels",
             hint="Remove one of each, or give both the same subject in a manifest.",
         )
+    subjects = {case.id: case.subject for case in cohort.cases}
+    roles = sorted({role for one in checked.values() for role in one.thumbnails})
+    alike = [
+        f"{role} of {a} and of {b} (correlation {correlation:.3f})"
+        for role in roles
+        for a, b, correlation in find_near_duplicates(
+            {name: one.thumbnails[role] for name, one in checked.items() if role in one.thumbnails}
+        )
+        if subjects[a] != subjects[b]
+    ]
+    if alike:
+        raise CohortError(
+            f"one scan seems to stand under different subjects: {', '.join(alike)}",
+            path=cohort.root,
+            reason="near-duplicate",
+            hint="Look at both. Remove one, or give both the same subject in a manifest, so that they stay together.",
+        )
 
 
-def check_images(case: Case, names: Sequence[str]) -> str:
-    """Read images of a case, which must lie on one grid, and return the `voxel_hash` of the first.
+def check_images(case: Case, names: Sequence[str]) -> Checked:
+    """Read images of a case, which must lie on one grid.
 
     Raises:
         VolumeError: If one cannot be read, or lies elsewhere.
     """
-    return voxel_hash(_read(case, names).array)
+    return _checked(case, names)[0]
 
 
-def check_case(case: Case, names: Sequence[str], regions: Regions) -> tuple[str, Problem | None]:
+def check_case(case: Case, names: Sequence[str], regions: Regions) -> tuple[Checked, Problem | None]:
     """Do as `check_images`, and say what keeps the case's labels from being used.
 
     Args:
@@ -115,12 +146,14 @@ def check_case(case: Case, names: Sequence[str], regions: Regions) -> tuple[str,
     Raises:
         VolumeError: As `check_images`.
     """
-    first = _read(case, names)
-    return voxel_hash(first.array), usable_labels(case, regions, first, names[0])[1]
+    checked, first = _checked(case, names)
+    return checked, usable_labels(case, regions, first, names[0])[1]
 
 
-def _read(case: Case, names: Sequence[str]) -> Volume:
-    first, *others = (read_case_image(case, name) for name in names)
-    for other, name in zip(others, names[1:]):
-        check_pair(first, other, a_name=names[0], b_name=name)
-    return first
+def _checked(case: Case, names: Sequence[str]) -> tuple[Checked, Volume]:
+    """Read and check images; return the first of them too."""
+    volumes = [read_case_image(case, name) for name in names]
+    for other, name in zip(volumes[1:], names[1:]):
+        check_pair(volumes[0], other, a_name=names[0], b_name=name)
+    views = {name: thumbnail(one) for name, one in zip(names, volumes, strict=True) if name not in case.synthetic}
+    return Checked(voxel_hash(volumes[0].array), views), volumes[0]

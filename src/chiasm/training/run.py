@@ -35,7 +35,7 @@ from chiasm.cohorts.splits import (
     sites_of,
     write_splits,
 )
-from chiasm.cohorts.unpaired import check_case, find_unpaired, refuse_duplicates, tell_unpaired
+from chiasm.cohorts.unpaired import Checked, check_case, find_unpaired, refuse_duplicates, tell_unpaired
 from chiasm.errors import CohortError, RunError, VolumeError
 from chiasm.prediction.baselines import CARD, TENSORS, fit_baselines, save_baselines
 from chiasm.prediction.calibration import fit_calibration
@@ -113,11 +113,11 @@ def _plan(found: Cohort, recipe: Recipe, folder: Path, say: Say, cache: Path | N
         say(f"of these {made_up} with images that were made, not acquired")
     together = _bring_together(cohort, recipe, registered_in(folder, recipe, cache), say)
     cohort = together.cohort
-    usable, hashes, problems = screen(cohort, recipe)
+    usable, checked, problems = screen(cohort, recipe)
     problems = [*together.problems, *problems]
     for problem in problems:
         say(f"left out: {problem.message}")
-    refuse_duplicates(hashes, replace(cohort, cases=tuple(usable)))
+    refuse_duplicates(checked, replace(cohort, cases=tuple(usable)))
     settings = recipe.split
     shares = {"validation": settings.validation, "sealed": settings.sealed}
     if settings.by == "site":
@@ -168,7 +168,7 @@ def _plan(found: Cohort, recipe: Recipe, folder: Path, say: Say, cache: Path | N
         plan = make_plan(recipe, usable_cohort, paired, needs=patch_needs(recipe), moved_mm=together.moved_mm)
         plan = replace(plan, expected=estimate_cost(recipe, plan), unpaired=unpaired)
     write_recipe(folder / "recipe.toml", recipe)  # from here on the folder is this recipe's
-    write_splits(path, split, hashes, usable)
+    write_splits(path, split, {name: one.voxels for name, one in checked.items()}, usable)
     if not made:
         write_plan(folder / "plan.toml", plan)
     return Run(folder, plan, split, usable_cohort.problems), usable_cohort
@@ -386,8 +386,8 @@ def finish(learner: AnyLearner, model: Model, validation: Sequence[PreparedCase]
     say(f"model: {folder / 'model'}")
 
 
-def screen(cohort: Cohort, recipe: Recipe) -> tuple[list[Case], dict[str, str], list[Problem]]:
-    """Read every pair once: which cases are usable, the hash of each source, what is wrong with the others.
+def screen(cohort: Cohort, recipe: Recipe) -> tuple[list[Case], dict[str, Checked], list[Problem]]:
+    """Read every pair once: which cases are usable, what their images tell, what is wrong with the others.
 
     A case whose labels alone cannot be used is usable without them.
 
@@ -395,12 +395,12 @@ def screen(cohort: Cohort, recipe: Recipe) -> tuple[list[Case], dict[str, str], 
         CohortError: If none is usable.
     """
     usable: list[Case] = []
-    hashes: dict[str, str] = {}
+    checked: dict[str, Checked] = {}
     problems: list[Problem] = []
     for case in cohort.cases:
         try:
             names = tuple(dict.fromkeys((*recipe.data.sources, recipe.data.target)))
-            hashes[case.id], spoiled = check_case(case, names, cohort.regions)
+            checked[case.id], spoiled = check_case(case, names, cohort.regions)
         except VolumeError as error:
             path = error.path or next(iter(case.images.values()))
             problems.append(Problem(path, error.reason, f"case {case.id}: {error}", case.id))
@@ -413,7 +413,7 @@ def screen(cohort: Cohort, recipe: Recipe) -> tuple[list[Case], dict[str, str], 
             path=cohort.root,
             reason="no-usable-case",
         )
-    return usable, hashes, problems
+    return usable, checked, problems
 
 
 def paired_names(recipe: Recipe, split: Split) -> tuple[str, ...]:

@@ -1,0 +1,165 @@
+"""The same scan under two names, also where it was stored again: in other units, cropped, turned or on another grid.
+
+A thumbnail shows an image coarsely, in world order, centred and scaled by its
+own content.  Thumbnails of two patients differ in what a copy keeps: the course
+of folds and ventricles, lesions, shading.  Where a cohort shares one atlas or
+one simulated head, what all of its images have in common is taken out first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter, laplace
+
+from chiasm.volumes import Volume, canonical
+
+SIDE = 24  # bins of a thumbnail along each axis
+REACH = 2.4  # half of its width, in standard deviations of where the content lies
+SMOOTH = 1.5  # bins; slower changes do not count
+ALIKE = 0.95  # correlation of two thumbnails from which a pair is looked at more closely
+COPIES = 0.999  # two images this much alike are not used to tell what a cohort has in common
+COMMON = 4  # components that a cohort's images have in common, at most
+MANY = 32  # images, from which the closer look is kept for pairs that are also
+ALIKE_APART = 0.7  # this much alike without what is common
+SAME = 0.96  # correlation, without what the cohort has in common, from which two are one scan
+SAME_ALONE = 0.998  # where there is no third image to tell what is common
+
+Thumbnail = NDArray[np.float32]
+
+
+class Likeness(NamedTuple):
+    """Two images that show the same, and their correlation."""
+
+    a: str
+    b: str
+    correlation: float
+
+
+def thumbnail(volume: Volume) -> Thumbnail:
+    """Return a coarse view of an image that depends neither on its units nor on how it is stored.
+
+    Args:
+        volume: Any image; more than a corner of it must be brighter than its background.
+
+    Returns:
+        Means over cubes of one size in RAS order, high-pass filtered, of mean 0 and length 1,
+        shape (SIDE, SIDE, SIDE); all 0 where the image is the same everywhere.
+    """
+    upright = canonical(volume)
+    image = np.asarray(upright.array, dtype=np.float32)
+    some = image[tuple(slice(None, None, max(1, side // 48)) for side in image.shape)]
+    low, high = np.percentile(some, (1, 99))
+    if high <= low:
+        low, high = float(image.min()), float(image.max())
+    if high <= low:
+        return np.zeros((SIDE,) * 3, np.float32)
+    dark = _darkest(some, low, high)
+    view = np.clip(image - np.float32(dark), 0, np.float32(high - dark))
+    places = [_place(view, axis, spacing) for axis, spacing in enumerate(upright.geometry.spacing_mm)]
+    width = 2 * REACH * float(np.sqrt(np.mean([variance for _, variance in places]))) / SIDE
+    if width <= 0:  # one voxel
+        return np.zeros((SIDE,) * 3, np.float32)
+    for (centre, _), spacing in zip(places, upright.geometry.spacing_mm, strict=True):
+        shares = _overlaps(view.shape[0], spacing, centre, width)
+        view = np.tensordot(view, shares, axes=(0, 1))  # the axis that was first becomes the last
+    return _unit(view - gaussian_filter(view, SMOOTH, mode="nearest"))
+
+
+def find_near_duplicates(thumbnails: Mapping[str, Thumbnail]) -> list[Likeness]:
+    """Find the images that show the same scan.
+
+    Args:
+        thumbnails: Name to `thumbnail`, of one modality.
+
+    Returns:
+        Every two that do, in the order of their names.
+    """
+    names = sorted(name for name, view in thumbnails.items() if view.any())
+    if len(names) < 2:
+        return []
+    views = np.stack([thumbnails[name].ravel() for name in names])
+    alike = views @ views.T
+    found = []
+    for i, j in _candidates(views, alike):
+        others = (alike[i] < COPIES) & (alike[j] < COPIES)
+        common = _common(views[others])
+        correlation = _correlation(views[i], views[j], common)
+        if correlation >= (SAME if len(common) else SAME_ALONE):
+            found.append(Likeness(names[i], names[j], correlation))
+    return found
+
+
+def _candidates(views: NDArray[np.float32], alike: NDArray[np.float32]) -> Iterator[tuple[int, int]]:
+    """Yield the pairs that are worth a closer look: alike, and of many images also beyond what all have in common."""
+    near = np.triu(alike >= ALIKE, 1)
+    if len(views) >= MANY:
+        common = _common(views)
+        own = views - views @ common.T @ common
+        own /= np.linalg.norm(own, axis=1, keepdims=True) + 1e-12
+        near &= (own @ own.T >= ALIKE_APART) | (alike >= COPIES)
+    yield from zip(*(side.tolist() for side in np.nonzero(near)), strict=True)
+
+
+def _common(views: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return what images have in common: one component for every two images, orthonormal, at most COMMON."""
+    some = views[:: max(1, len(views) // MANY)][:MANY]
+    components = np.linalg.svd(some, full_matrices=False)[2] if len(some) else some
+    common: NDArray[np.float32] = components[: min(COMMON, (len(some) + 1) // 2)]
+    return common
+
+
+def _correlation(a: NDArray[np.float32], b: NDArray[np.float32], common: NDArray[np.float32]) -> float:
+    """Correlate two thumbnails without what is common, after a small shift, scaling and blur of one of them."""
+    cube = a.reshape((SIDE,) * 3)
+    slopes = np.gradient(cube)
+    ramps = np.meshgrid(*(np.arange(SIDE) - (SIDE - 1) / 2,) * 3, indexing="ij")
+    larger = sum(ramp * slope for ramp, slope in zip(ramps, slopes, strict=True))
+    changes = [*slopes, larger, laplace(cube, mode="nearest")]
+    columns = np.stack([a, *(change.ravel() for change in changes)], axis=1)
+    factors = np.linalg.lstsq(columns, b, rcond=None)[0]
+    stored_again = b - columns[:, 1:] @ factors[1:]
+    one, other = (_unit(view - common.T @ (common @ view)) for view in (a, stored_again))
+    return float(one @ other)
+
+
+def _darkest(values: NDArray[np.float32], low: float, high: float) -> float:
+    """Return a value above the background: a quarter of the way from the mean of dark to that of bright voxels.
+
+    Otsu's threshold parts the two.  Their means move less than the threshold where noise is added.
+    """
+    counts, edges = np.histogram(values, bins=64, range=(low, high))
+    middles = (edges[1:] + edges[:-1]) / 2
+    numbers, sums = np.cumsum(counts), np.cumsum(counts * middles)
+    below, above = np.maximum(numbers[:-1], 1), np.maximum(numbers[-1] - numbers[:-1], 1)
+    dark, bright = sums[:-1] / below, (sums[-1] - sums[:-1]) / above
+    best = int(np.argmax(below * above * (bright - dark) ** 2))
+    return float(dark[best] + (bright[best] - dark[best]) / 4)
+
+
+def _place(view: NDArray[np.float32], axis: int, spacing: float) -> tuple[float, float]:
+    """Return where the content lies along an axis: its centre in mm from the first voxel, and its variance."""
+    others = tuple(other for other in range(3) if other != axis)
+    profile = view.sum(axis=others, dtype=np.float64)
+    position = np.arange(len(profile)) * spacing
+    centre = float((profile * position).sum() / profile.sum())
+    return centre, float((profile * (position - centre) ** 2).sum() / profile.sum())
+
+
+def _overlaps(count: int, spacing: float, centre: float, width: float) -> NDArray[np.float32]:
+    """Return the share of each bin that each voxel along an axis fills, shape (SIDE, count)."""
+    voxels = (np.arange(count + 1) - 0.5) * spacing - centre
+    bins = (np.arange(SIDE + 1) - SIDE / 2) * width
+    ends = np.minimum(voxels[None, 1:], bins[1:, None]) - np.maximum(voxels[None, :-1], bins[:-1, None])
+    shares: NDArray[np.float32] = (np.clip(ends, 0, None) / width).astype(np.float32)
+    return shares
+
+
+def _unit(view: NDArray[np.float32]) -> NDArray[np.float32]:
+    centred: NDArray[np.float32] = view - view.mean()
+    length = np.float32(np.linalg.norm(centred))
+    scaled: NDArray[np.float32] = centred / (length if length > 0 else np.float32(1))
+    return scaled
