@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
 from chiasm.cohorts.bias import ITERATIONS, bias_field, corrected, without_shading
-from chiasm.cohorts.fingerprint import fingerprint
+from chiasm.cohorts.fingerprint import Terms, fingerprint
 from chiasm.cohorts.layouts import find_cohort
 from chiasm.cohorts.planning import make_plan
 from chiasm.cohorts.preparation import prepare_case, prepare_source
@@ -147,7 +147,9 @@ def test_ct_reaches_the_network_as_scanned(cohort: Path, tmp_path: Path) -> None
 
 def test_what_the_plan_learns_of_intensities_is_of_corrected_images(cohort: Path) -> None:
     cases = find_cohort(cohort).cases[:1]
-    even, uneven = (fingerprint(cases, ("t1",), "t2", correction=kind).cases[0].samples for kind in ("n4", "none"))
+    even, uneven = (
+        fingerprint(cases, ("t1",), "t2", terms=Terms(correction=kind)).cases[0].samples for kind in ("n4", "none")
+    )
     assert even.shape == uneven.shape
     assert np.ptp(np.quantile(even[1], (0.05, 0.95))) < 0.8 * np.ptp(np.quantile(uneven[1], (0.05, 0.95)))
 

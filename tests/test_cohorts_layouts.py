@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chiasm.cohorts.cases import Case, Cohort, is_safe_id
-from chiasm.cohorts.inspection import examine_case, inspect_cohort, inspect_folder
+from chiasm.cohorts.examination import examine_case
+from chiasm.cohorts.inspection import inspect_cohort, inspect_folder
 from chiasm.cohorts.labels import check_label_values, region_volumes
 from chiasm.cohorts.layouts import NAMES, find_cohort, select_cases, volumes_below
 from chiasm.cohorts.manifests import read_manifest
@@ -631,8 +632,8 @@ def test_a_case_of_which_nothing_can_be_read_has_no_shape(tmp_path: Path) -> Non
     found = inspect_folder(tmp_path)
     assert found.summaries[0].shape is None
     assert "unreadable" in found.lines()[-1]
-    summary, problems = examine_case(found.cohort.cases[0], ["t1"], {})
-    assert (summary, problems) == (found.summaries[0], list(found.problems))
+    examined = examine_case(found.cohort.cases[0], ["t1"], {})
+    assert examined.problems == found.problems and not examined.is_usable
 
 
 def test_labels_are_whole_numbers_and_declared_and_may_be_empty() -> None:

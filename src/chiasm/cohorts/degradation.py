@@ -260,18 +260,29 @@ def spline_weights(places: NDArray[np.float64], count: int) -> NDArray[np.float6
     return np.stack(list(units), axis=1)
 
 
+def check_slices(fine: Geometry, how: Degradation) -> int:
+    """Return how many thick slices a grid gives.
+
+    Raises:
+        VolumeError: If they are too few.
+    """
+    side = fine.shape[storage_axis(fine, how.axis)[0]]
+    count = math.ceil(side / how.factor)
+    if count < FEWEST_SLICES:
+        raise VolumeError(
+            f"the volume has too few slices along {how.axis} for a factor of {how.factor}",
+            reason="too-few-slices",
+            found=side,
+            expected=f"at least {(FEWEST_SLICES - 1) * how.factor + 1}",
+        )
+    return count
+
+
 def _onto_thick(fine: Geometry, how: Degradation) -> tuple[NDArray[np.float64], int]:
     """Return ``D`` for a grid, and how many fine slices its first thick one reaches beyond it."""
     axis, backwards = storage_axis(fine, how.axis)
     side, factor = fine.shape[axis], how.factor
-    count = math.ceil(side / factor)
-    if count < FEWEST_SLICES:
-        raise VolumeError(
-            f"the volume has too few slices along {how.axis} for a factor of {factor}",
-            reason="too-few-slices",
-            found=side,
-            expected=f"at least {(FEWEST_SLICES - 1) * factor + 1}",
-        )
+    count = check_slices(fine, how)
     more = count * factor - side
     before = more - more // 2 if backwards else more // 2  # the same in the world, whichever way slices are stored
     return profile_weights(side, factor, before, how.profile), before

@@ -7,13 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from chiasm.cohorts.cases import Case, Cohort, Problem, Regions
+from chiasm.cohorts.cases import Cohort, Problem
 from chiasm.cohorts.dicom_folders import Selection
-from chiasm.cohorts.images import read_case_image, read_case_labels
-from chiasm.cohorts.labels import read_label_map, region_volumes
+from chiasm.cohorts.examination import ExaminedCase, examine_case
 from chiasm.cohorts.layouts import count_modalities, find_cohort, select_cases, volumes_below
-from chiasm.errors import VolumeError
-from chiasm.volumes import Volume, check_pair
+from chiasm.recipe import Data
 
 Progress = Callable[[int, int, str], None]
 
@@ -140,48 +138,21 @@ def _inspect(
 ) -> tuple[list[CaseSummary], list[Problem]]:
     wanted = [*sources, *([] if target is None else [target])]
     chosen = select_cases(cohort, wanted, None) if wanted else cohort
+    pair = sources and target is not None and target not in sources
+    data = Data(sources=tuple(dict.fromkeys(sources)), target=str(target)) if pair else None
     summaries, problems = [], list(chosen.problems)
     for index, case in enumerate(chosen.cases):
         if progress is not None:
             progress(index, len(chosen.cases), case.id)
-        summary, found = examine_case(case, wanted or list(case.images), cohort.regions)
-        summaries.append(summary)
-        problems += found
+        examined = examine_case(case, wanted or list(case.images), cohort.regions, data)
+        summaries.append(_summary(examined))
+        problems += examined.problems
     if progress is not None:
         progress(len(chosen.cases), len(chosen.cases), "")
     return summaries, problems
 
 
-def examine_case(case: Case, modalities: Sequence[str], regions: Regions) -> tuple[CaseSummary, list[Problem]]:
-    """Read a case's images, mask and labels, and compare each with the first that can be read.
-
-    Args:
-        case: The case.
-        modalities: Which of its images to read.
-        regions: Region name to label values; labels with other values are a problem.
-    """
-    problems: list[Problem] = []
-    first: Volume | None = None
-    first_name = ""
-    regions_ml: dict[str, float] = {}
-    files = [(name, case.images[name]) for name in modalities] + [("mask", case.mask), ("labels", case.labels)]
-    for name, path in files:
-        if path is None:
-            continue
-        is_labels = name in ("mask", "labels")
-        try:
-            if name == "labels":
-                volume = read_label_map(case, regions)
-            else:
-                volume = read_case_labels(case, path) if is_labels else read_case_image(case, name)
-            if name == "labels":
-                regions_ml = region_volumes(volume, regions)
-            if first is None and not is_labels:
-                first, first_name = volume, name
-            elif first is not None:
-                check_pair(first, volume, a_name=first_name, b_name=name, labels=is_labels)
-        except VolumeError as error:
-            problems.append(Problem(error.path or path, error.reason, f"case {case.id}, {name}: {error}", case.id))
-    grid = None if first is None else first.geometry
-    shape, spacing = (None, None) if grid is None else (grid.shape, grid.spacing_mm)
-    return CaseSummary(case.id, case.subject, case.site, tuple(case.images), shape, spacing, regions_ml), problems
+def _summary(examined: ExaminedCase) -> CaseSummary:
+    case, first = examined.case, next(iter(examined.images.values()), None)
+    shape, spacing = (None, None) if first is None else (first.geometry.shape, first.geometry.spacing_mm)
+    return CaseSummary(case.id, case.subject, case.site, tuple(case.images), shape, spacing, examined.regions_ml)

@@ -20,7 +20,8 @@ from pydantic import TypeAdapter, ValidationError
 from chiasm.cohorts.bias import UNSHADED
 from chiasm.cohorts.cases import Case, Cohort, Problem
 from chiasm.cohorts.degradation import Axis, Degradation
-from chiasm.cohorts.fingerprint import MOST_CASES, Fingerprint, Progress, fingerprint
+from chiasm.cohorts.examination import check_contrast
+from chiasm.cohorts.fingerprint import MOST_CASES, CaseFacts, Fingerprint, Progress, fingerprint, terms_of
 from chiasm.cohorts.intensity import (
     FEWEST_CASES,
     IntensityMap,
@@ -268,6 +269,7 @@ def make_plan(
     *,
     needs: PatchNeeds | None = None,
     moved_mm: Mapping[str, float] | None = None,
+    examined: Mapping[str, CaseFacts] | None = None,
 ) -> Plan:
     """Choose how to prepare and train, from training cases alone.
 
@@ -278,6 +280,7 @@ def make_plan(
         progress: Called with cases read, all cases, the next case's id.
         needs: Of networks that are not this project's own, which the recipe's widths describe.
         moved_mm: Case id to how far its images were moved, where they were registered.
+        examined: Case id to what examination noted, of cases that need not be read again.
 
     Returns:
         The plan; what it will cost is not known yet.
@@ -291,17 +294,10 @@ def make_plan(
     if missing := [name for name in train_ids if name not in cases]:
         raise ValueError(f"the cohort has no case {', '.join(missing)}")
     data, reasons = recipe.data, dict[str, str]()
-    degradation = degradation_of(recipe)
-    seen = fingerprint(
-        [cases[name] for name in train_ids],
-        data.sources,
-        data.target,
-        progress,
-        degradation=degradation,
-        correction=data.bias_correction,
-        forced=None if data.mask == "auto" else data.mask,
-        window_hu=data.window_hu if data.sources[0] == "ct" else None,
-    )
+    terms = terms_of(data)
+    degradation = terms.degradation
+    learning = [cases[name] for name in train_ids]
+    seen = fingerprint(learning, data.sources, data.target, progress, terms=terms, examined=examined)
     seen = _without_constants(recipe, seen, cases)
     reasons["trained_on"] = f"{len(train_ids)} training cases" + (
         f", of which {MOST_CASES} evenly spread ones were read" if len(train_ids) > MOST_CASES else ""
@@ -410,14 +406,6 @@ def fit_tables(pooled: Sequence[NDArray[np.float32]]) -> Tables:
         "input_sd": tuple(float(values.std()) for values in pooled),
         "target_sd": float(pooled[-1].std()),
     }
-
-
-def degradation_of(recipe: Recipe) -> Degradation | None:
-    """Return the thick slices that a recipe asks for; None for synthesis."""
-    data = recipe.data
-    if data.task == "synthesis":
-        return None
-    return Degradation(data.factor, data.axis, data.slice_profile, data.noise)
 
 
 def across(degradation: Degradation) -> int:
@@ -543,16 +531,14 @@ def has_gpu(accelerator: str) -> bool:
 def _without_constants(recipe: Recipe, seen: Fingerprint, cases: Mapping[str, Case]) -> Fingerprint:
     """Leave out, by name, cases in which an image is nearly constant inside the mask, so that no map fits it."""
     usable, problems = [], [*seen.problems]
-    strictest: Kind = "median_iqr" if recipe.data.intensity == "auto" else recipe.data.intensity
-    for case in seen.cases:
-        name = ""
+    names = (*recipe.data.sources, recipe.data.target)
+    for facts in seen.cases:
         try:
-            for name, values in zip((*recipe.data.sources, recipe.data.target), case.samples):
-                fit_intensity(_clipped(values, name, recipe), None, "zscore" if name == "ct" else strictest)
-            usable.append(case)
+            check_contrast(cases[facts.id], dict(zip(names, facts.samples)), recipe.data)
+            usable.append(facts)
         except VolumeError as error:
-            path = cases[case.id].images[name]
-            problems.append(Problem(path, error.reason, f"case {case.id}: {path}: {error}", case.id))
+            path = error.path or next(iter(cases[facts.id].images.values()))
+            problems.append(Problem(path, error.reason, f"case {facts.id}: {error}", facts.id))
     if not usable:
         raise CohortError(f"no training case can be used; the first: {problems[0].message}", reason="no-usable-case")
     return Fingerprint(tuple(usable), seen.mask_rule, tuple(problems))

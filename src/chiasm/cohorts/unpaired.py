@@ -3,78 +3,55 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
-from typing import NamedTuple
 
-from chiasm.cohorts.cases import Case, Cohort, Problem, Regions, Side, side_alone
-from chiasm.cohorts.duplicates import Thumbnail, find_near_duplicates, thumbnail
-from chiasm.cohorts.images import read_case_image
-from chiasm.cohorts.labels import usable_labels
-from chiasm.cohorts.splits import find_duplicates, voxel_hash
-from chiasm.errors import CohortError, VolumeError
-from chiasm.volumes import Volume, check_pair
-
-
-class Checked(NamedTuple):
-    """What reading a case's images tells beside that they can be used.
-
-    Attributes:
-        voxels: The `voxel_hash` of the first.
-        thumbnails: Modality to `thumbnail`; images that were made are not among them.
-    """
-
-    voxels: str
-    thumbnails: Mapping[str, Thumbnail]
+from chiasm.cohorts.cases import Case, Cohort, Problem, Side, side_alone
+from chiasm.cohorts.duplicates import find_near_duplicates
+from chiasm.cohorts.examination import ExaminedCase, examine_case
+from chiasm.cohorts.splits import find_duplicates
+from chiasm.errors import CohortError
+from chiasm.recipe import Data
 
 
 def find_unpaired(
     cohort: Cohort,
-    sources: Sequence[str],
-    target: str,
+    data: Data,
     *,
-    held_out: Collection[str],
+    held_out: Mapping[str, ExaminedCase],
     elsewhere: Collection[str] | None = None,
 ) -> tuple[list[Case], list[Problem]]:
     """Find the cases that have one side of a pair alone and may be learnt from.
 
     Args:
         cohort: As found, before cases that lack a modality were left out.
-        sources: Modalities that go in.
-        target: The modality that comes out.
-        held_out: Ids of the cases that validate or test; neither their subjects nor their voxels are learnt from.
+        data: Names sources and target, and says what a training asks of images.
+        held_out: The cases that validate or test, by id; neither their subjects nor their voxels are learnt from.
         elsewhere: Sites that may be learnt from, where folds go by site; None: all, and cases without one.
 
     Returns:
-        The cases whose images can be read, in the order of their ids, and a problem for each other.
+        The cases whose images can be used, in the order of their ids, and a problem for each other.
 
     Raises:
         CohortError: If one holds the voxels of a case of `held_out`.
     """
     kept_away = {case.subject for case in cohort.cases if case.id in held_out}
-    seen: dict[Side, dict[str, Checked]] = {"source": {}, "target": {}}
-    alone: list[Case] = []
+    sides: Mapping[Side, Sequence[str]] = {"source": data.sources, "target": [data.target]}
+    seen: dict[Side, dict[str, ExaminedCase]] = {"source": {}, "target": {}}
     problems: list[Problem] = []
     for case in sorted(cohort.cases, key=lambda case: case.id):
-        side = side_alone(case, sources, target)
+        side = side_alone(case, data.sources, data.target)
         if side is None or case.subject in kept_away or case.split not in (None, "train"):
             continue
         if elsewhere is not None and case.site not in elsewhere:
             continue
-        try:
-            names = sources if side == "source" else [target]
-            seen[side][case.id], spoiled = check_case(case, names, cohort.regions)
-        except VolumeError as error:
-            path = error.path or next(iter(case.images.values()))
-            problems.append(Problem(path, error.reason, f"case {case.id}: {error}", case.id))
-            continue
-        alone.append(case if spoiled is None else replace(case, labels=None))
-        problems += [] if spoiled is None else [spoiled]
-    people = [case for case in cohort.cases if case.id in held_out]
-    sides: Mapping[Side, Sequence[str]] = {"source": sources, "target": [target]}
-    for one, names in sides.items():
-        if seen[one]:
-            refuse_duplicates({**seen[one], **{case.id: check_images(case, names) for case in people}}, cohort)
-    return alone, problems
+        examined = examine_case(case, sides[side], cohort.regions, data)
+        problems += examined.problems
+        if examined.is_usable:
+            seen[side][case.id] = examined
+    for side, names in sides.items():
+        if seen[side]:
+            refuse_duplicates({**seen[side], **held_out}, cohort, names)
+    alone = {**seen["source"], **seen["target"]}
+    return [alone[name].case for name in sorted(alone)], problems
 
 
 def tell_unpaired(cases: Sequence[Case], sources: Sequence[str], target: str) -> str:
@@ -89,17 +66,18 @@ def tell_unpaired(cases: Sequence[Case], sources: Sequence[str], target: str) ->
     return "; ".join(f"{name} of {', '.join(of)}" for name, of in named.items() if of)
 
 
-def refuse_duplicates(checked: Mapping[str, Checked], cohort: Cohort) -> None:
+def refuse_duplicates(examined: Mapping[str, ExaminedCase], cohort: Cohort, names: Sequence[str]) -> None:
     """Refuse the same voxels, or the same scan that was stored again, under two subjects.
 
     Args:
-        checked: Case id to what `check_images` returned.
+        examined: Case id to what was found of it.
         cohort: Its cases tell the subjects.
+        names: Modalities that all of these cases have; the voxels of the first are compared.
 
     Raises:
         CohortError: Naming every two such cases.
     """
-    if twins := find_duplicates({name: one.voxels for name, one in checked.items()}, cohort.cases):
+    if twins := find_duplicates({name: one.images[names[0]].voxels for name, one in examined.items()}, cohort.cases):
         pairs = ", ".join(f"{a} = {b}" for a, b in twins)
         raise CohortError(
             f"the same voxels stand under different subjects: {pairs}",
@@ -108,15 +86,15 @@ def refuse_duplicates(checked: Mapping[str, Checked], cohort: Cohort) -> None:
             hint="Remove one of each, or give both the same subject in a manifest.",
         )
     subjects = {case.id: case.subject for case in cohort.cases}
-    roles = sorted({role for one in checked.values() for role in one.thumbnails})
-    alike = [
-        f"{role} of {a} and of {b} (correlation {correlation:.3f})"
-        for role in roles
-        for a, b, correlation in find_near_duplicates(
-            {name: one.thumbnails[role] for name, one in checked.items() if role in one.thumbnails}
-        )
-        if subjects[a] != subjects[b]
-    ]
+    alike = []
+    for role in names:
+        views = {name: one.images[role].thumbnail for name, one in examined.items()}
+        found = find_near_duplicates({name: view for name, view in views.items() if view is not None})
+        alike += [
+            f"{role} of {a} and of {b} (correlation {correlation:.3f})"
+            for a, b, correlation in found
+            if subjects[a] != subjects[b]
+        ]
     if alike:
         raise CohortError(
             f"one scan seems to stand under different subjects: {', '.join(alike)}",
@@ -124,36 +102,3 @@ def refuse_duplicates(checked: Mapping[str, Checked], cohort: Cohort) -> None:
             reason="near-duplicate",
             hint="Look at both. Remove one, or give both the same subject in a manifest, so that they stay together.",
         )
-
-
-def check_images(case: Case, names: Sequence[str]) -> Checked:
-    """Read images of a case, which must lie on one grid.
-
-    Raises:
-        VolumeError: If one cannot be read, or lies elsewhere.
-    """
-    return _checked(case, names)[0]
-
-
-def check_case(case: Case, names: Sequence[str], regions: Regions) -> tuple[Checked, Problem | None]:
-    """Do as `check_images`, and say what keeps the case's labels from being used.
-
-    Args:
-        case: With or without labels.
-        names: Of the images.
-        regions: Region name to label values.
-
-    Raises:
-        VolumeError: As `check_images`.
-    """
-    checked, first = _checked(case, names)
-    return checked, usable_labels(case, regions, first, names[0])[1]
-
-
-def _checked(case: Case, names: Sequence[str]) -> tuple[Checked, Volume]:
-    """Read and check images; return the first of them too."""
-    volumes = [read_case_image(case, name) for name in names]
-    for other, name in zip(volumes[1:], names[1:]):
-        check_pair(volumes[0], other, a_name=names[0], b_name=name)
-    views = {name: thumbnail(one) for name, one in zip(names, volumes, strict=True) if name not in case.synthetic}
-    return Checked(voxel_hash(volumes[0].array), views), volumes[0]

@@ -21,6 +21,7 @@ import numpy as np
 
 from chiasm.cohorts.cases import Case, Cohort, Problem, reading_of, with_reading
 from chiasm.cohorts.dicom_folders import Selection
+from chiasm.cohorts.examination import ExaminedCohort, examine_cohort
 from chiasm.cohorts.layouts import find_cohort, select_cases
 from chiasm.cohorts.pairing import Together, align_cohort, tell_movement
 from chiasm.cohorts.planning import FITTED, Plan, make_plan, read_plan, write_plan
@@ -35,8 +36,8 @@ from chiasm.cohorts.splits import (
     sites_of,
     write_splits,
 )
-from chiasm.cohorts.unpaired import Checked, check_case, find_unpaired, refuse_duplicates, tell_unpaired
-from chiasm.errors import CohortError, RunError, VolumeError
+from chiasm.cohorts.unpaired import find_unpaired, refuse_duplicates, tell_unpaired
+from chiasm.errors import CohortError, RunError
 from chiasm.prediction.baselines import CARD, TENSORS, fit_baselines, save_baselines
 from chiasm.prediction.calibration import fit_calibration
 from chiasm.prediction.engines import Engine, pick_precision
@@ -113,11 +114,12 @@ def _plan(found: Cohort, recipe: Recipe, folder: Path, say: Say, cache: Path | N
         say(f"of these {made_up} with images that were made, not acquired")
     together = _bring_together(cohort, recipe, registered_in(folder, recipe, cache), say)
     cohort = together.cohort
-    usable, checked, problems = screen(cohort, recipe)
-    problems = [*together.problems, *problems]
+    examined = examine_cohort(cohort, recipe.data)
+    usable = examined.cohort.cases
+    problems = [*together.problems, *examined.problems]
     for problem in problems:
         say(f"left out: {problem.message}")
-    refuse_duplicates(checked, replace(cohort, cases=tuple(usable)))
+    refuse_duplicates(examined.cases, examined.cohort, tuple(dict.fromkeys((*recipe.data.sources, recipe.data.target))))
     settings = recipe.split
     shares = {"validation": settings.validation, "sealed": settings.sealed}
     if settings.by == "site":
@@ -146,7 +148,7 @@ def _plan(found: Cohort, recipe: Recipe, folder: Path, say: Say, cache: Path | N
             hint="Start a new run with another -o, or bring the data back as it was.",
         )
     say("split by subject: " + ", ".join(f"{len(names)} {role}" for role in ROLES if (names := getattr(split, role))))
-    alone, unreadable = _find_unpaired(found, recipe, split, usable, say)
+    alone, unreadable = _find_unpaired(found, recipe, split, examined, say)
     unpaired = (*(name for name in split.train if name not in paired), *(case.id for case in alone))
     unpaired = unpaired if recipe.optimiser.kind == "admm" else ()
     served = {case.id for case in alone}
@@ -165,30 +167,35 @@ def _plan(found: Cohort, recipe: Recipe, folder: Path, say: Say, cache: Path | N
                 hint="Start a new run with another -o, or bring the data back as it was.",
             )
     else:
-        plan = make_plan(recipe, usable_cohort, paired, needs=patch_needs(recipe), moved_mm=together.moved_mm)
+        facts = {name: one.facts for name, one in examined.cases.items() if one.facts is not None}
+        plan = make_plan(
+            recipe, usable_cohort, paired, needs=patch_needs(recipe), moved_mm=together.moved_mm, examined=facts
+        )
         plan = replace(plan, expected=estimate_cost(recipe, plan), unpaired=unpaired)
     write_recipe(folder / "recipe.toml", recipe)  # from here on the folder is this recipe's
-    write_splits(path, split, {name: one.voxels for name, one in checked.items()}, usable)
+    hashes = {name: one.images[recipe.data.sources[0]].voxels for name, one in examined.cases.items()}
+    write_splits(path, split, hashes, usable)
     if not made:
         write_plan(folder / "plan.toml", plan)
     return Run(folder, plan, split, usable_cohort.problems), usable_cohort
 
 
 def _find_unpaired(
-    found: Cohort, recipe: Recipe, split: Split, usable: Sequence[Case], say: Say
+    found: Cohort, recipe: Recipe, split: Split, examined: ExaminedCohort, say: Say
 ) -> tuple[list[Case], list[Problem]]:
     """Find the cases of which one side is there, for the method that learns from such; none for all others."""
     if recipe.optimiser.kind != "admm":
         return [], []
-    sources, target = recipe.data.sources, recipe.data.target
-    held_out = {*split.validation, *split.test, *split.sealed}
+    usable = examined.cohort.cases
+    held_out = {name: examined.cases[name] for name in (*split.validation, *split.test, *split.sealed)}
     tested = {case.site for case in usable if case.id in split.test}
     elsewhere = {case.site for case in usable if case.site} - tested if recipe.split.by == "site" else None
-    alone, unreadable = find_unpaired(found, sources, target, held_out=held_out, elsewhere=elsewhere)
+    alone, unreadable = find_unpaired(found, recipe.data, held_out=held_out, elsewhere=elsewhere)
     for problem in unreadable:
         say(f"left out: {problem.message}")
     if alone:
-        say(f"{len(alone)} images serve without a partner: {tell_unpaired(alone, sources, target)}")
+        told = tell_unpaired(alone, recipe.data.sources, recipe.data.target)
+        say(f"{len(alone)} images serve without a partner: {told}")
     return alone, unreadable
 
 
@@ -384,36 +391,6 @@ def finish(learner: AnyLearner, model: Model, validation: Sequence[PreparedCase]
     save_model(folder / "model", model, {path.name: path for path in extras})
     shutil.rmtree(folder / "baselines")
     say(f"model: {folder / 'model'}")
-
-
-def screen(cohort: Cohort, recipe: Recipe) -> tuple[list[Case], dict[str, Checked], list[Problem]]:
-    """Read every pair once: which cases are usable, what their images tell, what is wrong with the others.
-
-    A case whose labels alone cannot be used is usable without them.
-
-    Raises:
-        CohortError: If none is usable.
-    """
-    usable: list[Case] = []
-    checked: dict[str, Checked] = {}
-    problems: list[Problem] = []
-    for case in cohort.cases:
-        try:
-            names = tuple(dict.fromkeys((*recipe.data.sources, recipe.data.target)))
-            checked[case.id], spoiled = check_case(case, names, cohort.regions)
-        except VolumeError as error:
-            path = error.path or next(iter(case.images.values()))
-            problems.append(Problem(path, error.reason, f"case {case.id}: {error}", case.id))
-            continue
-        usable.append(case if spoiled is None else replace(case, labels=None))
-        problems += [] if spoiled is None else [spoiled]
-    if not usable:
-        raise CohortError(
-            f"none of its {len(cohort.cases)} cases can be used; the first: {problems[0].message}",
-            path=cohort.root,
-            reason="no-usable-case",
-        )
-    return usable, checked, problems
 
 
 def paired_names(recipe: Recipe, split: Split) -> tuple[str, ...]:
