@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from chiasm.cohorts.cases import Cohort
+from chiasm.cohorts.examination import examine_case
 from chiasm.cohorts.planning import Plan, make_plan
 from chiasm.cohorts.preparation import PreparedCase, prepare_case
 from chiasm.cohorts.splits import Split
@@ -20,7 +21,7 @@ from chiasm.evidence.jobs import Study, _warm_ups, find_cases, list_jobs
 from chiasm.networks.sparse_coding import SparseCoder
 from chiasm.prediction.baselines import load_baselines
 from chiasm.prediction.folders import load
-from chiasm.recipe import Recipe, make_recipe
+from chiasm.recipe import Data, Recipe, make_recipe
 from chiasm.training.coding import CodingLearner, deal_roles, draw_examples
 from chiasm.training.cost import estimate_cost
 from chiasm.training.loop import learn, make_fabric
@@ -236,10 +237,12 @@ def test_subjects_and_sites_that_are_tested_lend_no_image(tmp_path: Path) -> Non
     afar = replace(second, images={"t1": second.images["t1"]}, site="there")
     fixed = replace(third, images={"t2": third.images["t2"]}, split="test")
     cohort = Cohort(tmp_path, "synthetic", (visit, afar, fixed, tested))
-    assert only and find_unpaired(cohort, ["t1"], "t2", held_out=[tested.id])[0] == [afar]
-    assert find_unpaired(cohort, ["t1"], "t2", held_out=[tested.id], elsewhere=["here"])[0] == []
+    data = Data(sources=("t1",), target="t2")
+    held_out = {tested.id: examine_case(tested, ["t1", "t2"], {}, data)}
+    assert only and find_unpaired(cohort, data, held_out=held_out)[0] == [afar]
+    assert find_unpaired(cohort, data, held_out=held_out, elsewhere=["here"])[0] == []
     afar.images["t1"].write_bytes(b"no volume")
-    found, problems = find_unpaired(cohort, ["t1"], "t2", held_out=[tested.id])
+    found, problems = find_unpaired(cohort, data, held_out=held_out)
     assert found == [] and [problem.case for problem in problems] == [afar.id]
 
 
