@@ -335,6 +335,9 @@ def test_an_evaluation_reads_back_as_it_was_written(tmp_path: Path) -> None:
     stored = json.loads((tmp_path / "evaluation.json").read_text())["rows"]
     assert [entry["value"] for entry in stored[-2:]] == ["inf", None]
     assert stored[0]["value"] == rows[0].value and stored[0]["region"] == "mask"
+    told = row(1.0)._replace(convention="; ".join(["range -1 to 2.5"] * 20))  # longer than a name may be
+    write_evaluation(tmp_path, [told])
+    assert read_evaluation(tmp_path) == [told]
 
 
 def test_a_file_that_is_no_evaluation_or_a_damaged_one_is_refused(tmp_path: Path) -> None:

@@ -519,7 +519,8 @@ def read_evaluation(path: Path) -> list[Row]:
         raise RunError("cannot be read", path=file, reason="unreadable", found=error.strerror) from error
     except (ValueError, csv.Error) as error:
         raise RunError("is damaged", path=file, reason="damaged", found=error) from error
-    words = {word for row in rows for word in (row.case, row.method, row.region, row.metric, row.unit, row.convention)}
+    words = {word for row in rows for word in (row.case, row.method, row.region, row.metric, row.unit)}
+    words |= {part for row in rows for part in row.convention.split("; ")}  # sentences, longer than a name may be
     if strange := sorted(word for word in words if word and not is_plain(word)):
         raise RunError(
             "holds a word that no table may hold", path=file, reason="unsafe-id", found=shortened(strange[0])
