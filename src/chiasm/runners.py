@@ -54,6 +54,11 @@ class Lost(Generic[Job]):
     cause: str
     again: bool = False
 
+    @property
+    def may_lack_memory(self) -> bool:
+        """Whether memory may have run out: a process that leaves by itself does so with an exit code."""
+        return "exit code" not in self.cause
+
     def __str__(self) -> str:
         return f"its worker was lost{'' if self.again else ' twice'}: {self.cause}"
 
@@ -295,22 +300,7 @@ def ray(
         return _attempt(work, job)
 
     remote = cluster.remote(num_cpus=asked.num_cpus, num_gpus=asked.num_gpus, max_retries=0)(call)
-
-    def once(some: Sequence[Job], _last: bool) -> Reports[Outcome, Job]:
-        waiting = {remote.remote(job): job for job in some}
-        while waiting:
-            (ready, *_), _ = cluster.wait(list(waiting))
-            job = waiting.pop(ready)
-            try:
-                outcome = cluster.get(ready)
-            except cluster.exceptions.RayTaskError as error:
-                raise error.cause from error
-            except cluster.exceptions.RayError as error:
-                yield Lost(job, f"Ray reports: {str(error).strip().split('. ')[0]}")
-            else:
-                yield _unwrapped(outcome)
-
-    reports: Iterator[Outcome | Lost[Job]] = _twice(jobs, once)
+    reports: Iterator[Outcome | Lost[Job]] = _twice(jobs, lambda some, _last: _on_ray(some, remote))
     try:
         if started and "RAY_ADDRESS" not in os.environ:  # a cluster may grow, this machine does not
             _check_offered(asked, cluster.cluster_resources())
@@ -318,6 +308,24 @@ def ray(
     finally:
         if started:
             cluster.shutdown()
+
+
+def _on_ray(jobs: Sequence[Job], remote: Any) -> Reports[Any, Job]:
+    """Submit jobs to a Ray cluster and yield what came of each."""
+    import ray as cluster
+
+    waiting = {remote.remote(job): job for job in jobs}
+    while waiting:
+        (ready, *_), _ = cluster.wait(list(waiting))
+        job = waiting.pop(ready)
+        try:
+            outcome = cluster.get(ready)
+        except cluster.exceptions.RayTaskError as error:
+            raise error.cause from error
+        except cluster.exceptions.RayError as error:
+            yield Lost(job, f"Ray reports: {str(error).strip().split('. ')[0]}")
+        else:
+            yield _unwrapped(outcome)
 
 
 def _check_offered(asked: Ray, offered: Mapping[str, float]) -> None:

@@ -192,7 +192,8 @@ def _for_slurm(study: Study) -> Slurm:
 
 
 def _lost_for_good(lost: Lost[Job]) -> Outcome:
-    return Outcome(lost.job.key, lost.job.name, f"{lost}. {LESS_MEMORY}")
+    hint = f" {LESS_MEMORY}" if lost.may_lack_memory else ""
+    return Outcome(lost.job.key, lost.job.name, f"{lost}.{hint}")
 
 
 def _read(path: Path, reading: Reading) -> Study:

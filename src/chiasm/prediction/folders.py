@@ -327,8 +327,8 @@ class _Progressing:
 
 
 def _lost_for_good(lost: Lost[Case], source: str) -> Problem:
-    case = lost.job
-    return Problem(case.images[source], "lost", f"case {case.id}: {lost}. A machine with more memory may do.", case.id)
+    case, hint = lost.job, " A machine with more memory may do." if lost.may_lack_memory else ""
+    return Problem(case.images[source], "lost", f"case {case.id}: {lost}.{hint}", case.id)
 
 
 def find_inputs(
