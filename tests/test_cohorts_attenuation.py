@@ -12,7 +12,8 @@ import SimpleITK as sitk
 from scipy.ndimage import gaussian_filter
 
 from chiasm.cli import main
-from chiasm.cohorts.attenuation import BONE, attenuation, check_hu, mumap, to_pet_grid
+from chiasm.cohorts.attenuation import BONE, attenuation, mumap, to_pet_grid
+from chiasm.cohorts.hounsfield import check_hu
 from chiasm.errors import RecipeError, VolumeError
 from chiasm.volumes import Geometry, Volume, grid_with_spacing, read_volume, write_volume
 
@@ -187,7 +188,7 @@ def test_what_is_not_in_hounsfield_units_is_refused_by_file(tmp_path: Path, spoi
     check_hu(head())
     check_hu(head() + np.random.default_rng(0).normal(0, 60, head().shape))  # noise is no offence
     write_volume(tmp_path / "ct.nii.gz", spoilt(head()), GRID)
-    with pytest.raises(VolumeError, match=r"ct.nii.gz: is not in Hounsfield units: it holds no (air|soft tissue)"):
+    with pytest.raises(VolumeError, match=r"ct\.nii\.gz: is not in Hounsfield units"):
         mumap(tmp_path / "ct.nii.gz", tmp_path / "mu.nii.gz")
     assert not (tmp_path / "mu.nii.gz").exists()
 

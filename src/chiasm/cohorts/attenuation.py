@@ -24,7 +24,7 @@ Departure: we bend where the two lines cross, not at the rounded break point.
 There the published curve steps by up to 2.2e-5 1/cm, downwards at some voltages.
 
 A CT that is not in Hounsfield units gives a map that is wrong and looks right:
-`check_hu` refuses one in which there is no air.
+`check_hu` refuses it, and `check_air` one without air around the body.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from chiasm.cohorts.hounsfield import AIR_HU, FEWEST, check_hu
 from chiasm.errors import RecipeError, VolumeError, unknown
 from chiasm.storage import prepare_file
 from chiasm.volumes import Geometry, Reading, Volume, grid_with_spacing, read_volume, resample, write_volume
@@ -50,9 +51,6 @@ WATER = 9.6e-5
 
 USUAL_KVP = 120
 FWHM_MM = 5.0  # of whole-body PET scanners in clinical use: our choice, `--fwhm` says otherwise
-AIR_HU = (-1100.0, -200.0)  # air, lung, and what noise and partial volume make of them
-SOFT_HU = (-200.0, 300.0)
-FEWEST = 1e-3  # share of the voxels that must be air, and likewise soft tissue
 CT_HU = (-1024.0, 3071.0)  # what 12 bits hold: below lies padding, above metal
 
 
@@ -139,6 +137,7 @@ def mumap(
     scan = read_volume(ct, reading=reading, series=series)
     try:
         check_hu(scan.array)
+        check_air(scan.array)
     except VolumeError as error:
         raise VolumeError(
             error.what, path=ct, reason=error.reason, found=error.found, expected=error.expected, hint=error.hint
@@ -168,28 +167,23 @@ def mumap(
     return made
 
 
-def check_hu(array: NDArray[np.floating]) -> None:
-    """Refuse intensities that cannot be Hounsfield units of a body in air.
-
-    Air is looked for, since every other unit lacks it: what was normalised,
-    rescaled to grey values, or stored with its offset of 1024 left in.
+def check_air(array: NDArray[np.floating]) -> None:
+    """Refuse a CT whose surroundings would not count as air: cut out on zeros, which are water.
 
     Args:
-        array: Of a CT, any shape.
+        array: Hounsfield units of a body, any shape.
 
     Raises:
-        VolumeError: If less than one voxel in a thousand is air, or soft tissue.
+        VolumeError: If less than one voxel in a thousand is air, or padding below it.
     """
-    for name, (low, high) in {"air": AIR_HU, "soft tissue": SOFT_HU}.items():
-        if np.count_nonzero((array >= low) & (array <= high)) < FEWEST * array.size:
-            raise VolumeError(
-                f"is not in Hounsfield units: it holds no {name}",
-                reason="not-hu",
-                found=f"intensities from {float(array.min()):.4g} to {float(array.max()):.4g}",
-                expected=f"at least {100 * FEWEST:g} % of the voxels within {low:g} to {high:g} HU",
-                hint="Give the CT as it was reconstructed, with its rescale slope and intercept applied; "
-                "air is -1000 HU, water 0.",
-            )
+    if np.count_nonzero(array <= AIR_HU[1]) < FEWEST * array.size:
+        raise VolumeError(
+            "is not in Hounsfield units of a body in air: it holds no air",
+            reason="not-hu",
+            found=f"intensities from {float(array.min()):.4g} to {float(array.max()):.4g}",
+            expected=f"at least {100 * FEWEST:g} % of the voxels at {AIR_HU[1]:g} HU or below",
+            hint="Give the CT as it was reconstructed, with its air around the body.",
+        )
 
 
 def attenuation(hu: ArrayLike, kvp: int = USUAL_KVP) -> NDArray[np.float32]:

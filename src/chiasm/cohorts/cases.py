@@ -123,7 +123,7 @@ def with_reading(cohort: Cohort, reading: Reading) -> Cohort:
 def reading_of(data: Data) -> Reading:
     """Return what a recipe assumes of files whose headers leave a question open."""
     form = None if data.form == "none" else data.form
-    return Reading(form, data.assume_ras, data.resample, data.resample_tilt)
+    return Reading(form, data.assume_ras, data.resample, data.resample_tilt, data.ct_offset)
 
 
 def side_alone(case: Case, sources: Sequence[str], target: str) -> Side | None:

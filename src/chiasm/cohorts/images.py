@@ -3,22 +3,59 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from chiasm.cohorts.cases import Case
-from chiasm.volumes import Volume, read_volume
+from chiasm.cohorts.hounsfield import check_hu
+from chiasm.errors import VolumeError
+from chiasm.volumes import Reading, Volume, read_volume
 
 
 def read_case_image(case: Case, modality: str) -> Volume:
-    """Read an image of a case.
+    """Read an image of a case; CT in Hounsfield units.
 
     Args:
         case: Has it; its `reading` says what is assumed of the file.
         modality: Which.
 
     Raises:
-        VolumeError: If the file cannot be read, or is no image as it should be.
+        VolumeError: If the file cannot be read, is no image as it should be, or CT is not in Hounsfield units.
     """
-    return read_volume(case.images[modality], reading=case.reading)
+    return read_image(case.images[modality], modality, case.reading, made=modality in case.synthetic)
+
+
+def read_image(path: Path, modality: str, reading: Reading, *, made: bool = False) -> Volume:
+    """Read an image of a modality; CT in Hounsfield units.
+
+    Args:
+        path: The file.
+        modality: What it shows.
+        reading: What is assumed of the file.
+        made: Whether a model made it: then it has no offset.
+
+    Raises:
+        VolumeError: If the file cannot be read, is no image as it should be, or CT is not in Hounsfield units.
+    """
+    volume = read_volume(path, reading=reading)
+    if modality != "ct":
+        return volume
+    if reading.ct_offset and not made:
+        volume = Volume(volume.array + np.float32(reading.ct_offset), volume.geometry)
+    try:
+        check_hu(volume.array)
+    except VolumeError as error:
+        error.path = path
+        raise
+    return volume
+
+
+def stored(array: NDArray[Any], case: Case, modality: str) -> NDArray[Any]:
+    """Return an image of a case as a file of the case holds it, which `read_case_image` will read again."""
+    offset = case.reading.ct_offset if modality == "ct" and modality not in case.synthetic else 0.0
+    return array - np.float32(offset) if offset else array
 
 
 def read_case_labels(case: Case, path: Path) -> Volume:

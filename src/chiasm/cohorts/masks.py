@@ -64,7 +64,7 @@ class Surroundings(NamedTuple):
 
 def constant_background(array: NDArray[Any]) -> float | None:
     """Return the value that at least half of the voxels on the six faces share, or None."""
-    return _face_value(array, PADDED)
+    return face_value(array, PADDED)
 
 
 def look_around(array: NDArray[Any], *, is_ct: bool = False) -> Surroundings:
@@ -78,7 +78,7 @@ def look_around(array: NDArray[Any], *, is_ct: bool = False) -> Surroundings:
         is_ct: Whether intensities are Hounsfield units.
     """
     background = constant_background(array)
-    padding = _face_value(array, PARTLY_PADDED) if background is None else background
+    padding = face_value(array, PARTLY_PADDED) if background is None else background
     coarse = array[tuple(slice(None, None, -(-size // COARSE_VOXELS)) for size in array.shape)].astype(np.float32)
     contents = np.ones(coarse.shape, bool) if padding is None else _filled(coarse != np.float32(padding))
     if not contents.any():
@@ -195,8 +195,8 @@ def _in_window(array: NDArray[Any], window_hu: Window | None) -> NDArray[Any]:
     return array if window_hu is None else np.clip(array, *window_hu)
 
 
-def _face_value(array: NDArray[Any], least_share: float) -> float | None:
-    """Return the most frequent value on the six faces, if so large a share of their voxels has it."""
+def face_value(array: NDArray[Any], least_share: float) -> float | None:
+    """Return the most frequent value on the six faces, or None where fewer than so many of their voxels have it."""
     faces = np.concatenate([np.take(array, (0, -1), axis=axis).ravel() for axis in range(3)])
     values, counts = np.unique(faces, return_counts=True)
     return float(values[counts.argmax()]) if counts.max() >= least_share * faces.size else None

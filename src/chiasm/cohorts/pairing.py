@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chiasm.cohorts.cases import Case, Cohort, Problem
-from chiasm.cohorts.images import read_case_image, read_case_labels
+from chiasm.cohorts.images import read_case_image, read_case_labels, stored
 from chiasm.cohorts.labels import read_label_map
 from chiasm.cohorts.registration import GRID_MM, Alignment, Kind, Progress, align
 from chiasm.errors import ChiasmError, CohortError, RunError, VolumeError
@@ -251,7 +251,7 @@ def _make(case: Case, names: Sequence[str], kind: Kind, place: Path, asked: Mapp
                 hint=error.hint,
             ) from error
     files: dict[str, tuple[NDArray[Any], bool]] = {
-        f"{name}.nii.gz": (one.image.array, False) for name, one in made.items()
+        f"{name}.nii.gz": (stored(one.image.array, case, name), False) for name, one in made.items()
     }
     for name, path in (("labels", case.labels), ("mask", case.mask)):
         volume = _label_volume(case, path, name)

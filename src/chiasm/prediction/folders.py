@@ -9,7 +9,7 @@ from pathlib import Path
 
 from chiasm.cohorts.cases import Case, Problem, unsafe_name
 from chiasm.cohorts.dicom_folders import WARNINGS, Selection, marks_on, parse_rules
-from chiasm.cohorts.images import read_case_image, read_case_labels
+from chiasm.cohorts.images import read_case_image, read_case_labels, read_image
 from chiasm.cohorts.layouts import find_cohort, select_cases
 from chiasm.cohorts.manifests import MARKS
 from chiasm.cohorts.planning import Plan
@@ -33,7 +33,7 @@ from chiasm.prediction.resuming import Earlier, hash_inputs, take_over
 from chiasm.prediction.synthesis import Synthesis, synthesise
 from chiasm.runners import Lost, Ray, Slurm, find_runner
 from chiasm.storage import UNWRITABLE, locked
-from chiasm.volumes import Reading, Volume, check_pair, read_volume, write_volume
+from chiasm.volumes import Reading, Volume, check_pair, write_volume
 from chiasm.volumes.dicom_series import is_dicom, pick_series
 from chiasm.volumes.screening import STRICT
 
@@ -118,7 +118,11 @@ class Predictor:
         Raises:
             VolumeError: If a file cannot be read, the grids differ, or the number of sources is wrong.
         """
-        volumes = [one if isinstance(one, Volume) else read_volume(Path(one), reading=self.reading) for one in sources]
+        names = self.model.plan.sources
+        volumes = [
+            one if isinstance(one, Volume) else read_image(Path(one), names[min(place, len(names) - 1)], self.reading)
+            for place, one in enumerate(sources)
+        ]
         return synthesise(self.model, volumes, mask=mask, engine=self.engine, degrade=degrade)
 
 

@@ -58,24 +58,27 @@ class Reading:
         assume_ras: Whether to take a NIfTI without orientation as RAS.
         resample: Whether to bring skewed axes to a straight grid, which interpolates.
         resample_tilt: Whether to resample DICOM slices that are tilted or uneven.
+        ct_offset: Added to the stored values of CT, where a case's modality is known.
     """
 
     form: Form | None = None
     assume_ras: bool = False
     resample: bool = False
     resample_tilt: bool = False
+    ct_offset: float = 0.0
 
     def __or__(self, other: Reading) -> Reading:
         """Return what either of the two assumes; of two forms the first.
 
         >>> Reading(form="sform") | Reading(form="qform", resample=True)
-        Reading(form='sform', assume_ras=False, resample=True, resample_tilt=False)
+        Reading(form='sform', assume_ras=False, resample=True, resample_tilt=False, ct_offset=0.0)
         """
         return Reading(
             self.form or other.form,
             self.assume_ras or other.assume_ras,
             self.resample or other.resample,
             self.resample_tilt or other.resample_tilt,
+            self.ct_offset or other.ct_offset,
         )
 
 
