@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import nibabel as nib
@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
+from scipy import ndimage
 
 from chiasm.cohorts.cases import Case, Cohort, is_safe_id
 from chiasm.cohorts.examination import examine_case
@@ -23,6 +25,7 @@ from chiasm.cohorts.patterns import LAYOUTS
 from chiasm.errors import CohortError, VolumeError
 from chiasm.volumes import Volume
 from chiasm.volumes.geometry import Geometry
+from synthetic_cohort import save
 
 DATA = Path(os.environ.get("CHIASM_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
@@ -272,6 +275,68 @@ def test_nnunet_channels_and_labels_have_the_names_of_dataset_json(
     whole = (1, 2) if "channel_names" in description else (1,)
     assert cohort.regions == {"whole": whole, "core": (2,)}
     assert [(p.reason, p.path.name) for p in cohort.problems] == [("channel", "case_7_0009.nii.gz")]
+
+
+def nnunet(folder: Path, maps: Sequence[NDArray[np.generic]], **more: object) -> Path:
+    """Write an nnU-Net folder with one channel, and these volumes in labelsTr."""
+    rng = np.random.default_rng(0)
+    for number, array in enumerate(maps):
+        save(
+            folder / "imagesTr" / f"c{number}_0000.nii.gz",
+            rng.normal(100, 9, array.shape).astype(np.float32),
+            np.eye(4),
+        )
+        save(folder / "labelsTr" / f"c{number}.nii.gz", array, np.eye(4))
+    description = {"channel_names": {"0": "MR"}, "labels": {"background": 0, "tumour": 1}, **more}
+    (folder / "dataset.json").write_text(json.dumps(description))
+    return folder
+
+
+def blob(value: float = 1.0) -> NDArray[np.float32]:
+    array = np.zeros((24, 24, 24), np.float32)
+    array[8:16, 8:16, 8:16] = value
+    return array
+
+
+IMAGES: Mapping[str, NDArray[np.generic]] = {
+    "float": np.random.default_rng(1).normal(0, 1, (24, 24, 24)).astype(np.float32),
+    "hounsfield": np.random.default_rng(1).integers(-1000, 1000, (24, 24, 24)).astype(np.int16),
+    "8-bit": np.random.default_rng(1).integers(0, 255, (24, 24, 24)).astype(np.uint8),
+    "0 to 1": np.random.default_rng(1).uniform(0, 1, (24, 24, 24)).astype(np.float32),
+}
+LABELS: Mapping[str, NDArray[np.generic]] = {
+    "whole": blob().astype(np.uint8),
+    "float": blob(),
+    "undeclared": blob(9),
+    "soft": ndimage.gaussian_filter(blob(), 1.0) * blob(),
+    "interpolated": np.clip(ndimage.gaussian_filter(blob(), 1.0, radius=1), 0, 1).astype(np.float32),
+    "negative": blob(-1).astype(np.int16),
+}
+
+
+@pytest.mark.parametrize("kind", IMAGES)
+def test_images_in_nnunets_folder_of_labels_are_a_modality(kind: str, tmp_path: Path) -> None:
+    cohort = find_cohort(nnunet(tmp_path, [IMAGES[kind]] * 2))
+    assert [(sorted(case.images), case.labels) for case in cohort.cases] == [(["mr", "target"], None)] * 2
+    assert cohort.regions == {} and not inspect_cohort(cohort)
+    with pytest.raises(CohortError, match=r"'ct'.*--target target, or name them in dataset\.json"):
+        select_cases(cohort, ["mr"], "ct")
+    assert len(select_cases(cohort, ["mr"], "target").cases) == 2
+    (named,) = find_cohort(nnunet(tmp_path / "named", [IMAGES[kind]], target="CT")).cases
+    assert named.images["ct"].parent.name == "labelsTr"
+
+
+@pytest.mark.parametrize("kind", LABELS)
+def test_labels_in_nnunets_folder_of_labels_stay_labels_right_or_wrong(kind: str, tmp_path: Path) -> None:
+    (case,) = find_cohort(nnunet(tmp_path, [LABELS[kind]])).cases
+    assert sorted(case.images) == ["mr"] and case.labels == tmp_path / "labelsTr" / "c0.nii.gz"
+
+
+def test_a_map_of_as_many_organs_as_it_declares_holds_labels(tmp_path: Path) -> None:
+    organs = np.arange(24**3, dtype=np.uint8).reshape(24, 24, 24) % 118
+    declared = {"background": 0, **{f"organ {number}": number for number in range(1, 118)}}
+    (case,) = find_cohort(nnunet(tmp_path, [organs], labels=declared)).cases
+    assert case.labels is not None and not inspect_cohort(find_cohort(tmp_path))
 
 
 def test_nnunet_without_channels_is_refused(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ out and named.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,8 @@ from chiasm.cohorts.manifests import SIDECAR
 from chiasm.errors import VolumeError
 from chiasm.volumes import Volume, check_pair, read_volume
 
+MANY_VALUES = 64  # more than a map of labels holds, unless it declares as many
+IMAGE_SHARE = 0.1  # of voxels that are no whole number: more than the rims of labels
 SOFT = "soft-labels"  # reason of a map of shares or probabilities
 
 
@@ -73,6 +76,28 @@ def usable_labels(case: Case, regions: Regions, first: Volume, name: str) -> tup
     except VolumeError as error:
         path = error.path or case.labels
         return None, Problem(path, error.reason, f"case {case.id}, labels: {error}", case.id)
+
+
+def holds_image(path: Path, declared: Collection[int]) -> bool:
+    """Say whether a file in the place of labels is an image: many values that are no labels.
+
+    Labels with shares at their rims, as interpolation leaves them, or with few
+    values that are not declared, are labels that are wrong, and no image.
+
+    Args:
+        path: The file; one that cannot be read is taken for labels, and refused by name where it is read.
+        declared: The labels that may occur beside 0.
+    """
+    try:
+        array = read_volume(path, allow_constant=True, allow_thin=True).array
+    except VolumeError:
+        return False
+    values = np.unique(array)
+    between = float(np.mean(array != np.rint(array)))
+    if between == 0:
+        return len(values) > max(MANY_VALUES, 4 * len(declared))
+    beyond = float(values[0]) < 0 or float(values[-1]) > max([1, *declared])
+    return between >= IMAGE_SHARE or (beyond and len(values) > MANY_VALUES)
 
 
 def check_label_values(array: NDArray[np.generic], regions: Regions, path: Path) -> None:

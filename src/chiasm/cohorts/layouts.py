@@ -215,6 +215,8 @@ def select_cases(cohort: Cohort, sources: Sequence[str], target: str | None) -> 
         how = f"Say which series it is, as --series {lacking}=WORDS; chiasm inspect lists them."
         if cohort.problems:  # it may be there and have been left out
             how += " Left out: " + "; ".join(problem.message.rstrip(".") for problem in cohort.problems[:3]) + "."
+    if cohort.layout == "nnunet" and "target" in present:
+        how = 'Its labelsTr holds images: use --target target, or name them in dataset.json, as "target": "ct".'
     for name in wanted:
         if name not in present:
             known = role_of(name)

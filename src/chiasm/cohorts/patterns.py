@@ -1,7 +1,8 @@
 """The layouts that are recognised without a converter: each a name, an example and how its files are understood.
 
 `LAYOUTS` is the whole list, the more specific first.  Everything here goes by
-names alone and opens no volume.
+names alone and opens no volume, but for one of nnU-Net's labelsTr, which may
+hold target images.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from chiasm.cohorts.cases import (
     Regions,
     role_of,
 )
+from chiasm.cohorts.labels import holds_image
 from chiasm.cohorts.manifests import read_object
 from chiasm.errors import CohortError
 
@@ -194,7 +196,18 @@ def find_nnunet(root: Path, files: Sequence[File]) -> Finds:
             problems.append(Problem(file, "channel", message, case or name))
             continue
         finds.append(Find(case, case, case, role, file, split="test" if part == "Ts" else None))
-    return Finds(finds, problems, _nnunet_regions(labels))
+    return Finds(_with_targets(finds, path, _nnunet_regions(labels)), problems, _nnunet_regions(labels))
+
+
+def _with_targets(finds: Sequence[Find], description: Path, regions: Regions) -> list[Find]:
+    """Take labelsTr for target images where it holds such: the modality that `dataset.json` calls "target"."""
+    first = next((find.path for find in finds if find.role == "labels"), None)
+    declared = {value for values in regions.values() for value in values}
+    if first is None or not holds_image(first, declared):
+        return list(finds)
+    content = read_object(description) if description.is_file() else {}
+    called = role_of(str(content.get("target", "target")))
+    return [find._replace(role=called) if find.role == "labels" else find for find in finds]
 
 
 def _nnunet_regions(labels: Mapping[str, object]) -> Regions:
