@@ -252,7 +252,11 @@ def test_sessions_of_a_bids_subject_are_cases_of_one_subject_and_sites_come_from
         ("sub-02", "sub-02", None),
     ]
     assert cohort.cases[2].images["t1"].name == "sub-02_run-1_T1w.nii.gz"
-    assert [(p.path.name, p.reason) for p in cohort.problems] == [("sub-02_run-2_T1w.nii.gz", "several")]
+    assert cohort.problems == ()
+    assert [(p.path.name, p.reason) for p in cohort.notes] == [
+        ("sub-02_run-2_T1w.nii.gz", "several"),
+        (tmp_path.name, "beside"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -401,7 +405,8 @@ def test_hidden_files_links_in_a_circle_and_a_linked_data_folder_do_no_harm(tmp_
 def test_of_two_files_for_one_image_the_second_is_named(tmp_path: Path) -> None:
     cohort = find_cohort(touch(tmp_path, "a_T1.nii", "a_T1.nii.gz", "a_T2.nii.gz"))
     assert only(cohort).images["t1"].name == "a_T1.nii"
-    assert [(p.case, p.reason, p.message) for p in cohort.problems] == [
+    assert cohort.problems == ()
+    assert [(p.case, p.reason, p.message) for p in cohort.notes] == [
         ("a", "several", "case a has a second t1; a_T1.nii is used")
     ]
 

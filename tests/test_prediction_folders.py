@@ -183,3 +183,36 @@ def test_a_case_whose_worker_is_lost_twice_is_named_and_the_others_are_written(
     assert problem.case == "Toy_0002" and problem.reason == "lost" and "signal 9 (SIGKILL)" in problem.message
     assert [failure.case for failure in read_manifest(tmp_path).failed] == ["Toy_0002"]
     assert len(made.manifest.cases) == 5 and seen[-1][:2] == (6, 6)
+
+
+def test_inputs_that_are_left_out_are_named_with_exit_3(
+    toy_cohort: Path, finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = toy_cohort / "Toy_0001" / "Toy_0001_t1.nii.gz"
+    data = tmp_path / "data"
+    (data / "deeper").mkdir(parents=True)
+    shutil.copy(image, data / "P1_T1.nii.gz")
+    for number in range(9):
+        shutil.copy(image, data / f"scan{number}.nii.gz")
+    with pytest.raises(SystemExit) as ended:
+        main(["predict", str(finished_run), str(data), "-o", str(tmp_path / "out")])
+    told = capsys.readouterr()
+    assert ended.value.code == 3
+    assert "1 cases predicted" in told.out
+    assert "left out" in told.err and "9 volumes" in told.err and "scan0.nii.gz" in told.err
+    (data / "P1_T1.nii.gz").rename(data / "deeper" / "image9.nii.gz")
+    for number in range(1, 9):
+        (data / f"scan{number}.nii.gz").unlink()
+    with pytest.raises(SystemExit) as ended:
+        main(["predict", str(finished_run), str(data), "-o", str(tmp_path / "out2")])
+    assert ended.value.code == 3
+    assert "1 volumes in folders below, such as deeper/image9.nii.gz" in capsys.readouterr().err
+
+
+def test_a_folder_of_another_modality_is_never_taken_for_the_source(
+    toy_cohort: Path, finished_run: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "data").mkdir()
+    shutil.copy(toy_cohort / "Toy_0001" / "Toy_0001_t2.nii.gz", tmp_path / "data" / "P1_T2.nii.gz")
+    with pytest.raises(CohortError, match="no case has the modality 't1'"):
+        predict(finished_run, [tmp_path / "data"], tmp_path / "out")

@@ -9,10 +9,10 @@ its own, and within a line only from names to its left; a test reads this map.
     runners     where independent jobs are done: here, on all cores, by Ray or SLURM
     volumes     what lies on disk: geometry, streams, voxels, nifti, metaimage, dicom_files, dicom_kinds, dicom_frames,
                 dicom_series, dicom_pixels, dicom_labels, dicom_read, dicom_write, screening
-    cohorts     which files belong together: cases, masks, hounsfield, images, manifests, labels, completed, patterns,
-                dicom_folders, layouts, splits, duplicates, intensity, bias, degradation, demons, registration, pairing,
-                fingerprint, examination, inspection, planning, preparation, unpaired, anatomy, lesions, signals,
-                phantom, attenuation
+    cohorts     which files belong together: cases, masks, hounsfield, images, manifests, labels, completed,
+                folder_roles, patterns, dicom_folders, gathering, relatives, layouts, splits, duplicates, intensity,
+                bias, degradation, demons, registration, pairing, fingerprint, examination, inspection, planning,
+                preparation, unpaired, anatomy, lesions, signals, phantom, attenuation
     metrics     figures of merit on arrays with a mask; conventions by name
     networks    tensors to tensors: generator, discriminators, layers, srcnn, fcn8, unet, dcgan, pix2pix, fcn3d, han,
                 li_cnn, context_gan, strainet, sparse_coding, foreign, shapes, catalogue

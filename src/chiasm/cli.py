@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,16 @@ import typer
 
 from chiasm import __version__
 from chiasm.errors import ChiasmError, RecipeError, unknown
-from chiasm.options import CohortOptions, ReadingOptions, RecipeOptions, several, spread, with_records
+from chiasm.options import (
+    CohortOptions,
+    PeopleOptions,
+    ReadingOptions,
+    RecipeOptions,
+    Select,
+    several,
+    spread,
+    with_records,
+)
 from chiasm.progress import count, follow, open_progress
 from chiasm.storage import FULL, refuse_busy, unwritable
 
@@ -84,6 +94,7 @@ def demo(
 def inspect(
     data: Data,
     found: CohortOptions,
+    people: PeopleOptions,
     reading: ReadingOptions,
     source: Annotated[list[str] | None, typer.Option("--source", help="Source modality.")] = None,
     target: Annotated[str | None, typer.Option("--target", help="Target modality.")] = None,
@@ -93,7 +104,7 @@ def inspect(
     from chiasm.cohorts.inspection import inspect_folder
 
     sources = several(source)
-    selection = found.selection(sources, reading, allow)
+    selection = found.selection(sources, reading, allow, people)
     seen = inspect_folder(data, sources, target, layout=found.layout, selection=selection)
     for line in seen.lines():
         typer.echo(line)
@@ -107,14 +118,15 @@ def plan(
     out: Out,
     asked: RecipeOptions,
     found: CohortOptions,
+    people: PeopleOptions,
     reading: ReadingOptions,
     allow: Allow = None,
 ) -> None:
     """Choose how to train and write plan.toml: every choice with its reason, time and memory."""
-    recipe = asked.recipe(reading)
+    selection = found.selection(asked.source, reading, allow, people)
+    recipe = asked.recipe(reading, selection)
     from chiasm.training.run import describe, plan_run
 
-    selection = found.selection(asked.source, reading, allow)
     run = plan_run(data, recipe, out, say=typer.echo, layout=found.layout, selection=selection)
     for line in describe(recipe, run.plan):
         typer.echo(line)
@@ -129,6 +141,7 @@ def train(
     out: Out,
     asked: RecipeOptions,
     found: CohortOptions,
+    people: PeopleOptions,
     reading: ReadingOptions,
     allow: Allow = None,
     devices: Annotated[int, typer.Option("--devices", help="How many GPUs, or CPU processes.")] = 1,
@@ -137,7 +150,8 @@ def train(
 ) -> None:
     """Train on a folder of paired scans; the same command again resumes."""
     place = [f"training.devices={devices}", f"training.accelerator={accelerator}", f"training.precision={precision}"]
-    recipe = asked.recipe(reading, place)
+    selection = found.selection(asked.source, reading, allow, people)
+    recipe = asked.recipe(reading, selection, place)
     from chiasm.training.run import train as run_training
 
     with open_progress() as bar:
@@ -148,7 +162,7 @@ def train(
             say=typer.echo,
             progress=follow(bar, "training"),
             layout=found.layout,
-            selection=found.selection(asked.source, reading, allow),
+            selection=selection,
         )
     _show_registered(out)
     _exit(run.problems)
@@ -161,6 +175,7 @@ def complete(
     out: Out,
     source: Annotated[list[str], typer.Option("--source", help="Source modality; several: --source t1 flair.")],
     found: CohortOptions,
+    people: PeopleOptions,
     reading: ReadingOptions,
     target: Annotated[str | None, typer.Option("--target", help="The modality that some cases lack.")] = None,
     utility: Annotated[
@@ -180,7 +195,8 @@ def complete(
     asked = RecipeOptions(
         source, target, method=method, size=size, steps=steps, folds=folds, seed=seed, settings=settings
     )
-    recipe = asked.recipe(reading)
+    selection = found.selection((), reading, people=people)
+    recipe = asked.recipe(reading, selection)
     from chiasm.evidence.completing import complete as run_completion
 
     with open_progress() as bar:
@@ -191,7 +207,7 @@ def complete(
             utility=utility.lower(),
             seeds=seeds,
             layout=found.layout,
-            selection=found.selection((), reading),
+            selection=selection,
             trust=several(trust),
             say=typer.echo,
             progress=follow(bar, "training"),
@@ -230,6 +246,7 @@ def predict(
             only=only,
             layout=found.layout,
             series=several(found.series),
+            select=several(found.select),
             reading=reading.reading(),
             container=_container(container),
             runner=runner,
@@ -242,6 +259,8 @@ def predict(
         )
     kept = f", {len(made.kept)} were there already" if made.kept else ""
     typer.echo(f"{len(made.done)} cases predicted{kept}: {made.folder}")
+    for note in made.notes:
+        typer.echo(note)
     for case in made.remade:
         typer.echo(f"warning: case {case}: its files had changed or were gone, and were made again", err=True)
     for entry in (one for one in made.manifest.cases if one.case in (*made.done, *made.kept)):
@@ -302,6 +321,7 @@ def evaluate(
     reference: Annotated[Path, typer.Argument(help="The cohort that holds the real targets.")],
     out: Out,
     found: CohortOptions,
+    people: PeopleOptions,
     reading: ReadingOptions,
     regions: Annotated[str, typer.Option("--regions", help="seg: the cohort's label maps; none.")] = "seg",
     convention: Annotated[str, typer.Option("--convention", help="Metric convention by name.")] = "chiasm",
@@ -324,7 +344,7 @@ def evaluate(
             convention=convention,
             model=model,
             layout=found.layout,
-            selection=found.selection((), reading),
+            selection=found.selection((), reading, people=people),
             register=None if register is None else _registration(register),
             overwrite=overwrite,
             progress=count(bar, "evaluating"),
@@ -332,6 +352,8 @@ def evaluate(
     for line in scored.table:
         typer.echo(line)
     typer.echo(f"report: {scored.report}")
+    for note in scored.notes:
+        typer.echo(note)
     _finish(scored.problems)
 
 
@@ -340,7 +362,9 @@ def evaluate(
 def study(
     file: Annotated[Path, typer.Argument(help="STUDY.toml: data, source, target, arms, folds, seeds, ...")],
     out: Out,
+    people: PeopleOptions,
     reading: ReadingOptions,
+    select: Select = None,
     runner: Runner = "serial",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the jobs and stop.")] = False,
     open_sealed: Annotated[bool, typer.Option("--open-sealed", help="Score the sealed test set, once.")] = False,
@@ -351,8 +375,10 @@ def study(
         refuse_busy(out)
     from chiasm.evidence.study import run_study, tell_jobs
 
+    settings = [f"data.select={json.dumps(select)}"] if select else []
+    settings += [f"split.subject_pattern={json.dumps(people.subject_pattern)}"] if people.subject_pattern else []
     if dry_run:
-        for line in tell_jobs(file, out, reading.reading()):
+        for line in tell_jobs(file, out, reading.reading(), settings):
             typer.echo(line)
         return
     with open_progress() as bar:
@@ -363,6 +389,7 @@ def study(
             open_sealed=open_sealed,
             reading=reading.reading(),
             trust=several(trust),
+            settings=settings,
             say=typer.echo,
             progress=count(bar, "jobs"),
         )
@@ -560,7 +587,7 @@ def _container(name: str) -> Container:
 def _finish(problems: Sequence[Problem]) -> None:
     """Name what was left out, and exit 3 if anything was."""
     for problem in problems:
-        typer.echo(f"left out: {problem.path}: {problem.message}", err=True)
+        typer.echo(problem.line, err=True)
     _exit(problems)
 
 

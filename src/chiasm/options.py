@@ -17,7 +17,19 @@ if TYPE_CHECKING:
     from chiasm.recipe import Recipe
     from chiasm.volumes import Reading
 
-MANY = ("--source", "--set", "--regions", "--series", "--allow")  # options that take several values in a row
+MANY = (
+    "--source",
+    "--set",
+    "--regions",
+    "--series",
+    "--select",
+    "--allow",
+)  # options that take several values in a row
+
+Select = Annotated[
+    list[str] | None,
+    typer.Option("--select", help="Of several scans of a modality, those with these words: --select acq-mprage."),
+]
 
 Form = Literal["sform", "qform"]
 
@@ -52,6 +64,18 @@ class ReadingOptions:
 
 
 @dataclass(frozen=True)
+class PeopleOptions:
+    """Which cases are of one person."""
+
+    subject_pattern: Annotated[
+        str,
+        typer.Option(
+            "--subject-pattern", help="Regular expression whose group is the subject in a case's id: '(P[0-9]+)-'."
+        ),
+    ] = ""
+
+
+@dataclass(frozen=True)
 class CohortOptions:
     """Which files of a folder are taken, and as what."""
 
@@ -60,9 +84,14 @@ class CohortOptions:
         list[str] | None,
         typer.Option("--series", help="DICOM series by number or words: --series t1=5 t2=SPACE pd=TE=30."),
     ] = None
+    select: Select = None
 
     def selection(
-        self, sources: Iterable[str] | None, reading: ReadingOptions, allow: Iterable[str] | None = None
+        self,
+        sources: Iterable[str] | None,
+        reading: ReadingOptions,
+        allow: Iterable[str] | None = None,
+        people: PeopleOptions | None = None,
     ) -> Selection:
         """Return them as the functions take them.
 
@@ -70,6 +99,7 @@ class CohortOptions:
             sources: Modalities that go in; a rule without a modality is for the only one.
             reading: What to assume of the files.
             allow: Marks that keep no image out.
+            people: Whose the cases are.
 
         Raises:
             RecipeError: If a rule or a mark is wrong.
@@ -80,7 +110,8 @@ class CohortOptions:
         if strange := set(several(allow)) - set(MARKS):
             raise unknown("mark", min(strange), MARKS)
         rules = parse_rules(several(self.series), several(sources))
-        return Selection(series=rules, allow=several(allow), reading=reading.reading())
+        pattern = people.subject_pattern if people else ""
+        return Selection(rules, None, several(allow), reading.reading(), several(self.select), subject_pattern=pattern)
 
 
 @dataclass(frozen=True)
@@ -113,11 +144,12 @@ class RecipeOptions:
     seed: Annotated[int, typer.Option("--seed", help="Seed of weights and batches.")] = 0
     settings: Annotated[list[str] | None, typer.Option("--set", help="Any setting: --set loss.norm=l1.")] = None
 
-    def recipe(self, reading: ReadingOptions, settings: Sequence[str] = ()) -> Recipe:
+    def recipe(self, reading: ReadingOptions, selection: Selection, settings: Sequence[str] = ()) -> Recipe:
         """Resolve them.
 
         Args:
             reading: What to assume of the files.
+            selection: Which files are taken, and whose the cases are.
             settings: More of them, which `--set` may overrule.
 
         Raises:
@@ -140,6 +172,8 @@ class RecipeOptions:
         changes |= {name: value for name, value in given.items() if value is not None}
         switches = ("assume_ras", "resample", "resample_tilt")
         changes |= {f"data.{name}": True for name in switches if getattr(reading, name)}
+        chosen = {"data.select": tuple(selection.select), "split.subject_pattern": selection.subject_pattern}
+        changes |= {name: value for name, value in chosen.items() if value}
         return make_recipe(self.method, self.size, changes, [*settings, *several(self.settings)])
 
     def _target(self, sources: Sequence[str]) -> str:

@@ -88,6 +88,7 @@ class Data(Section):
     form: Literal["none", "sform", "qform"] = "none"  # believed where the two of a NIfTI disagree
     assume_ras: bool = False  # of a NIfTI without orientation
     resample: bool = False  # skewed axes, to a straight grid
+    select: tuple[str, ...] = ()  # of several scans of a modality, those with these words in their files' names
     resample_tilt: bool = False  # DICOM slices of a tilted gantry, or uneven ones, to a straight and even grid
 
     @model_validator(mode="after")
@@ -112,6 +113,7 @@ class Split(Section):
     folds: Annotated[int, Field(ge=1, le=10_000)] = 5  # 1: no test set, every case trains or validates
     fold: Annotated[int, Field(ge=0)] = 0
     validation: Fraction = 0.2  # share of the subjects that are not tested; at least one
+    subject_pattern: str = ""  # whose group is the subject in a case's id; "": as layout and names tell
     sealed: Fraction = 0.0  # share of the subjects that no fold touches, kept for one last test
     seed: Seed = 0
 

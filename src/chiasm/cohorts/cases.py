@@ -53,7 +53,7 @@ class Case:
         mask: Valid voxels (brain or body), or None: derived from the source.
         labels: Label map whose regions the cohort names, or None.
         site: Hospital or scanner, where the layout tells.
-        split: "train", "validation" or "test" where a manifest fixes it.
+        split: "train", "validation" or "test" where a manifest or a folder fixes it.
         synthetic: Modalities whose image was made, not acquired.
         known: Where all images were scanned, after registration; None: everywhere.
         reading: What to assume of its files where their headers leave a question open.
@@ -91,6 +91,11 @@ class Problem:
     case: str | None = None
     modality: str | None = None
 
+    @property
+    def line(self) -> str:
+        """Say in a line what is left out and why."""
+        return f"left out: {self.path}: {self.message}"
+
 
 @dataclass(frozen=True)
 class Cohort:
@@ -103,6 +108,8 @@ class Cohort:
         regions: Region name to the label values that make it, such as
             "WT" to (1, 2, 4); empty where there are no label maps.
         problems: What was found and is not used, with reasons.
+        notes: What is worth knowing though nothing is lost, such as a second scan of one modality.
+        unused: Images below the root that no case uses, whether that is a problem or not.
         listing: Lines that name every DICOM series, for choosing; they may
             tell who somebody is, and belong in no file.
     """
@@ -113,6 +120,8 @@ class Cohort:
     regions: Regions = field(default_factory=dict)
     problems: tuple[Problem, ...] = ()
     listing: tuple[str, ...] = ()
+    notes: tuple[Problem, ...] = ()
+    unused: tuple[Path, ...] = ()
 
 
 def with_reading(cohort: Cohort, reading: Reading) -> Cohort:

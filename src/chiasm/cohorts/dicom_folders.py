@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 from chiasm.cohorts.cases import ALIASES, MODALITIES, Case, Problem, role_of, volume_stem
 from chiasm.cohorts.completed import is_synthetic
+from chiasm.cohorts.folder_roles import role_of_folder
 from chiasm.cohorts.manifests import MARKS
 from chiasm.errors import RecipeError, VolumeError
 from chiasm.storage import is_safe_id
@@ -64,19 +65,27 @@ NO_PLAIN_CONTRAST = {
 
 @dataclass(frozen=True)
 class Selection:
-    """Which DICOM series are taken, and as what.
+    """Which DICOM series or files are taken, and as what.
 
     Attributes:
         series: Modality, "mask" or "labels", to number, folder or words of a series.
         alone: The modality that a patient's only scan stands for.
         allow: Of `manifests.MARKS`, those that keep no series out.
         reading: What to assume of files whose header leaves a question open, such as tilted slices.
+        select: Words of the names of files that are preferred where a case has several for one image.
+        remembered: As `select`, from a training: they hold where that is empty, and need not occur.
+        subject_pattern: Takes a case's subject from its id, as `relatives.with_subjects`.
+        lenient: Whether that pattern may match no case.
     """
 
     series: Mapping[str, str] = field(default_factory=dict)
     alone: str | None = None
     allow: Sequence[str] = ()
     reading: Reading = STRICT
+    select: Sequence[str] = ()
+    remembered: Sequence[str] = ()
+    subject_pattern: str = ""
+    lenient: bool = False
 
 
 class Patient(NamedTuple):
@@ -104,11 +113,13 @@ class DicomFolder(NamedTuple):
         cases: With the path of each modality's series, which `read_volume` reads.
         problems: Series that cannot be used, and files that are damaged.
         listing: Lines that name every series, for choosing; they may hold descriptions.
+        notes: Patients of whom no series is known to be a modality.
     """
 
     cases: tuple[Case, ...]
     problems: tuple[Problem, ...]
     listing: tuple[str, ...]
+    notes: tuple[Problem, ...] = ()
 
 
 def parse_rules(texts: Iterable[str], sources: Sequence[str] = ()) -> dict[str, str]:
@@ -171,6 +182,7 @@ def read_dicom_folder(root: Path, selection: Selection) -> DicomFolder:
     cases: list[Case] = []
     problems: list[Problem] = []
     listing: list[str] = []
+    notes: list[Problem] = []
     for patient in find_patients(root):
         taken, found = assign(patient, selection)
         problems += found
@@ -184,8 +196,20 @@ def read_dicom_folder(root: Path, selection: Selection) -> DicomFolder:
                 paths[role] = path
         images = {role: path for role, path in sorted(paths.items()) if role not in ("mask", "labels")}
         if images:
-            cases.append(Case(patient.id, patient.subject, images, paths.get("mask"), paths.get("labels")))
-    return DicomFolder(tuple(sorted(cases, key=lambda case: case.id)), tuple(problems), tuple(listing))
+            split = _role_of(patient, root)
+            cases.append(Case(patient.id, patient.subject, images, paths.get("mask"), paths.get("labels"), split=split))
+        elif not found:
+            message = f"not used: {patient.id}, of whom no series is known to be a modality; a rule may name one"
+            notes.append(Problem(patient.place, "no-series", message, patient.id))
+    return DicomFolder(tuple(sorted(cases, key=lambda case: case.id)), tuple(problems), tuple(listing), tuple(notes))
+
+
+def _role_of(patient: Patient, root: Path) -> str | None:
+    """Return the role that the folder above a patient's fixes, or the folder that several patients share."""
+    shared = patient.id != _name(patient.place)
+    folder = patient.place if shared else patient.place.parent
+    found = role_of_folder(folder.name) if folder != root and folder.is_relative_to(root) else None
+    return found.role if found else None
 
 
 # --- patients ----------------------------------------------------------------------------------------------------
@@ -217,7 +241,7 @@ def _groups(root: Path) -> Iterator[tuple[str, Path, Scan]]:
     children: list[Path] = []
     if not whole:
         whole = any(series.images for series in scan_folder_alone(root).series)
-        children = sorted(child for child in root.iterdir() if not child.name.startswith((".", "__MACOSX")))
+        children = _patients_below(root)
         children = [child for child in children if child.is_dir() or (child.is_file() and _is_zip(child))]
     if whole:
         yield _name(root), root, scan_series(root)
@@ -246,6 +270,19 @@ def _groups(root: Path) -> Iterator[tuple[str, Path, Scan]]:
             yield key.partition("\n")[0], root, _together(members)
         else:
             yield _name(child), child, scan
+
+
+def _children(folder: Path) -> list[Path]:
+    return sorted(child for child in folder.iterdir() if not child.name.startswith((".", "__MACOSX")))
+
+
+def _patients_below(root: Path) -> list[Path]:
+    """List what may hold a patient: folders and archives, and where two folders or more fix roles, what these hold."""
+    children = _children(root)
+    roles = {child: found.role for child in children if child.is_dir() and (found := role_of_folder(child.name))}
+    if len(set(roles.values())) < 2:  # one folder called test may be a patient's
+        return children
+    return [inside for child in children for inside in (_children(child) if child in roles else [child])]
 
 
 def _scan_of(child: Path) -> Scan:

@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from chiasm.cohorts.cases import Cohort, Problem
+from chiasm.cohorts.cases import Cohort, Problem, volume_stem
 from chiasm.cohorts.dicom_folders import Selection
 from chiasm.cohorts.examination import ExaminedCase, examine_case
-from chiasm.cohorts.layouts import count_modalities, find_cohort, select_cases, volumes_below
+from chiasm.cohorts.gathering import tell_notes
+from chiasm.cohorts.layouts import count_modalities, find_cohort, select_cases
 from chiasm.recipe import Data
 
 Progress = Callable[[int, int, str], None]
@@ -47,7 +48,7 @@ class Inspection:
         cohort: What its names tell.
         summaries: One for each case.
         problems: Everything that is wrong, with file and reason.
-        unused: Volumes that fit no name of the layout.
+        unused: Images that no case uses, such as volumes whose names do not fit the layout.
     """
 
     cohort: Cohort
@@ -66,9 +67,9 @@ class Inspection:
             f"masks: {sum(case.mask is not None for case in cases)}; "
             f"label maps: {sum(case.labels is not None for case in cases)}",
         ]
+        lines += tell_notes(self.cohort.notes)
         if self.unused:
-            some = ", ".join(path.name for path in self.unused[:3])
-            lines.append(f"not used, their names are not of this layout: {len(self.unused)} volumes such as {some}")
+            lines += ["not used:", *(f"  {line}" for line in _listed(self.unused, self.cohort.root))]
         lines += self.cohort.listing
         width = max((len(summary.id) for summary in self.summaries), default=0)
         for row in self.summaries:
@@ -81,6 +82,14 @@ class Inspection:
 
 def _counted(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{name} ({count})" for name, count in sorted(counts.items()))
+
+
+def _listed(paths: Sequence[Path], root: Path) -> list[str]:
+    """Name every file below a root; DICOM and other files that make one image together by their folder."""
+    alone = [path for path in paths if volume_stem(path.name)]
+    folders = Counter(path.parent for path in paths if not volume_stem(path.name))
+    lines = [path.relative_to(root).as_posix() for path in alone]
+    return lines + [f"{folder.relative_to(root).as_posix()}/ ({count} files)" for folder, count in folders.items()]
 
 
 def inspect_cohort(
@@ -127,10 +136,7 @@ def inspect_folder(
     """
     cohort = find_cohort(root, layout=layout, selection=selection)
     summaries, problems = _inspect(cohort, sources, target, progress)
-    known = {path for case in cohort.cases for path in (*case.images.values(), case.mask, case.labels)}
-    known |= {problem.path for problem in cohort.problems}
-    unused = tuple(file.path for file in volumes_below(cohort.root) if file.path not in known) if root.is_dir() else ()
-    return Inspection(cohort, tuple(summaries), tuple(problems), unused)
+    return Inspection(cohort, tuple(summaries), tuple(problems), cohort.unused)
 
 
 def _inspect(

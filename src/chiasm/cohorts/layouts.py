@@ -8,16 +8,31 @@ headers, no file is opened here.
 from __future__ import annotations
 
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from chiasm.cohorts.cases import LESION, Case, Cohort, Problem, role_of, volume_stem, with_reading, without_unsafe_names
+from chiasm.cohorts.cases import (
+    LESION,
+    Case,
+    Cohort,
+    Problem,
+    Regions,
+    reading_of,
+    role_of,
+    volume_stem,
+    with_reading,
+    without_unsafe_names,
+)
 from chiasm.cohorts.dicom_folders import WARNINGS, Selection, holds_dicom, marks_on, read_dicom_folder
-from chiasm.cohorts.manifests import manifest_of, read_manifest, read_notes, with_notes, with_unique_ids
-from chiasm.cohorts.patterns import LAYOUTS, File, Find, Finds
+from chiasm.cohorts.folder_roles import settle_roles
+from chiasm.cohorts.gathering import count_words, gather, with_account
+from chiasm.cohorts.manifests import Notes, manifest_of, read_manifest, read_notes, with_notes, with_unique_ids
+from chiasm.cohorts.patterns import LAYOUTS, File, Finds, Layout
+from chiasm.cohorts.relatives import group_relatives, with_subjects
 from chiasm.errors import CohortError, unknown
+from chiasm.recipe import Recipe
 from chiasm.volumes.dicom_files import visible_files
 
 NAMES = ("manifest", *(layout.name for layout in LAYOUTS), "dicom")
@@ -33,8 +48,8 @@ def find_cohort(root: Path, *, layout: str | None = None, selection: Selection |
         root: A folder in one of `LAYOUTS`, a folder with a manifest, the manifest itself, or a folder,
             archive or file of DICOM.
         layout: A name of `NAMES`, where the folder fits several; else the most specific is taken.
-        selection: Which DICOM series are taken, which marked images, and how files are read; where it has no
-            rules, those of `cohort.json` hold.
+        selection: Which DICOM series and files are taken, which marked images, whose the cases are, and how files
+            are read; where it has no rules, those of `cohort.json` hold.
 
     Returns:
         Cases in the order of their ids, and what was found and is not used.  Of
@@ -42,11 +57,34 @@ def find_cohort(root: Path, *, layout: str | None = None, selection: Selection |
 
     Raises:
         CohortError: If there is no such folder or layout, no case is
-            recognised, or a manifest cannot be trusted.
+            recognised, a manifest cannot be trusted, or no file or case is as the selection says.
+        RecipeError: If the pattern of subjects cannot be read.
         VolumeError: If a place of DICOM cannot be read.
     """
     chosen = selection or Selection()
-    return without_unsafe_names(with_reading(_find(Path(root), layout, chosen), chosen.reading))
+    cohort = with_reading(_find(Path(root), layout, chosen), chosen.reading)
+    cohort = with_subjects(cohort, chosen.subject_pattern, lenient=chosen.lenient)
+    return without_unsafe_names(cohort if cohort.layout == "manifest" else settle_roles(cohort))
+
+
+def selection_of(recipe: Recipe, given: Selection | None = None, *, remember: bool = False) -> Selection:
+    """Return which files a recipe takes and how it reads them; what is given beside it comes first.
+
+    Args:
+        recipe: Of a training.
+        given: What is asked for now.
+        remember: Whether the cohort may be another than that of the training: then a word of `data.select`, or the
+            pattern of subjects, need not fit it.
+    """
+    chosen, words = given or Selection(), recipe.data.select
+    return replace(
+        chosen,
+        reading=reading_of(recipe.data) | chosen.reading,
+        select=chosen.select or (() if remember else words),
+        remembered=words if remember else (),
+        subject_pattern=chosen.subject_pattern or recipe.split.subject_pattern,
+        lenient=remember and not chosen.subject_pattern,
+    )
 
 
 def _find(root: Path, layout: str | None, selection: Selection) -> Cohort:
@@ -62,30 +100,81 @@ def _find(root: Path, layout: str | None, selection: Selection) -> Cohort:
         return _dicom_cohort(root, selection)
     manifest = manifest_of(root, forced=layout == "manifest")
     if manifest is not None and layout in (None, "manifest"):
-        return with_notes(_unmarked(read_manifest(manifest), selection), read_notes(manifest.parent))
+        return with_notes(_unmarked(_in_no_row(read_manifest(manifest)), selection), read_notes(manifest.parent))
     if not root.is_dir():
         raise CohortError(
             "is neither a folder nor a manifest", path=root, reason="no-folder", expected=".csv, .tsv or .json"
         )
-    files = volumes_below(root)
-    for row in LAYOUTS:
-        asked = layout == row.name
-        if not asked and (layout is not None or not any(re.search(row.sign, file.stem) for file in files)):
-            continue
-        finds = row.find(root, files)
-        cases, problems = _gather(root, finds)
-        if cases:
-            regions = row.regions if finds.regions is None else finds.regions
-            with_labels = regions if any(case.labels for case in cases) else {}
-            cohort = Cohort(root, row.name, tuple(cases), with_labels, tuple(problems))
-            return with_notes(_unmarked(cohort, selection), read_notes(root))
+    if (cohort := _by_names(root, layout, selection, files := volumes_below(root))) is not None:
+        return cohort
     if layout is None and not files and holds_dicom(root):
         return _dicom_cohort(root, selection)
     raise _unrecognised(root, files, layout)
 
 
+def _by_names(root: Path, layout: str | None, selection: Selection, files: Sequence[File]) -> Cohort | None:
+    """Find the cases of a folder by the names of its volumes; None where they fit no layout."""
+    notes = read_notes(root)
+    words = selection.select or selection.remembered or notes.select
+    _check_words(root, selection.select, files)
+    for row in LAYOUTS:
+        asked = layout == row.name
+        if not asked and (layout is not None or not any(re.search(row.sign, file.stem) for file in files)):
+            continue
+        finds = row.find(root, files)
+        cases, problems, told = gather(root, finds, words)
+        if cases:
+            regions = _regions(row, finds, cases)
+            cohort = Cohort(root, row.name, tuple(cases), regions, tuple(problems), notes=tuple(told))
+            cohort = _unmarked(with_account(cohort, finds, files), selection)
+            return with_notes(_with_people(cohort, notes) if row.people else cohort, notes)
+    return None
+
+
+def _regions(row: Layout, finds: Finds, cases: Sequence[Case]) -> Regions:
+    declared = row.regions if finds.regions is None else finds.regions
+    return declared if any(case.labels for case in cases) else {}
+
+
+def _with_people(cohort: Cohort, notes: Notes) -> Cohort:
+    """Group the visits of a person, unless `cohort.json` says whose the cases are."""
+    if any("subject" in note for note in notes.cases.values()):
+        return cohort
+    cases, relatives = group_relatives(cohort.cases)
+    return replace(cohort, cases=tuple(cases), notes=(*cohort.notes, *relatives))
+
+
+def _in_no_row(cohort: Cohort) -> Cohort:
+    """Note the volumes below a manifest's folder that no row names."""
+    known = {path for case in cohort.cases for path in (*case.images.values(), case.mask, case.labels)}
+    known |= {problem.path for problem in cohort.problems}
+    unused = tuple(file.path for file in volumes_below(cohort.root) if file.path not in known)
+    if not unused:
+        return cohort
+    some = ", ".join(path.name for path in unused[:3])
+    message = f"no row of the manifest names {len(unused)} volumes below its folder, such as {some}"
+    return replace(cohort, unused=unused, notes=(*cohort.notes, Problem(cohort.root, "in-no-row", message)))
+
+
+def _check_words(root: Path, words: Sequence[str], files: Sequence[File]) -> None:
+    """Refuse a word for choosing among files that stands in no file's name."""
+    for word in words:
+        if not any(count_words(file.path, [word]) for file in files):
+            some = ", ".join(file.path.name for file in files[:3])
+            raise CohortError(
+                f"no file has the word {word!r} in its name",
+                path=root,
+                reason="select",
+                found=f"names such as {some}" if files else "no volume",
+                hint="Words are for names of files; a DICOM series is chosen by a rule for series."
+                if not files
+                else None,
+            )
+
+
 def _dicom_cohort(root: Path, selection: Selection) -> Cohort:
     notes = read_notes(root)
+    _check_words(root, selection.select, ())
     asked = replace(
         selection,
         series=selection.series or notes.series,
@@ -102,9 +191,9 @@ def _dicom_cohort(root: Path, selection: Selection) -> Cohort:
             found=problem.message if problem else None,
         )
     regions = LESION if any(case.labels for case in found.cases) else {}
-    return with_notes(
-        Cohort(root, "dicom", tuple(with_unique_ids(root, found.cases)), regions, found.problems, found.listing), notes
-    )
+    cases = tuple(with_unique_ids(root, found.cases))
+    cohort = Cohort(root, "dicom", cases, regions, found.problems, found.listing, found.notes)
+    return with_notes(_with_people(cohort, notes), notes)
 
 
 def _unmarked(cohort: Cohort, selection: Selection) -> Cohort:
@@ -138,35 +227,6 @@ def volumes_below(root: Path) -> list[File]:
         ]
     except OSError as error:
         raise CohortError("cannot be listed", path=root, reason="unreadable", found=error) from error
-
-
-def _gather(root: Path, finds: Finds) -> tuple[list[Case], list[Problem]]:
-    """Make cases of the files that belong together; of several files for one role the shortest name is taken."""
-    groups: dict[str, list[Find]] = defaultdict(list)
-    for find in finds.files:
-        groups[find.group].append(find)
-    names = Counter(members[0].case for members in groups.values())
-    with_folders = any(count > 1 for count in names.values())
-    cases, problems = [], list(finds.problems)
-    for group, members in groups.items():
-        first = members[0]
-        # Where two folders hold cases of one name, every case and person is called by folder and name.
-        above = group[: -len(first.case)].replace("/", "_") if with_folders else ""
-        name = above + first.case
-        roles: dict[str, Path] = {}
-        for find in sorted(members, key=lambda find: (len(find.path.name), find.path.as_posix())):
-            if roles.setdefault(find.role, find.path) != find.path:
-                message = f"case {name} has a second {find.role}; {roles[find.role].name} is used"
-                problems.append(Problem(find.path, "several", message, name))
-        images = {role: path for role, path in sorted(roles.items()) if role not in ("mask", "labels")}
-        if not images:
-            problems.append(Problem(first.path, "no-image", f"case {name} has no image, only a mask or labels", name))
-            continue
-        mask, labels = roles.get("mask"), roles.get("labels")
-        site = next((find.site for find in members if find.site), None)
-        split = next((find.split for find in members if find.split), None)
-        cases.append(Case(name, above + first.subject, images, mask, labels, site, split))
-    return with_unique_ids(root, cases), problems
 
 
 def _unrecognised(root: Path, files: Sequence[File], layout: str | None) -> CohortError:

@@ -9,6 +9,7 @@ part is optional:
      "labels": {"threshold": 0.5},
      "series": {modality: words of a DICOM series},
      "reading": {"form", "assume_ras", "resample", "resample_tilt"},
+     "select": [words of the names of files],
      "allow": ["burned-in", "synthetic"]}
 """
 
@@ -58,6 +59,7 @@ class Notes:
         allow: Of `MARKS`, those that do not matter here.
         reading: What to assume of files whose headers leave a question open.
         label_threshold: From which value on a voxel of soft labels counts, or None.
+        select: Words of the names of files that are preferred where a case has several for one image.
     """
 
     cases: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
@@ -66,6 +68,7 @@ class Notes:
     allow: tuple[str, ...] = ()
     reading: Reading = STRICT
     label_threshold: float | None = None
+    select: tuple[str, ...] = ()
 
 
 def read_notes(root: Path) -> Notes:
@@ -90,12 +93,15 @@ def read_notes(root: Path) -> Notes:
     threshold = _threshold(content.get("labels", {}))
     if threshold is not None and not 0 < threshold <= 1:
         raise refusal('{"labels": {"threshold": 0.5}}, above 0 and at most 1')
+    select = content.get("select", [])
+    if not isinstance(select, list) or not all(isinstance(word, str) for word in select):
+        raise refusal('{"select": ["acq-mprage"]}')
     regions = declared_regions(content["regions"], path) if content.get("regions") is not None else None
     reading = _reading(content.get("reading", {}))
     if reading is None:
         raise refusal('{"reading": {"form": "sform" or "qform", "assume_ras": true, ...}}')
     named = {role_of(name): str(words) for name, words in series.items()}
-    return Notes(cases, regions, named, tuple(allow), reading, threshold)
+    return Notes(cases, regions, named, tuple(allow), reading, threshold, tuple(select))
 
 
 def _reading(content: object) -> Reading | None:

@@ -24,6 +24,7 @@ from chiasm.cohorts.cases import (
     Regions,
     role_of,
 )
+from chiasm.cohorts.folder_roles import find_folder_roles, role_above, without_roles
 from chiasm.cohorts.labels import holds_image
 from chiasm.cohorts.manifests import read_object
 from chiasm.errors import CohortError
@@ -86,6 +87,7 @@ class Layout(NamedTuple):
         find: Understands the files of a folder.
         regions: Region name to label values.
         sign: Must occur in some path for the layout to be recognised unasked.
+        people: Whether its rules leave open which cases are one person's.
     """
 
     name: str
@@ -93,6 +95,7 @@ class Layout(NamedTuple):
     find: Callable[[Path, Sequence[File]], Finds]
     regions: Regions
     sign: str = ""
+    people: bool = False
 
 
 def named(pattern: str, roles: Mapping[str, str] | None = None, *, by_folder: bool = False) -> Callable[..., Finds]:
@@ -164,39 +167,51 @@ def _bids_sites(path: Path) -> dict[str, str]:
     return {subject: site for subject, site in named_site if subject and site and site != "n/a"}
 
 
+_NNUNET = re.compile(r"(?:^|/)(images|labels)(Tr|Ts|Va|Val)/([^/]+)$")
+
+
 def find_nnunet(root: Path, files: Sequence[File]) -> Finds:
     """Understand nnU-Net's raw folders: `dataset.json` names channels and labels, imagesTs is the test set.
+
+    Without a `dataset.json`, two channels or more are called by their numbers, such as 0000.
 
     Raises:
         CohortError: If `dataset.json` is damaged or names no channels.
     """
-    matches = [(re.fullmatch(r"(images|labels)(Tr|Ts)/(.+)", file.stem), file.path) for file in files]
+    matches = [(match, file.path) for file in files if (match := _NNUNET.search(file.stem))]
+    numbers = {match[3][-5:] for match, _ in matches if match[1] == "images" and re.search(r"_\d{4}$", match[3])}
     path = root / "dataset.json"
-    if not any(match for match, _ in matches) or not path.is_file():
+    if not matches or not (path.is_file() or len(numbers) > 1):
         return Finds()
+    channels, regions = _nnunet_names(path) if path.is_file() else (None, None)
+    finds, problems = [], []
+    for match, file in matches:
+        kind, part, name = match.groups()
+        case, _, channel = name.rpartition("_")
+        if kind == "labels":
+            case, role = name, "labels"
+        elif channels is None and re.fullmatch(r"\d{4}", channel):
+            role = channel
+        elif channels is not None and channel in channels:
+            role = channels[channel]
+        else:
+            known = "0000, 0001, ..." if channels is None else "dataset.json: " + ", ".join(sorted(channels))
+            message = f"channel {channel or '(none)'} is not one of {known}"
+            problems.append(Problem(file, "channel", message, case or name))
+            continue
+        finds.append(Find(case, case, case, role, file, split="test" if part == "Ts" else None))
+    return Finds(_with_targets(finds, path, regions or {}), problems, regions)
+
+
+def _nnunet_names(path: Path) -> tuple[dict[str, str], Regions]:
+    """Return what `dataset.json` calls channels and regions."""
     content = read_object(path)
     names, labels = content.get("channel_names", content.get("modality")), content.get("labels", {})
     if not isinstance(names, Mapping) or not isinstance(labels, Mapping):
         raise CohortError(
             "names no channels", path=path, reason="channels", expected='"channel_names": {"0": "T1", "1": "T2"}'
         )
-    channels = {str(key).zfill(4): role_of(str(name)) for key, name in names.items()}
-    finds, problems = [], []
-    for match, file in matches:
-        if match is None:
-            continue
-        kind, part, name = match.groups()
-        case, _, channel = name.rpartition("_")
-        if kind == "labels":
-            case, role = name, "labels"
-        elif channel in channels:
-            role = channels[channel]
-        else:
-            message = f"channel {channel or '(none)'} is not one of dataset.json: {', '.join(sorted(channels))}"
-            problems.append(Problem(file, "channel", message, case or name))
-            continue
-        finds.append(Find(case, case, case, role, file, split="test" if part == "Ts" else None))
-    return Finds(_with_targets(finds, path, _nnunet_regions(labels)), problems, _nnunet_regions(labels))
+    return {str(key).zfill(4): role_of(str(name)) for key, name in names.items()}, _nnunet_regions(labels)
 
 
 def _with_targets(finds: Sequence[Find], description: Path, regions: Regions) -> list[Find]:
@@ -223,30 +238,47 @@ def _nnunet_regions(labels: Mapping[str, object]) -> Regions:
 
 
 def find_two_folders(_root: Path, files: Sequence[File]) -> Finds:
-    """Understand one folder per modality whose files have the same names; those without a partner are named."""
-    folders: dict[str, list[tuple[str, Path]]] = defaultdict(list)
+    """Understand one folder per modality whose files have the same names; those without a partner are named.
+
+    Folders that fix a role may lie above or below (`train/T1`, `A/test`), or be part of the name (`trainA`, `trainB`).
+    """
+    parents = {file.stem.rpartition("/")[0] for file in files}
+    roles = find_folder_roles(parents)
+    places = {parent: (role_above(parent, roles, ""), without_roles(parent, roles)) for parent in parents}
+    parts: dict[str | None, dict[str, list[tuple[str, Path]]]] = defaultdict(lambda: defaultdict(list))
     for file in files:
-        folder, _, name = file.stem.rpartition("/")
+        parent, _, name = file.stem.rpartition("/")
+        split, folder = places[parent]
         if folder and "/" not in folder:
-            folders[folder].append((name, file.path))
+            parts[split][folder].append((name, file.path))
+    finds, problems = [], []
+    for split, folders in parts.items():
+        found, lost = _paired_by_name(folders, split)
+        finds += found
+        problems += lost
+    return Finds(finds, problems) if finds else Finds()
+
+
+def _paired_by_name(
+    folders: Mapping[str, Sequence[tuple[str, Path]]], split: str | None
+) -> tuple[list[Find], list[Problem]]:
+    """Pair the files of several folders by their names."""
     images = {
         folder: {name for name, _ in inside}
         for folder, inside in folders.items()
         if role_of(folder) not in ("mask", "labels")
     }
     paired = set.intersection(*images.values()) if len(images) > 1 else set()
-    if not paired:
-        return Finds()
     finds, problems = [], []
     for folder, inside in folders.items():
         for name, path in inside:
             if name in paired:
-                finds.append(Find(name, name, name, role_of(folder), path))
+                finds.append(Find(name, name, name, role_of(folder), path, split=split))
             elif folder in images:
                 without = [other for other in sorted(images) if name not in images[other]]
-                message = f"{folder}/{name} has no partner in {', '.join(without)}"
+                message = f"{folder}/{name} has no partner in {', '.join(without) or 'another folder'}"
                 problems.append(Problem(path, "no-pair", message, name))
-    return Finds(finds, problems)
+    return finds, problems
 
 
 def _words() -> str:
@@ -343,26 +375,29 @@ LAYOUTS: Sequence[Layout] = (
         named(r"(?P<case>PHANTOM_\d+)[_/](?P<what>t1|t1ce|t2|flair|pd|ct|mr|cbct|seg|mask)"),
         BRATS_2017,
     ),
-    Layout("nnunet", "imagesTr/CASE_0000.nii.gz, labelsTr/CASE.nii.gz and dataset.json", find_nnunet, {}),
+    Layout("nnunet", "imagesTr/CASE_0000.nii.gz, labelsTr/CASE.nii.gz and dataset.json", find_nnunet, {}, people=True),
     Layout("bids", "sub-01/ses-01/anat/sub-01_ses-01_T1w.nii.gz", find_bids, {"lesion": (1,)}),
     Layout(
         "konfai",
         "Dataset/CASE/{MR,CT,MASK}.mha",
         named(r"(?P<case>[^/]+)/(?P<what>" + _words().upper() + ")", by_folder=True),
         LESION,
+        people=True,
     ),
     Layout(
         "case-folders",
         "CASE/{t1,t2,mask,seg}.nii.gz",
         named(r"(?P<case>[^/]+)/" + _ANY, by_folder=True),
         LESION,
+        people=True,
     ),
     Layout(
         "case-files",
         "CASE/CASE_{T1,T2,mask,seg}.nii.gz",
         named(r"(?P<case>[^/]+)/(?P=case)[_-]" + _ANY, by_folder=True),
         LESION,
+        people=True,
     ),
-    Layout("flat", "CASE_{T1,T2,mask,seg}.nii.gz", named("(?<!/)(?P<case>[^/]+?)[_-]" + _ANY), LESION),
-    Layout("two-folders", "T1/CASE.nii.gz and T2/CASE.nii.gz", find_two_folders, LESION),
+    Layout("flat", "CASE_{T1,T2,mask,seg}.nii.gz", named("(?<!/)(?P<case>[^/]+?)[_-]" + _ANY), LESION, people=True),
+    Layout("two-folders", "T1/CASE.nii.gz and T2/CASE.nii.gz", find_two_folders, LESION, people=True),
 )

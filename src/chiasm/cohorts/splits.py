@@ -78,9 +78,9 @@ def make_split(
     """Split cases by subject, with each site spread evenly over the roles.
 
     Over all values of `fold`, every free subject is tested once.  What a
-    manifest fixes stands: fixed subjects keep their role in every fold; where
-    any is fixed to test, no other is tested; where any is fixed to validation,
-    no other validates.
+    manifest or a folder fixes stands: fixed subjects keep their role in every
+    fold; where any is fixed to test, no other is tested; where any is fixed to
+    validation, no other validates; where all are fixed, nobody else is tested.
 
     Args:
         cases: Cases with unique ids, in any order.
@@ -106,7 +106,7 @@ def make_split(
     kept = _sealed(free, sealed)
     free = [subject for subject in free if subject not in kept]
     tested: set[str] = set()
-    if "test" not in fixed.values() and folds > 1:
+    if "test" not in fixed.values() and folds > 1 and not (fixed and not free):
         if len(free) < folds:
             raise CohortError(
                 f"{folds} folds need at least {folds} subjects",
@@ -124,7 +124,7 @@ def make_split(
 def leave_one_site_out(
     cases: Iterable[Case], site: str, *, validation: float = 0.2, seed: int = 0, sealed: float = 0.0
 ) -> Split:
-    """Test on every subject of one site, and train and validate on the others; a manifest's roles are not heeded.
+    """Test on every subject of one site, and train and validate on the others.
 
     Args:
         cases: Cases with unique ids.
@@ -134,9 +134,16 @@ def leave_one_site_out(
         sealed: Share in [0, 1) of all subjects that no fold touches.
 
     Raises:
-        CohortError: If no case is of this site, or all are.
+        CohortError: If no case is of this site, or all are, or a manifest or a folder fixes roles.
     """
     cases = list(cases)
+    if fixed := Counter(case.split for case in cases if case.split):
+        raise CohortError(
+            "folds by site contradict roles that are fixed",
+            reason="split",
+            found=", ".join(f"{count} cases fixed to {role}" for role, count in sorted(fixed.items())),
+            hint="Split by subject, or take the roles away: the column split of a manifest, or folders such as test.",
+        )
     dealt = _dealt(_site_of_subjects(cases), seed)
     kept = _sealed(dealt, sealed)
     tested = {case.subject for case in cases if case.site == site} - kept
@@ -206,7 +213,8 @@ def _fixed_roles(cases: Sequence[Case]) -> dict[str, str]:
             raise CohortError(
                 f"subject {case.subject} is to be both {fixed[case.subject]} and {case.split}",
                 reason="split",
-                hint="Give all cases of a subject the same split in the manifest.",
+                hint="Move all cases of a subject into folders of one role, or give them the same split in a manifest; "
+                "where these are two people, give them two subjects in it.",
             )
     return fixed
 

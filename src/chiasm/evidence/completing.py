@@ -27,11 +27,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from chiasm import __version__
-from chiasm.cohorts.cases import MODALITIES, Case, Cohort, Problem, reading_of, role_of
+from chiasm.cohorts.cases import MODALITIES, Case, Cohort, Problem, role_of
 from chiasm.cohorts.completed import MARK, Origin, copy_case, mark_synthetic, was_made, write_completed
 from chiasm.cohorts.dicom_folders import Selection, marks_on
+from chiasm.cohorts.gathering import tell_notes
 from chiasm.cohorts.intensity import Kind, fit_intensity
-from chiasm.cohorts.layouts import find_cohort, select_cases
+from chiasm.cohorts.layouts import find_cohort, select_cases, selection_of
 from chiasm.cohorts.planning import read_plan, write_plan
 from chiasm.cohorts.splits import ROLES, Split, make_split
 from chiasm.errors import CohortError, RecipeError, VolumeError
@@ -166,9 +167,9 @@ def complete(
         raise RecipeError("a completion trains on one device", reason="devices", found=recipe.training.devices)
     check_players(recipe)
     trusted = (*named_classes(trust), recipe.generator.network)
-    wanted = selection or Selection()
-    wanted = replace(wanted, reading=reading_of(recipe.data) | wanted.reading)
-    found = _scans(find_cohort(data, layout=layout, selection=wanted))
+    found = _scans(find_cohort(data, layout=layout, selection=selection_of(recipe, selection)))
+    for line in tell_notes(found.notes):
+        say(line)
     survey_cohort(found, recipe, utility)
     with locked(out):
         root = out / "cohort"
@@ -331,7 +332,7 @@ def _fold(number: int, split: Split, able: Sequence[Case], pairs: Sequence[Case]
 
 def recipe_of(recipe: Recipe, task: Task, seed: int) -> Recipe:
     """Return the recipe of one training: what it makes of what, its seed, and no test set beside the cases' roles."""
-    split = {"by": "subject", "folds": 1, "fold": 0, "sealed": 0.0}
+    split = {"by": "subject", "folds": 1, "fold": 0, "sealed": 0.0, "subject_pattern": ""}  # the cases know theirs
     return recipe.model_copy(
         update={
             "data": recipe.data.model_copy(update=task._asdict()),

@@ -22,7 +22,7 @@ from chiasm.cohorts.fingerprint import Progress, known_of
 from chiasm.cohorts.images import read_case_image, read_case_labels
 from chiasm.cohorts.intensity import IntensityMap
 from chiasm.cohorts.labels import usable_labels
-from chiasm.cohorts.layouts import find_cohort
+from chiasm.cohorts.layouts import find_cohort, selection_of
 from chiasm.cohorts.pairing import Together, align_cohort
 from chiasm.cohorts.planning import Plan, read_plan
 from chiasm.cohorts.preparation import prepare_source
@@ -30,7 +30,7 @@ from chiasm.errors import ChiasmError, CohortError, RunError
 from chiasm.evidence.evaluation import MaskUse, Remarks, Row, evaluate_case, harmonise, reporting_unit
 from chiasm.prediction.baselines import Baselines, load_baselines
 from chiasm.prediction.manifest import Entry, Manifest, check_files, find_path, read_manifest
-from chiasm.recipe import Registration
+from chiasm.recipe import Registration, read_recipe
 from chiasm.volumes import Volume, check_pair, read_volume, resample
 
 #: Where the mask of a prediction comes from, by what its manifest calls it.
@@ -144,15 +144,14 @@ def open_reference(
         folder: Where registered images are kept.
         register: How they are brought there; None as the model's plan says, "none" takes them as they lie.
         layout: Name of a layout, where the folder fits several.
-        selection: Which DICOM series are taken, and how files are read; where it says nothing, as in training.
+        selection: Which files are taken and how they are read; where it says nothing, as in training.
         progress: As in `align_cohort`.
 
     Raises:
         CohortError: If the folder holds no cases, or none can be registered.
     """
-    plan, chosen = judged[0].plan, selection or Selection()
-    chosen = replace(chosen, reading=chosen.reading | plan.reading)
-    cohort = find_cohort(reference, layout=layout, selection=chosen)
+    plan, recipe = judged[0].plan, read_recipe(judged[0].model / "recipe.toml")
+    cohort = find_cohort(reference, layout=layout, selection=selection_of(recipe, selection, remember=True))
     kind = plan.registration if register is None else register
     if kind == "none":
         return Together(cohort, {}, ())

@@ -22,8 +22,7 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from chiasm import __version__
 from chiasm.cohorts.cases import Cohort, reading_of, side_alone
-from chiasm.cohorts.dicom_folders import Selection
-from chiasm.cohorts.layouts import find_cohort, select_cases
+from chiasm.cohorts.layouts import find_cohort, select_cases, selection_of
 from chiasm.cohorts.lesions import REGIONS
 from chiasm.cohorts.phantom import Movement, write_cohort
 from chiasm.cohorts.planning import read_plan, write_plan
@@ -263,8 +262,9 @@ def find_cases(study: Study, out: Path) -> Cohort | None:
 
 
 def _find(study: Study, folder: Path) -> Cohort:
-    reading = reading_of(_recipe(study, study.arms[0], 1, 0, 0).data)
-    return find_cohort(folder, layout=study.layout, selection=Selection(reading=reading))
+    recipe = _recipe(study, study.arms[0], 1, 0, 0)
+    selection = selection_of(recipe, remember=folder == study.reference)
+    return find_cohort(folder, layout=study.layout, selection=selection)
 
 
 def simulate(phantom: Phantom, folder: Path, *, movement: Movement | None = None) -> None:
@@ -335,12 +335,14 @@ def list_jobs(study: Study, out: Path, cohort: Cohort | None) -> list[Job]:
 
 def _check_reference(study: Study, folds: int) -> None:
     """Refuse arms that would be scored against differently registered images: they could not be compared."""
-    data = {arm: _recipe(study, arm, folds, 0, study.seeds[0]).data for arm in study.arms}
-    if len({reading_of(one) for one in data.values()}) > 1:
+    recipes = {arm: _recipe(study, arm, folds, 0, study.seeds[0]) for arm in study.arms}
+    data = {arm: recipe.data for arm, recipe in recipes.items()}
+    if len({(reading_of(r.data), r.data.select, r.split.subject_pattern) for r in recipes.values()}) > 1:
         raise RecipeError(
-            "all arms must read the files of the cohort alike",
+            "all arms must choose and read the files of the cohort alike",
             reason="reading",
-            hint="Set data.form, assume_ras, resample and resample_tilt for all arms, not in a variant.",
+            hint="Set data.form, assume_ras, resample, resample_tilt, select and split.subject_pattern for all arms, "
+            "not in a variant.",
         )
     kinds = {arm: one.registration for arm, one in data.items()}
     if study.reference is None and len(set(kinds.values())) > 1:
@@ -384,6 +386,8 @@ def _count_folds(study: Study, cohort: Cohort | None) -> int:
                 hint="Write it with chiasm phantom and give its folder as data.",
             )
         folds = len(sites_of(cohort.cases))
+    elif cohort is not None and any(case.split == "test" for case in cohort.cases):
+        folds = 1  # whoever is fixed to test is tested in every fold
     else:
         folds = study.folds
         subjects = study.phantom.subjects if study.phantom else len({case.subject for case in cohort.cases})  # type: ignore[union-attr]

@@ -24,11 +24,10 @@ from numpy.typing import NDArray
 
 from chiasm import metrics
 from chiasm.cohorts.cases import Case, Cohort
-from chiasm.cohorts.dicom_folders import Selection
 from chiasm.cohorts.fingerprint import known_of
 from chiasm.cohorts.images import read_case_image, read_case_labels
 from chiasm.cohorts.labels import usable_labels
-from chiasm.cohorts.layouts import find_cohort, select_cases
+from chiasm.cohorts.layouts import find_cohort, select_cases, selection_of
 from chiasm.cohorts.pairing import align_cohort
 from chiasm.cohorts.preparation import prepare_case, prepare_source
 from chiasm.cohorts.splits import Split, read_splits
@@ -159,7 +158,7 @@ def judge_maps(
     engine = replace(predictors[0].engine, threads=threads)
     first = models[0]
     names = {*split.validation, *getattr(split, role)}
-    found = find_cohort(data, layout=layout, selection=Selection(reading=first.plan.reading))
+    found = find_cohort(data, layout=layout, selection=selection_of(first.recipe, remember=True))
     found = select_cases(found, first.plan.sources, first.plan.target)
     some = replace(found, cases=tuple(case for case in found.cases if case.id in names))
     with TemporaryDirectory() if cache is None else nullcontext(cache) as kept:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from chiasm.cohorts.bias import UNSHADED
 from chiasm.cohorts.cases import Cohort, Problem
 from chiasm.cohorts.dicom_folders import Selection
+from chiasm.cohorts.gathering import LOST, tell_notes
 from chiasm.cohorts.pairing import Together, tell_movement
 from chiasm.cohorts.planning import Plan
 from chiasm.errors import CohortError, RunError, unknown
@@ -46,6 +47,7 @@ from chiasm.storage import locked, read_json, read_toml, write_json
 from chiasm.volumes import Reading, Volume, canonical
 
 ASKED = "asked.json"
+CHOSEN = ("series", "select", "subject_pattern", "reading")  # of `ASKED`: which files are taken, and how they are read
 REGISTERED = "registered"  # folder of the real images, brought to the sources
 OWNED = {"study.json": "a study", "completion.json": "a completion"}  # which have evaluations of their own
 MASKS_NAMED = 12  # cases that are named beside the mask that they were scored in
@@ -65,12 +67,14 @@ class Scored:
         table: The summary, lines of text.
         report: The page.
         problems: Cases that could not be scored.
+        notes: What the reference holds beside its cases, and which of several scans were taken.
     """
 
     rows: tuple[Row, ...]
     table: tuple[str, ...]
     report: Path
     problems: tuple[Problem, ...]
+    notes: tuple[str, ...] = ()
 
 
 def evaluate(
@@ -127,6 +131,8 @@ def evaluate(
     asked = {
         **_asked(judged, reference, out, model, layout, regions, register, convention),
         "series": dict(chosen.series),
+        "select": list(chosen.select),
+        "subject_pattern": chosen.subject_pattern,
         "reading": asdict(chosen.reading),
     }
     with locked(out):
@@ -147,7 +153,8 @@ def evaluate(
         subjects = {case.id: case.subject for case in together.cohort.cases}
         report = report_evaluation(out)
         table = tuple(format_table(found.rows, subjects=subjects))
-        return Scored(tuple(found.rows), table, report, (*problems, *found.spoiled))
+        notes = tuple(tell_notes(together.cohort.notes, ("several", *LOST)))
+        return Scored(tuple(found.rows), table, report, (*problems, *found.spoiled), notes)
 
 
 def _asked(
@@ -187,7 +194,7 @@ def _make_room(out: Path, asked: Mapping[str, Any], *, overwrite: bool) -> None:
         return
     told = [
         f"{name} was {before[name]} and is {asked[name]}"
-        for name in ("predictions", "reference", "layout", "regions", "register", "convention", "series", "reading")
+        for name in ("predictions", "reference", "layout", "regions", "register", "convention", *CHOSEN)
         if before.get(name, asked[name]) != asked[name] and not _same_places(out, before, asked, name)
     ]
     if told and not overwrite:
@@ -239,7 +246,12 @@ def report_evaluation(out: Path, *, pages: int = PAGES, whole: bool = False) -> 
     judged = [open_predictions(_place(out, asked, folder), model) for folder in asked["predictions"]]
     how: Registration = asked.get("register", "none")
     reference = _place(out, asked, asked["reference"])
-    chosen = Selection(series=asked.get("series", {}), reading=Reading(**asked.get("reading", {})))
+    chosen = Selection(
+        series=asked.get("series", {}),
+        reading=Reading(**asked.get("reading", {})),
+        select=asked.get("select", []),
+        subject_pattern=asked.get("subject_pattern", ""),
+    )
     together = open_reference(
         reference, judged, out / REGISTERED, register=how, layout=asked["layout"], selection=chosen
     )

@@ -16,6 +16,7 @@ from typing import Any
 
 from chiasm import __version__
 from chiasm.cohorts.cases import Cohort
+from chiasm.cohorts.gathering import tell_notes
 from chiasm.errors import ChiasmError, CohortError, RunError
 from chiasm.evidence.aligning import report_registered
 from chiasm.evidence.curves import read_history
@@ -83,6 +84,7 @@ def run_study(
     open_sealed: bool = False,
     reading: Reading = STRICT,
     trust: str | Collection[str] = (),
+    settings: Sequence[str] = (),
     say: Callable[[str], None] = print,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Done:
@@ -97,13 +99,14 @@ def run_study(
         reading: What to assume of files whose headers leave a question open, beside the study file's settings.
         trust: Classes of others that a model may consist of, beside those of the study file, as
             ``package.module:Class``.
+        settings: More settings of every arm, after those of the study file.
         say: Called with lines for the user.
         progress: Called with jobs done, all jobs, the last one's name.
 
     Raises:
         ChiasmError: If the study cannot run at all; a job that fails is named in the result.
     """
-    study = _read(path, reading)
+    study = _read(path, reading, settings)
     run = find_runner(runner, {"slurm": _for_slurm(study), "ray": study.ray})
     if open_sealed and not study.sealed:
         raise CohortError(
@@ -120,6 +123,9 @@ def run_study(
                 simulate(study.phantom, out / "unmoved", movement="held")
             cohort = find_cases(study, out)
         assert cohort is not None
+        say(f"{len(cohort.cases)} cases ({cohort.layout})")
+        for line in [*tell_notes(cohort.notes), *(problem.line for problem in cohort.problems)]:
+            say(line)
         say(f"{len(jobs)} jobs, {sum(job.is_done for job in jobs)} of them done already")
         failed = _work_off(jobs, study, out, run, say, progress, opened=open_sealed, trust=trust)
         folder = out / "sealed" if open_sealed else out
@@ -196,25 +202,26 @@ def _lost_for_good(lost: Lost[Job]) -> Outcome:
     return Outcome(lost.job.key, lost.job.name, f"{lost}.{hint}")
 
 
-def _read(path: Path, reading: Reading) -> Study:
-    """Read a study file, and note in its settings what else is assumed of the cohort's files."""
+def _read(path: Path, reading: Reading, settings: Sequence[str]) -> Study:
+    """Read a study file, and note in its settings what else is assumed of the cohort's files, and other settings."""
     study = read_study(path)
     asked = [f"data.{name}={str(value).lower()}" for name, value in asdict(reading).items() if value]
-    return study.model_copy(update={"settings": (*study.settings, *asked)})
+    return study.model_copy(update={"settings": (*study.settings, *asked, *settings)})
 
 
-def tell_jobs(path: Path, out: Path, reading: Reading = STRICT) -> list[str]:
+def tell_jobs(path: Path, out: Path, reading: Reading = STRICT, settings: Sequence[str] = ()) -> list[str]:
     """List a study's jobs in words, with what is done and how long the rest may take.
 
     Args:
         path: The study file.
         out: The study's folder.
         reading: As for `run_study`.
+        settings: As for `run_study`.
 
     Raises:
         ChiasmError: If the study cannot run at all.
     """
-    study = _read(path, reading)
+    study = _read(path, reading, settings)
     jobs = list_jobs(study, out, find_cases(study, out))
     done = {job.key: read_json(job.folder / "done.json") for job in jobs if job.is_done}
     speed = _seconds_a_step(jobs, done)

@@ -6,12 +6,15 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import NamedTuple
 
-from chiasm.cohorts.cases import Case, Problem, unsafe_name
+from chiasm.cohorts.cases import Case, Cohort, Problem, unsafe_name
 from chiasm.cohorts.dicom_folders import WARNINGS, Selection, marks_on, parse_rules
+from chiasm.cohorts.gathering import LOST, tell_notes, with_account
 from chiasm.cohorts.images import read_case_image, read_case_labels, read_image
-from chiasm.cohorts.layouts import find_cohort, select_cases
+from chiasm.cohorts.layouts import find_cohort, select_cases, selection_of, volumes_below
 from chiasm.cohorts.manifests import MARKS
+from chiasm.cohorts.patterns import Find, Finds
 from chiasm.cohorts.planning import Plan
 from chiasm.cohorts.splits import read_splits
 from chiasm.errors import ChiasmError, CohortError, RecipeError, RunError, VolumeError
@@ -51,6 +54,7 @@ class Predicted:
         done: Cases that were predicted by this call.
         kept: Cases that an earlier call had predicted from the same files, and that are left as they were.
         remade: Cases that were predicted again, because their files had changed or were gone.
+        notes: Which of several scans of a modality were taken, in words.
     """
 
     folder: Path
@@ -59,6 +63,7 @@ class Predicted:
     done: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
     remade: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -159,6 +164,7 @@ def predict(
     precision: str = "auto",
     layout: str | None = None,
     series: Sequence[str] = (),
+    select: Sequence[str] = (),
     reading: Reading = STRICT,
     container: Container = "volume",
     runner: str = "serial",
@@ -186,6 +192,8 @@ def predict(
         precision: "auto", "32-true", "bf16-mixed" or "16-mixed".
         layout: Name of a layout, where a folder fits several.
         series: Which DICOM series is which source, as ``t1=WORDS``, or ``WORDS`` for the only source.
+        select: Words of the names of files that are taken where a case has several for one source; by default as
+            in training.
         reading: What to assume of files whose headers leave a question open, beside what the model's plan says.
         container: "volume" for NIfTI or MetaImage, "dicom" for DICOM, which needs DICOM sources.
         runner: A name of `runners.RUNNERS`: where cases are predicted.
@@ -212,7 +220,10 @@ def predict(
         if degrade and model.plan.degradation is None:
             raise RecipeError("only a model for super-resolution can degrade its input", path=run, reason="task")
         roles = _roles(run)
-        cases, problems = _find_cases(inputs, model, layout, parse_rules(series, model.plan.sources), reading)
+        chosen = Selection(series=parse_rules(series, model.plan.sources), select=select, reading=reading)
+        cases, problems, notes = _find_cases(inputs, model, layout, chosen)
+        if only == "all":  # another role's cases are not asked for
+            problems += [note for note in notes if note.reason in LOST]
         if only != "all":
             cases = _of_role(cases, only, roles, run, inputs)
         if container == "dicom":
@@ -237,23 +248,31 @@ def predict(
                 progress(number, len(due), outcome.case or "")
         kept = tuple(name for name in asked if name in earlier.entries)
         done = tuple(case.id for case in due if case.id in progressing.entries)
-        return Predicted(out, progressing.manifest, tuple(problems), done, kept, earlier.damaged)
+        told = tuple(tell_notes(notes, ("several", *(() if only == "all" else LOST))))
+        return Predicted(out, progressing.manifest, tuple(problems), done, kept, earlier.damaged, told)
 
 
-def _find_cases(
-    inputs: Sequence[Path | Case], model: Model, layout: str | None, rules: Mapping[str, str], reading: Reading
-) -> tuple[list[Case], list[Problem]]:
+class Inputs(NamedTuple):
+    """What inputs hold: cases, what is wrong with others, and what is worth a note."""
+
+    cases: list[Case]
+    problems: list[Problem]
+    notes: list[Problem]
+
+
+def _find_cases(inputs: Sequence[Path | Case], model: Model, layout: str | None, chosen: Selection) -> Inputs:
     sources = model.plan.sources
-    selection = Selection(
-        series=rules,
+    selection = replace(
+        selection_of(model.recipe, chosen, remember=True),
         alone=sources[0] if len(sources) == 1 else None,
         allow=MARKS,  # who predicts is warned of them
-        reading=reading | model.plan.reading,
+        reading=chosen.reading | model.plan.reading,
+        subject_pattern="",  # whose a case is does not matter
     )
     places = [one.absolute() for one in inputs if isinstance(one, Path)]
-    cases, problems = find_inputs(places, sources, layout=layout, selection=selection)
-    cases += [one for one in inputs if isinstance(one, Case)]
-    return [replace(case, reading=selection.reading | case.reading) for case in cases], problems
+    found = find_inputs(places, sources, layout=layout, selection=selection)
+    cases = found.cases + [one for one in inputs if isinstance(one, Case)]
+    return found._replace(cases=[replace(case, reading=selection.reading | case.reading) for case in cases])
 
 
 def _of_role(
@@ -341,8 +360,10 @@ def find_inputs(
     *,
     layout: str | None = None,
     selection: Selection | None = None,
-) -> tuple[list[Case], list[Problem]]:
+) -> Inputs:
     """Turn files, folders of files and cohorts into cases with unique ids.
+
+    In a folder that fits no layout, each file is a case of a model with one source.
 
     Raises:
         CohortError: If an input is missing, holds no case, or files do not come in groups of as many as sources.
@@ -350,6 +371,7 @@ def find_inputs(
     files = [path for path in inputs if path.is_file() and path.name.lower().endswith(SUFFIXES)]
     cases: list[Case] = []
     problems: list[Problem] = []
+    notes: list[Problem] = []
     if len(files) % len(sources):
         raise CohortError(
             "the files do not come in groups of one per source",
@@ -367,13 +389,15 @@ def find_inputs(
             raise CohortError("does not exist", path=path, reason="not-found")
         try:
             cohort = select_cases(find_cohort(path, layout=layout, selection=selection), sources, None)
-            cases += cohort.cases
-            problems += [problem for problem in cohort.problems if problem.case]
-        except CohortError:
-            inside = sorted(f for f in path.iterdir() if f.name.lower().endswith(SUFFIXES)) if path.is_dir() else []
-            if not inside or len(sources) > 1:
+        except CohortError as error:
+            if error.reason != "unknown-layout" or len(sources) > 1:
                 raise
-            cases += [Case(_stem(file), _stem(file), {sources[0]: file}) for file in inside]
+            cohort = _each_a_case(path, sources[0])
+            if not cohort.cases:
+                raise
+        cases += cohort.cases
+        problems += cohort.problems
+        notes += cohort.notes
     unsafe = {id(case): problem for case in cases if (problem := unsafe_name(case))}
     problems += unsafe.values()
     seen: dict[str, int] = {}
@@ -381,7 +405,16 @@ def find_inputs(
     for case in (case for case in cases if id(case) not in unsafe):
         seen[case.id] = seen.get(case.id, 0) + 1
         unique.append(case if seen[case.id] == 1 else replace(case, id=f"{case.id}-{seen[case.id]}"))
-    return unique, problems
+    return Inputs(unique, problems, notes)
+
+
+def _each_a_case(folder: Path, source: str) -> Cohort:
+    """Take each volume of a folder for a case, and note those that lie deeper or are of another format."""
+    files = volumes_below(folder)
+    here = [file for file in files if "/" not in file.stem]
+    cases = tuple(Case(_stem(file.path), _stem(file.path), {source: file.path}) for file in here)
+    finds = [Find(case.id, case.id, case.id, source, case.images[source]) for case in cases]
+    return with_account(Cohort(folder, "", cases), Finds(finds), files)
 
 
 def _work(

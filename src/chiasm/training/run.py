@@ -22,10 +22,12 @@ import numpy as np
 from chiasm.cohorts.cases import Case, Cohort, Problem, reading_of, with_reading
 from chiasm.cohorts.dicom_folders import Selection
 from chiasm.cohorts.examination import ExaminedCohort, examine_cohort
-from chiasm.cohorts.layouts import find_cohort, select_cases
+from chiasm.cohorts.gathering import tell_notes
+from chiasm.cohorts.layouts import find_cohort, select_cases, selection_of
 from chiasm.cohorts.pairing import Together, align_cohort, tell_movement
 from chiasm.cohorts.planning import FITTED, Plan, make_plan, read_plan, write_plan
 from chiasm.cohorts.preparation import PreparedCase, prepare_cohort
+from chiasm.cohorts.relatives import with_subjects
 from chiasm.cohorts.splits import (
     ROLES,
     Split,
@@ -109,6 +111,8 @@ def _plan(found: Cohort, recipe: Recipe, folder: Path, say: Say, cache: Path | N
     wanted = ", ".join(recipe.data.sources)
     wanted += f" and {recipe.data.target}" if recipe.data.target not in recipe.data.sources else ""
     say(f"{len(cohort.cases)} cases with {wanted} ({cohort.layout})")
+    for line in tell_notes(found.notes):
+        say(line)
     asked = {*recipe.data.sources, recipe.data.target}
     if made_up := sum(bool(asked & set(case.synthetic)) for case in cohort.cases):
         say(f"of these {made_up} with images that were made, not acquired")
@@ -117,8 +121,6 @@ def _plan(found: Cohort, recipe: Recipe, folder: Path, say: Say, cache: Path | N
     examined = examine_cohort(cohort, recipe.data)
     usable = examined.cohort.cases
     problems = [*together.problems, *examined.problems]
-    for problem in problems:
-        say(f"left out: {problem.message}")
     refuse_duplicates(examined.cases, examined.cohort, tuple(dict.fromkeys((*recipe.data.sources, recipe.data.target))))
     settings = recipe.split
     shares = {"validation": settings.validation, "sealed": settings.sealed}
@@ -154,6 +156,8 @@ def _plan(found: Cohort, recipe: Recipe, folder: Path, say: Say, cache: Path | N
     served = {case.id for case in alone}
     missing = [problem for problem in cohort.problems if problem.case not in served]
     usable_cohort = replace(cohort, cases=(*usable, *alone), problems=(*missing, *problems, *unreadable))
+    for problem in usable_cohort.problems:
+        say(problem.line)
     made = (folder / "plan.toml").exists()
     if made:
         plan = read_plan(folder / "plan.toml")
@@ -191,8 +195,6 @@ def _find_unpaired(
     tested = {case.site for case in usable if case.id in split.test}
     elsewhere = {case.site for case in usable if case.site} - tested if recipe.split.by == "site" else None
     alone, unreadable = find_unpaired(found, recipe.data, held_out=held_out, elsewhere=elsewhere)
-    for problem in unreadable:
-        say(f"left out: {problem.message}")
     if alone:
         told = tell_unpaired(alone, recipe.data.sources, recipe.data.target)
         say(f"{len(alone)} images serve without a partner: {told}")
@@ -273,7 +275,7 @@ def train(
         training = [by_id[name] for name in names if name in by_id]
         validation = [by_id[name] for name in run.split.validation if name in by_id]
         for problem in problems:
-            quiet(f"left out: {problem.message}")
+            quiet(problem.line)
         if not training:
             detail = f"; the first: {problems[0].message}" if problems else ""
             raise CohortError(f"no training case could be prepared{detail}", path=cohort.root, reason="no-cases")
@@ -318,15 +320,13 @@ def _found(
 ) -> Cohort:
     """Find the cases, after the recipe has been checked against itself and against what the folder holds.
 
-    Their files are read as the recipe says.
+    Files are chosen and read as the recipe says.
     """
     check_players(recipe)
     _check_recipe(folder, recipe)
-    reading = reading_of(recipe.data)
     if isinstance(data, Cohort):
-        return with_reading(data, reading)
-    chosen = selection or Selection()
-    return find_cohort(data, layout=layout, selection=replace(chosen, reading=reading | chosen.reading))
+        return with_subjects(with_reading(data, reading_of(recipe.data)), recipe.split.subject_pattern)
+    return find_cohort(data, layout=layout, selection=selection_of(recipe, selection))
 
 
 def _finished(folder: Path, found: Cohort, say: Say) -> Run | None:
@@ -346,7 +346,7 @@ def _finished(folder: Path, found: Cohort, say: Say) -> Run | None:
     run = Run(folder, read_plan(folder / "plan.toml"), read_splits(folder / "splits.json").split, problems)
     shutil.rmtree(folder / "baselines", ignore_errors=True)  # of a kill after the model was written
     for problem in problems:
-        say(f"left out: {problem.message}")
+        say(problem.line)
     say(f"finished already: {folder / 'model'}")
     return run
 

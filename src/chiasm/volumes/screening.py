@@ -229,6 +229,20 @@ def volume_files(path: Path) -> list[Path]:
     return [path, *sorted(other for other in others if other != path and other.is_file())]
 
 
+def read_grid(path: Path) -> Geometry:
+    """Read the grid of a NIfTI or MetaImage file from its header; no voxel is read, and no orientation is asked for.
+
+    Raises:
+        VolumeError: If the header cannot be read.
+    """
+    head = first_bytes(path, HEAD)
+    if looks_like_nifti(head):
+        return open_nifti(path, form="sform", assume_ras=True).geometry
+    if looks_like_metaimage(head):
+        return open_metaimage(path).geometry
+    raise VolumeError("is neither NIfTI nor MetaImage", path=path, reason="format", found=_format_of(head))
+
+
 def check_affine(geometry: Geometry, path: Path | None = None, *, allow_skew: bool = False) -> bool:
     """Refuse a grid that no scanner makes, and tell whether its axes are skewed.
 

@@ -1,0 +1,262 @@
+"""From files whose names a layout understands to cases, and an account of every file that is not used."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from chiasm.cohorts.cases import Case, Cohort, Problem
+from chiasm.cohorts.folder_roles import FolderRole, find_folder_roles, role_above, without_roles
+from chiasm.cohorts.manifests import with_unique_ids
+from chiasm.cohorts.patterns import LAYOUTS, File, Find, Finds
+from chiasm.errors import ChiasmError
+from chiasm.volumes.dicom_files import visible_files
+from chiasm.volumes.dicom_series import is_dicom
+from chiasm.volumes.screening import read_grid
+
+SHOWN = 3  # names in a line; inspect lists all
+#: Images in formats that are not read, by the ends of their names; of a pair of files, the header's.
+OTHER_FORMATS = (".nrrd", ".nhdr", ".mgz", ".mgh", ".mnc", ".gipl", ".gipl.gz", ".hdr", ".par", ".nii.bz2", ".nii.xz")
+DICOM_FILES = (".dcm", ".ima")
+#: Notes of files that may be cases which are lost.
+LOST = ("not-of-layout", "other-format", "no-series")
+#: Folders of BIDS that hold what was made of the scans, or how.
+BESIDE_SCANS = ("derivatives", "sourcedata", "code", "stimuli")
+
+
+class Gathered(NamedTuple):
+    """Cases, what is wrong with others, and what is worth a note though nothing is lost."""
+
+    cases: list[Case]
+    problems: list[Problem]
+    notes: list[Problem]
+
+
+class _Group(NamedTuple):
+    """The files of one case: its place and name, and its role in the split."""
+
+    place: str
+    split: str | None
+    members: Sequence[Find]
+
+
+def gather(root: Path, finds: Finds, words: Sequence[str] = ()) -> Gathered:
+    """Make cases of the files that belong together; of several files for one image, one is chosen.
+
+    Args:
+        root: The folder.
+        finds: What a layout makes of its files.
+        words: Words of the names of files that are preferred; else the finer grid is.
+
+    Raises:
+        CohortError: If two cases have one id.
+    """
+    folders = {find.path.parent.relative_to(root).as_posix() for find in finds.files}
+    roles = find_folder_roles(folders)
+    placed = [_placed(find, root, roles) for find in finds.files]
+    groups, problems = _groups(placed)
+    problems = [*finds.problems, *problems]
+    counts = Counter(group.members[0].case for group in groups)
+    with_folders = any(count > 1 for count in counts.values())
+    cases: list[Case] = []
+    notes: list[Problem] = []
+    for group in groups:
+        name, subject = _names(group, roles) if with_folders else (group.members[0].case, group.members[0].subject)
+        paths, seconds = _chosen(name, group.members, words)
+        notes += seconds
+        images = {role: path for role, path in sorted(paths.items()) if role not in ("mask", "labels")}
+        if not images:
+            message = f"case {name} has no image, only a mask or labels"
+            problems.append(Problem(group.members[0].path, "no-image", message, name))
+            continue
+        site = next((find.site for find in group.members if find.site), None)
+        cases.append(Case(name, subject, images, paths.get("mask"), paths.get("labels"), site, group.split))
+    return Gathered(with_unique_ids(root, cases), problems, notes)
+
+
+def _placed(find: Find, root: Path, roles: Mapping[str, FolderRole]) -> Find:
+    folder = find.path.parent.relative_to(root).as_posix()
+    return find if find.split else find._replace(split=role_above(folder, roles, find.case))
+
+
+def _groups(finds: Iterable[Find]) -> tuple[list[_Group], list[Problem]]:
+    """Part files by case, and by role where one name stands in the folders of several roles."""
+    places: dict[str, list[Find]] = defaultdict(list)
+    for find in finds:
+        places[find.group].append(find)
+    groups: list[_Group] = []
+    problems: list[Problem] = []
+    for place, members in places.items():
+        splits = list(dict.fromkeys(find.split for find in members if find.split))
+        if len(splits) < 2:
+            groups.append(_Group(place, splits[0] if splits else None, members))
+            continue
+        groups += [_Group(place, split, [find for find in members if find.split == split]) for split in splits]
+        for find in (find for find in members if find.split is None):
+            message = f"{find.case} stands in the folders of {' and '.join(splits)}, and this file in neither"
+            problems.append(Problem(find.path, "folder-role", message, find.case))
+    return groups, problems
+
+
+def _names(group: _Group, roles: Mapping[str, FolderRole]) -> tuple[str, str]:
+    """Name a case and its person by folder and name; a folder that fixes a role says nothing of the person."""
+    first = group.members[0]
+    folder = group.place[: -len(first.case)].strip("/")
+    place = folder.replace("/", "_") or group.split or ""
+    person = without_roles(folder, roles).replace("/", "_")
+    return "_".join(filter(None, (place, first.case))), "_".join(filter(None, (person, first.subject)))
+
+
+# --- several files for one image -------------------------------------------------------------------------------------
+
+
+def _chosen(case: str, members: Sequence[Find], words: Sequence[str]) -> tuple[dict[str, Path], list[Problem]]:
+    """Return one file for each image of a case, and a note for each other."""
+    by_role: dict[str, list[Path]] = defaultdict(list)
+    for find in members:
+        by_role[find.role].append(find.path)
+    chosen = {role: choose(paths, words, grids=role not in ("mask", "labels")) for role, paths in by_role.items()}
+    notes = [
+        Problem(path, "several", f"case {case} has a second {role}; {chosen[role].name} is used", case)
+        for role, paths in by_role.items()
+        for path in sorted(paths)
+        if path != chosen[role]
+    ]
+    return chosen, notes
+
+
+def choose(paths: Sequence[Path], words: Sequence[str], *, grids: bool = True) -> Path:
+    """Choose one of several files for one image: most of the words in its name, then the finer grid, then its name.
+
+    Args:
+        paths: At least one; headers are read where words leave several.
+        words: As they stand in names, such as "acq-mprage".
+        grids: Whether grids matter, as they do not for masks.
+    """
+    most = max(count_words(path, words) for path in paths)
+    left = [path for path in paths if count_words(path, words) == most]
+    if len(left) > 1 and grids:
+        voxels = {path: _voxel(path) for path in left}
+        left = [path for path in left if voxels[path] == min(voxels.values())]
+    return min(left, key=lambda path: (len(path.name), path.as_posix()))
+
+
+def count_words(path: Path, words: Iterable[str]) -> int:
+    """Count the words that a file's name has between other characters than letters and digits.
+
+    >>> count_words(Path("sub-01_acq-mprage_T1w.nii.gz"), ["acq-mprage", "MPRAGE", "acq-mp"])
+    2
+    """
+    return sum(
+        bool(re.search(rf"(?<![a-z0-9]){re.escape(word.lower())}(?![a-z0-9])", path.name.lower())) for word in words
+    )
+
+
+def _voxel(path: Path) -> tuple[float, float]:
+    """Return the longest side of a voxel and its volume, rounded; infinite where the header cannot be read."""
+    try:
+        spacing = read_grid(path).spacing_mm
+    except ChiasmError:
+        return math.inf, math.inf
+    return float(f"{max(spacing):.2g}"), float(f"{math.prod(spacing):.2g}")
+
+
+# --- what is not used ------------------------------------------------------------------------------------------------
+
+
+def list_images(root: Path, files: Sequence[File]) -> list[Path]:
+    """List the images below a folder that no layout of volumes reads: other formats, and DICOM."""
+    known = {file.path for file in files}
+    return [path for path in visible_files(root) if path not in known and _is_other_image(path)]
+
+
+def _is_other_image(path: Path) -> bool:
+    name = path.name.lower()
+    return name.endswith((*OTHER_FORMATS, *DICOM_FILES)) or ("." not in name and is_dicom(path))
+
+
+def with_account(cohort: Cohort, finds: Finds, files: Sequence[File]) -> Cohort:
+    """Account for every image of a folder that its cases do not use, in notes.
+
+    Of a file that belongs to a case that was found, nothing is lost.  One that
+    belongs to none may be a case that is lost: its note is one of `LOST`.
+
+    Args:
+        cohort: Cases that were made of
+        finds: the files that the layout understands, of
+        files: all volumes of the folder.
+    """
+    understood = {find.path for find in finds.files} | {problem.path for problem in cohort.problems}
+    unused = [file.path for file in files if file.path not in understood]
+    others = list_images(cohort.root, files)
+    names = {name for find in finds.files for name in (find.case, find.subject)}
+    alone = {path for path in (*unused, *others) if not _belongs(path, cohort, names)}
+    beside = [path for path in (*unused, *others) if path not in alone]
+    notes = (
+        _not_used(cohort, "beside", beside, "images of cases that were found"),
+        _not_of_layout(cohort, [path for path in unused if path in alone], files),
+        _not_used(cohort, "other-format", [path for path in others if path in alone], "images of another format"),
+    )
+    found = tuple(note for note in notes if note is not None)
+    return replace(cohort, notes=(*cohort.notes, *found), unused=(*unused, *others))
+
+
+def _not_used(cohort: Cohort, reason: str, paths: Sequence[Path], what: str, more: str = "") -> Problem | None:
+    if not paths:
+        return None
+    message = f"not used: {len(paths)} {what}, such as {_some(paths, cohort.root)}{more}"
+    return Problem(cohort.root, reason, message)
+
+
+def _not_of_layout(cohort: Cohort, paths: Sequence[Path], files: Sequence[File]) -> Problem | None:
+    if not cohort.layout:
+        return _not_used(cohort, "not-of-layout", paths, "volumes in folders below")
+    what, more = f"volumes whose names do not fit layout {cohort.layout}", _fitting(cohort, paths, files)
+    return _not_used(cohort, "not-of-layout", paths, what, more)
+
+
+def _belongs(path: Path, cohort: Cohort, names: Collection[str]) -> bool:
+    """Say whether a file lies in the folder of a case that was found, or its name begins with that case's."""
+    relative = path.relative_to(cohort.root)
+    if any(part in names for part in relative.parts[:-1]):
+        return True
+    if cohort.layout == "bids" and relative.parts[0] in BESIDE_SCANS:
+        return True
+    ends = [place for place, letter in enumerate(path.name) if letter in "_-. "]
+    return any(path.name[:end] in names for end in ends)
+
+
+def _fitting(cohort: Cohort, lost: Sequence[Path], files: Sequence[File]) -> str:
+    """Say which other layout the names of most files fit, if any."""
+    if not lost:
+        return ""
+    some = [file for file in files if file.path in set(lost)]
+    counts = {row.name: len(row.find(cohort.root, some).files) for row in LAYOUTS if row.name != cohort.layout}
+    best = max(counts, key=lambda name: counts[name])
+    return f"; {counts[best]} fit layout {best}" if counts[best] else ""
+
+
+def _some(paths: Sequence[Path], root: Path) -> str:
+    return ", ".join(path.relative_to(root).as_posix() for path in paths[:SHOWN])
+
+
+def tell_notes(notes: Sequence[Problem], reasons: Collection[str] | None = None) -> list[str]:
+    """Tell notes in a line for each kind, with the first of many.
+
+    Args:
+        notes: Of a cohort.
+        reasons: The kinds that matter; None for all.
+    """
+    kinds: dict[str, list[Problem]] = defaultdict(list)
+    for note in notes:
+        if reasons is None or note.reason in reasons:
+            kinds[note.reason].append(note)
+    return [
+        "; ".join(note.message for note in of[:SHOWN]) + (f"; and {len(of) - SHOWN} more" if len(of) > SHOWN else "")
+        for of in kinds.values()
+    ]

@@ -1,0 +1,354 @@
+"""Folders that fix roles, visits of one person, one of several scans, and an account of what is not used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from chiasm.cli import main
+from chiasm.cohorts.cases import Cohort
+from chiasm.cohorts.dicom_folders import Selection
+from chiasm.cohorts.inspection import inspect_folder
+from chiasm.cohorts.layouts import find_cohort
+from chiasm.cohorts.splits import make_split, read_splits
+from chiasm.errors import CohortError, RecipeError
+from chiasm.recipe import read_recipe
+from dicom_patients import write_source
+from synthetic_cohort import affine, pair, save, write_brats
+
+
+def touch(root: Path, *names: str) -> Path:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    return root
+
+
+def both(*places: str) -> list[str]:
+    """T1 and T2 of patients, each place a folder of its own."""
+    return [f"{place}/{name}.nii.gz" for place in places for name in ("t1", "t2")]
+
+
+def roles(cohort: Cohort) -> dict[str, str | None]:
+    return {case.id: case.split for case in cohort.cases}
+
+
+def notes(cohort: Cohort) -> dict[str, str]:
+    return {note.reason: note.message for note in cohort.notes}
+
+
+def ended(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as stopped:
+        main(list(arguments))
+    code = stopped.value.code
+    assert isinstance(code, int)
+    return code
+
+
+# --- roles -----------------------------------------------------------------------------------------------------------
+
+THREE = {"a": None, "b": None, "x": "test"}
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        (both("train/a", "train/b", "test/x"), THREE),
+        (both("data/Training/a", "data/Training/b", "data/Testing/x"), THREE),
+        (both("a", "b", "test/x"), THREE),
+        (both("train/a", "val/b", "test/x"), {"a": "train", "b": "validation", "x": "test"}),
+        (both("site1/train/a", "site1/valid/b", "site2/TEST/x"), {"a": "train", "b": "validation", "x": "test"}),
+        ([f"{s}{m}/{n}.nii.gz" for s, n in (("train", "a"), ("train", "b"), ("test", "x")) for m in "AB"], THREE),
+        ([f"{m}/{s}/{n}.nii.gz" for s, n in (("train", "a"), ("train", "b"), ("test", "x")) for m in "AB"], THREE),
+        (
+            [f"{s}/{m}/{n}.nii.gz" for s, n in (("train", "a"), ("train", "b"), ("test", "x")) for m in ("T1", "T2")],
+            THREE,
+        ),
+        (
+            [f"{m}_{s}/{n}.nii.gz" for s, n in (("train", "a"), ("train", "b"), ("test", "x")) for m in ("CT", "MR")],
+            THREE,
+        ),
+        ([f"images{s}/{n}_000{c}.nii.gz" for s, n in (("Tr", "a"), ("Tr", "b"), ("Ts", "x")) for c in (0, 1)], THREE),
+        (
+            [
+                f"MICCAI_2020_{s}Data/B{n}/B{n}_{m}.nii.gz"
+                for s, n in (("Training", 1), ("Validation", 2))
+                for m in ("t1", "t2")
+            ],
+            {"B1": "train", "B2": "validation"},
+        ),
+        (both("train/a", "train/b"), {"a": None, "b": None}),
+        (
+            both("MICCAI_BraTS_2018_Data_Training/HGG/a", "MICCAI_BraTS_2018_Data_Training/LGG/b"),
+            {"a": None, "b": None},
+        ),
+        (both("test", "train", "a"), {"a": None, "test": None, "train": None}),
+        (both("test01", "test02", "retest"), {"retest": None, "test01": None, "test02": None}),
+        (both("attest/a", "testing-site/b"), {"a": None, "b": None}),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_folders_called_train_val_and_test_fix_the_split(
+    tmp_path: Path, files: list[str], expected: dict[str, str | None]
+) -> None:
+    cohort = find_cohort(touch(tmp_path / "test", *files))  # the root's own name says nothing
+    assert roles(cohort) == expected
+    assert not cohort.problems
+    assert all(len(case.images) == 2 for case in cohort.cases)
+    assert ("folder-role" in notes(cohort)) == any(expected.values())
+
+
+def test_a_fixed_test_set_is_the_test_set_and_validation_is_drawn_from_the_rest(tmp_path: Path) -> None:
+    cohort = find_cohort(touch(tmp_path, *both("train/a", "train/b", "train/c", "test/x", "test/y")))
+    assert notes(cohort)["folder-role"] == "2 cases are fixed to test by their folder"
+    split = make_split(cohort.cases, folds=5, fold=0, validation=0.2, seed=0)
+    assert (split.test, len(split.validation), len(split.train)) == (("x", "y"), 1, 2)
+
+
+def test_train_and_validation_folders_alone_leave_the_test_set_empty(tmp_path: Path) -> None:
+    cohort = find_cohort(touch(tmp_path, *both("train/a", "train/b", "val/c")))
+    split = make_split(cohort.cases, folds=5, fold=0, validation=0.2, seed=0)
+    assert (split.train, split.validation, split.test) == (("a", "b"), ("c",), ())
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        both("train/s1", "train/s2", "test/s1"),
+        [
+            f"{part}/sub-{n}/anat/sub-{n}_{m}w.nii.gz"
+            for part, n in (("train", 1), ("train", 2), ("test", 1))
+            for m in ("T1", "T2")
+        ],
+        [f"{part}{m}/{n}.nii.gz" for part, n in (("train", "1"), ("train", "2"), ("test", "1")) for m in "AB"],
+        both("train/pat04_visit0", "train/pat05_visit0", "test/pat04_visit1"),
+    ],
+    ids=["folders", "bids", "two-folders", "visits"],
+)
+def test_a_subject_in_train_and_test_is_refused_with_the_way_out(tmp_path: Path, files: list[str]) -> None:
+    cohort = find_cohort(touch(tmp_path, *files))
+    assert len(cohort.cases) == 3, "nothing is merged"
+    assert "two-roles" in notes(cohort)
+    with pytest.raises(CohortError, match=r"is to be both (train and test|test and train)") as refused:
+        make_split(cohort.cases, folds=1, fold=0, validation=0.2, seed=0)
+    assert "manifest" in str(refused.value)
+
+
+def test_folds_by_site_do_not_pass_over_roles_that_are_fixed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(0)
+    for name in ("train/IXI001-Guys-1", "train/IXI002-HH-1", "test/IXI003-HH-1"):
+        for kind in ("T1", "T2"):
+            save(tmp_path / "data" / f"{name}-{kind}.nii.gz", rng.random((12, 12, 12), np.float32), np.eye(4))
+    place = ["plan", str(tmp_path / "data"), "-o", str(tmp_path / "run"), "--source", "t1", "--target", "t2"]
+    assert ended(*place, "--folds", "2", "--set", "split.by=site") == 2
+    assert "roles that are fixed" in capsys.readouterr().err
+
+
+def test_dicom_in_folders_of_roles_is_split_by_them_and_a_patient_without_a_known_series_is_noted(
+    tmp_path: Path,
+) -> None:
+    for name in ("train/P1", "train/P2", "test/P3"):
+        write_source(tmp_path / name / "ser1", PatientID=name)
+    write_source(tmp_path / "train/P4" / "ser1", PatientID="P4", SeriesDescription="foo", Modality="NM")
+    cohort = find_cohort(tmp_path)
+    assert roles(cohort) == {"P1": None, "P2": None, "P3": "test"}
+    assert "P4, of whom no series is known" in notes(cohort)["no-series"]
+    alone = tmp_path / "alone"
+    write_source(alone / "test" / "ser1", PatientID="a")
+    write_source(alone / "P2" / "ser1", PatientID="b")
+    assert roles(find_cohort(alone)) == {"P2": None, "test": None}
+
+
+# --- relatives -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        ("pat04_visit0", "pat04_visit1"),
+        ("sub01_ses1", "sub01_ses2"),
+        ("001_tp1", "001_tp2"),
+        ("X_pre", "X_post"),
+        ("P7_baseline", "P7_followup"),
+        ("P7", "P7_followup"),
+        ("P7_t0", "P7_t3"),
+        ("P7_20190301", "P7_20200405"),
+    ],
+)
+def test_visits_of_one_person_are_one_subject(tmp_path: Path, pair: tuple[str, str]) -> None:
+    cohort = find_cohort(touch(tmp_path, *both(*pair, "other1", "other2")))
+    subjects = {case.id: case.subject for case in cohort.cases}
+    assert subjects[pair[0]] == subjects[pair[1]]
+    assert (subjects["other1"], subjects["other2"]) == ("other1", "other2")
+    assert "2 names are of 1 person" in notes(cohort)["visits"]
+
+
+def test_a_number_at_the_end_is_asked_about_and_a_pattern_answers(tmp_path: Path) -> None:
+    root = touch(tmp_path, *both("P01-0", "P01-1", "P02-0"))
+    cohort = find_cohort(root)
+    assert len({case.subject for case in cohort.cases}) == 3
+    assert "P01-0 and P01-1" in notes(cohort)["relatives"]
+    told = find_cohort(root, selection=Selection(subject_pattern=r"(P\d+)-"))
+    assert [case.subject for case in told.cases] == ["P01", "P01", "P02"]
+    assert "relatives" not in notes(told)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        [f"case_{number}" for number in range(6)],
+        [f"BraTS20_Training_{number:03d}" for number in range(6)],
+        [f"KiTS19_{number:03d}" for number in range(30)],
+        ["scan_1", "scan_2"],
+        ["test01", "test02"],
+    ],
+    ids=lambda names: names[0],
+)
+def test_numbered_patients_are_different_people(tmp_path: Path, names: list[str]) -> None:
+    cohort = find_cohort(touch(tmp_path, *both(*names)))
+    assert [case.subject for case in cohort.cases] == sorted(names)
+    assert not cohort.notes
+
+
+@pytest.mark.parametrize(
+    ("pattern", "error", "words"),
+    [
+        ("(", RecipeError, "cannot be read"),
+        ("P", RecipeError, "with 0 groups"),
+        ("(.)(.)", RecipeError, "with 2 groups"),
+        ("(Q+)", CohortError, "matches no case"),
+    ],
+)
+def test_a_pattern_that_cannot_be_meant_is_refused(
+    tmp_path: Path, pattern: str, error: type[Exception], words: str
+) -> None:
+    root = touch(tmp_path, *both("P01-0", "P01-1"))
+    with pytest.raises(error, match=words):
+        find_cohort(root, selection=Selection(subject_pattern=pattern))
+
+
+# --- several scans ---------------------------------------------------------------------------------------------------
+
+
+def bids_with_two(root: Path, *, mprage_mm: float = 1.0, se_mm: float = 4.0) -> Path:
+    image = np.random.default_rng(0).random((12, 12, 12), np.float32)
+    place = root / "sub-01" / "anat"
+    save(place / "sub-01_acq-mprage_T1w.nii.gz", image, np.diag([1, 1, mprage_mm, 1]))
+    save(place / "sub-01_acq-se_T1w.nii.gz", image, np.diag([0.5, 0.5, se_mm, 1]))
+    save(place / "sub-01_T2w.nii.gz", image, np.diag([1, 1, 1, 1.0]))
+    return root
+
+
+def test_of_two_scans_the_finer_is_taken_with_a_note_and_exit_0(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = bids_with_two(tmp_path)
+    assert find_cohort(root).cases[0].images["t1"].name == "sub-01_acq-mprage_T1w.nii.gz"
+    assert (
+        find_cohort(bids_with_two(tmp_path / "b", mprage_mm=5)).cases[0].images["t1"].name.startswith("sub-01_acq-se")
+    )
+    assert ended("inspect", str(root / "sub-01" / "..")) == 0
+    assert "case sub-01 has a second t1; sub-01_acq-mprage_T1w.nii.gz is used" in capsys.readouterr().out
+
+
+def test_select_chooses_by_a_word_of_the_name_and_refuses_one_that_nothing_has(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = bids_with_two(tmp_path)
+    for words in (["acq-se"], ["se", "T2w"]):
+        chosen = find_cohort(root, selection=Selection(select=words)).cases[0].images
+        assert (chosen["t1"].name, chosen["t2"].name) == ("sub-01_acq-se_T1w.nii.gz", "sub-01_T2w.nii.gz")
+    assert ended("inspect", str(root), "--select", "acq-flash") == 2
+    assert "no file has the word 'acq-flash' in its name" in capsys.readouterr().err
+    remembered = find_cohort(root, selection=Selection(remembered=["acq-flash", "acq-se"]))
+    assert remembered.cases[0].images["t1"].name == "sub-01_acq-se_T1w.nii.gz"
+    (root / "cohort.json").write_text('{"select": ["acq-se"]}')
+    assert find_cohort(root).cases[0].images["t1"].name == "sub-01_acq-se_T1w.nii.gz"
+
+
+# --- what is not used ------------------------------------------------------------------------------------------------
+
+
+def test_one_file_that_fits_beside_nine_that_do_not_is_a_case_with_a_report_of_the_nine(tmp_path: Path) -> None:
+    root = touch(tmp_path, "P1_T1.nii.gz", *(f"scan{number}.nii.gz" for number in range(9)))
+    cohort = find_cohort(root)
+    assert [case.id for case in cohort.cases] == ["P1"]
+    assert len(cohort.unused) == 9
+    message = notes(cohort)["not-of-layout"]
+    assert message == (
+        "not used: 9 volumes whose names do not fit layout flat, such as scan0.nii.gz, scan1.nii.gz, scan2.nii.gz"
+    )
+    text = "\n".join(inspect_folder(root).lines())
+    assert all(f"scan{number}.nii.gz" in text for number in range(9))
+
+
+def test_files_that_fit_another_layout_say_so(tmp_path: Path) -> None:
+    root = touch(tmp_path, *both("P1", "P2"), *(f"BraTS2021_00001/BraTS2021_00001_{m}.nii.gz" for m in ("t1", "t2")))
+    assert notes(find_cohort(root))["not-of-layout"].endswith("; 4 fit layout case-folders")
+
+
+def test_what_belongs_to_a_case_and_other_formats_are_accounted_for(tmp_path: Path) -> None:
+    root = touch(
+        tmp_path, *both("P1", "P2"), "P1/adc.nii.gz", "P3/t1.nrrd", "P4/t1.mgz", "P5/IM001.dcm", "P5/IM002.dcm"
+    )
+    found = notes(find_cohort(root))
+    assert found["beside"] == "not used: 1 images of cases that were found, such as P1/adc.nii.gz"
+    assert found["other-format"].startswith("not used: 4 images of another format, such as P3/t1.nrrd, P4/t1.mgz")
+    assert "P5/ (2 files)" in "\n".join(inspect_folder(root).lines())
+
+
+def test_volumes_that_no_row_of_a_manifest_names_are_noted(tmp_path: Path) -> None:
+    root = touch(tmp_path, "a.nii.gz", "b.nii.gz", "c.nii.gz")
+    (root / "manifest.csv").write_text("subject,t1,t2\np,a.nii.gz,b.nii.gz\n")
+    assert notes(find_cohort(root))["in-no-row"].endswith("such as c.nii.gz")
+
+
+# --- the verbs -------------------------------------------------------------------------------------------------------
+
+
+def test_planning_names_each_case_that_is_left_out_and_files_that_are_not_used(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_brats(tmp_path / "data", 8)
+    (root / "Toy_0002" / "Toy_0002_t2.nii.gz").unlink()
+    damaged = root / "Toy_0004" / "Toy_0004_t1.nii.gz"
+    damaged.write_bytes(damaged.read_bytes()[:300])
+    touch(root, "atlas.nii.gz", "template.nii.gz")
+    assert ended("plan", str(root), "-o", str(tmp_path / "run"), "--source", "t1", "--target", "t2") == 3
+    said = capsys.readouterr().out
+    assert "7 cases with t1 and t2" in said
+    assert f"left out: {root / 'Toy_0002'}: case Toy_0002 has no t2" in said
+    assert f"left out: {damaged}: case Toy_0004" in said
+    assert "not used: 2 volumes whose names do not fit layout case-files, such as atlas.nii.gz, template.nii.gz" in said
+
+
+def test_words_and_patterns_are_kept_in_the_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = tmp_path / "data"
+    for number in range(3):
+        for visit in range(2):
+            name = f"sub-P{number}v{visit}"
+            source, target, _ = pair(10 * number + visit)
+            for kind, array in (("acq-a_T1w", source), ("acq-b_T1w", source), ("T2w", target)):
+                save(root / name / "anat" / f"{name}_{kind}.nii.gz", array, affine())
+    place = [str(root), "-o", str(tmp_path / "run"), "--source", "t1", "--target", "t2", "--folds", "3"]
+    assert ended("plan", *place, "--select", "acq-b", "--subject-pattern", "sub-(P[0-9])") == 0
+    said = capsys.readouterr().out
+    assert "6 cases are of 3 subjects by the pattern" in said
+    assert "sub-P0v0_acq-b_T1w.nii.gz is used" in said
+    recipe = read_recipe(tmp_path / "run" / "recipe.toml")
+    assert (recipe.data.select, recipe.split.subject_pattern) == (("acq-b",), "sub-(P[0-9])")
+    assert set(read_splits(tmp_path / "run" / "splits.json").subjects.values()) == {"P0", "P1", "P2"}
+
+
+def test_a_test_folder_is_the_test_set_of_a_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = write_brats(tmp_path / "data", 5)
+    for number, part in enumerate(("train", "train", "train", "train", "test"), start=1):
+        (root / part).mkdir(exist_ok=True)
+        (root / f"Toy_000{number}").rename(root / part / f"Toy_000{number}")
+    assert ended("plan", str(root), "-o", str(tmp_path / "run"), "--source", "t1", "--target", "t2") == 0
+    assert "1 case is fixed to test by their folder" in capsys.readouterr().out
+    assert read_splits(tmp_path / "run" / "splits.json").split.test == ("Toy_0005",)
