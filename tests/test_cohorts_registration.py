@@ -13,7 +13,7 @@ from scipy.ndimage import gaussian_filter, map_coordinates
 
 from chiasm.cohorts.demons import Level, demons, descriptors, jacobian, linear, unfolded, warped
 from chiasm.cohorts.registration import Alignment, align, mutual_information
-from chiasm.errors import RecipeError, VolumeError
+from chiasm.errors import RecipeError, RunError, VolumeError
 from chiasm.evidence.aligning import register
 from chiasm.volumes import Geometry, Volume, read_volume, write_volume
 
@@ -199,6 +199,23 @@ def test_itk_reads_the_field_as_we_wrote_it_and_moves_the_image_as_we_did(tmp_pa
     page = made.report.read_text(encoding="utf-8")
     assert page.count("data:image/png") == 24
     assert str(tmp_path) not in page
+
+
+def test_another_registration_is_not_mixed_in(tmp_path: Path) -> None:
+    fixed, moving = volume(head()), volume(moved_head(rigid(4.0, (3.0, -2.0, 1.0))))
+    write_volume(tmp_path / "fixed.nii.gz", fixed.array, fixed.geometry)
+    write_volume(tmp_path / "moving.nii.gz", moving.array, moving.geometry)
+    pair, out = (tmp_path / "moving.nii.gz", tmp_path / "fixed.nii.gz"), tmp_path / "out"
+    register(*pair, out, kind="rigid")
+    before = (out / "matrix.txt").read_text()
+    (out / "field.nii.gz").write_text("of a registration by Demons")
+    with pytest.raises(RunError, match="differs in the seed") as caught:
+        register(*pair, out, kind="rigid", seed=1)
+    assert caught.value.reason == "other-registration" and (out / "matrix.txt").read_text() == before
+    with pytest.raises(RunError, match="differs in what was registered"):
+        register(*reversed(pair), out, kind="rigid")
+    register(*reversed(pair), out, kind="rigid", overwrite=True)
+    assert (out / "matrix.txt").read_text() != before and not (out / "field.nii.gz").exists()
 
 
 def test_volumes_that_share_nothing_and_unknown_kinds_are_refused() -> None:

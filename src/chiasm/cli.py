@@ -501,6 +501,7 @@ def register(
         list[str] | None, typer.Option("--series", help="DICOM series: --series moving=t2 fixed=3.")
     ] = None,
     seed: Seed = 0,
+    overwrite: Overwrite = False,
 ) -> None:
     """Bring a volume to the grid of another of the same patient: matrix, field, and a page to check it by."""
     refuse_busy(out)
@@ -523,6 +524,7 @@ def register(
             seed=seed,
             reading=reading.reading(),
             series=several(series),
+            overwrite=overwrite,
             progress=count(bar, "registering"),
         )
     before, *_, after = made.alignment.information

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,11 +15,11 @@ from numpy.typing import NDArray
 
 from chiasm.cohorts.dicom_folders import parse_rules
 from chiasm.cohorts.masks import box_of, find_mask, suggest_rule
-from chiasm.cohorts.pairing import figures_of, read_records, tell_movement, write_field
+from chiasm.cohorts.pairing import RECORD, figures_of, read_records, tell_movement, write_field
 from chiasm.cohorts.registration import Alignment, Kind, Progress, align
 from chiasm.errors import RunError, VolumeError, unknown
 from chiasm.evidence.drawing import render_page
-from chiasm.storage import locked, write_json, write_text
+from chiasm.storage import locked, read_json, write_json, write_text
 from chiasm.volumes import Geometry, Reading, Volume, canonical, read_volume, write_volume
 from chiasm.volumes.screening import STRICT
 
@@ -55,6 +56,7 @@ def register(
     seed: int = 0,
     reading: Reading = STRICT,
     series: Sequence[str] = (),
+    overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Registered:
     """Bring one volume of a patient to the grid of another, and write how.
@@ -73,10 +75,12 @@ def register(
         seed: Of what mutual information is estimated from.
         reading: What to assume of files whose headers leave a question open.
         series: Which DICOM series each is, where a place holds several, as ``moving=WORDS`` and ``fixed=WORDS``.
+        overwrite: Whether to replace another registration in `out`.
         progress: Called with steps done, all steps, and what is done.
 
     Raises:
         VolumeError: If a file cannot be read, or the two do not come together.
+        RunError: If another process writes to `out`, or it holds another registration and `overwrite` is False.
         RecipeError: If `kind` is unknown, or `series` names neither volume.
         ChiasmError: If the folder cannot be written.
     """
@@ -87,6 +91,8 @@ def register(
         still = read_volume(fixed, reading=reading, series=rules.get("fixed"))
         mobile = read_volume(moving, reading=reading, series=rules.get("moving"))
         maps = [read_volume(path, labels=True, reading=reading) for path in labels]
+        asked = {"kind": kind, "seed": seed, "voxels": _digest([still, mobile, *maps])}
+        _make_room(out, asked, overwrite=overwrite)
         alignment = _aligned(still, mobile, moving, kind, seed, progress)
         image = alignment.bring(mobile, still.geometry)
         write_volume(out / "moved.nii.gz", image.array, still.geometry)
@@ -98,11 +104,43 @@ def register(
         )
         if alignment.field_mm is not None:
             write_field(out / "field.nii.gz", alignment, still.geometry)
-        figures = figures_of(alignment)
-        write_json(out / "registration.json", {"moving": moving.name, "fixed": fixed.name, "seed": seed, **figures})
+        names = {"moving": moving.name, "fixed": fixed.name}
+        write_json(out / RECORD, {**names, **asked, **figures_of(alignment)})
         page = out / "registration.html"
         write_text(page, render_page("registration.html", _content(still, mobile, image, alignment)))
         return Registered(out, alignment, image, page)
+
+
+def _digest(volumes: Sequence[Volume]) -> str:
+    """Hash volumes by their voxels and where these lie."""
+    digest = hashlib.sha256()
+    for volume in volumes:
+        digest.update(volume.geometry.affine.tobytes())
+        digest.update(np.ascontiguousarray(volume.array).tobytes())
+    return digest.hexdigest()
+
+
+def _make_room(out: Path, asked: dict[str, Any], *, overwrite: bool) -> None:
+    """Refuse to mix two registrations in a folder, or remove the files of the first.
+
+    Raises:
+        RunError: If the folder holds another one and `overwrite` is False.
+    """
+    before = read_json(out / RECORD) if (out / RECORD).is_file() else {}
+    told = {"kind": "the kind", "seed": "the seed", "voxels": "what was registered"}
+    differing = [told[name] for name, value in asked.items() if before.get(name, value) != value]
+    if not differing:
+        return
+    if not overwrite:
+        raise RunError(
+            f"holds another registration, which differs in {' and '.join(differing)}",
+            path=out,
+            reason="other-registration",
+            hint="Give another folder with -o, or replace what it holds with --overwrite.",
+        )
+    for name in ("moved.nii.gz", "labels-*.nii.gz", "matrix.txt", "field.nii.gz", RECORD, "registration.html"):
+        for file in out.glob(name):
+            file.unlink()
 
 
 def _aligned(
