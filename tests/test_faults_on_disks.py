@@ -250,6 +250,22 @@ def test_a_full_disk_stops_a_study_once(toy_cohort: Path, tmp_path: Path) -> Non
     assert refused.value.reason == "unwritable" and not any("failed" in line for line in said)
 
 
+@pytest.mark.slow
+def test_damaged_notes_of_a_study_stop_neither_it_nor_its_report(toy_cohort: Path, tmp_path: Path) -> None:
+    (tmp_path / "study.toml").write_text(f'data = "{toy_cohort}"\n{STUDY}'.replace('"A0", ', ""))
+    done = run_study(tmp_path / "study.toml", tmp_path / "out", say=lambda _: None)
+    figures = (tmp_path / "out" / "evaluation.csv").read_bytes()
+    arms = [folder for folder in sorted((tmp_path / "out" / "jobs").iterdir()) if (folder / "model").exists()]
+    (arms[0] / "done.json").write_text("[]")
+    (arms[1] / "done.json").write_bytes(b'{"training_seconds": \xff')
+    for folder in arms:
+        (folder / "environment.json").write_text("[1]")
+        (folder / "log.jsonl").write_bytes(b'17\n{"kind": "warning", "step": 1}\n{"kind": \xff')
+    again = run_study(tmp_path / "study.toml", tmp_path / "out", say=lambda _: None)
+    assert again.rows == done.rows and not again.failed
+    assert (tmp_path / "out" / "evaluation.csv").read_bytes() == figures
+
+
 def test_numpy_that_says_not_why_it_wrote_less_is_told_as_a_full_disk(tmp_path: Path) -> None:
     with mounted(tmp_path / "disk", "-t", "tmpfs", "-o", "size=64k", "tmpfs") as disk:
         with pytest.raises(ChiasmError, match=r"0 MiB free.*The disk is full"), whole_folder(disk / "case") as fresh:

@@ -19,6 +19,7 @@ from chiasm.storage import (
     refuse_busy,
     sha256_of,
     whole_file,
+    whole_folder,
     write_json,
     write_text,
     write_toml,
@@ -51,6 +52,21 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ChiasmError, match="another folder"):
         write_text(tmp_path / "file" / "a.txt", "x")
+
+
+def test_the_parent_of_a_folder_is_synced_after_its_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    happened: list[str] = []
+    sync, rename = os.fsync, Path.rename
+    monkeypatch.setattr(
+        os, "fsync", lambda at: (happened.append(str(Path(f"/proc/self/fd/{at}").readlink())), sync(at))
+    )
+    monkeypatch.setattr(Path, "rename", lambda old, new: (happened.append(f"to {new}"), rename(old, new)))
+    for shared in (False, True):
+        path = tmp_path / str(shared)
+        with whole_folder(path, shared=shared) as fresh:
+            (fresh / "a").write_text("x")
+        assert happened == [f"{fresh}/a", str(fresh), f"to {path}", str(tmp_path)]
+        happened.clear()
 
 
 def test_toml_and_json_come_back_as_they_went(tmp_path: Path) -> None:

@@ -178,7 +178,7 @@ def _remove_leftovers(folder: Path, depth: int = DEPTH) -> None:
         for name in [name for name in (*folders, *files) if name.startswith(".chiasm-")]:
             path = Path(place, name)
             if _is_left_over(path):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
             elif name.startswith(_REPLACED) and (whole := path.with_name(name.removeprefix(_REPLACED))).exists():
                 shutil.rmtree(path)
             elif name.startswith(_REPLACED):
@@ -193,7 +193,7 @@ def _is_left_over(path: Path) -> bool:
         return False
     pid, host = int(match[1]), match[2]
     if host != _HOST:
-        return time.time() - path.lstat().st_mtime > FOREIGN_SECONDS
+        return path.exists() and time.time() - path.stat().st_mtime > FOREIGN_SECONDS
     return pid == os.getpid() or not _is_running(pid)
 
 
@@ -386,6 +386,15 @@ def read_json(path: Path) -> Any:
         RunError: If it is missing or not JSON.
     """
     return _parsed(path, json.loads)
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """Read a JSON object that pages quote and no result depends on; empty where it is missing or damaged."""
+    try:
+        content = read_json(path)
+    except RunError:
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -37,7 +37,7 @@ from chiasm.prediction.folders import predict
 from chiasm.prediction.tiling import is_out_of_memory
 from chiasm.recipe import ALIASES, ARMS, Attention, Loss, Recipe, Section, arm_in_words, find_arm, make_recipe
 from chiasm.runners import Ray, Slurm
-from chiasm.storage import read_toml, sha256_of, write_json
+from chiasm.storage import read_facts, read_toml, sha256_of, write_json
 from chiasm.training.methods import check_players, needs_local_judge
 from chiasm.training.run import registered_in, train
 from chiasm.volumes.dicom_series import is_dicom
@@ -194,8 +194,17 @@ class Job:
 
     @property
     def is_done(self) -> bool:
-        """Whether it left its mark; a killed job did not."""
-        return (self.folder / "done.json").is_file()
+        """Whether it left its mark; a killed job did not, and one whose mark is damaged is looked at again."""
+        return bool(self.spent)
+
+    @property
+    def spent(self) -> dict[str, float]:
+        """Seconds of its training and of its scoring; empty before it is done."""
+        marked = read_facts(self.folder / "done.json")
+        names = ("training_seconds", "scoring_seconds")
+        if not all(isinstance(marked.get(name), (int, float)) for name in names):
+            return {}
+        return {name: float(marked[name]) for name in names}
 
     @property
     def steps(self) -> int:

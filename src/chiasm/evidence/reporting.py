@@ -43,7 +43,7 @@ from chiasm.evidence.report import rank, write_report
 from chiasm.metrics import CONVENTIONS
 from chiasm.prediction.manifest import Entry, relative
 from chiasm.recipe import Registration
-from chiasm.storage import locked, read_json, read_toml, write_json
+from chiasm.storage import locked, read_facts, read_json, read_toml, write_json
 from chiasm.volumes import Reading, Volume, canonical
 
 ASKED = "asked.json"
@@ -478,7 +478,6 @@ def _facts(judged: Sequence[Judged], cohort: Cohort) -> dict[str, dict[str, str]
             for name, value in fields.items()
         },
     }
-    environment = first.model.parent / "environment.json"
-    if environment.exists():
-        facts["Environment"] = {name: str(value) for name, value in read_json(environment).items()}
+    if environment := read_facts(first.model.parent / "environment.json"):
+        facts["Environment"] = {name: str(value) for name, value in environment.items()}
     return facts

@@ -51,7 +51,7 @@ from chiasm.evidence.statistics import (
 from chiasm.prediction.model_files import named_classes
 from chiasm.recipe import Registration
 from chiasm.runners import Lost, Runner, Slurm, find_runner
-from chiasm.storage import UNWRITABLE, locked, read_json, read_toml, write_json
+from chiasm.storage import UNWRITABLE, locked, read_facts, read_json, read_toml, write_json
 from chiasm.volumes.screening import STRICT, Reading
 
 NOTES = "study.json"
@@ -223,7 +223,7 @@ def tell_jobs(path: Path, out: Path, reading: Reading = STRICT, settings: Sequen
     """
     study = _read(path, reading, settings)
     jobs = list_jobs(study, out, find_cases(study, out))
-    done = {job.key: read_json(job.folder / "done.json") for job in jobs if job.is_done}
+    done = {job.key: job.spent for job in jobs if job.is_done}
     speed = _seconds_a_step(jobs, done)
     lines, minutes = [], 0.0
     for job in jobs:
@@ -260,7 +260,7 @@ def _notes(
 ) -> dict[str, Any]:
     """Collect what a study's page needs beside its figures."""
     arms = [job for job in jobs if job.kind == "arm" and job.is_done]
-    told = {job.key: read_json(job.folder / "done.json") for job in jobs if job.is_done}
+    told = {job.key: job.spent for job in jobs if job.is_done}
     scored = [sealed_folder(job) if opened else job.folder for job in arms]
     facts = [
         {"name": job.name, "arm": job.arm, "fold": job.fold, "seed": job.seed, "folder": str(Path("jobs", job.key))}
@@ -428,7 +428,7 @@ def _facts(notes: Mapping[str, Any], run: Path, rows: Sequence[Row]) -> dict[str
     sites = Counter(notes["cases"][name]["site"] or "not known" for name in cases)
     plan = read_toml(run / "plan.toml") if (run / "plan.toml").exists() else {}
     recipe = read_toml(run / "recipe.toml") if (run / "recipe.toml").exists() else {}
-    machine = read_json(run / "environment.json") if (run / "environment.json").exists() else {}
+    machine = read_facts(run / "environment.json")
     return {
         "Cohort": {
             "subjects": str(len({notes["cases"][name]["subject"] for name in cases})),

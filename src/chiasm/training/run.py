@@ -1,8 +1,9 @@
 """`chiasm plan` and `chiasm train`: from a folder of pairs to a run folder that explains itself.
 
 A run folder holds `recipe.toml`, `plan.toml`, `splits.json`, `environment.json`,
-`log.jsonl`, `checkpoints/`, and `model/`, the shippable part.  The same command
-again resumes; another recipe in the same folder is refused.
+`log.jsonl`, `checkpoints/`, and `model/`, the shippable part; `finished.json` is
+written last.  The same command again resumes; another recipe in the same folder
+is refused.
 """
 
 from __future__ import annotations
