@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import resource
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from chiasm.cli import main
 from chiasm.cohorts.layouts import find_cohort
 from chiasm.storage import is_plain, is_safe_id
+from chiasm.training import cost
 from conftest import QUICK
 from synthetic_cohort import write_brats
 
@@ -125,6 +127,52 @@ def test_an_impossible_setting_ends_in_one_sentence(
     code, told = run(capsys, "plan", toy_cohort, *asked)
     assert code == 2 and told.startswith("chiasm: ") and told.count("\n") == 1 and len(told) < 700
     assert not (tmp_path / "run" / "plan.toml").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (["generator.widths=[4096,4096,4096,4096,4096]"], "GB needed"),
+        (["training.batch=4096", "generator.widths=[2048,2048,2048]"], "GB needed"),
+        (["data.patch=1024", "data.dims=3d"], "data.patch is too large"),
+        (["data.spacing_mm=0.002"], "too fine for these images"),
+    ],
+)
+def test_a_training_that_no_machine_can_hold_is_refused_by_plan(
+    settings: list[str],
+    told: str,
+    toy_cohort: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cost, "_machine_mb", lambda _: 16 * 1024.0)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    asked: list[str | Path] = [
+        "--source",
+        "t1",
+        "--target",
+        "t2",
+        "-o",
+        tmp_path / "run",
+        "--size",
+        "tiny",
+        "--set",
+        *SETTINGS,
+        *settings,
+    ]
+    code, printed = run(capsys, "plan", toy_cohort, *asked)
+    last = printed.splitlines()[-1]
+    assert code == 2 and last.startswith("chiasm: ") and told in last, printed
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # KiB
+
+
+def test_more_processes_than_cores_are_refused(
+    toy_cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["--source", "t1", "--target", "t2", "-o", tmp_path / "run", "--accelerator", "cpu", "--devices", "1000"]
+    code, printed = run(capsys, "train", toy_cohort, *asked)
+    assert code == 2 and printed.count("\n") == 1 and "fewer devices" in printed
 
 
 def test_a_page_and_a_table_hold_no_markup_and_no_formula_of_a_strangers_files(

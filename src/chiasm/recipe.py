@@ -18,7 +18,7 @@ from chiasm.errors import RecipeError, shortened, unknown
 from chiasm.storage import SAFE_NAME, check_seal, is_safe_id, read_toml, sealed, write_toml
 
 LEAST_PATCH = 16  # voxels
-LEAST_SPACING, MOST_SPACING = 0.01, 100.0  # mm
+LEAST_SPACING, MOST_SPACING = 0.001, 100.0  # mm
 MOST_LETTERS = 32  # of a modality, which is part of a file's name
 
 

@@ -37,6 +37,7 @@ from chiasm.cohorts.pairing import tell_movement
 from chiasm.errors import CohortError, RecipeError, RunError, VolumeError
 from chiasm.recipe import LEAST_SPACING, MOST_SPACING, BiasCorrection, Recipe, Registration
 from chiasm.storage import check_seal, is_safe_id, read_toml, sealed, write_toml
+from chiasm.volumes.geometry import MOST_VOXELS
 from chiasm.volumes.screening import STRICT, Reading
 
 Triple = tuple[float, float, float]
@@ -548,8 +549,24 @@ def _choose_spacing(recipe: Recipe, seen: Fingerprint, reasons: dict[str, str]) 
     asked = recipe.data.spacing_mm
     if asked != "auto":
         reasons["spacing_mm"] = "asked for in the recipe"
+        voxels = math.prod(_body_voxels(seen, (asked, asked, asked)))
+        if voxels > MOST_VOXELS:
+            raise RecipeError(
+                "data.spacing_mm is too fine for these images",
+                reason="spacing",
+                found=f"{asked:g} mm, or {voxels:.2g} voxels a case",
+                expected=f"at most {MOST_VOXELS:.2g} voxels",
+            )
         return asked, asked, asked
     i, j, k = (round(float(step), 4) for step in np.median([case.spacing_mm for case in seen.cases], axis=0))
+    if min(i, j, k) < LEAST_SPACING or max(i, j, k) > MOST_SPACING:
+        raise RecipeError(
+            "the voxels of the training cases are of no usual size",
+            reason="spacing",
+            found=f"{i:g} x {j:g} x {k:g} mm",
+            expected=f"{LEAST_SPACING:g} to {MOST_SPACING:g} mm",
+            hint="Set data.spacing_mm, or check the units of the files.",
+        )
     thick = "; thick slices are kept, since interpolation adds no detail" if k > ISOTROPIC * max(i, j) else ""
     reasons["spacing_mm"] = f"the median of the training cases{thick}"
     return i, j, k
@@ -593,6 +610,10 @@ def _choose_patch(
     asked = recipe.data.patch
     smaller = "generator.network=pix2pix-32 takes multiples of 32." if recipe.generator.network == "pix2pix" else None
     if asked != "auto":
+        if asked**dims > MOST_PATCH:
+            raise RecipeError(
+                "data.patch is too large", reason="patch", found=asked, expected=f"at most {MOST_PATCH:,} voxels in all"
+            )
         step = multiple if needs.own else needs.multiple
         least = _next_fit(needs.smallest, step, needs.offset)
         if asked < least or asked % step != needs.offset % step:

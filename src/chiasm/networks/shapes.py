@@ -24,11 +24,11 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 class _NoNumbers(TorchFunctionMode):
-    """Answer 0 where a network asks for the number in a tensor that has none, as for a table of drop-out rates."""
+    """Answer 0, or yes, where a network asks for the number in a tensor that has none, as for drop-out rates."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is Tensor.item and args[0].is_meta:
-            return 0.0
+        if func in (Tensor.item, Tensor.__bool__) and args[0].is_meta:
+            return func is Tensor.__bool__ or 0.0
         return func(*args, **(kwargs or {}))
 
 

@@ -9,7 +9,7 @@ itself.  A folder whose files do not match is refused.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -78,13 +78,14 @@ def input_statistics(plan: Plan) -> tuple[Tensor, Tensor]:
 
     A context is an image of the target, and has its figures.
     """
-    repeats = torch.tensor([plan.slices if plan.dims == 2 else 1] * (plan.images + plan.context) + [1])
+    repeats = [plan.slices if plan.dims == 2 else 1] * (plan.images + plan.context) + [1]
     ranks = plan.images - len(plan.sources)
-    mean, sd = (
-        torch.tensor([*figures[:-1], *[of_ranks] * ranks, *[figures[-1]] * plan.context, figures[-1]])
-        for figures, of_ranks in ((plan.input_mean, 0.0), (plan.input_sd, 1.0))
-    )
-    return mean.repeat_interleave(repeats), sd.repeat_interleave(repeats)
+
+    def of_channels(figures: Sequence[float], of_ranks: float) -> Tensor:
+        of_images = [*figures[:-1], *[of_ranks] * ranks, *[figures[-1]] * plan.context, figures[-1]]
+        return torch.tensor([one for one, count in zip(of_images, repeats, strict=True) for _ in range(count)])
+
+    return of_channels(plan.input_mean, 0.0), of_channels(plan.input_sd, 1.0)
 
 
 def make_generator(recipe: Recipe, plan: Plan) -> nn.Module:

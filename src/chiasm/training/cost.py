@@ -8,6 +8,7 @@ that is not a convolution is a factor on top.
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -17,6 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from chiasm.cohorts.planning import Estimate, Plan, has_gpu
+from chiasm.errors import RecipeError
+from chiasm.networks.foreign import is_own_class
+from chiasm.networks.shapes import without_memory
 from chiasm.networks.sparse_coding import Examples, JointCoding, SparseCoder
 from chiasm.prediction.model import source_channels
 from chiasm.recipe import Recipe
@@ -24,6 +28,7 @@ from chiasm.training.coding import PAIRS_TO_OTHERS
 from chiasm.training.methods import Players, make_players
 
 BESIDE_CONVOLUTIONS = 1.35  # normalisation, activations, interpolation, losses, Adam: measured on a CPU
+MOST_OF_MEMORY = 3.0  # a forecast above so many times of the memory is certain not to fit
 BASE_MB = 450.0  # torch and its libraries
 
 _TRANSPOSED = (nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -44,6 +49,22 @@ class Layer(NamedTuple):
     outputs: int
     kernel: int
     size: tuple[int, ...]
+
+
+class Passes(NamedTuple):
+    """The convolutions of a step, of one patch.
+
+    Attributes:
+        generator: Of the generator.
+        whole: Of the discriminators of whole patches.
+        critics: Of all discriminators.
+        refiner: Of the second stage.
+    """
+
+    generator: list[Layer]
+    whole: list[Layer]
+    critics: list[Layer]
+    refiner: list[Layer]
 
 
 def list_layers(network: nn.Module, image: Tensor) -> list[Layer]:
@@ -81,12 +102,42 @@ def estimate_cost(recipe: Recipe, plan: Plan) -> Estimate:
         plan: Says patch and dimensions.
 
     Raises:
-        RecipeError: As `make_players`.
+        RecipeError: As `make_players`, or if the training needs far more memory than there is.
     """
+    check_memory(recipe, plan)
     players = make_players(recipe, plan, 0)
     if isinstance(players.generator, SparseCoder) and recipe.optimiser.kind == "admm":
         return _estimate_coding(players.generator, recipe, plan)
     return estimate_players(players, recipe, plan)
+
+
+def check_memory(recipe: Recipe, plan: Plan) -> None:
+    """Refuse a training that cannot fit in memory, before anything takes memory.
+
+    Raises:
+        RecipeError: If it needs more than three times what there is, or its networks cannot be built.
+    """
+    judges = recipe.discriminators.model_copy(update={"spectral_norm": False, "global_spectral_norm": False})
+    if is_own_class(recipe.generator.network) or recipe.optimiser.kind == "admm":
+        return  # a class of others may need numbers to be built
+    with without_memory():
+        players = make_players(recipe.model_copy(update={"discriminators": judges}), plan, 0)
+        needed = _memory_mb(_list_passes(players, recipe, plan), recipe.training.batch)
+    there = _machine_mb(recipe.training.accelerator)
+    if needed > MOST_OF_MEMORY * there:
+        raise RecipeError(
+            "the training cannot fit in the memory of this machine",
+            reason="memory",
+            found=f"about {needed / 1024:.0f} GB needed",
+            expected=f"at most {there / 1024:.0f} GB",
+            hint="Lower data.patch, training.batch, or the widths and the scale of the networks.",
+        )
+
+
+def _machine_mb(accelerator: str) -> float:
+    if has_gpu(accelerator):
+        return float(torch.cuda.get_device_properties(0).total_memory) / 2**20
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**20
 
 
 def _estimate_coding(coder: SparseCoder, recipe: Recipe, plan: Plan) -> Estimate:
@@ -107,18 +158,8 @@ def _estimate_coding(coder: SparseCoder, recipe: Recipe, plan: Plan) -> Estimate
 def estimate_players(players: Players, recipe: Recipe, plan: Plan) -> Estimate:
     """Forecast what `estimate_cost` does, of players that are there already."""
     schedule, batch, settings = recipe.schedule, recipe.training.batch, recipe.training
-    channels = source_channels(plan)
-    generator = list_layers(players.generator, torch.zeros(1, channels, *plan.patch))
-    margin = int(getattr(players.generator, "margin", 0))
-    size = tuple(side - 2 * margin for side in plan.patch)
-    seen = torch.zeros(1, channels + 1, *size)
-    whole: list[Layer] = []
-    for judge in (players.global_judge, players.second_judge):
-        whole += [] if judge is None else list_layers(judge, seen)
-    critics = [*whole]
-    if players.local_judge is not None:
-        critics += list_layers(players.local_judge, seen if recipe.discriminators.conditional else seen[:, :1])
-    refiner = [] if players.refiner is None else list_layers(players.refiner, torch.zeros(1, channels + 2, *size))
+    passes = _list_passes(players, recipe, plan)
+    generator, whole, critics, refiner = passes
 
     def seconds(layers: Sequence[Layer]) -> float:
         return sum(_seconds(layer, plan.dims, settings.accelerator, settings.precision) for layer in layers) * batch
@@ -136,12 +177,33 @@ def estimate_players(players: Players, recipe: Recipe, plan: Plan) -> Estimate:
     step += seconds(refiner) * together
     step *= BESIDE_CONVOLUTIONS
 
-    # A backward pass needs each convolution's input and what follows it; the critics see two images.
-    layers = [*generator, *critics * 2, *refiner]
+    return Estimate(step, step * schedule.steps / 60, _memory_mb(passes, batch))
+
+
+def _list_passes(players: Players, recipe: Recipe, plan: Plan) -> Passes:
+    """List what each player does with one patch."""
+    channels = source_channels(plan)
+    generator = list_layers(players.generator, torch.zeros(1, channels, *plan.patch))
+    margin = int(getattr(players.generator, "margin", 0))
+    size = tuple(side - 2 * margin for side in plan.patch)
+    seen = torch.zeros(1, channels + 1, *size)
+    whole: list[Layer] = []
+    for judge in (players.global_judge, players.second_judge):
+        whole += [] if judge is None else list_layers(judge, seen)
+    critics = [*whole]
+    if players.local_judge is not None:
+        critics += list_layers(players.local_judge, seen if recipe.discriminators.conditional else seen[:, :1])
+    refiner = [] if players.refiner is None else list_layers(players.refiner, torch.zeros(1, channels + 2, *size))
+    return Passes(generator, whole, critics, refiner)
+
+
+def _memory_mb(passes: Passes, batch: int) -> float:
+    """Forecast the memory of a step: a backward pass needs each convolution's input and what follows it."""
+    generator, _, critics, refiner = passes
+    layers = [*generator, *critics * 2, *refiner]  # the critics see two images
     held = batch * sum((2 * layer.outputs + layer.inputs) * math.prod(layer.size) for layer in layers)
     weights = sum(layer.inputs * layer.outputs * layer.kernel for layer in [*generator, *critics, *refiner])
-    memory = BASE_MB + 4 * (held + 6 * weights) / 2**20  # weights, average, gradients, two moments, a copy
-    return Estimate(step, step * schedule.steps / 60, memory)
+    return BASE_MB + 4 * (held + 6 * weights) / 2**20  # weights, average, gradients, two moments, a copy
 
 
 def _seconds(layer: Layer, dims: Literal[2, 3], accelerator: str, precision: str) -> float:

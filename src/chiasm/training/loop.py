@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import signal
 import time
 import warnings
@@ -14,14 +15,15 @@ from pathlib import Path
 from types import FrameType
 
 import numpy as np
+import torch
 from lightning_fabric import Fabric
 from lightning_fabric.strategies import DDPStrategy
 
-from chiasm.cohorts.planning import Plan
+from chiasm.cohorts.planning import Plan, has_gpu
 from chiasm.cohorts.preparation import PreparedCase
-from chiasm.errors import RunError
+from chiasm.errors import RecipeError, RunError
 from chiasm.prediction.engines import Engine, pick_precision
-from chiasm.recipe import Recipe
+from chiasm.recipe import Recipe, Training
 from chiasm.storage import make_folder, read_log, write_text, writing
 from chiasm.training.checkpoints import load_checkpoint, save_checkpoint
 from chiasm.training.coding import CodingLearner
@@ -44,8 +46,13 @@ class Interrupted(Exception):
 
 
 def make_fabric(recipe: Recipe) -> Fabric:
-    """Choose devices and precision; DDP with more than one device."""
+    """Choose devices and precision; DDP with more than one device.
+
+    Raises:
+        RecipeError: If the machine has fewer devices.
+    """
     settings = recipe.training
+    _check_devices(settings)
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # we say ourselves what was chosen
     # Buffers stay each process's own: syncing them before every pass would change what a backward pass still needs.
     strategy = DDPStrategy(broadcast_buffers=False) if settings.devices > 1 else "auto"
@@ -56,6 +63,18 @@ def make_fabric(recipe: Recipe) -> Fabric:
         strategy=strategy,
         precision=pick_precision(settings.precision, settings.accelerator),
     )
+
+
+def _check_devices(settings: Training) -> None:
+    gpus = has_gpu(settings.accelerator)
+    there = torch.cuda.device_count() if gpus else os.cpu_count() or 1
+    if settings.devices > there:
+        raise RecipeError(
+            "this machine has fewer devices than training.devices asks for",
+            reason="devices",
+            found=settings.devices,
+            expected=f"at most {there} {'GPUs' if gpus else 'processes, one for each core'}",
+        )
 
 
 def learn(

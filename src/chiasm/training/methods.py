@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,7 +15,9 @@ from chiasm.cohorts.planning import PatchNeeds, Plan
 from chiasm.errors import RecipeError
 from chiasm.networks.catalogue import GENERATORS, OWN, make_critic, make_network, needs_of
 from chiasm.networks.discriminators import GlobalDiscriminator, LocalDiscriminator
+from chiasm.networks.foreign import is_own_class
 from chiasm.networks.generator import Dims, Generator
+from chiasm.networks.shapes import without_memory
 from chiasm.prediction.baselines import NAMES
 from chiasm.prediction.model import input_statistics, make_generator, make_local_discriminator, make_refiner
 from chiasm.recipe import ARMS, LEAST_PATCH, TASKS, Recipe, arm_in_words, make_recipe
@@ -133,7 +136,7 @@ def patch_needs(recipe: Recipe) -> PatchNeeds | None:
     local = 2 ** (len(judges.local_widths) - 1) if needs_local_judge(recipe) else 1
     if settings.network == OWN:
         return None if judges.global_network == OWN else PatchNeeds(1, judged, own=True)
-    with torch.random.fork_rng(devices=[]):
+    with nullcontext() if is_own_class(settings.network) else without_memory(), torch.random.fork_rng(devices=[]):
         network = make_network(
             settings.network,
             in_channels=len(recipe.data.sources),

@@ -8,6 +8,7 @@ eight corners within a hundredth of a voxel.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -16,7 +17,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from chiasm.errors import VolumeError
+
 TOLERANCE_VOXELS = 0.01
+MOST_VOXELS = 2**31  # 8 GiB in float32
 
 
 @dataclass(frozen=True, eq=False)
@@ -231,9 +235,17 @@ def resample(volume: Volume, geometry: Geometry, order: Literal[0, 1] = 1, fill:
 
     Raises:
         ValueError: If `order` is neither.
+        VolumeError: If the grid has more voxels than fit in memory.
     """
     if order not in (0, 1):
         raise ValueError(f"order is 0 or 1, not {order}")
+    if (voxels := math.prod(geometry.shape)) > MOST_VOXELS:
+        raise VolumeError(
+            "would be resampled to a grid that is too fine",
+            reason="too-large",
+            found=f"{voxels:.2g} voxels of {' x '.join(f'{step:.3g}' for step in geometry.spacing_mm)} mm",
+            expected=f"at most {MOST_VOXELS:.2g} voxels",
+        )
     if same_grid(geometry, volume.geometry, 1e-6):
         return Volume(volume.array, geometry)
     from scipy.ndimage import affine_transform
