@@ -238,7 +238,10 @@ def test_kinds_of_images_are_refused_by_name_and_chosen_by_rules(tmp_path: Path,
     role = "mr" if enhanced else "t1"
     (problem,) = find_cohort(tmp_path / "p").problems
     assert problem.reason == "several-series" and f"may be {role}: 1: MR" in problem.message
-    assert ", magnitude; 2: MR" in problem.message and f"choose with --series {role}=NUMBER" in problem.message
+    assert (
+        ", magnitude; 2: MR" in problem.message
+        and f"choose with chiasm train --series {role}=NUMBER" in problem.message
+    )
     (asked,) = find_cohort(tmp_path / "p", selection=Selection(alone="pd")).problems
     assert "several series that may be pd" in asked.message
     rules = {"t1": "magnitude", "t2": "Phase"}
@@ -402,7 +405,8 @@ def test_inspect_lists_series_with_numbers_and_names_nobody(tmp_path: Path) -> N
 
 def test_mumap_and_register_choose_a_series_where_there_are_several(tmp_path: Path) -> None:
     first, second = (np.rint(array).astype(np.int16) for array in pair(3, 5.0, SHAPE)[:2])
-    hounsfield = np.where(first > first.mean(), 40, -1000).astype(np.int16)
+    tissue = np.random.default_rng(5).normal(40, 25, SHAPE)
+    hounsfield = np.where(first > first.mean(), tissue, -1000).astype(np.int16)
     for number, (name, array) in enumerate((("t1", first), ("t2", second), ("ct", hounsfield)), start=1):
         kind = "CT" if name == "ct" else "MR"
         write_source(

@@ -129,7 +129,7 @@ def test_a_resumed_log_holds_no_line_twice_and_no_half_one(tmp_path: Path) -> No
     path = tmp_path / "log.jsonl"
     lines = [json.dumps({"kind": "step", "step": step}) for step in (1, 2, 3, 4)]
     path.write_text("\n".join(lines) + '\n{"kind": "st')
-    _cut_log(path, 2)
+    _cut_log(path, 2, print)
     assert path.read_text() == "".join(f"{line}\n" for line in lines[:2])
 
 
@@ -142,7 +142,7 @@ def test_a_kill_while_the_log_is_cut_leaves_it_whole(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(os, "fsync", killed)
     with pytest.raises(KeyboardInterrupt):
-        _cut_log(path, 1)
+        _cut_log(path, 1, print)
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
 
 

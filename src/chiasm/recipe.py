@@ -510,7 +510,7 @@ IN_WORDS: Mapping[str, str] = {
 #: What a run can be trained for, in words.
 TASKS: Mapping[str, str] = {
     "synthesis": "another modality of the same grid",
-    "super-resolution": "thin slices from thick ones, also of another modality (--factor, --axis); beside bicubic",
+    "super-resolution": "thin slices from thick ones, also of another modality; beside bicubic",
 }
 
 #: The same arms by name.

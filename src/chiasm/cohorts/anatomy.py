@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from chiasm.errors import CohortError
+from chiasm.errors import CohortError, VolumeError
 from chiasm.storage import read_json
 from chiasm.volumes import read_volume
 
@@ -492,7 +492,12 @@ def given_head(name: str, path: Path, spacing_mm: float) -> Head:
     """
     from scipy import ndimage
 
-    volume = read_volume(path, labels=True)
+    try:
+        volume = read_volume(path, labels=True)
+    except VolumeError as error:  # a label map of tissues is made by a program, which can make it anew
+        raise VolumeError(
+            error.what, path=error.path, reason=error.reason, found=error.found, expected=error.expected
+        ) from error
     channels = _channels(path.parent / "tissue_labels.json")
     if strange := sorted(set(np.unique(volume.array).tolist()) - set(channels)):
         raise CohortError("has labels without a name", path=path, reason="labels", found=strange[:5])

@@ -338,7 +338,7 @@ def assign(patient: Patient, selection: Selection) -> tuple[dict[str, Series], l
             listed = "; ".join(series.told() for series in found[:8])
             message = (
                 f"case {patient.id} has several series that may be {role}: {listed}; "
-                f"choose with --series {role}=NUMBER, or words that fit one of them only"
+                f"choose with chiasm train --series {role}=NUMBER, or words that fit one of them only"
             )
             problems.append(Problem(patient.place, "several-series", message, patient.id, role))
     drawn = [series for series in images if series.sop_class in (SEGMENTATION, LABEL_MAP)]

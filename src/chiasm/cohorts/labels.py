@@ -126,7 +126,7 @@ def check_label_values(array: NDArray[np.generic], regions: Regions, path: Path)
             reason="labels",
             found=", ".join(map(str, strange[:5])),
             expected=", ".join(map(str, sorted(declared))),
-            hint=f'Declare them in {SIDECAR}: {{"regions": {{"lesion": [...]}}}}, or choose another --layout.',
+            hint=f'Declare them in {SIDECAR}: {{"regions": {{"lesion": [...]}}}}, or choose another layout.',
         )
 
 

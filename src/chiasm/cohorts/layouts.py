@@ -205,7 +205,7 @@ def _unmarked(cohort: Cohort, selection: Selection) -> Cohort:
         kept = {name: path for name, path in case.images.items() if set(marks[name]) <= set(allow)}
         for name in (name for name in case.images if name not in kept):
             mark = next(mark for mark in marks[name] if mark not in allow)
-            message = f"case {case.id}, {name}: {WARNINGS[mark]}; --allow {mark} takes it"
+            message = f"case {case.id}, {name}: {WARNINGS[mark]}; chiasm train --allow {mark} takes it"
             problems.append(Problem(case.images[name], mark, message, case.id))
         if kept:
             made = tuple(name for name in kept if "synthetic" in marks[name])
@@ -272,7 +272,8 @@ def select_cases(cohort: Cohort, sources: Sequence[str], target: str | None) -> 
     how = None
     if cohort.layout == "dicom":
         lacking = next((name for name in wanted if name not in present), wanted[0])
-        how = f"Say which series it is, as --series {lacking}=WORDS; chiasm inspect lists them."
+        how = f'Say which series it is: chiasm train --series {lacking}=WORDS, or "series" in cohort.json.'
+        how += " chiasm inspect lists them."
         if cohort.problems:  # it may be there and have been left out
             how += " Left out: " + "; ".join(problem.message.rstrip(".") for problem in cohort.problems[:3]) + "."
     if cohort.layout == "nnunet" and "target" in present:

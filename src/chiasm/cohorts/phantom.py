@@ -403,7 +403,7 @@ def _make_room(folder: Path, asked: Mapping[str, Any], names: Sequence[str], ove
             reason="other-cohort",
             found="; ".join(told) or f"{len(made)} patients",
             expected=None if told else f"at most {len(names)}",
-            hint=f"{OTHER_FOLDER} To replace them, add --overwrite.",
+            hint=f"{OTHER_FOLDER} To replace them: chiasm phantom --overwrite.",
         )
     for place in (place for name in others for place in _places(folder, name)):
         shutil.rmtree(place, ignore_errors=True)

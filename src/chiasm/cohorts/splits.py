@@ -112,9 +112,9 @@ def make_split(
                 f"{folds} folds need at least {folds} subjects",
                 reason="too-few-subjects",
                 found=f"{len(free)}: {', '.join(sorted(free)) or 'none'}",
-                hint=f"Use --folds {len(free)}."
+                hint=f"Use chiasm train --folds {len(free)}; in a study, folds = {len(free)}."
                 if len(free) > 1
-                else "Use --folds 1, which leaves the test set empty.",
+                else "Use chiasm train --folds 1, which leaves the test set empty.",
             )
         tested = set(free[fold::folds])
     roles = {**dict.fromkeys(tested, "test"), **dict.fromkeys(kept, "sealed"), **fixed}

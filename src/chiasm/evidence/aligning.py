@@ -136,7 +136,7 @@ def _make_room(out: Path, asked: dict[str, Any], *, overwrite: bool) -> None:
             f"holds another registration, which differs in {' and '.join(differing)}",
             path=out,
             reason="other-registration",
-            hint="Give another folder with -o, or replace what it holds with --overwrite.",
+            hint="Give another folder with -o, or replace what it holds: chiasm register --overwrite.",
         )
     for name in ("moved.nii.gz", "labels-*.nii.gz", "matrix.txt", "field.nii.gz", RECORD, "registration.html"):
         for file in out.glob(name):

@@ -120,7 +120,7 @@ def open_predictions(folder: Path, model: Path | None = None) -> Judged:
             "holds DICOM series, which are for picture archives",
             path=folder,
             reason="container",
-            hint="Predict again without --format dicom, and evaluate that.",
+            hint="Run chiasm predict again without --format dicom, and evaluate that.",
         )
     place = _model_folder(folder, manifest, model)
     return Judged(folder, manifest, place, read_plan(place / "plan.toml"), load_baselines(place))
@@ -410,5 +410,8 @@ def _model_folder(predictions: Path, manifest: Manifest, given: Path | None) -> 
         if (folder / "plan.toml").is_file() and (folder / "model.toml").is_file():
             return folder
     raise RunError(
-        "holds no model", path=given or told, reason="no-model", hint="Say where the model is now with --model RUN."
+        "holds no model",
+        path=given or told,
+        reason="no-model",
+        hint="Say where the model is now: chiasm evaluate --model RUN.",
     )

@@ -202,7 +202,7 @@ def _make_room(out: Path, asked: Mapping[str, Any], *, overwrite: bool) -> None:
             f"holds another evaluation: {'; '.join(told)}",
             path=out,
             reason="other-evaluation",
-            hint="Give another folder with -o, or replace what it holds with --overwrite.",
+            hint="Give another folder with -o, or replace what it holds: chiasm evaluate --overwrite.",
         )
     for folder in ("cases", "pictures", *([REGISTERED] if told else [])):
         shutil.rmtree(out / folder, ignore_errors=True)
@@ -426,7 +426,7 @@ def _how_they_lie(judged: Judged, how: Registration, together: Together) -> list
         return [
             f"the real {judged.plan.target} was brought to the source before it was compared with ({how}; "
             f"{REGISTERED}/index.html shows each): {tell_movement(together.moved_mm)}; "
-            "--register none takes it as it lies"
+            "chiasm evaluate --register none takes it as it lies"
         ]
     if trained != "none":
         return [f"training pairs were registered ({trained}); the real images are compared with as they lie"]

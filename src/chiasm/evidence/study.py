@@ -363,7 +363,7 @@ def report(folder: Path, *, pages: int = PAGES, whole: bool = False) -> Path:
         "holds no study, no evaluation and no registered pairs",
         path=folder,
         reason="no-report",
-        expected=f"{NOTES}, {ASKED} or {REGISTERED}, as chiasm study, evaluate and train --register write them",
+        expected=f"{NOTES}, {ASKED} or {REGISTERED}, of chiasm study, chiasm evaluate or chiasm train --register",
     )
 
 

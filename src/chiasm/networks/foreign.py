@@ -84,7 +84,7 @@ def make_foreign(name: str, in_channels: int, dims: Dims, options: Mapping[str, 
             f"the network {name} cannot be built",
             reason="network",
             found=_first_line(error),
-            hint="Give what it wants as generator.options, such as --set 'generator.options={feature_size=24}'.",
+            hint="Give what it wants: chiasm train --set 'generator.options={feature_size=24}', for example.",
         ) from error
     for attribute, usual in FOREIGN.items():
         if not hasattr(network, attribute):

@@ -293,7 +293,7 @@ def _check_dicom(cases: Sequence[Case]) -> None:
             "is no DICOM, so there is no patient, study or frame of reference for a DICOM image to belong to",
             path=path,
             reason="no-dicom",
-            hint="Predict from the DICOM series, or leave --format dicom out to get NIfTI or MetaImage.",
+            hint="Predict from the series, or run chiasm predict without --format dicom to get NIfTI or MetaImage.",
         )
 
 

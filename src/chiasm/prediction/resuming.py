@@ -18,7 +18,7 @@ from chiasm.prediction.manifest import FILE, Entry, Failure, Manifest, check_fil
 from chiasm.storage import sha256_of
 from chiasm.volumes.screening import STRICT, volume_files
 
-WAYS_OUT = "Give another folder with -o, or replace what it holds with --overwrite."
+WAYS_OUT = "Give another folder with -o, or replace what it holds: chiasm predict --overwrite."
 
 
 @dataclass(frozen=True)

@@ -351,7 +351,7 @@ def on_thin_slices(
             reason="thin-slices",
             found=f"{thickness:.3g} mm",
             expected=f"about {thin * how.factor:.3g} mm",
-            hint="To test a model on thin slices, let them be made thick first: --degrade.",
+            hint="To test a model on thin slices, let them be made thick first: chiasm predict --degrade.",
         )
     shown = interpolated(volumes, how)
     if mask is not None:

@@ -511,7 +511,7 @@ def _first_that_fits(
                 raise ChiasmError(
                     f"memory ran out even for {smallest}",
                     reason="out-of-memory",
-                    hint="Close other programs, use a machine with more memory, or train a smaller network (--size).",
+                    hint="Close other programs, use more memory, or train a smaller network: chiasm train --size.",
                 ) from error
     raise ValueError("there is nothing to choose from")
 

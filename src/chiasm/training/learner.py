@@ -158,7 +158,7 @@ class Learner:
                 raise RunError(
                     f"{name} is not a finite number at step {step} (cases {', '.join(names)})",
                     reason="not-finite",
-                    hint="The last checkpoint is good. Lower the learning rate: --set optimiser.generator_rate=1e-4.",
+                    hint="Checkpoints are good. Lower the rate: chiasm train --set optimiser.generator_rate=1e-4.",
                 )
         return figures
 

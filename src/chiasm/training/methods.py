@@ -82,7 +82,7 @@ def check_players(recipe: Recipe) -> None:
                 reason="admm",
                 found=f"network {settings.network}, method {recipe.method}",
                 expected="network jcsc without discriminators or second stage",
-                hint="Use --method jcsc, or optimiser.kind=adam.",
+                hint="Use chiasm train --method jcsc, or optimiser.kind=adam.",
             )
         if settings.stages > 1:
             raise RecipeError(
@@ -189,11 +189,11 @@ OBJECTIVES: Mapping[str, str] = {
 }
 #: What is no method of the table: tasks, other commands, networks of anybody's.
 BESIDE: Mapping[str, str] = {
-    **{f"--task {task}": words for task, words in TASKS.items()},
+    **{f"chiasm train --task {task}": words for task, words in TASKS.items()},
     "chiasm register": "rigid, affine or diffeomorphic Demons (Vercauteren 2009)",
     "chiasm complete": "missing modalities of a cohort, by any method (Li 2014)",
     "chiasm mumap": "attenuation at 511 keV from CT (Kinahan 1998)",
-    "--set generator.network=monai:CLASS": "a network of MONAI that makes an image, or your own: package.module:Class",
+    "chiasm train --set generator.network=monai:CLASS": "a network of MONAI, or your own: package.module:Class",
     "naive": f"{', '.join(NAMES)}: beside every method, in every table",
 }
 
