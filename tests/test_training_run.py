@@ -214,7 +214,7 @@ def test_a_network_of_the_literature_or_ones_own_predicts_whole_volumes(
     )
     assert (done.plan.dims, done.plan.slices) == {"2d": (2, 1), "2.5d": (2, 3), "3d": (3, 1)}[dims]
     source = read_volume(next(toy_cohort.rglob("*_t1.nii.gz")))
-    made = load(tmp_path).predict(next(toy_cohort.rglob("*_t1.nii.gz")))
+    made = load(tmp_path, trust=network).predict(next(toy_cohort.rglob("*_t1.nii.gz")))
     assert np.array_equal(made.image.geometry.affine, source.geometry.affine) and np.isfinite(made.image.array).all()
     assert made.reliability is not None and made.image.array.std() > 0
 
