@@ -229,6 +229,12 @@ def test_a_normalised_image_against_a_raw_one_is_refused(which: str) -> None:
     assert caught.value.reason == "other-unit" and caught.value.hint
 
 
+def test_a_naive_baseline_that_is_far_off_is_scored_and_costs_no_case() -> None:
+    _, target, mask, _ = patient()
+    far = fit_intensity(target, mask, "zscore").apply(target)
+    assert values(evaluated(prediction=far, method="identity"))["mask", "mae"] > 0
+
+
 def test_a_poor_or_constant_prediction_is_scored_and_not_refused() -> None:
     _, target, _, _ = patient()
     assert values(evaluated(prediction=np.zeros_like(target)))["mask", "mae"] > 300
