@@ -56,6 +56,11 @@ def two_voxels(array: Array) -> Array:
     return few
 
 
+def flipped(content: bytes, place: int) -> bytes:
+    """Flip a bit in the middle of a file; near the end of a run of zeros it might change nothing that is read."""
+    return content[:place] + bytes([content[place] ^ 16]) + content[place + 1 :]
+
+
 #: What is done to the voxels of an image; the last ones are done to its file.
 FAULTS: Mapping[str, Callable[[Array], Array]] = {
     "two voxels": two_voxels,
@@ -69,7 +74,7 @@ FAULTS: Mapping[str, Callable[[Array], Array]] = {
 FILES: Mapping[str, Callable[[bytes], bytes]] = {
     "truncated": lambda content: content[: len(content) // 2],
     "empty": lambda content: content[:0],
-    "a bit flipped": lambda content: content[:-40] + bytes([content[-40] ^ 16]) + content[-39:],
+    "a bit flipped": lambda content: flipped(content, len(content) // 2),
 }
 
 
