@@ -164,7 +164,7 @@ def test_the_same_voxels_under_two_subjects_are_refused(tmp_path: Path) -> None:
 
 def test_a_target_that_is_not_a_number_in_training_stops_with_step_and_case(toy_cohort: Path, tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"at step \d+ \(cases Toy_") as caught:
-        run(toy_cohort, tmp_path, recipe("A1", optimiser__generator_rate=1e30))
+        run(toy_cohort, tmp_path, recipe("A4", loss__penalty=1e6, optimiser__discriminator_rate=1e6))
     assert caught.value.reason == "not-finite"
 
 
