@@ -91,6 +91,11 @@ class Data(Section):
     select: tuple[str, ...] = ()  # of several scans of a modality, those with these words in their files' names
     resample_tilt: bool = False  # DICOM slices of a tilted gantry, or uneven ones, to a straight and even grid
 
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """What a case must have: the sources in order, and the target, which may be one of them."""
+        return tuple(dict.fromkeys((*self.sources, self.target)))
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if len(set(self.sources)) != len(self.sources):

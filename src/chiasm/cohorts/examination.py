@@ -121,13 +121,12 @@ def examine_cohort(cohort: Cohort, data: Data, progress: Progress | None = None)
     Raises:
         CohortError: If none is usable.
     """
-    names = tuple(dict.fromkeys((*data.sources, data.target)))
     usable: dict[str, ExaminedCase] = {}
     problems: list[Problem] = []
     for index, case in enumerate(cohort.cases):
         if progress is not None:
             progress(index, len(cohort.cases), case.id)
-        examined = examine_case(case, names, cohort.regions, data)
+        examined = examine_case(case, data.modalities, cohort.regions, data)
         problems += examined.problems
         if examined.is_usable:
             usable[case.id] = examined

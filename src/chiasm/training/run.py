@@ -122,7 +122,7 @@ def _plan(found: Cohort, recipe: Recipe, folder: Path, say: Say, cache: Path | N
     examined = examine_cohort(cohort, recipe.data)
     usable = examined.cohort.cases
     problems = [*together.problems, *examined.problems]
-    refuse_duplicates(examined.cases, examined.cohort, tuple(dict.fromkeys((*recipe.data.sources, recipe.data.target))))
+    refuse_duplicates(examined.cases, examined.cohort, recipe.data.modalities)
     settings = recipe.split
     shares = {"validation": settings.validation, "sealed": settings.sealed}
     if settings.by == "site":
