@@ -103,7 +103,7 @@ def cohort(
     folder = tmp_path_factory.mktemp("shaded")
     volume, ball, white, field = shaded
     t2 = np.where(ball, np.where(white, 80.0, 130.0) * field[::-1, ::-1], 0)
-    ct = np.where(ball, 30 + 20 * field, -1000)
+    ct = np.where(ball, 10 + 40 * field, -1000)
     for number in (1, 2):
         name = f"Toy_{number:04d}"
         for modality, image in (("t1", volume.array * number), ("t2", t2), ("ct", ct)):

@@ -209,8 +209,6 @@ def test_a_network_of_the_literature_or_ones_own_predicts_whole_volumes(
     network: str, dims: str, toy_cohort: Path, tmp_path: Path
 ) -> None:
     changes = {"generator__network": network, "data__patch": "auto", "generator__scale": 1 / 16}
-    if network == "jcsc":  # its code search takes hours in bfloat16 on some processors (docs/log.md)
-        changes |= {"training__precision": "32-true"}
     asked = recipe("A7", schedule__steps=8, training__validations=1, data__dims=dims, **changes)
     done = run(toy_cohort, tmp_path, asked)
     assert (done.plan.dims, done.plan.slices) == {"2d": (2, 1), "2.5d": (2, 3), "3d": (3, 1)}[dims]

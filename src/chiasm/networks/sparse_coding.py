@@ -132,12 +132,17 @@ class SparseCoder(nn.Module):
         check_sizes(source.shape[2:], self.dims, self.size_multiple)
         if min(source.shape[2:]) < self.smallest:
             raise ValueError(f"spatial sizes must be at least {self.smallest}, not {tuple(source.shape[2:])}")
+        place = "cpu" if source.is_meta else source.device.type
+        with torch.autocast(place, enabled=False):  # a search for codes needs all digits
+            return self._map(source.float()).to(source.dtype)
+
+    def _map(self, source: Tensor) -> Tensor:
         mask = (source != 0).any(1, keepdim=True)
         smooth, detail = split(source, mask, self.gaussian)
         codes = self.encode(detail / _channels(self.spread[:-1], detail))
         made = self.spread[-1] * self.synthesis(self.mapping(codes))
         trend = self.line[0] + (_channels(self.line[1:], smooth) * smooth).sum(1, keepdim=True)
-        prediction: Tensor = ((trend + made) * mask).to(source.dtype)
+        prediction: Tensor = (trend + made) * mask
         return prediction
 
     def encode(self, detail: Tensor, steps: int = STEPS_ALONE) -> Tensor:
