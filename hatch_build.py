@@ -20,7 +20,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 MEMBER = "package/dist/niivue.umd.js"
 SHA256 = "47b896b77ec4a5be3ef1949c33ad393b6f45629921f326c279000bcf51bdb4af"  # of that member, in 0.69.0
-PLACE = Path("src/chiasm/pages/static/niivue.umd.js")
+PLACE = Path("src/chiasm/reports/static/niivue.umd.js")
 SECONDS = 60
 
 

@@ -19,8 +19,8 @@ from pathlib import Path
 import torch
 from threadpoolctl import threadpool_limits
 
-from chiasm.evidence.jobs import data_folder, find_cases, list_jobs, read_study, simulate
 from chiasm.recipe import Recipe
+from chiasm.studies.jobs import data_folder, find_cases, list_jobs, read_study, simulate
 from chiasm.training.run import train
 
 STEPS = 20  # of the shorter training

@@ -18,10 +18,10 @@ from statistics import mean
 
 import torch
 
-from chiasm.cohorts.phantom import write_cohort
-from chiasm.evidence.folders import score_folder
+from chiasm.evaluation.predictions import score_folder
 from chiasm.prediction.folders import predict
 from chiasm.recipe import make_recipe
+from chiasm.simulation.phantom import write_cohort
 from chiasm.training.run import train
 
 METHODS = {"A1": ["A1"], "jcsc": ["jcsc"], "jcsc alone": ["jcsc", "optimiser.discrepancy=0"]}

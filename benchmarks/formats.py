@@ -100,7 +100,7 @@ def one_by_one(reader: str) -> None:
 
 def _meet(odd: Odd, path: Path) -> None:
     """Ask chiasm for what is more than one volume, as its commands do."""
-    from chiasm.cohorts.layouts import find_cohort
+    from chiasm.cohorts.discovery import find_cohort
     from chiasm.prediction.manifest import read_manifest
     from chiasm.volumes import check_pair, read_volume
 

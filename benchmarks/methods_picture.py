@@ -18,7 +18,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from chiasm.cohorts.layouts import find_cohort
+from chiasm.cohorts.discovery import find_cohort
 from chiasm.prediction.manifest import read_manifest
 from chiasm.storage import read_json, whole_file
 from chiasm.volumes import read_volume

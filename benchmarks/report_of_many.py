@@ -18,9 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
-from chiasm.evidence.evaluation import UNITS, Row, write_evaluation
-from chiasm.evidence.study import report
+from chiasm.evaluation.scoring import UNITS, Row, write_evaluation
 from chiasm.storage import write_json
+from chiasm.studies.study import report
 
 REGIONS = ("mask", "image", "healthy", "WT", "TC", "ET", "edges", "lesion-edge", "lesion-1", "lesion-2")
 METRICS = ("mae", "rmse", "nmae", "psnr", "ssim", "ncc", "gradient_error", "sharpness")

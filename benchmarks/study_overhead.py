@@ -12,8 +12,8 @@ import argparse
 import time
 from pathlib import Path
 
-from chiasm.evidence.study import run_study
 from chiasm.storage import read_json
+from chiasm.studies.study import run_study
 
 
 def main() -> None:

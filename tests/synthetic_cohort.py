@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chiasm.cohorts.cases import Case, Cohort
-from chiasm.cohorts.intensity import IntensityMap
-from chiasm.cohorts.planning import Estimate, Plan
+from chiasm.preparation.intensity import IntensityMap
+from chiasm.preparation.planning import Estimate, Plan
 
 SHAPE = (36, 40, 12)
 SPACING = (1.0, 1.0, 3.0)

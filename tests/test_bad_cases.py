@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from chiasm.cli import main
-from chiasm.cohorts.examination import examine_case
-from chiasm.cohorts.inspection import inspect_folder
-from chiasm.cohorts.layouts import find_cohort
+from chiasm.cohorts.discovery import find_cohort
+from chiasm.preparation.examination import examine_case
+from chiasm.preparation.inspection import inspect_folder
 from chiasm.recipe import Data
 from conftest import QUICK
 from synthetic_cohort import affine, pair, save

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 from chiasm.cli import main
-from chiasm.cohorts.degradation import Degradation, degrade, simulated, thin_grid
-from chiasm.evidence.folders import score_folder
+from chiasm.evaluation.predictions import score_folder
+from chiasm.preparation.degradation import Degradation, degrade, simulated, thin_grid
 from chiasm.storage import locked
 from chiasm.volumes import read_volume, write_volume
 from conftest import QUICK

@@ -13,8 +13,8 @@ import SimpleITK as sitk
 
 from chiasm.cohorts.cases import Case
 from chiasm.cohorts.completed import Origin, copy_case, is_synthetic, mark_synthetic, was_made, write_completed
-from chiasm.cohorts.dicom_folders import Selection
-from chiasm.cohorts.layouts import find_cohort
+from chiasm.cohorts.dicom_patients import Selection
+from chiasm.cohorts.discovery import find_cohort
 from chiasm.errors import CohortError
 from chiasm.volumes import read_volume
 from dicom_patients import write_source

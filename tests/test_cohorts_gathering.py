@@ -9,11 +9,11 @@ import pytest
 
 from chiasm.cli import main
 from chiasm.cohorts.cases import Cohort
-from chiasm.cohorts.dicom_folders import Selection
-from chiasm.cohorts.inspection import inspect_folder
-from chiasm.cohorts.layouts import find_cohort
+from chiasm.cohorts.dicom_patients import Selection
+from chiasm.cohorts.discovery import find_cohort
 from chiasm.cohorts.splits import make_split, read_splits
 from chiasm.errors import CohortError, RecipeError
+from chiasm.preparation.inspection import inspect_folder
 from chiasm.recipe import read_recipe
 from dicom_patients import write_source
 from synthetic_cohort import affine, pair, save, write_brats

@@ -18,10 +18,10 @@ import pytest
 
 from chiasm.cli import main
 from chiasm.errors import ChiasmError
-from chiasm.evidence.jobs import list_jobs, read_study
-from chiasm.evidence.study import find_cases, run_study
 from chiasm.recipe import make_recipe
 from chiasm.storage import whole_folder
+from chiasm.studies.jobs import list_jobs, read_study
+from chiasm.studies.study import find_cases, run_study
 from chiasm.training.run import train
 from conftest import QUICK
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from chiasm.cli import main
-from chiasm.cohorts.layouts import find_cohort
+from chiasm.cohorts.discovery import find_cohort
 from chiasm.storage import is_plain, is_safe_id
 from chiasm.training import cost
 from conftest import QUICK

@@ -31,7 +31,7 @@ PRINTED_BY = {
     **{word: {"serve"} for word in ("--dicom-port", "--send-to", "--allow", "--host")},
 }
 #: Modules whose strings are no messages: CSS, and the declarations of options.
-NO_MESSAGES = {"evidence/drawing.py"}
+NO_MESSAGES = {"reports/drawing.py"}
 
 
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]

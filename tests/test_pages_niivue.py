@@ -13,7 +13,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from chiasm.evidence.case_pages import SCRIPT, CasePage, Figure, write_case_page
+from chiasm.reports.case_page import SCRIPT, CasePage, Figure, write_case_page
 from conftest import Opened
 
 STEP = 1.0  # the page rounds these volumes to whole numbers

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from skimage.exposure import match_histograms
 
-from chiasm.cohorts.preparation import PreparedCase
 from chiasm.errors import ChiasmError, RecipeError, RunError
 from chiasm.prediction.baselines import NAMES, Baselines, fit_baselines, load_baselines, save_baselines
+from chiasm.preparation.arrays import PreparedCase
 from chiasm.volumes import Geometry
 
 PLAIN = tuple(name for name in NAMES if name != "bicubic")  # of synthesis

@@ -10,7 +10,7 @@ import pytest
 
 from chiasm.cli import main
 from chiasm.errors import ChiasmError, RunError
-from chiasm.evidence.folders import open_predictions
+from chiasm.evaluation.predictions import open_predictions
 from chiasm.prediction.folders import predict
 from chiasm.prediction.manifest import read_manifest
 from chiasm.volumes import read_volume
@@ -19,7 +19,7 @@ from chiasm.volumes.geometry import turned_like
 from conftest import QUICK
 from dicom_patients import TELLTALE, faults, write_enhanced, write_source
 from synthetic_cohort import SHAPE, pair
-from test_evidence_study import study_file
+from test_studies_study import study_file
 
 SPACING = (1.0, 1.0, 3.0)
 
@@ -91,8 +91,8 @@ def test_the_scale_of_a_model_follows_its_range(low: float, high: float, scale: 
 def test_nothing_that_names_a_patient_leaves_the_dicom_files(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    from chiasm.evidence.reporting import evaluate
     from chiasm.recipe import make_recipe
+    from chiasm.reports.evaluation import evaluate
     from chiasm.training.run import train
 
     told = {**TELLTALE, "InstitutionName": "Sanatorium Krähwinkel", "OperatorsName": "Blaumilch^Kasimir"}

@@ -13,10 +13,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from chiasm.cohorts.degradation import Axis, Degradation, degrade, interpolated, simulated, thin_grid
-from chiasm.cohorts.intensity import IntensityMap
-from chiasm.cohorts.planning import Plan
-from chiasm.cohorts.preparation import prepare_source
 from chiasm.errors import RecipeError, VolumeError
 from chiasm.networks.catalogue import make_network
 from chiasm.networks.discriminators import LocalDiscriminator, LocalLogits
@@ -27,6 +23,10 @@ from chiasm.prediction.engines import Engine
 from chiasm.prediction.model import Model, load_model, make_generator, make_local_discriminator, make_refiner
 from chiasm.prediction.synthesis import Synthesis, synthesise, synthesise_prepared
 from chiasm.prediction.tiling import seam_of, window_weights
+from chiasm.preparation.arrays import prepare_source
+from chiasm.preparation.degradation import Axis, Degradation, degrade, interpolated, simulated, thin_grid
+from chiasm.preparation.intensity import IntensityMap
+from chiasm.preparation.planning import Plan
 from chiasm.recipe import make_recipe
 from chiasm.volumes import Geometry, Volume, same_grid
 from conftest import QUICK

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from chiasm.cohorts.preparation import PreparedCase
+from chiasm.preparation.arrays import PreparedCase
 from chiasm.training.batches import Place, draw_places, lesion_voxels, take_batch
 from chiasm.volumes import Geometry
 

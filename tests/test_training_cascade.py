@@ -16,17 +16,17 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from chiasm.cohorts.layouts import find_cohort
-from chiasm.cohorts.planning import read_plan
-from chiasm.cohorts.preparation import PreparedCase, prepare_case, read_context, write_context
+from chiasm.cohorts.discovery import find_cohort
 from chiasm.cohorts.splits import deal_folds
 from chiasm.errors import CohortError, RecipeError
-from chiasm.evidence.jobs import Study, find_cases, list_jobs
+from chiasm.evaluation.uncertainty import augmentation_spread, learned_score
 from chiasm.prediction.folders import load, predict
-from chiasm.prediction.rivals import augmentation_spread, learned_score
 from chiasm.prediction.synthesis import predict_stage, synthesise_prepared
+from chiasm.preparation.arrays import PreparedCase, prepare_case, read_context, write_context
+from chiasm.preparation.planning import read_plan
 from chiasm.recipe import Recipe, make_recipe, read_recipe
 from chiasm.storage import read_json
+from chiasm.studies.jobs import Study, find_cases, list_jobs
 from chiasm.training import cascade
 from chiasm.training.batches import Place, take_batch
 from chiasm.training.cascade import list_parts, recipe_of

@@ -11,21 +11,21 @@ import pytest
 import torch
 
 from chiasm.cohorts.cases import Cohort
-from chiasm.cohorts.examination import examine_case
-from chiasm.cohorts.planning import Plan, make_plan
-from chiasm.cohorts.preparation import PreparedCase, prepare_case
 from chiasm.cohorts.splits import Split
-from chiasm.cohorts.unpaired import find_unpaired
 from chiasm.errors import CohortError, RecipeError, RunError
-from chiasm.evidence.jobs import Study, _warm_ups, find_cases, list_jobs
 from chiasm.networks.sparse_coding import SparseCoder
 from chiasm.prediction.baselines import load_baselines
 from chiasm.prediction.folders import load
+from chiasm.preparation.arrays import PreparedCase, prepare_case
+from chiasm.preparation.examination import examine_case
+from chiasm.preparation.planning import Plan, make_plan
+from chiasm.preparation.unpaired import find_unpaired
 from chiasm.recipe import Data, Recipe, make_recipe
+from chiasm.studies.jobs import Study, _warm_ups, find_cases, list_jobs
 from chiasm.training.coding import CodingLearner, deal_roles, draw_examples
 from chiasm.training.cost import estimate_cost
 from chiasm.training.loop import learn, make_fabric
-from chiasm.training.methods import check_players, patch_needs
+from chiasm.training.players import check_players, patch_needs
 from chiasm.training.run import paired_names, plan_run, train
 from synthetic_cohort import plan_of, write_brats, write_cohort
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import nn
 
-from chiasm.cohorts.planning import Estimate, has_gpu
 from chiasm.networks.discriminators import GlobalDiscriminator, LocalDiscriminator
 from chiasm.networks.generator import Generator
 from chiasm.networks.unet import UNet
+from chiasm.preparation.planning import Estimate, has_gpu
 from chiasm.recipe import ARMS, Recipe, make_recipe
 from chiasm.training import cost
 from chiasm.training.cost import (
@@ -25,7 +25,7 @@ from chiasm.training.cost import (
     estimate_players,
     list_layers,
 )
-from chiasm.training.methods import make_players
+from chiasm.training.players import make_players
 from synthetic_cohort import plan_of
 
 NANOSECOND = 1e-9
@@ -152,8 +152,8 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from synthetic_cohort import write_cohort
 from chiasm.recipe import make_recipe
-from chiasm.cohorts.planning import make_plan
-from chiasm.cohorts.preparation import prepare_case
+from chiasm.preparation.planning import make_plan
+from chiasm.preparation.arrays import prepare_case
 from chiasm.training.cost import estimate_cost
 from chiasm.training.learner import Learner
 from chiasm.training.loop import make_fabric

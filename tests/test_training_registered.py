@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from chiasm.cli import main
-from chiasm.cohorts.planning import read_plan
 from chiasm.errors import CohortError, RunError
-from chiasm.evidence.aligning import report_registered
-from chiasm.evidence.folders import score_folder
-from chiasm.evidence.reporting import evaluate, report_evaluation
+from chiasm.evaluation.predictions import score_folder
 from chiasm.prediction.folders import load, predict
+from chiasm.preparation.planning import read_plan
 from chiasm.recipe import Registration, make_recipe
+from chiasm.reports.evaluation import evaluate, report_evaluation
+from chiasm.reports.registration import report_registered
 from chiasm.storage import read_json, sha256_of
 from chiasm.training.run import plan_run, train
 from chiasm.volumes import read_volume
@@ -121,8 +121,8 @@ def test_sources_are_brought_together_at_prediction_and_it_is_told(run: Path, sc
         input_mean=(0.0, 0.0, 0.0),
         input_sd=(1.0, 1.0, 1.0),
     )
-    from chiasm.cohorts.pairing import bring_sources
-    from chiasm.cohorts.preparation import prepare_source
+    from chiasm.preparation.arrays import prepare_source
+    from chiasm.registration.cohort import bring_sources
 
     place = scanned / "Toy_0001" / "Toy_0001"
     volumes = [read_volume(f"{place}_{name}.nii.gz") for name in ("t1", "t2")]

@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from chiasm.cohorts.layouts import find_cohort
-from chiasm.cohorts.planning import read_plan
-from chiasm.cohorts.preparation import prepare_case
+from chiasm.cohorts.discovery import find_cohort
 from chiasm.errors import CohortError, RecipeError, RunError
 from chiasm.networks.catalogue import GENERATORS
 from chiasm.prediction.folders import load, predict
 from chiasm.prediction.synthesis import synthesise_prepared
+from chiasm.preparation.arrays import prepare_case
+from chiasm.preparation.planning import read_plan
 from chiasm.recipe import ARMS, Recipe, make_recipe
 from chiasm.storage import read_json, read_toml, sha256_of
 from chiasm.training.loop import Interrupted

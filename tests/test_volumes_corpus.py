@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from chiasm.cohorts.layouts import find_cohort
+from chiasm.cohorts.discovery import find_cohort
 from chiasm.errors import ChiasmError
 from chiasm.prediction.manifest import read_manifest
 from chiasm.volumes import check_pair, read_volume

@@ -597,7 +597,7 @@ def test_a_mirrored_pair_is_refused_and_a_true_one_is_not(axis: int, seed: int) 
 
 
 def test_true_pairs_of_simulated_patients_in_large_voxels_are_not_called_mirrored() -> None:
-    from chiasm.cohorts.phantom import DIFFICULTIES, draw_subject
+    from chiasm.simulation.phantom import DIFFICULTIES, draw_subject
 
     hits = 0
     for number in range(1, 7):

@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 
 from chiasm.cli import main as run_command
-from chiasm.cohorts.phantom import write_cohort
+from chiasm.simulation.phantom import write_cohort
 
 GOOD = 9
 SMALL = ["data.patch=32", "generator.widths=[4,8]", "discriminators.global_widths=[4,8]"]

@@ -20,7 +20,7 @@ from pathlib import Path
 from statistics import median
 
 import chiasm
-from chiasm.cohorts.phantom import write_cohort
+from chiasm.simulation.phantom import write_cohort
 
 TRAINING = ["--source", "t1", "--target", "t2", "--size", "small", "--folds", "4", "--accelerator", "cpu"]
 

@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 
 from chiasm.cli import main as run_command
-from chiasm.cohorts.phantom import write_cohort
+from chiasm.simulation.phantom import write_cohort
 
 SMALL = ["data.patch=32", "generator.widths=[4,8]", "discriminators.global_widths=[4,8]"]
 SMALL += ["discriminators.local_widths=[4,4,4]", "training.batch=2", "training.validations=3"]

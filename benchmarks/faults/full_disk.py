@@ -19,7 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 from kills import SMALL, STUDY, TRAINING, contents, differences, finish, started
 
-from chiasm.cohorts.phantom import write_cohort
+from chiasm.simulation.phantom import write_cohort
 
 SHARES = (0.5, 0.02, 0.9, 0.2, 0.75, 0.35)
 

@@ -228,8 +228,8 @@ def offer_all(model: Path, scan: Path, place: Path) -> list[Answer]:
 
 def train_small(place: Path) -> tuple[Path, Path]:
     """Train a small model on simulated patients; return its folder and a scan."""
-    from chiasm.cohorts.phantom import write_cohort
     from chiasm.recipe import make_recipe
+    from chiasm.simulation.phantom import write_cohort
     from chiasm.training.run import train
 
     data = write_cohort(place / "data", subjects=4, seed=0, spacing_mm=4.0)

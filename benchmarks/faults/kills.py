@@ -21,7 +21,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from chiasm.cohorts.phantom import write_cohort
+from chiasm.simulation.phantom import write_cohort
 from chiasm.storage import sha256_of
 
 SMALL = ["data.patch=32", "generator.widths=[4,8]", "discriminators.global_widths=[4,8]"]

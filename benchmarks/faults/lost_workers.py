@@ -24,9 +24,9 @@ from pathlib import Path
 import psutil
 
 from chiasm.cli import main as chiasm
-from chiasm.evidence.evaluation import read_evaluation
-from chiasm.evidence.jobs import find_cases, list_jobs, read_study
+from chiasm.evaluation.scoring import read_evaluation
 from chiasm.storage import write_toml
+from chiasm.studies.jobs import find_cases, list_jobs, read_study
 
 STEPS = 12
 ONCE, TWICE = 5, 2  # trainings that are killed so often

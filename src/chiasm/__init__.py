@@ -3,30 +3,36 @@
 The house, read from top to bottom.  A module imports only from lines above
 its own, and within a line only from names to its left; a test reads this map.
 
-    errors      what a user can act on: what, where, found, expected, what to do
-    storage     files that appear whole or not at all; TOML, JSON, sha256
-    recipe      what the user asked for: frozen settings, presets, one dial
-    runners     where independent jobs are done: here, on all cores, by Ray or SLURM
-    volumes     what lies on disk: geometry, streams, voxels, nifti, metaimage, dicom_files, dicom_kinds, dicom_frames,
-                dicom_series, dicom_pixels, dicom_labels, dicom_read, dicom_write, screening
-    cohorts     which files belong together: cases, masks, hounsfield, images, manifests, labels, completed,
-                folder_roles, patterns, dicom_folders, gathering, relatives, layouts, splits, duplicates, intensity,
-                bias, degradation, demons, registration, pairing, fingerprint, examination, inspection, planning,
-                preparation, unpaired, anatomy, lesions, signals, phantom, attenuation
-    metrics     figures of merit on arrays with a mask; conventions by name
-    networks    tensors to tensors: generator, discriminators, layers, srcnn, fcn8, unet, dcgan, pix2pix, fcn3d, han,
-                li_cnn, context_gan, strainet, sparse_coding, foreign, shapes, catalogue
-    prediction  a network over a whole volume: tiling, engines, calibration, baselines, manifest, resuming,
-                model_files, model, synthesis, dicom_case, rivals, folders
-    training    how networks learn: batches, losses, attention, methods, coding, cost, health, checkpoints, finished,
-                learner, loop, cascade, run
-    evidence    what may be claimed: evaluation, statistics, drawing, aligning, gallery, curves, report, pictures,
-                case_pages, folders, reporting, completing, reliability, jobs, findings, digest, study
-    pages       what people look at or send to: templates, dicom_inbox, dicom_gate, dicom_node
-    demo        the main job on simulated patients
-    progress    how far long work is: a bar on a terminal, lines in a log
-    options     options that several verbs share, in records
-    cli         verbs: parse, call, print
+    errors        what a user can act on: what, where, found, expected, what to do
+    storage       files that appear whole or not at all; TOML, JSON, sha256
+    recipe        what the user asked for: frozen settings, presets, one dial
+    runners       where independent jobs are done: here, on all cores, by Ray or SLURM
+    progress      how far long work is: a bar on a terminal, lines in a log
+    volumes       what lies on disk: geometry, masks, hounsfield, streams, voxels, nifti, metaimage, dicom_files,
+                  dicom_kinds, dicom_frames, dicom_series, dicom_pixels, dicom_labels, dicom_read, dicom_write,
+                  screening
+    simulation    patients that are made: anatomy, lesions, signals, phantom
+    cohorts       which files belong together: cases, images, manifests, labels, completed, folder_roles, known_layouts,
+                  dicom_patients, gathering, relatives, discovery, splits, duplicates
+    registration  images of one patient, aligned: demons, alignment, cohort
+    preparation   from files to arrays that a network learns from: intensity, bias_field, degradation, fingerprint,
+                  examination, inspection, unpaired, planning, arrays
+    attenuation   CT to attenuation at 511 keV, for PET
+    metrics       scores of one image against another, inside a mask: all_metrics
+    networks      tensors to tensors: generator, discriminators, layers, srcnn, fcn8, unet, dcgan, pix2pix, fcn3d, han,
+                  li_cnn, context_gan, strainet, sparse_coding, foreign, shapes, catalogue
+    prediction    a network over a whole volume: tiling, engines, calibration, baselines, manifest, resuming,
+                  model_files, model, synthesis, dicom_case, folders
+    training      how networks learn: batches, losses, attention, players, coding, cost, health, checkpoints, finished,
+                  learner, loop, cascade, run
+    evaluation    scores, and what may be claimed from them: scoring, statistics, predictions, uncertainty, reliability
+    reports       the pages that people read: drawing, registration, gallery, curves, evaluation_page, pictures,
+                  case_page, evaluation, study_page, study_digest
+    studies       methods x folds x seeds, and completion: completion, jobs, study
+    serving       a DICOM node: dicom_inbox, dicom_gate, dicom_node
+    demo          the main job on simulated patients
+    options       options that several verbs share, in records
+    cli           verbs: parse, call, print
 """
 
 from __future__ import annotations
@@ -35,14 +41,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from chiasm.cohorts.attenuation import mumap
-    from chiasm.cohorts.inspection import inspect_folder as inspect
-    from chiasm.evidence.aligning import register
-    from chiasm.evidence.completing import complete
-    from chiasm.evidence.reporting import evaluate
-    from chiasm.evidence.study import report
-    from chiasm.evidence.study import run_study as study
+    from chiasm.attenuation import mumap
     from chiasm.prediction.folders import load, predict
+    from chiasm.preparation.inspection import inspect_folder as inspect
+    from chiasm.reports.evaluation import evaluate
+    from chiasm.reports.registration import register
+    from chiasm.studies.completion import complete
+    from chiasm.studies.study import report
+    from chiasm.studies.study import run_study as study
     from chiasm.training.run import plan_run as plan
     from chiasm.training.run import train
 
@@ -63,17 +69,17 @@ __all__ = [
 ]
 
 _VERBS = {
-    "inspect": ("cohorts.inspection", "inspect_folder"),
+    "inspect": ("preparation.inspection", "inspect_folder"),
     "plan": ("training.run", "plan_run"),
     "train": ("training.run", "train"),
     "load": ("prediction.folders", "load"),
     "predict": ("prediction.folders", "predict"),
-    "complete": ("evidence.completing", "complete"),
-    "register": ("evidence.aligning", "register"),
-    "evaluate": ("evidence.reporting", "evaluate"),
-    "report": ("evidence.study", "report"),
-    "study": ("evidence.study", "run_study"),
-    "mumap": ("cohorts.attenuation", "mumap"),
+    "complete": ("studies.completion", "complete"),
+    "register": ("reports.registration", "register"),
+    "evaluate": ("reports.evaluation", "evaluate"),
+    "report": ("studies.study", "report"),
+    "study": ("studies.study", "run_study"),
+    "mumap": ("attenuation", "mumap"),
 }
 
 

@@ -101,7 +101,7 @@ def inspect(
     allow: Allow = None,
 ) -> None:
     """Print what a folder holds: layout, cases, modalities, and what is wrong with each file."""
-    from chiasm.cohorts.inspection import inspect_folder
+    from chiasm.preparation.inspection import inspect_folder
 
     sources = several(source)
     selection = found.selection(sources, reading, allow, people)
@@ -197,7 +197,7 @@ def complete(
     )
     selection = found.selection((), reading, people=people)
     recipe = asked.recipe(reading, selection)
-    from chiasm.evidence.completing import complete as run_completion
+    from chiasm.studies.completion import complete as run_completion
 
     with open_progress() as bar:
         done = run_completion(
@@ -293,8 +293,8 @@ def serve(
         refuse_busy(out)
     from datetime import datetime
 
-    from chiasm.pages.dicom_inbox import Limits
-    from chiasm.pages.dicom_node import serve_dicom
+    from chiasm.serving.dicom_inbox import Limits
+    from chiasm.serving.dicom_node import serve_dicom
 
     serve_dicom(
         run,
@@ -333,7 +333,7 @@ def evaluate(
 ) -> None:
     """Score predictions per case and region beside the naive baselines, and write a report."""
     refuse_busy(out)
-    from chiasm.evidence.reporting import evaluate as run_evaluation
+    from chiasm.reports.evaluation import evaluate as run_evaluation
 
     with open_progress() as bar:
         scored = run_evaluation(
@@ -373,7 +373,7 @@ def study(
     """Compare methods over folds and seeds: jobs that resume, statistics, a report."""
     if not dry_run:
         refuse_busy(out)
-    from chiasm.evidence.study import run_study, tell_jobs
+    from chiasm.studies.study import run_study, tell_jobs
 
     settings = [f"data.select={json.dumps(select)}"] if select else []
     settings += [f"split.subject_pattern={json.dumps(people.subject_pattern)}"] if people.subject_pattern else []
@@ -409,7 +409,7 @@ def report(
 ) -> None:
     """Make the pages again from a study's or an evaluation's files."""
     refuse_busy(out)
-    from chiasm.evidence.study import report as make_report
+    from chiasm.studies.study import report as make_report
 
     typer.echo(f"report: {make_report(out, pages=cases, whole=whole)}")
 
@@ -417,7 +417,7 @@ def report(
 @app.command()
 def methods(size: Size = "small") -> None:
     """List every method: what it is, whose it is, how many weights, what it needs; and what is no method."""
-    from chiasm.training.methods import BESIDE, describe_methods
+    from chiasm.training.players import BESIDE, describe_methods
 
     for row in describe_methods(size):
         published = f" ({row.published:,} published)" if row.published else ""
@@ -440,7 +440,7 @@ def mumap(
     series: Annotated[str | None, typer.Option("--series", help="DICOM series of the CT: number or words.")] = None,
 ) -> None:
     """Turn a CT into linear attenuation coefficients at 511 keV, in 1/cm, for PET."""
-    from chiasm.cohorts.attenuation import mumap as make_mumap
+    from chiasm.attenuation import mumap as make_mumap
 
     made = make_mumap(
         ct, out, kvp=kvp, like=like, spacing_mm=spacing, fwhm_mm=fwhm, reading=reading.reading(), series=series
@@ -469,7 +469,7 @@ def phantom(
 ) -> None:
     """Simulate a cohort of patients with a known truth."""
     refuse_busy(out)
-    from chiasm.cohorts.phantom import write_cohort
+    from chiasm.simulation.phantom import write_cohort
 
     with open_progress() as bar:
         write_cohort(
@@ -507,9 +507,9 @@ def register(
     refuse_busy(out)
     from typing import get_args
 
-    from chiasm.cohorts.registration import Kind
     from chiasm.errors import unknown
-    from chiasm.evidence.aligning import register as run_registration
+    from chiasm.registration.alignment import Kind
+    from chiasm.reports.registration import register as run_registration
 
     if kind not in get_args(Kind):
         raise unknown("kind of registration", kind, get_args(Kind))
@@ -574,7 +574,7 @@ def _registration(name: str) -> Registration:
 def _show_registered(run: Path) -> None:
     """Make the page of a run's registered pairs, where it has any."""
     if (run / "registered").is_dir():
-        from chiasm.evidence.aligning import report_registered
+        from chiasm.reports.registration import report_registered
 
         typer.echo(f"registered pairs, the worst first: {report_registered(run / 'registered')}")
 

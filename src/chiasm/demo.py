@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from chiasm.cohorts.phantom import write_cohort
 from chiasm.errors import unknown
-from chiasm.evidence.reporting import evaluate
 from chiasm.prediction.folders import predict
 from chiasm.recipe import Changes, make_recipe
+from chiasm.reports.evaluation import evaluate
+from chiasm.simulation.phantom import write_cohort
 from chiasm.storage import locked
 from chiasm.training.loop import Progress
 from chiasm.training.run import train

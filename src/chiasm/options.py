@@ -13,7 +13,7 @@ import typer
 from chiasm.errors import RecipeError, unknown
 
 if TYPE_CHECKING:
-    from chiasm.cohorts.dicom_folders import Selection
+    from chiasm.cohorts.dicom_patients import Selection
     from chiasm.recipe import Recipe
     from chiasm.volumes import Reading
 
@@ -104,7 +104,7 @@ class CohortOptions:
         Raises:
             RecipeError: If a rule or a mark is wrong.
         """
-        from chiasm.cohorts.dicom_folders import Selection, parse_rules
+        from chiasm.cohorts.dicom_patients import Selection, parse_rules
         from chiasm.cohorts.manifests import MARKS
 
         if strange := set(several(allow)) - set(MARKS):

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from chiasm.cohorts.cases import Case, Cohort, Problem
 from chiasm.cohorts.folder_roles import FolderRole, find_folder_roles, role_above, without_roles
+from chiasm.cohorts.known_layouts import LAYOUTS, File, Find, Finds
 from chiasm.cohorts.manifests import with_unique_ids
-from chiasm.cohorts.patterns import LAYOUTS, File, Find, Finds
 from chiasm.errors import ChiasmError
 from chiasm.volumes.dicom_files import visible_files
 from chiasm.volumes.dicom_series import is_dicom

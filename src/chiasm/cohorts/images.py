@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chiasm.cohorts.cases import Case
-from chiasm.cohorts.hounsfield import check_hu
 from chiasm.errors import VolumeError
 from chiasm.volumes import Reading, Volume, read_volume
+from chiasm.volumes.hounsfield import check_hu
 
 
 def read_case_image(case: Case, modality: str) -> Volume:

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from chiasm.cohorts.intensity import fit_lookup
 from chiasm.errors import RunError, unknown
+from chiasm.preparation.intensity import fit_lookup
 from chiasm.storage import check_seal, read_json, sealed, sha256_of, whole_file, write_json
 from chiasm.volumes import Geometry, Volume, resample
 
 if TYPE_CHECKING:
-    from chiasm.cohorts.preparation import PreparedCase
+    from chiasm.preparation.arrays import PreparedCase
 
 TENSORS, CARD = "baselines.safetensors", "baselines.json"
 FORMAT = 1

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from chiasm.cohorts.cases import Case, Cohort, Problem, unsafe_name
-from chiasm.cohorts.dicom_folders import WARNINGS, Selection, marks_on, parse_rules
+from chiasm.cohorts.dicom_patients import WARNINGS, Selection, marks_on, parse_rules
+from chiasm.cohorts.discovery import find_cohort, select_cases, selection_of, volumes_below
 from chiasm.cohorts.gathering import LOST, tell_notes, with_account
 from chiasm.cohorts.images import read_case_image, read_case_labels, read_image
-from chiasm.cohorts.layouts import find_cohort, select_cases, selection_of, volumes_below
+from chiasm.cohorts.known_layouts import Find, Finds
 from chiasm.cohorts.manifests import MARKS
-from chiasm.cohorts.patterns import Find, Finds
-from chiasm.cohorts.planning import Plan
 from chiasm.cohorts.splits import read_splits
 from chiasm.errors import ChiasmError, CohortError, RecipeError, RunError, VolumeError
 from chiasm.prediction.dicom_case import MAP, SERIES, write_dicom_case
@@ -34,6 +33,7 @@ from chiasm.prediction.model import Model, load_model
 from chiasm.prediction.model_files import find_model, named_classes
 from chiasm.prediction.resuming import Earlier, hash_inputs, take_over
 from chiasm.prediction.synthesis import Synthesis, synthesise
+from chiasm.preparation.planning import Plan
 from chiasm.runners import Lost, Ray, Slurm, find_runner
 from chiasm.storage import UNWRITABLE, locked
 from chiasm.volumes import Reading, Volume, check_pair, write_volume

@@ -16,9 +16,9 @@ from typing import Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from chiasm.cohorts.masks import Rule
 from chiasm.errors import RunError, shortened
 from chiasm.storage import is_plain, is_safe_id, read_json, sha256_of, write_json
+from chiasm.volumes.masks import Rule
 
 FILE = "predictions.json"
 NOTICE = "Synthetic images for research; not for diagnostic use."

@@ -18,7 +18,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from chiasm.cohorts.planning import Plan, read_plan, write_plan
 from chiasm.errors import RecipeError, RunError
 from chiasm.networks.catalogue import OWN, check_contract, make_network
 from chiasm.networks.discriminators import LocalDiscriminator
@@ -35,6 +34,7 @@ from chiasm.prediction.model_files import (
     find_model,
     read_card,
 )
+from chiasm.preparation.planning import Plan, read_plan, write_plan
 from chiasm.recipe import Recipe, read_recipe, write_recipe
 from chiasm.storage import sealed, sha256_of, whole_file, whole_folder, write_toml
 

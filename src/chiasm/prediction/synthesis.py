@@ -16,12 +16,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from chiasm.cohorts.degradation import interpolated, simulated, thick_mask
-from chiasm.cohorts.intensity import IntensityMap
-from chiasm.cohorts.masks import Rule
-from chiasm.cohorts.pairing import bring_sources
-from chiasm.cohorts.planning import Plan, across, unlike
-from chiasm.cohorts.preparation import PreparedSource, prepare_source
 from chiasm.errors import RecipeError, VolumeError
 from chiasm.networks.catalogue import SameSize
 from chiasm.prediction.calibration import apply_calibration
@@ -37,8 +31,14 @@ from chiasm.prediction.tiling import (
     tiles_are_exact,
     window_origins,
 )
+from chiasm.preparation.arrays import PreparedSource, prepare_source
+from chiasm.preparation.degradation import interpolated, simulated, thick_mask
+from chiasm.preparation.intensity import IntensityMap
+from chiasm.preparation.planning import Plan, across, unlike
+from chiasm.registration.cohort import bring_sources
 from chiasm.volumes import Geometry, Volume, check_pair, resample
 from chiasm.volumes.geometry import storage_axis
+from chiasm.volumes.masks import Rule
 
 TILE = 96  # side of a 3D tile where the whole does not fit
 SLICES_AT_ONCE = 8

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
-from chiasm.cohorts.preparation import PreparedCase
 from chiasm.prediction.tiling import slice_stack
+from chiasm.preparation.arrays import PreparedCase
 
 TRIES = 16  # draws before a patch centre outside the mask is accepted
 RIM_VOXELS = 1.5  # sigma of a transplanted lesion's soft rim

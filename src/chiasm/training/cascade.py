@@ -36,12 +36,12 @@ from lightning_fabric import Fabric
 from numpy.typing import NDArray
 from torch import nn
 
-from chiasm.cohorts.fingerprint import VOXELS
-from chiasm.cohorts.planning import Plan, fit_tables
-from chiasm.cohorts.preparation import PreparedCase, read_context, write_context
 from chiasm.cohorts.splits import deal_folds
 from chiasm.prediction.engines import Engine, pick_precision
 from chiasm.prediction.synthesis import predict_stage
+from chiasm.preparation.arrays import PreparedCase, read_context, write_context
+from chiasm.preparation.fingerprint import VOXELS
+from chiasm.preparation.planning import Plan, fit_tables
 from chiasm.recipe import Recipe
 from chiasm.training.loop import Progress, learn
 

@@ -17,17 +17,17 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
-from chiasm.cohorts.planning import Plan
-from chiasm.cohorts.preparation import PreparedCase
 from chiasm.errors import CohortError
 from chiasm.networks.sparse_coding import Examples, JointCoding, SparseCoder, settled
 from chiasm.prediction.engines import Engine
 from chiasm.prediction.model import Model
 from chiasm.prediction.synthesis import Maps, synthesise_prepared
+from chiasm.preparation.arrays import PreparedCase
+from chiasm.preparation.planning import Plan
 from chiasm.recipe import Recipe
 from chiasm.training.attention import Phase
 from chiasm.training.batches import Batch, draw_places, take_batch
-from chiasm.training.methods import make_players
+from chiasm.training.players import make_players
 
 PAIRS_TO_OTHERS = 2  # patches of pairs for each unpaired source, and for each unpaired target
 

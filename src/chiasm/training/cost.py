@@ -17,15 +17,15 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from chiasm.cohorts.planning import Estimate, Plan, has_gpu
 from chiasm.errors import RecipeError
 from chiasm.networks.foreign import is_own_class
 from chiasm.networks.shapes import without_memory
 from chiasm.networks.sparse_coding import Examples, JointCoding, SparseCoder
 from chiasm.prediction.model import source_channels
+from chiasm.preparation.planning import Estimate, Plan, has_gpu
 from chiasm.recipe import Recipe
 from chiasm.training.coding import PAIRS_TO_OTHERS
-from chiasm.training.methods import Players, make_players
+from chiasm.training.players import Players, make_players
 
 BESIDE_CONVOLUTIONS = 1.35  # normalisation, activations, interpolation, losses, Adam: measured on a CPU
 MOST_OF_MEMORY = 3.0  # a forecast above so many times of the memory is certain not to fit

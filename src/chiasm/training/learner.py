@@ -19,17 +19,17 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from chiasm.cohorts.planning import Plan
-from chiasm.cohorts.preparation import PreparedCase
 from chiasm.errors import RunError
 from chiasm.networks.catalogue import OWN
 from chiasm.prediction.engines import Engine
 from chiasm.prediction.model import Model
 from chiasm.prediction.synthesis import Maps, refine, synthesise_prepared
+from chiasm.preparation.arrays import PreparedCase
+from chiasm.preparation.planning import Plan
 from chiasm.recipe import Recipe
 from chiasm.training import attention, losses
 from chiasm.training.batches import Batch, Place, crop_batch, draw_places, lesion_voxels, take_batch
-from chiasm.training.methods import Players, make_players
+from chiasm.training.players import Players, make_players
 
 RUNNING = 0.98  # decay of running figures
 POOL = 256  # places remembered by attention-driven sampling

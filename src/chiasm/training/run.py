@@ -21,13 +21,9 @@ from pathlib import Path
 import numpy as np
 
 from chiasm.cohorts.cases import Case, Cohort, Problem, reading_of, with_reading
-from chiasm.cohorts.dicom_folders import Selection
-from chiasm.cohorts.examination import ExaminedCohort, examine_cohort
+from chiasm.cohorts.dicom_patients import Selection
+from chiasm.cohorts.discovery import find_cohort, select_cases, selection_of
 from chiasm.cohorts.gathering import tell_notes
-from chiasm.cohorts.layouts import find_cohort, select_cases, selection_of
-from chiasm.cohorts.pairing import Together, align_cohort, tell_movement
-from chiasm.cohorts.planning import FITTED, Plan, make_plan, read_plan, write_plan
-from chiasm.cohorts.preparation import PreparedCase, prepare_cohort
 from chiasm.cohorts.relatives import with_subjects
 from chiasm.cohorts.splits import (
     ROLES,
@@ -39,20 +35,24 @@ from chiasm.cohorts.splits import (
     sites_of,
     write_splits,
 )
-from chiasm.cohorts.unpaired import find_unpaired, refuse_duplicates, tell_unpaired
 from chiasm.errors import CohortError, RunError
 from chiasm.prediction.baselines import CARD, TENSORS, fit_baselines, save_baselines
 from chiasm.prediction.calibration import fit_calibration
 from chiasm.prediction.engines import Engine, pick_precision
 from chiasm.prediction.model import Model, save_model
 from chiasm.prediction.model_files import check_files
+from chiasm.preparation.arrays import PreparedCase, prepare_cohort
+from chiasm.preparation.examination import ExaminedCohort, examine_cohort
+from chiasm.preparation.planning import FITTED, Plan, make_plan, read_plan, write_plan
+from chiasm.preparation.unpaired import find_unpaired, refuse_duplicates, tell_unpaired
 from chiasm.recipe import Recipe, read_recipe, write_recipe
+from chiasm.registration.cohort import Together, align_cohort, tell_movement
 from chiasm.storage import locked, make_folder, write_json
 from chiasm.training.cascade import Climbed, climb, list_parts, progress_of, recipe_of
 from chiasm.training.cost import estimate_cost
 from chiasm.training.finished import read_finished, write_finished
 from chiasm.training.loop import AnyLearner, Progress, learn, make_fabric
-from chiasm.training.methods import check_players, patch_needs
+from chiasm.training.players import check_players, patch_needs
 
 Say = Callable[[str], None]
 

@@ -1,0 +1,308 @@
+"""Which files of a folder belong together: a manifest says so, their names, or DICOM headers.
+
+A folder that fits several layouts of `patterns.LAYOUTS` is read as the first;
+one that holds DICOM and no other volumes, by `dicom_folders`.  But for DICOM
+headers, no file is opened here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from chiasm.cohorts.cases import (
+    LESION,
+    Case,
+    Cohort,
+    Problem,
+    Regions,
+    reading_of,
+    role_of,
+    volume_stem,
+    with_reading,
+    without_unsafe_names,
+)
+from chiasm.cohorts.dicom_patients import WARNINGS, Selection, holds_dicom, marks_on, read_dicom_folder
+from chiasm.cohorts.folder_roles import settle_roles
+from chiasm.cohorts.gathering import count_words, gather, with_account
+from chiasm.cohorts.known_layouts import LAYOUTS, File, Finds, Layout
+from chiasm.cohorts.manifests import Notes, manifest_of, read_manifest, read_notes, with_notes, with_unique_ids
+from chiasm.cohorts.relatives import group_relatives, with_subjects
+from chiasm.errors import CohortError, unknown
+from chiasm.recipe import Recipe
+from chiasm.volumes.dicom_files import visible_files
+
+NAMES = ("manifest", *(layout.name for layout in LAYOUTS), "dicom")
+
+
+def find_cohort(root: Path, *, layout: str | None = None, selection: Selection | None = None) -> Cohort:
+    """Find the cases of a folder or manifest by their names, or of DICOM series by their headers.
+
+    Folders may be symbolic links, except below a manifest, which must not lead
+    out of its own folder.
+
+    Args:
+        root: A folder in one of `LAYOUTS`, a folder with a manifest, the manifest itself, or a folder,
+            archive or file of DICOM.
+        layout: A name of `NAMES`, where the folder fits several; else the most specific is taken.
+        selection: Which DICOM series and files are taken, which marked images, whose the cases are, and how files
+            are read; where it has no rules, those of `cohort.json` hold.
+
+    Returns:
+        Cases in the order of their ids, and what was found and is not used.  Of
+        DICOM there may be no case, but a listing of series to choose from.
+
+    Raises:
+        CohortError: If there is no such folder or layout, no case is
+            recognised, a manifest cannot be trusted, or no file or case is as the selection says.
+        RecipeError: If the pattern of subjects cannot be read.
+        VolumeError: If a place of DICOM cannot be read.
+    """
+    chosen = selection or Selection()
+    cohort = with_reading(_find(Path(root), layout, chosen), chosen.reading)
+    cohort = with_subjects(cohort, chosen.subject_pattern, lenient=chosen.lenient)
+    return without_unsafe_names(cohort if cohort.layout == "manifest" else settle_roles(cohort))
+
+
+def selection_of(recipe: Recipe, given: Selection | None = None, *, remember: bool = False) -> Selection:
+    """Return which files a recipe takes and how it reads them; what is given beside it comes first.
+
+    Args:
+        recipe: Of a training.
+        given: What is asked for now.
+        remember: Whether the cohort may be another than that of the training: then a word of `data.select`, or the
+            pattern of subjects, need not fit it.
+    """
+    chosen, words = given or Selection(), recipe.data.select
+    return replace(
+        chosen,
+        reading=reading_of(recipe.data) | chosen.reading,
+        select=chosen.select or (() if remember else words),
+        remembered=words if remember else (),
+        subject_pattern=chosen.subject_pattern or recipe.split.subject_pattern,
+        lenient=remember and not chosen.subject_pattern,
+    )
+
+
+def _find(root: Path, layout: str | None, selection: Selection) -> Cohort:
+    if layout is not None and layout not in NAMES:
+        raise unknown("layout", layout, NAMES, CohortError)
+    try:
+        exists = root.exists()
+    except (OSError, ValueError) as error:  # a name too long, a folder that may not be entered
+        raise CohortError("cannot be read", path=root, reason="unreadable", found=error) from error
+    if not exists:
+        raise CohortError("does not exist", path=root, reason="not-found")
+    if layout == "dicom" or (layout is None and root.is_file() and holds_dicom(root)):
+        return _dicom_cohort(root, selection)
+    manifest = manifest_of(root, forced=layout == "manifest")
+    if manifest is not None and layout in (None, "manifest"):
+        return with_notes(_unmarked(_in_no_row(read_manifest(manifest)), selection), read_notes(manifest.parent))
+    if not root.is_dir():
+        raise CohortError(
+            "is neither a folder nor a manifest", path=root, reason="no-folder", expected=".csv, .tsv or .json"
+        )
+    if (cohort := _by_names(root, layout, selection, files := volumes_below(root))) is not None:
+        return cohort
+    if layout is None and not files and holds_dicom(root):
+        return _dicom_cohort(root, selection)
+    raise _unrecognised(root, files, layout)
+
+
+def _by_names(root: Path, layout: str | None, selection: Selection, files: Sequence[File]) -> Cohort | None:
+    """Find the cases of a folder by the names of its volumes; None where they fit no layout."""
+    notes = read_notes(root)
+    words = selection.select or selection.remembered or notes.select
+    _check_words(root, selection.select, files)
+    for row in LAYOUTS:
+        asked = layout == row.name
+        if not asked and (layout is not None or not any(re.search(row.sign, file.stem) for file in files)):
+            continue
+        finds = row.find(root, files)
+        cases, problems, told = gather(root, finds, words)
+        if cases:
+            regions = _regions(row, finds, cases)
+            cohort = Cohort(root, row.name, tuple(cases), regions, tuple(problems), notes=tuple(told))
+            cohort = _unmarked(with_account(cohort, finds, files), selection)
+            return with_notes(_with_people(cohort, notes) if row.people else cohort, notes)
+    return None
+
+
+def _regions(row: Layout, finds: Finds, cases: Sequence[Case]) -> Regions:
+    declared = row.regions if finds.regions is None else finds.regions
+    return declared if any(case.labels for case in cases) else {}
+
+
+def _with_people(cohort: Cohort, notes: Notes) -> Cohort:
+    """Group the visits of a person, unless `cohort.json` says whose the cases are."""
+    if any("subject" in note for note in notes.cases.values()):
+        return cohort
+    cases, relatives = group_relatives(cohort.cases)
+    return replace(cohort, cases=tuple(cases), notes=(*cohort.notes, *relatives))
+
+
+def _in_no_row(cohort: Cohort) -> Cohort:
+    """Note the volumes below a manifest's folder that no row names."""
+    known = {path for case in cohort.cases for path in (*case.images.values(), case.mask, case.labels)}
+    known |= {problem.path for problem in cohort.problems}
+    unused = tuple(file.path for file in volumes_below(cohort.root) if file.path not in known)
+    if not unused:
+        return cohort
+    some = ", ".join(path.name for path in unused[:3])
+    message = f"no row of the manifest names {len(unused)} volumes below its folder, such as {some}"
+    return replace(cohort, unused=unused, notes=(*cohort.notes, Problem(cohort.root, "in-no-row", message)))
+
+
+def _check_words(root: Path, words: Sequence[str], files: Sequence[File]) -> None:
+    """Refuse a word for choosing among files that stands in no file's name."""
+    for word in words:
+        if not any(count_words(file.path, [word]) for file in files):
+            some = ", ".join(file.path.name for file in files[:3])
+            raise CohortError(
+                f"no file has the word {word!r} in its name",
+                path=root,
+                reason="select",
+                found=f"names such as {some}" if files else "no volume",
+                hint="Words are for names of files; a DICOM series is chosen by a rule for series."
+                if not files
+                else None,
+            )
+
+
+def _dicom_cohort(root: Path, selection: Selection) -> Cohort:
+    notes = read_notes(root)
+    _check_words(root, selection.select, ())
+    asked = replace(
+        selection,
+        series=selection.series or notes.series,
+        allow=(*selection.allow, *notes.allow),
+        reading=selection.reading | notes.reading,
+    )
+    found = read_dicom_folder(root, asked)
+    if not found.listing:
+        problem = found.problems[0] if found.problems else None
+        raise CohortError(
+            "holds no DICOM that can be read" if problem else "holds no DICOM series",
+            path=root,
+            reason=problem.reason if problem else "layout",
+            found=problem.message if problem else None,
+        )
+    regions = LESION if any(case.labels for case in found.cases) else {}
+    cases = tuple(with_unique_ids(root, found.cases))
+    cohort = Cohort(root, "dicom", cases, regions, found.problems, found.listing, found.notes)
+    return with_notes(_with_people(cohort, notes), notes)
+
+
+def _unmarked(cohort: Cohort, selection: Selection) -> Cohort:
+    """Leave out images that say of themselves what keeps them from training, unless that is allowed."""
+    allow = (*selection.allow, *read_notes(cohort.root).allow)
+    cases, problems = [], list(cohort.problems)
+    for case in cohort.cases:
+        marks = {name: marks_on(case, name) for name in case.images}
+        kept = {name: path for name, path in case.images.items() if set(marks[name]) <= set(allow)}
+        for name in (name for name in case.images if name not in kept):
+            mark = next(mark for mark in marks[name] if mark not in allow)
+            message = f"case {case.id}, {name}: {WARNINGS[mark]}; chiasm train --allow {mark} takes it"
+            problems.append(Problem(case.images[name], mark, message, case.id))
+        if kept:
+            made = tuple(name for name in kept if "synthetic" in marks[name])
+            cases.append(replace(case, images=kept, synthetic=made))
+    return replace(cohort, cases=tuple(cases), problems=tuple(problems))
+
+
+def volumes_below(root: Path) -> list[File]:
+    """List the volumes below a folder in the order of their paths, through symbolic links, without hidden ones.
+
+    Raises:
+        CohortError: If a folder cannot be listed.
+    """
+    try:
+        return [
+            File("".join(f"{name}/" for name in path.relative_to(root).parts[:-1]) + stem, path)
+            for path in visible_files(root)
+            if (stem := volume_stem(path.name))
+        ]
+    except OSError as error:
+        raise CohortError("cannot be listed", path=root, reason="unreadable", found=error) from error
+
+
+def _unrecognised(root: Path, files: Sequence[File], layout: str | None) -> CohortError:
+    some = ", ".join(str(file.path.relative_to(root)) for file in files[:3])
+    found = f"{len(files)} volumes such as {some}" if files else "no .nii.gz, .nii, .mha or .mhd file"
+    if layout is not None:
+        example = next((row.example for row in LAYOUTS if row.name == layout), "DICOM series")
+        return CohortError(f"does not fit layout {layout}", path=root, reason="layout", found=found, expected=example)
+    return CohortError(
+        "fits no layout that is known",
+        path=root,
+        reason="unknown-layout",
+        found=found,
+        expected="one of " + ", ".join(NAMES),
+        hint="Rename the files, or list them in a manifest.csv with the columns subject, source, target.",
+    )
+
+
+# --- choosing --------------------------------------------------------------------------------------------------------
+
+
+def count_modalities(cohort: Cohort) -> dict[str, int]:
+    """Count the cases that have each modality."""
+    return dict(sorted(Counter(name for case in cohort.cases for name in case.images).items()))
+
+
+def select_cases(cohort: Cohort, sources: Sequence[str], target: str | None) -> Cohort:
+    """Keep the cases that have every modality asked for; the others become problems that name what is missing.
+
+    Problems of a modality that is not asked for are left out.
+
+    Args:
+        cohort: From `find_cohort`.
+        sources: Modalities that go in.
+        target: The modality that comes out, or None where only sources are needed.
+
+    Raises:
+        CohortError: If no case has one of the modalities, or none has all of them.
+    """
+    wanted = list(dict.fromkeys([*sources, *([] if target is None else [target])]))
+    present = count_modalities(cohort)
+    counted = ", ".join(f"{name} ({count})" for name, count in present.items()) or "no modality that is known"
+    how = None
+    if cohort.layout == "dicom":
+        lacking = next((name for name in wanted if name not in present), wanted[0])
+        how = f'Say which series it is: chiasm train --series {lacking}=WORDS, or "series" in cohort.json.'
+        how += " chiasm inspect lists them."
+        if cohort.problems:  # it may be there and have been left out
+            how += " Left out: " + "; ".join(problem.message.rstrip(".") for problem in cohort.problems[:3]) + "."
+    if cohort.layout == "nnunet" and "target" in present:
+        how = 'Its labelsTr holds images: use --target target, or name them in dataset.json, as "target": "ct".'
+    for name in wanted:
+        if name not in present:
+            known = role_of(name)
+            raise CohortError(
+                f"no case has the modality {name!r}",
+                path=cohort.root,
+                reason="unknown-modality",
+                found=f"layout {cohort.layout} with {counted}",
+                hint=f"It is called {known} here." if known in present else how,
+            )
+    matters = {None, "mask", "labels", *wanted}
+    kept, problems = [], [problem for problem in cohort.problems if problem.modality in matters]
+    for case in cohort.cases:
+        if missing := [name for name in wanted if name not in case.images]:
+            folder = next(iter(case.images.values())).parent
+            message = f"case {case.id} has no {' and no '.join(missing)}"
+            problems.append(Problem(folder, "missing-modality", message, case.id))
+        else:
+            kept.append(case)
+    if not kept:
+        raise CohortError(
+            f"no case has {' and '.join(wanted)} together",
+            path=cohort.root,
+            reason="no-cases",
+            found=counted,
+            hint=how,
+        )
+    return replace(cohort, cases=tuple(kept), problems=tuple(problems))

@@ -1,0 +1,434 @@
+"""The reliability map judged against its usual rivals, each calibrated alike and at its cost.
+
+A map that knows where the error is may be worth nothing if the spread of eight
+augmented passes knows it as well.  So the map, the spread over augmentations,
+over dropout and over seeds all become expected absolute errors by the same
+isotonic fit on the same validation cases, and are held against the true error
+of one and the same image.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chiasm.cohorts.cases import Case, Cohort
+from chiasm.cohorts.discovery import find_cohort, select_cases, selection_of
+from chiasm.cohorts.images import read_case_image, read_case_labels
+from chiasm.cohorts.labels import usable_labels
+from chiasm.cohorts.splits import Split, read_splits
+from chiasm.errors import CohortError, RunError
+from chiasm.evaluation.predictions import check_reference
+from chiasm.evaluation.scoring import (
+    UNITS,
+    Row,
+    calibration,
+    describe,
+    format_table,
+    harmonise,
+    reporting_unit,
+    score_reliability,
+)
+from chiasm.evaluation.uncertainty import (
+    ENSEMBLE,
+    MAP,
+    Score,
+    augmentation_spread,
+    dropout_spread,
+    ensemble_spread,
+    expected_error,
+    learned_score,
+)
+from chiasm.metrics import all_metrics as metrics
+from chiasm.prediction.calibration import Calibration, calibration_table, equal_groups, fit_calibration
+from chiasm.prediction.engines import Engine
+from chiasm.prediction.folders import load
+from chiasm.prediction.model import Model
+from chiasm.prediction.model_files import find_model
+from chiasm.prediction.synthesis import synthesise, synthesise_prepared
+from chiasm.preparation.arrays import prepare_case, prepare_source
+from chiasm.preparation.fingerprint import known_of
+from chiasm.registration.cohort import align_cohort
+from chiasm.training.run import registered_in
+from chiasm.volumes import Volume, check_pair
+
+COVERAGES = (100, 90, 80, 50)  # per cent of the voxels that are kept, the most trusted first
+POOLED = "all cases"  # in the place of a case's id: voxels of all of them together
+POOLED_SAMPLE = 100_000  # voxels of a case that the pooled curve is drawn from
+DECILES = 10
+
+#: Unit of each figure that `evaluation.UNITS` does not know; "" is that of the images.
+MORE_UNITS: Mapping[str, str] = {
+    "observed_error": "",
+    "calibration_gap": "",
+    **{f"risk_{coverage}": "" for coverage in COVERAGES},
+    "passes": "1",
+    "trainings": "1",
+    "seconds": "s",
+}
+
+#: What a short table shows, in this order.
+SHOWN = (
+    *("spearman", "spearman_smoothed", "auroc_worst", "auroc_lesion", "ause"),
+    *("observed_error", "calibration", "calibration_gap", "risk_90", "risk_50"),
+    *("passes", "trainings", "seconds"),
+)
+
+Array = NDArray[np.float32]
+Mask = NDArray[np.bool_]
+Ask = Callable[[Array, Mask], Score]
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """What the map and its rivals say of one case on the source's grid, and what is true.
+
+    Attributes:
+        expected: Expected absolute error by what made it, target units, zero outside the mask.
+        costs: Passes and seconds of each.
+        error: True absolute error, zero outside the mask.
+        places: Voxels of the mask, of healthy tissue, and of each region.
+        lesion: Voxels of any region, or None without labels.
+        spacing_mm: Between voxels.
+    """
+
+    expected: Mapping[str, Array]
+    costs: Mapping[str, Mapping[str, float]]
+    error: Array
+    places: Mapping[str, Mask]
+    lesion: Mask | None
+    spacing_mm: tuple[float, float, float]
+
+
+def judge_maps(
+    runs: Sequence[Path],
+    data: Path,
+    *,
+    layout: str | None = None,
+    role: Literal["test", "sealed"] = "test",
+    accelerator: str = "auto",
+    precision: str = "auto",
+    threads: int | None = None,
+    cache: Path | None = None,
+    trust: Collection[str] = (),
+) -> list[Row]:
+    """Judge the first run's reliability map and its rivals by the true error of the first run's images.
+
+    Args:
+        runs: Finished run folders, or their model folders, of one recipe but
+            for the seed; with a single one there is no ensemble.
+        data: The cohort, with the real targets.
+        layout: Name of a layout, where the folder fits several.
+        role: Whose cases of the split are judged.
+        accelerator: "auto", "cpu" or "cuda".
+        precision: "auto", "32-true", "bf16-mixed" or "16-mixed".
+        threads: CPU threads of a pass; None leaves torch's number.
+        cache: Where prepared validation cases are kept; a temporary folder by default.
+        trust: Classes of others that a model may consist of, as ``package.module:Class``.
+
+    Returns:
+        Rows of methods such as "A7 map" and "A7 ensemble".  For each case:
+        `score_reliability`'s figures, the risk at each coverage and the cost in
+        the mask; and in the mask, healthy tissue and each region the expected
+        and the observed error, their ratio, and their mean gap over deciles.
+        Under the case `POOLED`: see `reliability_curve`.
+
+    Raises:
+        RunError: If a run is unfinished, the runs differ in more than the seed,
+            or the first has no map or no validation case.
+        CohortError: If the folder lacks a case of the split, or the split has none of this role.
+        VolumeError: If a file cannot be read or a grid does not fit.
+        ValueError: If there are no runs.
+    """
+    if not runs:
+        raise ValueError("there is no run to judge")
+    predictors = [load(run, accelerator=accelerator, precision=precision, trust=trust) for run in runs]
+    models = [predictor.model for predictor in predictors]
+    split = _common_split(runs, models)
+    engine = replace(predictors[0].engine, threads=threads)
+    first = models[0]
+    names = {*split.validation, *getattr(split, role)}
+    found = find_cohort(data, layout=layout, selection=selection_of(first.recipe, remember=True))
+    found = select_cases(found, first.plan.sources, first.plan.target)
+    some = replace(found, cases=tuple(case for case in found.cases if case.id in names))
+    with TemporaryDirectory() if cache is None else nullcontext(cache) as kept:
+        place = registered_in(Path(kept), first.recipe, Path(kept))
+        cohort, *_ = align_cohort(some, (*first.plan.sources, first.plan.target), first.plan.registration, place)
+        validation = _cases_of(cohort, split.validation, "validation", runs[0])
+        judged = _cases_of(cohort, getattr(split, role), role, runs[0])
+        asks = _asks(models, engine)
+        calibrations = _calibrate(asks, first, validation, engine, Path(kept))
+        answers = [(case.id, _ask_all(asks, calibrations, first, case, cohort.regions, engine)) for case in judged]
+    rows: list[Row] = []
+    pooled: dict[str, list[tuple[Array, Array, Mask]]] = {}
+    for case, asked in answers:
+        mask = asked.places["mask"]
+        thinned = slice(None, None, max(1, -(-np.count_nonzero(mask) // POOLED_SAMPLE)))
+        lesion = np.zeros_like(mask) if asked.lesion is None else asked.lesion
+        for name, expected in asked.expected.items():
+            figures = score_map(expected, asked.error, asked.places, asked.lesion, asked.spacing_mm)
+            figures["mask"] |= {**asked.costs[name], "trainings": float(len(models) if name == ENSEMBLE else 1)}
+            for region, its_figures in figures.items():
+                rows += _rows(first, case, name, region, its_figures)
+            sample = expected[mask][thinned], asked.error[mask][thinned], lesion[mask][thinned]
+            pooled.setdefault(name, []).append(sample)
+    for name, samples in pooled.items():
+        told, true, labelled = zip(*samples, strict=True)
+        curve = reliability_curve(np.concatenate(told), np.concatenate(true), np.concatenate(labelled))
+        for region, its_figures in curve.items():
+            rows += _rows(first, POOLED, name, region, its_figures)
+    return rows
+
+
+def score_map(
+    expected: Array,
+    error: Array,
+    places: Mapping[str, Mask],
+    lesion: Mask | None,
+    spacing_mm: tuple[float, float, float],
+) -> dict[str, dict[str, float]]:
+    """Hold expected errors against true ones.
+
+    Args:
+        expected: Expected absolute error, shape (I, J, K).
+        error: True absolute error in the same unit, 0 outside the mask.
+        places: Voxels of each region; "mask" holds all others.
+        lesion: Voxels that the map is to find, or None.
+        spacing_mm: Between voxels.
+
+    Returns:
+        By region: "expected_error", "observed_error", "calibration" (their
+        ratio: below 1 the map is too hopeful) and "calibration_gap" (mean
+        absolute difference of the two over deciles of the expected error in the
+        region); for the mask also `score_reliability`'s figures and "risk_100"
+        to "risk_50", the mean error of the share of voxels that is trusted most.
+    """
+    mask = places["mask"]
+    inside = {name: place[mask] for name, place in places.items() if name != "mask"}
+    table = calibration_table(expected[mask], error[mask], inside)
+    figures: dict[str, dict[str, float]] = {}
+    for region, place in places.items():
+        deciles = [row for row in table if row.decile and row.region == ("all" if region == "mask" else region)]
+        voxels = sum(row.voxels for row in deciles)
+        gaps = sum(row.voxels * abs(row.predicted - row.observed) for row in deciles)
+        figures[region] = {
+            "observed_error": float(error[place].mean(dtype=float)) if voxels else math.nan,
+            **calibration(expected[place], error[place]),
+            "calibration_gap": gaps / voxels if voxels else math.nan,
+        }
+    figures["mask"] |= score_reliability(expected, error, mask, lesion, spacing_mm)
+    risk = metrics.risk_coverage(expected[mask], error[mask]).risk
+    figures["mask"] |= {f"risk_{share}": float(risk[math.ceil(len(risk) * share / 100) - 1]) for share in COVERAGES}
+    return figures
+
+
+def reliability_curve(expected: Array, error: Array, lesion: Mask) -> dict[str, dict[str, float]]:
+    """Bin voxels of all cases by their expected error: the points of a reliability diagram.
+
+    Args:
+        expected: Expected absolute error of each voxel, shape (n,).
+        error: True absolute error, same shape and unit.
+        lesion: Which of them are labelled.
+
+    Returns:
+        A decile of the expected error is a set of voxels, so it is named as a
+        region: "mask decile 1" (the most trusted) to "mask decile 10", and
+        "lesion decile 1" to 10 among lesion voxels alone, each with its
+        "expected_error" (to plot from left to right) and "observed_error"
+        (upwards).  Fewer where many expected errors are equal.
+    """
+    points: dict[str, dict[str, float]] = {}
+    for name, place in {"mask": np.ones(lesion.shape, bool), "lesion": lesion}.items():
+        if not place.any():
+            continue
+        told, true, _ = equal_groups(expected[place], error[place], DECILES)
+        for decile, (x, y) in enumerate(zip(told.tolist(), true.tolist(), strict=True), start=1):
+            points[f"{name} decile {decile}"] = {"expected_error": x, "observed_error": y}
+    return points
+
+
+def reliability_table(rows: Sequence[Row], subjects: Mapping[str, str] | None = None) -> list[str]:
+    """Set the map and its rivals side by side as lines of a Markdown table, mean ± SD over subjects.
+
+    Args:
+        rows: From `judge_maps`.
+        subjects: Case id to subject; by default each case is its own.
+    """
+    return format_table([row for row in rows if row.case != POOLED], SHOWN, subjects)
+
+
+def _common_split(runs: Sequence[Path], models: Sequence[Model]) -> Split:
+    """Check that the runs differ in their seeds alone, and return the split that they share."""
+    splits = []
+    for run, model in zip(runs, models, strict=True):
+        path = find_model(run) / "splits.json"
+        if not path.exists():
+            raise RunError("does not say who was trained on", path=run, reason="no-split")
+        splits.append(read_splits(path).split)
+        for what, its, firsts in (
+            ("arm", model.recipe.method, models[0].recipe.method),
+            ("fold", model.recipe.split.fold, models[0].recipe.split.fold),
+            ("split", splits[-1], splits[0]),
+            ("recipe", _without_seed(model), _without_seed(models[0])),
+        ):
+            if its != firsts:
+                plain = what in ("arm", "fold")
+                raise RunError(
+                    f"is of another {what} than {runs[0]}",
+                    path=run,
+                    reason=f"other-{what}",
+                    found=its if plain else None,
+                    expected=firsts if plain else None,
+                    hint="An ensemble is of runs that differ in their seed alone.",
+                )
+    seeds = [model.recipe.training.seed for model in models]
+    if len(set(seeds)) != len(seeds):
+        raise RunError("stands twice among the runs", path=runs[-1], reason="same-seed", found=f"seeds {seeds}")
+    if models[0].local_judge is None:
+        raise RunError(
+            f"is of arm {models[0].recipe.method}, which has no local discriminator and so no map",
+            path=runs[0],
+            reason="no-map",
+        )
+    if models[0].calibration is None or not splits[0].validation:
+        raise RunError(
+            "has no validation case, on which maps are calibrated",
+            path=runs[0],
+            reason="no-validation",
+            hint="Train with split.validation above 0.",
+        )
+    return splits[0]
+
+
+def _without_seed(model: Model) -> dict[str, Any]:
+    content = model.recipe.model_dump()
+    del content["training"]["seed"]
+    return content
+
+
+def _cases_of(cohort: Cohort, names: Sequence[str], role: str, run: Path) -> list[Case]:
+    by_id = {case.id: case for case in cohort.cases}
+    if not names:
+        raise CohortError(f"the split has no {role} case", path=run, reason="no-cases")
+    if missing := [name for name in names if name not in by_id]:
+        raise CohortError(
+            f"lacks {role} cases of the run", path=cohort.root, reason="other-cases", found=", ".join(missing)
+        )
+    return [by_id[name] for name in names]
+
+
+def _asks(models: Sequence[Model], engine: Engine) -> list[Ask]:
+    """List what makes a score; the shipped map first."""
+    first = models[0]
+    asks: list[Ask] = [
+        partial(ask, first, engine=engine) for ask in (learned_score, augmentation_spread, dropout_spread)
+    ]
+    return [*asks, partial(ensemble_spread, models, engine=engine)] if len(models) > 1 else asks
+
+
+def _calibrate(
+    asks: Sequence[Ask], model: Model, cases: Sequence[Case], engine: Engine, cache: Path
+) -> dict[str, Calibration]:
+    """Fit each rival's calibration as training fits the map's, which is taken as it ships."""
+    assert model.calibration is not None
+    scores: dict[str, list[Array]] = {}
+    errors: list[Array] = []
+    for case in cases:
+        prepared = prepare_case(case, model.plan, cache)
+        source, mask = np.asarray(prepared.source), np.asarray(prepared.mask)
+        maps = synthesise_prepared(
+            model.generator,
+            model.local_judge,
+            source,
+            mask,
+            plan=model.plan,
+            conditional=model.recipe.discriminators.conditional,
+            error_scale=model.error_scale,
+            engine=engine,
+            refiner=model.refiner,
+            earlier=model.earlier,
+        )
+        errors.append(np.abs(maps.prediction - np.asarray(prepared.target))[mask])
+        for ask in asks[1:]:
+            made = ask(source, mask)
+            scores.setdefault(made.name, []).append(made.score[mask])
+    ids, error = tuple(case.id for case in cases), np.concatenate(errors)
+    fitted = {name: fit_calibration(np.concatenate(parts), error, fitted_on=ids) for name, parts in scores.items()}
+    return {MAP: model.calibration, **fitted}
+
+
+def _ask_all(
+    asks: Sequence[Ask],
+    calibrations: Mapping[str, Calibration],
+    model: Model,
+    case: Case,
+    regions: Mapping[str, Sequence[int]],
+    engine: Engine,
+) -> Asked:
+    plan = model.plan
+    check_reference(case, plan.target)
+    source = read_case_image(case, plan.sources[0])
+
+    def image(name: str) -> Volume:
+        return check_pair(source, read_case_image(case, name), b_name=name)
+
+    def labelled(path: Path | None, what: str) -> Volume | None:
+        return None if path is None else check_pair(source, read_case_labels(case, path), b_name=what, labels=True)
+
+    volumes = [source, *(image(name) for name in plan.sources[1:])]
+    target = image(plan.target)
+    given = labelled(case.mask, "mask")
+    declared = {name: tuple(values) for name, values in regions.items()}
+    labels, _ = usable_labels(case, declared, source, plan.sources[0])
+    still = replace(model, plan=replace(plan, registration="none"))  # they were brought together already
+    shipped = synthesise(still, volumes, mask=given, engine=engine)
+    prepared = prepare_source(volumes, plan, given)
+    expected: dict[str, Array] = {}
+    costs: dict[str, dict[str, float]] = {}
+    for ask in asks:
+        start = time.perf_counter()
+        made = ask(prepared.array, prepared.mask)
+        costs[made.name] = {"passes": float(made.passes), "seconds": time.perf_counter() - start}
+        on_grid = expected_error(made.score, calibrations[made.name], prepared, plan, source.geometry)
+        expected[made.name] = np.where(shipped.mask.array, on_grid, 0).astype(np.float32)
+    mask = known_of(case, shipped.mask.array, target)
+    error = np.abs(shipped.image.array - harmonise(target.array, mask, plan))
+    places, lesion = {"mask": mask}, None
+    if labels is not None:
+        named = {name: np.isin(labels.array, list(values)) & mask for name, values in regions.items()}
+        named = named or {"lesion": (labels.array != 0) & mask}
+        places |= {"healthy": mask & (labels.array == 0), **named}
+        lesion = np.logical_or.reduce([*named.values()])
+    error = np.where(mask, error, 0).astype(np.float32)
+    return Asked(expected, costs, error, places, lesion, source.geometry.spacing_mm)
+
+
+def _rows(model: Model, case: str, name: str, region: str, figures: Mapping[str, float]) -> list[Row]:
+    unit, scale = reporting_unit(model.plan)
+    told = describe("chiasm", model.plan.target_range, unit, scale)
+    recipe = model.recipe
+    method, units = f"{recipe.method} {name}", {**UNITS, **MORE_UNITS}
+    return [
+        Row(
+            case,
+            recipe.split.fold,
+            recipe.training.seed,
+            method,
+            region,
+            metric,
+            value if units[metric] else value / scale,
+            units[metric] or unit,
+            told,
+        )
+        for metric, value in figures.items()
+    ]

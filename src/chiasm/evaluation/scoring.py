@@ -1,0 +1,650 @@
+"""One case scored in every region, rows that carry their convention, and tables of them.
+
+The unit of everything is the training cohort's target unit: HU for CT; for
+magnetic resonance, whose gain is arbitrary, the *reference* is brought to the
+training cohort's units with its own intensity map (`harmonise`), never the
+prediction, and errors are told in SDs of the training targets.
+
+Errors of CT are told a second time in what PET needs it for: "mae_mu" is the mean
+absolute difference of linear attenuation coefficients at 511 keV, in 1/cm, at 120
+kVp and CT's resolution.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from sys import intern
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chiasm.attenuation import attenuation
+from chiasm.errors import ChiasmError, RunError, shortened
+from chiasm.metrics import all_metrics as metrics
+from chiasm.prediction.baselines import NAMES
+from chiasm.storage import is_plain, read_json, whole_file
+
+if TYPE_CHECKING:
+    from chiasm.preparation.intensity import IntensityMap
+    from chiasm.preparation.planning import Plan
+
+CSV, JSON = "evaluation.csv", "evaluation.json"
+MOST_SCALES_APART = 20.0  # between prediction and target: more is another unit, not an error
+SMOOTH_MM = 2.0  # of the error that a reliability map can foresee
+SAMPLE = 300_000  # voxels that ranks and quantiles are taken over
+EDGE_BAND_MM = 4.0
+EDGE_SHARE = 0.1  # of the mask's voxels: the target's steepest
+LESION = re.compile(r"lesion-\d+")  # regions that are one lesion of one case
+EACH_LESION = "each lesion"  # what they are called together in a summary
+
+#: Unit of each figure; "" is the unit of the images, "/mm" that unit per mm, "1" none.
+UNITS: Mapping[str, str] = {
+    "mae": "",
+    "mae_mu": "1/cm",
+    "bias": "",
+    "rmse": "",
+    "nmae": "1",
+    "psnr": "dB",
+    "ssim": "1",
+    "ms_ssim": "1",
+    "ncc": "1",
+    "gradient_error": "/mm",
+    "sharpness": "1",
+    "volume_ml": "mL",
+    "contrast_target": "",
+    "contrast_prediction": "",
+    "contrast_kept": "1",
+    "lesions": "1",
+    "too_small": "1",
+    "recall": "1",
+    "false_lesions": "1",
+    "expected_error": "",
+    "calibration": "1",
+    "spearman": "1",
+    "spearman_smoothed": "1",
+    "auroc_worst": "1",
+    "auroc_lesion": "1",
+    "ausc": "1",
+    "ause": "1",
+}
+
+#: What a short table shows, in this order.
+HEADLINES = (
+    *("mae", "mae_mu", "psnr", "ssim", "ms_ssim", "sharpness"),
+    *("contrast_kept", "recall", "false_lesions", "too_small"),
+)
+
+#: What a connected component of the labels must have to be called a lesion.
+LEAST_LESION = f"a lesion has at least {metrics.LEAST_LESION_VOXELS} voxels and {metrics.LEAST_LESION_ML:g} mL"
+
+
+class Row(NamedTuple):
+    """One figure.
+
+    Attributes:
+        case: Id of the case.
+        fold: Of the split.
+        seed: Of the training.
+        method: Arm or naive baseline.
+        region: "mask", a named region, "healthy", "edges" (the target's
+            steepest voxels), "lesion-edge" (a band around the labels),
+            "lesion-1" and so on (the largest first), "lesions" and
+            "lesions-small", "-medium", "-large" (counts; "too_small" counts
+            the components that are none), or "image" (all
+            voxels, the background with them).
+        metric: A name of `UNITS`.
+        value: NaN where it is not defined.
+        unit: "1" for pure numbers.
+        convention: Name, range and scale under which it was taken.
+    """
+
+    case: str
+    fold: int
+    seed: int
+    method: str
+    region: str
+    metric: str
+    value: float
+    unit: str
+    convention: str
+
+
+class MaskUse(NamedTuple):
+    """Which voxels of a case were scored.
+
+    Attributes:
+        case: Id of the case.
+        method: Whose prediction it is.
+        used: "prediction" for the mask that was written beside the image, "cohort" for the cohort's mask file,
+            "plan" for one that was found by the plan's rule.
+        reason: Where that mask comes from, in words.
+        voxels: How many are scored.
+        sha256: Of the mask: two methods were scored in the same voxels where it is the same.
+    """
+
+    case: str
+    method: str
+    used: str
+    reason: str
+    voxels: int
+    sha256: str
+
+
+class Remarks(NamedTuple):
+    """What an evaluation says beside its figures.
+
+    Attributes:
+        masks: One for each prediction that was scored.
+        problems: Labels that were not used, one sentence each.
+    """
+
+    masks: tuple[MaskUse, ...] = ()
+    problems: tuple[str, ...] = ()
+
+
+NO_REMARKS = Remarks()
+
+
+def harmonise(
+    target: NDArray[Any], mask: NDArray[np.bool_], plan: Plan, own: IntensityMap | None = None
+) -> NDArray[np.float32]:
+    """Bring a real target to the training cohort's target units.
+
+    HU stay as they are.  Units of magnetic resonance differ between scans by
+    an arbitrary gain: the scan's own intensity map, fitted on the reference
+    inside the mask, takes it out, and the cohort's map puts the cohort's in.
+    Zeros outside the mask are no intensity but a cut-out background: they
+    become the cohort's.
+
+    Args:
+        target: As read, shape (I, J, K).
+        mask: Valid voxels.
+        plan: Says the unit, the kind of map and the cohort's map.
+        own: The scan's map; fitted on `target` where None.
+    """
+    if plan.target_unit == "HU":
+        return target.astype(np.float32, copy=False)
+    from chiasm.preparation.intensity import fit_intensity
+
+    own = own or fit_intensity(target, mask, plan.target_kind)
+    harmonised = plan.target_reference.invert(own.apply(target))
+    harmonised[(target == 0) & ~mask] = plan.target_background
+    return harmonised
+
+
+def reporting_unit(plan: Plan) -> tuple[str, float]:
+    """Return what errors are told in, and how many target units one of it is: HU, or SDs of the training targets."""
+    if plan.target_unit == "HU":
+        return "HU", 1.0
+    low, high = plan.target_range
+    normalised = plan.target_reference.apply(np.array([low, high]))
+    return "SD", plan.target_sd * (high - low) / float(normalised[1] - normalised[0])
+
+
+def check_units(prediction: NDArray[Any], target: NDArray[Any], mask: NDArray[np.bool_], case: str) -> None:
+    """Refuse a pair whose scales are so far apart that one must be in another unit.
+
+    Raises:
+        ChiasmError: If the scales (absolute median + interquartile range inside
+            the mask) differ more than twentyfold: as a normalised image and a
+            raw one do.  A constant image is no unit and is let through.
+    """
+    if not mask.any():
+        return
+    scales = []
+    for image in (prediction, target):
+        low, middle, high = np.quantile(_sample(image[mask]), (0.25, 0.5, 0.75))
+        scales.append(abs(float(middle)) + float(high - low) if high > low else 0.0)
+    of_prediction, of_target = scales
+    if min(scales) > 0 and max(scales) > MOST_SCALES_APART * min(scales):
+        raise ChiasmError(
+            f"case {case}: prediction and target are not in one unit",
+            reason="other-unit",
+            found=f"typical values of {of_prediction:.3g} against {of_target:.3g}",
+            expected=f"less than {MOST_SCALES_APART:g} times apart",
+            hint="One looks normalised and the other raw: evaluate the files that chiasm predict wrote.",
+        )
+
+
+def evaluate_case(
+    prediction: NDArray[Any],
+    target: NDArray[Any],
+    mask: NDArray[np.bool_],
+    labels: NDArray[Any] | None,
+    regions: Mapping[str, Sequence[int]],
+    spacing_mm: tuple[float, float, float],
+    *,
+    data_range: tuple[float, float],
+    unit: str,
+    unit_scale: float = 1.0,
+    convention: str = "chiasm",
+    reliability: NDArray[Any] | None = None,
+    case: str,
+    fold: int = 0,
+    seed: int = 0,
+    method: str = "model",
+) -> list[Row]:
+    """Score a prediction in the mask, in each region, in each lesion, at edges and in the whole image.
+
+    Args:
+        prediction: Target units, shape (I, J, K).
+        target: The real image, harmonised, on the same grid.
+        mask: Valid voxels; regions count inside it only.
+        labels: Label map, 0 is background, or None.
+        regions: Region name to the labels that make it; without names all
+            labels together are the region "lesion".
+        spacing_mm: Between voxels along I, J and K.
+        data_range: The training cohort's range (low, high), target units.
+        unit: What errors are told in, such as "HU" or "SD".
+        unit_scale: Target units in one `unit`.
+        convention: A name of `metrics.CONVENTIONS`.
+        reliability: Expected absolute error in target units, or None.
+        case: Id of the case.
+        fold: Of the split.
+        seed: Of the training.
+        method: Arm or naive baseline.
+
+    Returns:
+        Rows, those of the mask first.
+
+    Raises:
+        ChiasmError: If prediction and target are not in one unit, or the convention is unknown.
+        ValueError: If shapes differ, or a range or scale is not positive.
+    """
+    rules = metrics.find_convention(convention)
+    metrics.same_shape(prediction, target, mask, *(a for a in (labels, reliability) if a is not None))
+    if not unit_scale > 0:
+        raise ValueError(f"unit_scale must be positive, not {unit_scale}")
+    if method not in NAMES:  # a naive baseline may well be far off, and is in the target's unit by construction
+        check_units(prediction, target, mask, case)
+    low, high = rules.range or data_range
+    told = describe(convention, data_range, unit, unit_scale)
+    rows: list[Row] = []
+
+    def note(region: str, figures: Mapping[str, float]) -> None:
+        for metric, value in figures.items():
+            kind = UNITS[metric]
+            scale = unit_scale if kind in ("", "/mm") else 1.0
+            its_unit = unit + kind if kind in ("", "/mm") else kind
+            rows.append(Row(case, fold, seed, method, region, metric, float(value) / scale, its_unit, told))
+
+    whole = np.ones(mask.shape, bool)
+    open_pair = metrics.pair_up(prediction, target, whole, rules, data_range)
+    whole_figures = metrics.error_figures(prediction, target, high - low) | metrics.likeness(open_pair, whole)
+    box = metrics.window_box(mask)
+    multiscale = metrics.multiscale_likeness(prediction, target, mask, rules) if rules.multiscale else None
+
+    # From here on everything lies on the mask's box.
+    prediction, target, mask = prediction[box], target[box], mask[box]
+    labels, reliability = (None if array is None else array[box] for array in (labels, reliability))
+    if rules.masked:
+        pair = metrics.pair_up(prediction, target, mask, rules, data_range)
+    else:
+        pair = metrics.crop(open_pair, box)
+    del open_pair
+    lesion_labels = None if labels is None else _lesion_labels(labels, mask, regions)
+    places = _places(target, mask, labels, lesion_labels, regions, spacing_mm)
+    error = np.where(mask, np.abs(np.subtract(prediction, target, dtype=np.float32)), np.float32(0))
+    attenuations = (attenuation(prediction), attenuation(target)) if unit == "HU" else None
+    for region, inside in places.items():
+        figures = metrics.plain_figures(prediction, target, inside, high - low, spacing_mm)
+        figures |= metrics.likeness(pair, inside)
+        if attenuations is not None:
+            figures["mae_mu"] = metrics.mae(*attenuations, inside)
+        if region == "mask" and multiscale is not None:
+            figures["ms_ssim"] = multiscale
+        if reliability is not None:
+            figures |= calibration(reliability[inside], error[inside])
+        note(region, figures)
+    if reliability is not None:
+        note("mask", score_reliability(reliability, error, mask, lesion_labels, spacing_mm))
+    if lesion_labels is not None:
+        for region, figures in _score_lesions(prediction, target, mask, lesion_labels, spacing_mm).items():
+            note(region, figures)
+    note("image", whole_figures)
+    return rows
+
+
+def describe(convention: str, data_range: tuple[float, float], unit: str, unit_scale: float = 1.0) -> str:
+    """Say under which convention, range and scale a figure was taken, in one line.
+
+    >>> describe("nie-v1", (0.0, 1.0), "SD", 2.5).partition("; a lesion")[0]
+    'nie-v1 (whole image; peak is the maximum of both images; scale-leaking; 1 SD is 2.5 target units'
+    """
+    rules = metrics.find_convention(convention)
+    parts = [rules.text]
+    if rules.peak == "range" and rules.rescale == "none" and rules.range is None:
+        parts.append(f"range {data_range[0]:.6g} to {data_range[1]:.6g}")
+    if rules.scale_leaking:
+        parts.append("scale-leaking")
+    if unit_scale != 1:
+        parts.append(f"1 {unit} is {unit_scale:.6g} target units")
+    parts.append(LEAST_LESION)
+    return f"{convention} ({'; '.join(parts)})"
+
+
+def calibration(expected: NDArray[Any], error: NDArray[Any]) -> dict[str, float]:
+    """Compare the mean expected error of a region with its true mean error.
+
+    Returns:
+        "expected_error", and "calibration", the expected over the true one:
+        below 1 the map is too hopeful.  NaN for an empty region.
+    """
+    if not error.size:
+        return {"expected_error": math.nan, "calibration": math.nan}
+    told, true = float(expected.mean(dtype=np.float64)), float(error.mean(dtype=np.float64))
+    return {"expected_error": told, "calibration": told / true if true > 0 else math.nan}
+
+
+def score_reliability(
+    reliability: NDArray[Any],
+    error: NDArray[Any],
+    mask: NDArray[np.bool_],
+    lesion: NDArray[np.bool_] | None,
+    spacing_mm: tuple[float, float, float],
+) -> dict[str, float]:
+    """Measure whether a reliability map knows where the error is.
+
+    Args:
+        reliability: Expected absolute error, shape (I, J, K).
+        error: True absolute error, 0 outside the mask.
+        mask: Voxels that count.
+        lesion: Labelled voxels, or None.
+        spacing_mm: Between voxels.
+
+    Returns:
+        Over at most `SAMPLE` voxels, evenly spread: "spearman" with the error,
+        "spearman_smoothed" with the error smoothed over 2 mm inside the mask,
+        "auroc_worst" for the worst tenth of the voxels, "ausc" and "ause" (see
+        `metrics`), and with a lesion "auroc_lesion".
+    """
+    from scipy.ndimage import gaussian_filter
+
+    sigma = [SMOOTH_MM / step for step in spacing_mm]
+    cover = gaussian_filter(mask.astype(np.float32), sigma, truncate=3)[mask]
+    smoothed = gaussian_filter(error.astype(np.float32), sigma, truncate=3)[mask] / cover
+    told, true, smoothed = _sample(reliability[mask]), _sample(error[mask]), _sample(smoothed)
+    ranks = metrics.ranks(told)  # ranked once: a rank statistic of ranks is that of the values
+    figures = {
+        "spearman": metrics.spearman(ranks, true),
+        "spearman_smoothed": metrics.spearman(ranks, smoothed),
+        "auroc_worst": metrics.auroc_worst(ranks, true),
+        "ausc": metrics.ausc(told, true),
+        "ause": metrics.ause(told, true),
+    }
+    if lesion is not None:
+        figures["auroc_lesion"] = metrics.auroc(ranks, _sample(lesion[mask]))
+    return figures
+
+
+def _sample(values: NDArray[Any]) -> NDArray[Any]:
+    return values[:: max(1, -(-len(values) // SAMPLE))]
+
+
+def _lesion_labels(
+    labels: NDArray[Any], mask: NDArray[np.bool_], regions: Mapping[str, Sequence[int]]
+) -> NDArray[np.bool_]:
+    """Return the labelled voxels of the mask that a named region counts; all labels where none is named."""
+    named = sorted({value for values in regions.values() for value in values})
+    counted: NDArray[np.bool_] = np.isin(labels, named) if named else labels != 0
+    return counted & mask
+
+
+def _places(
+    target: NDArray[Any],
+    mask: NDArray[np.bool_],
+    labels: NDArray[Any] | None,
+    lesion: NDArray[np.bool_] | None,
+    regions: Mapping[str, Sequence[int]],
+    spacing_mm: tuple[float, float, float],
+) -> dict[str, NDArray[np.bool_]]:
+    """Name the regions to score, the mask first."""
+    places = {"mask": mask}
+    if labels is not None and lesion is not None:
+        named = regions or {"lesion": tuple(int(value) for value in np.unique(labels) if value != 0)}
+        places |= {name: np.isin(labels, list(values)) & mask for name, values in named.items()}
+        places["healthy"] = mask & (labels == 0)
+        places["lesion-edge"] = metrics.edge_band(lesion, EDGE_BAND_MM, spacing_mm) & mask
+    places["edges"] = metrics.edge_voxels(target, mask, spacing_mm, EDGE_SHARE)
+    return places
+
+
+def _score_lesions(
+    prediction: NDArray[Any],
+    target: NDArray[Any],
+    mask: NDArray[np.bool_],
+    lesion: NDArray[np.bool_],
+    spacing_mm: tuple[float, float, float],
+) -> dict[str, dict[str, float]]:
+    """Measure each lesion, then count: how many, how many are kept, how many were made up."""
+    found, too_small = metrics.split_components(lesion, spacing_mm)
+    figures = [metrics.lesion_figures(prediction, target, mask, lesion, one, spacing_mm) for one in found]
+    scored = {
+        f"lesion-{number}": {"volume_ml": one.volume_ml, **asdict(its)}
+        for number, (one, its) in enumerate(zip(found, figures), start=1)
+    }
+    contrasts = [its.contrast_target for its in figures if not math.isnan(its.contrast_kept)]
+    contrast = float(np.median(contrasts)) if contrasts else 0.0
+    scored["lesions"] = {
+        "lesions": len(found),
+        "too_small": too_small,
+        "recall": metrics.recall([its.contrast_kept for its in figures]),
+        "false_lesions": metrics.false_lesions(prediction, target, mask, lesion, contrast, spacing_mm)
+        if contrast
+        else math.nan,
+    }
+    for size in metrics.SIZES_ML:
+        here = [its for one, its in zip(found, figures) if one.size == size]
+        if here:
+            scored[f"lesions-{size}"] = {
+                "lesions": len(here),
+                "mae": float(np.mean([its.mae for its in here])),
+                "recall": metrics.recall([its.contrast_kept for its in here]),
+            }
+    return scored
+
+
+# Files
+
+
+def write_evaluation(folder: Path, rows: Sequence[Row], remarks: Remarks = NO_REMARKS) -> None:
+    """Write `evaluation.csv`, one row a figure at full precision, and `evaluation.json`, each whole or not at all.
+
+    In JSON, which knows neither, NaN is null and infinity the text "inf"; it
+    holds the remarks too.
+
+    Args:
+        folder: Where they go.
+        rows: From `evaluate_case`.
+        remarks: Which masks were used, and which labels were not.
+
+    Raises:
+        ChiasmError: If the folder cannot be written.
+    """
+    with whole_file(folder / CSV) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(Row._fields)
+        writer.writerows(rows)
+    with whole_file(folder / JSON) as temporary, temporary.open("w", encoding="utf-8") as file:
+        file.write('{"rows": [')
+        for index, row in enumerate(rows):  # one by one: a study of 1,000 cases has half a million
+            told = {**row._asdict(), "value": _plain(row.value)}
+            file.write(("," if index else "") + "\n" + json.dumps(told, ensure_ascii=False, allow_nan=False))
+        masks = [mask._asdict() for mask in remarks.masks]
+        told_beside = {"masks": masks, "problems": list(remarks.problems)}
+        file.write("\n],\n" + json.dumps(told_beside, ensure_ascii=False, indent=1)[2:] + "\n")
+
+
+def read_remarks(folder: Path) -> Remarks:
+    """Read what an evaluation says beside its figures; evaluations of earlier versions say nothing.
+
+    Raises:
+        RunError: If `evaluation.json` is missing or damaged.
+    """
+    content = read_json(folder / JSON)
+    try:
+        masks = tuple(MaskUse(**mask) for mask in content.get("masks", []))
+        return Remarks(masks, tuple(map(str, content.get("problems", []))))
+    except (AttributeError, TypeError) as error:
+        raise RunError("is damaged", path=folder / JSON, reason="damaged", found=error) from error
+
+
+def read_evaluation(path: Path) -> list[Row]:
+    """Read the rows of an evaluation folder, or of its CSV file.
+
+    Raises:
+        RunError: If it is missing, or not such a file.
+    """
+    file = path / CSV if path.is_dir() else path
+    names = list(Row._fields)
+    try:
+        with file.open(encoding="utf-8", newline="") as content:
+            reader = csv.reader(content, strict=True)
+            if (heads := next(reader, [])) != names:
+                raise RunError(
+                    "is no evaluation of chiasm",
+                    path=file,
+                    reason="columns",
+                    found=", ".join(heads) or "nothing",
+                    expected=", ".join(names),
+                )
+            rows = [_parsed(line) for line in reader]
+    except OSError as error:
+        raise RunError("cannot be read", path=file, reason="unreadable", found=error.strerror) from error
+    except (ValueError, csv.Error) as error:
+        raise RunError("is damaged", path=file, reason="damaged", found=error) from error
+    words = {word for row in rows for word in (row.case, row.method, row.region, row.metric, row.unit)}
+    words |= {part for row in rows for part in row.convention.split("; ")}  # sentences, longer than a name may be
+    if strange := sorted(word for word in words if word and not is_plain(word)):
+        raise RunError(
+            "holds a word that no table may hold", path=file, reason="unsafe-id", found=shortened(strange[0])
+        )
+    return rows
+
+
+def _parsed(line: Sequence[str]) -> Row:
+    case, fold, seed, *words, value, unit, convention = line
+    method, region, metric = map(intern, words)  # a few names stand in many rows
+    return Row(
+        intern(case), int(fold), int(seed), method, region, metric, float(value), intern(unit), intern(convention)
+    )
+
+
+def _plain(value: float) -> float | str | None:
+    return value if math.isfinite(value) else None if math.isnan(value) else str(value)
+
+
+# Tables
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One figure over a cohort.
+
+    Attributes:
+        method: Arm or naive baseline.
+        region: As in `Row`; "each lesion" for single lesions.
+        metric: As in `Row`.
+        mean: Over subjects.
+        sd: Between subjects, with n - 1; NaN for a single one.
+        n: Subjects with a figure.
+        unit: Of mean and sd.
+    """
+
+    method: str
+    region: str
+    metric: str
+    mean: float
+    sd: float
+    n: int
+    unit: str
+
+
+def summarise(rows: Iterable[Row], subjects: Mapping[str, str] | None = None) -> list[Summary]:
+    """Average every figure over subjects.
+
+    Seeds, folds and lesions of a case are averaged first, then the cases of a
+    subject: n counts people, never scans or slices.  NaN is left out.
+
+    Args:
+        rows: From `evaluate_case`.
+        subjects: Case id to subject; by default each case is its own.
+
+    Returns:
+        One summary for each method, region and metric, in the order of `rows`.
+
+    Raises:
+        ValueError: If one figure comes in two units or under two conventions, which cannot be averaged.
+    """
+    values: dict[tuple[str, str, str], dict[str, dict[str, list[float]]]] = {}
+    measures: dict[tuple[str, str, str], tuple[str, str]] = {}
+    for row in rows:
+        key = (row.method, EACH_LESION if LESION.fullmatch(row.region) else row.region, row.metric)
+        measure = (row.unit, row.convention.partition(" (")[0])  # a fold's range and SD are its own
+        if measures.setdefault(key, measure) != measure:
+            raise ValueError(f"{row.metric} of {row.method} comes as {measures[key]} and as {measure}")
+        of_subject = values.setdefault(key, {}).setdefault((subjects or {}).get(row.case, row.case), defaultdict(list))
+        if not math.isnan(row.value):
+            of_subject[row.case].append(row.value)
+    summaries = []
+    for key, by_subject in values.items():
+        means = [
+            float(np.mean([np.mean(figures) for figures in cases.values()])) for cases in by_subject.values() if cases
+        ]
+        spread = float(np.std(means, ddof=1)) if len(means) > 1 and np.isfinite(means).all() else math.nan
+        mean = float(np.mean(means)) if means else math.nan
+        summaries.append(Summary(*key, mean, spread, len(means), measures[key][0]))
+    return summaries
+
+
+def format_table(
+    rows: Iterable[Row], metrics_shown: Sequence[str] = HEADLINES, subjects: Mapping[str, str] | None = None
+) -> list[str]:
+    """Set methods side by side as lines of a Markdown table: mean ± SD over subjects, the conventions below it.
+
+    Args:
+        rows: From `evaluate_case`.
+        metrics_shown: Which, in this order.
+        subjects: As in `summarise`.
+
+    Raises:
+        ValueError: As `summarise`.
+    """
+    rows = list(rows)
+    summaries = {(s.region, s.metric, s.method): s for s in summarise(rows, subjects)}
+    methods = list(dict.fromkeys(method for _, _, method in summaries))
+    regions = list(dict.fromkeys(region for region, _, _ in summaries))
+    lines = [["region", "figure", "n", *methods]]
+    for region in regions:
+        for metric in metrics_shown:
+            here = [summaries.get((region, metric, method)) for method in methods]
+            known = [s for s in here if s is not None and s.n]
+            if known:
+                unit = f" ({known[0].unit})" if known[0].unit not in ("", "1") else ""
+                counts = sorted({s.n for s in known})
+                n = str(counts[0]) if len(counts) == 1 else f"{counts[0]}-{counts[-1]}"
+                lines.append([region, metric + unit, n, *(_cell(s) for s in here)])
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    table = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths)) + " |" for line in lines]
+    table.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    conventions: dict[str, str] = {}
+    for row in rows:
+        name, told = row.convention.partition(" (")[0], row.convention
+        if conventions.setdefault(name, told) != told:
+            conventions[name] = f"{name}, with the range and the unit of each fold's training cases (evaluation.csv)"
+    return [*table, "", *(f"Convention: {convention}." for convention in conventions.values())]
+
+
+def _cell(summary: Summary | None) -> str:
+    if summary is None or not summary.n:
+        return "-"
+    spread = f" ± {summary.sd:#.2g}" if math.isfinite(summary.sd) else ""
+    return f"{summary.mean:#.4g}{spread}"

@@ -1,0 +1,433 @@
+"""From files to arrays that networks see: RAS order, plan spacing, cropped to the mask, normalised.
+
+`prepare_source` is the only way to a network's input: prediction calls it, and
+training cases pass through it too, so the two cannot drift.  It has no target
+argument.  Training cases are kept as memory-mapped arrays under a name made of
+what they depend on, so that they are reused and never stale.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chiasm.cohorts.cases import Case, Problem, Side, side_alone
+from chiasm.cohorts.labels import read_label_map
+from chiasm.errors import ChiasmError, RunError, VolumeError
+from chiasm.preparation.bias_field import without_shading
+from chiasm.preparation.degradation import arranged
+from chiasm.preparation.fingerprint import Progress, known_of, read_images, read_mask
+from chiasm.preparation.intensity import IntensityMap, Kind, fit_intensity
+from chiasm.preparation.planning import Plan
+from chiasm.registration.cohort import hashes_of
+from chiasm.storage import (
+    UNWRITABLE,
+    content_hash,
+    is_sealed,
+    read_json,
+    sealed,
+    sha256_of,
+    whole_file,
+    whole_folder,
+    write_json,
+)
+from chiasm.volumes import Geometry, Volume, check_pair, crop, grid_with_spacing, resample
+from chiasm.volumes.masks import Rule, box_of, find_mask
+from chiasm.volumes.screening import STRICT
+
+#: Raised by one whenever the same files and plan would give other arrays.
+VERSION = 2
+
+CARD = "grid.json"
+MARGIN = 2  # voxels around the mask's box, so that resampling back has neighbours
+SAME_SPACING = 0.01  # a grid this near to the plan's, relatively, is not resampled
+
+Say = Callable[[str], None]
+
+RANK_SD = 12**-0.5  # of numbers spread evenly between 0 and 1
+
+PLAN_FIELDS = (
+    *("sources", "target", "spacing_mm", "dims", "mask_rule", "source_kinds", "target_kind", "window_hu"),
+    *("histogram", "degradation", "bias_correction", "mask_files", "reading"),
+)
+#: Fields that came later, as plans of before have them: caches of before are still found.
+BEFORE = {"histogram": False, "degradation": None, "bias_correction": "none", "mask_files": True, "reading": STRICT}
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedSource:
+    """What a network is shown of one case.
+
+    Attributes:
+        array: Normalised sources and, where the plan's `histogram` says so,
+            after them the rank of each (mean 0, SD 1); zero outside the mask,
+            shape (C, I, J, K) or (2C, I, J, K).
+        mask: Valid voxels, shape (I, J, K).
+        grid: Where the array lies.
+        maps: The intensity map of each source.
+        mask_rule: How the mask was found.
+        grid_mm: Spacing before resampling, RAS order.
+        body_mm: Size of the box around the mask.
+    """
+
+    array: NDArray[np.float32]
+    mask: NDArray[np.bool_]
+    grid: Geometry
+    maps: tuple[IntensityMap, ...]
+    mask_rule: Rule
+    grid_mm: tuple[float, float, float]
+    body_mm: tuple[float, float, float]
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedCase:
+    """One training or validation case, memory-mapped.
+
+    Attributes:
+        id: The case.
+        subject: The person.
+        site: Hospital or scanner, or None.
+        source: As `PreparedSource.array`, shape (C, I, J, K) or (2C, I, J, K).
+        target: Normalised target, zero outside the mask, shape (I, J, K).
+        mask: Valid voxels, shape (I, J, K); for super-resolution those alone whose target is known.
+        labels: Label map, of the smallest integer type that holds it, or None.
+        grid: Where the arrays lie.
+        histogram: Whether the second half of the source's channels are ranks of the first.
+        context: Whether one more channel follows them: the target as an earlier stage predicted it.
+        own: Which channel of the source is the target's own modality, on the target's scale; None for synthesis.
+        alone: Which of both there is, where the other is not on disk: that one is zero, or holds nothing of its own.
+    """
+
+    id: str
+    subject: str
+    site: str | None
+    source: NDArray[np.float32]
+    target: NDArray[np.float32]
+    mask: NDArray[np.bool_]
+    labels: NDArray[np.integer[Any]] | None
+    grid: Geometry
+    histogram: bool = False
+    context: bool = False
+    own: int | None = None
+    alone: Side | None = None
+
+    @property
+    def intensities(self) -> int:
+        """Channels that hold the source's intensities: those before ranks and context."""
+        channels: int = self.source.shape[0] - self.context
+        return channels // 2 if self.histogram else channels
+
+
+@dataclass(frozen=True, eq=False)
+class _Place:
+    """How a case gets to its prepared grid: the mask as scanned, the box around it, the grid there."""
+
+    mask: NDArray[np.bool_]
+    box: tuple[slice, slice, slice]
+    grid: Geometry
+
+    def move(self, volume: Volume, *, order: Literal[0, 1]) -> NDArray[Any]:
+        """Crop a volume and bring it to the grid; without interpolation where it lies there already."""
+        part = crop(volume, self.box)
+        there = part.geometry.shape == self.grid.shape and np.array_equal(part.geometry.affine, self.grid.affine)
+        moved: NDArray[Any] = part.array if there else resample(part, self.grid, order=order).array
+        return moved
+
+
+def prepare_source(volumes: Sequence[Volume], plan: Plan, mask: Volume | None = None) -> PreparedSource:
+    """Prepare the sources of one case for a network.
+
+    Each volume is normalised by a map fitted to its own voxels inside the mask.
+
+    Args:
+        volumes: One for each of the plan's sources, in its order, on one grid;
+            for super-resolution interpolated to thin slices.
+        plan: Says spacing, mask rule and kinds of intensity maps.
+        mask: Valid voxels (above 0) on the same grid; found as the plan says where None or where it uses no files.
+
+    Raises:
+        VolumeError: If the number of volumes is wrong, grids differ, the mask
+            is empty, or an image is constant inside it.
+    """
+    if len(volumes) != len(plan.sources):
+        raise VolumeError(
+            "the number of source volumes is wrong",
+            reason="sources",
+            found=len(volumes),
+            expected=f"one for each of {', '.join(plan.sources)}",
+        )
+    others = [
+        check_pair(volumes[0], volume, a_name=plan.sources[0], b_name=name)
+        for volume, name in zip(volumes[1:], plan.sources[1:])
+    ]
+    used = mask if plan.mask_files else None
+    given = None if used is None else check_pair(volumes[0], used, b_name="mask", labels=True)
+    upright = [arranged(volume, plan.degradation) for volume in (volumes[0], *others)]
+    return _prepare(upright, plan, None if given is None else arranged(given, plan.degradation))[0]
+
+
+def _silence(line: str) -> None:
+    del line
+
+
+def prepare_case(case: Case, plan: Plan, cache: Path, warn: Say = _silence) -> PreparedCase:
+    """Prepare a case for training or validation, or take it from the cache.
+
+    Args:
+        case: Has the plan's sources and its target, or one of both alone.
+        plan: Says how.
+        cache: Folder of prepared cases; made if missing.
+        warn: Called with a sentence where the cache holds damaged arrays, which are made anew.
+
+    Raises:
+        VolumeError: If a file cannot be read, grids differ, the mask is empty
+            or an image is constant inside it.
+        ChiasmError: If the cache cannot be written.
+    """
+    if side_alone(case, plan.sources, plan.target) == "target":
+        only = prepare_case(case, _turned(plan), cache, warn)
+        return replace(only, target=only.source[0], alone="target")
+    folder = cache / f"{case.id}-{_key(case, plan)}"
+    if folder.is_dir():
+        try:
+            return _load(folder, case, plan)
+        except RunError as error:
+            warn(f"case {case.id}: its prepared arrays are made anew: {error}")
+            shutil.rmtree(folder, ignore_errors=True)  # another process may be doing the same
+    _store(folder, case, plan)
+    return _load(folder, case, plan)
+
+
+def prepare_cohort(
+    cases: Sequence[Case], plan: Plan, cache: Path, progress: Progress | None = None, warn: Say = _silence
+) -> tuple[list[PreparedCase], list[Problem]]:
+    """Prepare cases one after another; a bad one is named and the others go on.
+
+    Args:
+        cases: Training and validation cases.
+        plan: Says how.
+        cache: Folder of prepared cases.
+        progress: Called with cases done, all cases, the next case's id.
+        warn: As in `prepare_case`.
+
+    Returns:
+        The prepared cases in order, and a problem for each that is missing among them.
+
+    Raises:
+        ChiasmError: If the cache cannot be written.
+    """
+    prepared: list[PreparedCase] = []
+    problems: list[Problem] = []
+    for index, case in enumerate(cases):
+        if progress is not None:
+            progress(index, len(cases), case.id)
+        try:
+            prepared.append(prepare_case(case, plan, cache, warn))
+        except ChiasmError as error:
+            if error.reason == UNWRITABLE:
+                raise
+            path = error.path or next(iter(case.images.values()))
+            problems.append(Problem(path, error.reason, f"case {case.id}: {error}", case.id))
+    if progress is not None:
+        progress(len(cases), len(cases), "")
+    return prepared, problems
+
+
+def write_context(case: PreparedCase, context: NDArray[np.float32], path: Path, plan: Plan) -> None:
+    """Keep a case's source with an earlier stage's prediction behind it, laid out as the cache is, and a card.
+
+    Args:
+        case: Without a context.
+        context: Prediction in normalised units, zero outside the mask, shape (I, J, K).
+        path: The file that is written.
+        plan: The case's.
+
+    Raises:
+        ChiasmError: If the file cannot be written.
+    """
+    source = np.concatenate([case.source, context[None]])
+    with whole_file(path) as temporary, temporary.open("wb") as file:
+        np.save(file, np.ascontiguousarray(_slices_first(source, plan)))
+    write_json(path.with_suffix(".json"), sealed({"arrays": {path.name: sha256_of(path)}}))
+
+
+def read_context(case: PreparedCase, path: Path, plan: Plan) -> PreparedCase | None:
+    """Return a case with the source that `write_context` kept, memory-mapped; None where it is missing or damaged."""
+    try:
+        source = _arrays(path.with_suffix(".json"), plan)[0][path.stem]
+    except (RunError, KeyError):
+        return None
+    channels, *size = case.source.shape
+    return replace(case, source=source, context=True) if source.shape == (channels + 1, *size) else None
+
+
+def _prepare(volumes: Sequence[Volume], plan: Plan, given: Volume | None) -> tuple[PreparedSource, _Place]:
+    """Do the work of `prepare_source` on volumes that are known to lie on one grid, in RAS order."""
+    first = volumes[0]
+    if given is None:
+        window = plan.window_hu if plan.source_kinds[0] == "hu" else None
+        mask, rule = find_mask(first, plan.mask_rule, strictly=not plan.mask_files, window_hu=window)
+    else:
+        mask, rule = given.array > 0, "given"
+        if not mask.any():
+            raise VolumeError("the mask is empty", reason="empty-mask")
+    box = box_of(mask)
+    spacing = first.geometry.spacing_mm
+    around = tuple(slice(max(0, part.start - MARGIN), min(n, part.stop + MARGIN)) for part, n in zip(box, mask.shape))
+    around = around[0], around[1], around[2]
+    grid = crop(first, around).geometry
+    if any(abs(have / want - 1) > SAME_SPACING for have, want in zip(spacing, plan.spacing_mm)):
+        grid = grid_with_spacing(grid, plan.spacing_mm)
+    place = _Place(mask, around, grid)
+    inside = place.move(Volume(mask.astype(np.uint8), first.geometry), order=0) > 0
+    if not inside.any():
+        raise VolumeError(
+            "the mask is too small for the grid of the plan", reason="empty-mask", found=f"{mask.sum()} voxels"
+        )
+    volumes = [without_shading(volume, mask, name, plan.bias_correction) for volume, name in zip(volumes, plan.sources)]
+    channels, maps = zip(
+        *(_normalised(volume, kind, place, inside, plan) for volume, kind in zip(volumes, plan.source_kinds)),
+        strict=True,
+    )
+    if plan.histogram:
+        channels += tuple(_ranked(volume, place, inside) for volume in volumes)
+    i, j, k = ((part.stop - part.start) * step for part, step in zip(box, spacing))
+    return PreparedSource(np.stack(channels), inside, grid, maps, rule, spacing, (i, j, k)), place
+
+
+def _normalised(
+    volume: Volume,
+    kind: Kind,
+    place: _Place,
+    inside: NDArray[np.bool_],
+    plan: Plan,
+    fitted: IntensityMap | None = None,
+) -> tuple[NDArray[np.float32], IntensityMap]:
+    """Fit a map to the voxels in the mask as they were scanned, unless one is given; resample, map, blank the rest."""
+    fitted = fitted or fit_intensity(volume.array, place.mask, kind, plan.window_hu)
+    raw = place.move(volume, order=1)
+    if kind == "hu":
+        raw = np.clip(raw, *plan.window_hu)
+    return np.where(inside, fitted.apply(raw), np.float32(0)), fitted
+
+
+def _ranked(volume: Volume, place: _Place, inside: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Give each voxel the share of the mask that is darker, ties halved: what no change of gain or contrast moves.
+
+    The share is taken among voxels as they were scanned, linear between their
+    intensities, and scaled to mean 0 and SD 1.
+    """
+    values, counts = np.unique(volume.array[place.mask], return_counts=True)
+    shares = (np.cumsum(counts) - counts / 2) / counts.sum()
+    ranks = (np.interp(place.move(volume, order=1), values, shares) - 0.5) / RANK_SD
+    return np.where(inside, ranks, 0).astype(np.float32)
+
+
+def _turned(plan: Plan) -> Plan:
+    """Turn a plan round, so that a target that stands alone is prepared as sources are."""
+    return replace(
+        plan,
+        sources=(plan.target,),
+        target=plan.sources[0],
+        source_kinds=(plan.target_kind,),
+        target_kind=plan.source_kinds[0],
+        source_ranges=plan.source_ranges[:1],
+        source_histograms=plan.source_histograms[:1],
+        source_limits=plan.source_limits[:1],
+        input_mean=plan.input_mean[-2:],
+        input_sd=plan.input_sd[-2:],
+        histogram=False,
+    )
+
+
+def _store(folder: Path, case: Case, plan: Plan) -> None:
+    paired = plan.target in case.images
+    volumes = read_images(case, [*plan.sources, plan.target] if paired else plan.sources, plan.degradation)
+    given = read_mask(case, volumes[0], plan.degradation) if plan.mask_files else None
+    source, place = _prepare(volumes[: len(plan.sources)], plan, given)
+    arrays: dict[str, NDArray[Any]] = {"source": source.array, "mask": source.mask}
+    if paired:
+        shared = None if plan.own is None else source.maps[plan.own]
+        told = known_of(case, np.ones(volumes[-1].array.shape, bool), volumes[-1], plan.degradation)
+        even = without_shading(volumes[-1], place.mask & told, plan.target, plan.bias_correction)
+        target, _ = _normalised(even, plan.target_kind, place, source.mask, plan, shared)
+        mask = source.mask & (place.move(Volume(told.astype(np.uint8), volumes[-1].geometry), order=0) > 0)
+        arrays |= {"target": np.where(mask, target, 0), "mask": mask}
+    if case.labels is not None:
+        labels = check_pair(volumes[0], read_label_map(case, {}), b_name="labels", labels=True)
+        arrays["labels"] = place.move(labels, order=0)
+    with whole_folder(folder, shared=True) as fresh:
+        for name, array in arrays.items():
+            np.save(fresh / f"{name}.npy", np.ascontiguousarray(_slices_first(array, plan)))
+        sums = {f"{name}.npy": sha256_of(fresh / f"{name}.npy") for name in arrays}
+        grid = {"shape": source.grid.shape, "affine": source.grid.affine.tolist()}
+        write_json(fresh / CARD, sealed({**grid, "arrays": sums}))
+
+
+def _arrays(path: Path, plan: Plan) -> tuple[dict[str, NDArray[Any]], Mapping[str, Any]]:
+    """Memory-map the arrays that a card names, and return the card too.
+
+    Raises:
+        RunError: If the card or an array is missing or not what was written.
+    """
+    card = read_json(path)
+    if not is_sealed(card):
+        raise RunError("is damaged, or from a chiasm that kept no checksums", path=path, reason="damaged")
+    arrays = {}
+    for name, told in card["arrays"].items():
+        file = path.with_name(name)
+        try:
+            if content_hash(file) != told:
+                raise RunError("was changed since it was written", path=file, reason="damaged")
+            arrays[file.stem] = _slices_last(np.load(file, mmap_mode="r"), plan)
+        except OSError as error:
+            raise RunError("cannot be read", path=file, reason="unreadable", found=error.strerror) from error
+    return arrays, card
+
+
+def _load(folder: Path, case: Case, plan: Plan) -> PreparedCase:
+    arrays, grid = _arrays(folder / CARD, plan)
+    i, j, k = grid["shape"]
+    if plan.target not in case.images:
+        arrays["target"] = np.broadcast_to(np.float32(0), (i, j, k))
+    return PreparedCase(
+        case.id,
+        case.subject,
+        case.site,
+        arrays["source"],
+        arrays["target"],
+        arrays["mask"],
+        None if case.labels is None else arrays["labels"],
+        Geometry((i, j, k), np.array(grid["affine"])),
+        plan.histogram,
+        own=plan.own,
+        alone=side_alone(case, plan.sources, plan.target),
+    )
+
+
+def _slices_first(array: NDArray[Any], plan: Plan) -> NDArray[Any]:
+    """Bring the axis of slices in front of I and J, where a 2D network reads slice by slice."""
+    return np.moveaxis(array, -1, -3) if plan.dims == 2 else array
+
+
+def _slices_last(array: NDArray[Any], plan: Plan) -> NDArray[Any]:
+    return np.moveaxis(array, -3, -1) if plan.dims == 2 else array
+
+
+def _key(case: Case, plan: Plan) -> str:
+    """Hash everything that the arrays depend on: contents of files, fields of the plan, this code."""
+    contents = hashes_of(case, [name for name in (*plan.sources, plan.target) if name in case.images])
+    settings = {name: getattr(plan, name) for name in PLAN_FIELDS}
+    settings = {name: value for name, value in settings.items() if name not in BEFORE or value != BEFORE[name]}
+    if case.label_threshold is not None:
+        settings["label_threshold"] = case.label_threshold
+    text = json.dumps({"version": VERSION, "files": contents, "plan": settings}, sort_keys=True, default=asdict)
+    return hashlib.sha256(text.encode()).hexdigest()[:20]

@@ -1,0 +1,213 @@
+"""The files of a case, read once before anything is split or fitted: whether they can be used, and what is like them.
+
+What is found here decides who takes part at all: a case that preparation could
+not use must not be given a role first, since its place in the split would
+change the weights of everybody else's model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chiasm.cohorts.cases import Case, Cohort, Problem, Regions
+from chiasm.cohorts.duplicates import Thumbnail, thumbnail
+from chiasm.cohorts.images import read_case_image, read_case_labels
+from chiasm.cohorts.labels import region_volumes, usable_labels
+from chiasm.cohorts.splits import voxel_hash
+from chiasm.errors import CohortError, VolumeError
+from chiasm.preparation.degradation import arranged, check_slices
+from chiasm.preparation.fingerprint import CaseFacts, Progress, Terms, facts_of, terms_of
+from chiasm.preparation.intensity import Kind, fit_intensity
+from chiasm.recipe import Data
+from chiasm.volumes import Geometry, Volume, check_pair
+
+FEWEST_VOXELS = 64  # inside a mask: fewer tell nothing of an image
+
+
+@dataclass(frozen=True, eq=False)
+class ExaminedImage:
+    """What one image is like.
+
+    Attributes:
+        geometry: Its grid, as stored.
+        voxels: The `voxel_hash` of its values.
+        thumbnail: A coarse view for finding copies, or None of an image that was made.
+    """
+
+    geometry: Geometry
+    voxels: str
+    thumbnail: Thumbnail | None
+
+
+@dataclass(frozen=True, eq=False)
+class ExaminedCase:
+    """What the files of one case are like, and what is wrong with them.
+
+    Attributes:
+        case: As it can be used: without labels where those cannot be.
+        images: Modality to image, of those that could be read and lie on the grid of the first.
+        regions_ml: Volume of each labelled region; empty where there are no readable labels.
+        facts: Grid, mask and a sample of intensities; None where they were not asked for or cannot be had.
+        problems: Everything that is wrong, with file and reason.
+        is_usable: Whether all images asked for can be used.
+    """
+
+    case: Case
+    images: Mapping[str, ExaminedImage]
+    regions_ml: Mapping[str, float]
+    facts: CaseFacts | None
+    problems: tuple[Problem, ...]
+    is_usable: bool
+
+
+@dataclass(frozen=True, eq=False)
+class ExaminedCohort:
+    """The cases of a cohort that can be used, what they are like, and what is wrong with the others.
+
+    Attributes:
+        cohort: The usable cases; problems that were known before come first among its own.
+        cases: Case id to what was found, of usable cases alone.
+        problems: What examination found.
+    """
+
+    cohort: Cohort
+    cases: Mapping[str, ExaminedCase]
+    problems: tuple[Problem, ...]
+
+
+def examine_case(case: Case, names: Sequence[str], regions: Regions, data: Data | None = None) -> ExaminedCase:
+    """Read a case's images, mask and labels once, and note what they are like and what is wrong.
+
+    Args:
+        case: The case.
+        names: Which of its images to read, the first source first and the target last.
+        regions: Region name to label values; labels with other values are a problem.
+        data: What a training asks of it; None only reads the files.
+    """
+    problems: list[Problem] = []
+    terms = None if data is None else terms_of(data)
+    volumes = _read_images(case, names, problems)
+    mask = _read_mask(case, volumes, problems) if terms is None or terms.forced is None else None
+    facts = None
+    if data is not None and terms is not None and not problems:
+        with _noting(problems, case, "mask and intensities"):
+            facts = _facts(case, volumes, mask, terms)
+            check_contrast(case, dict(zip(names, facts.samples)), data)
+    is_usable = not problems
+    labels = None
+    if volumes:
+        name, first = next(iter(volumes.items()))
+        labels, spoiled = usable_labels(case, regions, first, name)
+        problems += [] if spoiled is None else [spoiled]
+        case = case if spoiled is None else replace(case, labels=None)
+    images = {name: _examined(volume, name in case.synthetic) for name, volume in volumes.items()}
+    regions_ml = {} if labels is None else region_volumes(labels, regions)
+    return ExaminedCase(case, images, regions_ml, facts, tuple(problems), is_usable)
+
+
+def examine_cohort(cohort: Cohort, data: Data, progress: Progress | None = None) -> ExaminedCohort:
+    """Examine every case; a bad one is named and the others go on.
+
+    Args:
+        cohort: Cases with all modalities of `data`.
+        data: What a training asks of them.
+        progress: Called with cases done, all cases, the next case's id.
+
+    Raises:
+        CohortError: If none is usable.
+    """
+    usable: dict[str, ExaminedCase] = {}
+    problems: list[Problem] = []
+    for index, case in enumerate(cohort.cases):
+        if progress is not None:
+            progress(index, len(cohort.cases), case.id)
+        examined = examine_case(case, data.modalities, cohort.regions, data)
+        problems += examined.problems
+        if examined.is_usable:
+            usable[case.id] = examined
+    if not usable:
+        raise CohortError(
+            f"none of its {len(cohort.cases)} cases can be used; the first: {problems[0].message}",
+            path=cohort.root,
+            reason="no-usable-case",
+        )
+    cases = tuple(examined.case for examined in usable.values())
+    return ExaminedCohort(replace(cohort, cases=cases), usable, tuple(problems))
+
+
+def check_contrast(case: Case, samples: Mapping[str, NDArray[np.float32]], data: Data) -> None:
+    """Refuse a case in which an image is nearly constant inside the mask, so that no intensity map fits it.
+
+    Args:
+        case: Names the files.
+        samples: Modality to raw intensities inside the mask, shape (n,) each.
+        data: Says which maps may be fitted, and the window of CT.
+
+    Raises:
+        VolumeError: If one is.
+    """
+    strictest: Kind = "median_iqr" if data.intensity == "auto" else data.intensity
+    for name, values in samples.items():
+        kept = np.clip(values, *data.window_hu) if name == "ct" else values
+        try:
+            fit_intensity(kept, None, "zscore" if name == "ct" else strictest)
+        except VolumeError as error:
+            raise VolumeError(
+                error.what, path=case.images[name], reason=error.reason, found=error.found, hint=error.hint
+            ) from error
+
+
+def _read_images(case: Case, names: Sequence[str], problems: list[Problem]) -> dict[str, Volume]:
+    """Read images, all on the grid of the first that can be read."""
+    volumes: dict[str, Volume] = {}
+    for name in names:
+        with _noting(problems, case, name):
+            volume = read_case_image(case, name)
+            if volumes:
+                first_name, first = next(iter(volumes.items()))
+                volume = check_pair(first, volume, a_name=first_name, b_name=name)
+            volumes[name] = volume
+    return volumes
+
+
+def _read_mask(case: Case, volumes: Mapping[str, Volume], problems: list[Problem]) -> Volume | None:
+    if case.mask is None or not volumes:
+        return None
+    with _noting(problems, case, "mask"):
+        first_name, first = next(iter(volumes.items()))
+        return check_pair(first, read_case_labels(case, case.mask), a_name=first_name, b_name="mask", labels=True)
+    return None
+
+
+def _facts(case: Case, volumes: Mapping[str, Volume], mask: Volume | None, terms: Terms) -> CaseFacts:
+    """Note what a case is like, of its images as they were scanned."""
+    if terms.degradation is not None:
+        check_slices(next(iter(volumes.values())).geometry, terms.degradation)
+    upright = [arranged(volume, None) for volume in volumes.values()]
+    given = None if mask is None else arranged(mask, None)
+    facts = facts_of(case, upright, replace(terms, degradation=None), given)
+    if facts.voxels < FEWEST_VOXELS:
+        raise VolumeError(
+            "the mask is too small", reason="small-mask", found=facts.voxels, expected=f"{FEWEST_VOXELS} voxels or more"
+        )
+    return facts
+
+
+def _examined(volume: Volume, is_made: bool) -> ExaminedImage:
+    return ExaminedImage(volume.geometry, voxel_hash(volume.array), None if is_made else thumbnail(volume))
+
+
+@contextmanager
+def _noting(problems: list[Problem], case: Case, what: str) -> Iterator[None]:
+    """Turn what is wrong with a file into a problem of its case."""
+    try:
+        yield
+    except VolumeError as error:
+        known = {**case.images, **({} if case.mask is None else {"mask": case.mask})}
+        path = error.path or known.get(what) or next(iter(case.images.values()))
+        problems.append(Problem(path, error.reason, f"case {case.id}, {what}: {error}", case.id))

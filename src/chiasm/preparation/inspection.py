@@ -1,0 +1,164 @@
+"""What reading every file of a cohort tells: grids, regions, and what is wrong with each file."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from chiasm.cohorts.cases import Cohort, Problem, volume_stem
+from chiasm.cohorts.dicom_patients import Selection
+from chiasm.cohorts.discovery import count_modalities, find_cohort, select_cases
+from chiasm.cohorts.gathering import tell_notes
+from chiasm.preparation.examination import ExaminedCase, examine_case
+from chiasm.recipe import Data
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class CaseSummary:
+    """One line of the table that tells what a cohort holds.
+
+    Attributes:
+        id: The case.
+        subject: The person.
+        site: Hospital or scanner, where known.
+        modalities: Names of its images.
+        shape: Voxels of the first image that could be read, or None.
+        spacing_mm: Its voxel spacing, or None.
+        regions_ml: Volume of each labelled region; empty where there are no readable labels.
+    """
+
+    id: str
+    subject: str
+    site: str | None
+    modalities: tuple[str, ...]
+    shape: tuple[int, int, int] | None
+    spacing_mm: tuple[float, float, float] | None
+    regions_ml: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a folder holds, after reading all of it.
+
+    Attributes:
+        cohort: What its names tell.
+        summaries: One for each case.
+        problems: Everything that is wrong, with file and reason.
+        unused: Images that no case uses, such as volumes whose names do not fit the layout.
+    """
+
+    cohort: Cohort
+    summaries: tuple[CaseSummary, ...]
+    problems: tuple[Problem, ...]
+    unused: tuple[Path, ...]
+
+    def lines(self) -> list[str]:
+        """Tell layout, counts and cases as lines of text; problems are not among them."""
+        cases = self.cohort.cases
+        sites = Counter(case.site or "unknown" for case in cases)
+        lines = [
+            f"{self.cohort.root}: layout {self.cohort.layout}",
+            f"{len(cases)} cases of {len({case.subject for case in cases})} subjects; sites: {_counted(sites)}",
+            f"modalities: {_counted(count_modalities(self.cohort))}",
+            f"masks: {sum(case.mask is not None for case in cases)}; "
+            f"label maps: {sum(case.labels is not None for case in cases)}",
+        ]
+        lines += tell_notes(self.cohort.notes)
+        if self.unused:
+            lines += ["not used:", *(f"  {line}" for line in _listed(self.unused, self.cohort.root))]
+        lines += self.cohort.listing
+        width = max((len(summary.id) for summary in self.summaries), default=0)
+        for row in self.summaries:
+            shape = "x".join(map(str, row.shape)) if row.shape else "unreadable"
+            spacing = "x".join(f"{mm:.3g}" for mm in row.spacing_mm) + " mm" if row.spacing_mm else ""
+            regions = ", ".join(f"{name} {ml:.1f} ml" for name, ml in row.regions_ml.items())
+            lines.append(f"  {row.id:{width}}  {','.join(row.modalities)}  {shape}  {spacing}  {regions}".rstrip())
+        return lines
+
+
+def _counted(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} ({count})" for name, count in sorted(counts.items()))
+
+
+def _listed(paths: Sequence[Path], root: Path) -> list[str]:
+    """Name every file below a root; DICOM and other files that make one image together by their folder."""
+    alone = [path for path in paths if volume_stem(path.name)]
+    folders = Counter(path.parent for path in paths if not volume_stem(path.name))
+    lines = [path.relative_to(root).as_posix() for path in alone]
+    return lines + [f"{folder.relative_to(root).as_posix()}/ ({count} files)" for folder, count in folders.items()]
+
+
+def inspect_cohort(
+    cohort: Cohort, sources: Sequence[str] = (), target: str | None = None, progress: Progress | None = None
+) -> list[Problem]:
+    """Read every file of a cohort and say what is wrong with each.
+
+    Args:
+        cohort: From `find_cohort`.
+        sources: Modalities that matter; none means all that a case has.
+        target: Another that matters.
+        progress: Called with cases done, all cases, the next case's id.
+
+    Returns:
+        The cohort's own problems first, then those of its files.
+
+    Raises:
+        CohortError: If no case has the modalities asked for.
+    """
+    return list(_inspect(cohort, sources, target, progress)[1])
+
+
+def inspect_folder(
+    root: Path,
+    sources: Sequence[str] = (),
+    target: str | None = None,
+    *,
+    layout: str | None = None,
+    selection: Selection | None = None,
+    progress: Progress | None = None,
+) -> Inspection:
+    """Find a folder's cases, read every file, and tell what is there and what is wrong.
+
+    Args:
+        root: As for `find_cohort`.
+        sources: Modalities that matter; none means all that a case has.
+        target: Another that matters.
+        layout: A name of `layouts.NAMES`.
+        selection: Which DICOM series are taken.
+        progress: Called with cases done, all cases, the next case's id.
+
+    Raises:
+        CohortError: If nothing is recognised, or no case has the modalities asked for.
+    """
+    cohort = find_cohort(root, layout=layout, selection=selection)
+    summaries, problems = _inspect(cohort, sources, target, progress)
+    return Inspection(cohort, tuple(summaries), tuple(problems), cohort.unused)
+
+
+def _inspect(
+    cohort: Cohort, sources: Sequence[str], target: str | None, progress: Progress | None
+) -> tuple[list[CaseSummary], list[Problem]]:
+    wanted = [*sources, *([] if target is None else [target])]
+    chosen = select_cases(cohort, wanted, None) if wanted else cohort
+    pair = sources and target is not None and target not in sources
+    data = Data(sources=tuple(dict.fromkeys(sources)), target=str(target)) if pair else None
+    summaries, problems = [], list(chosen.problems)
+    for index, case in enumerate(chosen.cases):
+        if progress is not None:
+            progress(index, len(chosen.cases), case.id)
+        examined = examine_case(case, wanted or list(case.images), cohort.regions, data)
+        summaries.append(_summary(examined))
+        problems += examined.problems
+    if progress is not None:
+        progress(len(chosen.cases), len(chosen.cases), "")
+    return summaries, problems
+
+
+def _summary(examined: ExaminedCase) -> CaseSummary:
+    case, first = examined.case, next(iter(examined.images.values()), None)
+    shape, spacing = (None, None) if first is None else (first.geometry.shape, first.geometry.spacing_mm)
+    return CaseSummary(case.id, case.subject, case.site, tuple(case.images), shape, spacing, examined.regions_ml)

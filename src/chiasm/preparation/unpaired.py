@@ -1,0 +1,104 @@
+"""Images whose other side is missing: of use to a method that asks for few pairs, and of people whom nobody tests."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+from chiasm.cohorts.cases import Case, Cohort, Problem, Side, side_alone
+from chiasm.cohorts.duplicates import find_near_duplicates
+from chiasm.cohorts.splits import find_duplicates
+from chiasm.errors import CohortError
+from chiasm.preparation.examination import ExaminedCase, examine_case
+from chiasm.recipe import Data
+
+
+def find_unpaired(
+    cohort: Cohort,
+    data: Data,
+    *,
+    held_out: Mapping[str, ExaminedCase],
+    elsewhere: Collection[str] | None = None,
+) -> tuple[list[Case], list[Problem]]:
+    """Find the cases that have one side of a pair alone and may be learnt from.
+
+    Args:
+        cohort: As found, before cases that lack a modality were left out.
+        data: Names sources and target, and says what a training asks of images.
+        held_out: The cases that validate or test, by id; neither their subjects nor their voxels are learnt from.
+        elsewhere: Sites that may be learnt from, where folds go by site; None: all, and cases without one.
+
+    Returns:
+        The cases whose images can be used, in the order of their ids, and a problem for each other.
+
+    Raises:
+        CohortError: If one holds the voxels of a case of `held_out`.
+    """
+    kept_away = {case.subject for case in cohort.cases if case.id in held_out}
+    sides: Mapping[Side, Sequence[str]] = {"source": data.sources, "target": [data.target]}
+    seen: dict[Side, dict[str, ExaminedCase]] = {"source": {}, "target": {}}
+    problems: list[Problem] = []
+    for case in sorted(cohort.cases, key=lambda case: case.id):
+        side = side_alone(case, data.sources, data.target)
+        if side is None or case.subject in kept_away or case.split not in (None, "train"):
+            continue
+        if elsewhere is not None and case.site not in elsewhere:
+            continue
+        examined = examine_case(case, sides[side], cohort.regions, data)
+        problems += examined.problems
+        if examined.is_usable:
+            seen[side][case.id] = examined
+    for side, names in sides.items():
+        if seen[side]:
+            refuse_duplicates({**seen[side], **held_out}, cohort, names)
+    alone = {**seen["source"], **seen["target"]}
+    return [alone[name].case for name in sorted(alone)], problems
+
+
+def tell_unpaired(cases: Sequence[Case], sources: Sequence[str], target: str) -> str:
+    """Say in one line which images serve without a partner.
+
+    >>> from pathlib import Path
+    >>> tell_unpaired([Case("a", "a", {"t1": Path("a.nii.gz")})], ["t1"], "t2")
+    't1 of a'
+    """
+    ids = {side: [c.id for c in cases if side_alone(c, sources, target) == side] for side in ("source", "target")}
+    named = {" and ".join(sources): ids["source"], target: ids["target"]}
+    return "; ".join(f"{name} of {', '.join(of)}" for name, of in named.items() if of)
+
+
+def refuse_duplicates(examined: Mapping[str, ExaminedCase], cohort: Cohort, names: Sequence[str]) -> None:
+    """Refuse the same voxels, or the same scan that was stored again, under two subjects.
+
+    Args:
+        examined: Case id to what was found of it.
+        cohort: Its cases tell the subjects.
+        names: Modalities that all of these cases have; the voxels of the first are compared.
+
+    Raises:
+        CohortError: Naming every two such cases.
+    """
+    if twins := find_duplicates({name: one.images[names[0]].voxels for name, one in examined.items()}, cohort.cases):
+        pairs = ", ".join(f"{a} = {b}" for a, b in twins)
+        raise CohortError(
+            f"the same voxels stand under different subjects: {pairs}",
+            path=cohort.root,
+            reason="duplicate-voxels",
+            hint="Remove one of each, or give both the same subject in a manifest.",
+        )
+    subjects = {case.id: case.subject for case in cohort.cases}
+    alike = []
+    for role in names:
+        views = {name: one.images[role].thumbnail for name, one in examined.items()}
+        found = find_near_duplicates({name: view for name, view in views.items() if view is not None})
+        alike += [
+            f"{role} of {a} and of {b} (correlation {correlation:.3f})"
+            for a, b, correlation in found
+            if subjects[a] != subjects[b]
+        ]
+    if alike:
+        raise CohortError(
+            f"one scan seems to stand under different subjects: {', '.join(alike)}",
+            path=cohort.root,
+            reason="near-duplicate",
+            hint="Look at both. Remove one, or give both the same subject in a manifest, so that they stay together.",
+        )

@@ -1,0 +1,363 @@
+"""Scans of one patient that do not lie together, brought to the grid of the first source.
+
+The first source is never interpolated: what a network sees of it is the same
+whatever stands beside it.  Every other image is interpolated once.  A cohort's
+images are kept as files, made anew when what they were made of changed; after
+this step a cohort looks as if it had been scanned so.
+"""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chiasm.cohorts.cases import Case, Cohort, Problem
+from chiasm.cohorts.images import read_case_image, read_case_labels, stored
+from chiasm.cohorts.labels import read_label_map
+from chiasm.errors import ChiasmError, CohortError, RunError, VolumeError
+from chiasm.recipe import Registration
+from chiasm.registration.alignment import GRID_MM, Alignment, Kind, Progress, align
+from chiasm.storage import (
+    UNWRITABLE,
+    content_hash,
+    is_sealed,
+    make_folder,
+    read_json,
+    sealed,
+    sha256_of,
+    whole_file,
+    whole_folder,
+    write_json,
+)
+from chiasm.volumes import Geometry, Volume, canonical, grid_with_spacing, write_volume
+from chiasm.volumes.dicom_series import place_inside
+from chiasm.volumes.geometry import laid_on, same_grid, turned_like
+from chiasm.volumes.screening import volume_files
+
+#: Raised by one whenever the same files would be brought elsewhere.
+VERSION = 1
+RECORD = "registration.json"
+SEED = 0  # of what mutual information is estimated from: training and prediction find the same
+
+
+class Brought(NamedTuple):
+    """An image on another's grid.
+
+    Attributes:
+        image: There; as dark as its darkest voxel where nothing was scanned.
+        covered: Where it was scanned, shape (I, J, K).
+        alignment: How it came there.
+    """
+
+    image: Volume
+    covered: NDArray[np.bool_]
+    alignment: Alignment
+
+
+class Together(NamedTuple):
+    """A cohort whose images lie together.
+
+    Attributes:
+        cohort: The cases that could be aligned; their paths point to what was made.
+        moved_mm: Case id to how far its images were moved: inside the mask on average, the farthest of them.
+        problems: Cases that could not.
+    """
+
+    cohort: Cohort
+    moved_mm: Mapping[str, float]
+    problems: tuple[Problem, ...]
+
+
+def bring(fixed: Volume, moving: Volume, kind: Kind) -> Brought:
+    """Bring an image to the grid of another of the same patient.
+
+    Raises:
+        VolumeError: If the two do not come together, or the field folds.
+    """
+    alignment = align(fixed, moving, kind, seed=SEED)
+    if alignment.least_jacobian <= 0:
+        raise VolumeError("the field folds", reason="folded", found=f"a Jacobian of {alignment.least_jacobian:.2f}")
+    there = np.ones(moving.geometry.shape, np.uint8)
+    covered = alignment.bring(Volume(there, moving.geometry), fixed.geometry, order=0).array > 0
+    image = alignment.bring(moving, fixed.geometry).array
+    return Brought(Volume(np.where(covered, image, np.float32(moving.array.min())), fixed.geometry), covered, alignment)
+
+
+def bring_sources(
+    volumes: Sequence[Volume], names: Sequence[str], kind: Registration
+) -> tuple[list[Volume], list[str]]:
+    """Bring all sources of a case to the grid of the first, as `align_cohort` does for training.
+
+    Returns:
+        The volumes, and a sentence for each that was moved.
+
+    Raises:
+        VolumeError: If two do not come together.
+    """
+    if kind == "none":
+        return list(volumes), []
+    made = [bring(volumes[0], other, kind) for other in volumes[1:]]
+    told = [
+        f"{name} was brought to {names[0]} ({kind}), by {one.alignment.mean_mm:.1f} mm"
+        for name, one in zip(names[1:], made)
+    ]
+    return [*volumes[:1], *(one.image for one in made)], told
+
+
+def align_cohort(
+    cohort: Cohort, names: Sequence[str], kind: Registration, folder: Path, progress: Progress | None = None
+) -> Together:
+    """Bring the images of every case to the grid of its first source.
+
+    A case's `folder/<case>/` holds `<modality>.nii.gz` for each that was
+    brought, `registration.json`, with Demons `<modality>-field.nii.gz`, the
+    labels and mask where they lie on such an image's grid (nearest neighbour;
+    those that lie on the source's stay where they are), and `known.nii.gz`
+    where some image does not reach.  It is made once: another call finds it by
+    the contents of the files that it was made of.
+
+    Args:
+        cohort: Cases that lack one of `names` stay as they are.
+        names: Modalities, the first source first; the target may be among the sources.
+        kind: "none" changes nothing.
+        folder: Where the files go.
+        progress: Called with cases done, all cases, and the id of the next that must be made.
+
+    Returns:
+        The cohort, how far each case was moved, and a problem for each case that is missing.
+
+    Raises:
+        CohortError: If no case can be aligned.
+        ChiasmError: If the folder cannot be written.
+    """
+    names = tuple(dict.fromkeys(names))
+    if kind == "none" or len(names) < 2:
+        return Together(cohort, {}, ())
+    cases: list[Case] = []
+    moved: dict[str, float] = {}
+    problems: list[Problem] = []
+    with _alone(folder):
+        for index, case in enumerate(cohort.cases):
+            if not set(names) <= set(case.images):
+                cases.append(case)
+                continue
+            place = folder / case.id
+            try:
+                asked = _depends(case, names, kind)
+                record = _found(place, asked)
+                if record is None:
+                    if progress is not None:
+                        progress(index, len(cohort.cases), case.id)
+                    record = _make(case, names, kind, place, asked)
+            except ChiasmError as error:
+                if error.reason == UNWRITABLE:
+                    raise
+                path = error.path or case.images[names[1]]
+                problems.append(Problem(path, error.reason, f"case {case.id}: {error}", case.id))
+                continue
+            cases.append(_as_made(case, place, record))
+            moved[case.id] = max(one["mean_displacement_mm"] for one in record["brought"].values())
+    if problems and not moved:
+        raise CohortError(
+            f"none of its {len(problems)} cases can be registered; the first: {problems[0].message}",
+            path=cohort.root,
+            reason="no-usable-case",
+        )
+    return Together(replace(cohort, cases=tuple(cases)), moved, tuple(problems))
+
+
+def tell_movement(moved_mm: Mapping[str, float]) -> str:
+    """Say how far pairs were moved.
+
+    >>> tell_movement({"a": 1.0, "b": 4.04, "c": 2.0})
+    'pairs were moved by 2.0 mm (median), 4.0 mm at most (b)'
+    """
+    farthest = max(moved_mm, key=lambda name: moved_mm[name])
+    median = float(np.median(list(moved_mm.values())))
+    return f"pairs were moved by {median:.1f} mm (median), {moved_mm[farthest]:.1f} mm at most ({farthest})"
+
+
+def hashes_of(case: Case, names: Sequence[str]) -> dict[str, list[str]]:
+    """Hash the files of a case by content: these images, and its mask, labels and known voxels where it has them.
+
+    Where a file holds several images, what tells the one that is meant stands behind the hash.
+
+    Raises:
+        VolumeError: If one cannot be read.
+    """
+    files = {name: case.images[name] for name in names}
+    others = (("mask", case.mask), ("labels", case.labels), ("known", case.known))
+    files |= {name: path for name, path in others if path is not None}
+    try:
+        return {
+            name: [*map(sha256_of, volume_files(path)), *filter(None, [place_inside(path)])]
+            for name, path in files.items()
+        }
+    except OSError as error:
+        raise VolumeError("cannot be read", path=error.filename, reason="unreadable", found=error.strerror) from error
+
+
+def read_records(folder: Path) -> dict[str, dict[str, Any]]:
+    """Read what `align_cohort` noted of each case, by case id.
+
+    Raises:
+        RunError: If a record is damaged.
+    """
+    return {path.parent.name: read_json(path) for path in sorted(folder.glob(f"*/{RECORD}"))}
+
+
+def _depends(case: Case, names: Sequence[str], kind: Kind) -> dict[str, Any]:
+    """Return what the files of a case depend on, contents as hashes."""
+    soft = {} if case.label_threshold is None else {"label_threshold": case.label_threshold}
+    return {"version": VERSION, "kind": kind, "seed": SEED, "fixed": names[0], "files": hashes_of(case, names), **soft}
+
+
+def _found(place: Path, asked: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the record of what was made of the same files, or None where there is none or a file was changed."""
+    try:
+        record = read_json(place / RECORD)
+        if not isinstance(record, dict) or record.get("asked") != asked:
+            return None
+        if "seal" not in record:  # of a time without checksums
+            return record if all((place / name).is_file() for name in record["made"]) else None
+        whole = is_sealed(record) and all(content_hash(place / name) == told for name, told in record["sha256"].items())
+    except (RunError, OSError):
+        return None
+    return record if whole else None
+
+
+def _make(case: Case, names: Sequence[str], kind: Kind, place: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Align a case's images and write all of it, or nothing."""
+    fixed = read_case_image(case, names[0])
+    images = {name: read_case_image(case, name) for name in names[1:]}
+    made: dict[str, Brought] = {}
+    for name, moving in images.items():
+        try:
+            made[name] = bring(fixed, moving, kind)
+        except VolumeError as error:
+            raise VolumeError(
+                f"{name} cannot be brought to {names[0]}: {error.what}",
+                path=case.images[name],
+                reason=error.reason,
+                found=error.found,
+                expected=error.expected,
+                hint=error.hint,
+            ) from error
+    files: dict[str, tuple[NDArray[Any], bool]] = {
+        f"{name}.nii.gz": (stored(one.image.array, case, name), False) for name, one in made.items()
+    }
+    for name, path in (("labels", case.labels), ("mask", case.mask)):
+        volume = _label_volume(case, path, name)
+        brought = None if volume is None else _carried(volume, fixed, images, made)
+        if brought is not None:
+            files[f"{name}.nii.gz"] = brought, True
+    covered = np.logical_and.reduce([one.covered for one in made.values()])
+    if not covered.all():
+        files["known.nii.gz"] = covered, True
+    record = {
+        "asked": asked,
+        "paths": {name: str(case.images[name].absolute()) for name in names},
+        "made": sorted(files),
+        "brought": {
+            name: {
+                **figures_of(one.alignment),
+                "covered": round(float(one.covered.mean()), 4),
+                "matrix": one.alignment.matrix.tolist(),
+            }
+            for name, one in made.items()
+        },
+    }
+    with whole_folder(place) as fresh:
+        for name, (array, is_labels) in files.items():
+            write_volume(fresh / name, array, fixed.geometry, labels=is_labels)
+        for name, one in made.items():
+            if one.alignment.field_mm is not None:
+                write_field(fresh / f"{name}-field.nii.gz", one.alignment, fixed.geometry)
+        record["sha256"] = {path.name: sha256_of(path) for path in sorted(fresh.iterdir())}
+        write_json(fresh / RECORD, sealed(record))
+    return record
+
+
+def _label_volume(case: Case, path: Path | None, name: str) -> Volume | None:
+    """Read labels or a mask; labels that cannot be used stay as they are, and are refused by name where they are."""
+    if path is None:
+        return None
+    if name == "mask":
+        return read_case_labels(case, path)
+    try:
+        return read_label_map(case, {})
+    except VolumeError:
+        return None
+
+
+def _carried(
+    labels: Volume, fixed: Volume, images: Mapping[str, Volume], made: Mapping[str, Brought]
+) -> NDArray[Any] | None:
+    """Carry labels along with the image whose grid they lie on; None where they lie on the fixed one's, or on none."""
+    if _lain(labels, fixed) is not None:
+        return None
+    for name, moving in images.items():
+        if (there := _lain(labels, moving)) is not None:
+            return made[name].alignment.bring(there, fixed.geometry, order=0).array
+    return None  # left as they are, they are refused by name
+
+
+def _lain(labels: Volume, image: Volume) -> Volume | None:
+    fitting = turned_like(labels, image.geometry)
+    if same_grid(image.geometry, fitting.geometry):
+        return fitting
+    return laid_on(labels, image.geometry) if labels.geometry.container == "dicom" else None  # as `check_pair` does
+
+
+def _as_made(case: Case, place: Path, record: Mapping[str, Any]) -> Case:
+    """Point a case to the files that were made of it."""
+    made = {name.removesuffix(".nii.gz"): place / name for name in record["made"]}
+    return replace(
+        case,
+        images={name: made.get(name, path) for name, path in case.images.items()},
+        mask=made.get("mask", case.mask),
+        labels=made.get("labels", case.labels),
+        known=made.get("known"),
+    )
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Wait until no other process works in the folder: jobs of a study share one, and each case is made once."""
+    make_folder(folder)
+    with (folder / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def figures_of(alignment: Alignment) -> dict[str, Any]:
+    """Return what can be told of a registration without knowing the truth, ready for JSON."""
+    return {
+        "kind": alignment.kind,
+        "mutual_information": [round(value, 4) for value in alignment.information],
+        "mean_displacement_mm": round(alignment.mean_mm, 3),
+        "least_jacobian": round(alignment.least_jacobian, 4),
+        "most_jacobian": round(alignment.most_jacobian, 4),
+        "seconds": round(alignment.seconds, 1),
+    }
+
+
+def write_field(path: Path, alignment: Alignment, fixed: Geometry) -> None:
+    """Write the whole displacement as a NIfTI vector image that ITK and ANTs apply: mm, LPS, on a grid of 2 mm."""
+    import nibabel as nib
+
+    upright = canonical(Volume(np.zeros(fixed.shape, np.uint8), fixed)).geometry
+    grid = grid_with_spacing(upright, [max(GRID_MM, step) for step in upright.spacing_mm])
+    vectors = alignment.displacement(grid) * np.array([-1, -1, 1], np.float32)
+    image = nib.Nifti1Image(vectors[:, :, :, None, :], grid.affine)
+    image.header.set_intent("vector")
+    image.header.set_xyzt_units("mm")
+    with whole_file(path) as temporary:
+        nib.save(image, temporary)

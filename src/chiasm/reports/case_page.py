@@ -1,0 +1,482 @@
+"""One case as one page to look through: linked panes, values under the cursor, places to jump to.
+
+The page is one file that needs no network.  Its volumes are cut to the mask's
+box and rounded to a step that is told on the page, so that it stays below ten
+megabytes.  Where the browser cannot draw volumes, or the viewer's script was
+not there when the page was written, still slices are shown and the page says
+why.  The same input gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from markupsafe import Markup
+from numpy.typing import NDArray
+
+from chiasm.evaluation.scoring import HEADLINES, Row
+from chiasm.metrics.all_metrics import lesion_components
+from chiasm.reports.drawing import METRICS, render_page, show_figure, show_metric, show_unit
+from chiasm.reports.gallery import GalleryCase, show_gallery
+from chiasm.storage import write_text
+from chiasm.volumes import Geometry, Volume, canonical, crop
+
+MARGIN_MM = 6.0  # around the mask's box
+MOST_BYTES = 9_600_000  # of a page that is not `whole`
+LEVELS = (4096, 2048, 1024, 512, 256)  # steps inside the window, the finest that fits is taken
+MOST_HALVINGS = 9  # of the number of voxels
+MOST_LESIONS = 30  # to jump to
+COVERED = 0.995  # share of the mask's voxels inside the range of difference and reliability
+LEAST_RELIABLE = 0.99  # quantile above which voxels are the least reliable
+IN_MASK, IN_LESION = 1, 2  # bits of the volume of regions
+SCRIPT = "reports/static/niivue.umd.js"  # brought by hatch_build.py
+LICENCES = "reports/licences/niivue.txt"
+
+#: Name, level and width, HU.
+HU_PRESETS = (
+    ("Brain", 40, 80),
+    ("Stroke", 35, 40),
+    ("Subdural", 75, 215),
+    ("Soft tissue", 50, 400),
+    ("Bone", 600, 2800),
+    ("Lung", -600, 1500),
+)
+
+
+class Figure(NamedTuple):
+    """One figure of the case beside those of the cohort.
+
+    Attributes:
+        region: Where.
+        metric: A name such as "mae".
+        value: Of this case.
+        unit: "1" for pure numbers.
+        cohort: The same figure of every case, this one among them; empty where there is nothing to compare with.
+    """
+
+    region: str
+    metric: str
+    value: float
+    unit: str
+    cohort: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class CasePage:
+    """What a page shows; the volumes lie on one grid, shape (I, J, K) each, in any axis order.
+
+    Attributes:
+        case: The case's id.
+        title: Of the page.
+        source: The image that was given, in its own units.
+        real: The image that was to be made, or None.
+        synthetic: The image that was made.
+        reliability: Expected absolute error in `unit`, or None.
+        mask: Voxels that were scored.
+        lesion: Labelled voxels, or None.
+        affine: Voxel index to world mm, RAS+, shape (4, 4).
+        unit: Of `real`, `synthetic` and `reliability`; "HU" brings presets of the window.
+        window: Lowest and highest shown value, the same for real and synthetic.
+        source_name: What the source is, such as "t1".
+        target_name: What real and synthetic are, such as "t2" or "ct".
+        figures: This case against the cohort, see `against_cohort`.
+        warnings: Sentences that a reader must see first.
+        report: Relative address of the report, or None.
+        previous: Relative address and name of the case before, or None.
+        following: The same of the case after.
+        whole: Keep the volumes uncut and as fine as 16 bits allow, however large the page becomes.
+
+    Raises:
+        ValueError: If the volumes' shapes differ, the affine is no 4 x 4 or the window does not rise.
+    """
+
+    case: str
+    title: str
+    source: NDArray[Any]
+    real: NDArray[Any] | None
+    synthetic: NDArray[Any]
+    reliability: NDArray[Any] | None
+    mask: NDArray[np.bool_]
+    lesion: NDArray[np.bool_] | None
+    affine: NDArray[np.float64]
+    unit: str
+    window: tuple[float, float]
+    source_name: str = ""
+    target_name: str = ""
+    figures: Sequence[Figure] = ()
+    warnings: Sequence[str] = ()
+    report: str | None = None
+    previous: tuple[str, str] | None = None
+    following: tuple[str, str] | None = None
+    whole: bool = False
+
+    def __post_init__(self) -> None:
+        volumes = (self.source, self.real, self.synthetic, self.reliability, self.mask, self.lesion)
+        shapes = {volume.shape for volume in volumes if volume is not None}
+        if len(shapes) != 1 or len(shapes.pop()) != 3:
+            raise ValueError(f"the volumes of case {self.case} must share one shape (I, J, K)")
+        if np.shape(self.affine) != (4, 4):
+            raise ValueError(f"the affine of case {self.case} must be 4 x 4, not {np.shape(self.affine)}")
+        if not self.window[0] < self.window[1]:
+            raise ValueError(f"the window of case {self.case} must rise, found {self.window}")
+
+
+def against_cohort(
+    rows: Sequence[Row], case: str, method: str, metrics: Sequence[str] = HEADLINES
+) -> tuple[Figure, ...]:
+    """Set a case's figures beside those of all cases; folds and seeds of a case are averaged.
+
+    Single lesions (regions "lesion-1" and so on) have no counterpart in other cases and are left out.
+
+    Args:
+        rows: Figures of all cases.
+        case: Whose page it is.
+        method: The method under judgement.
+        metrics: Which figures, in this order inside each region.
+    """
+    values: dict[tuple[str, str], dict[str, list[float]]] = {}
+    units: dict[tuple[str, str], str] = {}
+    for row in rows:
+        single = row.region.removeprefix("lesion-").isdigit() and row.region.startswith("lesion-")
+        if row.method == method and row.metric in metrics and math.isfinite(row.value) and not single:
+            values.setdefault((row.region, row.metric), {}).setdefault(row.case, []).append(row.value)
+            units[row.region, row.metric] = row.unit
+    found = []
+    for region in dict.fromkeys(region for region, _ in values):
+        for metric in metrics:
+            means = {name: float(np.mean(some)) for name, some in values.get((region, metric), {}).items()}
+            if case in means:
+                found.append(Figure(region, metric, means[case], units[region, metric], tuple(means.values())))
+    return tuple(found)
+
+
+def write_case_page(path: Path, page: CasePage) -> Path:
+    """Write a case's page as one HTML file that needs nothing else.
+
+    Args:
+        path: Where it will stand, such as `RUN/cases/CASE.html`.
+        page: What it shows.
+
+    Returns:
+        `path`.
+
+    Raises:
+        ChiasmError: If the file cannot be written.
+    """
+    upright = _upright(page)
+    still = show_gallery([_still(page, upright)], None)
+    script, licences = _viewer()
+    content: dict[str, Any] = {
+        "kind": "case",
+        "title": page.title,
+        "asked": "",
+        "case": page.case,
+        "warnings": page.warnings,
+        "report": page.report,
+        "previous": page.previous,
+        "following": page.following,
+        "figures": [_compared(figure) for figure in page.figures],
+        "still": still,
+        "unit": show_unit(page.unit),
+        "presets": HU_PRESETS if page.unit == "HU" else (),
+        "names": _names(page),
+        "has_lesion": page.lesion is not None and bool(page.lesion.any()),
+        "script": script,
+        "licences": licences,
+        "volumes": {},
+        "settings": "",
+    }
+    if script:
+        room = math.inf if page.whole else MOST_BYTES - len(render_page("case.html", content).encode())
+        packed = _pack(page, upright, room)
+        content["volumes"] = packed.volumes
+        settings = _settings(page, upright, packed)
+        content["settings"] = Markup(json.dumps(settings, ensure_ascii=False).replace("<", "\\u003c"))
+    write_text(path, render_page("case.html", content))
+    return path
+
+
+def _viewer() -> tuple[str, str]:
+    """Read the viewer's script, compressed and as base64, and its licences; empty where it is absent."""
+    script = files("chiasm") / SCRIPT
+    if not script.is_file():
+        return "", ""
+    return _base64(script.read_bytes()), (files("chiasm") / LICENCES).read_text(encoding="utf-8")
+
+
+def _base64(content: bytes) -> str:
+    return base64.b64encode(gzip.compress(content, 6, mtime=0)).decode("ascii")
+
+
+# Volumes
+
+
+def _upright(page: CasePage) -> dict[str, Volume]:
+    """Turn every volume to RAS order; boxes are not cut yet."""
+    grid = Geometry(page.mask.shape, np.asarray(page.affine, np.float64))
+    named = {"source": page.source, "real": page.real, "synthetic": page.synthetic, "reliability": page.reliability}
+    found = {
+        name: canonical(Volume(np.nan_to_num(array.astype(np.float32), posinf=0, neginf=0), grid))
+        for name, array in named.items()
+        if array is not None
+    }
+    lesion = np.zeros_like(page.mask) if page.lesion is None else page.lesion
+    regions = (page.mask > 0) * np.uint8(IN_MASK) + (lesion > 0) * np.uint8(IN_LESION)
+    return found | {"regions": canonical(Volume(regions.astype(np.uint8), grid))}
+
+
+class Packed(NamedTuple):
+    """The volumes as they stand in the page: names to base64, the grid, and what rounding and thinning did."""
+
+    volumes: dict[str, str]
+    geometry: Geometry
+    starts: tuple[int, int, int]
+    stride: tuple[int, int, int]
+    steps: dict[str, float]
+
+
+def _pack(page: CasePage, upright: Mapping[str, Volume], room: float) -> Packed:
+    """Cut, round and compress: as fine as fits into `room` bytes, the coarsest where nothing does."""
+    whole = upright["regions"]
+    box = [slice(0, side) for side in whole.array.shape] if page.whole else _box(whole)
+    inside = {name: crop(volume, box) for name, volume in upright.items()}
+    for stride, levels in _fineness(whole.geometry.spacing_mm, room):
+        steps = {name: _step(page, name, volume.array, levels) for name, volume in inside.items() if name != "regions"}
+        if "real" in steps:  # one step, so that their difference is exact
+            steps["real"] = steps["synthetic"] = max(steps["real"], steps["synthetic"])
+        volumes, size = {}, 0
+        for name, volume in inside.items():
+            volumes[name] = _nifti(_thinned(volume, stride), steps.get(name))
+            size += len(volumes[name])
+            if size > room:
+                break
+        else:
+            break
+    else:
+        volumes = {name: _nifti(_thinned(volume, stride), steps.get(name)) for name, volume in inside.items()}
+    i, j, k = (int(side.start) for side in box)
+    return Packed(volumes, _thinned(inside["regions"], stride).geometry, (i, j, k), stride, steps)
+
+
+def _fineness(spacing_mm: Sequence[float], room: float) -> Iterator[tuple[tuple[int, int, int], int]]:
+    """Give what is tried, the finest first: rounding, then leaving out every second voxel where they lie closest."""
+    stride = [1, 1, 1]
+    for levels in LEVELS if math.isfinite(room) else LEVELS[:1]:
+        yield (1, 1, 1), levels
+    for _ in range(MOST_HALVINGS if math.isfinite(room) else 0):
+        apart = [space * by for space, by in zip(spacing_mm, stride)]
+        stride[min(range(3), key=lambda axis: (round(apart[axis], 3), -axis))] *= 2
+        yield (stride[0], stride[1], stride[2]), LEVELS[-1]
+
+
+def _box(regions: Volume) -> list[slice]:
+    """Find the box around the mask and the lesions, with a margin; the whole grid where both are empty."""
+    sides = []
+    for axis, space in enumerate(regions.geometry.spacing_mm):
+        filled = np.flatnonzero(regions.array.any(axis=tuple({0, 1, 2} - {axis})))
+        last = regions.array.shape[axis]
+        margin = round(MARGIN_MM / space)
+        ends = (int(filled[0]) - margin, int(filled[-1]) + 1 + margin) if len(filled) else (0, last)
+        sides.append(slice(max(0, ends[0]), min(last, ends[1])))
+    return sides
+
+
+def _thinned(volume: Volume, stride: tuple[int, int, int]) -> Volume:
+    """Keep every so many voxels along each axis, the first among them; none is interpolated."""
+    if stride == (1, 1, 1):
+        return volume
+    affine = volume.geometry.affine.copy()
+    affine[:3, :3] *= stride
+    array = volume.array[:: stride[0], :: stride[1], :: stride[2]]
+    return Volume(array, Geometry(array.shape, affine))
+
+
+def _step(page: CasePage, name: str, array: NDArray[Any], levels: int) -> float:
+    """Choose what values are rounded to: 1, 2 or 5 times a power of ten, or 1 for whole numbers."""
+    if name == "source":
+        low, high = _source_window(page)
+    elif name == "reliability":
+        low, high = 0.0, 2 * _range(page)  # an expectation: half the levels are fine enough
+    else:
+        low, high = page.window
+    largest = float(np.abs(array).max())
+    wanted = max((high - low) / levels, largest / 32000, 1e-30)
+    if wanted < 1 and largest / 32000 < 1 and np.array_equal(array, np.rint(array)):
+        return 1.0
+    power = 10.0 ** math.floor(math.log10(wanted))
+    return float(f"{next(power * digit for digit in (1, 2, 5, 10) if power * digit >= wanted * (1 - 1e-9)):.3g}")
+
+
+def _nifti(volume: Volume, step: float | None) -> str:
+    """Write a NIfTI file as base64: 16 bits with a slope for images, bytes as they are without a step."""
+    import nibabel as nib
+
+    array = volume.array if step is None else np.rint(volume.array / step).astype(np.int16)
+    image = nib.Nifti1Image(np.asfortranarray(array), volume.geometry.affine)
+    header = image.header
+    header.set_xyzt_units("mm")
+    header.set_sform(volume.geometry.affine, code=1)
+    header.set_qform(None, code=0)
+    header["pixdim"][1:4] = volume.geometry.spacing_mm
+    header.set_data_offset(352)
+    header["scl_slope"], header["scl_inter"] = (1.0 if step is None else step), 0.0
+    header["magic"] = b"n+1"
+    return _base64(header.binaryblock + bytes(4) + array.tobytes(order="F"))
+
+
+# What the page is told
+
+
+def _names(page: CasePage) -> dict[str, str]:
+    """Say which panes there are, in order, and what each shows."""
+    names = {"source": f"Source{f' ({page.source_name})' if page.source_name else ''}"}
+    target = f" ({page.target_name})" if page.target_name else ""
+    if page.real is not None:
+        names["real"] = f"Real{target}"
+    names["synthetic"] = f"Synthetic{target}"
+    if page.real is not None:
+        names["difference"] = "Synthetic − real"
+    if page.reliability is not None:
+        names["reliability"] = "Reliability"
+    return names
+
+
+def _settings(page: CasePage, upright: Mapping[str, Volume], packed: Packed) -> dict[str, Any]:
+    most = _range(page)
+    shape = packed.geometry.shape
+    jumps = []
+    for label, detail, voxel in _jumps(page, upright):
+        place = [(at - start) / by for at, start, by in zip(voxel, packed.starts, packed.stride)]
+        kept = [min(max(round(at), 0), side - 1) for at, side in zip(place, shape)]
+        jumps.append({"label": label, "detail": detail, "voxel": kept})
+    steps = ", ".join(f"{name} {step:g}" for name, step in packed.steps.items())
+    told = [f"Values in this page are rounded: {steps}."]
+    if packed.stride != (1, 1, 1):
+        told.append(f"To keep the page small, one voxel in {' × '.join(map(str, packed.stride))} is kept.")
+    if not page.whole:
+        told.append("The volumes are cut to the mask.")
+    return {
+        "unit": show_unit(page.unit),
+        "names": _names(page),
+        "window": list(page.window),
+        "sourceWindow": list(_source_window(page)),
+        "range": most,
+        "steps": packed.steps,
+        "jumps": jumps,
+        "told": " ".join(told),
+        "hasLesion": bool((upright["regions"].array & IN_LESION).any()),
+    }
+
+
+def _jumps(page: CasePage, upright: Mapping[str, Volume]) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+    """Name the places worth a look: label, detail, voxel of the upright grid."""
+    from scipy.ndimage import label
+
+    regions = upright["regions"]
+    mask, lesion = (regions.array & IN_MASK) > 0, (regions.array & IN_LESION) > 0
+    unit = f" {show_unit(page.unit)}" if show_unit(page.unit) else ""
+    synthetic = upright["synthetic"].array
+    difference = synthetic - upright["real"].array if "real" in upright else None
+    if difference is not None and mask.any():
+        voxel = _where(np.where(mask, np.abs(difference), -1).argmax(), mask.shape)
+        sign = "+" if difference[voxel] > 0 else ""
+        yield "Largest difference", f"{sign}{show_figure(float(difference[voxel]))}{unit}", voxel
+    if "reliability" in upright and mask.any():
+        expected = np.where(mask, upright["reliability"].array, -np.inf)
+        limit = np.quantile(expected[mask], LEAST_RELIABLE)
+        clusters, count = label(expected >= limit, np.ones((3, 3, 3)))
+        excess = np.where(mask, expected - limit, 0)
+        sums = np.bincount(clusters.ravel(), excess.ravel(), count + 1)
+        sums[0] = -1
+        cluster = clusters == sums.argmax()
+        voxel = _where(np.where(cluster, expected, -np.inf).argmax(), mask.shape)
+        size = show_figure(np.count_nonzero(cluster) * math.prod(regions.geometry.spacing_mm) / 1000)
+        detail = f"{show_figure(float(expected[voxel]))}{unit} expected, {size} mL"
+        yield "Least reliable cluster", detail, voxel
+    lesions = lesion_components(lesion & mask, regions.geometry.spacing_mm)  # numbered as in the evaluation
+    for number, one in enumerate(lesions[:MOST_LESIONS], 1):
+        places = np.argwhere(one.inside)
+        nearest = places[np.linalg.norm(places - places.mean(axis=0), axis=1).argmin()]
+        voxel = tuple(int(at) + side.start for at, side in zip(nearest, one.box))
+        detail = f"{show_figure(one.volume_ml)} mL"
+        if difference is not None:
+            error = float(np.abs(difference[one.box][one.inside]).mean())
+            detail += f", MAE {show_figure(error)}{unit}"
+        yield f"Lesion {number}", detail, voxel
+
+
+def _where(index: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(int(place) for place in np.unravel_index(int(index), shape))
+
+
+def _compared(figure: Figure) -> dict[str, Any]:
+    """Put a figure beside the cohort's: words, and positions in per cent of the range for the drawing."""
+    label, direction = METRICS.get(figure.metric, (show_metric(figure.metric), "neither"))
+    finite = sorted(value for value in figure.cohort if math.isfinite(value))
+    shown = {
+        "region": figure.region,
+        "metric": label,
+        "value": show_figure(figure.value) if math.isfinite(figure.value) else "–",
+        "unit": show_unit(figure.unit),
+        "n": len(finite),
+    }
+    if not finite or not math.isfinite(figure.value):
+        return shown | {"n": 0}
+    low, median, high = finite[0], float(np.median(finite)), finite[-1]
+    width = (max(high, figure.value) - min(low, figure.value)) or 1.0
+    like = max(abs(low), abs(high))
+    better = sum(value < figure.value if direction == "lower" else value > figure.value for value in finite)
+    return shown | {
+        "median": show_figure(median, like),
+        "low": show_figure(low, like),
+        "high": show_figure(high, like),
+        "rank": "" if direction == "neither" else f"{_ordinal(better + 1)} best of {len(finite)}",
+        "at": [round(100 * (value - min(low, figure.value)) / width, 1) for value in (low, median, high, figure.value)],
+    }
+
+
+def _ordinal(number: int) -> str:
+    teens = 10 < number % 100 < 20
+    return f"{number}{'th' if teens else {1: 'st', 2: 'nd', 3: 'rd'}.get(number % 10, 'th')}"
+
+
+def _still(page: CasePage, upright: Mapping[str, Volume]) -> GalleryCase:
+    regions = upright["regions"]
+    return GalleryCase(
+        case=page.case,
+        source=upright["source"].array,
+        real=upright["real"].array if "real" in upright else None,
+        synthetic=upright["synthetic"].array,
+        reliability=upright["reliability"].array if "reliability" in upright else None,
+        mask=(regions.array & IN_MASK) > 0,
+        lesion=None if page.lesion is None else (regions.array & IN_LESION) > 0,
+        spacing_mm=regions.geometry.spacing_mm,
+        unit=page.unit,
+        window=page.window,
+    )
+
+
+def _source_window(page: CasePage) -> tuple[float, float]:
+    values = page.source[page.mask > 0] if page.mask.any() else page.source.ravel()
+    low, high = (float(value) for value in np.nanquantile(values, (0.005, 0.995)))
+    return (low, high) if low < high else (low, low + 1.0)
+
+
+def _range(page: CasePage) -> float:
+    """Find the highest shown difference and expected error, one for both: equal brightness means equal size."""
+    inside = page.mask > 0
+    shown = [] if page.reliability is None else [page.reliability[inside]]
+    if page.real is not None:
+        shown.append(np.abs(np.subtract(page.synthetic, page.real, dtype=np.float32)[inside]))
+    most = max((float(np.nanquantile(values, COVERED)) for values in shown if values.size), default=0.0)
+    digit = 10.0 ** (math.floor(math.log10(most)) - 1) if most > 0 else 1.0
+    return float(f"{math.ceil(most / digit) * digit:.3g}") if most > 0 else 1.0

@@ -1,0 +1,282 @@
+"""Cases to look at in a report: slices as pictures, and the reliability map against the true error."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chiasm.reports.drawing import DASHES, INK, MUTED, SERIES, draw_svg, show_figure, show_unit
+
+MARGIN = 4  # voxels around the mask in a picture
+MOST_PIXELS = 400  # along a picture's longer side; larger slices are thinned
+COVERED = 0.995  # share of the voxels inside the colour range of error and reliability
+SOURCE_WINDOW = (0.005, 0.995)  # quantiles inside the mask
+BEST_TO_WORST = ("best", "median", "worst")
+BINS = 10  # of the reliability curve
+SAMPLE = 500_000  # voxels of a case and region that quantiles and bins are taken over
+PLACES = {"outside lesions": "Outside lesions", "lesions": "In lesions", "mask": "In the mask"}
+
+
+@dataclass(frozen=True, eq=False)
+class GalleryCase:
+    """One case to look at: volumes on one grid in RAS order, shape (I, J, K) each.
+
+    Attributes:
+        case: Its name.
+        source: The image that was given.
+        real: The image that was to be made, or None where there is none.
+        synthetic: The image that was made.
+        reliability: Expected absolute error in `unit`, or None.
+        mask: Valid voxels; error and reliability are shown inside only.
+        lesion: Labelled voxels, or None.
+        spacing_mm: Distance between voxel centres along I, J and K.
+        unit: Of `real`, `synthetic` and `reliability`.
+        window: Lowest and highest shown value, the same for real and synthetic.
+        caption: Why this case is shown, such as "median of 6 cases".
+
+    Raises:
+        ValueError: If the volumes' shapes differ, or the window does not rise.
+    """
+
+    case: str
+    source: NDArray[Any]
+    real: NDArray[Any] | None
+    synthetic: NDArray[Any]
+    reliability: NDArray[Any] | None
+    mask: NDArray[np.bool_]
+    lesion: NDArray[np.bool_] | None
+    spacing_mm: tuple[float, float, float]
+    unit: str
+    window: tuple[float, float]
+    caption: str = ""
+
+    def __post_init__(self) -> None:
+        volumes = (self.source, self.real, self.synthetic, self.reliability, self.mask, self.lesion)
+        shapes = {volume.shape for volume in volumes if volume is not None}
+        if len(shapes) != 1 or len(shapes.pop()) != 3:
+            raise ValueError(f"the volumes of case {self.case} must share one shape (I, J, K)")
+        if not self.window[0] < self.window[1]:
+            raise ValueError(f"the window of case {self.case} must rise, found {self.window}")
+
+
+def draw_reliability(gallery: Sequence[GalleryCase]) -> dict[str, Any] | None:
+    """Set the reliability map against the true error, by tenths of the map and by region."""
+    shown = [case for case in gallery if case.reliability is not None and case.real is not None]
+    pooled: dict[str, list[tuple[NDArray[Any], NDArray[Any]]]] = {}
+    for case in shown:
+        lesion = np.zeros_like(case.mask) if case.lesion is None else case.lesion
+        for region, where in (("outside lesions", case.mask & ~lesion), ("lesions", case.mask & lesion)):
+            if np.count_nonzero(where) >= BINS:
+                expected, real, synthetic = (_sample(v, where) for v in (case.reliability, case.real, case.synthetic))
+                pooled.setdefault(region, []).append((expected, np.abs(synthetic - real)))
+    if not pooled:
+        return None
+    if "lesions" not in pooled:
+        pooled = {"mask": pooled["outside lesions"]}  # nothing is labelled: "outside lesions" would claim too much
+    curves, words = {}, []
+    for region, parts in pooled.items():
+        expected, error = (np.concatenate(side) for side in zip(*parts))
+        tenths = np.array_split(np.argsort(expected, kind="stable"), BINS)
+        curves[region] = np.array([(expected[tenth].mean(), error[tenth].mean()) for tenth in tenths])
+        ratio = error.mean() / expected.mean() if expected.mean() > 0 else math.inf
+        manner = "understates" if ratio > 1.1 else "overstates" if ratio < 0.9 else "meets"
+        figures = f"{show_figure(expected.mean())} expected, {show_figure(error.mean())} found ({ratio:.2f} times)"
+        words.append(f"{PLACES[region]} the map {manner} the error: {figures}.")
+    unit = f" ({shown[0].unit})" if show_unit(shown[0].unit) else ""
+
+    def draw(axes: Any) -> None:
+        most = max(curve.max() for curve in curves.values()) * 1.06
+        axes.plot([0, most], [0, most], color=MUTED, linewidth=0.8)
+        for (region, curve), colour, dash in zip(curves.items(), SERIES, DASHES):
+            axes.plot(*curve.T, color=colour, linestyle=dash, linewidth=1.7, marker="o", markersize=4, label=region)
+        axes.set(xlim=(0, most), ylim=(0, most), xlabel=f"expected error{unit}", ylabel=f"true error{unit}")
+        axes.grid(axis="x")
+        axes.legend(loc="upper left", labelcolor=INK, handlelength=2.6)
+
+    alt = "True error against the error that the reliability map expects, by tenths of the map. " + " ".join(words)
+    svg = draw_svg(draw, alt, (4.8, 4.2), "reliability")
+    return {"svg": svg, "words": words, "cases": [case.case for case in shown]}
+
+
+def _sample(volume: NDArray[Any] | None, where: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Take evenly spread voxels of a region, at most `SAMPLE` or a few more."""
+    places = np.flatnonzero(where)
+    places = places[:: max(1, len(places) // SAMPLE)]
+    return np.asarray(np.ravel(np.asarray(volume))[places], dtype=np.float64)
+
+
+class Picture(NamedTuple):
+    """One slice as a PNG in the page: label, address, alternative text."""
+
+    label: str
+    address: str
+    alt: str
+
+
+def show_gallery(gallery: Sequence[GalleryCase], ranking: Mapping[str, str] | None) -> dict[str, Any]:
+    """Cut slices and colour them: one range for error and reliability in all cases."""
+    most = _error_range(gallery)
+    cases: list[dict[str, Any]] = []
+    for case in gallery:
+        box = _box(case.mask)
+        size = [side.stop - side.start for side in box]
+        planes = []
+        for axis, name in ((2, "axial"), (1, "coronal")):
+            index = _most_telling(case, axis)
+            across, up = 0, 3 - axis  # I runs across, J (axial) or K (coronal) runs up
+            planes.append(
+                {
+                    "name": name,
+                    "place": f"{name}, slice {index + 1} of {case.mask.shape[axis]}",
+                    "pictures": _pictures(case, axis, index, box, most),
+                    "outline": _outline(case, axis, index, box),
+                    "size": (size[across], size[up]),
+                    "ratio": f"{size[across] * case.spacing_mm[across]:.4g} / {size[up] * case.spacing_mm[up]:.4g}",
+                    "top": "A" if axis == 2 else "S",
+                }
+            )
+        cases.append(
+            {
+                "case": case.case,
+                "places": [place for place in BEST_TO_WORST if ranking and ranking[place] == case.case],
+                "caption": case.caption,
+                "planes": planes,
+                "bars": _bars(case, most),
+                "missing": _missing(case),
+            }
+        )
+    return {"cases": cases, "has_outline": any(plane["outline"] for case in cases for plane in case["planes"])}
+
+
+def _missing(case: GalleryCase) -> list[str]:
+    absent = []
+    if case.real is None:
+        absent.append("There is no real image of this case: neither it nor an error can be shown.")
+    if case.reliability is None:
+        absent.append("There is no reliability map of this case.")
+    if case.lesion is None or not case.lesion.any():
+        absent.append("No lesion is labelled in this case.")
+    return absent
+
+
+def _error_range(gallery: Sequence[GalleryCase]) -> float:
+    """Find the highest shown error: nearly all voxels of nearly all cases lie below."""
+    shown = []
+    for case in (case for case in gallery if case.mask.any()):
+        if case.real is not None:
+            shown.append(np.abs(_sample(case.synthetic, case.mask) - _sample(case.real, case.mask)))
+        if case.reliability is not None:
+            shown.append(_sample(case.reliability, case.mask))
+    most = max((float(np.quantile(values, COVERED)) for values in shown), default=1.0)
+    digit = 10.0 ** (math.floor(math.log10(most)) - 1) if most > 0 else 1.0
+    return math.ceil(most / digit) * digit if most > 0 else 1.0
+
+
+def _box(mask: NDArray[np.bool_]) -> tuple[slice, slice, slice]:
+    """Find the box around the mask, with a margin; the whole grid for an empty mask."""
+    sides = []
+    for axis in range(3):
+        filled = np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis})))
+        first, last = (filled[0], filled[-1]) if len(filled) else (0, mask.shape[axis] - 1)
+        sides.append(slice(max(0, int(first) - MARGIN), min(mask.shape[axis], int(last) + 1 + MARGIN)))
+    return sides[0], sides[1], sides[2]
+
+
+def _most_telling(case: GalleryCase, axis: int) -> int:
+    """Choose the slice with most of the lesion inside the mask, else the one in the middle of the mask."""
+    others = tuple({0, 1, 2} - {axis})
+    if case.lesion is not None and (sick := case.lesion & case.mask).any():
+        return int(np.argmax(np.count_nonzero(sick, axis=others)))
+    below = np.cumsum(np.count_nonzero(case.mask, axis=others))
+    return int(np.searchsorted(below, below[-1] / 2)) if below[-1] else int(case.mask.shape[axis]) // 2
+
+
+def _plane(volume: NDArray[Any], axis: int, index: int, box: tuple[slice, slice, slice]) -> NDArray[Any]:
+    """Cut a slice as a picture, rows from the top: front or head up, the patient's right on the left."""
+    cut: NDArray[Any] = volume[box].take(index - box[axis].start, axis=axis)
+    return cut[::-1, ::-1].T  # (I, J or K) -> (rows, columns)
+
+
+def _pictures(case: GalleryCase, axis: int, index: int, box: tuple[slice, slice, slice], most: float) -> list[Picture]:
+    plane = "axial" if axis == 2 else "coronal"
+
+    def picture(label: str, volume: NDArray[Any], window: tuple[float, float], colours: str, inside: bool) -> Picture:
+        values = _plane(volume, axis, index, box)
+        shown = _plane(case.mask, axis, index, box) if inside else np.ones(values.shape, bool)
+        return Picture(
+            label, _png(values, window, colours, shown), f"{label}, {plane} slice {index + 1} of {case.case}"
+        )
+
+    pictures = [picture("source", case.source, _source_window(case), "gray", False)]
+    if case.real is not None:
+        pictures.append(picture("real", case.real, case.window, "gray", False))
+    pictures.append(picture("synthetic", case.synthetic, case.window, "gray", False))
+    if case.real is not None:
+        error = np.abs(np.subtract(case.synthetic, case.real, dtype=np.float32))
+        pictures.append(picture("|error|", error, (0, most), "inferno", True))
+    if case.reliability is not None:
+        pictures.append(picture("reliability", case.reliability, (0, most), "viridis", True))
+    return pictures
+
+
+def _bars(case: GalleryCase, most: float) -> list[dict[str, str]]:
+    """Make a colour bar for each column of pictures, in the same order."""
+    ramp = np.linspace(0, 1, 256)[None, :]
+    kinds = [("gray", _source_window(case), "own units")]
+    kinds += [("gray", case.window, show_unit(case.unit))] * (1 if case.real is None else 2)
+    kinds += [("inferno", (0.0, most), show_unit(case.unit))] * (case.real is not None)
+    kinds += [("viridis", (0.0, most), show_unit(case.unit))] * (case.reliability is not None)
+    return [
+        {
+            "address": _png(ramp, (0, 1), colours, np.ones(ramp.shape, bool)),
+            "low": show_figure(low, like=max(abs(low), abs(high))),
+            "high": show_figure(high, like=max(abs(low), abs(high))),
+            "unit": unit,
+        }
+        for colours, (low, high), unit in kinds
+    ]
+
+
+def _source_window(case: GalleryCase) -> tuple[float, float]:
+    """Show the source between two quantiles inside the mask; it has its own contrast."""
+    inside = _sample(case.source, case.mask if case.mask.any() else np.ones_like(case.mask))
+    low, high = (float(value) for value in np.quantile(inside, SOURCE_WINDOW))
+    return (low, high) if low < high else (low, low + 1.0)
+
+
+def _png(values: NDArray[Any], window: tuple[float, float], colours: str, shown: NDArray[np.bool_]) -> str:
+    """Colour a slice and return it as an address; what is not `shown` (or not finite) stays transparent."""
+    from matplotlib import colormaps
+    from matplotlib.image import imsave
+
+    step = math.ceil(max(values.shape) / MOST_PIXELS)
+    values, shown = values[::step, ::step], shown[::step, ::step] & np.isfinite(values[::step, ::step])
+    low, high = window
+    scaled = np.clip((np.where(shown, values, low) - low) / (high - low), 0, 1)
+    pixels = colormaps[colours](scaled, bytes=True)  # (rows, columns, 4)
+    pixels[~shown] = 0
+    written = io.BytesIO()
+    nothing: dict[str, Any] = {"Software": None}  # the same bytes whatever wrote them
+    imsave(written, pixels, format="png", metadata=nothing)
+    return "data:image/png;base64," + base64.b64encode(written.getvalue()).decode("ascii")
+
+
+def _outline(case: GalleryCase, axis: int, index: int, box: tuple[slice, slice, slice]) -> str:
+    """Trace the lesion as an SVG path in voxels of the picture; empty without a lesion in the slice."""
+    from matplotlib.figure import Figure
+
+    if case.lesion is None:
+        return ""
+    inside = np.pad(_plane(case.lesion, axis, index, box), 1).astype(np.float32)
+    if not inside.any():
+        return ""
+    contour = Figure().subplots().contour(inside, levels=[0.5])
+    polygons = [np.asarray(polygon) for path in contour.get_paths() for polygon in path.to_polygons(closed_only=False)]
+    return "".join("M" + " ".join(f"{x - 0.5:.1f},{y - 0.5:.1f}" for x, y in polygon) for polygon in polygons)

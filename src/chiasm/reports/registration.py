@@ -1,0 +1,349 @@
+"""`chiasm register`: two volumes of one patient brought together, the field, and a page to check it by."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chiasm.cohorts.dicom_patients import parse_rules
+from chiasm.errors import RunError, VolumeError, unknown
+from chiasm.registration.alignment import Alignment, Kind, Progress, align
+from chiasm.registration.cohort import RECORD, figures_of, read_records, tell_movement, write_field
+from chiasm.reports.drawing import render_page
+from chiasm.storage import locked, read_json, write_json, write_text
+from chiasm.volumes import Geometry, Reading, Volume, canonical, read_volume, write_volume
+from chiasm.volumes.masks import box_of, find_mask, suggest_rule
+from chiasm.volumes.screening import STRICT
+
+VIEWS = ("sagittal", "coronal", "axial")
+SQUARES = 8  # of the checkerboard, along the longer side
+PAGES = 24  # pairs of a cohort with a page of their own
+EDGE = 0.8  # quantile of the gradient above which an edge is drawn
+
+
+@dataclass(frozen=True, eq=False)
+class Registered:
+    """What a registration left behind.
+
+    Attributes:
+        folder: Where the files lie.
+        alignment: Where the points of the fixed volume lie in the moving one.
+        image: The moving volume on the fixed one's grid.
+        report: The page.
+    """
+
+    folder: Path
+    alignment: Alignment
+    image: Volume
+    report: Path
+
+
+def register(
+    moving: Path,
+    fixed: Path,
+    out: Path,
+    *,
+    kind: Kind = "demons",
+    labels: Sequence[Path] = (),
+    seed: int = 0,
+    reading: Reading = STRICT,
+    series: Sequence[str] = (),
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Registered:
+    """Bring one volume of a patient to the grid of another, and write how.
+
+    The folder receives `moved.nii.gz`, `labels-N.nii.gz` for each label map
+    (nearest neighbour), `matrix.txt` (fixed world to moving world, mm, RAS+),
+    `field.nii.gz` with Demons (the whole displacement in mm, as ITK and ANTs
+    read it: LPS), `registration.json` and `registration.html`.
+
+    Args:
+        moving: The volume to bring.
+        fixed: The volume that stays.
+        out: Folder for the results.
+        kind: "rigid", "affine" or "demons".
+        labels: Label maps on the moving volume's grid, brought along.
+        seed: Of what mutual information is estimated from.
+        reading: What to assume of files whose headers leave a question open.
+        series: Which DICOM series each is, where a place holds several, as ``moving=WORDS`` and ``fixed=WORDS``.
+        overwrite: Whether to replace another registration in `out`.
+        progress: Called with steps done, all steps, and what is done.
+
+    Raises:
+        VolumeError: If a file cannot be read, or the two do not come together.
+        RunError: If another process writes to `out`, or it holds another registration and `overwrite` is False.
+        RecipeError: If `kind` is unknown, or `series` names neither volume.
+        ChiasmError: If the folder cannot be written.
+    """
+    rules = parse_rules(series)
+    if strange := set(rules) - {"moving", "fixed"}:
+        raise unknown("volume to choose a series for", min(strange), ("moving", "fixed"))
+    with locked(out):
+        still = read_volume(fixed, reading=reading, series=rules.get("fixed"))
+        mobile = read_volume(moving, reading=reading, series=rules.get("moving"))
+        maps = [read_volume(path, labels=True, reading=reading) for path in labels]
+        asked = {"kind": kind, "seed": seed, "voxels": _digest([still, mobile, *maps])}
+        _make_room(out, asked, overwrite=overwrite)
+        alignment = _aligned(still, mobile, moving, kind, seed, progress)
+        image = alignment.bring(mobile, still.geometry)
+        write_volume(out / "moved.nii.gz", image.array, still.geometry)
+        for number, volume in enumerate(maps, 1):
+            brought = alignment.bring(volume, still.geometry, order=0)
+            write_volume(out / f"labels-{number}.nii.gz", brought.array, still.geometry, labels=True)
+        write_text(
+            out / "matrix.txt", "\n".join(" ".join(f"{value:.9g}" for value in row) for row in alignment.matrix) + "\n"
+        )
+        if alignment.field_mm is not None:
+            write_field(out / "field.nii.gz", alignment, still.geometry)
+        names = {"moving": moving.name, "fixed": fixed.name}
+        write_json(out / RECORD, {**names, **asked, **figures_of(alignment)})
+        page = out / "registration.html"
+        write_text(page, render_page("registration.html", _content(still, mobile, image, alignment)))
+        return Registered(out, alignment, image, page)
+
+
+def _digest(volumes: Sequence[Volume]) -> str:
+    """Hash volumes by their voxels and where these lie."""
+    digest = hashlib.sha256()
+    for volume in volumes:
+        digest.update(volume.geometry.affine.tobytes())
+        digest.update(np.ascontiguousarray(volume.array).tobytes())
+    return digest.hexdigest()
+
+
+def _make_room(out: Path, asked: dict[str, Any], *, overwrite: bool) -> None:
+    """Refuse to mix two registrations in a folder, or remove the files of the first.
+
+    Raises:
+        RunError: If the folder holds another one and `overwrite` is False.
+    """
+    before = read_json(out / RECORD) if (out / RECORD).is_file() else {}
+    told = {"kind": "the kind", "seed": "the seed", "voxels": "what was registered"}
+    differing = [told[name] for name, value in asked.items() if before.get(name, value) != value]
+    if not differing:
+        return
+    if not overwrite:
+        raise RunError(
+            f"holds another registration, which differs in {' and '.join(differing)}",
+            path=out,
+            reason="other-registration",
+            hint="Give another folder with -o, or replace what it holds: chiasm register --overwrite.",
+        )
+    for name in ("moved.nii.gz", "labels-*.nii.gz", "matrix.txt", "field.nii.gz", RECORD, "registration.html"):
+        for file in out.glob(name):
+            file.unlink()
+
+
+def _aligned(
+    still: Volume, mobile: Volume, moving: Path, kind: Kind, seed: int, progress: Progress | None
+) -> Alignment:
+    try:
+        return align(still, mobile, kind, seed=seed, progress=progress)
+    except VolumeError as error:
+        raise VolumeError(
+            error.what, path=moving, reason=error.reason, found=error.found, expected=error.expected, hint=error.hint
+        ) from error
+
+
+def report_registered(folder: Path, *, pages: int = PAGES) -> Path:
+    """Write `index.html` of a cohort that `align_cohort` registered, what looks worst first, and pages of those.
+
+    Args:
+        folder: Holds a folder of each case, such as `RUN/registered`.
+        pages: At most as many cases get a page of their own.
+
+    Returns:
+        The page.
+
+    Raises:
+        RunError: If nothing was registered there.
+        ChiasmError: If a scan has gone, or a page cannot be written.
+    """
+    records = read_records(folder)
+    if not records:
+        raise RunError("holds no registered cases", path=folder, reason="no-registration")
+    pairs = [(case, name, one) for case, record in records.items() for name, one in record["brought"].items()]
+    pairs.sort(key=lambda pair: pair[2]["mutual_information"][-1])
+    rows = []
+    for number, (case, name, one) in enumerate(pairs):
+        before, *_, after = one["mutual_information"]
+        page = f"{case}/{name}.html" if number < pages else ""
+        if page:
+            write_text(folder / page, render_page("registration.html", _content_of(records[case], folder / case, name)))
+        rows.append(
+            {
+                "case": case,
+                "page": page,
+                "cells": [
+                    name,
+                    f"{one['mean_displacement_mm']:.1f}",
+                    f"{before:.3f}",
+                    f"{after:.3f}",
+                    f"{one['least_jacobian']:.2f}",
+                    f"{100 * one['covered']:.0f}",
+                ],
+                "worse": after <= before,
+            }
+        )
+    moved = {
+        case: max(one["mean_displacement_mm"] for one in record["brought"].values()) for case, record in records.items()
+    }
+    content = {
+        "kind": "registration",
+        "title": "Do the pairs lie together?",
+        "asked": f"{next(iter(records.values()))['asked']['kind']} registration: {tell_movement(moved)}. "
+        "Those that share least information come first: open their pages and look at the edges.",
+        "rows": rows,
+    }
+    write_text(folder / "index.html", render_page("registered.html", content))
+    return folder / "index.html"
+
+
+def _content_of(record: dict[str, Any], place: Path, name: str) -> dict[str, Any]:
+    """Collect what a pair's page shows from files; the field itself is not read again."""
+    one = record["brought"][name]
+    fixed, moving = (read_volume(Path(record["paths"][image])) for image in (record["asked"]["fixed"], name))
+    alignment = Alignment(
+        one["kind"],
+        np.array(one["matrix"]),
+        None,
+        fixed.geometry,
+        tuple(one["mutual_information"]),
+        one["least_jacobian"],
+        one["most_jacobian"],
+        one["mean_displacement_mm"],
+        one["seconds"],
+    )
+    return _content(fixed, moving, read_volume(place / f"{name}.nii.gz"), alignment)
+
+
+def _content(fixed: Volume, moving: Volume, moved: Volume, alignment: Alignment) -> dict[str, Any]:
+    still = canonical(fixed)
+    before = canonical(
+        Alignment("rigid", np.eye(4), None, still.geometry, (), 1, 1, 0, 0).bring(moving, fixed.geometry)
+    )
+    after = canonical(moved)
+    mask, _ = find_mask(still, suggest_rule(still))
+    middle = [(part.start + part.stop) // 2 for part in box_of(mask)]
+    rows = []
+    for axis, view in enumerate(VIEWS):
+        planes = [_plane(volume.array, axis, middle[axis]) for volume in (still, before, after)]
+        aspect = _aspect(still.geometry, axis)
+        rows.append(
+            {
+                "view": view,
+                "pictures": [
+                    {"name": "fixed", "data": _picture(planes[0], aspect)},
+                    {"name": "moving, as scanned", "data": _picture(planes[1], aspect)},
+                    {"name": "moving, registered", "data": _picture(planes[2], aspect)},
+                    *_folding(alignment, still, axis, middle[axis]),
+                    {
+                        "name": "edges of the fixed one on it, before",
+                        "data": _picture(planes[1], aspect, _edges(planes[0])),
+                    },
+                    {
+                        "name": "edges of the fixed one on it, after",
+                        "data": _picture(planes[2], aspect, _edges(planes[0])),
+                    },
+                    {"name": "checkerboard, before", "data": _picture(_checkered(planes[0], planes[1]), aspect)},
+                    {"name": "checkerboard, after", "data": _picture(_checkered(planes[0], planes[2]), aspect)},
+                ],
+            }
+        )
+    information = " → ".join(f"{value:.3f}" for value in alignment.information)
+    told = {
+        "kind": alignment.kind,
+        "mutual information inside the fixed mask (nats)": information,
+        "mean displacement": f"{alignment.mean_mm:.2f} mm",
+        "Jacobian (0 or less: folded)": f"{alignment.least_jacobian:.2f} to {alignment.most_jacobian:.2f}",
+        "time": f"{alignment.seconds:.0f} s",
+    }
+    return {
+        "kind": "registration",
+        "title": "Do they lie together?",
+        "asked": "Look at the edges: they should follow the same structures in both. Figures alone cannot tell.",
+        "figures": told,
+        "worse": alignment.information[-1] <= alignment.information[0],
+        "rows": rows,
+    }
+
+
+def _plane(array: NDArray[Any], axis: int, index: int) -> NDArray[np.float64]:
+    """Cut a slice as it is looked at: up is up, the patient's right on the left; values 0 to 1.
+
+    Fat may be four times as bright as brain: white is at most twice what half of the brighter voxels have.
+    """
+    plane = np.take(array, index, axis=axis).astype(np.float64)
+    low, high = np.quantile(plane, (0.01, 0.995))
+    bright = plane[plane > plane.mean()]
+    if bright.size:
+        high = min(high, 2 * float(np.median(bright)) - low)
+    plane = np.clip((plane - low) / (high - low if high > low else 1), 0, 1)
+    seen: NDArray[np.float64] = (plane if axis == 0 else plane[::-1]).T[::-1]
+    return seen
+
+
+def _aspect(geometry: Geometry, axis: int) -> float:
+    across, up = (step for other, step in enumerate(geometry.spacing_mm) if other != axis)
+    return up / across
+
+
+def _edges(plane: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Find thin edges of every contrast: crests of the gradient, relative to how bright the surroundings are."""
+    from scipy.ndimage import gaussian_filter, gaussian_gradient_magnitude, maximum_filter1d
+
+    around = np.sqrt(gaussian_filter(plane**2, 8.0)) + 0.05  # so that a skull does not outshine all else
+    steep = gaussian_gradient_magnitude(plane / around, 1.0)
+    crest = np.any([steep == maximum_filter1d(steep, 3, axis=axis) for axis in (0, 1)], axis=0)
+    edges: NDArray[np.bool_] = crest & (steep > max(float(np.quantile(steep, EDGE)), 1e-6))
+    return edges
+
+
+def _checkered(one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.float64]:
+    side = max(one.shape) / SQUARES
+    rows, columns = np.indices(one.shape)
+    return np.where(((rows // side) + (columns // side)) % 2 == 0, one, other)
+
+
+def _folding(alignment: Alignment, still: Volume, axis: int, index: int) -> list[dict[str, Any]]:
+    if alignment.field_mm is None:
+        return []
+    from chiasm.volumes import resample
+
+    voxels = np.einsum("ab,bijk->aijk", np.linalg.inv(alignment.grid.affine[:3, :3]), alignment.field_mm)
+    rows = np.stack([np.stack(np.gradient(part)) for part in voxels]) + np.eye(3)[:, :, None, None, None]
+    jacobian = np.linalg.det(rows.transpose(2, 3, 4, 0, 1)).astype(np.float32)
+    there = resample(Volume(jacobian, alignment.grid), still.geometry, fill=1.0)
+    plane = np.take(there.array, index, axis=axis)
+    plane = (plane if axis == 0 else plane[::-1]).T[::-1]
+    shown = _picture(np.clip((plane - 0.5), 0, 1), _aspect(still.geometry, axis), colours="PuOr")
+    return [{"name": "Jacobian, 0.5 (orange) to 1.5 (violet)", "data": shown}]
+
+
+def _picture(
+    plane: NDArray[Any], aspect: float, edges: NDArray[np.bool_] | None = None, colours: str = "gray"
+) -> dict[str, Any]:
+    """Colour a slice; edges are drawn over it."""
+    from matplotlib import colormaps
+    from matplotlib.image import imsave
+
+    pixels = colormaps[colours](np.asarray(plane), bytes=True)
+    if edges is not None:
+        pixels[edges] = (242, 193, 78, 255)
+    written = io.BytesIO()
+    nothing: dict[str, Any] = {"Software": None}  # the same bytes whatever wrote them
+    imsave(written, pixels, format="png", metadata=nothing)
+    height, width = plane.shape
+    return {
+        "address": "data:image/png;base64," + base64.b64encode(written.getvalue()).decode("ascii"),
+        "ratio": f"{width} / {height * aspect:.2f}",
+    }

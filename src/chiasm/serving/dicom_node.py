@@ -1,0 +1,518 @@
+"""A DICOM node: series come in by C-STORE, and synthetic ones go out to an archive or into a folder.
+
+It answers C-ECHO, takes MR and CT, and works on one series at a time.  A
+series that cannot be used is named by its number and the rule that it breaks;
+what the log holds are numbers, times, reasons and titles, and nothing that an
+image says.
+
+Titles are names, not passwords: whoever reaches the port can claim one.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import re
+import shutil
+import signal
+import socket
+import tempfile
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from socketserver import TCPServer
+from threading import Event, Thread
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from chiasm.cohorts.dicom_patients import WARNINGS, marks_of
+from chiasm.errors import ChiasmError, RecipeError, RunError, VolumeError
+from chiasm.prediction.dicom_case import DicomCase, write_dicom_case
+from chiasm.prediction.folders import Predictor, load
+from chiasm.serving.dicom_gate import LONGEST_PDU, Gate, Look, Visitor, read_within
+from chiasm.serving.dicom_inbox import Arrival, Inbox, InboxError, Limits
+from chiasm.storage import locked
+from chiasm.volumes import Reading, read_volume
+from chiasm.volumes.dicom_files import FAULTS
+from chiasm.volumes.dicom_series import Series, fitting, pick_series
+from chiasm.volumes.screening import STRICT
+
+IMAGES = (
+    "1.2.840.10008.5.1.4.1.1.2",  # CT
+    "1.2.840.10008.5.1.4.1.1.2.1",  # enhanced CT
+    "1.2.840.10008.5.1.4.1.1.2.2",  # converted enhanced CT
+    "1.2.840.10008.5.1.4.1.1.4",  # MR
+    "1.2.840.10008.5.1.4.1.1.4.1",  # enhanced MR
+    "1.2.840.10008.5.1.4.1.1.4.4",  # converted enhanced MR
+)
+RESULTS = ("1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.5.1.4.1.1.30")
+PLAIN = ("1.2.840.10008.1.2.1", "1.2.840.10008.1.2")
+SYNTAXES = (
+    *PLAIN,
+    "1.2.840.10008.1.2.2",  # big endian
+    "1.2.840.10008.1.2.5",  # RLE
+    "1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.81",  # JPEG-LS
+    "1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91",  # JPEG 2000
+    "1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70",  # JPEG lossless
+)  # fmt: skip
+VERIFICATION = "1.2.840.10008.1.1"
+SUCCESS, OUT_OF_RESOURCES, NOT_UNDERSTOOD = 0x0000, 0xA700, 0xC000
+
+OFFERED_PDU = 2**17  # bytes; up to `LONGEST_PDU` are taken, for what comes before the offer is known
+SEND_S = 30.0  # that another node may take to answer
+TICK_S = 0.2
+LOOK_S = 0.02  # between two looks at the connections that wait
+SWEEP_S = 0.5  # between two calls of pynetdicom's own housekeeping, which collects garbage at every sixtieth
+BACKLOG = 128  # connections that the system holds until they are accepted
+ATTEMPTS, PAUSE_S = 3, 2.0  # of sending
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Another node.
+
+    Attributes:
+        title: Its AE title.
+        host: Name or address.
+        port: Of TCP.
+    """
+
+    title: str
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"{self.title}@{self.host}:{self.port}"
+
+
+def parse_peer(text: str) -> Peer:
+    """Read where another node is.
+
+    >>> parse_peer("ORTHANC@127.0.0.1:4242")
+    Peer(title='ORTHANC', host='127.0.0.1', port=4242)
+
+    Raises:
+        RecipeError: If it is no AET@host:port.
+    """
+    title, _, place = text.partition("@")
+    host, _, port = place.rpartition(":")
+    if not host or not re.fullmatch(r"\d{1,5}", port) or not 0 < int(port) < 2**16:
+        raise RecipeError("a destination is written otherwise", reason="peer", found=text, expected="AET@host:port")
+    return Peer(check_title(title), host.strip("[]"), int(port))
+
+
+def check_title(title: str) -> str:
+    r"""Return an AE title: 1 to 16 printable ASCII characters, no backslash.
+
+    Raises:
+        RecipeError: If it is none.
+    """
+    if not re.fullmatch(r"[ -\[\]-~]{1,16}", title) or title != title.strip():
+        raise RecipeError("is no AE title", reason="title", found=repr(title), expected="1 to 16 characters")
+    return title
+
+
+def serve_dicom(
+    run: Path,
+    *,
+    port: int,
+    host: str = "127.0.0.1",
+    title: str = "CHIASM",
+    allow: Sequence[str] = (),
+    send_to: str | None = None,
+    out: Path | None = None,
+    series: str | None = None,
+    limits: Limits | None = None,
+    reading: Reading = STRICT,
+    accelerator: str = "auto",
+    precision: str = "auto",
+    trust: str | Collection[str] = (),
+    say: Callable[[str], None] = print,
+) -> None:
+    """Run a DICOM node until it is interrupted; then end its associations and remove what waits.
+
+    Args:
+        run: A run folder or its model folder, of one source.
+        port: Of TCP; 0 takes any that is free.
+        host: Address to listen on.
+        title: The AE title that senders must call.
+        allow: AE titles that may send; all where none is named, which only a loopback address may have.
+        send_to: Where results go, as AET@host:port.
+        out: Where results stay, a folder for each.
+        series: Words of the descriptions of the series to take, or their modality; all where None.
+        limits: What it takes at most.
+        reading: What to assume of series whose headers leave a question open.
+        accelerator: "auto", "cpu" or "cuda".
+        precision: "auto", "32-true", "bf16-mixed" or "16-mixed".
+        trust: Classes of others that the model may consist of, as ``package.module:Class``.
+        say: Called with each line of the log.
+
+    Raises:
+        RunError: If there is no model, it needs several sources or code that `trust` does not name, pynetdicom is not
+            installed, or another process keeps results in `out`.
+        RecipeError: If an option is wrong, or the node would be open to the network.
+        ChiasmError: If the address cannot be listened on.
+    """
+    peer = None if send_to is None else parse_peer(send_to)
+    if peer is None and out is None:
+        raise RecipeError(
+            "results would go nowhere", reason="no-destination", expected="a folder (-o) or --send-to AET@host:port"
+        )
+    if not allow and not _is_loopback(host):
+        raise RecipeError(
+            "a node that others can reach needs a list of who may send",
+            reason="open",
+            found=host,
+            hint="Name their AE titles with --allow, or leave --host out.",
+        )
+    limits = limits or Limits()
+    kernel = _kernel(title, allow, limits)
+    predictor = load(run, accelerator=accelerator, precision=precision, reading=reading, trust=trust)
+    if len(predictor.model.plan.sources) > 1:
+        raise RunError(
+            "needs several series of one patient, which a node cannot tell belong together",
+            path=run,
+            reason="sources",
+            found=", ".join(predictor.model.plan.sources),
+            hint="Use chiasm predict.",
+        )
+    held = nullcontext() if out is None else locked(out)
+    with held, _until_stopped() as stop, tempfile.TemporaryDirectory(prefix="chiasm-node-") as spool:
+        inbox = Inbox(Path(spool), limits)
+        with _listening(kernel, (host, port), inbox, limits, say) as heard:
+            say(f"{title} listens on {host}:{heard}")
+            while not stop.asked.wait(TICK_S):
+                for arrival in inbox.collect(set(kernel.active_associations)):
+                    if not arrival.whole:
+                        say(f"series {arrival.number}: broke off after {arrival.images} images, removed")
+                        continue
+                    stop.at_once = True
+                    try:
+                        _handle(arrival, predictor, series, out, peer, title, say)
+                    finally:
+                        stop.at_once = False
+                        shutil.rmtree(arrival.folder, ignore_errors=True)
+
+
+# --- one series --------------------------------------------------------------------------------------------------
+
+
+def _handle(
+    arrival: Arrival,
+    predictor: Predictor,
+    wanted: str | None,
+    out: Path | None,
+    peer: Peer | None,
+    title: str,
+    say: Callable[[str], None],
+) -> None:
+    """Synthesise one series and pass it on; say what came of it."""
+    name = f"series {arrival.number}"
+    say(f"{name}: {arrival.images} images from {arrival.sender}")
+    started = time.monotonic()
+    place = (arrival.folder if out is None else out) / f"{datetime.now():%Y%m%d-%H%M%S}-{arrival.number}"
+    try:
+        case = synthesise_series(arrival.folder, place, predictor, wanted)
+        where = "" if out is None else f": {place}"
+        say(f"{name}: synthesised in {time.monotonic() - started:.1f} s{where}")
+        for sentence in case.warnings:
+            say(f"{name}: warning: {sentence}")
+        if peer is not None:
+            send(case.files, peer, title)
+            say(f"{name}: {len(case.files)} objects sent to {peer}")
+    except ChiasmError as error:  # without what was found, which an image may have said
+        say(f"{name}: refused ({error.reason}): {error.what}")
+    except FAULTS as error:
+        say(f"{name}: failed ({type(error).__name__})")
+
+
+def synthesise_series(folder: Path, place: Path, predictor: Predictor, wanted: str | None = None) -> DicomCase:
+    """Synthesise the one series of a folder.
+
+    Args:
+        folder: Its images, of one series.
+        place: Where the result will lie.
+        predictor: Of a model with one source.
+        wanted: Words of its description, or its modality; any where None.  Of a series with several
+            kinds of images, such as magnitude and phase, the words choose one.
+
+    Raises:
+        VolumeError: If it is not what the model takes, synthetic itself, or cannot be read.
+        ChiasmError: If the result cannot be written.
+    """
+    model = predictor.model
+    series = _series_in(folder, wanted)
+    expected = "CT" if model.plan.sources == ("ct",) else "MR"
+    if series.synthetic:  # an archive that passes on what it gets would never end
+        raise VolumeError("was made, not acquired", path=folder, reason="synthetic")
+    if series.modality != expected:
+        raise VolumeError("is of another modality than the model takes", path=folder, reason="modality")
+    if wanted is not None and not fitting([series], wanted):
+        raise VolumeError("is not asked for", path=folder, reason="not-wanted")
+    made = predictor.predict(read_volume(folder, series=series.choice, reading=predictor.reading))
+    warnings = (*(WARNINGS[mark] for mark in marks_of(series)), *made.warnings)
+    return write_dicom_case(place, replace(made, warnings=warnings), [series], model)
+
+
+def _series_in(folder: Path, wanted: str | None) -> Series:
+    try:
+        return pick_series(folder)
+    except VolumeError as error:
+        if error.reason != "several-series" or wanted is None:
+            raise
+        return pick_series(folder, wanted)
+
+
+def send(files: Sequence[Path], peer: Peer, title: str) -> None:
+    """Send DICOM files to another node, all of them, in up to three attempts.
+
+    Args:
+        files: What `write_dicom_case` wrote.
+        peer: Where to.
+        title: Who says so.
+
+    Raises:
+        ChiasmError: If some could not be sent.
+    """
+    left = list(files)
+    for attempt in range(ATTEMPTS):
+        if attempt:
+            time.sleep(PAUSE_S)
+        left = _send_once(left, peer, title)
+        if not left:
+            return
+    raise ChiasmError(f"{len(left)} of {len(files)} objects could not be sent to {peer}", reason="not-sent")
+
+
+def _send_once(files: Sequence[Path], peer: Peer, title: str) -> list[Path]:
+    """Send files, and return those that were not taken."""
+    from pynetdicom import AE
+
+    sender = AE(ae_title=title)
+    sender.connection_timeout = sender.acse_timeout = sender.network_timeout = sender.dimse_timeout = SEND_S
+    for kind in RESULTS:
+        sender.add_requested_context(kind, list(PLAIN))
+    association = sender.associate(peer.host, peer.port, ae_title=peer.title)
+    left = list(files)
+    if not association.is_established:
+        return left
+    try:
+        for path in files:
+            status = association.send_c_store(path)
+            if "Status" in status and (status.Status == SUCCESS or status.Status >> 12 == 0xB):  # a warning is taken
+                left.remove(path)
+    except (ValueError, RuntimeError):  # a kind that the other does not take, or an association that ended
+        pass
+    finally:
+        if association.is_established:
+            association.release()
+    return left
+
+
+# --- the network -------------------------------------------------------------------------------------------------
+
+
+def _kernel(title: str, allow: Sequence[str], limits: Limits) -> Any:
+    """Make what answers associations: who may call, and what is taken."""
+    try:
+        from pynetdicom import AE
+    except ModuleNotFoundError:
+        raise RunError(
+            "a DICOM node needs pynetdicom, which is not installed",
+            reason="not-installed",
+            hint="pip install 'chiasm[dicom]'.",
+        ) from None
+    kernel = AE(ae_title=check_title(title))
+    kernel.require_called_aet = True
+    kernel.require_calling_aet = [check_title(one) for one in allow]
+    kernel.maximum_associations = limits.associations
+    kernel.maximum_pdu_size = OFFERED_PDU
+    kernel.acse_timeout = limits.request_s
+    kernel.dimse_timeout = kernel.network_timeout = limits.idle_s
+    kernel.add_supported_context(VERIFICATION, list(PLAIN))
+    for kind in IMAGES:
+        kernel.add_supported_context(kind, list(SYNTAXES))
+    return kernel
+
+
+@contextmanager
+def _listening(
+    kernel: Any, address: tuple[str, int], inbox: Inbox, limits: Limits, say: Callable[[str], None]
+) -> Iterator[int]:
+    """Take images into an inbox until the block ends; yields the port."""
+    from pynetdicom import evt
+
+    logger = logging.getLogger("pynetdicom")
+    level = logger.level
+    taken: WeakKeyDictionary[Any, int] = WeakKeyDictionary()  # bytes since the last image, by association
+
+    def stored(event: Any) -> int:
+        taken[event.assoc] = 0
+        sender = _plain(event.assoc.requestor.ae_title)
+        try:
+            inbox.store(event.assoc, sender, event.encoded_dataset())
+        except VolumeError:
+            return NOT_UNDERSTOOD
+        except InboxError as error:
+            say(f"an image from {sender} was refused: {error.what}")
+            return OUT_OF_RESOURCES
+        except OSError:
+            say(f"an image from {sender} could not be stored: the disk is full or gone")
+            return OUT_OF_RESOURCES
+        return SUCCESS
+
+    def released(event: Any) -> None:
+        inbox.released(event.assoc)
+
+    def rejected(event: Any) -> None:
+        say(f"an association with {_plain(event.assoc.requestor.ae_title) or 'nobody'} was refused")
+
+    handlers = [
+        (evt.EVT_CONN_OPEN, _bound, [taken, limits]),
+        (evt.EVT_ABORTED, _wake, [say]),
+        (evt.EVT_C_STORE, stored),
+        (evt.EVT_RELEASED, released),
+        (evt.EVT_REJECTED, rejected),
+    ]
+    try:
+        logger.setLevel(logging.CRITICAL + 1)  # it quotes what it receives
+        server = kernel.make_server(address, evt_handlers=handlers, server_class=_gated(limits, say))
+        Thread(target=server.serve_forever, args=(LOOK_S,), daemon=True).start()
+    except (OSError, OverflowError) as error:
+        logger.setLevel(level)
+        raise ChiasmError(
+            f"cannot listen on {address[0]}:{address[1]}: {getattr(error, 'strerror', None) or error}",
+            reason="address",
+            hint="Give another port with --dicom-port.",
+        ) from error
+    try:
+        yield int(server.server_address[1])
+    finally:
+        server.shutdown()
+        _hang_up(kernel)
+        logger.setLevel(level)
+
+
+def _bound(event: Any, taken: WeakKeyDictionary[Any, int], limits: Limits) -> None:
+    """Bound what a peer may promise and how long it takes; pynetdicom waits for each piece anew."""
+    association = event.assoc
+    connection = association.dul.socket
+    connection.socket.settimeout(limits.idle_s)  # of sending
+
+    def recv(count: int) -> bytearray:
+        taken[association] = taken.get(association, 0) + count
+        if count > LONGEST_PDU or taken[association] > limits.image_bytes + LONGEST_PDU:
+            connection.close()
+            raise OSError("more than is taken")
+        seconds = limits.idle_s if association.is_established else limits.request_s
+        received = read_within(connection.socket, count, seconds)
+        connection.socket.settimeout(limits.idle_s)
+        return received
+
+    connection.recv = recv
+
+
+def _wake(event: Any, say: Callable[[str], None]) -> None:
+    """Wake the thread of an association that ended, which may be reading a PDU that never ends."""
+    if event.assoc.dul.idle_timer_expired():
+        say(f"an association with {_plain(event.assoc.requestor.ae_title)} was silent for too long and was ended")
+    with suppress(OSError, AttributeError):  # it is closed already
+        event.assoc.dul.socket.socket.shutdown(socket.SHUT_RD)
+
+
+def _gated(limits: Limits, say: Callable[[str], None]) -> type:
+    """Make the server class of a node: connections wait at a gate, and only requests for associations get through."""
+    from pynetdicom.transport import AssociationServer
+
+    gate = Gate(limits.request_s, limits.waiting)
+
+    class Server(AssociationServer):  # type: ignore[misc]
+        """A server that associates with whoever asks for it."""
+
+        request_queue_size = BACKLOG
+        swept = 0.0
+
+        def process_request(self, request: Any, client_address: Any) -> None:
+            gate.admit(request, client_address)
+
+        def service_actions(self) -> None:
+            look = gate.look(limits.associations - len(self.active_associations)) if len(gate) else Look((), 0)
+            if look.silent:
+                say(f"connections that asked for nothing within {limits.request_s:g} s were closed: {look.silent}")
+            for visitor in look.ready:
+                self._associate(visitor)
+            if time.monotonic() - self.swept > SWEEP_S:
+                self.swept = time.monotonic()
+                super().service_actions()
+
+        def _associate(self, visitor: Visitor) -> None:
+            try:
+                self.finish_request(visitor.connection, visitor.address)
+            except (OSError, RuntimeError):  # gone meanwhile, or no thread to be had
+                self.shutdown_request(visitor.connection)
+
+        def shutdown(self) -> None:
+            TCPServer.shutdown(self)
+            self.server_close()
+            gate.close()
+
+    return Server
+
+
+def _hang_up(kernel: Any) -> None:
+    """End associations at once; pynetdicom's own way waits for ever for a peer that never said anything."""
+    for _ in range(10):
+        begun = kernel.active_associations
+        if not begun:
+            return
+        associations = [one for one in begun if one.dul.is_alive()]  # one that only just began has not started it yet
+        for association in associations:
+            if association.is_established:
+                association.abort(block=False)
+        time.sleep(TICK_S)  # for the word to leave
+        for association in associations:
+            association.dul.kill_dul()
+            association.dul.socket.close()
+
+
+class _Stop:
+    """Ctrl-C or SIGTERM, which is how a node ends: at once out of a series, else between two looks at the inbox.
+
+    An exception anywhere else could leave threads of pynetdicom behind, for which Python would wait.
+    """
+
+    def __init__(self) -> None:
+        self.asked = Event()
+        self.at_once = False
+
+    def __call__(self, *_: object) -> None:
+        self.asked.set()
+        if self.at_once:
+            raise KeyboardInterrupt
+
+
+@contextmanager
+def _until_stopped() -> Iterator[_Stop]:
+    stop = _Stop()
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    except KeyboardInterrupt:
+        pass
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _plain(title: str) -> str:
+    return "".join(mark if mark.isprintable() else "?" for mark in title).strip()[:16]

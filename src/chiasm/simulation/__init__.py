@@ -1,0 +1,1 @@
+"""Patients that are made: anatomy, lesions, signals."""

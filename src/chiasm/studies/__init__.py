@@ -1,0 +1,1 @@
+"""Methods x folds x seeds, and completion."""

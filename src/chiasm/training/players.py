@@ -1,0 +1,289 @@
+"""Which networks make an arm: the recipe's fields turned into players."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from chiasm.errors import RecipeError
+from chiasm.networks.catalogue import GENERATORS, OWN, make_critic, make_network, needs_of
+from chiasm.networks.discriminators import GlobalDiscriminator, LocalDiscriminator
+from chiasm.networks.foreign import is_own_class
+from chiasm.networks.generator import Dims, Generator
+from chiasm.networks.shapes import without_memory
+from chiasm.prediction.baselines import NAMES
+from chiasm.prediction.model import input_statistics, make_generator, make_local_discriminator, make_refiner
+from chiasm.preparation.planning import PatchNeeds, Plan
+from chiasm.recipe import ARMS, LEAST_PATCH, TASKS, Recipe, arm_in_words, make_recipe
+
+
+@dataclass(frozen=True)
+class Players:
+    """The networks of an arm; one that the arm does not need is absent.
+
+    Attributes:
+        generator: Source to target.
+        global_judge: One logit a sample, or None.
+        second_judge: A second global one in the place of the local adversarial term (control C5), or None.
+        local_judge: Logits a voxel: realness, magnitude, structured; or None.
+        refiner: The second stage, which corrects where confidence is low; or None.
+    """
+
+    generator: nn.Module
+    global_judge: nn.Module | None
+    second_judge: nn.Module | None
+    local_judge: LocalDiscriminator | None
+    refiner: Generator | None
+
+
+def make_players(recipe: Recipe, plan: Plan, seed: int) -> Players:
+    """Build the networks with weights that depend on `seed` alone, not on which of them exist.
+
+    Raises:
+        RecipeError: As `check_players`.
+    """
+    check_players(recipe)
+    loss = recipe.loss
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        generator = make_generator(recipe, plan)
+        torch.manual_seed(seed + 1)
+        local_judge = make_local_discriminator(recipe, plan) if needs_local_judge(recipe) else None
+        torch.manual_seed(seed + 2)
+        global_judge = _make_global(recipe, plan) if loss.global_weight > 0 else None
+        torch.manual_seed(seed + 3)
+        second = recipe.discriminators.second_global and loss.local_weight > 0
+        second_judge = _make_global(recipe, plan) if second else None
+        torch.manual_seed(seed + 4)
+        refiner = make_refiner(recipe, plan) if recipe.generator.refiner else None
+    return Players(generator, global_judge, second_judge, local_judge, refiner)
+
+
+def check_players(recipe: Recipe) -> None:
+    """Refuse a recipe that its networks cannot follow.
+
+    Raises:
+        RecipeError: If it asks for a refiner or for difficult transplants without
+            a local discriminator, for rounds of ADMM with other networks than a
+            sparse coder or in stages, or sets what a network of the literature has not.
+    """
+    _check_borrowed(recipe)
+    if recipe.optimiser.kind == "admm":
+        settings, loss = recipe.generator, recipe.loss
+        if settings.network != "jcsc" or settings.refiner or loss.global_weight > 0 or needs_local_judge(recipe):
+            raise RecipeError(
+                "optimiser.kind = admm learns a sparse coder, alone",
+                reason="admm",
+                found=f"network {settings.network}, method {recipe.method}",
+                expected="network jcsc without discriminators or second stage",
+                hint="Use chiasm train --method jcsc, or optimiser.kind=adam.",
+            )
+        if settings.stages > 1:
+            raise RecipeError(
+                "a sparse coder has no stages: pairs are too few to be dealt into inner folds",
+                reason="admm",
+                found=f"generator.stages {settings.stages}",
+                hint="Set generator.stages=1.",
+            )
+    needing = {"generator.refiner": bool(recipe.generator.refiner)}
+    needing["training.transplant = difficulty"] = recipe.training.transplant == "difficulty"
+    asked = [name for name, needed in needing.items() if needed]
+    if asked and not needs_local_judge(recipe):
+        raise RecipeError(
+            f"{' and '.join(asked)} goes by the confidence of a local discriminator, and method {recipe.method} "
+            "as it is set has none",
+            reason="no-local-judge",
+            found=f"attention.target {recipe.attention.target}, loss.local_weight {recipe.loss.local_weight:g}",
+            hint="Set attention.target or a loss.local_weight above 0, or leave it out.",
+        )
+
+
+def _check_borrowed(recipe: Recipe) -> None:
+    """Refuse settings of this project's own networks where the literature's are asked for, which have them not."""
+    generator, judges = recipe.generator, recipe.discriminators
+    asked = {}
+    if generator.network != OWN and generator.dropout > 0:
+        asked["generator.dropout"] = generator.network, "A network with dropout takes generator.options={dropout=0.3}."
+    if judges.global_network != OWN and judges.global_spectral_norm:
+        asked["discriminators.global_spectral_norm"] = judges.global_network, "Its critic normalises as published."
+    for setting, (network, hint) in asked.items():
+        raise RecipeError(
+            f"{setting} is of this project's own network, not of {network}", reason="no-effect", hint=hint
+        )
+
+
+def patch_needs(recipe: Recipe) -> PatchNeeds | None:
+    """Return what networks of the literature ask of a patch, and judges of what is left of it; None where all are ours.
+
+    Raises:
+        RecipeError: If there is no such network, or it cannot be built.
+    """
+    settings, judges = recipe.generator, recipe.discriminators
+    dims = _dims(recipe)
+    judged = 1
+    if recipe.loss.global_weight > 0:
+        judged = 2 ** len(judges.global_widths)
+        if judges.global_network != OWN:
+            with torch.device("meta"):
+                critic = make_critic(judges.global_network, in_channels=2, dims=dims, scale=judges.scale)
+            judged = int(critic.smallest)  # type: ignore[arg-type]
+    local = 2 ** (len(judges.local_widths) - 1) if needs_local_judge(recipe) else 1
+    if settings.network == OWN:
+        return None if judges.global_network == OWN else PatchNeeds(1, judged, own=True)
+    with nullcontext() if is_own_class(settings.network) else without_memory(), torch.random.fork_rng(devices=[]):
+        network = make_network(
+            settings.network,
+            in_channels=len(recipe.data.sources),
+            dims=dims,
+            scale=settings.scale,
+            options=settings.options,
+        )
+    needs = needs_of(network)
+    left = max(judged, local, needs.multiple)
+    multiple = math.lcm(needs.multiple, local)
+    offset = 2 * needs.margin % multiple if local > 1 else 0
+    return PatchNeeds(multiple, max(needs.smallest, 2 * needs.margin + left), offset)
+
+
+def needs_local_judge(recipe: Recipe) -> bool:
+    """Tell whether the arm's loss or attention asks the local discriminator."""
+    adversarial = recipe.loss.local_weight > 0 and not recipe.discriminators.second_global
+    return adversarial or recipe.attention.target != "none"
+
+
+def _make_global(recipe: Recipe, plan: Plan) -> nn.Module:
+    mean, sd = input_statistics(plan)
+    settings = recipe.discriminators
+    if settings.global_network == OWN:
+        judge: nn.Module = GlobalDiscriminator(
+            in_channels=len(mean),
+            widths=settings.global_widths,
+            dims=plan.dims,
+            spectral_norm=settings.global_spectral_norm,
+        )
+    else:
+        judge = make_critic(
+            settings.global_network,
+            in_channels=len(mean),
+            dims=plan.dims,
+            scale=settings.scale,
+            norm="none" if recipe.loss.adversarial == "wgan-gp" else "batch",
+        )
+    judge.get_submodule("standardise").set_input_statistics(mean, sd)  # type: ignore[operator]
+    return judge
+
+
+#: Whose objective an arm is, where its networks are ours.
+OBJECTIVES: Mapping[str, str] = {
+    "gan": "Goodfellow et al., arXiv:1406.2661",
+    "lsgan": "Mao et al., arXiv:1611.04076",
+    "hinge": "Miyato et al., arXiv:1802.05957",
+    "wgan": "Arjovsky et al., arXiv:1701.07875",
+    "wgan-gp": "Gulrajani et al., arXiv:1704.00028",
+}
+#: What is no method of the table: tasks, other commands, networks of anybody's.
+BESIDE: Mapping[str, str] = {
+    **{f"chiasm train --task {task}": words for task, words in TASKS.items()},
+    "chiasm register": "rigid, affine or diffeomorphic Demons (Vercauteren 2009)",
+    "chiasm complete": "missing modalities of a cohort, by any method (Li 2014)",
+    "chiasm mumap": "attenuation at 511 keV from CT (Kinahan 1998)",
+    "chiasm train --set generator.network=monai:CLASS": "a network of MONAI, or your own: package.module:Class",
+    "naive": f"{', '.join(NAMES)}: beside every method, in every table",
+}
+
+
+class MethodRow(NamedTuple):
+    """What `chiasm methods` tells of a method.
+
+    Attributes:
+        name: For `--method` and for the arms of a study.
+        words: What it is.
+        paper: Whose network or objective it is.
+        weights: Of the generators of all stages, and of a refiner, at the size asked for: one source in, and 2D unless
+            it has 3D only.
+        published: Of the generators likewise, at the published size; 0 where none was published.
+        needs: What it asks of data and patch.
+    """
+
+    name: str
+    words: str
+    paper: str
+    weights: int
+    published: int
+    needs: str
+
+
+def describe_methods(size: str = "small") -> list[MethodRow]:
+    """Describe every method of the table, in its order.
+
+    Raises:
+        RecipeError: If the size is unknown.
+    """
+    with torch.device("meta"):
+        return [_describe(make_recipe(name, size)) for name in ARMS]
+
+
+def _describe(recipe: Recipe) -> MethodRow:
+    settings, loss = recipe.generator, recipe.loss
+    entry = GENERATORS.get(settings.network)
+    paper = f"{OBJECTIVES.get(recipe.method, 'Nie et al., arXiv:1907.03297')} (networks: ours)"
+    if settings.network != OWN:
+        paper = entry.paper if entry else settings.network
+    told = ["3D"] if recipe.data.dims == "3d" else ["2D"] if entry and entry.dims == (2,) else []
+    told += _needs_in_words(recipe)
+    judges = {"global": loss.global_weight > 0, "local": needs_local_judge(recipe)}
+    if asked := [name for name, there in judges.items() if there]:
+        told.append(f"{' and '.join(asked)} discriminator{'s' if len(asked) > 1 else ''}")
+    if recipe.optimiser.kind == "admm":
+        told.append("one pair or more (training.pairs); other cases, and lone images, serve unpaired")
+    if loss.lesion > 1 or recipe.training.transplant_share > 0 or recipe.training.lesion_share > 0.25:
+        told.append("lesion labels of training cases")
+    weights = sum(map(_count, _stages(recipe, settings.scale)))
+    if settings.refiner:  # sees confidence and image beside what the last stage sees
+        seen = _channels(recipe, settings.stages) + 2
+        weights += _count(Generator(in_channels=seen, widths=settings.refiner, dims=_dims(recipe), norm=settings.norm))
+    published = sum(map(_count, _stages(recipe, 1.0))) if entry else 0
+    return MethodRow(recipe.method, arm_in_words(recipe.method), paper, weights, published, "; ".join(told))
+
+
+def _needs_in_words(recipe: Recipe) -> list[str]:
+    needs = patch_needs(recipe)
+    if needs is None or needs.own:
+        return []
+    least = max(LEAST_PATCH, needs.smallest)
+    least += (needs.offset - least) % needs.multiple
+    told = [f"patches of {least} or more"]
+    if needs.multiple > 1:
+        told.append(f"{f'{needs.offset} voxels and ' if needs.offset else ''}multiples of {needs.multiple}")
+    margin = needs_of(_stages(recipe, recipe.generator.scale)[0]).margin
+    return [*told, f"loses {margin} voxels on each side"] if margin else told
+
+
+def _stages(recipe: Recipe, scale: float) -> list[nn.Module]:
+    """Build the generator of each stage, for one source."""
+    settings, dims = recipe.generator, _dims(recipe)
+    inputs = [_channels(recipe, stage) for stage in range(1, settings.stages + 1)]
+    if settings.network == OWN:
+        return [Generator(in_channels=n, widths=settings.widths, dims=dims, norm=settings.norm) for n in inputs]
+    return [
+        make_network(settings.network, in_channels=n, dims=dims, scale=scale, options=settings.options) for n in inputs
+    ]
+
+
+def _channels(recipe: Recipe, stage: int) -> int:
+    """Count what a stage sees of one source: the image, its ranks, what the stage before made of it."""
+    return 1 + recipe.data.histogram + (stage > 1)
+
+
+def _dims(recipe: Recipe) -> Dims:
+    return 3 if recipe.data.dims == "3d" else 2
+
+
+def _count(network: nn.Module) -> int:
+    return sum(weight.numel() for weight in network.parameters())

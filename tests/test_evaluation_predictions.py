@@ -1,0 +1,232 @@
+"""From predictions to a table, a CSV and a page."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from chiasm.errors import CohortError, RecipeError, RunError
+from chiasm.evaluation.predictions import score_folder
+from chiasm.evaluation.scoring import harmonise, read_remarks, reporting_unit
+from chiasm.metrics.all_metrics import CONVENTIONS
+from chiasm.prediction.folders import predict
+from chiasm.preparation.planning import read_plan
+from chiasm.reports.evaluation import Scored, evaluate, report_evaluation
+from chiasm.volumes import read_volume
+from synthetic_cohort import affine, forget_digests, save
+
+
+@pytest.fixture(scope="module")
+def predictions(toy_cohort: Path, finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return predict(finished_run, [toy_cohort], tmp_path_factory.mktemp("predictions"), only="test").folder
+
+
+@pytest.fixture(scope="module")
+def scored(predictions: Path, toy_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Scored:
+    return evaluate(predictions, toy_cohort, tmp_path_factory.mktemp("evaluation"))
+
+
+def test_every_figure_is_a_row_with_its_unit_and_convention(scored: Scored) -> None:
+    with (scored.report.parent / "evaluation.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["case", "fold", "seed", "method", "region", "metric", "value", "unit", "convention"]
+    assert len(rows) == len(scored.rows)
+    assert {row["method"] for row in rows} == {"A7", "identity", "mean", "histogram", "lookup"}
+    assert {"mask", "image", "healthy", "edges", "lesion-edge"} <= {row["region"] for row in rows}
+    assert all(row["unit"] and "chiasm" in row["convention"] for row in rows)
+    as_json = json.loads((scored.report.parent / "evaluation.json").read_text())["rows"]
+    assert [row["metric"] for row in as_json] == [row["metric"] for row in rows]
+
+
+def test_the_mean_error_is_what_numpy_makes_of_the_files(
+    scored: Scored, predictions: Path, toy_cohort: Path, finished_run: Path
+) -> None:
+    from chiasm.preparation.intensity import fit_intensity
+
+    plan = read_plan(finished_run / "model" / "plan.toml")
+    case = scored.rows[0].case
+    image = read_volume(predictions / f"{case}_t2.nii.gz").array
+    mask = read_volume(predictions / f"{case}_mask.nii.gz", labels=True).array > 0
+    real = read_volume(toy_cohort / case / f"{case}_t2.nii.gz").array
+    own = fit_intensity(real, mask, plan.target_kind)
+    one_sd = plan.target_sd * (plan.target_reference.values[-1] - plan.target_reference.values[0])
+    one_sd /= plan.target_reference.normalised[-1] - plan.target_reference.normalised[0]
+    error = np.abs(image - plan.target_reference.invert(own.apply(real)))[mask].mean() / one_sd
+    told = next(r for r in scored.rows if (r.case, r.method, r.region, r.metric) == (case, "A7", "mask", "mae"))
+    assert told.unit == "SD"
+    if plan.target_kind in ("median_iqr", "zscore"):  # one slope, so one unit everywhere
+        assert told.value == pytest.approx(error, rel=1e-4)
+
+
+def test_the_table_stands_beside_naive_baselines_and_the_report_stands_alone(scored: Scored) -> None:
+    table = "\n".join(scored.table)
+    for word in ("A7", "identity", "mean", "histogram", "lookup", "mask", "healthy", "Convention"):
+        assert word in table
+    page = scored.report.read_text()
+    assert "<html" in page and "http://" not in page.replace("http://www.w3.org", "") and 'src="data:image' in page
+    assert "only 2 cases" in page
+
+
+def test_the_reliability_map_is_judged(scored: Scored) -> None:
+    found = {row.metric for row in scored.rows if row.method == "A7" and row.region == "mask"}
+    assert {"spearman", "auroc_worst", "ausc", "ause", "expected_error", "calibration"} <= found
+    assert not {row.metric for row in scored.rows if row.method == "lookup"} & {"ause", "expected_error"}
+
+
+def test_cases_seen_in_training_are_marked(toy_cohort: Path, finished_run: Path, tmp_path: Path) -> None:
+    predict(finished_run, [toy_cohort], tmp_path / "p", only="train")
+    done = evaluate(tmp_path / "p", toy_cohort, tmp_path / "e")
+    assert "were used in training" in done.report.read_text()
+
+
+def test_a_case_without_its_target_is_named_and_the_others_are_scored(
+    predictions: Path, toy_cohort: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(toy_cohort, data)
+    case = sorted(path.name.split("_t2")[0] for path in predictions.glob("*_t2.nii.gz"))[0]
+    (data / case / f"{case}_t2.nii.gz").unlink()
+    done = evaluate(predictions, data, tmp_path / "e")
+    assert [problem.case for problem in done.problems] == [case]
+    assert {row.case for row in done.rows} and case not in {row.case for row in done.rows}
+
+
+def test_a_prediction_on_another_grid_is_refused(predictions: Path, toy_cohort: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "p"
+    shutil.copytree(predictions, folder)
+    for path in folder.glob("*_t2.nii.gz"):
+        save(path, read_volume(path).array, affine((1.0, 1.0, 2.5)))
+    forget_digests(folder)
+    with pytest.raises(CohortError, match=r"no predicted case could be scored.*grid differs"):
+        evaluate(folder, toy_cohort, tmp_path / "e")
+    assert not (tmp_path / "e").exists()
+
+
+def test_a_normalised_image_against_a_raw_one_is_refused(predictions: Path, toy_cohort: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "p"
+    shutil.copytree(predictions, folder)
+    for path in folder.glob("*_t2.nii.gz"):
+        volume = read_volume(path)
+        save(path, volume.array / 1e4, volume.geometry.affine)
+    forget_digests(folder)
+    with pytest.raises(CohortError, match="not in one unit"):
+        evaluate(folder, toy_cohort, tmp_path / "e")
+
+
+def test_every_convention_can_be_asked_for_and_an_unknown_one_is_refused(
+    predictions: Path, toy_cohort: Path, tmp_path: Path
+) -> None:
+    for name in CONVENTIONS:
+        rows, *_ = score_folder(predictions, toy_cohort, convention=name, naive=False)
+        assert rows and all(row.convention.startswith(name) for row in rows)
+    told = evaluate(predictions, toy_cohort, tmp_path / "asked", convention=name).rows
+    assert all(row.convention.startswith(name) for row in told)
+    with pytest.raises(RecipeError, match="chiasm"):
+        evaluate(predictions, toy_cohort, tmp_path / "e", convention="best")
+    with pytest.raises(RunError, match=r"predictions\.json"):
+        evaluate(toy_cohort, toy_cohort, tmp_path / "e")
+
+
+def test_evaluation_never_loads_torch(predictions: Path, toy_cohort: Path, tmp_path: Path) -> None:
+    program = (
+        "import sys\nfrom pathlib import Path\nfrom chiasm.reports.evaluation import evaluate\n"
+        "evaluate(*map(Path, sys.argv[1:]))\nassert 'torch' not in sys.modules\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(predictions), str(toy_cohort), str(tmp_path)],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def shrunk(data: Path) -> None:
+    """Give every case a mask file that holds half of the body."""
+    for path in data.rglob("*_t1.nii.gz"):
+        volume = read_volume(path)
+        mask = (volume.array != 0).astype(np.uint8)
+        mask[mask.shape[0] // 2 :] = 0
+        save(path.with_name(path.name.replace("_t1", "_mask")), mask, affine())
+
+
+def error_inside(case: str, mask: Path, folder: Path, data: Path, run: Path) -> float:
+    """Compute the mean error in SDs inside a mask file, as the report tells it."""
+    plan = read_plan(run / "model" / "plan.toml")
+    inside = read_volume(mask, labels=True).array > 0
+    real = harmonise(read_volume(data / case / f"{case}_t2.nii.gz").array, inside, plan)
+    made = read_volume(folder / f"{case}_t2.nii.gz").array
+    return float(np.abs(made - real)[inside].mean(dtype=np.float64)) / reporting_unit(plan)[1]
+
+
+def test_a_case_is_scored_in_the_mask_that_its_prediction_was_made_with(
+    predictions: Path, toy_cohort: Path, finished_run: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(toy_cohort, data)
+    shrunk(data)  # after the prediction: it knows nothing of these files
+    given = predict(finished_run, [data], tmp_path / "given", only="test")
+    case = given.manifest.cases[0].case
+    own = {folder: folder / f"{case}_mask.nii.gz" for folder in (predictions, given.folder)}
+    sizes = {folder: np.count_nonzero(read_volume(path, labels=True).array) for folder, path in own.items()}
+    assert sizes[given.folder] < 0.6 * sizes[predictions]
+    for folder, reason in ((predictions, "found by the rule nonzero"), (given.folder, "from the mask file beside")):
+        done = evaluate(folder, data, tmp_path / f"scored-{folder.name}")
+        told = next(r for r in done.rows if (r.case, r.method, r.region, r.metric) == (case, "A7", "mask", "mae"))
+        assert told.value == pytest.approx(error_inside(case, own[folder], folder, data, finished_run), rel=1e-5)
+        use = next(mask for mask in read_remarks(done.report.parent).masks if mask.case == case)
+        assert use.used == "prediction" and reason in use.reason and use.voxels == sizes[folder]
+        page = done.report.read_text()
+        assert reason in page and ("not in the mask file of the cohort" in page) == (folder == predictions)
+
+
+def test_without_a_mask_file_of_its_own_a_prediction_is_scored_in_another_mask_and_that_is_said(
+    predictions: Path, toy_cohort: Path, tmp_path: Path
+) -> None:
+    folder, data = tmp_path / "p", tmp_path / "data"
+    shutil.copytree(predictions, folder)
+    shutil.copytree(toy_cohort, data)
+    forget_digests(folder)
+    content = json.loads((folder / "predictions.json").read_text())
+    before = {entry["case"]: np.count_nonzero(read_volume(folder / entry["mask"]).array) for entry in content["cases"]}
+    for entry in content["cases"]:
+        entry["mask"] = None
+    (folder / "predictions.json").write_text(json.dumps(content))
+    scores = score_folder(folder, data, naive=False)
+    assert not scores.problems and {mask.used for mask in scores.remarks.masks} == {"plan"}
+    assert {mask.case: mask.voxels for mask in scores.remarks.masks} == before  # found as the model found it
+    assert all("found by the plan's rule, nonzero" in mask.reason for mask in scores.remarks.masks)
+    shrunk(data)
+    scores = score_folder(folder, data, naive=False)
+    assert {mask.used for mask in scores.remarks.masks} == {"cohort"}
+    assert all(mask.voxels < 0.6 * before[mask.case] for mask in scores.remarks.masks)
+
+
+def test_another_evaluation_is_not_mixed_in_and_a_case_that_is_not_predicted_yet_is_named(
+    predictions: Path, toy_cohort: Path, tmp_path: Path
+) -> None:
+    folder, out = tmp_path / "p", tmp_path / "e"
+    shutil.copytree(predictions, folder)
+    content = json.loads((folder / "predictions.json").read_text())
+    content |= {"cases": content["cases"][:1], "pending": ["Toy_0009"]}
+    (folder / "predictions.json").write_text(json.dumps(content))
+    done = evaluate(folder, toy_cohort, out)
+    assert [(problem.case, problem.reason) for problem in done.problems] == [("Toy_0009", "unfinished")]
+    (out / "cases" / "stale.html").write_text("a page of a case that is gone")
+    assert evaluate(folder, toy_cohort, out).rows == done.rows and not (out / "cases" / "stale.html").exists()
+    with pytest.raises(RunError, match="regions was seg and is none") as caught:
+        evaluate(folder, toy_cohort, out, regions="none")
+    assert caught.value.reason == "other-evaluation" and "--overwrite" in str(caught.value)
+    assert evaluate(folder, toy_cohort, out, regions="none", overwrite=True).rows
+    (tmp_path / "study.json").write_text("{}")
+    with pytest.raises(RunError, match="holds a study"):
+        evaluate(folder, toy_cohort, tmp_path, overwrite=True)
+    shutil.copytree(tmp_path, tmp_path.parent / f"{tmp_path.name}-moved" / "tree")
+    moved = tmp_path.parent / f"{tmp_path.name}-moved" / "tree" / "e"
+    assert report_evaluation(moved).exists()

@@ -1,0 +1,272 @@
+"""The gate of a DICOM node: silent connections cost nobody else anything, and an idle association ends."""
+
+from __future__ import annotations
+
+import re
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chiasm.serving.dicom_gate import Gate, read_within
+from dicom_patients import scan, write_source
+
+pytest.importorskip("pynetdicom", reason="pynetdicom is not installed (pip install 'chiasm[dicom]')")
+
+REQUEST_S, IDLE_S = 1.5, 2.0
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from chiasm.serving.dicom_inbox import Limits
+from chiasm.serving.dicom_node import serve_dicom
+limits = Limits(request_s={request}, idle_s={idle}, associations=2)
+serve_dicom(Path(sys.argv[1]), port=0, out=Path(sys.argv[2]), limits=limits, say=lambda line: print(line, flush=True))
+"""
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def connect(port: int) -> socket.socket:
+    made = socket.create_connection(("127.0.0.1", port))
+    made.settimeout(10)
+    return made
+
+
+def until_closed(connection: socket.socket) -> float:
+    """Seconds until the other end closes."""
+    began = time.monotonic()
+    while connection.recv(1000):
+        pass
+    return time.monotonic() - began
+
+
+def associate(port: int, **options: Any) -> Any:
+    from pynetdicom import AE
+
+    caller = AE(ae_title="SENDER")
+    caller.add_requested_context("1.2.840.10008.1.1")
+    caller.add_requested_context("1.2.840.10008.5.1.4.1.1.4")
+    caller.acse_timeout = caller.dimse_timeout = caller.network_timeout = 20
+    return caller.associate("127.0.0.1", port, ae_title="CHIASM", **options)
+
+
+def seconds_of_echo(port: int) -> float:
+    began = time.monotonic()
+    association = associate(port)
+    assert association.is_established
+    assert association.send_c_echo().Status == 0
+    association.release()
+    return time.monotonic() - began
+
+
+def request_bytes() -> bytes:
+    """A request for an association as pynetdicom sends it."""
+    with socket.socket() as ear:
+        ear.bind(("127.0.0.1", 0))
+        ear.listen()
+        caller = threading.Thread(target=associate, args=(ear.getsockname()[1],))
+        caller.start()
+        other, _ = ear.accept()
+        with other:
+            head = read_within(other, 6, 5)
+            content = head + read_within(other, struct.unpack(">BBL", head)[2], 5)
+            other.sendall(b"\x07\0\0\0\0\x04\0\0\0\0")
+        caller.join()
+    return bytes(content)
+
+
+# --- the gate alone ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    near, far = socket.socketpair()
+    with near, far:
+        far.settimeout(5)
+        yield near, far
+
+
+def test_a_request_gets_through_when_its_last_byte_has_come(pair: tuple[socket.socket, socket.socket]) -> None:
+    near, far = pair
+    clock = Clock()
+    gate = Gate(5, 10, clock)
+    gate.admit(near, "there")
+    request = struct.pack(">BBL", 1, 0, 300) + bytes(300)
+    for sent in (request[:1], request[1:7], request[7:-1]):
+        far.sendall(sent)
+        clock.now += 1
+        assert gate.look(1) == ((), 0) and len(gate) == 1
+    far.sendall(request[-1:])
+    assert gate.look(0) == ((), 0)  # no place yet
+    (visitor,), silent = gate.look(1)
+    assert (visitor.address, silent, len(gate)) == ("there", 0, 0)
+    assert read_within(near, len(request), 1) == request  # nothing was taken
+
+
+def test_bytes_one_at_a_time_do_not_buy_time(pair: tuple[socket.socket, socket.socket]) -> None:
+    near, far = pair
+    clock = Clock()
+    gate = Gate(5, 10, clock)
+    gate.admit(near, None)
+    for byte in struct.pack(">BBL", 1, 0, 100):
+        assert gate.look(1) == ((), 0)
+        far.sendall(bytes([byte]))
+        clock.now += 0.9
+    assert gate.look(1) == ((), 1)
+    assert far.recv(10) == b""
+
+
+def test_a_request_for_which_there_is_no_place_is_passed_on_in_the_end(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    near, far = pair
+    clock = Clock()
+    gate = Gate(5, 10, clock)
+    gate.admit(near, None)
+    far.sendall(struct.pack(">BBL", 1, 0, 4) + bytes(4))
+    assert gate.look(0).ready == ()
+    clock.now = 6
+    assert len(gate.look(0).ready) == 1
+
+
+@pytest.mark.parametrize("sent", [b"GET / HTTP/1.1\r\n", b"\x04\0\0\0\0\x10", b"\x16\x03\x01"])
+def test_what_is_no_request_is_answered_and_closed(sent: bytes, pair: tuple[socket.socket, socket.socket]) -> None:
+    near, far = pair
+    gate = Gate(5, 10, Clock())
+    gate.admit(near, None)
+    far.sendall(sent)
+    assert gate.look(1) == ((), 0) and len(gate) == 0
+    assert far.recv(100) == b"\x07\0\0\0\0\x04\0\0\x02\x02"  # A-ABORT
+    assert far.recv(100) == b""
+
+
+def test_a_request_that_promises_too_much_is_closed(pair: tuple[socket.socket, socket.socket]) -> None:
+    near, far = pair
+    gate = Gate(5, 10, Clock())
+    gate.admit(near, None)
+    far.sendall(struct.pack(">BBL", 1, 0, 2**31))
+    assert gate.look(1) == ((), 0) and len(gate) == 0
+    assert far.recv(100) == b""
+
+
+def test_the_oldest_goes_when_too_many_wait() -> None:
+    pairs = [socket.socketpair() for _ in range(3)]
+    gate = Gate(5, 2, Clock())
+    for near, far in pairs:
+        far.settimeout(5)
+        gate.admit(near, None)
+    assert len(gate) == 2 and pairs[0][1].recv(1) == b""
+    gate.close()
+    assert [far.recv(1) for _, far in pairs[1:]] == [b"", b""]
+    for near, far in pairs:
+        near.close(), far.close()
+
+
+def test_reading_ends_in_time_however_the_bytes_come(pair: tuple[socket.socket, socket.socket]) -> None:
+    near, far = pair
+    far.sendall(b"abc")
+    with pytest.raises(TimeoutError):
+        read_within(near, 4, 0.05)
+    far.sendall(b"defgh")
+    assert read_within(near, 4, 1) == b"defg"
+    far.shutdown(socket.SHUT_WR)
+    assert read_within(near, 4, 1) == b"h"
+
+
+# --- the gate of a node ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def port(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    folder = tmp_path_factory.mktemp("gate")
+    script = SCRIPT.format(request=REQUEST_S, idle=IDLE_S)
+    words = [sys.executable, "-c", script, str(finished_run), str(folder)]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        yield int(re.findall(r"127\.0\.0\.1:(\d+)", process.stdout.readline())[0])
+    finally:
+        process.terminate()
+        said, _ = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert f"asked for nothing within {REQUEST_S:g} s were closed: 40" in said
+    assert "an association with SENDER was silent for too long" in said
+
+
+def test_forty_silent_connections_do_not_keep_a_sender_waiting(port: int) -> None:
+    silent = [connect(port) for _ in range(40)]
+    assert seconds_of_echo(port) < 1
+    assert REQUEST_S / 2 < until_closed(silent[0]) < REQUEST_S + 1
+    assert all(until_closed(connection) < 1 for connection in silent[1:])
+    for connection in silent:
+        connection.close()
+
+
+def test_a_request_that_comes_byte_by_byte_is_silence(port: int) -> None:
+    request = request_bytes()
+    with connect(port) as slow, connect(port) as garbage:
+        began = time.monotonic()
+        garbage.sendall(b"anything else")
+        assert until_closed(garbage) < 1
+        with pytest.raises(OSError):  # the node closed it
+            for byte in request:
+                slow.sendall(bytes([byte]))
+                time.sleep(0.05)
+        assert REQUEST_S / 2 < time.monotonic() - began < REQUEST_S + 1
+
+
+def test_an_association_that_is_silent_ends_and_frees_its_place(port: int) -> None:
+    began = time.monotonic()
+    idle = [associate(port) for _ in range(2)]
+    assert all(one.is_established for one in idle)
+    late = associate(port)  # both places are taken
+    assert late.is_rejected
+    assert REQUEST_S / 2 < time.monotonic() - began < REQUEST_S + 1
+    waiting = associate(port)  # gets a place when the first ends
+    assert waiting.is_established
+    assert IDLE_S / 2 < time.monotonic() - began < IDLE_S + 1.5
+    assert waiting.send_c_echo().Status == 0
+    waiting.release()
+    for one in idle:
+        one.join(5)
+        assert one.is_aborted
+
+
+def test_an_association_in_the_middle_of_a_pdu_without_end_ends_too(port: int) -> None:
+    with connect(port) as slow:
+        slow.sendall(request_bytes())
+        assert slow.recv(1) == b"\x02"  # accepted
+        began = time.monotonic()
+        slow.sendall(struct.pack(">BBL", 4, 0, 100_000))
+        with pytest.raises(OSError):
+            while True:
+                slow.sendall(b"x")
+                time.sleep(0.05)
+        assert IDLE_S / 2 < time.monotonic() - began < IDLE_S + 1.5
+    assert seconds_of_echo(port) < 1
+
+
+def test_an_association_that_speaks_now_and_then_stays(port: int, tmp_path: Path) -> None:
+    import pydicom
+
+    (path,) = write_source(tmp_path / "one", scan((8, 8, 1)))
+    association = associate(port)
+    for _ in range(3):
+        time.sleep(IDLE_S / 2)
+        assert association.send_c_echo().Status == 0
+    assert association.send_c_store(pydicom.dcmread(path)).Status == 0
+    association.release()
+    assert association.is_released

@@ -1,0 +1,287 @@
+"""Which players an arm has, and that their first weights depend on the seed alone; the loop's own small parts."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from chiasm.errors import RecipeError
+from chiasm.networks.catalogue import GENERATORS, Entry
+from chiasm.networks.srcnn import Srcnn
+from chiasm.preparation.planning import PatchNeeds, Plan, read_plan
+from chiasm.recipe import ARMS, Recipe, make_recipe
+from chiasm.studies.jobs import Study
+from chiasm.training.loop import _cut_log, _signals, _validation_steps
+from chiasm.training.players import check_players, describe_methods, make_players, needs_local_judge, patch_needs
+from chiasm.training.run import plan_run, train
+from conftest import QUICK
+
+
+@pytest.fixture(scope="module")
+def plan(finished_run: Path) -> Plan:
+    return read_plan(finished_run / "plan.toml")
+
+
+def recipe(method: str, **changes: object) -> Recipe:
+    return make_recipe(method, "tiny", {**QUICK, **{name.replace("__", "."): v for name, v in changes.items()}})
+
+
+#: Players beside the generator: global, second global, local.  An arm that is not here has those that its weights ask.
+JUDGES = {
+    **dict.fromkeys(("A0", "A1", "A2", "C1", "C2", "C3", "C6", "C7"), ""),
+    **dict.fromkeys(("A3", "A4"), "global"),
+    **dict.fromkeys(("A5", "A10"), "local"),
+    **dict.fromkeys(
+        ("A6", "A6b", "A7", "A8", "A8n", "A9", "A11", "A12", "A13", "A14", "A15", "A16", "C4"), "global local"
+    ),
+    "C5": "global second",
+    **dict.fromkeys(
+        ("context-gan", "context-gan-2", "strainet", "gan", "lsgan", "hinge", "wgan", "wgan-gp", "dcgan", "pix2pix"),
+        "global",
+    ),
+    **dict.fromkeys(("srcnn", "srcnn-955", "fcn8", "unet", "fcn3d", "han", "li-cnn", "jcsc"), ""),
+}
+
+
+@pytest.mark.parametrize(
+    ("method", "setting", "told"),
+    [
+        ("unet", "generator.dropout=0.3", r"own network, not of unet.*generator.options=\{dropout=0.3\}"),
+        ("pix2pix", "discriminators.global_spectral_norm=true", r"own network, not of patch"),
+    ],
+)
+def test_a_setting_without_effect_is_refused(method: str, setting: str, told: str) -> None:
+    with pytest.raises(RecipeError, match=told):
+        check_players(make_recipe(method, "tiny", {}, [setting]))
+    check_players(make_recipe("hinge", "tiny", {}, ["generator.dropout=0.3"]))
+
+
+def judges_of(asked: Recipe) -> str:
+    local = asked.loss.local_weight > 0 or asked.attention.target != "none"
+    told = " ".join(name for name, there in (("global", asked.loss.global_weight > 0), ("local", local)) if there)
+    return JUDGES.get(asked.method, told)
+
+
+@pytest.mark.parametrize("method", list(ARMS))
+def test_an_arm_has_the_judges_it_asks_and_no_other(method: str, plan: Plan) -> None:
+    asked = recipe(method, generator__scale=1 / 16)
+    players = make_players(asked, replace(plan, patch=(256, 256)), 0)
+    there = {
+        "global": players.global_judge is not None,
+        "second": players.second_judge is not None,
+        "local": players.local_judge is not None,
+    }
+    assert " ".join(name for name, present in there.items() if present) == judges_of(asked)
+    assert needs_local_judge(asked) == there["local"]
+    assert (players.refiner is not None) == ("generator.refiner" in ARMS[method])
+
+
+def same(a: torch.nn.Module | None, b: torch.nn.Module | None) -> bool:
+    assert a is not None and b is not None
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def test_first_weights_depend_on_the_seed_and_not_on_which_players_there_are(plan: Plan) -> None:
+    unskipped = {"generator__skip": "none"}
+    full, alone = make_players(recipe("A7", **unskipped), plan, 5), make_players(recipe("A1", **unskipped), plan, 5)
+    assert same(full.generator, alone.generator)
+    assert same(full.global_judge, make_players(recipe("A3"), plan, 5).global_judge)
+    assert same(full.local_judge, make_players(recipe("A10", generator__widths=(4, 4, 4)), plan, 5).local_judge)
+    other = make_players(recipe("A7", **unskipped), plan, 6)
+    assert not same(full.generator, other.generator) and not same(full.global_judge, other.global_judge)
+    twins = make_players(recipe("C5"), plan, 5)
+    assert not same(twins.global_judge, twins.second_judge)
+
+
+def test_making_players_leaves_everybody_elses_random_numbers_alone(plan: Plan) -> None:
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    make_players(recipe("A7"), plan, 9)
+    assert torch.equal(torch.rand(4), expected)
+
+
+def test_an_unconditional_local_judge_sees_the_image_alone(plan: Plan) -> None:
+    conditional, alone = (make_players(recipe(m), plan, 0).local_judge for m in ("A7", "A11"))
+    assert conditional is not None and alone is not None
+    assert alone(torch.zeros(1, 1, 16, 16)).realness.shape == (1, 1, 16, 16)
+    channels = len(plan.sources) * plan.slices + 1
+    assert conditional(torch.zeros(1, channels, 16, 16)).realness.shape == (1, 1, 16, 16)
+
+
+def test_validations_are_spread_evenly_and_one_comes_before_the_attention() -> None:
+    settings = {"schedule__steps": 100, "training__validations": 4, "schedule__ramp": 0.05}
+    settings |= {"schedule__generator_alone": 0.4, "schedule__critics_alone": 0.15}
+    assert _validation_steps(recipe("A1", **settings)) == [25, 50, 75, 100]
+    assert _validation_steps(recipe("A7", **settings)) == [25, 50, 60, 75, 100]
+    assert _validation_steps(recipe("A7", schedule__steps=2, training__validations=50))[-1] == 2
+
+
+def test_a_resumed_log_holds_no_line_twice_and_no_half_one(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    lines = [json.dumps({"kind": "step", "step": step}) for step in (1, 2, 3, 4)]
+    path.write_text("\n".join(lines) + '\n{"kind": "st')
+    _cut_log(path, 2, print)
+    assert path.read_text() == "".join(f"{line}\n" for line in lines[:2])
+
+
+def test_a_kill_while_the_log_is_cut_leaves_it_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n')
+
+    def killed(_: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", killed)
+    with pytest.raises(KeyboardInterrupt):
+        _cut_log(path, 1, print)
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+def test_signals_are_collected_and_given_back() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with _signals() as caught:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert caught == [signal.SIGTERM]
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_run_in_another_thread_leaves_signals_to_their_owner() -> None:
+    found: list[object] = []
+
+    def run() -> None:
+        with _signals() as caught:
+            found.append(list(caught))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert found == [[]]
+
+
+def test_a_refiner_changes_nobody_elses_first_weights_and_corrects_nothing_at_first(plan: Plan) -> None:
+    one, two = make_players(recipe("A7"), plan, 5), make_players(recipe("A15"), plan, 5)
+    assert all(same(getattr(one, name), getattr(two, name)) for name in ("generator", "global_judge", "local_judge"))
+    assert two.refiner is not None
+    assert not two.refiner(torch.randn(2, len(plan.sources) * plan.slices + 2, 16, 16)).any()
+    assert not same(two.refiner.stem, make_players(recipe("A15"), plan, 6).refiner.stem)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("method", ["A1", "A3", "C5"])
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [("generator__refiner", "generator.refiner"), ("training__transplant", "training.transplant = difficulty")],
+)
+def test_what_goes_by_confidence_is_refused_where_nobody_has_any(
+    method: str, setting: str, told: str, plan: Plan
+) -> None:
+    asked = recipe(method, **{setting: (4, 8) if "refiner" in setting else "difficulty"})
+    with pytest.raises(RecipeError, match=f"{told} goes by the confidence.*method {method}") as caught:
+        make_players(asked, plan, 0)
+    assert caught.value.reason == "no-local-judge"
+
+
+def test_the_table_of_methods_tells_weights_papers_and_needs() -> None:
+    rows = {row.name: row for row in describe_methods("small")}
+    assert list(rows) == list(ARMS)
+    assert rows["srcnn"].published == 64 * 81 + 64 + 64 * 32 + 32 + 32 * 25 + 1  # 9-1-5 on one channel
+    assert 31_000_000 < rows["unet"].published < 31_100_000 and rows["unet"].weights < rows["unet"].published / 10
+    assert "256" in rows["pix2pix"].needs and "global discriminator" in rows["pix2pix"].needs
+    assert "lesion labels" in rows["C3"].needs and "3D" in rows["fcn3d"].needs
+    assert rows["A7"].needs == "global and local discriminators"
+    assert rows["han"].needs.startswith("2D; ") and rows["fcn8"].needs.startswith("2D; ")
+
+
+def test_an_arm_of_ones_own_needs_no_words_to_be_listed_and_studied(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(GENERATORS, "mine", Entry(Srcnn, "Us, 2026"))  # type: ignore[arg-type]
+    monkeypatch.setitem(ARMS, "Mine", {**ARMS["srcnn"], "generator.network": "mine"})  # type: ignore[arg-type]
+    monkeypatch.setitem(ARMS, "lab", {**ARMS["A1"], "generator.network": "toy_networks:Plain"})  # type: ignore[arg-type]
+    rows = {row.name: row for row in describe_methods("tiny")}
+    assert rows["Mine"][1:] == ("Mine", "Us, 2026", *rows["srcnn"][3:])
+    assert rows["lab"][2:] == ("toy_networks:Plain", 9 * 4 + 4 + 4 + 1, 0, "patches of 16 or more")
+    study = Study(data=Path("data"), source=("t1",), target="t2", arms=("A1", "mine"))
+    assert study.in_words == {"A1": "L2", "Mine": "Mine"}
+
+
+@pytest.mark.parametrize("method", list(ARMS))
+def test_the_weights_told_are_those_of_the_generators_and_the_refiner_that_ship(method: str, plan: Plan) -> None:
+    asked = make_recipe(method, "tiny")
+    flat = replace(
+        plan,
+        dims=3 if asked.data.dims == "3d" else 2,
+        slices=1,
+        patch=(32,) * 3 if asked.data.dims == "3d" else (256, 256),
+        histogram=asked.data.histogram,
+    )
+    contexts = [stage > 0 for stage in range(asked.generator.stages)]
+    stages = [make_players(asked, replace(flat, context=context), 0) for context in contexts]
+    shipped = [*(players.generator for players in stages), *(one for one in [stages[-1].refiner] if one)]
+    counted = sum(weight.numel() for network in shipped for weight in network.parameters())
+    assert {row.name: row.weights for row in describe_methods("tiny")}[method] == counted
+
+
+@pytest.mark.parametrize(
+    "method", ["srcnn", "unet", "fcn3d", "li-cnn", "context-gan", "context-gan-2", "strainet", "jcsc"]
+)
+def test_the_least_patch_that_is_told_is_taken_and_a_smaller_one_refused(
+    method: str, toy_cohort: Path, tmp_path: Path
+) -> None:
+    needs = {row.name: row.needs for row in describe_methods("tiny")}[method]
+    least = int(re.findall(r"patches of (\d+) or more", needs)[0])
+    assert plan_run(toy_cohort, recipe(method, data__patch=least), tmp_path / "least", say=str).plan.patch[0] == least
+    with pytest.raises(RecipeError, match=r"patch"):
+        plan_run(toy_cohort, recipe(method, data__patch=least - 1), tmp_path / "less", say=str)
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "wanted"),
+    [
+        ("A7", {"generator__network": "srcnn"}, PatchNeeds(4, 16, 0)),  # loses 12, which is a multiple of 4 too
+        ("A7", {"generator__network": "srcnn", "discriminators__local_widths": (4,) * 4}, PatchNeeds(8, 20, 4)),
+        ("A1", {"generator__network": "srcnn"}, PatchNeeds(1, 13, 0)),  # nobody judges: the paper's 33 will do
+        ("context-gan", {}, PatchNeeds(1, 16 + 8, 0)),  # the critic pools three times
+        ("A3", {"discriminators__global_network": "patch"}, PatchNeeds(1, 24, own=True)),
+        ("A7", {}, None),
+    ],
+)
+def test_a_patch_leaves_enough_for_the_judges_of_its_middle(
+    method: str, changes: dict[str, object], wanted: PatchNeeds | None
+) -> None:
+    assert patch_needs(recipe(method, **changes)) == wanted
+
+
+@pytest.mark.parametrize(
+    ("method", "patch", "told"),
+    [
+        ("pix2pix", 96, r"found 96, expected a multiple of 256, such as 256 or 512"),
+        ("unet", 40, r"found 40, expected a multiple of 16, such as 32 or 48"),
+        ("context-gan", 20, r"found 20, expected at least 24"),
+        ("srcnn", 33, None),
+        ("context-gan", 25, None),
+    ],
+)
+def test_a_patch_is_taken_or_refused_with_those_that_fit(
+    method: str, patch: int, told: str | None, toy_cohort: Path, tmp_path: Path
+) -> None:
+    asked = recipe(method, data__patch=patch, generator__scale=1 / 16, discriminators__scale=1 / 16)
+    if told is None:
+        assert plan_run(toy_cohort, asked, tmp_path, say=str).plan.patch == (patch, patch)
+        return
+    with pytest.raises(RecipeError, match=told):
+        plan_run(toy_cohort, asked, tmp_path, say=str)
+
+
+def test_valid_convolutions_train_under_judges_that_halve_what_is_left(toy_cohort: Path, tmp_path: Path) -> None:
+    changes = {"generator__network": "srcnn", "generator__scale": 1 / 16, "data__patch": "auto"}
+    asked = recipe("A7", discriminators__local_widths=(4,) * 4, schedule__steps=8, training__validations=1, **changes)
+    done = train(toy_cohort, asked, tmp_path, say=str)
+    assert all((side - 12) % 8 == 0 for side in done.plan.patch)
+    assert "4 voxels and multiples of 8" in done.plan.reasons["patch"]
