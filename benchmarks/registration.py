@@ -19,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import map_coordinates
 
+from chiasm.boxes import box_of
 from chiasm.registration.alignment import Alignment, Kind, align
 from chiasm.simulation.phantom import DIFFICULTIES, Subject, draw_subject
 from chiasm.volumes import Geometry, Volume, resample
-from chiasm.volumes.masks import box_of
 
 LEVELS_MM = (0.0, 1.0, 2.0, 4.0)
 MOVEMENTS = ("rigid", "elastic")

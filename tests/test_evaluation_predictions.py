@@ -15,7 +15,7 @@ import pytest
 from chiasm.errors import CohortError, RecipeError, RunError
 from chiasm.evaluation.predictions import score_folder
 from chiasm.evaluation.scoring import harmonise, read_remarks, reporting_unit
-from chiasm.metrics.all_metrics import CONVENTIONS
+from chiasm.metrics.conventions import CONVENTIONS
 from chiasm.prediction.folders import predict
 from chiasm.preparation.planning import read_plan
 from chiasm.reports.evaluation import Scored, evaluate, report_evaluation

@@ -29,7 +29,7 @@ from chiasm.evaluation.scoring import (
     summarise,
     write_evaluation,
 )
-from chiasm.metrics import all_metrics as metrics
+from chiasm.metrics import conventions
 from chiasm.preparation.intensity import fit_intensity
 
 SPACING = (1.0, 1.0, 2.0)
@@ -89,7 +89,7 @@ def test_each_region_is_scored_over_its_own_voxels() -> None:
         assert found[region, "rmse"] == pytest.approx(np.sqrt((error**2).mean()), rel=1e-5)
         assert found[region, "psnr"] == pytest.approx(10 * np.log10(1e6 / (error**2).mean()), abs=1e-3)
     assert found["mask", "ssim"] == pytest.approx(
-        metrics.score(prediction, target, mask, "chiasm", RANGE, SPACING)["ssim"], abs=1e-6
+        conventions.score(prediction, target, mask, "chiasm", RANGE, SPACING)["ssim"], abs=1e-6
     )
     assert found["lesion-edge", "mae"] > found["healthy", "mae"]
 
@@ -206,7 +206,7 @@ def test_a_leaking_convention_says_so_and_scores_the_whole_image_as_metrics_do()
     prediction, target, mask, _ = patient()
     rows = evaluated(convention="nie-v1")
     assert "scale-leaking" in rows[0].convention
-    wanted = metrics.score(prediction, target, mask, "nie-v1", RANGE, SPACING)
+    wanted = conventions.score(prediction, target, mask, "nie-v1", RANGE, SPACING)
     assert values(rows)["image", "psnr"] == pytest.approx(wanted["psnr"], abs=1e-4)
     assert values(rows)["image", "ssim"] == pytest.approx(wanted["ssim"], abs=1e-5)
 

@@ -6,9 +6,10 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from skimage.filters import threshold_otsu
 
+from chiasm.boxes import box_of
 from chiasm.errors import VolumeError
 from chiasm.volumes import Geometry, Volume, canonical, read_volume
-from chiasm.volumes.masks import box_of, constant_background, find_mask, otsu_threshold, suggest_rule
+from chiasm.volumes.masks import constant_background, find_mask, otsu_threshold, suggest_rule
 from conftest import REAL
 from synthetic_cohort import body
 

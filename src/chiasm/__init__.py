@@ -8,6 +8,7 @@ its own, and within a line only from names to its left; a test reads this map.
     recipe        what the user asked for: frozen settings, presets, one dial
     runners       where independent jobs are done: here, on all cores, by Ray or SLURM
     progress      how far long work is: a bar on a terminal, lines in a log
+    boxes         boxes of voxels, and the types of arrays
     volumes       what lies on disk: geometry, masks, hounsfield, streams, voxels, nifti, metaimage, dicom_files,
                   dicom_kinds, dicom_frames, dicom_series, dicom_pixels, dicom_labels, dicom_read, dicom_write,
                   screening
@@ -18,7 +19,8 @@ its own, and within a line only from names to its left; a test reads this map.
     preparation   from files to arrays that a network learns from: intensity, bias_field, degradation, fingerprint,
                   examination, inspection, unpaired, planning, arrays
     attenuation   CT to attenuation at 511 keV, for PET
-    metrics       scores of one image against another, inside a mask: all_metrics
+    metrics       scores of one image against another, inside a mask: voxelwise, edges, ssim, lesions, ranking,
+                  conventions
     networks      tensors to tensors: generator, discriminators, layers, srcnn, fcn8, unet, dcgan, pix2pix, fcn3d, han,
                   li_cnn, context_gan, strainet, sparse_coding, foreign, shapes, catalogue
     prediction    a network over a whole volume: tiling, engines, calibration, baselines, manifest, resuming,

@@ -49,7 +49,7 @@ from chiasm.evaluation.uncertainty import (
     expected_error,
     learned_score,
 )
-from chiasm.metrics import all_metrics as metrics
+from chiasm.metrics import ranking
 from chiasm.prediction.calibration import Calibration, calibration_table, equal_groups, fit_calibration
 from chiasm.prediction.engines import Engine
 from chiasm.prediction.folders import load
@@ -227,7 +227,7 @@ def score_map(
             "calibration_gap": gaps / voxels if voxels else math.nan,
         }
     figures["mask"] |= score_reliability(expected, error, mask, lesion, spacing_mm)
-    risk = metrics.risk_coverage(expected[mask], error[mask]).risk
+    risk = ranking.risk_coverage(expected[mask], error[mask]).risk
     figures["mask"] |= {f"risk_{share}": float(risk[math.ceil(len(risk) * share / 100) - 1]) for share in COVERAGES}
     return figures
 

@@ -26,9 +26,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from chiasm import boxes
 from chiasm.attenuation import attenuation
 from chiasm.errors import ChiasmError, RunError, shortened
-from chiasm.metrics import all_metrics as metrics
+from chiasm.metrics import conventions, edges, lesions, ranking, voxelwise
+from chiasm.metrics.ssim import window_box
 from chiasm.prediction.baselines import NAMES
 from chiasm.storage import is_plain, read_json, whole_file
 
@@ -83,7 +85,7 @@ HEADLINES = (
 )
 
 #: What a connected component of the labels must have to be called a lesion.
-LEAST_LESION = f"a lesion has at least {metrics.LEAST_LESION_VOXELS} voxels and {metrics.LEAST_LESION_ML:g} mL"
+LEAST_LESION = f"a lesion has at least {lesions.LEAST_LESION_VOXELS} voxels and {lesions.LEAST_LESION_ML:g} mL"
 
 
 class Row(NamedTuple):
@@ -245,7 +247,7 @@ def evaluate_case(
         data_range: The training cohort's range (low, high), target units.
         unit: What errors are told in, such as "HU" or "SD".
         unit_scale: Target units in one `unit`.
-        convention: A name of `metrics.CONVENTIONS`.
+        convention: A name of `conventions.CONVENTIONS`.
         reliability: Expected absolute error in target units, or None.
         case: Id of the case.
         fold: Of the split.
@@ -259,8 +261,8 @@ def evaluate_case(
         ChiasmError: If prediction and target are not in one unit, or the convention is unknown.
         ValueError: If shapes differ, or a range or scale is not positive.
     """
-    rules = metrics.find_convention(convention)
-    metrics.same_shape(prediction, target, mask, *(a for a in (labels, reliability) if a is not None))
+    rules = conventions.find_convention(convention)
+    boxes.same_shape(prediction, target, mask, *(a for a in (labels, reliability) if a is not None))
     if not unit_scale > 0:
         raise ValueError(f"unit_scale must be positive, not {unit_scale}")
     if method not in NAMES:  # a naive baseline may well be far off, and is in the target's unit by construction
@@ -277,28 +279,28 @@ def evaluate_case(
             rows.append(Row(case, fold, seed, method, region, metric, float(value) / scale, its_unit, told))
 
     whole = np.ones(mask.shape, bool)
-    open_pair = metrics.pair_up(prediction, target, whole, rules, data_range)
-    whole_figures = metrics.error_figures(prediction, target, high - low) | metrics.likeness(open_pair, whole)
-    box = metrics.window_box(mask)
-    multiscale = metrics.multiscale_likeness(prediction, target, mask, rules) if rules.multiscale else None
+    open_pair = conventions.pair_up(prediction, target, whole, rules, data_range)
+    whole_figures = voxelwise.error_figures(prediction, target, high - low) | conventions.likeness(open_pair, whole)
+    box = window_box(mask)
+    multiscale = conventions.multiscale_likeness(prediction, target, mask, rules) if rules.multiscale else None
 
     # From here on everything lies on the mask's box.
     prediction, target, mask = prediction[box], target[box], mask[box]
     labels, reliability = (None if array is None else array[box] for array in (labels, reliability))
     if rules.masked:
-        pair = metrics.pair_up(prediction, target, mask, rules, data_range)
+        pair = conventions.pair_up(prediction, target, mask, rules, data_range)
     else:
-        pair = metrics.crop(open_pair, box)
+        pair = conventions.crop(open_pair, box)
     del open_pair
     lesion_labels = None if labels is None else _lesion_labels(labels, mask, regions)
     places = _places(target, mask, labels, lesion_labels, regions, spacing_mm)
     error = np.where(mask, np.abs(np.subtract(prediction, target, dtype=np.float32)), np.float32(0))
     attenuations = (attenuation(prediction), attenuation(target)) if unit == "HU" else None
     for region, inside in places.items():
-        figures = metrics.plain_figures(prediction, target, inside, high - low, spacing_mm)
-        figures |= metrics.likeness(pair, inside)
+        figures = conventions.plain_figures(prediction, target, inside, high - low, spacing_mm)
+        figures |= conventions.likeness(pair, inside)
         if attenuations is not None:
-            figures["mae_mu"] = metrics.mae(*attenuations, inside)
+            figures["mae_mu"] = voxelwise.mae(*attenuations, inside)
         if region == "mask" and multiscale is not None:
             figures["ms_ssim"] = multiscale
         if reliability is not None:
@@ -319,7 +321,7 @@ def describe(convention: str, data_range: tuple[float, float], unit: str, unit_s
     >>> describe("nie-v1", (0.0, 1.0), "SD", 2.5).partition("; a lesion")[0]
     'nie-v1 (whole image; peak is the maximum of both images; scale-leaking; 1 SD is 2.5 target units'
     """
-    rules = metrics.find_convention(convention)
+    rules = conventions.find_convention(convention)
     parts = [rules.text]
     if rules.peak == "range" and rules.rescale == "none" and rules.range is None:
         parts.append(f"range {data_range[0]:.6g} to {data_range[1]:.6g}")
@@ -372,16 +374,16 @@ def score_reliability(
     cover = gaussian_filter(mask.astype(np.float32), sigma, truncate=3)[mask]
     smoothed = gaussian_filter(error.astype(np.float32), sigma, truncate=3)[mask] / cover
     told, true, smoothed = _sample(reliability[mask]), _sample(error[mask]), _sample(smoothed)
-    ranks = metrics.ranks(told)  # ranked once: a rank statistic of ranks is that of the values
+    ranks = ranking.ranks(told)  # ranked once: a rank statistic of ranks is that of the values
     figures = {
-        "spearman": metrics.spearman(ranks, true),
-        "spearman_smoothed": metrics.spearman(ranks, smoothed),
-        "auroc_worst": metrics.auroc_worst(ranks, true),
-        "ausc": metrics.ausc(told, true),
-        "ause": metrics.ause(told, true),
+        "spearman": ranking.spearman(ranks, true),
+        "spearman_smoothed": ranking.spearman(ranks, smoothed),
+        "auroc_worst": ranking.auroc_worst(ranks, true),
+        "ausc": ranking.ausc(told, true),
+        "ause": ranking.ause(told, true),
     }
     if lesion is not None:
-        figures["auroc_lesion"] = metrics.auroc(ranks, _sample(lesion[mask]))
+        figures["auroc_lesion"] = ranking.auroc(ranks, _sample(lesion[mask]))
     return figures
 
 
@@ -412,8 +414,8 @@ def _places(
         named = regions or {"lesion": tuple(int(value) for value in np.unique(labels) if value != 0)}
         places |= {name: np.isin(labels, list(values)) & mask for name, values in named.items()}
         places["healthy"] = mask & (labels == 0)
-        places["lesion-edge"] = metrics.edge_band(lesion, EDGE_BAND_MM, spacing_mm) & mask
-    places["edges"] = metrics.edge_voxels(target, mask, spacing_mm, EDGE_SHARE)
+        places["lesion-edge"] = edges.edge_band(lesion, EDGE_BAND_MM, spacing_mm) & mask
+    places["edges"] = edges.edge_voxels(target, mask, spacing_mm, EDGE_SHARE)
     return places
 
 
@@ -425,8 +427,8 @@ def _score_lesions(
     spacing_mm: tuple[float, float, float],
 ) -> dict[str, dict[str, float]]:
     """Measure each lesion, then count: how many, how many are kept, how many were made up."""
-    found, too_small = metrics.split_components(lesion, spacing_mm)
-    figures = [metrics.lesion_figures(prediction, target, mask, lesion, one, spacing_mm) for one in found]
+    found, too_small = lesions.split_components(lesion, spacing_mm)
+    figures = [lesions.lesion_figures(prediction, target, mask, lesion, one, spacing_mm) for one in found]
     scored = {
         f"lesion-{number}": {"volume_ml": one.volume_ml, **asdict(its)}
         for number, (one, its) in enumerate(zip(found, figures), start=1)
@@ -436,18 +438,18 @@ def _score_lesions(
     scored["lesions"] = {
         "lesions": len(found),
         "too_small": too_small,
-        "recall": metrics.recall([its.contrast_kept for its in figures]),
-        "false_lesions": metrics.false_lesions(prediction, target, mask, lesion, contrast, spacing_mm)
+        "recall": lesions.recall([its.contrast_kept for its in figures]),
+        "false_lesions": lesions.false_lesions(prediction, target, mask, lesion, contrast, spacing_mm)
         if contrast
         else math.nan,
     }
-    for size in metrics.SIZES_ML:
+    for size in lesions.SIZES_ML:
         here = [its for one, its in zip(found, figures) if one.size == size]
         if here:
             scored[f"lesions-{size}"] = {
                 "lesions": len(here),
                 "mae": float(np.mean([its.mae for its in here])),
-                "recall": metrics.recall([its.contrast_kept for its in here]),
+                "recall": lesions.recall([its.contrast_kept for its in here]),
             }
     return scored
 

@@ -19,6 +19,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from chiasm.boxes import box_of
 from chiasm.cohorts.cases import Case, Problem, Side, side_alone
 from chiasm.cohorts.labels import read_label_map
 from chiasm.errors import ChiasmError, RunError, VolumeError
@@ -40,7 +41,7 @@ from chiasm.storage import (
     write_json,
 )
 from chiasm.volumes import Geometry, Volume, check_pair, crop, grid_with_spacing, resample
-from chiasm.volumes.masks import Rule, box_of, find_mask
+from chiasm.volumes.masks import Rule, find_mask
 from chiasm.volumes.screening import STRICT
 
 #: Raised by one whenever the same files and plan would give other arrays.

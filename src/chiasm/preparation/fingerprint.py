@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from chiasm.boxes import box_of
 from chiasm.cohorts.cases import Case, Problem
 from chiasm.cohorts.images import read_case_image, read_case_labels
 from chiasm.errors import ChiasmError, CohortError, VolumeError
@@ -19,7 +20,7 @@ from chiasm.preparation.bias_field import UNSHADED, without_shading
 from chiasm.preparation.degradation import Degradation, arranged, known, simulated, thick_mask
 from chiasm.recipe import BiasCorrection, Data
 from chiasm.volumes import Volume, check_pair
-from chiasm.volumes.masks import Rule, Window, box_of, find_mask, suggest_rule
+from chiasm.volumes.masks import Rule, Window, find_mask, suggest_rule
 
 MOST_CASES = 64  # that are read, evenly spread; more would not move a median
 VOXELS = 20_000  # sampled inside each mask

@@ -16,9 +16,10 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from chiasm.boxes import box_of
 from chiasm.errors import VolumeError, unknown
 from chiasm.volumes.geometry import Geometry, Volume, canonical, crop, grid_with_spacing, resample
-from chiasm.volumes.masks import box_of, find_mask, suggest_rule
+from chiasm.volumes.masks import find_mask, suggest_rule
 
 Kind = Literal["rigid", "affine", "demons"]
 Progress = Callable[[int, int, str], None]

@@ -24,7 +24,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from chiasm.evaluation.scoring import HEADLINES, Row
-from chiasm.metrics.all_metrics import lesion_components
+from chiasm.metrics.lesions import lesion_components
 from chiasm.reports.drawing import METRICS, render_page, show_figure, show_metric, show_unit
 from chiasm.reports.gallery import GalleryCase, show_gallery
 from chiasm.storage import write_text

@@ -39,7 +39,7 @@ from chiasm.evaluation.scoring import (
     reporting_unit,
     write_evaluation,
 )
-from chiasm.metrics.all_metrics import CONVENTIONS
+from chiasm.metrics.conventions import CONVENTIONS
 from chiasm.prediction.manifest import Entry, relative
 from chiasm.preparation.bias_field import UNSHADED
 from chiasm.preparation.planning import Plan

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from chiasm.boxes import box_of
 from chiasm.cohorts.dicom_patients import parse_rules
 from chiasm.errors import RunError, VolumeError, unknown
 from chiasm.registration.alignment import Alignment, Kind, Progress, align
@@ -20,7 +21,7 @@ from chiasm.registration.cohort import RECORD, figures_of, read_records, tell_mo
 from chiasm.reports.drawing import render_page
 from chiasm.storage import locked, read_json, write_json, write_text
 from chiasm.volumes import Geometry, Reading, Volume, canonical, read_volume, write_volume
-from chiasm.volumes.masks import box_of, find_mask, suggest_rule
+from chiasm.volumes.masks import find_mask, suggest_rule
 from chiasm.volumes.screening import STRICT
 
 VIEWS = ("sagittal", "coronal", "axial")

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-from chiasm.metrics.all_metrics import auroc, spearman
+from chiasm.metrics.ranking import auroc, spearman
 from chiasm.prediction.synthesis import Maps
 
 SAMPLE = 50_000  # voxels that a rank statistic is taken over

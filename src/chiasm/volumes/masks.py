@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from chiasm.boxes import box_of
 from chiasm.errors import VolumeError
 from chiasm.volumes.geometry import Volume
 
@@ -158,21 +159,6 @@ def find_mask(
             hint="Give a mask beside the image.",
         )
     return mask, used
-
-
-def box_of(mask: NDArray[np.bool_]) -> tuple[slice, slice, slice]:
-    """Return the smallest box around a mask.
-
-    Raises:
-        ValueError: If the mask is empty.
-    """
-    found = []
-    for axis in range(3):
-        inside = np.flatnonzero(mask.any(axis=tuple(other for other in range(3) if other != axis)))
-        if not inside.size:
-            raise ValueError("an empty mask has no box")
-        found.append(slice(int(inside[0]), int(inside[-1]) + 1))
-    return found[0], found[1], found[2]
 
 
 def otsu_threshold(values: NDArray[Any]) -> float:

@@ -13,7 +13,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from sklearn.metrics import roc_auc_score
 
 from chiasm.errors import RecipeError
-from chiasm.metrics import all_metrics as metrics
+from chiasm.metrics import conventions, edges, lesions, ranking, ssim, voxelwise
 
 ONE = (1.0, 1.0, 1.0)
 RANGE = (0.0, 1000.0)
@@ -44,38 +44,38 @@ def mask_of(text: str) -> np.ndarray:
 
 def test_errors_of_a_row_of_four_are_those_worked_by_hand() -> None:
     prediction, target, mask = line(3, 0, 5, 99), line(0, 4, 5, 0), mask_of("xxx.")
-    assert metrics.mae(prediction, target, mask) == pytest.approx(7 / 3)
-    assert metrics.bias(prediction, target, mask) == pytest.approx(-1 / 3)
-    assert metrics.rmse(prediction, target, mask) == pytest.approx(np.sqrt(25 / 3))
-    assert metrics.nmae(prediction, target, mask, data_range=10) == pytest.approx(0.7 / 3)
-    assert metrics.psnr(prediction, target, mask, data_range=10) == pytest.approx(10 * np.log10(300 / 25))
+    assert voxelwise.mae(prediction, target, mask) == pytest.approx(7 / 3)
+    assert voxelwise.bias(prediction, target, mask) == pytest.approx(-1 / 3)
+    assert voxelwise.rmse(prediction, target, mask) == pytest.approx(np.sqrt(25 / 3))
+    assert voxelwise.nmae(prediction, target, mask, data_range=10) == pytest.approx(0.7 / 3)
+    assert voxelwise.psnr(prediction, target, mask, data_range=10) == pytest.approx(10 * np.log10(300 / 25))
 
 
 def test_integers_do_not_wrap() -> None:
     prediction, target = np.zeros((1, 1, 1), np.uint8), np.full((1, 1, 1), 200, np.uint8)
-    assert metrics.bias(prediction, target, np.ones((1, 1, 1), bool)) == -200
+    assert voxelwise.bias(prediction, target, np.ones((1, 1, 1), bool)) == -200
 
 
 def test_psnr_and_ncc_equal_scikit_image_and_numpy() -> None:
     prediction, target, mask = images()
     wanted = peak_signal_noise_ratio(target[mask], prediction[mask], data_range=1000)
-    assert metrics.psnr(prediction, target, mask, 1000) == pytest.approx(wanted, abs=1e-4)
-    assert metrics.ncc(prediction, target, mask) == pytest.approx(np.corrcoef(prediction[mask], target[mask])[0, 1])
+    assert voxelwise.psnr(prediction, target, mask, 1000) == pytest.approx(wanted, abs=1e-4)
+    assert voxelwise.ncc(prediction, target, mask) == pytest.approx(np.corrcoef(prediction[mask], target[mask])[0, 1])
 
 
 def test_equal_images_score_perfectly() -> None:
     _, target, mask = images()
-    figures = metrics.score(target, target, mask, "chiasm", RANGE, ONE)
+    figures = conventions.score(target, target, mask, "chiasm", RANGE, ONE)
     assert figures["psnr"] == np.inf
     wanted = {"mae": 0, "bias": 0, "rmse": 0, "nmae": 0, "ssim": 1, "ncc": 1, "gradient_error": 0, "sharpness": 1}
     assert {name: figures[name] for name in wanted} == pytest.approx(wanted, abs=1e-6)
 
 
-@pytest.mark.parametrize("convention", metrics.CONVENTIONS)
+@pytest.mark.parametrize("convention", conventions.CONVENTIONS)
 def test_an_empty_mask_gives_nan_and_never_zero(convention: str) -> None:
     prediction, target, mask = images((20, 21, 22))
-    figures = metrics.score(prediction, target, np.zeros_like(mask), convention, RANGE, ONE)
-    masked = metrics.CONVENTIONS[convention].masked
+    figures = conventions.score(prediction, target, np.zeros_like(mask), convention, RANGE, ONE)
+    masked = conventions.CONVENTIONS[convention].masked
     assert all(np.isnan(value) for name, value in figures.items() if masked or name not in ("psnr", "ssim"))
 
 
@@ -83,15 +83,15 @@ def test_ranges_that_are_not_positive_are_refused() -> None:
     prediction, target, mask = images((20, 21, 22))
     for bad in (0.0, -1.0, np.inf, np.nan):
         with pytest.raises(ValueError, match="positive"):
-            metrics.psnr(prediction, target, mask, bad)
+            voxelwise.psnr(prediction, target, mask, bad)
         with pytest.raises(ValueError, match="positive"):
-            metrics.ssim(prediction, target, mask, bad)
+            ssim.ssim(prediction, target, mask, bad)
 
 
 def test_shapes_that_numpy_would_broadcast_are_refused() -> None:
     prediction, target, mask = images((20, 21, 22))
     with pytest.raises(ValueError, match="share one shape"):
-        metrics.score(prediction, target[:1], mask, "chiasm", RANGE, ONE)
+        conventions.score(prediction, target[:1], mask, "chiasm", RANGE, ONE)
 
 
 # Structure
@@ -99,7 +99,7 @@ def test_shapes_that_numpy_would_broadcast_are_refused() -> None:
 
 @pytest.mark.parametrize("block", [16, 48, 200])
 def test_ssim_equals_scikit_image_everywhere_in_the_mask_for_any_block(block: int, monkeypatch) -> None:
-    monkeypatch.setattr(metrics, "BLOCK", block)
+    monkeypatch.setattr(ssim, "BLOCK", block)
     prediction, target, mask = images()
     mask[0, :5, :5] = True  # the border is mirrored alike
     _, full = structural_similarity(
@@ -111,19 +111,19 @@ def test_ssim_equals_scikit_image_everywhere_in_the_mask_for_any_block(block: in
         data_range=1000,
         full=True,
     )
-    found = metrics.ssim_map(prediction, target, mask, 1000)
+    found = ssim.ssim_map(prediction, target, mask, 1000)
     assert np.abs(found[mask] - full[mask]).max() < 1e-5
     assert np.isnan(found[~mask]).all()
-    assert metrics.ssim(prediction, target, mask, 1000) == pytest.approx(full[mask].mean(), abs=1e-6)
+    assert ssim.ssim(prediction, target, mask, 1000) == pytest.approx(full[mask].mean(), abs=1e-6)
 
 
 def test_ssim_of_a_uniform_window_and_of_slices_equals_scikit_image() -> None:
     prediction, target, mask = (array.astype(np.float64) for array in images())
     mask = mask > 0
     _, full = structural_similarity(target, prediction, data_range=1000, full=True)
-    assert np.abs(metrics.ssim_map(prediction, target, mask, 1000, window="uniform") - full)[mask].max() < 1e-5
+    assert np.abs(ssim.ssim_map(prediction, target, mask, 1000, window="uniform") - full)[mask].max() < 1e-5
     _, slice_ = structural_similarity(target[..., 20], prediction[..., 20], data_range=1000, full=True)
-    flat = metrics.ssim_map(prediction, target, mask, 1000, window="uniform", axes=(0, 1))[..., 20]
+    flat = ssim.ssim_map(prediction, target, mask, 1000, window="uniform", axes=(0, 1))[..., 20]
     assert np.abs(flat - slice_)[mask[..., 20]].max() < 1e-5
 
 
@@ -133,7 +133,7 @@ def test_ssim_is_exact_for_images_far_from_zero() -> None:
     _, full = structural_similarity(
         target, prediction, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1000, full=True
     )
-    assert np.abs(metrics.ssim_map(prediction, target, mask, 1000) - full)[mask].max() < 1e-5
+    assert np.abs(ssim.ssim_map(prediction, target, mask, 1000) - full)[mask].max() < 1e-5
 
 
 def test_a_volume_thinner_than_the_window_is_mirrored_as_scipy_does() -> None:
@@ -151,7 +151,7 @@ def test_a_volume_thinner_than_the_window_is_mirrored_as_scipy_does() -> None:
     c1, c2 = 10.0**2, 30.0**2
     full = (2 * ux * uy + c1) * (2 * (xy - ux * uy) + c2) / (ux**2 + uy**2 + c1) / (xx - ux**2 + yy - uy**2 + c2)
     mask = np.ones_like(mask)
-    assert np.abs(metrics.ssim_map(prediction, target, mask, 1000) - full).max() < 1e-5
+    assert np.abs(ssim.ssim_map(prediction, target, mask, 1000) - full).max() < 1e-5
 
 
 @pytest.mark.slow
@@ -165,12 +165,12 @@ def test_ssim_and_psnr_equal_monai() -> None:
     inner[5:-5, 5:-5, 5:-5] = True  # MONAI takes no window that leaves the volume
     x, y = (torch.from_numpy(array)[None, None] for array in (prediction, target))
     wanted = float(SSIMMetric(spatial_dims=3, data_range=1000.0, win_size=11, kernel_sigma=1.5)(x, y))
-    assert metrics.ssim(prediction, target, inner, 1000) == pytest.approx(wanted, abs=1e-5)
+    assert ssim.ssim(prediction, target, inner, 1000) == pytest.approx(wanted, abs=1e-5)
     everywhere = np.ones(target.shape, bool)
-    assert metrics.psnr(prediction, target, everywhere, 1000) == pytest.approx(
+    assert voxelwise.psnr(prediction, target, everywhere, 1000) == pytest.approx(
         float(PSNRMetric(1000.0)(x, y)), abs=1e-4
     )
-    assert metrics.mae(prediction, target, everywhere) == pytest.approx(float(MAEMetric()(x, y)), rel=1e-5)
+    assert voxelwise.mae(prediction, target, everywhere) == pytest.approx(float(MAEMetric()(x, y)), rel=1e-5)
 
 
 def test_ms_ssim_equals_the_challenges_recipe_written_with_scipy() -> None:
@@ -197,7 +197,7 @@ def test_ms_ssim_equals_the_challenges_recipe_written_with_scipy() -> None:
             for image in (x, y)
         )
         x, y, inside = x[::2, ::2, ::2], y[::2, ::2, ::2], inside[::2, ::2, ::2]
-    assert metrics.ms_ssim(prediction, target, mask, 1000) == pytest.approx(product, abs=1e-5)
+    assert ssim.ms_ssim(prediction, target, mask, 1000) == pytest.approx(product, abs=1e-5)
 
 
 # Edges
@@ -205,7 +205,7 @@ def test_ms_ssim_equals_the_challenges_recipe_written_with_scipy() -> None:
 
 def test_gradients_of_a_row_are_those_worked_by_hand() -> None:
     target, prediction, mask = line(0, 4, 4, 9, 50), line(0, 2, 4, 4, -70), mask_of("xxxx.")
-    found = metrics.gradients(prediction, target, mask, (2.0, 1.0, 1.0))
+    found = edges.gradients(prediction, target, mask, (2.0, 1.0, 1.0))
     # |d target| = 4 0 5 and |d prediction| = 2 2 0, over 2 mm
     assert found == pytest.approx(((2 + 2 + 5) / 3 / 2, 4 / 9))
 
@@ -213,7 +213,7 @@ def test_gradients_of_a_row_are_those_worked_by_hand() -> None:
 def test_blurring_lowers_the_sharpness_and_noise_raises_it() -> None:
     noisy, target, mask = images()
     blurred = gaussian_filter(target, 2)
-    assert metrics.sharpness(blurred, target, mask, ONE) < 0.8 < 1.2 < metrics.sharpness(noisy, target, mask, ONE)
+    assert edges.sharpness(blurred, target, mask, ONE) < 0.8 < 1.2 < edges.sharpness(noisy, target, mask, ONE)
 
 
 @pytest.mark.parametrize(
@@ -230,14 +230,14 @@ def test_blurring_lowers_the_sharpness_and_noise_raises_it() -> None:
 def test_an_edge_band_has_half_its_width_on_either_side(
     region: str, width_mm: float, spacing: float, band: str
 ) -> None:
-    found = metrics.edge_band(mask_of(region), width_mm, (spacing, 1.0, 1.0))
+    found = edges.edge_band(mask_of(region), width_mm, (spacing, 1.0, 1.0))
     assert "".join(".x"[int(voxel)] for voxel in found.ravel()) == band
 
 
 def test_edge_voxels_lie_on_the_step_and_only_there() -> None:
     target = np.zeros((20, 20, 20), np.float32)
     target[10:] = 100
-    found = metrics.edge_voxels(target, np.ones(target.shape, bool), ONE, share=0.05)
+    found = edges.edge_voxels(target, np.ones(target.shape, bool), ONE, share=0.05)
     assert found[9].all() and found.sum() == 400
 
 
@@ -260,10 +260,10 @@ def test_components_have_the_volume_and_size_worked_by_hand() -> None:
     _, _, labels = lesion_case()
     labels[15, 15, 15] = 1  # touches by a corner only
     labels[0, 0, 39] = 1  # a single voxel is no lesion
-    first, second = metrics.lesion_components(labels, (1.0, 1.0, 1.0))
+    first, second = lesions.lesion_components(labels, (1.0, 1.0, 1.0))
     assert (first.volume_ml, first.size) == (pytest.approx(1.001), "medium")
     assert (second.volume_ml, second.size) == (pytest.approx(0.027), "small")
-    assert metrics.lesion_components(labels, (2.0, 2.0, 3.0))[0].size == "large"
+    assert lesions.lesion_components(labels, (2.0, 2.0, 3.0))[0].size == "large"
     assert second.mask(labels.shape)[28:31, 28:31, 28:31].all() and second.mask(labels.shape).sum() == 27
 
 
@@ -282,10 +282,10 @@ def test_a_lesion_has_three_voxels_and_ten_cubic_millimetres(side_mm: float, vox
     labels = np.zeros((12, 12, 12), np.uint8)
     labels[3, 1, :voxels] = 1
     labels[8, 8, 8] = 2  # noise, on any grid
-    found = metrics.split_components(labels, (side_mm,) * 3)
+    found = lesions.split_components(labels, (side_mm,) * 3)
     assert (len(found.lesions), found.too_small) == ((1, 1) if is_lesion else (0, 2))
-    assert metrics.split_components(labels, (side_mm,) * 3, least_ml=0, least_voxels=1).too_small == 0
-    assert metrics.split_components(np.zeros_like(labels), (1.0, 1.0, 1.0)) == ((), 0)
+    assert lesions.split_components(labels, (side_mm,) * 3, least_ml=0, least_voxels=1).too_small == 0
+    assert lesions.split_components(np.zeros_like(labels), (1.0, 1.0, 1.0)) == ((), 0)
 
 
 def test_contrast_kept_is_that_of_the_blend() -> None:
@@ -294,8 +294,8 @@ def test_contrast_kept_is_that_of_the_blend() -> None:
     rng = np.random.default_rng(0)
     texture = rng.standard_normal(target.shape).astype(np.float32)
     found = [
-        metrics.lesion_figures(0.3 * target + 0.7 * flat, target + texture, mask, labels, lesion, ONE)
-        for lesion in metrics.lesion_components(labels, ONE)
+        lesions.lesion_figures(0.3 * target + 0.7 * flat, target + texture, mask, labels, lesion, ONE)
+        for lesion in lesions.lesion_components(labels, ONE)
     ]
     assert [figures.contrast_target for figures in found] == pytest.approx([100, 40], abs=0.5)
     assert [figures.contrast_kept for figures in found] == pytest.approx([0.3, 0.3], abs=0.01)
@@ -305,21 +305,21 @@ def test_contrast_kept_is_that_of_the_blend() -> None:
 def test_a_ring_holds_neither_other_lesions_nor_voxels_outside_the_mask() -> None:
     target, mask, labels = lesion_case()
     target += np.random.default_rng(0).standard_normal(target.shape).astype(np.float32)
-    lesion = metrics.lesion_components(labels, ONE)[0]
-    before = metrics.lesion_figures(target, target, mask, labels, lesion, ONE)
+    lesion = lesions.lesion_components(labels, ONE)[0]
+    before = lesions.lesion_figures(target, target, mask, labels, lesion, ONE)
     labels[16:18, 5:15, 5:15] = 3
     target[16:18, 5:15, 5:15] = 9999
     mask[:3], target[:3] = False, -9999
-    after = metrics.lesion_figures(target, target, mask, labels, lesion, ONE)
+    after = lesions.lesion_figures(target, target, mask, labels, lesion, ONE)
     assert after.contrast_target == pytest.approx(before.contrast_target, abs=0.3)
 
 
 def test_a_lesion_that_the_target_does_not_show_has_no_contrast_to_keep() -> None:
     target, mask, labels = lesion_case()
     target = 200 + 100 * np.random.default_rng(0).standard_normal(target.shape)
-    figures = metrics.lesion_figures(target, target, mask, labels, metrics.lesion_components(labels, ONE)[0], ONE)
+    figures = lesions.lesion_figures(target, target, mask, labels, lesions.lesion_components(labels, ONE)[0], ONE)
     assert np.isnan(figures.contrast_kept)
-    assert np.isnan(metrics.recall([figures.contrast_kept]))
+    assert np.isnan(lesions.recall([figures.contrast_kept]))
 
 
 def test_false_lesions_are_counted_away_from_the_labels_only() -> None:
@@ -328,11 +328,11 @@ def test_false_lesions_are_counted_away_from_the_labels_only() -> None:
     made_up[20:26, 5:11, 25:31] += 100  # 0.2 ml
     made_up[4:16, 4:16, 4:16] += 100  # a thicker lesion is no new one
     made_up[35, 5, 5] += 500  # too small
-    assert metrics.false_lesions(target, target, mask, labels, 100.0, ONE) == 0
-    assert metrics.false_lesions(made_up, target, mask, labels, 100.0, ONE) == 1
-    assert metrics.false_lesions(made_up, target, mask, labels, -100.0, ONE) == 0, "dark lesions are another kind"
+    assert lesions.false_lesions(target, target, mask, labels, 100.0, ONE) == 0
+    assert lesions.false_lesions(made_up, target, mask, labels, 100.0, ONE) == 1
+    assert lesions.false_lesions(made_up, target, mask, labels, -100.0, ONE) == 0, "dark lesions are another kind"
     mask[20:26] = False
-    assert metrics.false_lesions(made_up, target, mask, labels, 100.0, ONE) == 0
+    assert lesions.false_lesions(made_up, target, mask, labels, 100.0, ONE) == 0
 
 
 # Reliability
@@ -342,41 +342,41 @@ def test_spearman_equals_scipy_with_and_without_ties() -> None:
     rng = np.random.default_rng(0)
     a = rng.standard_normal(5000)
     for b in (a + rng.standard_normal(5000), np.round(a), np.exp(-a)):
-        assert metrics.spearman(np.round(a, 1), b) == pytest.approx(spearmanr(np.round(a, 1), b).statistic, abs=1e-12)
-    assert np.isnan(metrics.spearman(a, np.zeros(5000))) and np.isnan(metrics.spearman(a[:1], a[:1]))
+        assert ranking.spearman(np.round(a, 1), b) == pytest.approx(spearmanr(np.round(a, 1), b).statistic, abs=1e-12)
+    assert np.isnan(ranking.spearman(a, np.zeros(5000))) and np.isnan(ranking.spearman(a[:1], a[:1]))
 
 
 def test_auroc_equals_scikit_learn_with_ties() -> None:
     rng = np.random.default_rng(0)
     score, error = np.round(rng.random(4000), 1), rng.random(4000)
     worst = error >= np.quantile(error, 0.9)
-    assert metrics.auroc_worst(score + worst, error) == pytest.approx(roc_auc_score(worst, score + worst), abs=1e-12)
-    assert np.isnan(metrics.auroc(score, np.zeros(4000, bool)))
+    assert ranking.auroc_worst(score + worst, error) == pytest.approx(roc_auc_score(worst, score + worst), abs=1e-12)
+    assert np.isnan(ranking.auroc(score, np.zeros(4000, bool)))
 
 
 def test_risk_coverage_is_the_table_worked_by_hand() -> None:
-    found = metrics.risk_coverage(np.array([3.0, 1.0, 2.0, 2.0]), np.array([8.0, 1.0, 2.0, 4.0]))
+    found = ranking.risk_coverage(np.array([3.0, 1.0, 2.0, 2.0]), np.array([8.0, 1.0, 2.0, 4.0]))
     assert found.coverage == pytest.approx([0.25, 0.5, 0.75, 1])
     assert found.risk == pytest.approx([1, 2, 7 / 3, 15 / 4])  # the tied 2 and 4 count as 3 each
 
 
 def test_a_map_that_knows_everything_nothing_or_the_opposite_is_told_apart() -> None:
     error = np.random.default_rng(0).random(10_000)
-    assert metrics.ause(error, error) == 0
-    assert metrics.ausc(np.zeros(10_000), error) == pytest.approx(1)
-    assert metrics.ausc(-error, error) > 1 > metrics.ausc(error, error)
-    assert metrics.ausc(error, error) == pytest.approx(0.5, abs=0.01)  # mean of c / 2 over the mean 1 / 2
+    assert ranking.ause(error, error) == 0
+    assert ranking.ausc(np.zeros(10_000), error) == pytest.approx(1)
+    assert ranking.ausc(-error, error) > 1 > ranking.ausc(error, error)
+    assert ranking.ausc(error, error) == pytest.approx(0.5, abs=0.01)  # mean of c / 2 over the mean 1 / 2
 
 
 # Conventions
 
 
-@pytest.mark.parametrize("convention", [name for name, rules in metrics.CONVENTIONS.items() if rules.masked])
+@pytest.mark.parametrize("convention", [name for name, rules in conventions.CONVENTIONS.items() if rules.masked])
 def test_what_lies_outside_the_mask_changes_nothing(convention: str) -> None:
     prediction, target, mask = images()
-    before = metrics.score(prediction, target, mask, convention, RANGE, ONE)
+    before = conventions.score(prediction, target, mask, convention, RANGE, ONE)
     prediction[~mask], target[~mask] = 777, -5000
-    assert metrics.score(prediction, target, mask, convention, RANGE, ONE) == before
+    assert conventions.score(prediction, target, mask, convention, RANGE, ONE) == before
 
 
 def test_exact_background_adds_what_the_masks_share_says() -> None:
@@ -384,17 +384,19 @@ def test_exact_background_adds_what_the_masks_share_says() -> None:
     mask[:] = False
     mask[15:65, 15:65, 15:48] = True  # 16 % of the volume, as a brain in BraTS
     prediction[~mask] = target[~mask] = 0
-    inside = metrics.psnr(prediction, target, mask, 1000)
-    whole = metrics.psnr(prediction, target, np.ones_like(mask), 1000)
+    inside = voxelwise.psnr(prediction, target, mask, 1000)
+    whole = voxelwise.psnr(prediction, target, np.ones_like(mask), 1000)
     assert whole - inside == pytest.approx(10 * np.log10(mask.size / mask.sum()), abs=1e-3)
     assert 7.5 < whole - inside < 8.5
 
 
 def test_one_prediction_scores_many_decibels_apart_by_the_range_alone() -> None:
     prediction, target, mask = images()
-    scores = {name: metrics.score(prediction, target, mask, name, RANGE, ONE)["psnr"] for name in metrics.CONVENTIONS}
+    scores = {
+        name: conventions.score(prediction, target, mask, name, RANGE, ONE)["psnr"] for name in conventions.CONVENTIONS
+    }
     assert max(scores.values()) - min(scores.values()) > 10
-    plain = {metrics.score(prediction, target, mask, name, RANGE, ONE)["mae"] for name in metrics.CONVENTIONS}
+    plain = {conventions.score(prediction, target, mask, name, RANGE, ONE)["mae"] for name in conventions.CONVENTIONS}
     assert len(plain) == 1, "the error itself knows no convention"
 
 
@@ -407,7 +409,7 @@ def test_synthrad2023_equals_the_challenges_recipe() -> None:
         np.where(mask, y, -1024) + 1024, np.where(mask, x, -1024) + 1024, data_range=4024, full=True
     )
     inner = (slice(3, -3),) * 3
-    found = metrics.score(prediction, target, mask, "synthrad2023", RANGE, ONE)
+    found = conventions.score(prediction, target, mask, "synthrad2023", RANGE, ONE)
     assert found["ssim"] == pytest.approx(full[inner][mask[inner]].mean(), abs=1e-5)
     assert found["psnr"] == pytest.approx(peak_signal_noise_ratio(y[mask], x[mask], data_range=4024), abs=1e-3)
 
@@ -416,8 +418,8 @@ def test_synthrad2025_clips_masks_and_takes_ms_ssim() -> None:
     prediction, target, mask = images(noise=100)
     prediction, target = prediction * 4, target * 4
     clipped = [np.where(mask, np.clip(image, -1024, 3071) + 1024, 0) for image in (prediction, target)]
-    found = metrics.score(prediction, target, mask, "synthrad2025", RANGE, ONE)
-    assert found["ms_ssim"] == pytest.approx(metrics.ms_ssim(*clipped, mask, 4095.0), abs=1e-6)
+    found = conventions.score(prediction, target, mask, "synthrad2025", RANGE, ONE)
+    assert found["ms_ssim"] == pytest.approx(ssim.ms_ssim(*clipped, mask, 4095.0), abs=1e-6)
     assert 0 < found["ms_ssim"] < 1
 
 
@@ -425,8 +427,8 @@ def test_scale_leaking_conventions_are_those_of_the_literature() -> None:
     prediction, target, mask = images((40, 41, 12))
     prediction[..., 0] = target[..., 0] = 0  # an empty slice is no score
     x, y = prediction.astype(np.float64), target.astype(np.float64)
-    find = {name: metrics.score(prediction, target, mask, name, RANGE, ONE) for name in metrics.CONVENTIONS}
-    assert {name for name, rules in metrics.CONVENTIONS.items() if rules.scale_leaking} == {
+    find = {name: conventions.score(prediction, target, mask, name, RANGE, ONE) for name in conventions.CONVENTIONS}
+    assert {name for name, rules in conventions.CONVENTIONS.items() if rules.scale_leaking} == {
         "nie-v1",
         "resvit",
         "syndiff",
@@ -449,14 +451,14 @@ def test_scale_leaking_conventions_are_those_of_the_literature() -> None:
 def test_a_gain_of_the_prediction_is_punished_by_honest_conventions_and_forgiven_by_leaking_ones() -> None:
     _, target, mask = images()
     doubled = 2 * target
-    assert metrics.score(doubled, target, mask, "resvit", RANGE, ONE)["psnr"] > 100
-    assert metrics.score(doubled, target, mask, "chiasm", RANGE, ONE)["psnr"] < 10
+    assert conventions.score(doubled, target, mask, "resvit", RANGE, ONE)["psnr"] > 100
+    assert conventions.score(doubled, target, mask, "chiasm", RANGE, ONE)["psnr"] < 10
 
 
 def test_an_unknown_convention_is_refused_with_the_known_ones() -> None:
     prediction, target, mask = images((20, 21, 22))
     with pytest.raises(RecipeError, match="synthrad2023"):
-        metrics.score(prediction, target, mask, "synthrad2024", RANGE, ONE)
+        conventions.score(prediction, target, mask, "synthrad2024", RANGE, ONE)
 
 
 def test_importing_metrics_is_light() -> None:

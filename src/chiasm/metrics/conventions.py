@@ -1,0 +1,293 @@
+"""Figures of merit on arrays with a mask, and the named conventions under which they are comparable.
+
+Everything here is a pure function of arrays of shape (I, J, K).  A figure
+over no voxels is NaN, never 0.  Where a figure needs a range it is given: no
+range is taken from the images that are compared, but by the conventions that
+are marked *scale-leaking*, which exist to reproduce the literature.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from math import nan
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chiasm.boxes import Box, Image, Mask, Range, Spacing, box_of, same_shape
+from chiasm.errors import unknown
+from chiasm.metrics.edges import gradients
+from chiasm.metrics.ssim import UNIFORM_RADIUS, ms_ssim, ssim_map, window_box, without_border
+from chiasm.metrics.voxelwise import check_range, error_figures, mean_or_nan, pearson
+
+
+@dataclass(frozen=True)
+class Convention:
+    """How PSNR, SSIM and NMAE are taken; MAE, RMSE and the others do not depend on it.
+
+    Attributes:
+        text: One sentence for the foot of a table.
+        range: Fixed range; None: the range of the training cohort, as given.
+        masked: Whether voxels outside the mask are set to the range's low end in both images.
+        clip: Whether both images are cut off at the range.
+        rescale: What each image is divided by, or stretched to, on its own.
+        peak: What PSNR is relative to; "range" but in scale-leaking conventions.
+        slicewise: Whether images are rescaled and compared slice by slice
+            along the last axis; slices whose target has no positive voxel are left out.
+        window: Of SSIM.
+        border: Voxels left out of SSIM along the volume's border.
+        multiscale: Whether MS-SSIM is taken too.
+        ssim_range: Range of SSIM where it is not the peak.
+        scale_leaking: Whether a scale is taken from the images compared: never
+            to be set beside figures of another convention.
+    """
+
+    text: str
+    range: Range | None = None
+    masked: bool = True
+    clip: bool = False
+    rescale: Literal["none", "own-maximum", "min-max"] = "none"
+    peak: Literal["range", "either-maximum", "prediction-maximum"] = "range"
+    slicewise: bool = False
+    window: Literal["gaussian", "uniform"] = "gaussian"
+    border: int = 0
+    multiscale: bool = False
+    ssim_range: float | None = None
+    scale_leaking: bool = False
+
+
+CONVENTIONS: Mapping[str, Convention] = {
+    "chiasm": Convention("inside the mask; range fixed by the training cohort; SSIM 3D, Gaussian 11, sigma 1.5"),
+    "synthrad2023": Convention(
+        "inside the mask; clipped to -1024 to 3000; SSIM 3D, uniform 7, border of 3 left out",
+        range=(-1024.0, 3000.0),
+        clip=True,
+        window="uniform",
+        border=UNIFORM_RADIUS,
+    ),
+    "synthrad2025": Convention(
+        "inside the mask; clipped to -1024 to 3071; masked MS-SSIM, uniform 7",
+        range=(-1024.0, 3071.0),
+        clip=True,
+        window="uniform",
+        border=UNIFORM_RADIUS,
+        multiscale=True,
+    ),
+    "brats-brain": Convention(
+        "inside the brain; clipped to the training cohort's range, whose width is the peak; SSIM 3D, Gaussian 11",
+        clip=True,
+    ),
+    "nie-v1": Convention(
+        "whole image; peak is the maximum of both images", masked=False, peak="either-maximum", scale_leaking=True
+    ),
+    "resvit": Convention(
+        "whole slices, each divided by its own maximum; peak 1; SSIM 2D, uniform 7",
+        masked=False,
+        rescale="own-maximum",
+        slicewise=True,
+        window="uniform",
+        border=UNIFORM_RADIUS,
+        scale_leaking=True,
+    ),
+    "syndiff": Convention(
+        "whole slices; peak is the maximum of the prediction; SSIM 2D, uniform 7",
+        masked=False,
+        peak="prediction-maximum",
+        slicewise=True,
+        window="uniform",
+        border=UNIFORM_RADIUS,
+        scale_leaking=True,
+    ),
+    "ptnet3d": Convention(
+        "whole image, each stretched from its minimum to its maximum; peak 1; SSIM 3D, uniform 7, range 2",
+        masked=False,
+        rescale="min-max",
+        window="uniform",
+        border=UNIFORM_RADIUS,
+        ssim_range=2.0,
+        scale_leaking=True,
+    ),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """Two images under a convention, ready to be scored in any region.
+
+    Attributes:
+        prediction: Rescaled, clipped and masked as the convention says, from 0.
+        target: Likewise.
+        peak: Of PSNR; for slices shape (1, 1, K), else (1, 1, 1).
+        similarity: SSIM map, NaN outside the mask and along the border left out.
+        convention: Under which.
+    """
+
+    prediction: Image
+    target: Image
+    peak: NDArray[np.float64]
+    similarity: NDArray[np.float32]
+    convention: Convention
+
+
+def find_convention(name: str) -> Convention:
+    """Return the convention called `name`.
+
+    Raises:
+        RecipeError: If there is none.
+    """
+    if name not in CONVENTIONS:
+        raise unknown("convention", name, CONVENTIONS)
+    return CONVENTIONS[name]
+
+
+def pair_up(prediction: Image, target: Image, mask: Mask, convention: Convention, data_range: Range) -> Pair:
+    """Bring two images under a convention and compare their structure.
+
+    Args:
+        prediction: Shape (I, J, K), target units.
+        target: Likewise.
+        mask: Voxels that count; where the convention is masked, nothing outside changes anything.
+        convention: From `find_convention`.
+        data_range: The training cohort's range (low, high), target units.
+
+    Raises:
+        ValueError: If the range does not rise.
+    """
+    low, high = convention.range or data_range
+    width = check_range(high - low)
+    images = [image.astype(np.float32, copy=True) for image in (prediction, target)]
+    axes = (0, 1) if convention.slicewise else (0, 1, 2)
+    for image in images:
+        if convention.rescale == "min-max":
+            image -= image.min(axis=axes, keepdims=True)
+        if convention.rescale != "none":
+            most = image.max(axis=axes, keepdims=True)
+            image /= np.where(most > 0, most, 1)
+        if convention.clip:
+            np.clip(image, low, high, out=image)
+        if convention.masked:
+            image[~mask] = low
+        if convention.peak == "range" and convention.rescale == "none":
+            image -= np.float32(low)  # SSIM's luminance is meant for images from 0
+    x, y = images
+    most_x, most_y = (image.max(axis=axes, keepdims=True) for image in images)
+    peak = {
+        "range": np.full_like(most_x, 1.0 if convention.rescale != "none" else width),
+        "either-maximum": np.maximum(most_x, most_y),
+        "prediction-maximum": most_x,
+    }[convention.peak].astype(np.float64)
+    wanted = without_border(mask, convention.border, axes) if convention.border else mask
+    given, span = (x, y), convention.ssim_range or float(peak.max()) or 1.0
+    if convention.slicewise:  # each slice has its own peak, and one without target is none
+        peak = np.where(most_y > 0, peak, 0)
+        wanted = wanted & (most_y > 0)
+        safe = np.where(peak > 0, peak, 1).astype(np.float32)
+        given, span = (x / safe, y / safe), 1.0
+    similarity = ssim_map(*given, wanted, span, window=convention.window, axes=axes)
+    return Pair(
+        x, y, np.broadcast_to(peak, (1, 1, mask.shape[2] if convention.slicewise else 1)), similarity, convention
+    )
+
+
+def crop(pair: Pair, box: Box) -> Pair:
+    """Return the part of a pair that lies in `box`."""
+    peak = pair.peak[:, :, box[2]] if pair.peak.shape[2] > 1 else pair.peak
+    return replace(
+        pair, prediction=pair.prediction[box], target=pair.target[box], peak=peak, similarity=pair.similarity[box]
+    )
+
+
+def likeness(pair: Pair, region: Mask) -> dict[str, float]:
+    """Return "psnr" and "ssim" of a region; slice by slice, then averaged, where the convention says so.
+
+    Raises:
+        ValueError: If the region has another shape than the images.
+    """
+    if region.shape != pair.target.shape:
+        raise ValueError(f"region of shape {region.shape} for images of shape {pair.target.shape}")
+    if not region.any():
+        return {"psnr": nan, "ssim": nan}
+    box = box_of(region)
+    here, part = region[box], crop(pair, box)
+    axes = (0, 1) if pair.convention.slicewise else (0, 1, 2)
+    count = here.sum(axis=axes, keepdims=True)
+    squared = np.where(here, part.prediction - part.target, 0) ** 2
+    scored = (count > 0) & (part.peak > 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        decibels = 10 * np.log10(part.peak**2 * count / squared.sum(axis=axes, keepdims=True, dtype=np.float64))
+    values = part.similarity[here]
+    return {"psnr": mean_or_nan(decibels[scored]), "ssim": mean_or_nan(values[~np.isnan(values)])}
+
+
+def score(
+    prediction: Image,
+    target: Image,
+    mask: Mask,
+    convention: str,
+    data_range: Range,
+    spacing_mm: Spacing,
+) -> dict[str, float]:
+    """Return every figure of merit of a pair under a named convention.
+
+    Args:
+        prediction: Shape (I, J, K), target units.
+        target: Likewise.
+        mask: Voxels that count; conventions of whole images take all voxels for PSNR and SSIM.
+        convention: A name of `CONVENTIONS`.
+        data_range: The training cohort's range (low, high), target units;
+            conventions with a range of their own ignore it.
+        spacing_mm: Between voxels.
+
+    Returns:
+        "mae", "bias", "rmse" (target units), "nmae", "psnr" (dB), "ssim",
+        "ncc", "gradient_error" (target units per mm), "sharpness"; "ms_ssim"
+        where the convention has it.  NaN for an empty mask.
+
+    Raises:
+        RecipeError: If the convention is unknown.
+        ValueError: If shapes differ or the range does not rise.
+    """
+    rules = find_convention(convention)
+    same_shape(prediction, target, mask)
+    low, high = rules.range or data_range
+    counted = mask if rules.masked else np.ones(mask.shape, bool)
+    box = window_box(counted)
+    pair = pair_up(prediction[box], target[box], counted[box], rules, data_range)
+    figures = plain_figures(prediction, target, mask, high - low, spacing_mm) | likeness(pair, counted[box])
+    if rules.multiscale:
+        figures["ms_ssim"] = multiscale_likeness(prediction, target, mask, rules)
+    return figures
+
+
+def plain_figures(
+    prediction: Image, target: Image, region: Mask, data_range: float, spacing_mm: Spacing
+) -> dict[str, float]:
+    """Return the figures of merit of a region that need no convention but a range; NaN for an empty region."""
+    box = box_of(region) if region.any() else (slice(0, 1),) * 3
+    x, y, inside = prediction[box], target[box], region[box]
+    error, sharp = gradients(x, y, inside, spacing_mm)
+    values = x[inside], y[inside]
+    figures = error_figures(*values, data_range)
+    return figures | {
+        "ncc": pearson(*values),
+        "gradient_error": error,
+        "sharpness": sharp,
+    }
+
+
+def multiscale_likeness(prediction: Image, target: Image, mask: Mask, convention: Convention) -> float:
+    """Return `ms_ssim` of whole volumes after a convention's clipping and masking; its range is fixed.
+
+    Raises:
+        ValueError: If the convention has no range of its own.
+    """
+    if convention.range is None:
+        raise ValueError("MS-SSIM is only defined for conventions with a fixed range")
+    low, high = convention.range
+    clipped = [np.where(mask, np.clip(image, low, high) - low, 0).astype(np.float32) for image in (prediction, target)]
+    return ms_ssim(clipped[0], clipped[1], mask, high - low)
+
+
+# Boxes, blocks and ranks

@@ -1,0 +1,203 @@
+"""Structural similarity: a map of SSIM, its mean inside a mask, and MS-SSIM."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from math import nan
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chiasm.boxes import Box, Image, Mask, box_of, ends, grown
+from chiasm.metrics.voxelwise import check_range, mean_or_nan
+
+GAUSSIAN_RADIUS, GAUSSIAN_SIGMA = 5, 1.5  # the 11-voxel window of Wang et al. 2004
+UNIFORM_RADIUS = 3  # the 7-voxel window that scikit-image takes by default
+BLOCK = 48  # voxels a side, filtered at once: small enough for the cache, large enough for the matrix product
+SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # of MS-SSIM, Wang et al. 2003
+SMALLEST_MULTISCALE = 97  # voxels a side; smaller volumes are padded with their edges
+
+
+def ssim_map(
+    prediction: Image,
+    target: Image,
+    mask: Mask,
+    data_range: float,
+    *,
+    window: Literal["gaussian", "uniform"] = "gaussian",
+    axes: Sequence[int] = (0, 1, 2),
+    exponent: float | None = None,
+) -> NDArray[np.float32]:
+    """Return the structural similarity of the surroundings of each voxel of the mask.
+
+    Windows reach beyond the mask and are mirrored at the volume's border:
+    inside the mask the values equal scikit-image's full map.  Blocks without a
+    voxel of the mask are not computed; each other block is filtered along one
+    axis after the other by a product with a small band matrix.
+
+    Args:
+        prediction: Shape (I, J, K).
+        target: Likewise.
+        mask: Where the map is wanted.
+        data_range: L of the formula, in the images' unit.
+        window: "gaussian": 11 voxels, sigma 1.5, population covariance;
+            "uniform": 7 voxels, sample covariance.
+        axes: Along which the window extends; (0, 1) compares slices.
+        exponent: Of luminance, contrast and structure, each cut off at 0, as a
+            scale of MS-SSIM needs them; None for the plain product.
+
+    Returns:
+        Values of at most 1, float32, NaN outside the mask.
+
+    Raises:
+        ValueError: If `data_range` is not positive.
+
+    Reference:
+        Wang et al., IEEE Trans. Image Process. 13 (2004), eq. 13, K1 = 0.01, K2 = 0.03.
+    """
+    radius = GAUSSIAN_RADIUS if window == "gaussian" else UNIFORM_RADIUS
+    offsets = np.arange(-radius, radius + 1)
+    weights = np.exp(-0.5 * (offsets / GAUSSIAN_SIGMA) ** 2) if window == "gaussian" else np.ones(len(offsets))
+    samples = len(offsets) ** len(axes)
+    covariance = 1.0 if window == "gaussian" else samples / (samples - 1)
+    scale = 1 / check_range(data_range)
+    radii = [radius if axis in axes else 0 for axis in range(3)]
+    bands = [_band(weights) if axis in axes else None for axis in range(3)]
+    found = np.full(mask.shape, nan, np.float32)
+    for block in _blocks(mask):
+        around = np.ix_(
+            *(_mirrored(np.arange(s.start - r, s.stop + r), n) for s, r, n in zip(block, radii, mask.shape))
+        )
+        x, y = prediction[around].astype(np.float32), target[around].astype(np.float32)
+        centre = float(y.mean(dtype=np.float64))  # variances are differences of squares: exact near 0 only
+        x, y = (x - centre) * scale, (y - centre) * scale
+        smooth = np.stack([x, y, x * x, y * y, x * y])  # (5, I + 2r, J + 2r, K + 2r)
+        for axis, band in enumerate(bands, start=1):
+            if band is not None:
+                smooth = _filtered(smooth, band, axis)
+        ux, uy, xx, yy, xy = smooth  # (I, J, K) each
+        vx, vy, vxy = covariance * (xx - ux * ux), covariance * (yy - uy * uy), covariance * (xy - ux * uy)
+        ux, uy = ux + centre * scale, uy + centre * scale
+        c1, c2 = 0.01**2, 0.03**2
+        luminance = (2 * ux * uy + c1) / (ux * ux + uy * uy + c1)
+        if exponent is None:
+            here = luminance * (2 * vxy + c2) / (vx + vy + c2)
+        else:
+            sxy = np.sqrt(np.maximum(vx, 0)) * np.sqrt(np.maximum(vy, 0))
+            contrast, structure = (2 * sxy + c2) / (vx + vy + c2), (vxy + c2 / 2) / (sxy + c2 / 2)
+            here = np.prod([np.maximum(part, 0) ** exponent for part in (luminance, contrast, structure)], axis=0)
+        found[block] = np.where(mask[block], here, nan)
+    return found
+
+
+def ssim(
+    prediction: Image,
+    target: Image,
+    mask: Mask,
+    data_range: float,
+    *,
+    window: Literal["gaussian", "uniform"] = "gaussian",
+) -> float:
+    """Return the structural similarity averaged inside the mask; NaN for an empty mask.
+
+    Equals scikit-image's `structural_similarity(gaussian_weights=True, sigma=1.5,
+    use_sample_covariance=False, full=True)` averaged inside the mask.
+
+    Raises:
+        ValueError: If `data_range` is not positive.
+    """
+    return mean_or_nan(ssim_map(prediction, target, mask, data_range, window=window)[mask])
+
+
+def ms_ssim(prediction: Image, target: Image, mask: Mask, data_range: float) -> float:
+    """Return the masked multi-scale structural similarity of SynthRAD2025; NaN for an empty mask.
+
+    Five scales, each half as fine; at each the product of luminance, contrast
+    and structure raised to the scale's weight is averaged inside the mask.
+    The window is uniform; luminance counts at every scale, as it does in the
+    challenge's code; images must not be negative.
+
+    Raises:
+        ValueError: If `data_range` is not positive.
+
+    Reference:
+        Wang et al., Asilomar 2003, eq. 7; SynthRAD2025/evaluation, image_metrics.py.
+    """
+    if not mask.any():
+        return nan
+    short = [max(SMALLEST_MULTISCALE - side, 0) for side in mask.shape]
+    padding = [(side // 2, side - side // 2) for side in short]
+    prediction, target = np.pad(prediction, padding, mode="edge"), np.pad(target, padding, mode="edge")
+    mask = np.pad(mask, padding, mode="edge")
+    product = 1.0
+    for weight in SCALE_WEIGHTS:
+        inner = without_border(mask, UNIFORM_RADIUS)
+        here = ssim_map(prediction, target, inner, data_range, window="uniform", exponent=weight)
+        product *= float(np.clip(mean_or_nan(here[inner]), 0, 1))
+        prediction, target, mask = _halved(prediction), _halved(target), mask[::2, ::2, ::2]
+    return product
+
+
+def window_box(mask: Mask) -> Box:
+    """Return the box that holds the mask and every window around its voxels; one voxel for an empty mask."""
+    if not mask.any():
+        return slice(0, 1), slice(0, 1), slice(0, 1)
+    return grown(box_of(mask), GAUSSIAN_RADIUS + 1, (1, 1, 1), mask.shape)
+
+
+def _blocks(mask: Mask) -> Iterator[Box]:
+    """Cut the mask's box into blocks, and leave out those without a voxel of the mask."""
+    if not mask.any():
+        return
+    box = box_of(mask)
+    starts = [range(side.start, side.stop, BLOCK) for side in box]
+    for i in starts[0]:
+        for j in starts[1]:
+            for k in starts[2]:
+                ends = [min(start + BLOCK, side.stop) for start, side in zip((i, j, k), box)]
+                block = slice(i, ends[0]), slice(j, ends[1]), slice(k, ends[2])
+                if mask[block].any():
+                    yield block
+
+
+def _mirrored(indices: NDArray[np.intp], size: int) -> NDArray[np.intp]:
+    """Fold indices beyond the border back: 0 1 2 continues 2 1 0 to the right, and likewise to the left."""
+    folded = indices % (2 * size)
+    return np.where(folded >= size, 2 * size - 1 - folded, folded)
+
+
+def _band(weights: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Return the matrix (BLOCK, BLOCK + 2r) whose product with a line is the line filtered."""
+    band = np.zeros((BLOCK, BLOCK + len(weights) - 1), np.float32)
+    for row in range(BLOCK):
+        band[row, row : row + len(weights)] = weights / weights.sum()
+    return band
+
+
+def _filtered(stack: NDArray[np.float32], band: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
+    """Multiply a stack (5, I, J, K) with the band matrix along one of its last three axes."""
+    length = stack.shape[axis]
+    band = band[: length - (band.shape[1] - BLOCK), :length]
+    shape = (*stack.shape[:axis], len(band), *stack.shape[axis + 1 :])
+    if axis == stack.ndim - 1:
+        return (stack.reshape(-1, length) @ band.T).reshape(shape)
+    return (band @ stack.reshape(int(np.prod(stack.shape[:axis])), length, -1)).reshape(shape)
+
+
+def without_border(mask: Mask, width: int, axes: Sequence[int] = (0, 1, 2)) -> Mask:
+    """Return the mask without voxels that lie less than `width` from the volume's border along `axes`."""
+    inner = np.zeros(mask.shape, bool)
+    core = tuple(slice(width, size - width) if axis in axes else slice(None) for axis, size in enumerate(mask.shape))
+    inner[core] = mask[core]
+    return inner
+
+
+def _halved(image: Image) -> Image:
+    """Average each voxel with its seven neighbours at lower indices (0 beyond the border), then take every other."""
+    for axis in range(3):
+        before = np.zeros_like(image)
+        ends(before, axis)[1][...] = ends(image, axis)[0]
+        image = (image + before) / 2
+        image = image[tuple(slice(None, None, 2) if other == axis else slice(None) for other in range(3))]
+    return image
