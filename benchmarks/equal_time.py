@@ -20,7 +20,9 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from chiasm.recipe import Recipe
-from chiasm.studies.jobs import data_folder, find_cases, list_jobs, read_study, simulate
+from chiasm.studies.jobs import find_cases, list_jobs
+from chiasm.studies.study_file import data_folder, read_study
+from chiasm.studies.work import simulate
 from chiasm.training.run import train
 
 STEPS = 20  # of the shorter training

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from chiasm.evaluation.scoring import UNITS, Row, write_evaluation
+from chiasm.evaluation.rows import UNITS, Row, write_evaluation
 from chiasm.storage import write_json
 from chiasm.studies.study import report
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from chiasm.cohorts.cases import Case, Cohort
 from chiasm.preparation.intensity import IntensityMap
-from chiasm.preparation.planning import Estimate, Plan
+from chiasm.preparation.plan import Estimate, Plan
 
 SHAPE = (36, 40, 12)
 SPACING = (1.0, 1.0, 3.0)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from chiasm.cohorts.cases import Case, Cohort, is_safe_id
+from chiasm.cohorts.cases import Case, Cohort
 from chiasm.cohorts.discovery import NAMES, find_cohort, select_cases, volumes_below
 from chiasm.cohorts.known_layouts import LAYOUTS
 from chiasm.cohorts.labels import check_label_values, region_volumes
@@ -23,6 +23,7 @@ from chiasm.cohorts.manifests import read_manifest
 from chiasm.errors import CohortError, VolumeError
 from chiasm.preparation.examination import examine_case
 from chiasm.preparation.inspection import inspect_cohort, inspect_folder
+from chiasm.storage import is_safe_id
 from chiasm.volumes import Volume
 from chiasm.volumes.geometry import Geometry
 from synthetic_cohort import save

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from chiasm.cli import main
 from chiasm.cohorts.discovery import find_cohort
 from chiasm.cohorts.labels import read_label_map
-from chiasm.evaluation.scoring import read_evaluation, read_remarks
+from chiasm.evaluation.rows import read_evaluation, read_remarks
 from chiasm.prediction.folders import predict
 from chiasm.storage import read_json
 from synthetic_cohort import affine, save

@@ -14,10 +14,11 @@ import pytest
 
 from chiasm.errors import CohortError, RecipeError, RunError
 from chiasm.evaluation.predictions import score_folder
-from chiasm.evaluation.scoring import harmonise, read_remarks, reporting_unit
+from chiasm.evaluation.rows import read_remarks
+from chiasm.evaluation.scoring import harmonise, reporting_unit
 from chiasm.metrics.conventions import CONVENTIONS
 from chiasm.prediction.folders import predict
-from chiasm.preparation.planning import read_plan
+from chiasm.preparation.plan import read_plan
 from chiasm.reports.evaluation import Scored, evaluate, report_evaluation
 from chiasm.volumes import read_volume
 from synthetic_cohort import affine, forget_digests, save

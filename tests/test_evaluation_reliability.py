@@ -16,7 +16,7 @@ from scipy.stats import spearmanr
 from chiasm.errors import ChiasmError, CohortError, RunError
 from chiasm.evaluation.predictions import score_folder
 from chiasm.evaluation.reliability import POOLED, SHOWN, judge_maps, reliability_curve, reliability_table, score_map
-from chiasm.evaluation.scoring import Row
+from chiasm.evaluation.rows import Row
 from chiasm.prediction.folders import predict
 from chiasm.prediction.model import Model, load_model, save_model
 from chiasm.storage import read_json, write_json

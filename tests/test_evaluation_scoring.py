@@ -15,20 +15,9 @@ from scipy.ndimage import gaussian_filter
 from scipy.stats import spearmanr
 
 from chiasm.errors import ChiasmError, RecipeError, RunError
-from chiasm.evaluation.scoring import (
-    UNITS,
-    Row,
-    calibration,
-    describe,
-    evaluate_case,
-    format_table,
-    harmonise,
-    read_evaluation,
-    reporting_unit,
-    score_reliability,
-    summarise,
-    write_evaluation,
-)
+from chiasm.evaluation.rows import UNITS, Row, read_evaluation, write_evaluation
+from chiasm.evaluation.scoring import calibration, describe, evaluate_case, harmonise, reporting_unit, score_reliability
+from chiasm.evaluation.summary import format_table, summarise
 from chiasm.metrics import conventions
 from chiasm.preparation.intensity import fit_intensity
 

@@ -14,7 +14,7 @@ import pytest
 from scipy import stats
 
 from chiasm.errors import CohortError
-from chiasm.evaluation.scoring import Row
+from chiasm.evaluation.rows import Row
 from chiasm.evaluation.statistics import (
     Declared,
     _holm,

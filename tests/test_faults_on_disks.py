@@ -20,8 +20,9 @@ from chiasm.cli import main
 from chiasm.errors import ChiasmError
 from chiasm.recipe import make_recipe
 from chiasm.storage import whole_folder
-from chiasm.studies.jobs import list_jobs, read_study
-from chiasm.studies.study import find_cases, run_study
+from chiasm.studies.jobs import find_cases, list_jobs
+from chiasm.studies.study import run_study
+from chiasm.studies.study_file import read_study
 from chiasm.training.run import train
 from conftest import QUICK
 

@@ -21,12 +21,13 @@ from chiasm.prediction import synthesis
 from chiasm.prediction.calibration import Calibration
 from chiasm.prediction.engines import Engine
 from chiasm.prediction.model import Model, load_model, make_generator, make_local_discriminator, make_refiner
+from chiasm.prediction.seams import seam_of
 from chiasm.prediction.synthesis import Synthesis, synthesise, synthesise_prepared
-from chiasm.prediction.tiling import seam_of, window_weights
+from chiasm.prediction.windows import window_weights
 from chiasm.preparation.arrays import prepare_source
 from chiasm.preparation.degradation import Axis, Degradation, degrade, interpolated, simulated, thin_grid
 from chiasm.preparation.intensity import IntensityMap
-from chiasm.preparation.planning import Plan
+from chiasm.preparation.plan import Plan
 from chiasm.recipe import make_recipe
 from chiasm.volumes import Geometry, Volume, same_grid
 from conftest import QUICK

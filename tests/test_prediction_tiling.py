@@ -16,19 +16,9 @@ from torch import Tensor, nn
 from chiasm.errors import ChiasmError
 from chiasm.networks.discriminators import LocalDiscriminator
 from chiasm.networks.generator import Generator
-from chiasm.prediction.tiling import (
-    Tile,
-    apply_to_slices,
-    apply_to_volume,
-    blend_windows,
-    plan_tiles,
-    seam_of,
-    slice_stack,
-    slice_stacks,
-    tiles_are_exact,
-    window_positions,
-    window_weights,
-)
+from chiasm.prediction.seams import seam_of, tiles_are_exact
+from chiasm.prediction.tiling import Tile, apply_to_slices, apply_to_volume, plan_tiles, slice_stack, slice_stacks
+from chiasm.prediction.windows import blend_windows, window_positions, window_weights
 
 RNG = np.random.default_rng(0)
 

@@ -20,7 +20,7 @@ from chiasm.errors import ChiasmError, VolumeError
 from chiasm.preparation import arrays as preparation
 from chiasm.preparation.arrays import MARGIN, PreparedCase, prepare_case, prepare_cohort, prepare_source
 from chiasm.preparation.degradation import Axis, Degradation, degrade, interpolated, simulated, thick_mask
-from chiasm.preparation.planning import Plan
+from chiasm.preparation.plan import Plan
 from chiasm.storage import sha256_of
 from chiasm.volumes import Geometry, Reading, Volume, read_volume
 from conftest import REAL

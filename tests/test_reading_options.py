@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from chiasm.cli import main
-from chiasm.preparation.planning import read_plan
+from chiasm.preparation.plan import read_plan
 from chiasm.volumes import Reading, read_volume
 from conftest import QUICK
 from synthetic_cohort import write_brats

@@ -14,7 +14,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from chiasm.evaluation.scoring import Row
+from chiasm.evaluation.rows import Row
 from chiasm.reports import case_page as case_pages
 from chiasm.reports.case_page import MOST_BYTES, CasePage, Figure, against_cohort, write_case_page
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from chiasm.errors import ChiasmError
-from chiasm.evaluation.scoring import Row
+from chiasm.evaluation.rows import Row
 from chiasm.reports.evaluation_page import compare, rank, write_report
 from chiasm.reports.gallery import GalleryCase
 

@@ -26,14 +26,8 @@ from chiasm.errors import ChiasmError, RecipeError, RunError, VolumeError
 from chiasm.prediction.folders import load, predict
 from chiasm.serving import dicom_node
 from chiasm.serving.dicom_inbox import Inbox, InboxError, Limits
-from chiasm.serving.dicom_node import (
-    Peer,
-    check_title,
-    parse_peer,
-    send,
-    serve_dicom,
-    synthesise_series,
-)
+from chiasm.serving.dicom_node import serve_dicom, synthesise_series
+from chiasm.serving.dicom_send import Peer, check_title, parse_peer, send
 from chiasm.volumes import read_volume
 from conftest import Archive
 from dicom_patients import TELLTALE, faults, free_port, run_tool, wait_for, write_mixed, write_source
@@ -206,7 +200,7 @@ def test_a_series_of_several_kinds_of_images_is_refused_or_chosen_by_words(finis
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # pynetdicom leaves its socket open
 def test_what_nobody_takes_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("chiasm.serving.dicom_node.PAUSE_S", 0.0)
+    monkeypatch.setattr("chiasm.serving.dicom_send.PAUSE_S", 0.0)
     with pytest.raises(ChiasmError, match="6 of 6 objects could not be sent"):
         send(write_source(tmp_path / "t1"), Peer("NOBODY", "127.0.0.1", free_port()), "CHIASM")
 

@@ -17,20 +17,22 @@ from chiasm.simulation.anatomy import (
     TISSUES,
     WM,
     brain_mask,
-    control_grid,
-    deform,
     embedded_head,
-    exponential,
     find_heads,
     given_head,
-    grid_points,
     head_mask,
+    stripped_mask,
+)
+from chiasm.simulation.deformation import (
+    control_grid,
+    deform,
+    exponential,
+    grid_points,
     pull,
     random_affine,
     random_velocity,
     rotation,
     smooth_noise,
-    stripped_mask,
 )
 
 

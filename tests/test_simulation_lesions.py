@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from chiasm.simulation.anatomy import BONE_CORT, CSF, GM, TISSUES, WM, Array
+from chiasm.simulation.anatomy import BONE_CORT, CSF, GM, TISSUES, WM
+from chiasm.simulation.deformation import Array
 from chiasm.simulation.lesions import (
     CORE,
     FLUID,

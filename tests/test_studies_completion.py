@@ -19,9 +19,9 @@ from chiasm.cohorts.discovery import find_cohort
 from chiasm.cohorts.splits import read_splits
 from chiasm.errors import ChiasmError, CohortError
 from chiasm.evaluation.predictions import score_folder
-from chiasm.evaluation.scoring import read_evaluation
+from chiasm.evaluation.rows import read_evaluation
 from chiasm.prediction.folders import Predicted, predict
-from chiasm.preparation.planning import read_plan
+from chiasm.preparation.plan import read_plan
 from chiasm.recipe import Recipe, make_recipe
 from chiasm.reports.evaluation import evaluate
 from chiasm.studies.completion import Completed, complete, survey_cohort

@@ -18,11 +18,13 @@ import fake_slurm
 from chiasm.cli import main
 from chiasm.errors import ChiasmError, RecipeError
 from chiasm.evaluation.predictions import score_folder
-from chiasm.evaluation.scoring import read_evaluation
+from chiasm.evaluation.rows import read_evaluation
 from chiasm.runners import RUNNERS, Lost, Runner, find_runner
 from chiasm.storage import read_json, read_toml, write_json, write_toml
-from chiasm.studies.jobs import Phantom, Study, _fingerprint, find_cases, list_jobs, read_study, simulate
+from chiasm.studies.jobs import _fingerprint, find_cases, list_jobs
 from chiasm.studies.study import Done, report, run_study, tell_jobs
+from chiasm.studies.study_file import Phantom, Study, read_study
+from chiasm.studies.work import simulate
 from chiasm.volumes import read_volume
 from conftest import QUICK, Opened
 from synthetic_cohort import write_brats, write_moved_heads
@@ -276,7 +278,7 @@ def test_a_machine_that_is_too_small_costs_the_job_and_a_mistake_in_the_code_end
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr("chiasm.studies.jobs.train", fail)
+    monkeypatch.setattr("chiasm.studies.work.train", fail)
     path = study_file(tmp_path, toy_cohort, arms=["A1"], warmup="own", primary=None)
     with pytest.raises(ChiasmError, match="no job of the study could be finished") as caught:
         study(path, tmp_path / "out")

@@ -23,10 +23,11 @@ from chiasm.evaluation.uncertainty import augmentation_spread, learned_score
 from chiasm.prediction.folders import load, predict
 from chiasm.prediction.synthesis import predict_stage, synthesise_prepared
 from chiasm.preparation.arrays import PreparedCase, prepare_case, read_context, write_context
-from chiasm.preparation.planning import read_plan
+from chiasm.preparation.plan import read_plan
 from chiasm.recipe import Recipe, make_recipe, read_recipe
 from chiasm.storage import read_json
-from chiasm.studies.jobs import Study, find_cases, list_jobs
+from chiasm.studies.jobs import find_cases, list_jobs
+from chiasm.studies.study_file import Study
 from chiasm.training import cascade
 from chiasm.training.batches import Place, take_batch
 from chiasm.training.cascade import list_parts, recipe_of

@@ -18,10 +18,12 @@ from chiasm.prediction.baselines import load_baselines
 from chiasm.prediction.folders import load
 from chiasm.preparation.arrays import PreparedCase, prepare_case
 from chiasm.preparation.examination import examine_case
-from chiasm.preparation.planning import Plan, make_plan
+from chiasm.preparation.plan import Plan
+from chiasm.preparation.planning import make_plan
 from chiasm.preparation.unpaired import find_unpaired
 from chiasm.recipe import Data, Recipe, make_recipe
-from chiasm.studies.jobs import Study, _warm_ups, find_cases, list_jobs
+from chiasm.studies.jobs import _warm_ups, find_cases, list_jobs
+from chiasm.studies.study_file import Study
 from chiasm.training.coding import CodingLearner, deal_roles, draw_examples
 from chiasm.training.cost import estimate_cost
 from chiasm.training.loop import learn, make_fabric

@@ -14,7 +14,8 @@ from torch import nn
 from chiasm.networks.discriminators import GlobalDiscriminator, LocalDiscriminator
 from chiasm.networks.generator import Generator
 from chiasm.networks.unet import UNet
-from chiasm.preparation.planning import Estimate, has_gpu
+from chiasm.preparation.plan import Estimate
+from chiasm.preparation.planning import has_gpu
 from chiasm.recipe import ARMS, Recipe, make_recipe
 from chiasm.training import cost
 from chiasm.training.cost import (

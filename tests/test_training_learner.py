@@ -17,7 +17,7 @@ from chiasm.cohorts.discovery import find_cohort
 from chiasm.networks.discriminators import LocalLogits
 from chiasm.prediction.synthesis import refine
 from chiasm.preparation.arrays import PreparedCase, prepare_case
-from chiasm.preparation.planning import Plan
+from chiasm.preparation.plan import Plan
 from chiasm.recipe import Recipe, make_recipe
 from chiasm.training.batches import take_batch
 from chiasm.training.checkpoints import load_checkpoint, save_checkpoint

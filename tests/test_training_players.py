@@ -16,9 +16,10 @@ import torch
 from chiasm.errors import RecipeError
 from chiasm.networks.catalogue import GENERATORS, Entry
 from chiasm.networks.srcnn import Srcnn
-from chiasm.preparation.planning import PatchNeeds, Plan, read_plan
+from chiasm.preparation.plan import Plan, read_plan
+from chiasm.preparation.planning import PatchNeeds
 from chiasm.recipe import ARMS, Recipe, make_recipe
-from chiasm.studies.jobs import Study
+from chiasm.studies.study_file import Study
 from chiasm.training.loop import _cut_log, _signals, _validation_steps
 from chiasm.training.players import check_players, describe_methods, make_players, needs_local_judge, patch_needs
 from chiasm.training.run import plan_run, train

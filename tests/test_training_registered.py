@@ -12,7 +12,7 @@ from chiasm.cli import main
 from chiasm.errors import CohortError, RunError
 from chiasm.evaluation.predictions import score_folder
 from chiasm.prediction.folders import load, predict
-from chiasm.preparation.planning import read_plan
+from chiasm.preparation.plan import read_plan
 from chiasm.recipe import Registration, make_recipe
 from chiasm.reports.evaluation import evaluate, report_evaluation
 from chiasm.reports.registration import report_registered

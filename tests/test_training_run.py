@@ -21,7 +21,7 @@ from chiasm.networks.catalogue import GENERATORS
 from chiasm.prediction.folders import load, predict
 from chiasm.prediction.synthesis import synthesise_prepared
 from chiasm.preparation.arrays import prepare_case
-from chiasm.preparation.planning import read_plan
+from chiasm.preparation.plan import read_plan
 from chiasm.recipe import ARMS, Recipe, make_recipe
 from chiasm.storage import read_json, read_toml, sha256_of
 from chiasm.training.loop import Interrupted

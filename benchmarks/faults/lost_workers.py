@@ -24,9 +24,10 @@ from pathlib import Path
 import psutil
 
 from chiasm.cli import main as chiasm
-from chiasm.evaluation.scoring import read_evaluation
+from chiasm.evaluation.rows import read_evaluation
 from chiasm.storage import write_toml
-from chiasm.studies.jobs import find_cases, list_jobs, read_study
+from chiasm.studies.jobs import find_cases, list_jobs
+from chiasm.studies.study_file import read_study
 
 STEPS = 12
 ONCE, TWICE = 5, 2  # trainings that are killed so often

@@ -10,28 +10,29 @@ its own, and within a line only from names to its left; a test reads this map.
     progress      how far long work is: a bar on a terminal, lines in a log
     boxes         boxes of voxels, and the types of arrays
     volumes       what lies on disk: geometry, masks, hounsfield, streams, voxels, nifti, metaimage, dicom_files,
-                  dicom_kinds, dicom_frames, dicom_series, dicom_pixels, dicom_labels, dicom_read, dicom_write,
-                  screening
-    simulation    patients that are made: anatomy, lesions, signals, phantom
+                  dicom_kinds, dicom_frames, dicom_series, dicom_choice, dicom_pixels, dicom_labels, dicom_read,
+                  dicom_write, screening
+    simulation    patients that are made: deformation, anatomy, lesions, signals, phantom
     cohorts       which files belong together: cases, images, manifests, labels, completed, folder_roles, known_layouts,
                   dicom_patients, gathering, relatives, discovery, splits, duplicates
     registration  images of one patient, aligned: demons, alignment, cohort
     preparation   from files to arrays that a network learns from: intensity, bias_field, degradation, fingerprint,
-                  examination, inspection, unpaired, planning, arrays
+                  examination, inspection, unpaired, plan, out_of_distribution, planning, arrays
     attenuation   CT to attenuation at 511 keV, for PET
     metrics       scores of one image against another, inside a mask: voxelwise, edges, ssim, lesions, ranking,
                   conventions
     networks      tensors to tensors: generator, discriminators, layers, srcnn, fcn8, unet, dcgan, pix2pix, fcn3d, han,
                   li_cnn, context_gan, strainet, sparse_coding, foreign, shapes, catalogue
-    prediction    a network over a whole volume: tiling, engines, calibration, baselines, manifest, resuming,
-                  model_files, model, synthesis, dicom_case, folders
+    prediction    a network over a whole volume: tiling, windows, seams, engines, calibration, baselines, manifest,
+                  resuming, model_files, model, synthesis, dicom_case, folders
     training      how networks learn: batches, losses, attention, players, coding, cost, health, checkpoints, finished,
                   learner, loop, cascade, run
-    evaluation    scores, and what may be claimed from them: scoring, statistics, predictions, uncertainty, reliability
+    evaluation    scores, and what may be claimed from them: rows, scoring, summary, statistics, predictions,
+                  uncertainty, reliability
     reports       the pages that people read: drawing, registration, gallery, curves, evaluation_page, pictures,
                   case_page, evaluation, study_page, study_digest
-    studies       methods x folds x seeds, and completion: completion, jobs, study
-    serving       a DICOM node: dicom_inbox, dicom_gate, dicom_node
+    studies       methods x folds x seeds, and completion: study_file, completion, jobs, work, study
+    serving       a DICOM node: dicom_inbox, dicom_gate, dicom_send, dicom_node
     demo          the main job on simulated patients
     options       options that several verbs share, in records
     cli           verbs: parse, call, print

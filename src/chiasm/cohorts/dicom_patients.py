@@ -28,19 +28,10 @@ from chiasm.cohorts.folder_roles import role_of_folder
 from chiasm.cohorts.manifests import MARKS
 from chiasm.errors import RecipeError, VolumeError
 from chiasm.storage import is_safe_id
+from chiasm.volumes.dicom_choice import fitting, pick_series
 from chiasm.volumes.dicom_files import looks_like_zip
 from chiasm.volumes.dicom_kinds import is_kind_word
-from chiasm.volumes.dicom_series import (
-    LABEL_MAP,
-    SEGMENTATION,
-    Scan,
-    Series,
-    fitting,
-    is_dicom,
-    pick_series,
-    scan_folder_alone,
-    scan_series,
-)
+from chiasm.volumes.dicom_series import LABEL_MAP, SEGMENTATION, Scan, Series, is_dicom, scan_folder_alone, scan_series
 from chiasm.volumes.screening import STRICT, Reading
 
 #: What slices lack that `--resample-tilt` mends.

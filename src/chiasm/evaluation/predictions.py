@@ -21,14 +21,15 @@ from chiasm.cohorts.discovery import find_cohort, selection_of
 from chiasm.cohorts.images import read_case_image, read_case_labels
 from chiasm.cohorts.labels import usable_labels
 from chiasm.errors import ChiasmError, CohortError, RunError
-from chiasm.evaluation.scoring import MaskUse, Remarks, Row, evaluate_case, harmonise, reporting_unit
+from chiasm.evaluation.rows import MaskUse, Remarks, Row
+from chiasm.evaluation.scoring import evaluate_case, harmonise, reporting_unit
 from chiasm.prediction.baselines import Baselines, load_baselines
 from chiasm.prediction.manifest import Entry, Manifest, check_files, find_path, read_manifest
 from chiasm.preparation.arrays import prepare_source
 from chiasm.preparation.degradation import simulated, thick_mask
 from chiasm.preparation.fingerprint import Progress, known_of
 from chiasm.preparation.intensity import IntensityMap
-from chiasm.preparation.planning import Plan, read_plan
+from chiasm.preparation.plan import Plan, read_plan
 from chiasm.recipe import Registration, read_recipe
 from chiasm.registration.cohort import Together, align_cohort
 from chiasm.volumes import Volume, check_pair, read_volume, resample

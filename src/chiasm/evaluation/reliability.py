@@ -29,16 +29,9 @@ from chiasm.cohorts.labels import usable_labels
 from chiasm.cohorts.splits import Split, read_splits
 from chiasm.errors import CohortError, RunError
 from chiasm.evaluation.predictions import check_reference
-from chiasm.evaluation.scoring import (
-    UNITS,
-    Row,
-    calibration,
-    describe,
-    format_table,
-    harmonise,
-    reporting_unit,
-    score_reliability,
-)
+from chiasm.evaluation.rows import UNITS, Row
+from chiasm.evaluation.scoring import calibration, describe, harmonise, reporting_unit, score_reliability
+from chiasm.evaluation.summary import format_table
 from chiasm.evaluation.uncertainty import (
     ENSEMBLE,
     MAP,

@@ -12,147 +12,31 @@ kVp and CT's resolution.
 
 from __future__ import annotations
 
-import csv
-import json
 import math
-import re
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from sys import intern
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from chiasm import boxes
 from chiasm.attenuation import attenuation
-from chiasm.errors import ChiasmError, RunError, shortened
+from chiasm.errors import ChiasmError
+from chiasm.evaluation.rows import LEAST_LESION, UNITS, Row
 from chiasm.metrics import conventions, edges, lesions, ranking, voxelwise
 from chiasm.metrics.ssim import window_box
 from chiasm.prediction.baselines import NAMES
-from chiasm.storage import is_plain, read_json, whole_file
 
 if TYPE_CHECKING:
     from chiasm.preparation.intensity import IntensityMap
-    from chiasm.preparation.planning import Plan
+    from chiasm.preparation.plan import Plan
 
-CSV, JSON = "evaluation.csv", "evaluation.json"
 MOST_SCALES_APART = 20.0  # between prediction and target: more is another unit, not an error
 SMOOTH_MM = 2.0  # of the error that a reliability map can foresee
 SAMPLE = 300_000  # voxels that ranks and quantiles are taken over
 EDGE_BAND_MM = 4.0
 EDGE_SHARE = 0.1  # of the mask's voxels: the target's steepest
-LESION = re.compile(r"lesion-\d+")  # regions that are one lesion of one case
-EACH_LESION = "each lesion"  # what they are called together in a summary
-
-#: Unit of each figure; "" is the unit of the images, "/mm" that unit per mm, "1" none.
-UNITS: Mapping[str, str] = {
-    "mae": "",
-    "mae_mu": "1/cm",
-    "bias": "",
-    "rmse": "",
-    "nmae": "1",
-    "psnr": "dB",
-    "ssim": "1",
-    "ms_ssim": "1",
-    "ncc": "1",
-    "gradient_error": "/mm",
-    "sharpness": "1",
-    "volume_ml": "mL",
-    "contrast_target": "",
-    "contrast_prediction": "",
-    "contrast_kept": "1",
-    "lesions": "1",
-    "too_small": "1",
-    "recall": "1",
-    "false_lesions": "1",
-    "expected_error": "",
-    "calibration": "1",
-    "spearman": "1",
-    "spearman_smoothed": "1",
-    "auroc_worst": "1",
-    "auroc_lesion": "1",
-    "ausc": "1",
-    "ause": "1",
-}
-
-#: What a short table shows, in this order.
-HEADLINES = (
-    *("mae", "mae_mu", "psnr", "ssim", "ms_ssim", "sharpness"),
-    *("contrast_kept", "recall", "false_lesions", "too_small"),
-)
-
-#: What a connected component of the labels must have to be called a lesion.
-LEAST_LESION = f"a lesion has at least {lesions.LEAST_LESION_VOXELS} voxels and {lesions.LEAST_LESION_ML:g} mL"
-
-
-class Row(NamedTuple):
-    """One figure.
-
-    Attributes:
-        case: Id of the case.
-        fold: Of the split.
-        seed: Of the training.
-        method: Arm or naive baseline.
-        region: "mask", a named region, "healthy", "edges" (the target's
-            steepest voxels), "lesion-edge" (a band around the labels),
-            "lesion-1" and so on (the largest first), "lesions" and
-            "lesions-small", "-medium", "-large" (counts; "too_small" counts
-            the components that are none), or "image" (all
-            voxels, the background with them).
-        metric: A name of `UNITS`.
-        value: NaN where it is not defined.
-        unit: "1" for pure numbers.
-        convention: Name, range and scale under which it was taken.
-    """
-
-    case: str
-    fold: int
-    seed: int
-    method: str
-    region: str
-    metric: str
-    value: float
-    unit: str
-    convention: str
-
-
-class MaskUse(NamedTuple):
-    """Which voxels of a case were scored.
-
-    Attributes:
-        case: Id of the case.
-        method: Whose prediction it is.
-        used: "prediction" for the mask that was written beside the image, "cohort" for the cohort's mask file,
-            "plan" for one that was found by the plan's rule.
-        reason: Where that mask comes from, in words.
-        voxels: How many are scored.
-        sha256: Of the mask: two methods were scored in the same voxels where it is the same.
-    """
-
-    case: str
-    method: str
-    used: str
-    reason: str
-    voxels: int
-    sha256: str
-
-
-class Remarks(NamedTuple):
-    """What an evaluation says beside its figures.
-
-    Attributes:
-        masks: One for each prediction that was scored.
-        problems: Labels that were not used, one sentence each.
-    """
-
-    masks: tuple[MaskUse, ...] = ()
-    problems: tuple[str, ...] = ()
-
-
-NO_REMARKS = Remarks()
 
 
 def harmonise(
@@ -457,196 +341,4 @@ def _score_lesions(
 # Files
 
 
-def write_evaluation(folder: Path, rows: Sequence[Row], remarks: Remarks = NO_REMARKS) -> None:
-    """Write `evaluation.csv`, one row a figure at full precision, and `evaluation.json`, each whole or not at all.
-
-    In JSON, which knows neither, NaN is null and infinity the text "inf"; it
-    holds the remarks too.
-
-    Args:
-        folder: Where they go.
-        rows: From `evaluate_case`.
-        remarks: Which masks were used, and which labels were not.
-
-    Raises:
-        ChiasmError: If the folder cannot be written.
-    """
-    with whole_file(folder / CSV) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(Row._fields)
-        writer.writerows(rows)
-    with whole_file(folder / JSON) as temporary, temporary.open("w", encoding="utf-8") as file:
-        file.write('{"rows": [')
-        for index, row in enumerate(rows):  # one by one: a study of 1,000 cases has half a million
-            told = {**row._asdict(), "value": _plain(row.value)}
-            file.write(("," if index else "") + "\n" + json.dumps(told, ensure_ascii=False, allow_nan=False))
-        masks = [mask._asdict() for mask in remarks.masks]
-        told_beside = {"masks": masks, "problems": list(remarks.problems)}
-        file.write("\n],\n" + json.dumps(told_beside, ensure_ascii=False, indent=1)[2:] + "\n")
-
-
-def read_remarks(folder: Path) -> Remarks:
-    """Read what an evaluation says beside its figures; evaluations of earlier versions say nothing.
-
-    Raises:
-        RunError: If `evaluation.json` is missing or damaged.
-    """
-    content = read_json(folder / JSON)
-    try:
-        masks = tuple(MaskUse(**mask) for mask in content.get("masks", []))
-        return Remarks(masks, tuple(map(str, content.get("problems", []))))
-    except (AttributeError, TypeError) as error:
-        raise RunError("is damaged", path=folder / JSON, reason="damaged", found=error) from error
-
-
-def read_evaluation(path: Path) -> list[Row]:
-    """Read the rows of an evaluation folder, or of its CSV file.
-
-    Raises:
-        RunError: If it is missing, or not such a file.
-    """
-    file = path / CSV if path.is_dir() else path
-    names = list(Row._fields)
-    try:
-        with file.open(encoding="utf-8", newline="") as content:
-            reader = csv.reader(content, strict=True)
-            if (heads := next(reader, [])) != names:
-                raise RunError(
-                    "is no evaluation of chiasm",
-                    path=file,
-                    reason="columns",
-                    found=", ".join(heads) or "nothing",
-                    expected=", ".join(names),
-                )
-            rows = [_parsed(line) for line in reader]
-    except OSError as error:
-        raise RunError("cannot be read", path=file, reason="unreadable", found=error.strerror) from error
-    except (ValueError, csv.Error) as error:
-        raise RunError("is damaged", path=file, reason="damaged", found=error) from error
-    words = {word for row in rows for word in (row.case, row.method, row.region, row.metric, row.unit)}
-    words |= {part for row in rows for part in row.convention.split("; ")}  # sentences, longer than a name may be
-    if strange := sorted(word for word in words if word and not is_plain(word)):
-        raise RunError(
-            "holds a word that no table may hold", path=file, reason="unsafe-id", found=shortened(strange[0])
-        )
-    return rows
-
-
-def _parsed(line: Sequence[str]) -> Row:
-    case, fold, seed, *words, value, unit, convention = line
-    method, region, metric = map(intern, words)  # a few names stand in many rows
-    return Row(
-        intern(case), int(fold), int(seed), method, region, metric, float(value), intern(unit), intern(convention)
-    )
-
-
-def _plain(value: float) -> float | str | None:
-    return value if math.isfinite(value) else None if math.isnan(value) else str(value)
-
-
 # Tables
-
-
-@dataclass(frozen=True)
-class Summary:
-    """One figure over a cohort.
-
-    Attributes:
-        method: Arm or naive baseline.
-        region: As in `Row`; "each lesion" for single lesions.
-        metric: As in `Row`.
-        mean: Over subjects.
-        sd: Between subjects, with n - 1; NaN for a single one.
-        n: Subjects with a figure.
-        unit: Of mean and sd.
-    """
-
-    method: str
-    region: str
-    metric: str
-    mean: float
-    sd: float
-    n: int
-    unit: str
-
-
-def summarise(rows: Iterable[Row], subjects: Mapping[str, str] | None = None) -> list[Summary]:
-    """Average every figure over subjects.
-
-    Seeds, folds and lesions of a case are averaged first, then the cases of a
-    subject: n counts people, never scans or slices.  NaN is left out.
-
-    Args:
-        rows: From `evaluate_case`.
-        subjects: Case id to subject; by default each case is its own.
-
-    Returns:
-        One summary for each method, region and metric, in the order of `rows`.
-
-    Raises:
-        ValueError: If one figure comes in two units or under two conventions, which cannot be averaged.
-    """
-    values: dict[tuple[str, str, str], dict[str, dict[str, list[float]]]] = {}
-    measures: dict[tuple[str, str, str], tuple[str, str]] = {}
-    for row in rows:
-        key = (row.method, EACH_LESION if LESION.fullmatch(row.region) else row.region, row.metric)
-        measure = (row.unit, row.convention.partition(" (")[0])  # a fold's range and SD are its own
-        if measures.setdefault(key, measure) != measure:
-            raise ValueError(f"{row.metric} of {row.method} comes as {measures[key]} and as {measure}")
-        of_subject = values.setdefault(key, {}).setdefault((subjects or {}).get(row.case, row.case), defaultdict(list))
-        if not math.isnan(row.value):
-            of_subject[row.case].append(row.value)
-    summaries = []
-    for key, by_subject in values.items():
-        means = [
-            float(np.mean([np.mean(figures) for figures in cases.values()])) for cases in by_subject.values() if cases
-        ]
-        spread = float(np.std(means, ddof=1)) if len(means) > 1 and np.isfinite(means).all() else math.nan
-        mean = float(np.mean(means)) if means else math.nan
-        summaries.append(Summary(*key, mean, spread, len(means), measures[key][0]))
-    return summaries
-
-
-def format_table(
-    rows: Iterable[Row], metrics_shown: Sequence[str] = HEADLINES, subjects: Mapping[str, str] | None = None
-) -> list[str]:
-    """Set methods side by side as lines of a Markdown table: mean ± SD over subjects, the conventions below it.
-
-    Args:
-        rows: From `evaluate_case`.
-        metrics_shown: Which, in this order.
-        subjects: As in `summarise`.
-
-    Raises:
-        ValueError: As `summarise`.
-    """
-    rows = list(rows)
-    summaries = {(s.region, s.metric, s.method): s for s in summarise(rows, subjects)}
-    methods = list(dict.fromkeys(method for _, _, method in summaries))
-    regions = list(dict.fromkeys(region for region, _, _ in summaries))
-    lines = [["region", "figure", "n", *methods]]
-    for region in regions:
-        for metric in metrics_shown:
-            here = [summaries.get((region, metric, method)) for method in methods]
-            known = [s for s in here if s is not None and s.n]
-            if known:
-                unit = f" ({known[0].unit})" if known[0].unit not in ("", "1") else ""
-                counts = sorted({s.n for s in known})
-                n = str(counts[0]) if len(counts) == 1 else f"{counts[0]}-{counts[-1]}"
-                lines.append([region, metric + unit, n, *(_cell(s) for s in here)])
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    table = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths)) + " |" for line in lines]
-    table.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    conventions: dict[str, str] = {}
-    for row in rows:
-        name, told = row.convention.partition(" (")[0], row.convention
-        if conventions.setdefault(name, told) != told:
-            conventions[name] = f"{name}, with the range and the unit of each fold's training cases (evaluation.csv)"
-    return [*table, "", *(f"Convention: {convention}." for convention in conventions.values())]
-
-
-def _cell(summary: Summary | None) -> str:
-    if summary is None or not summary.n:
-        return "-"
-    spread = f" ± {summary.sd:#.2g}" if math.isfinite(summary.sd) else ""
-    return f"{summary.mean:#.4g}{spread}"

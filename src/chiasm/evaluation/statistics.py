@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chiasm.errors import CohortError
-from chiasm.evaluation.scoring import Row
+from chiasm.evaluation.rows import Row
 from chiasm.storage import write_text
 
 FEWEST = 6  # subjects, below which nothing is tested

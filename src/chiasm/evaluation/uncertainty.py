@@ -24,7 +24,7 @@ from chiasm.prediction.engines import Engine
 from chiasm.prediction.model import Model
 from chiasm.prediction.synthesis import Maps, errors_on_grid, synthesise_prepared
 from chiasm.preparation.arrays import PreparedSource
-from chiasm.preparation.planning import Plan
+from chiasm.preparation.plan import Plan
 from chiasm.volumes import Geometry
 
 GAINS = 4  # changes of the source's gain and offset, the first of them none; each is seen twice, once flipped

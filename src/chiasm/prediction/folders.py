@@ -33,11 +33,12 @@ from chiasm.prediction.model import Model, load_model
 from chiasm.prediction.model_files import find_model, named_classes
 from chiasm.prediction.resuming import Earlier, hash_inputs, take_over
 from chiasm.prediction.synthesis import Synthesis, synthesise
-from chiasm.preparation.planning import Plan
+from chiasm.preparation.plan import Plan
 from chiasm.runners import Lost, Ray, Slurm, find_runner
 from chiasm.storage import UNWRITABLE, locked
 from chiasm.volumes import Reading, Volume, check_pair, write_volume
-from chiasm.volumes.dicom_series import is_dicom, pick_series
+from chiasm.volumes.dicom_choice import pick_series
+from chiasm.volumes.dicom_series import is_dicom
 from chiasm.volumes.screening import STRICT
 
 SUFFIXES = (".nii.gz", ".nii", ".mha", ".mhd")

@@ -34,7 +34,7 @@ from chiasm.prediction.model_files import (
     find_model,
     read_card,
 )
-from chiasm.preparation.planning import Plan, read_plan, write_plan
+from chiasm.preparation.plan import Plan, read_plan, write_plan
 from chiasm.recipe import Recipe, read_recipe, write_recipe
 from chiasm.storage import sealed, sha256_of, whole_file, whole_folder, write_toml
 

@@ -21,20 +21,14 @@ from chiasm.networks.catalogue import SameSize
 from chiasm.prediction.calibration import apply_calibration
 from chiasm.prediction.engines import Engine
 from chiasm.prediction.model import Model, source_channels
-from chiasm.prediction.tiling import (
-    apply_to_slices,
-    apply_to_volume,
-    blend_slices,
-    blend_windows,
-    seam_of,
-    takes_one_size,
-    tiles_are_exact,
-    window_origins,
-)
+from chiasm.prediction.seams import seam_of, takes_one_size, tiles_are_exact
+from chiasm.prediction.tiling import apply_to_slices, apply_to_volume
+from chiasm.prediction.windows import blend_slices, blend_windows, window_origins
 from chiasm.preparation.arrays import PreparedSource, prepare_source
 from chiasm.preparation.degradation import interpolated, simulated, thick_mask
 from chiasm.preparation.intensity import IntensityMap
-from chiasm.preparation.planning import Plan, across, unlike
+from chiasm.preparation.out_of_distribution import unlike
+from chiasm.preparation.plan import Plan, across
 from chiasm.registration.cohort import bring_sources
 from chiasm.volumes import Geometry, Volume, check_pair, resample
 from chiasm.volumes.geometry import storage_axis

@@ -14,31 +14,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import reduce
 from itertools import pairwise, product
-from typing import Literal, TypeVar
-from weakref import WeakKeyDictionary
+from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from chiasm.errors import ChiasmError
-from chiasm.networks.catalogue import SameSize
 
 Choice = TypeVar("Choice")
 Kind = TypeVar("Kind", bound=np.generic)
 NetworkFn = Callable[[Tensor], Tensor]
-Weighting = Literal["gaussian", "constant", "smooth"]
 
-#: Most that a tile may differ from the whole, as a share of the output's SD, for its network to count as local.
-LARGEST_SEAM = 0.01
-#: How much stronger that is tested than it will be seen: by so much what a tile does not see exceeds the rest.
-LOUDER = 10.0
-LEAST_SIDE = 8  # voxels of that test
-_EXACT: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()  # what was measured
-_ONE_SIZE: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 #: Most pixels of one pass over slices: eight of a brain's box, one of 512 x 512; keeps memory flat.
 PIXELS_AT_ONCE = 8 * 192 * 192
 
@@ -103,14 +92,15 @@ def plan_tiles(shape: Sequence[int], *, tile: int, halo: int, multiple: int) -> 
 def _cut(length: int, tile: int, halo: int, multiple: int) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
     """Yield what each piece of an axis reads and writes; pieces are about equally long."""
     count = 1 if length <= tile + 2 * halo else math.ceil(length / tile)
-    core = _round_up(math.ceil(length / count), multiple)
+    core = round_up(math.ceil(length / count), multiple)
     for start, stop in pairwise([*range(0, length, core), length]):
         left = max(0, start - halo) // multiple * multiple
-        right = min(_round_up(stop + halo, multiple), _round_up(length, multiple))
+        right = min(round_up(stop + halo, multiple), round_up(length, multiple))
         yield (left, right), (start, stop)
 
 
-def _round_up(length: int, multiple: int) -> int:
+def round_up(length: int, multiple: int) -> int:
+    """Return the smallest multiple that is at least `length`."""
     return -(-length // multiple) * multiple
 
 
@@ -172,13 +162,13 @@ def apply_to_slices(
     if source.ndim != 4 or 0 in source.shape or batch < 1 or multiple < 1:
         raise ValueError(f"source {source.shape}, batch {batch}, multiple {multiple}")
     _, height, width, depth = source.shape
-    padded = [_round_up(height, multiple), _round_up(width, multiple)]
+    padded = [round_up(height, multiple), round_up(width, multiple)]
 
     def run(count: int) -> NDArray[np.float32]:
         outputs = None
         for first in range(0, depth, count):
             places = range(first, min(first + count, depth))
-            made = _passed(network_fn, _filled(slice_stacks(source, places, slices), padded))
+            made = run_network(network_fn, padded_to(slice_stacks(source, places, slices), padded))
             if outputs is None:
                 outputs = np.empty((made.shape[1], height, width, depth), np.float32)
             outputs[..., first : places.stop] = np.moveaxis(made[..., :height, :width], 0, -1)
@@ -186,7 +176,7 @@ def apply_to_slices(
         return outputs
 
     most = max(1, min(batch, depth, PIXELS_AT_ONCE // math.prod(padded)))
-    return _first_that_fits(run, _halvings(most, 1), f"one slice of {height}x{width}")
+    return first_that_fits(run, halvings(most, 1), f"one slice of {height}x{width}")
 
 
 def apply_to_volume(
@@ -215,7 +205,7 @@ def apply_to_volume(
     def run(tiles: list[Tile]) -> NDArray[np.float32]:
         outputs = None
         for place in tiles:
-            made = _passed(network_fn, _filled(source[(slice(None), *place.source)][None], place.size))[0]
+            made = run_network(network_fn, padded_to(source[(slice(None), *place.source)][None], place.size))[0]
             if outputs is None:
                 outputs = np.empty((len(made), *source.shape[1:]), np.float32)
             outputs[(slice(None), *place.target)] = made[(slice(None), *place.core)]
@@ -223,257 +213,13 @@ def apply_to_volume(
         return outputs
 
     plans: list[list[Tile]] = []
-    for most in _halvings(tile, multiple):
+    for most in halvings(tile, multiple):
         tiles = plan_tiles(source.shape[1:], tile=most, halo=halo, multiple=multiple)
         plans += [tiles] if tiles not in plans else []
-    return _first_that_fits(run, plans, "x".join(map(str, plans[-1][0].size)) + " voxels")
+    return first_that_fits(run, plans, "x".join(map(str, plans[-1][0].size)) + " voxels")
 
 
-def window_positions(length: int, tile: int, step: float) -> list[int]:
-    """Spread windows evenly over an axis, no farther apart than a share of the window.
-
-    Args:
-        length: Voxels of the axis, at least `tile`.
-        tile: Voxels of a window.
-        step: Largest distance of neighbours as a share of the window, in (0, 1].
-
-    Returns:
-        First voxels, from 0 to ``length - tile``.
-
-    Raises:
-        ValueError: If a number is out of range.
-
-    >>> window_positions(110, 64, 0.5)  # 46 voxels to cross in steps of at most 32: two of 23
-    [0, 23, 46]
-    """
-    if not 1 <= tile <= length or not 0 < step <= 1:
-        raise ValueError(f"length {length}, window {tile}, step {step}")
-    gaps = math.ceil((length - tile) / (tile * step))
-    return [round((length - tile) * index / gaps) for index in range(gaps + 1)] if gaps else [0]
-
-
-def window_weights(window: Sequence[int], weighting: Weighting) -> NDArray[np.float32]:
-    """Weigh the voxels of a window: all alike, or the middle most.
-
-    Args:
-        window: Voxels along each axis.
-        weighting: "constant", or "gaussian" with an SD of an eighth of the window
-            and no weight below 0.001, as MONAI does it; "smooth" is the same
-            without that floor.  The floor makes jumps within half a window of the
-            volume's faces, where no window has its middle.
-
-    Returns:
-        Positive weights of shape `window`.
-
-    Raises:
-        ValueError: If `weighting` is unknown.
-    """
-    if weighting == "constant":
-        return np.ones(window, np.float32)
-    if weighting not in ("gaussian", "smooth"):
-        raise ValueError(f"there is no weighting {weighting!r}; it is gaussian, constant or smooth")
-    axes = (np.exp(-0.5 * ((np.arange(n) - (n - 1) / 2) / (0.125 * n)) ** 2) for n in window)
-    bell: NDArray[np.float64] = reduce(np.multiply.outer, axes)
-    return bell.clip(min=1e-3 if weighting == "gaussian" else 0).astype(np.float32)
-
-
-def blend_windows(
-    network_fn: NetworkFn,
-    source: NDArray[np.float32],
-    *,
-    window: Sequence[int],
-    step: float = 0.5,
-    weighting: Weighting = "gaussian",
-    batch: int = 1,
-) -> NDArray[np.float32]:
-    """Run a network over overlapping windows of one size and average them, weighted.
-
-    For networks whose result depends on how large their input is.  Sums are
-    kept in float32 (float16 ends at 65,504, which 22 windows of 3,000 HU
-    exceed) and divided by the sum of the weights at each voxel, so that a
-    volume of ones comes back as ones.
-
-    Args:
-        network_fn: Maps (N, C, *window) to (N, C_out, *window), without gradients.
-        source: Shape (C, *S); an axis shorter than the window is filled up with zeros.
-        window: Voxels of a window along each axis.
-        step: Largest distance of neighbouring windows as a share of the window.
-        weighting: "gaussian", "constant" or "smooth"; see `window_weights`.
-        batch: Most windows in one pass; fewer where memory is short.
-
-    Returns:
-        Shape (C_out, *S).
-
-    Raises:
-        ValueError: If a number is out of range or the network's output has another shape.
-        ChiasmError: If one window does not fit into memory.
-    """
-    shape = source.shape[1:]
-    if len(window) != len(shape) or batch < 1:
-        raise ValueError(f"window {tuple(window)} over {shape}, batch {batch}")
-    padded = tuple(map(max, shape, window))
-    volume = _filled(source[None], padded)[0]
-    origins = product(*window_origins(shape, window, step))
-    boxes = [tuple(slice(o, o + w) for o, w in zip(origin, window)) for origin in origins]
-    weights = window_weights(window, weighting)
-
-    def run(count: int) -> NDArray[np.float32]:
-        total, seen = None, np.zeros(padded, np.float32)
-        for first in range(0, len(boxes), count):
-            group = boxes[first : first + count]
-            made = _passed(network_fn, np.stack([volume[(slice(None), *box)] for box in group]))
-            if total is None:
-                total = np.zeros((made.shape[1], *padded), np.float32)
-            for box, one in zip(group, made):
-                total[(slice(None), *box)] += one * weights
-                seen[box] += weights
-        assert total is not None
-        np.divide(total, seen, out=total)
-        return total[(slice(None), *map(slice, shape))]
-
-    return _first_that_fits(run, _halvings(batch, 1), f"one window of {'x'.join(map(str, window))} voxels")
-
-
-def blend_slices(
-    network_fn: NetworkFn, source: NDArray[np.float32], *, slices: int, window: Sequence[int]
-) -> NDArray[np.float32]:
-    """Run a 2D or 2.5D network that takes one size only over every axial slice, in windows that are blended.
-
-    Args:
-        network_fn: Maps (N, C * slices, *window) to (N, C_out, *window), without gradients.
-        source: Shape (C, I, J, K).
-        slices: Neighbouring slices that make the channels, odd; 1 for 2D.
-        window: Pixels of a window along I and J.
-
-    Returns:
-        Shape (C_out, I, J, K).
-
-    Raises:
-        ValueError: If a number is out of range or the network's output has another shape.
-        ChiasmError: If one window does not fit into memory.
-    """
-    stacks = (slice_stack(source, place, slices) for place in range(source.shape[-1]))
-    return np.stack([blend_windows(network_fn, one, window=window, weighting="smooth") for one in stacks], axis=-1)
-
-
-def window_origins(shape: Sequence[int], window: Sequence[int], step: float = 0.5) -> list[list[int]]:
-    """Return where the windows of `blend_windows` begin, along each axis of a volume.
-
-    >>> window_origins([110, 20], [64, 64])
-    [[0, 23, 46], [0]]
-    """
-    return [window_positions(max(length, size), size, step) for length, size in zip(shape, window, strict=True)]
-
-
-def seam_of(image: NDArray[np.float32], mask: NDArray[np.bool_], window: Sequence[int]) -> float | None:
-    """Compare the jumps across the borders of blended windows with those elsewhere.
-
-    A jump is how far the step from a voxel to the next one differs from the
-    mean of the steps before and after it.
-
-    Args:
-        image: What `blend_windows` made, with its usual step, shape (*S).
-        mask: Voxels that count, same shape.
-        window: Voxels of a window along each axis, or along the first ones.
-
-    Returns:
-        Mean jump across borders over that elsewhere, of the axis where it is
-        largest: about 1 where no border shows; None where no border lies inside
-        the mask.
-    """
-    ratios = []
-    for axis, starts in enumerate(window_origins(image.shape[: len(window)], window)):
-        steps = np.diff(np.moveaxis(image, axis, 0), axis=0)
-        jumps = np.abs(steps[1:-1] - (steps[:-2] + steps[2:]) / 2)
-        inside = np.moveaxis(mask, axis, 0)
-        valid = inside[:-3] & inside[1:-2] & inside[2:-1] & inside[3:]
-        ends = {*starts, *(start + window[axis] for start in starts)}
-        at_border = np.isin(np.arange(2, len(jumps) + 2), sorted(ends))
-        across, usual = (jumps[where][valid[where]] for where in (at_border, ~at_border))
-        if across.size and usual.any():
-            ratios.append(float(across.mean() / usual.mean()))
-    return max(ratios, default=None)
-
-
-def tiles_are_exact(network: nn.Module, channels: int) -> bool:
-    """Tell, by a measurement at the first call, whether a 3D network gives in tiles what it gives in one pass.
-
-    Along each axis in turn, a bar of noise is cut where a tile may be cut, and
-    the network must not notice: what lies beyond the cut is ten times as
-    strong, so that a mean or an attention over the whole input would show it.
-    The networks of this package are local by design, which their tests show.
-
-    Args:
-        network: In evaluation mode; states its needs and its receptive field, as `make_network` sees to.
-        channels: Of its input.
-    """
-    if type(network).__module__.partition(".")[0] == __package__.partition(".")[0]:
-        return True
-    if network not in _EXACT:
-        _EXACT[network] = _no_cut_shows(network, channels)
-    return _EXACT[network]
-
-
-def takes_one_size(network: nn.Module, channels: int, patch: Sequence[int]) -> bool:
-    """Tell, by a pass over an empty image at the first call, whether a network takes no size but that of its patches.
-
-    Transformers that learn an embedding of each place do.
-
-    Args:
-        network: As for `tiles_are_exact`, in two or three dimensions.
-        channels: Of its input.
-        patch: A size that it takes.
-    """
-    if type(network).__module__.partition(".")[0] == __package__.partition(".")[0] or not hasattr(network, "margin"):
-        return False
-    if network not in _ONE_SIZE:
-        _ONE_SIZE[network] = _fails_on_longer(SameSize(network), channels, patch)
-    return _ONE_SIZE[network]
-
-
-def _fails_on_longer(network: SameSize, channels: int, patch: Sequence[int]) -> bool:
-    longer = (patch[0] + network.size_multiple, *patch[1:])
-    try:
-        with torch.inference_mode():
-            network(torch.zeros(1, channels, *longer, device=_device_of(network)))
-    except (RuntimeError, TypeError, ValueError):
-        return True
-    return False
-
-
-def _device_of(network: nn.Module) -> torch.device:
-    return next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
-
-
-def _no_cut_shows(network: nn.Module, channels: int) -> bool:
-    if not hasattr(network, "margin"):
-        return False  # it states nothing
-    whole = SameSize(network)
-    try:
-        return all(_cut_shows(whole, channels, axis) < LARGEST_SEAM for axis in range(3))
-    except (RuntimeError, TypeError, ValueError):  # it takes no other size than its patch
-        return False
-
-
-def _cut_shows(network: SameSize, channels: int, axis: int) -> float:
-    """Return how far a bar's output changes where a cut of its end must not be seen, as a share of the output's SD."""
-    multiple, smallest, margin = network.needs
-    side = _round_up(max(smallest, 2 * margin + 1, LEAST_SIDE), multiple)
-    cut_off = _round_up(LEAST_SIDE, multiple)
-    halo = _round_up(network.receptive_field, multiple)
-    shape = [side] * 3
-    shape[axis] += cut_off + halo
-    bar = torch.randn(1, channels, *shape, generator=torch.Generator().manual_seed(0))
-    bar.narrow(2 + axis, 0, cut_off).mul_(LOUDER).add_(LOUDER)
-    bar = bar.to(_device_of(network))
-    with torch.inference_mode():
-        whole = network(bar)
-        tile = network(bar.narrow(2 + axis, cut_off, halo + side).contiguous())
-    wanted, found = whole.narrow(2 + axis, cut_off + halo, side), tile.narrow(2 + axis, halo, side)
-    return float((found - wanted).abs().max() / wanted.std().clamp(min=1e-12))
-
-
-def _halvings(size: int, least: int) -> list[int]:
+def halvings(size: int, least: int) -> list[int]:
     """Return `size` and its halves, down to `least` where `size` is larger."""
     sizes = [size]
     while sizes[-1] > least:
@@ -481,14 +227,14 @@ def _halvings(size: int, least: int) -> list[int]:
     return sizes
 
 
-def _filled(images: NDArray[np.generic], spatial: Sequence[int]) -> NDArray[np.float32]:
+def padded_to(images: NDArray[np.generic], spatial: Sequence[int]) -> NDArray[np.float32]:
     """Copy (N, C, *S) to float32 and fill it up with zeros at the far ends to (N, C, *spatial)."""
     filled = np.zeros((*images.shape[:2], *spatial), np.float32)
     filled[tuple(map(slice, images.shape))] = images
     return filled
 
 
-def _passed(network_fn: NetworkFn, images: NDArray[np.float32]) -> NDArray[np.float32]:
+def run_network(network_fn: NetworkFn, images: NDArray[np.float32]) -> NDArray[np.float32]:
     """Send images through the network and back to numpy, float32."""
     made = network_fn(torch.from_numpy(images))
     if made.ndim != images.ndim or made.shape[0] != len(images) or made.shape[2:] != images.shape[2:]:
@@ -497,7 +243,7 @@ def _passed(network_fn: NetworkFn, images: NDArray[np.float32]) -> NDArray[np.fl
     return array
 
 
-def _first_that_fits(
+def first_that_fits(
     run: Callable[[Choice], NDArray[np.float32]], choices: Sequence[Choice], smallest: str
 ) -> NDArray[np.float32]:
     """Run with the first of ever smaller choices that does not run out of memory."""

@@ -27,7 +27,7 @@ from chiasm.preparation.bias_field import without_shading
 from chiasm.preparation.degradation import arranged
 from chiasm.preparation.fingerprint import Progress, known_of, read_images, read_mask
 from chiasm.preparation.intensity import IntensityMap, Kind, fit_intensity
-from chiasm.preparation.planning import Plan
+from chiasm.preparation.plan import Plan
 from chiasm.registration.cohort import hashes_of
 from chiasm.storage import (
     UNWRITABLE,

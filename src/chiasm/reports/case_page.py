@@ -23,7 +23,8 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from chiasm.evaluation.scoring import HEADLINES, Row
+from chiasm.evaluation.rows import Row
+from chiasm.evaluation.summary import HEADLINES
 from chiasm.metrics.lesions import lesion_components
 from chiasm.reports.drawing import METRICS, render_page, show_figure, show_metric, show_unit
 from chiasm.reports.gallery import GalleryCase, show_gallery

@@ -29,20 +29,13 @@ from chiasm.evaluation.predictions import (
     open_reference,
     score_cases,
 )
-from chiasm.evaluation.scoring import (
-    MaskUse,
-    Remarks,
-    Row,
-    format_table,
-    read_evaluation,
-    read_remarks,
-    reporting_unit,
-    write_evaluation,
-)
+from chiasm.evaluation.rows import MaskUse, Remarks, Row, read_evaluation, read_remarks, write_evaluation
+from chiasm.evaluation.scoring import reporting_unit
+from chiasm.evaluation.summary import format_table
 from chiasm.metrics.conventions import CONVENTIONS
 from chiasm.prediction.manifest import Entry, relative
 from chiasm.preparation.bias_field import UNSHADED
-from chiasm.preparation.planning import Plan
+from chiasm.preparation.plan import Plan
 from chiasm.recipe import Registration
 from chiasm.registration.cohort import Together, tell_movement
 from chiasm.reports.case_page import CasePage, against_cohort, write_case_page

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from chiasm.evaluation.scoring import LEAST_LESION, Row, summarise
+from chiasm.evaluation.rows import LEAST_LESION, Row
+from chiasm.evaluation.summary import summarise
 from chiasm.reports.curves import describe_health, draw_curves, logged_warnings
 from chiasm.reports.drawing import (
     HARD_SPACE,

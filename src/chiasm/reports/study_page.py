@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from chiasm.evaluation.reliability import POOLED
-from chiasm.evaluation.scoring import LEAST_LESION, Row
+from chiasm.evaluation.rows import LEAST_LESION, Row
 from chiasm.evaluation.statistics import HIGHER, Comparison, Summary, stays_within
 from chiasm.reports.curves import describe_health, draw_curves
 from chiasm.reports.drawing import (

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import ipaddress
 import logging
-import re
 import shutil
 import signal
 import socket
@@ -20,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from socketserver import TCPServer
@@ -34,10 +33,21 @@ from chiasm.prediction.dicom_case import DicomCase, write_dicom_case
 from chiasm.prediction.folders import Predictor, load
 from chiasm.serving.dicom_gate import LONGEST_PDU, Gate, Look, Visitor, read_within
 from chiasm.serving.dicom_inbox import Arrival, Inbox, InboxError, Limits
+from chiasm.serving.dicom_send import (
+    NOT_UNDERSTOOD,
+    OUT_OF_RESOURCES,
+    PLAIN,
+    SUCCESS,
+    Peer,
+    check_title,
+    parse_peer,
+    send,
+)
 from chiasm.storage import locked
 from chiasm.volumes import Reading, read_volume
+from chiasm.volumes.dicom_choice import fitting, pick_series
 from chiasm.volumes.dicom_files import FAULTS
-from chiasm.volumes.dicom_series import Series, fitting, pick_series
+from chiasm.volumes.dicom_series import Series
 from chiasm.volumes.screening import STRICT
 
 IMAGES = (
@@ -48,8 +58,6 @@ IMAGES = (
     "1.2.840.10008.5.1.4.1.1.4.1",  # enhanced MR
     "1.2.840.10008.5.1.4.1.1.4.4",  # converted enhanced MR
 )
-RESULTS = ("1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.5.1.4.1.1.30")
-PLAIN = ("1.2.840.10008.1.2.1", "1.2.840.10008.1.2")
 SYNTAXES = (
     *PLAIN,
     "1.2.840.10008.1.2.2",  # big endian
@@ -59,60 +67,12 @@ SYNTAXES = (
     "1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70",  # JPEG lossless
 )  # fmt: skip
 VERIFICATION = "1.2.840.10008.1.1"
-SUCCESS, OUT_OF_RESOURCES, NOT_UNDERSTOOD = 0x0000, 0xA700, 0xC000
 
 OFFERED_PDU = 2**17  # bytes; up to `LONGEST_PDU` are taken, for what comes before the offer is known
-SEND_S = 30.0  # that another node may take to answer
 TICK_S = 0.2
 LOOK_S = 0.02  # between two looks at the connections that wait
 SWEEP_S = 0.5  # between two calls of pynetdicom's own housekeeping, which collects garbage at every sixtieth
 BACKLOG = 128  # connections that the system holds until they are accepted
-ATTEMPTS, PAUSE_S = 3, 2.0  # of sending
-
-
-@dataclass(frozen=True)
-class Peer:
-    """Another node.
-
-    Attributes:
-        title: Its AE title.
-        host: Name or address.
-        port: Of TCP.
-    """
-
-    title: str
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        return f"{self.title}@{self.host}:{self.port}"
-
-
-def parse_peer(text: str) -> Peer:
-    """Read where another node is.
-
-    >>> parse_peer("ORTHANC@127.0.0.1:4242")
-    Peer(title='ORTHANC', host='127.0.0.1', port=4242)
-
-    Raises:
-        RecipeError: If it is no AET@host:port.
-    """
-    title, _, place = text.partition("@")
-    host, _, port = place.rpartition(":")
-    if not host or not re.fullmatch(r"\d{1,5}", port) or not 0 < int(port) < 2**16:
-        raise RecipeError("a destination is written otherwise", reason="peer", found=text, expected="AET@host:port")
-    return Peer(check_title(title), host.strip("[]"), int(port))
-
-
-def check_title(title: str) -> str:
-    r"""Return an AE title: 1 to 16 printable ASCII characters, no backslash.
-
-    Raises:
-        RecipeError: If it is none.
-    """
-    if not re.fullmatch(r"[ -\[\]-~]{1,16}", title) or title != title.strip():
-        raise RecipeError("is no AE title", reason="title", found=repr(title), expected="1 to 16 characters")
-    return title
 
 
 def serve_dicom(
@@ -264,52 +224,6 @@ def _series_in(folder: Path, wanted: str | None) -> Series:
         if error.reason != "several-series" or wanted is None:
             raise
         return pick_series(folder, wanted)
-
-
-def send(files: Sequence[Path], peer: Peer, title: str) -> None:
-    """Send DICOM files to another node, all of them, in up to three attempts.
-
-    Args:
-        files: What `write_dicom_case` wrote.
-        peer: Where to.
-        title: Who says so.
-
-    Raises:
-        ChiasmError: If some could not be sent.
-    """
-    left = list(files)
-    for attempt in range(ATTEMPTS):
-        if attempt:
-            time.sleep(PAUSE_S)
-        left = _send_once(left, peer, title)
-        if not left:
-            return
-    raise ChiasmError(f"{len(left)} of {len(files)} objects could not be sent to {peer}", reason="not-sent")
-
-
-def _send_once(files: Sequence[Path], peer: Peer, title: str) -> list[Path]:
-    """Send files, and return those that were not taken."""
-    from pynetdicom import AE
-
-    sender = AE(ae_title=title)
-    sender.connection_timeout = sender.acse_timeout = sender.network_timeout = sender.dimse_timeout = SEND_S
-    for kind in RESULTS:
-        sender.add_requested_context(kind, list(PLAIN))
-    association = sender.associate(peer.host, peer.port, ae_title=peer.title)
-    left = list(files)
-    if not association.is_established:
-        return left
-    try:
-        for path in files:
-            status = association.send_c_store(path)
-            if "Status" in status and (status.Status == SUCCESS or status.Status >> 12 == 0xB):  # a warning is taken
-                left.remove(path)
-    except (ValueError, RuntimeError):  # a kind that the other does not take, or an association that ended
-        pass
-    finally:
-        if association.is_established:
-            association.release()
-    return left
 
 
 # --- the network -------------------------------------------------------------------------------------------------

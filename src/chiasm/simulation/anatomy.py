@@ -20,13 +20,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from chiasm.errors import CohortError, VolumeError
+from chiasm.simulation.deformation import Array, grid_points, pull, smooth_noise
 from chiasm.storage import read_json
 from chiasm.volumes import read_volume
-
-Array = NDArray[np.float32]
 
 #: Channels of a head, in order; the values of a given label map.
 TISSUES = (
@@ -50,10 +49,6 @@ OTHER_NAMES = {"lesion_wm": "wm"}
 
 #: Name of the embedded head; every subject made of it shares its topology.
 TEMPLATE = "icbm152"
-
-CONTROL_MM = 4.0  # velocity fields live on a grid of this spacing
-SQUARINGS = 6
-LEAST_JACOBIAN = 0.2
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,182 +80,7 @@ class Head:
 # --- fields and interpolation ------------------------------------------------------------------------------------
 
 
-def smooth_noise(rng: np.random.Generator, shape: Sequence[int], sigma: float) -> Array:
-    """Draw a Gaussian random field: mean 0, standard deviation 1 in every voxel, correlated over `sigma`.
-
-    White noise on a coarse lattice is spread by Gaussians along each axis;
-    since every row of weights has unit norm, the variance is exactly 1
-    everywhere, at the border too.
-
-    Args:
-        rng: Where the noise comes from.
-        shape: Voxels along each axis.
-        sigma: Width of the Gaussians, in voxels, above 0.
-    """
-    step = max(1.0, sigma)
-    weights = []
-    for length in shape:
-        nodes = np.arange(-2 * sigma, length + 2 * sigma + step, step)
-        rows = np.exp(-0.5 * ((np.arange(length)[:, None] - nodes) / sigma) ** 2)
-        weights.append((rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32))
-    field = rng.standard_normal([rows.shape[1] for rows in weights], dtype=np.float32)
-    for rows in weights:  # each pass spreads the first axis and moves it to the end
-        field = np.tensordot(field, rows, axes=(0, 1))
-    return np.ascontiguousarray(field)
-
-
-def pull(stack: Array, points: Array) -> Array:
-    """Interpolate linearly in a stack of channels; beyond the border the border goes on.
-
-    Args:
-        stack: Shape (I, J, K, C).
-        points: Voxel coordinates, shape (N, 3).
-
-    Returns:
-        Values, shape (N, C), float32.  Fractions that sum to one still do.
-    """
-    size = np.array(stack.shape[:3])
-    flat = stack.reshape(-1, stack.shape[3])
-    values = np.empty((len(points), stack.shape[3]), dtype=np.float32)
-    strides = (stack.shape[1] * stack.shape[2], stack.shape[2], 1)
-    for start in range(0, len(points), 32768):  # so that the gathered corners stay in cache
-        part = np.clip(points[start : start + 32768], 0, (size - 1).astype(np.float32))
-        corner = np.minimum(part.astype(np.int64), np.maximum(size - 2, 0))
-        share = part - corner.astype(np.float32)
-        base = corner @ np.array(strides)
-        total = values[start : start + 32768]
-        total[:] = 0
-        for bits in np.ndindex(2, 2, 2):
-            weight = np.ones(len(part), dtype=np.float32)
-            offset = 0
-            for axis, bit in enumerate(bits):
-                weight *= share[:, axis] if bit else 1 - share[:, axis]
-                offset += strides[axis] * (bit if size[axis] > 1 else 0)
-            total += flat[base + offset] * weight[:, None]
-    return values
-
-
-def grid_points(shape: Sequence[int]) -> Array:
-    """List the voxel coordinates of a grid in C order, shape (N, 3)."""
-    return np.stack(np.meshgrid(*(np.arange(n, dtype=np.float32) for n in shape), indexing="ij"), axis=-1).reshape(
-        -1, 3
-    )
-
-
 # --- deformations ------------------------------------------------------------------------------------------------
-
-
-class Deformation(NamedTuple):
-    """Where each point comes from: an affine after a diffeomorphism.
-
-    Attributes:
-        matrix: Of the affine, in voxels, shape (3, 3), about `centre`.
-        shift: Of the affine, in voxels, shape (3,).
-        centre: Fixed point of the matrix, in voxels, shape (3,).
-        displacement: Of the diffeomorphism, in voxels, on a coarse grid (i, j, k, 3).
-        stride: Voxels between the coarse grid's points.
-    """
-
-    matrix: NDArray[np.float64]
-    shift: NDArray[np.float64]
-    centre: NDArray[np.float64]
-    displacement: Array
-    stride: float
-
-    def __call__(self, points: Array) -> Array:
-        """Map points (N, 3) of the subject to where they come from, in voxels."""
-        moved = points + pull(self.displacement, points / np.float32(self.stride))
-        return ((moved - self.centre) @ self.matrix.T + self.centre + self.shift).astype(np.float32)
-
-    def least_jacobian(self) -> float:
-        """Return the smallest determinant of the Jacobian: above 0, nothing folds."""
-        gradient = [np.gradient(self.displacement[..., axis] / self.stride) for axis in range(3)]
-        jacobian = np.moveaxis(np.array(gradient, dtype=np.float64), (0, 1), (-2, -1)) + np.eye(3)
-        return float(np.linalg.det(jacobian).min() * abs(np.linalg.det(self.matrix)))
-
-
-def control_grid(shape: Sequence[int], spacing_mm: float) -> tuple[tuple[int, int, int], float]:
-    """Return shape and stride (in voxels) of the coarse grid on which velocities are given."""
-    stride = CONTROL_MM / spacing_mm
-    i, j, k = (int(np.ceil((n - 1) / stride)) + 1 for n in shape)
-    return (i, j, k), stride
-
-
-def exponential(velocity: Array, stride: float) -> Array:
-    """Integrate a stationary velocity field by scaling and squaring.
-
-    Args:
-        velocity: In voxels of the fine grid, on a coarse grid, shape (i, j, k, 3).
-        stride: Voxels between points of the coarse grid.
-
-    Returns:
-        Displacement, in the same units and shape.
-    """
-    nodes = grid_points(velocity.shape[:3])
-    displacement = velocity / np.float32(2**SQUARINGS)
-    for _ in range(SQUARINGS):
-        moved = pull(displacement, nodes + displacement.reshape(-1, 3) / np.float32(stride))
-        displacement = displacement + moved.reshape(velocity.shape)
-    return displacement
-
-
-def random_velocity(
-    rng: np.random.Generator, shape: Sequence[int], spacing_mm: float, sigma_mm: float, peak_mm: float
-) -> Array:
-    """Draw a smooth velocity field whose longest vector is `peak_mm`; in voxels, on `control_grid`, (i, j, k, 3)."""
-    coarse, _ = control_grid(shape, spacing_mm)
-    field = np.stack([smooth_noise(rng, coarse, sigma_mm / CONTROL_MM) for _ in range(3)], axis=-1)
-    return (field * np.float32(peak_mm / spacing_mm / np.linalg.norm(field, axis=-1).max())).astype(np.float32)
-
-
-def deform(
-    shape: Sequence[int],
-    spacing_mm: float,
-    velocity: Array,
-    *,
-    matrix: NDArray[np.float64] | None = None,
-    shift: NDArray[np.float64] | None = None,
-) -> Deformation:
-    """Make a deformation of a velocity field and an affine about the grid's centre.
-
-    Where the field would fold, it is weakened until it does not.
-
-    Args:
-        shape: Of the head's grid.
-        spacing_mm: Of the head's grid.
-        velocity: In voxels, on `control_grid`.
-        matrix: Of the affine; the identity by default.
-        shift: Of the affine, in voxels; none by default.
-    """
-    _, stride = control_grid(shape, spacing_mm)
-    matrix = np.eye(3) if matrix is None else matrix
-    shift = np.zeros(3) if shift is None else shift
-    centre = (np.array(shape) - 1) / 2
-    while True:
-        made = Deformation(matrix, shift, centre, exponential(velocity, stride), stride)
-        if made.least_jacobian() > LEAST_JACOBIAN:
-            return made
-        velocity = velocity * np.float32(0.8)
-
-
-def rotation(degrees: ArrayLike) -> NDArray[np.float64]:
-    """Return the matrix of rotations about x, y and z, applied in this order."""
-    matrix = np.eye(3)
-    for axis, angle in enumerate(np.radians(degrees)):
-        one = np.eye(3)
-        a, b = [other for other in range(3) if other != axis]
-        one[a, a] = one[b, b] = np.cos(angle)
-        one[a, b], one[b, a] = -np.sin(angle), np.sin(angle)
-        matrix = one @ matrix
-    return matrix
-
-
-def random_affine(rng: np.random.Generator) -> NDArray[np.float64]:
-    """Draw a head's pose and proportions: +-8 degrees, 0.93 to 1.07 along each axis, shear 0.03, perhaps mirrored."""
-    shear = np.eye(3)
-    shear[np.triu_indices(3, 1)] = rng.uniform(-0.03, 0.03, 3)
-    matrix: NDArray[np.float64] = rotation(rng.uniform(-8, 8, 3)) @ np.diag(rng.uniform(0.93, 1.07, 3)) @ shear
-    return matrix @ np.diag([rng.choice([-1.0, 1.0]), 1.0, 1.0])
 
 
 # --- the embedded head -------------------------------------------------------------------------------------------

@@ -13,7 +13,8 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from chiasm.simulation.anatomy import CSF, DGM, GM, WM, Array, control_grid, grid_points, pull, smooth_noise
+from chiasm.simulation.anatomy import CSF, DGM, GM, WM
+from chiasm.simulation.deformation import Array, control_grid, grid_points, pull, smooth_noise
 
 Kind = Literal["none", "high", "low", "ms", "cyst"]
 KINDS: tuple[Kind, ...] = get_args(Kind)

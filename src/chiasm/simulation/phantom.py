@@ -20,22 +20,24 @@ from numpy.typing import NDArray
 from chiasm.errors import RecipeError, RunError, unknown
 from chiasm.simulation.anatomy import (
     BONE_CORT,
-    Array,
-    Deformation,
     Head,
     brain_mask,
-    deform,
     embedded_head,
     find_heads,
     given_head,
-    grid_points,
     head_mask,
+    stripped_mask,
+)
+from chiasm.simulation.deformation import (
+    Array,
+    Deformation,
+    deform,
+    grid_points,
     pull,
     random_affine,
     random_velocity,
     rotation,
     smooth_noise,
-    stripped_mask,
 )
 from chiasm.simulation.lesions import COMPARTMENTS, REGIONS, Kind, draw_lesion, lesion_labels
 from chiasm.simulation.signals import (

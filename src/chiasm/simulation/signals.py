@@ -14,7 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from chiasm.simulation.anatomy import TISSUES, Array, smooth_noise
+from chiasm.simulation.anatomy import TISSUES
+from chiasm.simulation.deformation import Array, smooth_noise
 from chiasm.simulation.lesions import COMPARTMENTS
 
 

@@ -35,14 +35,14 @@ from chiasm.cohorts.gathering import tell_notes
 from chiasm.cohorts.splits import ROLES, Split, make_split
 from chiasm.errors import CohortError, RecipeError, VolumeError
 from chiasm.evaluation.predictions import score_folder
-from chiasm.evaluation.scoring import Row, read_evaluation, write_evaluation
+from chiasm.evaluation.rows import Row, read_evaluation, write_evaluation
 from chiasm.evaluation.statistics import Comparison, Declared, compare_methods
 from chiasm.prediction.folders import predict
 from chiasm.prediction.manifest import NOTICE
 from chiasm.prediction.model import load_model
 from chiasm.prediction.model_files import find_model, named_classes
 from chiasm.preparation.intensity import Kind, fit_intensity
-from chiasm.preparation.planning import read_plan, write_plan
+from chiasm.preparation.plan import read_plan, write_plan
 from chiasm.recipe import Recipe
 from chiasm.storage import locked, sha256_of, write_json, write_text
 from chiasm.training.loop import Progress

@@ -12,34 +12,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal, Self
-
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from typing import Literal
 
 from chiasm import __version__
 from chiasm.cohorts.cases import Cohort, reading_of, side_alone
 from chiasm.cohorts.discovery import find_cohort, select_cases, selection_of
 from chiasm.cohorts.splits import sites_of
-from chiasm.errors import ChiasmError, CohortError, RecipeError
-from chiasm.evaluation.predictions import score_folder
-from chiasm.evaluation.reliability import judge_maps
-from chiasm.evaluation.scoring import write_evaluation
+from chiasm.errors import CohortError, RecipeError
 from chiasm.networks.catalogue import OWN
-from chiasm.prediction.baselines import NAMES
-from chiasm.prediction.folders import predict
-from chiasm.prediction.tiling import is_out_of_memory
-from chiasm.preparation.planning import read_plan, write_plan
-from chiasm.recipe import ALIASES, ARMS, Attention, Loss, Recipe, Section, arm_in_words, find_arm, make_recipe
-from chiasm.runners import Ray, Slurm
+from chiasm.recipe import Attention, Loss, Recipe
 from chiasm.simulation.lesions import REGIONS
-from chiasm.simulation.phantom import Movement, write_cohort
-from chiasm.storage import read_facts, read_toml, sha256_of, write_json
+from chiasm.storage import read_facts, sha256_of
+from chiasm.studies.study_file import WHOLE, Study, data_folder
 from chiasm.training.players import check_players, needs_local_judge
-from chiasm.training.run import registered_in, train
 from chiasm.volumes.dicom_series import is_dicom
 from chiasm.volumes.screening import volume_files
 
@@ -52,109 +40,6 @@ BATCHES = ("body_share", "lesion_share", "transplant_share", "transplant")  # it
 
 Kind = Literal["generator", "judges", "arm", "reliability"]
 STAGES: tuple[Kind, ...] = ("generator", "judges", "arm", "reliability")
-WHOLE = ("mask", "image", "healthy", "edges", "lesion-edge")  # regions that every cohort has
-
-
-def _own_name(arm: str) -> str:
-    """Call an arm of the table by its own name; what is none of them may be a variant."""
-    return find_arm(arm) if arm.lower() in {name.lower() for name in (*ARMS, *ALIASES)} else arm
-
-
-Arm = Annotated[str, AfterValidator(_own_name)]
-
-
-class Primary(Section):
-    """The one comparison that was declared before the study ran."""
-
-    arm: Arm
-    against: Arm
-    metric: str = "mae"
-    region: str = "mask"
-
-
-class Phantom(Section):
-    """A simulated cohort in the place of a folder."""
-
-    subjects: Annotated[int, Field(ge=2)]
-    seed: int = 0
-    difficulty: str = "standard"
-    spacing_mm: float = 2.0
-    misregistration_mm: Annotated[float, Field(ge=0)] | None = None  # as the difficulty says
-    movement: Movement = "elastic"
-
-
-class Study(Section):
-    """What a study file says."""
-
-    data: Path | None = None
-    phantom: Phantom | None = None
-    reference: Literal["held"] | Path | None = None  # what is scored against, as it lies; held: had nobody moved
-    sources: Annotated[tuple[str, ...], Field(min_length=1, alias="source")]
-    target: str
-    arms: Annotated[tuple[Arm, ...], Field(min_length=1)]
-    variants: Mapping[str, Annotated[tuple[str, ...], Field(min_length=1)]] = {}  # name: an arm, then its own settings
-    folds: Annotated[int, Field(ge=2)] | Literal["site"] = 5
-    only_folds: tuple[int, ...] | None = None
-    sealed: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
-    size: str = "small"
-    steps: Annotated[int, Field(ge=1)] | None = None
-    warmup: Literal["shared", "own"] = "shared"
-    threads: Annotated[int, Field(ge=1)] = 1
-    settings: Annotated[tuple[str, ...], Field(alias="set")] = ()
-    primary: Primary | tuple[Primary, ...] = ()
-    reliability: Arm | None = None
-    layout: str | None = None
-    slurm: Slurm | None = None  # what a job asks of a cluster
-    ray: Ray | None = None
-
-    @property
-    def declared(self) -> tuple[Primary, ...]:
-        """All primary comparisons."""
-        return (self.primary,) if isinstance(self.primary, Primary) else self.primary
-
-    def build(self, arm: str, changes: Mapping[str, object]) -> Recipe:
-        """Resolve an arm or a variant.
-
-        Raises:
-            RecipeError: If it, its size or a setting is unknown or out of range.
-        """
-        if arm not in self.variants:
-            return make_recipe(arm, self.size, changes, self.settings)
-        base, *own = self.variants[arm]
-        return make_recipe(base, self.size, {**changes, "method": arm}, [*self.settings, *own])
-
-    @property
-    def in_words(self) -> dict[str, str]:
-        """What each arm is, by name."""
-        told = {arm: arm_in_words(arm) for arm in self.arms if arm not in self.variants}
-        for name, (base, *own) in self.variants.items():
-            told[name] = f"{find_arm(base)} with {', '.join(own) or 'nothing changed'}"
-        return {arm: told[arm] for arm in self.arms}
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if (self.data is None) == (self.phantom is None):
-            raise ValueError("give either data, a folder, or phantom, a simulated cohort")
-        if self.reference == "held" and (self.phantom is None or self.phantom.movement == "held"):
-            raise ValueError("only simulated patients who moved are known as if they had not: reference is a folder")
-        if self.reference is not None and self.reliability is not None:
-            raise ValueError("reliability is judged on the cohort itself: leave out reference, or reliability")
-        for listed in (self.arms, self.seeds):
-            if len(set(listed)) != len(listed):
-                raise ValueError(f"something stands twice: {', '.join(map(str, listed))}")
-        for name in self.variants:
-            if name in NAMES or name != _own_name(name) or name in ARMS:
-                raise ValueError(f"the variant {name!r} is called like an arm or a baseline that is there already")
-            if name not in self.arms:
-                raise ValueError(f"the variant {name!r} is none of the arms")
-        if self.reliability is not None and self.reliability not in self.arms:
-            raise ValueError(f"the map of {self.reliability!r} is to be judged, which is none of the arms")
-        for one in self.declared:
-            for arm in (one.arm, one.against):
-                if arm not in self.arms:
-                    raise ValueError(f"the primary comparison names {arm!r}, which is none of the arms")
-        return self
 
 
 @dataclass(frozen=True)
@@ -218,46 +103,6 @@ class Job:
         return self.recipe.schedule.steps - (ends[warm] if self.warm is not None else 0)
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What came of a job: its name, and what went wrong, or None; and the code of what went wrong, where it has one."""
-
-    key: str
-    name: str
-    error: str | None
-    reason: str | None = None
-
-
-def read_study(path: Path) -> Study:
-    """Read a study file; relative `data` and `reference` are looked up beside the file.
-
-    Raises:
-        RunError: If the file is missing or not TOML.
-        RecipeError: If a setting is unknown, missing or impossible.
-    """
-    try:
-        study = Study.model_validate(read_toml(path))
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"])) or "study"
-        raise RecipeError(
-            f"{where}: {first['msg'].removeprefix('Value error, ')}", path=path, reason="study"
-        ) from error
-    named = {name: getattr(study, name) for name in ("data", "reference")}
-    beside = {name: (path.parent / told).resolve() for name, told in named.items() if isinstance(told, Path)}
-    return study.model_copy(update=beside)
-
-
-def data_folder(study: Study, out: Path) -> Path:
-    """Return the folder of a study's cases; a simulated cohort lies in the study's own."""
-    return out / "cohort" if study.data is None else study.data
-
-
-def reference_folder(study: Study, out: Path) -> Path | None:
-    """Return the folder that predictions are held against as it lies; None for the cohort itself."""
-    return out / "unmoved" if study.reference == "held" else study.reference
-
-
 def find_cases(study: Study, out: Path) -> Cohort | None:
     """Find a study's cases; None where its cohort is not simulated yet.
 
@@ -274,28 +119,6 @@ def _find(study: Study, folder: Path) -> Cohort:
     recipe = _recipe(study, study.arms[0], 1, 0, 0)
     selection = selection_of(recipe, remember=folder == study.reference)
     return find_cohort(folder, layout=study.layout, selection=selection)
-
-
-def simulate(phantom: Phantom, folder: Path, *, movement: Movement | None = None) -> None:
-    """Write a simulated cohort, or finish one.
-
-    Args:
-        phantom: What is asked for.
-        folder: Where it goes.
-        movement: In place of the phantom's own.
-
-    Raises:
-        RecipeError: If a setting is out of range.
-    """
-    write_cohort(
-        folder,
-        subjects=phantom.subjects,
-        seed=phantom.seed,
-        difficulty=phantom.difficulty,
-        spacing_mm=phantom.spacing_mm,
-        misregistration_mm=phantom.misregistration_mm,
-        movement=movement or phantom.movement,
-    )
 
 
 def list_jobs(study: Study, out: Path, cohort: Cohort | None) -> list[Job]:
@@ -530,138 +353,3 @@ def _contents(cohort: Cohort, names: Sequence[str]) -> str:
         parts = [case.id, case.subject, *(_hashed(file) if file else "-" for file in files), *soft]
         digest.update("\0".join(parts).encode())
     return digest.hexdigest()
-
-
-def work(
-    job: Job,
-    *,
-    data: Path,
-    out: Path,
-    threads: int,
-    layout: str | None,
-    opened: bool = False,
-    reference: Path | None = None,
-    trust: Collection[str] = (),
-) -> Outcome:
-    """Do a job, or recognise that it was done; what goes wrong is told, not raised.
-
-    Args:
-        job: What to do.
-        data: Folder of the cases.
-        out: The study's folder.
-        threads: Of torch and numpy, the same on every machine, so that figures are.
-        layout: Name of a layout, where `data` fits several.
-        opened: Whether to score the sealed test set as well.
-        reference: Folder that is scored against as it lies; None for `data`, registered as the job's recipe says.
-        trust: Classes of others that a model may consist of, beside the job's own.
-    """
-    import torch
-    from threadpoolctl import threadpool_limits
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    trusted = (*trust, job.recipe.generator.network)
-    try:
-        with threadpool_limits(threads):  # numpy's products too: two jobs with two threads each are three times slower
-            if not job.is_done:
-                if job.kind == "reliability":
-                    _judge(job, data, out, layout, trusted)
-                else:
-                    _train(job, data, out, layout, reference, trusted)
-            if opened and job.kind == "arm" and not (sealed_folder(job) / "evaluation.csv").exists():
-                _score(job, data, out, layout, "sealed", sealed_folder(job), reference, trusted)
-    except ChiasmError as error:
-        return Outcome(job.key, job.name, str(error), error.reason)
-    except (MemoryError, OSError, RuntimeError) as error:  # a machine that is too small costs the job, not the study
-        return Outcome(job.key, job.name, _shortage(error))
-    finally:
-        torch.set_num_threads(before)
-    return Outcome(job.key, job.name, None)
-
-
-def _shortage(error: MemoryError | OSError | RuntimeError) -> str:
-    """Describe a lack of memory, or a disk that is full or gone; what is neither is raised again."""
-    if is_out_of_memory(error):
-        return f"memory ran out. {LESS_MEMORY}"
-    if isinstance(error, OSError):
-        return f"{error.filename or 'the disk'}: {error.strerror or error}."
-    raise error
-
-
-def sealed_folder(job: Job) -> Path:
-    """Return where a job's figures on the sealed test set lie."""
-    return job.folder / "sealed"
-
-
-def _train(job: Job, data: Path, out: Path, layout: str | None, reference: Path | None, trust: Collection[str]) -> None:
-    start = time.monotonic()
-    if job.warm is not None:
-        _share_plan(job.warm, job.folder)
-    until = None if job.kind == "arm" else job.recipe.schedule.ends[job.kind]
-    train(
-        data,
-        job.recipe,
-        job.folder,
-        say=_silence,
-        layout=layout,
-        cache=out / "cache",
-        start=job.warm,
-        until=until,
-    )
-    trained = time.monotonic()
-    if job.kind == "arm":
-        _score(job, data, out, layout, "test", job.folder, reference, trust)
-    _mark_done(job, trained - start, time.monotonic() - trained)
-
-
-def _judge(job: Job, data: Path, out: Path, layout: str | None, trust: Collection[str]) -> None:
-    start = time.monotonic()
-    rows = judge_maps(job.runs, data, layout=layout, cache=out / "cache", trust=trust)
-    write_evaluation(job.folder, rows)
-    _mark_done(job, 0.0, time.monotonic() - start)
-
-
-def _mark_done(job: Job, training: float, scoring: float) -> None:
-    seconds = {"training_seconds": round(training, 1), "scoring_seconds": round(scoring, 1)}
-    write_json(job.folder / "done.json", {"name": job.name, "version": __version__, "steps": job.steps, **seconds})
-
-
-def _score(
-    job: Job,
-    data: Path,
-    out: Path,
-    layout: str | None,
-    role: str,
-    folder: Path,
-    reference: Path | None,
-    trust: Collection[str],
-) -> None:
-    """Predict the cases of a role and score them.
-
-    Raises:
-        ChiasmError: If a case cannot be predicted or scored: arms must be compared on the same ones.
-    """
-    thick = job.recipe.data.task == "super-resolution"
-    predict(job.folder, [data], folder / "predictions", only=role, layout=layout, degrade=thick, trust=trust)
-    rows, problems, remarks = score_folder(
-        folder / "predictions",
-        reference or data,
-        layout=layout,
-        naive=job.first,
-        register=None if reference is None else "none",
-        registered=registered_in(job.folder, job.recipe, out / "cache"),
-    )
-    if problems:
-        raise CohortError(problems[0].message, reason=problems[0].reason)
-    write_evaluation(folder, rows, remarks)
-
-
-def _share_plan(warm: Path, folder: Path) -> None:
-    """Start from the warm-up's plan: same fold, same data, so nothing is measured twice."""
-    if (warm / "plan.toml").exists() and not (folder / "plan.toml").exists():
-        write_plan(folder / "plan.toml", read_plan(warm / "plan.toml"))
-
-
-def _silence(line: str) -> None:
-    """Say nothing: a study tells of its jobs, not of their insides."""
-    del line

@@ -19,7 +19,7 @@ from chiasm.cohorts.cases import Cohort
 from chiasm.cohorts.gathering import tell_notes
 from chiasm.errors import ChiasmError, CohortError, RunError
 from chiasm.evaluation.predictions import open_predictions, open_reference
-from chiasm.evaluation.scoring import Remarks, Row, read_evaluation, read_remarks, write_evaluation
+from chiasm.evaluation.rows import Remarks, Row, read_evaluation, read_remarks, write_evaluation
 from chiasm.evaluation.statistics import (
     FEWEST,
     Comparison,
@@ -37,21 +37,9 @@ from chiasm.reports.study_digest import write_digest
 from chiasm.reports.study_page import HEALTHY, Findings, write_findings
 from chiasm.runners import Lost, Runner, Slurm, find_runner
 from chiasm.storage import UNWRITABLE, locked, read_facts, read_json, read_toml, write_json
-from chiasm.studies.jobs import (
-    LESS_MEMORY,
-    STAGES,
-    Job,
-    Outcome,
-    Study,
-    data_folder,
-    find_cases,
-    list_jobs,
-    read_study,
-    reference_folder,
-    sealed_folder,
-    simulate,
-    work,
-)
+from chiasm.studies.jobs import LESS_MEMORY, STAGES, Job, find_cases, list_jobs
+from chiasm.studies.study_file import Study, data_folder, read_study, reference_folder
+from chiasm.studies.work import Outcome, sealed_folder, simulate, work
 from chiasm.volumes.screening import STRICT, Reading
 
 NOTES = "study.json"

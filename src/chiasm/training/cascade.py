@@ -41,7 +41,8 @@ from chiasm.prediction.engines import Engine, pick_precision
 from chiasm.prediction.synthesis import predict_stage
 from chiasm.preparation.arrays import PreparedCase, read_context, write_context
 from chiasm.preparation.fingerprint import VOXELS
-from chiasm.preparation.planning import Plan, fit_tables
+from chiasm.preparation.plan import Plan
+from chiasm.preparation.planning import fit_tables
 from chiasm.recipe import Recipe
 from chiasm.training.loop import Progress, learn
 

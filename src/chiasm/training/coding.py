@@ -23,7 +23,7 @@ from chiasm.prediction.engines import Engine
 from chiasm.prediction.model import Model
 from chiasm.prediction.synthesis import Maps, synthesise_prepared
 from chiasm.preparation.arrays import PreparedCase
-from chiasm.preparation.planning import Plan
+from chiasm.preparation.plan import Plan
 from chiasm.recipe import Recipe
 from chiasm.training.attention import Phase
 from chiasm.training.batches import Batch, draw_places, take_batch

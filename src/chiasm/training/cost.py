@@ -22,7 +22,8 @@ from chiasm.networks.foreign import is_own_class
 from chiasm.networks.shapes import without_memory
 from chiasm.networks.sparse_coding import Examples, JointCoding, SparseCoder
 from chiasm.prediction.model import source_channels
-from chiasm.preparation.planning import Estimate, Plan, has_gpu
+from chiasm.preparation.plan import Estimate, Plan
+from chiasm.preparation.planning import has_gpu
 from chiasm.recipe import Recipe
 from chiasm.training.coding import PAIRS_TO_OTHERS
 from chiasm.training.players import Players, make_players

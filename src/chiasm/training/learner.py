@@ -25,7 +25,7 @@ from chiasm.prediction.engines import Engine
 from chiasm.prediction.model import Model
 from chiasm.prediction.synthesis import Maps, refine, synthesise_prepared
 from chiasm.preparation.arrays import PreparedCase
-from chiasm.preparation.planning import Plan
+from chiasm.preparation.plan import Plan
 from chiasm.recipe import Recipe
 from chiasm.training import attention, losses
 from chiasm.training.batches import Batch, Place, crop_batch, draw_places, lesion_voxels, take_batch

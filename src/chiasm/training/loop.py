@@ -22,7 +22,8 @@ from lightning_fabric.strategies import DDPStrategy
 from chiasm.errors import RecipeError, RunError
 from chiasm.prediction.engines import Engine, pick_precision
 from chiasm.preparation.arrays import PreparedCase
-from chiasm.preparation.planning import Plan, has_gpu
+from chiasm.preparation.plan import Plan
+from chiasm.preparation.planning import has_gpu
 from chiasm.recipe import Recipe, Training
 from chiasm.storage import make_folder, read_log, write_text, writing
 from chiasm.training.checkpoints import load_checkpoint, save_checkpoint

@@ -19,7 +19,8 @@ from chiasm.networks.generator import Dims, Generator
 from chiasm.networks.shapes import without_memory
 from chiasm.prediction.baselines import NAMES
 from chiasm.prediction.model import input_statistics, make_generator, make_local_discriminator, make_refiner
-from chiasm.preparation.planning import PatchNeeds, Plan
+from chiasm.preparation.plan import Plan
+from chiasm.preparation.planning import PatchNeeds
 from chiasm.recipe import ARMS, LEAST_PATCH, TASKS, Recipe, arm_in_words, make_recipe
 
 

@@ -43,7 +43,8 @@ from chiasm.prediction.model import Model, save_model
 from chiasm.prediction.model_files import check_files
 from chiasm.preparation.arrays import PreparedCase, prepare_cohort
 from chiasm.preparation.examination import ExaminedCohort, examine_cohort
-from chiasm.preparation.planning import FITTED, Plan, make_plan, read_plan, write_plan
+from chiasm.preparation.plan import FITTED, Plan, read_plan, write_plan
+from chiasm.preparation.planning import make_plan
 from chiasm.preparation.unpaired import find_unpaired, refuse_duplicates, tell_unpaired
 from chiasm.recipe import Recipe, read_recipe, write_recipe
 from chiasm.registration.cohort import Together, align_cohort, tell_movement

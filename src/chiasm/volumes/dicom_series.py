@@ -31,7 +31,7 @@ from chiasm.volumes.dicom_files import (
     visit,
 )
 from chiasm.volumes.dicom_frames import PLACE_TAGS, Frame, Stack, arrange, frames_of
-from chiasm.volumes.dicom_kinds import UNKNOWN, Group, Kind, parse_kind, split_kinds
+from chiasm.volumes.dicom_kinds import UNKNOWN, Group, Kind, split_kinds
 from chiasm.volumes.streams import unreadable
 
 if TYPE_CHECKING:
@@ -236,100 +236,14 @@ def find_series(path: Path | str) -> tuple[Series, ...]:
     raise VolumeError("holds no DICOM file", path=path, reason="no-dicom")
 
 
-def pick_series(path: Path | str, wanted: str | int | None = None) -> Series:
-    """Choose a series of a place where no DICOM file is damaged: a slice could be lacking.
-
-    Args:
-        path: As for `find_series`.
-        wanted: As for `choose_series`.
-
-    Raises:
-        VolumeError: If none or several fit, or a file is damaged.
-    """
-    scan = scan_series(path)
-    if scan.broken:
-        raise scan.broken[0]
-    return choose_series(scan.series, wanted, Path(path))
-
-
-def choose_series(series: Sequence[Series], wanted: str | int | None, path: Path) -> Series:
-    """Choose the one series that is meant.
-
-    Args:
-        series: From one place.
-        wanted: As for `fitting`; None where there is only one scan.
-        path: The place, for messages.
-
-    Raises:
-        VolumeError: If none or several fit; the message lists them.
-    """
-    images = [one for one in series if one.images]
-    if not series:
-        raise VolumeError("holds no DICOM file", path=path, reason="no-dicom")
-    if not images:
-        kinds = ", ".join(sorted({one.modality or "unknown" for one in series}))
-        raise VolumeError("holds DICOM without images", path=path, reason="no-pixels", found=f"modality {kinds}")
-    pool = [one for one in images if one.is_scan] or images
-    found = pool if wanted is None else fitting(images, wanted)
-    if len(found) == 1:
-        return found[0]
-    listed = "; ".join(one.told() for one in (found or images)[:12])
-    if not found:
-        raise VolumeError(f"holds no series {wanted!r}", path=path, reason="no-series", found=listed)
-    raise VolumeError(
-        "holds several series",
-        path=path,
-        reason="several-series",
-        found=listed,
-        hint="Choose one with --series (series= in Python): its number, its modality, words of its description, or"
-        " what tells it apart, such as phase, TE=30 or b=1000. chiasm inspect shows descriptions.",
-    )
-
-
-def fitting(series: Sequence[Series], wanted: str | int) -> list[Series]:
-    """Return the series that fit by the strictest rule by which any does.
-
-    Args:
-        series: With images.
-        wanted: SeriesInstanceUID, number in the listing, name of its folder,
-            description, DICOM modality, or a part of folder or description;
-            whole words count before parts of words.  Where that fits none or
-            several, a kind of images may tell, alone or with such words:
-            "phase", "TE=30", "space TI=800", "b=1000".
-    """
-    asked = str(wanted).strip()
-    found = _fitting_words(series, asked)
-    if len(found) == 1:
-        return found
-    kind, words = parse_kind(asked)
-    of_kind = [one for one in series if one.kind.fits(kind)] if kind != UNKNOWN else []
-    closer = _fitting_words(of_kind, words) if words else of_kind
-    return closer if closer and (not found or len(closer) == 1) else found
-
-
-def _fitting_words(series: Sequence[Series], asked: str) -> list[Series]:
-    low = asked.lower()
-    if not low:
-        return []
-    word = re.compile(rf"(?<![a-z0-9]){re.escape(low)}(?![a-z0-9])")
-    rules = (
-        lambda one: one.uid == asked,
-        lambda one: str(one.choice) == asked,
-        lambda one: _folder(one).lower() == low,
-        lambda one: one.description.lower() == low,
-        lambda one: one.modality.lower() == low,
-        lambda one: any(word.search(name.lower()) for name in _names(one)),
-        lambda one: any(low in name.lower() for name in _names(one)),
-    )
-    return next((found for rule in rules if (found := [one for one in series if rule(one)])), [])
-
-
-def _folder(series: Series) -> str:
+def folder_name(series: Series) -> str:
+    """Return the name of the folder that holds the first file of a series."""
     return series.parts[0].place.parent.name
 
 
-def _names(series: Series) -> tuple[str, str, str]:
-    return _folder(series), series.description, series.protocol
+def names_of_series(series: Series) -> tuple[str, str, str]:
+    """Return what may name a series: its folder, its description, its protocol."""
+    return folder_name(series), series.description, series.protocol
 
 
 def is_dicom(path: Path) -> bool:

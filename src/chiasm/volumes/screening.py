@@ -18,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chiasm.errors import VolumeError
+from chiasm.volumes.dicom_choice import pick_series
 from chiasm.volumes.dicom_read import read_dicom
-from chiasm.volumes.dicom_series import is_dicom, pick_series
+from chiasm.volumes.dicom_series import is_dicom
 from chiasm.volumes.geometry import (
     Geometry,
     Volume,

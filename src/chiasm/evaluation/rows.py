@@ -1,0 +1,215 @@
+"""Scores as rows of a table, and what is remarked beside them: written, read, checked."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from sys import intern
+from typing import TYPE_CHECKING, NamedTuple
+
+from chiasm.errors import RunError, shortened
+from chiasm.metrics import lesions
+from chiasm.storage import is_plain, read_json, whole_file
+
+if TYPE_CHECKING:
+    pass
+
+
+CSV, JSON = "evaluation.csv", "evaluation.json"
+
+
+LESION = re.compile(r"lesion-\d+")  # regions that are one lesion of one case
+EACH_LESION = "each lesion"  # what they are called together in a summary
+
+#: Unit of each figure; "" is the unit of the images, "/mm" that unit per mm, "1" none.
+UNITS: Mapping[str, str] = {
+    "mae": "",
+    "mae_mu": "1/cm",
+    "bias": "",
+    "rmse": "",
+    "nmae": "1",
+    "psnr": "dB",
+    "ssim": "1",
+    "ms_ssim": "1",
+    "ncc": "1",
+    "gradient_error": "/mm",
+    "sharpness": "1",
+    "volume_ml": "mL",
+    "contrast_target": "",
+    "contrast_prediction": "",
+    "contrast_kept": "1",
+    "lesions": "1",
+    "too_small": "1",
+    "recall": "1",
+    "false_lesions": "1",
+    "expected_error": "",
+    "calibration": "1",
+    "spearman": "1",
+    "spearman_smoothed": "1",
+    "auroc_worst": "1",
+    "auroc_lesion": "1",
+    "ausc": "1",
+    "ause": "1",
+}
+
+
+#: What a connected component of the labels must have to be called a lesion.
+LEAST_LESION = f"a lesion has at least {lesions.LEAST_LESION_VOXELS} voxels and {lesions.LEAST_LESION_ML:g} mL"
+
+
+class Row(NamedTuple):
+    """One figure.
+
+    Attributes:
+        case: Id of the case.
+        fold: Of the split.
+        seed: Of the training.
+        method: Arm or naive baseline.
+        region: "mask", a named region, "healthy", "edges" (the target's
+            steepest voxels), "lesion-edge" (a band around the labels),
+            "lesion-1" and so on (the largest first), "lesions" and
+            "lesions-small", "-medium", "-large" (counts; "too_small" counts
+            the components that are none), or "image" (all
+            voxels, the background with them).
+        metric: A name of `UNITS`.
+        value: NaN where it is not defined.
+        unit: "1" for pure numbers.
+        convention: Name, range and scale under which it was taken.
+    """
+
+    case: str
+    fold: int
+    seed: int
+    method: str
+    region: str
+    metric: str
+    value: float
+    unit: str
+    convention: str
+
+
+class MaskUse(NamedTuple):
+    """Which voxels of a case were scored.
+
+    Attributes:
+        case: Id of the case.
+        method: Whose prediction it is.
+        used: "prediction" for the mask that was written beside the image, "cohort" for the cohort's mask file,
+            "plan" for one that was found by the plan's rule.
+        reason: Where that mask comes from, in words.
+        voxels: How many are scored.
+        sha256: Of the mask: two methods were scored in the same voxels where it is the same.
+    """
+
+    case: str
+    method: str
+    used: str
+    reason: str
+    voxels: int
+    sha256: str
+
+
+class Remarks(NamedTuple):
+    """What an evaluation says beside its figures.
+
+    Attributes:
+        masks: One for each prediction that was scored.
+        problems: Labels that were not used, one sentence each.
+    """
+
+    masks: tuple[MaskUse, ...] = ()
+    problems: tuple[str, ...] = ()
+
+
+NO_REMARKS = Remarks()
+
+
+def write_evaluation(folder: Path, rows: Sequence[Row], remarks: Remarks = NO_REMARKS) -> None:
+    """Write `evaluation.csv`, one row a figure at full precision, and `evaluation.json`, each whole or not at all.
+
+    In JSON, which knows neither, NaN is null and infinity the text "inf"; it
+    holds the remarks too.
+
+    Args:
+        folder: Where they go.
+        rows: From `evaluate_case`.
+        remarks: Which masks were used, and which labels were not.
+
+    Raises:
+        ChiasmError: If the folder cannot be written.
+    """
+    with whole_file(folder / CSV) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(Row._fields)
+        writer.writerows(rows)
+    with whole_file(folder / JSON) as temporary, temporary.open("w", encoding="utf-8") as file:
+        file.write('{"rows": [')
+        for index, row in enumerate(rows):  # one by one: a study of 1,000 cases has half a million
+            told = {**row._asdict(), "value": _plain(row.value)}
+            file.write(("," if index else "") + "\n" + json.dumps(told, ensure_ascii=False, allow_nan=False))
+        masks = [mask._asdict() for mask in remarks.masks]
+        told_beside = {"masks": masks, "problems": list(remarks.problems)}
+        file.write("\n],\n" + json.dumps(told_beside, ensure_ascii=False, indent=1)[2:] + "\n")
+
+
+def read_remarks(folder: Path) -> Remarks:
+    """Read what an evaluation says beside its figures; evaluations of earlier versions say nothing.
+
+    Raises:
+        RunError: If `evaluation.json` is missing or damaged.
+    """
+    content = read_json(folder / JSON)
+    try:
+        masks = tuple(MaskUse(**mask) for mask in content.get("masks", []))
+        return Remarks(masks, tuple(map(str, content.get("problems", []))))
+    except (AttributeError, TypeError) as error:
+        raise RunError("is damaged", path=folder / JSON, reason="damaged", found=error) from error
+
+
+def read_evaluation(path: Path) -> list[Row]:
+    """Read the rows of an evaluation folder, or of its CSV file.
+
+    Raises:
+        RunError: If it is missing, or not such a file.
+    """
+    file = path / CSV if path.is_dir() else path
+    names = list(Row._fields)
+    try:
+        with file.open(encoding="utf-8", newline="") as content:
+            reader = csv.reader(content, strict=True)
+            if (heads := next(reader, [])) != names:
+                raise RunError(
+                    "is no evaluation of chiasm",
+                    path=file,
+                    reason="columns",
+                    found=", ".join(heads) or "nothing",
+                    expected=", ".join(names),
+                )
+            rows = [_parsed(line) for line in reader]
+    except OSError as error:
+        raise RunError("cannot be read", path=file, reason="unreadable", found=error.strerror) from error
+    except (ValueError, csv.Error) as error:
+        raise RunError("is damaged", path=file, reason="damaged", found=error) from error
+    words = {word for row in rows for word in (row.case, row.method, row.region, row.metric, row.unit)}
+    words |= {part for row in rows for part in row.convention.split("; ")}  # sentences, longer than a name may be
+    if strange := sorted(word for word in words if word and not is_plain(word)):
+        raise RunError(
+            "holds a word that no table may hold", path=file, reason="unsafe-id", found=shortened(strange[0])
+        )
+    return rows
+
+
+def _parsed(line: Sequence[str]) -> Row:
+    case, fold, seed, *words, value, unit, convention = line
+    method, region, metric = map(intern, words)  # a few names stand in many rows
+    return Row(
+        intern(case), int(fold), int(seed), method, region, metric, float(value), intern(unit), intern(convention)
+    )
+
+
+def _plain(value: float) -> float | str | None:
+    return value if math.isfinite(value) else None if math.isnan(value) else str(value)

@@ -1,0 +1,129 @@
+"""Whether a volume is unlike the ones that a model was trained on: spacing, extent, scale, histogram."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from chiasm.preparation.intensity import (
+    IntensityMap,
+)
+from chiasm.preparation.plan import HISTOGRAM_BINS, Plan, Triple
+from chiasm.volumes.masks import Rule
+
+# An input is unlike the training cases beyond these factors of what was seen there.
+SPACING_MARGIN = 1.5
+FIELD_MARGIN = 1.3
+HISTOGRAM_MARGIN = 1.5
+SMALLEST_LIMIT = 0.02  # of a histogram's distance, as a share of the source's range
+UNKNOWN_LIMIT = 0.1  # likewise, where too few cases tell what is usual
+STORED_BELOW_ZERO = 0.02  # of an image's range: scanners store magnitudes, which are not negative
+STORED_MARGIN = 50.0  # between the gains of scanners; [0, 1] is farther from any
+
+
+class Seen(Protocol):
+    """What `unlike` looks at: a prepared source."""
+
+    @property
+    def array(self) -> NDArray[np.float32]:
+        """Normalised sources, shape (C, I, J, K); what follows them is not looked at."""
+
+    @property
+    def mask(self) -> NDArray[np.bool_]:
+        """Valid voxels, shape (I, J, K)."""
+
+    @property
+    def mask_rule(self) -> Rule:
+        """How the mask was found."""
+
+    @property
+    def maps(self) -> tuple[IntensityMap, ...]:
+        """Of each source: stored to normalised intensities."""
+
+    @property
+    def grid_mm(self) -> Triple:
+        """Spacing before resampling."""
+
+    @property
+    def body_mm(self) -> Triple:
+        """Size of the box around the mask."""
+
+
+def unlike(plan: Plan, prepared: Seen) -> str | None:
+    """Say in one sentence how an input differs from all training cases, or None where it does not.
+
+    Looks at the spacing before resampling, the size of what the mask holds,
+    how the mask had to be found, and each source's histogram.  Intensities of
+    another scale come first: an image that somebody normalised is often told by the rest too.
+    """
+    findings = _unlike_scales(plan, prepared)
+    for kind, seen, (smallest, largest), margin in (
+        ("voxels", prepared.grid_mm, plan.grid_mm, SPACING_MARGIN),
+        ("a brain or body", prepared.body_mm, plan.body_mm, FIELD_MARGIN),
+    ):
+        if any(s < a / margin or s > b * margin for s, a, b in zip(seen, smallest, largest)):
+            findings.append(f"{kind} of {_size(seen)} mm ({_size(smallest)} to {_size(largest)} mm in training)")
+    if plan.mask_rule == "nonzero" and prepared.mask_rule == "body":
+        findings.append("an image that is not cut out on a constant background as the training images were")
+    for index, name in enumerate(plan.sources):
+        histogram = histogram_of(prepared.array[index][prepared.mask], plan.source_ranges[index])
+        distance = histogram_distance(histogram, plan.source_histograms[index], plan.source_ranges[index])
+        if distance > plan.source_limits[index]:
+            findings.append(
+                f"a histogram of {name} that is {distance / plan.source_limits[index]:.1f} times as far from the "
+                "training images' as is usual"
+            )
+    return f"the input is unlike the training cases: it has {', and '.join(findings)}" if findings else None
+
+
+def _unlike_scales(plan: Plan, prepared: Seen) -> list[str]:
+    """Say which sources were normalised before they were stored, where the training images were not, or the reverse."""
+    findings = []
+    for index, (name, trained) in enumerate(zip(plan.sources, plan.source_stored)):
+        seen = prepared.maps[index].invert(np.percentile(prepared.array[index][prepared.mask], (0.5, 99.5)))
+        stored = float(seen[0]), float(seen[1])
+        if plan.source_kinds[index] != "hu" and (how := _rescaled(stored, trained)):
+            findings.append(
+                f"intensities of {name} from {stored[0]:.3g} to {stored[1]:.3g} ({trained[0]:.3g} to {trained[1]:.3g} "
+                f"in training), so {how}"
+            )
+    return findings
+
+
+def _rescaled(stored: tuple[float, float], trained: tuple[float, float]) -> str:
+    """Tell how stored intensities differ from those of the training images; empty where they are of one kind.
+
+    >>> _rescaled((-2.0, 3.0), (0.0, 900.0)), _rescaled((5.0, 3000.0), (0.0, 900.0))
+    ('the image seems to be z-scored or otherwise normalised, and the training images were not', '')
+    """
+    (low, high), (lowest, highest) = stored, trained
+    if _has_negatives(low, high) and not _has_negatives(lowest, highest):
+        return "the image seems to be z-scored or otherwise normalised, and the training images were not"
+    if _has_negatives(lowest, highest) and not _has_negatives(low, high):
+        return "the image does not seem to be normalised as the training images were"
+    if high * STORED_MARGIN < highest or highest * STORED_MARGIN < high:
+        return "one of both seems to be scaled, the image or the training images"
+    return ""
+
+
+def _has_negatives(low: float, high: float) -> bool:
+    return low < -STORED_BELOW_ZERO * (high - low)
+
+
+def histogram_of(values: NDArray[np.float32], bounds: tuple[float, float]) -> NDArray[np.float64]:
+    """Share of the values in each of 32 bins over `bounds`; what lies beyond falls into the first and the last."""
+    counts = np.histogram(np.clip(values, *bounds), bins=HISTOGRAM_BINS, range=bounds)[0]
+    shares: NDArray[np.float64] = counts / max(1, counts.sum())
+    return shares
+
+
+def histogram_distance(a: ArrayLike, b: ArrayLike, bounds: tuple[float, float]) -> float:
+    """Wasserstein distance of two histograms, in normalised intensities."""
+    width = (bounds[1] - bounds[0]) / HISTOGRAM_BINS
+    return float(np.abs(np.cumsum(np.subtract(a, b))).sum() * width)
+
+
+def _size(millimetres: Triple) -> str:
+    return " x ".join(f"{one:.3g}" for one in millimetres)

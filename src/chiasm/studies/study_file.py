@@ -1,0 +1,150 @@
+"""What a study file says, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, Field, ValidationError, model_validator
+
+from chiasm.errors import RecipeError
+from chiasm.prediction.baselines import NAMES
+from chiasm.recipe import ALIASES, ARMS, Recipe, Section, arm_in_words, find_arm, make_recipe
+from chiasm.runners import Ray, Slurm
+from chiasm.simulation.phantom import Movement
+from chiasm.storage import read_toml
+
+WHOLE = ("mask", "image", "healthy", "edges", "lesion-edge")  # regions that every cohort has
+
+
+def _own_name(arm: str) -> str:
+    """Call an arm of the table by its own name; what is none of them may be a variant."""
+    return find_arm(arm) if arm.lower() in {name.lower() for name in (*ARMS, *ALIASES)} else arm
+
+
+Arm = Annotated[str, AfterValidator(_own_name)]
+
+
+class Primary(Section):
+    """The one comparison that was declared before the study ran."""
+
+    arm: Arm
+    against: Arm
+    metric: str = "mae"
+    region: str = "mask"
+
+
+class Phantom(Section):
+    """A simulated cohort in the place of a folder."""
+
+    subjects: Annotated[int, Field(ge=2)]
+    seed: int = 0
+    difficulty: str = "standard"
+    spacing_mm: float = 2.0
+    misregistration_mm: Annotated[float, Field(ge=0)] | None = None  # as the difficulty says
+    movement: Movement = "elastic"
+
+
+class Study(Section):
+    """What a study file says."""
+
+    data: Path | None = None
+    phantom: Phantom | None = None
+    reference: Literal["held"] | Path | None = None  # what is scored against, as it lies; held: had nobody moved
+    sources: Annotated[tuple[str, ...], Field(min_length=1, alias="source")]
+    target: str
+    arms: Annotated[tuple[Arm, ...], Field(min_length=1)]
+    variants: Mapping[str, Annotated[tuple[str, ...], Field(min_length=1)]] = {}  # name: an arm, then its own settings
+    folds: Annotated[int, Field(ge=2)] | Literal["site"] = 5
+    only_folds: tuple[int, ...] | None = None
+    sealed: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
+    size: str = "small"
+    steps: Annotated[int, Field(ge=1)] | None = None
+    warmup: Literal["shared", "own"] = "shared"
+    threads: Annotated[int, Field(ge=1)] = 1
+    settings: Annotated[tuple[str, ...], Field(alias="set")] = ()
+    primary: Primary | tuple[Primary, ...] = ()
+    reliability: Arm | None = None
+    layout: str | None = None
+    slurm: Slurm | None = None  # what a job asks of a cluster
+    ray: Ray | None = None
+
+    @property
+    def declared(self) -> tuple[Primary, ...]:
+        """All primary comparisons."""
+        return (self.primary,) if isinstance(self.primary, Primary) else self.primary
+
+    def build(self, arm: str, changes: Mapping[str, object]) -> Recipe:
+        """Resolve an arm or a variant.
+
+        Raises:
+            RecipeError: If it, its size or a setting is unknown or out of range.
+        """
+        if arm not in self.variants:
+            return make_recipe(arm, self.size, changes, self.settings)
+        base, *own = self.variants[arm]
+        return make_recipe(base, self.size, {**changes, "method": arm}, [*self.settings, *own])
+
+    @property
+    def in_words(self) -> dict[str, str]:
+        """What each arm is, by name."""
+        told = {arm: arm_in_words(arm) for arm in self.arms if arm not in self.variants}
+        for name, (base, *own) in self.variants.items():
+            told[name] = f"{find_arm(base)} with {', '.join(own) or 'nothing changed'}"
+        return {arm: told[arm] for arm in self.arms}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if (self.data is None) == (self.phantom is None):
+            raise ValueError("give either data, a folder, or phantom, a simulated cohort")
+        if self.reference == "held" and (self.phantom is None or self.phantom.movement == "held"):
+            raise ValueError("only simulated patients who moved are known as if they had not: reference is a folder")
+        if self.reference is not None and self.reliability is not None:
+            raise ValueError("reliability is judged on the cohort itself: leave out reference, or reliability")
+        for listed in (self.arms, self.seeds):
+            if len(set(listed)) != len(listed):
+                raise ValueError(f"something stands twice: {', '.join(map(str, listed))}")
+        for name in self.variants:
+            if name in NAMES or name != _own_name(name) or name in ARMS:
+                raise ValueError(f"the variant {name!r} is called like an arm or a baseline that is there already")
+            if name not in self.arms:
+                raise ValueError(f"the variant {name!r} is none of the arms")
+        if self.reliability is not None and self.reliability not in self.arms:
+            raise ValueError(f"the map of {self.reliability!r} is to be judged, which is none of the arms")
+        for one in self.declared:
+            for arm in (one.arm, one.against):
+                if arm not in self.arms:
+                    raise ValueError(f"the primary comparison names {arm!r}, which is none of the arms")
+        return self
+
+
+def read_study(path: Path) -> Study:
+    """Read a study file; relative `data` and `reference` are looked up beside the file.
+
+    Raises:
+        RunError: If the file is missing or not TOML.
+        RecipeError: If a setting is unknown, missing or impossible.
+    """
+    try:
+        study = Study.model_validate(read_toml(path))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"])) or "study"
+        raise RecipeError(
+            f"{where}: {first['msg'].removeprefix('Value error, ')}", path=path, reason="study"
+        ) from error
+    named = {name: getattr(study, name) for name in ("data", "reference")}
+    beside = {name: (path.parent / told).resolve() for name, told in named.items() if isinstance(told, Path)}
+    return study.model_copy(update=beside)
+
+
+def data_folder(study: Study, out: Path) -> Path:
+    """Return the folder of a study's cases; a simulated cohort lies in the study's own."""
+    return out / "cohort" if study.data is None else study.data
+
+
+def reference_folder(study: Study, out: Path) -> Path | None:
+    """Return the folder that predictions are held against as it lies; None for the cohort itself."""
+    return out / "unmoved" if study.reference == "held" else study.reference

@@ -1,0 +1,189 @@
+"""One job of a study, done: a training and its scores in a folder of their own."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+from chiasm import __version__
+from chiasm.errors import ChiasmError, CohortError
+from chiasm.evaluation.predictions import score_folder
+from chiasm.evaluation.reliability import judge_maps
+from chiasm.evaluation.rows import write_evaluation
+from chiasm.prediction.folders import predict
+from chiasm.prediction.tiling import is_out_of_memory
+from chiasm.preparation.plan import read_plan, write_plan
+from chiasm.simulation.phantom import Movement, write_cohort
+from chiasm.storage import write_json
+from chiasm.studies.jobs import LESS_MEMORY, Job
+from chiasm.studies.study_file import Phantom
+from chiasm.training.run import registered_in, train
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a job: its name, and what went wrong, or None; and the code of what went wrong, where it has one."""
+
+    key: str
+    name: str
+    error: str | None
+    reason: str | None = None
+
+
+def simulate(phantom: Phantom, folder: Path, *, movement: Movement | None = None) -> None:
+    """Write a simulated cohort, or finish one.
+
+    Args:
+        phantom: What is asked for.
+        folder: Where it goes.
+        movement: In place of the phantom's own.
+
+    Raises:
+        RecipeError: If a setting is out of range.
+    """
+    write_cohort(
+        folder,
+        subjects=phantom.subjects,
+        seed=phantom.seed,
+        difficulty=phantom.difficulty,
+        spacing_mm=phantom.spacing_mm,
+        misregistration_mm=phantom.misregistration_mm,
+        movement=movement or phantom.movement,
+    )
+
+
+def work(
+    job: Job,
+    *,
+    data: Path,
+    out: Path,
+    threads: int,
+    layout: str | None,
+    opened: bool = False,
+    reference: Path | None = None,
+    trust: Collection[str] = (),
+) -> Outcome:
+    """Do a job, or recognise that it was done; what goes wrong is told, not raised.
+
+    Args:
+        job: What to do.
+        data: Folder of the cases.
+        out: The study's folder.
+        threads: Of torch and numpy, the same on every machine, so that figures are.
+        layout: Name of a layout, where `data` fits several.
+        opened: Whether to score the sealed test set as well.
+        reference: Folder that is scored against as it lies; None for `data`, registered as the job's recipe says.
+        trust: Classes of others that a model may consist of, beside the job's own.
+    """
+    import torch
+    from threadpoolctl import threadpool_limits
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    trusted = (*trust, job.recipe.generator.network)
+    try:
+        with threadpool_limits(threads):  # numpy's products too: two jobs with two threads each are three times slower
+            if not job.is_done:
+                if job.kind == "reliability":
+                    _judge(job, data, out, layout, trusted)
+                else:
+                    _train(job, data, out, layout, reference, trusted)
+            if opened and job.kind == "arm" and not (sealed_folder(job) / "evaluation.csv").exists():
+                _score(job, data, out, layout, "sealed", sealed_folder(job), reference, trusted)
+    except ChiasmError as error:
+        return Outcome(job.key, job.name, str(error), error.reason)
+    except (MemoryError, OSError, RuntimeError) as error:  # a machine that is too small costs the job, not the study
+        return Outcome(job.key, job.name, _shortage(error))
+    finally:
+        torch.set_num_threads(before)
+    return Outcome(job.key, job.name, None)
+
+
+def _shortage(error: MemoryError | OSError | RuntimeError) -> str:
+    """Describe a lack of memory, or a disk that is full or gone; what is neither is raised again."""
+    if is_out_of_memory(error):
+        return f"memory ran out. {LESS_MEMORY}"
+    if isinstance(error, OSError):
+        return f"{error.filename or 'the disk'}: {error.strerror or error}."
+    raise error
+
+
+def sealed_folder(job: Job) -> Path:
+    """Return where a job's figures on the sealed test set lie."""
+    return job.folder / "sealed"
+
+
+def _train(job: Job, data: Path, out: Path, layout: str | None, reference: Path | None, trust: Collection[str]) -> None:
+    start = time.monotonic()
+    if job.warm is not None:
+        _share_plan(job.warm, job.folder)
+    until = None if job.kind == "arm" else job.recipe.schedule.ends[job.kind]
+    train(
+        data,
+        job.recipe,
+        job.folder,
+        say=_silence,
+        layout=layout,
+        cache=out / "cache",
+        start=job.warm,
+        until=until,
+    )
+    trained = time.monotonic()
+    if job.kind == "arm":
+        _score(job, data, out, layout, "test", job.folder, reference, trust)
+    _mark_done(job, trained - start, time.monotonic() - trained)
+
+
+def _judge(job: Job, data: Path, out: Path, layout: str | None, trust: Collection[str]) -> None:
+    start = time.monotonic()
+    rows = judge_maps(job.runs, data, layout=layout, cache=out / "cache", trust=trust)
+    write_evaluation(job.folder, rows)
+    _mark_done(job, 0.0, time.monotonic() - start)
+
+
+def _mark_done(job: Job, training: float, scoring: float) -> None:
+    seconds = {"training_seconds": round(training, 1), "scoring_seconds": round(scoring, 1)}
+    write_json(job.folder / "done.json", {"name": job.name, "version": __version__, "steps": job.steps, **seconds})
+
+
+def _score(
+    job: Job,
+    data: Path,
+    out: Path,
+    layout: str | None,
+    role: str,
+    folder: Path,
+    reference: Path | None,
+    trust: Collection[str],
+) -> None:
+    """Predict the cases of a role and score them.
+
+    Raises:
+        ChiasmError: If a case cannot be predicted or scored: arms must be compared on the same ones.
+    """
+    thick = job.recipe.data.task == "super-resolution"
+    predict(job.folder, [data], folder / "predictions", only=role, layout=layout, degrade=thick, trust=trust)
+    rows, problems, remarks = score_folder(
+        folder / "predictions",
+        reference or data,
+        layout=layout,
+        naive=job.first,
+        register=None if reference is None else "none",
+        registered=registered_in(job.folder, job.recipe, out / "cache"),
+    )
+    if problems:
+        raise CohortError(problems[0].message, reason=problems[0].reason)
+    write_evaluation(folder, rows, remarks)
+
+
+def _share_plan(warm: Path, folder: Path) -> None:
+    """Start from the warm-up's plan: same fold, same data, so nothing is measured twice."""
+    if (warm / "plan.toml").exists() and not (folder / "plan.toml").exists():
+        write_plan(folder / "plan.toml", read_plan(warm / "plan.toml"))
+
+
+def _silence(line: str) -> None:
+    """Say nothing: a study tells of its jobs, not of their insides."""
+    del line
