@@ -8,6 +8,8 @@ import pickle
 import resource
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from contextlib import suppress
 from dataclasses import replace
@@ -288,6 +290,16 @@ def test_weights_of_other_shapes_are_refused_before_memory_is_taken(model: Model
         load_model(folder)
     assert time.monotonic() - start < 2
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # KiB
+
+
+def test_loading_a_model_imports_neither_torchs_compiler_nor_scipys_filters(folder: Path) -> None:
+    program = (
+        "import sys\nfrom pathlib import Path\nfrom chiasm.prediction.folders import load_model\n"
+        "load_model(Path(sys.argv[1]))\n"
+        "assert not {'sympy', 'scipy.ndimage', 'pandas', 'matplotlib'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(folder)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_folder_without_a_model_says_which_kind_of_folder_it_is(finished_run: Path, tmp_path: Path) -> None:
