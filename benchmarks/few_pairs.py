@@ -19,8 +19,8 @@ from statistics import mean
 import torch
 
 from chiasm.evaluation.predictions import score_folder
+from chiasm.methods import make_recipe
 from chiasm.prediction.folders import predict
-from chiasm.recipe import make_recipe
 from chiasm.simulation.phantom import write_cohort
 from chiasm.training.run import train
 

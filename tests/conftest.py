@@ -41,7 +41,7 @@ def toy_cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def finished_run(toy_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from chiasm.recipe import make_recipe
+    from chiasm.methods import make_recipe
     from chiasm.training.run import train
 
     folder = tmp_path_factory.mktemp("runs") / "finished"

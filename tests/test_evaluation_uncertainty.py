@@ -25,6 +25,7 @@ from chiasm.evaluation.uncertainty import (
     spread,
     thinned,
 )
+from chiasm.methods import make_recipe
 from chiasm.networks.generator import Generator
 from chiasm.prediction import synthesis
 from chiasm.prediction.engines import Engine
@@ -32,7 +33,6 @@ from chiasm.prediction.folders import load
 from chiasm.prediction.model import Model, load_model, make_generator
 from chiasm.prediction.synthesis import synthesise, synthesise_prepared
 from chiasm.preparation.arrays import prepare_source
-from chiasm.recipe import make_recipe
 from chiasm.volumes import Geometry, Volume
 from conftest import QUICK
 from synthetic_cohort import affine, pair

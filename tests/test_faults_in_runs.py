@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from chiasm.cli import main
-from chiasm.recipe import make_recipe
+from chiasm.methods import make_recipe
 from chiasm.reports.curves import describe_health, draw_curves, logged_warnings, read_history
 from chiasm.storage import content_hash, sha256_of
 from chiasm.training.run import train

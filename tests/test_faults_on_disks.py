@@ -18,7 +18,7 @@ import pytest
 
 from chiasm.cli import main
 from chiasm.errors import ChiasmError
-from chiasm.recipe import make_recipe
+from chiasm.methods import make_recipe
 from chiasm.storage import whole_folder
 from chiasm.studies.jobs import find_cases, list_jobs
 from chiasm.studies.study import run_study

@@ -91,7 +91,7 @@ def test_the_scale_of_a_model_follows_its_range(low: float, high: float, scale: 
 def test_nothing_that_names_a_patient_leaves_the_dicom_files(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    from chiasm.recipe import make_recipe
+    from chiasm.methods import make_recipe
     from chiasm.reports.evaluation import evaluate
     from chiasm.training.run import train
 

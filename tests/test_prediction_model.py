@@ -24,6 +24,7 @@ from torch import nn
 import chiasm
 from chiasm.cli import main
 from chiasm.errors import ChiasmError, RunError
+from chiasm.methods import make_recipe
 from chiasm.networks.generator import KNOTS
 from chiasm.prediction import model as module
 from chiasm.prediction.model import (
@@ -36,7 +37,7 @@ from chiasm.prediction.model import (
     source_channels,
 )
 from chiasm.prediction.model_files import CARD, NEEDED, WEIGHTS, find_model
-from chiasm.recipe import make_recipe, write_recipe
+from chiasm.recipe import write_recipe
 from chiasm.storage import read_toml, sealed, sha256_of, write_toml
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from chiasm.errors import RecipeError, VolumeError
+from chiasm.methods import make_recipe
 from chiasm.networks.catalogue import make_network
 from chiasm.networks.discriminators import LocalDiscriminator, LocalLogits
 from chiasm.networks.generator import Generator
@@ -28,7 +29,6 @@ from chiasm.preparation.arrays import prepare_source
 from chiasm.preparation.degradation import Axis, Degradation, degrade, interpolated, simulated, thin_grid
 from chiasm.preparation.intensity import IntensityMap
 from chiasm.preparation.plan import Plan
-from chiasm.recipe import make_recipe
 from chiasm.volumes import Geometry, Volume, same_grid
 from conftest import QUICK
 from synthetic_cohort import affine, body, pair

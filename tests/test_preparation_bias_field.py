@@ -13,11 +13,11 @@ from scipy.ndimage import gaussian_filter
 
 from chiasm.cohorts.discovery import find_cohort
 from chiasm.errors import RecipeError, VolumeError
+from chiasm.methods import make_recipe
 from chiasm.preparation.arrays import prepare_case, prepare_source
 from chiasm.preparation.bias_field import ITERATIONS, bias_field, corrected, without_shading
 from chiasm.preparation.fingerprint import Terms, fingerprint
 from chiasm.preparation.planning import make_plan
-from chiasm.recipe import make_recipe
 from chiasm.volumes import Geometry, Volume, read_volume
 from conftest import QUICK
 from synthetic_cohort import save

@@ -11,13 +11,14 @@ from numpy.typing import NDArray
 
 from chiasm.cohorts.cases import Case, Cohort
 from chiasm.errors import CohortError, RecipeError, RunError
+from chiasm.methods import make_recipe
 from chiasm.preparation import planning
 from chiasm.preparation.arrays import prepare_case, prepare_source
 from chiasm.preparation.fingerprint import Fingerprint, fingerprint
 from chiasm.preparation.out_of_distribution import unlike
 from chiasm.preparation.plan import Estimate, Plan, read_plan, write_plan
 from chiasm.preparation.planning import PatchNeeds, make_plan
-from chiasm.recipe import Recipe, make_recipe
+from chiasm.recipe import Recipe
 from chiasm.storage import read_toml
 from chiasm.volumes import Geometry, Volume, read_volume
 from conftest import REAL

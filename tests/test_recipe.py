@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from chiasm.errors import RecipeError, RunError
-from chiasm.recipe import ALIASES, ARMS, IN_WORDS, SIZES, Recipe, arm_in_words, make_recipe, read_recipe, write_recipe
+from chiasm.methods import METHODS, SIZES, find_method, is_method, make_recipe
+from chiasm.prediction.baselines import NAMES
+from chiasm.recipe import Recipe, read_recipe, write_recipe
 
 
 def differences(a: Recipe, b: Recipe) -> set[str]:
@@ -19,10 +21,10 @@ def differences(a: Recipe, b: Recipe) -> set[str]:
     }
 
 
-@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize("arm", METHODS)
 def test_an_arm_changes_exactly_the_fields_of_its_row(arm: str) -> None:
     default = make_recipe()
-    rows = {name for name, value in ARMS[arm].items() if value != reach(default, name)}
+    rows = {name for name, value in METHODS[arm].changes.items() if value != reach(default, name)}
     assert differences(make_recipe(arm), default) == rows
 
 
@@ -54,17 +56,20 @@ def test_a_single_setting_wins_over_arm_and_size() -> None:
     assert make_recipe("A0", "tiny", settings=["loss.norm=l2", "schedule.steps=7"]).loss.norm == "l2"
 
 
-def test_aliases_name_arms() -> None:
-    assert set(ALIASES.values()) <= set(ARMS)
+def test_no_two_methods_are_called_alike() -> None:
+    called = [word for method in METHODS.values() for word in method.called]
+    assert len(called) == len(set(called)) and not set(called) & set(NAMES)
 
 
-def test_an_arm_is_told_in_words_or_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert set(IN_WORDS) <= set(ARMS)
-    assert arm_in_words("dual-attention") == IN_WORDS["A7"]
-    monkeypatch.setitem(ARMS, "Mine", {})
-    assert arm_in_words("mine") == "Mine"
-    with pytest.raises(RecipeError, match="no method 'other'"):
-        arm_in_words("other")
+@pytest.mark.parametrize("word", ["dual-attention", "Dual-Attention", "A7", "a7"])
+def test_a_method_is_found_by_name_and_code_whatever_the_case(word: str) -> None:
+    assert find_method(word) is METHODS["A7"] and is_method(word)
+
+
+def test_an_unknown_method_is_refused_with_the_names_of_all() -> None:
+    with pytest.raises(RecipeError, match="no method 'other'") as caught:
+        find_method("other")
+    assert not is_method("other") and all(method.name in str(caught.value) for method in METHODS.values())
 
 
 @pytest.mark.parametrize(
@@ -89,7 +94,7 @@ def test_a_wrong_setting_is_refused_with_what_would_be_right(setting: str, told:
 
 
 def test_unknown_names_list_the_known_ones() -> None:
-    with pytest.raises(RecipeError, match=r"A6b.*dual-attention"):
+    with pytest.raises(RecipeError, match=r"dual-l1.*dual-attention"):
         make_recipe("A99")
     with pytest.raises(RecipeError, match="tiny, small, paper, large"):
         make_recipe(size="huge")

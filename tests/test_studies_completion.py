@@ -20,9 +20,10 @@ from chiasm.cohorts.splits import read_splits
 from chiasm.errors import ChiasmError, CohortError
 from chiasm.evaluation.predictions import score_folder
 from chiasm.evaluation.rows import read_evaluation
+from chiasm.methods import make_recipe
 from chiasm.prediction.folders import Predicted, predict
 from chiasm.preparation.plan import read_plan
-from chiasm.recipe import Recipe, make_recipe
+from chiasm.recipe import Recipe
 from chiasm.reports.evaluation import evaluate
 from chiasm.studies.completion import Completed, complete, survey_cohort
 from chiasm.training.run import plan_run, train

@@ -20,11 +20,12 @@ from chiasm.cohorts.discovery import find_cohort
 from chiasm.cohorts.splits import deal_folds
 from chiasm.errors import CohortError, RecipeError
 from chiasm.evaluation.uncertainty import augmentation_spread, learned_score
+from chiasm.methods import make_recipe
 from chiasm.prediction.folders import load, predict
 from chiasm.prediction.synthesis import predict_stage, synthesise_prepared
 from chiasm.preparation.arrays import PreparedCase, prepare_case, read_context, write_context
 from chiasm.preparation.plan import read_plan
-from chiasm.recipe import Recipe, make_recipe, read_recipe
+from chiasm.recipe import Recipe, read_recipe
 from chiasm.storage import read_json
 from chiasm.studies.jobs import find_cases, list_jobs
 from chiasm.studies.study_file import Study

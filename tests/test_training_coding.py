@@ -13,6 +13,7 @@ import torch
 from chiasm.cohorts.cases import Cohort
 from chiasm.cohorts.splits import Split
 from chiasm.errors import CohortError, RecipeError, RunError
+from chiasm.methods import make_recipe
 from chiasm.networks.sparse_coding import SparseCoder
 from chiasm.prediction.baselines import load_baselines
 from chiasm.prediction.folders import load
@@ -21,7 +22,7 @@ from chiasm.preparation.examination import examine_case
 from chiasm.preparation.plan import Plan
 from chiasm.preparation.planning import make_plan
 from chiasm.preparation.unpaired import find_unpaired
-from chiasm.recipe import Data, Recipe, make_recipe
+from chiasm.recipe import Data, Recipe
 from chiasm.studies.jobs import _warm_ups, find_cases, list_jobs
 from chiasm.studies.study_file import Study
 from chiasm.training.coding import CodingLearner, deal_roles, draw_examples

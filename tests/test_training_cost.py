@@ -11,12 +11,13 @@ import pytest
 import torch
 from torch import nn
 
+from chiasm.methods import METHODS, make_recipe
 from chiasm.networks.discriminators import GlobalDiscriminator, LocalDiscriminator
 from chiasm.networks.generator import Generator
 from chiasm.networks.unet import UNet
 from chiasm.preparation.plan import Estimate
 from chiasm.preparation.planning import has_gpu
-from chiasm.recipe import ARMS, Recipe, make_recipe
+from chiasm.recipe import Recipe
 from chiasm.training import cost
 from chiasm.training.cost import (
     BASE_MB,
@@ -115,7 +116,7 @@ def test_memory_follows_patch_width_and_batch_but_not_steps(even_speed: None) ->
     assert forecast(ask(generator__widths=(16, 32, 64))).memory_mb - BASE_MB > 1.2 * base
 
 
-@pytest.mark.parametrize("method", [name for name in ARMS if name != "jcsc"])  # which is timed as it is learnt
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "jcsc"])  # which is timed as it is learnt
 def test_no_arm_costs_less_than_nothing_and_judges_cost_more_than_none(even_speed: None, method: str) -> None:
     network = make_recipe(method).generator.network
     side = 256 if network == "pix2pix" else 64
@@ -152,7 +153,7 @@ import sys, tempfile, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from synthetic_cohort import write_cohort
-from chiasm.recipe import make_recipe
+from chiasm.methods import make_recipe
 from chiasm.preparation.planning import make_plan
 from chiasm.preparation.arrays import prepare_case
 from chiasm.training.cost import estimate_cost

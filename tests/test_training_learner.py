@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from chiasm.cohorts.discovery import find_cohort
+from chiasm.methods import make_recipe
 from chiasm.networks.discriminators import LocalLogits
 from chiasm.prediction.synthesis import refine
 from chiasm.preparation.arrays import PreparedCase, prepare_case
 from chiasm.preparation.plan import Plan
-from chiasm.recipe import Recipe, make_recipe
+from chiasm.recipe import Recipe
 from chiasm.training.batches import take_batch
 from chiasm.training.checkpoints import load_checkpoint, save_checkpoint
 from chiasm.training.learner import Learner

@@ -14,11 +14,12 @@ import pytest
 import torch
 
 from chiasm.errors import RecipeError
+from chiasm.methods import METHODS, Method, make_recipe
 from chiasm.networks.catalogue import GENERATORS, Entry
 from chiasm.networks.srcnn import Srcnn
 from chiasm.preparation.plan import Plan, read_plan
 from chiasm.preparation.planning import PatchNeeds
-from chiasm.recipe import ARMS, Recipe, make_recipe
+from chiasm.recipe import Recipe
 from chiasm.studies.study_file import Study
 from chiasm.training.loop import _cut_log, _signals, _validation_steps
 from chiasm.training.players import check_players, describe_methods, make_players, needs_local_judge, patch_needs
@@ -71,7 +72,7 @@ def judges_of(asked: Recipe) -> str:
     return JUDGES.get(asked.method, told)
 
 
-@pytest.mark.parametrize("method", list(ARMS))
+@pytest.mark.parametrize("method", list(METHODS))
 def test_an_arm_has_the_judges_it_asks_and_no_other(method: str, plan: Plan) -> None:
     asked = recipe(method, generator__scale=1 / 16)
     players = make_players(asked, replace(plan, patch=(256, 256)), 0)
@@ -82,7 +83,7 @@ def test_an_arm_has_the_judges_it_asks_and_no_other(method: str, plan: Plan) -> 
     }
     assert " ".join(name for name, present in there.items() if present) == judges_of(asked)
     assert needs_local_judge(asked) == there["local"]
-    assert (players.refiner is not None) == ("generator.refiner" in ARMS[method])
+    assert (players.refiner is not None) == ("generator.refiner" in METHODS[method].changes)
 
 
 def same(a: torch.nn.Module | None, b: torch.nn.Module | None) -> bool:
@@ -192,7 +193,7 @@ def test_what_goes_by_confidence_is_refused_where_nobody_has_any(
 
 def test_the_table_of_methods_tells_weights_papers_and_needs() -> None:
     rows = {row.name: row for row in describe_methods("small")}
-    assert list(rows) == list(ARMS)
+    assert list(rows) == list(METHODS)
     assert rows["srcnn"].published == 64 * 81 + 64 + 64 * 32 + 32 + 32 * 25 + 1  # 9-1-5 on one channel
     assert 31_000_000 < rows["unet"].published < 31_100_000 and rows["unet"].weights < rows["unet"].published / 10
     assert "256" in rows["pix2pix"].needs and "global discriminator" in rows["pix2pix"].needs
@@ -201,18 +202,20 @@ def test_the_table_of_methods_tells_weights_papers_and_needs() -> None:
     assert rows["han"].needs.startswith("2D; ") and rows["fcn8"].needs.startswith("2D; ")
 
 
-def test_an_arm_of_ones_own_needs_no_words_to_be_listed_and_studied(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_method_of_ones_own_is_listed_and_studied(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(GENERATORS, "mine", Entry(Srcnn, "Us, 2026"))  # type: ignore[arg-type]
-    monkeypatch.setitem(ARMS, "Mine", {**ARMS["srcnn"], "generator.network": "mine"})  # type: ignore[arg-type]
-    monkeypatch.setitem(ARMS, "lab", {**ARMS["A1"], "generator.network": "toy_networks:Plain"})  # type: ignore[arg-type]
+    mine = Method("Mine", "my own", {**METHODS["srcnn"].changes, "generator.network": "mine"})
+    monkeypatch.setitem(METHODS, "Mine", mine)
+    lab = Method("lab", "of the lab", {**METHODS["A1"].changes, "generator.network": "toy_networks:Plain"})
+    monkeypatch.setitem(METHODS, "lab", lab)
     rows = {row.name: row for row in describe_methods("tiny")}
-    assert rows["Mine"][1:] == ("Mine", "Us, 2026", *rows["srcnn"][3:])
+    assert rows["Mine"][1:] == ("my own", "Us, 2026", *rows["srcnn"][3:])
     assert rows["lab"][2:] == ("toy_networks:Plain", 9 * 4 + 4 + 4 + 1, 0, "patches of 16 or more")
     study = Study(data=Path("data"), source=("t1",), target="t2", arms=("A1", "mine"))
-    assert study.in_words == {"A1": "L2", "Mine": "Mine"}
+    assert study.in_words == {"A1": "L2", "Mine": "my own"}
 
 
-@pytest.mark.parametrize("method", list(ARMS))
+@pytest.mark.parametrize("method", list(METHODS))
 def test_the_weights_told_are_those_of_the_generators_and_the_refiner_that_ship(method: str, plan: Plan) -> None:
     asked = make_recipe(method, "tiny")
     flat = replace(

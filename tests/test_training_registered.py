@@ -11,9 +11,10 @@ import pytest
 from chiasm.cli import main
 from chiasm.errors import CohortError, RunError
 from chiasm.evaluation.predictions import score_folder
+from chiasm.methods import make_recipe
 from chiasm.prediction.folders import load, predict
 from chiasm.preparation.plan import read_plan
-from chiasm.recipe import Registration, make_recipe
+from chiasm.recipe import Registration
 from chiasm.reports.evaluation import evaluate, report_evaluation
 from chiasm.reports.registration import report_registered
 from chiasm.storage import read_json, sha256_of

@@ -17,12 +17,13 @@ import pytest
 
 from chiasm.cohorts.discovery import find_cohort
 from chiasm.errors import CohortError, RecipeError, RunError
+from chiasm.methods import METHODS, make_recipe
 from chiasm.networks.catalogue import GENERATORS
 from chiasm.prediction.folders import load, predict
 from chiasm.prediction.synthesis import synthesise_prepared
 from chiasm.preparation.arrays import prepare_case
 from chiasm.preparation.plan import read_plan
-from chiasm.recipe import ARMS, Recipe, make_recipe
+from chiasm.recipe import Recipe
 from chiasm.storage import read_json, read_toml, sha256_of
 from chiasm.training.loop import Interrupted
 from chiasm.training.run import Run, describe, plan_run, train
@@ -184,7 +185,7 @@ def test_training_depends_on_training_cases_alone(tmp_path: Path) -> None:
     assert made[0] == made[1]
 
 
-@pytest.mark.parametrize("method", list(ARMS))
+@pytest.mark.parametrize("method", list(METHODS))
 def test_every_arm_trains_and_ships_a_model(method: str, toy_cohort: Path, tmp_path: Path) -> None:
     literature = {"data__patch": "auto", "generator__scale": 1 / 16, "discriminators__scale": 1 / 16}
     own = {} if make_recipe(method).generator.network == "chiasm" else literature

@@ -228,7 +228,7 @@ def offer_all(model: Path, scan: Path, place: Path) -> list[Answer]:
 
 def train_small(place: Path) -> tuple[Path, Path]:
     """Train a small model on simulated patients; return its folder and a scan."""
-    from chiasm.recipe import make_recipe
+    from chiasm.methods import make_recipe
     from chiasm.simulation.phantom import write_cohort
     from chiasm.training.run import train
 

@@ -5,7 +5,8 @@ its own, and within a line only from names to its left; a test reads this map.
 
     errors        what a user can act on: what, where, found, expected, what to do
     storage       files that appear whole or not at all; TOML, JSON, sha256
-    recipe        what the user asked for: frozen settings, presets, one dial
+    recipe        the settings of a training: sections, fields, bounds
+    methods       what can be asked for by name: methods, sizes, tasks
     runners       where independent jobs are done: here, on all cores, by Ray or SLURM
     progress      how far long work is: a bar on a terminal, lines in a log
     boxes         boxes of voxels, and the types of arrays

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from chiasm.errors import unknown
+from chiasm.methods import Changes, make_recipe
 from chiasm.prediction.folders import predict
-from chiasm.recipe import Changes, make_recipe
 from chiasm.reports.evaluation import evaluate
 from chiasm.simulation.phantom import write_cohort
 from chiasm.storage import locked

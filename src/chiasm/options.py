@@ -155,7 +155,7 @@ class RecipeOptions:
         Raises:
             RecipeError: If one is missing, unknown or out of range.
         """
-        from chiasm.recipe import make_recipe
+        from chiasm.methods import make_recipe
 
         sources = tuple(name for text in self.source for name in text.lower().split(",") if name)
         changes: dict[str, object] = {

@@ -1,20 +1,17 @@
 """What the user asked for: frozen, validated settings that read and write as TOML.
 
-A recipe is built in layers, each a change of a few fields: the defaults, one
-size (how much effort), one arm (which method), then single settings given as
-`section.field=value`.  An ablation is a row of `ARMS`, never code.
+The sections and their fields stand here, each with its bounds; what can be asked for by name stands in `methods`.
 """
 
 from __future__ import annotations
 
-import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from chiasm.errors import RecipeError, shortened, unknown
+from chiasm.errors import RecipeError, shortened
 from chiasm.storage import SAFE_NAME, check_seal, is_safe_id, read_toml, sealed, write_toml
 
 LEAST_PATCH = 16  # voxels
@@ -283,312 +280,6 @@ class Recipe(Section):
         return self
 
 
-Changes = Mapping[str, object]
-
-#: How much effort: one dial.  Paper scale follows METHOD (widths 64 to 1024, 200k steps of 32).
-SIZES: Mapping[str, Changes] = {
-    "tiny": {
-        "generator.widths": (8, 16, 32),
-        "generator.scale": 0.125,
-        "discriminators.scale": 0.125,
-        "discriminators.global_widths": (8, 16, 32),
-        "discriminators.local_widths": (8, 16, 32),
-        "schedule.steps": 400,
-        "optimiser.average": 0.99,
-        "training.validations": 4,
-    },
-    "small": {},
-    "paper": {
-        "data.slices": 5,
-        "generator.widths": (64, 128, 256, 512, 1024),
-        "generator.scale": 1.0,
-        "discriminators.scale": 1.0,
-        "discriminators.global_widths": (64, 128, 256, 512),
-        "discriminators.local_widths": (32, 64, 128, 256),
-        "schedule.steps": 200_000,
-        "optimiser.generator_rate": 2e-4,
-        "optimiser.discriminator_rate": 1e-4,
-        "optimiser.average": 0.9999,
-        "training.batch": 32,
-        "training.validations": 40,
-    },
-    "large": {
-        "data.slices": 5,
-        "generator.widths": (32, 64, 128, 256, 512),
-        "generator.scale": 0.5,
-        "discriminators.scale": 0.5,
-        "discriminators.global_widths": (32, 64, 128, 256),
-        "discriminators.local_widths": (16, 32, 64, 128),
-        "schedule.steps": 40_000,
-        "optimiser.generator_rate": 3e-4,
-        "optimiser.discriminator_rate": 2e-4,
-        "training.batch": 16,
-        "training.validations": 20,
-    },
-}
-
-_NO_ADVERSARY: Changes = {"loss.global_weight": 0.0, "loss.local_weight": 0.0}
-_NO_ATTENTION: Changes = {"attention.target": "none"}
-_L1: Changes = {"loss.norm": "l1"}
-_L1_GLOBAL: Changes = {"loss.norm": "l1", "loss.global_weight": 0.005}
-_L1_LOCAL: Changes = {"loss.norm": "l1", "loss.local_weight": 0.01}
-_PLAIN: Changes = {**_NO_ADVERSARY, **_NO_ATTENTION}
-#: As the paper has it: nothing of this project's own, so no gate either.
-_LITERAL: Changes = {
-    "attention.target": "realness",
-    "attention.beta": 2.0,
-    "attention.norm": "none",
-    "attention.gate": False,
-}
-
-#: Adam as Radford 2015 has it, and Isola 2017 after it, for both players.
-_RADFORD: Changes = {
-    "optimiser.generator_rate": 2e-4,
-    "optimiser.discriminator_rate": 2e-4,
-    "optimiser.betas": (0.5, 0.999),
-}
-_CONTEXT_GAN: Changes = {
-    **_NO_ATTENTION,
-    "generator.network": "context-fcn",
-    "discriminators.global_network": "context",
-    "loss.local_weight": 0.0,
-    "loss.gradient_difference": 1.0,
-}
-
-#: Arms and controls of a study, each a few fields away from the default (A7).
-ARMS: Mapping[str, Changes] = {
-    "A0": {**_PLAIN, **_L1},
-    "A1": {**_PLAIN},
-    "A2": {**_PLAIN, **_L1, "loss.gradient_difference": 0.05},
-    "A3": {**_NO_ATTENTION, **_L1_GLOBAL, "loss.local_weight": 0.0},
-    "A4": {**_NO_ATTENTION, **_L1_GLOBAL, "loss.local_weight": 0.0, "loss.adversarial": "wgan-gp"},
-    "A5": {**_NO_ATTENTION, **_L1_LOCAL, "loss.global_weight": 0.0},
-    "A6": {**_NO_ATTENTION, **_L1_GLOBAL, **_L1_LOCAL},
-    "A6b": {**_NO_ATTENTION},
-    "A7": {},
-    "A8": {**_LITERAL},
-    "A8n": {**_LITERAL, "attention.norm": "mean"},
-    "A9": {**_LITERAL, "attention.detach": False},
-    "A10": {**_NO_ADVERSARY},
-    "A11": {"discriminators.conditional": False},
-    "A12": {"attention.target": "magnitude"},
-    "A13": {"attention.use": "sample"},
-    "A14": {"data.histogram": True, "training.intensity_jitter": 0.2},
-    "A15": {"generator.refiner": (8, 16, 32)},
-    "A16": {"training.transplant_share": 0.5, "training.transplant": "difficulty"},
-    "C1": {**_PLAIN, "loss.focal": 1.0},
-    "C2": {**_PLAIN, "loss.top_k": 0.25},
-    "C3": {**_PLAIN, "loss.lesion": 4.0},
-    "C4": {"attention.shuffle": True},
-    "C5": {**_NO_ATTENTION, "discriminators.second_global": True},
-    "C6": {**_PLAIN, "training.lesion_share": 0.5},
-    "C7": {**_PLAIN, "training.transplant_share": 0.5},
-    # the literature's systems: each its own network, and the loss that its paper trains it with
-    "srcnn": {**_PLAIN, "generator.network": "srcnn"},
-    "srcnn-955": {**_PLAIN, "generator.network": "srcnn-955"},
-    "fcn8": {**_PLAIN, "generator.network": "fcn8"},
-    "unet": {**_PLAIN, "generator.network": "unet"},
-    "fcn3d": {**_PLAIN, "generator.network": "fcn3d", "data.dims": "3d"},
-    "han": {**_PLAIN, **_L1, "generator.network": "han", "data.dims": "2d"},
-    "li-cnn": {
-        **_PLAIN,
-        "generator.network": "li-cnn",
-        "generator.scale": 1.0,  # ten channels: an eighth of them is one, which dies
-        "data.dims": "3d",
-    },
-    "context-gan": _CONTEXT_GAN,
-    "context-gan-2": {**_CONTEXT_GAN, "generator.stages": 2},
-    "strainet": {
-        **_NO_ATTENTION,
-        "generator.network": "strainet",
-        "discriminators.global_network": "strainet",
-        "loss.local_weight": 0.0,
-    },
-    "gan": {**_NO_ATTENTION, **_L1_GLOBAL, "loss.local_weight": 0.0, "loss.smoothing": 0.0},
-    "lsgan": {**_NO_ATTENTION, **_L1_GLOBAL, "loss.local_weight": 0.0, "loss.adversarial": "lsgan"},
-    "hinge": {
-        **_NO_ATTENTION,
-        **_L1_GLOBAL,
-        "loss.local_weight": 0.0,
-        "loss.adversarial": "hinge",
-        "discriminators.global_spectral_norm": True,
-        "optimiser.discriminator_rate": 2e-4,
-        "optimiser.discriminator_betas": (0.5, 0.999),
-    },
-    "wgan": {
-        **_NO_ATTENTION,
-        **_L1_GLOBAL,
-        "loss.local_weight": 0.0,
-        "loss.adversarial": "wgan",
-        "loss.critic_steps": 5,
-        "optimiser.discriminator": "rmsprop",  # the paper: momentum makes a clipped critic unstable
-        "optimiser.discriminator_rate": 5e-5,
-    },
-    "wgan-gp": {
-        **_NO_ATTENTION,
-        **_L1_GLOBAL,
-        "loss.local_weight": 0.0,
-        "loss.adversarial": "wgan-gp",
-        "loss.penalty_every": 1,
-        "loss.critic_steps": 5,
-        "optimiser.discriminator_rate": 1e-4,
-        "optimiser.discriminator_betas": (0.0, 0.9),
-    },
-    "dcgan": {
-        **_NO_ATTENTION,
-        **_L1_GLOBAL,
-        **_RADFORD,
-        "generator.network": "dcgan",
-        "discriminators.global_network": "dcgan",
-        "loss.local_weight": 0.0,
-        "loss.smoothing": 0.0,
-    },
-    "pix2pix": {
-        **_NO_ATTENTION,
-        **_L1,
-        **_RADFORD,
-        "generator.network": "pix2pix",
-        "discriminators.global_network": "patch",
-        "loss.global_weight": 0.01,  # one to a hundred of L1
-        "loss.local_weight": 0.0,
-        "loss.smoothing": 0.0,
-    },
-    "jcsc": {
-        **_PLAIN,
-        "generator.network": "jcsc",
-        "generator.scale": 0.04,  # 32 filters: codes of all patches are kept in memory
-        "data.dims": "2d",
-        "optimiser.kind": "admm",
-        "schedule.steps": 30,
-        "training.validations": 1,
-    },
-}
-
-#: What each arm is, in words, for tables and pages; `arm_in_words` tells one that has none by its name.
-IN_WORDS: Mapping[str, str] = {
-    "A0": "L1",
-    "A1": "L2",
-    "A2": "L1 and gradient difference",
-    "A3": "L1 and a global discriminator",
-    "A4": "L1 and a global discriminator, Wasserstein with gradient penalty",
-    "A5": "L1 and a local discriminator",
-    "A6": "L1 and both discriminators, no attention",
-    "A6b": "L2 and both discriminators, no attention",
-    "A7": "L2, both discriminators, attention from the structured head",
-    "A8": "as the paper states it: attention from realness, beta 2, not normalised",
-    "A8n": "attention from realness, beta 2, normalised",
-    "A9": "attention from realness, beta 2, not detached",
-    "A10": "attention alone, no adversarial terms",
-    "A11": "A7 with a local discriminator that does not see the source",
-    "A12": "attention from the magnitude head",
-    "A13": "attention decides where patches are taken, not how they weigh",
-    "A14": "A7 that also sees each source as ranks in its own histogram",
-    "A15": "A7 with a second stage that corrects where confidence is low",
-    "A16": "A7 with lesions transplanted between training cases, hard ones more often",
-    "C1": "L2 weighted by the error itself (focal)",
-    "C2": "L2 of the worst quarter of the voxels",
-    "C3": "L2 weighted four times inside the true lesion (oracle)",
-    "C4": "A7 with its weights shuffled over the mask",
-    "C5": "L2 and two global discriminators",
-    "C6": "L2, half of the patches on lesions",
-    "C7": "L2, lesions transplanted at random",
-    "srcnn": "three convolutions, 9-1-5 (Dong 2016)",
-    "srcnn-955": "three convolutions, 9-5-5 (Dong 2016)",
-    "fcn8": "VGG16 with fused scores (Long 2015)",
-    "unet": "the plain U-Net (Ronneberger 2015)",
-    "fcn3d": "valid 3D convolutions (Nie 2016)",
-    "han": "27 convolutions with unpooling, L1 (Han 2017)",
-    "li-cnn": "3D patch network of two hidden layers (Li 2014)",
-    "context-gan": "FCN with a discriminator and gradient difference (Nie 2017)",
-    "context-gan-2": "context-gan in two stages, the second of which sees the first's image (Nie 2017)",
-    "strainet": "stochastic residual units, spatially varying convolution (Nie 2018)",
-    "gan": "L1 and a global discriminator, literal cross-entropy (Goodfellow 2014)",
-    "lsgan": "L1 and a global discriminator, least squares (Mao 2017)",
-    "hinge": "L1 and a global discriminator, hinge and spectral normalisation (Miyato 2018)",
-    "wgan": "L1 and a global critic with clipped weights (Arjovsky 2017)",
-    "wgan-gp": "L1 and a global critic with gradient penalty (Gulrajani 2017)",
-    "dcgan": "strided and transposed convolutions with their critic (Radford 2015)",
-    "pix2pix": "U-Net-256, 70 x 70 PatchGAN and 100 L1 (Isola 2017)",
-    "jcsc": "joint convolutional sparse coding, few pairs and unpaired images (Huang 2017)",
-}
-
-#: What a run can be trained for, in words.
-TASKS: Mapping[str, str] = {
-    "synthesis": "another modality of the same grid",
-    "super-resolution": "thin slices from thick ones, also of another modality; beside bicubic",
-}
-
-#: The same arms by name.
-ALIASES: Mapping[str, str] = {
-    "l1": "A0",
-    "l2": "A1",
-    "gradient-difference": "A2",
-    "global": "A3",
-    "sngan": "hinge",
-    "local": "A5",
-    "dual": "A6b",
-    "dual-attention": "A7",
-    "literal": "A8",
-    "focal": "C1",
-}
-
-
-def find_arm(method: str) -> str:
-    """Return an arm's own name, whatever its case and whether or not it was called by an alias.
-
-    Raises:
-        RecipeError: If there is none.
-
-    >>> find_arm("dual-attention")
-    'A7'
-    """
-    arm = ALIASES.get(method.lower(), next((name for name in ARMS if name.lower() == method.lower()), None))
-    if arm is None:
-        raise unknown("method", method, [*ARMS, *ALIASES])
-    return arm
-
-
-def arm_in_words(method: str) -> str:
-    """Tell what an arm is, or its name where nobody wrote more.
-
-    Raises:
-        RecipeError: If there is none.
-
-    >>> arm_in_words("l2")
-    'L2'
-    """
-    arm = find_arm(method)
-    return IN_WORDS.get(arm, arm)
-
-
-def make_recipe(
-    method: str = "A7", size: str = "small", changes: Changes | None = None, settings: Sequence[str] = ()
-) -> Recipe:
-    """Build a recipe from the defaults, a size, an arm and single changes, in this order.
-
-    Args:
-        method: A name of `ARMS` or `ALIASES`.
-        size: A name of `SIZES`.
-        changes: Dotted field names to values.
-        settings: Texts such as "loss.norm=l1", as given to `--set`; values are TOML, bare words are strings.
-
-    Raises:
-        RecipeError: If a name is unknown, a value is out of range, or two settings are at odds.
-
-    >>> make_recipe("A0", "tiny").loss.norm
-    'l1'
-    """
-    arm = find_arm(method)
-    if size not in SIZES:
-        raise unknown("size", size, SIZES)
-    layers: list[Changes] = [SIZES[size], ARMS[arm], changes or {}, dict(map(_parse_setting, settings))]
-    content: dict[str, Any] = {"method": arm, "size": size}
-    for layer in layers:
-        for name, value in layer.items():
-            _put(content, name, value)
-    return _validated(content, None)
-
-
 def read_recipe(path: Path) -> Recipe:
     """Read a recipe from TOML, a user's own or one that `write_recipe` wrote.
 
@@ -597,7 +288,7 @@ def read_recipe(path: Path) -> Recipe:
         RecipeError: If a setting is unknown or out of range.
     """
     content = read_toml(path)
-    recipe = _validated({name: value for name, value in content.items() if name != "seal"}, path)
+    recipe = validate_recipe({name: value for name, value in content.items() if name != "seal"}, path)
     check_seal(
         content,
         path,
@@ -611,33 +302,12 @@ def write_recipe(path: Path, recipe: Recipe) -> None:
     write_toml(path, sealed(recipe.model_dump(mode="json")))
 
 
-def _parse_setting(text: str) -> tuple[str, object]:
-    name, separator, value = text.partition("=")
-    if not separator or not name.strip():
-        raise RecipeError("a setting is not of the form section.field=value", reason="setting", found=repr(text))
-    try:
-        return name.strip(), tomllib.loads(f"value = {value}")["value"]
-    except (ValueError, RecursionError):  # no TOML, a number of endless digits, brackets without end
-        return name.strip(), value.strip()
+def validate_recipe(content: Mapping[str, Any], path: Path | None) -> Recipe:
+    """Make a recipe of its sections, read from `path` or made here.
 
-
-def _put(content: dict[str, Any], name: str, value: object) -> None:
-    section, separator, field = name.partition(".")
-    known = Recipe.model_fields
-    if section not in known:
-        raise unknown("section of a recipe", section, list(known))
-    fields = getattr(known[section].annotation, "model_fields", {})
-    if not separator and fields:
-        raise RecipeError(f"{section!r} is a section", reason="setting", expected=f"{section}.FIELD={shortened(value)}")
-    if not separator:
-        content[section] = value
-        return
-    if field not in fields:
-        raise unknown(f"setting in {section!r}", field, list(fields) or "none")
-    content.setdefault(section, {})[field] = value
-
-
-def _validated(content: Mapping[str, Any], path: Path | None) -> Recipe:
+    Raises:
+        RecipeError: If a setting is unknown or out of range, or two are at odds.
+    """
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:

@@ -3,7 +3,7 @@
 A generator here is a module that maps (N, C, *S) to (N, 1, *S - 2 margin) and
 says what it needs: `size_multiple`, `smallest`, `margin` and `receptive_field`.
 To add one: a file beside this one, a line in `GENERATORS`, a test, and a row in
-`recipe.ARMS` if it is to be a method of its own.
+`methods.METHODS` if it is to be a method of its own.
 """
 
 from __future__ import annotations

@@ -9,8 +9,9 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from chiasm.errors import RecipeError
+from chiasm.methods import find_method, is_method, make_recipe
 from chiasm.prediction.baselines import NAMES
-from chiasm.recipe import ALIASES, ARMS, Recipe, Section, arm_in_words, find_arm, make_recipe
+from chiasm.recipe import Recipe, Section
 from chiasm.runners import Ray, Slurm
 from chiasm.simulation.phantom import Movement
 from chiasm.storage import read_toml
@@ -20,7 +21,7 @@ WHOLE = ("mask", "image", "healthy", "edges", "lesion-edge")  # regions that eve
 
 def _own_name(arm: str) -> str:
     """Call an arm of the table by its own name; what is none of them may be a variant."""
-    return find_arm(arm) if arm.lower() in {name.lower() for name in (*ARMS, *ALIASES)} else arm
+    return find_method(arm).key if is_method(arm) else arm
 
 
 Arm = Annotated[str, AfterValidator(_own_name)]
@@ -90,9 +91,9 @@ class Study(Section):
     @property
     def in_words(self) -> dict[str, str]:
         """What each arm is, by name."""
-        told = {arm: arm_in_words(arm) for arm in self.arms if arm not in self.variants}
+        told = {arm: find_method(arm).words for arm in self.arms if arm not in self.variants}
         for name, (base, *own) in self.variants.items():
-            told[name] = f"{find_arm(base)} with {', '.join(own) or 'nothing changed'}"
+            told[name] = f"{find_method(base).name} with {', '.join(own) or 'nothing changed'}"
         return {arm: told[arm] for arm in self.arms}
 
     @model_validator(mode="after")
@@ -107,7 +108,7 @@ class Study(Section):
             if len(set(listed)) != len(listed):
                 raise ValueError(f"something stands twice: {', '.join(map(str, listed))}")
         for name in self.variants:
-            if name in NAMES or name != _own_name(name) or name in ARMS:
+            if name in NAMES or is_method(name):
                 raise ValueError(f"the variant {name!r} is called like an arm or a baseline that is there already")
             if name not in self.arms:
                 raise ValueError(f"the variant {name!r} is none of the arms")

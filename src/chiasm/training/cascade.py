@@ -86,7 +86,7 @@ def list_parts(recipe: Recipe) -> list[Part]:
     Those of an earlier stage are equally long; the last stage has the rest,
     which is its share of the stages or a few steps more.
 
-    >>> from chiasm.recipe import make_recipe
+    >>> from chiasm.methods import make_recipe
     >>> asked = make_recipe("A1", settings=["generator.stages=2", "schedule.steps=1000"])
     >>> [(part.stage, part.fold, part.steps) for part in list_parts(asked)]
     [(1, 0, 166), (1, 1, 166), (1, None, 166), (2, None, 502)]

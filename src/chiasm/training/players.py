@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from chiasm.errors import RecipeError
+from chiasm.methods import METHODS, TASKS, Method, make_recipe
 from chiasm.networks.catalogue import GENERATORS, OWN, make_critic, make_network, needs_of
 from chiasm.networks.discriminators import GlobalDiscriminator, LocalDiscriminator
 from chiasm.networks.foreign import is_own_class
@@ -21,7 +22,7 @@ from chiasm.prediction.baselines import NAMES
 from chiasm.prediction.model import input_statistics, make_generator, make_local_discriminator, make_refiner
 from chiasm.preparation.plan import Plan
 from chiasm.preparation.planning import PatchNeeds
-from chiasm.recipe import ARMS, LEAST_PATCH, TASKS, Recipe, arm_in_words, make_recipe
+from chiasm.recipe import LEAST_PATCH, Recipe
 
 
 @dataclass(frozen=True)
@@ -180,14 +181,6 @@ def _make_global(recipe: Recipe, plan: Plan) -> nn.Module:
     return judge
 
 
-#: Whose objective an arm is, where its networks are ours.
-OBJECTIVES: Mapping[str, str] = {
-    "gan": "Goodfellow et al., arXiv:1406.2661",
-    "lsgan": "Mao et al., arXiv:1611.04076",
-    "hinge": "Miyato et al., arXiv:1802.05957",
-    "wgan": "Arjovsky et al., arXiv:1701.07875",
-    "wgan-gp": "Gulrajani et al., arXiv:1704.00028",
-}
 #: What is no method of the table: tasks, other commands, networks of anybody's.
 BESIDE: Mapping[str, str] = {
     **{f"chiasm train --task {task}": words for task, words in TASKS.items()},
@@ -227,13 +220,13 @@ def describe_methods(size: str = "small") -> list[MethodRow]:
         RecipeError: If the size is unknown.
     """
     with torch.device("meta"):
-        return [_describe(make_recipe(name, size)) for name in ARMS]
+        return [_describe(method, make_recipe(key, size)) for key, method in METHODS.items()]
 
 
-def _describe(recipe: Recipe) -> MethodRow:
+def _describe(method: Method, recipe: Recipe) -> MethodRow:
     settings, loss = recipe.generator, recipe.loss
     entry = GENERATORS.get(settings.network)
-    paper = f"{OBJECTIVES.get(recipe.method, 'Nie et al., arXiv:1907.03297')} (networks: ours)"
+    paper = f"{method.paper} (networks: ours)"
     if settings.network != OWN:
         paper = entry.paper if entry else settings.network
     told = ["3D"] if recipe.data.dims == "3d" else ["2D"] if entry and entry.dims == (2,) else []
@@ -250,7 +243,7 @@ def _describe(recipe: Recipe) -> MethodRow:
         seen = _channels(recipe, settings.stages) + 2
         weights += _count(Generator(in_channels=seen, widths=settings.refiner, dims=_dims(recipe), norm=settings.norm))
     published = sum(map(_count, _stages(recipe, 1.0))) if entry else 0
-    return MethodRow(recipe.method, arm_in_words(recipe.method), paper, weights, published, "; ".join(told))
+    return MethodRow(recipe.method, method.words, paper, weights, published, "; ".join(told))
 
 
 def _needs_in_words(recipe: Recipe) -> list[str]:

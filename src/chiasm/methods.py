@@ -1,0 +1,437 @@
+"""What can be asked for by name: methods, sizes and tasks, each a few settings away from the defaults.
+
+A recipe is built in layers: the defaults, one size (how much effort), one method, then single settings given as
+`section.field=value`.  An ablation is a row of `METHODS`, never code.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from chiasm.errors import RecipeError, shortened, unknown
+from chiasm.recipe import Recipe, validate_recipe
+
+Changes = Mapping[str, object]
+
+#: How much effort: one dial.  Paper scale follows METHOD (widths 64 to 1024, 200k steps of 32).
+SIZES: Mapping[str, Changes] = {
+    "tiny": {
+        "generator.widths": (8, 16, 32),
+        "generator.scale": 0.125,
+        "discriminators.scale": 0.125,
+        "discriminators.global_widths": (8, 16, 32),
+        "discriminators.local_widths": (8, 16, 32),
+        "schedule.steps": 400,
+        "optimiser.average": 0.99,
+        "training.validations": 4,
+    },
+    "small": {},
+    "paper": {
+        "data.slices": 5,
+        "generator.widths": (64, 128, 256, 512, 1024),
+        "generator.scale": 1.0,
+        "discriminators.scale": 1.0,
+        "discriminators.global_widths": (64, 128, 256, 512),
+        "discriminators.local_widths": (32, 64, 128, 256),
+        "schedule.steps": 200_000,
+        "optimiser.generator_rate": 2e-4,
+        "optimiser.discriminator_rate": 1e-4,
+        "optimiser.average": 0.9999,
+        "training.batch": 32,
+        "training.validations": 40,
+    },
+    "large": {
+        "data.slices": 5,
+        "generator.widths": (32, 64, 128, 256, 512),
+        "generator.scale": 0.5,
+        "discriminators.scale": 0.5,
+        "discriminators.global_widths": (32, 64, 128, 256),
+        "discriminators.local_widths": (16, 32, 64, 128),
+        "schedule.steps": 40_000,
+        "optimiser.generator_rate": 3e-4,
+        "optimiser.discriminator_rate": 2e-4,
+        "training.batch": 16,
+        "training.validations": 20,
+    },
+}
+
+#: What a run can be trained for, in words.
+TASKS: Mapping[str, str] = {
+    "synthesis": "another modality of the same grid",
+    "super-resolution": "thin slices from thick ones, also of another modality; beside bicubic",
+}
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method that can be trained, compared and named.
+
+    Attributes:
+        name: For `--method` and for the arms of a study.
+        words: What it is.
+        changes: Dotted names of settings to values, where they differ from the defaults.
+        code: Short name in recipes and tables of results; the name where there is none.
+        paper: Whose objective it is; that of the networks is in their catalogue.
+        aliases: Other names.
+    """
+
+    name: str
+    words: str
+    changes: Changes
+    code: str = ""
+    paper: str = "Nie et al., arXiv:1907.03297"
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """The name under which recipes and results file it."""
+        return self.code or self.name
+
+    @property
+    def called(self) -> set[str]:
+        """Everything that it may be called, in small letters."""
+        return {word.lower() for word in (self.name, self.key, *self.aliases)}
+
+
+_NO_ADVERSARY: Changes = {"loss.global_weight": 0.0, "loss.local_weight": 0.0}
+_NO_ATTENTION: Changes = {"attention.target": "none"}
+_L1: Changes = {"loss.norm": "l1"}
+_L1_GLOBAL: Changes = {"loss.norm": "l1", "loss.global_weight": 0.005}
+_L1_LOCAL: Changes = {"loss.norm": "l1", "loss.local_weight": 0.01}
+_PLAIN: Changes = {**_NO_ADVERSARY, **_NO_ATTENTION}
+#: As the paper has it: nothing of this project's own, so no gate either.
+_LITERAL: Changes = {
+    "attention.target": "realness",
+    "attention.beta": 2.0,
+    "attention.norm": "none",
+    "attention.gate": False,
+}
+
+#: Adam as Radford 2015 has it, and Isola 2017 after it, for both players.
+_RADFORD: Changes = {
+    "optimiser.generator_rate": 2e-4,
+    "optimiser.discriminator_rate": 2e-4,
+    "optimiser.betas": (0.5, 0.999),
+}
+_CONTEXT_GAN: Changes = {
+    **_NO_ATTENTION,
+    "generator.network": "context-fcn",
+    "discriminators.global_network": "context",
+    "loss.local_weight": 0.0,
+    "loss.gradient_difference": 1.0,
+}
+
+_METHODS = (
+    Method("l1", "L1", {**_PLAIN, **_L1}, code="A0"),
+    Method("l2", "L2", {**_PLAIN}, code="A1"),
+    Method(
+        "gradient-difference",
+        "L1 and gradient difference",
+        {**_PLAIN, **_L1, "loss.gradient_difference": 0.05},
+        code="A2",
+    ),
+    Method(
+        "global", "L1 and a global discriminator", {**_NO_ATTENTION, **_L1_GLOBAL, "loss.local_weight": 0.0}, code="A3"
+    ),
+    Method(
+        "global-wgan-gp",
+        "L1 and a global discriminator, Wasserstein with gradient penalty",
+        {**_NO_ATTENTION, **_L1_GLOBAL, "loss.local_weight": 0.0, "loss.adversarial": "wgan-gp"},
+        code="A4",
+    ),
+    Method(
+        "local", "L1 and a local discriminator", {**_NO_ATTENTION, **_L1_LOCAL, "loss.global_weight": 0.0}, code="A5"
+    ),
+    Method(
+        "dual-l1", "L1 and both discriminators, no attention", {**_NO_ATTENTION, **_L1_GLOBAL, **_L1_LOCAL}, code="A6"
+    ),
+    Method("dual", "L2 and both discriminators, no attention", {**_NO_ATTENTION}, code="A6b"),
+    Method("dual-attention", "L2, both discriminators, attention from the structured head", {}, code="A7"),
+    Method(
+        "literal", "as the paper states it: attention from realness, beta 2, not normalised", {**_LITERAL}, code="A8"
+    ),
+    Method(
+        "literal-normalised",
+        "attention from realness, beta 2, normalised",
+        {**_LITERAL, "attention.norm": "mean"},
+        code="A8n",
+    ),
+    Method(
+        "literal-attached",
+        "attention from realness, beta 2, not detached",
+        {**_LITERAL, "attention.detach": False},
+        code="A9",
+    ),
+    Method("attention-only", "attention alone, no adversarial terms", {**_NO_ADVERSARY}, code="A10"),
+    Method(
+        "unconditional-local",
+        "dual-attention with a local discriminator that does not see the source",
+        {"discriminators.conditional": False},
+        code="A11",
+    ),
+    Method("magnitude-attention", "attention from the magnitude head", {"attention.target": "magnitude"}, code="A12"),
+    Method(
+        "attention-sampling",
+        "attention decides where patches are taken, not how they weigh",
+        {"attention.use": "sample"},
+        code="A13",
+    ),
+    Method(
+        "ranks",
+        "dual-attention that also sees each source as ranks in its own histogram",
+        {"data.histogram": True, "training.intensity_jitter": 0.2},
+        code="A14",
+    ),
+    Method(
+        "refiner",
+        "dual-attention with a second stage that corrects where confidence is low",
+        {"generator.refiner": (8, 16, 32)},
+        code="A15",
+    ),
+    Method(
+        "difficult-transplants",
+        "dual-attention with lesions transplanted between training cases, hard ones more often",
+        {"training.transplant_share": 0.5, "training.transplant": "difficulty"},
+        code="A16",
+    ),
+    Method("focal", "L2 weighted by the error itself (focal)", {**_PLAIN, "loss.focal": 1.0}, code="C1"),
+    Method("top-k", "L2 of the worst quarter of the voxels", {**_PLAIN, "loss.top_k": 0.25}, code="C2"),
+    Method(
+        "lesion-oracle",
+        "L2 weighted four times inside the true lesion (oracle)",
+        {**_PLAIN, "loss.lesion": 4.0},
+        code="C3",
+    ),
+    Method(
+        "shuffled-attention",
+        "dual-attention with its weights shuffled over the mask",
+        {"attention.shuffle": True},
+        code="C4",
+    ),
+    Method(
+        "two-global",
+        "L2 and two global discriminators",
+        {**_NO_ATTENTION, "discriminators.second_global": True},
+        code="C5",
+    ),
+    Method("lesion-patches", "L2, half of the patches on lesions", {**_PLAIN, "training.lesion_share": 0.5}, code="C6"),
+    Method(
+        "random-transplants",
+        "L2, lesions transplanted at random",
+        {**_PLAIN, "training.transplant_share": 0.5},
+        code="C7",
+    ),
+    # the literature's systems: each its own network, and the loss that its paper trains it with
+    Method("srcnn", "three convolutions, 9-1-5 (Dong 2016)", {**_PLAIN, "generator.network": "srcnn"}),
+    Method("srcnn-955", "three convolutions, 9-5-5 (Dong 2016)", {**_PLAIN, "generator.network": "srcnn-955"}),
+    Method("fcn8", "VGG16 with fused scores (Long 2015)", {**_PLAIN, "generator.network": "fcn8"}),
+    Method("unet", "the plain U-Net (Ronneberger 2015)", {**_PLAIN, "generator.network": "unet"}),
+    Method("fcn3d", "valid 3D convolutions (Nie 2016)", {**_PLAIN, "generator.network": "fcn3d", "data.dims": "3d"}),
+    Method(
+        "han",
+        "27 convolutions with unpooling, L1 (Han 2017)",
+        {**_PLAIN, **_L1, "generator.network": "han", "data.dims": "2d"},
+    ),
+    Method(
+        "li-cnn",
+        "3D patch network of two hidden layers (Li 2014)",
+        {
+            **_PLAIN,
+            "generator.network": "li-cnn",
+            "generator.scale": 1.0,  # ten channels: an eighth of them is one, which dies
+            "data.dims": "3d",
+        },
+    ),
+    Method("context-gan", "FCN with a discriminator and gradient difference (Nie 2017)", _CONTEXT_GAN),
+    Method(
+        "context-gan-2",
+        "context-gan in two stages, the second of which sees the first's image (Nie 2017)",
+        {**_CONTEXT_GAN, "generator.stages": 2},
+    ),
+    Method(
+        "strainet",
+        "stochastic residual units, spatially varying convolution (Nie 2018)",
+        {
+            **_NO_ATTENTION,
+            "generator.network": "strainet",
+            "discriminators.global_network": "strainet",
+            "loss.local_weight": 0.0,
+        },
+    ),
+    Method(
+        "gan",
+        "L1 and a global discriminator, literal cross-entropy (Goodfellow 2014)",
+        {**_NO_ATTENTION, **_L1_GLOBAL, "loss.local_weight": 0.0, "loss.smoothing": 0.0},
+        paper="Goodfellow et al., arXiv:1406.2661",
+    ),
+    Method(
+        "lsgan",
+        "L1 and a global discriminator, least squares (Mao 2017)",
+        {**_NO_ATTENTION, **_L1_GLOBAL, "loss.local_weight": 0.0, "loss.adversarial": "lsgan"},
+        paper="Mao et al., arXiv:1611.04076",
+    ),
+    Method(
+        "hinge",
+        "L1 and a global discriminator, hinge and spectral normalisation (Miyato 2018)",
+        {
+            **_NO_ATTENTION,
+            **_L1_GLOBAL,
+            "loss.local_weight": 0.0,
+            "loss.adversarial": "hinge",
+            "discriminators.global_spectral_norm": True,
+            "optimiser.discriminator_rate": 2e-4,
+            "optimiser.discriminator_betas": (0.5, 0.999),
+        },
+        paper="Miyato et al., arXiv:1802.05957",
+        aliases=("sngan",),
+    ),
+    Method(
+        "wgan",
+        "L1 and a global critic with clipped weights (Arjovsky 2017)",
+        {
+            **_NO_ATTENTION,
+            **_L1_GLOBAL,
+            "loss.local_weight": 0.0,
+            "loss.adversarial": "wgan",
+            "loss.critic_steps": 5,
+            "optimiser.discriminator": "rmsprop",  # the paper: momentum makes a clipped critic unstable
+            "optimiser.discriminator_rate": 5e-5,
+        },
+        paper="Arjovsky et al., arXiv:1701.07875",
+    ),
+    Method(
+        "wgan-gp",
+        "L1 and a global critic with gradient penalty (Gulrajani 2017)",
+        {
+            **_NO_ATTENTION,
+            **_L1_GLOBAL,
+            "loss.local_weight": 0.0,
+            "loss.adversarial": "wgan-gp",
+            "loss.penalty_every": 1,
+            "loss.critic_steps": 5,
+            "optimiser.discriminator_rate": 1e-4,
+            "optimiser.discriminator_betas": (0.0, 0.9),
+        },
+        paper="Gulrajani et al., arXiv:1704.00028",
+    ),
+    Method(
+        "dcgan",
+        "strided and transposed convolutions with their critic (Radford 2015)",
+        {
+            **_NO_ATTENTION,
+            **_L1_GLOBAL,
+            **_RADFORD,
+            "generator.network": "dcgan",
+            "discriminators.global_network": "dcgan",
+            "loss.local_weight": 0.0,
+            "loss.smoothing": 0.0,
+        },
+    ),
+    Method(
+        "pix2pix",
+        "U-Net-256, 70 x 70 PatchGAN and 100 L1 (Isola 2017)",
+        {
+            **_NO_ATTENTION,
+            **_L1,
+            **_RADFORD,
+            "generator.network": "pix2pix",
+            "discriminators.global_network": "patch",
+            "loss.global_weight": 0.01,  # one to a hundred of L1
+            "loss.local_weight": 0.0,
+            "loss.smoothing": 0.0,
+        },
+    ),
+    Method(
+        "jcsc",
+        "joint convolutional sparse coding, few pairs and unpaired images (Huang 2017)",
+        {
+            **_PLAIN,
+            "generator.network": "jcsc",
+            "generator.scale": 0.04,  # 32 filters: codes of all patches are kept in memory
+            "data.dims": "2d",
+            "optimiser.kind": "admm",
+            "schedule.steps": 30,
+            "training.validations": 1,
+        },
+    ),
+)
+
+#: Every method by its key, in the order of the tables.
+METHODS: dict[str, Method] = {method.key: method for method in _METHODS}
+
+
+def is_method(name: str) -> bool:
+    """Tell whether a method is called so, by name, code or alias."""
+    return any(name.lower() in method.called for method in METHODS.values())
+
+
+def find_method(name: str) -> Method:
+    """Return a method by its name, its code or an alias, whatever the case.
+
+    Raises:
+        RecipeError: If there is none.
+
+    >>> find_method("Dual-Attention").key
+    'A7'
+    """
+    for method in METHODS.values():
+        if name.lower() in method.called:
+            return method
+    raise unknown("method", name, [method.name for method in METHODS.values()])
+
+
+def make_recipe(
+    method: str = "A7", size: str = "small", changes: Changes | None = None, settings: Sequence[str] = ()
+) -> Recipe:
+    """Build a recipe from the defaults, a size, a method and single changes, in this order.
+
+    Args:
+        method: A name, code or alias of `METHODS`.
+        size: A name of `SIZES`.
+        changes: Dotted field names to values.
+        settings: Texts such as "loss.norm=l1", as given to `--set`; values are TOML, bare words are strings.
+
+    Raises:
+        RecipeError: If a name is unknown, a value is out of range, or two settings are at odds.
+
+    >>> make_recipe("A0", "tiny").loss.norm
+    'l1'
+    """
+    found = find_method(method)
+    if size not in SIZES:
+        raise unknown("size", size, SIZES)
+    layers: list[Changes] = [SIZES[size], found.changes, changes or {}, dict(map(_parse_setting, settings))]
+    content: dict[str, Any] = {"method": found.key, "size": size}
+    for layer in layers:
+        for name, value in layer.items():
+            _put(content, name, value)
+    return validate_recipe(content, None)
+
+
+def _parse_setting(text: str) -> tuple[str, object]:
+    name, separator, value = text.partition("=")
+    if not separator or not name.strip():
+        raise RecipeError("a setting is not of the form section.field=value", reason="setting", found=repr(text))
+    try:
+        return name.strip(), tomllib.loads(f"value = {value}")["value"]
+    except (ValueError, RecursionError):  # no TOML, a number of endless digits, brackets without end
+        return name.strip(), value.strip()
+
+
+def _put(content: dict[str, Any], name: str, value: object) -> None:
+    section, separator, field = name.partition(".")
+    known = Recipe.model_fields
+    if section not in known:
+        raise unknown("section of a recipe", section, list(known))
+    fields = getattr(known[section].annotation, "model_fields", {})
+    if not separator and fields:
+        raise RecipeError(f"{section!r} is a section", reason="setting", expected=f"{section}.FIELD={shortened(value)}")
+    if not separator:
+        content[section] = value
+        return
+    if field not in fields:
+        raise unknown(f"setting in {section!r}", field, list(fields) or "none")
+    content.setdefault(section, {})[field] = value
