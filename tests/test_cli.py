@@ -18,8 +18,8 @@ import pytest
 
 from chiasm.cli import main
 from chiasm.evaluation.predictions import score_folder
+from chiasm.locks import locked
 from chiasm.preparation.degradation import Degradation, degrade, simulated, thin_grid
-from chiasm.storage import locked
 from chiasm.volumes import read_volume, write_volume
 from conftest import QUICK
 from synthetic_cohort import forget_digests, write_brats

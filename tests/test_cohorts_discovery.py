@@ -21,9 +21,9 @@ from chiasm.cohorts.known_layouts import LAYOUTS
 from chiasm.cohorts.labels import check_label_values, region_volumes
 from chiasm.cohorts.manifests import read_manifest
 from chiasm.errors import CohortError, VolumeError
+from chiasm.names import is_safe_id
 from chiasm.preparation.examination import examine_case
 from chiasm.preparation.inspection import inspect_cohort, inspect_folder
-from chiasm.storage import is_safe_id
 from chiasm.volumes import Volume
 from chiasm.volumes.geometry import Geometry
 from synthetic_cohort import save

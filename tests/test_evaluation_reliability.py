@@ -206,7 +206,7 @@ def test_runs_of_another_split_are_refused(finished_run: Path, second: Path, toy
         [*content["train"][1:], *content["validation"]],
         content["train"][:1],
     )
-    del content["seal"]
+    del content["checksum"]
     write_json(tmp_path / "splits.json", content)
     other = stored(tmp_path / "other", load_model(second), tmp_path / "splits.json")
     assert refused(finished_run, other, toy_cohort).reason == "other-split"

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from chiasm.checksums import content_hash, sha256_of
 from chiasm.cli import main
 from chiasm.methods import make_recipe
 from chiasm.reports.curves import describe_health, draw_curves, logged_warnings, read_history
-from chiasm.storage import content_hash, sha256_of
 from chiasm.training.run import train
 from conftest import QUICK
 
@@ -118,7 +118,9 @@ def test_a_changed_setting_of_a_run_is_refused_with_its_file(
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b"1", b"\xff\xfe", b"seal = 1\n", b'{"seal": 1, "train": 2}'])
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b"{}", b"1", b"\xff\xfe", b"checksum = 1\n", b"seal = 1\n", b'{"checksum": 1, "train": 2}']
+)
 def test_a_setting_that_holds_something_else_is_refused_in_one_sentence(
     name: str, content: bytes, run: Path, toy_cohort: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -132,9 +134,9 @@ def test_a_setting_that_holds_something_else_is_refused_in_one_sentence(
 def test_a_run_of_a_time_without_seals_is_still_read(run: Path, toy_cohort: Path) -> None:
     before = model_of(run)
     for name in ("plan.toml", "recipe.toml"):
-        (run / name).write_text(re.sub(r"seal = .*\n", "", (run / name).read_text()))
+        (run / name).write_text(re.sub(r"checksum = .*\n", "", (run / name).read_text()))
     splits = json.loads((run / "splits.json").read_text())
-    del splits["seal"]
+    del splits["checksum"]
     (run / "splits.json").write_text(json.dumps(splits))
     unfinished(run)
     assert command("train", toy_cohort, run) == 0

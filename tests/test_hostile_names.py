@@ -12,7 +12,7 @@ import pytest
 
 from chiasm.cli import main
 from chiasm.cohorts.discovery import find_cohort
-from chiasm.storage import is_plain, is_safe_id
+from chiasm.names import is_plain, is_safe_id
 from chiasm.training import cost
 from conftest import QUICK
 from synthetic_cohort import write_brats

@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 import chiasm
+from chiasm.checksums import sha256_of, with_checksum
 from chiasm.cli import main
 from chiasm.errors import ChiasmError, RunError
 from chiasm.methods import make_recipe
@@ -38,7 +39,7 @@ from chiasm.prediction.model import (
 )
 from chiasm.prediction.model_files import CARD, NEEDED, WEIGHTS, find_model
 from chiasm.recipe import write_recipe
-from chiasm.storage import read_toml, sealed, sha256_of, write_toml
+from chiasm.storage import read_toml, write_toml
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +55,9 @@ def folder(finished_run: Path, tmp_path: Path) -> Path:
 
 def sign_again(folder: Path, **changes: object) -> None:
     """Do what somebody would who wanted a changed folder to be believed."""
-    card = {name: value for name, value in read_toml(folder / CARD).items() if name != "seal"}
+    card = {name: value for name, value in read_toml(folder / CARD).items() if name != "checksum"}
     card["sha256"] = {name: sha256_of(folder / name) for name in card["sha256"] if (folder / name).exists()}
-    write_toml(folder / CARD, sealed(card | changes))
+    write_toml(folder / CARD, with_checksum(card | changes))
 
 
 def predictions(model: Model) -> list[torch.Tensor]:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from chiasm.checksums import sha256_of
 from chiasm.cli import main
 from chiasm.errors import RunError
 from chiasm.prediction.folders import predict
 from chiasm.prediction.manifest import read_manifest
-from chiasm.storage import sha256_of
 from synthetic_cohort import affine, forget_digests, pair, save
 
 

@@ -15,13 +15,13 @@ import pytest
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
+from chiasm.checksums import sha256_of
 from chiasm.cohorts.cases import Case
 from chiasm.errors import ChiasmError, VolumeError
 from chiasm.preparation import arrays as preparation
 from chiasm.preparation.arrays import MARGIN, PreparedCase, prepare_case, prepare_cohort, prepare_source
 from chiasm.preparation.degradation import Axis, Degradation, degrade, interpolated, simulated, thick_mask
 from chiasm.preparation.plan import Plan
-from chiasm.storage import sha256_of
 from chiasm.volumes import Geometry, Reading, Volume, read_volume
 from conftest import REAL
 from synthetic_cohort import PLAN, SHAPE, SPACING, affine, body, plan_of, save, write_case, write_cohort

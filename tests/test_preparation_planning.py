@@ -506,7 +506,7 @@ def test_a_plan_from_before_ranks_is_one_without_them(cohort: Cohort, tmp_path: 
     write_plan(path, plan)
     text = path.read_text(encoding="utf-8")
     assert text.count("histogram = false\n") == 1
-    text = re.sub(r"seal = .*\n", "", text)  # plans of that time had none
+    text = re.sub(r"checksum = .*\n", "", text)  # plans of that time had none
     path.write_text(text.replace("histogram = false\n", ""), encoding="utf-8")
     assert read_plan(path) == plan and not read_plan(path).histogram
 

@@ -11,12 +11,12 @@ import pytest
 import SimpleITK as sitk
 from scipy.ndimage import binary_erosion
 
+from chiasm.checksums import sha256_of
 from chiasm.cohorts.cases import Case, Cohort
 from chiasm.cohorts.discovery import find_cohort
 from chiasm.errors import CohortError
 from chiasm.preparation.fingerprint import known_of
 from chiasm.registration.cohort import RECORD, Together, align_cohort, bring, bring_sources, read_records
-from chiasm.storage import sha256_of
 from chiasm.volumes import Geometry, Volume, read_volume, same_grid
 from synthetic_cohort import HEAD_SHIFT_MM, head, save, unlike, write_moved_heads
 

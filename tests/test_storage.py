@@ -11,19 +11,10 @@ from typing import IO
 
 import pytest
 
+from chiasm.checksums import sha256_of
 from chiasm.errors import ChiasmError, RunError
-from chiasm.storage import (
-    locked,
-    read_json,
-    read_toml,
-    refuse_busy,
-    sha256_of,
-    whole_file,
-    whole_folder,
-    write_json,
-    write_text,
-    write_toml,
-)
+from chiasm.locks import check_output, locked
+from chiasm.storage import read_json, read_toml, whole_file, whole_folder, write_json, write_text, write_toml
 
 
 def test_a_block_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -103,7 +94,7 @@ def test_a_folder_has_one_owner_who_is_named_and_leaves_nothing_behind(tmp_path:
             pass
         assert caught.value.reason == "busy" and caught.value.path == folder
         with pytest.raises(RunError, match="in use"):
-            refuse_busy(folder)
+            check_output(folder)
     assert not folder.exists()
     with locked(folder):
         (folder / "result").write_text("kept")
@@ -112,12 +103,12 @@ def test_a_folder_has_one_owner_who_is_named_and_leaves_nothing_behind(tmp_path:
 
 def test_the_lock_of_a_killed_process_holds_nobody_up(tmp_path: Path) -> None:
     program = (
-        "import os, signal, sys\nfrom pathlib import Path\nfrom chiasm.storage import locked\n"
+        "import os, signal, sys\nfrom pathlib import Path\nfrom chiasm.locks import locked\n"
         "with locked(Path(sys.argv[1])):\n    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=False)
     assert (tmp_path / ".lock").is_file()
-    refuse_busy(tmp_path)
+    check_output(tmp_path)
     assert not (tmp_path / ".lock").exists()
 
 

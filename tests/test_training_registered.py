@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from chiasm.checksums import sha256_of
 from chiasm.cli import main
 from chiasm.errors import CohortError, RunError
 from chiasm.evaluation.predictions import score_folder
@@ -17,7 +18,7 @@ from chiasm.preparation.plan import read_plan
 from chiasm.recipe import Registration
 from chiasm.reports.evaluation import evaluate, report_evaluation
 from chiasm.reports.registration import report_registered
-from chiasm.storage import read_json, sha256_of
+from chiasm.storage import read_json
 from chiasm.training.run import plan_run, train
 from chiasm.volumes import read_volume
 from conftest import QUICK

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from chiasm.checksums import sha256_of
 from chiasm.cohorts.discovery import find_cohort
 from chiasm.errors import CohortError, RecipeError, RunError
 from chiasm.methods import METHODS, make_recipe
@@ -24,7 +25,7 @@ from chiasm.prediction.synthesis import synthesise_prepared
 from chiasm.preparation.arrays import prepare_case
 from chiasm.preparation.plan import read_plan
 from chiasm.recipe import Recipe
-from chiasm.storage import read_json, read_toml, sha256_of
+from chiasm.storage import read_json, read_toml
 from chiasm.training.loop import Interrupted
 from chiasm.training.run import Run, describe, plan_run, train
 from chiasm.volumes import read_volume

@@ -26,8 +26,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from chiasm.checksums import sha256_of, with_checksum
 from chiasm.cli import main
-from chiasm.storage import read_toml, sealed, sha256_of, write_json, write_toml
+from chiasm.storage import read_toml, write_json, write_toml
 
 CANARY = "canary"
 PLANTED = "planted_network"  # a module beside the folders, on the path of imports
@@ -74,9 +75,9 @@ class Answer(NamedTuple):
 
 def sign(folder: Path, **changes: object) -> None:
     """Renew every checksum, as whoever changes a folder can."""
-    card = {name: value for name, value in read_toml(folder / "model.toml").items() if name != "seal"}
+    card = {name: value for name, value in read_toml(folder / "model.toml").items() if name != "checksum"}
     card["sha256"] = {name: sha256_of(folder / name) for name in card["sha256"] if (folder / name).is_file()}
-    write_toml(folder / "model.toml", sealed(card | changes))
+    write_toml(folder / "model.toml", with_checksum(card | changes))
 
 
 def edit(name: str, changes: Mapping[str, Any]) -> Change:
@@ -90,8 +91,8 @@ def edit(name: str, changes: Mapping[str, Any]) -> Change:
             for section in sections:
                 part = part[section]
             part[field] = value
-        content.pop("seal", None)
-        write_toml(folder / name, sealed(content) if name == "plan.toml" else content)
+        content.pop("checksum", None)
+        write_toml(folder / name, with_checksum(content) if name == "plan.toml" else content)
         sign(folder)
 
     return change
@@ -134,8 +135,8 @@ def name_outside(folder: Path) -> None:
     outside.write_bytes(b"x")
     sums = {**read_toml(folder / "model.toml")["sha256"], "../outside.bin": sha256_of(outside)}
     sign(folder)
-    content = {name: value for name, value in read_toml(folder / "model.toml").items() if name != "seal"}
-    write_toml(folder / "model.toml", sealed({**content, "sha256": sums}))
+    content = {name: value for name, value in read_toml(folder / "model.toml").items() if name != "checksum"}
+    write_toml(folder / "model.toml", with_checksum({**content, "sha256": sums}))
 
 
 def hostile_changes(place: Path) -> dict[str, Change]:

@@ -21,8 +21,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from chiasm.checksums import sha256_of
 from chiasm.simulation.phantom import write_cohort
-from chiasm.storage import sha256_of
 
 SMALL = ["data.patch=32", "generator.widths=[4,8]", "discriminators.global_widths=[4,8]"]
 SMALL += ["discriminators.local_widths=[4,4,4]", "training.batch=2", "training.validations=3"]

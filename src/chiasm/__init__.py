@@ -4,7 +4,10 @@ The house, read from top to bottom.  A module imports only from lines above
 its own, and within a line only from names to its left; a test reads this map.
 
     errors        what a user can act on: what, where, found, expected, what to do
-    storage       files that appear whole or not at all; TOML, JSON, sha256
+    names         names of cases and files that are harmless everywhere
+    storage       files that appear whole or not at all; TOML, JSON
+    checksums     sha256 of files, and of cards that carry their own
+    locks         folders of results with one owner at a time
     recipe        the settings of a training: sections, fields, bounds
     methods       what can be asked for by name: methods, sizes, tasks
     runners       where independent jobs are done: here, on all cores, by Ray or SLURM

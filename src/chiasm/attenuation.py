@@ -39,7 +39,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from chiasm.errors import RecipeError, VolumeError, unknown
-from chiasm.storage import prepare_file
+from chiasm.locks import prepare_file
 from chiasm.volumes import Geometry, Reading, Volume, grid_with_spacing, read_volume, resample, write_volume
 from chiasm.volumes.hounsfield import AIR_HU, FEWEST, check_hu
 from chiasm.volumes.screening import STRICT

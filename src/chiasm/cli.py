@@ -12,6 +12,7 @@ import typer
 
 from chiasm import __version__
 from chiasm.errors import ChiasmError, RecipeError, unknown
+from chiasm.locks import check_output
 from chiasm.options import (
     CohortOptions,
     PeopleOptions,
@@ -23,7 +24,7 @@ from chiasm.options import (
     with_records,
 )
 from chiasm.progress import count, follow, open_progress
-from chiasm.storage import FULL, refuse_busy, unwritable
+from chiasm.storage import FULL, unwritable
 
 if TYPE_CHECKING:
     from chiasm.cohorts.cases import Problem
@@ -191,7 +192,7 @@ def complete(
     trust: Trust = None,
 ) -> None:
     """Make the modality that some cases lack, mark it as synthetic, and measure what it is worth to a later model."""
-    refuse_busy(out)
+    check_output(out)
     asked = RecipeOptions(
         source, target, method=method, size=size, steps=steps, folds=folds, seed=seed, settings=settings
     )
@@ -235,7 +236,7 @@ def predict(
     trust: Trust = None,
 ) -> None:
     """Synthesise whole volumes and a reliability map for each, on the source's grid."""
-    refuse_busy(out)
+    check_output(out)
     from chiasm.prediction.folders import predict as run_prediction
 
     with open_progress() as bar:
@@ -290,7 +291,7 @@ def serve(
     if dicom_port is None:
         raise RecipeError("nothing to serve", reason="no-port", hint="Give --dicom-port.")
     if out is not None:
-        refuse_busy(out)
+        check_output(out)
     from datetime import datetime
 
     from chiasm.serving.dicom_inbox import Limits
@@ -332,7 +333,7 @@ def evaluate(
     overwrite: Overwrite = False,
 ) -> None:
     """Score predictions per case and region beside the naive baselines, and write a report."""
-    refuse_busy(out)
+    check_output(out)
     from chiasm.reports.evaluation import evaluate as run_evaluation
 
     with open_progress() as bar:
@@ -372,7 +373,7 @@ def study(
 ) -> None:
     """Compare methods over folds and seeds: jobs that resume, statistics, a report."""
     if not dry_run:
-        refuse_busy(out)
+        check_output(out)
     from chiasm.studies.study import run_study, tell_jobs
 
     settings = [f"data.select={json.dumps(select)}"] if select else []
@@ -408,7 +409,7 @@ def report(
     whole: Annotated[bool, typer.Option("--whole", help="Keep volumes uncut and unthinned.")] = False,
 ) -> None:
     """Make the pages again from a study's or an evaluation's files."""
-    refuse_busy(out)
+    check_output(out)
     from chiasm.studies.study import report as make_report
 
     typer.echo(f"report: {make_report(out, pages=cases, whole=whole)}")
@@ -468,7 +469,7 @@ def phantom(
     overwrite: Overwrite = False,
 ) -> None:
     """Simulate a cohort of patients with a known truth."""
-    refuse_busy(out)
+    check_output(out)
     from chiasm.simulation.phantom import write_cohort
 
     with open_progress() as bar:
@@ -504,7 +505,7 @@ def register(
     overwrite: Overwrite = False,
 ) -> None:
     """Bring a volume to the grid of another of the same patient: matrix, field, and a page to check it by."""
-    refuse_busy(out)
+    check_output(out)
     from typing import get_args
 
     from chiasm.errors import unknown

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from chiasm.errors import unknown
+from chiasm.locks import locked
 from chiasm.methods import Changes, make_recipe
 from chiasm.prediction.folders import predict
 from chiasm.reports.evaluation import evaluate
 from chiasm.simulation.phantom import write_cohort
-from chiasm.storage import locked
 from chiasm.training.loop import Progress
 from chiasm.training.run import train
 

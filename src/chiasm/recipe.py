@@ -11,8 +11,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from chiasm.checksums import check_checksum, with_checksum, without_checksum
 from chiasm.errors import RecipeError, shortened
-from chiasm.storage import SAFE_NAME, check_seal, is_safe_id, read_toml, sealed, write_toml
+from chiasm.names import SAFE_NAME, is_safe_id
+from chiasm.storage import read_toml, write_toml
 
 LEAST_PATCH = 16  # voxels
 LEAST_SPACING, MOST_SPACING = 0.001, 100.0  # mm
@@ -288,18 +290,18 @@ def read_recipe(path: Path) -> Recipe:
         RecipeError: If a setting is unknown or out of range.
     """
     content = read_toml(path)
-    recipe = validate_recipe({name: value for name, value in content.items() if name != "seal"}, path)
-    check_seal(
+    recipe = validate_recipe(without_checksum(content), path)
+    check_checksum(
         content,
         path,
-        "Bring it back as it was, or start a new run in another folder; a recipe of your own has no line `seal`.",
+        "Bring it back as it was, or start a new run in another folder; a recipe of your own has no line `checksum`.",
     )
     return recipe
 
 
 def write_recipe(path: Path, recipe: Recipe) -> None:
-    """Write a recipe as TOML, every field stated, and sealed."""
-    write_toml(path, sealed(recipe.model_dump(mode="json")))
+    """Write a recipe as TOML, every field stated, with its checksum."""
+    write_toml(path, with_checksum(recipe.model_dump(mode="json")))
 
 
 def validate_recipe(content: Mapping[str, Any], path: Path | None) -> Recipe:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 from chiasm.errors import CohortError, shortened
+from chiasm.names import SAFE_NAME, is_plain, is_safe_id
 from chiasm.recipe import Data
-from chiasm.storage import SAFE_NAME, is_plain, is_safe_id
 from chiasm.volumes.screening import STRICT, Reading
 
 #: Other spellings of the modality names used here, all in lower case.

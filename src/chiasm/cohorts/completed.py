@@ -18,12 +18,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from chiasm.checksums import sha256_of
 from chiasm.cohorts.cases import Case, Regions, volume_stem
 from chiasm.cohorts.images import read_case_image, read_case_labels
 from chiasm.cohorts.labels import read_label_map
 from chiasm.cohorts.manifests import MANIFESTS, SIDECAR
 from chiasm.errors import RunError
-from chiasm.storage import read_json, sha256_of, whole_file, write_json, write_text
+from chiasm.storage import read_json, whole_file, write_json, write_text
 from chiasm.volumes import write_volume
 from chiasm.volumes.dicom_series import is_dicom
 from chiasm.volumes.screening import STRICT, volume_files

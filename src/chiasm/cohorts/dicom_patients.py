@@ -27,7 +27,7 @@ from chiasm.cohorts.completed import is_synthetic
 from chiasm.cohorts.folder_roles import role_of_folder
 from chiasm.cohorts.manifests import MARKS
 from chiasm.errors import RecipeError, VolumeError
-from chiasm.storage import is_safe_id
+from chiasm.names import is_safe_id
 from chiasm.volumes.dicom_choice import fitting, pick_series
 from chiasm.volumes.dicom_files import looks_like_zip
 from chiasm.volumes.dicom_kinds import is_kind_word

@@ -40,7 +40,8 @@ from chiasm.cohorts.cases import (
     volume_stem,
 )
 from chiasm.errors import CohortError, RunError, shortened
-from chiasm.storage import SAFE_NAME, is_plain, is_safe_id, read_json
+from chiasm.names import SAFE_NAME, is_plain, is_safe_id
+from chiasm.storage import read_json
 from chiasm.volumes.screening import STRICT, Reading
 
 MANIFESTS = ("manifest.csv", "manifest.tsv", "manifest.json")

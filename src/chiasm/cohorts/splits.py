@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from chiasm.checksums import check_checksum, with_checksum
 from chiasm.cohorts.cases import Case
 from chiasm.errors import CohortError, RunError
-from chiasm.storage import check_seal, read_json, write_json
-from chiasm.storage import sealed as with_seal
+from chiasm.storage import read_json, write_json
 
 ROLES = ("train", "validation", "test", "sealed")
 REMEDY = (
@@ -327,7 +327,7 @@ def write_splits(path: Path, split: Split, hashes: Mapping[str, str], cases: Ite
     listed = sorted((case for case in cases if case.id in chosen), key=lambda case: case.id)
     check_disjoint(split, {case.id: case.subject for case in listed}, hashes)
     facts = {c.id: {"subject": c.subject, "site": c.site, "voxels": hashes.get(c.id)} for c in listed}
-    write_json(path, with_seal({**roles, "cases": facts}))
+    write_json(path, with_checksum({**roles, "cases": facts}))
 
 
 def read_splits(path: Path) -> SplitRecord:
@@ -355,5 +355,5 @@ def read_splits(path: Path) -> SplitRecord:
         {name: fact.voxels for name, fact in written.cases.items() if fact.voxels is not None},
     )
     check_disjoint(record.split, record.subjects, record.hashes)
-    check_seal(content, path, REMEDY)
+    check_checksum(content, path, REMEDY)
     return record

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from chiasm.errors import RunError, shortened
 from chiasm.metrics import lesions
-from chiasm.storage import is_plain, read_json, whole_file
+from chiasm.names import is_plain
+from chiasm.storage import read_json, whole_file
 
 if TYPE_CHECKING:
     pass

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from chiasm.checksums import check_checksum, sha256_of, with_checksum
 from chiasm.errors import RunError, unknown
 from chiasm.preparation.intensity import fit_lookup
-from chiasm.storage import check_seal, read_json, sealed, sha256_of, whole_file, write_json
+from chiasm.storage import read_json, whole_file, write_json
 from chiasm.volumes import Geometry, Volume, resample
 
 if TYPE_CHECKING:
@@ -161,7 +162,7 @@ def save_baselines(folder: Path, baselines: Baselines) -> None:
         "mean_target": baselines.mean_target,
         "fitted_on": list(baselines.fitted_on),
     } | ({} if baselines.own is None else {"own": baselines.own})
-    write_json(folder / CARD, sealed(card))
+    write_json(folder / CARD, with_checksum(card))
 
 
 def load_baselines(folder: Path) -> Baselines:
@@ -184,7 +185,7 @@ def load_baselines(folder: Path) -> Baselines:
             expected=FORMAT,
         )
     remedy = "Copy the model folder again, or run the same train command to write it anew."
-    check_seal(card, folder / CARD, remedy)
+    check_checksum(card, folder / CARD, remedy)
     file = folder / TENSORS
     if not file.is_file() or sha256_of(file) != card.get("sha256"):
         raise RunError("is missing or was changed since it was written", path=file, reason="damaged", hint=remedy)

@@ -17,6 +17,7 @@ from chiasm.cohorts.known_layouts import Find, Finds
 from chiasm.cohorts.manifests import MARKS
 from chiasm.cohorts.splits import read_splits
 from chiasm.errors import ChiasmError, CohortError, RecipeError, RunError, VolumeError
+from chiasm.locks import locked
 from chiasm.prediction.dicom_case import MAP, SERIES, write_dicom_case
 from chiasm.prediction.engines import Engine, freeze_for_inference
 from chiasm.prediction.manifest import (
@@ -35,7 +36,7 @@ from chiasm.prediction.resuming import Earlier, hash_inputs, take_over
 from chiasm.prediction.synthesis import Synthesis, synthesise
 from chiasm.preparation.plan import Plan
 from chiasm.runners import Lost, Ray, Slurm, find_runner
-from chiasm.storage import UNWRITABLE, locked
+from chiasm.storage import UNWRITABLE
 from chiasm.volumes import Reading, Volume, check_pair, write_volume
 from chiasm.volumes.dicom_choice import pick_series
 from chiasm.volumes.dicom_series import is_dicom

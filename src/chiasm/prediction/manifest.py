@@ -16,8 +16,10 @@ from typing import Literal
 
 from pydantic import TypeAdapter, ValidationError
 
+from chiasm.checksums import sha256_of
 from chiasm.errors import RunError, shortened
-from chiasm.storage import is_plain, is_safe_id, read_json, sha256_of, write_json
+from chiasm.names import is_plain, is_safe_id
+from chiasm.storage import read_json, write_json
 from chiasm.volumes.masks import Rule
 
 FILE = "predictions.json"

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from chiasm.checksums import sha256_of, with_checksum
 from chiasm.errors import RecipeError, RunError
 from chiasm.networks.catalogue import OWN, check_contract, make_network
 from chiasm.networks.discriminators import LocalDiscriminator
@@ -36,7 +37,7 @@ from chiasm.prediction.model_files import (
 )
 from chiasm.preparation.plan import Plan, read_plan, write_plan
 from chiasm.recipe import Recipe, read_recipe, write_recipe
-from chiasm.storage import sealed, sha256_of, whole_file, whole_folder, write_toml
+from chiasm.storage import whole_file, whole_folder, write_toml
 
 
 @dataclass(frozen=True)
@@ -183,7 +184,9 @@ def _write(folder: Path, model: Model, extras: Mapping[str, Path]) -> None:
         with whole_file(folder / name) as temporary:
             shutil.copyfile(path, temporary)
     sums = {path.name: sha256_of(path) for path in sorted(folder.iterdir())}
-    write_toml(folder / CARD, sealed({"format": FORMAT, "error_scale": float(model.error_scale), "sha256": sums}))
+    write_toml(
+        folder / CARD, with_checksum({"format": FORMAT, "error_scale": float(model.error_scale), "sha256": sums})
+    )
 
 
 def load_model(path: Path, *, trust: str | Collection[str] = ()) -> Model:

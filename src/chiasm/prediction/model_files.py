@@ -13,8 +13,9 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from chiasm.checksums import has_valid_checksum, sha256_of
 from chiasm.errors import RunError
-from chiasm.storage import is_sealed, read_toml, replaced, sha256_of
+from chiasm.storage import read_toml, replaced
 
 FORMAT = 1
 WEIGHTS, CARD = "weights.safetensors", "model.toml"
@@ -76,7 +77,7 @@ def read_card(folder: Path) -> Card:
             expected=FORMAT,
             hint="Use the chiasm that wrote it, or a newer one.",
         )
-    if not is_sealed(content):
+    if not has_valid_checksum(content):
         raise _changed(folder / CARD)
     try:
         card = Card.model_validate(content)

@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from chiasm.checksums import sha256_of
 from chiasm.cohorts.cases import Case
 from chiasm.errors import ChiasmError, RunError
 from chiasm.prediction.manifest import FILE, Entry, Failure, Manifest, check_files, files_of, read_manifest
-from chiasm.storage import sha256_of
 from chiasm.volumes.screening import STRICT, volume_files
 
 WAYS_OUT = "Give another folder with -o, or replace what it holds: chiasm predict --overwrite."

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chiasm.boxes import box_of
+from chiasm.checksums import content_hash, has_valid_checksum, sha256_of, with_checksum
 from chiasm.cohorts.cases import Case, Problem, Side, side_alone
 from chiasm.cohorts.labels import read_label_map
 from chiasm.errors import ChiasmError, RunError, VolumeError
@@ -29,17 +30,7 @@ from chiasm.preparation.fingerprint import Progress, known_of, read_images, read
 from chiasm.preparation.intensity import IntensityMap, Kind, fit_intensity
 from chiasm.preparation.plan import Plan
 from chiasm.registration.cohort import hashes_of
-from chiasm.storage import (
-    UNWRITABLE,
-    content_hash,
-    is_sealed,
-    read_json,
-    sealed,
-    sha256_of,
-    whole_file,
-    whole_folder,
-    write_json,
-)
+from chiasm.storage import UNWRITABLE, read_json, whole_file, whole_folder, write_json
 from chiasm.volumes import Geometry, Volume, check_pair, crop, grid_with_spacing, resample
 from chiasm.volumes.masks import Rule, find_mask
 from chiasm.volumes.screening import STRICT
@@ -257,7 +248,7 @@ def write_context(case: PreparedCase, context: NDArray[np.float32], path: Path, 
     source = np.concatenate([case.source, context[None]])
     with whole_file(path) as temporary, temporary.open("wb") as file:
         np.save(file, np.ascontiguousarray(_slices_first(source, plan)))
-    write_json(path.with_suffix(".json"), sealed({"arrays": {path.name: sha256_of(path)}}))
+    write_json(path.with_suffix(".json"), with_checksum({"arrays": {path.name: sha256_of(path)}}))
 
 
 def read_context(case: PreparedCase, path: Path, plan: Plan) -> PreparedCase | None:
@@ -370,7 +361,7 @@ def _store(folder: Path, case: Case, plan: Plan) -> None:
             np.save(fresh / f"{name}.npy", np.ascontiguousarray(_slices_first(array, plan)))
         sums = {f"{name}.npy": sha256_of(fresh / f"{name}.npy") for name in arrays}
         grid = {"shape": source.grid.shape, "affine": source.grid.affine.tolist()}
-        write_json(fresh / CARD, sealed({**grid, "arrays": sums}))
+        write_json(fresh / CARD, with_checksum({**grid, "arrays": sums}))
 
 
 def _arrays(path: Path, plan: Plan) -> tuple[dict[str, NDArray[Any]], Mapping[str, Any]]:
@@ -380,7 +371,7 @@ def _arrays(path: Path, plan: Plan) -> tuple[dict[str, NDArray[Any]], Mapping[st
         RunError: If the card or an array is missing or not what was written.
     """
     card = read_json(path)
-    if not is_sealed(card):
+    if not has_valid_checksum(card):
         raise RunError("is damaged, or from a chiasm that kept no checksums", path=path, reason="damaged")
     arrays = {}
     for name, told in card["arrays"].items():

@@ -17,14 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
+from chiasm.checksums import check_checksum, with_checksum
 from chiasm.errors import RunError
+from chiasm.names import is_safe_id
 from chiasm.preparation.degradation import Degradation
 from chiasm.preparation.intensity import (
     IntensityMap,
     Kind,
 )
 from chiasm.recipe import LEAST_SPACING, MOST_SPACING, BiasCorrection, Registration
-from chiasm.storage import check_seal, is_safe_id, read_toml, sealed, write_toml
+from chiasm.storage import read_toml, write_toml
 from chiasm.volumes.masks import Rule
 from chiasm.volumes.screening import STRICT, Reading
 
@@ -209,11 +211,11 @@ def across(degradation: Degradation) -> int:
 def write_plan(path: Path, plan: Plan) -> None:
     """Write a plan as TOML for people to read: choices, `[expected]` cost, `[reasons]`, and last what is `[fitted]`.
 
-    It is sealed.
+    It carries its checksum.
     """
     content = TypeAdapter(Plan).dump_python(plan, mode="json", exclude_none=True)  # TOML has no null
     fitted = {name: content.pop(name) for name in FITTED}
-    write_toml(path, sealed({**content, "fitted": fitted}))
+    write_toml(path, with_checksum({**content, "fitted": fitted}))
 
 
 def read_plan(path: Path) -> Plan:
@@ -236,5 +238,5 @@ def read_plan(path: Path) -> Plan:
             reason="damaged",
             hint=REMEDY,
         ) from error
-    check_seal(content, path, REMEDY)
+    check_checksum(content, path, REMEDY)
     return plan

@@ -18,24 +18,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from chiasm.checksums import content_hash, has_checksum, has_valid_checksum, sha256_of, with_checksum
 from chiasm.cohorts.cases import Case, Cohort, Problem
 from chiasm.cohorts.images import read_case_image, read_case_labels, stored
 from chiasm.cohorts.labels import read_label_map
 from chiasm.errors import ChiasmError, CohortError, RunError, VolumeError
 from chiasm.recipe import Registration
 from chiasm.registration.alignment import GRID_MM, Alignment, Kind, Progress, align
-from chiasm.storage import (
-    UNWRITABLE,
-    content_hash,
-    is_sealed,
-    make_folder,
-    read_json,
-    sealed,
-    sha256_of,
-    whole_file,
-    whole_folder,
-    write_json,
-)
+from chiasm.storage import UNWRITABLE, make_folder, read_json, whole_file, whole_folder, write_json
 from chiasm.volumes import Geometry, Volume, canonical, grid_with_spacing, write_volume
 from chiasm.volumes.dicom_series import place_inside
 from chiasm.volumes.geometry import laid_on, same_grid, turned_like
@@ -225,9 +215,11 @@ def _found(place: Path, asked: Mapping[str, Any]) -> dict[str, Any] | None:
         record = read_json(place / RECORD)
         if not isinstance(record, dict) or record.get("asked") != asked:
             return None
-        if "seal" not in record:  # of a time without checksums
+        if not has_checksum(record):  # of a time without checksums
             return record if all((place / name).is_file() for name in record["made"]) else None
-        whole = is_sealed(record) and all(content_hash(place / name) == told for name, told in record["sha256"].items())
+        whole = has_valid_checksum(record) and all(
+            content_hash(place / name) == told for name, told in record["sha256"].items()
+        )
     except (RunError, OSError):
         return None
     return record if whole else None
@@ -281,7 +273,7 @@ def _make(case: Case, names: Sequence[str], kind: Kind, place: Path, asked: Mapp
             if one.alignment.field_mm is not None:
                 write_field(fresh / f"{name}-field.nii.gz", one.alignment, fixed.geometry)
         record["sha256"] = {path.name: sha256_of(path) for path in sorted(fresh.iterdir())}
-        write_json(fresh / RECORD, sealed(record))
+        write_json(fresh / RECORD, with_checksum(record))
     return record
 
 

@@ -32,6 +32,7 @@ from chiasm.evaluation.predictions import (
 from chiasm.evaluation.rows import MaskUse, Remarks, Row, read_evaluation, read_remarks, write_evaluation
 from chiasm.evaluation.scoring import reporting_unit
 from chiasm.evaluation.summary import format_table
+from chiasm.locks import locked
 from chiasm.metrics.conventions import CONVENTIONS
 from chiasm.prediction.manifest import Entry, relative
 from chiasm.preparation.bias_field import UNSHADED
@@ -44,7 +45,7 @@ from chiasm.reports.evaluation_page import rank, write_report
 from chiasm.reports.gallery import GalleryCase
 from chiasm.reports.pictures import write_picture
 from chiasm.reports.registration import report_registered
-from chiasm.storage import locked, read_facts, read_json, read_toml, write_json
+from chiasm.storage import read_facts, read_json, read_toml, write_json
 from chiasm.volumes import Reading, Volume, canonical
 
 ASKED = "asked.json"

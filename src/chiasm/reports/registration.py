@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from chiasm.boxes import box_of
 from chiasm.cohorts.dicom_patients import parse_rules
 from chiasm.errors import RunError, VolumeError, unknown
+from chiasm.locks import locked
 from chiasm.registration.alignment import Alignment, Kind, Progress, align
 from chiasm.registration.cohort import RECORD, figures_of, read_records, tell_movement, write_field
 from chiasm.reports.drawing import render_page
-from chiasm.storage import locked, read_json, write_json, write_text
+from chiasm.storage import read_json, write_json, write_text
 from chiasm.volumes import Geometry, Reading, Volume, canonical, read_volume, write_volume
 from chiasm.volumes.masks import find_mask, suggest_rule
 from chiasm.volumes.screening import STRICT

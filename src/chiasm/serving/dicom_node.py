@@ -29,6 +29,7 @@ from weakref import WeakKeyDictionary
 
 from chiasm.cohorts.dicom_patients import WARNINGS, marks_of
 from chiasm.errors import ChiasmError, RecipeError, RunError, VolumeError
+from chiasm.locks import locked
 from chiasm.prediction.dicom_case import DicomCase, write_dicom_case
 from chiasm.prediction.folders import Predictor, load
 from chiasm.serving.dicom_gate import LONGEST_PDU, Gate, Look, Visitor, read_within
@@ -43,7 +44,6 @@ from chiasm.serving.dicom_send import (
     parse_peer,
     send,
 )
-from chiasm.storage import locked
 from chiasm.volumes import Reading, read_volume
 from chiasm.volumes.dicom_choice import fitting, pick_series
 from chiasm.volumes.dicom_files import FAULTS

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chiasm.errors import RecipeError, RunError, unknown
+from chiasm.locks import locked
 from chiasm.simulation.anatomy import (
     BONE_CORT,
     Head,
@@ -52,7 +53,7 @@ from chiasm.simulation.signals import (
     occupied,
     signal,
 )
-from chiasm.storage import locked, read_json, whole_file, write_json
+from chiasm.storage import read_json, whole_file, write_json
 from chiasm.volumes import Geometry, write_volume
 
 Layout = Literal["brats", "bids", "synthrad"]

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from chiasm import __version__
+from chiasm.checksums import sha256_of
 from chiasm.cohorts.cases import MODALITIES, Case, Cohort, Problem, role_of
 from chiasm.cohorts.completed import MARK, Origin, copy_case, mark_synthetic, was_made, write_completed
 from chiasm.cohorts.dicom_patients import Selection, marks_on
@@ -37,6 +38,7 @@ from chiasm.errors import CohortError, RecipeError, VolumeError
 from chiasm.evaluation.predictions import score_folder
 from chiasm.evaluation.rows import Row, read_evaluation, write_evaluation
 from chiasm.evaluation.statistics import Comparison, Declared, compare_methods
+from chiasm.locks import locked
 from chiasm.prediction.folders import predict
 from chiasm.prediction.manifest import NOTICE
 from chiasm.prediction.model import load_model
@@ -44,7 +46,7 @@ from chiasm.prediction.model_files import find_model, named_classes
 from chiasm.preparation.intensity import Kind, fit_intensity
 from chiasm.preparation.plan import read_plan, write_plan
 from chiasm.recipe import Recipe
-from chiasm.storage import locked, sha256_of, write_json, write_text
+from chiasm.storage import write_json, write_text
 from chiasm.training.loop import Progress
 from chiasm.training.players import check_players
 from chiasm.training.run import train

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from chiasm import __version__
+from chiasm.checksums import sha256_of
 from chiasm.cohorts.cases import Cohort, reading_of, side_alone
 from chiasm.cohorts.discovery import find_cohort, select_cases, selection_of
 from chiasm.cohorts.splits import sites_of
@@ -25,7 +26,7 @@ from chiasm.errors import CohortError, RecipeError
 from chiasm.networks.catalogue import OWN
 from chiasm.recipe import Attention, Loss, Recipe
 from chiasm.simulation.lesions import REGIONS
-from chiasm.storage import read_facts, sha256_of
+from chiasm.storage import read_facts
 from chiasm.studies.study_file import WHOLE, Study, data_folder
 from chiasm.training.players import check_players, needs_local_judge
 from chiasm.volumes.dicom_series import is_dicom

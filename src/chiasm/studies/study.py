@@ -28,6 +28,7 @@ from chiasm.evaluation.statistics import (
     summarise_methods,
     write_table,
 )
+from chiasm.locks import locked
 from chiasm.prediction.model_files import named_classes
 from chiasm.recipe import Registration
 from chiasm.reports.curves import read_history
@@ -36,7 +37,7 @@ from chiasm.reports.registration import report_registered
 from chiasm.reports.study_digest import write_digest
 from chiasm.reports.study_page import HEALTHY, Findings, write_findings
 from chiasm.runners import Lost, Runner, Slurm, find_runner
-from chiasm.storage import UNWRITABLE, locked, read_facts, read_json, read_toml, write_json
+from chiasm.storage import UNWRITABLE, read_facts, read_json, read_toml, write_json
 from chiasm.studies.jobs import LESS_MEMORY, STAGES, Job, find_cases, list_jobs
 from chiasm.studies.study_file import Study, data_folder, read_study, reference_folder
 from chiasm.studies.work import Outcome, sealed_folder, simulate, work

@@ -18,8 +18,9 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from chiasm.checksums import has_valid_checksum, sha256_of, with_checksum
 from chiasm.errors import ChiasmError, RunError
-from chiasm.storage import is_sealed, read_toml, sealed, sha256_of, whole_file, write_toml
+from chiasm.storage import read_toml, whole_file, write_toml
 
 KEEP = 2
 
@@ -45,7 +46,7 @@ def save_checkpoint(
         with whole_file(path) as temporary:
             temporary.write_bytes(save(tensors))  # safetensors' own writing hides a full disk from `whole_file`
         write_toml(
-            card, sealed({"step": step, "sha256": sha256_of(path), "parts": sorted(parts), "state": dict(state)})
+            card, with_checksum({"step": step, "sha256": sha256_of(path), "parts": sorted(parts), "state": dict(state)})
         )
     except ChiasmError:
         if not card.exists():
@@ -99,7 +100,7 @@ def _whole(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
     """Read a card and its tensors; None unless both are as they were written."""
     try:
         card = read_toml(path.with_suffix(".toml"))
-        if not is_sealed(card) or not path.is_file() or sha256_of(path) != card["sha256"]:
+        if not has_valid_checksum(card) or not path.is_file() or sha256_of(path) != card["sha256"]:
             return None
         return card, load(path.read_bytes())
     except (RunError, SafetensorError):

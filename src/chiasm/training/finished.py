@@ -12,9 +12,10 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from chiasm.checksums import has_valid_checksum, with_checksum, without_checksum
 from chiasm.cohorts.cases import Problem
 from chiasm.errors import RunError
-from chiasm.storage import is_sealed, read_json, sealed, write_json
+from chiasm.storage import read_json, write_json
 
 FILE = "finished.json"
 
@@ -47,7 +48,7 @@ def write_finished(folder: Path, cases: Iterable[str], problems: Sequence[Proble
         ChiasmError: If the file cannot be written.
     """
     left_out = [{"path": str(p.path), "reason": p.reason, "message": p.message, "case": p.case} for p in problems]
-    write_json(folder / FILE, sealed({"cases": sorted(cases), "left_out": left_out}))
+    write_json(folder / FILE, with_checksum({"cases": sorted(cases), "left_out": left_out}))
 
 
 def read_finished(folder: Path, cases: Iterable[str]) -> tuple[Problem, ...] | None:
@@ -59,9 +60,9 @@ def read_finished(folder: Path, cases: Iterable[str]) -> tuple[Problem, ...] | N
     """
     try:
         content = read_json(folder / FILE)
-        told = _Finished.model_validate({name: value for name, value in content.items() if name != "seal"})
+        told = _Finished.model_validate(without_checksum(content))
     except (RunError, ValidationError, AttributeError):
         return None
-    if not is_sealed(content) or told.cases != sorted(cases):
+    if not has_valid_checksum(content) or told.cases != sorted(cases):
         return None
     return tuple(Problem(Path(p.path), p.reason, p.message, p.case) for p in told.left_out)

@@ -36,6 +36,7 @@ from chiasm.cohorts.splits import (
     write_splits,
 )
 from chiasm.errors import CohortError, RunError
+from chiasm.locks import locked
 from chiasm.prediction.baselines import CARD, TENSORS, fit_baselines, save_baselines
 from chiasm.prediction.calibration import fit_calibration
 from chiasm.prediction.engines import Engine, pick_precision
@@ -48,7 +49,7 @@ from chiasm.preparation.planning import make_plan
 from chiasm.preparation.unpaired import find_unpaired, refuse_duplicates, tell_unpaired
 from chiasm.recipe import Recipe, read_recipe, write_recipe
 from chiasm.registration.cohort import Together, align_cohort, tell_movement
-from chiasm.storage import locked, make_folder, write_json
+from chiasm.storage import make_folder, write_json
 from chiasm.training.cascade import Climbed, climb, list_parts, progress_of, recipe_of
 from chiasm.training.cost import estimate_cost
 from chiasm.training.finished import read_finished, write_finished

@@ -1,0 +1,89 @@
+"""Checksums of files, and of the cards and settings that carry their own.
+
+The first entry of a card is the sha256 of all others, so that a changed one is recognised wherever it was copied to.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from chiasm.errors import RunError
+
+KEY, OLD_KEY = "checksum", "seal"  # of a card's own checksum; files of version 0.1 have the second
+SETTLED_SECONDS = 2.0  # a file that was changed later than this may change again without another time stamp
+
+
+def sha256_of(path: Path) -> str:
+    """Return the sha256 of a file's bytes, as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as content:
+        while block := content.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+_HASHED: dict[tuple[int, ...], str] = {}
+
+
+def content_hash(path: Path) -> str:
+    """Return the sha256 of a file that may have been hashed before; only a changed one is read again.
+
+    A file counts as changed when its place on the disk, its size or one of its times is
+    another than when this process hashed it; no program can set the time of its last change back.
+
+    Raises:
+        OSError: If the file cannot be read.
+    """
+    there = path.stat()
+    key = there.st_dev, there.st_ino, there.st_size, there.st_mtime_ns, there.st_ctime_ns
+    if key not in _HASHED:
+        digest = sha256_of(path)
+        if time.time() - there.st_ctime < SETTLED_SECONDS:
+            return digest
+        _HASHED[key] = digest
+    return _HASHED[key]
+
+
+def with_checksum(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Put the sha256 of a card's content in front of it."""
+    return {KEY: _checksum(content), **content}
+
+
+def without_checksum(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a card's content without its checksum."""
+    return {name: value for name, value in content.items() if name not in (KEY, OLD_KEY)}
+
+
+def has_checksum(content: Mapping[str, Any]) -> bool:
+    """Tell whether a card carries a checksum, valid or not; what a user wrote carries none."""
+    return KEY in content or OLD_KEY in content
+
+
+def has_valid_checksum(content: object) -> bool:
+    """Tell whether a card holds what it held when it was written."""
+    return isinstance(content, Mapping) and content.get(KEY, content.get(OLD_KEY)) == _checksum(content)
+
+
+def check_checksum(content: Mapping[str, Any], path: Path, hint: str) -> None:
+    """Refuse a card that was changed since it was written; one without a checksum, which a user wrote, is accepted.
+
+    Args:
+        content: Read from the file.
+        path: The file.
+        hint: What to do.
+
+    Raises:
+        RunError: If the content was changed.
+    """
+    if has_checksum(content) and not has_valid_checksum(content):
+        raise RunError("was changed since it was written", path=path, reason="damaged", hint=hint)
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+    text = json.dumps(without_checksum(content), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,168 @@
+"""Folders with one owner at a time.
+
+A command holds its folder of results by `locked` while it writes there.  What a killed process left there under a
+temporary name is removed when the next command takes the lock.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from chiasm.errors import RunError
+from chiasm.storage import HOST, REPLACED, TEMPORARY, make_folder, temporary_beside, writing
+
+LOCK = ".lock"
+
+DEPTH = 4  # folders below an output folder in which temporaries of killed processes are looked for
+FOREIGN_SECONDS = 3600.0  # a temporary of another machine, which cannot be asked, is left over when it is as old
+
+
+def _remove_leftovers(folder: Path, depth: int = DEPTH) -> None:
+    """Remove temporaries of processes that are gone, and bring back folders that were being replaced."""
+    for place, folders, files in os.walk(folder):
+        for name in [name for name in (*folders, *files) if name.startswith(".chiasm-")]:
+            path = Path(place, name)
+            if _is_left_over(path):
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            elif name.startswith(REPLACED) and (whole := path.with_name(name.removeprefix(REPLACED))).exists():
+                shutil.rmtree(path)
+            elif name.startswith(REPLACED):
+                path.rename(whole)
+        deep = len(Path(place).relative_to(folder).parts) >= depth
+        folders[:] = [] if deep else [name for name in folders if not name.startswith(".chiasm-")]
+
+
+def _is_left_over(path: Path) -> bool:
+    """Tell whether a name is a temporary of a process that is gone; this one has none when a command starts."""
+    if not (match := TEMPORARY.fullmatch(path.name)):
+        return False
+    pid, host = int(match[1]), match[2]
+    if host != HOST:
+        return path.exists() and time.time() - path.stat().st_mtime > FOREIGN_SECONDS
+    return pid == os.getpid() or not _is_running(pid)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    status = Path(f"/proc/{pid}/stat")
+    return not status.exists() or status.read_text().rpartition(")")[2].split()[0] != "Z"  # killed, and not buried yet
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a folder of results for this process alone; it is made if it is missing.
+
+    The lock ends with the process, however that ends.  A folder that was made
+    here and is still empty afterwards is removed again.  What a killed process
+    left there under a temporary name is removed first.
+
+    Args:
+        folder: Where results go.
+
+    Raises:
+        RunError: If another process holds it; names its pid and host.
+        ChiasmError: If the folder cannot be made or written.
+    """
+    is_new = not folder.exists()
+    make_folder(folder)
+    with _held(folder):
+        try:
+            with writing(folder):
+                _remove_leftovers(folder)
+            yield
+        finally:
+            (folder / LOCK).unlink(missing_ok=True)
+            if is_new and folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+
+
+def check_output(folder: Path) -> None:
+    """Refuse a folder that cannot be written or that another process holds, before anything slow is loaded or read.
+
+    Args:
+        folder: Where results will go; it may be missing, and is not made.
+
+    Raises:
+        RunError: As `locked`.
+        ChiasmError: If nothing can be written there; says why.
+    """
+    with writing(folder):
+        nearest = Path(folder).absolute()
+        while not nearest.exists():
+            nearest = nearest.parent
+        trial = temporary_beside(nearest / "trial")
+        try:
+            trial.write_bytes(bytes(4096))  # a full disk makes files, and puts nothing in them
+        finally:
+            if nearest.is_dir():
+                trial.unlink(missing_ok=True)
+        is_held = (folder / LOCK).is_file()
+    if is_held:
+        with locked(folder):
+            pass
+
+
+def prepare_file(path: Path) -> None:
+    """Do for a single result what `check_output` and `locked` do for a folder of them.
+
+    Raises:
+        ChiasmError: If it cannot be written; says why.
+    """
+    check_output(path.parent)
+    with writing(path):
+        _remove_leftovers(path.parent, depth=0)
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder; its owner removes the file, so one that was opened may be gone when it is locked."""
+    path = folder / LOCK
+    while True:
+        with _lock_file(path) as file:
+            if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                continue
+            with writing(folder):
+                file.truncate(0)
+                file.write(f"pid {os.getpid()} on {socket.gethostname()}".encode())
+            yield
+            return
+
+
+@contextmanager
+def _lock_file(path: Path) -> Iterator[IO[bytes]]:
+    import fcntl
+
+    with writing(path.parent):
+        file = path.open("a+b", buffering=0)  # closing it has nothing left to write on a full disk
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise RunError(
+                "is in use by another chiasm",
+                path=path.parent,
+                reason="busy",
+                found=file.read().decode(errors="replace").strip() or "an unknown process",
+                hint="Wait for it, stop it, or give another folder with -o.",
+            ) from error
+        except OSError as error:  # a network disk without locks
+            raise RunError(
+                f"cannot be locked: {error.strerror or error}",
+                path=path.parent,
+                reason="no-lock",
+                hint="Give a folder on another disk with -o.",
+            ) from error
+        yield file

@@ -1,0 +1,30 @@
+"""Names of cases and of files: what is harmless in a folder, in a table and on a page."""
+
+from __future__ import annotations
+
+import unicodedata
+
+MOST_NAME = 190  # bytes of a case's name: what is added for a file's stays below the 255 of file systems
+
+SAFE_NAME = f"one printable line of at most {MOST_NAME} bytes without / \\ < >, which begins with none of . = + - @"
+
+
+def is_plain(text: str) -> bool:
+    """Say whether `text` is harmless in a table and on a page: one line, no markup, no formula of a spreadsheet.
+
+    >>> [is_plain(text) for text in ("GE 1.5T / site 2", "-", "=cmd", "<b>", "a\\nb")]
+    [True, True, False, False, False]
+    """
+    if not (text.isprintable() and 0 < len(text.encode("utf-8", "replace")) <= MOST_NAME) or set(text) & {"<", ">"}:
+        return False
+    first = unicodedata.normalize("NFKC", text[0])  # a spreadsheet takes a wide = for =
+    return len(text) == 1 or not first.startswith(("=", "+", "-", "@"))
+
+
+def is_safe_id(text: str) -> bool:
+    """Say whether `text` can name a file in any folder, and is harmless in a table and on a page: see `SAFE_NAME`.
+
+    >>> [is_safe_id(text) for text in ("patient 07", "a/b", "..", "", "=cmd", "-x", "<script>")]
+    [True, False, False, False, False, False, False]
+    """
+    return is_plain(text) and not set(text) & {"/", "\\"} and text[0] not in ".=+-@" and text == text.strip()
