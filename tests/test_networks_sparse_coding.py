@@ -15,19 +15,18 @@ from torch import Tensor
 from torch.nn import functional
 
 import network_checks
-from chiasm.networks import sparse_coding
 from chiasm.networks.sparse_coding import (
     SPARSITY,
-    Examples,
-    JointCoding,
     SparseCoder,
-    align_unpaired,
+    blurred,
     decode,
     encode,
-    fit,
     largest_curvature,
     split,
+    unit_filters,
 )
+from chiasm.training.admm import TIE, Code, Solver, admm, fit_filters
+from chiasm.training.joint_coding import RIDGE, Examples, JointCoding, align_unpaired, as_analysis, fit
 
 FEW = 8 / 800  # filters, as a share of the published
 
@@ -47,7 +46,7 @@ def contrasts(count: int, side: int = 32, seed: int = 0) -> tuple[Tensor, Tensor
 def blobs(count: int, side: int, seed: int) -> Tensor:
     """Three tissues with smooth outlines and sharp edges."""
     offsets = torch.arange(-9, 10) / 3
-    field = 12 * sparse_coding._blurred(noise(count, 1, side, side, seed=seed), torch.exp(-offsets.square() / 2))
+    field = 12 * blurred(noise(count, 1, side, side, seed=seed), torch.exp(-offsets.square() / 2))
     tissue = (field > 0.5).float() - (field < -0.5).float()
     return 3 - 1.5 * tissue + 0.05 * noise(*tissue.shape, seed=seed + 1000)
 
@@ -89,9 +88,9 @@ def lasso(matrix: Tensor, image: Tensor, sparsity: float) -> tuple[Tensor, float
 
 
 def test_soft_thresholding_finds_what_scikit_learns_lasso_finds() -> None:
-    filters = sparse_coding._unit(noise(3, 2, 3, 3))  # two channels
+    filters = unit_filters(noise(3, 2, 3, 3))  # two channels
     image, sparsity = noise(1, 2, 7, 6, seed=1), 0.4
-    codes = encode(image, sparse_coding._as_analysis(filters), sparsity, 1500)
+    codes = encode(image, as_analysis(filters), sparsity, 1500)
     matrix = dense(3, (7, 6), filters, periodic=False)
     expected, least = lasso(matrix, image, sparsity)
     found = (image - decode(codes, filters)).square().sum() / 2 + sparsity * codes.abs().sum()
@@ -101,11 +100,11 @@ def test_soft_thresholding_finds_what_scikit_learns_lasso_finds() -> None:
 
 
 def test_admm_finds_what_scikit_learns_lasso_finds() -> None:
-    filters = sparse_coding._unit(noise(3, 1, 3, 3))
+    filters = unit_filters(noise(3, 1, 3, 3))
     image, sparsity, shape = noise(1, 8, 6, seed=1), 0.4, (8, 6)
-    solver = sparse_coding._Solver.of(filters, shape, None, sparsity)
+    solver = Solver.of(filters, shape, None, sparsity)
     zeros = torch.zeros(3, *shape)
-    found = sparse_coding._admm(image, solver, sparse_coding._Code(zeros, zeros), zeros, sparsity=sparsity, steps=1500)
+    found = admm(image, solver, Code(zeros, zeros), zeros, sparsity=sparsity, steps=1500)
     matrix = dense(3, shape, filters, periodic=True)
     expected, least = lasso(matrix, image, sparsity)
     value = float((image.flatten() - matrix @ found.codes.flatten()).square().sum() / 2 + 0.4 * found.codes.abs().sum())
@@ -119,7 +118,7 @@ def test_the_fourier_solution_is_that_of_the_dense_linear_system(shape: tuple[in
     filters = noise(4, channels, *(3,) * len(shape))
     root = noise(4, 4, seed=1)
     bend = root @ root.T
-    solver = sparse_coding._Solver.of(filters, shape, bend, 0.2)
+    solver = Solver.of(filters, shape, bend, 0.2)
     right = noise(4, *shape, seed=2)
     axes = tuple(range(1, len(shape) + 1))
     spectra = solver.solve(torch.fft.rfftn(right, dim=axes).flatten(1))
@@ -140,7 +139,7 @@ def test_the_bound_on_the_curvature_holds_and_is_tight(seed: int) -> None:
 
 def test_free_filters_are_those_of_ridge_regression() -> None:
     images, codes, start = noise(2, 1, 8, 9), noise(2, 3, 8, 9, seed=1), noise(3, 1, 3, 3, seed=2)
-    found = sparse_coding.fit_filters(start, images, codes)
+    found = fit_filters(start, images, codes)
     columns = []
     for place in range(27):
         unit = torch.zeros(27)
@@ -150,7 +149,7 @@ def test_free_filters_are_those_of_ridge_regression() -> None:
     design = torch.stack(columns, 1).double()
     wanted, first = images.flatten().double(), start.flatten().double()
     first = first * (design @ first @ wanted) / (design @ first).square().sum()
-    tie = sparse_coding.TIE * codes.double().square().sum() / 3
+    tie = TIE * codes.double().square().sum() / 3
     expected = torch.linalg.solve(
         design.T @ design + tie * torch.eye(27, dtype=torch.float64), design.T @ wanted + tie * first
     )
@@ -182,7 +181,7 @@ def test_the_discrepancy_is_that_of_a_hand_computation() -> None:
 def test_the_objective_before_anything_is_learnt_is_the_images_energy() -> None:
     network = coder()
     coding = JointCoding(network, examples())
-    ridge = sparse_coding.RIDGE / 2 * coding.paired_voxels * 8
+    ridge = RIDGE / 2 * coding.paired_voxels * 8
     energy = (coding.source.square().sum() + coding.target.square().sum()) / 2
     assert coding.objective(network) == pytest.approx(float(energy) + ridge, rel=1e-5)
 
@@ -221,7 +220,7 @@ def test_the_mapping_is_where_the_objective_is_least() -> None:
 def test_a_planted_relation_of_dictionaries_is_recovered() -> None:
     def planted(count: int, seed: int) -> tuple[Tensor, Tensor]:
         rng = torch.Generator().manual_seed(seed)
-        filters = [sparse_coding._unit(f - f.mean((1, 2, 3), keepdim=True)) for f in noise(2, 4, 1, 7, 7, seed=99)]
+        filters = [unit_filters(f - f.mean((1, 2, 3), keepdim=True)) for f in noise(2, 4, 1, 7, 7, seed=99)]
         codes = 4 * torch.randn(count, 4, 40, 40, generator=rng) * (torch.rand(count, 4, 40, 40, generator=rng) < 0.006)
         return 10 + decode(codes, filters[0]), 20 + decode(codes, filters[1])
 

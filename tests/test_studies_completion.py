@@ -246,7 +246,7 @@ def test_what_cannot_be_completed_or_measured_is_refused_before_anything_is_writ
 def test_an_image_that_is_the_same_everywhere_completes_nothing(
     done: Completed, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from chiasm.studies import completion as completing
+    from chiasm.studies import filling
 
     def collapsed(run: Path, inputs: list[Case], out: Path, **options: str) -> Predicted:
         made = predict(run, inputs, out, **options)
@@ -254,9 +254,9 @@ def test_an_image_that_is_the_same_everywhere_completes_nothing(
         save(image, np.full_like(read_volume(image).array, 71.5), affine())
         return made
 
-    monkeypatch.setattr(completing, "predict", collapsed)
+    monkeypatch.setattr(filling, "predict", collapsed)
     gaps = [case for case in find_cohort(data).cases if case.id in GAPS]
-    filled, problems = completing.fill(gaps, done.folder / "run", tmp_path, recipe_with())
+    filled, problems = filling.fill(gaps, done.folder / "run", tmp_path, recipe_with())
     assert not filled and [problem.case for problem in problems] == list(GAPS)
     assert "nearly the same t2 everywhere" in problems[0].message and not list(tmp_path.rglob("*.nii.gz"))
 

@@ -14,8 +14,9 @@ import pytest
 
 from chiasm.errors import ChiasmError, VolumeError
 from chiasm.volumes import Geometry, Reading, Volume, canonical, read_volume
+from chiasm.volumes.dicom_attributes import ModelMark
 from chiasm.volumes.dicom_choice import pick_series
-from chiasm.volumes.dicom_write import ModelMark, WrittenSeries, grey_scale, write_reliability, write_series
+from chiasm.volumes.dicom_write import WrittenSeries, grey_scale, write_reliability, write_series
 from chiasm.volumes.geometry import reordered, same_grid, turned_like
 from conftest import REAL
 from dicom_patients import (

@@ -15,7 +15,7 @@ its own, and within a line only from names to its left; a test reads this map.
     boxes         boxes of voxels, and the types of arrays
     volumes       what lies on disk: geometry, masks, hounsfield, streams, voxels, nifti, metaimage, dicom_files,
                   dicom_kinds, dicom_frames, dicom_series, dicom_choice, dicom_pixels, dicom_labels, dicom_read,
-                  dicom_write, screening
+                  dicom_attributes, dicom_write, screening
     simulation    patients that are made: deformation, anatomy, lesions, signals, phantom
     cohorts       which files belong together: cases, images, manifests, labels, completed, folder_roles, known_layouts,
                   dicom_patients, gathering, relatives, discovery, splits, duplicates
@@ -29,13 +29,13 @@ its own, and within a line only from names to its left; a test reads this map.
                   li_cnn, context_gan, strainet, sparse_coding, foreign, shapes, catalogue
     prediction    a network over a whole volume: tiling, windows, seams, engines, calibration, baselines, manifest,
                   resuming, model_files, model, synthesis, dicom_case, folders
-    training      how networks learn: batches, losses, attention, players, coding, cost, health, checkpoints, finished,
-                  learner, loop, cascade, run
+    training      how networks learn: batches, losses, attention, players, admm, joint_coding, coding, cost, health,
+                  checkpoints, finished, learner, loop, cascade, run
     evaluation    scores, and what may be claimed from them: rows, scoring, summary, statistics, predictions,
                   uncertainty, reliability
     reports       the pages that people read: drawing, registration, gallery, curves, evaluation_page, pictures,
                   case_page, evaluation, study_page, study_digest
-    studies       methods x folds x seeds, and completion: study_file, completion, jobs, work, study
+    studies       methods x folds x seeds, and completion: study_file, filling, utility, completion, jobs, work, study
     serving       a DICOM node: dicom_inbox, dicom_gate, dicom_send, dicom_node
     demo          the main job on simulated patients
     options       options that several verbs share, in records

@@ -16,9 +16,10 @@ from chiasm.errors import ChiasmError
 from chiasm.prediction.model import Model
 from chiasm.prediction.synthesis import Synthesis
 from chiasm.storage import whole_folder
+from chiasm.volumes.dicom_attributes import ModelMark
 from chiasm.volumes.dicom_choice import pick_series
 from chiasm.volumes.dicom_series import Series
-from chiasm.volumes.dicom_write import ModelMark, grey_scale, write_reliability, write_series
+from chiasm.volumes.dicom_write import grey_scale, write_reliability, write_series
 
 SERIES, MAP = "synthetic", "reliability.dcm"
 

@@ -18,7 +18,7 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from chiasm.errors import CohortError
-from chiasm.networks.sparse_coding import Examples, JointCoding, SparseCoder, settled
+from chiasm.networks.sparse_coding import SparseCoder
 from chiasm.prediction.engines import Engine
 from chiasm.prediction.model import Model
 from chiasm.prediction.synthesis import Maps, synthesise_prepared
@@ -27,6 +27,7 @@ from chiasm.preparation.plan import Plan
 from chiasm.recipe import Recipe
 from chiasm.training.attention import Phase
 from chiasm.training.batches import Batch, draw_places, take_batch
+from chiasm.training.joint_coding import Examples, JointCoding, settled
 from chiasm.training.players import make_players
 
 PAIRS_TO_OTHERS = 2  # patches of pairs for each unpaired source, and for each unpaired target

@@ -20,12 +20,13 @@ from torch import Tensor, nn
 from chiasm.errors import RecipeError
 from chiasm.networks.foreign import is_own_class
 from chiasm.networks.shapes import without_memory
-from chiasm.networks.sparse_coding import Examples, JointCoding, SparseCoder
+from chiasm.networks.sparse_coding import SparseCoder
 from chiasm.prediction.model import source_channels
 from chiasm.preparation.plan import Estimate, Plan
 from chiasm.preparation.planning import has_gpu
 from chiasm.recipe import Recipe
 from chiasm.training.coding import PAIRS_TO_OTHERS
+from chiasm.training.joint_coding import Examples, JointCoding
 from chiasm.training.players import Players, make_players
 
 BESIDE_CONVOLUTIONS = 1.35  # normalisation, activations, interpolation, losses, Adam: measured on a CPU

@@ -1,0 +1,251 @@
+"""Whether completed cases help a later model, measured where nothing leaks.
+
+Complete cases are assigned to folds by subject.  For each fold and seed a completion model that never saw the test
+subjects fills the other cases; then a later model, which needs the modality that was missing, is trained twice with one
+recipe and one plan: `without` on the cases that were complete, `with` on these and the completed ones.  Both are scored
+on the test subjects' scans.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+from chiasm import __version__
+from chiasm.checksums import sha256_of
+from chiasm.cohorts.cases import MODALITIES, Case, Cohort, Problem, role_of
+from chiasm.cohorts.splits import ROLES, Split, make_split
+from chiasm.errors import CohortError, RecipeError
+from chiasm.evaluation.predictions import score_folder
+from chiasm.evaluation.rows import Row, read_evaluation, write_evaluation
+from chiasm.evaluation.statistics import Comparison, Declared, compare_methods
+from chiasm.prediction.folders import predict
+from chiasm.preparation.plan import read_plan, write_plan
+from chiasm.recipe import Recipe
+from chiasm.studies.filling import fill
+from chiasm.training.loop import Progress
+from chiasm.training.run import train
+
+WITH, WITHOUT = "with", "without"
+FEWEST_SUBJECTS = 2  # with both modalities: one trains and one validates
+TRAININGS = 3  # of each fold and seed: the completion model and the later one twice
+
+
+class Task(NamedTuple):
+    """What the later model makes of what."""
+
+    sources: tuple[str, ...]
+    target: str
+
+    def __str__(self) -> str:
+        return f"{' + '.join(self.sources)} to {self.target}"
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Who does what in one fold of the utility.
+
+    Attributes:
+        number: Which.
+        pairs: Cases that the completion model learns from, each with its role; no test subject is among them.
+        real: Complete cases that the later model learns from, with their roles.
+        gaps: Cases that are completed for it.
+        test: Complete cases that it is scored on.
+    """
+
+    number: int
+    pairs: tuple[Case, ...]
+    real: tuple[Case, ...]
+    gaps: tuple[Case, ...]
+    test: tuple[Case, ...]
+
+
+def choose_task(pairs: Sequence[Case], gaps: Sequence[Case], recipe: Recipe, utility: str) -> Task | None:
+    """Choose what the later model makes: of all sources and the target, but for the modality itself.
+
+    Raises:
+        CohortError: If no complete case, or none with a gap, has the modality asked for.
+        RecipeError: If it is the one that is completed.
+    """
+    if utility == "none":
+        return None
+    known = (*recipe.data.sources, recipe.data.target)
+
+    def shared(name: str) -> int:
+        return min(sum(name in case.images for case in cases) for cases in (pairs, gaps))
+
+    chosen = role_of(utility)
+    if utility == "auto":
+        others = {name for case in gaps for name in case.images} - set(known)
+        able = {name: len({case.subject for case in pairs if name in case.images}) for name in others}
+        order = [*(name for name in MODALITIES if name in others), *sorted(others - set(MODALITIES))]
+        usable = [name for name in order if able[name] >= max(recipe.split.folds, FEWEST_SUBJECTS)]
+        chosen = max(usable, key=shared, default=recipe.data.sources[0])
+    if chosen == recipe.data.target:
+        raise RecipeError(
+            f"{chosen} is what is completed, so a later model that makes it says nothing of its worth",
+            reason="utility",
+            hint="Name another modality with --utility, or none.",
+        )
+    if not shared(chosen):
+        raise CohortError(
+            f"cases with and without {recipe.data.target} do not share the modality {chosen!r}", reason="utility"
+        )
+    return Task(tuple(name for name in known if name != chosen), chosen)
+
+
+def deal(pairs: Sequence[Case], gaps: Sequence[Case], task: Task, recipe: Recipe) -> tuple[Fold, ...]:
+    """Deal complete cases into folds by subject, and let no other case of a test subject teach anything.
+
+    Raises:
+        CohortError: If there are too few subjects, or a fold has no case to complete.
+        RecipeError: If there is one fold and no manifest says who is tested.
+    """
+    settings = recipe.split
+    able = [case for case in pairs if task.target in case.images]
+    fixed = any(case.split == "test" for case in able)
+    if settings.folds == 1 and not fixed:
+        raise RecipeError(
+            "the utility needs test subjects", reason="folds", hint="Use --folds 2 or more, or --utility none."
+        )
+    folds = []
+    for number in range(1 if fixed else settings.folds):
+        split = make_split(able, folds=settings.folds, fold=number, validation=settings.validation, seed=settings.seed)
+        folds.append(_fold(number, split, able, pairs, [case for case in gaps if task.target in case.images]))
+        if not folds[-1].gaps:
+            raise CohortError("the later model would get no completed case to train on", reason="utility")
+    return tuple(folds)
+
+
+def _fold(number: int, split: Split, able: Sequence[Case], pairs: Sequence[Case], gaps: Sequence[Case]) -> Fold:
+    places = {name: role for role in ROLES for name in getattr(split, role)}
+    roles = {case.subject: places[case.id] for case in able}
+
+    def cast(cases: Iterable[Case], *wanted: str) -> tuple[Case, ...]:
+        given = (replace(case, split=roles.get(case.subject, case.split or "train")) for case in cases)
+        return tuple(case for case in given if case.split in wanted)
+
+    learning = ("train", "validation")
+    return Fold(number, cast(pairs, *learning), cast(able, *learning), cast(gaps, "train"), cast(able, "test"))
+
+
+def recipe_of(recipe: Recipe, task: Task, seed: int) -> Recipe:
+    """Return the recipe of one training: what it makes of what, its seed, and no test set beside the cases' roles."""
+    split = {"by": "subject", "folds": 1, "fold": 0, "sealed": 0.0, "subject_pattern": ""}  # the cases know theirs
+    return recipe.model_copy(
+        update={
+            "data": recipe.data.model_copy(update=task._asdict()),
+            "split": recipe.split.model_copy(update=split),
+            "training": recipe.training.model_copy(update={"seed": seed}),
+        }
+    )
+
+
+def measure(
+    fold: Fold,
+    task: Task,
+    recipe: Recipe,
+    seed: int,
+    cohort: Cohort,
+    out: Path,
+    progress: Sequence[Progress | None] = (None,) * TRAININGS,
+    *,
+    trust: Collection[str] = (),
+) -> tuple[list[Row], list[Problem]]:
+    """Train the later model with and without completed cases, and score both on the fold's test subjects.
+
+    Args:
+        fold: Who does what.
+        task: Of the later model.
+        recipe: Of the completion.
+        seed: Of all three trainings.
+        cohort: The completed one: its folder holds the test subjects' scans.
+        out: The completion's folder; what was measured there already is read.
+        progress: Of the three trainings.
+        trust: Classes of others that a model may consist of.
+
+    Returns:
+        Rows of the methods "with" and "without", and cases that could not be used.
+
+    Raises:
+        ChiasmError: If a training fails or a file cannot be written.
+    """
+    place = out / "utility" / f"fold-{fold.number}-seed-{seed}-{_key(fold, task, recipe, seed)}"
+    if (place / "evaluation.csv").is_file():
+        return read_evaluation(place), []
+    completion = recipe_of(recipe, Task(recipe.data.sources, recipe.data.target), seed)
+    train(
+        replace(cohort, cases=fold.pairs),
+        completion,
+        place / "completion",
+        say=_silence,
+        progress=progress[0],
+        cache=out / "cache",
+    )
+    filled, problems = fill(fold.gaps, place / "completion", place / "made", recipe, trust)
+    if not filled:
+        return [], problems
+    rows: list[Row] = []
+    for method, more, shown in ((WITHOUT, [], progress[1]), (WITH, filled, progress[2])):
+        folder, cases = place / method, (*fold.real, *more)
+        if more and not (folder / "plan.toml").is_file():
+            # The plan of the real cases for both: one normalisation, and errors in one unit.
+            plan = read_plan(place / WITHOUT / "plan.toml")
+            learning = tuple(sorted(case.id for case in cases if case.split == "train"))
+            write_plan(folder / "plan.toml", replace(plan, trained_on=learning))
+        asked = recipe_of(recipe, task, seed)
+        run = train(replace(cohort, cases=cases), asked, folder, say=_silence, progress=shown, cache=out / "cache")
+        if more and not {case.id for case in more} - {problem.case for problem in run.problems}:
+            return [], [*problems, *run.problems]  # both models would be one, and their difference 0 no finding
+        settings = recipe.training
+        made = predict(
+            folder,
+            fold.test,
+            folder / "predictions",
+            accelerator=settings.accelerator,
+            precision=settings.precision,
+            trust=trust,
+        )
+        scored, failed, _ = score_folder(folder / "predictions", cohort.root, naive=False)
+        rows += [row._replace(method=method, fold=fold.number) for row in scored]
+        problems += [*run.problems, *made.problems, *failed]
+    if not problems:  # else they would be forgotten
+        write_evaluation(place, rows)
+    return rows, problems
+
+
+def _key(fold: Fold, task: Task, recipe: Recipe, seed: int) -> str:
+    """Hash what a fold's figures depend on, files by content: other data are never taken for measured ones."""
+    digest = hashlib.sha256(json.dumps([__version__, recipe.model_dump(mode="json"), task, seed]).encode())
+    for case in (*fold.pairs, *fold.real, *fold.gaps, *fold.test):
+        files = [*case.images.values(), *(file for file in (case.mask, case.labels) if file is not None)]
+        digest.update(json.dumps([case.id, case.subject, case.split, *map(sha256_of, files)]).encode())
+    return digest.hexdigest()[:12]
+
+
+def compare_utility(
+    rows: Sequence[Row], regions: Mapping[str, Sequence[int]], subjects: Mapping[str, str]
+) -> tuple[Comparison, ...]:
+    """Compare with against without, in pairs by subject and seed; MAE in the mask is the declared comparison."""
+    declared = [Declared(WITH, WITHOUT, "mask", "mae")]
+    found = compare_methods(
+        rows,
+        [(WITH, WITHOUT)],
+        metrics=SHOWN,
+        regions=("mask", "healthy", *regions),
+        declared=declared,
+        subjects=subjects,
+    )
+    return tuple(found)
+
+
+def _silence(line: str) -> None:
+    """Say nothing: a completion tells of its folds, not of their insides."""
+    del line
+
+
+SHOWN = ("mae", "ssim")
