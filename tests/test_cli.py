@@ -200,7 +200,7 @@ def test_ctrl_c_writes_a_checkpoint_and_exits_130(toy_cohort: Path, tmp_path: Pa
 
 
 def test_several_sources_stand_behind_one_option() -> None:
-    from chiasm.options import spread
+    from chiasm.commands.options import spread
 
     assert spread(["--source", "t1", "flair", "--target", "t2"]) == [
         "--source", "t1", "--source", "flair", "--target", "t2"

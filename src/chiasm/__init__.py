@@ -38,8 +38,8 @@ its own, and within a line only from names to its left; a test reads this map.
     studies       methods x folds x seeds, and completion: study_file, filling, utility, completion, jobs, work, study
     serving       a DICOM node: dicom_inbox, dicom_gate, dicom_send, dicom_node
     demo          the main job on simulated patients
-    options       options that several verbs share, in records
-    cli           verbs: parse, call, print
+    commands      the verbs of the command line: options, common, data, models, results
+    cli           the command: its verbs by group, and how a mistake ends
 """
 
 from __future__ import annotations

@@ -28,7 +28,11 @@ MANY = (
 
 Select = Annotated[
     list[str] | None,
-    typer.Option("--select", help="Of several scans of a modality, those with these words: --select acq-mprage."),
+    typer.Option(
+        "--select",
+        help="Of several scans of a modality, those with these words: --select acq-mprage.",
+        rich_help_panel="Data",
+    ),
 ]
 
 Form = Literal["sform", "qform"]
@@ -39,14 +43,27 @@ class ReadingOptions:
     """What to assume of files whose headers leave a question open."""
 
     form: Annotated[
-        str | None, typer.Option("--form", help="sform or qform: which to believe where a NIfTI's two disagree.")
+        str | None,
+        typer.Option(
+            "--form", help="sform or qform: which to believe where a NIfTI's two disagree.", rich_help_panel="Expert"
+        ),
     ] = None
     assume_ras: Annotated[
-        bool, typer.Option("--assume-ras", help="Take a NIfTI without orientation as right, front, up.")
+        bool,
+        typer.Option(
+            "--assume-ras", help="Take a NIfTI without orientation as right, front, up.", rich_help_panel="Expert"
+        ),
     ] = False
-    resample: Annotated[bool, typer.Option("--resample", help="Resample skewed axes to a straight grid.")] = False
+    resample: Annotated[
+        bool, typer.Option("--resample", help="Resample skewed axes to a straight grid.", rich_help_panel="Expert")
+    ] = False
     resample_tilt: Annotated[
-        bool, typer.Option("--resample-tilt", help="Resample tilted or uneven DICOM slices to a straight grid.")
+        bool,
+        typer.Option(
+            "--resample-tilt",
+            help="Resample tilted or uneven DICOM slices to a straight grid.",
+            rich_help_panel="Expert",
+        ),
     ] = False
 
     def reading(self) -> Reading:
@@ -70,7 +87,9 @@ class PeopleOptions:
     subject_pattern: Annotated[
         str,
         typer.Option(
-            "--subject-pattern", help="Regular expression whose group is the subject in a case's id: '(P[0-9]+)-'."
+            "--subject-pattern",
+            help="Regular expression whose group is the subject in a case's id: '(P\\[0-9]+)-'.",
+            rich_help_panel="Data",
         ),
     ] = ""
 
@@ -79,10 +98,15 @@ class PeopleOptions:
 class CohortOptions:
     """Which files of a folder are taken, and as what."""
 
-    layout: Annotated[str | None, typer.Option("--layout", help="Layout by name, where a folder fits several.")] = None
+    layout: Annotated[
+        str | None,
+        typer.Option("--layout", help="Layout by name, where a folder fits several.", rich_help_panel="Data"),
+    ] = None
     series: Annotated[
         list[str] | None,
-        typer.Option("--series", help="DICOM series by number or words: --series t1=5 t2=SPACE pd=TE=30."),
+        typer.Option(
+            "--series", help="DICOM series by number or words: --series t1=5 t2=SPACE pd=TE=30.", rich_help_panel="Data"
+        ),
     ] = None
     select: Select = None
 
@@ -118,31 +142,60 @@ class CohortOptions:
 class RecipeOptions:
     """What is to be learnt, by which method, with how much effort, on which fold."""
 
-    source: Annotated[list[str], typer.Option("--source", help="Source modality; several: --source t1 flair.")]
+    source: Annotated[
+        list[str], typer.Option("--source", help="Source modality; several: --source t1 flair.", rich_help_panel="Data")
+    ]
     target: Annotated[
-        str | None, typer.Option("--target", help="Target modality; for super-resolution the source, unless you say.")
+        str | None,
+        typer.Option(
+            "--target", help="Target modality; for super-resolution the source, unless you say.", rich_help_panel="Data"
+        ),
     ] = None
-    task: Annotated[str, typer.Option("--task", help="synthesis, or super-resolution: thick slices become thin.")] = (
-        "synthesis"
-    )
-    factor: Annotated[int | None, typer.Option("--factor", help="Thin slices in a thick one (super-resolution).")] = (
-        None
-    )
+    task: Annotated[
+        str,
+        typer.Option(
+            "--task", help="synthesis, or super-resolution: thick slices become thin.", rich_help_panel="Method"
+        ),
+    ] = "synthesis"
+    factor: Annotated[
+        int | None,
+        typer.Option("--factor", help="Thin slices in a thick one (super-resolution).", rich_help_panel="Method"),
+    ] = None
     axis: Annotated[
-        str | None, typer.Option("--axis", help="Across the thick slices: K axial, J coronal, I sagittal.")
+        str | None,
+        typer.Option(
+            "--axis", help="Across the thick slices: K axial, J coronal, I sagittal.", rich_help_panel="Method"
+        ),
     ] = None
     register: Annotated[
-        str, typer.Option("--register", help="Bring other images to the first source: none, rigid, affine or demons.")
+        str,
+        typer.Option(
+            "--register",
+            help="Bring other images to the first source: none, rigid, affine or demons.",
+            rich_help_panel="Method",
+        ),
     ] = "none"
     method: Annotated[
-        str, typer.Option("--method", help="Arm by name: A7 (dual-attention), A1 (l2), A8 (literal), ...")
+        str,
+        typer.Option(
+            "--method", help="Arm by name: A7 (dual-attention), A1 (l2), A8 (literal), ...", rich_help_panel="Method"
+        ),
     ] = "A7"
-    size: Annotated[str, typer.Option("--size", help="Effort: tiny, small, large or paper.")] = "small"
-    steps: Annotated[int | None, typer.Option("--steps", help="Training steps; the size decides by default.")] = None
-    fold: Annotated[int, typer.Option("--fold", help="Which fold is tested.")] = 0
-    folds: Annotated[int, typer.Option("--folds", help="Folds by subject; 1 keeps no test set.")] = 5
-    seed: Annotated[int, typer.Option("--seed", help="Seed of weights and batches.")] = 0
-    settings: Annotated[list[str] | None, typer.Option("--set", help="Any setting: --set loss.norm=l1.")] = None
+    size: Annotated[
+        str, typer.Option("--size", help="Effort: tiny, small, large or paper.", rich_help_panel="Method")
+    ] = "small"
+    steps: Annotated[
+        int | None,
+        typer.Option("--steps", help="Training steps; the size decides by default.", rich_help_panel="Method"),
+    ] = None
+    fold: Annotated[int, typer.Option("--fold", help="Which fold is tested.", rich_help_panel="Run")] = 0
+    folds: Annotated[
+        int, typer.Option("--folds", help="Folds by subject; 1 keeps no test set.", rich_help_panel="Run")
+    ] = 5
+    seed: Annotated[int, typer.Option("--seed", help="Seed of weights and batches.", rich_help_panel="Run")] = 0
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Any setting: --set loss.norm=l1.", rich_help_panel="Expert")
+    ] = None
 
     def recipe(self, reading: ReadingOptions, selection: Selection, settings: Sequence[str] = ()) -> Recipe:
         """Resolve them.

@@ -1,0 +1,61 @@
+"""Options and endings that several verbs share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from chiasm.cohorts.cases import Problem
+
+PARTIAL = 3  # some cases of a cohort failed, the others are done
+
+Data = Annotated[Path, typer.Argument(help="Folder or manifest of paired scans, in any layout that is recognised.")]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of what is drawn at random.", rich_help_panel="Run")]
+Size = Annotated[str, typer.Option("--size", help="Effort: tiny, small, large or paper.", rich_help_panel="Method")]
+Runner = Annotated[str, typer.Option("--runner", help="serial, processes, ray or slurm.", rich_help_panel="Run")]
+Allow = Annotated[
+    list[str] | None,
+    typer.Option("--allow", help="Take images that are marked so: synthetic, burned-in.", rich_help_panel="Data"),
+]
+Overwrite = Annotated[
+    bool,
+    typer.Option("--overwrite", help="Replace what other inputs or options left in the folder.", rich_help_panel="Run"),
+]
+Trust = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--trust",
+        help="A class of others whose code a model may run: --trust package.module:Class.",
+        rich_help_panel="Expert",
+    ),
+]
+Accelerator = Annotated[str, typer.Option("--accelerator", help="auto, cpu or cuda.", rich_help_panel="Run")]
+Precision = Annotated[
+    str, typer.Option("--precision", help="auto, 32-true, bf16-mixed or 16-mixed.", rich_help_panel="Run")
+]
+
+
+def show_registered(run: Path) -> None:
+    """Make the page of a run's registered pairs, where it has any."""
+    if (run / "registered").is_dir():
+        from chiasm.reports.registration import report_registered
+
+        typer.echo(f"registered pairs, the worst first: {report_registered(run / 'registered')}")
+
+
+def finish(problems: Sequence[Problem]) -> None:
+    """Name what was left out, and exit 3 if anything was."""
+    for problem in problems:
+        typer.echo(problem.line, err=True)
+    exit_partial(problems)
+
+
+def exit_partial(problems: Sequence[Problem]) -> None:
+    """Exit 3 if anything was left out."""
+    if problems:
+        raise typer.Exit(PARTIAL)

@@ -1,0 +1,168 @@
+"""Verbs about data: look at it, simulate it, align it, turn CT into attenuation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+from chiasm.commands.common import (
+    Allow,
+    Data,
+    Out,
+    Overwrite,
+    Seed,
+    finish,
+)
+from chiasm.commands.options import (
+    CohortOptions,
+    PeopleOptions,
+    ReadingOptions,
+    several,
+)
+from chiasm.locks import check_output
+from chiasm.progress import count, follow, open_progress
+
+if TYPE_CHECKING:
+    pass
+
+
+def demo(
+    out: Out = Path("chiasm-demo"),
+    task: Annotated[str, typer.Option("--task", help="t1-t2 or ct-mr.", rich_help_panel="Method")] = "t1-t2",
+    quick: Annotated[bool, typer.Option("--quick", help="Under a minute: fewer cases, fewer steps.")] = False,
+    seed: Seed = 0,
+) -> None:
+    """Simulate a cohort, train, predict, evaluate and write a report: offline, in minutes."""
+    from chiasm.demo import run_demo
+
+    with open_progress() as bar:
+        report = run_demo(out, task=task, quick=quick, seed=seed, say=typer.echo, progress=follow(bar, "training"))
+    typer.echo(f"\nreport: {report}")
+
+
+def inspect(
+    data: Data,
+    found: CohortOptions,
+    people: PeopleOptions,
+    reading: ReadingOptions,
+    source: Annotated[
+        list[str] | None, typer.Option("--source", help="Source modality.", rich_help_panel="Data")
+    ] = None,
+    target: Annotated[str | None, typer.Option("--target", help="Target modality.", rich_help_panel="Data")] = None,
+    allow: Allow = None,
+) -> None:
+    """Print what a folder holds: layout, cases, modalities, and what is wrong with each file."""
+    from chiasm.preparation.inspection import inspect_folder
+
+    sources = several(source)
+    selection = found.selection(sources, reading, allow, people)
+    seen = inspect_folder(data, sources, target, layout=found.layout, selection=selection)
+    for line in seen.lines():
+        typer.echo(line)
+    finish(seen.problems)
+
+
+def phantom(
+    out: Out,
+    subjects: Annotated[int, typer.Option("--subjects", help="How many.")] = 8,
+    seed: Seed = 0,
+    anatomy: Annotated[Path | None, typer.Option("--anatomy", help="Folder of 12-tissue label maps.")] = None,
+    spacing: Annotated[float, typer.Option("--spacing", help="Voxel size in mm.")] = 2.0,
+    difficulty: Annotated[str, typer.Option("--difficulty", help="easy, standard or hard.")] = "standard",
+    layout: Annotated[str, typer.Option("--layout", help="brats, bids or synthrad.", rich_help_panel="Data")] = "brats",
+    misregistration: Annotated[
+        float | None, typer.Option("--misregistration", help="How far T2 lies from T1, mm; the difficulty decides.")
+    ] = None,
+    movement: Annotated[
+        str, typer.Option("--movement", help="elastic, rigid, or held: the same patients, had they not moved.")
+    ] = "elastic",
+    overwrite: Overwrite = False,
+) -> None:
+    """Simulate a cohort of patients with a known truth."""
+    check_output(out)
+    from chiasm.simulation.phantom import write_cohort
+
+    with open_progress() as bar:
+        write_cohort(
+            out,
+            subjects=subjects,
+            seed=seed,
+            anatomy=anatomy,
+            spacing_mm=spacing,
+            difficulty=difficulty,
+            layout=layout,
+            misregistration_mm=misregistration,
+            movement=movement,
+            overwrite=overwrite,
+            progress=count(bar, "simulating"),
+        )
+    typer.echo(f"{subjects} subjects: {out}")
+
+
+def register(
+    moving: Annotated[Path, typer.Argument(help="The volume to bring.")],
+    fixed: Annotated[Path, typer.Argument(help="The volume of the same patient that stays.")],
+    out: Out,
+    reading: ReadingOptions,
+    kind: Annotated[str, typer.Option("--kind", help="rigid, affine or demons (rigid, then deformable).")] = "demons",
+    labels: Annotated[list[Path] | None, typer.Option("--labels", help="Label map to bring along.")] = None,
+    series: Annotated[
+        list[str] | None,
+        typer.Option("--series", help="DICOM series: --series moving=t2 fixed=3.", rich_help_panel="Data"),
+    ] = None,
+    seed: Seed = 0,
+    overwrite: Overwrite = False,
+) -> None:
+    """Bring a volume to the grid of another of the same patient: matrix, field, and a page to check it by."""
+    check_output(out)
+    from typing import get_args
+
+    from chiasm.errors import unknown
+    from chiasm.registration.alignment import Kind
+    from chiasm.reports.registration import register as run_registration
+
+    if kind not in get_args(Kind):
+        raise unknown("kind of registration", kind, get_args(Kind))
+
+    with open_progress() as bar:
+        made = run_registration(
+            moving,
+            fixed,
+            out,
+            kind=cast("Kind", kind),
+            labels=labels or (),
+            seed=seed,
+            reading=reading.reading(),
+            series=several(series),
+            overwrite=overwrite,
+            progress=count(bar, "registering"),
+        )
+    before, *_, after = made.alignment.information
+    typer.echo(f"mutual information {before:.3f} before, {after:.3f} after; look at {made.report}")
+    if after <= before:
+        typer.echo("warning: the images do not tell more of each other than before: look closely", err=True)
+
+
+def mumap(
+    ct: Annotated[Path, typer.Argument(help="CT in Hounsfield units, real or synthetic.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="File to write: .nii.gz, .nii or .mha.")],
+    reading: ReadingOptions,
+    kvp: Annotated[int, typer.Option("--kvp", help="Tube voltage: 80, 100, 110, 120, 130 or 140.")] = 120,
+    like: Annotated[Path | None, typer.Option("--like", help="PET volume whose grid the map takes.")] = None,
+    spacing: Annotated[float | None, typer.Option("--spacing", help="Or: voxel size in mm, over the CT's box.")] = None,
+    fwhm: Annotated[float, typer.Option("--fwhm", help="Resolution of PET in mm; 0 does not smooth.")] = 5.0,
+    series: Annotated[
+        str | None, typer.Option("--series", help="DICOM series of the CT: number or words.", rich_help_panel="Data")
+    ] = None,
+) -> None:
+    """Turn a CT into linear attenuation coefficients at 511 keV, in 1/cm, for PET."""
+    from chiasm.attenuation import mumap as make_mumap
+
+    made = make_mumap(
+        ct, out, kvp=kvp, like=like, spacing_mm=spacing, fwhm_mm=fwhm, reading=reading.reading(), series=series
+    )
+    for sentence in made.warnings:
+        typer.echo(f"warning: {sentence}", err=True)
+    typer.echo(f"1/cm at 511 keV, {kvp} kVp, {fwhm:g} mm: {out}")

@@ -1,0 +1,266 @@
+"""Verbs about models: plan, train, predict, complete, serve."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from chiasm.commands.common import (
+    Accelerator,
+    Allow,
+    Data,
+    Out,
+    Overwrite,
+    Precision,
+    Runner,
+    Seed,
+    Size,
+    Trust,
+    exit_partial,
+    finish,
+    show_registered,
+)
+from chiasm.commands.options import (
+    CohortOptions,
+    PeopleOptions,
+    ReadingOptions,
+    RecipeOptions,
+    several,
+)
+from chiasm.errors import RecipeError, unknown
+from chiasm.locks import check_output
+from chiasm.progress import count, follow, open_progress
+
+if TYPE_CHECKING:
+    from chiasm.prediction.manifest import Container
+
+
+def plan(
+    data: Data,
+    out: Out,
+    asked: RecipeOptions,
+    found: CohortOptions,
+    people: PeopleOptions,
+    reading: ReadingOptions,
+    allow: Allow = None,
+) -> None:
+    """Choose how to train and write plan.toml: every choice with its reason, time and memory."""
+    selection = found.selection(asked.source, reading, allow, people)
+    recipe = asked.recipe(reading, selection)
+    from chiasm.training.run import describe, plan_run
+
+    run = plan_run(data, recipe, out, say=typer.echo, layout=found.layout, selection=selection)
+    for line in describe(recipe, run.plan):
+        typer.echo(line)
+    show_registered(out)
+    exit_partial(run.problems)
+
+
+def train(
+    data: Data,
+    out: Out,
+    asked: RecipeOptions,
+    found: CohortOptions,
+    people: PeopleOptions,
+    reading: ReadingOptions,
+    allow: Allow = None,
+    devices: Annotated[
+        int, typer.Option("--devices", help="How many GPUs, or CPU processes.", rich_help_panel="Run")
+    ] = 1,
+    accelerator: Accelerator = "auto",
+    precision: Precision = "auto",
+) -> None:
+    """Train on a folder of paired scans; the same command again resumes."""
+    place = [f"training.devices={devices}", f"training.accelerator={accelerator}", f"training.precision={precision}"]
+    selection = found.selection(asked.source, reading, allow, people)
+    recipe = asked.recipe(reading, selection, place)
+    from chiasm.training.run import train as run_training
+
+    with open_progress() as bar:
+        run = run_training(
+            data,
+            recipe,
+            out,
+            say=typer.echo,
+            progress=follow(bar, "training"),
+            layout=found.layout,
+            selection=selection,
+        )
+    show_registered(out)
+    exit_partial(run.problems)
+
+
+def predict(
+    run: Annotated[Path, typer.Argument(help="Run folder, or its model folder.")],
+    inputs: Annotated[list[Path], typer.Argument(help="Files, folders or cohorts.")],
+    out: Out,
+    found: CohortOptions,
+    reading: ReadingOptions,
+    only: Annotated[
+        str, typer.Option("--only", help="all, train, validation or test cases of the run.", rich_help_panel="Data")
+    ] = "all",
+    degrade: Annotated[
+        bool,
+        typer.Option("--degrade", help="Super-resolution: make thin slices thick first.", rich_help_panel="Method"),
+    ] = False,
+    container: Annotated[
+        str, typer.Option("--format", help="volume: NIfTI or MetaImage; dicom.", rich_help_panel="Run")
+    ] = "volume",
+    overwrite: Overwrite = False,
+    runner: Runner = "serial",
+    accelerator: Accelerator = "auto",
+    precision: Precision = "auto",
+    trust: Trust = None,
+) -> None:
+    """Synthesise whole volumes and a reliability map for each, on the source's grid."""
+    check_output(out)
+    from chiasm.prediction.folders import predict as run_prediction
+
+    with open_progress() as bar:
+        made = run_prediction(
+            run,
+            inputs,
+            out,
+            only=only,
+            layout=found.layout,
+            series=several(found.series),
+            select=several(found.select),
+            reading=reading.reading(),
+            container=_container(container),
+            runner=runner,
+            degrade=degrade,
+            overwrite=overwrite,
+            accelerator=accelerator,
+            precision=precision,
+            trust=several(trust),
+            progress=count(bar, "predicting"),
+        )
+    kept = f", {len(made.kept)} were there already" if made.kept else ""
+    typer.echo(f"{len(made.done)} cases predicted{kept}: {made.folder}")
+    for note in made.notes:
+        typer.echo(note)
+    for case in made.remade:
+        typer.echo(f"warning: case {case}: its files had changed or were gone, and were made again", err=True)
+    for entry in (one for one in made.manifest.cases if one.case in (*made.done, *made.kept)):
+        for sentence in entry.warnings:
+            typer.echo(f"warning: case {entry.case}: {sentence}", err=True)
+    finish(made.problems)
+
+
+def complete(
+    data: Data,
+    out: Out,
+    source: Annotated[
+        list[str], typer.Option("--source", help="Source modality; several: --source t1 flair.", rich_help_panel="Data")
+    ],
+    found: CohortOptions,
+    people: PeopleOptions,
+    reading: ReadingOptions,
+    target: Annotated[
+        str | None, typer.Option("--target", help="The modality that some cases lack.", rich_help_panel="Data")
+    ] = None,
+    utility: Annotated[
+        str,
+        typer.Option(
+            "--utility",
+            help="What a later model makes, to measure the worth: a modality, auto, none.",
+            rich_help_panel="Method",
+        ),
+    ] = "auto",
+    folds: Annotated[int, typer.Option("--folds", help="Folds of the utility, by subject.", rich_help_panel="Run")] = 3,
+    seeds: Annotated[
+        int, typer.Option("--seeds", help="Seeds of the utility, from --seed on.", rich_help_panel="Run")
+    ] = 1,
+    method: Annotated[str, typer.Option("--method", help="Arm by name.", rich_help_panel="Method")] = "li-cnn",
+    size: Size = "small",
+    steps: Annotated[
+        int | None,
+        typer.Option("--steps", help="Training steps; the size decides by default.", rich_help_panel="Method"),
+    ] = None,
+    seed: Seed = 0,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Any setting: --set loss.norm=l1.", rich_help_panel="Expert")
+    ] = None,
+    trust: Trust = None,
+) -> None:
+    """Make the modality that some cases lack, mark it as synthetic, and measure what it is worth to a later model."""
+    check_output(out)
+    asked = RecipeOptions(
+        source, target, method=method, size=size, steps=steps, folds=folds, seed=seed, settings=settings
+    )
+    selection = found.selection((), reading, people=people)
+    recipe = asked.recipe(reading, selection)
+    from chiasm.studies.completion import complete as run_completion
+
+    with open_progress() as bar:
+        done = run_completion(
+            data,
+            recipe,
+            out,
+            utility=utility.lower(),
+            seeds=seeds,
+            layout=found.layout,
+            selection=selection,
+            trust=several(trust),
+            say=typer.echo,
+            progress=follow(bar, "training"),
+        )
+    for line in done.lines:
+        typer.echo(line)
+    finish(done.problems)
+
+
+def serve(
+    run: Annotated[Path, typer.Argument(help="Run folder, or its model folder.")],
+    reading: ReadingOptions,
+    dicom_port: Annotated[int | None, typer.Option("--dicom-port", help="Port of the DICOM node.")] = None,
+    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
+    title: Annotated[str, typer.Option("--aet", help="AE title of the DICOM node.")] = "CHIASM",
+    allow: Annotated[
+        list[str] | None, typer.Option("--allow", help="AE titles that may send.", rich_help_panel="Data")
+    ] = None,
+    send_to: Annotated[str | None, typer.Option("--send-to", help="Send results to AET@host:port.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to keep results in.")] = None,
+    series: Annotated[
+        list[str] | None, typer.Option("--series", help="Only series with these words.", rich_help_panel="Data")
+    ] = None,
+    quiet: Annotated[float, typer.Option("--quiet", help="Seconds without an image that end a series.")] = 5.0,
+    accelerator: Accelerator = "auto",
+    precision: Precision = "auto",
+    trust: Trust = None,
+) -> None:
+    """Run a DICOM node: series come in by C-STORE, synthetic ones go out; Ctrl-C ends it."""
+    if dicom_port is None:
+        raise RecipeError("nothing to serve", reason="no-port", hint="Give --dicom-port.")
+    if out is not None:
+        check_output(out)
+    from datetime import datetime
+
+    from chiasm.serving.dicom_inbox import Limits
+    from chiasm.serving.dicom_node import serve_dicom
+
+    serve_dicom(
+        run,
+        port=dicom_port,
+        host=host,
+        title=title,
+        allow=several(allow),
+        send_to=send_to,
+        out=out,
+        series=" ".join(series) if series else None,
+        limits=Limits(quiet_s=quiet),
+        reading=reading.reading(),
+        accelerator=accelerator,
+        precision=precision,
+        trust=several(trust),
+        say=lambda line: typer.echo(f"{datetime.now():%H:%M:%S} {line}"),
+    )
+
+
+def _container(name: str) -> Container:
+    """Read what a file format is called on the command line."""
+    if name not in ("volume", "dicom"):
+        raise unknown("format", name, ["volume", "dicom"])
+    return "dicom" if name == "dicom" else "volume"

@@ -1,0 +1,159 @@
+"""Verbs about results: evaluate, study, report, methods."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+from chiasm.commands.common import (
+    PARTIAL,
+    Out,
+    Overwrite,
+    Runner,
+    Size,
+    Trust,
+    finish,
+)
+from chiasm.commands.options import (
+    CohortOptions,
+    PeopleOptions,
+    ReadingOptions,
+    Select,
+    several,
+)
+from chiasm.errors import unknown
+from chiasm.locks import check_output
+from chiasm.progress import count, open_progress
+
+if TYPE_CHECKING:
+    from chiasm.recipe import Registration
+
+
+def evaluate(
+    predictions: Annotated[list[Path], typer.Argument(help="Folders written by chiasm predict, such as one per fold.")],
+    reference: Annotated[Path, typer.Argument(help="The cohort that holds the real targets.")],
+    out: Out,
+    found: CohortOptions,
+    people: PeopleOptions,
+    reading: ReadingOptions,
+    regions: Annotated[
+        str, typer.Option("--regions", help="seg: the cohort's label maps; none.", rich_help_panel="Data")
+    ] = "seg",
+    convention: Annotated[
+        str, typer.Option("--convention", help="Metric convention by name.", rich_help_panel="Method")
+    ] = "chiasm",
+    model: Annotated[
+        Path | None, typer.Option("--model", help="Run or model, where it was moved.", rich_help_panel="Expert")
+    ] = None,
+    register: Annotated[
+        str | None,
+        typer.Option(
+            "--register", help="none takes the real images as they lie; else as in training.", rich_help_panel="Method"
+        ),
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Score predictions per case and region beside the naive baselines, and write a report."""
+    check_output(out)
+    from chiasm.reports.evaluation import evaluate as run_evaluation
+
+    with open_progress() as bar:
+        scored = run_evaluation(
+            predictions,
+            reference,
+            out,
+            regions=regions,
+            convention=convention,
+            model=model,
+            layout=found.layout,
+            selection=found.selection((), reading, people=people),
+            register=None if register is None else _registration(register),
+            overwrite=overwrite,
+            progress=count(bar, "evaluating"),
+        )
+    for line in scored.table:
+        typer.echo(line)
+    typer.echo(f"report: {scored.report}")
+    for note in scored.notes:
+        typer.echo(note)
+    finish(scored.problems)
+
+
+def study(
+    file: Annotated[Path, typer.Argument(help="STUDY.toml: data, source, target, arms, folds, seeds, ...")],
+    out: Out,
+    people: PeopleOptions,
+    reading: ReadingOptions,
+    select: Select = None,
+    runner: Runner = "serial",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the jobs and stop.")] = False,
+    open_sealed: Annotated[bool, typer.Option("--open-sealed", help="Score the sealed test set, once.")] = False,
+    trust: Trust = None,
+) -> None:
+    """Compare methods over folds and seeds: jobs that resume, statistics, a report."""
+    if not dry_run:
+        check_output(out)
+    from chiasm.studies.study import run_study, tell_jobs
+
+    settings = [f"data.select={json.dumps(select)}"] if select else []
+    settings += [f"split.subject_pattern={json.dumps(people.subject_pattern)}"] if people.subject_pattern else []
+    if dry_run:
+        for line in tell_jobs(file, out, reading.reading(), settings):
+            typer.echo(line)
+        return
+    with open_progress() as bar:
+        done = run_study(
+            file,
+            out,
+            runner=runner,
+            open_sealed=open_sealed,
+            reading=reading.reading(),
+            trust=several(trust),
+            settings=settings,
+            say=typer.echo,
+            progress=count(bar, "jobs"),
+        )
+    for comparison in done.comparisons:
+        if comparison.primary:
+            typer.echo(comparison.verdict)
+    typer.echo(f"report: {done.report}")
+    if done.failed:
+        raise typer.Exit(PARTIAL)
+
+
+def report(
+    out: Annotated[Path, typer.Argument(help="What chiasm study or chiasm evaluate wrote.")],
+    cases: Annotated[int, typer.Option("--cases", help="At most as many cases get a page.")] = 24,
+    whole: Annotated[bool, typer.Option("--whole", help="Keep volumes uncut and unthinned.")] = False,
+) -> None:
+    """Make the pages again from a study's or an evaluation's files."""
+    check_output(out)
+    from chiasm.studies.study import report as make_report
+
+    typer.echo(f"report: {make_report(out, pages=cases, whole=whole)}")
+
+
+def methods(size: Size = "small") -> None:
+    """List every method: what it is, whose it is, how many weights, what it needs; and what is no method."""
+    from chiasm.training.players import BESIDE, describe_methods
+
+    for row in describe_methods(size):
+        published = f" ({row.published:,} published)" if row.published else ""
+        told = [row.paper, f"{row.weights:,} weights{published}", *([f"needs {row.needs}"] if row.needs else [])]
+        typer.echo(f"{row.name:12} {row.words}\n{'':12} {'; '.join(told)}")
+    for name, words in BESIDE.items():
+        typer.echo(f"{name}: {words}")
+
+
+def _registration(name: str) -> Registration:
+    """Read what a registration is called on the command line."""
+    from typing import get_args
+
+    from chiasm.recipe import Registration
+
+    if name not in get_args(Registration):
+        raise unknown("registration", name, get_args(Registration))
+    return cast("Registration", name)
