@@ -20,7 +20,7 @@ import numpy as np
 
 from chiasm.evaluation.rows import UNITS, Row, write_evaluation
 from chiasm.storage import write_json
-from chiasm.studies.study import report
+from chiasm.studies.study_report import report
 
 REGIONS = ("mask", "image", "healthy", "WT", "TC", "ET", "edges", "lesion-edge", "lesion-1", "lesion-2")
 METRICS = ("mae", "rmse", "nmae", "psnr", "ssim", "ncc", "gradient_error", "sharpness")

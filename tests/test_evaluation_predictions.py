@@ -20,6 +20,7 @@ from chiasm.metrics.conventions import CONVENTIONS
 from chiasm.prediction.folders import predict
 from chiasm.preparation.plan import read_plan
 from chiasm.reports.evaluation import Scored, evaluate, report_evaluation
+from chiasm.storage import read_json, write_json
 from chiasm.volumes import read_volume
 from synthetic_cohort import affine, forget_digests, save
 
@@ -207,6 +208,20 @@ def test_without_a_mask_file_of_its_own_a_prediction_is_scored_in_another_mask_a
     scores = score_folder(folder, data, naive=False)
     assert {mask.used for mask in scores.remarks.masks} == {"cohort"}
     assert all(mask.voxels < 0.6 * before[mask.case] for mask in scores.remarks.masks)
+
+
+@pytest.mark.parametrize("content", [[], 3, {"predictions": 5}, {"select": True}, {"register": "glue"}])
+def test_what_an_evaluation_was_asked_for_is_refused_in_one_sentence_where_it_was_changed(
+    scored: Scored, predictions: Path, toy_cohort: Path, tmp_path: Path, content: object
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(scored.report.parent, copy)
+    whole = read_json(copy / "asked.json")
+    write_json(copy / "asked.json", {**whole, **content} if isinstance(content, dict) else content)
+    with pytest.raises(RunError, match=r"asked\.json"):
+        report_evaluation(copy)
+    with pytest.raises(RunError, match=r"asked\.json"):
+        evaluate(predictions, toy_cohort, copy)
 
 
 def test_another_evaluation_is_not_mixed_in_and_a_case_that_is_not_predicted_yet_is_named(

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import chiasm
@@ -38,8 +39,10 @@ from chiasm.prediction.model import (
     source_channels,
 )
 from chiasm.prediction.model_files import CARD, NEEDED, WEIGHTS, find_model
+from chiasm.preparation.plan import read_plan, write_plan
 from chiasm.recipe import write_recipe
 from chiasm.storage import read_toml, write_toml
+from chiasm.volumes import read_volume
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +78,7 @@ def test_a_model_comes_back_with_the_same_predictions_and_records(model: Model, 
     for a, b in zip(predictions(model), predictions(again), strict=True):
         assert torch.equal(a, b)
     assert (again.recipe, again.plan, again.calibration) == (model.recipe, model.plan, model.calibration)
-    assert again.error_scale == model.error_scale and again.sha256 == sha256_of(tmp_path / "model" / WEIGHTS)
+    assert again.error_scale == model.error_scale and again.sha256 == sha256_of(tmp_path / "model" / CARD)
 
 
 def test_a_model_without_judge_and_calibration_comes_back_so(model: Model, tmp_path: Path) -> None:
@@ -292,6 +295,39 @@ def test_weights_of_other_shapes_are_refused_before_memory_is_taken(model: Model
         load_model(folder)
     assert time.monotonic() - start < 2
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # KiB
+
+
+def test_a_split_that_the_card_does_not_name_is_never_opened(folder: Path, toy_cohort: Path, tmp_path: Path) -> None:
+    (folder / "splits.json").unlink()
+    sign_again(folder)
+    os.mkfifo(folder / "splits.json")  # whoever opens it waits for ever
+    made = chiasm.predict(folder, [next(iter(sorted(toy_cohort.rglob("*_t1.nii.gz"))))], tmp_path / "made")
+    assert [entry.role for entry in made.manifest.cases] == ["new"]
+
+
+def test_a_model_that_changed_in_its_folder_is_loaded_again(folder: Path, toy_cohort: Path, tmp_path: Path) -> None:
+    scan = next(iter(sorted(toy_cohort.rglob("*_t1.nii.gz"))))
+    before = chiasm.predict(folder, [scan], tmp_path / "before")
+    plan = read_plan(folder / "plan.toml")
+    write_plan(folder / "plan.toml", replace(plan, target_background=plan.target_background - 7))
+    sign_again(folder)
+    after = chiasm.predict(folder, [scan], tmp_path / "after")
+    corners = [read_volume(one.folder / one.manifest.cases[0].image).array[0, 0, 0] for one in (before, after)]
+    assert corners[1] == corners[0] - 7
+    with pytest.raises(RunError, match="the model was"):
+        chiasm.predict(folder, [scan], tmp_path / "before")
+
+
+def test_networks_that_make_no_finite_numbers_write_no_image(folder: Path, toy_cohort: Path, tmp_path: Path) -> None:
+    weights = {
+        name: value * 1e38 if value.is_floating_point() else value
+        for name, value in load_file(folder / WEIGHTS).items()
+    }
+    save_file(weights, folder / WEIGHTS)
+    sign_again(folder)
+    made = chiasm.predict(folder, [next(iter(sorted(toy_cohort.rglob("*_t1.nii.gz"))))], tmp_path / "made")
+    assert [problem.reason for problem in made.problems] == ["not-finite"] and not made.done
+    assert not list((tmp_path / "made").glob("*.nii.gz"))
 
 
 def test_loading_a_model_imports_neither_torchs_compiler_nor_scipys_filters(folder: Path) -> None:

@@ -56,6 +56,19 @@ def test_a_single_setting_wins_over_arm_and_size() -> None:
     assert make_recipe("A0", "tiny", settings=["loss.norm=l2", "schedule.steps=7"]).loss.norm == "l2"
 
 
+@pytest.mark.parametrize(
+    "setting",
+    [
+        *("training.batch=true", "optimiser.discriminator_rate=true", "split.seed=false", "data.ct_offset=true"),
+        *("split.sealed=1", f"split.fold={'9' * 4000}"),
+    ],
+)
+def test_a_switch_or_an_impossible_number_is_refused_in_a_short_sentence(setting: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        make_recipe(settings=[setting])
+    assert len(str(caught.value)) < 400
+
+
 def test_no_two_methods_are_called_alike() -> None:
     called = [word for method in METHODS.values() for word in method.called]
     assert len(called) == len(set(called)) and not set(called) & set(NAMES)

@@ -16,14 +16,15 @@ import pytest
 
 import fake_slurm
 from chiasm.cli import main
-from chiasm.errors import ChiasmError, RecipeError
+from chiasm.errors import ChiasmError, RecipeError, RunError
 from chiasm.evaluation.predictions import score_folder
 from chiasm.evaluation.rows import read_evaluation
 from chiasm.runners import RUNNERS, Lost, Runner, find_runner
 from chiasm.storage import read_json, read_toml, write_json, write_toml
 from chiasm.studies.jobs import _fingerprint, find_cases, list_jobs
-from chiasm.studies.study import Done, report, run_study, tell_jobs
+from chiasm.studies.study import run_study, tell_jobs
 from chiasm.studies.study_file import Phantom, Study, read_study
+from chiasm.studies.study_report import Done, report
 from chiasm.studies.work import simulate
 from chiasm.volumes import read_volume
 from conftest import QUICK, Opened
@@ -136,6 +137,39 @@ def test_the_pages_are_made_again_from_files_alone(finished: tuple[Path, Path, D
     assert "No pages of single cases were made" in report(copy).read_text()  # figures remain
     with pytest.raises(ChiasmError, match="no study, no evaluation"):
         report(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("cases",), 1),
+        (("jobs",), 10),
+        (("jobs",), []),
+        (("jobs", 0), []),
+        (("jobs", 0, "folder"), 5),
+        (("jobs", 0, "folder"), "../jobs"),
+        (("jobs", 0, "folder"), "/etc"),
+        (("study", "data"), 0),
+        (("hours",), "soon"),
+        (("cases",), {}),
+        ((), []),
+    ],
+)
+def test_notes_of_a_study_that_somebody_changed_are_refused_in_one_sentence(
+    finished: tuple[Path, Path, Done], tmp_path: Path, place: tuple[Any, ...], value: object
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(finished[1], copy, ignore=shutil.ignore_patterns("cache", "jobs", "cases"))
+    content = {"all": read_json(copy / "study.json")}
+    part: Any = content
+    *way, last = ("all", *place)
+    for step in way:
+        part = part[step]
+    part[last] = value
+    write_json(copy / "study.json", content["all"])
+    with pytest.raises(RunError, match=r"study\.json"):
+        report(copy)
 
 
 @pytest.mark.slow
@@ -400,7 +434,7 @@ def test_a_variant_is_an_arm_with_settings_of_its_own_and_arms_answer_to_their_a
     recipes = [read_toml(file) for file in (tmp_path / "out").glob("jobs/*/recipe.toml")]
     betas = {recipe["method"]: recipe["attention"]["beta"] for recipe in recipes}
     assert betas["A7"] == 1 and betas["sharp"] == 3 and len(recipes) == 5  # both warm-ups are shared
-    assert "A7 with attention.beta=3" in done.report.read_text()
+    assert "dual-attention with attention.beta=3" in done.report.read_text()
 
 
 def test_a_variant_of_the_optimiser_or_schedule_has_a_beginning_of_its_own(tmp_path: Path, toy_cohort: Path) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import json
 import os
 import pickle
 import resource
@@ -25,6 +26,9 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import load_file, save_file
 
 from chiasm.checksums import sha256_of, with_checksum
 from chiasm.cli import main
@@ -113,6 +117,27 @@ def put(name: str, content: bytes) -> Change:
     return change
 
 
+def weights(change_one: Callable[[Any], Any]) -> Change:
+    """Change every tensor of the weights."""
+
+    def change(folder: Path) -> None:
+        file = folder / "weights.safetensors"
+        save_file({name: change_one(value).contiguous() for name, value in load_file(file).items()}, file)
+        sign(folder)
+
+    return change
+
+
+def entry(name: str, **changes: object) -> Change:
+    """Change entries of a JSON file."""
+
+    def change(folder: Path) -> None:
+        (folder / name).write_text(json.dumps({**json.loads((folder / name).read_text()), **changes}))
+        sign(folder)
+
+    return change
+
+
 def link(name: str) -> Change:
     """Move a file out of the folder and leave a link to it."""
 
@@ -164,6 +189,15 @@ def hostile_changes(place: Path) -> dict[str, Change]:
         "a header of weights without end": put("weights.safetensors", (2**62).to_bytes(8, "little") + b"{}"),
         "weights behind a link": link("weights.safetensors"),
         "a recipe behind a link": link("recipe.toml"),
+        "weights of NaN": weights(lambda value: value * float("nan") if value.is_floating_point() else value),
+        "infinite weights": weights(lambda value: value + float("inf") if value.is_floating_point() else value),
+        "weights of whole numbers": weights(lambda value: value.to(torch.int8)),
+        "complex weights": weights(lambda value: value * 1j),
+        "a list of a million tensors": put("weights.safetensors", million_tensors()),
+        "limits of 0": edit("plan.toml", {"fitted.source_limits": [0.0]}),
+        "a reference of -1e300": edit("plan.toml", {"fitted.target_reference.values": [-1e300, 1.0, 2.0]}),
+        "a calibration on infinitely many voxels": entry("calibration.json", voxels=float("inf")),
+        "a calibration to -1e300": entry("calibration.json", x=[0.0, 1.0], y=[-1e300, 1.0]),
         "a card that names a file outside": name_outside,
         "a card that is another's": card(sha256=["weights.safetensors"]),
         "an infinite scale": card(error_scale=float("inf")),
@@ -174,6 +208,13 @@ def hostile_changes(place: Path) -> dict[str, Change]:
         "a number without end": put("recipe.toml", numbers),
         "a recipe of 100 MB": put("recipe.toml", b"#" * 100_000_000),
     }
+
+
+def million_tensors() -> bytes:
+    """Return a file of weights that lists a million empty tensors."""
+    listed = {f"t{number}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for number in range(1_000_000)}
+    header = json.dumps(listed).encode()
+    return len(header).to_bytes(8, "little") + header
 
 
 def plant(place: Path) -> None:

@@ -6,6 +6,7 @@ its own, and within a line only from names to its left; a test reads this map.
     errors        what a user can act on: what, where, found, expected, what to do
     names         names of cases and files that are harmless everywhere
     storage       files that appear whole or not at all; TOML, JSON
+    records       files that must hold what their type says
     checksums     sha256 of files, and of cards that carry their own
     locks         folders of results with one owner at a time
     recipe        the settings of a training: sections, fields, bounds
@@ -35,7 +36,8 @@ its own, and within a line only from names to its left; a test reads this map.
                   uncertainty, reliability
     reports       the pages that people read: drawing, registration, gallery, curves, evaluation_page, pictures,
                   case_page, evaluation, study_page, study_digest
-    studies       methods x folds x seeds, and completion: study_file, filling, utility, completion, jobs, work, study
+    studies       methods x folds x seeds, and completion: study_file, filling, utility, completion, jobs, work, notes,
+                  study_report, study
     serving       a DICOM node: dicom_inbox, dicom_gate, dicom_send, dicom_node
     demo          the main job on simulated patients
     commands      the verbs of the command line: options, common, data, models, results
@@ -54,8 +56,8 @@ if TYPE_CHECKING:
     from chiasm.reports.evaluation import evaluate
     from chiasm.reports.registration import register
     from chiasm.studies.completion import complete
-    from chiasm.studies.study import report
     from chiasm.studies.study import run_study as study
+    from chiasm.studies.study_report import report
     from chiasm.training.run import plan_run as plan
     from chiasm.training.run import train
 

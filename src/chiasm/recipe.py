@@ -62,6 +62,16 @@ class Section(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _numbers_are_no_switches(cls, content: Any) -> Any:
+        """Refuse true and false where a number is wanted: Python would take them for 1 and 0."""
+        for name, value in content.items() if isinstance(content, Mapping) else ():
+            takes_switch = name not in cls.model_fields or "bool" in str(cls.model_fields[name].annotation)
+            if isinstance(value, bool) and not takes_switch:
+                raise ValueError(f"{name} is no switch: give a value, not {str(value).lower()}")
+        return content
+
 
 class Data(Section):
     """What goes in, what comes out, and on which grid networks see it."""
@@ -115,10 +125,12 @@ class Split(Section):
 
     by: Literal["subject", "site"] = "subject"  # site: each fold tests one site, in the order of their names
     folds: Annotated[int, Field(ge=1, le=10_000)] = 5  # 1: no test set, every case trains or validates
-    fold: Annotated[int, Field(ge=0)] = 0
+    fold: Annotated[int, Field(ge=0, lt=10_000)] = 0
     validation: Fraction = 0.2  # share of the subjects that are not tested; at least one
     subject_pattern: str = ""  # whose group is the subject in a case's id; "": as layout and names tell
-    sealed: Fraction = 0.0  # share of the subjects that no fold touches, kept for one last test
+    sealed: Annotated[float, Field(ge=0, lt=1)] = (
+        0.0  # share of the subjects that no fold touches, kept for one last test
+    )
     seed: Seed = 0
 
     @model_validator(mode="after")

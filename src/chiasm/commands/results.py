@@ -131,7 +131,7 @@ def report(
 ) -> None:
     """Make the pages again from a study's or an evaluation's files."""
     check_output(out)
-    from chiasm.studies.study import report as make_report
+    from chiasm.studies.study_report import report as make_report
 
     typer.echo(f"report: {make_report(out, pages=cases, whole=whole)}")
 

@@ -24,6 +24,7 @@ from chiasm.storage import read_json, write_json
 
 #: Fewer voxels than this say nothing about a map.
 LEAST_VOXELS = 1_000
+MOST_ERROR = 1e9  # normalised units, far beyond any
 _RANKED = 200_000  # voxels of the rank correlation; beyond, its third digit stands still
 
 
@@ -235,11 +236,16 @@ def read_calibration(path: Path) -> Calibration:
     try:
         x, y = (tuple(float(knot) for knot in content[name]) for name in ("x", "y"))
         calibration = Calibration(x, y, tuple(content["fitted_on"]), int(content["voxels"]), float(content["spearman"]))
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise RunError("is no calibration", path=path, reason="damaged", found=repr(error)) from error
     rising = x and len(x) == len(y) and (np.diff(x) > 0).all() and (np.diff(y) >= 0).all()
-    if not rising or not np.isfinite([*x, *y, calibration.spearman]).all():
-        raise RunError("holds no rising calibration", path=path, reason="damaged")
+    bounded = rising and min(y) >= 0 and (np.abs([*x, *y, calibration.spearman]) < MOST_ERROR).all()
+    if not bounded:
+        raise RunError(
+            "holds no calibration: its knots must rise, be errors of at least 0, and be finite",
+            path=path,
+            reason="damaged",
+        )
     return calibration
 
 

@@ -31,7 +31,7 @@ from chiasm.prediction.manifest import (
     write_manifest,
 )
 from chiasm.prediction.model import Model, load_model
-from chiasm.prediction.model_files import find_model, named_classes
+from chiasm.prediction.model_files import find_model, named_classes, read_card
 from chiasm.prediction.resuming import Earlier, hash_inputs, take_over
 from chiasm.prediction.synthesis import Synthesis, synthesise
 from chiasm.preparation.plan import Plan
@@ -483,10 +483,10 @@ def _outputs(case: Case, plan: Plan, container: Container) -> tuple[str, ...]:
 
 def _roles(run: Path) -> dict[str, Role]:
     """Map case id to its role, from the split that the model carries; empty where it carries none."""
-    path = find_model(run) / "splits.json"
-    if not path.exists():
+    folder = find_model(run)
+    if "splits.json" not in read_card(folder).sha256:
         return {}
-    split = read_splits(path).split
+    split = read_splits(folder / "splits.json").split
     roles: tuple[Role, ...] = ("train", "validation", "test", "sealed")
     return {name: role for role in roles for name in getattr(split, role)}
 

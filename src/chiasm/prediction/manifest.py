@@ -74,7 +74,7 @@ class Manifest:
 
     Attributes:
         model: Folder of the model, from the manifest's folder.
-        sha256: Of its weights.
+        sha256: Of its card `model.toml`, which names every file of the model with its own.
         method: Arm.
         seed: Of its training.
         fold: Of its split.

@@ -30,6 +30,7 @@ from chiasm.prediction.model_files import (
     CARD,
     FORMAT,
     WEIGHTS,
+    check_header,
     check_sums,
     check_trusted,
     find_model,
@@ -51,7 +52,7 @@ class Model:
         local_judge: The local discriminator behind the reliability map, or None.
         error_scale: s of the soft targets, normalised units.
         calibration: From the map's raw score to the expected absolute error, or None.
-        sha256: Of the weights; empty for a model that is not stored yet.
+        sha256: Of the card, which names every file of the folder with its own; empty before it is saved.
         refiner: The second stage, which corrects the generator where the local
             discriminator doubts it, or None.
         earlier: Generators of the stages before this one, first to last, whose
@@ -212,12 +213,14 @@ def load_model(path: Path, *, trust: str | Collection[str] = ()) -> Model:
     if is_own_class(recipe.generator.network):
         check_trusted(recipe.generator.network, trust, folder)
     try:
+        check_header(folder / WEIGHTS)
         found = _shapes_in(folder / WEIGHTS)
         with_judge = any(name.startswith("local.") for name in found)
         _check_shapes(recipe, plan, found, with_judge=with_judge)
         check_sums(folder, card, [WEIGHTS])
         model = _made(recipe, plan, with_judge=with_judge)
         weights = load_file(folder / WEIGHTS)
+        _check_numbers(weights)
         for prefix, network in _parts(model):
             network.load_state_dict(_part(weights, f"{prefix}."))
             network.eval()
@@ -233,7 +236,7 @@ def load_model(path: Path, *, trust: str | Collection[str] = ()) -> Model:
         model,
         error_scale=card.error_scale,
         calibration=read_calibration(folder / "calibration.json") if calibrated else None,
-        sha256=card.sha256[WEIGHTS],
+        sha256=sha256_of(folder / CARD),
     )
 
 
@@ -295,6 +298,20 @@ def _shapes_in(path: Path) -> Shapes:
     """Read which tensors a file of weights holds, from its header alone."""
     with safe_open(path, "pt") as file:
         return _unnormalised({name: tuple(file.get_slice(name).get_shape()) for name in file.keys()})  # noqa: SIM118
+
+
+def _check_numbers(weights: Mapping[str, Tensor]) -> None:
+    """Refuse weights that are not real, finite numbers; counts of batches are whole ones.
+
+    Raises:
+        ValueError: If there are such.
+    """
+    for name, value in weights.items():
+        is_count = name.endswith("num_batches_tracked")
+        if not (value.is_floating_point() or (is_count and not value.is_complex())):
+            raise ValueError(f"{name} holds {value.dtype}, and weights are floating-point numbers")
+        if not is_count and not torch.isfinite(value).all():
+            raise ValueError(f"{name} holds NaN or infinite values")
 
 
 def _unnormalised(shapes: Shapes) -> Shapes:

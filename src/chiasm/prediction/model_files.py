@@ -22,6 +22,7 @@ WEIGHTS, CARD = "weights.safetensors", "model.toml"
 NEEDED = frozenset({WEIGHTS, "recipe.toml", "plan.toml"})
 MOST_FILES = 64
 MOST_BYTES = 2**34  # of one file
+MOST_HEADER = 2**21  # bytes of the list of tensors: 5,000 of them take 600 kB
 
 
 class Card(BaseModel):
@@ -92,6 +93,24 @@ def read_card(folder: Path) -> Card:
     for name in card.sha256:
         _check_place(folder, name)
     return card
+
+
+def check_header(path: Path) -> None:
+    """Refuse a file of weights whose list of tensors is longer than any model's.
+
+    Raises:
+        RunError: If it is.
+    """
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if length > MOST_HEADER:
+        raise RunError(
+            "lists more tensors than any model has",
+            path=path,
+            reason="damaged",
+            found=f"a header of {length:,} bytes",
+            expected=f"at most {MOST_HEADER:,}",
+        )
 
 
 def check_files(folder: Path) -> None:

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from chiasm.errors import RecipeError, VolumeError
+from chiasm.errors import RecipeError, RunError, VolumeError
 from chiasm.networks.catalogue import SameSize
 from chiasm.prediction.calibration import apply_calibration
 from chiasm.prediction.engines import Engine
@@ -175,7 +175,8 @@ def synthesise_prepared(
     if local_judge is None:
         return Maps(prediction, None, None, None)
     magnitude, structured, realness = outputs[1:4]
-    score = error_scale * np.logaddexp(0, -magnitude)  # -s log sigmoid(logit)
+    with np.errstate(invalid="ignore"):  # `synthesise` refuses what is no number
+        score = error_scale * np.logaddexp(0, -magnitude)  # -s log sigmoid(logit)
     doubts = (np.where(mask, 1 / (1 + np.exp(np.clip(logit, -60, 60))), 0) for logit in (structured, realness))
     return Maps(
         prediction, np.where(mask, score, 0).astype(np.float32), *(doubt.astype(np.float32) for doubt in doubts)
@@ -297,7 +298,24 @@ def synthesise(
         reliability = Volume(
             np.where(valid, errors_on_grid(expected, prepared, plan, grid), 0).astype(np.float32), grid
         )
+    _check_finite(image, reliability)
     return Synthesis(image, reliability, Volume(valid, grid), tuple(warnings), prepared.mask_rule)
+
+
+def _check_finite(*made: Volume | None) -> None:
+    """Refuse what a network made of NaN or infinite values, as one does whose training diverged.
+
+    Raises:
+        RunError: If there are such.
+    """
+    for volume in made:
+        if volume is not None and not np.isfinite(volume.array).all():
+            raise RunError(
+                "the networks made NaN or infinite values",
+                reason="not-finite",
+                found=f"{int((~np.isfinite(volume.array)).sum()):,} voxels",
+                hint="The model is damaged or its training diverged: look at its report, or train it again.",
+            )
 
 
 def _blending(image: NDArray[np.float32], mask: NDArray[np.bool_], plan: Plan) -> list[str]:

@@ -169,7 +169,10 @@ class Plan:
             or len(self.input_mean) != count + 1
             or len(self.input_sd) != count + 1,
             "numbers must be finite and below 1e9": not (np.abs(self._numbers()) < 1e9).all(),
-            "sizes must be positive": min(*self.spacing_mm, *self.patch, *self.input_sd, self.target_sd) <= 0,
+            "sizes must be positive": min(
+                *self.spacing_mm, *self.patch, *self.input_sd, *self.source_limits, self.target_sd
+            )
+            <= 0,
             f"voxels must be of {LEAST_SPACING:g} to {MOST_SPACING:g} mm": min(self.spacing_mm) < LEAST_SPACING
             or max(self.spacing_mm) > MOST_SPACING,
             f"a patch has at most {MOST_PATCH:,} voxels": math.prod(self.patch) > MOST_PATCH,
@@ -191,7 +194,8 @@ class Plan:
     def _numbers(self) -> NDArray[np.float64]:
         tables = (self.spacing_mm, self.target_range, self.window_hu, *self.lookup, self.input_mean, self.input_sd)
         pairs = (*self.source_ranges, *self.source_histograms, *self.grid_mm, *self.body_mm, self.source_limits)
-        return np.array([*chain(*tables, *pairs), self.target_background, self.target_sd], np.float64)
+        maps = self.target_reference.values, self.target_reference.normalised
+        return np.array([*chain(*tables, *pairs, *maps), self.target_background, self.target_sd], np.float64)
 
 
 class Tables(TypedDict):

@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from numpy.typing import NDArray
+from pydantic import BaseModel, Field
 
 from chiasm.cohorts.cases import Cohort, Problem
 from chiasm.cohorts.dicom_patients import Selection
@@ -38,6 +39,7 @@ from chiasm.prediction.manifest import Entry, relative
 from chiasm.preparation.bias_field import UNSHADED
 from chiasm.preparation.plan import Plan
 from chiasm.recipe import Registration
+from chiasm.records import parse_record
 from chiasm.registration.cohort import Together, tell_movement
 from chiasm.reports.case_page import CasePage, against_cohort, write_case_page
 from chiasm.reports.curves import read_history
@@ -47,6 +49,7 @@ from chiasm.reports.pictures import write_picture
 from chiasm.reports.registration import report_registered
 from chiasm.storage import read_facts, read_json, read_toml, write_json
 from chiasm.volumes import Reading, Volume, canonical
+from chiasm.volumes.screening import STRICT
 
 ASKED = "asked.json"
 CHOSEN = ("series", "select", "subject_pattern", "reading")  # of `ASKED`: which files are taken, and how they are read
@@ -58,6 +61,24 @@ PAGES = 24  # cases with a page of their own, unless more are asked for
 FEWEST_TO_TEST = 6
 
 Progress = Callable[[int, int, str], None]
+
+
+class Asked(BaseModel):
+    """What `asked.json` says of an evaluation; earlier versions wrote fewer entries."""
+
+    predictions: list[str]
+    model: str | None
+    reference: str
+    layout: str | None
+    regions: Literal["seg", "none"]
+    written_in: str = ""
+    convention: str = ""
+    register_: Annotated[Registration, Field(alias="register")] = "none"
+    series: dict[str, str] = {}
+    select: list[str] = []
+    subject_pattern: str = ""
+    reading: Reading = STRICT
+    problems: list[str] = []
 
 
 @dataclass(frozen=True)
@@ -191,7 +212,7 @@ def _make_room(out: Path, asked: Mapping[str, Any], *, overwrite: bool) -> None:
     for mark, what in OWNED.items():
         if (out / mark).is_file():
             raise RunError(f"holds {what}", path=out, reason="occupied", hint="Give another folder with -o.")
-    before = read_json(out / ASKED) if (out / ASKED).is_file() else None
+    before = _read_asked(out) if (out / ASKED).is_file() else None
     if before is None:
         return
     told = [
@@ -243,7 +264,7 @@ def report_evaluation(out: Path, *, pages: int = PAGES, whole: bool = False) -> 
     Raises:
         ChiasmError: If a file is missing or damaged.
     """
-    rows, asked, remarks = read_evaluation(out), read_json(out / ASKED), read_remarks(out)
+    rows, asked, remarks = read_evaluation(out), _read_asked(out), read_remarks(out)
     model = None if asked["model"] is None else _place(out, asked, asked["model"])
     judged = [open_predictions(_place(out, asked, folder), model) for folder in asked["predictions"]]
     how: Registration = asked.get("register", "none")
@@ -278,12 +299,25 @@ def report_evaluation(out: Path, *, pages: int = PAGES, whole: bool = False) -> 
             *_warnings(judged, rows),
             *_mask_warnings(remarks.masks, cohort),
             *(f"labels not used: {message}" for message in remarks.problems),
-            *(f"not scored: {message}" for message in asked["problems"]),
+            *(f"not scored: {message}" for message in asked.get("problems", [])),
         ],
         method=method,
         naive=judged[0].baselines.names,
         pages=links,
     )
+
+
+def _read_asked(out: Path) -> dict[str, Any]:
+    """Read what an evaluation was asked for.
+
+    Raises:
+        RunError: If the file is missing or damaged.
+    """
+    content = read_json(out / ASKED)
+    hint = "Give another folder with -o, or remove this one and run chiasm evaluate again."
+    parse_record(content, out / ASKED, Asked, "not what chiasm evaluate writes", hint)
+    asked: dict[str, Any] = content
+    return asked
 
 
 def _place(out: Path, asked: Mapping[str, Any], name: str) -> Path:
@@ -471,7 +505,7 @@ def _facts(judged: Sequence[Judged], cohort: Cohort) -> dict[str, dict[str, str]
         "Plan": {name: str(reason) for name, reason in read_toml(first.model / "plan.toml").get("reasons", {}).items()},
         "Model": {
             "method": first.manifest.method,
-            "sha256 of the weights": ", ".join(one.manifest.sha256 for one in judged),
+            "sha256 of model.toml": ", ".join(one.manifest.sha256 for one in judged),
         },
         "Recipe": {
             f"{section}.{name}": str(value)

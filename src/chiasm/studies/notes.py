@@ -1,0 +1,107 @@
+"""What a study's pages need beside its scores, as a file: cases, jobs, failures, remarks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from chiasm.cohorts.cases import Cohort
+from chiasm.evaluation.rows import Remarks, read_remarks
+from chiasm.recipe import Section
+from chiasm.records import read_record
+from chiasm.studies.jobs import Job
+from chiasm.studies.study_file import Study
+from chiasm.studies.work import Outcome, sealed_folder
+
+NOTES = "study.json"
+AGAIN = "Run the same chiasm study command again: it writes the file anew."
+
+
+class NotedCase(Section):
+    """Whose a case is, and from where."""
+
+    subject: str
+    site: str | None = None
+
+
+class NotedJob(Section):
+    """A training that was finished."""
+
+    name: str
+    arm: str
+    fold: int
+    seed: int
+    folder: Annotated[str, Field(pattern=r"^jobs/[A-Za-z0-9_-]+$")]
+
+
+class Notes(Section):
+    """What a study's pages need beside its scores.
+
+    Attributes:
+        study: The study file, resolved.
+        cases: Case id to subject and site.
+        regions: Names of the label regions.
+        jobs: Finished trainings; at least one.
+        hours: Of computing, all together.
+        failed: What went wrong, in sentences.
+        remarks: What must be said of the scores.
+    """
+
+    study: Study
+    cases: dict[str, NotedCase]
+    regions: tuple[str, ...]
+    jobs: Annotated[tuple[NotedJob, ...], Field(min_length=1)]
+    hours: Annotated[float, Field(ge=0)]
+    failed: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
+
+
+def notes_of(
+    study: Study, cohort: Cohort, jobs: Sequence[Job], failed: Sequence[Outcome], *, opened: bool
+) -> dict[str, Any]:
+    """Collect what a study's page needs beside its figures."""
+    arms = [job for job in jobs if job.kind == "arm" and job.is_done]
+    told = {job.key: job.spent for job in jobs if job.is_done}
+    scored = [sealed_folder(job) if opened else job.folder for job in arms]
+    facts = [
+        {"name": job.name, "arm": job.arm, "fold": job.fold, "seed": job.seed, "folder": str(Path("jobs", job.key))}
+        for job in arms
+    ]
+    return {
+        "study": study.model_dump(mode="json", by_alias=True),
+        "cases": {case.id: {"subject": case.subject, "site": case.site} for case in cohort.cases},
+        "regions": list(cohort.regions),
+        "jobs": facts,
+        "hours": round(sum(one["training_seconds"] + one["scoring_seconds"] for one in told.values()) / 3600, 2),
+        "failed": [f"failed: {outcome.name}: {outcome.error}" for outcome in failed],
+        "remarks": _remarks([read_remarks(folder) for folder in scored if (folder / "evaluation.json").is_file()]),
+    }
+
+
+def _remarks(found: Sequence[Remarks]) -> list[str]:
+    """Say which labels were not used, and whether arms were scored in different voxels of a case."""
+    told = [f"labels not used: {message}" for remarks in found for message in remarks.problems]
+    masks: dict[str, dict[str, set[str]]] = {}
+    for use in (mask for remarks in found for mask in remarks.masks):
+        masks.setdefault(use.case, {}).setdefault(use.sha256, set()).add(use.method)
+    differing = {case: sorted(set().union(*by.values())) for case, by in masks.items() if len(by) > 1}
+    if differing:
+        arms = sorted(set().union(*differing.values()))
+        told.append(
+            f"{', '.join(arms)} were not scored in the same voxels of {len(differing)} of {len(masks)} cases "
+            f"({', '.join(list(differing)[:3])}), since their masks are found differently: "
+            "their figures do not compare the methods alone"
+        )
+    return list(dict.fromkeys(told))
+
+
+def read_notes(folder: Path) -> Notes:
+    """Read what a study's page needs beside its scores.
+
+    Raises:
+        RunError: If the file is missing or damaged, or names a folder outside the study's.
+    """
+    return read_record(folder / NOTES, Notes, "not what chiasm study writes", AGAIN)
