@@ -234,8 +234,8 @@ def test_another_evaluation_is_not_mixed_in_and_a_case_that_is_not_predicted_yet
     (folder / "predictions.json").write_text(json.dumps(content))
     done = evaluate(folder, toy_cohort, out)
     assert [(problem.case, problem.reason) for problem in done.problems] == [("Toy_0009", "unfinished")]
-    (out / "cases" / "stale.html").write_text("a page of a case that is gone")
-    assert evaluate(folder, toy_cohort, out).rows == done.rows and not (out / "cases" / "stale.html").exists()
+    (out / "cases" / "notes.html").write_text("of the user")
+    assert evaluate(folder, toy_cohort, out).rows == done.rows and (out / "cases" / "notes.html").exists()
     with pytest.raises(RunError, match="regions was seg and is none") as caught:
         evaluate(folder, toy_cohort, out, regions="none")
     assert caught.value.reason == "other-evaluation" and "--overwrite" in str(caught.value)
@@ -246,3 +246,56 @@ def test_another_evaluation_is_not_mixed_in_and_a_case_that_is_not_predicted_yet
     shutil.copytree(tmp_path, tmp_path.parent / f"{tmp_path.name}-moved" / "tree")
     moved = tmp_path.parent / f"{tmp_path.name}-moved" / "tree" / "e"
     assert report_evaluation(moved).exists()
+
+
+def test_the_page_of_a_case_that_is_gone_is_removed_and_every_file_of_the_user_stays(
+    predictions: Path, toy_cohort: Path, tmp_path: Path
+) -> None:
+    folder, out = shutil.copytree(predictions, tmp_path / "p"), tmp_path / "e"
+    evaluate(folder, toy_cohort, out)
+    content = json.loads((folder / "predictions.json").read_text())
+    gone = content["cases"].pop()["case"]
+    (folder / "predictions.json").write_text(json.dumps(content))
+    own = [out / "cases" / "scan.nii.gz", out / "pictures" / "mine" / "brain.png", out / "registered" / "P1" / "t2.nii"]
+    for path in own:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("of the user")
+    evaluate(folder, toy_cohort, out)
+    assert not (out / "cases" / f"{gone}.html").exists() and not (out / "pictures" / f"{gone}.png").exists()
+    evaluate(folder, toy_cohort, out, regions="none", overwrite=True)
+    assert all(path.read_text() == "of the user" for path in own)
+
+
+@pytest.mark.parametrize("place", ["cases", "pictures", "registered", "registered/deep"])
+def test_data_where_an_evaluation_writes_are_refused_and_stay(
+    place: str, predictions: Path, toy_cohort: Path, tmp_path: Path
+) -> None:
+    data = shutil.copytree(toy_cohort, tmp_path / "e" / place)
+    before = {path: path.read_bytes() for path in data.rglob("*") if path.is_file()}
+    link = tmp_path / "link"
+    link.symlink_to(data, target_is_directory=True)
+    for spelled in (data, link, data / ".." / data.name):
+        for overwrite in (False, True):
+            with pytest.raises(RunError, match="belongs to the data, and the evaluation would replace it"):
+                evaluate(predictions, spelled, tmp_path / "e", overwrite=overwrite)
+    with pytest.raises(RunError, match="is the folder of the data"):
+        evaluate(predictions, data, link)
+    assert {path: path.read_bytes() for path in data.rglob("*") if path.is_file()} == before
+
+
+def test_files_and_links_that_an_evaluation_did_not_write_are_refused(
+    predictions: Path, toy_cohort: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "e"
+    (out / "cases").mkdir(parents=True)
+    (out / "cases" / "Toy_0001.html").write_text("of the user")
+    (out / "report.html").write_text("of the user")
+    with pytest.raises(RunError, match=r"holds report\.html, cases/Toy_0001\.html, which were not written") as caught:
+        evaluate(predictions, toy_cohort, out)
+    assert "chiasm evaluate --overwrite" in str(caught.value) and (out / "report.html").read_text() == "of the user"
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "cases").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    with pytest.raises(RunError, match="is a link"):
+        evaluate(predictions, toy_cohort, tmp_path / "linked", overwrite=True)
+    assert not list((tmp_path / "elsewhere").iterdir())

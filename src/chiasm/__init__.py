@@ -8,6 +8,7 @@ its own, and within a line only from names to its left; a test reads this map.
     storage       files that appear whole or not at all; TOML, JSON
     records       files that must hold what their type says
     checksums     sha256 of files, and of cards that carry their own
+    outputs       what an output folder holds, and what of it may be replaced
     locks         folders of results with one owner at a time
     recipe        the settings of a training: sections, fields, bounds
     methods       what can be asked for by name: methods, sizes, tasks

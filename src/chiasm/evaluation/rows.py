@@ -171,6 +171,15 @@ def read_remarks(folder: Path) -> Remarks:
         raise RunError("is damaged", path=folder / JSON, reason="damaged", found=error) from error
 
 
+def is_evaluation(folder: Path) -> bool:
+    """Tell whether a folder holds figures that `write_evaluation` wrote."""
+    try:
+        with (folder / CSV).open(encoding="utf-8", newline="") as content:
+            return next(csv.reader(content, strict=True), []) == list(Row._fields)
+    except (OSError, ValueError, csv.Error):
+        return False
+
+
 def read_evaluation(path: Path) -> list[Row]:
     """Read the rows of an evaluation folder, or of its CSV file.
 

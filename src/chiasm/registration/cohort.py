@@ -23,9 +23,10 @@ from chiasm.cohorts.cases import Case, Cohort, Problem
 from chiasm.cohorts.images import read_case_image, read_case_labels, stored
 from chiasm.cohorts.labels import read_label_map
 from chiasm.errors import ChiasmError, CohortError, RunError, VolumeError
+from chiasm.outputs import refuse_foreign, refuse_links, remove_files
 from chiasm.recipe import Registration
 from chiasm.registration.alignment import GRID_MM, Alignment, Kind, Progress, align
-from chiasm.storage import UNWRITABLE, make_folder, read_json, whole_file, whole_folder, write_json
+from chiasm.storage import UNWRITABLE, make_folder, read_facts, read_json, whole_file, whole_folder, write_json
 from chiasm.volumes import Geometry, Volume, canonical, grid_with_spacing, write_volume
 from chiasm.volumes.dicom_series import place_inside
 from chiasm.volumes.geometry import laid_on, same_grid, turned_like
@@ -203,6 +204,38 @@ def read_records(folder: Path) -> dict[str, dict[str, Any]]:
     return {path.parent.name: read_json(path) for path in sorted(folder.glob(f"*/{RECORD}"))}
 
 
+def remove_registered(folder: Path) -> None:
+    """Remove what `align_cohort` made in a folder, and the pages of it; other files stay.
+
+    Raises:
+        ChiasmError: If a file cannot be removed.
+    """
+    for place in (record.parent for record in sorted(folder.glob(f"*/{RECORD}"))):
+        own = _own_files(place)
+        remove_files(place, sorted(own - {RECORD}))
+        remove_files(folder, [f"{place.name}/{RECORD}"])  # last: it says whose the others are
+    remove_files(folder, ["index.html"])
+
+
+def _own_files(place: Path, names: Sequence[str] = ()) -> set[str]:
+    """List the names that a registered case's files have or had; of a damaged record, those that they would have."""
+    record = read_facts(place / RECORD)
+    images = {*names, *record.get("brought", ())}
+    made = {f"{name}{end}" for name in images for end in (".nii.gz", "-field.nii.gz", ".html")}
+    return {RECORD, "labels.nii.gz", "mask.nii.gz", "known.nii.gz"} | made if (place / RECORD).is_file() else set()
+
+
+def _refuse_occupied(place: Path, names: Sequence[str]) -> None:
+    """Refuse to replace a case's folder that holds files of somebody else, or that is a link.
+
+    Raises:
+        RunError: If it does.
+    """
+    refuse_links(place.parent, [place.name])
+    own = _own_files(place, names)
+    refuse_foreign(place, sorted({path.name for path in place.glob("*")} - own))
+
+
 def _depends(case: Case, names: Sequence[str], kind: Kind) -> dict[str, Any]:
     """Return what the files of a case depend on, contents as hashes."""
     soft = {} if case.label_threshold is None else {"label_threshold": case.label_threshold}
@@ -266,6 +299,7 @@ def _make(case: Case, names: Sequence[str], kind: Kind, place: Path, asked: Mapp
             for name, one in made.items()
         },
     }
+    _refuse_occupied(place, names)
     with whole_folder(place) as fresh:
         for name, (array, is_labels) in files.items():
             write_volume(fresh / name, array, fixed.geometry, labels=is_labels)

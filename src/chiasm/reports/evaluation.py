@@ -7,7 +7,6 @@ again without scoring anything.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -30,17 +29,18 @@ from chiasm.evaluation.predictions import (
     open_reference,
     score_cases,
 )
-from chiasm.evaluation.rows import MaskUse, Remarks, Row, read_evaluation, read_remarks, write_evaluation
+from chiasm.evaluation.rows import MaskUse, Remarks, Row, is_evaluation, read_evaluation, read_remarks, write_evaluation
 from chiasm.evaluation.scoring import reporting_unit
 from chiasm.evaluation.summary import format_table
 from chiasm.locks import locked
 from chiasm.metrics.conventions import CONVENTIONS
+from chiasm.outputs import refuse_data_folder, refuse_foreign, refuse_inputs, refuse_links, remove_files
 from chiasm.prediction.manifest import Entry, relative
 from chiasm.preparation.bias_field import UNSHADED
 from chiasm.preparation.plan import Plan
 from chiasm.recipe import Registration
 from chiasm.records import parse_record
-from chiasm.registration.cohort import Together, tell_movement
+from chiasm.registration.cohort import Together, remove_registered, tell_movement
 from chiasm.reports.case_page import CasePage, against_cohort, write_case_page
 from chiasm.reports.curves import read_history
 from chiasm.reports.evaluation_page import rank, write_report
@@ -54,6 +54,9 @@ from chiasm.volumes.screening import STRICT
 ASKED = "asked.json"
 CHOSEN = ("series", "select", "subject_pattern", "reading")  # of `ASKED`: which files are taken, and how they are read
 REGISTERED = "registered"  # folder of the real images, brought to the sources
+FILES = ("evaluation.csv", "evaluation.json", ASKED, "report.html")  # that stand in an evaluation's folder
+PAGE_FILES = ("cases/*.html", "pictures/*.png")  # of single cases; the star stands for the case
+FOLDERS = ("cases", "pictures", REGISTERED)
 OWNED = {"study.json": "a study", "completion.json": "a completion"}  # which have evaluations of their own
 MASKS_NAMED = 12  # cases that are named beside the mask that they were scored in
 GALLERY = 6  # cases with slices in the report
@@ -133,7 +136,8 @@ def evaluate(
     Raises:
         ChiasmError: If a folder is not what it should be, the folders are of
             several methods or modalities, no case can be scored, another process
-            writes to `out`, or it holds another evaluation and `overwrite` is False.
+            writes to `out`, a file of it is read here, or it holds another evaluation or files of
+            somebody else and `overwrite` is False.
     """
     if convention not in CONVENTIONS:
         raise unknown("convention", convention, list(CONVENTIONS))
@@ -158,8 +162,14 @@ def evaluate(
         "subject_pattern": chosen.subject_pattern,
         "reading": asdict(chosen.reading),
     }
+    refuse_data_folder(out, [reference])
     with locked(out):
-        _make_room(out, asked, overwrite=overwrite)
+        _make_room(
+            out,
+            asked,
+            [reference, *(place for one in judged for place in (one.folder, one.model))],
+            overwrite=overwrite,
+        )
         together = open_reference(
             reference, judged, out / REGISTERED, register=register, layout=layout, selection=chosen, progress=progress
         )
@@ -203,17 +213,22 @@ def _asked(
     }
 
 
-def _make_room(out: Path, asked: Mapping[str, Any], *, overwrite: bool) -> None:
+def _make_room(out: Path, asked: Mapping[str, Any], inputs: Sequence[Path], *, overwrite: bool) -> None:
     """Refuse to mix two evaluations in a folder, and remove the pages of one that is made again.
 
     Raises:
-        RunError: If the folder holds a study or a completion, or another evaluation and `overwrite` is False.
+        RunError: If the folder holds a study or a completion, an input that would be replaced, or another evaluation
+            or files of somebody else and `overwrite` is False.
     """
     for mark, what in OWNED.items():
         if (out / mark).is_file():
             raise RunError(f"holds {what}", path=out, reason="occupied", hint="Give another folder with -o.")
+    refuse_inputs((out / name for name in (*FILES, *FOLDERS)), inputs, what="the evaluation")
+    refuse_links(out, FOLDERS[:2])
     before = _read_asked(out) if (out / ASKED).is_file() else None
     if before is None:
+        if not overwrite and not is_evaluation(out):  # a killed command may have written figures alone
+            refuse_foreign(out, (*FILES, *PAGE_FILES), verb="evaluate")
         return
     told = [
         f"{name} was {before[name]} and is {asked[name]}"
@@ -227,8 +242,10 @@ def _make_room(out: Path, asked: Mapping[str, Any], *, overwrite: bool) -> None:
             reason="other-evaluation",
             hint="Give another folder with -o, or replace what it holds: chiasm evaluate --overwrite.",
         )
-    for folder in ("cases", "pictures", *([REGISTERED] if told else [])):
-        shutil.rmtree(out / folder, ignore_errors=True)
+    cases = {row.case for row in read_evaluation(out)} if is_evaluation(out) else set()
+    remove_files(out, (page.replace("*", case) for case in cases for page in PAGE_FILES))
+    if told:
+        remove_registered(out / REGISTERED)
 
 
 def _same_places(out: Path, before: Mapping[str, Any], asked: Mapping[str, Any], name: str) -> bool:

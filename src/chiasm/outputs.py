@@ -1,0 +1,145 @@
+"""Output folders: a command replaces only files that chiasm wrote there, never an input, never through a link.
+
+Every verb asks here before anything slow is done.  `refuse_inputs` and
+`refuse_data_folder` look after what the command reads, `refuse_foreign` and
+`refuse_links` after what else stands in the folder.  `remove_files` removes
+files by name and keeps all others.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from chiasm.errors import RunError
+from chiasm.storage import writing
+
+MODEL_CARD = "model.toml"  # the file that makes a folder a model folder
+NAMED = 3  # files that a message names
+ELSEWHERE = "Choose another folder with -o."
+
+
+def refuse_inputs(outputs: Iterable[Path], inputs: Iterable[Path | None], *, what: str = "the result") -> None:
+    """Refuse to replace a file that the command reads, or a folder that holds one.
+
+    Args:
+        outputs: Files and folders that will be replaced or removed; they may be missing.
+        inputs: Files and folders that are read.  Links and other spellings of a path count as what they lead to.
+        what: What would replace the input, for the message.
+
+    Raises:
+        RunError: If an output is an input, or a folder that holds one.
+    """
+    read = [path for path in inputs if path is not None]
+    for output in outputs:
+        if any(_is_same(output, path) or _holds(output, path) for path in read):
+            raise RunError(
+                f"belongs to the data, and {what} would replace it",
+                path=output,
+                reason="input",
+                hint="Give another place with -o.",
+            )
+
+
+def refuse_data_folder(out: Path, data: Iterable[Path]) -> None:
+    """Refuse a folder of results that is the folder of data itself.
+
+    Raises:
+        RunError: If it is one of `data`.
+    """
+    if any(_is_same(out, path) for path in data):
+        raise RunError("is the folder of the data, where results do not go", path=out, reason="input", hint=ELSEWHERE)
+
+
+def refuse_model_folder(out: Path) -> None:
+    """Refuse a folder of results that is a model folder: only training writes there, and only as a whole.
+
+    Raises:
+        RunError: If it holds the card of a model.
+    """
+    if (out / MODEL_CARD).is_file():
+        raise RunError("is a model folder, where results do not go", path=out, reason="model-folder", hint=ELSEWHERE)
+
+
+def refuse_foreign(folder: Path, names: Iterable[str], *, verb: str = "") -> None:
+    """Refuse a folder that holds files of somebody else in the places of a command's own.
+
+    Args:
+        folder: Of the results; it may be missing.
+        names: Of files and folders that the command will write, and that it did not write yet; patterns are allowed.
+        verb: The command, where its ``--overwrite`` replaces such files.
+
+    Raises:
+        RunError: If any is there; names them.
+    """
+    found = [path for name in names for path in _matching(folder, name)]
+    if found:
+        more = f" (and {len(found) - NAMED} more)" if len(found) > NAMED else ""
+        told = ", ".join(path.relative_to(folder).as_posix() for path in found[:NAMED])
+        way_out = f" Or replace what it holds: chiasm {verb} --overwrite." if verb else ""
+        raise RunError(
+            f"holds {told}{more}, which {'was' if len(found) == 1 else 'were'} not written by chiasm for these results",
+            path=folder,
+            reason="occupied",
+            hint=ELSEWHERE + way_out,
+        )
+
+
+def refuse_links(folder: Path, names: Iterable[str]) -> None:
+    """Refuse links where a command replaces or removes files: what they lead to is not its own.
+
+    Raises:
+        RunError: If one of the places is a link.
+    """
+    for name in names:
+        if (folder / name).is_symlink():
+            raise RunError(
+                "is a link, and chiasm replaces nothing through a link",
+                path=folder / name,
+                reason="link",
+                hint="Remove the link, or choose another folder with -o.",
+            )
+
+
+def remove_files(folder: Path, names: Iterable[str]) -> None:
+    """Remove files that chiasm wrote, and the folders that are empty then; all other files stay.
+
+    Args:
+        folder: Of the results.
+        names: Of the files, from the folder.  Those that are missing or lie behind a link are passed over.
+
+    Raises:
+        ChiasmError: If a file cannot be removed.
+    """
+    parents: set[Path] = set()
+    for path in (folder / name for name in names):
+        between = [above for above in path.parents if above.is_relative_to(folder) and above != folder]
+        if path.is_file() and not path.is_symlink() and not any(above.is_symlink() for above in between):
+            with writing(path):
+                path.unlink()
+            parents |= set(between)
+    for parent in sorted(parents, key=lambda one: len(one.parts), reverse=True):
+        if not any(parent.iterdir()):
+            parent.rmdir()
+
+
+def _matching(folder: Path, name: str) -> list[Path]:
+    if any(letter in name for letter in "*?["):
+        return sorted(folder.glob(name))
+    return [folder / name] if os.path.lexists(folder / name) else []
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:  # one of them is missing
+        return False
+
+
+def _holds(folder: Path, path: Path) -> bool:
+    """Tell whether a folder holds a path, as it is written or as its links lead."""
+    if not folder.is_dir():
+        return False
+    top = folder.resolve()
+    return any(place.is_relative_to(top) for place in (path.resolve(), path.parent.resolve() / path.name))
