@@ -47,7 +47,7 @@ def test_files_of_somebody_else_are_named_three_at_most(tmp_path: Path) -> None:
     for name in ("a.txt", "b.txt", "c.txt", "d.txt"):
         (tmp_path / name).write_text("")
     with pytest.raises(RunError, match=r"holds a\.txt, b\.txt, c\.txt \(and 1 more\), which were not") as caught:
-        refuse_foreign(tmp_path, ["*.txt"], verb="register")
+        refuse_foreign(tmp_path, ["*.txt"], way_out="To replace them: chiasm register --overwrite.")
     assert "chiasm register --overwrite" in str(caught.value)
     with pytest.raises(RunError, match=r"holds a\.txt, which was not written") as caught:
         refuse_foreign(tmp_path, ["a.txt", "z.txt"])

@@ -62,13 +62,13 @@ def refuse_model_folder(out: Path) -> None:
         raise RunError("is a model folder, where results do not go", path=out, reason="model-folder", hint=ELSEWHERE)
 
 
-def refuse_foreign(folder: Path, names: Iterable[str], *, verb: str = "") -> None:
+def refuse_foreign(folder: Path, names: Iterable[str], *, way_out: str = "") -> None:
     """Refuse a folder that holds files of somebody else in the places of a command's own.
 
     Args:
         folder: Of the results; it may be missing.
         names: Of files and folders that the command will write, and that it did not write yet; patterns are allowed.
-        verb: The command, where its ``--overwrite`` replaces such files.
+        way_out: What else a user can do than choose another folder, as a sentence.
 
     Raises:
         RunError: If any is there; names them.
@@ -77,12 +77,11 @@ def refuse_foreign(folder: Path, names: Iterable[str], *, verb: str = "") -> Non
     if found:
         more = f" (and {len(found) - NAMED} more)" if len(found) > NAMED else ""
         told = ", ".join(path.relative_to(folder).as_posix() for path in found[:NAMED])
-        way_out = f" Or replace what it holds: chiasm {verb} --overwrite." if verb else ""
         raise RunError(
             f"holds {told}{more}, which {'was' if len(found) == 1 else 'were'} not written by chiasm for these results",
             path=folder,
             reason="occupied",
-            hint=ELSEWHERE + way_out,
+            hint=f"{ELSEWHERE} {way_out}".strip(),
         )
 
 

@@ -228,7 +228,7 @@ def _make_room(out: Path, asked: Mapping[str, Any], inputs: Sequence[Path], *, o
     before = _read_asked(out) if (out / ASKED).is_file() else None
     if before is None:
         if not overwrite and not is_evaluation(out):  # a killed command may have written figures alone
-            refuse_foreign(out, (*FILES, *PAGE_FILES), verb="evaluate")
+            refuse_foreign(out, (*FILES, *PAGE_FILES), way_out="To replace them: chiasm evaluate --overwrite.")
         return
     told = [
         f"{name} was {before[name]} and is {asked[name]}"
