@@ -13,7 +13,7 @@ from scipy.ndimage import gaussian_filter
 
 from chiasm.attenuation import BONE, attenuation, mumap, to_pet_grid
 from chiasm.cli import main
-from chiasm.errors import RecipeError, VolumeError
+from chiasm.errors import RecipeError, RunError, VolumeError
 from chiasm.volumes import Geometry, Volume, grid_with_spacing, read_volume, write_volume
 from chiasm.volumes.hounsfield import check_hu
 
@@ -138,6 +138,19 @@ def test_a_file_becomes_a_file_on_its_own_grid_worked_by_hand(tmp_path: Path, su
     np.testing.assert_array_equal(back.geometry.affine, read_volume(ct).geometry.affine)
     assert nib.load(out).get_data_dtype() == np.float32 if suffix != ".mha" else True
     assert made.warnings == ()
+
+
+@pytest.mark.parametrize("spelled", ["ct.nii.gz", "soft.nii.gz", "hard.nii.gz", "here/../ct.nii.gz", "pet.nii.gz"])
+def test_a_map_replaces_no_file_that_it_is_made_of(tmp_path: Path, spelled: str) -> None:
+    (tmp_path / "here").mkdir()
+    for name in ("ct.nii.gz", "pet.nii.gz"):
+        write_volume(tmp_path / name, head(), GRID)
+    (tmp_path / "soft.nii.gz").symlink_to(tmp_path / "ct.nii.gz")
+    (tmp_path / "hard.nii.gz").hardlink_to(tmp_path / "ct.nii.gz")
+    before = [(tmp_path / name).read_bytes() for name in ("ct.nii.gz", "pet.nii.gz")]
+    with pytest.raises(RunError, match="belongs to the data, and the map would replace it"):
+        mumap(tmp_path / "ct.nii.gz", tmp_path / spelled, like=tmp_path / "pet.nii.gz")
+    assert [(tmp_path / name).read_bytes() for name in ("ct.nii.gz", "pet.nii.gz")] == before
 
 
 def test_a_pet_volume_gives_its_grid_and_what_ct_does_not_reach_is_air_and_told(tmp_path: Path) -> None:

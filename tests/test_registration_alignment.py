@@ -209,6 +209,7 @@ def test_another_registration_is_not_mixed_in(tmp_path: Path) -> None:
     register(*pair, out, kind="rigid")
     before = (out / "matrix.txt").read_text()
     (out / "field.nii.gz").write_text("of a registration by Demons")
+    (out / "labels-mine.nii.gz").write_text("of the user")
     with pytest.raises(RunError, match="differs in the seed") as caught:
         register(*pair, out, kind="rigid", seed=1)
     assert caught.value.reason == "other-registration" and (out / "matrix.txt").read_text() == before
@@ -216,6 +217,28 @@ def test_another_registration_is_not_mixed_in(tmp_path: Path) -> None:
         register(*reversed(pair), out, kind="rigid")
     register(*reversed(pair), out, kind="rigid", overwrite=True)
     assert (out / "matrix.txt").read_text() != before and not (out / "field.nii.gz").exists()
+    assert (out / "labels-mine.nii.gz").read_text() == "of the user"
+
+
+def test_a_registration_replaces_no_file_that_it_reads_and_none_of_the_user(tmp_path: Path) -> None:
+    fixed, moving = volume(head()), volume(moved_head(rigid(4.0, (3.0, -2.0, 1.0))))
+    for name, one in (("fixed", fixed), ("moved", moving), ("labels-1", moving)):
+        write_volume(tmp_path / f"{name}.nii.gz", one.array, one.geometry)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    scans = tmp_path / "moved.nii.gz", tmp_path / "fixed.nii.gz"
+    (tmp_path / "link").mkdir()
+    (tmp_path / "link" / "moved.nii.gz").symlink_to(scans[0])
+    labels = tmp_path / "labels-1.nii.gz"
+    for out, given in ((tmp_path, []), (tmp_path / "link", []), (tmp_path, [labels])):
+        for overwrite in (False, True):
+            with pytest.raises(RunError, match="belongs to the data, and the registration would replace it"):
+                register(*(scans if not given else scans[::-1]), out, kind="rigid", labels=given, overwrite=overwrite)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "matrix.txt").write_text("of the user")
+    with pytest.raises(RunError, match=r"holds matrix\.txt, which was not written by chiasm"):
+        register(*scans, tmp_path / "out", kind="rigid")
+    assert {name: (tmp_path / name).read_bytes() for name in before} == before
+    assert (tmp_path / "out" / "matrix.txt").read_text() == "of the user"
 
 
 def test_volumes_that_share_nothing_and_unknown_kinds_are_refused() -> None:

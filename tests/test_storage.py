@@ -14,7 +14,19 @@ import pytest
 from chiasm.checksums import sha256_of
 from chiasm.errors import ChiasmError, RunError
 from chiasm.locks import check_output, locked
-from chiasm.storage import read_json, read_toml, whole_file, whole_folder, write_json, write_text, write_toml
+from chiasm.storage import (
+    HOST,
+    open_in_place,
+    read_json,
+    read_toml,
+    temporary_beside,
+    whole_file,
+    whole_folder,
+    write_json,
+    write_text,
+    write_toml,
+    writing,
+)
 
 
 def test_a_block_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -127,3 +139,70 @@ def test_a_lock_that_its_owner_removed_while_it_was_opened_is_no_lock(
     with locked(tmp_path), pytest.raises(RunError, match="in use"), locked(tmp_path):
         pass
     assert len(opened) == 3
+
+
+def test_nothing_is_written_through_a_lock_or_a_log_that_is_a_link(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("of the user")
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / ".lock").symlink_to(victim)
+    for hold in (lambda: locked(out).__enter__(), lambda: check_output(out)):
+        with pytest.raises(ChiasmError, match=r"\.lock: is a link, and chiasm writes to no file through a link"):
+            hold()
+    with pytest.raises(ChiasmError, match="is a link"):
+        open_in_place(out / ".lock", "a")
+    assert victim.read_text() == "of the user" and (out / ".lock").is_symlink()
+
+
+def test_a_file_is_not_written_through_a_link_of_its_temporary_name(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("of the user")
+    temporary_beside(tmp_path / "plan.toml").symlink_to(victim)
+    write_toml(tmp_path / "plan.toml", {"dims": 3})
+    assert victim.read_text() == "of the user" and not (tmp_path / "plan.toml").is_symlink()
+
+
+def test_a_folder_that_is_a_link_is_not_replaced_and_what_it_leads_to_stays(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "thesis.docx").write_text("of the user")
+    (tmp_path / "model").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ChiasmError, match="model: is a link") as caught, whole_folder(tmp_path / "model") as fresh:
+        (fresh / "plan.toml").write_text("")
+    assert caught.value.reason == "link" and "full" not in str(caught.value)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["elsewhere", "model"]
+    (tmp_path / ".chiasm-old.model").symlink_to(tmp_path / "elsewhere")  # as an earlier version left it
+    with locked(tmp_path):
+        pass
+    assert not (tmp_path / ".chiasm-old.model").is_symlink() and (tmp_path / "elsewhere" / "thesis.docx").exists()
+
+
+def test_a_cause_without_a_number_is_told_as_it_is(tmp_path: Path) -> None:
+    with pytest.raises(ChiasmError, match="Cannot call rmtree on a symbolic link") as caught, writing(tmp_path / "a"):
+        raise OSError("Cannot call rmtree on a symbolic link")
+    assert "full" not in str(caught.value) and "free" not in str(caught.value)
+
+
+def test_a_folder_that_is_a_link_to_nowhere_is_told_as_one(tmp_path: Path) -> None:
+    (tmp_path / "out").symlink_to(tmp_path / "nowhere")
+    for folder in (tmp_path / "out", tmp_path / "out" / "deeper"):
+        for ask in (check_output, lambda place: locked(place).__enter__()):
+            with pytest.raises(ChiasmError, match=r"out is a link that leads nowhere\. Remove the link"):
+                ask(folder)
+
+
+def test_what_a_killed_worker_left_is_removed_at_the_end(tmp_path: Path) -> None:
+    with locked(tmp_path):
+        killed = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+        left = tmp_path / "cache" / f".chiasm-{killed.stdout.strip()}@{HOST}.new.case-1"
+        left.mkdir(parents=True)
+        (left / "source.npy").write_text("half")
+    assert not left.exists()
+
+
+def test_a_model_folder_takes_no_results(tmp_path: Path) -> None:
+    (tmp_path / "model.toml").write_text("")
+    for ask in (check_output, lambda place: locked(place).__enter__()):
+        with pytest.raises(RunError, match="is a model folder"):
+            ask(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.toml"]

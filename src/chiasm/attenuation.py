@@ -40,9 +40,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from chiasm.errors import RecipeError, VolumeError, unknown
 from chiasm.locks import prepare_file
+from chiasm.outputs import refuse_inputs
 from chiasm.volumes import Geometry, Reading, Volume, grid_with_spacing, read_volume, resample, write_volume
 from chiasm.volumes.hounsfield import AIR_HU, FEWEST, check_hu
-from chiasm.volumes.screening import STRICT
+from chiasm.volumes.screening import STRICT, files_at
 
 FWHM_PER_SIGMA = math.sqrt(8 * math.log(2))
 
@@ -121,7 +122,7 @@ def mumap(
     Raises:
         RecipeError: If there are no numbers for this voltage, both grids are
             given, or a size in mm is impossible.
-        ChiasmError: If `out` cannot be written.
+        ChiasmError: If `out` cannot be written, or is a file that is read.
         VolumeError: If a file cannot be read, the CT is not in
             Hounsfield units, or does not overlap the PET volume.
     """
@@ -133,6 +134,8 @@ def mumap(
         found = f"spacing {spacing_mm} mm, resolution {fwhm_mm} mm"
         raise RecipeError("a size in mm is impossible", reason="size", found=found)
     if out is not None:
+        inputs = [file for path in (ct, like) if path is not None for file in files_at(Path(path))]
+        refuse_inputs([Path(out)], inputs, what="the map")
         prepare_file(Path(out))
     scan = read_volume(ct, reading=reading, series=series)
     try:

@@ -6,17 +6,19 @@ temporary name is removed when the next command takes the lock.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
 from chiasm.errors import RunError
-from chiasm.storage import HOST, REPLACED, TEMPORARY, make_folder, temporary_beside, writing
+from chiasm.outputs import refuse_model_folder
+from chiasm.storage import HOST, REPLACED, TEMPORARY, broken_link, make_folder, open_in_place, temporary_beside, writing
 
 LOCK = ".lock"
 
@@ -29,14 +31,22 @@ def _remove_leftovers(folder: Path, depth: int = DEPTH) -> None:
     for place, folders, files in os.walk(folder):
         for name in [name for name in (*folders, *files) if name.startswith(".chiasm-")]:
             path = Path(place, name)
-            if _is_left_over(path):
-                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-            elif name.startswith(REPLACED) and (whole := path.with_name(name.removeprefix(REPLACED))).exists():
-                shutil.rmtree(path)
-            elif name.startswith(REPLACED):
+            whole = path.with_name(name.removeprefix(REPLACED))
+            is_replaced = name.startswith(REPLACED)
+            if _is_left_over(path) or (is_replaced and whole.exists()):
+                _remove(path)
+            elif is_replaced:
                 path.rename(whole)
         deep = len(Path(place).relative_to(folder).parts) >= depth
         folders[:] = [] if deep else [name for name in folders if not name.startswith(".chiasm-")]
+
+
+def _remove(path: Path) -> None:
+    """Remove a file, a folder, or a link and not what it leads to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _is_left_over(path: Path) -> bool:
@@ -72,9 +82,10 @@ def locked(folder: Path) -> Iterator[None]:
         folder: Where results go.
 
     Raises:
-        RunError: If another process holds it; names its pid and host.
+        RunError: If another process holds it; names its pid and host.  Also if it is a model folder.
         ChiasmError: If the folder cannot be made or written.
     """
+    refuse_model_folder(folder)
     is_new = not folder.exists()
     make_folder(folder)
     with _held(folder):
@@ -83,6 +94,8 @@ def locked(folder: Path) -> Iterator[None]:
                 _remove_leftovers(folder)
             yield
         finally:
+            with suppress(OSError):
+                _remove_leftovers(folder)  # of workers that were killed
             (folder / LOCK).unlink(missing_ok=True)
             if is_new and folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
@@ -98,12 +111,16 @@ def check_output(folder: Path) -> None:
         RunError: As `locked`.
         ChiasmError: If nothing can be written there; says why.
     """
+    refuse_model_folder(folder)
     with writing(folder):
+        if (link := broken_link(folder)) is not None:
+            raise FileExistsError(errno.EEXIST, "a link that leads nowhere", str(link))
         nearest = Path(folder).absolute()
         while not nearest.exists():
             nearest = nearest.parent
         trial = temporary_beside(nearest / "trial")
         try:
+            trial.unlink(missing_ok=True)
             trial.write_bytes(bytes(4096))  # a full disk makes files, and puts nothing in them
         finally:
             if nearest.is_dir():
@@ -145,7 +162,7 @@ def _lock_file(path: Path) -> Iterator[IO[bytes]]:
     import fcntl
 
     with writing(path.parent):
-        file = path.open("a+b", buffering=0)  # closing it has nothing left to write on a full disk
+        file = open_in_place(path, "a+b")  # without a buffer: closing it has nothing left to write on a full disk
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -17,7 +17,7 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import tomli_w
 
@@ -65,6 +65,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     with writing(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.unlink(missing_ok=True)  # a link of this name would be written through
             yield temporary
             _sync(temporary)
             temporary.replace(path)
@@ -86,10 +87,17 @@ def whole_folder(path: Path, *, shared: bool = False) -> Iterator[Path]:
 
     Raises:
         ChiasmError: If the disk is full or the folder cannot be written; what
-            stood at `path` before is untouched.
+            stood at `path` before is untouched.  Also if `path` is a link.
     """
     path = Path(path)
     fresh = temporary_beside(path, "new.")
+    if path.is_symlink():
+        raise ChiasmError(
+            "is a link, and chiasm replaces nothing through a link",
+            path=path,
+            reason="link",
+            hint="Remove the link, or choose another folder with -o.",
+        )
     with writing(path):
         try:
             shutil.rmtree(fresh, ignore_errors=True)
@@ -141,6 +149,35 @@ def temporary_beside(path: Path, age: str = "") -> Path:
     return path.with_name(f".chiasm-{os.getpid()}@{HOST}.{age}{name}")
 
 
+def open_in_place(path: Path, mode: str) -> IO[Any]:
+    """Open a file to write to it where it stands, as a lock or a log; never through a link.
+
+    Args:
+        path: The file; it is made if it is missing.
+        mode: As for `open`: "a", or "a+b" without a buffer.
+
+    Raises:
+        ChiasmError: If it is a link; what that leads to is untouched.
+        OSError: If it cannot be opened.
+    """
+
+    def opener(name: str, flags: int) -> int:
+        return os.open(name, flags | os.O_NOFOLLOW, 0o666)
+
+    try:
+        binary = "b" in mode
+        return open(path, mode, 0 if binary else -1, encoding=None if binary else "utf-8", opener=opener)
+    except OSError as error:
+        if not path.is_symlink():
+            raise
+        raise ChiasmError(
+            "is a link, and chiasm writes to no file through a link",
+            path=path,
+            reason="link",
+            hint="Remove the link, or choose another folder with -o.",
+        ) from error
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Name the file or folder, the cause and the remedy where the system refuses to write.
@@ -156,14 +193,31 @@ def writing(path: Path) -> Iterator[None]:
 
 def unwritable(path: Path, error: OSError) -> ChiasmError:
     """Say that and why something could not be written."""
-    free = _free_bytes(path) if error.errno in (*FULL, None) else None  # numpy does not say why
+    number = error.errno
+    if number is None and _wrote_less(error):
+        number = errno.ENOSPC
+    free = _free_bytes(path) if number in FULL else None
+    cause = error.strerror or (str(error) if number is None else os.strerror(number))
+    remedy = _REMEDIES.get(number or 0, "Choose another folder.")
+    if (link := broken_link(path)) is not None:
+        cause, remedy = f"{link} is a link that leads nowhere", "Remove the link, or choose another folder."
     return ChiasmError(
-        f"cannot be written: {error.strerror or os.strerror(error.errno or errno.ENOSPC)}",
+        f"cannot be written: {cause}",
         path=path,
         reason=UNWRITABLE,
         found=f"{free / 2**20:.0f} MiB free" if free is not None else None,
-        hint=_REMEDIES.get(error.errno or errno.ENOSPC, "Choose another folder."),
+        hint=remedy,
     )
+
+
+def broken_link(path: Path) -> Path | None:
+    """Return the part of a path that is a link and leads nowhere; None where there is none."""
+    return next((part for part in (path, *path.parents) if part.is_symlink() and not part.exists()), None)
+
+
+def _wrote_less(error: OSError) -> bool:
+    """Tell whether numpy or nibabel wrote less than all, of which they do not say why: the disk was full."""
+    return "requested and" in str(error) or not error.args
 
 
 def _sync(path: Path) -> None:

@@ -15,10 +15,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from chiasm.checksums import has_valid_checksum, sha256_of
 from chiasm.errors import RunError
+from chiasm.outputs import MODEL_CARD
 from chiasm.storage import read_toml, replaced
 
 FORMAT = 1
-WEIGHTS, CARD = "weights.safetensors", "model.toml"
+WEIGHTS, CARD = "weights.safetensors", MODEL_CARD
 NEEDED = frozenset({WEIGHTS, "recipe.toml", "plan.toml"})
 MOST_FILES = 64
 MOST_BYTES = 2**34  # of one file

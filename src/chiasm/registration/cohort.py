@@ -23,10 +23,21 @@ from chiasm.cohorts.cases import Case, Cohort, Problem
 from chiasm.cohorts.images import read_case_image, read_case_labels, stored
 from chiasm.cohorts.labels import read_label_map
 from chiasm.errors import ChiasmError, CohortError, RunError, VolumeError
+from chiasm.locks import LOCK
 from chiasm.outputs import refuse_foreign, refuse_links, remove_files
 from chiasm.recipe import Registration
 from chiasm.registration.alignment import GRID_MM, Alignment, Kind, Progress, align
-from chiasm.storage import UNWRITABLE, make_folder, read_facts, read_json, whole_file, whole_folder, write_json
+from chiasm.storage import (
+    UNWRITABLE,
+    make_folder,
+    open_in_place,
+    read_facts,
+    read_json,
+    whole_file,
+    whole_folder,
+    write_json,
+    writing,
+)
 from chiasm.volumes import Geometry, Volume, canonical, grid_with_spacing, write_volume
 from chiasm.volumes.dicom_series import place_inside
 from chiasm.volumes.geometry import laid_on, same_grid, turned_like
@@ -358,7 +369,9 @@ def _as_made(case: Case, place: Path, record: Mapping[str, Any]) -> Case:
 def _alone(folder: Path) -> Iterator[None]:
     """Wait until no other process works in the folder: jobs of a study share one, and each case is made once."""
     make_folder(folder)
-    with (folder / ".lock").open("w") as file:
+    with writing(folder):
+        lock = open_in_place(folder / LOCK, "a")
+    with lock as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,15 +18,17 @@ from chiasm.boxes import box_of
 from chiasm.cohorts.dicom_patients import parse_rules
 from chiasm.errors import RunError, VolumeError, unknown
 from chiasm.locks import locked
+from chiasm.outputs import refuse_foreign, refuse_inputs, remove_files
 from chiasm.registration.alignment import Alignment, Kind, Progress, align
 from chiasm.registration.cohort import RECORD, figures_of, read_records, tell_movement, write_field
 from chiasm.reports.drawing import render_page
 from chiasm.storage import read_json, write_json, write_text
 from chiasm.volumes import Geometry, Reading, Volume, canonical, read_volume, write_volume
 from chiasm.volumes.masks import find_mask, suggest_rule
-from chiasm.volumes.screening import STRICT
+from chiasm.volumes.screening import STRICT, files_at
 
 VIEWS = ("sagittal", "coronal", "axial")
+FILES = ("moved.nii.gz", "matrix.txt", "field.nii.gz", RECORD, "registration.html")  # and labels-N.nii.gz
 SQUARES = 8  # of the checkerboard, along the longer side
 PAGES = 24  # pairs of a cohort with a page of their own
 EDGE = 0.8  # quantile of the gradient above which an edge is drawn
@@ -82,20 +85,25 @@ def register(
 
     Raises:
         VolumeError: If a file cannot be read, or the two do not come together.
-        RunError: If another process writes to `out`, or it holds another registration and `overwrite` is False.
+        RunError: If another process writes to `out`, a file that is read would be replaced, or `out` holds another
+            registration or files of somebody else and `overwrite` is False.
         RecipeError: If `kind` is unknown, or `series` names neither volume.
         ChiasmError: If the folder cannot be written.
     """
     rules = parse_rules(series)
     if strange := set(rules) - {"moving", "fixed"}:
         raise unknown("volume to choose a series for", min(strange), ("moving", "fixed"))
+    inputs = [file for path in (fixed, moving, *labels) for file in files_at(path)]
+    refuse_inputs((out / name for name in _files(len(labels))), inputs, what="the registration")
     with locked(out):
         still = read_volume(fixed, reading=reading, series=rules.get("fixed"))
         mobile = read_volume(moving, reading=reading, series=rules.get("moving"))
         maps = [read_volume(path, labels=True, reading=reading) for path in labels]
         asked = {"kind": kind, "seed": seed, "voxels": _digest([still, mobile, *maps])}
-        _make_room(out, asked, overwrite=overwrite)
+        _make_room(out, asked, _files(len(labels)), overwrite=overwrite)
         alignment = _aligned(still, mobile, moving, kind, seed, progress)
+        names = {"moving": moving.name, "fixed": fixed.name}
+        write_json(out / RECORD, {**names, **asked})  # from here on the folder is this registration's
         image = alignment.bring(mobile, still.geometry)
         write_volume(out / "moved.nii.gz", image.array, still.geometry)
         for number, volume in enumerate(maps, 1):
@@ -106,7 +114,6 @@ def register(
         )
         if alignment.field_mm is not None:
             write_field(out / "field.nii.gz", alignment, still.geometry)
-        names = {"moving": moving.name, "fixed": fixed.name}
         write_json(out / RECORD, {**names, **asked, **figures_of(alignment)})
         page = out / "registration.html"
         write_text(page, render_page("registration.html", _content(still, mobile, image, alignment)))
@@ -122,13 +129,22 @@ def _digest(volumes: Sequence[Volume]) -> str:
     return digest.hexdigest()
 
 
-def _make_room(out: Path, asked: dict[str, Any], *, overwrite: bool) -> None:
+def _files(labels: int) -> tuple[str, ...]:
+    """List what a registration with so many label maps may write."""
+    return (*FILES, *(f"labels-{number}.nii.gz" for number in range(1, labels + 1)))
+
+
+def _make_room(out: Path, asked: dict[str, Any], names: Sequence[str], *, overwrite: bool) -> None:
     """Refuse to mix two registrations in a folder, or remove the files of the first.
 
     Raises:
-        RunError: If the folder holds another one and `overwrite` is False.
+        RunError: If the folder holds another one, or files of somebody else, and `overwrite` is False.
     """
-    before = read_json(out / RECORD) if (out / RECORD).is_file() else {}
+    if not (out / RECORD).is_file():
+        if not overwrite:
+            refuse_foreign(out, names, way_out="To replace them: chiasm register --overwrite.")
+        return
+    before = read_json(out / RECORD)
     told = {"kind": "the kind", "seed": "the seed", "voxels": "what was registered"}
     differing = [told[name] for name, value in asked.items() if before.get(name, value) != value]
     if not differing:
@@ -140,9 +156,8 @@ def _make_room(out: Path, asked: dict[str, Any], *, overwrite: bool) -> None:
             reason="other-registration",
             hint="Give another folder with -o, or replace what it holds: chiasm register --overwrite.",
         )
-    for name in ("moved.nii.gz", "labels-*.nii.gz", "matrix.txt", "field.nii.gz", RECORD, "registration.html"):
-        for file in out.glob(name):
-            file.unlink()
+    written = [path.name for path in out.glob("labels-*.nii.gz") if re.fullmatch(r"labels-\d+\.nii\.gz", path.name)]
+    remove_files(out, (*FILES, *written))
 
 
 def _aligned(

@@ -25,7 +25,7 @@ from chiasm.preparation.arrays import PreparedCase
 from chiasm.preparation.plan import Plan
 from chiasm.preparation.planning import has_gpu
 from chiasm.recipe import Recipe, Training
-from chiasm.storage import make_folder, read_log, write_text, writing
+from chiasm.storage import make_folder, open_in_place, read_log, write_text, writing
 from chiasm.training.checkpoints import load_checkpoint, save_checkpoint
 from chiasm.training.coding import CodingLearner
 from chiasm.training.health import gauge, in_words
@@ -141,7 +141,7 @@ def learn(
 
         def write(kind: str, step: int, figures: Mapping[str, object]) -> None:
             if lead:
-                with writing(log), log.open("a", encoding="utf-8") as lines:
+                with writing(log), open_in_place(log, "a") as lines:
                     lines.write(json.dumps({"kind": kind, "step": step, **figures}) + "\n")
 
         for step in range(done, steps):

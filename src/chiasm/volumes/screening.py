@@ -222,6 +222,17 @@ def volume_files(path: Path) -> list[Path]:
     """
     if is_dicom(path):
         return list(dict.fromkeys(part.path for part in pick_series(path).parts))
+    return _with_twins(path)
+
+
+def files_at(path: Path) -> list[Path]:
+    """List every file that a volume at a place may be read from; of a folder all files, and no header is opened."""
+    if path.is_dir():
+        return [file for file in sorted(path.rglob("*")) if file.is_file()]
+    return _with_twins(path) if path.is_file() else [path]
+
+
+def _with_twins(path: Path) -> list[Path]:
     head = first_bytes(path, 2**16)
     named = (
         re.search(rb"^[ \t]*ElementDataFile[ \t]*=[ \t]*([^\s/]+)", head, re.M) if looks_like_metaimage(head) else None
