@@ -36,7 +36,7 @@ its own, and within a line only from names to its left; a test reads this map.
     evaluation    scores, and what may be claimed from them: rows, scoring, summary, statistics, predictions,
                   uncertainty, reliability
     reports       the pages that people read: drawing, registration, gallery, curves, evaluation_page, pictures,
-                  case_page, evaluation, study_page, study_digest
+                  case_page, evaluation_folder, evaluation, study_page, study_digest
     studies       methods x folds x seeds, and completion: study_file, filling, utility, completion, jobs, work, notes,
                   study_report, study
     serving       a DICOM node: dicom_inbox, dicom_gate, dicom_send, dicom_node

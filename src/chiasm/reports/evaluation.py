@@ -7,14 +7,13 @@ again without scoring anything.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 from numpy.typing import NDArray
-from pydantic import BaseModel, Field
 
 from chiasm.cohorts.cases import Cohort, Problem
 from chiasm.cohorts.dicom_patients import Selection
@@ -29,59 +28,33 @@ from chiasm.evaluation.predictions import (
     open_reference,
     score_cases,
 )
-from chiasm.evaluation.rows import MaskUse, Remarks, Row, is_evaluation, read_evaluation, read_remarks, write_evaluation
+from chiasm.evaluation.rows import MaskUse, Remarks, Row, read_evaluation, read_remarks, write_evaluation
 from chiasm.evaluation.scoring import reporting_unit
 from chiasm.evaluation.summary import format_table
 from chiasm.locks import locked
 from chiasm.metrics.conventions import CONVENTIONS
-from chiasm.outputs import refuse_data_folder, refuse_foreign, refuse_inputs, refuse_links, remove_files
+from chiasm.outputs import refuse_data_folder
 from chiasm.prediction.manifest import Entry, relative
 from chiasm.preparation.bias_field import UNSHADED
 from chiasm.preparation.plan import Plan
 from chiasm.recipe import Registration
-from chiasm.records import parse_record
-from chiasm.registration.cohort import Together, remove_registered, tell_movement
+from chiasm.registration.cohort import Together, tell_movement
 from chiasm.reports.case_page import CasePage, against_cohort, write_case_page
 from chiasm.reports.curves import read_history
+from chiasm.reports.evaluation_folder import ASKED, REGISTERED, make_room, place_of, read_asked
 from chiasm.reports.evaluation_page import rank, write_report
 from chiasm.reports.gallery import GalleryCase
 from chiasm.reports.pictures import write_picture
 from chiasm.reports.registration import report_registered
-from chiasm.storage import read_facts, read_json, read_toml, write_json
+from chiasm.storage import read_facts, read_toml, write_json
 from chiasm.volumes import Reading, Volume, canonical
-from chiasm.volumes.screening import STRICT
 
-ASKED = "asked.json"
-CHOSEN = ("series", "select", "subject_pattern", "reading")  # of `ASKED`: which files are taken, and how they are read
-REGISTERED = "registered"  # folder of the real images, brought to the sources
-FILES = ("evaluation.csv", "evaluation.json", ASKED, "report.html")  # that stand in an evaluation's folder
-PAGE_FILES = ("cases/*.html", "pictures/*.png")  # of single cases; the star stands for the case
-FOLDERS = ("cases", "pictures", REGISTERED)
-OWNED = {"study.json": "a study", "completion.json": "a completion"}  # which have evaluations of their own
 MASKS_NAMED = 12  # cases that are named beside the mask that they were scored in
 GALLERY = 6  # cases with slices in the report
 PAGES = 24  # cases with a page of their own, unless more are asked for
 FEWEST_TO_TEST = 6
 
 Progress = Callable[[int, int, str], None]
-
-
-class Asked(BaseModel):
-    """What `asked.json` says of an evaluation; earlier versions wrote fewer entries."""
-
-    predictions: list[str]
-    model: str | None
-    reference: str
-    layout: str | None
-    regions: Literal["seg", "none"]
-    written_in: str = ""
-    convention: str = ""
-    register_: Annotated[Registration, Field(alias="register")] = "none"
-    series: dict[str, str] = {}
-    select: list[str] = []
-    subject_pattern: str = ""
-    reading: Reading = STRICT
-    problems: list[str] = []
 
 
 @dataclass(frozen=True)
@@ -164,7 +137,7 @@ def evaluate(
     }
     refuse_data_folder(out, [reference])
     with locked(out):
-        _make_room(
+        make_room(
             out,
             asked,
             [reference, *(place for one in judged for place in (one.folder, one.model))],
@@ -213,50 +186,6 @@ def _asked(
     }
 
 
-def _make_room(out: Path, asked: Mapping[str, Any], inputs: Sequence[Path], *, overwrite: bool) -> None:
-    """Refuse to mix two evaluations in a folder, and remove the pages of one that is made again.
-
-    Raises:
-        RunError: If the folder holds a study or a completion, an input that would be replaced, or another evaluation
-            or files of somebody else and `overwrite` is False.
-    """
-    for mark, what in OWNED.items():
-        if (out / mark).is_file():
-            raise RunError(f"holds {what}", path=out, reason="occupied", hint="Give another folder with -o.")
-    refuse_inputs((out / name for name in (*FILES, *FOLDERS)), inputs, what="the evaluation")
-    refuse_links(out, FOLDERS[:2])
-    before = _read_asked(out) if (out / ASKED).is_file() else None
-    if before is None:
-        if not overwrite and not is_evaluation(out):  # a killed command may have written figures alone
-            refuse_foreign(out, (*FILES, *PAGE_FILES), way_out="To replace them: chiasm evaluate --overwrite.")
-        return
-    told = [
-        f"{name} was {before[name]} and is {asked[name]}"
-        for name in ("predictions", "reference", "layout", "regions", "register", "convention", *CHOSEN)
-        if before.get(name, asked[name]) != asked[name] and not _same_places(out, before, asked, name)
-    ]
-    if told and not overwrite:
-        raise RunError(
-            f"holds another evaluation: {'; '.join(told)}",
-            path=out,
-            reason="other-evaluation",
-            hint="Give another folder with -o, or replace what it holds: chiasm evaluate --overwrite.",
-        )
-    cases = {row.case for row in read_evaluation(out)} if is_evaluation(out) else set()
-    remove_files(out, (page.replace("*", case) for case in cases for page in PAGE_FILES))
-    if told:
-        remove_registered(out / REGISTERED)
-
-
-def _same_places(out: Path, before: Mapping[str, Any], asked: Mapping[str, Any], name: str) -> bool:
-    """Say whether two evaluations name the same places, however they are written down."""
-    if name not in ("predictions", "reference"):
-        return False
-    places = [[one[name]] if isinstance(one[name], str) else one[name] for one in (before, asked)]
-    first, second = ([(out / place).resolve() for place in some] for some in places)
-    return first == second
-
-
 def _unfinished(judged: Sequence[Judged]) -> list[Problem]:
     """Name the cases of which a prediction that was stopped, or is at work, has made nothing yet."""
     what = "is not predicted yet: chiasm predict was stopped, or is still at work"
@@ -281,11 +210,11 @@ def report_evaluation(out: Path, *, pages: int = PAGES, whole: bool = False) -> 
     Raises:
         ChiasmError: If a file is missing or damaged.
     """
-    rows, asked, remarks = read_evaluation(out), _read_asked(out), read_remarks(out)
-    model = None if asked["model"] is None else _place(out, asked, asked["model"])
-    judged = [open_predictions(_place(out, asked, folder), model) for folder in asked["predictions"]]
+    rows, asked, remarks = read_evaluation(out), read_asked(out), read_remarks(out)
+    model = None if asked["model"] is None else place_of(out, asked, asked["model"])
+    judged = [open_predictions(place_of(out, asked, folder), model) for folder in asked["predictions"]]
     how: Registration = asked.get("register", "none")
-    reference = _place(out, asked, asked["reference"])
+    reference = place_of(out, asked, asked["reference"])
     chosen = Selection(
         series=asked.get("series", {}),
         reading=Reading(**asked.get("reading", {})),
@@ -322,25 +251,6 @@ def report_evaluation(out: Path, *, pages: int = PAGES, whole: bool = False) -> 
         naive=judged[0].baselines.names,
         pages=links,
     )
-
-
-def _read_asked(out: Path) -> dict[str, Any]:
-    """Read what an evaluation was asked for.
-
-    Raises:
-        RunError: If the file is missing or damaged.
-    """
-    content = read_json(out / ASKED)
-    hint = "Give another folder with -o, or remove this one and run chiasm evaluate again."
-    parse_record(content, out / ASKED, Asked, "not what chiasm evaluate writes", hint)
-    asked: dict[str, Any] = content
-    return asked
-
-
-def _place(out: Path, asked: Mapping[str, Any], name: str) -> Path:
-    """Return a place that an evaluation names, from its folder or from where it was written."""
-    here = out / name  # evaluations of earlier versions name absolute paths
-    return here if here.exists() or "written_in" not in asked else Path(asked["written_in"]) / name
 
 
 def _mask_facts(masks: Sequence[MaskUse]) -> dict[str, str]:

@@ -22,7 +22,8 @@ from chiasm.evaluation.statistics import (
 from chiasm.locks import locked
 from chiasm.recipe import Registration
 from chiasm.reports.curves import read_history
-from chiasm.reports.evaluation import ASKED, PAGES, REGISTERED, report_evaluation, write_cases
+from chiasm.reports.evaluation import PAGES, report_evaluation, write_cases
+from chiasm.reports.evaluation_folder import ASKED, REGISTERED
 from chiasm.reports.registration import report_registered
 from chiasm.reports.study_digest import write_digest
 from chiasm.reports.study_page import HEALTHY, Findings, write_findings

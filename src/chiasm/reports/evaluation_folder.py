@@ -1,0 +1,114 @@
+"""The folder of an evaluation: what was asked for, which files are its own, and what another one may replace."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field
+
+from chiasm.errors import RunError
+from chiasm.evaluation.rows import is_evaluation, read_evaluation
+from chiasm.outputs import refuse_foreign, refuse_inputs, refuse_links, remove_files
+from chiasm.recipe import Registration
+from chiasm.records import parse_record
+from chiasm.registration.cohort import remove_registered
+from chiasm.storage import read_json
+from chiasm.volumes import Reading
+from chiasm.volumes.screening import STRICT
+
+ASKED = "asked.json"
+CHOSEN = ("series", "select", "subject_pattern", "reading")  # of `ASKED`: which files are taken, and how they are read
+REGISTERED = "registered"  # folder of the real images, brought to the sources
+FILES = ("evaluation.csv", "evaluation.json", ASKED, "report.html")  # that stand in an evaluation's folder
+PAGE_FILES = ("cases/*.html", "pictures/*.png")  # of single cases; the star stands for the case
+FOLDERS = ("cases", "pictures", REGISTERED)
+OWNED = {"study.json": "a study", "completion.json": "a completion"}  # which have evaluations of their own
+
+
+class Asked(BaseModel):
+    """What `asked.json` says of an evaluation; earlier versions wrote fewer entries."""
+
+    predictions: list[str]
+    model: str | None
+    reference: str
+    layout: str | None
+    regions: Literal["seg", "none"]
+    written_in: str = ""
+    convention: str = ""
+    register_: Annotated[Registration, Field(alias="register")] = "none"
+    series: dict[str, str] = {}
+    select: list[str] = []
+    subject_pattern: str = ""
+    reading: Reading = STRICT
+    problems: list[str] = []
+
+
+def make_room(out: Path, asked: Mapping[str, Any], inputs: Sequence[Path], *, overwrite: bool) -> None:
+    """Refuse to mix two evaluations in a folder, and remove the pages of one that is made again.
+
+    Args:
+        out: The folder; it may be missing.
+        asked: What is asked for now, as `asked.json` will say it.
+        inputs: Folders that the evaluation reads.
+        overwrite: Whether to replace another evaluation.
+
+    Raises:
+        RunError: If the folder holds a study or a completion, an input that would be replaced, or another evaluation
+            or files of somebody else and `overwrite` is False.
+    """
+    for mark, what in OWNED.items():
+        if (out / mark).is_file():
+            raise RunError(f"holds {what}", path=out, reason="occupied", hint="Give another folder with -o.")
+    refuse_inputs((out / name for name in (*FILES, *FOLDERS)), inputs, what="the evaluation")
+    refuse_links(out, FOLDERS[:2])
+    before = read_asked(out) if (out / ASKED).is_file() else None
+    if before is None:
+        if not overwrite and not is_evaluation(out):  # a killed command may have written figures alone
+            refuse_foreign(out, (*FILES, *PAGE_FILES), way_out="To replace them: chiasm evaluate --overwrite.")
+        return
+    told = [
+        f"{name} was {before[name]} and is {asked[name]}"
+        for name in ("predictions", "reference", "layout", "regions", "register", "convention", *CHOSEN)
+        if before.get(name, asked[name]) != asked[name] and not _same_places(out, before, asked, name)
+    ]
+    if told and not overwrite:
+        raise RunError(
+            f"holds another evaluation: {'; '.join(told)}",
+            path=out,
+            reason="other-evaluation",
+            hint="Give another folder with -o, or replace what it holds: chiasm evaluate --overwrite.",
+        )
+    cases = {row.case for row in read_evaluation(out)} if is_evaluation(out) else set()
+    remove_files(out, (page.replace("*", case) for case in cases for page in PAGE_FILES))
+    if told:
+        remove_registered(out / REGISTERED)
+
+
+def _same_places(out: Path, before: Mapping[str, Any], asked: Mapping[str, Any], name: str) -> bool:
+    """Say whether two evaluations name the same places, however they are written down."""
+    if name not in ("predictions", "reference"):
+        return False
+    places = [[one[name]] if isinstance(one[name], str) else one[name] for one in (before, asked)]
+    first, second = ([(out / place).resolve() for place in some] for some in places)
+    return first == second
+
+
+def read_asked(out: Path) -> dict[str, Any]:
+    """Read what an evaluation was asked for.
+
+    Raises:
+        RunError: If the file is missing or damaged.
+    """
+    content = read_json(out / ASKED)
+    hint = "Give another folder with -o, or remove this one and run chiasm evaluate again."
+    parse_record(content, out / ASKED, Asked, "not what chiasm evaluate writes", hint)
+    asked: dict[str, Any] = content
+    return asked
+
+
+def place_of(out: Path, asked: Mapping[str, Any], name: str) -> Path:
+    """Return a place that an evaluation names, from its folder or from where it was written."""
+    here = out / name  # evaluations of earlier versions name absolute paths
+    return here if here.exists() or "written_in" not in asked else Path(asked["written_in"]) / name
