@@ -100,6 +100,76 @@ def test_folders_called_train_val_and_test_fix_the_split(
     assert ("folder-role" in notes(cohort)) == any(expected.values())
 
 
+FOLDERS_OF_ROLES = [
+    {"1_train": None, "2_val": "validation", "3_test": "test"},
+    {"train": None, "external_test": "test"},
+    {"train": None, "val": "validation", "test1": "test", "test2": "test"},
+    {"train": None, "holdout": "test"},
+    {"train": None, "held_out": "test"},
+    {"train": None, "Hold-Out": "test"},
+    {"train": None, "eval": "test"},
+    {"train": None, "dev": "validation", "test": "test"},
+    {"Tr": None, "Ts": "test"},
+    {"ds-train-v1": None, "ds-test-v2": "test"},
+    {"Training": None, "Validierung": "validation"},
+    {"train_set": None, "testset": "test"},
+    {"train": None, "test": "test", "extra": None},
+]
+
+
+@pytest.mark.parametrize("folders", FOLDERS_OF_ROLES, ids=lambda folders: " ".join(folders))
+def test_a_clear_word_for_a_role_among_others_fixes_the_split(folders: dict[str, str | None], tmp_path: Path) -> None:
+    cohort = find_cohort(touch(tmp_path, *both(*(f"{name}/p{n}" for n, name in enumerate(folders)))))
+    has_validation = "validation" in folders.values()
+    expected = ["train" if not role and has_validation else role for role in folders.values()]
+    assert list(roles(cohort).values()) == expected
+    assert "folder-role" in notes(cohort)
+    assert ("1 in folders that name no role are split as usual" in notes(cohort)["folder-role"]) == ("extra" in folders)
+
+
+def test_a_role_that_is_read_from_a_longer_name_is_named(tmp_path: Path) -> None:
+    cohort = find_cohort(touch(tmp_path, *both("train/a", "external_test/b")))
+    assert notes(cohort)["role-read"] == "names of folders are read as roles in the split: external_test as test"
+
+
+@pytest.mark.parametrize("folders", [("siteA", "external_test"), ("HGG", "Data_Validation"), ("train", "external")])
+def test_a_role_word_beside_folders_without_one_fixes_nothing_and_the_way_out_is_named(
+    folders: tuple[str, str], tmp_path: Path
+) -> None:
+    cohort = find_cohort(touch(tmp_path, *both(f"{folders[0]}/a", f"{folders[1]}/b")))
+    assert set(roles(cohort).values()) == {None}
+    message = notes(cohort)["role-word"]
+    assert all(name in message for name in (*folders, "manifest with a column split"))
+
+
+@pytest.mark.parametrize(
+    "places",
+    [
+        ("test_retest_01", "test_retest_02", "trainor", "evan"),
+        ("Hospital_A/a", "test_retest/b"),
+        ("siteA/val01", "siteA/val02", "siteB/tess01"),
+        ("test01", "test02", "P3"),
+        ("train/a", "train/b"),
+    ],
+    ids=" ".join,
+)
+def test_names_that_are_no_roles_raise_no_alarm(places: tuple[str, ...], tmp_path: Path) -> None:
+    cohort = find_cohort(touch(tmp_path, *both(*places)))
+    assert set(roles(cohort).values()) == {None}
+    assert not {"role-word", "role-read", "folder-role"} & set(notes(cohort))
+
+
+def test_roles_in_the_names_of_all_cases_are_noted(tmp_path: Path) -> None:
+    cohort = find_cohort(touch(tmp_path, *both("train_001", "train_002", "test_003")))
+    assert set(roles(cohort).values()) == {None}
+    assert "such as test_003 and train_001" in notes(cohort)["role-word"]
+
+
+def test_a_person_of_one_name_in_train_and_in_a_numbered_test_folder_is_refused(tmp_path: Path) -> None:
+    cohort = find_cohort(touch(tmp_path, *both("1_train/P1", "1_train/P2", "2_test/P1")))
+    assert "two-roles" in notes(cohort)
+
+
 def test_a_fixed_test_set_is_the_test_set_and_validation_is_drawn_from_the_rest(tmp_path: Path) -> None:
     cohort = find_cohort(touch(tmp_path, *both("train/a", "train/b", "train/c", "test/x", "test/y")))
     assert notes(cohort)["folder-role"] == "2 cases are fixed to test by their folder"
@@ -157,6 +227,14 @@ def test_dicom_in_folders_of_roles_is_split_by_them_and_a_patient_without_a_know
     cohort = find_cohort(tmp_path)
     assert roles(cohort) == {"P1": None, "P2": None, "P3": "test"}
     assert "P4, of whom no series is known" in notes(cohort)["no-series"]
+    numbered = tmp_path / "numbered"
+    for name in ("1_train/P1", "2_val/P2", "3_test/P3"):
+        write_source(numbered / name / "ser1", PatientID=name)
+    assert roles(find_cohort(numbered)) == {"P1": "train", "P2": "validation", "P3": "test"}
+    patients = tmp_path / "patients"
+    for name in ("train_001", "train_002", "test_003"):
+        write_source(patients / name / "ser1", PatientID=name)
+    assert roles(find_cohort(patients)) == dict.fromkeys(("test_003", "train_001", "train_002"))
     alone = tmp_path / "alone"
     write_source(alone / "test" / "ser1", PatientID="a")
     write_source(alone / "P2" / "ser1", PatientID="b")

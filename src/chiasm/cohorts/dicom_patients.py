@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 from chiasm.cohorts.cases import ALIASES, MODALITIES, Case, Problem, role_of, volume_stem
 from chiasm.cohorts.completed import is_synthetic
-from chiasm.cohorts.folder_roles import role_of_folder
+from chiasm.cohorts.folder_roles import FolderRole, role_of_folder, roles_of_folders, roles_of_siblings
 from chiasm.cohorts.manifests import MARKS
 from chiasm.errors import RecipeError, VolumeError
 from chiasm.names import is_safe_id
@@ -199,8 +199,18 @@ def _role_of(patient: Patient, root: Path) -> str | None:
     """Return the role that the folder above a patient's fixes, or the folder that several patients share."""
     shared = patient.id != _name(patient.place)
     folder = patient.place if shared else patient.place.parent
-    found = role_of_folder(folder.name) if folder != root and folder.is_relative_to(root) else None
-    return found.role if found else None
+    found = _roles_below(root).get(folder) or role_of_folder(folder.name)
+    return found.role if found and folder != root and folder.is_relative_to(root) else None
+
+
+def _roles_below(root: Path) -> dict[Path, FolderRole]:
+    """Return the folders of a root that fix a role; of numbered folders such as train_001, each is a patient's."""
+    names = [child.name for child in _children(root) if child.is_dir()] if root.is_dir() else []
+    found = roles_of_siblings(names)
+    trained = Counter(re.sub(r"\d+$", "", name) for name, role in found.items() if role.role == "train")
+    if max(trained.values(), default=0) > 1:
+        found = roles_of_folders(names)
+    return {root / name: role for name, role in found.items()}
 
 
 # --- patients ----------------------------------------------------------------------------------------------------
@@ -269,9 +279,8 @@ def _children(folder: Path) -> list[Path]:
 
 def _patients_below(root: Path) -> list[Path]:
     """List what may hold a patient: folders and archives, and where two folders or more fix roles, what these hold."""
-    children = _children(root)
-    roles = {child: found.role for child in children if child.is_dir() and (found := role_of_folder(child.name))}
-    if len(set(roles.values())) < 2:  # one folder called test may be a patient's
+    children, roles = _children(root), _roles_below(root)
+    if len({found.role for found in roles.values()}) < 2:  # one folder called test may be a patient's
         return children
     return [inside for child in children for inside in (_children(child) if child in roles else [child])]
 

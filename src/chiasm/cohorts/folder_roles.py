@@ -1,9 +1,10 @@
 """Roles in the split that folders fix: `train`, `val`, `test` and the like, as data sets are handed out.
 
-A folder fixes a role if that is its whole name (`test`, `Training`), its name
-beside a modality or one letter (`trainA`, `T1_val`), nnU-Net's (`imagesTs`), or if
-it has a twin that differs in the role alone (`BraTS_TrainingData` beside
-`BraTS_ValidationData`).  A patient's own folder never does.
+A folder fixes a role by itself if that is its whole name (`test`, `Training`), its
+name beside a modality or one letter (`trainA`, `T1_val`), or nnU-Net's (`imagesTs`).
+A name that holds such a word among others (`1_train`, `external_test`, `ds-test-v2`),
+or a word that is less clear (`dev`, `eval`, `Ts`), fixes one where folders on its
+level name two roles or more.  A patient's own folder never does.
 """
 
 from __future__ import annotations
@@ -19,9 +20,22 @@ from chiasm.cohorts.cases import ALIASES, MODALITIES, Case, Cohort, Problem
 
 _WORDS = {
     **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validation"), "validation"),
-    **dict.fromkeys(("test", "testing"), "test"),
+    **dict.fromkeys(("val", "valid", "validation", "validierung"), "validation"),
+    **dict.fromkeys(("test", "testing", "holdout", "heldout"), "test"),
 }
+#: Words that name a role only beside folders of another role, alone or within a name.
+_LESS_CLEAR = {"dev": "validation", "tuning": "validation", "eval": "test", "evaluation": "test"}
+_WITHIN = {
+    **_WORDS,
+    **_LESS_CLEAR,
+    **{word + end: role for word, role in _WORDS.items() for end in ("set", "data")},
+}
+#: Names that say so only as a whole, and only beside folders of another role.
+_SHORT = {"tr": "train", "va": "validation", "ts": "test"}
+#: A word of one of these says that "test" is no role: a scan and its repetition.
+_REPEATED = {"retest", "rescan"}
+_HELD_OUT = re.compile(r"(hold|held)[^A-Za-z0-9]+out", re.IGNORECASE)
+_PART = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 _ROLE = "|".join(sorted(_WORDS, key=len, reverse=True))
 _IMAGE = "|".join(map(re.escape, sorted({*MODALITIES, *ALIASES}, key=len, reverse=True)))
 _BESIDE = (
@@ -29,9 +43,10 @@ _BESIDE = (
     re.compile(rf"(?P<role>(?i:{_ROLE}))[_.-]?(?P<image>(?i:{_IMAGE})|[aAbB])"),
     re.compile(rf"(?P<image>(?i:{_IMAGE})|[aAbB])[_.-](?P<role>(?i:{_ROLE}))"),
 )
+_IMAGE_WORD = re.compile(rf"(?i:{_IMAGE})|[AB]")
 _NNUNET = {"Tr": "train", "Val": "validation", "Va": "validation", "Ts": "test"}
-#: A role inside a longer name: whole words, also of names written LikeThis.
-_INSIDE = re.compile(rf"(?<![A-Za-z])(?i:{_ROLE})(?![a-z])|(?<=[a-z0-9])(?:{_ROLE.title()})(?![a-z])")
+_NNUNET_NAME = re.compile(rf"(images|labels|(?i:{_IMAGE}))(Tr|Ts|Val|Va)")
+SHOWN = 3  # folders that a note names
 
 
 class FolderRole(NamedTuple):
@@ -49,9 +64,10 @@ def role_of_folder(name: str) -> FolderRole | None:
     >>> [role_of_folder(name) for name in ("test01", "retest", "trainee", "testS")]
     [None, None, None, None]
     """
-    if name.lower() in _WORDS:
-        return FolderRole(_WORDS[name.lower()], "")
-    if match := re.fullmatch(r"(images|labels)(Tr|Ts|Val|Va)", name):
+    whole = _HELD_OUT.sub(r"\1out", name).lower()
+    if whole in _WORDS:
+        return FolderRole(_WORDS[whole], "")
+    if match := _NNUNET_NAME.fullmatch(name):
         return FolderRole(_NNUNET[match[2]], match[1])
     for pattern in _BESIDE:
         if match := pattern.fullmatch(name):
@@ -59,24 +75,121 @@ def role_of_folder(name: str) -> FolderRole | None:
     return None
 
 
-def find_folder_roles(folders: Collection[str]) -> dict[str, FolderRole]:
+def role_within_name(name: str) -> FolderRole | None:
+    """Say which role the words of a name hold, for a folder that stands beside others; None where several or none.
+
+    >>> [found and found.role for found in map(role_within_name, ("1_train", "external_test", "ds-val-v2", "Ts"))]
+    ['train', 'test', 'validation', 'test']
+    >>> [role_within_name(name) for name in ("test_retest_01", "trainor", "evan", "train_val")]
+    [None, None, None, None]
+    """
+    if found := role_of_folder(name):
+        return found
+    if name.lower() in _SHORT:
+        return FolderRole(_SHORT[name.lower()], "")
+    words = {word.lower() for word in _PART.findall(_HELD_OUT.sub(r"\1out", name))}
+    roles = {_WITHIN[word] for word in words & set(_WITHIN)}
+    if len(roles) != 1 or words & _REPEATED:
+        return None
+    return FolderRole(roles.pop(), _image_within(name))
+
+
+def _image_within(name: str) -> str:
+    return next(filter(_IMAGE_WORD.fullmatch, re.split(r"[_.\- ]+", name)), "")
+
+
+def roles_of_folders(names: Iterable[str]) -> dict[str, FolderRole]:
+    """Say which folders fix a role by themselves."""
+    return {name: found for name in names if (found := role_of_folder(name))}
+
+
+def roles_of_siblings(names: Iterable[str]) -> dict[str, FolderRole]:
+    """Say which folders fix a role, of those on one level: by themselves, or where they name two roles or more.
+
+    >>> {name: found.role for name, found in roles_of_siblings(["1_train", "2_test", "atlas"]).items()}
+    {'1_train': 'train', '2_test': 'test'}
+    >>> roles_of_siblings(["external_test", "siteA"])
+    {}
+    """
+    within = {name: found for name in names if (found := role_within_name(name))}
+    if len({found.role for found in within.values()}) > 1:
+        return within
+    return roles_of_folders(within)
+
+
+def find_folder_roles(folders: Collection[str], own: Collection[str] = ()) -> dict[str, FolderRole]:
     """Say which of these folders fix a role; nothing does where no folder holds a validation or test set.
 
     Args:
         folders: Paths below the root, with "/".
+        own: Paths of folders that are each one case's own, which fix nothing for others.
     """
-    every = {str(path) for one in folders for path in (PurePosixPath(one), *PurePosixPath(one).parents)} - {"."}
-    roles = {path: found for path in every if (found := role_of_folder(PurePosixPath(path).name))}
-    twins: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
-    for path in every - set(roles):
-        name = PurePosixPath(path).name
-        if match := _INSIDE.search(name):
-            template = f"{name[: match.start()]}*{name[match.end() :]}".lower()
-            twins[str(PurePosixPath(path).parent), template][path] = _WORDS[match[0].lower()]
-    for pair in twins.values():
-        if len(set(pair.values())) > 1:
-            roles |= {path: FolderRole(role, "") for path, role in pair.items()}
+    shared = {str(path): path for path in _every(folders) if str(path) not in own or role_of_folder(path.name)}
+    levels: dict[int, dict[str, str]] = defaultdict(dict)
+    for path, place in shared.items():
+        levels[len(place.parts)][path] = place.name
+    roles: dict[str, FolderRole] = {}
+    for names in levels.values():
+        found = roles_of_siblings(names.values())
+        roles |= {path: found[name] for path, name in names.items() if name in found}
+    return _with_some_held_out(roles)
+
+
+def _with_some_held_out(roles: dict[str, FolderRole]) -> dict[str, FolderRole]:
     return roles if {found.role for found in roles.values()} - {"train"} else {}
+
+
+def describe_folder_roles(
+    folders: Collection[str], own: Collection[str], roles: Mapping[str, FolderRole]
+) -> list[tuple[str, str]]:
+    """Describe how names of folders were read that could be read in another way.
+
+    Args:
+        folders: As for `find_folder_roles`.
+        own: As for `find_folder_roles`.
+        roles: What it found.
+
+    Returns:
+        Pairs of a reason, as of `Problem`, and a message.
+    """
+    lines = []
+    longer = sorted(set(roles) - set(_by_themselves(roles)))
+    if longer:
+        some = ", ".join(f"{path} as {roles[path].role}" for path in longer[: 2 * SHOWN])
+        lines.append(("role-read", f"names of folders are read as roles in the split: {some}"))
+    words = {str(path) for path in _every(folders) if role_within_name(path.name)}
+    unread = sorted(words - {*own, *roles})
+    silent = _outside(folders, {*unread, *roles})
+    if unread and silent:
+        message = (
+            f"{_some(unread)} may name a role in the split, but stands beside folders without one ({_some(silent)}): "
+            "it fixes nothing, and all are split alike; to fix it, call the folders train, val and test, or write a "
+            "manifest with a column split"
+        )
+        lines.append(("role-word", message))
+    return lines
+
+
+def _by_themselves(paths: Iterable[str]) -> list[str]:
+    """Return the paths of folders that fix a role by themselves."""
+    return [path for path in paths if role_of_folder(PurePosixPath(path).name)]
+
+
+def _outside(folders: Iterable[str], others: Collection[str]) -> list[str]:
+    """Return the first part of folders that are neither one of others nor below one."""
+    below = (folder for folder in folders if not {folder, *map(str, PurePosixPath(folder).parents)} & set(others))
+    return sorted({"the root" if folder == "." else PurePosixPath(folder).parts[0] for folder in below})
+
+
+def _every(folders: Iterable[str]) -> set[PurePosixPath]:
+    """Return paths and the folders above them, without the root."""
+    paths = {path for one in folders for path in (PurePosixPath(one), *PurePosixPath(one).parents)}
+    return paths - {PurePosixPath(".")}
+
+
+def _some(names: Collection[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(list(names)[:SHOWN]) + more
 
 
 def role_above(folder: str, roles: Mapping[str, FolderRole], case: str) -> str | None:
@@ -111,7 +224,8 @@ def settle_roles(cohort: Cohort) -> Cohort:
     """
     given = {case.split for case in cohort.cases} - {None}
     if not given - {"train"}:
-        return replace(cohort, cases=tuple(replace(case, split=None) for case in cohort.cases))
+        cases = tuple(replace(case, split=None) for case in cohort.cases)
+        return replace(cohort, cases=cases, notes=(*cohort.notes, *_roles_in_names(cohort)))
     roles: dict[str, set[str]] = defaultdict(set)
     for case in cohort.cases:
         roles[case.subject] |= {case.split} if case.split else set()
@@ -122,11 +236,31 @@ def settle_roles(cohort: Cohort) -> Cohort:
         return replace(case, split=None) if free else case
 
     cases = tuple(map(settled, cohort.cases))
-    notes = [Problem(cohort.root, "folder-role", f"{_counted(cases)} by their folder")]
+    notes = [Problem(cohort.root, "folder-role", f"{_counted(cases)} by their folder{_free(cohort.cases)}")]
     if torn:
         message = f"subject {torn[0]} has cases in the folders of {' and '.join(sorted(roles[torn[0]]))}"
         notes.append(Problem(cohort.root, "two-roles", f"{message}; no split can be made of them"))
     return replace(cohort, cases=cases, notes=(*cohort.notes, *notes))
+
+
+def _roles_in_names(cohort: Cohort) -> list[Problem]:
+    """Note that all names of cases hold words for roles, and not all for one: nobody asked for a split by them."""
+    first: dict[str, str] = {}
+    for case in cohort.cases:
+        found = role_within_name(case.id)
+        first.setdefault(found.role if found else "", case.id)
+    if len(first) < 2 or "" in first:
+        return []
+    message = (
+        f"names of cases hold words for roles in the split, such as {' and '.join(first.values())}, and fix nothing; "
+        "to fix roles, put the cases into folders train, val and test, or write a manifest with a column split"
+    )
+    return [Problem(cohort.root, "role-word", message)]
+
+
+def _free(cases: Iterable[Case]) -> str:
+    count = sum(case.split is None for case in cases)
+    return f"; {count} in folders that name no role are split as usual" if count else ""
 
 
 def _counted(cases: Iterable[Case]) -> str:

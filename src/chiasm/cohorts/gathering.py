@@ -11,7 +11,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from chiasm.cohorts.cases import Case, Cohort, Problem
-from chiasm.cohorts.folder_roles import FolderRole, find_folder_roles, role_above, without_roles
+from chiasm.cohorts.folder_roles import (
+    FolderRole,
+    describe_folder_roles,
+    find_folder_roles,
+    role_above,
+    without_roles,
+)
 from chiasm.cohorts.known_layouts import LAYOUTS, File, Find, Finds
 from chiasm.cohorts.manifests import with_unique_ids
 from chiasm.errors import ChiasmError
@@ -57,14 +63,15 @@ def gather(root: Path, finds: Finds, words: Sequence[str] = ()) -> Gathered:
         CohortError: If two cases have one id.
     """
     folders = {find.path.parent.relative_to(root).as_posix() for find in finds.files}
-    roles = find_folder_roles(folders)
+    own = _own_folders(finds.files, root)
+    roles = find_folder_roles(folders, own)
     placed = [_placed(find, root, roles) for find in finds.files]
     groups, problems = _groups(placed)
     problems = [*finds.problems, *problems]
     counts = Counter(group.members[0].case for group in groups)
     with_folders = any(count > 1 for count in counts.values())
     cases: list[Case] = []
-    notes: list[Problem] = []
+    notes = [Problem(root, reason, message) for reason, message in describe_folder_roles(folders, own, roles)]
     for group in groups:
         name, subject = _names(group, roles) if with_folders else (group.members[0].case, group.members[0].subject)
         paths, seconds = _chosen(name, group.members, words)
@@ -77,6 +84,12 @@ def gather(root: Path, finds: Finds, words: Sequence[str] = ()) -> Gathered:
         site = next((find.site for find in group.members if find.site), None)
         cases.append(Case(name, subject, images, paths.get("mask"), paths.get("labels"), site, group.split))
     return Gathered(with_unique_ids(root, cases), problems, notes)
+
+
+def _own_folders(finds: Iterable[Find], root: Path) -> set[str]:
+    """Return the folders that are called as the case whose files lie below."""
+    above = ((find.case, folder) for find in finds for folder in find.path.relative_to(root).parents)
+    return {folder.as_posix() for case, folder in above if folder.name == case}
 
 
 def _placed(find: Find, root: Path, roles: Mapping[str, FolderRole]) -> Find:
