@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -255,13 +256,32 @@ def test_dicom_in_folders_of_roles_is_split_by_them_and_a_patient_without_a_know
         ("P7", "P7_followup"),
         ("P7_t0", "P7_t3"),
         ("P7_20190301", "P7_20200405"),
+        ("P7_2019", "P7_2021"),
+        ("P7V01", "P7V02"),
+        ("P7_D0", "P7_D30"),
+        ("P7_rescan", "P7"),
+        ("P7_test", "P7_retest"),
+        ("P7_Visit1", "p7_visit2"),
+        ("visit1_P7", "visit2_P7"),
+        ("baseline_P7", "followup_P7"),
+        ("OAS1_0061_MR1", "OAS1_0061_MR2"),
+        ("OAS30001_MR_d0129", "OAS30001_MR_d0757"),
+        ("002_S_0295_m00", "002_S_0295_m12"),
+        ("002_S_0295_bl", "002_S_0295_m12"),
+        ("Patient-001_week-000-1", "Patient-001_week-044"),
+        ("UCSF-PDGM-0429", "UCSF-PDGM-0429_FU001d"),
+        ("sub-01_ses-M00", "sub-01_ses-M12"),
+        ("P7/2019-03-04", "P7/2020-03-04"),
+        ("baseline/P7", "followup/P7"),
+        ("TP1/P7", "TP2/P7"),
     ],
+    ids=" ".join,
 )
 def test_visits_of_one_person_are_one_subject(tmp_path: Path, pair: tuple[str, str]) -> None:
     cohort = find_cohort(touch(tmp_path, *both(*pair, "other1", "other2")))
     subjects = {case.id: case.subject for case in cohort.cases}
-    assert subjects[pair[0]] == subjects[pair[1]]
-    assert (subjects["other1"], subjects["other2"]) == ("other1", "other2")
+    assert subjects[pair[0].replace("/", "_")] == subjects[pair[1].replace("/", "_")]
+    assert len(set(subjects.values())) == 3
     assert "2 names are of 1 person" in notes(cohort)["visits"]
 
 
@@ -290,6 +310,61 @@ def test_numbered_patients_are_different_people(tmp_path: Path, names: list[str]
     cohort = find_cohort(touch(tmp_path, *both(*names)))
     assert [case.subject for case in cohort.cases] == sorted(names)
     assert not cohort.notes
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["center1_fu1", "center1_fu2", "center2_fu1", "center2_fu2"],
+        ["siteA_visit1", "siteA_visit2", "siteB_visit1"],
+        ["H1_20200101", "H1_20200102", "H1_20200103", "H2_20200101", "H2_20200105"],
+        [f"ABIDE2_v{number}" for number in range(1, 5)],
+        [f"cohort3_week{number}" for number in range(1, 4)],
+        ["ms2_tp1", "ms2_tp2", "ms2_tp3", "ms2_tp4", "ms3_tp1"],
+        ["hcp1200_t1", "hcp1200_t2", "hcp1200_t3"],
+        ["HC_pre", "HC_post", "PD_pre", "PD_post"],
+        ["P01a", "P01b", "P02a", "P02b"],
+        ["P01_L", "P01_R", "P02_L"],
+        ["sub-01", "sub-01_2", "sub-02", "sub-02_2", "sub-03", "sub-04"],
+        ["P01_run-1", "P01_run-2", "P02_run-1", "P02_run-2"],
+        ["UPENN-GBM-00001_11", "UPENN-GBM-00001_21", "UPENN-GBM-00002_11"],
+    ],
+    ids=lambda names: names[0],
+)
+def test_names_that_leave_a_doubt_are_asked_about_and_the_hint_answers_when_it_is_followed(
+    tmp_path: Path, names: list[str]
+) -> None:
+    root = touch(tmp_path, *both(*names))
+    cohort = find_cohort(root)
+    assert len({case.subject for case in cohort.cases}) == len(names), "nobody is grouped"
+    pattern = notes(cohort)["relatives"].partition("--subject-pattern '")[2].removesuffix("'")
+    told = {case.id: case.subject for case in find_cohort(root, selection=Selection(subject_pattern=pattern)).cases}
+    person = {name: re.split(r"[_.](?!000)|(?<=\d)[ab]$", name)[0] for name in names}
+    assert told == person
+
+
+def test_where_no_pattern_says_it_the_hint_is_a_manifest(tmp_path: Path) -> None:
+    cohort = find_cohort(touch(tmp_path, *both("P01-0", "P01-1", "P01-12345")))
+    assert "manifest with a column subject" in notes(cohort)["relatives"]
+
+
+def test_the_hint_of_visits_takes_each_case_for_a_person(tmp_path: Path) -> None:
+    root = touch(tmp_path, *both("P1_visit1", "P1_visit2", "P2", "P3"))
+    pattern = notes(find_cohort(root))["visits"].partition("--subject-pattern decides otherwise: '")[2].partition("'")
+    told = find_cohort(root, selection=Selection(subject_pattern=pattern[0]))
+    assert [case.subject for case in told.cases] == ["P1_visit1", "P1_visit2", "P2", "P3"]
+
+
+@pytest.mark.parametrize(
+    "names", [["P01a", "P02a", "P03b"], ["siteA_1", "siteA_2", "siteB_1", "siteB_2"]], ids=" ".join
+)
+def test_names_of_different_people_raise_no_question(tmp_path: Path, names: list[str]) -> None:
+    assert not find_cohort(touch(tmp_path, *both(*names))).notes
+
+
+def test_a_visit_of_train_and_one_of_test_are_refused_where_folders_are_time_points(tmp_path: Path) -> None:
+    cohort = find_cohort(touch(tmp_path, *both("train/baseline/P1", "train/baseline/P2", "test/followup/P1")))
+    assert "two-roles" in notes(cohort)
 
 
 @pytest.mark.parametrize(

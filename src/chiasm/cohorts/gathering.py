@@ -20,6 +20,7 @@ from chiasm.cohorts.folder_roles import (
 )
 from chiasm.cohorts.known_layouts import LAYOUTS, File, Find, Finds
 from chiasm.cohorts.manifests import with_unique_ids
+from chiasm.cohorts.relatives import names_visit_alone
 from chiasm.errors import ChiasmError
 from chiasm.volumes.dicom_files import visible_files
 from chiasm.volumes.dicom_series import is_dicom
@@ -73,7 +74,9 @@ def gather(root: Path, finds: Finds, words: Sequence[str] = ()) -> Gathered:
     cases: list[Case] = []
     notes = [Problem(root, reason, message) for reason, message in describe_folder_roles(folders, own, roles)]
     for group in groups:
-        name, subject = _names(group, roles) if with_folders else (group.members[0].case, group.members[0].subject)
+        first = group.members[0]
+        in_full = with_folders or names_visit_alone(first.case)
+        name, subject = _names(group, roles) if in_full else (first.case, first.subject)
         paths, seconds = _chosen(name, group.members, words)
         notes += seconds
         images = {role: path for role, path in sorted(paths.items()) if role not in ("mask", "labels")}

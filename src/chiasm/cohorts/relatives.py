@@ -1,38 +1,80 @@
-"""Cases of one person, told by their names: visits are grouped, and a bare number at the end is asked about.
+"""Cases of one person, told by their names: visits are grouped, and what is less clear is asked about.
 
 `pat04_visit0` and `pat04_visit1` are one person's.  `P01-0` and `P01-1` may be, and
-so may `case_1` and `case_2`, which mostly are two people's: no name tells.  A
-pattern that the user gives decides, for every case that it matches.
+so may `case_1` and `case_2`, which mostly are two people's: no name tells.  Nor
+does `site1_visit1`, whose first part is no person's.  A pattern that the user
+gives decides, for every case that it matches.
 """
 
 from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from chiasm.cohorts.cases import Case, Cohort, Problem
 from chiasm.errors import CohortError, RecipeError
 
 MOST_VISITS = 20  # cases of one name; more are taken for a numbered series of people
-FEW = 3  # cases that may be all of a cohort and yet of one person
+FEW = 3  # cases that may be all of a cohort, or most of it, and yet of one person
 LONGEST_PATTERN = 200
 
 _COUNTED = "visit|vis|session|sess|ses|timepoint|tp|follow[_-]?up|fu"
-_ALONE = "baseline|follow[_-]?up|pre[_-]?op|post[_-]?op|pre|post|fu|bl"
+_ALONE = "baseline|follow[_-]?up|pre[_-]?op|post[_-]?op|pre|post|fu|bl|re[_-]?scan|re[_-]?test"
+_LONGER = "scan|time|day|week|month|year"
 _DATE = r"(?:19|20)\d\d(?P<dash>[_-]?)(?:0[1-9]|1[0-2])(?P=dash)(?:0[1-9]|[12]\d|3[01])"
-_VISIT = re.compile(
-    rf"(?P<stem>.*[a-z0-9])(?:[_.\- ]+|(?<=\d))(?:(?:{_COUNTED})[_.\- ]?\d+|(?:{_ALONE}))", re.IGNORECASE
-)
+#: A number with its unit, as in `FU001d`, `ses-M12` and `week-000-1`.
+_COUNT = r"[_.\- ]?[dwmy]?\d+[dwmy]?(?:[_.\-]\d{1,2})?"
+_WORD = rf"(?:{_COUNTED}){_COUNT}|(?:(?:session|ses)[_.\- ])?(?:{_ALONE})"
+_GAP = r"[_.\- ]+"
+_VISIT = re.compile(rf"(?P<stem>.*?[a-z0-9])(?:{_GAP}|(?<=\d))(?:{_WORD})", re.IGNORECASE)
+_VISIT_FIRST = re.compile(rf"(?:{_WORD}){_GAP}(?P<stem>[a-z0-9].*)", re.IGNORECASE)
 #: Words that mean a visit only behind a name with a number: `P01_scan2`, not `siteA_scan2`.
 _LATER = re.compile(
-    rf"(?P<stem>.*\d.*?)(?:[_.\- ]+|(?<=\d))(?:(?:scan|time|day|week|month|year)[_.\- ]?\d+"
-    rf"|(?<=[_.\- ])(?:[vt]\d{{1,2}}|{_DATE}))",
+    rf"(?P<stem>.*\d.*?)(?:(?:{_GAP}|(?<=\d))(?:(?:{_LONGER}){_COUNT}|v\d{{1,2}})"
+    rf"|{_GAP}(?:t\d{{1,2}}|(?:MR|CT|PET)\d{{1,2}}|(?:MR[_-])?d\d{{1,4}}|m\d{{2,3}}|(?:19|20)\d\d|{_DATE}))",
     re.IGNORECASE,
 )
-_NUMBER = re.compile(r"(?P<stem>.*[a-z0-9])[_.\- ](?:scan|time|[vt])?\d{1,3}", re.IGNORECASE)
+_TEST = re.compile(rf"(?P<stem>.*[a-z0-9]){_GAP}(?:re[_-]?)?test", re.IGNORECASE)
+_NUMBER = re.compile(r"(?P<stem>.*[a-z0-9])[_.\- ](?:scan|time|run[_.\- ]?|[vt])?\d{1,3}", re.IGNORECASE)
+_LETTER = re.compile(r"(?P<stem>.*\d)[_.\- ]?[a-z]", re.IGNORECASE)
+#: A name that is a visit's and leaves out whose: the person's stands in the folder above.
+_NOTHING_ELSE = re.compile(rf"(?:{_WORD}|(?:{_LONGER}){_COUNT}|v\d{{1,2}}|(?:19|20)\d\d|{_DATE})", re.IGNORECASE)
+#: What is a place's, a study's or a group's number, and no person's.
+_NO_PERSON = re.compile(
+    rf"(?:.*{_GAP})?(?:site|center|centre|cent|cohort|study|group|grp|hospital|hosp|h|clinic|scanner|vendor|data|dataset"
+    r"|batch|arm|fold|split|part|team|abide|adhd|adni|hcp|ixi|oasis|ukb|controls?|healthy|hc|nc|cn|pd|ad|mci|patients"
+    rf"|subjects)(?:{_GAP})?(?:\d*|[a-z])",
+    re.IGNORECASE,
+)
+#: Patterns that a note may propose, the stricter first; one is, where it makes just the groups that the note means.
+_PROPOSALS = (
+    r"^(.+\d)[-_. ]\d+$",
+    r"^(.+?)[-_. ][A-Za-z]+[-_. ]?\d+$",
+    r"^(.+)[-_. ]\d+$",
+    r"^(.+\d)[-_. ]?[A-Za-z]$",
+    r"^(.+)[-_. ][^-_. ]+$",
+    r"^(.+?)[-_. ].+$",
+)
+
+
+class _Kind(NamedTuple):
+    """Families of names that may be one person's each, and how they differ."""
+
+    families: Mapping[str, Sequence[str]]
+    differ: str
+
+
+def names_visit_alone(name: str) -> bool:
+    """Say whether a name is that of a visit and tells nobody's.
+
+    >>> [names_visit_alone(name) for name in ("2019-03-04", "visit1", "baseline", "P01_visit1", "visitor")]
+    [True, True, True, False, False]
+    """
+    return _NOTHING_ELSE.fullmatch(name) is not None
 
 
 def group_relatives(cases: Sequence[Case]) -> tuple[list[Case], list[Problem]]:
@@ -44,44 +86,107 @@ def group_relatives(cases: Sequence[Case]) -> tuple[list[Case], list[Problem]]:
     Returns:
         The cases, and notes of what was grouped and what may belong together.
     """
-    people = sorted({case.subject for case in cases})
-    visits = _families(people, _VISIT, _LATER)
+    visits, doubted = _visits(sorted({case.subject for case in cases}))
     renamed = {name: stem for stem, names in visits.items() for name in names}
-    notes = []
-    if visits:
-        stem, names = next(iter(visits.items()))
-        count, of = len(renamed), len(visits)
-        message = (
-            f"{count} names are of {of} {'person' if of == 1 else 'people'} by their words for visits, such as "
-            f"{' and '.join(names[:2])} ({stem}); --subject-pattern decides otherwise"
-        )
-        notes.append(Problem(_folder(cases, names[0]), "visits", message))
-    numbered = _families([name for name in people if name not in renamed], _NUMBER)
-    if len(numbered) > 1 or any(stem[-1].isdigit() for stem in numbered):
-        names = next(iter(numbered.values()))
-        message = (
-            f"{' and '.join(names[:2])} differ in a number at the end and count as {len(names)} people; if "
-            "such cases are one person's, name the part that is the person's: --subject-pattern '(.+)[-_.]'"
-        )
-        notes.append(Problem(_folder(cases, names[0]), "relatives", message))
-    return [replace(case, subject=renamed.get(case.subject, case.subject)) for case in cases], notes
+    grouped = [replace(case, subject=renamed.get(case.subject, case.subject)) for case in cases]
+    left = sorted({case.subject for case in cases} - set(renamed))
+    kinds = (
+        _Kind(doubted, "differ in a word for visits"),
+        _Kind(_numbered(left, doubted), "differ in a number at the end"),
+        _Kind(_families(left, _LETTER), "differ in a letter at the end"),
+    )
+    questions = [_question(cases, grouped, kind) for kind in kinds if kind.families]
+    return grouped, [*_grouped_notes(cases, visits), *questions]
+
+
+def _visits(people: Sequence[str]) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    """Return the names of visits by person, and those whose common part may be no person's."""
+    families = {**_retested(people), **_families(people, _VISIT, _VISIT_FIRST, _LATER)}
+    most = max(map(len, families.values()), default=0)
+    if most > FEW and 2 * most > len(people):
+        return {}, families
+    clear = {stem: names for stem, names in families.items() if _is_somebody(stem)}
+    return clear, {stem: names for stem, names in families.items() if stem not in clear}
+
+
+def _retested(people: Sequence[str]) -> dict[str, list[str]]:
+    """Return the names of tests and their repetitions, by person; a test alone may be a role in the split."""
+    families = _families(people, _TEST)
+    return {stem: names for stem, names in families.items() if any(name.lower().endswith("retest") for name in names)}
+
+
+def _numbered(people: Sequence[str], doubted: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """Return names that differ in a number; those behind one stem of letters alone are a series of people."""
+    families = _families(people, _NUMBER)
+    asked = {stem: names for stem, names in families.items() if stem not in doubted and _is_somebody(stem)}
+    with_digit = {stem: names for stem, names in asked.items() if stem[-1].isdigit()}
+    return with_digit or (asked if len(asked) > 1 else {})
+
+
+def _is_somebody(stem: str) -> bool:
+    return _NO_PERSON.fullmatch(stem) is None
 
 
 def _families(people: Sequence[str], *patterns: re.Pattern[str]) -> dict[str, list[str]]:
     """Return the names that share a stem, by stem; a stem that all share, or very many, is no person's."""
+    stems: dict[str, str] = {}
     families: dict[str, list[str]] = defaultdict(list)
     for name in people:
-        if match := next(filter(None, (pattern.fullmatch(name) for pattern in patterns)), None):
-            families[match["stem"]].append(name)
-    for stem in families:
-        if stem in people and stem not in families[stem]:
-            families[stem].insert(0, stem)  # P01 beside P01_followup
+        if stem := _stem(name, patterns):
+            families[stems.setdefault(stem.lower(), stem)].append(name)
+    for name in people:  # P01 beside P01_followup
+        known = stems.get(name.lower())
+        if known and name not in families[known]:
+            families[known].insert(0, name)
+    return {stem: names for stem, names in families.items() if _may_be_person(stem, names, people)}
 
-    def is_person(stem: str, names: Sequence[str]) -> bool:
-        all_share = len(names) == len(people) and len(names) > FEW and not any(letter.isdigit() for letter in stem)
-        return 1 < len(names) <= MOST_VISITS and not all_share
 
-    return {stem: names for stem, names in families.items() if is_person(stem, names)}
+def _stem(name: str, patterns: Iterable[re.Pattern[str]]) -> str:
+    match = next(filter(None, (pattern.fullmatch(name) for pattern in patterns)), None)
+    return match["stem"] if match else ""
+
+
+def _may_be_person(stem: str, names: Sequence[str], people: Sequence[str]) -> bool:
+    all_share = len(names) == len(people) and len(names) > FEW and not any(letter.isdigit() for letter in stem)
+    return 1 < len(names) <= MOST_VISITS and not all_share
+
+
+def _grouped_notes(cases: Sequence[Case], visits: Mapping[str, Sequence[str]]) -> list[Problem]:
+    if not visits:
+        return []
+    stem, names = next(iter(visits.items()))
+    of = len(visits)
+    message = (
+        f"{sum(map(len, visits.values()))} names are of {of} {'person' if of == 1 else 'people'} by their words for "
+        f"visits, such as {' and '.join(names[:2])} ({stem}); --subject-pattern decides otherwise: '(.+)' takes each "
+        "case for a person's own"
+    )
+    return [Problem(_folder(cases, names[0]), "visits", message)]
+
+
+def _question(cases: Sequence[Case], grouped: Sequence[Case], kind: _Kind) -> Problem:
+    """Ask whether families are people, and name a pattern that would make them so."""
+    names = next(iter(kind.families.values()))
+    stem_of = {name: stem for stem, names in kind.families.items() for name in names}
+    wanted = [stem_of.get(case.subject, case.subject) for case in grouped]
+    pattern = next((one for one in _PROPOSALS if _same_groups(_by(one, grouped), wanted)), None)
+    way = f"--subject-pattern '{pattern}'" if pattern else "a manifest with a column subject"
+    message = (
+        f"{' and '.join(names[:2])} {kind.differ} and count as {len(names)} people; if such cases are one person's, "
+        f"say so: {way}"
+    )
+    return Problem(_folder(cases, names[0]), "relatives", message)
+
+
+def _by(pattern: str, cases: Iterable[Case]) -> list[str]:
+    """Return whose each case would be by a pattern."""
+    matches = ((case, re.search(pattern, case.id)) for case in cases)
+    return [match[1] if match else case.subject for case, match in matches]
+
+
+def _same_groups(one: Sequence[str], other: Sequence[str]) -> bool:
+    pairs = set(zip(one, other, strict=True))
+    return len(pairs) == len(set(one)) == len(set(other))
 
 
 def _folder(cases: Sequence[Case], subject: str) -> Path:
