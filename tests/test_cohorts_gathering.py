@@ -454,6 +454,14 @@ def test_what_belongs_to_a_case_and_other_formats_are_accounted_for(tmp_path: Pa
     assert "P5/ (2 files)" in "\n".join(inspect_folder(root).lines())
 
 
+@pytest.mark.parametrize("end", ["zip", "zst", "bz2", "xz", "lz4", "gz.part", "7z"])
+def test_a_case_that_is_packed_in_a_way_that_is_not_read_is_listed(end: str, tmp_path: Path) -> None:
+    root = touch(tmp_path, *both("P1", "P2"), f"P3/t1.nii.{end}", f"P3/t2.nii.{end}", "P4/t1.nii.gz.md5")
+    found = find_cohort(root)
+    assert notes(found)["other-format"].startswith("not used: 2 images of another format, such as P3/t1.nii")
+    assert [path.name for path in found.unused] == [f"t1.nii.{end}", f"t2.nii.{end}"]
+
+
 def test_volumes_that_no_row_of_a_manifest_names_are_noted(tmp_path: Path) -> None:
     root = touch(tmp_path, "a.nii.gz", "b.nii.gz", "c.nii.gz")
     (root / "manifest.csv").write_text("subject,t1,t2\np,a.nii.gz,b.nii.gz\n")

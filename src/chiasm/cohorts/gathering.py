@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from chiasm.cohorts.cases import Case, Cohort, Problem
+from chiasm.cohorts.cases import Case, Cohort, Problem, volume_stem
 from chiasm.cohorts.folder_roles import (
     FolderRole,
     describe_folder_roles,
@@ -28,7 +28,9 @@ from chiasm.volumes.screening import read_grid
 
 SHOWN = 3  # names in a line; inspect lists all
 #: Images in formats that are not read, by the ends of their names; of a pair of files, the header's.
-OTHER_FORMATS = (".nrrd", ".nhdr", ".mgz", ".mgh", ".mnc", ".gipl", ".gipl.gz", ".hdr", ".par", ".nii.bz2", ".nii.xz")
+OTHER_FORMATS = (".nrrd", ".nhdr", ".mgz", ".mgh", ".mnc", ".gipl", ".gipl.gz", ".hdr", ".par")
+#: Images packed in a way that is not read, such as `t1.nii.zst`, or of which a part was copied; no sidecars.
+PACKED = re.compile(r".+\.(?:nii|nii\.gz|mha|mhd|nrrd|mgz)\.(?!(?:json|txt|csv|md5|sha\d+|html|png|svg)$)[a-z0-9]+")
 DICOM_FILES = (".dcm", ".ima")
 #: Notes of files that may be cases which are lost.
 LOST = ("not-of-layout", "other-format", "no-series")
@@ -193,7 +195,9 @@ def list_images(root: Path, files: Sequence[File]) -> list[Path]:
 
 def _is_other_image(path: Path) -> bool:
     name = path.name.lower()
-    return name.endswith((*OTHER_FORMATS, *DICOM_FILES)) or ("." not in name and is_dicom(path))
+    if name.endswith((*OTHER_FORMATS, *DICOM_FILES)) or PACKED.fullmatch(name):
+        return volume_stem(name) is None
+    return "." not in name and is_dicom(path)
 
 
 def with_account(cohort: Cohort, finds: Finds, files: Sequence[File]) -> Cohort:
