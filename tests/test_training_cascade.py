@@ -32,9 +32,9 @@ from chiasm.studies.study_file import Study
 from chiasm.training import cascade
 from chiasm.training.batches import Place, take_batch
 from chiasm.training.cascade import list_parts, recipe_of
-from chiasm.training.learner import Learner
 from chiasm.training.loop import Interrupted
 from chiasm.training.run import plan_run, train
+from chiasm.training.trainables import Trainables
 from conftest import QUICK
 from synthetic_cohort import affine, save, write_brats
 
@@ -88,13 +88,13 @@ def test_every_optimiser_step_is_counted_and_progress_runs_over_all_stages(
 ) -> None:
     descents: Counter[str] = Counter()
     told: list[tuple[int, int]] = []
-    descend = Learner._descend
+    descend = Trainables.descend
 
-    def counted(self: Learner, name: str, loss: object) -> None:
+    def counted(self: Trainables, name: str, loss: object) -> None:
         descents[name] += 1
         descend(self, name, loss)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Learner, "_descend", counted)
+    monkeypatch.setattr(Trainables, "descend", counted)
     asked = recipe("A1")
     train(toy_cohort, asked, tmp_path, say=silent, progress=lambda done, total, _: told.append((done, total)))
     assert told == [(step, 36) for step in range(1, 37)]
@@ -116,7 +116,7 @@ def test_no_context_of_a_training_case_comes_from_a_network_that_saw_its_subject
         recipe: object, plan: object, training: list[PreparedCase], *rest: object, **more: object
     ) -> object:
         learner = learn(recipe, plan, training, *rest, **more)  # type: ignore[arg-type]
-        trained[id(learner.average)] = {case.subject for case in training}
+        trained[id(learner.trainables.average)] = {case.subject for case in training}
         kept.append(learner)
         shapes.setdefault("train", set()).update(case.source.shape[:1] for case in training)
         return learner

@@ -125,7 +125,7 @@ def test_a_stopped_run_ends_with_the_weights_of_one_that_was_not(
 def test_rounds_after_the_tolerance_is_reached_change_nothing(prepared: tuple[Plan, list[PreparedCase]]) -> None:
     one = learner(prepared, "optimiser.tolerance=0.9")
     losses = [one.step(step)["loss"] for step in range(5)]
-    assert one.state["settled"] and losses[0] > losses[1] == losses[4]
+    assert one.state.settled and losses[0] > losses[1] == losses[4]
     assert isinstance(one.model().generator, SparseCoder)
 
 

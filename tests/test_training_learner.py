@@ -20,11 +20,15 @@ from chiasm.prediction.synthesis import refine
 from chiasm.preparation.arrays import PreparedCase, prepare_case
 from chiasm.preparation.plan import Plan
 from chiasm.recipe import Recipe
-from chiasm.training.batches import take_batch
+from chiasm.training.batches import Place
 from chiasm.training.checkpoints import load_checkpoint, save_checkpoint
+from chiasm.training.discriminator_step import step_discriminators
+from chiasm.training.generator_step import attention_weights, step_generator, step_refiner
 from chiasm.training.learner import Learner
 from chiasm.training.loop import make_fabric
 from chiasm.training.run import plan_run
+from chiasm.training.sampler import draw, gate_reason, note_lesions
+from chiasm.training.setting import Draw, beside_source, make_draw, shown_locally
 from conftest import QUICK
 
 
@@ -46,6 +50,21 @@ def learner(prepared: tuple[Plan, list[PreparedCase]], asked: Recipe) -> Learner
     return Learner(asked, *prepared, make_fabric(asked))
 
 
+def bare(one: Learner, name: str) -> torch.nn.Module:
+    """A network without its wrapper."""
+    return one.trainables.bare(name)
+
+
+def patches(one: Learner, step: int, turn: int = 0) -> list[Place]:
+    """The patches that a step takes."""
+    return draw(one.setting, one.state, step, one.phase(step), turn)
+
+
+def made(one: Learner, step: int) -> Draw:
+    """The patches of a step, and what the generator makes of them."""
+    return make_draw(one.setting, step, one.phase(step), patches(one, step))
+
+
 def weights(module: torch.nn.Module) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in module.state_dict().items()}
 
@@ -62,7 +81,7 @@ def test_beta_0_equals_the_arm_without_attention_to_the_bit(prepared: tuple[Plan
     for changes in ({"attention.beta": 0.0}, {"attention.target": "none"}):
         one = learner(prepared, recipe("A7", changes))
         losses = [one.step(step)["loss"] for step in range(LATE, LATE + 3)]
-        made.append((losses, weights(one.bare("generator"))))
+        made.append((losses, weights(bare(one, "generator"))))
     assert made[0][0] == made[1][0]
     assert same(made[0][1], made[1][1])
 
@@ -73,7 +92,7 @@ def test_attention_does_change_the_step(prepared: tuple[Plan, list[PreparedCase]
     )
     for one in (plain, attentive):
         one.step(LATE)
-    assert not same(weights(plain.bare("generator")), weights(attentive.bare("generator")))
+    assert not same(weights(bare(plain, "generator")), weights(bare(attentive, "generator")))
 
 
 def test_the_reconstruction_loss_gives_the_local_discriminator_nothing(
@@ -81,23 +100,16 @@ def test_the_reconstruction_loss_gives_the_local_discriminator_nothing(
 ) -> None:
     one = learner(prepared, recipe("A10"))  # attention without adversarial terms
     one.step(LATE)
-    before = weights(one.bare("local_judge"))
-    now, places = one.phase(LATE), one._draw(LATE, one.phase(LATE))
-    batch = one._to_device(take_batch(one.cases, places, patch=one.plan.patch, slices=one.plan.slices))
-    masked = one.modules["generator"](batch.source).float() * batch.mask
-    one._step_generator(LATE, now, batch, masked, places)
-    assert same(before, weights(one.bare("local_judge")))  # weights and power iterations stand still
-    assert all(parameter.requires_grad for parameter in one.bare("local_judge").parameters())
+    before = weights(bare(one, "local_judge"))
+    step_generator(one.setting, one.state, made(one, LATE))
+    assert same(before, weights(bare(one, "local_judge")))  # weights and power iterations stand still
+    assert all(parameter.requires_grad for parameter in bare(one, "local_judge").parameters())
 
 
 def test_the_confidence_losses_give_the_generator_nothing(prepared: tuple[Plan, list[PreparedCase]]) -> None:
     one = learner(prepared, recipe("A7"))
-    places = one._draw(LATE, one.phase(LATE))
-    batch = one._to_device(take_batch(one.cases, places, patch=one.plan.patch, slices=one.plan.slices))
-    masked = one.modules["generator"](batch.source).float() * batch.mask
-    one._update_scale(masked.detach() - batch.target, batch.mask)
-    one._step_judges(LATE, batch, masked.detach())
-    assert all(parameter.grad is None for parameter in one.bare("generator").parameters())
+    step_discriminators(one.setting, replace(one.state, error_scale=1.0), made(one, LATE).detached())
+    assert all(parameter.grad is None for parameter in bare(one, "generator").parameters())
 
 
 def test_the_undetached_arm_sends_gradients_through_the_weight(prepared: tuple[Plan, list[PreparedCase]]) -> None:
@@ -105,7 +117,7 @@ def test_the_undetached_arm_sends_gradients_through_the_weight(prepared: tuple[P
     for method in ("A8", "A9"):
         one = learner(prepared, recipe(method))
         one.step(LATE)
-        gradients.append([p.grad.clone() for p in one.bare("generator").parameters() if p.grad is not None])
+        gradients.append([p.grad.clone() for p in bare(one, "generator").parameters() if p.grad is not None])
     assert any(not torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
@@ -113,10 +125,9 @@ def test_a_shuffled_weight_has_the_same_values_in_other_places(prepared: tuple[P
     found: list[Tensor] = []
     for method in ("A7", "C4"):
         one = learner(prepared, recipe(method))
-        now, places = one.phase(LATE), one._draw(LATE, one.phase(LATE))
-        batch = one._to_device(take_batch(one.cases, places, patch=one.plan.patch, slices=one.plan.slices))
-        logits = one.bare("local_judge").eval()(one._see_locally(batch, batch.target))
-        found.append(one._attention_weight(LATE, now, batch, logits, places, {})[batch.mask])
+        drawn = made(one, LATE)
+        logits = bare(one, "local_judge").eval()(shown_locally(one.recipe, drawn.batch, drawn.batch.target))
+        found.append(attention_weights(one.setting, one.state, drawn, logits).weight[drawn.batch.mask])
     assert not torch.equal(*found)
     torch.testing.assert_close(*(weight.sort().values for weight in found))
 
@@ -128,15 +139,15 @@ def test_judges_are_trained_at_their_own_steps_and_the_generator_stands_still_th
     one = learner(prepared, asked)
     moved: dict[int, set[str]] = {}
     for step in (0, 12, 23):
-        before = {name: weights(one.bare(name)) for name in one.modules}
+        before = {name: weights(bare(one, name)) for name in one.trainables.modules}
         one.step(step)
         moved[step] = {
             name
-            for name, module in one.modules.items()
+            for name, module in one.trainables.modules.items()
             if any(not torch.equal(before[name][key], p) for key, p in module.named_parameters() if key in before[name])
             or any(
                 p.grad is not None and not torch.equal(before[name][k.removeprefix("_forward_module.")], p)
-                for k, p in one.bare(name).named_parameters()
+                for k, p in bare(one, name).named_parameters()
             )
         }
     assert moved[0] == {"generator"}
@@ -150,19 +161,19 @@ def test_every_step_draws_the_same_batch_whatever_the_arm(prepared: tuple[Plan, 
         one = learner(prepared, recipe(method))
         for step in (0, 7):
             one.step(step)
-        drawn.append(one._draw(8, one.phase(8)))
+        drawn.append(patches(one, 8))
     assert drawn[0] == drawn[1] == drawn[2]
 
 
 def test_the_average_follows_the_weights(prepared: tuple[Plan, list[PreparedCase]]) -> None:
     one = learner(prepared, recipe("A1", {"optimiser.average": 0.0}))
     one.step(0)
-    current = weights(one.bare("generator"))
-    assert same(weights(one.average), current)
+    current = weights(bare(one, "generator"))
+    assert same(weights(one.trainables.average), current)
     slow = learner(prepared, recipe("A1", {"optimiser.average": 0.999}))
     for step in range(3):
         slow.step(step)
-    assert not same(weights(slow.average), weights(slow.bare("generator")))
+    assert not same(weights(slow.trainables.average), weights(bare(slow, "generator")))
 
 
 def test_validation_and_prediction_are_one_function(prepared: tuple[Plan, list[PreparedCase]]) -> None:
@@ -194,11 +205,11 @@ def test_the_gate_closes_on_a_judge_that_knows_nothing_and_says_why(
     prepared: tuple[Plan, list[PreparedCase]],
 ) -> None:
     one = learner(prepared, recipe("A7", {"attention.gate": True}))
-    one.state |= {"confidence_sd": 0.2, "rho": -0.3}
-    assert "Spearman" in str(one.gate_reason()) or "rho" in str(one.gate_reason())
+    one.restore({"confidence_sd": 0.2, "rho": -0.3})
+    assert "Spearman -0.30" in str(gate_reason(one.setting, one.state))
     figures: dict[str, Any] = one.step(LATE)
-    assert figures["attention_strength"] == 0 and one.state["closed_steps"] == 1
-    one.state |= {"rho": 0.3}
+    assert figures["attention_strength"] == 0 and one.state.closed_steps == 1
+    one.note_validation(0.3)
     assert one.step(LATE + 1)["attention_strength"] > 0
 
 
@@ -209,27 +220,29 @@ def test_the_first_stage_of_a_refined_arm_is_the_arm_without_to_the_bit(
     prepared: tuple[Plan, list[PreparedCase]],
 ) -> None:
     plain, refined = (learner(prepared, recipe(method, {"attention.beta": 2.0})) for method in ("A7", "A15"))
-    before = weights(refined.bare("refiner"))
+    before = weights(bare(refined, "refiner"))
     for step in range(LATE, LATE + 4):
         told, more = plain.step(step), refined.step(step)
         assert more.pop("refinement") > 0 and told == more
-    assert all(same(weights(plain.bare(name)), weights(refined.bare(name))) for name in FIRST_STAGE)
-    assert same(weights(plain.average), weights(refined.average)) and plain.state == refined.state
-    assert not same(before, weights(refined.bare("refiner")))
+    assert all(same(weights(bare(plain, name)), weights(bare(refined, name))) for name in FIRST_STAGE)
+    assert same(weights(plain.trainables.average), weights(refined.trainables.average)) and plain.state == refined.state
+    assert not same(before, weights(bare(refined, "refiner")))
 
 
 def test_the_refiner_learns_only_once_all_play(prepared: tuple[Plan, list[PreparedCase]]) -> None:
     asked = make_recipe("A15", "tiny", {**QUICK, "schedule.generator_alone": 0.4, "schedule.critics_alone": 0.3})
     one = learner(prepared, asked)
-    before = weights(one.bare("refiner"))
+    before = weights(bare(one, "refiner"))
     for step in (0, 12):
         assert "refinement" not in one.step(step)
-    assert same(before, weights(one.bare("refiner")))
+    assert same(before, weights(bare(one, "refiner")))
     assert "refinement" in one.step(18)  # all play from 17 on, the ramp begins at 0
     name = "last.weight"
-    followed = torch.lerp(before[name], weights(one.bare("refiner"))[name], 1 - 2 / 11)  # its second step, not the 18th
-    assert one.average_refiner is not None
-    torch.testing.assert_close(weights(one.average_refiner)[name], followed)
+    followed = torch.lerp(
+        before[name], weights(bare(one, "refiner"))[name], 1 - 2 / 11
+    )  # its second step, not the 18th
+    assert one.trainables.average_refiner is not None
+    torch.testing.assert_close(weights(one.trainables.average_refiner)[name], followed)
 
 
 def test_a_refiner_starts_as_identity_and_its_loss_is_the_plain_error_of_what_it_made(
@@ -237,23 +250,22 @@ def test_a_refiner_starts_as_identity_and_its_loss_is_the_plain_error_of_what_it
 ) -> None:
     """By hand: y2 = y^ + (1 - M) R(x, y^, M), mean of its squared error inside the mask of each sample."""
     one = learner(prepared, recipe("A15", {"generator.norm": "none"}))
-    places = one._draw(LATE, one.phase(LATE))
-    batch = one._to_device(take_batch(one.cases, places, patch=one.plan.patch, slices=one.plan.slices))
-    masked = one.modules["generator"](batch.source).detach() * batch.mask
+    drawn = made(one, LATE).detached()
+    batch, masked = drawn.batch, drawn.made
     logits = torch.randn_like(masked)
-    start = refine(one.bare("refiner"), batch.source, masked, logits, batch.mask)
+    start = refine(bare(one, "refiner"), batch.source, masked, logits, batch.mask)
     assert torch.equal(start, masked)
-    for parameter in one.bare("refiner").last.parameters():  # type: ignore[union-attr, operator]
+    for parameter in bare(one, "refiner").last.parameters():  # type: ignore[union-attr, operator]
         torch.nn.init.normal_(parameter)
     confidence = torch.sigmoid(logits) * batch.mask
-    correction = one.bare("refiner")(torch.cat([batch.source, masked, confidence], dim=1))
+    correction = bare(one, "refiner")(torch.cat([batch.source, masked, confidence], dim=1))
     expected = torch.where(batch.mask, masked + (1 - confidence) * correction, 0).detach()
-    made = refine(one.bare("refiner"), batch.source, masked, logits, batch.mask)
-    torch.testing.assert_close(made.detach(), expected)
-    assert not made[~batch.mask].any()
+    refined = refine(bare(one, "refiner"), batch.source, masked, logits, batch.mask)
+    torch.testing.assert_close(refined.detach(), expected)
+    assert not refined[~batch.mask].any()
     error = (expected - batch.target).square() * batch.mask
     by_hand = np.mean([float(e.sum() / m.sum()) for e, m in zip(error, batch.mask)])
-    told = one._step_refiner(LATE, batch, masked, logits)
+    told = step_refiner(one.setting, drawn, logits)
     assert told["refinement"] == pytest.approx(by_hand, rel=1e-5)
 
 
@@ -261,14 +273,12 @@ def test_the_refiner_gives_nobody_before_it_a_gradient(prepared: tuple[Plan, lis
     one = learner(prepared, recipe("A15"))
     one.step(LATE)
     for name in FIRST_STAGE:
-        one.optimisers[name].zero_grad(set_to_none=True)
-    places = one._draw(LATE, one.phase(LATE))
-    batch = one._to_device(take_batch(one.cases, places, patch=one.plan.patch, slices=one.plan.slices))
-    masked = (one.modules["generator"](batch.source).float() * batch.mask).detach()
-    logits = one.bare("local_judge")(one._see_locally(batch, masked)).structured.detach()
-    one._step_refiner(LATE, batch, masked, logits)
-    assert all(p.grad is None for name in FIRST_STAGE for p in one.bare(name).parameters())
-    assert any(p.grad is not None and p.grad.any() for p in one.bare("refiner").parameters())
+        one.trainables.optimisers[name].zero_grad(set_to_none=True)
+    drawn = made(one, LATE).detached()
+    logits = bare(one, "local_judge")(shown_locally(one.recipe, drawn.batch, drawn.made)).structured.detach()
+    step_refiner(one.setting, drawn, logits)
+    assert all(p.grad is None for name in FIRST_STAGE for p in bare(one, name).parameters())
+    assert any(p.grad is not None and p.grad.any() for p in bare(one, "refiner").parameters())
 
 
 def test_the_gate_and_the_gauge_are_of_the_first_stage_and_the_errors_of_what_is_shipped(
@@ -280,7 +290,7 @@ def test_the_gate_and_the_gauge_are_of_the_first_stage_and_the_errors_of_what_is
     plain, refined = (learner(prepared, recipe(method)) for method in ("A7", "A15"))
     for step in range(LATE, LATE + 3):
         plain.step(step), refined.step(step)
-    torch.nn.init.constant_(refined.average_refiner.last.bias, 0.5)  # type: ignore[union-attr, arg-type]
+    torch.nn.init.constant_(refined.trainables.average_refiner.last.bias, 0.5)  # type: ignore[union-attr, arg-type]
     engine = Engine(torch.device("cpu"), "32-true")
     (a, _), (b, _) = (validate(one, prepared[1][:2], engine) for one in (plain, refined))
     assert b.pop("first_mae") == a["mae"] != b["mae"]
@@ -298,14 +308,14 @@ def test_transplants_by_difficulty_are_random_until_something_is_known(
     random, difficult = (
         learner(prepared, recipe("A7", {**changes, "training.transplant": kind})) for kind in ("random", "difficulty")
     )
-    assert difficult._draw(3, difficult.phase(3)) == random._draw(3, random.phase(3))
+    assert patches(difficult, 3) == patches(random, 3)
     names = lesion_cases(prepared[1])
-    difficult.state["lesion_doubt"] = {names[0]: 1.0, **dict.fromkeys(names[1:], 0.0)}
+    difficult.restore({"lesion_doubt": {names[0]: 1.0, **dict.fromkeys(names[1:], 0.0)}})
     donors = [
-        difficult.cases[place.donor[0]].id
+        difficult.setting.cases[place.donor[0]].id
         for step in range(20)
-        for place in difficult._draw(step, difficult.phase(step))
-        if place.donor is not None and difficult.cases[place.case].id != names[0]
+        for place in patches(difficult, step)
+        if place.donor is not None and difficult.setting.cases[place.case].id != names[0]
     ]
     assert len(donors) > 20 and set(donors) == {names[0]}
 
@@ -315,19 +325,21 @@ def test_a_cases_doubt_is_that_of_the_attentions_head_in_its_own_lesion(
     target: str, head: str, prepared: tuple[Plan, list[PreparedCase]]
 ) -> None:
     one = learner(prepared, recipe("A16", {"attention.target": target, "training.lesion_share": 0.5}))
-    places = one._draw(LATE, one.phase(LATE))
-    own, given = (replace(place, donor=donor) for place, donor in zip(places, (None, (0, (5, 5, 5)))))
-    batch = one._to_device(take_batch(one.cases, [own, given], patch=one.plan.patch, slices=one.plan.slices))
+    own, given = (replace(place, donor=donor) for place, donor in zip(patches(one, LATE), (None, (0, (5, 5, 5)))))
+    drawn = make_draw(one.setting, LATE, one.phase(LATE), [own, given])
+    batch = drawn.batch
     batch = batch._replace(lesion=torch.zeros_like(batch.lesion))
     batch.lesion[:, :, 10:14, 10:14], batch.mask[:, :, 10:14, 10:13] = True, True
     batch.mask[:, :, 10:14, 13:14] = False
     logits = torch.full_like(batch.target, 5.0)
     logits[0, :, 10:14, 10:13] = torch.logit(torch.tensor(0.2))
     said = LocalLogits(**{name: logits if name == head else -9 * logits for name in LocalLogits._fields})
-    one._note_lesions([own, given], batch, said)
-    assert one.state["lesion_doubt"] == {one.cases[own.case].id: pytest.approx(0.8)}  # and nothing of the transplant
-    one._note_lesions([own], batch, LocalLogits(*[0 * logits] * 3))
-    assert one.state["lesion_doubt"] == {one.cases[own.case].id: pytest.approx(0.9 * 0.8 + 0.1 * 0.5)}
+    name = one.setting.cases[own.case].id
+    state = note_lesions(one.setting, one.state, drawn._replace(batch=batch), said)
+    assert state.lesion_doubt == {name: pytest.approx(0.8)}  # and nothing of the transplant
+    alone = drawn._replace(places=[own], batch=batch)
+    state = note_lesions(one.setting, state, alone, LocalLogits(*[0 * logits] * 3))
+    assert state.lesion_doubt == {name: pytest.approx(0.9 * 0.8 + 0.1 * 0.5)}
 
 
 #: What its paper trains each adversarial arm's critic with; the generator's rate too where the network is the paper's.
@@ -386,13 +398,13 @@ def test_judges_have_their_own_optimiser_and_the_generator_keeps_adam(
     prepared: tuple[Plan, list[PreparedCase]],
 ) -> None:
     clipped = learner(prepared, recipe("wgan"))
-    kinds = {name: type(getattr(o, "optimizer", o)).__name__ for name, o in clipped.optimisers.items()}
+    kinds = {name: type(getattr(o, "optimizer", o)).__name__ for name, o in clipped.trainables.optimisers.items()}
     assert "RMSprop" in kinds["global_judge"] and "Adam" in kinds["generator"]
     penalised = learner(prepared, recipe("wgan-gp"))
-    betas = {name: o.param_groups[0]["betas"] for name, o in penalised.optimisers.items()}
+    betas = {name: o.param_groups[0]["betas"] for name, o in penalised.trainables.optimisers.items()}
     assert betas == {"generator": (0.5, 0.99), "global_judge": (0.0, 0.9)}
     usual = learner(prepared, recipe("A7", {"optimiser.betas": (0.3, 0.9)}))
-    assert {o.param_groups[0]["betas"] for o in usual.optimisers.values()} == {(0.3, 0.9)}
+    assert {o.param_groups[0]["betas"] for o in usual.trainables.optimisers.values()} == {(0.3, 0.9)}
 
 
 def test_a_clipped_critic_keeps_every_weight_small_after_each_step_and_no_other_does(
@@ -402,14 +414,14 @@ def test_a_clipped_critic_keeps_every_weight_small_after_each_step_and_no_other_
     largest = {}
     for method in ("wgan", "gan"):
         one = learner(prepared, recipe(method, changes))
-        before = {name: value.clone() for name, value in one.bare("global_judge").named_buffers()}
+        before = {name: value.clone() for name, value in bare(one, "global_judge").named_buffers()}
         for step in range(3):
             one.step(step)
-            critic = [value.detach().abs().max() for value in one.bare("global_judge").parameters()]
+            critic = [value.detach().abs().max() for value in bare(one, "global_judge").parameters()]
             largest[method] = float(max(critic))
             assert (largest[method] <= np.float32(0.02)) == (method == "wgan")
-        assert same(before, dict(one.bare("global_judge").named_buffers()))  # the statistics of inputs are no weights
-        assert max(float(value.detach().abs().max()) for value in one.bare("generator").parameters()) > 0.02
+        assert same(before, dict(bare(one, "global_judge").named_buffers()))  # the statistics of inputs are no weights
+        assert max(float(value.detach().abs().max()) for value in bare(one, "generator").parameters()) > 0.02
     assert largest["wgan"] == np.float32(0.02)
 
 
@@ -449,7 +461,7 @@ def test_a_lazy_penalty_falls_on_every_nth_step_of_the_critic_alone_or_not(
     phases = {"schedule.generator_alone": 0.0, "schedule.critics_alone": 0.5}
     one = learner(prepared, recipe("wgan-gp", {**changes, **phases}))
     penalised, stepped = [0], [0]
-    descend = one._descend
+    descend = one.trainables.descend
 
     def counted(*_: object) -> torch.Tensor:
         penalised[0] += 1
@@ -460,7 +472,7 @@ def test_a_lazy_penalty_falls_on_every_nth_step_of_the_critic_alone_or_not(
         descend(name, loss)
 
     monkeypatch.setattr("chiasm.training.losses.gradient_penalty", counted)
-    monkeypatch.setattr(one, "_descend", watched)
+    monkeypatch.setattr(one.trainables, "descend", watched)
     for step in range(8):
         one.step(step)
     assert stepped[0] == 8 and penalised[0] == 8 // every
@@ -475,7 +487,7 @@ def test_a_critic_takes_its_steps_on_batches_of_their_own_once_both_play(
     phases = {"schedule.generator_alone": 0.25, "schedule.critics_alone": 0.25}
     one = learner(prepared, recipe("wgan-gp", {**phases, "loss.critic_steps": 3}))
     turns: list[tuple[str, Tensor]] = []
-    descend, see = one._descend, one._see
+    descend = one.trainables.descend
 
     def watched(name: str, loss: Tensor) -> None:
         turns.append((name, seen[-1]))
@@ -483,11 +495,11 @@ def test_a_critic_takes_its_steps_on_batches_of_their_own_once_both_play(
 
     def watched_see(batch: Any, image: Tensor) -> Tensor:
         seen.append(batch.target.clone())
-        return see(batch, image)
+        return beside_source(batch, image)
 
     seen: list[Tensor] = [torch.zeros(())]
-    monkeypatch.setattr(one, "_descend", watched)
-    monkeypatch.setattr(one, "_see", watched_see)
+    monkeypatch.setattr(one.trainables, "descend", watched)
+    monkeypatch.setattr("chiasm.training.discriminator_step.beside_source", watched_see)
     played = {}
     for step in (0, 7, 20):
         turns.clear()
@@ -501,8 +513,8 @@ def test_a_critic_takes_its_steps_on_batches_of_their_own_once_both_play(
     batches = [batch for _, batch in turns[:3]]
     assert not any(torch.equal(a, b) for a, b in pairwise(batches))
     once = learner(prepared, recipe("wgan-gp", {**phases, "loss.critic_steps": 1}))
-    usual = once._draw(20, once.phase(20))
-    assert one._draw(20, one.phase(20)) == usual != one._draw(20, one.phase(20), 1)  # arms see the same batches still
+    usual = patches(once, 20)
+    assert patches(one, 20) == usual != patches(one, 20, 1)  # arms see the same batches still
 
 
 def test_a_judge_with_batch_normalisation_judges_the_generator_by_the_batchs_own_statistics(
@@ -513,10 +525,10 @@ def test_a_judge_with_batch_normalisation_judges_the_generator_by_the_batchs_own
     one = learner((plan, cases), asked)
     one.step(0)
     pair = torch.randn(2, plan.slices + 2, 32, 32)[:, : plan.slices + 1]
-    judge = one.bare("global_judge")
+    judge = bare(one, "global_judge")
     with torch.no_grad():
         wanted, by_running = judge.train()(pair), judge.eval()(pair)
-        with one._frozen_judges():
+        with one.trainables.frozen_judges():
             found = judge(pair)
             assert not any(p.requires_grad for p in judge.parameters())
     torch.testing.assert_close(found, wanted)
@@ -532,7 +544,11 @@ def test_under_a_gradient_penalty_no_critic_mixes_samples(
     norms = torch.nn.BatchNorm2d | torch.nn.BatchNorm3d
     found = {}
     for objective in ("wgan-gp", "bce"):
-        judge = learner(prepared, recipe("A4", {**small, "loss.adversarial": objective})).bare("global_judge").train()
+        judge = (
+            learner(prepared, recipe("A4", {**small, "loss.adversarial": objective}))
+            .trainables.bare("global_judge")
+            .train()
+        )
         found[objective] = any(isinstance(part, norms) for part in judge.modules())
         if objective == "wgan-gp":
             pair = torch.randn(3, prepared[0].slices + 1, 32, 32)
@@ -549,10 +565,10 @@ def test_what_a_checkpoint_restores_goes_on_with_the_same_turns_to_the_bit(
         whole.step(step)
     for step in range(2):
         first.step(step)
-    save_checkpoint(tmp_path, 2, first.parts, first.state)
+    save_checkpoint(tmp_path, 2, first.parts, first.state.to_dict())
     _, state, _ = load_checkpoint(tmp_path, second.parts)
-    second.state |= state
+    second.restore(state)
     for step in (2, 3):
         second.step(step)
-    for name in whole.modules:
-        assert same(weights(whole.bare(name)), weights(second.bare(name))), name
+    for name in whole.trainables.modules:
+        assert same(weights(bare(whole, name)), weights(bare(second, name))), name

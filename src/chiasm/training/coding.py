@@ -9,7 +9,8 @@ one that there is.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -89,6 +90,25 @@ def draw_examples(roles: Roles, plan: Plan, *, count: int, seed: int) -> Example
     return Examples(pairs.source, pairs.target * pairs.mask, sources, targets)
 
 
+@dataclass(frozen=True)
+class CodingState:
+    """What is known after a round.
+
+    Attributes:
+        objective: Of the last round; -1 before the first.
+        settled: Whether a round lowered it by less than the tolerance.
+    """
+
+    objective: float = -1.0
+    settled: bool = False
+    accuracy = accuracy_global = 0.5  # of discriminators, which there are none of
+    closed_share = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the state in plain numbers."""
+        return asdict(self)
+
+
 class CodingLearner:
     """A sparse coder and the codes that it is learnt with.
 
@@ -102,7 +122,7 @@ class CodingLearner:
         CohortError: If there is no pair.
     """
 
-    average_refiner: None = None
+    has_refiner = False
 
     def __init__(self, recipe: Recipe, plan: Plan, training: Sequence[PreparedCase], fabric: Fabric) -> None:
         self.recipe, self.plan, self.fabric = recipe, plan, fabric
@@ -116,20 +136,20 @@ class CodingLearner:
         self.coding = JointCoding(self.coder, on_device, seed=seed, discrepancy=recipe.optimiser.discrepancy)
         self.coding.to(fabric.device)
         self._finished: SparseCoder | None = None
-        self.state: dict[str, Any] = {
-            "objective": -1.0,  # before the first round
-            "settled": False,
-            "accuracy": 0.5,
-            "accuracy_global": 0.5,
-            "rho": -1.0,
-            "closed_steps": 0,
-            "attention_steps": 0,
-        }
+        self.state = CodingState()
 
     @property
     def parts(self) -> dict[str, nn.Module]:
         """Everything with tensors that a checkpoint holds, by name."""
         return {"generator": self.coder, "coding": self.coding}
+
+    def restore(self, content: Mapping[str, Any]) -> None:
+        """Go on from the state of a checkpoint."""
+        if content:
+            self.state = CodingState(float(content["objective"]), bool(content["settled"]))
+
+    def note_validation(self, rho: float) -> None:
+        """Take note of nothing: there is no attention whose health depends on it."""
 
     def phase(self, step: int) -> Phase:
         """Say that only the generator plays, at any step."""
@@ -143,13 +163,13 @@ class CodingLearner:
             The objective for each voxel of the patches.
         """
         del step
-        if not self.state["settled"]:
-            before, self._finished = self.state["objective"], None
+        if not self.state.settled:
+            before, self._finished = self.state.objective, None
             after = self.coding.round(self.coder)
             done = before >= 0 and settled(before, after, self.recipe.optimiser.tolerance)
-            self.state |= {"objective": after, "settled": done}
+            self.state = CodingState(after, done)
         voxels = float(self.coding.voxels.sum() + self.coding.other_voxels.sum())
-        return {"loss": self.state["objective"] / voxels}
+        return {"loss": self.state.objective / voxels}
 
     def maps(self, case: PreparedCase, engine: Engine) -> Maps:
         """Predict a prepared case as the run would ship it."""

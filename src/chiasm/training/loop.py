@@ -127,7 +127,7 @@ def learn(
                 found="; ".join(damaged) or None,
                 hint="Delete this folder, and the same command makes it anew.",
             )
-    learner.state |= state
+    learner.restore(state)
     for sentence in damaged:
         warn(sentence)
     engine = Engine(fabric.device, pick_precision(recipe.training.precision, recipe.training.accelerator))
@@ -152,20 +152,19 @@ def learn(
                 progress(step + 1, steps, figures)
             if step + 1 in due and validation:
                 found, verdict = validate(learner, validation[:MOST_VALIDATION_CASES], engine)
-                learner.state["rho"] = found.get("spearman_smoothed", -1.0)
+                learner.note_validation(found.get("spearman_smoothed", -1.0))
                 write("validation", step + 1, found)
                 if verdict and learner.phase(step).attention > 0:
                     write("warning", step + 1, {"message": verdict})
                     warn(f"step {step + 1}: {verdict}")
             late = time.monotonic() - saved > CHECKPOINT_SECONDS
             if lead and (late or caught or step + 1 == steps or step + 1 in due):
-                save_checkpoint(checkpoints, step + 1, learner.parts, learner.state)
+                save_checkpoint(checkpoints, step + 1, learner.parts, learner.state.to_dict())
                 saved = time.monotonic()
             if caught:
                 raise Interrupted(caught[0])
-    closed, asked = learner.state["closed_steps"], learner.state["attention_steps"]
-    if asked and closed / asked > 0.1:
-        warn(f"the attention was switched off by its health gate in {100 * closed / asked:.0f} % of its steps")
+    if (closed := learner.state.closed_share) > 0.1:
+        warn(f"the attention was switched off by its health gate in {100 * closed:.0f} % of its steps")
     return learner
 
 
@@ -193,7 +192,7 @@ def validate(learner: AnyLearner, cases: Sequence[PreparedCase], engine: Engine)
         if lesion is not None and (sick := lesion & mask).any():
             row["lesion_mae"] = float(error[sick].mean())
         first = maps
-        if learner.average_refiner is not None:
+        if learner.has_refiner:
             first = learner.first_maps(case, engine)
             row["first_mae"] = float(np.abs(first.prediction - target)[mask].mean())
         row |= gauge(first, target, mask, lesion, head=head, beta=settings.beta, sigma_voxels=sigma)  # type: ignore[arg-type]
@@ -201,8 +200,8 @@ def validate(learner: AnyLearner, cases: Sequence[PreparedCase], engine: Engine)
     names = {name: None for row in rows for name in row}
     means = {name: [row[name] for row in rows if math.isfinite(row.get(name, math.nan))] for name in names}
     figures = {name: round(float(np.mean(values)), 6) for name, values in means.items() if values}
-    figures |= {"accuracy_local": learner.state["accuracy"], "accuracy_global": learner.state["accuracy_global"]}
-    figures["gate_closed_share"] = learner.state["closed_steps"] / max(1, learner.state["attention_steps"])
+    figures |= {"accuracy_local": learner.state.accuracy, "accuracy_global": learner.state.accuracy_global}
+    figures["gate_closed_share"] = learner.state.closed_share
     sentence = in_words(figures, settings.target) if settings.target != "none" else None
     return figures, sentence
 

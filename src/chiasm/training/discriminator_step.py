@@ -1,0 +1,101 @@
+"""One step of the discriminators: real from synthetic, and foreseeing where the synthesis is wrong.
+
+The counterpart of `generator_step`: the same draw, the same losses, the other player.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from chiasm.training import losses
+from chiasm.training.setting import Draw, Outcome, Setting, beside_source, shown_locally
+from chiasm.training.state import TrainingState, running
+
+CRITIC_LOSS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "lsgan": losses.least_squares_discriminator_loss,
+    "hinge": losses.hinge_discriminator_loss,
+    "wgan": losses.wasserstein_discriminator_loss,
+    "wgan-gp": losses.wasserstein_discriminator_loss,
+}
+
+
+def step_discriminators(setting: Setting, state: TrainingState, drawn: Draw) -> Outcome:
+    """Train all discriminators on real images and on what the generator made of the same patches."""
+    state, figures = step_global(setting, state, drawn)
+    if "local_judge" not in setting.trainables.modules:
+        return Outcome(state, figures)
+    state, more = step_local(setting, state, drawn)
+    return Outcome(state, {**figures, **more})
+
+
+def step_global(setting: Setting, state: TrainingState, drawn: Draw) -> Outcome:
+    """Train the discriminators of whole images to tell real from synthetic."""
+    trainables, figures = setting.trainables, dict[str, float]()
+    pairs = beside_source(drawn.batch, drawn.batch.target), beside_source(drawn.batch, drawn.made)
+    for name in ("global_judge", "second_judge"):
+        if name not in trainables.modules:
+            continue
+        real, synthetic = (trainables.modules[name](pair).float() for pair in pairs)
+        loss = critic_loss(setting, real, synthetic) + _penalty(setting, drawn, name, pairs)
+        trainables.descend(name, loss)
+        if setting.recipe.loss.adversarial == "wgan":
+            trainables.clip(name, setting.recipe.loss.clip)
+        right = float(((real > 0).float().mean() + (synthetic < 0).float().mean()) / 2)
+        state = replace(state, accuracy_global=running(state.accuracy_global, right))
+        figures |= {f"{name}_loss": float(loss.detach()), "accuracy_global": state.accuracy_global}
+    return Outcome(state, figures)
+
+
+def critic_loss(setting: Setting, real: Tensor, synthetic: Tensor) -> Tensor:
+    """Return what a discriminator of whole images minimises, without a penalty."""
+    settings = setting.recipe.loss
+    if settings.adversarial == "bce":
+        return losses.adversarial_discriminator_loss(real, synthetic, smoothing=settings.smoothing)
+    return CRITIC_LOSS[settings.adversarial](real, synthetic)
+
+
+def _penalty(setting: Setting, drawn: Draw, name: str, pairs: tuple[Tensor, Tensor]) -> Tensor | float:
+    """Return the gradient penalty of a Wasserstein critic, on every so many of its steps; 0 otherwise."""
+    settings, every = setting.recipe.loss, setting.recipe.loss.penalty_every
+    joined = max(0, drawn.step - setting.recipe.schedule.ends["judges"])  # steps with several turns: one while alone
+    taken = drawn.step + (settings.critic_steps - 1) * joined + drawn.turn
+    if settings.adversarial != "wgan-gp" or taken % every:
+        return 0.0
+    count = len(drawn.made)
+    factor = torch.rand(count, generator=setting.numbers(drawn.step, 1, drawn.turn)).to(drawn.made)
+    critic = setting.trainables.bare(name)
+
+    def score(pair: Tensor) -> Tensor:
+        scores: Tensor = critic(pair).reshape(len(pair), -1).mean(1)
+        return scores
+
+    return every * settings.penalty * losses.gradient_penalty(score, *pairs, factor)
+
+
+def step_local(setting: Setting, state: TrainingState, drawn: Draw) -> Outcome:
+    """Train the local discriminator voxel by voxel, and its confidence heads to foresee the error."""
+    recipe, (batch, fake) = setting.recipe, (drawn.batch, drawn.made)
+    judge, mask = setting.trainables.modules["local_judge"].train(), batch.mask
+    real = judge(shown_locally(recipe, batch, batch.target))
+    synthetic = judge(shown_locally(recipe, batch, fake))
+    realness, on_fake = real.realness.float(), synthetic.realness.float()
+    error, scale, attention = fake - batch.target, state.error_scale, recipe.attention
+    magnitude = losses.soft_target_magnitude(error, mask, scale, setting.sigma(attention.magnitude_mm))
+    structured = losses.soft_target_structured(error, mask, scale, setting.sigma(attention.structured_mm))
+    told_apart = losses.adversarial_discriminator_loss(realness, on_fake, smoothing=0.0, mask=mask)
+    foreseen = losses.confidence_loss(synthetic.magnitude.float(), magnitude, mask)
+    foreseen_structured = losses.confidence_loss(synthetic.structured.float(), structured, mask)
+    setting.trainables.descend("local_judge", told_apart + foreseen + foreseen_structured)
+    hits = losses.masked_mean((realness > 0).float(), mask) + losses.masked_mean((on_fake < 0).float(), mask)
+    state = replace(state, accuracy=running(state.accuracy, float(hits) / 2))
+    figures = {
+        "local_judge_loss": float(told_apart.detach()),
+        "magnitude_loss": float(foreseen.detach()),
+        "structured_loss": float(foreseen_structured.detach()),
+        "accuracy_local": state.accuracy,
+    }
+    return Outcome(state, figures)

@@ -1,0 +1,176 @@
+"""One step of the generator: against the target, against the discriminators, and hardest where they are not convinced.
+
+The counterpart of `discriminator_step`: the same draw, the same losses, the other player.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from chiasm.networks.discriminators import LocalLogits
+from chiasm.prediction.synthesis import refine
+from chiasm.recipe import Loss
+from chiasm.training import attention, losses
+from chiasm.training.batches import Batch
+from chiasm.training.sampler import gate_reason, note_lesions, remember
+from chiasm.training.setting import Draw, Outcome, Setting, beside_source, shown_locally
+from chiasm.training.state import TrainingState, running
+
+GENERATOR_LOSS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "bce": losses.adversarial_generator_loss,
+    "lsgan": losses.least_squares_generator_loss,
+    "hinge": losses.wasserstein_generator_loss,
+    "wgan": losses.wasserstein_generator_loss,
+    "wgan-gp": losses.wasserstein_generator_loss,
+}
+
+
+class Weighed(NamedTuple):
+    """Weights of the voxels, the next state, and figures for the log."""
+
+    weight: Tensor
+    state: TrainingState
+    figures: Mapping[str, float]
+
+
+def step_generator(setting: Setting, state: TrainingState, drawn: Draw) -> Outcome:
+    """Train the generator on one draw, and the refiner on what it made."""
+    trainables, settings = setting.trainables, setting.recipe.loss
+    batch, made = drawn.batch, drawn.made
+    figures: Mapping[str, float] = {}
+    with trainables.frozen_judges():
+        adversarial = _global_term(setting, drawn)
+        weight, logits = torch.ones_like(made), _local_logits(setting, drawn)
+        if logits is not None:
+            state = note_lesions(setting, state, drawn, logits)
+            adversarial = adversarial + _local_term(setting, drawn, logits)
+            weight, state, figures = attention_weights(setting, state, drawn, logits)
+        weight = weight * control_weights(settings, batch, made)
+        reconstruction = losses.reconstruction_loss(made, batch.target, batch.mask, weight, _power(settings))
+        loss = reconstruction + drawn.phase.adversarial * adversarial
+        if settings.gradient_difference > 0:
+            difference = losses.gradient_difference_loss(made, batch.target, batch.mask, setting.plan.dims)
+            loss = loss + settings.gradient_difference * difference
+        trainables.descend("generator", loss)
+    trainables.move_average("generator", trainables.average, drawn.step)
+    if logits is not None and trainables.average_refiner is not None:
+        figures = {**figures, **step_refiner(setting, drawn.detached(), logits.structured.detach())}
+    figures = {
+        **figures,
+        "loss": float(loss.detach()),
+        "reconstruction": float(reconstruction.detach()),
+        "adversarial": float(drawn.phase.adversarial * adversarial.detach()),
+    }
+    return Outcome(state, figures)
+
+
+def step_refiner(setting: Setting, drawn: Draw, structured: Tensor) -> dict[str, float]:
+    """Train the second stage against the target, on what the first one made and doubts, both without gradient.
+
+    Args:
+        setting: What stays the same.
+        drawn: Its `made` without gradient.
+        structured: Logits of the structured head, shape (N, 1, *spatial), likewise.
+    """
+    trainables, batch = setting.trainables, drawn.batch
+    assert trainables.average_refiner is not None
+    refined = refine(trainables.modules["refiner"].train(), batch.source, drawn.made, structured, batch.mask)
+    loss = losses.reconstruction_loss(refined, batch.target, batch.mask, p=_power(setting.recipe.loss))
+    trainables.descend("refiner", loss)
+    age = drawn.step - setting.recipe.schedule.ends["judges"]
+    trainables.move_average("refiner", trainables.average_refiner, age)
+    return {"refinement": float(loss.detach())}
+
+
+def attention_weights(setting: Setting, state: TrainingState, drawn: Draw, logits: LocalLogits) -> Weighed:
+    """Turn the confidence of the chosen head into weights, unless the health gate is closed."""
+    settings, batch = setting.recipe.attention, drawn.batch
+    ones = torch.ones_like(batch.target)
+    if settings.target == "none" or drawn.phase.attention <= 0:
+        return Weighed(ones, state, {})
+    confidence = torch.sigmoid(getattr(logits, settings.target).float())
+    inside = confidence.detach()[batch.mask]
+    sd = float(inside.std()) if inside.numel() > 1 else 0.0
+    state = replace(state, confidence_sd=running(state.confidence_sd, sd))
+    is_closed = settings.gate and gate_reason(setting, state) is not None
+    state = replace(state, attention_steps=state.attention_steps + 1, closed_steps=state.closed_steps + is_closed)
+    strength = 0.0 if is_closed else drawn.phase.attention * settings.strength
+    figures = {"attention_strength": strength}
+    if settings.use != "weight":
+        state = remember(state, drawn.places, batch, confidence.detach())
+    if strength == 0 or settings.use == "sample":
+        return Weighed(ones, state, figures)
+    weight = attention.attention_weight(
+        confidence,
+        batch.mask,
+        beta=settings.beta,
+        norm=settings.norm,
+        cap=settings.cap,
+        strength=strength,
+        detach=settings.detach,
+    )
+    if settings.shuffle:
+        weight = attention.shuffle_weight(weight, batch.mask, setting.numbers(drawn.step, 2))
+    return Weighed(weight, state, {**figures, **_weight_ratio(weight, batch)})
+
+
+def _weight_ratio(weight: Tensor, batch: Batch) -> dict[str, float]:
+    """Compare the weights of lesion and healthy voxels, where a batch has both."""
+    lesion, healthy = batch.lesion & batch.mask, ~batch.lesion & batch.mask
+    if not lesion.any() or not healthy.any():
+        return {}
+    return {"weight_ratio": float(weight[lesion].mean().detach() / weight[healthy].mean().detach())}
+
+
+def control_weights(settings: Loss, batch: Batch, made: Tensor) -> Tensor:
+    """Weights of the controls: focal (C1), top-k (C2) and the lesion oracle (C3); ones otherwise."""
+    error = (made - batch.target).detach()
+    weight = torch.ones_like(error)
+    if settings.focal > 0:
+        weight = weight * losses.focal_weight(error, batch.mask, settings.focal)
+    if settings.top_k < 1:
+        weight = weight * losses.top_k_weight(error, batch.mask, settings.top_k)
+    if settings.lesion > 1:
+        weight = weight * attention.lesion_weight(batch.lesion, settings.lesion, batch.mask)
+    return weight
+
+
+def _global_term(setting: Setting, drawn: Draw) -> Tensor:
+    """How little the discriminators of whole images are convinced, weighed; 0 where they do not play."""
+    settings, trainables = setting.recipe.loss, setting.trainables
+    term = torch.zeros((), device=drawn.made.device)
+    if drawn.phase.adversarial <= 0:
+        return term
+    for name, factor in (("global_judge", settings.global_weight), ("second_judge", settings.local_weight)):
+        if name in trainables.modules:
+            with trainables.fabric.autocast():
+                logits = trainables.bare(name)(beside_source(drawn.batch, drawn.made)).float()
+            term = term + factor * GENERATOR_LOSS[settings.adversarial](logits)
+    return term
+
+
+def _local_logits(setting: Setting, drawn: Draw) -> LocalLogits | None:
+    """What the local discriminator says of the prediction; None where it does not play."""
+    trainables, phase = setting.trainables, drawn.phase
+    if "local_judge" not in trainables.modules or (phase.adversarial <= 0 and phase.attention <= 0):
+        return None
+    with trainables.fabric.autocast():
+        logits: LocalLogits = trainables.bare("local_judge")(shown_locally(setting.recipe, drawn.batch, drawn.made))
+    return logits
+
+
+def _local_term(setting: Setting, drawn: Draw, logits: LocalLogits) -> Tensor | float:
+    """How little the local discriminator is convinced, weighed; 0 where a second global one takes its place."""
+    weight = setting.recipe.loss.local_weight
+    if weight <= 0 or setting.recipe.discriminators.second_global:
+        return 0.0
+    return weight * losses.adversarial_generator_loss(logits.realness.float(), mask=drawn.batch.mask)
+
+
+def _power(settings: Loss) -> int:
+    return 1 if settings.norm == "l1" else 2

@@ -1,0 +1,123 @@
+"""The networks of a method while they learn: with their optimisers, averages and learning rates.
+
+Only this module knows backward passes, optimisers, precision and freezing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from chiasm.preparation.plan import Plan
+from chiasm.recipe import Recipe
+from chiasm.training.players import Players, make_players
+
+JUDGES = ("global_judge", "second_judge", "local_judge")
+
+
+class Trainables:
+    """Networks that learn, by name, each with an optimiser; and slow averages of those that are shipped.
+
+    Args:
+        recipe: Resolved settings.
+        plan: What follows from the data.
+        fabric: Devices and precision, launched.
+    """
+
+    def __init__(self, recipe: Recipe, plan: Plan, fabric: Fabric) -> None:
+        self.recipe, self.fabric = recipe, fabric
+        players = make_players(recipe, plan, recipe.training.seed)
+        averages = make_players(recipe, plan, recipe.training.seed)
+        self.average, self.average_refiner = averages.generator, averages.refiner
+        for average in (self.average, self.average_refiner):
+            if average is not None:
+                average.eval().requires_grad_(False).to(fabric.device)
+        memory = torch.channels_last if plan.dims == 2 else torch.channels_last_3d
+        self.modules: dict[str, nn.Module] = {}
+        self.optimisers: dict[str, torch.optim.Optimizer] = {}
+        for name, module in zip(Players.__dataclass_fields__, vars(players).values()):
+            if module is not None:
+                module.to(memory_format=memory)
+                self.modules[name], self.optimisers[name] = fabric.setup(module, self._optimiser(name, module))
+
+    def _optimiser(self, name: str, module: nn.Module) -> torch.optim.Optimizer:
+        settings = self.recipe.optimiser
+        if name not in JUDGES:
+            return torch.optim.Adam(module.parameters(), lr=settings.generator_rate, betas=settings.betas)
+        if settings.discriminator == "rmsprop":
+            return torch.optim.RMSprop(module.parameters(), lr=settings.discriminator_rate)
+        betas = settings.betas if settings.discriminator_betas == "auto" else settings.discriminator_betas
+        return torch.optim.Adam(module.parameters(), lr=settings.discriminator_rate, betas=betas)
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """Everything with tensors that a checkpoint holds, by name."""
+        averages = {"average": self.average, "average_refiner": self.average_refiner}
+        return {
+            **{name: self.bare(name) for name in self.modules},
+            **{f"adam_{name}": optimiser for name, optimiser in self.optimisers.items()},
+            **{name: average for name, average in averages.items() if average is not None},
+        }
+
+    def bare(self, name: str) -> nn.Module:
+        """Return a network without its wrapper, for passes that must not be synchronised or trained."""
+        module: nn.Module = getattr(self.modules[name], "module", self.modules[name])
+        return module
+
+    def descend(self, name: str, loss: Tensor) -> None:
+        """Let one network follow the gradient of a loss."""
+        optimiser = self.optimisers[name]
+        optimiser.zero_grad(set_to_none=True)
+        self.fabric.backward(loss)
+        optimiser.step()
+
+    @torch.no_grad()
+    def clip(self, name: str, most: float) -> None:
+        """Keep a critic's weights small, so that its slope is bounded (Arjovsky et al., arXiv:1701.07875)."""
+        for weight in self.bare(name).parameters():
+            weight.clamp_(-most, most)
+
+    @contextmanager
+    def frozen_judges(self) -> Iterator[None]:
+        """Let gradients pass through the discriminators, not into them; their power iterations stand still.
+
+        Batch normalisation goes on with the batch's own statistics, by which its
+        discriminator tells real from synthetic: the running ones are a mixture of both.
+        """
+        judges = [module for name, module in self.modules.items() if name in JUDGES]
+        for judge in judges:
+            judge.eval().requires_grad_(False)
+            for part in judge.modules():
+                if isinstance(part, nn.BatchNorm2d | nn.BatchNorm3d):
+                    part.train()
+        try:
+            yield
+        finally:
+            for judge in judges:
+                judge.train().requires_grad_(True)
+
+    def set_rates(self, step: int) -> None:
+        """Cosine decay to a hundredth, from the step alone."""
+        share = 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / self.recipe.schedule.steps))
+        rates = self.recipe.optimiser
+        for name, optimiser in self.optimisers.items():
+            rate = rates.discriminator_rate if name in JUDGES else rates.generator_rate
+            for group in optimiser.param_groups:
+                group["lr"] = rate * share
+
+    @torch.no_grad()
+    def move_average(self, name: str, average: nn.Module, age: int) -> None:
+        """Follow a network's weights slowly; faster in its first steps, when there is little to average."""
+        keep = min(self.recipe.optimiser.average, (1 + age) / (10 + age))
+        current = self.bare(name).state_dict()
+        for key, value in average.state_dict().items():
+            if value.dtype.is_floating_point:
+                value.lerp_(current[key].to(value), 1 - keep)
+            else:
+                value.copy_(current[key])
