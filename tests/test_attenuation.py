@@ -121,9 +121,10 @@ GRID = ball().geometry
 
 
 def head() -> np.ndarray:
-    """The ball in Hounsfield units: water, bone of 1000 HU, air."""
+    """The ball in Hounsfield units: water, a band of its shell as bone of 1000 HU, air."""
     mu = ball().array
-    return np.where(mu > 0.1, 1000, np.where(mu > 0, 0, -1000)).astype(np.float32)
+    bone = (mu > 0.1) & (np.abs(np.indices(mu.shape)[1] - 32) < 9)
+    return np.where(bone, 1000, np.where(mu > 0, 0, -1000)).astype(np.float32)
 
 
 @pytest.mark.parametrize("suffix", [".nii.gz", ".nii", ".mha"])

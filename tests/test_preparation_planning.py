@@ -221,7 +221,7 @@ def test_a_kind_that_is_asked_for_is_taken_and_two_cases_measure_nothing(cohort:
 
 def ct_case(seed: int) -> dict[str, NDArray[np.generic]]:
     source, target, _ = pair(seed)
-    hounsfield = np.where(body(), target * 4 - 1200, -1000)
+    hounsfield = np.where(body(), target - 170, -1000)
     hounsfield[18:21, 20:23, 6] = 9000  # a filling
     return {"t1": source, "ct": hounsfield.astype(np.float32)}
 

@@ -42,7 +42,7 @@ from chiasm.errors import RecipeError, VolumeError, unknown
 from chiasm.locks import prepare_file
 from chiasm.outputs import refuse_inputs
 from chiasm.volumes import Geometry, Reading, Volume, grid_with_spacing, read_volume, resample, write_volume
-from chiasm.volumes.hounsfield import AIR_HU, FEWEST, check_hu
+from chiasm.volumes.hounsfield import FEWEST, check_hu
 from chiasm.volumes.screening import STRICT, files_at
 
 FWHM_PER_SIGMA = math.sqrt(8 * math.log(2))
@@ -52,6 +52,7 @@ WATER = 9.6e-5
 
 USUAL_KVP = 120
 FWHM_MM = 5.0  # of whole-body PET scanners in clinical use: our choice, `--fwhm` says otherwise
+MOST_AIR_HU = -200.0  # air, and what noise and partial volume make of it
 CT_HU = (-1024.0, 3071.0)  # what 12 bits hold: below lies padding, above metal
 
 
@@ -179,12 +180,12 @@ def check_air(array: NDArray[np.floating]) -> None:
     Raises:
         VolumeError: If less than one voxel in a thousand is air, or padding below it.
     """
-    if np.count_nonzero(array <= AIR_HU[1]) < FEWEST * array.size:
+    if np.count_nonzero(array <= MOST_AIR_HU) < FEWEST * array.size:
         raise VolumeError(
             "is not in Hounsfield units of a body in air: it holds no air",
             reason="not-hu",
             found=f"intensities from {float(array.min()):.4g} to {float(array.max()):.4g}",
-            expected=f"at least {100 * FEWEST:g} % of the voxels at {AIR_HU[1]:g} HU or below",
+            expected=f"at least {100 * FEWEST:g} % of the voxels at {MOST_AIR_HU:g} HU or below",
             hint="Give the CT as it was reconstructed, with its air around the body.",
         )
 

@@ -84,7 +84,7 @@ class Data(Section):
     patch: Auto | Annotated[int, Field(ge=LEAST_PATCH, le=1024)] = "auto"  # side in voxels
     intensity: Literal["auto", "percentile", "zscore", "median_iqr", "mode", "rank"] = "auto"
     window_hu: tuple[Hounsfield, Hounsfield] = (-1024.0, 3071.0)
-    ct_offset: Annotated[float, Field(ge=-32768, le=32768)] = 0.0  # added to stored values of ct, which are then in HU
+    ct_offset: Annotated[float, Field(ge=-32768, le=32768)] = 0.0  # added to each ct that is in HU with it
     registration: Registration = "none"  # how other images are brought to the first source, which stays
     bias_correction: BiasCorrection = "none"  # of MR images, sources and target alike; never of CT
     mask: Literal["auto", "nonzero", "body"] = "auto"  # auto: files, else what fits; others use no files

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from chiasm.cohorts.cases import Case
 from chiasm.errors import VolumeError
 from chiasm.volumes import Reading, Volume, read_volume
-from chiasm.volumes.hounsfield import check_hu
+from chiasm.volumes.hounsfield import check_hu, with_offset
 
 
 def read_case_image(case: Case, modality: str) -> Volume:
@@ -33,7 +33,7 @@ def read_image(path: Path, modality: str, reading: Reading, *, made: bool = Fals
     Args:
         path: The file.
         modality: What it shows.
-        reading: What is assumed of the file.
+        reading: What is assumed of the file; its offset is added only where that makes Hounsfield units.
         made: Whether a model made it: then it has no offset.
 
     Raises:
@@ -42,9 +42,9 @@ def read_image(path: Path, modality: str, reading: Reading, *, made: bool = Fals
     volume = read_volume(path, reading=reading)
     if modality != "ct":
         return volume
-    if reading.ct_offset and not made:
-        volume = Volume(volume.array + np.float32(reading.ct_offset), volume.geometry)
     try:
+        if reading.ct_offset and not made:
+            return Volume(with_offset(volume.array, reading.ct_offset), volume.geometry)
         check_hu(volume.array)
     except VolumeError as error:
         error.path = path

@@ -62,7 +62,7 @@ class Reading:
         assume_ras: Whether to take a NIfTI without orientation as RAS.
         resample: Whether to bring skewed axes to a straight grid, which interpolates.
         resample_tilt: Whether to resample DICOM slices that are tilted or uneven.
-        ct_offset: Added to the stored values of CT, where a case's modality is known.
+        ct_offset: Added to the stored values of each CT that it makes right; others stay as they are.
     """
 
     form: Form | None = None
