@@ -254,6 +254,41 @@ def test_kinds_of_images_are_refused_by_name_and_chosen_by_rules(tmp_path: Path,
     assert any("axial, phase" in line and line.endswith("-> t2") for line in listing)
 
 
+SAME = {"PatientID": "x", "StudyInstanceUID": "1.2.3"}
+T1 = {"SeriesDescription": "ax t1", "SeriesNumber": 1, **SAME}
+M = {"ImageType": ["ORIGINAL", "PRIMARY", "M", "ND"]}
+T2 = {"SeriesDescription": "ax t2 tse", "SeriesNumber": 2, **SAME}
+PHASE = {"ImageType": ["ORIGINAL", "PRIMARY", "P", "ND"]}
+
+
+def test_a_rule_for_a_kind_chooses_among_series_of_its_modality_and_the_others_keep_theirs(tmp_path: Path) -> None:
+    kinds: list[dict[str, object]] = [M, PHASE]
+    write_mixed(tmp_path / "p" / "a", kinds, [scan(seed=0), scan(seed=1)], **T1)
+    write_source(tmp_path / "p" / "b", scan(seed=2), **T2, **M)
+    for word, seed in (("magnitude", 0), ("phase", 1)):
+        (case,) = find_cohort(tmp_path, selection=Selection(series={"t1": word})).cases
+        np.testing.assert_array_equal(read_volume(case.images["t1"]).array, scan(seed=seed))
+        np.testing.assert_array_equal(read_volume(case.images["t2"]).array, scan(seed=2))
+    assert "t1" not in find_cohort(tmp_path, selection=Selection(series={"t1": "TE=77"})).cases[0].images
+
+
+@pytest.mark.parametrize("kind", [["P", "ND"], ["DIFFUSION", "ADC"], ["I_FFE", "I"]], ids="-".join)
+def test_a_whole_series_of_phase_or_a_map_is_taken_only_when_it_is_asked_for(tmp_path: Path, kind: list[str]) -> None:
+    image_type = ["ORIGINAL", "PRIMARY", *kind]
+    place = tmp_path / "P07"
+    write_source(place / "a", scan(seed=1), **T1, ImageType=image_type)
+    for selection in (Selection(), Selection(alone="t1")):
+        cohort = find_cohort(tmp_path, selection=selection)
+        assert cohort.cases == ()
+        assert "P07, of whom no series is known" in cohort.notes[0].message
+        assert "--series t1=1" in cohort.notes[0].message
+    (case,) = find_cohort(tmp_path, selection=Selection(series={"t1": "1"})).cases
+    np.testing.assert_array_equal(read_volume(case.images["t1"]).array, scan(seed=1))
+    write_source(place / "b", scan(seed=2), **(T1 | {"SeriesNumber": 3}), **M)
+    (case,) = find_cohort(tmp_path).cases
+    np.testing.assert_array_equal(read_volume(case.images["t1"]).array, scan(seed=2))
+
+
 def test_every_verb_refuses_several_kinds_with_the_same_list(finished_run: Path, tmp_path: Path) -> None:
     for number, name in enumerate(("ana", "bea")):
         two_kinds(tmp_path / "in" / name, number, PatientID=name)

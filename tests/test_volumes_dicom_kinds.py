@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import zipfile
 from pathlib import Path
@@ -59,7 +60,17 @@ CLASSIC: dict[str, tuple[list[dict[str, Any]], list[str]]] = {
     ),
     "two inversion times": ([{"InversionTime": "800"}, {"InversionTime": "2500"}], ["TI=800", "TI=2500"]),
     "two b-values": ([{"DiffusionBValue": 0.0}, {"DiffusionBValue": 1000.0}], ["b=0", "b=1000"]),
-    "a b-value and none": ([{}, {"DiffusionBValue": 800.0}], ["b=0", "b=800"]),
+    "a b-value and none": ([{}, {"DiffusionBValue": 800.0}], ["b unknown", "b=800"]),
+    "a trace and its ADC map": (
+        [image_type("DIFFUSION", "TRACEW") | {"DiffusionBValue": 1000.0}, image_type("DIFFUSION", "ADC", "ND")],
+        ["other b=1000", "adc b unknown"],
+    ),
+    "magnitude and ADC": ([M, image_type("ADC")], ["magnitude", "adc"]),
+    "inversion times and none": (
+        [{"InversionTime": "700"}, {"InversionTime": "2500"}, {"InversionTime": None}],
+        ["TI=700", "TI=2500", "TI unknown"],
+    ),
+    "components and none": ([M, P, image_type()], ["magnitude", "phase", "component unknown"]),
     "all at once": (
         [M | {"EchoTime": "10"}, P | {"EchoTime": "10"}, M | {"EchoTime": "30"}],
         ["magnitude TE=10", "phase TE=10", "magnitude TE=30"],
@@ -117,8 +128,7 @@ def test_kinds_of_images_in_one_series_are_listed_and_chosen(name: str, tmp_path
     assert error.reason == "several-series" and "--series" in str(error)
     assert all(f", axial, {word}" in str(error) for word in words)
     for word, array in zip(words, truth, strict=True):
-        if word != "other":
-            np.testing.assert_array_equal(read_volume(place, series=word).array, array)
+        np.testing.assert_array_equal(read_volume(place, series=word).array, array)
     series = find_series(place)
     assert [one.choice for one in series] == list(range(1, len(kinds) + 1))
     for one in series:  # by number, and by any of its files
@@ -185,6 +195,15 @@ def test_a_kind_and_words_choose_among_series(tmp_path: Path) -> None:
     assert refusal(place, "pd phase").reason == "no-series"
 
 
+def test_a_whole_series_of_phase_is_listed_as_such(tmp_path: Path) -> None:
+    write_source(tmp_path / "p" / "a", scan(SMALL, 1), SeriesNumber=1, SeriesDescription="ax t1", **M)
+    write_source(tmp_path / "p" / "b", scan(SMALL, 2), SeriesNumber=2, SeriesDescription="ax t1", **P)
+    one, other = find_series(tmp_path / "p")
+    assert (one.told_kind, other.told_kind) == ("", "phase")
+    assert other.told().endswith(", phase") and not one.told().endswith(", phase")
+    assert refusal(tmp_path / "p", "TI unknown").reason == "no-series", "the listing says it of none"
+
+
 def test_words_of_a_description_count_before_kinds(tmp_path: Path) -> None:
     write_source(tmp_path / "p" / "a", scan(SMALL, 1), SeriesNumber=1, SeriesDescription="phase of breathing", **M)
     write_source(tmp_path / "p" / "b", scan(SMALL, 2), SeriesNumber=2, SeriesDescription="field", **P)
@@ -234,6 +253,10 @@ def test_a_localizer_among_images_is_named_and_one_alone_stands_aside(tmp_path: 
         ("TI = 800 ms", Kind(ti=800), ""),
         ("1.2.3.4", Kind(), "1.2.3.4"),
         ("phases, web=3, realist", Kind(), "phases web=3 realist"),
+        ("other b unknown", Kind("other", b=math.inf), ""),
+        ("ax TI unknown t1 ADC", Kind("adc", ti=math.inf), "ax t1"),
+        ("component unknown", Kind("component unknown"), ""),
+        ("unknown tie", Kind(), "unknown tie"),
     ],
 )
 def test_words_for_kinds_are_read(words: str, kind: Kind, left: str) -> None:

@@ -30,7 +30,7 @@ from chiasm.errors import RecipeError, VolumeError
 from chiasm.names import is_safe_id
 from chiasm.volumes.dicom_choice import fitting, pick_series
 from chiasm.volumes.dicom_files import looks_like_zip
-from chiasm.volumes.dicom_kinds import is_kind_word
+from chiasm.volumes.dicom_kinds import is_kind_word, parse_kind
 from chiasm.volumes.dicom_series import LABEL_MAP, SEGMENTATION, Scan, Series, is_dicom, scan_folder_alone, scan_series
 from chiasm.volumes.screening import STRICT, Reading
 
@@ -190,9 +190,14 @@ def read_dicom_folder(root: Path, selection: Selection) -> DicomFolder:
             split = _role_of(patient, root)
             cases.append(Case(patient.id, patient.subject, images, paths.get("mask"), paths.get("labels"), split=split))
         elif not found:
-            message = f"not used: {patient.id}, of whom no series is known to be a modality; a rule may name one"
-            notes.append(Problem(patient.place, "no-series", message, patient.id))
+            notes.append(_nothing_known(patient, selection.alone or "t1"))
     return DicomFolder(tuple(sorted(cases, key=lambda case: case.id)), tuple(problems), tuple(listing), tuple(notes))
+
+
+def _nothing_known(patient: Patient, role: str) -> Problem:
+    message = f"not used: {patient.id}, of whom no series is known to be a modality; a rule may name one"
+    asked = next((f", such as --series {role}={s.choice} ({s.told_kind})" for s in patient.series if s.told_kind), "")
+    return Problem(patient.place, "no-series", message + asked, patient.id)
 
 
 def _role_of(patient: Patient, root: Path) -> str | None:
@@ -352,15 +357,22 @@ def _candidates(images: Sequence[Series], selection: Selection) -> dict[str, lis
     """Return the series that may be each modality: by rules, and for modalities without a rule by what they say."""
     scans = [series for series in images if series.is_scan]
     scans = scans or [series for series in images if series.localizer]  # so that someone is told
-    fits = {role: fitting(images, words) for role, words in selection.series.items()}
+    fits = {role: _ruled(role, words, images, scans) for role, words in selection.series.items()}
     if not fits and selection.alone is not None and len({series.uid for series in scans}) == 1:
-        return {selection.alone: scans}
+        return {selection.alone: [series for series in scans if not series.shows_no_contrast]}
     ruled = {id(series) for found in fits.values() for series in found}
     for series in scans:
         role = guess_modality(series, scans)
         if role and role not in selection.series and id(series) not in ruled:
             fits.setdefault(role, []).append(series)
     return fits
+
+
+def _ruled(role: str, words: str, images: Sequence[Series], scans: Sequence[Series]) -> list[Series]:
+    """Return the series that fit a rule; words for kinds alone choose among those that may be the modality, if any."""
+    _, description = parse_kind(words)
+    own = [] if description else [series for series in scans if _modality_of(series, scans) == role]
+    return fitting(own or images, words)
 
 
 def _unfit(series: Series, role: str, patient: Patient, selection: Selection) -> Problem | None:
@@ -410,12 +422,16 @@ def marks_on(case: Case, modality: str) -> tuple[str, ...]:
 
 
 def guess_modality(series: Series, scans: Sequence[Series]) -> str | None:
-    """Guess a modality where folder, header or description leave no choice; None where they do.
+    """Guess a modality where folder, header or description leave no choice; None where they do, and for phase and maps.
 
     Args:
         series: One of
         scans: all scans of its patient.
     """
+    return None if series.shows_no_contrast else _modality_of(series, scans)
+
+
+def _modality_of(series: Series, scans: Sequence[Series]) -> str | None:
     by_folder = role_of(_last_word(series.parts[0].place.parent.name))
     if by_folder in MODALITIES:
         return by_folder

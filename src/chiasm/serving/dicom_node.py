@@ -210,6 +210,8 @@ def synthesise_series(folder: Path, place: Path, predictor: Predictor, wanted: s
         raise VolumeError("was made, not acquired", path=folder, reason="synthetic")
     if series.modality != expected:
         raise VolumeError("is of another modality than the model takes", path=folder, reason="modality")
+    if wanted is None and series.shows_no_contrast:
+        raise VolumeError(f"holds {series.told_kind} images, which must be asked for", path=folder, reason="not-wanted")
     if wanted is not None and not fitting([series], wanted):
         raise VolumeError("is not asked for", path=folder, reason="not-wanted")
     made = predictor.predict(read_volume(folder, series=series.choice, reading=predictor.reading))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chiasm.errors import VolumeError
-from chiasm.volumes.dicom_kinds import UNKNOWN, parse_kind
+from chiasm.volumes.dicom_kinds import NOT_SAID, UNKNOWN, Kind, parse_kind
 from chiasm.volumes.dicom_series import Series, folder_name, names_of_series, scan_series
 
 if TYPE_CHECKING:
@@ -74,16 +75,23 @@ def fitting(series: Sequence[Series], wanted: str | int) -> list[Series]:
             description, DICOM modality, or a part of folder or description;
             whole words count before parts of words.  Where that fits none or
             several, a kind of images may tell, alone or with such words:
-            "phase", "TE=30", "space TI=800", "b=1000".
+            "phase", "TE=30", "space TI=800", "b=1000", "TI unknown".
     """
     asked = str(wanted).strip()
     found = _fitting_words(series, asked)
     if len(found) == 1:
         return found
     kind, words = parse_kind(asked)
-    of_kind = [one for one in series if one.kind.fits(kind)] if kind != UNKNOWN else []
+    of_kind = [one for one in series if _is_of_kind(one, kind)] if kind != UNKNOWN else []
     closer = _fitting_words(of_kind, words) if words else of_kind
     return closer if closer and (not found or len(closer) == 1) else found
+
+
+def _is_of_kind(one: Series, asked: Kind) -> bool:
+    """Say whether images are of a kind; "unknown" is meant as the listing says it, of images apart from others."""
+    unknown = [f"{name} unknown" for name, value in zip(("TE", "TI", "b"), asked[1:], strict=True) if value == math.inf]
+    unknown += [NOT_SAID] * (asked.component == NOT_SAID)
+    return one.kind.fits(asked) and all(words in one.apart for words in unknown)
 
 
 def _fitting_words(series: Sequence[Series], asked: str) -> list[Series]:

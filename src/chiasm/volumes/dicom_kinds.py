@@ -23,25 +23,32 @@ if TYPE_CHECKING:
 
 APART = 0.01  # relative difference above which two times or b-values are not the same
 COMPONENTS = ("magnitude", "phase", "real", "imaginary")
+ADC = "adc"  # a map of the apparent diffusion coefficient, which has no b-value of its own
 OTHER = "other"  # an ImageType that is none of these
+NOT_SAID = "component unknown"
+#: Components that no modality is read from unless they are asked for.
+NO_CONTRAST = ("phase", "real", "imaginary", ADC)
 #: What a later value of ImageType says of the component: by itself, or before an underscore, as in M_FFE.
 LETTERS = {"M": "magnitude", "P": "phase", "R": "real", "I": "imaginary"}
 WORDS = {**LETTERS, **{name.upper(): name for name in COMPONENTS}, "PHASE MAP": "phase", "VELOCITY MAP": "phase"}
 KIND_TAGS = ("Modality", "ImageType", "ComplexImageComponent", "EchoTime", "InversionTime", "DiffusionBValue")
 
-#: What `parse_kind` reads in the words for a series, such as "phase", "TE=30" or "b = 1000".
-_NUMBER = re.compile(r"(?<![a-z0-9])(te|ti|b)\s*=\s*(\d+(?:\.\d+)?)\s*(?:ms\b)?", re.IGNORECASE)
-_COMPONENT = re.compile(rf"(?<![a-z0-9])({'|'.join(COMPONENTS)})(?![a-z0-9])", re.IGNORECASE)
+#: What `parse_kind` reads in the words for a series, such as "phase", "TE=30", "b = 1000" or "TI unknown".
+_NUMBER = re.compile(r"(?<![a-z0-9])(te|ti|b)(?:\s*=\s*(\d+(?:\.\d+)?)\s*(?:ms\b)?|\s+unknown\b)", re.IGNORECASE)
+_COMPONENT = re.compile(rf"(?<![a-z0-9])({'|'.join((*COMPONENTS, ADC, OTHER, NOT_SAID))})(?![a-z0-9])", re.IGNORECASE)
+_ADC = re.compile(r"ADC(?![A-Z0-9])")
 
 
 class Kind(NamedTuple):
     """What kind of image an image is; of what is not MR, nothing is known.
 
     Attributes:
-        component: Of `COMPONENTS`, "other", or "" where nothing is said.
+        component: Of `COMPONENTS`, "adc", "other", or "" where nothing is said.
         te: Echo time, ms, or None.
         ti: Inversion time, ms, or None.
         b: Diffusion b-value, s/mm2, or None.
+
+    Of a kind that is asked for, `component` may be "component unknown", and a number infinite: not said.
     """
 
     component: str = ""
@@ -52,8 +59,7 @@ class Kind(NamedTuple):
     def fits(self, asked: Kind) -> bool:
         """Tell whether it is of the kind that is asked for; what is not asked for may be anything."""
         numbers = zip(asked[1:], self[1:], strict=True)
-        same = all(wish is None or (has is not None and not _apart(wish, has)) for wish, has in numbers)
-        return same and asked.component in ("", self.component)
+        return all(_fits(wish, has) for wish, has in numbers) and asked.component in ("", self.component or NOT_SAID)
 
 
 UNKNOWN = Kind()
@@ -92,7 +98,7 @@ def kind_of(dataset: Dataset, group: Callable[[str], Dataset | None]) -> Kind:
         _component(dataset, group("MRImageFrameTypeSequence") or dataset),
         value("MREchoSequence", "EffectiveEchoTime", "EchoTime") or None,  # 0 stands for an unknown time
         value("MRModifierSequence", "InversionTimes", "InversionTime") or None,
-        value("MRDiffusionSequence", "DiffusionBValue", "DiffusionBValue"),
+        0.0 if _undirected(group("MRDiffusionSequence")) else value("MRDiffusionSequence", *["DiffusionBValue"] * 2),
     )
 
 
@@ -101,7 +107,7 @@ def split_kinds(kinds: Sequence[Kind]) -> list[Group]:
 
     An image that does not say its component or a time goes with the others if
     these are all of one kind, and is a kind of its own if not.  Where any image
-    has a b-value, those without have 0.
+    is weighted by diffusion, one without a b-value, such as a map, is a kind of its own.
 
     Args:
         kinds: Of each image.
@@ -115,13 +121,11 @@ def split_kinds(kinds: Sequence[Kind]) -> list[Group]:
     >>> [one.words for one in split_kinds([Kind("magnitude", 5), Kind("magnitude", 10)])]
     ['TE=5', 'TE=10']
     """
-    if any(kind.b for kind in kinds):
-        kinds = [kind._replace(b=kind.b or 0.0) for kind in kinds]
     columns = [
         _components_apart([kind.component for kind in kinds]),
         _numbers_apart("TE", [kind.te for kind in kinds]),
         _numbers_apart("TI", [kind.ti for kind in kinds]),
-        _numbers_apart("b", [kind.b for kind in kinds]),
+        _numbers_apart("b", [kind.b for kind in kinds], alone=any(kind.b for kind in kinds)),
     ]
     groups: dict[tuple[tuple[float, str], ...], list[int]] = defaultdict(list)
     for place, marks in enumerate(zip(*columns, strict=True)):
@@ -137,8 +141,10 @@ def parse_kind(words: str) -> tuple[Kind, str]:
 
     >>> parse_kind("ax t2 TE=90 ms Phase")
     (Kind(component='phase', te=90.0, ti=None, b=None), 'ax t2')
+    >>> parse_kind("adc b unknown")
+    (Kind(component='adc', te=None, ti=None, b=inf), '')
     """
-    numbers = {name.lower(): float(value) for name, value in _NUMBER.findall(words)}
+    numbers = {name.lower(): float(value or math.inf) for name, value in _NUMBER.findall(words)}
     left = _NUMBER.sub(" ", words)
     components = _COMPONENT.findall(left)
     left = " ".join(_COMPONENT.sub(" ", left).replace(",", " ").split())
@@ -157,11 +163,18 @@ def _component(dataset: Dataset, frame: Dataset) -> str:
         if (said := text(holder, "ComplexImageComponent").lower()) in COMPONENTS:
             return said
         types = text(holder, attribute).upper()
+        if any(map(_ADC.match, types.split("\\")[2:])):
+            return ADC
         for word in types.split("\\")[2:]:
             if found := WORDS.get(word) or LETTERS.get(word[:1] if word[1:2] == "_" else ""):
                 return found
     third = types.split("\\")[2:3]
     return OTHER if third and third[0] else ""
+
+
+def _undirected(diffusion: Dataset | None) -> bool:
+    """Say whether a frame of a multi-frame image says of itself that no diffusion weighs it."""
+    return diffusion is not None and text(diffusion, "DiffusionDirectionality").upper() == "NONE"
 
 
 def _number(written: str) -> float | None:
@@ -173,27 +186,36 @@ def _number(written: str) -> float | None:
     return value if math.isfinite(value) and value >= 0 else None
 
 
+def _fits(wish: float | None, has: float | None) -> bool:
+    if wish is None:
+        return True
+    return wish == math.inf if has is None else not _apart(wish, has)
+
+
 def _apart(one: float, other: float) -> bool:
     return abs(one - other) > APART * min(one, other) * (1 + 1e-9)
 
 
 def _components_apart(components: Sequence[str]) -> list[tuple[float, str]]:
     """Return, for each image, a place in an order and the word that tells it from others, "" where all are alike."""
-    order = (*COMPONENTS, OTHER, "")
+    order = (*COMPONENTS, ADC, OTHER, "")
     if len(set(components) - {""}) < 2:
         return [(0.0, "")] * len(components)
-    return [(float(order.index(name)), name or "component unknown") for name in components]
+    return [(float(order.index(name)), name or NOT_SAID) for name in components]
 
 
-def _numbers_apart(name: str, values: Sequence[float | None]) -> list[tuple[float, str]]:
-    """As `_components_apart`, for numbers, of which neighbours are alike that are close to one another."""
+def _numbers_apart(name: str, values: Sequence[float | None], *, alone: bool = False) -> list[tuple[float, str]]:
+    """As `_components_apart`, for numbers, of which neighbours are alike that are close to one another.
+
+    With `alone`, one that is not said is like no other.
+    """
     known = sorted({value for value in values if value is not None})
     first = known[0] if known else 0.0
     start: dict[float | None, float] = {}
     for before, value in zip([first, *known], known, strict=False):
         first = value if _apart(before, value) else first
         start[value] = first
-    if len(set(start.values())) < 2:
+    if len(set(start.values())) + (alone and None in values) < 2:
         return [(0.0, "")] * len(values)
     start[None] = math.inf
     return [(start[value], f"{name} unknown" if value is None else f"{name}={start[value]:g}") for value in values]

@@ -31,7 +31,7 @@ from chiasm.volumes.dicom_files import (
     visit,
 )
 from chiasm.volumes.dicom_frames import PLACE_TAGS, Frame, Stack, arrange, frames_of
-from chiasm.volumes.dicom_kinds import UNKNOWN, Group, Kind, split_kinds
+from chiasm.volumes.dicom_kinds import NO_CONTRAST, UNKNOWN, Group, Kind, split_kinds
 from chiasm.volumes.streams import unreadable
 
 if TYPE_CHECKING:
@@ -137,6 +137,16 @@ class Series:
         axis = int(across.argmax())
         return ("sagittal", "coronal", "axial")[axis] if across[axis] > AXIAL * np.linalg.norm(across) else "oblique"
 
+    @property
+    def shows_no_contrast(self) -> bool:
+        """Whether it is a whole series of phase or the like, which is taken for no modality unless it is asked for."""
+        return not self.apart and self.kind.component in NO_CONTRAST
+
+    @property
+    def told_kind(self) -> str:
+        """What tells its images from others of the series, or that all are such as phase; "" for plain ones."""
+        return self.kind.component if self.shows_no_contrast else self.apart
+
     def numbered(self, choice: int) -> Series:
         """Return it with another number in a listing."""
         return replace(self, choice=choice)
@@ -147,7 +157,7 @@ class Series:
         grid = [] if shape is None or spacing is None else [
             "x".join(map(str, shape)), "x".join(f"{mm:.3g}" for mm in spacing) + " mm", self.plane
         ]  # fmt: skip
-        words = [self.modality or "no modality", f"{self.images} images", *grid, *([self.apart] if self.apart else [])]
+        words = [self.modality or "no modality", f"{self.images} images", *grid, *filter(None, [self.told_kind])]
         words += ["with contrast agent"] * self.contrast + ["synthetic"] * self.synthetic
         words += ["text burned in"] * self.burned_in + ([self.fault.reason] if self.fault is not None else [])
         return f"{self.choice}: {', '.join(words)}"
