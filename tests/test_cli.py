@@ -185,7 +185,8 @@ def test_a_bad_case_in_a_cohort_ends_in_exit_3_and_is_named(tmp_path: Path) -> N
     assert done.returncode == 3 and "Toy_0002_t1.nii.gz" in done.stdout + done.stderr
 
 
-def test_ctrl_c_writes_a_checkpoint_and_exits_130(toy_cohort: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_ctrl_c_or_a_closed_terminal_writes_a_checkpoint(number: int, toy_cohort: Path, tmp_path: Path) -> None:
     words = ["train", str(toy_cohort), "--source", "t1", "--target", "t2", "-o", str(tmp_path / "run")]
     long = ["--size", "tiny", "--set", *SETTINGS, "schedule.steps=100000", "training.validations=1000"]
     process = subprocess.Popen(
@@ -194,9 +195,10 @@ def test_ctrl_c_writes_a_checkpoint_and_exits_130(toy_cohort: Path, tmp_path: Pa
     until = time.monotonic() + 90
     while not list(tmp_path.glob("run/checkpoints/*.toml")) and process.poll() is None and time.monotonic() < until:
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, said = process.communicate(timeout=10)
-    assert process.returncode == 130 and "goes on from here" in said and "Traceback" not in said
+    assert process.returncode == 128 + number and "goes on from here" in said and "Traceback" not in said
+    assert not (tmp_path / "run" / ".lock").exists()
 
 
 def test_several_sources_stand_behind_one_option() -> None:

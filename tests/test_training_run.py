@@ -381,3 +381,90 @@ def test_a_recipe_that_goes_by_missing_confidence_is_refused_before_anything_is_
     with pytest.raises(RecipeError, match="local discriminator"):
         run(toy_cohort, tmp_path / "run", recipe("A1", **changes))
     assert not (tmp_path / "run" / "recipe.toml").exists()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model/thesis.docx",
+        "baselines/my_table.csv",
+        "checkpoints/step-00000001.safetensors",
+        "stages/notes.txt",
+        "environment.json",
+        "log.jsonl",
+        "finished.json",
+    ],
+)
+def test_a_folder_with_files_of_the_user_where_a_run_writes_is_refused(
+    name: str, toy_cohort: Path, tmp_path: Path
+) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("of the user")
+    with pytest.raises(RunError, match=rf"holds {name}, which was not written by chiasm") as caught:
+        run(toy_cohort, tmp_path)
+    assert caught.value.reason == "occupied" and (tmp_path / name).read_text() == "of the user"
+    with pytest.raises(RunError, match="not written by chiasm"):
+        plan_run(toy_cohort, recipe(), tmp_path, say=lambda _: None)
+
+
+def test_files_of_the_user_in_a_run_are_never_removed(toy_cohort: Path, finished_run: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(finished_run, tmp_path / "run")
+    (folder / "finished.json").unlink()
+    own = [folder / "checkpoints" / "step-by-step.txt", folder / "baselines" / "table.csv", folder / "notes.txt"]
+    for path in own:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("of the user")
+    run(toy_cohort, folder)
+    (folder / "model" / "thesis.docx").write_text("of the user")
+    run(toy_cohort, folder)  # finished: nothing is written
+    (folder / "finished.json").unlink()
+    with pytest.raises(RunError, match=r"holds model/thesis\.docx"):
+        run(toy_cohort, folder)
+    assert all(path.read_text() == "of the user" for path in [*own, folder / "model" / "thesis.docx"])
+
+
+def test_a_run_never_goes_into_the_data_or_into_a_model(toy_cohort: Path, finished_run: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(toy_cohort, tmp_path / "data")
+    before = sorted(data.rglob("*"))
+    for given in (data, find_cohort(data)):
+        with pytest.raises(RunError, match="is the folder of the data"):
+            run(given, data)  # type: ignore[arg-type]
+    inside = shutil.copytree(toy_cohort, tmp_path / "run" / "model")
+    with pytest.raises(RunError, match="belongs to the data, and the training would replace it"):
+        run(inside, tmp_path / "run")
+    assert sorted(data.rglob("*")) == before and len(sorted(inside.rglob("*"))) == len(before)
+    model = shutil.copytree(finished_run / "model", tmp_path / "model")
+    with pytest.raises(RunError, match="is a model folder"):
+        run(toy_cohort, model)
+    with pytest.raises(RunError, match="is a model folder"):
+        predict(model, [toy_cohort], model)
+    assert sorted(path.name for path in model.iterdir()) == sorted(
+        path.name for path in (finished_run / "model").iterdir()
+    )
+
+
+def test_a_model_that_is_a_link_is_refused_by_name_before_training_and_a_finished_run_keeps_it(
+    toy_cohort: Path, finished_run: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(finished_run, tmp_path / "run")
+    (folder / "model").rename(tmp_path / "elsewhere")
+    (folder / "model").symlink_to(tmp_path / "elsewhere")
+    assert run(toy_cohort, folder).folder == folder
+    (folder / "finished.json").unlink()
+    with pytest.raises(RunError, match="model: is a link, and chiasm replaces nothing through a link"):
+        run(toy_cohort, folder)
+    assert (folder / "model").is_symlink() and not list(folder.glob(".chiasm-*"))
+
+
+@pytest.mark.parametrize("names", [["splits.json"], ["plan.toml"], ["plan.toml", "splits.json"]])
+def test_a_plan_or_split_that_was_deleted_from_a_finished_run_is_made_anew_and_equal(
+    names: list[str], toy_cohort: Path, finished_run: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(finished_run, tmp_path / "run")
+    for name in names:
+        (folder / name).unlink()
+    told: list[str] = []
+    run(toy_cohort, folder, say=told.append)
+    assert any(f"{' and '.join(names)} is made anew" in line for line in told)
+    for name in (*names, "model/weights.safetensors", "model/model.toml", "model/splits.json"):
+        assert (folder / name).read_bytes() == (finished_run / name).read_bytes()

@@ -10,6 +10,7 @@ its own, and within a line only from names to its left; a test reads this map.
     checksums     sha256 of files, and of cards that carry their own
     outputs       what an output folder holds, and what of it may be replaced
     locks         folders of results with one owner at a time
+    stopping      how a command is asked to stop, and lets go of what it holds
     recipe        the settings of a training: sections, fields, bounds
     methods       what can be asked for by name: methods, sizes, tasks
     runners       where independent jobs are done: here, on all cores, by Ray or SLURM
@@ -32,8 +33,8 @@ its own, and within a line only from names to its left; a test reads this map.
     prediction    a network over a whole volume: tiling, windows, seams, engines, calibration, baselines, manifest,
                   resuming, model_files, model, synthesis, dicom_case, folders
     training      how networks learn: batches, losses, attention, players, admm, joint_coding, coding, cost, health,
-                  checkpoints, finished, state, trainables, setting, sampler, discriminator_step, generator_step,
-                  learner, loop, cascade, run
+                  checkpoints, finished, run_folder, state, trainables, setting, sampler, discriminator_step,
+                  generator_step, learner, loop, cascade, run
     evaluation    scores, and what may be claimed from them: rows, scoring, summary, statistics, predictions,
                   uncertainty, reliability
     reports       the pages that people read: drawing, registration, gallery, curves, evaluation_page, pictures,

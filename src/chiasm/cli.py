@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +14,7 @@ from chiasm import __version__
 from chiasm.commands import data, models, results
 from chiasm.commands.options import spread, with_records
 from chiasm.errors import ChiasmError
+from chiasm.stopping import Stopped, stoppable
 from chiasm.storage import FULL, unwritable
 
 #: Every verb, in the order of `chiasm --help`.
@@ -64,7 +66,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     debug = "--debug" in given
     given = (["--debug"] if debug else []) + [word for word in given if word != "--debug"]
     try:
-        app(args=spread(given), prog_name="chiasm")
+        with stoppable():
+            app(args=spread(given), prog_name="chiasm")
+    except Stopped:
+        with suppress(OSError):  # the terminal may be gone
+            typer.echo("stopped; the same command goes on from here", err=True)
+        raise
     except ChiasmError as error:
         if debug:
             raise
@@ -81,7 +88,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = getattr(error, "exit_code", None)
         if code is None:
             raise
-        typer.echo("stopped; the same command goes on from here", err=True)
+        with suppress(OSError):
+            typer.echo("stopped; the same command goes on from here", err=True)
         raise SystemExit(code) from None
 
 

@@ -44,6 +44,7 @@ from chiasm.serving.dicom_send import (
     parse_peer,
     send,
 )
+from chiasm.stopping import stopping_signals
 from chiasm.volumes import Reading, read_volume
 from chiasm.volumes.dicom_choice import fitting, pick_series
 from chiasm.volumes.dicom_files import FAULTS
@@ -413,7 +414,7 @@ class _Stop:
 @contextmanager
 def _until_stopped() -> Iterator[_Stop]:
     stop = _Stop()
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, stop) for number in stopping_signals()}
     try:
         yield stop
     except KeyboardInterrupt:

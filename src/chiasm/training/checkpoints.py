@@ -8,6 +8,7 @@ pair it does not count, and the one before it is used.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from chiasm.errors import ChiasmError, RunError
 from chiasm.storage import read_toml, whole_file, write_toml
 
 KEEP = 2
+OWN = re.compile(r"(\.\S+\.)?step-\d{8,}\.(safetensors|toml)")  # files of checkpoints, and their temporaries
 
 
 def save_checkpoint(
@@ -52,9 +54,9 @@ def save_checkpoint(
         if not card.exists():
             path.unlink(missing_ok=True)
         raise
-    kept = {old.stem for old in sorted(folder.glob("step-*.toml"))[-KEEP:]}
-    for old in [*folder.glob("step-*"), *folder.glob(".*.step-*")]:  # with what kills have left half done
-        if old.stem not in kept:
+    kept = {old.stem for old in sorted(one for one in folder.glob("step-*.toml") if OWN.fullmatch(one.name))[-KEEP:]}
+    for old in folder.iterdir():  # with what kills have left half done
+        if OWN.fullmatch(old.name) and old.stem not in kept:
             old.unlink()
     return path
 
@@ -78,7 +80,10 @@ def load_checkpoint(
         RunError: If a whole checkpoint holds other networks than `parts`.
     """
     warnings: list[str] = []
-    for path in sorted({found.with_suffix(".safetensors") for found in folder.glob("step-*")}, reverse=True):
+    for path in sorted(
+        {found.with_suffix(".safetensors") for found in folder.glob("step-*") if OWN.fullmatch(found.name)},
+        reverse=True,
+    ):
         found = _whole(path)
         if found is None:
             warnings.append(f"{path}: the checkpoint is damaged and is passed over")

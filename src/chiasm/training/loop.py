@@ -25,6 +25,7 @@ from chiasm.preparation.arrays import PreparedCase
 from chiasm.preparation.plan import Plan
 from chiasm.preparation.planning import has_gpu
 from chiasm.recipe import Recipe, Training
+from chiasm.stopping import stopping_signals
 from chiasm.storage import make_folder, open_in_place, read_log, write_text, writing
 from chiasm.training.checkpoints import load_checkpoint, save_checkpoint
 from chiasm.training.coding import CodingLearner
@@ -111,7 +112,7 @@ def learn(
     Raises:
         RunError: If the loss is not finite or a checkpoint belongs to another recipe.
         CohortError: If a sparse coder has no pair to learn from.
-        Interrupted: If SIGINT or SIGTERM came; a checkpoint was written.
+        Interrupted: If SIGINT, SIGTERM or SIGHUP came; a checkpoint was written.
     """
     coded = recipe.optimiser.kind == "admm"
     learner: AnyLearner = (CodingLearner if coded else Learner)(recipe, plan, training, fabric)
@@ -148,7 +149,7 @@ def learn(
             figures = learner.step(step)
             if step % max(1, steps // 500) == 0:
                 write("step", step + 1, {name: round(value, 6) for name, value in figures.items()})
-            if progress is not None:
+            if progress is not None and not caught:  # the terminal may be gone
                 progress(step + 1, steps, figures)
             if step + 1 in due and validation:
                 found, verdict = validate(learner, validation[:MOST_VALIDATION_CASES], engine)
@@ -226,14 +227,14 @@ def _cut_log(path: Path, step: int, warn: Callable[[str], None]) -> None:
 
 @contextmanager
 def _signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM, so that the loop can stop between two steps."""
+    """Collect SIGINT, SIGTERM and SIGHUP, so that the loop can stop between two steps."""
     caught: list[int] = []
 
     def note(number: int, _: FrameType | None) -> None:
         caught.append(number)
 
     try:
-        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.signal(number, note) for number in stopping_signals()}
     except ValueError:  # not the main thread: signals are somebody else's
         yield caught
         return

@@ -55,6 +55,7 @@ from chiasm.training.cost import estimate_cost
 from chiasm.training.finished import read_finished, write_finished
 from chiasm.training.loop import AnyLearner, Progress, learn, make_fabric
 from chiasm.training.players import check_players, patch_needs
+from chiasm.training.run_folder import check_model_place, check_run_folder, remove_baselines
 
 Say = Callable[[str], None]
 
@@ -101,7 +102,7 @@ def plan_run(
         CohortError: If the folder has no usable cases, too few for the split,
             or one subject's voxels under two names.
         RecipeError: As `check_players`.
-        RunError: If the folder holds a run of another recipe.
+        RunError: If the folder holds a run of another recipe, the data, or files of somebody else.
     """
     with locked(folder):
         found = _found(data, recipe, folder, layout, selection)
@@ -268,6 +269,7 @@ def train(
             done = None if until is not None else _finished(folder, found, quiet)
             if done is not None:
                 return done
+            check_model_place(folder)
             run, cohort = _plan(found, recipe, folder, quiet, cache)
             cases = {case.id: case for case in cohort.cases}
             paired = paired_names(recipe, run.split)
@@ -326,6 +328,7 @@ def _found(
     Files are chosen and read as the recipe says.
     """
     check_players(recipe)
+    check_run_folder(folder, data.root if isinstance(data, Cohort) else data)
     _check_recipe(folder, recipe)
     if isinstance(data, Cohort):
         return with_subjects(with_reading(data, reading_of(recipe.data)), recipe.split.subject_pattern)
@@ -341,13 +344,17 @@ def _finished(folder: Path, found: Cohort, say: Say) -> Run | None:
     problems = read_finished(folder, (case.id for case in found.cases))
     if problems is None:
         return None
+    missing = [name for name in ("plan.toml", "splits.json") if not (folder / name).exists()]
+    if missing:  # as where a message asked to delete a damaged one
+        say(f"warning: {folder}: {' and '.join(missing)} is made anew")
+        return None
     try:
         check_files(folder / "model")
     except RunError as error:
         say(f"warning: {error.path}: {error.what}; the model is written anew")
         return None
     run = Run(folder, read_plan(folder / "plan.toml"), read_splits(folder / "splits.json").split, problems)
-    shutil.rmtree(folder / "baselines", ignore_errors=True)  # of a kill after the model was written
+    remove_baselines(folder)  # of a kill after the model was written
     for problem in problems:
         say(problem.line)
     say(f"finished already: {folder / 'model'}")
@@ -392,7 +399,7 @@ def finish(learner: AnyLearner, model: Model, validation: Sequence[PreparedCase]
             say("warning: on validation cases the reliability map does not follow the true error")
     extras = [folder / "splits.json", folder / "baselines" / TENSORS, folder / "baselines" / CARD]
     save_model(folder / "model", model, {path.name: path for path in extras})
-    shutil.rmtree(folder / "baselines")
+    remove_baselines(folder)
     say(f"model: {folder / 'model'}")
 
 

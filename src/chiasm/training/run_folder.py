@@ -1,0 +1,56 @@
+"""A run folder: which files a training writes there, and what else may stand in their places."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from chiasm.outputs import refuse_data_folder, refuse_foreign, refuse_inputs, refuse_links, remove_files
+from chiasm.prediction import baselines, model_files
+
+#: Files that a training writes over; `plan.toml` and `splits.json` are read where they are there, and never replaced.
+FILES = ("environment.json", "log.jsonl", "finished.json")
+FOLDERS = ("checkpoints", "baselines", "model", "stages")
+BASELINES = (baselines.TENSORS, baselines.CARD)
+MODEL_FILES = frozenset(
+    (*model_files.NEEDED, model_files.CARD, "calibration.json", "splits.json", *BASELINES)  # as `save_model` writes
+)
+
+
+def check_run_folder(folder: Path, data: Path) -> None:
+    """Refuse a folder where a training would replace or remove what it did not write, before anything is read.
+
+    Args:
+        folder: The run folder; it may be missing.
+        data: The folder or manifest of the data.
+
+    Raises:
+        RunError: If it is the data's own folder, holds the data where a training writes, or holds files of somebody
+            else there.
+    """
+    refuse_data_folder(folder, [data])
+    refuse_inputs((folder / name for name in (*FILES, *FOLDERS)), [data], what="the training")
+    if not (folder / "recipe.toml").exists():  # which is written first: all else is this run's
+        refuse_foreign(folder, (*FILES, *(f"{name}/*" for name in FOLDERS)))
+
+
+def check_model_place(folder: Path) -> None:
+    """Refuse a run whose model cannot be replaced as a whole, before it is trained.
+
+    Raises:
+        RunError: If `model` or another of the run's own places is a link, or `model` holds files of somebody else.
+    """
+    refuse_links(folder, ("log.jsonl", "baselines", "model"))
+    names = {path.name for path in (folder / "model").glob("*") if not path.name.startswith(".chiasm-")}
+    refuse_foreign(folder, (f"model/{name}" for name in sorted(names - MODEL_FILES)))
+
+
+def remove_baselines(folder: Path) -> None:
+    """Remove the baselines that wait in a run folder to be shipped, and what kills left half written of them.
+
+    Raises:
+        ChiasmError: If a file cannot be removed.
+    """
+    own = re.compile(rf"(\.\S*\.)?({'|'.join(map(re.escape, BASELINES))})")
+    there = (folder / "baselines").glob("*")
+    remove_files(folder, [f"baselines/{path.name}" for path in there if own.fullmatch(path.name)])
