@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 import socket
 import struct
@@ -11,23 +12,24 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from chiasm.serving.dicom_gate import Gate, read_within
+from chiasm.serving.dicom_gate import Gate, Places, read_within
 from dicom_patients import scan, write_source
 
 pytest.importorskip("pynetdicom", reason="pynetdicom is not installed (pip install 'chiasm[dicom]')")
 
-REQUEST_S, IDLE_S = 1.5, 2.0
+REQUEST_S, IDLE_S, SILENT_S = 1.5, 2.0, 0.3
 
 SCRIPT = """
 import sys
 from pathlib import Path
 from chiasm.serving.dicom_inbox import Limits
 from chiasm.serving.dicom_node import serve_dicom
-limits = Limits(request_s={request}, idle_s={idle}, associations=2)
+limits = Limits(request_s={request}, idle_s={idle}, silent_s={silent}, associations=2)
 serve_dicom(Path(sys.argv[1]), port=0, out=Path(sys.argv[2]), limits=limits, say=lambda line: print(line, flush=True))
 """
 
@@ -108,10 +110,10 @@ def test_a_request_gets_through_when_its_last_byte_has_come(pair: tuple[socket.s
     for sent in (request[:1], request[1:7], request[7:-1]):
         far.sendall(sent)
         clock.now += 1
-        assert gate.look(1) == ((), 0) and len(gate) == 1
+        assert gate.look(1) == ((), 0, 0) and len(gate) == 1
     far.sendall(request[-1:])
-    assert gate.look(0) == ((), 0)  # no place yet
-    (visitor,), silent = gate.look(1)
+    assert gate.look(0) == ((), 0, 1)  # no place yet
+    (visitor,), silent, _ = gate.look(1)
     assert (visitor.address, silent, len(gate)) == ("there", 0, 0)
     assert read_within(near, len(request), 1) == request  # nothing was taken
 
@@ -122,10 +124,10 @@ def test_bytes_one_at_a_time_do_not_buy_time(pair: tuple[socket.socket, socket.s
     gate = Gate(5, 10, clock)
     gate.admit(near, None)
     for byte in struct.pack(">BBL", 1, 0, 100):
-        assert gate.look(1) == ((), 0)
+        assert gate.look(1) == ((), 0, 0)
         far.sendall(bytes([byte]))
         clock.now += 0.9
-    assert gate.look(1) == ((), 1)
+    assert gate.look(1) == ((), 1, 0)
     assert far.recv(10) == b""
 
 
@@ -148,7 +150,7 @@ def test_what_is_no_request_is_answered_and_closed(sent: bytes, pair: tuple[sock
     gate = Gate(5, 10, Clock())
     gate.admit(near, None)
     far.sendall(sent)
-    assert gate.look(1) == ((), 0) and len(gate) == 0
+    assert gate.look(1) == ((), 0, 0) and len(gate) == 0
     assert far.recv(100) == b"\x07\0\0\0\0\x04\0\0\x02\x02"  # A-ABORT
     assert far.recv(100) == b""
 
@@ -158,7 +160,7 @@ def test_a_request_that_promises_too_much_is_closed(pair: tuple[socket.socket, s
     gate = Gate(5, 10, Clock())
     gate.admit(near, None)
     far.sendall(struct.pack(">BBL", 1, 0, 2**31))
-    assert gate.look(1) == ((), 0) and len(gate) == 0
+    assert gate.look(1) == ((), 0, 0) and len(gate) == 0
     assert far.recv(100) == b""
 
 
@@ -186,13 +188,46 @@ def test_reading_ends_in_time_however_the_bytes_come(pair: tuple[socket.socket, 
     assert read_within(near, 4, 1) == b"h"
 
 
+class Fake:
+    """An association that notes how it was ended."""
+
+    def __init__(self, established: bool = True) -> None:
+        self.is_established, self.ended = established, ""
+        self.dul = SimpleNamespace(to_user_queue=SimpleNamespace(put=lambda _: self.end("unheard")))
+
+    def end(self, how: str) -> None:
+        self.ended = how
+
+    def abort(self, block: bool) -> None:
+        self.end("aborted" if not block else "")
+
+
+def test_places_are_given_up_by_who_was_silent_for_longest_and_once_for_each_that_waits() -> None:
+    clock = Clock()
+    places = Places(3, 1.0, clock)
+    active = [Fake(), Fake(established=False), Fake()]
+    for association in active:
+        clock.now += 1
+        places.hear(association)
+    assert places.free(active) == 0 and places.free(active[:1]) == 2
+    clock.now = 3.9  # silent for 2.9, 1.9 and 0.9 s
+    assert places.make_room(active, 0) == []
+    assert places.make_room(active, 1) == active[:1]
+    assert places.make_room(active, 1) == []  # the first is about to leave
+    assert places.make_room(active, 3) == active[1:2]
+    assert [one.ended for one in active] == ["aborted", "unheard", ""]
+    places.hear(active[2])
+    clock.now = 4.5
+    assert places.make_room(active[2:], 1) == []
+
+
 # --- the gate of a node ------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def port(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     folder = tmp_path_factory.mktemp("gate")
-    script = SCRIPT.format(request=REQUEST_S, idle=IDLE_S)
+    script = SCRIPT.format(request=REQUEST_S, idle=IDLE_S, silent=SILENT_S)
     words = [sys.executable, "-c", script, str(finished_run), str(folder)]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
     try:
@@ -228,21 +263,59 @@ def test_a_request_that_comes_byte_by_byte_is_silence(port: int) -> None:
         assert REQUEST_S / 2 < time.monotonic() - began < REQUEST_S + 1
 
 
-def test_an_association_that_is_silent_ends_and_frees_its_place(port: int) -> None:
+def test_the_longest_silent_association_ends_for_one_that_waits(port: int) -> None:
+    first, second = associate(port), associate(port)  # both places
     began = time.monotonic()
-    idle = [associate(port) for _ in range(2)]
-    assert all(one.is_established for one in idle)
-    late = associate(port)  # both places are taken
-    assert late.is_rejected
-    assert REQUEST_S / 2 < time.monotonic() - began < REQUEST_S + 1
-    waiting = associate(port)  # gets a place when the first ends
-    assert waiting.is_established
+    while time.monotonic() - began < 2 * SILENT_S:
+        assert second.send_c_echo().Status == 0
+    assert seconds_of_echo(port) < 1
+    first.join(5)
+    assert first.is_aborted
+    assert second.is_established and second.send_c_echo().Status == 0
+    second.release()
+
+
+def test_associations_that_speak_keep_their_places_and_another_is_refused_for_the_moment(port: int) -> None:
+    speaking = [associate(port) for _ in range(2)]
+    late: list[Any] = []
+    caller = threading.Thread(target=lambda: late.append(associate(port)))
+    caller.start()
+    while caller.is_alive():
+        assert [one.send_c_echo().Status for one in speaking] == [0, 0]
+    assert late[0].is_rejected
+    for one in speaking:
+        one.release()
+
+
+def test_an_association_that_is_silent_ends_though_nobody_waits(port: int) -> None:
+    began = time.monotonic()
+    idle = associate(port)
+    idle.join(IDLE_S + 5)
+    assert idle.is_aborted
     assert IDLE_S / 2 < time.monotonic() - began < IDLE_S + 1.5
-    assert waiting.send_c_echo().Status == 0
-    waiting.release()
-    for one in idle:
-        one.join(5)
-        assert one.is_aborted
+
+
+@pytest.mark.parametrize("size", [300, 40_000])
+def test_a_complete_request_of_garbage_takes_no_place(port: int, size: int) -> None:
+    garbage = [connect(port) for _ in range(10)]
+    for number, connection in enumerate(garbage):
+        content = random.Random(number).randbytes(size)
+        connection.sendall(struct.pack(">BBL", 1, 0, size) + content)
+    assert seconds_of_echo(port) < 1
+    for connection in garbage:
+        connection.close()
+
+
+def test_a_request_of_another_protocol_takes_no_place(port: int) -> None:
+    request = bytearray(request_bytes())
+    request[7] = 2  # version
+    others = [connect(port) for _ in range(4)]
+    for connection in others:
+        connection.sendall(request)
+    assert seconds_of_echo(port) < 1
+    for connection in others:
+        assert connection.recv(1) == b"\x03"  # A-ASSOCIATE-RJ
+        connection.close()
 
 
 def test_an_association_in_the_middle_of_a_pdu_without_end_ends_too(port: int) -> None:

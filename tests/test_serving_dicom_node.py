@@ -172,11 +172,13 @@ def test_without_pynetdicom_the_node_says_what_to_install(
 def test_series_that_a_model_does_not_take_are_refused(finished_run: Path, tmp_path: Path) -> None:
     predictor = load(finished_run)
     write_source(tmp_path / "ct", modality="CT")
+    write_source(tmp_path / "phase", ImageType=["ORIGINAL", "PRIMARY", "P"])
     scanned(tmp_path / "t1")
     case = synthesise_series(tmp_path / "t1", tmp_path / "made", predictor, "t1 of")
     assert len(case.files) == SHAPE[2] + 1
     for folder, wanted, reason in (
         (tmp_path / "ct", None, "modality"),
+        (tmp_path / "phase", None, "not-wanted"),
         (tmp_path / "t1", "flair", "not-wanted"),
         (tmp_path / "made" / "synthetic", None, "synthetic"),
     ):

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from typing import Any, Literal, NamedTuple
+from weakref import WeakKeyDictionary, WeakSet
 
 REQUEST = 1  # type of the PDU A-ASSOCIATE-RQ
 HEAD = 6  # bytes of a PDU that hold its type and length
@@ -45,10 +46,12 @@ class Look(NamedTuple):
     Attributes:
         ready: Connections with a request that is complete, the oldest first.
         silent: How many were closed because they had sent no complete request in time.
+        asking: How many have sent a complete request and wait for a place.
     """
 
     ready: tuple[Visitor, ...]
     silent: int
+    asking: int = 0
 
 
 class Gate:
@@ -82,7 +85,7 @@ class Gate:
                 none, a request waits as long as a silent connection may; then
                 it is taken out too, to be refused as DICOM refuses.
         """
-        now, silent = self._clock(), 0
+        now, silent, asking = self._clock(), 0, 0
         ready: list[Visitor] = []
         waiting, self._waiting = self._waiting, []
         for visitor in waiting:
@@ -93,13 +96,68 @@ class Gate:
                 silent += standing == "waits"
                 close_politely(visitor.connection, ABORT if standing == "wrong" else b"")
             else:
+                asking += standing == "asks"
                 self._waiting.append(visitor)
-        return Look(tuple(ready), silent)
+        return Look(tuple(ready), silent, asking)
 
     def close(self) -> None:
         """Close all that wait."""
         while self._waiting:
             close_politely(self._waiting.pop().connection)
+
+
+class Places:
+    """The places for associations of a node, and who gives one up for others: whoever was silent for longest.
+
+    Args:
+        count: Associations at a time.
+        silent_s: Seconds of silence from which one may be ended for another.
+        clock: Seconds, rising.
+    """
+
+    def __init__(self, count: int, silent_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._count, self._silent_s, self._clock = count, silent_s, clock
+        self._heard: WeakKeyDictionary[Any, float] = WeakKeyDictionary()
+        self._ending: WeakSet[Any] = WeakSet()
+
+    def hear(self, association: Any) -> None:
+        """Note that an association said something just now; may be called by its own thread."""
+        self._heard[association] = self._clock()
+
+    def free(self, active: Collection[Any]) -> int:
+        """Count the places that nobody has.
+
+        Args:
+            active: All associations that there are.
+        """
+        return self._count - len(active)
+
+    def make_room(self, active: Collection[Any], count: int) -> list[Any]:
+        """End associations for others that wait, the longest silent first; they take a moment to leave.
+
+        Args:
+            active: All associations that there are.
+            count: How many others wait.
+
+        Returns:
+            Those that are ended; of those that were ended before and are still there, each makes room for another.
+        """
+        last = self._clock() - self._silent_s
+        count -= sum(association in self._ending for association in active)
+        times = {one: self._heard.get(one, last) for one in active if one not in self._ending}
+        silent = sorted((one for one in times if times[one] < last), key=lambda one: times[one])[: max(0, count)]
+        for association in silent:
+            self._ending.add(association)
+            end_association(association)
+        return silent
+
+
+def end_association(association: Any) -> None:
+    """Have an association of pynetdicom end itself, with a word to the other end once it is established."""
+    if association.is_established:
+        association.abort(block=False)
+    else:
+        association.dul.to_user_queue.put(None)  # what it waits for: no request
 
 
 def standing_of(connection: socket.socket) -> Standing:

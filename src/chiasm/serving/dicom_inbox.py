@@ -37,7 +37,8 @@ class Limits(NamedTuple):
         series: That wait at a time.
         quiet_s: Seconds without a new image after which a series is whole.
         partial_s: Seconds after which a series is thrown away whose association broke off.
-        associations: At a time.
+        associations: At a time; where another waits, the one that was silent for longest ends.
+        silent_s: Seconds of silence after which an association may be ended for another.
         waiting: Connections at a time that have not asked for an association yet.
         request_s: Seconds within which a connection must have asked for an association.
         idle_s: Seconds that an association may be silent, or take to send one PDU.
@@ -50,7 +51,8 @@ class Limits(NamedTuple):
     series: int = 64
     quiet_s: float = 5.0
     partial_s: float = 60.0
-    associations: int = 8
+    associations: int = 64
+    silent_s: float = 1.0
     waiting: int = 256
     request_s: float = 5.0
     idle_s: float = 30.0

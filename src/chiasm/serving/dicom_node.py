@@ -17,6 +17,7 @@ import signal
 import socket
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
@@ -32,7 +33,7 @@ from chiasm.errors import ChiasmError, RecipeError, RunError, VolumeError
 from chiasm.locks import locked
 from chiasm.prediction.dicom_case import DicomCase, write_dicom_case
 from chiasm.prediction.folders import Predictor, load
-from chiasm.serving.dicom_gate import LONGEST_PDU, Gate, Look, Visitor, read_within
+from chiasm.serving.dicom_gate import LONGEST_PDU, Gate, Look, Places, Visitor, read_within
 from chiasm.serving.dicom_inbox import Arrival, Inbox, InboxError, Limits
 from chiasm.serving.dicom_send import (
     NOT_UNDERSTOOD,
@@ -73,6 +74,7 @@ OFFERED_PDU = 2**17  # bytes; up to `LONGEST_PDU` are taken, for what comes befo
 TICK_S = 0.2
 LOOK_S = 0.02  # between two looks at the connections that wait
 SWEEP_S = 0.5  # between two calls of pynetdicom's own housekeeping, which collects garbage at every sixtieth
+LOOP_S = 0.005  # between two looks of pynetdicom at a connection on which nothing happens
 BACKLOG = 128  # connections that the system holds until they are accepted
 
 
@@ -265,6 +267,7 @@ def _listening(
     logger = logging.getLogger("pynetdicom")
     level = logger.level
     taken: WeakKeyDictionary[Any, int] = WeakKeyDictionary()  # bytes since the last image, by association
+    places = Places(limits.associations, limits.silent_s)
 
     def stored(event: Any) -> int:
         taken[event.assoc] = 0
@@ -288,15 +291,16 @@ def _listening(
         say(f"an association with {_plain(event.assoc.requestor.ae_title) or 'nobody'} was refused")
 
     handlers = [
-        (evt.EVT_CONN_OPEN, _bound, [taken, limits]),
+        (evt.EVT_CONN_OPEN, _bound, [taken, places, limits]),
         (evt.EVT_ABORTED, _wake, [say]),
+        (evt.EVT_FSM_TRANSITION, _let_go),
         (evt.EVT_C_STORE, stored),
         (evt.EVT_RELEASED, released),
         (evt.EVT_REJECTED, rejected),
     ]
     try:
         logger.setLevel(logging.CRITICAL + 1)  # it quotes what it receives
-        server = kernel.make_server(address, evt_handlers=handlers, server_class=_gated(limits, say))
+        server = kernel.make_server(address, evt_handlers=handlers, server_class=_gated(limits, places, say))
         Thread(target=server.serve_forever, args=(LOOK_S,), daemon=True).start()
     except (OSError, OverflowError) as error:
         logger.setLevel(level)
@@ -306,18 +310,22 @@ def _listening(
             hint="Give another port with --dicom-port.",
         ) from error
     try:
-        yield int(server.server_address[1])
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="pydicom")  # they quote what is received
+            yield int(server.server_address[1])
     finally:
         server.shutdown()
         _hang_up(kernel)
         logger.setLevel(level)
 
 
-def _bound(event: Any, taken: WeakKeyDictionary[Any, int], limits: Limits) -> None:
+def _bound(event: Any, taken: WeakKeyDictionary[Any, int], places: Places, limits: Limits) -> None:
     """Bound what a peer may promise and how long it takes; pynetdicom waits for each piece anew."""
     association = event.assoc
     connection = association.dul.socket
     connection.socket.settimeout(limits.idle_s)  # of sending
+    association.dul._run_loop_delay = LOOP_S
+    places.hear(association)
 
     def recv(count: int) -> bytearray:
         taken[association] = taken.get(association, 0) + count
@@ -327,6 +335,7 @@ def _bound(event: Any, taken: WeakKeyDictionary[Any, int], limits: Limits) -> No
         seconds = limits.idle_s if association.is_established else limits.request_s
         received = read_within(connection.socket, count, seconds)
         connection.socket.settimeout(limits.idle_s)
+        places.hear(association)
         return received
 
     connection.recv = recv
@@ -340,7 +349,13 @@ def _wake(event: Any, say: Callable[[str], None]) -> None:
         event.assoc.dul.socket.socket.shutdown(socket.SHUT_RD)
 
 
-def _gated(limits: Limits, say: Callable[[str], None]) -> type:
+def _let_go(event: Any) -> None:
+    """End the thread of an association whose request is none; it would wait for another for seconds."""
+    if event.current_state == "Sta2" and event.next_state != "Sta3":
+        event.assoc.dul.to_user_queue.put(None)
+
+
+def _gated(limits: Limits, places: Places, say: Callable[[str], None]) -> type:
     """Make the server class of a node: connections wait at a gate, and only requests for associations get through."""
     from pynetdicom.transport import AssociationServer
 
@@ -356,7 +371,10 @@ def _gated(limits: Limits, say: Callable[[str], None]) -> type:
             gate.admit(request, client_address)
 
         def service_actions(self) -> None:
-            look = gate.look(limits.associations - len(self.active_associations)) if len(gate) else Look((), 0)
+            active = self.active_associations if len(gate) else []
+            look = gate.look(places.free(active)) if len(gate) else Look((), 0)
+            for association in places.make_room(active, look.asking):
+                say(f"an association with {_plain(association.requestor.ae_title)} was silent and ended for another")
             if look.silent:
                 say(f"connections that asked for nothing within {limits.request_s:g} s were closed: {look.silent}")
             for visitor in look.ready:
