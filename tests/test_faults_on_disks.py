@@ -17,9 +17,10 @@ import numpy as np
 import pytest
 
 from chiasm.cli import main
-from chiasm.errors import ChiasmError
+from chiasm.errors import ChiasmError, RunError
 from chiasm.methods import make_recipe
 from chiasm.storage import whole_folder
+from chiasm.studies.completion import complete
 from chiasm.studies.jobs import find_cases, list_jobs
 from chiasm.studies.study import run_study
 from chiasm.studies.study_file import read_study
@@ -265,6 +266,34 @@ def test_damaged_notes_of_a_study_stop_neither_it_nor_its_report(toy_cohort: Pat
     again = run_study(tmp_path / "study.toml", tmp_path / "out", say=lambda _: None)
     assert again.rows == done.rows and not again.failed
     assert (tmp_path / "out" / "evaluation.csv").read_bytes() == figures
+
+
+def test_a_study_and_a_completion_replace_no_file_of_the_user(toy_cohort: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(toy_cohort, tmp_path / "data")
+    for case in sorted(data.iterdir())[4:]:
+        next(case.glob("*_t2.nii.gz")).unlink()
+    (tmp_path / "study.toml").write_text(f'data = "{data}"\n{STUDY}')
+    for name in ("findings.md", "figures/plane.svg", "evaluation.csv", "study.json"):
+        own = tmp_path / name.replace("/", "-") / name
+        own.parent.mkdir(parents=True)
+        own.write_text('{"title": "of the user"}')
+        with pytest.raises(RunError, match=rf"holds {name}, which was not written by chiasm"):
+            run_study(tmp_path / "study.toml", tmp_path / name.replace("/", "-"), say=lambda _: None)
+        assert own.read_text() == '{"title": "of the user"}'
+    for ask in (
+        lambda out: run_study(tmp_path / "study.toml", out, say=lambda _: None),
+        lambda out: complete(data, make_recipe("A1", "tiny", QUICK), out, say=lambda _: None),
+    ):
+        with pytest.raises(RunError, match="is the folder of the data"):
+            ask(data)
+    inside = tmp_path / "out" / "cohort"
+    shutil.copytree(data, inside)
+    before = {path: path.read_bytes() for path in inside.rglob("*") if path.is_file()}
+    with pytest.raises(RunError, match="belongs to the data, and the completion would replace it"):
+        complete(inside, make_recipe("A1", "tiny", QUICK), tmp_path / "out", say=lambda _: None)
+    with pytest.raises(RunError, match="not written by chiasm"):
+        complete(data, make_recipe("A1", "tiny", QUICK), tmp_path / "out", say=lambda _: None)
+    assert {path: path.read_bytes() for path in tmp_path.joinpath("out").rglob("*") if path.is_file()} == before
 
 
 def test_numpy_that_says_not_why_it_wrote_less_is_told_as_a_full_disk(tmp_path: Path) -> None:

@@ -131,6 +131,28 @@ def test_a_cohort_that_was_not_simulated_is_never_written_over(tmp_path: Path) -
     assert "regions" in (tmp_path / "cohort.json").read_text()
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_scans_of_a_real_patient_are_never_written_over(overwrite: bool, tmp_path: Path) -> None:
+    scan = tmp_path / "sub-0001" / "anat" / "sub-0001_T1w.nii.gz"
+    scan.parent.mkdir(parents=True)
+    scan.write_text("a real scan")
+    with pytest.raises(RunError, match="holds sub-0001, which was not written by chiasm"):
+        write_cohort(tmp_path, 1, 7, spacing_mm=COARSE, layout="bids", overwrite=overwrite)
+    assert scan.read_text() == "a real scan"
+
+
+def test_overwriting_a_cohort_removes_simulated_files_alone(tmp_path: Path) -> None:
+    write_cohort(tmp_path, 2, 7, spacing_mm=COARSE)
+    own = [tmp_path / "PHANTOM_0002" / "my_lesions.nii.gz", tmp_path / "PHANTOM_0099" / "PHANTOM_0099_t1.nii.gz"]
+    own += [tmp_path / "truth" / "PHANTOM_0002" / "notes.txt"]
+    for path in own:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("of the user")
+    write_cohort(tmp_path, 1, 8, spacing_mm=COARSE, overwrite=True)
+    assert all(path.read_text() == "of the user" for path in own)
+    assert [path.name for path in (tmp_path / "PHANTOM_0002").iterdir()] == ["my_lesions.nii.gz"]
+
+
 @pytest.mark.parametrize(
     ("layout", "found", "modalities"),
     [

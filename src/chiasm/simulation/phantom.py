@@ -8,7 +8,6 @@ is not, and how near real cohorts the figures come.
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 
 from chiasm.errors import RecipeError, RunError, unknown
 from chiasm.locks import locked
+from chiasm.outputs import refuse_foreign, remove_files
 from chiasm.simulation.anatomy import (
     BONE_CORT,
     Head,
@@ -53,7 +53,7 @@ from chiasm.simulation.signals import (
     occupied,
     signal,
 )
-from chiasm.storage import read_json, whole_file, write_json
+from chiasm.storage import read_facts, read_json, whole_file, write_json
 from chiasm.volumes import Geometry, write_volume
 
 Layout = Literal["brats", "bids", "synthrad"]
@@ -62,6 +62,13 @@ Progress = Callable[[int, int, str], None]
 Card = TypeVar("Card")
 
 MOST_MISREGISTERED_MM = 20.0
+PARAMETERS = "parameters.json"
+#: Names of a subject's files, whatever the layout.
+OWN = re.compile(
+    r"\w+_(t1|t1ce|t2|flair|pd|ct|mask|seg)\.nii\.gz|(mr|ct|mask|seg)\.nii\.gz"
+    r"|sub-\d+_(T1w|ce-gadolinium_T1w|T2w|FLAIR|PDw|ct|desc-brain_mask|label-lesion_mask)\.nii\.gz"
+    rf"|truth\.npz|{re.escape(PARAMETERS)}"
+)
 OTHER_FOLDER = "Give another folder with -o."
 
 CONTRASTS = ("t1", "t1ce", "t2", "flair", "pd")
@@ -367,7 +374,7 @@ def write_cohort(
                 subject = draw_subject(number, seed, heads=heads, spacing_mm=spacing_mm, difficulty=hard)
                 _write_subject(folder, name, subject, layout, strip)
                 done = {"asked": asked, **subject.parameters}
-                write_json(folder / "truth" / name / "parameters.json", done)
+                write_json(folder / "truth" / name / PARAMETERS, done)
             site, head = done["site"]["name"], done["head"]
             notes[name] = {"site": site, "head": head, "subject": name, "lesion": done["lesion"]}
         regions = {name: list(values) for name, values in REGIONS.items()}
@@ -379,7 +386,7 @@ def write_cohort(
 
 def _parameters(folder: Path, name: str) -> Mapping[str, Any]:
     """Read what a finished subject was made with; nothing where it was not finished."""
-    path = folder / "truth" / name / "parameters.json"
+    path = folder / "truth" / name / PARAMETERS
     found: Mapping[str, Any] = read_json(path) if path.is_file() else {}
     return found
 
@@ -388,15 +395,16 @@ def _make_room(folder: Path, asked: Mapping[str, Any], names: Sequence[str], ove
     """Refuse to mix two cohorts in a folder, or remove the simulated patients that are not asked for.
 
     Raises:
-        RunError: If the folder holds other patients and `overwrite` is False.
+        RunError: If the folder holds patients of somebody else under these names, or other simulated ones and
+            `overwrite` is False.
     """
     note = folder / "truth" / "asked.json"  # written first, so that patients of a killed command are known too
-    before = read_json(note) if note.is_file() else None
-    made = {} if before is None else dict.fromkeys(_subjects(folder), before)
-    made |= {path.parent.name: read_json(path).get("asked", {}) for path in folder.glob("truth/*/parameters.json")}
+    made = _made(folder, read_facts(note))
     others = {name: of for name, of in made.items() if of != asked or name not in names}
     if not made and (folder / "cohort.json").is_file():
         raise RunError("holds a cohort that was not simulated here", path=folder, reason="occupied", hint=OTHER_FOLDER)
+    strange = [place for name in names if name not in made for place in _places(folder, name)]
+    refuse_foreign(folder, [place.relative_to(folder).as_posix() for place in strange])
     if others and not overwrite:
         was = next(iter(others.values()))
         told = [f"{name} was {was.get(name)} and is {value}" for name, value in asked.items() if was.get(name) != value]
@@ -409,14 +417,21 @@ def _make_room(folder: Path, asked: Mapping[str, Any], names: Sequence[str], ove
             hint=f"{OTHER_FOLDER} To replace them: chiasm phantom --overwrite.",
         )
     for place in (place for name in others for place in _places(folder, name)):
-        shutil.rmtree(place, ignore_errors=True)
-    write_json(note, asked)
+        own = [path.relative_to(folder).as_posix() for path in place.rglob("*") if OWN.fullmatch(path.name)]
+        remove_files(folder, sorted(own, key=lambda name: name.endswith(PARAMETERS)))  # it says whose the others are
+    write_json(note, {**asked, "names": list(names)})
 
 
-def _subjects(folder: Path) -> list[str]:
-    """List the subjects of whom any file was written, whatever the layout."""
-    inside = [*folder.glob("*/"), *folder.glob("Task1/brain/*/")]
-    return sorted(path.name for path in inside if re.fullmatch(r"PHANTOM_\d{4,}|sub-\d{4,}|1BA\d{3,}", path.name))
+def _made(folder: Path, note: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Map the subjects that were simulated in a folder to what they were made with, those of a killed command too.
+
+    Earlier versions noted no names: of those, who was finished counts, or whose truth was written.
+    """
+    asked = {name: value for name, value in note.items() if name != "names"}
+    begun = note["names"] if "names" in note else [path.name for path in folder.glob("truth/*/")] if note else []
+    made = {name: asked for name in begun if any(place.exists() for place in _places(folder, name))}
+    finished = folder.glob(f"truth/*/{PARAMETERS}")
+    return made | {path.parent.name: read_json(path).get("asked", {}) for path in finished}
 
 
 def _places(folder: Path, name: str) -> list[Path]:

@@ -29,6 +29,7 @@ from chiasm.errors import CohortError, RecipeError, VolumeError
 from chiasm.evaluation.rows import Row
 from chiasm.evaluation.statistics import Comparison
 from chiasm.locks import locked
+from chiasm.outputs import refuse_data_folder, refuse_foreign, refuse_inputs, refuse_links
 from chiasm.prediction.manifest import NOTICE
 from chiasm.prediction.model_files import find_model, named_classes
 from chiasm.recipe import Recipe
@@ -52,6 +53,8 @@ from chiasm.training.players import check_players
 from chiasm.training.run import train
 
 Say = Callable[[str], None]
+FILES = ("completion.json", "completion.md")  # the first is the mark of a completion's folder
+FOLDERS = ("cohort", "run", "utility")
 
 
 @dataclass(frozen=True)
@@ -139,6 +142,7 @@ def complete(
         say(line)
     survey_cohort(found, recipe, utility)
     with locked(out):
+        _check_folder(out, data if isinstance(data, Path) else data.root, found)
         root = out / "cohort"
         cohort, problems = _copied(found, root)
         survey = survey_cohort(cohort, recipe, utility)
@@ -173,6 +177,21 @@ def complete(
         done = Completed(out, root, tuple(made), comparisons, tuple(rows), lines, tuple(problems))
         _write(done, survey, recipe, chosen)
     return done
+
+
+def _check_folder(out: Path, data: Path, found: Cohort) -> None:
+    """Refuse a folder where a completion would replace what it did not write; note that it is one from now on.
+
+    Raises:
+        RunError: If it is or holds the data, or holds files of somebody else in the places of the completion's own.
+    """
+    refuse_data_folder(out, [data])
+    scans = [path for case in found.cases for path in (*case.images.values(), case.mask, case.labels)]
+    refuse_inputs((out / name for name in (*FILES, *FOLDERS)), [data, *scans], what="the completion")
+    refuse_links(out, FOLDERS)
+    if not (out / FILES[0]).is_file() and not (out / "run" / "recipe.toml").is_file():
+        refuse_foreign(out, (*FILES, *(f"{name}/*" for name in FOLDERS)))
+        write_json(out / FILES[0], {"finished": False})
 
 
 def _scans(cohort: Cohort) -> Cohort:
@@ -278,14 +297,14 @@ def _write(done: Completed, survey: Survey, recipe: Recipe, seeds: Iterable[int]
             "cases": pairs,
         },
     }
-    write_json(done.folder / "completion.json", content)
+    write_json(done.folder / FILES[0], content)
     table = [f"| {p['case']} | {p['seed']} | {p[WITHOUT]:.4g} | {p[WITH]:.4g} | {p['unit']} |" for p in pairs]
     heads = ["", "| test case | seed | mae without | mae with | unit |", "|---|---|---|---|---|"] if table else []
     named = [f"- {problem.message}" for problem in done.problems]
     text = [f"# {' + '.join(recipe.data.sources)} to {recipe.data.target}", "", *(f"- {line}" for line in done.lines)]
     others = [f"- {one.verdict}" for one in done.comparisons[1:]]
     text += [*others, *named, *heads, *table, "", NOTICE]
-    write_text(done.folder / "completion.md", "\n".join(text) + "\n")
+    write_text(done.folder / FILES[1], "\n".join(text) + "\n")
 
 
 def _paired(rows: Sequence[Row]) -> list[dict[str, Any]]:

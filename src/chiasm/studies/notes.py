@@ -9,14 +9,22 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from chiasm.cohorts.cases import Cohort
+from chiasm.errors import RunError
 from chiasm.evaluation.rows import Remarks, read_remarks
 from chiasm.recipe import Section
 from chiasm.records import read_record
+from chiasm.storage import read_json
 from chiasm.studies.jobs import Job
 from chiasm.studies.study_file import Study
 from chiasm.studies.work import Outcome, sealed_folder
 
 NOTES = "study.json"
+#: What a study writes in its folder, beside the pages of single cases.
+FILES = (
+    *(NOTES, "evaluation.csv", "evaluation.json", "statistics.csv", "summary.csv", "report.html", "findings.md"),
+    *(f"figures/{name}.svg" for name in ("plane", "forest", "calibration", "coverage")),
+)
+FOLDERS = ("cases", "pictures", "figures", "jobs", "reliability", "sealed")
 AGAIN = "Run the same chiasm study command again: it writes the file anew."
 
 
@@ -57,6 +65,15 @@ class Notes(Section):
     hours: Annotated[float, Field(ge=0)]
     failed: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
+
+
+def is_study(folder: Path) -> bool:
+    """Tell whether `chiasm study` wrote in a folder; notes that are damaged are its own too."""
+    try:
+        content = read_json(folder / NOTES)
+    except RunError:
+        return (folder / NOTES).is_file()
+    return not isinstance(content, dict) or bool(content.keys() & {"study", "cases", "jobs"})
 
 
 def notes_of(

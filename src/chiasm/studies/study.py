@@ -16,11 +16,13 @@ from chiasm.cohorts.gathering import tell_notes
 from chiasm.errors import ChiasmError, CohortError
 from chiasm.evaluation.rows import Row, read_evaluation, write_evaluation
 from chiasm.locks import locked
+from chiasm.outputs import refuse_data_folder, refuse_foreign, refuse_inputs, refuse_links
 from chiasm.prediction.model_files import named_classes
+from chiasm.reports.evaluation_folder import PAGE_FILES
 from chiasm.runners import Lost, Runner, Slurm, find_runner
 from chiasm.storage import UNWRITABLE, write_json
 from chiasm.studies.jobs import LESS_MEMORY, STAGES, Job, find_cases, list_jobs
-from chiasm.studies.notes import NOTES, notes_of
+from chiasm.studies.notes import FILES, FOLDERS, NOTES, is_study, notes_of
 from chiasm.studies.study_file import Study, data_folder, read_study, reference_folder
 from chiasm.studies.study_report import RELIABILITY, Done, write_study_report
 from chiasm.studies.work import Outcome, sealed_folder, simulate, work
@@ -64,6 +66,7 @@ def run_study(
             "the study keeps no cases sealed", path=path, reason="not-sealed", hint="Add a line such as sealed = 0.2."
         )
     with locked(out):
+        _check_folder(out, study)
         cohort = find_cases(study, out)
         jobs = list_jobs(study, out, cohort)
         if study.phantom is not None:
@@ -84,12 +87,27 @@ def run_study(
         if not rows:
             first = f"; the first: {failed[0].error}" if failed else ""
             raise CohortError(f"no job of the study could be finished{first}", path=out, reason="no-jobs")
+        write_json(folder / NOTES, notes_of(study, cohort, jobs, failed, opened=open_sealed))  # first: it is the mark
         write_evaluation(folder, rows)
         maps = [job for job in jobs if job.kind == "reliability" and job.is_done]
         if judged := [row for job in maps for row in read_evaluation(job.folder)]:
             write_evaluation(out / RELIABILITY, judged)
-        write_json(folder / NOTES, notes_of(study, cohort, jobs, failed, opened=open_sealed))
         return replace(write_study_report(folder), failed=tuple(failed))
+
+
+def _check_folder(out: Path, study: Study) -> None:
+    """Refuse a folder where a study would replace what it did not write.
+
+    Raises:
+        RunError: If it is or holds the data, or holds files of somebody else in the places of the study's own.
+    """
+    data = [place for place in (study.data, study.reference) if isinstance(place, Path)]
+    refuse_data_folder(out, data)
+    refuse_inputs((out / name for name in (*FILES, *FOLDERS)), data, what="the study")
+    refuse_links(out, FOLDERS)
+    for folder in (out, out / "sealed"):
+        if not is_study(folder):
+            refuse_foreign(folder, (*FILES, *PAGE_FILES))
 
 
 def _work_off(
