@@ -34,6 +34,7 @@ from chiasm.training.batches import Place, take_batch
 from chiasm.training.cascade import list_parts, recipe_of
 from chiasm.training.loop import Interrupted
 from chiasm.training.run import plan_run, train
+from chiasm.training.session import LearningCases
 from chiasm.training.trainables import Trainables
 from conftest import QUICK
 from synthetic_cohort import affine, save, write_brats
@@ -112,13 +113,11 @@ def test_no_context_of_a_training_case_comes_from_a_network_that_saw_its_subject
     shapes: dict[str, set[tuple[int, ...]]] = {}
     learn, predict_it = cascade.learn, cascade.predict_stage
 
-    def watched_learn(
-        recipe: object, plan: object, training: list[PreparedCase], *rest: object, **more: object
-    ) -> object:
-        learner = learn(recipe, plan, training, *rest, **more)  # type: ignore[arg-type]
-        trained[id(learner.trainables.average)] = {case.subject for case in training}
+    def watched_learn(recipe: object, plan: object, cases: LearningCases, *rest: object, **more: object) -> object:
+        learner = learn(recipe, plan, cases, *rest, **more)  # type: ignore[arg-type]
+        trained[id(learner.trainables.average)] = {case.subject for case in cases.training}
         kept.append(learner)
-        shapes.setdefault("train", set()).update(case.source.shape[:1] for case in training)
+        shapes.setdefault("train", set()).update(case.source.shape[:1] for case in cases.training)
         return learner
 
     def watched_predict(generator: object, source: object, mask: object, **more: object) -> object:

@@ -30,6 +30,7 @@ from chiasm.training.cost import estimate_cost
 from chiasm.training.loop import learn, make_fabric
 from chiasm.training.players import check_players, patch_needs
 from chiasm.training.run import paired_names, plan_run, train
+from chiasm.training.session import LearningCases, Session
 from synthetic_cohort import plan_of, write_brats, write_cohort
 
 
@@ -111,11 +112,9 @@ def test_a_stopped_run_ends_with_the_weights_of_one_that_was_not(
             done = learn(
                 recipe,
                 prepared[0],
-                prepared[1],
-                [],
+                LearningCases(prepared[1], []),
                 tmp_path / name,
-                fabric=make_fabric(recipe),
-                warn=pytest.fail,
+                Session(make_fabric(recipe), pytest.fail),
                 until=until,
             )
         ends.append(weights(done.model().generator))

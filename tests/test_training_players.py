@@ -21,9 +21,11 @@ from chiasm.preparation.plan import Plan, read_plan
 from chiasm.preparation.planning import PatchNeeds
 from chiasm.recipe import Recipe
 from chiasm.studies.study_file import Study
-from chiasm.training.loop import _cut_log, _signals, _validation_steps
+from chiasm.training.log import TrainingLog
+from chiasm.training.loop import _signals, make_fabric, validation_steps
 from chiasm.training.players import check_players, describe_methods, make_players, needs_local_judge, patch_needs
 from chiasm.training.run import plan_run, train
+from chiasm.training.session import Session
 from conftest import QUICK
 
 
@@ -122,17 +124,21 @@ def test_an_unconditional_local_judge_sees_the_image_alone(plan: Plan) -> None:
 def test_validations_are_spread_evenly_and_one_comes_before_the_attention() -> None:
     settings = {"schedule__steps": 100, "training__validations": 4, "schedule__ramp": 0.05}
     settings |= {"schedule__generator_alone": 0.4, "schedule__critics_alone": 0.15}
-    assert _validation_steps(recipe("A1", **settings)) == [25, 50, 75, 100]
-    assert _validation_steps(recipe("A7", **settings)) == [25, 50, 60, 75, 100]
-    assert _validation_steps(recipe("A7", schedule__steps=2, training__validations=50))[-1] == 2
+    assert validation_steps(recipe("A1", **settings)) == [25, 50, 75, 100]
+    assert validation_steps(recipe("A7", **settings)) == [25, 50, 60, 75, 100]
+    assert validation_steps(recipe("A7", schedule__steps=2, training__validations=50))[-1] == 2
 
 
 def test_a_resumed_log_holds_no_line_twice_and_no_half_one(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     lines = [json.dumps({"kind": "step", "step": step}) for step in (1, 2, 3, 4)]
     path.write_text("\n".join(lines) + '\n{"kind": "st')
-    _cut_log(path, 2, print)
+    log(path).cut(2)
     assert path.read_text() == "".join(f"{line}\n" for line in lines[:2])
+
+
+def log(path: Path) -> TrainingLog:
+    return TrainingLog(path, Session(make_fabric(recipe("A1")), print), 4)
 
 
 def test_a_kill_while_the_log_is_cut_leaves_it_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,7 +150,7 @@ def test_a_kill_while_the_log_is_cut_leaves_it_whole(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(os, "fsync", killed)
     with pytest.raises(KeyboardInterrupt):
-        _cut_log(path, 1, print)
+        log(path).cut(1)
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
 
 

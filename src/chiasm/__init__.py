@@ -33,8 +33,8 @@ its own, and within a line only from names to its left; a test reads this map.
     prediction    a network over a whole volume: tiling, windows, seams, engines, calibration, baselines, manifest,
                   resuming, model_files, model, synthesis, dicom_case, folders
     training      how networks learn: batches, losses, attention, players, admm, joint_coding, coding, cost, health,
-                  checkpoints, finished, run_folder, state, trainables, setting, sampler, discriminator_step,
-                  generator_step, learner, loop, cascade, run
+                  checkpoints, finished, run_folder, session, log, state, trainables, setting, sampler,
+                  discriminator_step, generator_step, learner, loop, cascade, run
     evaluation    scores, and what may be claimed from them: rows, scoring, summary, statistics, predictions,
                   uncertainty, reliability
     reports       the pages that people read: drawing, registration, gallery, curves, evaluation_page, pictures,

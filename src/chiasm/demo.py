@@ -11,8 +11,8 @@ from chiasm.methods import Changes, make_recipe
 from chiasm.prediction.folders import predict
 from chiasm.reports.evaluation import evaluate
 from chiasm.simulation.phantom import write_cohort
-from chiasm.training.loop import Progress
 from chiasm.training.run import train
+from chiasm.training.session import Progress
 
 #: Task to (source, target, layout of the cohort).
 TASKS = {"t1-t2": ("t1", "t2", "brats"), "ct-mr": ("ct", "mr", "synthrad")}

@@ -48,9 +48,9 @@ from chiasm.studies.utility import (
     measure,
     recipe_of,
 )
-from chiasm.training.loop import Progress
 from chiasm.training.players import check_players
 from chiasm.training.run import train
+from chiasm.training.session import Progress
 
 Say = Callable[[str], None]
 FILES = ("completion.json", "completion.md")  # the first is the mark of a completion's folder

@@ -27,8 +27,8 @@ from chiasm.prediction.folders import predict
 from chiasm.preparation.plan import read_plan, write_plan
 from chiasm.recipe import Recipe
 from chiasm.studies.filling import fill
-from chiasm.training.loop import Progress
 from chiasm.training.run import train
+from chiasm.training.session import Progress
 
 WITH, WITHOUT = "with", "without"
 FEWEST_SUBJECTS = 2  # with both modalities: one trains and one validates

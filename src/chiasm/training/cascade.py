@@ -26,27 +26,25 @@ Reference:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from lightning_fabric import Fabric
 from numpy.typing import NDArray
 from torch import nn
 
 from chiasm.cohorts.splits import deal_folds
-from chiasm.prediction.engines import Engine, pick_precision
+from chiasm.prediction.engines import Engine
 from chiasm.prediction.synthesis import predict_stage
 from chiasm.preparation.arrays import PreparedCase, read_context, write_context
 from chiasm.preparation.fingerprint import VOXELS
 from chiasm.preparation.plan import Plan
 from chiasm.preparation.planning import fit_tables
 from chiasm.recipe import Recipe
-from chiasm.training.loop import Progress, learn
-
-Say = Callable[[str], None]
+from chiasm.training.loop import learn
+from chiasm.training.session import LearningCases, Session
 
 
 class Part(NamedTuple):
@@ -66,18 +64,16 @@ class Part(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Climbed:
+class Cascade:
     """What the last stage goes on from.
 
     Attributes:
-        training: Training cases, with out-of-fold contexts.
-        validation: Validation cases, with contexts of the networks that ship.
+        cases: Training cases, with out-of-fold contexts, and validation cases, with contexts of the networks that ship.
         earlier: Generators of all stages but the last, in evaluation mode.
     """
 
-    training: list[PreparedCase]
-    validation: list[PreparedCase]
-    earlier: tuple[nn.Module, ...]
+    cases: LearningCases
+    earlier: tuple[nn.Module, ...] = ()
 
 
 def list_parts(recipe: Recipe) -> list[Part]:
@@ -113,17 +109,6 @@ def recipe_of(recipe: Recipe, part: Part) -> Recipe:
     )
 
 
-def progress_of(recipe: Recipe, part: Part, progress: Progress | None) -> Progress | None:
-    """Tell the progress of one training as that of the whole cascade; as it is where there is but one stage."""
-    if progress is None or recipe.generator.stages == 1:
-        return progress
-
-    def told(done: int, _: int, figures: Mapping[str, float]) -> None:
-        progress(part.first + done, recipe.schedule.steps, figures)
-
-    return told
-
-
 def refitted(plan: Plan, cases: Sequence[PreparedCase]) -> Plan:
     """Fit on other cases what a network starts from: the look-up, and each channel's mean and SD.
 
@@ -140,18 +125,7 @@ def refitted(plan: Plan, cases: Sequence[PreparedCase]) -> Plan:
     return replace(plan, **fit_tables([np.concatenate(values) for values in samples]))
 
 
-def climb(
-    recipe: Recipe,
-    plan: Plan,
-    training: Sequence[PreparedCase],
-    validation: Sequence[PreparedCase],
-    folder: Path,
-    *,
-    fabric: Fabric,
-    progress: Progress | None = None,
-    warn: Say,
-    say: Say,
-) -> Climbed:
+def train_cascade(recipe: Recipe, plan: Plan, cases: LearningCases, folder: Path, session: Session) -> Cascade:
     """Train all stages but the last, and give every case the context that the last one needs.
 
     What is done already is found in `folder/stages/STAGE/`: checkpoints of each
@@ -160,61 +134,79 @@ def climb(
     Args:
         recipe: With more than one stage.
         plan: Of the first stage.
-        training: Prepared training cases.
-        validation: Prepared validation cases, which no network is trained on.
+        cases: Prepared training cases, and validation cases, which no network is trained on.
         folder: The run folder.
-        fabric: From `make_fabric`, launched.
-        progress: Called after each step with steps done, all steps of all stages, figures.
-        warn: Called with what a user must know.
-        say: Called as each training begins.
+        session: Devices, and whom to report to.
 
     Raises:
         CohortError: If there are fewer training subjects than inner folds.
         RunError: As `learn`.
         Interrupted: As `learn`.
     """
-    folds = deal_folds({case.subject: case.site for case in training}, recipe.generator.inner_folds, recipe.split.seed)
-    engine = Engine(fabric.device, pick_precision(recipe.training.precision, recipe.training.accelerator))
-    seen, judged, earlier = list(training), list(validation), list[nn.Module]()
-    contexts: dict[str, PreparedCase] = {}
+    sites = {case.subject: case.site for case in cases.training}
+    folds = deal_folds(sites, recipe.generator.inner_folds, recipe.split.seed)
+    bare = {case.id: case for case in (*cases.training, *cases.validation)}
+    seen, earlier, contexts = cases, list[nn.Module](), dict[str, PreparedCase]()
     for part in list_parts(recipe)[:-1]:
+        role = _role(part, seen, folds, plan)
         place = folder / "stages" / str(part.stage)
-        held = set() if part.fold is None else set(folds[part.fold])
-        shown = [case for case in seen if case.subject not in held]
-        here = replace(refitted(plan, shown) if held else plan, context=part.stage > 1)
-        asked = judged if part.fold is None else [case for case in seen if case.subject in held]
-        files = {case.id: place / "contexts" / f"{case.id}.npy" for case in asked}
-        bare = {case.id: case for case in (*training, *validation)}
-        missing = [case for case in asked if read_context(bare[case.id], files[case.id], plan) is None]
-        for case in missing:
-            if files[case.id].exists():
-                warn(f"{files[case.id]}: what stage {part.stage} made is damaged, and is made anew")
-        fabric.barrier()  # nobody writes before everybody has looked
+        files = {case.id: place / "contexts" / f"{case.id}.npy" for case in role.predicted}
+        missing = [case for case in role.predicted if read_context(bare[case.id], files[case.id], plan) is None]
+        for path in (path for case in missing if (path := files[case.id]).exists()):
+            session.say(f"{path}: what stage {part.stage} made is damaged, and is made anew")
+        session.fabric.barrier()  # nobody writes before everybody has looked
         if missing or part.fold is None:
-            without = "" if part.fold is None else f", without inner fold {part.fold + 1} of {len(folds)}"
-            say(f"stage {part.stage} of {recipe.generator.stages}: {part.steps} steps on {len(shown)} cases{without}")
-            learner = learn(
-                recipe_of(recipe, part),
-                here,
-                shown,
-                judged,
-                place / ("all" if part.fold is None else f"without-{part.fold}"),
-                fabric=fabric,
-                progress=progress_of(recipe, part, progress),
-                warn=warn,
-            )
-            generator = learner.model().generator
-            for case in missing if fabric.global_rank == 0 else ():
-                made = predict_stage(
-                    generator, np.asarray(case.source), np.asarray(case.mask), plan=here, engine=engine
-                )
-                write_context(bare[case.id], made, files[case.id], plan)
-            fabric.barrier()
-        for name, path in files.items():
-            found = read_context(bare[name], path, plan)
-            assert found is not None
-            contexts[name] = found
+            generator = _learn_part(recipe, part, role, seen.validation, place, session)
+            if session.is_first_process:
+                for case in missing:
+                    made = _predict(generator, case, role.plan, session.engine(recipe))
+                    write_context(bare[case.id], made, files[case.id], plan)
+            session.fabric.barrier()
+        contexts |= {name: _written(bare[name], path, plan) for name, path in files.items()}
         if part.fold is None:
             earlier.append(generator)
-            seen, judged = ([contexts[case.id] for case in cases] for cases in (training, validation))
-    return Climbed(seen, judged, tuple(earlier))
+            seen = LearningCases(*([contexts[case.id] for case in some] for some in cases))
+    return Cascade(seen, tuple(earlier))
+
+
+class _Role(NamedTuple):
+    """Who learns in one training, who is predicted by its network, and the plan fitted on those who learn."""
+
+    shown: list[PreparedCase]
+    predicted: Sequence[PreparedCase]
+    plan: Plan
+    without: str
+
+
+def _role(part: Part, seen: LearningCases, folds: Sequence[Collection[str]], plan: Plan) -> _Role:
+    context = part.stage > 1
+    if part.fold is None:
+        return _Role(list(seen.training), seen.validation, replace(plan, context=context), "")
+    held = set(folds[part.fold])
+    shown = [case for case in seen.training if case.subject not in held]
+    predicted = [case for case in seen.training if case.subject in held]
+    without = f", without inner fold {part.fold + 1} of {len(folds)}"
+    return _Role(shown, predicted, replace(refitted(plan, shown) if held else plan, context=context), without)
+
+
+def _learn_part(
+    recipe: Recipe, part: Part, role: _Role, validation: Sequence[PreparedCase], place: Path, session: Session
+) -> nn.Module:
+    """Train one network of a cascade; return it as it would ship."""
+    session.say(
+        f"stage {part.stage} of {recipe.generator.stages}: {part.steps} steps on {len(role.shown)} cases{role.without}"
+    )
+    folder = place / ("all" if part.fold is None else f"without-{part.fold}")
+    counted = session.counting_from(part.first, recipe.schedule.steps)
+    learner = learn(recipe_of(recipe, part), role.plan, LearningCases(role.shown, validation), folder, counted)
+    return learner.model().generator
+
+
+def _predict(generator: nn.Module, case: PreparedCase, plan: Plan, engine: Engine) -> NDArray[np.float32]:
+    return predict_stage(generator, np.asarray(case.source), np.asarray(case.mask), plan=plan, engine=engine)
+
+
+def _written(case: PreparedCase, path: Path, plan: Plan) -> PreparedCase:
+    found = read_context(case, path, plan)
+    assert found is not None
+    return found

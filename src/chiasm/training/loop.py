@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
 import signal
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -26,16 +25,17 @@ from chiasm.preparation.plan import Plan
 from chiasm.preparation.planning import has_gpu
 from chiasm.recipe import Recipe, Training
 from chiasm.stopping import stopping_signals
-from chiasm.storage import make_folder, open_in_place, read_log, write_text, writing
 from chiasm.training.checkpoints import load_checkpoint, save_checkpoint
 from chiasm.training.coding import CodingLearner
 from chiasm.training.health import gauge, in_words
 from chiasm.training.learner import Learner
+from chiasm.training.log import TrainingLog
+from chiasm.training.session import LearningCases, Session
 
 CHECKPOINT_SECONDS = 60.0
+MOST_CLOSED = 0.1  # share of steps with a closed gate that is worth no word
 MOST_VALIDATION_CASES = 4  # of a large cohort, during training; calibration uses all
 
-Progress = Callable[[int, int, Mapping[str, float]], None]
 AnyLearner = Learner | CodingLearner
 
 
@@ -82,13 +82,10 @@ def _check_devices(settings: Training) -> None:
 def learn(
     recipe: Recipe,
     plan: Plan,
-    training: Sequence[PreparedCase],
-    validation: Sequence[PreparedCase],
+    cases: LearningCases,
     folder: Path,
+    session: Session,
     *,
-    fabric: Fabric,
-    progress: Progress | None = None,
-    warn: Callable[[str], None],
     start: Path | None = None,
     until: int | None = None,
 ) -> AnyLearner:
@@ -97,12 +94,9 @@ def learn(
     Args:
         recipe: Resolved settings.
         plan: What follows from the data.
-        training: Prepared training cases.
-        validation: Prepared validation cases, possibly none.
+        cases: Prepared training and validation cases.
         folder: The run folder; `checkpoints/` and `log.jsonl` are written there.
-        fabric: From `make_fabric`, launched.
-        progress: Called after each step with steps done, all steps, figures.
-        warn: Called with one sentence for each thing that a user must know.
+        session: Devices, and whom to report to: one sentence for each thing that a user must know.
         start: Run folder of a shared warm-up, with whose networks this run goes on.
         until: Stop after as many steps, as a warm-up does; all of the recipe's by default.
 
@@ -115,9 +109,41 @@ def learn(
         Interrupted: If SIGINT, SIGTERM or SIGHUP came; a checkpoint was written.
     """
     coded = recipe.optimiser.kind == "admm"
-    learner: AnyLearner = (CodingLearner if coded else Learner)(recipe, plan, training, fabric)
-    checkpoints, log = folder / "checkpoints", folder / "log.jsonl"
-    done, state, damaged = load_checkpoint(checkpoints, learner.parts)
+    learner: AnyLearner = (CodingLearner if coded else Learner)(recipe, plan, cases.training, session.fabric)
+    done = _resume(learner, folder, session, start)
+    log = TrainingLog(folder / "log.jsonl", session, recipe.schedule.steps if until is None else until)
+    log.cut(done)
+    due, engine = validation_steps(recipe), session.engine(recipe)
+    saved = time.monotonic()
+    with _signals() as caught:
+        for step in range(done, log.steps):
+            figures = learner.step(step)
+            log.step(step, figures)
+            if not caught:  # the terminal may be gone
+                log.report(step, figures)
+            is_due = step + 1 in due
+            if is_due and cases.validation:
+                scores, verdict = validate(learner, cases.validation[:MOST_VALIDATION_CASES], engine)
+                learner.note_validation(scores.get("spearman_smoothed", -1.0))
+                log.validation(step, scores, verdict if learner.phase(step).attention > 0 else None)
+            is_late = time.monotonic() - saved > CHECKPOINT_SECONDS
+            if session.is_first_process and (is_late or caught or is_due or step + 1 == log.steps):
+                save_checkpoint(folder / "checkpoints", step + 1, learner.parts, learner.state.to_dict())
+                saved = time.monotonic()
+            if caught:
+                raise Interrupted(caught[0])
+    if (closed := learner.state.closed_share) > MOST_CLOSED:
+        session.say(f"the attention was switched off by its health gate in {100 * closed:.0f} % of its steps")
+    return learner
+
+
+def _resume(learner: AnyLearner, folder: Path, session: Session, start: Path | None) -> int:
+    """Restore the newest checkpoint of a run, or else of the warm-up that it goes on from; return the steps done.
+
+    Raises:
+        RunError: If there is a warm-up without a checkpoint.
+    """
+    done, state, damaged = load_checkpoint(folder / "checkpoints", learner.parts)
     if not done and start is not None:
         done, state, damaged = load_checkpoint(start / "checkpoints", learner.parts, some=True)
         if not done:
@@ -130,43 +156,8 @@ def learn(
             )
     learner.restore(state)
     for sentence in damaged:
-        warn(sentence)
-    engine = Engine(fabric.device, pick_precision(recipe.training.precision, recipe.training.accelerator))
-    lead = fabric.global_rank == 0
-    if lead:
-        _cut_log(log, done, warn)
-    steps = recipe.schedule.steps if until is None else until
-    due = _validation_steps(recipe)
-    saved = time.monotonic()
-    with _signals() as caught:
-
-        def write(kind: str, step: int, figures: Mapping[str, object]) -> None:
-            if lead:
-                with writing(log), open_in_place(log, "a") as lines:
-                    lines.write(json.dumps({"kind": kind, "step": step, **figures}) + "\n")
-
-        for step in range(done, steps):
-            figures = learner.step(step)
-            if step % max(1, steps // 500) == 0:
-                write("step", step + 1, {name: round(value, 6) for name, value in figures.items()})
-            if progress is not None and not caught:  # the terminal may be gone
-                progress(step + 1, steps, figures)
-            if step + 1 in due and validation:
-                found, verdict = validate(learner, validation[:MOST_VALIDATION_CASES], engine)
-                learner.note_validation(found.get("spearman_smoothed", -1.0))
-                write("validation", step + 1, found)
-                if verdict and learner.phase(step).attention > 0:
-                    write("warning", step + 1, {"message": verdict})
-                    warn(f"step {step + 1}: {verdict}")
-            late = time.monotonic() - saved > CHECKPOINT_SECONDS
-            if lead and (late or caught or step + 1 == steps or step + 1 in due):
-                save_checkpoint(checkpoints, step + 1, learner.parts, learner.state.to_dict())
-                saved = time.monotonic()
-            if caught:
-                raise Interrupted(caught[0])
-    if (closed := learner.state.closed_share) > 0.1:
-        warn(f"the attention was switched off by its health gate in {100 * closed:.0f} % of its steps")
-    return learner
+        session.say(sentence)
+    return done
 
 
 def validate(learner: AnyLearner, cases: Sequence[PreparedCase], engine: Engine) -> tuple[dict[str, float], str | None]:
@@ -174,55 +165,54 @@ def validate(learner: AnyLearner, cases: Sequence[PreparedCase], engine: Engine)
 
     The errors are those of the image that would be shipped.  The health is that
     of the first stage, on which the attention acts; with a refiner its error is
-    told too ("first_mae").
+    reported too ("first_mae").
 
     Returns:
         Means over the cases, NaN-free, and a sentence when the attention is inactive or inverted.
     """
-    settings, plan = learner.recipe.attention, learner.plan
+    rows = [_validate_case(learner, case, engine) for case in cases]
+    scores = _finite_means(rows)
+    scores |= {"accuracy_local": learner.state.accuracy, "accuracy_global": learner.state.accuracy_global}
+    scores["gate_closed_share"] = learner.state.closed_share
+    target = learner.recipe.attention.target
+    return scores, in_words(scores, target) if target != "none" else None
+
+
+def _validate_case(learner: AnyLearner, case: PreparedCase, engine: Engine) -> dict[str, float]:
+    """Score what the run would ship now on one case, and how its confidence goes with the error."""
+    settings = learner.recipe.attention
     head = "structured" if settings.target == "none" else settings.target
     sigma_mm = settings.magnitude_mm if head == "magnitude" else settings.structured_mm
-    sigma = tuple(sigma_mm / s for s in plan.spacing_mm)
-    rows: list[dict[str, float]] = []
-    for case in cases:
-        maps = learner.maps(case, engine)
-        target, mask = np.asarray(case.target), np.asarray(case.mask)
-        lesion = None if case.labels is None else np.asarray(case.labels) > 0
-        error = np.abs(maps.prediction - target)
-        row = {"mae": float(error[mask].mean())}
-        if lesion is not None and (sick := lesion & mask).any():
-            row["lesion_mae"] = float(error[sick].mean())
-        first = maps
-        if learner.has_refiner:
-            first = learner.first_maps(case, engine)
-            row["first_mae"] = float(np.abs(first.prediction - target)[mask].mean())
-        row |= gauge(first, target, mask, lesion, head=head, beta=settings.beta, sigma_voxels=sigma)  # type: ignore[arg-type]
-        rows.append(row)
-    names = {name: None for row in rows for name in row}
-    means = {name: [row[name] for row in rows if math.isfinite(row.get(name, math.nan))] for name in names}
-    figures = {name: round(float(np.mean(values)), 6) for name, values in means.items() if values}
-    figures |= {"accuracy_local": learner.state.accuracy, "accuracy_global": learner.state.accuracy_global}
-    figures["gate_closed_share"] = learner.state.closed_share
-    sentence = in_words(figures, settings.target) if settings.target != "none" else None
-    return figures, sentence
+    i, j, k = (sigma_mm / spacing for spacing in learner.plan.spacing_mm)
+    target, mask = np.asarray(case.target), np.asarray(case.mask)
+    lesion = None if case.labels is None else np.asarray(case.labels) > 0
+    first = maps = learner.maps(case, engine)
+    error = np.abs(maps.prediction - target)
+    scores = {"mae": float(error[mask].mean())}
+    if lesion is not None and (inside := lesion & mask).any():
+        scores["lesion_mae"] = float(error[inside].mean())
+    if learner.has_refiner:
+        first = learner.first_maps(case, engine)
+        scores["first_mae"] = float(np.abs(first.prediction - target)[mask].mean())
+    return scores | gauge(first, target, mask, lesion, head=head, beta=settings.beta, sigma_voxels=(i, j, k))
 
 
-def _validation_steps(recipe: Recipe) -> list[int]:
+def _finite_means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Average each score over the cases where it is a number; drop those that never are."""
+    values: dict[str, list[float]] = {}
+    for name, value in (item for row in rows for item in row.items()):
+        values.setdefault(name, [])
+        if math.isfinite(value):
+            values[name].append(value)
+    return {name: round(float(np.mean(some)), 6) for name, some in values.items() if some}
+
+
+def validation_steps(recipe: Recipe) -> list[int]:
     """Evenly spread steps, and the one before the attention begins, so that its gate knows."""
     schedule = recipe.schedule
     even = {round(schedule.steps * (n + 1) / recipe.training.validations) for n in range(recipe.training.validations)}
     before = int(schedule.steps * (schedule.generator_alone + schedule.critics_alone + schedule.ramp))
     return sorted(even | ({before} if recipe.attention.target != "none" and before > 0 else set()))
-
-
-def _cut_log(path: Path, step: int, warn: Callable[[str], None]) -> None:
-    """Drop lines past the checkpoint, which a resumed run writes again, and damaged ones."""
-    make_folder(path.parent)
-    lines, damaged = read_log(path)
-    if damaged:
-        warn(f"{path}: {damaged} damaged lines are left out")
-    if lines or damaged:
-        write_text(path, "".join(json.dumps(line) + "\n" for line in lines if line["step"] <= step))
 
 
 @contextmanager

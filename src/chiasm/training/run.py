@@ -13,7 +13,7 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -50,14 +50,13 @@ from chiasm.preparation.unpaired import find_unpaired, refuse_duplicates, tell_u
 from chiasm.recipe import Recipe, read_recipe, write_recipe
 from chiasm.registration.cohort import Together, align_cohort, tell_movement
 from chiasm.storage import make_folder, write_json
-from chiasm.training.cascade import Climbed, climb, list_parts, progress_of, recipe_of
+from chiasm.training.cascade import Cascade, list_parts, recipe_of, train_cascade
 from chiasm.training.cost import estimate_cost
 from chiasm.training.finished import read_finished, write_finished
-from chiasm.training.loop import AnyLearner, Progress, learn, make_fabric
+from chiasm.training.loop import AnyLearner, learn, make_fabric
 from chiasm.training.players import check_players, patch_needs
 from chiasm.training.run_folder import check_model_place, check_run_folder, remove_baselines
-
-Say = Callable[[str], None]
+from chiasm.training.session import LearningCases, Progress, Say, Session
 
 
 @dataclass(frozen=True)
@@ -291,30 +290,26 @@ def train(
             f"{recipe.method} ({recipe.size}): {recipe.schedule.steps} steps, about {in_minutes(cost.minutes)} "
             f"and {cost.memory_mb / 1024:.1f} GB"
         )
-        shown = progress if lead else None
-        climbed, last = Climbed(training, validation, ()), list_parts(recipe)[-1]
+        session = Session(fabric, quiet, progress if lead else None)
+        cascade, last = Cascade(LearningCases(training, validation)), list_parts(recipe)[-1]
         if recipe.generator.stages > 1:
-            climbed = climb(
-                recipe, run.plan, training, validation, folder, fabric=fabric, progress=shown, warn=quiet, say=quiet
-            )
+            cascade = train_cascade(recipe, run.plan, cascade.cases, folder, session)
             quiet(f"stage {last.stage} of {last.stage}: {last.steps} steps on {len(training)} cases")
+            session = session.counting_from(last.first, recipe.schedule.steps)
         learner = learn(
-            recipe_of(recipe, last) if climbed.earlier else recipe,
-            replace(run.plan, context=bool(climbed.earlier)),
-            climbed.training,
-            climbed.validation,
+            recipe_of(recipe, last) if cascade.earlier else recipe,
+            replace(run.plan, context=bool(cascade.earlier)),
+            cascade.cases,
             folder,
-            fabric=fabric,
-            progress=progress_of(recipe, last, shown),
-            warn=quiet,
+            session,
             start=start,
             until=until,
         )
         if lead:
             _make_baselines([case for case in training if case.id in paired], folder, start)
             if until is None:
-                model = replace(learner.model(), recipe=recipe, earlier=climbed.earlier)
-                finish(learner, model, climbed.validation, folder, say=quiet)
+                model = replace(learner.model(), recipe=recipe, earlier=cascade.earlier)
+                finish(learner, model, cascade.cases.validation, folder, say=quiet)
                 write_finished(folder, (case.id for case in found.cases), (*run.problems, *problems))
         fabric.barrier()
     return replace(run, problems=(*run.problems, *problems))

@@ -1,0 +1,61 @@
+"""The log of a training, `log.jsonl`: a line for every so many steps, for each validation, for each warning."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from chiasm.storage import make_folder, open_in_place, read_log, write_text, writing
+from chiasm.training.session import Session
+
+MOST_LINES = 500  # of steps
+
+
+@dataclass(frozen=True)
+class TrainingLog:
+    """The log of a run, of which the first process alone writes a line.
+
+    Attributes:
+        path: Of `log.jsonl`.
+        session: Whom to report to.
+        steps: Of the training.
+    """
+
+    path: Path
+    session: Session
+    steps: int
+
+    def cut(self, done: int) -> None:
+        """Drop lines past the checkpoint, which a resumed run writes again, and damaged ones."""
+        if not self.session.is_first_process:
+            return
+        make_folder(self.path.parent)
+        lines, damaged = read_log(self.path)
+        if damaged:
+            self.session.say(f"{self.path}: {damaged} damaged lines are left out")
+        if lines or damaged:
+            write_text(self.path, "".join(json.dumps(line) + "\n" for line in lines if line["step"] <= done))
+
+    def step(self, step: int, figures: Mapping[str, float]) -> None:
+        """Write every so many steps."""
+        if step % max(1, self.steps // MOST_LINES) == 0:
+            self._write("step", step, {name: round(value, 6) for name, value in figures.items()})
+
+    def report(self, step: int, figures: Mapping[str, float]) -> None:
+        """Report the progress of a step."""
+        if self.session.progress is not None:
+            self.session.progress(step + 1, self.steps, figures)
+
+    def validation(self, step: int, scores: Mapping[str, float], verdict: str | None) -> None:
+        """Write the scores of a validation; report what is wrong with the attention."""
+        self._write("validation", step, scores)
+        if verdict:
+            self._write("warning", step, {"message": verdict})
+            self.session.say(f"step {step + 1}: {verdict}")
+
+    def _write(self, kind: str, step: int, content: Mapping[str, object]) -> None:
+        if self.session.is_first_process:
+            with writing(self.path), open_in_place(self.path, "a") as lines:
+                lines.write(json.dumps({"kind": kind, "step": step + 1, **content}) + "\n")

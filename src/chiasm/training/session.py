@@ -1,0 +1,63 @@
+"""What a training is given beside settings and cases: devices, and whom to report to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Self
+
+from lightning_fabric import Fabric
+
+from chiasm.prediction.engines import Engine, pick_precision
+from chiasm.preparation.arrays import PreparedCase
+from chiasm.recipe import Recipe
+
+Progress = Callable[[int, int, Mapping[str, float]], None]
+Say = Callable[[str], None]
+
+
+class LearningCases(NamedTuple):
+    """Prepared cases of a training.
+
+    Attributes:
+        training: Whose images the networks learn from.
+        validation: On which they are judged meanwhile; possibly none.
+    """
+
+    training: Sequence[PreparedCase]
+    validation: Sequence[PreparedCase]
+
+
+@dataclass(frozen=True)
+class Session:
+    """Devices of a training, and whom it reports to.
+
+    Attributes:
+        fabric: From `make_fabric`, launched.
+        say: Called with lines for the user.
+        progress: Called after each step with steps done, all steps, figures; or None.
+    """
+
+    fabric: Fabric
+    say: Say
+    progress: Progress | None = None
+
+    @property
+    def is_first_process(self) -> bool:
+        """Whether this process is the one that writes and reports."""
+        return bool(self.fabric.global_rank == 0)
+
+    def engine(self, recipe: Recipe) -> Engine:
+        """Return what networks predict with between their steps."""
+        return Engine(self.fabric.device, pick_precision(recipe.training.precision, recipe.training.accelerator))
+
+    def counting_from(self, first: int, steps: int) -> Self:
+        """Report the progress of one training of several as that of all: steps done before it, and steps of all."""
+        shown = self.progress
+        if shown is None:
+            return self
+
+        def counted(done: int, _: int, figures: Mapping[str, float]) -> None:
+            shown(first + done, steps, figures)
+
+        return replace(self, progress=counted)
