@@ -24,7 +24,7 @@ its own, and within a line only from names to its left; a test reads this map.
                   dicom_patients, relatives, gathering, discovery, splits, duplicates
     registration  images of one patient, aligned: demons, alignment, cohort
     preparation   from files to arrays that a network learns from: intensity, bias_field, degradation, fingerprint,
-                  examination, inspection, unpaired, plan, out_of_distribution, planning, arrays
+                  examination, inspection, unpaired, plan, out_of_distribution, memory, planning, arrays
     attenuation   CT to attenuation at 511 keV, for PET
     metrics       scores of one image against another, inside a mask: voxelwise, edges, ssim, lesions, ranking,
                   conventions

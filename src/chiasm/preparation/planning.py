@@ -29,6 +29,7 @@ from chiasm.preparation.intensity import (
     fit_lookup,
     reference_map,
 )
+from chiasm.preparation.memory import check_prepared, prepared_bytes
 from chiasm.preparation.out_of_distribution import (
     HISTOGRAM_MARGIN,
     SMALLEST_LIMIT,
@@ -43,6 +44,7 @@ from chiasm.volumes.geometry import MOST_VOXELS
 from chiasm.volumes.screening import STRICT
 
 AIR_HU = -1000.0
+WORTH_TELLING = 2**30  # bytes of a prepared case from which on a plan names them
 ISOTROPIC = 1.5  # largest ratio of spacings that counts as nearly the same
 PATCH_2D: Mapping[str, int] = {"tiny": 64, "small": 128, "large": 160, "paper": 160}
 PATCH_3D: Mapping[str, int] = {"tiny": 32, "small": 64, "large": 96, "paper": 96}
@@ -130,6 +132,7 @@ def make_plan(
         moved = {name: mm for name, mm in (moved_mm or {}).items() if name in train_ids}
         reasons["registration"] = f"asked for in the recipe{f': {tell_movement(moved)}' if moved else ''}"
     spacing = _choose_spacing(recipe, seen, reasons)
+    _check_memory(recipe, seen, spacing, reasons)
     dims, slices = _choose_dims(recipe, seen, spacing, reasons)
     if degradation is not None:
         reasons["degradation"] = _tell(degradation, spacing[across(degradation)], dims)
@@ -265,6 +268,16 @@ def _choose_spacing(recipe: Recipe, seen: Fingerprint, reasons: dict[str, str]) 
     thick = "; thick slices are kept, since interpolation adds no detail" if k > ISOTROPIC * max(i, j) else ""
     reasons["spacing_mm"] = f"the median of the training cases{thick}"
     return i, j, k
+
+
+def _check_memory(recipe: Recipe, seen: Fingerprint, spacing: Triple, reasons: dict[str, str]) -> None:
+    """Refuse a grid on which the largest case does not fit into memory, and note what it takes where that is much."""
+    channels = len(recipe.data.sources) * (2 if recipe.data.histogram else 1)
+    shapes = [[size / step for size, step in zip(case.body_mm, spacing)] for case in seen.cases]
+    largest = max(shapes, key=math.prod)
+    check_prepared(largest, channels)
+    if (needed := prepared_bytes(largest, channels)) > WORTH_TELLING:
+        reasons["spacing_mm"] += f"; the largest case takes about {needed / 2**30:.1f} GB while it is prepared"
 
 
 def _choose_dims(
