@@ -4,27 +4,39 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from chiasm.reports.drawing import BAND, DASHES, INK, MUTED, SERIES, draw_svg, show_figure
+from chiasm.reports.drawing import BAND, DASHES, INK, MUTED, SERIES, Remark, draw_svg, show_figure
 from chiasm.storage import read_log
 
 MOST_POINTS = 200  # of a drawn curve; longer ones are averaged in blocks
 HEALTHY_ACCURACY = (0.55, 0.97)  # below, a discriminator knows nothing; above, everything
 FLAT_RATIO = 0.05  # a lesion:healthy weight ratio within 1 +- this is no attention
+MOST_CLOSED = 0.1  # share of the steps with attention, above which a closed health gate is worth a remark
+
+History = Sequence[Mapping[str, Any]]
+Points = NDArray[np.float64]  # (step, value) of a curve, shape (points, 2)
+
+
+class Curve(NamedTuple):
+    """Where a curve's figures stand in `log.jsonl`: in which kind of line, under which name."""
+
+    kind: str
+    name: str
 
 
 class Panel(NamedTuple):
-    """One figure of curves: series are label -> (kind of line, names under which the figure may stand)."""
+    """One plot of curves, by their labels."""
 
     title: str
     note: str
-    series: Mapping[str, tuple[str, tuple[str, ...]]]
+    curves: Mapping[str, Curve]
     limits: tuple[float, float] | None = None
     band: tuple[float, float] | None = None
     level: float | None = None
@@ -33,27 +45,28 @@ class Panel(NamedTuple):
 PANELS = (
     Panel(
         "Validation error",
-        "Mean absolute error on validation cases in normalised units; the network must come below the look-up.",
+        "Mean absolute error on validation cases in normalised units.",
         {
-            "mask": ("validation", ("mae",)),
-            "lesions": ("validation", ("lesion_mae",)),
-            "look-up (naive)": ("validation", ("lookup_mae",)),
+            "mask": Curve("validation", "mae"),
+            "lesions": Curve("validation", "lesion_mae"),
+            "mask, before the refiner": Curve("validation", "first_mae"),
         },
     ),
     Panel(
         "What the generator is asked for",
-        "Its loss on training patches: fidelity to the target, and what the discriminators add.",
+        "Its loss on training patches: fidelity to the target, and what the discriminators add. "
+        "A refiner has a loss of its own.",
         {
-            "reconstruction": ("step", ("reconstruction",)),
-            "adversarial": ("step", ("adversarial",)),
-            "adversarial, global": ("step", ("adversarial_global",)),
-            "adversarial, local": ("step", ("adversarial_local",)),
+            "reconstruction": Curve("step", "reconstruction"),
+            "adversarial": Curve("step", "adversarial"),
+            "refiner": Curve("step", "refinement"),
         },
     ),
     Panel(
         "Discriminators: accuracy",
-        "Share of real and synthetic told apart: 0.5 is guessing, 1 is knowing all; in the band they teach.",
-        {"global": ("step", ("accuracy_global",)), "local": ("step", ("accuracy_local",))},
+        "Share of real and synthetic that they tell apart: 0.5 is guessing, 1 is perfect. "
+        "The shaded band is the working range.",
+        {"global": Curve("step", "accuracy_global"), "local": Curve("step", "accuracy_local")},
         limits=(0.4, 1.02),
         band=HEALTHY_ACCURACY,
     ),
@@ -61,29 +74,32 @@ PANELS = (
         "Discriminators: loss",
         "Of telling real from synthetic; 1.39 is guessing.",
         {
-            "global": ("step", ("discriminator_global", "global_judge_loss")),
-            "local": ("step", ("discriminator_local", "local_judge_loss")),
+            "global": Curve("step", "global_judge_loss"),
+            "second global": Curve("step", "second_judge_loss"),
+            "local": Curve("step", "local_judge_loss"),
         },
         level=2 * math.log(2),
+    ),
+    Panel(
+        "Confidence heads: loss",
+        "Cross-entropy of the local discriminator’s confidence heads with the true error, voxel by voxel and smoothed.",
+        {"magnitude": Curve("step", "magnitude_loss"), "structured": Curve("step", "structured_loss")},
     ),
     Panel(
         "Does the doubt know where the error is?",
         "Rank correlation of the doubt with the true error (0 is no knowledge), and AUROC (0.5 is no knowledge).",
         {
-            "correlation": ("validation", ("spearman",)),
-            "with smoothed error": ("validation", ("spearman_smoothed",)),
-            "AUROC worst tenth": ("validation", ("auroc_worst",)),
-            "AUROC lesion": ("validation", ("auroc_lesion",)),
+            "correlation": Curve("validation", "spearman"),
+            "with smoothed error": Curve("validation", "spearman_smoothed"),
+            "AUROC worst tenth": Curve("validation", "auroc_worst"),
+            "AUROC lesion": Curve("validation", "auroc_lesion"),
         },
         level=0.0,
     ),
     Panel(
         "What the attention does",
         "How much more lesions weigh than healthy tissue (1 is no attention), and how far it is switched on.",
-        {
-            "lesion : healthy": ("validation", ("weight_ratio",)),
-            "strength": ("step", ("attention_strength",)),
-        },
+        {"lesion : healthy": Curve("validation", "weight_ratio"), "strength": Curve("step", "attention_strength")},
         level=1.0,
     ),
 )
@@ -98,107 +114,10 @@ def read_history(path: Path) -> list[dict[str, Any]]:
     return read_log(path)[0]
 
 
-def draw_curves(history: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """Draw each panel that has at least one curve of two points."""
-    drawn = []
-    for panel in PANELS:
-        series = {label: _series(history, kind, names) for label, (kind, names) in panel.series.items()}
-        series = {label: points for label, points in series.items() if len(points) > 1}
-        if series:
-            alt = f"{panel.title} over training steps. " + " ".join(
-                f"{label}: from {show_figure(points[0, 1])} to {show_figure(points[-1, 1])}."
-                for label, points in series.items()
-            )
-            drawn.append({"title": panel.title, "note": panel.note, "svg": _draw_curves(panel, series, alt)})
-    return drawn
-
-
-def _series(history: Sequence[Mapping[str, Any]], kind: str, names: Sequence[str]) -> NDArray[np.float64]:
-    """Collect (step, value) pairs, averaged in blocks when they are many, shape (points, 2)."""
-    found = [
-        (float(line["step"]), value)
-        for line in history
-        if line["kind"] == kind
-        for name in names
-        if (value := _figure(line, name)) is not None
-    ]
-    points = np.array(found, dtype=np.float64).reshape(-1, 2)
-    blocks = np.array_split(points, MOST_POINTS) if len(points) > MOST_POINTS else points[:, None]
-    return np.array([block.mean(axis=0) for block in blocks]).reshape(-1, 2)
-
-
-def _draw_curves(panel: Panel, series: Mapping[str, NDArray[np.float64]], alt: str) -> str:
-    def draw(axes: Any) -> None:
-        if panel.band:
-            axes.axhspan(*panel.band, color=BAND, linewidth=0)
-        if panel.level is not None:
-            axes.axhline(panel.level, color=MUTED, linewidth=0.8)
-        for (label, points), colour, dash in zip(series.items(), SERIES, DASHES):
-            marker = "o" if len(points) <= 20 else None
-            axes.plot(
-                *points.T, color=colour, linestyle=dash, linewidth=1.7, marker=marker, markersize=3.5, label=label
-            )
-        axes.set_xlabel("step")
-        if panel.limits:
-            axes.set_ylim(*panel.limits)
-        elif min(points[:, 1].min() for points in series.values()) >= 0:
-            axes.set_ylim(bottom=0)
-        axes.margins(x=0.02)
-        if len(series) > 1:
-            axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, labelcolor=INK, handlelength=2.6)
-        else:
-            axes.set_title(next(iter(series)), loc="left", color=INK, fontsize=9)
-
-    return draw_svg(draw, alt, (4.4, 3.0), panel.title)
-
-
-def describe_health(history: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """Say how the discriminators and the attention fared, as sentences with a tone."""
-    told: list[dict[str, str]] = []
-
-    def say(tone: str, text: str) -> None:
-        told.append({"tone": tone, "text": text})
-
-    for name in ("global", "local"):
-        accuracy = _last(history, f"accuracy_{name}")
-        if accuracy is None:
-            continue
-        lowest, highest = HEALTHY_ACCURACY
-        if accuracy < lowest:
-            say("mixed", f"The {name} discriminator ended near guessing (accuracy {accuracy:.2f}): it taught little.")
-        elif accuracy > highest:
-            say("mixed", f"The {name} discriminator ended saturated (accuracy {accuracy:.2f}): it was never fooled.")
-        else:
-            say("good", f"The {name} discriminator ended in its working range (accuracy {accuracy:.2f}).")
-    rho, ratio = _last(history, "spearman_smoothed", "spearman"), _last(history, "weight_ratio")
-    if rho is not None and rho <= 0:
-        say("bad", f"The attention is inverted: its doubt does not rise with the error (rank correlation {rho:.2f}).")
-    elif rho is not None:
-        say(
-            "good",
-            f"The local discriminator’s doubt rises with the error (rank correlation {rho:.2f}).",
-        )
-    if ratio is not None and abs(ratio - 1) <= FLAT_RATIO:
-        say("bad", f"The attention is inactive on lesions: they weigh {ratio:.2f} times as much as healthy tissue.")
-    elif ratio is not None and ratio < 1:
-        say("bad", f"The attention is inverted on lesions: they weigh {ratio:.2f} times as much as healthy tissue.")
-    elif ratio is not None:
-        say("good", f"By the doubt, lesions weigh {ratio:.2f} times as much as healthy tissue.")
-    strength = [value for line in history if (value := _figure(line, "attention_strength")) is not None]
-    if strength and not any(strength):
-        say("bad", "The attention was never switched on: its health gate stayed closed.")
-    elif strength and (closed := strength.count(0) / len(strength)) > 0.1:
-        say("mixed", f"The health gate kept the attention off in {100 * closed:.0f} % of its logged steps.")
-    return told
-
-
-def _last(history: Sequence[Mapping[str, Any]], *names: str) -> float | None:
-    """Find the last finite figure under any of `names`, in the order of preference."""
-    for name in names:
-        for line in reversed(history):
-            if (value := _figure(line, name)) is not None:
-                return value
-    return None
+def logged_warnings(history: History) -> list[str]:
+    """Say each logged warning once, with the last step at which it was given."""
+    last = {str(line["message"]): line["step"] for line in history if line["kind"] == "warning"}
+    return [f"In training, last at step {step}: {message}." for message, step in last.items()]
 
 
 def _figure(line: Mapping[str, Any], name: str) -> float | None:
@@ -209,7 +128,125 @@ def _figure(line: Mapping[str, Any], name: str) -> float | None:
     return float(value) if abs(value) <= sys.float_info.max else None
 
 
-def logged_warnings(history: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Say each logged warning once, with the last step at which it was given."""
-    last = {str(line["message"]): line["step"] for line in history if line["kind"] == "warning"}
-    return [f"In training, last at step {step}: {message}." for message, step in last.items()]
+# Curves
+
+
+def draw_curves(history: History) -> list[dict[str, str]]:
+    """Draw each panel that has at least one curve of two points."""
+    drawn = []
+    for panel in PANELS:
+        found = {label: collect_points(history, curve) for label, curve in panel.curves.items()}
+        found = {label: points for label, points in found.items() if len(points) > 1}
+        if found:
+            drawn.append({"title": panel.title, "note": panel.note, "svg": _draw_panel(panel, found)})
+    return drawn
+
+
+def collect_points(history: History, curve: Curve) -> Points:
+    """Collect a curve's (step, value) pairs, averaged in blocks when they are many, shape (points, 2)."""
+    lines = [line for line in history if line["kind"] == curve.kind]
+    pairs = [(line["step"], _figure(line, curve.name)) for line in lines]
+    points = np.array([pair for pair in pairs if pair[1] is not None], dtype=np.float64).reshape(-1, 2)
+    if len(points) <= MOST_POINTS:
+        return points
+    return np.array([block.mean(axis=0) for block in np.array_split(points, MOST_POINTS)])
+
+
+def _draw_panel(panel: Panel, found: Mapping[str, Points]) -> str:
+    def draw(axes: Any) -> None:
+        if panel.band:
+            axes.axhspan(*panel.band, color=BAND, linewidth=0)
+        if panel.level is not None:
+            axes.axhline(panel.level, color=MUTED, linewidth=0.8)
+        _plot_curves(axes, found)
+        axes.set_xlabel("step")
+        _set_limits(axes, panel, found)
+        axes.margins(x=0.02)
+        _name_curves(axes, list(found))
+
+    ends = (f"{label}: from {show_figure(y[0, 1])} to {show_figure(y[-1, 1])}." for label, y in found.items())
+    return draw_svg(draw, f"{panel.title} over training steps. {' '.join(ends)}", (4.4, 3.0), panel.title)
+
+
+def _plot_curves(axes: Any, found: Mapping[str, Points]) -> None:
+    for (label, points), colour, dash in zip(found.items(), SERIES, DASHES):
+        marker = "o" if len(points) <= 20 else None
+        axes.plot(*points.T, color=colour, linestyle=dash, linewidth=1.7, marker=marker, markersize=3.5, label=label)
+
+
+def _set_limits(axes: Any, panel: Panel, found: Mapping[str, Points]) -> None:
+    """Take the panel's limits; without any, begin at 0 unless a figure lies below it."""
+    if panel.limits:
+        axes.set_ylim(*panel.limits)
+    elif min(points[:, 1].min() for points in found.values()) >= 0:
+        axes.set_ylim(bottom=0)
+
+
+def _name_curves(axes: Any, labels: Sequence[str]) -> None:
+    """Name a single curve above the plot, several in a legend."""
+    if len(labels) > 1:
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, labelcolor=INK, handlelength=2.6)
+    else:
+        axes.set_title(labels[0], loc="left", color=INK, fontsize=9)
+
+
+# Health, in words
+
+
+def describe_health(history: History) -> list[Remark]:
+    """Say how the discriminators and the attention fared, as sentences with a tone."""
+    last = [(describe, _last(history, *names)) for names, describe in HEALTH]
+    return [*(describe(figure) for describe, figure in last if figure is not None), *_describe_gate(history)]
+
+
+def _describe_discriminator(name: str, accuracy: float) -> Remark:
+    lowest, highest = HEALTHY_ACCURACY
+    shown = f"(accuracy {accuracy:.2f})"
+    if accuracy < lowest:
+        return Remark("mixed", f"The {name} discriminator ended near guessing {shown}: it taught little.")
+    if accuracy > highest:
+        return Remark("mixed", f"The {name} discriminator ended saturated {shown}: it was never fooled.")
+    return Remark("good", f"The {name} discriminator ended in its working range {shown}.")
+
+
+def _describe_doubt(rho: float) -> Remark:
+    shown = f"(rank correlation {rho:.2f})"
+    if rho <= 0:
+        return Remark("bad", f"The attention is inverted: its doubt does not rise with the error {shown}.")
+    return Remark("good", f"The local discriminator’s doubt rises with the error {shown}.")
+
+
+def _describe_weights(ratio: float) -> Remark:
+    shown = f"weigh {ratio:.2f} times as much as healthy tissue."
+    if abs(ratio - 1) <= FLAT_RATIO:
+        return Remark("bad", f"The attention is inactive on lesions: they {shown}")
+    if ratio < 1:
+        return Remark("bad", f"The attention is inverted on lesions: they {shown}")
+    return Remark("good", f"By the doubt, lesions {shown}")
+
+
+def _describe_gate(history: History) -> list[Remark]:
+    """Say how long the health gate kept the attention off, where it did."""
+    strengths = [figure for line in history if (figure := _figure(line, "attention_strength")) is not None]
+    closed = strengths.count(0) / max(1, len(strengths))
+    if closed == 1:
+        return [Remark("bad", "The attention was never switched on: its health gate stayed closed.")]
+    if closed > MOST_CLOSED:
+        share = f"{100 * closed:.0f} % of its logged steps"
+        return [Remark("mixed", f"The health gate kept the attention off in {share}.")]
+    return []
+
+
+#: What is said of the last finite figure under the first of the names that has one.
+HEALTH: tuple[tuple[tuple[str, ...], Callable[[float], Remark]], ...] = (
+    (("accuracy_global",), partial(_describe_discriminator, "global")),
+    (("accuracy_local",), partial(_describe_discriminator, "local")),
+    (("spearman_smoothed", "spearman"), _describe_doubt),
+    (("weight_ratio",), _describe_weights),
+)
+
+
+def _last(history: History, *names: str) -> float | None:
+    """Find the last finite figure under any of `names`, in the order of preference."""
+    figures = (_figure(line, name) for name in names for line in reversed(history))
+    return next((figure for figure in figures if figure is not None), None)

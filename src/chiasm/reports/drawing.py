@@ -68,6 +68,18 @@ class Table(NamedTuple):
     rows: list[list[Cell]]
 
 
+Tone = Literal["good", "mixed", "bad"]
+
+
+class Remark(NamedTuple):
+    """A sentence of a page, whether it is good, mixed or bad news, and what stands out before it."""
+
+    tone: Tone
+    text: str
+    word: str = ""
+    region: str = ""
+
+
 def number_cell(value: float, like: float | None = None) -> Cell:
     """Show a figure in a table; one that is not finite as a dash that sorts last."""
     return Cell(show_figure(value, like), value) if math.isfinite(value) else Cell("–", math.inf)

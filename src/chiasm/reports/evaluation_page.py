@@ -25,7 +25,9 @@ from chiasm.reports.drawing import (
     MUTED,
     SERIES,
     Cell,
+    Remark,
     Table,
+    Tone,
     draw_svg,
     number_cell,
     render_page,
@@ -230,8 +232,8 @@ def _verdict(comparisons: Sequence[Comparison], metric: str) -> str:
     return f"By {metric}, better than every naive baseline on average in {_listed(ahead)}, not in {_listed(behind)}."
 
 
-def _sentence(comparison: Comparison) -> dict[str, str]:
-    """Put a comparison into words; "tone" says whether they are good, mixed or bad news."""
+def _sentence(comparison: Comparison) -> Remark:
+    """Put a comparison into words."""
     c = comparison
     largest = max(abs(c.ours), abs(c.theirs))
     ours, theirs = show_figure(c.ours, like=largest), show_figure(c.theirs, like=largest)
@@ -242,14 +244,9 @@ def _sentence(comparison: Comparison) -> dict[str, str]:
     word = "better" if c.better else ("no better" if change == 0 else "worse")
     cases = "in the only case" if c.cases == 1 else f"better in {c.wins} of {c.cases} cases"
     majority = c.wins * 2 > c.cases
-    tone = "good" if c.better and majority else ("mixed" if c.better or majority else "bad")
-    return {
-        "region": c.region,
-        "tone": tone,
-        "word": word,
-        "text": f"{c.metric} {ours} against {theirs}{unit} for {c.baseline}, the best naive baseline: "
-        f"{direction} on average, {cases}.",
-    }
+    tone: Tone = "good" if c.better and majority else ("mixed" if c.better or majority else "bad")
+    against = f"{c.metric} {ours} against {theirs}{unit} for {c.baseline}, the best naive baseline"
+    return Remark(tone, f"{against}: {direction} on average, {cases}.", word, c.region)
 
 
 def _caution(comparisons: Sequence[Comparison]) -> str:

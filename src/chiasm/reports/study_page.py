@@ -27,6 +27,7 @@ from chiasm.reports.drawing import (
     MUTED,
     SERIES,
     Cell,
+    Remark,
     Table,
     draw_svg,
     number_cell,
@@ -137,10 +138,10 @@ def _guards(comparisons: Sequence[Comparison], declared: Sequence[Comparison]) -
     return [one for one in comparisons if (one.arm, one.against, one.region, one.metric) in wanted]
 
 
-def _told(one: Comparison) -> dict[str, str]:
+def _told(one: Comparison) -> Remark:
     better = (one.difference > 0) == (one.metric in HIGHER)
     shown = "no difference" not in one.verdict and "not tested" not in one.verdict
-    return {"tone": ("good" if better else "bad") if shown else "mixed", "text": one.verdict}
+    return Remark(("good" if better else "bad") if shown else "mixed", one.verdict)
 
 
 def draw_plane(comparisons: Sequence[Comparison], lesion: str) -> dict[str, str] | None:
