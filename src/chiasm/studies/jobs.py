@@ -72,6 +72,11 @@ class Job:
     runs: tuple[Path, ...] = ()
 
     @property
+    def needs(self) -> tuple[Path, ...]:
+        """Folders of the jobs that must be done before."""
+        return self.runs if self.warm is None else (self.warm, *self.runs)
+
+    @property
     def name(self) -> str:
         """What to call it on the screen."""
         if self.kind == "reliability":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -66,6 +67,16 @@ class Notes(Section):
     failed: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
 
+    @property
+    def subjects(self) -> dict[str, str]:
+        """Case id to subject."""
+        return {name: case.subject for name, case in self.cases.items()}
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every case should have been scored."""
+        return self.study.only_folds is None and not self.study.sealed and not self.failed
+
 
 def is_study(folder: Path) -> bool:
     """Tell whether `chiasm study` wrote in a folder; notes that are damaged are its own too."""
@@ -80,31 +91,38 @@ def notes_of(
     study: Study, cohort: Cohort, jobs: Sequence[Job], failed: Sequence[Outcome], *, opened: bool
 ) -> dict[str, Any]:
     """Collect what a study's page needs beside its figures."""
-    arms = [job for job in jobs if job.kind == "arm" and job.is_done]
-    told = {job.key: job.spent for job in jobs if job.is_done}
-    scored = [sealed_folder(job) if opened else job.folder for job in arms]
-    facts = [
-        {"name": job.name, "arm": job.arm, "fold": job.fold, "seed": job.seed, "folder": str(Path("jobs", job.key))}
-        for job in arms
-    ]
+    done = [job for job in jobs if job.is_done]
+    arms = [job for job in done if job.kind == "arm"]
+    seconds = sum(job.spent["training_seconds"] + job.spent["scoring_seconds"] for job in done)
+    scored = [folder for folder in scored_folders(arms, opened=opened) if (folder / "evaluation.json").is_file()]
     return {
         "study": study.model_dump(mode="json", by_alias=True),
         "cases": {case.id: {"subject": case.subject, "site": case.site} for case in cohort.cases},
         "regions": list(cohort.regions),
-        "jobs": facts,
-        "hours": round(sum(one["training_seconds"] + one["scoring_seconds"] for one in told.values()) / 3600, 2),
+        "jobs": [_fact(job) for job in arms],
+        "hours": round(seconds / 3600, 2),
         "failed": [f"failed: {outcome.name}: {outcome.error}" for outcome in failed],
-        "remarks": _remarks([read_remarks(folder) for folder in scored if (folder / "evaluation.json").is_file()]),
+        "remarks": _remarks([read_remarks(folder) for folder in scored]),
     }
+
+
+def scored_folders(arms: Sequence[Job], *, opened: bool) -> list[Path]:
+    """Return where the scores of finished arms lie: of their folds' test cases, or of the sealed test set."""
+    return [sealed_folder(job) if opened else job.folder for job in arms]
+
+
+def _fact(job: Job) -> dict[str, Any]:
+    folder = str(Path("jobs", job.key))
+    return {"name": job.name, "arm": job.arm, "fold": job.fold, "seed": job.seed, "folder": folder}
 
 
 def _remarks(found: Sequence[Remarks]) -> list[str]:
     """Say which labels were not used, and whether arms were scored in different voxels of a case."""
     told = [f"labels not used: {message}" for remarks in found for message in remarks.problems]
     masks: dict[str, dict[str, set[str]]] = {}
-    for use in (mask for remarks in found for mask in remarks.masks):
+    for use in chain.from_iterable(remarks.masks for remarks in found):
         masks.setdefault(use.case, {}).setdefault(use.sha256, set()).add(use.method)
-    differing = {case: sorted(set().union(*by.values())) for case, by in masks.items() if len(by) > 1}
+    differing = {case: set().union(*by.values()) for case, by in masks.items() if len(by) > 1}
     if differing:
         arms = sorted(set().union(*differing.values()))
         told.append(

@@ -8,10 +8,12 @@ every job, `statistics.csv` with every comparison, and the report, which
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
+from chiasm.cohorts.cases import Cohort
 from chiasm.cohorts.gathering import tell_notes
 from chiasm.errors import ChiasmError, CohortError
 from chiasm.evaluation.rows import Row, read_evaluation, write_evaluation
@@ -21,11 +23,11 @@ from chiasm.prediction.model_files import named_classes
 from chiasm.reports.evaluation_folder import PAGE_FILES
 from chiasm.runners import Lost, Runner, Slurm, find_runner
 from chiasm.storage import UNWRITABLE, write_json
-from chiasm.studies.jobs import LESS_MEMORY, STAGES, Job, find_cases, list_jobs
-from chiasm.studies.notes import FILES, FOLDERS, NOTES, is_study, notes_of
+from chiasm.studies.jobs import LESS_MEMORY, STAGES, Job, Kind, find_cases, list_jobs
+from chiasm.studies.notes import FILES, FOLDERS, NOTES, is_study, notes_of, scored_folders
 from chiasm.studies.study_file import Study, data_folder, read_study, reference_folder
 from chiasm.studies.study_report import RELIABILITY, Done, write_study_report
-from chiasm.studies.work import Outcome, sealed_folder, simulate, work
+from chiasm.studies.work import Outcome, simulate, work
 from chiasm.volumes.screening import STRICT, Reading
 
 
@@ -67,21 +69,10 @@ def run_study(
         )
     with locked(out):
         _check_folder(out, study)
-        cohort = find_cases(study, out)
-        jobs = list_jobs(study, out, cohort)
-        if study.phantom is not None:
-            if cohort is None:
-                say(f"simulating {study.phantom.subjects} patients")
-            simulate(study.phantom, data_folder(study, out))
-            if study.reference == "held":
-                simulate(study.phantom, out / "unmoved", movement="held")
-            cohort = find_cases(study, out)
-        assert cohort is not None
-        say(f"{len(cohort.cases)} cases ({cohort.layout})")
-        for line in [*tell_notes(cohort.notes), *(problem.line for problem in cohort.problems)]:
-            say(line)
+        jobs, cohort = _prepare(study, out, say)
         say(f"{len(jobs)} jobs, {sum(job.is_done for job in jobs)} of them done already")
-        failed = _work_off(jobs, study, out, run, say, progress, opened=open_sealed, trust=trust)
+        todo = _Work(jobs, study, out, say, progress, opened=open_sealed, trust=named_classes(trust))
+        failed = todo.do_all(run)
         folder = out / "sealed" if open_sealed else out
         rows = collect(jobs, opened=open_sealed)
         if not rows:
@@ -89,10 +80,27 @@ def run_study(
             raise CohortError(f"no job of the study could be finished{first}", path=out, reason="no-jobs")
         write_json(folder / NOTES, notes_of(study, cohort, jobs, failed, opened=open_sealed))  # first: it is the mark
         write_evaluation(folder, rows)
-        maps = [job for job in jobs if job.kind == "reliability" and job.is_done]
-        if judged := [row for job in maps for row in read_evaluation(job.folder)]:
+        if judged := collect(jobs, kind="reliability"):
             write_evaluation(out / RELIABILITY, judged)
         return replace(write_study_report(folder), failed=tuple(failed))
+
+
+def _prepare(study: Study, out: Path, say: Callable[[str], None]) -> tuple[list[Job], Cohort]:
+    """List the jobs, simulate the patients where the study asks for some, and report what the cohort holds."""
+    cohort = find_cases(study, out)
+    jobs = list_jobs(study, out, cohort)
+    if study.phantom is not None:
+        if cohort is None:
+            say(f"simulating {study.phantom.subjects} patients")
+        simulate(study.phantom, data_folder(study, out))
+        if study.reference == "held":
+            simulate(study.phantom, out / "unmoved", movement="held")
+        cohort = find_cases(study, out)
+    assert cohort is not None
+    say(f"{len(cohort.cases)} cases ({cohort.layout})")
+    for line in [*tell_notes(cohort.notes), *(problem.line for problem in cohort.problems)]:
+        say(line)
+    return jobs, cohort
 
 
 def _check_folder(out: Path, study: Study) -> None:
@@ -110,50 +118,78 @@ def _check_folder(out: Path, study: Study) -> None:
             refuse_foreign(folder, (*FILES, *PAGE_FILES))
 
 
-def _work_off(
-    jobs: Sequence[Job],
-    study: Study,
-    out: Path,
-    run: Runner,
-    say: Callable[[str], None],
-    progress: Callable[[int, int, str], None] | None,
-    *,
-    opened: bool,
-    trust: str | Collection[str],
-) -> list[Outcome]:
-    """Do all jobs that are not done, stage by stage; return what failed."""
-    data = data_folder(study, out)
-    do = partial(
-        work,
-        data=data,
-        out=out,
-        threads=study.threads,
-        layout=study.layout,
-        opened=opened,
-        reference=reference_folder(study, out),
-        trust=named_classes(trust),
-    )
-    finished = sum(job.is_done for job in jobs)
-    failed: dict[str, Outcome] = {}
-    for kind in STAGES:
-        due = [job for job in jobs if job.kind == kind and (not job.is_done or (opened and kind == "arm"))]
-        lost = [job for job in due if any(needed.name in failed for needed in (job.warm, *job.runs) if needed)]
-        failed |= {job.key: Outcome(job.key, job.name, "what it goes on from failed") for job in lost}
-        was_done = {job.key for job in due if job.is_done}
-        for report in run([job for job in due if job not in lost], do, out):
-            if isinstance(report, Lost) and report.again:
-                say(f"lost: {report.job.name}: {report}; it is tried once more")
-                continue
-            outcome = _lost_for_good(report) if isinstance(report, Lost) else report
-            finished += outcome.key not in was_done
-            if outcome.error is not None and outcome.reason == UNWRITABLE:  # no other job would fare better
+@dataclass
+class _Work:
+    """Jobs that are worked off, stage by stage, and what failed of them.
+
+    Attributes:
+        jobs: All of the study.
+        study: What they are of.
+        out: The study's folder.
+        say: Called with lines for the user.
+        progress: Called with jobs done, all jobs, the last one's name.
+        opened: Whether the sealed test set is scored.
+        trust: Classes of others that a model may consist of.
+        failed: Outcomes of jobs that failed, by key.
+    """
+
+    jobs: Sequence[Job]
+    study: Study
+    out: Path
+    say: Callable[[str], None]
+    progress: Callable[[int, int, str], None] | None
+    opened: bool
+    trust: tuple[str, ...]
+    failed: dict[str, Outcome] = field(default_factory=dict)
+
+    def do_all(self, run: Runner) -> list[Outcome]:
+        """Do all jobs that are not done; return what failed."""
+        do = partial(
+            work,
+            data=data_folder(self.study, self.out),
+            out=self.out,
+            threads=self.study.threads,
+            layout=self.study.layout,
+            opened=self.opened,
+            reference=reference_folder(self.study, self.out),
+            trust=self.trust,
+        )
+        finished = sum(job.is_done for job in self.jobs)
+        for kind in STAGES:
+            due = self._due(kind)
+            was_done = {job.key for job in due if job.is_done}
+            for report in run(due, do, self.out):
+                outcome = self._outcome(report)
+                if outcome is None:
+                    continue
+                finished += outcome.key not in was_done
+                if self.progress is not None:
+                    self.progress(finished, len(self.jobs), outcome.name)
+        return list(self.failed.values())
+
+    def _due(self, kind: str) -> list[Job]:
+        """List the jobs of a stage that are to be done; those that go on from a failed one have failed too."""
+        due = [job for job in self.jobs if job.kind == kind and (not job.is_done or (self.opened and kind == "arm"))]
+        lost = [job for job in due if any(folder.name in self.failed for folder in job.needs)]
+        self.failed |= {job.key: Outcome(job.key, job.name, "what it goes on from failed") for job in lost}
+        return [job for job in due if job.key not in self.failed]
+
+    def _outcome(self, report: Outcome | Lost[Job]) -> Outcome | None:
+        """Take note of what came of a job; None where it was lost and is tried once more.
+
+        Raises:
+            ChiasmError: If nothing can be written: no other job would fare better.
+        """
+        if isinstance(report, Lost) and report.again:
+            self.say(f"lost: {report.job.name}: {report}; it is tried once more")
+            return None
+        outcome = _lost_for_good(report) if isinstance(report, Lost) else report
+        if outcome.error is not None:
+            if outcome.reason == UNWRITABLE:
                 raise ChiasmError(f"{outcome.name}: {outcome.error.rstrip('.')}", reason=UNWRITABLE)
-            if outcome.error is not None:
-                failed[outcome.key] = outcome
-                say(f"failed: {outcome.name}: {outcome.error}")
-            if progress is not None:
-                progress(finished, len(jobs), outcome.name)
-    return list(failed.values())
+            self.failed[outcome.key] = outcome
+            self.say(f"failed: {outcome.name}: {outcome.error}")
+        return outcome
 
 
 def _for_slurm(study: Study) -> Slurm:
@@ -193,18 +229,19 @@ def tell_jobs(path: Path, out: Path, reading: Reading = STRICT, settings: Sequen
     study = _read(path, reading, settings)
     jobs = list_jobs(study, out, find_cases(study, out))
     done = {job.key: job.spent for job in jobs if job.is_done}
+    left = [job for job in jobs if job.key not in done]
     speed = _seconds_a_step(jobs, done)
-    lines, minutes = [], 0.0
-    for job in jobs:
-        line = f"{'done' if job.key in done else 'to do':6} {job.key} {job.name}, {job.steps} steps"
-        if job.key not in done and speed:
-            needed = job.steps * speed.get(job.kind, max(speed.values())) / 60
-            minutes += needed
-            line += f", about {needed:.1f} min"
-        lines.append(line)
-    left = sum(job.steps for job in jobs if job.key not in done)
-    told = f"{len(jobs)} jobs, {len(done)} done, {left} steps to do"
-    return [*lines, f"{told}, about {minutes:.0f} min of one process" if speed and left else told]
+    minutes = {job.key: job.steps * speed.get(job.kind, max(speed.values())) / 60 for job in left} if speed else {}
+    steps = sum(job.steps for job in left)
+    told = f"{len(jobs)} jobs, {len(done)} done, {steps} steps to do"
+    if minutes and steps:
+        told += f", about {sum(minutes.values()):.0f} min of one process"
+    return [*(_job_in_words(job, job.key in done, minutes.get(job.key)) for job in jobs), told]
+
+
+def _job_in_words(job: Job, is_done: bool, minutes: float | None) -> str:
+    line = f"{'done' if is_done else 'to do':6} {job.key} {job.name}, {job.steps} steps"
+    return line if minutes is None else f"{line}, about {minutes:.1f} min"
 
 
 def _seconds_a_step(jobs: Sequence[Job], done: dict[str, dict[str, float]]) -> dict[str, float]:
@@ -218,7 +255,8 @@ def _seconds_a_step(jobs: Sequence[Job], done: dict[str, dict[str, float]]) -> d
     return {kind: seconds / max(1, steps) for kind, (seconds, steps) in spent.items()}
 
 
-def collect(jobs: Sequence[Job], *, opened: bool = False) -> list[Row]:
-    """Gather the rows of all finished arms, of their folds' test cases or of the sealed ones."""
-    folders = [sealed_folder(job) if opened else job.folder for job in jobs if job.kind == "arm" and job.is_done]
-    return [row for folder in folders if (folder / "evaluation.csv").exists() for row in read_evaluation(folder)]
+def collect(jobs: Sequence[Job], *, kind: Kind = "arm", opened: bool = False) -> list[Row]:
+    """Gather the rows of all finished jobs of a kind, of their folds' test cases or of the sealed ones."""
+    done = [job for job in jobs if job.kind == kind and job.is_done]
+    folders = [folder for folder in scored_folders(done, opened=opened) if (folder / "evaluation.csv").exists()]
+    return list(chain.from_iterable(map(read_evaluation, folders)))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -98,27 +99,35 @@ class Study(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        for sentence in (*self._faults_of_data(), *self._faults_of_arms()):
+            raise ValueError(sentence)
+        return self
+
+    def _faults_of_data(self) -> Iterator[str]:
+        """Say what cannot be about the cohort and the images that are scored against."""
         if (self.data is None) == (self.phantom is None):
-            raise ValueError("give either data, a folder, or phantom, a simulated cohort")
-        if self.reference == "held" and (self.phantom is None or self.phantom.movement == "held"):
-            raise ValueError("only simulated patients who moved are known as if they had not: reference is a folder")
+            yield "give either data, a folder, or phantom, a simulated cohort"
+        moved = self.phantom is not None and self.phantom.movement != "held"
+        if self.reference == "held" and not moved:
+            yield "only simulated patients who moved are known as if they had not: reference is a folder"
         if self.reference is not None and self.reliability is not None:
-            raise ValueError("reliability is judged on the cohort itself: leave out reference, or reliability")
+            yield "reliability is judged on the cohort itself: leave out reference, or reliability"
+
+    def _faults_of_arms(self) -> Iterator[str]:
+        """Say what cannot be about arms, variants, seeds and comparisons."""
         for listed in (self.arms, self.seeds):
             if len(set(listed)) != len(listed):
-                raise ValueError(f"something stands twice: {', '.join(map(str, listed))}")
+                yield f"something stands twice: {', '.join(map(str, listed))}"
         for name in self.variants:
             if name in NAMES or is_method(name):
-                raise ValueError(f"the variant {name!r} is called like an arm or a baseline that is there already")
+                yield f"the variant {name!r} is called like an arm or a baseline that is there already"
             if name not in self.arms:
-                raise ValueError(f"the variant {name!r} is none of the arms")
-        if self.reliability is not None and self.reliability not in self.arms:
-            raise ValueError(f"the map of {self.reliability!r} is to be judged, which is none of the arms")
-        for one in self.declared:
-            for arm in (one.arm, one.against):
-                if arm not in self.arms:
-                    raise ValueError(f"the primary comparison names {arm!r}, which is none of the arms")
-        return self
+                yield f"the variant {name!r} is none of the arms"
+        if self.reliability not in (None, *self.arms):
+            yield f"the map of {self.reliability!r} is to be judged, which is none of the arms"
+        for arm in chain.from_iterable((one.arm, one.against) for one in self.declared):
+            if arm not in self.arms:
+                yield f"the primary comparison names {arm!r}, which is none of the arms"
 
 
 def read_study(path: Path) -> Study:

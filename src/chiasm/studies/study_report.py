@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, repeat
 from pathlib import Path
+from typing import Any
 
 from chiasm import __version__
 from chiasm.errors import RunError
@@ -15,6 +17,7 @@ from chiasm.evaluation.statistics import (
     FEWEST,
     Comparison,
     Declared,
+    Summary,
     compare_methods,
     summarise_methods,
     write_table,
@@ -67,18 +70,13 @@ def write_study_report(folder: Path, *, pages: int = PAGES, whole: bool = False)
         raise RunError(
             "does not know a case that was scored", path=folder / NOTES, reason="damaged", found=strange[0], hint=AGAIN
         )
-    subjects = {name: case.subject for name, case in notes.cases.items()}
-    comparisons = compare_arms(study, rows, notes.regions, subjects)
-    regions = ["mask", HEALTHY, *notes.regions, "edges", "lesions"]
-    metrics = [*JUDGED, "rmse", "gradient_error", "recall", "false_lesions"]
-    summaries = summarise_methods(rows, metrics=metrics, regions=regions, subjects=subjects)
-    summaries.sort(key=lambda one: (regions.index(one.region), metrics.index(one.metric)))
+    comparisons = compare_arms(study, rows, notes.regions, notes.subjects)
+    summaries = _summaries(notes, rows)
     write_table(folder / "statistics.csv", comparisons)
     write_table(folder / "summary.csv", summaries)
     root = folder.parent if folder.name == "sealed" else folder
     judged = study.declared[0].arm if study.declared else notes.jobs[0].arm
     shown = next((job for job in notes.jobs if job.arm == judged), notes.jobs[0])
-    links = _case_pages(study, notes, rows, judged, root, folder, pages, whole)
     found = Findings(
         title=f"{' + '.join(study.sources)} to {study.target}: {', '.join(study.arms)}",
         rows=rows,
@@ -92,11 +90,19 @@ def write_study_report(folder: Path, *, pages: int = PAGES, whole: bool = False)
         facts=_facts(notes, root / shown.folder, rows),
         warnings=_warnings(notes, rows, root),
         methods=_methods(study, rows, notes.cases),
-        cases=links,
+        cases=_case_pages(notes, [row for row in rows if row.method == judged], folder, pages=pages, whole=whole),
     )
     report = write_findings(folder / "report.html", found)
     write_digest(folder, found)
     return Done(tuple(rows), tuple(comparisons), (), report)
+
+
+def _summaries(notes: Notes, rows: Sequence[Row]) -> list[Summary]:
+    """Sum the rows up by region and metric, in the order of the tables."""
+    regions = ["mask", HEALTHY, *notes.regions, "edges", "lesions"]
+    metrics = [*JUDGED, "rmse", "gradient_error", "recall", "false_lesions"]
+    summaries = summarise_methods(rows, metrics=metrics, regions=regions, subjects=notes.subjects)
+    return sorted(summaries, key=lambda one: (regions.index(one.region), metrics.index(one.metric)))
 
 
 def report(folder: Path, *, pages: int = PAGES, whole: bool = False) -> Path:
@@ -127,91 +133,91 @@ def report(folder: Path, *, pages: int = PAGES, whole: bool = False) -> Path:
     )
 
 
-def _case_pages(
-    study: Study,
-    notes: Notes,
-    rows: Sequence[Row],
-    arm: str,
-    root: Path,
-    folder: Path,
-    pages: int,
-    whole: bool,
-) -> dict[str, str]:
-    """Write the pages of single cases, as far as predictions and data still lie where they lay."""
-    sealed = folder != root
+def _case_pages(notes: Notes, rows: Sequence[Row], folder: Path, *, pages: int, whole: bool) -> dict[str, str]:
+    """Write the pages of single cases, as far as predictions and data still lie where they lay.
+
+    Args:
+        notes: Of the study.
+        rows: Of one arm.
+        folder: Where pages go: the study's, or its `sealed` one.
+        pages: At most as many.
+        whole: Keep volumes uncut and unthinned.
+    """
+    study = notes.study
+    root, inside = (folder.parent, "sealed/predictions") if folder.name == "sealed" else (folder, "predictions")
+    arm = rows[0].method if rows else ""
     jobs = [job for job in notes.jobs if job.arm == arm and job.seed == study.seeds[0]]
-    places = [root / job.folder / ("sealed/predictions" if sealed else "predictions") for job in jobs]
     reference = reference_folder(study, root)
     data = reference or data_folder(study, root)
-    judged = [open_predictions(place) for place in places if place.is_dir()]
+    judged = [open_predictions(place) for job in jobs if (place := root / job.folder / inside).is_dir()]
     if not judged or not data.exists():
         return {}
-    work = [(one, entry) for one in judged for entry in one.manifest.cases]
-    mine = [row for row in rows if row.method == arm]
+    work = list(chain.from_iterable(zip(repeat(one), one.manifest.cases) for one in judged))
     kept = root / "cache" / f"registered-{judged[0].plan.registration}"
     how: Registration | None = None if reference is None else "none"
     cohort = open_reference(data, judged, kept, register=how, layout=study.layout).cohort
-    return write_cases(work, cohort, mine, arm, folder, pages=pages, whole=whole)[1]
+    return write_cases(work, cohort, rows, arm, folder, pages=pages, whole=whole)[1]
 
 
 def _warnings(notes: Notes, rows: Sequence[Row], root: Path) -> list[str]:
     """Say what must be read before any figure: what failed, what is few, which trainings were unwell."""
-    told = [*notes.failed, *notes.remarks]
     cases = {row.case for row in rows}
     people = {notes.cases[name].subject for name in cases}
-    asked = notes.study
-    whole = asked.only_folds is None and not asked.sealed and not notes.failed
-    if whole and (left := sorted(set(notes.cases) - cases)):
+    told = [*notes.failed, *notes.remarks]
+    if notes.is_whole and (left := sorted(set(notes.cases) - cases)):
         told.append(f"left out, as chiasm inspect tells why: {', '.join(left)}")
     if len(people) < FEWEST:
         told.append(f"only {len(people)} subjects: nothing is tested")
+    return [*told, *_rare_regions(notes, rows, len(people)), *_unwell_trainings(notes, root)]
+
+
+def _rare_regions(notes: Notes, rows: Sequence[Row], people: int) -> Iterator[str]:
+    """Name the label regions that some subjects do not have."""
     for region in notes.regions:
-        some = {notes.cases[row.case].subject for row in rows if row.region == region and row.metric == "mae"}
-        if len(some) < len(people):
-            told.append(f"{region} lies in {len(some)} of {len(people)} subjects only")
-    unwell: dict[str, list[str]] = {}
-    for job in notes.jobs:
-        history = read_history(root / job.folder / "log.jsonl")
-        unwell.setdefault(job.arm, []).extend([line["message"] for line in history if line["kind"] == "warning"][-1:])
-    for arm, messages in unwell.items():
-        if messages:
-            of = sum(job.arm == arm for job in notes.jobs)
-            told.append(f"{arm}: in {len(messages)} of {of} trainings, at the end: {messages[-1]}")
-    return told
+        scored = [row.case for row in rows if row.region == region and row.metric == "mae"]
+        some = {notes.cases[case].subject for case in scored}
+        if len(some) < people:
+            yield f"{region} lies in {len(some)} of {people} subjects only"
+
+
+def _unwell_trainings(notes: Notes, root: Path) -> Iterator[str]:
+    """Quote what the health check said at the end of the trainings of each arm."""
+    for arm in dict.fromkeys(job.arm for job in notes.jobs):
+        logs = [read_history(root / job.folder / "log.jsonl") for job in notes.jobs if job.arm == arm]
+        ends = [[line["message"] for line in log if line["kind"] == "warning"][-1:] for log in logs]
+        if messages := list(chain.from_iterable(ends)):
+            yield f"{arm}: in {len(messages)} of {len(logs)} trainings, at the end: {messages[-1]}"
 
 
 def _facts(notes: Notes, run: Path, rows: Sequence[Row]) -> dict[str, dict[str, str]]:
     """Collect the data sheet: cohort, folds, what was asked, recipe and machine of one training."""
     cases = {row.case: row.fold for row in rows}
     sites = Counter(notes.cases[name].site or "not known" for name in cases)
-    plan = read_toml(run / "plan.toml") if (run / "plan.toml").exists() else {}
-    recipe = read_toml(run / "recipe.toml") if (run / "recipe.toml").exists() else {}
-    machine = read_facts(run / "environment.json")
+    folds = Counter(cases.values())
+    recipe = {name: part for name, part in _toml(run / "recipe.toml").items() if isinstance(part, dict)}
+    asked = notes.study.model_dump(mode="json", by_alias=True)
     return {
         "Cohort": {
             "subjects": str(len({notes.cases[name].subject for name in cases})),
             "cases": str(len(cases)),
             "sites": ", ".join(f"{site} ({count})" for site, count in sorted(sites.items())),
-            "spacing": " x ".join(f"{step:g}" for step in plan.get("spacing_mm", [])) + " mm",
+            "spacing": " x ".join(f"{step:g}" for step in _toml(run / "plan.toml").get("spacing_mm", [])) + " mm",
         },
-        "Folds": {
-            f"fold {fold}": f"{sum(its == fold for its in cases.values())} test cases"
-            for fold in sorted(set(cases.values()))
-        },
-        "Study": {
-            name: str(value)
-            for name, value in notes.study.model_dump(mode="json", by_alias=True).items()
-            if value not in (None, [], ())
-        },
+        "Folds": {f"fold {fold}": f"{count} test cases" for fold, count in sorted(folds.items())},
+        "Study": {name: str(value) for name, value in asked.items() if value not in (None, [], ())},
         "Cost": {"computing": f"{notes.hours} h in {len(notes.jobs)} trainings and their warm-ups"},
-        "Recipe": {
-            f"{section}.{name}": str(value)
-            for section, fields in recipe.items()
-            if isinstance(fields, dict)
-            for name, value in fields.items()
-        },
-        "Machine and versions": {name: str(value) for name, value in machine.items()},
+        "Recipe": {f"{part}.{name}": str(value) for part in recipe for name, value in recipe[part].items()},
+        "Machine and versions": {name: str(value) for name, value in read_facts(run / "environment.json").items()},
     }
+
+
+def _toml(path: Path) -> dict[str, Any]:
+    """Read a file of a run; empty where it is gone."""
+    return read_toml(path) if path.exists() else {}
+
+
+SHARED_WARM_UP = ", all arms of a fold and seed branching from one shared warm-up"
+HELD_AGAINST = {"held": "of the same patients as if they had not moved", "folder": "of another folder"}
 
 
 def _methods(study: Study, rows: Sequence[Row], cases: Mapping[str, NotedCase]) -> str:
@@ -222,13 +228,12 @@ def _methods(study: Study, rows: Sequence[Row], cases: Mapping[str, NotedCase]) 
     by = "leaving one site out" if study.folds == "site" else f"{study.folds}-fold cross-validation by subject"
     data = f"{study.phantom.subjects} simulated patients" if study.phantom else "paired scans"
     asked = "; ".join(f"{one.metric} in {one.region}, {one.arm} against {one.against}" for one in study.declared)
-    recipe = study.build(study.arms[0], {})
-    steps = study.steps or recipe.schedule.steps
-    shared = ", all arms of a fold and seed branching from one shared warm-up" if study.warmup == "shared" else ""
+    steps = study.steps or study.build(study.arms[0], {}).schedule.steps
+    shared = SHARED_WARM_UP if study.warmup == "shared" else ""
     sealed = f" {100 * study.sealed:.0f} % of the subjects were kept apart from all folds." if study.sealed else ""
     against = ""
     if study.reference is not None:
-        real = "of the same patients as if they had not moved" if study.reference == "held" else "of another folder"
+        real = HELD_AGAINST["held" if study.reference == "held" else "folder"]
         against = f"Images were held against those {real}, which were never registered. "
     return (
         f"{study.target} was synthesised from {' and '.join(study.sources)} with chiasm {__version__} in {data}. "
@@ -251,13 +256,13 @@ def compare_arms(
     declared = [Declared(one.arm, one.against, one.region, one.metric) for one in study.declared]
     anchor = declared[0].against if declared else arms[0]
     pairs = dict.fromkeys([*((one.arm, one.against) for one in declared), *((arm, anchor) for arm in arms)])
-    regions = ["mask", HEALTHY, *lesions, "edges"]
     seen = {(row.region, row.metric) for row in rows}
+    metrics = {metric for _, metric in seen}
     return compare_methods(
         rows,
-        [pair for pair in pairs if pair[0] != pair[1] and {*pair} <= {*arms}],
-        metrics=[m for m in JUDGED if any(metric == m for _, metric in seen)],
-        regions=[region for region in regions if (region, "mae") in seen],
+        [(arm, other) for arm, other in pairs if arm != other and {arm, other} <= {*arms}],
+        metrics=[metric for metric in JUDGED if metric in metrics],
+        regions=[region for region in ("mask", HEALTHY, *lesions, "edges") if (region, "mae") in seen],
         declared=declared,
         subjects=subjects,
     )
