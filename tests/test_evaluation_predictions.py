@@ -298,4 +298,9 @@ def test_files_and_links_that_an_evaluation_did_not_write_are_refused(
     (tmp_path / "linked" / "cases").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
     with pytest.raises(RunError, match="is a link"):
         evaluate(predictions, toy_cohort, tmp_path / "linked", overwrite=True)
+    done = evaluate(predictions, toy_cohort, tmp_path / "whole")
+    shutil.rmtree(tmp_path / "whole" / "cases")
+    (tmp_path / "whole" / "cases").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    with pytest.raises(RunError, match="is a link"):
+        report_evaluation(done.report.parent)
     assert not list((tmp_path / "elsewhere").iterdir())

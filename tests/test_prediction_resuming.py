@@ -11,8 +11,9 @@ import pytest
 from chiasm.checksums import sha256_of
 from chiasm.cli import main
 from chiasm.errors import RunError
+from chiasm.prediction import resuming
 from chiasm.prediction.folders import predict
-from chiasm.prediction.manifest import read_manifest
+from chiasm.prediction.manifest import Entry, read_manifest
 from synthetic_cohort import affine, forget_digests, pair, save
 
 
@@ -187,3 +188,16 @@ def test_a_tree_that_was_moved_is_evaluated_where_it_lies(
     (tmp_path / "tree").rename(moved)
     assert here("evaluate", moved / "made", moved / "data", "-o", moved / "scored")[0] == 0
     assert predict(moved / "model", [moved / "data"], moved / "made", only="validation").kept
+
+
+def test_overwriting_a_dicom_series_removes_the_slices_that_were_written_and_no_file_beside_them(
+    tmp_path: Path,
+) -> None:
+    place = tmp_path / "case" / "synthetic"
+    place.mkdir(parents=True)
+    for name in ("0001.dcm", "0002.dcm", "mine.dcm"):
+        (place / name).write_text(name)
+    sums = {f"case/synthetic/{name}": "0" * 64 for name in ("0001.dcm", "0002.dcm")}
+    entry = Entry("case", "new", ("t1.dcm",), "case/synthetic", None, None, (), sha256=sums)
+    resuming._remove(tmp_path, entry)
+    assert [path.name for path in place.iterdir()] == ["mine.dcm"]

@@ -7,7 +7,6 @@ Two models, or one model with other options, never share a folder.
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 from chiasm.checksums import sha256_of
 from chiasm.cohorts.cases import Case
 from chiasm.errors import ChiasmError, RunError
+from chiasm.outputs import remove_files
 from chiasm.prediction.manifest import FILE, Entry, Failure, Manifest, check_files, files_of, read_manifest
 from chiasm.volumes.screening import STRICT, volume_files
 
@@ -166,7 +166,6 @@ def _spare_inputs(folder: Path, cases: Mapping[str, tuple[Case, Sequence[str]]])
 
 
 def _remove(folder: Path, entry: Entry) -> None:
-    for name in files_of(folder, entry):
-        (folder / name).unlink(missing_ok=True)
-    if (folder / entry.image).is_dir():
-        shutil.rmtree(folder / entry.image)
+    """Remove what a prediction wrote of a case; of a DICOM series the slices that it wrote."""
+    own = (name for name in files_of(folder, entry) if not entry.sha256 or name in entry.sha256)
+    remove_files(folder, own)

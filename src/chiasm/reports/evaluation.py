@@ -33,7 +33,7 @@ from chiasm.evaluation.scoring import reporting_unit
 from chiasm.evaluation.summary import format_table
 from chiasm.locks import locked
 from chiasm.metrics.conventions import CONVENTIONS
-from chiasm.outputs import refuse_data_folder
+from chiasm.outputs import refuse_data_folder, refuse_links
 from chiasm.prediction.manifest import Entry, relative
 from chiasm.preparation.bias_field import UNSHADED
 from chiasm.preparation.plan import Plan
@@ -304,8 +304,9 @@ def write_cases(
         Cases for the report's gallery, and case id to its page's address beside the report.
 
     Raises:
-        ChiasmError: If a case's files have gone or changed.
+        ChiasmError: If a case's files have gone or changed, or pages would be written through a link.
     """
+    refuse_links(out, ("cases", "pictures"))
     scored = {row.case for row in rows if row.method == method}
     placed = {entry.case: (one, entry) for one, entry in work if entry.case in scored}
     ranking = rank([row for row in rows if not row.region.startswith("lesion-")], method=method) or {}

@@ -13,6 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from chiasm.evaluation.statistics import Comparison, Summary, stays_within
+from chiasm.outputs import refuse_links
 from chiasm.reports.drawing import show_figure, show_metric
 from chiasm.reports.study_page import HEALTHY, MARGIN, Findings, draw_forest, draw_plane, draw_rivals, rival_table
 from chiasm.storage import make_folder, write_text
@@ -24,8 +25,9 @@ def write_digest(folder: Path, found: Findings) -> Path:
     """Write `findings.md` and `figures/*.svg` beside a study's page; return the former.
 
     Raises:
-        ChiasmError: If the folder cannot be written.
+        ChiasmError: If the folder cannot be written, or `figures` is a link.
     """
+    refuse_links(folder, ["figures"])
     make_folder(folder / "figures")
     declared = [one for one in found.comparisons if one.primary]
     lesion = declared[0].region if declared else next(iter(found.regions), "mask")
