@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from chiasm import __version__ as chiasm_version
 from chiasm.cli import main
 from chiasm.evaluation.predictions import score_folder
 from chiasm.locks import locked
@@ -223,21 +224,40 @@ def test_every_verb_is_documented_and_every_documented_command_exists() -> None:
             assert verb in verbs(), f"{path.name} shows chiasm {verb}, which does not exist"
 
 
-def test_options_in_the_readme_exist() -> None:
+PAGES = [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("**/*.md"))]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if "chiasm " in commands(page)], ids=lambda page: page.name)
+def test_options_in_the_documents_exist(page: Path) -> None:
     helps: dict[str, str] = {}
-    for line in re.findall(r"^chiasm [^\n]+", commands(PROJECT / "README.md"), re.MULTILINE):
+    for line in re.findall(r"^chiasm [^\n]+", commands(page), re.MULTILINE):
         verb = line.split()[1]
         told = helps.setdefault(verb, chiasm(verb, "--help").stdout)
         for option in re.findall(r"(?<=\s)--[a-z-]+", line.split("#")[0]):
             assert option in told, f"{option} is no option of chiasm {verb}"
 
 
-def test_the_module_map_stands_in_the_readme() -> None:
+def test_every_room_is_explained_in_the_architecture() -> None:
     import chiasm as package
 
-    readme = (PROJECT / "README.md").read_text()
-    for place in re.findall(r"^    (\w+) {2,}", package.__doc__ or "", re.MULTILINE):
-        assert f"`{place}`" in readme, f"the README's map lacks {place}"
+    page = (PROJECT / "docs" / "architecture.md").read_text()
+    rooms = re.findall(r"^    (\w+) {2,}", package.__doc__ or "", re.MULTILINE)
+    assert re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE) == rooms  # in the same order
+
+
+def test_links_between_documents_lead_somewhere() -> None:
+    for page in PAGES:
+        for place in re.findall(r"\]\(([^)#]+)", page.read_text()):
+            assert "://" in place or (page.parent / place).exists(), f"{page.name} links to {place}"
+
+
+def test_the_readme_fits_a_screen_before_the_first_command() -> None:
+    assert (PROJECT / "README.md").read_text().partition("```")[0].count("\n") <= 24
+
+
+def test_the_package_runs_as_a_module() -> None:
+    done = subprocess.run([sys.executable, "-m", "chiasm", "--version"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"chiasm {chiasm_version}\n")
 
 
 def test_the_command_is_installed() -> None:

@@ -64,7 +64,7 @@ if TYPE_CHECKING:
     from chiasm.training.run import plan_run as plan
     from chiasm.training.run import train
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "__version__",
     "complete",

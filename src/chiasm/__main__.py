@@ -1,0 +1,5 @@
+"""Run the command as `python -m chiasm`."""
+
+from chiasm.cli import main
+
+main()
