@@ -40,7 +40,7 @@ def modules_on_disk() -> dict[str, Path]:
         dotted = (
             ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__").removesuffix("__init__")
         )
-        if dotted:
+        if dotted not in ("", "__main__"):
             names[dotted] = path
     return names
 
