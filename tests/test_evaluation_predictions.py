@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,11 @@ import pytest
 
 from chiasm.errors import CohortError, RecipeError, RunError
 from chiasm.evaluation.predictions import score_folder
-from chiasm.evaluation.rows import read_remarks
+from chiasm.evaluation.rows import Row, read_remarks
 from chiasm.evaluation.scoring import harmonise, reporting_unit
 from chiasm.metrics.conventions import CONVENTIONS
 from chiasm.prediction.folders import predict
+from chiasm.prediction.manifest import read_manifest
 from chiasm.preparation.plan import read_plan
 from chiasm.reports.evaluation import Scored, evaluate, report_evaluation
 from chiasm.storage import read_json, write_json
@@ -186,6 +188,79 @@ def test_a_case_is_scored_in_the_mask_that_its_prediction_was_made_with(
         assert use.used == "prediction" and reason in use.reason and use.voxels == sizes[folder]
         page = done.report.read_text()
         assert reason in page and ("not in the mask file of the cohort" in page) == (folder == predictions)
+
+
+def naive_scores(rows: Sequence[Row]) -> dict[tuple[str, str, str, str], float]:
+    return {(row.case, row.method, row.region, row.metric): row.value for row in rows if row.method != "A7"}
+
+
+def test_naive_baselines_are_made_with_the_mask_of_the_prediction_whatever_mask_the_reference_has(
+    toy_cohort: Path, finished_run: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(toy_cohort, data)
+    shrunk(data)
+    given = predict(finished_run, [data], tmp_path / "given", only="test").folder
+    scores = [naive_scores(score_folder(given, reference).rows) for reference in (data, toy_cohort)]
+    assert scores[0] == pytest.approx(scores[1], nan_ok=True)
+    for path in data.rglob("*_mask.nii.gz"):  # another mask than that of the prediction
+        mask = read_volume(path, labels=True)
+        save(path, mask.array[::-1].copy(), affine())
+    assert naive_scores(score_folder(given, data).rows) == pytest.approx(scores[0], nan_ok=True)
+
+
+@pytest.mark.parametrize("lost", [("t1",), ("t1", "seg"), ("t1", "mask"), ("mask",), ("seg",), ("t1", "mask", "seg")])
+@pytest.mark.parametrize("everywhere", [True, False])
+def test_a_case_of_which_the_reference_lacks_what_scores_do_not_need_is_scored_and_that_is_said(
+    predictions: Path, toy_cohort: Path, tmp_path: Path, lost: tuple[str, ...], everywhere: bool
+) -> None:
+    data, out = tmp_path / "data", tmp_path / "e"
+    shutil.copytree(toy_cohort, data)
+    shrunk(data)
+    first = read_manifest(predictions).cases[0].case
+    for case in data.iterdir() if everywhere else [data / first]:
+        for name in lost:
+            for path in case.glob(f"*_{name}.nii.gz"):
+                path.unlink()
+    whole, done = evaluate(predictions, toy_cohort, tmp_path / "whole"), evaluate(predictions, data, out)
+    assert not done.problems
+
+    def ours(scored: Scored, region: str) -> dict[str, float]:
+        return {
+            row.case: row.value for row in scored.rows if (row.method, row.region, row.metric) == ("A7", region, "mae")
+        }
+
+    assert ours(done, "mask") == pytest.approx(ours(whole, "mask"))
+    assert (first in ours(done, "healthy")) == ("seg" not in lost)
+    bare = {row.case for row in done.rows if row.method == "A7"} - {
+        row.case for row in done.rows if row.method == "mean"
+    }
+    told = [note for note in done.notes if "without the naive baselines (identity, mean, histogram, lookup)" in note]
+    assert len(told) == len(bare) == (0 if "t1" not in lost else len(ours(done, "mask")) if everywhere else 1)
+    assert not bare or (
+        f"case {first}: the reference has no t1" in " ".join(told) and told[0] in done.report.read_text()
+    )
+    if len(bare) == 1:  # the table is of the cases that all methods have
+        assert {line.split("|")[3].strip() for line in done.table if line.startswith("| mask ")} == {"1"}
+
+
+def test_a_case_without_its_source_that_has_no_mask_either_is_left_out_by_name(
+    predictions: Path, toy_cohort: Path, tmp_path: Path
+) -> None:
+    folder, data = tmp_path / "p", tmp_path / "data"
+    shutil.copytree(predictions, folder)
+    shutil.copytree(toy_cohort, data)
+    forget_digests(folder)
+    content = json.loads((folder / "predictions.json").read_text())
+    for entry in content["cases"]:
+        entry["mask"] = None
+    (folder / "predictions.json").write_text(json.dumps(content))
+    first = content["cases"][0]["case"]
+    (data / first / f"{first}_t1.nii.gz").unlink()
+    done = evaluate(folder, data, tmp_path / "e")
+    assert [problem.case for problem in done.problems] == [first]
+    assert "lacks its t1, without which it cannot be scored: the mask is found in it" in done.problems[0].message
+    assert {row.case for row in done.rows} and first not in {row.case for row in done.rows}
 
 
 def test_without_a_mask_file_of_its_own_a_prediction_is_scored_in_another_mask_and_that_is_said(

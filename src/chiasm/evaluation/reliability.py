@@ -28,7 +28,7 @@ from chiasm.cohorts.images import read_case_image, read_case_labels
 from chiasm.cohorts.labels import usable_labels
 from chiasm.cohorts.splits import Split, read_splits
 from chiasm.errors import CohortError, RunError
-from chiasm.evaluation.predictions import check_reference
+from chiasm.evaluation.loading import check_reference
 from chiasm.evaluation.rows import UNITS, Row
 from chiasm.evaluation.scoring import calibration, describe, harmonise, reporting_unit, score_reliability
 from chiasm.evaluation.summary import format_table

@@ -120,10 +120,12 @@ class Remarks(NamedTuple):
     Attributes:
         masks: One for each prediction that was scored.
         problems: Labels that were not used, one sentence each.
+        notes: Cases without naive baselines, one sentence each.
     """
 
     masks: tuple[MaskUse, ...] = ()
     problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 NO_REMARKS = Remarks()
@@ -153,7 +155,7 @@ def write_evaluation(folder: Path, rows: Sequence[Row], remarks: Remarks = NO_RE
             told = {**row._asdict(), "value": _plain(row.value)}
             file.write(("," if index else "") + "\n" + json.dumps(told, ensure_ascii=False, allow_nan=False))
         masks = [mask._asdict() for mask in remarks.masks]
-        told_beside = {"masks": masks, "problems": list(remarks.problems)}
+        told_beside = {"masks": masks, "problems": list(remarks.problems), "notes": list(remarks.notes)}
         file.write("\n],\n" + json.dumps(told_beside, ensure_ascii=False, indent=1)[2:] + "\n")
 
 
@@ -166,7 +168,7 @@ def read_remarks(folder: Path) -> Remarks:
     content = read_json(folder / JSON)
     try:
         masks = tuple(MaskUse(**mask) for mask in content.get("masks", []))
-        return Remarks(masks, tuple(map(str, content.get("problems", []))))
+        return Remarks(masks, *(tuple(map(str, content.get(name, []))) for name in ("problems", "notes")))
     except (AttributeError, TypeError) as error:
         raise RunError("is damaged", path=folder / JSON, reason="damaged", found=error) from error
 

@@ -46,6 +46,22 @@ class Summary:
     unit: str
 
 
+def paired(rows: Sequence[Row]) -> list[Row]:
+    """Return the rows of the cases that every method has a score of, so that means are of the same cases.
+
+    Where there is no such case, all rows come back.
+
+    >>> row = Row("a", 0, 0, "A7", "mask", "mae", 1.0, "SD", "chiasm")
+    >>> [one.case for one in paired([row, row._replace(case="b"), row._replace(method="mean")])]
+    ['a', 'a']
+    """
+    cases_of: dict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        cases_of[row.method].add(row.case)
+    shared = set.intersection(*cases_of.values()) if cases_of else set()
+    return [row for row in rows if row.case in shared or not shared]
+
+
 def summarise(rows: Iterable[Row], subjects: Mapping[str, str] | None = None) -> list[Summary]:
     """Average every figure over subjects.
 

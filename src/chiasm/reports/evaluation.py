@@ -19,18 +19,11 @@ from chiasm.cohorts.cases import Cohort, Problem
 from chiasm.cohorts.dicom_patients import Selection
 from chiasm.cohorts.gathering import LOST, tell_notes
 from chiasm.errors import CohortError, RunError, unknown
-from chiasm.evaluation.predictions import (
-    RULES,
-    Judged,
-    Loaded,
-    load_case,
-    open_predictions,
-    open_reference,
-    score_cases,
-)
+from chiasm.evaluation.loading import RULES, Judged, Loaded, load_case
+from chiasm.evaluation.predictions import open_predictions, open_reference, score_cases
 from chiasm.evaluation.rows import MaskUse, Remarks, Row, read_evaluation, read_remarks, write_evaluation
 from chiasm.evaluation.scoring import reporting_unit
-from chiasm.evaluation.summary import format_table
+from chiasm.evaluation.summary import format_table, paired
 from chiasm.locks import locked
 from chiasm.metrics.conventions import CONVENTIONS
 from chiasm.outputs import refuse_data_folder, refuse_links
@@ -66,7 +59,8 @@ class Scored:
         table: The summary, lines of text.
         report: The page.
         problems: Cases that could not be scored.
-        notes: What the reference holds beside its cases, and which of several scans were taken.
+        notes: What the reference holds beside its cases, which of several scans were taken, and which cases
+            have no naive baselines.
     """
 
     rows: tuple[Row, ...]
@@ -154,12 +148,12 @@ def evaluate(
             detail = f"; the first: {problems[0].message}" if problems else ""
             raise CohortError(f"no predicted case could be scored{detail}", path=judged[0].folder, reason="no-cases")
         spoiled = tuple(problem.message for problem in found.spoiled)
-        write_evaluation(out, found.rows, Remarks(found.masks, spoiled))
+        write_evaluation(out, found.rows, Remarks(found.masks, spoiled, found.notes))
         write_json(out / ASKED, {**asked, "problems": [problem.message for problem in problems]})
         subjects = {case.id: case.subject for case in together.cohort.cases}
         report = report_evaluation(out)
-        table = tuple(format_table(found.rows, subjects=subjects))
-        notes = tuple(tell_notes(together.cohort.notes, ("several", *LOST)))
+        table = tuple(format_table(paired(found.rows), subjects=subjects))
+        notes = (*tell_notes(together.cohort.notes, ("several", *LOST)), *found.notes)
         return Scored(tuple(found.rows), table, report, (*problems, *found.spoiled), notes)
 
 
@@ -244,6 +238,7 @@ def report_evaluation(out: Path, *, pages: int = PAGES, whole: bool = False) -> 
             *_how_they_are_shaded(judged[0].plan),
             *_warnings(judged, rows),
             *_mask_warnings(remarks.masks, cohort),
+            *remarks.notes,
             *(f"labels not used: {message}" for message in remarks.problems),
             *(f"not scored: {message}" for message in asked.get("problems", [])),
         ],
@@ -348,7 +343,7 @@ def _page(
         affine=loaded.source.geometry.affine,
         unit=unit,
         window=(low / scale, high / scale),
-        source_name=plan.sources[0],
+        source_name=f"{plan.sources[0]}{', not in the reference' if plan.sources[0] in loaded.lacks else ''}",
         target_name=plan.target,
         figures=figures,
         warnings=loaded.entry.warnings,

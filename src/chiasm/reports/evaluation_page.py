@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from chiasm.evaluation.rows import LEAST_LESION, Row
-from chiasm.evaluation.summary import summarise
+from chiasm.evaluation.summary import paired, summarise
 from chiasm.reports.curves import describe_health, draw_curves, logged_warnings
 from chiasm.reports.drawing import (
     HARD_SPACE,
@@ -264,7 +264,11 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _summary_table(rows: Sequence[Row], method: str, naive: Collection[str]) -> Table | None:
-    """Metric x region, the method first and the naive baselines last; the best mean of a row is strong."""
+    """Metric x region, the method first and the naive baselines last; the best mean of a row is strong.
+
+    Means are of the cases that all methods have.
+    """
+    rows = paired(rows)
     found = {(s.region, s.metric, s.method): s for s in summarise(rows)}
     if not found:
         return None

@@ -1,0 +1,299 @@
+"""One predicted case with its real images, labels and mask, and the naive baselines made for it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chiasm.cohorts.cases import Case, Cohort, Problem
+from chiasm.cohorts.dicom_patients import marks_on
+from chiasm.cohorts.images import read_case_image, read_case_labels
+from chiasm.cohorts.labels import usable_labels
+from chiasm.errors import CohortError
+from chiasm.evaluation.rows import MaskUse
+from chiasm.evaluation.scoring import harmonise
+from chiasm.prediction.baselines import Baselines
+from chiasm.prediction.manifest import Entry, Manifest, check_files
+from chiasm.preparation.arrays import PreparedSource, prepare_source
+from chiasm.preparation.degradation import simulated, thick_mask
+from chiasm.preparation.fingerprint import known_of
+from chiasm.preparation.intensity import IntensityMap
+from chiasm.preparation.plan import Plan
+from chiasm.volumes import Volume, check_pair, read_volume, resample
+
+#: Where the mask of a prediction comes from, by what its manifest calls it.
+RULES: Mapping[str, str] = {
+    "given": "the prediction's own mask, from the mask file beside its source",
+    "nonzero": "the prediction's own mask, found by the rule nonzero",
+    "body": "the prediction's own mask, found by the rule body",
+    "": "the prediction's own mask",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """Everything of one case on the source's grid, in target units.
+
+    Attributes:
+        case: The cohort's case.
+        entry: What the manifest says of its prediction.
+        images: Method name to predicted image; the model's own comes first.
+        target: The real image, harmonised where units are arbitrary.
+        reliability: The map in target units, or None.
+        mask: Voxels that are scored.
+        labels: Label map, or None.
+        source: The first source, for super-resolution as the network saw it.
+        use: Which mask that is, and why.
+        problem: What kept the labels from being used, or None.
+        lacks: Sources that the cohort's case lacks, so that there are no naive baselines; the first is then all zero.
+    """
+
+    case: Case
+    entry: Entry
+    images: Mapping[str, NDArray[np.float32]]
+    target: NDArray[np.float32]
+    reliability: NDArray[np.float32] | None
+    mask: NDArray[np.bool_]
+    labels: NDArray[np.integer] | None
+    source: Volume
+    use: MaskUse
+    problem: Problem | None = None
+    lacks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """One folder of predictions with what is needed to judge it.
+
+    Attributes:
+        folder: That `chiasm predict` wrote.
+        manifest: What it says of itself.
+        model: Folder of the model that made it.
+        plan: Of that model.
+        baselines: Fitted on the same training cases.
+    """
+
+    folder: Path
+    manifest: Manifest
+    model: Path
+    plan: Plan
+    baselines: Baselines
+
+
+def check_reference(case: Case, modality: str) -> None:
+    """Refuse to compare with an image that was made, also where training on it is allowed.
+
+    Raises:
+        CohortError: If the case's image of this modality is marked as synthetic.
+    """
+    if "synthetic" in marks_on(case, modality):
+        raise CohortError(
+            f"the {modality} of case {case.id} was made, not acquired: it is no reference",
+            path=case.images[modality],
+            reason="synthetic",
+        )
+
+
+def load_case(judged: Judged, entry: Entry, cohort: Cohort, *, with_labels: bool, naive: bool = True) -> Loaded:
+    """Read one case's prediction, target, mask and labels, and make the naive baselines if asked for.
+
+    Without its sources a case has no baselines, and is compared as the prediction lies.
+    The voxels that are scored are those of the mask that the prediction was made with.
+
+    Raises:
+        CohortError: If the cohort has no such case, it has no target, its target was made, or it lacks a source
+            that is needed.
+        RunError: If a file of the prediction changed since.
+        VolumeError: If a file cannot be read or a grid does not fit.
+    """
+    plan, folder = judged.plan, judged.folder
+    check_files(folder, entry)
+    case = _case_of(entry, plan, cohort)
+    first, sources = _open_sources(judged, entry, case)
+    prediction = _made(case, first, folder / entry.image, "prediction")
+    target = check_pair(first, read_case_image(case, plan.target), b_name=plan.target, labels=not sources)
+    mask = _mask_of(judged, entry, case, first, sources)
+    inside = known_of(case, mask.scored, target, plan.degradation)
+    labels, problem = usable_labels(case, cohort.regions, first, plan.sources[0]) if with_labels else (None, None)
+    reliability = None if entry.reliability is None else _made(case, first, folder / entry.reliability, "reliability")
+    shown, own, guesses = _as_shown(judged, sources, first, mask.shown, inside, naive=naive)
+    made_image = prediction.array if own is None else harmonise(prediction.array, inside, plan, own)
+    return Loaded(
+        case,
+        entry,
+        {judged.manifest.method: made_image, **guesses},
+        harmonise(target.array, inside, plan, own),
+        None if reliability is None else reliability.array * _scale(own, plan),
+        inside,
+        None if labels is None else labels.array,
+        shown,
+        _use(judged, entry, mask, inside),
+        problem,
+        _lacking(case, plan),
+    )
+
+
+def _lacking(case: Case, plan: Plan) -> tuple[str, ...]:
+    return tuple(name for name in plan.sources if name not in case.images)
+
+
+def _open_sources(judged: Judged, entry: Entry, case: Case) -> tuple[Volume, list[Volume]]:
+    """Return what sets a case's grid, and all its sources, or none where the cohort lacks one of them.
+
+    Without its first source the grid is the prediction's, of an image that is 0 everywhere.
+
+    Raises:
+        CohortError: If the case cannot be scored without the source that it lacks.
+        VolumeError: If a file cannot be read or a grid does not fit.
+    """
+    names = judged.plan.sources
+    if lacks := _lacking(case, judged.plan):
+        _check_need(judged, entry, case, lacks)
+    if names[0] in case.images:
+        first = read_case_image(case, names[0])
+    else:
+        grid = read_volume(judged.folder / entry.image, allow_constant=True, reading=case.reading).geometry
+        first = Volume(np.zeros(grid.shape, np.float32), grid)
+    if lacks:
+        return first, []
+    others = [check_pair(first, read_case_image(case, name), a_name=names[0], b_name=name) for name in names[1:]]
+    return first, [first, *others]
+
+
+def _check_need(judged: Judged, entry: Entry, case: Case, lacks: Sequence[str]) -> None:
+    plan = judged.plan
+    needs = {
+        "the model's units are those of the source": plan.own is not None,
+        "the target is registered to it": plan.registration != "none",
+        "the mask is found in it": entry.mask is None and (case.mask is None or not plan.mask_files),
+    }
+    if why := next((reason for reason, is_true in needs.items() if is_true), None):
+        raise CohortError(
+            f"case {entry.case} lacks its {' and '.join(lacks)}, without which it cannot be scored: {why}",
+            path=case.images[plan.target],
+            reason="no-source",
+            hint="Add the source to the reference, or evaluate against the folder that the prediction was made from.",
+        )
+
+
+def _as_shown(
+    judged: Judged,
+    sources: Sequence[Volume],
+    first: Volume,
+    mask: Volume | None,
+    inside: NDArray[np.bool_],
+    *,
+    naive: bool,
+) -> tuple[Volume, IntensityMap | None, dict[str, NDArray[np.float32]]]:
+    """Return the first source as the network saw it, the map of the scan's own units, and the naive baselines."""
+    plan = judged.plan
+    if not sources:
+        return first, None, {}
+    thick = sources if plan.degradation is None else simulated(sources, plan.degradation)
+    prepared = prepare_source(thick, plan, mask)
+    # units of super-resolution are the scan's own: one map brings prediction and target to the cohort's
+    own = None if plan.own is None else prepared.maps[plan.own]
+    if plan.degradation is not None and not judged.manifest.degraded:
+        naive = False  # the network saw other slices than those made here
+    return thick[0], own, _guesses(judged, prepared, first, inside) if naive else {}
+
+
+def _guesses(
+    judged: Judged, prepared: PreparedSource, first: Volume, inside: NDArray[np.bool_]
+) -> dict[str, NDArray[np.float32]]:
+    """Make the naive baselines of a case, by name, on the grid of its first source."""
+    plan, guesses = judged.plan, {}
+    for baseline in judged.baselines.names:
+        guess = judged.baselines.predict(baseline, prepared.array, prepared.mask, prepared.grid)
+        raw = plan.target_reference.invert(guess)
+        on_grid = resample(Volume(raw.astype(np.float32), prepared.grid), first.geometry, order=1)
+        guesses[baseline] = np.where(inside, on_grid.array, plan.target_background).astype(np.float32)
+    return guesses
+
+
+def _case_of(entry: Entry, plan: Plan, cohort: Cohort) -> Case:
+    """Find the real images of a predicted case.
+
+    Raises:
+        CohortError: If the cohort has no such case, it has no target, or its target was made.
+    """
+    case = next((case for case in cohort.cases if case.id == entry.case), None)
+    if case is None or plan.target not in case.images:
+        raise CohortError(
+            f"case {entry.case} has no {plan.target} to compare with" if case else f"has no case {entry.case}",
+            path=cohort.root,
+            reason="no-target",
+        )
+    check_reference(case, plan.target)
+    return case
+
+
+def _fitting_mask(case: Case, source: Volume, path: Path) -> Volume:
+    """Read a mask, which must lie on the source's grid."""
+    return check_pair(source, read_case_labels(case, path), b_name="mask", labels=True)
+
+
+def _made(case: Case, source: Volume, path: Path, name: str) -> Volume:
+    """Read what a network made, which may well be the same everywhere."""
+    made = read_volume(path, allow_constant=True, reading=case.reading)
+    return check_pair(source, made, b_name=name, labels=True)
+
+
+class _Mask(NamedTuple):
+    """The voxels that are scored, what sources are prepared with, and which mask that is, in words."""
+
+    scored: NDArray[np.bool_]
+    shown: Volume | None
+    used: str
+    reason: str
+
+
+def _mask_of(judged: Judged, entry: Entry, case: Case, source: Volume, sources: Sequence[Volume]) -> _Mask:
+    """Take the mask that the prediction was made with; where it was not written, the one that its plan would use."""
+    plan = judged.plan
+    given = None if case.mask is None else _fitting_mask(case, source, case.mask)
+    if given is not None and plan.degradation is not None:
+        given = thick_mask(given, plan.degradation)
+    if entry.mask is not None:
+        own = _fitting_mask(case, source, judged.folder / entry.mask)
+        shown = given if entry.mask_rule in ("given", "") and _made_from(own, given, sources, plan) else own
+        return _Mask(own.array > 0, shown, "prediction", RULES[entry.mask_rule])
+    if given is not None and plan.mask_files:
+        return _Mask(given.array > 0, given, "cohort", "no mask was written beside the image: the cohort's mask file")
+    thick = sources if plan.degradation is None else simulated(sources, plan.degradation)
+    found = prepare_source(thick, plan, None)
+    there = resample(Volume(found.mask.astype(np.uint8), found.grid), source.geometry, order=0)
+    reason = f"no mask was written beside the image: found by the plan's rule, {found.mask_rule}"
+    return _Mask(there.array > 0, None, "plan", reason)
+
+
+def _made_from(own: Volume, given: Volume | None, sources: Sequence[Volume], plan: Plan) -> bool:
+    """Say whether a prediction's mask came of a mask file, by way of the plan's grid."""
+    if given is None or not sources:
+        return False
+    if np.array_equal(own.array > 0, given.array > 0):
+        return True
+    thick = sources if plan.degradation is None else simulated(sources, plan.degradation)
+    found = prepare_source(thick, plan, given)
+    there = resample(Volume(found.mask.astype(np.uint8), found.grid), own.geometry, order=0)
+    return np.array_equal(own.array > 0, there.array > 0)
+
+
+def _use(judged: Judged, entry: Entry, mask: _Mask, inside: NDArray[np.bool_]) -> MaskUse:
+    digest = hashlib.sha256(str(inside.shape).encode() + np.packbits(inside).tobytes()).hexdigest()
+    count = int(np.count_nonzero(inside))
+    return MaskUse(entry.case, judged.manifest.method, mask.used, mask.reason, count, digest)
+
+
+def _scale(own: IntensityMap | None, plan: Plan) -> np.float32:
+    """Return the cohort's target units in one unit of a scan's own map."""
+    if own is None:
+        return np.float32(1)
+    ends = plan.target_reference.apply(np.array(plan.target_range))
+    return np.float32(np.ptp(plan.target_range) / np.ptp(own.invert(ends)))
