@@ -92,6 +92,48 @@ def test_soft_labels_count_from_the_threshold_that_the_cohort_states(
         assert np.count_nonzero(read_label_map(cohort.cases[0], cohort.regions).array == 1) == count
         hard = read_label_map(cohort.cases[1], cohort.regions).array
         assert set(np.unique(hard)) == {0, 4}  # whole numbers stay what they are
-    (data / "cohort.json").write_text('{"labels": {"threshold": 50}}')
+    (data / "cohort.json").write_text('{"labels": {"threshold": 300}}')
     code, told = call("inspect", data)
-    assert code == 2 and "above 0 and at most 1" in told
+    assert code == 2 and "above 0 and at most 255" in told
+
+
+@pytest.mark.parametrize(("most", "kind"), [(100, np.float32), (255, np.uint8)])
+def test_probabilities_up_to_100_or_255_count_from_a_threshold_of_their_scale(
+    data: Path, call: Callable[..., tuple[int, str]], most: int, kind: type
+) -> None:
+    cases = find_cohort(data).cases
+    inside = {}
+    for case in cases:
+        assert case.labels is not None
+        image = nib.load(case.labels)
+        lesion = np.asarray(image.dataobj) > 0
+        shares = np.where(lesion, 0.7 * most + 0.3, 0.0)
+        nib.save(nib.Nifti1Image(shares.astype(kind), image.affine), case.labels)
+        inside[case.id] = np.count_nonzero(lesion)
+    if kind is np.float32:
+        told = call("inspect", data)[1]
+        assert "among values from 0 to 70.3" in told and "say from which value on a voxel counts" in told
+    for threshold, counts in ((most / 2, True), (0.9 * most, False)):
+        notes = {"regions": {"lesion": [1]}, "labels": {"threshold": threshold}}
+        (data / "cohort.json").write_text(json.dumps(notes))
+        assert call("inspect", data)[0] == 0
+        cohort = find_cohort(data)
+        for case in cohort.cases:
+            assert np.count_nonzero(read_label_map(case, cohort.regions).array) == counts * inside[case.id]
+    first = cases[0].labels
+    assert first is not None
+    image = nib.load(first)
+    nib.save(nib.Nifti1Image((np.asarray(image.dataobj) > 0).astype(np.float32), image.affine), first)
+    code, told = call("inspect", data)  # one map from 0 to 1 among them
+    assert code == 3 and "no label that comes near the threshold" in told
+
+
+def test_nan_among_labels_is_called_nan(data: Path, call: Callable[..., tuple[int, str]]) -> None:
+    path = find_cohort(data).cases[0].labels
+    assert path is not None
+    image = nib.load(path)
+    labels = np.asarray(image.dataobj).astype(np.float32)
+    labels[0, 0, 0] = np.nan
+    nib.save(nib.Nifti1Image(labels, image.affine), path)
+    told = call("inspect", data)[1]
+    assert "holds NaN among its labels" in told and "out of range" not in told

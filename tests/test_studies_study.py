@@ -7,6 +7,7 @@ import math
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -24,7 +25,7 @@ from chiasm.storage import read_json, read_toml, write_json, write_toml
 from chiasm.studies.jobs import _fingerprint, find_cases, list_jobs
 from chiasm.studies.study import run_study, tell_jobs
 from chiasm.studies.study_file import Phantom, Study, read_study
-from chiasm.studies.study_report import Done, report
+from chiasm.studies.study_report import Done, report, write_study_report
 from chiasm.studies.work import simulate
 from chiasm.volumes import read_volume
 from conftest import QUICK, Opened
@@ -183,6 +184,19 @@ def test_a_case_that_no_job_scored_is_named_on_the_page(finished: tuple[Path, Pa
     write_json(copy / "study.json", notes)
     assert lost and f"left out, as chiasm inspect tells why: {', '.join(lost)}" in report(copy).read_text()
     assert "left out, as" not in done.report.read_text()
+    assert write_study_report(copy).left_out == tuple(lost)
+
+
+def test_the_command_names_cases_that_a_study_left_out_and_ends_with_3(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = Done((), (), (), tmp_path / "report.html", ("Case_7", "Case_9"))
+    for done, code in ((found, 3), (replace(found, left_out=()), 0)):
+        monkeypatch.setattr("chiasm.studies.study.run_study", lambda *_, made=done, **__: made)
+        with pytest.raises(SystemExit) as ended:
+            main(["study", str(tmp_path / "study.toml"), "-o", str(tmp_path / "out")])
+        assert ended.value.code == code
+        assert ("left out, as chiasm inspect tells why: Case_7, Case_9" in capsys.readouterr().err) == (code == 3)
 
 
 def test_the_page_in_a_browser_sorts_leads_to_its_cases_and_needs_no_network(

@@ -28,7 +28,7 @@ def read_label_map(case: Case, regions: Regions) -> Volume:
     """Read the label map of a case; soft labels count from the cohort's threshold on.
 
     Args:
-        case: Has labels; says the threshold.
+        case: Has labels; says the threshold.  One above 1 is of probabilities up to 100 or 255, of all maps.
         regions: Region name to label values; empty declares every whole number from 0 on.
 
     Returns:
@@ -40,6 +40,8 @@ def read_label_map(case: Case, regions: Regions) -> Volume:
     """
     if case.labels is None:
         raise ValueError(f"case {case.id} has no labels")
+    if case.label_threshold is not None and case.label_threshold > 1:
+        return _above(case.label_threshold, case, case.labels)
     try:
         labels = read_case_labels(case, case.labels)
     except VolumeError as error:
@@ -53,10 +55,28 @@ def read_label_map(case: Case, regions: Regions) -> Volume:
                 found=error.found,
                 hint=f'Say in {SIDECAR} from which value on a voxel counts: {{"labels": {{"threshold": 0.5}}}}.',
             ) from error
-        soft = read_volume(case.labels, allow_constant=True, reading=case.reading)
-        labels = Volume((soft.array >= case.label_threshold).astype(np.uint8), soft.geometry)
+        labels = _above(case.label_threshold, case, case.labels)
     check_label_values(labels.array, regions, case.labels)
     return labels
+
+
+def _above(threshold: float, case: Case, path: Path) -> Volume:
+    """Return where a map of probabilities, up to 1, 100 or 255, reaches a threshold.
+
+    Raises:
+        VolumeError: If the map is of another scale: it holds more than 0, and nothing reaches half the threshold.
+    """
+    soft = read_volume(path, allow_constant=True, reading=case.reading)
+    if 0 < (most := float(soft.array.max())) < threshold / 2 and threshold > 1:
+        raise VolumeError(
+            f"holds no label that comes near the threshold of {SIDECAR}",
+            path=path,
+            reason="labels",
+            found=f"values up to {most:g}",
+            expected=f"values from {threshold:g} on",
+            hint="All label maps of a cohort must be of one scale: 0 to 1, to 100 or to 255.",
+        )
+    return Volume((soft.array >= threshold).astype(np.uint8), soft.geometry)
 
 
 def usable_labels(case: Case, regions: Regions, first: Volume, name: str) -> tuple[Volume | None, Problem | None]:

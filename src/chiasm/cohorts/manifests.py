@@ -46,6 +46,7 @@ from chiasm.volumes.screening import STRICT, Reading
 
 MANIFESTS = ("manifest.csv", "manifest.tsv", "manifest.json")
 SIDECAR = "cohort.json"
+MOST_THRESHOLD = 255  # of probabilities that are stored as bytes
 MARKS = ("burned-in", "synthetic")  # what images may say of themselves that keeps them from training
 
 
@@ -92,8 +93,8 @@ def read_notes(root: Path) -> Notes:
     if not isinstance(allow, list) or not set(allow) <= set(MARKS):
         raise refusal('{"allow": [' + ", ".join(f'"{mark}"' for mark in MARKS) + "]}")
     threshold = _threshold(content.get("labels", {}))
-    if threshold is not None and not 0 < threshold <= 1:
-        raise refusal('{"labels": {"threshold": 0.5}}, above 0 and at most 1')
+    if threshold is not None and not 0 < threshold <= MOST_THRESHOLD:
+        raise refusal(f'{{"labels": {{"threshold": 0.5}}}}, above 0 and at most {MOST_THRESHOLD}')
     select = content.get("select", [])
     if not isinstance(select, list) or not all(isinstance(word, str) for word in select):
         raise refusal('{"select": ["acq-mprage"]}')

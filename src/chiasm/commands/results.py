@@ -120,7 +120,9 @@ def study(
         if comparison.primary:
             typer.echo(comparison.verdict)
     typer.echo(f"report: {done.report}")
-    if done.failed:
+    if done.left_out:
+        typer.echo(f"left out, as chiasm inspect tells why: {', '.join(done.left_out)}", err=True)
+    if done.failed or done.left_out:
         raise typer.Exit(PARTIAL)
 
 

@@ -45,12 +45,14 @@ class Done:
         comparisons: The primary ones first.
         failed: Jobs that failed.
         report: The page.
+        left_out: Cases without any score, where all should have one.
     """
 
     rows: tuple[Row, ...]
     comparisons: tuple[Comparison, ...]
     failed: tuple[Outcome, ...]
     report: Path
+    left_out: tuple[str, ...] = ()
 
 
 def write_study_report(folder: Path, *, pages: int = PAGES, whole: bool = False) -> Done:
@@ -94,7 +96,7 @@ def write_study_report(folder: Path, *, pages: int = PAGES, whole: bool = False)
     )
     report = write_findings(folder / "report.html", found)
     write_digest(folder, found)
-    return Done(tuple(rows), tuple(comparisons), (), report)
+    return Done(tuple(rows), tuple(comparisons), (), report, _left_out(notes, rows))
 
 
 def _summaries(notes: Notes, rows: Sequence[Row]) -> list[Summary]:
@@ -164,11 +166,16 @@ def _warnings(notes: Notes, rows: Sequence[Row], root: Path) -> list[str]:
     cases = {row.case for row in rows}
     people = {notes.cases[name].subject for name in cases}
     told = [*notes.failed, *notes.remarks]
-    if notes.is_whole and (left := sorted(set(notes.cases) - cases)):
+    if left := _left_out(notes, rows):
         told.append(f"left out, as chiasm inspect tells why: {', '.join(left)}")
     if len(people) < FEWEST:
         told.append(f"only {len(people)} subjects: nothing is tested")
     return [*told, *_rare_regions(notes, rows, len(people)), *_unwell_trainings(notes, root)]
+
+
+def _left_out(notes: Notes, rows: Sequence[Row]) -> tuple[str, ...]:
+    """Name the cases that have no score although every case should have one."""
+    return tuple(sorted(set(notes.cases) - {row.case for row in rows})) if notes.is_whole else ()
 
 
 def _rare_regions(notes: Notes, rows: Sequence[Row], people: int) -> Iterator[str]:

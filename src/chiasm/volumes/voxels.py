@@ -111,7 +111,11 @@ def read_labels(stored: Stored, path: Path, *, declared: Collection[int] | None 
     """
 
     def judge(low: float, high: float) -> None:
-        if not (abs(low) <= LARGEST_LABEL and abs(high) <= LARGEST_LABEL):  # NaN too
+        if np.isnan(low) or np.isnan(high):
+            raise VolumeError(
+                "holds NaN among its labels", path=path, reason="labels", expected="whole numbers from 0 on"
+            )
+        if not (abs(low) <= LARGEST_LABEL and abs(high) <= LARGEST_LABEL):
             raise VolumeError("holds labels out of range", path=path, reason="labels", found=f"{low:g} to {high:g}")
 
     raw, (low, high) = _judged(stored, judge)
@@ -136,8 +140,9 @@ def read_labels(stored: Stored, path: Path, *, declared: Collection[int] | None 
                 "holds labels that are not whole numbers",
                 path=path,
                 reason="labels",
-                found=float(values[values != whole].flat[0]),
-                hint="Labels must be resampled by nearest neighbour.",
+                found=f"{float(values[values != whole].flat[0]):g} among values from {low:g} to {high:g}",
+                hint="Labels must be resampled by nearest neighbour. If they are probabilities up to 100 or 255, say "
+                "from which value on a voxel counts.",
             )
         if declared is not None:
             seen |= set(np.unique(array[..., k]).tolist())
