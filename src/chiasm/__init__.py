@@ -21,7 +21,7 @@ its own, and within a line only from names to its left; a test reads this map.
                   dicom_attributes, dicom_write, screening
     simulation    patients that are made: deformation, anatomy, lesions, signals, phantom
     cohorts       which files belong together: cases, images, manifests, labels, completed, folder_roles, known_layouts,
-                  dicom_patients, relatives, gathering, discovery, splits, duplicates
+                  dicom_patients, relatives, gathering, discovery, splits, textures, duplicates
     registration  images of one patient, aligned: demons, alignment, cohort
     preparation   from files to arrays that a network learns from: intensity, bias_field, degradation, fingerprint,
                   examination, inspection, unpaired, plan, out_of_distribution, memory, planning, arrays

@@ -1,19 +1,22 @@
 """The same scan under two names, also where it was stored again: in other units, cropped, turned or on another grid.
 
-A thumbnail shows an image coarsely, in world order, centred and scaled by its
-own content.  Thumbnails of two patients differ in what a copy keeps: the course
-of folds and ventricles, lesions, shading.  Where a cohort shares one atlas or
-one simulated head, what all of its images have in common is taken out first.
+A thumbnail shows an image twice.  The whole view is coarse, in world order,
+centred and scaled by its own content, and finds copies that were moved or stored
+on another grid; the texture finds those whose intensities or edges were changed.
+Thumbnails of two patients differ in what a copy keeps: the course of folds and
+ventricles, lesions, and in the whole view shading.  Where a cohort shares one atlas
+or one simulated head, what all of its images have in common is taken out first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from chiasm.cohorts.textures import Texture, above_background, correlations, texture
 from chiasm.volumes import Volume, canonical
 
 SIDE = 24  # bins of a thumbnail along each axis
@@ -26,8 +29,22 @@ MANY = 32  # images, from which the closer look is kept for pairs that are also
 ALIKE_APART = 0.7  # this much alike without what is common
 SAME = 0.96  # correlation, without what the cohort has in common, from which two are one scan
 SAME_ALONE = 0.998  # where there is no third image to tell what is common
+SAME_BESIDE_ONE = 0.985  # of textures, where there is one
+SAME_TEXTURE = 0.93  # correlation of two textures, without what is common, from which two are one scan
 
-Thumbnail = NDArray[np.float32]
+View = NDArray[np.float32]
+
+
+class Thumbnail(NamedTuple):
+    """A coarse view of an image.
+
+    Attributes:
+        whole: Of mean 0 and length 1, shape (SIDE, SIDE, SIDE); all 0 where the image is the same everywhere.
+        texture: What it shows inside its content.
+    """
+
+    whole: View
+    texture: Texture
 
 
 class Likeness(NamedTuple):
@@ -43,11 +60,12 @@ def thumbnail(volume: Volume) -> Thumbnail:
 
     Args:
         volume: Any image; more than a corner of it must be brighter than its background.
-
-    Returns:
-        Means over cubes of one size in RAS order, high-pass filtered, of mean 0 and length 1,
-        shape (SIDE, SIDE, SIDE); all 0 where the image is the same everywhere.
     """
+    return Thumbnail(_whole(volume), texture(volume))
+
+
+def _whole(volume: Volume) -> View:
+    """Return means over cubes of one size in RAS order, high-pass filtered."""
     upright = canonical(volume)
     image = np.asarray(upright.array, dtype=np.float32)
     some = image[tuple(slice(None, None, max(1, side // 48)) for side in image.shape)]
@@ -56,7 +74,7 @@ def thumbnail(volume: Volume) -> Thumbnail:
         low, high = float(image.min()), float(image.max())
     if high <= low:
         return np.zeros((SIDE,) * 3, np.float32)
-    dark = _darkest(some, low, high)
+    dark = above_background(some, low, high)
     view = np.clip(image - np.float32(dark), 0, np.float32(high - dark))
     places = [_place(view, axis, spacing) for axis, spacing in enumerate(upright.geometry.spacing_mm)]
     width = 2 * REACH * float(np.sqrt(np.mean([variance for _, variance in places]))) / SIDE
@@ -79,24 +97,44 @@ def find_near_duplicates(thumbnails: Mapping[str, Thumbnail]) -> list[Likeness]:
     Returns:
         Every two that do, in the order of their names.
     """
-    names = sorted(name for name, view in thumbnails.items() if view.any())
+    names = sorted(name for name, view in thumbnails.items() if view.whole.any())
     if len(names) < 2:
         return []
-    views = np.stack([thumbnails[name].ravel() for name in names])
+    found = {
+        (i, j): correlation
+        for by in (_same_textures, _same_wholes)
+        for i, j, correlation in by([thumbnails[name] for name in names])
+    }
+    return [Likeness(names[i], names[j], correlation) for (i, j), correlation in sorted(found.items())]
+
+
+def _same_wholes(thumbnails: Sequence[Thumbnail]) -> Iterator[tuple[int, int, float]]:
+    views = np.stack([one.whole.ravel() for one in thumbnails])
     alike = views @ views.T
-    found = []
-    for i, j in _candidates(views, alike):
+    for i, j in _candidates(views, alike, ALIKE):
         others = (alike[i] < COPIES) & (alike[j] < COPIES)
         common = _common(views[others])
         correlation = _correlation(views[i], views[j], common)
         if correlation >= (SAME if len(common) else SAME_ALONE):
-            found.append(Likeness(names[i], names[j], correlation))
-    return found
+            yield i, j, correlation
 
 
-def _candidates(views: NDArray[np.float32], alike: NDArray[np.float32]) -> Iterator[tuple[int, int]]:
+def _same_textures(thumbnails: Sequence[Thumbnail]) -> Iterator[tuple[int, int, float]]:
+    views = np.stack([_unit(one.texture.values.ravel().astype(np.float32)) for one in thumbnails])
+    alike = correlations([one.texture for one in thumbnails])
+    for i, j in _candidates(views, alike, SAME_TEXTURE):
+        shared = (thumbnails[i].texture.inside & thumbnails[j].texture.inside).ravel()
+        others = views[(alike[i] < COPIES) & (alike[j] < COPIES)][:, shared]
+        common = _common(others / np.maximum(np.linalg.norm(others, axis=1, keepdims=True), np.float32(1e-6)))
+        one, other = (_unit(view - common.T @ (common @ view)) for view in views[[i, j]][:, shared])
+        correlation = float(one @ other)
+        if correlation >= (SAME_ALONE, SAME_BESIDE_ONE, SAME_TEXTURE)[min(len(others), 2)]:
+            yield i, j, correlation
+
+
+def _candidates(views: View, alike: View, least: float) -> Iterator[tuple[int, int]]:
     """Yield the pairs that are worth a closer look: alike, and of many images also beyond what all have in common."""
-    near = np.triu(alike >= ALIKE, 1)
+    near = np.triu(alike >= least, 1)
     if len(views) >= MANY:
         common = _common(views)
         own = views - views @ common.T @ common
@@ -105,15 +143,15 @@ def _candidates(views: NDArray[np.float32], alike: NDArray[np.float32]) -> Itera
     yield from zip(*(side.tolist() for side in np.nonzero(near)), strict=True)
 
 
-def _common(views: NDArray[np.float32]) -> NDArray[np.float32]:
+def _common(views: View) -> View:
     """Return what images have in common: one component for every two images, orthonormal, at most COMMON."""
     some = views[:: max(1, len(views) // MANY)][:MANY]
     components = np.linalg.svd(some, full_matrices=False)[2] if len(some) else some
-    common: NDArray[np.float32] = components[: min(COMMON, (len(some) + 1) // 2)]
+    common: View = components[: min(COMMON, (len(some) + 1) // 2)]
     return common
 
 
-def _correlation(a: NDArray[np.float32], b: NDArray[np.float32], common: NDArray[np.float32]) -> float:
+def _correlation(a: View, b: View, common: View) -> float:
     """Correlate two thumbnails without what is common, after a small shift, scaling and blur of one of them."""
     cube = a.reshape((SIDE,) * 3)
     slopes = np.gradient(cube)
@@ -129,21 +167,7 @@ def _correlation(a: NDArray[np.float32], b: NDArray[np.float32], common: NDArray
     return float(one @ other)
 
 
-def _darkest(values: NDArray[np.float32], low: float, high: float) -> float:
-    """Return a value above the background: a quarter of the way from the mean of dark to that of bright voxels.
-
-    Otsu's threshold parts the two.  Their means move less than the threshold where noise is added.
-    """
-    counts, edges = np.histogram(values, bins=64, range=(low, high))
-    middles = (edges[1:] + edges[:-1]) / 2
-    numbers, sums = np.cumsum(counts), np.cumsum(counts * middles)
-    below, above = np.maximum(numbers[:-1], 1), np.maximum(numbers[-1] - numbers[:-1], 1)
-    dark, bright = sums[:-1] / below, (sums[-1] - sums[:-1]) / above
-    best = int(np.argmax(below * above * (bright - dark) ** 2))
-    return float(dark[best] + (bright[best] - dark[best]) / 4)
-
-
-def _place(view: NDArray[np.float32], axis: int, spacing: float) -> tuple[float, float]:
+def _place(view: View, axis: int, spacing: float) -> tuple[float, float]:
     """Return where the content lies along an axis: its centre in mm from the first voxel, and its variance."""
     others = tuple(other for other in range(3) if other != axis)
     profile = view.sum(axis=others, dtype=np.float64)
@@ -152,17 +176,17 @@ def _place(view: NDArray[np.float32], axis: int, spacing: float) -> tuple[float,
     return centre, float((profile * (position - centre) ** 2).sum() / profile.sum())
 
 
-def _overlaps(count: int, spacing: float, centre: float, width: float) -> NDArray[np.float32]:
+def _overlaps(count: int, spacing: float, centre: float, width: float) -> View:
     """Return the share of each bin that each voxel along an axis fills, shape (SIDE, count)."""
     voxels = (np.arange(count + 1) - 0.5) * spacing - centre
     bins = (np.arange(SIDE + 1) - SIDE / 2) * width
     ends = np.minimum(voxels[None, 1:], bins[1:, None]) - np.maximum(voxels[None, :-1], bins[:-1, None])
-    shares: NDArray[np.float32] = (np.clip(ends, 0, None) / width).astype(np.float32)
+    shares: View = (np.clip(ends, 0, None) / width).astype(np.float32)
     return shares
 
 
-def _unit(view: NDArray[np.float32]) -> NDArray[np.float32]:
-    centred: NDArray[np.float32] = view - view.mean()
+def _unit(view: View) -> View:
+    centred: View = view - view.mean()
     length = np.float32(np.linalg.norm(centred))
-    scaled: NDArray[np.float32] = centred / (length if length > 0 else np.float32(1))
+    scaled: View = centred / (length if length > 0 else np.float32(1))
     return scaled
