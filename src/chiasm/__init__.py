@@ -35,7 +35,7 @@ its own, and within a line only from names to its left; a test reads this map.
     training      how networks learn: batches, losses, attention, players, admm, joint_coding, coding, cost, health,
                   checkpoints, finished, run_folder, session, log, state, trainables, setting, sampler,
                   discriminator_step, generator_step, learner, loop, cascade, run
-    evaluation    scores, and what may be claimed from them: rows, scoring, summary, statistics, loading,
+    evaluation    scores, and what may be claimed from them: rows, scoring, summary, headlines, statistics, loading,
                   predictions, uncertainty, reliability
     reports       the pages that people read: drawing, registration, gallery, curves, evaluation_page, pictures,
                   case_page, evaluation_folder, evaluation, study_page, study_digest

@@ -57,6 +57,6 @@ def run_demo(
         train(cohort, make_recipe("A7", "tiny", {**data, **changes}), folder / "run", say=say, progress=progress)
         predict(folder / "run", [cohort], folder / "predictions", only="test")
         scored = evaluate(folder / "predictions", cohort, folder / "evaluation")
-        for line in scored.table:
+        for line in scored.headlines:
             say(line)
     return scored.report

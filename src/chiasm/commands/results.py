@@ -74,7 +74,7 @@ def evaluate(
             overwrite=overwrite,
             progress=count(bar, "evaluating"),
         )
-    for line in scored.table:
+    for line in scored.headlines:
         typer.echo(line)
     typer.echo(f"report: {scored.report}")
     for note in scored.notes:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from chiasm.cohorts.cases import Cohort, Problem, volume_stem
+from chiasm.cohorts.cases import Case, Cohort, Problem, volume_stem
 from chiasm.cohorts.dicom_patients import Selection
 from chiasm.cohorts.discovery import count_modalities, find_cohort, select_cases
 from chiasm.cohorts.gathering import tell_notes
+from chiasm.cohorts.splits import make_split
+from chiasm.errors import CohortError
 from chiasm.preparation.examination import ExaminedCase, examine_case
-from chiasm.recipe import Data
+from chiasm.recipe import Data, Split
 
 Progress = Callable[[int, int, str], None]
 
@@ -49,12 +52,14 @@ class Inspection:
         summaries: One for each case.
         problems: Everything that is wrong, with file and reason.
         unused: Images that no case uses, such as volumes whose names do not fit the layout.
+        verdict: Where a pair was asked for: how many can be used, how training would split them, what to do next.
     """
 
     cohort: Cohort
     summaries: tuple[CaseSummary, ...]
     problems: tuple[Problem, ...]
     unused: tuple[Path, ...]
+    verdict: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
         """Tell layout, counts and cases as lines of text; problems are not among them."""
@@ -77,7 +82,7 @@ class Inspection:
             spacing = "x".join(f"{mm:.3g}" for mm in row.spacing_mm) + " mm" if row.spacing_mm else ""
             regions = ", ".join(f"{name} {ml:.1f} ml" for name, ml in row.regions_ml.items())
             lines.append(f"  {row.id:{width}}  {','.join(row.modalities)}  {shape}  {spacing}  {regions}".rstrip())
-        return lines
+        return [*lines, *self.verdict]
 
 
 def _counted(counts: Mapping[str, int]) -> str:
@@ -109,7 +114,7 @@ def inspect_cohort(
     Raises:
         CohortError: If no case has the modalities asked for.
     """
-    return list(_inspect(cohort, sources, target, progress)[1])
+    return _inspect(cohort, sources, target, progress)[1]
 
 
 def inspect_folder(
@@ -135,27 +140,52 @@ def inspect_folder(
         CohortError: If nothing is recognised, or no case has the modalities asked for.
     """
     cohort = find_cohort(root, layout=layout, selection=selection)
-    summaries, problems = _inspect(cohort, sources, target, progress)
-    return Inspection(cohort, tuple(summaries), tuple(problems), cohort.unused)
+    summaries, problems, usable = _inspect(cohort, sources, target, progress)
+    verdict = () if usable is None else tuple(_verdict(root, usable, len(summaries), sources, str(target)))
+    return Inspection(cohort, tuple(summaries), tuple(problems), cohort.unused, verdict)
+
+
+def _verdict(root: Path, usable: Sequence[Case], all_pairs: int, sources: Sequence[str], target: str) -> Iterator[str]:
+    """Say how many pairs can be used, how a training would split them, and what to do next."""
+    people = len({case.subject for case in usable})
+    pair = f"--source {' '.join(sources)} --target {target}"
+    yield f"usable: {len(usable)} of {all_pairs} pairs of {' + '.join(sources)} and {target}, of {people} subjects"
+    if not usable:
+        yield "next: mend the files that are named below, or look for other files with chiasm inspect without --source"
+        return
+    settings = Split()
+    shares = {"validation": settings.validation, "sealed": settings.sealed}
+    try:
+        split = make_split(usable, folds=settings.folds, fold=settings.fold, seed=settings.seed, **shares)
+    except CohortError as error:
+        yield f"chiasm train would not split them as it is: {error.what}. {error.hint or ''}".rstrip()
+        return
+    yield (
+        f"chiasm train would take {len(split.train)} for training, {len(split.validation)} for validation, "
+        f"{len(split.test)} for testing (fold {settings.fold} of {settings.folds}, by subject)"
+    )
+    yield f"next: chiasm train {shlex.quote(str(root))} {pair} -o RUN"
 
 
 def _inspect(
     cohort: Cohort, sources: Sequence[str], target: str | None, progress: Progress | None
-) -> tuple[list[CaseSummary], list[Problem]]:
+) -> tuple[list[CaseSummary], list[Problem], list[Case] | None]:
+    """Examine all cases; return the usable ones too, where a pair was asked for."""
     wanted = [*sources, *([] if target is None else [target])]
     chosen = select_cases(cohort, wanted, None) if wanted else cohort
     pair = sources and target is not None and target not in sources
     data = Data(sources=tuple(dict.fromkeys(sources)), target=str(target)) if pair else None
-    summaries, problems = [], list(chosen.problems)
+    summaries, problems, usable = [], list(chosen.problems), list[Case]()
     for index, case in enumerate(chosen.cases):
         if progress is not None:
             progress(index, len(chosen.cases), case.id)
         examined = examine_case(case, wanted or list(case.images), cohort.regions, data)
         summaries.append(_summary(examined))
         problems += examined.problems
+        usable += [examined.case] if examined.is_usable else []
     if progress is not None:
         progress(len(chosen.cases), len(chosen.cases), "")
-    return summaries, problems
+    return summaries, problems, usable if pair else None
 
 
 def _summary(examined: ExaminedCase) -> CaseSummary:

@@ -19,6 +19,7 @@ from chiasm.cohorts.cases import Cohort, Problem
 from chiasm.cohorts.dicom_patients import Selection
 from chiasm.cohorts.gathering import LOST, tell_notes
 from chiasm.errors import CohortError, RunError, unknown
+from chiasm.evaluation.headlines import headlines
 from chiasm.evaluation.loading import RULES, Judged, Loaded, load_case
 from chiasm.evaluation.predictions import open_predictions, open_reference, score_cases
 from chiasm.evaluation.rows import MaskUse, Remarks, Row, read_evaluation, read_remarks, write_evaluation
@@ -56,7 +57,8 @@ class Scored:
 
     Attributes:
         rows: One for each figure.
-        table: The summary, lines of text.
+        headlines: What came of it, in at most six lines.
+        table: All scores side by side, lines of text.
         report: The page.
         problems: Cases that could not be scored.
         notes: What the reference holds beside its cases, which of several scans were taken, and which cases
@@ -64,6 +66,7 @@ class Scored:
     """
 
     rows: tuple[Row, ...]
+    headlines: tuple[str, ...]
     table: tuple[str, ...]
     report: Path
     problems: tuple[Problem, ...]
@@ -152,9 +155,11 @@ def evaluate(
         write_json(out / ASKED, {**asked, "problems": [problem.message for problem in problems]})
         subjects = {case.id: case.subject for case in together.cohort.cases}
         report = report_evaluation(out)
-        table = tuple(format_table(paired(found.rows), subjects=subjects))
+        shared = paired(found.rows)
+        told = tuple(headlines(shared, judged[0].manifest.method, judged[0].baselines.names, subjects))
+        table = tuple(format_table(shared, subjects=subjects))
         notes = (*tell_notes(together.cohort.notes, ("several", *LOST)), *found.notes)
-        return Scored(tuple(found.rows), table, report, (*problems, *found.spoiled), notes)
+        return Scored(tuple(found.rows), told, table, report, (*problems, *found.spoiled), notes)
 
 
 def _asked(

@@ -1,0 +1,119 @@
+"""What came of an evaluation, in six lines."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from chiasm.evaluation.rows import Row
+from chiasm.evaluation.summary import Summary, summarise
+
+BASE_REGIONS = ("mask", "image", "healthy", "edges", "lesion-edge", "each lesion", "lesions")
+
+
+@dataclass(frozen=True)
+class _Scores:
+    """Summaries of a method and of the naive baselines, by region, metric and method."""
+
+    found: Mapping[tuple[str, str, str], Summary]
+    method: str
+    naive: Collection[str]
+
+    def of(self, region: str, metric: str, method: str = "") -> Summary | None:
+        """Return a score; None where no subject has one."""
+        one = self.found.get((region, metric, method or self.method))
+        return one if one is not None and one.n else None
+
+    def best_naive(self, region: str) -> Summary | None:
+        """Return the baseline with the smallest error in a region."""
+        errors = [one for name in self.naive if (one := self.of(region, "mae", name)) is not None]
+        return min(errors, key=lambda one: one.mean, default=None)
+
+    @property
+    def lesion_region(self) -> str | None:
+        """The label region that most subjects have, the first named of these."""
+        named = dict.fromkeys(region for region, metric, _ in self.found if metric == "mae")
+        regions = [name for name in named if name not in BASE_REGIONS and not name.startswith("lesions-")]
+        return max(regions, key=self._count, default=None)
+
+    def _count(self, region: str) -> int:
+        one = self.of(region, "mae")
+        return 0 if one is None else one.n
+
+
+def headlines(
+    rows: Iterable[Row], method: str, naive: Collection[str], subjects: Mapping[str, str] | None = None
+) -> list[str]:
+    """Say in at most six lines how good a method is: error, likeness, lesions, expected error, convention.
+
+    Args:
+        rows: From `evaluate_case`.
+        method: Which is described.
+        naive: Baselines that it is compared with.
+        subjects: Case id to subject; by default each case is its own.
+
+    Raises:
+        ValueError: As `summarise`.
+    """
+    rows = list(rows)
+    scores = _Scores({(one.region, one.metric, one.method): one for one in summarise(rows, subjects)}, method, naive)
+    lines = [_error(scores, "mask"), _likeness(scores)]
+    if (region := scores.lesion_region) is not None:
+        lines += [_error(scores, region), _lesions(scores)]
+    lines += [_expected_error(scores), _convention(rows)]
+    return [line for line in lines if line]
+
+
+def _error(scores: _Scores, region: str) -> str:
+    """Compare the mean absolute error of a region with that of the best baseline."""
+    own, best = scores.of(region, "mae"), scores.best_naive(region)
+    if own is None:
+        return ""
+    line = f"{region}: mean absolute error {_value(own)} in {_people(own.n)}"
+    if best is None or not best.mean > 0:
+        return line
+    change = 100 * (own.mean / best.mean - 1)
+    compared = f"{abs(change):.0f} % {'lower' if change < 0 else 'higher'} than" if round(change) else "the same as"
+    return f"{line}, {compared} the best baseline ({best.method} {_value(best)})"
+
+
+def _likeness(scores: _Scores) -> str:
+    parts = [
+        f"{label} {one.mean:.3g}{unit}"
+        for metric, label, unit in (("psnr", "PSNR", " dB"), ("ssim", "SSIM", ""), ("sharpness", "sharpness", ""))
+        if (one := scores.of("mask", metric)) is not None
+    ]
+    return f"mask: {', '.join(parts)}" if parts else ""
+
+
+def _lesions(scores: _Scores) -> str:
+    """Say how much of the lesions' contrast is kept, how many are visible, and how many are made up."""
+    kept, recall = scores.of("each lesion", "contrast_kept"), scores.of("lesions", "recall")
+    made_up = scores.of("lesions", "false_lesions")
+    parts = [
+        *([f"{100 * kept.mean:.0f} % of their contrast is kept"] if kept else []),
+        *([f"{100 * recall.mean:.0f} % are visible"] if recall else []),
+        *([f"{made_up.mean:.3g} made up per case"] if made_up else []),
+    ]
+    return f"lesions: {', '.join(parts)}" if parts else ""
+
+
+def _expected_error(scores: _Scores) -> str:
+    ratio, rank = scores.of("mask", "calibration"), scores.of("mask", "spearman")
+    if ratio is None:
+        return ""
+    line = f"expected error: {ratio.mean:.2f} times the true error in the mask"
+    return f"{line}; rank correlation of voxels {rank.mean:.2f}" if rank is not None else line
+
+
+def _convention(rows: Sequence[Row]) -> str:
+    names: Iterator[str] = (row.convention.partition(" (")[0] for row in rows)
+    return f"convention: {', '.join(dict.fromkeys(names))}; evaluation.csv and report.html hold all scores"
+
+
+def _value(one: Summary) -> str:
+    return f"{one.mean:.3g}{f' {one.unit}' if one.unit not in ('', '1') else ''}"
+
+
+def _people(count: int) -> str:
+    return f"{count} subject{'s' if count != 1 else ''}"

@@ -1,0 +1,45 @@
+"""What an inspection ends with: usable pairs, the split of a training, and what to do next."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import chiasm
+from chiasm.methods import make_recipe
+from chiasm.preparation.inspection import inspect_folder
+from synthetic_cohort import write_brats
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_brats(tmp_path_factory.mktemp("inspected") / "my cohort", 6)
+
+
+def test_the_verdict_is_the_split_that_a_training_makes(cohort: Path, tmp_path: Path) -> None:
+    found = inspect_folder(cohort, ["t1"], "t2")
+    recipe = make_recipe("A7", "tiny", {"data.sources": ("t1",), "data.target": "t2", "data.patch": 32})
+    split = chiasm.plan(cohort, recipe, tmp_path / "run", say=lambda _: None).split
+    counts = [len(part) for part in (split.train, split.validation, split.test)]
+    assert found.verdict == (
+        "usable: 6 of 6 pairs of t1 and t2, of 6 subjects",
+        "chiasm train would take {} for training, {} for validation, {} for testing (fold 0 of 5, by subject)".format(
+            *counts
+        ),
+        f"next: chiasm train '{cohort}' --source t1 --target t2 -o RUN",
+    )
+    assert tuple(found.lines()[-3:]) == found.verdict
+
+
+def test_a_pair_that_cannot_be_used_is_not_counted_and_too_few_subjects_are_told_the_way_out(tmp_path: Path) -> None:
+    folder = write_brats(tmp_path / "cohort", 4)
+    broken = next(iter(sorted(folder.rglob("*_t2.nii.gz"))))
+    broken.write_bytes(broken.read_bytes()[:500])
+    verdict = inspect_folder(folder, ["t1"], "t2").verdict
+    assert verdict[0] == "usable: 3 of 4 pairs of t1 and t2, of 3 subjects"
+    assert "5 folds need at least 5 subjects" in verdict[1] and "--folds 3" in verdict[1] and len(verdict) == 2
+
+
+def test_without_a_pair_there_is_no_verdict(cohort: Path) -> None:
+    assert inspect_folder(cohort).verdict == inspect_folder(cohort, ["t1"]).verdict == ()
