@@ -111,16 +111,23 @@ def remove_files(folder: Path, names: Iterable[str]) -> None:
     Raises:
         ChiasmError: If a file cannot be removed.
     """
-    parents: set[Path] = set()
-    for path in (folder / name for name in names):
-        between = [above for above in path.parents if above.is_relative_to(folder) and above != folder]
-        if path.is_file() and not path.is_symlink() and not any(above.is_symlink() for above in between):
-            with writing(path):
-                path.unlink()
-            parents |= set(between)
+    own = [path for path in (folder / name for name in names) if path.is_file() and not _is_behind_link(path, folder)]
+    for path in own:
+        with writing(path):
+            path.unlink()
+    parents = {parent for path in own for parent in _between(path, folder)}
     for parent in sorted(parents, key=lambda one: len(one.parts), reverse=True):
         if not any(parent.iterdir()):
             parent.rmdir()
+
+
+def _between(path: Path, folder: Path) -> list[Path]:
+    """List the folders between a file and the folder of the results."""
+    return [above for above in path.parents if above.is_relative_to(folder) and above != folder]
+
+
+def _is_behind_link(path: Path, folder: Path) -> bool:
+    return any(place.is_symlink() for place in (path, *_between(path, folder)))
 
 
 def _matching(folder: Path, name: str) -> list[Path]:

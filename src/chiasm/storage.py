@@ -193,9 +193,7 @@ def writing(path: Path) -> Iterator[None]:
 
 def unwritable(path: Path, error: OSError) -> ChiasmError:
     """Say that and why something could not be written."""
-    number = error.errno
-    if number is None and _wrote_less(error):
-        number = errno.ENOSPC
+    number = errno.ENOSPC if _wrote_less(error) else error.errno
     free = _free_bytes(path) if number in FULL else None
     cause = error.strerror or (str(error) if number is None else os.strerror(number))
     remedy = _REMEDIES.get(number or 0, "Choose another folder.")
@@ -217,7 +215,7 @@ def broken_link(path: Path) -> Path | None:
 
 def _wrote_less(error: OSError) -> bool:
     """Tell whether numpy or nibabel wrote less than all, of which they do not say why: the disk was full."""
-    return "requested and" in str(error) or not error.args
+    return error.errno is None and ("requested and" in str(error) or not error.args)
 
 
 def _sync(path: Path) -> None:

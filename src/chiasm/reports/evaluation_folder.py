@@ -58,9 +58,7 @@ def make_room(out: Path, asked: Mapping[str, Any], inputs: Sequence[Path], *, ov
         RunError: If the folder holds a study or a completion, an input that would be replaced, or another evaluation
             or files of somebody else and `overwrite` is False.
     """
-    for mark, what in OWNED.items():
-        if (out / mark).is_file():
-            raise RunError(f"holds {what}", path=out, reason="occupied", hint="Give another folder with -o.")
+    _refuse_owned(out)
     refuse_inputs((out / name for name in (*FILES, *FOLDERS)), inputs, what="the evaluation")
     refuse_links(out, FOLDERS[:2])
     before = read_asked(out) if (out / ASKED).is_file() else None
@@ -68,11 +66,7 @@ def make_room(out: Path, asked: Mapping[str, Any], inputs: Sequence[Path], *, ov
         if not overwrite and not is_evaluation(out):  # a killed command may have written figures alone
             refuse_foreign(out, (*FILES, *PAGE_FILES), way_out="To replace them: chiasm evaluate --overwrite.")
         return
-    told = [
-        f"{name} was {before[name]} and is {asked[name]}"
-        for name in ("predictions", "reference", "layout", "regions", "register", "convention", *CHOSEN)
-        if before.get(name, asked[name]) != asked[name] and not _same_places(out, before, asked, name)
-    ]
+    told = _differences(out, before, asked)
     if told and not overwrite:
         raise RunError(
             f"holds another evaluation: {'; '.join(told)}",
@@ -84,6 +78,26 @@ def make_room(out: Path, asked: Mapping[str, Any], inputs: Sequence[Path], *, ov
     remove_files(out, (page.replace("*", case) for case in cases for page in PAGE_FILES))
     if told:
         remove_registered(out / REGISTERED)
+
+
+def _refuse_owned(out: Path) -> None:
+    """Refuse the folder of a study or of a completion.
+
+    Raises:
+        RunError: If it is one.
+    """
+    for mark, what in OWNED.items():
+        if (out / mark).is_file():
+            raise RunError(f"holds {what}", path=out, reason="occupied", hint="Give another folder with -o.")
+
+
+def _differences(out: Path, before: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
+    """Say in words how two evaluations differ in what was asked for."""
+    return [
+        f"{name} was {before[name]} and is {asked[name]}"
+        for name in ("predictions", "reference", "layout", "regions", "register", "convention", *CHOSEN)
+        if before.get(name, asked[name]) != asked[name] and not _same_places(out, before, asked, name)
+    ]
 
 
 def _same_places(out: Path, before: Mapping[str, Any], asked: Mapping[str, Any], name: str) -> bool:

@@ -406,20 +406,37 @@ def _make_room(folder: Path, asked: Mapping[str, Any], names: Sequence[str], ove
     strange = [place for name in names if name not in made for place in _places(folder, name)]
     refuse_foreign(folder, [place.relative_to(folder).as_posix() for place in strange])
     if others and not overwrite:
-        was = next(iter(others.values()))
-        told = [f"{name} was {was.get(name)} and is {value}" for name, value in asked.items() if was.get(name) != value]
-        raise RunError(
-            f"holds {len(made)} simulated patients, of whom {len(others)} do not belong to the cohort asked for",
-            path=folder,
-            reason="other-cohort",
-            found="; ".join(told) or f"{len(made)} patients",
-            expected=None if told else f"at most {len(names)}",
-            hint=f"{OTHER_FOLDER} To replace them: chiasm phantom --overwrite.",
-        )
-    for place in (place for name in others for place in _places(folder, name)):
-        own = [path.relative_to(folder).as_posix() for path in place.rglob("*") if OWN.fullmatch(path.name)]
-        remove_files(folder, sorted(own, key=lambda name: name.endswith(PARAMETERS)))  # it says whose the others are
+        raise _other_cohort(folder, asked, made, others, len(names))
+    for name in others:
+        _remove_subject(folder, name)
     write_json(note, {**asked, "names": list(names)})
+
+
+def _other_cohort(
+    folder: Path,
+    asked: Mapping[str, Any],
+    made: Mapping[str, Mapping[str, Any]],
+    others: Mapping[str, Mapping[str, Any]],
+    most: int,
+) -> RunError:
+    """Say that a folder holds simulated patients who do not belong to the cohort asked for."""
+    was = next(iter(others.values()))
+    told = [f"{name} was {was.get(name)} and is {value}" for name, value in asked.items() if was.get(name) != value]
+    return RunError(
+        f"holds {len(made)} simulated patients, of whom {len(others)} do not belong to the cohort asked for",
+        path=folder,
+        reason="other-cohort",
+        found="; ".join(told) or f"{len(made)} patients",
+        expected=None if told else f"at most {most}",
+        hint=f"{OTHER_FOLDER} To replace them: chiasm phantom --overwrite.",
+    )
+
+
+def _remove_subject(folder: Path, name: str) -> None:
+    """Remove what was simulated of a subject, the note of what it was made with last; other files stay."""
+    for place in _places(folder, name):
+        own = [path.relative_to(folder).as_posix() for path in place.rglob("*") if OWN.fullmatch(path.name)]
+        remove_files(folder, sorted(own, key=lambda name: name.endswith(PARAMETERS)))
 
 
 def _made(folder: Path, note: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
@@ -428,7 +445,7 @@ def _made(folder: Path, note: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]
     Earlier versions noted no names: of those, who was finished counts, or whose truth was written.
     """
     asked = {name: value for name, value in note.items() if name != "names"}
-    begun = note["names"] if "names" in note else [path.name for path in folder.glob("truth/*/")] if note else []
+    begun = note.get("names", [path.name for path in folder.glob("truth/*/")] if note else [])
     made = {name: asked for name in begun if any(place.exists() for place in _places(folder, name))}
     finished = folder.glob(f"truth/*/{PARAMETERS}")
     return made | {path.parent.name: read_json(path).get("asked", {}) for path in finished}
