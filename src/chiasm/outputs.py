@@ -115,10 +115,13 @@ def remove_files(folder: Path, names: Iterable[str]) -> None:
     for path in own:
         with writing(path):
             path.unlink()
-    parents = {parent for path in own for parent in _between(path, folder)}
-    for parent in sorted(parents, key=lambda one: len(one.parts), reverse=True):
-        if not any(parent.iterdir()):
-            parent.rmdir()
+    _remove_empty({parent for path in own for parent in _between(path, folder)})
+
+
+def _remove_empty(folders: Iterable[Path]) -> None:
+    for folder in sorted(folders, key=lambda one: len(one.parts), reverse=True):  # what a folder holds before it
+        if not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def _between(path: Path, folder: Path) -> list[Path]:
