@@ -264,10 +264,13 @@ def test_maps_are_what_the_networks_say_when_asked_by_hand(kind: str, model: Mod
         image = generator(torch.from_numpy(stack)) * torch.from_numpy(mask[at])
         logits = judge(torch.cat([torch.from_numpy(stack), image], dim=1))
     score = np.where(mask[at], -0.5 * torch.nn.functional.logsigmoid(logits.magnitude)[0, 0].numpy(), 0)
-    assert found.magnitude is not None and found.structured is not None and found.realness is not None
+    assert found.raw_error is not None and found.structured is not None and found.realness is not None
     np.testing.assert_allclose(found.prediction[at], image[0, 0].numpy(), atol=1e-5)
-    np.testing.assert_allclose(found.magnitude[at], score, atol=1e-5)
-    for doubt, logit in ((found.structured, logits.structured), (found.realness, logits.realness)):
+    np.testing.assert_allclose(found.raw_error[at], score, atol=1e-5)
+    for doubt, logit in zip(
+        (found.magnitude, found.structured, found.realness), (logits.magnitude, logits.structured, logits.realness)
+    ):
+        assert doubt is not None
         expected = np.where(mask[at], 1 - torch.sigmoid(logit)[0, 0].numpy(), 0)
         np.testing.assert_allclose(doubt[at], expected, atol=1e-5)
 
@@ -280,8 +283,8 @@ def test_extreme_logits_give_finite_maps(model: Model) -> None:
             plan=model.plan, conditional=True, error_scale=0.5, engine=ENGINE,
         )  # fmt: skip
         assert all(part is not None and np.isfinite(part).all() for part in found)
-        assert found.magnitude is not None
-        assert least <= found.magnitude[prepared.mask].min() and found.magnitude.max() <= most
+        assert found.raw_error is not None
+        assert least <= found.raw_error[prepared.mask].min() and found.raw_error.max() <= most
 
 
 def second_stage(plan: Plan, kind: str) -> Generator:
@@ -345,9 +348,9 @@ def test_a_refined_image_and_its_map_are_what_the_networks_say_when_asked_by_han
         again = judge(torch.cat([x, second], dim=1) if conditional else second)
     assert not torch.allclose(first, second, atol=1e-2)
     score = np.where(mask[..., 2], -0.5 * nn.functional.logsigmoid(again.magnitude)[0, 0].numpy(), 0)
-    assert found.magnitude is not None
+    assert found.raw_error is not None
     np.testing.assert_allclose(found.prediction[..., 2], second[0, 0].numpy(), atol=1e-5)
-    np.testing.assert_allclose(found.magnitude[..., 2], score, atol=1e-5)
+    np.testing.assert_allclose(found.raw_error[..., 2], score, atol=1e-5)
 
 
 def test_a_tile_sees_as_far_as_all_networks_in_turn(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ LESION[2:8, 2:8, 2:6] = True
 
 
 def figures(doubt: np.ndarray, lesion: np.ndarray | None = LESION, beta: float = 1.0) -> dict[str, float]:
-    maps = Maps((TARGET + ERROR).astype(np.float32), None, doubt.astype(np.float32), None)
+    maps = Maps((TARGET + ERROR).astype(np.float32), None, None, doubt.astype(np.float32), None)
     return gauge(maps, TARGET, MASK, lesion, head="structured", beta=beta, sigma_voxels=(2.0, 2.0, 2.0))
 
 
@@ -46,10 +46,17 @@ def test_a_flat_map_weighs_all_voxels_alike() -> None:
 
 def test_without_labels_nothing_is_said_of_lesions_and_without_the_head_nothing_at_all() -> None:
     assert "auroc_lesion" not in figures(RNG.random(SHAPE), None)
-    assert (
-        gauge(Maps(TARGET, None, None, None), TARGET, MASK, None, head="structured", beta=1, sigma_voxels=(1, 1, 1))
-        == {}
-    )
+    nothing = Maps(TARGET, None, None, None, None)
+    assert gauge(nothing, TARGET, MASK, None, head="structured", beta=1, sigma_voxels=(1, 1, 1)) == {}
+
+
+@pytest.mark.parametrize("head", ["magnitude", "structured", "realness"])
+def test_lesions_weigh_as_much_as_their_difficulty_says_whichever_head_it_is_of(head: str) -> None:
+    difficulty = np.where(LESION, 0.9, 0.3).astype(np.float32)
+    nothing = Maps((TARGET + ERROR).astype(np.float32), None, None, None, None)
+    maps = nothing._replace(**{head: difficulty, "raw_error": -np.log1p(-difficulty)})
+    found = gauge(maps, TARGET, MASK, LESION, head=head, beta=2.0, sigma_voxels=(2.0, 2.0, 2.0))
+    assert found["weight_ratio"] == pytest.approx(9.0, rel=1e-5)  # (0.9 / 0.3) ** 2
 
 
 def test_a_doubt_that_follows_the_error_is_well_and_its_opposite_is_called_inverted() -> None:

@@ -79,7 +79,7 @@ def learned_score(model: Model, source: Array, mask: Mask, *, engine: Engine) ->
     Raises:
         ValueError: If the model has no local discriminator.
     """
-    magnitude = _asked(model, source, mask, engine, judge=True).magnitude
+    magnitude = _asked(model, source, mask, engine, judge=True).raw_error
     if magnitude is None:
         raise ValueError("the model has no local discriminator, so it has no map of its own")
     return Score(MAP, magnitude, len(model.earlier) + (2 if model.refiner is None else 4))

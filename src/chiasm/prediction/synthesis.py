@@ -43,12 +43,14 @@ class Maps(NamedTuple):
 
     Attributes:
         prediction: The synthetic image, shape (I, J, K), zero outside the mask.
-        magnitude: -s log M of the magnitude head, the raw reliability score, or None.
-        structured: 1 - M of the structured head, or None.
-        realness: 1 - M of the realness head, or None.
+        raw_error: -s log M of the magnitude head: the expected error before calibration, or None.
+        magnitude: Difficulty 1 - M of the magnitude head, or None.
+        structured: Difficulty of the structured head, or None.
+        realness: Difficulty of the realness head, or None.
     """
 
     prediction: NDArray[np.float32]
+    raw_error: NDArray[np.float32] | None
     magnitude: NDArray[np.float32] | None
     structured: NDArray[np.float32] | None
     realness: NDArray[np.float32] | None
@@ -173,14 +175,13 @@ def synthesise_prepared(
     outputs = _over_volume(run, stack, (sized, local_judge, refiner), plan, is_blended(generator, plan))
     prediction = np.where(mask, outputs[0], 0).astype(np.float32)
     if local_judge is None:
-        return Maps(prediction, None, None, None)
-    magnitude, structured, realness = outputs[1:4]
+        return Maps(prediction, None, None, None, None)
+    logits = outputs[1:4]  # magnitude, structured, realness
     with np.errstate(invalid="ignore"):  # `synthesise` refuses what is no number
-        score = error_scale * np.logaddexp(0, -magnitude)  # -s log sigmoid(logit)
-    doubts = (np.where(mask, 1 / (1 + np.exp(np.clip(logit, -60, 60))), 0) for logit in (structured, realness))
-    return Maps(
-        prediction, np.where(mask, score, 0).astype(np.float32), *(doubt.astype(np.float32) for doubt in doubts)
-    )
+        raw_error = error_scale * np.logaddexp(0, -logits[0])  # -s log sigmoid(logit)
+    difficulties = (np.where(mask, 1 / (1 + np.exp(np.clip(logit, -60, 60))), 0) for logit in logits)
+    kept = (np.where(mask, raw_error, 0), *difficulties)
+    return Maps(prediction, *(each.astype(np.float32) for each in kept))
 
 
 def is_blended(generator: nn.Module, plan: Plan) -> bool:
@@ -287,10 +288,10 @@ def synthesise(
         raw = np.clip(raw, *plan.target_range)
     image = Volume(np.where(valid, _brought_back(raw, prepared, grid), background).astype(np.float32), grid)
     reliability = None
-    if maps.magnitude is None:
+    if maps.raw_error is None:
         warnings.append(f"arm {model.recipe.method} has no local discriminator, so there is no reliability map")
     else:
-        expected = maps.magnitude if model.calibration is None else apply_calibration(model.calibration, maps.magnitude)
+        expected = maps.raw_error if model.calibration is None else apply_calibration(model.calibration, maps.raw_error)
         if model.calibration is None:
             warnings.append("the reliability map is not calibrated: the run had no validation cases")
         elif not model.calibration.informative:

@@ -383,8 +383,8 @@ def finish(learner: AnyLearner, model: Model, validation: Sequence[PreparedCase]
         scores, errors = [], []
         for case in validation:
             maps, mask = learner.maps(case, engine), np.asarray(case.mask)
-            assert maps.magnitude is not None
-            scores.append(maps.magnitude[mask])
+            assert maps.raw_error is not None
+            scores.append(maps.raw_error[mask])
             errors.append(np.abs(maps.prediction - np.asarray(case.target))[mask])
         calibration = fit_calibration(
             np.concatenate(scores), np.concatenate(errors), fitted_on=tuple(case.id for case in validation)
