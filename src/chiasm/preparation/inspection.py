@@ -148,7 +148,7 @@ def inspect_folder(
 def _verdict(root: Path, usable: Sequence[Case], all_pairs: int, sources: Sequence[str], target: str) -> Iterator[str]:
     """Say how many pairs can be used, how a training would split them, and what to do next."""
     people = len({case.subject for case in usable})
-    pair = f"--source {' '.join(sources)} --target {target}"
+    names = " ".join(sources)
     yield f"usable: {len(usable)} of {all_pairs} pairs of {' + '.join(sources)} and {target}, of {people} subjects"
     if not usable:
         yield "next: mend the files that are named below, or look for other files with chiasm inspect without --source"
@@ -164,7 +164,7 @@ def _verdict(root: Path, usable: Sequence[Case], all_pairs: int, sources: Sequen
         f"chiasm train would take {len(split.train)} for training, {len(split.validation)} for validation, "
         f"{len(split.test)} for testing (fold {settings.fold} of {settings.folds}, by subject)"
     )
-    yield f"next: chiasm train {shlex.quote(str(root))} {pair} -o RUN"
+    yield f"next: chiasm train {shlex.quote(str(root))} --source {names} --target {target} -o RUN"
 
 
 def _inspect(
