@@ -207,6 +207,18 @@ def test_a_whole_head_is_found_in_its_air_whatever_pads_it(name: str, background
     assert dice(found, expected) > 0.95
 
 
+@pytest.mark.parametrize("offset", [0.0, 5.0, -3000.0])
+def test_a_head_that_was_cut_out_keeps_its_dark_uniform_skin_and_its_scan_does_not_keep_its_air(offset: float) -> None:
+    rng = np.random.default_rng(4)
+    inside, brain = ball(radius=0.8), ball(radius=0.6)
+    signal = np.where(brain, 90 + 30 * rng.normal(size=SHAPE), np.where(inside, 10.0, 0.0))
+    scan = np.hypot(signal + rng.normal(0, 3, SHAPE), rng.normal(0, 3, SHAPE))
+    mask, rule = find_mask(volume(np.where(inside, scan + offset, offset)), "given")
+    assert rule == "nonzero" and (mask == inside).all()
+    scan[:3], scan[-3:], scan[:, :3], scan[:, -3:] = 0, 0, 0, 0
+    assert suggest_rule(volume(scan)) == "body"
+
+
 def test_a_head_that_is_padded_at_two_faces_is_found_as_if_it_were_not() -> None:
     sides = ((0, 0), (0, 0), (6, 4))
     array = np.pad(standardised(whole_head()), sides)

@@ -36,6 +36,8 @@ UNIFORM = (
 NEAR_AIR = 0.15  # padding that differs from air by less, as such a share, is as good as air
 ONE_SIDE = 0.1  # where a larger share of a body is darker than its background, dark tissue counts as bright tissue does
 AIR_AROUND = 1.5  # contents are a field of view, and not a cut-out body, if they are so many times as large as the body
+AIR_AROUND_ROUND = 2.4  # likewise where the contents are round, as a cut-out head is, whose dark skin looks like air
+ROUND = 0.7  # of its box a head fills less, a field of view more
 AIR_AROUND_CT = 1.15  # likewise in CT, where skull and lungs are not taken for air
 MOST_AROUND = 12.0  # what is smaller beside its surroundings is a part of a body
 AIR_HU = -850.0  # nothing above is air; a cut-out body may end in uniform fat
@@ -54,6 +56,7 @@ class Surroundings(NamedTuple):
         darker: Share of the body that is darker than what surrounds it.
         times_larger: How many times as large as the body the contents are: all that is not padding.
         span: Range of the contents' intensities, 5 to 95 %.
+        fills: Share of their box that the contents fill.
     """
 
     padding: float | None
@@ -61,6 +64,7 @@ class Surroundings(NamedTuple):
     darker: float
     times_larger: float
     span: float
+    fills: float = 1.0
 
 
 def constant_background(array: NDArray[Any]) -> float | None:
@@ -97,7 +101,8 @@ def look_around(array: NDArray[Any], *, is_ct: bool = False) -> Surroundings:
     within, level = (contents, padding) if air is None else (body, air)
     darker = 0.0 if level is None else float(np.mean(smooth[within] < level))
     times_larger = int(contents.sum()) / max(1, int(body.sum()))
-    return Surroundings(padding, air, darker, times_larger, high - low)
+    fills = float(contents[box_of(contents)].mean())
+    return Surroundings(padding, air, darker, times_larger, high - low, fills)
 
 
 def suggest_rule(volume: Volume, window_hu: Window | None = None) -> Rule:
@@ -195,7 +200,8 @@ def _suggested(array: NDArray[Any], around: Surroundings, window_hu: Window | No
     is_ct = window_hu is not None
     if around.air is None and (ONE_SIDE < around.darker < 1 - ONE_SIDE or (is_ct and background > AIR_HU)):
         return "nonzero"  # the background lies among the intensities of tissue, so it is not air
-    return "body" if (AIR_AROUND_CT if is_ct else AIR_AROUND) < around.times_larger < MOST_AROUND else "nonzero"
+    least = AIR_AROUND_CT if is_ct else AIR_AROUND if around.fills >= ROUND else AIR_AROUND_ROUND
+    return "body" if least < around.times_larger < MOST_AROUND else "nonzero"
 
 
 def _smooth(array: NDArray[np.float32]) -> NDArray[np.float32]:
