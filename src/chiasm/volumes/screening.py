@@ -430,7 +430,7 @@ def find_mirrored(a: NDArray[Any], b: NDArray[Any]) -> Mirrored | None:
     Compared are voxels that hold content of both images whether or not one is
     mirrored: where a mirrored head lies on background, that background's edge would tell of the other's edge.
     Of each image only local contrast counts: two coils that shade a head from opposite sides make images that
-    share more information mirrored.
+    share more information mirrored.  The images as they are must not say the contrary.
     """
     step = max(1, -(-max(a.shape) // MIRROR_VOXELS))
     thin = (slice(step // 2, None, step),) * 3
@@ -442,7 +442,10 @@ def find_mirrored(a: NDArray[Any], b: NDArray[Any]) -> Mirrored | None:
     best = max(found, key=lambda one: one.information - one.as_stored)
     clearly = best.information > max(MIRROR_GAIN * best.as_stored, best.as_stored + MIRROR_LEAST)
     others = max(one.information for one in found if one is not best)
-    return best if clearly and best.information > MIRROR_APART * others else None
+    if not clearly or best.information <= MIRROR_APART * others:
+        return None
+    whole = _mirrored(thin_a, thin_b, content & np.flip(content, best.axis), best.axis)
+    return best if whole.information > whole.as_stored else None
 
 
 def _local_contrast(array: NDArray[Any], content: NDArray[np.bool_]) -> NDArray[np.float32]:
