@@ -14,8 +14,9 @@ import pytest
 
 from chiasm.errors import ChiasmError
 from chiasm.evaluation.rows import Row
-from chiasm.reports.evaluation_page import compare, rank, write_report
+from chiasm.reports.evaluation_page import EvaluationPage, write_report
 from chiasm.reports.gallery import GalleryCase
+from chiasm.reports.naive_comparison import compare_with_baselines, rank
 
 HOSTILE = "<img src=x onerror=alert(1)>\"'><script>alert(2)</script>&amp;"
 MAE = {  # method -> region -> figures of cases a, b, c
@@ -101,7 +102,8 @@ class Page(HTMLParser):
 
 
 def written(folder: Path, **given: object) -> Page:
-    return Page(write_report(folder / "report.html", **({"title": "t1 to t2", "rows": evaluated()} | given)))  # type: ignore[arg-type]
+    usual = {"title": "t1 to t2", "rows": evaluated(), "method": "model", "naive": ["lookup", "mean"]}
+    return Page(write_report(folder / "report.html", EvaluationPage(**(usual | given))))  # type: ignore[arg-type]
 
 
 def pixels(page: Page, alt: str) -> np.ndarray:
@@ -160,25 +162,25 @@ def test_worse_is_said_as_plainly_as_better(tmp_path: Path) -> None:
 
 def test_a_tie_is_no_win(tmp_path: Path) -> None:
     rows = [row("model", "brain", 0.2), row("lookup", "brain", 0.2)]
-    (tie,) = compare(rows, method="model", naive=["lookup"])
-    assert not tie.better and tie.wins == 0
+    (tie,) = compare_with_baselines(rows, method="model", naive=["lookup"])
+    assert not tie.is_better and tie.wins == 0
     assert "the same on average" in written(tmp_path, rows=rows).words
 
 
 def test_higher_is_better_for_psnr() -> None:
     rows = [row(method, "brain", value, metric="psnr") for method, value in (("model", 28.0), ("lookup", 25.0))]
-    (found,) = compare(
+    (found,) = compare_with_baselines(
         [*rows, row("mean", "brain", 20.0, metric="psnr")], method="model", naive=["lookup", "mean"], metric="psnr"
     )
-    assert found.better and found.baseline == "lookup"
+    assert found.is_better and found.baseline == "lookup"
     rows += [row("model", "brain", 31.0, case="b", metric="psnr")]
     assert (rank(rows, method="model", metric="psnr") or {})["best"] == "b"
 
 
 def test_only_cases_that_both_have_are_compared() -> None:
     rows = [row("model", "brain", 0.3), row("lookup", "brain", 0.2), row("model", "brain", 0.0, case="only ours")]
-    (found,) = compare(rows, method="model", naive=["lookup"])
-    assert (found.cases, found.ours, found.better) == (1, 0.3, False)
+    (found,) = compare_with_baselines(rows, method="model", naive=["lookup"])
+    assert (found.cases, found.ours, found.is_better) == (1, 0.3, False)
 
 
 def test_names_from_files_cannot_become_markup(tmp_path: Path) -> None:
@@ -190,6 +192,8 @@ def test_names_from_files_cannot_become_markup(tmp_path: Path) -> None:
         title=HOSTILE,
         asked=HOSTILE,
         rows=rows,
+        method=HOSTILE,
+        naive=["lookup"],
         history=history,
         gallery=[replace(pictured(HOSTILE), unit=HOSTILE, caption=HOSTILE)],
         facts={HOSTILE: {HOSTILE: HOSTILE}},

@@ -26,8 +26,9 @@ from numpy.typing import NDArray
 from chiasm.evaluation.rows import Row
 from chiasm.evaluation.summary import HEADLINES
 from chiasm.metrics.lesions import lesion_components
-from chiasm.reports.drawing import METRICS, render_page, show_figure, show_metric, show_unit
+from chiasm.reports.drawing import find_metric, show_figure, show_unit
 from chiasm.reports.gallery import GalleryCase, show_gallery
+from chiasm.reports.pages import render_page
 from chiasm.storage import write_text
 from chiasm.volumes import Geometry, Volume, canonical, crop
 
@@ -421,7 +422,7 @@ def _where(index: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def _compared(figure: Figure) -> dict[str, Any]:
     """Put a figure beside the cohort's: words, and positions in per cent of the range for the drawing."""
-    label, direction = METRICS.get(figure.metric, (show_metric(figure.metric), "neither"))
+    label, direction = find_metric(figure.metric)
     finite = sorted(value for value in figure.cohort if math.isfinite(value))
     shown = {
         "region": figure.region,

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from chiasm.reports.drawing import BAND, DASHES, INK, MUTED, SERIES, Remark, draw_svg, show_figure
+from chiasm.reports.drawing import BAND, DASHES, INK, MUTED, SERIES, draw_svg, show_figure
+from chiasm.reports.pages import Remark
 from chiasm.storage import read_log
 
 MOST_POINTS = 200  # of a drawn curve; longer ones are averaged in blocks

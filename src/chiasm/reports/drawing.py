@@ -1,4 +1,4 @@
-"""How figures are shown: numbers with as many digits as they deserve, tables that sort, plots in the page's colours."""
+"""How figures are shown: numbers with as many digits as they deserve, plots in the page's colours."""
 
 from __future__ import annotations
 
@@ -6,29 +6,50 @@ import html
 import io
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection
 from typing import Any, Literal, NamedTuple
 from warnings import catch_warnings, filterwarnings
 
-import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 HARD_SPACE = "\u00a0"
 
-METRICS: dict[str, tuple[str, Literal["lower", "higher", "neither"]]] = {
-    "mae": ("MAE", "lower"),
-    "mae_mu": ("MAE of mu", "lower"),
-    "rmse": ("RMSE", "lower"),
-    "mse": ("MSE", "lower"),
-    "nmse": ("NMSE", "lower"),
-    "psnr": ("PSNR", "higher"),
-    "ssim": ("SSIM", "higher"),
-    "ms_ssim": ("MS-SSIM", "higher"),
-    "ncc": ("NCC", "higher"),
-    "bias": ("Bias", "neither"),
-    "volume_ml": ("Volume", "neither"),
-    "lesions": ("Lesions", "neither"),
-    "too_small": ("Labelled components too small to be a lesion", "neither"),
+
+class Metric(NamedTuple):
+    """What a metric is called on a page, and whether a lower or a higher figure is better."""
+
+    label: str
+    better: Literal["lower", "higher", "neither"] = "neither"
+
+    @property
+    def sign(self) -> float:
+        """Factor after which lower is better."""
+        return -1.0 if self.better == "higher" else 1.0
+
+    @property
+    def arrow(self) -> str:
+        """What stands behind the label: whether a lower or a higher figure is better."""
+        return {"lower": " ↓", "higher": " ↑", "neither": ""}[self.better]
+
+    def best(self, figures: Collection[float]) -> float:
+        """Return the best of some figures; NaN where there is none, or no better one."""
+        if self.better == "neither" or not figures:
+            return math.nan
+        return max(figures) if self.better == "higher" else min(figures)
+
+
+METRICS = {
+    "mae": Metric("MAE", "lower"),
+    "mae_mu": Metric("MAE of mu", "lower"),
+    "rmse": Metric("RMSE", "lower"),
+    "mse": Metric("MSE", "lower"),
+    "nmse": Metric("NMSE", "lower"),
+    "psnr": Metric("PSNR", "higher"),
+    "ssim": Metric("SSIM", "higher"),
+    "ms_ssim": Metric("MS-SSIM", "higher"),
+    "ncc": Metric("NCC", "higher"),
+    "bias": Metric("Bias"),
+    "volume_ml": Metric("Volume"),
+    "lesions": Metric("Lesions"),
+    "too_small": Metric("Labelled components too small to be a lesion"),
 }
 
 # Figures are drawn in these colours and shown in the page's own, light or dark.
@@ -40,60 +61,14 @@ PAGE_COLOURS = {INK: "--ink", MUTED: "--muted", LINE: "--line", BAND: "--band"} 
 }
 
 
-def render_page(template: str, content: Mapping[str, Any]) -> str:
-    """Fill a template of `reports/templates`; an unknown name in it is an error, and all text is escaped."""
-    environment = Environment(
-        loader=PackageLoader("chiasm", "reports/templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template(template).render(content)
+def find_metric(name: str) -> Metric:
+    """Return what a metric is called on a page; one that is not known there keeps its name."""
+    return METRICS.get(name, Metric(name))
 
 
-class Cell(NamedTuple):
-    """A figure or a word in a table: as shown, and as sorted."""
-
-    text: str
-    value: float | str
-    strong: bool = False
-    spread: str = ""
-
-
-class Table(NamedTuple):
-    """Column heads (label, note, whether of figures) and rows."""
-
-    columns: list[tuple[str, str, bool]]
-    rows: list[list[Cell]]
-
-
-Tone = Literal["good", "mixed", "bad"]
-
-
-class Remark(NamedTuple):
-    """A sentence of a page, whether it is good, mixed or bad news, and what stands out before it."""
-
-    tone: Tone
-    text: str
-    word: str = ""
-    region: str = ""
-
-
-def number_cell(value: float, like: float | None = None) -> Cell:
-    """Show a figure in a table; one that is not finite as a dash that sorts last."""
-    return Cell(show_figure(value, like), value) if math.isfinite(value) else Cell("–", math.inf)
-
-
-def typical(values: Iterable[float]) -> float:
-    """Find the size of a column's figures, so that all are shown with the same decimals."""
-    sizes = [abs(value) for value in values if math.isfinite(value)]
-    return float(np.median(sizes)) if sizes else 1.0
-
-
-def show_metric(metric: str) -> str:
+def show_metric(name: str) -> str:
     """Say a metric's name as people know it."""
-    return METRICS[metric][0] if metric in METRICS else metric
+    return find_metric(name).label
 
 
 def show_figure(value: float, like: float | None = None) -> str:

@@ -36,8 +36,9 @@ from chiasm.registration.cohort import Together, tell_movement
 from chiasm.reports.case_page import CasePage, against_cohort, write_case_page
 from chiasm.reports.curves import read_history
 from chiasm.reports.evaluation_folder import ASKED, REGISTERED, make_room, place_of, read_asked
-from chiasm.reports.evaluation_page import rank, write_report
+from chiasm.reports.evaluation_page import EvaluationPage, write_report
 from chiasm.reports.gallery import GalleryCase
+from chiasm.reports.naive_comparison import rank
 from chiasm.reports.pictures import write_picture
 from chiasm.reports.registration import report_registered
 from chiasm.storage import read_facts, read_toml, write_json
@@ -231,8 +232,7 @@ def report_evaluation(out: Path, *, pages: int = PAGES, whole: bool = False) -> 
     gallery, links = write_cases(
         work, cohort, rows, method, out, pages=pages, whole=whole, with_labels=asked["regions"] == "seg"
     )
-    return write_report(
-        out / "report.html",
+    page = EvaluationPage(
         title=f"{' + '.join(plan.sources)} to {plan.target}",
         rows=rows,
         history=read_history(judged[0].model.parent / "log.jsonl") if len(judged) == 1 else [],
@@ -251,6 +251,7 @@ def report_evaluation(out: Path, *, pages: int = PAGES, whole: bool = False) -> 
         naive=judged[0].baselines.names,
         pages=links,
     )
+    return write_report(out / "report.html", page)
 
 
 def _mask_facts(masks: Sequence[MaskUse]) -> dict[str, str]:

@@ -21,7 +21,7 @@ from chiasm.locks import locked
 from chiasm.outputs import refuse_foreign, refuse_inputs, remove_files
 from chiasm.registration.alignment import Alignment, Kind, Progress, align
 from chiasm.registration.cohort import RECORD, figures_of, read_records, tell_movement, write_field
-from chiasm.reports.drawing import render_page
+from chiasm.reports.pages import render_page
 from chiasm.storage import read_json, write_json, write_text
 from chiasm.volumes import Geometry, Reading, Volume, canonical, read_volume, write_volume
 from chiasm.volumes.masks import find_mask, suggest_rule

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 
 from chiasm.evaluation.statistics import Comparison, Summary, stays_within
 from chiasm.outputs import refuse_links
 from chiasm.reports.drawing import show_figure, show_metric
-from chiasm.reports.study_page import HEALTHY, MARGIN, Findings, draw_forest, draw_plane, draw_rivals, rival_table
+from chiasm.reports.study_page import MARGIN, Findings, interval_percent, seeds_sd, tabulate_rivals
+from chiasm.reports.study_plots import HEALTHY, draw_forest, draw_plane, draw_rivals
+from chiasm.reports.tables import NO_FIGURE, Cell, Column, Table, cell, to_markdown
 from chiasm.storage import make_folder, write_text
 
 SHOWN = (("mask", "mae"), ("mask", "ssim"), ("mask", "psnr"), (HEALTHY, "mae"))  # and MAE in every lesion region
@@ -29,14 +31,12 @@ def write_digest(folder: Path, found: Findings) -> Path:
     """
     refuse_links(folder, ["figures"])
     make_folder(folder / "figures")
-    declared = [one for one in found.comparisons if one.primary]
-    lesion = declared[0].region if declared else next(iter(found.regions), "mask")
-    plane, rivals = draw_plane(found.comparisons, lesion), draw_rivals(found.rivals)
+    plane, rivals = draw_plane(found.comparisons, found.lesion) or {}, draw_rivals(found.rivals) or {}
     figures = {
-        "plane": plane["svg"] if plane else None,
-        "forest": draw_forest(found.comparisons, list(dict.fromkeys([lesion, HEALTHY, "mask"]))),
-        "calibration": rivals["curve"] if rivals else None,
-        "coverage": rivals["risk"] if rivals else None,
+        "plane": plane.get("svg"),
+        "forest": draw_forest(found.comparisons, found.shown_regions),
+        "calibration": rivals.get("curve"),
+        "coverage": rivals.get("risk"),
     }
     for name, svg in figures.items():
         path = folder / "figures" / f"{name}.svg"
@@ -44,7 +44,7 @@ def write_digest(folder: Path, found: Findings) -> Path:
             path.unlink(missing_ok=True)
         else:
             write_text(path, stand_alone(svg))
-    write_text(folder / "findings.md", "\n".join(_lines(found, declared, lesion)) + "\n")
+    write_text(folder / "findings.md", "\n".join(_lines(found)) + "\n")
     return folder / "findings.md"
 
 
@@ -60,73 +60,72 @@ def stand_alone(svg: str) -> str:
     return f"{head}{opening.removeprefix('<svg')}>{look}{ground}{rest}\n"
 
 
-def _lines(found: Findings, declared: Sequence[Comparison], lesion: str) -> Iterator[str]:
-    yield from (f"- {one.verdict}" for one in declared)
-    guarded = {(one.arm, one.against) for one in declared}
-    guards = [one for one in found.comparisons if one.region == HEALTHY and one.metric == "mae"]
-    yield from (f"- {stays_within(one, MARGIN)}" for one in guards if (one.arm, one.against) in guarded)
-    yield ""
-    yield from _summary(found.summaries, found)
-    yield ""
-    yield from _differences(found.comparisons, lesion)
-    if (table := rival_table(found.rivals)) is not None:
+def _lines(found: Findings) -> Iterator[str]:
+    """Write what is claimed, then the tables, an empty line before each."""
+    yield from (f"- {one.verdict}" for one in found.declared)
+    yield from (f"- {stays_within(one, MARGIN)}" for one in _guards(found))
+    tables = (_tabulate_methods(found), _tabulate_differences(found), tabulate_rivals(found.rivals))
+    for table in (table for table in tables if table is not None):
         yield ""
-        heads = [f"{label} {note}".strip() for label, note, _ in table.columns]
-        yield from _table(heads, [[cell.text for cell in row] for row in table.rows])
+        yield from to_markdown(table)
 
 
-def _summary(summaries: Sequence[Summary], found: Findings) -> Iterator[str]:
-    """A line for each method: means over subjects, plus or minus the SD over seeds."""
-    values = {(one.method, one.region, one.metric): one for one in summaries}
+def _guards(found: Findings) -> list[Comparison]:
+    """Find the declared pairs' MAE in healthy tissue."""
+    pairs = {(one.arm, one.against) for one in found.declared}
+    healthy = [one for one in found.comparisons if one.region == HEALTHY and one.metric == "mae"]
+    return [one for one in healthy if (one.arm, one.against) in pairs]
+
+
+def _tabulate_methods(found: Findings) -> Table:
+    """Give a line to each method: means over subjects, plus or minus the SD over seeds."""
+    lines: dict[tuple[str, str], dict[str, Summary]] = {}
+    for one in found.summaries:
+        lines.setdefault((one.region, one.metric), {})[one.method] = one
     shown = [*SHOWN, *((region, "mae") for region in found.regions), ("edges", "mae")]
-    shown = [pair for pair in shown if any((one.region, one.metric) == pair for one in summaries)]
-    there = dict.fromkeys(one.method for one in summaries)
-    methods = [*(arm for arm in found.arms if arm in there), *(name for name in there if name not in found.arms)]
-    heads = ["method"]
-    for region, metric in shown:
-        subjects = max(one.subjects for one in summaries if (one.region, one.metric) == (region, metric))
-        heads.append(f"{region} {show_metric(metric)} (n = {subjects})")
-    rows = []
-    for method in methods:
-        row = [f"{method}: {found.arms[method]}" if method in found.arms else f"{method} (naive)"]
-        for pair in shown:
-            one = values.get((method, *pair))
-            if one is None or not math.isfinite(one.mean):
-                row.append("–")
-            elif method in found.arms and math.isfinite(one.sd_seeds):
-                row.append(f"{show_figure(one.mean)} ± {one.sd_seeds:.2g}")
-            else:
-                row.append(show_figure(one.mean))
-        rows.append(row)
-    yield from _table(heads, rows)
+    columns = {name: lines[name] for name in shown if name in lines}
+    heads = [
+        Column(f"{region} {show_metric(metric)}", f"(n = {max(one.subjects for one in here.values())})", True)
+        for (region, metric), here in columns.items()
+    ]
+    rows = [
+        [cell(_method_in_words(found, method)), *(_mean_cell(found, here.get(method)) for here in columns.values())]
+        for method in found.methods
+    ]
+    return Table("", [Column("method"), *heads], rows)
 
 
-def _differences(comparisons: Sequence[Comparison], lesion: str) -> Iterator[str]:
-    """A line for each pair: MAE in lesions and in healthy tissue, in percent of the other's."""
-    pairs = dict.fromkeys((one.arm, one.against) for one in comparisons if one.metric == "mae")
-    values = {(one.arm, one.against, one.region): one for one in comparisons if one.metric == "mae"}
-    heads = ["arm", "against"]
-    for region in (lesion, HEALTHY):
-        heads += [f"MAE in {region}, % (95 % interval)", "p (Holm)", "seeds lower"]
-    rows = []
-    for arm, against in pairs:
-        row = [arm, against]
-        for region in (lesion, HEALTHY):
-            one = values.get((arm, against, region))
-            row += ["–"] * 3 if one is None else _told(one)
-        rows.append(row)
-    yield from _table(heads, rows)
+def _method_in_words(found: Findings, method: str) -> str:
+    return f"{method}: {found.arms[method]}" if method in found.arms else f"{method} (naive)"
 
 
-def _told(one: Comparison) -> list[str]:
-    scale = 100 / abs(one.mean_against) if one.mean_against else math.nan
+def _mean_cell(found: Findings, one: Summary | None) -> Cell:
+    if one is None or not math.isfinite(one.mean):
+        return NO_FIGURE
+    sd = seeds_sd(found, one)
+    return Cell(f"{show_figure(one.mean)}{f' ± {sd:.2g}' if math.isfinite(sd) else ''}", one.mean)
+
+
+def _tabulate_differences(found: Findings) -> Table:
+    """Give a line to each pair: MAE in lesions and in healthy tissue, in percent of the other's."""
+    lines: dict[tuple[str, str], dict[str, Comparison]] = {}
+    for one in (one for one in found.comparisons if one.metric == "mae"):
+        lines.setdefault((one.arm, one.against), {})[one.region] = one
+    columns = [Column("arm"), Column("against")]
+    for region in (found.lesion, HEALTHY):
+        columns += [Column(f"MAE in {region}, % (95 % interval)"), Column("p (Holm)"), Column("seeds lower")]
+    rows = [
+        [cell(arm), cell(against), *_difference_cells(here.get(found.lesion)), *_difference_cells(here.get(HEALTHY))]
+        for (arm, against), here in lines.items()
+    ]
+    return Table("", columns, rows)
+
+
+def _difference_cells(one: Comparison | None) -> list[Cell]:
+    if one is None:
+        return [NO_FIGURE] * 3
+    low, high = interval_percent(one)
     primary = " (primary)" if one.primary else ""
-    interval = f" ({one.low * scale:+.1f} to {one.high * scale:+.1f})" if math.isfinite(one.low * scale) else ""
+    interval = f" ({low:+.1f} to {high:+.1f})" if math.isfinite(low) else ""
     tested = f"{one.p_holm:.2g}" if math.isfinite(one.p_holm) else "not tested"
-    return [f"{one.relative:+.1f}{interval}{primary}", tested, f"{one.seeds_lower} of {one.seeds}"]
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    yield f"| {' | '.join(heads)} |"
-    yield "|" + "---|" * len(heads)
-    yield from (f"| {' | '.join(row)} |" for row in rows)
+    return [cell(f"{one.relative:+.1f}{interval}{primary}"), cell(tested), cell(f"{one.seeds_lower} of {one.seeds}")]

@@ -29,7 +29,8 @@ from chiasm.reports.evaluation import PAGES, report_evaluation, write_cases
 from chiasm.reports.evaluation_folder import ASKED, REGISTERED
 from chiasm.reports.registration import report_registered
 from chiasm.reports.study_digest import write_digest
-from chiasm.reports.study_page import HEALTHY, Findings, write_findings
+from chiasm.reports.study_page import Findings, write_findings
+from chiasm.reports.study_plots import HEALTHY
 from chiasm.storage import read_facts, read_toml
 from chiasm.studies.notes import AGAIN, NOTES, NotedCase, Notes, read_notes
 from chiasm.studies.study_file import Study, data_folder, reference_folder
@@ -91,7 +92,7 @@ def write_study_report(folder: Path, *, pages: int = PAGES, whole: bool = False)
         rivals=read_evaluation(root / RELIABILITY) if (root / RELIABILITY).is_dir() else (),
         facts=_facts(notes, root / shown.folder, rows),
         warnings=_warnings(notes, rows, root),
-        methods=_methods(study, rows, notes.cases),
+        paragraph=_methods(study, rows, notes.cases),
         cases=_case_pages(notes, [row for row in rows if row.method == judged], folder, pages=pages, whole=whole),
     )
     report = write_findings(folder / "report.html", found)

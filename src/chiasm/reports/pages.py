@@ -1,0 +1,49 @@
+"""What all pages have in common: templates that are filled, sections with links to them, sentences with a tone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+Tone = Literal["good", "mixed", "bad"]
+
+
+class Remark(NamedTuple):
+    """A sentence of a page, whether it is good, mixed or bad news, and what stands out before it."""
+
+    tone: Tone
+    text: str
+    word: str = ""
+    region: str = ""
+
+
+class Section(NamedTuple):
+    """A part of a page.
+
+    Attributes:
+        id: Of its heading's address; the template has a macro of this name, which shows the content.
+        link: What the page's list of contents calls it.
+        heading: Above it.
+        content: What it shows.
+        absent: What is said where there is no content; "" where the macro shows its absence itself.
+    """
+
+    id: str
+    link: str
+    heading: str
+    content: Any
+    absent: str = ""
+
+
+def render_page(template: str, content: Mapping[str, Any]) -> str:
+    """Fill a template of `reports/templates`; an unknown name in it is an error, and all text is escaped."""
+    environment = Environment(
+        loader=PackageLoader("chiasm", "reports/templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(template).render(content)

@@ -1,0 +1,213 @@
+"""A study's plots, for its page and for documents: lesions against healthy tissue, paired differences, error maps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chiasm.evaluation.reliability import POOLED
+from chiasm.evaluation.rows import Row
+from chiasm.evaluation.statistics import Comparison
+from chiasm.reports.drawing import DASHES, INK, MUTED, SERIES, draw_svg, show_metric
+from chiasm.reports.tables import mean_by
+
+HEALTHY = "healthy"
+CROWDED = 0.04  # share of the plane within which marks cover each other
+
+Points = NDArray[np.float64]
+
+
+# Lesions against healthy tissue
+
+
+class Change(NamedTuple):
+    """Change of an arm's MAE in healthy tissue and in lesions, percent, one figure for each seed, shape (seeds,)."""
+
+    healthy: Points
+    lesion: Points
+
+    @property
+    def mean(self) -> tuple[float, float]:
+        """Means over seeds, as they lie on the plane."""
+        return float(self.healthy.mean()), float(self.lesion.mean())
+
+
+def draw_plane(comparisons: Sequence[Comparison], lesion: str) -> dict[str, str] | None:
+    """Draw each arm's change in lesions over its change in healthy tissue, one point for each seed.
+
+    An arm moves the front where it lies low without lying right: better in
+    lesions at no cost elsewhere.
+
+    Args:
+        comparisons: Of which those of MAE with one common partner are drawn.
+        lesion: The region on the vertical axis.
+
+    Returns:
+        The figure with a title, or None where either region is missing.
+    """
+    partners = [one.against for one in comparisons if one.metric == "mae" and one.region == lesion]
+    if not partners:
+        return None
+    anchor = max(dict.fromkeys(partners), key=partners.count)
+    changes = _changes(comparisons, lesion, anchor)
+    if not changes:
+        return None
+    primary = {one.arm for one in comparisons if one.primary}
+
+    def draw(axes: Any) -> None:
+        axes.axhline(0, color=MUTED, linewidth=0.8)
+        axes.axvline(0, color=MUTED, linewidth=0.8)
+        for arm, change in changes.items():
+            colour = SERIES[1] if arm in primary else SERIES[0]
+            axes.plot(*change, "o", color=colour, alpha=0.35, markersize=4, markeredgewidth=0)
+            axes.plot(*change.mean, "D", color=colour, markersize=6)
+        axes.plot(0, 0, "s", color=INK, markersize=6)
+        for names, corner in _labels(changes, anchor):
+            axes.annotate(names, corner, (6, 4), textcoords="offset points", color=INK)
+        axes.set(xlabel=f"MAE in healthy tissue against {anchor} (%)", ylabel=f"MAE in {lesion} against {anchor} (%)")
+        axes.grid(axis="x")
+        axes.margins(0.12)
+
+    words = " ".join(
+        f"{arm}: {y:+.1f} % in {lesion}, {x:+.1f} % in healthy tissue."
+        for arm, (x, y) in ((arm, change.mean) for arm, change in changes.items())
+    )
+    alt = f"Change of MAE in {lesion} and in healthy tissue against {anchor}. {words}"
+    title = f"Lesion against healthy: every arm beside {anchor}"
+    return {"title": title, "svg": draw_svg(draw, alt, (7, 4.6), "plane")}
+
+
+def _changes(comparisons: Sequence[Comparison], lesion: str, anchor: str) -> dict[str, Change]:
+    """Collect the arms that were compared with the anchor in both regions."""
+    here = [one for one in comparisons if one.metric == "mae" and one.against == anchor]
+    healthy, sick = ({one.arm: _percent(one) for one in here if one.region == region} for region in (HEALTHY, lesion))
+    return {arm: Change(healthy[arm], sick[arm]) for arm in sick if arm in healthy}
+
+
+def _percent(one: Comparison) -> Points:
+    return 100 * np.array(one.by_seed) / abs(one.mean_against)
+
+
+def _labels(changes: Mapping[str, Change], anchor: str) -> Iterator[tuple[str, tuple[float, float]]]:
+    """Give labels and where they stand: names whose marks cover each other share one."""
+    reach = [max(np.ptp(np.concatenate([change[axis], [0]])) for change in changes.values()) for axis in (0, 1)]
+    spots = {anchor: (0.0, 0.0)} | {arm: change.mean for arm, change in changes.items()}
+    together: dict[tuple[int, ...], list[str]] = {}
+    for name, spot in spots.items():
+        cell = tuple(round(float(value / size / CROWDED)) if value else 0 for value, size in zip(spot, reach))
+        together.setdefault(cell, []).append(name)
+    for names in together.values():
+        yield ", ".join(names), (max(spots[name][0] for name in names), max(spots[name][1] for name in names))
+
+
+# Paired differences
+
+
+def draw_forest(comparisons: Sequence[Comparison], regions: Sequence[str], metric: str = "mae") -> str | None:
+    """Draw paired differences with their intervals, a line for each pair and a column for each region.
+
+    Args:
+        comparisons: Of which those of `metric` in `regions` are drawn.
+        regions: Columns, left to right.
+        metric: Which figure.
+
+    Returns:
+        SVG, or None where there is nothing to draw.
+    """
+    here = [one for one in comparisons if one.metric == metric and one.region in regions]
+    if not here:
+        return None
+    pairs = list(dict.fromkeys((one.arm, one.against) for one in here))
+    columns: dict[str, list[Comparison]] = {}
+    for one in sorted(here, key=lambda one: regions.index(one.region)):
+        columns.setdefault(one.region, []).append(one)
+
+    def draw(axes: Any) -> None:
+        for panel, (region, some) in zip(np.atleast_1d(axes), columns.items()):
+            panel.axvline(0, color=MUTED, linewidth=0.8)
+            for one in some:
+                _draw_difference(panel, one, pairs.index((one.arm, one.against)))
+            panel.set_title(f"{show_metric(metric)} in {region} (%)", loc="left", color=INK, fontsize=9)
+            panel.set_yticks(range(len(pairs)), [" against ".join(pair) for pair in pairs])
+            panel.set_ylim(len(pairs) - 0.4, -0.6)
+            panel.grid(axis="x")
+            panel.grid(visible=False, axis="y")
+
+    verdicts = " ".join(f"{one.verdict}." for one in here if one.primary)
+    alt = f"Paired differences of {show_metric(metric)} with 95 % intervals. {verdicts}"
+    size = (1.6 + 2.7 * len(columns), 0.9 + 0.26 * len(pairs))
+    return draw_svg(draw, alt, size, "forest", columns=len(columns))
+
+
+def _draw_difference(axes: Any, one: Comparison, y: float) -> None:
+    """Draw a difference in percent with its interval; filled where it is below 0.05, a diamond where declared."""
+    scale = 100 / abs(one.mean_against)
+    colour, mark = (SERIES[1], "D") if one.primary else (SERIES[0], "o")
+    if math.isfinite(one.low):
+        axes.plot([one.low * scale, one.high * scale], [y, y], color=colour, linewidth=1.8)
+    filled = colour if one.p_holm < 0.05 else "none"
+    axes.plot(one.relative, y, mark, color=colour, markerfacecolor=filled, markersize=5.5)
+
+
+# Maps of the expected error
+
+
+def draw_rivals(rows: Sequence[Row]) -> dict[str, str] | None:
+    """Draw observed over expected error by tenths of each map, and the risk left as doubtful voxels are dropped.
+
+    Args:
+        rows: Of `judge_maps`.
+
+    Returns:
+        SVG of both, by name, or None without such rows.
+    """
+    tenths, risks = _errors_by_tenth(rows), _risks_by_coverage(rows)
+    if not tenths or not risks:
+        return None
+
+    def curve(axes: Any) -> None:
+        _plot_maps(axes, tenths, linewidth=1.4)
+        most = float(axes.get_xlim()[1])
+        axes.plot([0, most], [0, most], color=MUTED, linewidth=0.8)
+        axes.set(xlabel="expected error", ylabel="observed error")
+        axes.legend(loc="upper left", labelcolor=INK)
+
+    def left(axes: Any) -> None:
+        _plot_maps(axes, risks, linewidth=1.7)
+        axes.invert_xaxis()
+        axes.set(xlabel="voxels kept (%)", ylabel="mean error of the kept")
+        axes.legend(loc="lower left", labelcolor=INK)
+
+    words = " ".join(f"{name}: {points[0, 1]:.3g} at {points[0, 0]:g} %." for name, points in risks.items())
+    return {
+        "curve": draw_svg(curve, "Observed against expected error by tenths of each map.", (4.6, 3.6), "rival curve"),
+        "risk": draw_svg(left, f"Mean error of the voxels kept. {words}", (4.6, 3.6), "rival risk"),
+    }
+
+
+def _errors_by_tenth(rows: Sequence[Row]) -> dict[str, Points]:
+    """Collect (expected, observed) error of each map's tenths, means over folds, shape (tenths, 2)."""
+    pooled = [row for row in rows if row.case == POOLED and row.region.startswith("mask decile")]
+    means = mean_by(pooled, lambda row: (row.method, row.region, row.metric))
+    points: dict[str, list[list[float]]] = {}
+    for name, tenth in dict.fromkeys((row.method, row.region) for row in pooled):
+        point = [means[name, tenth, metric] for metric in ("expected_error", "observed_error")]
+        points.setdefault(name, []).append(point)
+    return {name: np.array(some) for name, some in points.items()}
+
+
+def _risks_by_coverage(rows: Sequence[Row]) -> dict[str, Points]:
+    """Collect (percent of the voxels kept, mean error) of each map, fewest first, shape (points, 2)."""
+    kept = [row for row in rows if row.case != POOLED and row.region == "mask" and row.metric.startswith("risk_")]
+    means = mean_by(kept, lambda row: (row.method, int(row.metric.removeprefix("risk_"))))
+    names = dict.fromkeys(name for name, _ in means)
+    return {name: np.array(sorted((x, y) for (of, x), y in means.items() if of == name), float) for name in names}
+
+
+def _plot_maps(axes: Any, points: Mapping[str, Points], linewidth: float) -> None:
+    for (name, some), colour, dash in zip(points.items(), SERIES, DASHES):
+        axes.plot(*some.T, color=colour, linestyle=dash, linewidth=linewidth, marker="o", markersize=3.5, label=name)

@@ -1,0 +1,257 @@
+"""The tables of pages and documents: columns and cells as records, and the tables that several pages share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+
+from chiasm.evaluation.rows import LESION, Row
+from chiasm.reports.drawing import HARD_SPACE, find_metric, show_figure, show_metric, show_unit
+
+SIZES_ML = ((1.0, "below 1 mL"), (10.0, "1 to 10 mL"), (math.inf, "10 mL and more"))
+UNKNOWN_SIZE = "of unknown size"
+NAIVE = "naive"  # the last column of a table of cases
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+class Column(NamedTuple):
+    """A column's head, the note below it, and whether it holds figures."""
+
+    label: str
+    note: str = ""
+    has_figures: bool = False
+
+
+class Cell(NamedTuple):
+    """A figure or a word in a table: as shown, and as sorted."""
+
+    text: str
+    value: float | str
+    strong: bool = False
+    spread: str = ""
+
+
+class Table(NamedTuple):
+    """A caption, columns and rows."""
+
+    caption: str
+    columns: Sequence[Column]
+    rows: Sequence[Sequence[Cell]]
+
+
+NO_FIGURE = Cell("–", math.inf)
+
+
+def cell(value: float | str) -> Cell:
+    """Show a word, or a whole number, as it is."""
+    return Cell(str(value), value)
+
+
+def number_cell(value: float, like: float | None = None) -> Cell:
+    """Show a figure in a table; one that is not finite as a dash that sorts last."""
+    return Cell(show_figure(value, like), value) if math.isfinite(value) else NO_FIGURE
+
+
+def typical(values: Iterable[float]) -> float:
+    """Find the size of a column's figures, so that all are shown with the same decimals."""
+    sizes = [abs(value) for value in values if math.isfinite(value)]
+    return float(np.median(sizes)) if sizes else 1.0
+
+
+def mean_by(rows: Iterable[Row], key: Callable[[Row], Key]) -> dict[Key, float]:
+    """Average the figures of rows that share a key, in the order in which the keys come."""
+    values: dict[Key, list[float]] = {}
+    for row in rows:
+        values.setdefault(key(row), []).append(row.value)
+    return {name: float(np.mean(found)) for name, found in values.items()}
+
+
+def mean_cells(means: Mapping[Key, float], keys: Iterable[Key], like: float | None = None) -> list[Cell]:
+    """Show the means of some keys, a dash for each that has none."""
+    return [number_cell(means.get(key, math.nan), like) for key in keys]
+
+
+def to_markdown(table: Table) -> Iterator[str]:
+    """Write a table's lines for a document, notes behind the labels."""
+    yield f"| {' | '.join(f'{column.label} {column.note}'.strip() for column in table.columns)} |"
+    yield "|" + "---|" * len(table.columns)
+    yield from (f"| {' | '.join(cell.text for cell in row)} |" for row in table.rows)
+
+
+# Methods side by side
+
+
+class MethodMean(NamedTuple):
+    """What a method reached in one region and metric.
+
+    Attributes:
+        region: Where.
+        metric: A name such as "mae".
+        method: Whose.
+        unit: Of mean and spread.
+        mean: NaN where there is none.
+        spread: SD beside it; NaN where there is none.
+        n: How many cases or subjects it is the mean of.
+    """
+
+    region: str
+    metric: str
+    method: str
+    unit: str
+    mean: float
+    spread: float
+    n: int
+
+
+def tabulate_means(caption: str, means: Iterable[MethodMean], methods: Sequence[Column], counted: str) -> Table | None:
+    """Set methods side by side: a line for each region and metric, the best mean of a line strong.
+
+    Args:
+        caption: Of the table.
+        means: In the order of the lines.
+        methods: A column for each method, labelled with its name.
+        counted: What a mean's n counts, such as "cases".
+
+    Returns:
+        The table, or None without means.
+    """
+    lines: dict[tuple[str, str], dict[str, MethodMean]] = {}
+    for one in means:
+        lines.setdefault((one.region, one.metric), {})[one.method] = one
+    if not lines:
+        return None
+    columns = [Column("Region"), Column("Metric"), Column("n", counted, True), *methods]
+    return Table(caption, columns, [_mean_line(line, [column.label for column in methods]) for line in lines.values()])
+
+
+def _mean_line(line: Mapping[str, MethodMean], methods: Sequence[str]) -> list[Cell]:
+    first = next(iter(line.values()))
+    metric = find_metric(first.metric)
+    known = [one.mean for one in line.values() if math.isfinite(one.mean)]
+    best, like = metric.best(known), max(map(abs, known), default=1.0)
+    label = Cell(f"{metric.label}{metric.arrow}", metric.label, spread=show_unit(first.unit))
+    count = max(one.n for one in line.values())
+    return [cell(first.region), label, cell(count), *(_mean_cell(line.get(name), best, like) for name in methods)]
+
+
+def _mean_cell(one: MethodMean | None, best: float, like: float) -> Cell:
+    if one is None or not math.isfinite(one.mean):
+        return NO_FIGURE
+    spread = f"±{HARD_SPACE}{show_figure(one.spread, like)}" if math.isfinite(one.spread) else ""
+    return Cell(show_figure(one.mean, like), one.mean, one.mean == best, spread)
+
+
+# Figures of one method
+
+
+class FigureColumns(NamedTuple):
+    """Columns of figures, one for each metric: heads, and the typical size of each column's figures."""
+
+    heads: Sequence[Column]
+    sizes: Mapping[str, float | None]
+
+    def cells(self, figures: Mapping[str, float]) -> list[Cell]:
+        """Show a line's figures, given by metric; a dash for each that is absent."""
+        return [number_cell(figures.get(metric, math.nan), like) for metric, like in self.sizes.items()]
+
+
+def make_columns(rows: Iterable[Row]) -> FigureColumns:
+    """Make a column for each metric of some rows, in their order."""
+    values: dict[str, list[float]] = {}
+    units: dict[str, str] = {}
+    for row in rows:
+        values.setdefault(row.metric, []).append(row.value)
+        units[row.metric] = row.unit
+    heads = [Column(show_metric(metric), show_unit(unit), True) for metric, unit in units.items()]
+    return FigureColumns(heads, {metric: typical(found) for metric, found in values.items()})
+
+
+class Place(NamedTuple):
+    """What a line of a table of cases is of."""
+
+    case: str
+    region: str
+    fold: int
+    seed: int
+
+
+def tabulate_cases(
+    rows: Sequence[Row], method: str, headline: str, baselines: Mapping[str, Mapping[str, float]]
+) -> Table | None:
+    """List every case of a method; folds and seeds have a column where there are several.
+
+    Args:
+        rows: Of all methods.
+        method: Whose cases.
+        headline: The metric of the last column.
+        baselines: Figures of the last column: those of a region's best naive baseline, region -> case -> figure.
+            Without any there is no such column.
+
+    Returns:
+        The table, or None where the method has no figures.
+    """
+    lines: dict[Place, dict[str, float]] = {}
+    mine = [row for row in rows if row.method == method]
+    for row in mine:
+        lines.setdefault(Place(row.case, row.region, row.fold, row.seed), {})[row.metric] = row.value
+    if not lines:
+        return None
+    figures = make_columns(mine)
+    if baselines:
+        for place, line in lines.items():
+            line[NAIVE] = baselines.get(place.region, {}).get(place.case, math.nan)
+        head = Column(f"{show_metric(headline)}, naive", "best baseline of the region", True)
+        figures = FigureColumns([*figures.heads, head], {**figures.sizes, NAIVE: figures.sizes.get(headline)})
+    shown = ["case", "region", *(name for name in ("fold", "seed") if _varies(lines, name))]
+    columns = [Column(name.capitalize(), "", name in ("fold", "seed")) for name in shown]
+    table = [[*(cell(getattr(place, name)) for name in shown), *figures.cells(line)] for place, line in lines.items()]
+    return Table(f"Every case of {method}", [*columns, *figures.heads], table)
+
+
+def _varies(places: Iterable[Place], name: str) -> bool:
+    return len({getattr(place, name) for place in places}) > 1
+
+
+def tabulate_lesions(rows: Iterable[Row], method: str, of: str = "") -> list[Table]:
+    """List single lesions of a method in a table for each size, the smallest first; one table where it is unknown.
+
+    Args:
+        rows: Of all methods and regions.
+        method: Whose lesions.
+        of: What the captions end with.
+    """
+    mine = [row for row in rows if row.method == method and LESION.fullmatch(row.region)]
+    figures = make_columns(row for row in mine if row.metric != "volume_ml")
+    columns = [Column("Case"), Column("Lesion"), Column("Volume", "mL", True), *figures.heads]
+    groups: dict[str, list[list[Cell]]] = {label: [] for label in (*(label for _, label in SIZES_ML), UNKNOWN_SIZE)}
+    for volume, cells in _lesion_lines(mine, figures):
+        groups[_size_of(volume)].append(cells)
+    return [Table(f"Lesions {label} ({len(lines)}){of}", columns, lines) for label, lines in groups.items() if lines]
+
+
+def _lesion_lines(rows: Sequence[Row], figures: FigureColumns) -> Iterator[tuple[float, list[Cell]]]:
+    """Give a volume, mL or NaN, and cells for each lesion, the smallest first; figures are means over folds, seeds."""
+    volumes = {(row.case, row.region): row.value for row in reversed(rows) if row.metric == "volume_ml"}
+    means: dict[tuple[str, str], dict[str, float]] = {(row.case, row.region): {} for row in rows}
+    for (case, region, metric), mean in mean_by(rows, lambda row: (row.case, row.region, row.metric)).items():
+        means[case, region][metric] = mean
+    for lesion in sorted(means, key=lambda lesion: volumes.get(lesion, math.inf)):
+        volume = volumes.get(lesion, math.nan)
+        yield volume, [*map(cell, lesion), number_cell(volume), *figures.cells(means[lesion])]
+
+
+def _size_of(volume_ml: float) -> str:
+    """Name the group of sizes that a volume lies in; NaN is of unknown size."""
+    return next((label for most, label in SIZES_ML if volume_ml < most), UNKNOWN_SIZE)
+
+
+def list_conventions(rows: Iterable[Row]) -> list[tuple[str, str]]:
+    """List every convention in use, with the metrics it governs."""
+    used: dict[str, dict[str, None]] = {}
+    for row in rows:
+        used.setdefault(str(row.convention), {})[show_metric(row.metric)] = None
+    return [(convention, ", ".join(metrics)) for convention, metrics in used.items()]

@@ -1,0 +1,55 @@
+"""Tables that several pages share: which mean is the best, what n counts, where a figure is absent."""
+
+from __future__ import annotations
+
+import math
+
+from chiasm.evaluation.rows import Row
+from chiasm.reports.tables import Column, MethodMean, mean_by, tabulate_cases, tabulate_means, to_markdown
+
+METHODS = [Column("model", "", True), Column("lookup", "naive", True)]
+
+
+def mean(method: str, value: float, *, metric: str = "mae", n: int = 3, spread: float = math.nan) -> MethodMean:
+    return MethodMean("mask", metric, method, "SD", value, spread, n)
+
+
+def test_the_best_mean_of_a_line_is_strong_whether_lower_or_higher_is_better() -> None:
+    means = [mean("model", 0.2, spread=0.05), mean("lookup", 0.3)]
+    means += [mean("model", 20.0, metric="psnr"), mean("lookup", 25.0, metric="psnr")]
+    means += [mean("model", 1.0, metric="bias"), mean("lookup", 0.0, metric="bias")]
+    table = tabulate_means("", means, METHODS, "cases")
+    assert table is not None
+    assert [[cell.strong for cell in line[3:]] for line in table.rows] == [[True, False], [False, True], [False, False]]
+    assert [line[1].text for line in table.rows] == ["MAE ↓", "PSNR ↑", "Bias"]
+    assert (table.rows[0][3].text, table.rows[0][3].spread) == ("0.200", "±\u00a00.050")
+
+
+def test_a_line_counts_as_many_as_its_fullest_mean_and_shows_a_dash_for_none() -> None:
+    table = tabulate_means("", [mean("model", math.nan, n=0), mean("lookup", 0.3, n=4)], METHODS, "cases")
+    assert table is not None
+    assert [cell.text for cell in table.rows[0]] == ["mask", "MAE ↓", "4", "–", "0.300"]
+    assert tabulate_means("", [], METHODS, "cases") is None
+
+
+def test_folds_and_seeds_have_a_column_where_there_are_several() -> None:
+    rows = [Row("a", 0, seed, "model", "mask", "mae", 0.25 + seed, "SD", "") for seed in (0, 1)]
+    table = tabulate_cases(rows, "model", "mae", {"mask": {"a": 0.5}})
+    assert table is not None
+    assert [column.label for column in table.columns] == ["Case", "Region", "Seed", "MAE", "MAE, naive"]
+    assert [[cell.text for cell in line] for line in table.rows] == [
+        ["a", "mask", "0", "0.250", "0.500"],
+        ["a", "mask", "1", "1.250", "0.500"],
+    ]
+    assert tabulate_cases(rows, "lookup", "mae", {}) is None
+    assert mean_by(rows, lambda row: row.case) == {"a": 0.75}
+
+
+def test_a_table_of_a_page_can_be_written_into_a_document() -> None:
+    table = tabulate_means("", [mean("model", 0.2), mean("lookup", 0.3)], METHODS, "cases")
+    assert table is not None
+    assert list(to_markdown(table)) == [
+        "| Region | Metric | n cases | model | lookup naive |",
+        "|---|---|---|---|---|",
+        "| mask | MAE ↓ | 3 | 0.200 | 0.300 |",
+    ]
