@@ -161,35 +161,48 @@ class Plan:
         return self.sources.index(self.target) if self.target in self.sources else None
 
     def __post_init__(self) -> None:
+        rules = {**self._rules_of_images(), **self._rules_of_grid(), **self._rules_of_tables()}
+        if broken := [sentence for sentence, holds in rules.items() if not holds]:
+            raise ValueError("; ".join(broken))
+
+    def _rules_of_images(self) -> dict[str, bool]:
+        """Say what must hold of sources and target, and whether it does."""
         count = len(self.sources)
         per_source = (self.source_kinds, self.source_ranges, self.source_histograms, self.source_limits)
-        wrong = {
-            "there must be a source, and one entry for each": not count
-            or any(len(entries) != count for entries in per_source)
-            or len(self.input_mean) != count + 1
-            or len(self.input_sd) != count + 1,
-            "numbers must be finite and below 1e9": not (np.abs(self._numbers()) < 1e9).all(),
-            "sizes must be positive": min(
-                *self.spacing_mm, *self.patch, *self.input_sd, *self.source_limits, self.target_sd
-            )
-            <= 0,
-            f"voxels must be of {LEAST_SPACING:g} to {MOST_SPACING:g} mm": min(self.spacing_mm) < LEAST_SPACING
-            or max(self.spacing_mm) > MOST_SPACING,
-            f"a patch has at most {MOST_PATCH:,} voxels": math.prod(self.patch) > MOST_PATCH,
-            "a modality must have the name of a file": not all(map(is_safe_id, (*self.sources, self.target))),
-            "the patch must have as many axes as dims": len(self.patch) != self.dims,
-            "the target may be a source for super-resolution alone": self.own is not None and self.degradation is None,
-            "slices must be odd, at most 15, and 1 in 3D": self.slices not in range(1, 16, 2)
-            or (self.dims == 3 and self.slices != 1),
-            "ranges must rise": self.target_range[0] >= self.target_range[1]
-            or any(low >= high for low, high in self.source_ranges),
-            "the look-up must rise in x": len(self.lookup[0]) != len(self.lookup[1])
-            or len(self.lookup[0]) < 2
-            or bool(np.any(np.diff(self.lookup[0]) <= 0)),
-            "histograms have 32 bins": any(len(shares) != HISTOGRAM_BINS for shares in self.source_histograms),
+        per_image = (self.input_mean, self.input_sd)
+        lengths = [*map(len, per_source), *(len(entries) - 1 for entries in per_image)]
+        return {
+            "there must be a source, and one entry for each": count > 0 and set(lengths) == {count},
+            "numbers must be finite and below 1e9": bool((np.abs(self._numbers()) < 1e9).all()),
+            "a modality must have the name of a file": all(map(is_safe_id, (*self.sources, self.target))),
+            "the target may be a source for super-resolution alone": self.own is None or self.degradation is not None,
         }
-        if broken := [sentence for sentence, holds in wrong.items() if holds]:
-            raise ValueError("; ".join(broken))
+
+    def _rules_of_grid(self) -> dict[str, bool]:
+        """Say what must hold of voxels, patches and slices, and whether it does."""
+        sizes = (*self.spacing_mm, *self.patch, *self.input_sd, *self.source_limits, self.target_sd)
+        least, most = min(self.spacing_mm), max(self.spacing_mm)
+        stacks = (1,) if self.dims == 3 else range(1, 16, 2)
+        return {
+            "sizes must be positive": min(sizes) > 0,
+            f"voxels must be of {LEAST_SPACING:g} to {MOST_SPACING:g} mm": LEAST_SPACING
+            <= least
+            <= most
+            <= MOST_SPACING,
+            f"a patch has at most {MOST_PATCH:,} voxels": math.prod(self.patch) <= MOST_PATCH,
+            "the patch must have as many axes as dims": len(self.patch) == self.dims,
+            "slices must be odd, at most 15, and 1 in 3D": self.slices in stacks,
+        }
+
+    def _rules_of_tables(self) -> dict[str, bool]:
+        """Say what must hold of ranges, look-up and histograms, and whether it does."""
+        x, y = self.lookup
+        is_table = len(x) == len(y) >= 2
+        return {
+            "ranges must rise": all(low < high for low, high in (self.target_range, *self.source_ranges)),
+            "the look-up must rise in x": is_table and bool(np.all(np.diff(x) > 0)),
+            "histograms have 32 bins": all(len(shares) == HISTOGRAM_BINS for shares in self.source_histograms),
+        }
 
     def _numbers(self) -> NDArray[np.float64]:
         tables = (self.spacing_mm, self.target_range, self.window_hu, *self.lookup, self.input_mean, self.input_sd)

@@ -41,7 +41,8 @@ from chiasm.preparation.plan import MOST_PATCH, Estimate, Plan, Tables, Triple, 
 from chiasm.recipe import LEAST_SPACING, MOST_SPACING, Recipe
 from chiasm.registration.cohort import tell_movement
 from chiasm.volumes.geometry import MOST_VOXELS
-from chiasm.volumes.screening import STRICT
+from chiasm.volumes.masks import Rule
+from chiasm.volumes.screening import STRICT, Reading
 
 AIR_HU = -1000.0
 WORTH_TELLING = 2**30  # bytes of a prepared case from which on a plan names them
@@ -102,62 +103,19 @@ def make_plan(
         raise ValueError(f"the cohort has no case {', '.join(missing)}")
     data, reasons = recipe.data, dict[str, str]()
     terms = terms_of(data)
-    degradation = terms.degradation
     learning = [cases[name] for name in train_ids]
     seen = fingerprint(learning, data.sources, data.target, progress, terms=terms, examined=examined)
     seen = _without_constants(recipe, seen, cases)
-    reasons["trained_on"] = f"{len(train_ids)} training cases" + (
-        f", of which {MOST_CASES} evenly spread ones were read" if len(train_ids) > MOST_CASES else ""
-    )
-    if seen.problems:
-        reasons["trained_on"] += f"; left out: {'; '.join(problem.message for problem in seen.problems)}"
-    reasons["mask_rule"] = {
-        "given": "every training case has a mask file",
-        "nonzero": "the images are cut out on a constant background (skull-stripped or masked)",
-        "body": "the images show air around the body: what differs from it by more than Otsu's threshold counts",
-    }[seen.mask_rule]
-    if data.mask != "auto":
-        reasons["mask_rule"] = "asked for in the recipe, so mask files are not used"
-    if data.bias_correction != "none":
-        shaded = [name for name in (*data.sources, data.target) if name not in UNSHADED]
-        reasons["bias_correction"] = (
-            f"asked for in the recipe: of {', '.join(shaded)} inside the mask, so that synthetic images have no shading"
-            if shaded
-            else "asked for in the recipe, but no modality is shaded by a coil"
-        )
-    reading = cases[train_ids[0]].reading
-    if reading != STRICT:
-        reasons["reading"] = "asked for, as the headers of some files leave a question open"
-    if data.registration != "none":
-        moved = {name: mm for name, mm in (moved_mm or {}).items() if name in train_ids}
-        reasons["registration"] = f"asked for in the recipe{f': {tell_movement(moved)}' if moved else ''}"
+    reading = learning[0].reading
+    reasons |= _reasons_of_data(recipe, seen, train_ids)
+    reasons |= _reasons_of_requests(recipe, reading, {k: mm for k, mm in (moved_mm or {}).items() if k in train_ids})
     spacing = _choose_spacing(recipe, seen, reasons)
     _check_memory(recipe, seen, spacing, reasons)
     dims, slices = _choose_dims(recipe, seen, spacing, reasons)
-    if degradation is not None:
-        reasons["degradation"] = _tell(degradation, spacing[across(degradation)], dims)
+    if terms.degradation is not None:
+        reasons["degradation"] = _tell(terms.degradation, spacing[across(terms.degradation)], dims)
     patch = _choose_patch(recipe, seen, spacing, dims, reasons, needs)
     source_kinds, target_kind = _choose_kinds(recipe, seen, reasons)
-    sources, target, targets = _normalised_samples(recipe, seen, source_kinds, target_kind)
-    reference = reference_map(targets)
-    pooled = [np.concatenate(channel) for channel in (*sources, target)]
-    is_ct = target_kind == "hu"
-    low, high = (float(value) for value in reference.invert(np.percentile(pooled[-1], (0.5, 99.5))))
-    reasons["target_range"] = (
-        "the window of the recipe, in HU"
-        if is_ct
-        else "0.5 to 99.5 % of the training targets inside the masks, on the scale of the median training case"
-    )
-    ranges = [_percentiles(values) for values in pooled[:-1]]
-    histograms = [[histogram_of(v, bounds) for v in channel] for channel, bounds in zip(sources, ranges)]
-    if data.histogram:
-        reasons["histogram"] = "asked for in the recipe: each source is shown a second time, as ranks within its case"
-    tables = fit_tables(pooled)
-    lookup = tables["lookup"]
-    r2 = float(1 - np.mean((np.interp(pooled[0], *lookup) - pooled[-1]) ** 2) / np.var(pooled[-1]))
-    reasons["lookup"] = (
-        f"intensity alone explains {100 * r2:.0f} % of the training targets' variance (R2, not held out)"
-    )
     return Plan(
         sources=data.sources,
         target=data.target,
@@ -168,15 +126,8 @@ def make_plan(
         mask_rule=seen.mask_rule,
         source_kinds=source_kinds,
         target_kind=target_kind,
-        target_reference=reference,
-        target_unit="HU" if is_ct else "a.u.",
-        target_range=data.window_hu if is_ct else (low, high),
-        target_background=max(AIR_HU, data.window_hu[0]) if is_ct else 0.0,
         window_hu=data.window_hu,
-        **tables,
-        source_ranges=tuple(ranges),
-        source_histograms=tuple(tuple(np.mean(each, axis=0).tolist()) for each in histograms),
-        source_limits=tuple(_usual_distance(each, bounds) for each, bounds in zip(histograms, ranges)),
+        **_fitted(recipe, seen, source_kinds, target_kind, reasons),
         source_stored=tuple(_stored(seen, index) for index in range(len(data.sources))),
         grid_mm=_extremes([case.spacing_mm for case in seen.cases]),
         body_mm=_extremes([case.body_mm for case in seen.cases]),
@@ -184,12 +135,96 @@ def make_plan(
         expected=Estimate(0.0, 0.0, 0.0),
         reasons=reasons,
         histogram=data.histogram,
-        degradation=degradation,
+        degradation=terms.degradation,
         registration=data.registration,
         bias_correction=data.bias_correction,
         mask_files=data.mask == "auto",
         reading=reading,
     )
+
+
+MASK_RULES: Mapping[Rule, str] = {
+    "given": "every training case has a mask file",
+    "nonzero": "the images are cut out on a constant background (skull-stripped or masked)",
+    "body": "the images show air around the body: what differs from it by more than Otsu's threshold counts",
+}
+
+
+def _reasons_of_data(recipe: Recipe, seen: Fingerprint, train_ids: Sequence[str]) -> dict[str, str]:
+    """Say which cases were read and how their masks are found."""
+    trained_on = f"{len(train_ids)} training cases"
+    if len(train_ids) > MOST_CASES:
+        trained_on += f", of which {MOST_CASES} evenly spread ones were read"
+    if seen.problems:
+        trained_on += f"; left out: {'; '.join(problem.message for problem in seen.problems)}"
+    asked = "asked for in the recipe, so mask files are not used"
+    return {"trained_on": trained_on, "mask_rule": MASK_RULES[seen.mask_rule] if recipe.data.mask == "auto" else asked}
+
+
+def _reasons_of_requests(recipe: Recipe, reading: Reading, moved_mm: Mapping[str, float]) -> dict[str, str]:
+    """Name what is done because it was asked for."""
+    data, reasons = recipe.data, dict[str, str]()
+    if data.bias_correction != "none":
+        shaded = [name for name in (*data.sources, data.target) if name not in UNSHADED]
+        reasons["bias_correction"] = (
+            f"asked for in the recipe: of {', '.join(shaded)} inside the mask, so that synthetic images have no shading"
+            if shaded
+            else "asked for in the recipe, but no modality is shaded by a coil"
+        )
+    if reading != STRICT:
+        reasons["reading"] = "asked for, as the headers of some files leave a question open"
+    if data.registration != "none":
+        reasons["registration"] = f"asked for in the recipe{f': {tell_movement(moved_mm)}' if moved_mm else ''}"
+    return reasons
+
+
+class _Fitted(Tables):
+    """Fields of a plan that are fitted to the intensities of the training cases."""
+
+    target_reference: IntensityMap
+    target_unit: Literal["HU", "a.u."]
+    target_range: tuple[float, float]
+    target_background: float
+    source_ranges: tuple[tuple[float, float], ...]
+    source_histograms: tuple[tuple[float, ...], ...]
+    source_limits: tuple[float, ...]
+
+
+def _fitted(
+    recipe: Recipe, seen: Fingerprint, source_kinds: Sequence[Kind], target_kind: Kind, reasons: dict[str, str]
+) -> _Fitted:
+    """Fit the maps, ranges and tables that networks start from and inputs are compared with."""
+    sources, target, targets = _normalised_samples(recipe, seen, source_kinds, target_kind)
+    pooled = [np.concatenate(channel) for channel in (*sources, target)]
+    reference, window = reference_map(targets), recipe.data.window_hu
+    ranges = [_percentiles(values) for values in pooled[:-1]]
+    histograms = [[histogram_of(v, bounds) for v in channel] for channel, bounds in zip(sources, ranges)]
+    tables = fit_tables(pooled)
+    if target_kind == "hu":
+        reasons["target_range"] = "the window of the recipe, in HU"
+        bounds, background = window, max(AIR_HU, window[0])
+    else:
+        reasons["target_range"] = (
+            "0.5 to 99.5 % of the training targets inside the masks, on the scale of the median training case"
+        )
+        low, high = reference.invert(np.percentile(pooled[-1], (0.5, 99.5))).tolist()
+        bounds, background = (low, high), 0.0
+    if recipe.data.histogram:
+        reasons["histogram"] = "asked for in the recipe: each source is shown a second time, as ranks within its case"
+    r2 = float(1 - np.mean((np.interp(pooled[0], *tables["lookup"]) - pooled[-1]) ** 2) / np.var(pooled[-1]))
+    reasons["lookup"] = (
+        f"intensity alone explains {100 * r2:.0f} % of the training targets' variance (R2, not held out)"
+    )
+    return {
+        **tables,
+        "target_reference": reference,
+        "target_unit": "HU" if target_kind == "hu" else "a.u.",
+        "target_range": bounds,
+        "target_background": background,
+        "source_ranges": tuple(ranges),
+        "source_histograms": tuple(tuple(np.mean(each, axis=0).tolist()) for each in histograms),
+        "source_limits": tuple(_usual_distance(each, bounds) for each, bounds in zip(histograms, ranges)),
+    }
 
 
 def fit_tables(pooled: Sequence[NDArray[np.float32]]) -> Tables:
@@ -284,22 +319,28 @@ def _choose_dims(
     recipe: Recipe, seen: Fingerprint, spacing: Triple, reasons: dict[str, str]
 ) -> tuple[Literal[2, 3], int]:
     asked, slices = recipe.data.dims, recipe.data.slices
-    if asked != "auto":
-        reasons["dims"] = f"{asked} was asked for in the recipe"
-    elif recipe.size not in ("paper", "large"):
-        asked, reasons["dims"] = "2.5d", f"3D training is too slow for the size {recipe.size}"
-    elif max(spacing) > ISOTROPIC * min(spacing):
-        asked, reasons["dims"] = "2.5d", "the slices are thick, so neighbours tell little: 3D needs even spacing"
-    elif min(_body_voxels(seen, spacing)) < SMALLEST_PATCH:
-        asked, reasons["dims"] = "2.5d", "the volumes are too thin for 3D patches"
-    elif not has_gpu(recipe.training.accelerator):
-        asked, reasons["dims"] = "2.5d", "there is no GPU, and 3D training is too slow without one"
+    if asked == "auto":
+        against = _why_not_3d(recipe, seen, spacing)
+        asked, reasons["dims"] = ("2.5d", against) if against else ("3d", "spacing is nearly even and there is a GPU")
     else:
-        asked, reasons["dims"] = "3d", "spacing is nearly even and there is a GPU"
+        reasons["dims"] = f"{asked} was asked for in the recipe"
     if asked == "3d":
         return 3, 1
     reasons["slices"] = "one slice in, one slice out" if asked == "2d" else f"{slices} neighbouring slices in, one out"
     return 2, 1 if asked == "2d" else slices
+
+
+def _why_not_3d(recipe: Recipe, seen: Fingerprint, spacing: Triple) -> str:
+    """Say what speaks against training in 3D; empty where nothing does."""
+    if recipe.size not in ("paper", "large"):
+        return f"3D training is too slow for the size {recipe.size}"
+    if max(spacing) > ISOTROPIC * min(spacing):
+        return "the slices are thick, so neighbours tell little: 3D needs even spacing"
+    if min(_body_voxels(seen, spacing)) < SMALLEST_PATCH:
+        return "the volumes are too thin for 3D patches"
+    if not has_gpu(recipe.training.accelerator):
+        return "there is no GPU, and 3D training is too slow without one"
+    return ""
 
 
 def _choose_patch(
@@ -310,49 +351,60 @@ def _choose_patch(
     reasons: dict[str, str],
     needs: PatchNeeds | None,
 ) -> tuple[int, ...]:
-    judges = recipe.discriminators
     needs = needs or PatchNeeds(own=True)
-    shaped = (recipe.generator.widths if needs.own else (1,), recipe.generator.refiner, judges.local_widths)  # like a U
-    halvings = max(*(len(widths) - 1 for widths in shaped), len(judges.global_widths))
-    multiple = math.lcm(2**halvings, needs.multiple)
-    asked = recipe.data.patch
+    multiple = math.lcm(_halved_by(recipe, needs), needs.multiple)
     smaller = "generator.network=pix2pix-32 takes multiples of 32." if recipe.generator.network == "pix2pix" else None
+    asked = recipe.data.patch
     if asked != "auto":
-        if asked**dims > MOST_PATCH:
-            raise RecipeError(
-                "data.patch is too large", reason="patch", found=asked, expected=f"at most {MOST_PATCH:,} voxels in all"
-            )
         step = multiple if needs.own else needs.multiple
-        least = _next_fit(needs.smallest, step, needs.offset)
-        if asked < least or asked % step != needs.offset % step:
-            lower = max(least, _next_fit(asked, step, needs.offset) - step)
-            more = f"{needs.offset} more than " if needs.offset else ""
-            raise RecipeError(
-                "data.patch does not fit the networks",
-                reason="patch",
-                found=asked,
-                expected=f"{more}a multiple of {step}, such as {lower} or {lower + step}"
-                if step > 1
-                else f"at least {least}",
-                hint=smaller,
-            )
+        _check_patch(asked, dims, needs._replace(multiple=step), smaller)
         reasons["patch"] = "asked for in the recipe"
         return (asked,) * dims
     least = _next_fit(needs.smallest, multiple, needs.offset)
     usual = (PATCH_2D if dims == 2 else PATCH_3D).get(recipe.size, SMALLEST_PATCH)
     most = max(least, _next_fit(usual - multiple + 1, multiple, needs.offset))
-    reasons["patch"] = (
-        f"{f'{needs.offset} voxels and ' if needs.offset else ''}multiples of {multiple}, which the networks need; "
-        f"at most {most} at size {recipe.size}, and no larger than just holds the median brain or body"
-    )
     body = [math.ceil(size) for size in _body_voxels(seen, spacing)[:dims]]
     if any(least > MOST_EMPTY * side for side in body):
+        hint = f"; {smaller.rstrip('.')}" if smaller else ""
         reasons["patch"] = (
             f"the networks need {least} voxels, though the median brain or body has but {' x '.join(map(str, body))}: "
-            f"the rest of a patch is empty, and a step costs as if it were not{f'; {smaller}' if smaller else ''}"
-        ).rstrip(".")
-    sides = (_next_fit(size, multiple, needs.offset) for size in body)
-    return tuple(min(most, max(least, side)) for side in sides)
+            f"the rest of a patch is empty, and a step costs as if it were not{hint}"
+        )
+    else:
+        offset = f"{needs.offset} voxels and " if needs.offset else ""
+        reasons["patch"] = (
+            f"{offset}multiples of {multiple}, which the networks need; "
+            f"at most {most} at size {recipe.size}, and no larger than just holds the median brain or body"
+        )
+    return tuple(min(most, max(least, _next_fit(size, multiple, needs.offset))) for size in body)
+
+
+def _halved_by(recipe: Recipe, needs: PatchNeeds) -> int:
+    """Return the power of 2 by which the recipe's own networks divide a patch."""
+    judges = recipe.discriminators
+    shaped = (recipe.generator.widths if needs.own else (1,), recipe.generator.refiner, judges.local_widths)  # like a U
+    halvings = max(*(len(widths) - 1 for widths in shaped), len(judges.global_widths))
+    return 1 << halvings
+
+
+def _check_patch(asked: int, dims: int, needs: PatchNeeds, hint: str | None) -> None:
+    """Refuse a patch that is too large, or that the networks cannot take.
+
+    Raises:
+        RecipeError: If it is.
+    """
+    if asked**dims > MOST_PATCH:
+        raise RecipeError(
+            "data.patch is too large", reason="patch", found=asked, expected=f"at most {MOST_PATCH:,} voxels in all"
+        )
+    step, offset = needs.multiple, needs.offset
+    least = _next_fit(needs.smallest, step, offset)
+    if asked >= least and asked % step == offset % step:
+        return
+    lower = max(least, _next_fit(asked, step, offset) - step)
+    more = f"{offset} more than " if offset else ""
+    fitting = f"{more}a multiple of {step}, such as {lower} or {lower + step}" if step > 1 else f"at least {least}"
+    raise RecipeError("data.patch does not fit the networks", reason="patch", found=asked, expected=fitting, hint=hint)
 
 
 def _next_fit(size: int, multiple: int, offset: int) -> int:
@@ -366,31 +418,35 @@ def _next_fit(size: int, multiple: int, offset: int) -> int:
 
 def _choose_kinds(recipe: Recipe, seen: Fingerprint, reasons: dict[str, str]) -> tuple[tuple[Kind, ...], Kind]:
     names = (*recipe.data.sources, recipe.data.target)
+    target = names[-1]
     kinds: dict[str, Kind] = {name: "hu" for name in names if name == "ct"}
     because = dict.fromkeys(kinds, "CT has a unit, so a fixed window is kept")
     for name in names[:-1]:
-        free = [one for one in dict.fromkeys((name, names[-1])) if one not in kinds]
-        if not free:
-            continue
-        if recipe.data.intensity != "auto":
-            kind: Kind = recipe.data.intensity
-            why = f"{kind} was asked for in the recipe"
-        else:
-            channels = [names.index(name), len(names) - 1]
-            pairs = [Pair(*(_clipped(case.samples[c], names[c], recipe) for c in channels)) for case in seen.cases]
-            kind, table = choose_intensity(pairs, source_kind=kinds.get(name), target_kind=kinds.get(names[-1]))
-            shown = ", ".join(f"{one} {r2:.2f}" for one, r2 in sorted(table.items(), key=lambda row: -row[1]))
-            why = (
-                f"{kind} makes the training cases agree best; R2 of an unseen case by intensity alone: {shown}"
-                if table
-                else f"{kind}, since {len(pairs)} cases are too few to measure which kind makes cases agree "
-                f"({FEWEST_CASES} are needed)"
-            )
-        kinds |= dict.fromkeys(free, kind)
-        because |= dict.fromkeys(free, why)
+        free = [one for one in dict.fromkeys((name, target)) if one not in kinds]
+        if free:
+            kind, why = _choose_kind(recipe, seen, name, kinds)
+            kinds |= dict.fromkeys(free, kind)
+            because |= dict.fromkeys(free, why)
     reasons["source_kinds"] = "; ".join(dict.fromkeys(f"{name}: {because[name]}" for name in names[:-1]))
-    reasons["target_kind"] = because[names[-1]]
-    return tuple(kinds[name] for name in names[:-1]), kinds[names[-1]]
+    reasons["target_kind"] = because[target]
+    return tuple(kinds[name] for name in names[:-1]), kinds[target]
+
+
+def _choose_kind(recipe: Recipe, seen: Fingerprint, name: str, kinds: Mapping[str, Kind]) -> tuple[Kind, str]:
+    """Choose the kind of map by which the training cases agree best in a source and the target, and say why."""
+    asked, target = recipe.data.intensity, recipe.data.target
+    if asked != "auto":
+        return asked, f"{asked} was asked for in the recipe"
+    channels = [(recipe.data.sources.index(name), name), (len(recipe.data.sources), target)]
+    pairs = [Pair(*(_clipped(case.samples[c], each, recipe) for c, each in channels)) for case in seen.cases]
+    kind, table = choose_intensity(pairs, source_kind=kinds.get(name), target_kind=kinds.get(target))
+    if not table:
+        return kind, (
+            f"{kind}, since {len(pairs)} cases are too few to measure which kind makes cases agree "
+            f"({FEWEST_CASES} are needed)"
+        )
+    shown = ", ".join(f"{one} {r2:.2f}" for one, r2 in sorted(table.items(), key=lambda row: -row[1]))
+    return kind, f"{kind} makes the training cases agree best; R2 of an unseen case by intensity alone: {shown}"
 
 
 def _normalised_samples(
