@@ -159,22 +159,13 @@ def _held(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _lock_file(path: Path) -> Iterator[IO[bytes]]:
-    import fcntl
+    from filelock import lock_descriptor
 
     with writing(path.parent):
         file = open_in_place(path, "a+b")  # without a buffer: closing it has nothing left to write on a full disk
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            raise RunError(
-                "is in use by another chiasm",
-                path=path.parent,
-                reason="busy",
-                found=file.read().decode(errors="replace").strip() or "an unknown process",
-                hint="Wait for it, stop it, or give another folder with -o.",
-            ) from error
+            is_free = lock_descriptor(file.fileno(), blocking=False)
         except OSError as error:  # a network disk without locks
             raise RunError(
                 f"cannot be locked: {error.strerror or error}",
@@ -182,4 +173,13 @@ def _lock_file(path: Path) -> Iterator[IO[bytes]]:
                 reason="no-lock",
                 hint="Give a folder on another disk with -o.",
             ) from error
+        if not is_free:
+            file.seek(0)
+            raise RunError(
+                "is in use by another chiasm",
+                path=path.parent,
+                reason="busy",
+                found=file.read().decode(errors="replace").strip() or "an unknown process",
+                hint="Wait for it, stop it, or give another folder with -o.",
+            )
         yield file

@@ -97,9 +97,15 @@ def serial(jobs: Sequence[Job], work: Callable[[Job], Outcome], _folder: Path) -
     yield from map(work, jobs)
 
 
+def cores_allowed() -> int:
+    """Count the cores that this process may use; all of the machine where the system does not say."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
 def processes(jobs: Sequence[Job], work: Callable[[Job], Outcome], _folder: Path) -> Iterator[Outcome | Lost[Job]]:
     """One process for each core; a job that was lost has the machine for itself the second time."""
-    cores = len(os.sched_getaffinity(0))
+    cores = cores_allowed()
 
     def once(some: Sequence[Job], last: bool) -> Reports[Outcome, Job]:
         return _in_processes(some, work, 1 if last else cores)

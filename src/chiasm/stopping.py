@@ -17,8 +17,9 @@ class Stopped(SystemExit):
 
 def stopping_signals() -> tuple[signal.Signals, ...]:
     """Return the signals that ask to stop; without SIGHUP where that is ignored, as under ``nohup``."""
-    ignores_closing = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-    return (signal.SIGINT, signal.SIGTERM, *(() if ignores_closing else (signal.SIGHUP,)))
+    closing = getattr(signal, "SIGHUP", None)  # which Windows does not have
+    hears_closing = closing is not None and signal.getsignal(closing) is not signal.SIG_IGN
+    return (signal.SIGINT, signal.SIGTERM, closing) if hears_closing else (signal.SIGINT, signal.SIGTERM)
 
 
 @contextmanager

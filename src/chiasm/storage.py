@@ -162,7 +162,7 @@ def open_in_place(path: Path, mode: str) -> IO[Any]:
     """
 
     def opener(name: str, flags: int) -> int:
-        return os.open(name, flags | os.O_NOFOLLOW, 0o666)
+        return os.open(name, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
     try:
         binary = "b" in mode
@@ -231,8 +231,7 @@ def _free_bytes(folder: Path) -> int | None:
         if folder == folder.parent:
             return None
         folder = folder.parent
-    stat = os.statvfs(folder)
-    return stat.f_bavail * stat.f_frsize
+    return shutil.disk_usage(folder).free
 
 
 def write_text(path: Path, text: str) -> None:

@@ -8,7 +8,6 @@ this step a cohort looks as if it had been scanned so.
 
 from __future__ import annotations
 
-import fcntl
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -368,11 +367,13 @@ def _as_made(case: Case, place: Path, record: Mapping[str, Any]) -> Case:
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Wait until no other process works in the folder: jobs of a study share one, and each case is made once."""
+    from filelock import lock_descriptor
+
     make_folder(folder)
     with writing(folder):
         lock = open_in_place(folder / LOCK, "a")
     with lock as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        lock_descriptor(file.fileno())
         yield
 
 
