@@ -17,9 +17,10 @@ class Stopped(SystemExit):
 
 def stopping_signals() -> tuple[signal.Signals, ...]:
     """Return the signals that ask to stop; without SIGHUP where that is ignored, as under ``nohup``."""
-    closing = getattr(signal, "SIGHUP", None)  # which Windows does not have
+    closing: signal.Signals | None = getattr(signal, "SIGHUP", None)  # which Windows does not have
     hears_closing = closing is not None and signal.getsignal(closing) is not signal.SIG_IGN
-    return (signal.SIGINT, signal.SIGTERM, closing) if hears_closing else (signal.SIGINT, signal.SIGTERM)
+    asked = (signal.SIGINT, signal.SIGTERM)
+    return (*asked, closing) if closing is not None and hears_closing else asked
 
 
 @contextmanager
