@@ -16,6 +16,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,12 +24,14 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from chiasm.evaluation.rows import Row
+from chiasm.boxes import Box, box_of
+from chiasm.evaluation.rows import LESION, Row
 from chiasm.evaluation.summary import HEADLINES
-from chiasm.metrics.lesions import lesion_components
-from chiasm.reports.drawing import find_metric, show_figure, show_unit
+from chiasm.reports.drawing import Metric, find_metric, show_figure, show_unit
 from chiasm.reports.gallery import GalleryCase, show_gallery
+from chiasm.reports.jumps import IN_LESION, IN_MASK, list_jumps
 from chiasm.reports.pages import render_page
+from chiasm.reports.tables import mean_by, number_cell
 from chiasm.storage import write_text
 from chiasm.volumes import Geometry, Volume, canonical, crop
 
@@ -36,10 +39,7 @@ MARGIN_MM = 6.0  # around the mask's box
 MOST_BYTES = 9_600_000  # of a page that is not `whole`
 LEVELS = (4096, 2048, 1024, 512, 256)  # steps inside the window, the finest that fits is taken
 MOST_HALVINGS = 9  # of the number of voxels
-MOST_LESIONS = 30  # to jump to
 COVERED = 0.995  # share of the mask's voxels inside the range of difference and reliability
-LEAST_RELIABLE = 0.99  # quantile above which voxels are the least reliable
-IN_MASK, IN_LESION = 1, 2  # bits of the volume of regions
 SCRIPT = "reports/static/niivue.umd.js"  # brought by hatch_build.py
 LICENCES = "reports/licences/niivue.txt"
 
@@ -145,20 +145,28 @@ def against_cohort(
         method: The method under judgement.
         metrics: Which figures, in this order inside each region.
     """
-    values: dict[tuple[str, str], dict[str, list[float]]] = {}
-    units: dict[tuple[str, str], str] = {}
-    for row in rows:
-        single = row.region.removeprefix("lesion-").isdigit() and row.region.startswith("lesion-")
-        if row.method == method and row.metric in metrics and math.isfinite(row.value) and not single:
-            values.setdefault((row.region, row.metric), {}).setdefault(row.case, []).append(row.value)
-            units[row.region, row.metric] = row.unit
-    found = []
-    for region in dict.fromkeys(region for region, _ in values):
-        for metric in metrics:
-            means = {name: float(np.mean(some)) for name, some in values.get((region, metric), {}).items()}
-            if case in means:
-                found.append(Figure(region, metric, means[case], units[region, metric], tuple(means.values())))
-    return tuple(found)
+    kept = [row for row in rows if row.method == method and _is_shown(row, metrics)]
+    units = {(row.region, row.metric): row.unit for row in kept}
+    cohorts = _group_by_figure(kept)
+    regions = dict.fromkeys(region for region, _ in cohorts)
+    found = [(figure, cohorts[figure]) for figure in product(regions, metrics) if figure in cohorts]
+    return tuple(
+        Figure(*figure, cohort[case], units[figure], tuple(cohort.values()))
+        for figure, cohort in found
+        if case in cohort
+    )
+
+
+def _group_by_figure(rows: Sequence[Row]) -> dict[tuple[str, str], dict[str, float]]:
+    """Average by case: (region, metric) -> case -> mean."""
+    cohorts: dict[tuple[str, str], dict[str, float]] = {}
+    for (region, metric, name), mean in mean_by(rows, lambda row: (row.region, row.metric, row.case)).items():
+        cohorts.setdefault((region, metric), {})[name] = mean
+    return cohorts
+
+
+def _is_shown(row: Row, metrics: Sequence[str]) -> bool:
+    return row.metric in metrics and math.isfinite(row.value) and not LESION.fullmatch(row.region)
 
 
 def write_case_page(path: Path, page: CasePage) -> Path:
@@ -248,25 +256,37 @@ class Packed(NamedTuple):
 
 def _pack(page: CasePage, upright: Mapping[str, Volume], room: float) -> Packed:
     """Cut, round and compress: as fine as fits into `room` bytes, the coarsest where nothing does."""
-    whole = upright["regions"]
-    box = [slice(0, side) for side in whole.array.shape] if page.whole else _box(whole)
+    regions = upright["regions"]
+    box = _box(regions.array if not page.whole else np.ones_like(regions.array), regions.geometry.spacing_mm)
     inside = {name: crop(volume, box) for name, volume in upright.items()}
-    for stride, levels in _fineness(whole.geometry.spacing_mm, room):
-        steps = {name: _step(page, name, volume.array, levels) for name, volume in inside.items() if name != "regions"}
-        if "real" in steps:  # one step, so that their difference is exact
-            steps["real"] = steps["synthetic"] = max(steps["real"], steps["synthetic"])
-        volumes, size = {}, 0
-        for name, volume in inside.items():
-            volumes[name] = _nifti(_thinned(volume, stride), steps.get(name))
-            size += len(volumes[name])
-            if size > room:
-                break
-        else:
+    tries = list(_fineness(regions.geometry.spacing_mm, room))
+    for number, (stride, levels) in enumerate(tries, 1):
+        steps = _steps(page, inside, levels)
+        thin = {name: _thinned(volume, stride) for name, volume in inside.items()}
+        volumes = _encode(thin, steps, room if number < len(tries) else math.inf)
+        if len(volumes) == len(thin):
             break
-    else:
-        volumes = {name: _nifti(_thinned(volume, stride), steps.get(name)) for name, volume in inside.items()}
-    i, j, k = (int(side.start) for side in box)
-    return Packed(volumes, _thinned(inside["regions"], stride).geometry, (i, j, k), stride, steps)
+    i, j, k = (side.start for side in box)
+    return Packed(volumes, thin["regions"].geometry, (i, j, k), stride, steps)
+
+
+def _encode(volumes: Mapping[str, Volume], steps: Mapping[str, float], room: float) -> dict[str, str]:
+    """Write volumes as base64, all of them unless they are larger than `room` bytes together."""
+    encoded: dict[str, str] = {}
+    for name, volume in volumes.items():
+        encoded[name] = _nifti(volume, steps.get(name))
+        room -= len(encoded[name])
+        if room < 0:
+            return {}
+    return encoded
+
+
+def _steps(page: CasePage, volumes: Mapping[str, Volume], levels: int) -> dict[str, float]:
+    """Choose what the values of each image are rounded to."""
+    steps = {name: _step(page, name, volume.array, levels) for name, volume in volumes.items() if name != "regions"}
+    if "real" in steps:  # one step, so that their difference is exact
+        steps["real"] = steps["synthetic"] = max(steps["real"], steps["synthetic"])
+    return steps
 
 
 def _fineness(spacing_mm: Sequence[float], room: float) -> Iterator[tuple[tuple[int, int, int], int]]:
@@ -280,16 +300,15 @@ def _fineness(spacing_mm: Sequence[float], room: float) -> Iterator[tuple[tuple[
         yield (stride[0], stride[1], stride[2]), LEVELS[-1]
 
 
-def _box(regions: Volume) -> list[slice]:
+def _box(regions: NDArray[Any], spacing_mm: Sequence[float]) -> Box:
     """Find the box around the mask and the lesions, with a margin; the whole grid where both are empty."""
-    sides = []
-    for axis, space in enumerate(regions.geometry.spacing_mm):
-        filled = np.flatnonzero(regions.array.any(axis=tuple({0, 1, 2} - {axis})))
-        last = regions.array.shape[axis]
-        margin = round(MARGIN_MM / space)
-        ends = (int(filled[0]) - margin, int(filled[-1]) + 1 + margin) if len(filled) else (0, last)
-        sides.append(slice(max(0, ends[0]), min(last, ends[1])))
-    return sides
+    box = box_of(regions > 0) if regions.any() else box_of(np.ones_like(regions, bool))
+    margins = [round(MARGIN_MM / space) for space in spacing_mm]
+    i, j, k = (
+        slice(max(0, side.start - margin), min(last, side.stop + margin))
+        for side, margin, last in zip(box, margins, regions.shape)
+    )
+    return i, j, k
 
 
 def _thinned(volume: Volume, stride: tuple[int, int, int]) -> Volume:
@@ -353,97 +372,68 @@ def _names(page: CasePage) -> dict[str, str]:
 
 
 def _settings(page: CasePage, upright: Mapping[str, Volume], packed: Packed) -> dict[str, Any]:
-    most = _range(page)
     shape = packed.geometry.shape
     jumps = []
-    for label, detail, voxel in _jumps(page, upright):
-        place = [(at - start) / by for at, start, by in zip(voxel, packed.starts, packed.stride)]
+    for jump in list_jumps(upright, page.unit):
+        place = [(at - start) / by for at, start, by in zip(jump.voxel, packed.starts, packed.stride)]
         kept = [min(max(round(at), 0), side - 1) for at, side in zip(place, shape)]
-        jumps.append({"label": label, "detail": detail, "voxel": kept})
+        jumps.append({"label": jump.label, "detail": jump.detail, "voxel": kept})
+    return {
+        "unit": show_unit(page.unit),
+        "names": _names(page),
+        "window": list(page.window),
+        "sourceWindow": list(_source_window(page)),
+        "range": _range(page),
+        "steps": packed.steps,
+        "jumps": jumps,
+        "told": _describe_packing(page, packed),
+        "hasLesion": bool((upright["regions"].array & IN_LESION).any()),
+    }
+
+
+def _describe_packing(page: CasePage, packed: Packed) -> str:
+    """Say what rounding, thinning and cutting did to the volumes."""
     steps = ", ".join(f"{name} {step:g}" for name, step in packed.steps.items())
     told = [f"Values in this page are rounded: {steps}."]
     if packed.stride != (1, 1, 1):
         told.append(f"To keep the page small, one voxel in {' × '.join(map(str, packed.stride))} is kept.")
     if not page.whole:
         told.append("The volumes are cut to the mask.")
-    return {
-        "unit": show_unit(page.unit),
-        "names": _names(page),
-        "window": list(page.window),
-        "sourceWindow": list(_source_window(page)),
-        "range": most,
-        "steps": packed.steps,
-        "jumps": jumps,
-        "told": " ".join(told),
-        "hasLesion": bool((upright["regions"].array & IN_LESION).any()),
-    }
-
-
-def _jumps(page: CasePage, upright: Mapping[str, Volume]) -> Iterator[tuple[str, str, tuple[int, ...]]]:
-    """Name the places worth a look: label, detail, voxel of the upright grid."""
-    from scipy.ndimage import label
-
-    regions = upright["regions"]
-    mask, lesion = (regions.array & IN_MASK) > 0, (regions.array & IN_LESION) > 0
-    unit = f" {show_unit(page.unit)}" if show_unit(page.unit) else ""
-    synthetic = upright["synthetic"].array
-    difference = synthetic - upright["real"].array if "real" in upright else None
-    if difference is not None and mask.any():
-        voxel = _where(np.where(mask, np.abs(difference), -1).argmax(), mask.shape)
-        sign = "+" if difference[voxel] > 0 else ""
-        yield "Largest difference", f"{sign}{show_figure(float(difference[voxel]))}{unit}", voxel
-    if "reliability" in upright and mask.any():
-        expected = np.where(mask, upright["reliability"].array, -np.inf)
-        limit = np.quantile(expected[mask], LEAST_RELIABLE)
-        clusters, count = label(expected >= limit, np.ones((3, 3, 3)))
-        excess = np.where(mask, expected - limit, 0)
-        sums = np.bincount(clusters.ravel(), excess.ravel(), count + 1)
-        sums[0] = -1
-        cluster = clusters == sums.argmax()
-        voxel = _where(np.where(cluster, expected, -np.inf).argmax(), mask.shape)
-        size = show_figure(np.count_nonzero(cluster) * math.prod(regions.geometry.spacing_mm) / 1000)
-        detail = f"{show_figure(float(expected[voxel]))}{unit} expected, {size} mL"
-        yield "Least reliable cluster", detail, voxel
-    lesions = lesion_components(lesion & mask, regions.geometry.spacing_mm)  # numbered as in the evaluation
-    for number, one in enumerate(lesions[:MOST_LESIONS], 1):
-        places = np.argwhere(one.inside)
-        nearest = places[np.linalg.norm(places - places.mean(axis=0), axis=1).argmin()]
-        voxel = tuple(int(at) + side.start for at, side in zip(nearest, one.box))
-        detail = f"{show_figure(one.volume_ml)} mL"
-        if difference is not None:
-            error = float(np.abs(difference[one.box][one.inside]).mean())
-            detail += f", MAE {show_figure(error)}{unit}"
-        yield f"Lesion {number}", detail, voxel
-
-
-def _where(index: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(int(place) for place in np.unravel_index(int(index), shape))
+    return " ".join(told)
 
 
 def _compared(figure: Figure) -> dict[str, Any]:
     """Put a figure beside the cohort's: words, and positions in per cent of the range for the drawing."""
-    label, direction = find_metric(figure.metric)
+    metric = find_metric(figure.metric)
     finite = sorted(value for value in figure.cohort if math.isfinite(value))
     shown = {
         "region": figure.region,
-        "metric": label,
-        "value": show_figure(figure.value) if math.isfinite(figure.value) else "–",
+        "metric": metric.label,
+        "value": number_cell(figure.value).text,
         "unit": show_unit(figure.unit),
-        "n": len(finite),
     }
     if not finite or not math.isfinite(figure.value):
         return shown | {"n": 0}
     low, median, high = finite[0], float(np.median(finite)), finite[-1]
-    width = (max(high, figure.value) - min(low, figure.value)) or 1.0
+    start = min(low, figure.value)
+    width = (max(high, figure.value) - start) or 1.0
     like = max(abs(low), abs(high))
-    better = sum(value < figure.value if direction == "lower" else value > figure.value for value in finite)
     return shown | {
+        "n": len(finite),
         "median": show_figure(median, like),
         "low": show_figure(low, like),
         "high": show_figure(high, like),
-        "rank": "" if direction == "neither" else f"{_ordinal(better + 1)} best of {len(finite)}",
-        "at": [round(100 * (value - min(low, figure.value)) / width, 1) for value in (low, median, high, figure.value)],
+        "rank": _rank(metric, figure.value, finite),
+        "at": [round(100 * (value - start) / width, 1) for value in (low, median, high, figure.value)],
     }
+
+
+def _rank(metric: Metric, value: float, cohort: Sequence[float]) -> str:
+    """Say how many in the cohort are better; nothing of a metric of which neither less nor more is."""
+    if metric.better == "neither":
+        return ""
+    better = sum(metric.sign * other < metric.sign * value for other in cohort)
+    return f"{_ordinal(better + 1)} best of {len(cohort)}"
 
 
 def _ordinal(number: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import html
 import io
 import math
@@ -9,6 +10,9 @@ import re
 from collections.abc import Collection
 from typing import Any, Literal, NamedTuple
 from warnings import catch_warnings, filterwarnings
+
+import numpy as np
+from numpy.typing import NDArray
 
 HARD_SPACE = "\u00a0"
 
@@ -88,6 +92,16 @@ def show_unit(unit: str) -> str:
 def shorten(name: str) -> str:
     """Cut a name that is too long for an axis."""
     return name if len(name) <= 24 else f"{name[:23]}…"
+
+
+def png_address(pixels: NDArray[np.uint8]) -> str:
+    """Return a picture, shape (rows, columns, 4), as an address for a page: a PNG in base64."""
+    from matplotlib.image import imsave
+
+    written = io.BytesIO()
+    nothing: dict[str, Any] = {"Software": None}  # the same bytes whatever wrote them
+    imsave(written, pixels, format="png", metadata=nothing)
+    return "data:image/png;base64," + base64.b64encode(written.getvalue()).decode("ascii")
 
 
 def draw_svg(draw: Any, alt: str, size: tuple[float, float], name: str, columns: int = 1) -> str:

@@ -61,12 +61,11 @@ def make_room(out: Path, asked: Mapping[str, Any], inputs: Sequence[Path], *, ov
     _refuse_owned(out)
     refuse_inputs((out / name for name in (*FILES, *FOLDERS)), inputs, what="the evaluation")
     refuse_links(out, FOLDERS[:2])
-    before = read_asked(out) if (out / ASKED).is_file() else None
-    if before is None:
+    if not (out / ASKED).is_file():
         if not overwrite and not is_evaluation(out):  # a killed command may have written figures alone
             refuse_foreign(out, (*FILES, *PAGE_FILES), way_out="To replace them: chiasm evaluate --overwrite.")
         return
-    told = _differences(out, before, asked)
+    told = _differences(out, read_asked(out), asked)
     if told and not overwrite:
         raise RunError(
             f"holds another evaluation: {'; '.join(told)}",
@@ -74,10 +73,15 @@ def make_room(out: Path, asked: Mapping[str, Any], inputs: Sequence[Path], *, ov
             reason="other-evaluation",
             hint="Give another folder with -o, or replace what it holds: chiasm evaluate --overwrite.",
         )
-    cases = {row.case for row in read_evaluation(out)} if is_evaluation(out) else set()
-    remove_files(out, (page.replace("*", case) for case in cases for page in PAGE_FILES))
+    _remove_pages(out)
     if told:
         remove_registered(out / REGISTERED)
+
+
+def _remove_pages(out: Path) -> None:
+    """Remove the pages of the single cases of an evaluation."""
+    cases = {row.case for row in read_evaluation(out)} if is_evaluation(out) else set()
+    remove_files(out, (page.replace("*", case) for case in cases for page in PAGE_FILES))
 
 
 def _refuse_owned(out: Path) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from chiasm.reports.drawing import DASHES, INK, MUTED, SERIES, draw_svg, show_figure, show_unit
+from chiasm.boxes import Box, box_of, grown
+from chiasm.reports.drawing import DASHES, INK, MUTED, SERIES, draw_svg, png_address, show_figure, show_unit
 
 MARGIN = 4  # voxels around the mask in a picture
 MOST_PIXELS = 400  # along a picture's longer side; larger slices are thinned
@@ -66,29 +65,24 @@ class GalleryCase:
             raise ValueError(f"the window of case {self.case} must rise, found {self.window}")
 
 
+# The map of expected error beside the true error
+
+
+class Errors(NamedTuple):
+    """Expected and true errors of the same voxels, shape (voxels,) each."""
+
+    expected: NDArray[np.float64]
+    true: NDArray[np.float64]
+
+
 def draw_reliability(gallery: Sequence[GalleryCase]) -> dict[str, Any] | None:
     """Set the reliability map against the true error, by tenths of the map and by region."""
     shown = [case for case in gallery if case.reliability is not None and case.real is not None]
-    pooled: dict[str, list[tuple[NDArray[Any], NDArray[Any]]]] = {}
-    for case in shown:
-        lesion = np.zeros_like(case.mask) if case.lesion is None else case.lesion
-        for region, where in (("outside lesions", case.mask & ~lesion), ("lesions", case.mask & lesion)):
-            if np.count_nonzero(where) >= BINS:
-                expected, real, synthetic = (_sample(v, where) for v in (case.reliability, case.real, case.synthetic))
-                pooled.setdefault(region, []).append((expected, np.abs(synthetic - real)))
-    if not pooled:
+    regions = _pool_errors(shown)
+    if not regions:
         return None
-    if "lesions" not in pooled:
-        pooled = {"mask": pooled["outside lesions"]}  # nothing is labelled: "outside lesions" would claim too much
-    curves, words = {}, []
-    for region, parts in pooled.items():
-        expected, error = (np.concatenate(side) for side in zip(*parts))
-        tenths = np.array_split(np.argsort(expected, kind="stable"), BINS)
-        curves[region] = np.array([(expected[tenth].mean(), error[tenth].mean()) for tenth in tenths])
-        ratio = error.mean() / expected.mean() if expected.mean() > 0 else math.inf
-        manner = "understates" if ratio > 1.1 else "overstates" if ratio < 0.9 else "meets"
-        figures = f"{show_figure(expected.mean())} expected, {show_figure(error.mean())} found ({ratio:.2f} times)"
-        words.append(f"{PLACES[region]} the map {manner} the error: {figures}.")
+    curves = {region: _tenths(errors) for region, errors in regions.items()}
+    words = [f"{PLACES[region]} {_compare_means(errors)}." for region, errors in regions.items()]
     unit = f" ({shown[0].unit})" if show_unit(shown[0].unit) else ""
 
     def draw(axes: Any) -> None:
@@ -105,11 +99,47 @@ def draw_reliability(gallery: Sequence[GalleryCase]) -> dict[str, Any] | None:
     return {"svg": svg, "words": words, "cases": [case.case for case in shown]}
 
 
+def _pool_errors(cases: Sequence[GalleryCase]) -> dict[str, Errors]:
+    """Collect the errors of all cases outside lesions and in them; in the mask where no lesion is labelled."""
+    pooled: dict[str, list[Errors]] = {}
+    for case in cases:
+        lesion = np.zeros_like(case.mask) if case.lesion is None else case.lesion
+        for region, where in (("outside lesions", case.mask & ~lesion), ("lesions", case.mask & lesion)):
+            if np.count_nonzero(where) >= BINS:
+                pooled.setdefault(region, []).append(_errors(case, where))
+    if "lesions" not in pooled and pooled:
+        pooled = {"mask": pooled["outside lesions"]}  # "outside lesions" would claim too much
+    return {region: Errors(*(np.concatenate(side) for side in zip(*parts))) for region, parts in pooled.items()}
+
+
+def _errors(case: GalleryCase, where: NDArray[np.bool_]) -> Errors:
+    expected, real, synthetic = (_sample(volume, where) for volume in (case.reliability, case.real, case.synthetic))
+    return Errors(expected, np.abs(synthetic - real))
+
+
+def _tenths(errors: Errors) -> NDArray[np.float64]:
+    """Average (expected, true) errors by tenths of the voxels, the least expected error first, shape (tenths, 2)."""
+    tenths = np.array_split(np.argsort(errors.expected, kind="stable"), BINS)
+    return np.array([(errors.expected[tenth].mean(), errors.true[tenth].mean()) for tenth in tenths])
+
+
+def _compare_means(errors: Errors) -> str:
+    """Say how the expected error lies to the true one, on average."""
+    expected, true = errors.expected.mean(), errors.true.mean()
+    ratio = true / expected if expected > 0 else math.inf
+    manner = "understates" if ratio > 1.1 else "overstates" if ratio < 0.9 else "meets"
+    figures = f"{show_figure(expected)} expected, {show_figure(true)} found ({ratio:.2f} times)"
+    return f"the map {manner} the error: {figures}"
+
+
 def _sample(volume: NDArray[Any] | None, where: NDArray[np.bool_]) -> NDArray[np.float64]:
     """Take evenly spread voxels of a region, at most `SAMPLE` or a few more."""
     places = np.flatnonzero(where)
     places = places[:: max(1, len(places) // SAMPLE)]
     return np.asarray(np.ravel(np.asarray(volume))[places], dtype=np.float64)
+
+
+# Slices as pictures
 
 
 class Picture(NamedTuple):
@@ -120,39 +150,80 @@ class Picture(NamedTuple):
     alt: str
 
 
+class Column(NamedTuple):
+    """A column of pictures: which volume, in which window and colours.
+
+    Attributes:
+        label: Above it.
+        volume: Shape (I, J, K).
+        window: Lowest and highest shown value.
+        colours: A colour map of matplotlib.
+        unit: Of the window.
+        inside: Whether only the mask is shown.
+    """
+
+    label: str
+    volume: NDArray[Any]
+    window: tuple[float, float]
+    colours: str
+    unit: str
+    inside: bool = False
+
+
 def show_gallery(gallery: Sequence[GalleryCase], ranking: Mapping[str, str] | None) -> dict[str, Any]:
     """Cut slices and colour them: one range for error and reliability in all cases."""
     most = _error_range(gallery)
-    cases: list[dict[str, Any]] = []
-    for case in gallery:
-        box = _box(case.mask)
-        size = [side.stop - side.start for side in box]
-        planes = []
-        for axis, name in ((2, "axial"), (1, "coronal")):
-            index = _most_telling(case, axis)
-            across, up = 0, 3 - axis  # I runs across, J (axial) or K (coronal) runs up
-            planes.append(
-                {
-                    "name": name,
-                    "place": f"{name}, slice {index + 1} of {case.mask.shape[axis]}",
-                    "pictures": _pictures(case, axis, index, box, most),
-                    "outline": _outline(case, axis, index, box),
-                    "size": (size[across], size[up]),
-                    "ratio": f"{size[across] * case.spacing_mm[across]:.4g} / {size[up] * case.spacing_mm[up]:.4g}",
-                    "top": "A" if axis == 2 else "S",
-                }
-            )
-        cases.append(
-            {
-                "case": case.case,
-                "places": [place for place in BEST_TO_WORST if ranking and ranking[place] == case.case],
-                "caption": case.caption,
-                "planes": planes,
-                "bars": _bars(case, most),
-                "missing": _missing(case),
-            }
-        )
+    cases = [_show_case(case, ranking or {}, most) for case in gallery]
     return {"cases": cases, "has_outline": any(plane["outline"] for case in cases for plane in case["planes"])}
+
+
+def _show_case(case: GalleryCase, ranking: Mapping[str, str], most: float) -> dict[str, Any]:
+    columns = list_columns(case, most)
+    return {
+        "case": case.case,
+        "places": [place for place in BEST_TO_WORST if ranking.get(place) == case.case],
+        "caption": case.caption,
+        "planes": [_show_plane(case, columns, axis, name) for axis, name in ((2, "axial"), (1, "coronal"))],
+        "bars": [_colour_bar(column) for column in columns],
+        "missing": _missing(case),
+    }
+
+
+def _show_plane(case: GalleryCase, columns: Sequence[Column], axis: int, name: str) -> dict[str, Any]:
+    box, index = _box(case.mask), _most_telling(case, axis)
+    size = [side.stop - side.start for side in box]
+    across, up = 0, 3 - axis  # I runs across, J (axial) or K (coronal) runs up
+    mask = _plane(case.mask, axis, index, box)
+    pictures = []
+    for column in columns:
+        values = _plane(column.volume, axis, index, box)
+        address = _png(values, column.window, column.colours, mask if column.inside else np.ones_like(mask))
+        pictures.append(Picture(column.label, address, f"{column.label}, {name} slice {index + 1} of {case.case}"))
+    return {
+        "name": name,
+        "place": f"{name}, slice {index + 1} of {case.mask.shape[axis]}",
+        "pictures": pictures,
+        "outline": _outline(case, axis, index, box),
+        "size": (size[across], size[up]),
+        "ratio": f"{size[across] * case.spacing_mm[across]:.4g} / {size[up] * case.spacing_mm[up]:.4g}",
+        "top": "A" if axis == 2 else "S",
+    }
+
+
+def list_columns(case: GalleryCase, most: float) -> list[Column]:
+    """List the columns of pictures that a case has; `most` is the highest shown error."""
+    unit = show_unit(case.unit)
+    columns = [
+        Column("source", case.source, _source_window(case), "gray", "own units"),
+        Column("synthetic", case.synthetic, case.window, "gray", unit),
+    ]
+    if case.real is not None:
+        columns.insert(1, Column("real", case.real, case.window, "gray", unit))
+        error = np.abs(np.subtract(case.synthetic, case.real, dtype=np.float32))
+        columns.append(Column("|error|", error, (0.0, most), "inferno", unit, inside=True))
+    if case.reliability is not None:
+        columns.append(Column("reliability", case.reliability, (0.0, most), "viridis", unit, inside=True))
+    return columns
 
 
 def _missing(case: GalleryCase) -> list[str]:
@@ -179,14 +250,10 @@ def _error_range(gallery: Sequence[GalleryCase]) -> float:
     return math.ceil(most / digit) * digit if most > 0 else 1.0
 
 
-def _box(mask: NDArray[np.bool_]) -> tuple[slice, slice, slice]:
+def _box(mask: NDArray[np.bool_]) -> Box:
     """Find the box around the mask, with a margin; the whole grid for an empty mask."""
-    sides = []
-    for axis in range(3):
-        filled = np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis})))
-        first, last = (filled[0], filled[-1]) if len(filled) else (0, mask.shape[axis] - 1)
-        sides.append(slice(max(0, int(first) - MARGIN), min(mask.shape[axis], int(last) + 1 + MARGIN)))
-    return sides[0], sides[1], sides[2]
+    filled = mask if mask.any() else np.ones_like(mask)
+    return grown(box_of(filled), MARGIN, (1, 1, 1), mask.shape)
 
 
 def _most_telling(case: GalleryCase, axis: int) -> int:
@@ -198,50 +265,23 @@ def _most_telling(case: GalleryCase, axis: int) -> int:
     return int(np.searchsorted(below, below[-1] / 2)) if below[-1] else int(case.mask.shape[axis]) // 2
 
 
-def _plane(volume: NDArray[Any], axis: int, index: int, box: tuple[slice, slice, slice]) -> NDArray[Any]:
+def _plane(volume: NDArray[Any], axis: int, index: int, box: Box) -> NDArray[Any]:
     """Cut a slice as a picture, rows from the top: front or head up, the patient's right on the left."""
     cut: NDArray[Any] = volume[box].take(index - box[axis].start, axis=axis)
     return cut[::-1, ::-1].T  # (I, J or K) -> (rows, columns)
 
 
-def _pictures(case: GalleryCase, axis: int, index: int, box: tuple[slice, slice, slice], most: float) -> list[Picture]:
-    plane = "axial" if axis == 2 else "coronal"
-
-    def picture(label: str, volume: NDArray[Any], window: tuple[float, float], colours: str, inside: bool) -> Picture:
-        values = _plane(volume, axis, index, box)
-        shown = _plane(case.mask, axis, index, box) if inside else np.ones(values.shape, bool)
-        return Picture(
-            label, _png(values, window, colours, shown), f"{label}, {plane} slice {index + 1} of {case.case}"
-        )
-
-    pictures = [picture("source", case.source, _source_window(case), "gray", False)]
-    if case.real is not None:
-        pictures.append(picture("real", case.real, case.window, "gray", False))
-    pictures.append(picture("synthetic", case.synthetic, case.window, "gray", False))
-    if case.real is not None:
-        error = np.abs(np.subtract(case.synthetic, case.real, dtype=np.float32))
-        pictures.append(picture("|error|", error, (0, most), "inferno", True))
-    if case.reliability is not None:
-        pictures.append(picture("reliability", case.reliability, (0, most), "viridis", True))
-    return pictures
-
-
-def _bars(case: GalleryCase, most: float) -> list[dict[str, str]]:
-    """Make a colour bar for each column of pictures, in the same order."""
+def _colour_bar(column: Column) -> dict[str, str]:
+    """Make the colour bar below a column of pictures."""
     ramp = np.linspace(0, 1, 256)[None, :]
-    kinds = [("gray", _source_window(case), "own units")]
-    kinds += [("gray", case.window, show_unit(case.unit))] * (1 if case.real is None else 2)
-    kinds += [("inferno", (0.0, most), show_unit(case.unit))] * (case.real is not None)
-    kinds += [("viridis", (0.0, most), show_unit(case.unit))] * (case.reliability is not None)
-    return [
-        {
-            "address": _png(ramp, (0, 1), colours, np.ones(ramp.shape, bool)),
-            "low": show_figure(low, like=max(abs(low), abs(high))),
-            "high": show_figure(high, like=max(abs(low), abs(high))),
-            "unit": unit,
-        }
-        for colours, (low, high), unit in kinds
-    ]
+    low, high = column.window
+    like = max(abs(low), abs(high))
+    return {
+        "address": _png(ramp, (0, 1), column.colours, np.ones(ramp.shape, bool)),
+        "low": show_figure(low, like),
+        "high": show_figure(high, like),
+        "unit": column.unit,
+    }
 
 
 def _source_window(case: GalleryCase) -> tuple[float, float]:
@@ -254,7 +294,6 @@ def _source_window(case: GalleryCase) -> tuple[float, float]:
 def _png(values: NDArray[Any], window: tuple[float, float], colours: str, shown: NDArray[np.bool_]) -> str:
     """Colour a slice and return it as an address; what is not `shown` (or not finite) stays transparent."""
     from matplotlib import colormaps
-    from matplotlib.image import imsave
 
     step = math.ceil(max(values.shape) / MOST_PIXELS)
     values, shown = values[::step, ::step], shown[::step, ::step] & np.isfinite(values[::step, ::step])
@@ -262,13 +301,10 @@ def _png(values: NDArray[Any], window: tuple[float, float], colours: str, shown:
     scaled = np.clip((np.where(shown, values, low) - low) / (high - low), 0, 1)
     pixels = colormaps[colours](scaled, bytes=True)  # (rows, columns, 4)
     pixels[~shown] = 0
-    written = io.BytesIO()
-    nothing: dict[str, Any] = {"Software": None}  # the same bytes whatever wrote them
-    imsave(written, pixels, format="png", metadata=nothing)
-    return "data:image/png;base64," + base64.b64encode(written.getvalue()).decode("ascii")
+    return png_address(pixels)
 
 
-def _outline(case: GalleryCase, axis: int, index: int, box: tuple[slice, slice, slice]) -> str:
+def _outline(case: GalleryCase, axis: int, index: int, box: Box) -> str:
     """Trace the lesion as an SVG path in voxels of the picture; empty without a lesion in the slice."""
     from matplotlib.figure import Figure
 

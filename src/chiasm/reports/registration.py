@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ from chiasm.locks import locked
 from chiasm.outputs import refuse_foreign, refuse_inputs, remove_files
 from chiasm.registration.alignment import Alignment, Kind, Progress, align
 from chiasm.registration.cohort import RECORD, figures_of, read_records, tell_movement, write_field
+from chiasm.reports.drawing import png_address
 from chiasm.reports.pages import render_page
 from chiasm.storage import read_json, write_json, write_text
 from chiasm.volumes import Geometry, Reading, Volume, canonical, read_volume, write_volume
@@ -107,17 +106,21 @@ def register(
         image = alignment.bring(mobile, still.geometry)
         write_volume(out / "moved.nii.gz", image.array, still.geometry)
         for number, volume in enumerate(maps, 1):
-            brought = alignment.bring(volume, still.geometry, order=0)
-            write_volume(out / f"labels-{number}.nii.gz", brought.array, still.geometry, labels=True)
-        write_text(
-            out / "matrix.txt", "\n".join(" ".join(f"{value:.9g}" for value in row) for row in alignment.matrix) + "\n"
-        )
-        if alignment.field_mm is not None:
-            write_field(out / "field.nii.gz", alignment, still.geometry)
+            labels_moved = alignment.bring(volume, still.geometry, order=0)
+            write_volume(out / f"labels-{number}.nii.gz", labels_moved.array, still.geometry, labels=True)
+        _write_transform(out, alignment, still.geometry)
         write_json(out / RECORD, {**names, **asked, **figures_of(alignment)})
         page = out / "registration.html"
         write_text(page, render_page("registration.html", _content(still, mobile, image, alignment)))
         return Registered(out, alignment, image, page)
+
+
+def _write_transform(out: Path, alignment: Alignment, grid: Geometry) -> None:
+    """Write the matrix as text, and the displacement where there is one."""
+    lines = [" ".join(f"{value:.9g}" for value in row) for row in alignment.matrix]
+    write_text(out / "matrix.txt", "\n".join(lines) + "\n")
+    if alignment.field_mm is not None:
+        write_field(out / "field.nii.gz", alignment, grid)
 
 
 def _digest(volumes: Sequence[Volume]) -> str:
@@ -192,25 +195,10 @@ def report_registered(folder: Path, *, pages: int = PAGES) -> Path:
     pairs.sort(key=lambda pair: pair[2]["mutual_information"][-1])
     rows = []
     for number, (case, name, one) in enumerate(pairs):
-        before, *_, after = one["mutual_information"]
         page = f"{case}/{name}.html" if number < pages else ""
         if page:
             write_text(folder / page, render_page("registration.html", _content_of(records[case], folder / case, name)))
-        rows.append(
-            {
-                "case": case,
-                "page": page,
-                "cells": [
-                    name,
-                    f"{one['mean_displacement_mm']:.1f}",
-                    f"{before:.3f}",
-                    f"{after:.3f}",
-                    f"{one['least_jacobian']:.2f}",
-                    f"{100 * one['covered']:.0f}",
-                ],
-                "worse": after <= before,
-            }
-        )
+        rows.append({"case": case, "page": page, **_show_pair(name, one)})
     moved = {
         case: max(one["mean_displacement_mm"] for one in record["brought"].values()) for case, record in records.items()
     }
@@ -223,6 +211,19 @@ def report_registered(folder: Path, *, pages: int = PAGES) -> Path:
     }
     write_text(folder / "index.html", render_page("registered.html", content))
     return folder / "index.html"
+
+
+def _show_pair(name: str, one: dict[str, Any]) -> dict[str, Any]:
+    """Make the cells of a pair, in the order of the page's columns."""
+    before, *_, after = one["mutual_information"]
+    figures = [
+        f"{one['mean_displacement_mm']:.1f}",
+        f"{before:.3f}",
+        f"{after:.3f}",
+        f"{one['least_jacobian']:.2f}",
+        f"{100 * one['covered']:.0f}",
+    ]
+    return {"cells": [name, *figures], "worse": after <= before}
 
 
 def _content_of(record: dict[str, Any], place: Path, name: str) -> dict[str, Any]:
@@ -251,31 +252,10 @@ def _content(fixed: Volume, moving: Volume, moved: Volume, alignment: Alignment)
     after = canonical(moved)
     mask, _ = find_mask(still, suggest_rule(still))
     middle = [(part.start + part.stop) // 2 for part in box_of(mask)]
-    rows = []
-    for axis, view in enumerate(VIEWS):
-        planes = [_plane(volume.array, axis, middle[axis]) for volume in (still, before, after)]
-        aspect = _aspect(still.geometry, axis)
-        rows.append(
-            {
-                "view": view,
-                "pictures": [
-                    {"name": "fixed", "data": _picture(planes[0], aspect)},
-                    {"name": "moving, as scanned", "data": _picture(planes[1], aspect)},
-                    {"name": "moving, registered", "data": _picture(planes[2], aspect)},
-                    *_folding(alignment, still, axis, middle[axis]),
-                    {
-                        "name": "edges of the fixed one on it, before",
-                        "data": _picture(planes[1], aspect, _edges(planes[0])),
-                    },
-                    {
-                        "name": "edges of the fixed one on it, after",
-                        "data": _picture(planes[2], aspect, _edges(planes[0])),
-                    },
-                    {"name": "checkerboard, before", "data": _picture(_checkered(planes[0], planes[1]), aspect)},
-                    {"name": "checkerboard, after", "data": _picture(_checkered(planes[0], planes[2]), aspect)},
-                ],
-            }
-        )
+    rows = [
+        {"view": view, "pictures": _pictures((still, before, after), alignment, axis, middle[axis])}
+        for axis, view in enumerate(VIEWS)
+    ]
     information = " → ".join(f"{value:.3f}" for value in alignment.information)
     told = {
         "kind": alignment.kind,
@@ -294,6 +274,25 @@ def _content(fixed: Volume, moving: Volume, moved: Volume, alignment: Alignment)
     }
 
 
+def _pictures(
+    volumes: tuple[Volume, Volume, Volume], alignment: Alignment, axis: int, index: int
+) -> list[dict[str, Any]]:
+    """Show one slice of fixed, moving and registered: each alone, edges of the first on the others, checkerboards."""
+    still, before, after = (_plane(volume.array, axis, index) for volume in volumes)
+    aspect, edges = _aspect(volumes[0].geometry, axis), _edges(still)
+    shown = {
+        "fixed": _picture(still, aspect),
+        "moving, as scanned": _picture(before, aspect),
+        "moving, registered": _picture(after, aspect),
+        **_folding(alignment, volumes[0], axis, index),
+        "edges of the fixed one on it, before": _picture(before, aspect, edges),
+        "edges of the fixed one on it, after": _picture(after, aspect, edges),
+        "checkerboard, before": _picture(_checkered(still, before), aspect),
+        "checkerboard, after": _picture(_checkered(still, after), aspect),
+    }
+    return [{"name": name, "data": picture} for name, picture in shown.items()]
+
+
 def _plane(array: NDArray[Any], axis: int, index: int) -> NDArray[np.float64]:
     """Cut a slice as it is looked at: up is up, the patient's right on the left; values 0 to 1.
 
@@ -305,8 +304,13 @@ def _plane(array: NDArray[Any], axis: int, index: int) -> NDArray[np.float64]:
     if bright.size:
         high = min(high, 2 * float(np.median(bright)) - low)
     plane = np.clip((plane - low) / (high - low if high > low else 1), 0, 1)
-    seen: NDArray[np.float64] = (plane if axis == 0 else plane[::-1]).T[::-1]
-    return seen
+    return _turned(plane, axis)
+
+
+def _turned(plane: NDArray[Any], axis: int) -> NDArray[Any]:
+    """Turn a slice as it is looked at: up is up, the patient's right on the left; rows from the top."""
+    turned: NDArray[Any] = (plane if axis == 0 else plane[::-1]).T[::-1]
+    return turned
 
 
 def _aspect(geometry: Geometry, axis: int) -> float:
@@ -331,19 +335,19 @@ def _checkered(one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[
     return np.where(((rows // side) + (columns // side)) % 2 == 0, one, other)
 
 
-def _folding(alignment: Alignment, still: Volume, axis: int, index: int) -> list[dict[str, Any]]:
+def _folding(alignment: Alignment, still: Volume, axis: int, index: int) -> dict[str, dict[str, Any]]:
+    """Show where the field shrinks and stretches; nothing without a field."""
     if alignment.field_mm is None:
-        return []
+        return {}
     from chiasm.volumes import resample
 
     voxels = np.einsum("ab,bijk->aijk", np.linalg.inv(alignment.grid.affine[:3, :3]), alignment.field_mm)
     rows = np.stack([np.stack(np.gradient(part)) for part in voxels]) + np.eye(3)[:, :, None, None, None]
     jacobian = np.linalg.det(rows.transpose(2, 3, 4, 0, 1)).astype(np.float32)
     there = resample(Volume(jacobian, alignment.grid), still.geometry, fill=1.0)
-    plane = np.take(there.array, index, axis=axis)
-    plane = (plane if axis == 0 else plane[::-1]).T[::-1]
+    plane = _turned(np.take(there.array, index, axis=axis), axis)
     shown = _picture(np.clip((plane - 0.5), 0, 1), _aspect(still.geometry, axis), colours="PuOr")
-    return [{"name": "Jacobian, 0.5 (orange) to 1.5 (violet)", "data": shown}]
+    return {"Jacobian, 0.5 (orange) to 1.5 (violet)": shown}
 
 
 def _picture(
@@ -351,16 +355,9 @@ def _picture(
 ) -> dict[str, Any]:
     """Colour a slice; edges are drawn over it."""
     from matplotlib import colormaps
-    from matplotlib.image import imsave
 
     pixels = colormaps[colours](np.asarray(plane), bytes=True)
     if edges is not None:
         pixels[edges] = (242, 193, 78, 255)
-    written = io.BytesIO()
-    nothing: dict[str, Any] = {"Software": None}  # the same bytes whatever wrote them
-    imsave(written, pixels, format="png", metadata=nothing)
     height, width = plane.shape
-    return {
-        "address": "data:image/png;base64," + base64.b64encode(written.getvalue()).decode("ascii"),
-        "ratio": f"{width} / {height * aspect:.2f}",
-    }
+    return {"address": png_address(pixels), "ratio": f"{width} / {height * aspect:.2f}"}

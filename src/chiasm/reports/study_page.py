@@ -8,7 +8,7 @@ size as a win.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -233,16 +233,17 @@ def _p_cell(p: float) -> Cell:
     return Cell(f"{p:.2g}", p) if math.isfinite(p) else NO_FIGURE
 
 
+def _finite(rows: Iterable[Row]) -> Iterator[Row]:
+    return (row for row in rows if math.isfinite(row.value))
+
+
 def _tabulate_reliability(rows: Iterable[Row], arms: Sequence[str]) -> Table | None:
     """List how well each arm's map knows its own error, means over cases, folds and seeds."""
-    means = mean_by(
-        (row for row in rows if row.method in arms and row.metric in RELIABILITY and math.isfinite(row.value)),
-        lambda row: (row.region, row.metric, row.method),
-    )
+    wanted = [row for row in _finite(rows) if row.method in arms and row.metric in RELIABILITY]
+    means = mean_by(wanted, lambda row: (row.region, row.metric, row.method))
     if not means:
         return None
-    known = {arm for _, _, arm in means}
-    shown = [arm for arm in arms if arm in known]
+    shown = sorted({arm for _, _, arm in means}, key=arms.index)
     lines = []
     for region, metric in dict.fromkeys((region, metric) for region, metric, _ in means):
         cells = mean_cells(means, ((region, metric, arm) for arm in shown), 1.0)
@@ -253,15 +254,17 @@ def _tabulate_reliability(rows: Iterable[Row], arms: Sequence[str]) -> Table | N
 
 def tabulate_rivals(rows: Iterable[Row]) -> Table | None:
     """Set the shipped map beside other measures of doubt: a line for each map, a column for each figure."""
-    means = mean_by(
-        (row for row in rows if row.case != POOLED and math.isfinite(row.value)),
-        lambda row: (row.method, row.region, row.metric),
-    )
+    cases = [row for row in _finite(rows) if row.case != POOLED]
+    means = mean_by(cases, lambda row: (row.method, row.region, row.metric))
     figures = list(dict.fromkeys((region, metric) for _, region, metric in means if metric in RIVALS))
     if not figures:
         return None
-    columns = [Column(metric.replace("_", " "), "" if region == "mask" else region, True) for region, metric in figures]
+    columns = [_rival_column(*figure) for figure in figures]
     names = dict.fromkeys(name for name, _, _ in means)
     lines = [[cell(name), *mean_cells(means, ((name, *figure) for figure in figures))] for name in names]
     caption = "The map beside test-time augmentation, dropout and an ensemble of seeds, with their cost"
     return Table(caption, [Column("Map"), *columns], lines)
+
+
+def _rival_column(region: str, metric: str) -> Column:
+    return Column(metric.replace("_", " "), "" if region == "mask" else region, True)

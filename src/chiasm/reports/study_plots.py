@@ -94,14 +94,20 @@ def _percent(one: Comparison) -> Points:
 
 def _labels(changes: Mapping[str, Change], anchor: str) -> Iterator[tuple[str, tuple[float, float]]]:
     """Give labels and where they stand: names whose marks cover each other share one."""
-    reach = [max(np.ptp(np.concatenate([change[axis], [0]])) for change in changes.values()) for axis in (0, 1)]
+    reach = [max(np.ptp([*change[axis], 0]) for change in changes.values()) for axis in (0, 1)]
     spots = {anchor: (0.0, 0.0)} | {arm: change.mean for arm, change in changes.items()}
     together: dict[tuple[int, ...], list[str]] = {}
     for name, spot in spots.items():
-        cell = tuple(round(float(value / size / CROWDED)) if value else 0 for value, size in zip(spot, reach))
-        together.setdefault(cell, []).append(name)
+        square = tuple(_square(at, size) for at, size in zip(spot, reach))
+        together.setdefault(square, []).append(name)
     for names in together.values():
-        yield ", ".join(names), (max(spots[name][0] for name in names), max(spots[name][1] for name in names))
+        x, y = np.max([spots[name] for name in names], axis=0).tolist()
+        yield ", ".join(names), (x, y)
+
+
+def _square(at: float, reach: float) -> int:
+    """Number the squares of an axis, of which marks in one cover each other."""
+    return round(at / reach / CROWDED) if at else 0
 
 
 # Paired differences

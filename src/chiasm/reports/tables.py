@@ -202,14 +202,19 @@ def tabulate_cases(
         return None
     figures = make_columns(mine)
     if baselines:
+        figures = _beside_naive(figures, headline)
         for place, line in lines.items():
             line[NAIVE] = baselines.get(place.region, {}).get(place.case, math.nan)
-        head = Column(f"{show_metric(headline)}, naive", "best baseline of the region", True)
-        figures = FigureColumns([*figures.heads, head], {**figures.sizes, NAIVE: figures.sizes.get(headline)})
     shown = ["case", "region", *(name for name in ("fold", "seed") if _varies(lines, name))]
     columns = [Column(name.capitalize(), "", name in ("fold", "seed")) for name in shown]
     table = [[*(cell(getattr(place, name)) for name in shown), *figures.cells(line)] for place, line in lines.items()]
     return Table(f"Every case of {method}", [*columns, *figures.heads], table)
+
+
+def _beside_naive(figures: FigureColumns, headline: str) -> FigureColumns:
+    """Put a column of the best naive baseline's headline figure behind the others."""
+    head = Column(f"{show_metric(headline)}, naive", "best baseline of the region", True)
+    return FigureColumns([*figures.heads, head], {**figures.sizes, NAIVE: figures.sizes.get(headline)})
 
 
 def _varies(places: Iterable[Place], name: str) -> bool:

@@ -1,0 +1,84 @@
+"""Places of a case that are worth a look: the largest difference, the least reliable cluster, each lesion."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chiasm.metrics.lesions import Lesion, lesion_components
+from chiasm.reports.drawing import show_figure, show_unit
+from chiasm.volumes import Volume
+
+IN_MASK, IN_LESION = 1, 2  # bits of the volume of regions
+MOST_LESIONS = 30  # to jump to
+LEAST_RELIABLE = 0.99  # quantile above which voxels are the least reliable
+
+
+class Jump(NamedTuple):
+    """A place worth a look: what it is, a figure of it, and its voxel of the upright grid."""
+
+    label: str
+    detail: str
+    voxel: tuple[int, ...]
+
+
+def list_jumps(upright: Mapping[str, Volume], unit: str) -> Iterator[Jump]:
+    """Name the places worth a look.
+
+    Args:
+        upright: Volumes by name, on one grid in RAS order, among them "synthetic" and "regions" (bits `IN_MASK` and
+            `IN_LESION`), and "real" and "reliability" where there are such.
+        unit: Of the images.
+    """
+    regions = upright["regions"]
+    mask, lesion = (regions.array & IN_MASK) > 0, (regions.array & IN_LESION) > 0
+    unit = f" {show_unit(unit)}" if show_unit(unit) else ""
+    difference = upright["synthetic"].array - upright["real"].array if "real" in upright else None
+    if difference is not None and mask.any():
+        yield _largest_difference(difference, mask, unit)
+    if "reliability" in upright and mask.any():
+        yield _least_reliable(upright["reliability"], mask, unit)
+    lesions = lesion_components(lesion & mask, regions.geometry.spacing_mm)  # numbered as in the evaluation
+    for number, one in enumerate(lesions[:MOST_LESIONS], 1):
+        detail = f"{show_figure(one.volume_ml)} mL"
+        if difference is not None:
+            error = float(np.abs(difference[one.box][one.inside]).mean())
+            detail += f", MAE {show_figure(error)}{unit}"
+        yield Jump(f"Lesion {number}", detail, _middle(one))
+
+
+def _largest_difference(difference: NDArray[Any], mask: NDArray[np.bool_], unit: str) -> Jump:
+    voxel = _where(np.where(mask, np.abs(difference), -1).argmax(), mask.shape)
+    sign = "+" if difference[voxel] > 0 else ""
+    return Jump("Largest difference", f"{sign}{show_figure(float(difference[voxel]))}{unit}", voxel)
+
+
+def _least_reliable(reliability: Volume, mask: NDArray[np.bool_], unit: str) -> Jump:
+    """Find the cluster of the highest expected errors that exceed the rest most, and its highest voxel."""
+    from scipy.ndimage import label
+
+    expected = np.where(mask, reliability.array, -np.inf)
+    limit = np.quantile(expected[mask], LEAST_RELIABLE)
+    clusters, count = label(expected >= limit, np.ones((3, 3, 3)))
+    excess = np.where(mask, expected - limit, 0)
+    sums = np.bincount(clusters.ravel(), excess.ravel(), count + 1)
+    sums[0] = -1
+    cluster = clusters == sums.argmax()
+    voxel = _where(np.where(cluster, expected, -np.inf).argmax(), mask.shape)
+    size = show_figure(np.count_nonzero(cluster) * math.prod(reliability.geometry.spacing_mm) / 1000)
+    return Jump("Least reliable cluster", f"{show_figure(float(expected[voxel]))}{unit} expected, {size} mL", voxel)
+
+
+def _middle(lesion: Lesion) -> tuple[int, ...]:
+    """Find the lesion's voxel nearest to its centre."""
+    places = np.argwhere(lesion.inside)
+    nearest = places[np.linalg.norm(places - places.mean(axis=0), axis=1).argmin()]
+    return tuple(int(at) + side.start for at, side in zip(nearest, lesion.box))
+
+
+def _where(index: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(int(place) for place in np.unravel_index(int(index), shape))
