@@ -12,9 +12,8 @@ from collections import defaultdict
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-from matplotlib.patches import FancyBboxPatch
-
 from house import HERE, modules
+from matplotlib.patches import FancyBboxPatch
 
 PICTURE = HERE.parents[1] / "docs" / "pictures" / "layers.svg"
 WIDTH, GAP, ROW = 100.0, 1.2, 1.0
