@@ -26,7 +26,8 @@ from chiasm.preparation.plan import read_plan
 from chiasm.recipe import Recipe
 from chiasm.reports.evaluation import evaluate
 from chiasm.studies.completion import Completed, complete, survey_cohort
-from chiasm.training.run import plan_run, train
+from chiasm.training.run import train
+from chiasm.training.run_planning import plan_run
 from chiasm.volumes import read_volume
 from conftest import QUICK
 from synthetic_cohort import affine, pair, save, write_brats

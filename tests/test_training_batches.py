@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from chiasm.preparation.arrays import PreparedCase
-from chiasm.training.batches import Place, draw_places, lesion_voxels, take_batch
+from chiasm.training.batches import Place, Sampling, draw_places, lesion_voxels, take_batch
 from chiasm.volumes import Geometry
 
 SHAPE = (40, 36, 12)
@@ -36,7 +36,10 @@ RANKED = [replace(one, source=np.concatenate([one.source, one.source / 2]), hist
 
 def draw(count: int, seed: int = 0, **changes: object) -> list[Place]:
     settings = {"body_share": 0.5, "lesion_share": 0.25, "augment": True, "intensity_jitter": 0.1} | changes
-    return draw_places(CASES, LESIONS, count=count, rng=np.random.default_rng(seed), **settings)  # type: ignore[arg-type]
+    difficulty = settings.pop("difficulty", None)
+    sampling = Sampling(**settings)  # type: ignore[arg-type]
+    rng = np.random.default_rng(seed)
+    return draw_places(CASES, LESIONS, sampling, count=count, rng=rng, difficulty=difficulty)  # type: ignore[arg-type]
 
 
 def plain(**changes: object) -> Place:
@@ -156,15 +159,11 @@ def test_transplants_come_from_other_cases_and_leave_the_draw_of_places_alone() 
 
 
 def test_cases_with_ranks_are_met_at_the_same_places_with_the_same_jitter() -> None:
-    settings = {"body_share": 0.5, "lesion_share": 0.25, "augment": True, "intensity_jitter": 0.1}
     for share in (0.0, 0.5):
+        sampling = Sampling(0.5, 0.25, augment=True, intensity_jitter=0.1, transplant_share=share)
         plain, ranked = (
-            draw_places(
-                cases, LESIONS, count=50, rng=np.random.default_rng(3), transplant_share=share,
-                **settings,  # type: ignore[arg-type]
-            )
-            for cases in (CASES, RANKED)
-        )  # fmt: skip
+            draw_places(cases, LESIONS, sampling, count=50, rng=np.random.default_rng(3)) for cases in (CASES, RANKED)
+        )
         assert plain == ranked
 
 
@@ -189,10 +188,8 @@ def test_donors_come_in_proportion_to_how_hard_their_lesions_are() -> None:
     lesions = lesion_voxels(four)
 
     def donors(difficulty: list[float] | None) -> list[float]:
-        places = draw_places(
-            four, lesions, count=6000, rng=np.random.default_rng(0), body_share=1.0, lesion_share=0.0, augment=False,
-            intensity_jitter=0.0, transplant_share=1.0, difficulty=difficulty,
-        )  # fmt: skip
+        sampling = Sampling(1.0, 0.0, augment=False, intensity_jitter=0.0, transplant_share=1.0)
+        places = draw_places(four, lesions, sampling, count=6000, rng=np.random.default_rng(0), difficulty=difficulty)
         assert all(place.donor is not None and place.donor[0] != place.case for place in places)
         found = [place.donor[0] for place in places if place.donor and place.case == 3]
         return [found.count(index) / len(found) for index in range(4)]

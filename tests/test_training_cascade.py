@@ -33,7 +33,8 @@ from chiasm.training import cascade
 from chiasm.training.batches import Place, take_batch
 from chiasm.training.cascade import list_parts, recipe_of
 from chiasm.training.loop import Interrupted
-from chiasm.training.run import plan_run, train
+from chiasm.training.run import train
+from chiasm.training.run_planning import plan_run
 from chiasm.training.session import LearningCases
 from chiasm.training.trainables import Trainables
 from conftest import QUICK

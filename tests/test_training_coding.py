@@ -29,7 +29,8 @@ from chiasm.training.coding import CodingLearner, deal_roles, draw_examples
 from chiasm.training.cost import estimate_cost
 from chiasm.training.loop import learn, make_fabric
 from chiasm.training.players import check_players, patch_needs
-from chiasm.training.run import paired_names, plan_run, train
+from chiasm.training.run import train
+from chiasm.training.run_planning import paired_names, plan_run
 from chiasm.training.session import LearningCases, Session
 from synthetic_cohort import plan_of, write_brats, write_cohort
 

@@ -26,7 +26,7 @@ from chiasm.training.discriminator_step import step_discriminators
 from chiasm.training.generator_step import attention_weights, step_generator, step_refiner
 from chiasm.training.learner import Learner
 from chiasm.training.loop import make_fabric
-from chiasm.training.run import plan_run
+from chiasm.training.run_planning import plan_run
 from chiasm.training.sampler import draw, gate_reason, note_lesions
 from chiasm.training.setting import Draw, beside_source, make_draw, shown_locally
 from conftest import QUICK

@@ -24,7 +24,8 @@ from chiasm.studies.study_file import Study
 from chiasm.training.log import TrainingLog
 from chiasm.training.loop import _signals, make_fabric, validation_steps
 from chiasm.training.players import check_players, describe_methods, make_players, needs_local_judge, patch_needs
-from chiasm.training.run import plan_run, train
+from chiasm.training.run import train
+from chiasm.training.run_planning import plan_run
 from chiasm.training.session import Session
 from conftest import QUICK
 

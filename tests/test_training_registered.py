@@ -19,7 +19,8 @@ from chiasm.recipe import Registration
 from chiasm.reports.evaluation import evaluate, report_evaluation
 from chiasm.reports.registration import report_registered
 from chiasm.storage import read_json
-from chiasm.training.run import plan_run, train
+from chiasm.training.run import train
+from chiasm.training.run_planning import plan_run
 from chiasm.volumes import read_volume
 from conftest import QUICK
 from synthetic_cohort import write_moved_heads

@@ -35,7 +35,8 @@ its own, and within a line only from names to its left; a test reads this map.
                   resuming, model_files, model, synthesis, dicom_case, folders
     training      how networks learn: batches, losses, attention, players, admm, joint_coding, coding, cost, health,
                   checkpoints, finished, run_folder, session, log, state, trainables, setting, sampler,
-                  discriminator_step, generator_step, learner, loop, cascade, run
+                  discriminator_step, generator_step, learner, loop, cascade, run_planning,
+                  run
     evaluation    scores, and what may be claimed from them: rows, scoring, summary, headlines, statistics, loading,
                   predictions, uncertainty, reliability
     reports       the pages that people read: drawing, pages, tables, registration, gallery, curves, naive_comparison,
@@ -63,8 +64,8 @@ if TYPE_CHECKING:
     from chiasm.studies.completion import complete
     from chiasm.studies.study import run_study as study
     from chiasm.studies.study_report import report
-    from chiasm.training.run import plan_run as plan
     from chiasm.training.run import train
+    from chiasm.training.run_planning import plan_run as plan
 
 __version__ = "0.2.0"
 __all__ = [
@@ -84,7 +85,7 @@ __all__ = [
 
 _VERBS = {
     "inspect": ("preparation.inspection", "inspect_folder"),
-    "plan": ("training.run", "plan_run"),
+    "plan": ("training.run_planning", "plan_run"),
     "train": ("training.run", "train"),
     "load": ("prediction.folders", "load"),
     "predict": ("prediction.folders", "predict"),

@@ -49,7 +49,8 @@ def plan(
     """Choose how to train and write plan.toml: every choice with its reason, time and memory."""
     selection = found.selection(asked.source, reading, allow, people)
     recipe = asked.recipe(reading, selection)
-    from chiasm.training.run import describe, plan_run
+    from chiasm.training.run import describe
+    from chiasm.training.run_planning import plan_run
 
     run = plan_run(data, recipe, out, say=typer.echo, layout=found.layout, selection=selection)
     for line in describe(recipe, run.plan):

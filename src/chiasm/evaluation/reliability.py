@@ -52,7 +52,7 @@ from chiasm.prediction.synthesis import synthesise, synthesise_prepared
 from chiasm.preparation.arrays import prepare_case, prepare_source
 from chiasm.preparation.fingerprint import known_of
 from chiasm.registration.cohort import align_cohort
-from chiasm.training.run import registered_in
+from chiasm.training.run_planning import registered_in
 from chiasm.volumes import Volume, check_pair
 
 COVERAGES = (100, 90, 80, 50)  # per cent of the voxels that are kept, the most trusted first

@@ -19,7 +19,8 @@ from chiasm.simulation.phantom import Movement, write_cohort
 from chiasm.storage import write_json
 from chiasm.studies.jobs import LESS_MEMORY, Job
 from chiasm.studies.study_file import Phantom
-from chiasm.training.run import registered_in, train
+from chiasm.training.run import train
+from chiasm.training.run_planning import registered_in
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ first (`draw_places`), then applied (`take_batch`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -73,17 +73,33 @@ def lesion_voxels(cases: Sequence[PreparedCase], most: int = 20_000) -> list[NDA
     return found
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """How patches are drawn.
+
+    Attributes:
+        body_share: Probability that a centre lies in the mask.
+        lesion_share: Probability that it lies on a lesion, of a case that has
+            one; without any lesion these fall to the mask.
+        augment: Whether to flip left and right and to jitter the source.
+        intensity_jitter: SD of the source's log gain and of its offset.
+        transplant_share: Probability that a patch is given a lesion of another case.
+    """
+
+    body_share: float
+    lesion_share: float
+    augment: bool
+    intensity_jitter: float
+    transplant_share: float = 0.0
+
+
 def draw_places(
     cases: Sequence[PreparedCase],
     lesions: Sequence[NDArray[np.int32]],
+    sampling: Sampling,
     *,
     count: int,
     rng: np.random.Generator,
-    body_share: float,
-    lesion_share: float,
-    augment: bool,
-    intensity_jitter: float,
-    transplant_share: float = 0.0,
     difficulty: Sequence[float] | None = None,
 ) -> list[Place]:
     """Draw `count` patches: some centred in the mask, some on a lesion, the rest anywhere.
@@ -91,49 +107,61 @@ def draw_places(
     Args:
         cases: Training cases.
         lesions: Labelled voxels of each case, from `lesion_voxels`.
+        sampling: Shares and augmentation.
         count: Patches to draw.
         rng: Source of all randomness.
-        body_share: Probability that a centre lies in the mask.
-        lesion_share: Probability that it lies on a lesion, of a case that has
-            one; without any lesion these fall to the mask.
-        augment: Whether to flip left and right and to jitter the source.
-        intensity_jitter: SD of the source's log gain and of its offset.
-        transplant_share: Probability that a patch is given a lesion of another case.
         difficulty: How hard each case's lesions are, positive: theirs are given
             in proportion.  None gives all cases' alike.
     """
     with_lesion = [index for index, voxels in enumerate(lesions) if len(voxels)]
-    places = []
-    for _ in range(count):
-        kind = rng.random()
-        if kind < lesion_share and with_lesion:
-            index = int(rng.choice(with_lesion))
-            centre = lesions[index][rng.integers(len(lesions[index]))]
-        else:
-            index = int(rng.integers(len(cases)))
-            mask = cases[index].mask
-            for _ in range(TRIES):
-                centre = rng.integers(mask.shape)
-                if kind >= body_share + lesion_share or mask[tuple(centre)]:
-                    break
-        jitter = rng.normal(size=(2, cases[index].intensities)) * (intensity_jitter if augment else 0.0)
-        places.append(
-            Place(
-                case=index,
-                centre=(int(centre[0]), int(centre[1]), int(centre[2])),
-                flip=bool(rng.random() < 0.5) and augment,
-                gain=tuple(np.exp(jitter[0]).tolist()),
-                offset=tuple(jitter[1].tolist()),
-            )
-        )
-    if not transplant_share:
+    places = [_draw_place(cases, lesions, with_lesion, sampling, rng) for _ in range(count)]
+    if not sampling.transplant_share:
         return places
     return [  # drawn last, so that arms with and without transplants see the same patches
         replace(place, donor=_draw_donor(place.case, with_lesion, lesions, rng, difficulty))
-        if rng.random() < transplant_share
+        if rng.random() < sampling.transplant_share
         else place
         for place in places
     ]
+
+
+def _draw_place(
+    cases: Sequence[PreparedCase],
+    lesions: Sequence[NDArray[np.int32]],
+    with_lesion: Sequence[int],
+    sampling: Sampling,
+    rng: np.random.Generator,
+) -> Place:
+    kind = rng.random()
+    if kind < sampling.lesion_share and with_lesion:
+        index = int(rng.choice(with_lesion))
+        centre = _draw_voxel(lesions[index], rng)
+    else:
+        index = int(rng.integers(len(cases)))
+        is_anywhere = kind >= sampling.body_share + sampling.lesion_share
+        centre = _draw_centre(cases[index].mask, rng, tries=1 if is_anywhere else TRIES)
+    jitter = rng.normal(size=(2, cases[index].intensities)) * (sampling.intensity_jitter if sampling.augment else 0.0)
+    return Place(
+        case=index,
+        centre=centre,
+        flip=bool(rng.random() < 0.5) and sampling.augment,
+        gain=tuple(np.exp(jitter[0]).tolist()),
+        offset=tuple(jitter[1].tolist()),
+    )
+
+
+def _draw_voxel(voxels: NDArray[np.int32], rng: np.random.Generator) -> Voxel:
+    i, j, k = voxels[rng.integers(len(voxels))].tolist()
+    return i, j, k
+
+
+def _draw_centre(mask: NDArray[np.bool_], rng: np.random.Generator, *, tries: int) -> Voxel:
+    """Draw a voxel, again while it lies outside the mask; the last of the tries stands."""
+    for _ in range(tries):
+        i, j, k = rng.integers(mask.shape).tolist()
+        if mask[i, j, k]:
+            break
+    return i, j, k
 
 
 def _draw_donor(
@@ -152,8 +180,7 @@ def _draw_donor(
     else:
         hard = np.array([difficulty[other] for other in others])
         index = int(rng.choice(others, p=hard / hard.sum()))
-    i, j, k = lesions[index][rng.integers(len(lesions[index]))].tolist()
-    return index, (i, j, k)
+    return index, _draw_voxel(lesions[index], rng)
 
 
 def take_batch(cases: Sequence[PreparedCase], places: Sequence[Place], *, patch: Sequence[int], slices: int) -> Batch:
@@ -199,28 +226,9 @@ def _transplanted(
 
 
 def _take(case: PreparedCase, place: Place, patch: tuple[int, ...], slices: int) -> tuple[NDArray[Any], ...]:
-    flat = len(patch) == 2
-    size = (*patch, 1) if flat else patch
-    shape = case.mask.shape
-    start = [min(max(c - s // 2, 0), max(n - s, 0)) for c, s, n in zip(place.centre, size, shape)]
-    box = tuple(slice(a, a + s) for a, s in zip(start, size))
-    mask = np.asarray(case.mask[box])
-    target = np.asarray(case.target[box])
-    lesion = np.zeros_like(mask) if case.labels is None else np.asarray(case.labels[box]) > 0
-    if flat:
-        source = slice_stack(case.source, start[2], slices)[:, box[0], box[1]]  # (modalities * slices, I, J)
-        mask, target, lesion = mask[..., 0], target[..., 0], lesion[..., 0]
-        valid = slice_stack(np.asarray(case.mask)[None], start[2], slices)[:, box[0], box[1]]
-        valid = np.tile(valid, (case.source.shape[0], 1, 1))
-    else:
-        source = np.asarray(case.source[(slice(None), *box)])
-        valid = np.broadcast_to(mask, source.shape)
-    repeat = slices if flat else 1
-    ranks = case.source.shape[0] - len(place.gain)
-    gain, offset = (
-        np.repeat(np.array([*drawn, *[still] * ranks], np.float32), repeat).reshape(-1, *[1] * len(patch))
-        for drawn, still in ((place.gain, 1.0), (place.offset, 0.0))
-    )
+    """Cut a patch out of one case, change its intensities and flip it as `place` says."""
+    source, valid, target, mask, lesion = _cut(case, place.centre, patch, slices)
+    gain, offset = _jitter_of(case, place, len(source) // case.source.shape[0], len(patch))
     source = source * gain + offset * valid
     if case.own is not None:  # one scale for both: else no network could keep the scan's
         target = (target * place.gain[case.own] + place.offset[case.own] * mask).astype(np.float32)
@@ -228,6 +236,31 @@ def _take(case: PreparedCase, place: Place, patch: tuple[int, ...], slices: int)
     if place.flip:
         arrays = [array[:, ::-1] for array in arrays]
     return tuple(_padded(array, patch) for array in arrays)
+
+
+def _cut(case: PreparedCase, centre: Voxel, patch: tuple[int, ...], slices: int) -> tuple[NDArray[Any], ...]:
+    """Cut source and its valid voxels (C, *patch), target, mask and lesion (*patch); all smaller at a small case."""
+    size = (*patch, 1)[:3]
+    start = [min(max(c - s // 2, 0), max(n - s, 0)) for c, s, n in zip(centre, size, case.mask.shape)]
+    box = tuple(slice(a, a + s) for a, s in zip(start, size))
+    mask = np.asarray(case.mask[box])
+    target = np.asarray(case.target[box])
+    lesion = np.zeros_like(mask) if case.labels is None else np.asarray(case.labels[box]) > 0
+    if len(patch) == 3:
+        source = np.asarray(case.source[(slice(None), *box)])
+        return source, np.broadcast_to(mask, source.shape), target, mask, lesion
+    source = slice_stack(case.source, start[2], slices)[:, box[0], box[1]]  # (modalities * slices, I, J)
+    valid = slice_stack(np.asarray(case.mask)[None], start[2], slices)[:, box[0], box[1]]
+    valid = np.tile(valid, (case.source.shape[0], 1, 1))
+    return source, valid, target[..., 0], mask[..., 0], lesion[..., 0]
+
+
+def _jitter_of(case: PreparedCase, place: Place, repeat: int, dims: int) -> Iterator[NDArray[np.float32]]:
+    """Give gain and offset of each channel, shape (C, 1, ...); ranks stand still."""
+    ranks = case.source.shape[0] - len(place.gain)
+    for drawn, still in ((place.gain, 1.0), (place.offset, 0.0)):
+        numbers = np.array([*drawn, *[still] * ranks], np.float32)
+        yield np.repeat(numbers, repeat).reshape(-1, *[1] * dims)
 
 
 def _padded(array: NDArray[np.generic], patch: tuple[int, ...]) -> NDArray[np.generic]:

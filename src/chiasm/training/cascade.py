@@ -26,7 +26,7 @@ Reference:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -150,23 +150,71 @@ def train_cascade(recipe: Recipe, plan: Plan, cases: LearningCases, folder: Path
     for part in list_parts(recipe)[:-1]:
         role = _role(part, seen, folds, plan)
         place = folder / "stages" / str(part.stage)
-        files = {case.id: place / "contexts" / f"{case.id}.npy" for case in role.predicted}
-        missing = [case for case in role.predicted if read_context(bare[case.id], files[case.id], plan) is None]
-        for path in (path for case in missing if (path := files[case.id]).exists()):
-            session.say(f"{path}: what stage {part.stage} made is damaged, and is made anew")
-        session.fabric.barrier()  # nobody writes before everybody has looked
+        files = _ContextFiles(place / "contexts", plan, {case.id: bare[case.id] for case in role.predicted})
+        missing = _find_missing(files, part.stage, session)
         if missing or part.fold is None:
             generator = _learn_part(recipe, part, role, seen.validation, place, session)
-            if session.is_first_process:
-                for case in missing:
-                    made = _predict(generator, case, role.plan, session.engine(recipe))
-                    write_context(bare[case.id], made, files[case.id], plan)
-            session.fabric.barrier()
-        contexts |= {name: _written(bare[name], path, plan) for name, path in files.items()}
+            _write_contexts(generator, role, missing, files, recipe, session)
+        contexts |= files.read()
         if part.fold is None:
             earlier.append(generator)
             seen = LearningCases(*([contexts[case.id] for case in some] for some in cases))
     return Cascade(seen, tuple(earlier))
+
+
+@dataclass(frozen=True)
+class _ContextFiles:
+    """The files of what one training made of its cases.
+
+    Attributes:
+        folder: Where they lie.
+        plan: Of the first stage.
+        cases: Without context, by name.
+    """
+
+    folder: Path
+    plan: Plan
+    cases: Mapping[str, PreparedCase]
+
+    def path(self, name: str) -> Path:
+        return self.folder / f"{name}.npy"
+
+    def has(self, name: str) -> bool:
+        return read_context(self.cases[name], self.path(name), self.plan) is not None
+
+    def read(self) -> dict[str, PreparedCase]:
+        """Return all cases with their contexts."""
+        found = {name: read_context(case, self.path(name), self.plan) for name, case in self.cases.items()}
+        return {name: case for name, case in found.items() if case is not None}
+
+    def write(self, name: str, made: NDArray[np.float32]) -> None:
+        write_context(self.cases[name], made, self.path(name), self.plan)
+
+
+def _find_missing(files: _ContextFiles, stage: int, session: Session) -> list[str]:
+    """Name the cases whose context is not there, or is damaged, which is said."""
+    missing = [name for name in files.cases if not files.has(name)]
+    for name in missing:
+        if (path := files.path(name)).exists():
+            session.say(f"{path}: what stage {stage} made is damaged, and is made anew")
+    session.fabric.barrier()  # nobody writes before everybody has looked
+    return missing
+
+
+def _write_contexts(
+    generator: nn.Module,
+    role: _Role,
+    missing: Sequence[str],
+    files: _ContextFiles,
+    recipe: Recipe,
+    session: Session,
+) -> None:
+    """Write what a network makes of the cases that lack a context, on the first process; the others wait."""
+    if session.is_first_process:
+        for case in role.predicted:
+            if case.id in missing:
+                files.write(case.id, _predict(generator, case, role.plan, session.engine(recipe)))
+    session.fabric.barrier()
 
 
 class _Role(NamedTuple):
@@ -204,9 +252,3 @@ def _learn_part(
 
 def _predict(generator: nn.Module, case: PreparedCase, plan: Plan, engine: Engine) -> NDArray[np.float32]:
     return predict_stage(generator, np.asarray(case.source), np.asarray(case.mask), plan=plan, engine=engine)
-
-
-def _written(case: PreparedCase, path: Path, plan: Plan) -> PreparedCase:
-    found = read_context(case, path, plan)
-    assert found is not None
-    return found

@@ -9,7 +9,7 @@ pair it does not count, and the one before it is used.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +54,18 @@ def save_checkpoint(
         if not card.exists():
             path.unlink(missing_ok=True)
         raise
-    kept = {old.stem for old in sorted(one for one in folder.glob("step-*.toml") if OWN.fullmatch(one.name))[-KEEP:]}
-    for old in folder.iterdir():  # with what kills have left half done
-        if OWN.fullmatch(old.name) and old.stem not in kept:
-            old.unlink()
+    _drop_old(folder)
     return path
+
+
+def _drop_old(folder: Path) -> None:
+    """Remove all but the last checkpoints, and what kills have left half done."""
+    own = [path for path in folder.iterdir() if OWN.fullmatch(path.name)]
+    cards = sorted(path for path in own if path.name.startswith("step-") and path.suffix == ".toml")
+    kept = {card.stem for card in cards[-KEEP:]}
+    for old in own:
+        if old.stem not in kept:
+            old.unlink()
 
 
 def load_checkpoint(
@@ -79,26 +86,36 @@ def load_checkpoint(
     Raises:
         RunError: If a whole checkpoint holds other networks than `parts`.
     """
+    names = {found.stem for found in folder.glob("step-*") if OWN.fullmatch(found.name)}
     warnings: list[str] = []
-    for path in sorted(
-        {found.with_suffix(".safetensors") for found in folder.glob("step-*") if OWN.fullmatch(found.name)},
-        reverse=True,
-    ):
+    for path in (folder / f"{name}.safetensors" for name in sorted(names, reverse=True)):
         found = _whole(path)
         if found is None:
             warnings.append(f"{path}: the checkpoint is damaged and is passed over")
             continue
-        content, tensors = found
-        saved = set(content["parts"])
-        if not saved <= parts.keys() or (not some and saved != parts.keys()):
-            raise _other_networks(path)
-        for name in content["parts"]:
-            part = parts[name]
-            own = {key.removeprefix(f"{name}/"): value for key, value in tensors.items() if key.startswith(f"{name}/")}
-            _restore(part, own, path)
-        step = int(content["step"])
-        return step, dict(content["state"]), [f"{sentence}; step {step} is used" for sentence in warnings]
+        card, tensors = found
+        _restore_parts(parts, card["parts"], tensors, path, some=some)
+        step = int(card["step"])
+        return step, dict(card["state"]), [f"{sentence}; step {step} is used" for sentence in warnings]
     return 0, {}, [f"{sentence}; there is no older one" for sentence in warnings]
+
+
+def _restore_parts(
+    parts: Mapping[str, nn.Module | Optimizer],
+    saved: Sequence[str],
+    tensors: Mapping[str, Tensor],
+    path: Path,
+    *,
+    some: bool,
+) -> None:
+    """Restore every part that was saved; without `some`, these must be all parts."""
+    unknown, absent = set(saved) - parts.keys(), parts.keys() - set(saved)
+    if unknown or (absent and not some):
+        raise _other_networks(path)
+    for name in saved:
+        prefix = f"{name}/"
+        own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+        _restore(parts[name], own, path)
 
 
 def _whole(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:

@@ -9,6 +9,7 @@ one that there is.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
@@ -27,10 +28,11 @@ from chiasm.preparation.arrays import PreparedCase
 from chiasm.preparation.plan import Plan
 from chiasm.recipe import Recipe
 from chiasm.training.attention import Phase
-from chiasm.training.batches import Batch, draw_places, take_batch
+from chiasm.training.batches import Batch, Sampling, draw_places, take_batch
 from chiasm.training.joint_coding import Examples, JointCoding, settled
 from chiasm.training.players import make_players
 
+INSIDE = Sampling(body_share=1.0, lesion_share=0.0, augment=False, intensity_jitter=0.0)
 PAIRS_TO_OTHERS = 2  # patches of pairs for each unpaired source, and for each unpaired target
 
 
@@ -56,8 +58,9 @@ def deal_roles(cases: Sequence[PreparedCase], paired: Sequence[str]) -> Roles:
     """
     pairs = tuple(case for case in cases if case.id in paired)
     others = [case for case in cases if case.id not in paired]
-    both = [case for case in others if case.alone is None]
-    sources, targets = (tuple(case for case in others if case.alone == side) for side in ("source", "target"))
+    sides = defaultdict[str | None, list[PreparedCase]](list)
+    for case in others:
+        sides[case.alone].append(case)
     if not pairs:
         raise CohortError(
             "joint sparse coding needs at least one pair, and none could be prepared",
@@ -65,7 +68,8 @@ def deal_roles(cases: Sequence[PreparedCase], paired: Sequence[str]) -> Roles:
             found=f"{len(others)} cases beside the pairs",
             hint="Set training.pairs to a larger number, or to 0 for all training cases.",
         )
-    return Roles(pairs, (*both[::2], *sources), (*both[1::2], *targets))
+    both = sides[None]
+    return Roles(pairs, (*both[::2], *sides["source"]), (*both[1::2], *sides["target"]))
 
 
 def draw_examples(roles: Roles, plan: Plan, *, count: int, seed: int) -> Examples:
@@ -76,9 +80,7 @@ def draw_examples(roles: Roles, plan: Plan, *, count: int, seed: int) -> Example
 
     def drawn(cases: Sequence[PreparedCase], number: int, purpose: int) -> Batch:
         rng = np.random.default_rng((seed, purpose))
-        places = draw_places(
-            cases, [], count=number, rng=rng, body_share=1.0, lesion_share=0.0, augment=False, intensity_jitter=0.0
-        )
+        places = draw_places(cases, [], INSIDE, count=number, rng=rng)
         return take_batch(cases, places, patch=plan.patch, slices=plan.slices)
 
     pairs = drawn(roles.pairs, PAIRS_TO_OTHERS * count, 0)

@@ -34,6 +34,10 @@ MOST_OF_MEMORY = 3.0  # a forecast above so many times of the memory is certain 
 BASE_MB = 450.0  # torch and its libraries
 
 _TRANSPOSED = (nn.ConvTranspose2d, nn.ConvTranspose3d)
+_CONVOLUTIONS: Mapping[int, tuple[type[nn.Conv2d | nn.Conv3d], torch.memory_format, int]] = {
+    2: (nn.Conv2d, torch.channels_last, 4),
+    3: (nn.Conv3d, torch.channels_last_3d, 1),
+}  # by dimensions: what is timed, how its images lie in memory, and how many at once
 _COUNTED = (nn.Conv2d, nn.Conv3d, *_TRANSPOSED, nn.Linear)
 
 
@@ -220,26 +224,31 @@ def _seconds(layer: Layer, dims: Literal[2, 3], accelerator: str, precision: str
 
 @lru_cache(maxsize=256)
 def _timed(dims: Literal[2, 3], width: int, size: tuple[int, ...], accelerator: str, precision: str) -> float:
+    """Time a 3-convolution of `width` channels on one sample, forward and back: the best of three, in seconds."""
     on_gpu = has_gpu(accelerator)
     device = torch.device("cuda" if on_gpu else "cpu")
-    memory = torch.channels_last if dims == 2 else torch.channels_last_3d
-    samples = 4 if dims == 2 else 1
+    kind, memory, samples = _CONVOLUTIONS[dims]
     with torch.random.fork_rng(devices=[]):
-        convolution = (torch.nn.Conv2d if dims == 2 else torch.nn.Conv3d)(width, width, 3, padding=1)
+        convolution = kind(width, width, 3, padding=1)
         image = torch.randn(samples, width, *size)
     convolution = convolution.to(device, memory_format=memory)  # type: ignore[call-overload]
     image = image.to(device, memory_format=memory).requires_grad_()
-    able: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
-    fast = on_gpu or bool(able.get("avx512_bf16") or able.get("amx_bf16"))
-    reduced = precision != "32-true" and (precision != "auto" or fast)
     half = torch.float16 if precision == "16-mixed" else torch.bfloat16
-    best = math.inf
+    seconds = []
     for _ in range(3):
         start = time.perf_counter()
-        with torch.autocast(device.type, dtype=half, enabled=reduced):
+        with torch.autocast(device.type, dtype=half, enabled=_is_reduced(precision, on_gpu)):
             output = convolution(image)
         output.backward(torch.ones_like(output))
         if on_gpu:
             torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - start)
-    return float(best / samples)
+        seconds.append(time.perf_counter() - start)
+    return min(seconds) / samples
+
+
+def _is_reduced(precision: str, on_gpu: bool) -> bool:
+    """Tell whether convolutions are done in 16 bits: as asked, or where the machine is fast in them."""
+    if precision != "auto":
+        return precision != "32-true"
+    able: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    return on_gpu or bool(able.get("avx512_bf16") or able.get("amx_bf16"))

@@ -7,13 +7,13 @@ holds the same cases, no image is read and no cache is opened again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from chiasm.checksums import has_valid_checksum, with_checksum, without_checksum
-from chiasm.cohorts.cases import Problem
+from chiasm.cohorts.cases import Cohort, Problem
 from chiasm.errors import RunError
 from chiasm.storage import read_json, write_json
 
@@ -36,33 +36,37 @@ class _Finished(BaseModel):
     left_out: list[_LeftOut]
 
 
-def write_finished(folder: Path, cases: Iterable[str], problems: Sequence[Problem]) -> None:
+def write_finished(folder: Path, found: Cohort, problems: Sequence[Problem]) -> None:
     """Note that a run is finished.
 
     Args:
         folder: The run folder, with its model.
-        cases: Ids of all cases that were found, the unusable ones too.
+        found: All cases that were found, the unusable ones too.
         problems: What was left out.
 
     Raises:
         ChiasmError: If the file cannot be written.
     """
     left_out = [{"path": str(p.path), "reason": p.reason, "message": p.message, "case": p.case} for p in problems]
-    write_json(folder / FILE, with_checksum({"cases": sorted(cases), "left_out": left_out}))
+    write_json(folder / FILE, with_checksum({"cases": _list_ids(found), "left_out": left_out}))
 
 
-def read_finished(folder: Path, cases: Iterable[str]) -> tuple[Problem, ...] | None:
+def read_finished(folder: Path, found: Cohort) -> tuple[Problem, ...] | None:
     """Return what a finished run left out; None where it is not finished, or other cases are found.
 
     Args:
         folder: The run folder.
-        cases: Ids of the cases that are found now.
+        found: The cases that are found now.
     """
     try:
         content = read_json(folder / FILE)
         told = _Finished.model_validate(without_checksum(content))
     except (RunError, ValidationError, AttributeError):
         return None
-    if not has_valid_checksum(content) or told.cases != sorted(cases):
+    if not has_valid_checksum(content) or told.cases != _list_ids(found):
         return None
     return tuple(Problem(Path(p.path), p.reason, p.message, p.case) for p in told.left_out)
+
+
+def _list_ids(cohort: Cohort) -> list[str]:
+    return sorted(case.id for case in cohort.cases)

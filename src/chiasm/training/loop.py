@@ -108,8 +108,7 @@ def learn(
         CohortError: If a sparse coder has no pair to learn from.
         Interrupted: If SIGINT, SIGTERM or SIGHUP came; a checkpoint was written.
     """
-    coded = recipe.optimiser.kind == "admm"
-    learner: AnyLearner = (CodingLearner if coded else Learner)(recipe, plan, cases.training, session.fabric)
+    learner = _make_learner(recipe, plan, cases.training, session.fabric)
     done = _resume(learner, folder, session, start)
     log = TrainingLog(folder / "log.jsonl", session, recipe.schedule.steps if until is None else until)
     log.cut(done)
@@ -123,11 +122,10 @@ def learn(
                 log.report(step, figures)
             is_due = step + 1 in due
             if is_due and cases.validation:
-                scores, verdict = validate(learner, cases.validation[:MOST_VALIDATION_CASES], engine)
-                learner.note_validation(scores.get("spearman_smoothed", -1.0))
-                log.validation(step, scores, verdict if learner.phase(step).attention > 0 else None)
+                _note_validation(learner, cases.validation, step, engine, log)
             is_late = time.monotonic() - saved > CHECKPOINT_SECONDS
-            if session.is_first_process and (is_late or caught or is_due or step + 1 == log.steps):
+            is_last = step + 1 == log.steps
+            if session.is_first_process and any((is_late, caught, is_due, is_last)):
                 save_checkpoint(folder / "checkpoints", step + 1, learner.parts, learner.state.to_dict())
                 saved = time.monotonic()
             if caught:
@@ -135,6 +133,21 @@ def learn(
     if (closed := learner.state.closed_share) > MOST_CLOSED:
         session.say(f"the attention was switched off by its health gate in {100 * closed:.0f} % of its steps")
     return learner
+
+
+def _make_learner(recipe: Recipe, plan: Plan, cases: Sequence[PreparedCase], fabric: Fabric) -> AnyLearner:
+    if recipe.optimiser.kind == "admm":
+        return CodingLearner(recipe, plan, cases, fabric)
+    return Learner(recipe, plan, cases, fabric)
+
+
+def _note_validation(
+    learner: AnyLearner, cases: Sequence[PreparedCase], step: int, engine: Engine, log: TrainingLog
+) -> None:
+    """Validate after a step; the learner's gate and the log learn of it."""
+    scores, verdict = validate(learner, cases[:MOST_VALIDATION_CASES], engine)
+    learner.note_validation(scores.get("spearman_smoothed", -1.0))
+    log.validation(step, scores, verdict if learner.phase(step).attention > 0 else None)
 
 
 def _resume(learner: AnyLearner, folder: Path, session: Session, start: Path | None) -> int:

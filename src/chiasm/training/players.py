@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import compress
 from typing import NamedTuple
 
 import torch
@@ -77,32 +78,39 @@ def check_players(recipe: Recipe) -> None:
     """
     _check_borrowed(recipe)
     if recipe.optimiser.kind == "admm":
-        settings, loss = recipe.generator, recipe.loss
-        if settings.network != "jcsc" or settings.refiner or loss.global_weight > 0 or needs_local_judge(recipe):
-            raise RecipeError(
-                "optimiser.kind = admm learns a sparse coder, alone",
-                reason="admm",
-                found=f"network {settings.network}, method {recipe.method}",
-                expected="network jcsc without discriminators or second stage",
-                hint="Use chiasm train --method jcsc, or optimiser.kind=adam.",
-            )
-        if settings.stages > 1:
-            raise RecipeError(
-                "a sparse coder has no stages: pairs are too few to be dealt into inner folds",
-                reason="admm",
-                found=f"generator.stages {settings.stages}",
-                hint="Set generator.stages=1.",
-            )
-    needing = {"generator.refiner": bool(recipe.generator.refiner)}
-    needing["training.transplant = difficulty"] = recipe.training.transplant == "difficulty"
-    asked = [name for name, needed in needing.items() if needed]
-    if asked and not needs_local_judge(recipe):
+        _check_coding(recipe)
+    guided = {
+        "generator.refiner": bool(recipe.generator.refiner),
+        "training.transplant = difficulty": recipe.training.transplant == "difficulty",
+    }
+    if any(guided.values()) and not needs_local_judge(recipe):
         raise RecipeError(
-            f"{' and '.join(asked)} goes by the confidence of a local discriminator, and method {recipe.method} "
-            "as it is set has none",
+            f"{' and '.join(compress(guided, guided.values()))} goes by the confidence of a local discriminator, and "
+            f"method {recipe.method} as it is set has none",
             reason="no-local-judge",
             found=f"attention.target {recipe.attention.target}, loss.local_weight {recipe.loss.local_weight:g}",
             hint="Set attention.target or a loss.local_weight above 0, or leave it out.",
+        )
+
+
+def _check_coding(recipe: Recipe) -> None:
+    """Refuse rounds of ADMM for anything but a sparse coder alone, in one stage."""
+    settings = recipe.generator
+    players = (settings.refiner, recipe.loss.global_weight > 0, needs_local_judge(recipe))
+    if settings.network != "jcsc" or any(players):
+        raise RecipeError(
+            "optimiser.kind = admm learns a sparse coder, alone",
+            reason="admm",
+            found=f"network {settings.network}, method {recipe.method}",
+            expected="network jcsc without discriminators or second stage",
+            hint="Use chiasm train --method jcsc, or optimiser.kind=adam.",
+        )
+    if settings.stages > 1:
+        raise RecipeError(
+            "a sparse coder has no stages: pairs are too few to be dealt into inner folds",
+            reason="admm",
+            found=f"generator.stages {settings.stages}",
+            hint="Set generator.stages=1.",
         )
 
 
@@ -224,26 +232,43 @@ def describe_methods(size: str = "small") -> list[MethodRow]:
 
 
 def _describe(method: Method, recipe: Recipe) -> MethodRow:
-    settings, loss = recipe.generator, recipe.loss
-    entry = GENERATORS.get(settings.network)
-    paper = f"{method.paper} (networks: ours)"
-    if settings.network != OWN:
-        paper = entry.paper if entry else settings.network
-    told = ["3D"] if recipe.data.dims == "3d" else ["2D"] if entry and entry.dims == (2,) else []
-    told += _needs_in_words(recipe)
-    judges = {"global": loss.global_weight > 0, "local": needs_local_judge(recipe)}
-    if asked := [name for name, there in judges.items() if there]:
-        told.append(f"{' and '.join(asked)} discriminator{'s' if len(asked) > 1 else ''}")
-    if recipe.optimiser.kind == "admm":
-        told.append("one pair or more (training.pairs); other cases, and lone images, serve unpaired")
-    if loss.lesion > 1 or recipe.training.transplant_share > 0 or recipe.training.lesion_share > 0.25:
-        told.append("lesion labels of training cases")
+    settings, entry = recipe.generator, GENERATORS.get(recipe.generator.network)
+    needs = [*_list_dims(recipe), *_needs_in_words(recipe), *_list_asked(recipe)]
     weights = sum(map(_count, _stages(recipe, settings.scale)))
     if settings.refiner:  # sees confidence and image beside what the last stage sees
         seen = _channels(recipe, settings.stages) + 2
         weights += _count(Generator(in_channels=seen, widths=settings.refiner, dims=_dims(recipe), norm=settings.norm))
     published = sum(map(_count, _stages(recipe, 1.0))) if entry else 0
-    return MethodRow(recipe.method, method.words, paper, weights, published, "; ".join(told))
+    return MethodRow(recipe.method, method.words, _paper(method, recipe), weights, published, "; ".join(needs))
+
+
+def _paper(method: Method, recipe: Recipe) -> str:
+    """Name the paper of the network, or of the objective where the network is ours."""
+    network = recipe.generator.network
+    if network == OWN:
+        return f"{method.paper} (networks: ours)"
+    return GENERATORS[network].paper if network in GENERATORS else network
+
+
+def _list_dims(recipe: Recipe) -> list[str]:
+    """Name the dimensions where there is no choice."""
+    if recipe.data.dims == "3d":
+        return ["3D"]
+    entry = GENERATORS.get(recipe.generator.network)
+    return ["2D"] if entry and entry.dims == (2,) else []
+
+
+def _list_asked(recipe: Recipe) -> list[str]:
+    """Name discriminators, pairs and labels that the method asks for."""
+    training, told = recipe.training, []
+    judges = {"global": recipe.loss.global_weight > 0, "local": needs_local_judge(recipe)}
+    if asked := list(compress(judges, judges.values())):
+        told.append(f"{' and '.join(asked)} discriminator{'s' if len(asked) > 1 else ''}")
+    if recipe.optimiser.kind == "admm":
+        told.append("one pair or more (training.pairs); other cases, and lone images, serve unpaired")
+    if any((recipe.loss.lesion > 1, training.transplant_share > 0, training.lesion_share > 0.25)):
+        told.append("lesion labels of training cases")
+    return told
 
 
 def _needs_in_words(recipe: Recipe) -> list[str]:

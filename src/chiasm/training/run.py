@@ -1,4 +1,4 @@
-"""`chiasm plan` and `chiasm train`: from a folder of pairs to a run folder that explains itself.
+"""`chiasm train`: from a folder of pairs to a run folder that explains itself.
 
 A run folder holds `recipe.toml`, `plan.toml`, `splits.json`, `environment.json`,
 `log.jsonl`, `checkpoints/`, and `model/`, the shippable part; `finished.json` is
@@ -9,215 +9,38 @@ is refused.
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 import platform
 import shutil
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from chiasm.cohorts.cases import Case, Cohort, Problem, reading_of, with_reading
+from chiasm.cohorts.cases import Cohort, Problem
 from chiasm.cohorts.dicom_patients import Selection
-from chiasm.cohorts.discovery import find_cohort, select_cases, selection_of
-from chiasm.cohorts.gathering import tell_notes
-from chiasm.cohorts.relatives import with_subjects
-from chiasm.cohorts.splits import (
-    ROLES,
-    Split,
-    deal_folds,
-    leave_one_site_out,
-    make_split,
-    read_splits,
-    sites_of,
-    write_splits,
-)
+from chiasm.cohorts.splits import read_splits
 from chiasm.errors import CohortError, RunError
 from chiasm.locks import locked
 from chiasm.prediction.baselines import CARD, TENSORS, fit_baselines, save_baselines
-from chiasm.prediction.calibration import fit_calibration
+from chiasm.prediction.calibration import Calibration, fit_calibration
 from chiasm.prediction.engines import Engine, pick_precision
-from chiasm.prediction.model import Model, save_model
+from chiasm.prediction.model import save_model
 from chiasm.prediction.model_files import check_files
 from chiasm.preparation.arrays import PreparedCase, prepare_cohort
-from chiasm.preparation.examination import ExaminedCohort, examine_cohort
-from chiasm.preparation.plan import FITTED, Plan, read_plan, write_plan
-from chiasm.preparation.planning import make_plan
-from chiasm.preparation.unpaired import find_unpaired, refuse_duplicates, tell_unpaired
-from chiasm.recipe import Recipe, read_recipe, write_recipe
-from chiasm.registration.cohort import Together, align_cohort, tell_movement
+from chiasm.preparation.plan import FITTED, Plan, read_plan
+from chiasm.recipe import Recipe
 from chiasm.storage import make_folder, write_json
 from chiasm.training.cascade import Cascade, list_parts, recipe_of, train_cascade
 from chiasm.training.cost import estimate_cost
 from chiasm.training.finished import read_finished, write_finished
 from chiasm.training.loop import AnyLearner, learn, make_fabric
-from chiasm.training.players import check_players, patch_needs
-from chiasm.training.run_folder import check_model_place, check_run_folder, remove_baselines
+from chiasm.training.run_folder import check_model_place, remove_baselines
+from chiasm.training.run_planning import PlannedRun, Run, find_cases, plan_cases
 from chiasm.training.session import LearningCases, Progress, Say, Session
-
-
-@dataclass(frozen=True)
-class Run:
-    """What a training left behind.
-
-    Attributes:
-        folder: The run folder.
-        plan: What followed from the data.
-        split: Case ids by role.
-        problems: Cases and files that were not used, with reasons.
-    """
-
-    folder: Path
-    plan: Plan
-    split: Split
-    problems: tuple[Problem, ...]
-
-
-def plan_run(
-    data: Path | Cohort,
-    recipe: Recipe,
-    folder: Path,
-    *,
-    say: Say = print,
-    layout: str | None = None,
-    selection: Selection | None = None,
-    cache: Path | None = None,
-) -> Run:
-    """Screen a cohort, split it, choose how to train, and write all of it down.
-
-    Args:
-        data: Folder or manifest of paired cases, or cases that were found already.
-        recipe: What is asked for.
-        folder: The run folder; made if missing.
-        say: Called with lines for the user.
-        layout: Name of a layout, where the folder fits several.
-        selection: Which DICOM series are taken, and which marked images.
-        cache: Where registered volumes are kept, if not in `folder`.
-
-    Raises:
-        CohortError: If the folder has no usable cases, too few for the split,
-            or one subject's voxels under two names.
-        RecipeError: As `check_players`.
-        RunError: If the folder holds a run of another recipe, the data, or files of somebody else.
-    """
-    with locked(folder):
-        found = _found(data, recipe, folder, layout, selection)
-        return _plan(found, recipe, folder, say, cache)[0]
-
-
-def _plan(found: Cohort, recipe: Recipe, folder: Path, say: Say, cache: Path | None) -> tuple[Run, Cohort]:
-    """Do the work of `plan_run`; return the usable cases too, as they are trained on, and those of one side alone."""
-    cohort = select_cases(found, recipe.data.sources, recipe.data.target)
-    wanted = ", ".join(recipe.data.sources)
-    wanted += f" and {recipe.data.target}" if recipe.data.target not in recipe.data.sources else ""
-    say(f"{len(cohort.cases)} cases with {wanted} ({cohort.layout})")
-    for line in tell_notes(found.notes):
-        say(line)
-    asked = {*recipe.data.sources, recipe.data.target}
-    if made_up := sum(bool(asked & set(case.synthetic)) for case in cohort.cases):
-        say(f"of these {made_up} with images that were made, not acquired")
-    together = _bring_together(cohort, recipe, registered_in(folder, recipe, cache), say)
-    cohort = together.cohort
-    examined = examine_cohort(cohort, recipe.data)
-    usable = examined.cohort.cases
-    problems = [*together.problems, *examined.problems]
-    refuse_duplicates(examined.cases, examined.cohort, recipe.data.modalities)
-    settings = recipe.split
-    shares = {"validation": settings.validation, "sealed": settings.sealed}
-    if settings.by == "site":
-        sites = sites_of(usable)
-        if len(sites) != settings.folds:
-            raise CohortError(
-                "folds by site need one fold for each site",
-                path=cohort.root,
-                reason="sites",
-                found=f"{settings.folds} folds",
-                expected=f"{len(sites)}: {', '.join(sites)}",
-            )
-        split = leave_one_site_out(usable, sites[settings.fold], seed=settings.seed, **shares)
-    else:
-        split = make_split(usable, folds=settings.folds, fold=settings.fold, seed=settings.seed, **shares)
-    if recipe.generator.stages > 1:
-        learning = {case.subject: case.site for case in usable if case.id in split.train}
-        deal_folds(learning, recipe.generator.inner_folds, settings.seed)
-    paired = paired_names(recipe, split)
-    path = folder / "splits.json"
-    if path.exists() and read_splits(path).split != split:
-        raise RunError(
-            "was written for other cases than the data folder now holds",
-            path=path,
-            reason="other-cases",
-            hint="Start a new run with another -o, or bring the data back as it was.",
-        )
-    say("split by subject: " + ", ".join(f"{len(names)} {role}" for role in ROLES if (names := getattr(split, role))))
-    alone, unreadable = _find_unpaired(found, recipe, split, examined, say)
-    unpaired = (*(name for name in split.train if name not in paired), *(case.id for case in alone))
-    unpaired = unpaired if recipe.optimiser.kind == "admm" else ()
-    served = {case.id for case in alone}
-    missing = [problem for problem in cohort.problems if problem.case not in served]
-    usable_cohort = replace(cohort, cases=(*usable, *alone), problems=(*missing, *problems, *unreadable))
-    for problem in usable_cohort.problems:
-        say(problem.line)
-    made = (folder / "plan.toml").exists()
-    if made:
-        plan = read_plan(folder / "plan.toml")
-        if plan.unpaired != unpaired:
-            raise RunError(
-                "was made with other unpaired images than the data folder now holds",
-                path=folder / "plan.toml",
-                reason="other-cases",
-                found=", ".join(unpaired) or "none",
-                expected=", ".join(plan.unpaired) or "none",
-                hint="Start a new run with another -o, or bring the data back as it was.",
-            )
-    else:
-        facts = {name: one.facts for name, one in examined.cases.items() if one.facts is not None}
-        plan = make_plan(
-            recipe, usable_cohort, paired, needs=patch_needs(recipe), moved_mm=together.moved_mm, examined=facts
-        )
-        plan = replace(plan, expected=estimate_cost(recipe, plan), unpaired=unpaired)
-    write_recipe(folder / "recipe.toml", recipe)  # from here on the folder is this recipe's
-    hashes = {name: one.images[recipe.data.sources[0]].voxels for name, one in examined.cases.items()}
-    write_splits(path, split, hashes, usable)
-    if not made:
-        write_plan(folder / "plan.toml", plan)
-    return Run(folder, plan, split, usable_cohort.problems), usable_cohort
-
-
-def _find_unpaired(
-    found: Cohort, recipe: Recipe, split: Split, examined: ExaminedCohort, say: Say
-) -> tuple[list[Case], list[Problem]]:
-    """Find the cases of which one side is there, for the method that learns from such; none for all others."""
-    if recipe.optimiser.kind != "admm":
-        return [], []
-    usable = examined.cohort.cases
-    held_out = {name: examined.cases[name] for name in (*split.validation, *split.test, *split.sealed)}
-    tested = {case.site for case in usable if case.id in split.test}
-    elsewhere = {case.site for case in usable if case.site} - tested if recipe.split.by == "site" else None
-    alone, unreadable = find_unpaired(found, recipe.data, held_out=held_out, elsewhere=elsewhere)
-    if alone:
-        told = tell_unpaired(alone, recipe.data.sources, recipe.data.target)
-        say(f"{len(alone)} images serve without a partner: {told}")
-    return alone, unreadable
-
-
-def registered_in(folder: Path, recipe: Recipe, cache: Path | None = None) -> Path:
-    """Return where the registered volumes of a run lie: in its folder, or by kind in a cache that runs share."""
-    return folder / "registered" if cache is None else cache / f"registered-{recipe.data.registration}"
-
-
-def _bring_together(cohort: Cohort, recipe: Recipe, folder: Path, say: Say) -> Together:
-    """Register every case as the recipe says, and say how far they were moved."""
-    kind, names = recipe.data.registration, (*recipe.data.sources, recipe.data.target)
-    together = align_cohort(
-        cohort, names, kind, folder, lambda done, of, case: say(f"registering {case} ({done + 1} of {of})")
-    )
-    if together.moved_mm:
-        say(f"{kind} registration to {names[0]}: {tell_movement(together.moved_mm)}")
-    return together
 
 
 def train(
@@ -255,88 +78,100 @@ def train(
         Interrupted: If the run was asked to stop.
         ValueError: If a recipe with stages is to share a warm-up.
     """
-    if recipe.generator.stages > 1 and (start is not None or until is not None):
+    if recipe.generator.stages > 1 and (start, until) != (None, None):
         raise ValueError("a cascade of stages has no warm-up to share")
-    fabric = make_fabric(recipe)
-    fabric.launch()
-    lead = fabric.global_rank == 0
-    quiet: Say = say if lead else _silence
+    session = _open_session(recipe, say, progress)
     make_folder(folder)
-    with locked(folder) if lead else nullcontext():
-        with fabric.rank_zero_first():
-            found = _found(data, recipe, folder, layout, selection)
-            done = None if until is not None else _finished(folder, found, quiet)
-            if done is not None:
+    with locked(folder) if session.is_first_process else nullcontext():
+        with session.fabric.rank_zero_first():
+            found = find_cases(data, recipe, folder, layout, selection)
+            if until is None and (done := _find_finished(folder, found, session.say)):
                 return done
             check_model_place(folder)
-            run, cohort = _plan(found, recipe, folder, quiet, cache)
-            cases = {case.id: case for case in cohort.cases}
-            paired = paired_names(recipe, run.split)
-            names = (*paired, *run.plan.unpaired)
-            learning = [cases[name] for name in (*names, *run.split.validation)]
-            prepared, problems = prepare_cohort(learning, run.plan, cache or folder / "cache", warn=quiet)
-        by_id = {case.id: case for case in prepared}
-        training = [by_id[name] for name in names if name in by_id]
-        validation = [by_id[name] for name in run.split.validation if name in by_id]
-        for problem in problems:
-            quiet(problem.line)
-        if not training:
-            detail = f"; the first: {problems[0].message}" if problems else ""
-            raise CohortError(f"no training case could be prepared{detail}", path=cohort.root, reason="no-cases")
-        if lead:
+            planned = plan_cases(found, recipe, folder, session.say, cache)
+            cases, problems = _prepare(planned, cache, session.say)
+        _check_prepared(cases, problems, planned.cohort.root, session.say)
+        run = replace(planned.run, problems=(*planned.run.problems, *problems))
+        if session.is_first_process:
             write_json(folder / "environment.json", environment())
-        cost = estimate_cost(recipe, run.plan)
-        quiet(
-            f"{recipe.method} ({recipe.size}): {recipe.schedule.steps} steps, about {in_minutes(cost.minutes)} "
-            f"and {cost.memory_mb / 1024:.1f} GB"
-        )
-        session = Session(fabric, quiet, progress if lead else None)
-        cascade, last = Cascade(LearningCases(training, validation)), list_parts(recipe)[-1]
-        if recipe.generator.stages > 1:
-            cascade = train_cascade(recipe, run.plan, cascade.cases, folder, session)
-            quiet(f"stage {last.stage} of {last.stage}: {last.steps} steps on {len(training)} cases")
-            session = session.counting_from(last.first, recipe.schedule.steps)
+        session.say(_describe_cost(recipe, run.plan))
+        learner, cascade = _learn_stages(recipe, run.plan, cases, folder, session, _WarmUp(start, until))
+        if session.is_first_process:
+            _make_baselines(cases.training, planned.paired, folder, start)
+        if session.is_first_process and until is None:
+            _ship(learner, recipe, cascade, folder, session.say)
+            write_finished(folder, found, run.problems)
+        session.fabric.barrier()
+    return run
+
+
+class _WarmUp(NamedTuple):
+    """The warm-up that a training goes on from, and the step after which it stops, if it is one itself."""
+
+    start: Path | None
+    until: int | None
+
+
+def _open_session(recipe: Recipe, say: Say, progress: Progress | None) -> Session:
+    """Start the processes of a training; only the first one reports."""
+    fabric = make_fabric(recipe)
+    fabric.launch()
+    return Session(fabric, say, progress) if fabric.global_rank == 0 else Session(fabric, _silence)
+
+
+def _prepare(planned: PlannedRun, cache: Path | None, say: Say) -> tuple[LearningCases, Sequence[Problem]]:
+    """Prepare the cases that are learnt from and those that validate; return those that could be, and the problems."""
+    run = planned.run
+    cases = {case.id: case for case in planned.cohort.cases}
+    learning = [cases[name] for name in (*planned.names, *run.split.validation)]
+    prepared, problems = prepare_cohort(learning, run.plan, cache or run.folder / "cache", warn=say)
+    by_id = {case.id: case for case in prepared}
+    training, validation = (
+        [by_id[name] for name in names if name in by_id] for names in (planned.names, run.split.validation)
+    )
+    return LearningCases(training, validation), problems
+
+
+def _check_prepared(cases: LearningCases, problems: Sequence[Problem], root: Path, say: Say) -> None:
+    """Say what could not be prepared; refuse to train where nothing could."""
+    for problem in problems:
+        say(problem.line)
+    if not cases.training:
+        detail = f"; the first: {problems[0].message}" if problems else ""
+        raise CohortError(f"no training case could be prepared{detail}", path=root, reason="no-cases")
+
+
+def _learn_stages(
+    recipe: Recipe, plan: Plan, cases: LearningCases, folder: Path, session: Session, warm_up: _WarmUp
+) -> tuple[AnyLearner, Cascade]:
+    """Train all stages; return the learner of the last one, and what it went on from."""
+    if recipe.generator.stages == 1:
         learner = learn(
-            recipe_of(recipe, last) if cascade.earlier else recipe,
-            replace(run.plan, context=bool(cascade.earlier)),
-            cascade.cases,
-            folder,
-            session,
-            start=start,
-            until=until,
+            recipe, replace(plan, context=False), cases, folder, session, start=warm_up.start, until=warm_up.until
         )
-        if lead:
-            _make_baselines([case for case in training if case.id in paired], folder, start)
-            if until is None:
-                model = replace(learner.model(), recipe=recipe, earlier=cascade.earlier)
-                finish(learner, model, cascade.cases.validation, folder, say=quiet)
-                write_finished(folder, (case.id for case in found.cases), (*run.problems, *problems))
-        fabric.barrier()
-    return replace(run, problems=(*run.problems, *problems))
+        return learner, Cascade(cases)
+    cascade, last = train_cascade(recipe, plan, cases, folder, session), list_parts(recipe)[-1]
+    session.say(f"stage {last.stage} of {last.stage}: {last.steps} steps on {len(cases.training)} cases")
+    session = session.counting_from(last.first, recipe.schedule.steps)
+    learner = learn(recipe_of(recipe, last), replace(plan, context=True), cascade.cases, folder, session)
+    return learner, cascade
 
 
-def _found(
-    data: Path | Cohort, recipe: Recipe, folder: Path, layout: str | None, selection: Selection | None
-) -> Cohort:
-    """Find the cases, after the recipe has been checked against itself and against what the folder holds.
-
-    Files are chosen and read as the recipe says.
-    """
-    check_players(recipe)
-    check_run_folder(folder, data.root if isinstance(data, Cohort) else data)
-    _check_recipe(folder, recipe)
-    if isinstance(data, Cohort):
-        return with_subjects(with_reading(data, reading_of(recipe.data)), recipe.split.subject_pattern)
-    return find_cohort(data, layout=layout, selection=selection_of(recipe, selection))
+def _describe_cost(recipe: Recipe, plan: Plan) -> str:
+    cost = estimate_cost(recipe, plan)
+    return (
+        f"{recipe.method} ({recipe.size}): {recipe.schedule.steps} steps, about {in_minutes(cost.minutes)} "
+        f"and {cost.memory_mb / 1024:.1f} GB"
+    )
 
 
-def _finished(folder: Path, found: Cohort, say: Say) -> Run | None:
+def _find_finished(folder: Path, found: Cohort, say: Say) -> Run | None:
     """Return a run that is finished already; None where there is something to do.
 
     Raises:
         RunError: If its plan or its split was changed.
     """
-    problems = read_finished(folder, (case.id for case in found.cases))
+    problems = read_finished(folder, found)
     if problems is None:
         return None
     missing = [name for name in ("plan.toml", "splits.json") if not (folder / name).exists()]
@@ -356,39 +191,26 @@ def _finished(folder: Path, found: Cohort, say: Say) -> Run | None:
     return run
 
 
-def _make_baselines(training: Sequence[PreparedCase], folder: Path, start: Path | None) -> None:
-    """Fit the naive baselines to the training cases, or take those of the warm-up, which had the same ones."""
+def _make_baselines(training: Sequence[PreparedCase], paired: Sequence[str], folder: Path, start: Path | None) -> None:
+    """Fit the naive baselines to the pairs, or take those of the warm-up, which had the same ones."""
     ready = None if start is None else start / "baselines"
     if ready is not None and ready.is_dir():
         shutil.copytree(ready, folder / "baselines", dirs_exist_ok=True)
     else:
-        save_baselines(folder / "baselines", fit_baselines(training))
+        save_baselines(folder / "baselines", fit_baselines([case for case in training if case.id in paired]))
 
 
-def finish(learner: AnyLearner, model: Model, validation: Sequence[PreparedCase], folder: Path, *, say: Say) -> None:
+def _ship(learner: AnyLearner, recipe: Recipe, cascade: Cascade, folder: Path, say: Say) -> None:
     """Calibrate the reliability map on validation cases and write `model/`.
 
     Without a validation case the map is left uncalibrated, and says so when it is used.
-
-    Args:
-        learner: After its last step.
-        model: What it ships.
-        validation: With the contexts that its last stage sees.
-        folder: The run folder.
-        say: Called with lines for the user.
     """
+    model = replace(learner.model(), recipe=recipe, earlier=cascade.earlier)
+    validation = cascade.cases.validation
     settings = learner.recipe.training
     engine = Engine(learner.fabric.device, pick_precision(settings.precision, settings.accelerator))
     if model.local_judge is not None and validation:
-        scores, errors = [], []
-        for case in validation:
-            maps, mask = learner.maps(case, engine), np.asarray(case.mask)
-            assert maps.raw_error is not None
-            scores.append(maps.raw_error[mask])
-            errors.append(np.abs(maps.prediction - np.asarray(case.target))[mask])
-        calibration = fit_calibration(
-            np.concatenate(scores), np.concatenate(errors), fitted_on=tuple(case.id for case in validation)
-        )
+        calibration = _calibrate(learner, validation, engine)
         model = replace(model, calibration=calibration)
         if not calibration.informative:
             say("warning: on validation cases the reliability map does not follow the true error")
@@ -398,21 +220,16 @@ def finish(learner: AnyLearner, model: Model, validation: Sequence[PreparedCase]
     say(f"model: {folder / 'model'}")
 
 
-def paired_names(recipe: Recipe, split: Split) -> tuple[str, ...]:
-    """Return the training cases that count as pairs: all of them, or the first as many as the recipe says.
-
-    Raises:
-        CohortError: If the split has fewer.
-    """
-    asked, there = recipe.training.pairs, split.train
-    if asked > len(there):
-        raise CohortError(
-            f"{asked} pairs were asked for, and the split has too few training cases",
-            reason="too-few-pairs",
-            found=f"{len(there)}: {', '.join(there)}",
-            hint=f"Set training.pairs to {len(there)} or less, or to 0 for all of them.",
-        )
-    return tuple(there[:asked]) if asked else tuple(there)
+def _calibrate(learner: AnyLearner, validation: Sequence[PreparedCase], engine: Engine) -> Calibration:
+    """Fit the reliability map to the true error inside the masks of validation cases."""
+    scores, errors = [], []
+    for case in validation:
+        maps, mask = learner.maps(case, engine), np.asarray(case.mask)
+        assert maps.raw_error is not None
+        scores.append(maps.raw_error[mask])
+        errors.append(np.abs(maps.prediction - np.asarray(case.target))[mask])
+    names = tuple(case.id for case in validation)
+    return fit_calibration(np.concatenate(scores), np.concatenate(errors), fitted_on=names)
 
 
 def environment() -> dict[str, object]:
@@ -424,28 +241,6 @@ def environment() -> dict[str, object]:
         "processors": os.cpu_count(),
         **{name: importlib.metadata.version(name) for name in names},
     }
-
-
-def _check_recipe(folder: Path, recipe: Recipe) -> None:
-    path = folder / "recipe.toml"
-    if not path.exists():
-        return
-    before, now = (json.loads(r.model_dump_json()) for r in (read_recipe(path), recipe))
-    changed = [
-        f"{section}.{name} was {before[section][name]!r} and is {value!r}"
-        for section, fields in now.items()
-        if isinstance(fields, dict)
-        for name, value in fields.items()
-        if before[section][name] != value
-    ]
-    changed += [f"{n} was {before[n]!r} and is {now[n]!r}" for n in ("method", "size") if before[n] != now[n]]
-    if changed:
-        raise RunError(
-            f"was started with another recipe: {'; '.join(changed)}",
-            path=folder,
-            reason="other-recipe",
-            hint="Give another folder with -o, or the options it was started with.",
-        )
 
 
 def describe(recipe: Recipe, plan: Plan) -> list[str]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from chiasm.networks.discriminators import LocalLogits
 from chiasm.training import attention
 from chiasm.training.attention import Phase
-from chiasm.training.batches import Batch, Place, draw_places
+from chiasm.training.batches import Batch, Place, Sampling, draw_places
 from chiasm.training.setting import Draw, Setting
 from chiasm.training.state import Remembered, TrainingState
 
@@ -34,18 +34,15 @@ def draw(setting: Setting, state: TrainingState, step: int, phase: Phase, turn: 
     training, fabric = setting.recipe.training, setting.trainables.fabric
     count = max(1, training.batch // fabric.world_size)
     rng = np.random.default_rng((training.seed, step, fabric.global_rank, *([turn] if turn else [])))
-    places = draw_places(
-        setting.cases,
-        setting.lesions,
-        count=count,
-        rng=rng,
-        body_share=training.body_share,
-        lesion_share=training.lesion_share,
-        augment=training.augment,
-        intensity_jitter=training.intensity_jitter,
-        transplant_share=training.transplant_share,
-        difficulty=lesion_difficulty(setting, state),
+    sampling = Sampling(
+        training.body_share,
+        training.lesion_share,
+        training.augment,
+        training.intensity_jitter,
+        training.transplant_share,
     )
+    difficulty = lesion_difficulty(setting, state)
+    places = draw_places(setting.cases, setting.lesions, sampling, count=count, rng=rng, difficulty=difficulty)
     is_guided = setting.recipe.attention.use != "weight" and phase.attention > 0 and len(state.pool) >= POOL // 4
     if is_guided and gate_reason(setting, state) is None:
         return _drawn_again(places, state.pool, rng)

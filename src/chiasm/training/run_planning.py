@@ -1,0 +1,341 @@
+"""`chiasm plan`: from a folder of pairs to the recipe, the split and the plan of a run folder.
+
+The same recipe and the same cases find what is written already and change
+nothing; another recipe, or other cases, are refused.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+from chiasm.cohorts.cases import Case, Cohort, Problem, reading_of, with_reading
+from chiasm.cohorts.dicom_patients import Selection
+from chiasm.cohorts.discovery import find_cohort, select_cases, selection_of
+from chiasm.cohorts.gathering import tell_notes
+from chiasm.cohorts.relatives import with_subjects
+from chiasm.cohorts.splits import (
+    ROLES,
+    Split,
+    deal_folds,
+    leave_one_site_out,
+    make_split,
+    read_splits,
+    sites_of,
+    write_splits,
+)
+from chiasm.errors import CohortError, RunError
+from chiasm.locks import locked
+from chiasm.preparation.examination import ExaminedCohort, examine_cohort
+from chiasm.preparation.plan import Plan, read_plan, write_plan
+from chiasm.preparation.planning import make_plan
+from chiasm.preparation.unpaired import find_unpaired, refuse_duplicates, tell_unpaired
+from chiasm.recipe import Recipe, read_recipe, write_recipe
+from chiasm.registration.cohort import Together, align_cohort, tell_movement
+from chiasm.training.cost import estimate_cost
+from chiasm.training.players import check_players, patch_needs
+from chiasm.training.run_folder import check_run_folder
+from chiasm.training.session import Say
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a training left behind.
+
+    Attributes:
+        folder: The run folder.
+        plan: What followed from the data.
+        split: Case ids by role.
+        problems: Cases and files that were not used, with reasons.
+    """
+
+    folder: Path
+    plan: Plan
+    split: Split
+    problems: tuple[Problem, ...]
+
+
+def plan_run(
+    data: Path | Cohort,
+    recipe: Recipe,
+    folder: Path,
+    *,
+    say: Say = print,
+    layout: str | None = None,
+    selection: Selection | None = None,
+    cache: Path | None = None,
+) -> Run:
+    """Screen a cohort, split it, choose how to train, and write all of it down.
+
+    Args:
+        data: Folder or manifest of paired cases, or cases that were found already.
+        recipe: What is asked for.
+        folder: The run folder; made if missing.
+        say: Called with lines for the user.
+        layout: Name of a layout, where the folder fits several.
+        selection: Which DICOM series are taken, and which marked images.
+        cache: Where registered volumes are kept, if not in `folder`.
+
+    Raises:
+        CohortError: If the folder has no usable cases, too few for the split,
+            or one subject's voxels under two names.
+        RecipeError: As `check_players`.
+        RunError: If the folder holds a run of another recipe, the data, or files of somebody else.
+    """
+    with locked(folder):
+        found = find_cases(data, recipe, folder, layout, selection)
+        return plan_cases(found, recipe, folder, say, cache).run
+
+
+def find_cases(
+    data: Path | Cohort, recipe: Recipe, folder: Path, layout: str | None, selection: Selection | None
+) -> Cohort:
+    """Find the cases, after the recipe has been checked against itself and against what the folder holds.
+
+    Files are chosen and read as the recipe says.
+
+    Raises:
+        ChiasmError: If the data, the recipe or the folder cannot be used.
+    """
+    check_players(recipe)
+    check_run_folder(folder, data.root if isinstance(data, Cohort) else data)
+    _check_recipe(folder, recipe)
+    if isinstance(data, Cohort):
+        return with_subjects(with_reading(data, reading_of(recipe.data)), recipe.split.subject_pattern)
+    return find_cohort(data, layout=layout, selection=selection_of(recipe, selection))
+
+
+def _check_recipe(folder: Path, recipe: Recipe) -> None:
+    """Refuse a folder that was started with another recipe."""
+    path = folder / "recipe.toml"
+    if not path.exists():
+        return
+    before, now = _list_settings(read_recipe(path)), _list_settings(recipe)
+    changed = [f"{name} was {before[name]!r} and is {value!r}" for name, value in now.items() if before[name] != value]
+    if changed:
+        raise RunError(
+            f"was started with another recipe: {'; '.join(changed)}",
+            path=folder,
+            reason="other-recipe",
+            hint="Give another folder with -o, or the options it was started with.",
+        )
+
+
+def _list_settings(recipe: Recipe) -> dict[str, object]:
+    """List every setting as SECTION.NAME, then method and size."""
+    content = json.loads(recipe.model_dump_json())
+    sections = {section: fields for section, fields in content.items() if isinstance(fields, dict)}
+    settings = {f"{section}.{name}": value for section, fields in sections.items() for name, value in fields.items()}
+    return settings | {name: content[name] for name in ("method", "size")}
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """What planning found.
+
+    Attributes:
+        run: The plan, the split, and what was left out.
+        cohort: The usable cases; those with one side alone too, where the method learns from such.
+        paired: Names of the training cases that count as pairs.
+    """
+
+    run: Run
+    cohort: Cohort
+    paired: tuple[str, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of all cases to learn from: the pairs, then the unpaired ones."""
+        return (*self.paired, *self.run.plan.unpaired)
+
+
+class _Unpaired(NamedTuple):
+    """Cases of which one side is there, and those of them that could not be read."""
+
+    cases: tuple[Case, ...]
+    unreadable: tuple[Problem, ...]
+
+
+def plan_cases(found: Cohort, recipe: Recipe, folder: Path, say: Say, cache: Path | None) -> PlannedRun:
+    """Do the work of `plan_run` on cases that were found; the run folder is this process's own.
+
+    Raises:
+        ChiasmError: As `plan_run`.
+    """
+    cohort = select_cases(found, recipe.data.sources, recipe.data.target)
+    _report_selection(cohort, found, recipe, say)
+    aligned = _align(cohort, recipe, registered_in(folder, recipe, cache), say)
+    examined = examine_cohort(aligned.cohort, recipe.data)
+    refuse_duplicates(examined.cases, examined.cohort, recipe.data.modalities)
+    split = _split_cases(examined.cohort, recipe)
+    paired = paired_names(recipe, split)
+    _check_same_split(folder / "splits.json", split)
+    say("split by subject: " + ", ".join(f"{len(names)} {role}" for role in ROLES if (names := getattr(split, role))))
+    lone = _find_unpaired(found, recipe, split, examined, say)
+    usable = _gather_usable(aligned, examined, lone)
+    for problem in usable.problems:
+        say(problem.line)
+    unpaired = _unpaired_names(recipe, split, paired, lone)
+    before = _read_plan_of_before(folder / "plan.toml", unpaired)
+    plan = before or _choose_plan(recipe, usable, paired, aligned, examined)
+    plan = replace(plan, unpaired=unpaired)
+    write_recipe(folder / "recipe.toml", recipe)  # from here on the folder is this recipe's
+    hashes = {name: one.images[recipe.data.sources[0]].voxels for name, one in examined.cases.items()}
+    write_splits(folder / "splits.json", split, hashes, examined.cohort.cases)
+    if before is None:
+        write_plan(folder / "plan.toml", plan)
+    return PlannedRun(Run(folder, plan, split, usable.problems), usable, paired)
+
+
+def _named_images(recipe: Recipe) -> tuple[str, ...]:
+    """Return the sources, then the target, which may be one of them."""
+    return (*recipe.data.sources, recipe.data.target)
+
+
+def _report_selection(cohort: Cohort, found: Cohort, recipe: Recipe, say: Say) -> None:
+    """Say how many cases have the images of the recipe, what was noticed, and how many images were made."""
+    wanted = ", ".join(recipe.data.sources)
+    wanted += f" and {recipe.data.target}" if recipe.data.target not in recipe.data.sources else ""
+    say(f"{len(cohort.cases)} cases with {wanted} ({cohort.layout})")
+    for line in tell_notes(found.notes):
+        say(line)
+    asked = set(_named_images(recipe))
+    if synthetic := sum(not asked.isdisjoint(case.synthetic) for case in cohort.cases):
+        say(f"of these {synthetic} with images that were made, not acquired")
+
+
+def _split_cases(cohort: Cohort, recipe: Recipe) -> Split:
+    """Split the usable cases as the recipe says; refuse fewer training subjects than its stages need."""
+    settings, cases = recipe.split, cohort.cases
+    shares = {"validation": settings.validation, "sealed": settings.sealed}
+    if settings.by == "site":
+        site = _check_sites(cohort, settings.folds)[settings.fold]
+        split = leave_one_site_out(cases, site, seed=settings.seed, **shares)
+    else:
+        split = make_split(cases, folds=settings.folds, fold=settings.fold, seed=settings.seed, **shares)
+    if recipe.generator.stages > 1:
+        learning = {case.subject: case.site for case in cases if case.id in split.train}
+        deal_folds(learning, recipe.generator.inner_folds, settings.seed)
+    return split
+
+
+def _check_sites(cohort: Cohort, folds: int) -> Sequence[str]:
+    """Return the sites, one for each fold."""
+    sites = sites_of(cohort.cases)
+    if len(sites) != folds:
+        raise CohortError(
+            "folds by site need one fold for each site",
+            path=cohort.root,
+            reason="sites",
+            found=f"{folds} folds",
+            expected=f"{len(sites)}: {', '.join(sites)}",
+        )
+    return sites
+
+
+def _check_same_split(path: Path, split: Split) -> None:
+    if path.exists() and read_splits(path).split != split:
+        raise RunError(
+            "was written for other cases than the data folder now holds",
+            path=path,
+            reason="other-cases",
+            hint="Start a new run with another -o, or bring the data back as it was.",
+        )
+
+
+def _unpaired_names(recipe: Recipe, split: Split, paired: Sequence[str], lone: _Unpaired) -> tuple[str, ...]:
+    """Name what is learnt from without a partner: training cases beyond the pairs, and those of one side alone."""
+    if recipe.optimiser.kind != "admm":
+        return ()
+    return (*(name for name in split.train if name not in paired), *(case.id for case in lone.cases))
+
+
+def _gather_usable(aligned: Together, examined: ExaminedCohort, lone: _Unpaired) -> Cohort:
+    """Return all cases that can be used; what is lacking in a case that serves without a partner is no problem."""
+    served = {case.id for case in lone.cases}
+    missing = [problem for problem in aligned.cohort.problems if problem.case not in served]
+    return replace(
+        aligned.cohort,
+        cases=(*examined.cohort.cases, *lone.cases),
+        problems=(*missing, *aligned.problems, *examined.problems, *lone.unreadable),
+    )
+
+
+def _read_plan_of_before(path: Path, unpaired: tuple[str, ...]) -> Plan | None:
+    """Read the plan that the folder holds already; None without one, a refusal where it has other unpaired images."""
+    if not path.exists():
+        return None
+    plan = read_plan(path)
+    if plan.unpaired != unpaired:
+        raise RunError(
+            "was made with other unpaired images than the data folder now holds",
+            path=path,
+            reason="other-cases",
+            found=", ".join(unpaired) or "none",
+            expected=", ".join(plan.unpaired) or "none",
+            hint="Start a new run with another -o, or bring the data back as it was.",
+        )
+    return plan
+
+
+def _choose_plan(
+    recipe: Recipe, cohort: Cohort, paired: Sequence[str], aligned: Together, examined: ExaminedCohort
+) -> Plan:
+    facts = {name: one.facts for name, one in examined.cases.items() if one.facts is not None}
+    needs = patch_needs(recipe)
+    plan = make_plan(recipe, cohort, paired, needs=needs, moved_mm=aligned.moved_mm, examined=facts)
+    return replace(plan, expected=estimate_cost(recipe, plan))
+
+
+def registered_in(folder: Path, recipe: Recipe, cache: Path | None = None) -> Path:
+    """Return where the registered volumes of a run lie: in its folder, or by kind in a cache that runs share."""
+    return folder / "registered" if cache is None else cache / f"registered-{recipe.data.registration}"
+
+
+def _align(cohort: Cohort, recipe: Recipe, folder: Path, say: Say) -> Together:
+    """Register every case as the recipe says, and say how far they were moved."""
+    kind, names = recipe.data.registration, _named_images(recipe)
+    together = align_cohort(
+        cohort, names, kind, folder, lambda done, of, case: say(f"registering {case} ({done + 1} of {of})")
+    )
+    if together.moved_mm:
+        say(f"{kind} registration to {names[0]}: {tell_movement(together.moved_mm)}")
+    return together
+
+
+def _find_unpaired(found: Cohort, recipe: Recipe, split: Split, examined: ExaminedCohort, say: Say) -> _Unpaired:
+    """Find the cases of which one side is there, for the method that learns from such; none for all others."""
+    if recipe.optimiser.kind != "admm":
+        return _Unpaired((), ())
+    held_out = {name: examined.cases[name] for name in (*split.validation, *split.test, *split.sealed)}
+    elsewhere = _sites_without_tests(examined.cohort.cases, split) if recipe.split.by == "site" else None
+    alone, unreadable = find_unpaired(found, recipe.data, held_out=held_out, elsewhere=elsewhere)
+    if alone:
+        told = tell_unpaired(alone, recipe.data.sources, recipe.data.target)
+        say(f"{len(alone)} images serve without a partner: {told}")
+    return _Unpaired(tuple(alone), tuple(unreadable))
+
+
+def _sites_without_tests(cases: Sequence[Case], split: Split) -> set[str]:
+    tested = {case.site for case in cases if case.id in split.test}
+    return {case.site for case in cases if case.site} - tested
+
+
+def paired_names(recipe: Recipe, split: Split) -> tuple[str, ...]:
+    """Return the training cases that count as pairs: all of them, or the first as many as the recipe says.
+
+    Raises:
+        CohortError: If the split has fewer.
+    """
+    asked, there = recipe.training.pairs, split.train
+    if asked > len(there):
+        raise CohortError(
+            f"{asked} pairs were asked for, and the split has too few training cases",
+            reason="too-few-pairs",
+            found=f"{len(there)}: {', '.join(there)}",
+            hint=f"Set training.pairs to {len(there)} or less, or to 0 for all of them.",
+        )
+    return tuple(there[:asked]) if asked else tuple(there)
