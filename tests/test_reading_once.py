@@ -21,7 +21,7 @@ def unpacked(monkeypatch: pytest.MonkeyPatch) -> Counter[Path]:
     unpack = streams.blocks
 
     def counted(stream: streams.Stream):  # type: ignore[no-untyped-def]
-        counts[stream.path] += 1
+        counts[stream.path.resolve()] += 1
         return unpack(stream)
 
     for module in [module for name, module in sys.modules.items() if name.startswith("chiasm.")]:
