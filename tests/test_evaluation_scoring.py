@@ -16,7 +16,16 @@ from scipy.stats import spearmanr
 
 from chiasm.errors import ChiasmError, RecipeError, RunError
 from chiasm.evaluation.rows import UNITS, Row, read_evaluation, write_evaluation
-from chiasm.evaluation.scoring import calibration, describe, evaluate_case, harmonise, reporting_unit, score_reliability
+from chiasm.evaluation.scoring import (
+    ScoredImages,
+    ScoreTerms,
+    calibration,
+    describe,
+    evaluate_case,
+    harmonise,
+    reporting_unit,
+    score_reliability,
+)
 from chiasm.evaluation.summary import format_table, summarise
 from chiasm.metrics import conventions
 from chiasm.preparation.intensity import fit_intensity
@@ -46,8 +55,10 @@ def evaluated(**changed: Any) -> list[Row]:
         name: changed.pop(name) for name in ("prediction", "target", "mask", "labels") if name in changed
     }
     regions = changed.pop("regions", {"WT": (1, 2), "TC": (1,)})
+    expected_error = changed.pop("expected_error", None)
     settings = {"data_range": RANGE, "unit": "SD", "case": "a"} | changed
-    return evaluate_case(*given.values(), regions, SPACING, **settings)
+    images = ScoredImages(**given, regions=regions, spacing_mm=SPACING, expected_error=expected_error)
+    return evaluate_case(images, ScoreTerms(**settings))
 
 
 def values(rows: list[Row]) -> dict[tuple[str, str], float]:
@@ -84,7 +95,7 @@ def test_each_region_is_scored_over_its_own_voxels() -> None:
 
 
 def test_the_mask_comes_first_and_every_figure_has_a_unit_and_a_convention() -> None:
-    rows = evaluated(reliability=np.full((48, 50, 30), 20, np.float32))
+    rows = evaluated(expected_error=np.full((48, 50, 30), 20, np.float32))
     assert rows[0].region == "mask"
     assert {row.metric for row in rows} <= set(UNITS)
     assert {row.unit for row in rows} == {"SD", "SD/mm", "dB", "mL", "1"}
@@ -112,10 +123,10 @@ def test_errors_of_ct_are_told_in_attenuation_too_and_those_of_mr_are_not() -> N
 def test_what_lies_outside_the_mask_changes_nothing_but_the_whole_image(convention: str) -> None:
     prediction, target, mask, _ = patient()
     reliability = np.abs(prediction - target)
-    before = evaluated(reliability=reliability, convention=convention)
+    before = evaluated(expected_error=reliability, convention=convention)
     for array in (prediction, target, reliability):
         array[~mask] = np.random.default_rng(1).uniform(0, 900, (~mask).sum())
-    after = evaluated(prediction=prediction, target=target, reliability=reliability, convention=convention)
+    after = evaluated(prediction=prediction, target=target, expected_error=reliability, convention=convention)
     keep = [[row for row in rows if row.region != "image"] for rows in (before, after)]
     assert str(keep[0]) == str(keep[1])  # NaN equals NaN as text
     assert values(before)["image", "mae"] != values(after)["image", "mae"]
@@ -186,7 +197,7 @@ def test_labels_without_names_are_one_region() -> None:
 
 @pytest.mark.filterwarnings("error")
 def test_an_empty_mask_gives_nan_in_every_region_of_it() -> None:
-    found = values(evaluated(mask=np.zeros((48, 50, 30), bool), reliability=np.ones((48, 50, 30), np.float32)))
+    found = values(evaluated(mask=np.zeros((48, 50, 30), bool), expected_error=np.ones((48, 50, 30), np.float32)))
     counts = ("lesions", "false_lesions", "too_small")
     assert all(np.isnan(v) for (region, metric), v in found.items() if region != "image" and metric not in counts)
 
@@ -312,7 +323,7 @@ def test_the_smoothed_error_is_smoothed_inside_the_mask_alone() -> None:
 
 
 def test_calibration_is_told_for_each_region() -> None:
-    found = values(evaluated(reliability=np.full((48, 50, 30), 30, np.float32)))
+    found = values(evaluated(expected_error=np.full((48, 50, 30), 30, np.float32)))
     assert found["healthy", "expected_error"] == 30
     assert found["healthy", "calibration"] == pytest.approx(30 / found["healthy", "mae"])
     assert found["WT", "calibration"] < 0.6 < 1.5 < found["healthy", "calibration"], "lesion errors are understated"

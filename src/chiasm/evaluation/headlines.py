@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from chiasm.evaluation.rows import Row
@@ -107,8 +107,8 @@ def _expected_error(scores: _Scores) -> str:
 
 
 def _convention(rows: Sequence[Row]) -> str:
-    names: Iterator[str] = (row.convention.partition(" (")[0] for row in rows)
-    return f"convention: {', '.join(dict.fromkeys(names))}; evaluation.csv and report.html hold all scores"
+    names = dict.fromkeys(row.convention_name for row in rows)
+    return f"convention: {', '.join(names)}; evaluation.csv and report.html hold all scores"
 
 
 def _value(one: Summary) -> str:

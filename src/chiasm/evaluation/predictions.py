@@ -17,7 +17,7 @@ from chiasm.cohorts.discovery import find_cohort, selection_of
 from chiasm.errors import ChiasmError, RunError
 from chiasm.evaluation.loading import Judged, Loaded, load_case
 from chiasm.evaluation.rows import MaskUse, Remarks, Row
-from chiasm.evaluation.scoring import evaluate_case, reporting_unit
+from chiasm.evaluation.scoring import ScoredImages, ScoreTerms, evaluate_case, reporting_unit
 from chiasm.prediction.baselines import load_baselines
 from chiasm.prediction.manifest import Entry, Manifest, find_path, read_manifest
 from chiasm.preparation.fingerprint import Progress
@@ -200,23 +200,19 @@ def score_case(loaded: Loaded, judged: Judged, cohort: Cohort, convention: str) 
     unit, scale = reporting_unit(plan)
     rows: list[Row] = []
     for method, image in loaded.images.items():
-        rows += evaluate_case(
+        images = ScoredImages(
             image,
             loaded.target,
             loaded.mask,
+            loaded.source.geometry.spacing_mm,
             loaded.labels,
             cohort.regions,
-            loaded.source.geometry.spacing_mm,
-            data_range=plan.target_range,
-            unit=unit,
-            unit_scale=scale,
-            convention=convention,
-            reliability=loaded.reliability if method == manifest.method else None,
-            case=loaded.case.id,
-            fold=manifest.fold,
-            seed=manifest.seed,
-            method=method,
+            loaded.reliability if method == manifest.method else None,
         )
+        terms = ScoreTerms(
+            loaded.case.id, plan.target_range, unit, scale, convention, manifest.fold, manifest.seed, method
+        )
+        rows += evaluate_case(images, terms)
     return rows
 
 

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,7 +43,7 @@ from chiasm.evaluation.uncertainty import (
     learned_score,
 )
 from chiasm.metrics import ranking
-from chiasm.prediction.calibration import Calibration, calibration_table, equal_groups, fit_calibration
+from chiasm.prediction.calibration import Calibration, CalibrationRow, calibration_table, equal_groups, fit_calibration
 from chiasm.prediction.engines import Engine
 from chiasm.prediction.folders import load
 from chiasm.prediction.model import Model
@@ -102,6 +102,31 @@ class Asked:
     lesion: Mask | None
     spacing_mm: tuple[float, float, float]
 
+    @property
+    def labelled(self) -> Mask:
+        """Voxels of any region; none without labels."""
+        return np.zeros_like(self.places["mask"]) if self.lesion is None else self.lesion
+
+    def sampled(self, image: NDArray[Any]) -> NDArray[Any]:
+        """Return at most `POOLED_SAMPLE` of an image's voxels in the mask, evenly spread."""
+        inside = image[self.places["mask"]]
+        return inside[:: max(1, -(-len(inside) // POOLED_SAMPLE))]
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """Where networks run.
+
+    Attributes:
+        accelerator: "auto", "cpu" or "cuda".
+        precision: "auto", "32-true", "bf16-mixed" or "16-mixed".
+        threads: CPU threads of a pass; None leaves torch's number.
+    """
+
+    accelerator: str = "auto"
+    precision: str = "auto"
+    threads: int | None = None
+
 
 def judge_maps(
     runs: Sequence[Path],
@@ -109,9 +134,7 @@ def judge_maps(
     *,
     layout: str | None = None,
     role: Literal["test", "sealed"] = "test",
-    accelerator: str = "auto",
-    precision: str = "auto",
-    threads: int | None = None,
+    hardware: Hardware = Hardware(),
     cache: Path | None = None,
     trust: Collection[str] = (),
 ) -> list[Row]:
@@ -123,9 +146,7 @@ def judge_maps(
         data: The cohort, with the real targets.
         layout: Name of a layout, where the folder fits several.
         role: Whose cases of the split are judged.
-        accelerator: "auto", "cpu" or "cuda".
-        precision: "auto", "32-true", "bf16-mixed" or "16-mixed".
-        threads: CPU threads of a pass; None leaves torch's number.
+        hardware: Where networks run.
         cache: Where prepared validation cases are kept; a temporary folder by default.
         trust: Classes of others that a model may consist of, as ``package.module:Class``.
 
@@ -145,12 +166,14 @@ def judge_maps(
     """
     if not runs:
         raise ValueError("there is no run to judge")
-    predictors = [load(run, accelerator=accelerator, precision=precision, trust=trust) for run in runs]
+    predictors = [
+        load(run, accelerator=hardware.accelerator, precision=hardware.precision, trust=trust) for run in runs
+    ]
     models = [predictor.model for predictor in predictors]
     split = _common_split(runs, models)
-    engine = replace(predictors[0].engine, threads=threads)
-    first = models[0]
-    names = {*split.validation, *getattr(split, role)}
+    engine = replace(predictors[0].engine, threads=hardware.threads)
+    first, chosen = models[0], getattr(split, role)
+    names = {*split.validation, *chosen}
     found = find_cohort(data, layout=layout, selection=selection_of(first.recipe, remember=True))
     found = select_cases(found, first.plan.sources, first.plan.target)
     some = replace(found, cases=tuple(case for case in found.cases if case.id in names))
@@ -158,29 +181,32 @@ def judge_maps(
         place = registered_in(Path(kept), first.recipe, Path(kept))
         cohort, *_ = align_cohort(some, (*first.plan.sources, first.plan.target), first.plan.registration, place)
         validation = _cases_of(cohort, split.validation, "validation", runs[0])
-        judged = _cases_of(cohort, getattr(split, role), role, runs[0])
+        judged = _cases_of(cohort, chosen, role, runs[0])
         asks = _asks(models, engine)
         calibrations = _calibrate(asks, first, validation, engine, Path(kept))
-        answers = [(case.id, _ask_all(asks, calibrations, first, case, cohort.regions, engine)) for case in judged]
-    rows: list[Row] = []
-    pooled: dict[str, list[tuple[Array, Array, Mask]]] = {}
-    for case, asked in answers:
-        mask = asked.places["mask"]
-        thinned = slice(None, None, max(1, -(-np.count_nonzero(mask) // POOLED_SAMPLE)))
-        lesion = np.zeros_like(mask) if asked.lesion is None else asked.lesion
-        for name, expected in asked.expected.items():
-            figures = score_map(expected, asked.error, asked.places, asked.lesion, asked.spacing_mm)
-            figures["mask"] |= {**asked.costs[name], "trainings": float(len(models) if name == ENSEMBLE else 1)}
-            for region, its_figures in figures.items():
-                rows += _rows(first, case, name, region, its_figures)
-            sample = expected[mask][thinned], asked.error[mask][thinned], lesion[mask][thinned]
-            pooled.setdefault(name, []).append(sample)
-    for name, samples in pooled.items():
-        told, true, labelled = zip(*samples, strict=True)
-        curve = reliability_curve(np.concatenate(told), np.concatenate(true), np.concatenate(labelled))
-        for region, its_figures in curve.items():
-            rows += _rows(first, POOLED, name, region, its_figures)
-    return rows
+        answers = {case.id: _ask_all(asks, calibrations, first, case, cohort.regions, engine) for case in judged}
+    trainings = {name: float(len(models) if name == ENSEMBLE else 1) for name in calibrations}
+    rows = [row for case, asked in answers.items() for row in _case_rows(first, case, asked, trainings)]
+    return [*rows, *_pooled_rows(first, list(answers.values()))]
+
+
+def _case_rows(model: Model, case: str, asked: Asked, trainings: Mapping[str, float]) -> Iterator[Row]:
+    """Score what each way of asking says of a case, and what it cost."""
+    for name, expected in asked.expected.items():
+        scores = score_map(expected, asked.error, asked.places, asked.lesion, asked.spacing_mm)
+        scores["mask"] |= {**asked.costs[name], "trainings": trainings[name]}
+        for region, its_scores in scores.items():
+            yield from _rows(model, case, name, region, its_scores)
+
+
+def _pooled_rows(model: Model, answers: Sequence[Asked]) -> Iterator[Row]:
+    """Draw the reliability diagram of each way of asking over voxels of all cases."""
+    lesion = np.concatenate([asked.sampled(asked.labelled) for asked in answers])
+    error = np.concatenate([asked.sampled(asked.error) for asked in answers])
+    for name in answers[0].expected:
+        expected = np.concatenate([asked.sampled(asked.expected[name]) for asked in answers])
+        for region, points in reliability_curve(expected, error, lesion).items():
+            yield from _rows(model, POOLED, name, region, points)
 
 
 def score_map(
@@ -212,17 +238,20 @@ def score_map(
     figures: dict[str, dict[str, float]] = {}
     for region, place in places.items():
         deciles = [row for row in table if row.decile and row.region == ("all" if region == "mask" else region)]
-        voxels = sum(row.voxels for row in deciles)
-        gaps = sum(row.voxels * abs(row.predicted - row.observed) for row in deciles)
-        figures[region] = {
-            "observed_error": float(error[place].mean(dtype=float)) if voxels else math.nan,
-            **calibration(expected[place], error[place]),
-            "calibration_gap": gaps / voxels if voxels else math.nan,
-        }
+        observed = float(error[place].mean(dtype=float)) if deciles else math.nan
+        own = calibration(expected[place], error[place])
+        figures[region] = {"observed_error": observed, **own, "calibration_gap": _calibration_gap(deciles)}
     figures["mask"] |= score_reliability(expected, error, mask, lesion, spacing_mm)
     risk = ranking.risk_coverage(expected[mask], error[mask]).risk
     figures["mask"] |= {f"risk_{share}": float(risk[math.ceil(len(risk) * share / 100) - 1]) for share in COVERAGES}
     return figures
+
+
+def _calibration_gap(deciles: Sequence[CalibrationRow]) -> float:
+    """Return the mean absolute difference of predicted and observed errors over voxels; NaN without any."""
+    voxels = sum(row.voxels for row in deciles)
+    gaps = sum(row.voxels * abs(row.predicted - row.observed) for row in deciles)
+    return gaps / voxels if voxels else math.nan
 
 
 def reliability_curve(expected: Array, error: Array, lesion: Mask) -> dict[str, dict[str, float]]:
@@ -262,51 +291,69 @@ def reliability_table(rows: Sequence[Row], subjects: Mapping[str, str] | None = 
 
 def _common_split(runs: Sequence[Path], models: Sequence[Model]) -> Split:
     """Check that the runs differ in their seeds alone, and return the split that they share."""
-    splits = []
+    splits: list[Split] = []
     for run, model in zip(runs, models, strict=True):
-        path = find_model(run) / "splits.json"
-        if not path.exists():
-            raise RunError("does not say who was trained on", path=run, reason="no-split")
-        splits.append(read_splits(path).split)
-        for what, its, firsts in (
-            ("arm", model.recipe.method, models[0].recipe.method),
-            ("fold", model.recipe.split.fold, models[0].recipe.split.fold),
-            ("split", splits[-1], splits[0]),
-            ("recipe", _without_seed(model), _without_seed(models[0])),
-        ):
-            if its != firsts:
-                plain = what in ("arm", "fold")
-                raise RunError(
-                    f"is of another {what} than {runs[0]}",
-                    path=run,
-                    reason=f"other-{what}",
-                    found=its if plain else None,
-                    expected=firsts if plain else None,
-                    hint="An ensemble is of runs that differ in their seed alone.",
-                )
+        splits.append(_split_of(run))
+        _check_alike(run, _Compared.of(model, splits[-1]), runs[0], _Compared.of(models[0], splits[0]))
     seeds = [model.recipe.training.seed for model in models]
     if len(set(seeds)) != len(seeds):
         raise RunError("stands twice among the runs", path=runs[-1], reason="same-seed", found=f"seeds {seeds}")
-    if models[0].local_judge is None:
-        raise RunError(
-            f"is of arm {models[0].recipe.method}, which has no local discriminator and so no map",
-            path=runs[0],
-            reason="no-map",
-        )
-    if models[0].calibration is None or not splits[0].validation:
-        raise RunError(
-            "has no validation case, on which maps are calibrated",
-            path=runs[0],
-            reason="no-validation",
-            hint="Train with split.validation above 0.",
-        )
+    _check_map(runs[0], models[0], splits[0])
     return splits[0]
 
 
-def _without_seed(model: Model) -> dict[str, Any]:
-    content = model.recipe.model_dump()
-    del content["training"]["seed"]
-    return content
+def _split_of(run: Path) -> Split:
+    path = find_model(run) / "splits.json"
+    if not path.exists():
+        raise RunError("does not say who was trained on", path=run, reason="no-split")
+    return read_splits(path).split
+
+
+class _Compared(NamedTuple):
+    """What runs of one ensemble share."""
+
+    arm: str
+    fold: int
+    split: Split
+    recipe: dict[str, Any]
+
+    @classmethod
+    def of(cls, model: Model, split: Split) -> _Compared:
+        """Collect it from a run."""
+        content = model.recipe.model_dump()
+        del content["training"]["seed"]
+        return cls(model.recipe.method, model.recipe.split.fold, split, content)
+
+
+def _check_alike(run: Path, its: _Compared, first_run: Path, first: _Compared) -> None:
+    for what, own, expected in zip(_Compared._fields, its, first, strict=True):
+        if own != expected:
+            plain = what in ("arm", "fold")
+            raise RunError(
+                f"is of another {what} than {first_run}",
+                path=run,
+                reason=f"other-{what}",
+                found=own if plain else None,
+                expected=expected if plain else None,
+                hint="An ensemble is of runs that differ in their seed alone.",
+            )
+
+
+def _check_map(run: Path, model: Model, split: Split) -> None:
+    """Refuse a run that has no reliability map, or none that can be calibrated."""
+    if model.local_judge is None:
+        raise RunError(
+            f"is of arm {model.recipe.method}, which has no local discriminator and so no map",
+            path=run,
+            reason="no-map",
+        )
+    if model.calibration is None or not split.validation:
+        raise RunError(
+            "has no validation case, on which maps are calibrated",
+            path=run,
+            reason="no-validation",
+            hint="Train with split.validation above 0.",
+        )
 
 
 def _cases_of(cohort: Cohort, names: Sequence[str], role: str, run: Path) -> list[Case]:
@@ -370,21 +417,16 @@ def _ask_all(
 ) -> Asked:
     plan = model.plan
     check_reference(case, plan.target)
-    source = read_case_image(case, plan.sources[0])
-
-    def image(name: str) -> Volume:
-        return check_pair(source, read_case_image(case, name), b_name=name)
-
-    def labelled(path: Path | None, what: str) -> Volume | None:
-        return None if path is None else check_pair(source, read_case_labels(case, path), b_name=what, labels=True)
-
-    volumes = [source, *(image(name) for name in plan.sources[1:])]
-    target = image(plan.target)
-    given = labelled(case.mask, "mask")
+    images = _images_of(case, [*plan.sources, plan.target])
+    *volumes, target = images
+    source = volumes[0]
+    given = None
+    if case.mask is not None:
+        given = check_pair(source, read_case_labels(case, case.mask), b_name="mask", labels=True)
     declared = {name: tuple(values) for name, values in regions.items()}
     labels, _ = usable_labels(case, declared, source, plan.sources[0])
-    still = replace(model, plan=replace(plan, registration="none"))  # they were brought together already
-    shipped = synthesise(still, volumes, mask=given, engine=engine)
+    aligned = replace(model, plan=replace(plan, registration="none"))  # they were brought together already
+    shipped = synthesise(aligned, volumes, mask=given, engine=engine)
     prepared = prepare_source(volumes, plan, given)
     expected: dict[str, Array] = {}
     costs: dict[str, dict[str, float]] = {}
@@ -396,14 +438,27 @@ def _ask_all(
         expected[made.name] = np.where(shipped.mask.array, on_grid, 0).astype(np.float32)
     mask = known_of(case, shipped.mask.array, target)
     error = np.abs(shipped.image.array - harmonise(target.array, mask, plan))
-    places, lesion = {"mask": mask}, None
-    if labels is not None:
-        named = {name: np.isin(labels.array, list(values)) & mask for name, values in regions.items()}
-        named = named or {"lesion": (labels.array != 0) & mask}
-        places |= {"healthy": mask & (labels.array == 0), **named}
-        lesion = np.logical_or.reduce([*named.values()])
     error = np.where(mask, error, 0).astype(np.float32)
+    places, lesion = _places(mask, None if labels is None else labels.array, regions)
     return Asked(expected, costs, error, places, lesion, source.geometry.spacing_mm)
+
+
+def _images_of(case: Case, names: Sequence[str]) -> list[Volume]:
+    """Read images of a case, which must lie on the grid of the first."""
+    first = read_case_image(case, names[0])
+    return [first, *(check_pair(first, read_case_image(case, name), b_name=name) for name in names[1:])]
+
+
+def _places(
+    mask: Mask, labels: NDArray[Any] | None, regions: Mapping[str, Sequence[int]]
+) -> tuple[dict[str, Mask], Mask | None]:
+    """Return the voxels of the mask, of healthy tissue and of each region; and those of any region."""
+    if labels is None:
+        return {"mask": mask}, None
+    named = {name: np.isin(labels, list(values)) & mask for name, values in regions.items()}
+    named = named or {"lesion": (labels != 0) & mask}
+    places = {"mask": mask, "healthy": mask & (labels == 0), **named}
+    return places, np.logical_or.reduce([*named.values()])
 
 
 def _rows(model: Model, case: str, name: str, region: str, figures: Mapping[str, float]) -> list[Row]:

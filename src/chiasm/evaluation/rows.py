@@ -7,18 +7,15 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from sys import intern
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from chiasm.errors import RunError, shortened
 from chiasm.metrics import lesions
 from chiasm.names import is_plain
 from chiasm.storage import read_json, whole_file
-
-if TYPE_CHECKING:
-    pass
-
 
 CSV, JSON = "evaluation.csv", "evaluation.json"
 
@@ -91,6 +88,11 @@ class Row(NamedTuple):
     value: float
     unit: str
     convention: str
+
+    @property
+    def convention_name(self) -> str:
+        """Name of the convention, without its range and scale."""
+        return self.convention.partition(" (")[0]
 
 
 class MaskUse(NamedTuple):
@@ -189,30 +191,40 @@ def read_evaluation(path: Path) -> list[Row]:
         RunError: If it is missing, or not such a file.
     """
     file = path / CSV if path.is_dir() else path
-    names = list(Row._fields)
     try:
         with file.open(encoding="utf-8", newline="") as content:
             reader = csv.reader(content, strict=True)
-            if (heads := next(reader, [])) != names:
-                raise RunError(
-                    "is no evaluation of chiasm",
-                    path=file,
-                    reason="columns",
-                    found=", ".join(heads) or "nothing",
-                    expected=", ".join(names),
-                )
+            _check_columns(next(reader, []), file)
             rows = [_parsed(line) for line in reader]
     except OSError as error:
         raise RunError("cannot be read", path=file, reason="unreadable", found=error.strerror) from error
     except (ValueError, csv.Error) as error:
         raise RunError("is damaged", path=file, reason="damaged", found=error) from error
-    words = {word for row in rows for word in (row.case, row.method, row.region, row.metric, row.unit)}
-    words |= {part for row in rows for part in row.convention.split("; ")}  # sentences, longer than a name may be
-    if strange := sorted(word for word in words if word and not is_plain(word)):
+    _check_words(rows, file)
+    return rows
+
+
+def _check_columns(found: Sequence[str], file: Path) -> None:
+    names = list(Row._fields)
+    if found != names:
+        raise RunError(
+            "is no evaluation of chiasm",
+            path=file,
+            reason="columns",
+            found=", ".join(found) or "nothing",
+            expected=", ".join(names),
+        )
+
+
+def _check_words(rows: Sequence[Row], file: Path) -> None:
+    """Refuse words that would do harm on a page or in a table."""
+    words = set(chain.from_iterable((row.case, row.method, row.region, row.metric, row.unit) for row in rows))
+    for convention in {row.convention for row in rows}:
+        words |= set(convention.split("; "))  # sentences, longer than a name may be
+    if strange := sorted(word for word in words - {""} if not is_plain(word)):
         raise RunError(
             "holds a word that no table may hold", path=file, reason="unsafe-id", found=shortened(strange[0])
         )
-    return rows
 
 
 def _parsed(line: Sequence[str]) -> Row:

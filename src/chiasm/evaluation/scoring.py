@@ -1,4 +1,4 @@
-"""One case scored in every region, rows that carry their convention, and tables of them.
+"""One case scored in every region, as rows that carry their convention.
 
 The unit of everything is the training cohort's target unit: HU for CT; for
 magnetic resonance, whose gain is arbitrary, the *reference* is brought to the
@@ -13,8 +13,10 @@ kVp and CT's resolution.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -100,103 +102,182 @@ def check_units(prediction: NDArray[Any], target: NDArray[Any], mask: NDArray[np
         )
 
 
-def evaluate_case(
-    prediction: NDArray[Any],
-    target: NDArray[Any],
-    mask: NDArray[np.bool_],
-    labels: NDArray[Any] | None,
-    regions: Mapping[str, Sequence[int]],
-    spacing_mm: tuple[float, float, float],
-    *,
-    data_range: tuple[float, float],
-    unit: str,
-    unit_scale: float = 1.0,
-    convention: str = "chiasm",
-    reliability: NDArray[Any] | None = None,
-    case: str,
-    fold: int = 0,
-    seed: int = 0,
-    method: str = "model",
-) -> list[Row]:
-    """Score a prediction in the mask, in each region, in each lesion, at edges and in the whole image.
+@dataclass(frozen=True, eq=False)
+class ScoredImages:
+    """The images of one case that a prediction is scored with, all on one grid.
 
-    Args:
+    Attributes:
         prediction: Target units, shape (I, J, K).
-        target: The real image, harmonised, on the same grid.
+        target: The real image, harmonised.
         mask: Valid voxels; regions count inside it only.
-        labels: Label map, 0 is background, or None.
-        regions: Region name to the labels that make it; without names all
-            labels together are the region "lesion".
         spacing_mm: Between voxels along I, J and K.
+        labels: Label map, 0 is background, or None.
+        regions: Region name to the labels that make it; without names all labels together are the region "lesion".
+        expected_error: Expected absolute error in target units, or None.
+    """
+
+    prediction: NDArray[Any]
+    target: NDArray[Any]
+    mask: NDArray[np.bool_]
+    spacing_mm: tuple[float, float, float]
+    labels: NDArray[Any] | None = None
+    regions: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    expected_error: NDArray[Any] | None = None
+
+    @property
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """The arrays that are there, by name."""
+        named = {name: getattr(self, name) for name in ("prediction", "target", "mask", "labels", "expected_error")}
+        return {name: array for name, array in named.items() if array is not None}
+
+    def crop(self, box: boxes.Box) -> ScoredImages:
+        """Return the part of all images that lies in a box."""
+        return replace(
+            self,
+            prediction=self.prediction[box],
+            target=self.target[box],
+            mask=self.mask[box],
+            labels=None if self.labels is None else self.labels[box],
+            expected_error=None if self.expected_error is None else self.expected_error[box],
+        )
+
+    @cached_property
+    def error(self) -> NDArray[np.float32]:
+        """Absolute error, 0 outside the mask."""
+        difference = np.subtract(self.prediction, self.target, dtype=np.float32)
+        return np.where(self.mask, np.abs(difference), np.float32(0))
+
+    @cached_property
+    def lesion(self) -> NDArray[np.bool_] | None:
+        """Labelled voxels of the mask that a named region counts, all labels where none is named; None without any."""
+        if self.labels is None:
+            return None
+        named = sorted(set(chain.from_iterable(self.regions.values())))
+        counted: NDArray[np.bool_] = np.isin(self.labels, named) if named else self.labels != 0
+        return counted & self.mask
+
+
+@dataclass(frozen=True)
+class ScoreTerms:
+    """Whose scores these are, and what they are taken and told in.
+
+    Attributes:
+        case: Id of the case.
         data_range: The training cohort's range (low, high), target units.
         unit: What errors are told in, such as "HU" or "SD".
         unit_scale: Target units in one `unit`.
         convention: A name of `conventions.CONVENTIONS`.
-        reliability: Expected absolute error in target units, or None.
-        case: Id of the case.
         fold: Of the split.
         seed: Of the training.
         method: Arm or naive baseline.
+
+    Raises:
+        RecipeError: If the convention is unknown.
+        ValueError: If the scale is not positive.
+    """
+
+    case: str
+    data_range: tuple[float, float]
+    unit: str
+    unit_scale: float = 1.0
+    convention: str = "chiasm"
+    fold: int = 0
+    seed: int = 0
+    method: str = "model"
+
+    def __post_init__(self) -> None:
+        conventions.find_convention(self.convention)
+        if not self.unit_scale > 0:
+            raise ValueError(f"unit_scale must be positive, not {self.unit_scale}")
+
+    @property
+    def rules(self) -> conventions.Convention:
+        """The convention itself."""
+        return conventions.find_convention(self.convention)
+
+    @property
+    def width(self) -> float:
+        """Width of the range that scores are relative to."""
+        low, high = self.rules.range or self.data_range
+        return high - low
+
+    def rows(self, scores: Iterable[tuple[str, Mapping[str, float]]]) -> list[Row]:
+        """Turn pairs of a region and its scores in target units into rows."""
+        described = describe(self.convention, self.data_range, self.unit, self.unit_scale)
+        return [
+            Row(self.case, self.fold, self.seed, self.method, region, metric, *self._told(metric, value), described)
+            for region, its_scores in scores
+            for metric, value in its_scores.items()
+        ]
+
+    def _told(self, metric: str, value: float) -> tuple[float, str]:
+        """Return a score in the unit that it is told in, and that unit."""
+        kind = UNITS[metric]
+        if kind in ("", "/mm"):
+            return float(value) / self.unit_scale, self.unit + kind
+        return float(value), kind
+
+
+def evaluate_case(images: ScoredImages, terms: ScoreTerms) -> list[Row]:
+    """Score a prediction in the mask, in each region, in each lesion, at edges and in the whole image.
+
+    Args:
+        images: Of the case.
+        terms: Whose scores these are, and what they are told in.
 
     Returns:
         Rows, those of the mask first.
 
     Raises:
-        ChiasmError: If prediction and target are not in one unit, or the convention is unknown.
-        ValueError: If shapes differ, or a range or scale is not positive.
+        ChiasmError: If prediction and target are not in one unit.
+        ValueError: If shapes differ, or a range is not positive.
     """
-    rules = conventions.find_convention(convention)
-    boxes.same_shape(prediction, target, mask, *(a for a in (labels, reliability) if a is not None))
-    if not unit_scale > 0:
-        raise ValueError(f"unit_scale must be positive, not {unit_scale}")
-    if method not in NAMES:  # a naive baseline may well be far off, and is in the target's unit by construction
-        check_units(prediction, target, mask, case)
-    low, high = rules.range or data_range
-    told = describe(convention, data_range, unit, unit_scale)
-    rows: list[Row] = []
+    boxes.same_shape(*images.arrays.values())
+    if terms.method not in NAMES:  # a naive baseline may well be far off, and is in the target's unit by construction
+        check_units(images.prediction, images.target, images.mask, terms.case)
+    pair, whole = _score_whole(images, terms)
+    multiscale = {}
+    if terms.rules.multiscale:
+        multiscale["ms_ssim"] = conventions.multiscale_likeness(
+            images.prediction, images.target, images.mask, terms.rules
+        )
+    part = images.crop(window_box(images.mask))
+    scores = list(_score_regions(part, pair, terms, multiscale))
+    if part.expected_error is not None:
+        ranks = score_reliability(part.expected_error, part.error, part.mask, part.lesion, part.spacing_mm)
+        scores.append(("mask", ranks))
+    if part.lesion is not None:
+        scores += _score_lesions(part, part.lesion).items()
+    return terms.rows([*scores, ("image", whole)])
 
-    def note(region: str, figures: Mapping[str, float]) -> None:
-        for metric, value in figures.items():
-            kind = UNITS[metric]
-            scale = unit_scale if kind in ("", "/mm") else 1.0
-            its_unit = unit + kind if kind in ("", "/mm") else kind
-            rows.append(Row(case, fold, seed, method, region, metric, float(value) / scale, its_unit, told))
 
-    whole = np.ones(mask.shape, bool)
-    open_pair = conventions.pair_up(prediction, target, whole, rules, data_range)
-    whole_figures = voxelwise.error_figures(prediction, target, high - low) | conventions.likeness(open_pair, whole)
-    box = window_box(mask)
-    multiscale = conventions.multiscale_likeness(prediction, target, mask, rules) if rules.multiscale else None
+def _score_whole(images: ScoredImages, terms: ScoreTerms) -> tuple[conventions.Pair, dict[str, float]]:
+    """Score all voxels, the background with them; return the pair on the mask's box too, for regions."""
+    whole = np.ones(images.mask.shape, bool)
+    pair = conventions.pair_up(images.prediction, images.target, whole, terms.rules, terms.data_range)
+    scores = voxelwise.error_figures(images.prediction, images.target, terms.width) | conventions.likeness(pair, whole)
+    box = window_box(images.mask)
+    if not terms.rules.masked:
+        return conventions.crop(pair, box), scores
+    part = images.crop(box)
+    return conventions.pair_up(part.prediction, part.target, part.mask, terms.rules, terms.data_range), scores
 
-    # From here on everything lies on the mask's box.
-    prediction, target, mask = prediction[box], target[box], mask[box]
-    labels, reliability = (None if array is None else array[box] for array in (labels, reliability))
-    if rules.masked:
-        pair = conventions.pair_up(prediction, target, mask, rules, data_range)
-    else:
-        pair = conventions.crop(open_pair, box)
-    del open_pair
-    lesion_labels = None if labels is None else _lesion_labels(labels, mask, regions)
-    places = _places(target, mask, labels, lesion_labels, regions, spacing_mm)
-    error = np.where(mask, np.abs(np.subtract(prediction, target, dtype=np.float32)), np.float32(0))
-    attenuations = (attenuation(prediction), attenuation(target)) if unit == "HU" else None
-    for region, inside in places.items():
-        figures = conventions.plain_figures(prediction, target, inside, high - low, spacing_mm)
-        figures |= conventions.likeness(pair, inside)
+
+def _score_regions(
+    part: ScoredImages, pair: conventions.Pair, terms: ScoreTerms, of_mask: Mapping[str, float]
+) -> Iterator[tuple[str, dict[str, float]]]:
+    """Score each region of a case; `of_mask` are scores that the mask has besides."""
+    attenuations = (attenuation(part.prediction), attenuation(part.target)) if terms.unit == "HU" else None
+    for region, inside in _regions(part).items():
+        scores = conventions.plain_figures(part.prediction, part.target, inside, terms.width, part.spacing_mm)
+        scores |= conventions.likeness(pair, inside)
         if attenuations is not None:
-            figures["mae_mu"] = voxelwise.mae(*attenuations, inside)
-        if region == "mask" and multiscale is not None:
-            figures["ms_ssim"] = multiscale
-        if reliability is not None:
-            figures |= calibration(reliability[inside], error[inside])
-        note(region, figures)
-    if reliability is not None:
-        note("mask", score_reliability(reliability, error, mask, lesion_labels, spacing_mm))
-    if lesion_labels is not None:
-        for region, figures in _score_lesions(prediction, target, mask, lesion_labels, spacing_mm).items():
-            note(region, figures)
-    note("image", whole_figures)
-    return rows
+            scores["mae_mu"] = voxelwise.mae(*attenuations, inside)
+        if region == "mask":
+            scores |= of_mask
+        if part.expected_error is not None:
+            scores |= calibration(part.expected_error[inside], part.error[inside])
+        yield region, scores
 
 
 def describe(convention: str, data_range: tuple[float, float], unit: str, unit_scale: float = 1.0) -> str:
@@ -275,70 +356,49 @@ def _sample(values: NDArray[Any]) -> NDArray[Any]:
     return values[:: max(1, -(-len(values) // SAMPLE))]
 
 
-def _lesion_labels(
-    labels: NDArray[Any], mask: NDArray[np.bool_], regions: Mapping[str, Sequence[int]]
-) -> NDArray[np.bool_]:
-    """Return the labelled voxels of the mask that a named region counts; all labels where none is named."""
-    named = sorted({value for values in regions.values() for value in values})
-    counted: NDArray[np.bool_] = np.isin(labels, named) if named else labels != 0
-    return counted & mask
+def _regions(part: ScoredImages) -> dict[str, NDArray[np.bool_]]:
+    """Return the voxels of each region to score, the mask first."""
+    mask, labels = part.mask, part.labels
+    found = {"mask": mask}
+    if labels is not None and part.lesion is not None:
+        named = part.regions or {"lesion": np.setdiff1d(labels, [0]).tolist()}
+        found |= {name: np.isin(labels, list(values)) & mask for name, values in named.items()}
+        found["healthy"] = mask & (labels == 0)
+        found["lesion-edge"] = edges.edge_band(part.lesion, EDGE_BAND_MM, part.spacing_mm) & mask
+    found["edges"] = edges.edge_voxels(part.target, mask, part.spacing_mm, EDGE_SHARE)
+    return found
 
 
-def _places(
-    target: NDArray[Any],
-    mask: NDArray[np.bool_],
-    labels: NDArray[Any] | None,
-    lesion: NDArray[np.bool_] | None,
-    regions: Mapping[str, Sequence[int]],
-    spacing_mm: tuple[float, float, float],
-) -> dict[str, NDArray[np.bool_]]:
-    """Name the regions to score, the mask first."""
-    places = {"mask": mask}
-    if labels is not None and lesion is not None:
-        named = regions or {"lesion": tuple(int(value) for value in np.unique(labels) if value != 0)}
-        places |= {name: np.isin(labels, list(values)) & mask for name, values in named.items()}
-        places["healthy"] = mask & (labels == 0)
-        places["lesion-edge"] = edges.edge_band(lesion, EDGE_BAND_MM, spacing_mm) & mask
-    places["edges"] = edges.edge_voxels(target, mask, spacing_mm, EDGE_SHARE)
-    return places
-
-
-def _score_lesions(
-    prediction: NDArray[Any],
-    target: NDArray[Any],
-    mask: NDArray[np.bool_],
-    lesion: NDArray[np.bool_],
-    spacing_mm: tuple[float, float, float],
-) -> dict[str, dict[str, float]]:
+def _score_lesions(part: ScoredImages, lesion: NDArray[np.bool_]) -> dict[str, dict[str, float]]:
     """Measure each lesion, then count: how many, how many are kept, how many were made up."""
-    found, too_small = lesions.split_components(lesion, spacing_mm)
-    figures = [lesions.lesion_figures(prediction, target, mask, lesion, one, spacing_mm) for one in found]
+    images = (part.prediction, part.target, part.mask, lesion)
+    found, too_small = lesions.split_components(lesion, part.spacing_mm)
+    figures = [lesions.lesion_figures(*images, one, part.spacing_mm) for one in found]
     scored = {
         f"lesion-{number}": {"volume_ml": one.volume_ml, **asdict(its)}
         for number, (one, its) in enumerate(zip(found, figures), start=1)
     }
-    contrasts = [its.contrast_target for its in figures if not math.isnan(its.contrast_kept)]
-    contrast = float(np.median(contrasts)) if contrasts else 0.0
+    contrast = _typical_contrast(figures)
     scored["lesions"] = {
         "lesions": len(found),
         "too_small": too_small,
         "recall": lesions.recall([its.contrast_kept for its in figures]),
-        "false_lesions": lesions.false_lesions(prediction, target, mask, lesion, contrast, spacing_mm)
-        if contrast
-        else math.nan,
+        "false_lesions": lesions.false_lesions(*images, contrast, part.spacing_mm) if contrast else math.nan,
     }
-    for size in lesions.SIZES_ML:
-        here = [its for one, its in zip(found, figures) if one.size == size]
-        if here:
-            scored[f"lesions-{size}"] = {
-                "lesions": len(here),
-                "mae": float(np.mean([its.mae for its in here])),
-                "recall": lesions.recall([its.contrast_kept for its in here]),
-            }
-    return scored
+    by_size = {size: [its for one, its in zip(found, figures) if one.size == size] for size in lesions.SIZES_ML}
+    return scored | {f"lesions-{size}": _score_size(here) for size, here in by_size.items() if here}
 
 
-# Files
+def _typical_contrast(figures: Sequence[lesions.LesionFigures]) -> float:
+    """Return the median contrast that lesions have in the target; 0 where no lesion has one."""
+    contrasts = [its.contrast_target for its in figures if not math.isnan(its.contrast_kept)]
+    return float(np.median(contrasts)) if contrasts else 0.0
 
 
-# Tables
+def _score_size(figures: Sequence[lesions.LesionFigures]) -> dict[str, float]:
+    """Count the lesions of one size, and average their errors."""
+    return {
+        "lesions": len(figures),
+        "mae": float(np.mean([its.mae for its in figures])),
+        "recall": lesions.recall([its.contrast_kept for its in figures]),
+    }

@@ -11,25 +11,28 @@ import csv
 import io
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from chiasm.errors import CohortError
+from chiasm.evaluation.paired_tests import (
+    ALPHA,
+    FEWEST,
+    Table,
+    cluster_interval,
+    detectable,
+    holm,
+    mixed_model,
+    permutation_p,
+    wilcoxon_p,
+)
 from chiasm.evaluation.rows import Row
 from chiasm.storage import write_text
-
-FEWEST = 6  # subjects, below which nothing is tested
-ALPHA = 0.05
-POWER = 0.8
-EXACT = 14  # subjects up to which all sign flips are tried
-DRAWS = 5000
 
 #: Metrics of which more is better; of the others less is.
 HIGHER = frozenset({"psnr", "ssim", "ms_ssim", "ncc", "recall", "contrast_kept", "spearman", "auroc_worst"})
@@ -46,7 +49,8 @@ class Declared(NamedTuple):
     metric: str
 
 
-Cell = NDArray[np.float64]
+_Cell = tuple[str, int]  # subject and seed
+_Values = dict[_Cell, list[float]]
 
 
 @dataclass(frozen=True)
@@ -135,71 +139,71 @@ def compare_methods(
     Raises:
         CohortError: If two methods were not scored on the same cases and seeds.
     """
-    wanted = {name for pair in pairs for name in pair}
-    cells: dict[tuple[str, str, str], dict[tuple[str, int], list[float]]] = defaultdict(lambda: defaultdict(list))
+    wanted = set(chain.from_iterable(pairs))
+    cells: dict[tuple[str, str, str], _Values] = defaultdict(lambda: defaultdict(list))
     units: dict[tuple[str, str], str] = {}
-    for row in rows:
-        if row.method in wanted and row.region in regions and row.metric in metrics and math.isfinite(row.value):
-            subject = (subjects or {}).get(row.case, row.case)
-            cells[row.method, row.region, row.metric][subject, row.seed].append(row.value)
-            units[row.region, row.metric] = row.unit
+    for row, cell in _cells([row for row in rows if row.method in wanted], metrics, regions, subjects):
+        cells[row.method, row.region, row.metric][cell].append(row.value)
+        units[row.region, row.metric] = row.unit
     found: list[Comparison] = []
-    for (arm, against), region, metric in product(pairs, regions, metrics):
-        ours, theirs = cells.get((arm, region, metric)), cells.get((against, region, metric))
-        if not ours or not theirs:
-            continue
-        if odd := sorted(ours.keys() ^ theirs.keys()):
-            subject, its_seed = odd[0]
-            raise CohortError(
-                f"{arm} and {against} were not scored on the same cases: "
-                f"{subject} with seed {its_seed} has {metric} in {region} for one of them only",
-                reason="unequal-cohorts",
-                hint="Run the study again: it finishes what is missing.",
-            )
-        table, other = _tables(ours, theirs)
-        named = Declared(arm, against, region, metric)
-        found.append(_compare(named, units[region, metric], table, other, named in declared, seed))
-    families = {
-        primary: iter(_holm([one.p_permutation for one in found if one.primary == primary]))
-        for primary in (True, False)
-    }
-    found = [replace(one, p_holm=next(families[one.primary])) for one in found]
-    found = [replace(one, verdict=_verdict(one)) for one in found]
-    return sorted(found, key=lambda one: not one.primary)
+    for pair, region, metric in product(pairs, regions, metrics):
+        named = Declared(*pair, region, metric)
+        ours, theirs = (cells.get((method, region, metric)) for method in pair)
+        if ours and theirs:
+            _check_same_cells(named, ours, theirs)
+            found.append(_compare(named, units[region, metric], _tables(ours, theirs), named in declared, seed))
+    primary, exploratory = (_judged([one for one in found if one.primary == kind]) for kind in (True, False))
+    return [*primary, *exploratory]
 
 
-def _tables(
-    ours: Mapping[tuple[str, int], list[float]], theirs: Mapping[tuple[str, int], list[float]]
-) -> tuple[Cell, Cell]:
+def _cells(
+    rows: Sequence[Row], metrics: Sequence[str], regions: Sequence[str], subjects: Mapping[str, str] | None
+) -> Iterator[tuple[Row, _Cell]]:
+    """Return the finite rows of these metrics and regions, each with its subject and seed."""
+    for row in rows:
+        if row.region in regions and row.metric in metrics and math.isfinite(row.value):
+            yield row, ((subjects or {}).get(row.case, row.case), row.seed)
+
+
+def _check_same_cells(named: Declared, ours: _Values, theirs: _Values) -> None:
+    if odd := sorted(ours.keys() ^ theirs.keys()):
+        subject, its_seed = odd[0]
+        raise CohortError(
+            f"{named.arm} and {named.against} were not scored on the same cases: "
+            f"{subject} with seed {its_seed} has {named.metric} in {named.region} for one of them only",
+            reason="unequal-cohorts",
+            hint="Run the study again: it finishes what is missing.",
+        )
+
+
+def _judged(family: Sequence[Comparison]) -> list[Comparison]:
+    """Correct the p values of a family of comparisons, and say what each shows."""
+    corrected = holm([one.p_permutation for one in family])
+    found = [replace(one, p_holm=p) for one, p in zip(family, corrected, strict=True)]
+    return [replace(one, verdict=_verdict(one)) for one in found]
+
+
+def _tables(ours: _Values, theirs: _Values) -> tuple[Table, Table]:
     """Return two tables (subjects, seeds), NaN where a subject has no figure with a seed."""
-    people, seeds = sorted({subject for subject, _ in ours}), sorted({its_seed for _, its_seed in ours})
-    rows, columns = ({name: index for index, name in enumerate(names)} for names in (people, seeds))
+    (people, row), (seeds, column) = (np.unique(names, return_inverse=True) for names in zip(*ours))
+    places = dict(zip(ours, zip(row.tolist(), column.tolist(), strict=True), strict=True))
     tables = np.full((2, len(people), len(seeds)), np.nan)
     for table, cells in zip(tables, (ours, theirs)):
-        for (subject, its_seed), values in cells.items():
-            table[rows[subject], columns[its_seed]] = sum(values) / len(values)
+        for cell, values in cells.items():
+            table[places[cell]] = sum(values) / len(values)
     return tables[0], tables[1]
 
 
-def _compare(
-    named: Declared,
-    unit: str,
-    ours: Cell,
-    theirs: Cell,
-    primary: bool,
-    seed: int,
-) -> Comparison:
+def _compare(named: Declared, unit: str, tables: tuple[Table, Table], primary: bool, seed: int) -> Comparison:
+    """Compare two methods of which each has a table (subjects, seeds); the correction and the verdict come later."""
+    ours, theirs = tables
     table = ours - theirs
-    by_subject = np.nanmean(table, axis=1)
+    by_subject, by_seed = np.nanmean(table, axis=1), np.nanmean(table, axis=0)
     n, base = len(by_subject), float(np.nanmean(theirs))
     difference = float(by_subject.mean())
     spread = float(by_subject.std(ddof=1)) if n > 1 else math.nan
-    tested = n >= FEWEST
     low, high = cluster_interval(table, seed=seed) if n > 1 else (math.nan, math.nan)
-    p = permutation_p(by_subject, seed=seed) if tested else math.nan
-    hedges = 1 - 3 / (4 * (n - 1) - 1) if n > 1 else math.nan
-    by_seed = np.nanmean(table, axis=0)
-    error, p_mixed = mixed_model(table) if tested else (math.nan, math.nan)
+    tests = _tested(table, by_subject, seed)
     return Comparison(
         **named._asdict(),
         unit=unit,
@@ -211,140 +215,39 @@ def _compare(
         relative=100 * difference / abs(base) if base else math.nan,
         low=low,
         high=high,
-        p_permutation=p,
-        p_wilcoxon=wilcoxon_p(by_subject) if tested else math.nan,
-        p_mixed=p_mixed,
-        error_mixed=error,
+        **tests._asdict(),
         p_holm=math.nan,
-        effect=difference / spread * hedges if spread and spread > 0 else math.nan,
+        effect=_effect(difference, spread, n),
         seeds_lower=int((by_seed < 0).sum()),
         by_seed=tuple(by_seed.tolist()),
         primary=primary,
-        detectable=100 * detectable(n, spread) / abs(base) if tested and base else math.nan,
+        detectable=100 * detectable(n, spread) / abs(base) if n >= FEWEST and base else math.nan,
         verdict="",
     )
 
 
-def permutation_p(differences: Cell, *, seed: int = 0, draws: int = DRAWS) -> float:
-    """Test whether paired differences are centred on 0, by flipping signs.
+class _Tests(NamedTuple):
+    """What the tests of a table of differences say; NaN where too few subjects are tested."""
 
-    All flips are tried up to fourteen subjects, `draws` random ones beyond.
-
-    Args:
-        differences: One for each subject, shape (n,).
-        seed: Of the random flips.
-        draws: How many.
-
-    Returns:
-        Two-sided p.
-    """
-    n = len(differences)
-    if n <= EXACT:
-        signs = np.array(list(product((1.0, -1.0), repeat=n)))
-    else:
-        signs = np.random.default_rng(seed).choice((1.0, -1.0), (draws, n))
-    means, seen = np.abs(signs @ differences) / n, abs(float(differences.mean()))
-    extreme = int((means >= seen * (1 - 1e-12)).sum())
-    return extreme / len(means) if n <= EXACT else (extreme + 1) / (draws + 1)
+    p_permutation: float = math.nan
+    p_wilcoxon: float = math.nan
+    p_mixed: float = math.nan
+    error_mixed: float = math.nan
 
 
-def wilcoxon_p(differences: Cell) -> float:
-    """Return the two-sided p of Wilcoxon's signed rank test; 1 where all differences are 0."""
-    from scipy.stats import wilcoxon
-
-    return float(wilcoxon(differences).pvalue) if np.any(differences) else 1.0
-
-
-def cluster_interval(table: Cell, *, seed: int = 0, draws: int = DRAWS) -> tuple[float, float]:
-    """Return a 95 % interval of the mean that resamples subjects and seeds alike.
-
-    Bias-corrected and accelerated (BCa), the acceleration from leaving out one
-    subject at a time.
-
-    Args:
-        table: Differences, shape (subjects, seeds); NaN where one is missing.
-        seed: Of the resampling.
-        draws: How many.
-
-    Reference:
-        Efron, Better bootstrap confidence intervals, JASA 1987.
-    """
-    from statistics import NormalDist
-
-    n, m = table.shape
-    filled = np.where(np.isnan(table), np.nanmean(table, axis=1, keepdims=True), table)
-    people, seeds = _resampled(n, m, draws, seed)
-    means = np.einsum("dm,dm->d", people @ filled, seeds)
-    centre = float(filled.mean())
-    if np.ptp(means) == 0:
-        return centre, centre
-    normal = NormalDist()
-    share = float(np.clip(np.mean(means < centre) + np.mean(means == centre) / 2, 1 / draws, 1 - 1 / draws))
-    bias = normal.inv_cdf(share)
-    left_out = (filled.sum() - filled.sum(axis=1)) / (m * (n - 1))
-    apart = left_out.mean() - left_out
-    size = float((apart**2).sum() ** 1.5)
-    acceleration = float((apart**3).sum()) / (6 * size) if size else 0.0
-    ends = []
-    for level in (ALPHA / 2, 1 - ALPHA / 2):
-        z = bias + normal.inv_cdf(level)
-        ends.append(normal.cdf(bias + z / (1 - acceleration * z)))
-    low, high = np.quantile(means, ends).tolist()
-    return low, high
+def _tested(table: Table, by_subject: Table, seed: int) -> _Tests:
+    if len(by_subject) < FEWEST:
+        return _Tests()
+    error, p_mixed = mixed_model(table)
+    return _Tests(permutation_p(by_subject, seed=seed), wilcoxon_p(by_subject), p_mixed, error)
 
 
-@lru_cache(maxsize=4)
-def _resampled(n: int, m: int, draws: int, seed: int) -> tuple[Cell, Cell]:
-    """Draw how much each subject (draws, n) and each seed (draws, m) weighs; the same for all comparisons of a size."""
-    rng = np.random.default_rng(seed)
-    return rng.multinomial(n, np.full(n, 1 / n), draws) / n, rng.multinomial(m, np.full(m, 1 / m), draws) / m
-
-
-def mixed_model(table: Cell) -> tuple[float, float]:
-    """Test the mean of a table whose rows and columns are random: d = mean + subject + seed + rest.
-
-    Restricted maximum likelihood, which for a full table has a closed form:
-    mean squares of subjects, seeds and the rest; a variance that comes out
-    negative is 0, and its mean square joins the rest.  The p value is of a t
-    test with Satterthwaite's degrees of freedom.
-
-    Args:
-        table: Differences, shape (subjects, seeds), two subjects or more; NaN
-            where one is missing, which counts as its subject's mean.
-
-    Returns:
-        Standard error of the mean, and the two-sided p that it is 0.
-
-    Reference:
-        Searle, Casella and McCulloch, Variance Components, 1992, chapter 4.
-    """
-    from scipy.stats import t
-
-    filled = np.where(np.isnan(table), np.nanmean(table, axis=1, keepdims=True), table)
-    (n, m), mean = filled.shape, float(filled.mean())
-    people, seeds = m * np.sum((filled.mean(axis=1) - mean) ** 2), n * np.sum((filled.mean(axis=0) - mean) ** 2)
-    free = {"people": n - 1, "seeds": m - 1, "rest": (n - 1) * (m - 1)}
-    squares = {"people": float(people), "seeds": float(seeds)}
-    squares["rest"] = max(0.0, float(np.sum((filled - mean) ** 2)) - sum(squares.values()))
-    effects = ["people", "seeds"] if m > 1 else ["people"]
-    if m > 1:  # the smaller effect leaves first where it is no larger than the rest
-        for effect in sorted(effects, key=lambda name: squares[name] / free[name]):
-            if squares[effect] / free[effect] <= squares["rest"] / free["rest"]:
-                squares["rest"] += squares[effect]
-                free["rest"] += free[effect]
-                effects.remove(effect)
-    kept = {name: (squares[name] / free[name], free[name]) for name in effects}
-    parts = list(kept.values()) or [(squares["rest"] / free["rest"], free["rest"])]
-    variance = sum(part for part, _ in parts)
-    if len(parts) == 2:
-        rest = squares["rest"] / free["rest"]
-        variance -= rest
-        parts.append((rest, free["rest"]))
-    if variance <= 0:
-        return 0.0, 1.0 if mean == 0 else 0.0
-    degrees = variance**2 / sum(part**2 / its for part, its in parts)
-    error = math.sqrt(variance / (n * m))
-    return error, float(2 * t.sf(abs(mean) / error, degrees))
+def _effect(difference: float, spread: float, n: int) -> float:
+    """Return a mean difference in SDs, with Hedges' correction; NaN without a spread."""
+    if not spread > 0:
+        return math.nan
+    hedges = 1 - 3 / (4 * (n - 1) - 1)
+    return difference / spread * hedges
 
 
 def stays_within(one: Comparison, margin: float) -> str:
@@ -391,49 +294,17 @@ def summarise_methods(
     Returns:
         One for each method, region and metric with a finite figure; SDs are NaN of one subject or seed.
     """
-    cells: dict[tuple[str, str, str, str], dict[tuple[str, int], list[float]]] = defaultdict(lambda: defaultdict(list))
-    for row in rows:
-        if row.region in regions and row.metric in metrics and math.isfinite(row.value):
-            subject = (subjects or {}).get(row.case, row.case)
-            cells[row.method, row.region, row.metric, row.unit][subject, row.seed].append(row.value)
-    found = []
-    for names, cell in cells.items():
-        table, _ = _tables(cell, cell)
-        by_subject, by_seed = np.nanmean(table, axis=1), np.nanmean(table, axis=0)
-        spreads = [float(part.std(ddof=1)) if len(part) > 1 else math.nan for part in (by_subject, by_seed)]
-        found.append(Summary(*names, len(by_subject), len(by_seed), float(by_subject.mean()), *spreads))
-    return found
+    cells: dict[tuple[str, str, str, str], _Values] = defaultdict(lambda: defaultdict(list))
+    for row, cell in _cells(rows, metrics, regions, subjects):
+        cells[row.method, row.region, row.metric, row.unit][cell].append(row.value)
+    return [_summary(names, values) for names, values in cells.items()]
 
 
-def detectable(n: int, spread: float) -> float:
-    """Return the smallest difference that n subjects of this spread show in four of five studies.
-
-    Args:
-        n: Subjects, at least `FEWEST`.
-        spread: SD of their paired differences.
-
-    Returns:
-        In the unit of `spread`; of a two-sided paired t test at 5 %.
-    """
-    from scipy.optimize import brentq
-    from scipy.stats import nct, t
-
-    limit = float(t.ppf(1 - ALPHA / 2, n - 1))
-
-    def lack(shift: float) -> float:  # the other tail is negligible here
-        return float(nct.sf(limit, n - 1, shift)) - POWER
-
-    return float(brentq(lack, 0.0, 10.0)) / math.sqrt(n) * spread
-
-
-def _holm(ps: Sequence[float]) -> list[float]:
-    """Correct p values over a family (Holm 1979); NaN stays, and does not count."""
-    known = [index for index, p in enumerate(ps) if not math.isnan(p)]
-    corrected, largest = list(ps), 0.0
-    for rank, index in enumerate(sorted(known, key=lambda index: ps[index])):
-        largest = max(largest, min(1.0, (len(known) - rank) * ps[index]))
-        corrected[index] = largest
-    return corrected
+def _summary(names: tuple[str, str, str, str], values: _Values) -> Summary:
+    table, _ = _tables(values, values)
+    by_subject, by_seed = np.nanmean(table, axis=1), np.nanmean(table, axis=0)
+    spreads = [float(part.std(ddof=1)) if len(part) > 1 else math.nan for part in (by_subject, by_seed)]
+    return Summary(*names, len(by_subject), len(by_seed), float(by_subject.mean()), *spreads)
 
 
 def _interval(one: Comparison) -> str:

@@ -6,15 +6,11 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from itertools import product
 
 import numpy as np
 
 from chiasm.evaluation.rows import EACH_LESION, LESION, Row
-
-if TYPE_CHECKING:
-    pass
-
 
 #: What a short table shows, in this order.
 HEADLINES = (
@@ -44,6 +40,10 @@ class Summary:
     sd: float
     n: int
     unit: str
+
+
+_Key = tuple[str, str, str]  # method, region, metric
+_Values = dict[str, dict[str, list[float]]]  # subject to case to values
 
 
 def paired(rows: Sequence[Row]) -> list[Row]:
@@ -78,25 +78,24 @@ def summarise(rows: Iterable[Row], subjects: Mapping[str, str] | None = None) ->
     Raises:
         ValueError: If one figure comes in two units or under two conventions, which cannot be averaged.
     """
-    values: dict[tuple[str, str, str], dict[str, dict[str, list[float]]]] = {}
-    measures: dict[tuple[str, str, str], tuple[str, str]] = {}
+    values: dict[_Key, _Values] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
+    measures: dict[_Key, tuple[str, str]] = {}
     for row in rows:
         key = (row.method, EACH_LESION if LESION.fullmatch(row.region) else row.region, row.metric)
-        measure = (row.unit, row.convention.partition(" (")[0])  # a fold's range and SD are its own
+        measure = (row.unit, row.convention_name)  # a fold's range and SD are its own
         if measures.setdefault(key, measure) != measure:
             raise ValueError(f"{row.metric} of {row.method} comes as {measures[key]} and as {measure}")
-        of_subject = values.setdefault(key, {}).setdefault((subjects or {}).get(row.case, row.case), defaultdict(list))
+        of_subject = values[key][(subjects or {}).get(row.case, row.case)]
         if not math.isnan(row.value):
             of_subject[row.case].append(row.value)
-    summaries = []
-    for key, by_subject in values.items():
-        means = [
-            float(np.mean([np.mean(figures) for figures in cases.values()])) for cases in by_subject.values() if cases
-        ]
-        spread = float(np.std(means, ddof=1)) if len(means) > 1 and np.isfinite(means).all() else math.nan
-        mean = float(np.mean(means)) if means else math.nan
-        summaries.append(Summary(*key, mean, spread, len(means), measures[key][0]))
-    return summaries
+    return [_summary(key, by_subject, measures[key][0]) for key, by_subject in values.items()]
+
+
+def _summary(key: _Key, values: _Values, unit: str) -> Summary:
+    """Average values over cases, then over the subjects that have one."""
+    means = [float(np.mean([np.mean(of_case) for of_case in cases.values()])) for cases in values.values() if cases]
+    spread = float(np.std(means, ddof=1)) if len(means) > 1 and np.isfinite(means).all() else math.nan
+    return Summary(*key, float(np.mean(means)) if means else math.nan, spread, len(means), unit)
 
 
 def format_table(
@@ -113,28 +112,40 @@ def format_table(
         ValueError: As `summarise`.
     """
     rows = list(rows)
-    summaries = {(s.region, s.metric, s.method): s for s in summarise(rows, subjects)}
-    methods = list(dict.fromkeys(method for _, _, method in summaries))
-    regions = list(dict.fromkeys(region for region, _, _ in summaries))
+    summaries = {(one.region, one.metric, one.method): one for one in summarise(rows, subjects)}
+    regions, _, methods = (list(dict.fromkeys(names)) for names in zip(*summaries)) if summaries else ([], [], [])
     lines = [["region", "figure", "n", *methods]]
-    for region in regions:
-        for metric in metrics_shown:
-            here = [summaries.get((region, metric, method)) for method in methods]
-            known = [s for s in here if s is not None and s.n]
-            if known:
-                unit = f" ({known[0].unit})" if known[0].unit not in ("", "1") else ""
-                counts = sorted({s.n for s in known})
-                n = str(counts[0]) if len(counts) == 1 else f"{counts[0]}-{counts[-1]}"
-                lines.append([region, metric + unit, n, *(_cell(s) for s in here)])
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    table = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths)) + " |" for line in lines]
-    table.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    conventions: dict[str, str] = {}
+    for region, metric in product(regions, metrics_shown):
+        lines += _lines(region, metric, [summaries.get((region, metric, method)) for method in methods])
+    return [*_markdown(lines), "", *_conventions(rows)]
+
+
+def _lines(region: str, metric: str, summaries: Sequence[Summary | None]) -> list[list[str]]:
+    """Return the table's line of a metric; none where no method has a value."""
+    known = [one for one in summaries if one is not None and one.n]
+    if not known:
+        return []
+    unit = f" ({known[0].unit})" if known[0].unit not in ("", "1") else ""
+    fewest, most = min(one.n for one in known), max(one.n for one in known)
+    n = f"{fewest}" if fewest == most else f"{fewest}-{most}"
+    return [[region, metric + unit, n, *map(_cell, summaries)]]
+
+
+def _markdown(lines: Sequence[Sequence[str]]) -> list[str]:
+    """Set cells as a Markdown table with even columns; the first line is its head."""
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    head, *body = ["| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in lines]
+    return [head, "|" + "|".join("-" * (width + 2) for width in widths) + "|", *body]
+
+
+def _conventions(rows: Sequence[Row]) -> list[str]:
+    """Name each convention once, with its range where all rows share it."""
+    described: dict[str, str] = {}
     for row in rows:
-        name, told = row.convention.partition(" (")[0], row.convention
-        if conventions.setdefault(name, told) != told:
-            conventions[name] = f"{name}, with the range and the unit of each fold's training cases (evaluation.csv)"
-    return [*table, "", *(f"Convention: {convention}." for convention in conventions.values())]
+        name = row.convention_name
+        if described.setdefault(name, row.convention) != row.convention:
+            described[name] = f"{name}, with the range and the unit of each fold's training cases (evaluation.csv)"
+    return [f"Convention: {convention}." for convention in described.values()]
 
 
 def _cell(summary: Summary | None) -> str:

@@ -11,10 +11,10 @@ from typing import Any
 
 from chiasm import __version__
 from chiasm.errors import RunError
+from chiasm.evaluation.paired_tests import FEWEST
 from chiasm.evaluation.predictions import open_predictions, open_reference
 from chiasm.evaluation.rows import Row, read_evaluation
 from chiasm.evaluation.statistics import (
-    FEWEST,
     Comparison,
     Declared,
     Summary,
