@@ -21,7 +21,7 @@ from scipy.ndimage import map_coordinates
 
 from chiasm.boxes import box_of
 from chiasm.registration.alignment import Alignment, Kind, align
-from chiasm.simulation.phantom import DIFFICULTIES, Subject, draw_subject
+from chiasm.simulation.patient import DIFFICULTIES, Subject, draw_subject
 from chiasm.volumes import Geometry, Volume, resample
 
 LEVELS_MM = (0.0, 1.0, 2.0, 4.0)

@@ -130,7 +130,7 @@ def test_a_thorax_is_accepted_whole_cut_out_and_inside_and_refused_with_the_inte
 
 
 def test_the_ct_of_simulated_patients_is_accepted_and_their_mr_is_not_and_no_offset_is_named_for_it() -> None:
-    from chiasm.simulation.phantom import DIFFICULTIES, draw_subject
+    from chiasm.simulation.patient import DIFFICULTIES, draw_subject
 
     subject = draw_subject(2, 1, heads=None, spacing_mm=4.0, difficulty=DIFFICULTIES["standard"])
     ct = subject.images["ct"]

@@ -598,7 +598,7 @@ def test_a_mirrored_pair_is_refused_and_a_true_one_is_not(axis: int, seed: int) 
 
 
 def test_true_pairs_of_simulated_patients_in_large_voxels_are_not_called_mirrored() -> None:
-    from chiasm.simulation.phantom import DIFFICULTIES, draw_subject
+    from chiasm.simulation.patient import DIFFICULTIES, draw_subject
 
     hits = 0
     for number in (1, 2, 3, 4, 5, 6, 13):  # 3 and 13: coils that shade two scans from opposite sides

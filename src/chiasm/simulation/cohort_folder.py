@@ -36,16 +36,32 @@ def make_room(folder: Path, asked: Mapping[str, Any], names: Sequence[str], over
     """
     note = folder / "truth" / "asked.json"  # written first, so that patients of a killed command are known too
     made = _made(folder, read_facts(note))
-    others = {name: of for name, of in made.items() if of != asked or name not in names}
+    others = _others(made, asked, names)
     if not made and (folder / "cohort.json").is_file():
         raise RunError("holds a cohort that was not simulated here", path=folder, reason="occupied", hint=OTHER_FOLDER)
-    strange = [place for name in names if name not in made for place in _places(folder, name)]
-    refuse_foreign(folder, [place.relative_to(folder).as_posix() for place in strange])
+    _refuse_strangers(folder, [name for name in names if name not in made])
     if others and not overwrite:
         raise _other_cohort(folder, asked, made, others, len(names))
     for name in others:
         _remove_subject(folder, name)
     write_json(note, {**asked, "names": list(names)})
+
+
+def _others(
+    made: Mapping[str, Mapping[str, Any]], asked: Mapping[str, Any], names: Sequence[str]
+) -> dict[str, Mapping[str, Any]]:
+    """Choose the simulated subjects who do not belong to the cohort asked for."""
+    return {name: of for name, of in made.items() if of != asked or name not in names}
+
+
+def _refuse_strangers(folder: Path, names: Sequence[str]) -> None:
+    """Refuse files in the places of subjects who were not simulated here.
+
+    Raises:
+        RunError: If there are any.
+    """
+    places = [place for name in names for place in _places(folder, name)]
+    refuse_foreign(folder, [place.relative_to(folder).as_posix() for place in places])
 
 
 def _other_cohort(

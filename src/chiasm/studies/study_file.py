@@ -14,7 +14,7 @@ from chiasm.methods import find_method, is_method, make_recipe
 from chiasm.prediction.baselines import NAMES
 from chiasm.recipe import Recipe, Section
 from chiasm.runners import Ray, Slurm
-from chiasm.simulation.phantom import Movement
+from chiasm.simulation.patient import Movement
 from chiasm.storage import read_toml
 
 WHOLE = ("mask", "image", "healthy", "edges", "lesion-edge")  # regions that every cohort has

@@ -15,7 +15,8 @@ from chiasm.evaluation.rows import write_evaluation
 from chiasm.prediction.folders import predict
 from chiasm.prediction.tiling import is_out_of_memory
 from chiasm.preparation.plan import read_plan, write_plan
-from chiasm.simulation.phantom import Movement, write_cohort
+from chiasm.simulation.patient import Movement
+from chiasm.simulation.phantom import write_cohort
 from chiasm.storage import write_json
 from chiasm.studies.jobs import LESS_MEMORY, Job
 from chiasm.studies.study_file import Phantom
