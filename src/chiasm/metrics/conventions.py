@@ -57,6 +57,11 @@ class Convention:
     ssim_range: float | None = None
     scale_leaking: bool = False
 
+    @property
+    def axes(self) -> tuple[int, ...]:
+        """Axes along which images are rescaled and compared at once."""
+        return (0, 1) if self.slicewise else (0, 1, 2)
+
 
 CONVENTIONS: Mapping[str, Convention] = {
     "chiasm": Convention("inside the mask; range fixed by the training cohort; SSIM 3D, Gaussian 11, sigma 1.5"),
@@ -157,38 +162,49 @@ def pair_up(prediction: Image, target: Image, mask: Mask, convention: Convention
     """
     low, high = convention.range or data_range
     width = check_range(high - low)
-    images = [image.astype(np.float32, copy=True) for image in (prediction, target)]
-    axes = (0, 1) if convention.slicewise else (0, 1, 2)
-    for image in images:
-        if convention.rescale == "min-max":
-            image -= image.min(axis=axes, keepdims=True)
-        if convention.rescale != "none":
-            most = image.max(axis=axes, keepdims=True)
-            image /= np.where(most > 0, most, 1)
-        if convention.clip:
-            np.clip(image, low, high, out=image)
-        if convention.masked:
-            image[~mask] = low
-        if convention.peak == "range" and convention.rescale == "none":
-            image -= np.float32(low)  # SSIM's luminance is meant for images from 0
-    x, y = images
-    most_x, most_y = (image.max(axis=axes, keepdims=True) for image in images)
-    peak = {
+    x, y = (_under_convention(image, mask, convention, (low, high)) for image in (prediction, target))
+    peak, has_target = _peaks(x, y, convention, width)
+    wanted = without_border(mask, convention.border, convention.axes) if convention.border else mask
+    if convention.slicewise:  # each slice has its own peak, and one without target is none
+        peak = np.where(has_target, peak, 0)
+        safe = np.where(peak > 0, peak, 1).astype(np.float32)
+        given, wanted, span = (x / safe, y / safe), wanted & has_target, 1.0
+    else:
+        given, span = (x, y), convention.ssim_range or float(peak.max()) or 1.0
+    similarity = ssim_map(*given, wanted, span, window=convention.window, axes=convention.axes)
+    slices = mask.shape[2] if convention.slicewise else 1
+    return Pair(x, y, np.broadcast_to(peak, (1, 1, slices)), similarity, convention)
+
+
+def _under_convention(image: Image, mask: Mask, convention: Convention, data_range: Range) -> NDArray[np.float32]:
+    """Rescale, clip and mask an image as a convention says."""
+    low, high = data_range
+    image = image.astype(np.float32, copy=True)
+    if convention.rescale == "min-max":
+        image -= image.min(axis=convention.axes, keepdims=True)
+    if convention.rescale != "none":
+        most = image.max(axis=convention.axes, keepdims=True)
+        image /= np.where(most > 0, most, 1)
+    if convention.clip:
+        np.clip(image, low, high, out=image)
+    if convention.masked:
+        image[~mask] = low
+    if convention.peak == "range" and convention.rescale == "none":
+        image -= np.float32(low)  # SSIM's luminance is meant for images from 0
+    return image
+
+
+def _peaks(
+    x: NDArray[np.float32], y: NDArray[np.float32], convention: Convention, width: float
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Return PSNR's peak, and whether the target has one; shape (1, 1, K) each for slices, else (1, 1, 1)."""
+    most_x, most_y = (image.max(axis=convention.axes, keepdims=True) for image in (x, y))
+    peaks = {
         "range": np.full_like(most_x, 1.0 if convention.rescale != "none" else width),
         "either-maximum": np.maximum(most_x, most_y),
         "prediction-maximum": most_x,
-    }[convention.peak].astype(np.float64)
-    wanted = without_border(mask, convention.border, axes) if convention.border else mask
-    given, span = (x, y), convention.ssim_range or float(peak.max()) or 1.0
-    if convention.slicewise:  # each slice has its own peak, and one without target is none
-        peak = np.where(most_y > 0, peak, 0)
-        wanted = wanted & (most_y > 0)
-        safe = np.where(peak > 0, peak, 1).astype(np.float32)
-        given, span = (x / safe, y / safe), 1.0
-    similarity = ssim_map(*given, wanted, span, window=convention.window, axes=axes)
-    return Pair(
-        x, y, np.broadcast_to(peak, (1, 1, mask.shape[2] if convention.slicewise else 1)), similarity, convention
-    )
+    }
+    return peaks[convention.peak].astype(np.float64), most_y > 0
 
 
 def crop(pair: Pair, box: Box) -> Pair:
@@ -211,7 +227,7 @@ def likeness(pair: Pair, region: Mask) -> dict[str, float]:
         return {"psnr": nan, "ssim": nan}
     box = box_of(region)
     here, part = region[box], crop(pair, box)
-    axes = (0, 1) if pair.convention.slicewise else (0, 1, 2)
+    axes = pair.convention.axes
     count = here.sum(axis=axes, keepdims=True)
     squared = np.where(here, part.prediction - part.target, 0) ** 2
     scored = (count > 0) & (part.peak > 0)

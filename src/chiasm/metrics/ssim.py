@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import product
 from math import nan
 from typing import Literal
 
@@ -56,14 +57,11 @@ def ssim_map(
     Reference:
         Wang et al., IEEE Trans. Image Process. 13 (2004), eq. 13, K1 = 0.01, K2 = 0.03.
     """
-    radius = GAUSSIAN_RADIUS if window == "gaussian" else UNIFORM_RADIUS
-    offsets = np.arange(-radius, radius + 1)
-    weights = np.exp(-0.5 * (offsets / GAUSSIAN_SIGMA) ** 2) if window == "gaussian" else np.ones(len(offsets))
-    samples = len(offsets) ** len(axes)
-    covariance = 1.0 if window == "gaussian" else samples / (samples - 1)
+    weights, covariance = _window(window, len(axes))
+    radius = len(weights) // 2
     scale = 1 / check_range(data_range)
     radii = [radius if axis in axes else 0 for axis in range(3)]
-    bands = [_band(weights) if axis in axes else None for axis in range(3)]
+    band = _band(weights)
     found = np.full(mask.shape, nan, np.float32)
     for block in _blocks(mask):
         around = np.ix_(
@@ -73,22 +71,47 @@ def ssim_map(
         centre = float(y.mean(dtype=np.float64))  # variances are differences of squares: exact near 0 only
         x, y = (x - centre) * scale, (y - centre) * scale
         smooth = np.stack([x, y, x * x, y * y, x * y])  # (5, I + 2r, J + 2r, K + 2r)
-        for axis, band in enumerate(bands, start=1):
-            if band is not None:
-                smooth = _filtered(smooth, band, axis)
-        ux, uy, xx, yy, xy = smooth  # (I, J, K) each
-        vx, vy, vxy = covariance * (xx - ux * ux), covariance * (yy - uy * uy), covariance * (xy - ux * uy)
-        ux, uy = ux + centre * scale, uy + centre * scale
-        c1, c2 = 0.01**2, 0.03**2
-        luminance = (2 * ux * uy + c1) / (ux * ux + uy * uy + c1)
-        if exponent is None:
-            here = luminance * (2 * vxy + c2) / (vx + vy + c2)
-        else:
-            sxy = np.sqrt(np.maximum(vx, 0)) * np.sqrt(np.maximum(vy, 0))
-            contrast, structure = (2 * sxy + c2) / (vx + vy + c2), (vxy + c2 / 2) / (sxy + c2 / 2)
-            here = np.prod([np.maximum(part, 0) ** exponent for part in (luminance, contrast, structure)], axis=0)
+        for axis in sorted(axes):
+            smooth = _filtered(smooth, band, axis + 1)
+        here = _similarity(smooth, centre * scale, covariance, exponent)
         found[block] = np.where(mask[block], here, nan)
     return found
+
+
+def _window(window: Literal["gaussian", "uniform"], axes: int) -> tuple[NDArray[np.float64], float]:
+    """Return a window's weights along one axis, and what its covariances are multiplied with over so many axes."""
+    if window == "gaussian":
+        offsets = np.arange(-GAUSSIAN_RADIUS, GAUSSIAN_RADIUS + 1)
+        return np.exp(-0.5 * (offsets / GAUSSIAN_SIGMA) ** 2), 1.0
+    weights = np.ones(2 * UNIFORM_RADIUS + 1)
+    samples = len(weights) ** axes
+    return weights, samples / (samples - 1)
+
+
+def _similarity(
+    moments: NDArray[np.float32], centre: float, covariance: float, exponent: float | None
+) -> NDArray[np.float32]:
+    """Return the SSIM of each window from its moments.
+
+    Args:
+        moments: Means of x, y, xx, yy and xy over each window, L = 1, shape (5, I, J, K).
+        centre: What was taken away from x and y.
+        covariance: Factor of variances and covariance.
+        exponent: As in `ssim_map`.
+    """
+    ux, uy, xx, yy, xy = moments  # (I, J, K) each
+    vx, vy, vxy = covariance * (xx - ux * ux), covariance * (yy - uy * uy), covariance * (xy - ux * uy)
+    ux, uy = ux + centre, uy + centre
+    c1, c2 = 0.01**2, 0.03**2
+    luminance: NDArray[np.float32] = (2 * ux * uy + c1) / (ux * ux + uy * uy + c1)
+    if exponent is None:
+        plain: NDArray[np.float32] = luminance * (2 * vxy + c2) / (vx + vy + c2)
+        return plain
+    sxy = np.sqrt(np.maximum(vx, 0)) * np.sqrt(np.maximum(vy, 0))
+    contrast, structure = (2 * sxy + c2) / (vx + vy + c2), (vxy + c2 / 2) / (sxy + c2 / 2)
+    parts = [np.maximum(part, 0) ** exponent for part in (luminance, contrast, structure)]
+    combined: NDArray[np.float32] = np.prod(parts, axis=0)
+    return combined
 
 
 def ssim(
@@ -130,13 +153,13 @@ def ms_ssim(prediction: Image, target: Image, mask: Mask, data_range: float) -> 
     padding = [(side // 2, side - side // 2) for side in short]
     prediction, target = np.pad(prediction, padding, mode="edge"), np.pad(target, padding, mode="edge")
     mask = np.pad(mask, padding, mode="edge")
-    product = 1.0
+    similarity = 1.0
     for weight in SCALE_WEIGHTS:
         inner = without_border(mask, UNIFORM_RADIUS)
         here = ssim_map(prediction, target, inner, data_range, window="uniform", exponent=weight)
-        product *= float(np.clip(mean_or_nan(here[inner]), 0, 1))
+        similarity *= float(np.clip(mean_or_nan(here[inner]), 0, 1))
         prediction, target, mask = _halved(prediction), _halved(target), mask[::2, ::2, ::2]
-    return product
+    return similarity
 
 
 def window_box(mask: Mask) -> Box:
@@ -150,15 +173,13 @@ def _blocks(mask: Mask) -> Iterator[Box]:
     """Cut the mask's box into blocks, and leave out those without a voxel of the mask."""
     if not mask.any():
         return
-    box = box_of(mask)
-    starts = [range(side.start, side.stop, BLOCK) for side in box]
-    for i in starts[0]:
-        for j in starts[1]:
-            for k in starts[2]:
-                ends = [min(start + BLOCK, side.stop) for start, side in zip((i, j, k), box)]
-                block = slice(i, ends[0]), slice(j, ends[1]), slice(k, ends[2])
-                if mask[block].any():
-                    yield block
+    sides = [
+        [slice(start, min(start + BLOCK, side.stop)) for start in range(side.start, side.stop, BLOCK)]
+        for side in box_of(mask)
+    ]
+    for i, j, k in product(*sides):
+        if mask[i, j, k].any():
+            yield i, j, k
 
 
 def _mirrored(indices: NDArray[np.intp], size: int) -> NDArray[np.intp]:

@@ -176,8 +176,27 @@ def check_contract(network: nn.Module, name: str, in_channels: int, patch: tuple
         RecipeError: If it fails, or its output is not one channel of the patch's size less its margins.
     """
     needs = needs_of(network)
+    _check_patch(needs, name, patch)
+    wanted = (1, 1, *(side - 2 * needs.margin for side in patch))
+    found = _try(network, name, torch.zeros(1, in_channels, *patch))
+    if not isinstance(found, Tensor) or found.shape != wanted:
+        shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise RecipeError(
+            f"the network {name} does not keep the contract of a generator",
+            reason="network",
+            found=shape,
+            expected=f"{wanted} from (1, {in_channels}, {', '.join(map(str, patch))})",
+        )
+
+
+def _check_patch(needs: Needs, name: str, patch: tuple[int, ...]) -> None:
+    """Refuse a patch that a network cannot take.
+
+    Raises:
+        RecipeError: If a side is too small or no multiple.
+    """
+    least = max(needs.smallest, needs.multiple)
     if any(side % needs.multiple or side < max(needs.smallest, 2 * needs.margin + 1) for side in patch):
-        least = max(needs.smallest, needs.multiple)
         raise RecipeError(
             f"the network {name} cannot take the patch",
             reason="patch",
@@ -185,11 +204,18 @@ def check_contract(network: nn.Module, name: str, in_channels: int, patch: tuple
             expected=f"multiples of {needs.multiple}, at least {least}" if needs.multiple > 1 else f"at least {least}",
             hint=f"Set data.patch={least}, or take another network.",
         )
-    wanted = (1, 1, *(side - 2 * needs.margin for side in patch))
+
+
+def _try(network: nn.Module, name: str, images: Tensor) -> object:
+    """Return what a network makes of images.
+
+    Raises:
+        RecipeError: If it fails.
+    """
     was_training = network.training
     try:
         with torch.inference_mode():
-            found = network.eval()(torch.zeros(1, in_channels, *patch))
+            return network.eval()(images)
     except ImportError as error:  # MONAI looks for what a network needs only when it runs
         raise RecipeError(
             f"the network {name} needs a package that is not installed",
@@ -206,14 +232,6 @@ def check_contract(network: nn.Module, name: str, in_channels: int, patch: tuple
         ) from error
     finally:
         network.train(was_training)
-    if not isinstance(found, Tensor) or found.shape != wanted:
-        shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-        raise RecipeError(
-            f"the network {name} does not keep the contract of a generator",
-            reason="network",
-            found=shape,
-            expected=f"{wanted} from (1, {in_channels}, {', '.join(map(str, patch))})",
-        )
 
 
 class SameSize(nn.Module):

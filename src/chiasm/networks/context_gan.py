@@ -37,7 +37,7 @@ from torch.nn import functional
 
 from chiasm.networks.discriminators import Standardise
 from chiasm.networks.generator import CONVOLUTION, Dims, Norm, check_sizes
-from chiasm.networks.layers import MAX_POOL, NORM, check_critic, check_numbers
+from chiasm.networks.layers import MAX_POOL, NORM, check_critic, check_numbers, scaled
 
 #: Channels, kernel and padding of the generator's convolutions.
 LAYERS = (
@@ -80,7 +80,7 @@ class ContextFcn(nn.Module):
         self.smallest = 2 * self.margin + 1
 
         *hidden, (_, last_size, last_padding) = LAYERS
-        widths = [in_channels, *(max(1, round(channels * scale)) for channels, _, _ in hidden)]
+        widths = [in_channels, *scaled((channels for channels, _, _ in hidden), scale)]
         self.blocks = nn.ModuleList(
             _block(a, b, size, padding, dims) for (a, b), (_, size, padding) in zip(pairwise(widths), hidden)
         )
@@ -125,8 +125,8 @@ class ContextCritic(nn.Module):
         if norm not in ("batch", "none"):
             raise ValueError(f"norm is batch or none, not {norm!r}")
         self.dims, self.smallest = dims, 2 ** (len(CRITIC_WIDTHS) - 1)
-        widths = [in_channels, *(max(1, round(width * scale)) for width in CRITIC_WIDTHS)]
-        units = [widths[-1], *(max(1, round(width * scale)) for width in CRITIC_UNITS)]
+        widths = [in_channels, *scaled(CRITIC_WIDTHS, scale)]
+        units = [widths[-1], *scaled(CRITIC_UNITS, scale)]
         self.standardise = Standardise(in_channels)
         self.blocks = nn.ModuleList(_block(a, b, 3, 1, dims, norm) for a, b in pairwise(widths))
         self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(units))

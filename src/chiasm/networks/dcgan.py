@@ -38,7 +38,7 @@ from torch import Tensor, nn
 
 from chiasm.networks.discriminators import SLOPE, Standardise
 from chiasm.networks.generator import CONVOLUTION, Dims, Norm, check_sizes
-from chiasm.networks.layers import NORM, TRANSPOSED, Step, check_critic, check_numbers, draw, farthest
+from chiasm.networks.layers import NORM, TRANSPOSED, Step, check_critic, check_numbers, draw, farthest, scaled
 
 #: Channels after each halving.
 WIDTHS = (128, 256, 512, 1024)
@@ -71,7 +71,7 @@ class DcganGenerator(nn.Module):
         self.dims, self.margin = dims, 0
         self.size_multiple = self.smallest = 2 ** len(WIDTHS)
 
-        widths = [max(1, round(width * scale)) for width in WIDTHS]
+        widths = scaled(WIDTHS, scale)
         convolution, transposed = CONVOLUTION[dims], TRANSPOSED[dims]
         self.first = nn.Sequential(convolution(in_channels, widths[0], 5, 2, 2), nn.ReLU(inplace=True))
         self.downs = nn.Sequential(
@@ -124,7 +124,7 @@ class DcganCritic(nn.Module):
             raise ValueError(f"norm is batch or none, not {norm!r}")
         self.dims, self.smallest = dims, 2 ** len(WIDTHS)
 
-        widths = [max(1, round(width * scale)) for width in WIDTHS]
+        widths = scaled(WIDTHS, scale)
         layers: list[nn.Module] = [CONVOLUTION[dims](in_channels, widths[0], 5, 2, 2), nn.LeakyReLU(SLOPE)]
         for a, b in pairwise(widths):
             layers.append(CONVOLUTION[dims](a, b, 5, 2, 2, bias=norm == "none"))

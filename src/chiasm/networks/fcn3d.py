@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from chiasm.networks.generator import CONVOLUTION, Dims, check_sizes
-from chiasm.networks.layers import check_numbers, draw_he
+from chiasm.networks.layers import check_numbers, draw_he, scaled
 
 #: Channels, kernel and padding of every convolution; the last is the score layer.
 LAYERS = (
@@ -69,7 +69,7 @@ class Fcn3d(nn.Module):
         self.receptive_field = sum(size // 2 for _, size, _ in LAYERS)
         self.smallest = 2 * self.margin + 1
 
-        outputs = [max(1, round(channels * scale)) for channels, _, _ in LAYERS[:-1]] + [1]
+        outputs = [*scaled((channels for channels, _, _ in LAYERS[:-1]), scale), 1]
         inputs = [in_channels, *outputs]
         self.convolutions = nn.ModuleList(
             CONVOLUTION[dims](a, b, size, padding=padding) for a, b, (_, size, padding) in zip(inputs, outputs, LAYERS)

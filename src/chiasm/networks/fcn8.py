@@ -41,7 +41,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from chiasm.networks.generator import Dims, check_sizes
-from chiasm.networks.layers import Step, check_numbers, draw, draw_he, farthest
+from chiasm.networks.layers import Step, check_numbers, draw, draw_he, farthest, scaled
 
 #: Channels of the convolutions between two poolings.
 TRUNK = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
@@ -81,16 +81,13 @@ class Fcn8(nn.Module):
         self.dims, self.margin = dims, 0
         self.size_multiple = self.smallest = 2 ** len(TRUNK)
 
-        trunk = [[max(1, round(c * scale)) for c in level] for level in TRUNK]
+        trunk = [scaled(level, scale) for level in TRUNK]
         entering = [in_channels, *(level[-1] for level in trunk)]
-        units = [trunk[-1][-1], *(max(1, round(c * scale)) for c, _ in HIDDEN)]
         self.levels = nn.ModuleList(_level([a, *level]) for a, level in zip(entering, trunk))
-        self.hidden = nn.Sequential()
-        for (a, b), (_, size) in zip(pairwise(units), HIDDEN):
-            self.hidden.extend([nn.Conv2d(a, b, size, padding=size // 2), nn.ReLU(inplace=True), nn.Dropout(dropout)])
+        self.hidden, width = _hidden(trunk[-1][-1], scale, dropout)
         draw_he(self)
         # deepest first: every 32 voxels, 16 and 8
-        scores = [nn.Conv2d(width, 1, 1) for width in (units[-1], trunk[3][-1], trunk[2][-1])]
+        scores = [nn.Conv2d(channels, 1, 1) for channels in (width, trunk[3][-1], trunk[2][-1])]
         doubles = [nn.ConvTranspose2d(1, 1, 4, 2, 1, bias=False) for _ in range(2)]
         for score in scores:
             draw(score, 0.0)
@@ -129,3 +126,12 @@ def _level(widths: list[int]) -> nn.Sequential:
     for a, b in pairwise(widths):
         layers += [nn.Conv2d(a, b, 3, padding=1), nn.ReLU(inplace=True)]
     return nn.Sequential(*layers)
+
+
+def _hidden(entering: int, scale: float, dropout: float) -> tuple[nn.Sequential, int]:
+    """Make the convolutions that were VGG16's full layers; returns their channels too."""
+    widths = [entering, *scaled((channels for channels, _ in HIDDEN), scale)]
+    layers = nn.Sequential()
+    for (a, b), (_, size) in zip(pairwise(widths), HIDDEN):
+        layers.extend([nn.Conv2d(a, b, size, padding=size // 2), nn.ReLU(inplace=True), nn.Dropout(dropout)])
+    return layers, widths[-1]

@@ -140,6 +140,18 @@ class Join(nn.Module):
         return functional.relu(self.body(torch.cat([raised, fine], dim=1)) + raised, inplace=True)
 
 
+def _check_numbers(in_channels: int, widths: Sequence[int], skip_channel: int, dropout: float) -> None:
+    """Refuse numbers out of range.
+
+    Raises:
+        ValueError: If one is.
+    """
+    if not widths or min(in_channels, *widths) < 1 or not 0 <= skip_channel < in_channels:
+        raise ValueError(f"in_channels {in_channels}, widths {tuple(widths)}, skip_channel {skip_channel}")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout is at least 0 and below 1, not {dropout}")
+
+
 class Generator(nn.Module):
     """Make the target image from the source.
 
@@ -180,10 +192,7 @@ class Generator(nn.Module):
         super().__init__()
         if dims not in (2, 3) or norm not in ("batch", "none") or skip not in ("none", "source", "lookup"):
             raise ValueError(f"dims is 2 or 3, norm batch or none, skip none, source or lookup: {dims}, {norm}, {skip}")
-        if not widths or min(in_channels, *widths) < 1 or not 0 <= skip_channel < in_channels:
-            raise ValueError(f"in_channels {in_channels}, widths {tuple(widths)}, skip_channel {skip_channel}")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout is at least 0 and below 1, not {dropout}")
+        _check_numbers(in_channels, widths, skip_channel, dropout)
         self.in_channels, self.dims, self.skip, self.skip_channel = in_channels, dims, skip, skip_channel
         self.size_multiple = 2 ** (len(widths) - 1)
 

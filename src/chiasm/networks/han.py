@@ -38,7 +38,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from chiasm.networks.generator import Dims, check_sizes
-from chiasm.networks.layers import NORM, Step, check_numbers, farthest
+from chiasm.networks.layers import NORM, Step, check_numbers, farthest, scaled
 
 #: Channels after each convolution of the encoder, finest level first.
 ENCODER = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
@@ -83,14 +83,9 @@ class Han(nn.Module):
             raise ValueError(f"Han's network works on slices: dims is 2, not {dims}")
         self.dims, self.margin = dims, 0
         self.size_multiple = self.smallest = 2 ** len(ENCODER)
-        convolution, down, up = Step(3, padding=1), Step(2, 2), Step(2, 2, up=True)
-        encode = [step for level in ENCODER for step in [*[convolution] * len(level), down]]
-        decode = [step for level in reversed(DECODER) for step in [up, *[convolution] * len(level)]]
-        self.receptive_field = farthest([*encode, *decode], self.size_multiple)
+        self.receptive_field = farthest(_steps(), self.size_multiple)
 
-        encoder, decoder = (
-            [[max(1, round(c * scale)) for c in level] for level in side] for side in (ENCODER, DECODER)
-        )
+        encoder, decoder = ([scaled(level, scale) for level in side] for side in (ENCODER, DECODER))
         entering = [in_channels, *(level[-1] for level in encoder)]
         raised = [*(level[-1] for level in decoder[1:]), encoder[-1][-1]]
         self.downs = nn.ModuleList(_level([a, *level]) for a, level in zip(entering, encoder))
@@ -120,3 +115,11 @@ def _level(widths: Sequence[int]) -> nn.Sequential:
     for a, b in pairwise(widths):
         layers += [nn.Conv2d(a, b, 3, padding=1, bias=False), NORM[2](b), nn.ReLU(inplace=True)]
     return nn.Sequential(*layers)
+
+
+def _steps() -> list[Step]:
+    """List the layers in the order of the pass: five levels down, five up."""
+    convolution, down, up = Step(3, padding=1), Step(2, 2), Step(2, 2, up=True)
+    encode = [step for level in ENCODER for step in [*[convolution] * len(level), down]]
+    decode = [step for level in reversed(DECODER) for step in [up, *[convolution] * len(level)]]
+    return [*encode, *decode]

@@ -6,7 +6,7 @@ stride and padding, so that poolings and strided convolutions of 4 and 5 count t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -78,6 +78,15 @@ def check_numbers(in_channels: int, dims: int, scale: float) -> None:
     """Raise ValueError unless `dims` is 2 or 3 and the others are positive."""
     if dims not in (2, 3) or in_channels < 1 or scale <= 0:
         raise ValueError(f"dims is 2 or 3, in_channels and scale positive, not {dims}, {in_channels}, {scale}")
+
+
+def scaled(widths: Iterable[int], scale: float) -> list[int]:
+    """Return a share of published channels, at least one each.
+
+    >>> scaled((64, 128, 3), 0.125)
+    [8, 16, 1]
+    """
+    return [max(1, round(width * scale)) for width in widths]
 
 
 def check_critic(images: Tensor, dims: int, smallest: int) -> None:

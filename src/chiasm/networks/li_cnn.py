@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from chiasm.networks.generator import CONVOLUTION, Dims, check_sizes
-from chiasm.networks.layers import check_numbers, draw_he
+from chiasm.networks.layers import check_numbers, draw_he, scaled
 
 #: Channels and kernel of every convolution.
 LAYERS = ((10, 7), (10, 7), (1, 1))
@@ -56,7 +56,7 @@ class LiCnn(nn.Module):
         self.margin = self.receptive_field = sum(size // 2 for _, size in LAYERS)
         self.smallest = 2 * self.margin + 1
 
-        outputs = [max(1, round(channels * scale)) for channels, _ in LAYERS[:-1]] + [1]
+        outputs = [*scaled((channels for channels, _ in LAYERS[:-1]), scale), 1]
         inputs = [in_channels, *outputs]
         self.convolutions = nn.ModuleList(
             CONVOLUTION[dims](a, b, size) for a, b, (_, size) in zip(inputs, outputs, LAYERS)

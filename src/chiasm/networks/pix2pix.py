@@ -40,7 +40,7 @@ from torch import Tensor, nn
 
 from chiasm.networks.discriminators import SLOPE, Standardise
 from chiasm.networks.generator import CONVOLUTION, Dims, Norm, check_sizes
-from chiasm.networks.layers import NORM, TRANSPOSED, Step, check_critic, check_numbers, draw, farthest, seen
+from chiasm.networks.layers import NORM, TRANSPOSED, Step, check_critic, check_numbers, draw, farthest, scaled, seen
 
 #: Channels after each halving.
 WIDTHS = (64, 128, 256, 512, 512, 512, 512, 512)
@@ -84,7 +84,7 @@ class Pix2PixGenerator(nn.Module):
         self.dims, self.depth, self.margin = dims, depth, 0
         self.size_multiple = self.smallest = 2**depth
 
-        widths = [max(1, round(width * scale)) for width in WIDTHS[:depth]]
+        widths = scaled(WIDTHS[:depth], scale)
         inner = [*pairwise(widths)]
         convolution, transposed = CONVOLUTION[dims], TRANSPOSED[dims]
         self.downs = nn.ModuleList([convolution(in_channels, widths[0], 4, 2, 1)])
@@ -153,7 +153,7 @@ class PatchCritic(nn.Module):
         self.dims, self.smallest, self.patch = dims, 24, last - first + 1
 
         *hidden, (_, last_stride) = CRITIC_LAYERS
-        widths = [in_channels, *(max(1, round(width * scale)) for width, _ in hidden)]
+        widths = [in_channels, *scaled((width for width, _ in hidden), scale)]
         layers: list[nn.Module] = []
         for level, ((a, b), (_, stride)) in enumerate(zip(pairwise(widths), hidden)):
             normalised = norm == "batch" and level > 0

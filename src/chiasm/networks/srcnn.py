@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from chiasm.networks.generator import CONVOLUTION, Dims, check_sizes
-from chiasm.networks.layers import check_numbers, draw_he
+from chiasm.networks.layers import check_numbers, draw_he, scaled
 
 Variant = Literal["9-1-5", "9-5-5"]
 
@@ -68,7 +68,7 @@ class Srcnn(nn.Module):
         self.margin = self.receptive_field = sum(size // 2 for size in kernels)
         self.smallest = 2 * self.margin + 1
 
-        widths = [in_channels, *(max(1, round(width * scale)) for width in WIDTHS), 1]
+        widths = [in_channels, *scaled(WIDTHS, scale), 1]
         self.convolutions = nn.ModuleList(
             CONVOLUTION[dims](a, b, size) for (a, b), size in zip(pairwise(widths), kernels)
         )

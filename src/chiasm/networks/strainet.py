@@ -45,7 +45,7 @@ from torch.nn import functional
 
 from chiasm.networks.discriminators import Standardise
 from chiasm.networks.generator import CONVOLUTION, Dims, check_sizes, upsample
-from chiasm.networks.layers import NORM, Step, check_critic, check_numbers, farthest
+from chiasm.networks.layers import NORM, Step, check_critic, check_numbers, farthest, scaled
 
 WIDTHS = (64, 128, 256, 512)
 #: Kernels that the spatially varying convolution mixes.
@@ -147,7 +147,7 @@ class Strainet(nn.Module):
             raise ValueError(f"drop is at least 0 and below 1, basis at least 1, not {drop} and {basis}")
         self.dims, self.margin = dims, 0
         self.size_multiple = self.smallest = 2 ** (len(WIDTHS) - 1)
-        widths = [max(1, round(width * scale)) for width in WIDTHS]
+        widths = scaled(WIDTHS, scale)
         levels, dilations = list(pairwise(widths)), [1] * (len(widths) - 2) + [2]
 
         self.stem = _normalised(in_channels, widths[0], 3, dims)
@@ -212,7 +212,7 @@ class StrainetCritic(nn.Module):
         check_numbers(in_channels, dims, scale)
         self.dims = dims
         self.smallest = 2 ** sum(stride == 2 for _, stride in CRITIC_LAYERS)
-        widths = [in_channels, *(max(1, round(width * scale)) for width, _ in CRITIC_LAYERS)]
+        widths = [in_channels, *scaled((width for width, _ in CRITIC_LAYERS), scale)]
         units = max(1, round(CRITIC_UNITS * scale))
         self.standardise = Standardise(in_channels)
         self.convolutions = nn.ModuleList(

@@ -35,7 +35,7 @@ import torch
 from torch import Tensor, nn
 
 from chiasm.networks.generator import CONVOLUTION, Dims, check_sizes
-from chiasm.networks.layers import MAX_POOL, TRANSPOSED, Step, check_numbers, draw_he, farthest
+from chiasm.networks.layers import MAX_POOL, TRANSPOSED, Step, check_numbers, draw_he, farthest, scaled
 
 #: Channels at each level, finest first.
 WIDTHS = (64, 128, 256, 512, 1024)
@@ -72,7 +72,7 @@ class UNet(nn.Module):
         self.dims, self.margin = dims, 0
         self.size_multiple = self.smallest = 2**depth
 
-        widths = [max(1, round(width * scale)) for width in WIDTHS]
+        widths = scaled(WIDTHS, scale)
         levels = list(pairwise(widths))
         self.downs = nn.ModuleList(_double(a, b, dims) for a, b in pairwise([in_channels, *widths]))
         self.dropouts = nn.ModuleList(nn.Dropout(dropout if depth - i < DROPPED else 0.0) for i in range(depth + 1))
