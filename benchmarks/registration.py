@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import map_coordinates
 
 from chiasm.boxes import box_of
-from chiasm.registration.alignment import Alignment, Kind, align
+from chiasm.registration.alignment import Alignment, AlignmentKind, align
 from chiasm.simulation.patient import DIFFICULTIES, Subject, draw_subject
 from chiasm.volumes import Geometry, Volume, resample
 
@@ -69,7 +69,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=201)
     parser.add_argument("--levels", type=float, nargs="+", default=LEVELS_MM)
     parser.add_argument("--movements", nargs="+", default=MOVEMENTS)
-    parser.add_argument("--kinds", nargs="+", default=get_args(Kind))
+    parser.add_argument("--kinds", nargs="+", default=get_args(AlignmentKind))
     parser.add_argument("--speed", action="store_true")
     asked = parser.parse_args()
     if asked.speed:

@@ -26,7 +26,7 @@ from chiasm.evaluation.uncertainty import (
     thinned,
 )
 from chiasm.methods import make_recipe
-from chiasm.networks.generator import Generator
+from chiasm.networks.generator import ResidualGenerator
 from chiasm.prediction import synthesis
 from chiasm.prediction.engines import Engine
 from chiasm.prediction.folders import load
@@ -186,7 +186,7 @@ def test_one_draw_thins_the_whole_volume_alike(trained: Model) -> None:
 
 def test_tiles_of_a_thinned_network_fit(trained: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    generator = Generator(in_channels=1, widths=(4, 4), dims=3).eval()
+    generator = ResidualGenerator(in_channels=1, widths=(4, 4), dims=3).eval()
     model = with_network(trained, generator, dropout=0.3)
     model = replace(model, plan=replace(model.plan, dims=3, patch=(8, 8, 8)))
     source = np.random.default_rng(0).normal(size=(1, 40, 8, 8)).astype(np.float32)

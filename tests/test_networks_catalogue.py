@@ -24,7 +24,7 @@ from chiasm.networks.catalogue import (
     needs_of,
 )
 from chiasm.networks.foreign import MONAI
-from chiasm.networks.generator import Generator
+from chiasm.networks.generator import ResidualGenerator
 from chiasm.networks.shapes import shapes_of, without_memory
 from chiasm.prediction import synthesis
 from chiasm.prediction.engines import Engine
@@ -246,7 +246,7 @@ def test_no_class_outside_the_table_is_reached_by_the_name_monai() -> None:
 def test_widths_that_no_machine_holds_cost_neither_time_nor_memory(widths: tuple[int, ...]) -> None:
     before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
     with suppress(RecipeError), without_memory():
-        shapes_of([("generator", Generator(in_channels=3, widths=widths, dims=2))])
+        shapes_of([("generator", ResidualGenerator(in_channels=3, widths=widths, dims=2))])
     assert time.monotonic() - start < 2
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # KiB
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from chiasm.networks.generator import KNOTS, Generator, reach, upsample
+from chiasm.networks.generator import KNOTS, ResidualGenerator, reach, upsample
 
 
 def lively(network: nn.Module, seed: int = 0) -> nn.Module:
@@ -20,9 +20,9 @@ def lively(network: nn.Module, seed: int = 0) -> nn.Module:
     return network.eval()
 
 
-def make(dims: int, widths: tuple[int, ...] = (2, 3, 4), **options: object) -> Generator:
+def make(dims: int, widths: tuple[int, ...] = (2, 3, 4), **options: object) -> ResidualGenerator:
     torch.manual_seed(0)
-    return Generator(in_channels=2, widths=widths, dims=dims, **options)  # type: ignore[arg-type]
+    return ResidualGenerator(in_channels=2, widths=widths, dims=dims, **options)  # type: ignore[arg-type]
 
 
 def seen_from(network: nn.Module, channels: int, size: int, dims: int, place: int) -> tuple[int, int]:
@@ -136,7 +136,7 @@ def test_samples_do_not_influence_one_another_at_inference() -> None:
 
 def test_a_small_network_learns_to_edge_detect() -> None:
     torch.manual_seed(1)
-    network = Generator(in_channels=1, widths=(8, 8), dims=2, skip="source")
+    network = ResidualGenerator(in_channels=1, widths=(8, 8), dims=2, skip="source")
     optimiser = torch.optim.Adam(network.parameters(), lr=5e-3)
     image = torch.randn(8, 1, 16, 16)
 
@@ -187,7 +187,7 @@ def test_impossible_settings_are_refused() -> None:
         {"dropout": 1.0},
     ):
         with pytest.raises(ValueError):
-            Generator(**{"in_channels": 2, "widths": (2, 2), "dims": 2} | wrong)  # type: ignore[arg-type]
+            ResidualGenerator(**{"in_channels": 2, "widths": (2, 2), "dims": 2} | wrong)  # type: ignore[arg-type]
     rising, table = torch.linspace(0, 1, KNOTS), make(2, skip="lookup")
     for x, y in ((rising[1:], rising[1:]), (rising.flip(0), rising), (rising, rising / 0)):
         with pytest.raises(ValueError, match="look-up"):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from chiasm.errors import ChiasmError
 from chiasm.networks.discriminators import LocalDiscriminator
-from chiasm.networks.generator import Generator
+from chiasm.networks.generator import ResidualGenerator
 from chiasm.prediction.seams import seam_of, tiles_are_exact
 from chiasm.prediction.tiling import Tile, apply_to_slices, apply_to_volume, plan_tiles, slice_stack, slice_stacks
 from chiasm.prediction.windows import blend_windows, window_positions, window_weights
@@ -37,9 +37,9 @@ def with_lived_in_norms(network: nn.Module) -> nn.Module:
 
 
 @pytest.fixture(scope="module")
-def generator() -> Generator:
+def generator() -> ResidualGenerator:
     torch.manual_seed(1)
-    return with_lived_in_norms(Generator(in_channels=2, widths=[4, 8], dims=3))  # type: ignore[return-value]
+    return with_lived_in_norms(ResidualGenerator(in_channels=2, widths=[4, 8], dims=3))  # type: ignore[return-value]
 
 
 # ---------------------------------------------------------------- tiles
@@ -81,7 +81,7 @@ def test_cores_partition_the_volume_and_reads_are_aligned_and_reach_the_halo(
 
 
 @pytest.mark.parametrize("tile", [2, 5, 8, 13])
-def test_tiles_equal_one_pass_over_the_whole(generator: Generator, tile: int) -> None:
+def test_tiles_equal_one_pass_over_the_whole(generator: ResidualGenerator, tile: int) -> None:
     source = volume(2, 35, 14, 19)
     settings = {"halo": generator.receptive_field, "multiple": generator.size_multiple}
     filled = np.pad(source, [(0, 0), (0, 1), (0, 0), (0, 1)])
@@ -92,13 +92,13 @@ def test_tiles_equal_one_pass_over_the_whole(generator: Generator, tile: int) ->
     np.testing.assert_allclose(tiled, by_hand, atol=1e-5)
 
 
-def test_tiles_without_the_halo_would_show_seams(generator: Generator) -> None:
+def test_tiles_without_the_halo_would_show_seams(generator: ResidualGenerator) -> None:
     source = volume(2, 40, 20, 20)
     whole = apply_to_volume(generator, source, tile=40, halo=9, multiple=2)
     assert np.abs(apply_to_volume(generator, source, tile=8, halo=0, multiple=2) - whole).max() > 0.01
 
 
-def test_tiles_of_generator_and_judge_in_a_chain_equal_the_whole_with_two_outputs(generator: Generator) -> None:
+def test_tiles_of_generator_and_judge_in_a_chain_equal_the_whole_with_two_outputs(generator: ResidualGenerator) -> None:
     judge = LocalDiscriminator(in_channels=3, widths=[2, 4, 4], dims=3).eval().requires_grad_(False)
 
     def chain(source: Tensor) -> Tensor:
@@ -127,7 +127,7 @@ def test_neighbours_are_channels_and_edge_slices_repeat() -> None:
 @pytest.mark.parametrize("batch", [1, 3, 8, 50])
 def test_slices_equal_a_loop_over_single_slices(batch: int) -> None:
     torch.manual_seed(2)
-    network = with_lived_in_norms(Generator(in_channels=6, widths=[4, 8, 8], dims=2))
+    network = with_lived_in_norms(ResidualGenerator(in_channels=6, widths=[4, 8, 8], dims=2))
     source = volume(2, 18, 21, 11)
     made = apply_to_slices(network, source, slices=3, batch=batch, multiple=4)
     assert made.shape == (1, 18, 21, 11) and made.dtype == np.float32
@@ -138,7 +138,7 @@ def test_slices_equal_a_loop_over_single_slices(batch: int) -> None:
         np.testing.assert_allclose(made[0, ..., k], network(channels[None])[0, 0, :18, :21].numpy(), atol=1e-5)
 
 
-def test_a_memory_map_gives_what_the_array_gives(tmp_path: Path, generator: Generator) -> None:
+def test_a_memory_map_gives_what_the_array_gives(tmp_path: Path, generator: ResidualGenerator) -> None:
     source = volume(2, 30, 8, 9)
     np.save(tmp_path / "source.npy", source)
     mapped = np.load(tmp_path / "source.npy", mmap_mode="r")
@@ -344,7 +344,7 @@ def test_networks_whose_tiles_are_exact_are_told_from_others_by_what_they_do(net
     assert tiles_are_exact(network.eval(), 2) == exact
 
 
-def test_own_networks_need_no_measurement_and_others_are_measured_once(generator: Generator) -> None:
+def test_own_networks_need_no_measurement_and_others_are_measured_once(generator: ResidualGenerator) -> None:
     assert tiles_are_exact(generator, 2)
     network = Around(nn.ReLU()).eval()
     assert tiles_are_exact(network, 2)

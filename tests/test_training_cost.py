@@ -13,7 +13,7 @@ from torch import nn
 
 from chiasm.methods import METHODS, make_recipe
 from chiasm.networks.discriminators import GlobalDiscriminator, LocalDiscriminator
-from chiasm.networks.generator import Generator
+from chiasm.networks.generator import ResidualGenerator
 from chiasm.networks.unet import UNet
 from chiasm.preparation.plan import Estimate
 from chiasm.preparation.planning import has_gpu
@@ -66,7 +66,7 @@ def counted(layers: Sequence[Layer]) -> int:
 def test_the_layers_counted_are_those_of_the_networks(dims: Literal[2, 3], widths: tuple[int, ...]) -> None:
     image = torch.zeros(1, 4, *(32,) * dims)
     for network in (
-        Generator(in_channels=4, widths=widths, dims=dims),
+        ResidualGenerator(in_channels=4, widths=widths, dims=dims),
         LocalDiscriminator(in_channels=4, widths=widths, dims=dims),
         GlobalDiscriminator(in_channels=4, widths=widths, dims=dims),
     ):

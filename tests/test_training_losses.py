@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from chiasm.networks.discriminators import GlobalDiscriminator, LocalDiscriminator
-from chiasm.networks.generator import Generator
+from chiasm.networks.generator import ResidualGenerator
 from chiasm.training import losses
 
 NAN = float("nan")
@@ -254,7 +254,7 @@ def test_the_confidence_loss_equals_a_loop_and_is_least_at_its_target() -> None:
 
 def test_the_confidence_losses_never_reach_the_generator() -> None:
     torch.manual_seed(0)
-    generator = Generator(in_channels=1, widths=(4, 4), dims=2)
+    generator = ResidualGenerator(in_channels=1, widths=(4, 4), dims=2)
     judge = LocalDiscriminator(in_channels=2, widths=(4, 4, 4), dims=2)
     source, target = torch.randn(2, 2, 1, 16, 16)
     mask = torch.ones_like(target, dtype=torch.bool)

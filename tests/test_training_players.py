@@ -15,7 +15,7 @@ import torch
 
 from chiasm.errors import RecipeError
 from chiasm.methods import METHODS, Method, make_recipe
-from chiasm.networks.catalogue import GENERATORS, Entry
+from chiasm.networks.catalogue import GENERATORS, CataloguedNetwork
 from chiasm.networks.srcnn import Srcnn
 from chiasm.preparation.plan import Plan, read_plan
 from chiasm.preparation.planning import PatchNeeds
@@ -210,7 +210,7 @@ def test_the_table_of_methods_tells_weights_papers_and_needs() -> None:
 
 
 def test_a_method_of_ones_own_is_listed_and_studied(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(GENERATORS, "mine", Entry(Srcnn, "Us, 2026"))  # type: ignore[arg-type]
+    monkeypatch.setitem(GENERATORS, "mine", CataloguedNetwork(Srcnn, "Us, 2026"))  # type: ignore[arg-type]
     mine = Method("Mine", "my own", {**METHODS["srcnn"].changes, "generator.network": "mine"})
     monkeypatch.setitem(METHODS, "Mine", mine)
     lab = Method("lab", "of the lab", {**METHODS["A1"].changes, "generator.network": "toy_networks:Plain"})

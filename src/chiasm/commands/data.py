@@ -120,18 +120,18 @@ def register(
     from typing import get_args
 
     from chiasm.errors import unknown
-    from chiasm.registration.alignment import Kind
+    from chiasm.registration.alignment import AlignmentKind
     from chiasm.reports.registration import register as run_registration
 
-    if kind not in get_args(Kind):
-        raise unknown("kind of registration", kind, get_args(Kind))
+    if kind not in get_args(AlignmentKind):
+        raise unknown("kind of registration", kind, get_args(AlignmentKind))
 
     with open_progress() as bar:
         made = run_registration(
             moving,
             fixed,
             out,
-            kind=cast("Kind", kind),
+            kind=cast("AlignmentKind", kind),
             labels=labels or (),
             seed=seed,
             reading=reading.reading(),

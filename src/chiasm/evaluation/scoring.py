@@ -251,7 +251,7 @@ def evaluate_case(images: ScoredImages, terms: ScoreTerms) -> list[Row]:
     return terms.rows([*scores, ("image", whole)])
 
 
-def _score_whole(images: ScoredImages, terms: ScoreTerms) -> tuple[conventions.Pair, dict[str, float]]:
+def _score_whole(images: ScoredImages, terms: ScoreTerms) -> tuple[conventions.ComparedImages, dict[str, float]]:
     """Score all voxels, the background with them; return the pair on the mask's box too, for regions."""
     whole = np.ones(images.mask.shape, bool)
     pair = conventions.pair_up(images.prediction, images.target, whole, terms.rules, terms.data_range)
@@ -264,7 +264,7 @@ def _score_whole(images: ScoredImages, terms: ScoreTerms) -> tuple[conventions.P
 
 
 def _score_regions(
-    part: ScoredImages, pair: conventions.Pair, terms: ScoreTerms, of_mask: Mapping[str, float]
+    part: ScoredImages, pair: conventions.ComparedImages, terms: ScoreTerms, of_mask: Mapping[str, float]
 ) -> Iterator[tuple[str, dict[str, float]]]:
     """Score each region of a case; `of_mask` are scores that the mask has besides."""
     attenuations = (attenuation(part.prediction), attenuation(part.target)) if terms.unit == "HU" else None

@@ -118,7 +118,7 @@ CONVENTIONS: Mapping[str, Convention] = {
 
 
 @dataclass(frozen=True, eq=False)
-class Pair:
+class ComparedImages:
     """Two images under a convention, ready to be scored in any region.
 
     Attributes:
@@ -147,7 +147,7 @@ def find_convention(name: str) -> Convention:
     return CONVENTIONS[name]
 
 
-def pair_up(prediction: Image, target: Image, mask: Mask, convention: Convention, data_range: Range) -> Pair:
+def pair_up(prediction: Image, target: Image, mask: Mask, convention: Convention, data_range: Range) -> ComparedImages:
     """Bring two images under a convention and compare their structure.
 
     Args:
@@ -173,7 +173,7 @@ def pair_up(prediction: Image, target: Image, mask: Mask, convention: Convention
         given, span = (x, y), convention.ssim_range or float(peak.max()) or 1.0
     similarity = ssim_map(*given, wanted, span, window=convention.window, axes=convention.axes)
     slices = mask.shape[2] if convention.slicewise else 1
-    return Pair(x, y, np.broadcast_to(peak, (1, 1, slices)), similarity, convention)
+    return ComparedImages(x, y, np.broadcast_to(peak, (1, 1, slices)), similarity, convention)
 
 
 def _under_convention(image: Image, mask: Mask, convention: Convention, data_range: Range) -> NDArray[np.float32]:
@@ -207,7 +207,7 @@ def _peaks(
     return peaks[convention.peak].astype(np.float64), most_y > 0
 
 
-def crop(pair: Pair, box: Box) -> Pair:
+def crop(pair: ComparedImages, box: Box) -> ComparedImages:
     """Return the part of a pair that lies in `box`."""
     peak = pair.peak[:, :, box[2]] if pair.peak.shape[2] > 1 else pair.peak
     return replace(
@@ -215,7 +215,7 @@ def crop(pair: Pair, box: Box) -> Pair:
     )
 
 
-def likeness(pair: Pair, region: Mask) -> dict[str, float]:
+def likeness(pair: ComparedImages, region: Mask) -> dict[str, float]:
     """Return "psnr" and "ssim" of a region; slice by slice, then averaged, where the convention says so.
 
     Raises:

@@ -35,7 +35,7 @@ OWN = "chiasm"  # this project's own networks, which other settings shape
 Maker = Callable[..., nn.Module]
 
 
-class Entry(NamedTuple):
+class CataloguedNetwork(NamedTuple):
     """A network of the literature.
 
     Attributes:
@@ -59,27 +59,27 @@ def _pix2pix_32(*, in_channels: int, dims: Dims, scale: float) -> nn.Module:
     return Pix2PixGenerator(in_channels=in_channels, dims=dims, scale=scale, depth=5)
 
 
-GENERATORS: Mapping[str, Entry] = {
-    "srcnn": Entry(Srcnn, "Dong et al., arXiv:1501.00092 (9-1-5)"),
-    "srcnn-955": Entry(_srcnn_955, "Dong et al., arXiv:1501.00092 (9-5-5)"),
-    "fcn8": Entry(Fcn8, "Long et al., arXiv:1411.4038", (2,)),
-    "unet": Entry(UNet, "Ronneberger et al., arXiv:1505.04597"),
-    "fcn3d": Entry(Fcn3d, "Nie et al., LABELS 2016"),
-    "han": Entry(Han, "Han, Medical Physics 2017", (2,)),
-    "li-cnn": Entry(LiCnn, "Li et al., MICCAI 2014"),
-    "context-fcn": Entry(ContextFcn, "Nie et al., arXiv:1612.05362"),
-    "strainet": Entry(Strainet, "Nie et al., IEEE TNNLS 2019"),
-    "dcgan": Entry(DcganGenerator, "Radford et al., arXiv:1511.06434"),
-    "pix2pix": Entry(Pix2PixGenerator, "Isola et al., arXiv:1611.07004"),
-    "pix2pix-32": Entry(_pix2pix_32, "Isola et al., arXiv:1611.07004, 5 halvings in place of 8"),
-    "jcsc": Entry(SparseCoder, "Huang et al., arXiv:1705.02596"),
+GENERATORS: Mapping[str, CataloguedNetwork] = {
+    "srcnn": CataloguedNetwork(Srcnn, "Dong et al., arXiv:1501.00092 (9-1-5)"),
+    "srcnn-955": CataloguedNetwork(_srcnn_955, "Dong et al., arXiv:1501.00092 (9-5-5)"),
+    "fcn8": CataloguedNetwork(Fcn8, "Long et al., arXiv:1411.4038", (2,)),
+    "unet": CataloguedNetwork(UNet, "Ronneberger et al., arXiv:1505.04597"),
+    "fcn3d": CataloguedNetwork(Fcn3d, "Nie et al., LABELS 2016"),
+    "han": CataloguedNetwork(Han, "Han, Medical Physics 2017", (2,)),
+    "li-cnn": CataloguedNetwork(LiCnn, "Li et al., MICCAI 2014"),
+    "context-fcn": CataloguedNetwork(ContextFcn, "Nie et al., arXiv:1612.05362"),
+    "strainet": CataloguedNetwork(Strainet, "Nie et al., IEEE TNNLS 2019"),
+    "dcgan": CataloguedNetwork(DcganGenerator, "Radford et al., arXiv:1511.06434"),
+    "pix2pix": CataloguedNetwork(Pix2PixGenerator, "Isola et al., arXiv:1611.07004"),
+    "pix2pix-32": CataloguedNetwork(_pix2pix_32, "Isola et al., arXiv:1611.07004, 5 halvings in place of 8"),
+    "jcsc": CataloguedNetwork(SparseCoder, "Huang et al., arXiv:1705.02596"),
 }
 
-CRITICS: Mapping[str, Entry] = {
-    "dcgan": Entry(DcganCritic, "Radford et al., arXiv:1511.06434", normalised=True),
-    "patch": Entry(PatchCritic, "Isola et al., arXiv:1611.07004", normalised=True),
-    "context": Entry(ContextCritic, "Nie et al., arXiv:1612.05362", normalised=True),
-    "strainet": Entry(StrainetCritic, "Nie et al., IEEE TNNLS 2019"),
+CRITICS: Mapping[str, CataloguedNetwork] = {
+    "dcgan": CataloguedNetwork(DcganCritic, "Radford et al., arXiv:1511.06434", normalised=True),
+    "patch": CataloguedNetwork(PatchCritic, "Isola et al., arXiv:1611.07004", normalised=True),
+    "context": CataloguedNetwork(ContextCritic, "Nie et al., arXiv:1612.05362", normalised=True),
+    "strainet": CataloguedNetwork(StrainetCritic, "Nie et al., IEEE TNNLS 2019"),
 }
 
 
@@ -149,7 +149,12 @@ def make_critic(name: str, *, in_channels: int, dims: Dims, scale: float = 1.0, 
 
 
 def _made(
-    name: str, entry: Entry, in_channels: int, dims: Dims, scale: float, options: Mapping[str, Any] | None = None
+    name: str,
+    entry: CataloguedNetwork,
+    in_channels: int,
+    dims: Dims,
+    scale: float,
+    options: Mapping[str, Any] | None = None,
 ) -> nn.Module:
     if dims not in entry.dims:
         raise RecipeError(

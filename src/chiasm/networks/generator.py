@@ -152,7 +152,7 @@ def _check_numbers(in_channels: int, widths: Sequence[int], skip_channel: int, d
         raise ValueError(f"dropout is at least 0 and below 1, not {dropout}")
 
 
-class Generator(nn.Module):
+class ResidualGenerator(nn.Module):
     """Make the target image from the source.
 
     Args:

@@ -23,7 +23,7 @@ from chiasm.errors import RecipeError, RunError
 from chiasm.networks.catalogue import OWN, check_contract, make_network
 from chiasm.networks.discriminators import LocalDiscriminator
 from chiasm.networks.foreign import is_own_class
-from chiasm.networks.generator import KNOTS, Generator
+from chiasm.networks.generator import KNOTS, ResidualGenerator
 from chiasm.networks.shapes import Shapes, shapes_of, without_memory
 from chiasm.prediction.calibration import Calibration, read_calibration, write_calibration
 from chiasm.prediction.model_files import (
@@ -97,7 +97,7 @@ def make_generator(recipe: Recipe, plan: Plan) -> nn.Module:
         RecipeError: As `make_network` and `check_contract`.
     """
     generator = _untaught_generator(recipe, plan)
-    if not isinstance(generator, Generator):
+    if not isinstance(generator, ResidualGenerator):
         check_contract(generator, recipe.generator.network, source_channels(plan), plan.patch)
     elif generator.skip == "lookup":
         x, y = (torch.tensor(knots, dtype=torch.float64) for knots in plan.lookup)
@@ -116,7 +116,7 @@ def _untaught_generator(recipe: Recipe, plan: Plan) -> nn.Module:
             settings.network, in_channels=channels, dims=plan.dims, scale=settings.scale, options=settings.options
         )
     slices = plan.slices if plan.dims == 2 else 1
-    return Generator(
+    return ResidualGenerator(
         in_channels=channels,
         widths=settings.widths,
         dims=plan.dims,
@@ -145,10 +145,10 @@ def _untaught_judge(recipe: Recipe, plan: Plan, *, spectral_norm: bool) -> Local
     )
 
 
-def make_refiner(recipe: Recipe, plan: Plan) -> Generator:
+def make_refiner(recipe: Recipe, plan: Plan) -> ResidualGenerator:
     """Build the second stage of a recipe: it sees source, prediction and confidence, and at first corrects nothing."""
     settings = recipe.generator
-    refiner = Generator(
+    refiner = ResidualGenerator(
         in_channels=source_channels(plan) + 2, widths=settings.refiner, dims=plan.dims, norm=settings.norm, skip="none"
     )
     for parameter in refiner.last.parameters():

@@ -21,7 +21,7 @@ from chiasm.errors import VolumeError, unknown
 from chiasm.volumes.geometry import Geometry, Volume, canonical, crop, grid_with_spacing, resample
 from chiasm.volumes.masks import find_mask, suggest_rule
 
-Kind = Literal["rigid", "affine", "demons"]
+AlignmentKind = Literal["rigid", "affine", "demons"]
 Progress = Callable[[int, int, str], None]
 
 GRID_MM = 2.0  # of everything that is estimated
@@ -52,7 +52,7 @@ class Alignment:
         seconds: What it took.
     """
 
-    kind: Kind
+    kind: AlignmentKind
     matrix: NDArray[np.float64]
     field_mm: NDArray[np.float32] | None
     grid: Geometry
@@ -119,7 +119,7 @@ class _Working(NamedTuple):
 
 
 def align(
-    fixed: Volume, moving: Volume, kind: Kind = "demons", *, seed: int = 0, progress: Progress | None = None
+    fixed: Volume, moving: Volume, kind: AlignmentKind = "demons", *, seed: int = 0, progress: Progress | None = None
 ) -> Alignment:
     """Find where one volume lies in another of the same patient, whatever their contrasts.
 
@@ -135,8 +135,8 @@ def align(
         VolumeError: If a volume has nothing but background, the two do not
             come to lie over one another, or they tell nothing of each other.
     """
-    if kind not in get_args(Kind):
-        raise unknown("kind of registration", kind, get_args(Kind))
+    if kind not in get_args(AlignmentKind):
+        raise unknown("kind of registration", kind, get_args(AlignmentKind))
     begun = time.perf_counter()
     one, other = _working(fixed), _working(moving)
     say = progress or _silent

@@ -25,7 +25,7 @@ from chiasm.errors import ChiasmError, CohortError, RunError, VolumeError
 from chiasm.locks import LOCK
 from chiasm.outputs import refuse_foreign, refuse_links, remove_files
 from chiasm.recipe import Registration
-from chiasm.registration.alignment import GRID_MM, Alignment, Kind, Progress, align
+from chiasm.registration.alignment import GRID_MM, Alignment, AlignmentKind, Progress, align
 from chiasm.storage import (
     UNWRITABLE,
     make_folder,
@@ -76,7 +76,7 @@ class Together(NamedTuple):
     problems: tuple[Problem, ...]
 
 
-def bring(fixed: Volume, moving: Volume, kind: Kind) -> Brought:
+def bring(fixed: Volume, moving: Volume, kind: AlignmentKind) -> Brought:
     """Bring an image to the grid of another of the same patient.
 
     Raises:
@@ -246,7 +246,7 @@ def _refuse_occupied(place: Path, names: Sequence[str]) -> None:
     refuse_foreign(place, sorted({path.name for path in place.glob("*")} - own))
 
 
-def _depends(case: Case, names: Sequence[str], kind: Kind) -> dict[str, Any]:
+def _depends(case: Case, names: Sequence[str], kind: AlignmentKind) -> dict[str, Any]:
     """Return what the files of a case depend on, contents as hashes."""
     soft = {} if case.label_threshold is None else {"label_threshold": case.label_threshold}
     return {"version": VERSION, "kind": kind, "seed": SEED, "fixed": names[0], "files": hashes_of(case, names), **soft}
@@ -268,7 +268,9 @@ def _found(place: Path, asked: Mapping[str, Any]) -> dict[str, Any] | None:
     return record if whole else None
 
 
-def _make(case: Case, names: Sequence[str], kind: Kind, place: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
+def _make(
+    case: Case, names: Sequence[str], kind: AlignmentKind, place: Path, asked: Mapping[str, Any]
+) -> dict[str, Any]:
     """Align a case's images and write all of it, or nothing."""
     fixed = read_case_image(case, names[0])
     images = {name: read_case_image(case, name) for name in names[1:]}

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from chiasm.reports.drawing import BAND, DASHES, INK, MUTED, SERIES, draw_svg, show_figure
+from chiasm.reports.drawing import BAND, DASHES, INK, MUTED, SERIES, Points, draw_svg, show_figure
 from chiasm.reports.pages import Remark
 from chiasm.storage import read_log
 
@@ -22,7 +21,6 @@ FLAT_RATIO = 0.05  # a lesion:healthy weight ratio within 1 +- this is no attent
 MOST_CLOSED = 0.1  # share of the steps with attention, above which a closed health gate is worth a remark
 
 History = Sequence[Mapping[str, Any]]
-Points = NDArray[np.float64]  # (step, value) of a curve, shape (points, 2)
 
 
 class Curve(NamedTuple):

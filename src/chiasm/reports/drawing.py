@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 HARD_SPACE = "\u00a0"
 
+Points = NDArray[np.float64]  # of a curve, shape (points, 2)
+
 
 class Metric(NamedTuple):
     """What a metric is called on a page, and whether a lower or a higher figure is better."""

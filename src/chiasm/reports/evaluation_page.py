@@ -22,11 +22,11 @@ from chiasm.reports.curves import describe_health, draw_curves, logged_warnings
 from chiasm.reports.drawing import INK, MUTED, SERIES, draw_svg, shorten, show_figure, show_metric, show_unit
 from chiasm.reports.gallery import GalleryCase, draw_reliability, show_gallery
 from chiasm.reports.naive_comparison import caution, compare_with_baselines, describe_comparison, rank, verdict
-from chiasm.reports.pages import Section, render_page
+from chiasm.reports.pages import PageSection, render_page
 from chiasm.reports.tables import (
     Column,
     MethodMean,
-    Table,
+    PageTable,
     list_conventions,
     mean_by,
     tabulate_cases,
@@ -104,7 +104,7 @@ def write_report(path: Path, page: EvaluationPage) -> Path:
     return path
 
 
-def list_sections(page: EvaluationPage) -> list[Section]:
+def list_sections(page: EvaluationPage) -> list[PageSection]:
     """List what stands on a page, from top to bottom."""
     comparisons = compare_with_baselines(page.whole, method=page.method, naive=page.naive, metric=page.headline)
     ranking = rank(page.whole, method=page.method, metric=page.headline)
@@ -121,22 +121,22 @@ def list_sections(page: EvaluationPage) -> list[Section]:
     lesions = {"least": LEAST_LESION, "tables": tabulate_lesions(page.rows, page.method)}
     training = {"curves": draw_curves(page.history), "health": describe_health(page.history)}
     return [
-        Section("found", "Found", "What was found", found),
-        Section("figures", "Figures", "Figures by region", _tabulate_methods(page), NO_FIGURES),
-        Section("cases", "Cases", "Case by case", cases, "There are no figures of single cases."),
-        Section("pages", "Pages", "Cases to walk through", page.pages, "No pages of single cases were made."),
-        Section("lesions", "Lesions", "Lesion by lesion", lesions),
-        Section("gallery", "Gallery", "Slices to look at", show_gallery(page.gallery, ranking)),
-        Section(
+        PageSection("found", "Found", "What was found", found),
+        PageSection("figures", "Figures", "Figures by region", _tabulate_methods(page), NO_FIGURES),
+        PageSection("cases", "Cases", "Case by case", cases, "There are no figures of single cases."),
+        PageSection("pages", "Pages", "Cases to walk through", page.pages, "No pages of single cases were made."),
+        PageSection("lesions", "Lesions", "Lesion by lesion", lesions),
+        PageSection("gallery", "Gallery", "Slices to look at", show_gallery(page.gallery, ranking)),
+        PageSection(
             "reliability",
             "Reliability",
             "Does the reliability map tell the truth?",
             draw_reliability(page.gallery),
             "There is no case with both a reliability map and a real image, so the map cannot be checked.",
         ),
-        Section("training", "Training", "Training, and the health of both discriminators", training),
-        Section("sheet", "Data sheet", "Data sheet", page.facts, NO_FACTS),
-        Section(
+        PageSection("training", "Training", "Training, and the health of both discriminators", training),
+        PageSection("sheet", "Data sheet", "Data sheet", page.facts, NO_FACTS),
+        PageSection(
             "conventions",
             "Conventions",
             "Conventions of the figures",
@@ -155,7 +155,7 @@ def _order_methods(page: EvaluationPage, rows: Sequence[Row]) -> list[str]:
     return sorted(dict.fromkeys(row.method for row in rows), key=lambda name: (name != page.method, name in page.naive))
 
 
-def _tabulate_methods(page: EvaluationPage) -> Table | None:
+def _tabulate_methods(page: EvaluationPage) -> PageTable | None:
     """Set the method beside the naive baselines: means over cases that all methods have, and their SD."""
     rows = paired(page.whole)
     means = [MethodMean(s.region, s.metric, s.method, s.unit, s.mean, s.sd, s.n) for s in summarise(rows)]

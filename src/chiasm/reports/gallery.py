@@ -150,7 +150,7 @@ class Picture(NamedTuple):
     alt: str
 
 
-class Column(NamedTuple):
+class PictureColumn(NamedTuple):
     """A column of pictures: which volume, in which window and colours.
 
     Attributes:
@@ -189,7 +189,7 @@ def _show_case(case: GalleryCase, ranking: Mapping[str, str], most: float) -> di
     }
 
 
-def _show_plane(case: GalleryCase, columns: Sequence[Column], axis: int, name: str) -> dict[str, Any]:
+def _show_plane(case: GalleryCase, columns: Sequence[PictureColumn], axis: int, name: str) -> dict[str, Any]:
     box, index = _box(case.mask), _most_telling(case, axis)
     size = [side.stop - side.start for side in box]
     across, up = 0, 3 - axis  # I runs across, J (axial) or K (coronal) runs up
@@ -210,19 +210,19 @@ def _show_plane(case: GalleryCase, columns: Sequence[Column], axis: int, name: s
     }
 
 
-def list_columns(case: GalleryCase, most: float) -> list[Column]:
+def list_columns(case: GalleryCase, most: float) -> list[PictureColumn]:
     """List the columns of pictures that a case has; `most` is the highest shown error."""
     unit = show_unit(case.unit)
     columns = [
-        Column("source", case.source, _source_window(case), "gray", "own units"),
-        Column("synthetic", case.synthetic, case.window, "gray", unit),
+        PictureColumn("source", case.source, _source_window(case), "gray", "own units"),
+        PictureColumn("synthetic", case.synthetic, case.window, "gray", unit),
     ]
     if case.real is not None:
-        columns.insert(1, Column("real", case.real, case.window, "gray", unit))
+        columns.insert(1, PictureColumn("real", case.real, case.window, "gray", unit))
         error = np.abs(np.subtract(case.synthetic, case.real, dtype=np.float32))
-        columns.append(Column("|error|", error, (0.0, most), "inferno", unit, inside=True))
+        columns.append(PictureColumn("|error|", error, (0.0, most), "inferno", unit, inside=True))
     if case.reliability is not None:
-        columns.append(Column("reliability", case.reliability, (0.0, most), "viridis", unit, inside=True))
+        columns.append(PictureColumn("reliability", case.reliability, (0.0, most), "viridis", unit, inside=True))
     return columns
 
 
@@ -271,7 +271,7 @@ def _plane(volume: NDArray[Any], axis: int, index: int, box: Box) -> NDArray[Any
     return cut[::-1, ::-1].T  # (I, J or K) -> (rows, columns)
 
 
-def _colour_bar(column: Column) -> dict[str, str]:
+def _colour_bar(column: PictureColumn) -> dict[str, str]:
     """Make the colour bar below a column of pictures."""
     ramp = np.linspace(0, 1, 256)[None, :]
     low, high = column.window

@@ -19,7 +19,7 @@ class Remark(NamedTuple):
     region: str = ""
 
 
-class Section(NamedTuple):
+class PageSection(NamedTuple):
     """A part of a page.
 
     Attributes:

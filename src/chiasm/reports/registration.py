@@ -17,7 +17,7 @@ from chiasm.cohorts.dicom_patients import parse_rules
 from chiasm.errors import RunError, VolumeError, unknown
 from chiasm.locks import locked
 from chiasm.outputs import refuse_foreign, refuse_inputs, remove_files
-from chiasm.registration.alignment import Alignment, Kind, Progress, align
+from chiasm.registration.alignment import Alignment, AlignmentKind, Progress, align
 from chiasm.registration.cohort import RECORD, figures_of, read_records, tell_movement, write_field
 from chiasm.reports.drawing import png_address
 from chiasm.reports.pages import render_page
@@ -55,7 +55,7 @@ def register(
     fixed: Path,
     out: Path,
     *,
-    kind: Kind = "demons",
+    kind: AlignmentKind = "demons",
     labels: Sequence[Path] = (),
     seed: int = 0,
     reading: Reading = STRICT,
@@ -164,7 +164,7 @@ def _make_room(out: Path, asked: dict[str, Any], names: Sequence[str], *, overwr
 
 
 def _aligned(
-    still: Volume, mobile: Volume, moving: Path, kind: Kind, seed: int, progress: Progress | None
+    still: Volume, mobile: Volume, moving: Path, kind: AlignmentKind, seed: int, progress: Progress | None
 ) -> Alignment:
     try:
         return align(still, mobile, kind, seed=seed, progress=progress)

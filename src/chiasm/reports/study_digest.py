@@ -17,7 +17,7 @@ from chiasm.outputs import refuse_links
 from chiasm.reports.drawing import show_figure, show_metric
 from chiasm.reports.study_page import MARGIN, Findings, interval_percent, seeds_sd, tabulate_rivals
 from chiasm.reports.study_plots import HEALTHY, draw_forest, draw_plane, draw_rivals
-from chiasm.reports.tables import NO_FIGURE, Cell, Column, Table, cell, to_markdown
+from chiasm.reports.tables import NO_FIGURE, Cell, Column, PageTable, cell, to_markdown
 from chiasm.storage import make_folder, write_text
 
 SHOWN = (("mask", "mae"), ("mask", "ssim"), ("mask", "psnr"), (HEALTHY, "mae"))  # and MAE in every lesion region
@@ -77,7 +77,7 @@ def _guards(found: Findings) -> list[Comparison]:
     return [one for one in healthy if (one.arm, one.against) in pairs]
 
 
-def _tabulate_methods(found: Findings) -> Table:
+def _tabulate_methods(found: Findings) -> PageTable:
     """Give a line to each method: means over subjects, plus or minus the SD over seeds."""
     lines: dict[tuple[str, str], dict[str, Summary]] = {}
     for one in found.summaries:
@@ -92,7 +92,7 @@ def _tabulate_methods(found: Findings) -> Table:
         [cell(_method_in_words(found, method)), *(_mean_cell(found, here.get(method)) for here in columns.values())]
         for method in found.methods
     ]
-    return Table("", [Column("method"), *heads], rows)
+    return PageTable("", [Column("method"), *heads], rows)
 
 
 def _method_in_words(found: Findings, method: str) -> str:
@@ -106,7 +106,7 @@ def _mean_cell(found: Findings, one: Summary | None) -> Cell:
     return Cell(f"{show_figure(one.mean)}{f' ± {sd:.2g}' if math.isfinite(sd) else ''}", one.mean)
 
 
-def _tabulate_differences(found: Findings) -> Table:
+def _tabulate_differences(found: Findings) -> PageTable:
     """Give a line to each pair: MAE in lesions and in healthy tissue, in percent of the other's."""
     lines: dict[tuple[str, str], dict[str, Comparison]] = {}
     for one in (one for one in found.comparisons if one.metric == "mae"):
@@ -118,7 +118,7 @@ def _tabulate_differences(found: Findings) -> Table:
         [cell(arm), cell(against), *_difference_cells(here.get(found.lesion)), *_difference_cells(here.get(HEALTHY))]
         for (arm, against), here in lines.items()
     ]
-    return Table("", columns, rows)
+    return PageTable("", columns, rows)
 
 
 def _difference_cells(one: Comparison | None) -> list[Cell]:

@@ -18,14 +18,14 @@ from chiasm.evaluation.rows import LEAST_LESION, Row
 from chiasm.evaluation.statistics import HIGHER, Comparison, Summary, stays_within
 from chiasm.reports.curves import describe_health, draw_curves
 from chiasm.reports.drawing import show_metric
-from chiasm.reports.pages import Remark, Section, render_page
+from chiasm.reports.pages import PageSection, Remark, render_page
 from chiasm.reports.study_plots import HEALTHY, draw_forest, draw_plane, draw_rivals
 from chiasm.reports.tables import (
     NO_FIGURE,
     Cell,
     Column,
     MethodMean,
-    Table,
+    PageTable,
     cell,
     list_conventions,
     mean_by,
@@ -116,7 +116,7 @@ def write_findings(path: Path, found: Findings) -> Path:
     return path
 
 
-def list_sections(found: Findings) -> list[Section]:
+def list_sections(found: Findings) -> list[PageSection]:
     """List what stands on a study's page, from top to bottom."""
     claims = {
         "verdicts": [_remark(one) for one in found.declared],
@@ -143,16 +143,16 @@ def list_sections(found: Findings) -> list[Section]:
     sheet = {"facts": found.facts, "conventions": list_conventions(found.rows)}
     differences = _tabulate_differences(found.comparisons)
     return [
-        Section("found", "Found", "What was asked, and what was found", claims),
-        Section("plane", "Lesion and healthy", "Does an arm move the front, or along it?", plane),
-        Section("figures", "Figures", "Figures by region", _tabulate_methods(found), "There are no figures."),
-        Section("tests", "Tests", "Comparisons and tests", differences, "There are no two arms to compare."),
-        Section("lesions", "Lesions", "Lesion by lesion", lesions),
-        Section("reliability", "Reliability", "Does the reliability map know where the error is?", reliability),
-        Section("training", "Training", "Training, and the health of both discriminators", training),
-        Section("cases", "Cases", "Case by case", found.cases, "No pages of single cases were made."),
-        Section("methods", "Methods", "A paragraph for your methods section", found.paragraph),
-        Section("sheet", "Data sheet", "Data sheet", sheet),
+        PageSection("found", "Found", "What was asked, and what was found", claims),
+        PageSection("plane", "Lesion and healthy", "Does an arm move the front, or along it?", plane),
+        PageSection("figures", "Figures", "Figures by region", _tabulate_methods(found), "There are no figures."),
+        PageSection("tests", "Tests", "Comparisons and tests", differences, "There are no two arms to compare."),
+        PageSection("lesions", "Lesions", "Lesion by lesion", lesions),
+        PageSection("reliability", "Reliability", "Does the reliability map know where the error is?", reliability),
+        PageSection("training", "Training", "Training, and the health of both discriminators", training),
+        PageSection("cases", "Cases", "Case by case", found.cases, "No pages of single cases were made."),
+        PageSection("methods", "Methods", "A paragraph for your methods section", found.paragraph),
+        PageSection("sheet", "Data sheet", "Data sheet", sheet),
     ]
 
 
@@ -173,7 +173,7 @@ def _remark(one: Comparison) -> Remark:
 # Tables
 
 
-def _tabulate_methods(found: Findings) -> Table | None:
+def _tabulate_methods(found: Findings) -> PageTable | None:
     """Set all methods side by side: means over subjects, and the SD over seeds of those that have seeds."""
     means = (
         MethodMean(s.region, s.metric, s.method, s.unit, s.mean, seeds_sd(found, s), s.subjects)
@@ -198,11 +198,11 @@ DIFFERENCE_COLUMNS = (
 )
 
 
-def _tabulate_differences(comparisons: Sequence[Comparison]) -> Table | None:
+def _tabulate_differences(comparisons: Sequence[Comparison]) -> PageTable | None:
     if not comparisons:
         return None
     caption = "Every comparison; all but the declared ones are exploratory"
-    return Table(caption, DIFFERENCE_COLUMNS, [_difference_cells(one) for one in comparisons])
+    return PageTable(caption, DIFFERENCE_COLUMNS, [_difference_cells(one) for one in comparisons])
 
 
 def _difference_cells(one: Comparison) -> list[Cell]:
@@ -237,7 +237,7 @@ def _finite(rows: Iterable[Row]) -> Iterator[Row]:
     return (row for row in rows if math.isfinite(row.value))
 
 
-def _tabulate_reliability(rows: Iterable[Row], arms: Sequence[str]) -> Table | None:
+def _tabulate_reliability(rows: Iterable[Row], arms: Sequence[str]) -> PageTable | None:
     """List how well each arm's map knows its own error, means over cases, folds and seeds."""
     wanted = [row for row in _finite(rows) if row.method in arms and row.metric in RELIABILITY]
     means = mean_by(wanted, lambda row: (row.region, row.metric, row.method))
@@ -249,10 +249,10 @@ def _tabulate_reliability(rows: Iterable[Row], arms: Sequence[str]) -> Table | N
         cells = mean_cells(means, ((region, metric, arm) for arm in shown), 1.0)
         lines.append([cell(region), Cell(metric.replace("_", " "), metric), *cells])
     columns = [Column("Region"), Column("Figure"), *(Column(arm, "", True) for arm in shown)]
-    return Table("Each arm’s map, means over cases, folds and seeds", columns, lines)
+    return PageTable("Each arm’s map, means over cases, folds and seeds", columns, lines)
 
 
-def tabulate_rivals(rows: Iterable[Row]) -> Table | None:
+def tabulate_rivals(rows: Iterable[Row]) -> PageTable | None:
     """Set the shipped map beside other measures of doubt: a line for each map, a column for each figure."""
     cases = [row for row in _finite(rows) if row.case != POOLED]
     means = mean_by(cases, lambda row: (row.method, row.region, row.metric))
@@ -263,7 +263,7 @@ def tabulate_rivals(rows: Iterable[Row]) -> Table | None:
     names = dict.fromkeys(name for name, _, _ in means)
     lines = [[cell(name), *mean_cells(means, ((name, *figure) for figure in figures))] for name in names]
     caption = "The map beside test-time augmentation, dropout and an ensemble of seeds, with their cost"
-    return Table(caption, [Column("Map"), *columns], lines)
+    return PageTable(caption, [Column("Map"), *columns], lines)
 
 
 def _rival_column(region: str, metric: str) -> Column:

@@ -12,13 +12,11 @@ from numpy.typing import NDArray
 from chiasm.evaluation.reliability import POOLED
 from chiasm.evaluation.rows import Row
 from chiasm.evaluation.statistics import Comparison
-from chiasm.reports.drawing import DASHES, INK, MUTED, SERIES, draw_svg, show_metric
+from chiasm.reports.drawing import DASHES, INK, MUTED, SERIES, Points, draw_svg, show_metric
 from chiasm.reports.tables import mean_by
 
 HEALTHY = "healthy"
 CROWDED = 0.04  # share of the plane within which marks cover each other
-
-Points = NDArray[np.float64]
 
 
 # Lesions against healthy tissue
@@ -27,8 +25,8 @@ Points = NDArray[np.float64]
 class Change(NamedTuple):
     """Change of an arm's MAE in healthy tissue and in lesions, percent, one figure for each seed, shape (seeds,)."""
 
-    healthy: Points
-    lesion: Points
+    healthy: NDArray[np.float64]
+    lesion: NDArray[np.float64]
 
     @property
     def mean(self) -> tuple[float, float]:
@@ -88,7 +86,7 @@ def _changes(comparisons: Sequence[Comparison], lesion: str, anchor: str) -> dic
     return {arm: Change(healthy[arm], sick[arm]) for arm in sick if arm in healthy}
 
 
-def _percent(one: Comparison) -> Points:
+def _percent(one: Comparison) -> NDArray[np.float64]:
     return 100 * np.array(one.by_seed) / abs(one.mean_against)
 
 

@@ -35,7 +35,7 @@ class Cell(NamedTuple):
     spread: str = ""
 
 
-class Table(NamedTuple):
+class PageTable(NamedTuple):
     """A caption, columns and rows."""
 
     caption: str
@@ -75,7 +75,7 @@ def mean_cells(means: Mapping[Key, float], keys: Iterable[Key], like: float | No
     return [number_cell(means.get(key, math.nan), like) for key in keys]
 
 
-def to_markdown(table: Table) -> Iterator[str]:
+def to_markdown(table: PageTable) -> Iterator[str]:
     """Write a table's lines for a document, notes behind the labels."""
     yield f"| {' | '.join(f'{column.label} {column.note}'.strip() for column in table.columns)} |"
     yield "|" + "---|" * len(table.columns)
@@ -107,7 +107,9 @@ class MethodMean(NamedTuple):
     n: int
 
 
-def tabulate_means(caption: str, means: Iterable[MethodMean], methods: Sequence[Column], counted: str) -> Table | None:
+def tabulate_means(
+    caption: str, means: Iterable[MethodMean], methods: Sequence[Column], counted: str
+) -> PageTable | None:
     """Set methods side by side: a line for each region and metric, the best mean of a line strong.
 
     Args:
@@ -125,7 +127,9 @@ def tabulate_means(caption: str, means: Iterable[MethodMean], methods: Sequence[
     if not lines:
         return None
     columns = [Column("Region"), Column("Metric"), Column("n", counted, True), *methods]
-    return Table(caption, columns, [_mean_line(line, [column.label for column in methods]) for line in lines.values()])
+    return PageTable(
+        caption, columns, [_mean_line(line, [column.label for column in methods]) for line in lines.values()]
+    )
 
 
 def _mean_line(line: Mapping[str, MethodMean], methods: Sequence[str]) -> list[Cell]:
@@ -170,7 +174,7 @@ def make_columns(rows: Iterable[Row]) -> FigureColumns:
     return FigureColumns(heads, {metric: typical(found) for metric, found in values.items()})
 
 
-class Place(NamedTuple):
+class CaseLine(NamedTuple):
     """What a line of a table of cases is of."""
 
     case: str
@@ -181,7 +185,7 @@ class Place(NamedTuple):
 
 def tabulate_cases(
     rows: Sequence[Row], method: str, headline: str, baselines: Mapping[str, Mapping[str, float]]
-) -> Table | None:
+) -> PageTable | None:
     """List every case of a method; folds and seeds have a column where there are several.
 
     Args:
@@ -194,10 +198,10 @@ def tabulate_cases(
     Returns:
         The table, or None where the method has no figures.
     """
-    lines: dict[Place, dict[str, float]] = {}
+    lines: dict[CaseLine, dict[str, float]] = {}
     mine = [row for row in rows if row.method == method]
     for row in mine:
-        lines.setdefault(Place(row.case, row.region, row.fold, row.seed), {})[row.metric] = row.value
+        lines.setdefault(CaseLine(row.case, row.region, row.fold, row.seed), {})[row.metric] = row.value
     if not lines:
         return None
     figures = make_columns(mine)
@@ -208,7 +212,7 @@ def tabulate_cases(
     shown = ["case", "region", *(name for name in ("fold", "seed") if _varies(lines, name))]
     columns = [Column(name.capitalize(), "", name in ("fold", "seed")) for name in shown]
     table = [[*(cell(getattr(place, name)) for name in shown), *figures.cells(line)] for place, line in lines.items()]
-    return Table(f"Every case of {method}", [*columns, *figures.heads], table)
+    return PageTable(f"Every case of {method}", [*columns, *figures.heads], table)
 
 
 def _beside_naive(figures: FigureColumns, headline: str) -> FigureColumns:
@@ -217,11 +221,11 @@ def _beside_naive(figures: FigureColumns, headline: str) -> FigureColumns:
     return FigureColumns([*figures.heads, head], {**figures.sizes, NAIVE: figures.sizes.get(headline)})
 
 
-def _varies(places: Iterable[Place], name: str) -> bool:
+def _varies(places: Iterable[CaseLine], name: str) -> bool:
     return len({getattr(place, name) for place in places}) > 1
 
 
-def tabulate_lesions(rows: Iterable[Row], method: str, of: str = "") -> list[Table]:
+def tabulate_lesions(rows: Iterable[Row], method: str, of: str = "") -> list[PageTable]:
     """List single lesions of a method in a table for each size, the smallest first; one table where it is unknown.
 
     Args:
@@ -235,7 +239,9 @@ def tabulate_lesions(rows: Iterable[Row], method: str, of: str = "") -> list[Tab
     groups: dict[str, list[list[Cell]]] = {label: [] for label in (*(label for _, label in SIZES_ML), UNKNOWN_SIZE)}
     for volume, cells in _lesion_lines(mine, figures):
         groups[_size_of(volume)].append(cells)
-    return [Table(f"Lesions {label} ({len(lines)}){of}", columns, lines) for label, lines in groups.items() if lines]
+    return [
+        PageTable(f"Lesions {label} ({len(lines)}){of}", columns, lines) for label, lines in groups.items() if lines
+    ]
 
 
 def _lesion_lines(rows: Sequence[Row], figures: FigureColumns) -> Iterator[tuple[float, list[Cell]]]:

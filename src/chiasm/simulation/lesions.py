@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from chiasm.simulation.anatomy import CSF, DGM, GM, WM
 from chiasm.simulation.deformation import Array, control_grid, grid_points, pull, smooth_noise
 
-Kind = Literal["none", "high", "low", "ms", "cyst"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
+Disease = Literal["none", "high", "low", "ms", "cyst"]
+DISEASES: tuple[Disease, ...] = get_args(Disease)
 
 #: Channels of a lesion, in order.
 COMPARTMENTS = ("oedema", "core", "rim", "fluid", "plaque")
@@ -34,7 +34,7 @@ _MOBILITY = {WM: 1.0, GM: 0.12, DGM: 0.25, CSF: 0.02}
 _LONGEST = 600  # steps of growth
 
 
-class Lesion(NamedTuple):
+class SimulatedLesion(NamedTuple):
     """What disease does to a head.
 
     Attributes:
@@ -44,13 +44,13 @@ class Lesion(NamedTuple):
         push: Velocity of the mass effect, in voxels, on the control grid (i, j, k, 3).
     """
 
-    kind: Kind
+    kind: Disease
     shares: Array
     density: Array
     push: Array
 
 
-def draw_lesion(kind: Kind, fractions: Array, spacing_mm: float, rng: np.random.Generator) -> Lesion:
+def draw_lesion(kind: Disease, fractions: Array, spacing_mm: float, rng: np.random.Generator) -> SimulatedLesion:
     """Draw a lesion of a kind in a head.
 
     Args:
@@ -74,7 +74,7 @@ def draw_lesion(kind: Kind, fractions: Array, spacing_mm: float, rng: np.random.
     elif kind == "cyst":
         shares[..., FLUID] = _cyst(fractions, spacing_mm, rng)
         push = _mass_effect(shares[..., FLUID], spacing_mm, peak_mm=rng.uniform(1, 4))
-    return Lesion(kind, shares, density, push)
+    return SimulatedLesion(kind, shares, density, push)
 
 
 def _grown(fractions: Array, spacing_mm: float, volume_ml: float, rng: np.random.Generator) -> Array:

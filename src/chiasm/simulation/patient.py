@@ -33,7 +33,7 @@ from chiasm.simulation.deformation import (
     rotation,
     smooth_noise,
 )
-from chiasm.simulation.lesions import COMPARTMENTS, Kind, Lesion, draw_lesion, lesion_labels
+from chiasm.simulation.lesions import COMPARTMENTS, Disease, SimulatedLesion, draw_lesion, lesion_labels
 from chiasm.simulation.signals import (
     CHANNELS,
     MATERIALS,
@@ -55,7 +55,10 @@ CONTRASTS = ("t1", "t1ce", "t2", "flair", "pd")
 MOVED = ("t2", "flair", "pd")
 
 #: Of five patients in a row three have a glioma, one has another lesion and one has none.
-DECKS: tuple[tuple[Kind, ...], ...] = (("high", "high", "low", "ms", "none"), ("high", "high", "low", "cyst", "none"))
+DECKS: tuple[tuple[Disease, ...], ...] = (
+    ("high", "high", "low", "ms", "none"),
+    ("high", "high", "low", "cyst", "none"),
+)
 
 
 @dataclass(frozen=True)
@@ -218,7 +221,7 @@ class Lying(NamedTuple):
     least_jacobian: float
 
 
-def _lay(head: Head, lesion: Lesion, difficulty: Difficulty, rng: np.random.Generator) -> Lying:
+def _lay(head: Head, lesion: SimulatedLesion, difficulty: Difficulty, rng: np.random.Generator) -> Lying:
     """Put the lesion into the head, deform both alike, and draw how far the patient moves."""
     host = head.fractions * (1 - lesion.shares.sum(axis=-1, keepdims=True))
     textures = [smooth_noise(rng, head.shape, rng.uniform(2.5, 5) / head.spacing_mm) for _ in range(3)]

@@ -118,7 +118,7 @@ def write_cohort(
     _check_numbers(spacing_mm, subjects)
     heads = None if anatomy is None else find_heads(anatomy, spacing_mm)
     strip = layout == "brats" if skull_strip is None else skull_strip
-    settings = Settings(seed, heads, spacing_mm, difficulty, hard, layout, strip)
+    settings = CohortSettings(seed, heads, spacing_mm, difficulty, hard, layout, strip)
     names = [case_name(layout, number) for number in range(1, subjects + 1)]
     told = progress or _silent
     with locked(folder):
@@ -138,7 +138,7 @@ def _silent(done: int, subjects: int, name: str) -> None:
 
 
 @dataclass(frozen=True)
-class Settings:
+class CohortSettings:
     """What a cohort is simulated with.
 
     Attributes:
@@ -218,7 +218,7 @@ def _check_numbers(spacing_mm: float, subjects: int) -> None:
         raise RecipeError("there must be a subject", reason="subjects", found=subjects, expected="1 or more")
 
 
-def _simulate(folder: Path, name: str, number: int, settings: Settings) -> dict[str, Any]:
+def _simulate(folder: Path, name: str, number: int, settings: CohortSettings) -> dict[str, Any]:
     """Simulate one subject unless it is finished; returns what `cohort.json` says of it."""
     done = _parameters(folder, name)
     if done.get("asked") != settings.asked:

@@ -17,7 +17,7 @@ from chiasm.methods import METHODS, TASKS, Method, make_recipe
 from chiasm.networks.catalogue import GENERATORS, OWN, make_critic, make_network, needs_of
 from chiasm.networks.discriminators import GlobalDiscriminator, LocalDiscriminator
 from chiasm.networks.foreign import is_own_class
-from chiasm.networks.generator import Dims, Generator
+from chiasm.networks.generator import Dims, ResidualGenerator
 from chiasm.networks.shapes import without_memory
 from chiasm.prediction.baselines import NAMES
 from chiasm.prediction.model import input_statistics, make_generator, make_local_discriminator, make_refiner
@@ -42,7 +42,7 @@ class Players:
     global_judge: nn.Module | None
     second_judge: nn.Module | None
     local_judge: LocalDiscriminator | None
-    refiner: Generator | None
+    refiner: ResidualGenerator | None
 
 
 def make_players(recipe: Recipe, plan: Plan, seed: int) -> Players:
@@ -237,7 +237,9 @@ def _describe(method: Method, recipe: Recipe) -> MethodRow:
     weights = sum(map(_count, _stages(recipe, settings.scale)))
     if settings.refiner:  # sees confidence and image beside what the last stage sees
         seen = _channels(recipe, settings.stages) + 2
-        weights += _count(Generator(in_channels=seen, widths=settings.refiner, dims=_dims(recipe), norm=settings.norm))
+        weights += _count(
+            ResidualGenerator(in_channels=seen, widths=settings.refiner, dims=_dims(recipe), norm=settings.norm)
+        )
     published = sum(map(_count, _stages(recipe, 1.0))) if entry else 0
     return MethodRow(recipe.method, method.words, _paper(method, recipe), weights, published, "; ".join(needs))
 
@@ -289,7 +291,7 @@ def _stages(recipe: Recipe, scale: float) -> list[nn.Module]:
     settings, dims = recipe.generator, _dims(recipe)
     inputs = [_channels(recipe, stage) for stage in range(1, settings.stages + 1)]
     if settings.network == OWN:
-        return [Generator(in_channels=n, widths=settings.widths, dims=dims, norm=settings.norm) for n in inputs]
+        return [ResidualGenerator(in_channels=n, widths=settings.widths, dims=dims, norm=settings.norm) for n in inputs]
     return [
         make_network(settings.network, in_channels=n, dims=dims, scale=scale, options=settings.options) for n in inputs
     ]
