@@ -1,9 +1,9 @@
-# make setup | demo | test | lint | clean.  PYTHON=python3.12 chooses another interpreter.
+# make setup | demo | test | lint | fast | wheel | clean.  PYTHON=python3.12 chooses another interpreter.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test lint fast clean
+.PHONY: setup demo test lint fast wheel clean
 setup: $(VENV)/.ready
 
 # torch comes first: an unpinned torch would bring gigabytes of CUDA wheels.
@@ -28,6 +28,15 @@ test: lint
 
 fast: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile -m 'not slow'
+
+# What a stranger installs: the wheel alone, without what developers use.
+wheel:
+	rm -rf build/wheel build/bare build/demo
+	$(PYTHON) -m pip wheel --quiet --no-deps -w build/wheel .
+	$(PYTHON) -m venv build/bare
+	build/bare/bin/pip install --quiet -c constraints.txt torch==2.13.0
+	build/bare/bin/pip install --quiet -c constraints.txt build/wheel/*.whl
+	build/bare/bin/chiasm demo --quick -o build/demo
 
 clean:
 	rm -rf $(VENV) build dist
