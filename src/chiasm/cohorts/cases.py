@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from chiasm.errors import CohortError, shortened
 from chiasm.names import SAFE_NAME, is_plain, is_safe_id
 from chiasm.recipe import Data
 from chiasm.volumes.screening import STRICT, Reading
+
+T = TypeVar("T")
+K = TypeVar("K", bound=Hashable)
 
 #: Other spellings of the modality names used here, all in lower case.
 ALIASES: Mapping[str, str] = {
@@ -28,6 +32,9 @@ MODALITIES = ("t1", "t1ce", "t2", "flair", "pd", "ct", "mr", "cbct")
 #: What a file or folder of valid voxels, or of labels, is called in lower case.
 MASK_NAMES = ("mask", "masks", "brainmask", "brain_mask", "bodymask", "body_mask")
 LABEL_NAMES = ("seg", "labels", "label", "lesion", "lesions", "lesion_mask", "regions")
+
+#: Roles of a case's files that are no images.
+MAPS = ("mask", "labels")
 
 #: Ends of the names of files that `read_volume` reads.
 VOLUME_SUFFIXES = (".nii.gz", ".nii", ".mha", ".mhd")
@@ -162,16 +169,51 @@ def role_of(name: str) -> str:
     return ALIASES.get(lower, lower)
 
 
+def images_among(files: Mapping[str, Path]) -> dict[str, Path]:
+    """Return those of a case's files, by role, that are images: no mask and no label map.
+
+    >>> images_among({"t1": Path("t1.nii"), "mask": Path("mask.nii")})
+    {'t1': PosixPath('t1.nii')}
+    """
+    return {role: file for role, file in files.items() if role not in MAPS}
+
+
+def grouped(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
+    """Group items by a key, the groups and what is in each in the order in which they occur.
+
+    >>> grouped(["t1", "ct", "t2"], lambda name: name[0])
+    {'t': ['t1', 't2'], 'c': ['ct']}
+    """
+    groups: dict[K, list[T]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return groups
+
+
+def without_problems(items: Sequence[T | Problem]) -> tuple[list[T], list[Problem]]:
+    """Part what could be read from why the others could not."""
+    problems = [one for one in items if isinstance(one, Problem)]
+    return [one for one in items if not isinstance(one, Problem)], problems
+
+
+def repeated(names: Iterable[str]) -> list[str]:
+    """Return the names that occur more than once, each once, in the order in which they occur first.
+
+    >>> repeated(["b", "a", "b", "c", "a", "b"])
+    ['b', 'a']
+    """
+    return [name for name, count in Counter(names).items() if count > 1]
+
+
 def volume_stem(name: str) -> str | None:
     """Return a volume's file name without its suffix, or None where it is no volume.
 
     >>> volume_stem("a.b.nii.gz"), volume_stem("notes.txt")
     ('a.b', None)
     """
-    for suffix in VOLUME_SUFFIXES:
-        if name.lower().endswith(suffix) and len(name) > len(suffix):
-            return name[: -len(suffix)]
-    return None
+    suffixes = (suffix for suffix in VOLUME_SUFFIXES if name.lower().endswith(suffix) and len(name) > len(suffix))
+    suffix = next(suffixes, None)
+    return None if suffix is None else name[: -len(suffix)]
 
 
 def without_unsafe_names(cohort: Cohort) -> Cohort:

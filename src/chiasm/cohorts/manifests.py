@@ -16,12 +16,10 @@ part is optional:
 from __future__ import annotations
 
 import csv
-import math
 import re
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from itertools import pairwise
+from itertools import chain
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -30,14 +28,18 @@ from pydantic import TypeAdapter, ValidationError
 from chiasm.cohorts.cases import (
     LABEL_NAMES,
     LESION,
+    MAPS,
     MASK_NAMES,
     MODALITIES,
     Case,
     Cohort,
     Problem,
     Regions,
+    images_among,
+    repeated,
     role_of,
     volume_stem,
+    without_problems,
 )
 from chiasm.errors import CohortError, RunError, shortened
 from chiasm.names import SAFE_NAME, is_plain, is_safe_id
@@ -73,6 +75,40 @@ class Notes:
     select: tuple[str, ...] = ()
 
 
+def _are_objects(cases: object) -> bool:
+    return isinstance(cases, Mapping) and all(isinstance(note, Mapping) for note in cases.values())
+
+
+def _are_words_of_series(series: object) -> bool:
+    return isinstance(series, Mapping) and all(isinstance(words, (str, int)) for words in series.values())
+
+
+def _are_marks(allow: object) -> bool:
+    return isinstance(allow, list) and all(mark in MARKS for mark in allow)
+
+
+def _states_threshold(labels: object) -> bool:
+    """Tell whether nothing is stated, or a threshold that soft labels can have."""
+    if labels == {}:
+        return True
+    stated = labels.get("threshold") if isinstance(labels, Mapping) else None
+    return isinstance(stated, (int, float)) and not isinstance(stated, bool) and 0 < stated <= MOST_THRESHOLD
+
+
+def _are_texts(select: object) -> bool:
+    return isinstance(select, list) and all(isinstance(word, str) for word in select)
+
+
+#: Key of `cohort.json` to what tells whether its value is of the form that is expected, and that form.
+_FORMS: Mapping[str, tuple[Callable[[object], bool], str]] = {
+    "cases": (_are_objects, '{"cases": {id: {...}}}'),
+    "series": (_are_words_of_series, '{"series": {"t1": "words of its folder or description"}}'),
+    "allow": (_are_marks, '{"allow": [' + ", ".join(f'"{mark}"' for mark in MARKS) + "]}"),
+    "labels": (_states_threshold, f'{{"labels": {{"threshold": 0.5}}}}, above 0 and at most {MOST_THRESHOLD}'),
+    "select": (_are_texts, '{"select": ["acq-mprage"]}'),
+}
+
+
 def read_notes(root: Path) -> Notes:
     """Read the `cohort.json` of a folder; where there is none, it says nothing.
 
@@ -80,49 +116,35 @@ def read_notes(root: Path) -> Notes:
         CohortError: If it is damaged or of another form.
     """
     path = root / SIDECAR
-    content = read_object(path) if path.is_file() else {}
-    cases, series, allow = content.get("cases", {}), content.get("series", {}), content.get("allow", [])
-
-    def refusal(expected: str) -> CohortError:
-        return CohortError("is not of the expected form", path=path, reason="sidecar", expected=expected)
-
-    if not isinstance(cases, Mapping) or not all(isinstance(note, Mapping) for note in cases.values()):
-        raise refusal('{"cases": {id: {...}}}')
-    if not isinstance(series, Mapping) or not all(isinstance(words, (str, int)) for words in series.values()):
-        raise refusal('{"series": {"t1": "words of its folder or description"}}')
-    if not isinstance(allow, list) or not set(allow) <= set(MARKS):
-        raise refusal('{"allow": [' + ", ".join(f'"{mark}"' for mark in MARKS) + "]}")
-    threshold = _threshold(content.get("labels", {}))
-    if threshold is not None and not 0 < threshold <= MOST_THRESHOLD:
-        raise refusal(f'{{"labels": {{"threshold": 0.5}}}}, above 0 and at most {MOST_THRESHOLD}')
-    select = content.get("select", [])
-    if not isinstance(select, list) or not all(isinstance(word, str) for word in select):
-        raise refusal('{"select": ["acq-mprage"]}')
-    regions = declared_regions(content["regions"], path) if content.get("regions") is not None else None
-    reading = _reading(content.get("reading", {}))
-    if reading is None:
-        raise refusal('{"reading": {"form": "sform" or "qform", "assume_ras": true, ...}}')
-    named = {role_of(name): str(words) for name, words in series.items()}
-    return Notes(cases, regions, named, tuple(allow), reading, threshold, tuple(select))
+    content: Mapping[str, Any] = read_object(path) if path.is_file() else {}
+    for key, (is_expected, form) in _FORMS.items():
+        if key in content and not is_expected(content[key]):
+            raise _other_form(path, form)
+    threshold = content.get("labels", {}).get("threshold")
+    return Notes(
+        cases=content.get("cases", {}),
+        regions=None if content.get("regions") is None else declared_regions(content["regions"], path),
+        series={role_of(name): str(words) for name, words in content.get("series", {}).items()},
+        allow=tuple(content.get("allow", ())),
+        reading=_reading(content.get("reading", {}), path),
+        label_threshold=None if threshold is None else float(threshold),
+        select=tuple(content.get("select", ())),
+    )
 
 
-def _reading(content: object) -> Reading | None:
-    """Read what is assumed of files; None where it is of another form."""
-    names = {field.name for field in fields(Reading)}
-    if not isinstance(content, Mapping) or not set(content) <= names:
-        return None
+def _other_form(path: Path, expected: str) -> CohortError:
+    return CohortError("is not of the expected form", path=path, reason="sidecar", expected=expected)
+
+
+def _reading(content: object, path: Path) -> Reading:
+    """Read what is assumed of files."""
+    refusal = _other_form(path, '{"reading": {"form": "sform" or "qform", "assume_ras": true, ...}}')
+    if not isinstance(content, Mapping) or not set(content) <= {field.name for field in fields(Reading)}:
+        raise refusal
     try:
         return TypeAdapter(Reading).validate_python(content)
     except ValidationError:
-        return None
-
-
-def _threshold(labels: object) -> float | None:
-    """Return the threshold of soft labels that a sidecar states; NaN where it is no number."""
-    if labels == {}:
-        return None
-    stated = labels.get("threshold") if isinstance(labels, Mapping) else None
-    return float(stated) if isinstance(stated, (int, float)) and not isinstance(stated, bool) else math.nan
+        raise refusal from None
 
 
 def with_notes(cohort: Cohort, notes: Notes) -> Cohort:
@@ -131,24 +153,25 @@ def with_notes(cohort: Cohort, notes: Notes) -> Cohort:
     A head that every case shares is a template, not a person.
     """
     heads = {str(notes.cases.get(case.id, {}).get("head")) for case in cohort.cases}
-
-    def noted(case: Case) -> Case:
-        note = notes.cases.get(case.id, {})
-        head = note.get("head") if len(heads) > 1 else None
-        person = note.get("subject") if head is None else head
-        site = note.get("site")
-        return replace(
-            case,
-            subject=case.subject if person is None else str(person),
-            site=case.site if site is None else str(site),
-            reading=case.reading | notes.reading,
-            label_threshold=notes.label_threshold,
-        )
-
     return replace(
         cohort,
-        cases=tuple(map(noted, cohort.cases)),
+        cases=tuple(_noted(case, notes, with_head=len(heads) > 1) for case in cohort.cases),
         regions=cohort.regions if notes.regions is None else notes.regions,
+    )
+
+
+def _noted(case: Case, notes: Notes, *, with_head: bool) -> Case:
+    """Heed what is said of one case; `with_head` says whether heads tell persons apart."""
+    note = notes.cases.get(case.id, {})
+    head = note.get("head") if with_head else None
+    person = note.get("subject") if head is None else head
+    site = note.get("site")
+    return replace(
+        case,
+        subject=case.subject if person is None else str(person),
+        site=case.site if site is None else str(site),
+        reading=case.reading | notes.reading,
+        label_threshold=notes.label_threshold,
     )
 
 
@@ -158,11 +181,16 @@ def declared_regions(content: object, path: Path) -> Regions:
     Raises:
         CohortError: If it is not of the form.
     """
-    if isinstance(content, Mapping):
-        lists = {str(name): value if isinstance(value, list) else [value] for name, value in content.items()}
-        if all(isinstance(v, int) and v > 0 for values in lists.values() for v in values) and all(map(is_plain, lists)):
-            return {name: tuple(values) for name, values in lists.items()}
-    raise CohortError("declares regions wrongly", path=path, reason="regions", expected='{"WT": [1, 2, 4], "ET": [4]}')
+    table = content if isinstance(content, Mapping) else {"": content}  # no region has an empty name
+    lists: dict[str, list[Any]] = {
+        str(name): value if isinstance(value, list) else [value] for name, value in table.items()
+    }
+    are_labels = all(isinstance(value, int) and value > 0 for value in chain.from_iterable(lists.values()))
+    if not are_labels or not all(map(is_plain, lists)):
+        raise CohortError(
+            "declares regions wrongly", path=path, reason="regions", expected='{"WT": [1, 2, 4], "ET": [4]}'
+        )
+    return {name: tuple(values) for name, values in lists.items()}
 
 
 def read_object(path: Path) -> Mapping[str, object]:
@@ -171,13 +199,17 @@ def read_object(path: Path) -> Mapping[str, object]:
     Raises:
         CohortError: If it is damaged or holds something else.
     """
-    try:
-        content = read_json(path)
-    except RunError as error:
-        raise CohortError(error.what, path=path, reason=error.reason, found=error.found) from error
+    content = _json_content(path)
     if not isinstance(content, Mapping):
         raise CohortError("is no JSON object", path=path, reason="json")
     return content
+
+
+def _json_content(path: Path) -> object:
+    try:
+        return read_json(path)
+    except RunError as error:
+        raise CohortError(error.what, path=path, reason=error.reason, found=error.found) from error
 
 
 def with_unique_ids(root: Path, cases: Iterable[Case]) -> list[Case]:
@@ -187,12 +219,12 @@ def with_unique_ids(root: Path, cases: Iterable[Case]) -> list[Case]:
         CohortError: If two have one id.
     """
     ordered = sorted(cases, key=lambda case: case.id)
-    if twice := [a.id for a, b in pairwise(ordered) if a.id == b.id]:
+    if twice := repeated(case.id for case in ordered):
         raise CohortError(
             "two cases have the same id",
             path=root,
             reason="duplicate-id",
-            found=", ".join(sorted(set(twice))[:5]),
+            found=", ".join(twice[:5]),
             hint="Give each row of a manifest an id of its own, in a column called id.",
         )
     return ordered
@@ -223,61 +255,87 @@ def read_manifest(path: Path) -> Cohort:
         CohortError: If it is damaged, lacks a column, repeats an id, or has a
             path with `..` or NUL, outside its folder, or led out by a link.
     """
-    root = path.parent
     rows, regions = _rows(path)
     columns = _image_columns(path, rows)
-    if not rows or "subject" not in rows[0] or not columns:
-        raise CohortError(
-            "lacks a column or has no row",
-            path=path,
-            reason="columns",
-            found=", ".join(rows[0]) if rows else "no row",
-            expected="subject and one column per image, such as source and target",
-        )
-    cases, problems, real_root = [], [], root.resolve()
-    for number, row in enumerate(rows, start=1):
-        where = f"row {number}"
-        subject = row.get("subject", "")
-        name = row.get("id") or subject
-        if not is_safe_id(subject) or not is_safe_id(name):
-            found = shortened(name if is_safe_id(subject) else subject)
-            message = f"{path.name}, {where}: the subject or id {found} cannot be used: a name is {SAFE_NAME}"
-            problems.append(Problem(path, "unsafe-id", message, name))
-            continue
-        split = row.get("split") or None
-        if split not in (None, *ROLES):
-            raise CohortError(
-                f"{where}: unknown split", path=path, reason="split", found=split, expected="/".join(ROLES)
-            )
-        cells = {role: row[column] for column, role in columns.items() if row.get(column)}
-        cells |= {role: row[role] for role in ("mask", "labels") if row.get(role)}
-        files = {role: _inside(root, real_root, text, path, where) for role, text in cells.items()}
-        if missing := [role for role, file in files.items() if not file.exists()]:
-            message = f"{path.name}, {where}: the {missing[0]} of case {name} does not exist"
-            problems.append(Problem(files[missing[0]], "missing-file", message, name))
-            continue
-        images = {role: file for role, file in files.items() if role not in ("mask", "labels")}
-        if not images:
-            problems.append(Problem(path, "no-image", f"{path.name}, {where}: case {name} has no image", name))
-            continue
-        made = tuple(map(role_of, row.get("synthetic", "").split()))
-        if strange := [role for role in made if role not in images]:
-            raise CohortError(
-                f"{where}: an image that the row does not have is called synthetic",
-                path=path,
-                reason="synthetic",
-                found=strange[0],
-                expected=f"some of {', '.join(images)}",
-            )
-        mask, labels, site = files.get("mask"), files.get("labels"), row.get("site") or None
-        cases.append(Case(name, subject, images, mask, labels, site, split, made))
+    cases, problems = without_problems([_case_of(row, columns) for row in rows])
     with_unique_ids(path, [*cases, *(Case(p.case, p.case, {}) for p in problems if p.case)])
     if not cases:
         reason = "unsafe-id" if problems[0].reason == "unsafe-id" else "no-cases"
         raise CohortError(f"has no usable row; {problems[0].message}", path=path, reason=reason)
-    with_labels = any(case.labels for case in cases)
-    declared = (regions or LESION) if with_labels else {}
-    return Cohort(root, "manifest", tuple(with_unique_ids(path, cases)), declared, tuple(problems))
+    declared = regions or LESION
+    return Cohort(
+        path.parent,
+        "manifest",
+        tuple(with_unique_ids(path, cases)),
+        declared if any(case.labels for case in cases) else {},
+        tuple(problems),
+    )
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One row of a manifest: its number from 1, and its cells by the meaning of their columns."""
+
+    manifest: Path
+    number: int
+    cells: Mapping[str, str]
+
+    @property
+    def subject(self) -> str:
+        return self.cells.get("subject", "")
+
+    @property
+    def case(self) -> str:
+        return self.cells.get("id") or self.subject
+
+    def problem(self, reason: str, message: str, path: Path | None = None) -> Problem:
+        """Say why the row is left out."""
+        return Problem(path or self.manifest, reason, f"{self.manifest.name}, row {self.number}: {message}", self.case)
+
+    def refusal(
+        self, what: str, reason: str, found: str, *, expected: str | None = None, hint: str | None = None
+    ) -> CohortError:
+        """Say why the whole manifest is refused for this row."""
+        return CohortError(
+            f"row {self.number}: {what}", path=self.manifest, reason=reason, found=found, expected=expected, hint=hint
+        )
+
+
+def _case_of(row: _Row, columns: Mapping[str, str]) -> Case | Problem:
+    """Make a case of a row, or say why it is left out."""
+    unsafe = next((name for name in (row.subject, row.case) if not is_safe_id(name)), None)
+    if unsafe is not None:
+        found = shortened(unsafe)
+        return row.problem("unsafe-id", f"the subject or id {found} cannot be used: a name is {SAFE_NAME}")
+    split = row.cells.get("split") or None
+    if split not in (None, *ROLES):
+        raise row.refusal("unknown split", "split", split, expected="/".join(ROLES))
+    files = _files_of(row, columns)
+    missing = next((role for role, file in files.items() if not file.exists()), None)
+    if missing is not None:
+        return row.problem("missing-file", f"the {missing} of case {row.case} does not exist", files[missing])
+    images = images_among(files)
+    if not images:
+        return row.problem("no-image", f"case {row.case} has no image")
+    site, made = row.cells.get("site") or None, _synthetic_images(row, images)
+    return Case(row.case, row.subject, images, files.get("mask"), files.get("labels"), site, split, made)
+
+
+def _files_of(row: _Row, columns: Mapping[str, str]) -> dict[str, Path]:
+    """Return the files of a row by role: images first, then mask and labels."""
+    named = {role: row.cells.get(column) for column, role in columns.items()}
+    named |= {role: row.cells.get(role) for role in MAPS}
+    return {role: _inside(text, row) for role, text in named.items() if text}
+
+
+def _synthetic_images(row: _Row, images: Collection[str]) -> tuple[str, ...]:
+    """Return which images of a row were made, not acquired."""
+    made = tuple(map(role_of, row.cells.get("synthetic", "").split()))
+    strange = next((role for role in made if role not in images), None)
+    if strange is not None:
+        what = "an image that the row does not have is called synthetic"
+        raise row.refusal(what, "synthetic", strange, expected=f"some of {', '.join(images)}")
+    return made
 
 
 def manifest_of(root: Path, *, forced: bool) -> Path | None:
@@ -303,7 +361,10 @@ def _head(path: Path) -> str:
     return start if path.suffix == ".json" else start.lstrip().partition("\n")[0]
 
 
-def _rows(path: Path) -> tuple[list[dict[str, str]], Regions | None]:
+_Pairs = Sequence[tuple[str, str]]  # headings and cells of a row
+
+
+def _rows(path: Path) -> tuple[list[_Row], Regions | None]:
     """Read a manifest's rows, keys in lower case and values as text, and the regions it declares."""
     try:
         text = path.read_bytes().decode("utf-8-sig")
@@ -313,68 +374,100 @@ def _rows(path: Path) -> tuple[list[dict[str, str]], Regions | None]:
         raise CohortError("holds a NUL character", path=path, reason="nul")
     regions = None
     if path.suffix.lower() == ".json":
-        try:
-            content = read_json(path)
-        except RunError as error:
-            raise CohortError(error.what, path=path, reason=error.reason, found=error.found) from error
-        if isinstance(content, Mapping):
-            regions = declared_regions(content["regions"], path) if "regions" in content else None
-            content = content.get("cases")
-        rows_of: list[Any] = content if isinstance(content, list) else [None]
-        scalar = (str, int, float, type(None))
-        if not all(isinstance(row, Mapping) and all(isinstance(c, scalar) for c in row.values()) for row in rows_of):
-            raise CohortError("is no list of rows", path=path, reason="json", expected='[{"subject": ...}, ...]')
-        given = [[(str(key), "" if cell is None else str(cell)) for key, cell in row.items()] for row in rows_of]
+        given, regions = _json_rows(path)
     else:
-        lines = text.splitlines()
-        semicolons = bool(lines) and lines[0].count(";") > lines[0].count(",")
-        separator = "\t" if path.suffix.lower() == ".tsv" else ";" if semicolons else ","
-        try:
-            table = [row for row in csv.reader(lines, delimiter=separator) if any(cell.strip() for cell in row)]
-        except csv.Error as error:  # a cell without end
-            raise CohortError("is no table", path=path, reason="ragged", found=error) from error
-        for number, row in enumerate(table):
-            if len(row) != len(table[0]):
-                raise CohortError(
-                    f"row {number} has another length than the header",
-                    path=path,
-                    reason="ragged",
-                    found=f"{len(row)} cells",
-                    expected=len(table[0]),
-                )
-        given = [list(zip(table[0], row)) for row in table[1:]]
-    rows = []
-    for pairs in given:
-        keys = [_RESERVED.get(key.strip().lower(), key.strip().lower()) for key, _ in pairs]
-        if twice := [key for key, count in Counter(keys).items() if count > 1]:
-            raise CohortError("has two columns of one meaning", path=path, reason="columns", found=", ".join(twice))
-        rows.append({key: cell.strip(" \t") for key, (_, cell) in zip(keys, pairs)})
-    return rows, regions
+        given = _table_rows(path, text)
+    return [_Row(path, number, _by_meaning(pairs, path)) for number, pairs in enumerate(given, start=1)], regions
 
 
-def _image_columns(path: Path, rows: Sequence[Mapping[str, str]]) -> dict[str, str]:
+def _json_rows(path: Path) -> tuple[list[_Pairs], Regions | None]:
+    """Read a list of rows, or an object with one and perhaps regions."""
+    content, regions = _json_content(path), None
+    if isinstance(content, Mapping):
+        regions = declared_regions(content["regions"], path) if "regions" in content else None
+        content = content.get("cases")
+    if not isinstance(content, list) or not all(map(_is_row, content)):
+        raise CohortError("is no list of rows", path=path, reason="json", expected='[{"subject": ...}, ...]')
+    return [[(str(key), "" if cell is None else str(cell)) for key, cell in row.items()] for row in content], regions
+
+
+def _is_row(row: object) -> bool:
+    scalar = (str, int, float, type(None))
+    return isinstance(row, Mapping) and all(isinstance(cell, scalar) for cell in row.values())
+
+
+def _table_rows(path: Path, text: str) -> list[_Pairs]:
+    """Read a table, every row of which is as long as its header; empty rows are passed over."""
+    lines = text.splitlines()
+    separator = "\t" if path.suffix.lower() == ".tsv" else _separator("".join(lines[:1]))
+    try:
+        table = [row for row in csv.reader(lines, delimiter=separator) if any(map(str.strip, row))]
+    except csv.Error as error:  # a cell without end
+        raise CohortError("is no table", path=path, reason="ragged", found=error) from error
+    for number, row in enumerate(table):
+        if len(row) != len(table[0]):
+            raise CohortError(
+                f"row {number} has another length than the header",
+                path=path,
+                reason="ragged",
+                found=f"{len(row)} cells",
+                expected=len(table[0]),
+            )
+    return [list(zip(table[0], row, strict=True)) for row in table[1:]]
+
+
+def _separator(header: str) -> str:
+    return ";" if header.count(";") > header.count(",") else ","
+
+
+def _by_meaning(pairs: _Pairs, path: Path) -> dict[str, str]:
+    """Return the cells of a row by what their columns mean."""
+    keys = [_RESERVED.get(key.strip().lower(), key.strip().lower()) for key, _ in pairs]
+    if twice := repeated(keys):
+        raise CohortError("has two columns of one meaning", path=path, reason="columns", found=", ".join(twice))
+    return {key: cell.strip(" \t") for key, (_, cell) in zip(keys, pairs, strict=True)}
+
+
+def _image_columns(path: Path, rows: Sequence[_Row]) -> dict[str, str]:
     """Map each column that holds images to its modality."""
-    columns: dict[str, str] = {}
-    for key in dict.fromkeys(key for row in rows for key in row if key not in _RESERVED.values()):
-        bare = re.sub(r"^(source|target)[_:. -]+", "", key)
-        if role_of(bare) in (*MODALITIES, "source", "target") or any(volume_stem(row.get(key, "")) for row in rows):
-            columns[key] = role_of(bare)
-    if twice := [role for role, count in Counter(columns.values()).items() if count > 1]:
+    keys = dict.fromkeys(key for row in rows for key in row.cells if key not in _RESERVED.values())
+    columns = {key: _modality_of(key) for key in keys if _holds_images(key, rows)}
+    if twice := repeated(columns.values()):
         raise CohortError("has two columns of one modality", path=path, reason="columns", found=", ".join(twice))
-    return columns
+    headings = rows[0].cells if rows else {}
+    if "subject" in headings and columns:
+        return columns
+    raise CohortError(
+        "lacks a column or has no row",
+        path=path,
+        reason="columns",
+        found=", ".join(headings) or "no row",
+        expected="subject and one column per image, such as source and target",
+    )
 
 
-def _inside(root: Path, real_root: Path, text: str, manifest: Path, where: str) -> Path:
+def _modality_of(column: str) -> str:
+    return role_of(re.sub(r"^(source|target)[_:. -]+", "", column))
+
+
+def _holds_images(column: str, rows: Sequence[_Row]) -> bool:
+    """Tell by a column's name, or by cells that name volumes."""
+    is_modality = _modality_of(column) in (*MODALITIES, "source", "target")
+    return is_modality or any(volume_stem(row.cells.get(column, "")) for row in rows)
+
+
+def _inside(text: str, row: _Row) -> Path:
     """Return the file that a manifest's cell names, refusing whatever leaves the manifest's folder."""
+    root = row.manifest.parent
     candidate = root / text
 
     def refusal(reason: str, why: str) -> CohortError:
         hint = "Keep the files below the manifest, and name them from there."
-        return CohortError(f"{where}: {why}", path=manifest, reason=reason, found=repr(text), hint=hint)
+        return row.refusal(why, reason, repr(text), hint=hint)
 
     if "\0" in text:
         raise refusal("nul", "a path holds a NUL character")
-    if ".." in PurePosixPath(text).parts or ".." in PureWindowsPath(text).parts:
+    if ".." in (*PurePosixPath(text).parts, *PureWindowsPath(text).parts):
         raise refusal("outside", "a path holds '..'")
     if Path(text).is_absolute() and not candidate.is_relative_to(root.absolute()):
         raise refusal("outside", "an absolute path lies outside the manifest's folder")
@@ -384,6 +477,6 @@ def _inside(root: Path, real_root: Path, text: str, manifest: Path, where: str) 
         raise refusal("outside", "a link leads nowhere") from error
     except ValueError as error:  # half a character
         raise refusal("outside", "a path cannot be a file's name") from error
-    if not real.is_relative_to(real_root):
+    if not real.is_relative_to(root.resolve()):
         raise refusal("outside", "a link leads out of the manifest's folder")
     return candidate
