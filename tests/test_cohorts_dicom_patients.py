@@ -12,7 +12,8 @@ import pytest
 from typer.testing import CliRunner
 
 from chiasm.cli import app
-from chiasm.cohorts.dicom_patients import Selection, guess_modality, parse_rules
+from chiasm.cohorts.dicom_modalities import guess_modality
+from chiasm.cohorts.dicom_patients import Selection, parse_rules
 from chiasm.cohorts.discovery import find_cohort, select_cases
 from chiasm.errors import CohortError, RecipeError
 from chiasm.prediction.folders import predict

@@ -22,7 +22,8 @@ its own, and within a line only from names to its left; a test reads this map.
     simulation    patients that are made: deformation, anatomy, lesions, signals, patient, cohort_folder,
                   phantom
     cohorts       which files belong together: cases, images, manifests, labels, completed, folder_roles, known_layouts,
-                  dicom_patients, relatives, gathering, discovery, splits, textures, duplicates
+                  dicom_modalities, dicom_places, dicom_patients, relatives, gathering, discovery, splits, textures,
+                  duplicates
     registration  images of one patient, aligned: demons, alignment, cohort
     preparation   from files to arrays that a network learns from: intensity, bias_field, degradation, fingerprint,
                   examination, inspection, unpaired, plan, out_of_distribution, memory, planning, arrays

@@ -1,0 +1,69 @@
+"""Which modality a DICOM series is: its folder, header or description says so, where they leave no choice."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from chiasm.cohorts.cases import ALIASES, MODALITIES, role_of
+from chiasm.volumes.dicom_series import Series, folder_name
+
+WITH_AGENT = {"ce", "gd", "gad", "gado", "post", "postcontrast", "contrast", "km", "c"}
+#: Words of descriptions of what is no plain contrast.
+NO_PLAIN_CONTRAST = {
+    "star", "swi", "dwi", "adc", "trace", "map", "dti", "perf", "perfusion", "bold", "mra", "tof", "pc",
+}  # fmt: skip
+WEIGHTINGS = {"t1", "t1ce", "t2", "flair", "pd"}
+
+
+def guess_modality(series: Series, scans: Sequence[Series]) -> str | None:
+    """Guess a modality where folder, header or description leave no choice; None where they do, and for phase and maps.
+
+    Args:
+        series: One of
+        scans: all scans of its patient.
+    """
+    return None if series.shows_no_contrast else modality_of(series, scans)
+
+
+def modality_of(series: Series, scans: Sequence[Series]) -> str | None:
+    """Guess a modality as `guess_modality` does, of phase and maps too.
+
+    Args:
+        series: One of
+        scans: all scans of its patient.
+    """
+    by_folder = role_of(last_word(folder_name(series)))
+    if by_folder in MODALITIES:
+        return by_folder
+    if series.modality != "MR":
+        return "ct" if series.modality == "CT" else None
+    return _weighting(series) or ("mr" if _is_only_mr(series, scans) else None)
+
+
+def last_word(name: str) -> str:
+    """Return the last word of a folder's name.
+
+    >>> last_word("P07_T1c"), last_word("P07")
+    ('T1c', 'P07')
+    """
+    return re.split(r"[_\-. ]", name)[-1]
+
+
+def _weighting(series: Series) -> str | None:
+    """Return the one weighting that the words of a description name."""
+    text = series.description.lower() or series.protocol.lower()
+    words = set(re.split(r"[^a-z0-9*]+", text))
+    if words & NO_PLAIN_CONTRAST or "*" in text:
+        return None
+    found = {ALIASES.get(word, word) for word in words} & WEIGHTINGS
+    found -= {"t2"} if "flair" in found else set()
+    if found == {"t1"} and (series.contrast or words & WITH_AGENT):
+        return "t1ce"
+    return found.pop() if len(found) == 1 else None
+
+
+def _is_only_mr(series: Series, scans: Sequence[Series]) -> bool:
+    """Tell whether a patient has no other MR; images of one series that are listed apart count as one."""
+    others = [one for one in scans if one.modality == "MR" and not (one.apart and one.uid == series.uid)]
+    return len(others) == (0 if series.apart else 1)

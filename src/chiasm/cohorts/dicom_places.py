@@ -1,0 +1,207 @@
+"""The patients of a folder of DICOM: which places below it are one patient's, and whose each series is.
+
+Each folder or zip archive below the root is a patient, whatever lies below it.
+Two things make folders one patient's: names that end in a modality
+(`P07_T1c`, `P07_T2`) within one study, and one study in all folders of the root,
+one scan at most in each.  DICOM files in the root itself make all of it one
+patient's.  Patients whose series still have several PatientIDs are taken apart.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from chiasm.cohorts.cases import MAPS, MODALITIES, grouped, role_of
+from chiasm.cohorts.dicom_modalities import last_word
+from chiasm.cohorts.folder_roles import FolderRole, role_of_folder, roles_of_folders, roles_of_siblings
+from chiasm.errors import VolumeError
+from chiasm.names import is_safe_id
+from chiasm.volumes.dicom_files import looks_like_zip
+from chiasm.volumes.dicom_series import Scan, Series, scan_folder_alone, scan_series
+
+
+class Patient(NamedTuple):
+    """The series of one patient.
+
+    Attributes:
+        id: Of the case.
+        subject: The person: equal for two patients whose PatientID is.
+        series: In the order of the listing, choices counted from 1.
+        broken: DICOM files that are damaged.
+        place: The folder or archive.
+    """
+
+    id: str
+    subject: str
+    series: tuple[Series, ...]
+    broken: tuple[VolumeError, ...]
+    place: Path
+
+
+def find_patients(root: Path) -> Iterator[Patient]:
+    """Yield the patients of a folder, an archive or around a file, one after another.
+
+    Raises:
+        VolumeError: If the place cannot be read.
+    """
+    subjects: dict[str, str] = {}
+    for group in _groups(root):
+        yield from _patients_of(group, subjects)
+
+
+def role_of_patient(patient: Patient, root: Path) -> str | None:
+    """Return the role that the folder above a patient's fixes, or the folder that several patients share."""
+    shared = patient.id != _name(patient.place)
+    folder = patient.place if shared else patient.place.parent
+    found = _roles_below(root).get(folder) or role_of_folder(folder.name)
+    return found.role if found and folder != root and folder.is_relative_to(root) else None
+
+
+def _roles_below(root: Path) -> dict[Path, FolderRole]:
+    """Return the folders of a root that fix a role; of numbered folders such as train_001, each is a patient's."""
+    names = [child.name for child in _children(root) if child.is_dir()] if root.is_dir() else []
+    found = roles_of_siblings(names)
+    trained = Counter(re.sub(r"\d+$", "", name) for name, role in found.items() if role.role == "train")
+    if max(trained.values(), default=0) > 1:
+        found = roles_of_folders(names)
+    return {root / name: role for name, role in found.items()}
+
+
+class _Group(NamedTuple):
+    """What belongs to one patient by its place."""
+
+    name: str
+    place: Path
+    scan: Scan
+
+
+class _Place(NamedTuple):
+    """A folder or archive below a root, and its series."""
+
+    path: Path
+    scan: Scan
+
+    @property
+    def is_lone(self) -> bool:
+        """Whether it holds one study, and one scan at most."""
+        series = self.scan.series
+        return sum(one.is_scan for one in series) <= 1 and len({one.study_uid for one in series}) == 1
+
+    @property
+    def study(self) -> str:
+        """The study of its first series."""
+        return self.scan.series[0].study_uid
+
+
+def _patients_of(group: _Group, subjects: dict[str, str]) -> Iterator[Patient]:
+    """Yield one patient for each PatientID of a group; `subjects` remembers the persons of all groups."""
+    people = sorted({series.patient for series in group.scan.series if series.images} - {""})
+    name = group.name if is_safe_id(group.name) else "patient"
+    is_named = len(people) < 2 and name == group.name
+    for person in people or [""]:
+        series = _series_of(person, people, group.scan)
+        case = name if is_named else f"{name}-{person[:8]}"
+        subject = subjects.get(person, case)
+        if group.scan.broken or any(one.images for one in series):
+            subjects |= {person: subject} if person else {}
+            yield Patient(case, subject, series, group.scan.broken, group.place)
+
+
+def _series_of(person: str, people: Sequence[str], scan: Scan) -> tuple[Series, ...]:
+    """Return the series of one person, counted from 1; what names nobody goes to the first."""
+    is_first = person in people[:1]
+    own = (one for one in scan.series if one.patient == person or (is_first and one.patient not in people))
+    return tuple(one.numbered(choice) for choice, one in enumerate(own, start=1))
+
+
+def _groups(root: Path) -> Iterator[_Group]:
+    """Yield what belongs to one patient by its place."""
+    if not root.is_dir() or any(series.images for series in scan_folder_alone(root).series):
+        yield _Group(_name(root), root, scan_series(root))
+        return
+    lone: list[_Place] = []
+    studies: set[str] = set()
+    for place in _places_below(root):
+        if place.is_lone:
+            lone.append(place)
+            studies.add(place.study)
+        else:
+            studies.add("")  # more than one study: not all of the root is one patient's
+            yield _Group(_name(place.path), *place)
+    if len(lone) > 1 and len(studies) == 1 and studies != {""}:
+        yield _Group(_name(root), root, _together(lone))
+    else:
+        yield from _groups_by_name(lone, root)
+
+
+def _places_below(root: Path) -> Iterator[_Place]:
+    """Scan what may hold a patient, one place after another, and yield where there is DICOM."""
+    for child in _patients_below(root):
+        if child.is_dir() or (child.is_file() and _is_zip(child)):
+            scan = _scan_of(child)
+            if scan.series or scan.broken:
+                yield _Place(child, scan)
+
+
+def _groups_by_name(places: Sequence[_Place], root: Path) -> Iterator[_Group]:
+    """Join the places of one study whose names are equal but for a modality at their end."""
+    for (stem, _), members in grouped(places, _name_and_study).items():
+        if len(members) > 1:
+            yield _Group(stem, root, _together(members))
+        else:
+            yield _Group(_name(members[0].path), *members[0])
+
+
+def _name_and_study(place: _Place) -> tuple[str, str]:
+    """Return a place's name without the modality, and its study; without a modality, its whole path alone."""
+    name = place.path.name
+    stem = _stem(name) if role_of(last_word(name)) in (*MODALITIES, *MAPS) else ""
+    return (stem, place.study) if stem else (str(place.path), "")
+
+
+def _children(folder: Path) -> list[Path]:
+    return sorted(child for child in folder.iterdir() if not child.name.startswith((".", "__MACOSX")))
+
+
+def _patients_below(root: Path) -> list[Path]:
+    """List what may hold a patient: folders and archives, and where two folders or more fix roles, what these hold."""
+    children, roles = _children(root), _roles_below(root)
+    if len({found.role for found in roles.values()}) < 2:  # one folder called test may be a patient's
+        return children
+    return [inside for child in children for inside in (_children(child) if child in roles else [child])]
+
+
+def _scan_of(child: Path) -> Scan:
+    """Find the series of one patient; a place that cannot be listed is that patient's fault and nobody else's."""
+    try:
+        return scan_series(child)
+    except VolumeError as error:
+        return Scan((), (error,))
+
+
+def _together(places: Sequence[_Place]) -> Scan:
+    return Scan(
+        tuple(series for place in places for series in place.scan.series),
+        tuple(error for place in places for error in place.scan.broken),
+    )
+
+
+def _is_zip(path: Path) -> bool:
+    try:
+        with path.open("rb") as content:
+            return looks_like_zip(content.read(4))
+    except OSError:  # whoever opens it next says why
+        return True
+
+
+def _name(place: Path) -> str:
+    name = place.absolute().name
+    return place.stem if place.suffix.lower() in (".zip", ".dcm", ".ima") else name
+
+
+def _stem(name: str) -> str:
+    return name[: -len(last_word(name))].rstrip("_-. ")
