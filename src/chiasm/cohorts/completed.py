@@ -19,13 +19,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from chiasm.checksums import sha256_of
-from chiasm.cohorts.cases import Case, Regions, volume_stem
+from chiasm.cohorts.cases import MAPS, Case, Regions, volume_stem
 from chiasm.cohorts.images import read_case_image, read_case_labels
 from chiasm.cohorts.labels import read_label_map
 from chiasm.cohorts.manifests import MANIFESTS, SIDECAR
 from chiasm.errors import RunError
 from chiasm.storage import read_json, whole_file, write_json, write_text
-from chiasm.volumes import write_volume
+from chiasm.volumes import Volume, write_volume
 from chiasm.volumes.dicom_series import is_dicom
 from chiasm.volumes.screening import STRICT, volume_files
 
@@ -112,31 +112,35 @@ def copy_case(case: Case, root: Path) -> Case:
         ChiasmError: If one cannot be written.
     """
     folder = root / case.id
-
-    def copied(path: Path, role: str) -> Path:
-        if role == "labels" and case.label_threshold is not None:
-            labels, copy = read_label_map(case, {}), folder / f"{case.id}_{role}.nii.gz"
-            write_volume(copy, labels.array, labels.geometry, labels=True)
-            return copy
-        if is_dicom(path) or len(volume_files(path)) > 1:
-            is_map = role in ("mask", "labels")
-            copy = folder / f"{case.id}_{role}.nii.gz"
-            volume = read_case_labels(case, path) if is_map else read_case_image(case, role)
-            write_volume(copy, volume.array, volume.geometry, labels=is_map)
-            return copy
-        copy = folder / f"{case.id}_{role}{path.name[len(volume_stem(path.name) or '') :]}"
-        if not copy.is_file() or sha256_of(copy) != sha256_of(path):
-            with whole_file(copy) as temporary:
-                shutil.copyfile(path, temporary)
-        return copy
-
     return replace(
         case,
-        images={name: copied(path, name) for name, path in case.images.items()},
-        mask=None if case.mask is None else copied(case.mask, "mask"),
-        labels=None if case.labels is None else copied(case.labels, "labels"),
+        images={name: _copied(case, path, name, folder) for name, path in case.images.items()},
+        mask=None if case.mask is None else _copied(case, case.mask, "mask", folder),
+        labels=None if case.labels is None else _copied(case, case.labels, "labels", folder),
         label_threshold=None,
     )
+
+
+def _copied(case: Case, path: Path, role: str, folder: Path) -> Path:
+    """Copy one file of a case and return where."""
+    is_soft = role == "labels" and case.label_threshold is not None
+    if is_soft or is_dicom(path) or len(volume_files(path)) > 1:
+        volume = _volume_of(case, path, role)
+        copy = folder / f"{case.id}_{role}.nii.gz"
+        write_volume(copy, volume.array, volume.geometry, labels=role in MAPS)
+        return copy
+    copy = folder / f"{case.id}_{role}{path.name[len(volume_stem(path.name) or '') :]}"
+    if not copy.is_file() or sha256_of(copy) != sha256_of(path):
+        with whole_file(copy) as temporary:
+            shutil.copyfile(path, temporary)
+    return copy
+
+
+def _volume_of(case: Case, path: Path, role: str) -> Volume:
+    """Read one file of a case as it is used; soft labels as the voxels that count."""
+    if role == "labels" and case.label_threshold is not None:
+        return read_label_map(case, {})
+    return read_case_labels(case, path) if role in MAPS else read_case_image(case, role)
 
 
 def write_completed(root: Path, cases: Sequence[Case], regions: Regions) -> None:
@@ -158,13 +162,17 @@ def write_completed(root: Path, cases: Sequence[Case], regions: Regions) -> None
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["id", "subject", "site", "split", *modalities, "mask", "labels", "synthetic"])
     for case in cases:
-        files = [*(case.images.get(name) for name in modalities), case.mask, case.labels]
-        cells = ["" if file is None else file.relative_to(root).as_posix() for file in files]
-        role = case.split or ("train" if case.synthetic else "")
-        writer.writerow([case.id, case.subject, case.site or "", role, *cells, " ".join(case.synthetic)])
+        writer.writerow(_manifest_row(case, modalities, root))
     notes: dict[str, object] = {"regions": {name: list(values) for name, values in regions.items()}} if regions else {}
     if cases and cases[0].reading != STRICT:  # the copies keep their headers
         notes["reading"] = asdict(cases[0].reading)
     if notes:
         write_json(root / SIDECAR, notes)
     write_text(root / MANIFESTS[0], text.getvalue())
+
+
+def _manifest_row(case: Case, modalities: Sequence[str], root: Path) -> list[str]:
+    files = [*(case.images.get(name) for name in modalities), case.mask, case.labels]
+    cells = ["" if file is None else file.relative_to(root).as_posix() for file in files]
+    role = case.split or ("train" if case.synthetic else "")
+    return [case.id, case.subject, case.site or "", role, *cells, " ".join(case.synthetic)]

@@ -1,7 +1,7 @@
 """Which files of a folder belong together: a manifest says so, their names, or DICOM headers.
 
-A folder that fits several layouts of `patterns.LAYOUTS` is read as the first;
-one that holds DICOM and no other volumes, by `dicom_folders`.  But for DICOM
+A folder that fits several layouts of `known_layouts.LAYOUTS` is read as the first;
+one that holds DICOM and no other volumes, by `dicom_patients`.  But for DICOM
 headers, no file is opened here.
 """
 
@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from chiasm.cohorts.cases import (
     LESION,
+    MAPS,
     Case,
     Cohort,
     Problem,
@@ -88,6 +89,21 @@ def selection_of(recipe: Recipe, given: Selection | None = None, *, remember: bo
 
 
 def _find(root: Path, layout: str | None, selection: Selection) -> Cohort:
+    _check_place(root, layout)
+    if layout == "dicom" or (layout is None and root.is_file() and holds_dicom(root)):
+        return _dicom_cohort(root, selection)
+    manifest = manifest_of(root, forced=layout == "manifest")
+    if manifest is not None and layout in (None, "manifest"):
+        return with_notes(_unmarked(_in_no_row(read_manifest(manifest)), selection), read_notes(manifest.parent))
+    if root.is_dir():
+        return _cohort_below(root, layout, selection)
+    raise CohortError(
+        "is neither a folder nor a manifest", path=root, reason="no-folder", expected=".csv, .tsv or .json"
+    )
+
+
+def _check_place(root: Path, layout: str | None) -> None:
+    """Refuse a layout that is unknown, and a place that is not there or cannot be read."""
     if layout is not None and layout not in NAMES:
         raise unknown("layout", layout, NAMES, CohortError)
     try:
@@ -96,16 +112,13 @@ def _find(root: Path, layout: str | None, selection: Selection) -> Cohort:
         raise CohortError("cannot be read", path=root, reason="unreadable", found=error) from error
     if not exists:
         raise CohortError("does not exist", path=root, reason="not-found")
-    if layout == "dicom" or (layout is None and root.is_file() and holds_dicom(root)):
-        return _dicom_cohort(root, selection)
-    manifest = manifest_of(root, forced=layout == "manifest")
-    if manifest is not None and layout in (None, "manifest"):
-        return with_notes(_unmarked(_in_no_row(read_manifest(manifest)), selection), read_notes(manifest.parent))
-    if not root.is_dir():
-        raise CohortError(
-            "is neither a folder nor a manifest", path=root, reason="no-folder", expected=".csv, .tsv or .json"
-        )
-    if (cohort := _by_names(root, layout, selection, files := volumes_below(root))) is not None:
+
+
+def _cohort_below(root: Path, layout: str | None, selection: Selection) -> Cohort:
+    """Find the cases of a folder without a manifest."""
+    files = volumes_below(root)
+    cohort = _by_names(root, layout, selection, files)
+    if cohort is not None:
         return cohort
     if layout is None and not files and holds_dicom(root):
         return _dicom_cohort(root, selection)
@@ -117,10 +130,7 @@ def _by_names(root: Path, layout: str | None, selection: Selection, files: Seque
     notes = read_notes(root)
     words = selection.select or selection.remembered or notes.select
     _check_words(root, selection.select, files)
-    for row in LAYOUTS:
-        asked = layout == row.name
-        if not asked and (layout is not None or not any(re.search(row.sign, file.stem) for file in files)):
-            continue
+    for row in (row for row in LAYOUTS if _may_fit(row, layout, files)):
         finds = row.find(root, files)
         cases, problems, told = gather(root, finds, words)
         if cases:
@@ -129,6 +139,13 @@ def _by_names(root: Path, layout: str | None, selection: Selection, files: Seque
             cohort = _unmarked(with_account(cohort, finds, files), selection)
             return with_notes(_with_people(cohort, notes) if row.people else cohort, notes)
     return None
+
+
+def _may_fit(row: Layout, asked: str | None, files: Sequence[File]) -> bool:
+    """Tell whether a layout is asked for, or none is and its sign occurs."""
+    if asked is not None:
+        return asked == row.name
+    return any(re.search(row.sign, file.stem) for file in files)
 
 
 def _regions(row: Layout, finds: Finds, cases: Sequence[Case]) -> Regions:
@@ -161,14 +178,13 @@ def _check_words(root: Path, words: Sequence[str], files: Sequence[File]) -> Non
     for word in words:
         if not any(count_words(file.path, [word]) for file in files):
             some = ", ".join(file.path.name for file in files[:3])
+            series = "Words are for names of files; a DICOM series is chosen by a rule for series."
             raise CohortError(
                 f"no file has the word {word!r} in its name",
                 path=root,
                 reason="select",
                 found=f"names such as {some}" if files else "no volume",
-                hint="Words are for names of files; a DICOM series is chosen by a rule for series."
-                if not files
-                else None,
+                hint=None if files else series,
             )
 
 
@@ -183,34 +199,47 @@ def _dicom_cohort(root: Path, selection: Selection) -> Cohort:
     )
     found = read_dicom_folder(root, asked)
     if not found.listing:
-        problem = found.problems[0] if found.problems else None
-        raise CohortError(
-            "holds no DICOM that can be read" if problem else "holds no DICOM series",
-            path=root,
-            reason=problem.reason if problem else "layout",
-            found=problem.message if problem else None,
-        )
+        raise _nothing_to_list(root, found.problems)
     regions = LESION if any(case.labels for case in found.cases) else {}
     cases = tuple(with_unique_ids(root, found.cases))
     cohort = Cohort(root, "dicom", cases, regions, found.problems, found.listing, found.notes)
     return with_notes(_with_people(cohort, notes), notes)
 
 
+def _nothing_to_list(root: Path, problems: Sequence[Problem]) -> CohortError:
+    if not problems:
+        return CohortError("holds no DICOM series", path=root, reason="layout")
+    first = problems[0]
+    return CohortError("holds no DICOM that can be read", path=root, reason=first.reason, found=first.message)
+
+
 def _unmarked(cohort: Cohort, selection: Selection) -> Cohort:
     """Leave out images that say of themselves what keeps them from training, unless that is allowed."""
-    allow = (*selection.allow, *read_notes(cohort.root).allow)
+    allow = {*selection.allow, *read_notes(cohort.root).allow}
     cases, problems = [], list(cohort.problems)
     for case in cohort.cases:
-        marks = {name: marks_on(case, name) for name in case.images}
-        kept = {name: path for name, path in case.images.items() if set(marks[name]) <= set(allow)}
-        for name in (name for name in case.images if name not in kept):
-            mark = next(mark for mark in marks[name] if mark not in allow)
-            message = f"case {case.id}, {name}: {WARNINGS[mark]}; chiasm train --allow {mark} takes it"
-            problems.append(Problem(case.images[name], mark, message, case.id))
-        if kept:
-            made = tuple(name for name in kept if "synthetic" in marks[name])
-            cases.append(replace(case, images=kept, synthetic=made))
+        kept, left_out = _unmarked_case(case, allow)
+        problems += left_out
+        if kept.images:
+            cases.append(kept)
     return replace(cohort, cases=tuple(cases), problems=tuple(problems))
+
+
+def _unmarked_case(case: Case, allow: Collection[str]) -> tuple[Case, list[Problem]]:
+    """Return a case with the images that are allowed, and why the others are left out."""
+    kept: dict[str, Path] = {}
+    made: list[str] = []
+    left_out: list[Problem] = []
+    for name, path in case.images.items():
+        marks = marks_on(case, name)
+        mark = next((mark for mark in marks if mark not in allow), None)
+        if mark is None:
+            kept[name] = path
+            made += [name] * ("synthetic" in marks)
+        else:
+            message = f"case {case.id}, {name}: {WARNINGS[mark]}; chiasm train --allow {mark} takes it"
+            left_out.append(Problem(path, mark, message, case.id))
+    return replace(case, images=kept, synthetic=tuple(made)), left_out
 
 
 def volumes_below(root: Path) -> list[File]:
@@ -267,28 +296,8 @@ def select_cases(cohort: Cohort, sources: Sequence[str], target: str | None) -> 
         CohortError: If no case has one of the modalities, or none has all of them.
     """
     wanted = list(dict.fromkeys([*sources, *([] if target is None else [target])]))
-    present = count_modalities(cohort)
-    counted = ", ".join(f"{name} ({count})" for name, count in present.items()) or "no modality that is known"
-    how = None
-    if cohort.layout == "dicom":
-        lacking = next((name for name in wanted if name not in present), wanted[0])
-        how = f'Say which series it is: chiasm train --series {lacking}=WORDS, or "series" in cohort.json.'
-        how += " chiasm inspect lists them."
-        if cohort.problems:  # it may be there and have been left out
-            how += " Left out: " + "; ".join(problem.message.rstrip(".") for problem in cohort.problems[:3]) + "."
-    if cohort.layout == "nnunet" and "target" in present:
-        how = 'Its labelsTr holds images: use --target target, or name them in dataset.json, as "target": "ct".'
-    for name in wanted:
-        if name not in present:
-            known = role_of(name)
-            raise CohortError(
-                f"no case has the modality {name!r}",
-                path=cohort.root,
-                reason="unknown-modality",
-                found=f"layout {cohort.layout} with {counted}",
-                hint=f"It is called {known} here." if known in present else how,
-            )
-    matters = {None, "mask", "labels", *wanted}
+    _refuse_unknown_modality(cohort, wanted)
+    matters = {None, *MAPS, *wanted}
     kept, problems = [], [problem for problem in cohort.problems if problem.modality in matters]
     for case in cohort.cases:
         if missing := [name for name in wanted if name not in case.images]:
@@ -302,7 +311,42 @@ def select_cases(cohort: Cohort, sources: Sequence[str], target: str | None) -> 
             f"no case has {' and '.join(wanted)} together",
             path=cohort.root,
             reason="no-cases",
-            found=counted,
-            hint=how,
+            found=_counted(cohort),
+            hint=_way_to_modality(cohort, wanted),
         )
     return replace(cohort, cases=tuple(kept), problems=tuple(problems))
+
+
+def _refuse_unknown_modality(cohort: Cohort, wanted: Sequence[str]) -> None:
+    """Refuse a modality that no case has."""
+    present = count_modalities(cohort)
+    name = next((name for name in wanted if name not in present), None)
+    if name is not None:
+        known = role_of(name)
+        raise CohortError(
+            f"no case has the modality {name!r}",
+            path=cohort.root,
+            reason="unknown-modality",
+            found=f"layout {cohort.layout} with {_counted(cohort)}",
+            hint=f"It is called {known} here." if known in present else _way_to_modality(cohort, wanted),
+        )
+
+
+def _counted(cohort: Cohort) -> str:
+    counts = count_modalities(cohort).items()
+    return ", ".join(f"{name} ({count})" for name, count in counts) or "no modality that is known"
+
+
+def _way_to_modality(cohort: Cohort, wanted: Sequence[str]) -> str | None:
+    """Say how a modality that is there may be found, in layouts that can tell."""
+    present = count_modalities(cohort)
+    if cohort.layout == "nnunet" and "target" in present:
+        return 'Its labelsTr holds images: use --target target, or name them in dataset.json, as "target": "ct".'
+    if cohort.layout != "dicom":
+        return None
+    lacking = next((name for name in wanted if name not in present), wanted[0])
+    way = f'Say which series it is: chiasm train --series {lacking}=WORDS, or "series" in cohort.json.'
+    way += " chiasm inspect lists them."
+    if cohort.problems:  # it may be there and have been left out
+        way += " Left out: " + "; ".join(problem.message.rstrip(".") for problem in cohort.problems[:3]) + "."
+    return way

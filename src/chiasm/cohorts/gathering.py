@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from chiasm.cohorts.cases import Case, Cohort, Problem, volume_stem
+from chiasm.cohorts.cases import MAPS, Case, Cohort, Problem, grouped, images_among, volume_stem
 from chiasm.cohorts.folder_roles import (
     FolderRole,
     describe_folder_roles,
@@ -53,6 +53,11 @@ class _Group(NamedTuple):
     split: str | None
     members: Sequence[Find]
 
+    @property
+    def site(self) -> str | None:
+        """The first site that a file's name tells."""
+        return next((find.site for find in self.members if find.site), None)
+
 
 def gather(root: Path, finds: Finds, words: Sequence[str] = ()) -> Gathered:
     """Make cases of the files that belong together; of several files for one image, one is chosen.
@@ -68,8 +73,7 @@ def gather(root: Path, finds: Finds, words: Sequence[str] = ()) -> Gathered:
     folders = {find.path.parent.relative_to(root).as_posix() for find in finds.files}
     own = _own_folders(finds.files, root)
     roles = find_folder_roles(folders, own)
-    placed = [_placed(find, root, roles) for find in finds.files]
-    groups, problems = _groups(placed)
+    groups, problems = _groups([_placed(find, root, roles) for find in finds.files])
     problems = [*finds.problems, *problems]
     counts = Counter(group.members[0].case for group in groups)
     with_folders = any(count > 1 for count in counts.values())
@@ -81,13 +85,12 @@ def gather(root: Path, finds: Finds, words: Sequence[str] = ()) -> Gathered:
         name, subject = _names(group, roles) if in_full else (first.case, first.subject)
         paths, seconds = _chosen(name, group.members, words)
         notes += seconds
-        images = {role: path for role, path in sorted(paths.items()) if role not in ("mask", "labels")}
-        if not images:
+        if images := images_among(dict(sorted(paths.items()))):
+            mask, labels = paths.get("mask"), paths.get("labels")
+            cases.append(Case(name, subject, images, mask, labels, group.site, group.split))
+        else:
             message = f"case {name} has no image, only a mask or labels"
-            problems.append(Problem(group.members[0].path, "no-image", message, name))
-            continue
-        site = next((find.site for find in group.members if find.site), None)
-        cases.append(Case(name, subject, images, paths.get("mask"), paths.get("labels"), site, group.split))
+            problems.append(Problem(first.path, "no-image", message, name))
     return Gathered(with_unique_ids(root, cases), problems, notes)
 
 
@@ -104,19 +107,18 @@ def _placed(find: Find, root: Path, roles: Mapping[str, FolderRole]) -> Find:
 
 def _groups(finds: Iterable[Find]) -> tuple[list[_Group], list[Problem]]:
     """Part files by case, and by role where one name stands in the folders of several roles."""
-    places: dict[str, list[Find]] = defaultdict(list)
-    for find in finds:
-        places[find.group].append(find)
     groups: list[_Group] = []
     problems: list[Problem] = []
-    for place, members in places.items():
-        splits = list(dict.fromkeys(find.split for find in members if find.split))
-        if len(splits) < 2:
-            groups.append(_Group(place, splits[0] if splits else None, members))
+    for place, members in grouped(finds, lambda find: find.group).items():
+        by_role = grouped(members, lambda find: find.split)
+        in_no_role = by_role.pop(None, [])
+        if len(by_role) < 2:
+            groups.append(_Group(place, next(iter(by_role), None), members))
             continue
-        groups += [_Group(place, split, [find for find in members if find.split == split]) for split in splits]
-        for find in (find for find in members if find.split is None):
-            message = f"{find.case} stands in the folders of {' and '.join(splits)}, and this file in neither"
+        groups += [_Group(place, split, of) for split, of in by_role.items()]
+        listed = " and ".join(filter(None, by_role))
+        for find in in_no_role:
+            message = f"{find.case} stands in the folders of {listed}, and this file in neither"
             problems.append(Problem(find.path, "folder-role", message, find.case))
     return groups, problems
 
@@ -135,14 +137,14 @@ def _names(group: _Group, roles: Mapping[str, FolderRole]) -> tuple[str, str]:
 
 def _chosen(case: str, members: Sequence[Find], words: Sequence[str]) -> tuple[dict[str, Path], list[Problem]]:
     """Return one file for each image of a case, and a note for each other."""
-    by_role: dict[str, list[Path]] = defaultdict(list)
-    for find in members:
-        by_role[find.role].append(find.path)
-    chosen = {role: choose(paths, words, grids=role not in ("mask", "labels")) for role, paths in by_role.items()}
+    by_role = grouped(members, lambda find: find.role)
+    chosen = {
+        role: choose([find.path for find in finds], words, grids=role not in MAPS) for role, finds in by_role.items()
+    }
     notes = [
         Problem(path, "several", f"case {case} has a second {role}; {chosen[role].name} is used", case)
-        for role, paths in by_role.items()
-        for path in sorted(paths)
+        for role, finds in by_role.items()
+        for path in sorted(find.path for find in finds)
         if path != chosen[role]
     ]
     return chosen, notes
@@ -156,8 +158,8 @@ def choose(paths: Sequence[Path], words: Sequence[str], *, grids: bool = True) -
         words: As they stand in names, such as "acq-mprage".
         grids: Whether grids matter, as they do not for masks.
     """
-    most = max(count_words(path, words) for path in paths)
-    left = [path for path in paths if count_words(path, words) == most]
+    counts = {path: count_words(path, words) for path in paths}
+    left = [path for path in paths if counts[path] == max(counts.values())]
     if len(left) > 1 and grids:
         voxels = {path: _voxel(path) for path in left}
         left = [path for path in left if voxels[path] == min(voxels.values())]
@@ -215,15 +217,20 @@ def with_account(cohort: Cohort, finds: Finds, files: Sequence[File]) -> Cohort:
     unused = [file.path for file in files if file.path not in understood]
     others = list_images(cohort.root, files)
     names = {name for find in finds.files for name in (find.case, find.subject)}
-    alone = {path for path in (*unused, *others) if not _belongs(path, cohort, names)}
-    beside = [path for path in (*unused, *others) if path not in alone]
+    beside, strange = _by_case(unused, cohort, names)
+    others_beside, lost = _by_case(others, cohort, names)
     notes = (
-        _not_used(cohort, "beside", beside, "images of cases that were found"),
-        _not_of_layout(cohort, [path for path in unused if path in alone], files),
-        _not_used(cohort, "other-format", [path for path in others if path in alone], "images of another format"),
+        _not_used(cohort, "beside", [*beside, *others_beside], "images of cases that were found"),
+        _not_of_layout(cohort, strange, files),
+        _not_used(cohort, "other-format", lost, "images of another format"),
     )
-    found = tuple(note for note in notes if note is not None)
-    return replace(cohort, notes=(*cohort.notes, *found), unused=(*unused, *others))
+    return replace(cohort, notes=(*cohort.notes, *filter(None, notes)), unused=(*unused, *others))
+
+
+def _by_case(paths: Sequence[Path], cohort: Cohort, names: Collection[str]) -> tuple[list[Path], list[Path]]:
+    """Part files into those of cases that were found, and the others."""
+    parted = grouped(paths, lambda path: _belongs(path, cohort, names))
+    return parted.get(True, []), parted.get(False, [])
 
 
 def _not_used(cohort: Cohort, reason: str, paths: Sequence[Path], what: str, more: str = "") -> Problem | None:
@@ -272,11 +279,10 @@ def tell_notes(notes: Sequence[Problem], reasons: Collection[str] | None = None)
         notes: Of a cohort.
         reasons: The kinds that matter; None for all.
     """
-    kinds: dict[str, list[Problem]] = defaultdict(list)
-    for note in notes:
-        if reasons is None or note.reason in reasons:
-            kinds[note.reason].append(note)
-    return [
-        "; ".join(note.message for note in of[:SHOWN]) + (f"; and {len(of) - SHOWN} more" if len(of) > SHOWN else "")
-        for of in kinds.values()
-    ]
+    kinds = grouped(notes, lambda note: note.reason)
+    return [_in_a_line(of) for reason, of in kinds.items() if reasons is None or reason in reasons]
+
+
+def _in_a_line(notes: Sequence[Problem]) -> str:
+    more = f"; and {len(notes) - SHOWN} more" if len(notes) > SHOWN else ""
+    return "; ".join(note.message for note in notes[:SHOWN]) + more

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import csv
 import re
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -18,11 +18,14 @@ from chiasm.cohorts.cases import (
     ALIASES,
     LABEL_NAMES,
     LESION,
+    MAPS,
     MASK_NAMES,
     MODALITIES,
     Problem,
     Regions,
+    grouped,
     role_of,
+    without_problems,
 )
 from chiasm.cohorts.folder_roles import find_folder_roles, role_above, without_roles
 from chiasm.cohorts.labels import holds_image
@@ -135,27 +138,32 @@ def find_bids(root: Path, files: Sequence[File]) -> Finds:
     sites = _bids_sites(root / "participants.tsv")
     finds = []
     for file in files:
-        if not (match := _BIDS.search(file.stem)):
-            continue
-        subject = match["subject"]
-        entities = dict(part.split("-", 1) for part in match["entities"].split("_")[1:])
-        role = role_of(match["suffix"])
-        words = (entities.get("label", "") + entities.get("desc", "")).lower()
-        if role == "mask":
-            # A mask in another space than the raw images does not lie on their grid.
-            if entities.get("space", "orig") not in ("orig", "individual", "T1w"):
-                continue
-            if "lesion" in words or "tumor" in words:
-                role = "labels"
-            elif "brain" not in words:
-                continue
-        elif role not in MODALITIES or "derivatives" in PurePosixPath(file.stem).parts:
-            continue
-        elif role == "t1" and "ce" in entities:
-            role = "t1ce"
-        case = f"{subject}_ses-{entities['ses']}" if "ses" in entities else subject
-        finds.append(Find(case, case, subject, role, file.path, sites.get(subject)))
+        if match := _BIDS.search(file.stem):
+            subject = match["subject"]
+            entities = dict(part.split("-", 1) for part in match["entities"].split("_")[1:])
+            case = f"{subject}_ses-{entities['ses']}" if "ses" in entities else subject
+            if role := _bids_role(match["suffix"], entities, file):
+                finds.append(Find(case, case, subject, role, file.path, sites.get(subject)))
     return Finds(finds)
+
+
+def _bids_role(suffix: str, entities: Mapping[str, str], file: File) -> str | None:
+    """Tell what a file of BIDS is by the end of its name and its entities; None where it is of no use."""
+    role = role_of(suffix)
+    if role == "mask":
+        return _bids_mask(entities)
+    if role not in MODALITIES or "derivatives" in PurePosixPath(file.stem).parts:
+        return None
+    return "t1ce" if role == "t1" and "ce" in entities else role
+
+
+def _bids_mask(entities: Mapping[str, str]) -> str | None:
+    """Tell a mask of the brain from one of lesions; in another space than the raw images it lies on another grid."""
+    if entities.get("space", "orig") not in ("orig", "individual", "T1w"):
+        return None
+    words = (entities.get("label", "") + entities.get("desc", "")).lower()
+    roles = {"lesion": "labels", "tumor": "labels", "brain": "mask"}
+    return next((role for word, role in roles.items() if word in words), None)
 
 
 def _bids_sites(path: Path) -> dict[str, str]:
@@ -179,28 +187,35 @@ def find_nnunet(root: Path, files: Sequence[File]) -> Finds:
         CohortError: If `dataset.json` is damaged or names no channels.
     """
     matches = [(match, file.path) for file in files if (match := _NNUNET.search(file.stem))]
-    numbers = {match[3][-5:] for match, _ in matches if match[1] == "images" and re.search(r"_\d{4}$", match[3])}
     path = root / "dataset.json"
-    if not matches or not (path.is_file() or len(numbers) > 1):
+    if not matches or not (path.is_file() or _has_channels(matches)):
         return Finds()
     channels, regions = _nnunet_names(path) if path.is_file() else (None, None)
-    finds, problems = [], []
-    for match, file in matches:
-        kind, part, name = match.groups()
-        case, _, channel = name.rpartition("_")
-        if kind == "labels":
-            case, role = name, "labels"
-        elif channels is None and re.fullmatch(r"\d{4}", channel):
-            role = channel
-        elif channels is not None and channel in channels:
-            role = channels[channel]
-        else:
-            known = "0000, 0001, ..." if channels is None else "dataset.json: " + ", ".join(sorted(channels))
-            message = f"channel {channel or '(none)'} is not one of {known}"
-            problems.append(Problem(file, "channel", message, case or name))
-            continue
-        finds.append(Find(case, case, case, role, file, split="test" if part == "Ts" else None))
+    finds, problems = without_problems([_nnunet_find(match, file, channels) for match, file in matches])
     return Finds(_with_targets(finds, path, regions or {}), problems, regions)
+
+
+def _has_channels(matches: Sequence[tuple[re.Match[str], Path]]) -> bool:
+    """Tell whether images have two channels or more."""
+    images = [match[3] for match, _ in matches if match[1] == "images"]
+    return len({name[-5:] for name in images if re.search(r"_\d{4}$", name)}) > 1
+
+
+def _nnunet_find(match: re.Match[str], file: Path, channels: Mapping[str, str] | None) -> Find | Problem:
+    """Understand one file of `imagesTr` and the like; without names, channels are called by their numbers."""
+    kind, part, name = match.groups()
+    case, _, channel = name.rpartition("_")
+    if kind == "labels":
+        case, role = name, "labels"
+    elif channels is None:
+        role = channel if re.fullmatch(r"\d{4}", channel) else ""
+    else:
+        role = channels.get(channel, "")
+    if role:
+        return Find(case, case, case, role, file, split="test" if part == "Ts" else None)
+    known = "0000, 0001, ..." if channels is None else "dataset.json: " + ", ".join(sorted(channels))
+    message = f"channel {channel or '(none)'} is not one of {known}"
+    return Problem(file, "channel", message, case or name)
 
 
 def _nnunet_names(path: Path) -> tuple[dict[str, str], Regions]:
@@ -216,9 +231,9 @@ def _nnunet_names(path: Path) -> tuple[dict[str, str], Regions]:
 
 def _with_targets(finds: Sequence[Find], description: Path, regions: Regions) -> list[Find]:
     """Take labelsTr for target images where it holds such: the modality that `dataset.json` calls "target"."""
-    first = next((find.path for find in finds if find.role == "labels"), None)
-    declared = {value for values in regions.values() for value in values}
-    if first is None or not holds_image(first, declared):
+    labels = [find for find in finds if find.role == "labels"]
+    declared = set(chain.from_iterable(regions.values()))
+    if not labels or not holds_image(labels[0].path, declared):
         return list(finds)
     content = read_object(description) if description.is_file() else {}
     called = role_of(str(content.get("target", "target")))
@@ -245,40 +260,49 @@ def find_two_folders(_root: Path, files: Sequence[File]) -> Finds:
     parents = {file.stem.rpartition("/")[0] for file in files}
     roles = find_folder_roles(parents)
     places = {parent: (role_above(parent, roles, ""), without_roles(parent, roles)) for parent in parents}
-    parts: dict[str | None, dict[str, list[tuple[str, Path]]]] = defaultdict(lambda: defaultdict(list))
-    for file in files:
-        parent, _, name = file.stem.rpartition("/")
-        split, folder = places[parent]
-        if folder and "/" not in folder:
-            parts[split][folder].append((name, file.path))
+    split_stems = [(*file.stem.rpartition("/")[::2], file.path) for file in files]
+    below = [_InFolder(*places[parent], name, path) for parent, name, path in split_stems]
+    below = [one for one in below if one.folder and "/" not in one.folder]
     finds, problems = [], []
-    for split, folders in parts.items():
-        found, lost = _paired_by_name(folders, split)
+    for inside in grouped(below, lambda one: one.split).values():
+        found, lost = _paired_by_name(inside)
         finds += found
         problems += lost
     return Finds(finds, problems) if finds else Finds()
 
 
-def _paired_by_name(
-    folders: Mapping[str, Sequence[tuple[str, Path]]], split: str | None
-) -> tuple[list[Find], list[Problem]]:
+class _InFolder(NamedTuple):
+    """A file of a folder for one modality: its role in the split, the folder's name, its own."""
+
+    split: str | None
+    folder: str
+    name: str
+    path: Path
+
+    @property
+    def role(self) -> str:
+        return role_of(self.folder)
+
+
+def _paired_by_name(files: Sequence[_InFolder]) -> tuple[list[Find], list[Problem]]:
     """Pair the files of several folders by their names."""
-    images = {
-        folder: {name for name, _ in inside}
-        for folder, inside in folders.items()
-        if role_of(folder) not in ("mask", "labels")
-    }
+    folders = grouped(files, lambda one: one.folder)
+    images = {folder: {one.name for one in folders[folder]} for folder in folders if role_of(folder) not in MAPS}
     paired = set.intersection(*images.values()) if len(images) > 1 else set()
-    finds, problems = [], []
-    for folder, inside in folders.items():
-        for name, path in inside:
-            if name in paired:
-                finds.append(Find(name, name, name, role_of(folder), path, split=split))
-            elif folder in images:
-                without = [other for other in sorted(images) if name not in images[other]]
-                message = f"{folder}/{name} has no partner in {', '.join(without) or 'another folder'}"
-                problems.append(Problem(path, "no-pair", message, name))
-    return finds, problems
+    by_folder = list(chain.from_iterable(folders.values()))
+    finds = [
+        Find(one.name, one.name, one.name, one.role, one.path, split=one.split)
+        for one in by_folder
+        if one.name in paired
+    ]
+    lost = [_without_partner(one, images) for one in by_folder if one.name not in paired and one.folder in images]
+    return finds, lost
+
+
+def _without_partner(file: _InFolder, images: Mapping[str, Collection[str]]) -> Problem:
+    without = [other for other in sorted(images) if file.name not in images[other]]
+    message = f"{file.folder}/{file.name} has no partner in {', '.join(without) or 'another folder'}"
+    return Problem(file.path, "no-pair", message, file.name)
 
 
 def _words() -> str:

@@ -8,6 +8,7 @@ out and named.
 from __future__ import annotations
 
 from collections.abc import Collection
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -132,14 +133,15 @@ def check_label_values(array: NDArray[np.generic], regions: Regions, path: Path)
         VolumeError: With reason "labels".
     """
     values = np.unique(array)
-    declared = {0, *(value for values_of in regions.values() for value in values_of)}
     if broken := [value for value in values.tolist() if value != int(value)]:
         raise VolumeError("labels are not whole numbers", path=path, reason="labels", found=broken[0])
     if values.size and (least := int(values.min())) < 0:
         raise VolumeError(
             "labels are negative", path=path, reason="labels", found=least, expected="0 for the background, else above"
         )
-    if regions and (strange := [int(value) for value in values.tolist() if value not in declared]):
+    declared = {0, *chain.from_iterable(regions.values())}
+    strange = [int(value) for value in values.tolist() if value not in declared]
+    if regions and strange:
         raise VolumeError(
             "labels have values that no region declares",
             path=path,

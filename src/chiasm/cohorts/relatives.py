@@ -209,21 +209,26 @@ def with_subjects(cohort: Cohort, pattern: str, *, lenient: bool = False) -> Coh
     if not pattern:
         return cohort
     compiled = compile_pattern(pattern)
-    matches = {case.id: match[1] for case in cohort.cases if (match := compiled.search(case.id)) and match[1]}
-    if not matches and lenient:
+    found = {case.id: compiled.search(case.id) for case in cohort.cases}
+    matches = {name: match[1] for name, match in found.items() if match and match[1]}
+    if matches:
+        cases = tuple(replace(case, subject=matches.get(case.id, case.subject)) for case in cohort.cases)
+        notes = tuple(note for note in cohort.notes if note.reason not in ("visits", "relatives"))
+        return replace(cohort, cases=cases, notes=(*notes, _by_pattern(cohort, pattern, matches)))
+    if lenient:
         return cohort
-    if not matches:
-        some = ", ".join(case.id for case in cohort.cases[:3])
-        raise CohortError(
-            f"the subject pattern {pattern!r} matches no case",
-            path=cohort.root,
-            reason="subject-pattern",
-            found=f"cases such as {some}",
-            hint="It is searched in each case's id; its group captures the subject.",
-        )
-    cases = tuple(replace(case, subject=matches.get(case.id, case.subject)) for case in cohort.cases)
-    notes = tuple(note for note in cohort.notes if note.reason not in ("visits", "relatives"))
-    return replace(cohort, cases=cases, notes=(*notes, _by_pattern(cohort, pattern, matches)))
+    raise _no_match(cohort, pattern)
+
+
+def _no_match(cohort: Cohort, pattern: str) -> CohortError:
+    some = ", ".join(case.id for case in cohort.cases[:3])
+    return CohortError(
+        f"the subject pattern {pattern!r} matches no case",
+        path=cohort.root,
+        reason="subject-pattern",
+        found=f"cases such as {some}",
+        hint="It is searched in each case's id; its group captures the subject.",
+    )
 
 
 def _by_pattern(cohort: Cohort, pattern: str, matches: Mapping[str, str]) -> Problem:

@@ -7,8 +7,8 @@ does not depend on the order of the cases nor on a library's version.
 from __future__ import annotations
 
 import hashlib
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from chiasm.checksums import check_checksum, with_checksum
-from chiasm.cohorts.cases import Case
+from chiasm.cohorts.cases import Case, grouped, repeated
 from chiasm.errors import CohortError, RunError
 from chiasm.storage import read_json, write_json
 
@@ -97,28 +97,36 @@ def make_split(
             or a manifest gives one subject two roles.
         ValueError: If `fold` is not among `folds`, or `validation` is no share.
     """
-    if not 0 <= fold < folds or not 0 <= validation <= 1 or not 0 <= sealed < 1:
+    if not (0 <= fold < folds and 0 <= validation <= 1 and 0 <= sealed < 1):
         raise ValueError(f"fold {fold} of {folds}, validation {validation} or sealed {sealed} is out of range")
     cases = list(cases)
     fixed = _fixed_roles(cases)
     site_of = _site_of_subjects(cases)
-    free = [subject for subject in _dealt(site_of, seed) if subject not in fixed]
+    free = _without(_dealt(site_of, seed), fixed)
     kept = _sealed(free, sealed)
-    free = [subject for subject in free if subject not in kept]
-    tested: set[str] = set()
-    if "test" not in fixed.values() and folds > 1 and not (fixed and not free):
-        if len(free) < folds:
-            raise CohortError(
-                f"{folds} folds need at least {folds} subjects",
-                reason="too-few-subjects",
-                found=f"{len(free)}: {', '.join(sorted(free)) or 'none'}",
-                hint=f"Use chiasm train --folds {len(free)}; in a study, folds = {len(free)}."
-                if len(free) > 1
-                else "Use chiasm train --folds 1, which leaves the test set empty.",
-            )
-        tested = set(free[fold::folds])
+    free = _without(free, kept)
+    is_fixed = "test" in fixed.values() or (bool(fixed) and not free)
+    tested = set() if is_fixed or folds == 1 else set(_fold_of(free, fold, folds))
     roles = {**dict.fromkeys(tested, "test"), **dict.fromkeys(kept, "sealed"), **fixed}
-    return _with_validation(cases, roles, [s for s in free if s not in tested], validation)
+    return _with_validation(cases, roles, _without(free, tested), validation)
+
+
+def _without(subjects: Sequence[str], others: Collection[str]) -> list[str]:
+    return [subject for subject in subjects if subject not in others]
+
+
+def _fold_of(free: Sequence[str], fold: int, folds: int) -> Sequence[str]:
+    """Return the subjects of one fold, where there are enough for all."""
+    if len(free) < folds:
+        fewer = f"Use chiasm train --folds {len(free)}; in a study, folds = {len(free)}."
+        none = "Use chiasm train --folds 1, which leaves the test set empty."
+        raise _too_few(f"{folds} folds need at least {folds} subjects", free, fewer if len(free) > 1 else none)
+    return free[fold::folds]
+
+
+def _too_few(what: str, subjects: Sequence[str], hint: str) -> CohortError:
+    found = f"{len(subjects)}: {', '.join(sorted(subjects)) or 'none'}"
+    return CohortError(what, reason="too-few-subjects", found=found, hint=hint)
 
 
 def leave_one_site_out(
@@ -137,6 +145,18 @@ def leave_one_site_out(
         CohortError: If no case is of this site, or all are, or a manifest or a folder fixes roles.
     """
     cases = list(cases)
+    _refuse_fixed_roles(cases)
+    dealt = _dealt(_site_of_subjects(cases), seed)
+    kept = _sealed(dealt, sealed)
+    tested = {case.subject for case in cases if case.site == site} - kept
+    if not tested:
+        raise _unknown_site(site, cases)
+    others = _without(dealt, tested | kept)
+    roles = {**dict.fromkeys(tested, "test"), **dict.fromkeys(kept, "sealed")}
+    return _with_validation(cases, roles, others, validation)
+
+
+def _refuse_fixed_roles(cases: Sequence[Case]) -> None:
     if fixed := Counter(case.split for case in cases if case.split):
         raise CohortError(
             "folds by site contradict roles that are fixed",
@@ -144,19 +164,15 @@ def leave_one_site_out(
             found=", ".join(f"{count} cases fixed to {role}" for role, count in sorted(fixed.items())),
             hint="Split by subject, or take the roles away: the column split of a manifest, or folders such as test.",
         )
-    dealt = _dealt(_site_of_subjects(cases), seed)
-    kept = _sealed(dealt, sealed)
-    tested = {case.subject for case in cases if case.site == site} - kept
-    if not tested:
-        known = Counter(case.site for case in cases if case.site)
-        raise CohortError(
-            f"no case is of site {site!r}",
-            reason="unknown-site",
-            found=", ".join(f"{name} ({count})" for name, count in sorted(known.items())) or "no site at all",
-        )
-    others = [subject for subject in dealt if subject not in tested | kept]
-    roles = {**dict.fromkeys(tested, "test"), **dict.fromkeys(kept, "sealed")}
-    return _with_validation(cases, roles, others, validation)
+
+
+def _unknown_site(site: str, cases: Sequence[Case]) -> CohortError:
+    known = Counter(case.site for case in cases if case.site)
+    return CohortError(
+        f"no case is of site {site!r}",
+        reason="unknown-site",
+        found=", ".join(f"{name} ({count})" for name, count in sorted(known.items())) or "no site at all",
+    )
 
 
 def deal_folds(site_of: Mapping[str, str | None], folds: int, seed: int) -> list[tuple[str, ...]]:
@@ -172,11 +188,10 @@ def deal_folds(site_of: Mapping[str, str | None], folds: int, seed: int) -> list
     """
     dealt = _dealt({subject: site or "" for subject, site in site_of.items()}, seed)
     if len(dealt) < folds:
-        raise CohortError(
+        raise _too_few(
             f"{folds} inner folds need at least {folds} training subjects",
-            reason="too-few-subjects",
-            found=f"{len(dealt)}: {', '.join(sorted(dealt)) or 'none'}",
-            hint="Out-of-fold contexts need cases that a model has not seen: add subjects, or set generator.stages=1.",
+            dealt,
+            "Out-of-fold contexts need cases that a model has not seen: add subjects, or set generator.stages=1.",
         )
     return [tuple(dealt[fold::folds]) for fold in range(folds)]
 
@@ -255,10 +270,8 @@ def _with_validation(cases: Sequence[Case], roles: dict[str, str], free: list[st
 
 
 def _by_role(cases: Sequence[Case], roles: Mapping[str, str]) -> Split:
-    ids: dict[str, list[str]] = defaultdict(list)
-    for case in cases:
-        ids[roles.get(case.subject, "train")].append(case.id)
-    return Split(*(tuple(sorted(ids[role])) for role in ROLES))
+    by_role = grouped(cases, lambda case: roles.get(case.subject, "train"))
+    return Split(*(tuple(sorted(case.id for case in by_role.get(role, ()))) for role in ROLES))
 
 
 def check_disjoint(split: Split, subjects: Mapping[str, str], hashes: Mapping[str, str] | None = None) -> None:
@@ -273,13 +286,17 @@ def check_disjoint(split: Split, subjects: Mapping[str, str], hashes: Mapping[st
         CohortError: Naming what has two roles, and which.
     """
     places = [(name, role) for role in ROLES for name in getattr(split, role)]
-    if twice := [name for name, count in Counter(name for name, _ in places).items() if count > 1]:
+    if twice := repeated(name for name, _ in places):
         raise CohortError(f"case {twice[0]} stands twice in the split", reason="not-disjoint")
-    for what, key_of in (("is of the same subject", subjects), ("has the same voxels", hashes or {})):
-        first: dict[str, tuple[str, str]] = {}
-        for name, role in places:
-            if name not in key_of:
-                continue
+    _refuse_two_roles(places, subjects, "is of the same subject")
+    _refuse_two_roles(places, hashes or {}, "has the same voxels")
+
+
+def _refuse_two_roles(places: Sequence[tuple[str, str]], key_of: Mapping[str, str], what: str) -> None:
+    """Refuse two cases of one key whose roles differ."""
+    first: dict[str, tuple[str, str]] = {}
+    for name, role in places:
+        if name in key_of:
             other, before = first.setdefault(key_of[name], (name, role))
             if role != before:
                 raise CohortError(f"{role} case {name} {what} as {before} case {other}", reason="not-disjoint")
@@ -307,10 +324,8 @@ def find_duplicates(hashes: Mapping[str, str], cases: Iterable[Case]) -> list[tu
         hashes: Case id to `voxel_hash`; cases without one are passed over.
         cases: Cases with unique ids.
     """
-    alike: dict[str, list[Case]] = defaultdict(list)
-    for case in sorted(cases, key=lambda case: case.id):
-        if case.id in hashes:
-            alike[hashes[case.id]].append(case)
+    known = sorted((case for case in cases if case.id in hashes), key=lambda case: case.id)
+    alike = grouped(known, lambda case: hashes[case.id])
     pairs = (pair for same in alike.values() for pair in combinations(same, 2))
     return sorted((a.id, b.id) for a, b in pairs if a.subject != b.subject)
 
