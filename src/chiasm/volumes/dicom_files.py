@@ -17,7 +17,7 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from io import BufferedReader, BytesIO
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeVar
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+HIDDEN = (".", "__MACOSX")  # how names of files begin that are passed over
 DEEPEST = 8  # levels of folders that are looked into
 MOST_FILES = 20_000
 LARGEST_ARCHIVE = 4 * 2**30  # bytes that the members of a zip may unpack to
@@ -40,6 +41,7 @@ MOST_READS = 200_000  # pieces of a header, two to four for each element: 1.5 s;
 SMALL_READ = 2**16  # bytes that may be asked for without looking whether they are there
 PIECE = 2**20  # bytes unpacked of an archive's member at a time, if the method can be stopped
 PACKED_PIECE = 4096  # bytes taken of a member that is packed by another method, which unpacks all that it takes
+HEAD = 256  # bytes by which DICOM is known
 HEADER = 2**23  # bytes in which items are counted
 ITEM = b"\xfe\xff\x00\xe0"
 MOST_ITEMS = 30_000  # of sequences: 1,000 frames have 10,000 to 25,000
@@ -122,12 +124,20 @@ def list_parts(path: Path) -> list[Part]:
     """
     if path.is_dir():
         return [Part(file) for file in _files_below(path)]
+    return _members(path) if looks_like_zip(head_of(path)) else [Part(path)]
+
+
+def head_of(path: Path) -> bytes:
+    """Return the first bytes of a file, by which DICOM and archives are known.
+
+    Raises:
+        VolumeError: If it cannot be read.
+    """
     try:
         with path.open("rb") as file:
-            head = file.read(4)
+            return file.read(HEAD)
     except OSError as error:
         raise unreadable(path, error) from error
-    return _members(path) if looks_like_zip(head) else [Part(path)]
 
 
 def visible_files(root: Path) -> Iterator[Path]:
@@ -146,7 +156,7 @@ def visible_files(root: Path) -> Iterator[Path]:
         with os.scandir(folder) as entries:
             names = sorted(entry.name for entry in entries)
         for name in names:
-            if name.startswith((".", "__MACOSX")):
+            if name.startswith(HIDDEN):
                 continue
             path = folder / name
             if path.is_dir():  # entry.is_dir() raises at a link in a circle
@@ -207,24 +217,31 @@ def _members(path: Path) -> list[Part]:
             expected=f"at most {LARGEST_ARCHIVE / 2**20:.0f} MiB",
         )
     for info in members:
-        name = info.filename
-        if PurePosixPath(name).is_absolute() or PureWindowsPath(name).drive or ".." in re.split(r"[/\\]", name):
-            raise VolumeError(
-                "is a zip archive with a member that leads outside", path=path, reason="zip-slip", found=repr(name)
-            )
-        if info.flag_bits & 1:
-            raise VolumeError("is a zip archive with a password", path=path, reason="encrypted", hint="Unpack it.")
-        bomb = info.file_size > BOMB_SIZE and info.file_size > BOMB_RATIO * max(1, info.compress_size)
-        if bomb or info.file_size > LARGEST_MEMBER:
-            raise VolumeError(
-                "is a zip archive with a member that unpacks to too much",
-                path=path,
-                reason="bomb" if bomb else "too-large",
-                found=f"{name!r}: {info.compress_size} to {info.file_size} bytes",
-            )
-    hidden = (".", "__MACOSX")
-    visible = [i.filename for i in members if not any(p.startswith(hidden) for p in i.filename.split("/"))]
-    return [Part(path, name) for name in sorted(visible)]
+        _judge_member(info, path)
+    return [Part(path, name) for name in sorted(info.filename for info in members) if not _is_hidden(name)]
+
+
+def _judge_member(info: zipfile.ZipInfo, path: Path) -> None:
+    """Refuse a member that leads outside, has a password, or unpacks to too much."""
+    name = info.filename
+    if PurePosixPath(name).is_absolute() or PureWindowsPath(name).drive or ".." in re.split(r"[/\\]", name):
+        raise VolumeError(
+            "is a zip archive with a member that leads outside", path=path, reason="zip-slip", found=repr(name)
+        )
+    if info.flag_bits & 1:
+        raise VolumeError("is a zip archive with a password", path=path, reason="encrypted", hint="Unpack it.")
+    bomb = info.file_size > BOMB_SIZE and info.file_size > BOMB_RATIO * max(1, info.compress_size)
+    if bomb or info.file_size > LARGEST_MEMBER:
+        raise VolumeError(
+            "is a zip archive with a member that unpacks to too much",
+            path=path,
+            reason="bomb" if bomb else "too-large",
+            found=f"{name!r}: {info.compress_size} to {info.file_size} bytes",
+        )
+
+
+def _is_hidden(member: str) -> bool:
+    return any(part.startswith(HIDDEN) for part in member.split("/"))
 
 
 def visit(parts: Iterable[Part], do: Callable[[Part, BinaryIO], T]) -> Iterator[T]:
@@ -237,28 +254,27 @@ def visit(parts: Iterable[Part], do: Callable[[Part, BinaryIO], T]) -> Iterator[
     Raises:
         VolumeError: If a part cannot be opened.
     """
-    archive: zipfile.ZipFile | None = None
-    try:
+    with ExitStack() as open_archives:
+        archive: zipfile.ZipFile | None = None
         for part in parts:
             if part.member is None:
-                try:
-                    file = _Tame(part.path.open("rb", buffering=0))
-                except OSError as error:
-                    raise unreadable(part.path, error) from error
-                with file:
+                with _opened(part.path) as file:
                     done = do(part, file)
             else:
                 with taming(part):
                     if archive is None or archive.filename != str(part.path):
-                        if archive is not None:
-                            archive.close()
-                        archive = zipfile.ZipFile(part.path)
+                        open_archives.close()
+                        archive = open_archives.enter_context(zipfile.ZipFile(part.path))
                     content = _member(archive, part.member)
                 done = do(part, _TameBytes(content))
             yield done
-    finally:
-        if archive is not None:
-            archive.close()
+
+
+def _opened(path: Path) -> _Tame:
+    try:
+        return _Tame(path.open("rb", buffering=0))
+    except OSError as error:
+        raise unreadable(path, error) from error
 
 
 def _member(archive: zipfile.ZipFile, name: str) -> bytes:
@@ -332,7 +348,7 @@ def read_dataset(
     from pydicom.tag import Tag
 
     with taming(part):
-        head = file.read(256)
+        head = file.read(HEAD)
         if not looks_like_dicom(head):
             raise VolumeError("is no DICOM file", path=part.place, reason="format", found=f"first bytes {head[:8]!r}")
         file.seek(0)
@@ -344,20 +360,34 @@ def read_dataset(
         file.seek(0)
         wanted = [Tag(name) for name in tags] or None
         dataset = dcmread(file, stop_before_pixels=not pixels, force=True, specific_tags=wanted)
-        if (pixel_data := dataset.get_item("PixelData") if "PixelData" in dataset else None) is not None:
-            length, content = getattr(pixel_data, "length", 0), pixel_data.value
-            if isinstance(content, bytes) and len(content) < length < UNDEFINED:
-                raise VolumeError(
-                    "is cut short", path=part.place, reason="truncated", found=f"{len(content)} bytes of pixels",
-                    expected=f"{length} bytes", hint="Copy it again.",
-                )  # fmt: skip
-        for name in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
-            packed = getattr(dataset.get_item(name), "value", None) if name in dataset else None
-            if isinstance(packed, bytes) and len(packed) > LONGEST_GROUPS:
-                raise VolumeError(
-                    "has too many elements in its header", path=part.place, reason="too-large", found=f"in {name}"
-                )
+        _judge_pixels(dataset, part)
+        _judge_groups(dataset, part)
         return dataset
+
+
+def _judge_pixels(dataset: Dataset, part: Part) -> None:
+    """Refuse pixels of which the file holds fewer bytes than it says."""
+    element = dataset.get_item("PixelData") if "PixelData" in dataset else None
+    length, content = getattr(element, "length", 0), getattr(element, "value", None)
+    if isinstance(content, bytes) and len(content) < length < UNDEFINED:
+        raise truncated(part, f"{len(content)} bytes of pixels", f"{length} bytes")
+
+
+def truncated(part: Part, found: str, expected: str) -> VolumeError:
+    """Say that a file holds less than it says."""
+    return VolumeError(
+        "is cut short", path=part.place, reason="truncated", found=found, expected=expected, hint="Copy it again."
+    )
+
+
+def _judge_groups(dataset: Dataset, part: Part) -> None:
+    """Refuse functional groups that would take too long to parse."""
+    for name in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
+        packed = getattr(dataset.get_item(name), "value", None) if name in dataset else None
+        if isinstance(packed, bytes) and len(packed) > LONGEST_GROUPS:
+            raise VolumeError(
+                "has too many elements in its header", path=part.place, reason="too-large", found=f"in {name}"
+            )
 
 
 def _inflated(file: BinaryIO, part: Part, max_bytes: int) -> bytes:
@@ -400,22 +430,29 @@ def numbers(dataset: Dataset, name: str, part: Part, count: int | None = None) -
     Raises:
         VolumeError: If one is no finite number, or there is another count of them than asked for.
     """
-    try:
-        value = dataset.get(name)
-        several = [] if value is None or value == "" else value
-        listed: Sequence[Any] = several if hasattr(several, "__iter__") else [several]
-        values = [float(one) for one in listed]
-    except _faults():
-        values = [math.nan]
-    if not all(map(math.isfinite, values)) or (count is not None and len(values) != count):
+    values = _values(dataset, name)
+    is_count = count is None or len(values) == count
+    if not is_count or not all(map(math.isfinite, values)):
+        wrong = "no finite number" if count == len(values) else f"{len(values)} values"
         raise VolumeError(
             f"has a {name} that is wrong",
             path=part.place,
             reason="header",
-            found="nothing" if not values else "no finite number" if len(values) == count else f"{len(values)} values",
+            found=wrong if values else "nothing",
             expected=f"{count or 1} finite numbers",
         )
     return values
+
+
+def _values(dataset: Dataset, name: str) -> list[float]:
+    """Return an attribute's numbers; a NaN where they are none."""
+    try:
+        value = dataset.get(name)
+        several = [] if value is None or value == "" else value
+        listed: Sequence[Any] = several if hasattr(several, "__iter__") else [several]
+        return [float(one) for one in listed]
+    except _faults():
+        return [math.nan]
 
 
 def number(dataset: Dataset, name: str, part: Part) -> float | None:

@@ -92,9 +92,14 @@ class Frame(NamedTuple):
     kind: Kind
 
     @property
+    def image_types(self) -> list[str]:
+        """The words of its ImageType, in capitals."""
+        return self.marks.get("image type", "").upper().split("\\")
+
+    @property
     def is_localizer(self) -> bool:
         """Whether its ImageType says so."""
-        return "LOCALIZER" in self.marks.get("image type", "").upper().split("\\")
+        return "LOCALIZER" in self.image_types
 
 
 class Stack(NamedTuple):
@@ -163,39 +168,26 @@ def frames_of(dataset: Dataset, part: Part) -> list[Frame]:
     return [_frame(part, index, dataset, group_of(own)) for index, own in enumerate(groups)]
 
 
+#: What says where an image lies: the functional group of a multi-frame file, and the attribute in it.
+PLACED_BY = (
+    ("PlanePositionSequence", "ImagePositionPatient"),
+    ("PlaneOrientationSequence", "ImageOrientationPatient"),
+    ("PixelMeasuresSequence", "PixelSpacing"),
+)
+
+
 def _frame(part: Part, index: int, dataset: Dataset, group: Callable[[str], Dataset | None]) -> Frame:
     """Read one image; `group` finds a functional group, or the data set itself in a file of one image."""
-    place, turn, measures = (
-        group(name) for name in ("PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence")
-    )
-    for holder, name in (
-        (place, "ImagePositionPatient"),
-        (turn, "ImageOrientationPatient"),
-        (measures, "PixelSpacing"),
-    ):
-        if holder is None or holder.get(name) is None:
-            raise VolumeError(
-                "does not say where its image lies in the patient",
-                path=part.place,
-                reason="position",
-                expected=name,
-                hint="It may be a screenshot or a report rather than a scan.",
-            )
-    assert place is not None and turn is not None and measures is not None
-    scale = group("PixelValueTransformationSequence") or dataset
+    place, turn, measures = (_holder(group(name), attribute, part) for name, attribute in PLACED_BY)
     if dataset.get("ModalityLUTSequence"):
         raise VolumeError("maps its values by a table", path=part.place, reason="lut", found="ModalityLUTSequence")
+    scale = group("PixelValueTransformationSequence") or dataset
     slope, intercept = number(scale, "RescaleSlope", part), number(scale, "RescaleIntercept", part)
     if slope == 0:
         raise VolumeError("has a RescaleSlope of 0", path=part.place, reason="header")
     spacing = numbers(measures, "PixelSpacing", part, 2)
     if min(spacing) <= 0:
         raise VolumeError("has an impossible spacing", path=part.place, reason="spacing", found=spacing)
-    marks: dict[str, str] = {}
-    for name, attribute, word in MARKS:
-        holder = group(name) if name else dataset
-        if holder is not None and (value := text(holder, attribute)):
-            marks.setdefault(word, value)
     return Frame(
         part,
         index,
@@ -207,9 +199,32 @@ def _frame(part: Part, index: int, dataset: Dataset, group: Callable[[str], Data
         number(measures, "SliceThickness", part) or number(measures, "SpacingBetweenSlices", part),
         1.0 if slope is None else slope,
         intercept or 0.0,
-        marks,
+        _marks_of(dataset, group),
         kind_of(dataset, group),
     )
+
+
+def _holder(holder: Dataset | None, attribute: str, part: Part) -> Dataset:
+    """Return the group that must hold an attribute of place."""
+    if holder is None or holder.get(attribute) is None:
+        raise VolumeError(
+            "does not say where its image lies in the patient",
+            path=part.place,
+            reason="position",
+            expected=attribute,
+            hint="It may be a screenshot or a report rather than a scan.",
+        )
+    return holder
+
+
+def _marks_of(dataset: Dataset, group: Callable[[str], Dataset | None]) -> dict[str, str]:
+    """Return what an image says by which images of one position may differ."""
+    marks: dict[str, str] = {}
+    for name, attribute, word in MARKS:
+        holder = group(name) if name else dataset
+        if holder is not None and (value := text(holder, attribute)):
+            marks.setdefault(word, value)
+    return marks
 
 
 # --- the grid ----------------------------------------------------------------------------------------------------
@@ -268,28 +283,17 @@ def image_axes(frames: Sequence[Frame], path: Path) -> tuple[NDArray[np.float64]
     Raises:
         VolumeError: If orientations differ or are wrong, or there is a localizer or mosaic among the images.
     """
-    turns = np.array([frame.orientation for frame in frames])
-    scouts = [frame for frame in frames if frame.is_localizer]
-    mixed = np.abs(turns - turns[0]).max() > SAME_ORIENTATION
-    if any("MOSAIC" in frame.marks.get("image type", "").upper().split("\\") for frame in frames):
+    if any("MOSAIC" in frame.image_types for frame in frames):
         raise VolumeError(
             "holds slices laid side by side in one image",
             path=path,
             reason="mosaic",
             hint="Convert it first, for example with dcm2niix.",
         )
-    if scouts:
-        names = list(dict.fromkeys(frame.part.place.name for frame in scouts))
-        alone = len(scouts) == len(frames)
-        raise VolumeError(
-            "is a localizer" if alone else "holds a localizer among its images",
-            path=path,
-            reason="localizer",
-            found=f"{len(scouts)} of {len(frames)} images with ImageType LOCALIZER"
-            + ("" if alone else f": {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"),
-            hint="Take the scan itself." if alone else "Move the localizer's files to another folder.",
-        )
-    if mixed:
+    if scouts := [frame for frame in frames if frame.is_localizer]:
+        raise _holds_localizers(scouts, len(frames), path)
+    turns = np.array([frame.orientation for frame in frames])
+    if np.abs(turns - turns[0]).max() > SAME_ORIENTATION:
         count = len(np.unique(np.round(turns, 2), axis=0))
         raise VolumeError(
             "holds images of several orientations", path=path, reason="orientation", found=f"{count} orientations"
@@ -307,6 +311,21 @@ def image_axes(frames: Sequence[Frame], path: Path) -> tuple[NDArray[np.float64]
     y = y - (x @ y) * x
     y = y / np.linalg.norm(y)
     return x, y, np.cross(x, y)
+
+
+def _holds_localizers(scouts: Sequence[Frame], count: int, path: Path) -> VolumeError:
+    found = f"{len(scouts)} of {count} images with ImageType LOCALIZER"
+    if len(scouts) == count:
+        hint = "Take the scan itself."
+        return VolumeError("is a localizer", path=path, reason="localizer", found=found, hint=hint)
+    names = list(dict.fromkeys(frame.part.place.name for frame in scouts))
+    return VolumeError(
+        "holds a localizer among its images",
+        path=path,
+        reason="localizer",
+        found=f"{found}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}",
+        hint="Move the localizer's files to another folder.",
+    )
 
 
 def check_alike(frames: Sequence[Frame], path: Path) -> None:
@@ -342,16 +361,13 @@ def _four_d(differing: Sequence[tuple[str, Sequence[str]]], path: Path) -> Volum
 
 def _repeated(ordered: Sequence[Frame], same: NDArray[np.bool_], path: Path) -> VolumeError:
     """Say why positions occur more than once: several volumes in one series, or slices that are there twice."""
-    place = np.concatenate([[0], np.cumsum(~same)])
-    counts = np.bincount(place)
-    words = list(dict.fromkeys(word for _, _, word in MARKS))
-    values = {word: sorted({frame.marks.get(word, "") for frame in ordered}) for word in words}
-    differing = [(word, found) for word, found in values.items() if 1 < len(found) <= max(counts)]
-    if len(set(counts.tolist())) == 1 and differing:
+    counts = np.bincount(np.concatenate([[0], np.cumsum(~same)]))
+    differing = _differing(ordered, int(counts.max()))
+    if differing and (counts == counts[0]).all():
         return _four_d(differing, path)
     at = int(np.flatnonzero(same)[0])
     one, other = ordered[at], ordered[at + 1]
-    identical = one.instance_uid == other.instance_uid and one.place == other.place
+    identical = (one.instance_uid, one.place) == (other.instance_uid, other.place)
     return VolumeError(
         "holds one slice twice" if identical else "holds two slices in one place",
         path=path,
@@ -359,6 +375,13 @@ def _repeated(ordered: Sequence[Frame], same: NDArray[np.bool_], path: Path) -> 
         found=f"{_names(one, other)}, {int(np.sum(counts > 1))} places in all",
         hint="Remove the copies." if identical else "Two scans may share the series; export them apart.",
     )
+
+
+def _differing(frames: Sequence[Frame], most: int) -> list[tuple[str, list[str]]]:
+    """Return the marks that have several values, at most as many as images lie in one place."""
+    words = dict.fromkeys(word for _, _, word in MARKS)
+    values = [(word, sorted({frame.marks.get(word, "") for frame in frames})) for word in words]
+    return [(word, found) for word, found in values if 1 < len(found) <= most]
 
 
 def _names(one: Frame, other: Frame) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chiasm.errors import VolumeError
-from chiasm.volumes.dicom_files import BOMB_RATIO, BOMB_SIZE, Part, number, taming, text
+from chiasm.volumes.dicom_files import BOMB_RATIO, BOMB_SIZE, Part, number, taming, text, truncated
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -147,14 +147,14 @@ def decode(dataset: Dataset, part: Part, form: Format, indices: Sequence[int]) -
             yield _in_use(frame, form)
             done += 1
         if done < len(indices):
-            raise _truncated(part, f"{done} frames", f"{len(indices)} frames")
+            raise truncated(part, f"{done} frames", f"{len(indices)} frames")
 
 
 def _native(content: bytes, part: Part, form: Format, indices: Sequence[int]) -> Iterator[NDArray[Any]]:
     pixels = form.rows * form.columns
     expected = -(-pixels * form.frames * form.allocated // 8)
     if len(content) < expected:
-        raise _truncated(part, f"{len(content)} bytes of pixels", f"{expected} bytes")
+        raise truncated(part, f"{len(content)} bytes of pixels", f"{expected} bytes")
     if len(content) - expected >= max(PADDING, form.columns * form.allocated // 8):
         raise VolumeError(
             "goes on beyond its pixels",
@@ -250,12 +250,6 @@ def coded_size(frame: bytes) -> tuple[int, int] | None:
             return rows, columns
         at = match.end() - 2 + max(2, length)
     return None
-
-
-def _truncated(part: Part, found: str, expected: str) -> VolumeError:
-    return VolumeError(
-        "is cut short", path=part.place, reason="truncated", found=found, expected=expected, hint="Copy it again."
-    )
 
 
 def _in_use(raw: NDArray[Any], form: Format) -> NDArray[Any]:

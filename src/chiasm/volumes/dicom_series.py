@@ -18,9 +18,11 @@ import numpy as np
 from chiasm.errors import VolumeError
 from chiasm.volumes.dicom_files import (
     DIRECTORY,
+    HEAD,
     Part,
     check_count,
     counts,
+    head_of,
     list_parts,
     looks_like_dicom,
     looks_like_zip,
@@ -32,7 +34,6 @@ from chiasm.volumes.dicom_files import (
 )
 from chiasm.volumes.dicom_frames import PLACE_TAGS, Frame, Stack, arrange, frames_of
 from chiasm.volumes.dicom_kinds import NO_CONTRAST, UNKNOWN, Group, Kind, split_kinds
-from chiasm.volumes.streams import unreadable
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -193,22 +194,25 @@ def scan_series(path: Path | str) -> Scan:
     asked, words = _asked(path)
     if asked is None:
         return _scan(list_parts(path), path)
-    (header,) = visit([asked], _header)
-    if header is None:
-        raise VolumeError(
-            "is the table of contents of a DICOM folder", path=path, reason="format", hint="Name the folder."
-        )
-    own = header.series
-    if own.images > 1 and not own.concatenated:
-        scan = Scan(tuple(_split([header], path)), ())
-    else:
-        scan = _scan(_beside(asked), path, own.uid)
-        scan = scan._replace(series=tuple(one for one in scan.series if asked in one.parts) or scan.series)
+    scan = _scan_around(asked, path)
     series = [one for one in scan.series if words in ("", one.apart)]
     if not series and not scan.broken:
         listed = "; ".join(one.told() for one in _numbered(scan.series))
         raise VolumeError(f"holds no images of the kind {words!r}", path=asked.place, reason="no-series", found=listed)
     return scan._replace(series=_numbered(series))
+
+
+def _scan_around(part: Part, path: Path) -> Scan:
+    """Find the series of one file: of a multi-frame file itself, else with the files beside it."""
+    (header,) = visit([part], _header)
+    if header is None:
+        raise VolumeError(
+            "is the table of contents of a DICOM folder", path=path, reason="format", hint="Name the folder."
+        )
+    if header.series.images > 1 and not header.series.concatenated:
+        return Scan(tuple(_split([header], path)), ())
+    scan = _scan(_beside(part), path, header.series.uid)
+    return scan._replace(series=tuple(one for one in scan.series if part in one.parts) or scan.series)
 
 
 def place_inside(path: Path) -> str:
@@ -264,11 +268,7 @@ def is_dicom(path: Path) -> bool:
     """
     if path.is_dir() or not path.exists():
         return path.is_dir() or any(archive.is_file() for archive in path.parents)
-    try:
-        with path.open("rb") as file:
-            head = file.read(256)
-    except OSError as error:
-        raise unreadable(path, error) from error
+    head = head_of(path)
     return looks_like_zip(head) or looks_like_dicom(head)
 
 
@@ -277,21 +277,23 @@ def _asked(path: Path) -> tuple[Part | None, str]:
     if path.is_dir():
         return None, ""
     if path.exists():
-        try:
-            with path.open("rb") as file:
-                head = file.read(4)
-        except OSError as error:
-            raise unreadable(path, error) from error
-        return (None if looks_like_zip(head) else Part(path)), ""
+        return (None if looks_like_zip(head_of(path)) else Part(path)), ""
     holder = next((parent for parent in path.parents if parent.is_file()), None)
-    if holder is not None:
-        inside, parts = path.relative_to(holder).parts, list_parts(holder)
-        if parts == [Part(holder)] and is_dicom(holder):
-            return parts[0], "/".join(inside)
-        for count in range(len(inside), 0, -1):
-            if (part := Part(holder, "/".join(inside[:count]))) in parts:
-                return part, "/".join(inside[count:])
-    raise VolumeError("does not exist", path=path, reason="not-found")
+    inside = None if holder is None else _inside(holder, path.relative_to(holder).parts)
+    if inside is None:
+        raise VolumeError("does not exist", path=path, reason="not-found")
+    return inside
+
+
+def _inside(holder: Path, names: Sequence[str]) -> tuple[Part, str] | None:
+    """Return which member of an archive a path goes on to, or the DICOM file itself, and what it names in that."""
+    parts = list_parts(holder)
+    if parts == [Part(holder)] and is_dicom(holder):
+        return parts[0], "/".join(names)
+    for count in range(len(names), 0, -1):
+        if (part := Part(holder, "/".join(names[:count]))) in parts:
+            return part, "/".join(names[count:])
+    return None
 
 
 def _beside(part: Part) -> list[Part]:
@@ -311,42 +313,65 @@ def _files_in(folder: Path) -> list[Part]:
     return [Part(file) for file in files]
 
 
-def _scan(parts: Sequence[Part], path: Path, only: str | None = None) -> Scan:
-    found: dict[str, list[_Header]] = {}
-    broken: list[VolumeError] = []
-    hollow: list[Part] = []
+class _Search:
+    """What is found on the way through the files of a place.
 
-    def note(part: Part, file: BinaryIO) -> None:
+    Attributes:
+        only: The one SeriesInstanceUID that counts; None for all.
+        headers: Of files of DICOM, by SeriesInstanceUID.
+        broken: Why files of DICOM cannot be read.
+        hollow: Files that end before they say anything, or are filled with zeros.
+    """
+
+    def __init__(self, only: str | None) -> None:
+        self.only = only
+        self.headers: dict[str, list[_Header]] = {}
+        self.broken: list[VolumeError] = []
+        self.hollow: list[Part] = []
+
+    def look(self, part: Part, file: BinaryIO) -> None:
+        """Look at a file, open at its start."""
         with taming(part):
-            head = file.read(256)
+            head = file.read(HEAD)
             file.seek(0)
-        if b"DICM".startswith(head.lstrip(b"\0")):  # cut short before anything is said, or filled with zeros
-            hollow.append(part)
-            return
-        named = part.place.suffix.lower() in (".dcm", ".ima")
-        if not looks_like_dicom(head) and not named:
-            return
+        is_named = part.place.suffix.lower() in (".dcm", ".ima")
+        if b"DICM".startswith(head.lstrip(b"\0")):
+            self.hollow.append(part)
+        elif is_named or looks_like_dicom(head):
+            self._read(part, file, is_named or head[128:132] == b"DICM")
+
+    def _read(self, part: Part, file: BinaryIO, is_sure: bool) -> None:
+        """Read a header; `is_sure` says that what cannot be read is damaged DICOM, and not something else."""
         try:
             header = _header(part, file)
         except VolumeError as error:
-            if named or head[128:132] == b"DICM":
-                broken.append(error)
+            self.broken += [error] * is_sure
             return
-        if header is not None and only in (None, header.series.uid):
-            found.setdefault(header.series.uid, []).append(header)
+        if header is not None and self.only in (None, header.series.uid):
+            self.headers.setdefault(header.series.uid, []).append(header)
 
-    lost = [part for part in parts if not part.path.exists()]
-    for _ in visit([part for part in parts if part not in lost] if lost else parts, note):
-        pass
-    kin = {_kin(part) for headers in found.values() for header in headers for part in header.series.parts}
-    for what, reason, some in (("is empty", "truncated", hollow), ("is a link that leads nowhere", "not-found", lost)):
-        broken += [
+    def missing(self, parts: Sequence[Part], what: str, reason: str) -> list[VolumeError]:
+        """Say what is wrong with files that seem to be of a series that was found."""
+        kin = {_kin(header.series.parts[0]) for headers in self.headers.values() for header in headers}
+        return [
             VolumeError(f"{what}, among files of DICOM", path=part.place, reason=reason, hint="Copy it again.")
-            for part in some
+            for part in parts
             if _kin(part) in kin
         ]
+
+
+def _scan(parts: Sequence[Part], path: Path, only: str | None = None) -> Scan:
+    search = _Search(only)
+    lost = [part for part in parts if not part.path.exists()]
+    for _ in visit([part for part in parts if part not in lost], search.look):
+        pass
+    broken = [
+        *search.broken,
+        *search.missing(search.hollow, "is empty", "truncated"),
+        *search.missing(lost, "is a link that leads nowhere", "not-found"),
+    ]
     series = sorted(
-        (one for headers in found.values() for one in _split(headers, path)),
+        (one for headers in search.headers.values() for one in _split(headers, path)),
         key=lambda one: (one.number is None, one.number or 0, one.uid),
     )
     return Scan(_numbered(series), tuple(broken))
@@ -389,30 +414,41 @@ def _stacked(headers: Sequence[_Header], frames: Sequence[Frame], group: Group |
     """Join files of one series and find their grid; of a group that has others beside it, those with its images."""
     apart = "" if group is None else group.words
     holders = {frame.part for frame in frames}
-    every = [header.series for header in headers if not apart or header.series.parts[0] in holders]
-    fault = _fault_of(headers)
-    parts = tuple(part for one in every for part in one.parts)
-    stack = None
-    if fault is None and frames and every[0].sop_class not in (SEGMENTATION, LABEL_MAP):
-        try:
-            stack = arrange(frames, path)
-            fault = stack.tilted
-            parts = tuple(dict.fromkeys(frame.part for frame in stack.frames))
-        except VolumeError as error:
-            fault = error
+    joined = _joined([header.series for header in headers if not apart or header.series.parts[0] in holders])
+    stack, fault = None, _fault_of(headers)
+    if fault is None and frames and joined.sop_class not in (SEGMENTATION, LABEL_MAP):
+        stack, fault = _arranged(frames, path)
     return replace(
-        every[0],
-        parts=parts,
-        images=len(frames) if apart else sum(one.images for one in every),
-        burned_in=any(one.burned_in for one in every),
-        synthetic=any(one.synthetic for one in every),
-        contrast=any(one.contrast for one in every),
+        joined,
+        parts=joined.parts if stack is None else tuple(dict.fromkeys(frame.part for frame in stack.frames)),
+        images=len(frames) if apart else joined.images,
         kind=UNKNOWN if group is None else group.kind,
         apart=apart,
         localizer=bool(frames) and all(frame.is_localizer for frame in frames),
         stack=stack,
         fault=fault,
     )
+
+
+def _joined(every: Sequence[Series]) -> Series:
+    """Join what the files of one series say."""
+    return replace(
+        every[0],
+        parts=tuple(part for one in every for part in one.parts),
+        images=sum(one.images for one in every),
+        burned_in=any(one.burned_in for one in every),
+        synthetic=any(one.synthetic for one in every),
+        contrast=any(one.contrast for one in every),
+    )
+
+
+def _arranged(frames: Sequence[Frame], path: Path) -> tuple[Stack | None, VolumeError | None]:
+    """Return the stack that images make, and why there is none or it cannot be used as it is."""
+    try:
+        stack = arrange(frames, path)
+    except VolumeError as error:
+        return None, error
+    return stack, stack.tilted
 
 
 def _header(part: Part, file: BinaryIO) -> _Header | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +30,15 @@ REAL = {
 }  # fmt: skip
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
-ORDERS = ("BinaryDataByteOrderMSB", "ElementByteOrderMSB")  # two names for one thing
+#: Several names for one thing, the usual one first.
+ORDERS = ("BinaryDataByteOrderMSB", "ElementByteOrderMSB")
+TURNS = ("TransformMatrix", "Rotation", "Orientation")
+PLACES = ("Offset", "Position", "Origin")
+STEPS = ("ElementSpacing", "ElementSize")
 UNIT = 1e-3  # by how much a direction's length may differ from 1
 
 #: Lines that say how the grid lies: they are carried over as they were written.
-PLACE = (
-    "TransformMatrix", "Rotation", "Orientation", "Offset", "Position", "Origin", "CenterOfRotation",
-    "AnatomicalOrientation", "ElementSpacing", "ElementSize",
-)  # fmt: skip
+PLACE = (*TURNS, *PLACES, "CenterOfRotation", "AnatomicalOrientation", *STEPS)
 
 
 def looks_like_metaimage(head: bytes) -> bool:
@@ -58,21 +60,7 @@ def open_metaimage(path: Path, *, max_bytes: int = 2 * 2**30) -> Stored:
     if fields.get("ObjectType", "Image") != "Image":
         raise VolumeError("is a MetaImage without voxels", path=path, reason="header", found=fields["ObjectType"])
     shape, spacing, direction, offset = _grid(fields, path)
-    kind = fields.get("ElementType", "")
-    if kind not in REAL:
-        raise VolumeError(
-            "holds values of an unknown type", path=path, reason="datatype", found=kind, expected=", ".join(REAL)
-        )
-    if (channels := _numbers(fields, "ElementNumberOfChannels", path, 1, "1")) != [1]:
-        raise VolumeError("holds more than one value a voxel", path=path, reason="four-d", found=channels[0])
-    scale = [_numbers(fields, f"ElementToIntensityFunction{end}", path, 1, default)[0]
-             for end, default in (("Slope", "1"), ("Offset", "0"))]  # fmt: skip
-    if scale != [1, 0]:  # no reader that we know heeds them, so nobody knows what was meant
-        raise VolumeError("has a slope or intercept of its own", path=path, reason="slope", found=scale)
-    orders = {_truth(fields, name, path) for name in ORDERS if name in fields} or {False}
-    if len(orders) > 1:
-        raise VolumeError("says two byte orders", path=path, reason="header", found=" and ".join(ORDERS))
-    dtype = np.dtype((">" if orders.pop() else "<") + REAL[kind])
+    dtype = _voxel_type(fields, path)
     size = math.prod(shape) * dtype.itemsize
     if size > max_bytes:
         raise VolumeError(
@@ -93,32 +81,61 @@ def open_metaimage(path: Path, *, max_bytes: int = 2 * 2**30) -> Stored:
     return Stored(_stream(path, fields, start, size, packed), dtype, geometry)
 
 
+def _voxel_type(fields: dict[str, str], path: Path) -> np.dtype[Any]:
+    """Return how a voxel is stored: one real number, as it is meant."""
+    kind = fields.get("ElementType", "")
+    if kind not in REAL:
+        raise VolumeError(
+            "holds values of an unknown type", path=path, reason="datatype", found=kind, expected=", ".join(REAL)
+        )
+    if (channels := _numbers(fields, "ElementNumberOfChannels", path, 1, "1")) != [1]:
+        raise VolumeError("holds more than one value a voxel", path=path, reason="four-d", found=channels[0])
+    slope = _numbers(fields, "ElementToIntensityFunctionSlope", path, 1, "1")
+    offset = _numbers(fields, "ElementToIntensityFunctionOffset", path, 1, "0")
+    if (scale := [*slope, *offset]) != [1, 0]:  # no reader that we know heeds them, so nobody knows what was meant
+        raise VolumeError("has a slope or intercept of its own", path=path, reason="slope", found=scale)
+    orders = {_truth(fields, name, path) for name in ORDERS if name in fields} or {False}
+    if len(orders) > 1:
+        raise VolumeError("says two byte orders", path=path, reason="header", found=" and ".join(ORDERS))
+    return np.dtype((">" if orders.pop() else "<") + REAL[kind])
+
+
 def _stream(path: Path, fields: dict[str, str], start: int, size: int, packed: bool) -> Stream:
     """Say where the voxels lie; MetaImage pads nothing, so not a byte may follow them."""
     data = _data_file(path, fields)
-    if data == path:
-        if packing_of(path) == "gzip":  # the whole file, header and all
-            if packed:
-                raise VolumeError("is packed twice", path=path, reason="format", expected="one packing")
-            return Stream(path, "gzip", 0, start, size, 0)
-        skip = start
-    else:
-        (skip,) = (int(n) for n in _numbers(fields, "HeaderSize", path, 1, "0"))
-        if skip == -1 and not packed:  # the voxels are the end of the file, whatever stands before them
-            with open_file(data) as file:
-                skip = max(0, os.fstat(file.fileno()).st_size - size)
-        if not 0 <= skip <= 2**31:
-            raise VolumeError("has an impossible HeaderSize", path=path, reason="vox-offset", found=skip)
+    if data == path and packing_of(path) == "gzip":  # the whole file, header and all
+        if packed:
+            raise VolumeError("is packed twice", path=path, reason="format", expected="one packing")
+        return Stream(path, "gzip", 0, start, size, 0)
+    skip = start if data == path else _header_size(data, fields, path, size, packed)
     if not packed:
         return Stream(data, "none", skip, 0, size, 0)
     (length,) = _numbers(fields, "CompressedDataSize", path, 1, "0")
-    with open_file(data) as file:
-        there = os.fstat(file.fileno()).st_size - skip
+    there = _file_size(data) - skip
     if length not in (0, there):
-        reason = "truncated" if there < length else "too-long"
-        raise VolumeError("has packed voxels of another length than its header says", path=path, reason=reason,
-                          found=f"{there} bytes", expected=f"{length:.0f}")  # fmt: skip
+        raise VolumeError(
+            "has packed voxels of another length than its header says",
+            path=path,
+            reason="truncated" if there < length else "too-long",
+            found=f"{there} bytes",
+            expected=f"{length:.0f}",
+        )
     return Stream(data, "zlib", skip, 0, size, 0)
+
+
+def _header_size(data: Path, fields: dict[str, str], path: Path, size: int, packed: bool) -> int:
+    """Return where the voxels begin in their own file."""
+    skip = int(_numbers(fields, "HeaderSize", path, 1, "0")[0])
+    if skip == -1 and not packed:  # the voxels are the end of the file, whatever stands before them
+        skip = max(0, _file_size(data) - size)
+    if not 0 <= skip <= 2**31:
+        raise VolumeError("has an impossible HeaderSize", path=path, reason="vox-offset", found=skip)
+    return skip
+
+
+def _file_size(path: Path) -> int:
+    with open_file(path) as file:
+        return os.fstat(file.fileno()).st_size
 
 
 def _read_header(path: Path) -> tuple[dict[str, str], int]:
@@ -130,48 +147,59 @@ def _read_header(path: Path) -> tuple[dict[str, str], int]:
     text = head[: end.end()].decode("utf-8", "replace")
     if "\0" in text:
         raise VolumeError("has a MetaImage header that is no text", path=path, reason="header")
+    return _fields_of(text, path), end.end()
+
+
+def _fields_of(text: str, path: Path) -> dict[str, str]:
     fields: dict[str, str] = {}
     for line in text.split("\n"):
-        name, separator, value = (part.strip() for part in line.partition("="))
-        if separator:
-            if fields.get(name, value) != value and name != "Comment":
-                raise VolumeError(
-                    f"says {name} twice", path=path, reason="header", found=f"{fields[name][:80]} and {value[:80]}"
-                )
-            fields[name] = value
-    return fields, end.end()
+        name, separator, value = map(str.strip, line.partition("="))
+        if not separator:
+            continue
+        if fields.get(name, value) != value and name != "Comment":
+            found = f"{fields[name][:80]} and {value[:80]}"
+            raise VolumeError(f"says {name} twice", path=path, reason="header", found=found)
+        fields[name] = value
+    return fields
 
 
 def _grid(
     fields: dict[str, str], path: Path
 ) -> tuple[tuple[int, int, int], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """Return shape, spacing, direction (columns are axes) and offset, LPS and mm."""
-    (axes,) = _numbers(fields, "NDims", path, 1, None)
-    if axes not in (2, 3, 4):
-        raise VolumeError("has impossible dimensions", path=path, reason="dimensions", found=f"NDims = {axes:g}")
-    n = int(axes)
-    sides = _numbers(fields, "DimSize", path, n, None)
-    if any(side != int(side) or not 1 <= side <= 2**31 for side in sides):
-        raise VolumeError("has impossible dimensions", path=path, reason="dimensions", found=fields["DimSize"])
-    if n == 4 and sides[3] != 1:
-        raise VolumeError("holds more than one volume", path=path, reason="four-d", found=fields["DimSize"])
-    i, j, k = (*map(int, sides[:3]), 1)[:3]
-    identity = " ".join("1" if a == b else "0" for a in range(n) for b in range(n))
-    turn = next((name for name in ("TransformMatrix", "Rotation", "Orientation") if name in fields), "TransformMatrix")
-    place = next((name for name in ("Offset", "Position", "Origin") if name in fields), "Offset")
-    step = "ElementSpacing" if "ElementSpacing" in fields else "ElementSize"
-    matrix = np.array(_numbers(fields, turn, path, n * n, identity)).reshape(n, n)
+    shape, n = _shape(fields, path)
+    turn, place, step = (_first_of(names, fields) for names in (TURNS, PLACES, STEPS))
+    matrix = np.array(_numbers(fields, turn, path, n * n, _line(np.eye(n, dtype=int)))).reshape(n, n)
     direction, spacing, offset = np.eye(3), np.ones(3), np.zeros(3)
     m = min(n, 3)
     direction[:m, :m] = matrix[:m, :m].T  # each line of the file is one axis
-    spacing[:m] = _numbers(fields, step, path, n, " ".join("1" * n))[:m]
-    offset[:m] = _numbers(fields, place, path, n, " ".join("0" * n))[:m]
+    spacing[:m] = _numbers(fields, step, path, n, _line(np.ones(n)))[:m]
+    offset[:m] = _numbers(fields, place, path, n, _line(np.zeros(n)))[:m]
     if spacing.min() <= 0:
         raise VolumeError("has a spacing that is not positive", path=path, reason="spacing", found=fields[step])
     lengths = np.linalg.norm(direction, axis=0)
     if lengths.min() > 0 and np.abs(lengths - 1).max() > UNIT:  # nobody knows whether they change the spacing
         raise VolumeError("has directions that are not of length 1", path=path, reason="affine", found=fields[turn])
-    return (i, j, k), spacing, direction, offset
+    return shape, spacing, direction, offset
+
+
+def _shape(fields: dict[str, str], path: Path) -> tuple[tuple[int, int, int], int]:
+    """Return voxels along the three axes, and how many axes the header describes."""
+    (axes,) = _numbers(fields, "NDims", path, 1, None)
+    if axes not in (2, 3, 4):
+        raise VolumeError("has impossible dimensions", path=path, reason="dimensions", found=f"NDims = {axes:g}")
+    sides = _numbers(fields, "DimSize", path, int(axes), None)
+    if any(side != int(side) or not 1 <= side <= 2**31 for side in sides):
+        raise VolumeError("has impossible dimensions", path=path, reason="dimensions", found=fields["DimSize"])
+    if sides[3:] not in ([], [1]):
+        raise VolumeError("holds more than one volume", path=path, reason="four-d", found=fields["DimSize"])
+    i, j, k = (*map(int, sides[:3]), 1)[:3]
+    return (i, j, k), int(axes)
+
+
+def _first_of(names: Sequence[str], fields: Collection[str]) -> str:
+    """Return by which of several names a header calls one thing; the first where it does not say it."""
+    return next((name for name in names if name in fields), names[0])
 
 
 def _numbers(fields: dict[str, str], name: str, path: Path, count: int, default: str | None) -> list[float]:
@@ -246,7 +274,7 @@ def write_metaimage(path: Path, array: NDArray[Any], geometry: Geometry) -> None
         affine = LPS_TO_RAS @ geometry.affine
         direction = affine[:3, :3] / geometry.spacing_mm
         place = (
-            f"TransformMatrix = {_line(direction.T.ravel())}\nOffset = {_line(affine[:3, 3])}\n"
+            f"TransformMatrix = {_line(direction.T)}\nOffset = {_line(affine[:3, 3])}\n"
             f"CenterOfRotation = 0 0 0\nElementSpacing = {_line(np.array(geometry.spacing_mm))}\n"
         )
     voxels = pack(np.asarray(array, dtype).tobytes(order="F"), "zlib")
@@ -260,4 +288,4 @@ def write_metaimage(path: Path, array: NDArray[Any], geometry: Geometry) -> None
 
 
 def _line(values: NDArray[Any]) -> str:
-    return " ".join(repr(value) for value in values.tolist())
+    return " ".join(map(repr, values.ravel().tolist()))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import re
 import struct
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -129,6 +130,50 @@ def open_nifti(path: Path, *, form: Form | None = None, assume_ras: bool = False
     return Stored(stream, header.dtype, geometry, header.slope, header.inter)
 
 
+@dataclass(frozen=True)
+class _Raw:
+    """A raw header whose size is right: what its fields hold, and which file it is of."""
+
+    path: Path
+    order: Order
+    version: int
+    fields: Mapping[str, tuple[Any, ...]]
+
+    @property
+    def is_single(self) -> bool:
+        """Whether the voxels stand in the same file."""
+        return bool(self.one("magic") == MAGICS[self.version][0])
+
+    @property
+    def coded(self) -> list[Form]:
+        """The forms that say where the volume lies."""
+        forms: tuple[Form, Form] = ("sform", "qform")
+        return [form for form in forms if self.one(f"{form}_code") > 0]
+
+    @property
+    def steps(self) -> tuple[Any, ...]:
+        """Spacing along the three axes, in the file's unit."""
+        return self.fields["pixdim"][1:4]
+
+    @property
+    def sides(self) -> list[int]:
+        """Voxels along the axes, without those behind the third that hold one."""
+        count, *sides = self.fields["dim"]
+        sides = sides[:count]
+        while len(sides) > 3 and sides[-1] == 1:
+            sides.pop()
+        return sides
+
+    def one(self, name: str) -> Any:
+        """Return a field that is a single value."""
+        return self.fields[name][0]
+
+    def refuse(
+        self, what: str, reason: str, found: object = None, expected: object = None, hint: str | None = None
+    ) -> VolumeError:
+        return VolumeError(what, path=self.path, reason=reason, found=found, expected=expected, hint=hint)
+
+
 def judge_header(
     head: bytes, path: Path, *, form: Form | None = None, assume_ras: bool = False, max_bytes: int = 2 * 2**30
 ) -> Header:
@@ -137,129 +182,148 @@ def judge_header(
     Raises:
         VolumeError: If it breaks a rule; `reason` says which.
     """
+    raw = _read_fields(head, path)
+    for rule in (_judge_magic, _judge_dimensions, _judge_type):
+        rule(raw)
+    i, j, k = (*raw.sides, 1, 1)[:3]
+    dtype = np.dtype(raw.order + REAL[raw.one("datatype")])
+    size = i * j * k * dtype.itemsize
+    if size > max_bytes:
+        found = f"{i}x{j}x{k} voxels, {size / 2**20:.0f} MiB"
+        raise raw.refuse("is too large", "too-large", found, f"at most {max_bytes / 2**20:.0f} MiB")
+    _judge_offset(raw)
+    slope, inter = _scale(raw)
+    affine = _affine(raw, (i, j, k), form, assume_ras)
+    keeps_forms = bool(raw.coded) and (form is None or len(raw.coded) == 1)
+    content, offset = bytes(head[: SIZE[raw.version]]), int(raw.one("vox_offset"))
+    return Header(
+        content, raw.order, raw.version, raw.is_single, (i, j, k), dtype, offset, slope, inter, affine, keeps_forms
+    )
 
-    def refuse(what: str, reason: str, found: object = None, expected: object = None) -> VolumeError:
-        return VolumeError(what, path=path, reason=reason, found=found, expected=expected)
 
+def _read_fields(head: bytes, path: Path) -> _Raw:
     kind = _order_and_version(head)
     if kind is None or len(head) < SIZE[kind[1]]:
-        raise refuse("has no whole NIfTI header", "header", f"{len(head)} bytes")
+        raise VolumeError("has no whole NIfTI header", path=path, reason="header", found=f"{len(head)} bytes")
     order, version = kind
     fields = {name: struct.unpack_from(order + form, head, at) for name, (at, form) in FIELDS[version].items()}
-    (magic,) = fields["magic"]
-    if magic not in MAGICS[version]:
-        analyze = " (ANALYZE 7.5 does not say where left is)" if version == 1 and not magic.strip(b"\0") else ""
-        raise refuse(f"is not NIfTI: its magic is wrong{analyze}", "magic", magic, f"one of {MAGICS[version]}")
-    single = magic == MAGICS[version][0]
-    count, *sides = fields["dim"]
+    return _Raw(path, order, version, fields)
+
+
+def _judge_magic(raw: _Raw) -> None:
+    magic, known = raw.one("magic"), MAGICS[raw.version]
+    if magic not in known:
+        is_analyze = raw.version == 1 and not magic.strip(b"\0")
+        analyze = " (ANALYZE 7.5 does not say where left is)" if is_analyze else ""
+        raise raw.refuse(f"is not NIfTI: its magic is wrong{analyze}", "magic", magic, f"one of {known}")
+
+
+def _judge_dimensions(raw: _Raw) -> None:
+    count, *sides = raw.fields["dim"]
     if not 1 <= count <= 7 or min(sides[:count]) < 1:
-        raise refuse("has impossible dimensions", "dimensions", fields["dim"][: max(2, min(count, 7) + 1)])
-    sides = sides[:count]
-    while len(sides) > 3 and sides[-1] == 1:
-        sides.pop()
-    if len(sides) > 3:
-        raise refuse("holds more than one volume", "four-d", "x".join(map(str, sides)), "three axes")
-    i, j, k = (*sides, 1, 1)[:3]
-    (code,), (bitpix,) = fields["datatype"], fields["bitpix"]
+        found = raw.fields["dim"][: max(2, min(count, 7) + 1)]
+        raise raw.refuse("has impossible dimensions", "dimensions", found)
+    if len(raw.sides) > 3:
+        raise raw.refuse("holds more than one volume", "four-d", "x".join(map(str, raw.sides)), "three axes")
+
+
+def _judge_type(raw: _Raw) -> None:
+    code, bits = raw.one("datatype"), raw.one("bitpix")
     if code not in REAL:
-        raise refuse(
-            f"holds {NOT_REAL.get(code, 'values of an unknown type')}", "datatype", f"datatype {code}", "real numbers"
-        )
-    dtype = np.dtype(order + REAL[code])
-    if bitpix != dtype.itemsize * 8:
-        raise refuse(
-            "says two sizes of a voxel", "bitpix", f"bitpix {bitpix}", f"{dtype.itemsize * 8} for datatype {code}"
-        )
-    if i * j * k * dtype.itemsize > max_bytes:
-        size = f"{i}x{j}x{k} voxels, {i * j * k * dtype.itemsize / 2**20:.0f} MiB"
-        raise refuse("is too large", "too-large", size, f"at most {max_bytes / 2**20:.0f} MiB")
-    (offset,) = fields["vox_offset"]
-    least = SMALLEST[version] if single else 0
-    if not math.isfinite(offset) or offset != int(offset) or not least <= offset <= least + MOST_EXTENSIONS:
-        raise refuse("has an impossible vox_offset", "vox-offset", offset, f"a whole number, {least} or a little more")
-    (slope,), (inter,) = fields["slope"], fields["inter"]
+        what = f"holds {NOT_REAL.get(code, 'values of an unknown type')}"
+        raise raw.refuse(what, "datatype", f"datatype {code}", "real numbers")
+    expected = np.dtype(REAL[code]).itemsize * 8
+    if bits != expected:
+        found = f"bitpix {bits}"
+        raise raw.refuse("says two sizes of a voxel", "bitpix", found, f"{expected} for datatype {code}")
+
+
+def _judge_offset(raw: _Raw) -> None:
+    offset, least = raw.one("vox_offset"), SMALLEST[raw.version] if raw.is_single else 0
+    is_whole = math.isfinite(offset) and offset == int(offset)
+    if not is_whole or not least <= offset <= least + MOST_EXTENSIONS:
+        expected = f"a whole number, {least} or a little more"
+        raise raw.refuse("has an impossible vox_offset", "vox-offset", offset, expected)
+
+
+def _scale(raw: _Raw) -> tuple[float, float]:
+    """Return slope and intercept; a slope of 0 says that there is none."""
+    slope, inter = raw.one("slope"), raw.one("inter")
     if slope == 0:
-        slope, inter = 1.0, 0.0
+        return 1.0, 0.0
     if not (math.isfinite(slope) and math.isfinite(inter)):
-        raise refuse("has a slope or intercept that is no number", "slope", f"{slope} and {inter}")
-    affine = _affine(fields, (i, j, k), path, form, assume_ras)
-    raw = bytes(head[: SIZE[version]])
-    codes = [fields[f"{name}_code"][0] > 0 for name in ("sform", "qform")]
-    keeps_forms = any(codes) and not (all(codes) and form is not None)
-    return Header(raw, order, version, single, (i, j, k), dtype, int(offset), slope, inter, affine, keeps_forms)
+        raise raw.refuse("has a slope or intercept that is no number", "slope", f"{slope} and {inter}")
+    return slope, inter
 
 
 def _order_and_version(head: bytes | bytearray) -> tuple[Order, int] | None:
-    if len(head) < 4:
-        return None
+    """Tell byte order and version by the size that a header begins with."""
     orders: tuple[Order, Order] = ("<", ">")
-    for order in orders:
-        for version, size in SIZE.items():
-            if struct.unpack_from(order + "i", head)[0] == size:
-                return order, version
-    return None
+    kinds = {struct.pack(f"{order}i", size): (order, version) for order in orders for version, size in SIZE.items()}
+    return kinds.get(bytes(head[:4]))
 
 
-def _affine(
-    fields: dict[str, tuple[Any, ...]], shape: tuple[int, int, int], path: Path, form: Form | None, assume_ras: bool
-) -> NDArray[np.float64]:
-    unit = MM.get(fields["units"][0] & 7, 1.0)
-    coded = [name for name in ("sform", "qform") if fields[f"{name}_code"][0] > 0]
-    coded = [form] if form in coded else coded  # of what is not believed, nothing is asked
-    used = [*fields["sform"]] * ("sform" in coded)
-    used += [*fields["quaternion"], *fields["qoffset"], *fields["pixdim"][:4]] * ("qform" in coded)
-    if not coded and assume_ras:
-        used += fields["pixdim"][1:4]
+def _affine(raw: _Raw, shape: tuple[int, int, int], form: Form | None, assume_ras: bool) -> NDArray[np.float64]:
+    """Return the affine of the form that is believed, in mm."""
+    coded = [form] if form in raw.coded else raw.coded  # of what is not believed, nothing is asked
+    _judge_place(raw, coded, assume_ras)
+    made = {"sform": _from_sform, "qform": _from_quaternion}
+    forms = [made[name](raw) for name in coded] or [np.diag([*raw.steps, 1.0]).astype(np.float64)]
+    for matrix in forms:
+        matrix[:3] *= MM.get(raw.one("units") & 7, 1.0)
+    if len(forms) == 2:
+        _judge_forms(raw, *(Geometry(shape, matrix).corners for matrix in forms))
+    return forms[0]
+
+
+def _judge_place(raw: _Raw, coded: Sequence[Form], assume_ras: bool) -> None:
+    """Refuse numbers of place that cannot be, of the forms that are used."""
+    uses_steps = "qform" in coded or not coded
+    used = [*raw.fields["sform"]] * ("sform" in coded)
+    used += [*raw.fields["quaternion"], *raw.fields["qoffset"], raw.one("pixdim")] * ("qform" in coded)
+    used += raw.steps if "qform" in coded or (assume_ras and not coded) else ()
     if not all(abs(value) <= LARGEST for value in used):  # NaN is refused here too
-        raise VolumeError("has an affine that is not finite", path=path, reason="affine")
+        raise raw.refuse("has an affine that is not finite", "affine")
     if not coded and not assume_ras:
-        raise VolumeError(
+        raise raw.refuse(
             "does not say how it lies in space: sform_code and qform_code are both 0",
-            path=path,
-            reason="no-orientation",
+            "no-orientation",
             hint="If its axes run right, to the front and up, give --assume-ras: Reading(assume_ras=True) in Python.",
         )
-    if (not coded or "qform" in coded) and min(fields["pixdim"][1:4]) <= 0:
-        raise VolumeError(
-            "has a spacing that is not positive", path=path, reason="spacing", found=list(fields["pixdim"][1:4])
+    if uses_steps and min(raw.steps) <= 0:
+        raise raw.refuse("has a spacing that is not positive", "spacing", list(raw.steps))
+
+
+def _judge_forms(raw: _Raw, a: NDArray[np.float64], b: NDArray[np.float64]) -> None:
+    """Refuse two forms whose corners lie apart by more than rounding."""
+    distances = np.linalg.norm(a - b, axis=1)
+    apart = float(distances.max())
+    unsure = _rounding(raw) * float(np.linalg.norm(a[0] - a[-1]))
+    if distances[0] > FORMS_APART_MM or apart > FORMS_APART_MM + unsure:  # the first corner is where both begin
+        raise raw.refuse(
+            "says two places: sform and qform disagree",
+            "two-forms",
+            f"{apart:.3g} mm apart at a corner",
+            f"at most {FORMS_APART_MM} mm",
+            "Find out which is right, and give --form sform or --form qform: Reading(form=...) in Python.",
         )
-    forms: dict[str, NDArray[np.float64]] = {}
-    if "sform" in coded:
-        forms["sform"] = np.vstack([np.reshape(fields["sform"], (3, 4)), [0, 0, 0, 1]]).astype(np.float64)
-    if "qform" in coded:
-        forms["qform"] = _from_quaternion(fields, path)
-    if not coded:
-        forms["none"] = np.diag([*fields["pixdim"][1:4], 1.0]).astype(np.float64)
-    for matrix in forms.values():
-        matrix[:3] *= unit
-    if len(forms) == 2:
-        a, b = (Geometry(shape, matrix).corners for matrix in forms.values())
-        distances = np.linalg.norm(a - b, axis=1)
-        apart = float(distances.max())
-        unsure = _rounding(fields) * float(np.linalg.norm(a[0] - a[-1]))
-        if distances[0] > FORMS_APART_MM or apart > FORMS_APART_MM + unsure:  # the first corner is where both begin
-            raise VolumeError(
-                "says two places: sform and qform disagree",
-                path=path,
-                reason="two-forms",
-                found=f"{apart:.3g} mm apart at a corner",
-                expected=f"at most {FORMS_APART_MM} mm",
-                hint="Find out which is right, and give --form sform or --form qform: Reading(form=...) in Python.",
-            )
-    return next(iter(forms.values()))
 
 
-def _rounding(fields: dict[str, tuple[Any, ...]]) -> float:
+def _from_sform(raw: _Raw) -> NDArray[np.float64]:
+    return np.vstack([np.reshape(raw.fields["sform"], (3, 4)), [0, 0, 0, 1]]).astype(np.float64)
+
+
+def _rounding(raw: _Raw) -> float:
     """Return by how many radians a qform's rotation is unsure: near a half turn float32 hardly tells the angle."""
-    rest = 1.0 - sum(float(part) ** 2 for part in fields["quaternion"])
+    rest = 1.0 - sum(float(part) ** 2 for part in raw.fields["quaternion"])
     return 2 * HALF_TURN / math.sqrt(max(rest, HALF_TURN))
 
 
-def _from_quaternion(fields: dict[str, tuple[Any, ...]], path: Path) -> NDArray[np.float64]:
-    b, c, d = map(float, fields["quaternion"])
+def _from_quaternion(raw: _Raw) -> NDArray[np.float64]:
+    b, c, d = map(float, raw.fields["quaternion"])
     rest = 1.0 - (b * b + c * c + d * d)
     if rest < -1e-4:  # rounding makes slightly negative ones
-        raise VolumeError("has a quaternion that is no rotation", path=path, reason="quaternion", found=(b, c, d))
+        raise raw.refuse("has a quaternion that is no rotation", "quaternion", (b, c, d))
     if rest < HALF_TURN:
         a, norm = 0.0, math.sqrt(b * b + c * c + d * d)
         b, c, d = b / norm, c / norm, d / norm
@@ -272,12 +336,11 @@ def _from_quaternion(fields: dict[str, tuple[Any, ...]], path: Path) -> NDArray[
             [2 * b * d - 2 * a * c, 2 * c * d + 2 * a * b, a * a + d * d - c * c - b * b],
         ]
     )
-    qfac, *steps = fields["pixdim"][:4]
-    scale = np.array(steps, np.float64)
-    scale[2] *= -1.0 if qfac < 0 else 1.0  # 0 counts as 1
+    scale = np.array(raw.steps, np.float64)
+    scale[2] *= -1.0 if raw.one("pixdim") < 0 else 1.0  # 0 counts as 1
     matrix = np.eye(4)
     matrix[:3, :3] = rotation * scale
-    matrix[:3, 3] = fields["qoffset"]
+    matrix[:3, 3] = raw.fields["qoffset"]
     return matrix
 
 

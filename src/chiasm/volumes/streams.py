@@ -107,12 +107,7 @@ def blocks(stream: Stream) -> Iterator[bytes]:
     """
     path, end = stream.path, stream.offset + stream.size
     with open_file(path) as file:
-        there = os.fstat(file.fileno()).st_size - stream.start
-        most = there if stream.packing == "none" else max(0, there) * TIGHTEST
-        if most < end:
-            raise _short(path, f"{there} bytes" + (" of a packed file" if stream.packing != "none" else ""), end)
-        if stream.packing == "none" and there > end + stream.slack:
-            raise _long(path, end, there)
+        _judge_size(stream, os.fstat(file.fileno()).st_size - stream.start)
         file.seek(stream.start)
         done = 0
         for piece in _pieces(file, path, stream.packing):
@@ -123,6 +118,18 @@ def blocks(stream: Stream) -> Iterator[bytes]:
                 yield part
     if done < end:
         raise _short(path, f"{done} bytes", end)
+
+
+def _judge_size(stream: Stream, there: int) -> None:
+    """Refuse a file by its size alone: too short even if packed as tightly as can be, or too long if not packed."""
+    path, end = stream.path, stream.offset + stream.size
+    if stream.packing != "none":
+        if max(0, there) * TIGHTEST < end:
+            raise _short(path, f"{there} bytes of a packed file", end)
+    elif there < end:
+        raise _short(path, f"{there} bytes", end)
+    elif there > end + stream.slack:
+        raise _long(path, end, there)
 
 
 def read_whole(stream: Stream) -> bytearray:
@@ -178,27 +185,42 @@ def _unpacked(file: BinaryIO, path: Path, packing: Packing) -> Iterator[bytes]:
             raise VolumeError("is a gzip of countless empty parts", path=path, reason="corrupted")
         # what MetaImage calls zlib may be a gzip too
         unpacker = _library().decompressobj(31 if packed.startswith(GZIP) or packing == "gzip" else 15)
-        while not unpacker.eof:
-            try:
-                piece = unpacker.decompress(packed, PIECE)
-            except _damage() as error:
-                raise VolumeError(
-                    "holds corrupted packed data", path=path, reason="corrupted", found=error, hint="Copy it again."
-                ) from error
-            if piece:
-                done += len(piece)
-                yield piece
-            packed = unpacker.unconsumed_tail or (b"" if unpacker.eof else file.read(PACKED_PIECE))
-            if not packed and not piece and not unpacker.eof:
-                raise VolumeError("holds packed data that were cut short", path=path, reason="truncated",
-                                  hint="Copy it again.")  # fmt: skip
+        for piece in _member(unpacker, packed, file, path):
+            done += len(piece)
+            yield piece
         packed = unpacker.unused_data or file.read(PACKED_PIECE)
-        if packing == "gzip" and (behind := packed.lstrip(b"\0")) and not behind.startswith(GZIP[: len(behind)]):
-            raise VolumeError("goes on behind its packed data", path=path, reason="corrupted", found=behind[:8])
-        if packing == "zlib":  # one stream, and nothing behind it
-            if packed:
-                raise VolumeError("goes on beyond its packed voxels", path=path, reason="too-long")
+        _judge_behind(packed, packing, path)
+
+
+def _member(unpacker: Any, packed: bytes, file: BinaryIO, path: Path) -> Iterator[bytes]:
+    """Unpack one member, which begins with `packed` and may go on in the file."""
+    while not unpacker.eof:
+        try:
+            piece = unpacker.decompress(packed, PIECE)
+        except _damage() as error:
+            raise VolumeError(
+                "holds corrupted packed data", path=path, reason="corrupted", found=error, hint="Copy it again."
+            ) from error
+        if piece:
+            yield piece
+        if unpacker.eof:
             return
+        packed = unpacker.unconsumed_tail or file.read(PACKED_PIECE)
+        if not packed and not piece:
+            raise VolumeError(
+                "holds packed data that were cut short", path=path, reason="truncated", hint="Copy it again."
+            )
+
+
+def _judge_behind(packed: bytes, packing: Packing, path: Path) -> None:
+    """Refuse what stands behind a member: of gzip, all but another or zeros; of zlib, anything."""
+    if packing == "zlib":
+        if packed:
+            raise VolumeError("goes on beyond its packed voxels", path=path, reason="too-long")
+        return
+    behind = packed.lstrip(b"\0")
+    if not behind.startswith(GZIP[: len(behind)]):
+        raise VolumeError("goes on behind its packed data", path=path, reason="corrupted", found=behind[:8])
 
 
 def _library() -> Any:
