@@ -14,7 +14,7 @@ import pytest
 
 from chiasm.errors import ChiasmError, VolumeError
 from chiasm.volumes import Geometry, Reading, Volume, canonical, read_volume
-from chiasm.volumes.dicom_attributes import ModelMark
+from chiasm.volumes.dicom_attributes import Derivation, ModelMark
 from chiasm.volumes.dicom_choice import pick_series
 from chiasm.volumes.dicom_write import WrittenSeries, grey_scale, write_reliability, write_series
 from chiasm.volumes.geometry import reordered, same_grid, turned_like
@@ -54,7 +54,7 @@ def derived(
     folder: Path, image: Volume, *sources: list[Path], modality: Literal["MR", "CT"] = "MR", **options: Any
 ) -> WrittenSeries:
     series = [pick_series(files[0]) for files in sources]
-    return write_series(folder, image, series, modality=modality, description="t2", model=MARK, **options)
+    return write_series(folder, image, series, Derivation(modality, "t2", MARK, **options))
 
 
 def mapped(path: Path, reliability: Volume, made: WrittenSeries, unit: Literal["HU", "a.u."] = "a.u.") -> Path:
@@ -278,7 +278,7 @@ def test_what_does_not_lie_on_the_slices_is_refused(tmp_path: Path) -> None:
         derived(tmp_path / "made", image, files)
     assert not (tmp_path / "made").exists()
     with pytest.raises(ValueError, match="its scale is 1"):
-        write_series(tmp_path / "made", image, [], modality="CT", description="", model=MARK, scale=10)
+        write_series(tmp_path / "made", image, [], Derivation("CT", "", MARK, scale=10))
     with pytest.raises(ValueError, match="needs its source"):
         derived(tmp_path / "made", image)
 

@@ -30,8 +30,9 @@ from chiasm.volumes import Geometry, Reading, Volume, canonical, check_pair, rea
 from chiasm.volumes.dicom_files import Part, read_dataset, taming
 from chiasm.volumes.dicom_frames import arrange, frames_of
 from chiasm.volumes.dicom_series import TAGS
+from chiasm.volumes.mirroring import find_mirrored
 from chiasm.volumes.nifti import judge_header
-from chiasm.volumes.screening import check_affine, find_mirrored
+from chiasm.volumes.screening import check_affine
 from conftest import REAL
 from dicom_patients import write_enhanced, write_source
 from odd_files import AFFINE, CODES, SHAPE, metaimage, nifti, put, voxels

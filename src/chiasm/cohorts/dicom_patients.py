@@ -177,10 +177,9 @@ def assign(patient: Patient, selection: Selection) -> tuple[dict[str, Series], l
     problems = [Problem(error.path or patient.place, error.reason, str(error), patient.id) for error in patient.broken]
     images = [series for series in patient.series if series.images]
     taken: dict[str, Series] = {}
-    for role, found in _candidates(images, selection).items():
-        if not found:
-            continue
-        only = _only_one(found, role, patient, selection)
+    candidates = _candidates(images, selection)
+    for role in filter(candidates.get, candidates):
+        only = _only_one(candidates[role], role, patient, selection)
         if isinstance(only, Problem):
             problems.append(only)
         else:

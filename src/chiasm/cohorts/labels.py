@@ -139,9 +139,13 @@ def check_label_values(array: NDArray[np.generic], regions: Regions, path: Path)
         raise VolumeError(
             "labels are negative", path=path, reason="labels", found=least, expected="0 for the background, else above"
         )
-    declared = {0, *chain.from_iterable(regions.values())}
+    if regions:
+        _refuse_undeclared(values, {0, *chain.from_iterable(regions.values())}, path)
+
+
+def _refuse_undeclared(values: NDArray[np.generic], declared: Collection[int], path: Path) -> None:
     strange = [int(value) for value in values.tolist() if value not in declared]
-    if regions and strange:
+    if strange:
         raise VolumeError(
             "labels have values that no region declares",
             path=path,

@@ -257,6 +257,7 @@ def read_manifest(path: Path) -> Cohort:
     """
     rows, regions = _rows(path)
     columns = _image_columns(path, rows)
+    _require_columns(path, rows, columns)
     cases, problems = without_problems([_case_of(row, columns) for row in rows])
     with_unique_ids(path, [*cases, *(Case(p.case, p.case, {}) for p in problems if p.case)])
     if not cases:
@@ -307,9 +308,7 @@ def _case_of(row: _Row, columns: Mapping[str, str]) -> Case | Problem:
     if unsafe is not None:
         found = shortened(unsafe)
         return row.problem("unsafe-id", f"the subject or id {found} cannot be used: a name is {SAFE_NAME}")
-    split = row.cells.get("split") or None
-    if split not in (None, *ROLES):
-        raise row.refusal("unknown split", "split", split, expected="/".join(ROLES))
+    split = _split_of(row)
     files = _files_of(row, columns)
     missing = next((role for role, file in files.items() if not file.exists()), None)
     if missing is not None:
@@ -319,6 +318,13 @@ def _case_of(row: _Row, columns: Mapping[str, str]) -> Case | Problem:
         return row.problem("no-image", f"case {row.case} has no image")
     site, made = row.cells.get("site") or None, _synthetic_images(row, images)
     return Case(row.case, row.subject, images, files.get("mask"), files.get("labels"), site, split, made)
+
+
+def _split_of(row: _Row) -> str | None:
+    split = row.cells.get("split") or None
+    if split not in (None, *ROLES):
+        raise row.refusal("unknown split", "split", split, expected="/".join(ROLES))
+    return split
 
 
 def _files_of(row: _Row, columns: Mapping[str, str]) -> dict[str, Path]:
@@ -434,16 +440,20 @@ def _image_columns(path: Path, rows: Sequence[_Row]) -> dict[str, str]:
     columns = {key: _modality_of(key) for key in keys if _holds_images(key, rows)}
     if twice := repeated(columns.values()):
         raise CohortError("has two columns of one modality", path=path, reason="columns", found=", ".join(twice))
+    return columns
+
+
+def _require_columns(path: Path, rows: Sequence[_Row], columns: Mapping[str, str]) -> None:
+    """Refuse a manifest without a column of subjects or of images."""
     headings = rows[0].cells if rows else {}
-    if "subject" in headings and columns:
-        return columns
-    raise CohortError(
-        "lacks a column or has no row",
-        path=path,
-        reason="columns",
-        found=", ".join(headings) or "no row",
-        expected="subject and one column per image, such as source and target",
-    )
+    if "subject" not in headings or not columns:
+        raise CohortError(
+            "lacks a column or has no row",
+            path=path,
+            reason="columns",
+            found=", ".join(headings) or "no row",
+            expected="subject and one column per image, such as source and target",
+        )
 
 
 def _modality_of(column: str) -> str:

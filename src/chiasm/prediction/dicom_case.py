@@ -16,7 +16,7 @@ from chiasm.errors import ChiasmError
 from chiasm.prediction.model import Model
 from chiasm.prediction.synthesis import Synthesis
 from chiasm.storage import whole_folder
-from chiasm.volumes.dicom_attributes import ModelMark
+from chiasm.volumes.dicom_attributes import Derivation, ModelMark
 from chiasm.volumes.dicom_choice import pick_series
 from chiasm.volumes.dicom_series import Series
 from chiasm.volumes.dicom_write import grey_scale, write_reliability, write_series
@@ -62,16 +62,14 @@ def write_dicom_case(folder: Path, made: Synthesis, sources: Sequence[Series], m
     mark = ModelMark(f"{model.recipe.method}, {' and '.join(plan.sources)} to {plan.target}", model.sha256)
     modality: Literal["MR", "CT"] = "CT" if plan.target_unit == "HU" else "MR"
     with whole_folder(folder) as fresh:
-        written = write_series(
-            fresh / SERIES,
-            made.image,
-            sources,
-            modality=modality,
-            description=f"{plan.target} from {' and '.join(plan.sources)}",
-            model=mark,
+        derivation = Derivation(
+            modality,
+            f"{plan.target} from {' and '.join(plan.sources)}",
+            mark,
             scale=1.0 if modality == "CT" else grey_scale(*plan.target_range),
             remarks=made.warnings,
         )
+        written = write_series(fresh / SERIES, made.image, sources, derivation)
         if made.reliability is not None:
             series = pick_series(fresh / SERIES)
             write_reliability(fresh / MAP, made.reliability, series, unit=plan.target_unit, model=mark)

@@ -61,6 +61,28 @@ class ModelMark(NamedTuple):
     sha256: str
 
 
+@dataclass(frozen=True)
+class Derivation:
+    """How a synthetic image came about, and what its series says of that.
+
+    Attributes:
+        modality: Of the target, whatever the source's is.
+        description: Follows "SYNTHETIC" in the Series Description.
+        model: What made it.
+        scale: By which MR values are multiplied before they are rounded; `grey_scale` chooses it.
+        window: Lowest and highest value that a viewer shows at first, in the image's units; None: soft
+            tissue, or 0.5 to 99.5 % of an MR image.
+        remarks: What a reader of the image must know, one sentence each.
+    """
+
+    modality: Literal["MR", "CT"]
+    description: str
+    model: ModelMark
+    scale: float = 1.0
+    window: tuple[float, float] | None = None
+    remarks: Sequence[str] = ()
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keep pydicom from warning: its sentences quote values, and those may be a patient's."""
@@ -168,23 +190,31 @@ def on_planes(image: Volume, grid: Geometry, series: Series) -> NDArray[np.float
     return np.ascontiguousarray(turned.array.transpose(2, 1, 0), np.float32)
 
 
-def new_series(
-    first: Plane,
-    modality: Literal["MR", "CT"],
-    description: str,
-    model: ModelMark,
-    scale: float,
-    shown: tuple[float, float],
-    remarks: Sequence[str],
-    burned_in: bool,
-) -> Any:
-    """Make what all files of a new series have in common."""
-    from pydicom.dataset import Dataset
-    from pydicom.uid import CTImageStorage, MRImageStorage, generate_uid
-    from pydicom.valuerep import format_number_as_ds
+def new_series(first: Plane, derivation: Derivation, shown: tuple[float, float], burned_in: bool) -> Any:
+    """Make what all files of a new series have in common.
 
-    source, now = first.header, datetime.now()
-    new = Dataset()
+    Args:
+        first: Of the source.
+        derivation: How the image came about.
+        shown: Lowest and highest stored value that a viewer shows at first.
+        burned_in: Whether text may be drawn into the image.
+    """
+    from pydicom.dataset import Dataset
+
+    new, now = Dataset(), datetime.now()
+    _keep_of_source(new, first.header)
+    _name_series(new, derivation, now)
+    new.SeriesNumber = next_series_number(first.header, 1000)
+    _mark_synthetic(new, derivation, now)
+    new.BurnedInAnnotation = "YES" if burned_in else "NO"
+    _describe_values(new, derivation, shown)
+    return new
+
+
+def _keep_of_source(new: Any, source: Any) -> None:
+    """Say patient, study and place as the source does, and whether it was compressed with loss."""
+    from pydicom.uid import generate_uid
+
     copy_elements(new, source, (*PATIENT_AND_STUDY, *SERIES))
     copy_deidentification(new, source)
     for name in NEVER_ABSENT:
@@ -194,41 +224,54 @@ def new_series(
         new.Laterality = None  # it may be one of a pair
     if not new.get("FrameOfReferenceUID"):
         new.FrameOfReferenceUID = generate_uid(prefix=None)
-    new.SOPClassUID = MRImageStorage if modality == "MR" else CTImageStorage
-    new.Modality = modality
-    new.SeriesInstanceUID = generate_uid(prefix=None)
-    new.SeriesNumber = next_series_number(source, 1000)
-    told = description.encode("ascii", "replace").decode()  # whatever the source's character set is
-    new.SeriesDescription = f"SYNTHETIC {told}".strip()[:LONGEST_DESCRIPTION]
-    for what in ("InstanceCreation", "Series", "Content"):
-        setattr(new, f"{what}Date", now.strftime("%Y%m%d"))
-        setattr(new, f"{what}Time", now.strftime("%H%M%S"))
-    new.Manufacturer = new.ManufacturerModelName = "chiasm"
-    new.SoftwareVersions = __version__
-    new.SyntheticData = "YES"
-    new.ImageType = ["DERIVED", "SECONDARY", "AXIAL" if modality == "CT" else "OTHER"]
-    scaled = f" Stored values are the image's times {scale:g}." if scale != 1 else ""
-    new.DerivationDescription = description_of(model) + scaled
-    new.ImageComments = " ".join([NOTICE, *(f"{remark[:1].upper()}{remark[1:]}." for remark in remarks)])
-    new.ContributingEquipmentSequence = [equipment_of(model, now)]
-    new.BurnedInAnnotation = "YES" if burned_in else "NO"
     new.LossyImageCompression = "00"
     if source.get("LossyImageCompression") == "01":  # once lossy, always lossy
         new.LossyImageCompression = "01"
         copy_elements(new, source, LOSSY)
+
+
+def _name_series(new: Any, derivation: Derivation, now: datetime) -> None:
+    from pydicom.uid import CTImageStorage, MRImageStorage, generate_uid
+
+    new.SOPClassUID = MRImageStorage if derivation.modality == "MR" else CTImageStorage
+    new.Modality = derivation.modality
+    new.SeriesInstanceUID = generate_uid(prefix=None)
+    told = derivation.description.encode("ascii", "replace").decode()  # whatever the source's character set is
+    new.SeriesDescription = f"SYNTHETIC {told}".strip()[:LONGEST_DESCRIPTION]
+    for what in ("InstanceCreation", "Series", "Content"):
+        setattr(new, f"{what}Date", now.strftime("%Y%m%d"))
+        setattr(new, f"{what}Time", now.strftime("%H%M%S"))
+
+
+def _mark_synthetic(new: Any, derivation: Derivation, now: datetime) -> None:
+    """Say that the image was made, by what, and what a reader must know."""
+    new.Manufacturer = new.ManufacturerModelName = "chiasm"
+    new.SoftwareVersions = __version__
+    new.SyntheticData = "YES"
+    new.ImageType = ["DERIVED", "SECONDARY", "AXIAL" if derivation.modality == "CT" else "OTHER"]
+    scaled = f" Stored values are the image's times {derivation.scale:g}." if derivation.scale != 1 else ""
+    new.DerivationDescription = description_of(derivation.model) + scaled
+    remarks = (f"{remark[:1].upper()}{remark[1:]}." for remark in derivation.remarks)
+    new.ImageComments = " ".join([NOTICE, *remarks])
+    new.ContributingEquipmentSequence = [equipment_of(derivation.model, now)]
+
+
+def _describe_values(new: Any, derivation: Derivation, shown: tuple[float, float]) -> None:
+    """Say what the stored numbers are, and which of them a viewer shows at first."""
+    from pydicom.valuerep import format_number_as_ds
+
     new.SamplesPerPixel, new.PhotometricInterpretation = 1, "MONOCHROME2"
     new.BitsAllocated = new.BitsStored = 16
     new.HighBit, new.PixelRepresentation = 15, 1
     low, high = shown
     new.WindowCenter, new.WindowWidth = (format_number_as_ds(value) for value in ((low + high) / 2, high - low))
-    if modality == "CT":
+    if derivation.modality == "CT":
         new.RescaleIntercept, new.RescaleSlope, new.RescaleType = "0", "1", "HU"
         new.KVP = new.AcquisitionNumber = None
     else:
         new.ScanningSequence, new.SequenceVariant = "RM", "NONE"  # no scanner's sequence made it
         new.ScanOptions = new.MRAcquisitionType = new.RepetitionTime = new.EchoTime = new.EchoTrainLength = None
-        new.RealWorldValueMappingSequence = [_unscaled(scale)]
-    return new
+        new.RealWorldValueMappingSequence = [_unscaled(derivation.scale)]
 
 
 def source_of(frame: Frame, sop_class: str, one_of_many: bool) -> Any:

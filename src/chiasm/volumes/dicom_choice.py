@@ -44,11 +44,8 @@ def choose_series(series: Sequence[Series], wanted: str | int | None, path: Path
         VolumeError: If none or several fit; the message lists them.
     """
     images = [one for one in series if one.images]
-    if not series:
-        raise VolumeError("holds no DICOM file", path=path, reason="no-dicom")
     if not images:
-        kinds = ", ".join(sorted({one.modality or "unknown" for one in series}))
-        raise VolumeError("holds DICOM without images", path=path, reason="no-pixels", found=f"modality {kinds}")
+        raise _without_images(series, path)
     pool = [one for one in images if one.is_scan] or images
     found = pool if wanted is None else fitting(images, wanted)
     if len(found) == 1:
@@ -64,6 +61,13 @@ def choose_series(series: Sequence[Series], wanted: str | int | None, path: Path
         hint="Choose one with --series (series= in Python): its number, its modality, words of its description, or"
         " what tells it apart, such as phase, TE=30 or b=1000. chiasm inspect shows descriptions.",
     )
+
+
+def _without_images(series: Sequence[Series], path: Path) -> VolumeError:
+    if not series:
+        return VolumeError("holds no DICOM file", path=path, reason="no-dicom")
+    kinds = ", ".join(sorted({one.modality or "unknown" for one in series}))
+    return VolumeError("holds DICOM without images", path=path, reason="no-pixels", found=f"modality {kinds}")
 
 
 def fitting(series: Sequence[Series], wanted: str | int) -> list[Series]:

@@ -171,25 +171,46 @@ def _files_below(root: Path) -> list[Path]:
     found: list[Path] = []
     try:
         for path in visible_files(root):
-            if counts(path):
+            if _is_file(path):
                 found.append(path)
-                check_count(len(found), root)
+                _check_count(len(found), root)
     except OSError as error:
         raise unreadable(root, error) from error
     return found
 
 
-def counts(path: Path) -> bool:
+def parts_beside(part: Part) -> list[Part]:
+    """List the files in one folder with a file, or the members in one folder of an archive.
+
+    Raises:
+        VolumeError: If it cannot be listed, or holds too many.
+    """
+    if part.member is not None:
+        return [other for other in list_parts(part.path) if other.place.parent == part.place.parent]
+    return parts_in(part.path.parent)
+
+
+def parts_in(folder: Path) -> list[Part]:
+    """List the files in a folder itself by name, without hidden ones.
+
+    Raises:
+        VolumeError: If it cannot be listed, or holds too many.
+    """
+    try:
+        files = sorted(file for file in folder.iterdir() if _is_file(file) and not file.name.startswith("."))
+    except OSError as error:
+        raise VolumeError("cannot be listed", path=folder, reason="unreadable", found=error.strerror) from error
+    _check_count(len(files), folder)
+    return [Part(file) for file in files]
+
+
+def _is_file(path: Path) -> bool:
     """Tell whether a path in a folder is a file, or a link that leads nowhere or in a circle, not a pipe or device."""
     return path.is_file() or (path.is_symlink() and not path.exists())
 
 
-def check_count(count: int, path: Path) -> None:
-    """Refuse a place with more files than a scan session has.
-
-    Raises:
-        VolumeError: If `count` is too large.
-    """
+def _check_count(count: int, path: Path) -> None:
+    """Refuse a place with more files than a scan session has."""
     if count > MOST_FILES:
         raise VolumeError(
             "holds too many files to be one scan session",
@@ -206,7 +227,7 @@ def _members(path: Path) -> list[Part]:
             members = [info for info in archive.infolist() if not info.is_dir()]
     except FAULTS as error:
         raise VolumeError("is a damaged zip archive", path=path, reason="corrupted", hint="Copy it again.") from error
-    check_count(len(members), path)
+    _check_count(len(members), path)
     unpacked = sum(info.file_size for info in members)
     if unpacked > LARGEST_ARCHIVE:
         raise VolumeError(

@@ -121,6 +121,11 @@ class Stack(NamedTuple):
         rows, columns = self.frames[0].size
         return Geometry((columns, rows, len(self.frames)), self.affine, container="dicom")
 
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The files that hold its images, in their order."""
+        return tuple(dict.fromkeys(frame.part for frame in self.frames))
+
 
 # --- frames -----------------------------------------------------------------------------------------------------------
 
@@ -298,7 +303,12 @@ def image_axes(frames: Sequence[Frame], path: Path) -> tuple[NDArray[np.float64]
         raise VolumeError(
             "holds images of several orientations", path=path, reason="orientation", found=f"{count} orientations"
         )
-    x, y = turns[0, :3], turns[0, 3:]
+    return _square(turns[0], path)
+
+
+def _square(turn: NDArray[np.float64], path: Path) -> tuple[NDArray[np.float64], ...]:
+    """Return unit vectors along a row, down a column and along the normal of one image."""
+    x, y = turn[:3], turn[3:]
     lengths = np.linalg.norm(x), np.linalg.norm(y)
     if max(abs(length - 1) for length in lengths) > UNIT or abs(x @ y) > UNIT:
         raise VolumeError(

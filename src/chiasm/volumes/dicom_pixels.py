@@ -69,63 +69,75 @@ def pixel_format(dataset: Dataset, part: Part) -> Format:
         VolumeError: If there are none, they have colours, or the header is wrong.
     """
     with taming(part):
-        if "PixelData" not in dataset:
-            floats = "FloatPixelData" in dataset or "DoubleFloatPixelData" in dataset
-            raise VolumeError(
-                "holds no pixels" if not floats else "holds pixels that are no whole numbers",
-                path=part.place,
-                reason="datatype" if floats else "no-pixels",
-            )
-
-        def whole(name: str, default: int | None = None) -> int:
-            value = number(dataset, name, part)
-            if value is None:
-                value = default
-            if value is None or value != int(value) or value < 0:
-                raise VolumeError(f"has a {name} that is wrong", path=part.place, reason="header", found=value)
-            return int(value)
-
-        interpretation = text(dataset, "PhotometricInterpretation").upper()
-        if whole("SamplesPerPixel", 1) != 1 or interpretation not in ("MONOCHROME1", "MONOCHROME2", ""):
-            raise VolumeError(
-                "holds a picture in colours",
-                path=part.place,
-                reason="colour",
-                found=interpretation,
-                expected="MONOCHROME1 or MONOCHROME2",
-            )
-        allocated = whole("BitsAllocated")
-        stored = whole("BitsStored", allocated)
-        high = whole("HighBit", stored - 1)
+        _judge_picture(dataset, part)
+        allocated = _whole(dataset, "BitsAllocated", part)
+        stored = _whole(dataset, "BitsStored", part, allocated)
+        high = _whole(dataset, "HighBit", part, stored - 1)
         meta = getattr(dataset, "file_meta", None)
-        found = Format(
-            whole("Rows"),
-            whole("Columns"),
-            whole("NumberOfFrames", 1) or 1,
+        form = Format(
+            _whole(dataset, "Rows", part),
+            _whole(dataset, "Columns", part),
+            _whole(dataset, "NumberOfFrames", part, 1) or 1,
             allocated,
             stored,
             high,
-            whole("PixelRepresentation", 0) == 1,
-            interpretation == "MONOCHROME1",
+            _whole(dataset, "PixelRepresentation", part, 0) == 1,
+            text(dataset, "PhotometricInterpretation").upper() == "MONOCHROME1",
             "" if meta is None else text(meta, "TransferSyntaxUID"),
             dataset.original_encoding[1] is not False,
         )
-    if allocated not in (1, 8, 16, 32) or not 1 <= stored <= allocated or not stored - 1 <= high < allocated:
+    _judge_format(form, part)
+    return form
+
+
+def _whole(dataset: Dataset, name: str, part: Part, default: int | None = None) -> int:
+    """Return an attribute that is a whole number from 0 on."""
+    value = number(dataset, name, part)
+    if value is None:
+        value = default
+    if value is None or value != int(value) or value < 0:
+        raise VolumeError(f"has a {name} that is wrong", path=part.place, reason="header", found=value)
+    return int(value)
+
+
+def _judge_picture(dataset: Dataset, part: Part) -> None:
+    """Refuse a file without pixels that are whole numbers, one for each."""
+    if "FloatPixelData" in dataset or "DoubleFloatPixelData" in dataset:
+        other = VolumeError("holds pixels that are no whole numbers", path=part.place, reason="datatype")
+    else:
+        other = VolumeError("holds no pixels", path=part.place, reason="no-pixels")
+    if "PixelData" not in dataset:
+        raise other
+    interpretation = text(dataset, "PhotometricInterpretation").upper()
+    one_value = _whole(dataset, "SamplesPerPixel", part, 1) == 1
+    if not one_value or interpretation not in ("MONOCHROME1", "MONOCHROME2", ""):
+        raise VolumeError(
+            "holds a picture in colours",
+            path=part.place,
+            reason="colour",
+            found=interpretation,
+            expected="MONOCHROME1 or MONOCHROME2",
+        )
+
+
+def _judge_format(form: Format, part: Part) -> None:
+    """Refuse numbers of bits, rows or columns that cannot be."""
+    fits = 1 <= form.stored <= form.allocated and form.stored - 1 <= form.high < form.allocated
+    if form.allocated not in (1, 8, 16, 32) or not fits:
         raise VolumeError(
             "has an impossible number of bits",
             path=part.place,
             reason="header",
-            found=f"{allocated} allocated, {stored} stored, high bit {high}",
+            found=f"{form.allocated} allocated, {form.stored} stored, high bit {form.high}",
         )
-    if not 0 < found.rows <= LONGEST_SIDE or not 0 < found.columns <= LONGEST_SIDE:
+    if not (0 < form.rows <= LONGEST_SIDE and 0 < form.columns <= LONGEST_SIDE):
         raise VolumeError(
             "has an impossible number of rows or columns",
             path=part.place,
             reason="header",
-            found=f"{found.rows} and {found.columns}",
+            found=f"{form.rows} and {form.columns}",
             expected=f"1 to {LONGEST_SIDE}",
         )
-    return found
 
 
 def decode(dataset: Dataset, part: Part, form: Format, indices: Sequence[int]) -> Iterator[NDArray[Any]]:
@@ -176,7 +188,25 @@ def _native(content: bytes, part: Part, form: Format, indices: Sequence[int]) ->
 
 
 def _compressed(dataset: Dataset, part: Part, form: Format, indices: Sequence[int]) -> Iterator[NDArray[Any]]:
-    from pydicom.encaps import generate_frames
+    from pydicom.uid import UID
+
+    decoder, plugin = _codec(form, part)
+    _judge_coded(dataset.PixelData, part, form)
+    try:
+        for frame, _ in decoder.iter_array(dataset, indices=indices, raw=True, decoding_plugin=plugin):
+            yield np.asarray(frame)
+    except NotImplementedError as error:
+        raise VolumeError(
+            "is compressed in a way that the codec at hand does not know",
+            path=part.place,
+            reason="codec",
+            found=f"{UID(form.syntax).name}, {plugin}",
+            hint="Export it uncompressed.",
+        ) from error
+
+
+def _codec(form: Format, part: Part) -> tuple[Any, str]:
+    """Return pydicom's decoder for a transfer syntax, and the library that is installed for it."""
     from pydicom.pixels import get_decoder
     from pydicom.uid import UID
 
@@ -201,15 +231,19 @@ def _compressed(dataset: Dataset, part: Part, form: Format, indices: Sequence[in
             found=name,
             hint=f"Install one of: {missing}.",
         )
+    return decoder, plugin
+
+
+def _judge_coded(content: bytes, part: Part, form: Format) -> None:
+    """Refuse compressed pixels that unpack to too much, or to another size than the header says."""
+    from pydicom.encaps import generate_frames
+
     unpacked = form.rows * form.columns * form.frames * form.allocated // 8
-    if unpacked > BOMB_SIZE and unpacked > BOMB_RATIO * len(dataset.PixelData):
+    if unpacked > BOMB_SIZE and unpacked > BOMB_RATIO * len(content):
         raise VolumeError(
-            "unpacks to too much",
-            path=part.place,
-            reason="bomb",
-            found=f"{len(dataset.PixelData)} to {unpacked} bytes",
+            "unpacks to too much", path=part.place, reason="bomb", found=f"{len(content)} to {unpacked} bytes"
         )
-    for coded in generate_frames(dataset.PixelData, number_of_frames=form.frames):
+    for coded in generate_frames(content, number_of_frames=form.frames):
         size = coded_size(coded)
         if size is not None and size != (form.rows, form.columns):
             raise VolumeError(
@@ -219,17 +253,6 @@ def _compressed(dataset: Dataset, part: Part, form: Format, indices: Sequence[in
                 found=f"{size[0]} rows, {size[1]} columns",
                 expected=f"{form.rows} rows, {form.columns} columns",
             )
-    try:
-        for frame, _ in decoder.iter_array(dataset, indices=indices, raw=True, decoding_plugin=plugin):
-            yield np.asarray(frame)
-    except NotImplementedError as error:
-        raise VolumeError(
-            "is compressed in a way that the codec at hand does not know",
-            path=part.place,
-            reason="codec",
-            found=f"{name}, {plugin}",
-            hint="Export it uncompressed.",
-        ) from error
 
 
 def coded_size(frame: bytes) -> tuple[int, int] | None:

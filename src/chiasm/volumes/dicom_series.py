@@ -20,13 +20,13 @@ from chiasm.volumes.dicom_files import (
     DIRECTORY,
     HEAD,
     Part,
-    check_count,
-    counts,
     head_of,
     list_parts,
     looks_like_dicom,
     looks_like_zip,
     number,
+    parts_beside,
+    parts_in,
     read_dataset,
     taming,
     text,
@@ -47,6 +47,7 @@ NO_SCANS = (
     "1.2.840.10008.5.1.4.1.1.30",  # parametric map
     "1.2.840.10008.5.1.4.1.1.481.2",  # dose
 )
+WHOLE = Group("", UNKNOWN, ())  # a series whose images are not told apart
 AXIAL = 0.99  # cosine from which a slice counts as lying in a plane of the body
 
 TAGS = (
@@ -211,7 +212,7 @@ def _scan_around(part: Part, path: Path) -> Scan:
         )
     if header.series.images > 1 and not header.series.concatenated:
         return Scan(tuple(_split([header], path)), ())
-    scan = _scan(_beside(part), path, header.series.uid)
+    scan = _scan(parts_beside(part), path, header.series.uid)
     return scan._replace(series=tuple(one for one in scan.series if part in one.parts) or scan.series)
 
 
@@ -231,7 +232,7 @@ def scan_folder_alone(path: Path) -> Scan:
     Raises:
         VolumeError: If the folder cannot be listed.
     """
-    return _scan(_files_in(path), path)
+    return _scan(parts_in(path), path)
 
 
 def find_series(path: Path | str) -> tuple[Series, ...]:
@@ -294,23 +295,6 @@ def _inside(holder: Path, names: Sequence[str]) -> tuple[Part, str] | None:
         if (part := Part(holder, "/".join(names[:count]))) in parts:
             return part, "/".join(names[count:])
     return None
-
-
-def _beside(part: Part) -> list[Part]:
-    """List the files in one folder with a file, or the members in one folder of an archive."""
-    if part.member is not None:
-        folder = part.place.parent
-        return [other for other in list_parts(part.path) if other.place.parent == folder]
-    return _files_in(part.path.parent)
-
-
-def _files_in(folder: Path) -> list[Part]:
-    try:
-        files = sorted(file for file in folder.iterdir() if counts(file) and not file.name.startswith("."))
-    except OSError as error:
-        raise VolumeError("cannot be listed", path=folder, reason="unreadable", found=error.strerror) from error
-    check_count(len(files), folder)
-    return [Part(file) for file in files]
 
 
 class _Search:
@@ -392,7 +376,7 @@ def _split(headers: Sequence[_Header], path: Path) -> list[Series]:
     fault = _fault_of(headers)
     frames = [frame for header in headers for frame in header.frames]
     if fault is not None or not frames or any(frame.is_localizer for frame in frames):
-        return [_stacked(headers, frames, None, path)]
+        return [_stacked(headers, frames, WHOLE, path)]
     return [
         _stacked(headers, [frames[place] for place in group.places], group, path)
         for group in split_kinds([frame.kind for frame in frames])
@@ -410,24 +394,29 @@ def _fault_of(headers: Sequence[_Header]) -> VolumeError | None:
     return next((header.fault for header in headers if header.fault is not None), None)
 
 
-def _stacked(headers: Sequence[_Header], frames: Sequence[Frame], group: Group | None, path: Path) -> Series:
+def _stacked(headers: Sequence[_Header], frames: Sequence[Frame], group: Group, path: Path) -> Series:
     """Join files of one series and find their grid; of a group that has others beside it, those with its images."""
-    apart = "" if group is None else group.words
-    holders = {frame.part for frame in frames}
-    joined = _joined([header.series for header in headers if not apart or header.series.parts[0] in holders])
+    is_part = bool(group.words)
+    joined = _joined([header.series for header in (_holding(frames, headers) if is_part else headers)])
     stack, fault = None, _fault_of(headers)
     if fault is None and frames and joined.sop_class not in (SEGMENTATION, LABEL_MAP):
         stack, fault = _arranged(frames, path)
     return replace(
         joined,
-        parts=joined.parts if stack is None else tuple(dict.fromkeys(frame.part for frame in stack.frames)),
-        images=len(frames) if apart else joined.images,
-        kind=UNKNOWN if group is None else group.kind,
-        apart=apart,
+        parts=joined.parts if stack is None else stack.parts,
+        images=len(frames) if is_part else joined.images,
+        kind=group.kind,
+        apart=group.words,
         localizer=bool(frames) and all(frame.is_localizer for frame in frames),
         stack=stack,
         fault=fault,
     )
+
+
+def _holding(frames: Sequence[Frame], headers: Sequence[_Header]) -> list[_Header]:
+    """Return the files that hold some of the images."""
+    holders = {frame.part for frame in frames}
+    return [header for header in headers if header.series.parts[0] in holders]
 
 
 def _joined(every: Sequence[Series]) -> Series:

@@ -18,11 +18,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +34,7 @@ from chiasm.volumes.dicom_attributes import (
     NEAR_MM,
     PATIENT_AND_STUDY,
     SERIES,
+    Derivation,
     ModelMark,
     Plane,
     copy_deidentification,
@@ -48,10 +50,10 @@ from chiasm.volumes.dicom_attributes import (
     reference_to,
     source_of,
 )
-from chiasm.volumes.dicom_files import taming
-from chiasm.volumes.dicom_frames import LPS_TO_RAS
+from chiasm.volumes.dicom_files import Part, taming
+from chiasm.volumes.dicom_frames import LPS_TO_RAS, Frame
 from chiasm.volumes.dicom_series import Series
-from chiasm.volumes.geometry import Volume
+from chiasm.volumes.geometry import Geometry, Volume
 
 FEWEST_STEPS = 1000  # of grey over the range that matters: rounding then costs at most 0.05 % of it
 CT_WINDOW_HU = (-160.0, 240.0)  # soft tissue
@@ -96,18 +98,7 @@ def grey_scale(low: float, high: float) -> float:
     return float(10.0 ** min(max(0, enough), most))
 
 
-def write_series(
-    folder: Path,
-    image: Volume,
-    sources: Sequence[Series],
-    *,
-    modality: Literal["MR", "CT"],
-    description: str,
-    model: ModelMark,
-    scale: float = 1.0,
-    window: tuple[float, float] | None = None,
-    remarks: Sequence[str] = (),
-) -> WrittenSeries:
+def write_series(folder: Path, image: Volume, sources: Sequence[Series], derivation: Derivation) -> WrittenSeries:
     """Write a synthetic image as a derived series; the folder appears whole or not at all.
 
     Args:
@@ -117,13 +108,7 @@ def write_series(
             resampled because they are tilted, on its own grid.
         sources: The series that it was made from, classic or multi-frame.
             The first gives patient, study and slices; the others are named.
-        modality: Of the target, whatever the source's is.
-        description: Follows "SYNTHETIC" in the Series Description.
-        model: What made it.
-        scale: By which MR values are multiplied before they are rounded; `grey_scale` chooses it.
-        window: Lowest and highest value that a viewer shows at first, in the
-            image's units; by default soft tissue, or 0.5 to 99.5 % of an MR image.
-        remarks: What a reader of the image must know, one sentence each.
+        derivation: How it was made of them.
 
     Raises:
         VolumeError: If the image does not lie on the source's slices, the
@@ -131,39 +116,72 @@ def write_series(
         ValueError: If there is no source, or a CT image is to be scaled.
         ChiasmError: If the folder cannot be written.
     """
-    if modality == "CT" and scale != 1:
+    if derivation.modality == "CT" and derivation.scale != 1:
         raise ValueError("CT holds Hounsfield units: its scale is 1")
     if not sources:
         raise ValueError("a derived series needs its source")
     with quiet():
         planes, grid = planes_of(sources[0], image.geometry)
-        every = [frame for series in sources for frame in frames_of_series(series)]
+        references = _references(sources, grid)
         frames = on_planes(image, grid, sources[0])  # (K, rows, columns)
-        stored, saturated = _stored(frames, scale)
-        if window is None:
-            low, high = CT_WINDOW_HU if modality == "CT" else np.percentile(frames, (0.5, 99.5)).tolist()
-        else:
-            low, high = window
-        shown = (low * scale, max(high * scale, low * scale + 1))
+        stored, saturated = _stored(frames, derivation.scale)
         burned_in = any(series.burned_in for series in sources)  # what was drawn in may show in what is made of it
         with taming(sources[0].parts[0]):
-            new = new_series(planes[0], modality, description, model, scale, shown, remarks, burned_in)
-        sop_classes = {part: series.sop_class for series in sources for part in series.parts}
-        counts = Counter(frame.part for frame in every)
-        others = every[len(frames_of_series(sources[0])) :]
-        normal = (LPS_TO_RAS @ grid.affine)[:3, 2] / grid.spacing_mm[2]
-        reach = grid.spacing_mm[2] / 2 + NEAR_MM
+            new = new_series(planes[0], derivation, _shown(frames, derivation), burned_in)
         names = [f"{number:04d}.dcm" for number in range(1, len(planes) + 1)]
         with whole_folder(folder) as fresh:
             for number, (name, plane, frame) in enumerate(zip(names, planes, stored, strict=True), start=1):
-                beside = [one for one in others if abs(normal @ (one.position - plane.position)) < reach]
                 with taming(plane.frames[0].part):
                     made = _slice(new, plane, frame, number)
-                    made.SourceImageSequence = [
-                        source_of(one, sop_classes[one.part], counts[one.part] > 1) for one in (*plane.frames, *beside)
-                    ]
+                    made.SourceImageSequence = references.of(plane)
                 made.save_as(fresh / name, enforce_file_format=True)
     return WrittenSeries(tuple(folder / name for name in names), str(new.SeriesInstanceUID), saturated)
+
+
+def _shown(frames: NDArray[np.float32], derivation: Derivation) -> tuple[float, float]:
+    """Return the lowest and highest stored value that a viewer shows at first."""
+    if derivation.window is not None:
+        low, high = derivation.window
+    elif derivation.modality == "CT":
+        low, high = CT_WINDOW_HU
+    else:
+        low, high = np.percentile(frames, (0.5, 99.5)).tolist()
+    scale = derivation.scale
+    return low * scale, max(high * scale, low * scale + 1)
+
+
+class _References(NamedTuple):
+    """What names the images that a slice was made from.
+
+    Attributes:
+        sop_classes: SOPClassUID of each file.
+        counts: Images in each file.
+        others: Images of all series but the first, whose images lie on the slices.
+        normal: Of the slices, LPS.
+        reach: Along it, from the middle of a slice: what lies nearer was used for it, in mm.
+    """
+
+    sop_classes: Mapping[Part, str]
+    counts: Mapping[Part, int]
+    others: Sequence[Frame]
+    normal: NDArray[np.float64]
+    reach: float
+
+    def of(self, plane: Plane) -> list[Any]:
+        """Name the images of a slice, and of the other series those that lie near it."""
+        near = [one for one in self.others if abs(self.normal @ (one.position - plane.position)) < self.reach]
+        return [source_of(one, self.sop_classes[one.part], self.counts[one.part] > 1) for one in (*plane.frames, *near)]
+
+
+def _references(sources: Sequence[Series], grid: Geometry) -> _References:
+    frames = [frames_of_series(series) for series in sources]
+    return _References(
+        {part: series.sop_class for series in sources for part in series.parts},
+        Counter(frame.part for frame in chain.from_iterable(frames)),
+        list(chain.from_iterable(frames[1:])),
+        (LPS_TO_RAS @ grid.affine)[:3, 2] / grid.spacing_mm[2],
+        grid.spacing_mm[2] / 2 + NEAR_MM,
+    )
 
 
 def write_reliability(

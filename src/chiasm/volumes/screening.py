@@ -11,8 +11,9 @@ import math
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +33,7 @@ from chiasm.volumes.geometry import (
     voxels_apart,
 )
 from chiasm.volumes.metaimage import looks_like_metaimage, open_metaimage, write_metaimage
+from chiasm.volumes.mirroring import find_mirrored
 from chiasm.volumes.nifti import HEAD, Form, looks_like_nifti, open_nifti, write_nifti
 from chiasm.volumes.streams import first_bytes, unreadable
 from chiasm.volumes.voxels import Stored, image_of, labels_of, read_image, read_labels
@@ -44,14 +46,6 @@ FLATTEST = 1e-3  # least volume of a cell with sides of length 1
 MOST_STRAIGHTENED = 4  # times as many voxels as before
 FEWEST_SLICES = 3
 MAX_BYTES = 2 * 2**30
-MIRROR_VOXELS = 64  # along the longest axis, when two volumes are compared with their mirror images
-MIRROR_LOCAL = 6.0  # voxels of the thinned grid, SD: what changes more slowly is coil shading
-MIRROR_BINS = 24
-MIRROR_GAIN = 1.3  # a mirrored pair shares this many times the information, and
-MIRROR_APART = 1.2  # this many times that of a pair mirrored along another axis, and
-MIRROR_LEAST = 0.03  # nats more
-MIRROR_FEWEST = 20  # voxels for each of the joint bins
-MIRROR_FEWEST_BINS = 4
 
 
 @dataclass(frozen=True)
@@ -129,30 +123,12 @@ def read_volume(
     if is_dicom(path):
         found = read_dicom(path, series=series, resample_tilt=reading.resample_tilt, max_bytes=max_bytes)
         check_affine(found.geometry, path)
-        if not labels:  # a segmentation leaves its empty slices out
-            _check_slices(found.geometry, path, allow_thin)
-            return Volume(image_of(found.array, path, allow_constant=allow_constant), found.geometry)
-        return Volume(labels_of(found.array, path, declared=declared), found.geometry)
-    if not file:
-        head = first_bytes(path, HEAD)  # says what is wrong
-    stored: Stored
-    if looks_like_nifti(head):
-        stored = open_nifti(path, form=reading.form, assume_ras=reading.assume_ras, max_bytes=max_bytes)
-    elif looks_like_metaimage(head):
-        stored = open_metaimage(path, max_bytes=max_bytes)
-    else:
-        raise VolumeError(
-            "is neither NIfTI nor MetaImage nor DICOM",
-            path=path,
-            reason="format",
-            found="an empty file" if not head else _format_of(head),
-            expected=".nii, .nii.gz, .mha, .mhd, .dcm, or a folder or .zip of DICOM files",
-        )
-    skewed = check_affine(stored.geometry, path, allow_skew=reading.resample)
-    if skewed and math.prod(straight_grid(stored.geometry).shape) > MOST_STRAIGHTENED * math.prod(
-        stored.geometry.shape
-    ):
-        raise VolumeError("leans too far to be brought to a straight grid", path=path, reason="skew")
+        if labels:  # a segmentation leaves its empty slices out
+            return Volume(labels_of(found.array, path, declared=declared), found.geometry)
+        _check_slices(found.geometry, path, allow_thin)
+        return Volume(image_of(found.array, path, allow_constant=allow_constant), found.geometry)
+    stored = _open(path, head if file else first_bytes(path, HEAD), reading, max_bytes)  # or it says what is wrong
+    is_skewed = _check_skew(stored.geometry, path, reading)
     _check_slices(stored.geometry, path, allow_thin)
     array: NDArray[Any]
     if labels:
@@ -160,7 +136,31 @@ def read_volume(
     else:
         array = read_image(stored, path, allow_constant=allow_constant)
     volume = Volume(array, stored.geometry)
-    return straightened(volume, labels=labels) if skewed else volume
+    return straightened(volume, labels=labels) if is_skewed else volume
+
+
+def _open(path: Path, head: bytes, reading: Reading, max_bytes: int) -> Stored:
+    """Judge the header of a NIfTI or MetaImage, which its first bytes tell apart."""
+    if looks_like_nifti(head):
+        return open_nifti(path, form=reading.form, assume_ras=reading.assume_ras, max_bytes=max_bytes)
+    if looks_like_metaimage(head):
+        return open_metaimage(path, max_bytes=max_bytes)
+    raise VolumeError(
+        "is neither NIfTI nor MetaImage nor DICOM",
+        path=path,
+        reason="format",
+        found="an empty file" if not head else _format_of(head),
+        expected=".nii, .nii.gz, .mha, .mhd, .dcm, or a folder or .zip of DICOM files",
+    )
+
+
+def _check_skew(geometry: Geometry, path: Path, reading: Reading) -> bool:
+    """Tell whether a grid is skewed; refuse one that is not to be made straight, or would grow too large by it."""
+    if not check_affine(geometry, path, allow_skew=reading.resample):
+        return False
+    if math.prod(straight_grid(geometry).shape) > MOST_STRAIGHTENED * math.prod(geometry.shape):
+        raise VolumeError("leans too far to be brought to a straight grid", path=path, reason="skew")
+    return True
 
 
 def _is_file(path: Path) -> bool:
@@ -287,8 +287,7 @@ def check_affine(geometry: Geometry, path: Path | None = None, *, allow_skew: bo
             hint="Is its unit right?",
         )
     axes = affine[:3, :3] / spacing
-    lean = max(abs(float(axes[:, a] @ axes[:, b])) for a, b in ((0, 1), (0, 2), (1, 2)))
-    skew = float(np.degrees(np.arcsin(min(1.0, lean))))
+    skew = _skew_degrees(axes)
     if abs(np.linalg.det(axes)) < FLATTEST:
         raise VolumeError(
             "has axes that do not span a space", path=path, reason="singular", found=f"{skew:.3g} degrees"
@@ -303,6 +302,12 @@ def check_affine(geometry: Geometry, path: Path | None = None, *, allow_skew: bo
             hint="Resample it to a straight grid first, or let --resample do it: Reading(resample=True) in Python.",
         )
     return skew > SKEW_DEGREES
+
+
+def _skew_degrees(axes: NDArray[np.float64]) -> float:
+    """Return by how many degrees two axes, unit vectors in columns, are off a right angle at most."""
+    lean = max(abs(float(axes[:, a] @ axes[:, b])) for a, b in combinations(range(3), 2))
+    return float(np.degrees(np.arcsin(min(1.0, lean))))
 
 
 def write_volume(path: Path | str, array: NDArray[Any], geometry: Geometry, labels: bool = False) -> int:
@@ -334,20 +339,30 @@ def write_volume(path: Path | str, array: NDArray[Any], geometry: Geometry, labe
 
 
 def _storable(array: NDArray[Any], labels: bool) -> tuple[NDArray[Any], int]:
-    if not labels:
-        limits = np.finfo(np.float32)
-        cut = int(np.count_nonzero(np.abs(array) > limits.max)) if array.dtype == np.float64 else 0
-        return np.clip(array, limits.min, limits.max).astype(np.float32) if cut else array.astype(np.float32), cut
+    """Return values in the type that is written, and how many were cut to its ends."""
+    if labels:
+        return _storable_labels(array)
+    limits = np.finfo(np.float32)
+    cut = int(np.count_nonzero(np.abs(array) > limits.max)) if array.dtype == np.float64 else 0
+    return np.clip(array, limits.min, limits.max).astype(np.float32) if cut else array.astype(np.float32), cut
+
+
+def _storable_labels(array: NDArray[Any]) -> tuple[NDArray[Any], int]:
     if array.dtype.kind == "f" and not (array == np.rint(array)).all():
         raise ValueError("labels must be whole numbers")
-    if array.dtype.kind == "b" or array.dtype in (np.uint8, np.int16):
-        return array.astype(np.uint8) if array.dtype.kind == "b" else array, 0
-    small = np.iinfo(np.int16)
-    needs_more = array.size and (array.min() < small.min or array.max() > small.max)
-    limits_32 = np.iinfo(np.int32)
-    cut = int(np.count_nonzero((array < limits_32.min) | (array > limits_32.max)))
-    fitting = np.clip(array, limits_32.min, limits_32.max)
-    return fitting.astype(np.int32 if needs_more else np.int16), cut
+    if array.dtype.kind == "b":
+        return array.astype(np.uint8), 0
+    if array.dtype in (np.uint8, np.int16):
+        return array, 0
+    cut = _outside(array, np.int32)
+    fitting = np.clip(array, np.iinfo(np.int32).min, np.iinfo(np.int32).max)
+    return fitting.astype(np.int32 if _outside(array, np.int16) else np.int16), cut
+
+
+def _outside(array: NDArray[Any], kind: type[np.signedinteger[Any]]) -> int:
+    """Count the values that a type of whole numbers cannot hold."""
+    limits = np.iinfo(kind)
+    return int(np.count_nonzero((array < limits.min) | (array > limits.max)))
 
 
 def check_pair(a: Volume, b: Volume, *, a_name: str = "source", b_name: str = "target", labels: bool = False) -> Volume:
@@ -406,82 +421,3 @@ def _unlike_grids(a: Geometry, b: Geometry, a_name: str, b_name: str, labels: bo
         expected=expected,
         hint=f"{brought}." if labels else f"{brought}. {REGISTER}",
     )
-
-
-class Mirrored(NamedTuple):
-    """That a pair shares more information when one of both is mirrored.
-
-    Attributes:
-        axis: Along which.
-        information: Of the mirrored pair, in nats.
-        as_stored: Of the pair as it is stored, of the same voxels.
-    """
-
-    axis: int
-    information: float
-    as_stored: float
-
-
-def find_mirrored(a: NDArray[Any], b: NDArray[Any]) -> Mirrored | None:
-    """Say along which axis `b` must be mirrored to share clearly more information with `a`, or None.
-
-    Mutual information, in nats, of a thinned grid; the margin is wide, since
-    heads are nearly symmetric and true pairs are not perfectly registered.
-    Compared are voxels that hold content of both images whether or not one is
-    mirrored: where a mirrored head lies on background, that background's edge would tell of the other's edge.
-    Of each image only local contrast counts: two coils that shade a head from opposite sides make images that
-    share more information mirrored.  The images as they are must not say the contrary.
-    """
-    step = max(1, -(-max(a.shape) // MIRROR_VOXELS))
-    thin = (slice(step // 2, None, step),) * 3
-    thin_a, thin_b = a[thin], b[thin]
-    content_a, content_b = thin_a != np.percentile(thin_a, 1), thin_b != np.percentile(thin_b, 1)
-    local_a, local_b = _local_contrast(thin_a, content_a), _local_contrast(thin_b, content_b)
-    content = content_a & content_b
-    found = [_mirrored(local_a, local_b, content & np.flip(content, axis), axis) for axis in range(3)]
-    best = max(found, key=lambda one: one.information - one.as_stored)
-    clearly = best.information > max(MIRROR_GAIN * best.as_stored, best.as_stored + MIRROR_LEAST)
-    others = max(one.information for one in found if one is not best)
-    if not clearly or best.information <= MIRROR_APART * others:
-        return None
-    whole = _mirrored(thin_a, thin_b, content & np.flip(content, best.axis), best.axis)
-    return best if whole.information > whole.as_stored else None
-
-
-def _local_contrast(array: NDArray[Any], content: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """Return how far each voxel lies above the content around it."""
-    from scipy import ndimage
-
-    def smooth(values: NDArray[Any]) -> NDArray[np.float32]:
-        return np.asarray(ndimage.gaussian_filter(values.astype(np.float32), MIRROR_LOCAL, truncate=2.0))
-
-    around = smooth(np.where(content, array, 0)) / np.maximum(smooth(content), 1e-3)
-    return np.asarray(array - around, np.float32)
-
-
-def _mirrored(a: NDArray[Any], b: NDArray[Any], compared: NDArray[np.bool_], axis: int) -> Mirrored:
-    bins = min(MIRROR_BINS, math.isqrt(np.count_nonzero(compared) // MIRROR_FEWEST))
-    if bins < MIRROR_FEWEST_BINS:
-        return Mirrored(axis, 0.0, 0.0)
-    binned_a, binned_b = _binned(a[compared], bins), np.zeros(b.shape, np.intp)
-    binned_b[compared] = _binned(b[compared], bins)
-    return Mirrored(
-        axis,
-        _information(binned_a, np.flip(binned_b, axis)[compared], bins),
-        _information(binned_a, binned_b[compared], bins),
-    )
-
-
-def _binned(values: NDArray[Any], count: int) -> NDArray[np.intp]:
-    """Sort intensities into bins of equal width between 1 and 99 %."""
-    low, high = np.percentile(values, (1, 99)).tolist()
-    scaled = (values.ravel() - low) * (count / max(high - low, 1e-12))
-    bins: NDArray[np.intp] = np.clip(scaled, 0, count - 1).astype(np.intp)
-    return bins
-
-
-def _information(a: NDArray[np.intp], b: NDArray[np.intp], bins: int) -> float:
-    joint = np.bincount(a * bins + b, minlength=bins**2).reshape(bins, bins) / len(a)
-    product = joint.sum(1, keepdims=True) * joint.sum(0, keepdims=True)
-    seen = joint > 0
-    return float((joint[seen] * np.log(joint[seen] / product[seen])).sum())

@@ -128,26 +128,31 @@ def read_labels(stored: Stored, path: Path, *, declared: Collection[int] | None 
             values = values.astype(np.float64) * stored.slope + stored.inter
         array[..., k] = whole = np.rint(values) if values.dtype.kind == "f" else values
         if not (values == whole).all():
-            if low >= 0 and high <= 1:
-                raise VolumeError(
-                    "holds soft labels, shares between 0 and 1",
-                    path=path,
-                    reason="soft-labels",
-                    found=float(values[values != whole].flat[0]),
-                    hint="Round them to whole numbers first.",
-                )
-            raise VolumeError(
-                "holds labels that are not whole numbers",
-                path=path,
-                reason="labels",
-                found=f"{float(values[values != whole].flat[0]):g} among values from {low:g} to {high:g}",
-                hint="Labels must be resampled by nearest neighbour. If they are probabilities up to 100 or 255, say "
-                "from which value on a voxel counts.",
-            )
+            raise _not_whole(float(values[values != whole].flat[0]), low, high, path)
         if declared is not None:
             seen |= set(np.unique(array[..., k]).tolist())
     _check_declared(seen, path, declared)
     return array
+
+
+def _not_whole(value: float, low: float, high: float, path: Path) -> VolumeError:
+    """Say that a label is no whole number, and whether all may be shares."""
+    if low >= 0 and high <= 1:
+        return VolumeError(
+            "holds soft labels, shares between 0 and 1",
+            path=path,
+            reason="soft-labels",
+            found=value,
+            hint="Round them to whole numbers first.",
+        )
+    return VolumeError(
+        "holds labels that are not whole numbers",
+        path=path,
+        reason="labels",
+        found=f"{value:g} among values from {low:g} to {high:g}",
+        hint="Labels must be resampled by nearest neighbour. If they are probabilities up to 100 or 255, say "
+        "from which value on a voxel counts.",
+    )
 
 
 def image_of(array: NDArray[Any], path: Path, *, allow_constant: bool = False) -> NDArray[np.float32]:
