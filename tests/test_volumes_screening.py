@@ -32,7 +32,7 @@ from chiasm.volumes.dicom_frames import arrange, frames_of
 from chiasm.volumes.dicom_series import TAGS
 from chiasm.volumes.mirroring import find_mirrored
 from chiasm.volumes.nifti import judge_header
-from chiasm.volumes.screening import check_affine
+from chiasm.volumes.screening import check_affine, volume_files
 from conftest import REAL
 from dicom_patients import write_enhanced, write_source
 from odd_files import AFFINE, CODES, SHAPE, metaimage, nifti, put, voxels
@@ -100,6 +100,17 @@ def test_a_header_and_image_pair_is_read_by_either_name(tmp_path: Path) -> None:
     (tmp_path / "pair.img").unlink()
     with pytest.raises(VolumeError, match=r"pair\.img"):
         read_volume(tmp_path / "pair.hdr")
+
+
+@pytest.mark.parametrize("names", [("pair.hdr", "pair.img"), ("PAIR.HDR", "PAIR.IMG"), ("pair.hdr", "pair.img.gz")])
+def test_the_files_of_a_pair_are_those_that_it_is_read_from(names: tuple[str, str], tmp_path: Path) -> None:
+    nib.save(nib.Nifti1Pair(voxels(), AFFINE), tmp_path / "made.hdr")
+    header, image = (tmp_path / name for name in names)
+    (tmp_path / "made.hdr").rename(header)
+    content = (tmp_path / "made.img").read_bytes()
+    image.write_bytes(gzip.compress(content) if image.suffix == ".gz" else content)
+    np.testing.assert_array_equal(read_volume(header).array, voxels())
+    assert volume_files(header) == [header, image]
 
 
 def test_a_gzip_of_several_members_is_read_whole(tmp_path: Path) -> None:

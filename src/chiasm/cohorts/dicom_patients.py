@@ -324,8 +324,11 @@ def _listed(patient: Patient, taken: Mapping[str, Series]) -> Iterator[str]:
     roles = {series.choice: role for role, series in taken.items()}
     with_images = [series for series in patient.series if series.images]
     for series in with_images:
-        name = series.description or series.protocol
-        told = f"  {series.told()}" + (f", {name!r}" if name else "")
-        yield told + (f" -> {roles[series.choice]}" if series.choice in roles else "")
+        yield _line_of(series, roles.get(series.choice))
     if without := len(patient.series) - len(with_images):
         yield f"  and {without} without images, such as reports"
+
+
+def _line_of(series: Series, role: str | None) -> str:
+    name = series.description or series.protocol
+    return f"  {series.told()}" + (f", {name!r}" if name else "") + (f" -> {role}" if role else "")

@@ -217,8 +217,12 @@ def sites_of(cases: Iterable[Case]) -> list[str]:
 
 def _sealed(dealt: Sequence[str], share: float) -> set[str]:
     """Take subjects evenly along the order in which they are dealt, so that each site gives some."""
-    count = max(1, round(share * len(dealt))) if share else 0
-    return {dealt[(2 * i + 1) * len(dealt) // (2 * count)] for i in range(count)}
+    return set(_spread(dealt, max(1, round(share * len(dealt))))) if share else set()
+
+
+def _spread(subjects: Sequence[str], count: int) -> list[str]:
+    """Take subjects at even distances: of 7, 2 at positions 1 and 5, the middles of two equal parts."""
+    return [subjects[(2 * place + 1) * len(subjects) // (2 * count)] for place in range(count)]
 
 
 def _fixed_roles(cases: Sequence[Case]) -> dict[str, str]:
@@ -260,8 +264,7 @@ def _with_validation(cases: Sequence[Case], roles: dict[str, str], free: list[st
     if "validation" not in roles.values() and remaining > 1:
         most = len(free) if trained else len(free) - 1
         count = min(max(round(share * remaining), 1), most)
-        # 7 subjects, 2 of them validate -> positions 1 and 5, the middles of two equal parts
-        roles = {**roles, **{free[(2 * i + 1) * len(free) // (2 * count)]: "validation" for i in range(count)}}
+        roles = {**roles, **dict.fromkeys(_spread(free, count), "validation")}
     split = _by_role(cases, roles)
     if not split.train:
         raise CohortError("no subject is left to train on", reason="too-few-subjects", found=f"{len(cases)} cases")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,10 +50,15 @@ def choose_series(series: Sequence[Series], wanted: str | int | None, path: Path
     found = pool if wanted is None else fitting(images, wanted)
     if len(found) == 1:
         return found[0]
+    raise _not_one(found, images, wanted, path)
+
+
+def _not_one(found: Sequence[Series], images: Sequence[Series], wanted: str | int | None, path: Path) -> VolumeError:
+    """Say that none or several series fit, and list them."""
     listed = "; ".join(one.told() for one in (found or images)[:12])
     if not found:
-        raise VolumeError(f"holds no series {wanted!r}", path=path, reason="no-series", found=listed)
-    raise VolumeError(
+        return VolumeError(f"holds no series {wanted!r}", path=path, reason="no-series", found=listed)
+    return VolumeError(
         "holds several series",
         path=path,
         reason="several-series",
@@ -98,18 +103,27 @@ def _is_of_kind(one: Series, asked: Kind) -> bool:
     return one.kind.fits(asked) and all(words in one.apart for words in unknown)
 
 
+#: What a series may be called by, the strictest first.
+_CALLED: tuple[Callable[[Series], str], ...] = (
+    lambda one: one.uid,
+    lambda one: str(one.choice),
+    folder_name,
+    lambda one: one.description,
+    lambda one: one.modality,
+)
+
+
 def _fitting_words(series: Sequence[Series], asked: str) -> list[Series]:
     low = asked.lower()
     if not low:
         return []
+    for called in _CALLED:
+        if found := [one for one in series if called(one).lower() == low]:
+            return found
     word = re.compile(rf"(?<![a-z0-9]){re.escape(low)}(?![a-z0-9])")
-    rules = (
-        lambda one: one.uid == asked,
-        lambda one: str(one.choice) == asked,
-        lambda one: folder_name(one).lower() == low,
-        lambda one: one.description.lower() == low,
-        lambda one: one.modality.lower() == low,
-        lambda one: any(word.search(name.lower()) for name in names_of_series(one)),
-        lambda one: any(low in name.lower() for name in names_of_series(one)),
-    )
-    return next((found for rule in rules if (found := [one for one in series if rule(one)])), [])
+    return _named(series, word) or _named(series, re.compile(re.escape(low)))
+
+
+def _named(series: Sequence[Series], words: re.Pattern[str]) -> list[Series]:
+    """Return the series in one of whose names words occur."""
+    return [one for one in series if any(words.search(name.lower()) for name in names_of_series(one))]

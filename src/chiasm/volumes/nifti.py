@@ -360,23 +360,39 @@ def _judge_extensions(content: bytes, header: Header, path: Path) -> None:
         at += size
 
 
+def twin_names(path: Path, ending: Literal["hdr", "img"]) -> list[str]:
+    """List what the other file of a .hdr/.img pair may be called, the likeliest first.
+
+    Args:
+        path: A file.
+        ending: What it must end in, but for .gz; for another, nothing is listed.
+
+    >>> twin_names(Path("a.HDR"), "hdr"), twin_names(Path("a.nii"), "hdr")
+    (['a.IMG', 'a.IMG', 'a.IMG.gz'], [])
+    """
+    match = re.fullmatch(rf"(?is)(.*\.)({ending})((?:\.gz)?)", path.name)
+    if match is None:
+        return []
+    stem, own, zipped = match.groups()
+    other = "img" if ending == "hdr" else "hdr"
+    other = other.upper() if own.isupper() else other
+    return [f"{stem}{other}{zipped}", f"{stem}{other}", f"{stem}{other}.gz"]
+
+
 def _partner(path: Path) -> Path:
     """Return the file of the voxels of a .hdr/.img pair."""
-    match = re.fullmatch(r"(?is)(.*\.)(hdr)((?:\.gz)?)", path.name)
-    if match is None:
+    names = twin_names(path, "hdr")
+    if not names:
         raise VolumeError(
             "says that its voxels are in another file, but is not called .hdr",
             path=path,
             reason="magic",
             hint="Give the .hdr file of the pair.",
         )
-    stem, ending, zipped = match.groups()
-    image = "IMG" if ending.isupper() else "img"
-    names = [f"{stem}{image}{zipped}", f"{stem}{image}", f"{stem}{image}.gz"]
-    for name in names:
-        if path.with_name(name).exists():
-            return path.with_name(name)
-    raise VolumeError("lacks its .img file", path=path, reason="not-found", expected=names[0])
+    partner = next((path.with_name(name) for name in names if path.with_name(name).exists()), None)
+    if partner is None:
+        raise VolumeError("lacks its .img file", path=path, reason="not-found", expected=names[0])
+    return partner
 
 
 def write_nifti(path: Path, array: NDArray[Any], geometry: Geometry) -> None:

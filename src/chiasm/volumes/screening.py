@@ -34,7 +34,7 @@ from chiasm.volumes.geometry import (
 )
 from chiasm.volumes.metaimage import looks_like_metaimage, open_metaimage, write_metaimage
 from chiasm.volumes.mirroring import find_mirrored
-from chiasm.volumes.nifti import HEAD, Form, looks_like_nifti, open_nifti, write_nifti
+from chiasm.volumes.nifti import HEAD, Form, looks_like_nifti, open_nifti, twin_names, write_nifti
 from chiasm.volumes.streams import first_bytes, unreadable
 from chiasm.volumes.voxels import Stored, image_of, labels_of, read_image, read_labels
 
@@ -183,21 +183,14 @@ def _check_slices(geometry: Geometry, path: Path, allow_thin: bool) -> None:
 
 def _of_a_pair(path: Path) -> Path:
     """Return the header of a .hdr/.img pair, by which it is known; any other path as it is."""
+    names = twin_names(path, "img")
     try:
-        match = re.fullmatch(r"(?is)(.*\.)(img)((?:\.gz)?)", path.name)
-        if match is None:
-            return path
-        stem, ending, zipped = match.groups()
-        header = "HDR" if ending.isupper() else "hdr"
-        names = [f"{stem}{header}{zipped}", f"{stem}{header}", f"{stem}{header}.gz"]
-        beside = next((path.with_name(name) for name in names if path.with_name(name).exists()), None)
-        if beside is not None:
-            return beside
-        if path.exists() and not looks_like_nifti(first_bytes(path, HEAD)):
+        header = next((path.with_name(name) for name in names if path.with_name(name).exists()), None)
+        if header is None and names and path.exists() and not looks_like_nifti(first_bytes(path, HEAD)):
             raise VolumeError("lacks its .hdr file", path=path, reason="not-found", expected=names[0])
     except OSError as error:  # a name too long, a folder that may not be entered
         raise unreadable(path, error) from error
-    return path
+    return header or path
 
 
 #: First bytes of formats that are met among volumes, for a clearer word.
@@ -235,14 +228,12 @@ def files_at(path: Path) -> list[Path]:
 
 def _with_twins(path: Path) -> list[Path]:
     head = first_bytes(path, 2**16)
-    named = (
-        re.search(rb"^[ \t]*ElementDataFile[ \t]*=[ \t]*([^\s/]+)", head, re.M) if looks_like_metaimage(head) else None
-    )
-    twin = re.sub(
-        r"(?i)\.(hdr|img)(?=(\.gz)?$)", lambda end: {".hdr": ".img", ".img": ".hdr"}[end[0].lower()], path.name
-    )
-    others = (path.with_name(name) for name in {twin, named[1].decode(errors="replace") if named else path.name})
-    return [path, *sorted(other for other in others if other != path and other.is_file())]
+    pattern = rb"^[ \t]*ElementDataFile[ \t]*=[ \t]*([^\s/]+)"
+    named = re.search(pattern, head, re.M) if looks_like_metaimage(head) else None
+    beside = [path.with_name(named[1].decode(errors="replace"))] if named else []
+    twins = (path.with_name(name) for name in (*twin_names(path, "hdr"), *twin_names(path, "img")))
+    beside += [twin for twin in twins if twin.is_file()][:1]
+    return [path, *sorted(other for other in set(beside) if other != path and other.is_file())]
 
 
 def read_grid(path: Path) -> Geometry:
