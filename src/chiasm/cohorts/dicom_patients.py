@@ -298,8 +298,8 @@ def path_of(series: Series, patient: Patient) -> Path | None:
     if len(parts) == 1 and series.images > 1:
         return first.place
     shared = Path(os.path.commonpath([part.place.parent for part in parts]))
-    own = first.place if all(part.place.parent == shared for part in parts) else None
-    return _holder_alone(series, shared, others) or own
+    is_beside = {part.place.parent for part in parts} == {shared}
+    return _holder_alone(series, shared, others) or (first.place if is_beside else None)
 
 
 def _parts_of_others(series: Series, patient: Patient) -> list[Part]:

@@ -100,15 +100,18 @@ class _Place(NamedTuple):
 def _patients_of(group: _Group, subjects: dict[str, str]) -> Iterator[Patient]:
     """Yield one patient for each PatientID of a group; `subjects` remembers the persons of all groups."""
     people = sorted({series.patient for series in group.scan.series if series.images} - {""})
-    name = group.name if is_safe_id(group.name) else "patient"
-    is_named = len(people) < 2 and name == group.name
     for person in people or [""]:
         series = _series_of(person, people, group.scan)
-        case = name if is_named else f"{name}-{person[:8]}"
-        subject = subjects.get(person, case)
         if group.scan.broken or any(one.images for one in series):
-            subjects |= {person: subject} if person else {}
+            case = _case_name(group.name, person, people)
+            subject = subjects.setdefault(person, case) if person else case
             yield Patient(case, subject, series, group.scan.broken, group.place)
+
+
+def _case_name(place: str, person: str, people: Sequence[str]) -> str:
+    """Name a case by its place, and by its person where that does not tell patients apart or cannot be used."""
+    name = place if is_safe_id(place) else "patient"
+    return name if name == place and len(people) < 2 else f"{name}-{person[:8]}"
 
 
 def _series_of(person: str, people: Sequence[str], scan: Scan) -> tuple[Series, ...]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import NamedTuple
@@ -226,21 +226,29 @@ def settle_roles(cohort: Cohort) -> Cohort:
     if not given - {"train"}:
         cases = tuple(replace(case, split=None) for case in cohort.cases)
         return replace(cohort, cases=cases, notes=(*cohort.notes, *_roles_in_names(cohort)))
-    roles: dict[str, set[str]] = defaultdict(set)
-    for case in cohort.cases:
-        roles[case.subject] |= {case.split} if case.split else set()
-    torn = sorted(subject for subject, its in roles.items() if len(its) > 1)
-
-    def settled(case: Case) -> Case:
-        free = case.split == "train" and "validation" not in given and case.subject not in torn
-        return replace(case, split=None) if free else case
-
-    cases = tuple(map(settled, cohort.cases))
+    torn = _subjects_of_two_roles(cohort.cases)
+    cases = cohort.cases
+    if "validation" not in given:
+        cases = tuple(_freed(case) if case.subject not in torn else case for case in cases)
     notes = [Problem(cohort.root, "folder-role", f"{_counted(cases)} by their folder{_free(cohort.cases)}")]
     if torn:
-        message = f"subject {torn[0]} has cases in the folders of {' and '.join(sorted(roles[torn[0]]))}"
+        first = min(torn)
+        message = f"subject {first} has cases in the folders of {' and '.join(sorted(torn[first]))}"
         notes.append(Problem(cohort.root, "two-roles", f"{message}; no split can be made of them"))
     return replace(cohort, cases=cases, notes=(*cohort.notes, *notes))
+
+
+def _freed(case: Case) -> Case:
+    """Let a case that trains validate as well."""
+    return replace(case, split=None) if case.split == "train" else case
+
+
+def _subjects_of_two_roles(cases: Sequence[Case]) -> dict[str, set[str]]:
+    """Return the roles of subjects that have several."""
+    roles: dict[str, set[str]] = defaultdict(set)
+    for case in cases:
+        roles[case.subject] |= {case.split} if case.split else set()
+    return {subject: its for subject, its in roles.items() if len(its) > 1}
 
 
 def _roles_in_names(cohort: Cohort) -> list[Problem]:

@@ -280,8 +280,9 @@ class _InFolder(NamedTuple):
     path: Path
 
     @property
-    def role(self) -> str:
-        return role_of(self.folder)
+    def find(self) -> Find:
+        """What it is, if it has partners."""
+        return Find(self.name, self.name, self.name, role_of(self.folder), self.path, split=self.split)
 
 
 def _paired_by_name(files: Sequence[_InFolder]) -> tuple[list[Find], list[Problem]]:
@@ -289,14 +290,9 @@ def _paired_by_name(files: Sequence[_InFolder]) -> tuple[list[Find], list[Proble
     folders = grouped(files, lambda one: one.folder)
     images = {folder: {one.name for one in folders[folder]} for folder in folders if role_of(folder) not in MAPS}
     paired = set.intersection(*images.values()) if len(images) > 1 else set()
-    by_folder = list(chain.from_iterable(folders.values()))
-    finds = [
-        Find(one.name, one.name, one.name, one.role, one.path, split=one.split)
-        for one in by_folder
-        if one.name in paired
-    ]
-    lost = [_without_partner(one, images) for one in by_folder if one.name not in paired and one.folder in images]
-    return finds, lost
+    parted = grouped(chain.from_iterable(folders.values()), lambda one: one.name in paired)
+    lost = [_without_partner(one, images) for one in parted.get(False, ()) if one.folder in images]
+    return [one.find for one in parted.get(True, ())], lost
 
 
 def _without_partner(file: _InFolder, images: Mapping[str, Collection[str]]) -> Problem:

@@ -208,9 +208,7 @@ def with_subjects(cohort: Cohort, pattern: str, *, lenient: bool = False) -> Coh
     """
     if not pattern:
         return cohort
-    compiled = compile_pattern(pattern)
-    found = {case.id: compiled.search(case.id) for case in cohort.cases}
-    matches = {name: match[1] for name, match in found.items() if match and match[1]}
+    matches = _matches(compile_pattern(pattern), cohort.cases)
     if matches:
         cases = tuple(replace(case, subject=matches.get(case.id, case.subject)) for case in cohort.cases)
         notes = tuple(note for note in cohort.notes if note.reason not in ("visits", "relatives"))
@@ -218,6 +216,12 @@ def with_subjects(cohort: Cohort, pattern: str, *, lenient: bool = False) -> Coh
     if lenient:
         return cohort
     raise _no_match(cohort, pattern)
+
+
+def _matches(pattern: re.Pattern[str], cases: Iterable[Case]) -> dict[str, str]:
+    """Return the subjects of the cases that a pattern matches, by id."""
+    found = {case.id: pattern.search(case.id) for case in cases}
+    return {name: match[1] for name, match in found.items() if match and match[1]}
 
 
 def _no_match(cohort: Cohort, pattern: str) -> CohortError:

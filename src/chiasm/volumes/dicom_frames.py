@@ -163,14 +163,17 @@ def frames_of(dataset: Dataset, part: Part) -> list[Frame]:
             expected=count,
         )
 
-    def group_of(own: Dataset) -> Callable[[str], Dataset | None]:
-        def find(name: str) -> Dataset | None:
-            items = own.get(name) or (shared.get(name) if shared is not None else None)
-            return items[0] if items else None
+    return [_frame(part, index, dataset, _groups_of(own, shared)) for index, own in enumerate(groups)]
 
-        return find
 
-    return [_frame(part, index, dataset, group_of(own)) for index, own in enumerate(groups)]
+def _groups_of(own: Dataset, shared: Dataset | None) -> Callable[[str], Dataset | None]:
+    """Return what finds the functional group of a name: an image's own, else the one that all share."""
+
+    def find(name: str) -> Dataset | None:
+        items = own.get(name) or (shared.get(name) if shared is not None else None)
+        return items[0] if items else None
+
+    return find
 
 
 #: What says where an image lies: the functional group of a multi-frame file, and the attribute in it.
@@ -186,10 +189,7 @@ def _frame(part: Part, index: int, dataset: Dataset, group: Callable[[str], Data
     place, turn, measures = (_holder(group(name), attribute, part) for name, attribute in PLACED_BY)
     if dataset.get("ModalityLUTSequence"):
         raise VolumeError("maps its values by a table", path=part.place, reason="lut", found="ModalityLUTSequence")
-    scale = group("PixelValueTransformationSequence") or dataset
-    slope, intercept = number(scale, "RescaleSlope", part), number(scale, "RescaleIntercept", part)
-    if slope == 0:
-        raise VolumeError("has a RescaleSlope of 0", path=part.place, reason="header")
+    slope, intercept = _scale_of(group("PixelValueTransformationSequence") or dataset, part)
     spacing = numbers(measures, "PixelSpacing", part, 2)
     if min(spacing) <= 0:
         raise VolumeError("has an impossible spacing", path=part.place, reason="spacing", found=spacing)
@@ -202,11 +202,19 @@ def _frame(part: Part, index: int, dataset: Dataset, group: Callable[[str], Data
         tuple(numbers(turn, "ImageOrientationPatient", part, 6)),
         tuple(spacing),
         number(measures, "SliceThickness", part) or number(measures, "SpacingBetweenSlices", part),
-        1.0 if slope is None else slope,
-        intercept or 0.0,
+        slope,
+        intercept,
         _marks_of(dataset, group),
         kind_of(dataset, group),
     )
+
+
+def _scale_of(holder: Dataset, part: Part) -> tuple[float, float]:
+    """Return slope and intercept from stored to real values."""
+    slope, intercept = number(holder, "RescaleSlope", part), number(holder, "RescaleIntercept", part)
+    if slope == 0:
+        raise VolumeError("has a RescaleSlope of 0", path=part.place, reason="header")
+    return 1.0 if slope is None else slope, intercept or 0.0
 
 
 def _holder(holder: Dataset | None, attribute: str, part: Part) -> Dataset:
@@ -353,9 +361,13 @@ def check_alike(frames: Sequence[Frame], path: Path) -> None:
         found = ", ".join(f"{row:.4g} x {column:.4g} mm" for row, column in np.unique(spacings, axis=0)[:4])
         raise VolumeError("holds images of several pixel spacings", path=path, reason="mixed-sizes", found=found)
     for word in ("stack", "echo"):
-        values = sorted({frame.marks.get(word, "") for frame in frames})
-        if len(values) > 1:
+        if len(values := _values_of(frames, word)) > 1:
             raise _four_d([(word, values)], path)
+
+
+def _values_of(frames: Sequence[Frame], word: str) -> list[str]:
+    """Return the values that a mark has, in order."""
+    return sorted({frame.marks.get(word, "") for frame in frames})
 
 
 def _four_d(differing: Sequence[tuple[str, Sequence[str]]], path: Path) -> VolumeError:
@@ -390,7 +402,7 @@ def _repeated(ordered: Sequence[Frame], same: NDArray[np.bool_], path: Path) -> 
 def _differing(frames: Sequence[Frame], most: int) -> list[tuple[str, list[str]]]:
     """Return the marks that have several values, at most as many as images lie in one place."""
     words = dict.fromkeys(word for _, _, word in MARKS)
-    values = [(word, sorted({frame.marks.get(word, "") for frame in frames})) for word in words]
+    values = [(word, _values_of(frames, word)) for word in words]
     return [(word, found) for word, found in values if 1 < len(found) <= most]
 
 

@@ -158,18 +158,24 @@ def is_kind_word(name: str) -> bool:
 
 def _component(dataset: Dataset, frame: Dataset) -> str:
     """Return the first component that an image, or else its file, names in so many words."""
-    types = ""
     for holder, attribute in ((frame, "FrameType"), (dataset, "ImageType")):
-        if (said := text(holder, "ComplexImageComponent").lower()) in COMPONENTS:
-            return said
-        types = text(holder, attribute).upper()
-        if any(map(_ADC.match, types.split("\\")[2:])):
-            return ADC
-        for word in types.split("\\")[2:]:
-            if found := WORDS.get(word) or LETTERS.get(word[:1] if word[1:2] == "_" else ""):
-                return found
-    third = types.split("\\")[2:3]
-    return OTHER if third and third[0] else ""
+        said = text(holder, "ComplexImageComponent").lower()
+        if found := said if said in COMPONENTS else _component_among(_types(holder, attribute)):
+            return found
+    return OTHER if any(_types(dataset, "ImageType")[:1]) else ""
+
+
+def _types(holder: Dataset, attribute: str) -> list[str]:
+    """Return the words of an image type behind the two that every image has."""
+    return text(holder, attribute).upper().split("\\")[2:]
+
+
+def _component_among(types: Sequence[str]) -> str:
+    """Return the component that words of an image type name first, or that they are of a map of diffusion."""
+    if any(map(_ADC.match, types)):
+        return ADC
+    named = (WORDS.get(word) or LETTERS.get(word[:1] if word[1:2] == "_" else "") for word in types)
+    return next(filter(None, named), "")
 
 
 def _undirected(diffusion: Dataset | None) -> bool:

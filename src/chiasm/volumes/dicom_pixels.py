@@ -175,16 +175,20 @@ def _native(content: bytes, part: Part, form: Format, indices: Sequence[int]) ->
             found=f"{len(content)} bytes of pixels",
             expected=f"{expected} bytes",
         )
-    if form.allocated == 1:
-        bits = np.unpackbits(np.frombuffer(content, np.uint8), bitorder="little")
-        every = bits[: pixels * form.frames]
-    elif form.allocated == 8 and not form.little and len(content) % 2 == 0:
-        every = np.frombuffer(content, np.uint16).byteswap().view(np.uint8)[: pixels * form.frames]  # words, swapped
-    else:
-        kind = np.dtype(f"{'<' if form.little else '>'}u{form.allocated // 8}")
-        every = np.frombuffer(content, kind, pixels * form.frames).astype(kind.newbyteorder("="), copy=False)
+    every = _unpacked(content, form)
     for index in indices:
         yield every[index * pixels : (index + 1) * pixels].reshape(form.rows, form.columns)
+
+
+def _unpacked(content: bytes, form: Format) -> NDArray[Any]:
+    """Return native pixels of all frames in a row."""
+    count = form.rows * form.columns * form.frames
+    if form.allocated == 1:
+        return np.unpackbits(np.frombuffer(content, np.uint8), bitorder="little")[:count]
+    if form.allocated == 8 and not form.little and len(content) % 2 == 0:
+        return np.frombuffer(content, np.uint16).byteswap().view(np.uint8)[:count]  # words, swapped
+    kind = np.dtype(f"{'<' if form.little else '>'}u{form.allocated // 8}")
+    return np.frombuffer(content, kind, count).astype(kind.newbyteorder("="), copy=False)
 
 
 def _compressed(dataset: Dataset, part: Part, form: Format, indices: Sequence[int]) -> Iterator[NDArray[Any]]:

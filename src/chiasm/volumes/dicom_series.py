@@ -387,11 +387,12 @@ def _fault_of(headers: Sequence[_Header]) -> VolumeError | None:
     """Say why the files of a series make no volume, as far as each says it alone."""
     every = [header.series for header in headers]
     kinds = {one.sop_class for one in every if one.images}
-    if cut := [one.parts[0] for one in every if not one.images and one.sop_class in kinds]:
-        return VolumeError(
-            "is cut short in its header", path=cut[0].place, reason="truncated", expected="Rows", hint="Copy it again."
-        )
-    return next((header.fault for header in headers if header.fault is not None), None)
+    cut = next((one.parts[0] for one in every if not one.images and one.sop_class in kinds), None)
+    if cut is None:
+        return next(filter(None, (header.fault for header in headers)), None)
+    return VolumeError(
+        "is cut short in its header", path=cut.place, reason="truncated", expected="Rows", hint="Copy it again."
+    )
 
 
 def _stacked(headers: Sequence[_Header], frames: Sequence[Frame], group: Group, path: Path) -> Series:

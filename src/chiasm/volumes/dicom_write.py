@@ -201,24 +201,13 @@ def write_reliability(
         ChiasmError: If the file cannot be written.
     """
     from highdicom.content import VOILUTTransformation
-    from highdicom.pm import ParametricMap, RealWorldValueMapping
-    from pydicom.sr.coding import Code
+    from highdicom.pm import ParametricMap
     from pydicom.uid import generate_uid
 
     with quiet():
         planes, grid = planes_of(series, reliability.geometry)
         frames = on_planes(reliability, grid, series)
         lowest, highest = min(0.0, float(frames.min())), max(float(frames.max()), 1e-6)
-        # without units there is nothing to say of the quantity but its name
-        units = Code("[hnsf'U]", "UCUM", "Hounsfield unit") if unit == "HU" else Code("1", "UCUM", "no units")
-        mapping = RealWorldValueMapping(
-            lut_label="EXPECTED_ERROR",
-            lut_explanation="Expected absolute error of the image",
-            unit=units,
-            value_range=(lowest, highest),
-            slope=1.0,
-            intercept=0.0,
-        )
         header = planes[0].header
         made = ParametricMap(
             [reference_to(plane) for plane in planes],
@@ -232,7 +221,7 @@ def write_reliability(
             software_versions=__version__,
             device_serial_number=model.sha256[:16] or "none",
             contains_recognizable_visual_features=False,
-            real_world_value_mappings=[mapping],
+            real_world_value_mappings=[_expected_error(unit, lowest, highest)],
             voi_lut_transformations=[VOILUTTransformation(highest / 2, highest, voi_lut_function="LINEAR_EXACT")],
             content_label="RELIABILITY",
             content_description="Expected absolute error of a synthetic image",
@@ -245,6 +234,23 @@ def write_reliability(
         made.ContributingEquipmentSequence = [equipment_of(model, datetime.now())]
         with whole_file(path) as temporary:
             made.save_as(temporary, enforce_file_format=True)
+
+
+def _expected_error(unit: Literal["HU", "a.u."], lowest: float, highest: float) -> Any:
+    """Say that the numbers of a map, from lowest to highest, are expected errors."""
+    from highdicom.pm import RealWorldValueMapping
+    from pydicom.sr.coding import Code
+
+    # without units there is nothing to say of the quantity but its name
+    units = Code("[hnsf'U]", "UCUM", "Hounsfield unit") if unit == "HU" else Code("1", "UCUM", "no units")
+    return RealWorldValueMapping(
+        lut_label="EXPECTED_ERROR",
+        lut_explanation="Expected absolute error of the image",
+        unit=units,
+        value_range=(lowest, highest),
+        slope=1.0,
+        intercept=0.0,
+    )
 
 
 def _stored(frames: NDArray[np.float32], scale: float) -> tuple[NDArray[np.int16], int]:

@@ -278,11 +278,7 @@ def _affine(raw: _Raw, shape: tuple[int, int, int], form: Form | None, assume_ra
 
 def _judge_place(raw: _Raw, coded: Sequence[Form], assume_ras: bool) -> None:
     """Refuse numbers of place that cannot be, of the forms that are used."""
-    uses_steps = "qform" in coded or not coded
-    used = [*raw.fields["sform"]] * ("sform" in coded)
-    used += [*raw.fields["quaternion"], *raw.fields["qoffset"], raw.one("pixdim")] * ("qform" in coded)
-    used += raw.steps if "qform" in coded or (assume_ras and not coded) else ()
-    if not all(abs(value) <= LARGEST for value in used):  # NaN is refused here too
+    if not all(abs(value) <= LARGEST for value in _used(raw, coded, assume_ras)):  # NaN is refused here too
         raise raw.refuse("has an affine that is not finite", "affine")
     if not coded and not assume_ras:
         raise raw.refuse(
@@ -290,8 +286,19 @@ def _judge_place(raw: _Raw, coded: Sequence[Form], assume_ras: bool) -> None:
             "no-orientation",
             hint="If its axes run right, to the front and up, give --assume-ras: Reading(assume_ras=True) in Python.",
         )
-    if uses_steps and min(raw.steps) <= 0:
+    if coded != ["sform"] and min(raw.steps) <= 0:
         raise raw.refuse("has a spacing that is not positive", "spacing", list(raw.steps))
+
+
+def _used(raw: _Raw, coded: Sequence[Form], assume_ras: bool) -> list[float]:
+    """Return the numbers of which the affine is made."""
+    fields = raw.fields
+    used = [*fields["sform"]] if "sform" in coded else []
+    if "qform" in coded:
+        used += [*fields["quaternion"], *fields["qoffset"], *fields["pixdim"][:4]]
+    if assume_ras and not coded:
+        used += raw.steps
+    return used
 
 
 def _judge_forms(raw: _Raw, a: NDArray[np.float64], b: NDArray[np.float64]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -267,17 +267,8 @@ def check_affine(geometry: Geometry, path: Path | None = None, *, allow_skew: bo
         raise VolumeError("has an affine that is not finite", path=path, reason="affine")
     if np.abs(affine[:3, 3]).max() > 1e6:
         raise VolumeError("lies more than a kilometre away", path=path, reason="affine", found=affine[:3, 3].tolist())
-    spacing = geometry.spacing_mm
-    if not all(SPACING_MM[0] * (1 - ROUNDING) <= step <= SPACING_MM[1] * (1 + ROUNDING) for step in spacing):
-        raise VolumeError(
-            "has an impossible spacing",
-            path=path,
-            reason="spacing",
-            found=" x ".join(f"{step:.4g}" for step in spacing) + " mm",
-            expected=f"{SPACING_MM[0]} to {SPACING_MM[1]} mm",
-            hint="Is its unit right?",
-        )
-    axes = affine[:3, :3] / spacing
+    _judge_spacing(geometry.spacing_mm, path)
+    axes = affine[:3, :3] / geometry.spacing_mm
     skew = _skew_degrees(axes)
     if abs(np.linalg.det(axes)) < FLATTEST:
         raise VolumeError(
@@ -293,6 +284,19 @@ def check_affine(geometry: Geometry, path: Path | None = None, *, allow_skew: bo
             hint="Resample it to a straight grid first, or let --resample do it: Reading(resample=True) in Python.",
         )
     return skew > SKEW_DEGREES
+
+
+def _judge_spacing(spacing: Sequence[float], path: Path | None) -> None:
+    least, most = SPACING_MM[0] * (1 - ROUNDING), SPACING_MM[1] * (1 + ROUNDING)
+    if not all(least <= step <= most for step in spacing):
+        raise VolumeError(
+            "has an impossible spacing",
+            path=path,
+            reason="spacing",
+            found=" x ".join(f"{step:.4g}" for step in spacing) + " mm",
+            expected=f"{SPACING_MM[0]} to {SPACING_MM[1]} mm",
+            hint="Is its unit right?",
+        )
 
 
 def _skew_degrees(axes: NDArray[np.float64]) -> float:
