@@ -12,13 +12,13 @@ import math
 import torch
 from torch import nn
 
-from chiasm.networks.catalogue import CRITICS, GENERATORS, Entry, needs_of
+from chiasm.networks.catalogue import CRITICS, GENERATORS, CataloguedNetwork, needs_of
 from chiasm.training.cost import list_layers
 
 SIDE = {2: 1024, 3: 256}
 
 
-def told(entry: Entry, dims: int, channels: int) -> str:
+def told(entry: CataloguedNetwork, dims: int, channels: int) -> str:
     """Return weights and multiply-adds a voxel: of the output, for a critic of the input."""
     with torch.device("meta"):
         network = entry.make(in_channels=channels, dims=dims, scale=1.0)

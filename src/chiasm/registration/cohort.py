@@ -8,9 +8,10 @@ this step a cohort looks as if it had been scanned so.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -151,12 +152,8 @@ def align_cohort(
                 continue
             place = folder / case.id
             try:
-                asked = _depends(case, names, kind)
-                record = _found(place, asked)
-                if record is None:
-                    if progress is not None:
-                        progress(index, len(cohort.cases), case.id)
-                    record = _make(case, names, kind, place, asked)
+                told = partial(progress or _silent, index, len(cohort.cases), case.id)
+                record = _find_or_make(case, names, kind, place, told)
             except ChiasmError as error:
                 if error.reason == UNWRITABLE:
                     raise
@@ -172,6 +169,22 @@ def align_cohort(
             reason="no-usable-case",
         )
     return Together(replace(cohort, cases=tuple(cases)), moved, tuple(problems))
+
+
+def _silent(done: int, cases: int, case: str) -> None:
+    """Report no progress."""
+
+
+def _find_or_make(
+    case: Case, names: Sequence[str], kind: AlignmentKind, place: Path, told: Callable[[], None]
+) -> dict[str, Any]:
+    """Return the record of a case that was aligned before, or align it now and call `told` first."""
+    asked = _depends(case, names, kind)
+    record = _found(place, asked)
+    if record is None:
+        told()
+        record = _make(case, names, kind, place, asked)
+    return record
 
 
 def tell_movement(moved_mm: Mapping[str, float]) -> str:
@@ -274,53 +287,64 @@ def _make(
     """Align a case's images and write all of it, or nothing."""
     fixed = read_case_image(case, names[0])
     images = {name: read_case_image(case, name) for name in names[1:]}
-    made: dict[str, Brought] = {}
-    for name, moving in images.items():
-        try:
-            made[name] = bring(fixed, moving, kind)
-        except VolumeError as error:
-            raise VolumeError(
-                f"{name} cannot be brought to {names[0]}: {error.what}",
-                path=case.images[name],
-                reason=error.reason,
-                found=error.found,
-                expected=error.expected,
-                hint=error.hint,
-            ) from error
-    files: dict[str, tuple[NDArray[Any], bool]] = {
-        f"{name}.nii.gz": (stored(one.image.array, case, name), False) for name, one in made.items()
+    made = {name: _bring_image(case, names[0], name, fixed, moving, kind) for name, moving in images.items()}
+    labels = _carry_labels(case, fixed, images, made)
+    record = {
+        "asked": asked,
+        "paths": {name: str(case.images[name].absolute()) for name in names},
+        "made": sorted(f"{name}.nii.gz" for name in (*made, *labels)),
+        "brought": {name: _describe_image(one) for name, one in made.items()},
     }
+    _refuse_occupied(place, names)
+    with whole_folder(place) as fresh:
+        for name, one in made.items():
+            write_volume(fresh / f"{name}.nii.gz", stored(one.image.array, case, name), fixed.geometry)
+            if one.alignment.field_mm is not None:
+                write_field(fresh / f"{name}-field.nii.gz", one.alignment, fixed.geometry)
+        for name, array in labels.items():
+            write_volume(fresh / f"{name}.nii.gz", array, fixed.geometry, labels=True)
+        record["sha256"] = {path.name: sha256_of(path) for path in sorted(fresh.iterdir())}
+        write_json(fresh / RECORD, with_checksum(record))
+    return record
+
+
+def _bring_image(case: Case, fixed_name: str, name: str, fixed: Volume, moving: Volume, kind: AlignmentKind) -> Brought:
+    """Bring an image to the first source.
+
+    Raises:
+        VolumeError: If the two do not come together; names the image.
+    """
+    try:
+        return bring(fixed, moving, kind)
+    except VolumeError as error:
+        raise VolumeError(
+            f"{name} cannot be brought to {fixed_name}: {error.what}",
+            path=case.images[name],
+            reason=error.reason,
+            found=error.found,
+            expected=error.expected,
+            hint=error.hint,
+        ) from error
+
+
+def _carry_labels(
+    case: Case, fixed: Volume, images: Mapping[str, Volume], made: Mapping[str, Brought]
+) -> dict[str, NDArray[Any]]:
+    """Carry labels and mask along with the images; "known" says which voxels all images reach, where some are not."""
+    carried: dict[str, NDArray[Any]] = {}
     for name, path in (("labels", case.labels), ("mask", case.mask)):
         volume = _label_volume(case, path, name)
         brought = None if volume is None else _carried(volume, fixed, images, made)
         if brought is not None:
-            files[f"{name}.nii.gz"] = brought, True
+            carried[name] = brought
     covered = np.logical_and.reduce([one.covered for one in made.values()])
-    if not covered.all():
-        files["known.nii.gz"] = covered, True
-    record = {
-        "asked": asked,
-        "paths": {name: str(case.images[name].absolute()) for name in names},
-        "made": sorted(files),
-        "brought": {
-            name: {
-                **figures_of(one.alignment),
-                "covered": round(float(one.covered.mean()), 4),
-                "matrix": one.alignment.matrix.tolist(),
-            }
-            for name, one in made.items()
-        },
-    }
-    _refuse_occupied(place, names)
-    with whole_folder(place) as fresh:
-        for name, (array, is_labels) in files.items():
-            write_volume(fresh / name, array, fixed.geometry, labels=is_labels)
-        for name, one in made.items():
-            if one.alignment.field_mm is not None:
-                write_field(fresh / f"{name}-field.nii.gz", one.alignment, fixed.geometry)
-        record["sha256"] = {path.name: sha256_of(path) for path in sorted(fresh.iterdir())}
-        write_json(fresh / RECORD, with_checksum(record))
-    return record
+    return carried if covered.all() else {**carried, "known": covered}
+
+
+def _describe_image(one: Brought) -> dict[str, Any]:
+    """Say for the record how an image was brought."""
+    covered, matrix = round(float(one.covered.mean()), 4), one.alignment.matrix.tolist()
+    return {**figures_of(one.alignment), "covered": covered, "matrix": matrix}
 
 
 def _label_volume(case: Case, path: Path | None, name: str) -> Volume | None:
