@@ -22,7 +22,7 @@ from chiasm.evaluation.predictions import score_folder
 from chiasm.evaluation.rows import read_evaluation
 from chiasm.runners import RUNNERS, Lost, Runner, find_runner
 from chiasm.storage import read_json, read_toml, write_json, write_toml
-from chiasm.studies.jobs import _fingerprint, find_cases, list_jobs
+from chiasm.studies.jobs import content_of, find_cases, list_jobs
 from chiasm.studies.study import run_study, tell_jobs
 from chiasm.studies.study_file import Phantom, Study, read_study
 from chiasm.studies.study_report import Done, report, write_study_report
@@ -555,7 +555,7 @@ def test_jobs_of_studies_without_the_new_fields_keep_their_keys(toy_cohort: Path
     moved = before.model_copy(update={"phantom": Phantom(subjects=4, movement="rigid")})
     keys = [[job.key for job in list_jobs(one, tmp_path, None)] for one in (before, stated, moved)]
     assert keys[0] == keys[1] and not set(keys[0]) & set(keys[2])
-    assert _fingerprint(before, None) == '{"subjects":4,"seed":0,"difficulty":"standard","spacing_mm":2.0}'
+    assert content_of(before, None) == '{"subjects":4,"seed":0,"difficulty":"standard","spacing_mm":2.0}'
 
 
 @pytest.mark.parametrize("name", ["rigid", "elastic", "none"])

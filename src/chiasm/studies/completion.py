@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from chiasm.studies.utility import (
     TRAININGS,
     WITH,
     WITHOUT,
+    Cell,
     Fold,
     Task,
     choose_task,
@@ -74,6 +76,12 @@ class Survey:
     lacking: tuple[Problem, ...]
     task: Task | None
     folds: tuple[Fold, ...]
+
+    def cells(self, recipe: Recipe, seeds: Iterable[int]) -> list[Cell]:
+        """List what is measured: each fold with each seed."""
+        if self.task is None:
+            return []
+        return [Cell(fold, self.task, recipe, seed) for fold, seed in product(self.folds, seeds)]
 
 
 @dataclass(frozen=True)
@@ -131,11 +139,7 @@ def complete(
         ChiasmError: If nothing is missing, too few cases are complete, or data, recipe or folder cannot be used.
         Interrupted: If the work was asked to stop.
     """
-    if seeds < 1:
-        raise RecipeError("the utility needs a seed", reason="seeds", found=seeds, expected="1 or more")
-    if recipe.training.devices > 1:  # every process would start anew, from the command on
-        raise RecipeError("a completion trains on one device", reason="devices", found=recipe.training.devices)
-    check_players(recipe)
+    _check_request(recipe, seeds)
     trusted = (*named_classes(trust), recipe.generator.network)
     found = _scans(find_cohort(data, layout=layout, selection=selection_of(recipe, selection)))
     for line in tell_notes(found.notes):
@@ -147,36 +151,53 @@ def complete(
         cohort, problems = _copied(found, root)
         survey = survey_cohort(cohort, recipe, utility)
         chosen = range(recipe.training.seed, recipe.training.seed + seeds)
-        cells = [(fold, seed) for fold in survey.folds for seed in chosen]
+        cells = survey.cells(recipe, chosen)
         trainings = 1 + TRAININGS * len(cells)
+        shares = [_share(progress, number, trainings) for number in range(trainings)]
         asked = Task(recipe.data.sources, recipe.data.target)
         say(f"{asked}: {len(survey.pairs)} cases to learn from, {len(survey.gaps)} to complete")
-        run = train(
-            replace(cohort, cases=survey.pairs, problems=()),
-            recipe_of(recipe, asked, recipe.training.seed),
-            out / "run",
-            say=say,
-            progress=_share(progress, 0, trainings),
-            cache=out / "cache",
-        )
+        learning, own = replace(cohort, cases=survey.pairs, problems=()), recipe_of(recipe, asked, chosen[0])
+        run = train(learning, own, out / "run", say=say, progress=shares[0], cache=out / "cache")
         filled, failed = fill(survey.gaps, out / "run", root, recipe, trusted)
         made = {case.id: case for case in filled}
         write_completed(root, [made.get(case.id, case) for case in cohort.cases], cohort.regions)
-        problems = [*found.problems, *problems, *survey.lacking, *run.problems, *failed]
-        rows: list[Row] = []
-        for number, (fold, seed) in enumerate(cells):
-            say(f"utility, fold {fold.number + 1} of {len(survey.folds)}, seed {seed}: {survey.task}")
-            shares = [_share(progress, 1 + TRAININGS * number + part, trainings) for part in range(TRAININGS)]
-            assert survey.task is not None  # folds come of a task
-            scored, failed = measure(fold, survey.task, recipe, seed, cohort, out, shares, trust=trusted)
-            rows, problems = [*rows, *scored], [*problems, *failed]
-        subjects = {case.id: case.subject for case in cohort.cases}
-        comparisons = compare_utility(rows, cohort.regions, subjects)
+        rows, unmeasured = _measure_all(cells, cohort, out, shares[1:], trusted, say)
+        problems = [*found.problems, *problems, *survey.lacking, *run.problems, *failed, *unmeasured]
+        comparisons = compare_utility(rows, cohort.regions, {case.id: case.subject for case in cohort.cases})
         problems = list(dict.fromkeys(problems))
         lines = tell(survey, filled, comparisons, root, {problem.case for problem in problems})
         done = Completed(out, root, tuple(made), comparisons, tuple(rows), lines, tuple(problems))
         _write(done, survey, recipe, chosen)
     return done
+
+
+def _measure_all(
+    cells: Sequence[Cell],
+    cohort: Cohort,
+    out: Path,
+    progress: Sequence[Progress | None],
+    trust: Collection[str],
+    say: Say,
+) -> tuple[list[Row], list[Problem]]:
+    """Measure each fold with each seed; `progress` is of all their trainings."""
+    rows: list[Row] = []
+    problems: list[Problem] = []
+    folds = len({cell.fold.number for cell in cells})
+    for cell, *progresses in zip(cells, *(progress[number::TRAININGS] for number in range(TRAININGS)), strict=True):
+        say(f"utility, fold {cell.fold.number + 1} of {folds}, seed {cell.seed}: {cell.task}")
+        scored, failed = measure(cell, cohort, out, progresses, trust=trust)
+        rows += scored
+        problems += failed
+    return rows, problems
+
+
+def _check_request(recipe: Recipe, seeds: int) -> None:
+    """Refuse what no completion can do."""
+    if seeds < 1:
+        raise RecipeError("the utility needs a seed", reason="seeds", found=seeds, expected="1 or more")
+    if recipe.training.devices > 1:  # every process would start anew, from the command on
+        raise RecipeError("a completion trains on one device", reason="devices", found=recipe.training.devices)
+    check_players(recipe)
 
 
 def _check_folder(out: Path, data: Path, found: Cohort) -> None:
@@ -217,17 +238,8 @@ def survey_cohort(cohort: Cohort, recipe: Recipe, utility: str) -> Survey:
     sources, target = recipe.data.sources, recipe.data.target
     pairs = select_cases(cohort, sources, target).cases
     open_cases = [case for case in cohort.cases if target not in case.images]
-    gaps = tuple(case for case in open_cases if all(name in case.images for name in sources))
-    lacking = tuple(
-        Problem(
-            next(iter(case.images.values())).parent,
-            "missing-modality",
-            f"case {case.id} has no {target} and no {' and no '.join(set(sources) - set(case.images))}: left as it is",
-            case.id,
-        )
-        for case in open_cases
-        if case not in gaps
-    )
+    gaps = tuple(case for case in open_cases if set(sources) <= set(case.images))
+    lacking = tuple(_lacking(case, recipe) for case in open_cases if case not in gaps)
     if not gaps:
         raise CohortError(
             f"there is nothing to complete: no case has {' and '.join(sources)} and lacks {target}",
@@ -247,24 +259,32 @@ def survey_cohort(cohort: Cohort, recipe: Recipe, utility: str) -> Survey:
     return Survey(pairs, gaps, lacking, task, () if task is None else deal(pairs, gaps, task, recipe))
 
 
+def _lacking(case: Case, recipe: Recipe) -> Problem:
+    """Report a case that cannot be completed, since it lacks a source too."""
+    absent = " and no ".join(set(recipe.data.sources) - set(case.images))
+    message = f"case {case.id} has no {recipe.data.target} and no {absent}: left as it is"
+    return Problem(next(iter(case.images.values())).parent, "missing-modality", message, case.id)
+
+
 def tell(
     survey: Survey, filled: Sequence[Case], comparisons: Sequence[Comparison], root: Path, lost: Collection[str | None]
 ) -> tuple[str, ...]:
     """Say in lines what was completed and what it is worth, a null as plainly as a gain."""
-    lines = [f"{len(filled)} of {len(survey.gaps)} cases completed: {root}"]
-    if survey.task is not None and not comparisons:
-        lines.append(f"utility, {survey.task}: not measured, no completed case could be used")
-    elif survey.task is not None:
-        first = comparisons[0]
-        real = [sum(case.split == "train" for case in fold.real) for fold in survey.folds]
-        more = [sum(case.id not in lost for case in fold.gaps) for fold in survey.folds]
-        lines.append(
-            f"utility, {survey.task}: {_span(real)} real training cases, {_span(more)} completed ones more; "
-            f"{first.subjects} test subjects in {len(survey.folds)} folds, {first.seeds} seeds"
-        )
-        lines.append(f"mae without {first.mean_against:.4g}, with {first.mean:.4g} {first.unit}")
-        lines.append(first.verdict)
-    return tuple(lines)
+    lines = (f"{len(filled)} of {len(survey.gaps)} cases completed: {root}",)
+    if survey.task is None:
+        return lines
+    if not comparisons:
+        return (*lines, f"utility, {survey.task}: not measured, no completed case could be used")
+    first = comparisons[0]
+    real = [sum(case.split == "train" for case in fold.real) for fold in survey.folds]
+    more = [sum(case.id not in lost for case in fold.gaps) for fold in survey.folds]
+    return (
+        *lines,
+        f"utility, {survey.task}: {_span(real)} real training cases, {_span(more)} completed ones more; "
+        f"{first.subjects} test subjects in {len(survey.folds)} folds, {first.seeds} seeds",
+        f"mae without {first.mean_against:.4g}, with {first.mean:.4g} {first.unit}",
+        first.verdict,
+    )
 
 
 def _span(counts: Sequence[int]) -> str:
@@ -273,7 +293,6 @@ def _span(counts: Sequence[int]) -> str:
 
 def _write(done: Completed, survey: Survey, recipe: Recipe, seeds: Iterable[int]) -> None:
     """Write `completion.json` for programs and `completion.md` for people."""
-    task = survey.task
     pairs = _paired(done.rows)
     content = {
         "software": f"chiasm {__version__}",
@@ -283,28 +302,32 @@ def _write(done: Completed, survey: Survey, recipe: Recipe, seeds: Iterable[int]
         "model": sha256_of(find_model(done.folder / "run") / "weights.safetensors"),
         "completed": done.cases,
         "problems": [{"case": one.case, "reason": one.reason, "message": one.message} for one in done.problems],
-        "utility": None
-        if task is None
-        else {
-            "source": task.sources,
-            "target": task.target,
-            "seeds": list(seeds),
-            "folds": [
-                {name: [case.id for case in getattr(fold, name)] for name in ("pairs", "real", "gaps", "test")}
-                for fold in survey.folds
-            ],
-            "comparisons": [_plain(asdict(one)) for one in done.comparisons],
-            "cases": pairs,
-        },
+        "utility": None if survey.task is None else _utility(done, survey, survey.task, list(seeds)) | {"cases": pairs},
     }
     write_json(done.folder / FILES[0], content)
-    table = [f"| {p['case']} | {p['seed']} | {p[WITHOUT]:.4g} | {p[WITH]:.4g} | {p['unit']} |" for p in pairs]
-    heads = ["", "| test case | seed | mae without | mae with | unit |", "|---|---|---|---|---|"] if table else []
-    named = [f"- {problem.message}" for problem in done.problems]
-    text = [f"# {' + '.join(recipe.data.sources)} to {recipe.data.target}", "", *(f"- {line}" for line in done.lines)]
-    others = [f"- {one.verdict}" for one in done.comparisons[1:]]
-    text += [*others, *named, *heads, *table, "", NOTICE]
-    write_text(done.folder / FILES[1], "\n".join(text) + "\n")
+    lines = [*done.lines, *(one.verdict for one in done.comparisons[1:]), *(one.message for one in done.problems)]
+    text = [f"# {' + '.join(recipe.data.sources)} to {recipe.data.target}", "", *(f"- {line}" for line in lines)]
+    write_text(done.folder / FILES[1], "\n".join([*text, *_table(pairs), "", NOTICE]) + "\n")
+
+
+def _utility(done: Completed, survey: Survey, task: Task, seeds: list[int]) -> dict[str, Any]:
+    """Collect what was measured, with the cases of each fold."""
+    roles = ("pairs", "real", "gaps", "test")
+    return {
+        "source": task.sources,
+        "target": task.target,
+        "seeds": seeds,
+        "folds": [{name: [case.id for case in getattr(fold, name)] for name in roles} for fold in survey.folds],
+        "comparisons": [_plain(asdict(one)) for one in done.comparisons],
+    }
+
+
+def _table(pairs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Set both errors of each test case and seed as lines of a Markdown table; none without any."""
+    if not pairs:
+        return []
+    body = [f"| {p['case']} | {p['seed']} | {p[WITHOUT]:.4g} | {p[WITH]:.4g} | {p['unit']} |" for p in pairs]
+    return ["", "| test case | seed | mae without | mae with | unit |", "|---|---|---|---|---|", *body]
 
 
 def _paired(rows: Sequence[Row]) -> list[dict[str, Any]]:

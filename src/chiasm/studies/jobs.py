@@ -14,8 +14,9 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 from chiasm import __version__
 from chiasm.checksums import sha256_of
@@ -141,7 +142,29 @@ def list_jobs(study: Study, out: Path, cohort: Cohort | None) -> list[Job]:
             sites are not known, or no case has the primary region.
     """
     folds = _count_folds(study, cohort)
-    regions = set(WHOLE) | set(REGIONS if cohort is None else cohort.regions)
+    _check_regions(study, cohort)
+    _check_reference(study, folds)
+    place = _Place(out, content_of(study, cohort), study.threads)
+    jobs: dict[str, Job] = {}
+    numbers = range(folds) if study.only_folds is None else study.only_folds
+    for fold, seed, arm in product(numbers, study.seeds, study.arms):
+        recipe = _recipe(study, arm, folds, fold, seed)
+        check_players(recipe)
+        warm: Path | None = None
+        if study.warmup == "shared" and recipe.generator.stages == 1:  # a cascade begins on fewer cases
+            for kind, beginning in _warm_ups(recipe, _recipe(study, WARM_UP, folds, fold, seed)):
+                warm_up = place.job(kind, beginning, warm)
+                jobs[warm_up.key], warm = warm_up, warm_up.folder
+        # the naive baselines are scored once a fold and seed, with the first arm
+        job = place.job("arm", recipe, warm, first=arm == study.arms[0])
+        jobs[job.key] = job
+    judging = _reliability_jobs(study, out, list(jobs.values()))
+    return sorted([*jobs.values(), *judging], key=lambda job: STAGES.index(job.kind))
+
+
+def _check_regions(study: Study, cohort: Cohort | None) -> None:
+    """Refuse a primary comparison in a region that no case can have."""
+    regions = {*WHOLE, *(REGIONS if cohort is None else cohort.regions)}
     for one in study.declared:
         if one.region not in regions:
             raise CohortError(
@@ -150,25 +173,6 @@ def list_jobs(study: Study, out: Path, cohort: Cohort | None) -> list[Job]:
                 reason="no-region",
                 expected=", ".join(sorted(regions)),
             )
-    _check_reference(study, folds)
-    content = _fingerprint(study, cohort)
-    jobs: dict[str, Job] = {}
-    for fold in range(folds) if study.only_folds is None else study.only_folds:
-        for seed in study.seeds:
-            for index, arm in enumerate(study.arms):
-                recipe = _recipe(study, arm, folds, fold, seed)
-                check_players(recipe)
-                warm: Path | None = None
-                if study.warmup == "shared" and recipe.generator.stages == 1:  # a cascade begins on fewer cases
-                    base = _recipe(study, WARM_UP, folds, fold, seed)
-                    for kind, beginning in _warm_ups(recipe, base):
-                        warm_up = _job(out, kind, beginning, content, study.threads, warm, False)
-                        jobs[warm_up.key], warm = warm_up, warm_up.folder
-                # the naive baselines are scored once a fold and seed, with the first arm
-                job = _job(out, "arm", recipe, content, study.threads, warm, index == 0)
-                jobs[job.key] = job
-    judging = _reliability_jobs(study, out, list(jobs.values()))
-    return sorted([*jobs.values(), *judging], key=lambda job: STAGES.index(job.kind))
 
 
 def _check_reference(study: Study, folds: int) -> None:
@@ -216,32 +220,46 @@ def _reliability_jobs(study: Study, out: Path, jobs: Sequence[Job]) -> list[Job]
 
 
 def _count_folds(study: Study, cohort: Cohort | None) -> int:
+    """Count the folds of a study, all of which its cohort must have."""
     if study.folds == "site":
-        if cohort is None:
-            raise CohortError(
-                "the sites of a simulated cohort are known once it is written",
-                reason="no-site",
-                hint="Write it with chiasm phantom and give its folder as data.",
-            )
-        folds = len(sites_of(cohort.cases))
+        folds = _count_sites(cohort)
     elif cohort is not None and any(case.split == "test" for case in cohort.cases):
         folds = 1  # whoever is fixed to test is tested in every fold
     else:
         folds = study.folds
-        subjects = study.phantom.subjects if study.phantom else len({case.subject for case in cohort.cases})  # type: ignore[union-attr]
-        if subjects < folds:
-            raise CohortError(
-                "has fewer subjects than the study has folds",
-                path=study.data,
-                reason="folds",
-                found=subjects,
-                expected=f"at least {folds}",
-            )
+        _check_subjects(study, cohort, folds)
     if odd := [fold for fold in study.only_folds or () if not 0 <= fold < folds]:
         raise CohortError(
             f"the study has no fold {odd[0]}", path=study.data, reason="folds", expected=f"0 to {folds - 1}"
         )
     return folds
+
+
+def _count_sites(cohort: Cohort | None) -> int:
+    if cohort is None:
+        raise CohortError(
+            "the sites of a simulated cohort are known once it is written",
+            reason="no-site",
+            hint="Write it with chiasm phantom and give its folder as data.",
+        )
+    return len(sites_of(cohort.cases))
+
+
+def _check_subjects(study: Study, cohort: Cohort | None, folds: int) -> None:
+    """Refuse more folds than there are subjects."""
+    if study.phantom is not None:
+        subjects = study.phantom.subjects
+    else:
+        assert cohort is not None  # only simulated ones are not written yet
+        subjects = len({case.subject for case in cohort.cases})
+    if subjects < folds:
+        raise CohortError(
+            "has fewer subjects than the study has folds",
+            path=study.data,
+            reason="folds",
+            found=subjects,
+            expected=f"at least {folds}",
+        )
 
 
 def _recipe(study: Study, arm: str, folds: int, fold: int, seed: int) -> Recipe:
@@ -268,63 +286,84 @@ def _warm_ups(recipe: Recipe, base: Recipe) -> list[tuple[Kind, Recipe]]:
     """Return the beginnings that an arm shares with others, as recipes that hold only what they depend on."""
     if recipe.optimiser.kind == "admm":
         return []  # a sparse coder shares nothing with networks
-    network = recipe.generator.model_copy(update={"refiner": ()})
+    generator = _generator_warm_up(recipe, base)
+    ends = recipe.schedule.ends
+    found: list[tuple[Kind, Recipe]] = []
+    if ends["generator"] > 0:  # of few steps a phase may have none
+        found.append(("generator", generator))
+    if has_judges(recipe) and ends["judges"] > ends["generator"]:
+        found.append(("judges", _discriminator_warm_up(recipe, generator, base.loss)))
+    return found
+
+
+def _generator_warm_up(recipe: Recipe, base: Recipe) -> Recipe:
+    """Return what the generator does alone at first."""
     usual_batches = {name: getattr(base.training, name) for name in BATCHES}
-    changes: dict[str, object] = {
-        "data": recipe.data,
-        "generator": network,
-        "training": recipe.training.model_copy(update=usual_batches),
-        "schedule": recipe.schedule,
-        "optimiser": base.optimiser.model_copy(
-            update={name: getattr(recipe.optimiser, name) for name in ("generator_rate", "betas", "average")}
-        ),
+    rates = {name: getattr(recipe.optimiser, name) for name in ("generator_rate", "betas", "average")}
+    return base.model_copy(
+        update={
+            "data": recipe.data,
+            "generator": recipe.generator.model_copy(update={"refiner": ()}),
+            "training": recipe.training.model_copy(update=usual_batches),
+            "schedule": recipe.schedule,
+            "optimiser": base.optimiser.model_copy(update=rates),
+        }
+    )
+
+
+def _discriminator_warm_up(recipe: Recipe, beginning: Recipe, base: Loss) -> Recipe:
+    """Return what discriminators do next, at the usual weights whatever the arm's own are."""
+    usual = Loss()
+    same = {
+        name: getattr(recipe.loss, name) for name in ("adversarial", "smoothing", "penalty", "penalty_every", "clip")
     }
-    beginning = base.model_copy(update=changes)
-    found: list[tuple[Kind, Recipe]] = [("generator", beginning)]
-    if has_judges(recipe):
-        asked, usual, local = recipe.loss, Loss(), needs_local_judge(recipe)
-        loss = base.loss.model_copy(
-            update={
-                "global_weight": usual.global_weight if asked.global_weight > 0 else 0.0,
-                "local_weight": usual.local_weight if asked.local_weight > 0 else 0.0,
-                "adversarial": asked.adversarial,
-                "smoothing": asked.smoothing,
-                "penalty": asked.penalty,
-                "penalty_every": asked.penalty_every,
-                "clip": asked.clip,
-            }
-        )
-        attention = Attention(
-            target="structured" if local else "none",
-            magnitude_mm=recipe.attention.magnitude_mm,
-            structured_mm=recipe.attention.structured_mm,
-        )
-        changes = {
-            "loss": loss,
+    weights = {
+        name: getattr(usual, name) if getattr(recipe.loss, name) > 0 else 0.0
+        for name in ("global_weight", "local_weight")
+    }
+    attention = Attention(
+        target="structured" if needs_local_judge(recipe) else "none",
+        magnitude_mm=recipe.attention.magnitude_mm,
+        structured_mm=recipe.attention.structured_mm,
+    )
+    return beginning.model_copy(
+        update={
+            "loss": base.model_copy(update={**weights, **same}),
             "attention": attention,
             "discriminators": recipe.discriminators,
             "optimiser": recipe.optimiser,
         }
-        found.append(("judges", beginning.model_copy(update=changes)))
-    ends = recipe.schedule.ends
-    before = {"generator": 0, "judges": ends["generator"]}
-    return [(kind, one) for kind, one in found if ends[kind] > before[kind]]  # of few steps a phase may have none
+    )
 
 
-def _job(out: Path, kind: Kind, recipe: Recipe, content: str, threads: int, warm: Path | None, first: bool) -> Job:
-    asked = recipe.model_dump(mode="json", exclude_defaults=True)  # a setting that comes later changes no key
-    for section, network in (
-        ("generator", recipe.generator.network),
-        ("discriminators", recipe.discriminators.global_network),
-    ):
+class _Place(NamedTuple):
+    """What the jobs of a study share: its folder, the hash of its data, and the threads of a job."""
+
+    out: Path
+    content: str
+    threads: int
+
+    def job(self, kind: Kind, recipe: Recipe, warm: Path | None, *, first: bool = False) -> Job:
+        """Return a job, named by what it depends on."""
+        depends = [
+            *(__version__, REVISION, kind, self.content, _asked(recipe)),
+            *(self.threads, warm and warm.name, first),
+        ]
+        key = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
+        name, folder = recipe.method if kind == "arm" else kind, self.out / "jobs" / key
+        return Job(key, kind, name, recipe.split.fold, recipe.training.seed, recipe, folder, warm, first)
+
+
+def _asked(recipe: Recipe) -> dict[str, Any]:
+    """Return the settings that are not as usual, so that a setting that comes later changes no key."""
+    asked = recipe.model_dump(mode="json", exclude_defaults=True)
+    networks = {"generator": recipe.generator.network, "discriminators": recipe.discriminators.global_network}
+    for section, network in networks.items():
         if network == OWN and section in asked:  # widths shape these; the scale is of the literature's
             asked[section].pop("scale", None)
             if not asked[section]:
                 del asked[section]
-    depends = [__version__, REVISION, kind, content, asked, threads, warm and warm.name, first]
-    key = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
-    name = recipe.method if kind == "arm" else kind
-    return Job(key, kind, name, recipe.split.fold, recipe.training.seed, recipe, out / "jobs" / key, warm, first)
+    return asked
 
 
 def _hashed(path: Path) -> str:
@@ -332,23 +371,38 @@ def _hashed(path: Path) -> str:
     return ",".join(map(sha256_of, volume_files(path))) if is_dicom(path) else sha256_of(path)
 
 
-def _fingerprint(study: Study, cohort: Cohort | None) -> str:
-    """Hash the files that a study reads, by content; of a simulated cohort, what it is made from."""
-    against = "" if study.reference is None else "held"
-    if isinstance(study.reference, Path):
-        real = _find(study, study.reference)
-        against = _contents(select_cases(real, (study.target,), None), (study.target,))
+def content_of(study: Study, cohort: Cohort | None) -> str:
+    """Hash the files that a study reads, by content; of a simulated cohort, tell what it is made from.
+
+    Args:
+        study: What is asked for.
+        cohort: Its cases; None for a simulated cohort that is not written yet.
+    """
     if study.phantom is not None:
         later = {"misregistration_mm": None, "movement": "elastic"}  # as jobs of before have it, which are still found
         usual = {name for name, value in later.items() if getattr(study.phantom, name) == value}
-        return study.phantom.model_dump_json(exclude=usual) + against
-    assert cohort is not None
-    names = (*study.sources, study.target)
-    if any(_recipe(study, arm, 1, 0, 0).optimiser.kind == "admm" for arm in study.arms):
-        found = _find(study, cohort.root)
-        alone = tuple(case for case in found.cases if side_alone(case, study.sources, study.target))
-        against += _contents(replace(found, cases=alone), names) if alone else ""
-    return _contents(cohort, names) + against
+        return study.phantom.model_dump_json(exclude=usual) + _reference_content(study)
+    assert cohort is not None  # only simulated ones are not written yet
+    return (
+        _contents(cohort, (*study.sources, study.target)) + _reference_content(study) + _unpaired_content(study, cohort)
+    )
+
+
+def _reference_content(study: Study) -> str:
+    """Hash the images that predictions are held against, where these are not the cohort's own."""
+    if not isinstance(study.reference, Path):
+        return "" if study.reference is None else "held"
+    real = _find(study, study.reference)
+    return _contents(select_cases(real, (study.target,), None), (study.target,))
+
+
+def _unpaired_content(study: Study, cohort: Cohort) -> str:
+    """Hash the cases with one side alone, where an arm learns from them."""
+    if not any(_recipe(study, arm, 1, 0, 0).optimiser.kind == "admm" for arm in study.arms):
+        return ""
+    found = _find(study, cohort.root)
+    alone = tuple(case for case in found.cases if side_alone(case, study.sources, study.target))
+    return _contents(replace(found, cases=alone), (*study.sources, study.target)) if alone else ""
 
 
 def _contents(cohort: Cohort, names: Sequence[str]) -> str:

@@ -93,8 +93,7 @@ def notes_of(
     """Collect what a study's page needs beside its figures."""
     done = [job for job in jobs if job.is_done]
     arms = [job for job in done if job.kind == "arm"]
-    seconds = sum(job.spent["training_seconds"] + job.spent["scoring_seconds"] for job in done)
-    scored = [folder for folder in scored_folders(arms, opened=opened) if (folder / "evaluation.json").is_file()]
+    seconds = sum(sum(job.spent.values()) for job in done)
     return {
         "study": study.model_dump(mode="json", by_alias=True),
         "cases": {case.id: {"subject": case.subject, "site": case.site} for case in cohort.cases},
@@ -102,13 +101,18 @@ def notes_of(
         "jobs": [_fact(job) for job in arms],
         "hours": round(seconds / 3600, 2),
         "failed": [f"failed: {outcome.name}: {outcome.error}" for outcome in failed],
-        "remarks": _remarks([read_remarks(folder) for folder in scored]),
+        "remarks": _remarks(_read_all(scored_folders(arms, opened=opened))),
     }
 
 
 def scored_folders(arms: Sequence[Job], *, opened: bool) -> list[Path]:
     """Return where the scores of finished arms lie: of their folds' test cases, or of the sealed test set."""
     return [sealed_folder(job) if opened else job.folder for job in arms]
+
+
+def _read_all(folders: Sequence[Path]) -> list[Remarks]:
+    """Read the remarks of the folders that have any."""
+    return [read_remarks(folder) for folder in folders if (folder / "evaluation.json").is_file()]
 
 
 def _fact(job: Job) -> dict[str, Any]:

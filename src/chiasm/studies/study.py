@@ -7,6 +7,7 @@ every job, `statistics.csv` with every comparison, and the report, which
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -169,10 +170,15 @@ class _Work:
 
     def _due(self, kind: str) -> list[Job]:
         """List the jobs of a stage that are to be done; those that go on from a failed one have failed too."""
-        due = [job for job in self.jobs if job.kind == kind and (not job.is_done or (self.opened and kind == "arm"))]
-        lost = [job for job in due if any(folder.name in self.failed for folder in job.needs)]
-        self.failed |= {job.key: Outcome(job.key, job.name, "what it goes on from failed") for job in lost}
+        due = [job for job in self.jobs if job.kind == kind and self._is_due(job)]
+        for job in due:
+            if any(folder.name in self.failed for folder in job.needs):
+                self.failed[job.key] = Outcome(job.key, job.name, "what it goes on from failed")
         return [job for job in due if job.key not in self.failed]
+
+    def _is_due(self, job: Job) -> bool:
+        """Tell whether a job is to be done; arms are asked again where the sealed test set is scored."""
+        return not job.is_done or (self.opened and job.kind == "arm")
 
     def _outcome(self, report: Outcome | Lost[Job]) -> Outcome | None:
         """Take note of what came of a job; None where it was lost and is tried once more.
@@ -228,10 +234,9 @@ def tell_jobs(path: Path, out: Path, reading: Reading = STRICT, settings: Sequen
     """
     study = _read(path, reading, settings)
     jobs = list_jobs(study, out, find_cases(study, out))
-    done = {job.key: job.spent for job in jobs if job.is_done}
+    done = {job.key: sum(job.spent.values()) for job in jobs if job.is_done}
     left = [job for job in jobs if job.key not in done]
-    speed = _seconds_a_step(jobs, done)
-    minutes = {job.key: job.steps * speed.get(job.kind, max(speed.values())) / 60 for job in left} if speed else {}
+    minutes = _minutes(left, _seconds_a_step([job for job in jobs if job.key in done], done))
     steps = sum(job.steps for job in left)
     told = f"{len(jobs)} jobs, {len(done)} done, {steps} steps to do"
     if minutes and steps:
@@ -239,20 +244,25 @@ def tell_jobs(path: Path, out: Path, reading: Reading = STRICT, settings: Sequen
     return [*(_job_in_words(job, job.key in done, minutes.get(job.key)) for job in jobs), told]
 
 
+def _minutes(jobs: Sequence[Job], speed: dict[str, float]) -> dict[str, float]:
+    """Estimate how long jobs take, by key, from the seconds of a step of each kind; nothing without any."""
+    slowest = max(speed.values(), default=0.0)
+    return {job.key: job.steps * speed.get(job.kind, slowest) / 60 for job in jobs} if speed else {}
+
+
 def _job_in_words(job: Job, is_done: bool, minutes: float | None) -> str:
     line = f"{'done' if is_done else 'to do':6} {job.key} {job.name}, {job.steps} steps"
     return line if minutes is None else f"{line}, about {minutes:.1f} min"
 
 
-def _seconds_a_step(jobs: Sequence[Job], done: dict[str, dict[str, float]]) -> dict[str, float]:
-    """Return what a step of each kind of job took, scoring included, where any is done."""
-    spent: dict[str, tuple[float, int]] = {}
+def _seconds_a_step(jobs: Sequence[Job], spent: dict[str, float]) -> dict[str, float]:
+    """Return what a step of each kind of finished job took, scoring included; `spent` are seconds by key."""
+    seconds: dict[str, float] = defaultdict(float)
+    steps: dict[str, int] = defaultdict(int)
     for job in jobs:
-        if job.key in done:
-            seconds, steps = spent.get(job.kind, (0.0, 0))
-            more = done[job.key]["training_seconds"] + done[job.key]["scoring_seconds"]
-            spent[job.kind] = seconds + more, steps + job.steps
-    return {kind: seconds / max(1, steps) for kind, (seconds, steps) in spent.items()}
+        seconds[job.kind] += spent[job.key]
+        steps[job.kind] += job.steps
+    return {kind: total / max(1, steps[kind]) for kind, total in seconds.items()}
 
 
 def collect(jobs: Sequence[Job], *, kind: Kind = "arm", opened: bool = False) -> list[Row]:

@@ -119,15 +119,18 @@ class Study(Section):
             if len(set(listed)) != len(listed):
                 yield f"something stands twice: {', '.join(map(str, listed))}"
         for name in self.variants:
-            if name in NAMES or is_method(name):
-                yield f"the variant {name!r} is called like an arm or a baseline that is there already"
-            if name not in self.arms:
-                yield f"the variant {name!r} is none of the arms"
+            yield from self._faults_of_variant(name)
         if self.reliability not in (None, *self.arms):
             yield f"the map of {self.reliability!r} is to be judged, which is none of the arms"
         for arm in chain.from_iterable((one.arm, one.against) for one in self.declared):
             if arm not in self.arms:
                 yield f"the primary comparison names {arm!r}, which is none of the arms"
+
+    def _faults_of_variant(self, name: str) -> Iterator[str]:
+        if name in NAMES or is_method(name):
+            yield f"the variant {name!r} is called like an arm or a baseline that is there already"
+        if name not in self.arms:
+            yield f"the variant {name!r} is none of the arms"
 
 
 def read_study(path: Path) -> Study:

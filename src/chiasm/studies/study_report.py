@@ -149,10 +149,10 @@ def _case_pages(notes: Notes, rows: Sequence[Row], folder: Path, *, pages: int, 
     study = notes.study
     root, inside = (folder.parent, "sealed/predictions") if folder.name == "sealed" else (folder, "predictions")
     arm = rows[0].method if rows else ""
-    jobs = [job for job in notes.jobs if job.arm == arm and job.seed == study.seeds[0]]
     reference = reference_folder(study, root)
     data = reference or data_folder(study, root)
-    judged = [open_predictions(place) for job in jobs if (place := root / job.folder / inside).is_dir()]
+    places = [root / job.folder / inside for job in notes.jobs if (job.arm, job.seed) == (arm, study.seeds[0])]
+    judged = [open_predictions(place) for place in places if place.is_dir()]
     if not judged or not data.exists():
         return {}
     work = list(chain.from_iterable(zip(repeat(one), one.manifest.cases) for one in judged))
@@ -191,32 +191,46 @@ def _rare_regions(notes: Notes, rows: Sequence[Row], people: int) -> Iterator[st
 def _unwell_trainings(notes: Notes, root: Path) -> Iterator[str]:
     """Quote what the health check said at the end of the trainings of each arm."""
     for arm in dict.fromkeys(job.arm for job in notes.jobs):
-        logs = [read_history(root / job.folder / "log.jsonl") for job in notes.jobs if job.arm == arm]
-        ends = [[line["message"] for line in log if line["kind"] == "warning"][-1:] for log in logs]
-        if messages := list(chain.from_iterable(ends)):
+        logs = [root / job.folder / "log.jsonl" for job in notes.jobs if job.arm == arm]
+        if messages := list(chain.from_iterable(map(_last_warning, logs))):
             yield f"{arm}: in {len(messages)} of {len(logs)} trainings, at the end: {messages[-1]}"
+
+
+def _last_warning(log: Path) -> list[str]:
+    """Return the last warning of a training; none where there was none."""
+    return [line["message"] for line in read_history(log) if line["kind"] == "warning"][-1:]
 
 
 def _facts(notes: Notes, run: Path, rows: Sequence[Row]) -> dict[str, dict[str, str]]:
     """Collect the data sheet: cohort, folds, what was asked, recipe and machine of one training."""
     cases = {row.case: row.fold for row in rows}
-    sites = Counter(notes.cases[name].site or "not known" for name in cases)
     folds = Counter(cases.values())
-    recipe = {name: part for name, part in _toml(run / "recipe.toml").items() if isinstance(part, dict)}
     asked = notes.study.model_dump(mode="json", by_alias=True)
     return {
-        "Cohort": {
-            "subjects": str(len({notes.cases[name].subject for name in cases})),
-            "cases": str(len(cases)),
-            "sites": ", ".join(f"{site} ({count})" for site, count in sorted(sites.items())),
-            "spacing": " x ".join(f"{step:g}" for step in _toml(run / "plan.toml").get("spacing_mm", [])) + " mm",
-        },
+        "Cohort": _cohort_facts([notes.cases[name] for name in cases], _toml(run / "plan.toml")),
         "Folds": {f"fold {fold}": f"{count} test cases" for fold, count in sorted(folds.items())},
         "Study": {name: str(value) for name, value in asked.items() if value not in (None, [], ())},
         "Cost": {"computing": f"{notes.hours} h in {len(notes.jobs)} trainings and their warm-ups"},
-        "Recipe": {f"{part}.{name}": str(value) for part in recipe for name, value in recipe[part].items()},
+        "Recipe": _settings(_toml(run / "recipe.toml")),
         "Machine and versions": {name: str(value) for name, value in read_facts(run / "environment.json").items()},
     }
+
+
+def _cohort_facts(cases: Sequence[NotedCase], plan: Mapping[str, Any]) -> dict[str, str]:
+    """Count the cases that were scored, and give the spacing of a plan."""
+    sites = Counter(case.site or "not known" for case in cases)
+    return {
+        "subjects": str(len({case.subject for case in cases})),
+        "cases": str(len(cases)),
+        "sites": ", ".join(f"{site} ({count})" for site, count in sorted(sites.items())),
+        "spacing": " x ".join(f"{step:g}" for step in plan.get("spacing_mm", [])) + " mm",
+    }
+
+
+def _settings(recipe: Mapping[str, Any]) -> dict[str, str]:
+    """Name each setting of a recipe's sections."""
+    sections = {name: part for name, part in recipe.items() if isinstance(part, dict)}
+    return {f"{section}.{name}": str(value) for section, part in sections.items() for name, value in part.items()}
 
 
 def _toml(path: Path) -> dict[str, Any]:
@@ -230,30 +244,33 @@ HELD_AGAINST = {"held": "of the same patients as if they had not moved", "folder
 
 def _methods(study: Study, rows: Sequence[Row], cases: Mapping[str, NotedCase]) -> str:
     """Write a paragraph that a paper can take over."""
-    scored = {row.case for row in rows}
-    people = len({cases[name].subject for name in scored})
-    arms = "; ".join(f"{arm}: {told}" for arm, told in study.in_words.items())
+    people = len({cases[name].subject for name in {row.case for row in rows}})
+    arms = "; ".join(f"{arm}: {described}" for arm, described in study.in_words.items())
     by = "leaving one site out" if study.folds == "site" else f"{study.folds}-fold cross-validation by subject"
     data = f"{study.phantom.subjects} simulated patients" if study.phantom else "paired scans"
     asked = "; ".join(f"{one.metric} in {one.region}, {one.arm} against {one.against}" for one in study.declared)
     steps = study.steps or study.build(study.arms[0], {}).schedule.steps
     shared = SHARED_WARM_UP if study.warmup == "shared" else ""
     sealed = f" {100 * study.sealed:.0f} % of the subjects were kept apart from all folds." if study.sealed else ""
-    against = ""
-    if study.reference is not None:
-        real = HELD_AGAINST["held" if study.reference == "held" else "folder"]
-        against = f"Images were held against those {real}, which were never registered. "
     return (
         f"{study.target} was synthesised from {' and '.join(study.sources)} with chiasm {__version__} in {data}. "
         f"Methods were compared in {by} ({people} subjects scored) with {len(study.seeds)} seeds{shared} "
         f"({study.size} networks, {steps} steps).{sealed} Arms: {arms}. "
         f"Splits, intensity statistics and calibrations used training and validation cases only. "
-        f"{against}"
+        f"{_reference_in_words(study)}"
         f"Errors were averaged by subject and compared in pairs: mean differences with 95 % intervals by a bootstrap "
         f"that resamples subjects and seeds (BCa), permutation tests by subject, Holm's correction. "
         f"Declared before: {asked or 'none'}; all other comparisons are exploratory. The adversarial attention "
         f"follows Nie, Xiang, Wang and Shen, arXiv:1907.03297."
     )
+
+
+def _reference_in_words(study: Study) -> str:
+    """Say which real images predictions were held against, where these are not the cohort's own."""
+    if study.reference is None:
+        return ""
+    real = HELD_AGAINST["held" if study.reference == "held" else "folder"]
+    return f"Images were held against those {real}, which were never registered. "
 
 
 def compare_arms(
@@ -262,18 +279,23 @@ def compare_arms(
     """Compare the declared pairs and every arm with what the first of them is compared with."""
     arms = [arm for arm in dict.fromkeys(row.method for row in rows) if arm in study.arms]
     declared = [Declared(one.arm, one.against, one.region, one.metric) for one in study.declared]
-    anchor = declared[0].against if declared else arms[0]
-    pairs = dict.fromkeys([*((one.arm, one.against) for one in declared), *((arm, anchor) for arm in arms)])
     seen = {(row.region, row.metric) for row in rows}
     metrics = {metric for _, metric in seen}
     return compare_methods(
         rows,
-        [(arm, other) for arm, other in pairs if arm != other and {arm, other} <= {*arms}],
+        _pairs(arms, declared),
         metrics=[metric for metric in JUDGED if metric in metrics],
         regions=[region for region in ("mask", HEALTHY, *lesions, "edges") if (region, "mae") in seen],
         declared=declared,
         subjects=subjects,
     )
+
+
+def _pairs(arms: Sequence[str], declared: Sequence[Declared]) -> list[tuple[str, str]]:
+    """List the declared pairs, then every arm with what the first of them is compared with."""
+    anchor = declared[0].against if declared else arms[0]
+    pairs = dict.fromkeys([*((one.arm, one.against) for one in declared), *zip(arms, repeat(anchor))])
+    return [(arm, other) for arm, other in pairs if arm != other and {arm, other} <= {*arms}]
 
 
 RELIABILITY = "reliability"  # folder of its figures

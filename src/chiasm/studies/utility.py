@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -73,29 +74,36 @@ def choose_task(pairs: Sequence[Case], gaps: Sequence[Case], recipe: Recipe, uti
     """
     if utility == "none":
         return None
-    known = (*recipe.data.sources, recipe.data.target)
-
-    def shared(name: str) -> int:
-        return min(sum(name in case.images for case in cases) for cases in (pairs, gaps))
-
-    chosen = role_of(utility)
-    if utility == "auto":
-        others = {name for case in gaps for name in case.images} - set(known)
-        able = {name: len({case.subject for case in pairs if name in case.images}) for name in others}
-        order = [*(name for name in MODALITIES if name in others), *sorted(others - set(MODALITIES))]
-        usable = [name for name in order if able[name] >= max(recipe.split.folds, FEWEST_SUBJECTS)]
-        chosen = max(usable, key=shared, default=recipe.data.sources[0])
+    chosen = _most_shared(pairs, gaps, recipe) if utility == "auto" else role_of(utility)
     if chosen == recipe.data.target:
         raise RecipeError(
             f"{chosen} is what is completed, so a later model that makes it says nothing of its worth",
             reason="utility",
             hint="Name another modality with --utility, or none.",
         )
-    if not shared(chosen):
+    if not min(_count(chosen, pairs), _count(chosen, gaps)):
         raise CohortError(
             f"cases with and without {recipe.data.target} do not share the modality {chosen!r}", reason="utility"
         )
-    return Task(tuple(name for name in known if name != chosen), chosen)
+    return Task(tuple(name for name in recipe.data.modalities if name != chosen), chosen)
+
+
+def _count(modality: str, cases: Sequence[Case]) -> int:
+    """Count the cases that have a modality."""
+    return sum(modality in case.images for case in cases)
+
+
+def _most_shared(pairs: Sequence[Case], gaps: Sequence[Case], recipe: Recipe) -> str:
+    """Return the further modality that most cases on both sides have; without one, the first source."""
+    others = set(chain.from_iterable(case.images for case in gaps)) - set(recipe.data.modalities)
+    order = sorted(others, key=lambda name: (_RANKS.get(name, len(_RANKS)), name))
+    fewest = max(recipe.split.folds, FEWEST_SUBJECTS)
+    usable = [name for name in order if len({case.subject for case in pairs if name in case.images}) >= fewest]
+    shared = {name: min(_count(name, pairs), _count(name, gaps)) for name in usable}
+    return max(shared, key=shared.__getitem__, default=recipe.data.sources[0])
+
+
+_RANKS = {name: rank for rank, name in enumerate(MODALITIES)}  # which of two comes first where they are shared alike
 
 
 def deal(pairs: Sequence[Case], gaps: Sequence[Case], task: Task, recipe: Recipe) -> tuple[Fold, ...]:
@@ -112,10 +120,11 @@ def deal(pairs: Sequence[Case], gaps: Sequence[Case], task: Task, recipe: Recipe
         raise RecipeError(
             "the utility needs test subjects", reason="folds", hint="Use --folds 2 or more, or --utility none."
         )
+    gaps = [case for case in gaps if task.target in case.images]
     folds = []
     for number in range(1 if fixed else settings.folds):
         split = make_split(able, folds=settings.folds, fold=number, validation=settings.validation, seed=settings.seed)
-        folds.append(_fold(number, split, able, pairs, [case for case in gaps if task.target in case.images]))
+        folds.append(_fold(number, split, able, pairs, gaps))
         if not folds[-1].gaps:
             raise CohortError("the later model would get no completed case to train on", reason="utility")
     return tuple(folds)
@@ -145,11 +154,35 @@ def recipe_of(recipe: Recipe, task: Task, seed: int) -> Recipe:
     )
 
 
+@dataclass(frozen=True)
+class Cell:
+    """What is measured once: a fold with a seed.
+
+    Attributes:
+        fold: Who does what.
+        task: Of the later model.
+        recipe: Of the completion.
+        seed: Of all three trainings.
+    """
+
+    fold: Fold
+    task: Task
+    recipe: Recipe
+    seed: int
+
+    @property
+    def folder(self) -> str:
+        """Name of its folder, by what its figures depend on, files by content: other data are never taken for these."""
+        given = [__version__, self.recipe.model_dump(mode="json"), self.task, self.seed]
+        digest = hashlib.sha256(json.dumps(given).encode())
+        for case in (*self.fold.pairs, *self.fold.real, *self.fold.gaps, *self.fold.test):
+            files = [*case.images.values(), *(file for file in (case.mask, case.labels) if file is not None)]
+            digest.update(json.dumps([case.id, case.subject, case.split, *map(sha256_of, files)]).encode())
+        return f"fold-{self.fold.number}-seed-{self.seed}-{digest.hexdigest()[:12]}"
+
+
 def measure(
-    fold: Fold,
-    task: Task,
-    recipe: Recipe,
-    seed: int,
+    cell: Cell,
     cohort: Cohort,
     out: Path,
     progress: Sequence[Progress | None] = (None,) * TRAININGS,
@@ -159,10 +192,7 @@ def measure(
     """Train the later model with and without completed cases, and score both on the fold's test subjects.
 
     Args:
-        fold: Who does what.
-        task: Of the later model.
-        recipe: Of the completion.
-        seed: Of all three trainings.
+        cell: Fold and seed, and what is trained.
         cohort: The completed one: its folder holds the test subjects' scans.
         out: The completion's folder; what was measured there already is read.
         progress: Of the three trainings.
@@ -174,57 +204,50 @@ def measure(
     Raises:
         ChiasmError: If a training fails or a file cannot be written.
     """
-    place = out / "utility" / f"fold-{fold.number}-seed-{seed}-{_key(fold, task, recipe, seed)}"
+    place, fold, recipe = out / "utility" / cell.folder, cell.fold, cell.recipe
     if (place / "evaluation.csv").is_file():
         return read_evaluation(place), []
-    completion = recipe_of(recipe, Task(recipe.data.sources, recipe.data.target), seed)
-    train(
-        replace(cohort, cases=fold.pairs),
-        completion,
-        place / "completion",
-        say=_silence,
-        progress=progress[0],
-        cache=out / "cache",
-    )
-    filled, problems = fill(fold.gaps, place / "completion", place / "made", recipe, trust)
+    completion = recipe_of(recipe, Task(recipe.data.sources, recipe.data.target), cell.seed)
+    run, cache = place / "completion", out / "cache"
+    train(replace(cohort, cases=fold.pairs), completion, run, say=_silence, progress=progress[0], cache=cache)
+    filled, problems = fill(fold.gaps, run, place / "made", recipe, trust)
     if not filled:
         return [], problems
     rows: list[Row] = []
     for method, more, shown in ((WITHOUT, [], progress[1]), (WITH, filled, progress[2])):
-        folder, cases = place / method, (*fold.real, *more)
-        if more and not (folder / "plan.toml").is_file():
-            # The plan of the real cases for both: one normalisation, and errors in one unit.
-            plan = read_plan(place / WITHOUT / "plan.toml")
-            learning = tuple(sorted(case.id for case in cases if case.split == "train"))
-            write_plan(folder / "plan.toml", replace(plan, trained_on=learning))
-        asked = recipe_of(recipe, task, seed)
-        run = train(replace(cohort, cases=cases), asked, folder, say=_silence, progress=shown, cache=out / "cache")
-        if more and not {case.id for case in more} - {problem.case for problem in run.problems}:
-            return [], [*problems, *run.problems]  # both models would be one, and their difference 0 no finding
-        settings = recipe.training
-        made = predict(
-            folder,
-            fold.test,
-            folder / "predictions",
-            accelerator=settings.accelerator,
-            precision=settings.precision,
-            trust=trust,
-        )
-        scored, failed, _ = score_folder(folder / "predictions", cohort.root, naive=False)
-        rows += [row._replace(method=method, fold=fold.number) for row in scored]
-        problems += [*run.problems, *made.problems, *failed]
+        run, cases = place / method, (*fold.real, *more)
+        if more:
+            _share_plan(place, cases)
+        asked = recipe_of(recipe, cell.task, cell.seed)
+        trained = train(replace(cohort, cases=cases), asked, run, say=_silence, progress=shown, cache=cache)
+        problems += trained.problems
+        if more and {case.id for case in more} <= {problem.case for problem in trained.problems}:
+            return [], problems  # both models would be one, and their difference 0 no finding
+        scored, failed = _score(cell, run, cohort.root, trust)
+        rows += [row._replace(method=method) for row in scored]
+        problems += failed
     if not problems:  # else they would be forgotten
         write_evaluation(place, rows)
     return rows, problems
 
 
-def _key(fold: Fold, task: Task, recipe: Recipe, seed: int) -> str:
-    """Hash what a fold's figures depend on, files by content: other data are never taken for measured ones."""
-    digest = hashlib.sha256(json.dumps([__version__, recipe.model_dump(mode="json"), task, seed]).encode())
-    for case in (*fold.pairs, *fold.real, *fold.gaps, *fold.test):
-        files = [*case.images.values(), *(file for file in (case.mask, case.labels) if file is not None)]
-        digest.update(json.dumps([case.id, case.subject, case.split, *map(sha256_of, files)]).encode())
-    return digest.hexdigest()[:12]
+def _share_plan(place: Path, cases: Iterable[Case]) -> None:
+    """Give the model that learns from completed cases the plan of the real ones: errors of both are in one unit."""
+    path = place / WITH / "plan.toml"
+    if not path.is_file():
+        plan = read_plan(place / WITHOUT / "plan.toml")
+        learning = tuple(sorted(case.id for case in cases if case.split == "train"))
+        write_plan(path, replace(plan, trained_on=learning))
+
+
+def _score(cell: Cell, run: Path, root: Path, trust: Collection[str]) -> tuple[list[Row], list[Problem]]:
+    """Score a later model on the test subjects' scans."""
+    place, settings = run / "predictions", cell.recipe.training
+    made = predict(
+        run, cell.fold.test, place, accelerator=settings.accelerator, precision=settings.precision, trust=trust
+    )
+    scored, failed, _ = score_folder(place, root, naive=False)
+    return [row._replace(fold=cell.fold.number) for row in scored], [*made.problems, *failed]
 
 
 def compare_utility(
