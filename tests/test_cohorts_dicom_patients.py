@@ -480,15 +480,15 @@ def test_files_of_a_volume_are_those_of_its_series(tmp_path: Path) -> None:
 
 
 def test_a_changed_slice_changes_what_was_prepared(tmp_path: Path) -> None:
-    from chiasm.preparation.arrays import _key
+    from chiasm.preparation.arrays import cache_key
     from synthetic_cohort import PLAN
 
     patient(tmp_path / "p", "p")
     (case,) = find_cohort(tmp_path / "p").cases
-    before = _key(case, PLAN)
-    assert before == _key(case, PLAN)
+    before = cache_key(case, PLAN)
+    assert before == cache_key(case, PLAN)
     rewrite(next((tmp_path / "p" / "b").iterdir()), lambda d: d.update({"ImageComments": "x"}))
-    assert before != _key(case, PLAN)
+    assert before != cache_key(case, PLAN)
 
 
 @pytest.mark.realdata

@@ -576,7 +576,7 @@ def test_other_thick_slices_are_another_entry_of_the_cache_and_synthesis_keeps_i
         prepare_case(case, plan, cache)
     assert len(list(cache.iterdir())) == len(plans)
     # the name under which 0.1.0 kept it
-    assert preparation._key(case, PLAN) == preparation._key(case, changed(degradation=None))
+    assert preparation.cache_key(case, PLAN) == preparation.cache_key(case, changed(degradation=None))
 
 
 def test_slices_too_few_for_the_factor_are_named(tmp_path: Path) -> None:

@@ -187,7 +187,7 @@ def prepare_case(case: Case, plan: Plan, cache: Path, warn: Say = _silence) -> P
     if side_alone(case, plan.sources, plan.target) == "target":
         only = prepare_case(case, _turned(plan), cache, warn)
         return replace(only, target=only.source[0], alone="target")
-    folder = cache / f"{case.id}-{_key(case, plan)}"
+    folder = cache / f"{case.id}-{cache_key(case, plan)}"
     if folder.is_dir():
         try:
             return _load(folder, case, plan)
@@ -263,27 +263,8 @@ def read_context(case: PreparedCase, path: Path, plan: Plan) -> PreparedCase | N
 
 def _prepare(volumes: Sequence[Volume], plan: Plan, given: Volume | None) -> tuple[PreparedSource, _Place]:
     """Do the work of `prepare_source` on volumes that are known to lie on one grid, in RAS order."""
-    first = volumes[0]
-    if given is None:
-        window = plan.window_hu if plan.source_kinds[0] == "hu" else None
-        mask, rule = find_mask(first, plan.mask_rule, strictly=not plan.mask_files, window_hu=window)
-    else:
-        mask, rule = given.array > 0, "given"
-        if not mask.any():
-            raise VolumeError("the mask is empty", reason="empty-mask")
-    box = box_of(mask)
-    spacing = first.geometry.spacing_mm
-    around = tuple(slice(max(0, part.start - MARGIN), min(n, part.stop + MARGIN)) for part, n in zip(box, mask.shape))
-    around = around[0], around[1], around[2]
-    grid = crop(first, around).geometry
-    if any(abs(have / want - 1) > SAME_SPACING for have, want in zip(spacing, plan.spacing_mm)):
-        grid = grid_with_spacing(grid, plan.spacing_mm)
-    place = _Place(mask, around, grid)
-    inside = place.move(Volume(mask.astype(np.uint8), first.geometry), order=0) > 0
-    if not inside.any():
-        raise VolumeError(
-            "the mask is too small for the grid of the plan", reason="empty-mask", found=f"{mask.sum()} voxels"
-        )
+    mask, rule = _mask_of(volumes[0], plan, given)
+    place, inside = _place(mask, volumes[0], plan)
     volumes = [without_shading(volume, mask, name, plan.bias_correction) for volume, name in zip(volumes, plan.sources)]
     channels, maps = zip(
         *(_normalised(volume, kind, place, inside, plan) for volume, kind in zip(volumes, plan.source_kinds)),
@@ -291,8 +272,38 @@ def _prepare(volumes: Sequence[Volume], plan: Plan, given: Volume | None) -> tup
     )
     if plan.histogram:
         channels += tuple(_ranked(volume, place, inside) for volume in volumes)
-    i, j, k = ((part.stop - part.start) * step for part, step in zip(box, spacing))
-    return PreparedSource(np.stack(channels), inside, grid, maps, rule, spacing, (i, j, k)), place
+    spacing = volumes[0].geometry.spacing_mm
+    i, j, k = ((part.stop - part.start) * step for part, step in zip(box_of(mask), spacing))
+    return PreparedSource(np.stack(channels), inside, place.grid, maps, rule, spacing, (i, j, k)), place
+
+
+def _mask_of(first: Volume, plan: Plan, given: Volume | None) -> tuple[NDArray[np.bool_], Rule]:
+    """Take a mask that is given, or find one in the first source as the plan says; return how it was found too."""
+    if given is None:
+        window = plan.window_hu if plan.source_kinds[0] == "hu" else None
+        return find_mask(first, plan.mask_rule, strictly=not plan.mask_files, window_hu=window)
+    mask: NDArray[np.bool_] = given.array > 0
+    if not mask.any():
+        raise VolumeError("the mask is empty", reason="empty-mask")
+    return mask, "given"
+
+
+def _place(mask: NDArray[np.bool_], first: Volume, plan: Plan) -> tuple[_Place, NDArray[np.bool_]]:
+    """Lay the prepared grid around a mask, and return the mask there too."""
+    i, j, k = (
+        slice(max(0, part.start - MARGIN), min(n, part.stop + MARGIN)) for part, n in zip(box_of(mask), mask.shape)
+    )
+    grid = crop(first, (i, j, k)).geometry
+    have, want = np.array(first.geometry.spacing_mm), np.array(plan.spacing_mm)
+    if (np.abs(have / want - 1) > SAME_SPACING).any():
+        grid = grid_with_spacing(grid, plan.spacing_mm)
+    place = _Place(mask, (i, j, k), grid)
+    inside = place.move(Volume(mask.astype(np.uint8), first.geometry), order=0) > 0
+    if not inside.any():
+        raise VolumeError(
+            "the mask is too small for the grid of the plan", reason="empty-mask", found=f"{mask.sum()} voxels"
+        )
+    return place, inside
 
 
 def _normalised(
@@ -414,8 +425,13 @@ def _slices_last(array: NDArray[Any], plan: Plan) -> NDArray[Any]:
     return np.moveaxis(array, -3, -1) if plan.dims == 2 else array
 
 
-def _key(case: Case, plan: Plan) -> str:
-    """Hash everything that the arrays depend on: contents of files, fields of the plan, this code."""
+def cache_key(case: Case, plan: Plan) -> str:
+    """Hash everything that prepared arrays depend on: contents of files, fields of the plan, this code.
+
+    Args:
+        case: Names the files.
+        plan: Says how they are prepared.
+    """
     contents = hashes_of(case, [name for name in (*plan.sources, plan.target) if name in case.images])
     settings = {name: getattr(plan, name) for name in PLAN_FIELDS}
     settings = {name: value for name, value in settings.items() if name not in BEFORE or value != BEFORE[name]}

@@ -90,24 +90,34 @@ def examine_case(case: Case, names: Sequence[str], regions: Regions, data: Data 
         data: What a training asks of it; None only reads the files.
     """
     problems: list[Problem] = []
-    terms = None if data is None else terms_of(data)
     volumes = _read_images(case, names, problems)
-    mask = _read_mask(case, volumes, problems) if terms is None or terms.forced is None else None
-    facts = None
-    if data is not None and terms is not None and not problems:
-        with _noting(problems, case, "mask and intensities"):
-            facts = _facts(case, volumes, mask, terms)
-            check_contrast(case, dict(zip(names, facts.samples)), data)
+    facts = None if data is None else _checked_facts(case, volumes, data, problems)
+    if data is None:
+        _read_mask(case, volumes, problems)
     is_usable = not problems
     labels = None
     if volumes:
         name, first = next(iter(volumes.items()))
         labels, spoiled = usable_labels(case, regions, first, name)
-        problems += [] if spoiled is None else [spoiled]
-        case = case if spoiled is None else replace(case, labels=None)
+        if spoiled is not None:
+            problems.append(spoiled)
+            case = replace(case, labels=None)
     images = {name: _examined(volume, name in case.synthetic) for name, volume in volumes.items()}
     regions_ml = {} if labels is None else region_volumes(labels, regions)
     return ExaminedCase(case, images, regions_ml, facts, tuple(problems), is_usable)
+
+
+def _checked_facts(case: Case, volumes: Mapping[str, Volume], data: Data, problems: list[Problem]) -> CaseFacts | None:
+    """Note what a case is like, and check that its images can be normalised; None where something is wrong."""
+    terms = terms_of(data)
+    mask = _read_mask(case, volumes, problems) if terms.forced is None else None
+    if problems:
+        return None
+    facts = None
+    with _noting(problems, case, "mask and intensities"):
+        facts = _facts(case, volumes, mask, terms)
+        check_contrast(case, dict(zip(volumes, facts.samples)), data)
+    return facts
 
 
 def examine_cohort(cohort: Cohort, data: Data, progress: Progress | None = None) -> ExaminedCohort:

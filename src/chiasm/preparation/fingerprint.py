@@ -181,8 +181,7 @@ def fingerprint(
         CohortError: If none can be read.
     """
     names = [*sources, target]
-    places = np.linspace(0, len(cases) - 1, min(MOST_CASES, len(cases))).round().astype(int)
-    chosen = [cases[place] for place in np.unique(places)]
+    chosen = _evenly_spread(cases)
     known = examined if examined and _as_scanned(names, terms) else {}
     facts: list[CaseFacts] = []
     problems: list[Problem] = []
@@ -199,9 +198,19 @@ def fingerprint(
     if not facts:
         detail = f"; the first: {problems[0].message}" if problems else ""
         raise CohortError(f"no training case can be read{detail}", reason="no-usable-case")
-    rules = {one.mask_rule for one in facts}
-    agreed = rules if len(rules) == 1 else rules - {"given"}  # files come first, whatever the rule is
-    return Fingerprint(tuple(facts), agreed.pop() if len(agreed) == 1 else "body", tuple(problems))
+    return Fingerprint(tuple(facts), _common_rule({one.mask_rule for one in facts}), tuple(problems))
+
+
+def _evenly_spread(cases: Sequence[Case]) -> list[Case]:
+    """Choose at most `MOST_CASES` cases."""
+    places = np.linspace(0, len(cases) - 1, min(MOST_CASES, len(cases))).round().astype(int)
+    return [cases[place] for place in np.unique(places)]
+
+
+def _common_rule(rules: set[Rule]) -> Rule:
+    """Return the rule that all cases share, files apart, which come first whatever the rule is; else the body's."""
+    agreed = rules if len(rules) == 1 else rules - {"given"}
+    return agreed.pop() if len(agreed) == 1 else "body"
 
 
 def _as_scanned(names: Sequence[str], terms: Terms) -> bool:
@@ -234,17 +243,21 @@ def facts_of(
     Raises:
         VolumeError: If the mask is empty.
     """
-    rule: Rule = terms.forced or ("given" if given is not None else suggest_rule(volumes[0], terms.window_hu))
-    if given is None:
-        mask = find_mask(volumes[0], rule, strictly=terms.forced is not None, window_hu=terms.window_hu)[0]
-    else:
-        mask = given.array > 0
+    mask, rule = _mask_of(volumes[0], terms, given)
     mask = known_of(case, mask, volumes[-1], terms.degradation)
     if not mask.any():
         raise VolumeError("the mask is empty", path=case.mask, reason="empty-mask")
     if corrected:
         volumes = [without_shading(one, mask, name, terms.correction) for one, name in zip(volumes, corrected)]
     return _sampled(case.id, volumes, mask, rule)
+
+
+def _mask_of(first: Volume, terms: Terms, given: Volume | None) -> tuple[NDArray[np.bool_], Rule]:
+    """Return a case's mask and how it was found: as forced, else of a file, else by the rule that fits the image."""
+    if given is not None:
+        return given.array > 0, terms.forced or "given"
+    rule = terms.forced or suggest_rule(first, terms.window_hu)
+    return find_mask(first, rule, strictly=terms.forced is not None, window_hu=terms.window_hu)[0], rule
 
 
 def _sampled(case_id: str, volumes: Sequence[Volume], mask: NDArray[np.bool_], rule: Rule) -> CaseFacts:

@@ -42,6 +42,13 @@ class CaseSummary:
     spacing_mm: tuple[float, float, float] | None
     regions_ml: Mapping[str, float]
 
+    def line(self, width: int) -> str:
+        """Describe the case in a line whose first column is `width` characters wide."""
+        shape = "x".join(map(str, self.shape)) if self.shape else "unreadable"
+        spacing = "x".join(f"{mm:.3g}" for mm in self.spacing_mm) + " mm" if self.spacing_mm else ""
+        regions = ", ".join(f"{name} {ml:.1f} ml" for name, ml in self.regions_ml.items())
+        return f"  {self.id:{width}}  {','.join(self.modalities)}  {shape}  {spacing}  {regions}".rstrip()
+
 
 @dataclass(frozen=True)
 class Inspection:
@@ -71,18 +78,12 @@ class Inspection:
             f"modalities: {_counted(count_modalities(self.cohort))}",
             f"masks: {sum(case.mask is not None for case in cases)}; "
             f"label maps: {sum(case.labels is not None for case in cases)}",
+            *tell_notes(self.cohort.notes),
         ]
-        lines += tell_notes(self.cohort.notes)
         if self.unused:
             lines += ["not used:", *(f"  {line}" for line in _listed(self.unused, self.cohort.root))]
-        lines += self.cohort.listing
         width = max((len(summary.id) for summary in self.summaries), default=0)
-        for row in self.summaries:
-            shape = "x".join(map(str, row.shape)) if row.shape else "unreadable"
-            spacing = "x".join(f"{mm:.3g}" for mm in row.spacing_mm) + " mm" if row.spacing_mm else ""
-            regions = ", ".join(f"{name} {ml:.1f} ml" for name, ml in row.regions_ml.items())
-            lines.append(f"  {row.id:{width}}  {','.join(row.modalities)}  {shape}  {spacing}  {regions}".rstrip())
-        return [*lines, *self.verdict]
+        return [*lines, *self.cohort.listing, *(one.line(width) for one in self.summaries), *self.verdict]
 
 
 def _counted(counts: Mapping[str, int]) -> str:
@@ -173,8 +174,7 @@ def _inspect(
     """Examine all cases; return the usable ones too, where a pair was asked for."""
     wanted = [*sources, *([] if target is None else [target])]
     chosen = select_cases(cohort, wanted, None) if wanted else cohort
-    pair = sources and target is not None and target not in sources
-    data = Data(sources=tuple(dict.fromkeys(sources)), target=str(target)) if pair else None
+    data = _pair(sources, target)
     summaries, problems, usable = [], list(chosen.problems), list[Case]()
     for index, case in enumerate(chosen.cases):
         if progress is not None:
@@ -185,7 +185,14 @@ def _inspect(
         usable += [examined.case] if examined.is_usable else []
     if progress is not None:
         progress(len(chosen.cases), len(chosen.cases), "")
-    return summaries, problems, usable if pair else None
+    return summaries, problems, None if data is None else usable
+
+
+def _pair(sources: Sequence[str], target: str | None) -> Data | None:
+    """Return what a training of these modalities asks of images; None where they are no pair."""
+    if not sources or target is None or target in sources:
+        return None
+    return Data(sources=tuple(dict.fromkeys(sources)), target=target)
 
 
 def _summary(examined: ExaminedCase) -> CaseSummary:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import chain
 
 from chiasm.cohorts.cases import Case, Cohort, Problem, Side, side_alone
 from chiasm.cohorts.duplicates import find_near_duplicates
@@ -35,23 +36,26 @@ def find_unpaired(
     """
     kept_away = {case.subject for case in cohort.cases if case.id in held_out}
     sides: Mapping[Side, Sequence[str]] = {"source": data.sources, "target": [data.target]}
-    seen: dict[Side, dict[str, ExaminedCase]] = {"source": {}, "target": {}}
+    usable: dict[Side, dict[str, ExaminedCase]] = {"source": {}, "target": {}}
     problems: list[Problem] = []
     for case in sorted(cohort.cases, key=lambda case: case.id):
         side = side_alone(case, data.sources, data.target)
-        if side is None or case.subject in kept_away or case.split not in (None, "train"):
-            continue
-        if elsewhere is not None and case.site not in elsewhere:
+        if side is None or case.subject in kept_away or not _may_teach(case, elsewhere):
             continue
         examined = examine_case(case, sides[side], cohort.regions, data)
         problems += examined.problems
         if examined.is_usable:
-            seen[side][case.id] = examined
+            usable[side][case.id] = examined
     for side, names in sides.items():
-        if seen[side]:
-            refuse_duplicates({**seen[side], **held_out}, cohort, names)
-    alone = {**seen["source"], **seen["target"]}
+        if usable[side]:
+            refuse_duplicates({**usable[side], **held_out}, cohort, names)
+    alone = {**usable["source"], **usable["target"]}
     return [alone[name].case for name in sorted(alone)], problems
+
+
+def _may_teach(case: Case, sites: Collection[str] | None) -> bool:
+    """Tell whether a case is fixed to no other role, and comes from one of the sites, where these are given."""
+    return case.split in (None, "train") and (sites is None or case.site in sites)
 
 
 def tell_unpaired(cases: Sequence[Case], sources: Sequence[str], target: str) -> str:
@@ -85,16 +89,7 @@ def refuse_duplicates(examined: Mapping[str, ExaminedCase], cohort: Cohort, name
             reason="duplicate-voxels",
             hint="Remove one of each, or give both the same subject in a manifest.",
         )
-    subjects = {case.id: case.subject for case in cohort.cases}
-    alike = []
-    for role in names:
-        views = {name: one.images[role].thumbnail for name, one in examined.items()}
-        found = find_near_duplicates({name: view for name, view in views.items() if view is not None})
-        alike += [
-            f"{role} of {a} and of {b} (correlation {correlation:.3f})"
-            for a, b, correlation in found
-            if subjects[a] != subjects[b]
-        ]
+    alike = list(chain.from_iterable(_near_duplicates(examined, cohort, role) for role in names))
     if alike:
         raise CohortError(
             f"one scan seems to stand under different subjects: {', '.join(alike)}",
@@ -102,3 +97,12 @@ def refuse_duplicates(examined: Mapping[str, ExaminedCase], cohort: Cohort, name
             reason="near-duplicate",
             hint="Look at both. Remove one, or give both the same subject in a manifest, so that they stay together.",
         )
+
+
+def _near_duplicates(examined: Mapping[str, ExaminedCase], cohort: Cohort, role: str) -> Iterator[str]:
+    """Name every two images of a modality that look like one scan and stand under different subjects."""
+    subjects = {case.id: case.subject for case in cohort.cases}
+    views = {name: one.images[role].thumbnail for name, one in examined.items()}
+    for a, b, correlation in find_near_duplicates({name: view for name, view in views.items() if view is not None}):
+        if subjects[a] != subjects[b]:
+            yield f"{role} of {a} and of {b} (correlation {correlation:.3f})"
