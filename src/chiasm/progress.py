@@ -6,8 +6,8 @@ Both go to stderr, so that what a command prints can be read by another.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -38,6 +38,35 @@ def open_progress() -> Progress:
         speed_estimate_period=SPEED_SECONDS,
         disable=not console.is_terminal,
     )
+
+
+Item = TypeVar("Item")
+
+
+def counted(
+    items: Sequence[Item], name: Callable[[Item], str], progress: Callable[[int, int, str], None] | None
+) -> Iterator[Item]:
+    """Go through items, and report before each of them, and once after the last.
+
+    Args:
+        items: Cases or jobs.
+        name: What an item is called.
+        progress: Called with items done, all items, and the next one's name; None reports nothing.
+
+    >>> list(counted(["a"], str.upper, lambda *told: print(told)))
+    (0, 1, 'A')
+    (1, 1, '')
+    ['a']
+    """
+    report = progress or _silence
+    for index, item in enumerate(items):
+        report(index, len(items), name(item))
+        yield item
+    report(len(items), len(items), "")
+
+
+def _silence(done: int, total: int, name: str) -> None:
+    """Report nothing."""
 
 
 def count(bar: Progress, name: str) -> Callable[[int, int, str], None]:

@@ -22,6 +22,7 @@ from chiasm.prediction.baselines import load_baselines
 from chiasm.prediction.manifest import Entry, Manifest, find_path, read_manifest
 from chiasm.preparation.fingerprint import Progress
 from chiasm.preparation.plan import read_plan
+from chiasm.progress import counted
 from chiasm.recipe import Registration, read_recipe
 from chiasm.registration.cohort import Together, align_cohort
 
@@ -172,9 +173,7 @@ def score_cases(
     spoiled: list[Problem] = []
     masks: list[MaskUse] = []
     notes: list[str] = []
-    for index, (one, entry) in enumerate(work):
-        if progress is not None:
-            progress(index, len(work), entry.case)
+    for one, entry in counted(work, lambda pair: pair[1].case, progress):
         try:
             loaded = load_case(one, entry, cohort, with_labels=with_labels, naive=naive)
             rows += score_case(loaded, one, cohort, convention)
@@ -189,8 +188,6 @@ def score_cases(
                 f"case {entry.case}: the reference has no {' and '.join(loaded.lacks)}, so its prediction is scored "
                 f"without the naive baselines ({', '.join(one.baselines.names)}), and is not compared with them"
             )
-    if progress is not None:
-        progress(len(work), len(work), "")
     return CaseScores(rows, problems, spoiled, tuple(masks), tuple(notes))
 
 

@@ -13,6 +13,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,6 +30,7 @@ from chiasm.preparation.degradation import arranged
 from chiasm.preparation.fingerprint import Progress, known_of, read_images, read_mask
 from chiasm.preparation.intensity import IntensityMap, Kind, fit_intensity
 from chiasm.preparation.plan import Plan
+from chiasm.progress import counted
 from chiasm.registration.cohort import hashes_of
 from chiasm.storage import UNWRITABLE, read_json, whole_file, whole_folder, write_json
 from chiasm.volumes import Geometry, Volume, check_pair, crop, grid_with_spacing, resample
@@ -218,9 +220,7 @@ def prepare_cohort(
     """
     prepared: list[PreparedCase] = []
     problems: list[Problem] = []
-    for index, case in enumerate(cases):
-        if progress is not None:
-            progress(index, len(cases), case.id)
+    for case in counted(cases, attrgetter("id"), progress):
         try:
             prepared.append(prepare_case(case, plan, cache, warn))
         except ChiasmError as error:
@@ -228,8 +228,6 @@ def prepare_cohort(
                 raise
             path = error.path or next(iter(case.images.values()))
             problems.append(Problem(path, error.reason, f"case {case.id}: {error}", case.id))
-    if progress is not None:
-        progress(len(cases), len(cases), "")
     return prepared, problems
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from chiasm.cohorts.images import read_case_image, read_case_labels
 from chiasm.errors import ChiasmError, CohortError, VolumeError
 from chiasm.preparation.bias_field import UNSHADED, without_shading
 from chiasm.preparation.degradation import Degradation, arranged, known, simulated, thick_mask
+from chiasm.progress import counted
 from chiasm.recipe import BiasCorrection, Data
 from chiasm.volumes import Volume, check_pair
 from chiasm.volumes.masks import Rule, Window, find_mask, suggest_rule
@@ -185,16 +187,12 @@ def fingerprint(
     known = examined if examined and _as_scanned(names, terms) else {}
     facts: list[CaseFacts] = []
     problems: list[Problem] = []
-    for index, case in enumerate(chosen):
-        if progress is not None:
-            progress(index, len(chosen), case.id)
+    for case in counted(chosen, attrgetter("id"), progress):
         try:
             facts.append(known[case.id] if case.id in known else _read_facts(case, names, terms))
         except ChiasmError as error:
             path = error.path or case.images[sources[0]]
             problems.append(Problem(path, error.reason, f"case {case.id}: {error}", case.id))
-    if progress is not None:
-        progress(len(chosen), len(chosen), "")
     if not facts:
         detail = f"; the first: {problems[0].message}" if problems else ""
         raise CohortError(f"no training case can be read{detail}", reason="no-usable-case")

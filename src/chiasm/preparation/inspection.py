@@ -6,6 +6,7 @@ import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 
 from chiasm.cohorts.cases import Case, Cohort, Problem, volume_stem
@@ -15,6 +16,7 @@ from chiasm.cohorts.gathering import tell_notes
 from chiasm.cohorts.splits import make_split
 from chiasm.errors import CohortError
 from chiasm.preparation.examination import ExaminedCase, examine_case
+from chiasm.progress import counted
 from chiasm.recipe import Data, Split
 
 Progress = Callable[[int, int, str], None]
@@ -176,15 +178,11 @@ def _inspect(
     chosen = select_cases(cohort, wanted, None) if wanted else cohort
     data = _pair(sources, target)
     summaries, problems, usable = [], list(chosen.problems), list[Case]()
-    for index, case in enumerate(chosen.cases):
-        if progress is not None:
-            progress(index, len(chosen.cases), case.id)
+    for case in counted(chosen.cases, attrgetter("id"), progress):
         examined = examine_case(case, wanted or list(case.images), cohort.regions, data)
         summaries.append(_summary(examined))
         problems += examined.problems
         usable += [examined.case] if examined.is_usable else []
-    if progress is not None:
-        progress(len(chosen.cases), len(chosen.cases), "")
     return summaries, problems, None if data is None else usable
 
 

@@ -114,13 +114,12 @@ def deal(pairs: Sequence[Case], gaps: Sequence[Case], task: Task, recipe: Recipe
         RecipeError: If there is one fold and no manifest says who is tested.
     """
     settings = recipe.split
-    able = [case for case in pairs if task.target in case.images]
+    able, gaps = ([case for case in cases if task.target in case.images] for cases in (pairs, gaps))
     fixed = any(case.split == "test" for case in able)
     if settings.folds == 1 and not fixed:
         raise RecipeError(
             "the utility needs test subjects", reason="folds", hint="Use --folds 2 or more, or --utility none."
         )
-    gaps = [case for case in gaps if task.target in case.images]
     folds = []
     for number in range(1 if fixed else settings.folds):
         split = make_split(able, folds=settings.folds, fold=number, validation=settings.validation, seed=settings.seed)
