@@ -147,8 +147,7 @@ def complete(
     survey_cohort(found, recipe, utility)
     with locked(out):
         _check_folder(out, data if isinstance(data, Path) else data.root, found)
-        root = out / "cohort"
-        cohort, problems = _copied(found, root)
+        cohort, problems = _copied(found, root := out / "cohort")
         survey = survey_cohort(cohort, recipe, utility)
         chosen = range(recipe.training.seed, recipe.training.seed + seeds)
         cells = survey.cells(recipe, chosen)
@@ -162,9 +161,9 @@ def complete(
         made = {case.id: case for case in filled}
         write_completed(root, [made.get(case.id, case) for case in cohort.cases], cohort.regions)
         rows, unmeasured = _measure_all(cells, cohort, out, shares[1:], trusted, say)
-        problems = [*found.problems, *problems, *survey.lacking, *run.problems, *failed, *unmeasured]
+        known = (*found.problems, *problems, *survey.lacking, *run.problems, *failed, *unmeasured)
+        problems = list(dict.fromkeys(known))
         comparisons = compare_utility(rows, cohort.regions, {case.id: case.subject for case in cohort.cases})
-        problems = list(dict.fromkeys(problems))
         lines = tell(survey, filled, comparisons, root, {problem.case for problem in problems})
         done = Completed(out, root, tuple(made), comparisons, tuple(rows), lines, tuple(problems))
         _write(done, survey, recipe, chosen)
