@@ -11,7 +11,7 @@ voxels may still understate the error in lesions, so the table is by region.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -209,16 +209,21 @@ def calibration_table(
     wrong = [name for name, inside in regions.items() if inside.shape != predicted.shape]
     if predicted.shape != observed.shape or wrong or "all" in regions:
         raise ValueError(f"predicted {predicted.shape}, observed {observed.shape}; regions of other shapes: {wrong}")
-    rows = []
-    for name, inside in {"all": np.ones(predicted.shape, bool), **regions}.items():
-        if not inside.any():
-            continue
-        expected, true = predicted[inside], observed[inside]
-        whole = (np.array([expected.mean(dtype=float)]), np.array([true.mean(dtype=float)]), np.array([expected.size]))
-        for first, group in ((0, whole), (1, equal_groups(expected, true, 10))):
-            for decile, (x, y, count) in enumerate(zip(*(column.tolist() for column in group)), first):
-                rows.append(CalibrationRow(name, decile, count, x, y, y / x if x else math.nan))
-    return rows
+    parts = {"all": np.ones(predicted.shape, bool), **regions}
+    return [
+        row
+        for name, inside in parts.items()
+        if inside.any()
+        for row in _rows_of(name, predicted[inside], observed[inside])
+    ]
+
+
+def _rows_of(region: str, expected: NDArray[np.floating], true: NDArray[np.floating]) -> Iterator[CalibrationRow]:
+    """Compare expected and true error of one region: as a whole, then by decile."""
+    whole = (float(expected.mean(dtype=float)), float(true.mean(dtype=float)), expected.size)
+    deciles = zip(*(column.tolist() for column in equal_groups(expected, true, 10)))
+    for decile, (x, y, count) in enumerate([whole, *deciles]):
+        yield CalibrationRow(region, decile, count, x, y, y / x if x else math.nan)
 
 
 def write_calibration(path: Path, calibration: Calibration) -> None:
@@ -238,15 +243,21 @@ def read_calibration(path: Path) -> Calibration:
         calibration = Calibration(x, y, tuple(content["fitted_on"]), int(content["voxels"]), float(content["spearman"]))
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise RunError("is no calibration", path=path, reason="damaged", found=repr(error)) from error
-    rising = x and len(x) == len(y) and (np.diff(x) > 0).all() and (np.diff(y) >= 0).all()
-    bounded = rising and min(y) >= 0 and (np.abs([*x, *y, calibration.spearman]) < MOST_ERROR).all()
-    if not bounded:
+    bounded = (np.abs([*x, *y, calibration.spearman]) < MOST_ERROR).all()
+    if not (bounded and _is_rising(x, y)):
         raise RunError(
             "holds no calibration: its knots must rise, be errors of at least 0, and be finite",
             path=path,
             reason="damaged",
         )
     return calibration
+
+
+def _is_rising(x: Sequence[float], y: Sequence[float]) -> bool:
+    """Tell whether knots rise and map to errors of at least 0 that never fall."""
+    if not x or len(x) != len(y):
+        return False
+    return bool((np.diff(x) > 0).all() and (np.diff(y) >= 0).all() and min(y) >= 0)
 
 
 def _rank_correlation(a: NDArray[np.floating], b: NDArray[np.floating]) -> float:

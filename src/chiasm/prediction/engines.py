@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, TypeVar, cast, get_args
+from typing import Literal, NamedTuple, TypeVar, cast, get_args
 
 import torch
 from torch import Tensor, fx, nn
@@ -27,6 +27,7 @@ Module = TypeVar("Module", bound=nn.Module)
 ACCELERATORS = ("auto", "cpu", "cuda")
 _LAYOUT = {4: torch.channels_last, 5: torch.channels_last_3d}  # by the number of axes
 _NORMS = (nn.BatchNorm2d, nn.BatchNorm3d)
+_FOLDED = (nn.Conv2d, nn.Conv3d)  # into which a normalisation can be folded
 _AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
@@ -66,7 +67,7 @@ def pick_precision(precision: str, accelerator: str) -> Precision:
     if precision == "auto":
         if on_cuda:
             return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
-        return "bf16-mixed" if _cpu_multiplies_bfloat16() else "32-true"
+        return "bf16-mixed" if cpu_multiplies_bfloat16() else "32-true"
     if precision not in get_args(Precision):
         raise unknown("precision", precision, ("auto", *get_args(Precision)))
     if precision == "16-mixed" and not on_cuda:
@@ -79,7 +80,8 @@ def pick_precision(precision: str, accelerator: str) -> Precision:
     return cast(Precision, precision)
 
 
-def _cpu_multiplies_bfloat16() -> bool:
+def cpu_multiplies_bfloat16() -> bool:
+    """Tell whether the processor has instructions for bfloat16."""
     # torch before 2.11 cannot be asked: float32 is then right everywhere, only slower.
     capabilities: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
@@ -168,36 +170,70 @@ class _Shallow(fx.Tracer):
         return True
 
 
+class _Foldable(NamedTuple):
+    """A batch normalisation, its name, and the convolution that is its only input."""
+
+    name: str
+    norm: nn.BatchNorm2d | nn.BatchNorm3d
+    convolution: nn.Conv2d | nn.Conv3d
+
+
 def _fold_batch_norms(module: nn.Module) -> None:
     """Replace each batch normalisation whose only input is a convolution, both used once."""
     places = Counter(id(part) for _, part in module.named_modules(remove_duplicate=False))
     for parent in list(module.modules()):
-        if not any(isinstance(child, _NORMS) for child in parent.children()):
-            continue
-        try:
-            graph = _Shallow().trace(parent)
-        except (RuntimeError, TypeError, ValueError):  # a forward that asks for sizes or values: leave it whole
-            continue
-        calls = [node for node in graph.nodes if node.op == "call_module"]
-        uses = Counter(id(parent.get_submodule(str(node.target))) for node in calls)
-        for node in calls:
-            norm, before = parent.get_submodule(str(node.target)), node.args[0] if node.args else None
-            if not isinstance(norm, _NORMS) or not isinstance(before, fx.Node) or before.op != "call_module":
-                continue
-            convolution = parent.get_submodule(str(before.target))
-            once = len(before.users) == 1 and all(places[id(m)] == uses[id(m)] == 1 for m in (convolution, norm))
-            if not once or not isinstance(convolution, nn.Conv2d | nn.Conv3d) or norm.running_mean is None:
-                continue
+        for name, norm, convolution in _list_foldable(parent, places):
             convolution.weight, convolution.bias = fuse_conv_bn_weights(
                 convolution.weight,
                 convolution.bias,
-                norm.running_mean,
+                cast(Tensor, norm.running_mean),
                 cast(Tensor, norm.running_var),
                 norm.eps,
                 norm.weight,
                 norm.bias,
             )
-            parent.set_submodule(str(node.target), nn.Identity())
+            parent.set_submodule(name, nn.Identity())
+
+
+def _list_foldable(parent: nn.Module, places: Mapping[int, int]) -> list[_Foldable]:
+    """List the batch normalisations that a module's own forward calls right after a convolution.
+
+    Args:
+        parent: Whose children are looked at.
+        places: How often each module, by its id, stands in the whole network.
+    """
+    calls = _list_calls(parent)
+    uses = Counter(id(parent.get_submodule(str(node.target))) for node in calls)
+    found = []
+    for node, before in _consecutive(calls):
+        norm, convolution = (parent.get_submodule(str(one.target)) for one in (node, before))
+        if not all(places[id(one)] == uses[id(one)] == 1 for one in (norm, convolution)):
+            continue
+        if isinstance(norm, _NORMS) and isinstance(convolution, _FOLDED) and norm.running_mean is not None:
+            found.append(_Foldable(str(node.target), norm, convolution))
+    return found
+
+
+def _list_calls(parent: nn.Module) -> list[fx.Node]:
+    """List the calls of children in the forward of a module that holds normalisations.
+
+    None of one that asks for sizes or values, which cannot be followed.
+    """
+    if not any(isinstance(child, _NORMS) for child in parent.children()):
+        return []
+    try:
+        graph = _Shallow().trace(parent)
+    except (RuntimeError, TypeError, ValueError):
+        return []
+    return [node for node in graph.nodes if node.op == "call_module"]
+
+
+def _consecutive(calls: Sequence[fx.Node]) -> Iterator[tuple[fx.Node, fx.Node]]:
+    """Pair each call with the one whose result it alone takes."""
+    for node in calls:
+        before = node.args[0] if node.args else None
+        if isinstance(before, fx.Node) and before.op == "call_module" and len(before.users) == 1:
+            yield node, before
 
 
 def _channels_last(module: Module) -> Module:

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
-from chiasm.cohorts.cases import Case, Cohort, Problem, unsafe_name
+from chiasm.cohorts.cases import Case, Problem
 from chiasm.cohorts.dicom_patients import WARNINGS, Selection, marks_on, parse_rules
-from chiasm.cohorts.discovery import find_cohort, select_cases, selection_of, volumes_below
-from chiasm.cohorts.gathering import LOST, tell_notes, with_account
+from chiasm.cohorts.gathering import LOST, tell_notes
 from chiasm.cohorts.images import read_case_image, read_case_labels, read_image
-from chiasm.cohorts.known_layouts import Find, Finds
-from chiasm.cohorts.manifests import MARKS
-from chiasm.cohorts.splits import read_splits
-from chiasm.errors import ChiasmError, CohortError, RecipeError, RunError, VolumeError
+from chiasm.errors import ChiasmError, RecipeError, RunError
 from chiasm.locks import locked
 from chiasm.prediction.dicom_case import MAP, SERIES, write_dicom_case
 from chiasm.prediction.engines import Engine, freeze_for_inference
+from chiasm.prediction.inputs import check_dicom, choose_role, find_cases, read_roles
 from chiasm.prediction.manifest import (
     Container,
     Entry,
@@ -31,7 +28,7 @@ from chiasm.prediction.manifest import (
     write_manifest,
 )
 from chiasm.prediction.model import Model, load_model
-from chiasm.prediction.model_files import find_model, named_classes, read_card
+from chiasm.prediction.model_files import find_model, named_classes
 from chiasm.prediction.resuming import Earlier, hash_inputs, take_over
 from chiasm.prediction.synthesis import Synthesis, synthesise
 from chiasm.preparation.plan import Plan
@@ -39,10 +36,7 @@ from chiasm.runners import Lost, Ray, Slurm, find_runner
 from chiasm.storage import UNWRITABLE
 from chiasm.volumes import Reading, Volume, check_pair, write_volume
 from chiasm.volumes.dicom_choice import pick_series
-from chiasm.volumes.dicom_series import is_dicom
 from chiasm.volumes.screening import STRICT
-
-SUFFIXES = (".nii.gz", ".nii", ".mha", ".mhd")
 
 
 @dataclass(frozen=True)
@@ -221,82 +215,22 @@ def predict(
         model = load_model(run, trust=trust)
         if degrade and model.plan.degradation is None:
             raise RecipeError("only a model for super-resolution can degrade its input", path=run, reason="task")
-        roles = _roles(run)
+        roles = read_roles(run)
         chosen = Selection(series=parse_rules(series, model.plan.sources), select=select, reading=reading)
-        cases, problems, notes = _find_cases(inputs, model, layout, chosen)
-        if only == "all":  # another role's cases are not asked for
-            problems += [note for note in notes if note.reason in LOST]
-        if only != "all":
-            cases = _of_role(cases, only, roles, run, inputs)
+        found = choose_role(find_cases(inputs, model, layout, chosen), only, roles, run, inputs)
         if container == "dicom":
-            _check_dicom(cases)
-        asked = {case.id: case for case in cases}
-        fresh = _manifest(out, run, model, settings, tuple(asked))
-        names = {case.id: (case, _outputs(case, model.plan, container)) for case in cases}
+            check_dicom(found.cases)
+        fresh = _manifest(out, run, model, settings, tuple(case.id for case in found.cases))
+        names = {case.id: (case, _outputs(case, model.plan, container)) for case in found.cases}
         earlier = take_over(out, fresh, names, overwrite=overwrite)
-        progressing = _Progressing(out, fresh, earlier, problems)
-        due = [case for case in cases if case.id not in earlier.entries]
+        progressing = _Progressing(out, fresh, earlier, found.problems)
+        due = [case for case in found.cases if case.id not in earlier.entries]
         do = partial(_work, run=run.resolve(), sha256=model.sha256, out=out.resolve(), roles=roles, settings=settings)
-        number = 0
-        for report in spread(due, do, out):
-            if isinstance(report, Lost) and report.again:
-                continue
-            outcome = _lost_for_good(report, model.plan.sources[0]) if isinstance(report, Lost) else report
-            if isinstance(outcome, Problem) and outcome.reason == UNWRITABLE:  # no other case would fare better
-                raise ChiasmError(outcome.message.rstrip("."), reason=UNWRITABLE)
+        for number, outcome in enumerate(_outcomes(spread(due, do, out), model.plan.sources[0]), 1):
             progressing.note(outcome)
-            number += 1
             if progress is not None:
                 progress(number, len(due), outcome.case or "")
-        kept = tuple(name for name in asked if name in earlier.entries)
-        done = tuple(case.id for case in due if case.id in progressing.entries)
-        told = tuple(tell_notes(notes, ("several", *(() if only == "all" else LOST))))
-        return Predicted(out, progressing.manifest, tuple(problems), done, kept, earlier.damaged, told)
-
-
-class Inputs(NamedTuple):
-    """What inputs hold: cases, what is wrong with others, and what is worth a note."""
-
-    cases: list[Case]
-    problems: list[Problem]
-    notes: list[Problem]
-
-
-def _find_cases(inputs: Sequence[Path | Case], model: Model, layout: str | None, chosen: Selection) -> Inputs:
-    sources = model.plan.sources
-    selection = replace(
-        selection_of(model.recipe, chosen, remember=True),
-        alone=sources[0] if len(sources) == 1 else None,
-        allow=MARKS,  # who predicts is warned of them
-        reading=chosen.reading | model.plan.reading,
-        subject_pattern="",  # whose a case is does not matter
-    )
-    places = [one.absolute() for one in inputs if isinstance(one, Path)]
-    found = find_inputs(places, sources, layout=layout, selection=selection)
-    cases = found.cases + [one for one in inputs if isinstance(one, Case)]
-    return found._replace(cases=[replace(case, reading=selection.reading | case.reading) for case in cases])
-
-
-def _of_role(
-    cases: Sequence[Case], only: str, roles: Mapping[str, Role], run: Path, inputs: Sequence[Path | Case]
-) -> list[Case]:
-    if not roles:
-        raise RunError("does not say who was trained on", path=run, reason="no-split", hint="Predict all cases.")
-    chosen = [case for case in cases if roles.get(case.id) == only]
-    if not chosen:
-        place = next((one for one in inputs if isinstance(one, Path)), run)
-        raise CohortError(f"holds no {only} case of this run", path=place, reason="no-cases")
-    return chosen
-
-
-def _check_dicom(cases: Sequence[Case]) -> None:
-    for path in (path for case in cases for path in case.images.values() if not is_dicom(path)):
-        raise VolumeError(
-            "is no DICOM, so there is no patient, study or frame of reference for a DICOM image to belong to",
-            path=path,
-            reason="no-dicom",
-            hint="Predict from the series, or run chiasm predict without --format dicom to get NIfTI or MetaImage.",
-        )
+    return progressing.result(due, tuple(tell_notes(found.notes, ("several", *LOST))))
 
 
 def _manifest(out: Path, run: Path, model: Model, settings: Settings, cases: tuple[str, ...]) -> Manifest:
@@ -336,10 +270,16 @@ class _Progressing:
             self.entries[outcome.case] = outcome
         self.write()
 
+    def result(self, due: Sequence[Case], notes: tuple[str, ...]) -> Predicted:
+        """Sum up what was predicted of the cases that were due, and what was kept of the others."""
+        kept = tuple(name for name in self.fresh.pending if name in self.earlier.entries)
+        done = tuple(case.id for case in due if case.id in self.entries)
+        return Predicted(self.out, self.manifest, tuple(self.problems), done, kept, self.earlier.damaged, notes)
+
     def write(self) -> None:
         """Write `predictions.json`: the cases asked for in their order, then those that were there before."""
         asked = self.fresh.pending
-        done = [name for name in asked if name in self.entries] + [name for name in self.entries if name not in asked]
+        done = [name for name in dict.fromkeys((*asked, *self.entries)) if name in self.entries]
         over = {*done, *(problem.case for problem in self.problems)}
         failed = tuple(Failure(p.case, str(p.path), p.reason, p.message) for p in self.problems)
         self.manifest = replace(
@@ -351,72 +291,24 @@ class _Progressing:
         write_manifest(self.out, self.manifest)
 
 
+def _outcomes(reports: Iterable[Entry | Problem | Lost[Case]], source: str) -> Iterator[Entry | Problem]:
+    """Give what came of each case; a lost one that is tried again is waited for.
+
+    Raises:
+        ChiasmError: If a result could not be written, as no other case would fare better.
+    """
+    for report in reports:
+        if not isinstance(report, Lost):
+            if isinstance(report, Problem) and report.reason == UNWRITABLE:
+                raise ChiasmError(report.message.rstrip("."), reason=UNWRITABLE)
+            yield report
+        elif not report.again:
+            yield _lost_for_good(report, source)
+
+
 def _lost_for_good(lost: Lost[Case], source: str) -> Problem:
     case, hint = lost.job, " A machine with more memory may do." if lost.may_lack_memory else ""
     return Problem(case.images[source], "lost", f"case {case.id}: {lost}.{hint}", case.id)
-
-
-def find_inputs(
-    inputs: Sequence[Path],
-    sources: Sequence[str],
-    *,
-    layout: str | None = None,
-    selection: Selection | None = None,
-) -> Inputs:
-    """Turn files, folders of files and cohorts into cases with unique ids.
-
-    In a folder that fits no layout, each file is a case of a model with one source.
-
-    Raises:
-        CohortError: If an input is missing, holds no case, or files do not come in groups of as many as sources.
-    """
-    files = [path for path in inputs if path.is_file() and path.name.lower().endswith(SUFFIXES)]
-    cases: list[Case] = []
-    problems: list[Problem] = []
-    notes: list[Problem] = []
-    if len(files) % len(sources):
-        raise CohortError(
-            "the files do not come in groups of one per source",
-            reason="sources",
-            found=f"{len(files)} files",
-            expected=f"{', '.join(sources)} for each case",
-        )
-    for start in range(0, len(files), len(sources)):
-        group = files[start : start + len(sources)]
-        cases.append(Case(_stem(group[0]), _stem(group[0]), dict(zip(sources, group, strict=True))))
-    for path in inputs:
-        if path in files:
-            continue
-        if not path.exists():
-            raise CohortError("does not exist", path=path, reason="not-found")
-        try:
-            cohort = select_cases(find_cohort(path, layout=layout, selection=selection), sources, None)
-        except CohortError as error:
-            if error.reason != "unknown-layout" or len(sources) > 1:
-                raise
-            cohort = _each_a_case(path, sources[0])
-            if not cohort.cases:
-                raise
-        cases += cohort.cases
-        problems += cohort.problems
-        notes += cohort.notes
-    unsafe = {id(case): problem for case in cases if (problem := unsafe_name(case))}
-    problems += unsafe.values()
-    seen: dict[str, int] = {}
-    unique = []
-    for case in (case for case in cases if id(case) not in unsafe):
-        seen[case.id] = seen.get(case.id, 0) + 1
-        unique.append(case if seen[case.id] == 1 else replace(case, id=f"{case.id}-{seen[case.id]}"))
-    return Inputs(unique, problems, notes)
-
-
-def _each_a_case(folder: Path, source: str) -> Cohort:
-    """Take each volume of a folder for a case, and note those that lie deeper or are of another format."""
-    files = volumes_below(folder)
-    here = [file for file in files if "/" not in file.stem]
-    cases = tuple(Case(_stem(file.path), _stem(file.path), {source: file.path}) for file in here)
-    finds = [Find(case.id, case.id, case.id, source, case.images[source]) for case in cases]
-    return with_account(Cohort(folder, "", cases), Finds(finds), files)
 
 
 def _work(
@@ -443,29 +335,43 @@ def _loaded(run: Path, sha256: str, accelerator: str, precision: str, trust: tup
 
 def _predict_case(predictor: Predictor, case: Case, out: Path, role: Role, settings: Settings) -> Entry:
     plan = predictor.model.plan
-    paths = [case.images[name] for name in plan.sources]
     volumes = [read_case_image(case, name) for name in plan.sources]
     marks = dict.fromkeys(mark for name in plan.sources for mark in marks_on(case, name))
     mask = None if case.mask is None else check_pair(volumes[0], read_case_labels(case, case.mask), labels=True)
     made = predictor.predict(*volumes, mask=mask, degrade=settings.degrade)
-    warnings = (*(WARNINGS[mark] for mark in marks), *made.warnings)
-    if settings.container == "dicom":
-        sources = [pick_series(path) for path in paths]
-        written = write_dicom_case(out / case.id, replace(made, warnings=warnings), sources, predictor.model)
-        warnings, image = written.warnings, f"{case.id}/{SERIES}"
-        inside, reliability = None, None if written.reliability is None else f"{case.id}/{MAP}"
-    else:
+    made = replace(made, warnings=(*(WARNINGS[mark] for mark in marks), *made.warnings))
+    write = _write_dicom if settings.container == "dicom" else _write_volumes
+    written = write(made, case, out, predictor.model)
+    sources_from = tuple(relative(case.images[name], out) for name in plan.sources)
+    return Entry(case.id, role, sources_from, *written, mask_rule=made.mask_rule)
 
-        def write(name: str, volume: Volume, labels: bool = False) -> str:
-            file = _called(case, name, plan)
-            write_volume(out / file, volume.array, volume.geometry, labels=labels)
-            return file
 
-        image = write(plan.target, made.image)
-        inside = write("mask", Volume(made.mask.array.astype("uint8"), made.mask.geometry), labels=True)
-        reliability = None if made.reliability is None else write("reliability", made.reliability)
-    sources_from = tuple(relative(path, out) for path in paths)
-    return Entry(case.id, role, sources_from, image, inside, reliability, warnings, mask_rule=made.mask_rule)
+class _Written(NamedTuple):
+    """Names of what was written of a case, and what a reader must know, in the order of an `Entry`."""
+
+    image: str
+    mask: str | None
+    reliability: str | None
+    warnings: tuple[str, ...]
+
+
+def _write_dicom(made: Synthesis, case: Case, out: Path, model: Model) -> _Written:
+    series = [pick_series(case.images[name]) for name in model.plan.sources]
+    written = write_dicom_case(out / case.id, made, series, model)
+    reliability = None if written.reliability is None else f"{case.id}/{MAP}"
+    return _Written(f"{case.id}/{SERIES}", None, reliability, written.warnings)
+
+
+def _write_volumes(made: Synthesis, case: Case, out: Path, model: Model) -> _Written:
+    def write(name: str, volume: Volume, labels: bool = False) -> str:
+        file = _called(case, name, model.plan)
+        write_volume(out / file, volume.array, volume.geometry, labels=labels)
+        return file
+
+    image = write(model.plan.target, made.image)
+    mask = write("mask", Volume(made.mask.array.astype("uint8"), made.mask.geometry), labels=True)
+    reliability = None if made.reliability is None else write("reliability", made.reliability)
+    return _Written(image, mask, reliability, made.warnings)
 
 
 def _called(case: Case, name: str, plan: Plan) -> str:
@@ -479,21 +385,3 @@ def _outputs(case: Case, plan: Plan, container: Container) -> tuple[str, ...]:
     if container == "dicom":
         return (f"{case.id}/{SERIES}",)
     return tuple(_called(case, name, plan) for name in (plan.target, "mask", "reliability"))
-
-
-def _roles(run: Path) -> dict[str, Role]:
-    """Map case id to its role, from the split that the model carries; empty where it carries none."""
-    folder = find_model(run)
-    if "splits.json" not in read_card(folder).sha256:
-        return {}
-    split = read_splits(folder / "splits.json").split
-    roles: tuple[Role, ...] = ("train", "validation", "test", "sealed")
-    return {name: role for role in roles for name in getattr(split, role)}
-
-
-def _stem(path: Path) -> str:
-    name = path.name
-    for suffix in SUFFIXES:
-        if name.lower().endswith(suffix):
-            return name[: -len(suffix)]
-    return path.stem

@@ -7,6 +7,7 @@ it, and so can any script; nothing here loads torch.
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections import Counter
 from collections.abc import Mapping
@@ -132,31 +133,48 @@ def read_manifest(folder: Path) -> Manifest:
             reason="no-predictions",
             hint="Give the folder that chiasm predict wrote.",
         )
+    manifest = _parse(path)
+    counts = Counter(entry.case for entry in manifest.cases)
+    if twice := [name for name, count in counts.items() if count > 1]:
+        raise RunError("names a case twice", path=path, reason="duplicate", found=twice[0])
+    _check_words(path, manifest)
+    for entry in manifest.cases:
+        _check_entry(path, entry, depth=2 if manifest.container == "dicom" else 1)
+    return manifest
+
+
+def _parse(path: Path) -> Manifest:
     try:
-        manifest = TypeAdapter(Manifest).validate_python(read_json(path))
+        return TypeAdapter(Manifest).validate_python(read_json(path))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
         raise RunError(f"is damaged: {where}: {first['msg']}", path=path, reason="damaged") from error
-    counts = Counter(entry.case for entry in manifest.cases)
-    if twice := [name for name, count in counts.items() if count > 1]:
-        raise RunError("names a case twice", path=path, reason="duplicate", found=twice[0])
+
+
+def _check_words(path: Path, manifest: Manifest) -> None:
+    """Refuse method, modalities and unit that no file or table may hold."""
     words = (manifest.method, *manifest.sources, manifest.target)
-    strange = [word for word in words if not is_safe_id(word)]
-    strange += [] if is_plain(manifest.unit) else [manifest.unit]
+    strange = [*itertools.filterfalse(is_safe_id, words), *itertools.filterfalse(is_plain, [manifest.unit])]
     if strange:
         raise RunError(
             "holds a word that no file or table may hold", path=path, reason="unsafe-id", found=shortened(strange[0])
         )
-    for entry in manifest.cases:
-        if not is_safe_id(entry.case):
-            found = shortened(entry.case)
-            raise RunError("names a case as no file may be called", path=path, reason="unsafe-id", found=found)
-        for name in (entry.image, entry.mask, entry.reliability):
-            depth = 2 if manifest.container == "dicom" else 1
-            if name is not None and not (_is_inside(name, depth) and _stays(folder, name)):
-                raise RunError("names a file outside its folder", path=path, reason="outside", found=name)
-    return manifest
+
+
+def _check_entry(path: Path, entry: Entry, *, depth: int) -> None:
+    """Refuse a case that no file may be called like, and files that lie elsewhere or too deep."""
+    if not is_safe_id(entry.case):
+        found = shortened(entry.case)
+        raise RunError("names a case as no file may be called", path=path, reason="unsafe-id", found=found)
+    for name in _names_of(entry):
+        if not (_is_inside(name, depth) and _stays(path.parent, name)):
+            raise RunError("names a file outside its folder", path=path, reason="outside", found=name)
+
+
+def _names_of(entry: Entry) -> list[str]:
+    """List image, mask and reliability map, where there are such."""
+    return [name for name in (entry.image, entry.mask, entry.reliability) if name is not None]
 
 
 def relative(path: Path, folder: Path) -> str:
@@ -172,9 +190,12 @@ def find_path(folder: Path, manifest: Manifest, name: str) -> Path:
 
 def files_of(folder: Path, entry: Entry) -> list[str]:
     """List the files of an entry that lie in the folder; of a DICOM series all its slices."""
-    places = [folder / name for name in (entry.image, entry.mask, entry.reliability) if name is not None]
-    files = [file for place in places for file in (sorted(place.iterdir()) if place.is_dir() else [place])]
+    files = itertools.chain.from_iterable(_files_at(folder / name) for name in _names_of(entry))
     return [file.relative_to(folder).as_posix() for file in files if file.is_file()]
+
+
+def _files_at(place: Path) -> list[Path]:
+    return sorted(place.iterdir()) if place.is_dir() else [place]
 
 
 def digests(folder: Path, entry: Entry) -> dict[str, str]:

@@ -274,24 +274,27 @@ def _check_shapes(recipe: Recipe, plan: Plan, found: Shapes, *, with_judge: bool
     """
     try:
         with without_memory():
-            untaught = Model(
-                recipe,
-                plan,
-                _untaught_generator(recipe, plan),
-                _untaught_judge(recipe, plan, spectral_norm=False) if with_judge else None,  # slow to set up
-                0.0,
-                refiner=make_refiner(recipe, plan) if recipe.generator.refiner else None,
-                earlier=tuple(_untaught_generator(recipe, one) for one in _earlier_plans(recipe, plan)),
-            )
+            expected = _unnormalised(shapes_of(_parts(_untaught_model(recipe, plan, with_judge=with_judge))))
     except RecipeError as error:
         if is_own_class(recipe.generator.network) and error.reason == "network":
             return  # a class that the user trusts may need numbers to be built
         raise
-    expected = _unnormalised(shapes_of(_parts(untaught)))
     if strange := sorted(expected.keys() ^ found.keys()):
         raise ValueError(f"{strange[0]} is {'missing' if strange[0] in expected else 'of no network of the model'}")
     if other := next((name for name in expected if expected[name] != found[name]), None):
         raise ValueError(f"{other} has the shape {found[other]}, and the network has {expected[other]}")
+
+
+def _untaught_model(recipe: Recipe, plan: Plan, *, with_judge: bool) -> Model:
+    return Model(
+        recipe,
+        plan,
+        _untaught_generator(recipe, plan),
+        _untaught_judge(recipe, plan, spectral_norm=False) if with_judge else None,  # slow to set up
+        0.0,
+        refiner=make_refiner(recipe, plan) if recipe.generator.refiner else None,
+        earlier=tuple(_untaught_generator(recipe, one) for one in _earlier_plans(recipe, plan)),
+    )
 
 
 def _shapes_in(path: Path) -> Shapes:

@@ -7,9 +7,11 @@ Two models, or one model with other options, never share a folder.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
+from typing import Literal
 
 from chiasm.checksums import sha256_of
 from chiasm.cohorts.cases import Case
@@ -53,14 +55,12 @@ def take_over(
     """
     _spare_inputs(folder, cases)
     before = _read(folder, overwrite=overwrite)
+    if before is not None and overwrite:
+        _remove(folder, before.cases)
     if overwrite:
-        for entry in () if before is None else before.cases:
-            _remove(folder, entry)
         return Earlier({})
-    known = set() if before is None else {*before.pending, *(entry.case for entry in before.cases)}
-    for name in (name for case, names in cases.values() if case.id not in known for name in names):
-        if (folder / name).exists():
-            raise RunError("was not written by this prediction", path=folder / name, reason="occupied", hint=WAYS_OUT)
+    known = _known_cases(before)
+    _refuse_occupied(folder, chain.from_iterable(names for case, names in cases.values() if case.id not in known))
     if before is None:
         return Earlier({})
     if before.cases and (told := compare(before, fresh)):
@@ -71,6 +71,16 @@ def take_over(
             hint=WAYS_OUT,
         )
     return _kept(folder, before, fresh, cases)
+
+
+def _known_cases(before: Manifest | None) -> set[str]:
+    return set() if before is None else {*before.pending, *(entry.case for entry in before.cases)}
+
+
+def _refuse_occupied(folder: Path, names: Iterable[str]) -> None:
+    for name in names:
+        if (folder / name).exists():
+            raise RunError("was not written by this prediction", path=folder / name, reason="occupied", hint=WAYS_OUT)
 
 
 def compare(before: Manifest, now: Manifest) -> list[str]:
@@ -111,28 +121,33 @@ def _read(folder: Path, *, overwrite: bool) -> Manifest | None:
 
 
 def _kept(folder: Path, before: Manifest, fresh: Manifest, cases: Mapping[str, tuple[Case, Sequence[str]]]) -> Earlier:
-    entries: dict[str, Entry] = {}
-    damaged: list[str] = []
-    others: list[str] = []
+    """Sort the entries of a folder: those that stand, those that are damaged; refuse those of other files."""
+    sorted_in: dict[str, list[Entry]] = {"kept": [], "damaged": [], "other": []}
     for entry in before.cases:
-        if entry.case not in cases:
-            entries[entry.case] = entry
-        elif entry.inputs and entry.inputs != _hashed(cases[entry.case][0], fresh.sources):
-            others.append(entry.case)
-        elif entry.sha256 and _is_whole(folder, entry):
-            entries[entry.case] = entry
-        else:
-            damaged.append(entry.case)
-    if others:
-        some = ", ".join(others[:3])
+        case = cases[entry.case][0] if entry.case in cases else None
+        sorted_in[_state_of(folder, entry, case, fresh.sources)].append(entry)
+    if sorted_in["other"]:
+        some = ", ".join(entry.case for entry in sorted_in["other"][:3])
         raise RunError(
             f"holds predictions of other files that are called the same: case {some}",
             path=folder,
             reason="other-inputs",
             hint=WAYS_OUT,
         )
+    entries = {entry.case: entry for entry in sorted_in["kept"]}
     failed = tuple(one for one in before.failed if one.case is not None and one.case not in cases)
-    return Earlier(entries, failed, tuple(damaged))
+    return Earlier(entries, failed, tuple(entry.case for entry in sorted_in["damaged"]))
+
+
+def _state_of(
+    folder: Path, entry: Entry, case: Case | None, sources: Sequence[str]
+) -> Literal["kept", "damaged", "other"]:
+    """Tell whether an entry stands, must be made again, or is of other files; one not asked for stands."""
+    if case is None:
+        return "kept"
+    if entry.inputs and entry.inputs != _hashed(case, sources):
+        return "other"
+    return "kept" if entry.sha256 and _is_whole(folder, entry) else "damaged"
 
 
 def _hashed(case: Case, sources: Sequence[str]) -> str:
@@ -153,9 +168,9 @@ def _is_whole(folder: Path, entry: Entry) -> bool:
 
 def _spare_inputs(folder: Path, cases: Mapping[str, tuple[Case, Sequence[str]]]) -> None:
     """Refuse to replace a file of any case, its real target among them; a DICOM case looks after its own folder."""
-    files = [file for case, _ in cases.values() for file in (*case.images.values(), case.mask, case.labels)]
+    files = chain.from_iterable((*case.images.values(), case.mask, case.labels) for case, _ in cases.values())
     inputs = {file.resolve() for file in files if file is not None}
-    for name in (name for _, names in cases.values() for name in names):
+    for name in chain.from_iterable(names for _, names in cases.values()):
         if (folder / name).resolve() in inputs and (folder / name).is_file():
             raise RunError(
                 "belongs to the data, and the prediction would replace it",
@@ -165,7 +180,8 @@ def _spare_inputs(folder: Path, cases: Mapping[str, tuple[Case, Sequence[str]]])
             )
 
 
-def _remove(folder: Path, entry: Entry) -> None:
-    """Remove what a prediction wrote of a case; of a DICOM series the slices that it wrote."""
-    own = (name for name in files_of(folder, entry) if not entry.sha256 or name in entry.sha256)
-    remove_files(folder, own)
+def _remove(folder: Path, entries: Iterable[Entry]) -> None:
+    """Remove what a prediction wrote of its cases; of a DICOM series the slices that it wrote."""
+    for entry in entries:
+        own = (name for name in files_of(folder, entry) if not entry.sha256 or name in entry.sha256)
+        remove_files(folder, own)

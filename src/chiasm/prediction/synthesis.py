@@ -287,20 +287,25 @@ def synthesise(
     if plan.target_unit == "HU":
         raw = np.clip(raw, *plan.target_range)
     image = Volume(np.where(valid, _brought_back(raw, prepared, grid), background).astype(np.float32), grid)
+    warnings += _describe_calibration(model)
     reliability = None
-    if maps.raw_error is None:
-        warnings.append(f"arm {model.recipe.method} has no local discriminator, so there is no reliability map")
-    else:
+    if maps.raw_error is not None:
         expected = maps.raw_error if model.calibration is None else apply_calibration(model.calibration, maps.raw_error)
-        if model.calibration is None:
-            warnings.append("the reliability map is not calibrated: the run had no validation cases")
-        elif not model.calibration.informative:
-            warnings.append("the reliability map did not follow the true error on validation cases: do not use it")
-        reliability = Volume(
-            np.where(valid, errors_on_grid(expected, prepared, plan, grid), 0).astype(np.float32), grid
-        )
+        on_grid = errors_on_grid(expected, prepared, plan, grid)
+        reliability = Volume(np.where(valid, on_grid, 0).astype(np.float32), grid)
     _check_finite(image, reliability)
     return Synthesis(image, reliability, Volume(valid, grid), tuple(warnings), prepared.mask_rule)
+
+
+def _describe_calibration(model: Model) -> list[str]:
+    """Warn where a model has no reliability map, or one that is not to be trusted."""
+    if model.local_judge is None:
+        return [f"arm {model.recipe.method} has no local discriminator, so there is no reliability map"]
+    if model.calibration is None:
+        return ["the reliability map is not calibrated: the run had no validation cases"]
+    if not model.calibration.informative:
+        return ["the reliability map did not follow the true error on validation cases: do not use it"]
+    return []
 
 
 def _check_finite(*made: Volume | None) -> None:

@@ -21,6 +21,7 @@ from chiasm.errors import RecipeError
 from chiasm.networks.foreign import is_own_class
 from chiasm.networks.shapes import without_memory
 from chiasm.networks.sparse_coding import SparseCoder
+from chiasm.prediction.engines import cpu_multiplies_bfloat16
 from chiasm.prediction.model import source_channels
 from chiasm.preparation.plan import Estimate, Plan
 from chiasm.preparation.planning import has_gpu
@@ -250,5 +251,4 @@ def _is_reduced(precision: str, on_gpu: bool) -> bool:
     """Tell whether convolutions are done in 16 bits: as asked, or where the machine is fast in them."""
     if precision != "auto":
         return precision != "32-true"
-    able: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
-    return on_gpu or bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+    return on_gpu or cpu_multiplies_bfloat16()

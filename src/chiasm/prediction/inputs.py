@@ -1,0 +1,198 @@
+"""What a prediction is asked for: files, folders and cohorts turned into cases of a model."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from chiasm.cohorts.cases import Case, Cohort, Problem, unsafe_name
+from chiasm.cohorts.dicom_patients import Selection
+from chiasm.cohorts.discovery import find_cohort, select_cases, selection_of, volumes_below
+from chiasm.cohorts.gathering import LOST, with_account
+from chiasm.cohorts.known_layouts import Find, Finds
+from chiasm.cohorts.manifests import MARKS
+from chiasm.cohorts.splits import read_splits
+from chiasm.errors import CohortError, RunError, VolumeError
+from chiasm.prediction.manifest import Role
+from chiasm.prediction.model import Model
+from chiasm.prediction.model_files import find_model, read_card
+from chiasm.volumes.dicom_series import is_dicom
+
+SUFFIXES = (".nii.gz", ".nii", ".mha", ".mhd")
+
+
+class Inputs(NamedTuple):
+    """What inputs hold: cases, what is wrong with others, and what is worth a note."""
+
+    cases: list[Case]
+    problems: list[Problem]
+    notes: list[Problem]
+
+
+def find_cases(inputs: Sequence[Path | Case], model: Model, layout: str | None, chosen: Selection) -> Inputs:
+    """Find the cases of a prediction, and read them as the model says.
+
+    Args:
+        inputs: Files, folders and cohorts; single cases.
+        model: Says which sources a case has.
+        layout: Name of a layout, where a folder fits several.
+        chosen: Which series and files are taken, and how they are read.
+
+    Raises:
+        CohortError: As `find_inputs`.
+    """
+    sources = model.plan.sources
+    selection = replace(
+        selection_of(model.recipe, chosen, remember=True),
+        alone=sources[0] if len(sources) == 1 else None,
+        allow=MARKS,  # who predicts is warned of them
+        reading=chosen.reading | model.plan.reading,
+        subject_pattern="",  # whose a case is does not matter
+    )
+    places = [one.absolute() for one in inputs if isinstance(one, Path)]
+    found = find_inputs(places, sources, layout=layout, selection=selection)
+    cases = found.cases + [one for one in inputs if isinstance(one, Case)]
+    return found._replace(cases=[replace(case, reading=selection.reading | case.reading) for case in cases])
+
+
+def find_inputs(
+    inputs: Sequence[Path],
+    sources: Sequence[str],
+    *,
+    layout: str | None = None,
+    selection: Selection | None = None,
+) -> Inputs:
+    """Turn files, folders of files and cohorts into cases with unique ids.
+
+    In a folder that fits no layout, each file is a case of a model with one source.
+
+    Raises:
+        CohortError: If an input is missing, holds no case, or files do not come in groups of as many as sources.
+    """
+    files = [path for path in inputs if path.is_file() and path.name.lower().endswith(SUFFIXES)]
+    cases = _group_files(files, sources)
+    problems: list[Problem] = []
+    notes: list[Problem] = []
+    for path in inputs:
+        if path not in files:
+            cohort = _find_cohort(path, sources, layout, selection)
+            cases += cohort.cases
+            problems += cohort.problems
+            notes += cohort.notes
+    problems += [problem for problem in map(unsafe_name, cases) if problem is not None]
+    return Inputs(_with_unique_ids(case for case in cases if unsafe_name(case) is None), problems, notes)
+
+
+def _group_files(files: Sequence[Path], sources: Sequence[str]) -> list[Case]:
+    """Make a case of each group of as many files as sources."""
+    size = len(sources)
+    if len(files) % size:
+        raise CohortError(
+            "the files do not come in groups of one per source",
+            reason="sources",
+            found=f"{len(files)} files",
+            expected=f"{', '.join(sources)} for each case",
+        )
+    groups = (files[start : start + size] for start in range(0, len(files), size))
+    return [Case(_stem(group[0]), _stem(group[0]), dict(zip(sources, group, strict=True))) for group in groups]
+
+
+def _find_cohort(path: Path, sources: Sequence[str], layout: str | None, selection: Selection | None) -> Cohort:
+    """Find the cases of a folder, an archive or a manifest; in a folder of no layout each file is one."""
+    if not path.exists():
+        raise CohortError("does not exist", path=path, reason="not-found")
+    try:
+        return select_cases(find_cohort(path, layout=layout, selection=selection), sources, None)
+    except CohortError as error:
+        if error.reason != "unknown-layout" or len(sources) > 1:
+            raise
+        cohort = _each_a_case(path, sources[0])
+        if not cohort.cases:
+            raise
+        return cohort
+
+
+def _with_unique_ids(cases: Iterable[Case]) -> list[Case]:
+    """Number the second and every further case of an id: `p1`, `p1-2`, `p1-3`."""
+    seen = Counter[str]()
+    unique = []
+    for case in cases:
+        seen[case.id] += 1
+        unique.append(case if seen[case.id] == 1 else replace(case, id=f"{case.id}-{seen[case.id]}"))
+    return unique
+
+
+def _each_a_case(folder: Path, source: str) -> Cohort:
+    """Take each volume of a folder for a case, and note those that lie deeper or are of another format."""
+    files = volumes_below(folder)
+    here = [file for file in files if "/" not in file.stem]
+    cases = tuple(Case(_stem(file.path), _stem(file.path), {source: file.path}) for file in here)
+    finds = [Find(case.id, case.id, case.id, source, case.images[source]) for case in cases]
+    return with_account(Cohort(folder, "", cases), Finds(finds), files)
+
+
+def choose_role(
+    found: Inputs, only: str, roles: Mapping[str, Role], run: Path, inputs: Sequence[Path | Case]
+) -> Inputs:
+    """Keep the cases of a role; where all are asked for, what was lost among them is a problem.
+
+    Raises:
+        RunError: If a role is asked for and the split is unknown.
+        CohortError: If no case has the role.
+    """
+    if only == "all":
+        return _with_losses(found)
+    if not roles:
+        raise RunError("does not say who was trained on", path=run, reason="no-split", hint="Predict all cases.")
+    chosen = [case for case in found.cases if roles.get(case.id) == only]
+    if not chosen:
+        place = next((one for one in inputs if isinstance(one, Path)), run)
+        raise CohortError(f"holds no {only} case of this run", path=place, reason="no-cases")
+    return found._replace(cases=chosen)
+
+
+def _with_losses(found: Inputs) -> Inputs:
+    """Count what was lost among the cases as problems."""
+    lost = [note for note in found.notes if note.reason in LOST]
+    others = [note for note in found.notes if note.reason not in LOST]
+    return Inputs(found.cases, [*found.problems, *lost], others)
+
+
+def read_roles(run: Path) -> dict[str, Role]:
+    """Map case id to its role, from the split that the model carries; empty where it carries none.
+
+    Raises:
+        RunError: If there is no model, or its split is damaged.
+    """
+    folder = find_model(run)
+    if "splits.json" not in read_card(folder).sha256:
+        return {}
+    split = read_splits(folder / "splits.json").split
+    roles: tuple[Role, ...] = ("train", "validation", "test", "sealed")
+    return {name: role for role in roles for name in getattr(split, role)}
+
+
+def check_dicom(cases: Sequence[Case]) -> None:
+    """Refuse sources that are no DICOM, where DICOM is to be written.
+
+    Raises:
+        VolumeError: If there are such.
+    """
+    for path in (path for case in cases for path in case.images.values() if not is_dicom(path)):
+        raise VolumeError(
+            "is no DICOM, so there is no patient, study or frame of reference for a DICOM image to belong to",
+            path=path,
+            reason="no-dicom",
+            hint="Predict from the series, or run chiasm predict without --format dicom to get NIfTI or MetaImage.",
+        )
+
+
+def _stem(path: Path) -> str:
+    name = path.name
+    for suffix in SUFFIXES:
+        if name.lower().endswith(suffix):
+            return name[: -len(suffix)]
+    return path.stem
