@@ -41,8 +41,8 @@ its own, and within a line only from names to its left; a test reads this map.
     evaluation    scores, and what may be claimed from them: rows, scoring, summary, headlines, paired_tests,
                   statistics, loading, predictions, uncertainty, reliability
     reports       the pages that people read: drawing, pages, tables, registration, gallery, curves, naive_comparison,
-                  evaluation_page, pictures, jumps, case_page, evaluation_folder, evaluation, study_plots, study_page,
-                  study_digest
+                  evaluation_page, pictures, jumps, case_page, evaluation_folder, evaluation_cases, evaluation,
+                  study_plots, study_page, study_digest
     studies       methods x folds x seeds, and completion: study_file, filling, utility, completion, jobs, work, notes,
                   study_report, study
     serving       a DICOM node: dicom_inbox, dicom_gate, dicom_send, dicom_node

@@ -7,46 +7,38 @@ again without scoring anything.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
-
-from numpy.typing import NDArray
 
 from chiasm.cohorts.cases import Cohort, Problem
 from chiasm.cohorts.dicom_patients import Selection
 from chiasm.cohorts.gathering import LOST, tell_notes
 from chiasm.errors import CohortError, RunError, unknown
 from chiasm.evaluation.headlines import headlines
-from chiasm.evaluation.loading import RULES, Judged, Loaded, load_case
-from chiasm.evaluation.predictions import open_predictions, open_reference, score_cases
+from chiasm.evaluation.loading import RULES, Judged
+from chiasm.evaluation.predictions import CaseScores, open_predictions, open_reference, score_cases
 from chiasm.evaluation.rows import MaskUse, Remarks, Row, read_evaluation, read_remarks, write_evaluation
-from chiasm.evaluation.scoring import reporting_unit
 from chiasm.evaluation.summary import format_table, paired
 from chiasm.locks import locked
 from chiasm.metrics.conventions import CONVENTIONS
-from chiasm.outputs import refuse_data_folder, refuse_links
+from chiasm.outputs import refuse_data_folder
 from chiasm.prediction.manifest import Entry, relative
 from chiasm.preparation.bias_field import UNSHADED
 from chiasm.preparation.plan import Plan
 from chiasm.recipe import Registration
 from chiasm.registration.cohort import Together, tell_movement
-from chiasm.reports.case_page import CasePage, against_cohort, write_case_page
 from chiasm.reports.curves import read_history
+from chiasm.reports.evaluation_cases import PAGES, CasePages, write_cases
 from chiasm.reports.evaluation_folder import ASKED, REGISTERED, make_room, place_of, read_asked
 from chiasm.reports.evaluation_page import EvaluationPage, write_report
-from chiasm.reports.gallery import GalleryCase
-from chiasm.reports.naive_comparison import rank
-from chiasm.reports.pictures import write_picture
 from chiasm.reports.registration import report_registered
 from chiasm.storage import read_facts, read_toml, write_json
-from chiasm.volumes import Reading, Volume, canonical
+from chiasm.volumes import Reading
 
 MASKS_NAMED = 12  # cases that are named beside the mask that they were scored in
-GALLERY = 6  # cases with slices in the report
-PAGES = 24  # cases with a page of their own, unless more are asked for
 FEWEST_TO_TEST = 6
 
 Progress = Callable[[int, int, str], None]
@@ -110,13 +102,73 @@ def evaluate(
             writes to `out`, a file of it is read here, or it holds another evaluation or files of
             somebody else and `overwrite` is False.
     """
-    if convention not in CONVENTIONS:
-        raise unknown("convention", convention, list(CONVENTIONS))
-    if regions not in ("seg", "none"):
-        raise unknown("choice of regions", regions, ["seg", "none"])
-    judged = [
-        open_predictions(folder, model) for folder in ([predictions] if isinstance(predictions, Path) else predictions)
-    ]
+    request = _Request(reference, regions, convention, model, layout, register, selection or Selection())
+    request.check()
+    judged = _open_alike([predictions] if isinstance(predictions, Path) else predictions, model)
+    asked = request.to_dict(judged, out)
+    refuse_data_folder(out, [reference])
+    with locked(out):
+        read = [reference, *chain.from_iterable((one.folder, one.model) for one in judged)]
+        make_room(out, asked, read, overwrite=overwrite)
+        together = request.open(judged, out, progress)
+        found, problems = _score(judged, together, request, progress)
+        _write_scores(out, found, problems, asked)
+        report = report_evaluation(out)
+        return _sum_up(found, problems, judged[0], together.cohort, report)
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What is asked of an evaluation, beside the predictions."""
+
+    reference: Path
+    regions: str
+    convention: str
+    model: Path | None
+    layout: str | None
+    register: Registration | None
+    selection: Selection
+
+    def check(self) -> None:
+        """Refuse names that are not known."""
+        if self.convention not in CONVENTIONS:
+            raise unknown("convention", self.convention, list(CONVENTIONS))
+        if self.regions not in ("seg", "none"):
+            raise unknown("choice of regions", self.regions, ["seg", "none"])
+
+    def to_dict(self, judged: Sequence[Judged], out: Path) -> dict[str, Any]:
+        """Write it down; paths start at the evaluation's folder, so that a whole tree can be moved."""
+        return {
+            "predictions": [relative(one.folder, out) for one in judged],
+            "model": None if self.model is None else relative(self.model, out),
+            "reference": relative(self.reference, out),
+            "written_in": str(out.resolve()),
+            "layout": self.layout,
+            "regions": self.regions,
+            "register": judged[0].plan.registration if self.register is None else self.register,
+            "convention": self.convention,
+            "series": dict(self.selection.series),
+            "select": list(self.selection.select),
+            "subject_pattern": self.selection.subject_pattern,
+            "reading": asdict(self.selection.reading),
+        }
+
+    def open(self, judged: Sequence[Judged], out: Path, progress: Progress | None) -> Together:
+        """Find the real images, brought to the sources where they must be."""
+        return open_reference(
+            self.reference,
+            judged,
+            out / REGISTERED,
+            register=self.register,
+            layout=self.layout,
+            selection=self.selection,
+            progress=progress,
+        )
+
+
+def _open_alike(folders: Sequence[Path], model: Path | None) -> list[Judged]:
+    """Open predictions that can be scored together: of one method, source, target and registration."""
+    judged = [open_predictions(folder, model) for folder in folders]
     alike = {(one.manifest.method, one.plan.sources, one.plan.target, one.plan.registration) for one in judged}
     if len(alike) != 1:
         raise RunError(
@@ -125,65 +177,42 @@ def evaluate(
             reason="other-method",
             hint="Evaluate them one by one; chiasm study compares methods.",
         )
-    chosen = selection or Selection()
-    asked = {
-        **_asked(judged, reference, out, model, layout, regions, register, convention),
-        "series": dict(chosen.series),
-        "select": list(chosen.select),
-        "subject_pattern": chosen.subject_pattern,
-        "reading": asdict(chosen.reading),
-    }
-    refuse_data_folder(out, [reference])
-    with locked(out):
-        make_room(
-            out,
-            asked,
-            [reference, *(place for one in judged for place in (one.folder, one.model))],
-            overwrite=overwrite,
-        )
-        together = open_reference(
-            reference, judged, out / REGISTERED, register=register, layout=layout, selection=chosen, progress=progress
-        )
-        missing = {problem.case for problem in together.problems}
-        work = [(one, entry) for one in judged for entry in one.manifest.cases if entry.case not in missing]
-        found = score_cases(work, together.cohort, convention, with_labels=regions == "seg", progress=progress)
-        problems = [*together.problems, *_unfinished(judged), *found.problems]
-        if not found.rows:
-            detail = f"; the first: {problems[0].message}" if problems else ""
-            raise CohortError(f"no predicted case could be scored{detail}", path=judged[0].folder, reason="no-cases")
-        spoiled = tuple(problem.message for problem in found.spoiled)
-        write_evaluation(out, found.rows, Remarks(found.masks, spoiled, found.notes))
-        write_json(out / ASKED, {**asked, "problems": [problem.message for problem in problems]})
-        subjects = {case.id: case.subject for case in together.cohort.cases}
-        report = report_evaluation(out)
-        shared = paired(found.rows)
-        told = tuple(headlines(shared, judged[0].manifest.method, judged[0].baselines.names, subjects))
-        table = tuple(format_table(shared, subjects=subjects))
-        notes = (*tell_notes(together.cohort.notes, ("several", *LOST)), *found.notes)
-        return Scored(tuple(found.rows), told, table, report, (*problems, *found.spoiled), notes)
+    return judged
 
 
-def _asked(
-    judged: Sequence[Judged],
-    reference: Path,
-    out: Path,
-    model: Path | None,
-    layout: str | None,
-    regions: str,
-    register: Registration | None,
-    convention: str,
-) -> dict[str, Any]:
-    """Write down what an evaluation is of; paths start at its folder, so that a whole tree can be moved."""
-    return {
-        "predictions": [relative(one.folder, out) for one in judged],
-        "model": None if model is None else relative(model, out),
-        "reference": relative(reference, out),
-        "written_in": str(out.resolve()),
-        "layout": layout,
-        "regions": regions,
-        "register": judged[0].plan.registration if register is None else register,
-        "convention": convention,
-    }
+def _score(
+    judged: Sequence[Judged], together: Together, request: _Request, progress: Progress | None
+) -> tuple[CaseScores, list[Problem]]:
+    """Score all predicted cases that have a real target; return also why others could not be scored."""
+    missing = {problem.case for problem in together.problems}
+    work = [(one, entry) for one, entry in _predicted(judged) if entry.case not in missing]
+    with_labels = request.regions == "seg"
+    found = score_cases(work, together.cohort, request.convention, with_labels=with_labels, progress=progress)
+    problems = [*together.problems, *_unfinished(judged), *found.problems]
+    if not found.rows:
+        detail = f"; the first: {problems[0].message}" if problems else ""
+        raise CohortError(f"no predicted case could be scored{detail}", path=judged[0].folder, reason="no-cases")
+    return found, problems
+
+
+def _predicted(judged: Sequence[Judged]) -> Iterator[tuple[Judged, Entry]]:
+    """List the predicted cases of all folders, each with the folder that it lies in."""
+    return chain.from_iterable(zip(repeat(one), one.manifest.cases) for one in judged)
+
+
+def _write_scores(out: Path, found: CaseScores, problems: Sequence[Problem], asked: Mapping[str, Any]) -> None:
+    spoiled = tuple(problem.message for problem in found.spoiled)
+    write_evaluation(out, found.rows, Remarks(found.masks, spoiled, found.notes))
+    write_json(out / ASKED, {**asked, "problems": [problem.message for problem in problems]})
+
+
+def _sum_up(found: CaseScores, problems: Sequence[Problem], judged: Judged, cohort: Cohort, report: Path) -> Scored:
+    subjects = {case.id: case.subject for case in cohort.cases}
+    shared = paired(found.rows)
+    told = tuple(headlines(shared, judged.manifest.method, judged.baselines.names, subjects))
+    table = tuple(format_table(shared, subjects=subjects))
+    notes = (*tell_notes(cohort.notes, ("several", *LOST)), *found.notes)
+    return Scored(tuple(found.rows), told, table, report, (*problems, *found.spoiled), notes)
 
 
 def _unfinished(judged: Sequence[Judged]) -> list[Problem]:
@@ -215,23 +244,15 @@ def report_evaluation(out: Path, *, pages: int = PAGES, whole: bool = False) -> 
     judged = [open_predictions(place_of(out, asked, folder), model) for folder in asked["predictions"]]
     how: Registration = asked.get("register", "none")
     reference = place_of(out, asked, asked["reference"])
-    chosen = Selection(
-        series=asked.get("series", {}),
-        reading=Reading(**asked.get("reading", {})),
-        select=asked.get("select", []),
-        subject_pattern=asked.get("subject_pattern", ""),
-    )
     together = open_reference(
-        reference, judged, out / REGISTERED, register=how, layout=asked["layout"], selection=chosen
+        reference, judged, out / REGISTERED, register=how, layout=asked["layout"], selection=_selection_of(asked)
     )
     cohort = together.cohort
     if together.moved_mm:
         report_registered(out / REGISTERED)
     method, plan = judged[0].manifest.method, judged[0].plan
-    work = [(one, entry) for one in judged for entry in one.manifest.cases]
-    gallery, links = write_cases(
-        work, cohort, rows, method, out, pages=pages, whole=whole, with_labels=asked["regions"] == "seg"
-    )
+    shown = CasePages(pages, whole=whole, with_labels=asked["regions"] == "seg")
+    gallery, links = write_cases(_predicted(judged), cohort, rows, method, out, shown)
     page = EvaluationPage(
         title=f"{' + '.join(plan.sources)} to {plan.target}",
         rows=rows,
@@ -254,6 +275,16 @@ def report_evaluation(out: Path, *, pages: int = PAGES, whole: bool = False) -> 
     return write_report(out / "report.html", page)
 
 
+def _selection_of(asked: Mapping[str, Any]) -> Selection:
+    """Read which files an evaluation took; earlier versions noted less."""
+    return Selection(
+        series=asked.get("series", {}),
+        reading=Reading(**asked.get("reading", {})),
+        select=asked.get("select", []),
+        subject_pattern=asked.get("subject_pattern", ""),
+    )
+
+
 def _mask_facts(masks: Sequence[MaskUse]) -> dict[str, str]:
     """Say which mask was scored, in how many cases; one by one where they are few."""
     by_reason: dict[str, list[str]] = {}
@@ -270,118 +301,13 @@ def _mask_warnings(masks: Sequence[MaskUse], cohort: Cohort) -> list[str]:
     with_file = {case.id for case in cohort.cases if case.mask is not None}
     others: dict[str, list[str]] = {}
     for mask in masks:
-        if mask.case in with_file and mask.used != "cohort" and mask.reason != RULES["given"]:
+        is_file = mask.used == "cohort" or mask.reason == RULES["given"]
+        if mask.case in with_file and not is_file:
             others.setdefault(mask.reason, []).append(mask.case)
     return [
         f"{len(cases)} cases are scored in {reason}, not in the mask file of the cohort: {', '.join(cases)}"
         for reason, cases in others.items()
     ]
-
-
-def write_cases(
-    work: Iterable[tuple[Judged, Entry]],
-    cohort: Cohort,
-    rows: Sequence[Row],
-    method: str,
-    out: Path,
-    *,
-    pages: int = PAGES,
-    whole: bool = False,
-    with_labels: bool = True,
-) -> tuple[list[GalleryCase], dict[str, str]]:
-    """Write a page and a picture for each of the most telling cases.
-
-    Args:
-        work: Predicted cases, each with the folder that it lies in.
-        cohort: With the real targets.
-        rows: Of the evaluation.
-        method: Whose predictions they are.
-        out: Gets `cases/<case>.html` and, for the first few, `pictures/<case>.png`.
-        pages: At most as many.
-        whole: Keep volumes uncut and unthinned.
-        with_labels: Whether label maps are shown.
-
-    Returns:
-        Cases for the report's gallery, and case id to its page's address beside the report.
-
-    Raises:
-        ChiasmError: If a case's files have gone or changed, or pages would be written through a link.
-    """
-    refuse_links(out, ("cases", "pictures"))
-    scored = {row.case for row in rows if row.method == method}
-    placed = {entry.case: (one, entry) for one, entry in work if entry.case in scored}
-    ranking = rank([row for row in rows if not row.region.startswith("lesion-")], method=method) or {}
-    telling = [ranking[name] for name in ("worst", "median", "best") if ranking.get(name) in placed]
-    chosen = list(islice(dict.fromkeys([*telling, *placed]), pages))
-    links = {case: f"cases/{case}.html" for case in chosen}
-    gallery: list[GalleryCase] = []
-    for number, case in enumerate(chosen):
-        one, entry = placed[case]
-        loaded = load_case(one, entry, cohort, with_labels=with_labels, naive=False)
-        near = {name: _beside(chosen, number + step) for name, step in (("previous", -1), ("following", 1))}
-        page = _page(loaded, one, against_cohort(rows, case, method), near, whole=whole)
-        write_case_page(out / links[case], page)
-        if number < GALLERY:
-            gallery.append(_shown(loaded, one))
-            write_picture(out / "pictures" / f"{case}.png", gallery[-1])
-    return gallery, links
-
-
-def _beside(cases: Sequence[str], index: int) -> tuple[str, str] | None:
-    return (f"{cases[index]}.html", cases[index]) if 0 <= index < len(cases) else None
-
-
-def _page(
-    loaded: Loaded, judged: Judged, figures: tuple[Any, ...], near: dict[str, tuple[str, str] | None], *, whole: bool
-) -> CasePage:
-    plan = judged.plan
-    unit, scale = reporting_unit(plan)
-    low, high = plan.target_range
-    return CasePage(
-        case=loaded.case.id,
-        title=f"{loaded.case.id}: {' + '.join(plan.sources)} to {plan.target}",
-        source=loaded.source.array,
-        real=loaded.target / scale,
-        synthetic=next(iter(loaded.images.values())) / scale,
-        reliability=None if loaded.reliability is None else loaded.reliability / scale,
-        mask=loaded.mask,
-        lesion=None if loaded.labels is None else loaded.labels > 0,
-        affine=loaded.source.geometry.affine,
-        unit=unit,
-        window=(low / scale, high / scale),
-        source_name=f"{plan.sources[0]}{', not in the reference' if plan.sources[0] in loaded.lacks else ''}",
-        target_name=plan.target,
-        figures=figures,
-        warnings=loaded.entry.warnings,
-        report="../report.html",
-        previous=near["previous"],
-        following=near["following"],
-        whole=whole,
-    )
-
-
-def _shown(loaded: Loaded, judged: Judged) -> GalleryCase:
-    plan, grid = judged.plan, loaded.source.geometry
-    unit, scale = reporting_unit(plan)
-    low, high = plan.target_range
-
-    def upright(array: NDArray[Any]) -> NDArray[Any]:
-        turned: NDArray[Any] = canonical(Volume(array, grid)).array
-        return turned
-
-    return GalleryCase(
-        case=loaded.case.id,
-        source=upright(loaded.source.array),
-        real=upright(loaded.target / scale),
-        synthetic=upright(next(iter(loaded.images.values())) / scale),
-        reliability=None if loaded.reliability is None else upright(loaded.reliability / scale),
-        mask=upright(loaded.mask),
-        lesion=None if loaded.labels is None else upright(loaded.labels > 0),
-        spacing_mm=canonical(loaded.source).geometry.spacing_mm,
-        unit=unit,
-        window=(low / scale, high / scale),
-        caption=f"{loaded.entry.role} case",
-    )
 
 
 def _how_they_lie(judged: Judged, how: Registration, together: Together) -> list[str]:
@@ -409,7 +335,7 @@ def _how_they_are_shaded(plan: Plan) -> list[str]:
 
 
 def _warnings(judged: Sequence[Judged], rows: Sequence[Row]) -> list[str]:
-    entries = [entry for one in judged for entry in one.manifest.cases]
+    entries = [entry for _, entry in _predicted(judged)]
     scored = {row.case for row in rows}
     warnings = []
     if seen := [entry.case for entry in entries if entry.role in ("train", "validation")]:
@@ -422,27 +348,36 @@ def _warnings(judged: Sequence[Judged], rows: Sequence[Row]) -> list[str]:
 def _facts(judged: Sequence[Judged], cohort: Cohort) -> dict[str, dict[str, str]]:
     """Collect the data sheet: what was asked, on what, with what; of several folds, plan and recipe of the first."""
     first = judged[0]
-    recipe = read_toml(first.model / "recipe.toml")
+    reasons = read_toml(first.model / "plan.toml").get("reasons", {})
     facts = {
-        "Cohort": {
-            "layout": cohort.layout,
-            "cases in the folder": str(len(cohort.cases)),
-            "subjects": str(len({case.subject for case in cohort.cases})),
-            "cases predicted": str(sum(len(one.manifest.cases) for one in judged)),
-            "sites": ", ".join(sorted({case.site for case in cohort.cases if case.site})) or "not known",
-        },
-        "Plan": {name: str(reason) for name, reason in read_toml(first.model / "plan.toml").get("reasons", {}).items()},
+        "Cohort": _cohort_facts(cohort, sum(len(one.manifest.cases) for one in judged)),
+        "Plan": _as_text(reasons),
         "Model": {
             "method": first.manifest.method,
             "sha256 of model.toml": ", ".join(one.manifest.sha256 for one in judged),
         },
-        "Recipe": {
-            f"{section}.{name}": str(value)
-            for section, fields in recipe.items()
-            if isinstance(fields, dict)
-            for name, value in fields.items()
-        },
+        "Recipe": _recipe_facts(read_toml(first.model / "recipe.toml")),
     }
     if environment := read_facts(first.model.parent / "environment.json"):
-        facts["Environment"] = {name: str(value) for name, value in environment.items()}
+        facts["Environment"] = _as_text(environment)
     return facts
+
+
+def _cohort_facts(cohort: Cohort, predicted: int) -> dict[str, str]:
+    sites = sorted({case.site for case in cohort.cases if case.site})
+    return {
+        "layout": cohort.layout,
+        "cases in the folder": str(len(cohort.cases)),
+        "subjects": str(len({case.subject for case in cohort.cases})),
+        "cases predicted": str(predicted),
+        "sites": ", ".join(sites) or "not known",
+    }
+
+
+def _recipe_facts(recipe: Mapping[str, Any]) -> dict[str, str]:
+    sections = {section: fields for section, fields in recipe.items() if isinstance(fields, dict)}
+    return {f"{section}.{name}": str(value) for section, fields in sections.items() for name, value in fields.items()}
+
+
+def _as_text(facts: Mapping[str, object]) -> dict[str, str]:
+    return {name: str(value) for name, value in facts.items()}

@@ -25,7 +25,8 @@ from chiasm.evaluation.statistics import (
 from chiasm.locks import locked
 from chiasm.recipe import Registration
 from chiasm.reports.curves import read_history
-from chiasm.reports.evaluation import PAGES, report_evaluation, write_cases
+from chiasm.reports.evaluation import report_evaluation
+from chiasm.reports.evaluation_cases import PAGES, CasePages, write_cases
 from chiasm.reports.evaluation_folder import ASKED, REGISTERED
 from chiasm.reports.registration import report_registered
 from chiasm.reports.study_digest import write_digest
@@ -159,7 +160,7 @@ def _case_pages(notes: Notes, rows: Sequence[Row], folder: Path, *, pages: int, 
     kept = root / "cache" / f"registered-{judged[0].plan.registration}"
     how: Registration | None = None if reference is None else "none"
     cohort = open_reference(data, judged, kept, register=how, layout=study.layout).cohort
-    return write_cases(work, cohort, rows, arm, folder, pages=pages, whole=whole)[1]
+    return write_cases(work, cohort, rows, arm, folder, CasePages(pages, whole))[1]
 
 
 def _warnings(notes: Notes, rows: Sequence[Row], root: Path) -> list[str]:

@@ -1,0 +1,146 @@
+"""The pages and pictures of single cases of an evaluation: which cases, and what each shows."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from chiasm.cohorts.cases import Cohort
+from chiasm.evaluation.loading import Judged, Loaded, load_case
+from chiasm.evaluation.rows import Row
+from chiasm.evaluation.scoring import reporting_unit
+from chiasm.outputs import refuse_links
+from chiasm.prediction.manifest import Entry
+from chiasm.reports.case_page import CasePage, against_cohort, write_case_page
+from chiasm.reports.gallery import GalleryCase
+from chiasm.reports.naive_comparison import rank
+from chiasm.reports.pictures import write_picture
+from chiasm.volumes import Volume, canonical
+
+GALLERY = 6  # cases with slices in the report
+PAGES = 24  # cases with a page of their own, unless more are asked for
+
+
+@dataclass(frozen=True)
+class CasePages:
+    """Which pages single cases get.
+
+    Attributes:
+        most: At most as many.
+        whole: Keep volumes uncut and unthinned.
+        with_labels: Whether label maps are shown.
+    """
+
+    most: int = PAGES
+    whole: bool = False
+    with_labels: bool = True
+
+
+def write_cases(
+    work: Iterable[tuple[Judged, Entry]],
+    cohort: Cohort,
+    rows: Sequence[Row],
+    method: str,
+    out: Path,
+    pages: CasePages,
+) -> tuple[list[GalleryCase], dict[str, str]]:
+    """Write a page and a picture for each of the most telling cases.
+
+    Args:
+        work: Predicted cases, each with the folder that it lies in.
+        cohort: With the real targets.
+        rows: Of the evaluation.
+        method: Whose predictions they are.
+        out: Gets `cases/<case>.html` and, for the first few, `pictures/<case>.png`.
+        pages: How many, and what they show.
+
+    Returns:
+        Cases for the report's gallery, and case id to its page's address beside the report.
+
+    Raises:
+        ChiasmError: If a case's files have gone or changed, or pages would be written through a link.
+    """
+    refuse_links(out, ("cases", "pictures"))
+    scored = {row.case for row in rows if row.method == method}
+    placed = {entry.case: (one, entry) for one, entry in work if entry.case in scored}
+    chosen = list(islice(dict.fromkeys([*_telling(rows, method, placed), *placed]), pages.most))
+    links = {case: f"cases/{case}.html" for case in chosen}
+    gallery: list[GalleryCase] = []
+    for number, case in enumerate(chosen):
+        one, entry = placed[case]
+        loaded = load_case(one, entry, cohort, with_labels=pages.with_labels, naive=False)
+        near = {name: _beside(chosen, number + step) for name, step in (("previous", -1), ("following", 1))}
+        page = _page(loaded, one, against_cohort(rows, case, method), near, whole=pages.whole)
+        write_case_page(out / links[case], page)
+        if number < GALLERY:
+            gallery.append(_shown(loaded, one))
+            write_picture(out / "pictures" / f"{case}.png", gallery[-1])
+    return gallery, links
+
+
+def _telling(rows: Sequence[Row], method: str, cases: Collection[str]) -> list[str]:
+    """Name the worst, the median and the best case, where they are among `cases`."""
+    ranking = rank([row for row in rows if not row.region.startswith("lesion-")], method=method) or {}
+    return [ranking[name] for name in ("worst", "median", "best") if ranking.get(name) in cases]
+
+
+def _beside(cases: Sequence[str], index: int) -> tuple[str, str] | None:
+    return (f"{cases[index]}.html", cases[index]) if 0 <= index < len(cases) else None
+
+
+def _page(
+    loaded: Loaded, judged: Judged, figures: tuple[Any, ...], near: dict[str, tuple[str, str] | None], *, whole: bool
+) -> CasePage:
+    plan = judged.plan
+    unit, scale = reporting_unit(plan)
+    low, high = plan.target_range
+    return CasePage(
+        case=loaded.case.id,
+        title=f"{loaded.case.id}: {' + '.join(plan.sources)} to {plan.target}",
+        source=loaded.source.array,
+        real=loaded.target / scale,
+        synthetic=next(iter(loaded.images.values())) / scale,
+        reliability=None if loaded.reliability is None else loaded.reliability / scale,
+        mask=loaded.mask,
+        lesion=None if loaded.labels is None else loaded.labels > 0,
+        affine=loaded.source.geometry.affine,
+        unit=unit,
+        window=(low / scale, high / scale),
+        source_name=f"{plan.sources[0]}{', not in the reference' if plan.sources[0] in loaded.lacks else ''}",
+        target_name=plan.target,
+        figures=figures,
+        warnings=loaded.entry.warnings,
+        report="../report.html",
+        previous=near["previous"],
+        following=near["following"],
+        whole=whole,
+    )
+
+
+def _shown(loaded: Loaded, judged: Judged) -> GalleryCase:
+    plan, grid = judged.plan, loaded.source.geometry
+    unit, scale = reporting_unit(plan)
+    low, high = plan.target_range
+
+    def upright(array: NDArray[Any]) -> NDArray[Any]:
+        turned: NDArray[Any] = canonical(Volume(array, grid)).array
+        return turned
+
+    return GalleryCase(
+        case=loaded.case.id,
+        source=upright(loaded.source.array),
+        real=upright(loaded.target / scale),
+        synthetic=upright(next(iter(loaded.images.values())) / scale),
+        reliability=None if loaded.reliability is None else upright(loaded.reliability / scale),
+        mask=upright(loaded.mask),
+        lesion=None if loaded.labels is None else upright(loaded.labels > 0),
+        spacing_mm=canonical(loaded.source).geometry.spacing_mm,
+        unit=unit,
+        window=(low / scale, high / scale),
+        caption=f"{loaded.entry.role} case",
+    )
