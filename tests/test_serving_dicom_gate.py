@@ -28,9 +28,9 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from chiasm.serving.dicom_inbox import Limits
-from chiasm.serving.dicom_node import serve_dicom
+from chiasm.serving.dicom_node import Node, serve_dicom
 limits = Limits(request_s={request}, idle_s={idle}, silent_s={silent}, associations=2)
-serve_dicom(Path(sys.argv[1]), port=0, out=Path(sys.argv[2]), limits=limits, say=lambda line: print(line, flush=True))
+serve_dicom(Path(sys.argv[1]), Node(0, out=Path(sys.argv[2]), limits=limits), say=lambda line: print(line, flush=True))
 """
 
 

@@ -26,7 +26,7 @@ from chiasm.errors import ChiasmError, RecipeError, RunError, VolumeError
 from chiasm.prediction.folders import load, predict
 from chiasm.serving import dicom_node
 from chiasm.serving.dicom_inbox import Inbox, InboxError, Limits
-from chiasm.serving.dicom_node import serve_dicom, synthesise_series
+from chiasm.serving.dicom_node import Node, serve_dicom, synthesise_series
 from chiasm.serving.dicom_send import Peer, check_title, parse_peer, send
 from chiasm.volumes import read_volume
 from conftest import Archive
@@ -149,16 +149,16 @@ def test_a_node_is_not_opened_to_the_network_without_a_list_or_without_a_destina
 ) -> None:
     for host in ("0.0.0.0", "::", "192.168.1.7", "scanner.example"):
         with pytest.raises(RecipeError, match="--allow"):
-            serve_dicom(finished_run, port=0, host=host, out=tmp_path / "out")
+            serve_dicom(finished_run, Node(0, host=host, out=tmp_path / "out"))
     with pytest.raises(RecipeError, match="nowhere"):
-        serve_dicom(finished_run, port=0)
+        serve_dicom(finished_run, Node(0))
     with pytest.raises(RunError, match="holds no model"):
-        serve_dicom(tmp_path, port=0, out=tmp_path / "out")
+        serve_dicom(tmp_path, Node(0, out=tmp_path / "out"))
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
         with pytest.raises(ChiasmError, match="cannot listen"):
-            serve_dicom(finished_run, port=other.getsockname()[1], out=tmp_path / "out")
+            serve_dicom(finished_run, Node(other.getsockname()[1], out=tmp_path / "out"))
 
 
 def test_without_pynetdicom_the_node_says_what_to_install(
@@ -166,7 +166,7 @@ def test_without_pynetdicom_the_node_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "pynetdicom", None)
     with pytest.raises(RunError, match=r"chiasm\[dicom\]"):
-        serve_dicom(finished_run, port=0, out=tmp_path / "out")
+        serve_dicom(finished_run, Node(0, out=tmp_path / "out"))
 
 
 def test_series_that_a_model_does_not_take_are_refused(finished_run: Path, tmp_path: Path) -> None:

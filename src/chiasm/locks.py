@@ -29,16 +29,21 @@ FOREIGN_SECONDS = 3600.0  # a temporary of another machine, which cannot be aske
 def _remove_leftovers(folder: Path, depth: int = DEPTH) -> None:
     """Remove temporaries of processes that are gone, and bring back folders that were being replaced."""
     for place, folders, files in os.walk(folder):
-        for name in [name for name in (*folders, *files) if name.startswith(".chiasm-")]:
-            path = Path(place, name)
-            whole = path.with_name(name.removeprefix(REPLACED))
-            is_replaced = name.startswith(REPLACED)
-            if _is_left_over(path) or (is_replaced and whole.exists()):
-                _remove(path)
-            elif is_replaced:
-                path.rename(whole)
+        for name in (*folders, *files):
+            if name.startswith(".chiasm-"):
+                _tidy(Path(place, name))
         deep = len(Path(place).relative_to(folder).parts) >= depth
         folders[:] = [] if deep else [name for name in folders if not name.startswith(".chiasm-")]
+
+
+def _tidy(path: Path) -> None:
+    """Remove a temporary that is left over; give back its name to a folder that was not replaced after all."""
+    whole = path.with_name(path.name.removeprefix(REPLACED))
+    is_replaced = path.name.startswith(REPLACED)
+    if _is_left_over(path) or (is_replaced and whole.exists()):
+        _remove(path)
+    elif is_replaced:
+        path.rename(whole)
 
 
 def _remove(path: Path) -> None:

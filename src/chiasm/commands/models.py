@@ -188,11 +188,10 @@ def complete(
 ) -> None:
     """Make the modality that some cases lack, mark it as synthetic, and measure what it is worth to a later model."""
     check_output(out)
-    asked = RecipeOptions(
-        source, target, method=method, size=size, steps=steps, folds=folds, seed=seed, settings=settings
-    )
     selection = found.selection((), reading, people=people)
-    recipe = asked.recipe(reading, selection)
+    recipe = RecipeOptions(
+        source, target, method=method, size=size, steps=steps, folds=folds, seed=seed, settings=settings
+    ).recipe(reading, selection)
     from chiasm.studies.completion import complete as run_completion
 
     with open_progress() as bar:
@@ -240,11 +239,10 @@ def serve(
     from datetime import datetime
 
     from chiasm.serving.dicom_inbox import Limits
-    from chiasm.serving.dicom_node import serve_dicom
+    from chiasm.serving.dicom_node import Node, serve_dicom
 
-    serve_dicom(
-        run,
-        port=dicom_port,
+    node = Node(
+        dicom_port,
         host=host,
         title=title,
         allow=several(allow),
@@ -252,6 +250,10 @@ def serve(
         out=out,
         series=" ".join(series) if series else None,
         limits=Limits(quiet_s=quiet),
+    )
+    serve_dicom(
+        run,
+        node,
         reading=reading.reading(),
         accelerator=accelerator,
         precision=precision,

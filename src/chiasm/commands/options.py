@@ -210,7 +210,7 @@ class RecipeOptions:
         """
         from chiasm.methods import make_recipe
 
-        sources = tuple(name for text in self.source for name in text.lower().split(",") if name)
+        sources = tuple(filter(None, ",".join(self.source).lower().split(",")))
         changes: dict[str, object] = {
             "data.sources": sources,
             "data.target": self._target(sources),
@@ -220,13 +220,18 @@ class RecipeOptions:
             "split.folds": self.folds,
             "training.seed": self.seed,
         }
-        axis = None if self.axis is None else self.axis.upper()
-        given = {"data.factor": self.factor, "data.axis": axis, "schedule.steps": self.steps, "data.form": reading.form}
+        given: dict[str, object] = {
+            "data.factor": self.factor,
+            "data.axis": None if self.axis is None else self.axis.upper(),
+            "schedule.steps": self.steps,
+            "data.form": reading.form,
+            "data.assume_ras": reading.assume_ras or None,
+            "data.resample": reading.resample or None,
+            "data.resample_tilt": reading.resample_tilt or None,
+            "data.select": tuple(selection.select) or None,
+            "split.subject_pattern": selection.subject_pattern or None,
+        }
         changes |= {name: value for name, value in given.items() if value is not None}
-        switches = ("assume_ras", "resample", "resample_tilt")
-        changes |= {f"data.{name}": True for name in switches if getattr(reading, name)}
-        chosen = {"data.select": tuple(selection.select), "split.subject_pattern": selection.subject_pattern}
-        changes |= {name: value for name, value in chosen.items() if value}
         return make_recipe(self.method, self.size, changes, [*settings, *several(self.settings)])
 
     def _target(self, sources: Sequence[str]) -> str:

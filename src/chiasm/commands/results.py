@@ -30,6 +30,7 @@ from chiasm.progress import count, open_progress
 
 if TYPE_CHECKING:
     from chiasm.recipe import Registration
+    from chiasm.studies.study_report import Done
 
 
 def evaluate(
@@ -98,8 +99,8 @@ def study(
         check_output(out)
     from chiasm.studies.study import run_study, tell_jobs
 
-    settings = [f"data.select={json.dumps(select)}"] if select else []
-    settings += [f"split.subject_pattern={json.dumps(people.subject_pattern)}"] if people.subject_pattern else []
+    given = {"data.select": select, "split.subject_pattern": people.subject_pattern}
+    settings = [f"{name}={json.dumps(value)}" for name, value in given.items() if value]
     if dry_run:
         for line in tell_jobs(file, out, reading.reading(), settings):
             typer.echo(line)
@@ -116,6 +117,11 @@ def study(
             say=typer.echo,
             progress=count(bar, "jobs"),
         )
+    _show_study(done)
+
+
+def _show_study(done: Done) -> None:
+    """Show what a study found, and which jobs and cases it is without."""
     for comparison in done.comparisons:
         if comparison.primary:
             typer.echo(comparison.verdict)

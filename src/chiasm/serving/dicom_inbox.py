@@ -125,35 +125,35 @@ class Inbox:
             InboxError: If a limit is reached.
             OSError: If it cannot be stored.
         """
-        limits = self._limits
-        if len(content) > limits.image_bytes:
+        if len(content) > self._limits.image_bytes:
             raise InboxError("the image is too large", reason="too-large")
-        part = Part(Path("the image"))
-        header = read_dataset(part, BytesIO(content), tags=("SeriesInstanceUID", "SOPInstanceUID"))
-        with taming(part):
-            series, image = text(header, "SeriesInstanceUID"), text(header, "SOPInstanceUID")
-        if not series or not image:
-            raise VolumeError("names no series or image", path=part.path, reason="header")
+        series, image = _read_uids(content)
         with self._lock:
-            waiting = self._pending.get((sender, series))
-            if waiting is None:
-                if len(self._pending) >= limits.series:
-                    raise InboxError("too many series wait", reason="full", expected=f"at most {limits.series}")
-                self._count += 1
-                waiting = _Pending(self._count, self._folder / f"series-{self._count}", self._clock())
-                waiting.folder.mkdir(mode=0o700)
-                self._pending[sender, series] = waiting
-            before, replaced = waiting.files.get(image, (None, 0))
-            added = len(content) - replaced
-            if len(waiting.files) >= limits.images or waiting.size + added > limits.series_bytes:
-                raise InboxError("the series is too large", reason="too-large")
-            if sum(one.size for one in self._pending.values()) + added > limits.all_bytes:
-                raise InboxError("there is no room", reason="full")
-            path = before or waiting.folder / f"{len(waiting.files) + 1:06d}.dcm"
+            waiting = self._pending.get((sender, series)) or self._begin(sender, series)
+            path, replaced = waiting.files.get(image, (waiting.folder / f"{len(waiting.files) + 1:06d}.dcm", 0))
+            self._check_room(waiting, len(content) - replaced)
             path.write_bytes(content)
             waiting.files[image] = path, len(content)
             waiting.associations.add(association)
             waiting.broken, waiting.last = False, self._clock()
+
+    def _begin(self, sender: str, series: str) -> _Pending:
+        """Make the place of a series of which this is the first image."""
+        if len(self._pending) >= self._limits.series:
+            raise InboxError("too many series wait", reason="full", expected=f"at most {self._limits.series}")
+        self._count += 1
+        waiting = _Pending(self._count, self._folder / f"series-{self._count}", self._clock())
+        waiting.folder.mkdir(mode=0o700)
+        self._pending[sender, series] = waiting
+        return waiting
+
+    def _check_room(self, waiting: _Pending, added: int) -> None:
+        """Refuse an image that would make its series, or all that waits, larger than the limits."""
+        limits = self._limits
+        if len(waiting.files) >= limits.images or waiting.size + added > limits.series_bytes:
+            raise InboxError("the series is too large", reason="too-large")
+        if sum(one.size for one in self._pending.values()) + added > limits.all_bytes:
+            raise InboxError("there is no room", reason="full")
 
     def released(self, association: Hashable) -> None:
         """Note that an association ended as it should."""
@@ -172,19 +172,40 @@ class Inbox:
         Args:
             alive: Associations that still are; any other that was not released broke off.
         """
-        for association in {one for waiting in list(self._pending.values()) for one in list(waiting.associations)}:
+        for association in self._associations():
             if association not in alive:
                 self._ended(association, True)
-        arrivals, now = [], self._clock()
+        arrivals: list[Arrival] = []
         with self._lock:
-            for key, waiting in list(self._pending.items()):
-                wait = self._limits.partial_s if waiting.broken else self._limits.quiet_s
-                if waiting.associations or now - waiting.last < wait:
-                    continue
-                del self._pending[key]
-                if waiting.broken:
-                    shutil.rmtree(waiting.folder, ignore_errors=True)
-                arrivals.append(Arrival(waiting.number, key[0], waiting.folder, len(waiting.files), not waiting.broken))
-                if not waiting.broken:
+            for key in [key for key, waiting in self._pending.items() if self._is_due(waiting)]:
+                arrivals.append(self._take(key))
+                if arrivals[-1].whole:
                     break
         return arrivals
+
+    def _associations(self) -> set[Hashable]:
+        """Return all associations that brought something of what waits."""
+        return {one for waiting in list(self._pending.values()) for one in list(waiting.associations)}
+
+    def _is_due(self, waiting: _Pending) -> bool:
+        """Tell whether nothing more is to be waited for: no association, and silence for long enough."""
+        wait = self._limits.partial_s if waiting.broken else self._limits.quiet_s
+        return not waiting.associations and self._clock() - waiting.last >= wait
+
+    def _take(self, key: tuple[str, str]) -> Arrival:
+        """Take a series out; the images of one that broke off are removed."""
+        waiting = self._pending.pop(key)
+        if waiting.broken:
+            shutil.rmtree(waiting.folder, ignore_errors=True)
+        return Arrival(waiting.number, key[0], waiting.folder, len(waiting.files), not waiting.broken)
+
+
+def _read_uids(content: bytes) -> tuple[str, str]:
+    """Read the SeriesInstanceUID and the SOPInstanceUID of an image."""
+    part = Part(Path("the image"))
+    header = read_dataset(part, BytesIO(content), tags=("SeriesInstanceUID", "SOPInstanceUID"))
+    with taming(part):
+        series, image = text(header, "SeriesInstanceUID"), text(header, "SOPInstanceUID")
+    if not series or not image:
+        raise VolumeError("names no series or image", path=part.path, reason="header")
+    return series, image

@@ -20,7 +20,7 @@ import time
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from socketserver import TCPServer
@@ -78,17 +78,55 @@ LOOP_S = 0.005  # between two looks of pynetdicom at a connection on which nothi
 BACKLOG = 128  # connections that the system holds until they are accepted
 
 
+@dataclass(frozen=True)
+class Node:
+    """Where a node listens, whose images it takes, and where results go.
+
+    Attributes:
+        port: Of TCP; 0 takes any that is free.
+        host: Address to listen on.
+        title: The AE title that senders must call.
+        allow: AE titles that may send; all where none is named, which only a loopback address may have.
+        send_to: Where results go, as AET@host:port.
+        out: Where results stay, a folder for each.
+        series: Words of the descriptions of the series to take, or their modality; all where None.
+        limits: What it takes at most.
+    """
+
+    port: int
+    host: str = "127.0.0.1"
+    title: str = "CHIASM"
+    allow: Sequence[str] = ()
+    send_to: str | None = None
+    out: Path | None = None
+    series: str | None = None
+    limits: Limits = field(default_factory=Limits)
+
+    def check(self) -> Peer | None:
+        """Return where results are sent to.
+
+        Raises:
+            RecipeError: If an option is wrong, or the node would be open to the network.
+        """
+        peer = None if self.send_to is None else parse_peer(self.send_to)
+        if peer is None and self.out is None:
+            raise RecipeError(
+                "results would go nowhere", reason="no-destination", expected="a folder (-o) or --send-to AET@host:port"
+            )
+        if not self.allow and not _is_loopback(self.host):
+            raise RecipeError(
+                "a node that others can reach needs a list of who may send",
+                reason="open",
+                found=self.host,
+                hint="Name their AE titles with --allow, or leave --host out.",
+            )
+        return peer
+
+
 def serve_dicom(
     run: Path,
+    node: Node,
     *,
-    port: int,
-    host: str = "127.0.0.1",
-    title: str = "CHIASM",
-    allow: Sequence[str] = (),
-    send_to: str | None = None,
-    out: Path | None = None,
-    series: str | None = None,
-    limits: Limits | None = None,
     reading: Reading = STRICT,
     accelerator: str = "auto",
     precision: str = "auto",
@@ -99,14 +137,7 @@ def serve_dicom(
 
     Args:
         run: A run folder or its model folder, of one source.
-        port: Of TCP; 0 takes any that is free.
-        host: Address to listen on.
-        title: The AE title that senders must call.
-        allow: AE titles that may send; all where none is named, which only a loopback address may have.
-        send_to: Where results go, as AET@host:port.
-        out: Where results stay, a folder for each.
-        series: Words of the descriptions of the series to take, or their modality; all where None.
-        limits: What it takes at most.
+        node: Where it listens, whose images it takes, and where results go.
         reading: What to assume of series whose headers leave a question open.
         accelerator: "auto", "cpu" or "cuda".
         precision: "auto", "32-true", "bf16-mixed" or "16-mixed".
@@ -115,38 +146,19 @@ def serve_dicom(
 
     Raises:
         RunError: If there is no model, it needs several sources or code that `trust` does not name, pynetdicom is not
-            installed, or another process keeps results in `out`.
-        RecipeError: If an option is wrong, or the node would be open to the network.
+            installed, or another process keeps results in the node's folder.
+        RecipeError: As `Node.check`.
         ChiasmError: If the address cannot be listened on.
     """
-    peer = None if send_to is None else parse_peer(send_to)
-    if peer is None and out is None:
-        raise RecipeError(
-            "results would go nowhere", reason="no-destination", expected="a folder (-o) or --send-to AET@host:port"
-        )
-    if not allow and not _is_loopback(host):
-        raise RecipeError(
-            "a node that others can reach needs a list of who may send",
-            reason="open",
-            found=host,
-            hint="Name their AE titles with --allow, or leave --host out.",
-        )
-    limits = limits or Limits()
-    kernel = _kernel(title, allow, limits)
+    peer = node.check()
+    kernel = _kernel(node)
     predictor = load(run, accelerator=accelerator, precision=precision, reading=reading, trust=trust)
-    if len(predictor.model.plan.sources) > 1:
-        raise RunError(
-            "needs several series of one patient, which a node cannot tell belong together",
-            path=run,
-            reason="sources",
-            found=", ".join(predictor.model.plan.sources),
-            hint="Use chiasm predict.",
-        )
-    held = nullcontext() if out is None else locked(out)
+    _check_one_source(predictor, run)
+    held = nullcontext() if node.out is None else locked(node.out)
     with held, _until_stopped() as stop, tempfile.TemporaryDirectory(prefix="chiasm-node-") as spool:
-        inbox = Inbox(Path(spool), limits)
-        with _listening(kernel, (host, port), inbox, limits, say) as heard:
-            say(f"{title} listens on {host}:{heard}")
+        inbox = Inbox(Path(spool), node.limits)
+        with _listening(kernel, node, inbox, say) as heard:
+            say(f"{node.title} listens on {node.host}:{heard}")
             while not stop.asked.wait(TICK_S):
                 for arrival in inbox.collect(set(kernel.active_associations)):
                     if not arrival.whole:
@@ -154,37 +166,41 @@ def serve_dicom(
                         continue
                     stop.at_once = True
                     try:
-                        _handle(arrival, predictor, series, out, peer, title, say)
+                        _handle(arrival, predictor, node, peer, say)
                     finally:
                         stop.at_once = False
                         shutil.rmtree(arrival.folder, ignore_errors=True)
 
 
+def _check_one_source(predictor: Predictor, run: Path) -> None:
+    sources = predictor.model.plan.sources
+    if len(sources) > 1:
+        raise RunError(
+            "needs several series of one patient, which a node cannot tell belong together",
+            path=run,
+            reason="sources",
+            found=", ".join(sources),
+            hint="Use chiasm predict.",
+        )
+
+
 # --- one series --------------------------------------------------------------------------------------------------
 
 
-def _handle(
-    arrival: Arrival,
-    predictor: Predictor,
-    wanted: str | None,
-    out: Path | None,
-    peer: Peer | None,
-    title: str,
-    say: Callable[[str], None],
-) -> None:
+def _handle(arrival: Arrival, predictor: Predictor, node: Node, peer: Peer | None, say: Callable[[str], None]) -> None:
     """Synthesise one series and pass it on; say what came of it."""
     name = f"series {arrival.number}"
     say(f"{name}: {arrival.images} images from {arrival.sender}")
     started = time.monotonic()
-    place = (arrival.folder if out is None else out) / f"{datetime.now():%Y%m%d-%H%M%S}-{arrival.number}"
+    place = (node.out or arrival.folder) / f"{datetime.now():%Y%m%d-%H%M%S}-{arrival.number}"
     try:
-        case = synthesise_series(arrival.folder, place, predictor, wanted)
-        where = "" if out is None else f": {place}"
+        case = synthesise_series(arrival.folder, place, predictor, node.series)
+        where = f": {place}" if node.out else ""
         say(f"{name}: synthesised in {time.monotonic() - started:.1f} s{where}")
         for sentence in case.warnings:
             say(f"{name}: warning: {sentence}")
         if peer is not None:
-            send(case.files, peer, title)
+            send(case.files, peer, node.title)
             say(f"{name}: {len(case.files)} objects sent to {peer}")
     except ChiasmError as error:  # without what was found, which an image may have said
         say(f"{name}: refused ({error.reason}): {error.what}")
@@ -208,18 +224,22 @@ def synthesise_series(folder: Path, place: Path, predictor: Predictor, wanted: s
     """
     model = predictor.model
     series = _series_in(folder, wanted)
-    expected = "CT" if model.plan.sources == ("ct",) else "MR"
+    _check_series(series, folder, "CT" if model.plan.sources == ("ct",) else "MR", wanted)
+    made = predictor.predict(read_volume(folder, series=series.choice, reading=predictor.reading))
+    warnings = (*(WARNINGS[mark] for mark in marks_of(series)), *made.warnings)
+    return write_dicom_case(place, replace(made, warnings=warnings), [series], model)
+
+
+def _check_series(series: Series, folder: Path, modality: str, wanted: str | None) -> None:
+    """Refuse a series that was made, is of another modality, or is not asked for."""
     if series.synthetic:  # an archive that passes on what it gets would never end
         raise VolumeError("was made, not acquired", path=folder, reason="synthetic")
-    if series.modality != expected:
+    if series.modality != modality:
         raise VolumeError("is of another modality than the model takes", path=folder, reason="modality")
     if wanted is None and series.shows_no_contrast:
         raise VolumeError(f"holds {series.told_kind} images, which must be asked for", path=folder, reason="not-wanted")
     if wanted is not None and not fitting([series], wanted):
         raise VolumeError("is not asked for", path=folder, reason="not-wanted")
-    made = predictor.predict(read_volume(folder, series=series.choice, reading=predictor.reading))
-    warnings = (*(WARNINGS[mark] for mark in marks_of(series)), *made.warnings)
-    return write_dicom_case(place, replace(made, warnings=warnings), [series], model)
 
 
 def _series_in(folder: Path, wanted: str | None) -> Series:
@@ -234,7 +254,7 @@ def _series_in(folder: Path, wanted: str | None) -> Series:
 # --- the network -------------------------------------------------------------------------------------------------
 
 
-def _kernel(title: str, allow: Sequence[str], limits: Limits) -> Any:
+def _kernel(node: Node) -> Any:
     """Make what answers associations: who may call, and what is taken."""
     try:
         from pynetdicom import AE
@@ -244,9 +264,10 @@ def _kernel(title: str, allow: Sequence[str], limits: Limits) -> Any:
             reason="not-installed",
             hint="pip install 'chiasm[dicom]'.",
         ) from None
-    kernel = AE(ae_title=check_title(title))
+    kernel = AE(ae_title=check_title(node.title))
     kernel.require_called_aet = True
-    kernel.require_calling_aet = [check_title(one) for one in allow]
+    kernel.require_calling_aet = [check_title(one) for one in node.allow]
+    limits = node.limits
     kernel.maximum_associations = limits.associations
     kernel.maximum_pdu_size = OFFERED_PDU
     kernel.acse_timeout = limits.request_s
@@ -258,15 +279,14 @@ def _kernel(title: str, allow: Sequence[str], limits: Limits) -> Any:
 
 
 @contextmanager
-def _listening(
-    kernel: Any, address: tuple[str, int], inbox: Inbox, limits: Limits, say: Callable[[str], None]
-) -> Iterator[int]:
+def _listening(kernel: Any, node: Node, inbox: Inbox, say: Callable[[str], None]) -> Iterator[int]:
     """Take images into an inbox until the block ends; yields the port."""
     from pynetdicom import evt
 
     logger = logging.getLogger("pynetdicom")
     level = logger.level
     taken: WeakKeyDictionary[Any, int] = WeakKeyDictionary()  # bytes since the last image, by association
+    limits, address = node.limits, (node.host, node.port)
     places = Places(limits.associations, limits.silent_s)
 
     def stored(event: Any) -> int:
