@@ -31,7 +31,7 @@ from chiasm.prediction import synthesis
 from chiasm.prediction.engines import Engine
 from chiasm.prediction.folders import load
 from chiasm.prediction.model import Model, load_model, make_generator
-from chiasm.prediction.synthesis import synthesise, synthesise_prepared
+from chiasm.prediction.synthesis import Networks, synthesise, synthesise_prepared
 from chiasm.preparation.arrays import prepare_source
 from chiasm.volumes import Geometry, Volume
 from conftest import QUICK
@@ -127,7 +127,7 @@ def test_the_first_pass_of_the_augmentations_is_the_prediction(trained: Model, m
     prepared = prepare_source([real_case()], trained.plan)
     augmentation_spread(trained, prepared.array, prepared.mask, engine=ENGINE)
     maps = synthesise_prepared(
-        trained.generator, None, prepared.array, prepared.mask, plan=trained.plan,
+        Networks(trained.generator), prepared.array, prepared.mask, plan=trained.plan,
         conditional=True, error_scale=trained.error_scale, engine=ENGINE,
     )  # fmt: skip
     assert len(seen) == 8

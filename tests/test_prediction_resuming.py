@@ -199,5 +199,5 @@ def test_overwriting_a_dicom_series_removes_the_slices_that_were_written_and_no_
         (place / name).write_text(name)
     sums = {f"case/synthetic/{name}": "0" * 64 for name in ("0001.dcm", "0002.dcm")}
     entry = Entry("case", "new", ("t1.dcm",), "case/synthetic", None, None, (), sha256=sums)
-    resuming._remove(tmp_path, entry)
+    resuming.remove_predictions(tmp_path, [entry])
     assert [path.name for path in place.iterdir()] == ["mine.dcm"]

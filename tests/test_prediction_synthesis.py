@@ -23,7 +23,7 @@ from chiasm.prediction.calibration import Calibration
 from chiasm.prediction.engines import Engine
 from chiasm.prediction.model import Model, load_model, make_generator, make_local_discriminator, make_refiner
 from chiasm.prediction.seams import seam_of
-from chiasm.prediction.synthesis import Synthesis, synthesise, synthesise_prepared
+from chiasm.prediction.synthesis import Networks, Synthesis, synthesise, synthesise_prepared
 from chiasm.prediction.windows import window_weights
 from chiasm.preparation.arrays import prepare_source
 from chiasm.preparation.degradation import Axis, Degradation, degrade, interpolated, simulated, thin_grid
@@ -234,7 +234,7 @@ def test_neither_batch_nor_tile_changes_the_result(kind: str, model: Model, monk
 
     def maps() -> synthesis.Maps:
         return synthesise_prepared(
-            generator, judge, source, mask, plan=plan, conditional=True, error_scale=0.5, engine=ENGINE
+            Networks(generator, judge), source, mask, plan=plan, conditional=True, error_scale=0.5, engine=ENGINE
         )
 
     whole = maps()
@@ -255,7 +255,7 @@ def test_maps_are_what_the_networks_say_when_asked_by_hand(kind: str, model: Mod
     mask = rng.random(shape) < 0.9
     source = np.where(mask, rng.normal(size=(1, *shape)), 0).astype(np.float32)
     found = synthesise_prepared(
-        generator, judge, source, mask, plan=plan, conditional=True, error_scale=0.5, engine=ENGINE
+        Networks(generator, judge), source, mask, plan=plan, conditional=True, error_scale=0.5, engine=ENGINE
     )
     at: tuple[object, ...] = (Ellipsis,) if kind == "3d" else (Ellipsis, 2)
     places = {"3d": [], "2d": [2], "2.5d": [1, 2, 3]}[kind]
@@ -279,7 +279,7 @@ def test_extreme_logits_give_finite_maps(model: Model) -> None:
     for logit, least, most in ((-200.0, 99.0, 101.0), (200.0, 0.0, 1e-6)):
         prepared = prepare_source([volume()], model.plan)
         found = synthesise_prepared(
-            model.generator, Doubtful(logit), prepared.array, prepared.mask,
+            Networks(model.generator, Doubtful(logit)), prepared.array, prepared.mask,
             plan=model.plan, conditional=True, error_scale=0.5, engine=ENGINE,
         )  # fmt: skip
         assert all(part is not None and np.isfinite(part).all() for part in found)
@@ -310,7 +310,13 @@ def test_neither_batch_nor_tile_changes_a_refined_result(
 
     def maps(second: nn.Module | None = refiner) -> synthesis.Maps:
         return synthesise_prepared(
-            generator, judge, source, mask, plan=plan, conditional=True, error_scale=0.5, engine=ENGINE, refiner=second
+            Networks(generator, judge, second),
+            source,
+            mask,
+            plan=plan,
+            conditional=True,
+            error_scale=0.5,
+            engine=ENGINE,
         )
 
     whole = maps()
@@ -336,8 +342,8 @@ def test_a_refined_image_and_its_map_are_what_the_networks_say_when_asked_by_han
     mask = rng.random((16, 16, 5)) < 0.9
     source = np.where(mask, rng.normal(size=(1, 16, 16, 5)), 0).astype(np.float32)
     found = synthesise_prepared(
-        generator, judge, source, mask, plan=plan, conditional=conditional, error_scale=0.5, engine=ENGINE,
-        refiner=refiner,
+        Networks(generator, judge, refiner), source, mask, plan=plan, conditional=conditional, error_scale=0.5,
+        engine=ENGINE,
     )  # fmt: skip
     x, valid = torch.from_numpy(source[None, ..., 2]), torch.from_numpy(mask[..., 2])
     with torch.no_grad():
@@ -366,8 +372,8 @@ def test_a_tile_sees_as_far_as_all_networks_in_turn(model: Model, monkeypatch: p
     mask = np.ones((8, 8, 8), bool)
     for second in (None, refiner):
         synthesise_prepared(
-            generator, judge, np.zeros((1, 8, 8, 8), np.float32), mask, plan=plan, conditional=True, error_scale=0.5,
-            engine=ENGINE, refiner=second,
+            Networks(generator, judge, second), np.zeros((1, 8, 8, 8), np.float32), mask, plan=plan, conditional=True,
+            error_scale=0.5, engine=ENGINE,
         )  # fmt: skip
     before = generator.receptive_field + judge.receptive_field
     assert halos == [before, before + refiner.receptive_field + judge.receptive_field]
@@ -406,7 +412,7 @@ def test_a_3d_network_that_sees_all_of_its_input_is_blended_as_monai_blends(name
     plan = replace(model.plan, dims=3, slices=1, patch=(32, 32, 32))
     source, mask = brightening((64, 48, 32)), np.ones((64, 48, 32), bool)
     ours = synthesise_prepared(
-        network, None, source[None], mask, plan=plan, conditional=False, error_scale=1.0, engine=ENGINE
+        Networks(network), source[None], mask, plan=plan, conditional=False, error_scale=1.0, engine=ENGINE
     )
     weights = torch.from_numpy(window_weights(plan.patch, "smooth"))
     with warnings.catch_warnings():
@@ -426,7 +432,7 @@ def test_no_seam_shows_where_hard_tiles_would_jump_also_near_the_faces_of_the_vo
     def jumps() -> tuple[float, float]:
         """The largest jump across a border, in SD of the image, and what is reported of them."""
         image = synthesise_prepared(
-            network, None, source[None], mask, plan=plan, conditional=False, error_scale=1.0, engine=ENGINE
+            Networks(network), source[None], mask, plan=plan, conditional=False, error_scale=1.0, engine=ENGINE
         ).prediction
         steps = np.diff(image, axis=0)
         jump = np.abs(steps[1:-1] - (steps[:-2] + steps[2:]) / 2)[14::16]  # before voxels 16, 32 and 48
@@ -465,7 +471,7 @@ def test_a_2d_network_that_takes_patches_alone_predicts_slices_in_windows(model:
     rng = np.random.default_rng(2)
     source, mask = rng.normal(size=(1, 45, 33, 6)).astype(np.float32), np.ones((45, 33, 6), bool)
     found = synthesise_prepared(
-        Placed(), None, source, mask, plan=plan, conditional=False, error_scale=1.0, engine=ENGINE
+        Networks(Placed()), source, mask, plan=plan, conditional=False, error_scale=1.0, engine=ENGINE
     )
     np.testing.assert_allclose(found.prediction, source[0], atol=1e-6)
     told = [text for text in made(replace(model, plan=plan, generator=Placed())).warnings if "blended" in text]

@@ -22,7 +22,7 @@ from chiasm.errors import CohortError, RecipeError
 from chiasm.evaluation.uncertainty import augmentation_spread, learned_score
 from chiasm.methods import make_recipe
 from chiasm.prediction.folders import load, predict
-from chiasm.prediction.synthesis import predict_stage, synthesise_prepared
+from chiasm.prediction.synthesis import Networks, predict_stage, synthesise_prepared
 from chiasm.preparation.arrays import PreparedCase, prepare_case, read_context, write_context
 from chiasm.preparation.plan import read_plan
 from chiasm.recipe import Recipe, read_recipe
@@ -199,7 +199,7 @@ def test_one_model_folder_holds_all_stages_and_chains_them_over_a_whole_volume(
     np.testing.assert_allclose(with_context(cascaded, toy_cohort, name).source[-1], first, atol=1e-4)
     assert not first[~mask].any() and first[mask].std() > 0
     wanted = synthesise_prepared(
-        model.generator, model.local_judge, np.concatenate([source, first[None]]), mask, plan=model.plan,
+        Networks(model.generator, model.local_judge), np.concatenate([source, first[None]]), mask, plan=model.plan,
         conditional=True, error_scale=model.error_scale, engine=engine,
     )  # fmt: skip
     made = predictor.predict(next(toy_cohort.rglob(f"{name}_t1.nii.gz")))
@@ -208,7 +208,7 @@ def test_one_model_folder_holds_all_stages_and_chains_them_over_a_whole_volume(
     raw = model.plan.target_reference.invert(wanted.prediction)
     np.testing.assert_allclose(made.image.array[i, j, k][mask], raw[mask], rtol=1e-5)
     blind = synthesise_prepared(
-        model.generator, model.local_judge, np.concatenate([source, 0 * source]), mask, plan=model.plan,
+        Networks(model.generator, model.local_judge), np.concatenate([source, 0 * source]), mask, plan=model.plan,
         conditional=True, error_scale=model.error_scale, engine=engine,
     )  # fmt: skip
     assert np.abs(blind.prediction - wanted.prediction)[mask].max() > 1e-4  # the second stage does see the first

@@ -178,7 +178,7 @@ def test_the_average_follows_the_weights(prepared: tuple[Plan, list[PreparedCase
 
 def test_validation_and_prediction_are_one_function(prepared: tuple[Plan, list[PreparedCase]]) -> None:
     from chiasm.prediction.engines import Engine
-    from chiasm.prediction.synthesis import synthesise_prepared
+    from chiasm.prediction.synthesis import Networks, synthesise_prepared
 
     one = learner(prepared, recipe())
     one.step(0)
@@ -187,8 +187,7 @@ def test_validation_and_prediction_are_one_function(prepared: tuple[Plan, list[P
     maps = one.maps(case, engine)
     model = one.model()
     again = synthesise_prepared(
-        model.generator,
-        model.local_judge.eval() if model.local_judge else None,
+        Networks(model.generator, model.local_judge.eval() if model.local_judge else None),
         np.asarray(case.source),
         np.asarray(case.mask),
         plan=one.plan,

@@ -21,7 +21,7 @@ from chiasm.errors import CohortError, RecipeError, RunError
 from chiasm.methods import METHODS, make_recipe
 from chiasm.networks.catalogue import GENERATORS
 from chiasm.prediction.folders import load, predict
-from chiasm.prediction.synthesis import synthesise_prepared
+from chiasm.prediction.synthesis import networks_of, synthesise_prepared
 from chiasm.preparation.arrays import prepare_case
 from chiasm.preparation.plan import read_plan
 from chiasm.recipe import Recipe
@@ -316,8 +316,8 @@ def test_users_predict_with_a_widened_arm_what_its_validation_saw(
     kept = prepare_case(case, plan, widened[method] / "cache")
     assert kept.source.shape[0] == (2 if method == "A14" else 1)
     seen = synthesise_prepared(
-        model.generator, model.local_judge, np.asarray(kept.source), np.asarray(kept.mask), plan=plan,
-        conditional=True, error_scale=model.error_scale, engine=predictor.engine, refiner=model.refiner,
+        networks_of(model), np.asarray(kept.source), np.asarray(kept.mask), plan=plan,
+        conditional=True, error_scale=model.error_scale, engine=predictor.engine,
     )  # fmt: skip
     mae = np.abs(seen.prediction - np.asarray(kept.target))[np.asarray(kept.mask)].mean()
     last = [line for line in lines(widened[method]) if line["kind"] == "validation"][-1]

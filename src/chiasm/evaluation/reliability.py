@@ -48,7 +48,7 @@ from chiasm.prediction.engines import Engine
 from chiasm.prediction.folders import load
 from chiasm.prediction.model import Model
 from chiasm.prediction.model_files import find_model
-from chiasm.prediction.synthesis import synthesise, synthesise_prepared
+from chiasm.prediction.synthesis import networks_of, synthesise, synthesise_prepared
 from chiasm.preparation.arrays import prepare_case, prepare_source
 from chiasm.preparation.fingerprint import known_of
 from chiasm.registration.cohort import align_cohort
@@ -387,16 +387,13 @@ def _calibrate(
         prepared = prepare_case(case, model.plan, cache)
         source, mask = np.asarray(prepared.source), np.asarray(prepared.mask)
         maps = synthesise_prepared(
-            model.generator,
-            model.local_judge,
+            networks_of(model),
             source,
             mask,
             plan=model.plan,
             conditional=model.recipe.discriminators.conditional,
             error_scale=model.error_scale,
             engine=engine,
-            refiner=model.refiner,
-            earlier=model.earlier,
         )
         errors.append(np.abs(maps.prediction - np.asarray(prepared.target))[mask])
         for ask in asks[1:]:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from chiasm.prediction.calibration import Calibration, apply_calibration
 from chiasm.prediction.engines import Engine
 from chiasm.prediction.model import Model
-from chiasm.prediction.synthesis import Maps, errors_on_grid, synthesise_prepared
+from chiasm.prediction.synthesis import Maps, errors_on_grid, networks_of, synthesise_prepared
 from chiasm.preparation.arrays import PreparedSource
 from chiasm.preparation.plan import Plan
 from chiasm.volumes import Geometry
@@ -251,17 +251,17 @@ def expected_error(
 
 def _asked(model: Model, source: Array, mask: Mask, engine: Engine, *, judge: bool = False) -> Maps:
     """Run the networks that an image needs; the local discriminator only if asked for, or if a refiner needs it."""
+    networks = networks_of(model)
+    if not judge and model.refiner is None:
+        networks = networks._replace(local_judge=None)
     return synthesise_prepared(
-        model.generator,
-        model.local_judge if judge or model.refiner is not None else None,
+        networks,
         np.ascontiguousarray(source),
         np.ascontiguousarray(mask),
         plan=model.plan,
         conditional=model.recipe.discriminators.conditional,
         error_scale=model.error_scale,
         engine=engine,
-        refiner=model.refiner,
-        earlier=model.earlier,
     )
 
 

@@ -56,7 +56,7 @@ def take_over(
     _spare_inputs(folder, cases)
     before = _read(folder, overwrite=overwrite)
     if before is not None and overwrite:
-        _remove(folder, before.cases)
+        remove_predictions(folder, before.cases)
     if overwrite:
         return Earlier({})
     known = _known_cases(before)
@@ -180,8 +180,16 @@ def _spare_inputs(folder: Path, cases: Mapping[str, tuple[Case, Sequence[str]]])
             )
 
 
-def _remove(folder: Path, entries: Iterable[Entry]) -> None:
-    """Remove what a prediction wrote of its cases; of a DICOM series the slices that it wrote."""
+def remove_predictions(folder: Path, entries: Iterable[Entry]) -> None:
+    """Remove what a prediction wrote of its cases; of a DICOM series the slices that it wrote.
+
+    Args:
+        folder: Of the predictions.
+        entries: Of its manifest.
+
+    Raises:
+        ChiasmError: If a file cannot be removed.
+    """
     for entry in entries:
         own = (name for name in files_of(folder, entry) if not entry.sha256 or name in entry.sha256)
         remove_files(folder, own)

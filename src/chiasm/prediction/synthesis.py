@@ -95,22 +95,41 @@ def refine(refiner: nn.Module, source: Tensor, prediction: Tensor, structured: T
     return prediction + (1 - confidence) * correction * mask
 
 
-def both(
-    generator: nn.Module,
-    local_judge: nn.Module | None,
-    refiner: nn.Module | None = None,
-    *,
-    channels: int,
-    conditional: bool,
-) -> Callable[[Tensor], Tensor]:
+class Networks(NamedTuple):
+    """Networks that are run over a volume, in evaluation mode on the engine's device.
+
+    Attributes:
+        generator: Source to target.
+        local_judge: The local discriminator, or None.
+        refiner: The second stage, or None; it needs a local discriminator.
+        earlier: Generators of the stages before: each sees what the one before it made, and `generator` what the last
+            of them made.  None where there are none, or where the source holds the context already.
+    """
+
+    generator: nn.Module
+    local_judge: nn.Module | None = None
+    refiner: nn.Module | None = None
+    earlier: Sequence[nn.Module] = ()
+
+    @property
+    def in_one_pass(self) -> tuple[nn.Module | None, ...]:
+        """Generator, local discriminator and refiner, chained; the second judges before and after the third."""
+        again = None if self.refiner is None else self.local_judge
+        return (self.generator, self.local_judge, self.refiner, again)
+
+
+def networks_of(model: Model) -> Networks:
+    """Return the networks of a model."""
+    return Networks(model.generator, model.local_judge, model.refiner, model.earlier)
+
+
+def chain(networks: Networks, *, channels: int, conditional: bool) -> Callable[[Tensor], Tensor]:
     """Chain generator and local discriminator into one function: one pass for image and map.
 
     A refiner corrects the image in between, and the map is of the corrected one.
 
     Args:
-        generator: Source to target.
-        local_judge: The local discriminator, or None.
-        refiner: The second stage, or None; it needs a local discriminator.
+        networks: Without the earlier stages.
         channels: Source channels of the generator.
         conditional: Whether the local discriminator sees the source.
 
@@ -119,6 +138,7 @@ def both(
         slices, to (N, 1, *S), or to (N, 4, *S) with the logits of magnitude,
         structured and realness.
     """
+    generator, local_judge, refiner, _ = networks
 
     def run(stack: Tensor) -> Tensor:
         source, masks = stack[:, :channels], stack[:, channels:]
@@ -138,8 +158,7 @@ def both(
 
 
 def synthesise_prepared(
-    generator: nn.Module,
-    local_judge: nn.Module | None,
+    networks: Networks,
     source: NDArray[np.float32],
     mask: NDArray[np.bool_],
     *,
@@ -147,14 +166,11 @@ def synthesise_prepared(
     conditional: bool,
     error_scale: float,
     engine: Engine,
-    refiner: nn.Module | None = None,
-    earlier: Sequence[nn.Module] = (),
 ) -> Maps:
     """Run the networks over a prepared volume.
 
     Args:
-        generator: Source to target, in evaluation mode on the engine's device.
-        local_judge: The local discriminator likewise, or None.
+        networks: In evaluation mode on the engine's device.
         source: Normalised source, and its ranks where the plan says so, zero
             outside the mask, shape (C, I, J, K).
         mask: Valid voxels, shape (I, J, K).
@@ -162,19 +178,17 @@ def synthesise_prepared(
         conditional: Whether the local discriminator sees the source.
         error_scale: s of the soft targets, normalised units.
         engine: Device and precision.
-        refiner: The second stage like the others, or None; it needs a local discriminator.
-        earlier: Generators of the stages before, like the others: each sees what
-            the one before it made, and `generator` what the last of them made.
-            None where there are none, or where `source` holds the context already.
     """
-    if earlier:
-        source = _with_context(earlier, source, mask, plan, engine)
-    sized = SameSize(generator) if hasattr(generator, "margin") else generator  # the literature's take some sizes only
-    run = engine.wrap(both(sized, local_judge, refiner, channels=source_channels(plan), conditional=conditional))
+    generator = networks.generator
+    if networks.earlier:
+        source = _with_context(networks.earlier, source, mask, plan, engine)
+    if hasattr(generator, "margin"):  # the literature's take some sizes only
+        networks = networks._replace(generator=SameSize(generator))
+    run = engine.wrap(chain(networks, channels=source_channels(plan), conditional=conditional))
     stack = np.concatenate([source, mask[None]], dtype=np.float32)
-    outputs = _over_volume(run, stack, (sized, local_judge, refiner), plan, is_blended(generator, plan))
+    outputs = _over_volume(run, stack, networks, plan, is_blended(generator, plan))
     prediction = np.where(mask, outputs[0], 0).astype(np.float32)
-    if local_judge is None:
+    if networks.local_judge is None:
         return Maps(prediction, None, None, None, None)
     logits = outputs[1:4]  # magnitude, structured, realness
     with np.errstate(invalid="ignore"):  # `synthesise` refuses what is no number
@@ -199,7 +213,7 @@ def is_blended(generator: nn.Module, plan: Plan) -> bool:
 def _over_volume(
     run: Callable[[Tensor], Tensor],
     stack: NDArray[np.float32],
-    networks: Sequence[nn.Module | None],
+    networks: Networks,
     plan: Plan,
     blended: bool,
 ) -> NDArray[np.float32]:
@@ -208,10 +222,10 @@ def _over_volume(
         return blend_slices(run, stack, slices=plan.slices, window=plan.patch)
     if blended:
         return blend_windows(run, stack, window=plan.patch, weighting="smooth")
-    multiple = max(int(getattr(network, "size_multiple", 1)) for network in networks)  # powers of 2
+    passes = networks.in_one_pass
+    multiple = max(int(getattr(network, "size_multiple", 1)) for network in passes)  # powers of 2
     if plan.dims == 2:
         return apply_to_slices(run, stack, slices=plan.slices, batch=SLICES_AT_ONCE, multiple=multiple)
-    passes = networks if networks[2] is None else (*networks, networks[1])  # it judges before and after the refiner
     halo = sum(int(getattr(network, "receptive_field", 0)) for network in passes)
     return apply_to_volume(run, stack, tile=TILE, halo=halo, multiple=multiple)
 
@@ -221,7 +235,7 @@ def predict_stage(
 ) -> NDArray[np.float32]:
     """Predict with a generator alone, as the next stage will see it: normalised, zero outside the mask, (I, J, K)."""
     found = synthesise_prepared(
-        generator, None, source, mask, plan=plan, conditional=False, error_scale=0.0, engine=engine
+        Networks(generator), source, mask, plan=plan, conditional=False, error_scale=0.0, engine=engine
     )
     return found.prediction
 
@@ -265,16 +279,13 @@ def synthesise(
     volumes, mask = on_thin_slices(volumes, mask, plan, degrade=degrade)
     prepared = prepare_source(volumes, plan, mask)
     maps = synthesise_prepared(
-        model.generator,
-        model.local_judge,
+        networks_of(model),
         prepared.array,
         prepared.mask,
         plan=plan,
         conditional=model.recipe.discriminators.conditional,
         error_scale=model.error_scale,
         engine=engine,
-        refiner=model.refiner,
-        earlier=model.earlier,
     )
     warnings = [*moved, *([sentence] if (sentence := unlike(plan, prepared)) else [])]
     if is_blended(model.generator, plan):

@@ -23,7 +23,7 @@ from chiasm.errors import CohortError
 from chiasm.networks.sparse_coding import SparseCoder
 from chiasm.prediction.engines import Engine
 from chiasm.prediction.model import Model
-from chiasm.prediction.synthesis import Maps, synthesise_prepared
+from chiasm.prediction.synthesis import Maps, Networks, synthesise_prepared
 from chiasm.preparation.arrays import PreparedCase
 from chiasm.preparation.plan import Plan
 from chiasm.recipe import Recipe
@@ -176,8 +176,7 @@ class CodingLearner:
     def maps(self, case: PreparedCase, engine: Engine) -> Maps:
         """Predict a prepared case as the run would ship it."""
         return synthesise_prepared(
-            self._shipped(),
-            None,
+            Networks(self._shipped()),
             np.asarray(case.source),
             np.asarray(case.mask),
             plan=self.plan,

@@ -18,7 +18,7 @@ from torch import nn
 from chiasm.errors import RunError
 from chiasm.prediction.engines import Engine
 from chiasm.prediction.model import Model
-from chiasm.prediction.synthesis import Maps, synthesise_prepared
+from chiasm.prediction.synthesis import Maps, Networks, synthesise_prepared
 from chiasm.preparation.arrays import PreparedCase
 from chiasm.preparation.plan import Plan
 from chiasm.recipe import Recipe
@@ -132,15 +132,13 @@ class Learner:
     def _maps(self, case: PreparedCase, engine: Engine, refiner: nn.Module | None) -> Maps:
         local = self._local()
         found = synthesise_prepared(
-            self.trainables.average,
-            None if local is None else local.eval(),
+            Networks(self.trainables.average, None if local is None else local.eval(), refiner),
             np.asarray(case.source),
             np.asarray(case.mask),
             plan=self.plan,
             conditional=self.recipe.discriminators.conditional,
             error_scale=self.state.error_scale,
             engine=engine,
-            refiner=refiner,
         )
         if local is not None:
             local.train()
