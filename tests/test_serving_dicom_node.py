@@ -384,5 +384,5 @@ def test_an_association_that_only_just_began_is_ended_too(monkeypatch: pytest.Mo
     )
     kernel = SimpleNamespace(active_associations=[SimpleNamespace(dul=reader, is_established=False)])
     monkeypatch.setattr(dicom_node.time, "sleep", lambda _: kernel.active_associations.clear() if ended else None)
-    dicom_node._hang_up(kernel)
+    dicom_node.hang_up(kernel)
     assert ended[:2] == ["reader", "socket"]

@@ -40,7 +40,7 @@ def even_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     def timed(dims: int, width: int, size: tuple[int, ...], accelerator: str, precision: str) -> float:
         return NANOSECOND * width**2 * 3**dims * math.prod(size)
 
-    monkeypatch.setattr(cost, "_timed", timed)
+    monkeypatch.setattr(cost, "time_convolution", timed)
 
 
 def ask(method: str = "A7", **changes: object) -> Recipe:

@@ -22,7 +22,7 @@ from chiasm.preparation.planning import PatchNeeds
 from chiasm.recipe import Recipe
 from chiasm.studies.study_file import Study
 from chiasm.training.log import TrainingLog
-from chiasm.training.loop import _signals, make_fabric, validation_steps
+from chiasm.training.loop import collected_signals, make_fabric, validation_steps
 from chiasm.training.players import check_players, describe_methods, make_players, needs_local_judge, patch_needs
 from chiasm.training.run import train
 from chiasm.training.run_planning import plan_run
@@ -157,7 +157,7 @@ def test_a_kill_while_the_log_is_cut_leaves_it_whole(tmp_path: Path, monkeypatch
 
 def test_signals_are_collected_and_given_back() -> None:
     before = signal.getsignal(signal.SIGTERM)
-    with _signals() as caught:
+    with collected_signals() as caught:
         os.kill(os.getpid(), signal.SIGTERM)
         assert caught == [signal.SIGTERM]
     assert signal.getsignal(signal.SIGTERM) is before
@@ -167,7 +167,7 @@ def test_a_run_in_another_thread_leaves_signals_to_their_owner() -> None:
     found: list[object] = []
 
     def run() -> None:
-        with _signals() as caught:
+        with collected_signals() as caught:
             found.append(list(caught))
 
     thread = threading.Thread(target=run)

@@ -95,23 +95,28 @@ class Baselines:
             raise unknown("baseline", name, self.names)
         if source.shape[1:] != mask.shape or mask.shape != tuple(grid.shape):
             raise ValueError(f"source {source.shape}, mask {mask.shape} and grid {grid.shape} do not fit")
-        first = np.asarray(source[0])
         guess = np.zeros(mask.shape, np.float32)
-        if not mask.any():
-            return guess
+        if mask.any():
+            guess[mask] = self._guess(name, source, mask, grid)
+        return guess
+
+    def _guess(self, name: str, source: Array, mask: Mask, grid: Geometry) -> NDArray[np.floating]:
+        """Guess the target inside the mask, shape (n,)."""
+        first = np.asarray(source[0])[mask]
         if name == "identity":
-            guess[mask] = first[mask]
-        elif name == "bicubic":
+            return first
+        if name == "bicubic":
             assert self.own is not None
-            guess[mask] = np.asarray(source[self.own])[mask]
-        elif name == "mean":
+            return np.asarray(source[self.own])[mask]
+        if name == "mean":
             atlas = Volume(self.mean_image, self.mean_grid)
-            guess[mask] = resample(atlas, grid, order=1, fill=self.mean_target).array[mask]
-        elif name == "histogram":
-            own, shares = np.unique(_quantiles(first[mask]), return_index=True)
-            guess[mask] = np.interp(first[mask], own, self.target_quantiles[shares])
+            return resample(atlas, grid, order=1, fill=self.mean_target).array[mask]
+        if name == "histogram":
+            own, shares = np.unique(_quantiles(first), return_index=True)
+            x, y = own, self.target_quantiles[shares]
         else:
-            guess[mask] = np.interp(first[mask], self.lookup_source, self.lookup_target)
+            x, y = self.lookup_source, self.lookup_target
+        guess: NDArray[np.float64] = np.interp(first, x, y)
         return guess
 
 
@@ -174,18 +179,8 @@ def load_baselines(folder: Path) -> Baselines:
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
-    card: dict[str, Any] = read_json(folder / CARD)
-    if not isinstance(card, dict) or card.get("format") != FORMAT:
-        found = card.get("format") if isinstance(card, dict) else type(card).__name__
-        raise RunError(
-            "is of a format this chiasm does not know",
-            path=folder / CARD,
-            reason="format",
-            found=found,
-            expected=FORMAT,
-        )
     remedy = "Copy the model folder again, or run the same train command to write it anew."
-    check_checksum(card, folder / CARD, remedy)
+    card = _read_card(folder / CARD, remedy)
     file = folder / TENSORS
     if not file.is_file() or sha256_of(file) != card.get("sha256"):
         raise RunError("is missing or was changed since it was written", path=file, reason="damaged", hint=remedy)
@@ -205,6 +200,17 @@ def load_baselines(folder: Path) -> Baselines:
         )
     except (SafetensorError, KeyError, ValueError, TypeError) as error:
         raise RunError("is damaged", path=file, reason="damaged", found=error) from error
+
+
+def _read_card(path: Path, remedy: str) -> dict[str, Any]:
+    card: dict[str, Any] = read_json(path)
+    found = card.get("format") if isinstance(card, dict) else type(card).__name__
+    if found != FORMAT:
+        raise RunError(
+            "is of a format this chiasm does not know", path=path, reason="format", found=found, expected=FORMAT
+        )
+    check_checksum(card, path, remedy)
+    return card
 
 
 def _quantiles(values: Array) -> NDArray[np.float64]:

@@ -116,10 +116,7 @@ def fit_calibration(score: ArrayLike, error: ArrayLike, *, fitted_on: Sequence[s
         Pool adjacent violators: Barlow et al., Statistical Inference under Order Restrictions, 1972.
     """
     scores, errors = np.ravel(np.asarray(score)), np.ravel(np.asarray(error))
-    if scores.shape != errors.shape or not scores.size or knots < 2:
-        raise ValueError(f"{scores.size} scores, {errors.size} errors, {knots} knots")
-    if not np.isfinite(scores).all() or not np.isfinite(errors).all() or errors.min() < 0:
-        raise ValueError("scores and errors must be finite, and errors not negative")
+    _check_fit(scores, errors, knots)
     x, y, counts = equal_groups(scores, errors, knots)
     return Calibration(
         x=tuple(x.tolist()),
@@ -128,6 +125,13 @@ def fit_calibration(score: ArrayLike, error: ArrayLike, *, fitted_on: Sequence[s
         voxels=scores.size,
         spearman=_rank_correlation(scores, errors),
     )
+
+
+def _check_fit(scores: NDArray[np.floating], errors: NDArray[np.floating], knots: int) -> None:
+    if scores.shape != errors.shape or not scores.size or knots < 2:
+        raise ValueError(f"{scores.size} scores, {errors.size} errors, {knots} knots")
+    if not np.isfinite(scores).all() or not np.isfinite(errors).all() or errors.min() < 0:
+        raise ValueError("scores and errors must be finite, and errors not negative")
 
 
 def equal_groups(

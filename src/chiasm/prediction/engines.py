@@ -65,9 +65,7 @@ def pick_precision(precision: str, accelerator: str) -> Precision:
     """
     on_cuda = pick_device(accelerator).type == "cuda"
     if precision == "auto":
-        if on_cuda:
-            return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
-        return "bf16-mixed" if cpu_multiplies_bfloat16() else "32-true"
+        return _fastest_precision(on_cuda)
     if precision not in get_args(Precision):
         raise unknown("precision", precision, ("auto", *get_args(Precision)))
     if precision == "16-mixed" and not on_cuda:
@@ -78,6 +76,12 @@ def pick_precision(precision: str, accelerator: str) -> Precision:
             hint="Use the precision auto.",
         )
     return cast(Precision, precision)
+
+
+def _fastest_precision(on_cuda: bool) -> Precision:
+    if on_cuda:
+        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
+    return "bf16-mixed" if cpu_multiplies_bfloat16() else "32-true"
 
 
 def cpu_multiplies_bfloat16() -> bool:

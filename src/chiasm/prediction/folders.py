@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -336,14 +337,19 @@ def _loaded(run: Path, sha256: str, accelerator: str, precision: str, trust: tup
 def _predict_case(predictor: Predictor, case: Case, out: Path, role: Role, settings: Settings) -> Entry:
     plan = predictor.model.plan
     volumes = [read_case_image(case, name) for name in plan.sources]
-    marks = dict.fromkeys(mark for name in plan.sources for mark in marks_on(case, name))
     mask = None if case.mask is None else check_pair(volumes[0], read_case_labels(case, case.mask), labels=True)
     made = predictor.predict(*volumes, mask=mask, degrade=settings.degrade)
-    made = replace(made, warnings=(*(WARNINGS[mark] for mark in marks), *made.warnings))
+    made = replace(made, warnings=(*_warn_of_marks(case, plan.sources), *made.warnings))
     write = _write_dicom if settings.container == "dicom" else _write_volumes
     written = write(made, case, out, predictor.model)
     sources_from = tuple(relative(case.images[name], out) for name in plan.sources)
     return Entry(case.id, role, sources_from, *written, mask_rule=made.mask_rule)
+
+
+def _warn_of_marks(case: Case, sources: Sequence[str]) -> list[str]:
+    """Warn of sources that are marked, as derived or cut: each mark once."""
+    marks = dict.fromkeys(chain.from_iterable(marks_on(case, name) for name in sources))
+    return [WARNINGS[mark] for mark in marks]
 
 
 class _Written(NamedTuple):

@@ -15,12 +15,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from pydantic import TypeAdapter, ValidationError
-
 from chiasm.checksums import sha256_of
 from chiasm.errors import RunError, shortened
 from chiasm.names import is_plain, is_safe_id
-from chiasm.storage import read_json, write_json
+from chiasm.records import read_record
+from chiasm.storage import write_json
 from chiasm.volumes.masks import Rule
 
 FILE = "predictions.json"
@@ -133,7 +132,7 @@ def read_manifest(folder: Path) -> Manifest:
             reason="no-predictions",
             hint="Give the folder that chiasm predict wrote.",
         )
-    manifest = _parse(path)
+    manifest = read_record(path, Manifest, "damaged")
     counts = Counter(entry.case for entry in manifest.cases)
     if twice := [name for name, count in counts.items() if count > 1]:
         raise RunError("names a case twice", path=path, reason="duplicate", found=twice[0])
@@ -141,15 +140,6 @@ def read_manifest(folder: Path) -> Manifest:
     for entry in manifest.cases:
         _check_entry(path, entry, depth=2 if manifest.container == "dicom" else 1)
     return manifest
-
-
-def _parse(path: Path) -> Manifest:
-    try:
-        return TypeAdapter(Manifest).validate_python(read_json(path))
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise RunError(f"is damaged: {where}: {first['msg']}", path=path, reason="damaged") from error
 
 
 def _check_words(path: Path, manifest: Manifest) -> None:

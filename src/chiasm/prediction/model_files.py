@@ -11,11 +11,12 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from chiasm.checksums import has_valid_checksum, sha256_of
 from chiasm.errors import RunError
 from chiasm.outputs import MODEL_CARD
+from chiasm.records import parse_record
 from chiasm.storage import read_toml, replaced
 
 FORMAT = 1
@@ -81,14 +82,7 @@ def read_card(folder: Path) -> Card:
         )
     if not has_valid_checksum(content):
         raise _changed(folder / CARD)
-    try:
-        card = Card.model_validate(content)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise RunError(
-            f"is no card of a model: {where}: {first['msg']}", path=folder / CARD, reason="damaged"
-        ) from error
+    card = parse_record(content, folder / CARD, Card, "no card of a model")
     if not card.sha256.keys() >= NEEDED:
         raise _changed(folder / CARD)
     for name in card.sha256:
@@ -168,8 +162,7 @@ def check_trusted(network: str, trust: str | Collection[str], path: Path) -> Non
 def _check_place(folder: Path, name: str) -> None:
     """Refuse a name that is no plain file's, a link out of the folder, and a file that no model has by its size."""
     path = folder / name
-    plain = name.isprintable() and name not in ("", ".", "..") and not set(name) & {"/", "\\"}
-    if not plain:
+    if not _is_plain_name(name):
         raise RunError("names a file outside its folder", path=folder / CARD, reason="outside", found=repr(name))
     if not path.is_file():
         raise _changed(path)
@@ -182,6 +175,10 @@ def _check_place(folder: Path, name: str) -> None:
         )
     if path.stat().st_size > MOST_BYTES:
         raise RunError("is too large for a part of a model", path=path, reason="too-large", found=path.stat().st_size)
+
+
+def _is_plain_name(name: str) -> bool:
+    return name.isprintable() and name not in ("", ".", "..") and not set(name) & {"/", "\\"}
 
 
 def _changed(path: Path) -> RunError:

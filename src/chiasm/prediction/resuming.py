@@ -7,7 +7,7 @@ Two models, or one model with other options, never share a folder.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -59,8 +59,7 @@ def take_over(
         remove_predictions(folder, before.cases)
     if overwrite:
         return Earlier({})
-    known = _known_cases(before)
-    _refuse_occupied(folder, chain.from_iterable(names for case, names in cases.values() if case.id not in known))
+    _refuse_occupied(folder, cases, _known_cases(before))
     if before is None:
         return Earlier({})
     if before.cases and (told := compare(before, fresh)):
@@ -77,8 +76,9 @@ def _known_cases(before: Manifest | None) -> set[str]:
     return set() if before is None else {*before.pending, *(entry.case for entry in before.cases)}
 
 
-def _refuse_occupied(folder: Path, names: Iterable[str]) -> None:
-    for name in names:
+def _refuse_occupied(folder: Path, cases: Mapping[str, tuple[Case, Sequence[str]]], known: Collection[str]) -> None:
+    """Refuse to replace what stands in the places of cases that no prediction here was asked for."""
+    for name in chain.from_iterable(names for case, names in cases.values() if case.id not in known):
         if (folder / name).exists():
             raise RunError("was not written by this prediction", path=folder / name, reason="occupied", hint=WAYS_OUT)
 

@@ -65,7 +65,7 @@ def tiles_are_exact(network: nn.Module, channels: int) -> bool:
         network: In evaluation mode; states its needs and its receptive field, as `make_network` sees to.
         channels: Of its input.
     """
-    if type(network).__module__.partition(".")[0] == __package__.partition(".")[0]:
+    if _is_of_this_package(network):
         return True
     if network not in _EXACT:
         _EXACT[network] = _no_cut_shows(network, channels)
@@ -82,11 +82,15 @@ def takes_one_size(network: nn.Module, channels: int, patch: Sequence[int]) -> b
         channels: Of its input.
         patch: A size that it takes.
     """
-    if type(network).__module__.partition(".")[0] == __package__.partition(".")[0] or not hasattr(network, "margin"):
+    if _is_of_this_package(network) or not hasattr(network, "margin"):
         return False
     if network not in _ONE_SIZE:
         _ONE_SIZE[network] = _fails_on_longer(SameSize(network), channels, patch)
     return _ONE_SIZE[network]
+
+
+def _is_of_this_package(network: nn.Module) -> bool:
+    return type(network).__module__.partition(".")[0] == __package__.partition(".")[0]
 
 
 def _fails_on_longer(network: SameSize, channels: int, patch: Sequence[int]) -> bool:

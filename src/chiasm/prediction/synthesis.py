@@ -25,7 +25,7 @@ from chiasm.prediction.seams import seam_of, takes_one_size, tiles_are_exact
 from chiasm.prediction.tiling import apply_to_slices, apply_to_volume
 from chiasm.prediction.windows import blend_slices, blend_windows, window_origins
 from chiasm.preparation.arrays import PreparedSource, prepare_source
-from chiasm.preparation.degradation import interpolated, simulated, thick_mask
+from chiasm.preparation.degradation import Degradation, interpolated, simulated, thick_mask
 from chiasm.preparation.intensity import IntensityMap
 from chiasm.preparation.out_of_distribution import unlike
 from chiasm.preparation.plan import Plan, across
@@ -372,8 +372,18 @@ def on_thin_slices(
     volumes = [first, *(check_pair(first, other, b_name="second source") for other in volumes[1:])]
     if degrade:
         return simulated(volumes, how), None if mask is None else thick_mask(mask, how)
-    axis, _ = storage_axis(first.geometry, how.axis)
-    thickness, thin = first.geometry.spacing_mm[axis], plan.grid_mm[1][across(how)]
+    _check_thick(first, plan, how)
+    shown = interpolated(volumes, how)
+    if mask is not None:
+        fitting = check_pair(first, mask, b_name="mask", labels=True)
+        mask = resample(fitting, shown[0].geometry, order=0)
+    return shown, mask
+
+
+def _check_thick(volume: Volume, plan: Plan, how: Degradation) -> None:
+    """Refuse slices that are thin already."""
+    axis, _ = storage_axis(volume.geometry, how.axis)
+    thickness, thin = volume.geometry.spacing_mm[axis], plan.grid_mm[1][across(how)]
     if thickness < thin * how.factor**0.5:  # nearer to what comes out than to what goes in
         raise VolumeError(
             f"has no thick slices along {how.axis}, which the model makes thin",
@@ -382,11 +392,6 @@ def on_thin_slices(
             expected=f"about {thin * how.factor:.3g} mm",
             hint="To test a model on thin slices, let them be made thick first: chiasm predict --degrade.",
         )
-    shown = interpolated(volumes, how)
-    if mask is not None:
-        fitting = check_pair(first, mask, b_name="mask", labels=True)
-        mask = resample(fitting, shown[0].geometry, order=0)
-    return shown, mask
 
 
 def target_map(prepared: PreparedSource, plan: Plan) -> IntensityMap:

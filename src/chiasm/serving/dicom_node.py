@@ -335,7 +335,7 @@ def _listening(kernel: Any, node: Node, inbox: Inbox, say: Callable[[str], None]
             yield int(server.server_address[1])
     finally:
         server.shutdown()
-        _hang_up(kernel)
+        hang_up(kernel)
         logger.setLevel(level)
 
 
@@ -417,8 +417,12 @@ def _gated(limits: Limits, places: Places, say: Callable[[str], None]) -> type:
     return Server
 
 
-def _hang_up(kernel: Any) -> None:
-    """End associations at once; pynetdicom's own way waits for ever for a peer that never said anything."""
+def hang_up(kernel: Any) -> None:
+    """End associations at once; pynetdicom's own way waits for ever for a peer that never said anything.
+
+    Args:
+        kernel: The application entity of pynetdicom whose associations end.
+    """
     for _ in range(10):
         begun = kernel.active_associations
         if not begun:

@@ -219,12 +219,12 @@ def _seconds(layer: Layer, dims: Literal[2, 3], accelerator: str, precision: str
     Layers of one output width and grid share one timing of a 3-convolution.
     """
     work = layer.inputs * layer.kernel
-    neighbour: float = _timed(dims, layer.outputs, layer.size or (1,) * dims, accelerator, precision)
+    neighbour: float = time_convolution(dims, layer.outputs, layer.size or (1,) * dims, accelerator, precision)
     return float(neighbour * work / (layer.outputs * 3**dims))
 
 
 @lru_cache(maxsize=256)
-def _timed(dims: Literal[2, 3], width: int, size: tuple[int, ...], accelerator: str, precision: str) -> float:
+def time_convolution(dims: Literal[2, 3], width: int, size: tuple[int, ...], accelerator: str, precision: str) -> float:
     """Time a 3-convolution of `width` channels on one sample, forward and back: the best of three, in seconds."""
     on_gpu = has_gpu(accelerator)
     device = torch.device("cuda" if on_gpu else "cpu")

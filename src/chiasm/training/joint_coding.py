@@ -251,8 +251,6 @@ def fit(
     *,
     rounds: int = 30,
     seed: int = 0,
-    coupling: float = COUPLING,
-    discrepancy: float = DISCREPANCY,
     tolerance: float = 1e-3,
     seconds: float | None = None,
     progress: Progress | None = None,
@@ -264,8 +262,6 @@ def fit(
         examples: Pairs, and unpaired patches if there are any.
         rounds: At most; codes, filters and mapping each have a turn in one.
         seed: Of the patches that filters start from; the same seed gives the same coder.
-        coupling: b of (2).
-        discrepancy: m of (3).
         tolerance: Stop when a round lowers J by a smaller share.
         seconds: Start no round after as many; then the result depends on the machine.
         progress: Called after each round with rounds done, all rounds, J.
@@ -279,7 +275,7 @@ def fit(
     if rounds < 1:
         raise ValueError(f"rounds is at least 1, not {rounds}")
     began, history = time.monotonic(), list[float]()
-    coding = JointCoding(coder, examples, seed=seed, coupling=coupling, discrepancy=discrepancy)
+    coding = JointCoding(coder, examples, seed=seed)
     for done in range(rounds):
         history.append(coding.round(coder))
         if progress is not None:
@@ -389,14 +385,16 @@ def _check_examples(examples: Examples, coder: SparseCoder) -> None:
     if not len(examples.source) or not (examples.source != 0).any():
         raise ValueError("joint sparse coding needs at least one pair that is not empty")
     channels, sides = examples.source.shape[1], examples.source.shape[2:]
-    wanted = {"target": 1, "other_source": channels, "other_target": 1}
-    for name, count in wanted.items():
-        images: Tensor = getattr(examples, name)
-        if images.shape[1:] != (count, *sides):
-            raise ValueError(f"{name} has shape {tuple(images.shape)}, not (N, {count}, {', '.join(map(str, sides))})")
+    for name, count in {"target": 1, "other_source": channels, "other_target": 1}.items():
+        _check_shape(name, getattr(examples, name), (count, *sides))
     if len(examples.target) != len(examples.source):
         raise ValueError(f"{len(examples.source)} sources and {len(examples.target)} targets are no pairs")
     if coder.analysis.weight.shape[1] != channels or min(sides) < coder.smallest:
         raise ValueError(f"patches of {channels} channels and sides {tuple(sides)} do not fit this coder")
     if not all(torch.isfinite(images).all() for images in examples):
         raise ValueError("a patch holds values that are not finite")
+
+
+def _check_shape(name: str, images: Tensor, shape: tuple[int, ...]) -> None:
+    if images.shape[1:] != shape:
+        raise ValueError(f"{name} has shape {tuple(images.shape)}, not (N, {', '.join(map(str, shape))})")

@@ -114,7 +114,7 @@ def learn(
     log.cut(done)
     due, engine = validation_steps(recipe), session.engine(recipe)
     saved = time.monotonic()
-    with _signals() as caught:
+    with collected_signals() as caught:
         for step in range(done, log.steps):
             figures = learner.step(step)
             log.step(step, figures)
@@ -229,8 +229,11 @@ def validation_steps(recipe: Recipe) -> list[int]:
 
 
 @contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collect SIGINT, SIGTERM and SIGHUP, so that the loop can stop between two steps."""
+def collected_signals() -> Iterator[list[int]]:
+    """Collect SIGINT, SIGTERM and SIGHUP, so that the loop can stop between two steps.
+
+    In a thread that is not the main one nothing is collected: there the signals are somebody else's.
+    """
     caught: list[int] = []
 
     def note(number: int, _: FrameType | None) -> None:
