@@ -33,13 +33,17 @@ def refuse_inputs(outputs: Iterable[Path], inputs: Iterable[Path | None], *, wha
     """
     read = [path for path in inputs if path is not None]
     for output in outputs:
-        if any(_is_same(output, path) or _holds(output, path) for path in read):
+        if any(_would_replace(output, path) for path in read):
             raise RunError(
                 f"belongs to the data, and {what} would replace it",
                 path=output,
                 reason="input",
                 hint="Give another place with -o.",
             )
+
+
+def _would_replace(output: Path, path: Path) -> bool:
+    return _is_same(output, path) or _holds(output, path)
 
 
 def refuse_data_folder(out: Path, data: Iterable[Path]) -> None:
@@ -111,7 +115,7 @@ def remove_files(folder: Path, names: Iterable[str]) -> None:
     Raises:
         ChiasmError: If a file cannot be removed.
     """
-    own = [path for path in (folder / name for name in names) if path.is_file() and not _is_behind_link(path, folder)]
+    own = [path for name in names if (path := folder / name).is_file() and not _is_behind_link(path, folder)]
     for path in own:
         with writing(path):
             path.unlink()

@@ -34,6 +34,7 @@ from chiasm.locks import check_output
 from chiasm.progress import count, follow, open_progress
 
 if TYPE_CHECKING:
+    from chiasm.prediction.folders import Predicted
     from chiasm.prediction.manifest import Container
 
 
@@ -138,16 +139,22 @@ def predict(
             trust=several(trust),
             progress=count(bar, "predicting"),
         )
+    _show_predictions(made)
+    finish(made.problems)
+
+
+def _show_predictions(made: Predicted) -> None:
+    """Show how many cases were predicted, and what a reader of their images must know."""
     kept = f", {len(made.kept)} were there already" if made.kept else ""
     typer.echo(f"{len(made.done)} cases predicted{kept}: {made.folder}")
     for note in made.notes:
         typer.echo(note)
     for case in made.remade:
         typer.echo(f"warning: case {case}: its files had changed or were gone, and were made again", err=True)
-    for entry in (one for one in made.manifest.cases if one.case in (*made.done, *made.kept)):
-        for sentence in entry.warnings:
-            typer.echo(f"warning: case {entry.case}: {sentence}", err=True)
-    finish(made.problems)
+    for entry in made.manifest.cases:
+        if entry.case in (*made.done, *made.kept):
+            for sentence in entry.warnings:
+                typer.echo(f"warning: case {entry.case}: {sentence}", err=True)
 
 
 def complete(

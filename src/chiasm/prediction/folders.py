@@ -222,8 +222,7 @@ def predict(
         if container == "dicom":
             check_dicom(found.cases)
         fresh = _manifest(out, run, model, settings, tuple(case.id for case in found.cases))
-        names = {case.id: (case, _outputs(case, model.plan, container)) for case in found.cases}
-        earlier = take_over(out, fresh, names, overwrite=overwrite)
+        earlier = take_over(out, fresh, _places(found.cases, model.plan, container), overwrite=overwrite)
         progressing = _Progressing(out, fresh, earlier, found.problems)
         due = [case for case in found.cases if case.id not in earlier.entries]
         do = partial(_work, run=run.resolve(), sha256=model.sha256, out=out.resolve(), roles=roles, settings=settings)
@@ -384,6 +383,11 @@ def _called(case: Case, name: str, plan: Plan) -> str:
     """Say what an output is called: as the case, and in the format of its first source."""
     first = case.images[plan.sources[0]].name.lower()
     return f"{case.id}_{name}{'.mha' if first.endswith(('.mha', '.mhd')) else '.nii.gz'}"
+
+
+def _places(cases: Sequence[Case], plan: Plan, container: Container) -> dict[str, tuple[Case, tuple[str, ...]]]:
+    """Return each case by its id, with the names of its outputs."""
+    return {case.id: (case, _outputs(case, plan, container)) for case in cases}
 
 
 def _outputs(case: Case, plan: Plan, container: Container) -> tuple[str, ...]:

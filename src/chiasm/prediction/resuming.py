@@ -124,7 +124,7 @@ def _kept(folder: Path, before: Manifest, fresh: Manifest, cases: Mapping[str, t
     """Sort the entries of a folder: those that stand, those that are damaged; refuse those of other files."""
     sorted_in: dict[str, list[Entry]] = {"kept": [], "damaged": [], "other": []}
     for entry in before.cases:
-        case = cases[entry.case][0] if entry.case in cases else None
+        case, _ = cases.get(entry.case, (None, ()))
         sorted_in[_state_of(folder, entry, case, fresh.sources)].append(entry)
     if sorted_in["other"]:
         some = ", ".join(entry.case for entry in sorted_in["other"][:3])

@@ -287,27 +287,32 @@ def _selection_of(asked: Mapping[str, Any]) -> Selection:
 
 def _mask_facts(masks: Sequence[MaskUse]) -> dict[str, str]:
     """Say which mask was scored, in how many cases; one by one where they are few."""
-    by_reason: dict[str, list[str]] = {}
-    for mask in masks:
-        by_reason.setdefault(mask.reason, []).append(mask.case)
     return {
         reason: f"{len(cases)} cases: {', '.join(cases[:MASKS_NAMED])}{', ...' if len(cases) > MASKS_NAMED else ''}"
-        for reason, cases in by_reason.items()
+        for reason, cases in _cases_by_reason(masks).items()
     }
 
 
 def _mask_warnings(masks: Sequence[MaskUse], cohort: Cohort) -> list[str]:
     """Say where the cohort has a mask file and another mask was scored."""
     with_file = {case.id for case in cohort.cases if case.mask is not None}
-    others: dict[str, list[str]] = {}
-    for mask in masks:
-        is_file = mask.used == "cohort" or mask.reason == RULES["given"]
-        if mask.case in with_file and not is_file:
-            others.setdefault(mask.reason, []).append(mask.case)
+    others = [mask for mask in masks if mask.case in with_file and not _is_file(mask)]
     return [
         f"{len(cases)} cases are scored in {reason}, not in the mask file of the cohort: {', '.join(cases)}"
-        for reason, cases in others.items()
+        for reason, cases in _cases_by_reason(others).items()
     ]
+
+
+def _is_file(mask: MaskUse) -> bool:
+    return mask.used == "cohort" or mask.reason == RULES["given"]
+
+
+def _cases_by_reason(masks: Sequence[MaskUse]) -> dict[str, list[str]]:
+    """Name the cases of each reason, why their mask was scored, in the order in which they came."""
+    cases: dict[str, list[str]] = {}
+    for mask in masks:
+        cases.setdefault(mask.reason, []).append(mask.case)
+    return cases
 
 
 def _how_they_lie(judged: Judged, how: Registration, together: Together) -> list[str]:
@@ -336,12 +341,11 @@ def _how_they_are_shaded(plan: Plan) -> list[str]:
 
 def _warnings(judged: Sequence[Judged], rows: Sequence[Row]) -> list[str]:
     entries = [entry for _, entry in _predicted(judged)]
-    scored = {row.case for row in rows}
     warnings = []
     if seen := [entry.case for entry in entries if entry.role in ("train", "validation")]:
         warnings.append(f"{len(seen)} of {len(entries)} cases were used in training: {', '.join(seen)}")
-    if len(scored) < FEWEST_TO_TEST:
-        warnings.append(f"only {len(scored)} cases: no difference between methods can be called significant")
+    if (scored := len({row.case for row in rows})) < FEWEST_TO_TEST:
+        warnings.append(f"only {scored} cases: no difference between methods can be called significant")
     return warnings + [f"case {entry.case}: {sentence}" for entry in entries for sentence in entry.warnings]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -80,8 +81,9 @@ def make_room(out: Path, asked: Mapping[str, Any], inputs: Sequence[Path], *, ov
 
 def _remove_pages(out: Path) -> None:
     """Remove the pages of the single cases of an evaluation."""
-    cases = {row.case for row in read_evaluation(out)} if is_evaluation(out) else set()
-    remove_files(out, (page.replace("*", case) for case in cases for page in PAGE_FILES))
+    if is_evaluation(out):
+        cases = {row.case for row in read_evaluation(out)}
+        remove_files(out, (page.replace("*", case) for case, page in product(cases, PAGE_FILES)))
 
 
 def _refuse_owned(out: Path) -> None:
@@ -108,9 +110,12 @@ def _same_places(out: Path, before: Mapping[str, Any], asked: Mapping[str, Any],
     """Say whether two evaluations name the same places, however they are written down."""
     if name not in ("predictions", "reference"):
         return False
-    places = [[one[name]] if isinstance(one[name], str) else one[name] for one in (before, asked)]
-    first, second = ([(out / place).resolve() for place in some] for some in places)
-    return first == second
+    return _resolved(out, before[name]) == _resolved(out, asked[name])
+
+
+def _resolved(out: Path, places: str | Sequence[str]) -> list[Path]:
+    """Return one place or several as they are whatever folder they were written from."""
+    return [(out / place).resolve() for place in ([places] if isinstance(places, str) else places)]
 
 
 def read_asked(out: Path) -> dict[str, Any]:
