@@ -210,9 +210,7 @@ def calibration_table(
     Raises:
         ValueError: If the shapes differ or a region is called "all".
     """
-    wrong = [name for name, inside in regions.items() if inside.shape != predicted.shape]
-    if predicted.shape != observed.shape or wrong or "all" in regions:
-        raise ValueError(f"predicted {predicted.shape}, observed {observed.shape}; regions of other shapes: {wrong}")
+    _check_table(predicted, observed, regions)
     parts = {"all": np.ones(predicted.shape, bool), **regions}
     return [
         row
@@ -220,6 +218,14 @@ def calibration_table(
         if inside.any()
         for row in _rows_of(name, predicted[inside], observed[inside])
     ]
+
+
+def _check_table(
+    predicted: NDArray[np.floating], observed: NDArray[np.floating], regions: Mapping[str, NDArray[np.bool_]]
+) -> None:
+    wrong = [name for name, inside in regions.items() if inside.shape != predicted.shape]
+    if predicted.shape != observed.shape or wrong or "all" in regions:
+        raise ValueError(f"predicted {predicted.shape}, observed {observed.shape}; regions of other shapes: {wrong}")
 
 
 def _rows_of(region: str, expected: NDArray[np.floating], true: NDArray[np.floating]) -> Iterator[CalibrationRow]:

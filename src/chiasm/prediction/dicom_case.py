@@ -83,10 +83,10 @@ def write_dicom_case(folder: Path, made: Synthesis, sources: Sequence[Series], m
 
 def _check_replaceable(folder: Path) -> None:
     """Refuse to replace anything that was not written here, such as the source itself."""
-    found = [path.relative_to(folder) for path in folder.rglob("*")] if folder.is_dir() else []
-    ours = rf"{SERIES}(/\d{{4,}}\.dcm)?|{re.escape(MAP)}"
-    other = next((path for path in found if not re.fullmatch(ours, path.as_posix())), None)
-    if other is not None or (folder.exists() and not folder.is_dir()):
+    ours = re.compile(rf"{SERIES}(/\d{{4,}}\.dcm)?|{re.escape(MAP)}")
+    names = (path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+    is_file = folder.exists() and not folder.is_dir()
+    if is_file or not all(ours.fullmatch(name) for name in names):
         raise ChiasmError(
             "holds something else than a synthetic series, and is not replaced",
             path=folder,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -133,13 +133,17 @@ def read_manifest(folder: Path) -> Manifest:
             hint="Give the folder that chiasm predict wrote.",
         )
     manifest = read_record(path, Manifest, "damaged")
-    counts = Counter(entry.case for entry in manifest.cases)
-    if twice := [name for name, count in counts.items() if count > 1]:
-        raise RunError("names a case twice", path=path, reason="duplicate", found=twice[0])
+    _check_unique(path, manifest.cases)
     _check_words(path, manifest)
     for entry in manifest.cases:
         _check_entry(path, entry, depth=2 if manifest.container == "dicom" else 1)
     return manifest
+
+
+def _check_unique(path: Path, entries: Sequence[Entry]) -> None:
+    counts = Counter(entry.case for entry in entries)
+    if twice := [name for name, count in counts.items() if count > 1]:
+        raise RunError("names a case twice", path=path, reason="duplicate", found=twice[0])
 
 
 def _check_words(path: Path, manifest: Manifest) -> None:

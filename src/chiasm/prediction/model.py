@@ -279,6 +279,10 @@ def _check_shapes(recipe: Recipe, plan: Plan, found: Shapes, *, with_judge: bool
         if is_own_class(recipe.generator.network) and error.reason == "network":
             return  # a class that the user trusts may need numbers to be built
         raise
+    _compare_shapes(expected, found)
+
+
+def _compare_shapes(expected: Shapes, found: Shapes) -> None:
     if strange := sorted(expected.keys() ^ found.keys()):
         raise ValueError(f"{strange[0]} is {'missing' if strange[0] in expected else 'of no network of the model'}")
     if other := next((name for name in expected if expected[name] != found[name]), None):
