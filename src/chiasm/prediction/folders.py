@@ -280,8 +280,8 @@ class _Progressing:
         """Write `predictions.json`: the cases asked for in their order, then those that were there before."""
         asked = self.fresh.pending
         done = [name for name in dict.fromkeys((*asked, *self.entries)) if name in self.entries]
-        over = {*done, *(problem.case for problem in self.problems)}
-        failed = tuple(Failure(p.case, str(p.path), p.reason, p.message) for p in self.problems)
+        failed = _failures(self.problems)
+        over = {*done, *(failure.case for failure in failed)}
         self.manifest = replace(
             self.fresh,
             cases=tuple(self.entries[name] for name in done),
@@ -289,6 +289,10 @@ class _Progressing:
             pending=tuple(name for name in asked if name not in over),
         )
         write_manifest(self.out, self.manifest)
+
+
+def _failures(problems: Iterable[Problem]) -> tuple[Failure, ...]:
+    return tuple(Failure(one.case, str(one.path), one.reason, one.message) for one in problems)
 
 
 def _outcomes(reports: Iterable[Entry | Problem | Lost[Case]], source: str) -> Iterator[Entry | Problem]:

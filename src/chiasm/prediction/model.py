@@ -172,11 +172,8 @@ def save_model(folder: Path, model: Model, extras: Mapping[str, Path] | None = N
 
 
 def _write(folder: Path, model: Model, extras: Mapping[str, Path]) -> None:
-    weights = {
-        f"{prefix}.{name}": value for prefix, network in _parts(model) for name, value in network.state_dict().items()
-    }
     with whole_file(folder / WEIGHTS) as temporary:  # safetensors' own writing hides a full disk from `whole_file`
-        temporary.write_bytes(save({name: value.detach().cpu().contiguous() for name, value in weights.items()}))
+        temporary.write_bytes(save(_weights_of(model)))
     write_recipe(folder / "recipe.toml", model.recipe)
     write_plan(folder / "plan.toml", replace(model.plan, expected=None))  # what training costs is no part of a model
     if model.calibration is not None:
@@ -188,6 +185,15 @@ def _write(folder: Path, model: Model, extras: Mapping[str, Path]) -> None:
     write_toml(
         folder / CARD, with_checksum({"format": FORMAT, "error_scale": float(model.error_scale), "sha256": sums})
     )
+
+
+def _weights_of(model: Model) -> dict[str, Tensor]:
+    """Return all weights by their names in the file, on the CPU."""
+    return {
+        f"{prefix}.{name}": value.detach().cpu().contiguous()
+        for prefix, network in _parts(model)
+        for name, value in network.state_dict().items()
+    }
 
 
 def load_model(path: Path, *, trust: str | Collection[str] = ()) -> Model:

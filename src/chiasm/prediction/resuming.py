@@ -89,11 +89,13 @@ def compare(before: Manifest, now: Manifest) -> list[str]:
     if before.sha256 != now.sha256:
         models = [f"{one.method}, fold {one.fold}, seed {one.seed}, {one.sha256[:12]}" for one in (before, now)]
         told.append(f"the model was {models[0]} and is {models[1]}")
-    options = [{"format": one.container, "degrade": one.degraded, **one.options} for one in (before, now)]
-    for name, value in options[1].items():
-        if options[0].get(name, value) != value:
-            told.append(f"{name} was {options[0][name]} and is {value}")
-    return told
+    old, new = _options_of(before), _options_of(now)
+    changed = [name for name, value in new.items() if old.get(name, value) != value]
+    return told + [f"{name} was {old[name]} and is {new[name]}" for name in changed]
+
+
+def _options_of(manifest: Manifest) -> dict[str, bool | str]:
+    return {"format": manifest.container, "degrade": manifest.degraded, **manifest.options}
 
 
 def hash_inputs(case: Case, sources: Sequence[str]) -> str:
