@@ -17,7 +17,7 @@ from chiasm.errors import RecipeError, VolumeError
 from chiasm.methods import make_recipe
 from chiasm.networks.catalogue import make_network
 from chiasm.networks.discriminators import LocalDiscriminator, LocalLogits
-from chiasm.networks.generator import Generator
+from chiasm.networks.generator import ResidualGenerator
 from chiasm.prediction import synthesis
 from chiasm.prediction.calibration import Calibration
 from chiasm.prediction.engines import Engine
@@ -209,7 +209,7 @@ def test_a_given_mask_is_where_the_networks_are_asked(model: Model) -> None:
     np.testing.assert_array_equal(found.mask.array, chosen > 0)
 
 
-def networks(plan: Plan, kind: str) -> tuple[Generator, LocalDiscriminator, Plan]:
+def networks(plan: Plan, kind: str) -> tuple[ResidualGenerator, LocalDiscriminator, Plan]:
     """Random networks that depend on everything around a voxel."""
     dims = {"data.dims": kind, "generator.skip": "none", "generator.widths": (4, 6, 8)}
     recipe = make_recipe("A7", "tiny", {**QUICK, **dims})
@@ -287,7 +287,7 @@ def test_extreme_logits_give_finite_maps(model: Model) -> None:
         assert least <= found.raw_error[prepared.mask].min() and found.raw_error.max() <= most
 
 
-def second_stage(plan: Plan, kind: str) -> Generator:
+def second_stage(plan: Plan, kind: str) -> ResidualGenerator:
     """A random refiner that does correct."""
     changes = {**QUICK, "data.dims": kind, "generator.refiner": (3, 4, 5)}
     torch.manual_seed(1)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from chiasm.networks.discriminators import LocalDiscriminator
-from chiasm.networks.generator import Generator
+from chiasm.networks.generator import ResidualGenerator
 from chiasm.training import attention, losses
 
 
@@ -121,7 +121,7 @@ def test_literal_weights_are_not_normalised() -> None:
 
 def test_the_reconstruction_loss_gives_the_local_discriminator_nothing_unless_undetached() -> None:
     torch.manual_seed(0)
-    generator = Generator(in_channels=1, widths=(4, 4), dims=2)
+    generator = ResidualGenerator(in_channels=1, widths=(4, 4), dims=2)
     judge = LocalDiscriminator(in_channels=2, widths=(4, 4, 4), dims=2)
     source, target = torch.randn(2, 2, 1, 16, 16)
     mask = torch.ones_like(target, dtype=torch.bool)
