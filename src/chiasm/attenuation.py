@@ -97,6 +97,38 @@ class MuMap:
     warnings: tuple[str, ...]
 
 
+def _check_grid(like: Path | str | None, spacing_mm: float | None, fwhm_mm: float) -> None:
+    """Refuse two grids, and sizes that no grid has.
+
+    Raises:
+        RecipeError: If both grids are given, or a size in mm is impossible.
+    """
+    if like is not None and spacing_mm is not None:
+        raise RecipeError(
+            "both a PET volume and a spacing are given for one grid", reason="grid", hint="Leave one out."
+        )
+    if not (0 <= fwhm_mm < math.inf and (spacing_mm is None or 0 < spacing_mm < math.inf)):
+        found = f"spacing {spacing_mm} mm, resolution {fwhm_mm} mm"
+        raise RecipeError("a size in mm is impossible", reason="size", found=found)
+
+
+def _read_ct(ct: Path | str, reading: Reading, series: str | int | None) -> Volume:
+    """Read a CT in Hounsfield units.
+
+    Raises:
+        VolumeError: If it cannot be read, or is not in Hounsfield units; names the file.
+    """
+    scan = read_volume(ct, reading=reading, series=series)
+    try:
+        check_hu(scan.array)
+        check_air(scan.array)
+    except VolumeError as error:
+        raise VolumeError(
+            error.what, path=ct, reason=error.reason, found=error.found, expected=error.expected, hint=error.hint
+        ) from None
+    return scan
+
+
 def mumap(
     ct: Path | str,
     out: Path | str | None = None,
@@ -127,25 +159,12 @@ def mumap(
         VolumeError: If a file cannot be read, the CT is not in
             Hounsfield units, or does not overlap the PET volume.
     """
-    if like is not None and spacing_mm is not None:
-        raise RecipeError(
-            "both a PET volume and a spacing are given for one grid", reason="grid", hint="Leave one out."
-        )
-    if not (0 <= fwhm_mm < math.inf and (spacing_mm is None or 0 < spacing_mm < math.inf)):
-        found = f"spacing {spacing_mm} mm, resolution {fwhm_mm} mm"
-        raise RecipeError("a size in mm is impossible", reason="size", found=found)
+    _check_grid(like, spacing_mm, fwhm_mm)
     if out is not None:
         inputs = [file for path in (ct, like) if path is not None for file in files_at(Path(path))]
         refuse_inputs([Path(out)], inputs, what="the map")
         prepare_file(Path(out))
-    scan = read_volume(ct, reading=reading, series=series)
-    try:
-        check_hu(scan.array)
-        check_air(scan.array)
-    except VolumeError as error:
-        raise VolumeError(
-            error.what, path=ct, reason=error.reason, found=error.found, expected=error.expected, hint=error.hint
-        ) from None
+    scan = _read_ct(ct, reading, series)
     grid = scan.geometry
     if like is not None:
         grid = read_volume(like, allow_constant=True, reading=reading).geometry
