@@ -31,7 +31,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -94,7 +94,7 @@ class MuMap:
     below: int
     above: int
     beyond: float
-    warnings: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
 
 
 def _check_grid(like: Path | str | None, spacing_mm: float | None, fwhm_mm: float) -> None:
@@ -165,29 +165,40 @@ def mumap(
         refuse_inputs([Path(out)], inputs, what="the map")
         prepare_file(Path(out))
     scan = _read_ct(ct, reading, series)
-    grid = scan.geometry
-    if like is not None:
-        grid = read_volume(like, allow_constant=True, reading=reading).geometry
-    elif spacing_mm is not None:
-        grid = grid_with_spacing(grid, (spacing_mm,) * 3)
+    grid = _grid_of(scan.geometry, like, spacing_mm, reading)
     mu = to_pet_grid(Volume(attenuation(scan.array, kvp), scan.geometry), grid, fwhm_mm)
     reached = resample(Volume(np.ones(scan.array.shape, np.uint8), scan.geometry), grid, order=0).array
     beyond = 1 - np.count_nonzero(reached) / reached.size
     if beyond == 1:
         raise VolumeError("does not overlap the PET volume in space", path=ct, reason="no-overlap", found=like)
     below, above = (int(np.count_nonzero(odd)) for odd in (scan.array < CT_HU[0], scan.array > CT_HU[1]))
-    coarsest, total = max(grid.spacing_mm), scan.array.size
-    aliased = fwhm_mm < coarsest and coarsest > 1.01 * max(scan.geometry.spacing_mm)
-    odd = {
-        f"{below} of {total} voxels lie below {CT_HU[0]:g} HU and count as air": below,
-        f"{above} of {total} voxels lie above {CT_HU[1]:g} HU (metal?) and get coefficients that are too high": above,
-        f"{100 * beyond:.3g} % of the grid lies beyond the CT and counts as air": beyond,
-        f"a resolution of {fwhm_mm:g} mm is finer than the grid of {coarsest:.3g} mm: detail between is lost": aliased,
-    }
-    made = MuMap(mu, kvp, fwhm_mm, below, above, beyond, tuple(sentence for sentence, holds in odd.items() if holds))
+    aliased = fwhm_mm < max(grid.spacing_mm) and max(grid.spacing_mm) > 1.01 * max(scan.geometry.spacing_mm)
+    made = MuMap(mu, kvp, fwhm_mm, below, above, beyond)
+    made = replace(made, warnings=_warnings(made, scan.array.size, aliased=aliased))
     if out is not None:
         write_volume(out, mu.array, mu.geometry)
     return made
+
+
+def _grid_of(own: Geometry, like: Path | str | None, spacing_mm: float | None, reading: Reading) -> Geometry:
+    """Return the grid of the PET volume, one of another spacing over the CT's box, or the CT's own."""
+    if like is not None:
+        return read_volume(like, allow_constant=True, reading=reading).geometry
+    return own if spacing_mm is None else grid_with_spacing(own, (spacing_mm,) * 3)
+
+
+def _warnings(made: MuMap, total: int, *, aliased: bool) -> tuple[str, ...]:
+    """Say what is odd about a map: values that no tissue has, a grid beyond the CT, detail that is lost."""
+    coarsest, fwhm = max(made.volume.geometry.spacing_mm), made.fwhm_mm
+    odd = {
+        f"{made.below} of {total} voxels lie below {CT_HU[0]:g} HU and count as air": made.below > 0,
+        f"{made.above} of {total} voxels lie above {CT_HU[1]:g} HU (metal?) and get coefficients that are too high": (
+            made.above > 0
+        ),
+        f"{100 * made.beyond:.3g} % of the grid lies beyond the CT and counts as air": made.beyond > 0,
+        f"a resolution of {fwhm:g} mm is finer than the grid of {coarsest:.3g} mm: detail between is lost": aliased,
+    }
+    return tuple(sentence for sentence, holds in odd.items() if holds)
 
 
 def check_air(array: NDArray[np.floating]) -> None:

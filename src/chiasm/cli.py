@@ -69,28 +69,33 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with stoppable():
             app(args=spread(given), prog_name="chiasm")
     except Stopped:
-        with suppress(OSError):  # the terminal may be gone
-            typer.echo("stopped; the same command goes on from here", err=True)
+        _say_stopped()
         raise
-    except ChiasmError as error:
-        if debug:
-            raise
-        typer.echo(f"chiasm: {error}", err=True)
-        raise SystemExit(2) from None
-    except OSError as error:  # a disk that is full or gone, wherever it shows
-        if debug:
-            raise
-        place = Path(error.filename or Path.cwd())
-        full = unwritable(place, error) if error.errno in FULL else None
-        typer.echo(f"chiasm: {full or f'{place}: {error.strerror or error}.'}", err=True)
-        raise SystemExit(2) from None
     except Exception as error:
-        code = getattr(error, "exit_code", None)
-        if code is None:
+        code = getattr(error, "exit_code", None)  # of a run that was asked to stop, and keeps a checkpoint
+        if code is not None:
+            _say_stopped()
+            raise SystemExit(code) from None
+        sentence = None if debug else _sentence_of(error)
+        if sentence is None:
             raise
-        with suppress(OSError):
-            typer.echo("stopped; the same command goes on from here", err=True)
-        raise SystemExit(code) from None
+        typer.echo(f"chiasm: {sentence}", err=True)
+        raise SystemExit(2) from None
+
+
+def _sentence_of(error: Exception) -> str | None:
+    """Say what a user can mend; None of an error that is ours."""
+    if isinstance(error, ChiasmError):
+        return str(error)
+    if not isinstance(error, OSError):
+        return None
+    place = Path(error.filename or Path.cwd())  # a disk that is full or gone, wherever it shows
+    return str(unwritable(place, error)) if error.errno in FULL else f"{place}: {error.strerror or error}."
+
+
+def _say_stopped() -> None:
+    with suppress(OSError):  # the terminal may be gone
+        typer.echo("stopped; the same command goes on from here", err=True)
 
 
 if __name__ == "__main__":

@@ -92,17 +92,29 @@ def look_around(array: NDArray[Any], *, is_ct: bool = False) -> Surroundings:
     low, high = np.percentile(smooth[contents], (5, 95)).tolist()
     surfaces = _surfaces(contents, with_faces=background is None)
     air = _uniform_level([smooth[surface] for surface in surfaces], UNIFORM * (high - low))
-    air = None if is_ct and air is not None and air > AIR_HU else air
-    body = contents
-    if air is not None:
-        body = _filled(contents & _far(np.abs(smooth - air), contents))
-    elif padding is not None:
-        body = _filled(_far(_smooth(np.abs(coarse - padding)), np.ones(coarse.shape, bool)))
+    if is_ct and air is not None and air > AIR_HU:
+        air = None
+    body = _body_within(contents, coarse, smooth, air, padding)
     within, level = (contents, padding) if air is None else (body, air)
     darker = 0.0 if level is None else float(np.mean(smooth[within] < level))
     times_larger = int(contents.sum()) / max(1, int(body.sum()))
     fills = float(contents[box_of(contents)].mean())
     return Surroundings(padding, air, darker, times_larger, high - low, fills)
+
+
+def _body_within(
+    contents: NDArray[np.bool_],
+    coarse: NDArray[np.float32],
+    smooth: NDArray[np.float32],
+    air: float | None,
+    padding: float | None,
+) -> NDArray[np.bool_]:
+    """Find what differs from the air around it, or from padding where there is no air; all contents without either."""
+    if air is not None:
+        return _filled(contents & _far(np.abs(smooth - air), contents))
+    if padding is not None:
+        return _filled(_far(_smooth(np.abs(coarse - padding)), np.ones(coarse.shape, bool)))
+    return contents
 
 
 def suggest_rule(volume: Volume, window_hu: Window | None = None) -> Rule:
