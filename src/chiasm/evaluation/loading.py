@@ -26,6 +26,7 @@ from chiasm.preparation.fingerprint import known_of
 from chiasm.preparation.intensity import IntensityMap
 from chiasm.preparation.plan import Plan
 from chiasm.volumes import Volume, check_pair, read_volume, resample
+from chiasm.volumes.masks import Rule
 
 #: Where the mask of a prediction comes from, by what its manifest calls it.
 RULES: Mapping[str, str] = {
@@ -195,7 +196,7 @@ def _as_shown(
     plan = judged.plan
     if not sources:
         return first, None, {}
-    thick = sources if plan.degradation is None else simulated(sources, plan.degradation)
+    thick = _as_given(sources, plan)
     prepared = prepare_source(thick, plan, mask)
     # units of super-resolution are the scan's own: one map brings prediction and target to the cohort's
     own = None if plan.own is None else prepared.maps[plan.own]
@@ -266,11 +267,22 @@ def _mask_of(judged: Judged, entry: Entry, case: Case, source: Volume, sources: 
         return _Mask(own.array > 0, shown, "prediction", RULES[entry.mask_rule])
     if given is not None and plan.mask_files:
         return _Mask(given.array > 0, given, "cohort", "no mask was written beside the image: the cohort's mask file")
-    thick = sources if plan.degradation is None else simulated(sources, plan.degradation)
-    found = prepare_source(thick, plan, None)
-    there = resample(Volume(found.mask.astype(np.uint8), found.grid), source.geometry, order=0)
-    reason = f"no mask was written beside the image: found by the plan's rule, {found.mask_rule}"
-    return _Mask(there.array > 0, None, "plan", reason)
+    scored, rule = _mask_by_plan(sources, plan, None, source)
+    return _Mask(scored, None, "plan", f"no mask was written beside the image: found by the plan's rule, {rule}")
+
+
+def _as_given(sources: Sequence[Volume], plan: Plan) -> Sequence[Volume]:
+    """Return sources as a network is given them: for super-resolution thick slices, interpolated."""
+    return sources if plan.degradation is None else simulated(sources, plan.degradation)
+
+
+def _mask_by_plan(
+    sources: Sequence[Volume], plan: Plan, given: Volume | None, grid: Volume
+) -> tuple[NDArray[np.bool_], Rule]:
+    """Return the mask that sources are prepared with, by way of the plan's grid, and how it was found."""
+    found = prepare_source(_as_given(sources, plan), plan, given)
+    there = resample(Volume(found.mask.astype(np.uint8), found.grid), grid.geometry, order=0)
+    return there.array > 0, found.mask_rule
 
 
 def _made_from(own: Volume, given: Volume | None, sources: Sequence[Volume], plan: Plan) -> bool:
@@ -279,10 +291,7 @@ def _made_from(own: Volume, given: Volume | None, sources: Sequence[Volume], pla
         return False
     if np.array_equal(own.array > 0, given.array > 0):
         return True
-    thick = sources if plan.degradation is None else simulated(sources, plan.degradation)
-    found = prepare_source(thick, plan, given)
-    there = resample(Volume(found.mask.astype(np.uint8), found.grid), own.geometry, order=0)
-    return np.array_equal(own.array > 0, there.array > 0)
+    return np.array_equal(own.array > 0, _mask_by_plan(sources, plan, given, own)[0])
 
 
 def _use(judged: Judged, entry: Entry, mask: _Mask, inside: NDArray[np.bool_]) -> MaskUse:
