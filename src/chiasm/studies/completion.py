@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
@@ -144,15 +144,14 @@ def complete(
     found = _scans(find_cohort(data, layout=layout, selection=selection_of(recipe, selection)))
     for line in tell_notes(found.notes):
         say(line)
-    survey_cohort(found, recipe, utility)
+    survey_cohort(found, recipe, utility)  # what can be refused is refused before the folder is touched
     with locked(out):
         _check_folder(out, data if isinstance(data, Path) else data.root, found)
         cohort, problems = _copied(found, root := out / "cohort")
         survey = survey_cohort(cohort, recipe, utility)
         chosen = range(recipe.training.seed, recipe.training.seed + seeds)
         cells = survey.cells(recipe, chosen)
-        trainings = 1 + TRAININGS * len(cells)
-        shares = [_share(progress, number, trainings) for number in range(trainings)]
+        shares = _shares(progress, 1 + TRAININGS * len(cells))
         asked = Task(recipe.data.sources, recipe.data.target)
         say(f"{asked}: {len(survey.pairs)} cases to learn from, {len(survey.gaps)} to complete")
         learning, own = replace(cohort, cases=survey.pairs, problems=()), recipe_of(recipe, asked, chosen[0])
@@ -161,8 +160,8 @@ def complete(
         made = {case.id: case for case in filled}
         write_completed(root, [made.get(case.id, case) for case in cohort.cases], cohort.regions)
         rows, unmeasured = _measure_all(cells, cohort, out, shares[1:], trusted, say)
-        known = (*found.problems, *problems, *survey.lacking, *run.problems, *failed, *unmeasured)
-        problems = list(dict.fromkeys(known))
+        kinds = (found.problems, problems, survey.lacking, run.problems, failed, unmeasured)
+        problems = list(dict.fromkeys(chain(*kinds)))
         comparisons = compare_utility(rows, cohort.regions, {case.id: case.subject for case in cohort.cases})
         lines = tell(survey, filled, comparisons, root, {problem.case for problem in problems})
         done = Completed(out, root, tuple(made), comparisons, tuple(rows), lines, tuple(problems))
@@ -357,6 +356,11 @@ def _copied(cohort: Cohort, root: Path) -> tuple[Cohort, list[Problem]]:
             path = error.path or next(iter(case.images.values()))
             problems.append(Problem(path, error.reason, f"case {case.id}: {error}", case.id))
     return replace(cohort, root=root, layout="completed", cases=tuple(cases), problems=()), problems
+
+
+def _shares(progress: Progress | None, trainings: int) -> list[Progress | None]:
+    """Return what each of several equal trainings reports its progress to."""
+    return [_share(progress, number, trainings) for number in range(trainings)]
 
 
 def _share(progress: Progress | None, number: int, trainings: int) -> Progress | None:
