@@ -1,4 +1,4 @@
-"""Series of a patient who cannot be missed, written by hand, and the tools of others that judge what we write."""
+"""Series of a patient who cannot be missed, written by hand, and the tools of others that assess what we write."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ PLANES = {
 
 def tool(name: str) -> str:
     """The path of a program of others, or a reason to skip."""
-    # pynetdicom brings programs of the same names: the judges must not be of one family with what they judge
+    # pynetdicom brings programs of the same names: the assesses must not be of one family with what they assess
     found = shutil.which(name, path="/usr/bin:/usr/sbin:/usr/local/bin:/opt/homebrew/bin")
     if found is None:
         pytest.skip(f"{name} is not installed (apt: dicom3tools, dcmtk, dcm2niix, orthanc, orthanc-dicomweb)")

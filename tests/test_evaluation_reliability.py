@@ -15,7 +15,7 @@ from scipy.stats import spearmanr
 
 from chiasm.errors import ChiasmError, CohortError, RunError
 from chiasm.evaluation.predictions import score_folder
-from chiasm.evaluation.reliability import POOLED, SHOWN, judge_maps, reliability_curve, reliability_table, score_map
+from chiasm.evaluation.reliability import POOLED, SHOWN, assess_maps, reliability_curve, reliability_table, score_map
 from chiasm.evaluation.rows import Row
 from chiasm.prediction.folders import predict
 from chiasm.prediction.model import Model, load_model, save_model
@@ -50,7 +50,7 @@ def second(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.fixture(scope="module")
 def rows(finished_run: Path, second: Path, toy_cohort: Path) -> list[Row]:
-    return judge_maps([finished_run, second], toy_cohort)
+    return assess_maps([finished_run, second], toy_cohort)
 
 
 def told(rows: list[Row], method: str, region: str, metric: str) -> dict[str, float]:
@@ -95,7 +95,7 @@ def test_every_method_has_every_figure_of_every_test_case_and_its_cost(rows: lis
 
 
 def test_a_single_run_is_no_ensemble(rows: list[Row], finished_run: Path, toy_cohort: Path) -> None:
-    alone = judge_maps([finished_run], toy_cohort)
+    alone = assess_maps([finished_run], toy_cohort)
     assert [r for r in alone if r.metric != "seconds"] == [
         r for r in rows if r.metric != "seconds" and r.method != "A7 ensemble"
     ]
@@ -110,7 +110,7 @@ def test_what_is_expected_does_not_depend_on_the_target(
         target = read_volume(path := folder / case / f"{case}_t2.nii.gz")
         path.unlink()
         write_volume(path, np.sqrt(target.array), target.geometry)
-    others = judge_maps([finished_run, second], folder)
+    others = assess_maps([finished_run, second], folder)
     for method in METHODS:
         for metric, same in (("expected_error", True), ("observed_error", False)):
             before, after = (told(some, method, "mask", metric) for some in (rows, others))
@@ -179,7 +179,7 @@ def test_the_table_sets_methods_side_by_side_without_the_pooled_curve(rows: list
 
 def refused(first: Path, other: Path, data: Path) -> ChiasmError:
     with pytest.raises(ChiasmError) as caught:
-        judge_maps([first, other], data)
+        assess_maps([first, other], data)
     return caught.value
 
 
@@ -216,7 +216,7 @@ def test_runs_of_another_split_are_refused(finished_run: Path, second: Path, toy
     ("change", "reason"),
     [
         (lambda m: replace(m, calibration=None), "no-validation"),
-        (lambda m: replace(m, local_judge=None, calibration=None), "no-map"),
+        (lambda m: replace(m, local_discriminator=None, calibration=None), "no-map"),
     ],
 )
 def test_a_first_run_without_a_calibrated_map_is_refused(
@@ -232,6 +232,6 @@ def test_cases_that_are_not_there_are_named(finished_run: Path, toy_cohort: Path
     shutil.copytree(toy_cohort, folder)
     shutil.rmtree(folder / gone)
     with pytest.raises(CohortError, match=gone):
-        judge_maps([finished_run], folder)
+        assess_maps([finished_run], folder)
     with pytest.raises(CohortError, match="no sealed case"):
-        judge_maps([finished_run], toy_cohort, role="sealed")
+        assess_maps([finished_run], toy_cohort, role="sealed")

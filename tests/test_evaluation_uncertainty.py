@@ -254,7 +254,7 @@ def test_what_cannot_be_asked_is_refused(trained: Model) -> None:
     with pytest.raises(TypeError, match="Answers does not say what its levels are"):
         dropout_spread(model, SOURCE, MASK, engine=ENGINE)
     with pytest.raises(ValueError, match="no local discriminator"):
-        learned_score(replace(model, local_judge=None), SOURCE, MASK, engine=ENGINE)
+        learned_score(replace(model, local_discriminator=None), SOURCE, MASK, engine=ENGINE)
     with pytest.raises(ValueError, match="at least two"):
         ensemble_spread([model], SOURCE, MASK, engine=ENGINE)
 

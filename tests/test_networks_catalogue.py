@@ -144,7 +144,7 @@ def test_wrong_patches_dimensions_and_channels_are_refused_with_what_is_possible
     with pytest.raises(RecipeError, match="does not keep the contract"):
         check_contract(two, "toy_networks:TwoChannels", 1, (16, 16))
     with pytest.raises(RecipeError, match="dcgan, patch, context"):
-        make_critic("judge", in_channels=2, dims=2)
+        make_critic("discriminator", in_channels=2, dims=2)
 
 
 @pytest.mark.parametrize("name", ["fcn3d", "li-cnn", "context-fcn", "srcnn"])

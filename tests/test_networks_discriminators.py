@@ -61,12 +61,12 @@ def test_all_but_the_heads_are_spectrally_normalised() -> None:
 @pytest.mark.parametrize("dims", [2, 3])
 def test_a_normalised_weight_is_the_raw_one_over_numpys_largest_singular_value(dims: int) -> None:
     torch.manual_seed(0)
-    judge = make_global(dims, spectral_norm=True).train()
+    discriminator = make_global(dims, spectral_norm=True).train()
     images = torch.randn(2, 2, *[16] * dims)
     for _ in range(200):  # one power iteration each, from which the singular value settles
-        judge(images)
-    judge.eval()
-    for part in convolutions(judge).values():
+        discriminator(images)
+    discriminator.eval()
+    for part in convolutions(discriminator).values():
         raw = part.parametrizations.weight.original.detach().numpy()  # type: ignore[union-attr,operator]
         largest = np.linalg.svd(raw.reshape(len(raw), -1), compute_uv=False)[0]
         assert isinstance(part.weight, Tensor)
@@ -84,7 +84,7 @@ def test_the_power_iteration_stands_still_in_evaluation() -> None:
 
 
 @pytest.mark.parametrize(("dims", "widths"), [(2, (2, 2, 2)), (2, (2, 2, 2, 2)), (3, (2, 2, 2))])
-def test_every_voxel_is_judged_by_forty_around_it_and_gradients_agree(dims: int, widths: tuple[int, ...]) -> None:
+def test_every_voxel_is_assessed_by_forty_around_it_and_gradients_agree(dims: int, widths: tuple[int, ...]) -> None:
     network = make_local(dims, widths, spectral_norm=False).double().eval()
     for part in convolutions(network).values():
         part.weight.data.abs_()  # type: ignore[union-attr,operator]
@@ -105,15 +105,17 @@ def test_every_voxel_is_judged_by_forty_around_it_and_gradients_agree(dims: int,
 @pytest.mark.parametrize("dims", [2, 3])
 def test_samples_do_not_influence_one_another(dims: int) -> None:
     images = torch.randn(3, 2, *[16] * dims)
-    local, judge = make_local(dims).eval(), make_global(dims).eval()
+    local, discriminator = make_local(dims).eval(), make_global(dims).eval()
     with torch.no_grad():
         for index in range(3):
             for together, alone in zip(local(images), local(images[index : index + 1])):
                 assert together.shape == (3, 1, *images.shape[2:])
                 torch.testing.assert_close(together[index : index + 1], alone, atol=1e-5, rtol=0)
-        logits = judge(images)
+        logits = discriminator(images)
         assert logits.shape == (3,)
-        torch.testing.assert_close(logits, torch.cat([judge(image[None]) for image in images]), atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            logits, torch.cat([discriminator(image[None]) for image in images]), atol=1e-5, rtol=0
+        )
 
 
 def test_the_three_heads_learn_three_things() -> None:
@@ -148,17 +150,17 @@ def test_inputs_are_standardised_with_fixed_statistics(build: type) -> None:
 
 
 def test_the_global_logit_is_the_mean_over_space_of_the_last_features() -> None:
-    judge = make_global().eval()
-    features = judge.standardise(torch.randn(2, 2, 24, 40))
+    discriminator = make_global().eval()
+    features = discriminator.standardise(torch.randn(2, 2, 24, 40))
     images = features.clone()
-    for convolution in judge.convolutions:
+    for convolution in discriminator.convolutions:
         features = nn.functional.leaky_relu(convolution(features), 0.2)
     assert features.shape[2:] == (3, 5)
-    expected = (features.mean(dim=(2, 3)) * judge.last.weight).sum(1) + judge.last.bias
-    torch.testing.assert_close(judge(images), expected)
+    expected = (features.mean(dim=(2, 3)) * discriminator.last.weight).sum(1) + discriminator.last.bias
+    torch.testing.assert_close(discriminator(images), expected)
 
 
-def test_what_cannot_be_judged_is_refused() -> None:
+def test_what_cannot_be_assessed_is_refused() -> None:
     with pytest.raises(ValueError, match="three widths"):
         make_local(2, (4, 6))
     with pytest.raises(ValueError, match="multiples of 4"):

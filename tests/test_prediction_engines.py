@@ -68,9 +68,9 @@ def test_a_frozen_network_says_the_same_and_leaves_the_original_alone(dims: int)
     generator = trained(
         ResidualGenerator(in_channels=3, widths=(4, 8), dims=dims, norm="batch", skip="source", skip_channel=1), *shape
     )  # type: ignore[arg-type]
-    judge = trained(LocalDiscriminator(in_channels=3, widths=(4, 4, 4), dims=dims), *shape)  # type: ignore[arg-type]
+    discriminator = trained(LocalDiscriminator(in_channels=3, widths=(4, 4, 4), dims=dims), *shape)  # type: ignore[arg-type]
     image = torch.randn(2, *shape)
-    for network in (generator, judge):
+    for network in (generator, discriminator):
         before = {name: value.clone() for name, value in network.state_dict().items()}
         frozen = freeze_for_inference(network)
         a, b = network(image), frozen(image)
@@ -113,12 +113,12 @@ def test_a_batch_norm_is_folded_only_where_the_result_stays_the_same() -> None:
 
 
 def test_spectral_norm_is_baked_in_and_the_original_goes_on_training() -> None:
-    judge = trained(LocalDiscriminator(in_channels=2, widths=(4, 4, 4), dims=2), 2, 16, 16)
-    frozen = freeze_for_inference(judge)
-    assert any("parametrizations" in name for name in judge.state_dict())
+    discriminator = trained(LocalDiscriminator(in_channels=2, widths=(4, 4, 4), dims=2), 2, 16, 16)
+    frozen = freeze_for_inference(discriminator)
+    assert any("parametrizations" in name for name in discriminator.state_dict())
     assert not any("parametrizations" in name for name in frozen.state_dict())
-    judge.train()(torch.randn(1, 2, 16, 16)).realness.sum().backward()
-    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in judge.parameters())
+    discriminator.train()(torch.randn(1, 2, 16, 16)).realness.sum().backward()
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in discriminator.parameters())
     assert not any(p.requires_grad for p in frozen.parameters())
 
 

@@ -50,7 +50,7 @@ def test_it_comes_back_as_it_was(tmp_path: Path) -> None:
         (lambda c: c["cases"][0].update(case="a/b"), "no file may be called"),
         (lambda c: c["cases"][0].update(case=".."), "no file may be called"),
         (lambda c: c["cases"].append(c["cases"][0]), "twice"),
-        (lambda c: c["cases"][0].update(role="judge"), "role"),
+        (lambda c: c["cases"][0].update(role="discriminator"), "role"),
         (lambda c: c.pop("model"), "model"),
         (lambda c: c.update(seed="x"), "seed"),
     ],

@@ -66,10 +66,10 @@ def sign_again(folder: Path, **changes: object) -> None:
 def predictions(model: Model) -> list[torch.Tensor]:
     torch.manual_seed(0)
     source = torch.randn(1, source_channels(model.plan), 16, 16)
-    assert model.local_judge is not None
+    assert model.local_discriminator is not None
     with torch.no_grad():
         image = model.generator(source)
-        return [image, *model.local_judge(torch.cat([source, image], dim=1))]
+        return [image, *model.local_discriminator(torch.cat([source, image], dim=1))]
 
 
 def test_a_model_comes_back_with_the_same_predictions_and_records(model: Model, tmp_path: Path) -> None:
@@ -81,10 +81,10 @@ def test_a_model_comes_back_with_the_same_predictions_and_records(model: Model, 
     assert again.error_scale == model.error_scale and again.sha256 == sha256_of(tmp_path / "model" / CARD)
 
 
-def test_a_model_without_judge_and_calibration_comes_back_so(model: Model, tmp_path: Path) -> None:
-    save_model(tmp_path / "model", replace(model, local_judge=None, calibration=None))
+def test_a_model_without_discriminator_and_calibration_comes_back_so(model: Model, tmp_path: Path) -> None:
+    save_model(tmp_path / "model", replace(model, local_discriminator=None, calibration=None))
     again = load_model(tmp_path / "model")
-    assert again.local_judge is None and again.calibration is None
+    assert again.local_discriminator is None and again.calibration is None
 
 
 def test_a_flipped_bit_is_refused_in_every_file(folder: Path) -> None:

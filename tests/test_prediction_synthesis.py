@@ -66,7 +66,7 @@ def model(finished_run: Path) -> Model:
     plan = replace(trained.plan, target_reference=IntensityMap("zscore", (100.0, 150.0), (0.0, 1.0)), slices=1)
     plan = replace(plan, target_range=(0.0, 400.0), target_unit="a.u.", target_background=0.0)
     return replace(
-        trained, plan=plan, generator=Given(lambda x: 0 * x + 2), local_judge=Doubtful(0.0), error_scale=0.5,
+        trained, plan=plan, generator=Given(lambda x: 0 * x + 2), local_discriminator=Doubtful(0.0), error_scale=0.5,
         calibration=None,
     )  # fmt: skip
 
@@ -134,11 +134,11 @@ def test_warnings_say_what_a_reader_must_know(model: Model) -> None:
         (model, "not calibrated"),
         (replace(model, calibration=replace(good, spearman=-0.2)), "do not use it"),
         (replace(model, calibration=replace(good, spearman=0.0)), "do not use it"),
-        (replace(model, local_judge=None), "no local discriminator"),
+        (replace(model, local_discriminator=None), "no local discriminator"),
     ):
         found = made(changed)
         assert len(found.warnings) == 1 and told in found.warnings[0]
-        assert (found.reliability is None) == (changed.local_judge is None)
+        assert (found.reliability is None) == (changed.local_discriminator is None)
     odd = made(replace(model, calibration=good), volume(matrix=affine((4.0, 4.0, 9.0))))
     assert "unlike the training cases" in odd.warnings[0]
 
@@ -220,13 +220,13 @@ def networks(plan: Plan, kind: str) -> tuple[ResidualGenerator, LocalDiscriminat
         patch=(32, 32, 32) if kind == "3d" else (32, 32),
     )
     torch.manual_seed(0)
-    generator, judge = make_generator(recipe, changed), make_local_discriminator(recipe, changed)
-    return generator.eval(), judge.eval(), changed  # type: ignore[return-value]
+    generator, discriminator = make_generator(recipe, changed), make_local_discriminator(recipe, changed)
+    return generator.eval(), discriminator.eval(), changed  # type: ignore[return-value]
 
 
 @pytest.mark.parametrize("kind", ["2d", "2.5d", "3d"])
 def test_neither_batch_nor_tile_changes_the_result(kind: str, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    generator, judge, plan = networks(model.plan, kind)
+    generator, discriminator, plan = networks(model.plan, kind)
     rng = np.random.default_rng(0)
     shape = (50, 43, 70) if kind == "3d" else (37, 41, 9)
     mask = rng.random(shape) < 0.9
@@ -234,7 +234,13 @@ def test_neither_batch_nor_tile_changes_the_result(kind: str, model: Model, monk
 
     def maps() -> synthesis.Maps:
         return synthesise_prepared(
-            Networks(generator, judge), source, mask, plan=plan, conditional=True, error_scale=0.5, engine=ENGINE
+            Networks(generator, discriminator),
+            source,
+            mask,
+            plan=plan,
+            conditional=True,
+            error_scale=0.5,
+            engine=ENGINE,
         )
 
     whole = maps()
@@ -249,20 +255,20 @@ def test_neither_batch_nor_tile_changes_the_result(kind: str, model: Model, monk
 
 @pytest.mark.parametrize("kind", ["2d", "2.5d", "3d"])
 def test_maps_are_what_the_networks_say_when_asked_by_hand(kind: str, model: Model) -> None:
-    generator, judge, plan = networks(model.plan, kind)
+    generator, discriminator, plan = networks(model.plan, kind)
     rng = np.random.default_rng(1)
     shape = (16, 16, 16) if kind == "3d" else (16, 16, 5)
     mask = rng.random(shape) < 0.9
     source = np.where(mask, rng.normal(size=(1, *shape)), 0).astype(np.float32)
     found = synthesise_prepared(
-        Networks(generator, judge), source, mask, plan=plan, conditional=True, error_scale=0.5, engine=ENGINE
+        Networks(generator, discriminator), source, mask, plan=plan, conditional=True, error_scale=0.5, engine=ENGINE
     )
     at: tuple[object, ...] = (Ellipsis,) if kind == "3d" else (Ellipsis, 2)
     places = {"3d": [], "2d": [2], "2.5d": [1, 2, 3]}[kind]
     stack = source[None] if kind == "3d" else np.stack([source[0, ..., k] for k in places])[None]
     with torch.no_grad():
         image = generator(torch.from_numpy(stack)) * torch.from_numpy(mask[at])
-        logits = judge(torch.cat([torch.from_numpy(stack), image], dim=1))
+        logits = discriminator(torch.cat([torch.from_numpy(stack), image], dim=1))
     score = np.where(mask[at], -0.5 * torch.nn.functional.logsigmoid(logits.magnitude)[0, 0].numpy(), 0)
     assert found.raw_error is not None and found.structured is not None and found.realness is not None
     np.testing.assert_allclose(found.prediction[at], image[0, 0].numpy(), atol=1e-5)
@@ -301,7 +307,7 @@ def second_stage(plan: Plan, kind: str) -> ResidualGenerator:
 def test_neither_batch_nor_tile_changes_a_refined_result(
     kind: str, model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    generator, judge, plan = networks(model.plan, kind)
+    generator, discriminator, plan = networks(model.plan, kind)
     refiner = second_stage(plan, kind)
     rng = np.random.default_rng(0)
     shape = (20, 17, 120) if kind == "3d" else (37, 41, 9)
@@ -310,7 +316,7 @@ def test_neither_batch_nor_tile_changes_a_refined_result(
 
     def maps(second: nn.Module | None = refiner) -> synthesis.Maps:
         return synthesise_prepared(
-            Networks(generator, judge, second),
+            Networks(generator, discriminator, second),
             source,
             mask,
             plan=plan,
@@ -334,24 +340,24 @@ def test_a_refined_image_and_its_map_are_what_the_networks_say_when_asked_by_han
     conditional: bool, model: Model
 ) -> None:
     """The map is of the image that is shipped, not of the one before it was corrected."""
-    generator, judge, plan = networks(model.plan, "2d")
+    generator, discriminator, plan = networks(model.plan, "2d")
     refiner = second_stage(plan, "2d")
     if not conditional:
-        judge = make_local_discriminator(make_recipe("A11", "tiny", QUICK), plan).eval()
+        discriminator = make_local_discriminator(make_recipe("A11", "tiny", QUICK), plan).eval()
     rng = np.random.default_rng(1)
     mask = rng.random((16, 16, 5)) < 0.9
     source = np.where(mask, rng.normal(size=(1, 16, 16, 5)), 0).astype(np.float32)
     found = synthesise_prepared(
-        Networks(generator, judge, refiner), source, mask, plan=plan, conditional=conditional, error_scale=0.5,
+        Networks(generator, discriminator, refiner), source, mask, plan=plan, conditional=conditional, error_scale=0.5,
         engine=ENGINE,
     )  # fmt: skip
     x, valid = torch.from_numpy(source[None, ..., 2]), torch.from_numpy(mask[..., 2])
     with torch.no_grad():
         first = generator(x) * valid
         seen = torch.cat([x, first], dim=1) if conditional else first
-        confidence = torch.sigmoid(judge(seen).structured) * valid
+        confidence = torch.sigmoid(discriminator(seen).structured) * valid
         second = first + (1 - confidence) * refiner(torch.cat([x, first, confidence], dim=1)) * valid
-        again = judge(torch.cat([x, second], dim=1) if conditional else second)
+        again = discriminator(torch.cat([x, second], dim=1) if conditional else second)
     assert not torch.allclose(first, second, atol=1e-2)
     score = np.where(mask[..., 2], -0.5 * nn.functional.logsigmoid(again.magnitude)[0, 0].numpy(), 0)
     assert found.raw_error is not None
@@ -360,8 +366,8 @@ def test_a_refined_image_and_its_map_are_what_the_networks_say_when_asked_by_han
 
 
 def test_a_tile_sees_as_far_as_all_networks_in_turn(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The correction hangs on the prediction around it and on the doubt there; the map is judged on top of both."""
-    generator, judge, plan = networks(model.plan, "3d")
+    """The correction hangs on the prediction around it and on the doubt there; the map is assessed on top of both."""
+    generator, discriminator, plan = networks(model.plan, "3d")
     refiner, halos = second_stage(plan, "3d"), []
 
     def noted(run: Callable[[Tensor], Tensor], source: NDArray[np.float32], **settings: int) -> NDArray[np.float32]:
@@ -372,11 +378,11 @@ def test_a_tile_sees_as_far_as_all_networks_in_turn(model: Model, monkeypatch: p
     mask = np.ones((8, 8, 8), bool)
     for second in (None, refiner):
         synthesise_prepared(
-            Networks(generator, judge, second), np.zeros((1, 8, 8, 8), np.float32), mask, plan=plan, conditional=True,
-            error_scale=0.5, engine=ENGINE,
+            Networks(generator, discriminator, second), np.zeros((1, 8, 8, 8), np.float32), mask, plan=plan,
+            conditional=True, error_scale=0.5, engine=ENGINE,
         )  # fmt: skip
-    before = generator.receptive_field + judge.receptive_field
-    assert halos == [before, before + refiner.receptive_field + judge.receptive_field]
+    before = generator.receptive_field + discriminator.receptive_field
+    assert halos == [before, before + refiner.receptive_field + discriminator.receptive_field]
 
 
 # Networks that see the whole of their input
@@ -448,7 +454,7 @@ def test_no_seam_shows_where_hard_tiles_would_jump_also_near_the_faces_of_the_vo
 def test_a_blended_image_comes_with_a_warning_and_one_window_does_not(model: Model) -> None:
     plan = replace(model.plan, dims=3, slices=1, patch=(32, 32, 32))
     torch.manual_seed(6)
-    one = replace(model, plan=plan, generator=Normalised().eval().requires_grad_(False), local_judge=None)
+    one = replace(model, plan=plan, generator=Normalised().eval().requires_grad_(False), local_discriminator=None)
     told = [text for text in made(one).warnings if "blended" in text]
     assert len(told) == 1 and "2 overlapping windows of 32x32x32 voxels" in told[0] and "times those" in told[0]
     wide = replace(one, plan=replace(plan, patch=(48, 48, 32)))

@@ -98,15 +98,17 @@ def test_tiles_without_the_halo_would_show_seams(generator: ResidualGenerator) -
     assert np.abs(apply_to_volume(generator, source, tile=8, halo=0, multiple=2) - whole).max() > 0.01
 
 
-def test_tiles_of_generator_and_judge_in_a_chain_equal_the_whole_with_two_outputs(generator: ResidualGenerator) -> None:
-    judge = LocalDiscriminator(in_channels=3, widths=[2, 4, 4], dims=3).eval().requires_grad_(False)
+def test_tiles_of_generator_and_discriminator_in_a_chain_equal_the_whole_with_two_outputs(
+    generator: ResidualGenerator,
+) -> None:
+    discriminator = LocalDiscriminator(in_channels=3, widths=[2, 4, 4], dims=3).eval().requires_grad_(False)
 
     def chain(source: Tensor) -> Tensor:
         prediction = generator(source)
-        return torch.cat([prediction, judge(torch.cat([source, prediction], 1)).magnitude], 1)
+        return torch.cat([prediction, discriminator(torch.cat([source, prediction], 1)).magnitude], 1)
 
     source = volume(2, 75, 11, 9)
-    halo = generator.receptive_field + judge.receptive_field
+    halo = generator.receptive_field + discriminator.receptive_field
     whole = apply_to_volume(chain, source, tile=80, halo=halo, multiple=4)
     tiled = apply_to_volume(chain, source, tile=12, halo=halo, multiple=4)
     assert whole.shape == (2, 75, 11, 9)

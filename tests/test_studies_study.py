@@ -100,7 +100,7 @@ def test_a_study_leaves_rows_statistics_and_a_page(finished: tuple[Path, Path, D
     assert "of unknown size" not in done.report.read_text()  # the rim of all lesions is none of them
 
 
-def test_the_reliability_map_is_judged_beside_its_rivals_and_told_on_the_page(
+def test_the_reliability_map_is_assessed_beside_its_rivals_and_told_on_the_page(
     finished: tuple[Path, Path, Done],
 ) -> None:
     _, out, done = finished
@@ -240,7 +240,7 @@ def test_arms_branch_from_one_warm_up_and_do_not_repeat_it(finished: tuple[Path,
     path, out, _ = finished
     lines = tell_jobs(path, out)
     assert sum("warm-up (generator)" in line for line in lines) == 2
-    assert sum("warm-up (judges)" in line for line in lines) == 2  # only A7 has any
+    assert sum("warm-up (discriminators)" in line for line in lines) == 2  # only A7 has any
     assert len(list(out.glob("jobs/*"))) == 9 and len(list(out.glob("jobs/*/model"))) == 4
 
 
@@ -420,19 +420,19 @@ def test_a_simulated_cohort_is_written_into_the_study_and_its_jobs_are_known_bef
     assert [line.split()[2] for line in tell_jobs(path, tmp_path / "out")[:-1]] == [l.split()[3] for l in before[:-1]]
 
 
-def test_arms_with_the_same_judges_share_their_warm_up_and_others_have_their_own(
+def test_arms_with_the_same_discriminators_share_their_warm_up_and_others_have_their_own(
     tmp_path: Path, toy_cohort: Path
 ) -> None:
     path = study_file(tmp_path, toy_cohort, arms=["A0", "A3", "A6", "A6b", "A7", "A8", "C4"], seeds=[0], primary=None)
     lines = tell_jobs(path, tmp_path / "out")
     assert sum("warm-up (generator)" in line for line in lines) == 1
-    assert sum("warm-up (judges)" in line for line in lines) == 2  # A3 has the global one alone
+    assert sum("warm-up (discriminators)" in line for line in lines) == 2  # A3 has the global one alone
 
 
 def test_a_phase_without_steps_is_no_warm_up(toy_cohort: Path, tmp_path: Path) -> None:
     path = study_file(tmp_path, toy_cohort, steps=4, arms=["A7"], seeds=[0], primary=None)
     lines = tell_jobs(path, tmp_path / "out")
-    assert sum("warm-up" in line for line in lines) == 1  # 2 of 4 steps are the generator's, none the judges' alone
+    assert sum("warm-up" in line for line in lines) == 1  # 2 of 4 steps are the generator's, none the assesses' alone
     assert not study(path, tmp_path / "out").failed
 
 
@@ -456,7 +456,7 @@ def test_a_variant_of_the_optimiser_or_schedule_has_a_beginning_of_its_own(tmp_p
     path = study_file(tmp_path, toy_cohort, arms=["A7", "slow", "long"], variants=variants, seeds=[0], primary=None)
     lines = tell_jobs(path, tmp_path / "out")
     assert sum("warm-up (generator)" in line for line in lines) == 3
-    assert sum("warm-up (judges)" in line for line in lines) == 3
+    assert sum("warm-up (discriminators)" in line for line in lines) == 3
 
 
 def test_a_setting_that_shapes_only_other_networks_makes_no_new_job(tmp_path: Path, toy_cohort: Path) -> None:

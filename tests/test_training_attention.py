@@ -122,17 +122,17 @@ def test_literal_weights_are_not_normalised() -> None:
 def test_the_reconstruction_loss_gives_the_local_discriminator_nothing_unless_undetached() -> None:
     torch.manual_seed(0)
     generator = ResidualGenerator(in_channels=1, widths=(4, 4), dims=2)
-    judge = LocalDiscriminator(in_channels=2, widths=(4, 4, 4), dims=2)
+    discriminator = LocalDiscriminator(in_channels=2, widths=(4, 4, 4), dims=2)
     source, target = torch.randn(2, 2, 1, 16, 16)
     mask = torch.ones_like(target, dtype=torch.bool)
     slopes = {}
     for detach in (True, False):
         prediction = generator(source)
-        confidence = torch.sigmoid(judge(torch.cat([source, prediction], dim=1)).structured)
+        confidence = torch.sigmoid(discriminator(torch.cat([source, prediction], dim=1)).structured)
         weight = attention.attention_weight(confidence, mask, beta=2.0, detach=detach)
         assert weight.requires_grad != detach
         losses.reconstruction_loss(prediction, target, mask, weight).backward()
-        reached = [p.grad is not None and bool(p.grad.any()) for p in judge.parameters()]
+        reached = [p.grad is not None and bool(p.grad.any()) for p in discriminator.parameters()]
         assert any(reached) != detach
         slopes[detach] = [p.grad.clone() for p in generator.parameters() if p.grad is not None]
         generator.zero_grad()
@@ -217,7 +217,7 @@ def test_the_gate_closes_on_a_saturated_flat_or_inverted_discriminator(change: d
     assert words in reason
 
 
-def test_the_gate_is_open_while_all_is_well_and_judges_realness_only_where_it_is_used() -> None:
+def test_the_gate_is_open_while_all_is_well_and_discriminators_realness_only_where_it_is_used() -> None:
     assert attention.gate_reason(**HEALTHY) is None  # type: ignore[arg-type]
     for edge in attention.ACCURACY_RANGE:
         assert attention.gate_reason(**(HEALTHY | {"realness_accuracy": edge})) is None  # type: ignore[arg-type]

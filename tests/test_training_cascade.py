@@ -17,7 +17,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from chiasm.cohorts.discovery import find_cohort
-from chiasm.cohorts.splits import deal_folds
+from chiasm.cohorts.splits import assign_folds
 from chiasm.errors import CohortError, RecipeError
 from chiasm.evaluation.uncertainty import augmentation_spread, learned_score
 from chiasm.methods import make_recipe
@@ -40,7 +40,7 @@ from chiasm.training.trainables import Trainables
 from conftest import QUICK
 from synthetic_cohort import affine, save, write_brats
 
-#: The whole dual method in two stages: judges, attention and the reliability map in each.
+#: The whole dual method in two stages: discriminators, attention and the reliability map in each.
 TWO = {**QUICK, "generator.stages": 2, "schedule.steps": 36, "training.precision": "32-true", "attention.gate": False}
 
 
@@ -101,7 +101,9 @@ def test_every_optimiser_step_is_counted_and_progress_runs_over_all_stages(
     train(toy_cohort, asked, tmp_path, say=silent, progress=lambda done, total, _: told.append((done, total)))
     assert told == [(step, 36) for step in range(1, 37)]
     schedules = [recipe_of(asked, part).schedule for part in list_parts(asked)]
-    pauses = sum(schedule.ends["judges"] - schedule.ends["generator"] for schedule in schedules)  # the judges' turns
+    pauses = sum(
+        schedule.ends["discriminators"] - schedule.ends["generator"] for schedule in schedules
+    )  # the discriminators' turns
     assert descents == {"generator": 36 - pauses}
 
 
@@ -151,7 +153,7 @@ def test_noise_in_the_targets_of_an_inner_fold_changes_the_contexts_of_the_other
     toy_cohort: Path, cascaded: Path, tmp_path: Path
 ) -> None:
     split = read_json(cascaded / "splits.json")
-    folds = deal_folds(dict.fromkeys(split["train"]), 2, 0)
+    folds = assign_folds(dict.fromkeys(split["train"]), 2, 0)
     data = tmp_path / "data"
     shutil.copytree(toy_cohort, data)
     spoilt = folds[0]
@@ -199,8 +201,8 @@ def test_one_model_folder_holds_all_stages_and_chains_them_over_a_whole_volume(
     np.testing.assert_allclose(with_context(cascaded, toy_cohort, name).source[-1], first, atol=1e-4)
     assert not first[~mask].any() and first[mask].std() > 0
     wanted = synthesise_prepared(
-        Networks(model.generator, model.local_judge), np.concatenate([source, first[None]]), mask, plan=model.plan,
-        conditional=True, error_scale=model.error_scale, engine=engine,
+        Networks(model.generator, model.local_discriminator), np.concatenate([source, first[None]]), mask,
+        plan=model.plan, conditional=True, error_scale=model.error_scale, engine=engine,
     )  # fmt: skip
     made = predictor.predict(next(toy_cohort.rglob(f"{name}_t1.nii.gz")))
     box = np.argwhere(made.mask.array).min(0) - np.argwhere(mask).min(0)
@@ -208,8 +210,8 @@ def test_one_model_folder_holds_all_stages_and_chains_them_over_a_whole_volume(
     raw = model.plan.target_reference.invert(wanted.prediction)
     np.testing.assert_allclose(made.image.array[i, j, k][mask], raw[mask], rtol=1e-5)
     blind = synthesise_prepared(
-        Networks(model.generator, model.local_judge), np.concatenate([source, 0 * source]), mask, plan=model.plan,
-        conditional=True, error_scale=model.error_scale, engine=engine,
+        Networks(model.generator, model.local_discriminator), np.concatenate([source, 0 * source]), mask,
+        plan=model.plan, conditional=True, error_scale=model.error_scale, engine=engine,
     )  # fmt: skip
     assert np.abs(blind.prediction - wanted.prediction)[mask].max() > 1e-4  # the second stage does see the first
 
@@ -337,10 +339,10 @@ def test_the_context_is_neither_jittered_nor_left_behind_when_a_patch_is_mirrore
 
 def test_folds_of_subjects_are_disjoint_complete_and_spread_over_sites() -> None:
     sites = {f"s{n}": "ab"[n % 2] for n in range(12)}
-    folds = deal_folds(sites, 3, 7)
+    folds = assign_folds(sites, 3, 7)
     assert sorted(subject for fold in folds for subject in fold) == sorted(sites)
     assert [Counter(sites[subject] for subject in fold) for fold in folds] == [Counter(a=2, b=2)] * 3
-    assert folds == deal_folds(dict(reversed(sites.items())), 3, 7) != deal_folds(sites, 3, 8)
+    assert folds == assign_folds(dict(reversed(sites.items())), 3, 7) != assign_folds(sites, 3, 8)
 
 
 def test_too_few_subjects_for_the_inner_folds_are_refused_before_anything_is_written(tmp_path: Path) -> None:

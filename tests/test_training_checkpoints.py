@@ -20,6 +20,7 @@ from chiasm.checksums import sha256_of, with_checksum
 from chiasm.errors import ChiasmError, RunError
 from chiasm.storage import write_toml
 from chiasm.training.checkpoints import KEEP, load_checkpoint, save_checkpoint
+from chiasm.training.state import TrainingState
 
 
 def parts(seed: int = 0, width: int = 3) -> dict[str, nn.Module | torch.optim.Optimizer]:
@@ -170,3 +171,11 @@ def test_a_header_that_promises_terabytes_is_refused_without_allocating(tmp_path
     assert step == 0 and len(warnings) == 1
     assert tracemalloc.get_traced_memory()[1] < 2**24
     tracemalloc.stop()
+
+
+def test_a_checkpoint_of_version_0_1_which_called_discriminators_judges_is_restored(tmp_path: Path) -> None:
+    saved, fresh = parts(0), parts(1)
+    save_checkpoint(tmp_path, 7, {"local_judge": saved["network"], "adam_local_judge": saved["adam"]}, {})
+    names = {"local_discriminator": fresh["network"], "adam_local_discriminator": fresh["adam"]}
+    assert load_checkpoint(tmp_path, names)[0] == 7 and same(saved, fresh)
+    assert TrainingState.from_dict({"lesion_doubt": {"a": 0.5}}).lesion_difficulty == {"a": 0.5}

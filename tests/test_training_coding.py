@@ -25,7 +25,7 @@ from chiasm.preparation.unpaired import find_unpaired
 from chiasm.recipe import Data, Recipe
 from chiasm.studies.jobs import _warm_ups, find_cases, list_jobs
 from chiasm.studies.study_file import Study
-from chiasm.training.coding import CodingLearner, deal_roles, draw_examples
+from chiasm.training.coding import CodingLearner, assign_roles, draw_examples
 from chiasm.training.cost import estimate_cost
 from chiasm.training.loop import learn, make_fabric
 from chiasm.training.players import check_players, patch_needs
@@ -69,14 +69,14 @@ def weights(coder: torch.nn.Module) -> bytes:
 def test_the_plans_cases_are_pairs_and_the_others_sources_and_targets_by_turns(
     prepared: tuple[Plan, list[PreparedCase]],
 ) -> None:
-    roles = deal_roles(prepared[1], prepared[0].trained_on)
+    roles = assign_roles(prepared[1], prepared[0].trained_on)
     told = [[case.id for case in part] for part in roles]
     assert told == [["case00", "case01"], ["case02", "case04"], ["case03"]]
     shown = draw_examples(roles, prepared[0], count=3, seed=0)
     assert [len(part) for part in shown] == [6, 6, 3, 3]
-    few = draw_examples(deal_roles(prepared[1][:2], prepared[0].trained_on), prepared[0], count=3, seed=0)
+    few = draw_examples(assign_roles(prepared[1][:2], prepared[0].trained_on), prepared[0], count=3, seed=0)
     assert [len(part) for part in few] == [6, 6, 0, 0]  # nobody is unpaired
-    alone = draw_examples(deal_roles(prepared[1][:3], prepared[0].trained_on), prepared[0], count=3, seed=0)
+    alone = draw_examples(assign_roles(prepared[1][:3], prepared[0].trained_on), prepared[0], count=3, seed=0)
     assert [len(part) for part in alone] == [6, 6, 3, 3]  # the pairs' targets stand in for those that are missing
 
 
@@ -142,7 +142,7 @@ def test_without_a_pair_nothing_is_learnt_and_the_sentence_says_what_to_do(
     prepared: tuple[Plan, list[PreparedCase]],
 ) -> None:
     with pytest.raises(CohortError, match=r"at least one pair.*2 cases beside.*larger number") as caught:
-        deal_roles(prepared[1][2:4], ("case00",))
+        assign_roles(prepared[1][2:4], ("case00",))
     assert caught.value.reason == "too-few-pairs"
 
 

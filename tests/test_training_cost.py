@@ -117,7 +117,7 @@ def test_memory_follows_patch_width_and_batch_but_not_steps(even_speed: None) ->
 
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "jcsc"])  # which is timed as it is learnt
-def test_no_arm_costs_less_than_nothing_and_judges_cost_more_than_none(even_speed: None, method: str) -> None:
+def test_no_arm_costs_less_than_nothing_and_discriminators_cost_more_than_none(even_speed: None, method: str) -> None:
     network = make_recipe(method).generator.network
     side = 256 if network == "pix2pix" else 64
     found, plain = forecast(ask(method), side), forecast(ask("A1", generator__network=network), side)
@@ -130,7 +130,7 @@ def test_no_arm_costs_less_than_nothing_and_judges_cost_more_than_none(even_spee
             assert forecast(ask(method, **shares), side).seconds_per_step > 0
 
 
-def test_a_later_start_of_the_judges_is_cheaper(even_speed: None) -> None:
+def test_a_later_start_of_the_discriminators_is_cheaper(even_speed: None) -> None:
     late, early = (
         forecast(ask(schedule__generator_alone=alone, schedule__critics_alone=0.0)).seconds_per_step
         for alone in (0.9, 0.0)
@@ -197,14 +197,14 @@ def test_memory_is_that_of_a_training_step_within_a_factor_of_three(patch: int, 
 
 
 @pytest.mark.usefixtures("even_speed")
-def test_a_critics_further_turns_are_paid_for_and_a_patch_is_judged_at_its_own_size() -> None:
+def test_a_critics_further_turns_are_paid_for_and_a_patch_is_assessed_at_its_own_size() -> None:
     one, five = (forecast(ask("wgan", loss__critic_steps=turns)).seconds_per_step for turns in (1, 5))
     three = forecast(ask("wgan", loss__critic_steps=3)).seconds_per_step
     assert five > one and five - three == pytest.approx(three - one)
     assert forecast(ask("A1", loss__critic_steps=5)) == forecast(ask("A1"))  # nobody takes them
     sizes: list[tuple[int, ...]] = []
     players = make_players(ask("dcgan"), plan_of(patch=(64, 64)), 0)
-    assert players.global_judge is not None
-    players.global_judge.register_forward_hook(lambda _, given, __: sizes.append(tuple(given[0].shape[2:])))
+    assert players.global_discriminator is not None
+    players.global_discriminator.register_forward_hook(lambda _, given, __: sizes.append(tuple(given[0].shape[2:])))
     estimate_players(players, ask("dcgan"), plan_of(patch=(64, 64)))
     assert sizes == [(64, 64)]

@@ -19,16 +19,16 @@ LESION = np.zeros(SHAPE, bool)
 LESION[2:8, 2:8, 2:6] = True
 
 
-def figures(doubt: np.ndarray, lesion: np.ndarray | None = LESION, beta: float = 1.0) -> dict[str, float]:
-    maps = Maps((TARGET + ERROR).astype(np.float32), None, None, doubt.astype(np.float32), None)
+def figures(difficulty: np.ndarray, lesion: np.ndarray | None = LESION, beta: float = 1.0) -> dict[str, float]:
+    maps = Maps((TARGET + ERROR).astype(np.float32), None, None, difficulty.astype(np.float32), None)
     return gauge(maps, TARGET, MASK, lesion, head="structured", beta=beta, sigma_voxels=(2.0, 2.0, 2.0))
 
 
 def test_ranks_equal_scipys_and_areas_scikit_learns() -> None:
     metrics = pytest.importorskip("sklearn.metrics")
-    doubt = np.clip(ERROR / 4 + RNG.random(SHAPE) / 2, 0, 1)
-    found = figures(doubt)
-    d, e = doubt[MASK].astype(np.float32), ERROR[MASK]
+    difficulty = np.clip(ERROR / 4 + RNG.random(SHAPE) / 2, 0, 1)
+    found = figures(difficulty)
+    d, e = difficulty[MASK].astype(np.float32), ERROR[MASK]
     assert found["spearman"] == pytest.approx(spearmanr(d, e).statistic, abs=1e-4)
     signed = np.where(MASK, (TARGET + ERROR).astype(np.float32) - TARGET, 0)
     smooth = np.abs(gaussian_filter(signed, 2)) / gaussian_filter(MASK.astype(np.float32), 2)
@@ -61,8 +61,8 @@ def test_lesions_weigh_as_much_as_their_difficulty_says_whichever_head_it_is_of(
 
 def test_a_doubt_that_follows_the_error_is_well_and_its_opposite_is_called_inverted() -> None:
     structured = gaussian_filter(ERROR, 2)
-    doubt = structured / structured.max()
-    well, wrong = figures(doubt), figures(1 - doubt)
+    difficulty = structured / structured.max()
+    well, wrong = figures(difficulty), figures(1 - difficulty)
     assert well["spearman_smoothed"] > 0.8 and wrong["spearman_smoothed"] == pytest.approx(-well["spearman_smoothed"])
     assert in_words({**well, "weight_ratio": 1.3}, "structured") is None
     assert "inverted" in str(in_words(wrong, "structured"))

@@ -100,10 +100,10 @@ def test_the_reconstruction_loss_gives_the_local_discriminator_nothing(
 ) -> None:
     one = learner(prepared, recipe("A10"))  # attention without adversarial terms
     one.step(LATE)
-    before = weights(bare(one, "local_judge"))
+    before = weights(bare(one, "local_discriminator"))
     step_generator(one.setting, one.state, made(one, LATE))
-    assert same(before, weights(bare(one, "local_judge")))  # weights and power iterations stand still
-    assert all(parameter.requires_grad for parameter in bare(one, "local_judge").parameters())
+    assert same(before, weights(bare(one, "local_discriminator")))  # weights and power iterations stand still
+    assert all(parameter.requires_grad for parameter in bare(one, "local_discriminator").parameters())
 
 
 def test_the_confidence_losses_give_the_generator_nothing(prepared: tuple[Plan, list[PreparedCase]]) -> None:
@@ -126,13 +126,13 @@ def test_a_shuffled_weight_has_the_same_values_in_other_places(prepared: tuple[P
     for method in ("A7", "C4"):
         one = learner(prepared, recipe(method))
         drawn = made(one, LATE)
-        logits = bare(one, "local_judge").eval()(shown_locally(one.recipe, drawn.batch, drawn.batch.target))
+        logits = bare(one, "local_discriminator").eval()(shown_locally(one.recipe, drawn.batch, drawn.batch.target))
         found.append(attention_weights(one.setting, one.state, drawn, logits).weight[drawn.batch.mask])
     assert not torch.equal(*found)
     torch.testing.assert_close(*(weight.sort().values for weight in found))
 
 
-def test_judges_are_trained_at_their_own_steps_and_the_generator_stands_still_then(
+def test_discriminators_are_trained_at_their_own_steps_and_the_generator_stands_still_then(
     prepared: tuple[Plan, list[PreparedCase]],
 ) -> None:
     asked = make_recipe("A7", "tiny", {**QUICK, "schedule.generator_alone": 0.4, "schedule.critics_alone": 0.3})
@@ -151,8 +151,8 @@ def test_judges_are_trained_at_their_own_steps_and_the_generator_stands_still_th
             )
         }
     assert moved[0] == {"generator"}
-    assert moved[12] == {"global_judge", "local_judge"}
-    assert moved[23] == {"generator", "global_judge", "local_judge"}
+    assert moved[12] == {"global_discriminator", "local_discriminator"}
+    assert moved[23] == {"generator", "global_discriminator", "local_discriminator"}
 
 
 def test_every_step_draws_the_same_batch_whatever_the_arm(prepared: tuple[Plan, list[PreparedCase]]) -> None:
@@ -187,7 +187,7 @@ def test_validation_and_prediction_are_one_function(prepared: tuple[Plan, list[P
     maps = one.maps(case, engine)
     model = one.model()
     again = synthesise_prepared(
-        Networks(model.generator, model.local_judge.eval() if model.local_judge else None),
+        Networks(model.generator, model.local_discriminator.eval() if model.local_discriminator else None),
         np.asarray(case.source),
         np.asarray(case.mask),
         plan=one.plan,
@@ -200,7 +200,7 @@ def test_validation_and_prediction_are_one_function(prepared: tuple[Plan, list[P
     assert (maps.prediction[~np.asarray(case.mask)] == 0).all()
 
 
-def test_the_gate_closes_on_a_judge_that_knows_nothing_and_says_why(
+def test_the_gate_closes_on_a_discriminator_that_knows_nothing_and_says_why(
     prepared: tuple[Plan, list[PreparedCase]],
 ) -> None:
     one = learner(prepared, recipe("A7", {"attention.gate": True}))
@@ -212,7 +212,7 @@ def test_the_gate_closes_on_a_judge_that_knows_nothing_and_says_why(
     assert one.step(LATE + 1)["attention_strength"] > 0
 
 
-FIRST_STAGE = ("generator", "global_judge", "local_judge")
+FIRST_STAGE = ("generator", "global_discriminator", "local_discriminator")
 
 
 def test_the_first_stage_of_a_refined_arm_is_the_arm_without_to_the_bit(
@@ -274,7 +274,7 @@ def test_the_refiner_gives_nobody_before_it_a_gradient(prepared: tuple[Plan, lis
     for name in FIRST_STAGE:
         one.trainables.optimisers[name].zero_grad(set_to_none=True)
     drawn = made(one, LATE).detached()
-    logits = bare(one, "local_judge")(shown_locally(one.recipe, drawn.batch, drawn.made)).structured.detach()
+    logits = bare(one, "local_discriminator")(shown_locally(one.recipe, drawn.batch, drawn.made)).structured.detach()
     step_refiner(one.setting, drawn, logits)
     assert all(p.grad is None for name in FIRST_STAGE for p in bare(one, name).parameters())
     assert any(p.grad is not None and p.grad.any() for p in bare(one, "refiner").parameters())
@@ -309,7 +309,7 @@ def test_transplants_by_difficulty_are_random_until_something_is_known(
     )
     assert patches(difficult, 3) == patches(random, 3)
     names = lesion_cases(prepared[1])
-    difficult.restore({"lesion_doubt": {names[0]: 1.0, **dict.fromkeys(names[1:], 0.0)}})
+    difficult.restore({"lesion_difficulty": {names[0]: 1.0, **dict.fromkeys(names[1:], 0.0)}})
     donors = [
         difficult.setting.cases[place.donor[0]].id
         for step in range(20)
@@ -335,10 +335,10 @@ def test_a_cases_doubt_is_that_of_the_attentions_head_in_its_own_lesion(
     said = LocalLogits(**{name: logits if name == head else -9 * logits for name in LocalLogits._fields})
     name = one.setting.cases[own.case].id
     state = note_lesions(one.setting, one.state, drawn._replace(batch=batch), said)
-    assert state.lesion_doubt == {name: pytest.approx(0.8)}  # and nothing of the transplant
+    assert state.lesion_difficulty == {name: pytest.approx(0.8)}  # and nothing of the transplant
     alone = drawn._replace(places=[own], batch=batch)
     state = note_lesions(one.setting, state, alone, LocalLogits(*[0 * logits] * 3))
-    assert state.lesion_doubt == {name: pytest.approx(0.9 * 0.8 + 0.1 * 0.5)}
+    assert state.lesion_difficulty == {name: pytest.approx(0.9 * 0.8 + 0.1 * 0.5)}
 
 
 #: What its paper trains each adversarial arm's critic with; the generator's rate too where the network is the paper's.
@@ -393,15 +393,15 @@ def test_an_adversarial_arm_has_its_papers_settings_at_every_size(method: str, s
         assert getattr(getattr(asked, section), field) == value, name
 
 
-def test_judges_have_their_own_optimiser_and_the_generator_keeps_adam(
+def test_discriminators_have_their_own_optimiser_and_the_generator_keeps_adam(
     prepared: tuple[Plan, list[PreparedCase]],
 ) -> None:
     clipped = learner(prepared, recipe("wgan"))
     kinds = {name: type(getattr(o, "optimizer", o)).__name__ for name, o in clipped.trainables.optimisers.items()}
-    assert "RMSprop" in kinds["global_judge"] and "Adam" in kinds["generator"]
+    assert "RMSprop" in kinds["global_discriminator"] and "Adam" in kinds["generator"]
     penalised = learner(prepared, recipe("wgan-gp"))
     betas = {name: o.param_groups[0]["betas"] for name, o in penalised.trainables.optimisers.items()}
-    assert betas == {"generator": (0.5, 0.99), "global_judge": (0.0, 0.9)}
+    assert betas == {"generator": (0.5, 0.99), "global_discriminator": (0.0, 0.9)}
     usual = learner(prepared, recipe("A7", {"optimiser.betas": (0.3, 0.9)}))
     assert {o.param_groups[0]["betas"] for o in usual.trainables.optimisers.values()} == {(0.3, 0.9)}
 
@@ -413,13 +413,15 @@ def test_a_clipped_critic_keeps_every_weight_small_after_each_step_and_no_other_
     largest = {}
     for method in ("wgan", "gan"):
         one = learner(prepared, recipe(method, changes))
-        before = {name: value.clone() for name, value in bare(one, "global_judge").named_buffers()}
+        before = {name: value.clone() for name, value in bare(one, "global_discriminator").named_buffers()}
         for step in range(3):
             one.step(step)
-            critic = [value.detach().abs().max() for value in bare(one, "global_judge").parameters()]
+            critic = [value.detach().abs().max() for value in bare(one, "global_discriminator").parameters()]
             largest[method] = float(max(critic))
             assert (largest[method] <= np.float32(0.02)) == (method == "wgan")
-        assert same(before, dict(bare(one, "global_judge").named_buffers()))  # the statistics of inputs are no weights
+        assert same(
+            before, dict(bare(one, "global_discriminator").named_buffers())
+        )  # the statistics of inputs are no weights
         assert max(float(value.detach().abs().max()) for value in bare(one, "generator").parameters()) > 0.02
     assert largest["wgan"] == np.float32(0.02)
 
@@ -446,7 +448,7 @@ def test_a_lazy_penalty_weighs_as_much_in_all_as_one_at_every_step(
         monkeypatch.setattr("chiasm.training.losses.gradient_penalty", half)
         total[int(penalty), every] = 0.0
         for now[0] in range(8):
-            total[int(penalty), every] += one.step(now[0])["global_judge_loss"]
+            total[int(penalty), every] += one.step(now[0])["global_discriminator_loss"]
     assert asked == [*range(8), *range(8), 0, 4]
     assert total[10, 1] - total[0, 1] == pytest.approx(8 * 10 * 0.5, rel=1e-4)
     assert total[10, 4] == pytest.approx(total[10, 1], rel=1e-4)
@@ -467,7 +469,7 @@ def test_a_lazy_penalty_falls_on_every_nth_step_of_the_critic_alone_or_not(
         return torch.tensor(0.5)
 
     def watched(name: str, loss: Tensor) -> None:
-        stepped[0] += name == "global_judge"
+        stepped[0] += name == "global_discriminator"
         descend(name, loss)
 
     monkeypatch.setattr("chiasm.training.losses.gradient_penalty", counted)
@@ -506,8 +508,8 @@ def test_a_critic_takes_its_steps_on_batches_of_their_own_once_both_play(
         played[step] = [name for name, _ in turns]
     assert played == {
         0: ["generator"],
-        7: ["global_judge"],
-        20: ["global_judge", "global_judge", "global_judge", "generator"],
+        7: ["global_discriminator"],
+        20: ["global_discriminator", "global_discriminator", "global_discriminator", "generator"],
     }
     batches = [batch for _, batch in turns[:3]]
     assert not any(torch.equal(a, b) for a, b in pairwise(batches))
@@ -516,7 +518,7 @@ def test_a_critic_takes_its_steps_on_batches_of_their_own_once_both_play(
     assert patches(one, 20) == usual != patches(one, 20, 1)  # arms see the same batches still
 
 
-def test_a_judge_with_batch_normalisation_judges_the_generator_by_the_batchs_own_statistics(
+def test_a_discriminator_with_batch_normalisation_discriminators_the_generator_by_the_batchs_own_statistics(
     prepared: tuple[Plan, list[PreparedCase]],
 ) -> None:
     plan, cases = prepared
@@ -524,15 +526,15 @@ def test_a_judge_with_batch_normalisation_judges_the_generator_by_the_batchs_own
     one = learner((plan, cases), asked)
     one.step(0)
     pair = torch.randn(2, plan.slices + 2, 32, 32)[:, : plan.slices + 1]
-    judge = bare(one, "global_judge")
+    discriminator = bare(one, "global_discriminator")
     with torch.no_grad():
-        wanted, by_running = judge.train()(pair), judge.eval()(pair)
-        with one.trainables.frozen_judges():
-            found = judge(pair)
-            assert not any(p.requires_grad for p in judge.parameters())
+        wanted, by_running = discriminator.train()(pair), discriminator.eval()(pair)
+        with one.trainables.frozen_discriminators():
+            found = discriminator(pair)
+            assert not any(p.requires_grad for p in discriminator.parameters())
     torch.testing.assert_close(found, wanted)
     assert (found - by_running).abs().max() > 1e-3
-    assert all(part.training for part in judge.modules())
+    assert all(part.training for part in discriminator.modules())
 
 
 @pytest.mark.parametrize("critic", ["dcgan", "patch", "context", "strainet"])
@@ -543,15 +545,15 @@ def test_under_a_gradient_penalty_no_critic_mixes_samples(
     norms = torch.nn.BatchNorm2d | torch.nn.BatchNorm3d
     found = {}
     for objective in ("wgan-gp", "bce"):
-        judge = (
+        discriminator = (
             learner(prepared, recipe("A4", {**small, "loss.adversarial": objective}))
-            .trainables.bare("global_judge")
+            .trainables.bare("global_discriminator")
             .train()
         )
-        found[objective] = any(isinstance(part, norms) for part in judge.modules())
+        found[objective] = any(isinstance(part, norms) for part in discriminator.modules())
         if objective == "wgan-gp":
             pair = torch.randn(3, prepared[0].slices + 1, 32, 32)
-            torch.testing.assert_close(judge(pair)[:1], judge(pair[:1]), atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(discriminator(pair)[:1], discriminator(pair[:1]), atol=1e-5, rtol=1e-4)
     assert found == {"wgan-gp": False, "bce": critic != "strainet"}
 
 

@@ -255,19 +255,19 @@ def test_the_confidence_loss_equals_a_loop_and_is_least_at_its_target() -> None:
 def test_the_confidence_losses_never_reach_the_generator() -> None:
     torch.manual_seed(0)
     generator = ResidualGenerator(in_channels=1, widths=(4, 4), dims=2)
-    judge = LocalDiscriminator(in_channels=2, widths=(4, 4, 4), dims=2)
+    discriminator = LocalDiscriminator(in_channels=2, widths=(4, 4, 4), dims=2)
     source, target = torch.randn(2, 2, 1, 16, 16)
     mask = torch.ones_like(target, dtype=torch.bool)
     prediction = generator(source)
-    logits = judge(torch.cat([source, prediction.detach()], dim=1))
+    logits = discriminator(torch.cat([source, prediction.detach()], dim=1))
     error = prediction - target  # not detached by the caller: the soft targets do it
     loss = losses.confidence_loss(
         logits.magnitude, losses.soft_target_magnitude(error, mask, 1.0, (1, 1)), mask
     ) + losses.confidence_loss(logits.structured, losses.soft_target_structured(error, mask, 1.0, (2, 2)), mask)
     loss.backward()
     assert all(parameter.grad is None for parameter in generator.parameters())
-    assert judge.heads.weight.grad is not None
-    assert judge.heads.weight.grad[1:].abs().sum() > 0
+    assert discriminator.heads.weight.grad is not None
+    assert discriminator.heads.weight.grad[1:].abs().sum() > 0
 
 
 def test_focal_and_top_k_weights_have_mean_one_and_follow_the_error() -> None:
@@ -298,7 +298,7 @@ def every_loss(prediction: Tensor, target: Tensor, mask: Tensor) -> dict[str, Te
         "l1": losses.reconstruction_loss(prediction, target, mask, weight, 1),
         "l2": losses.reconstruction_loss(prediction, target, mask, weight, 2),
         "gdl": losses.gradient_difference_loss(prediction, target, mask, mask.ndim - 2),
-        "judge": losses.adversarial_discriminator_loss(prediction, target, 0.1, mask),
+        "discriminator": losses.adversarial_discriminator_loss(prediction, target, 0.1, mask),
         "fool": losses.adversarial_generator_loss(prediction, mask),
         "confidence": losses.confidence_loss(prediction, losses.soft_target_magnitude(error, mask, 1, sigma), mask),
         "structured": losses.masked_mean(losses.soft_target_structured(error, mask, 1, sigma), mask),
@@ -316,7 +316,7 @@ def test_masked_voxels_change_no_loss_and_no_gradient(dims: int, filling: float)
         p, t = torch.where(mask, prediction, other).requires_grad_(), torch.where(mask, target, other)
         found = every_loss(p, t, mask)
         values.append(found)
-        sum((found[name] for name in ("mean", "l1", "l2", "gdl", "judge", "fool")), torch.zeros(())).backward()
+        sum((found[name] for name in ("mean", "l1", "l2", "gdl", "discriminator", "fool")), torch.zeros(())).backward()
         assert p.grad is not None
         slopes.append(p.grad)
     for name, value in values[0].items():

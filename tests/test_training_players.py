@@ -23,7 +23,13 @@ from chiasm.recipe import Recipe
 from chiasm.studies.study_file import Study
 from chiasm.training.log import TrainingLog
 from chiasm.training.loop import collected_signals, make_fabric, validation_steps
-from chiasm.training.players import check_players, describe_methods, make_players, needs_local_judge, patch_needs
+from chiasm.training.players import (
+    check_players,
+    describe_methods,
+    make_players,
+    needs_local_discriminator,
+    patch_needs,
+)
 from chiasm.training.run import train
 from chiasm.training.run_planning import plan_run
 from chiasm.training.session import Session
@@ -40,7 +46,7 @@ def recipe(method: str, **changes: object) -> Recipe:
 
 
 #: Players beside the generator: global, second global, local.  An arm that is not here has those that its weights ask.
-JUDGES = {
+DISCRIMINATORS = {
     **dict.fromkeys(("A0", "A1", "A2", "C1", "C2", "C3", "C6", "C7"), ""),
     **dict.fromkeys(("A3", "A4"), "global"),
     **dict.fromkeys(("A5", "A10"), "local"),
@@ -69,23 +75,23 @@ def test_a_setting_without_effect_is_refused(method: str, setting: str, told: st
     check_players(make_recipe("hinge", "tiny", {}, ["generator.dropout=0.3"]))
 
 
-def judges_of(asked: Recipe) -> str:
+def discriminators_of(asked: Recipe) -> str:
     local = asked.loss.local_weight > 0 or asked.attention.target != "none"
     told = " ".join(name for name, there in (("global", asked.loss.global_weight > 0), ("local", local)) if there)
-    return JUDGES.get(asked.method, told)
+    return DISCRIMINATORS.get(asked.method, told)
 
 
 @pytest.mark.parametrize("method", list(METHODS))
-def test_an_arm_has_the_judges_it_asks_and_no_other(method: str, plan: Plan) -> None:
+def test_an_arm_has_the_discriminators_it_asks_and_no_other(method: str, plan: Plan) -> None:
     asked = recipe(method, generator__scale=1 / 16)
     players = make_players(asked, replace(plan, patch=(256, 256)), 0)
     there = {
-        "global": players.global_judge is not None,
-        "second": players.second_judge is not None,
-        "local": players.local_judge is not None,
+        "global": players.global_discriminator is not None,
+        "second": players.second_discriminator is not None,
+        "local": players.local_discriminator is not None,
     }
-    assert " ".join(name for name, present in there.items() if present) == judges_of(asked)
-    assert needs_local_judge(asked) == there["local"]
+    assert " ".join(name for name, present in there.items() if present) == discriminators_of(asked)
+    assert needs_local_discriminator(asked) == there["local"]
     assert (players.refiner is not None) == ("generator.refiner" in METHODS[method].changes)
 
 
@@ -98,12 +104,14 @@ def test_first_weights_depend_on_the_seed_and_not_on_which_players_there_are(pla
     unskipped = {"generator__skip": "none"}
     full, alone = make_players(recipe("A7", **unskipped), plan, 5), make_players(recipe("A1", **unskipped), plan, 5)
     assert same(full.generator, alone.generator)
-    assert same(full.global_judge, make_players(recipe("A3"), plan, 5).global_judge)
-    assert same(full.local_judge, make_players(recipe("A10", generator__widths=(4, 4, 4)), plan, 5).local_judge)
+    assert same(full.global_discriminator, make_players(recipe("A3"), plan, 5).global_discriminator)
+    assert same(
+        full.local_discriminator, make_players(recipe("A10", generator__widths=(4, 4, 4)), plan, 5).local_discriminator
+    )
     other = make_players(recipe("A7", **unskipped), plan, 6)
-    assert not same(full.generator, other.generator) and not same(full.global_judge, other.global_judge)
+    assert not same(full.generator, other.generator) and not same(full.global_discriminator, other.global_discriminator)
     twins = make_players(recipe("C5"), plan, 5)
-    assert not same(twins.global_judge, twins.second_judge)
+    assert not same(twins.global_discriminator, twins.second_discriminator)
 
 
 def test_making_players_leaves_everybody_elses_random_numbers_alone(plan: Plan) -> None:
@@ -114,8 +122,8 @@ def test_making_players_leaves_everybody_elses_random_numbers_alone(plan: Plan) 
     assert torch.equal(torch.rand(4), expected)
 
 
-def test_an_unconditional_local_judge_sees_the_image_alone(plan: Plan) -> None:
-    conditional, alone = (make_players(recipe(m), plan, 0).local_judge for m in ("A7", "A11"))
+def test_an_unconditional_local_discriminator_sees_the_image_alone(plan: Plan) -> None:
+    conditional, alone = (make_players(recipe(m), plan, 0).local_discriminator for m in ("A7", "A11"))
     assert conditional is not None and alone is not None
     assert alone(torch.zeros(1, 1, 16, 16)).realness.shape == (1, 1, 16, 16)
     channels = len(plan.sources) * plan.slices + 1
@@ -178,7 +186,10 @@ def test_a_run_in_another_thread_leaves_signals_to_their_owner() -> None:
 
 def test_a_refiner_changes_nobody_elses_first_weights_and_corrects_nothing_at_first(plan: Plan) -> None:
     one, two = make_players(recipe("A7"), plan, 5), make_players(recipe("A15"), plan, 5)
-    assert all(same(getattr(one, name), getattr(two, name)) for name in ("generator", "global_judge", "local_judge"))
+    assert all(
+        same(getattr(one, name), getattr(two, name))
+        for name in ("generator", "global_discriminator", "local_discriminator")
+    )
     assert two.refiner is not None
     assert not two.refiner(torch.randn(2, len(plan.sources) * plan.slices + 2, 16, 16)).any()
     assert not same(two.refiner.stem, make_players(recipe("A15"), plan, 6).refiner.stem)  # type: ignore[union-attr]
@@ -195,7 +206,7 @@ def test_what_goes_by_confidence_is_refused_where_nobody_has_any(
     asked = recipe(method, **{setting: (4, 8) if "refiner" in setting else "difficulty"})
     with pytest.raises(RecipeError, match=f"{told} goes by the confidence.*method {method}") as caught:
         make_players(asked, plan, 0)
-    assert caught.value.reason == "no-local-judge"
+    assert caught.value.reason == "no-local-discriminator"
 
 
 def test_the_table_of_methods_tells_weights_papers_and_needs() -> None:
@@ -257,13 +268,13 @@ def test_the_least_patch_that_is_told_is_taken_and_a_smaller_one_refused(
     [
         ("A7", {"generator__network": "srcnn"}, PatchNeeds(4, 16, 0)),  # loses 12, which is a multiple of 4 too
         ("A7", {"generator__network": "srcnn", "discriminators__local_widths": (4,) * 4}, PatchNeeds(8, 20, 4)),
-        ("A1", {"generator__network": "srcnn"}, PatchNeeds(1, 13, 0)),  # nobody judges: the paper's 33 will do
+        ("A1", {"generator__network": "srcnn"}, PatchNeeds(1, 13, 0)),  # nobody discriminators: the paper's 33 will do
         ("context-gan", {}, PatchNeeds(1, 16 + 8, 0)),  # the critic pools three times
         ("A3", {"discriminators__global_network": "patch"}, PatchNeeds(1, 24, own=True)),
         ("A7", {}, None),
     ],
 )
-def test_a_patch_leaves_enough_for_the_judges_of_its_middle(
+def test_a_patch_leaves_enough_for_the_discriminators_of_its_middle(
     method: str, changes: dict[str, object], wanted: PatchNeeds | None
 ) -> None:
     assert patch_needs(recipe(method, **changes)) == wanted
@@ -290,7 +301,9 @@ def test_a_patch_is_taken_or_refused_with_those_that_fit(
         plan_run(toy_cohort, asked, tmp_path, say=str)
 
 
-def test_valid_convolutions_train_under_judges_that_halve_what_is_left(toy_cohort: Path, tmp_path: Path) -> None:
+def test_valid_convolutions_train_under_discriminators_that_halve_what_is_left(
+    toy_cohort: Path, tmp_path: Path
+) -> None:
     changes = {"generator__network": "srcnn", "generator__scale": 1 / 16, "data__patch": "auto"}
     asked = recipe("A7", discriminators__local_widths=(4,) * 4, schedule__steps=8, training__validations=1, **changes)
     done = train(toy_cohort, asked, tmp_path, say=str)

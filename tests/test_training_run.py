@@ -60,7 +60,7 @@ def test_a_run_folder_explains_itself(finished_run: Path) -> None:
     assert read_toml(finished_run / "plan.toml")["trained_on"] == split["train"]
 
 
-def test_the_log_tells_steps_validations_and_the_health_of_both_judges(finished_run: Path) -> None:
+def test_the_log_tells_steps_validations_and_the_health_of_both_discriminators(finished_run: Path) -> None:
     content = lines(finished_run)
     validations = [line for line in content if line["kind"] == "validation"]
     assert validations[-1]["step"] == 24
@@ -68,8 +68,10 @@ def test_the_log_tells_steps_validations_and_the_health_of_both_judges(finished_
     assert wanted <= set(validations[-1])
     steps = [line for line in content if line["kind"] == "step"]
     assert [line["step"] for line in steps] == list(range(1, 25))
-    assert "reconstruction" in steps[0] and "local_judge_loss" not in steps[0]  # the generator is alone at first
-    assert "local_judge_loss" in steps[-1] and "adversarial" in steps[-1]
+    assert (
+        "reconstruction" in steps[0] and "local_discriminator_loss" not in steps[0]
+    )  # the generator is alone at first
+    assert "local_discriminator_loss" in steps[-1] and "adversarial" in steps[-1]
 
 
 @pytest.mark.parametrize("stop", [5, 13, 22])
@@ -299,9 +301,9 @@ def test_each_widened_arm_does_what_it_is_for(widened: dict[str, Path]) -> None:
     assert validations[0]["first_mae"] == validations[0]["mae"]  # before all play it corrects nothing
     assert validations[-1]["first_mae"] != validations[-1]["mae"]
     cards = sorted((widened["A16"] / "checkpoints").glob("*.toml"))
-    doubts = [read_toml(card)["state"]["lesion_doubt"] for card in cards]
-    assert doubts[-1] and all(0 < doubt < 1 for doubt in doubts[-1].values())
-    assert set(doubts[-1]) <= set(read_json(widened["A16"] / "splits.json")["train"])
+    difficulties = [read_toml(card)["state"]["lesion_difficulty"] for card in cards]
+    assert difficulties[-1] and all(0 < difficulty < 1 for difficulty in difficulties[-1].values())
+    assert set(difficulties[-1]) <= set(read_json(widened["A16"] / "splits.json")["train"])
 
 
 @pytest.mark.parametrize("method", ["A14", "A15", "A16"])
@@ -366,10 +368,10 @@ def test_the_first_stage_of_a_finished_refined_run_is_the_run_without(widened: d
 def test_a_widened_arm_branches_from_a_warm_up_without_its_parts(
     method: str, widened: dict[str, Path], toy_cohort: Path, tmp_path: Path
 ) -> None:
-    """The judges' warm-up of A7; without transplants before it, A16 equals its own whole run likewise."""
+    """The discriminators' warm-up of A7; without transplants before it, A16 equals its own whole run likewise."""
     asked = recipe(method, **WIDENED)
     warm = recipe("A7", **WIDENED, training__transplant_share=asked.training.transplant_share)
-    run(toy_cohort, tmp_path / "warm", warm, until=warm.schedule.ends["judges"])
+    run(toy_cohort, tmp_path / "warm", warm, until=warm.schedule.ends["discriminators"])
     run(toy_cohort, tmp_path / "arm", asked, start=tmp_path / "warm")
     weights = "model/weights.safetensors"
     assert (tmp_path / "arm" / weights).read_bytes() == (widened[method] / weights).read_bytes()

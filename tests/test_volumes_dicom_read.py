@@ -1,4 +1,4 @@
-"""DICOM in: where voxels lie and what they are worth, by the judgement of others; what is refused, and how."""
+"""DICOM in: where voxels lie and what they are worth, by the assessment of others; what is refused, and how."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What we write as DICOM: judged by the programs of others, and by what the source says."""
+"""What we write as DICOM: checked by the programs of others, and by what the source says."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_a_series_of_either_kind_from_either_kind_has_no_fault(
     assert dumped.stderr == "" and "[YES]" in dumped.stdout and f"[{target}]" in dumped.stdout
 
 
-def test_a_fault_would_be_found_by_each_judge(tmp_path: Path) -> None:
+def test_a_fault_would_be_found_by_each_tool(tmp_path: Path) -> None:
     path, other = write_source(tmp_path / "source")[:2]
     rewrite(path, lambda d: d.__delitem__("PatientID"))
     assert faults(path)

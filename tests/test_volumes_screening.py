@@ -31,7 +31,7 @@ from chiasm.volumes.dicom_files import Part, read_dataset, taming
 from chiasm.volumes.dicom_frames import arrange, frames_of
 from chiasm.volumes.dicom_series import TAGS
 from chiasm.volumes.mirroring import find_mirrored
-from chiasm.volumes.nifti import judge_header
+from chiasm.volumes.nifti import check_header
 from chiasm.volumes.screening import check_affine, volume_files
 from conftest import REAL
 from dicom_patients import write_enhanced, write_source
@@ -395,9 +395,9 @@ def mutated(content: bytes, longest: int, draw: random.Random, tempting: Sequenc
 
 
 def screen(kind: str, content: bytes, path: Path) -> None:
-    """Judge a header alone, as `read_volume` does before it reads voxels."""
+    """Check a header alone, as `read_volume` does before it reads voxels."""
     if kind.startswith("NIfTI"):
-        header = judge_header(content, path)
+        header = check_header(content, path)
         check_affine(Geometry(header.shape, header.affine), path)
     else:
         part = Part(path)
@@ -406,8 +406,8 @@ def screen(kind: str, content: bytes, path: Path) -> None:
             check_affine(arrange(frames_of(dataset, part), path).geometry, path)
 
 
-def judge_mutated(kind: str, seed: int, folder: Path) -> None:
-    """Judge spoiled headers, and read one file of 25: right, or refused by our own error, and soon."""
+def check_mutated(kind: str, seed: int, folder: Path) -> None:
+    """Check spoiled headers, and read one file of 25: right, or refused by our own error, and soon."""
     draw = random.Random(seed)
     content, longest, name = HEADS[kind]
     path = folder / name
@@ -452,7 +452,7 @@ SEEDS = st.integers(0, 2**32 - 1)
 @settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=SEEDS)
 def test_no_mutated_header_raises_anything_but_our_error(kind: str, seed: int, tmp_path: Path) -> None:
-    judge_mutated(kind, seed, tmp_path)
+    check_mutated(kind, seed, tmp_path)
 
 
 @pytest.mark.slow
@@ -465,10 +465,10 @@ def test_a_hundred_thousand_mutated_headers_raise_nothing_but_our_error(
 ) -> None:
     @settings(max_examples=examples, deadline=None, database=None)
     @given(seed=SEEDS)
-    def judge(seed: int) -> None:
-        judge_mutated(kind, seed, tmp_path)
+    def check(seed: int) -> None:
+        check_mutated(kind, seed, tmp_path)
 
-    judge()
+    check()
 
 
 # ---------------------------------------------------------------- written

@@ -68,7 +68,7 @@ def main() -> None:
                 shutil.rmtree(copy / "model")
                 code, told = do([*train, str(copy)])
                 same = code == 0 and model_of(copy) == whole
-            outcome = judge(code, told, same, damaged, part)
+            outcome = discriminator(code, told, same, damaged, part)
             results[part][outcome] += 1
             if outcome == "used in silence":
                 print(f"{part} {number}: {damaged}: exit {code}: {told[-300:]}", flush=True)
@@ -93,7 +93,7 @@ def flip(rng: random.Random, run: Path, pattern: str) -> Path:
     return path.relative_to(run)
 
 
-def judge(code: int, told: str, same: bool, damaged: Path, part: str) -> str:
+def discriminator(code: int, told: str, same: bool, damaged: Path, part: str) -> str:
     """Name what came of a damage."""
     if code == 2:
         return "refused" if damaged.name in told or part in told else "used in silence"

@@ -80,7 +80,7 @@ def follow(bar: Progress, name: str) -> Callable[[int, int, Mapping[str, float]]
     update = _updater(bar, name)
 
     def say(done: int, total: int, figures: Mapping[str, float]) -> None:
-        update(done, total, f" loss {figures['loss']:.4f}" if "loss" in figures else " judges")
+        update(done, total, f" loss {figures['loss']:.4f}" if "loss" in figures else " discriminators")
 
     return say
 

@@ -160,7 +160,7 @@ class Generator(Section):
 
 
 class Discriminators(Section):
-    """The two judges; a loss weight of 0 switches one's adversarial term off."""
+    """The two discriminators; a loss weight of 0 switches one's adversarial term off."""
 
     global_widths: Widths = (16, 32, 64, 64)
     local_widths: Annotated[Widths, Field(min_length=3)] = (8, 16, 32, 64)
@@ -218,9 +218,9 @@ class Schedule(Section):
 
     @property
     def ends(self) -> dict[str, int]:
-        """Steps after which the generator, then the judges, have been alone."""
+        """Steps after which the generator, then the discriminators, have been alone."""
         together = self.generator_alone + self.critics_alone
-        return {"generator": round(self.generator_alone * self.steps), "judges": round(together * self.steps)}
+        return {"generator": round(self.generator_alone * self.steps), "discriminators": round(together * self.steps)}
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -230,7 +230,7 @@ class Schedule(Section):
 
 
 class Optimiser(Section):
-    """Adam for the generator, a choice for its judges, cosine decay, averaged weights; or a coder's own rounds."""
+    """Adam for the generator, a choice for discriminators, cosine decay, averaged weights; or a coder's own rounds."""
 
     kind: Literal["adam", "admm"] = "adam"  # admm: codes, filters and mapping in turns, for the network jcsc alone
     tolerance: NonNegative = 1e-3  # admm has done when a round lowers its objective by a smaller share

@@ -175,7 +175,7 @@ def _unknown_site(site: str, cases: Sequence[Case]) -> CohortError:
     )
 
 
-def deal_folds(site_of: Mapping[str, str | None], folds: int, seed: int) -> list[tuple[str, ...]]:
+def assign_folds(site_of: Mapping[str, str | None], folds: int, seed: int) -> list[tuple[str, ...]]:
     """Deal subjects into folds of nearly equal size, with each site spread evenly over them.
 
     Args:

@@ -69,8 +69,8 @@ class Loaded:
 
 
 @dataclass(frozen=True, eq=False)
-class Judged:
-    """One folder of predictions with what is needed to judge it.
+class PredictionFolder:
+    """One folder of predictions with what is needed to assess it.
 
     Attributes:
         folder: That `chiasm predict` wrote.
@@ -101,7 +101,9 @@ def check_reference(case: Case, modality: str) -> None:
         )
 
 
-def load_case(judged: Judged, entry: Entry, cohort: Cohort, *, with_labels: bool, naive: bool = True) -> Loaded:
+def load_case(
+    assessed: PredictionFolder, entry: Entry, cohort: Cohort, *, with_labels: bool, naive: bool = True
+) -> Loaded:
     """Read one case's prediction, target, mask and labels, and make the naive baselines if asked for.
 
     Without its sources a case has no baselines, and is compared as the prediction lies.
@@ -113,28 +115,28 @@ def load_case(judged: Judged, entry: Entry, cohort: Cohort, *, with_labels: bool
         RunError: If a file of the prediction changed since.
         VolumeError: If a file cannot be read or a grid does not fit.
     """
-    plan, folder = judged.plan, judged.folder
+    plan, folder = assessed.plan, assessed.folder
     check_files(folder, entry)
     case = _case_of(entry, plan, cohort)
-    first, sources = _open_sources(judged, entry, case)
+    first, sources = _open_sources(assessed, entry, case)
     prediction = _made(case, first, folder / entry.image, "prediction")
     target = check_pair(first, read_case_image(case, plan.target), b_name=plan.target, labels=not sources)
-    mask = _mask_of(judged, entry, case, first, sources)
+    mask = _mask_of(assessed, entry, case, first, sources)
     inside = known_of(case, mask.scored, target, plan.degradation)
     labels, problem = usable_labels(case, cohort.regions, first, plan.sources[0]) if with_labels else (None, None)
     reliability = None if entry.reliability is None else _made(case, first, folder / entry.reliability, "reliability")
-    shown, own, guesses = _as_shown(judged, sources, first, mask.shown, inside, naive=naive)
+    shown, own, guesses = _as_shown(assessed, sources, first, mask.shown, inside, naive=naive)
     made_image = prediction.array if own is None else harmonise(prediction.array, inside, plan, own)
     return Loaded(
         case,
         entry,
-        {judged.manifest.method: made_image, **guesses},
+        {assessed.manifest.method: made_image, **guesses},
         harmonise(target.array, inside, plan, own),
         None if reliability is None else reliability.array * _scale(own, plan),
         inside,
         None if labels is None else labels.array,
         shown,
-        _use(judged, entry, mask, inside),
+        _use(assessed, entry, mask, inside),
         problem,
         _lacking(case, plan),
     )
@@ -144,7 +146,7 @@ def _lacking(case: Case, plan: Plan) -> tuple[str, ...]:
     return tuple(name for name in plan.sources if name not in case.images)
 
 
-def _open_sources(judged: Judged, entry: Entry, case: Case) -> tuple[Volume, list[Volume]]:
+def _open_sources(assessed: PredictionFolder, entry: Entry, case: Case) -> tuple[Volume, list[Volume]]:
     """Return what sets a case's grid, and all its sources, or none where the cohort lacks one of them.
 
     Without its first source the grid is the prediction's, of an image that is 0 everywhere.
@@ -153,13 +155,13 @@ def _open_sources(judged: Judged, entry: Entry, case: Case) -> tuple[Volume, lis
         CohortError: If the case cannot be scored without the source that it lacks.
         VolumeError: If a file cannot be read or a grid does not fit.
     """
-    names = judged.plan.sources
-    if lacks := _lacking(case, judged.plan):
-        _check_need(judged, entry, case, lacks)
+    names = assessed.plan.sources
+    if lacks := _lacking(case, assessed.plan):
+        _check_need(assessed, entry, case, lacks)
     if names[0] in case.images:
         first = read_case_image(case, names[0])
     else:
-        grid = read_volume(judged.folder / entry.image, allow_constant=True, reading=case.reading).geometry
+        grid = read_volume(assessed.folder / entry.image, allow_constant=True, reading=case.reading).geometry
         first = Volume(np.zeros(grid.shape, np.float32), grid)
     if lacks:
         return first, []
@@ -167,8 +169,8 @@ def _open_sources(judged: Judged, entry: Entry, case: Case) -> tuple[Volume, lis
     return first, [first, *others]
 
 
-def _check_need(judged: Judged, entry: Entry, case: Case, lacks: Sequence[str]) -> None:
-    plan = judged.plan
+def _check_need(assessed: PredictionFolder, entry: Entry, case: Case, lacks: Sequence[str]) -> None:
+    plan = assessed.plan
     needs = {
         "the model's units are those of the source": plan.own is not None,
         "the target is registered to it": plan.registration != "none",
@@ -184,7 +186,7 @@ def _check_need(judged: Judged, entry: Entry, case: Case, lacks: Sequence[str]) 
 
 
 def _as_shown(
-    judged: Judged,
+    assessed: PredictionFolder,
     sources: Sequence[Volume],
     first: Volume,
     mask: Volume | None,
@@ -193,25 +195,25 @@ def _as_shown(
     naive: bool,
 ) -> tuple[Volume, IntensityMap | None, dict[str, NDArray[np.float32]]]:
     """Return the first source as the network saw it, the map of the scan's own units, and the naive baselines."""
-    plan = judged.plan
+    plan = assessed.plan
     if not sources:
         return first, None, {}
     thick = _as_given(sources, plan)
     prepared = prepare_source(thick, plan, mask)
     # units of super-resolution are the scan's own: one map brings prediction and target to the cohort's
     own = None if plan.own is None else prepared.maps[plan.own]
-    if plan.degradation is not None and not judged.manifest.degraded:
+    if plan.degradation is not None and not assessed.manifest.degraded:
         naive = False  # the network saw other slices than those made here
-    return thick[0], own, _guesses(judged, prepared, first, inside) if naive else {}
+    return thick[0], own, _guesses(assessed, prepared, first, inside) if naive else {}
 
 
 def _guesses(
-    judged: Judged, prepared: PreparedSource, first: Volume, inside: NDArray[np.bool_]
+    assessed: PredictionFolder, prepared: PreparedSource, first: Volume, inside: NDArray[np.bool_]
 ) -> dict[str, NDArray[np.float32]]:
     """Make the naive baselines of a case, by name, on the grid of its first source."""
-    plan, guesses = judged.plan, {}
-    for baseline in judged.baselines.names:
-        guess = judged.baselines.predict(baseline, prepared.array, prepared.mask, prepared.grid)
+    plan, guesses = assessed.plan, {}
+    for baseline in assessed.baselines.names:
+        guess = assessed.baselines.predict(baseline, prepared.array, prepared.mask, prepared.grid)
         raw = plan.target_reference.invert(guess)
         on_grid = resample(Volume(raw.astype(np.float32), prepared.grid), first.geometry, order=1)
         guesses[baseline] = np.where(inside, on_grid.array, plan.target_background).astype(np.float32)
@@ -255,14 +257,14 @@ class _Mask(NamedTuple):
     reason: str
 
 
-def _mask_of(judged: Judged, entry: Entry, case: Case, source: Volume, sources: Sequence[Volume]) -> _Mask:
+def _mask_of(assessed: PredictionFolder, entry: Entry, case: Case, source: Volume, sources: Sequence[Volume]) -> _Mask:
     """Take the mask that the prediction was made with; where it was not written, the one that its plan would use."""
-    plan = judged.plan
+    plan = assessed.plan
     given = None if case.mask is None else _fitting_mask(case, source, case.mask)
     if given is not None and plan.degradation is not None:
         given = thick_mask(given, plan.degradation)
     if entry.mask is not None:
-        own = _fitting_mask(case, source, judged.folder / entry.mask)
+        own = _fitting_mask(case, source, assessed.folder / entry.mask)
         shown = given if entry.mask_rule in ("given", "") and _made_from(own, given, sources, plan) else own
         return _Mask(own.array > 0, shown, "prediction", RULES[entry.mask_rule])
     if given is not None and plan.mask_files:
@@ -294,10 +296,10 @@ def _made_from(own: Volume, given: Volume | None, sources: Sequence[Volume], pla
     return np.array_equal(own.array > 0, _mask_by_plan(sources, plan, given, own)[0])
 
 
-def _use(judged: Judged, entry: Entry, mask: _Mask, inside: NDArray[np.bool_]) -> MaskUse:
+def _use(assessed: PredictionFolder, entry: Entry, mask: _Mask, inside: NDArray[np.bool_]) -> MaskUse:
     digest = hashlib.sha256(str(inside.shape).encode() + np.packbits(inside).tobytes()).hexdigest()
     count = int(np.count_nonzero(inside))
-    return MaskUse(entry.case, judged.manifest.method, mask.used, mask.reason, count, digest)
+    return MaskUse(entry.case, assessed.manifest.method, mask.used, mask.reason, count, digest)
 
 
 def _scale(own: IntensityMap | None, plan: Plan) -> np.float32:

@@ -15,7 +15,7 @@ from chiasm.cohorts.cases import Cohort, Problem
 from chiasm.cohorts.dicom_patients import Selection
 from chiasm.cohorts.discovery import find_cohort, selection_of
 from chiasm.errors import ChiasmError, RunError
-from chiasm.evaluation.loading import Judged, Loaded, load_case
+from chiasm.evaluation.loading import Loaded, PredictionFolder, load_case
 from chiasm.evaluation.rows import MaskUse, Remarks, Row
 from chiasm.evaluation.scoring import ScoredImages, ScoreTerms, evaluate_case, reporting_unit
 from chiasm.prediction.baselines import load_baselines
@@ -41,7 +41,7 @@ class FolderScores(NamedTuple):
     remarks: Remarks
 
 
-def open_predictions(folder: Path, model: Path | None = None) -> Judged:
+def open_predictions(folder: Path, model: Path | None = None) -> PredictionFolder:
     """Open a folder of predictions with the model that made it.
 
     Args:
@@ -60,12 +60,12 @@ def open_predictions(folder: Path, model: Path | None = None) -> Judged:
             hint="Run chiasm predict again without --format dicom, and evaluate that.",
         )
     place = _model_folder(folder, manifest, model)
-    return Judged(folder, manifest, place, read_plan(place / "plan.toml"), load_baselines(place))
+    return PredictionFolder(folder, manifest, place, read_plan(place / "plan.toml"), load_baselines(place))
 
 
 def open_reference(
     reference: Path,
-    judged: Sequence[Judged],
+    assessed: Sequence[PredictionFolder],
     folder: Path,
     *,
     register: Registration | None = None,
@@ -77,7 +77,7 @@ def open_reference(
 
     Args:
         reference: The cohort.
-        judged: Folders of predictions, of models with one source and target.
+        assessed: Folders of predictions, of models with one source and target.
         folder: Where registered images are kept.
         register: How they are brought there; None as the model's plan says, "none" takes them as they lie.
         layout: Name of a layout, where the folder fits several.
@@ -87,12 +87,12 @@ def open_reference(
     Raises:
         CohortError: If the folder holds no cases, or none can be registered.
     """
-    plan, recipe = judged[0].plan, read_recipe(judged[0].model / "recipe.toml")
+    plan, recipe = assessed[0].plan, read_recipe(assessed[0].model / "recipe.toml")
     cohort = find_cohort(reference, layout=layout, selection=selection_of(recipe, selection, remember=True))
     kind = plan.registration if register is None else register
     if kind == "none":
         return Together(cohort, {}, ())
-    predicted = {entry.case for one in judged for entry in one.manifest.cases}
+    predicted = {entry.case for one in assessed for entry in one.manifest.cases}
     some = replace(cohort, cases=tuple(case for case in cohort.cases if case.id in predicted))
     return align_cohort(some, (*plan.sources, plan.target), kind, folder, progress)
 
@@ -121,11 +121,11 @@ def score_folder(
     Raises:
         ChiasmError: If a folder is not what it should be.
     """
-    judged = open_predictions(predictions)
+    assessed = open_predictions(predictions)
     place = registered or predictions / "registered"
-    cohort, _, lost = open_reference(reference, [judged], place, register=register, layout=layout)
+    cohort, _, lost = open_reference(reference, [assessed], place, register=register, layout=layout)
     missing = {problem.case for problem in lost}
-    work = [(judged, entry) for entry in judged.manifest.cases if entry.case not in missing]
+    work = [(assessed, entry) for entry in assessed.manifest.cases if entry.case not in missing]
     found = score_cases(work, cohort, convention, with_labels=True, naive=naive)
     spoiled = tuple(one.message for one in found.spoiled)
     return FolderScores(found.rows, [*lost, *found.problems], Remarks(found.masks, spoiled, found.notes))
@@ -150,7 +150,7 @@ class CaseScores(NamedTuple):
 
 
 def score_cases(
-    work: Sequence[tuple[Judged, Entry]],
+    work: Sequence[tuple[PredictionFolder, Entry]],
     cohort: Cohort,
     convention: str,
     *,
@@ -191,9 +191,9 @@ def score_cases(
     return CaseScores(rows, problems, spoiled, tuple(masks), tuple(notes))
 
 
-def score_case(loaded: Loaded, judged: Judged, cohort: Cohort, convention: str) -> list[Row]:
+def score_case(loaded: Loaded, assessed: PredictionFolder, cohort: Cohort, convention: str) -> list[Row]:
     """Score the prediction of a case and its naive baselines in every region."""
-    plan, manifest = judged.plan, judged.manifest
+    plan, manifest = assessed.plan, assessed.manifest
     unit, scale = reporting_unit(plan)
     rows: list[Row] = []
     for method, image in loaded.images.items():

@@ -1,4 +1,4 @@
-"""The reliability map judged against its usual rivals, each calibrated alike and at its cost.
+"""The reliability map assessed against its usual rivals, each calibrated alike and at its cost.
 
 A map that knows where the error is may be worth nothing if the spread of eight
 augmented passes knows it as well.  So the map, the spread over augmentations,
@@ -128,7 +128,7 @@ class Hardware:
     threads: int | None = None
 
 
-def judge_maps(
+def assess_maps(
     runs: Sequence[Path],
     data: Path,
     *,
@@ -138,14 +138,14 @@ def judge_maps(
     cache: Path | None = None,
     trust: Collection[str] = (),
 ) -> list[Row]:
-    """Judge the first run's reliability map and its rivals by the true error of the first run's images.
+    """Assess the first run's reliability map and its rivals by the true error of the first run's images.
 
     Args:
         runs: Finished run folders, or their model folders, of one recipe but
             for the seed; with a single one there is no ensemble.
         data: The cohort, with the real targets.
         layout: Name of a layout, where the folder fits several.
-        role: Whose cases of the split are judged.
+        role: Whose cases of the split are assessed.
         hardware: Where networks run.
         cache: Where prepared validation cases are kept; a temporary folder by default.
         trust: Classes of others that a model may consist of, as ``package.module:Class``.
@@ -165,7 +165,7 @@ def judge_maps(
         ValueError: If there are no runs.
     """
     if not runs:
-        raise ValueError("there is no run to judge")
+        raise ValueError("there is no run to assess")
     predictors = [
         load(run, accelerator=hardware.accelerator, precision=hardware.precision, trust=trust) for run in runs
     ]
@@ -181,10 +181,10 @@ def judge_maps(
         place = registered_in(Path(kept), first.recipe, Path(kept))
         cohort, *_ = align_cohort(some, (*first.plan.sources, first.plan.target), first.plan.registration, place)
         validation = _cases_of(cohort, split.validation, "validation", runs[0])
-        judged = _cases_of(cohort, chosen, role, runs[0])
+        assessed = _cases_of(cohort, chosen, role, runs[0])
         asks = _asks(models, engine)
         calibrations = _calibrate(asks, first, validation, engine, Path(kept))
-        answers = {case.id: _ask_all(asks, calibrations, first, case, cohort.regions, engine) for case in judged}
+        answers = {case.id: _ask_all(asks, calibrations, first, case, cohort.regions, engine) for case in assessed}
     trainings = {name: float(len(models) if name == ENSEMBLE else 1) for name in calibrations}
     rows = [row for case, asked in answers.items() for row in _case_rows(first, case, asked, trainings)]
     return [*rows, *_pooled_rows(first, list(answers.values()))]
@@ -283,7 +283,7 @@ def reliability_table(rows: Sequence[Row], subjects: Mapping[str, str] | None = 
     """Set the map and its rivals side by side as lines of a Markdown table, mean ± SD over subjects.
 
     Args:
-        rows: From `judge_maps`.
+        rows: From `assess_maps`.
         subjects: Case id to subject; by default each case is its own.
     """
     return format_table([row for row in rows if row.case != POOLED], SHOWN, subjects)
@@ -341,7 +341,7 @@ def _check_alike(run: Path, its: _Compared, first_run: Path, first: _Compared) -
 
 def _check_map(run: Path, model: Model, split: Split) -> None:
     """Refuse a run that has no reliability map, or none that can be calibrated."""
-    if model.local_judge is None:
+    if model.local_discriminator is None:
         raise RunError(
             f"is of arm {model.recipe.method}, which has no local discriminator and so no map",
             path=run,

@@ -152,7 +152,7 @@ def compare_methods(
         if ours and theirs:
             _check_same_cells(named, ours, theirs)
             found.append(_compare(named, units[region, metric], _tables(ours, theirs), named in declared, seed))
-    primary, exploratory = (_judged([one for one in found if one.primary == kind]) for kind in (True, False))
+    primary, exploratory = (_assessed([one for one in found if one.primary == kind]) for kind in (True, False))
     return [*primary, *exploratory]
 
 
@@ -176,7 +176,7 @@ def _check_same_cells(named: Declared, ours: _Values, theirs: _Values) -> None:
         )
 
 
-def _judged(family: Sequence[Comparison]) -> list[Comparison]:
+def _assessed(family: Sequence[Comparison]) -> list[Comparison]:
     """Correct the p values of a family of comparisons, and say what each shows."""
     corrected = holm([one.p_permutation for one in family])
     found = [replace(one, p_holm=p) for one, p in zip(family, corrected, strict=True)]

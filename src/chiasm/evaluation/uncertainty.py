@@ -79,7 +79,7 @@ def learned_score(model: Model, source: Array, mask: Mask, *, engine: Engine) ->
     Raises:
         ValueError: If the model has no local discriminator.
     """
-    magnitude = _asked(model, source, mask, engine, judge=True).raw_error
+    magnitude = _asked(model, source, mask, engine, discriminator=True).raw_error
     if magnitude is None:
         raise ValueError("the model has no local discriminator, so it has no map of its own")
     return Score(MAP, magnitude, len(model.earlier) + (2 if model.refiner is None else 4))
@@ -249,11 +249,11 @@ def expected_error(
     return errors_on_grid(apply_calibration(calibration, score), prepared, plan, grid)
 
 
-def _asked(model: Model, source: Array, mask: Mask, engine: Engine, *, judge: bool = False) -> Maps:
+def _asked(model: Model, source: Array, mask: Mask, engine: Engine, *, discriminator: bool = False) -> Maps:
     """Run the networks that an image needs; the local discriminator only if asked for, or if a refiner needs it."""
     networks = networks_of(model)
-    if not judge and model.refiner is None:
-        networks = networks._replace(local_judge=None)
+    if not discriminator and model.refiner is None:
+        networks = networks._replace(local_discriminator=None)
     return synthesise_prepared(
         networks,
         np.ascontiguousarray(source),
@@ -266,5 +266,5 @@ def _asked(model: Model, source: Array, mask: Mask, engine: Engine, *, judge: bo
 
 
 def _passes(model: Model) -> int:
-    """Count the networks of one image: the generators, and with a refiner that and the judge before and after it."""
+    """Count the networks of one image: the generators, and with a refiner that and the assess before and after it."""
     return len(model.earlier) + (1 if model.refiner is None else 4)

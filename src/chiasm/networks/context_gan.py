@@ -103,7 +103,7 @@ class ContextFcn(nn.Module):
 
 
 class ContextCritic(nn.Module):
-    """Judge the whole image: three poolings, four convolutions, three linear layers.
+    """Assess the whole image: three poolings, four convolutions, three linear layers.
 
     Args:
         in_channels: Channels of source and image together.

@@ -101,7 +101,7 @@ class DcganGenerator(nn.Module):
 
 
 class DcganCritic(nn.Module):
-    """Judge the whole image: four strided convolutions, a mean over space, one linear unit.
+    """Assess the whole image: four strided convolutions, a mean over space, one linear unit.
 
     Args:
         in_channels: Channels of source and image together.

@@ -76,7 +76,7 @@ class Standardise(nn.Module):
 
 
 class GlobalDiscriminator(nn.Module):
-    """Judge the whole image: convolutions of 4 with stride 2, a mean over space, one linear unit.
+    """Assess the whole image: convolutions of 4 with stride 2, a mean over space, one linear unit.
 
     Args:
         in_channels: Channels of source and image together.
@@ -114,7 +114,7 @@ class GlobalDiscriminator(nn.Module):
 
 
 class LocalDiscriminator(nn.Module):
-    """Judge every voxel with what surrounds it: a U-shaped trunk and three heads of one channel.
+    """Assess every voxel with what surrounds it: a U-shaped trunk and three heads of one channel.
 
     Spectral normalisation holds every convolution but the heads; there are no
     normalisation layers, so samples do not influence one another.
@@ -122,14 +122,14 @@ class LocalDiscriminator(nn.Module):
     Args:
         in_channels: Channels of source and image together.
         widths: Channels at each level, finest first; at least three, so that a
-            voxel is judged by 40 or more along each axis.
+            voxel is assessed by 40 or more along each axis.
         dims: Spatial axes of a convolution, 2 or 3.
         spectral_norm: Whether the trunk is spectrally normalised.
 
     Attributes:
         standardise: See `Standardise.set_input_statistics`.
         size_multiple: Spatial sizes must be multiples of this.
-        receptive_field: Voxels seen on each side of the one that is judged.
+        receptive_field: Voxels seen on each side of the one that is assessed.
 
     Raises:
         ValueError: If there are fewer than three widths.

@@ -126,7 +126,7 @@ class Pix2PixGenerator(nn.Module):
 
 
 class PatchCritic(nn.Module):
-    """Judge every patch of 70 voxels a side: one logit each, eight voxels apart.
+    """Assess every patch of 70 voxels a side: one logit each, eight voxels apart.
 
     Args:
         in_channels: Channels of source and image together.

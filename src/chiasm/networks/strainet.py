@@ -192,7 +192,7 @@ class Strainet(nn.Module):
 
 
 class StrainetCritic(nn.Module):
-    """Judge the image place by place: eight convolutions of 3, four with stride 2.
+    """Assess the image place by place: eight convolutions of 3, four with stride 2.
 
     Args:
         in_channels: Channels of source and image together.

@@ -98,13 +98,13 @@ class Predictor:
         self.engine = Engine.pick(accelerator, precision)
         generator, local, refiner, *earlier = (
             None if network is None else self.engine.place(freeze_for_inference(network))
-            for network in (model.generator, model.local_judge, model.refiner, *model.earlier)
+            for network in (model.generator, model.local_discriminator, model.refiner, *model.earlier)
         )
         assert generator is not None
         self.model = replace(
             model,
             generator=generator,
-            local_judge=local,
+            local_discriminator=local,
             refiner=refiner,
             earlier=tuple(network for network in earlier if network is not None),
         )

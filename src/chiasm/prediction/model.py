@@ -49,12 +49,12 @@ class Model:
         recipe: What was asked for.
         plan: Grid, intensity maps and ranges.
         generator: Source to target, normalised units.
-        local_judge: The local discriminator behind the reliability map, or None.
+        local_discriminator: The local discriminator behind the reliability map, or None.
         error_scale: s of the soft targets, normalised units.
         calibration: From the map's raw score to the expected absolute error, or None.
         sha256: Of the card, which names every file of the folder with its own; empty before it is saved.
         refiner: The second stage, which corrects the generator where the local
-            discriminator doubts it, or None.
+            discriminator is not convinced, or None.
         earlier: Generators of the stages before this one, first to last, whose
             prediction the next one sees beside the source; none without stages.
     """
@@ -62,7 +62,7 @@ class Model:
     recipe: Recipe
     plan: Plan
     generator: nn.Module
-    local_judge: nn.Module | None
+    local_discriminator: nn.Module | None
     error_scale: float
     calibration: Calibration | None = None
     sha256: str = ""
@@ -129,15 +129,15 @@ def _untaught_generator(recipe: Recipe, plan: Plan) -> nn.Module:
 
 def make_local_discriminator(recipe: Recipe, plan: Plan) -> LocalDiscriminator:
     """Build the local discriminator of a recipe; unconditional, it sees the image alone."""
-    judge = _untaught_judge(recipe, plan, spectral_norm=recipe.discriminators.spectral_norm)
+    discriminator = _untaught_discriminator(recipe, plan, spectral_norm=recipe.discriminators.spectral_norm)
     mean, sd = input_statistics(plan)
     if not recipe.discriminators.conditional:
         mean, sd = mean[-1:], sd[-1:]
-    judge.standardise.set_input_statistics(mean, sd)
-    return judge
+    discriminator.standardise.set_input_statistics(mean, sd)
+    return discriminator
 
 
-def _untaught_judge(recipe: Recipe, plan: Plan, *, spectral_norm: bool) -> LocalDiscriminator:
+def _untaught_discriminator(recipe: Recipe, plan: Plan, *, spectral_norm: bool) -> LocalDiscriminator:
     settings = recipe.discriminators
     channels = source_channels(plan) + 1 if settings.conditional else 1
     return LocalDiscriminator(
@@ -221,10 +221,10 @@ def load_model(path: Path, *, trust: str | Collection[str] = ()) -> Model:
     try:
         check_header(folder / WEIGHTS)
         found = _shapes_in(folder / WEIGHTS)
-        with_judge = any(name.startswith("local.") for name in found)
-        _check_shapes(recipe, plan, found, with_judge=with_judge)
+        with_discriminator = any(name.startswith("local.") for name in found)
+        _check_shapes(recipe, plan, found, with_discriminator=with_discriminator)
         check_sums(folder, card, [WEIGHTS])
-        model = _made(recipe, plan, with_judge=with_judge)
+        model = _made(recipe, plan, with_discriminator=with_discriminator)
         weights = load_file(folder / WEIGHTS)
         _check_numbers(weights)
         for prefix, network in _parts(model):
@@ -246,13 +246,13 @@ def load_model(path: Path, *, trust: str | Collection[str] = ()) -> Model:
     )
 
 
-def _made(recipe: Recipe, plan: Plan, *, with_judge: bool) -> Model:
+def _made(recipe: Recipe, plan: Plan, *, with_discriminator: bool) -> Model:
     """Build a model's networks with weights that are still to be loaded."""
     return Model(
         recipe,
         plan,
         make_generator(recipe, plan),
-        make_local_discriminator(recipe, plan) if with_judge else None,
+        make_local_discriminator(recipe, plan) if with_discriminator else None,
         0.0,
         refiner=make_refiner(recipe, plan) if recipe.generator.refiner else None,
         earlier=tuple(make_generator(recipe, one) for one in _earlier_plans(recipe, plan)),
@@ -266,12 +266,12 @@ def _earlier_plans(recipe: Recipe, plan: Plan) -> list[Plan]:
 
 def _parts(model: Model) -> Iterator[tuple[str, nn.Module]]:
     """List a model's networks by the prefix that their weights have in the file."""
-    named = {"generator": model.generator, "local": model.local_judge, "refiner": model.refiner}
+    named = {"generator": model.generator, "local": model.local_discriminator, "refiner": model.refiner}
     yield from ((name, network) for name, network in named.items() if network is not None)
     yield from ((f"stage{stage}", network) for stage, network in enumerate(model.earlier, start=1))
 
 
-def _check_shapes(recipe: Recipe, plan: Plan, found: Shapes, *, with_judge: bool) -> None:
+def _check_shapes(recipe: Recipe, plan: Plan, found: Shapes, *, with_discriminator: bool) -> None:
     """Compare what networks would hold with what a file has, without memory for either.
 
     Raises:
@@ -280,7 +280,9 @@ def _check_shapes(recipe: Recipe, plan: Plan, found: Shapes, *, with_judge: bool
     """
     try:
         with without_memory():
-            expected = _unnormalised(shapes_of(_parts(_untaught_model(recipe, plan, with_judge=with_judge))))
+            expected = _unnormalised(
+                shapes_of(_parts(_untaught_model(recipe, plan, with_discriminator=with_discriminator)))
+            )
     except RecipeError as error:
         if is_own_class(recipe.generator.network) and error.reason == "network":
             return  # a class that the user trusts may need numbers to be built
@@ -295,12 +297,12 @@ def _compare_shapes(expected: Shapes, found: Shapes) -> None:
         raise ValueError(f"{other} has the shape {found[other]}, and the network has {expected[other]}")
 
 
-def _untaught_model(recipe: Recipe, plan: Plan, *, with_judge: bool) -> Model:
+def _untaught_model(recipe: Recipe, plan: Plan, *, with_discriminator: bool) -> Model:
     return Model(
         recipe,
         plan,
         _untaught_generator(recipe, plan),
-        _untaught_judge(recipe, plan, spectral_norm=False) if with_judge else None,  # slow to set up
+        _untaught_discriminator(recipe, plan, spectral_norm=False) if with_discriminator else None,  # slow to set up
         0.0,
         refiner=make_refiner(recipe, plan) if recipe.generator.refiner else None,
         earlier=tuple(_untaught_generator(recipe, one) for one in _earlier_plans(recipe, plan)),

@@ -100,27 +100,27 @@ class Networks(NamedTuple):
 
     Attributes:
         generator: Source to target.
-        local_judge: The local discriminator, or None.
+        local_discriminator: The local discriminator, or None.
         refiner: The second stage, or None; it needs a local discriminator.
         earlier: Generators of the stages before: each sees what the one before it made, and `generator` what the last
             of them made.  None where there are none, or where the source holds the context already.
     """
 
     generator: nn.Module
-    local_judge: nn.Module | None = None
+    local_discriminator: nn.Module | None = None
     refiner: nn.Module | None = None
     earlier: Sequence[nn.Module] = ()
 
     @property
     def in_one_pass(self) -> tuple[nn.Module | None, ...]:
-        """Generator, local discriminator and refiner, chained; the second judges before and after the third."""
-        again = None if self.refiner is None else self.local_judge
-        return (self.generator, self.local_judge, self.refiner, again)
+        """Generator, local discriminator and refiner, chained; the second assesses before and after the third."""
+        again = None if self.refiner is None else self.local_discriminator
+        return (self.generator, self.local_discriminator, self.refiner, again)
 
 
 def networks_of(model: Model) -> Networks:
     """Return the networks of a model."""
-    return Networks(model.generator, model.local_judge, model.refiner, model.earlier)
+    return Networks(model.generator, model.local_discriminator, model.refiner, model.earlier)
 
 
 def chain(networks: Networks, *, channels: int, conditional: bool) -> Callable[[Tensor], Tensor]:
@@ -138,20 +138,20 @@ def chain(networks: Networks, *, channels: int, conditional: bool) -> Callable[[
         slices, to (N, 1, *S), or to (N, 4, *S) with the logits of magnitude,
         structured and realness.
     """
-    generator, local_judge, refiner, _ = networks
+    generator, local_discriminator, refiner, _ = networks
 
     def run(stack: Tensor) -> Tensor:
         source, masks = stack[:, :channels], stack[:, channels:]
         prediction = torch.as_tensor(generator(source))
-        if local_judge is None:
+        if local_discriminator is None:
             return prediction
         middle = masks.shape[1] // 2
         valid = masks[:, middle : middle + 1]
         masked = prediction * valid
-        logits = local_judge(torch.cat([source, masked], dim=1) if conditional else masked)
+        logits = local_discriminator(torch.cat([source, masked], dim=1) if conditional else masked)
         if refiner is not None:
             prediction = refine(refiner, source, masked, logits.structured, valid)
-            logits = local_judge(torch.cat([source, prediction], dim=1) if conditional else prediction)
+            logits = local_discriminator(torch.cat([source, prediction], dim=1) if conditional else prediction)
         return torch.cat([prediction, logits.magnitude, logits.structured, logits.realness], dim=1)
 
     return run
@@ -188,7 +188,7 @@ def synthesise_prepared(
     stack = np.concatenate([source, mask[None]], dtype=np.float32)
     outputs = _over_volume(run, stack, networks, plan, is_blended(generator, plan))
     prediction = np.where(mask, outputs[0], 0).astype(np.float32)
-    if networks.local_judge is None:
+    if networks.local_discriminator is None:
         return Maps(prediction, None, None, None, None)
     logits = outputs[1:4]  # magnitude, structured, realness
     with np.errstate(invalid="ignore"):  # `synthesise` refuses what is no number
@@ -310,7 +310,7 @@ def synthesise(
 
 def _describe_calibration(model: Model) -> list[str]:
     """Warn where a model has no reliability map, or one that is not to be trusted."""
-    if model.local_judge is None:
+    if model.local_discriminator is None:
         return [f"arm {model.recipe.method} has no local discriminator, so there is no reliability map"]
     if model.calibration is None:
         return ["the reliability map is not calibrated: the run had no validation cases"]

@@ -54,12 +54,12 @@ MOST_EMPTY = 1.25  # a patch so many times as long as the body is told of
 
 
 class PatchNeeds(NamedTuple):
-    """What networks of the literature, and the judges of what they make, ask of a patch.
+    """What networks of the literature, and the discriminators of what they make, ask of a patch.
 
     Attributes:
         multiple: Every side is `offset` and a multiple of this.
         smallest: No side is shorter.
-        offset: What valid convolutions lose, where a judge asks a multiple of the rest.
+        offset: What valid convolutions lose, where a discriminator asks a multiple of the rest.
         own: Whether the generator is this project's own, which the recipe's widths describe.
     """
 
@@ -381,9 +381,13 @@ def _choose_patch(
 
 def _halved_by(recipe: Recipe, needs: PatchNeeds) -> int:
     """Return the power of 2 by which the recipe's own networks divide a patch."""
-    judges = recipe.discriminators
-    shaped = (recipe.generator.widths if needs.own else (1,), recipe.generator.refiner, judges.local_widths)  # like a U
-    halvings = max(*(len(widths) - 1 for widths in shaped), len(judges.global_widths))
+    discriminators = recipe.discriminators
+    shaped = (
+        recipe.generator.widths if needs.own else (1,),
+        recipe.generator.refiner,
+        discriminators.local_widths,
+    )  # like a U
+    halvings = max(*(len(widths) - 1 for widths in shaped), len(discriminators.global_widths))
     return 1 << halvings
 
 

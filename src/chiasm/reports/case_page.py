@@ -142,7 +142,7 @@ def against_cohort(
     Args:
         rows: Figures of all cases.
         case: Whose page it is.
-        method: The method under judgement.
+        method: The method under assessment.
         metrics: Which figures, in this order inside each region.
     """
     kept = [row for row in rows if row.method == method and _is_shown(row, metrics)]

@@ -73,9 +73,9 @@ PANELS = (
         "Discriminators: loss",
         "Of telling real from synthetic; 1.39 is guessing.",
         {
-            "global": Curve("step", "global_judge_loss"),
-            "second global": Curve("step", "second_judge_loss"),
-            "local": Curve("step", "local_judge_loss"),
+            "global": Curve("step", "global_discriminator_loss"),
+            "second global": Curve("step", "second_discriminator_loss"),
+            "local": Curve("step", "local_discriminator_loss"),
         },
         level=2 * math.log(2),
     ),
@@ -85,8 +85,8 @@ PANELS = (
         {"magnitude": Curve("step", "magnitude_loss"), "structured": Curve("step", "structured_loss")},
     ),
     Panel(
-        "Does the doubt know where the error is?",
-        "Rank correlation of the doubt with the true error (0 is no knowledge), and AUROC (0.5 is no knowledge).",
+        "Does the difficulty know where the error is?",
+        "Rank correlation of the difficulty with the true error (0 is no knowledge), and AUROC (0.5 is no knowledge).",
         {
             "correlation": Curve("validation", "spearman"),
             "with smoothed error": Curve("validation", "spearman_smoothed"),
@@ -107,10 +107,13 @@ PANELS = (
 def read_history(path: Path) -> list[dict[str, Any]]:
     """Read a training's `log.jsonl` without its damaged lines; empty where there is none.
 
+    Version 0.1 called discriminators judges.
+
     Raises:
         RunError: If it cannot be read.
     """
-    return read_log(path)[0]
+    lines = read_log(path)[0]
+    return [{name.replace("_judge_", "_discriminator_"): value for name, value in line.items()} for line in lines]
 
 
 def logged_warnings(history: History) -> list[str]:
@@ -208,11 +211,11 @@ def _describe_discriminator(name: str, accuracy: float) -> Remark:
     return Remark("good", f"The {name} discriminator ended in its working range {shown}.")
 
 
-def _describe_doubt(rho: float) -> Remark:
+def _describe_difficulty(rho: float) -> Remark:
     shown = f"(rank correlation {rho:.2f})"
     if rho <= 0:
-        return Remark("bad", f"The attention is inverted: its doubt does not rise with the error {shown}.")
-    return Remark("good", f"The local discriminator’s doubt rises with the error {shown}.")
+        return Remark("bad", f"The attention is inverted: its difficulty does not rise with the error {shown}.")
+    return Remark("good", f"The local discriminator’s difficulty rises with the error {shown}.")
 
 
 def _describe_weights(ratio: float) -> Remark:
@@ -221,7 +224,7 @@ def _describe_weights(ratio: float) -> Remark:
         return Remark("bad", f"The attention is inactive on lesions: they {shown}")
     if ratio < 1:
         return Remark("bad", f"The attention is inverted on lesions: they {shown}")
-    return Remark("good", f"By the doubt, lesions {shown}")
+    return Remark("good", f"By the difficulty, lesions {shown}")
 
 
 def _describe_gate(history: History) -> list[Remark]:
@@ -240,7 +243,7 @@ def _describe_gate(history: History) -> list[Remark]:
 HEALTH: tuple[tuple[tuple[str, ...], Callable[[float], Remark]], ...] = (
     (("accuracy_global",), partial(_describe_discriminator, "global")),
     (("accuracy_local",), partial(_describe_discriminator, "local")),
-    (("spearman_smoothed", "spearman"), _describe_doubt),
+    (("spearman_smoothed", "spearman"), _describe_difficulty),
     (("weight_ratio",), _describe_weights),
 )
 

@@ -18,7 +18,7 @@ from chiasm.cohorts.dicom_patients import Selection
 from chiasm.cohorts.gathering import LOST, tell_notes
 from chiasm.errors import CohortError, RunError, unknown
 from chiasm.evaluation.headlines import headlines
-from chiasm.evaluation.loading import RULES, Judged
+from chiasm.evaluation.loading import RULES, PredictionFolder
 from chiasm.evaluation.predictions import CaseScores, open_predictions, open_reference, score_cases
 from chiasm.evaluation.rows import MaskUse, Remarks, Row, read_evaluation, read_remarks, write_evaluation
 from chiasm.evaluation.summary import format_table, paired
@@ -104,17 +104,17 @@ def evaluate(
     """
     request = _Request(reference, regions, convention, model, layout, register, selection or Selection())
     request.check()
-    judged = _open_alike([predictions] if isinstance(predictions, Path) else predictions, model)
-    asked = request.to_dict(judged, out)
+    assessed = _open_alike([predictions] if isinstance(predictions, Path) else predictions, model)
+    asked = request.to_dict(assessed, out)
     refuse_data_folder(out, [reference])
     with locked(out):
-        read = [reference, *chain.from_iterable((one.folder, one.model) for one in judged)]
+        read = [reference, *chain.from_iterable((one.folder, one.model) for one in assessed)]
         make_room(out, asked, read, overwrite=overwrite)
-        together = request.open(judged, out, progress)
-        found, problems = _score(judged, together, request, progress)
+        together = request.open(assessed, out, progress)
+        found, problems = _score(assessed, together, request, progress)
         _write_scores(out, found, problems, asked)
         report = report_evaluation(out)
-        return _sum_up(found, problems, judged[0], together.cohort, report)
+        return _sum_up(found, problems, assessed[0], together.cohort, report)
 
 
 @dataclass(frozen=True)
@@ -136,16 +136,16 @@ class _Request:
         if self.regions not in ("seg", "none"):
             raise unknown("choice of regions", self.regions, ["seg", "none"])
 
-    def to_dict(self, judged: Sequence[Judged], out: Path) -> dict[str, Any]:
+    def to_dict(self, assessed: Sequence[PredictionFolder], out: Path) -> dict[str, Any]:
         """Write it down; paths start at the evaluation's folder, so that a whole tree can be moved."""
         return {
-            "predictions": [relative(one.folder, out) for one in judged],
+            "predictions": [relative(one.folder, out) for one in assessed],
             "model": None if self.model is None else relative(self.model, out),
             "reference": relative(self.reference, out),
             "written_in": str(out.resolve()),
             "layout": self.layout,
             "regions": self.regions,
-            "register": judged[0].plan.registration if self.register is None else self.register,
+            "register": assessed[0].plan.registration if self.register is None else self.register,
             "convention": self.convention,
             "series": dict(self.selection.series),
             "select": list(self.selection.select),
@@ -153,11 +153,11 @@ class _Request:
             "reading": asdict(self.selection.reading),
         }
 
-    def open(self, judged: Sequence[Judged], out: Path, progress: Progress | None) -> Together:
+    def open(self, assessed: Sequence[PredictionFolder], out: Path, progress: Progress | None) -> Together:
         """Find the real images, brought to the sources where they must be."""
         return open_reference(
             self.reference,
-            judged,
+            assessed,
             out / REGISTERED,
             register=self.register,
             layout=self.layout,
@@ -166,38 +166,38 @@ class _Request:
         )
 
 
-def _open_alike(folders: Sequence[Path], model: Path | None) -> list[Judged]:
+def _open_alike(folders: Sequence[Path], model: Path | None) -> list[PredictionFolder]:
     """Open predictions that can be scored together: of one method, source, target and registration."""
-    judged = [open_predictions(folder, model) for folder in folders]
-    alike = {(one.manifest.method, one.plan.sources, one.plan.target, one.plan.registration) for one in judged}
+    assessed = [open_predictions(folder, model) for folder in folders]
+    alike = {(one.manifest.method, one.plan.sources, one.plan.target, one.plan.registration) for one in assessed}
     if len(alike) != 1:
         raise RunError(
             "folders that are scored together must be of one method, source, target and registration",
-            path=judged[1].folder,
+            path=assessed[1].folder,
             reason="other-method",
             hint="Evaluate them one by one; chiasm study compares methods.",
         )
-    return judged
+    return assessed
 
 
 def _score(
-    judged: Sequence[Judged], together: Together, request: _Request, progress: Progress | None
+    assessed: Sequence[PredictionFolder], together: Together, request: _Request, progress: Progress | None
 ) -> tuple[CaseScores, list[Problem]]:
     """Score all predicted cases that have a real target; return also why others could not be scored."""
     missing = {problem.case for problem in together.problems}
-    work = [(one, entry) for one, entry in _predicted(judged) if entry.case not in missing]
+    work = [(one, entry) for one, entry in _predicted(assessed) if entry.case not in missing]
     with_labels = request.regions == "seg"
     found = score_cases(work, together.cohort, request.convention, with_labels=with_labels, progress=progress)
-    problems = [*together.problems, *_unfinished(judged), *found.problems]
+    problems = [*together.problems, *_unfinished(assessed), *found.problems]
     if not found.rows:
         detail = f"; the first: {problems[0].message}" if problems else ""
-        raise CohortError(f"no predicted case could be scored{detail}", path=judged[0].folder, reason="no-cases")
+        raise CohortError(f"no predicted case could be scored{detail}", path=assessed[0].folder, reason="no-cases")
     return found, problems
 
 
-def _predicted(judged: Sequence[Judged]) -> Iterator[tuple[Judged, Entry]]:
+def _predicted(assessed: Sequence[PredictionFolder]) -> Iterator[tuple[PredictionFolder, Entry]]:
     """List the predicted cases of all folders, each with the folder that it lies in."""
-    return chain.from_iterable(zip(repeat(one), one.manifest.cases) for one in judged)
+    return chain.from_iterable(zip(repeat(one), one.manifest.cases) for one in assessed)
 
 
 def _write_scores(out: Path, found: CaseScores, problems: Sequence[Problem], asked: Mapping[str, Any]) -> None:
@@ -206,21 +206,23 @@ def _write_scores(out: Path, found: CaseScores, problems: Sequence[Problem], ask
     write_json(out / ASKED, {**asked, "problems": [problem.message for problem in problems]})
 
 
-def _sum_up(found: CaseScores, problems: Sequence[Problem], judged: Judged, cohort: Cohort, report: Path) -> Scored:
+def _sum_up(
+    found: CaseScores, problems: Sequence[Problem], assessed: PredictionFolder, cohort: Cohort, report: Path
+) -> Scored:
     subjects = {case.id: case.subject for case in cohort.cases}
     shared = paired(found.rows)
-    told = tuple(headlines(shared, judged.manifest.method, judged.baselines.names, subjects))
+    told = tuple(headlines(shared, assessed.manifest.method, assessed.baselines.names, subjects))
     table = tuple(format_table(shared, subjects=subjects))
     notes = (*tell_notes(cohort.notes, ("several", *LOST)), *found.notes)
     return Scored(tuple(found.rows), told, table, report, (*problems, *found.spoiled), notes)
 
 
-def _unfinished(judged: Sequence[Judged]) -> list[Problem]:
+def _unfinished(assessed: Sequence[PredictionFolder]) -> list[Problem]:
     """Name the cases of which a prediction that was stopped, or is at work, has made nothing yet."""
     what = "is not predicted yet: chiasm predict was stopped, or is still at work"
     return [
         Problem(one.folder, "unfinished", f"case {case} {what}", case)
-        for one in judged
+        for one in assessed
         for case in one.manifest.pending
     ]
 
@@ -241,35 +243,35 @@ def report_evaluation(out: Path, *, pages: int = PAGES, whole: bool = False) -> 
     """
     rows, asked, remarks = read_evaluation(out), read_asked(out), read_remarks(out)
     model = None if asked["model"] is None else place_of(out, asked, asked["model"])
-    judged = [open_predictions(place_of(out, asked, folder), model) for folder in asked["predictions"]]
+    assessed = [open_predictions(place_of(out, asked, folder), model) for folder in asked["predictions"]]
     how: Registration = asked.get("register", "none")
     reference = place_of(out, asked, asked["reference"])
     together = open_reference(
-        reference, judged, out / REGISTERED, register=how, layout=asked["layout"], selection=_selection_of(asked)
+        reference, assessed, out / REGISTERED, register=how, layout=asked["layout"], selection=_selection_of(asked)
     )
     cohort = together.cohort
     if together.moved_mm:
         report_registered(out / REGISTERED)
-    method, plan = judged[0].manifest.method, judged[0].plan
+    method, plan = assessed[0].manifest.method, assessed[0].plan
     shown = CasePages(pages, whole=whole, with_labels=asked["regions"] == "seg")
-    gallery, links = write_cases(_predicted(judged), cohort, rows, method, out, shown)
+    gallery, links = write_cases(_predicted(assessed), cohort, rows, method, out, shown)
     page = EvaluationPage(
         title=f"{' + '.join(plan.sources)} to {plan.target}",
         rows=rows,
-        history=read_history(judged[0].model.parent / "log.jsonl") if len(judged) == 1 else [],
+        history=read_history(assessed[0].model.parent / "log.jsonl") if len(assessed) == 1 else [],
         gallery=gallery,
-        facts={**_facts(judged, cohort), "Masks": _mask_facts(remarks.masks)},
+        facts={**_facts(assessed, cohort), "Masks": _mask_facts(remarks.masks)},
         warnings=[
-            *_how_they_lie(judged[0], how, together),
-            *_how_they_are_shaded(judged[0].plan),
-            *_warnings(judged, rows),
+            *_how_they_lie(assessed[0], how, together),
+            *_how_they_are_shaded(assessed[0].plan),
+            *_warnings(assessed, rows),
             *_mask_warnings(remarks.masks, cohort),
             *remarks.notes,
             *(f"labels not used: {message}" for message in remarks.problems),
             *(f"not scored: {message}" for message in asked.get("problems", [])),
         ],
         method=method,
-        naive=judged[0].baselines.names,
+        naive=assessed[0].baselines.names,
         pages=links,
     )
     return write_report(out / "report.html", page)
@@ -315,12 +317,12 @@ def _cases_by_reason(masks: Sequence[MaskUse]) -> dict[str, list[str]]:
     return cases
 
 
-def _how_they_lie(judged: Judged, how: Registration, together: Together) -> list[str]:
+def _how_they_lie(assessed: PredictionFolder, how: Registration, together: Together) -> list[str]:
     """Say whether the real images were moved before they were compared with."""
-    trained = judged.plan.registration
+    trained = assessed.plan.registration
     if together.moved_mm:
         return [
-            f"the real {judged.plan.target} was brought to the source before it was compared with ({how}; "
+            f"the real {assessed.plan.target} was brought to the source before it was compared with ({how}; "
             f"{REGISTERED}/index.html shows each): {tell_movement(together.moved_mm)}; "
             "chiasm evaluate --register none takes it as it lies"
         ]
@@ -339,8 +341,8 @@ def _how_they_are_shaded(plan: Plan) -> list[str]:
     ]
 
 
-def _warnings(judged: Sequence[Judged], rows: Sequence[Row]) -> list[str]:
-    entries = [entry for _, entry in _predicted(judged)]
+def _warnings(assessed: Sequence[PredictionFolder], rows: Sequence[Row]) -> list[str]:
+    entries = [entry for _, entry in _predicted(assessed)]
     warnings = []
     if seen := [entry.case for entry in entries if entry.role in ("train", "validation")]:
         warnings.append(f"{len(seen)} of {len(entries)} cases were used in training: {', '.join(seen)}")
@@ -349,16 +351,16 @@ def _warnings(judged: Sequence[Judged], rows: Sequence[Row]) -> list[str]:
     return warnings + [f"case {entry.case}: {sentence}" for entry in entries for sentence in entry.warnings]
 
 
-def _facts(judged: Sequence[Judged], cohort: Cohort) -> dict[str, dict[str, str]]:
+def _facts(assessed: Sequence[PredictionFolder], cohort: Cohort) -> dict[str, dict[str, str]]:
     """Collect the data sheet: what was asked, on what, with what; of several folds, plan and recipe of the first."""
-    first = judged[0]
+    first = assessed[0]
     reasons = read_toml(first.model / "plan.toml").get("reasons", {})
     facts = {
-        "Cohort": _cohort_facts(cohort, sum(len(one.manifest.cases) for one in judged)),
+        "Cohort": _cohort_facts(cohort, sum(len(one.manifest.cases) for one in assessed)),
         "Plan": _as_text(reasons),
         "Model": {
             "method": first.manifest.method,
-            "sha256 of model.toml": ", ".join(one.manifest.sha256 for one in judged),
+            "sha256 of model.toml": ", ".join(one.manifest.sha256 for one in assessed),
         },
         "Recipe": _recipe_facts(read_toml(first.model / "recipe.toml")),
     }

@@ -11,7 +11,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from chiasm.cohorts.cases import Cohort
-from chiasm.evaluation.loading import Judged, Loaded, load_case
+from chiasm.evaluation.loading import Loaded, PredictionFolder, load_case
 from chiasm.evaluation.rows import Row
 from chiasm.evaluation.scoring import reporting_unit
 from chiasm.outputs import refuse_links
@@ -42,7 +42,7 @@ class CasePages:
 
 
 def write_cases(
-    work: Iterable[tuple[Judged, Entry]],
+    work: Iterable[tuple[PredictionFolder, Entry]],
     cohort: Cohort,
     rows: Sequence[Row],
     method: str,
@@ -94,9 +94,14 @@ def _beside(cases: Sequence[str], index: int) -> tuple[str, str] | None:
 
 
 def _page(
-    loaded: Loaded, judged: Judged, figures: tuple[Any, ...], near: dict[str, tuple[str, str] | None], *, whole: bool
+    loaded: Loaded,
+    assessed: PredictionFolder,
+    figures: tuple[Any, ...],
+    near: dict[str, tuple[str, str] | None],
+    *,
+    whole: bool,
 ) -> CasePage:
-    plan = judged.plan
+    plan = assessed.plan
     unit, scale = reporting_unit(plan)
     low, high = plan.target_range
     return CasePage(
@@ -122,8 +127,8 @@ def _page(
     )
 
 
-def _shown(loaded: Loaded, judged: Judged) -> GalleryCase:
-    plan, grid = judged.plan, loaded.source.geometry
+def _shown(loaded: Loaded, assessed: PredictionFolder) -> GalleryCase:
+    plan, grid = assessed.plan, loaded.source.geometry
     unit, scale = reporting_unit(plan)
     low, high = plan.target_range
 

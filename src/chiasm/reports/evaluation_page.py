@@ -1,4 +1,4 @@
-"""One self-contained page: what was asked, what was found, and the pictures to judge it by.
+"""One self-contained page: what was asked, what was found, and the pictures to assess it by.
 
 The page needs no network, no server and no other file.  It says in words how
 the method stands against the best naive baseline, worse as plainly as better,
@@ -46,7 +46,7 @@ class EvaluationPage:
         title: The page's heading.
         rows: From the evaluation; regions called "lesion-1", "lesion-2", ...
             are single lesions and have a table of their own.
-        method: The method under judgement, as it is called in `rows`.
+        method: The method under assessment, as it is called in `rows`.
         naive: The methods in `rows` that anybody could have used instead.
         history: The lines of `log.jsonl`, parsed.
         gallery: Cases to show, best with the best, the median and the worst.
@@ -76,7 +76,7 @@ class EvaluationPage:
     def __post_init__(self) -> None:
         methods = list(dict.fromkeys(row.method for row in self.rows))
         if methods and self.method not in methods:
-            raise ValueError(f"no row is of the method {self.method!r} under judgement; there are {methods}")
+            raise ValueError(f"no row is of the method {self.method!r} under assessment; there are {methods}")
         if len({case.unit for case in self.gallery}) > 1:
             raise ValueError("the gallery's cases must share one unit: they share one colour range")
 
@@ -151,7 +151,7 @@ NO_FACTS = "Nothing is known about the cohort, the recipe or the machine."
 
 
 def _order_methods(page: EvaluationPage, rows: Sequence[Row]) -> list[str]:
-    """Put the method under judgement first and the naive baselines last."""
+    """Put the method under assessment first and the naive baselines last."""
     return sorted(dict.fromkeys(row.method for row in rows), key=lambda name: (name != page.method, name in page.naive))
 
 
@@ -159,7 +159,7 @@ def _tabulate_methods(page: EvaluationPage) -> PageTable | None:
     """Set the method beside the naive baselines: means over cases that all methods have, and their SD."""
     rows = paired(page.whole)
     means = [MethodMean(s.region, s.metric, s.method, s.unit, s.mean, s.sd, s.n) for s in summarise(rows)]
-    notes = dict.fromkeys(page.naive, "naive") | {page.method: "under judgement"}
+    notes = dict.fromkeys(page.naive, "naive") | {page.method: "under assessment"}
     methods = [Column(name, notes.get(name, ""), True) for name in _order_methods(page, rows)]
     return tabulate_means(f"Metrics by region, {page.method} beside the naive baselines", means, methods, "cases")
 

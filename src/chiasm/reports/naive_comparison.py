@@ -73,7 +73,7 @@ def compare_with_baselines(
 
     Args:
         rows: Figures of every method.
-        method: The method under judgement.
+        method: The method under assessment.
         naive: Names of the naive baselines.
         metric: Which figure is compared; its direction is known, or lower is better.
 

@@ -55,7 +55,7 @@ class Findings:
         summaries: Of every method, region and metric.
         regions: Lesion regions in order; may be empty.
         arms: What each arm is, in words, by name; other methods are naive.
-        history: `log.jsonl` of one training of the arm under judgement.
+        history: `log.jsonl` of one training of the arm under assessment.
         history_name: Which training that is.
         rivals: Figures of the reliability map beside others, or none.
         facts: Data sheet: heading -> name -> value.
@@ -89,8 +89,8 @@ class Findings:
         return next((one.region for one in self.declared), next(iter(self.regions), "mask"))
 
     @property
-    def judged(self) -> str:
-        """The arm under judgement: of the first declared comparison, else the first arm."""
+    def assessed(self) -> str:
+        """The arm under assessment: of the first declared comparison, else the first arm."""
         return next((one.arm for one in self.declared), next(iter(self.arms), ""))
 
     @property
@@ -129,7 +129,7 @@ def list_sections(found: Findings) -> list[PageSection]:
         "forest": draw_forest(found.comparisons, found.shown_regions),
         "arms": found.arms,
     }
-    lesions = {"least": LEAST_LESION, "tables": tabulate_lesions(found.rows, found.judged, f", {found.judged}")}
+    lesions = {"least": LEAST_LESION, "tables": tabulate_lesions(found.rows, found.assessed, f", {found.assessed}")}
     reliability = {
         "arms": _tabulate_reliability(found.rows, list(found.arms)),
         "rivals": tabulate_rivals(found.rivals),

@@ -164,7 +164,7 @@ def draw_rivals(rows: Sequence[Row]) -> dict[str, str] | None:
     """Draw observed over expected error by tenths of each map, and the risk left as doubtful voxels are dropped.
 
     Args:
-        rows: Of `judge_maps`.
+        rows: Of `assess_maps`.
 
     Returns:
         SVG of both, by name, or None without such rows.

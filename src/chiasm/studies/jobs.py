@@ -29,7 +29,7 @@ from chiasm.recipe import Attention, Loss, Recipe
 from chiasm.simulation.lesions import REGIONS
 from chiasm.storage import read_facts
 from chiasm.studies.study_file import WHOLE, Study, data_folder
-from chiasm.training.players import check_players, needs_local_judge
+from chiasm.training.players import check_players, needs_local_discriminator
 from chiasm.volumes.dicom_series import is_dicom
 from chiasm.volumes.screening import volume_files
 
@@ -40,13 +40,13 @@ LESS_MEMORY = "A smaller size, or data.patch and training.batch in set, need les
 WARM_UP = "A1"  # the arm whose beginning all share: the generator alone
 BATCHES = ("body_share", "lesion_share", "transplant_share", "transplant")  # its batches are the same for all arms
 
-Kind = Literal["generator", "judges", "arm", "reliability"]
-STAGES: tuple[Kind, ...] = ("generator", "judges", "arm", "reliability")
+Kind = Literal["generator", "discriminators", "arm", "reliability"]
+STAGES: tuple[Kind, ...] = ("generator", "discriminators", "arm", "reliability")
 
 
 @dataclass(frozen=True)
 class Job:
-    """One training with its prediction and scores, one shared warm-up, or the judgement of a fold's reliability maps.
+    """One training with its prediction and scores, one shared warm-up, or the assessment of a fold's reliability maps.
 
     Attributes:
         key: Hash of everything it depends on; the name of its folder.
@@ -58,7 +58,7 @@ class Job:
         folder: Where it works.
         warm: Folder of the warm-up that it branches from, or None.
         first: Whether it scores the naive baselines too.
-        runs: Folders of the trainings, one a seed, whose maps it judges.
+        runs: Folders of the trainings, one a seed, whose maps it discriminators.
     """
 
     key: str
@@ -105,8 +105,8 @@ class Job:
         if self.kind == "reliability":
             return 0
         if self.kind != "arm":
-            return ends[self.kind] - (ends["generator"] if self.kind == "judges" else 0)
-        warm = "judges" if has_judges(self.recipe) else "generator"
+            return ends[self.kind] - (ends["generator"] if self.kind == "discriminators" else 0)
+        warm = "discriminators" if has_discriminators(self.recipe) else "generator"
         return self.recipe.schedule.steps - (ends[warm] if self.warm is not None else 0)
 
 
@@ -158,8 +158,8 @@ def list_jobs(study: Study, out: Path, cohort: Cohort | None) -> list[Job]:
         # the naive baselines are scored once a fold and seed, with the first arm
         job = place.job("arm", recipe, warm, first=arm == study.arms[0])
         jobs[job.key] = job
-    judging = _reliability_jobs(study, out, list(jobs.values()))
-    return sorted([*jobs.values(), *judging], key=lambda job: STAGES.index(job.kind))
+    assessing = _reliability_jobs(study, out, list(jobs.values()))
+    return sorted([*jobs.values(), *assessing], key=lambda job: STAGES.index(job.kind))
 
 
 def _check_regions(study: Study, cohort: Cohort | None) -> None:
@@ -197,7 +197,7 @@ def _check_reference(study: Study, folds: int) -> None:
 
 
 def _reliability_jobs(study: Study, out: Path, jobs: Sequence[Job]) -> list[Job]:
-    """Judge the maps of one arm, once a fold, with all its seeds as an ensemble."""
+    """Assess the maps of one arm, once a fold, with all its seeds as an ensemble."""
     if study.reliability is None:
         return []
     folds: dict[int, list[Job]] = {}
@@ -209,7 +209,7 @@ def _reliability_jobs(study: Study, out: Path, jobs: Sequence[Job]) -> list[Job]
         recipe, runs = trained[0].recipe, tuple(job.folder for job in trained)
         if recipe.data.task == "super-resolution":
             raise RecipeError(
-                "the reliability map's rivals are not judged for super-resolution yet",
+                "the reliability map's rivals are not assessed for super-resolution yet",
                 reason="reliability",
                 hint="Leave reliability out of the study.",
             )
@@ -277,9 +277,9 @@ def _recipe(study: Study, arm: str, folds: int, fold: int, seed: int) -> Recipe:
     return study.build(arm, changes)
 
 
-def has_judges(recipe: Recipe) -> bool:
+def has_discriminators(recipe: Recipe) -> bool:
     """Tell whether an arm trains any discriminator."""
-    return recipe.loss.global_weight > 0 or recipe.loss.local_weight > 0 or needs_local_judge(recipe)
+    return recipe.loss.global_weight > 0 or recipe.loss.local_weight > 0 or needs_local_discriminator(recipe)
 
 
 def _warm_ups(recipe: Recipe, base: Recipe) -> list[tuple[Kind, Recipe]]:
@@ -291,8 +291,8 @@ def _warm_ups(recipe: Recipe, base: Recipe) -> list[tuple[Kind, Recipe]]:
     found: list[tuple[Kind, Recipe]] = []
     if ends["generator"] > 0:  # of few steps a phase may have none
         found.append(("generator", generator))
-    if has_judges(recipe) and ends["judges"] > ends["generator"]:
-        found.append(("judges", _discriminator_warm_up(recipe, generator, base.loss)))
+    if has_discriminators(recipe) and ends["discriminators"] > ends["generator"]:
+        found.append(("discriminators", _discriminator_warm_up(recipe, generator, base.loss)))
     return found
 
 
@@ -322,7 +322,7 @@ def _discriminator_warm_up(recipe: Recipe, beginning: Recipe, base: Loss) -> Rec
         for name in ("global_weight", "local_weight")
     }
     attention = Attention(
-        target="structured" if needs_local_judge(recipe) else "none",
+        target="structured" if needs_local_discriminator(recipe) else "none",
         magnitude_mm=recipe.attention.magnitude_mm,
         structured_mm=recipe.attention.structured_mm,
     )

@@ -1,4 +1,4 @@
-"""`chiasm study`: methods x folds x seeds worked off by a runner, then judged.
+"""`chiasm study`: methods x folds x seeds worked off by a runner, then assessed.
 
 What a study leaves behind is files: `evaluation.csv` with every figure of
 every job, `statistics.csv` with every comparison, and the report, which
@@ -81,8 +81,8 @@ def run_study(
             raise CohortError(f"no job of the study could be finished{first}", path=out, reason="no-jobs")
         write_json(folder / NOTES, notes_of(study, cohort, jobs, failed, opened=open_sealed))  # first: it is the mark
         write_evaluation(folder, rows)
-        if judged := collect(jobs, kind="reliability"):
-            write_evaluation(out / RELIABILITY, judged)
+        if assessed := collect(jobs, kind="reliability"):
+            write_evaluation(out / RELIABILITY, assessed)
         return replace(write_study_report(folder), failed=tuple(failed))
 
 

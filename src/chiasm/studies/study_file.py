@@ -111,7 +111,7 @@ class Study(Section):
         if self.reference == "held" and not moved:
             yield "only simulated patients who moved are known as if they had not: reference is a folder"
         if self.reference is not None and self.reliability is not None:
-            yield "reliability is judged on the cohort itself: leave out reference, or reliability"
+            yield "reliability is assessed on the cohort itself: leave out reference, or reliability"
 
     def _faults_of_arms(self) -> Iterator[str]:
         """Say what cannot be about arms, variants, seeds and comparisons."""
@@ -121,7 +121,7 @@ class Study(Section):
         for name in self.variants:
             yield from self._faults_of_variant(name)
         if self.reliability not in (None, *self.arms):
-            yield f"the map of {self.reliability!r} is to be judged, which is none of the arms"
+            yield f"the map of {self.reliability!r} is to be assessed, which is none of the arms"
         for arm in chain.from_iterable((one.arm, one.against) for one in self.declared):
             if arm not in self.arms:
                 yield f"the primary comparison names {arm!r}, which is none of the arms"

@@ -58,11 +58,11 @@ class Done:
 
 
 def write_study_report(folder: Path, *, pages: int = PAGES, whole: bool = False) -> Done:
-    """Judge a study from its files and write its statistics and page; nothing is trained or scored again.
+    """Assess a study from its files and write its statistics and page; nothing is trained or scored again.
 
     Args:
         folder: Holds `evaluation.csv` and `study.json`: a study's folder, or its `sealed` one.
-        pages: At most as many cases get a page, of the arm under judgement with its first seed.
+        pages: At most as many cases get a page, of the arm under assessment with its first seed.
         whole: Keep the volumes of these pages uncut and unthinned.
 
     Raises:
@@ -79,8 +79,8 @@ def write_study_report(folder: Path, *, pages: int = PAGES, whole: bool = False)
     write_table(folder / "statistics.csv", comparisons)
     write_table(folder / "summary.csv", summaries)
     root = folder.parent if folder.name == "sealed" else folder
-    judged = study.declared[0].arm if study.declared else notes.jobs[0].arm
-    shown = next((job for job in notes.jobs if job.arm == judged), notes.jobs[0])
+    assessed = study.declared[0].arm if study.declared else notes.jobs[0].arm
+    shown = next((job for job in notes.jobs if job.arm == assessed), notes.jobs[0])
     found = Findings(
         title=f"{' + '.join(study.sources)} to {study.target}: {', '.join(study.arms)}",
         rows=rows,
@@ -94,7 +94,7 @@ def write_study_report(folder: Path, *, pages: int = PAGES, whole: bool = False)
         facts=_facts(notes, root / shown.folder, rows),
         warnings=_warnings(notes, rows, root),
         paragraph=_methods(study, rows, notes.cases),
-        cases=_case_pages(notes, [row for row in rows if row.method == judged], folder, pages=pages, whole=whole),
+        cases=_case_pages(notes, [row for row in rows if row.method == assessed], folder, pages=pages, whole=whole),
     )
     report = write_findings(folder / "report.html", found)
     write_digest(folder, found)
@@ -104,7 +104,7 @@ def write_study_report(folder: Path, *, pages: int = PAGES, whole: bool = False)
 def _summaries(notes: Notes, rows: Sequence[Row]) -> list[Summary]:
     """Sum the rows up by region and metric, in the order of the tables."""
     regions = ["mask", HEALTHY, *notes.regions, "edges", "lesions"]
-    metrics = [*JUDGED, "rmse", "gradient_error", "recall", "false_lesions"]
+    metrics = [*COMPARED, "rmse", "gradient_error", "recall", "false_lesions"]
     summaries = summarise_methods(rows, metrics=metrics, regions=regions, subjects=notes.subjects)
     return sorted(summaries, key=lambda one: (regions.index(one.region), metrics.index(one.metric)))
 
@@ -153,13 +153,13 @@ def _case_pages(notes: Notes, rows: Sequence[Row], folder: Path, *, pages: int, 
     reference = reference_folder(study, root)
     data = reference or data_folder(study, root)
     places = [root / job.folder / inside for job in notes.jobs if (job.arm, job.seed) == (arm, study.seeds[0])]
-    judged = [open_predictions(place) for place in places if place.is_dir()]
-    if not judged or not data.exists():
+    assessed = [open_predictions(place) for place in places if place.is_dir()]
+    if not assessed or not data.exists():
         return {}
-    work = list(chain.from_iterable(zip(repeat(one), one.manifest.cases) for one in judged))
-    kept = root / "cache" / f"registered-{judged[0].plan.registration}"
+    work = list(chain.from_iterable(zip(repeat(one), one.manifest.cases) for one in assessed))
+    kept = root / "cache" / f"registered-{assessed[0].plan.registration}"
     how: Registration | None = None if reference is None else "none"
-    cohort = open_reference(data, judged, kept, register=how, layout=study.layout).cohort
+    cohort = open_reference(data, assessed, kept, register=how, layout=study.layout).cohort
     return write_cases(work, cohort, rows, arm, folder, CasePages(pages, whole))[1]
 
 
@@ -285,7 +285,7 @@ def compare_arms(
     return compare_methods(
         rows,
         _pairs(arms, declared),
-        metrics=[metric for metric in JUDGED if metric in metrics],
+        metrics=[metric for metric in COMPARED if metric in metrics],
         regions=[region for region in ("mask", HEALTHY, *lesions, "edges") if (region, "mae") in seen],
         declared=declared,
         subjects=subjects,
@@ -300,4 +300,4 @@ def _pairs(arms: Sequence[str], declared: Sequence[Declared]) -> list[tuple[str,
 
 
 RELIABILITY = "reliability"  # folder of its figures
-JUDGED = ("mae", "ssim", "psnr")  # metrics that arms are compared by
+COMPARED = ("mae", "ssim", "psnr")  # metrics that arms are compared by

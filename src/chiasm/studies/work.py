@@ -10,7 +10,7 @@ from pathlib import Path
 from chiasm import __version__
 from chiasm.errors import ChiasmError, CohortError
 from chiasm.evaluation.predictions import score_folder
-from chiasm.evaluation.reliability import judge_maps
+from chiasm.evaluation.reliability import assess_maps
 from chiasm.evaluation.rows import write_evaluation
 from chiasm.prediction.folders import predict
 from chiasm.prediction.tiling import is_out_of_memory
@@ -89,7 +89,7 @@ def work(
         with threadpool_limits(threads):  # numpy's products too: two jobs with two threads each are three times slower
             if not job.is_done:
                 if job.kind == "reliability":
-                    _judge(job, data, out, layout, trusted)
+                    _assess(job, data, out, layout, trusted)
                 else:
                     _train(job, data, out, layout, reference, trusted)
             if opened and job.kind == "arm" and not (sealed_folder(job) / "evaluation.csv").exists():
@@ -138,9 +138,9 @@ def _train(job: Job, data: Path, out: Path, layout: str | None, reference: Path 
     _mark_done(job, trained - start, time.monotonic() - trained)
 
 
-def _judge(job: Job, data: Path, out: Path, layout: str | None, trust: Collection[str]) -> None:
+def _assess(job: Job, data: Path, out: Path, layout: str | None, trust: Collection[str]) -> None:
     start = time.monotonic()
-    rows = judge_maps(job.runs, data, layout=layout, cache=out / "cache", trust=trust)
+    rows = assess_maps(job.runs, data, layout=layout, cache=out / "cache", trust=trust)
     write_evaluation(job.folder, rows)
     _mark_done(job, 0.0, time.monotonic() - start)
 

@@ -166,13 +166,13 @@ class Phase(NamedTuple):
 
     Attributes:
         generator: Whether the generator learns.
-        judges: Whether the discriminators learn.
+        discriminators: Whether the discriminators learn.
         adversarial: Factor in [0, 1] on the adversarial lambdas.
         attention: ``a_t`` in [0, 1] before the health gate.
     """
 
     generator: bool
-    judges: bool
+    discriminators: bool
     adversarial: float
     attention: float
 
@@ -191,12 +191,12 @@ def phase(step: int, *, steps: int, generator_alone: float, critics_alone: float
         ramp: Share of the steps.
 
     >>> phase(50, steps=100, generator_alone=0.4, critics_alone=0.15, ramp=0.05)
-    Phase(generator=False, judges=True, adversarial=0.0, attention=0.0)
+    Phase(generator=False, discriminators=True, adversarial=0.0, attention=0.0)
     """
     alone, together = round(generator_alone * steps), round((generator_alone + critics_alone) * steps)
     return Phase(
         generator=step < alone or step >= together,
-        judges=step >= alone,
+        discriminators=step >= alone,
         adversarial=adversarial_ramp(step, start=together, length=ramp * steps),
         attention=attention_ramp(step, start=together, length=ramp * steps),
     )
@@ -228,7 +228,7 @@ def gate_reason(*, target: Target, realness_accuracy: float, confidence_sd: floa
     Args:
         target: Head that the attention is taken from.
         realness_accuracy: Share of voxels, real and synthetic, that the realness head tells
-            right; judged only if it is the target.
+            right; assessed only if it is the target.
         confidence_sd: Standard deviation of M inside the mask.
         spearman: Rank correlation of 1 - M with the smoothed error on validation cases.
 

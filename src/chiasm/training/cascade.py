@@ -35,7 +35,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from chiasm.cohorts.splits import deal_folds
+from chiasm.cohorts.splits import assign_folds
 from chiasm.prediction.engines import Engine
 from chiasm.prediction.synthesis import predict_stage
 from chiasm.preparation.arrays import PreparedCase, read_context, write_context
@@ -144,7 +144,7 @@ def train_cascade(recipe: Recipe, plan: Plan, cases: LearningCases, folder: Path
         Interrupted: As `learn`.
     """
     sites = {case.subject: case.site for case in cases.training}
-    folds = deal_folds(sites, recipe.generator.inner_folds, recipe.split.seed)
+    folds = assign_folds(sites, recipe.generator.inner_folds, recipe.split.seed)
     bare = {case.id: case for case in (*cases.training, *cases.validation)}
     seen, earlier, contexts = cases, list[nn.Module](), dict[str, PreparedCase]()
     for part in list_parts(recipe)[:-1]:

@@ -124,9 +124,15 @@ def _whole(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
         card = read_toml(path.with_suffix(".toml"))
         if not has_valid_checksum(card) or not path.is_file() or sha256_of(path) != card["sha256"]:
             return None
-        return card, load(path.read_bytes())
+        tensors = {_renamed(name): value for name, value in load(path.read_bytes()).items()}
+        return {**card, "parts": [_renamed(name) for name in card["parts"]]}, tensors
     except (RunError, SafetensorError):
         return None
+
+
+def _renamed(name: str) -> str:
+    """Call a part by its name of today: version 0.1 called discriminators judges."""
+    return re.sub(r"\b(adam_)?(global|second|local)_judge\b", r"\1\2_discriminator", name)
 
 
 def _tensors(part: nn.Module | Optimizer) -> dict[str, Tensor]:

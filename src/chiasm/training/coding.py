@@ -50,7 +50,7 @@ class Roles(NamedTuple):
     targets: tuple[PreparedCase, ...]
 
 
-def deal_roles(cases: Sequence[PreparedCase], paired: Sequence[str]) -> Roles:
+def assign_roles(cases: Sequence[PreparedCase], paired: Sequence[str]) -> Roles:
     """Deal training cases: those named are pairs, the others are sources and targets by turns, or what they have.
 
     Raises:
@@ -128,7 +128,7 @@ class CodingLearner:
 
     def __init__(self, recipe: Recipe, plan: Plan, training: Sequence[PreparedCase], fabric: Fabric) -> None:
         self.recipe, self.plan, self.fabric = recipe, plan, fabric
-        self.roles = deal_roles(training, plan.trained_on)
+        self.roles = assign_roles(training, plan.trained_on)
         seed = recipe.training.seed
         examples = draw_examples(self.roles, plan, count=recipe.training.batch, seed=seed)
         coder = make_players(recipe, plan, seed).generator.to(fabric.device)
@@ -156,7 +156,7 @@ class CodingLearner:
     def phase(self, step: int) -> Phase:
         """Say that only the generator plays, at any step."""
         del step
-        return Phase(generator=True, judges=False, adversarial=0.0, attention=0.0)
+        return Phase(generator=True, discriminators=False, adversarial=0.0, attention=0.0)
 
     def step(self, step: int) -> dict[str, float]:
         """Do one round; nothing once a round has lowered the objective by less than the tolerance.

@@ -124,11 +124,11 @@ def check_memory(recipe: Recipe, plan: Plan) -> None:
     Raises:
         RecipeError: If it needs more than three times what there is, or its networks cannot be built.
     """
-    judges = recipe.discriminators.model_copy(update={"spectral_norm": False, "global_spectral_norm": False})
+    discriminators = recipe.discriminators.model_copy(update={"spectral_norm": False, "global_spectral_norm": False})
     if is_own_class(recipe.generator.network) or recipe.optimiser.kind == "admm":
         return  # a class of others may need numbers to be built
     with without_memory():
-        players = make_players(recipe.model_copy(update={"discriminators": judges}), plan, 0)
+        players = make_players(recipe.model_copy(update={"discriminators": discriminators}), plan, 0)
         needed = _memory_mb(_list_passes(players, recipe, plan), recipe.training.batch)
     there = _machine_mb(recipe.training.accelerator)
     if needed > MOST_OF_MEMORY * there:
@@ -195,11 +195,11 @@ def _list_passes(players: Players, recipe: Recipe, plan: Plan) -> Passes:
     size = tuple(side - 2 * margin for side in plan.patch)
     seen = torch.zeros(1, channels + 1, *size)
     whole: list[Layer] = []
-    for judge in (players.global_judge, players.second_judge):
-        whole += [] if judge is None else list_layers(judge, seen)
+    for discriminator in (players.global_discriminator, players.second_discriminator):
+        whole += [] if discriminator is None else list_layers(discriminator, seen)
     critics = [*whole]
-    if players.local_judge is not None:
-        critics += list_layers(players.local_judge, seen if recipe.discriminators.conditional else seen[:, :1])
+    if players.local_discriminator is not None:
+        critics += list_layers(players.local_discriminator, seen if recipe.discriminators.conditional else seen[:, :1])
     refiner = [] if players.refiner is None else list_layers(players.refiner, torch.zeros(1, channels + 2, *size))
     return Passes(generator, whole, critics, refiner)
 

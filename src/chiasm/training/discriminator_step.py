@@ -26,7 +26,7 @@ CRITIC_LOSS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
 def step_discriminators(setting: Setting, state: TrainingState, drawn: Draw) -> Outcome:
     """Train all discriminators on real images and on what the generator made of the same patches."""
     state, figures = step_global(setting, state, drawn)
-    if "local_judge" not in setting.trainables.modules:
+    if "local_discriminator" not in setting.trainables.modules:
         return Outcome(state, figures)
     state, more = step_local(setting, state, drawn)
     return Outcome(state, {**figures, **more})
@@ -36,7 +36,7 @@ def step_global(setting: Setting, state: TrainingState, drawn: Draw) -> Outcome:
     """Train the discriminators of whole images to tell real from synthetic."""
     trainables, figures = setting.trainables, dict[str, float]()
     pairs = beside_source(drawn.batch, drawn.batch.target), beside_source(drawn.batch, drawn.made)
-    for name in ("global_judge", "second_judge"):
+    for name in ("global_discriminator", "second_discriminator"):
         if name not in trainables.modules:
             continue
         real, synthetic = (trainables.modules[name](pair).float() for pair in pairs)
@@ -61,7 +61,9 @@ def critic_loss(setting: Setting, real: Tensor, synthetic: Tensor) -> Tensor:
 def _penalty(setting: Setting, drawn: Draw, name: str, pairs: tuple[Tensor, Tensor]) -> Tensor | float:
     """Return the gradient penalty of a Wasserstein critic, on every so many of its steps; 0 otherwise."""
     settings, every = setting.recipe.loss, setting.recipe.loss.penalty_every
-    joined = max(0, drawn.step - setting.recipe.schedule.ends["judges"])  # steps with several turns: one while alone
+    joined = max(
+        0, drawn.step - setting.recipe.schedule.ends["discriminators"]
+    )  # steps with several turns: one while alone
     taken = drawn.step + (settings.critic_steps - 1) * joined + drawn.turn
     if settings.adversarial != "wgan-gp" or taken % every:
         return 0.0
@@ -79,9 +81,9 @@ def _penalty(setting: Setting, drawn: Draw, name: str, pairs: tuple[Tensor, Tens
 def step_local(setting: Setting, state: TrainingState, drawn: Draw) -> Outcome:
     """Train the local discriminator voxel by voxel, and its confidence heads to foresee the error."""
     recipe, (batch, fake) = setting.recipe, (drawn.batch, drawn.made)
-    judge, mask = setting.trainables.modules["local_judge"].train(), batch.mask
-    real = judge(shown_locally(recipe, batch, batch.target))
-    synthetic = judge(shown_locally(recipe, batch, fake))
+    discriminator, mask = setting.trainables.modules["local_discriminator"].train(), batch.mask
+    real = discriminator(shown_locally(recipe, batch, batch.target))
+    synthetic = discriminator(shown_locally(recipe, batch, fake))
     realness, on_fake = real.realness.float(), synthetic.realness.float()
     error, scale, attention = fake - batch.target, state.error_scale, recipe.attention
     magnitude = losses.soft_target_magnitude(error, mask, scale, setting.sigma(attention.magnitude_mm))
@@ -89,11 +91,11 @@ def step_local(setting: Setting, state: TrainingState, drawn: Draw) -> Outcome:
     told_apart = losses.adversarial_discriminator_loss(realness, on_fake, smoothing=0.0, mask=mask)
     foreseen = losses.confidence_loss(synthetic.magnitude.float(), magnitude, mask)
     foreseen_structured = losses.confidence_loss(synthetic.structured.float(), structured, mask)
-    setting.trainables.descend("local_judge", told_apart + foreseen + foreseen_structured)
+    setting.trainables.descend("local_discriminator", told_apart + foreseen + foreseen_structured)
     hits = losses.masked_mean((realness > 0).float(), mask) + losses.masked_mean((on_fake < 0).float(), mask)
     state = replace(state, accuracy=running(state.accuracy, float(hits) / 2))
     figures = {
-        "local_judge_loss": float(told_apart.detach()),
+        "local_discriminator_loss": float(told_apart.detach()),
         "magnitude_loss": float(foreseen.detach()),
         "structured_loss": float(foreseen_structured.detach()),
         "accuracy_local": state.accuracy,

@@ -43,7 +43,7 @@ def step_generator(setting: Setting, state: TrainingState, drawn: Draw) -> Outco
     trainables, settings = setting.trainables, setting.recipe.loss
     batch, made = drawn.batch, drawn.made
     figures: Mapping[str, float] = {}
-    with trainables.frozen_judges():
+    with trainables.frozen_discriminators():
         adversarial = _global_term(setting, drawn)
         weight, logits = torch.ones_like(made), _local_logits(setting, drawn)
         if logits is not None:
@@ -70,7 +70,7 @@ def step_generator(setting: Setting, state: TrainingState, drawn: Draw) -> Outco
 
 
 def step_refiner(setting: Setting, drawn: Draw, structured: Tensor) -> dict[str, float]:
-    """Train the second stage against the target, on what the first one made and doubts, both without gradient.
+    """Train the second stage against the target, on what the first one made and difficulties, both without gradient.
 
     Args:
         setting: What stays the same.
@@ -82,7 +82,7 @@ def step_refiner(setting: Setting, drawn: Draw, structured: Tensor) -> dict[str,
     refined = refine(trainables.modules["refiner"].train(), batch.source, drawn.made, structured, batch.mask)
     loss = losses.reconstruction_loss(refined, batch.target, batch.mask, p=_power(setting.recipe.loss))
     trainables.descend("refiner", loss)
-    age = drawn.step - setting.recipe.schedule.ends["judges"]
+    age = drawn.step - setting.recipe.schedule.ends["discriminators"]
     trainables.move_average("refiner", trainables.average_refiner, age)
     return {"refinement": float(loss.detach())}
 
@@ -146,7 +146,10 @@ def _global_term(setting: Setting, drawn: Draw) -> Tensor:
     term = torch.zeros((), device=drawn.made.device)
     if drawn.phase.adversarial <= 0:
         return term
-    for name, factor in (("global_judge", settings.global_weight), ("second_judge", settings.local_weight)):
+    for name, factor in (
+        ("global_discriminator", settings.global_weight),
+        ("second_discriminator", settings.local_weight),
+    ):
         if name in trainables.modules:
             with trainables.fabric.autocast():
                 logits = trainables.bare(name)(beside_source(drawn.batch, drawn.made)).float()
@@ -157,10 +160,12 @@ def _global_term(setting: Setting, drawn: Draw) -> Tensor:
 def _local_logits(setting: Setting, drawn: Draw) -> LocalLogits | None:
     """What the local discriminator says of the prediction; None where it does not play."""
     trainables, phase = setting.trainables, drawn.phase
-    if "local_judge" not in trainables.modules or (phase.adversarial <= 0 and phase.attention <= 0):
+    if "local_discriminator" not in trainables.modules or (phase.adversarial <= 0 and phase.attention <= 0):
         return None
     with trainables.fabric.autocast():
-        logits: LocalLogits = trainables.bare("local_judge")(shown_locally(setting.recipe, drawn.batch, drawn.made))
+        logits: LocalLogits = trainables.bare("local_discriminator")(
+            shown_locally(setting.recipe, drawn.batch, drawn.made)
+        )
     return logits
 
 

@@ -32,36 +32,36 @@ def gauge(
         target: The real image, normalised units, shape (I, J, K).
         mask: Valid voxels.
         lesion: Labelled voxels, or None.
-        head: Whose doubt is gauged: "realness", "magnitude" or "structured".
+        head: Whose difficulty is gauged: "realness", "magnitude" or "structured".
         beta: The attention's exponent, for the weights' figures.
         sigma_voxels: Of the smoothed error.
 
     Returns:
-        Spearman's rho of the doubt 1 - M with |e| ("spearman") and with the
+        Spearman's rho of the difficulty 1 - M with |e| ("spearman") and with the
         smoothed error ("spearman_smoothed"), "auroc_worst" (the worst tenth of
         the voxels), and of the weights F "effective_share" (effective sample
         size over voxels), "confidence_sd"; with a lesion "auroc_lesion" and
         "weight_ratio" (lesion : healthy).  NaN where undefined.
     """
-    doubt_map = {"realness": maps.realness, "structured": maps.structured, "magnitude": maps.magnitude}[head]
-    if doubt_map is None:
+    difficulty_map = {"realness": maps.realness, "structured": maps.structured, "magnitude": maps.magnitude}[head]
+    if difficulty_map is None:
         return {}
     signed = np.where(mask, maps.prediction - target, 0)
     cover = np.maximum(gaussian_filter(mask.astype(np.float32), sigma_voxels), 1e-6)
     structured_error = np.abs(gaussian_filter(signed, sigma_voxels)) / cover
     places = np.flatnonzero(mask)
     places = places[:: max(1, len(places) // SAMPLE)]
-    doubt, error = doubt_map.ravel()[places], np.abs(signed).ravel()[places]
-    weight = doubt.astype(np.float64) ** beta
+    difficulty, error = difficulty_map.ravel()[places], np.abs(signed).ravel()[places]
+    weight = difficulty.astype(np.float64) ** beta
     figures = {
-        "spearman": spearman(doubt, error),
-        "spearman_smoothed": spearman(doubt, structured_error.ravel()[places]),
-        "auroc_worst": auroc(doubt, error >= np.quantile(error, 0.9)),
+        "spearman": spearman(difficulty, error),
+        "spearman_smoothed": spearman(difficulty, structured_error.ravel()[places]),
+        "auroc_worst": auroc(difficulty, error >= np.quantile(error, 0.9)),
         "effective_share": float(weight.sum() ** 2 / max(len(weight) * (weight**2).sum(), 1e-12)),
-        "confidence_sd": float(doubt.std()),
+        "confidence_sd": float(difficulty.std()),
     }
     if lesion is not None and (sick := lesion.ravel()[places]).any() and not sick.all():
-        figures["auroc_lesion"] = auroc(doubt, sick)
+        figures["auroc_lesion"] = auroc(difficulty, sick)
         figures["weight_ratio"] = float(weight[sick].mean() / max(weight[~sick].mean(), 1e-12))
     return figures
 
@@ -70,9 +70,9 @@ def in_words(figures: Mapping[str, float], target: str) -> str | None:
     """Say plainly when the attention does nothing, or the wrong thing; None when it is well."""
     rho, ratio = figures.get("spearman_smoothed", float("nan")), figures.get("weight_ratio", float("nan"))
     if np.isnan(rho):
-        return f"the {target} attention is inactive: its doubt is the same everywhere"
+        return f"the {target} attention is inactive: its difficulty is the same everywhere"
     if rho <= 0:
-        return f"the {target} attention is inverted: its doubt does not rise with the error (rho {rho:.2f})"
+        return f"the {target} attention is inverted: its difficulty does not rise with the error (rho {rho:.2f})"
     if abs(ratio - 1) <= FLAT_RATIO:
         return f"the {target} attention is inactive on lesions: they weigh as much as healthy tissue ({ratio:.2f})"
     return None

@@ -63,7 +63,7 @@ class Learner:
         self.state = TrainingState.from_dict({**self.state.to_dict(), **content})
 
     def note_validation(self, rho: float) -> None:
-        """Tell the health gate how the doubt went with the error on validation cases."""
+        """Tell the health gate how the difficulty went with the error on validation cases."""
         self.state = replace(self.state, rho=rho)
 
     def phase(self, step: int) -> attention.Phase:
@@ -91,14 +91,14 @@ class Learner:
         if not now.generator and len(self.trainables.modules) == 1:
             return {}  # the discriminators' turn, and there are none
         figures: dict[str, float] = {}
-        for turn in range(1, self.recipe.loss.critic_steps if now.generator and now.judges else 1):
+        for turn in range(1, self.recipe.loss.critic_steps if now.generator and now.discriminators else 1):
             self.state, more = step_global(self.setting, self.state, self._draw(step, now, turn))
             figures |= more
         drawn = self._draw(step, now)
         error, mask = drawn.made.detach() - drawn.batch.target, drawn.batch.mask
         scale = attention.update_error_scale(self.state.error_scale, error, mask, KEPT)
         self.state = replace(self.state, error_scale=scale)
-        if now.judges:
+        if now.discriminators:
             self.state, more = step_discriminators(self.setting, self.state, drawn.detached())
             figures |= more
         if now.generator:
@@ -150,4 +150,4 @@ class Learner:
         return Model(self.recipe, self.plan, average, self._local(), self.state.error_scale, refiner=refiner)
 
     def _local(self) -> nn.Module | None:
-        return self.trainables.bare("local_judge") if "local_judge" in self.trainables.modules else None
+        return self.trainables.bare("local_discriminator") if "local_discriminator" in self.trainables.modules else None

@@ -32,16 +32,16 @@ class Players:
 
     Attributes:
         generator: Source to target.
-        global_judge: One logit a sample, or None.
-        second_judge: A second global one in the place of the local adversarial term (control C5), or None.
-        local_judge: Logits a voxel: realness, magnitude, structured; or None.
+        global_discriminator: One logit a sample, or None.
+        second_discriminator: A second global one in the place of the local adversarial term (control C5), or None.
+        local_discriminator: Logits a voxel: realness, magnitude, structured; or None.
         refiner: The second stage, which corrects where confidence is low; or None.
     """
 
     generator: nn.Module
-    global_judge: nn.Module | None
-    second_judge: nn.Module | None
-    local_judge: LocalDiscriminator | None
+    global_discriminator: nn.Module | None
+    second_discriminator: nn.Module | None
+    local_discriminator: LocalDiscriminator | None
     refiner: ResidualGenerator | None
 
 
@@ -57,15 +57,15 @@ def make_players(recipe: Recipe, plan: Plan, seed: int) -> Players:
         torch.manual_seed(seed)
         generator = make_generator(recipe, plan)
         torch.manual_seed(seed + 1)
-        local_judge = make_local_discriminator(recipe, plan) if needs_local_judge(recipe) else None
+        local_discriminator = make_local_discriminator(recipe, plan) if needs_local_discriminator(recipe) else None
         torch.manual_seed(seed + 2)
-        global_judge = _make_global(recipe, plan) if loss.global_weight > 0 else None
+        global_discriminator = _make_global(recipe, plan) if loss.global_weight > 0 else None
         torch.manual_seed(seed + 3)
         second = recipe.discriminators.second_global and loss.local_weight > 0
-        second_judge = _make_global(recipe, plan) if second else None
+        second_discriminator = _make_global(recipe, plan) if second else None
         torch.manual_seed(seed + 4)
         refiner = make_refiner(recipe, plan) if recipe.generator.refiner else None
-    return Players(generator, global_judge, second_judge, local_judge, refiner)
+    return Players(generator, global_discriminator, second_discriminator, local_discriminator, refiner)
 
 
 def check_players(recipe: Recipe) -> None:
@@ -83,11 +83,11 @@ def check_players(recipe: Recipe) -> None:
         "generator.refiner": bool(recipe.generator.refiner),
         "training.transplant = difficulty": recipe.training.transplant == "difficulty",
     }
-    if any(guided.values()) and not needs_local_judge(recipe):
+    if any(guided.values()) and not needs_local_discriminator(recipe):
         raise RecipeError(
             f"{' and '.join(compress(guided, guided.values()))} goes by the confidence of a local discriminator, and "
             f"method {recipe.method} as it is set has none",
-            reason="no-local-judge",
+            reason="no-local-discriminator",
             found=f"attention.target {recipe.attention.target}, loss.local_weight {recipe.loss.local_weight:g}",
             hint="Set attention.target or a loss.local_weight above 0, or leave it out.",
         )
@@ -96,7 +96,7 @@ def check_players(recipe: Recipe) -> None:
 def _check_coding(recipe: Recipe) -> None:
     """Refuse rounds of ADMM for anything but a sparse coder alone, in one stage."""
     settings = recipe.generator
-    players = (settings.refiner, recipe.loss.global_weight > 0, needs_local_judge(recipe))
+    players = (settings.refiner, recipe.loss.global_weight > 0, needs_local_discriminator(recipe))
     if settings.network != "jcsc" or any(players):
         raise RecipeError(
             "optimiser.kind = admm learns a sparse coder, alone",
@@ -116,12 +116,15 @@ def _check_coding(recipe: Recipe) -> None:
 
 def _check_borrowed(recipe: Recipe) -> None:
     """Refuse settings of this project's own networks where the literature's are asked for, which have them not."""
-    generator, judges = recipe.generator, recipe.discriminators
+    generator, discriminators = recipe.generator, recipe.discriminators
     asked = {}
     if generator.network != OWN and generator.dropout > 0:
         asked["generator.dropout"] = generator.network, "A network with dropout takes generator.options={dropout=0.3}."
-    if judges.global_network != OWN and judges.global_spectral_norm:
-        asked["discriminators.global_spectral_norm"] = judges.global_network, "Its critic normalises as published."
+    if discriminators.global_network != OWN and discriminators.global_spectral_norm:
+        asked["discriminators.global_spectral_norm"] = (
+            discriminators.global_network,
+            "Its critic normalises as published.",
+        )
     for setting, (network, hint) in asked.items():
         raise RecipeError(
             f"{setting} is of this project's own network, not of {network}", reason="no-effect", hint=hint
@@ -129,23 +132,25 @@ def _check_borrowed(recipe: Recipe) -> None:
 
 
 def patch_needs(recipe: Recipe) -> PatchNeeds | None:
-    """Return what networks of the literature ask of a patch, and judges of what is left of it; None where all are ours.
+    """Return what networks of the literature ask of a patch, and discriminators of its rest; None where all are ours.
 
     Raises:
         RecipeError: If there is no such network, or it cannot be built.
     """
-    settings, judges = recipe.generator, recipe.discriminators
+    settings, discriminators = recipe.generator, recipe.discriminators
     dims = _dims(recipe)
-    judged = 1
+    assessed = 1
     if recipe.loss.global_weight > 0:
-        judged = 2 ** len(judges.global_widths)
-        if judges.global_network != OWN:
+        assessed = 2 ** len(discriminators.global_widths)
+        if discriminators.global_network != OWN:
             with torch.device("meta"):
-                critic = make_critic(judges.global_network, in_channels=2, dims=dims, scale=judges.scale)
-            judged = int(critic.smallest)  # type: ignore[arg-type]
-    local = 2 ** (len(judges.local_widths) - 1) if needs_local_judge(recipe) else 1
+                critic = make_critic(
+                    discriminators.global_network, in_channels=2, dims=dims, scale=discriminators.scale
+                )
+            assessed = int(critic.smallest)  # type: ignore[arg-type]
+    local = 2 ** (len(discriminators.local_widths) - 1) if needs_local_discriminator(recipe) else 1
     if settings.network == OWN:
-        return None if judges.global_network == OWN else PatchNeeds(1, judged, own=True)
+        return None if discriminators.global_network == OWN else PatchNeeds(1, assessed, own=True)
     with nullcontext() if is_own_class(settings.network) else without_memory(), torch.random.fork_rng(devices=[]):
         network = make_network(
             settings.network,
@@ -155,13 +160,13 @@ def patch_needs(recipe: Recipe) -> PatchNeeds | None:
             options=settings.options,
         )
     needs = needs_of(network)
-    left = max(judged, local, needs.multiple)
+    left = max(assessed, local, needs.multiple)
     multiple = math.lcm(needs.multiple, local)
     offset = 2 * needs.margin % multiple if local > 1 else 0
     return PatchNeeds(multiple, max(needs.smallest, 2 * needs.margin + left), offset)
 
 
-def needs_local_judge(recipe: Recipe) -> bool:
+def needs_local_discriminator(recipe: Recipe) -> bool:
     """Tell whether the arm's loss or attention asks the local discriminator."""
     adversarial = recipe.loss.local_weight > 0 and not recipe.discriminators.second_global
     return adversarial or recipe.attention.target != "none"
@@ -171,22 +176,22 @@ def _make_global(recipe: Recipe, plan: Plan) -> nn.Module:
     mean, sd = input_statistics(plan)
     settings = recipe.discriminators
     if settings.global_network == OWN:
-        judge: nn.Module = GlobalDiscriminator(
+        discriminator: nn.Module = GlobalDiscriminator(
             in_channels=len(mean),
             widths=settings.global_widths,
             dims=plan.dims,
             spectral_norm=settings.global_spectral_norm,
         )
     else:
-        judge = make_critic(
+        discriminator = make_critic(
             settings.global_network,
             in_channels=len(mean),
             dims=plan.dims,
             scale=settings.scale,
             norm="none" if recipe.loss.adversarial == "wgan-gp" else "batch",
         )
-    judge.get_submodule("standardise").set_input_statistics(mean, sd)  # type: ignore[operator]
-    return judge
+    discriminator.get_submodule("standardise").set_input_statistics(mean, sd)  # type: ignore[operator]
+    return discriminator
 
 
 #: What is no method of the table: tasks, other commands, networks of anybody's.
@@ -263,8 +268,8 @@ def _list_dims(recipe: Recipe) -> list[str]:
 def _list_asked(recipe: Recipe) -> list[str]:
     """Name discriminators, pairs and labels that the method asks for."""
     training, told = recipe.training, []
-    judges = {"global": recipe.loss.global_weight > 0, "local": needs_local_judge(recipe)}
-    if asked := list(compress(judges, judges.values())):
+    discriminators = {"global": recipe.loss.global_weight > 0, "local": needs_local_discriminator(recipe)}
+    if asked := list(compress(discriminators, discriminators.values())):
         told.append(f"{' and '.join(asked)} discriminator{'s' if len(asked) > 1 else ''}")
     if recipe.optimiser.kind == "admm":
         told.append("one pair or more (training.pairs); other cases, and lone images, serve unpaired")

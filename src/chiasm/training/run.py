@@ -209,7 +209,7 @@ def _ship(learner: AnyLearner, recipe: Recipe, cascade: Cascade, folder: Path, s
     validation = cascade.cases.validation
     settings = learner.recipe.training
     engine = Engine(learner.fabric.device, pick_precision(settings.precision, settings.accelerator))
-    if model.local_judge is not None and validation:
+    if model.local_discriminator is not None and validation:
         calibration = _calibrate(learner, validation, engine)
         model = replace(model, calibration=calibration)
         if not calibration.informative:

@@ -20,7 +20,7 @@ from chiasm.cohorts.relatives import with_subjects
 from chiasm.cohorts.splits import (
     ROLES,
     Split,
-    deal_folds,
+    assign_folds,
     leave_one_site_out,
     make_split,
     read_splits,
@@ -218,7 +218,7 @@ def _split_cases(cohort: Cohort, recipe: Recipe) -> Split:
         split = make_split(cases, folds=settings.folds, fold=settings.fold, seed=settings.seed, **shares)
     if recipe.generator.stages > 1:
         learning = {case.subject: case.site for case in cases if case.id in split.train}
-        deal_folds(learning, recipe.generator.inner_folds, settings.seed)
+        assign_folds(learning, recipe.generator.inner_folds, settings.seed)
     return split
 
 

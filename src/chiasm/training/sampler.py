@@ -17,8 +17,8 @@ from chiasm.training.setting import Draw, Setting
 from chiasm.training.state import Remembered, TrainingState
 
 POOL = 256  # patches remembered for sampling by attention
-SMALLEST_DOUBT = 1e-6  # so that whatever can be drawn may be
-KEPT_LESION = 0.9  # of a case's doubt, which is seen only where a patch meets its lesion
+SMALLEST_DIFFICULTY = 1e-6  # so that whatever can be drawn may be
+KEPT_LESION = 0.9  # of a case's difficulty, which is seen only where a patch meets its lesion
 
 
 def draw(setting: Setting, state: TrainingState, step: int, phase: Phase, turn: int = 0) -> list[Place]:
@@ -26,7 +26,7 @@ def draw(setting: Setting, state: TrainingState, step: int, phase: Phase, turn: 
 
     Args:
         setting: What stays the same.
-        state: Knows which patches and lesions were doubted.
+        state: Knows which patches and lesions were found difficult.
         step: From 0.
         phase: Who plays.
         turn: From 1 on for a critic's own patches.
@@ -61,15 +61,15 @@ def gate_reason(setting: Setting, state: TrainingState) -> str | None:
 
 def _drawn_again(places: Sequence[Place], pool: Sequence[Remembered], rng: np.random.Generator) -> list[Place]:
     """Move half of the patches back to where the confidence was low."""
-    doubt = np.array([entry.doubt for entry in pool])
-    chosen = rng.choice(len(pool), size=len(places) // 2, p=doubt / doubt.sum())
+    difficulty = np.array([entry.difficulty for entry in pool])
+    chosen = rng.choice(len(pool), size=len(places) // 2, p=difficulty / difficulty.sum())
     again = [pool[index] for index in chosen]
     moved = [replace(place, case=one.case, centre=(one.i, one.j, one.k)) for place, one in zip(places, again)]
     return [*moved, *places[len(moved) :]]
 
 
 def remember(state: TrainingState, places: Sequence[Place], batch: Batch, confidence: Tensor) -> TrainingState:
-    """Keep how much each patch was doubted.
+    """Keep how much each patch was found difficult.
 
     Args:
         state: Before.
@@ -77,13 +77,15 @@ def remember(state: TrainingState, places: Sequence[Place], batch: Batch, confid
         batch: Likewise.
         confidence: M of the head that guides the attention, shape (N, 1, *spatial).
     """
-    doubt = ((1 - confidence) * batch.mask).flatten(1).sum(1) / batch.mask.flatten(1).sum(1).clamp(min=1)
-    fresh = [Remembered(one.case, *one.centre, max(float(d), SMALLEST_DOUBT)) for one, d in zip(places, doubt)]
+    difficulty = ((1 - confidence) * batch.mask).flatten(1).sum(1) / batch.mask.flatten(1).sum(1).clamp(min=1)
+    fresh = [
+        Remembered(one.case, *one.centre, max(float(d), SMALLEST_DIFFICULTY)) for one, d in zip(places, difficulty)
+    ]
     return replace(state, pool=(*state.pool, *fresh)[-POOL:])
 
 
 def note_lesions(setting: Setting, state: TrainingState, drawn: Draw, logits: LocalLogits) -> TrainingState:
-    """Follow how much each case's lesion is doubted, where transplants go by it.
+    """Follow how much each case's lesion is found difficult, where transplants go by it.
 
     A patch with a transplant says nothing: its lesion is of two cases.
     """
@@ -91,18 +93,18 @@ def note_lesions(setting: Setting, state: TrainingState, drawn: Draw, logits: Lo
         return state
     head = setting.recipe.attention.target
     confidence = torch.sigmoid(getattr(logits, "structured" if head == "none" else head).detach().float())
-    known = dict(state.lesion_doubt)
+    known = dict(state.lesion_difficulty)
     for place, sample, lesion in zip(drawn.places, confidence, drawn.batch.lesion & drawn.batch.mask):
         if place.donor is None and lesion.any():
-            name, doubt = setting.cases[place.case].id, float(1 - sample[lesion].mean())
-            known[name] = KEPT_LESION * known.get(name, doubt) + (1 - KEPT_LESION) * doubt
-    return replace(state, lesion_doubt=known)
+            name, difficulty = setting.cases[place.case].id, float(1 - sample[lesion].mean())
+            known[name] = KEPT_LESION * known.get(name, difficulty) + (1 - KEPT_LESION) * difficulty
+    return replace(state, lesion_difficulty=known)
 
 
 def lesion_difficulty(setting: Setting, state: TrainingState) -> list[float] | None:
     """Say how hard each case's lesions are, unseen ones as the mean of the others; or None: all alike."""
-    known = state.lesion_doubt
+    known = state.lesion_difficulty
     if not known or setting.recipe.training.transplant == "random":
         return None
     usual = float(np.mean(list(known.values())))
-    return [max(known.get(case.id, usual), SMALLEST_DOUBT) for case in setting.cases]
+    return [max(known.get(case.id, usual), SMALLEST_DIFFICULTY) for case in setting.cases]

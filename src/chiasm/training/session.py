@@ -21,7 +21,7 @@ class LearningCases(NamedTuple):
 
     Attributes:
         training: Whose images the networks learn from.
-        validation: On which they are judged meanwhile; possibly none.
+        validation: On which they are assessed meanwhile; possibly none.
     """
 
     training: Sequence[PreparedCase]

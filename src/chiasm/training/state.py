@@ -10,19 +10,19 @@ KEPT = 0.98  # of a running figure, at each step
 
 
 class Remembered(NamedTuple):
-    """A patch that was seen, and how much of it was doubted.
+    """A patch that was seen, and how much of it was found difficult.
 
     Attributes:
         case: Index of its case.
         i: Its middle along I; j and k likewise.
-        doubt: Mean of 1 - M inside the mask, above 0.
+        difficulty: Mean of 1 - M inside the mask, above 0.
     """
 
     case: int
     i: int
     j: int
     k: int
-    doubt: float
+    difficulty: float
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class TrainingState:
         closed_steps: Steps in which the health gate kept the attention off.
         attention_steps: Steps in which the schedule had it on.
         pool: Patches that may be drawn again, the newest last.
-        lesion_doubt: Running mean of 1 - M in the lesion, by id of the case; unseen ones are absent.
+        lesion_difficulty: Running mean of 1 - M in the lesion, by id of the case; unseen ones are absent.
     """
 
     error_scale: float = 0.0
@@ -49,7 +49,7 @@ class TrainingState:
     closed_steps: int = 0
     attention_steps: int = 0
     pool: tuple[Remembered, ...] = ()
-    lesion_doubt: Mapping[str, float] = field(default_factory=dict)
+    lesion_difficulty: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def closed_share(self) -> float:
@@ -63,8 +63,9 @@ class TrainingState:
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Self:
         """Restore a state from a checkpoint; what an earlier version did not write begins anew."""
+        content = {"lesion_difficulty": content.get("lesion_doubt", {}), **content}  # its name in version 0.1
         known = {name: content[name] for name in (one.name for one in fields(cls)) if name in content}
-        pool = tuple(Remembered(case, i, j, k, doubt) for case, i, j, k, doubt in known.get("pool", ()))
+        pool = tuple(Remembered(case, i, j, k, difficulty) for case, i, j, k, difficulty in known.get("pool", ()))
         return cls(**{**known, "pool": pool})
 
 

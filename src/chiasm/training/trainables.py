@@ -18,7 +18,7 @@ from chiasm.preparation.plan import Plan
 from chiasm.recipe import Recipe
 from chiasm.training.players import Players, make_players
 
-JUDGES = ("global_judge", "second_judge", "local_judge")
+DISCRIMINATORS = ("global_discriminator", "second_discriminator", "local_discriminator")
 
 
 class Trainables:
@@ -48,7 +48,7 @@ class Trainables:
 
     def _optimiser(self, name: str, module: nn.Module) -> torch.optim.Optimizer:
         settings = self.recipe.optimiser
-        if name not in JUDGES:
+        if name not in DISCRIMINATORS:
             return torch.optim.Adam(module.parameters(), lr=settings.generator_rate, betas=settings.betas)
         if settings.discriminator == "rmsprop":
             return torch.optim.RMSprop(module.parameters(), lr=settings.discriminator_rate)
@@ -84,30 +84,30 @@ class Trainables:
             weight.clamp_(-most, most)
 
     @contextmanager
-    def frozen_judges(self) -> Iterator[None]:
+    def frozen_discriminators(self) -> Iterator[None]:
         """Let gradients pass through the discriminators, not into them; their power iterations stand still.
 
         Batch normalisation goes on with the batch's own statistics, by which its
         discriminator tells real from synthetic: the running ones are a mixture of both.
         """
-        judges = [module for name, module in self.modules.items() if name in JUDGES]
-        for judge in judges:
-            judge.eval().requires_grad_(False)
-            for part in judge.modules():
+        discriminators = [module for name, module in self.modules.items() if name in DISCRIMINATORS]
+        for discriminator in discriminators:
+            discriminator.eval().requires_grad_(False)
+            for part in discriminator.modules():
                 if isinstance(part, nn.BatchNorm2d | nn.BatchNorm3d):
                     part.train()
         try:
             yield
         finally:
-            for judge in judges:
-                judge.train().requires_grad_(True)
+            for discriminator in discriminators:
+                discriminator.train().requires_grad_(True)
 
     def set_rates(self, step: int) -> None:
         """Cosine decay to a hundredth, from the step alone."""
         share = 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / self.recipe.schedule.steps))
         rates = self.recipe.optimiser
         for name, optimiser in self.optimisers.items():
-            rate = rates.discriminator_rate if name in JUDGES else rates.generator_rate
+            rate = rates.discriminator_rate if name in DISCRIMINATORS else rates.generator_rate
             for group in optimiser.param_groups:
                 group["lr"] = rate * share
 

@@ -238,11 +238,11 @@ def _members(path: Path) -> list[Part]:
             expected=f"at most {LARGEST_ARCHIVE / 2**20:.0f} MiB",
         )
     for info in members:
-        _judge_member(info, path)
+        _discriminator_member(info, path)
     return [Part(path, name) for name in sorted(info.filename for info in members) if not _is_hidden(name)]
 
 
-def _judge_member(info: zipfile.ZipInfo, path: Path) -> None:
+def _discriminator_member(info: zipfile.ZipInfo, path: Path) -> None:
     """Refuse a member that leads outside, has a password, or unpacks to too much."""
     name = info.filename
     if PurePosixPath(name).is_absolute() or PureWindowsPath(name).drive or ".." in re.split(r"[/\\]", name):
@@ -299,7 +299,7 @@ def _opened(path: Path) -> _Tame:
 
 
 def _member(archive: zipfile.ZipFile, name: str) -> bytes:
-    """Unpack a member, never more than its entry says, which `list_parts` judged; `ZipFile.read` cuts it afterwards."""
+    """Unpack a member, never more than its entry says, as `list_parts` checked; `ZipFile.read` cuts afterwards."""
     stoppable = archive.getinfo(name).compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
     content = bytearray()
     with archive.open(name) as packed:  # its checksum is compared at its end
@@ -381,12 +381,12 @@ def read_dataset(
         file.seek(0)
         wanted = [Tag(name) for name in tags] or None
         dataset = dcmread(file, stop_before_pixels=not pixels, force=True, specific_tags=wanted)
-        _judge_pixels(dataset, part)
-        _judge_groups(dataset, part)
+        _discriminator_pixels(dataset, part)
+        _discriminator_groups(dataset, part)
         return dataset
 
 
-def _judge_pixels(dataset: Dataset, part: Part) -> None:
+def _discriminator_pixels(dataset: Dataset, part: Part) -> None:
     """Refuse pixels of which the file holds fewer bytes than it says."""
     element = dataset.get_item("PixelData") if "PixelData" in dataset else None
     length, content = getattr(element, "length", 0), getattr(element, "value", None)
@@ -401,7 +401,7 @@ def truncated(part: Part, found: str, expected: str) -> VolumeError:
     )
 
 
-def _judge_groups(dataset: Dataset, part: Part) -> None:
+def _discriminator_groups(dataset: Dataset, part: Part) -> None:
     """Refuse functional groups that would take too long to parse."""
     for name in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
         packed = getattr(dataset.get_item(name), "value", None) if name in dataset else None

@@ -47,7 +47,7 @@ def looks_like_metaimage(head: bytes) -> bool:
 
 
 def open_metaimage(path: Path, *, max_bytes: int = 2 * 2**30) -> Stored:
-    """Judge the header of a MetaImage.
+    """Check the header of a MetaImage.
 
     Args:
         path: A .mha or .mhd file.

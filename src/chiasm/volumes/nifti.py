@@ -1,4 +1,4 @@
-"""NIfTI-1 and NIfTI-2: the raw header is judged before any voxel is read.
+"""NIfTI-1 and NIfTI-2: the raw header is checked before any voxel is read.
 
 Reference: nifti1.h and nifti2.h, https://nifti.nimh.nih.gov.
 """
@@ -70,7 +70,7 @@ TEXTS = {1: ((4, 28), (148, 104), (328, 16)), 2: ((240, 104), (508, 16))}
 
 @dataclass(frozen=True)
 class Header:
-    """What a raw header says, judged.
+    """What a raw header says, checked.
 
     Attributes:
         raw: Its bytes, 348 or 540.
@@ -110,7 +110,7 @@ def looks_like_nifti(head: bytes) -> bool:
 
 
 def open_nifti(path: Path, *, form: Form | None = None, assume_ras: bool = False, max_bytes: int = 2 * 2**30) -> Stored:
-    """Judge the header of a NIfTI file or pair.
+    """Check the header of a NIfTI file or pair.
 
     Args:
         path: The file, or the .hdr of a pair.
@@ -121,9 +121,9 @@ def open_nifti(path: Path, *, form: Form | None = None, assume_ras: bool = False
     Raises:
         VolumeError: If the header breaks a rule.
     """
-    header = judge_header(first_bytes(path, HEAD), path, form=form, assume_ras=assume_ras, max_bytes=max_bytes)
+    header = check_header(first_bytes(path, HEAD), path, form=form, assume_ras=assume_ras, max_bytes=max_bytes)
     data = path if header.single else _partner(path)
-    _judge_extensions(first_bytes(path, header.offset if header.single else MOST_EXTENSIONS), header, path)
+    _check_extensions(first_bytes(path, header.offset if header.single else MOST_EXTENSIONS), header, path)
     stream = Stream(data, packing_of(data), 0, header.offset, header.size)
     own = header.keeps_forms
     geometry = Geometry(header.shape, header.affine, header.raw if own else None, "nifti" if own else None)
@@ -174,16 +174,16 @@ class _Raw:
         return VolumeError(what, path=self.path, reason=reason, found=found, expected=expected, hint=hint)
 
 
-def judge_header(
+def check_header(
     head: bytes, path: Path, *, form: Form | None = None, assume_ras: bool = False, max_bytes: int = 2 * 2**30
 ) -> Header:
-    """Judge a raw header, before anything is believed.
+    """Check a raw header, before anything is believed.
 
     Raises:
         VolumeError: If it breaks a rule; `reason` says which.
     """
     raw = _read_fields(head, path)
-    for rule in (_judge_magic, _judge_dimensions, _judge_type):
+    for rule in (_discriminator_magic, _discriminator_dimensions, _discriminator_type):
         rule(raw)
     i, j, k = (*raw.sides, 1, 1)[:3]
     dtype = np.dtype(raw.order + REAL[raw.one("datatype")])
@@ -191,7 +191,7 @@ def judge_header(
     if size > max_bytes:
         found = f"{i}x{j}x{k} voxels, {size / 2**20:.0f} MiB"
         raise raw.refuse("is too large", "too-large", found, f"at most {max_bytes / 2**20:.0f} MiB")
-    _judge_offset(raw)
+    _discriminator_offset(raw)
     slope, inter = _scale(raw)
     affine = _affine(raw, (i, j, k), form, assume_ras)
     keeps_forms = bool(raw.coded) and (form is None or len(raw.coded) == 1)
@@ -210,7 +210,7 @@ def _read_fields(head: bytes, path: Path) -> _Raw:
     return _Raw(path, order, version, fields)
 
 
-def _judge_magic(raw: _Raw) -> None:
+def _discriminator_magic(raw: _Raw) -> None:
     magic, known = raw.one("magic"), MAGICS[raw.version]
     if magic not in known:
         is_analyze = raw.version == 1 and not magic.strip(b"\0")
@@ -218,7 +218,7 @@ def _judge_magic(raw: _Raw) -> None:
         raise raw.refuse(f"is not NIfTI: its magic is wrong{analyze}", "magic", magic, f"one of {known}")
 
 
-def _judge_dimensions(raw: _Raw) -> None:
+def _discriminator_dimensions(raw: _Raw) -> None:
     count, *sides = raw.fields["dim"]
     if not 1 <= count <= 7 or min(sides[:count]) < 1:
         found = raw.fields["dim"][: max(2, min(count, 7) + 1)]
@@ -227,7 +227,7 @@ def _judge_dimensions(raw: _Raw) -> None:
         raise raw.refuse("holds more than one volume", "four-d", "x".join(map(str, raw.sides)), "three axes")
 
 
-def _judge_type(raw: _Raw) -> None:
+def _discriminator_type(raw: _Raw) -> None:
     code, bits = raw.one("datatype"), raw.one("bitpix")
     if code not in REAL:
         what = f"holds {NOT_REAL.get(code, 'values of an unknown type')}"
@@ -238,7 +238,7 @@ def _judge_type(raw: _Raw) -> None:
         raise raw.refuse("says two sizes of a voxel", "bitpix", found, f"{expected} for datatype {code}")
 
 
-def _judge_offset(raw: _Raw) -> None:
+def _discriminator_offset(raw: _Raw) -> None:
     offset, least = raw.one("vox_offset"), SMALLEST[raw.version] if raw.is_single else 0
     is_whole = math.isfinite(offset) and offset == int(offset)
     if not is_whole or not least <= offset <= least + MOST_EXTENSIONS:
@@ -266,17 +266,17 @@ def _order_and_version(head: bytes | bytearray) -> tuple[Order, int] | None:
 def _affine(raw: _Raw, shape: tuple[int, int, int], form: Form | None, assume_ras: bool) -> NDArray[np.float64]:
     """Return the affine of the form that is believed, in mm."""
     coded = [form] if form in raw.coded else raw.coded  # of what is not believed, nothing is asked
-    _judge_place(raw, coded, assume_ras)
+    _discriminator_place(raw, coded, assume_ras)
     made = {"sform": _from_sform, "qform": _from_quaternion}
     forms = [made[name](raw) for name in coded] or [np.diag([*raw.steps, 1.0]).astype(np.float64)]
     for matrix in forms:
         matrix[:3] *= MM.get(raw.one("units") & 7, 1.0)
     if len(forms) == 2:
-        _judge_forms(raw, *(Geometry(shape, matrix).corners for matrix in forms))
+        _discriminator_forms(raw, *(Geometry(shape, matrix).corners for matrix in forms))
     return forms[0]
 
 
-def _judge_place(raw: _Raw, coded: Sequence[Form], assume_ras: bool) -> None:
+def _discriminator_place(raw: _Raw, coded: Sequence[Form], assume_ras: bool) -> None:
     """Refuse numbers of place that cannot be, of the forms that are used."""
     if not all(abs(value) <= LARGEST for value in _used(raw, coded, assume_ras)):  # NaN is refused here too
         raise raw.refuse("has an affine that is not finite", "affine")
@@ -301,7 +301,7 @@ def _used(raw: _Raw, coded: Sequence[Form], assume_ras: bool) -> list[float]:
     return used
 
 
-def _judge_forms(raw: _Raw, a: NDArray[np.float64], b: NDArray[np.float64]) -> None:
+def _discriminator_forms(raw: _Raw, a: NDArray[np.float64], b: NDArray[np.float64]) -> None:
     """Refuse two forms whose corners lie apart by more than rounding."""
     distances = np.linalg.norm(a - b, axis=1)
     apart = float(distances.max())
@@ -351,7 +351,7 @@ def _from_quaternion(raw: _Raw) -> NDArray[np.float64]:
     return matrix
 
 
-def _judge_extensions(content: bytes, header: Header, path: Path) -> None:
+def _check_extensions(content: bytes, header: Header, path: Path) -> None:
     """Walk from extension to extension: each begins with its size, and the last ends where voxels or file do."""
     at = SIZE[header.version]
     if len(content) < at + 4 or content[at] == 0:

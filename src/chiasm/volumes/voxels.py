@@ -1,7 +1,7 @@
-"""Voxels: judged by their extremes as they stream by, then made into float32 or whole numbers.
+"""Voxels: checked by their extremes as they stream by, then made into float32 or whole numbers.
 
 What is wrong shows in the least and the greatest value (NaN spreads to both),
-and whoever is large is judged before any of it is kept.
+and whoever is large is checked before any of it is kept.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from chiasm.errors import VolumeError
 from chiasm.volumes.geometry import Geometry
 from chiasm.volumes.streams import Stream, blocks, read_whole
 
-LARGE = 64 * 2**20  # bytes of voxels that are looked at twice: first judged, then kept
+LARGE = 64 * 2**20  # bytes of voxels that are looked at twice: first checked, then kept
 LEVELS = 256  # that float32 must tell apart between the least and the greatest value
 LARGEST_LABEL = 2**31
 INTEGERS = (np.uint8, np.int8, np.int16, np.int32, np.int64)
@@ -26,7 +26,7 @@ INTEGERS = (np.uint8, np.int8, np.int16, np.int32, np.int64)
 
 @dataclass(frozen=True)
 class Stored:
-    """A volume as it lies on disk: its header is judged, its voxels are not read.
+    """A volume as it lies on disk: its header is checked, its voxels are not read.
 
     Attributes:
         stream: Where the voxels lie.
@@ -66,7 +66,7 @@ def read_image(stored: Stored, path: Path, *, allow_constant: bool = False) -> N
             float32, or float32 cannot tell the values apart.
     """
 
-    def judge(low: float, high: float) -> None:
+    def check(low: float, high: float) -> None:
         with np.errstate(over="ignore"):
             ends = np.array([low, high]).astype(np.float32)
         if not np.isfinite(ends).all():
@@ -89,7 +89,7 @@ def read_image(stored: Stored, path: Path, *, allow_constant: bool = False) -> N
                 hint="Subtract their least value first.",
             )
 
-    raw, _ = _judged(stored, judge)
+    raw, _ = _checked(stored, check)
     if not stored.is_scaled:
         return raw.astype(np.float32, copy=False)
     array = np.empty(raw.shape, np.float32, order="F")
@@ -110,7 +110,7 @@ def read_labels(stored: Stored, path: Path, *, declared: Collection[int] | None 
         VolumeError: If bytes are missing or damaged, or a label is no whole number, out of range or not declared.
     """
 
-    def judge(low: float, high: float) -> None:
+    def check(low: float, high: float) -> None:
         if np.isnan(low) or np.isnan(high):
             raise VolumeError(
                 "holds NaN among its labels", path=path, reason="labels", expected="whole numbers from 0 on"
@@ -118,7 +118,7 @@ def read_labels(stored: Stored, path: Path, *, declared: Collection[int] | None 
         if not (abs(low) <= LARGEST_LABEL and abs(high) <= LARGEST_LABEL):
             raise VolumeError("holds labels out of range", path=path, reason="labels", found=f"{low:g} to {high:g}")
 
-    raw, (low, high) = _judged(stored, judge)
+    raw, (low, high) = _checked(stored, check)
     kind = next(k for k in INTEGERS if np.iinfo(k).min <= low and high <= np.iinfo(k).max)
     array = np.empty(raw.shape, kind, order="F")
     seen: set[int] = set()
@@ -156,7 +156,7 @@ def _not_whole(value: float, low: float, high: float, path: Path) -> VolumeError
 
 
 def image_of(array: NDArray[Any], path: Path, *, allow_constant: bool = False) -> NDArray[np.float32]:
-    """Judge an image whose voxels are in memory already, and return it as float32.
+    """Check an image whose voxels are in memory already, and return it as float32.
 
     Raises:
         VolumeError: If a value is not finite in float32, or all are the same.
@@ -174,7 +174,7 @@ def image_of(array: NDArray[Any], path: Path, *, allow_constant: bool = False) -
 
 
 def labels_of(array: NDArray[Any], path: Path, *, declared: Collection[int] | None = None) -> NDArray[Any]:
-    """Judge labels that are in memory already, and return them as the smallest integer type that holds them.
+    """Check labels that are in memory already, and return them as the smallest integer type that holds them.
 
     Raises:
         VolumeError: If a label is no whole number, out of range or not declared.
@@ -199,16 +199,16 @@ def _check_declared(seen: set[int], path: Path, declared: Collection[int] | None
         )
 
 
-def _judged(stored: Stored, judge: Any) -> tuple[NDArray[Any], tuple[float, float]]:
-    """Return the voxels as stored, shape (I, J, K), and the least and greatest value, scaled and judged."""
+def _checked(stored: Stored, check: Any) -> tuple[NDArray[Any], tuple[float, float]]:
+    """Return the voxels as stored, shape (I, J, K), and the least and greatest value, scaled and checked."""
     ends: tuple[float, float] | None = None
     if stored.stream.size > LARGE:
         ends = _scaled(stored, _extremes(np.frombuffer(block, stored.dtype) for block in _aligned(stored)))
-        judge(*ends)
+        check(*ends)
     raw = np.frombuffer(read_whole(stored.stream), stored.dtype)
     if ends is None:
         ends = _scaled(stored, _extremes([raw]))
-        judge(*ends)
+        check(*ends)
     return raw.reshape(stored.geometry.shape, order="F"), ends
 
 
