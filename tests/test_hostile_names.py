@@ -146,7 +146,7 @@ def test_a_training_that_no_machine_can_hold_is_refused_by_plan(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(cost, "_machine_mb", lambda _: 16 * 1024.0)
+    monkeypatch.setattr(cost, "machine_mb", lambda _: 16 * 1024.0)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     asked: list[str | Path] = [
         "--source",

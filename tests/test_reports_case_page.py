@@ -59,7 +59,9 @@ def a_case(**changes: Any) -> CasePage:
     return replace(page, **changes)
 
 
-needs_viewer = pytest.mark.skipif(not case_pages._viewer()[0], reason="NiiVue's script was not fetched at install")
+needs_viewer = pytest.mark.skipif(
+    not case_pages.viewer_script()[0], reason="NiiVue's script was not fetched at install"
+)
 
 
 def volumes_in(text: str) -> dict[str, Any]:

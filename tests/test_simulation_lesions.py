@@ -13,10 +13,10 @@ from chiasm.simulation.lesions import (
     PLAQUE,
     RIM,
     WHOLE,
-    _mass_effect,
-    _step,
     draw_lesion,
+    grow_step,
     lesion_labels,
+    mass_effect,
 )
 
 
@@ -50,7 +50,7 @@ def test_growth_without_a_rate_conserves_cells_and_spreads_them_as_diffusion_doe
     density[15, 15, 15] = 1
     diffusion, still = np.full_like(density, 0.1), np.zeros_like(density)
     for _ in range(40):
-        density += _step(density, diffusion, still)
+        density += grow_step(density, diffusion, still)
     assert density.sum() == pytest.approx(1, abs=1e-4)
     spread = (density * (np.arange(31) - 15)[:, None, None] ** 2).sum()
     assert spread == pytest.approx(2 * 0.1 * 40, rel=0.01)  # variance 2 D t along each axis
@@ -59,7 +59,7 @@ def test_growth_without_a_rate_conserves_cells_and_spreads_them_as_diffusion_doe
 def test_growth_without_diffusion_is_logistic() -> None:
     density = np.full((3, 3, 3), 0.1, np.float32)
     for _ in range(1000):
-        density += _step(density, np.zeros_like(density), np.full_like(density, 0.004))
+        density += grow_step(density, np.zeros_like(density), np.full_like(density, 0.004))
     assert density[1, 1, 1] == pytest.approx(1 / (1 + 9 * np.exp(-4)), abs=0.002)
 
 
@@ -86,7 +86,7 @@ def test_labels_are_those_of_brats_and_stay_in_the_brain() -> None:
 
 def test_a_mass_pushes_tissue_outwards_by_the_peak_asked_for() -> None:
     mass = (np.linalg.norm(np.indices((41, 41, 41)) - 20, axis=0) < 6).astype(np.float32)
-    push = _mass_effect(mass, 2.0, peak_mm=5.0)
+    push = mass_effect(mass, 2.0, peak_mm=5.0)
     assert np.linalg.norm(push, axis=-1).max() * 2 == pytest.approx(5, rel=1e-4)
     # On the coarse grid, centre 10: where a point right of the mass comes from lies nearer to it.
     assert push[14, 10, 10, 0] < -0.3

@@ -23,7 +23,7 @@ from chiasm.preparation.plan import Plan
 from chiasm.preparation.planning import make_plan
 from chiasm.preparation.unpaired import find_unpaired
 from chiasm.recipe import Data, Recipe
-from chiasm.studies.jobs import _warm_ups, find_cases, list_jobs
+from chiasm.studies.jobs import find_cases, list_jobs, warm_ups
 from chiasm.studies.study_file import Study
 from chiasm.training.coding import CodingLearner, assign_roles, draw_examples
 from chiasm.training.cost import estimate_cost
@@ -260,7 +260,7 @@ def test_a_study_recognises_no_job_of_other_unpaired_images(lacking: Path, tmp_p
 
 
 def test_a_study_has_no_warm_up_for_a_coder() -> None:
-    assert _warm_ups(asked(), asked()) == [] and _warm_ups(asked(method="A1"), asked(method="A1"))
+    assert warm_ups(asked(), asked()) == [] and warm_ups(asked(method="A1"), asked(method="A1"))
 
 
 def test_time_and_memory_are_forecast_from_the_patches() -> None:

@@ -184,7 +184,7 @@ def write_case_page(path: Path, page: CasePage) -> Path:
     """
     upright = _upright(page)
     still = show_gallery([_still(page, upright)], None)
-    script, licences = _viewer()
+    script, licences = viewer_script()
     content: dict[str, Any] = {
         "kind": "case",
         "title": page.title,
@@ -215,7 +215,7 @@ def write_case_page(path: Path, page: CasePage) -> Path:
     return path
 
 
-def _viewer() -> tuple[str, str]:
+def viewer_script() -> tuple[str, str]:
     """Read the viewer's script, compressed and as base64, and its licences; empty where it is absent."""
     script = files("chiasm") / SCRIPT
     if not script.is_file():

@@ -68,12 +68,12 @@ def draw_lesion(kind: Disease, fractions: Array, spacing_mm: float, rng: np.rand
         volume_ml = rng.uniform(30, 170) if kind == "high" else rng.uniform(15, 90)
         density = _grown(fractions, spacing_mm, volume_ml, rng)
         solid = _fill_tumour(shares, density, fractions, spacing_mm, rng, enhancing=kind == "high")
-        push = _mass_effect(solid, spacing_mm, peak_mm=rng.uniform(2, 6) * (1.0 if kind == "high" else 0.6))
+        push = mass_effect(solid, spacing_mm, peak_mm=rng.uniform(2, 6) * (1.0 if kind == "high" else 0.6))
     elif kind == "ms":
         shares[..., PLAQUE] = _plaques(fractions, spacing_mm, rng)
     elif kind == "cyst":
         shares[..., FLUID] = _cyst(fractions, spacing_mm, rng)
-        push = _mass_effect(shares[..., FLUID], spacing_mm, peak_mm=rng.uniform(1, 4))
+        push = mass_effect(shares[..., FLUID], spacing_mm, peak_mm=rng.uniform(1, 4))
     return SimulatedLesion(kind, shares, density, push)
 
 
@@ -111,14 +111,15 @@ def _grown(fractions: Array, spacing_mm: float, volume_ml: float, rng: np.random
             edge = max(here[[0, -1]].max(), here[:, [0, -1]].max(), here[:, :, [0, -1]].max())
             reach += 10 if edge > 1e-4 else 0
             box = tuple(slice(max(0, c - reach), c + reach + 1) for c in seed)
-        density[box] += _step(density[box], diffusion[box], growth[box])
+        density[box] += grow_step(density[box], diffusion[box], growth[box])
     if stride == 1:
         return density
     points = grid_points(fractions.shape[:3]) / np.float32(stride)
     return pull(density[..., None], points).reshape(fractions.shape[:3])
 
 
-def _step(density: Array, diffusion: Array, growth: Array) -> Array:
+def grow_step(density: Array, diffusion: Array, growth: Array) -> Array:
+    """Return how fast the density of tumour cells changes at each voxel: logistic growth and diffusion."""
     change = growth * density * (1 - density)
     for axis in range(3):
         first = [slice(None)] * 3
@@ -195,7 +196,7 @@ def _cyst(fractions: Array, spacing_mm: float, rng: np.random.Generator) -> Arra
     return np.asarray(ball, dtype=np.float32)
 
 
-def _mass_effect(solid: Array, spacing_mm: float, peak_mm: float) -> Array:
+def mass_effect(solid: Array, spacing_mm: float, peak_mm: float) -> Array:
     """Push tissue away from a mass: where a point comes from moves up the slope of the smoothed mass."""
     from scipy import ndimage
 

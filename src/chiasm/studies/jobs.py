@@ -152,7 +152,7 @@ def list_jobs(study: Study, out: Path, cohort: Cohort | None) -> list[Job]:
         check_players(recipe)
         warm: Path | None = None
         if study.warmup == "shared" and recipe.generator.stages == 1:  # a cascade begins on fewer cases
-            for kind, beginning in _warm_ups(recipe, _recipe(study, WARM_UP, folds, fold, seed)):
+            for kind, beginning in warm_ups(recipe, _recipe(study, WARM_UP, folds, fold, seed)):
                 warm_up = place.job(kind, beginning, warm)
                 jobs[warm_up.key], warm = warm_up, warm_up.folder
         # the naive baselines are scored once a fold and seed, with the first arm
@@ -282,7 +282,7 @@ def has_discriminators(recipe: Recipe) -> bool:
     return recipe.loss.global_weight > 0 or recipe.loss.local_weight > 0 or needs_local_discriminator(recipe)
 
 
-def _warm_ups(recipe: Recipe, base: Recipe) -> list[tuple[Kind, Recipe]]:
+def warm_ups(recipe: Recipe, base: Recipe) -> list[tuple[Kind, Recipe]]:
     """Return the beginnings that an arm shares with others, as recipes that hold only what they depend on."""
     if recipe.optimiser.kind == "admm":
         return []  # a sparse coder shares nothing with networks

@@ -130,7 +130,7 @@ def check_memory(recipe: Recipe, plan: Plan) -> None:
     with without_memory():
         players = make_players(recipe.model_copy(update={"discriminators": discriminators}), plan, 0)
         needed = _memory_mb(_list_passes(players, recipe, plan), recipe.training.batch)
-    there = _machine_mb(recipe.training.accelerator)
+    there = machine_mb(recipe.training.accelerator)
     if needed > MOST_OF_MEMORY * there:
         raise RecipeError(
             "the training cannot fit in the memory of this machine",
@@ -141,7 +141,8 @@ def check_memory(recipe: Recipe, plan: Plan) -> None:
         )
 
 
-def _machine_mb(accelerator: str) -> float:
+def machine_mb(accelerator: str) -> float:
+    """Return the memory of the GPU or of the machine, in MB."""
     if has_gpu(accelerator):
         return float(torch.cuda.get_device_properties(0).total_memory) / 2**20
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**20
