@@ -16,8 +16,9 @@ from chiasm.preparation import planning
 from chiasm.preparation.arrays import prepare_case, prepare_source
 from chiasm.preparation.fingerprint import Fingerprint, fingerprint
 from chiasm.preparation.out_of_distribution import unlike
+from chiasm.preparation.patches import PatchNeeds
 from chiasm.preparation.plan import Estimate, Plan, read_plan, write_plan
-from chiasm.preparation.planning import PatchNeeds, make_plan
+from chiasm.preparation.planning import make_plan
 from chiasm.recipe import Recipe
 from chiasm.storage import read_toml
 from chiasm.volumes import Geometry, Volume, read_volume

@@ -17,8 +17,8 @@ from chiasm.errors import RecipeError
 from chiasm.methods import METHODS, Method, make_recipe
 from chiasm.networks.catalogue import GENERATORS, CataloguedNetwork
 from chiasm.networks.srcnn import Srcnn
+from chiasm.preparation.patches import PatchNeeds
 from chiasm.preparation.plan import Plan, read_plan
-from chiasm.preparation.planning import PatchNeeds
 from chiasm.recipe import Recipe
 from chiasm.studies.study_file import Study
 from chiasm.training.log import TrainingLog

@@ -19,14 +19,13 @@ its own, and within a line only from names to its left; a test reads this map.
     volumes       what lies on disk: geometry, masks, hounsfield, streams, voxels, nifti, metaimage, dicom_files,
                   dicom_kinds, dicom_frames, dicom_series, dicom_choice, dicom_pixels, dicom_labels, dicom_read,
                   dicom_attributes, dicom_write, mirroring, screening
-    simulation    patients that are made: deformation, anatomy, lesions, signals, patient, cohort_folder,
-                  phantom
+    simulation    patients that are made: deformation, anatomy, lesions, signals, patient, cohort_folder, phantom
     cohorts       which files belong together: cases, images, manifests, labels, completed, folder_roles, known_layouts,
                   dicom_modalities, dicom_places, dicom_patients, relatives, gathering, discovery, splits, textures,
                   duplicates
     registration  images of one patient, aligned: demons, alignment, cohort
     preparation   from files to arrays that a network learns from: intensity, bias_field, degradation, fingerprint,
-                  examination, inspection, unpaired, plan, out_of_distribution, memory, planning, arrays
+                  examination, inspection, unpaired, plan, out_of_distribution, memory, patches, planning, arrays
     attenuation   CT to attenuation at 511 keV, for PET
     metrics       scores of one image against another, inside a mask: voxelwise, edges, ssim, lesions, ranking,
                   conventions
@@ -36,8 +35,7 @@ its own, and within a line only from names to its left; a test reads this map.
                   resuming, model_files, model, synthesis, dicom_case, inputs, folders
     training      how networks learn: batches, losses, attention, players, admm, joint_coding, coding, cost, health,
                   checkpoints, finished, run_folder, session, log, state, trainables, setting, sampler,
-                  discriminator_step, generator_step, learner, loop, cascade, run_planning,
-                  run
+                  discriminator_step, generator_step, learner, loop, cascade, run_planning, run
     evaluation    scores, and what may be claimed from them: rows, scoring, summary, headlines, paired_tests,
                   statistics, loading, predictions, uncertainty, reliability
     reports       the pages that people read: drawing, pages, tables, registration, gallery, curves, naive_comparison,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +37,8 @@ from chiasm.preparation.out_of_distribution import (
     histogram_distance,
     histogram_of,
 )
-from chiasm.preparation.plan import MOST_PATCH, Estimate, Plan, Tables, Triple, across
+from chiasm.preparation.patches import SMALLEST_PATCH, PatchNeeds, body_voxels, choose_patch
+from chiasm.preparation.plan import Estimate, Plan, Tables, Triple, across
 from chiasm.recipe import LEAST_SPACING, MOST_SPACING, Recipe
 from chiasm.registration.cohort import tell_movement
 from chiasm.volumes.geometry import MOST_VOXELS
@@ -47,26 +48,6 @@ from chiasm.volumes.screening import STRICT, Reading
 AIR_HU = -1000.0
 WORTH_TELLING = 2**30  # bytes of a prepared case from which on a plan names them
 ISOTROPIC = 1.5  # largest ratio of spacings that counts as nearly the same
-PATCH_2D: Mapping[str, int] = {"tiny": 64, "small": 128, "large": 160, "paper": 160}
-PATCH_3D: Mapping[str, int] = {"tiny": 32, "small": 64, "large": 96, "paper": 96}
-SMALLEST_PATCH = 64
-MOST_EMPTY = 1.25  # a patch so many times as long as the body is told of
-
-
-class PatchNeeds(NamedTuple):
-    """What networks of the literature, and the discriminators of what they make, ask of a patch.
-
-    Attributes:
-        multiple: Every side is `offset` and a multiple of this.
-        smallest: No side is shorter.
-        offset: What valid convolutions lose, where a discriminator asks a multiple of the rest.
-        own: Whether the generator is this project's own, which the recipe's widths describe.
-    """
-
-    multiple: int = 1
-    smallest: int = 1
-    offset: int = 0
-    own: bool = False
 
 
 def make_plan(
@@ -98,15 +79,11 @@ def make_plan(
         RecipeError: If the patch asked for does not fit the networks.
         ValueError: If an id is unknown.
     """
-    cases = {case.id: case for case in cohort.cases}
-    if missing := [name for name in train_ids if name not in cases]:
-        raise ValueError(f"the cohort has no case {', '.join(missing)}")
-    data, reasons = recipe.data, dict[str, str]()
-    terms = terms_of(data)
-    learning = [cases[name] for name in train_ids]
-    seen = fingerprint(learning, data.sources, data.target, progress, terms=terms, examined=examined)
-    seen = _without_constants(recipe, seen, cases)
-    reading = learning[0].reading
+    data, reasons, terms = recipe.data, dict[str, str](), terms_of(recipe.data)
+    learning = _named(cohort, train_ids)
+    seen = fingerprint(list(learning.values()), data.sources, data.target, progress, terms=terms, examined=examined)
+    seen = _without_constants(recipe, seen, learning)
+    reading = learning[train_ids[0]].reading
     reasons |= _reasons_of_data(recipe, seen, train_ids)
     reasons |= _reasons_of_requests(recipe, reading, {k: mm for k, mm in (moved_mm or {}).items() if k in train_ids})
     spacing = _choose_spacing(recipe, seen, reasons)
@@ -114,7 +91,7 @@ def make_plan(
     dims, slices = _choose_dims(recipe, seen, spacing, reasons)
     if terms.degradation is not None:
         reasons["degradation"] = _tell(terms.degradation, spacing[across(terms.degradation)], dims)
-    patch = _choose_patch(recipe, seen, spacing, dims, reasons, needs)
+    patch = choose_patch(recipe, seen, spacing, dims, reasons, needs)
     source_kinds, target_kind = _choose_kinds(recipe, seen, reasons)
     return Plan(
         sources=data.sources,
@@ -129,8 +106,7 @@ def make_plan(
         window_hu=data.window_hu,
         **_fitted(recipe, seen, source_kinds, target_kind, reasons),
         source_stored=tuple(_stored(seen, index) for index in range(len(data.sources))),
-        grid_mm=_extremes([case.spacing_mm for case in seen.cases]),
-        body_mm=_extremes([case.body_mm for case in seen.cases]),
+        **_extents(seen),
         trained_on=tuple(train_ids),
         expected=Estimate(0.0, 0.0, 0.0),
         reasons=reasons,
@@ -141,6 +117,30 @@ def make_plan(
         mask_files=data.mask == "auto",
         reading=reading,
     )
+
+
+def _named(cohort: Cohort, names: Sequence[str]) -> dict[str, Case]:
+    """Return the cases of these names, in their order.
+
+    Raises:
+        ValueError: If the cohort lacks one.
+    """
+    cases = {case.id: case for case in cohort.cases}
+    if missing := [name for name in names if name not in cases]:
+        raise ValueError(f"the cohort has no case {', '.join(missing)}")
+    return {name: cases[name] for name in names}
+
+
+class _Extents(TypedDict):
+    """Fields of a plan that tell how large voxels and bodies of the training cases are: smallest and largest."""
+
+    grid_mm: tuple[Triple, Triple]
+    body_mm: tuple[Triple, Triple]
+
+
+def _extents(seen: Fingerprint) -> _Extents:
+    grids, bodies = ([case.spacing_mm for case in seen.cases], [case.body_mm for case in seen.cases])
+    return {"grid_mm": _extremes(grids), "body_mm": _extremes(bodies)}
 
 
 MASK_RULES: Mapping[Rule, str] = {
@@ -282,7 +282,7 @@ def _choose_spacing(recipe: Recipe, seen: Fingerprint, reasons: dict[str, str]) 
     asked = recipe.data.spacing_mm
     if asked != "auto":
         reasons["spacing_mm"] = "asked for in the recipe"
-        voxels = math.prod(_body_voxels(seen, (asked, asked, asked)))
+        voxels = math.prod(body_voxels(seen, (asked, asked, asked)))
         if voxels > MOST_VOXELS:
             raise RecipeError(
                 "data.spacing_mm is too fine for these images",
@@ -336,88 +336,11 @@ def _why_not_3d(recipe: Recipe, seen: Fingerprint, spacing: Triple) -> str:
         return f"3D training is too slow for the size {recipe.size}"
     if max(spacing) > ISOTROPIC * min(spacing):
         return "the slices are thick, so neighbours tell little: 3D needs even spacing"
-    if min(_body_voxels(seen, spacing)) < SMALLEST_PATCH:
+    if min(body_voxels(seen, spacing)) < SMALLEST_PATCH:
         return "the volumes are too thin for 3D patches"
     if not has_gpu(recipe.training.accelerator):
         return "there is no GPU, and 3D training is too slow without one"
     return ""
-
-
-def _choose_patch(
-    recipe: Recipe,
-    seen: Fingerprint,
-    spacing: Triple,
-    dims: Literal[2, 3],
-    reasons: dict[str, str],
-    needs: PatchNeeds | None,
-) -> tuple[int, ...]:
-    needs = needs or PatchNeeds(own=True)
-    multiple = math.lcm(_halved_by(recipe, needs), needs.multiple)
-    smaller = "generator.network=pix2pix-32 takes multiples of 32." if recipe.generator.network == "pix2pix" else None
-    asked = recipe.data.patch
-    if asked != "auto":
-        step = multiple if needs.own else needs.multiple
-        _check_patch(asked, dims, needs._replace(multiple=step), smaller)
-        reasons["patch"] = "asked for in the recipe"
-        return (asked,) * dims
-    least = _next_fit(needs.smallest, multiple, needs.offset)
-    usual = (PATCH_2D if dims == 2 else PATCH_3D).get(recipe.size, SMALLEST_PATCH)
-    most = max(least, _next_fit(usual - multiple + 1, multiple, needs.offset))
-    body = [math.ceil(size) for size in _body_voxels(seen, spacing)[:dims]]
-    if any(least > MOST_EMPTY * side for side in body):
-        hint = f"; {smaller.rstrip('.')}" if smaller else ""
-        reasons["patch"] = (
-            f"the networks need {least} voxels, though the median brain or body has but {' x '.join(map(str, body))}: "
-            f"the rest of a patch is empty, and a step costs as if it were not{hint}"
-        )
-    else:
-        offset = f"{needs.offset} voxels and " if needs.offset else ""
-        reasons["patch"] = (
-            f"{offset}multiples of {multiple}, which the networks need; "
-            f"at most {most} at size {recipe.size}, and no larger than just holds the median brain or body"
-        )
-    return tuple(min(most, max(least, _next_fit(size, multiple, needs.offset))) for size in body)
-
-
-def _halved_by(recipe: Recipe, needs: PatchNeeds) -> int:
-    """Return the power of 2 by which the recipe's own networks divide a patch."""
-    discriminators = recipe.discriminators
-    shaped = (
-        recipe.generator.widths if needs.own else (1,),
-        recipe.generator.refiner,
-        discriminators.local_widths,
-    )  # like a U
-    halvings = max(*(len(widths) - 1 for widths in shaped), len(discriminators.global_widths))
-    return 1 << halvings
-
-
-def _check_patch(asked: int, dims: int, needs: PatchNeeds, hint: str | None) -> None:
-    """Refuse a patch that is too large, or that the networks cannot take.
-
-    Raises:
-        RecipeError: If it is.
-    """
-    if asked**dims > MOST_PATCH:
-        raise RecipeError(
-            "data.patch is too large", reason="patch", found=asked, expected=f"at most {MOST_PATCH:,} voxels in all"
-        )
-    step, offset = needs.multiple, needs.offset
-    least = _next_fit(needs.smallest, step, offset)
-    if asked >= least and asked % step == offset % step:
-        return
-    lower = max(least, _next_fit(asked, step, offset) - step)
-    more = f"{offset} more than " if offset else ""
-    fitting = f"{more}a multiple of {step}, such as {lower} or {lower + step}" if step > 1 else f"at least {least}"
-    raise RecipeError("data.patch does not fit the networks", reason="patch", found=asked, expected=fitting, hint=hint)
-
-
-def _next_fit(size: int, multiple: int, offset: int) -> int:
-    """Return the smallest number that is at least `size`, and `offset` more than a multiple.
-
-    >>> _next_fit(33, 8, 0), _next_fit(33, 8, 12), _next_fit(36, 8, 12)
-    (40, 36, 36)
-    """
-    return size + (offset - size) % multiple
 
 
 def _choose_kinds(recipe: Recipe, seen: Fingerprint, reasons: dict[str, str]) -> tuple[tuple[Kind, ...], Kind]:
@@ -498,8 +421,3 @@ def _usual_distance(histograms: Sequence[NDArray[np.float64]], bounds: tuple[flo
 def _extremes(rows: Sequence[Triple]) -> tuple[Triple, Triple]:
     (a, b, c), (d, e, f) = np.min(rows, axis=0).tolist(), np.max(rows, axis=0).tolist()
     return (a, b, c), (d, e, f)
-
-
-def _body_voxels(seen: Fingerprint, spacing: Triple) -> list[float]:
-    sizes: list[float] = (np.median([case.body_mm for case in seen.cases], axis=0) / spacing).tolist()
-    return sizes

@@ -28,7 +28,7 @@ from chiasm.studies.jobs import LESS_MEMORY, STAGES, Job, Kind, find_cases, list
 from chiasm.studies.notes import FILES, FOLDERS, NOTES, is_study, notes_of, scored_folders
 from chiasm.studies.study_file import Study, data_folder, read_study, reference_folder
 from chiasm.studies.study_report import RELIABILITY, Done, write_study_report
-from chiasm.studies.work import Outcome, simulate, work
+from chiasm.studies.work import Outcome, Terms, simulate, work
 from chiasm.volumes.screening import STRICT, Reading
 
 
@@ -145,8 +145,7 @@ class _Work:
 
     def do_all(self, run: Runner) -> list[Outcome]:
         """Do all jobs that are not done; return what failed."""
-        do = partial(
-            work,
+        terms = Terms(
             data=data_folder(self.study, self.out),
             out=self.out,
             threads=self.study.threads,
@@ -155,6 +154,7 @@ class _Work:
             reference=reference_folder(self.study, self.out),
             trust=self.trust,
         )
+        do = partial(work, terms=terms)
         finished = sum(job.is_done for job in self.jobs)
         for kind in STAGES:
             due = self._due(kind)

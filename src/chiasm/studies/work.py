@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,44 +55,51 @@ def simulate(phantom: Phantom, folder: Path, *, movement: Movement | None = None
     )
 
 
-def work(
-    job: Job,
-    *,
-    data: Path,
-    out: Path,
-    threads: int,
-    layout: str | None,
-    opened: bool = False,
-    reference: Path | None = None,
-    trust: Collection[str] = (),
-) -> Outcome:
-    """Do a job, or recognise that it was done; what goes wrong is told, not raised.
+@dataclass(frozen=True)
+class Terms:
+    """What is the same for all jobs of a study.
 
-    Args:
-        job: What to do.
+    Attributes:
         data: Folder of the cases.
         out: The study's folder.
         threads: Of torch and numpy, the same on every machine, so that figures are.
         layout: Name of a layout, where `data` fits several.
         opened: Whether to score the sealed test set as well.
         reference: Folder that is scored against as it lies; None for `data`, registered as the job's recipe says.
-        trust: Classes of others that a model may consist of, beside the job's own.
+        trust: Classes of others that a model may consist of, beside a job's own.
     """
+
+    data: Path
+    out: Path
+    threads: int
+    layout: str | None
+    opened: bool = False
+    reference: Path | None = None
+    trust: tuple[str, ...] = ()
+
+    def trusted(self, job: Job) -> tuple[str, ...]:
+        """Return the classes that a job's model may consist of."""
+        return (*self.trust, job.recipe.generator.network)
+
+
+def work(job: Job, terms: Terms) -> Outcome:
+    """Do a job, or recognise that it was done; what goes wrong is told, not raised."""
     import torch
     from threadpoolctl import threadpool_limits
 
     before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    trusted = (*trust, job.recipe.generator.network)
+    torch.set_num_threads(terms.threads)
     try:
-        with threadpool_limits(threads):  # numpy's products too: two jobs with two threads each are three times slower
+        with threadpool_limits(
+            terms.threads
+        ):  # numpy's products too: two jobs with two threads each are three times slower
             if not job.is_done:
                 if job.kind == "reliability":
-                    _assess(job, data, out, layout, trusted)
+                    _assess(job, terms)
                 else:
-                    _train(job, data, out, layout, reference, trusted)
-            if opened and job.kind == "arm" and not (sealed_folder(job) / "evaluation.csv").exists():
-                _score(job, data, out, layout, "sealed", sealed_folder(job), reference, trusted)
+                    _train(job, terms)
+            if terms.opened and job.kind == "arm" and not (sealed_folder(job) / "evaluation.csv").exists():
+                _score(job, terms, "sealed", sealed_folder(job))
     except ChiasmError as error:
         return Outcome(job.key, job.name, str(error), error.reason)
     except (MemoryError, OSError, RuntimeError) as error:  # a machine that is too small costs the job, not the study
@@ -117,30 +123,31 @@ def sealed_folder(job: Job) -> Path:
     return job.folder / "sealed"
 
 
-def _train(job: Job, data: Path, out: Path, layout: str | None, reference: Path | None, trust: Collection[str]) -> None:
+def _train(job: Job, terms: Terms) -> None:
     start = time.monotonic()
     if job.warm is not None:
         _share_plan(job.warm, job.folder)
     until = None if job.kind == "arm" else job.recipe.schedule.ends[job.kind]
     train(
-        data,
+        terms.data,
         job.recipe,
         job.folder,
         say=_silence,
-        layout=layout,
-        cache=out / "cache",
+        layout=terms.layout,
+        cache=terms.out / "cache",
         start=job.warm,
         until=until,
     )
     trained = time.monotonic()
     if job.kind == "arm":
-        _score(job, data, out, layout, "test", job.folder, reference, trust)
+        _score(job, terms, "test", job.folder)
     _mark_done(job, trained - start, time.monotonic() - trained)
 
 
-def _assess(job: Job, data: Path, out: Path, layout: str | None, trust: Collection[str]) -> None:
+def _assess(job: Job, terms: Terms) -> None:
     start = time.monotonic()
-    rows = assess_maps(job.runs, data, layout=layout, cache=out / "cache", trust=trust)
+    cache, trust = terms.out / "cache", terms.trusted(job)
+    rows = assess_maps(job.runs, terms.data, layout=terms.layout, cache=cache, trust=trust)
     write_evaluation(job.folder, rows)
     _mark_done(job, 0.0, time.monotonic() - start)
 
@@ -150,30 +157,29 @@ def _mark_done(job: Job, training: float, scoring: float) -> None:
     write_json(job.folder / "done.json", {"name": job.name, "version": __version__, "steps": job.steps, **seconds})
 
 
-def _score(
-    job: Job,
-    data: Path,
-    out: Path,
-    layout: str | None,
-    role: str,
-    folder: Path,
-    reference: Path | None,
-    trust: Collection[str],
-) -> None:
+def _score(job: Job, terms: Terms, role: str, folder: Path) -> None:
     """Predict the cases of a role and score them.
 
     Raises:
         ChiasmError: If a case cannot be predicted or scored: arms must be compared on the same ones.
     """
     thick = job.recipe.data.task == "super-resolution"
-    predict(job.folder, [data], folder / "predictions", only=role, layout=layout, degrade=thick, trust=trust)
+    predict(
+        job.folder,
+        [terms.data],
+        folder / "predictions",
+        only=role,
+        layout=terms.layout,
+        degrade=thick,
+        trust=terms.trusted(job),
+    )
     rows, problems, remarks = score_folder(
         folder / "predictions",
-        reference or data,
-        layout=layout,
+        terms.reference or terms.data,
+        layout=terms.layout,
         naive=job.first,
-        register=None if reference is None else "none",
-        registered=registered_in(job.folder, job.recipe, out / "cache"),
+        register=None if terms.reference is None else "none",
+        registered=registered_in(job.folder, job.recipe, terms.out / "cache"),
     )
     if problems:
         raise CohortError(problems[0].message, reason=problems[0].reason)

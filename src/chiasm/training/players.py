@@ -21,8 +21,8 @@ from chiasm.networks.generator import Dims, ResidualGenerator
 from chiasm.networks.shapes import without_memory
 from chiasm.prediction.baselines import NAMES
 from chiasm.prediction.model import input_statistics, make_generator, make_local_discriminator, make_refiner
+from chiasm.preparation.patches import PatchNeeds
 from chiasm.preparation.plan import Plan
-from chiasm.preparation.planning import PatchNeeds
 from chiasm.recipe import LEAST_PATCH, Recipe
 
 

@@ -1,0 +1,131 @@
+"""How large the patches are that networks learn from: what the networks can take, and what the images hold."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from chiasm.errors import RecipeError
+from chiasm.preparation.fingerprint import Fingerprint
+from chiasm.preparation.plan import MOST_PATCH, Triple
+from chiasm.recipe import Recipe
+
+PATCH_2D: Mapping[str, int] = {"tiny": 64, "small": 128, "large": 160, "paper": 160}
+PATCH_3D: Mapping[str, int] = {"tiny": 32, "small": 64, "large": 96, "paper": 96}
+SMALLEST_PATCH = 64
+MOST_EMPTY = 1.25  # a patch so many times as long as the body is told of
+
+
+class PatchNeeds(NamedTuple):
+    """What networks of the literature, and the discriminators of what they make, ask of a patch.
+
+    Attributes:
+        multiple: Every side is `offset` and a multiple of this.
+        smallest: No side is shorter.
+        offset: What valid convolutions lose, where a discriminator asks a multiple of the rest.
+        own: Whether the generator is this project's own, which the recipe's widths describe.
+    """
+
+    multiple: int = 1
+    smallest: int = 1
+    offset: int = 0
+    own: bool = False
+
+
+def choose_patch(
+    recipe: Recipe,
+    seen: Fingerprint,
+    spacing: Triple,
+    dims: Literal[2, 3],
+    reasons: dict[str, str],
+    needs: PatchNeeds | None,
+) -> tuple[int, ...]:
+    """Choose the sides of a patch, in voxels, and say why.
+
+    Args:
+        recipe: What is asked for.
+        seen: What the training cases are like.
+        spacing: Of the grid, mm.
+        dims: Axes of a patch.
+        reasons: Gets the reason, under "patch".
+        needs: Of networks that are not this project's own, or None.
+
+    Raises:
+        RecipeError: If the patch asked for does not fit the networks.
+    """
+    needs = needs or PatchNeeds(own=True)
+    multiple = math.lcm(_halved_by(recipe, needs), needs.multiple)
+    smaller = "generator.network=pix2pix-32 takes multiples of 32." if recipe.generator.network == "pix2pix" else None
+    asked = recipe.data.patch
+    if asked != "auto":
+        step = multiple if needs.own else needs.multiple
+        _check_patch(asked, dims, needs._replace(multiple=step), smaller)
+        reasons["patch"] = "asked for in the recipe"
+        return (asked,) * dims
+    least = _next_fit(needs.smallest, multiple, needs.offset)
+    usual = (PATCH_2D if dims == 2 else PATCH_3D).get(recipe.size, SMALLEST_PATCH)
+    most = max(least, _next_fit(usual - multiple + 1, multiple, needs.offset))
+    body = [math.ceil(size) for size in body_voxels(seen, spacing)[:dims]]
+    if any(least > MOST_EMPTY * side for side in body):
+        hint = f"; {smaller.rstrip('.')}" if smaller else ""
+        reasons["patch"] = (
+            f"the networks need {least} voxels, though the median brain or body has but {' x '.join(map(str, body))}: "
+            f"the rest of a patch is empty, and a step costs as if it were not{hint}"
+        )
+    else:
+        offset = f"{needs.offset} voxels and " if needs.offset else ""
+        reasons["patch"] = (
+            f"{offset}multiples of {multiple}, which the networks need; "
+            f"at most {most} at size {recipe.size}, and no larger than just holds the median brain or body"
+        )
+    return tuple(min(most, max(least, _next_fit(size, multiple, needs.offset))) for size in body)
+
+
+def _halved_by(recipe: Recipe, needs: PatchNeeds) -> int:
+    """Return the power of 2 by which the recipe's own networks divide a patch."""
+    discriminators = recipe.discriminators
+    shaped = (
+        recipe.generator.widths if needs.own else (1,),
+        recipe.generator.refiner,
+        discriminators.local_widths,
+    )  # like a U
+    halvings = max(*(len(widths) - 1 for widths in shaped), len(discriminators.global_widths))
+    return 1 << halvings
+
+
+def _check_patch(asked: int, dims: int, needs: PatchNeeds, hint: str | None) -> None:
+    """Refuse a patch that is too large, or that the networks cannot take.
+
+    Raises:
+        RecipeError: If it is.
+    """
+    if asked**dims > MOST_PATCH:
+        raise RecipeError(
+            "data.patch is too large", reason="patch", found=asked, expected=f"at most {MOST_PATCH:,} voxels in all"
+        )
+    step, offset = needs.multiple, needs.offset
+    least = _next_fit(needs.smallest, step, offset)
+    if asked >= least and asked % step == offset % step:
+        return
+    lower = max(least, _next_fit(asked, step, offset) - step)
+    more = f"{offset} more than " if offset else ""
+    fitting = f"{more}a multiple of {step}, such as {lower} or {lower + step}" if step > 1 else f"at least {least}"
+    raise RecipeError("data.patch does not fit the networks", reason="patch", found=asked, expected=fitting, hint=hint)
+
+
+def _next_fit(size: int, multiple: int, offset: int) -> int:
+    """Return the smallest number that is at least `size`, and `offset` more than a multiple.
+
+    >>> _next_fit(33, 8, 0), _next_fit(33, 8, 12), _next_fit(36, 8, 12)
+    (40, 36, 36)
+    """
+    return size + (offset - size) % multiple
+
+
+def body_voxels(seen: Fingerprint, spacing: Triple) -> list[float]:
+    """Return how many voxels the median brain or body measures along each axis."""
+    sizes: list[float] = (np.median([case.body_mm for case in seen.cases], axis=0) / spacing).tolist()
+    return sizes
