@@ -39,7 +39,7 @@ from chiasm.preparation.out_of_distribution import (
 )
 from chiasm.preparation.patches import SMALLEST_PATCH, PatchNeeds, body_voxels, choose_patch
 from chiasm.preparation.plan import Estimate, Plan, Tables, Triple, across
-from chiasm.recipe import LEAST_SPACING, MOST_SPACING, Recipe
+from chiasm.recipe import LEAST_SPACING, MOST_SPACING, BiasCorrection, Data, Recipe, Registration
 from chiasm.registration.cohort import tell_movement
 from chiasm.volumes.geometry import MOST_VOXELS
 from chiasm.volumes.masks import Rule
@@ -94,8 +94,7 @@ def make_plan(
     patch = choose_patch(recipe, seen, spacing, dims, reasons, needs)
     source_kinds, target_kind = _choose_kinds(recipe, seen, reasons)
     return Plan(
-        sources=data.sources,
-        target=data.target,
+        **_requests(data),
         spacing_mm=spacing,
         dims=dims,
         slices=slices,
@@ -103,18 +102,13 @@ def make_plan(
         mask_rule=seen.mask_rule,
         source_kinds=source_kinds,
         target_kind=target_kind,
-        window_hu=data.window_hu,
         **_fitted(recipe, seen, source_kinds, target_kind, reasons),
         source_stored=tuple(_stored(seen, index) for index in range(len(data.sources))),
         **_extents(seen),
         trained_on=tuple(train_ids),
         expected=Estimate(0.0, 0.0, 0.0),
         reasons=reasons,
-        histogram=data.histogram,
         degradation=terms.degradation,
-        registration=data.registration,
-        bias_correction=data.bias_correction,
-        mask_files=data.mask == "auto",
         reading=reading,
     )
 
@@ -129,6 +123,30 @@ def _named(cohort: Cohort, names: Sequence[str]) -> dict[str, Case]:
     if missing := [name for name in names if name not in cases]:
         raise ValueError(f"the cohort has no case {', '.join(missing)}")
     return {name: cases[name] for name in names}
+
+
+class _Requests(TypedDict):
+    """Fields of a plan that the recipe decides."""
+
+    sources: tuple[str, ...]
+    target: str
+    window_hu: tuple[float, float]
+    histogram: bool
+    registration: Registration
+    bias_correction: BiasCorrection
+    mask_files: bool
+
+
+def _requests(data: Data) -> _Requests:
+    return {
+        "sources": data.sources,
+        "target": data.target,
+        "window_hu": data.window_hu,
+        "histogram": data.histogram,
+        "registration": data.registration,
+        "bias_correction": data.bias_correction,
+        "mask_files": data.mask == "auto",
+    }
 
 
 class _Extents(TypedDict):
