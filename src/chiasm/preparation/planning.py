@@ -60,7 +60,7 @@ def make_plan(
     moved_mm: Mapping[str, float] | None = None,
     examined: Mapping[str, CaseFacts] | None = None,
 ) -> Plan:
-    """Choose how to prepare and train, from training cases alone.
+    """Choose how to prepare and train, from training cases alone; what it will cost is not known yet.
 
     Args:
         recipe: What is asked for.
@@ -70,9 +70,6 @@ def make_plan(
         needs: Of networks that are not this project's own, which the recipe's widths describe.
         moved_mm: Case id to how far its images were moved, where they were registered.
         examined: Case id to what examination noted, of cases that need not be read again.
-
-    Returns:
-        The plan; what it will cost is not known yet.
 
     Raises:
         CohortError: If no training case can be read, or none has intensities that differ.
