@@ -268,13 +268,13 @@ def test_the_reliability_map_is_held_against_the_true_error(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("last", "sentence"),
     [
-        ({"spearman_smoothed": -0.1}, "The attention is inverted: its doubt does not rise with the error"),
+        ({"spearman_smoothed": -0.1}, "The attention is inverted: its difficulty does not rise with the error"),
         ({"weight_ratio": 1.04}, "The attention is inactive on lesions"),
         ({"weight_ratio": 0.5}, "The attention is inverted on lesions"),
         ({"accuracy_local": 0.99}, "The local discriminator ended saturated"),
         ({"accuracy_global": 0.51}, "The global discriminator ended near guessing"),
         ({"attention_strength": 0.0}, "The attention was never switched on"),
-        ({}, "The local discriminator’s doubt rises with the error"),
+        ({}, "The local discriminator’s difficulty rises with the error"),
     ],
 )
 def test_the_health_of_the_discriminators_is_told_in_words(

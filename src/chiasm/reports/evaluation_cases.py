@@ -22,7 +22,7 @@ from chiasm.reports.naive_comparison import rank
 from chiasm.reports.pictures import write_picture
 from chiasm.volumes import Volume, canonical
 
-GALLERY = 6  # cases with slices in the report
+GALLERY = 3  # cases with slices at the head of the report
 PAGES = 24  # cases with a page of their own, unless more are asked for
 
 

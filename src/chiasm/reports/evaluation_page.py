@@ -121,12 +121,14 @@ def list_sections(page: EvaluationPage) -> list[PageSection]:
     lesions = {"least": LEAST_LESION, "tables": tabulate_lesions(page.rows, page.method)}
     training = {"curves": draw_curves(page.history), "health": describe_health(page.history)}
     return [
+        PageSection(
+            "gallery", "Pictures", "The worst, the median and the best case", show_gallery(page.gallery, ranking)
+        ),
         PageSection("found", "Found", "What was found", found),
         PageSection("figures", "Figures", "Figures by region", _tabulate_methods(page), NO_FIGURES),
         PageSection("cases", "Cases", "Case by case", cases, "There are no figures of single cases."),
         PageSection("pages", "Pages", "Cases to walk through", page.pages, "No pages of single cases were made."),
         PageSection("lesions", "Lesions", "Lesion by lesion", lesions),
-        PageSection("gallery", "Gallery", "Slices to look at", show_gallery(page.gallery, ranking)),
         PageSection(
             "reliability",
             "Reliability",
