@@ -191,7 +191,11 @@ def test_ctrl_c_or_a_closed_terminal_writes_a_checkpoint(number: int, toy_cohort
     words = ["train", str(toy_cohort), "--source", "t1", "--target", "t2", "-o", str(tmp_path / "run")]
     long = ["--size", "tiny", "--set", *SETTINGS, "schedule.steps=100000", "training.validations=1000"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "chiasm.cli", *words, *long], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "chiasm.cli", *words, *long],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # also where the tests run under nohup
     )
     until = time.monotonic() + 90
     while not list(tmp_path.glob("run/checkpoints/*.toml")) and process.poll() is None and time.monotonic() < until:
