@@ -91,6 +91,11 @@ class Method:
         return self.code or self.name
 
     @property
+    def title(self) -> str:
+        """The name for people, with the code in brackets where there is one."""
+        return f"{self.name} ({self.code})" if self.code else self.name
+
+    @property
     def called(self) -> set[str]:
         """Everything that it may be called, in small letters."""
         return {word.lower() for word in (self.name, self.key, *self.aliases)}
@@ -361,6 +366,15 @@ _METHODS = (
 
 #: Every method by its key, in the order of the tables.
 METHODS: dict[str, Method] = {method.key: method for method in _METHODS}
+
+
+def title_of(key: str) -> str:
+    """Return what to call a recipe's method; a variant of a study is called by its own name.
+
+    >>> title_of("A7"), title_of("srcnn"), title_of("A7 sharper")
+    ('dual-attention (A7)', 'srcnn', 'A7 sharper')
+    """
+    return METHODS[key].title if key in METHODS else key
 
 
 def is_method(name: str) -> bool:

@@ -181,7 +181,7 @@ def complete(
     seeds: Annotated[
         int, typer.Option("--seeds", help="Seeds of the utility, from --seed on.", rich_help_panel="Run")
     ] = 1,
-    method: Annotated[str, typer.Option("--method", help="Arm by name.", rich_help_panel="Method")] = "li-cnn",
+    method: Annotated[str, typer.Option("--method", help="Method by name.", rich_help_panel="Method")] = "li-cnn",
     size: Size = "small",
     steps: Annotated[
         int | None,

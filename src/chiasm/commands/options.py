@@ -178,9 +178,11 @@ class RecipeOptions:
     method: Annotated[
         str,
         typer.Option(
-            "--method", help="Arm by name: A7 (dual-attention), A1 (l2), A8 (literal), ...", rich_help_panel="Method"
+            "--method",
+            help="Method by name: dual-attention, dual, l2, literal, unet, ... (chiasm methods lists all)",
+            rich_help_panel="Method",
         ),
-    ] = "A7"
+    ] = "dual-attention"
     size: Annotated[
         str, typer.Option("--size", help="Effort: tiny, small, large or paper.", rich_help_panel="Method")
     ] = "small"

@@ -146,12 +146,13 @@ def report(
 
 def methods(size: Size = "small") -> None:
     """List every method: what it is, whose it is, how many weights, what it needs; and what is no method."""
+    from chiasm.methods import title_of
     from chiasm.training.players import BESIDE, describe_methods
 
     for row in describe_methods(size):
         published = f" ({row.published:,} published)" if row.published else ""
         told = [row.paper, f"{row.weights:,} weights{published}", *([f"needs {row.needs}"] if row.needs else [])]
-        typer.echo(f"{row.name:12} {row.words}\n{'':12} {'; '.join(told)}")
+        typer.echo(f"{title_of(row.name):24} {row.words}\n{'':24} {'; '.join(told)}")
     for name, words in BESIDE.items():
         typer.echo(f"{name}: {words}")
 

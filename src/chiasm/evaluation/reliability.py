@@ -42,6 +42,7 @@ from chiasm.evaluation.uncertainty import (
     expected_error,
     learned_score,
 )
+from chiasm.methods import title_of
 from chiasm.metrics import ranking
 from chiasm.prediction.calibration import Calibration, CalibrationRow, calibration_table, equal_groups, fit_calibration
 from chiasm.prediction.engines import Engine
@@ -343,7 +344,7 @@ def _check_map(run: Path, model: Model, split: Split) -> None:
     """Refuse a run that has no reliability map, or none that can be calibrated."""
     if model.local_discriminator is None:
         raise RunError(
-            f"is of arm {model.recipe.method}, which has no local discriminator and so no map",
+            f"is of method {title_of(model.recipe.method)}, which has no local discriminator and so no map",
             path=run,
             reason="no-map",
         )

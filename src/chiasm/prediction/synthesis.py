@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from chiasm.errors import RecipeError, RunError, VolumeError
+from chiasm.methods import title_of
 from chiasm.networks.catalogue import SameSize
 from chiasm.prediction.calibration import apply_calibration
 from chiasm.prediction.engines import Engine
@@ -311,7 +312,7 @@ def synthesise(
 def _describe_calibration(model: Model) -> list[str]:
     """Warn where a model has no reliability map, or one that is not to be trusted."""
     if model.local_discriminator is None:
-        return [f"arm {model.recipe.method} has no local discriminator, so there is no reliability map"]
+        return [f"method {title_of(model.recipe.method)} has no local discriminator, so there is no reliability map"]
     if model.calibration is None:
         return ["the reliability map is not calibrated: the run had no validation cases"]
     if not model.calibration.informative:

@@ -25,6 +25,7 @@ from chiasm.cohorts.dicom_patients import Selection
 from chiasm.cohorts.splits import read_splits
 from chiasm.errors import CohortError, RunError
 from chiasm.locks import locked
+from chiasm.methods import title_of
 from chiasm.prediction.baselines import CARD, TENSORS, fit_baselines, save_baselines
 from chiasm.prediction.calibration import Calibration, fit_calibration
 from chiasm.prediction.engines import Engine, pick_precision
@@ -160,7 +161,7 @@ def _learn_stages(
 def _describe_cost(recipe: Recipe, plan: Plan) -> str:
     cost = estimate_cost(recipe, plan)
     return (
-        f"{recipe.method} ({recipe.size}): {recipe.schedule.steps} steps, about {in_minutes(cost.minutes)} "
+        f"{title_of(recipe.method)}, {recipe.size}: {recipe.schedule.steps} steps, {in_minutes(cost.minutes)} "
         f"and {cost.memory_mb / 1024:.1f} GB"
     )
 
@@ -252,7 +253,7 @@ def describe(recipe: Recipe, plan: Plan) -> list[str]:
         lines.append(f"{name}: {reason}" if short else f"{name} = {_plain(value)}: {reason}")
     cost = plan.expected or estimate_cost(recipe, plan)
     lines.append(
-        f"{recipe.method} ({recipe.size}), {recipe.schedule.steps} steps: about {in_minutes(cost.minutes)} "
+        f"{title_of(recipe.method)}, {recipe.size}, {recipe.schedule.steps} steps: {in_minutes(cost.minutes)} "
         f"and {cost.memory_mb / 1024:.1f} GB"
     )
     return lines
@@ -262,11 +263,11 @@ def in_minutes(minutes: float) -> str:
     """Say a duration in words.
 
     >>> in_minutes(0.2), in_minutes(7.2), in_minutes(200)
-    ('less than a minute', '7 min', '3.3 h')
+    ('less than a minute', 'about 7 min', 'about 3.3 h')
     """
     if minutes < 1:
         return "less than a minute"
-    return f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h"
+    return f"about {minutes:.0f} min" if minutes < 100 else f"about {minutes / 60:.1f} h"
 
 
 def _plain(value: object) -> str:
