@@ -234,7 +234,7 @@ def test_names_in_other_scripts_and_odd_values_are_carried_on_without_a_word(
             assert pydicom.dcmread(path).PatientName == odd["PatientName"]
             assert pydicom.dcmread(path).PatientSex == "unknown"
     said = "".join(capfd.readouterr()) + caplog.text
-    assert not [word for word in (*TELLTALE.values(), "ninety", "1933", "山田") if word in said]
+    assert not [word for word in (*TELLTALE.values(), "ninety", "April", "山田") if word in said]
 
 
 def test_a_series_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
