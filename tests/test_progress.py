@@ -52,7 +52,7 @@ def test_what_is_left_follows_the_speed_of_this_call(clock: Clock, capsys: pytes
         tell(102, 1101, {})
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "training loss 0.2500: 101 of 1101, about 1017 min left"
-    assert lines[1] == "training assesses: 102 of 1101, about 1016 min left"
+    assert lines[1] == "training discriminators: 102 of 1101, about 1016 min left"
 
 
 def test_work_that_was_done_before_says_nothing(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
