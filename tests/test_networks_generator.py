@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from chiasm.networks.generator import KNOTS, ResidualGenerator, reach, upsample
+from chiasm.networks.generator import KNOTS, ResidualGenerator, fold_voxels, reach, unfold_voxels, upsample
 
 
 def lively(network: nn.Module, seed: int = 0) -> nn.Module:
@@ -37,9 +37,12 @@ def seen_from(network: nn.Module, channels: int, size: int, dims: int, place: in
     return int(touched[0]), int(touched[-1])
 
 
+@pytest.mark.parametrize("fold", [1, 2])
 @pytest.mark.parametrize(("dims", "widths"), [(2, (2,)), (2, (2, 2)), (2, (2, 2, 2)), (2, (2, 2, 2, 2)), (3, (2, 2))])
-def test_the_receptive_field_is_what_gradients_reach_and_no_more(dims: int, widths: tuple[int, ...]) -> None:
-    network = lively(make(dims, widths)).double()
+def test_the_receptive_field_is_what_gradients_reach_and_no_more(
+    dims: int, widths: tuple[int, ...], fold: int
+) -> None:
+    network = lively(make(dims, widths, fold=fold)).double()
     for module in network.modules():  # a rectifier may hide a path at one random input: let all through
         if isinstance(module, nn.Conv2d | nn.Conv3d):
             module.weight.data.abs_()
@@ -60,12 +63,29 @@ def test_reach_counts_by_hand() -> None:
     # down 0 <- -1..1, 1 <- 1..3; up: 1 <- 0..1 <- -1..3, two to the left, two to the right
     assert reach(["down", "up"], 2) == 3  # up: 0 <- -1..0 <- -3..1
     assert reach(["convolution", "down", "up"], 2) == 4
+    # unfold 0 <- block 0 <- blocks -1..1 <- voxels -2..3; voxel 1 of the block likewise, so 3 to the right or left
+    assert reach(["fold", "convolution", "unfold"], 2) == 3
+
+
+def test_folding_in_two_dimensions_is_torchs_pixel_unshuffle() -> None:
+    image = torch.randn(2, 3, 8, 12)
+    folded = fold_voxels(image, 2)
+    assert torch.equal(folded, torch.nn.functional.pixel_unshuffle(image, 2))
+    assert torch.equal(unfold_voxels(folded, 2), torch.nn.functional.pixel_shuffle(folded, 2))
+
+
+def test_unfolding_in_three_dimensions_undoes_folding_and_keeps_blocks_together() -> None:
+    image = torch.randn(2, 3, 4, 8, 6)
+    folded = fold_voxels(image, 2)
+    assert folded.shape == (2, 24, 2, 4, 3)
+    assert torch.equal(folded[1, 8:16, 1, 2, 0].sort().values, image[1, 1, 2:4, 4:6, 0:2].flatten().sort().values)
+    assert torch.equal(unfold_voxels(folded, 2), image)
 
 
 @pytest.mark.parametrize("dims", [2, 3])
-@pytest.mark.parametrize("norm", ["batch", "none"])
-def test_a_tile_with_its_halo_equals_the_whole(dims: int, norm: str) -> None:
-    network = lively(make(dims, (4, 6), norm=norm, skip="source"))
+@pytest.mark.parametrize(("norm", "fold"), [("batch", 1), ("none", 1), ("batch", 2)])
+def test_a_tile_with_its_halo_equals_the_whole(dims: int, norm: str, fold: int) -> None:
+    network = lively(make(dims, (4, 6), norm=norm, skip="source", fold=fold))
     multiple = network.size_multiple
     halo = -(-network.receptive_field // multiple) * multiple
     size = 2 * halo + 3 * multiple
@@ -105,9 +125,9 @@ def test_a_fresh_network_with_a_source_skip_returns_that_channel(dims: int) -> N
     assert torch.equal(network(source), source[:, 1:])
 
 
-@pytest.mark.parametrize("dims", [2, 3])
-def test_a_fresh_network_with_a_lookup_skip_equals_numpy_interp(dims: int) -> None:
-    network = make(dims, skip="lookup", skip_channel=1)
+@pytest.mark.parametrize(("dims", "fold"), [(2, 1), (3, 1), (2, 2)])
+def test_a_fresh_network_with_a_lookup_skip_equals_numpy_interp(dims: int, fold: int) -> None:
+    network = make(dims, skip="lookup", skip_channel=1, fold=fold)
     source = 3 * torch.randn(2, 2, *[8] * dims)
     assert not network(source).any()  # not set yet: zero
     x = torch.sort(torch.randn(KNOTS)).values

@@ -149,6 +149,7 @@ class Generator(Section):
         dict[Annotated[str, Field(max_length=64)], Option], Field(max_length=64)
     ] = {}  # of a network from another package
     widths: Widths = (16, 32, 64, 128)
+    fold: Literal[1, 2] = 1  # voxels an axis that become channels before the first convolution, in this project's own
     norm: Literal["batch", "none"] = "batch"
     skip: Literal["none", "source", "lookup"] = "lookup"
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of each level's features, so a model can be asked many times

@@ -11,6 +11,11 @@ whose layer counts are not public; blocks, widths and skips are this project's.
 
 Nothing here depends on how large the input is (batch normalisation or none,
 never instance normalisation), so tiles with a halo equal the whole volume.
+
+Folding (pixel unshuffle, Shi et al. 2016, arXiv:1609.05158) turns each block of
+`fold` voxels an axis into channels before the first convolution and back after
+the last, so that the widest grid, where most time goes, has a quarter of the
+voxels (an eighth in 3D) and every kernel sees twice as far.
 """
 
 from __future__ import annotations
@@ -25,7 +30,7 @@ from torch.nn import functional
 
 Dims = Literal[2, 3]
 Norm = Literal["batch", "none"]
-Layer = Literal["convolution", "down", "up"]
+Layer = Literal["convolution", "down", "up", "fold", "unfold"]
 
 #: Points of the look-up table behind the "lookup" skip.
 KNOTS = 64
@@ -51,7 +56,8 @@ def reach(path: Sequence[Layer], multiple: int) -> int:
     Walks back from the output, keeping the first and the last voxel needed: a
     convolution of 3 needs one more on each side, a "down" (3, stride 2) turns
     o into 2o-1 .. 2o+1, an "up" (linear, factor 2) turns 2c into c-1 .. c and
-    2c+1 into c .. c+1.  The distance depends on where the voxel lies on the
+    2c+1 into c .. c+1; a "fold" makes voxel o of 2o .. 2o+1, an "unfold" voxel
+    o of o // 2 (for a fold of 2).  The distance depends on where the voxel lies on the
     coarse grid, so the largest over all such places is returned.
 
     Args:
@@ -70,12 +76,59 @@ def reach(path: Sequence[Layer], multiple: int) -> int:
         for layer in reversed(path):
             if layer == "convolution":
                 first, last = first - 1, last + 1
-            elif layer == "down":
-                first, last = 2 * first - 1, 2 * last + 1
             else:
-                first, last = (first - 1) // 2, (last + 1) // 2
+                first, last = _needed(layer, first, last)
         farthest = max(farthest, place - first, last - place)
     return farthest
+
+
+def _needed(layer: Layer, first: int, last: int) -> tuple[int, int]:
+    """Return which voxels of a layer that changes the grid by 2 are needed for its voxels `first` to `last`."""
+    return {
+        "down": (2 * first - 1, 2 * last + 1),
+        "up": ((first - 1) // 2, (last + 1) // 2),
+        "fold": (2 * first, 2 * last + 1),
+        "unfold": (first // 2, last // 2),
+    }[layer]
+
+
+def fold_voxels(image: Tensor, by: int) -> Tensor:
+    """Turn blocks of `by` voxels an axis into channels: (N, C, *S) to (N, C * by ** dims, *S / by).
+
+    Args:
+        image: Spatial sizes are multiples of `by`.
+        by: 1 changes nothing.
+
+    >>> fold_voxels(torch.arange(4.0).reshape(1, 1, 2, 2), 2).flatten().tolist()
+    [0.0, 1.0, 2.0, 3.0]
+    """
+    if by == 1:
+        return image
+    n, channels, *spatial = image.shape
+    dims = len(spatial)
+    split = image.reshape(n, channels, *(size for axis in spatial for size in (axis // by, by)))
+    inner, outer = range(3, 3 + 2 * dims, 2), range(2, 2 + 2 * dims, 2)
+    folded = split.permute(0, 1, *inner, *outer)
+    return folded.reshape(n, channels * by**dims, *(axis // by for axis in spatial))
+
+
+def unfold_voxels(features: Tensor, by: int) -> Tensor:
+    """Turn channels back into blocks of `by` voxels an axis, the inverse of `fold_voxels`.
+
+    Args:
+        features: Shape (N, C * by ** dims, *S).
+        by: 1 changes nothing.
+
+    Returns:
+        Shape (N, C, *S * by).
+    """
+    if by == 1:
+        return features
+    n, channels, *spatial = features.shape
+    dims = len(spatial)
+    split = features.reshape(n, channels // by**dims, *[by] * dims, *spatial)
+    axes = (axis for place in range(2, 2 + dims) for axis in (place + dims, place))
+    return split.permute(0, 1, *axes).reshape(n, -1, *(axis * by for axis in spatial))
 
 
 def check_sizes(spatial: Sequence[int], dims: int, multiple: int) -> None:
@@ -165,6 +218,7 @@ class ResidualGenerator(nn.Module):
             sent through a look-up table ("lookup", see `set_lookup`).
         skip_channel: The source channel that skips: the middle slice in 2.5D.
         dropout: Share of each level's channels that training leaves out at random, in [0, 1).
+        fold: Voxels of an axis that become channels before the first convolution: 1 or 2.
 
     Attributes:
         size_multiple: Spatial sizes must be multiples of this, and tiles must
@@ -188,19 +242,21 @@ class ResidualGenerator(nn.Module):
         skip: Literal["none", "source", "lookup"] = "none",
         skip_channel: int = 0,
         dropout: float = 0.0,
+        fold: Literal[1, 2] = 1,
     ) -> None:
         super().__init__()
         if dims not in (2, 3) or norm not in ("batch", "none") or skip not in ("none", "source", "lookup"):
             raise ValueError(f"dims is 2 or 3, norm batch or none, skip none, source or lookup: {dims}, {norm}, {skip}")
         _check_numbers(in_channels, widths, skip_channel, dropout)
         self.in_channels, self.dims, self.skip, self.skip_channel = in_channels, dims, skip, skip_channel
-        self.size_multiple = 2 ** (len(widths) - 1)
+        self.fold = fold
+        self.size_multiple = fold * 2 ** (len(widths) - 1)
 
-        self.stem = ResidualBlock(in_channels, widths[0], dims=dims, norm=norm)
+        self.stem = ResidualBlock(in_channels * fold**dims, widths[0], dims=dims, norm=norm)
         self.downs = nn.ModuleList(ResidualBlock(a, b, dims=dims, norm=norm, stride=2) for a, b in pairwise(widths))
         self.ups = nn.ModuleList(Join(b, a, dims=dims, norm=norm) for a, b in reversed(list(pairwise(widths))))
         self.dropout = _DROPOUT[dims](dropout)
-        self.last = CONVOLUTION[dims](widths[0], 1, 1)
+        self.last = CONVOLUTION[dims](widths[0], fold**dims, 1)
         if skip != "none":  # training starts from the skip alone
             nn.init.zeros_(self.last.weight)
             nn.init.zeros_(self.last.bias)  # type: ignore[arg-type]  # None only without a bias
@@ -220,7 +276,8 @@ class ResidualGenerator(nn.Module):
         down: list[Layer] = ["down", "convolution"]
         up: list[Layer] = ["up", *block]
         depth = len(self.downs)
-        return reach([*block, *down * depth, *up * depth], self.size_multiple)
+        inside = [*block, *down * depth, *up * depth]
+        return reach(inside if self.fold == 1 else ["fold", *inside, "unfold"], self.size_multiple)
 
     def set_lookup(self, x: Tensor, y: Tensor) -> None:
         """Set the table of the "lookup" skip: linear between knots, constant beyond the first and last.
@@ -252,14 +309,14 @@ class ResidualGenerator(nn.Module):
             ValueError: If the sizes are not multiples of `size_multiple`.
         """
         check_sizes(source.shape[2:], self.dims, self.size_multiple)
-        features = self.dropout(self.stem(source))
+        features = self.dropout(self.stem(fold_voxels(source, self.fold)))
         fine = []
         for down in self.downs:
             fine.append(features)
             features = self.dropout(down(features))
         for up in self.ups:
             features = self.dropout(up(features, fine.pop()))
-        prediction: Tensor = self.last(features).to(source.dtype)
+        prediction = unfold_voxels(self.last(features), self.fold).to(source.dtype)
         if self.skip == "none":
             return prediction
         through = source[:, self.skip_channel : self.skip_channel + 1]

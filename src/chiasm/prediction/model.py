@@ -124,6 +124,7 @@ def _untaught_generator(recipe: Recipe, plan: Plan) -> nn.Module:
         skip=settings.skip,
         skip_channel=slices // 2,
         dropout=settings.dropout,
+        fold=settings.fold,
     )
 
 

@@ -87,12 +87,9 @@ def choose_patch(
 def _halved_by(recipe: Recipe, needs: PatchNeeds) -> int:
     """Return the power of 2 by which the recipe's own networks divide a patch."""
     discriminators = recipe.discriminators
-    shaped = (
-        recipe.generator.widths if needs.own else (1,),
-        recipe.generator.refiner,
-        discriminators.local_widths,
-    )  # like a U
-    halvings = max(*(len(widths) - 1 for widths in shaped), len(discriminators.global_widths))
+    generator = len(recipe.generator.widths) - 1 + (recipe.generator.fold == 2) if needs.own else 0
+    shaped = (recipe.generator.refiner, discriminators.local_widths)  # like a U
+    halvings = max(generator, *(len(widths) - 1 for widths in shaped), len(discriminators.global_widths))
     return 1 << halvings
 
 

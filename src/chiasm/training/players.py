@@ -296,7 +296,12 @@ def _stages(recipe: Recipe, scale: float) -> list[nn.Module]:
     settings, dims = recipe.generator, _dims(recipe)
     inputs = [_channels(recipe, stage) for stage in range(1, settings.stages + 1)]
     if settings.network == OWN:
-        return [ResidualGenerator(in_channels=n, widths=settings.widths, dims=dims, norm=settings.norm) for n in inputs]
+        return [
+            ResidualGenerator(
+                in_channels=n, widths=settings.widths, dims=dims, norm=settings.norm, fold=settings.fold
+            )
+            for n in inputs
+        ]
     return [
         make_network(settings.network, in_channels=n, dims=dims, scale=scale, options=settings.options) for n in inputs
     ]
