@@ -238,11 +238,11 @@ def _members(path: Path) -> list[Part]:
             expected=f"at most {LARGEST_ARCHIVE / 2**20:.0f} MiB",
         )
     for info in members:
-        _discriminator_member(info, path)
+        _check_member(info, path)
     return [Part(path, name) for name in sorted(info.filename for info in members) if not _is_hidden(name)]
 
 
-def _discriminator_member(info: zipfile.ZipInfo, path: Path) -> None:
+def _check_member(info: zipfile.ZipInfo, path: Path) -> None:
     """Refuse a member that leads outside, has a password, or unpacks to too much."""
     name = info.filename
     if PurePosixPath(name).is_absolute() or PureWindowsPath(name).drive or ".." in re.split(r"[/\\]", name):
@@ -381,12 +381,12 @@ def read_dataset(
         file.seek(0)
         wanted = [Tag(name) for name in tags] or None
         dataset = dcmread(file, stop_before_pixels=not pixels, force=True, specific_tags=wanted)
-        _discriminator_pixels(dataset, part)
-        _discriminator_groups(dataset, part)
+        _check_pixels(dataset, part)
+        _check_groups(dataset, part)
         return dataset
 
 
-def _discriminator_pixels(dataset: Dataset, part: Part) -> None:
+def _check_pixels(dataset: Dataset, part: Part) -> None:
     """Refuse pixels of which the file holds fewer bytes than it says."""
     element = dataset.get_item("PixelData") if "PixelData" in dataset else None
     length, content = getattr(element, "length", 0), getattr(element, "value", None)
@@ -401,7 +401,7 @@ def truncated(part: Part, found: str, expected: str) -> VolumeError:
     )
 
 
-def _discriminator_groups(dataset: Dataset, part: Part) -> None:
+def _check_groups(dataset: Dataset, part: Part) -> None:
     """Refuse functional groups that would take too long to parse."""
     for name in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
         packed = getattr(dataset.get_item(name), "value", None) if name in dataset else None

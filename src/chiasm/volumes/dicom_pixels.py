@@ -69,7 +69,7 @@ def pixel_format(dataset: Dataset, part: Part) -> Format:
         VolumeError: If there are none, they have colours, or the header is wrong.
     """
     with taming(part):
-        _discriminator_picture(dataset, part)
+        _check_picture(dataset, part)
         allocated = _whole(dataset, "BitsAllocated", part)
         stored = _whole(dataset, "BitsStored", part, allocated)
         high = _whole(dataset, "HighBit", part, stored - 1)
@@ -86,7 +86,7 @@ def pixel_format(dataset: Dataset, part: Part) -> Format:
             "" if meta is None else text(meta, "TransferSyntaxUID"),
             dataset.original_encoding[1] is not False,
         )
-    _discriminator_format(form, part)
+    _check_format(form, part)
     return form
 
 
@@ -100,7 +100,7 @@ def _whole(dataset: Dataset, name: str, part: Part, default: int | None = None) 
     return int(value)
 
 
-def _discriminator_picture(dataset: Dataset, part: Part) -> None:
+def _check_picture(dataset: Dataset, part: Part) -> None:
     """Refuse a file without pixels that are whole numbers, one for each."""
     if "FloatPixelData" in dataset or "DoubleFloatPixelData" in dataset:
         other = VolumeError("holds pixels that are no whole numbers", path=part.place, reason="datatype")
@@ -120,7 +120,7 @@ def _discriminator_picture(dataset: Dataset, part: Part) -> None:
         )
 
 
-def _discriminator_format(form: Format, part: Part) -> None:
+def _check_format(form: Format, part: Part) -> None:
     """Refuse numbers of bits, rows or columns that cannot be."""
     fits = 1 <= form.stored <= form.allocated and form.stored - 1 <= form.high < form.allocated
     if form.allocated not in (1, 8, 16, 32) or not fits:
@@ -195,7 +195,7 @@ def _compressed(dataset: Dataset, part: Part, form: Format, indices: Sequence[in
     from pydicom.uid import UID
 
     decoder, plugin = _codec(form, part)
-    _discriminator_coded(dataset.PixelData, part, form)
+    _check_coded(dataset.PixelData, part, form)
     try:
         for frame, _ in decoder.iter_array(dataset, indices=indices, raw=True, decoding_plugin=plugin):
             yield np.asarray(frame)
@@ -238,7 +238,7 @@ def _codec(form: Format, part: Part) -> tuple[Any, str]:
     return decoder, plugin
 
 
-def _discriminator_coded(content: bytes, part: Part, form: Format) -> None:
+def _check_coded(content: bytes, part: Part, form: Format) -> None:
     """Refuse compressed pixels that unpack to too much, or to another size than the header says."""
     from pydicom.encaps import generate_frames
 

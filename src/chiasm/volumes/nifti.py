@@ -183,7 +183,7 @@ def check_header(
         VolumeError: If it breaks a rule; `reason` says which.
     """
     raw = _read_fields(head, path)
-    for rule in (_discriminator_magic, _discriminator_dimensions, _discriminator_type):
+    for rule in (_check_magic, _check_dimensions, _check_type):
         rule(raw)
     i, j, k = (*raw.sides, 1, 1)[:3]
     dtype = np.dtype(raw.order + REAL[raw.one("datatype")])
@@ -191,7 +191,7 @@ def check_header(
     if size > max_bytes:
         found = f"{i}x{j}x{k} voxels, {size / 2**20:.0f} MiB"
         raise raw.refuse("is too large", "too-large", found, f"at most {max_bytes / 2**20:.0f} MiB")
-    _discriminator_offset(raw)
+    _check_offset(raw)
     slope, inter = _scale(raw)
     affine = _affine(raw, (i, j, k), form, assume_ras)
     keeps_forms = bool(raw.coded) and (form is None or len(raw.coded) == 1)
@@ -210,7 +210,7 @@ def _read_fields(head: bytes, path: Path) -> _Raw:
     return _Raw(path, order, version, fields)
 
 
-def _discriminator_magic(raw: _Raw) -> None:
+def _check_magic(raw: _Raw) -> None:
     magic, known = raw.one("magic"), MAGICS[raw.version]
     if magic not in known:
         is_analyze = raw.version == 1 and not magic.strip(b"\0")
@@ -218,7 +218,7 @@ def _discriminator_magic(raw: _Raw) -> None:
         raise raw.refuse(f"is not NIfTI: its magic is wrong{analyze}", "magic", magic, f"one of {known}")
 
 
-def _discriminator_dimensions(raw: _Raw) -> None:
+def _check_dimensions(raw: _Raw) -> None:
     count, *sides = raw.fields["dim"]
     if not 1 <= count <= 7 or min(sides[:count]) < 1:
         found = raw.fields["dim"][: max(2, min(count, 7) + 1)]
@@ -227,7 +227,7 @@ def _discriminator_dimensions(raw: _Raw) -> None:
         raise raw.refuse("holds more than one volume", "four-d", "x".join(map(str, raw.sides)), "three axes")
 
 
-def _discriminator_type(raw: _Raw) -> None:
+def _check_type(raw: _Raw) -> None:
     code, bits = raw.one("datatype"), raw.one("bitpix")
     if code not in REAL:
         what = f"holds {NOT_REAL.get(code, 'values of an unknown type')}"
@@ -238,7 +238,7 @@ def _discriminator_type(raw: _Raw) -> None:
         raise raw.refuse("says two sizes of a voxel", "bitpix", found, f"{expected} for datatype {code}")
 
 
-def _discriminator_offset(raw: _Raw) -> None:
+def _check_offset(raw: _Raw) -> None:
     offset, least = raw.one("vox_offset"), SMALLEST[raw.version] if raw.is_single else 0
     is_whole = math.isfinite(offset) and offset == int(offset)
     if not is_whole or not least <= offset <= least + MOST_EXTENSIONS:
@@ -266,17 +266,17 @@ def _order_and_version(head: bytes | bytearray) -> tuple[Order, int] | None:
 def _affine(raw: _Raw, shape: tuple[int, int, int], form: Form | None, assume_ras: bool) -> NDArray[np.float64]:
     """Return the affine of the form that is believed, in mm."""
     coded = [form] if form in raw.coded else raw.coded  # of what is not believed, nothing is asked
-    _discriminator_place(raw, coded, assume_ras)
+    _check_place(raw, coded, assume_ras)
     made = {"sform": _from_sform, "qform": _from_quaternion}
     forms = [made[name](raw) for name in coded] or [np.diag([*raw.steps, 1.0]).astype(np.float64)]
     for matrix in forms:
         matrix[:3] *= MM.get(raw.one("units") & 7, 1.0)
     if len(forms) == 2:
-        _discriminator_forms(raw, *(Geometry(shape, matrix).corners for matrix in forms))
+        _check_forms(raw, *(Geometry(shape, matrix).corners for matrix in forms))
     return forms[0]
 
 
-def _discriminator_place(raw: _Raw, coded: Sequence[Form], assume_ras: bool) -> None:
+def _check_place(raw: _Raw, coded: Sequence[Form], assume_ras: bool) -> None:
     """Refuse numbers of place that cannot be, of the forms that are used."""
     if not all(abs(value) <= LARGEST for value in _used(raw, coded, assume_ras)):  # NaN is refused here too
         raise raw.refuse("has an affine that is not finite", "affine")
@@ -301,7 +301,7 @@ def _used(raw: _Raw, coded: Sequence[Form], assume_ras: bool) -> list[float]:
     return used
 
 
-def _discriminator_forms(raw: _Raw, a: NDArray[np.float64], b: NDArray[np.float64]) -> None:
+def _check_forms(raw: _Raw, a: NDArray[np.float64], b: NDArray[np.float64]) -> None:
     """Refuse two forms whose corners lie apart by more than rounding."""
     distances = np.linalg.norm(a - b, axis=1)
     apart = float(distances.max())

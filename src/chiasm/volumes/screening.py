@@ -267,7 +267,7 @@ def check_affine(geometry: Geometry, path: Path | None = None, *, allow_skew: bo
         raise VolumeError("has an affine that is not finite", path=path, reason="affine")
     if np.abs(affine[:3, 3]).max() > 1e6:
         raise VolumeError("lies more than a kilometre away", path=path, reason="affine", found=affine[:3, 3].tolist())
-    _discriminator_spacing(geometry.spacing_mm, path)
+    _check_spacing(geometry.spacing_mm, path)
     axes = affine[:3, :3] / geometry.spacing_mm
     skew = _skew_degrees(axes)
     if abs(np.linalg.det(axes)) < FLATTEST:
@@ -286,7 +286,7 @@ def check_affine(geometry: Geometry, path: Path | None = None, *, allow_skew: bo
     return skew > SKEW_DEGREES
 
 
-def _discriminator_spacing(spacing: Sequence[float], path: Path | None) -> None:
+def _check_spacing(spacing: Sequence[float], path: Path | None) -> None:
     least, most = SPACING_MM[0] * (1 - ROUNDING), SPACING_MM[1] * (1 + ROUNDING)
     if not all(least <= step <= most for step in spacing):
         raise VolumeError(

@@ -107,7 +107,7 @@ def blocks(stream: Stream) -> Iterator[bytes]:
     """
     path, end = stream.path, stream.offset + stream.size
     with open_file(path) as file:
-        _discriminator_size(stream, os.fstat(file.fileno()).st_size - stream.start)
+        _check_size(stream, os.fstat(file.fileno()).st_size - stream.start)
         file.seek(stream.start)
         done = 0
         for piece in _pieces(file, path, stream.packing):
@@ -120,7 +120,7 @@ def blocks(stream: Stream) -> Iterator[bytes]:
         raise _short(path, f"{done} bytes", end)
 
 
-def _discriminator_size(stream: Stream, there: int) -> None:
+def _check_size(stream: Stream, there: int) -> None:
     """Refuse a file by its size alone: too short even if packed as tightly as can be, or too long if not packed."""
     path, end = stream.path, stream.offset + stream.size
     if stream.packing != "none":
@@ -189,7 +189,7 @@ def _unpacked(file: BinaryIO, path: Path, packing: Packing) -> Iterator[bytes]:
             done += len(piece)
             yield piece
         packed = unpacker.unused_data or file.read(PACKED_PIECE)
-        _discriminator_behind(packed, packing, path)
+        _check_behind(packed, packing, path)
 
 
 def _member(unpacker: Any, packed: bytes, file: BinaryIO, path: Path) -> Iterator[bytes]:
@@ -212,7 +212,7 @@ def _member(unpacker: Any, packed: bytes, file: BinaryIO, path: Path) -> Iterato
             )
 
 
-def _discriminator_behind(packed: bytes, packing: Packing, path: Path) -> None:
+def _check_behind(packed: bytes, packing: Packing, path: Path) -> None:
     """Refuse what stands behind a member: of gzip, all but another or zeros; of zlib, anything."""
     if packing == "zlib":
         if packed:
