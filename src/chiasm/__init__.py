@@ -45,7 +45,8 @@ its own, and within a line only from names to its left; a test reads this map.
                   study_report, study
     serving       a DICOM node: dicom_inbox, dicom_gate, dicom_send, dicom_node
     demo          the main job on simulated patients
-    commands      the verbs of the command line: options, common, data, models, results
+    bench         chiasm beside its peers: measuring, rows, subjects, files, scores, table
+    commands      the verbs of the command line: options, common, data, models, results, benchmark
     cli           the command: its verbs by group, and how a mistake ends
 """
 

@@ -1,0 +1,37 @@
+"""The verb bench."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from chiasm.commands.options import several
+
+
+def bench(
+    quick: Annotated[bool, typer.Option("--quick", help="96^3 voxels, under three minutes on two idle cores.")] = False,
+    row: Annotated[list[str] | None, typer.Option("--row", help="Only this row; several: --row A --row B.")] = None,
+    json: Annotated[Path | None, typer.Option("--json", help="Write the rows as JSON.")] = None,
+    markdown: Annotated[Path | None, typer.Option("--markdown", help="Write the rows as a page in Markdown.")] = None,
+) -> None:
+    """Measure chiasm beside other tools on this machine, in processor time, after checking that results are equal."""
+    from chiasm.bench.rows import FULL, QUICK, find_rows
+    from chiasm.bench.table import ROWS, describe_row, run_rows, to_json, to_markdown
+    from chiasm.storage import write_json, write_text
+
+    chosen = find_rows(ROWS, several(row))
+    measured = run_rows(chosen, quick=quick, progress=lambda one: typer.echo(describe_row(one)))
+    if json is not None:
+        write_json(json, to_json(measured))
+    if markdown is not None:
+        words = [
+            "chiasm",
+            "bench",
+            *(["--quick"] if quick else []),
+            *(w for name in several(row) for w in ("--row", name)),
+        ]
+        write_text(markdown, to_markdown(measured, [*words, "--markdown", str(markdown)], QUICK if quick else FULL))
+    if any(one.verdict == "wrong" for one in measured):
+        raise typer.Exit(1)
