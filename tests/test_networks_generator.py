@@ -39,9 +39,7 @@ def seen_from(network: nn.Module, channels: int, size: int, dims: int, place: in
 
 @pytest.mark.parametrize("fold", [1, 2])
 @pytest.mark.parametrize(("dims", "widths"), [(2, (2,)), (2, (2, 2)), (2, (2, 2, 2)), (2, (2, 2, 2, 2)), (3, (2, 2))])
-def test_the_receptive_field_is_what_gradients_reach_and_no_more(
-    dims: int, widths: tuple[int, ...], fold: int
-) -> None:
+def test_the_receptive_field_is_what_gradients_reach_and_no_more(dims: int, widths: tuple[int, ...], fold: int) -> None:
     network = lively(make(dims, widths, fold=fold)).double()
     for module in network.modules():  # a rectifier may hide a path at one random input: let all through
         if isinstance(module, nn.Conv2d | nn.Conv3d):

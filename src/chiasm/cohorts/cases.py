@@ -11,7 +11,7 @@ from typing import Literal, TypeVar
 from chiasm.errors import CohortError, shortened
 from chiasm.names import SAFE_NAME, is_plain, is_safe_id
 from chiasm.recipe import Data
-from chiasm.volumes.screening import STRICT, Reading
+from chiasm.volumes.screening import STRICT, VOLUME_SUFFIXES, Reading
 
 T = TypeVar("T")
 K = TypeVar("K", bound=Hashable)
@@ -35,9 +35,6 @@ LABEL_NAMES = ("seg", "labels", "label", "lesion", "lesions", "lesion_mask", "re
 
 #: Roles of a case's files that are no images.
 MAPS = ("mask", "labels")
-
-#: Ends of the names of files that `read_volume` reads.
-VOLUME_SUFFIXES = (".nii.gz", ".nii", ".mha", ".mhd")
 
 #: The two sides of a pair.
 Side = Literal["source", "target"]

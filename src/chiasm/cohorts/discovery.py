@@ -35,6 +35,7 @@ from chiasm.cohorts.relatives import group_relatives, with_subjects
 from chiasm.errors import CohortError, unknown
 from chiasm.recipe import Recipe
 from chiasm.volumes.dicom_files import visible_files
+from chiasm.volumes.screening import VOLUME_SUFFIXES
 
 NAMES = ("manifest", *(layout.name for layout in LAYOUTS), "dicom")
 
@@ -260,7 +261,7 @@ def volumes_below(root: Path) -> list[File]:
 
 def _unrecognised(root: Path, files: Sequence[File], layout: str | None) -> CohortError:
     some = ", ".join(str(file.path.relative_to(root)) for file in files[:3])
-    found = f"{len(files)} volumes such as {some}" if files else "no .nii.gz, .nii, .mha or .mhd file"
+    found = f"{len(files)} volumes such as {some}" if files else f"no file that ends in {', '.join(VOLUME_SUFFIXES)}"
     if layout is not None:
         example = next((row.example for row in LAYOUTS if row.name == layout), "DICOM series")
         return CohortError(f"does not fit layout {layout}", path=root, reason="layout", found=found, expected=example)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from chiasm.cohorts.cases import Case, Cohort, Problem, unsafe_name
+from chiasm.cohorts.cases import Case, Cohort, Problem, unsafe_name, volume_stem
 from chiasm.cohorts.dicom_patients import Selection
 from chiasm.cohorts.discovery import find_cohort, select_cases, selection_of, volumes_below
 from chiasm.cohorts.gathering import LOST, with_account
@@ -20,8 +20,7 @@ from chiasm.prediction.manifest import Role
 from chiasm.prediction.model import Model
 from chiasm.prediction.model_files import find_model, read_card
 from chiasm.volumes.dicom_series import is_dicom
-
-SUFFIXES = (".nii.gz", ".nii", ".mha", ".mhd")
+from chiasm.volumes.screening import VOLUME_SUFFIXES
 
 
 class Inputs(NamedTuple):
@@ -72,7 +71,7 @@ def find_inputs(
     Raises:
         CohortError: If an input is missing, holds no case, or files do not come in groups of as many as sources.
     """
-    files = [path for path in inputs if path.is_file() and path.name.lower().endswith(SUFFIXES)]
+    files = [path for path in inputs if path.is_file() and path.name.lower().endswith(VOLUME_SUFFIXES)]
     cases = _group_files(files, sources)
     problems: list[Problem] = []
     notes: list[Problem] = []
@@ -191,8 +190,4 @@ def check_dicom(cases: Sequence[Case]) -> None:
 
 
 def _stem(path: Path) -> str:
-    name = path.name
-    for suffix in SUFFIXES:
-        if name.lower().endswith(suffix):
-            return name[: -len(suffix)]
-    return path.stem
+    return volume_stem(path.name) or path.stem

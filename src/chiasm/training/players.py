@@ -297,9 +297,7 @@ def _stages(recipe: Recipe, scale: float) -> list[nn.Module]:
     inputs = [_channels(recipe, stage) for stage in range(1, settings.stages + 1)]
     if settings.network == OWN:
         return [
-            ResidualGenerator(
-                in_channels=n, widths=settings.widths, dims=dims, norm=settings.norm, fold=settings.fold
-            )
+            ResidualGenerator(in_channels=n, widths=settings.widths, dims=dims, norm=settings.norm, fold=settings.fold)
             for n in inputs
         ]
     return [

@@ -6,7 +6,6 @@ Reference: https://itk.org/Wiki/MetaIO/Documentation.
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from chiasm.errors import VolumeError
 from chiasm.storage import whole_file
 from chiasm.volumes.geometry import Geometry
-from chiasm.volumes.streams import Stream, first_bytes, open_file, pack, packing_of
+from chiasm.volumes.streams import Stream, file_size, first_bytes, pack, packing_of, sibling
 from chiasm.volumes.voxels import Stored
 
 LONGEST_HEADER = 2**16
@@ -111,7 +110,7 @@ def _stream(path: Path, fields: dict[str, str], start: int, size: int, packed: b
     if not packed:
         return Stream(data, "none", skip, 0, size, 0)
     (length,) = _numbers(fields, "CompressedDataSize", path, 1, "0")
-    there = _file_size(data) - skip
+    there = file_size(data) - skip
     if length not in (0, there):
         raise VolumeError(
             "has packed voxels of another length than its header says",
@@ -127,15 +126,10 @@ def _header_size(data: Path, fields: dict[str, str], path: Path, size: int, pack
     """Return where the voxels begin in their own file."""
     skip = int(_numbers(fields, "HeaderSize", path, 1, "0")[0])
     if skip == -1 and not packed:  # the voxels are the end of the file, whatever stands before them
-        skip = max(0, _file_size(data) - size)
+        skip = max(0, file_size(data) - size)
     if not 0 <= skip <= 2**31:
         raise VolumeError("has an impossible HeaderSize", path=path, reason="vox-offset", found=skip)
     return skip
-
-
-def _file_size(path: Path) -> int:
-    with open_file(path) as file:
-        return os.fstat(file.fileno()).st_size
 
 
 def _read_header(path: Path) -> tuple[dict[str, str], int]:
@@ -236,23 +230,7 @@ def _data_file(path: Path, fields: dict[str, str]) -> Path:
     name = fields["ElementDataFile"]
     if name.upper() == "LOCAL":
         return path
-    plain = name not in ("", ".", "..", path.name) and not any(mark in name for mark in "/\\%*")
-    if not plain or name.split()[0].upper() == "LIST":
-        raise VolumeError(
-            "keeps its voxels elsewhere",
-            path=path,
-            reason="elsewhere",
-            found=name[:80],
-            expected="LOCAL, or the plain name of a file beside it",
-        )
-    data = path.with_name(name)
-    try:
-        beside = data.is_file() and data.resolve().parent == path.resolve().parent
-    except (OSError, RuntimeError):  # a name too long, a loop of links
-        beside = False
-    if not beside:
-        raise VolumeError("lacks its file of voxels", path=path, reason="not-found", expected=name[:80])
-    return data
+    return sibling(path, name)
 
 
 def write_metaimage(path: Path, array: NDArray[Any], geometry: Geometry) -> None:

@@ -33,8 +33,11 @@ from chiasm.volumes.geometry import (
     voxels_apart,
 )
 from chiasm.volumes.metaimage import looks_like_metaimage, open_metaimage, write_metaimage
+from chiasm.volumes.mgh import looks_like_mgh, open_mgh
+from chiasm.volumes.minc import looks_like_minc, read_minc, read_minc_grid
 from chiasm.volumes.mirroring import find_mirrored
 from chiasm.volumes.nifti import HEAD, Form, looks_like_nifti, open_nifti, twin_names, write_nifti
+from chiasm.volumes.nrrd import data_file_of, looks_like_nrrd, open_nrrd
 from chiasm.volumes.streams import first_bytes, unreadable
 from chiasm.volumes.voxels import Stored, image_of, labels_of, read_image, read_labels
 
@@ -46,6 +49,8 @@ FLATTEST = 1e-3  # least volume of a cell with sides of length 1
 MOST_STRAIGHTENED = 4  # times as many voxels as before
 FEWEST_SLICES = 3
 MAX_BYTES = 2 * 2**30
+#: What volumes are called; of two that fit, the longer one first.
+VOLUME_SUFFIXES = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd", ".nhdr", ".mgz", ".mgh", ".mnc")
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,7 @@ class Reading:
 
     Attributes:
         form: Which NIfTI form to believe where sform and qform disagree.
-        assume_ras: Whether to take a NIfTI without orientation as RAS.
+        assume_ras: Whether to take a NIfTI or NRRD without orientation as RAS.
         resample: Whether to bring skewed axes to a straight grid, which interpolates.
         resample_tilt: Whether to resample DICOM slices that are tilted or uneven.
         ct_offset: Added to the stored values of each CT that it makes right; others stay as they are.
@@ -95,7 +100,7 @@ def read_volume(
     series: str | int | None = None,
     max_bytes: int = MAX_BYTES,
 ) -> Volume:
-    """Read a NIfTI or MetaImage volume or a DICOM series, or refuse it.
+    """Read a volume of NIfTI, MetaImage, NRRD, MGH or MINC 2, or a DICOM series, or refuse it.
 
     What a file is, its content says, not its name.
 
@@ -127,6 +132,13 @@ def read_volume(
             return Volume(labels_of(found.array, path, declared=declared), found.geometry)
         _check_slices(found.geometry, path, allow_thin)
         return Volume(image_of(found.array, path, allow_constant=allow_constant), found.geometry)
+    if looks_like_minc(head):
+        values, geometry = read_minc(path, max_bytes=max_bytes)
+        is_skewed = _check_skew(geometry, path, reading)
+        _check_slices(geometry, path, allow_thin)
+        if labels:
+            return _straight(Volume(labels_of(values, path, declared=declared), geometry), is_skewed, labels)
+        return _straight(Volume(image_of(values, path, allow_constant=allow_constant), geometry), is_skewed, labels)
     stored = _open(path, head if file else first_bytes(path, HEAD), reading, max_bytes)  # or it says what is wrong
     is_skewed = _check_skew(stored.geometry, path, reading)
     _check_slices(stored.geometry, path, allow_thin)
@@ -135,22 +147,29 @@ def read_volume(
         array = read_labels(stored, path, declared=declared)
     else:
         array = read_image(stored, path, allow_constant=allow_constant)
-    volume = Volume(array, stored.geometry)
+    return _straight(Volume(array, stored.geometry), is_skewed, labels)
+
+
+def _straight(volume: Volume, is_skewed: bool, labels: bool) -> Volume:
     return straightened(volume, labels=labels) if is_skewed else volume
 
 
 def _open(path: Path, head: bytes, reading: Reading, max_bytes: int) -> Stored:
-    """Check the header of a NIfTI or MetaImage, which its first bytes tell apart."""
+    """Check the header of a file whose format its first bytes tell."""
     if looks_like_nifti(head):
         return open_nifti(path, form=reading.form, assume_ras=reading.assume_ras, max_bytes=max_bytes)
     if looks_like_metaimage(head):
         return open_metaimage(path, max_bytes=max_bytes)
+    if looks_like_nrrd(head):
+        return open_nrrd(path, assume_ras=reading.assume_ras, max_bytes=max_bytes)
+    if looks_like_mgh(head):
+        return open_mgh(path, max_bytes=max_bytes)
     raise VolumeError(
-        "is neither NIfTI nor MetaImage nor DICOM",
+        "is of no format that is read",
         path=path,
         reason="format",
         found="an empty file" if not head else _format_of(head),
-        expected=".nii, .nii.gz, .mha, .mhd, .dcm, or a folder or .zip of DICOM files",
+        expected=f"{', '.join(VOLUME_SUFFIXES)}, .dcm, or a folder or .zip of DICOM files",
     )
 
 
@@ -195,7 +214,7 @@ def _of_a_pair(path: Path) -> Path:
 
 #: First bytes of formats that are met among volumes, for a clearer word.
 _FORMATS = {
-    b"\x89HDF": "HDF5 or MINC 2", b"CDF": "netCDF or MINC 1", b"NRRD": "NRRD", b"\x89PNG": "PNG",
+    b"CDF": "netCDF or MINC 1 (mincconvert -2 makes MINC 2 of it)", b"NRRD": "another NRRD", b"\x89PNG": "PNG",
     b"\xff\xd8\xff": "JPEG", b"PK\3\4": "a zip", b"\x93NUMPY": "a numpy array", b"II*\0": "TIFF", b"MM\0*": "TIFF",
 }  # fmt: skip
 
@@ -231,23 +250,23 @@ def _with_twins(path: Path) -> list[Path]:
     pattern = rb"^[ \t]*ElementDataFile[ \t]*=[ \t]*([^\s/]+)"
     named = re.search(pattern, head, re.M) if looks_like_metaimage(head) else None
     beside = [path.with_name(named[1].decode(errors="replace"))] if named else []
+    if looks_like_nrrd(head):
+        beside = [data_file_of(path)]
     twins = (path.with_name(name) for name in (*twin_names(path, "hdr"), *twin_names(path, "img")))
     beside += [twin for twin in twins if twin.is_file()][:1]
     return [path, *sorted(other for other in set(beside) if other != path and other.is_file())]
 
 
 def read_grid(path: Path) -> Geometry:
-    """Read the grid of a NIfTI or MetaImage file from its header; no voxel is read, and no orientation is asked for.
+    """Read the grid of a file from its header; no voxel is read, and no orientation is asked for.
 
     Raises:
         VolumeError: If the header cannot be read.
     """
     head = first_bytes(path, HEAD)
-    if looks_like_nifti(head):
-        return open_nifti(path, form="sform", assume_ras=True).geometry
-    if looks_like_metaimage(head):
-        return open_metaimage(path).geometry
-    raise VolumeError("is neither NIfTI nor MetaImage", path=path, reason="format", found=_format_of(head))
+    if looks_like_minc(head):
+        return read_minc_grid(path)
+    return _open(path, head, Reading(form="sform", assume_ras=True), MAX_BYTES).geometry
 
 
 def check_affine(geometry: Geometry, path: Path | None = None, *, allow_skew: bool = False) -> bool:

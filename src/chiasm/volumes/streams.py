@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import os
 import stat
 import zlib
@@ -19,7 +20,7 @@ GZIP = b"\x1f\x8b"
 TIGHTEST = 1032  # times that deflate can pack at most
 IDLE_MEMBERS = 1000  # members of a gzip that may hold next to nothing
 
-Packing = Literal["none", "gzip", "zlib"]
+Packing = Literal["none", "gzip", "zlib", "bzip2"]
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,41 @@ def open_file(path: Path) -> BinaryIO:
         raise VolumeError("cannot be a file's name", path=repr(path), reason="name", found=error) from error
     except OSError as error:
         raise unreadable(path, error) from error
+
+
+def file_size(path: Path) -> int:
+    """Return the bytes of a regular file.
+
+    Raises:
+        VolumeError: If it cannot be read.
+    """
+    with open_file(path) as file:
+        return os.fstat(file.fileno()).st_size
+
+
+def sibling(path: Path, name: str) -> Path:
+    """Return the file of voxels that a header names: a plain name beside the header, never elsewhere.
+
+    Raises:
+        VolumeError: If the name is another's place, a list or a pattern, or there is no such file.
+    """
+    plain = name not in ("", ".", "..", path.name) and not any(mark in name for mark in "/\\%*")
+    if not plain or name.split()[0].upper() == "LIST":
+        raise VolumeError(
+            "keeps its voxels elsewhere",
+            path=path,
+            reason="elsewhere",
+            found=name[:80],
+            expected="in the same file, or in one beside it by its plain name",
+        )
+    data = path.with_name(name)
+    try:
+        beside = data.is_file() and data.resolve().parent == path.resolve().parent
+    except (OSError, RuntimeError):  # a name too long, a loop of links
+        beside = False
+    if not beside:
+        raise VolumeError("lacks its file of voxels", path=path, reason="not-found", expected=name[:80])
+    return data
 
 
 def unreadable(path: Path, error: OSError) -> VolumeError:
@@ -123,6 +159,8 @@ def blocks(stream: Stream) -> Iterator[bytes]:
 def _check_size(stream: Stream, there: int) -> None:
     """Refuse a file by its size alone: too short even if packed as tightly as can be, or too long if not packed."""
     path, end = stream.path, stream.offset + stream.size
+    if stream.packing == "bzip2":  # which packs without a limit
+        return
     if stream.packing != "none":
         if max(0, there) * TIGHTEST < end:
             raise _short(path, f"{there} bytes of a packed file", end)
@@ -169,6 +207,8 @@ def _pieces(file: BinaryIO, path: Path, packing: Packing) -> Iterator[bytes]:
     try:
         if packing == "none":
             yield from iter(lambda: file.read(PIECE), b"")
+        elif packing == "bzip2":
+            yield from _unpacked_bzip2(file, path)
         else:
             yield from _unpacked(file, path, packing)
     except OSError as error:
@@ -192,24 +232,43 @@ def _unpacked(file: BinaryIO, path: Path, packing: Packing) -> Iterator[bytes]:
         _check_behind(packed, packing, path)
 
 
+def _unpacked_bzip2(file: BinaryIO, path: Path) -> Iterator[bytes]:
+    """Unpack one stream of bzip2 in pieces of bounded size; its checksums are checked."""
+    unpacker = bz2.BZ2Decompressor()
+    try:
+        while not unpacker.eof:
+            packed = file.read(PACKED_PIECE) if unpacker.needs_input else b""
+            if unpacker.needs_input and not packed:
+                raise _cut_short(path)
+            yield unpacker.decompress(packed, PIECE)
+    except (OSError, ValueError) as error:
+        raise _corrupted(path, error) from error
+    if unpacker.unused_data or file.read(1):
+        raise VolumeError("goes on beyond its packed voxels", path=path, reason="too-long")
+
+
+def _corrupted(path: Path, error: Exception) -> VolumeError:
+    return VolumeError("holds corrupted packed data", path=path, reason="corrupted", found=error, hint="Copy it again.")
+
+
+def _cut_short(path: Path) -> VolumeError:
+    return VolumeError("holds packed data that were cut short", path=path, reason="truncated", hint="Copy it again.")
+
+
 def _member(unpacker: Any, packed: bytes, file: BinaryIO, path: Path) -> Iterator[bytes]:
     """Unpack one member, which begins with `packed` and may go on in the file."""
     while not unpacker.eof:
         try:
             piece = unpacker.decompress(packed, PIECE)
         except _damage() as error:
-            raise VolumeError(
-                "holds corrupted packed data", path=path, reason="corrupted", found=error, hint="Copy it again."
-            ) from error
+            raise _corrupted(path, error) from error
         if piece:
             yield piece
         if unpacker.eof:
             return
         packed = unpacker.unconsumed_tail or file.read(PACKED_PIECE)
         if not packed and not piece:
-            raise VolumeError(
-                "holds packed data that were cut short", path=path, reason="truncated", hint="Copy it again."
-            )
+            raise _cut_short(path)
 
 
 def _check_behind(packed: bytes, packing: Packing, path: Path) -> None:

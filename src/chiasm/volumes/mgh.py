@@ -1,0 +1,88 @@
+"""MGH and MGZ, FreeSurfer's volumes: a header of 284 bytes, big-endian, then voxels, then what is not needed.
+
+Reference: https://surfer.nmr.mgh.harvard.edu/fswiki/FsTutorial/MghFormat.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chiasm.errors import VolumeError
+from chiasm.volumes.geometry import Geometry
+from chiasm.volumes.streams import Stream, first_bytes, packing_of
+from chiasm.volumes.voxels import Stored
+
+HEADER = 284  # bytes before the voxels
+FIELDS = ">7ih15f"  # version, width, height, depth, frames, type, degrees of freedom, whether oriented, 15 numbers
+REAL = {0: "u1", 1: ">i4", 3: ">f4", 4: ">i2", 10: ">u2"}  # by the code of the type
+NOT_REAL = {2: "64-bit whole numbers", 5: "bits", 6: "tensors", 7: "colours"}
+MOST_SIDE = 2**15
+LARGEST = 1e9  # number of an affine
+
+
+def looks_like_mgh(head: bytes) -> bool:
+    """Tell by version, sides and type, since the format has no magic number."""
+    if len(head) < struct.calcsize(FIELDS):
+        return False
+    version, i, j, k, frames, kind, *_ = struct.unpack_from(FIELDS, head)
+    sides = all(1 <= side <= MOST_SIDE for side in (i, j, k, frames))
+    return version & 0xFFFF00FF == 1 and sides and kind in (*REAL, *NOT_REAL)
+
+
+def open_mgh(path: Path, *, max_bytes: int = 2 * 2**30) -> Stored:
+    """Check the header of a .mgh or .mgz file.
+
+    Args:
+        path: The file, packed or not.
+        max_bytes: Most bytes of voxels.
+
+    Raises:
+        VolumeError: If the header breaks a rule.
+    """
+    version, i, j, k, frames, kind, _, is_oriented, *numbers = struct.unpack_from(FIELDS, first_bytes(path, HEADER))
+    if version != 1:  # newer ones keep there what the values mean
+        raise VolumeError(
+            "is no image but a warp or surface of FreeSurfer", path=path, reason="datatype", found=version
+        )
+    if frames > 1:
+        raise VolumeError("holds more than one volume", path=path, reason="four-d", found=f"{i}x{j}x{k}x{frames}")
+    if kind not in REAL:
+        raise VolumeError(f"holds {NOT_REAL[kind]}", path=path, reason="datatype", expected="real numbers")
+    dtype = np.dtype(REAL[kind])
+    size = math.prod((i, j, k)) * dtype.itemsize
+    if size > max_bytes:
+        raise VolumeError(
+            "is too large",
+            path=path,
+            reason="too-large",
+            found=f"{i}x{j}x{k} voxels, {size / 2**20:.0f} MiB",
+            expected=f"at most {max_bytes / 2**20:.0f} MiB",
+        )
+    if is_oriented <= 0:  # FreeSurfer takes it as coronal, nibabel 5.4 as the same turned by half a turn
+        raise VolumeError(
+            "does not say how it lies in space: its goodRASFlag is 0",
+            path=path,
+            reason="no-orientation",
+            hint="Give it one: mri_convert --in_orientation ... (FreeSurfer).",
+        )
+    affine = _affine(numbers, (i, j, k), path)
+    return Stored(Stream(path, packing_of(path), 0, HEADER, size), dtype, Geometry((i, j, k), affine))
+
+
+def _affine(numbers: list[float], shape: tuple[int, int, int], path: Path) -> NDArray[np.float64]:
+    """Return voxel to RAS mm: steps, directions, and the place of the voxel in the middle, shape / 2."""
+    values = np.array(numbers, np.float64)
+    if not (np.abs(values) <= LARGEST).all():  # NaN is refused here too
+        raise VolumeError("has an affine that is not finite", path=path, reason="affine")
+    steps, directions, centre = values[:3], values[3:12].reshape(3, 3).T, values[12:]
+    if steps.min() <= 0:
+        raise VolumeError("has a spacing that is not positive", path=path, reason="spacing", found=steps.tolist())
+    affine = np.eye(4)
+    affine[:3, :3] = directions * steps
+    affine[:3, 3] = centre - affine[:3, :3] @ (np.array(shape) / 2)
+    return affine

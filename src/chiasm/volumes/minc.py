@@ -1,0 +1,255 @@
+"""MINC 2: HDF5 with named axes; its world runs to the right, the front and up.
+
+Reference: https://en.wikibooks.org/wiki/MINC/SoftwareDevelopment/MINC2.0_File_Format_Reference.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chiasm.errors import VolumeError
+from chiasm.volumes.geometry import Geometry
+from chiasm.volumes.streams import open_file
+
+MAGIC = b"\x89HDF\r\n\x1a\n"
+ROOT = "minc-2.0"
+IMAGE = f"{ROOT}/image/0"
+SPATIAL = ("xspace", "yspace", "zspace")
+FILTERS = (1, 2, 3)  # of HDF5 itself: deflate, shuffle, checksum; others would load somebody's library
+LARGEST = 1e9  # number of an affine
+MOST_TEXT = 10_000
+WHOLE = 1e-6  # by how much all values may miss whole numbers and be meant as such
+
+
+class _Axis(NamedTuple):
+    """An axis of the image: its name, samples, step in mm, first place along its direction, and direction."""
+
+    name: str
+    length: int
+    step: float
+    start: float
+    direction: tuple[float, ...]
+
+
+def looks_like_minc(head: bytes) -> bool:
+    """Tell whether it is HDF5, as MINC 2 is; what is in it shows when it is opened."""
+    return head.startswith(MAGIC)
+
+
+def read_minc(path: Path, *, max_bytes: int = 2 * 2**30) -> tuple[NDArray[Any], Geometry]:
+    """Read a MINC 2 volume.
+
+    Args:
+        path: A .mnc file.
+        max_bytes: Most bytes of voxels.
+
+    Returns:
+        Real values, shape (x, y, z) or as the file orders its axes, the fastest first; and their grid.
+
+    Raises:
+        VolumeError: If the file breaks a rule, or h5py is not installed.
+    """
+    with _opened(path) as file:
+        image = _dataset(file, f"{IMAGE}/image", path)
+        axes = _axes(file, image, path)
+        _check_storage(image, path, max_bytes)
+        try:
+            values = _real_values(file, image, len(axes), path)
+        except OSError as error:  # what HDF5 says of a damaged chunk
+            raise VolumeError(
+                "holds corrupted or truncated voxels", path=path, reason="corrupted", found=error, hint="Copy it again."
+            ) from error
+    spatial = [axis for axis in axes if axis.name in SPATIAL]
+    array = values.reshape([axis.length for axis in spatial]).T
+    i, j, k = array.shape
+    return array, Geometry((i, j, k), _affine(spatial[::-1], path))
+
+
+def read_minc_grid(path: Path) -> Geometry:
+    """Read the grid of a MINC 2 volume; no voxel is read.
+
+    Raises:
+        VolumeError: As `read_minc`.
+    """
+    with _opened(path) as file:
+        axes = _axes(file, _dataset(file, f"{IMAGE}/image", path), path)
+    spatial = [axis for axis in axes if axis.name in SPATIAL][::-1]
+    i, j, k = (axis.length for axis in spatial)
+    return Geometry((i, j, k), _affine(spatial, path))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """Open as HDF5, without a lock: whoever else reads the file may hold one."""
+    try:
+        import h5py
+    except ImportError as error:
+        raise VolumeError(
+            "is MINC 2 or HDF5, which needs h5py", path=path, reason="format", hint="pip install 'chiasm[minc]'"
+        ) from error
+    with open_file(path) as content:
+        try:
+            file = h5py.File(content, "r")
+        except OSError as error:
+            raise VolumeError(
+                "is HDF5 that cannot be opened",
+                path=path,
+                reason="corrupted",
+                found=str(error)[:120],
+                hint="Copy it again.",
+            ) from error
+        with file:
+            yield file
+
+
+def _member(file: Any, name: str, path: Path) -> Any:
+    """Return what a file holds by a name, through hard links alone; None where there is nothing."""
+    import h5py
+
+    found = file
+    for part in name.split("/"):
+        link = found.get(part, getlink=True) if isinstance(found, h5py.Group) else None
+        if link is None:
+            return None
+        if not isinstance(link, h5py.HardLink):
+            raise VolumeError("keeps its content elsewhere", path=path, reason="elsewhere", found=name)
+        found = found[part]
+    return found
+
+
+def _dataset(file: Any, name: str, path: Path) -> Any:
+    import h5py
+
+    found = _member(file, name, path)
+    if not isinstance(found, h5py.Dataset):
+        raise VolumeError("is HDF5 but not MINC 2", path=path, reason="format", found=f"no {name}")
+    if found.dtype.kind not in "iuf" or found.dtype.itemsize > 8:
+        raise VolumeError("holds no real numbers", path=path, reason="datatype", found=f"{name}: {found.dtype}")
+    if found.external or found.is_virtual:
+        raise VolumeError("keeps its voxels elsewhere", path=path, reason="elsewhere", found=name)
+    filters = found.id.get_create_plist()
+    codes = [filters.get_filter(index)[0] for index in range(filters.get_nfilters())]
+    if unknown := sorted(set(codes) - set(FILTERS)):
+        raise VolumeError(
+            "is packed by a filter that HDF5 has not itself", path=path, reason="format", found=f"filter {unknown[0]}"
+        )
+    return found
+
+
+def _check_storage(image: Any, path: Path, max_bytes: int) -> None:
+    """Refuse what is too large, or packed tighter than deflate can, before memory is taken."""
+    size = math.prod(image.shape) * image.dtype.itemsize
+    chunk = math.prod(image.chunks or (1,)) * image.dtype.itemsize
+    if max(size, chunk) > max_bytes:
+        raise VolumeError(
+            "is too large",
+            path=path,
+            reason="too-large",
+            found=f"{max(size, chunk) / 2**20:.0f} MiB",
+            expected=f"at most {max_bytes / 2**20:.0f} MiB",
+        )
+    if not image.id.get_storage_size():
+        raise VolumeError("holds no voxels: none was ever written", path=path, reason="truncated")
+
+
+def _text(thing: Any, name: str) -> str:
+    value = thing.attrs.get(name, "")
+    value = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+    return value[:MOST_TEXT].strip("\0")
+
+
+def _numbers(thing: Any, name: str, default: Sequence[float], path: Path) -> tuple[float, ...]:
+    """Read as many numbers of an attribute as the default has."""
+    value = np.asarray(thing.attrs.get(name, default))
+    is_number = value.dtype.kind in "iuf" and value.size == len(default)
+    if not is_number or not (np.abs(value.astype(np.float64)) <= LARGEST).all():
+        raise VolumeError(f"has a MINC header whose {name} is wrong", path=path, reason="header", found=str(value)[:80])
+    return tuple(value.astype(np.float64).ravel().tolist())
+
+
+def _axes(file: Any, image: Any, path: Path) -> list[_Axis]:
+    """Describe the image's axes in the order of the file, slowest first: three of space, others of one sample."""
+    names = _text(image, "dimorder").split(",")
+    if len(names) != len(image.shape):
+        raise VolumeError("has impossible dimensions", path=path, reason="dimensions", found=f"{names}, {image.shape}")
+    extra = [side for name, side in zip(names, image.shape) if name not in SPATIAL]
+    if any(side != 1 for side in extra):
+        raise VolumeError(
+            "holds more than one volume", path=path, reason="four-d", found="x".join(map(str, image.shape))
+        )
+    if sorted(name for name in names if name in SPATIAL) != [*SPATIAL]:
+        raise VolumeError("has too few slices to be a volume", path=path, reason="thin", found=",".join(names))
+    return [_axis(file, name, side, path) for name, side in zip(names, image.shape)]
+
+
+def _axis(file: Any, name: str, side: int, path: Path) -> _Axis:
+    if name not in SPATIAL:
+        return _Axis(name, side, 1.0, 0.0, ())
+    described = _member(file, f"{ROOT}/dimensions/{name}", path)
+    if described is None:
+        raise VolumeError(f"has no whole MINC header: {name} is missing", path=path, reason="header")
+    if _text(described, "spacing").startswith("irregular"):
+        raise VolumeError("has uneven slices", path=path, reason="spacing", found=name)
+    if (unit := _text(described, "units")) not in ("", "mm"):
+        raise VolumeError("measures in another unit than mm", path=path, reason="spacing", found=unit[:80])
+    straight = tuple(float(name == other) for other in SPATIAL)
+    (step,) = _numbers(described, "step", (1.0,), path)
+    (start,) = _numbers(described, "start", (0.0,), path)
+    direction = _numbers(described, "direction_cosines", straight, path)
+    if step == 0 or not np.linalg.norm(direction):
+        raise VolumeError("has a spacing that is zero", path=path, reason="spacing", found=name)
+    return _Axis(name, side, step, start, tuple((np.array(direction) / np.linalg.norm(direction)).tolist()))
+
+
+def _affine(spatial: Sequence[_Axis], path: Path) -> NDArray[np.float64]:
+    """Return voxel to world mm: steps may be negative, and starts are measured along the axes' directions."""
+    directions = np.array([axis.direction for axis in spatial]).T
+    affine = np.eye(4)
+    affine[:3, :3] = directions * [axis.step for axis in spatial]
+    affine[:3, 3] = directions @ [axis.start for axis in spatial]
+    if abs(np.linalg.det(directions)) < 1e-6:
+        raise VolumeError("has axes that lie in one plane (singular affine)", path=path, reason="affine")
+    return affine
+
+
+def _real_values(file: Any, image: Any, axes: int, path: Path) -> NDArray[Any]:
+    """Return what the stored values mean: whole numbers are shares of the range between image-min and image-max."""
+    stored: NDArray[Any] = image[()]
+    limits = {name: _member(file, f"{IMAGE}/{name}", path) for name in ("image-min", "image-max")}
+    if stored.dtype.kind == "f" or None in limits.values():
+        return stored
+    info = np.iinfo(stored.dtype)
+    low, high = sorted(_numbers_of_range(image, info, path))
+    bounds = [_limits(_dataset(file, f"{IMAGE}/{name}", path), stored.shape, axes, path) for name in limits]
+    if not high > low:
+        raise VolumeError("has an empty valid_range", path=path, reason="slope", found=f"{low:g} to {high:g}")
+    least, most = bounds
+    share = (np.clip(stored.astype(np.float64), low, high) - low) / (high - low)
+    values = share * (most - least) + least
+    whole = np.rint(values)  # labels are whole numbers but for the rounding of their shares
+    return whole if np.abs(values - whole).max() < WHOLE else values
+
+
+def _numbers_of_range(image: Any, info: np.iinfo[Any], path: Path) -> tuple[float, float]:
+    value = np.asarray(image.attrs.get("valid_range", (info.min, info.max)))
+    if value.dtype.kind not in "iuf" or value.size != 2 or not np.isfinite(value.astype(np.float64)).all():
+        raise VolumeError("has a valid_range that is wrong", path=path, reason="slope", found=str(value)[:80])
+    low, high = value.astype(np.float64).tolist()
+    return low, high
+
+
+def _limits(dataset: Any, shape: Sequence[int], axes: int, path: Path) -> NDArray[np.float64]:
+    """Return an end of the range for each slice, in a shape that fits the image: it varies along the first axes."""
+    if dataset.shape != tuple(shape[: dataset.ndim]) or dataset.ndim > axes:
+        raise VolumeError("has a range that fits no slice", path=path, reason="slope", found=str(dataset.shape))
+    values = np.asarray(dataset[()], np.float64)
+    if not np.isfinite(values).all():
+        raise VolumeError("has a range that is not finite", path=path, reason="slope")
+    return values.reshape(*values.shape, *[1] * (axes - values.ndim))

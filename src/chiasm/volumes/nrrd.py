@@ -1,0 +1,353 @@
+"""NRRD (.nrrd, .nhdr): a text header, then voxels in the same file or in a sibling.
+
+Reference: http://teem.sourceforge.net/nrrd/format.html.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chiasm.errors import VolumeError
+from chiasm.volumes.geometry import Geometry
+from chiasm.volumes.streams import Packing, Stream, file_size, first_bytes, open_file, packing_of, sibling
+from chiasm.volumes.voxels import Stored
+
+LONGEST_HEADER = 2**18
+LONGEST_LINES = 2**20  # bytes of lines before the voxels that are skipped
+LARGEST = 1e12  # number of a header
+MOST_SKIPPED = 2**31
+
+_TYPES = {
+    "i1": "signed char,int8,int8_t",
+    "u1": "uchar,unsigned char,uint8,uint8_t",
+    "i2": "short,short int,signed short,signed short int,int16,int16_t",
+    "u2": "ushort,unsigned short,unsigned short int,uint16,uint16_t",
+    "i4": "int,signed int,int32,int32_t",
+    "u4": "uint,unsigned int,uint32,uint32_t",
+    "i8": "longlong,long long,long long int,signed long long,signed long long int,int64,int64_t",
+    "u8": "ulonglong,unsigned long long,unsigned long long int,uint64,uint64_t",
+    "f4": "float",
+    "f8": "double",
+}
+#: Name of a type to numpy's, without the byte order.
+REAL: Mapping[str, str] = {name: kind for kind, names in _TYPES.items() for name in names.split(",")}
+ENCODINGS: Mapping[str, Packing] = {"raw": "none", "gzip": "gzip", "gz": "gzip", "bzip2": "bzip2", "bz2": "bzip2"}
+#: From a named space to RAS: the factors of its three axes.
+SPACES: Mapping[str, tuple[int, int, int]] = {
+    "right-anterior-superior": (1, 1, 1),
+    "ras": (1, 1, 1),
+    "left-anterior-superior": (-1, 1, 1),
+    "las": (-1, 1, 1),
+    "left-posterior-superior": (-1, -1, 1),
+    "lps": (-1, -1, 1),
+}
+#: Spaces that do not say where the patient's right is.
+UNNAMED = ("scanner-xyz", "3d-right-handed", "3d-left-handed")
+UNITS = {"": 1.0, "mm": 1.0, "millimeter": 1.0, "cm": 10.0, "m": 1000.0, "um": 1e-3, "\N{MICRO SIGN}m": 1e-3}
+
+
+@dataclass(frozen=True)
+class _Axes:
+    """The axes of a header.
+
+    Attributes:
+        sides: Samples along each.
+        directions: Of each in the world, or None where it has none.
+        spacings: Of each, NaN where it has none.
+        units: Of each spacing.
+    """
+
+    sides: tuple[int, ...]
+    directions: tuple[tuple[float, ...] | None, ...]
+    spacings: tuple[float, ...]
+    units: tuple[str, ...]
+
+
+def looks_like_nrrd(head: bytes) -> bool:
+    """Tell by the first line: NRRD and the version of the format."""
+    return re.match(rb"NRRD000[1-9]\r?\n", head) is not None
+
+
+def open_nrrd(path: Path, *, assume_ras: bool = False, max_bytes: int = 2 * 2**30) -> Stored:
+    """Check the header of a NRRD file.
+
+    The measurement frame is ignored: it turns the values of vectors and tensors, which are refused.
+
+    Args:
+        path: A .nrrd or .nhdr file.
+        assume_ras: Whether to take a file that does not name its space as RAS.
+        max_bytes: Most bytes of voxels.
+
+    Raises:
+        VolumeError: If the header breaks a rule, or its file of voxels is not beside it.
+    """
+    fields, start = _read_header(path)
+    axes = _spatial_axes(_axes(fields, path), path)
+    dtype = _voxel_type(fields, path)
+    i, j, k = axes.sides
+    size = math.prod(axes.sides) * dtype.itemsize
+    if size > max_bytes:
+        raise VolumeError(
+            "is too large",
+            path=path,
+            reason="too-large",
+            found=f"{i}x{j}x{k} voxels, {size / 2**20:.0f} MiB",
+            expected=f"at most {max_bytes / 2**20:.0f} MiB",
+        )
+    geometry = Geometry((i, j, k), _affine(fields, axes, path, assume_ras))
+    return Stored(_stream(path, fields, start, size), dtype, geometry)
+
+
+def data_file_of(path: Path) -> Path:
+    """Return the file of a NRRD's voxels: itself, or a plain name beside it.
+
+    Raises:
+        VolumeError: If the header is broken, or names a file elsewhere or one that is missing.
+    """
+    fields, _ = _read_header(path)
+    return _data_file(path, fields)
+
+
+def _read_header(path: Path) -> tuple[dict[str, str], int]:
+    """Return the header's fields, names in small letters, and where it ends."""
+    head = first_bytes(path, LONGEST_HEADER)
+    end = re.search(rb"\r?\n\r?\n", head)
+    if end is None and (len(head) >= LONGEST_HEADER or not re.search(rb"^data ?file:", head, re.M | re.I)):
+        raise VolumeError("has no whole NRRD header: no empty line ends it", path=path, reason="header")
+    stop = len(head) if end is None else end.end()
+    text = head[:stop].decode("utf-8", "replace")
+    if "\0" in text:
+        raise VolumeError("has a NRRD header that is no text", path=path, reason="header")
+    return _fields_of(text.splitlines()[1:], path), stop
+
+
+def _fields_of(lines: Sequence[str], path: Path) -> dict[str, str]:
+    fields: dict[str, str] = {}
+    for line in lines:
+        name, separator, value = line.partition(":")
+        if not separator or value.startswith("=") or line.startswith("#"):  # a comment, or a key of somebody's own
+            continue
+        key = name.strip().lower()
+        key = {"datafile": "data file", "byteskip": "byte skip", "lineskip": "line skip"}.get(key, key)
+        if key in fields:
+            raise VolumeError(f"says {key} twice", path=path, reason="header", found=value.strip()[:80])
+        fields[key] = value.strip()
+    return fields
+
+
+def _needed(fields: Mapping[str, str], name: str, path: Path) -> str:
+    if name not in fields:
+        raise VolumeError(f"has no whole NRRD header: {name} is missing", path=path, reason="header")
+    return fields[name]
+
+
+def _wrong(name: str, path: Path, found: object, expected: str | None = None) -> VolumeError:
+    return VolumeError(
+        f"has a NRRD header whose {name} is wrong", path=path, reason="header", found=str(found)[:80], expected=expected
+    )
+
+
+def _numbers(text: str, name: str, path: Path, count: int, *, nan: bool = False) -> tuple[float, ...]:
+    """Read so many numbers; NaN only where it says that an axis has none."""
+    try:
+        values = tuple(float(word) for word in text.split())
+    except ValueError:
+        values = ()
+    if len(values) != count or not all(abs(value) <= LARGEST or (nan and math.isnan(value)) for value in values):
+        raise _wrong(name, path, text, f"{count} numbers")
+    return values
+
+
+def _whole(fields: Mapping[str, str], name: str, path: Path) -> int:
+    (value,) = _numbers(fields.get(name, "0"), name, path, 1)
+    if value != int(value) or not -1 <= value <= MOST_SKIPPED:
+        raise _wrong(name, path, fields[name], "a whole number")
+    return int(value)
+
+
+def _voxel_type(fields: Mapping[str, str], path: Path) -> np.dtype[Any]:
+    """Return how a voxel is stored."""
+    kind = " ".join(_needed(fields, "type", path).lower().split())
+    if kind not in REAL:
+        raise VolumeError(
+            "holds values of an unknown type",
+            path=path,
+            reason="datatype",
+            found=kind[:80],
+            expected="whole numbers of 8 to 64 bits, float or double",
+        )
+    if "old min" in fields or "old max" in fields:  # no reader that we know heeds them
+        raise VolumeError(
+            "holds quantised values and says their old range: nobody knows what is meant",
+            path=path,
+            reason="slope",
+            found=f"old min {fields.get('old min')}, old max {fields.get('old max')}",
+        )
+    dtype = np.dtype(REAL[kind])
+    if dtype.itemsize == 1:
+        return dtype
+    order = fields.get("endian", "").lower()
+    if order not in ("little", "big"):
+        raise _wrong("endian", path, order or "nothing", "little or big")
+    return dtype.newbyteorder("<" if order == "little" else ">")
+
+
+def _axes(fields: Mapping[str, str], path: Path) -> _Axes:
+    """Read what the header says of each axis."""
+    (count,) = _numbers(_needed(fields, "dimension", path), "dimension", path, 1)
+    if count != int(count) or not 1 <= count <= 16:
+        raise VolumeError("has impossible dimensions", path=path, reason="dimensions", found=fields["dimension"])
+    axes = int(count)
+    sides = _numbers(_needed(fields, "sizes", path), "sizes", path, axes)
+    if any(side != int(side) or not 1 <= side <= 2**31 for side in sides):
+        raise VolumeError("has impossible dimensions", path=path, reason="dimensions", found=fields["sizes"][:80])
+    missing = " ".join(["nan"] * axes)
+    spacings = _numbers(fields.get("spacings", missing), "spacings", path, axes, nan=True)
+    units = tuple(re.findall(r'"([^"]*)"', fields.get("units", ""))) or ("",) * axes
+    directions = _directions(fields, axes, path)
+    if len(units) != axes:
+        raise _wrong("units", path, fields["units"], f"{axes} texts")
+    if any(d is not None and not math.isnan(step) for d, step in zip(directions, spacings)):
+        raise VolumeError("says the spacing of an axis twice", path=path, reason="header", found="space directions too")
+    return _Axes(tuple(map(int, sides)), directions, spacings, units)
+
+
+def _directions(fields: Mapping[str, str], axes: int, path: Path) -> tuple[tuple[float, ...] | None, ...]:
+    if "space directions" not in fields:
+        return (None,) * axes
+    text = fields["space directions"]
+    words = re.findall(r"none|\([^()]*\)", text)
+    if len(words) != axes or re.sub(r"none|\([^()]*\)|\s", "", text):
+        raise _wrong("space directions", path, text, f"{axes} vectors or none")
+    return tuple(None if word == "none" else _vector(word, "space directions", path) for word in words)
+
+
+def _vector(word: str, name: str, path: Path) -> tuple[float, ...]:
+    return _numbers(word.strip()[1:-1].replace(",", " "), name, path, 3)
+
+
+def _spatial_axes(axes: _Axes, path: Path) -> _Axes:
+    """Leave out axes of one sample, down to three, those without a direction first; refuse what is no volume."""
+    kept = list(range(len(axes.sides)))
+    idle = [axis for axis in kept if axes.sides[axis] == 1]
+    for axis in sorted(idle, key=lambda axis: axes.directions[axis] is not None):
+        if len(kept) > 3:
+            kept.remove(axis)
+    if len(kept) > 3:
+        raise VolumeError(
+            "holds more than one volume", path=path, reason="four-d", found="x".join(map(str, axes.sides))
+        )
+    if len(kept) < 3:
+        raise VolumeError(
+            "has too few slices to be a volume", path=path, reason="thin", found="x".join(map(str, axes.sides))
+        )
+    directed = [axes.directions[axis] is not None for axis in kept]
+    if any(directed) and not all(directed):
+        raise VolumeError(
+            "has an axis without a direction: its values are vectors or times",
+            path=path,
+            reason="four-d",
+            found="x".join(map(str, axes.sides)),
+        )
+    return _Axes(
+        tuple(axes.sides[axis] for axis in kept),
+        tuple(axes.directions[axis] for axis in kept),
+        tuple(axes.spacings[axis] for axis in kept),
+        tuple(axes.units[axis] for axis in kept),
+    )
+
+
+def _affine(fields: Mapping[str, str], axes: _Axes, path: Path, assume_ras: bool) -> NDArray[np.float64]:
+    """Return voxel to RAS mm; of a space without a name only where it may be assumed."""
+    space = re.sub(r"-time$|(?<=^...)t$", "", fields.get("space", "").lower())
+    if space and space not in (*SPACES, *UNNAMED):
+        raise _wrong("space", path, space, ", ".join((*SPACES, *UNNAMED)))
+    if "space dimension" in fields and _numbers(fields["space dimension"], "space dimension", path, 1)[0] not in (3, 4):
+        raise _wrong("space dimension", path, fields["space dimension"], "3")
+    has_place = axes.directions[0] is not None and space in SPACES
+    if not has_place and not assume_ras:
+        raise VolumeError(
+            "does not say how it lies in space: it names no space with directions",
+            path=path,
+            reason="no-orientation",
+            found=space or "no space",
+            hint="If its axes run right, to the front and up, give --assume-ras: Reading(assume_ras=True) in Python.",
+        )
+    affine = np.eye(4)
+    affine[:3, :3] = _columns(axes, path)
+    if "space origin" in fields:
+        affine[:3, 3] = _vector(fields["space origin"], "space origin", path)
+    turn = np.diag([*SPACES.get(space, (1, 1, 1)), 1.0])
+    return np.diag([*[_unit(fields, path)] * 3, 1.0]) @ turn @ affine
+
+
+def _columns(axes: _Axes, path: Path) -> NDArray[np.float64]:
+    """Return the directions of the axes as columns, in the unit of the file; of spacings alone a straight grid."""
+    if axes.directions[0] is not None:
+        columns = np.array(axes.directions, np.float64).T
+        if not np.linalg.norm(columns, axis=0).all():
+            raise VolumeError("has a spacing that is not positive", path=path, reason="spacing", found=axes.directions)
+        return columns
+    if not all(step > 0 for step in axes.spacings):  # NaN too
+        raise VolumeError("has no spacing, or none that is positive", path=path, reason="spacing", found=axes.spacings)
+    if unknown := [unit for unit in axes.units if unit not in UNITS]:
+        raise _wrong("units", path, unknown[0], ", ".join(filter(None, UNITS)))
+    return np.diag([step * UNITS[unit] for step, unit in zip(axes.spacings, axes.units)])
+
+
+def _unit(fields: Mapping[str, str], path: Path) -> float:
+    """Return mm to a unit of the space."""
+    units = set(re.findall(r'"([^"]*)"', fields.get("space units", ""))) or {""}
+    if len(units) > 1 or not units <= UNITS.keys():
+        raise _wrong("space units", path, fields["space units"], "one of " + ", ".join(filter(None, UNITS)))
+    return UNITS[units.pop()]
+
+
+def _data_file(path: Path, fields: Mapping[str, str]) -> Path:
+    return sibling(path, fields["data file"]) if "data file" in fields else path
+
+
+def _stream(path: Path, fields: Mapping[str, str], start: int, size: int) -> Stream:
+    """Say where the voxels lie; NRRD pads nothing, so not a byte may follow them."""
+    encoding = _needed(fields, "encoding", path).lower()
+    if encoding in ("text", "txt", "ascii", "hex"):
+        raise VolumeError("holds its voxels as text", path=path, reason="text-voxels", expected="raw or gzip encoding")
+    if encoding not in ENCODINGS:
+        raise _wrong("encoding", path, encoding, ", ".join(ENCODINGS))
+    data, packing = _data_file(path, fields), ENCODINGS[encoding]
+    if data == path and packing_of(path) == "gzip":  # the whole file, header and all
+        if packing != "none":
+            raise VolumeError("is packed twice", path=path, reason="format", expected="one packing")
+        return Stream(path, "gzip", 0, start, size, 0)
+    begin = (start if data == path else 0) + _skipped_lines(data, fields, path, start if data == path else 0)
+    skip = _whole(fields, "byte skip", path)
+    if skip == -1:
+        if packing != "none":
+            raise _wrong("byte skip", path, skip, "0 or more where voxels are packed")
+        return Stream(data, "none", max(begin, file_size(data) - size), 0, size, 0)
+    return (
+        Stream(data, packing, begin + skip, 0, size, 0)
+        if packing == "none"
+        else Stream(data, packing, begin, skip, size, 0)
+    )
+
+
+def _skipped_lines(data: Path, fields: Mapping[str, str], path: Path, start: int) -> int:
+    """Return how many bytes the lines take that stand before the voxels."""
+    lines = _whole(fields, "line skip", path)
+    if lines <= 0:
+        return 0
+    with open_file(data) as file:
+        file.seek(start)
+        ends = [match.end() for match in re.finditer(rb"\n", file.read(LONGEST_LINES))]
+    if len(ends) < lines:
+        raise _wrong("line skip", path, lines, f"at most {len(ends)} lines")
+    return ends[lines - 1]
