@@ -360,7 +360,8 @@ def _places() -> Iterator[Odd]:
         "MINC 1": b"CDF\1" + bytes(600), "NRRD": b"NRRD0004\ntype: short\n", "a numpy array": b"\x93NUMPY" + bytes(400),
         "a pickle": b"\x80\x04K\x01.", "zeros": bytes(4000), "a zip": b"PK\3\4" + bytes(400),
     }.items():  # fmt: skip
-        reason = "corrupted" if name == "a zip" else "format"  # an archive may hold DICOM, whatever its name
+        # an archive may hold DICOM, HDF5 and NRRD a volume, whatever their names
+        reason = {"a zip": "corrupted", "HDF5": "corrupted", "NRRD": "header"}.get(name, "format")
         yield Odd(f"{name}, called .nii", 2, _raw(content), (reason,))
 
 

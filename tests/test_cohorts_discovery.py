@@ -465,7 +465,7 @@ def test_an_unknown_folder_says_what_was_found_and_what_is_known(tmp_path: Path)
     assert refusal(tmp_path / "notes.txt").reason == "no-folder"
     assert "nnunet" in str(refusal(tmp_path, "nn-unet").expected)
     (tmp_path / "empty").mkdir()
-    assert "no .nii.gz" in str(refusal(tmp_path / "empty").found)
+    assert "no file that ends in .nii.gz" in str(refusal(tmp_path / "empty").found)
 
 
 def test_a_case_of_labels_alone_is_a_problem(tmp_path: Path) -> None:
