@@ -14,8 +14,8 @@ from scipy.ndimage import gaussian_filter
 from chiasm.attenuation import BONE, attenuation, mumap, to_pet_grid
 from chiasm.cli import main
 from chiasm.errors import RecipeError, RunError, VolumeError
+from chiasm.hounsfield import check_hu
 from chiasm.volumes import Geometry, Volume, grid_with_spacing, read_volume, write_volume
-from chiasm.volumes.hounsfield import check_hu
 
 HU = np.arange(-1100, 3100, 0.25)
 

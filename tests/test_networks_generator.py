@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from chiasm.networks.generator import KNOTS, ResidualGenerator, fold_voxels, reach, unfold_voxels, upsample
+from chiasm.networks.generator import KNOTS, ResidualGenerator, Skip, fold_voxels, reach, unfold_voxels, upsample
 
 
 def lively(network: nn.Module, seed: int = 0) -> nn.Module:
@@ -83,7 +83,7 @@ def test_unfolding_in_three_dimensions_undoes_folding_and_keeps_blocks_together(
 @pytest.mark.parametrize("dims", [2, 3])
 @pytest.mark.parametrize(("norm", "fold"), [("batch", 1), ("none", 1), ("batch", 2)])
 def test_a_tile_with_its_halo_equals_the_whole(dims: int, norm: str, fold: int) -> None:
-    network = lively(make(dims, (4, 6), norm=norm, skip="source", fold=fold))
+    network = lively(make(dims, (4, 6), norm=norm, skip=Skip("source"), fold=fold))
     multiple = network.size_multiple
     halo = -(-network.receptive_field // multiple) * multiple
     size = 2 * halo + 3 * multiple
@@ -118,14 +118,14 @@ def test_interpolating_after_the_one_convolution_equals_interpolating_before(dim
 
 @pytest.mark.parametrize("dims", [2, 3])
 def test_a_fresh_network_with_a_source_skip_returns_that_channel(dims: int) -> None:
-    network = make(dims, skip="source", skip_channel=1)
+    network = make(dims, skip=Skip("source", 1))
     source = torch.randn(2, 2, *[8] * dims)
     assert torch.equal(network(source), source[:, 1:])
 
 
 @pytest.mark.parametrize(("dims", "fold"), [(2, 1), (3, 1), (2, 2)])
 def test_a_fresh_network_with_a_lookup_skip_equals_numpy_interp(dims: int, fold: int) -> None:
-    network = make(dims, skip="lookup", skip_channel=1, fold=fold)
+    network = make(dims, skip=Skip("lookup", 1), fold=fold)
     source = 3 * torch.randn(2, 2, *[8] * dims)
     assert not network(source).any()  # not set yet: zero
     x = torch.sort(torch.randn(KNOTS)).values
@@ -137,7 +137,7 @@ def test_a_fresh_network_with_a_lookup_skip_equals_numpy_interp(dims: int, fold:
 
 
 def test_the_lookup_travels_with_the_weights() -> None:
-    first, second = make(2, skip="lookup"), make(2, skip="lookup")
+    first, second = make(2, skip=Skip("lookup")), make(2, skip=Skip("lookup"))
     first.set_lookup(torch.linspace(-1, 1, KNOTS), torch.linspace(3, 5, KNOTS))
     second.load_state_dict(first.state_dict())
     source = torch.randn(1, 2, 8, 8)
@@ -154,7 +154,7 @@ def test_samples_do_not_influence_one_another_at_inference() -> None:
 
 def test_a_small_network_learns_to_edge_detect() -> None:
     torch.manual_seed(1)
-    network = ResidualGenerator(in_channels=1, widths=(8, 8), dims=2, skip="source")
+    network = ResidualGenerator(in_channels=1, widths=(8, 8), dims=2, skip=Skip("source"))
     optimiser = torch.optim.Adam(network.parameters(), lr=5e-3)
     image = torch.randn(8, 1, 16, 16)
 
@@ -200,13 +200,13 @@ def test_impossible_settings_are_refused() -> None:
         {"dims": 4},
         {"widths": ()},
         {"norm": "instance"},
-        {"skip": "both"},
-        {"skip_channel": 2},
+        {"skip": Skip("both")},
+        {"skip": Skip("source", 2)},
         {"dropout": 1.0},
     ):
         with pytest.raises(ValueError):
             ResidualGenerator(**{"in_channels": 2, "widths": (2, 2), "dims": 2} | wrong)  # type: ignore[arg-type]
-    rising, table = torch.linspace(0, 1, KNOTS), make(2, skip="lookup")
+    rising, table = torch.linspace(0, 1, KNOTS), make(2, skip=Skip("lookup"))
     for x, y in ((rising[1:], rising[1:]), (rising.flip(0), rising), (rising, rising / 0)):
         with pytest.raises(ValueError, match="look-up"):
             table.set_lookup(x, y)

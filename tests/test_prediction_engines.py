@@ -8,7 +8,7 @@ from torch import nn
 
 from chiasm.errors import RecipeError
 from chiasm.networks.discriminators import LocalDiscriminator
-from chiasm.networks.generator import ResidualGenerator
+from chiasm.networks.generator import ResidualGenerator, Skip
 from chiasm.prediction.engines import Engine, freeze_for_inference, pick_precision
 
 
@@ -66,7 +66,7 @@ def trained(module: nn.Module, *shape: int) -> nn.Module:
 def test_a_frozen_network_says_the_same_and_leaves_the_original_alone(dims: int) -> None:
     shape = (3, *[16] * dims)
     generator = trained(
-        ResidualGenerator(in_channels=3, widths=(4, 8), dims=dims, norm="batch", skip="source", skip_channel=1), *shape
+        ResidualGenerator(in_channels=3, widths=(4, 8), dims=dims, norm="batch", skip=Skip("source", 1)), *shape
     )  # type: ignore[arg-type]
     discriminator = trained(LocalDiscriminator(in_channels=3, widths=(4, 4, 4), dims=dims), *shape)  # type: ignore[arg-type]
     image = torch.randn(2, *shape)

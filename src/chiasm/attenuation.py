@@ -39,10 +39,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from chiasm.errors import RecipeError, VolumeError, unknown
+from chiasm.hounsfield import FEWEST, check_hu
 from chiasm.locks import prepare_file
 from chiasm.outputs import refuse_inputs
 from chiasm.volumes import Geometry, Reading, Volume, grid_with_spacing, read_volume, resample, write_volume
-from chiasm.volumes.hounsfield import FEWEST, check_hu
 from chiasm.volumes.screening import STRICT, files_at
 
 FWHM_PER_SIGMA = math.sqrt(8 * math.log(2))

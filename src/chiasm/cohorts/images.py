@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from chiasm.cohorts.cases import Case
 from chiasm.errors import VolumeError
+from chiasm.hounsfield import check_hu, with_offset
 from chiasm.volumes import Reading, Volume, read_volume
-from chiasm.volumes.hounsfield import check_hu, with_offset
 
 
 def read_case_image(case: Case, modality: str) -> Volume:

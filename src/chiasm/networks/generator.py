@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -205,6 +205,22 @@ def _check_numbers(in_channels: int, widths: Sequence[int], skip_channel: int, d
         raise ValueError(f"dropout is at least 0 and below 1, not {dropout}")
 
 
+class Skip(NamedTuple):
+    """What a network's output is added to.
+
+    Attributes:
+        kind: Nothing, the source channel itself ("source", where both share a contrast family), or that channel sent
+            through a look-up table ("lookup", see `ResidualGenerator.set_lookup`).
+        channel: The source channel that skips: the middle slice in 2.5D.
+    """
+
+    kind: Literal["none", "source", "lookup"] = "none"
+    channel: int = 0
+
+
+NO_SKIP = Skip()
+
+
 class ResidualGenerator(nn.Module):
     """Make the target image from the source.
 
@@ -213,10 +229,7 @@ class ResidualGenerator(nn.Module):
         widths: Channels at each level, finest first; one level per halving plus one.
         dims: Spatial axes of a convolution: 2 (also for 2.5D) or 3.
         norm: "batch" (fixed at inference) or "none".
-        skip: What the network's output is added to: nothing, the source channel
-            itself ("source", where both share a contrast family), or that channel
-            sent through a look-up table ("lookup", see `set_lookup`).
-        skip_channel: The source channel that skips: the middle slice in 2.5D.
+        skip: What the network's output is added to.
         dropout: Share of each level's channels that training leaves out at random, in [0, 1).
         fold: Voxels of an axis that become channels before the first convolution: 1 or 2.
 
@@ -239,16 +252,15 @@ class ResidualGenerator(nn.Module):
         widths: Sequence[int],
         dims: Dims,
         norm: Norm = "batch",
-        skip: Literal["none", "source", "lookup"] = "none",
-        skip_channel: int = 0,
+        skip: Skip = NO_SKIP,
         dropout: float = 0.0,
         fold: Literal[1, 2] = 1,
     ) -> None:
         super().__init__()
-        if dims not in (2, 3) or norm not in ("batch", "none") or skip not in ("none", "source", "lookup"):
+        if dims not in (2, 3) or norm not in ("batch", "none") or skip.kind not in ("none", "source", "lookup"):
             raise ValueError(f"dims is 2 or 3, norm batch or none, skip none, source or lookup: {dims}, {norm}, {skip}")
-        _check_numbers(in_channels, widths, skip_channel, dropout)
-        self.in_channels, self.dims, self.skip, self.skip_channel = in_channels, dims, skip, skip_channel
+        _check_numbers(in_channels, widths, skip.channel, dropout)
+        self.in_channels, self.dims, self.skip = in_channels, dims, skip
         self.fold = fold
         self.size_multiple = fold * 2 ** (len(widths) - 1)
 
@@ -257,10 +269,10 @@ class ResidualGenerator(nn.Module):
         self.ups = nn.ModuleList(Join(b, a, dims=dims, norm=norm) for a, b in reversed(list(pairwise(widths))))
         self.dropout = _DROPOUT[dims](dropout)
         self.last = CONVOLUTION[dims](widths[0], fold**dims, 1)
-        if skip != "none":  # training starts from the skip alone
+        if skip.kind != "none":  # training starts from the skip alone
             nn.init.zeros_(self.last.weight)
             nn.init.zeros_(self.last.bias)  # type: ignore[arg-type]  # None only without a bias
-        if skip == "lookup":
+        if skip.kind == "lookup":
             self.register_buffer("lookup_edges", torch.linspace(0.0, 1.0, KNOTS))
             self.register_buffer("lookup_values", torch.zeros(KNOTS))
 
@@ -292,8 +304,8 @@ class ResidualGenerator(nn.Module):
             ValueError: If the network has no such skip, or the knots are not 64
                 finite pairs with strictly rising `x`.
         """
-        if self.skip != "lookup":
-            raise ValueError(f"the network's skip is {self.skip!r}, not 'lookup'")
+        if self.skip.kind != "lookup":
+            raise ValueError(f"the network's skip is {self.skip.kind!r}, not 'lookup'")
         if x.shape != (KNOTS,) or y.shape != (KNOTS,):
             raise ValueError(f"the look-up has {KNOTS} knots, not {tuple(x.shape)} and {tuple(y.shape)}")
         edges, values = x.to(self.lookup_edges), y.to(self.lookup_values)
@@ -317,10 +329,10 @@ class ResidualGenerator(nn.Module):
         for up in self.ups:
             features = self.dropout(up(features, fine.pop()))
         prediction = unfold_voxels(self.last(features), self.fold).to(source.dtype)
-        if self.skip == "none":
+        if self.skip.kind == "none":
             return prediction
-        through = source[:, self.skip_channel : self.skip_channel + 1]
-        return prediction + (through if self.skip == "source" else self._look_up(through))
+        through = source[:, self.skip.channel : self.skip.channel + 1]
+        return prediction + (through if self.skip.kind == "source" else self._look_up(through))
 
     def _look_up(self, intensity: Tensor) -> Tensor:
         edges, values = self.lookup_edges, self.lookup_values

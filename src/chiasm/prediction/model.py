@@ -23,7 +23,7 @@ from chiasm.errors import RecipeError, RunError
 from chiasm.networks.catalogue import OWN, check_contract, make_network
 from chiasm.networks.discriminators import LocalDiscriminator
 from chiasm.networks.foreign import is_own_class
-from chiasm.networks.generator import KNOTS, ResidualGenerator
+from chiasm.networks.generator import KNOTS, ResidualGenerator, Skip
 from chiasm.networks.shapes import Shapes, shapes_of, without_memory
 from chiasm.prediction.calibration import Calibration, read_calibration, write_calibration
 from chiasm.prediction.model_files import (
@@ -99,7 +99,7 @@ def make_generator(recipe: Recipe, plan: Plan) -> nn.Module:
     generator = _untaught_generator(recipe, plan)
     if not isinstance(generator, ResidualGenerator):
         check_contract(generator, recipe.generator.network, source_channels(plan), plan.patch)
-    elif generator.skip == "lookup":
+    elif generator.skip.kind == "lookup":
         x, y = (torch.tensor(knots, dtype=torch.float64) for knots in plan.lookup)
         even = torch.linspace(0, len(x) - 1, KNOTS, dtype=torch.float64)
         left = even.long().clamp(max=len(x) - 2)
@@ -121,8 +121,7 @@ def _untaught_generator(recipe: Recipe, plan: Plan) -> nn.Module:
         widths=settings.widths,
         dims=plan.dims,
         norm=settings.norm,
-        skip=settings.skip,
-        skip_channel=slices // 2,
+        skip=Skip(settings.skip, slices // 2),
         dropout=settings.dropout,
         fold=settings.fold,
     )
@@ -150,7 +149,7 @@ def make_refiner(recipe: Recipe, plan: Plan) -> ResidualGenerator:
     """Build the second stage of a recipe: it sees source, prediction and confidence, and at first corrects nothing."""
     settings = recipe.generator
     refiner = ResidualGenerator(
-        in_channels=source_channels(plan) + 2, widths=settings.refiner, dims=plan.dims, norm=settings.norm, skip="none"
+        in_channels=source_channels(plan) + 2, widths=settings.refiner, dims=plan.dims, norm=settings.norm
     )
     for parameter in refiner.last.parameters():
         nn.init.zeros_(parameter)

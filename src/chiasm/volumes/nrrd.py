@@ -236,26 +236,21 @@ def _vector(word: str, name: str, path: Path) -> tuple[float, ...]:
 
 def _spatial_axes(axes: _Axes, path: Path) -> _Axes:
     """Leave out axes of one sample, down to three, those without a direction first; refuse what is no volume."""
-    kept = list(range(len(axes.sides)))
-    idle = [axis for axis in kept if axes.sides[axis] == 1]
-    for axis in sorted(idle, key=lambda axis: axes.directions[axis] is not None):
-        if len(kept) > 3:
-            kept.remove(axis)
+    idle = sorted(np.flatnonzero(np.array(axes.sides) == 1), key=lambda axis: axes.directions[axis] is not None)
+    left_out = idle[: max(0, len(axes.sides) - 3)]
+    kept = [axis for axis in range(len(axes.sides)) if axis not in left_out]
+    shape = "x".join(map(str, axes.sides))
     if len(kept) > 3:
-        raise VolumeError(
-            "holds more than one volume", path=path, reason="four-d", found="x".join(map(str, axes.sides))
-        )
+        raise VolumeError("holds more than one volume", path=path, reason="four-d", found=shape)
     if len(kept) < 3:
-        raise VolumeError(
-            "has too few slices to be a volume", path=path, reason="thin", found="x".join(map(str, axes.sides))
-        )
+        raise VolumeError("has too few slices to be a volume", path=path, reason="thin", found=shape)
     directed = [axes.directions[axis] is not None for axis in kept]
     if any(directed) and not all(directed):
         raise VolumeError(
             "has an axis without a direction: its values are vectors or times",
             path=path,
             reason="four-d",
-            found="x".join(map(str, axes.sides)),
+            found=shape,
         )
     return _Axes(
         tuple(axes.sides[axis] for axis in kept),

@@ -14,9 +14,9 @@ from scipy import ndimage
 
 from chiasm.cli import main
 from chiasm.errors import VolumeError
+from chiasm.hounsfield import check_hu, with_offset
 from chiasm.prediction.manifest import read_manifest
 from chiasm.storage import read_toml
-from chiasm.volumes.hounsfield import check_hu, with_offset
 from conftest import QUICK
 from synthetic_cohort import SHAPE, affine, save
 
