@@ -6,10 +6,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from scipy.ndimage import affine_transform
 from scipy.spatial.transform import Rotation
 
 from chiasm.volumes import Geometry, Volume, canonical, crop, grid_with_spacing, resample, same_grid
-from chiasm.volumes.geometry import voxels_apart
+from chiasm.volumes.geometry import find_overlap, laid_on, reordered, voxels_apart
 
 
 def volume(seed: int = 0, shape: tuple[int, int, int] = (9, 8, 7)) -> Volume:
@@ -103,3 +104,51 @@ def test_grids_are_the_same_within_a_hundredth_of_a_voxel() -> None:
         assert same_grid(grid, other) is same
         assert voxels_apart(grid, other) == pytest.approx(shift / 2)
     assert not same_grid(grid, Geometry((10, 10, 11), grid.affine))
+
+
+def interpolated(source: Volume, grid: Geometry, order: int, fill: float) -> np.ndarray:
+    """Resample with scipy alone, whether or not the voxels coincide; `fill` more than half a voxel outside."""
+    matrix = np.linalg.inv(source.geometry.affine) @ grid.affine
+    made = affine_transform(
+        source.array, matrix[:3, :3], matrix[:3, 3], output_shape=grid.shape, order=order, mode="nearest"
+    )
+    places = np.moveaxis(np.indices(grid.shape), 0, -1) @ matrix[:3, :3].T + matrix[:3, 3]
+    made[((places < -0.5 - 1e-6) | (places > np.array(source.array.shape) - 0.5 + 1e-6)).any(-1)] = fill
+    return np.asarray(made)
+
+
+@pytest.mark.parametrize("order", [0, 1])
+@pytest.mark.parametrize("seed", range(24))
+def test_grids_whose_voxels_coincide_are_pasted_as_interpolating_would_have_it_bit_for_bit(
+    seed: int, order: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    source = volume(seed)
+    turned = reordered(source, rng.permutation(3).tolist(), (rng.random(3) < 0.5).tolist()).geometry
+    moved = turned.affine.copy()
+    moved[:3, 3] += moved[:3, :3] @ rng.integers(-2, 6, 3)
+    grid = Geometry((int(rng.integers(3, 12)), int(rng.integers(3, 12)), int(rng.integers(3, 12))), moved)
+    assert find_overlap(source.geometry, grid) is not None
+    pasted = resample(source, grid, order=order, fill=-9.0)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(pasted.array, interpolated(source, grid, order, -9.0))
+    assert (pasted.array != -9.0).any()
+
+
+def test_grids_that_miss_one_another_share_nothing_and_grids_between_voxels_do_not_coincide() -> None:
+    source = volume()
+    far, between = source.geometry.affine.copy(), source.geometry.affine.copy()
+    far[:3, 3] += far[:3, 0] * 40
+    between[:3, 3] += between[:3, 1] * 0.001
+    assert (resample(source, Geometry((4, 5, 6), far), fill=3.0).array == 3.0).all()
+    assert find_overlap(source.geometry, Geometry((4, 5, 6), between)) is None
+    assert find_overlap(source.geometry, grid_with_spacing(source.geometry, (1.0, 1.5, 5.0))) is None
+
+
+def test_labels_are_laid_on_a_larger_grid_only_where_all_of_them_fit() -> None:
+    whole = Volume(np.zeros((6, 7, 8), np.int16), Geometry((6, 7, 8), np.diag([1.0, 2.0, 3.0, 1.0])))
+    whole.array[2, 3, 4], whole.array[2, 3, 5] = 7, 9
+    stored = reordered(crop(whole, (slice(1, 4), slice(2, 6), slice(4, 7))), (2, 0, 1), (True, False, True))
+    laid = laid_on(stored, whole.geometry)
+    assert laid is not None
+    np.testing.assert_array_equal(laid.array, whole.array)
+    assert laid_on(stored, crop(whole, (slice(0, 6), slice(0, 7), slice(0, 5))).geometry) is None

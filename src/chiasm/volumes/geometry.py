@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from chiasm.errors import VolumeError
 
 TOLERANCE_VOXELS = 0.01
+SNAPPED_VOXELS = 1e-4  # headers keep places as float32, so voxels that lie so near to others are the same
 MOST_VOXELS = 2**31  # 8 GiB in float32
 
 
@@ -136,28 +137,77 @@ def turned_like(volume: Volume, grid: Geometry) -> Volume:
     return turned if same_grid(grid, turned.geometry) else volume
 
 
+class Overlap(NamedTuple):
+    """Voxels of one grid that coincide with voxels of another.
+
+    Attributes:
+        axes: Which axis of the first grid runs along each axis of the second.
+        source: The voxels in an array of the first grid, once its axes are transposed; -1 steps where an axis runs
+            the other way.
+        target: The same voxels in an array of the second grid.
+    """
+
+    axes: tuple[int, int, int]
+    source: tuple[slice, slice, slice]
+    target: tuple[slice, slice, slice]
+
+    def paste(self, array: NDArray[Any], onto: NDArray[Any]) -> None:
+        """Copy the voxels of an array of the first grid into one of the second, in place."""
+        onto[self.target] = array.transpose(self.axes)[self.source]
+
+
+def find_overlap(a: Geometry, b: Geometry, tolerance_voxels: float = SNAPPED_VOXELS) -> Overlap | None:
+    """Find which voxels of grid `a` coincide with which of grid `b`; None where the voxels do not coincide.
+
+    Voxels coincide where one grid is the other with its axes in another order, turned round, and shifted by whole
+    voxels: a crop, a padded or a transposed volume.  The grids need not share a voxel.
+
+    Args:
+        a: A grid.
+        b: Another.
+        tolerance_voxels: How far a corner of `a` may lie from the voxel of `b` that it is taken for.
+    """
+    to_b = np.linalg.inv(b.affine) @ a.affine
+    turn, shift = np.rint(to_b[:3, :3]), np.rint(to_b[:3, 3])
+    if (np.abs(turn).sum(0) != 1).any() or (np.abs(turn).sum(1) != 1).any():
+        return None
+    exact = np.eye(4)
+    exact[:3, :3], exact[:3, 3] = turn, shift
+    if voxels_apart(Geometry(a.shape, b.affine @ exact), a) > tolerance_voxels:
+        return None
+    i, j, k = (int(axis) for axis in np.abs(turn).argmax(1))
+    axes = (i, j, k)
+    parts = [
+        _shared_part(a.shape[axis], b.shape[row], int(shift[row]), backwards=bool(turn[row, axis] < 0))
+        for row, axis in enumerate(axes)
+    ]
+    source, target = zip(*parts, strict=True)
+    return Overlap(axes, source, target)
+
+
+def _shared_part(length: int, other: int, shift: int, *, backwards: bool) -> tuple[slice, slice]:
+    """Return which voxels of an axis lie on another axis, and where there; voxel n lies at shift + n, or shift - n."""
+    start = shift - length + 1 if backwards else shift
+    low = min(max(start, 0), other)
+    high = max(low, min(start + length, other))
+    if not backwards:
+        return slice(low - start, high - start), slice(low, high)
+    first, stop = shift - low, shift - high  # of the voxels, in falling order
+    return slice(first, stop if stop >= 0 else None, -1) if high > low else slice(0, 0), slice(low, high)
+
+
 def laid_on(volume: Volume, grid: Geometry) -> Volume | None:
     """Copy a volume's voxels into `grid` where the voxels of both coincide, 0 elsewhere; None where they do not.
 
     For label maps that were stored without their empty slices; the axes may be
     in another order, and nothing is interpolated.
     """
-    to_grid = np.linalg.inv(grid.affine) @ volume.geometry.affine
-    turn, shift = np.rint(to_grid[:3, :3]), np.rint(to_grid[:3, 3])
-    if (np.abs(turn).sum(0) != 1).any() or (np.abs(turn).sum(1) != 1).any():
+    overlap = find_overlap(volume.geometry, grid, TOLERANCE_VOXELS)
+    if overlap is None:
         return None
-    exact = np.eye(4)
-    exact[:3, :3], exact[:3, 3] = turn, shift
-    snapped = Geometry(volume.geometry.shape, grid.affine @ exact)
-    if voxels_apart(snapped, volume.geometry) > TOLERANCE_VOXELS:
-        return None
-    placed = np.zeros(grid.shape, volume.array.dtype)
-    voxels = np.argwhere(volume.array)
-    moved = (voxels @ turn.T + shift).astype(int)
-    if ((moved < 0) | (moved >= grid.shape)).any():
-        return None
-    placed[tuple(moved.T)] = volume.array[tuple(voxels.T)]
-    return Volume(placed, grid)
+    placed = np.zeros_like(volume.array.transpose(overlap.axes), shape=grid.shape)
+    overlap.paste(volume.array, placed)
+    return Volume(placed, grid) if np.count_nonzero(placed) == np.count_nonzero(volume.array) else None
 
 
 def crop(volume: Volume, box: Sequence[slice]) -> Volume:
@@ -219,7 +269,7 @@ def straightened(volume: Volume, labels: bool = False) -> Volume:
 
 
 def resample(volume: Volume, geometry: Geometry, order: Literal[0, 1] = 1, fill: float = 0.0) -> Volume:
-    """Bring a volume to another grid.
+    """Bring a volume to another grid; voxels are copied where both grids coincide (`find_overlap`).
 
     Within half a voxel beyond its outermost centres the volume is taken as
     constant; farther out lies `fill`.
@@ -248,12 +298,17 @@ def resample(volume: Volume, geometry: Geometry, order: Literal[0, 1] = 1, fill:
         )
     if same_grid(geometry, volume.geometry, 1e-6):
         return Volume(volume.array, geometry)
+    array = volume.array if order == 0 else volume.array.astype(np.float32, copy=False)
+    overlap = find_overlap(volume.geometry, geometry)
+    if overlap is not None:
+        pasted = np.full_like(array.transpose(overlap.axes), fill, shape=geometry.shape)  # laid out as the source
+        overlap.paste(array, pasted)
+        return Volume(pasted, geometry)
     from scipy.ndimage import affine_transform
 
     # target voxel -> world -> source voxel, in one matrix
     source_from_target = np.linalg.inv(volume.geometry.affine) @ geometry.affine
     matrix, offset = source_from_target[:3, :3], source_from_target[:3, 3]
-    array = volume.array if order == 0 else volume.array.astype(np.float32, copy=False)
     moved: NDArray[Any] = affine_transform(
         array, matrix, offset, output_shape=geometry.shape, order=order, mode="nearest", prefilter=False
     )
