@@ -48,7 +48,9 @@ def main() -> None:
     study, out = read_study(asked.study), asked.out
     if study.phantom is not None:
         simulate(study.phantom, data_folder(study, out))
-    one = study.model_copy(update={"only_folds": (0,), "seeds": study.seeds[:1], "warmup": "own", "reliability": None})
+    one = study.model_copy(
+        update={"only_folds": (0,), "seeds": study.seeds[:1], "warmup": "own", "expected_error": None}
+    )
     jobs = [job for job in list_jobs(one, out, find_cases(study, out)) if job.kind == "arm"]
     data, cache = data_folder(study, out), out / "cache"
     torch.set_num_threads(1)

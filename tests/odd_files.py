@@ -821,7 +821,7 @@ def _manifests() -> Iterator[Odd]:
 
     def predictions(**changes: object) -> Callable[[Path], Path]:
         entry = {"case": "p1", "role": "new", "sources": [], "image": "p1_t2.nii.gz", "mask": "p1_mask.nii.gz",
-                 "reliability": None, "warnings": []} | changes  # fmt: skip
+                 "expected_error": None, "warnings": []} | changes  # fmt: skip
         twice = entry.pop("twice", False)
         content = {"model": "m", "sha256": "0", "method": "A7", "seed": 0, "fold": 0, "sources": ["t1"], "target": "t2",
                    "unit": "a.u.", "cases": [entry] * (2 if twice else 1), "failed": []}  # fmt: skip

@@ -75,14 +75,14 @@ def test_a_manifest_that_calls_an_absent_image_synthetic_is_refused(tmp_path: Pa
 
 def test_a_sidecar_tells_the_origin_and_an_image_without_the_name_gets_none(tmp_path: Path) -> None:
     image = save(tmp_path / "a_t2_synthetic.nii.gz", pair(1)[1], affine())
-    mark_synthetic(image, ORIGIN, reliability=tmp_path / "a_reliability.nii.gz", warnings=["beware"])
+    mark_synthetic(image, ORIGIN, expected_error=tmp_path / "a_expected-error.nii.gz", warnings=["beware"])
     told = json.loads((tmp_path / "a_t2_synthetic.json").read_text())
     assert told["SyntheticData"] == "YES" and told["model"] == "1" * 64 and told["sources"] == {"t1": "0" * 64}
-    assert (told["reliability"], told["warnings"]) == ("a_reliability.nii.gz", ["beware"])
+    assert (told["expected_error"], told["warnings"]) == ("a_expected-error.nii.gz", ["beware"])
     assert was_made(image, ORIGIN) and not was_made(image, replace(ORIGIN, model="2" * 64))
     assert is_synthetic(image) and not is_synthetic(tmp_path / "a_t2_synthetic.json")
     with pytest.raises(ValueError, match="_synthetic"):
-        mark_synthetic(tmp_path / "a_t2.nii.gz", ORIGIN, reliability=None, warnings=())
+        mark_synthetic(tmp_path / "a_t2.nii.gz", ORIGIN, expected_error=None, warnings=())
 
 
 def test_a_copy_has_the_bytes_of_one_file_and_the_values_of_several(tmp_path: Path) -> None:

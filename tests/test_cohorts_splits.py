@@ -267,9 +267,9 @@ def test_a_damaged_split_file_is_refused(tmp_path: Path, text: str) -> None:
 def test_sealed_subjects_are_the_same_in_every_fold_and_play_no_other_part(
     cases: list[Case], folds: int, share: float
 ) -> None:
-    splits = [make_split(cases, folds=folds, fold=fold, validation=0.2, seed=0, sealed=share) for fold in range(folds)]
-    assert len({split.sealed for split in splits}) == 1 and splits[0].sealed
-    kept = subjects(cases, splits[0].sealed)
+    splits = [make_split(cases, folds=folds, fold=fold, validation=0.2, seed=0, locked=share) for fold in range(folds)]
+    assert len({split.locked for split in splits}) == 1 and splits[0].locked
+    kept = subjects(cases, splits[0].locked)
     assert abs(len(kept) - share * len({c.subject for c in cases})) <= 1
     for split in splits:
         others = subjects(cases, (*split.train, *split.validation, *split.test))
@@ -278,10 +278,10 @@ def test_sealed_subjects_are_the_same_in_every_fold_and_play_no_other_part(
 
 def test_sealed_cases_are_written_and_read_back(tmp_path: Path) -> None:
     cases = [case(f"p{n}", site="AB"[n % 2]) for n in range(10)]
-    split = make_split(cases, folds=2, fold=0, validation=0.2, seed=0, sealed=0.2)
+    split = make_split(cases, folds=2, fold=0, validation=0.2, seed=0, locked=0.2)
     write_splits(tmp_path / "splits.json", split, {}, cases)
-    assert read_splits(tmp_path / "splits.json").split == split and len(split.sealed) == 2
-    assert {c.site for c in cases if c.id in split.sealed} == {"A", "B"}  # every site gives some
+    assert read_splits(tmp_path / "splits.json").split == split and len(split.locked) == 2
+    assert {c.site for c in cases if c.id in split.locked} == {"A", "B"}  # every site gives some
 
 
 def test_folds_by_site_need_a_site_for_everyone_and_two_of_them() -> None:
@@ -291,5 +291,5 @@ def test_folds_by_site_need_a_site_for_everyone_and_two_of_them() -> None:
     with pytest.raises(CohortError, match="two sites"):
         sites_of([case("a", site="X"), case("b", site="X")])
     cases = [case(f"p{n}", site="AB"[n % 2]) for n in range(10)]
-    split = leave_one_site_out(cases, "A", sealed=0.2)
-    assert split.sealed and not subjects(cases, split.sealed) & subjects(cases, split.test)
+    split = leave_one_site_out(cases, "A", locked=0.2)
+    assert split.locked and not subjects(cases, split.locked) & subjects(cases, split.test)

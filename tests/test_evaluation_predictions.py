@@ -78,7 +78,7 @@ def test_the_table_stands_beside_naive_baselines_and_the_report_stands_alone(sco
     assert "only 2 cases" in page
 
 
-def test_the_reliability_map_is_assessed(scored: Scored) -> None:
+def test_the_expected_error_map_is_assessed(scored: Scored) -> None:
     found = {row.metric for row in scored.rows if row.method == "A7" and row.region == "mask"}
     assert {"spearman", "auroc_worst", "ausc", "ause", "expected_error", "calibration"} <= found
     assert not {row.metric for row in scored.rows if row.method == "lookup"} & {"ause", "expected_error"}

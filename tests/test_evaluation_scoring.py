@@ -24,7 +24,7 @@ from chiasm.evaluation.scoring import (
     evaluate_case,
     harmonise,
     reporting_unit,
-    score_reliability,
+    score_expected_error,
 )
 from chiasm.evaluation.summary import format_table, summarise
 from chiasm.metrics import conventions
@@ -122,11 +122,11 @@ def test_errors_of_ct_are_told_in_attenuation_too_and_those_of_mr_are_not() -> N
 @pytest.mark.parametrize("convention", ["chiasm", "synthrad2025"])
 def test_what_lies_outside_the_mask_changes_nothing_but_the_whole_image(convention: str) -> None:
     prediction, target, mask, _ = patient()
-    reliability = np.abs(prediction - target)
-    before = evaluated(expected_error=reliability, convention=convention)
-    for array in (prediction, target, reliability):
+    expected_error = np.abs(prediction - target)
+    before = evaluated(expected_error=expected_error, convention=convention)
+    for array in (prediction, target, expected_error):
         array[~mask] = np.random.default_rng(1).uniform(0, 900, (~mask).sum())
-    after = evaluated(prediction=prediction, target=target, expected_error=reliability, convention=convention)
+    after = evaluated(prediction=prediction, target=target, expected_error=expected_error, convention=convention)
     keep = [[row for row in rows if row.region != "image"] for rows in (before, after)]
     assert str(keep[0]) == str(keep[1])  # NaN equals NaN as text
     assert values(before)["image", "mae"] != values(after)["image", "mae"]
@@ -296,14 +296,14 @@ def test_one_sd_is_that_of_the_training_targets() -> None:
     assert unit == "SD" and scale == pytest.approx(50, rel=0.02)
 
 
-# Reliability
+# Expected error
 
 
 def test_a_perfect_map_and_an_inverted_one_are_told_apart() -> None:
     prediction, target, mask, labels = patient()
     error = np.where(mask, np.abs(prediction - target), 0)
-    good = score_reliability(error, error, mask, labels > 0, SPACING)
-    bad = score_reliability(100 - error, error, mask, labels > 0, SPACING)
+    good = score_expected_error(error, error, mask, labels > 0, SPACING)
+    bad = score_expected_error(100 - error, error, mask, labels > 0, SPACING)
     assert (good["spearman"], good["auroc_worst"], good["ause"]) == pytest.approx((1, 1, 0))
     assert bad["spearman"] == pytest.approx(-1) and bad["ausc"] > 1 > good["ausc"]
     assert good["auroc_lesion"] == pytest.approx(1 - bad["auroc_lesion"])
@@ -318,7 +318,7 @@ def test_the_smoothed_error_is_smoothed_inside_the_mask_alone() -> None:
         gaussian_filter(mask * 1.0, sigma, truncate=3), 1e-9
     )
     smooth = gaussian_filter(error, 1.0)
-    found = score_reliability(smooth, error, mask, None, SPACING)
+    found = score_expected_error(smooth, error, mask, None, SPACING)
     assert found["spearman_smoothed"] == pytest.approx(spearmanr(smooth[mask], wanted[mask]).statistic, abs=1e-4)
 
 

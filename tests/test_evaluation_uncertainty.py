@@ -239,8 +239,8 @@ def test_the_learned_map_calibrated_is_the_one_that_ships(trained: Model) -> Non
     prepared = prepare_source([real_case()], trained.plan)
     made = learned_score(trained, prepared.array, prepared.mask, engine=ENGINE)
     on_grid = expected_error(made.score, trained.calibration, prepared, trained.plan, real_case().geometry)
-    assert shipped.reliability is not None
-    np.testing.assert_array_equal(np.where(shipped.mask.array, on_grid, 0), shipped.reliability.array)
+    assert shipped.expected_error is not None
+    np.testing.assert_array_equal(np.where(shipped.mask.array, on_grid, 0), shipped.expected_error.array)
     assert (made.name, made.passes) == ("map", 2)
 
 

@@ -335,7 +335,7 @@ def test_false_lesions_are_counted_away_from_the_labels_only() -> None:
     assert lesions.false_lesions(made_up, target, mask, labels, 100.0, ONE) == 0
 
 
-# Reliability
+# Expected error
 
 
 def test_spearman_equals_scipy_with_and_without_ties() -> None:

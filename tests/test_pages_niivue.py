@@ -17,7 +17,7 @@ from chiasm.reports.case_page import SCRIPT, CasePage, Figure, write_case_page
 from conftest import Opened
 
 STEP = 1.0  # the page rounds these volumes to whole numbers
-NAMES = ("source", "real", "synthetic", "difference", "reliability")
+NAMES = ("source", "real", "synthetic", "difference", "expected_error")
 
 pytestmark = [
     pytest.mark.slow,
@@ -53,7 +53,7 @@ def page_of_a_case(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "source": (1000 - 2 * i + 5 * j + k).astype(np.float32),
         "real": real,
         "synthetic": synthetic,
-        "reliability": np.where(mask, 5 + abs(k - 27), 0).astype(np.float32),
+        "expected_error": np.where(mask, 5 + abs(k - 27), 0).astype(np.float32),
     }
     for name, array in volumes.items():
         nib.save(nib.Nifti1Image(array, affine), folder / f"{name}.nii.gz")
@@ -120,7 +120,7 @@ def test_every_pane_draws_something_of_its_own(shown: dict[str, Any]) -> None:
     drawn = {name: pixels(shown["page"], name)[..., :3] for name in NAMES}
     for name, image in drawn.items():
         coloured = float((np.ptp(image, axis=2) > 0.3).mean())  # crosshair, outline and letters are little
-        assert (coloured > 0.05) == (name in ("difference", "reliability")), (name, coloured)
+        assert (coloured > 0.05) == (name in ("difference", "expected_error")), (name, coloured)
 
 
 def test_values_under_the_cursor_are_those_of_the_uncropped_files_at_that_world_point(shown: dict[str, Any]) -> None:
@@ -142,13 +142,13 @@ def test_values_under_the_cursor_are_those_of_the_uncropped_files_at_that_world_
         seen.add(voxel)
         true = {key: float(file.dataobj[voxel]) for key, file in shown["files"].items()}
         found = values_shown(page)
-        for key in ("source", "real", "synthetic", "reliability"):
+        for key in ("source", "real", "synthetic", "expected_error"):
             assert found[key] == pytest.approx(true[key], abs=STEP / 2), (key, voxel)
         assert found["difference"] == pytest.approx(true["synthetic"] - true["real"], abs=STEP)
     assert len(seen) == 4
 
 
-def test_difference_and_reliability_share_one_range(shown: dict[str, Any]) -> None:
+def test_difference_and_expected_error_share_one_range(shown: dict[str, Any]) -> None:
     ranges = {
         name: shown["page"].evaluate(
             f"[chiasm.panes.{name}.volumes[0].cal_min, chiasm.panes.{name}.volumes[0].cal_max]"
@@ -157,18 +157,18 @@ def test_difference_and_reliability_share_one_range(shown: dict[str, Any]) -> No
     }
     mask, volumes = shown["mask"], {name: file.get_fdata()[shown["mask"]] for name, file in shown["files"].items()}
     most = max(
-        np.quantile(abs(volumes["synthetic"] - volumes["real"]), 0.995), np.quantile(volumes["reliability"], 0.995)
+        np.quantile(abs(volumes["synthetic"] - volumes["real"]), 0.995), np.quantile(volumes["expected_error"], 0.995)
     )
-    assert mask.any() and ranges["difference"] == [-ranges["reliability"][1], ranges["reliability"][1]]
-    assert ranges["reliability"][0] == 0 and most <= ranges["reliability"][1] <= 1.1 * most
+    assert mask.any() and ranges["difference"] == [-ranges["expected_error"][1], ranges["expected_error"][1]]
+    assert ranges["expected_error"][0] == 0 and most <= ranges["expected_error"][1] <= 1.1 * most
     assert ranges["real"] == ranges["synthetic"] == [-100, 300]
 
 
 def test_a_click_in_one_pane_moves_the_cursor_of_all(shown: dict[str, Any]) -> None:
     page = shown["page"]
-    before = cursor_of(page, "reliability")
+    before = cursor_of(page, "expected_error")
     click(page, "real", 0.45, 0.55)
-    assert cursor_of(page, "reliability") != before
+    assert cursor_of(page, "expected_error") != before
     for name in NAMES:
         assert cursor_of(page, name) == pytest.approx(cursor_of(page, "real"), abs=1e-5)
 

@@ -44,7 +44,7 @@ def test_a_dicom_prediction_is_the_nifti_prediction_within_half_a_grey_step(
     assert np.abs(back.geometry.corners - source.geometry.corners).max() < 1e-3
     back = turned_like(back, whole.geometry)
     assert np.abs(back.array * slope - whole.array).max() <= slope * 0.5001
-    assert faults(tmp_path / "dicom" / "p1" / "reliability.dcm") == []
+    assert faults(tmp_path / "dicom" / "p1" / "expected-error.dcm") == []
     assert sorted(path.name for path in (tmp_path / "dicom").iterdir()) == ["p1", "predictions.json"]
 
 

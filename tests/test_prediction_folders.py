@@ -30,7 +30,7 @@ def test_a_cohort_gives_images_maps_and_a_manifest(toy_cohort: Path, finished_ru
     for entry in made.manifest.cases:
         assert entry.case in split[entry.role]
         source = nib.load(tmp_path / entry.sources[0])
-        for name in (entry.image, entry.mask, entry.reliability):
+        for name in (entry.image, entry.mask, entry.expected_error):
             image = nib.load(tmp_path / str(name))
             assert image.shape == source.shape
             for get in ("get_sform", "get_qform"):  # bit for bit, codes too
@@ -38,7 +38,7 @@ def test_a_cohort_gives_images_maps_and_a_manifest(toy_cohort: Path, finished_ru
                 np.testing.assert_array_equal(a, b)
                 assert code_a == code_b
         mask = nib.load(tmp_path / entry.mask).get_fdata() > 0
-        trust = nib.load(tmp_path / str(entry.reliability)).get_fdata()
+        trust = nib.load(tmp_path / str(entry.expected_error)).get_fdata()
         assert (trust[~mask] == 0).all() and (trust[mask] > 0).all()
         assert 0.5 < mask.mean() / (source.get_fdata() != 0).mean() < 1.5
 
@@ -86,7 +86,7 @@ def test_a_model_folder_predicts_without_its_run(toy_cohort: Path, finished_run:
     file = toy_cohort / "Toy_0001" / "Toy_0001_t1.nii.gz"
     a, b = (chiasm.load(folder).predict(file) for folder in (finished_run, alone))
     np.testing.assert_array_equal(a.image.array, b.image.array)
-    assert a.reliability is not None
+    assert a.expected_error is not None
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "plan.toml", "calibration.json", "baselines.safetensors"])
@@ -163,7 +163,7 @@ def test_cases_spread_over_processes_give_the_same_files(finished_run: Path, toy
     spread = predict(finished_run, [toy_cohort], tmp_path / "spread", runner="processes")
     assert spread.manifest.cases == alone.manifest.cases and len(alone.manifest.cases) == 6
     for entry in alone.manifest.cases:
-        for name in (entry.image, entry.reliability, entry.mask):
+        for name in (entry.image, entry.expected_error, entry.mask):
             assert name and (tmp_path / "alone" / name).read_bytes() == (tmp_path / "spread" / name).read_bytes()
 
 

@@ -41,7 +41,7 @@ def test_it_comes_back_as_it_was(tmp_path: Path) -> None:
     [
         (lambda c: c["cases"][0].update(image="../elsewhere.nii"), "outside"),
         (lambda c: c["cases"][0].update(mask="/etc/passwd"), "outside"),
-        (lambda c: c["cases"][0].update(reliability="deeper/map.nii"), "outside"),
+        (lambda c: c["cases"][0].update(expected_error="deeper/map.nii"), "outside"),
         (lambda c: c["cases"][0].update(image=".."), "outside"),
         (lambda c: c["cases"][0].update(image=""), "outside"),
         (lambda c: c["cases"][0].update(image="p1\0.nii"), "outside"),

@@ -51,7 +51,7 @@ def test_the_manifest_says_what_each_file_is_and_where_things_lie_from_its_folde
 ) -> None:
     manifest = read_manifest(predicted)
     for entry in manifest.cases:
-        assert set(entry.sha256) == {entry.image, entry.mask, entry.reliability}
+        assert set(entry.sha256) == {entry.image, entry.mask, entry.expected_error}
         for name, digest in entry.sha256.items():
             assert digest == sha256_of(predicted / name)
         assert (predicted / entry.sources[0]).resolve().is_relative_to(toy_cohort) and entry.mask_rule == "nonzero"
@@ -115,7 +115,7 @@ def test_another_model_or_other_options_are_refused_unless_they_are_to_replace_a
     assert code == 2 and told in said and "--overwrite" in said and contents(made) == before
     code, said = here(*words, "--overwrite")
     assert code == 0 and "1 cases predicted" in said
-    assert sorted(contents(made)) == [f"Toy_0001_t1_{n}.nii.gz" for n in ("mask", "reliability", "t2")] + [
+    assert sorted(contents(made)) == [f"Toy_0001_t1_{n}.nii.gz" for n in ("expected-error", "mask", "t2")] + [
         "predictions.json"
     ]
 

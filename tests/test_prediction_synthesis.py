@@ -110,21 +110,21 @@ def test_hounsfield_units_are_clipped_to_the_window_and_air_lies_outside_the_mas
         assert (found.image.array[~found.mask.array] == -1000).all()
 
 
-def test_reliability_is_the_score_times_the_slope_of_the_targets_units(model: Model) -> None:
+def test_the_expected_error_is_the_score_times_the_slope_of_the_targets_units(model: Model) -> None:
     """-s log sigmoid(0) = 0.5 ln 2; one normalised unit is 50 raw ones, or 1500 HU where 3000 HU become 2."""
     for one, slope in ((model, 50.0), (hounsfield(model), 1500.0)):
         found = made(one)
-        assert found.reliability is not None
-        np.testing.assert_allclose(found.reliability.array[found.mask.array], 0.5 * np.log(2) * slope, rtol=1e-5)
-        assert (found.reliability.array[~found.mask.array] == 0).all()
+        assert found.expected_error is not None
+        np.testing.assert_allclose(found.expected_error.array[found.mask.array], 0.5 * np.log(2) * slope, rtol=1e-5)
+        assert (found.expected_error.array[~found.mask.array] == 0).all()
 
 
-def test_a_calibrated_reliability_is_the_expected_error_in_target_units(model: Model) -> None:
+def test_a_calibrated_map_is_the_expected_error_in_target_units(model: Model) -> None:
     score = 0.5 * np.log(2)
     calibration = Calibration((0.0, 2 * score), (0.0, 0.8), ("a",), 5000, 0.4)
     found = made(replace(model, calibration=calibration))
-    assert found.reliability is not None
-    np.testing.assert_allclose(found.reliability.array[found.mask.array], 0.4 * 50, rtol=1e-5)
+    assert found.expected_error is not None
+    np.testing.assert_allclose(found.expected_error.array[found.mask.array], 0.4 * 50, rtol=1e-5)
 
 
 def test_warnings_say_what_a_reader_must_know(model: Model) -> None:
@@ -138,7 +138,7 @@ def test_warnings_say_what_a_reader_must_know(model: Model) -> None:
     ):
         found = made(changed)
         assert len(found.warnings) == 1 and told in found.warnings[0]
-        assert (found.reliability is None) == (changed.local_discriminator is None)
+        assert (found.expected_error is None) == (changed.local_discriminator is None)
     odd = made(replace(model, calibration=good), volume(matrix=affine((4.0, 4.0, 9.0))))
     assert "unlike the training cases" in odd.warnings[0]
 
@@ -149,8 +149,8 @@ def test_nothing_outside_the_mask_dims_the_rim_of_a_coarser_prediction(model: Mo
     found = made(coarse)
     inside = found.mask.array
     np.testing.assert_allclose(found.image.array[inside], 200, rtol=1e-4)
-    assert found.reliability is not None
-    np.testing.assert_allclose(found.reliability.array[inside], 25 * np.log(2), rtol=1e-4)
+    assert found.expected_error is not None
+    np.testing.assert_allclose(found.expected_error.array[inside], 25 * np.log(2), rtol=1e-4)
     overlap = 2 * (inside & body()).sum() / (inside.sum() + body().sum())
     assert overlap > 0.9
 
@@ -193,7 +193,7 @@ def test_the_output_lies_on_the_sources_grid_however_it_is_stored(model: Model) 
     matrix[:3, 1] *= -1
     turned = volume(np.ascontiguousarray(np.moveaxis(plain.array, 2, 0)[:, ::-1]), matrix)
     a, b = made(one, plain), made(one, turned)
-    for part in (b.image, b.mask, b.reliability):
+    for part in (b.image, b.mask, b.expected_error):
         assert part is not None and part.array.shape == turned.array.shape
         assert same_grid(part.geometry, turned.geometry)
     np.testing.assert_array_equal(np.moveaxis(b.mask.array[:, ::-1], 0, 2), a.mask.array)
@@ -501,8 +501,8 @@ def test_thick_slices_come_back_thin_with_their_outer_faces_where_they_were(mode
     how = Degradation(3, axis)
     thick = degrade([fine], how)[0]
     made = synthesise(thin(model, axis), [thick], engine=ENGINE)
-    assert made.reliability is not None
-    for result in (made.image, made.reliability, made.mask):
+    assert made.expected_error is not None
+    for result in (made.image, made.expected_error, made.mask):
         grid = result.geometry
         assert grid.spacing_mm == pytest.approx(fine.geometry.spacing_mm)
         if fine.geometry.shape["IJK".index(axis)] % 3 == 0:
@@ -524,8 +524,8 @@ def test_a_network_that_changes_nothing_returns_the_cubic_spline_in_the_scans_ow
     assert inside.mean() == pytest.approx(body().mean(), rel=0.1)
     # 0.5 -log M of 0.3466 normalised units at a logit of 0; one unit is the scan's own IQR / 1.349
     q1, q3 = np.quantile(spline[inside], (0.25, 0.75))
-    assert made.reliability is not None
-    assert np.median(made.reliability.array[inside]) == pytest.approx(0.3466 * (q3 - q1) / 1.349, rel=0.02)
+    assert made.expected_error is not None
+    assert np.median(made.expected_error.array[inside]) == pytest.approx(0.3466 * (q3 - q1) / 1.349, rel=0.02)
 
 
 def test_thin_slices_are_made_thick_first_where_it_is_asked_and_keep_their_grid(model: Model) -> None:

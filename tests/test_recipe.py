@@ -35,13 +35,13 @@ def reach(recipe: Recipe, name: str) -> object:
 
 def test_the_default_arm_is_dual_attention_on_l2() -> None:
     recipe = make_recipe()
-    assert (recipe.method, recipe.loss.norm, recipe.attention.target) == ("A7", "l2", "structured")
+    assert (recipe.method, recipe.loss.norm, recipe.attention.head) == ("A7", "l2", "structured")
     assert recipe == make_recipe("dual-attention")
 
 
 def test_the_literal_arm_is_the_papers_weight_unnormalised() -> None:
     literal = make_recipe("literal").attention
-    assert (literal.target, literal.beta, literal.norm) == ("realness", 2.0, "none")
+    assert (literal.head, literal.beta, literal.norm) == ("realness", 2.0, "none")
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -60,7 +60,7 @@ def test_a_single_setting_wins_over_arm_and_size() -> None:
     "setting",
     [
         *("training.batch=true", "optimiser.discriminator_rate=true", "split.seed=false", "data.ct_offset=true"),
-        *("split.sealed=1", f"split.fold={'9' * 4000}"),
+        *("split.locked=1", f"split.fold={'9' * 4000}"),
     ],
 )
 def test_a_switch_or_an_impossible_number_is_refused_in_a_short_sentence(setting: str) -> None:

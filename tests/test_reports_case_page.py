@@ -41,15 +41,15 @@ def a_case(**changes: Any) -> CasePage:
     lesion = np.zeros(SHAPE, bool)
     lesion[20:23, 18:22, 7:9] = True
     lesion[11:13, 15:18, 10:12] = True
-    reliability = np.where(mask, 0.1, 0).astype(np.float32)
-    reliability[24:26, 25:27, 11:13] = 0.7
+    expected_error = np.where(mask, 0.1, 0).astype(np.float32)
+    expected_error[24:26, 25:27, 11:13] = 0.7
     page = CasePage(
         case="case-1",
         title="case-1",
         source=(100 + i + 2 * j).astype(np.float32),
         real=real,
         synthetic=synthetic,
-        reliability=reliability,
+        expected_error=expected_error,
         mask=mask,
         lesion=lesion,
         affine=affine_of((2.0, 2.0, 3.0)),
@@ -83,8 +83,8 @@ def test_volumes_in_the_page_are_the_originals_cropped_each_voxel_at_its_place(t
     settings = settings_in(text)
     to_voxel = np.linalg.inv(page.affine)
     found = volumes_in(text)
-    assert set(found) == {"source", "real", "synthetic", "reliability", "regions"}
-    for name in ("source", "real", "synthetic", "reliability"):
+    assert set(found) == {"source", "real", "synthetic", "expected_error", "regions"}
+    for name in ("source", "real", "synthetic", "expected_error"):
         image, original = found[name], getattr(page, name)
         assert np.prod(image.shape) < np.prod(SHAPE) / 2
         assert image.dataobj.get_unscaled().dtype == np.int16
@@ -99,7 +99,7 @@ def test_volumes_in_the_page_are_the_originals_cropped_each_voxel_at_its_place(t
 
 
 @needs_viewer
-def test_jumps_lead_to_the_worst_voxel_the_least_reliable_cluster_and_each_lesion(tmp_path: Path) -> None:
+def test_jumps_lead_to_the_worst_voxel_the_largest_expected_cluster_and_each_lesion(tmp_path: Path) -> None:
     page = a_case()
     text = write_case_page(tmp_path / "case.html", page).read_text()
     image = volumes_in(text)["source"]
@@ -107,9 +107,9 @@ def test_jumps_lead_to_the_worst_voxel_the_least_reliable_cluster_and_each_lesio
     for jump in settings_in(text)["jumps"]:
         world = image.affine @ (*jump["voxel"], 1)
         places[jump["label"]] = tuple(np.rint(np.linalg.inv(page.affine) @ world)[:3].astype(int))
-    assert list(places) == ["Largest difference", "Least reliable cluster", "Lesion 1", "Lesion 2"]
+    assert list(places) == ["Largest difference", "Largest expected error", "Lesion 1", "Lesion 2"]
     assert places["Largest difference"] == (15, 22, 8)
-    assert page.reliability is not None and page.reliability[places["Least reliable cluster"]] == np.float32(0.7)
+    assert page.expected_error is not None and page.expected_error[places["Largest expected error"]] == np.float32(0.7)
     assert 20 <= places["Lesion 1"][0] < 23 and 11 <= places["Lesion 2"][0] < 13  # the larger is the first
 
 
@@ -120,7 +120,7 @@ def test_a_noisy_volume_too_large_for_a_page_is_rounded_then_thinned_until_it_fi
     monkeypatch.setattr(case_pages, "MOST_BYTES", 1_700_000)  # some of it for the viewer
     rng = np.random.default_rng(1)
     big = {name: rng.normal(2, 1, (80, 80, 40)).astype(np.float32) for name in ("source", "real", "synthetic")}
-    page = a_case(**big, reliability=None, lesion=None, mask=np.ones((80, 80, 40), bool))
+    page = a_case(**big, expected_error=None, lesion=None, mask=np.ones((80, 80, 40), bool))
     made = write_case_page(tmp_path / "case.html", page)
     assert made.stat().st_size < 1_700_000
     text = made.read_text()
@@ -143,7 +143,7 @@ def test_a_head_at_one_millimetre_stays_below_ten_megabytes(tmp_path: Path) -> N
     i, j, k = np.ogrid[:160, :190, :150]
     mask = ((i - 80) / 70) ** 2 + ((j - 95) / 85) ** 2 + ((k - 75) / 65) ** 2 < 1
     head = np.where(mask, rng.normal(2, 0.6, shape), 0).astype(np.float32)
-    page = a_case(source=head, real=head, synthetic=head * 0.9, reliability=head / 9, mask=mask, lesion=None)
+    page = a_case(source=head, real=head, synthetic=head * 0.9, expected_error=head / 9, mask=mask, lesion=None)
     assert write_case_page(tmp_path / "case.html", page).stat().st_size < MOST_BYTES < 10_000_000
 
 
@@ -163,11 +163,11 @@ def test_without_the_viewers_script_the_page_shows_still_slices_and_says_how_to_
 
 
 def test_what_a_case_lacks_is_absent_from_its_page(tmp_path: Path) -> None:
-    text = write_case_page(tmp_path / "case.html", a_case(real=None, reliability=None, lesion=None)).read_text()
+    text = write_case_page(tmp_path / "case.html", a_case(real=None, expected_error=None, lesion=None)).read_text()
     for absent in (
         "pane-real",
         "pane-difference",
-        "pane-reliability",
+        "pane-expected_error",
         'id="flicker"',
         'id="outline"',
         '<button type="button" data-level',

@@ -62,7 +62,7 @@ def pictured(case: str = "a") -> GalleryCase:
         source=real + lesion,
         real=real,
         synthetic=(real + 0.5).astype(np.float32),
-        reliability=np.full(shape, 0.25, np.float32),
+        expected_error=np.full(shape, 0.25, np.float32),
         mask=mask,
         lesion=lesion,
         spacing_mm=(1.0, 1.0, 2.0),
@@ -216,10 +216,10 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
         "Nothing can be said",
     ):
         assert sentence in bare
-    alone = replace(pictured(), real=None, reliability=None, lesion=None)
+    alone = replace(pictured(), real=None, expected_error=None, lesion=None)
     page = written(tmp_path, gallery=[alone], history=[{"kind": "validation", "step": 1, "mae": 0.1}])
     assert "There is no real image of this case" in page.words
-    assert "There is no reliability map of this case" in page.words
+    assert "There is no expected-error map of this case" in page.words
     assert "No lesion is labelled in this case" in page.words
     assert [image["alt"].partition(",")[0] for image in page.all("img") if image["alt"]] == ["source", "synthetic"] * 2
     assert "not for diagnostic use" in bare and "not for diagnostic use" in page.words
@@ -257,11 +257,11 @@ def test_real_and_synthetic_share_a_window_and_no_error_is_black(tmp_path: Path)
     assert (error[..., 3] > 0).sum() == 12 * 14  # inside the mask only
 
 
-def test_the_reliability_map_is_held_against_the_true_error(tmp_path: Path) -> None:
+def test_the_expected_error_map_is_held_against_the_true_error(tmp_path: Path) -> None:
     words = written(tmp_path, gallery=[pictured()]).words
     assert "In lesions the map understates the error: 0.250 expected, 0.500 found (2.00 times)." in words
     assert "Outside lesions the map understates the error" in words
-    unlabelled = replace(pictured(), lesion=None, reliability=np.full((20, 22, 16), 0.5, np.float32))
+    unlabelled = replace(pictured(), lesion=None, expected_error=np.full((20, 22, 16), 0.5, np.float32))
     assert "In the mask the map meets the error" in written(tmp_path, gallery=[unlabelled]).words
 
 

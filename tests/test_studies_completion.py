@@ -103,7 +103,7 @@ def test_every_gap_is_filled_with_what_predict_makes_and_marked(done: Completed,
         told = json.loads(image.with_name(f"{case.id}_t2_synthetic.json").read_text())
         source = case.images["t1"]
         assert told["sources"] == {"t1": hashlib.sha256(source.read_bytes()).hexdigest()}
-        assert told["reliability"] is None and any("no local discriminator" in word for word in told["warnings"])
+        assert told["expected_error"] is None and any("no local discriminator" in word for word in told["warnings"])
         made = predict(done.folder / "run", [source], tmp_path / case.id, accelerator="cpu")
         assert told["model"] == made.manifest.sha256
         by_hand = read_volume(tmp_path / case.id / made.manifest.cases[0].image)
@@ -216,7 +216,7 @@ def test_a_bad_case_is_named_the_others_are_completed_and_the_command_exits_3(
     cohort = find_cohort(tmp_path / "out" / "cohort", selection=ALLOWED)
     assert [case.id for case in cohort.cases if case.synthetic] == [GAPS[1]]
     image = cohort.root / GAPS[1] / f"{GAPS[1]}_t2_synthetic.nii.gz"
-    trust = json.loads(image.with_name(f"{GAPS[1]}_t2_synthetic.json").read_text())["reliability"]
+    trust = json.loads(image.with_name(f"{GAPS[1]}_t2_synthetic.json").read_text())["expected_error"]
     expected, made = (read_volume(image.with_name(name)).array for name in (trust, image.name))
     assert expected.shape == made.shape and expected.min() >= 0 and not np.array_equal(expected, made)
     run = train(tmp_path / "out" / "cohort", recipe_with(), tmp_path / "run", say=lambda _: None, selection=ALLOWED)

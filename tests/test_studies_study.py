@@ -80,7 +80,7 @@ def roles(out: Path) -> dict[str, set[str]]:
 @pytest.fixture(scope="module")
 def finished(toy_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Done]:
     folder = tmp_path_factory.mktemp("study")
-    path = study_file(folder, toy_cohort, reliability="A7")
+    path = study_file(folder, toy_cohort, expected_error="A7")
     return path, folder / "out", study(path, folder / "out")
 
 
@@ -100,11 +100,11 @@ def test_a_study_leaves_rows_statistics_and_a_page(finished: tuple[Path, Path, D
     assert "of unknown size" not in done.report.read_text()  # the rim of all lesions is none of them
 
 
-def test_the_reliability_map_is_assessed_beside_its_rivals_and_told_on_the_page(
+def test_the_expected_error_map_is_assessed_beside_others_and_shown_on_the_page(
     finished: tuple[Path, Path, Done],
 ) -> None:
     _, out, done = finished
-    rows = read_evaluation(out / "reliability")
+    rows = read_evaluation(out / "expected-error")
     assert {row.method.split(" ", 1)[1] for row in rows} >= {"map", "augmentation", "ensemble"}
     assert not {row.method for row in rows} & {row.method for row in done.rows}
     page = done.report.read_text()
@@ -133,7 +133,7 @@ def test_the_pages_are_made_again_from_files_alone(finished: tuple[Path, Path, D
     assert (copy / "statistics.csv").read_bytes() == (out / "statistics.csv").read_bytes()
     for case in {row.case for row in done.rows}:
         assert f'href="cases/{case}.html"' in page.read_text() and (copy / "cases" / f"{case}.html").exists()
-    for place in (copy / "jobs", copy / "reliability"):
+    for place in (copy / "jobs", copy / "expected-error"):
         shutil.rmtree(place)
     assert "No pages of single cases were made" in report(copy).read_text()  # figures remain
     with pytest.raises(ChiasmError, match="no study, no evaluation"):
@@ -378,7 +378,7 @@ def test_a_study_for_slurm_is_refused_at_once_where_there_is_none(
         ({"variants": {"A7": ["A1"]}}, "'A7' is called like an arm"),
         ({"arms": ["A1", "A7", "lookup"], "variants": {"lookup": ["A1"]}}, "'lookup' is called like"),
         ({"target": "t1"}, "also a source"),
-        ({"target": "t1", "set": [*SETTINGS, *THIN], "reliability": "A7"}, "super-resolution yet"),
+        ({"target": "t1", "set": [*SETTINGS, *THIN], "expected_error": "A7"}, "super-resolution yet"),
     ],
 )
 def test_an_impossible_study_is_refused_before_anything_runs(
@@ -391,22 +391,22 @@ def test_an_impossible_study_is_refused_before_anything_runs(
 
 
 def test_folds_by_site_test_one_site_each_and_sealed_cases_wait_until_they_are_opened(tmp_path: Path) -> None:
-    changes = {"folds": "site", "only_folds": None, "seeds": [0], "sealed": 0.3, "arms": ["A1"], "primary": None}
+    changes = {"folds": "site", "only_folds": None, "seeds": [0], "locked": 0.3, "arms": ["A1"], "primary": None}
     path = study_file(tmp_path, with_sites(tmp_path, 8), **changes)
     out = tmp_path / "out"
     done = study(path, out)
     where = roles(out)
-    sealed = where["sealed of 0"]
-    assert sealed == where["sealed of 1"] and len(sealed) == 2
+    locked = where["locked of 0"]
+    assert locked == where["locked of 1"] and len(locked) == 2
     assert where["test of 0"].isdisjoint(where["test of 1"]) and len(where["test of 0"] | where["test of 1"]) == 6
     assert {row.case for row in done.rows} == where["test of 0"] | where["test of 1"]
     weights = {file: file.stat().st_mtime_ns for file in out.glob("jobs/*/model/weights.safetensors")}
-    opened = study(path, out, open_sealed=True)
-    assert {row.case for row in opened.rows} == sealed and {row.fold for row in opened.rows} == {0, 1}
-    assert opened.report == out / "sealed" / "report.html" and (out / "sealed" / "evaluation.csv").exists()
+    opened = study(path, out, open_locked=True)
+    assert {row.case for row in opened.rows} == locked and {row.fold for row in opened.rows} == {0, 1}
+    assert opened.report == out / "locked" / "report.html" and (out / "locked" / "evaluation.csv").exists()
     assert weights == {file: file.stat().st_mtime_ns for file in out.glob("jobs/*/model/weights.safetensors")}
-    with pytest.raises(ChiasmError, match="keeps no cases sealed"):
-        study(study_file(tmp_path, tmp_path / "data"), out, open_sealed=True)
+    with pytest.raises(ChiasmError, match="has no locked test set"):
+        study(study_file(tmp_path, tmp_path / "data"), out, open_locked=True)
 
 
 def test_a_simulated_cohort_is_written_into_the_study_and_its_jobs_are_known_before(tmp_path: Path) -> None:
@@ -452,7 +452,7 @@ def test_a_variant_is_an_arm_with_settings_of_its_own_and_arms_answer_to_their_a
 
 
 def test_a_variant_of_the_optimiser_or_schedule_has_a_beginning_of_its_own(tmp_path: Path, toy_cohort: Path) -> None:
-    variants = {"slow": ["A7", "optimiser.generator_rate=1e-5"], "long": ["A7", "schedule.critics_alone=0.3"]}
+    variants = {"slow": ["A7", "optimiser.generator_rate=1e-5"], "long": ["A7", "schedule.discriminators_alone=0.3"]}
     path = study_file(tmp_path, toy_cohort, arms=["A7", "slow", "long"], variants=variants, seeds=[0], primary=None)
     lines = tell_jobs(path, tmp_path / "out")
     assert sum("warm-up (generator)" in line for line in lines) == 3
@@ -531,8 +531,8 @@ def test_arms_that_register_differently_need_a_reference(tmp_path: Path) -> None
         tell_jobs(moved_study(tmp_path, heads, reference=None), tmp_path / "out")
     with pytest.raises(RecipeError, match="only simulated patients who moved"):
         read_study(moved_study(tmp_path, heads, reference="held"))
-    with pytest.raises(RecipeError, match="leave out reference, or reliability"):
-        read_study(moved_study(tmp_path, heads, reliability="A1"))
+    with pytest.raises(RecipeError, match="leave out reference, or expected_error"):
+        read_study(moved_study(tmp_path, heads, expected_error="A1"))
 
 
 def test_simulated_patients_who_moved_are_known_as_if_they_had_not(tmp_path: Path) -> None:

@@ -176,7 +176,7 @@ def test_the_lesion_oracle_weighs_lesions_by_its_factor() -> None:
 
 
 def test_players_enter_one_after_another() -> None:
-    settings = {"steps": 1000, "generator_alone": 0.4, "critics_alone": 0.15, "ramp": 0.05}
+    settings = {"steps": 1000, "generator_alone": 0.4, "discriminators_alone": 0.15, "ramp": 0.05}
     at = {step: attention.phase(step, **settings) for step in range(1000)}  # type: ignore[arg-type]
     assert at[0] == at[399] == (True, False, 0.0, 0.0)
     assert at[400] == at[549] == (False, True, 0.0, 0.0)
@@ -191,7 +191,7 @@ def test_players_enter_one_after_another() -> None:
 
 def test_an_arm_without_discriminators_never_waits() -> None:
     for step in (0, 50, 99):
-        now = attention.phase(step, steps=100, generator_alone=1.0, critics_alone=0.0, ramp=0.05)
+        now = attention.phase(step, steps=100, generator_alone=1.0, discriminators_alone=0.0, ramp=0.05)
         assert now == (True, False, 0.0, 0.0)
 
 

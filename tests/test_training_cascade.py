@@ -40,7 +40,7 @@ from chiasm.training.trainables import Trainables
 from conftest import QUICK
 from synthetic_cohort import affine, save, write_brats
 
-#: The whole dual method in two stages: discriminators, attention and the reliability map in each.
+#: The whole dual method in two stages: discriminators, attention and the expected-error map in each.
 TWO = {**QUICK, "generator.stages": 2, "schedule.steps": 36, "training.precision": "32-true", "attention.gate": False}
 
 
@@ -216,12 +216,12 @@ def test_one_model_folder_holds_all_stages_and_chains_them_over_a_whole_volume(
     assert np.abs(blind.prediction - wanted.prediction)[mask].max() > 1e-4  # the second stage does see the first
 
 
-def test_the_reliability_map_of_a_cascade_is_calibrated_and_rivals_agree_with_the_image(
+def test_the_expected_error_map_of_a_cascade_is_calibrated_and_baselines_agree_with_the_image(
     toy_cohort: Path, cascaded: Path
 ) -> None:
     predictor = load(cascaded, precision="32-true")
     made = predictor.predict(next(toy_cohort.rglob("*_t1.nii.gz")))
-    assert made.reliability is not None and made.reliability.array[made.mask.array].std() > 0
+    assert made.expected_error is not None and made.expected_error.array[made.mask.array].std() > 0
     assert predictor.model.calibration is not None
     bare = prepared(cascaded, toy_cohort, read_json(cascaded / "splits.json")["validation"][0])
     source, mask = np.asarray(bare.source), np.asarray(bare.mask)

@@ -125,14 +125,14 @@ def test_no_arm_costs_less_than_nothing_and_discriminators_cost_more_than_none(e
     assert found.seconds_per_step >= plain.seconds_per_step * 0.85  # while critics learn alone, no generator pass back
     assert found.memory_mb >= plain.memory_mb > BASE_MB
     for alone, critics in ((1.0, 0.0), (0.0, 0.9), (0.0, 0.0)):
-        shares = {"schedule__generator_alone": alone, "schedule__critics_alone": critics, "schedule__ramp": 0.05}
+        shares = {"schedule__generator_alone": alone, "schedule__discriminators_alone": critics, "schedule__ramp": 0.05}
         if alone + critics <= 0.9:
             assert forecast(ask(method, **shares), side).seconds_per_step > 0
 
 
 def test_a_later_start_of_the_discriminators_is_cheaper(even_speed: None) -> None:
     late, early = (
-        forecast(ask(schedule__generator_alone=alone, schedule__critics_alone=0.0)).seconds_per_step
+        forecast(ask(schedule__generator_alone=alone, schedule__discriminators_alone=0.0)).seconds_per_step
         for alone in (0.9, 0.0)
     )
     assert early > 1.5 * late
@@ -166,7 +166,7 @@ cohort = write_cohort(folder, 3)
 patch, batch = int(sys.argv[2]), int(sys.argv[3])
 recipe = make_recipe("A7", "tiny", {
     "data.patch": patch, "training.batch": batch, "training.precision": "32-true", "training.accelerator": "cpu",
-    "schedule.generator_alone": 0.0, "schedule.critics_alone": 0.0, "attention.gate": False,
+    "schedule.generator_alone": 0.0, "schedule.discriminators_alone": 0.0, "attention.gate": False,
 })
 plan = make_plan(recipe, cohort, [case.id for case in cohort.cases])
 cases = [prepare_case(case, plan, folder / "cache") for case in cohort.cases]
@@ -198,10 +198,10 @@ def test_memory_is_that_of_a_training_step_within_a_factor_of_three(patch: int, 
 
 @pytest.mark.usefixtures("even_speed")
 def test_a_critics_further_turns_are_paid_for_and_a_patch_is_assessed_at_its_own_size() -> None:
-    one, five = (forecast(ask("wgan", loss__critic_steps=turns)).seconds_per_step for turns in (1, 5))
-    three = forecast(ask("wgan", loss__critic_steps=3)).seconds_per_step
+    one, five = (forecast(ask("wgan", loss__discriminator_steps=turns)).seconds_per_step for turns in (1, 5))
+    three = forecast(ask("wgan", loss__discriminator_steps=3)).seconds_per_step
     assert five > one and five - three == pytest.approx(three - one)
-    assert forecast(ask("A1", loss__critic_steps=5)) == forecast(ask("A1"))  # nobody takes them
+    assert forecast(ask("A1", loss__discriminator_steps=5)) == forecast(ask("A1"))  # nobody takes them
     sizes: list[tuple[int, ...]] = []
     players = make_players(ask("dcgan"), plan_of(patch=(64, 64)), 0)
     assert players.global_discriminator is not None

@@ -42,7 +42,7 @@ def prepared(toy_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> tupl
 
 def recipe(method: str = "A7", changes: Mapping[str, object] | None = None) -> Recipe:
     """All players play from the first step, at full strength, gate open."""
-    at_once = {"schedule.generator_alone": 0.0, "schedule.critics_alone": 0.0, "attention.gate": False}
+    at_once = {"schedule.generator_alone": 0.0, "schedule.discriminators_alone": 0.0, "attention.gate": False}
     return make_recipe(method, "tiny", {**QUICK, **at_once, "training.precision": "32-true", **(changes or {})})
 
 
@@ -78,7 +78,7 @@ LATE = 20  # a step at which every ramp is over
 
 def test_beta_0_equals_the_arm_without_attention_to_the_bit(prepared: tuple[Plan, list[PreparedCase]]) -> None:
     made = []
-    for changes in ({"attention.beta": 0.0}, {"attention.target": "none"}):
+    for changes in ({"attention.beta": 0.0}, {"attention.head": "none"}):
         one = learner(prepared, recipe("A7", changes))
         losses = [one.step(step)["loss"] for step in range(LATE, LATE + 3)]
         made.append((losses, weights(bare(one, "generator"))))
@@ -88,7 +88,7 @@ def test_beta_0_equals_the_arm_without_attention_to_the_bit(prepared: tuple[Plan
 
 def test_attention_does_change_the_step(prepared: tuple[Plan, list[PreparedCase]]) -> None:
     plain, attentive = (
-        learner(prepared, recipe("A7", changes)) for changes in ({"attention.target": "none"}, {"attention.beta": 4.0})
+        learner(prepared, recipe("A7", changes)) for changes in ({"attention.head": "none"}, {"attention.beta": 4.0})
     )
     for one in (plain, attentive):
         one.step(LATE)
@@ -135,7 +135,7 @@ def test_a_shuffled_weight_has_the_same_values_in_other_places(prepared: tuple[P
 def test_discriminators_are_trained_at_their_own_steps_and_the_generator_stands_still_then(
     prepared: tuple[Plan, list[PreparedCase]],
 ) -> None:
-    asked = make_recipe("A7", "tiny", {**QUICK, "schedule.generator_alone": 0.4, "schedule.critics_alone": 0.3})
+    asked = make_recipe("A7", "tiny", {**QUICK, "schedule.generator_alone": 0.4, "schedule.discriminators_alone": 0.3})
     one = learner(prepared, asked)
     moved: dict[int, set[str]] = {}
     for step in (0, 12, 23):
@@ -229,7 +229,7 @@ def test_the_first_stage_of_a_refined_arm_is_the_arm_without_to_the_bit(
 
 
 def test_the_refiner_learns_only_once_all_play(prepared: tuple[Plan, list[PreparedCase]]) -> None:
-    asked = make_recipe("A15", "tiny", {**QUICK, "schedule.generator_alone": 0.4, "schedule.critics_alone": 0.3})
+    asked = make_recipe("A15", "tiny", {**QUICK, "schedule.generator_alone": 0.4, "schedule.discriminators_alone": 0.3})
     one = learner(prepared, asked)
     before = weights(bare(one, "refiner"))
     for step in (0, 12):
@@ -323,7 +323,7 @@ def test_transplants_by_difficulty_are_random_until_something_is_known(
 def test_a_cases_doubt_is_that_of_the_attentions_head_in_its_own_lesion(
     target: str, head: str, prepared: tuple[Plan, list[PreparedCase]]
 ) -> None:
-    one = learner(prepared, recipe("A16", {"attention.target": target, "training.lesion_share": 0.5}))
+    one = learner(prepared, recipe("A16", {"attention.head": target, "training.lesion_share": 0.5}))
     own, given = (replace(place, donor=donor) for place, donor in zip(patches(one, LATE), (None, (0, (5, 5, 5)))))
     drawn = make_draw(one.setting, LATE, one.phase(LATE), [own, given])
     batch = drawn.batch
@@ -343,7 +343,7 @@ def test_a_cases_doubt_is_that_of_the_attentions_head_in_its_own_lesion(
 
 #: What its paper trains each adversarial arm's critic with; the generator's rate too where the network is the paper's.
 PUBLISHED: dict[str, dict[str, object]] = {
-    "gan": {"loss.adversarial": "bce", "loss.smoothing": 0.0, "loss.critic_steps": 1},
+    "gan": {"loss.adversarial": "bce", "loss.smoothing": 0.0, "loss.discriminator_steps": 1},
     "lsgan": {"loss.adversarial": "lsgan"},
     "hinge": {
         "loss.adversarial": "hinge",
@@ -354,7 +354,7 @@ PUBLISHED: dict[str, dict[str, object]] = {
     "wgan": {
         "loss.adversarial": "wgan",
         "loss.clip": 0.01,
-        "loss.critic_steps": 5,
+        "loss.discriminator_steps": 5,
         "optimiser.discriminator": "rmsprop",
         "optimiser.discriminator_rate": 5e-5,
     },
@@ -362,7 +362,7 @@ PUBLISHED: dict[str, dict[str, object]] = {
         "loss.adversarial": "wgan-gp",
         "loss.penalty": 10.0,
         "loss.penalty_every": 1,
-        "loss.critic_steps": 5,
+        "loss.discriminator_steps": 5,
         "optimiser.discriminator_rate": 1e-4,
         "optimiser.discriminator_betas": (0.0, 0.9),
     },
@@ -435,7 +435,7 @@ def test_a_lazy_penalty_weighs_as_much_in_all_as_one_at_every_step(
     total: dict[tuple[int, int], float] = {}
     for penalty, every in ((0.0, 1), (10.0, 1), (10.0, 4)):
         changes = {
-            "loss.penalty": penalty, "loss.penalty_every": every, "loss.critic_steps": 1,
+            "loss.penalty": penalty, "loss.penalty_every": every, "loss.discriminator_steps": 1,
             "optimiser.discriminator_rate": 1e-9, "optimiser.generator_rate": 1e-9,
         }  # fmt: skip
         one = learner(prepared, recipe("wgan-gp", changes))
@@ -454,12 +454,12 @@ def test_a_lazy_penalty_weighs_as_much_in_all_as_one_at_every_step(
     assert total[10, 4] == pytest.approx(total[10, 1], rel=1e-4)
 
 
-@pytest.mark.parametrize(("critic_steps", "every"), [(4, 4), (3, 2), (1, 4)])
+@pytest.mark.parametrize(("discriminator_steps", "every"), [(4, 4), (3, 2), (1, 4)])
 def test_a_lazy_penalty_falls_on_every_nth_step_of_the_critic_alone_or_not(
-    prepared: tuple[Plan, list[PreparedCase]], monkeypatch: pytest.MonkeyPatch, critic_steps: int, every: int
+    prepared: tuple[Plan, list[PreparedCase]], monkeypatch: pytest.MonkeyPatch, discriminator_steps: int, every: int
 ) -> None:
-    changes = {"loss.penalty_every": every, "loss.critic_steps": critic_steps, "schedule.steps": 16}
-    phases = {"schedule.generator_alone": 0.0, "schedule.critics_alone": 0.5}
+    changes = {"loss.penalty_every": every, "loss.discriminator_steps": discriminator_steps, "schedule.steps": 16}
+    phases = {"schedule.generator_alone": 0.0, "schedule.discriminators_alone": 0.5}
     one = learner(prepared, recipe("wgan-gp", {**changes, **phases}))
     penalised, stepped = [0], [0]
     descend = one.trainables.descend
@@ -479,14 +479,14 @@ def test_a_lazy_penalty_falls_on_every_nth_step_of_the_critic_alone_or_not(
     assert stepped[0] == 8 and penalised[0] == 8 // every
     for step in range(8, 12):
         one.step(step)
-    assert stepped[0] == 8 + 4 * critic_steps and penalised[0] == stepped[0] // every
+    assert stepped[0] == 8 + 4 * discriminator_steps and penalised[0] == stepped[0] // every
 
 
 def test_a_critic_takes_its_steps_on_batches_of_their_own_once_both_play(
     prepared: tuple[Plan, list[PreparedCase]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    phases = {"schedule.generator_alone": 0.25, "schedule.critics_alone": 0.25}
-    one = learner(prepared, recipe("wgan-gp", {**phases, "loss.critic_steps": 3}))
+    phases = {"schedule.generator_alone": 0.25, "schedule.discriminators_alone": 0.25}
+    one = learner(prepared, recipe("wgan-gp", {**phases, "loss.discriminator_steps": 3}))
     turns: list[tuple[str, Tensor]] = []
     descend = one.trainables.descend
 
@@ -513,7 +513,7 @@ def test_a_critic_takes_its_steps_on_batches_of_their_own_once_both_play(
     }
     batches = [batch for _, batch in turns[:3]]
     assert not any(torch.equal(a, b) for a, b in pairwise(batches))
-    once = learner(prepared, recipe("wgan-gp", {**phases, "loss.critic_steps": 1}))
+    once = learner(prepared, recipe("wgan-gp", {**phases, "loss.discriminator_steps": 1}))
     usual = patches(once, 20)
     assert patches(one, 20) == usual != patches(one, 20, 1)  # arms see the same batches still
 

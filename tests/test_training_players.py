@@ -76,7 +76,7 @@ def test_a_setting_without_effect_is_refused(method: str, setting: str, told: st
 
 
 def discriminators_of(asked: Recipe) -> str:
-    local = asked.loss.local_weight > 0 or asked.attention.target != "none"
+    local = asked.loss.local_weight > 0 or asked.attention.head != "none"
     told = " ".join(name for name, there in (("global", asked.loss.global_weight > 0), ("local", local)) if there)
     return DISCRIMINATORS.get(asked.method, told)
 
@@ -132,7 +132,7 @@ def test_an_unconditional_local_discriminator_sees_the_image_alone(plan: Plan) -
 
 def test_validations_are_spread_evenly_and_one_comes_before_the_attention() -> None:
     settings = {"schedule__steps": 100, "training__validations": 4, "schedule__ramp": 0.05}
-    settings |= {"schedule__generator_alone": 0.4, "schedule__critics_alone": 0.15}
+    settings |= {"schedule__generator_alone": 0.4, "schedule__discriminators_alone": 0.15}
     assert validation_steps(recipe("A1", **settings)) == [25, 50, 75, 100]
     assert validation_steps(recipe("A7", **settings)) == [25, 50, 60, 75, 100]
     assert validation_steps(recipe("A7", schedule__steps=2, training__validations=50))[-1] == 2

@@ -220,7 +220,7 @@ def test_a_network_of_the_literature_or_ones_own_predicts_whole_volumes(
     source = read_volume(next(toy_cohort.rglob("*_t1.nii.gz")))
     made = load(tmp_path, trust=network).predict(next(toy_cohort.rglob("*_t1.nii.gz")))
     assert np.array_equal(made.image.geometry.affine, source.geometry.affine) and np.isfinite(made.image.array).all()
-    assert made.reliability is not None and made.image.array.std() > 0
+    assert made.expected_error is not None and made.image.array.std() > 0
 
 
 @pytest.mark.parametrize("dims", ["2d", "2.5d", "3d"])

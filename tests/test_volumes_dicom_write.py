@@ -16,7 +16,7 @@ from chiasm.errors import ChiasmError, VolumeError
 from chiasm.volumes import Geometry, Reading, Volume, canonical, read_volume
 from chiasm.volumes.dicom_attributes import Derivation, ModelMark
 from chiasm.volumes.dicom_choice import pick_series
-from chiasm.volumes.dicom_write import WrittenSeries, grey_scale, write_reliability, write_series
+from chiasm.volumes.dicom_write import WrittenSeries, grey_scale, write_expected_error, write_series
 from chiasm.volumes.geometry import reordered, same_grid, turned_like
 from conftest import REAL
 from dicom_patients import (
@@ -57,8 +57,8 @@ def derived(
     return write_series(folder, image, series, Derivation(modality, "t2", MARK, **options))
 
 
-def mapped(path: Path, reliability: Volume, made: WrittenSeries, unit: Literal["HU", "a.u."] = "a.u.") -> Path:
-    write_reliability(path, reliability, pick_series(made.files[0]), unit=unit, model=MARK)
+def mapped(path: Path, expected_error: Volume, made: WrittenSeries, unit: Literal["HU", "a.u."] = "a.u.") -> Path:
+    write_expected_error(path, expected_error, pick_series(made.files[0]), unit=unit, model=MARK)
     return path
 
 
@@ -283,7 +283,7 @@ def test_what_does_not_lie_on_the_slices_is_refused(tmp_path: Path) -> None:
         derived(tmp_path / "made", image)
 
 
-def test_a_reliability_map_comes_back_and_names_its_slices(tmp_path: Path) -> None:
+def test_an_expected_error_map_comes_back_and_names_its_slices(tmp_path: Path) -> None:
     from highdicom.pm import ParametricMap
 
     files = write_source(tmp_path / "source", plane="oblique")

@@ -102,14 +102,14 @@ class Method:
 
 
 _NO_ADVERSARY: Changes = {"loss.global_weight": 0.0, "loss.local_weight": 0.0}
-_NO_ATTENTION: Changes = {"attention.target": "none"}
+_NO_ATTENTION: Changes = {"attention.head": "none"}
 _L1: Changes = {"loss.norm": "l1"}
 _L1_GLOBAL: Changes = {"loss.norm": "l1", "loss.global_weight": 0.005}
 _L1_LOCAL: Changes = {"loss.norm": "l1", "loss.local_weight": 0.01}
 _PLAIN: Changes = {**_NO_ADVERSARY, **_NO_ATTENTION}
 #: As the paper has it: nothing of this project's own, so no gate either.
 _LITERAL: Changes = {
-    "attention.target": "realness",
+    "attention.head": "realness",
     "attention.beta": 2.0,
     "attention.norm": "none",
     "attention.gate": False,
@@ -177,7 +177,7 @@ _METHODS = (
         {"discriminators.conditional": False},
         code="A11",
     ),
-    Method("magnitude-attention", "attention from the magnitude head", {"attention.target": "magnitude"}, code="A12"),
+    Method("magnitude-attention", "attention from the magnitude head", {"attention.head": "magnitude"}, code="A12"),
     Method(
         "attention-sampling",
         "attention decides where patches are taken, not how they weigh",
@@ -301,7 +301,7 @@ _METHODS = (
             **_L1_GLOBAL,
             "loss.local_weight": 0.0,
             "loss.adversarial": "wgan",
-            "loss.critic_steps": 5,
+            "loss.discriminator_steps": 5,
             "optimiser.discriminator": "rmsprop",  # the paper: momentum makes a clipped critic unstable
             "optimiser.discriminator_rate": 5e-5,
         },
@@ -316,7 +316,7 @@ _METHODS = (
             "loss.local_weight": 0.0,
             "loss.adversarial": "wgan-gp",
             "loss.penalty_every": 1,
-            "loss.critic_steps": 5,
+            "loss.discriminator_steps": 5,
             "optimiser.discriminator_rate": 1e-4,
             "optimiser.discriminator_betas": (0.0, 0.9),
         },
@@ -440,7 +440,9 @@ def _put(content: dict[str, Any], name: str, value: object) -> None:
     known = Recipe.model_fields
     if section not in known:
         raise unknown("section of a recipe", section, list(known))
-    fields = getattr(known[section].annotation, "model_fields", {})
+    settings = known[section].annotation
+    fields = getattr(settings, "model_fields", {})
+    field = getattr(settings, "OLD_NAMES", {}).get(field, field)
     if not separator and fields:
         raise RecipeError(f"{section!r} is a section", reason="setting", expected=f"{section}.FIELD={shortened(value)}")
     if not separator:

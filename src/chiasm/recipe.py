@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -61,12 +61,16 @@ class Section(BaseModel):
     """A group of settings that belong together; unknown names are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    OLD_NAMES: ClassVar[Mapping[str, str]] = {}  # names of settings in version 0.1, which are still read, to today's
 
     @model_validator(mode="before")
     @classmethod
-    def _numbers_are_no_switches(cls, content: Any) -> Any:
-        """Refuse true and false where a number is wanted: Python would take them for 1 and 0."""
-        for name, value in content.items() if isinstance(content, Mapping) else ():
+    def _check_names_and_switches(cls, content: Any) -> Any:
+        """Read old names; refuse true and false where a number is wanted: Python would take them for 1 and 0."""
+        if not isinstance(content, Mapping):
+            return content
+        content = {cls.OLD_NAMES.get(name, name): value for name, value in content.items()}
+        for name, value in content.items():
             takes_switch = name not in cls.model_fields or "bool" in str(cls.model_fields[name].annotation)
             if isinstance(value, bool) and not takes_switch:
                 raise ValueError(f"{name} is no switch: give a value, not {str(value).lower()}")
@@ -123,14 +127,14 @@ class Data(Section):
 class Split(Section):
     """Who trains, validates and tests: by subject, stratified by site where known."""
 
+    OLD_NAMES: ClassVar[Mapping[str, str]] = {"sealed": "locked"}
+
     by: Literal["subject", "site"] = "subject"  # site: each fold tests one site, in the order of their names
     folds: Annotated[int, Field(ge=1, le=10_000)] = 5  # 1: no test set, every case trains or validates
     fold: Annotated[int, Field(ge=0, lt=10_000)] = 0
     validation: Fraction = 0.2  # share of the subjects that are not tested; at least one
     subject_pattern: str = ""  # whose group is the subject in a case's id; "": as layout and names tell
-    sealed: Annotated[float, Field(ge=0, lt=1)] = (
-        0.0  # share of the subjects that no fold touches, kept for one last test
-    )
+    locked: Annotated[float, Field(ge=0, lt=1)] = 0.0  # share of the subjects in the locked test set, in no fold
     seed: Seed = 0
 
     @model_validator(mode="after")
@@ -176,6 +180,8 @@ class Discriminators(Section):
 class Loss(Section):
     """What the generator is asked for."""
 
+    OLD_NAMES: ClassVar[Mapping[str, str]] = {"critic_steps": "discriminator_steps"}
+
     norm: Literal["l1", "l2"] = "l2"
     global_weight: NonNegative = 0.001
     local_weight: NonNegative = 0.002
@@ -184,7 +190,7 @@ class Loss(Section):
     smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.1
     penalty: NonNegative = 10.0  # gradient penalty of wgan-gp
     penalty_every: Annotated[int, Field(ge=1, le=64)] = 4  # of so many critic steps one, weighted up by as much
-    critic_steps: Annotated[int, Field(ge=1, le=20)] = (
+    discriminator_steps: Annotated[int, Field(ge=1, le=20)] = (
         1  # of the global one for each of the generator's, once both play
     )
     gradient_difference: NonNegative = 0.0
@@ -196,7 +202,9 @@ class Loss(Section):
 class Attention(Section):
     """Where the generator must work harder: F = (1 - M) ** beta."""
 
-    target: Literal["none", "realness", "magnitude", "structured"] = "structured"
+    OLD_NAMES: ClassVar[Mapping[str, str]] = {"target": "head"}
+
+    head: Literal["none", "realness", "magnitude", "structured"] = "structured"
     beta: NonNegative = 1.0
     norm: Literal["mean", "none"] = "mean"
     cap: Annotated[float, Field(gt=1, le=1e6)] = 5.0
@@ -212,21 +220,23 @@ class Attention(Section):
 class Schedule(Section):
     """When each player plays, as shares of all steps."""
 
+    OLD_NAMES: ClassVar[Mapping[str, str]] = {"critics_alone": "discriminators_alone"}
+
     steps: Annotated[int, Field(ge=1, le=10_000_000)] = 4000
     generator_alone: Fraction = 0.4
-    critics_alone: Fraction = 0.15
+    discriminators_alone: Fraction = 0.15
     ramp: Annotated[float, Field(gt=0, le=0.5)] = 0.05
 
     @property
     def ends(self) -> dict[str, int]:
         """Steps after which the generator, then the discriminators, have been alone."""
-        together = self.generator_alone + self.critics_alone
+        together = self.generator_alone + self.discriminators_alone
         return {"generator": round(self.generator_alone * self.steps), "discriminators": round(together * self.steps)}
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.generator_alone + self.critics_alone + 2 * self.ramp > 1:
-            raise ValueError("generator_alone + critics_alone + 2 ramp must not exceed 1")
+        if self.generator_alone + self.discriminators_alone + 2 * self.ramp > 1:
+            raise ValueError("generator_alone + discriminators_alone + 2 ramp must not exceed 1")
         return self
 
 

@@ -62,13 +62,13 @@ def is_synthetic(path: Path) -> bool:
     return _sidecar(path).items() >= SAID.items()
 
 
-def mark_synthetic(path: Path, origin: Origin, *, reliability: Path | None, warnings: Sequence[str]) -> None:
+def mark_synthetic(path: Path, origin: Origin, *, expected_error: Path | None, warnings: Sequence[str]) -> None:
     """Write the sidecar of an image that was made, the last of its files.
 
     Args:
         path: The image; its name ends in `_synthetic`.
         origin: What it was made of.
-        reliability: Map of the expected absolute error in the same folder, or None.
+        expected_error: Map of the expected absolute error in the same folder, or None.
         warnings: What a reader of the image must know.
 
     Raises:
@@ -78,7 +78,7 @@ def mark_synthetic(path: Path, origin: Origin, *, reliability: Path | None, warn
     stem = volume_stem(path.name)
     if stem is None or not stem.endswith(MARK):
         raise ValueError(f"{path.name} is no volume whose name ends in {MARK}")
-    beside = {"reliability": None if reliability is None else reliability.name, "warnings": list(warnings)}
+    beside = {"expected_error": None if expected_error is None else expected_error.name, "warnings": list(warnings)}
     write_json(path.with_name(f"{stem}.json"), {**SAID, **asdict(origin), **beside})
 
 

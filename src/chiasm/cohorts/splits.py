@@ -12,18 +12,18 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from chiasm.checksums import check_checksum, with_checksum
 from chiasm.cohorts.cases import Case, grouped, repeated
 from chiasm.errors import CohortError, RunError
 from chiasm.storage import read_json, write_json
 
-ROLES = ("train", "validation", "test", "sealed")
+ROLES = ("train", "validation", "test", "locked")
 REMEDY = (
     "In a run folder, delete it if the data are as they were: the same command writes it anew. "
     "In a model folder, copy the model again."
@@ -32,12 +32,12 @@ REMEDY = (
 
 @dataclass(frozen=True)
 class Split:
-    """Case ids by role, each in order; the sealed ones belong to no fold."""
+    """Case ids by role, each in order; the locked ones belong to no fold."""
 
     train: tuple[str, ...]
     validation: tuple[str, ...]
     test: tuple[str, ...]
-    sealed: tuple[str, ...] = ()
+    locked: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -68,12 +68,12 @@ class _Written(BaseModel):
     train: list[str]
     validation: list[str]
     test: list[str]
-    sealed: list[str] = []
+    locked: Annotated[list[str], Field(validation_alias=AliasChoices("locked", "sealed"))] = []
     cases: dict[str, _Fact]
 
 
 def make_split(
-    cases: Iterable[Case], *, folds: int, fold: int, validation: float, seed: int, sealed: float = 0.0
+    cases: Iterable[Case], *, folds: int, fold: int, validation: float, seed: int, locked: float = 0.0
 ) -> Split:
     """Split cases by subject, with each site spread evenly over the roles.
 
@@ -89,7 +89,7 @@ def make_split(
         validation: Share in [0, 1] of the subjects that are not tested; at
             least one validates where two remain, and at least one trains.
         seed: Of the order in which subjects are dealt.
-        sealed: Share in [0, 1) of the free subjects that no fold touches, the
+        locked: Share in [0, 1) of the free subjects that no fold touches, the
             same ones for every fold; at least one where it is above 0.
 
     Raises:
@@ -97,17 +97,17 @@ def make_split(
             or a manifest gives one subject two roles.
         ValueError: If `fold` is not among `folds`, or `validation` is no share.
     """
-    if not (0 <= fold < folds and 0 <= validation <= 1 and 0 <= sealed < 1):
-        raise ValueError(f"fold {fold} of {folds}, validation {validation} or sealed {sealed} is out of range")
+    if not (0 <= fold < folds and 0 <= validation <= 1 and 0 <= locked < 1):
+        raise ValueError(f"fold {fold} of {folds}, validation {validation} or locked {locked} is out of range")
     cases = list(cases)
     fixed = _fixed_roles(cases)
     site_of = _site_of_subjects(cases)
     free = _without(_dealt(site_of, seed), fixed)
-    kept = _sealed(free, sealed)
+    kept = _locked(free, locked)
     free = _without(free, kept)
     is_fixed = "test" in fixed.values() or (bool(fixed) and not free)
     tested = set() if is_fixed or folds == 1 else set(_fold_of(free, fold, folds))
-    roles = {**dict.fromkeys(tested, "test"), **dict.fromkeys(kept, "sealed"), **fixed}
+    roles = {**dict.fromkeys(tested, "test"), **dict.fromkeys(kept, "locked"), **fixed}
     return _with_validation(cases, roles, _without(free, tested), validation)
 
 
@@ -130,7 +130,7 @@ def _too_few(what: str, subjects: Sequence[str], hint: str) -> CohortError:
 
 
 def leave_one_site_out(
-    cases: Iterable[Case], site: str, *, validation: float = 0.2, seed: int = 0, sealed: float = 0.0
+    cases: Iterable[Case], site: str, *, validation: float = 0.2, seed: int = 0, locked: float = 0.0
 ) -> Split:
     """Test on every subject of one site, and train and validate on the others.
 
@@ -139,7 +139,7 @@ def leave_one_site_out(
         site: The site that is left out.
         validation: Share of the other subjects that validate.
         seed: Of the order in which subjects are dealt.
-        sealed: Share in [0, 1) of all subjects that no fold touches.
+        locked: Share in [0, 1) of all subjects that no fold touches.
 
     Raises:
         CohortError: If no case is of this site, or all are, or a manifest or a folder fixes roles.
@@ -147,12 +147,12 @@ def leave_one_site_out(
     cases = list(cases)
     _refuse_fixed_roles(cases)
     dealt = _dealt(_site_of_subjects(cases), seed)
-    kept = _sealed(dealt, sealed)
+    kept = _locked(dealt, locked)
     tested = {case.subject for case in cases if case.site == site} - kept
     if not tested:
         raise _unknown_site(site, cases)
     others = _without(dealt, tested | kept)
-    roles = {**dict.fromkeys(tested, "test"), **dict.fromkeys(kept, "sealed")}
+    roles = {**dict.fromkeys(tested, "test"), **dict.fromkeys(kept, "locked")}
     return _with_validation(cases, roles, others, validation)
 
 
@@ -215,7 +215,7 @@ def sites_of(cases: Iterable[Case]) -> list[str]:
     return sites
 
 
-def _sealed(dealt: Sequence[str], share: float) -> set[str]:
+def _locked(dealt: Sequence[str], share: float) -> set[str]:
     """Take subjects evenly along the order in which they are dealt, so that each site gives some."""
     return set(_spread(dealt, max(1, round(share * len(dealt))))) if share else set()
 

@@ -116,7 +116,7 @@ def predict(
     precision: Precision = "auto",
     trust: Trust = None,
 ) -> None:
-    """Synthesise whole volumes and a reliability map for each, on the source's grid."""
+    """Synthesise whole volumes and an expected-error map for each, on the source's grid."""
     check_output(out)
     from chiasm.prediction.folders import predict as run_prediction
 

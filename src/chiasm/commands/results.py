@@ -91,7 +91,8 @@ def study(
     select: Select = None,
     runner: Runner = "serial",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the jobs and stop.")] = False,
-    open_sealed: Annotated[bool, typer.Option("--open-sealed", help="Score the sealed test set, once.")] = False,
+    open_locked: Annotated[bool, typer.Option("--open-locked", help="Score the locked test set, once.")] = False,
+    open_sealed: Annotated[bool, typer.Option("--open-sealed", hidden=True)] = False,
     trust: Trust = None,
 ) -> None:
     """Compare methods over folds and seeds: jobs that resume, statistics, a report."""
@@ -110,7 +111,7 @@ def study(
             file,
             out,
             runner=runner,
-            open_sealed=open_sealed,
+            open_locked=open_locked or open_sealed,
             reading=reading.reading(),
             trust=several(trust),
             settings=settings,

@@ -46,7 +46,7 @@ class Loaded:
         entry: What the manifest says of its prediction.
         images: Method name to predicted image; the model's own comes first.
         target: The real image, harmonised where units are arbitrary.
-        reliability: The map in target units, or None.
+        expected_error: The map in target units, or None.
         mask: Voxels that are scored.
         labels: Label map, or None.
         source: The first source, for super-resolution as the network saw it.
@@ -59,7 +59,7 @@ class Loaded:
     entry: Entry
     images: Mapping[str, NDArray[np.float32]]
     target: NDArray[np.float32]
-    reliability: NDArray[np.float32] | None
+    expected_error: NDArray[np.float32] | None
     mask: NDArray[np.bool_]
     labels: NDArray[np.integer] | None
     source: Volume
@@ -124,7 +124,11 @@ def load_case(
     mask = _mask_of(assessed, entry, case, first, sources)
     inside = known_of(case, mask.scored, target, plan.degradation)
     labels, problem = usable_labels(case, cohort.regions, first, plan.sources[0]) if with_labels else (None, None)
-    reliability = None if entry.reliability is None else _made(case, first, folder / entry.reliability, "reliability")
+    expected_error = (
+        None
+        if entry.expected_error is None
+        else _made(case, first, folder / entry.expected_error, "expected-error map")
+    )
     shown, own, guesses = _as_shown(assessed, sources, first, mask.shown, inside, naive=naive)
     made_image = prediction.array if own is None else harmonise(prediction.array, inside, plan, own)
     return Loaded(
@@ -132,7 +136,7 @@ def load_case(
         entry,
         {assessed.manifest.method: made_image, **guesses},
         harmonise(target.array, inside, plan, own),
-        None if reliability is None else reliability.array * _scale(own, plan),
+        None if expected_error is None else expected_error.array * _scale(own, plan),
         inside,
         None if labels is None else labels.array,
         shown,

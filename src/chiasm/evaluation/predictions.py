@@ -204,7 +204,7 @@ def score_case(loaded: Loaded, assessed: PredictionFolder, cohort: Cohort, conve
             loaded.source.geometry.spacing_mm,
             loaded.labels,
             cohort.regions,
-            loaded.reliability if method == manifest.method else None,
+            loaded.expected_error if method == manifest.method else None,
         )
         terms = ScoreTerms(
             loaded.case.id, plan.target_range, unit, scale, convention, manifest.fold, manifest.seed, method

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from chiasm.preparation.plan import Plan
 
 MOST_SCALES_APART = 20.0  # between prediction and target: more is another unit, not an error
-SMOOTH_MM = 2.0  # of the error that a reliability map can foresee
+SMOOTH_MM = 2.0  # of the error that an expected-error map can foresee
 SAMPLE = 300_000  # voxels that ranks and quantiles are taken over
 EDGE_BAND_MM = 4.0
 EDGE_SHARE = 0.1  # of the mask's voxels: the target's steepest
@@ -244,7 +244,7 @@ def evaluate_case(images: ScoredImages, terms: ScoreTerms) -> list[Row]:
     part = images.crop(window_box(images.mask))
     scores = list(_score_regions(part, pair, terms, multiscale))
     if part.expected_error is not None:
-        ranks = score_reliability(part.expected_error, part.error, part.mask, part.lesion, part.spacing_mm)
+        ranks = score_expected_error(part.expected_error, part.error, part.mask, part.lesion, part.spacing_mm)
         scores.append(("mask", ranks))
     if part.lesion is not None:
         scores += _score_lesions(part, part.lesion).items()
@@ -311,17 +311,17 @@ def calibration(expected: NDArray[Any], error: NDArray[Any]) -> dict[str, float]
     return {"expected_error": told, "calibration": told / true if true > 0 else math.nan}
 
 
-def score_reliability(
-    reliability: NDArray[Any],
+def score_expected_error(
+    expected_error: NDArray[Any],
     error: NDArray[Any],
     mask: NDArray[np.bool_],
     lesion: NDArray[np.bool_] | None,
     spacing_mm: tuple[float, float, float],
 ) -> dict[str, float]:
-    """Measure whether a reliability map knows where the error is.
+    """Measure whether an expected-error map knows where the error is.
 
     Args:
-        reliability: Expected absolute error, shape (I, J, K).
+        expected_error: Expected absolute error, shape (I, J, K).
         error: True absolute error, 0 outside the mask.
         mask: Voxels that count.
         lesion: Labelled voxels, or None.
@@ -338,7 +338,7 @@ def score_reliability(
     sigma = [SMOOTH_MM / step for step in spacing_mm]
     cover = gaussian_filter(mask.astype(np.float32), sigma, truncate=3)[mask]
     smoothed = gaussian_filter(error.astype(np.float32), sigma, truncate=3)[mask] / cover
-    told, true, smoothed = _sample(reliability[mask]), _sample(error[mask]), _sample(smoothed)
+    told, true, smoothed = _sample(expected_error[mask]), _sample(error[mask]), _sample(smoothed)
     ranks = ranking.ranks(told)  # ranked once: a rank statistic of ranks is that of the values
     figures = {
         "spearman": ranking.spearman(ranks, true),

@@ -46,15 +46,15 @@ def auroc(score: NDArray[Any], positive: Mask) -> float:
     return (float(ranks(score)[positive.ravel()].sum()) - many * (many + 1) / 2) / (many * few)
 
 
-def auroc_worst(reliability: NDArray[Any], error: NDArray[Any], share: float = 0.1) -> float:
+def auroc_worst(expected_error: NDArray[Any], error: NDArray[Any], share: float = 0.1) -> float:
     """Return how well the map finds the voxels with the largest errors.
 
     Args:
-        reliability: Expected absolute error: larger is worse.
+        expected_error: Expected absolute error: larger is worse.
         error: True absolute error, same shape.
         share: Of the voxels, which count as the worst.
     """
-    return auroc(reliability, error >= np.quantile(error, 1 - share)) if error.size else nan
+    return auroc(expected_error, error >= np.quantile(error, 1 - share)) if error.size else nan
 
 
 class RiskCoverage(NamedTuple):
@@ -69,18 +69,18 @@ class RiskCoverage(NamedTuple):
     risk: NDArray[np.float64]
 
 
-def risk_coverage(reliability: NDArray[Any], error: NDArray[Any]) -> RiskCoverage:
+def risk_coverage(expected_error: NDArray[Any], error: NDArray[Any]) -> RiskCoverage:
     """Keep voxels in the order of their expected error, the most trusted first.
 
     Voxels of one expected error count as their mean, so that the curve does
     not depend on the order of ties.
 
     Args:
-        reliability: Expected absolute error, any shape, not empty.
+        expected_error: Expected absolute error, any shape, not empty.
         error: True absolute error, same shape.
     """
-    order = np.argsort(reliability, axis=None, kind="stable")
-    expected, true = reliability.ravel()[order], error.ravel()[order].astype(np.float64)
+    order = np.argsort(expected_error, axis=None, kind="stable")
+    expected, true = expected_error.ravel()[order], error.ravel()[order].astype(np.float64)
     starts = np.flatnonzero(np.r_[True, expected[1:] != expected[:-1]])
     sizes = np.diff(np.r_[starts, len(true)])
     kept = np.arange(1, len(true) + 1)
@@ -88,12 +88,12 @@ def risk_coverage(reliability: NDArray[Any], error: NDArray[Any]) -> RiskCoverag
     return RiskCoverage(kept / len(true), np.cumsum(levelled) / kept)
 
 
-def ausc(reliability: NDArray[Any], error: NDArray[Any]) -> float:
+def ausc(expected_error: NDArray[Any], error: NDArray[Any]) -> float:
     """Return the area under the risk-coverage curve over the mean error: 1 for a map that knows nothing, else less."""
     mean = mean_or_nan(error)
-    return mean_or_nan(risk_coverage(reliability, error).risk) / mean if error.size and mean > 0 else nan
+    return mean_or_nan(risk_coverage(expected_error, error).risk) / mean if error.size and mean > 0 else nan
 
 
-def ause(reliability: NDArray[Any], error: NDArray[Any]) -> float:
+def ause(expected_error: NDArray[Any], error: NDArray[Any]) -> float:
     """Return how far `ausc` is above that of the true error itself: 0 for a perfect order."""
-    return ausc(reliability, error) - ausc(error, error)
+    return ausc(expected_error, error) - ausc(error, error)

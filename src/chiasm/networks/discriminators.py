@@ -31,7 +31,7 @@ class LocalLogits(NamedTuple):
 
     Attributes:
         realness: That the voxel is real.
-        magnitude: That the error around it is small, whatever its sign (reliability).
+        magnitude: That the error around it is small, whatever its sign (the expected error).
         structured: That the error around it averages to nothing (attention).
     """
 

@@ -1,4 +1,4 @@
-"""A synthesis as DICOM: a folder with the synthetic series and its reliability map.
+"""A synthesis as DICOM: a folder with the synthetic series and its expected-error map.
 
 `chiasm predict --format dicom` and the DICOM node both come here, so what a
 node sends is what the command writes.
@@ -19,9 +19,9 @@ from chiasm.storage import whole_folder
 from chiasm.volumes.dicom_attributes import Derivation, ModelMark
 from chiasm.volumes.dicom_choice import pick_series
 from chiasm.volumes.dicom_series import Series
-from chiasm.volumes.dicom_write import grey_scale, write_reliability, write_series
+from chiasm.volumes.dicom_write import grey_scale, write_expected_error, write_series
 
-SERIES, MAP = "synthetic", "reliability.dcm"
+SERIES, EXPECTED_ERROR = "synthetic", "expected-error"  # of a series' folder, and of a map in any format
 
 
 @dataclass(frozen=True)
@@ -30,22 +30,22 @@ class DicomCase:
 
     Attributes:
         series: Files of the synthetic series, along the slices' normal.
-        reliability: The parametric map, or None where the model has none.
+        expected_error: The parametric map, or None where the model has none.
         warnings: What a reader of the image must know, one sentence each.
     """
 
     series: tuple[Path, ...]
-    reliability: Path | None
+    expected_error: Path | None
     warnings: tuple[str, ...]
 
     @property
     def files(self) -> tuple[Path, ...]:
         """Everything."""
-        return (*self.series, *([] if self.reliability is None else [self.reliability]))
+        return (*self.series, *([] if self.expected_error is None else [self.expected_error]))
 
 
 def write_dicom_case(folder: Path, made: Synthesis, sources: Sequence[Series], model: Model) -> DicomCase:
-    """Write a synthetic image as `synthetic/0001.dcm`, ... and its reliability map; all of it appears or nothing.
+    """Write a synthetic image as `synthetic/0001.dcm`, ... and its expected-error map; all of it appears or nothing.
 
     Args:
         folder: Where they will lie; what an earlier prediction left there is replaced.
@@ -70,20 +70,22 @@ def write_dicom_case(folder: Path, made: Synthesis, sources: Sequence[Series], m
             remarks=made.warnings,
         )
         written = write_series(fresh / SERIES, made.image, sources, derivation)
-        if made.reliability is not None:
+        if made.expected_error is not None:
             series = pick_series(fresh / SERIES)
-            write_reliability(fresh / MAP, made.reliability, series, unit=plan.target_unit, model=mark)
+            write_expected_error(
+                fresh / f"{EXPECTED_ERROR}.dcm", made.expected_error, series, unit=plan.target_unit, model=mark
+            )
     cut = f"{written.saturated} voxels did not fit 16 bits and were cut to the nearest value that does"
     return DicomCase(
         tuple(folder / SERIES / path.name for path in written.files),
-        None if made.reliability is None else folder / MAP,
+        None if made.expected_error is None else folder / f"{EXPECTED_ERROR}.dcm",
         (*made.warnings, *([cut] if written.saturated else [])),
     )
 
 
 def _check_replaceable(folder: Path) -> None:
     """Refuse to replace anything that was not written here, such as the source itself."""
-    ours = re.compile(rf"{SERIES}(/\d{{4,}}\.dcm)?|{re.escape(MAP)}")
+    ours = re.compile(rf"{SERIES}(/\d{{4,}}\.dcm)?|(?:{EXPECTED_ERROR}|reliability)\.dcm")
     names = (path.relative_to(folder).as_posix() for path in folder.rglob("*"))
     is_file = folder.exists() and not folder.is_dir()
     if is_file or not all(ours.fullmatch(name) for name in names):

@@ -1,4 +1,4 @@
-"""`chiasm predict`: files, folders and whole cohorts in; images, reliability maps and a manifest out."""
+"""`chiasm predict`: files, folders and whole cohorts in; images, expected-error maps and a manifest out."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from chiasm.cohorts.gathering import LOST, tell_notes
 from chiasm.cohorts.images import read_case_image, read_case_labels, read_image
 from chiasm.errors import ChiasmError, RecipeError, RunError
 from chiasm.locks import locked
-from chiasm.prediction.dicom_case import MAP, SERIES, write_dicom_case
+from chiasm.prediction.dicom_case import EXPECTED_ERROR, SERIES, write_dicom_case
 from chiasm.prediction.engines import Engine, freeze_for_inference
 from chiasm.prediction.inputs import check_dicom, choose_role, find_cases, read_roles
 from chiasm.prediction.manifest import (
@@ -172,7 +172,7 @@ def predict(
 ) -> Predicted:
     """Predict every case found in `inputs`; a case that fails is named and the others go on.
 
-    Each case gives `<case>_<target>`, `<case>_reliability` (where the model has
+    Each case gives `<case>_<target>`, `<case>_expected-error` (where the model has
     a local discriminator) and `<case>_mask` on the source's grid, in its format
     (NIfTI for DICOM), for super-resolution with each of its slices cut into thin
     ones; as DICOM, the folder `<case>` of `write_dicom_case`.  The manifest is
@@ -184,7 +184,7 @@ def predict(
         inputs: Files (one case for each group of as many files as the model
             has sources), folders of files, or cohorts; folders, archives and files of DICOM series; single cases.
         out: Where the results go.
-        only: "all", or the cases of a role in the run's split: "train", "validation", "test" or "sealed".
+        only: "all", or the cases of a role in the run's split: "train", "validation", "test" or "locked".
         accelerator: "auto", "cpu" or "cuda".
         precision: "auto", "32-true", "bf16-mixed" or "16-mixed".
         layout: Name of a layout, where a folder fits several.
@@ -360,15 +360,15 @@ class _Written(NamedTuple):
 
     image: str
     mask: str | None
-    reliability: str | None
+    expected_error: str | None
     warnings: tuple[str, ...]
 
 
 def _write_dicom(made: Synthesis, case: Case, out: Path, model: Model) -> _Written:
     series = [pick_series(case.images[name]) for name in model.plan.sources]
     written = write_dicom_case(out / case.id, made, series, model)
-    reliability = None if written.reliability is None else f"{case.id}/{MAP}"
-    return _Written(f"{case.id}/{SERIES}", None, reliability, written.warnings)
+    expected_error = None if written.expected_error is None else f"{case.id}/{EXPECTED_ERROR}.dcm"
+    return _Written(f"{case.id}/{SERIES}", None, expected_error, written.warnings)
 
 
 def _write_volumes(made: Synthesis, case: Case, out: Path, model: Model) -> _Written:
@@ -379,8 +379,8 @@ def _write_volumes(made: Synthesis, case: Case, out: Path, model: Model) -> _Wri
 
     image = write(model.plan.target, made.image)
     mask = write("mask", Volume(made.mask.array.astype("uint8"), made.mask.geometry), labels=True)
-    reliability = None if made.reliability is None else write("reliability", made.reliability)
-    return _Written(image, mask, reliability, made.warnings)
+    expected_error = None if made.expected_error is None else write(EXPECTED_ERROR, made.expected_error)
+    return _Written(image, mask, expected_error, made.warnings)
 
 
 def _called(case: Case, name: str, plan: Plan) -> str:
@@ -398,4 +398,4 @@ def _outputs(case: Case, plan: Plan, container: Container) -> tuple[str, ...]:
     """List what a case's prediction may write in the folder."""
     if container == "dicom":
         return (f"{case.id}/{SERIES}",)
-    return tuple(_called(case, name, plan) for name in (plan.target, "mask", "reliability"))
+    return tuple(_called(case, name, plan) for name in (plan.target, "mask", EXPECTED_ERROR))

@@ -146,10 +146,11 @@ def choose_role(
         return _with_losses(found)
     if not roles:
         raise RunError("does not say who was trained on", path=run, reason="no-split", hint="Predict all cases.")
-    chosen = [case for case in found.cases if roles.get(case.id) == only]
+    role = "locked" if only == "sealed" else only  # its name in version 0.1
+    chosen = [case for case in found.cases if roles.get(case.id) == role]
     if not chosen:
         place = next((one for one in inputs if isinstance(one, Path)), run)
-        raise CohortError(f"holds no {only} case of this run", path=place, reason="no-cases")
+        raise CohortError(f"holds no {role} case of this run", path=place, reason="no-cases")
     return found._replace(cases=chosen)
 
 
@@ -170,7 +171,7 @@ def read_roles(run: Path) -> dict[str, Role]:
     if "splits.json" not in read_card(folder).sha256:
         return {}
     split = read_splits(folder / "splits.json").split
-    roles: tuple[Role, ...] = ("train", "validation", "test", "sealed")
+    roles: tuple[Role, ...] = ("train", "validation", "test", "locked")
     return {name: role for role in roles for name in getattr(split, role)}
 
 

@@ -13,7 +13,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import AliasChoices, BeforeValidator, Field
 
 from chiasm.checksums import sha256_of
 from chiasm.errors import RunError, shortened
@@ -25,7 +27,10 @@ from chiasm.volumes.masks import Rule
 FILE = "predictions.json"
 NOTICE = "Synthetic images for research; not for diagnostic use."
 
-Role = Literal["train", "validation", "test", "sealed", "new"]
+Role = Annotated[
+    Literal["train", "validation", "test", "locked", "new"],
+    BeforeValidator(lambda role: "locked" if role == "sealed" else role),  # its name in version 0.1
+]
 Container = Literal["volume", "dicom"]
 
 
@@ -39,7 +44,7 @@ class Entry:
         sources: Files that went in, from the manifest's folder.
         image: The synthetic image: a file, or the folder of a DICOM series.
         mask: Where the networks were asked, or None where the image is a DICOM series.
-        reliability: Expected absolute error, or None.
+        expected_error: Expected absolute error, or None.
         warnings: What a reader of the image must know.
         sha256: Every file that was written to its digest; empty in manifests of earlier versions.
         inputs: Digest of the contents of all files that went in; empty likewise.
@@ -51,7 +56,7 @@ class Entry:
     sources: tuple[str, ...]
     image: str
     mask: str | None
-    reliability: str | None
+    expected_error: Annotated[str | None, Field(validation_alias=AliasChoices("expected_error", "reliability"))]
     warnings: tuple[str, ...]
     sha256: Mapping[str, str] = field(default_factory=dict)
     inputs: str = ""
@@ -80,7 +85,7 @@ class Manifest:
         fold: Of its split.
         sources: Modalities that went in.
         target: The modality that came out.
-        unit: Of the images and reliability maps.
+        unit: Of the images and expected-error maps.
         cases: What was predicted.
         failed: What was not.
         container: "volume" for one file an image, "dicom" for series and parametric maps.
@@ -167,8 +172,8 @@ def _check_entry(path: Path, entry: Entry, *, depth: int) -> None:
 
 
 def _names_of(entry: Entry) -> list[str]:
-    """List image, mask and reliability map, where there are such."""
-    return [name for name in (entry.image, entry.mask, entry.reliability) if name is not None]
+    """List image, mask and expected-error map, where there are such."""
+    return [name for name in (entry.image, entry.mask, entry.expected_error) if name is not None]
 
 
 def relative(path: Path, folder: Path) -> str:

@@ -49,7 +49,7 @@ class Model:
         recipe: What was asked for.
         plan: Grid, intensity maps and ranges.
         generator: Source to target, normalised units.
-        local_discriminator: The local discriminator behind the reliability map, or None.
+        local_discriminator: The local discriminator behind the expected-error map, or None.
         error_scale: s of the soft targets, normalised units.
         calibration: From the map's raw score to the expected absolute error, or None.
         sha256: Of the card, which names every file of the folder with its own; empty before it is saved.

@@ -1,4 +1,4 @@
-"""From a source volume to its synthetic target and reliability map, on the source's grid.
+"""From a source volume to its synthetic target and expected-error map, on the source's grid.
 
 Training validates with `synthesise_prepared`, users predict with `synthesise`,
 which calls it: the two cannot drift.  Neither has a target argument.
@@ -64,7 +64,7 @@ class Synthesis:
     Attributes:
         image: In the training cohort's target units (HU for CT); where the
             target is a source (super-resolution), in that scan's own.
-        reliability: Expected absolute error in the same units, NaN-free, zero
+        expected_error: Expected absolute error in the same units, NaN-free, zero
             outside the mask; None where the model has no local discriminator.
         mask: Where the networks were asked, bool.
         warnings: What a reader of the image must know, one sentence each.
@@ -72,10 +72,15 @@ class Synthesis:
     """
 
     image: Volume
-    reliability: Volume | None
+    expected_error: Volume | None
     mask: Volume
     warnings: tuple[str, ...]
     mask_rule: Rule | Literal[""] = ""
+
+    @property
+    def reliability(self) -> Volume | None:
+        """The expected error, by its name in version 0.1."""
+        return self.expected_error
 
 
 def refine(refiner: nn.Module, source: Tensor, prediction: Tensor, structured: Tensor, mask: Tensor) -> Tensor:
@@ -300,23 +305,23 @@ def synthesise(
         raw = np.clip(raw, *plan.target_range)
     image = Volume(np.where(valid, _brought_back(raw, prepared, grid), background).astype(np.float32), grid)
     warnings += _describe_calibration(model)
-    reliability = None
+    expected_error = None
     if maps.raw_error is not None:
         expected = maps.raw_error if model.calibration is None else apply_calibration(model.calibration, maps.raw_error)
         on_grid = errors_on_grid(expected, prepared, plan, grid)
-        reliability = Volume(np.where(valid, on_grid, 0).astype(np.float32), grid)
-    _check_finite(image, reliability)
-    return Synthesis(image, reliability, Volume(valid, grid), tuple(warnings), prepared.mask_rule)
+        expected_error = Volume(np.where(valid, on_grid, 0).astype(np.float32), grid)
+    _check_finite(image, expected_error)
+    return Synthesis(image, expected_error, Volume(valid, grid), tuple(warnings), prepared.mask_rule)
 
 
 def _describe_calibration(model: Model) -> list[str]:
-    """Warn where a model has no reliability map, or one that is not to be trusted."""
+    """Warn where a model has no expected-error map, or one that is not to be trusted."""
     if model.local_discriminator is None:
-        return [f"method {title_of(model.recipe.method)} has no local discriminator, so there is no reliability map"]
+        return [f"method {title_of(model.recipe.method)} has no local discriminator, so there is no expected-error map"]
     if model.calibration is None:
-        return ["the reliability map is not calibrated: the run had no validation cases"]
+        return ["the expected-error map is not calibrated: the run had no validation cases"]
     if not model.calibration.informative:
-        return ["the reliability map did not follow the true error on validation cases: do not use it"]
+        return ["the expected-error map did not follow the true error on validation cases: do not use it"]
     return []
 
 

@@ -157,7 +157,7 @@ def _verdict(root: Path, usable: Sequence[Case], all_pairs: int, sources: Sequen
         yield "next: mend the files that are named below, or look for other files with chiasm inspect without --source"
         return
     settings = Split()
-    shares = {"validation": settings.validation, "sealed": settings.sealed}
+    shares = {"validation": settings.validation, "locked": settings.locked}
     try:
         split = make_split(usable, folds=settings.folds, fold=settings.fold, seed=settings.seed, **shares)
     except CohortError as error:

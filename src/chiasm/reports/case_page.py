@@ -39,7 +39,7 @@ MARGIN_MM = 6.0  # around the mask's box
 MOST_BYTES = 9_600_000  # of a page that is not `whole`
 LEVELS = (4096, 2048, 1024, 512, 256)  # steps inside the window, the finest that fits is taken
 MOST_HALVINGS = 9  # of the number of voxels
-COVERED = 0.995  # share of the mask's voxels inside the range of difference and reliability
+COVERED = 0.995  # share of the mask's voxels inside the range of difference and expected error
 SCRIPT = "reports/static/niivue.umd.js"  # brought by hatch_build.py
 LICENCES = "reports/licences/niivue.txt"
 
@@ -82,11 +82,11 @@ class CasePage:
         source: The image that was given, in its own units.
         real: The image that was to be made, or None.
         synthetic: The image that was made.
-        reliability: Expected absolute error in `unit`, or None.
+        expected_error: Expected absolute error in `unit`, or None.
         mask: Voxels that were scored.
         lesion: Labelled voxels, or None.
         affine: Voxel index to world mm, RAS+, shape (4, 4).
-        unit: Of `real`, `synthetic` and `reliability`; "HU" brings presets of the window.
+        unit: Of `real`, `synthetic` and `expected_error`; "HU" brings presets of the window.
         window: Lowest and highest shown value, the same for real and synthetic.
         source_name: What the source is, such as "t1".
         target_name: What real and synthetic are, such as "t2" or "ct".
@@ -106,7 +106,7 @@ class CasePage:
     source: NDArray[Any]
     real: NDArray[Any] | None
     synthetic: NDArray[Any]
-    reliability: NDArray[Any] | None
+    expected_error: NDArray[Any] | None
     mask: NDArray[np.bool_]
     lesion: NDArray[np.bool_] | None
     affine: NDArray[np.float64]
@@ -122,7 +122,7 @@ class CasePage:
     whole: bool = False
 
     def __post_init__(self) -> None:
-        volumes = (self.source, self.real, self.synthetic, self.reliability, self.mask, self.lesion)
+        volumes = (self.source, self.real, self.synthetic, self.expected_error, self.mask, self.lesion)
         shapes = {volume.shape for volume in volumes if volume is not None}
         if len(shapes) != 1 or len(shapes.pop()) != 3:
             raise ValueError(f"the volumes of case {self.case} must share one shape (I, J, K)")
@@ -233,7 +233,12 @@ def _base64(content: bytes) -> str:
 def _upright(page: CasePage) -> dict[str, Volume]:
     """Turn every volume to RAS order; boxes are not cut yet."""
     grid = Geometry(page.mask.shape, np.asarray(page.affine, np.float64))
-    named = {"source": page.source, "real": page.real, "synthetic": page.synthetic, "reliability": page.reliability}
+    named = {
+        "source": page.source,
+        "real": page.real,
+        "synthetic": page.synthetic,
+        "expected_error": page.expected_error,
+    }
     found = {
         name: canonical(Volume(np.nan_to_num(array.astype(np.float32), posinf=0, neginf=0), grid))
         for name, array in named.items()
@@ -325,7 +330,7 @@ def _step(page: CasePage, name: str, array: NDArray[Any], levels: int) -> float:
     """Choose what values are rounded to: 1, 2 or 5 times a power of ten, or 1 for whole numbers."""
     if name == "source":
         low, high = _source_window(page)
-    elif name == "reliability":
+    elif name == "expected_error":
         low, high = 0.0, 2 * _range(page)  # an expectation: half the levels are fine enough
     else:
         low, high = page.window
@@ -366,8 +371,8 @@ def _names(page: CasePage) -> dict[str, str]:
     names["synthetic"] = f"Synthetic{target}"
     if page.real is not None:
         names["difference"] = "Synthetic − real"
-    if page.reliability is not None:
-        names["reliability"] = "Reliability"
+    if page.expected_error is not None:
+        names["expected_error"] = "Expected error"
     return names
 
 
@@ -448,7 +453,7 @@ def _still(page: CasePage, upright: Mapping[str, Volume]) -> GalleryCase:
         source=upright["source"].array,
         real=upright["real"].array if "real" in upright else None,
         synthetic=upright["synthetic"].array,
-        reliability=upright["reliability"].array if "reliability" in upright else None,
+        expected_error=upright["expected_error"].array if "expected_error" in upright else None,
         mask=(regions.array & IN_MASK) > 0,
         lesion=None if page.lesion is None else (regions.array & IN_LESION) > 0,
         spacing_mm=regions.geometry.spacing_mm,
@@ -466,7 +471,7 @@ def _source_window(page: CasePage) -> tuple[float, float]:
 def _range(page: CasePage) -> float:
     """Find the highest shown difference and expected error, one for both: equal brightness means equal size."""
     inside = page.mask > 0
-    shown = [] if page.reliability is None else [page.reliability[inside]]
+    shown = [] if page.expected_error is None else [page.expected_error[inside]]
     if page.real is not None:
         shown.append(np.abs(np.subtract(page.synthetic, page.real, dtype=np.float32)[inside]))
     most = max((float(np.nanquantile(values, COVERED)) for values in shown if values.size), default=0.0)

@@ -20,7 +20,7 @@ from chiasm.evaluation.rows import LEAST_LESION, LESION, Row
 from chiasm.evaluation.summary import paired, summarise
 from chiasm.reports.curves import describe_health, draw_curves, logged_warnings
 from chiasm.reports.drawing import INK, MUTED, SERIES, draw_svg, shorten, show_figure, show_metric, show_unit
-from chiasm.reports.gallery import GalleryCase, draw_reliability, show_gallery
+from chiasm.reports.gallery import GalleryCase, draw_expected_error, show_gallery
 from chiasm.reports.naive_comparison import caution, compare_with_baselines, describe_comparison, rank, verdict
 from chiasm.reports.pages import PageSection, render_page
 from chiasm.reports.tables import (
@@ -38,7 +38,7 @@ from chiasm.storage import write_text
 
 @dataclass(frozen=True, eq=False)
 class EvaluationPage:
-    """What a page shows.  What is absent (history, references, reliability, lesions) is said there, not left out.
+    """What a page shows.  What is absent (history, references, expected error, lesions) is said there, not left out.
 
     No time of day is shown: put one among the `facts` if it matters.
 
@@ -130,11 +130,11 @@ def list_sections(page: EvaluationPage) -> list[PageSection]:
         PageSection("pages", "Pages", "Cases to walk through", page.pages, "No pages of single cases were made."),
         PageSection("lesions", "Lesions", "Lesion by lesion", lesions),
         PageSection(
-            "reliability",
-            "Reliability",
-            "Does the reliability map tell the truth?",
-            draw_reliability(page.gallery),
-            "There is no case with both a reliability map and a real image, so the map cannot be checked.",
+            "expected_error",
+            "Expected error",
+            "Does the expected-error map agree with the true error?",
+            draw_expected_error(page.gallery),
+            "There is no case with both an expected-error map and a real image, so the map cannot be checked.",
         ),
         PageSection("training", "Training", "Training, and the health of both discriminators", training),
         PageSection("sheet", "Data sheet", "Data sheet", page.facts, NO_FACTS),

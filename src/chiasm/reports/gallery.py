@@ -1,4 +1,4 @@
-"""Cases to look at in a report: slices as pictures, and the reliability map against the true error."""
+"""Cases to look at in a report: slices as pictures, and the expected-error map against the true error."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from chiasm.reports.drawing import DASHES, INK, MUTED, SERIES, draw_svg, png_add
 
 MARGIN = 4  # voxels around the mask in a picture
 MOST_PIXELS = 400  # along a picture's longer side; larger slices are thinned
-COVERED = 0.995  # share of the voxels inside the colour range of error and reliability
+COVERED = 0.995  # share of the voxels inside the colour range of error and expected error
 SOURCE_WINDOW = (0.005, 0.995)  # quantiles inside the mask
 BEST_TO_WORST = ("best", "median", "worst")
-BINS = 10  # of the reliability curve
+BINS = 10  # of the calibration curve
 SAMPLE = 500_000  # voxels of a case and region that quantiles and bins are taken over
 PLACES = {"outside lesions": "Outside lesions", "lesions": "In lesions", "mask": "In the mask"}
 
@@ -32,11 +32,11 @@ class GalleryCase:
         source: The image that was given.
         real: The image that was to be made, or None where there is none.
         synthetic: The image that was made.
-        reliability: Expected absolute error in `unit`, or None.
-        mask: Valid voxels; error and reliability are shown inside only.
+        expected_error: Expected absolute error in `unit`, or None.
+        mask: Valid voxels; error and expected error are shown inside only.
         lesion: Labelled voxels, or None.
         spacing_mm: Distance between voxel centres along I, J and K.
-        unit: Of `real`, `synthetic` and `reliability`.
+        unit: Of `real`, `synthetic` and `expected_error`.
         window: Lowest and highest shown value, the same for real and synthetic.
         caption: Why this case is shown, such as "median of 6 cases".
 
@@ -48,7 +48,7 @@ class GalleryCase:
     source: NDArray[Any]
     real: NDArray[Any] | None
     synthetic: NDArray[Any]
-    reliability: NDArray[Any] | None
+    expected_error: NDArray[Any] | None
     mask: NDArray[np.bool_]
     lesion: NDArray[np.bool_] | None
     spacing_mm: tuple[float, float, float]
@@ -57,7 +57,7 @@ class GalleryCase:
     caption: str = ""
 
     def __post_init__(self) -> None:
-        volumes = (self.source, self.real, self.synthetic, self.reliability, self.mask, self.lesion)
+        volumes = (self.source, self.real, self.synthetic, self.expected_error, self.mask, self.lesion)
         shapes = {volume.shape for volume in volumes if volume is not None}
         if len(shapes) != 1 or len(shapes.pop()) != 3:
             raise ValueError(f"the volumes of case {self.case} must share one shape (I, J, K)")
@@ -75,9 +75,9 @@ class Errors(NamedTuple):
     true: NDArray[np.float64]
 
 
-def draw_reliability(gallery: Sequence[GalleryCase]) -> dict[str, Any] | None:
-    """Set the reliability map against the true error, by tenths of the map and by region."""
-    shown = [case for case in gallery if case.reliability is not None and case.real is not None]
+def draw_expected_error(gallery: Sequence[GalleryCase]) -> dict[str, Any] | None:
+    """Set the expected-error map against the true error, by tenths of the map and by region."""
+    shown = [case for case in gallery if case.expected_error is not None and case.real is not None]
     regions = _pool_errors(shown)
     if not regions:
         return None
@@ -94,8 +94,8 @@ def draw_reliability(gallery: Sequence[GalleryCase]) -> dict[str, Any] | None:
         axes.grid(axis="x")
         axes.legend(loc="upper left", labelcolor=INK, handlelength=2.6)
 
-    alt = "True error against the error that the reliability map expects, by tenths of the map. " + " ".join(words)
-    svg = draw_svg(draw, alt, (4.8, 4.2), "reliability")
+    alt = "True error against the error that the expected-error map expects, by tenths of the map. " + " ".join(words)
+    svg = draw_svg(draw, alt, (4.8, 4.2), "expected_error")
     return {"svg": svg, "words": words, "cases": [case.case for case in shown]}
 
 
@@ -113,7 +113,7 @@ def _pool_errors(cases: Sequence[GalleryCase]) -> dict[str, Errors]:
 
 
 def _errors(case: GalleryCase, where: NDArray[np.bool_]) -> Errors:
-    expected, real, synthetic = (_sample(volume, where) for volume in (case.reliability, case.real, case.synthetic))
+    expected, real, synthetic = (_sample(volume, where) for volume in (case.expected_error, case.real, case.synthetic))
     return Errors(expected, np.abs(synthetic - real))
 
 
@@ -171,7 +171,7 @@ class PictureColumn(NamedTuple):
 
 
 def show_gallery(gallery: Sequence[GalleryCase], ranking: Mapping[str, str] | None) -> dict[str, Any]:
-    """Cut slices and colour them: one range for error and reliability in all cases."""
+    """Cut slices and colour them: one range for error and expected error in all cases."""
     most = _error_range(gallery)
     cases = [_show_case(case, ranking or {}, most) for case in gallery]
     return {"cases": cases, "has_outline": any(plane["outline"] for case in cases for plane in case["planes"])}
@@ -221,8 +221,8 @@ def list_columns(case: GalleryCase, most: float) -> list[PictureColumn]:
         columns.insert(1, PictureColumn("real", case.real, case.window, "gray", unit))
         error = np.abs(np.subtract(case.synthetic, case.real, dtype=np.float32))
         columns.append(PictureColumn("|error|", error, (0.0, most), "inferno", unit, inside=True))
-    if case.reliability is not None:
-        columns.append(PictureColumn("reliability", case.reliability, (0.0, most), "viridis", unit, inside=True))
+    if case.expected_error is not None:
+        columns.append(PictureColumn("expected_error", case.expected_error, (0.0, most), "viridis", unit, inside=True))
     return columns
 
 
@@ -230,8 +230,8 @@ def _missing(case: GalleryCase) -> list[str]:
     absent = []
     if case.real is None:
         absent.append("There is no real image of this case: neither it nor an error can be shown.")
-    if case.reliability is None:
-        absent.append("There is no reliability map of this case.")
+    if case.expected_error is None:
+        absent.append("There is no expected-error map of this case.")
     if case.lesion is None or not case.lesion.any():
         absent.append("No lesion is labelled in this case.")
     return absent
@@ -243,8 +243,8 @@ def _error_range(gallery: Sequence[GalleryCase]) -> float:
     for case in (case for case in gallery if case.mask.any()):
         if case.real is not None:
             shown.append(np.abs(_sample(case.synthetic, case.mask) - _sample(case.real, case.mask)))
-        if case.reliability is not None:
-            shown.append(_sample(case.reliability, case.mask))
+        if case.expected_error is not None:
+            shown.append(_sample(case.expected_error, case.mask))
     most = max((float(np.quantile(values, COVERED)) for values in shown), default=1.0)
     digit = 10.0 ** (math.floor(math.log10(most)) - 1) if most > 0 else 1.0
     return math.ceil(most / digit) * digit if most > 0 else 1.0

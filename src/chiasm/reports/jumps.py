@@ -1,4 +1,4 @@
-"""Places of a case that are worth a look: the largest difference, the least reliable cluster, each lesion."""
+"""Places of a case that are worth a look: the largest difference, the largest expected error, each lesion."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from chiasm.volumes import Volume
 
 IN_MASK, IN_LESION = 1, 2  # bits of the volume of regions
 MOST_LESIONS = 30  # to jump to
-LEAST_RELIABLE = 0.99  # quantile above which voxels are the least reliable
+LARGEST_EXPECTED = 0.99  # quantile above which a voxel's expected error is large
 
 
 class Jump(NamedTuple):
@@ -31,7 +31,7 @@ def list_jumps(upright: Mapping[str, Volume], unit: str) -> Iterator[Jump]:
 
     Args:
         upright: Volumes by name, on one grid in RAS order, among them "synthetic" and "regions" (bits `IN_MASK` and
-            `IN_LESION`), and "real" and "reliability" where there are such.
+            `IN_LESION`), and "real" and "expected_error" where there are such.
         unit: Of the images.
     """
     regions = upright["regions"]
@@ -40,8 +40,8 @@ def list_jumps(upright: Mapping[str, Volume], unit: str) -> Iterator[Jump]:
     difference = upright["synthetic"].array - upright["real"].array if "real" in upright else None
     if difference is not None and mask.any():
         yield _largest_difference(difference, mask, unit)
-    if "reliability" in upright and mask.any():
-        yield _least_reliable(upright["reliability"], mask, unit)
+    if "expected_error" in upright and mask.any():
+        yield _largest_expected(upright["expected_error"], mask, unit)
     lesions = lesion_components(lesion & mask, regions.geometry.spacing_mm)  # numbered as in the evaluation
     for number, one in enumerate(lesions[:MOST_LESIONS], 1):
         detail = f"{show_figure(one.volume_ml)} mL"
@@ -57,20 +57,20 @@ def _largest_difference(difference: NDArray[Any], mask: NDArray[np.bool_], unit:
     return Jump("Largest difference", f"{sign}{show_figure(float(difference[voxel]))}{unit}", voxel)
 
 
-def _least_reliable(reliability: Volume, mask: NDArray[np.bool_], unit: str) -> Jump:
+def _largest_expected(expected_error: Volume, mask: NDArray[np.bool_], unit: str) -> Jump:
     """Find the cluster of the highest expected errors that exceed the rest most, and its highest voxel."""
     from scipy.ndimage import label
 
-    expected = np.where(mask, reliability.array, -np.inf)
-    limit = np.quantile(expected[mask], LEAST_RELIABLE)
+    expected = np.where(mask, expected_error.array, -np.inf)
+    limit = np.quantile(expected[mask], LARGEST_EXPECTED)
     clusters, count = label(expected >= limit, np.ones((3, 3, 3)))
     excess = np.where(mask, expected - limit, 0)
     sums = np.bincount(clusters.ravel(), excess.ravel(), count + 1)
     sums[0] = -1
     cluster = clusters == sums.argmax()
     voxel = _where(np.where(cluster, expected, -np.inf).argmax(), mask.shape)
-    size = show_figure(np.count_nonzero(cluster) * math.prod(reliability.geometry.spacing_mm) / 1000)
-    return Jump("Least reliable cluster", f"{show_figure(float(expected[voxel]))}{unit} expected, {size} mL", voxel)
+    size = show_figure(np.count_nonzero(cluster) * math.prod(expected_error.geometry.spacing_mm) / 1000)
+    return Jump("Largest expected error", f"{show_figure(float(expected[voxel]))}{unit} expected, {size} mL", voxel)
 
 
 def _middle(lesion: Lesion) -> tuple[int, ...]:

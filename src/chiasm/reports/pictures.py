@@ -1,4 +1,4 @@
-"""One case as one picture: source, real, synthetic, error and reliability of its most telling slice."""
+"""One case as one picture: source, real, synthetic, error and expected error of its most telling slice."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ INCHES = 2.4  # width of a panel
 def write_picture(path: Path, case: GalleryCase) -> Path:
     """Write a PNG of the axial slice that holds most of the lesion, or of the middle one.
 
-    Real and synthetic share one window, error and reliability another.
+    Real and synthetic share one window, error and expected error another.
 
     Args:
         path: Ends in .png.
@@ -39,8 +39,8 @@ def write_picture(path: Path, case: GalleryCase) -> Path:
         most = float(np.quantile(error[case.mask], 0.995))
         panels.insert(1, ("real", case.real, "gray", case.window))
         panels.append((f"error, 0 to {most:.2g} {case.unit}", error, "inferno", (0.0, most)))
-        if case.reliability is not None:
-            panels.append(("expected error (same scale)", case.reliability, "inferno", (0.0, most)))
+        if case.expected_error is not None:
+            panels.append(("expected error (same scale)", case.expected_error, "inferno", (0.0, most)))
     height, width = case.mask.shape[1] * case.spacing_mm[1], case.mask.shape[0] * case.spacing_mm[0]
     figure = Figure(figsize=(INCHES * len(panels), INCHES * height / width + 0.3), facecolor="black")
     FigureCanvasAgg(figure)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from chiasm.evaluation.reliability import POOLED
+from chiasm.evaluation.expected_error import POOLED
 from chiasm.evaluation.rows import LEAST_LESION, Row
 from chiasm.evaluation.statistics import HIGHER, Comparison, Summary, stays_within
 from chiasm.reports.curves import describe_health, draw_curves
@@ -37,7 +37,7 @@ from chiasm.reports.tables import (
 from chiasm.storage import write_text
 
 MARGIN = 1.0  # percent by which healthy tissue may be worse for a gain in lesions to count
-RELIABILITY = ("spearman", "spearman_smoothed", "auroc_worst", "auroc_lesion", "ause", "calibration")
+MAP_SCORES = ("spearman", "spearman_smoothed", "auroc_worst", "auroc_lesion", "ause", "calibration")
 RIVALS = (
     *("spearman", "auroc_worst", "auroc_lesion", "ause", "calibration", "calibration_gap"),
     *("passes", "trainings", "seconds"),
@@ -57,7 +57,7 @@ class Findings:
         arms: What each arm is, in words, by name; other methods are naive.
         history: `log.jsonl` of one training of the arm under assessment.
         history_name: Which training that is.
-        rivals: Figures of the reliability map beside others, or none.
+        rivals: Figures of the expected-error map beside others, or none.
         facts: Data sheet: heading -> name -> value.
         warnings: What must be read first.
         paragraph: Of a paper's methods section, to paste.
@@ -130,8 +130,8 @@ def list_sections(found: Findings) -> list[PageSection]:
         "arms": found.arms,
     }
     lesions = {"least": LEAST_LESION, "tables": tabulate_lesions(found.rows, found.assessed, f", {found.assessed}")}
-    reliability = {
-        "arms": _tabulate_reliability(found.rows, list(found.arms)),
+    expected_error = {
+        "arms": _tabulate_expected_error(found.rows, list(found.arms)),
         "rivals": tabulate_rivals(found.rivals),
         "plots": draw_rivals(found.rivals),
     }
@@ -148,7 +148,7 @@ def list_sections(found: Findings) -> list[PageSection]:
         PageSection("figures", "Figures", "Figures by region", _tabulate_methods(found), "There are no figures."),
         PageSection("tests", "Tests", "Comparisons and tests", differences, "There are no two arms to compare."),
         PageSection("lesions", "Lesions", "Lesion by lesion", lesions),
-        PageSection("reliability", "Reliability", "Does the reliability map know where the error is?", reliability),
+        PageSection("expected_error", "Expected error", "Does the map show where the error is?", expected_error),
         PageSection("training", "Training", "Training, and the health of both discriminators", training),
         PageSection("cases", "Cases", "Case by case", found.cases, "No pages of single cases were made."),
         PageSection("methods", "Methods", "A paragraph for your methods section", found.paragraph),
@@ -237,9 +237,9 @@ def _finite(rows: Iterable[Row]) -> Iterator[Row]:
     return (row for row in rows if math.isfinite(row.value))
 
 
-def _tabulate_reliability(rows: Iterable[Row], arms: Sequence[str]) -> PageTable | None:
+def _tabulate_expected_error(rows: Iterable[Row], arms: Sequence[str]) -> PageTable | None:
     """List how well each arm's map knows its own error, means over cases, folds and seeds."""
-    wanted = [row for row in _finite(rows) if row.method in arms and row.metric in RELIABILITY]
+    wanted = [row for row in _finite(rows) if row.method in arms and row.metric in MAP_SCORES]
     means = mean_by(wanted, lambda row: (row.region, row.metric, row.method))
     if not means:
         return None

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from chiasm.evaluation.reliability import POOLED
+from chiasm.evaluation.expected_error import POOLED
 from chiasm.evaluation.rows import Row
 from chiasm.evaluation.statistics import Comparison
 from chiasm.reports.drawing import DASHES, INK, MUTED, SERIES, Points, draw_svg, show_metric

@@ -28,7 +28,7 @@ def fill(
     Args:
         cases: With the sources of the model.
         run: Folder of the model.
-        folder: Each image, its reliability map and its sidecar go to `folder/<case>/`.
+        folder: Each image, its expected-error map and its sidecar go to `folder/<case>/`.
         recipe: Says where networks run.
         trust: Classes of others that the model may consist of.
 
@@ -64,11 +64,11 @@ def fill(
                 problems.append(Problem(image, flat, message, case.id))
                 shutil.rmtree(fresh)
                 continue
-            error_map = None if entry.reliability is None else image.with_name(entry.reliability)
+            error_map = None if entry.expected_error is None else image.with_name(entry.expected_error)
             (fresh / entry.image).replace(image)
             if error_map is not None:
                 (fresh / error_map.name).replace(error_map)
-            mark_synthetic(image, origin, reliability=error_map, warnings=(NOTICE, *entry.warnings))
+            mark_synthetic(image, origin, expected_error=error_map, warnings=(NOTICE, *entry.warnings))
             shutil.rmtree(fresh)
         filled.append(replace(case, images={**case.images, target: image}, synthetic=(target,)))
     return filled, problems

@@ -40,13 +40,13 @@ LESS_MEMORY = "A smaller size, or data.patch and training.batch in set, need les
 WARM_UP = "A1"  # the arm whose beginning all share: the generator alone
 BATCHES = ("body_share", "lesion_share", "transplant_share", "transplant")  # its batches are the same for all arms
 
-Kind = Literal["generator", "discriminators", "arm", "reliability"]
-STAGES: tuple[Kind, ...] = ("generator", "discriminators", "arm", "reliability")
+Kind = Literal["generator", "discriminators", "arm", "expected_error"]
+STAGES: tuple[Kind, ...] = ("generator", "discriminators", "arm", "expected_error")
 
 
 @dataclass(frozen=True)
 class Job:
-    """One training with its prediction and scores, one shared warm-up, or the assessment of a fold's reliability maps.
+    """One training with its prediction and scores, one shared warm-up, or an assessment of expected-error maps.
 
     Attributes:
         key: Hash of everything it depends on; the name of its folder.
@@ -80,8 +80,8 @@ class Job:
     @property
     def name(self) -> str:
         """What to call it on the screen."""
-        if self.kind == "reliability":
-            return f"reliability of {self.arm} fold {self.fold}"
+        if self.kind == "expected_error":
+            return f"expected error of {self.arm} fold {self.fold}"
         return f"{self.arm if self.kind == 'arm' else f'warm-up ({self.kind})'} fold {self.fold} seed {self.seed}"
 
     @property
@@ -102,7 +102,7 @@ class Job:
     def steps(self) -> int:
         """Steps that are its own: what its warm-ups did, it does not do again."""
         ends = self.recipe.schedule.ends
-        if self.kind == "reliability":
+        if self.kind == "expected_error":
             return 0
         if self.kind != "arm":
             return ends[self.kind] - (ends["generator"] if self.kind == "discriminators" else 0)
@@ -158,7 +158,7 @@ def list_jobs(study: Study, out: Path, cohort: Cohort | None) -> list[Job]:
         # the naive baselines are scored once a fold and seed, with the first arm
         job = place.job("arm", recipe, warm, first=arm == study.arms[0])
         jobs[job.key] = job
-    assessing = _reliability_jobs(study, out, list(jobs.values()))
+    assessing = _expected_error_jobs(study, out, list(jobs.values()))
     return sorted([*jobs.values(), *assessing], key=lambda job: STAGES.index(job.kind))
 
 
@@ -196,26 +196,26 @@ def _check_reference(study: Study, folds: int) -> None:
         )
 
 
-def _reliability_jobs(study: Study, out: Path, jobs: Sequence[Job]) -> list[Job]:
+def _expected_error_jobs(study: Study, out: Path, jobs: Sequence[Job]) -> list[Job]:
     """Assess the maps of one arm, once a fold, with all its seeds as an ensemble."""
-    if study.reliability is None:
+    if study.expected_error is None:
         return []
     folds: dict[int, list[Job]] = {}
     for job in jobs:
-        if job.kind == "arm" and job.arm == study.reliability:
+        if job.kind == "arm" and job.arm == study.expected_error:
             folds.setdefault(job.fold, []).append(job)
     made = []
     for fold, trained in folds.items():
         recipe, runs = trained[0].recipe, tuple(job.folder for job in trained)
         if recipe.data.task == "super-resolution":
             raise RecipeError(
-                "the reliability map's rivals are not assessed for super-resolution yet",
-                reason="reliability",
-                hint="Leave reliability out of the study.",
+                "the expected-error map's rivals are not assessed for super-resolution yet",
+                reason="expected_error",
+                hint="Leave expected_error out of the study.",
             )
-        key = hashlib.sha256(json.dumps(["reliability", *(job.key for job in trained)]).encode()).hexdigest()[:16]
-        name, seed, folder = study.reliability, recipe.training.seed, out / "jobs" / key
-        made.append(Job(key, "reliability", name, fold, seed, recipe, folder, runs=runs))
+        key = hashlib.sha256(json.dumps(["expected_error", *(job.key for job in trained)]).encode()).hexdigest()[:16]
+        name, seed, folder = study.expected_error, recipe.training.seed, out / "jobs" / key
+        made.append(Job(key, "expected_error", name, fold, seed, recipe, folder, runs=runs))
     return made
 
 
@@ -269,7 +269,7 @@ def _recipe(study: Study, arm: str, folds: int, fold: int, seed: int) -> Recipe:
         "split.by": "site" if study.folds == "site" else "subject",
         "split.folds": folds,
         "split.fold": fold,
-        "split.sealed": study.sealed,
+        "split.locked": study.locked,
         "training.seed": seed,
     }
     if study.steps is not None:
@@ -322,7 +322,7 @@ def _discriminator_warm_up(recipe: Recipe, beginning: Recipe, base: Loss) -> Rec
         for name in ("global_weight", "local_weight")
     }
     attention = Attention(
-        target="structured" if needs_local_discriminator(recipe) else "none",
+        head="structured" if needs_local_discriminator(recipe) else "none",
         magnitude_mm=recipe.attention.magnitude_mm,
         structured_mm=recipe.attention.structured_mm,
     )

@@ -17,7 +17,7 @@ from chiasm.records import read_record
 from chiasm.storage import read_json
 from chiasm.studies.jobs import Job
 from chiasm.studies.study_file import Study
-from chiasm.studies.work import Outcome, sealed_folder
+from chiasm.studies.work import LOCKED, Outcome, locked_folder
 
 NOTES = "study.json"
 #: What a study writes in its folder, beside the pages of single cases.
@@ -25,7 +25,7 @@ FILES = (
     *(NOTES, "evaluation.csv", "evaluation.json", "statistics.csv", "summary.csv", "report.html", "findings.md"),
     *(f"figures/{name}.svg" for name in ("plane", "forest", "calibration", "coverage")),
 )
-FOLDERS = ("cases", "pictures", "figures", "jobs", "reliability", "sealed")
+FOLDERS = ("cases", "pictures", "figures", "jobs", "expected-error", "reliability", *LOCKED)
 AGAIN = "Run the same chiasm study command again: it writes the file anew."
 
 
@@ -75,7 +75,7 @@ class Notes(Section):
     @property
     def is_whole(self) -> bool:
         """Whether every case should have been scored."""
-        return self.study.only_folds is None and not self.study.sealed and not self.failed
+        return self.study.only_folds is None and not self.study.locked and not self.failed
 
 
 def is_study(folder: Path) -> bool:
@@ -106,8 +106,8 @@ def notes_of(
 
 
 def scored_folders(arms: Sequence[Job], *, opened: bool) -> list[Path]:
-    """Return where the scores of finished arms lie: of their folds' test cases, or of the sealed test set."""
-    return [sealed_folder(job) if opened else job.folder for job in arms]
+    """Return where the scores of finished arms lie: of their folds' test cases, or of the locked test set."""
+    return [locked_folder(job) if opened else job.folder for job in arms]
 
 
 def _read_all(folders: Sequence[Path]) -> list[Remarks]:

@@ -27,8 +27,8 @@ from chiasm.storage import UNWRITABLE, write_json
 from chiasm.studies.jobs import LESS_MEMORY, STAGES, Job, Kind, find_cases, list_jobs
 from chiasm.studies.notes import FILES, FOLDERS, NOTES, is_study, notes_of, scored_folders
 from chiasm.studies.study_file import Study, data_folder, read_study, reference_folder
-from chiasm.studies.study_report import RELIABILITY, Done, write_study_report
-from chiasm.studies.work import Outcome, Terms, simulate, work
+from chiasm.studies.study_report import MAPS, Done, write_study_report
+from chiasm.studies.work import LOCKED, Outcome, Terms, simulate, work
 from chiasm.volumes.screening import STRICT, Reading
 
 
@@ -37,6 +37,7 @@ def run_study(
     out: Path,
     *,
     runner: str = "serial",
+    open_locked: bool = False,
     open_sealed: bool = False,
     reading: Reading = STRICT,
     trust: str | Collection[str] = (),
@@ -50,8 +51,9 @@ def run_study(
         path: The study file.
         out: Folder for jobs, cache, `evaluation.csv`, `statistics.csv` and `report.html`.
         runner: A name of `runners.RUNNERS`.
-        open_sealed: Score the sealed test set with every model; its evidence goes
-            to `out/sealed`, and the day is noted there.
+        open_locked: Score the locked test set with every model; its evidence goes
+            to `out/locked`, and the day is noted there.
+        open_sealed: The same, by its name in version 0.1.
         reading: What to assume of files whose headers leave a question open, beside the study file's settings.
         trust: Classes of others that a model may consist of, beside those of the study file, as
             ``package.module:Class``.
@@ -62,27 +64,28 @@ def run_study(
     Raises:
         ChiasmError: If the study cannot run at all; a job that fails is named in the result.
     """
+    open_locked = open_locked or open_sealed
     study = _read(path, reading, settings)
     run = find_runner(runner, {"slurm": _for_slurm(study), "ray": study.ray})
-    if open_sealed and not study.sealed:
+    if open_locked and not study.locked:
         raise CohortError(
-            "the study keeps no cases sealed", path=path, reason="not-sealed", hint="Add a line such as sealed = 0.2."
+            "the study has no locked test set", path=path, reason="not-locked", hint="Add a line such as locked = 0.2."
         )
     with locked(out):
         _check_folder(out, study)
         jobs, cohort = _prepare(study, out, say)
         say(f"{len(jobs)} jobs, {sum(job.is_done for job in jobs)} of them done already")
-        todo = _Work(jobs, study, out, say, progress, opened=open_sealed, trust=named_classes(trust))
+        todo = _Work(jobs, study, out, say, progress, opened=open_locked, trust=named_classes(trust))
         failed = todo.do_all(run)
-        folder = out / "sealed" if open_sealed else out
-        rows = collect(jobs, opened=open_sealed)
+        folder = out / LOCKED[0] if open_locked else out
+        rows = collect(jobs, opened=open_locked)
         if not rows:
             first = f"; the first: {failed[0].error}" if failed else ""
             raise CohortError(f"no job of the study could be finished{first}", path=out, reason="no-jobs")
-        write_json(folder / NOTES, notes_of(study, cohort, jobs, failed, opened=open_sealed))  # first: it is the mark
+        write_json(folder / NOTES, notes_of(study, cohort, jobs, failed, opened=open_locked))  # first: it is the mark
         write_evaluation(folder, rows)
-        if assessed := collect(jobs, kind="reliability"):
-            write_evaluation(out / RELIABILITY, assessed)
+        if assessed := collect(jobs, kind="expected_error"):
+            write_evaluation(out / MAPS, assessed)
         return replace(write_study_report(folder), failed=tuple(failed))
 
 
@@ -114,7 +117,7 @@ def _check_folder(out: Path, study: Study) -> None:
     refuse_data_folder(out, data)
     refuse_inputs((out / name for name in (*FILES, *FOLDERS)), data, what="the study")
     refuse_links(out, FOLDERS)
-    for folder in (out, out / "sealed"):
+    for folder in (out, out / LOCKED[0]):
         if not is_study(folder):
             refuse_foreign(folder, (*FILES, *PAGE_FILES))
 
@@ -129,7 +132,7 @@ class _Work:
         out: The study's folder.
         say: Called with lines for the user.
         progress: Called with jobs done, all jobs, the last one's name.
-        opened: Whether the sealed test set is scored.
+        opened: Whether the locked test set is scored.
         trust: Classes of others that a model may consist of.
         failed: Outcomes of jobs that failed, by key.
     """
@@ -177,7 +180,7 @@ class _Work:
         return [job for job in due if job.key not in self.failed]
 
     def _is_due(self, job: Job) -> bool:
-        """Tell whether a job is to be done; arms are asked again where the sealed test set is scored."""
+        """Tell whether a job is to be done; arms are asked again where the locked test set is scored."""
         return not job.is_done or (self.opened and job.kind == "arm")
 
     def _outcome(self, report: Outcome | Lost[Job]) -> Outcome | None:
@@ -266,7 +269,7 @@ def _seconds_a_step(jobs: Sequence[Job], spent: dict[str, float]) -> dict[str, f
 
 
 def collect(jobs: Sequence[Job], *, kind: Kind = "arm", opened: bool = False) -> list[Row]:
-    """Gather the rows of all finished jobs of a kind, of their folds' test cases or of the sealed ones."""
+    """Gather the rows of all finished jobs of a kind, of their folds' test cases or of the locked ones."""
     done = [job for job in jobs if job.kind == kind and job.is_done]
     folders = [folder for folder in scored_folders(done, opened=opened) if (folder / "evaluation.csv").exists()]
     return list(chain.from_iterable(map(read_evaluation, folders)))

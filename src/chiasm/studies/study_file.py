@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
@@ -51,6 +51,8 @@ class Phantom(Section):
 class Study(Section):
     """What a study file says."""
 
+    OLD_NAMES: ClassVar[Mapping[str, str]] = {"sealed": "locked", "reliability": "expected_error"}
+
     data: Path | None = None
     phantom: Phantom | None = None
     reference: Literal["held"] | Path | None = None  # what is scored against, as it lies; held: had nobody moved
@@ -60,7 +62,7 @@ class Study(Section):
     variants: Mapping[str, Annotated[tuple[str, ...], Field(min_length=1)]] = {}  # name: an arm, then its own settings
     folds: Annotated[int, Field(ge=2)] | Literal["site"] = 5
     only_folds: tuple[int, ...] | None = None
-    sealed: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    locked: Annotated[float, Field(ge=0, lt=1)] = 0.0
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
     size: str = "small"
     steps: Annotated[int, Field(ge=1)] | None = None
@@ -68,7 +70,7 @@ class Study(Section):
     threads: Annotated[int, Field(ge=1)] = 1
     settings: Annotated[tuple[str, ...], Field(alias="set")] = ()
     primary: Primary | tuple[Primary, ...] = ()
-    reliability: Arm | None = None
+    expected_error: Arm | None = None
     layout: str | None = None
     slurm: Slurm | None = None  # what a job asks of a cluster
     ray: Ray | None = None
@@ -110,8 +112,8 @@ class Study(Section):
         moved = self.phantom is not None and self.phantom.movement != "held"
         if self.reference == "held" and not moved:
             yield "only simulated patients who moved are known as if they had not: reference is a folder"
-        if self.reference is not None and self.reliability is not None:
-            yield "reliability is assessed on the cohort itself: leave out reference, or reliability"
+        if self.reference is not None and self.expected_error is not None:
+            yield "expected_error is assessed on the cohort itself: leave out reference, or expected_error"
 
     def _faults_of_arms(self) -> Iterator[str]:
         """Say what cannot be about arms, variants, seeds and comparisons."""
@@ -120,8 +122,8 @@ class Study(Section):
                 yield f"something stands twice: {', '.join(map(str, listed))}"
         for name in self.variants:
             yield from self._faults_of_variant(name)
-        if self.reliability not in (None, *self.arms):
-            yield f"the map of {self.reliability!r} is to be assessed, which is none of the arms"
+        if self.expected_error not in (None, *self.arms):
+            yield f"the map of {self.expected_error!r} is to be assessed, which is none of the arms"
         for arm in chain.from_iterable((one.arm, one.against) for one in self.declared):
             if arm not in self.arms:
                 yield f"the primary comparison names {arm!r}, which is none of the arms"

@@ -35,7 +35,7 @@ from chiasm.reports.study_plots import HEALTHY
 from chiasm.storage import read_facts, read_toml
 from chiasm.studies.notes import AGAIN, NOTES, NotedCase, Notes, read_notes
 from chiasm.studies.study_file import Study, data_folder, reference_folder
-from chiasm.studies.work import Outcome
+from chiasm.studies.work import LOCKED, Outcome
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def write_study_report(folder: Path, *, pages: int = PAGES, whole: bool = False)
     """Assess a study from its files and write its statistics and page; nothing is trained or scored again.
 
     Args:
-        folder: Holds `evaluation.csv` and `study.json`: a study's folder, or its `sealed` one.
+        folder: Holds `evaluation.csv` and `study.json`: a study's folder, or its `locked` one.
         pages: At most as many cases get a page, of the arm under assessment with its first seed.
         whole: Keep the volumes of these pages uncut and unthinned.
 
@@ -78,7 +78,7 @@ def write_study_report(folder: Path, *, pages: int = PAGES, whole: bool = False)
     summaries = _summaries(notes, rows)
     write_table(folder / "statistics.csv", comparisons)
     write_table(folder / "summary.csv", summaries)
-    root = folder.parent if folder.name == "sealed" else folder
+    root = folder.parent if folder.name in LOCKED else folder
     assessed = study.declared[0].arm if study.declared else notes.jobs[0].arm
     shown = next((job for job in notes.jobs if job.arm == assessed), notes.jobs[0])
     found = Findings(
@@ -90,7 +90,7 @@ def write_study_report(folder: Path, *, pages: int = PAGES, whole: bool = False)
         arms=study.in_words,
         history=read_history(root / shown.folder / "log.jsonl"),
         history_name=shown.name,
-        rivals=read_evaluation(root / RELIABILITY) if (root / RELIABILITY).is_dir() else (),
+        rivals=next((read_evaluation(root / name) for name in (MAPS, OLD_MAPS) if (root / name).is_dir()), ()),
         facts=_facts(notes, root / shown.folder, rows),
         warnings=_warnings(notes, rows, root),
         paragraph=_methods(study, rows, notes.cases),
@@ -143,12 +143,13 @@ def _case_pages(notes: Notes, rows: Sequence[Row], folder: Path, *, pages: int, 
     Args:
         notes: Of the study.
         rows: Of one arm.
-        folder: Where pages go: the study's, or its `sealed` one.
+        folder: Where pages go: the study's, or its `locked` one.
         pages: At most as many.
         whole: Keep volumes uncut and unthinned.
     """
     study = notes.study
-    root, inside = (folder.parent, "sealed/predictions") if folder.name == "sealed" else (folder, "predictions")
+    locked_set = folder.name in LOCKED
+    root, inside = (folder.parent, f"{folder.name}/predictions") if locked_set else (folder, "predictions")
     arm = rows[0].method if rows else ""
     reference = reference_folder(study, root)
     data = reference or data_folder(study, root)
@@ -252,11 +253,11 @@ def _methods(study: Study, rows: Sequence[Row], cases: Mapping[str, NotedCase]) 
     asked = "; ".join(f"{one.metric} in {one.region}, {one.arm} against {one.against}" for one in study.declared)
     steps = study.steps or study.build(study.arms[0], {}).schedule.steps
     shared = SHARED_WARM_UP if study.warmup == "shared" else ""
-    sealed = f" {100 * study.sealed:.0f} % of the subjects were kept apart from all folds." if study.sealed else ""
+    kept = f" {100 * study.locked:.0f} % of the subjects were kept apart from all folds." if study.locked else ""
     return (
         f"{study.target} was synthesised from {' and '.join(study.sources)} with chiasm {__version__} in {data}. "
         f"Methods were compared in {by} ({people} subjects scored) with {len(study.seeds)} seeds{shared} "
-        f"({study.size} networks, {steps} steps).{sealed} Arms: {arms}. "
+        f"({study.size} networks, {steps} steps).{kept} Arms: {arms}. "
         f"Splits, intensity statistics and calibrations used training and validation cases only. "
         f"{_reference_in_words(study)}"
         f"Errors were averaged by subject and compared in pairs: mean differences with 95 % intervals by a bootstrap "
@@ -299,5 +300,5 @@ def _pairs(arms: Sequence[str], declared: Sequence[Declared]) -> list[tuple[str,
     return [(arm, other) for arm, other in pairs if arm != other and {arm, other} <= {*arms}]
 
 
-RELIABILITY = "reliability"  # folder of its figures
+MAPS, OLD_MAPS = "expected-error", "reliability"  # folder of the scores of the maps; its name in version 0.1
 COMPARED = ("mae", "ssim", "psnr")  # metrics that arms are compared by

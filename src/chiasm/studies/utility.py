@@ -143,7 +143,7 @@ def _fold(number: int, split: Split, able: Sequence[Case], pairs: Sequence[Case]
 
 def recipe_of(recipe: Recipe, task: Task, seed: int) -> Recipe:
     """Return the recipe of one training: what it makes of what, its seed, and no test set beside the cases' roles."""
-    split = {"by": "subject", "folds": 1, "fold": 0, "sealed": 0.0, "subject_pattern": ""}  # the cases know theirs
+    split = {"by": "subject", "folds": 1, "fold": 0, "locked": 0.0, "subject_pattern": ""}  # the cases know theirs
     return recipe.model_copy(
         update={
             "data": recipe.data.model_copy(update=task._asdict()),

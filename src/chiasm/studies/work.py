@@ -8,8 +8,8 @@ from pathlib import Path
 
 from chiasm import __version__
 from chiasm.errors import ChiasmError, CohortError
+from chiasm.evaluation.expected_error import assess_maps
 from chiasm.evaluation.predictions import score_folder
-from chiasm.evaluation.reliability import assess_maps
 from chiasm.evaluation.rows import write_evaluation
 from chiasm.prediction.folders import predict
 from chiasm.prediction.tiling import is_out_of_memory
@@ -21,6 +21,8 @@ from chiasm.studies.jobs import LESS_MEMORY, Job
 from chiasm.studies.study_file import Phantom
 from chiasm.training.run import train
 from chiasm.training.run_planning import registered_in
+
+LOCKED = ("locked", "sealed")  # folder of the scores on the locked test set; its name in version 0.1
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class Terms:
         out: The study's folder.
         threads: Of torch and numpy, the same on every machine, so that figures are.
         layout: Name of a layout, where `data` fits several.
-        opened: Whether to score the sealed test set as well.
+        opened: Whether to score the locked test set as well.
         reference: Folder that is scored against as it lies; None for `data`, registered as the job's recipe says.
         trust: Classes of others that a model may consist of, beside a job's own.
     """
@@ -94,12 +96,12 @@ def work(job: Job, terms: Terms) -> Outcome:
             terms.threads
         ):  # numpy's products too: two jobs with two threads each are three times slower
             if not job.is_done:
-                if job.kind == "reliability":
+                if job.kind == "expected_error":
                     _assess(job, terms)
                 else:
                     _train(job, terms)
-            if terms.opened and job.kind == "arm" and not (sealed_folder(job) / "evaluation.csv").exists():
-                _score(job, terms, "sealed", sealed_folder(job))
+            if terms.opened and job.kind == "arm" and not (locked_folder(job) / "evaluation.csv").exists():
+                _score(job, terms, "locked", locked_folder(job))
     except ChiasmError as error:
         return Outcome(job.key, job.name, str(error), error.reason)
     except (MemoryError, OSError, RuntimeError) as error:  # a machine that is too small costs the job, not the study
@@ -118,9 +120,9 @@ def _shortage(error: MemoryError | OSError | RuntimeError) -> str:
     raise error
 
 
-def sealed_folder(job: Job) -> Path:
-    """Return where a job's figures on the sealed test set lie."""
-    return job.folder / "sealed"
+def locked_folder(job: Job) -> Path:
+    """Return where a job's figures on the locked test set lie."""
+    return job.folder / LOCKED[0]
 
 
 def _train(job: Job, terms: Terms) -> None:

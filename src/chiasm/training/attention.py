@@ -177,7 +177,7 @@ class Phase(NamedTuple):
     attention: float
 
 
-def phase(step: int, *, steps: int, generator_alone: float, critics_alone: float, ramp: float) -> Phase:
+def phase(step: int, *, steps: int, generator_alone: float, discriminators_alone: float, ramp: float) -> Phase:
     """Say who plays at a step: the generator alone, then the discriminators alone, then all.
 
     Once all play, the adversarial terms rise over `ramp` of all steps, then the
@@ -187,13 +187,13 @@ def phase(step: int, *, steps: int, generator_alone: float, critics_alone: float
         step: From 0.
         steps: Of the whole training.
         generator_alone: Share of the steps; 1 for an arm without discriminators.
-        critics_alone: Share of the steps.
+        discriminators_alone: Share of the steps.
         ramp: Share of the steps.
 
-    >>> phase(50, steps=100, generator_alone=0.4, critics_alone=0.15, ramp=0.05)
+    >>> phase(50, steps=100, generator_alone=0.4, discriminators_alone=0.15, ramp=0.05)
     Phase(generator=False, discriminators=True, adversarial=0.0, attention=0.0)
     """
-    alone, together = round(generator_alone * steps), round((generator_alone + critics_alone) * steps)
+    alone, together = round(generator_alone * steps), round((generator_alone + discriminators_alone) * steps)
     return Phase(
         generator=step < alone or step >= together,
         discriminators=step >= alone,

@@ -175,13 +175,13 @@ def estimate_players(players: Players, recipe: Recipe, plan: Plan) -> Estimate:
     # A forward and a backward pass are three passes: forward, towards the input, towards the weights.
     forward = seconds(generator) / 3
     alone = schedule.generator_alone if critics else 1.0
-    critics_alone = schedule.critics_alone if critics else 0.0
-    together = 1 - alone - critics_alone
-    step = forward * (3 * (1 - critics_alone) + critics_alone)
+    discriminators_alone = schedule.discriminators_alone if critics else 0.0
+    together = 1 - alone - discriminators_alone
+    step = forward * (3 * (1 - discriminators_alone) + discriminators_alone)
     step += seconds(critics) / 3 * (1 - alone) * 6  # real and synthetic images, forward and back
     step += seconds(critics) / 3 * together * 2  # the generator's turn: forward, towards the input
     if whole:  # further turns of the critic, each with images of its own
-        step += (recipe.loss.critic_steps - 1) * together * (forward + seconds(whole) / 3 * 6)
+        step += (recipe.loss.discriminator_steps - 1) * together * (forward + seconds(whole) / 3 * 6)
     step += seconds(refiner) * together
     step *= BESIDE_CONVOLUTIONS
 

@@ -64,7 +64,7 @@ def _penalty(setting: Setting, drawn: Draw, name: str, pairs: tuple[Tensor, Tens
     joined = max(
         0, drawn.step - setting.recipe.schedule.ends["discriminators"]
     )  # steps with several turns: one while alone
-    taken = drawn.step + (settings.critic_steps - 1) * joined + drawn.turn
+    taken = drawn.step + (settings.discriminator_steps - 1) * joined + drawn.turn
     if settings.adversarial != "wgan-gp" or taken % every:
         return 0.0
     count = len(drawn.made)

@@ -91,9 +91,9 @@ def attention_weights(setting: Setting, state: TrainingState, drawn: Draw, logit
     """Turn the confidence of the chosen head into weights, unless the health gate is closed."""
     settings, batch = setting.recipe.attention, drawn.batch
     ones = torch.ones_like(batch.target)
-    if settings.target == "none" or drawn.phase.attention <= 0:
+    if settings.head == "none" or drawn.phase.attention <= 0:
         return Weighed(ones, state, {})
-    confidence = torch.sigmoid(getattr(logits, settings.target).float())
+    confidence = torch.sigmoid(getattr(logits, settings.head).float())
     inside = confidence.detach()[batch.mask]
     sd = float(inside.std()) if inside.numel() > 1 else 0.0
     state = replace(state, confidence_sd=running(state.confidence_sd, sd))

@@ -73,7 +73,7 @@ class Learner:
             step,
             steps=schedule.steps,
             generator_alone=schedule.generator_alone,
-            critics_alone=schedule.critics_alone,
+            discriminators_alone=schedule.discriminators_alone,
             ramp=schedule.ramp,
         )
 
@@ -91,7 +91,7 @@ class Learner:
         if not now.generator and len(self.trainables.modules) == 1:
             return {}  # the discriminators' turn, and there are none
         figures: dict[str, float] = {}
-        for turn in range(1, self.recipe.loss.critic_steps if now.generator and now.discriminators else 1):
+        for turn in range(1, self.recipe.loss.discriminator_steps if now.generator and now.discriminators else 1):
             self.state, more = step_global(self.setting, self.state, self._draw(step, now, turn))
             figures |= more
         drawn = self._draw(step, now)

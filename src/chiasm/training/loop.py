@@ -187,14 +187,14 @@ def validate(learner: AnyLearner, cases: Sequence[PreparedCase], engine: Engine)
     scores = _finite_means(rows)
     scores |= {"accuracy_local": learner.state.accuracy, "accuracy_global": learner.state.accuracy_global}
     scores["gate_closed_share"] = learner.state.closed_share
-    target = learner.recipe.attention.target
-    return scores, in_words(scores, target) if target != "none" else None
+    head = learner.recipe.attention.head
+    return scores, in_words(scores, head) if head != "none" else None
 
 
 def _validate_case(learner: AnyLearner, case: PreparedCase, engine: Engine) -> dict[str, float]:
     """Score what the run would ship now on one case, and how its confidence goes with the error."""
     settings = learner.recipe.attention
-    head = "structured" if settings.target == "none" else settings.target
+    head = "structured" if settings.head == "none" else settings.head
     sigma_mm = settings.magnitude_mm if head == "magnitude" else settings.structured_mm
     i, j, k = (sigma_mm / spacing for spacing in learner.plan.spacing_mm)
     target, mask = np.asarray(case.target), np.asarray(case.mask)
@@ -224,8 +224,8 @@ def validation_steps(recipe: Recipe) -> list[int]:
     """Evenly spread steps, and the one before the attention begins, so that its gate knows."""
     schedule = recipe.schedule
     even = {round(schedule.steps * (n + 1) / recipe.training.validations) for n in range(recipe.training.validations)}
-    before = int(schedule.steps * (schedule.generator_alone + schedule.critics_alone + schedule.ramp))
-    return sorted(even | ({before} if recipe.attention.target != "none" and before > 0 else set()))
+    before = int(schedule.steps * (schedule.generator_alone + schedule.discriminators_alone + schedule.ramp))
+    return sorted(even | ({before} if recipe.attention.head != "none" and before > 0 else set()))
 
 
 @contextmanager

@@ -303,7 +303,7 @@ def masked_gaussian(a: Tensor, mask: Tensor, sigma_voxels: Sequence[float]) -> T
 
 
 def soft_target_magnitude(error: Tensor, mask: Tensor, scale: float, sigma_voxels: Sequence[float]) -> Tensor:
-    """What the magnitude head must say, the reliability map: ``exp( -(g1 * |e|) / s )``.
+    """What the magnitude head must say, the expected-error map: ``exp( -(g1 * |e|) / s )``.
 
     Args:
         error: ``e = y^ - y``, shape (N, 1, *spatial); detached here.

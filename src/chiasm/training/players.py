@@ -88,8 +88,8 @@ def check_players(recipe: Recipe) -> None:
             f"{' and '.join(compress(guided, guided.values()))} goes by the confidence of a local discriminator, and "
             f"method {recipe.method} as it is set has none",
             reason="no-local-discriminator",
-            found=f"attention.target {recipe.attention.target}, loss.local_weight {recipe.loss.local_weight:g}",
-            hint="Set attention.target or a loss.local_weight above 0, or leave it out.",
+            found=f"attention.head {recipe.attention.head}, loss.local_weight {recipe.loss.local_weight:g}",
+            hint="Set attention.head or a loss.local_weight above 0, or leave it out.",
         )
 
 
@@ -169,7 +169,7 @@ def patch_needs(recipe: Recipe) -> PatchNeeds | None:
 def needs_local_discriminator(recipe: Recipe) -> bool:
     """Tell whether the arm's loss or attention asks the local discriminator."""
     adversarial = recipe.loss.local_weight > 0 and not recipe.discriminators.second_global
-    return adversarial or recipe.attention.target != "none"
+    return adversarial or recipe.attention.head != "none"
 
 
 def _make_global(recipe: Recipe, plan: Plan) -> nn.Module:

@@ -202,7 +202,7 @@ def _make_baselines(training: Sequence[PreparedCase], paired: Sequence[str], fol
 
 
 def _ship(learner: AnyLearner, recipe: Recipe, cascade: Cascade, folder: Path, say: Say) -> None:
-    """Calibrate the reliability map on validation cases and write `model/`.
+    """Calibrate the expected-error map on validation cases and write `model/`.
 
     Without a validation case the map is left uncalibrated, and says so when it is used.
     """
@@ -214,7 +214,7 @@ def _ship(learner: AnyLearner, recipe: Recipe, cascade: Cascade, folder: Path, s
         calibration = _calibrate(learner, validation, engine)
         model = replace(model, calibration=calibration)
         if not calibration.informative:
-            say("warning: on validation cases the reliability map does not follow the true error")
+            say("warning: on validation cases the expected-error map does not follow the true error")
     extras = [folder / "splits.json", folder / "baselines" / TENSORS, folder / "baselines" / CARD]
     save_model(folder / "model", model, {path.name: path for path in extras})
     remove_baselines(folder)
@@ -222,7 +222,7 @@ def _ship(learner: AnyLearner, recipe: Recipe, cascade: Cascade, folder: Path, s
 
 
 def _calibrate(learner: AnyLearner, validation: Sequence[PreparedCase], engine: Engine) -> Calibration:
-    """Fit the reliability map to the true error inside the masks of validation cases."""
+    """Fit the expected-error map to the true error inside the masks of validation cases."""
     scores, errors = [], []
     for case in validation:
         maps, mask = learner.maps(case, engine), np.asarray(case.mask)

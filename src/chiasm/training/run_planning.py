@@ -210,7 +210,7 @@ def _report_selection(cohort: Cohort, found: Cohort, recipe: Recipe, say: Say) -
 def _split_cases(cohort: Cohort, recipe: Recipe) -> Split:
     """Split the usable cases as the recipe says; refuse fewer training subjects than its stages need."""
     settings, cases = recipe.split, cohort.cases
-    shares = {"validation": settings.validation, "sealed": settings.sealed}
+    shares = {"validation": settings.validation, "locked": settings.locked}
     if settings.by == "site":
         site = _check_sites(cohort, settings.folds)[settings.fold]
         split = leave_one_site_out(cases, site, seed=settings.seed, **shares)
@@ -310,7 +310,7 @@ def _find_unpaired(found: Cohort, recipe: Recipe, split: Split, examined: Examin
     """Find the cases of which one side is there, for the method that learns from such; none for all others."""
     if recipe.optimiser.kind != "admm":
         return _Unpaired((), ())
-    held_out = {name: examined.cases[name] for name in (*split.validation, *split.test, *split.sealed)}
+    held_out = {name: examined.cases[name] for name in (*split.validation, *split.test, *split.locked)}
     elsewhere = _sites_without_tests(examined.cohort.cases, split) if recipe.split.by == "site" else None
     alone, unreadable = find_unpaired(found, recipe.data, held_out=held_out, elsewhere=elsewhere)
     if alone:

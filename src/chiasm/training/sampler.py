@@ -52,7 +52,7 @@ def draw(setting: Setting, state: TrainingState, step: int, phase: Phase, turn: 
 def gate_reason(setting: Setting, state: TrainingState) -> str | None:
     """Say why the attention must be off now; None while it is healthy."""
     return attention.gate_reason(
-        target=setting.recipe.attention.target,
+        target=setting.recipe.attention.head,
         realness_accuracy=state.accuracy,
         confidence_sd=state.confidence_sd,
         spearman=state.rho,
@@ -91,7 +91,7 @@ def note_lesions(setting: Setting, state: TrainingState, drawn: Draw, logits: Lo
     """
     if setting.recipe.training.transplant == "random":
         return state
-    head = setting.recipe.attention.target
+    head = setting.recipe.attention.head
     confidence = torch.sigmoid(getattr(logits, "structured" if head == "none" else head).detach().float())
     known = dict(state.lesion_difficulty)
     for place, sample, lesion in zip(drawn.places, confidence, drawn.batch.lesion & drawn.batch.mask):

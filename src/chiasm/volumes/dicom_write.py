@@ -1,4 +1,4 @@
-"""Synthetic images as the DICOM series a hospital can take, and reliability as a parametric map.
+"""Synthetic images as the DICOM series a hospital can take, and the expected error as a parametric map.
 
 A synthetic series is a classic one, one file a slice, derived from the source
 series: it lies in the source's study and frame of reference, on its slices,
@@ -184,14 +184,14 @@ def _references(sources: Sequence[Series], grid: Geometry) -> _References:
     )
 
 
-def write_reliability(
-    path: Path, reliability: Volume, series: Series, *, unit: Literal["HU", "a.u."], model: ModelMark
+def write_expected_error(
+    path: Path, expected_error: Volume, series: Series, *, unit: Literal["HU", "a.u."], model: ModelMark
 ) -> None:
-    """Write a reliability map as a parametric map of float32, whole or not at all.
+    """Write an expected-error map as a parametric map of float32, whole or not at all.
 
     Args:
         path: Ends in .dcm.
-        reliability: Expected absolute error, on the slices of the series, shape (I, J, K).
+        expected_error: Expected absolute error, on the slices of the series, shape (I, J, K).
         series: What it is of: the synthetic series that `write_series` wrote.
         unit: Of the map.
         model: What made it.
@@ -205,8 +205,8 @@ def write_reliability(
     from pydicom.uid import generate_uid
 
     with quiet():
-        planes, grid = planes_of(series, reliability.geometry)
-        frames = on_planes(reliability, grid, series)
+        planes, grid = planes_of(series, expected_error.geometry)
+        frames = on_planes(expected_error, grid, series)
         lowest, highest = min(0.0, float(frames.min())), max(float(frames.max()), 1e-6)
         header = planes[0].header
         made = ParametricMap(
@@ -223,9 +223,9 @@ def write_reliability(
             contains_recognizable_visual_features=False,
             real_world_value_mappings=[_expected_error(unit, lowest, highest)],
             voi_lut_transformations=[VOILUTTransformation(highest / 2, highest, voi_lut_function="LINEAR_EXACT")],
-            content_label="RELIABILITY",
+            content_label="EXPECTED_ERROR",
             content_description="Expected absolute error of a synthetic image",
-            series_description="SYNTHETIC reliability: expected absolute error",
+            series_description="SYNTHETIC expected absolute error",
         )
         copy_elements(made, header, (*PATIENT_AND_STUDY, *SERIES))
         copy_deidentification(made, header)

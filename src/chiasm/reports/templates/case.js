@@ -28,7 +28,7 @@ function show(place) {
   const index = voxel[0] + dims[0] * (voxel[1] + dims[1] * voxel[2]);
   const inside = regions[index] & 1;
   for (const name in panes) {
-    const bare = name === "difference" || name === "reliability";
+    const bare = name === "difference" || name === "expected_error";
     const step = settings.steps[name] ?? settings.steps.synthetic;
     const value = values[name][index] * step;
     const sign = name === "difference" && value > 0 ? "+" : "";
@@ -165,7 +165,7 @@ function subtract(real, synthetic) {
 
 function look(name, image) {
   const figure = document.querySelector(`[data-pane=${name}] .scale`);
-  if (name === "difference" || name === "reliability") {
+  if (name === "difference" || name === "expected_error") {
     image.colormap = name === "difference" ? "change" : "expected"; // first, for this sets a range of its own
     [image.cal_min, image.cal_max] = [name === "difference" ? -settings.range : 0, settings.range];
     const colours = name === "difference" ? "#cdf0ff,#46a0f0,#0f4b96,#000,#96370a,#f09128,#fff0be" : "#440154,#3b528b,#21918c,#5ec962,#fde725";
@@ -202,10 +202,10 @@ async function start() {
     images.difference = subtract(images.real, images.synthetic);
     values.difference = images.difference.img;
   }
-  if (images.reliability) images.reliability.img = values.reliability.map((value, index) => regions[index] & 1 ? value : 0);
+  if (images.expected_error) images.expected_error.img = values.expected_error.map((value, index) => regions[index] & 1 ? value : 0);
   const lesion = settings.hasLesion ? Uint8Array.from(regions, bits => bits >> 1) : null;
   for (const name of Object.keys(settings.names)) {
-    const grey = !["difference", "reliability"].includes(name);
+    const grey = !["difference", "expected_error"].includes(name);
     const pane = new niivue.Niivue({
       isRadiologicalConvention: true, sliceType: niivue.SLICE_TYPE.AXIAL, multiplanarShowRender: niivue.SHOW_RENDER.NEVER,
       multiplanarLayout: niivue.MULTIPLANAR_TYPE.GRID, isForceMouseClickToVoxelCenters: true, dragAndDropEnabled: false,

@@ -14,8 +14,15 @@ import torch
 from scipy.stats import spearmanr
 
 from chiasm.errors import ChiasmError, CohortError, RunError
+from chiasm.evaluation.expected_error import (
+    POOLED,
+    SHOWN,
+    assess_maps,
+    calibration_curve,
+    expected_error_table,
+    score_map,
+)
 from chiasm.evaluation.predictions import score_folder
-from chiasm.evaluation.reliability import POOLED, SHOWN, assess_maps, reliability_curve, reliability_table, score_map
 from chiasm.evaluation.rows import Row
 from chiasm.prediction.folders import predict
 from chiasm.prediction.model import Model, load_model, save_model
@@ -141,7 +148,7 @@ def test_figures_are_those_of_scipy_and_of_a_hand() -> None:
     assert figures["calibration_gap"] == pytest.approx(np.abs(told_ - true).mean(), rel=1e-5)
     assert figures["risk_90"] == pytest.approx(true[:9].mean(), rel=1e-5)
     assert figures["calibration"] == pytest.approx(expected.mean() / error.mean(), rel=1e-5)
-    curve = reliability_curve(expected.ravel(), error.ravel(), np.zeros(1000, bool))
+    curve = calibration_curve(expected.ravel(), error.ravel(), np.zeros(1000, bool))
     assert list(curve) == [f"mask decile {n}" for n in range(1, 11)]
     np.testing.assert_allclose([point["expected_error"] for point in curve.values()], told_, rtol=1e-5)
     np.testing.assert_allclose([point["observed_error"] for point in curve.values()], true, rtol=1e-5)
@@ -170,7 +177,7 @@ def test_the_pooled_curve_rises_along_the_expected_error_in_mask_and_lesion(rows
 
 
 def test_the_table_sets_methods_side_by_side_without_the_pooled_curve(rows: list[Row]) -> None:
-    lines = reliability_table(rows)
+    lines = expected_error_table(rows)
     assert all(method in lines[0] for method in METHODS)
     assert any("auroc_worst" in line for line in lines)
     assert any("seconds (s)" in line for line in lines)
@@ -233,5 +240,5 @@ def test_cases_that_are_not_there_are_named(finished_run: Path, toy_cohort: Path
     shutil.rmtree(folder / gone)
     with pytest.raises(CohortError, match=gone):
         assess_maps([finished_run], folder)
-    with pytest.raises(CohortError, match="no sealed case"):
-        assess_maps([finished_run], toy_cohort, role="sealed")
+    with pytest.raises(CohortError, match="no locked case"):
+        assess_maps([finished_run], toy_cohort, role="locked")

@@ -1,4 +1,4 @@
-"""The reliability map assessed against its usual rivals, each calibrated alike and at its cost.
+"""The expected-error map assessed against its usual rivals, each calibrated alike and at its cost.
 
 A map that knows where the error is may be worth nothing if the spread of eight
 augmented passes knows it as well.  So the map, the spread over augmentations,
@@ -30,7 +30,7 @@ from chiasm.cohorts.splits import Split, read_splits
 from chiasm.errors import CohortError, RunError
 from chiasm.evaluation.loading import check_reference
 from chiasm.evaluation.rows import UNITS, Row
-from chiasm.evaluation.scoring import calibration, describe, harmonise, reporting_unit, score_reliability
+from chiasm.evaluation.scoring import calibration, describe, harmonise, reporting_unit, score_expected_error
 from chiasm.evaluation.summary import format_table
 from chiasm.evaluation.uncertainty import (
     ENSEMBLE,
@@ -134,12 +134,12 @@ def assess_maps(
     data: Path,
     *,
     layout: str | None = None,
-    role: Literal["test", "sealed"] = "test",
+    role: Literal["test", "locked"] = "test",
     hardware: Hardware = Hardware(),
     cache: Path | None = None,
     trust: Collection[str] = (),
 ) -> list[Row]:
-    """Assess the first run's reliability map and its rivals by the true error of the first run's images.
+    """Assess the first run's expected-error map and its rivals by the true error of the first run's images.
 
     Args:
         runs: Finished run folders, or their model folders, of one recipe but
@@ -153,10 +153,10 @@ def assess_maps(
 
     Returns:
         Rows of methods such as "A7 map" and "A7 ensemble".  For each case:
-        `score_reliability`'s figures, the risk at each coverage and the cost in
+        `score_expected_error`'s figures, the risk at each coverage and the cost in
         the mask; and in the mask, healthy tissue and each region the expected
         and the observed error, their ratio, and their mean gap over deciles.
-        Under the case `POOLED`: see `reliability_curve`.
+        Under the case `POOLED`: see `calibration_curve`.
 
     Raises:
         RunError: If a run is unfinished, the runs differ in more than the seed,
@@ -201,12 +201,12 @@ def _case_rows(model: Model, case: str, asked: Asked, trainings: Mapping[str, fl
 
 
 def _pooled_rows(model: Model, answers: Sequence[Asked]) -> Iterator[Row]:
-    """Draw the reliability diagram of each way of asking over voxels of all cases."""
+    """Draw the calibration curve of each way of asking over voxels of all cases."""
     lesion = np.concatenate([asked.sampled(asked.labelled) for asked in answers])
     error = np.concatenate([asked.sampled(asked.error) for asked in answers])
     for name in answers[0].expected:
         expected = np.concatenate([asked.sampled(asked.expected[name]) for asked in answers])
-        for region, points in reliability_curve(expected, error, lesion).items():
+        for region, points in calibration_curve(expected, error, lesion).items():
             yield from _rows(model, POOLED, name, region, points)
 
 
@@ -230,7 +230,7 @@ def score_map(
         By region: "expected_error", "observed_error", "calibration" (their
         ratio: below 1 the map is too hopeful) and "calibration_gap" (mean
         absolute difference of the two over deciles of the expected error in the
-        region); for the mask also `score_reliability`'s figures and "risk_100"
+        region); for the mask also `score_expected_error`'s figures and "risk_100"
         to "risk_50", the mean error of the share of voxels that is trusted most.
     """
     mask = places["mask"]
@@ -242,7 +242,7 @@ def score_map(
         observed = float(error[place].mean(dtype=float)) if deciles else math.nan
         own = calibration(expected[place], error[place])
         figures[region] = {"observed_error": observed, **own, "calibration_gap": _calibration_gap(deciles)}
-    figures["mask"] |= score_reliability(expected, error, mask, lesion, spacing_mm)
+    figures["mask"] |= score_expected_error(expected, error, mask, lesion, spacing_mm)
     risk = ranking.risk_coverage(expected[mask], error[mask]).risk
     figures["mask"] |= {f"risk_{share}": float(risk[math.ceil(len(risk) * share / 100) - 1]) for share in COVERAGES}
     return figures
@@ -255,8 +255,8 @@ def _calibration_gap(deciles: Sequence[CalibrationRow]) -> float:
     return gaps / voxels if voxels else math.nan
 
 
-def reliability_curve(expected: Array, error: Array, lesion: Mask) -> dict[str, dict[str, float]]:
-    """Bin voxels of all cases by their expected error: the points of a reliability diagram.
+def calibration_curve(expected: Array, error: Array, lesion: Mask) -> dict[str, dict[str, float]]:
+    """Bin voxels of all cases by their expected error: the points of a calibration curve.
 
     Args:
         expected: Expected absolute error of each voxel, shape (n,).
@@ -280,7 +280,7 @@ def reliability_curve(expected: Array, error: Array, lesion: Mask) -> dict[str, 
     return points
 
 
-def reliability_table(rows: Sequence[Row], subjects: Mapping[str, str] | None = None) -> list[str]:
+def expected_error_table(rows: Sequence[Row], subjects: Mapping[str, str] | None = None) -> list[str]:
     """Set the map and its rivals side by side as lines of a Markdown table, mean ± SD over subjects.
 
     Args:
@@ -341,7 +341,7 @@ def _check_alike(run: Path, its: _Compared, first_run: Path, first: _Compared) -
 
 
 def _check_map(run: Path, model: Model, split: Split) -> None:
-    """Refuse a run that has no reliability map, or none that can be calibrated."""
+    """Refuse a run that has no expected-error map, or none that can be calibrated."""
     if model.local_discriminator is None:
         raise RunError(
             f"is of method {title_of(model.recipe.method)}, which has no local discriminator and so no map",
