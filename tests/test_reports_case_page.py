@@ -162,6 +162,7 @@ def test_without_the_viewers_script_the_page_shows_still_slices_and_says_how_to_
     assert "not for diagnostic use" in text
 
 
+@needs_viewer
 def test_what_a_case_lacks_is_absent_from_its_page(tmp_path: Path) -> None:
     text = write_case_page(tmp_path / "case.html", a_case(real=None, expected_error=None, lesion=None)).read_text()
     for absent in (
