@@ -19,9 +19,12 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
+from chiasm.cohorts.discovery import find_cohort
 from chiasm.errors import VolumeError
+from chiasm.prediction.folders import predict
+from chiasm.reports.evaluation import evaluate
 from chiasm.volumes.geometry import Geometry, Volume, canonical
-from chiasm.volumes.screening import Reading, read_grid, read_volume, volume_files
+from chiasm.volumes.screening import Reading, read_grid, read_volume, volume_files, write_volume
 
 SHAPE = (5, 6, 7)
 
@@ -112,6 +115,64 @@ def test_nrrd_of_pynrrd_lies_where_its_space_says(tmp_path: Path, affine: NDArra
 def test_mgz_of_nibabel_lies_where_it_was_written(tmp_path: Path, affine: NDArray[np.float64]) -> None:
     nibabel.save(nibabel.MGHImage(voxels(), affine), tmp_path / "a.mgz")
     agree(tmp_path / "a.mgz", affine, voxels())
+
+
+def as_nibabel_reads(path: Path) -> tuple[NDArray[np.float64], NDArray[Any]]:
+    content = path.read_bytes()
+    image = nibabel.MGHImage.from_bytes(gzip.decompress(content) if path.suffix == ".mgz" else content)
+    return image.affine, np.asarray(image.dataobj)
+
+
+def as_pynrrd_reads(path: Path) -> tuple[NDArray[np.float64], NDArray[Any]]:
+    array, head = nrrd.read(str(path))
+    assert head["space"] == "left-posterior-superior"
+    affine = np.eye(4)
+    affine[:3, :3], affine[:3, 3] = head["space directions"].T, head["space origin"]
+    return np.diag([-1, -1, 1, 1]) @ affine, array
+
+
+def as_simpleitk_reads(path: Path) -> tuple[NDArray[np.float64], NDArray[Any]]:
+    image = sitk.ReadImage(path)
+    affine = np.eye(4)
+    affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
+    affine[:3, 3] = image.GetOrigin()
+    return np.diag([-1, -1, 1, 1]) @ affine, sitk.GetArrayFromImage(image).T
+
+
+@pytest.mark.parametrize(
+    ("name", "theirs"),
+    [
+        ("a.nrrd", as_pynrrd_reads),
+        ("a.nrrd", as_simpleitk_reads),
+        ("a.mgz", as_nibabel_reads),
+        ("a.mgh", as_nibabel_reads),
+    ],
+)
+@pytest.mark.parametrize("affine", AFFINES)
+def test_what_is_written_is_read_alike_by_others(
+    tmp_path: Path, affine: NDArray[np.float64], name: str, theirs: Callable[[Path], tuple[Any, Any]]
+) -> None:
+    path, geometry = tmp_path / name, Geometry(SHAPE, affine)
+    for array, labels in (
+        (voxels().astype("float32") / 7, False),
+        (voxels(), True),
+        (voxels(dtype="int32") * 40, True),
+        (voxels() > 0, True),
+    ):
+        write_volume(path, array, geometry, labels=labels)
+        place, found = theirs(path)
+        np.testing.assert_allclose(place, affine, atol=1e-4)
+        np.testing.assert_array_equal(found, array)
+        agree(path, affine, array.astype(found.dtype), labels=labels)
+
+
+@pytest.mark.parametrize("name", ["a.nrrd", "a.mgz"])
+@pytest.mark.parametrize("affine", AFFINES[::3])
+def test_a_grid_that_was_read_is_written_bit_for_bit(tmp_path: Path, affine: NDArray[np.float64], name: str) -> None:
+    write_volume(tmp_path / name, voxels(), Geometry(SHAPE, affine))
+    first = read_volume(tmp_path / name)
+    write_volume(tmp_path / f"again-{name}", voxels(1), first.geometry)
+    np.testing.assert_array_equal(read_grid(tmp_path / f"again-{name}").affine, first.geometry.affine)
 
 
 def write_minc(
@@ -394,3 +455,39 @@ def test_a_truncated_minc_is_refused(tmp_path: Path) -> None:
     with pytest.raises(VolumeError) as caught:
         read_volume(path)
     assert caught.value.reason in ("corrupted", "truncated")
+
+
+@pytest.mark.parametrize(
+    ("given", "container", "written"),
+    [
+        (".nhdr", "volume", ".nrrd"),
+        (".mgh", "volume", ".mgz"),
+        (".nii.gz", "nrrd", ".nrrd"),
+        (".nrrd", "nifti", ".nii.gz"),
+    ],
+)
+def test_a_case_is_predicted_and_scored_in_any_format(
+    toy_cohort: Path, finished_run: Path, tmp_path: Path, given: str, container: Any, written: str
+) -> None:
+    case = find_cohort(toy_cohort).cases[0]
+    cohort = tmp_path / "cohort" / case.id
+    cohort.mkdir(parents=True)
+    for name in ("t1", "t2"):
+        volume = read_volume(case.images[name])
+        path = cohort / f"{case.id}_{name}{given}"
+        if given == ".nhdr":
+            turned = np.diag([-1.0, -1, 1, 1]) @ volume.geometry.affine
+            place = {"space": "LPS", "space directions": turned[:3, :3].T, "space origin": turned[:3, 3]}
+            nrrd.write(str(path), volume.array, place)
+        else:
+            write_volume(path, volume.array, volume.geometry)
+    made = predict(finished_run, [cohort.parent], tmp_path / "made", container=container)
+    plain = predict(finished_run, [case], tmp_path / "plain")
+    assert not made.problems and made.manifest.cases[0].image == f"{case.id}_t2{written}"
+    found, right = (
+        canonical(read_volume(tmp_path / folder / one.manifest.cases[0].image))
+        for folder, one in (("made", made), ("plain", plain))
+    )
+    np.testing.assert_allclose(found.geometry.affine, right.geometry.affine, atol=1e-4)
+    np.testing.assert_allclose(found.array, right.array, atol=1e-4 * float(np.ptp(right.array)))
+    assert not evaluate(tmp_path / "made", cohort.parent, tmp_path / "scored").problems

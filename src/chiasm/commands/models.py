@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 import typer
 
@@ -108,7 +108,10 @@ def predict(
         typer.Option("--degrade", help="Super-resolution: make thin slices thick first.", rich_help_panel="Method"),
     ] = False,
     container: Annotated[
-        str, typer.Option("--format", help="volume: NIfTI or MetaImage; dicom.", rich_help_panel="Run")
+        str,
+        typer.Option(
+            "--format", help="volume (as the source), nifti, metaimage, nrrd, mgz or dicom.", rich_help_panel="Run"
+        ),
     ] = "volume",
     overwrite: Overwrite = False,
     runner: Runner = "serial",
@@ -271,6 +274,8 @@ def serve(
 
 def _container(name: str) -> Container:
     """Read what a file format is called on the command line."""
-    if name not in ("volume", "dicom"):
-        raise unknown("format", name, ["volume", "dicom"])
-    return "dicom" if name == "dicom" else "volume"
+    from chiasm.prediction.manifest import Container
+
+    if name not in get_args(Container):
+        raise unknown("format", name, get_args(Container))
+    return cast(Container, name)

@@ -19,6 +19,7 @@ from chiasm.prediction.dicom_case import EXPECTED_ERROR, SERIES, write_dicom_cas
 from chiasm.prediction.engines import Engine, freeze_for_inference
 from chiasm.prediction.inputs import check_dicom, choose_role, find_cases, read_roles
 from chiasm.prediction.manifest import (
+    SUFFIXES,
     Container,
     Entry,
     Failure,
@@ -37,7 +38,7 @@ from chiasm.runners import Lost, Ray, Slurm, find_runner
 from chiasm.storage import UNWRITABLE
 from chiasm.volumes import Reading, Volume, check_pair, write_volume
 from chiasm.volumes.dicom_choice import pick_series
-from chiasm.volumes.screening import STRICT
+from chiasm.volumes.screening import STRICT, written_suffix
 
 
 @dataclass(frozen=True)
@@ -192,7 +193,8 @@ def predict(
         select: Words of the names of files that are taken where a case has several for one source; by default as
             in training.
         reading: What to assume of files whose headers leave a question open, beside what the model's plan says.
-        container: "volume" for NIfTI or MetaImage, "dicom" for DICOM, which needs DICOM sources.
+        container: "volume" for the format of the source (NIfTI for DICOM), "nifti", "metaimage", "nrrd", "mgz", or
+            "dicom", which needs DICOM sources.
         runner: A name of `runners.RUNNERS`: where cases are predicted.
         degrade: For super-resolution: whether slices are thin and are made thick first, to test the model.
         overwrite: Whether to replace predictions in `out` of another model, of other files or with other options.
@@ -343,8 +345,10 @@ def _predict_case(predictor: Predictor, case: Case, out: Path, role: Role, setti
     mask = None if case.mask is None else check_pair(volumes[0], read_case_labels(case, case.mask), labels=True)
     made = predictor.predict(*volumes, mask=mask, degrade=settings.degrade)
     made = replace(made, warnings=(*_warn_of_marks(case, plan.sources), *made.warnings))
-    write = _write_dicom if settings.container == "dicom" else _write_volumes
-    written = write(made, case, out, predictor.model)
+    if settings.container == "dicom":
+        written = _write_dicom(made, case, out, predictor.model)
+    else:
+        written = _write_volumes(made, case, out, plan, settings.container)
     sources_from = tuple(relative(case.images[name], out) for name in plan.sources)
     return Entry(case.id, role, sources_from, *written, mask_rule=made.mask_rule)
 
@@ -371,22 +375,21 @@ def _write_dicom(made: Synthesis, case: Case, out: Path, model: Model) -> _Writt
     return _Written(f"{case.id}/{SERIES}", None, expected_error, written.warnings)
 
 
-def _write_volumes(made: Synthesis, case: Case, out: Path, model: Model) -> _Written:
+def _write_volumes(made: Synthesis, case: Case, out: Path, plan: Plan, container: Container) -> _Written:
     def write(name: str, volume: Volume, labels: bool = False) -> str:
-        file = _called(case, name, model.plan)
+        file = _called(case, name, plan, container)
         write_volume(out / file, volume.array, volume.geometry, labels=labels)
         return file
 
-    image = write(model.plan.target, made.image)
+    image = write(plan.target, made.image)
     mask = write("mask", Volume(made.mask.array.astype("uint8"), made.mask.geometry), labels=True)
     expected_error = None if made.expected_error is None else write(EXPECTED_ERROR, made.expected_error)
     return _Written(image, mask, expected_error, made.warnings)
 
 
-def _called(case: Case, name: str, plan: Plan) -> str:
-    """Say what an output is called: as the case, and in the format of its first source."""
-    first = case.images[plan.sources[0]].name.lower()
-    return f"{case.id}_{name}{'.mha' if first.endswith(('.mha', '.mhd')) else '.nii.gz'}"
+def _called(case: Case, name: str, plan: Plan, container: Container) -> str:
+    """Say what an output is called: as the case, in the format that is asked for or that of its first source."""
+    return f"{case.id}_{name}{SUFFIXES.get(container) or written_suffix(case.images[plan.sources[0]])}"
 
 
 def _places(cases: Sequence[Case], plan: Plan, container: Container) -> dict[str, tuple[Case, tuple[str, ...]]]:
@@ -398,4 +401,4 @@ def _outputs(case: Case, plan: Plan, container: Container) -> tuple[str, ...]:
     """List what a case's prediction may write in the folder."""
     if container == "dicom":
         return (f"{case.id}/{SERIES}",)
-    return tuple(_called(case, name, plan) for name in (plan.target, "mask", EXPECTED_ERROR))
+    return tuple(_called(case, name, plan, container) for name in (plan.target, "mask", EXPECTED_ERROR))

@@ -31,7 +31,9 @@ Role = Annotated[
     Literal["train", "validation", "test", "locked", "new"],
     BeforeValidator(lambda role: "locked" if role == "sealed" else role),  # its name in version 0.1
 ]
-Container = Literal["volume", "dicom"]
+Container = Literal["volume", "nifti", "metaimage", "nrrd", "mgz", "dicom"]
+#: Suffix of a volume by its container; "volume" is the format of the source.
+SUFFIXES = {"nifti": ".nii.gz", "metaimage": ".mha", "nrrd": ".nrrd", "mgz": ".mgz"}
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,8 @@ class Manifest:
         unit: Of the images and expected-error maps.
         cases: What was predicted.
         failed: What was not.
-        container: "volume" for one file an image, "dicom" for series and parametric maps.
+        container: One file an image, in the format of the source ("volume") or in one of `SUFFIXES`; "dicom" for series
+            and parametric maps.
         notice: What the images are not for.
         degraded: Whether sources had thin slices that were made thick first (super-resolution).
         options: What else the images depend on, by name.

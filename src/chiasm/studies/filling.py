@@ -18,6 +18,7 @@ from chiasm.prediction.model import load_model
 from chiasm.preparation.intensity import Kind, fit_intensity
 from chiasm.recipe import Recipe
 from chiasm.volumes import Reading, read_volume
+from chiasm.volumes.screening import written_suffix
 
 
 def fill(
@@ -43,8 +44,7 @@ def fill(
     filled: list[Case] = []
     problems: list[Problem] = []
     for case in cases:
-        first = case.images[sources[0]].name.lower()
-        suffix = ".mha" if first.endswith(".mha") else ".nii.gz"  # as predict does
+        suffix = written_suffix(case.images[sources[0]])  # as predict does
         image = folder / case.id / f"{case.id}_{target}{MARK}{suffix}"
         seen = {name: sha256_of(case.images[name]) for name in sources}
         origin = Origin(case.id, target, seen, model.recipe.method, model.sha256, f"chiasm {__version__}")

@@ -39,7 +39,7 @@ class Geometry:
     shape: tuple[int, int, int]
     affine: NDArray[np.float64]
     header: bytes | None = None
-    container: Literal["nifti", "metaimage", "dicom"] | None = None
+    container: Literal["nifti", "metaimage", "mgh", "dicom"] | None = None
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:

@@ -8,16 +8,19 @@ from __future__ import annotations
 import math
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from chiasm.errors import VolumeError
+from chiasm.storage import whole_file
 from chiasm.volumes.geometry import Geometry
-from chiasm.volumes.streams import Stream, first_bytes, packing_of
+from chiasm.volumes.streams import Stream, first_bytes, pack, packing_of
 from chiasm.volumes.voxels import Stored
 
 HEADER = 284  # bytes before the voxels
+PLACE = slice(30, 90)  # the bytes of the 15 numbers
 FIELDS = ">7ih15f"  # version, width, height, depth, frames, type, degrees of freedom, whether oriented, 15 numbers
 REAL = {0: "u1", 1: ">i4", 3: ">f4", 4: ">i2", 10: ">u2"}  # by the code of the type
 NOT_REAL = {2: "64-bit whole numbers", 5: "bits", 6: "tensors", 7: "colours"}
@@ -44,7 +47,8 @@ def open_mgh(path: Path, *, max_bytes: int = 2 * 2**30) -> Stored:
     Raises:
         VolumeError: If the header breaks a rule.
     """
-    version, i, j, k, frames, kind, _, is_oriented, *numbers = struct.unpack_from(FIELDS, first_bytes(path, HEADER))
+    head = first_bytes(path, HEADER)
+    version, i, j, k, frames, kind, _, is_oriented, *numbers = struct.unpack_from(FIELDS, head)
     if version != 1:  # newer ones keep there what the values mean
         raise VolumeError(
             "is no image but a warp or surface of FreeSurfer", path=path, reason="datatype", found=version
@@ -70,8 +74,8 @@ def open_mgh(path: Path, *, max_bytes: int = 2 * 2**30) -> Stored:
             reason="no-orientation",
             hint="Give it one: mri_convert --in_orientation ... (FreeSurfer).",
         )
-    affine = _affine(numbers, (i, j, k), path)
-    return Stored(Stream(path, packing_of(path), 0, HEADER, size), dtype, Geometry((i, j, k), affine))
+    geometry = Geometry((i, j, k), _affine(numbers, (i, j, k), path), header=head[PLACE], container="mgh")
+    return Stored(Stream(path, packing_of(path), 0, HEADER, size), dtype, geometry)
 
 
 def _affine(numbers: list[float], shape: tuple[int, int, int], path: Path) -> NDArray[np.float64]:
@@ -86,3 +90,30 @@ def _affine(numbers: list[float], shape: tuple[int, int, int], path: Path) -> ND
     affine[:3, :3] = directions * steps
     affine[:3, 3] = centre - affine[:3, :3] @ (np.array(shape) / 2)
     return affine
+
+
+def write_mgh(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
+    """Write voxels on a grid as .mgh, or packed as .mgz; a header that was read as MGH keeps its numbers of place.
+
+    Args:
+        path: Ends in .mgh or .mgz.
+        array: Of a type in `REAL`, shape of the grid.
+        geometry: The grid; its places are rounded to float32.
+
+    Raises:
+        ChiasmError: If the file cannot be written.
+    """
+    kind, name = next(one for one in REAL.items() if np.dtype(one[1]) == array.dtype.newbyteorder(">"))
+    place = geometry.header if geometry.container == "mgh" else None
+    head = struct.pack(FIELDS.removesuffix("15f"), 1, *geometry.shape, 1, kind, 0, 1) + (place or _place(geometry))
+    voxels = head.ljust(HEADER, b"\0") + array.astype(name).tobytes(order="F")
+    with whole_file(path) as temporary:
+        temporary.write_bytes(pack(voxels, "gzip") if path.name.lower().endswith(".mgz") else voxels)
+
+
+def _place(geometry: Geometry) -> bytes:
+    """Return steps, directions and the place of the middle as the header keeps them."""
+    steps = np.array(geometry.spacing_mm)
+    directions = (geometry.affine[:3, :3] / steps).T
+    centre = geometry.affine[:3] @ [*np.array(geometry.shape) / 2, 1]
+    return np.concatenate([steps, directions.ravel(), centre]).astype(">f4").tobytes()

@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chiasm.errors import VolumeError
+from chiasm.storage import whole_file
 from chiasm.volumes.geometry import Geometry
-from chiasm.volumes.streams import Packing, Stream, file_size, first_bytes, open_file, packing_of, sibling
+from chiasm.volumes.streams import Packing, Stream, file_size, first_bytes, open_file, pack, packing_of, sibling
 from chiasm.volumes.voxels import Stored
 
 LONGEST_HEADER = 2**18
@@ -39,6 +40,7 @@ _TYPES = {
 }
 #: Name of a type to numpy's, without the byte order.
 REAL: Mapping[str, str] = {name: kind for kind, names in _TYPES.items() for name in names.split(",")}
+WRITTEN: Mapping[str, str] = {kind: names.split(",")[0] for kind, names in _TYPES.items()}
 ENCODINGS: Mapping[str, Packing] = {"raw": "none", "gzip": "gzip", "gz": "gzip", "bzip2": "bzip2", "bz2": "bzip2"}
 #: From a named space to RAS: the factors of its three axes.
 SPACES: Mapping[str, tuple[int, int, int]] = {
@@ -346,3 +348,32 @@ def _skipped_lines(data: Path, fields: Mapping[str, str], path: Path, start: int
     if len(ends) < lines:
         raise _wrong("line skip", path, lines, f"at most {len(ends)} lines")
     return ends[lines - 1]
+
+
+def write_nrrd(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
+    """Write voxels on a grid as one .nrrd, packed by gzip, in the space left-posterior-superior.
+
+    Args:
+        path: Ends in .nrrd.
+        array: Of a type in `REAL`, shape of the grid.
+        geometry: The grid.
+
+    Raises:
+        ChiasmError: If the file cannot be written.
+    """
+    dtype = array.dtype.newbyteorder("<")
+    affine = np.diag([-1.0, -1, 1, 1]) @ geometry.affine
+    order = "endian: little\n" if dtype.itemsize > 1 else ""
+    head = (
+        f"NRRD0004\ntype: {WRITTEN[dtype.str[1:]]}\ndimension: 3\nspace: left-posterior-superior\n"
+        f"sizes: {' '.join(map(str, geometry.shape))}\n"
+        f"space directions: {' '.join(map(_text, affine[:3, :3].T))}\nkinds: domain domain domain\n"
+        f"{order}encoding: gzip\nspace origin: {_text(affine[:3, 3])}\n\n"
+    )
+    voxels = pack(np.asarray(array, dtype).tobytes(order="F"), "gzip")
+    with whole_file(path) as temporary:
+        temporary.write_bytes(head.encode("ascii") + voxels)
+
+
+def _text(vector: NDArray[np.float64]) -> str:
+    return f"({','.join(map(repr, (vector + 0.0).tolist()))})"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -33,11 +33,11 @@ from chiasm.volumes.geometry import (
     voxels_apart,
 )
 from chiasm.volumes.metaimage import looks_like_metaimage, open_metaimage, write_metaimage
-from chiasm.volumes.mgh import looks_like_mgh, open_mgh
+from chiasm.volumes.mgh import looks_like_mgh, open_mgh, write_mgh
 from chiasm.volumes.minc import looks_like_minc, read_minc, read_minc_grid
 from chiasm.volumes.mirroring import find_mirrored
 from chiasm.volumes.nifti import HEAD, Form, looks_like_nifti, open_nifti, twin_names, write_nifti
-from chiasm.volumes.nrrd import data_file_of, looks_like_nrrd, open_nrrd
+from chiasm.volumes.nrrd import data_file_of, looks_like_nrrd, open_nrrd, write_nrrd
 from chiasm.volumes.streams import first_bytes, unreadable
 from chiasm.volumes.voxels import Stored, image_of, labels_of, read_image, read_labels
 
@@ -50,6 +50,17 @@ MOST_STRAIGHTENED = 4  # times as many voxels as before
 FEWEST_SLICES = 3
 MAX_BYTES = 2 * 2**30
 #: What volumes are called; of two that fit, the longer one first.
+#: What writes a file, by its suffix.
+WRITERS: Mapping[str, Callable[[Path, NDArray[Any], Geometry], None]] = {
+    ".nii.gz": write_nifti,
+    ".nii": write_nifti,
+    ".mha": write_metaimage,
+    ".nrrd": write_nrrd,
+    ".mgz": write_mgh,
+    ".mgh": write_mgh,
+}
+#: Suffix of a file to that of one in its format; others become NIfTI.
+SAME_FORMAT = {".mha": ".mha", ".mhd": ".mha", ".nrrd": ".nrrd", ".nhdr": ".nrrd", ".mgz": ".mgz", ".mgh": ".mgz"}
 VOLUME_SUFFIXES = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd", ".nhdr", ".mgz", ".mgh", ".mnc")
 
 
@@ -328,7 +339,7 @@ def write_volume(path: Path | str, array: NDArray[Any], geometry: Geometry, labe
     """Write a volume, whole or not at all, on the geometry of its source bit for bit.
 
     Args:
-        path: Ends in .nii, .nii.gz or .mha.
+        path: Ends in a key of `WRITERS`.
         array: Shape of the grid; images become float32, labels int16, or int32 where they need it.
         geometry: The grid.
         labels: Whether it is a label map or mask.
@@ -345,11 +356,22 @@ def write_volume(path: Path | str, array: NDArray[Any], geometry: Geometry, labe
     if array.shape != tuple(geometry.shape):
         raise ValueError(f"an array of {array.shape} does not fit a grid of {geometry.shape}")
     name = path.name.lower()
-    if not name.endswith((".nii", ".nii.gz", ".mha")):
-        raise VolumeError("cannot be written", path=path, reason="format", expected=".nii, .nii.gz or .mha")
+    writer = next((write for suffix, write in WRITERS.items() if name.endswith(suffix)), None)
+    if writer is None:
+        raise VolumeError("cannot be written", path=path, reason="format", expected=", ".join(WRITERS))
     values, cut = _storable(array, labels)
-    (write_metaimage if name.endswith(".mha") else write_nifti)(path, values, geometry)
+    writer(path, values, geometry)
     return cut
+
+
+def written_suffix(path: Path | str) -> str:
+    """Return the suffix of a file that is written in the format of another, or as NIfTI where that is only read.
+
+    >>> written_suffix("a.mhd"), written_suffix("a.nii"), written_suffix("a.mnc")
+    ('.mha', '.nii.gz', '.nii.gz')
+    """
+    name = Path(path).name.lower()
+    return next((made for suffix, made in SAME_FORMAT.items() if name.endswith(suffix)), ".nii.gz")
 
 
 def _storable(array: NDArray[Any], labels: bool) -> tuple[NDArray[Any], int]:
