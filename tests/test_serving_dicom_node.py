@@ -352,6 +352,20 @@ def test_an_association_that_breaks_off_is_noticed(node: Running, tmp_path: Path
 
 
 @pytest.mark.slow
+def test_the_node_takes_every_compression_that_is_read(node: Running) -> None:
+    from pynetdicom import AE
+
+    coded = [f"1.2.840.10008.1.2.4.{end}" for end in (57, 70, 80, 81, 90, 91, 201, 202, 203)]
+    caller = AE(ae_title="SENDER")
+    for syntax in coded:
+        caller.add_requested_context("1.2.840.10008.5.1.4.1.1.4", syntax)
+    association = caller.associate("127.0.0.1", node.port, ae_title="CHIASM")
+    taken = {context.transfer_syntax[0] for context in association.accepted_contexts}
+    association.release()
+    assert taken == set(coded)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_ends_the_node_in_time_and_leaves_nothing_behind(
     which: signal.Signals, finished_run: Path, tmp_path: Path

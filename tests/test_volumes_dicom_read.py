@@ -15,8 +15,11 @@ import numpy as np
 import pydicom
 import pytest
 from numpy.typing import NDArray
+from pydicom.encaps import encapsulate
 from pydicom.uid import (
+    HTJ2K,
     DeflatedExplicitVRLittleEndian,
+    HTJ2KLossless,
     JPEG2000Lossless,
     JPEGLSLossless,
     RLELossless,
@@ -134,6 +137,38 @@ def test_compressed_slices_are_read_to_the_bit(tmp_path: Path, syntax: pydicom.u
     np.testing.assert_array_equal(read_volume(tmp_path / "in").array, array)
     if syntax != JPEGLSLossless:  # GDCM takes the sign of JPEG-LS for a value
         assert_same(read_volume(tmp_path / "in"), by_simpleitk(tmp_path / "in"))
+
+
+@pytest.mark.parametrize("syntax", [HTJ2KLossless, HTJ2K], ids=["lossless", "lossy"])
+def test_high_throughput_jpeg_2000_is_read(tmp_path: Path, syntax: pydicom.uid.UID) -> None:
+    codecs = pytest.importorskip("imagecodecs", reason="imagecodecs, which encodes HTJ2K, is not installed")
+
+    def compress(dataset: pydicom.Dataset) -> None:
+        coded = codecs.htj2k_encode(dataset.pixel_array, reversible=syntax == HTJ2KLossless)
+        dataset.PixelData = encapsulate([coded])
+        dataset["PixelData"].VR = "OB"
+        dataset.file_meta.TransferSyntaxUID = syntax
+
+    array = scan((64, 72, 3))
+    for path in write_source(tmp_path / "in", array, PixelRepresentation=0):
+        rewrite(path, compress)
+    np.testing.assert_allclose(
+        read_volume(tmp_path / "in").array, array, atol=0 if syntax == HTJ2KLossless else 0.02 * np.ptp(array)
+    )
+
+
+def test_a_compression_that_is_not_known_is_to_be_undone_where_it_was_done(tmp_path: Path) -> None:
+    def call(dataset: pydicom.Dataset) -> None:
+        dataset.PixelData = encapsulate([dataset.PixelData])
+        dataset["PixelData"].VR = "OB"
+        dataset.file_meta.TransferSyntaxUID = HTJ2KLossless
+
+    for path in write_source(tmp_path / "in"):
+        rewrite(path, call)
+        path.write_bytes(path.read_bytes().replace(HTJ2KLossless.encode(), b"1.2.840.10008.1.2.4.110"))  # JPEG XL
+    with pytest.raises(VolumeError) as refused:
+        read_volume(tmp_path / "in")
+    assert refused.value.reason == "codec" and refused.value.hint == "Export it uncompressed."
 
 
 def test_lossless_jpeg_of_dcmtk_is_read_to_the_bit(tmp_path: Path) -> None:

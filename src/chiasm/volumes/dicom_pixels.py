@@ -223,7 +223,7 @@ def _codec(form: Format, part: Part) -> tuple[Any, str]:
             path=part.place,
             reason="codec",
             found=name,
-            hint="Export it uncompressed, or with dcmtk's dcmdjpeg.",
+            hint="Export it uncompressed.",
         ) from error
     plugin = next((one for one in CODECS if one in decoder.available_plugins), None)
     if plugin is None:
