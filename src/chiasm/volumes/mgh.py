@@ -72,7 +72,7 @@ def open_mgh(path: Path, *, max_bytes: int = 2 * 2**30) -> Stored:
             "does not say how it lies in space: its goodRASFlag is 0",
             path=path,
             reason="no-orientation",
-            hint="Give it one: mri_convert --in_orientation ... (FreeSurfer).",
+            hint="Give it one by FreeSurfer's mri_convert, in_orientation.",
         )
     geometry = Geometry((i, j, k), _affine(numbers, (i, j, k), path), header=head[PLACE], container="mgh")
     return Stored(Stream(path, packing_of(path), 0, HEADER, size), dtype, geometry)
