@@ -58,7 +58,7 @@ class Cost(NamedTuple):
 
 
 def on_one_grid(folder: Path) -> None:
-    """Bring simulated patients to the grid of `SHAPE`: cut and pad around the mask's middle, nothing is interpolated."""
+    """Cut and pad simulated patients around the mask's middle to the grid of `SHAPE`; nothing is interpolated."""
     for mask in sorted(folder.rglob("*mask.nii.gz")):
         volume = read_volume(mask, labels=True)
         middle = [(side.start + side.stop) // 2 for side in box_of(volume.array > 0)]
@@ -91,7 +91,20 @@ def prepare(work: Path, task: str, source: Path) -> tuple[Path, Path]:
     if not (made / "predictions.json").exists():
         choices = [f"{name}={json.dumps(value)}" for name, value in {**QUICK, **settings}.items()]
         names = [settings["data.sources"][0], settings["data.target"]]
-        chiasm(source, "train", data, "--source", names[0], "--target", names[1], "-o", run, "--size", "tiny", *_each("--set", choices))
+        chiasm(
+            source,
+            "train",
+            data,
+            "--source",
+            names[0],
+            "--target",
+            names[1],
+            "-o",
+            run,
+            "--size",
+            "tiny",
+            *_each("--set", choices),
+        )
         chiasm(source, "predict", run, data, "-o", made)
     return data, made
 
@@ -153,8 +166,8 @@ def compare(work: Path, task: str, before: Path | None, rounds: int, cases: Sequ
         seconds = sorted(one.seconds for one in taken)
         peak = max(one.peak for one in taken)
         print(
-            f"{task} {name:7} {many} cases: {statistics.median(seconds):7.2f} s ({seconds[0]:.2f} to {seconds[-1]:.2f}), "
-            f"{peak:5.0f} MiB"
+            f"{task} {name:7} {many} cases: {statistics.median(seconds):7.2f} s "
+            f"({seconds[0]:.2f} to {seconds[-1]:.2f}), {peak:5.0f} MiB"
         )
     middle = {key: statistics.median(one.seconds for one in taken) for key, taken in costs.items()}
     few, most = min(cases), max(cases)
@@ -207,8 +220,11 @@ def compare_ssim(work: Path, before: Path | None, rounds: int) -> None:
     whole = compute_ssim_and_cs(*tensors, 3, (11,) * 3, (1.5,) * 3, width, "gaussian")[0][0, 0].numpy()
     inner = mask[5:-5, 5:-5, 5:-5]
     apart = float(np.abs(whole - ssim_map(x, y, mask, width)[5:-5, 5:-5, 5:-5])[inner].max())
-    print(f"SSIM: {middle['chiasm']:.3f} s against {middle['monai']:.2f} s of MONAI: {middle['monai'] / middle['chiasm']:.0f} times")
-    print(f"SSIM: at most {apart:.2g} apart in {int(inner.sum())} voxels; {mask.mean():.0%} of the volume are in the mask")
+    ours, theirs = middle["chiasm"], middle["monai"]
+    print(f"SSIM: {ours:.3f} s against {theirs:.2f} s of MONAI: {theirs / ours:.0f} times")
+    print(
+        f"SSIM: at most {apart:.2g} apart in {int(inner.sum())} voxels; {mask.mean():.0%} of the volume are in the mask"
+    )
 
 
 def main() -> None:

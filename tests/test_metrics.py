@@ -127,6 +127,19 @@ def test_ssim_of_a_uniform_window_and_of_slices_equals_scikit_image() -> None:
     assert np.abs(flat - slice_)[mask[..., 20]].max() < 1e-5
 
 
+def test_ssim_over_an_empty_background_equals_scikit_image_and_is_exactly_1_where_images_are_equal() -> None:
+    prediction, target, mask = (np.pad(array, 40).astype(np.float32) for array in images())
+    prediction = np.where(mask > 0, prediction, target).astype(np.float32)
+    whole = np.ones(mask.shape, bool)
+    _, full = structural_similarity(
+        target, prediction, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1000, full=True
+    )
+    found = ssim.ssim_map(prediction, target, whole, 1000)
+    assert np.abs(found - full).max() < 2e-5
+    assert (found[:30] == 1).all()
+    assert (ssim.ssim_map(target, target, whole, 1000) == 1).all()
+
+
 def test_ssim_is_exact_for_images_far_from_zero() -> None:
     prediction, target, mask = (array.astype(np.float64) for array in images())
     prediction, target, mask = prediction + 1e5, target + 1e5, mask > 0

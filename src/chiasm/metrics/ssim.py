@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import product
 from math import nan
 from typing import Literal
@@ -15,7 +16,8 @@ from chiasm.metrics.voxelwise import check_range, mean_or_nan
 
 GAUSSIAN_RADIUS, GAUSSIAN_SIGMA = 5, 1.5  # the 11-voxel window of Wang et al. 2004
 UNIFORM_RADIUS = 3  # the 7-voxel window that scikit-image takes by default
-BLOCK = 48  # voxels a side, filtered at once: small enough for the cache, large enough for the matrix product
+C1, C2 = 0.01**2, 0.03**2  # of the formula, L = 1
+BLOCK = 32  # voxels a side, filtered at once: small enough for the cache, large enough for the matrix product
 SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # of MS-SSIM, Wang et al. 2003
 SMALLEST_MULTISCALE = 97  # voxels a side; smaller volumes are padded with their edges
 
@@ -34,8 +36,9 @@ def ssim_map(
 
     Windows reach beyond the mask and are mirrored at the volume's border:
     inside the mask the values equal scikit-image's full map.  Blocks without a
-    voxel of the mask are not computed; each other block is filtered along one
-    axis after the other by a product with a small band matrix.
+    voxel of the mask, or where both images are equal, are not computed; each
+    other block is filtered along one axis after the other by a product with a
+    small band matrix.
 
     Args:
         prediction: Shape (I, J, K).
@@ -58,23 +61,22 @@ def ssim_map(
         Wang et al., IEEE Trans. Image Process. 13 (2004), eq. 13, K1 = 0.01, K2 = 0.03.
     """
     weights, covariance = _window(window, len(axes))
-    radius = len(weights) // 2
     scale = 1 / check_range(data_range)
-    radii = [radius if axis in axes else 0 for axis in range(3)]
+    radii = [len(weights) // 2 if axis in axes else 0 for axis in range(3)]
     band = _band(weights)
-    found = np.full(mask.shape, nan, np.float32)
+    found = np.full_like(mask, nan, np.float32)  # laid out as the mask: no image is walked through across its lines
     for block in _blocks(mask):
-        around = np.ix_(
-            *(_mirrored(np.arange(s.start - r, s.stop + r), n) for s, r, n in zip(block, radii, mask.shape))
-        )
-        x, y = prediction[around].astype(np.float32), target[around].astype(np.float32)
+        x, y = (_around(image, block, radii) for image in (prediction, target))
+        if np.array_equal(x, y):  # as in an empty background
+            np.copyto(found[block], 1, where=mask[block])
+            continue
         centre = float(y.mean(dtype=np.float64))  # variances are differences of squares: exact near 0 only
-        x, y = (x - centre) * scale, (y - centre) * scale
-        smooth = np.stack([x, y, x * x, y * y, x * y])  # (5, I + 2r, J + 2r, K + 2r)
+        x, y = ((image - np.float32(centre)) * np.float32(scale) for image in (x, y))
+        smooth = np.stack(_products(x, y, exponent))  # (4 or 5, I + 2r, J + 2r, K + 2r)
         for axis in sorted(axes):
             smooth = _filtered(smooth, band, axis + 1)
-        here = _similarity(smooth, centre * scale, covariance, exponent)
-        found[block] = np.where(mask[block], here, nan)
+        similarity = _plain if exponent is None else partial(_by_parts, exponent=exponent)
+        np.copyto(found[block], similarity(smooth, centre * scale, covariance), where=mask[block])
     return found
 
 
@@ -88,27 +90,52 @@ def _window(window: Literal["gaussian", "uniform"], axes: int) -> tuple[NDArray[
     return weights, samples / (samples - 1)
 
 
-def _similarity(
-    moments: NDArray[np.float32], centre: float, covariance: float, exponent: float | None
-) -> NDArray[np.float32]:
+def _products(x: Image, y: Image, exponent: float | None) -> list[Image]:
+    """Return what windows are averaged over: x, y, xy and xx + yy; of MS-SSIM, whose parts need both, xx and yy."""
+    return [x, y, x * y, x * x + y * y] if exponent is None else [x, y, x * y, x * x, y * y]
+
+
+def _plain(moments: NDArray[np.float32], centre: float, covariance: float) -> NDArray[np.float32]:
     """Return the SSIM of each window from its moments.
 
     Args:
-        moments: Means of x, y, xx, yy and xy over each window, L = 1, shape (5, I, J, K).
+        moments: Means of x, y, xy and xx + yy over each window, L = 1, shape (4, I, J, K); overwritten.
+        centre: What was taken away from x and y.
+        covariance: Factor of variances and covariance.
+    """
+    ux, uy, vxy, variances = moments  # (I, J, K) each
+    vxy -= ux * uy
+    vxy *= 2 * covariance
+    vxy += C2
+    variances -= ux * ux
+    variances -= uy * uy
+    variances *= covariance
+    variances += C2
+    ux += centre
+    uy += centre
+    vxy *= 2 * (ux * uy) + C1
+    variances *= ux * ux + uy * uy + C1
+    vxy /= variances
+    return vxy
+
+
+def _by_parts(
+    moments: NDArray[np.float32], centre: float, covariance: float, *, exponent: float
+) -> NDArray[np.float32]:
+    """Return the product of luminance, contrast and structure, each cut off at 0 and raised to a power.
+
+    Args:
+        moments: Means of x, y, xy, xx and yy over each window, L = 1, shape (5, I, J, K).
         centre: What was taken away from x and y.
         covariance: Factor of variances and covariance.
         exponent: As in `ssim_map`.
     """
-    ux, uy, xx, yy, xy = moments  # (I, J, K) each
+    ux, uy, xy, xx, yy = moments  # (I, J, K) each
     vx, vy, vxy = covariance * (xx - ux * ux), covariance * (yy - uy * uy), covariance * (xy - ux * uy)
     ux, uy = ux + centre, uy + centre
-    c1, c2 = 0.01**2, 0.03**2
-    luminance: NDArray[np.float32] = (2 * ux * uy + c1) / (ux * ux + uy * uy + c1)
-    if exponent is None:
-        plain: NDArray[np.float32] = luminance * (2 * vxy + c2) / (vx + vy + c2)
-        return plain
     sxy = np.sqrt(np.maximum(vx, 0)) * np.sqrt(np.maximum(vy, 0))
-    contrast, structure = (2 * sxy + c2) / (vx + vy + c2), (vxy + c2 / 2) / (sxy + c2 / 2)
+    luminance = (2 * ux * uy + C1) / (ux * ux + uy * uy + C1)
+    contrast, structure = (2 * sxy + C2) / (vx + vy + C2), (vxy + C2 / 2) / (sxy + C2 / 2)
     parts = [np.maximum(part, 0) ** exponent for part in (luminance, contrast, structure)]
     combined: NDArray[np.float32] = np.prod(parts, axis=0)
     return combined
@@ -170,22 +197,25 @@ def window_box(mask: Mask) -> Box:
 
 
 def _blocks(mask: Mask) -> Iterator[Box]:
-    """Cut the mask's box into blocks, and leave out those without a voxel of the mask."""
+    """Cut the mask's box into blocks, each as small as its part of the mask; leave out those without a voxel of it."""
     if not mask.any():
         return
     sides = [
         [slice(start, min(start + BLOCK, side.stop)) for start in range(side.start, side.stop, BLOCK)]
         for side in box_of(mask)
     ]
-    for i, j, k in product(*sides):
-        if mask[i, j, k].any():
+    for block in product(*sides):
+        if (part := mask[block]).any():
+            i, j, k = (slice(s.start + p.start, s.start + p.stop) for s, p in zip(block, box_of(part)))
             yield i, j, k
 
 
-def _mirrored(indices: NDArray[np.intp], size: int) -> NDArray[np.intp]:
-    """Fold indices beyond the border back: 0 1 2 continues 2 1 0 to the right, and likewise to the left."""
-    folded = indices % (2 * size)
-    return np.where(folded >= size, 2 * size - 1 - folded, folded)
+def _around(image: Image, block: Box, radii: Sequence[int]) -> NDArray[np.float32]:
+    """Return a block with its surroundings; beyond the border 2 1 0 continues as 0 1 2."""
+    sides = [slice(max(s.start - r, 0), s.stop + r) for s, r in zip(block, radii)]
+    part = image[tuple(sides)].astype(np.float32, copy=False)
+    beyond = [(max(r - s.start, 0), max(s.stop + r - n, 0)) for s, r, n in zip(block, radii, image.shape)]
+    return np.pad(part, beyond, mode="symmetric") if any(map(any, beyond)) else part
 
 
 def _band(weights: NDArray[np.float64]) -> NDArray[np.float32]:
@@ -197,7 +227,7 @@ def _band(weights: NDArray[np.float64]) -> NDArray[np.float32]:
 
 
 def _filtered(stack: NDArray[np.float32], band: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
-    """Multiply a stack (5, I, J, K) with the band matrix along one of its last three axes."""
+    """Multiply a stack (N, I, J, K) with the band matrix along one of its last three axes."""
     length = stack.shape[axis]
     band = band[: length - (band.shape[1] - BLOCK), :length]
     shape = (*stack.shape[:axis], len(band), *stack.shape[axis + 1 :])
