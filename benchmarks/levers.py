@@ -1,0 +1,151 @@
+"""What a lever is worth in an equal time: trainings of one processor time each, judged on cases that they did not see.
+
+    python benchmarks/levers.py DATA OUT "l2 before" "l2" --seconds 150 --folds 0 1 --seeds 0 1
+
+Each arm is one of `ARMS`.  Its steps are what SECONDS of the processor buy, one thread, counted once by a training of 60
+steps beyond one of 20; set-up, one validation and predictions are not among them.  Of three folds each trains on half
+of the subjects but one.  All others, the validation case too (it decides nothing of the image), are predicted and
+judged by this script alone: truth in SD of the brain, the prediction fitted to it by one affine map, mean absolute
+error in the brain and in labelled lesions (WT); "kept" is the lesion's mean minus the rest's, predicted over true, at
+most 2.  Rows go to OUT/judged.csv; the same command goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import time
+from collections import defaultdict
+from pathlib import Path
+from statistics import mean, median
+
+import nibabel
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from chiasm.methods import make_recipe
+from chiasm.prediction.folders import predict
+from chiasm.training.run import train
+
+#: The size that was called small before, whatever a size is called now.
+BEFORE = (
+    "generator.fold=1",
+    "generator.widths=[16, 32, 64, 128]",
+    "optimiser.generator_rate=5e-4",
+)
+FOLDED = ("generator.fold=2", "generator.widths=[24, 48, 96, 192]", "optimiser.generator_rate=1e-3")
+ARMS = {
+    "l2 before": ("l2", BEFORE),
+    "l2 folded": ("l2", FOLDED),
+    "l2 folded 5e-4": ("l2", (*FOLDED, "optimiser.generator_rate=5e-4")),
+    "l2 folded wide": ("l2", (*FOLDED, "generator.widths=[32, 64, 128, 256]")),
+    "dual-attention before": ("dual-attention", BEFORE),
+    "dual-attention folded": ("dual-attention", FOLDED),
+}
+FIELDS = ("arm", "fold", "seed", "steps", "case", "brain", "WT", "kept")
+BRIEF, LONGER = 20, 80  # steps of the trainings that count the time of one
+
+
+def train_arm(arm: str, fold: int, seed: int, steps: int, data: Path, folder: Path, cache: Path) -> float:
+    """Train, and return the seconds of the processor."""
+    method, settings = ARMS[arm]
+    asked = ["data.sources=['t1']", "data.target=t2", "split.folds=3", f"split.fold={fold}", f"training.seed={seed}"]
+    asked += ["training.validations=1", "training.accelerator=cpu", f"schedule.steps={steps}"]
+    start = time.process_time()
+    train(data, make_recipe(method, "small", {}, [*asked, *settings]), folder, say=lambda _: None, cache=cache)
+    return time.process_time() - start
+
+
+def count_steps(arm: str, seconds: float, data: Path, out: Path) -> int:
+    """Return the steps that an arm can do in so many seconds; counted once."""
+    path = out / "cost" / arm.replace(" ", "-") / "ms.json"
+    if not path.exists():
+        brief, longer = (
+            train_arm(arm, 0, 0, steps, data, path.parent / str(steps), out / "cache") for steps in (BRIEF, LONGER)
+        )
+        path.write_text(json.dumps(1000 * (longer - brief) / (LONGER - BRIEF)))
+    return max(1, round(1000 * seconds / float(json.loads(path.read_text()))))
+
+
+def judge(prediction: NDArray[np.float64], truth: NDArray[np.float64], brain: NDArray[np.bool_], lesion: NDArray[np.bool_]) -> dict[str, float]:
+    """Score one prediction after one affine map; see the head of this file."""
+    inside, sick = brain, lesion & brain
+    true = truth / truth[inside].std()
+    slope, offset = np.polyfit(prediction[inside], true[inside], 1)
+    fitted = slope * prediction + offset
+    error = np.abs(fitted - true)
+    rest = inside & ~lesion
+    contrast = [image[sick].mean() - image[rest].mean() for image in (fitted, true)]
+    kept = float(np.clip(contrast[0] / contrast[1], -2, 2))
+    return {"brain": error[inside].mean(), "WT": error[sick].mean(), "kept": kept}
+
+
+def read(path: Path) -> NDArray[np.float64]:
+    """Read a volume as it lies on disk."""
+    return np.asanyarray(nibabel.load(path).dataobj).astype(np.float64)  # type: ignore[attr-defined]
+
+
+def judge_folder(made: Path, data: Path) -> dict[str, dict[str, float]]:
+    """Judge each prediction of a folder against a cohort in the layout of BraTS."""
+    found = {}
+    for path in sorted(made.glob("*_t2.nii.gz")):
+        case = path.name.removesuffix("_t2.nii.gz")
+        truth, source, labels = (read(data / case / f"{case}_{name}.nii.gz") for name in ("t2", "t1", "seg"))
+        found[case] = judge(read(path), truth, source > 0, labels > 0)
+    return found
+
+
+def run_arm(arm: str, fold: int, seed: int, seconds: float, data: Path, out: Path) -> list[dict[str, object]]:
+    """Train an arm, predict what it did not see, judge it."""
+    folder = out / f"{arm.replace(' ', '-')}-{fold}-{seed}"
+    told = folder / "judged.json"
+    if not told.exists():
+        steps = count_steps(arm, seconds, data, out)
+        spent = train_arm(arm, fold, seed, steps, data, folder / "run", out / "cache")
+        cases: dict[str, dict[str, float]] = {}
+        for role in ("validation", "test"):
+            predict(folder / "run", [data], folder / role, only=role, accelerator="cpu")
+            cases |= judge_folder(folder / role, data)
+        told.write_text(json.dumps({"steps": steps, "seconds": spent, "cases": cases}))
+    content = json.loads(told.read_text())
+    first = {"arm": arm, "fold": fold, "seed": seed, "steps": content["steps"]}
+    return [{**first, "case": case, **scores} for case, scores in content["cases"].items()]
+
+
+def main() -> None:
+    """Run the arms, and print a table row for each."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("arms", nargs="+", choices=list(ARMS), metavar="ARM")
+    parser.add_argument("--seconds", type=float, default=150.0)
+    parser.add_argument("--folds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    asked.out.mkdir(parents=True, exist_ok=True)
+    rows = [
+        row
+        for seed in asked.seeds
+        for fold in asked.folds
+        for arm in asked.arms
+        for row in run_arm(arm, fold, seed, asked.seconds, asked.data, asked.out)
+    ]
+    with (asked.out / "judged.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, FIELDS)
+        writer.writeheader()
+        writer.writerows(rows)
+    print("| arm | steps | brain | WT | kept, median | n |\n|---|---|---|---|---|---|")
+    by_arm: dict[object, list[dict[str, object]]] = defaultdict(list)
+    for row in rows:
+        by_arm[row["arm"]].append(row)
+    for arm, own in by_arm.items():
+        brain, lesion, kept = ([float(str(row[name])) for row in own] for name in ("brain", "WT", "kept"))
+        figures = f"{mean(brain):.3f} | {mean(lesion):.3f} | {100 * median(kept):.0f} %"
+        print(f"| {arm} | {own[0]['steps']} | {figures} | {len(own)} |")
+
+
+if __name__ == "__main__":
+    main()
