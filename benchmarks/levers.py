@@ -2,9 +2,9 @@
 
     python benchmarks/levers.py DATA OUT "l2 before" "l2" --seconds 150 --folds 0 1 --seeds 0 1
 
-Each arm is one of `ARMS`.  Its steps are what SECONDS of the processor buy, one thread, counted once by a training of 60
-steps beyond one of 20; set-up, one validation and predictions are not among them.  Of three folds each trains on half
-of the subjects but one.  All others, the validation case too (it decides nothing of the image), are predicted and
+Each arm is one of `ARMS`.  Its steps are what SECONDS of the processor buy, one thread, counted once by a training of
+80 steps beyond one of 20; set-up, one validation and predictions are not among them.  Of three folds each trains on
+half of the subjects.  All others, the validation case too (it decides nothing of the image), are predicted and
 judged by this script alone: truth in SD of the brain, the prediction fitted to it by one affine map, mean absolute
 error in the brain and in labelled lesions (WT); "kept" is the lesion's mean minus the rest's, predicted over true, at
 most 2.  Rows go to OUT/judged.csv; the same command goes on where it stopped.
@@ -69,7 +69,9 @@ def count_steps(arm: str, seconds: float, data: Path, out: Path) -> int:
     return max(1, round(1000 * seconds / float(json.loads(path.read_text()))))
 
 
-def judge(prediction: NDArray[np.float64], truth: NDArray[np.float64], brain: NDArray[np.bool_], lesion: NDArray[np.bool_]) -> dict[str, float]:
+def judge(
+    prediction: NDArray[np.float64], truth: NDArray[np.float64], brain: NDArray[np.bool_], lesion: NDArray[np.bool_]
+) -> dict[str, float]:
     """Score one prediction after one affine map; see the head of this file."""
     inside, sick = brain, lesion & brain
     true = truth / truth[inside].std()

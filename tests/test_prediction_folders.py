@@ -13,11 +13,11 @@ import pytest
 import chiasm
 from chiasm.cli import main
 from chiasm.cohorts.cases import Case
-from chiasm.errors import CohortError, RunError, VolumeError
+from chiasm.errors import CohortError, RecipeError, RunError, VolumeError
 from chiasm.prediction.folders import predict
 from chiasm.prediction.manifest import read_manifest
 from chiasm.runners import RUNNERS, Lost
-from chiasm.storage import read_json
+from chiasm.storage import read_json, write_json
 from chiasm.volumes import read_volume
 from synthetic_cohort import affine, pair, save
 
@@ -78,6 +78,27 @@ def test_prediction_never_reads_a_target(toy_cohort: Path, finished_run: Path, t
     assert len(names) == 18
     for name in names:
         assert (tmp_path / "with" / name).read_bytes() == (tmp_path / "without" / name).read_bytes()
+
+
+def test_predictions_averaged_over_mirror_images_say_so_and_mix_with_no_others(
+    toy_cohort: Path, finished_run: Path, tmp_path: Path
+) -> None:
+    case = toy_cohort / "Toy_0001"
+    plain = predict(finished_run, [case], tmp_path / "plain").manifest
+    mean = predict(finished_run, [case], tmp_path / "mean", average="flip").manifest
+    assert (plain.options["average"], mean.options["average"]) == ("none", "flip")
+    images = [read_volume(tmp_path / name / plain.cases[0].image).array for name in ("plain", "mean")]
+    assert not np.array_equal(*images)
+    np.testing.assert_allclose(*images, atol=0.5 * np.ptp(images[0]))
+    written = tmp_path / "plain" / "predictions.json"  # of a version that knew no average
+    content = read_json(written)
+    del content["options"]["average"]
+    write_json(written, content)
+    assert predict(finished_run, [case], tmp_path / "plain").kept == ("Toy_0001",)
+    with pytest.raises(RunError, match="average was none and is flip"):
+        predict(finished_run, [case], tmp_path / "plain", average="flip")
+    with pytest.raises(RecipeError, match=r"average.*flop.*auto, none, flip"):
+        predict(finished_run, [case], tmp_path / "never", average="flop")
 
 
 def test_a_model_folder_predicts_without_its_run(toy_cohort: Path, finished_run: Path, tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from chiasm.preparation.arrays import prepare_source
 from chiasm.preparation.degradation import Axis, Degradation, degrade, interpolated, simulated, thin_grid
 from chiasm.preparation.intensity import IntensityMap
 from chiasm.preparation.plan import Plan
+from chiasm.recipe import Average
 from chiasm.volumes import Geometry, Volume, same_grid
 from conftest import QUICK
 from synthetic_cohort import affine, body, pair
@@ -279,6 +280,46 @@ def test_maps_are_what_the_networks_say_when_asked_by_hand(kind: str, model: Mod
         assert doubt is not None
         expected = np.where(mask[at], 1 - torch.sigmoid(logit)[0, 0].numpy(), 0)
         np.testing.assert_allclose(doubt[at], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["2d", "2.5d", "3d"])
+def test_flip_averages_image_and_maps_over_a_volume_and_its_mirror_image(kind: str, model: Model) -> None:
+    generator, discriminator, plan = networks(model.plan, kind)
+    rng = np.random.default_rng(2)
+    shape = (16, 24, 16) if kind == "3d" else (16, 24, 5)
+    mask = rng.random(shape) < 0.9
+    source = np.where(mask, rng.normal(size=(1, *shape)), 0).astype(np.float32)
+
+    def maps(average: Average, x: NDArray[np.float32], m: NDArray[np.bool_]) -> synthesis.Maps:
+        nets = Networks(generator, discriminator, average=average)
+        return synthesise_prepared(nets, x, m, plan=plan, conditional=True, error_scale=0.5, engine=ENGINE)
+
+    once, mirrored = maps("none", source, mask), maps("none", source[:, ::-1].copy(), mask[::-1].copy())
+    flipped = maps("flip", source, mask)
+    of_mirrored = maps("flip", source[:, ::-1].copy(), mask[::-1].copy())
+    for one, other, mean, again in zip(once, mirrored, flipped, of_mirrored, strict=True):
+        assert one is not None and other is not None and mean is not None and again is not None
+        assert np.abs(one - other[::-1]).max() > 1e-4  # the networks know left from right
+        np.testing.assert_allclose(mean, (one + other[::-1]) / 2, atol=1e-6)
+        np.testing.assert_array_equal(again, mean[::-1])
+
+
+def test_a_recipe_says_whether_predictions_are_averaged_and_the_caller_may_differ(model: Model) -> None:
+    """A generator that adds a ramp from left to right; its mean over both sides is flat."""
+
+    def ramp(x: Tensor) -> Tensor:
+        return torch.linspace(-1, 1, x.shape[2])[:, None].expand_as(x)
+
+    once = replace(model, generator=Given(ramp))
+    shown = once.recipe.generator.model_copy(update={"average": "flip"})
+    flipping = replace(once, recipe=once.recipe.model_copy(update={"generator": shown}))
+    plain, mean = made(once), made(flipping)
+    inside = plain.mask.array
+    assert np.ptp(plain.image.array[inside]) > 10
+    np.testing.assert_allclose(mean.image.array[inside], 100.0, atol=1e-3)
+    for one, average, wanted in ((once, "flip", mean), (flipping, "none", plain)):
+        found = synthesise(one, [volume()], engine=ENGINE, average=average)  # type: ignore[arg-type]
+        np.testing.assert_array_equal(found.image.array, wanted.image.array)
 
 
 def test_extreme_logits_give_finite_maps(model: Model) -> None:

@@ -38,6 +38,7 @@ Word = Annotated[str, AfterValidator(_word)]
 Auto = Literal["auto"]
 BiasCorrection = Literal["none", "n4"]
 Registration = Literal["none", "rigid", "affine", "demons"]
+Average = Literal["none", "flip"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0, le=1e6)]
 Positive = Annotated[float, Field(ge=1e-9, le=1e6)]
@@ -162,6 +163,7 @@ class Generator(Section):
     ] = ()  # widths of the second stage; none without
     stages: Annotated[int, Field(ge=1, le=4)] = 1  # auto-context: each sees what the one before made of the source
     inner_folds: Annotated[int, Field(ge=2, le=10)] = 2  # of the training subjects, for out-of-fold contexts
+    average: Average = "none"  # flip: the mean of a prediction and of that of the source with left and right changed
 
 
 class Discriminators(Section):

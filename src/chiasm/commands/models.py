@@ -107,6 +107,14 @@ def predict(
         bool,
         typer.Option("--degrade", help="Super-resolution: make thin slices thick first.", rich_help_panel="Method"),
     ] = False,
+    average: Annotated[
+        str,
+        typer.Option(
+            "--average",
+            help="flip: mean over a volume and its mirror image; none; auto: as the model was made.",
+            rich_help_panel="Method",
+        ),
+    ] = "auto",
     container: Annotated[
         str,
         typer.Option(
@@ -136,6 +144,7 @@ def predict(
             container=_container(container),
             runner=runner,
             degrade=degrade,
+            average=average,
             overwrite=overwrite,
             accelerator=accelerator,
             precision=precision,

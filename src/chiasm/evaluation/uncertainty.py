@@ -82,7 +82,8 @@ def learned_score(model: Model, source: Array, mask: Mask, *, engine: Engine) ->
     magnitude = _asked(model, source, mask, engine, discriminator=True).raw_error
     if magnitude is None:
         raise ValueError("the model has no local discriminator, so it has no map of its own")
-    return Score(MAP, magnitude, len(model.earlier) + (2 if model.refiner is None else 4))
+    views = 2 if model.recipe.generator.average == "flip" else 1
+    return Score(MAP, magnitude, views * (len(model.earlier) + (2 if model.refiner is None else 4)))
 
 
 def augmentation_spread(model: Model, source: Array, mask: Mask, *, engine: Engine, seed: int = 0) -> Score:
@@ -250,8 +251,13 @@ def expected_error(
 
 
 def _asked(model: Model, source: Array, mask: Mask, engine: Engine, *, discriminator: bool = False) -> Maps:
-    """Run the networks that an image needs; the local discriminator only if asked for, or if a refiner needs it."""
+    """Run the networks that an image needs, once; the local discriminator only if a refiner needs it, or if asked for.
+
+    With it the map comes as the model ships it, which may be an average over the mirror image.
+    """
     networks = networks_of(model)
+    if not discriminator:
+        networks = networks._replace(average="none")
     if not discriminator and model.refiner is None:
         networks = networks._replace(local_discriminator=None)
     return synthesise_prepared(

@@ -7,13 +7,13 @@ from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast, get_args
 
 from chiasm.cohorts.cases import Case, Problem
 from chiasm.cohorts.dicom_patients import WARNINGS, Selection, marks_on, parse_rules
 from chiasm.cohorts.gathering import LOST, tell_notes
 from chiasm.cohorts.images import read_case_image, read_case_labels, read_image
-from chiasm.errors import ChiasmError, RecipeError, RunError
+from chiasm.errors import ChiasmError, RecipeError, RunError, unknown
 from chiasm.locks import locked
 from chiasm.prediction.dicom_case import EXPECTED_ERROR, SERIES, write_dicom_case
 from chiasm.prediction.engines import Engine, freeze_for_inference
@@ -34,6 +34,7 @@ from chiasm.prediction.model_files import find_model, named_classes
 from chiasm.prediction.resuming import Earlier, hash_inputs, take_over
 from chiasm.prediction.synthesis import Synthesis, synthesise
 from chiasm.preparation.plan import Plan
+from chiasm.recipe import Average
 from chiasm.runners import Lost, Ray, Slurm, find_runner
 from chiasm.storage import UNWRITABLE
 from chiasm.volumes import Reading, Volume, check_pair, write_volume
@@ -72,6 +73,7 @@ class Settings:
     precision: str
     reading: Reading
     degrade: bool
+    average: Average
     container: Container
     trust: tuple[str, ...]
 
@@ -79,7 +81,12 @@ class Settings:
     def options(self) -> dict[str, bool | str]:
         """What the manifest has no field of its own for."""
         reading = {name.replace("_", "-"): value or False for name, value in asdict(self.reading).items()}
-        return {**reading, "accelerator": self.accelerator, "precision": self.precision}
+        return {
+            **reading,
+            "accelerator": self.accelerator,
+            "precision": self.precision,
+            "average": self.average,
+        }
 
 
 class Predictor:
@@ -110,23 +117,32 @@ class Predictor:
             earlier=tuple(network for network in earlier if network is not None),
         )
 
-    def predict(self, *sources: Volume | Path | str, mask: Volume | None = None, degrade: bool = False) -> Synthesis:
+    def predict(
+        self,
+        *sources: Volume | Path | str,
+        mask: Volume | None = None,
+        degrade: bool = False,
+        average: str = "auto",
+    ) -> Synthesis:
         """Synthesise the target of one case.
 
         Args:
             *sources: One volume or file for each source of the model, in its order, on one grid.
             mask: Valid voxels on that grid; by default found as the plan says.
             degrade: For super-resolution: whether slices are thin and must be made thick first.
+            average: "flip" for the mean over the volume and its mirror image, "none" for one pass, "auto" for
+                what the model's recipe says.
 
         Raises:
             VolumeError: If a file cannot be read, the grids differ, or the number of sources is wrong.
+            RecipeError: If `average` is unknown.
         """
-        names = self.model.plan.sources
+        names, chosen = self.model.plan.sources, pick_average(average, self.model)
         volumes = [
             one if isinstance(one, Volume) else read_image(Path(one), names[min(place, len(names) - 1)], self.reading)
             for place, one in enumerate(sources)
         ]
-        return synthesise(self.model, volumes, mask=mask, engine=self.engine, degrade=degrade)
+        return synthesise(self.model, volumes, mask=mask, engine=self.engine, degrade=degrade, average=chosen)
 
 
 def load(
@@ -167,6 +183,7 @@ def predict(
     container: Container = "volume",
     runner: str = "serial",
     degrade: bool = False,
+    average: str = "auto",
     overwrite: bool = False,
     trust: str | Collection[str] = (),
     progress: Callable[[int, int, str], None] | None = None,
@@ -197,6 +214,8 @@ def predict(
             "dicom", which needs DICOM sources.
         runner: A name of `runners.RUNNERS`: where cases are predicted.
         degrade: For super-resolution: whether slices are thin and are made thick first, to test the model.
+        average: "flip" for the mean over each volume and its mirror image, "none" for one pass, "auto" for what the
+            model's recipe says.
         overwrite: Whether to replace predictions in `out` of another model, of other files or with other options.
         trust: As for `load`.
         progress: Called with cases done, all cases, the last case's id.
@@ -206,16 +225,18 @@ def predict(
             for and the split is unknown, another process writes to `out`, or `out` holds what does not belong to this
             prediction and `overwrite` is False.
         ChiasmError: If `out` cannot be written, as when the disk is full.
-        RecipeError: If `degrade` is asked of a model that is not for super-resolution.
+        RecipeError: If `degrade` is asked of a model that is not for super-resolution, or `average` is unknown.
         CohortError: If an input holds no case.
         RecipeError: If `series` names no source.
         VolumeError: If DICOM is asked for and a source is none.
     """
     gpus = int(accelerator == "cuda")
     spread = find_runner(runner, {"slurm": Slurm(gpus_per_node=gpus), "ray": Ray(num_gpus=gpus)})
-    settings = Settings(accelerator, precision, reading, degrade, container, named_classes(trust))
     with locked(out):
         model = load_model(run, trust=trust)
+        settings = Settings(
+            accelerator, precision, reading, degrade, pick_average(average, model), container, named_classes(trust)
+        )
         if degrade and model.plan.degradation is None:
             raise RecipeError("only a model for super-resolution can degrade its input", path=run, reason="task")
         roles = read_roles(run)
@@ -233,6 +254,17 @@ def predict(
             if progress is not None:
                 progress(number, len(due), outcome.case or "")
     return progressing.result(due, tuple(tell_notes(found.notes, ("several", *LOST))))
+
+
+def pick_average(asked: str, model: Model) -> Average:
+    """Return how a model's predictions are averaged: as asked for, or for "auto" as its recipe says.
+
+    Raises:
+        RecipeError: If the name is unknown.
+    """
+    if asked not in ("auto", *get_args(Average)):
+        raise unknown("average", asked, ("auto", *get_args(Average)))
+    return model.recipe.generator.average if asked == "auto" else cast(Average, asked)
 
 
 def _manifest(out: Path, run: Path, model: Model, settings: Settings, cases: tuple[str, ...]) -> Manifest:
@@ -343,7 +375,7 @@ def _predict_case(predictor: Predictor, case: Case, out: Path, role: Role, setti
     plan = predictor.model.plan
     volumes = [read_case_image(case, name) for name in plan.sources]
     mask = None if case.mask is None else check_pair(volumes[0], read_case_labels(case, case.mask), labels=True)
-    made = predictor.predict(*volumes, mask=mask, degrade=settings.degrade)
+    made = predictor.predict(*volumes, mask=mask, degrade=settings.degrade, average=settings.average)
     made = replace(made, warnings=(*_warn_of_marks(case, plan.sources), *made.warnings))
     if settings.container == "dicom":
         written = _write_dicom(made, case, out, predictor.model)

@@ -95,7 +95,7 @@ def compare(before: Manifest, now: Manifest) -> list[str]:
 
 
 def _options_of(manifest: Manifest) -> dict[str, bool | str]:
-    return {"format": manifest.container, "degrade": manifest.degraded, **manifest.options}
+    return {"format": manifest.container, "degrade": manifest.degraded, "average": "none", **manifest.options}
 
 
 def hash_inputs(case: Case, sources: Sequence[str]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -30,6 +31,7 @@ from chiasm.preparation.degradation import Degradation, interpolated, simulated,
 from chiasm.preparation.intensity import IntensityMap
 from chiasm.preparation.out_of_distribution import unlike
 from chiasm.preparation.plan import Plan, across
+from chiasm.recipe import Average
 from chiasm.registration.cohort import bring_sources
 from chiasm.volumes import Geometry, Volume, check_pair, resample
 from chiasm.volumes.geometry import storage_axis
@@ -110,12 +112,14 @@ class Networks(NamedTuple):
         refiner: The second stage, or None; it needs a local discriminator.
         earlier: Generators of the stages before: each sees what the one before it made, and `generator` what the last
             of them made.  None where there are none, or where the source holds the context already.
+        average: What of: "flip" for the mean over a volume and its mirror image.
     """
 
     generator: nn.Module
     local_discriminator: nn.Module | None = None
     refiner: nn.Module | None = None
     earlier: Sequence[nn.Module] = ()
+    average: Average = "none"
 
     @property
     def in_one_pass(self) -> tuple[nn.Module | None, ...]:
@@ -126,7 +130,8 @@ class Networks(NamedTuple):
 
 def networks_of(model: Model) -> Networks:
     """Return the networks of a model."""
-    return Networks(model.generator, model.local_discriminator, model.refiner, model.earlier)
+    average = model.recipe.generator.average
+    return Networks(model.generator, model.local_discriminator, model.refiner, model.earlier, average=average)
 
 
 def chain(networks: Networks, *, channels: int, conditional: bool) -> Callable[[Tensor], Tensor]:
@@ -144,7 +149,7 @@ def chain(networks: Networks, *, channels: int, conditional: bool) -> Callable[[
         slices, to (N, 1, *S), or to (N, 4, *S) with the logits of magnitude,
         structured and realness.
     """
-    generator, local_discriminator, refiner, _ = networks
+    generator, local_discriminator, refiner, *_ = networks
 
     def run(stack: Tensor) -> Tensor:
         source, masks = stack[:, :channels], stack[:, channels:]
@@ -185,6 +190,16 @@ def synthesise_prepared(
         error_scale: s of the soft targets, normalised units.
         engine: Device and precision.
     """
+    if networks.average == "flip":
+        once = partial(
+            synthesise_prepared,
+            networks._replace(average="none"),
+            plan=plan,
+            conditional=conditional,
+            error_scale=error_scale,
+            engine=engine,
+        )
+        return _average_mirrored(once(source, mask), once(source[:, ::-1], mask[::-1]))
     generator = networks.generator
     if networks.earlier:
         source = _with_context(networks.earlier, source, mask, plan, engine)
@@ -202,6 +217,16 @@ def synthesise_prepared(
     difficulties = (np.where(mask, 1 / (1 + np.exp(np.clip(logit, -60, 60))), 0) for logit in logits)
     kept = (np.where(mask, raw_error, 0), *difficulties)
     return Maps(prediction, *(each.astype(np.float32) for each in kept))
+
+
+def _average_mirrored(straight: Maps, mirrored: Maps) -> Maps:
+    """Average the maps of a volume and those of its mirror image, turned back; the first axis is left to right."""
+    means = [
+        None if a is None or b is None else ((a + b[::-1]) / 2).astype(np.float32) for a, b in zip(straight, mirrored)
+    ]
+    prediction = means[0]
+    assert prediction is not None
+    return Maps(prediction, *means[1:])
 
 
 def is_blended(generator: nn.Module, plan: Plan) -> bool:
@@ -264,6 +289,7 @@ def synthesise(
     mask: Volume | None = None,
     engine: Engine,
     degrade: bool = False,
+    average: Average | None = None,
 ) -> Synthesis:
     """Predict a whole volume.
 
@@ -274,6 +300,7 @@ def synthesise(
         engine: Device and precision.
         degrade: For super-resolution: whether slices are thin and must be made
             thick first, as in training; the result then lies on their grid.
+        average: "flip" for the mean of image and map over a volume and its mirror image; as the recipe says by default.
 
     Raises:
         VolumeError: If the number of volumes or a grid is wrong, nothing is
@@ -284,8 +311,9 @@ def synthesise(
     volumes, moved = bring_sources(volumes, plan.sources, plan.registration)
     volumes, mask = on_thin_slices(volumes, mask, plan, degrade=degrade)
     prepared = prepare_source(volumes, plan, mask)
+    networks = networks_of(model)
     maps = synthesise_prepared(
-        networks_of(model),
+        networks if average is None else networks._replace(average=average),
         prepared.array,
         prepared.mask,
         plan=plan,

@@ -131,8 +131,10 @@ class Learner:
 
     def _maps(self, case: PreparedCase, engine: Engine, refiner: nn.Module | None) -> Maps:
         local = self._local()
+        local_discriminator = None if local is None else local.eval()
+        average = self.recipe.generator.average
         found = synthesise_prepared(
-            Networks(self.trainables.average, None if local is None else local.eval(), refiner),
+            Networks(self.trainables.average, local_discriminator, refiner, average=average),
             np.asarray(case.source),
             np.asarray(case.mask),
             plan=self.plan,
