@@ -264,8 +264,8 @@ def write_enhanced_mixed(
     return write_enhanced(path, arrays[0], order=[k for k, _ in frames], edit=mix, **options)
 
 
-def segmentation(files: list[Path], labels: NDArray[np.uint8], path: Path, **options: object) -> Path:
-    """Write a label map (I, J, K) as highdicom does."""
+def segmentation(files: list[Path], labels: NDArray[Any], path: Path, **options: object) -> Path:
+    """Write a label map (I, J, K), or shares of segments (I, J, K, segments), as highdicom does."""
     seg = pytest.importorskip("highdicom.seg")
     from highdicom.content import AlgorithmIdentificationSequence
     from highdicom.sr.coding import CodedConcept
@@ -274,13 +274,13 @@ def segmentation(files: list[Path], labels: NDArray[np.uint8], path: Path, **opt
     algorithm = AlgorithmIdentificationSequence("none", CodedConcept("123110", "DCM", "AI"), "1")
     descriptions = [
         seg.SegmentDescription(number, f"s{number}", concept, concept, "AUTOMATIC", algorithm)
-        for number in range(1, int(labels.max()) + 1)
+        for number in range(1, (int(labels.max()) if labels.ndim == 3 else labels.shape[3]) + 1)
     ]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         made = seg.Segmentation(
             [pydicom.dcmread(file) for file in files],
-            np.ascontiguousarray(labels.transpose(2, 1, 0)),
+            np.ascontiguousarray(labels.transpose(2, 1, 0, *range(3, labels.ndim))),
             options.pop("kind", "BINARY"),
             descriptions,
             "1.2.826.0.1.3680043.10.98.21", 30, "1.2.826.0.1.3680043.10.98.22", 1,

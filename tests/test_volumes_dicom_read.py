@@ -428,12 +428,27 @@ def test_a_segmentation_of_highdicom_lies_on_its_scan(tmp_path: Path, plane: str
         check_pair(read_volume(tmp_path / "in"), read, labels=True)
 
 
-def test_a_segmentation_by_fractions_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("most", [100, 255])
+def test_of_segments_by_fractions_the_largest_from_a_half_on_has_the_voxel(tmp_path: Path, most: int) -> None:
     files = in_order(write_source(tmp_path / "in"))
-    labels = np.zeros(SHAPE, np.uint8)
-    labels[3:9, 4:12, 1:3] = 1
-    path = segmentation(files, labels, tmp_path / "seg", kind="FRACTIONAL")
-    with pytest.raises(VolumeError, match="FRACTIONAL"):
+    shares = np.zeros((*SHAPE, 2), np.float32)
+    shares[3:9, 4:12, 1:3, 0] = 1
+    shares[9, 4:12, 1:3] = 0.3, 0.7
+    shares[10:14, 4:12, 1:3, 1] = 0.8
+    shares[14, 4:12, 1:3, 1] = 0.4
+    right = np.zeros(SHAPE, np.uint8)
+    right[3:9, 4:12, 1:3], right[9:14, 4:12, 1:3] = 1, 2
+    path = segmentation(files, shares, tmp_path / "seg", kind="FRACTIONAL", max_fractional_value=most)
+    on_scan = check_pair(read_volume(tmp_path / "in"), read_volume(path, labels=True), labels=True)
+    np.testing.assert_array_equal(on_scan.array, right)
+
+
+def test_two_segments_of_equal_shares_are_refused(tmp_path: Path) -> None:
+    files = in_order(write_source(tmp_path / "in"))
+    shares = np.zeros((*SHAPE, 2), np.float32)
+    shares[3:9, 4:12, 1:3] = 1
+    path = segmentation(files, shares, tmp_path / "seg", kind="FRACTIONAL")
+    with pytest.raises(VolumeError, match="twice"):
         read_volume(path, labels=True)
 
 

@@ -1,5 +1,8 @@
 """DICOM segmentations as label maps: each segment is a label, numbered as in the file.
 
+Where segments are given as probabilities or occupied shares, a voxel belongs to
+the largest one that is at least a half.
+
 A segmentation holds the slices that have something marked and leaves out the
 others; its grid here reaches from the first to the last of them.
 `geometry.laid_on` brings it to the grid of the scan that it was drawn on.
@@ -25,6 +28,8 @@ from chiasm.volumes.geometry import Geometry, Volume
 if TYPE_CHECKING:
     from pydicom import Dataset
 
+HALF = 0.5  # share of a voxel from which on it belongs to a segment
+MOST_STORED = 255  # of a share, in 8 bits
 OFF_LATTICE = 0.05  # of a step, by which slices may miss an even lattice
 
 
@@ -36,7 +41,7 @@ def read_segmentation(series: Series, *, max_bytes: int = 2 * 2**30) -> Volume:
         max_bytes: Most bytes of voxels.
 
     Raises:
-        VolumeError: If it is damaged, marks by fractions, or two segments mark one voxel.
+        VolumeError: If it is damaged, or two segments mark one voxel.
     """
     part = series.parts[0]
     if len(series.parts) > 1:
@@ -47,17 +52,9 @@ def read_segmentation(series: Series, *, max_bytes: int = 2 * 2**30) -> Volume:
             found=f"{len(series.parts)} files",
             hint="Name the file of one.",
         )
-    tags = (*PLACE_TAGS, *PIXEL_TAGS, "SegmentationType")
+    tags = (*PLACE_TAGS, *PIXEL_TAGS, "SegmentationType", "MaximumFractionalValue")
     (dataset,) = visit([part], partial(read_dataset, tags=tags, pixels=True, max_bytes=max_bytes))
-    kind = text(dataset, "SegmentationType").upper()
-    if kind not in ("BINARY", "LABELMAP"):
-        raise VolumeError(
-            "marks by fractions, or does not say how it marks",
-            path=part.place,
-            reason="labels",
-            found=f"SegmentationType {kind or 'none'}",
-            expected="BINARY or LABELMAP",
-        )
+    kind = _kind(dataset, part)
     with taming(part):
         frames = frames_of(dataset, part)
     geometry, places = _lattice(frames, dataset, part)
@@ -65,14 +62,56 @@ def read_segmentation(series: Series, *, max_bytes: int = 2 * 2**30) -> Volume:
     if columns * rows * count * 2 > max_bytes:
         raise VolumeError("is too large", path=part.place, reason="too-large", found=f"{columns}x{rows}x{count} voxels")
     labels: NDArray[np.uint16] = np.zeros((count, rows, columns), np.uint16)
+    shares: NDArray[np.float32] = np.zeros(labels.shape if kind == "FRACTIONAL" else (count, 1, 1), np.float32)
     numbers = [0] * len(frames) if kind == "LABELMAP" else [_segment(dataset, at, part) for at in range(len(frames))]
+    whole = np.float32(_whole(dataset, part) if kind == "FRACTIONAL" else 1)
     form = pixel_format(dataset, part)
     for place, segment, stored in zip(places, numbers, decode(dataset, part, form, range(len(frames))), strict=True):
-        marked = stored * segment if kind == "BINARY" else stored
-        if ((labels[place] != 0) & (marked != 0)).any():
+        if kind == "FRACTIONAL":
+            is_twice = _mark_share(labels[place], shares[place], stored / whole, segment)
+        else:
+            is_twice = _mark(labels[place], stored * segment if kind == "BINARY" else stored)
+        if is_twice:
             raise VolumeError("marks a voxel twice", path=part.place, reason="labels", hint="Export segments apart.")
-        labels[place] += marked.astype(np.uint16)
     return Volume(labels.transpose(2, 1, 0), geometry)
+
+
+def _kind(dataset: Dataset, part: Part) -> str:
+    """Return how a segmentation marks voxels."""
+    kind = text(dataset, "SegmentationType").upper()
+    if kind not in ("BINARY", "FRACTIONAL", "LABELMAP"):
+        raise VolumeError(
+            "does not say how it marks",
+            path=part.place,
+            reason="labels",
+            found=f"SegmentationType {kind or 'none'}",
+            expected="BINARY, FRACTIONAL or LABELMAP",
+        )
+    return kind
+
+
+def _mark(labels: NDArray[np.uint16], marked: NDArray[Any]) -> bool:
+    """Add what a frame marks to a slice; say whether any of it was marked before."""
+    is_twice = bool(((labels != 0) & (marked != 0)).any())
+    labels += marked.astype(np.uint16)
+    return is_twice
+
+
+def _mark_share(labels: NDArray[np.uint16], shares: NDArray[np.float32], share: NDArray[Any], segment: int) -> bool:
+    """Give a segment the voxels of which it has half and more than others; say whether another has as much."""
+    is_twice = bool(((share > HALF) & (share == shares)).any())
+    larger = (share >= HALF) & (share > shares)
+    labels[larger], shares[larger] = segment, share[larger]
+    return is_twice
+
+
+def _whole(dataset: Dataset, part: Part) -> float:
+    """Return the stored value that stands for a share of 1."""
+    with taming(part):
+        whole = number(dataset, "MaximumFractionalValue", part)
+    if whole is None or not 1 <= whole <= MOST_STORED:
+        raise VolumeError("does not say which value is a whole", path=part.place, reason="labels", found=whole)
+    return whole
 
 
 def _lattice(frames: list[Frame], dataset: Dataset, part: Part) -> tuple[Geometry, list[int]]:
