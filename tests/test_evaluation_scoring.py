@@ -177,7 +177,7 @@ def test_a_removed_lesion_shows_in_recall_though_hardly_in_psnr() -> None:
 
 def test_without_labels_there_are_no_lesions_and_an_empty_map_gives_nan() -> None:
     bare = values(evaluated(labels=None))
-    assert {region for region, _ in bare} == {"mask", "edges", "image"}
+    assert {region for region, _ in bare} == {"mask", "edges", "image", *"ijk"}
     empty = values(evaluated(labels=np.zeros((48, 50, 30), np.uint8)))
     assert np.isnan(empty["WT", "mae"]) and np.isnan(empty["lesions", "recall"])
     assert empty["lesions", "lesions"] == 0

@@ -7,8 +7,15 @@ from dataclasses import dataclass
 
 from chiasm.evaluation.rows import Row
 from chiasm.evaluation.summary import Summary, summarise
+from chiasm.metrics.radiotherapy import TISSUES_HU
+from chiasm.volumes.geometry import AXIS_NAMES
 
-BASE_REGIONS = ("mask", "image", "healthy", "edges", "lesion-edge", "each lesion", "lesions")
+#: Regions that are no lesions.
+BASE_REGIONS = (
+    *("mask", "image", "healthy", "edges", "lesion-edge", "each lesion", "lesions"),
+    *TISSUES_HU,
+    *AXIS_NAMES,
+)
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from chiasm.preparation.plan import read_plan
 from chiasm.progress import counted
 from chiasm.recipe import Registration, read_recipe
 from chiasm.registration.cohort import Together, align_cohort
+from chiasm.volumes.geometry import axis_names
 
 
 class FolderScores(NamedTuple):
@@ -205,6 +206,7 @@ def score_case(loaded: Loaded, assessed: PredictionFolder, cohort: Cohort, conve
             loaded.labels,
             cohort.regions,
             loaded.expected_error if method == manifest.method else None,
+            axis_names(loaded.source.geometry),
         )
         terms = ScoreTerms(
             loaded.case.id, plan.target_range, unit, scale, convention, manifest.fold, manifest.seed, method

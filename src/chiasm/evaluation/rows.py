@@ -27,6 +27,10 @@ EACH_LESION = "each lesion"  # what they are called together in a summary
 UNITS: Mapping[str, str] = {
     "mae": "",
     "mae_mu": "1/cm",
+    "mae_density": "1",
+    "path_error": "mm",
+    "path_error_95": "mm",
+    "slice_steps": "1",
     "bias": "",
     "rmse": "",
     "nmae": "1",

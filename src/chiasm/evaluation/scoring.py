@@ -26,7 +26,7 @@ from chiasm import boxes
 from chiasm.attenuation import attenuation
 from chiasm.errors import ChiasmError
 from chiasm.evaluation.rows import LEAST_LESION, UNITS, Row
-from chiasm.metrics import conventions, edges, lesions, ranking, voxelwise
+from chiasm.metrics import conventions, edges, lesions, radiotherapy, ranking, voxelwise
 from chiasm.metrics.ssim import window_box
 from chiasm.prediction.baselines import NAMES
 
@@ -114,6 +114,7 @@ class ScoredImages:
         labels: Label map, 0 is background, or None.
         regions: Region name to the labels that make it; without names all labels together are the region "lesion".
         expected_error: Expected absolute error in target units, or None.
+        axes: What I, J and K run along; see `volumes.geometry.axis_names`.
     """
 
     prediction: NDArray[Any]
@@ -123,6 +124,7 @@ class ScoredImages:
     labels: NDArray[Any] | None = None
     regions: Mapping[str, Sequence[int]] = field(default_factory=dict)
     expected_error: NDArray[Any] | None = None
+    axes: tuple[str, str, str] = ("i", "j", "k")
 
     @property
     def arrays(self) -> dict[str, NDArray[Any]]:
@@ -248,6 +250,8 @@ def evaluate_case(images: ScoredImages, terms: ScoreTerms) -> list[Row]:
         scores.append(("mask", ranks))
     if part.lesion is not None:
         scores += _score_lesions(part, part.lesion).items()
+    if terms.method not in NAMES:
+        scores += _score_axes(part, is_ct=terms.unit == "HU")
     return terms.rows([*scores, ("image", whole)])
 
 
@@ -267,12 +271,16 @@ def _score_regions(
     part: ScoredImages, pair: conventions.ComparedImages, terms: ScoreTerms, of_mask: Mapping[str, float]
 ) -> Iterator[tuple[str, dict[str, float]]]:
     """Score each region of a case; `of_mask` are scores that the mask has besides."""
-    attenuations = (attenuation(part.prediction), attenuation(part.target)) if terms.unit == "HU" else None
-    for region, inside in _regions(part).items():
+    as_ct: dict[str, tuple[NDArray[Any], NDArray[Any]]] = {}
+    if terms.unit == "HU":
+        for name, convert in (("mae_mu", attenuation), ("mae_density", radiotherapy.electron_density)):
+            as_ct[name] = convert(part.prediction), convert(part.target)
+    for region, inside in _regions(part, is_ct=terms.unit == "HU").items():
         scores = conventions.plain_figures(part.prediction, part.target, inside, terms.width, part.spacing_mm)
         scores |= conventions.likeness(pair, inside)
-        if attenuations is not None:
-            scores["mae_mu"] = voxelwise.mae(*attenuations, inside)
+        scores |= {name: voxelwise.mae(made, real, inside) for name, (made, real) in as_ct.items()}
+        if region in radiotherapy.TISSUES_HU:
+            scores["volume_ml"] = float(inside.sum()) * math.prod(part.spacing_mm) / 1000
         if region == "mask":
             scores |= of_mask
         if part.expected_error is not None:
@@ -356,7 +364,7 @@ def _sample(values: NDArray[Any]) -> NDArray[Any]:
     return values[:: max(1, -(-len(values) // SAMPLE))]
 
 
-def _regions(part: ScoredImages) -> dict[str, NDArray[np.bool_]]:
+def _regions(part: ScoredImages, is_ct: bool) -> dict[str, NDArray[np.bool_]]:
     """Return the voxels of each region to score, the mask first."""
     mask, labels = part.mask, part.labels
     found = {"mask": mask}
@@ -366,7 +374,19 @@ def _regions(part: ScoredImages) -> dict[str, NDArray[np.bool_]]:
         found["healthy"] = mask & (labels == 0)
         found["lesion-edge"] = edges.edge_band(part.lesion, EDGE_BAND_MM, part.spacing_mm) & mask
     found["edges"] = edges.edge_voxels(part.target, mask, part.spacing_mm, EDGE_SHARE)
-    return found
+    return found | (radiotherapy.tissues(part.target, mask) if is_ct else {})
+
+
+def _score_axes(part: ScoredImages, is_ct: bool) -> list[tuple[str, dict[str, float]]]:
+    """Compare steps from slice to slice along each axis, and of CT the path lengths of rays."""
+    scores = [
+        {"slice_steps": radiotherapy.slice_steps(part.prediction, part.target, part.mask, axis)} for axis in range(3)
+    ]
+    if is_ct:
+        difference = radiotherapy.electron_density(part.prediction) - radiotherapy.electron_density(part.target)
+        for axis, its in enumerate(scores):
+            its |= radiotherapy.path_errors(difference, part.mask, part.spacing_mm, axis)
+    return list(zip(part.axes, scores, strict=True))
 
 
 def _score_lesions(part: ScoredImages, lesion: NDArray[np.bool_]) -> dict[str, dict[str, float]]:

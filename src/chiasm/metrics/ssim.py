@@ -115,8 +115,8 @@ def _plain(moments: NDArray[np.float32], centre: float, covariance: float) -> ND
     uy += centre
     vxy *= 2 * (ux * uy) + C1
     variances *= ux * ux + uy * uy + C1
-    vxy /= variances
-    return vxy
+    likeness: NDArray[np.float32] = np.divide(vxy, variances, out=vxy)
+    return likeness
 
 
 def _by_parts(

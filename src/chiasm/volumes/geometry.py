@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from chiasm.errors import VolumeError
 
 TOLERANCE_VOXELS = 0.01
+AXIS_NAMES = ("left-right", "front-back", "head-feet")  # of RAS order
 SNAPPED_VOXELS = 1e-4  # headers keep places as float32, so voxels that lie so near to others are the same
 MOST_VOXELS = 2**31  # 8 GiB in float32
 
@@ -113,6 +114,17 @@ def storage_axis(geometry: Geometry, name: Literal["I", "J", "K"]) -> tuple[int,
     axes, backwards = _nearest_axes(geometry.affine[:3, :3])
     place = "IJK".index(name)
     return axes[place], backwards[place]
+
+
+def axis_names(geometry: Geometry) -> tuple[str, str, str]:
+    """Name what the storage axes run most nearly along, whichever way.
+
+    >>> axis_names(Geometry((2, 2, 2), np.diag([1.0, 1, -1, 1])))
+    ('left-right', 'front-back', 'head-feet')
+    """
+    columns, _ = _nearest_axes(geometry.affine[:3, :3])
+    first, second, third = (AXIS_NAMES[columns.index(axis)] for axis in range(3))
+    return first, second, third
 
 
 def _nearest_axes(matrix: NDArray[np.float64]) -> tuple[tuple[int, int, int], tuple[bool, bool, bool]]:
