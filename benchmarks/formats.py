@@ -117,10 +117,10 @@ def _is_true(odd: Odd, array: np.ndarray, affine: np.ndarray) -> bool:
     truth = np.squeeze(odd.array).astype(np.float32)
     if odd.rule == 9:  # a series may be stacked in either order, its rows before its columns
         from chiasm.volumes import Geometry, Volume
-        from chiasm.volumes.geometry import turned_like
+        from chiasm.volumes.geometry import reordered_like
 
-        turned = turned_like(Volume(array, Geometry(array.shape, affine)), Geometry(truth.shape, odd.affine))
-        array, affine = turned.array, turned.geometry.affine
+        fitting = reordered_like(Volume(array, Geometry(array.shape, affine)), Geometry(truth.shape, odd.affine))
+        array, affine = fitting.array, fitting.geometry.affine
     if array.shape != truth.shape or not np.allclose(array.astype(np.float32), truth, rtol=1e-6, atol=0):
         return False
     return affine.shape == (4, 4) and bool(np.allclose(affine, odd.affine, atol=2e-4))

@@ -273,7 +273,7 @@ def test_a_study_and_a_completion_replace_no_file_of_the_user(toy_cohort: Path, 
     for case in sorted(data.iterdir())[4:]:
         next(case.glob("*_t2.nii.gz")).unlink()
     (tmp_path / "study.toml").write_text(f'data = "{data}"\n{STUDY}')
-    for name in ("findings.md", "figures/plane.svg", "evaluation.csv", "study.json"):
+    for name in ("findings.md", "plots/trade-off.svg", "figures/plane.svg", "evaluation.csv", "study.json"):
         own = tmp_path / name.replace("/", "-") / name
         own.parent.mkdir(parents=True)
         own.write_text('{"title": "of the user"}')

@@ -18,6 +18,7 @@ from chiasm.methods import make_recipe
 from chiasm.prediction.inputs import Inputs, choose_role
 from chiasm.prediction.manifest import Entry, Manifest, read_manifest, write_manifest
 from chiasm.recipe import Recipe, read_recipe, write_recipe
+from chiasm.registration.cohort import aligned_images, farthest_mm
 from chiasm.storage import write_json, write_text, write_toml
 from chiasm.studies.study_file import read_study
 from synthetic_cohort import write_cohort
@@ -94,3 +95,9 @@ def test_the_locked_test_set_is_opened_by_the_old_option_which_help_does_not_lis
         shown = CliRunner().invoke(app, ["study", str(tmp_path / "study.toml"), "-o", str(tmp_path / "out"), option])
         assert "has no locked test set" in str(shown.exception)
     assert "--open-sealed" not in CliRunner().invoke(app, ["study", "--help"]).output
+
+
+def test_a_registration_of_version_0_1_is_read() -> None:
+    facts = {"t2": {"mean_displacement_mm": 2.0}, "flair": {"mean_displacement_mm": 3.5}}
+    for record in ({"aligned": facts}, {"brought": facts}):
+        assert aligned_images(record) == facts and farthest_mm(record) == 3.5

@@ -15,7 +15,7 @@ from chiasm.prediction.folders import predict
 from chiasm.prediction.manifest import read_manifest
 from chiasm.volumes import read_volume
 from chiasm.volumes.dicom_write import grey_scale
-from chiasm.volumes.geometry import turned_like
+from chiasm.volumes.geometry import reordered_like
 from conftest import QUICK
 from dicom_patients import TELLTALE, faults, write_enhanced, write_source
 from synthetic_cohort import SHAPE, pair
@@ -42,7 +42,7 @@ def test_a_dicom_prediction_is_the_nifti_prediction_within_half_a_grey_step(
     whole = read_volume(tmp_path / "nifti" / "p1_t2.nii.gz")
     back, source = read_volume(tmp_path / "dicom" / entry.image), read_volume(tmp_path / "in" / "p1")
     assert np.abs(back.geometry.corners - source.geometry.corners).max() < 1e-3
-    back = turned_like(back, whole.geometry)
+    back = reordered_like(back, whole.geometry)
     assert np.abs(back.array * slope - whole.array).max() <= slope * 0.5001
     assert faults(tmp_path / "dicom" / "p1" / "expected-error.dcm") == []
     assert sorted(path.name for path in (tmp_path / "dicom").iterdir()) == ["p1", "predictions.json"]

@@ -141,7 +141,7 @@ def test_warnings_say_what_a_reader_must_know(model: Model) -> None:
         assert len(found.warnings) == 1 and told in found.warnings[0]
         assert (found.expected_error is None) == (changed.local_discriminator is None)
     odd = made(replace(model, calibration=good), volume(matrix=affine((4.0, 4.0, 9.0))))
-    assert "unlike the training cases" in odd.warnings[0]
+    assert "out of distribution" in odd.warnings[0]
 
 
 def test_nothing_outside_the_mask_dims_the_rim_of_a_coarser_prediction(model: Model) -> None:

@@ -15,7 +15,7 @@ from chiasm.methods import make_recipe
 from chiasm.preparation import planning
 from chiasm.preparation.arrays import prepare_case, prepare_source
 from chiasm.preparation.fingerprint import Fingerprint, fingerprint
-from chiasm.preparation.out_of_distribution import unlike
+from chiasm.preparation.out_of_distribution import out_of_distribution_warning
 from chiasm.preparation.patches import PatchNeeds
 from chiasm.preparation.plan import Estimate, Plan, read_plan, write_plan
 from chiasm.preparation.planning import make_plan
@@ -402,13 +402,15 @@ def test_training_cases_are_like_the_training_cases(tmp_path: Path) -> None:
         plan = planned(cohort, ask(spacing_mm=spacing_mm))
         for case in cohort.cases:
             mask = None if case.mask is None else read_volume(case.mask, labels=True)
-            assert unlike(plan, prepare_source([read_volume(case.images["t1"])], plan, mask)) is None
+            assert (
+                out_of_distribution_warning(plan, prepare_source([read_volume(case.images["t1"])], plan, mask)) is None
+            )
 
 
 def sentence(plan: Plan, array: NDArray[np.generic], spacing: tuple[float, float, float] = SPACING) -> str | None:
     i, j, k = array.shape
     volume = Volume(array.astype(np.float32), Geometry((i, j, k), affine(spacing)))
-    return unlike(plan, prepare_source([volume], plan))
+    return out_of_distribution_warning(plan, prepare_source([volume], plan))
 
 
 def test_a_new_case_of_the_same_kind_is_not_called_unlike_whatever_its_gain(cohort: Cohort) -> None:
@@ -488,9 +490,9 @@ def test_real_tumours_are_like_one_another_and_another_contrast_is_told() -> Non
     plan = planned(Cohort(REAL, "brats", cases))
     assert plan.mask_rule == "nonzero" and plan.spacing_mm == (1.0, 1.0, 1.0)
     for case in cases:
-        assert unlike(plan, prepare_source([read_volume(case.images["t1"])], plan)) is None
+        assert out_of_distribution_warning(plan, prepare_source([read_volume(case.images["t1"])], plan)) is None
     swapped = prepare_source([read_volume(cases[0].images["t2"])], plan)
-    assert "histogram" in (unlike(plan, swapped) or "")
+    assert "histogram" in (out_of_distribution_warning(plan, swapped) or "")
 
 
 def test_a_plan_with_ranks_differs_in_nothing_else_and_says_so(cohort: Cohort, tmp_path: Path) -> None:
@@ -517,7 +519,7 @@ def test_an_input_is_compared_by_its_intensities_and_not_by_its_ranks(cohort: Co
     usual = read_volume(cohort.cases[0].images["t1"])
     odd = Volume(np.where(usual.array > 110, 2000, usual.array).astype(np.float32), usual.geometry)
     for image, is_odd in ((usual, False), (odd, True)):
-        told = [unlike(plan, prepare_source([image], plan)) for plan in (plain, ranked)]
+        told = [out_of_distribution_warning(plan, prepare_source([image], plan)) for plan in (plain, ranked)]
         assert told[0] == told[1] and (told[0] is not None) == is_odd
 
 

@@ -16,7 +16,7 @@ from chiasm.cohorts.cases import Case, Cohort
 from chiasm.cohorts.discovery import find_cohort
 from chiasm.errors import CohortError
 from chiasm.preparation.fingerprint import known_of
-from chiasm.registration.cohort import RECORD, Together, align_cohort, bring, bring_sources, read_records
+from chiasm.registration.cohort import RECORD, Together, align_cohort, align_image, align_sources, read_records
 from chiasm.volumes import Geometry, Volume, read_volume, same_grid
 from synthetic_cohort import HEAD_SHIFT_MM, head, save, unlike, write_moved_heads
 
@@ -59,7 +59,7 @@ def test_nothing_is_known_where_the_moved_image_was_not_scanned(together: tuple[
     image = read_volume(case.images["t2"])
     known = known_of(case, np.ones(image.array.shape, bool), image)
     assert not known[:, :, :6].any() and known[5:-5, 5:-5, 10:-5].all()
-    assert read_records(folder)[case.id]["brought"]["t2"]["covered"] == pytest.approx(known.mean(), abs=1e-3)
+    assert read_records(folder)[case.id]["aligned"]["t2"]["covered"] == pytest.approx(known.mean(), abs=1e-3)
 
 
 def test_itk_brings_an_image_to_the_same_place_with_the_matrix_that_was_noted(
@@ -67,7 +67,7 @@ def test_itk_brings_an_image_to_the_same_place_with_the_matrix_that_was_noted(
 ) -> None:
     folder, made = together
     case = made.cohort.cases[0]
-    matrix = np.diag([-1, -1, 1, 1]) @ np.array(read_records(folder)[case.id]["brought"]["t2"]["matrix"])
+    matrix = np.diag([-1, -1, 1, 1]) @ np.array(read_records(folder)[case.id]["aligned"]["t2"]["matrix"])
     matrix = matrix @ np.diag([-1, -1, 1, 1])  # ITK's axes
     place = scanned / case.id / case.id
     fixed, moving = (sitk.ReadImage(f"{place}_{name}.nii.gz", sitk.sitkFloat32) for name in NAMES)
@@ -97,7 +97,7 @@ def test_what_was_made_is_found_again_and_made_anew_when_a_file_changed(scanned:
     save(data / "Toy_0001" / "Toy_0001_t2.nii.gz", unlike(image) + 1, matrix)
     assert again() == ["Toy_0001"]
     assert not (folder / "Toy_0001" / "known.nii.gz").exists()  # it reaches everywhere
-    assert all(sha256_of(path) == told for path, told in files.items() if "Toy_0002" in str(path))
+    assert all(sha256_of(path) == notes for path, notes in files.items() if "Toy_0002" in str(path))
     (folder / "Toy_0002" / "t2.nii.gz").unlink()
     damaged = folder / "Toy_0001" / "t2.nii.gz"
     content = bytearray(damaged.read_bytes())
@@ -126,12 +126,12 @@ def test_labels_of_the_moved_image_are_carried_along_and_keep_their_values(scann
 def test_prediction_sees_its_sources_as_training_saw_them(scanned: Path, together: tuple[Path, Together]) -> None:
     case = find_cohort(scanned).cases[0]
     volumes = [read_volume(case.images[name]) for name in NAMES]
-    (still, moved), told = bring_sources(volumes, NAMES, "rigid")
+    (still, moved), notes = align_sources(volumes, NAMES, "rigid")
     assert still is volumes[0]
     trained = read_volume(together[1].cohort.cases[0].images["t2"]).array
     assert np.abs(moved.array - trained).max() < 1e-4  # of 200: ITK rounds as its threads fall
-    assert told == [f"t2 was brought to t1 (rigid), by {together[1].moved_mm[case.id]:.1f} mm"]
-    assert bring_sources(volumes, NAMES, "none") == (volumes, [])
+    assert notes == [f"t2 was aligned to t1 (rigid), by {together[1].moved_mm[case.id]:.1f} mm"]
+    assert align_sources(volumes, NAMES, "none") == (volumes, [])
 
 
 def test_air_beyond_a_scan_is_as_dark_as_its_darkest_voxel() -> None:
@@ -141,8 +141,8 @@ def test_air_beyond_a_scan_is_as_dark_as_its_darkest_voxel() -> None:
     lower[2, 3] += 24
     cut = (unlike(image) - 1000)[:, :, 12:]
     ct = Volume(cut, Geometry(cut.shape, lower))
-    brought = bring(fixed, ct, "rigid")
-    assert not brought.covered.all() and (brought.image.array[~brought.covered] == ct.array.min()).all()
+    aligned = align_image(fixed, ct, "rigid")
+    assert not aligned.covered.all() and (aligned.image.array[~aligned.covered] == ct.array.min()).all()
 
 
 def test_one_case_that_does_not_come_together_is_named_and_the_others_go_on(scanned: Path, tmp_path: Path) -> None:
@@ -170,5 +170,5 @@ def test_demons_keep_the_field_and_nothing_folds(scanned: Path, tmp_path: Path) 
     some = find_cohort(scanned)
     made = align_cohort(replace(some, cases=some.cases[:1]), NAMES, "demons", tmp_path)
     assert {path.name for path in (tmp_path / "Toy_0001").iterdir()} >= {"t2.nii.gz", "t2-field.nii.gz", RECORD}
-    assert read_records(tmp_path)["Toy_0001"]["brought"]["t2"]["least_jacobian"] > 0
+    assert read_records(tmp_path)["Toy_0001"]["aligned"]["t2"]["least_jacobian"] > 0
     assert overlap_error(made.cohort.cases[0], scanned.parent / "truth") < 12

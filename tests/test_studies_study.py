@@ -117,10 +117,10 @@ def test_the_findings_can_be_quoted_in_a_document(finished: tuple[Path, Path, Do
     assert f"- {next(one.verdict for one in done.comparisons if one.primary)}\n" in text
     lines = {line.split(":")[0].split(" (")[0].strip("| ") for line in text.splitlines() if line.startswith("| ")}
     assert lines >= {"A1", "A7", "lookup"} and "| A7 map |" in text
-    for name in ("plane", "forest", "calibration", "coverage"):
-        figure = ElementTree.parse(out / "figures" / f"{name}.svg").getroot()
-        used = set(re.findall(r"var\((--[\w-]+)\)", ElementTree.tostring(figure, encoding="unicode")))
-        style = figure.findtext("{http://www.w3.org/2000/svg}style") or ""
+    for name in ("trade-off", "forest", "calibration", "coverage"):
+        plot = ElementTree.parse(out / "plots" / f"{name}.svg").getroot()
+        used = set(re.findall(r"var\((--[\w-]+)\)", ElementTree.tostring(plot, encoding="unicode")))
+        style = plot.findtext("{http://www.w3.org/2000/svg}style") or ""
         assert used and all(f"{name}:" in style for name in used)  # it brings the colours that it asks for
 
 
@@ -182,7 +182,7 @@ def test_a_case_that_no_job_scored_is_named_on_the_page(finished: tuple[Path, Pa
     notes["study"]["only_folds"] = None  # as if all folds had run: what is then without a figure was left out
     lost = sorted(set(notes["cases"]) - {row.case for row in done.rows})
     write_json(copy / "study.json", notes)
-    assert lost and f"left out, as chiasm inspect tells why: {', '.join(lost)}" in report(copy).read_text()
+    assert lost and f"left out, for reasons that chiasm inspect shows: {', '.join(lost)}" in report(copy).read_text()
     assert "left out, as" not in done.report.read_text()
     assert write_study_report(copy).left_out == tuple(lost)
 
@@ -196,7 +196,9 @@ def test_the_command_names_cases_that_a_study_left_out_and_ends_with_3(
         with pytest.raises(SystemExit) as ended:
             main(["study", str(tmp_path / "study.toml"), "-o", str(tmp_path / "out")])
         assert ended.value.code == code
-        assert ("left out, as chiasm inspect tells why: Case_7, Case_9" in capsys.readouterr().err) == (code == 3)
+        assert ("left out, for reasons that chiasm inspect shows: Case_7, Case_9" in capsys.readouterr().err) == (
+            code == 3
+        )
 
 
 def test_the_page_in_a_browser_sorts_leads_to_its_cases_and_needs_no_network(

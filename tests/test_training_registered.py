@@ -52,7 +52,7 @@ def test_pairs_on_other_grids_are_refused_with_the_option_that_helps(scanned: Pa
 def test_the_plan_tells_how_far_training_pairs_were_moved_and_of_no_other_case(run: Path) -> None:
     plan, split = read_plan(run / "plan.toml"), read_json(run / "splits.json")
     moved = {
-        path.parent.name: read_json(path)["brought"]["t2"]["mean_displacement_mm"]
+        path.parent.name: read_json(path)["aligned"]["t2"]["mean_displacement_mm"]
         for path in run.glob("registered/*/registration.json")
     }
     assert len(moved) == 4
@@ -86,19 +86,19 @@ def test_the_real_image_is_brought_to_the_source_before_it_is_compared_with_and_
     run: Path, scanned: Path, predictions: Path, tmp_path: Path
 ) -> None:
     before = sha256_of(next(scanned.rglob("*_t2.nii.gz")))
-    brought = evaluate(predictions, scanned, tmp_path / "brought")
-    assert not brought.problems and sha256_of(next(scanned.rglob("*_t2.nii.gz"))) == before
-    page = brought.report.read_text()
-    assert "brought to the source before it was compared with (rigid" in page
-    assert (tmp_path / "brought" / "registered" / "index.html").exists()
-    again = report_evaluation(tmp_path / "brought")
+    aligned = evaluate(predictions, scanned, tmp_path / "aligned")
+    assert not aligned.problems and sha256_of(next(scanned.rglob("*_t2.nii.gz"))) == before
+    page = aligned.report.read_text()
+    assert "aligned to the source before it was compared with (rigid" in page
+    assert (tmp_path / "aligned" / "registered" / "index.html").exists()
+    again = report_evaluation(tmp_path / "aligned")
     assert again.read_text() == page
     same_grid = write_moved_heads(tmp_path / "heads", 4)
     lying, problems, _ = score_folder(predictions, same_grid, register="none")
     assert not problems
     errors = [
         {row.case: row.value for row in rows if (row.method, row.region, row.metric) == ("A1", "mask", "mae")}
-        for rows in (brought.rows, lying)
+        for rows in (aligned.rows, lying)
     ]
     assert errors[0].keys() == errors[1].keys()
     for case, error in errors[0].items():
@@ -125,12 +125,12 @@ def test_sources_are_brought_together_at_prediction_and_it_is_told(run: Path, sc
         input_sd=(1.0, 1.0, 1.0),
     )
     from chiasm.preparation.arrays import prepare_source
-    from chiasm.registration.cohort import bring_sources
+    from chiasm.registration.cohort import align_sources
 
     place = scanned / "Toy_0001" / "Toy_0001"
     volumes = [read_volume(f"{place}_{name}.nii.gz") for name in ("t1", "t2")]
-    together, told = bring_sources(volumes, plan.sources, plan.registration)
-    assert "flair was brought to t1 (rigid), by" in told[0]
+    together, told = align_sources(volumes, plan.sources, plan.registration)
+    assert "flair was aligned to t1 (rigid), by" in told[0]
     both = prepare_source(together, plan)
     alone = prepare_source(volumes[:1], predictor.model.plan)
     assert np.array_equal(both.array[0], alone.array[0]) and np.array_equal(both.mask, alone.mask)
@@ -144,7 +144,7 @@ def test_the_page_of_a_run_shows_what_looks_worst_first_and_links_each_pair(
     assert str(page) in capsys.readouterr().out.replace("\n", "")
     text = page.read_text()
     shares = {
-        path.parent.name: read_json(path)["brought"]["t2"]["mutual_information"][-1]
+        path.parent.name: read_json(path)["aligned"]["t2"]["mutual_information"][-1]
         for path in run.glob("registered/*/registration.json")
     }
     places = [text.index(f'href="{case}/t2.html"') for case in sorted(shares, key=lambda case: shares[case])]

@@ -17,7 +17,7 @@ from chiasm.volumes import Geometry, Reading, Volume, canonical, read_volume
 from chiasm.volumes.dicom_attributes import Derivation, ModelMark
 from chiasm.volumes.dicom_choice import pick_series
 from chiasm.volumes.dicom_write import WrittenSeries, grey_scale, write_expected_error, write_series
-from chiasm.volumes.geometry import reordered, same_grid, turned_like
+from chiasm.volumes.geometry import reordered, reordered_like, same_grid
 from conftest import REAL
 from dicom_patients import (
     PLANES,
@@ -100,7 +100,7 @@ def test_another_converter_finds_the_grid_and_values_within_half_a_step(
     done = run_tool("dcm2niix", "-z", "n", "-f", "x", "-o", tmp_path / "nifti", tmp_path / "made")
     assert done.returncode == 0, done.stdout
     (converted,) = map(nib.load, sorted((tmp_path / "nifti").glob("*.nii")))
-    found = turned_like(Volume(converted.get_fdata(), Geometry(converted.shape, converted.affine)), image.geometry)
+    found = reordered_like(Volume(converted.get_fdata(), Geometry(converted.shape, converted.affine)), image.geometry)
     assert np.abs(found.geometry.corners - image.geometry.corners).max() < 1e-3  # mm
     assert np.abs(found.array - image.array.astype(float) * scale).max() <= 0.5 + 1e-6
 
@@ -292,7 +292,7 @@ def test_an_expected_error_map_comes_back_and_names_its_slices(tmp_path: Path) -
     header = pydicom.dcmread(mapped(tmp_path / "trust.dcm", trust, made))
     volume = ParametricMap.from_dataset(header).get_volume()
     affine = np.diag([-1.0, -1, 1, 1]) @ volume.affine[:, [2, 1, 0, 3]]
-    back = turned_like(Volume(volume.array.transpose(2, 1, 0), Geometry(trust.array.shape, affine)), trust.geometry)
+    back = reordered_like(Volume(volume.array.transpose(2, 1, 0), Geometry(trust.array.shape, affine)), trust.geometry)
     assert same_grid(trust.geometry, back.geometry, 1e-4)
     np.testing.assert_array_equal(back.array.astype(np.float32), trust.array)
     assert header.ContentQualification == "RESEARCH" and header.SyntheticData == "YES"

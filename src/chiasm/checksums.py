@@ -60,12 +60,12 @@ def without_checksum(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def has_checksum(content: Mapping[str, Any]) -> bool:
-    """Tell whether a card carries a checksum, valid or not; what a user wrote carries none."""
+    """Return whether a card carries a checksum, valid or not; what a user wrote carries none."""
     return KEY in content or OLD_KEY in content
 
 
 def has_valid_checksum(content: object) -> bool:
-    """Tell whether a card holds what it held when it was written."""
+    """Return whether a card holds what it held when it was written."""
     return isinstance(content, Mapping) and content.get(KEY, content.get(OLD_KEY)) == _checksum(content)
 
 

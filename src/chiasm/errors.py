@@ -19,7 +19,7 @@ class ChiasmError(Exception):
         what: What is wrong, as the start of a sentence; a full stop at its end is not doubled.
         path: The file or folder concerned.
         reason: A short code for programs, such as "truncated" or "no-pair".
-        found: What was found, if it can be told.
+        found: What was found, if it is known.
         expected: What was expected instead.
         hint: What to do, as a full sentence.
     """

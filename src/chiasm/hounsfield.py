@@ -5,7 +5,7 @@ values with an offset of 1024 left in or taken off twice, windows of 8 bits,
 images that were normalised, MR that is called CT.  A network learns from such
 a case, and predicts of it, nonsense.
 
-What tells is where the mass of what is not air lies: fat, muscle, brain and
+The sign is where the mass of what is not air lies: fat, muscle, brain and
 organs within 150 HU of water, and little between fat and lung.
 """
 

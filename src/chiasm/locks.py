@@ -27,7 +27,7 @@ FOREIGN_SECONDS = 3600.0  # a temporary of another machine, which cannot be aske
 
 
 def _remove_leftovers(folder: Path, depth: int = DEPTH) -> None:
-    """Remove temporaries of processes that are gone, and bring back folders that were being replaced."""
+    """Remove temporaries of processes that are gone, and restore folders that were being replaced."""
     for place, folders, files in os.walk(folder):
         for name in (*folders, *files):
             if name.startswith(".chiasm-"):
@@ -55,7 +55,7 @@ def _remove(path: Path) -> None:
 
 
 def _is_left_over(path: Path) -> bool:
-    """Tell whether a name is a temporary of a process that is gone; this one has none when a command starts."""
+    """Return whether a name is a temporary of a process that is gone; this one has none when a command starts."""
     if not (match := TEMPORARY.fullmatch(path.name)):
         return False
     pid, host = int(match[1]), match[2]

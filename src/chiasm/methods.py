@@ -378,7 +378,7 @@ def title_of(key: str) -> str:
 
 
 def is_method(name: str) -> bool:
-    """Tell whether a method is called so, by name, code or alias."""
+    """Return whether a method is called so, by name, code or alias."""
     return any(name.lower() in method.called for method in METHODS.values())
 
 

@@ -80,9 +80,9 @@ def refuse_foreign(folder: Path, names: Iterable[str], *, way_out: str = "") -> 
     found = [path for name in names for path in _matching(folder, name)]
     if found:
         more = f" (and {len(found) - NAMED} more)" if len(found) > NAMED else ""
-        told = ", ".join(path.relative_to(folder).as_posix() for path in found[:NAMED])
+        some = ", ".join(path.relative_to(folder).as_posix() for path in found[:NAMED])
         raise RunError(
-            f"holds {told}{more}, which {'was' if len(found) == 1 else 'were'} not written by chiasm for these results",
+            f"holds {some}{more}, which {'was' if len(found) == 1 else 'were'} not written by chiasm for these results",
             path=folder,
             reason="occupied",
             hint=f"{ELSEWHERE} {way_out}".strip(),
@@ -151,7 +151,7 @@ def _is_same(one: Path, other: Path) -> bool:
 
 
 def _holds(folder: Path, path: Path) -> bool:
-    """Tell whether a folder holds a path, as it is written or as its links lead."""
+    """Return whether a folder holds a path, as it is written or as its links lead."""
     if not folder.is_dir():
         return False
     top = folder.resolve()

@@ -1,4 +1,4 @@
-"""How long work tells how far it is: a bar on a terminal, a line a minute in a log.
+"""How long work reports how far it is: a bar on a terminal, a line a minute in a log.
 
 Both go to stderr, so that what a command prints can be read by another.
 """
@@ -53,7 +53,7 @@ def counted(
         name: What an item is called.
         progress: Called with items done, all items, and the next one's name; None reports nothing.
 
-    >>> list(counted(["a"], str.upper, lambda *told: print(told)))
+    >>> list(counted(["a"], str.upper, lambda *step: print(step)))
     (0, 1, 'A')
     (1, 1, '')
     ['a']
@@ -88,16 +88,16 @@ def follow(bar: Progress, name: str) -> Callable[[int, int, Mapping[str, float]]
 def _updater(bar: Progress, name: str) -> Callable[[int, int, str], None]:
     """Move one task of a bar; without a terminal, print a line where the last was a minute ago, and the last one."""
     task = bar.add_task(name, total=None, visible=False)
-    start = told = time.monotonic()
+    start = reported = time.monotonic()
     before: int | None = None  # done by an earlier process
 
     def update(done: int, total: int, words: str) -> None:
-        nonlocal told, before
+        nonlocal reported, before
         bar.update(task, total=total, completed=done, description=name + words, visible=True)
         before = max(0, done - 1) if before is None else before
         now = time.monotonic()
-        if bar.disable and (now - told >= SECONDS_A_LINE or done == total > before):
-            told = now
+        if bar.disable and (now - reported >= SECONDS_A_LINE or done == total > before):
+            reported = now
             left = _left(now - start, done - before, total - done)
             bar.console.print(f"{name}{words}: {done} of {total}{left}", highlight=False, soft_wrap=True)
 

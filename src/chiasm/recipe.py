@@ -47,7 +47,7 @@ Hounsfield = Annotated[float, Field(ge=-100_000, le=100_000)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Integer = Annotated[int, Field(ge=-65536, le=65536)]
-#: What a network from another package can be told; more would be no network's.
+#: Values that a network from another package can be given; no network takes more.
 Option = (
     bool
     | Integer
@@ -90,7 +90,7 @@ class Data(Section):
     intensity: Literal["auto", "percentile", "zscore", "median_iqr", "mode", "rank"] = "auto"
     window_hu: tuple[Hounsfield, Hounsfield] = (-1024.0, 3071.0)
     ct_offset: Annotated[float, Field(ge=-32768, le=32768)] = 0.0  # added to each ct that is in HU with it
-    registration: Registration = "none"  # how other images are brought to the first source, which stays
+    registration: Registration = "none"  # how other images are aligned with the first source, which stays
     bias_correction: BiasCorrection = "none"  # of MR images, sources and target alike; never of CT
     mask: Literal["auto", "nonzero", "body"] = "auto"  # auto: files, else what fits; others use no files
     histogram: bool = False  # show each source a second time, as its rank in the case's own histogram
@@ -134,7 +134,7 @@ class Split(Section):
     folds: Annotated[int, Field(ge=1, le=10_000)] = 5  # 1: no test set, every case trains or validates
     fold: Annotated[int, Field(ge=0, lt=10_000)] = 0
     validation: Fraction = 0.2  # share of the subjects that are not tested; at least one
-    subject_pattern: str = ""  # whose group is the subject in a case's id; "": as layout and names tell
+    subject_pattern: str = ""  # whose group is the subject in a case's id; "": as layout and names state
     locked: Annotated[float, Field(ge=0, lt=1)] = 0.0  # share of the subjects in the locked test set, in no fold
     seed: Seed = 0
 
@@ -338,12 +338,12 @@ def validate_recipe(content: Mapping[str, Any], path: Path | None) -> Recipe:
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        told = error.errors(include_url=False)
-        first = told[0]
+        errors = error.errors(include_url=False)
+        first = errors[0]
         name = ".".join(map(str, first["loc"][:2])) or "recipe"
         message = first["msg"].removeprefix("Value error, ")
-        if first["type"] == "literal_error" and len(told) > 1 and told[1]["loc"][:2] == first["loc"][:2]:
-            message += f" or {told[1]['msg'].removeprefix('Input should be ')}"  # a word or a number
+        if first["type"] == "literal_error" and len(errors) > 1 and errors[1]["loc"][:2] == first["loc"][:2]:
+            message += f" or {errors[1]['msg'].removeprefix('Input should be ')}"  # a word or a number
         what = f"setting {name}: {message}"
         found = None if isinstance(first["input"], Mapping) else shortened(first["input"])
         raise RecipeError(what[0].lower() + what[1:], path=path, reason="setting", found=found) from error

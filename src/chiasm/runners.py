@@ -120,7 +120,7 @@ def _twice(
 
     Args:
         jobs: What to do.
-        once: Works some jobs off; told whether it is for the last time.
+        once: Works some jobs off; takes whether it is for the last time.
     """
     lost: list[Job] = []
     with closing(once(jobs, False)) as reports:

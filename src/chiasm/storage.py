@@ -123,7 +123,7 @@ def _put_in_place(fresh: Path, path: Path, *, shared: bool) -> None:
     before = replaced(path)
     if path.exists():
         shutil.rmtree(before, ignore_errors=True)
-        path.rename(before)  # after a kill here `prepare_output` brings it back
+        path.rename(before)  # after a kill here `prepare_output` restores it
     try:
         fresh.rename(path)
     except OSError:
@@ -144,7 +144,7 @@ def make_folder(path: Path) -> None:
 
 
 def temporary_beside(path: Path, age: str = "") -> Path:
-    """Return a name in the same folder that tells which process on which machine made it."""
+    """Return a name in the same folder that names which process on which machine made it."""
     name = path.name.encode()[-LONGEST_NAME:].decode(errors="ignore")
     return path.with_name(f".chiasm-{os.getpid()}@{HOST}.{age}{name}")
 
@@ -214,7 +214,7 @@ def broken_link(path: Path) -> Path | None:
 
 
 def _wrote_less(error: OSError) -> bool:
-    """Tell whether numpy or nibabel wrote less than all, of which they do not say why: the disk was full."""
+    """Return whether numpy or nibabel wrote less than all, of which they do not say why: the disk was full."""
     return error.errno is None and ("requested and" in str(error) or not error.args)
 
 

@@ -56,7 +56,7 @@ class Case:
         images: Modality ("t1", "t2", "ct", ...) to file.
         mask: Valid voxels (brain or body), or None: derived from the source.
         labels: Label map whose regions the cohort names, or None.
-        site: Hospital or scanner, where the layout tells.
+        site: Hospital or scanner, where the layout states it.
         split: "train", "validation" or "test" where a manifest or a folder fixes it.
         synthetic: Modalities whose image was made, not acquired.
         known: Where all images were scanned, after registration; None: everywhere.
@@ -115,7 +115,7 @@ class Cohort:
         notes: What is worth knowing though nothing is lost, such as a second scan of one modality.
         unused: Images below the root that no case uses, whether that is a problem or not.
         listing: Lines that name every DICOM series, for choosing; they may
-            tell who somebody is, and belong in no file.
+            identify people, and belong in no file.
     """
 
     root: Path
@@ -153,7 +153,7 @@ def side_alone(case: Case, sources: Sequence[str], target: str) -> Side | None:
 
 
 def role_of(name: str) -> str:
-    """Tell what a word in a file name stands for: "mask", "labels" or a modality.
+    """Say what a word in a file name stands for: "mask", "labels" or a modality.
 
     >>> [role_of(name) for name in ("T1w", "t1c", "MASK", "lesions", "Adc")]
     ['t1', 't1ce', 'mask', 'labels', 'adc']

@@ -2,7 +2,7 @@
 
 An image that was made is marked three times, so that no single slip makes it
 pass for a scan: its file's name ends in `_synthetic`, a JSON sidecar beside it
-tells what made it of what, and the manifest names it in its column `synthetic`.
+names the model and its sources, and the manifest names it in its column `synthetic`.
 
 Originals are copied.  A manifest names no file outside its folder; a symbolic
 link would lead out of it; and a hard link is the original itself, which a
@@ -55,7 +55,7 @@ class Origin:
 
 
 def is_synthetic(path: Path) -> bool:
-    """Tell whether a volume's name or its sidecar says that it was made, not acquired."""
+    """Return whether a volume's name or its sidecar says that it was made, not acquired."""
     stem = volume_stem(path.name)
     if stem is None or stem.lower().endswith(MARK):
         return stem is not None
@@ -83,7 +83,7 @@ def mark_synthetic(path: Path, origin: Origin, *, expected_error: Path | None, w
 
 
 def was_made(path: Path, origin: Origin) -> bool:
-    """Tell whether an image is there already, made of the same by the same."""
+    """Return whether an image is there already, made of the same by the same."""
     return path.is_file() and _sidecar(path).items() >= asdict(origin).items()
 
 

@@ -64,6 +64,6 @@ def _weighting(series: Series) -> str | None:
 
 
 def _is_only_mr(series: Series, scans: Sequence[Series]) -> bool:
-    """Tell whether a patient has no other MR; images of one series that are listed apart count as one."""
+    """Return whether a patient has no other MR; images of one series that are listed apart count as one."""
     others = [one for one in scans if one.modality == "MR" and not (one.apart and one.uid == series.uid)]
     return len(others) == (0 if series.apart else 1)

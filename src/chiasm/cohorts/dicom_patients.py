@@ -3,7 +3,7 @@
 A modality is assigned by rules (`t2=SPACE`, from `--series` or `cohort.json`);
 one without a rule, by the end of a folder's name, the DICOM modality or the
 words of a description where they leave no choice.  Names of patients are never read, and
-their ids only as a hash: they tell that two folders are one person's.
+their ids only as a hash: they show that two folders are one person's.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def parse_rules(texts: Iterable[str], sources: Sequence[str] = ()) -> dict[str, 
 
 
 def holds_dicom(path: Path) -> bool:
-    """Tell whether a file is DICOM or a zip archive, or a folder has one below it; contents count, not names."""
+    """Return whether a file is DICOM or a zip archive, or a folder has one below it; contents count, not names."""
     seen: set[str] = set()
 
     def below(folder: Path) -> Iterator[Path]:
@@ -218,7 +218,7 @@ def _candidates(images: Sequence[Series], selection: Selection) -> dict[str, lis
 
 
 def _scans_among(images: Sequence[Series]) -> list[Series]:
-    """Return the scans; where there are none, the localizers, so that someone is told."""
+    """Return the scans; where there are none, the localizers, so that they are reported."""
     scans = [series for series in images if series.is_scan]
     return scans or [series for series in images if series.localizer]
 
@@ -245,8 +245,8 @@ def _unfit(series: Series, role: str, patient: Patient, selection: Selection) ->
         return Problem(patient.place, fault.reason, f"case {patient.id}, {role}: {fault}", patient.id, role)
     for mark in marks_of(series):
         if mark not in selection.allow:
-            told = WARNINGS[mark]
-            message = f'case {patient.id}, {role}: {told}; allow it with {{"allow": ["{mark}"]}} in cohort.json'
+            warning = WARNINGS[mark]
+            message = f'case {patient.id}, {role}: {warning}; allow it with {{"allow": ["{mark}"]}} in cohort.json'
             return Problem(patient.place, mark, message, patient.id, role)
     return None
 
@@ -280,8 +280,8 @@ def marks_on(case: Case, modality: str) -> tuple[str, ...]:
     Raises:
         VolumeError: If it is DICOM and cannot be read.
     """
-    told = ("synthetic",) if modality in case.synthetic else ()
-    return tuple(dict.fromkeys((*marks_at(case.images[modality]), *told)))
+    synthetic = ("synthetic",) if modality in case.synthetic else ()
+    return tuple(dict.fromkeys((*marks_at(case.images[modality]), *synthetic)))
 
 
 def path_of(series: Series, patient: Patient) -> Path | None:

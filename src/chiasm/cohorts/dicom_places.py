@@ -109,7 +109,7 @@ def _patients_of(group: _Group, subjects: dict[str, str]) -> Iterator[Patient]:
 
 
 def _case_name(place: str, person: str, people: Sequence[str]) -> str:
-    """Name a case by its place, and by its person where that does not tell patients apart or cannot be used."""
+    """Name a case by its place, and by its person where that does not separate patients or cannot be used."""
     name = place if is_safe_id(place) else "patient"
     return name if name == place and len(people) < 2 else f"{name}-{person[:8]}"
 

@@ -133,17 +133,17 @@ def _by_names(root: Path, layout: str | None, selection: Selection, files: Seque
     _check_words(root, selection.select, files)
     for row in (row for row in LAYOUTS if _may_fit(row, layout, files)):
         finds = row.find(root, files)
-        cases, problems, told = gather(root, finds, words)
+        cases, problems, remarks = gather(root, finds, words)
         if cases:
             regions = _regions(row, finds, cases)
-            cohort = Cohort(root, row.name, tuple(cases), regions, tuple(problems), notes=tuple(told))
+            cohort = Cohort(root, row.name, tuple(cases), regions, tuple(problems), notes=tuple(remarks))
             cohort = _unmarked(with_account(cohort, finds, files), selection)
             return with_notes(_with_people(cohort, notes) if row.people else cohort, notes)
     return None
 
 
 def _may_fit(row: Layout, asked: str | None, files: Sequence[File]) -> bool:
-    """Tell whether a layout is asked for, or none is and its sign occurs."""
+    """Return whether a layout is asked for, or none is and its sign occurs."""
     if asked is not None:
         return asked == row.name
     return any(re.search(row.sign, file.stem) for file in files)
@@ -339,7 +339,7 @@ def _counted(cohort: Cohort) -> str:
 
 
 def _way_to_modality(cohort: Cohort, wanted: Sequence[str]) -> str | None:
-    """Say how a modality that is there may be found, in layouts that can tell."""
+    """Say how a modality that is there may be found, in layouts whose names state modalities."""
     present = count_modalities(cohort)
     if cohort.layout == "nnunet" and "target" in present:
         return 'Its labelsTr holds images: use --target target, or name them in dataset.json, as "target": "ct".'

@@ -1,4 +1,4 @@
-"""The same scan under two names, also where it was stored again: in other units, cropped, turned or on another grid.
+"""The same scan under two names, also where it was stored again: in other units, cropped, rotated or on another grid.
 
 A thumbnail shows an image twice.  The whole view is coarse, in world order,
 centred and scaled by its own content, and finds copies that were moved or stored
@@ -23,12 +23,12 @@ SIDE = 24  # bins of a thumbnail along each axis
 REACH = 2.4  # half of its width, in standard deviations of where the content lies
 SMOOTH = 1.5  # bins; slower changes do not count
 ALIKE = 0.95  # correlation of two thumbnails from which a pair is looked at more closely
-COPIES = 0.999  # two images this much alike are not used to tell what a cohort has in common
+COPIES = 0.999  # two images this much alike are not used to find what a cohort has in common
 COMMON = 4  # components that a cohort's images have in common, at most
 MANY = 32  # images, from which the closer look is kept for pairs that are also
 ALIKE_APART = 0.7  # this much alike without what is common
 SAME = 0.96  # correlation, without what the cohort has in common, from which two are one scan
-SAME_ALONE = 0.998  # where there is no third image to tell what is common
+SAME_ALONE = 0.998  # where there is no third image to show what is common
 SAME_BESIDE_ONE = 0.985  # of textures, where there is one
 SAME_TEXTURE = 0.93  # correlation of two textures, without what is common, from which two are one scan
 
@@ -39,7 +39,7 @@ class Thumbnail(NamedTuple):
     """A coarse view of an image.
 
     Attributes:
-        whole: Of mean 0 and length 1, shape (SIDE, SIDE, SIDE); all 0 where the image is the same everywhere.
+        whole: Of mean 0 and length 1, shape (SIDE, SIDE, SIDE); all 0 where the image is constant.
         texture: What it shows inside its content.
     """
 
@@ -66,8 +66,8 @@ def thumbnail(volume: Volume) -> Thumbnail:
 
 def _whole(volume: Volume) -> View:
     """Return means over cubes of one size in RAS order, high-pass filtered."""
-    upright = canonical(volume)
-    image = np.asarray(upright.array, dtype=np.float32)
+    in_ras = canonical(volume)
+    image = np.asarray(in_ras.array, dtype=np.float32)
     some = image[tuple(slice(None, None, max(1, side // 48)) for side in image.shape)]
     low, high = np.percentile(some, (1, 99))
     if high <= low:
@@ -76,11 +76,11 @@ def _whole(volume: Volume) -> View:
         return np.zeros((SIDE,) * 3, np.float32)
     dark = above_background(some, low, high)
     view = np.clip(image - np.float32(dark), 0, np.float32(high - dark))
-    places = [_place(view, axis, spacing) for axis, spacing in enumerate(upright.geometry.spacing_mm)]
+    places = [_place(view, axis, spacing) for axis, spacing in enumerate(in_ras.geometry.spacing_mm)]
     width = 2 * REACH * float(np.sqrt(np.mean([variance for _, variance in places]))) / SIDE
     if width <= 0:  # one voxel
         return np.zeros((SIDE,) * 3, np.float32)
-    for (centre, _), spacing in zip(places, upright.geometry.spacing_mm, strict=True):
+    for (centre, _), spacing in zip(places, in_ras.geometry.spacing_mm, strict=True):
         shares = _overlaps(view.shape[0], spacing, centre, width)
         view = np.tensordot(view, shares, axes=(0, 1))  # the axis that was first becomes the last
     from scipy.ndimage import gaussian_filter  # 0.25 s that predicting does not need

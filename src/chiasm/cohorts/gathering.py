@@ -55,7 +55,7 @@ class _Group(NamedTuple):
 
     @property
     def site(self) -> str | None:
-        """The first site that a file's name tells."""
+        """The first site that a file's name states."""
         return next((find.site for find in self.members if find.site), None)
 
 
@@ -273,7 +273,7 @@ def _some(paths: Sequence[Path], root: Path) -> str:
 
 
 def tell_notes(notes: Sequence[Problem], reasons: Collection[str] | None = None) -> list[str]:
-    """Tell notes in a line for each kind, with the first of many.
+    """Return notes in a line for each kind, with the first of many.
 
     Args:
         notes: Of a cohort.

@@ -57,10 +57,10 @@ class Find(NamedTuple):
     Attributes:
         group: Files with the same group make one case; a name or a folder below the root.
         case: What the case is called, if no other group is called so.
-        subject: The person, as the name tells.
+        subject: The person, as the name states.
         role: "mask", "labels" or a modality.
         path: The file.
-        site: Hospital or scanner, if the name tells.
+        site: Hospital or scanner, if the name states it.
         split: A role in the split, if the layout fixes one.
     """
 
@@ -148,7 +148,7 @@ def find_bids(root: Path, files: Sequence[File]) -> Finds:
 
 
 def _bids_role(suffix: str, entities: Mapping[str, str], file: File) -> str | None:
-    """Tell what a file of BIDS is by the end of its name and its entities; None where it is of no use."""
+    """Find what a file of BIDS is by the end of its name and its entities; None where it is of no use."""
     role = role_of(suffix)
     if role == "mask":
         return _bids_mask(entities)
@@ -158,7 +158,7 @@ def _bids_role(suffix: str, entities: Mapping[str, str], file: File) -> str | No
 
 
 def _bids_mask(entities: Mapping[str, str]) -> str | None:
-    """Tell a mask of the brain from one of lesions; in another space than the raw images it lies on another grid."""
+    """Separate masks of the brain from those of lesions; a mask in another space lies on another grid."""
     if entities.get("space", "orig") not in ("orig", "individual", "T1w"):
         return None
     words = (entities.get("label", "") + entities.get("desc", "")).lower()
@@ -196,7 +196,7 @@ def find_nnunet(root: Path, files: Sequence[File]) -> Finds:
 
 
 def _has_channels(matches: Sequence[tuple[re.Match[str], Path]]) -> bool:
-    """Tell whether images have two channels or more."""
+    """Return whether images have two channels or more."""
     images = [match[3] for match, _ in matches if match[1] == "images"]
     return len({name[-5:] for name in images if re.search(r"_\d{4}$", name)}) > 1
 

@@ -88,7 +88,7 @@ def _are_marks(allow: object) -> bool:
 
 
 def _states_threshold(labels: object) -> bool:
-    """Tell whether nothing is stated, or a threshold that soft labels can have."""
+    """Return whether nothing is stated, or a threshold that soft labels can have."""
     if labels == {}:
         return True
     stated = labels.get("threshold") if isinstance(labels, Mapping) else None
@@ -99,7 +99,7 @@ def _are_texts(select: object) -> bool:
     return isinstance(select, list) and all(isinstance(word, str) for word in select)
 
 
-#: Key of `cohort.json` to what tells whether its value is of the form that is expected, and that form.
+#: Key of `cohort.json` to what checks whether its value is of the form that is expected, and that form.
 _FORMS: Mapping[str, tuple[Callable[[object], bool], str]] = {
     "cases": (_are_objects, '{"cases": {id: {...}}}'),
     "series": (_are_words_of_series, '{"series": {"t1": "words of its folder or description"}}'),
@@ -161,7 +161,7 @@ def with_notes(cohort: Cohort, notes: Notes) -> Cohort:
 
 
 def _noted(case: Case, notes: Notes, *, with_head: bool) -> Case:
-    """Heed what is said of one case; `with_head` says whether heads tell persons apart."""
+    """Use what is said of one case; `with_head` says whether heads identify persons."""
     note = notes.cases.get(case.id, {})
     head = note.get("head") if with_head else None
     person = note.get("subject") if head is None else head
@@ -461,7 +461,7 @@ def _modality_of(column: str) -> str:
 
 
 def _holds_images(column: str, rows: Sequence[_Row]) -> bool:
-    """Tell by a column's name, or by cells that name volumes."""
+    """Return whether a column names volumes, by its own name or by its cells."""
     is_modality = _modality_of(column) in (*MODALITIES, "source", "target")
     return is_modality or any(volume_stem(row.cells.get(column, "")) for row in rows)
 

@@ -1,7 +1,7 @@
-"""Cases of one person, told by their names: visits are grouped, and what is less clear is asked about.
+"""Cases of one person, recognised by their names: visits are grouped, and what is less clear is asked about.
 
 `pat04_visit0` and `pat04_visit1` are one person's.  `P01-0` and `P01-1` may be, and
-so may `case_1` and `case_2`, which mostly are two people's: no name tells.  Nor
+so may `case_1` and `case_2`, which mostly are two people's: no name shows it.  Nor
 does `site1_visit1`, whose first part is no person's.  A pattern that the user
 gives decides, for every case that it matches.
 """
@@ -69,7 +69,7 @@ class _Kind(NamedTuple):
 
 
 def names_visit_alone(name: str) -> bool:
-    """Say whether a name is that of a visit and tells nobody's.
+    """Say whether a name is that of a visit and of nobody.
 
     >>> [names_visit_alone(name) for name in ("2019-03-04", "visit1", "baseline", "P01_visit1", "visitor")]
     [True, True, True, False, False]
@@ -78,7 +78,7 @@ def names_visit_alone(name: str) -> bool:
 
 
 def group_relatives(cases: Sequence[Case]) -> tuple[list[Case], list[Problem]]:
-    """Give cases of one person one subject where their names leave no doubt, and a note where they do.
+    """Give cases of one person one subject where their names are clear, and a note where they are not.
 
     Args:
         cases: Their subjects are what the layout took for a person's name.
@@ -86,13 +86,13 @@ def group_relatives(cases: Sequence[Case]) -> tuple[list[Case], list[Problem]]:
     Returns:
         The cases, and notes of what was grouped and what may belong together.
     """
-    visits, doubted = _visits(sorted({case.subject for case in cases}))
+    visits, unclear = _visits(sorted({case.subject for case in cases}))
     renamed = {name: stem for stem, names in visits.items() for name in names}
     grouped = [replace(case, subject=renamed.get(case.subject, case.subject)) for case in cases]
     left = sorted({case.subject for case in cases} - set(renamed))
     kinds = (
-        _Kind(doubted, "differ in a word for visits"),
-        _Kind(_numbered(left, doubted), "differ in a number at the end"),
+        _Kind(unclear, "differ in a word for visits"),
+        _Kind(_numbered(left, unclear), "differ in a number at the end"),
         _Kind(_families(left, _LETTER), "differ in a letter at the end"),
     )
     questions = [_question(cases, grouped, kind) for kind in kinds if kind.families]
@@ -115,10 +115,10 @@ def _retested(people: Sequence[str]) -> dict[str, list[str]]:
     return {stem: names for stem, names in families.items() if any(name.lower().endswith("retest") for name in names)}
 
 
-def _numbered(people: Sequence[str], doubted: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+def _numbered(people: Sequence[str], unclear: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
     """Return names that differ in a number; those behind one stem of letters alone are a series of people."""
     families = _families(people, _NUMBER)
-    asked = {stem: names for stem, names in families.items() if stem not in doubted and _is_somebody(stem)}
+    asked = {stem: names for stem, names in families.items() if stem not in unclear and _is_somebody(stem)}
     with_digit = {stem: names for stem, names in asked.items() if stem[-1].isdigit()}
     return with_digit or (asked if len(asked) > 1 else {})
 

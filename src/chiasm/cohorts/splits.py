@@ -88,7 +88,7 @@ def make_split(
         fold: Which fold is the test set, in [0, folds).
         validation: Share in [0, 1] of the subjects that are not tested; at
             least one validates where two remain, and at least one trains.
-        seed: Of the order in which subjects are dealt.
+        seed: Of the order in which subjects are assigned.
         locked: Share in [0, 1) of the free subjects that no fold touches, the
             same ones for every fold; at least one where it is above 0.
 
@@ -102,7 +102,7 @@ def make_split(
     cases = list(cases)
     fixed = _fixed_roles(cases)
     site_of = _site_of_subjects(cases)
-    free = _without(_dealt(site_of, seed), fixed)
+    free = _without(_order_subjects(site_of, seed), fixed)
     kept = _locked(free, locked)
     free = _without(free, kept)
     is_fixed = "test" in fixed.values() or (bool(fixed) and not free)
@@ -138,7 +138,7 @@ def leave_one_site_out(
         cases: Cases with unique ids.
         site: The site that is left out.
         validation: Share of the other subjects that validate.
-        seed: Of the order in which subjects are dealt.
+        seed: Of the order in which subjects are assigned.
         locked: Share in [0, 1) of all subjects that no fold touches.
 
     Raises:
@@ -146,12 +146,12 @@ def leave_one_site_out(
     """
     cases = list(cases)
     _refuse_fixed_roles(cases)
-    dealt = _dealt(_site_of_subjects(cases), seed)
-    kept = _locked(dealt, locked)
+    ordered = _order_subjects(_site_of_subjects(cases), seed)
+    kept = _locked(ordered, locked)
     tested = {case.subject for case in cases if case.site == site} - kept
     if not tested:
         raise _unknown_site(site, cases)
-    others = _without(dealt, tested | kept)
+    others = _without(ordered, tested | kept)
     roles = {**dict.fromkeys(tested, "test"), **dict.fromkeys(kept, "locked")}
     return _with_validation(cases, roles, others, validation)
 
@@ -176,24 +176,24 @@ def _unknown_site(site: str, cases: Sequence[Case]) -> CohortError:
 
 
 def assign_folds(site_of: Mapping[str, str | None], folds: int, seed: int) -> list[tuple[str, ...]]:
-    """Deal subjects into folds of nearly equal size, with each site spread evenly over them.
+    """Assign subjects to folds of nearly equal size, with each site spread evenly over them.
 
     Args:
         site_of: Site of each subject, or None.
         folds: How many, at least 2.
-        seed: Of the order in which they are dealt.
+        seed: Of the order in which they are assigned.
 
     Raises:
         CohortError: If there are fewer subjects than folds.
     """
-    dealt = _dealt({subject: site or "" for subject, site in site_of.items()}, seed)
-    if len(dealt) < folds:
+    ordered = _order_subjects({subject: site or "" for subject, site in site_of.items()}, seed)
+    if len(ordered) < folds:
         raise _too_few(
             f"{folds} inner folds need at least {folds} training subjects",
-            dealt,
+            ordered,
             "Out-of-fold contexts need cases that a model has not seen: add subjects, or set generator.stages=1.",
         )
-    return [tuple(dealt[fold::folds]) for fold in range(folds)]
+    return [tuple(ordered[fold::folds]) for fold in range(folds)]
 
 
 def sites_of(cases: Iterable[Case]) -> list[str]:
@@ -215,9 +215,9 @@ def sites_of(cases: Iterable[Case]) -> list[str]:
     return sites
 
 
-def _locked(dealt: Sequence[str], share: float) -> set[str]:
-    """Take subjects evenly along the order in which they are dealt, so that each site gives some."""
-    return set(_spread(dealt, max(1, round(share * len(dealt))))) if share else set()
+def _locked(ordered: Sequence[str], share: float) -> set[str]:
+    """Take subjects evenly along the order in which they are assigned, so that each site gives some."""
+    return set(_spread(ordered, max(1, round(share * len(ordered))))) if share else set()
 
 
 def _spread(subjects: Sequence[str], count: int) -> list[str]:
@@ -245,7 +245,7 @@ def _site_of_subjects(cases: Sequence[Case]) -> dict[str, str]:
     return sites
 
 
-def _dealt(site_of: Mapping[str, str], seed: int) -> list[str]:
+def _order_subjects(site_of: Mapping[str, str], seed: int) -> list[str]:
     """Order subjects site by site, and within a site by a hash.
 
     Every n-th of this list takes from each site, and in all, within one of its share.

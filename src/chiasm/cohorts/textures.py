@@ -94,18 +94,18 @@ def above_background(values: NDArray[np.float32], low: float, high: float) -> fl
 
 def _samples(volume: Volume) -> tuple[NDArray[np.float32], list[NDArray[np.float64]]]:
     """Return some voxels, the same ones of a cropped or flipped copy, and where they lie along each axis, in mm."""
-    upright = canonical(volume)
-    spacing = np.array(upright.geometry.spacing_mm)
-    affine = np.asarray(upright.geometry.affine)
+    in_ras = canonical(volume)
+    spacing = np.array(in_ras.geometry.spacing_mm)
+    affine = np.asarray(in_ras.geometry.affine)
     origin = np.linalg.solve(affine[:3, :3] / spacing, affine[:3, 3])
     steps = np.maximum(1, (SAMPLE_MM / spacing).astype(int))
     firsts = (-np.rint(origin / spacing).astype(int)) % steps
     slices = tuple(slice(first, None, step) for first, step in zip(firsts, steps, strict=True))
     positions = [
         start + width * np.arange(count)[part]
-        for start, width, count, part in zip(origin, spacing, upright.array.shape, slices, strict=True)
+        for start, width, count, part in zip(origin, spacing, in_ras.array.shape, slices, strict=True)
     ]
-    return np.array(upright.array[slices], dtype=np.float32, order="C"), positions
+    return np.array(in_ras.array[slices], dtype=np.float32, order="C"), positions
 
 
 def _content(values: NDArray[np.float32]) -> NDArray[np.bool_]:

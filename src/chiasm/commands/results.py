@@ -128,7 +128,7 @@ def _show_study(done: Done) -> None:
             typer.echo(comparison.verdict)
     typer.echo(f"report: {done.report}")
     if done.left_out:
-        typer.echo(f"left out, as chiasm inspect tells why: {', '.join(done.left_out)}", err=True)
+        typer.echo(f"left out, for reasons that chiasm inspect shows: {', '.join(done.left_out)}", err=True)
     if done.failed or done.left_out:
         raise typer.Exit(PARTIAL)
 

@@ -1,4 +1,4 @@
-"""The expected-error map assessed against its usual rivals, each calibrated alike and at its cost.
+"""The expected-error map assessed against the usual baselines, each calibrated alike and at its cost.
 
 A map that knows where the error is may be worth nothing if the spread of eight
 augmented passes knows it as well.  So the map, the spread over augmentations,
@@ -85,7 +85,7 @@ Ask = Callable[[Array, Mask], Score]
 
 @dataclass(frozen=True, eq=False)
 class Asked:
-    """What the map and its rivals say of one case on the source's grid, and what is true.
+    """What the map and its baselines say of one case on the source's grid, and what is true.
 
     Attributes:
         expected: Expected absolute error by what made it, target units, zero outside the mask.
@@ -139,7 +139,7 @@ def assess_maps(
     cache: Path | None = None,
     trust: Collection[str] = (),
 ) -> list[Row]:
-    """Assess the first run's expected-error map and its rivals by the true error of the first run's images.
+    """Assess the first run's expected-error map and its baselines by the true error of the first run's images.
 
     Args:
         runs: Finished run folders, or their model folders, of one recipe but
@@ -274,14 +274,14 @@ def calibration_curve(expected: Array, error: Array, lesion: Mask) -> dict[str, 
     for name, place in {"mask": np.ones(lesion.shape, bool), "lesion": lesion}.items():
         if not place.any():
             continue
-        told, true, _ = equal_groups(expected[place], error[place], DECILES)
-        for decile, (x, y) in enumerate(zip(told.tolist(), true.tolist(), strict=True), start=1):
+        predicted, true, _ = equal_groups(expected[place], error[place], DECILES)
+        for decile, (x, y) in enumerate(zip(predicted.tolist(), true.tolist(), strict=True), start=1):
             points[f"{name} decile {decile}"] = {"expected_error": x, "observed_error": y}
     return points
 
 
 def expected_error_table(rows: Sequence[Row], subjects: Mapping[str, str] | None = None) -> list[str]:
-    """Set the map and its rivals side by side as lines of a Markdown table, mean ± SD over subjects.
+    """Set the map and its baselines side by side as lines of a Markdown table, mean ± SD over subjects.
 
     Args:
         rows: From `assess_maps`.
@@ -380,7 +380,7 @@ def _asks(models: Sequence[Model], engine: Engine) -> list[Ask]:
 def _calibrate(
     asks: Sequence[Ask], model: Model, cases: Sequence[Case], engine: Engine, cache: Path
 ) -> dict[str, Calibration]:
-    """Fit each rival's calibration as training fits the map's, which is taken as it ships."""
+    """Fit each baseline's calibration as training fits the map's, which is taken as it ships."""
     assert model.calibration is not None
     scores: dict[str, list[Array]] = {}
     errors: list[Array] = []
@@ -423,7 +423,7 @@ def _ask_all(
         given = check_pair(source, read_case_labels(case, case.mask), b_name="mask", labels=True)
     declared = {name: tuple(values) for name, values in regions.items()}
     labels, _ = usable_labels(case, declared, source, plan.sources[0])
-    aligned = replace(model, plan=replace(plan, registration="none"))  # they were brought together already
+    aligned = replace(model, plan=replace(plan, registration="none"))  # they were aligned already
     shipped = synthesise(aligned, volumes, mask=given, engine=engine)
     prepared = prepare_source(volumes, plan, given)
     expected: dict[str, Array] = {}
@@ -461,7 +461,7 @@ def _places(
 
 def _rows(model: Model, case: str, name: str, region: str, figures: Mapping[str, float]) -> list[Row]:
     unit, scale = reporting_unit(model.plan)
-    told = describe("chiasm", model.plan.target_range, unit, scale)
+    convention = describe("chiasm", model.plan.target_range, unit, scale)
     recipe = model.recipe
     method, units = f"{recipe.method} {name}", {**UNITS, **MORE_UNITS}
     return [
@@ -474,7 +474,7 @@ def _rows(model: Model, case: str, name: str, region: str, figures: Mapping[str,
             metric,
             value if units[metric] else value / scale,
             units[metric] or unit,
-            told,
+            convention,
         )
         for metric, value in figures.items()
     ]

@@ -158,8 +158,8 @@ def write_evaluation(folder: Path, rows: Sequence[Row], remarks: Remarks = NO_RE
     with whole_file(folder / JSON) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.write('{"rows": [')
         for index, row in enumerate(rows):  # one by one: a study of 1,000 cases has half a million
-            told = {**row._asdict(), "value": _plain(row.value)}
-            file.write(("," if index else "") + "\n" + json.dumps(told, ensure_ascii=False, allow_nan=False))
+            content = {**row._asdict(), "value": _plain(row.value)}
+            file.write(("," if index else "") + "\n" + json.dumps(content, ensure_ascii=False, allow_nan=False))
         masks = [mask._asdict() for mask in remarks.masks]
         told_beside = {"masks": masks, "problems": list(remarks.problems), "notes": list(remarks.notes)}
         file.write("\n],\n" + json.dumps(told_beside, ensure_ascii=False, indent=1)[2:] + "\n")
@@ -180,7 +180,7 @@ def read_remarks(folder: Path) -> Remarks:
 
 
 def is_evaluation(folder: Path) -> bool:
-    """Tell whether a folder holds figures that `write_evaluation` wrote."""
+    """Return whether a folder holds figures that `write_evaluation` wrote."""
     try:
         with (folder / CSV).open(encoding="utf-8", newline="") as content:
             return next(csv.reader(content, strict=True), []) == list(Row._fields)

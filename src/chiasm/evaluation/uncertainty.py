@@ -1,4 +1,4 @@
-"""What else could say how wrong an image may be: the usual rivals of the expected-error map, at their cost.
+"""What else could say how wrong an image may be: the usual baselines of the expected-error map, at their cost.
 
 Each asks a generator several times and takes the standard deviation of its
 answers as the raw score of every voxel.  Like the map's own, a score orders

@@ -148,7 +148,7 @@ def find_convention(name: str) -> Convention:
 
 
 def pair_up(prediction: Image, target: Image, mask: Mask, convention: Convention, data_range: Range) -> ComparedImages:
-    """Bring two images under a convention and compare their structure.
+    """Prepare two images by a convention and compare their structure.
 
     Args:
         prediction: Shape (I, J, K), target units.

@@ -93,7 +93,7 @@ def make_foreign(name: str, in_channels: int, dims: Dims, options: Mapping[str, 
 
 
 def monai_shape(in_channels: int, dims: Dims) -> dict[str, int]:
-    """Return how MONAI's classes are told of the data."""
+    """Return the arguments by which MONAI's classes learn of the data."""
     return {"spatial_dims": dims, "in_channels": in_channels, "out_channels": 1}
 
 

@@ -38,11 +38,11 @@ class Step(NamedTuple):
 
 
 def seen(steps: Sequence[Step], first: int, last: int) -> tuple[int, int]:
-    """Tell which input voxels, first and last, the output voxels `first` to `last` depend on.
+    """Return which input voxels, first and last, the output voxels `first` to `last` depend on.
 
     Walks back from the output: a window of size k, stride s and padding p turns
     o into so-p .. so-p+k-1; transposed, voxel i writes to si-p .. si-p+k-1, so o
-    is turned into the i between (o+p-k+1) / s and (o+p) / s.
+    becomes the i between (o+p-k+1) / s and (o+p) / s.
 
     Args:
         steps: The chain, input first.
@@ -61,7 +61,7 @@ def seen(steps: Sequence[Step], first: int, last: int) -> tuple[int, int]:
 
 
 def farthest(steps: Sequence[Step], multiple: int) -> int:
-    """Tell how far from an output voxel the farthest input voxel lies that it depends on.
+    """Return how far from an output voxel the farthest input voxel lies that it depends on.
 
     The distance depends on where the voxel lies on the coarsest grid, so the
     largest over all such places is returned.

@@ -53,7 +53,7 @@ class Calibration:
 
     @property
     def informative(self) -> bool:
-        """Whether the map tells more than the mean error, as far as the voxels can say."""
+        """Whether the map predicts errors better than their mean does, as far as the voxels show."""
         return self.voxels >= LEAST_VOXELS and self.spearman > self._chance
 
     @property
@@ -66,7 +66,7 @@ class Calibration:
         """One sentence on how far the map can be trusted."""
         where = f"on {self.voxels} voxels of {len(self.fitted_on)} cases (rank correlation {self.spearman:.2f})"
         if self.voxels < LEAST_VOXELS:
-            return f"too few voxels to tell whether the map follows the true error: {where}"
+            return f"too few voxels to show whether the map follows the true error: {where}"
         if self.inverted:
             return f"inverted: the map is low where the error is high, {where}; do not use it"
         if not self.informative:
@@ -264,7 +264,7 @@ def read_calibration(path: Path) -> Calibration:
 
 
 def _is_rising(x: Sequence[float], y: Sequence[float]) -> bool:
-    """Tell whether knots rise and map to errors of at least 0 that never fall."""
+    """Return whether knots rise and map to errors of at least 0 that never fall."""
     if not x or len(x) != len(y):
         return False
     return bool((np.diff(x) > 0).all() and (np.diff(y) >= 0).all() and min(y) >= 0)

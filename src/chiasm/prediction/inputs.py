@@ -1,4 +1,4 @@
-"""What a prediction is asked for: files, folders and cohorts turned into cases of a model."""
+"""What a prediction is asked for: files, folders and cohorts as cases of a model."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def _with_losses(found: Inputs) -> Inputs:
 
 
 def read_roles(run: Path) -> dict[str, Role]:
-    """Map case id to its role, from the split that the model carries; empty where it carries none.
+    """Map case id to its role, from the split in the model folder; empty where there is none.
 
     Raises:
         RunError: If there is no model, or its split is damaged.

@@ -232,7 +232,7 @@ def _is_inside(name: str, depth: int) -> bool:
 
 
 def _stays(folder: Path, name: str) -> bool:
-    """Tell whether a name beside the manifest, followed through links, ends in its folder."""
+    """Return whether a name beside the manifest, followed through links, ends in its folder."""
     try:
         return (folder / name).resolve().is_relative_to(folder.resolve())
     except (OSError, RuntimeError, ValueError):  # a loop of links, a NUL

@@ -62,9 +62,9 @@ def take_over(
     _refuse_occupied(folder, cases, _known_cases(before))
     if before is None:
         return Earlier({})
-    if before.cases and (told := compare(before, fresh)):
+    if before.cases and (differences := compare(before, fresh)):
         raise RunError(
-            f"holds predictions that were made otherwise: {'; '.join(told)}",
+            f"holds predictions that were made otherwise: {'; '.join(differences)}",
             path=folder,
             reason="other-prediction",
             hint=WAYS_OUT,
@@ -85,13 +85,13 @@ def _refuse_occupied(folder: Path, cases: Mapping[str, tuple[Case, Sequence[str]
 
 def compare(before: Manifest, now: Manifest) -> list[str]:
     """Say in words how two predictions differ in model and options; earlier versions noted fewer options."""
-    told = []
+    differences = []
     if before.sha256 != now.sha256:
         models = [f"{one.method}, fold {one.fold}, seed {one.seed}, {one.sha256[:12]}" for one in (before, now)]
-        told.append(f"the model was {models[0]} and is {models[1]}")
+        differences.append(f"the model was {models[0]} and is {models[1]}")
     old, new = _options_of(before), _options_of(now)
     changed = [name for name, value in new.items() if old.get(name, value) != value]
-    return told + [f"{name} was {old[name]} and is {new[name]}" for name in changed]
+    return differences + [f"{name} was {old[name]} and is {new[name]}" for name in changed]
 
 
 def _options_of(manifest: Manifest) -> dict[str, bool | str]:
@@ -144,7 +144,7 @@ def _kept(folder: Path, before: Manifest, fresh: Manifest, cases: Mapping[str, t
 def _state_of(
     folder: Path, entry: Entry, case: Case | None, sources: Sequence[str]
 ) -> Literal["kept", "damaged", "other"]:
-    """Tell whether an entry stands, must be made again, or is of other files; one not asked for stands."""
+    """Return whether an entry stands, must be made again, or is of other files; one not asked for stands."""
     if case is None:
         return "kept"
     if entry.inputs and entry.inputs != _hashed(case, sources):

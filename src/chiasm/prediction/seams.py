@@ -54,7 +54,7 @@ def seam_of(image: NDArray[np.float32], mask: NDArray[np.bool_], window: Sequenc
 
 
 def tiles_are_exact(network: nn.Module, channels: int) -> bool:
-    """Tell, by a measurement at the first call, whether a 3D network gives in tiles what it gives in one pass.
+    """Find, by a measurement at the first call, whether a 3D network gives in tiles what it gives in one pass.
 
     Along each axis in turn, a bar of noise is cut where a tile may be cut, and
     the network must not notice: what lies beyond the cut is ten times as
@@ -73,7 +73,7 @@ def tiles_are_exact(network: nn.Module, channels: int) -> bool:
 
 
 def takes_one_size(network: nn.Module, channels: int, patch: Sequence[int]) -> bool:
-    """Tell, by a pass over an empty image at the first call, whether a network takes no size but that of its patches.
+    """Find, by a pass over an empty image at the first call, whether a network takes no size but that of its patches.
 
     Transformers that learn an embedding of each place do.
 

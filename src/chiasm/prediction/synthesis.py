@@ -29,10 +29,10 @@ from chiasm.prediction.windows import blend_slices, blend_windows, window_origin
 from chiasm.preparation.arrays import PreparedSource, prepare_source
 from chiasm.preparation.degradation import Degradation, interpolated, simulated, thick_mask
 from chiasm.preparation.intensity import IntensityMap
-from chiasm.preparation.out_of_distribution import unlike
+from chiasm.preparation.out_of_distribution import out_of_distribution_warning
 from chiasm.preparation.plan import Plan, across
 from chiasm.recipe import Average
-from chiasm.registration.cohort import bring_sources
+from chiasm.registration.cohort import align_sources
 from chiasm.volumes import Geometry, Volume, check_pair, resample
 from chiasm.volumes.geometry import storage_axis
 from chiasm.volumes.masks import Rule
@@ -308,7 +308,7 @@ def synthesise(
         RecipeError: If `degrade` is asked of a model that is not for super-resolution.
     """
     plan = model.plan
-    volumes, moved = bring_sources(volumes, plan.sources, plan.registration)
+    volumes, moved = align_sources(volumes, plan.sources, plan.registration)
     volumes, mask = on_thin_slices(volumes, mask, plan, degrade=degrade)
     prepared = prepare_source(volumes, plan, mask)
     networks = networks_of(model)
@@ -321,7 +321,7 @@ def synthesise(
         error_scale=model.error_scale,
         engine=engine,
     )
-    warnings = [*moved, *([sentence] if (sentence := unlike(plan, prepared)) else [])]
+    warnings = [*moved, *([sentence] if (sentence := out_of_distribution_warning(plan, prepared)) else [])]
     if is_blended(model.generator, plan):
         warnings += _blending(maps.prediction, prepared.mask, plan)
     grid = volumes[0].geometry

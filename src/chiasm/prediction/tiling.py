@@ -238,7 +238,7 @@ def run_network(network_fn: NetworkFn, images: NDArray[np.float32]) -> NDArray[n
     """Send images through the network and back to numpy, float32."""
     made = network_fn(torch.from_numpy(images))
     if made.ndim != images.ndim or made.shape[0] != len(images) or made.shape[2:] != images.shape[2:]:
-        raise ValueError(f"the network turned {images.shape} into {tuple(made.shape)}: only channels may change")
+        raise ValueError(f"the network made {images.shape} into {tuple(made.shape)}: only channels may change")
     array: NDArray[np.float32] = made.detach().to("cpu", torch.float32).numpy()
     return array
 

@@ -129,7 +129,7 @@ class _Place:
     grid: Geometry
 
     def move(self, volume: Volume, *, order: Literal[0, 1]) -> NDArray[Any]:
-        """Crop a volume and bring it to the grid; without interpolation where it lies there already."""
+        """Crop a volume and resample it on the grid; without interpolation where it lies there already."""
         part = crop(volume, self.box)
         there = part.geometry.shape == self.grid.shape and np.array_equal(part.geometry.affine, self.grid.affine)
         moved: NDArray[Any] = part.array if there else resample(part, self.grid, order=order).array
@@ -164,8 +164,8 @@ def prepare_source(volumes: Sequence[Volume], plan: Plan, mask: Volume | None = 
     ]
     used = mask if plan.mask_files else None
     given = None if used is None else check_pair(volumes[0], used, b_name="mask", labels=True)
-    upright = [arranged(volume, plan.degradation) for volume in (volumes[0], *others)]
-    return _prepare(upright, plan, None if given is None else arranged(given, plan.degradation))[0]
+    in_ras = [arranged(volume, plan.degradation) for volume in (volumes[0], *others)]
+    return _prepare(in_ras, plan, None if given is None else arranged(given, plan.degradation))[0]
 
 
 def _silence(line: str) -> None:
@@ -357,10 +357,10 @@ def _store(folder: Path, case: Case, plan: Plan) -> None:
     arrays: dict[str, NDArray[Any]] = {"source": source.array, "mask": source.mask}
     if paired:
         shared = None if plan.own is None else source.maps[plan.own]
-        told = known_of(case, np.ones(volumes[-1].array.shape, bool), volumes[-1], plan.degradation)
-        even = without_shading(volumes[-1], place.mask & told, plan.target, plan.bias_correction)
+        known = known_of(case, np.ones(volumes[-1].array.shape, bool), volumes[-1], plan.degradation)
+        even = without_shading(volumes[-1], place.mask & known, plan.target, plan.bias_correction)
         target, _ = _normalised(even, plan.target_kind, place, source.mask, plan, shared)
-        mask = source.mask & (place.move(Volume(told.astype(np.uint8), volumes[-1].geometry), order=0) > 0)
+        mask = source.mask & (place.move(Volume(known.astype(np.uint8), volumes[-1].geometry), order=0) > 0)
         arrays |= {"target": np.where(mask, target, 0), "mask": mask}
     if case.labels is not None:
         labels = check_pair(volumes[0], read_label_map(case, {}), b_name="labels", labels=True)
@@ -383,10 +383,10 @@ def _arrays(path: Path, plan: Plan) -> tuple[dict[str, NDArray[Any]], Mapping[st
     if not has_valid_checksum(card):
         raise RunError("is damaged, or from a chiasm that kept no checksums", path=path, reason="damaged")
     arrays = {}
-    for name, told in card["arrays"].items():
+    for name, expected in card["arrays"].items():
         file = path.with_name(name)
         try:
-            if content_hash(file) != told:
+            if content_hash(file) != expected:
                 raise RunError("was changed since it was written", path=file, reason="damaged")
             arrays[file.stem] = _slices_last(np.load(file, mmap_mode="r"), plan)
         except OSError as error:
@@ -415,7 +415,7 @@ def _load(folder: Path, case: Case, plan: Plan) -> PreparedCase:
 
 
 def _slices_first(array: NDArray[Any], plan: Plan) -> NDArray[Any]:
-    """Bring the axis of slices in front of I and J, where a 2D network reads slice by slice."""
+    """Move the axis of slices in front of I and J, where a 2D network reads slice by slice."""
     return np.moveaxis(array, -1, -3) if plan.dims == 2 else array
 
 

@@ -18,7 +18,7 @@ from chiasm.volumes.geometry import Volume
 
 ESTIMATED_MM = 8.0
 ITERATIONS = (30, 30, 30)  # one number for each time the spline's mesh is made finer
-FEWEST_VOXELS = 200  # of the shrunken mask: fewer cannot tell a field from anatomy
+FEWEST_VOXELS = 200  # of the shrunken mask: fewer cannot separate a field from anatomy
 
 #: Modalities whose intensities no receive coil has shaded: never corrected.
 UNSHADED = ("ct", "cbct", "pet")

@@ -90,7 +90,7 @@ def degrade(volumes: Sequence[Volume], how: Degradation) -> list[Volume]:
     is as slice 0, and 13 and 14 are as slice 12.
 
     Args:
-        volumes: Fine, on one grid; the first tells what was cut out.
+        volumes: Fine, on one grid; the first shows what was cut out.
         how: The thick slices.
 
     Returns:
@@ -123,13 +123,13 @@ def thin_grid(thick: Geometry, how: Degradation) -> Geometry:
 
 
 def interpolated(volumes: Sequence[Volume], how: Degradation, grid: Geometry | None = None) -> list[Volume]:
-    """Bring thick slices to thin ones by a cubic spline across them: what networks see, and what they must beat.
+    """Resample thick slices to thin ones by a cubic spline across them: what networks see, and what they must beat.
 
     The spline goes through every sample and may overshoot beside an edge;
     nothing is clipped.  Beyond the outermost slices' centres their values go on.
 
     Args:
-        volumes: Thick, on one grid; the first tells what was cut out.
+        volumes: Thick, on one grid; the first shows what was cut out.
         how: The thick slices.
         grid: Of thin slices; `thin_grid` by default.
 
@@ -192,10 +192,10 @@ def arranged(volume: Volume, how: Degradation | None) -> Volume:
 
     Networks in 2D see the first two axes: where axial slices are thick, coronal ones.
     """
-    upright = canonical(volume)
+    in_ras = canonical(volume)
     if how is None or how.axis != "K":
-        return upright
-    return reordered(upright, (0, 2, 1), (False, False, False))
+        return in_ras
+    return reordered(in_ras, (0, 2, 1), (False, False, False))
 
 
 def cut_out(volume: Volume) -> NDArray[np.bool_] | None:

@@ -26,7 +26,7 @@ from chiasm.preparation.intensity import Kind, fit_intensity
 from chiasm.recipe import Data
 from chiasm.volumes import Geometry, Volume, check_pair
 
-FEWEST_VOXELS = 64  # inside a mask: fewer tell nothing of an image
+FEWEST_VOXELS = 64  # inside a mask: fewer show nothing of an image
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,9 +198,9 @@ def _facts(case: Case, volumes: Mapping[str, Volume], mask: Volume | None, terms
     """Note what a case is like, of its images as they were scanned."""
     if terms.degradation is not None:
         check_slices(next(iter(volumes.values())).geometry, terms.degradation)
-    upright = [arranged(volume, None) for volume in volumes.values()]
+    in_ras = [arranged(volume, None) for volume in volumes.values()]
     given = None if mask is None else arranged(mask, None)
-    facts = facts_of(case, upright, replace(terms, degradation=None), given)
+    facts = facts_of(case, in_ras, replace(terms, degradation=None), given)
     if facts.voxels < FEWEST_VOXELS:
         raise VolumeError(
             "the mask is too small", reason="small-mask", found=facts.voxels, expected=f"{FEWEST_VOXELS} voxels or more"

@@ -212,7 +212,7 @@ def _common_rule(rules: set[Rule]) -> Rule:
 
 
 def _as_scanned(names: Sequence[str], terms: Terms) -> bool:
-    """Tell whether nothing is done to images before they are looked at."""
+    """Return whether nothing is done to images before they are looked at."""
     return terms.degradation is None and (terms.correction == "none" or set(names) <= set(UNSHADED))
 
 

@@ -1,4 +1,4 @@
-"""What reading every file of a cohort tells: grids, regions, and what is wrong with each file."""
+"""What reading every file of a cohort shows: grids, regions, and what is wrong with each file."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class CaseSummary:
-    """One line of the table that tells what a cohort holds.
+    """One line of the table that says what a cohort holds.
 
     Attributes:
         id: The case.
@@ -57,7 +57,7 @@ class Inspection:
     """What a folder holds, after reading all of it.
 
     Attributes:
-        cohort: What its names tell.
+        cohort: What its names state.
         summaries: One for each case.
         problems: Everything that is wrong, with file and reason.
         unused: Images that no case uses, such as volumes whose names do not fit the layout.
@@ -71,7 +71,7 @@ class Inspection:
     verdict: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
-        """Tell layout, counts and cases as lines of text; problems are not among them."""
+        """Return layout, counts and cases as lines of text; problems are not among them."""
         cases = self.cohort.cases
         sites = Counter(case.site or "unknown" for case in cases)
         lines = [
@@ -129,7 +129,7 @@ def inspect_folder(
     selection: Selection | None = None,
     progress: Progress | None = None,
 ) -> Inspection:
-    """Find a folder's cases, read every file, and tell what is there and what is wrong.
+    """Find a folder's cases, read every file, and report what is there and what is wrong.
 
     Args:
         root: As for `find_cohort`.

@@ -1,4 +1,4 @@
-"""Whether a volume is unlike the ones that a model was trained on: spacing, extent, scale, histogram."""
+"""Whether a volume is out of the distribution that a model was trained on: spacing, extent, scale, histogram."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from chiasm.preparation.intensity import (
 from chiasm.preparation.plan import HISTOGRAM_BINS, Plan, Triple
 from chiasm.volumes.masks import Rule
 
-# An input is unlike the training cases beyond these factors of what was seen there.
+# An input is out of distribution beyond these factors of what was seen there.
 SPACING_MARGIN = 1.5
 FIELD_MARGIN = 1.3
 HISTOGRAM_MARGIN = 1.5
 SMALLEST_LIMIT = 0.02  # of a histogram's distance, as a share of the source's range
-UNKNOWN_LIMIT = 0.1  # likewise, where too few cases tell what is usual
+UNKNOWN_LIMIT = 0.1  # likewise, where there are too few cases to show what is usual
 STORED_BELOW_ZERO = 0.02  # of an image's range: scanners store magnitudes, which are not negative
 STORED_MARGIN = 50.0  # between the gains of scanners; [0, 1] is farther from any
 
 
-class Seen(Protocol):
-    """What `unlike` looks at: a prepared source."""
+class NormalisedSource(Protocol):
+    """What `out_of_distribution_warning` looks at: a prepared source."""
 
     @property
     def array(self) -> NDArray[np.float32]:
@@ -51,14 +51,14 @@ class Seen(Protocol):
         """Size of the box around the mask."""
 
 
-def unlike(plan: Plan, prepared: Seen) -> str | None:
+def out_of_distribution_warning(plan: Plan, prepared: NormalisedSource) -> str | None:
     """Say in one sentence how an input differs from all training cases, or None where it does not.
 
     Looks at the spacing before resampling, the size of what the mask holds,
     how the mask had to be found, and each source's histogram.  Intensities of
-    another scale come first: an image that somebody normalised is often told by the rest too.
+    another scale come first: an image that somebody normalised often differs in the rest too.
     """
-    findings = _unlike_scales(plan, prepared)
+    findings = _other_scales(plan, prepared)
     for kind, seen, (smallest, largest), margin in (
         ("voxels", prepared.grid_mm, plan.grid_mm, SPACING_MARGIN),
         ("a brain or body", prepared.body_mm, plan.body_mm, FIELD_MARGIN),
@@ -75,10 +75,10 @@ def unlike(plan: Plan, prepared: Seen) -> str | None:
                 f"a histogram of {name} that is {distance / plan.source_limits[index]:.1f} times as far from the "
                 "training images' as is usual"
             )
-    return f"the input is unlike the training cases: it has {', and '.join(findings)}" if findings else None
+    return f"the input is out of distribution: it has {', and '.join(findings)}" if findings else None
 
 
-def _unlike_scales(plan: Plan, prepared: Seen) -> list[str]:
+def _other_scales(plan: Plan, prepared: NormalisedSource) -> list[str]:
     """Say which sources were normalised before they were stored, where the training images were not, or the reverse."""
     findings = []
     for index, (name, trained) in enumerate(zip(plan.sources, plan.source_stored)):
@@ -93,7 +93,7 @@ def _unlike_scales(plan: Plan, prepared: Seen) -> list[str]:
 
 
 def _rescaled(stored: tuple[float, float], trained: tuple[float, float]) -> str:
-    """Tell how stored intensities differ from those of the training images; empty where they are of one kind.
+    """Say how stored intensities differ from those of the training images; empty where they are of one kind.
 
     >>> _rescaled((-2.0, 3.0), (0.0, 900.0)), _rescaled((5.0, 3000.0), (0.0, 900.0))
     ('the image seems to be z-scored or otherwise normalised, and the training images were not', '')

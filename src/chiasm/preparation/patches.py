@@ -16,7 +16,7 @@ from chiasm.recipe import Recipe
 PATCH_2D: Mapping[str, int] = {"tiny": 64, "small": 128, "large": 160, "paper": 160}
 PATCH_3D: Mapping[str, int] = {"tiny": 32, "small": 64, "large": 96, "paper": 96}
 SMALLEST_PATCH = 64
-MOST_EMPTY = 1.25  # a patch so many times as long as the body is told of
+MOST_EMPTY = 1.25  # a patch so many times as long as the body is reported
 
 
 class PatchNeeds(NamedTuple):

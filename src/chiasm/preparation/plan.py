@@ -103,7 +103,7 @@ class Plan:
         histogram: Whether each source is shown a second time, as its rank in the case's own histogram.
         context: Whether the generator sees, after all these, the target as an earlier stage predicted it.
         degradation: For super-resolution: the thick slices that sources have; None for synthesis.
-        registration: How other images of a case are brought to its first source.
+        registration: How other images of a case are aligned with its first source.
         bias_correction: Of MR images inside the mask, the target's too.
         mask_files: Whether a case's own mask is used where it has one; else `mask_rule` is a must.
         reading: What is assumed of files whose headers leave a question open, in training and prediction alike.

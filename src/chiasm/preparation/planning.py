@@ -40,7 +40,7 @@ from chiasm.preparation.out_of_distribution import (
 from chiasm.preparation.patches import SMALLEST_PATCH, PatchNeeds, body_voxels, choose_patch
 from chiasm.preparation.plan import Estimate, Plan, Tables, Triple, across
 from chiasm.recipe import LEAST_SPACING, MOST_SPACING, BiasCorrection, Data, Recipe, Registration
-from chiasm.registration.cohort import tell_movement
+from chiasm.registration.cohort import describe_movement
 from chiasm.volumes.geometry import MOST_VOXELS
 from chiasm.volumes.masks import Rule
 from chiasm.volumes.screening import STRICT, Reading
@@ -147,7 +147,7 @@ def _requests(data: Data) -> _Requests:
 
 
 class _Extents(TypedDict):
-    """Fields of a plan that tell how large voxels and bodies of the training cases are: smallest and largest."""
+    """Fields of a plan that say how large voxels and bodies of the training cases are: smallest and largest."""
 
     grid_mm: tuple[Triple, Triple]
     body_mm: tuple[Triple, Triple]
@@ -189,7 +189,7 @@ def _reasons_of_requests(recipe: Recipe, reading: Reading, moved_mm: Mapping[str
     if reading != STRICT:
         reasons["reading"] = "asked for, as the headers of some files leave a question open"
     if data.registration != "none":
-        reasons["registration"] = f"asked for in the recipe{f': {tell_movement(moved_mm)}' if moved_mm else ''}"
+        reasons["registration"] = f"asked for in the recipe{f': {describe_movement(moved_mm)}' if moved_mm else ''}"
     return reasons
 
 
@@ -260,16 +260,16 @@ def fit_tables(pooled: Sequence[NDArray[np.float32]]) -> Tables:
 def _tell(degradation: Degradation, thin_mm: float, dims: int) -> str:
     names: Mapping[Axis, str] = {"I": "sagittal", "J": "coronal", "K": "axial"}
     thick = f"{names[degradation.axis]} slices of {degradation.factor * thin_mm:.3g} mm"
-    told = (
+    thick = (
         f"super-resolution was asked for: {thick}, made of the cases' own and interpolated by a cubic spline, "
         f"become slices of {thin_mm:.3g} mm"
     )
     shown = "coronal" if degradation.axis == "K" else "axial"
-    return f"{told}; the network sees {shown} slices, which show them edge-on" if dims == 2 else told
+    return f"{thick}; the network sees {shown} slices, which show them edge-on" if dims == 2 else thick
 
 
 def has_gpu(accelerator: str) -> bool:
-    """Tell whether training will run on a CUDA device; loads torch unless the CPU is asked for."""
+    """Return whether training will run on a CUDA device; loads torch unless the CPU is asked for."""
     if accelerator not in ("auto", "gpu", "cuda"):
         return False
     import torch
@@ -350,7 +350,7 @@ def _why_not_3d(recipe: Recipe, seen: Fingerprint, spacing: Triple) -> str:
     if recipe.size not in ("paper", "large"):
         return f"3D training is too slow for the size {recipe.size}"
     if max(spacing) > ISOTROPIC * min(spacing):
-        return "the slices are thick, so neighbours tell little: 3D needs even spacing"
+        return "the slices are thick, so neighbours show little: 3D needs even spacing"
     if min(body_voxels(seen, spacing)) < SMALLEST_PATCH:
         return "the volumes are too thin for 3D patches"
     if not has_gpu(recipe.training.accelerator):

@@ -54,15 +54,15 @@ def find_unpaired(
 
 
 def _may_teach(case: Case, sites: Collection[str] | None) -> bool:
-    """Tell whether a case is fixed to no other role, and comes from one of the sites, where these are given."""
+    """Return whether a case is fixed to no other role, and comes from one of the sites, where these are given."""
     return case.split in (None, "train") and (sites is None or case.site in sites)
 
 
-def tell_unpaired(cases: Sequence[Case], sources: Sequence[str], target: str) -> str:
+def describe_unpaired(cases: Sequence[Case], sources: Sequence[str], target: str) -> str:
     """Say in one line which images serve without a partner.
 
     >>> from pathlib import Path
-    >>> tell_unpaired([Case("a", "a", {"t1": Path("a.nii.gz")})], ["t1"], "t2")
+    >>> describe_unpaired([Case("a", "a", {"t1": Path("a.nii.gz")})], ["t1"], "t2")
     't1 of a'
     """
     ids = {side: [c.id for c in cases if side_alone(c, sources, target) == side] for side in ("source", "target")}
@@ -75,7 +75,7 @@ def refuse_duplicates(examined: Mapping[str, ExaminedCase], cohort: Cohort, name
 
     Args:
         examined: Case id to what was found of it.
-        cohort: Its cases tell the subjects.
+        cohort: Its cases give the subjects.
         names: Modalities that all of these cases have; the voxels of the first are compared.
 
     Raises:

@@ -1,6 +1,6 @@
-"""Bringing two volumes of one patient together: rigid or affine by mutual information, then Demons.
+"""Alignment of two volumes of one patient: rigid or affine by mutual information, then Demons.
 
-The *fixed* volume stays; the *moving* one is brought to its grid, interpolated
+The *fixed* volume stays; the *moving* one is resampled on its grid, interpolated
 once.  A point x of the fixed volume (world mm) lies at M (x + d(x)) in the
 moving one: d the field of the Demons, M the rigid or affine matrix.
 Everything is estimated on grids of 2 mm, which is finer than what is corrected.
@@ -28,8 +28,8 @@ GRID_MM = 2.0  # of everything that is estimated
 MARGIN_MM = 12.0  # around the fixed mask, so that what moves finds its counterpart
 BINS = 32  # of the joint histogram (Mattes)
 CLIPPED = (0.005, 0.995)  # quantiles inside the mask: bright vessels and implants decide nothing
-SHRINKS = (4, 2)  # at which mutual information is climbed
-STEP_MM = 2.0  # the first of the climb
+SHRINKS = (4, 2)  # at which mutual information is maximised
+STEP_MM = 2.0  # the first of the optimiser
 PASSES: tuple[tuple[Literal[6, 12], int], ...] = ((6, 2), (6, 1), (12, 1))  # freedoms and shrink
 LEAST_COVER = 0.25
 EDGE_VOXELS = 2
@@ -75,8 +75,8 @@ class Alignment:
         moved: NDArray[np.float64] = points @ self.matrix[:3, :3].T + self.matrix[:3, 3]
         return moved
 
-    def bring(self, moving: Volume, grid: Geometry, order: Literal[0, 1] = 1) -> Volume:
-        """Bring the moving volume, or another on its grid, to the fixed one's grid, interpolated once.
+    def resample_moving(self, moving: Volume, grid: Geometry, order: Literal[0, 1] = 1) -> Volume:
+        """Resample the moving volume, or another on its grid, on the fixed one's grid, interpolated once.
 
         Args:
             moving: An image, or labels with `order` 0.
@@ -125,7 +125,7 @@ def align(
 
     Args:
         fixed: Stays where it is.
-        moving: Is to be brought to it.
+        moving: Is to be aligned with it.
         kind: "rigid" (6 parameters), "affine" (12), or "demons" (rigid, then a diffeomorphic field).
         seed: Of the voxels that mutual information is estimated from.
         progress: Called with steps done, all steps, and what is done.
@@ -133,7 +133,7 @@ def align(
     Raises:
         RecipeError: If `kind` is unknown.
         VolumeError: If a volume has nothing but background, the two do not
-            come to lie over one another, or they tell nothing of each other.
+            come to lie over one another, or they have nothing in common.
     """
     if kind not in get_args(AlignmentKind):
         raise unknown("kind of registration", kind, get_args(AlignmentKind))
@@ -143,18 +143,18 @@ def align(
     say(0, 100, "rigid")
     grid, inside = one.image.geometry, tuple(np.argwhere(one.mask).T)
 
-    def told(made: Alignment) -> float:
-        return mutual_information(one.image.array[inside], made.bring(other.image, grid).array[inside])
+    def information(made: Alignment) -> float:
+        return mutual_information(one.image.array[inside], made.resample_moving(other.image, grid).array[inside])
 
     unmoved = Alignment(kind, np.eye(4), None, _around(one), (), 1.0, 1.0, 0.0, 0.0)
-    climbed = replace(unmoved, matrix=_climbed(one, other, seed))
+    maximised = replace(unmoved, matrix=_maximise_information(one, other, seed))
     say(10, 100, "rigid")
-    before = told(unmoved)
-    made = _settled(one, other, max((unmoved, climbed), key=told))
-    made = replace(made, information=(before, told(made)))
+    before = information(unmoved)
+    made = _settled(one, other, max((unmoved, maximised), key=information))
+    made = replace(made, information=(before, information(made)))
     if kind == "demons":
         made = _deformed(one, other, made, lambda done, of, what: say(15 + 85 * done // of, 100, what))
-        made = replace(made, information=(*made.information, told(made)))
+        made = replace(made, information=(*made.information, information(made)))
     points = np.argwhere(one.mask)[::7] @ grid.affine[:3, :3].T + grid.affine[:3, 3]
     mean_mm = float(np.linalg.norm(made.places(points) - points, axis=1).mean())
     say(100, 100, "done")
@@ -162,7 +162,7 @@ def align(
 
 
 def _silent(_done: int, _of: int, _what: str) -> None:
-    """Tell nobody."""
+    """Report nothing."""
 
 
 def mutual_information(a: NDArray[Any], b: NDArray[Any], bins: int = BINS) -> float:
@@ -179,21 +179,21 @@ def mutual_information(a: NDArray[Any], b: NDArray[Any], bins: int = BINS) -> fl
 
 
 def _working(volume: Volume) -> _Working:
-    """Bring a volume to RAS order and 2 mm, smoothed first where it is finer, and find its mask."""
+    """Reorder a volume to RAS and 2 mm, smoothed first where it is finer, and find its mask."""
     from scipy.ndimage import gaussian_filter
 
-    upright = canonical(volume)
-    if upright.array.min() == upright.array.max():
-        raise VolumeError("is the same everywhere: there is nothing to register", reason="constant")
-    mask, rule = find_mask(upright, suggest_rule(upright))
-    array = upright.array.astype(np.float32)
+    in_ras = canonical(volume)
+    if in_ras.array.min() == in_ras.array.max():
+        raise VolumeError("is constant: there is nothing to register", reason="constant")
+    mask, rule = find_mask(in_ras, suggest_rule(in_ras))
+    array = in_ras.array.astype(np.float32)
     low, high = np.quantile(array[mask], CLIPPED)
     array = np.clip(array, min(low, float(array.min())), high)
-    spacing = upright.geometry.spacing_mm
+    spacing = in_ras.geometry.spacing_mm
     sigma = [GRID_MM / step / 2 if step < 0.75 * GRID_MM else 0.0 for step in spacing]
-    grid = grid_with_spacing(upright.geometry, (GRID_MM,) * 3)
-    image = resample(Volume(gaussian_filter(array, sigma, truncate=2.0), upright.geometry), grid)
-    there = resample(Volume(mask.astype(np.uint8), upright.geometry), grid, order=0).array > 0
+    grid = grid_with_spacing(in_ras.geometry, (GRID_MM,) * 3)
+    image = resample(Volume(gaussian_filter(array, sigma, truncate=2.0), in_ras.geometry), grid)
+    there = resample(Volume(mask.astype(np.uint8), in_ras.geometry), grid, order=0).array > 0
     return _Working(image, there, rule == "nonzero")
 
 
@@ -207,7 +207,7 @@ def _around(working: _Working) -> Geometry:
     return crop(working.image, box).geometry
 
 
-def _climbed(fixed: _Working, moving: _Working, seed: int) -> NDArray[np.float64]:
+def _maximise_information(fixed: _Working, moving: _Working, seed: int) -> NDArray[np.float64]:
     """Maximise mutual information over rigid movements, at 8 and 4 mm."""
     import SimpleITK as sitk
     from scipy.ndimage import binary_dilation
@@ -242,7 +242,7 @@ def _settled(fixed: _Working, moving: _Working, made: Alignment) -> Alignment:
         with torch.inference_mode():
             step = linear(
                 still,
-                _tensor(made.bring(moving.image, made.grid).array),
+                _tensor(made.resample_moving(moving.image, made.grid).array),
                 freedoms=freedoms,
                 shrink=shrink,
                 weight=_tensor(_belief(fixed, moving, made)),
@@ -253,12 +253,12 @@ def _settled(fixed: _Working, moving: _Working, made: Alignment) -> Alignment:
 
 
 def _belief(fixed: _Working, moving: _Working, made: Alignment) -> NDArray[np.float32]:
-    """Tell where descriptors are believed: inside, and not near the cut of a brain that was cut out."""
+    """Return where descriptors are used: inside, and not near the cut of a brain that was cut out."""
     from scipy.ndimage import binary_erosion
 
     shapes = [
         resample(Volume(fixed.mask.astype(np.uint8), fixed.image.geometry), made.grid, order=0).array > 0,
-        made.bring(Volume(moving.mask.astype(np.uint8), moving.image.geometry), made.grid, order=0).array > 0,
+        made.resample_moving(Volume(moving.mask.astype(np.uint8), moving.image.geometry), made.grid, order=0).array > 0,
     ]
     both = np.logical_and(*shapes)
     if both.sum() < LEAST_COVER * shapes[0].sum():
@@ -275,7 +275,7 @@ def _deformed(fixed: _Working, moving: _Working, made: Alignment, progress: Prog
     from chiasm.registration.demons import demons, jacobian
 
     cut_out = fixed.cut_out and moving.cut_out
-    pair = resample(fixed.image, made.grid).array, made.bring(moving.image, made.grid).array
+    pair = resample(fixed.image, made.grid).array, made.resample_moving(moving.image, made.grid).array
     with torch.inference_mode():
         weight = _tensor(_belief(fixed, moving, made)) if cut_out else None
         field = demons(*map(_tensor, pair), weight=weight, progress=progress)
@@ -338,7 +338,7 @@ def _apart(found: str) -> VolumeError:
 
 
 def _itk(volume: Volume) -> Any:
-    """Hand a volume to SimpleITK in our own world axes: both images share them, so nothing need be turned."""
+    """Hand a volume to SimpleITK in our own world axes: both images share them, so nothing need be reordered."""
     import SimpleITK as sitk
 
     image = sitk.GetImageFromArray(np.ascontiguousarray(volume.array.transpose()))

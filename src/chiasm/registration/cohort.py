@@ -1,4 +1,4 @@
-"""Scans of one patient that do not lie together, brought to the grid of the first source.
+"""Scans of one patient that do not lie together, aligned on the grid of the first source.
 
 The first source is never interpolated: what a network sees of it is the same
 whatever stands beside it.  Every other image is interpolated once.  A cohort's
@@ -40,16 +40,16 @@ from chiasm.storage import (
 )
 from chiasm.volumes import Geometry, Volume, canonical, grid_with_spacing, write_volume
 from chiasm.volumes.dicom_series import place_inside
-from chiasm.volumes.geometry import laid_on, same_grid, turned_like
+from chiasm.volumes.geometry import laid_on, reordered_like, same_grid
 from chiasm.volumes.screening import volume_files
 
-#: Raised by one whenever the same files would be brought elsewhere.
+#: Raised by one whenever the same files would be aligned otherwise.
 VERSION = 1
 RECORD = "registration.json"
 SEED = 0  # of what mutual information is estimated from: training and prediction find the same
 
 
-class Brought(NamedTuple):
+class AlignedImage(NamedTuple):
     """An image on another's grid.
 
     Attributes:
@@ -77,8 +77,8 @@ class Together(NamedTuple):
     problems: tuple[Problem, ...]
 
 
-def bring(fixed: Volume, moving: Volume, kind: AlignmentKind) -> Brought:
-    """Bring an image to the grid of another of the same patient.
+def align_image(fixed: Volume, moving: Volume, kind: AlignmentKind) -> AlignedImage:
+    """Align an image with another of the same patient, on its grid.
 
     Raises:
         VolumeError: If the two do not come together, or the field folds.
@@ -87,15 +87,17 @@ def bring(fixed: Volume, moving: Volume, kind: AlignmentKind) -> Brought:
     if alignment.least_jacobian <= 0:
         raise VolumeError("the field folds", reason="folded", found=f"a Jacobian of {alignment.least_jacobian:.2f}")
     there = np.ones(moving.geometry.shape, np.uint8)
-    covered = alignment.bring(Volume(there, moving.geometry), fixed.geometry, order=0).array > 0
-    image = alignment.bring(moving, fixed.geometry).array
-    return Brought(Volume(np.where(covered, image, np.float32(moving.array.min())), fixed.geometry), covered, alignment)
+    covered = alignment.resample_moving(Volume(there, moving.geometry), fixed.geometry, order=0).array > 0
+    image = alignment.resample_moving(moving, fixed.geometry).array
+    return AlignedImage(
+        Volume(np.where(covered, image, np.float32(moving.array.min())), fixed.geometry), covered, alignment
+    )
 
 
-def bring_sources(
+def align_sources(
     volumes: Sequence[Volume], names: Sequence[str], kind: Registration
 ) -> tuple[list[Volume], list[str]]:
-    """Bring all sources of a case to the grid of the first, as `align_cohort` does for training.
+    """Align all sources of a case on the grid of the first, as `align_cohort` does for training.
 
     Returns:
         The volumes, and a sentence for each that was moved.
@@ -105,21 +107,21 @@ def bring_sources(
     """
     if kind == "none":
         return list(volumes), []
-    made = [bring(volumes[0], other, kind) for other in volumes[1:]]
-    told = [
-        f"{name} was brought to {names[0]} ({kind}), by {one.alignment.mean_mm:.1f} mm"
+    made = [align_image(volumes[0], other, kind) for other in volumes[1:]]
+    notes = [
+        f"{name} was aligned to {names[0]} ({kind}), by {one.alignment.mean_mm:.1f} mm"
         for name, one in zip(names[1:], made)
     ]
-    return [*volumes[:1], *(one.image for one in made)], told
+    return [*volumes[:1], *(one.image for one in made)], notes
 
 
 def align_cohort(
     cohort: Cohort, names: Sequence[str], kind: Registration, folder: Path, progress: Progress | None = None
 ) -> Together:
-    """Bring the images of every case to the grid of its first source.
+    """Align the images of every case on the grid of its first source.
 
     A case's `folder/<case>/` holds `<modality>.nii.gz` for each that was
-    brought, `registration.json`, with Demons `<modality>-field.nii.gz`, the
+    aligned, `registration.json`, with Demons `<modality>-field.nii.gz`, the
     labels and mask where they lie on such an image's grid (nearest neighbour;
     those that lie on the source's stay where they are), and `known.nii.gz`
     where some image does not reach.  It is made once: another call finds it by
@@ -152,8 +154,8 @@ def align_cohort(
                 continue
             place = folder / case.id
             try:
-                told = partial(progress or _silent, index, len(cohort.cases), case.id)
-                record = _find_or_make(case, names, kind, place, told)
+                report = partial(progress or _silent, index, len(cohort.cases), case.id)
+                record = _find_or_make(case, names, kind, place, report)
             except ChiasmError as error:
                 if error.reason == UNWRITABLE:
                     raise
@@ -161,7 +163,7 @@ def align_cohort(
                 problems.append(Problem(path, error.reason, f"case {case.id}: {error}", case.id))
                 continue
             cases.append(_as_made(case, place, record))
-            moved[case.id] = max(one["mean_displacement_mm"] for one in record["brought"].values())
+            moved[case.id] = farthest_mm(record)
     if problems and not moved:
         raise CohortError(
             f"none of its {len(problems)} cases can be registered; the first: {problems[0].message}",
@@ -176,21 +178,32 @@ def _silent(done: int, cases: int, case: str) -> None:
 
 
 def _find_or_make(
-    case: Case, names: Sequence[str], kind: AlignmentKind, place: Path, told: Callable[[], None]
+    case: Case, names: Sequence[str], kind: AlignmentKind, place: Path, report: Callable[[], None]
 ) -> dict[str, Any]:
-    """Return the record of a case that was aligned before, or align it now and call `told` first."""
+    """Return the record of a case that was aligned before, or align it now and call `report` first."""
     asked = _depends(case, names, kind)
-    record = _found(place, asked)
+    record = _read_made(place, asked)
     if record is None:
-        told()
+        report()
         record = _make(case, names, kind, place, asked)
     return record
 
 
-def tell_movement(moved_mm: Mapping[str, float]) -> str:
+def aligned_images(record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return what a record notes of each image that was aligned, by modality; version 0.1 called them brought."""
+    images: dict[str, dict[str, Any]] = record.get("aligned") or record.get("brought") or {}
+    return images
+
+
+def farthest_mm(record: Mapping[str, Any]) -> float:
+    """Return the mean displacement, mm, of the image of a case that was moved farthest."""
+    return max(float(one["mean_displacement_mm"]) for one in aligned_images(record).values())
+
+
+def describe_movement(moved_mm: Mapping[str, float]) -> str:
     """Say how far pairs were moved.
 
-    >>> tell_movement({"a": 1.0, "b": 4.04, "c": 2.0})
+    >>> describe_movement({"a": 1.0, "b": 4.04, "c": 2.0})
     'pairs were moved by 2.0 mm (median), 4.0 mm at most (b)'
     """
     farthest = max(moved_mm, key=lambda name: moved_mm[name])
@@ -201,7 +214,7 @@ def tell_movement(moved_mm: Mapping[str, float]) -> str:
 def hashes_of(case: Case, names: Sequence[str]) -> dict[str, list[str]]:
     """Hash the files of a case by content: these images, and its mask, labels and known voxels where it has them.
 
-    Where a file holds several images, what tells the one that is meant stands behind the hash.
+    Where a file holds several images, its choice stands behind the hash.
 
     Raises:
         VolumeError: If one cannot be read.
@@ -243,7 +256,7 @@ def remove_registered(folder: Path) -> None:
 def _own_files(place: Path, names: Sequence[str] = ()) -> set[str]:
     """List the names that a registered case's files have or had; of a damaged record, those that they would have."""
     record = read_facts(place / RECORD)
-    images = {*names, *record.get("brought", ())}
+    images = {*names, *aligned_images(record)}
     made = {f"{name}{end}" for name in images for end in (".nii.gz", "-field.nii.gz", ".html")}
     return {RECORD, "labels.nii.gz", "mask.nii.gz", "known.nii.gz"} | made if (place / RECORD).is_file() else set()
 
@@ -265,7 +278,7 @@ def _depends(case: Case, names: Sequence[str], kind: AlignmentKind) -> dict[str,
     return {"version": VERSION, "kind": kind, "seed": SEED, "fixed": names[0], "files": hashes_of(case, names), **soft}
 
 
-def _found(place: Path, asked: Mapping[str, Any]) -> dict[str, Any] | None:
+def _read_made(place: Path, asked: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the record of what was made of the same files, or None where there is none or a file was changed."""
     try:
         record = read_json(place / RECORD)
@@ -274,7 +287,7 @@ def _found(place: Path, asked: Mapping[str, Any]) -> dict[str, Any] | None:
         if not has_checksum(record):  # of a time without checksums
             return record if all((place / name).is_file() for name in record["made"]) else None
         whole = has_valid_checksum(record) and all(
-            content_hash(place / name) == told for name, told in record["sha256"].items()
+            content_hash(place / name) == expected for name, expected in record["sha256"].items()
         )
     except (RunError, OSError):
         return None
@@ -287,13 +300,13 @@ def _make(
     """Align a case's images and write all of it, or nothing."""
     fixed = read_case_image(case, names[0])
     images = {name: read_case_image(case, name) for name in names[1:]}
-    made = {name: _bring_image(case, names[0], name, fixed, moving, kind) for name, moving in images.items()}
-    labels = _carry_labels(case, fixed, images, made)
+    made = {name: _align_image(case, names[0], name, fixed, moving, kind) for name, moving in images.items()}
+    labels = _align_labels(case, fixed, images, made)
     record = {
         "asked": asked,
         "paths": {name: str(case.images[name].absolute()) for name in names},
         "made": sorted(f"{name}.nii.gz" for name in (*made, *labels)),
-        "brought": {name: _describe_image(one) for name, one in made.items()},
+        "aligned": {name: _describe_image(one) for name, one in made.items()},
     }
     _refuse_occupied(place, names)
     with whole_folder(place) as fresh:
@@ -308,17 +321,19 @@ def _make(
     return record
 
 
-def _bring_image(case: Case, fixed_name: str, name: str, fixed: Volume, moving: Volume, kind: AlignmentKind) -> Brought:
-    """Bring an image to the first source.
+def _align_image(
+    case: Case, fixed_name: str, name: str, fixed: Volume, moving: Volume, kind: AlignmentKind
+) -> AlignedImage:
+    """Align an image with the first source.
 
     Raises:
         VolumeError: If the two do not come together; names the image.
     """
     try:
-        return bring(fixed, moving, kind)
+        return align_image(fixed, moving, kind)
     except VolumeError as error:
         raise VolumeError(
-            f"{name} cannot be brought to {fixed_name}: {error.what}",
+            f"{name} cannot be aligned with {fixed_name}: {error.what}",
             path=case.images[name],
             reason=error.reason,
             found=error.found,
@@ -327,24 +342,24 @@ def _bring_image(case: Case, fixed_name: str, name: str, fixed: Volume, moving: 
         ) from error
 
 
-def _carry_labels(
-    case: Case, fixed: Volume, images: Mapping[str, Volume], made: Mapping[str, Brought]
+def _align_labels(
+    case: Case, fixed: Volume, images: Mapping[str, Volume], made: Mapping[str, AlignedImage]
 ) -> dict[str, NDArray[Any]]:
-    """Carry labels and mask along with the images; "known" says which voxels all images reach, where some are not."""
-    carried: dict[str, NDArray[Any]] = {}
+    """Resample labels and mask with the images; "known" says which voxels all images reach, where some are not."""
+    resampled: dict[str, NDArray[Any]] = {}
     for name, path in (("labels", case.labels), ("mask", case.mask)):
         volume = _label_volume(case, path, name)
-        brought = None if volume is None else _carried(volume, fixed, images, made)
-        if brought is not None:
-            carried[name] = brought
+        aligned = None if volume is None else _aligned_labels(volume, fixed, images, made)
+        if aligned is not None:
+            resampled[name] = aligned
     covered = np.logical_and.reduce([one.covered for one in made.values()])
-    return carried if covered.all() else {**carried, "known": covered}
+    return resampled if covered.all() else {**resampled, "known": covered}
 
 
-def _describe_image(one: Brought) -> dict[str, Any]:
-    """Say for the record how an image was brought."""
+def _describe_image(one: AlignedImage) -> dict[str, Any]:
+    """Say for the record how an image was aligned."""
     covered, matrix = round(float(one.covered.mean()), 4), one.alignment.matrix.tolist()
-    return {**figures_of(one.alignment), "covered": covered, "matrix": matrix}
+    return {**describe_alignment(one.alignment), "covered": covered, "matrix": matrix}
 
 
 def _label_volume(case: Case, path: Path | None, name: str) -> Volume | None:
@@ -359,20 +374,20 @@ def _label_volume(case: Case, path: Path | None, name: str) -> Volume | None:
         return None
 
 
-def _carried(
-    labels: Volume, fixed: Volume, images: Mapping[str, Volume], made: Mapping[str, Brought]
+def _aligned_labels(
+    labels: Volume, fixed: Volume, images: Mapping[str, Volume], made: Mapping[str, AlignedImage]
 ) -> NDArray[Any] | None:
-    """Carry labels along with the image whose grid they lie on; None where they lie on the fixed one's, or on none."""
-    if _lain(labels, fixed) is not None:
+    """Resample labels with the image whose grid they lie on; None where they lie on the fixed one's, or on none."""
+    if _on_grid(labels, fixed) is not None:
         return None
     for name, moving in images.items():
-        if (there := _lain(labels, moving)) is not None:
-            return made[name].alignment.bring(there, fixed.geometry, order=0).array
+        if (there := _on_grid(labels, moving)) is not None:
+            return made[name].alignment.resample_moving(there, fixed.geometry, order=0).array
     return None  # left as they are, they are refused by name
 
 
-def _lain(labels: Volume, image: Volume) -> Volume | None:
-    fitting = turned_like(labels, image.geometry)
+def _on_grid(labels: Volume, image: Volume) -> Volume | None:
+    fitting = reordered_like(labels, image.geometry)
     if same_grid(image.geometry, fitting.geometry):
         return fitting
     return laid_on(labels, image.geometry) if labels.geometry.container == "dicom" else None  # as `check_pair` does
@@ -403,8 +418,8 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
 
 
-def figures_of(alignment: Alignment) -> dict[str, Any]:
-    """Return what can be told of a registration without knowing the truth, ready for JSON."""
+def describe_alignment(alignment: Alignment) -> dict[str, Any]:
+    """Return what is known of a registration without the truth, ready for JSON."""
     return {
         "kind": alignment.kind,
         "mutual_information": [round(value, 4) for value in alignment.information],
@@ -419,8 +434,8 @@ def write_field(path: Path, alignment: Alignment, fixed: Geometry) -> None:
     """Write the whole displacement as a NIfTI vector image that ITK and ANTs apply: mm, LPS, on a grid of 2 mm."""
     import nibabel as nib
 
-    upright = canonical(Volume(np.zeros(fixed.shape, np.uint8), fixed)).geometry
-    grid = grid_with_spacing(upright, [max(GRID_MM, step) for step in upright.spacing_mm])
+    in_ras = canonical(Volume(np.zeros(fixed.shape, np.uint8), fixed)).geometry
+    grid = grid_with_spacing(in_ras, [max(GRID_MM, step) for step in in_ras.spacing_mm])
     vectors = alignment.displacement(grid) * np.array([-1, -1, 1], np.float32)
     image = nib.Nifti1Image(vectors[:, :, :, None, :], grid.affine)
     image.header.set_intent("vector")

@@ -1,9 +1,9 @@
-"""Movements between images of unlike contrast: Gauss and Newton's, and Demons' (Vercauteren 2009), on descriptors.
+"""Movements between images of different contrast: Gauss and Newton's, and Demons' (Vercauteren 2009), on descriptors.
 
 Demons compare intensities, which T1 and T2 or CT and MR do not share.  The
 bridge is a descriptor of each voxel's neighbourhood that both have in common
-(Heinrich et al., Medical Image Analysis 2012): how unlike its six neighbours
-are to one another, relative to how unlike neighbours are there on average.
+(Heinrich et al., Medical Image Analysis 2012): how different its six neighbours
+are to one another, relative to how different neighbours are there on average.
 All of a voxel's descriptors push together: either the six or twelve numbers
 of a linear movement, or a field, whose updates are small, smooth and
 composed, so that it stays one to one.
@@ -33,7 +33,7 @@ class Level(NamedTuple):
     updates: int
 
 
-#: What measured best on simulated patients that no figure in the documents comes from (docs/log.md).
+#: What measured best on simulated patients that no number in the documents comes from (docs/log.md).
 LEVELS = (Level(2, 30), Level(1, 25))
 FIELD_SIGMA = 2.5  # voxels: smoothness of the field after each update
 PATCH_SIGMA = 1.0  # voxels: how large a neighbourhood a descriptor sees
@@ -71,7 +71,7 @@ def descriptors(image: Tensor, sigma: float = PATCH_SIGMA) -> Tensor:
     distances = distances - distances.amin(1, keepdim=True)
     variance = distances.mean(1, keepdim=True)
     typical = float(variance.mean())
-    if typical == 0:  # a constant image: nothing to tell
+    if typical == 0:  # a constant image: nothing to describe
         return torch.ones_like(distances)
     return torch.exp(-distances / variance.clamp(1e-3 * typical, 1e3 * typical))
 

@@ -1,7 +1,7 @@
 """One case as one page to look through: linked panes, values under the cursor, places to jump to.
 
 The page is one file that needs no network.  Its volumes are cut to the mask's
-box and rounded to a step that is told on the page, so that it stays below ten
+box and rounded to a step that the page states, so that it stays below ten
 megabytes.  Where the browser cannot draw volumes, or the viewer's script was
 not there when the page was written, still slices are shown and the page says
 why.  The same input gives the same bytes.
@@ -182,8 +182,8 @@ def write_case_page(path: Path, page: CasePage) -> Path:
     Raises:
         ChiasmError: If the file cannot be written.
     """
-    upright = _upright(page)
-    still = show_gallery([_still(page, upright)], None)
+    in_ras = _canonical(page)
+    still = show_gallery([_still(page, in_ras)], None)
     script, licences = viewer_script()
     content: dict[str, Any] = {
         "kind": "case",
@@ -207,9 +207,9 @@ def write_case_page(path: Path, page: CasePage) -> Path:
     }
     if script:
         room = math.inf if page.whole else MOST_BYTES - len(render_page("case.html", content).encode())
-        packed = _pack(page, upright, room)
+        packed = _pack(page, in_ras, room)
         content["volumes"] = packed.volumes
-        settings = _settings(page, upright, packed)
+        settings = _settings(page, in_ras, packed)
         content["settings"] = Markup(json.dumps(settings, ensure_ascii=False).replace("<", "\\u003c"))
     write_text(path, render_page("case.html", content))
     return path
@@ -230,7 +230,7 @@ def _base64(content: bytes) -> str:
 # Volumes
 
 
-def _upright(page: CasePage) -> dict[str, Volume]:
+def _canonical(page: CasePage) -> dict[str, Volume]:
     """Turn every volume to RAS order; boxes are not cut yet."""
     grid = Geometry(page.mask.shape, np.asarray(page.affine, np.float64))
     named = {
@@ -259,11 +259,11 @@ class Packed(NamedTuple):
     steps: dict[str, float]
 
 
-def _pack(page: CasePage, upright: Mapping[str, Volume], room: float) -> Packed:
+def _pack(page: CasePage, in_ras: Mapping[str, Volume], room: float) -> Packed:
     """Cut, round and compress: as fine as fits into `room` bytes, the coarsest where nothing does."""
-    regions = upright["regions"]
+    regions = in_ras["regions"]
     box = _box(regions.array if not page.whole else np.ones_like(regions.array), regions.geometry.spacing_mm)
-    inside = {name: crop(volume, box) for name, volume in upright.items()}
+    inside = {name: crop(volume, box) for name, volume in in_ras.items()}
     tries = list(_fineness(regions.geometry.spacing_mm, room))
     for number, (stride, levels) in enumerate(tries, 1):
         steps = _steps(page, inside, levels)
@@ -359,7 +359,7 @@ def _nifti(volume: Volume, step: float | None) -> str:
     return _base64(header.binaryblock + bytes(4) + array.tobytes(order="F"))
 
 
-# What the page is told
+# What the page's script is given
 
 
 def _names(page: CasePage) -> dict[str, str]:
@@ -376,10 +376,10 @@ def _names(page: CasePage) -> dict[str, str]:
     return names
 
 
-def _settings(page: CasePage, upright: Mapping[str, Volume], packed: Packed) -> dict[str, Any]:
+def _settings(page: CasePage, in_ras: Mapping[str, Volume], packed: Packed) -> dict[str, Any]:
     shape = packed.geometry.shape
     jumps = []
-    for jump in list_jumps(upright, page.unit):
+    for jump in list_jumps(in_ras, page.unit):
         place = [(at - start) / by for at, start, by in zip(jump.voxel, packed.starts, packed.stride)]
         kept = [min(max(round(at), 0), side - 1) for at, side in zip(place, shape)]
         jumps.append({"label": jump.label, "detail": jump.detail, "voxel": kept})
@@ -391,20 +391,20 @@ def _settings(page: CasePage, upright: Mapping[str, Volume], packed: Packed) -> 
         "range": _range(page),
         "steps": packed.steps,
         "jumps": jumps,
-        "told": _describe_packing(page, packed),
-        "hasLesion": bool((upright["regions"].array & IN_LESION).any()),
+        "packing": _describe_packing(page, packed),
+        "hasLesion": bool((in_ras["regions"].array & IN_LESION).any()),
     }
 
 
 def _describe_packing(page: CasePage, packed: Packed) -> str:
     """Say what rounding, thinning and cutting did to the volumes."""
     steps = ", ".join(f"{name} {step:g}" for name, step in packed.steps.items())
-    told = [f"Values in this page are rounded: {steps}."]
+    sentences = [f"Values in this page are rounded: {steps}."]
     if packed.stride != (1, 1, 1):
-        told.append(f"To keep the page small, one voxel in {' × '.join(map(str, packed.stride))} is kept.")
+        sentences.append(f"To keep the page small, one voxel in {' × '.join(map(str, packed.stride))} is kept.")
     if not page.whole:
-        told.append("The volumes are cut to the mask.")
-    return " ".join(told)
+        sentences.append("The volumes are cut to the mask.")
+    return " ".join(sentences)
 
 
 def _compared(figure: Figure) -> dict[str, Any]:
@@ -446,14 +446,14 @@ def _ordinal(number: int) -> str:
     return f"{number}{'th' if teens else {1: 'st', 2: 'nd', 3: 'rd'}.get(number % 10, 'th')}"
 
 
-def _still(page: CasePage, upright: Mapping[str, Volume]) -> GalleryCase:
-    regions = upright["regions"]
+def _still(page: CasePage, in_ras: Mapping[str, Volume]) -> GalleryCase:
+    regions = in_ras["regions"]
     return GalleryCase(
         case=page.case,
-        source=upright["source"].array,
-        real=upright["real"].array if "real" in upright else None,
-        synthetic=upright["synthetic"].array,
-        expected_error=upright["expected_error"].array if "expected_error" in upright else None,
+        source=in_ras["source"].array,
+        real=in_ras["real"].array if "real" in in_ras else None,
+        synthetic=in_ras["synthetic"].array,
+        expected_error=in_ras["expected_error"].array if "expected_error" in in_ras else None,
         mask=(regions.array & IN_MASK) > 0,
         lesion=None if page.lesion is None else (regions.array & IN_LESION) > 0,
         spacing_mm=regions.geometry.spacing_mm,

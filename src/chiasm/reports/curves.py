@@ -63,7 +63,7 @@ PANELS = (
     ),
     Panel(
         "Discriminators: accuracy",
-        "Share of real and synthetic that they tell apart: 0.5 is guessing, 1 is perfect. "
+        "Share of real and synthetic that they recognise: 0.5 is guessing, 1 is perfect. "
         "The shaded band is the working range.",
         {"global": Curve("step", "accuracy_global"), "local": Curve("step", "accuracy_local")},
         limits=(0.4, 1.02),
@@ -71,7 +71,7 @@ PANELS = (
     ),
     Panel(
         "Discriminators: loss",
-        "Of telling real from synthetic; 1.39 is guessing.",
+        "Of recognising real and synthetic; 1.39 is guessing.",
         {
             "global": Curve("step", "global_discriminator_loss"),
             "second global": Curve("step", "second_discriminator_loss"),

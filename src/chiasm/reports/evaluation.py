@@ -29,7 +29,7 @@ from chiasm.prediction.manifest import Entry, relative
 from chiasm.preparation.bias_field import UNSHADED
 from chiasm.preparation.plan import Plan
 from chiasm.recipe import Registration
-from chiasm.registration.cohort import Together, tell_movement
+from chiasm.registration.cohort import Together, describe_movement
 from chiasm.reports.curves import read_history
 from chiasm.reports.evaluation_cases import PAGES, CasePages, write_cases
 from chiasm.reports.evaluation_folder import ASKED, REGISTERED, make_room, place_of, read_asked
@@ -90,7 +90,7 @@ def evaluate(
         convention: A name of `CONVENTIONS`.
         model: Run or model folder of a single folder of predictions, where it no longer stands where it stood.
         layout: Name of a layout, where the folder fits several.
-        register: How real images are brought to the sources, into `out/registered`; None as those of
+        register: How real images are aligned with the sources, into `out/registered`; None as those of
             training were, "none" takes them as they lie.
         selection: Which DICOM series are taken, and how files are read; where it says nothing, as in training.
         overwrite: Whether to replace another evaluation in `out`.
@@ -154,7 +154,7 @@ class _Request:
         }
 
     def open(self, assessed: Sequence[PredictionFolder], out: Path, progress: Progress | None) -> Together:
-        """Find the real images, brought to the sources where they must be."""
+        """Find the real images, aligned with the sources where they must be."""
         return open_reference(
             self.reference,
             assessed,
@@ -211,10 +211,10 @@ def _sum_up(
 ) -> Scored:
     subjects = {case.id: case.subject for case in cohort.cases}
     shared = paired(found.rows)
-    told = tuple(headlines(shared, assessed.manifest.method, assessed.baselines.names, subjects))
+    sentences = tuple(headlines(shared, assessed.manifest.method, assessed.baselines.names, subjects))
     table = tuple(format_table(shared, subjects=subjects))
     notes = (*tell_notes(cohort.notes, ("several", *LOST)), *found.notes)
-    return Scored(tuple(found.rows), told, table, report, (*problems, *found.spoiled), notes)
+    return Scored(tuple(found.rows), sentences, table, report, (*problems, *found.spoiled), notes)
 
 
 def _unfinished(assessed: Sequence[PredictionFolder]) -> list[Problem]:
@@ -322,8 +322,8 @@ def _how_they_lie(assessed: PredictionFolder, how: Registration, together: Toget
     trained = assessed.plan.registration
     if together.moved_mm:
         return [
-            f"the real {assessed.plan.target} was brought to the source before it was compared with ({how}; "
-            f"{REGISTERED}/index.html shows each): {tell_movement(together.moved_mm)}; "
+            f"the real {assessed.plan.target} was aligned with the source before it was compared with ({how}; "
+            f"{REGISTERED}/index.html shows each): {describe_movement(together.moved_mm)}; "
             "chiasm evaluate --register none takes it as it lies"
         ]
     if trained != "none":

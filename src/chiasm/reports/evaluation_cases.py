@@ -49,7 +49,7 @@ def write_cases(
     out: Path,
     pages: CasePages,
 ) -> tuple[list[GalleryCase], dict[str, str]]:
-    """Write a page and a picture for each of the most telling cases.
+    """Write a page and a picture for each of the cases that show most.
 
     Args:
         work: Predicted cases, each with the folder that it lies in.
@@ -132,18 +132,18 @@ def _shown(loaded: Loaded, assessed: PredictionFolder) -> GalleryCase:
     unit, scale = reporting_unit(plan)
     low, high = plan.target_range
 
-    def upright(array: NDArray[Any]) -> NDArray[Any]:
-        turned: NDArray[Any] = canonical(Volume(array, grid)).array
-        return turned
+    def in_ras(array: NDArray[Any]) -> NDArray[Any]:
+        reordered: NDArray[Any] = canonical(Volume(array, grid)).array
+        return reordered
 
     return GalleryCase(
         case=loaded.case.id,
-        source=upright(loaded.source.array),
-        real=upright(loaded.target / scale),
-        synthetic=upright(next(iter(loaded.images.values())) / scale),
-        expected_error=None if loaded.expected_error is None else upright(loaded.expected_error / scale),
-        mask=upright(loaded.mask),
-        lesion=None if loaded.labels is None else upright(loaded.labels > 0),
+        source=in_ras(loaded.source.array),
+        real=in_ras(loaded.target / scale),
+        synthetic=in_ras(next(iter(loaded.images.values())) / scale),
+        expected_error=None if loaded.expected_error is None else in_ras(loaded.expected_error / scale),
+        mask=in_ras(loaded.mask),
+        lesion=None if loaded.labels is None else in_ras(loaded.labels > 0),
         spacing_mm=canonical(loaded.source).geometry.spacing_mm,
         unit=unit,
         window=(low / scale, high / scale),

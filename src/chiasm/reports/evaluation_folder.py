@@ -21,7 +21,7 @@ from chiasm.volumes.screening import STRICT
 
 ASKED = "asked.json"
 CHOSEN = ("series", "select", "subject_pattern", "reading")  # of `ASKED`: which files are taken, and how they are read
-REGISTERED = "registered"  # folder of the real images, brought to the sources
+REGISTERED = "registered"  # folder of the real images, aligned with the sources
 FILES = ("evaluation.csv", "evaluation.json", ASKED, "report.html")  # that stand in an evaluation's folder
 PAGE_FILES = ("cases/*.html", "pictures/*.png")  # of single cases; the star stands for the case
 FOLDERS = ("cases", "pictures", REGISTERED)
@@ -66,16 +66,16 @@ def make_room(out: Path, asked: Mapping[str, Any], inputs: Sequence[Path], *, ov
         if not overwrite and not is_evaluation(out):  # a killed command may have written figures alone
             refuse_foreign(out, (*FILES, *PAGE_FILES), way_out="To replace them: chiasm evaluate --overwrite.")
         return
-    told = _differences(out, read_asked(out), asked)
-    if told and not overwrite:
+    differences = _differences(out, read_asked(out), asked)
+    if differences and not overwrite:
         raise RunError(
-            f"holds another evaluation: {'; '.join(told)}",
+            f"holds another evaluation: {'; '.join(differences)}",
             path=out,
             reason="other-evaluation",
             hint="Give another folder with -o, or replace what it holds: chiasm evaluate --overwrite.",
         )
     _remove_pages(out)
-    if told:
+    if differences:
         remove_registered(out / REGISTERED)
 
 

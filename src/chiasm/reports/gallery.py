@@ -259,8 +259,8 @@ def _box(mask: NDArray[np.bool_]) -> Box:
 def _most_telling(case: GalleryCase, axis: int) -> int:
     """Choose the slice with most of the lesion inside the mask, else the one in the middle of the mask."""
     others = tuple({0, 1, 2} - {axis})
-    if case.lesion is not None and (sick := case.lesion & case.mask).any():
-        return int(np.argmax(np.count_nonzero(sick, axis=others)))
+    if case.lesion is not None and (lesion := case.lesion & case.mask).any():
+        return int(np.argmax(np.count_nonzero(lesion, axis=others)))
     below = np.cumsum(np.count_nonzero(case.mask, axis=others))
     return int(np.searchsorted(below, below[-1] / 2)) if below[-1] else int(case.mask.shape[axis]) // 2
 

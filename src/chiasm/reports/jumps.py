@@ -19,29 +19,29 @@ LARGEST_EXPECTED = 0.99  # quantile above which a voxel's expected error is larg
 
 
 class Jump(NamedTuple):
-    """A place worth a look: what it is, a figure of it, and its voxel of the upright grid."""
+    """A place worth a look: what it is, a score of it, and its voxel of the canonical grid."""
 
     label: str
     detail: str
     voxel: tuple[int, ...]
 
 
-def list_jumps(upright: Mapping[str, Volume], unit: str) -> Iterator[Jump]:
+def list_jumps(in_ras: Mapping[str, Volume], unit: str) -> Iterator[Jump]:
     """Name the places worth a look.
 
     Args:
-        upright: Volumes by name, on one grid in RAS order, among them "synthetic" and "regions" (bits `IN_MASK` and
+        in_ras: Volumes by name, on one grid in RAS order, among them "synthetic" and "regions" (bits `IN_MASK` and
             `IN_LESION`), and "real" and "expected_error" where there are such.
         unit: Of the images.
     """
-    regions = upright["regions"]
+    regions = in_ras["regions"]
     mask, lesion = (regions.array & IN_MASK) > 0, (regions.array & IN_LESION) > 0
     unit = f" {show_unit(unit)}" if show_unit(unit) else ""
-    difference = upright["synthetic"].array - upright["real"].array if "real" in upright else None
+    difference = in_ras["synthetic"].array - in_ras["real"].array if "real" in in_ras else None
     if difference is not None and mask.any():
         yield _largest_difference(difference, mask, unit)
-    if "expected_error" in upright and mask.any():
-        yield _largest_expected(upright["expected_error"], mask, unit)
+    if "expected_error" in in_ras and mask.any():
+        yield _largest_expected(in_ras["expected_error"], mask, unit)
     lesions = lesion_components(lesion & mask, regions.geometry.spacing_mm)  # numbered as in the evaluation
     for number, one in enumerate(lesions[:MOST_LESIONS], 1):
         detail = f"{show_figure(one.volume_ml)} mL"

@@ -1,4 +1,4 @@
-"""One case as one picture: source, real, synthetic, error and expected error of its most telling slice."""
+"""One case as one picture: source, real, synthetic, error and expected error of the slice that shows most."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`chiasm register`: two volumes of one patient brought together, the field, and a page to check it by."""
+"""`chiasm register`: two volumes of one patient aligned, the field, and a page to check it by."""
 
 from __future__ import annotations
 
@@ -18,7 +18,15 @@ from chiasm.errors import RunError, VolumeError, unknown
 from chiasm.locks import locked
 from chiasm.outputs import refuse_foreign, refuse_inputs, remove_files
 from chiasm.registration.alignment import Alignment, AlignmentKind, Progress, align
-from chiasm.registration.cohort import RECORD, figures_of, read_records, tell_movement, write_field
+from chiasm.registration.cohort import (
+    RECORD,
+    aligned_images,
+    describe_alignment,
+    describe_movement,
+    farthest_mm,
+    read_records,
+    write_field,
+)
 from chiasm.reports.drawing import png_address
 from chiasm.reports.pages import render_page
 from chiasm.storage import read_json, write_json, write_text
@@ -63,7 +71,7 @@ def register(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Registered:
-    """Bring one volume of a patient to the grid of another, and write how.
+    """Align one volume of a patient with another, on its grid, and write how.
 
     The folder receives `moved.nii.gz`, `labels-N.nii.gz` for each label map
     (nearest neighbour), `matrix.txt` (fixed world to moving world, mm, RAS+),
@@ -71,11 +79,11 @@ def register(
     read it: LPS), `registration.json` and `registration.html`.
 
     Args:
-        moving: The volume to bring.
+        moving: The volume to align.
         fixed: The volume that stays.
         out: Folder for the results.
         kind: "rigid", "affine" or "demons".
-        labels: Label maps on the moving volume's grid, brought along.
+        labels: Label maps on the moving volume's grid, resampled with it.
         seed: Of what mutual information is estimated from.
         reading: What to assume of files whose headers leave a question open.
         series: Which DICOM series each is, where a place holds several, as ``moving=WORDS`` and ``fixed=WORDS``.
@@ -103,13 +111,13 @@ def register(
         alignment = _aligned(still, mobile, moving, kind, seed, progress)
         names = {"moving": moving.name, "fixed": fixed.name}
         write_json(out / RECORD, {**names, **asked})  # from here on the folder is this registration's
-        image = alignment.bring(mobile, still.geometry)
+        image = alignment.resample_moving(mobile, still.geometry)
         write_volume(out / "moved.nii.gz", image.array, still.geometry)
         for number, volume in enumerate(maps, 1):
-            labels_moved = alignment.bring(volume, still.geometry, order=0)
+            labels_moved = alignment.resample_moving(volume, still.geometry, order=0)
             write_volume(out / f"labels-{number}.nii.gz", labels_moved.array, still.geometry, labels=True)
         _write_transform(out, alignment, still.geometry)
-        write_json(out / RECORD, {**names, **asked, **figures_of(alignment)})
+        write_json(out / RECORD, {**names, **asked, **describe_alignment(alignment)})
         page = out / "registration.html"
         write_text(page, render_page("registration.html", _content(still, mobile, image, alignment)))
         return Registered(out, alignment, image, page)
@@ -148,8 +156,8 @@ def _make_room(out: Path, asked: dict[str, Any], names: Sequence[str], *, overwr
             refuse_foreign(out, names, way_out="To replace them: chiasm register --overwrite.")
         return
     before = read_json(out / RECORD)
-    told = {"kind": "the kind", "seed": "the seed", "voxels": "what was registered"}
-    differing = [told[name] for name, value in asked.items() if before.get(name, value) != value]
+    words = {"kind": "the kind", "seed": "the seed", "voxels": "what was registered"}
+    differing = [words[name] for name, value in asked.items() if before.get(name, value) != value]
     if not differing:
         return
     if not overwrite:
@@ -191,7 +199,7 @@ def report_registered(folder: Path, *, pages: int = PAGES) -> Path:
     records = read_records(folder)
     if not records:
         raise RunError("holds no registered cases", path=folder, reason="no-registration")
-    pairs = [(case, name, one) for case, record in records.items() for name, one in record["brought"].items()]
+    pairs = [(case, name, one) for case, record in records.items() for name, one in aligned_images(record).items()]
     pairs.sort(key=lambda pair: pair[2]["mutual_information"][-1])
     rows = []
     for number, (case, name, one) in enumerate(pairs):
@@ -199,13 +207,11 @@ def report_registered(folder: Path, *, pages: int = PAGES) -> Path:
         if page:
             write_text(folder / page, render_page("registration.html", _content_of(records[case], folder / case, name)))
         rows.append({"case": case, "page": page, **_show_pair(name, one)})
-    moved = {
-        case: max(one["mean_displacement_mm"] for one in record["brought"].values()) for case, record in records.items()
-    }
+    moved = {case: farthest_mm(record) for case, record in records.items()}
     content = {
         "kind": "registration",
         "title": "Do the pairs lie together?",
-        "asked": f"{next(iter(records.values()))['asked']['kind']} registration: {tell_movement(moved)}. "
+        "asked": f"{next(iter(records.values()))['asked']['kind']} registration: {describe_movement(moved)}. "
         "Those that share least information come first: open their pages and look at the edges.",
         "rows": rows,
     }
@@ -228,7 +234,7 @@ def _show_pair(name: str, one: dict[str, Any]) -> dict[str, Any]:
 
 def _content_of(record: dict[str, Any], place: Path, name: str) -> dict[str, Any]:
     """Collect what a pair's page shows from files; the field itself is not read again."""
-    one = record["brought"][name]
+    one = aligned_images(record)[name]
     fixed, moving = (read_volume(Path(record["paths"][image])) for image in (record["asked"]["fixed"], name))
     alignment = Alignment(
         one["kind"],
@@ -247,7 +253,7 @@ def _content_of(record: dict[str, Any], place: Path, name: str) -> dict[str, Any
 def _content(fixed: Volume, moving: Volume, moved: Volume, alignment: Alignment) -> dict[str, Any]:
     still = canonical(fixed)
     before = canonical(
-        Alignment("rigid", np.eye(4), None, still.geometry, (), 1, 1, 0, 0).bring(moving, fixed.geometry)
+        Alignment("rigid", np.eye(4), None, still.geometry, (), 1, 1, 0, 0).resample_moving(moving, fixed.geometry)
     )
     after = canonical(moved)
     mask, _ = find_mask(still, suggest_rule(still))
@@ -257,7 +263,7 @@ def _content(fixed: Volume, moving: Volume, moved: Volume, alignment: Alignment)
         for axis, view in enumerate(VIEWS)
     ]
     information = " → ".join(f"{value:.3f}" for value in alignment.information)
-    told = {
+    scores = {
         "kind": alignment.kind,
         "mutual information inside the fixed mask (nats)": information,
         "mean displacement": f"{alignment.mean_mm:.2f} mm",
@@ -267,8 +273,8 @@ def _content(fixed: Volume, moving: Volume, moved: Volume, alignment: Alignment)
     return {
         "kind": "registration",
         "title": "Do they lie together?",
-        "asked": "Look at the edges: they should follow the same structures in both. Figures alone cannot tell.",
-        "figures": told,
+        "asked": "Look at the edges: they should follow the same structures in both. Numbers alone cannot show it.",
+        "figures": scores,
         "worse": alignment.information[-1] <= alignment.information[0],
         "rows": rows,
     }
@@ -309,8 +315,8 @@ def _plane(array: NDArray[Any], axis: int, index: int) -> NDArray[np.float64]:
 
 def _turned(plane: NDArray[Any], axis: int) -> NDArray[Any]:
     """Turn a slice as it is looked at: up is up, the patient's right on the left; rows from the top."""
-    turned: NDArray[Any] = (plane if axis == 0 else plane[::-1]).T[::-1]
-    return turned
+    picture: NDArray[Any] = (plane if axis == 0 else plane[::-1]).T[::-1]
+    return picture
 
 
 def _aspect(geometry: Geometry, axis: int) -> float:

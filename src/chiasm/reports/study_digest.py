@@ -1,4 +1,4 @@
-"""A study's findings for a document: Markdown tables, and its figures as files that stand alone.
+"""A study's findings for a document: Markdown tables, and its plots as files that stand alone.
 
 The page of `findings` is for looking; this is for quoting.  Both are made from
 the same files, so a results page can be checked against the command that made it.
@@ -15,8 +15,8 @@ from pathlib import Path
 from chiasm.evaluation.statistics import Comparison, Summary, stays_within
 from chiasm.outputs import refuse_links
 from chiasm.reports.drawing import show_figure, show_metric
-from chiasm.reports.study_page import MARGIN, Findings, interval_percent, seeds_sd, tabulate_rivals
-from chiasm.reports.study_plots import HEALTHY, draw_forest, draw_plane, draw_rivals
+from chiasm.reports.study_page import MARGIN, Findings, interval_percent, seeds_sd, tabulate_maps
+from chiasm.reports.study_plots import HEALTHY, draw_forest, draw_maps, draw_trade_off
 from chiasm.reports.tables import NO_FIGURE, Cell, Column, PageTable, cell, to_markdown
 from chiasm.storage import make_folder, write_text
 
@@ -24,22 +24,22 @@ SHOWN = (("mask", "mae"), ("mask", "ssim"), ("mask", "psnr"), (HEALTHY, "mae")) 
 
 
 def write_digest(folder: Path, found: Findings) -> Path:
-    """Write `findings.md` and `figures/*.svg` beside a study's page; return the former.
+    """Write `findings.md` and `plots/*.svg` beside a study's page; return the former.
 
     Raises:
-        ChiasmError: If the folder cannot be written, or `figures` is a link.
+        ChiasmError: If the folder cannot be written, or `plots` is a link.
     """
-    refuse_links(folder, ["figures"])
-    make_folder(folder / "figures")
-    plane, rivals = draw_plane(found.comparisons, found.lesion) or {}, draw_rivals(found.rivals) or {}
-    figures = {
-        "plane": plane.get("svg"),
+    refuse_links(folder, ["plots"])
+    make_folder(folder / "plots")
+    trade_off, maps = draw_trade_off(found.comparisons, found.lesion) or {}, draw_maps(found.baseline_maps) or {}
+    plots = {
+        "trade-off": trade_off.get("svg"),
         "forest": draw_forest(found.comparisons, found.shown_regions),
-        "calibration": rivals.get("curve"),
-        "coverage": rivals.get("risk"),
+        "calibration": maps.get("curve"),
+        "coverage": maps.get("risk"),
     }
-    for name, svg in figures.items():
-        path = folder / "figures" / f"{name}.svg"
+    for name, svg in plots.items():
+        path = folder / "plots" / f"{name}.svg"
         if svg is None:
             path.unlink(missing_ok=True)
         else:
@@ -49,7 +49,7 @@ def write_digest(folder: Path, found: Findings) -> Path:
 
 
 def stand_alone(svg: str) -> str:
-    """Give a page's figure the page's light colours and a ground, so that it can be shown by itself."""
+    """Give a page's plot the page's light colours and a ground, so that it can be shown by itself."""
     style = (files("chiasm") / "reports/templates/base.html").read_text(encoding="utf-8")
     colours = re.search(r":root \{(.*?)\}", style, re.DOTALL)
     assert colours is not None
@@ -63,14 +63,14 @@ def stand_alone(svg: str) -> str:
 def _lines(found: Findings) -> Iterator[str]:
     """Write what is claimed, then the tables, an empty line before each."""
     yield from (f"- {one.verdict}" for one in found.declared)
-    yield from (f"- {stays_within(one, MARGIN)}" for one in _guards(found))
-    tables = (_tabulate_methods(found), _tabulate_differences(found), tabulate_rivals(found.rivals))
+    yield from (f"- {stays_within(one, MARGIN)}" for one in _non_inferiority(found))
+    tables = (_tabulate_methods(found), _tabulate_differences(found), tabulate_maps(found.baseline_maps))
     for table in (table for table in tables if table is not None):
         yield ""
         yield from to_markdown(table)
 
 
-def _guards(found: Findings) -> list[Comparison]:
+def _non_inferiority(found: Findings) -> list[Comparison]:
     """Find the declared pairs' MAE in healthy tissue."""
     pairs = {(one.arm, one.against) for one in found.declared}
     healthy = [one for one in found.comparisons if one.region == HEALTHY and one.metric == "mae"]

@@ -19,7 +19,7 @@ from chiasm.evaluation.statistics import HIGHER, Comparison, Summary, stays_with
 from chiasm.reports.curves import describe_health, draw_curves
 from chiasm.reports.drawing import show_metric
 from chiasm.reports.pages import PageSection, Remark, render_page
-from chiasm.reports.study_plots import HEALTHY, draw_forest, draw_plane, draw_rivals
+from chiasm.reports.study_plots import HEALTHY, draw_forest, draw_maps, draw_trade_off
 from chiasm.reports.tables import (
     NO_FIGURE,
     Cell,
@@ -38,7 +38,7 @@ from chiasm.storage import write_text
 
 MARGIN = 1.0  # percent by which healthy tissue may be worse for a gain in lesions to count
 MAP_SCORES = ("spearman", "spearman_smoothed", "auroc_worst", "auroc_lesion", "ause", "calibration")
-RIVALS = (
+MAP_COLUMNS = (
     *("spearman", "auroc_worst", "auroc_lesion", "ause", "calibration", "calibration_gap"),
     *("passes", "trainings", "seconds"),
 )
@@ -57,7 +57,7 @@ class Findings:
         arms: What each arm is, in words, by name; other methods are naive.
         history: `log.jsonl` of one training of the arm under assessment.
         history_name: Which training that is.
-        rivals: Figures of the expected-error map beside others, or none.
+        baseline_maps: Scores of the expected-error map beside other maps, or none.
         facts: Data sheet: heading -> name -> value.
         warnings: What must be read first.
         paragraph: Of a paper's methods section, to paste.
@@ -72,7 +72,7 @@ class Findings:
     arms: Mapping[str, str]
     history: Sequence[Mapping[str, Any]]
     history_name: str
-    rivals: Sequence[Row]
+    baseline_maps: Sequence[Row]
     facts: Mapping[str, Mapping[str, str]]
     warnings: Sequence[str]
     paragraph: str
@@ -120,20 +120,20 @@ def list_sections(found: Findings) -> list[PageSection]:
     """List what stands on a study's page, from top to bottom."""
     claims = {
         "verdicts": [_remark(one) for one in found.declared],
-        "guards": [stays_within(one, MARGIN) for one in _guards(found)],
+        "non_inferiority": [stays_within(one, MARGIN) for one in _non_inferiority(found)],
         "margin": f"{MARGIN:g}",
         "warnings": found.warnings,
     }
-    plane = {
-        "plane": draw_plane(found.comparisons, found.lesion),
+    trade_off = {
+        "trade_off": draw_trade_off(found.comparisons, found.lesion),
         "forest": draw_forest(found.comparisons, found.shown_regions),
         "arms": found.arms,
     }
     lesions = {"least": LEAST_LESION, "tables": tabulate_lesions(found.rows, found.assessed, f", {found.assessed}")}
     expected_error = {
         "arms": _tabulate_expected_error(found.rows, list(found.arms)),
-        "rivals": tabulate_rivals(found.rivals),
-        "plots": draw_rivals(found.rivals),
+        "maps": tabulate_maps(found.baseline_maps),
+        "plots": draw_maps(found.baseline_maps),
     }
     training = {
         "name": found.history_name,
@@ -144,7 +144,12 @@ def list_sections(found: Findings) -> list[PageSection]:
     differences = _tabulate_differences(found.comparisons)
     return [
         PageSection("found", "Found", "What was asked, and what was found", claims),
-        PageSection("plane", "Lesion and healthy", "Does an arm move the front, or along it?", plane),
+        PageSection(
+            "trade-off",
+            "Lesion and healthy",
+            "Gain in lesions, cost elsewhere",
+            trade_off,
+        ),
         PageSection("figures", "Figures", "Figures by region", _tabulate_methods(found), "There are no figures."),
         PageSection("tests", "Tests", "Comparisons and tests", differences, "There are no two arms to compare."),
         PageSection("lesions", "Lesions", "Lesion by lesion", lesions),
@@ -156,7 +161,7 @@ def list_sections(found: Findings) -> list[PageSection]:
     ]
 
 
-def _guards(found: Findings) -> list[Comparison]:
+def _non_inferiority(found: Findings) -> list[Comparison]:
     """Find, for each declared comparison in a lesion, the same one in healthy tissue."""
     wanted = [(one.arm, one.against, HEALTHY, one.metric) for one in found.declared if one.region != HEALTHY]
     return [one for one in found.comparisons if (one.arm, one.against, one.region, one.metric) in wanted]
@@ -252,19 +257,19 @@ def _tabulate_expected_error(rows: Iterable[Row], arms: Sequence[str]) -> PageTa
     return PageTable("Each arm’s map, means over cases, folds and seeds", columns, lines)
 
 
-def tabulate_rivals(rows: Iterable[Row]) -> PageTable | None:
-    """Set the shipped map beside other measures of doubt: a line for each map, a column for each figure."""
+def tabulate_maps(rows: Iterable[Row]) -> PageTable | None:
+    """Set the shipped map beside other maps of the expected error: a line for each map, a column for each score."""
     cases = [row for row in _finite(rows) if row.case != POOLED]
     means = mean_by(cases, lambda row: (row.method, row.region, row.metric))
-    figures = list(dict.fromkeys((region, metric) for _, region, metric in means if metric in RIVALS))
+    figures = list(dict.fromkeys((region, metric) for _, region, metric in means if metric in MAP_COLUMNS))
     if not figures:
         return None
-    columns = [_rival_column(*figure) for figure in figures]
+    columns = [_map_column(*figure) for figure in figures]
     names = dict.fromkeys(name for name, _, _ in means)
     lines = [[cell(name), *mean_cells(means, ((name, *figure) for figure in figures))] for name in names]
     caption = "The map beside test-time augmentation, dropout and an ensemble of seeds, with their cost"
     return PageTable(caption, [Column("Map"), *columns], lines)
 
 
-def _rival_column(region: str, metric: str) -> Column:
+def _map_column(region: str, metric: str) -> Column:
     return Column(metric.replace("_", " "), "" if region == "mask" else region, True)

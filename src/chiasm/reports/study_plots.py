@@ -16,7 +16,7 @@ from chiasm.reports.drawing import DASHES, INK, MUTED, SERIES, Points, draw_svg,
 from chiasm.reports.tables import mean_by
 
 HEALTHY = "healthy"
-CROWDED = 0.04  # share of the plane within which marks cover each other
+CROWDED = 0.04  # share of the plot within which marks cover each other
 
 
 # Lesions against healthy tissue
@@ -30,11 +30,11 @@ class Change(NamedTuple):
 
     @property
     def mean(self) -> tuple[float, float]:
-        """Means over seeds, as they lie on the plane."""
+        """Means over seeds, as they lie on the plot."""
         return float(self.healthy.mean()), float(self.lesion.mean())
 
 
-def draw_plane(comparisons: Sequence[Comparison], lesion: str) -> dict[str, str] | None:
+def draw_trade_off(comparisons: Sequence[Comparison], lesion: str) -> dict[str, str] | None:
     """Draw each arm's change in lesions over its change in healthy tissue, one point for each seed.
 
     An arm moves the front where it lies low without lying right: better in
@@ -76,14 +76,14 @@ def draw_plane(comparisons: Sequence[Comparison], lesion: str) -> dict[str, str]
     )
     alt = f"Change of MAE in {lesion} and in healthy tissue against {anchor}. {words}"
     title = f"Lesion against healthy: every arm beside {anchor}"
-    return {"title": title, "svg": draw_svg(draw, alt, (7, 4.6), "plane")}
+    return {"title": title, "svg": draw_svg(draw, alt, (7, 4.6), "trade-off")}
 
 
 def _changes(comparisons: Sequence[Comparison], lesion: str, anchor: str) -> dict[str, Change]:
     """Collect the arms that were compared with the anchor in both regions."""
     here = [one for one in comparisons if one.metric == "mae" and one.against == anchor]
-    healthy, sick = ({one.arm: _percent(one) for one in here if one.region == region} for region in (HEALTHY, lesion))
-    return {arm: Change(healthy[arm], sick[arm]) for arm in sick if arm in healthy}
+    healthy, ill = ({one.arm: _percent(one) for one in here if one.region == region} for region in (HEALTHY, lesion))
+    return {arm: Change(healthy[arm], ill[arm]) for arm in ill if arm in healthy}
 
 
 def _percent(one: Comparison) -> NDArray[np.float64]:
@@ -160,8 +160,8 @@ def _draw_difference(axes: Any, one: Comparison, y: float) -> None:
 # Maps of the expected error
 
 
-def draw_rivals(rows: Sequence[Row]) -> dict[str, str] | None:
-    """Draw observed over expected error by tenths of each map, and the risk left as doubtful voxels are dropped.
+def draw_maps(rows: Sequence[Row]) -> dict[str, str] | None:
+    """Draw observed over expected error by tenths of each map, and the error left as voxels are dropped by it.
 
     Args:
         rows: Of `assess_maps`.
@@ -188,8 +188,8 @@ def draw_rivals(rows: Sequence[Row]) -> dict[str, str] | None:
 
     words = " ".join(f"{name}: {points[0, 1]:.3g} at {points[0, 0]:g} %." for name, points in risks.items())
     return {
-        "curve": draw_svg(curve, "Observed against expected error by tenths of each map.", (4.6, 3.6), "rival curve"),
-        "risk": draw_svg(left, f"Mean error of the voxels kept. {words}", (4.6, 3.6), "rival risk"),
+        "curve": draw_svg(curve, "Observed against expected error by tenths of each map.", (4.6, 3.6), "map curve"),
+        "risk": draw_svg(left, f"Mean error of the voxels kept. {words}", (4.6, 3.6), "map risk"),
     }
 
 

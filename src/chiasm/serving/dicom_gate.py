@@ -161,7 +161,7 @@ def end_association(association: Any) -> None:
 
 
 def standing_of(connection: socket.socket) -> Standing:
-    """Tell what a connection has sent so far, and leave it unread.
+    """Return what a connection has sent so far, and leave it unread.
 
     Args:
         connection: A socket that is not blocking.

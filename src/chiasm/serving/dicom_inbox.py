@@ -1,7 +1,7 @@
 """Images as they come in by C-STORE, gathered into series until these are whole.
 
 An image is put by its SeriesInstanceUID and the title of who sends it.  A
-series is whole when every association that brought some of it has been
+series is whole when every association that sent some of it has been
 released and nothing has come for a while: senders spread a series over
 associations.  One whose association broke off waits longer, for the sender
 to try again, and is then thrown away.
@@ -184,11 +184,11 @@ class Inbox:
         return arrivals
 
     def _associations(self) -> set[Hashable]:
-        """Return all associations that brought something of what waits."""
+        """Return all associations that sent something of what waits."""
         return {one for waiting in list(self._pending.values()) for one in list(waiting.associations)}
 
     def _is_due(self, waiting: _Pending) -> bool:
-        """Tell whether nothing more is to be waited for: no association, and silence for long enough."""
+        """Return whether nothing more is to be waited for: no association, and silence for long enough."""
         wait = self._limits.partial_s if waiting.broken else self._limits.quiet_s
         return not waiting.associations and self._clock() - waiting.last >= wait
 

@@ -177,7 +177,7 @@ def _check_one_source(predictor: Predictor, run: Path) -> None:
     sources = predictor.model.plan.sources
     if len(sources) > 1:
         raise RunError(
-            "needs several series of one patient, which a node cannot tell belong together",
+            "needs several series of one patient, which a node cannot match",
             path=run,
             reason="sources",
             found=", ".join(sources),

@@ -6,7 +6,7 @@ folder of label maps of whole heads.  Either way a head is a stack of fractions
 of `TISSUES`, channels last, that sum to one in every voxel.
 
 Coordinates are voxels of the head's own grid unless a name says `_mm`; a
-deformation tells for each voxel of the subject where in the head it comes
+deformation says for each voxel of the subject where in the head it comes
 from (pull-back), so composing is applying one after the other.
 """
 
@@ -289,8 +289,8 @@ def find_heads(folder: Path, spacing_mm: float) -> Mapping[str, Path]:
     heads: dict[str, tuple[float, Path]] = {}
     for path in files:
         name = path.name.split(".")[0].split("_")[0]
-        told = re.search(r"_([\d.]+)mm\.nii", path.name)
-        mm = float(told[1]) if told else 1.0
+        stated = re.search(r"_([\d.]+)mm\.nii", path.name)
+        mm = float(stated[1]) if stated else 1.0
         miss = abs(mm - spacing_mm) + (100 if mm > spacing_mm else 0)
         if name not in heads or miss < heads[name][0]:
             heads[name] = (miss, path)

@@ -73,13 +73,13 @@ def _other_cohort(
 ) -> RunError:
     """Say that a folder holds simulated patients who do not belong to the cohort asked for."""
     was = next(iter(others.values()))
-    told = [f"{name} was {was.get(name)} and is {value}" for name, value in asked.items() if was.get(name) != value]
+    changes = [f"{name} was {was.get(name)} and is {value}" for name, value in asked.items() if was.get(name) != value]
     return RunError(
         f"holds {len(made)} simulated patients, of whom {len(others)} do not belong to the cohort asked for",
         path=folder,
         reason="other-cohort",
-        found="; ".join(told) or f"{len(made)} patients",
-        expected=None if told else f"at most {most}",
+        found="; ".join(changes) or f"{len(made)} patients",
+        expected=None if changes else f"at most {most}",
         hint=f"{OTHER_FOLDER} To replace them: chiasm phantom --overwrite.",
     )
 

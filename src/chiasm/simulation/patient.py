@@ -107,7 +107,7 @@ class Subject(NamedTuple):
         body: The head, shape (I, J, K).
         fractions: Share of each of `CHANNELS`, shape (I, J, K, 17), sums to 1.
         clean: Contrast to what it is without noise, bias, gain and display curve.
-        expected: Contrast to `clean` without the T2 texture that T1 cannot tell.
+        expected: Contrast to `clean` without the T2 texture that T1 does not show.
         moved_mm: Where each voxel of a moved contrast comes from: (I, J, K, 3), float32.
         parameters: Everything that was drawn, ready for JSON.
         affine: Voxel to world mm, (4, 4).
@@ -143,10 +143,10 @@ def draw_subject(
     """
     rng = np.random.default_rng((seed, number))
     head = _choose_head(heads, number, spacing_mm, rng)
-    kind = _dealt(DECKS[(number - 1) // 5 % 2], number, seed, 1)
+    kind = _drawn(DECKS[(number - 1) // 5 % 2], number, seed, 1)
     lesion = draw_lesion(kind, head.fractions, spacing_mm, rng)
     lying = _lay(head, lesion, difficulty, rng)
-    site = _protocol(_dealt(SITES[: difficulty.sites], number, seed, 2), difficulty.jitter, rng)
+    site = _protocol(_drawn(SITES[: difficulty.sites], number, seed, 2), difficulty.jitter, rng)
     materials = _materials(site, seed, rng)
     scans = _scan(head, lying, site, materials, difficulty, rng)
 
@@ -279,8 +279,8 @@ def _scan(
     return scans
 
 
-def _dealt(deck: Sequence[Card], number: int, seed: int, pack: int) -> Card:
-    """Deal a shuffled deck in turn, so that few patients in a row are a fair sample already."""
+def _drawn(deck: Sequence[Card], number: int, seed: int, pack: int) -> Card:
+    """Take the cards of a shuffled deck in turn, so that few patients in a row are a fair sample already."""
     block, place = divmod(number - 1, len(deck))
     return deck[int(np.random.default_rng((seed, pack, block, 77)).permutation(len(deck))[place])]
 

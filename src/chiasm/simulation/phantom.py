@@ -1,7 +1,7 @@
 """Simulated patients with a known truth: a cohort on disk that everything can be tried on.
 
 Subject n of a seed is the same patient whatever the number of subjects; every
-file is the same to the byte.  docs/phantom.md tells what is simulated, what
+file is the same to the byte.  docs/phantom.md says what is simulated, what
 is not, and how near real cohorts the figures come.
 """
 
@@ -120,16 +120,16 @@ def write_cohort(
     strip = layout == "brats" if skull_strip is None else skull_strip
     settings = CohortSettings(seed, heads, spacing_mm, difficulty, hard, layout, strip)
     names = [case_name(layout, number) for number in range(1, subjects + 1)]
-    told = progress or _silent
+    report = progress or _silent
     with locked(folder):
         make_room(folder, settings.asked, names, overwrite)
         notes = {}
         for number, name in enumerate(names, 1):
-            told(number - 1, subjects, name)
+            report(number - 1, subjects, name)
             notes[name] = _simulate(folder, name, number, settings)
         regions = {name: list(values) for name, values in REGIONS.items()}
         write_json(folder / "cohort.json", {"cases": notes, "regions": regions})
-        told(subjects, subjects, "")
+        report(subjects, subjects, "")
     return folder
 
 

@@ -112,8 +112,8 @@ class Voxels(NamedTuple):
         material: From `MATERIALS`, scaled for site and subject.
         where: Flat indices, shape (n,).
         share: Of each voxel, shape (n,).
-        stretch: Factor of T1 and T2 alike, shape (n,): what T1 tells about T2.
-        own: Factor of T2 alone, shape (n,): what no other contrast tells.
+        stretch: Factor of T1 and T2 alike, shape (n,): what T1 shows of T2.
+        own: Factor of T2 alone, shape (n,): what no other contrast shows.
     """
 
     material: Material
@@ -162,7 +162,7 @@ def signal(
         site: The protocol.
         voxels: From `occupied`.
         shape: Of the image.
-        with_own: Whether T2 has the texture that no other contrast tells.
+        with_own: Whether T2 has the texture that no other contrast shows.
 
     Returns:
         Shape `shape`; pure water of full magnetisation is 1.

@@ -44,9 +44,9 @@ from chiasm.studies.utility import (
     Cell,
     Fold,
     Task,
+    assign,
     choose_task,
     compare_utility,
-    deal,
     measure,
     recipe_of,
 )
@@ -163,7 +163,7 @@ def complete(
         kinds = (found.problems, problems, survey.lacking, run.problems, failed, unmeasured)
         problems = list(dict.fromkeys(chain(*kinds)))
         comparisons = compare_utility(rows, cohort.regions, {case.id: case.subject for case in cohort.cases})
-        lines = tell(survey, filled, comparisons, root, {problem.case for problem in problems})
+        lines = describe(survey, filled, comparisons, root, {problem.case for problem in problems})
         done = Completed(out, root, tuple(made), comparisons, tuple(rows), lines, tuple(problems))
         _write(done, survey, recipe, chosen)
     return done
@@ -254,7 +254,7 @@ def survey_cohort(cohort: Cohort, recipe: Recipe, utility: str) -> Survey:
             expected=f"at least {FEWEST_SUBJECTS}",
         )
     task = choose_task(pairs, gaps, recipe, utility)
-    return Survey(pairs, gaps, lacking, task, () if task is None else deal(pairs, gaps, task, recipe))
+    return Survey(pairs, gaps, lacking, task, () if task is None else assign(pairs, gaps, task, recipe))
 
 
 def _lacking(case: Case, recipe: Recipe) -> Problem:
@@ -264,7 +264,7 @@ def _lacking(case: Case, recipe: Recipe) -> Problem:
     return Problem(next(iter(case.images.values())).parent, "missing-modality", message, case.id)
 
 
-def tell(
+def describe(
     survey: Survey, filled: Sequence[Case], comparisons: Sequence[Comparison], root: Path, lost: Collection[str | None]
 ) -> tuple[str, ...]:
     """Say in lines what was completed and what it is worth, a null as plainly as a gain."""
@@ -364,11 +364,11 @@ def _shares(progress: Progress | None, trainings: int) -> list[Progress | None]:
 
 
 def _share(progress: Progress | None, number: int, trainings: int) -> Progress | None:
-    """Tell the progress of one of several equal trainings as that of all."""
+    """Report the progress of one of several equal trainings as that of all."""
     if progress is None:
         return None
 
-    def told(done: int, total: int, figures: Mapping[str, float]) -> None:
+    def reported(done: int, total: int, figures: Mapping[str, float]) -> None:
         progress(number * total + done, trainings * total, figures)
 
-    return told
+    return reported

@@ -209,7 +209,7 @@ def _expected_error_jobs(study: Study, out: Path, jobs: Sequence[Job]) -> list[J
         recipe, runs = trained[0].recipe, tuple(job.folder for job in trained)
         if recipe.data.task == "super-resolution":
             raise RecipeError(
-                "the expected-error map's rivals are not assessed for super-resolution yet",
+                "the expected-error map's baselines are not assessed for super-resolution yet",
                 reason="expected_error",
                 hint="Leave expected_error out of the study.",
             )
@@ -278,7 +278,7 @@ def _recipe(study: Study, arm: str, folds: int, fold: int, seed: int) -> Recipe:
 
 
 def has_discriminators(recipe: Recipe) -> bool:
-    """Tell whether an arm trains any discriminator."""
+    """Return whether an arm trains any discriminator."""
     return recipe.loss.global_weight > 0 or recipe.loss.local_weight > 0 or needs_local_discriminator(recipe)
 
 
@@ -372,7 +372,7 @@ def _hashed(path: Path) -> str:
 
 
 def content_of(study: Study, cohort: Cohort | None) -> str:
-    """Hash the files that a study reads, by content; of a simulated cohort, tell what it is made from.
+    """Hash the files that a study reads, by content; of a simulated cohort, name what it is made from.
 
     Args:
         study: What is asked for.

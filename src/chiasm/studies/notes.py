@@ -20,12 +20,14 @@ from chiasm.studies.study_file import Study
 from chiasm.studies.work import LOCKED, Outcome, locked_folder
 
 NOTES = "study.json"
+PLOT_NAMES = ("trade-off", "forest", "calibration", "coverage")  # version 0.1 called the first "plane"
+PLOTS = ("plots", "figures")  # folder of plots; its name in version 0.1
 #: What a study writes in its folder, beside the pages of single cases.
 FILES = (
     *(NOTES, "evaluation.csv", "evaluation.json", "statistics.csv", "summary.csv", "report.html", "findings.md"),
-    *(f"figures/{name}.svg" for name in ("plane", "forest", "calibration", "coverage")),
+    *(f"{folder}/{name}.svg" for folder in PLOTS for name in ("plane", *PLOT_NAMES)),
 )
-FOLDERS = ("cases", "pictures", "figures", "jobs", "expected-error", "reliability", *LOCKED)
+FOLDERS = ("cases", "pictures", *PLOTS, "jobs", "expected-error", "reliability", *LOCKED)
 AGAIN = "Run the same chiasm study command again: it writes the file anew."
 
 
@@ -79,7 +81,7 @@ class Notes(Section):
 
 
 def is_study(folder: Path) -> bool:
-    """Tell whether `chiasm study` wrote in a folder; notes that are damaged are its own too."""
+    """Return whether `chiasm study` wrote in a folder; notes that are damaged are its own too."""
     try:
         content = read_json(folder / NOTES)
     except RunError:
@@ -90,7 +92,7 @@ def is_study(folder: Path) -> bool:
 def notes_of(
     study: Study, cohort: Cohort, jobs: Sequence[Job], failed: Sequence[Outcome], *, opened: bool
 ) -> dict[str, Any]:
-    """Collect what a study's page needs beside its figures."""
+    """Collect what a study's page needs beside its scores."""
     done = [job for job in jobs if job.is_done]
     arms = [job for job in done if job.kind == "arm"]
     seconds = sum(sum(job.spent.values()) for job in done)
@@ -122,19 +124,19 @@ def _fact(job: Job) -> dict[str, Any]:
 
 def _remarks(found: Sequence[Remarks]) -> list[str]:
     """Say which labels were not used, and whether arms were scored in different voxels of a case."""
-    told = [f"labels not used: {message}" for remarks in found for message in remarks.problems]
+    warnings = [f"labels not used: {message}" for remarks in found for message in remarks.problems]
     masks: dict[str, dict[str, set[str]]] = {}
     for use in chain.from_iterable(remarks.masks for remarks in found):
         masks.setdefault(use.case, {}).setdefault(use.sha256, set()).add(use.method)
     differing = {case: set().union(*by.values()) for case, by in masks.items() if len(by) > 1}
     if differing:
         arms = sorted(set().union(*differing.values()))
-        told.append(
+        warnings.append(
             f"{', '.join(arms)} were not scored in the same voxels of {len(differing)} of {len(masks)} cases "
             f"({', '.join(list(differing)[:3])}), since their masks are found differently: "
             "their figures do not compare the methods alone"
         )
-    return list(dict.fromkeys(told))
+    return list(dict.fromkeys(warnings))
 
 
 def read_notes(folder: Path) -> Notes:

@@ -180,7 +180,7 @@ class _Work:
         return [job for job in due if job.key not in self.failed]
 
     def _is_due(self, job: Job) -> bool:
-        """Tell whether a job is to be done; arms are asked again where the locked test set is scored."""
+        """Return whether a job is to be done; arms are asked again where the locked test set is scored."""
         return not job.is_done or (self.opened and job.kind == "arm")
 
     def _outcome(self, report: Outcome | Lost[Job]) -> Outcome | None:
@@ -241,10 +241,10 @@ def tell_jobs(path: Path, out: Path, reading: Reading = STRICT, settings: Sequen
     left = [job for job in jobs if job.key not in done]
     minutes = _minutes(left, _seconds_a_step([job for job in jobs if job.key in done], done))
     steps = sum(job.steps for job in left)
-    told = f"{len(jobs)} jobs, {len(done)} done, {steps} steps to do"
+    total = f"{len(jobs)} jobs, {len(done)} done, {steps} steps to do"
     if minutes and steps:
-        told += f", about {sum(minutes.values()):.0f} min of one process"
-    return [*(_job_in_words(job, job.key in done, minutes.get(job.key)) for job in jobs), told]
+        total += f", about {sum(minutes.values()):.0f} min of one process"
+    return [*(_job_in_words(job, job.key in done, minutes.get(job.key)) for job in jobs), total]
 
 
 def _minutes(jobs: Sequence[Job], speed: dict[str, float]) -> dict[str, float]:

@@ -94,10 +94,10 @@ class Study(Section):
     @property
     def in_words(self) -> dict[str, str]:
         """What each arm is, by name."""
-        told = {arm: find_method(arm).words for arm in self.arms if arm not in self.variants}
+        words = {arm: find_method(arm).words for arm in self.arms if arm not in self.variants}
         for name, (base, *own) in self.variants.items():
-            told[name] = f"{find_method(base).name} with {', '.join(own) or 'nothing changed'}"
-        return {arm: told[arm] for arm in self.arms}
+            words[name] = f"{find_method(base).name} with {', '.join(own) or 'nothing changed'}"
+        return {arm: words[arm] for arm in self.arms}
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -151,7 +151,7 @@ def read_study(path: Path) -> Study:
             f"{where}: {first['msg'].removeprefix('Value error, ')}", path=path, reason="study"
         ) from error
     named = {name: getattr(study, name) for name in ("data", "reference")}
-    beside = {name: (path.parent / told).resolve() for name, told in named.items() if isinstance(told, Path)}
+    beside = {name: (path.parent / file).resolve() for name, file in named.items() if isinstance(file, Path)}
     return study.model_copy(update=beside)
 
 

@@ -90,7 +90,7 @@ def write_study_report(folder: Path, *, pages: int = PAGES, whole: bool = False)
         arms=study.in_words,
         history=read_history(root / shown.folder / "log.jsonl"),
         history_name=shown.name,
-        rivals=next((read_evaluation(root / name) for name in (MAPS, OLD_MAPS) if (root / name).is_dir()), ()),
+        baseline_maps=next((read_evaluation(root / name) for name in (MAPS, OLD_MAPS) if (root / name).is_dir()), ()),
         facts=_facts(notes, root / shown.folder, rows),
         warnings=_warnings(notes, rows, root),
         paragraph=_methods(study, rows, notes.cases),
@@ -168,12 +168,12 @@ def _warnings(notes: Notes, rows: Sequence[Row], root: Path) -> list[str]:
     """Say what must be read before any figure: what failed, what is few, which trainings were unwell."""
     cases = {row.case for row in rows}
     people = {notes.cases[name].subject for name in cases}
-    told = [*notes.failed, *notes.remarks]
+    warnings = [*notes.failed, *notes.remarks]
     if left := _left_out(notes, rows):
-        told.append(f"left out, as chiasm inspect tells why: {', '.join(left)}")
+        warnings.append(f"left out, for reasons that chiasm inspect shows: {', '.join(left)}")
     if len(people) < FEWEST:
-        told.append(f"only {len(people)} subjects: nothing is tested")
-    return [*told, *_rare_regions(notes, rows, len(people)), *_unwell_trainings(notes, root)]
+        warnings.append(f"only {len(people)} subjects: nothing is tested")
+    return [*warnings, *_rare_regions(notes, rows, len(people)), *_unwell_trainings(notes, root)]
 
 
 def _left_out(notes: Notes, rows: Sequence[Row]) -> tuple[str, ...]:

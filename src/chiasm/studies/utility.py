@@ -106,8 +106,8 @@ def _most_shared(pairs: Sequence[Case], gaps: Sequence[Case], recipe: Recipe) ->
 _RANKS = {name: rank for rank, name in enumerate(MODALITIES)}  # which of two comes first where they are shared alike
 
 
-def deal(pairs: Sequence[Case], gaps: Sequence[Case], task: Task, recipe: Recipe) -> tuple[Fold, ...]:
-    """Deal complete cases into folds by subject, and let no other case of a test subject teach anything.
+def assign(pairs: Sequence[Case], gaps: Sequence[Case], task: Task, recipe: Recipe) -> tuple[Fold, ...]:
+    """Assign complete cases to folds by subject, and let no other case of a test subject teach anything.
 
     Raises:
         CohortError: If there are too few subjects, or a fold has no case to complete.
@@ -266,7 +266,7 @@ def compare_utility(
 
 
 def _silence(line: str) -> None:
-    """Say nothing: a completion tells of its folds, not of their insides."""
+    """Say nothing: a completion reports its folds, not of their insides."""
     del line
 
 

@@ -85,7 +85,7 @@ class Terms:
 
 
 def work(job: Job, terms: Terms) -> Outcome:
-    """Do a job, or recognise that it was done; what goes wrong is told, not raised."""
+    """Do a job, or recognise that it was done; what goes wrong is reported, not raised."""
     import torch
     from threadpoolctl import threadpool_limits
 
@@ -195,5 +195,5 @@ def _share_plan(warm: Path, folder: Path) -> None:
 
 
 def _silence(line: str) -> None:
-    """Say nothing: a study tells of its jobs, not of their insides."""
+    """Say nothing: a study reports its jobs, not of their insides."""
     del line

@@ -32,9 +32,9 @@ from chiasm.locks import locked
 from chiasm.preparation.examination import ExaminedCohort, examine_cohort
 from chiasm.preparation.plan import Plan, read_plan, write_plan
 from chiasm.preparation.planning import make_plan
-from chiasm.preparation.unpaired import find_unpaired, refuse_duplicates, tell_unpaired
+from chiasm.preparation.unpaired import describe_unpaired, find_unpaired, refuse_duplicates
 from chiasm.recipe import Recipe, read_recipe, write_recipe
-from chiasm.registration.cohort import Together, align_cohort, tell_movement
+from chiasm.registration.cohort import Together, align_cohort, describe_movement
 from chiasm.training.cost import estimate_cost
 from chiasm.training.players import check_players, patch_needs
 from chiasm.training.run_folder import check_run_folder
@@ -302,7 +302,7 @@ def _align(cohort: Cohort, recipe: Recipe, folder: Path, say: Say) -> Together:
         cohort, names, kind, folder, lambda done, of, case: say(f"registering {case} ({done + 1} of {of})")
     )
     if together.moved_mm:
-        say(f"{kind} registration to {names[0]}: {tell_movement(together.moved_mm)}")
+        say(f"{kind} registration to {names[0]}: {describe_movement(together.moved_mm)}")
     return together
 
 
@@ -314,8 +314,8 @@ def _find_unpaired(found: Cohort, recipe: Recipe, split: Split, examined: Examin
     elsewhere = _sites_without_tests(examined.cohort.cases, split) if recipe.split.by == "site" else None
     alone, unreadable = find_unpaired(found, recipe.data, held_out=held_out, elsewhere=elsewhere)
     if alone:
-        told = tell_unpaired(alone, recipe.data.sources, recipe.data.target)
-        say(f"{len(alone)} images serve without a partner: {told}")
+        pairing = describe_unpaired(alone, recipe.data.sources, recipe.data.target)
+        say(f"{len(alone)} images serve without a partner: {pairing}")
     return _Unpaired(tuple(alone), tuple(unreadable))
 
 

@@ -17,7 +17,7 @@ from chiasm.errors import VolumeError
 from chiasm.volumes.dicom_files import FAULTS, read_dataset, taming, visit
 from chiasm.volumes.dicom_frames import LPS_TO_RAS, Frame
 from chiasm.volumes.dicom_series import Series
-from chiasm.volumes.geometry import Geometry, Volume, same_grid, turned_like
+from chiasm.volumes.geometry import Geometry, Volume, reordered_like, same_grid
 
 NOTICE = "Synthetic image for research; not for diagnostic use."
 NEAR_MM = 0.01  # by which positions may be rounded
@@ -176,8 +176,8 @@ def _cut(grid: Geometry, header: Any, frames: Sequence[Frame]) -> Iterator[Plane
 
 def on_planes(image: Volume, grid: Geometry, series: Series) -> NDArray[np.float32]:
     """Return the image slice by slice, shape (K, rows, columns)."""
-    turned = turned_like(image, grid)
-    if not same_grid(grid, turned.geometry):
+    fitting = reordered_like(image, grid)
+    if not same_grid(grid, fitting.geometry):
         raise VolumeError(
             "the image does not lie on the slices of its source",
             path=series.parts[0].path.parent,
@@ -185,9 +185,9 @@ def on_planes(image: Volume, grid: Geometry, series: Series) -> NDArray[np.float
             found="x".join(map(str, image.geometry.shape)),
             expected="x".join(map(str, grid.shape)),
         )
-    if not np.isfinite(turned.array).all():
+    if not np.isfinite(fitting.array).all():
         raise VolumeError("the image holds values that are no finite number", reason="not-finite")
-    return np.ascontiguousarray(turned.array.transpose(2, 1, 0), np.float32)
+    return np.ascontiguousarray(fitting.array.transpose(2, 1, 0), np.float32)
 
 
 def new_series(first: Plane, derivation: Derivation, shown: tuple[float, float], burned_in: bool) -> Any:

@@ -77,7 +77,7 @@ def voxels_apart(a: Geometry, b: Geometry) -> float:
 
 
 def same_grid(a: Geometry, b: Geometry, tolerance_voxels: float = TOLERANCE_VOXELS) -> bool:
-    """Tell whether two grids have one shape and their corners lie together, in voxels of `a`."""
+    """Return whether two grids have one shape and their corners lie together, in voxels of `a`."""
     return a.shape == b.shape and voxels_apart(a, b) <= tolerance_voxels
 
 
@@ -139,14 +139,14 @@ def _nearest_axes(matrix: NDArray[np.float64]) -> tuple[tuple[int, int, int], tu
     return (columns[0], columns[1], columns[2]), (backwards[0], backwards[1], backwards[2])
 
 
-def turned_like(volume: Volume, grid: Geometry) -> Volume:
-    """Store a volume in the axis order of `grid` where the two are turned by quarters; else leave it alone."""
+def reordered_like(volume: Volume, grid: Geometry) -> Volume:
+    """Store a volume in the axis order of `grid` where the two are rotated by quarters; else leave it alone."""
     turn = np.linalg.inv(grid.affine[:3, :3]) @ volume.geometry.affine[:3, :3]
     axes, flips = _nearest_axes(turn)
     if axes == (0, 1, 2) and not any(flips):
         return volume
-    turned = reordered(volume, axes, flips)
-    return turned if same_grid(grid, turned.geometry) else volume
+    fitting = reordered(volume, axes, flips)
+    return fitting if same_grid(grid, fitting.geometry) else volume
 
 
 class Overlap(NamedTuple):
@@ -171,7 +171,7 @@ class Overlap(NamedTuple):
 def find_overlap(a: Geometry, b: Geometry, tolerance_voxels: float = SNAPPED_VOXELS) -> Overlap | None:
     """Find which voxels of grid `a` coincide with which of grid `b`; None where the voxels do not coincide.
 
-    Voxels coincide where one grid is the other with its axes in another order, turned round, and shifted by whole
+    Voxels coincide where one grid is the other with its axes in another order, reversed, and shifted by whole
     voxels: a crop, a padded or a transposed volume.  The grids need not share a voxel.
 
     Args:
@@ -270,7 +270,7 @@ def straight_grid(geometry: Geometry) -> Geometry:
 
 
 def straightened(volume: Volume, labels: bool = False) -> Volume:
-    """Bring a volume with skewed axes to the straight grid nearest to it; beyond its voxels lies its least value.
+    """Resample a volume with skewed axes on the straight grid nearest to it; beyond its voxels lies its least value.
 
     Args:
         volume: Any.
@@ -281,7 +281,7 @@ def straightened(volume: Volume, labels: bool = False) -> Volume:
 
 
 def resample(volume: Volume, geometry: Geometry, order: Literal[0, 1] = 1, fill: float = 0.0) -> Volume:
-    """Bring a volume to another grid; voxels are copied where both grids coincide (`find_overlap`).
+    """Resample a volume on another grid; voxels are copied where both grids coincide (`find_overlap`).
 
     Within half a voxel beyond its outermost centres the volume is taken as
     constant; farther out lies `fill`.
@@ -331,7 +331,7 @@ def resample(volume: Volume, geometry: Geometry, order: Literal[0, 1] = 1, fill:
 def _inside(
     matrix: NDArray[np.float64], offset: NDArray[np.float64], shape: Sequence[int], source: Sequence[int]
 ) -> NDArray[np.bool_]:
-    """Tell which target voxels lie within half a voxel of the source's grid."""
+    """Return which target voxels lie within half a voxel of the source's grid."""
     inside = np.ones(tuple(shape), bool)
     steps = np.ogrid[tuple(slice(0, side) for side in shape)]
     for axis, side in enumerate(source):

@@ -27,7 +27,7 @@ SMOOTHING_MM = 2.0  # Gaussian before the body's threshold
 OTSU_BINS = 256
 
 COARSE_VOXELS = 64  # along each axis of the grid on which surroundings are looked at
-FEWEST_ON_SURFACE = 50  # coarse voxels that tell what lies at a surface
+FEWEST_ON_SURFACE = 50  # coarse voxels that show what lies at a surface
 PADDED = 0.5  # share of the face voxels that have the value of a constant background
 PARTLY_PADDED = 0.05  # likewise, where some of the faces are padded
 UNIFORM = (
@@ -73,7 +73,7 @@ def constant_background(array: NDArray[Any]) -> float | None:
 
 
 def look_around(array: NDArray[Any], *, is_ct: bool = False) -> Surroundings:
-    """Tell what lies around a brain or body, from a coarse grid.
+    """Find what lies around a brain or body, from a coarse grid.
 
     Air is uniform: where it lies at the surface of the contents, the body ends
     farther inside.  The surface of a brain that was cut out is not uniform.
@@ -118,7 +118,7 @@ def _body_within(
 
 
 def suggest_rule(volume: Volume, window_hu: Window | None = None) -> Rule:
-    """Tell how the mask of this volume is best found: "nonzero" or "body".
+    """Find how the mask of this volume is best found: "nonzero" or "body".
 
     A constant background alone does not make a cut-out brain: scans are also
     padded, and then air lies between the padding and the body.
@@ -171,7 +171,7 @@ def find_mask(
         mask = _body(array, volume.geometry.spacing_mm, around, table=window_hu is not None)
     if not mask.any():
         raise VolumeError(
-            "has no brain or body that could be told from the background",
+            "has no brain or body that could be separated from the background",
             reason="empty-mask",
             hint="Give a mask beside the image.",
         )
@@ -252,7 +252,7 @@ def _uniform_level(surfaces: list[NDArray[np.float32]], most: float) -> float | 
 
 
 def _far(distance: NDArray[np.float32], among: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Tell which voxels lie beyond Otsu's threshold of a distance; the brightest decide nothing."""
+    """Return which voxels lie beyond Otsu's threshold of a distance; the brightest decide nothing."""
     values = np.minimum(distance[among], np.percentile(distance[among], 99.5))
     far: NDArray[np.bool_] = distance > otsu_threshold(values)
     return far

@@ -36,12 +36,12 @@ PLACES = ("Offset", "Position", "Origin")
 STEPS = ("ElementSpacing", "ElementSize")
 UNIT = 1e-3  # by how much a direction's length may differ from 1
 
-#: Lines that say how the grid lies: they are carried over as they were written.
+#: Lines that say how the grid lies: they are copied as they were written.
 PLACE = (*TURNS, *PLACES, "CenterOfRotation", "AnatomicalOrientation", *STEPS)
 
 
 def looks_like_metaimage(head: bytes) -> bool:
-    """Tell by its first line: one of the names that such a header begins with."""
+    """Recognise it by its first line: one of the names that such a header begins with."""
     return re.match(rb"\s*(ObjectType|NDims|Comment|ObjectSubType)\s*=", head) is not None
 
 

@@ -67,7 +67,7 @@ def open_mgh(path: Path, *, max_bytes: int = 2 * 2**30) -> Stored:
             found=f"{i}x{j}x{k} voxels, {size / 2**20:.0f} MiB",
             expected=f"at most {max_bytes / 2**20:.0f} MiB",
         )
-    if is_oriented <= 0:  # FreeSurfer takes it as coronal, nibabel 5.4 as the same turned by half a turn
+    if is_oriented <= 0:  # FreeSurfer takes it as coronal, nibabel 5.4 as the same rotated by half a turn
         raise VolumeError(
             "does not say how it lies in space: its goodRASFlag is 0",
             path=path,

@@ -39,7 +39,7 @@ class _Axis(NamedTuple):
 
 
 def looks_like_minc(head: bytes) -> bool:
-    """Tell whether it is HDF5, as MINC 2 is; what is in it shows when it is opened."""
+    """Return whether it is HDF5, as MINC 2 is; what is in it shows when it is opened."""
     return head.startswith(MAGIC)
 
 

@@ -38,7 +38,7 @@ def find_mirrored(a: NDArray[Any], b: NDArray[Any]) -> Mirrored | None:
     Mutual information, in nats, of a thinned grid; the margin is wide, since
     heads are nearly symmetric and true pairs are not perfectly registered.
     Compared are voxels that hold content of both images whether or not one is
-    mirrored: where a mirrored head lies on background, that background's edge would tell of the other's edge.
+    mirrored: where a mirrored head lies on background, that background's edge would show the other's edge.
     Of each image only local contrast counts: two coils that shade a head from opposite sides make images that
     share more information mirrored.  The images as they are must not say the contrary.
     """

@@ -105,7 +105,7 @@ class Header:
 
 
 def looks_like_nifti(head: bytes) -> bool:
-    """Tell by the size that a NIfTI header begins with."""
+    """Recognise it by the size that a NIfTI header begins with."""
     return _order_and_version(head) is not None
 
 
@@ -257,7 +257,7 @@ def _scale(raw: _Raw) -> tuple[float, float]:
 
 
 def _order_and_version(head: bytes | bytearray) -> tuple[Order, int] | None:
-    """Tell byte order and version by the size that a header begins with."""
+    """Find byte order and version by the size that a header begins with."""
     orders: tuple[Order, Order] = ("<", ">")
     kinds = {struct.pack(f"{order}i", size): (order, version) for order in orders for version, size in SIZE.items()}
     return kinds.get(bytes(head[:4]))
@@ -321,7 +321,7 @@ def _from_sform(raw: _Raw) -> NDArray[np.float64]:
 
 
 def _rounding(raw: _Raw) -> float:
-    """Return by how many radians a qform's rotation is unsure: near a half turn float32 hardly tells the angle."""
+    """Return by how many radians a qform's rotation is unsure: near a half turn float32 hardly holds the angle."""
     rest = 1.0 - sum(float(part) ** 2 for part in raw.fields["quaternion"])
     return 2 * HALF_TURN / math.sqrt(max(rest, HALF_TURN))
 

@@ -74,7 +74,7 @@ class _Axes:
 
 
 def looks_like_nrrd(head: bytes) -> bool:
-    """Tell by the first line: NRRD and the version of the format."""
+    """Recognise it by the first line: NRRD and the version of the format."""
     return re.match(rb"NRRD000[1-9]\r?\n", head) is not None
 
 

@@ -26,10 +26,10 @@ from chiasm.volumes.geometry import (
     Geometry,
     Volume,
     laid_on,
+    reordered_like,
     same_grid,
     straight_grid,
     straightened,
-    turned_like,
     voxels_apart,
 )
 from chiasm.volumes.metaimage import looks_like_metaimage, open_metaimage, write_metaimage
@@ -71,7 +71,7 @@ class Reading:
     Attributes:
         form: Which NIfTI form to believe where sform and qform disagree.
         assume_ras: Whether to take a NIfTI or NRRD without orientation as RAS.
-        resample: Whether to bring skewed axes to a straight grid, which interpolates.
+        resample: Whether to resample skewed axes on a straight grid, which interpolates.
         resample_tilt: Whether to resample DICOM slices that are tilted or uneven.
         ct_offset: Added to the stored values of each CT that it makes right; others stay as they are.
     """
@@ -122,7 +122,7 @@ def read_volume(
         reading: What to assume where the header leaves a question open.
         declared: The only labels that may occur beside 0; all may where None.
         allow_thin: Whether fewer than three slices along an axis are right.
-        allow_constant: Whether an image may be the same everywhere.
+        allow_constant: Whether an image may be constant.
         series: Which DICOM series, where a place holds several: as for `read_dicom`.
         max_bytes: Most bytes of voxels.
 
@@ -166,7 +166,7 @@ def _straight(volume: Volume, is_skewed: bool, labels: bool) -> Volume:
 
 
 def _open(path: Path, head: bytes, reading: Reading, max_bytes: int) -> Stored:
-    """Check the header of a file whose format its first bytes tell."""
+    """Check the header of a file whose format its first bytes show."""
     if looks_like_nifti(head):
         return open_nifti(path, form=reading.form, assume_ras=reading.assume_ras, max_bytes=max_bytes)
     if looks_like_metaimage(head):
@@ -185,11 +185,11 @@ def _open(path: Path, head: bytes, reading: Reading, max_bytes: int) -> Stored:
 
 
 def _check_skew(geometry: Geometry, path: Path, reading: Reading) -> bool:
-    """Tell whether a grid is skewed; refuse one that is not to be made straight, or would grow too large by it."""
+    """Return whether a grid is skewed; refuse one that is not to be made straight, or would grow too large by it."""
     if not check_affine(geometry, path, allow_skew=reading.resample):
         return False
     if math.prod(straight_grid(geometry).shape) > MOST_STRAIGHTENED * math.prod(geometry.shape):
-        raise VolumeError("leans too far to be brought to a straight grid", path=path, reason="skew")
+        raise VolumeError("is sheared too far to be resampled on a straight grid", path=path, reason="skew")
     return True
 
 
@@ -281,7 +281,7 @@ def read_grid(path: Path) -> Geometry:
 
 
 def check_affine(geometry: Geometry, path: Path | None = None, *, allow_skew: bool = False) -> bool:
-    """Refuse a grid that no scanner makes, and tell whether its axes are skewed.
+    """Refuse a grid that no scanner makes, and return whether its axes are skewed.
 
     Args:
         geometry: The grid.
@@ -320,7 +320,7 @@ def _check_spacing(spacing: Sequence[float], path: Path | None) -> None:
     least, most = SPACING_MM[0] * (1 - ROUNDING), SPACING_MM[1] * (1 + ROUNDING)
     if not all(least <= step <= most for step in spacing):
         raise VolumeError(
-            "has an impossible spacing",
+            "has a spacing out of range",
             path=path,
             reason="spacing",
             found=" x ".join(f"{step:.4g}" for step in spacing) + " mm",
@@ -404,7 +404,7 @@ def _outside(array: NDArray[Any], kind: type[np.signedinteger[Any]]) -> int:
 def check_pair(a: Volume, b: Volume, *, a_name: str = "source", b_name: str = "target", labels: bool = False) -> Volume:
     """Return `b` on the grid of `a`, or refuse the pair.
 
-    The same space stored in another axis order is brought together, and a DICOM
+    The same space stored in another axis order is reordered, and a DICOM
     segmentation without its empty slices laid among the others; nothing is ever
     interpolated here.
 
@@ -419,7 +419,7 @@ def check_pair(a: Volume, b: Volume, *, a_name: str = "source", b_name: str = "t
         VolumeError: If grids differ, the volumes do not overlap in the world,
             or `b` fits `a` clearly better when it is mirrored.
     """
-    fitting = turned_like(b, a.geometry)
+    fitting = reordered_like(b, a.geometry)
     if labels and b.geometry.container == "dicom":  # its empty slices are not stored
         fitting = laid_on(b, a.geometry) or fitting
     if not same_grid(a.geometry, fitting.geometry):
@@ -449,11 +449,11 @@ def _unlike_grids(a: Geometry, b: Geometry, a_name: str, b_name: str, labels: bo
         found, expected = "x".join(map(str, b.shape)), "x".join(map(str, a.shape))
     else:
         found, expected = f"corners up to {voxels_apart(a, b):.3g} voxels apart", "at most 0.01"
-    brought = f"Register or resample the {b_name} to the {a_name} first"
+    hint = f"Register or resample the {b_name} to the {a_name} first"
     return VolumeError(
         f"the {b_name}'s grid differs from the {a_name}'s",
         reason="grid",
         found=found,
         expected=expected,
-        hint=f"{brought}." if labels else f"{brought}. {REGISTER}",
+        hint=f"{hint}." if labels else f"{hint}. {REGISTER}",
     )

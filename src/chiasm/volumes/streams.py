@@ -107,7 +107,7 @@ def unreadable(path: Path, error: OSError) -> VolumeError:
 
 
 def packing_of(path: Path) -> Packing:
-    """Tell by a file's first bytes whether it is gzipped, whatever its name says.
+    """Return whether a file is gzipped by its first bytes, whatever its name says.
 
     Raises:
         VolumeError: If it cannot be read.
@@ -120,7 +120,7 @@ def first_bytes(path: Path, count: int) -> bytes:
     """Return the first bytes of what a file holds, unpacked if it is gzipped, whatever its name says.
 
     Raises:
-        VolumeError: If it cannot be read, or is a gzip that is corrupted or cut short before so many.
+        VolumeError: If it cannot be read, or is a gzip that is corrupted or truncated before so many.
     """
     head = b""
     with open_file(path) as file:
@@ -139,7 +139,7 @@ def blocks(stream: Stream) -> Iterator[bytes]:
     to its end: only there do a gzip's CRC and length show.
 
     Raises:
-        VolumeError: If the file is cut short, corrupted or too long.
+        VolumeError: If the file is truncated, corrupted or too long.
     """
     path, end = stream.path, stream.offset + stream.size
     with open_file(path) as file:
@@ -174,7 +174,7 @@ def read_whole(stream: Stream) -> bytearray:
     """Return exactly the bytes that count.
 
     Raises:
-        VolumeError: If the file is cut short, corrupted or too long.
+        VolumeError: If the file is truncated, corrupted or too long.
     """
     content = bytearray()  # grows with what is there, not with what a header promises
     for block in blocks(stream):
@@ -184,7 +184,7 @@ def read_whole(stream: Stream) -> bytearray:
 
 def _short(path: Path, found: str, end: int) -> VolumeError:
     return VolumeError(
-        "is cut short",
+        "is truncated",
         path=path,
         reason="truncated",
         found=found,
@@ -252,7 +252,7 @@ def _corrupted(path: Path, error: Exception) -> VolumeError:
 
 
 def _cut_short(path: Path) -> VolumeError:
-    return VolumeError("holds packed data that were cut short", path=path, reason="truncated", hint="Copy it again.")
+    return VolumeError("holds packed data that are truncated", path=path, reason="truncated", hint="Copy it again.")
 
 
 def _member(unpacker: Any, packed: bytes, file: BinaryIO, path: Path) -> Iterator[bytes]:

@@ -19,7 +19,7 @@ from chiasm.volumes.geometry import Geometry
 from chiasm.volumes.streams import Stream, blocks, read_whole
 
 LARGE = 64 * 2**20  # bytes of voxels that are looked at twice: first checked, then kept
-LEVELS = 256  # that float32 must tell apart between the least and the greatest value
+LEVELS = 256  # that float32 must separate between the least and the greatest value
 LARGEST_LABEL = 2**31
 INTEGERS = (np.uint8, np.int8, np.int16, np.int32, np.int64)
 
@@ -59,11 +59,11 @@ def read_image(stored: Stored, path: Path, *, allow_constant: bool = False) -> N
     Args:
         stored: From a reader of headers.
         path: What to call it in errors.
-        allow_constant: Whether it may be the same everywhere.
+        allow_constant: Whether it may be constant.
 
     Raises:
         VolumeError: If bytes are missing or damaged, a value is not finite in
-            float32, or float32 cannot tell the values apart.
+            float32, or float32 cannot separate the values.
     """
 
     def check(low: float, high: float) -> None:
@@ -79,10 +79,10 @@ def read_image(stored: Stored, path: Path, *, allow_constant: bool = False) -> N
         if allow_constant:
             return
         if low == high:
-            raise VolumeError("is the same everywhere", path=path, reason="constant", found=f"{low:g}")
+            raise VolumeError("is constant", path=path, reason="constant", found=f"{low:g}")
         if high - low < LEVELS * float(np.spacing(np.abs(ends).max())):
             raise VolumeError(
-                "holds values too large for how little they differ: float32 cannot tell them apart",
+                "holds values too large for how little they differ: float32 cannot separate them",
                 path=path,
                 reason="precision",
                 found=f"{low:.17g} to {high:.17g}",
@@ -169,7 +169,7 @@ def image_of(array: NDArray[Any], path: Path, *, allow_constant: bool = False) -
             "holds values that are no finite number in float32", path=path, reason="not-finite", found=f"{count} voxels"
         )
     if not allow_constant and made.min() == made.max():
-        raise VolumeError("is the same everywhere", path=path, reason="constant", found=f"{made.flat[0]:g}")
+        raise VolumeError("is constant", path=path, reason="constant", found=f"{made.flat[0]:g}")
     return made
 
 

@@ -180,7 +180,7 @@ function look(name, image) {
   }
 }
 
-async function bring() { // the viewer stands in the page compressed
+async function unpack() { // the viewer stands in the page compressed
   const packed = Uint8Array.from(atob(byId("niivue-script").textContent), letter => letter.charCodeAt(0));
   const script = document.createElement("script");
   script.textContent = await new Response(new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
@@ -190,7 +190,7 @@ async function bring() { // the viewer stands in the page compressed
 async function start() {
   byId("viewer").hidden = false;
   const began = performance.now();
-  await bring();
+  await unpack();
   const images = {};
   for (const name of Object.keys(settings.names).filter(name => name !== "difference")) {
     images[name] = await load(name);
@@ -230,7 +230,7 @@ async function start() {
   const all = Object.values(panes);
   for (const pane of all) {
     pane.broadcastTo(all.filter(other => other !== pane), { "2d": true, "3d": true });
-    // NiiVue tells the others only where its canvas has the focus, which a click gives too late
+    // NiiVue moves the others only where its canvas has the focus, which a click gives too late
     pane.canvas.addEventListener("pointerdown", () => pane.canvas.focus({ preventScroll: true }));
     pane.canvas.addEventListener("mouseup", () => {
       const { cal_min: low, cal_max: high } = pane.volumes[0];
@@ -263,7 +263,7 @@ async function start() {
   byId("nearer").addEventListener("click", () => setZoom(1.25));
   byId("farther").addEventListener("click", () => setZoom(0.8));
   document.addEventListener("keydown", press, true);
-  byId("told").textContent = settings.told;
+  byId("packing").textContent = settings.packing;
   setWindow(...settings.window);
   moveTo((settings.jumps.find(jump => jump.label.startsWith("Lesion")) ?? settings.jumps[0] ?? { voxel: dims.map(side => side >> 1) }).voxel);
   byId("progress").textContent = "";
