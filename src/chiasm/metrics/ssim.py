@@ -103,6 +103,7 @@ def _plain(moments: NDArray[np.float32], centre: float, covariance: float) -> ND
         centre: What was taken away from x and y.
         covariance: Factor of variances and covariance.
     """
+    vxy: NDArray[np.float32]
     ux, uy, vxy, variances = moments  # (I, J, K) each
     vxy -= ux * uy
     vxy *= 2 * covariance
