@@ -2,8 +2,8 @@
 
     python benchmarks/levers.py DATA OUT "l2 before" "l2" --seconds 150 --folds 0 1 --seeds 0 1
 
-Each arm is one of `ARMS`.  Its steps are what SECONDS of the processor buy, one thread, counted once by a training of
-80 steps beyond one of 20; set-up, one validation and predictions are not among them.  Of three folds each trains on
+Each arm is one of `ARMS`.  Its steps are what SECONDS of the processor buy, one thread, as counted once before, where
+arms take turns; set-up, one validation and predictions are not among them.  Of three folds each trains on
 half of the subjects.  All others, the validation case too (it decides nothing of the image), are predicted and
 judged by this script alone: truth in SD of the brain, the prediction fitted to it by one affine map, mean absolute
 error in the brain and in labelled lesions (WT); "kept" is the lesion's mean minus the rest's, predicted over true, at
@@ -17,6 +17,7 @@ import csv
 import json
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, median
 
@@ -25,9 +26,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from chiasm.cohorts.discovery import find_cohort
+from chiasm.cohorts.splits import read_splits
 from chiasm.methods import make_recipe
 from chiasm.prediction.folders import predict
+from chiasm.preparation.arrays import prepare_cohort
+from chiasm.preparation.plan import read_plan
+from chiasm.recipe import Recipe
+from chiasm.training.learner import Learner
+from chiasm.training.loop import make_fabric
 from chiasm.training.run import train
+from chiasm.training.run_planning import plan_run
 
 #: The size that was called small before, whatever a size is called now.
 BEFORE = (
@@ -39,34 +48,55 @@ FOLDED = ("generator.fold=2", "generator.widths=[24, 48, 96, 192]", "optimiser.g
 ARMS = {
     "l2 before": ("l2", BEFORE),
     "l2 folded": ("l2", FOLDED),
+    "l2 folded classes": ("l2", (*FOLDED, "training.class_share=0.5")),
     "l2 folded 5e-4": ("l2", (*FOLDED, "optimiser.generator_rate=5e-4")),
     "l2 folded wide": ("l2", (*FOLDED, "generator.widths=[32, 64, 128, 256]")),
     "dual-attention before": ("dual-attention", BEFORE),
     "dual-attention folded": ("dual-attention", FOLDED),
 }
 FIELDS = ("arm", "fold", "seed", "steps", "case", "brain", "WT", "kept")
-BRIEF, LONGER = 20, 80  # steps of the trainings that count the time of one
+REFERENCE = "l2 before"
+PROBES = 10  # steps that are timed of each arm, evenly over its schedule
 
 
-def train_arm(arm: str, fold: int, seed: int, steps: int, data: Path, folder: Path, cache: Path) -> float:
-    """Train, and return the seconds of the processor."""
+def recipe_of(arm: str, fold: int, seed: int, steps: int) -> Recipe:
+    """Return the recipe of an arm."""
     method, settings = ARMS[arm]
     asked = ["data.sources=['t1']", "data.target=t2", "split.folds=3", f"split.fold={fold}", f"training.seed={seed}"]
     asked += ["training.validations=1", "training.accelerator=cpu", f"schedule.steps={steps}"]
-    start = time.process_time()
-    train(data, make_recipe(method, "small", {}, [*asked, *settings]), folder, say=lambda _: None, cache=cache)
-    return time.process_time() - start
+    return make_recipe(method, "small", {}, [*asked, *settings])
 
 
-def count_steps(arm: str, seconds: float, data: Path, out: Path) -> int:
-    """Return the steps that an arm can do in so many seconds; counted once."""
-    path = out / "cost" / arm.replace(" ", "-") / "ms.json"
-    if not path.exists():
-        brief, longer = (
-            train_arm(arm, 0, 0, steps, data, path.parent / str(steps), out / "cache") for steps in (BRIEF, LONGER)
-        )
-        path.write_text(json.dumps(1000 * (longer - brief) / (LONGER - BRIEF)))
-    return max(1, round(1000 * seconds / float(json.loads(path.read_text()))))
+def step_costs(arms: Sequence[str], run: Path, data: Path, out: Path) -> dict[str, float]:
+    """Return the seconds of the processor that a step of each arm takes, on average over its schedule.
+
+    Arms take turns, since the same step takes twice as long beside busy neighbours; what was counted before is kept,
+    and others are counted beside the first arm.
+    """
+    path = out / "cost.json"
+    known: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
+    fresh = [arm for arm in dict.fromkeys((REFERENCE, *arms)) if arm not in known]
+    if fresh:
+        counted = dict.fromkeys(dict.fromkeys((REFERENCE, *fresh)), 0.0)
+        plan, split = read_plan(run / "plan.toml"), read_splits(run / "splits.json").split
+        cases = [case for case in find_cohort(data).cases if case.id in split.train]
+        prepared, _ = prepare_cohort(cases, plan, out / "cache", warn=lambda _: None)
+        learners = {}
+        for arm in counted:
+            recipe = recipe_of(arm, 0, 0, PROBES * 100)
+            fabric = make_fabric(recipe)
+            fabric.launch()
+            learners[arm] = Learner(recipe, plan, prepared, fabric)
+        for probe in range(PROBES):
+            for arm, learner in learners.items():
+                learner.step(100 * probe + 49)
+                start = time.process_time()
+                learner.step(100 * probe + 50)
+                counted[arm] += (time.process_time() - start) / PROBES
+        unit = known.get(REFERENCE, counted[REFERENCE]) / counted[REFERENCE]
+        known |= {arm: unit * seconds for arm, seconds in counted.items()}
+        path.write_text(json.dumps(known, indent=1))
+    return known
 
 
 def judge(
@@ -99,13 +129,14 @@ def judge_folder(made: Path, data: Path) -> dict[str, dict[str, float]]:
     return found
 
 
-def run_arm(arm: str, fold: int, seed: int, seconds: float, data: Path, out: Path) -> list[dict[str, object]]:
+def run_arm(arm: str, fold: int, seed: int, steps: int, data: Path, out: Path) -> list[dict[str, object]]:
     """Train an arm, predict what it did not see, judge it."""
     folder = out / f"{arm.replace(' ', '-')}-{fold}-{seed}"
     told = folder / "judged.json"
     if not told.exists():
-        steps = count_steps(arm, seconds, data, out)
-        spent = train_arm(arm, fold, seed, steps, data, folder / "run", out / "cache")
+        start = time.process_time()
+        train(data, recipe_of(arm, fold, seed, steps), folder / "run", say=lambda _: None, cache=out / "cache")
+        spent = time.process_time() - start
         cases: dict[str, dict[str, float]] = {}
         for role in ("validation", "test"):
             predict(folder / "run", [data], folder / role, only=role, accelerator="cpu")
@@ -123,17 +154,20 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("arms", nargs="+", choices=list(ARMS), metavar="ARM")
     parser.add_argument("--seconds", type=float, default=150.0)
-    parser.add_argument("--folds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--folds", type=int, nargs="*", default=[0, 1])
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1])
     asked = parser.parse_args()
     torch.set_num_threads(1)
     asked.out.mkdir(parents=True, exist_ok=True)
+    probe = plan_run(asked.data, recipe_of(REFERENCE, 0, 0, 1), asked.out / "probe", say=lambda _: None)
+    costs = step_costs(asked.arms, probe.folder, asked.data, asked.out)
+    steps = {arm: max(1, round(asked.seconds / costs[arm])) for arm in asked.arms}
     rows = [
         row
         for seed in asked.seeds
         for fold in asked.folds
         for arm in asked.arms
-        for row in run_arm(arm, fold, seed, asked.seconds, asked.data, asked.out)
+        for row in run_arm(arm, fold, seed, steps[arm], asked.data, asked.out)
     ]
     with (asked.out / "judged.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, FIELDS)

@@ -34,8 +34,8 @@ its own, and within a line only from names to its left; a test reads this map.
                   li_cnn, context_gan, strainet, sparse_coding, foreign, shapes, catalogue
     prediction    a network over a whole volume: tiling, windows, seams, engines, calibration, baselines, manifest,
                   resuming, model_files, model, synthesis, dicom_case, inputs, folders
-    training      how networks learn: batches, losses, attention, players, admm, joint_coding, coding, cost, health,
-                  checkpoints, finished, run_folder, session, log, state, trainables, setting, sampler,
+    training      how networks learn: classes, batches, losses, attention, players, admm, joint_coding, coding, cost,
+                  health, checkpoints, finished, run_folder, session, log, state, trainables, setting, sampler,
                   discriminator_step, generator_step, learner, loop, cascade, run_planning, run
     evaluation    scores, and what may be claimed from them: rows, scoring, summary, headlines, paired_tests,
                   statistics, loading, predictions, uncertainty, expected_error

@@ -266,6 +266,7 @@ class Training(Section):
     pairs: Annotated[int, Field(ge=0, le=1_000_000)] = 0  # training cases that count as pairs, the first ones; 0: all
     transplant_share: Fraction = 0.0  # patches that are given a lesion of another training case
     transplant: Literal["random", "difficulty"] = "random"  # difficulty: lesions that M finds hard come more often
+    class_share: Fraction = 0.0  # patches in which each soft class of tissue is shifted at random in the source
     augment: bool = True
     intensity_jitter: Annotated[float, Field(ge=0, le=1)] = 0.1  # of the source's scale and offset
     validations: Annotated[int, Field(ge=1, le=1000)] = 8
@@ -294,6 +295,15 @@ class Recipe(Section):
     schedule: Schedule = Schedule()
     optimiser: Optimiser = Optimiser()
     training: Training = Training()
+
+    @model_validator(mode="after")
+    def _shifts_can_be_seen(self) -> Self:
+        if self.training.class_share and (self.data.histogram or self.data.task == "super-resolution"):
+            raise ValueError(
+                "training.class_share shifts classes of tissue in the source alone: it goes neither with "
+                "data.histogram, whose ranks would not move, nor with super-resolution"
+            )
+        return self
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -20,8 +20,10 @@ from torch import Tensor
 
 from chiasm.prediction.tiling import slice_stack
 from chiasm.preparation.arrays import PreparedCase
+from chiasm.training.classes import CLASSES, TissueClasses
 
 TRIES = 16  # draws before a patch centre outside the mask is accepted
+CLASS_SHIFT = 0.4  # SD of a class's shift, normalised units
 RIM_VOXELS = 1.5  # sigma of a transplanted lesion's soft rim
 
 Voxel = tuple[int, int, int]
@@ -54,6 +56,7 @@ class Place:
         gain: Factor on each source, shape (C,); ranks are left alone, which no gain would move.
         offset: Summand on each source in normalised units, shape (C,); likewise.
         donor: Case and voxel of a lesion that is transplanted into the middle of the patch, or None.
+        shifts: Of each source's classes of tissue, normalised units, shape (C, CLASSES), or None.
     """
 
     case: int
@@ -62,6 +65,7 @@ class Place:
     gain: tuple[float, ...]
     offset: tuple[float, ...]
     donor: tuple[int, Voxel] | None = None
+    shifts: tuple[tuple[float, ...], ...] | None = None
 
 
 def lesion_voxels(cases: Sequence[PreparedCase], most: int = 20_000) -> list[NDArray[np.int32]]:
@@ -84,6 +88,7 @@ class Sampling:
         augment: Whether to flip left and right and to jitter the source.
         intensity_jitter: SD of the source's log gain and of its offset.
         transplant_share: Probability that a patch is given a lesion of another case.
+        class_share: Probability that each class of tissue of a patch is shifted in the source.
     """
 
     body_share: float
@@ -91,6 +96,7 @@ class Sampling:
     augment: bool
     intensity_jitter: float
     transplant_share: float = 0.0
+    class_share: float = 0.0
 
 
 def draw_places(
@@ -115,14 +121,25 @@ def draw_places(
     """
     with_lesion = [index for index, voxels in enumerate(lesions) if len(voxels)]
     places = [_draw_place(cases, lesions, with_lesion, sampling, rng) for _ in range(count)]
-    if not sampling.transplant_share:
-        return places
-    return [  # drawn last, so that arms with and without transplants see the same patches
-        replace(place, donor=_draw_donor(place.case, with_lesion, lesions, rng, difficulty))
-        if rng.random() < sampling.transplant_share
-        else place
-        for place in places
-    ]
+    # drawn last, so that arms with and without these see the same patches
+    if sampling.transplant_share:
+        places = [
+            replace(place, donor=_draw_donor(place.case, with_lesion, lesions, rng, difficulty))
+            if rng.random() < sampling.transplant_share
+            else place
+            for place in places
+        ]
+    if sampling.class_share:
+        places = [
+            replace(place, shifts=_draw_shifts(len(place.gain), rng)) if rng.random() < sampling.class_share else place
+            for place in places
+        ]
+    return places
+
+
+def _draw_shifts(sources: int, rng: np.random.Generator) -> tuple[tuple[float, ...], ...]:
+    drawn = rng.normal(size=(sources, CLASSES)) * CLASS_SHIFT
+    return tuple(map(tuple, drawn.tolist()))
 
 
 def _draw_place(
@@ -183,7 +200,14 @@ def _draw_donor(
     return index, _draw_voxel(lesions[index], rng)
 
 
-def take_batch(cases: Sequence[PreparedCase], places: Sequence[Place], *, patch: Sequence[int], slices: int) -> Batch:
+def take_batch(
+    cases: Sequence[PreparedCase],
+    places: Sequence[Place],
+    *,
+    patch: Sequence[int],
+    slices: int,
+    classes: TissueClasses | None = None,
+) -> Batch:
     """Cut and augment the patches at `places`.
 
     Args:
@@ -191,8 +215,9 @@ def take_batch(cases: Sequence[PreparedCase], places: Sequence[Place], *, patch:
         places: From `draw_places`.
         patch: Size in voxels: two numbers for 2D and 2.5D (I, J), three for 3D.
         slices: Neighbouring axial slices that make the channels of 2.5D; 1 for 2D; ignored in 3D.
+        classes: Of the cases, where places shift them.
     """
-    parts = [_transplanted(cases, place, tuple(patch), slices) for place in places]
+    parts = [_transplanted(cases, place, tuple(patch), slices, classes) for place in places]
     source, target, mask, lesion = (torch.from_numpy(np.stack(part)) for part in zip(*parts, strict=True))
     return Batch(source, target, mask, lesion)
 
@@ -207,16 +232,20 @@ def crop_batch(batch: Batch, size: Sequence[int]) -> Batch:
 
 
 def _transplanted(
-    cases: Sequence[PreparedCase], place: Place, patch: tuple[int, ...], slices: int
+    cases: Sequence[PreparedCase],
+    place: Place,
+    patch: tuple[int, ...],
+    slices: int,
+    classes: TissueClasses | None,
 ) -> tuple[NDArray[Any], ...]:
     """Cut a patch; where it has a donor, blend the donor's lesion in: both contrasts, its label, a soft rim."""
-    own = _take(cases[place.case], place, patch, slices)
+    own = _take(cases[place.case], place, patch, slices, classes)
     if place.donor is None:
         return own
     index, centre = place.donor
     source, target, mask, lesion = own
     new_source, new_target, new_mask, new_lesion = _take(
-        cases[index], replace(place, case=index, centre=centre), patch, slices
+        cases[index], replace(place, case=index, centre=centre), patch, slices, classes
     )
     inside = mask & new_mask
     share = gaussian_filter((new_lesion & inside)[0].astype(np.float32), RIM_VOXELS)[None]
@@ -225,9 +254,13 @@ def _transplanted(
     return *blended, mask, lesion | (share > 0.5)
 
 
-def _take(case: PreparedCase, place: Place, patch: tuple[int, ...], slices: int) -> tuple[NDArray[Any], ...]:
+def _take(
+    case: PreparedCase, place: Place, patch: tuple[int, ...], slices: int, classes: TissueClasses | None
+) -> tuple[NDArray[Any], ...]:
     """Cut a patch out of one case, change its intensities and flip it as `place` says."""
     source, valid, target, mask, lesion = _cut(case, place.centre, patch, slices)
+    if place.shifts is not None and classes is not None:
+        source = source + _class_shift(case, place, patch, slices, classes) * valid
     gain, offset = _jitter_of(case, place, len(source) // case.source.shape[0], len(patch))
     source = source * gain + offset * valid
     if case.own is not None:  # one scale for both: else no network could keep the scan's
@@ -240,19 +273,43 @@ def _take(case: PreparedCase, place: Place, patch: tuple[int, ...], slices: int)
 
 def _cut(case: PreparedCase, centre: Voxel, patch: tuple[int, ...], slices: int) -> tuple[NDArray[Any], ...]:
     """Cut source and its valid voxels (C, *patch), target, mask and lesion (*patch); all smaller at a small case."""
-    size = (*patch, 1)[:3]
-    start = [min(max(c - s // 2, 0), max(n - s, 0)) for c, s, n in zip(centre, size, case.mask.shape)]
-    box = tuple(slice(a, a + s) for a, s in zip(start, size))
+    box = _box_of(case, centre, patch)
     mask = np.asarray(case.mask[box])
     target = np.asarray(case.target[box])
     lesion = np.zeros_like(mask) if case.labels is None else np.asarray(case.labels[box]) > 0
     if len(patch) == 3:
         source = np.asarray(case.source[(slice(None), *box)])
         return source, np.broadcast_to(mask, source.shape), target, mask, lesion
-    source = slice_stack(case.source, start[2], slices)[:, box[0], box[1]]  # (modalities * slices, I, J)
-    valid = slice_stack(np.asarray(case.mask)[None], start[2], slices)[:, box[0], box[1]]
+    source = slice_stack(case.source, box[2].start, slices)[:, box[0], box[1]]  # (modalities * slices, I, J)
+    valid = slice_stack(np.asarray(case.mask)[None], box[2].start, slices)[:, box[0], box[1]]
     valid = np.tile(valid, (case.source.shape[0], 1, 1))
     return source, valid, target[..., 0], mask[..., 0], lesion[..., 0]
+
+
+def _box_of(case: PreparedCase, centre: Voxel, patch: tuple[int, ...]) -> tuple[slice, slice, slice]:
+    """Return where a patch lies in its case, moved inwards at the border; one slice thick in 2D and 2.5D."""
+    size = (*patch, 1)[:3]
+    start = [min(max(c - s // 2, 0), max(n - s, 0)) for c, s, n in zip(centre, size, case.mask.shape)]
+    i, j, k = (slice(a, a + s) for a, s in zip(start, size))
+    return i, j, k
+
+
+def _class_shift(
+    case: PreparedCase, place: Place, patch: tuple[int, ...], slices: int, classes: TissueClasses
+) -> NDArray[np.float32]:
+    """Return what shifts each class in the channels of a patch, shape (C, *patch)."""
+    assert place.shifts is not None
+    box, moved = _box_of(case, place.centre, patch), len(place.shifts)
+    if len(patch) == 3:
+        source, target = case.source[(slice(None), *box)], case.target[box]
+    else:
+        source, target = (
+            slice_stack(image, box[2].start, slices)[:, box[0], box[1]] for image in (case.source, case.target[None])
+        )
+        source = source.reshape(-1, *target.shape)  # (modalities, slices, I, J)
+    added = np.zeros_like(source)  # an earlier stage's context stays
+    added[:moved] = classes.shift(place.shifts, source[:moved], target)
+    return added if len(patch) == 3 else added.reshape(-1, *target.shape[1:])
 
 
 def _jitter_of(case: PreparedCase, place: Place, repeat: int, dims: int) -> Iterator[NDArray[np.float32]]:

@@ -24,6 +24,7 @@ from chiasm.preparation.plan import Plan
 from chiasm.recipe import Recipe
 from chiasm.training import attention
 from chiasm.training.batches import lesion_voxels
+from chiasm.training.classes import find_classes
 from chiasm.training.discriminator_step import step_discriminators, step_global
 from chiasm.training.generator_step import step_generator
 from chiasm.training.sampler import draw
@@ -45,7 +46,8 @@ class Learner:
     def __init__(self, recipe: Recipe, plan: Plan, training: Sequence[PreparedCase], fabric: Fabric) -> None:
         self.recipe, self.plan, self.fabric = recipe, plan, fabric
         self.trainables = Trainables(recipe, plan, fabric)
-        self.setting = Setting(recipe, plan, training, lesion_voxels(training), self.trainables)
+        classes = find_classes(training, recipe.training.seed) if recipe.training.class_share else None
+        self.setting = Setting(recipe, plan, training, lesion_voxels(training), self.trainables, classes)
         self.state = TrainingState()
 
     @property

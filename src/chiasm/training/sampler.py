@@ -40,6 +40,7 @@ def draw(setting: Setting, state: TrainingState, step: int, phase: Phase, turn: 
         training.augment,
         training.intensity_jitter,
         training.transplant_share,
+        training.class_share,
     )
     difficulty = lesion_difficulty(setting, state)
     places = draw_places(setting.cases, setting.lesions, sampling, count=count, rng=rng, difficulty=difficulty)

@@ -17,6 +17,7 @@ from chiasm.preparation.plan import Plan
 from chiasm.recipe import Recipe
 from chiasm.training.attention import Phase
 from chiasm.training.batches import Batch, Place, crop_batch, take_batch
+from chiasm.training.classes import TissueClasses
 from chiasm.training.state import TrainingState
 from chiasm.training.trainables import Trainables
 
@@ -31,6 +32,7 @@ class Setting:
         cases: Prepared training cases.
         lesions: Labelled voxels of each case, shape (n, 3).
         trainables: The networks.
+        classes: Classes of tissue that patches shift, or None.
     """
 
     recipe: Recipe
@@ -38,6 +40,7 @@ class Setting:
     cases: Sequence[PreparedCase]
     lesions: Sequence[NDArray[np.int32]]
     trainables: Trainables
+    classes: TissueClasses | None = None
 
     def sigma(self, millimetres: float) -> tuple[float, ...]:
         """Return a width in voxels, along each axis of a patch."""
@@ -86,7 +89,7 @@ class Outcome(NamedTuple):
 def make_draw(setting: Setting, step: int, phase: Phase, places: Sequence[Place], turn: int = 0) -> Draw:
     """Take patches and make their images, with gradient where the generator plays and the turn is the step's own."""
     recipe, plan, fabric = setting.recipe, setting.plan, setting.trainables.fabric
-    batch = take_batch(setting.cases, places, patch=plan.patch, slices=plan.slices)
+    batch = take_batch(setting.cases, places, patch=plan.patch, slices=plan.slices, classes=setting.classes)
     memory = torch.channels_last if plan.dims == 2 else torch.channels_last_3d
     source = batch.source.to(fabric.device, memory_format=memory)
     batch = Batch(source, *(part.to(fabric.device) for part in batch[1:]))
