@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter, uniform_filter
 from scipy.stats import spearmanr
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
@@ -434,6 +435,36 @@ def test_synthrad2025_clips_masks_and_takes_ms_ssim() -> None:
     found = conventions.score(prediction, target, mask, "synthrad2025", RANGE, ONE)
     assert found["ms_ssim"] == pytest.approx(ssim.ms_ssim(*clipped, mask, 4095.0), abs=1e-6)
     assert 0 < found["ms_ssim"] < 1
+
+
+def made_head(shape: tuple[int, int, int]) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
+    """A synthetic and a real CT of a head with metal in it, and the mask, by formula alone."""
+    i, j, k = np.meshgrid(*[np.linspace(-1, 1, side) for side in shape], indexing="ij")
+    radius = np.sqrt((i / 0.8) ** 2 + (j / 0.9) ** 2 + (k / 0.85) ** 2)
+    brain = 40 + 25 * np.sin(9 * i) * np.cos(7 * j + 3 * k)
+    real = np.where(radius < 0.85, brain, np.where(radius < 1, 1100 + 400 * np.cos(11 * j), -1000))
+    rim = (radius > 0.8) & (radius < 0.87)
+    made = real + 60 * np.sin(5 * i + 2 * j) * np.cos(13 * k) + np.where(rim, 300 * np.sin(17 * i * j), 0)
+    metal = np.abs(i - 0.3) + np.abs(j) + np.abs(k) < 0.12
+    return made, real + 3500 * metal, radius < 1.02
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "figures"),
+    [  # mae, psnr and ssim or ms_ssim that the challenge's own code gives: commits fe7e385 of SynthRAD2023/metrics and
+        # 17cac47 of SynthRAD2025/evaluation, ImageMetrics().mae, .psnr and .ssim or .ms_ssim(real, made, mask)
+        ("synthrad2023", (60, 70, 50), (48.15166254, 30.87292710, 0.95715996)),
+        ("synthrad2023", (100, 104, 98), (47.97622985, 30.84931547, 0.96360194)),
+        ("synthrad2025", (60, 70, 50), (48.15166254, 30.91356206, 0.97698028)),
+        ("synthrad2025", (100, 104, 98), (47.97622985, 30.88957787, 0.96428151)),
+    ],
+)
+def test_synthrad_conventions_give_the_figures_of_the_challenges_own_code(
+    name: str, shape: tuple[int, int, int], figures: tuple[float, float, float]
+) -> None:
+    found = conventions.score(*made_head(shape), name, RANGE, ONE)
+    likeness = found["ms_ssim" if name == "synthrad2025" else "ssim"]
+    np.testing.assert_allclose((found["mae"], found["psnr"], likeness), figures, atol=1e-5)
 
 
 def test_scale_leaking_conventions_are_those_of_the_literature() -> None:
