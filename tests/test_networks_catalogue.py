@@ -27,7 +27,7 @@ from chiasm.networks.foreign import MONAI
 from chiasm.networks.generator import ResidualGenerator
 from chiasm.networks.shapes import shapes_of, without_memory
 from chiasm.prediction import synthesis
-from chiasm.prediction.engines import Engine
+from chiasm.prediction.engines import Engine, Hardware
 from chiasm.prediction.synthesis import predict_stage
 from network_checks import lively
 from synthetic_cohort import plan_of
@@ -153,7 +153,7 @@ def test_a_volume_in_exact_tiles_equals_the_volume_in_one_pass(name: str, monkey
     torch.manual_seed(0)
     network = lively(make_network(name, in_channels=1, dims=3, scale=THIN))
     source = np.random.default_rng(0).normal(size=(1, 61, 12, 11)).astype(np.float32)
-    mask, engine = np.ones(source.shape[1:], bool), Engine.pick("cpu", "32-true")
+    mask, engine = np.ones(source.shape[1:], bool), Engine.pick(Hardware("cpu", "32-true"))
     plan = plan_of(dims=3, slices=1, patch=(32, 32, 32))
     made, passes = [], []
     for tile in (96, 16):

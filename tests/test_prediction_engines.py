@@ -9,7 +9,7 @@ from torch import nn
 from chiasm.errors import RecipeError
 from chiasm.networks.discriminators import LocalDiscriminator
 from chiasm.networks.generator import ResidualGenerator, Skip
-from chiasm.prediction.engines import Engine, freeze_for_inference, pick_precision
+from chiasm.prediction.engines import Engine, Hardware, freeze_for_inference, pick_precision
 
 
 @pytest.mark.parametrize(
@@ -49,9 +49,9 @@ def test_unknown_and_impossible_choices_are_refused() -> None:
 def test_cuda_is_refused_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(RecipeError, match="no CUDA device") as caught:
-        Engine.pick("cuda")
+        Engine.pick(Hardware("cuda"))
     assert caught.value.reason == "no-cuda"
-    assert Engine.pick("auto").device.type == "cpu"
+    assert Engine.pick(Hardware("auto")).device.type == "cpu"
 
 
 def trained(module: nn.Module, *shape: int) -> nn.Module:

@@ -38,6 +38,12 @@ Accelerator = Annotated[str, typer.Option("--accelerator", help="auto, cpu or cu
 Precision = Annotated[
     str, typer.Option("--precision", help="auto, 32-true, bf16-mixed or 16-mixed.", rich_help_panel="Run")
 ]
+Engine = Annotated[
+    str,
+    typer.Option(
+        "--engine", help="auto, torch, openvino or onnxruntime: what computes networks.", rich_help_panel="Run"
+    ),
+]
 
 
 def show_registered(run: Path) -> None:

@@ -11,6 +11,7 @@ from chiasm.commands.common import (
     Accelerator,
     Allow,
     Data,
+    Engine,
     Out,
     Overwrite,
     Precision,
@@ -125,6 +126,7 @@ def predict(
     runner: Runner = "serial",
     accelerator: Accelerator = "auto",
     precision: Precision = "auto",
+    engine: Engine = "auto",
     trust: Trust = None,
 ) -> None:
     """Synthesise whole volumes and an expected-error map for each, on the source's grid."""
@@ -148,8 +150,10 @@ def predict(
             overwrite=overwrite,
             accelerator=accelerator,
             precision=precision,
+            engine=engine,
             trust=several(trust),
             progress=count(bar, "predicting"),
+            say=typer.echo,
         )
     _show_predictions(made)
     finish(made.problems)
@@ -248,6 +252,7 @@ def serve(
     quiet: Annotated[float, typer.Option("--quiet", help="Seconds without an image that end a series.")] = 5.0,
     accelerator: Accelerator = "auto",
     precision: Precision = "auto",
+    engine: Engine = "auto",
     trust: Trust = None,
 ) -> None:
     """Run a DICOM node: series come in by C-STORE, synthetic ones go out; Ctrl-C ends it."""
@@ -257,6 +262,7 @@ def serve(
         check_output(out)
     from datetime import datetime
 
+    from chiasm.prediction.engines import Hardware
     from chiasm.serving.dicom_inbox import Limits
     from chiasm.serving.dicom_node import Node, serve_dicom
 
@@ -274,8 +280,7 @@ def serve(
         run,
         node,
         reading=reading.reading(),
-        accelerator=accelerator,
-        precision=precision,
+        hardware=Hardware(accelerator, precision, engine),
         trust=several(trust),
         say=lambda line: typer.echo(f"{datetime.now():%H:%M:%S} {line}"),
     )

@@ -45,8 +45,8 @@ from chiasm.evaluation.uncertainty import (
 from chiasm.methods import title_of
 from chiasm.metrics import ranking
 from chiasm.prediction.calibration import Calibration, CalibrationRow, calibration_table, equal_groups, fit_calibration
-from chiasm.prediction.engines import Engine
-from chiasm.prediction.folders import load
+from chiasm.prediction.engines import ANY_HARDWARE, Engine, Hardware
+from chiasm.prediction.folders import Predictor, load
 from chiasm.prediction.model import Model
 from chiasm.prediction.model_files import find_model
 from chiasm.prediction.synthesis import networks_of, synthesise, synthesise_prepared
@@ -114,28 +114,13 @@ class Asked:
         return inside[:: max(1, -(-len(inside) // POOLED_SAMPLE))]
 
 
-@dataclass(frozen=True)
-class Hardware:
-    """Where networks run.
-
-    Attributes:
-        accelerator: "auto", "cpu" or "cuda".
-        precision: "auto", "32-true", "bf16-mixed" or "16-mixed".
-        threads: CPU threads of a pass; None leaves torch's number.
-    """
-
-    accelerator: str = "auto"
-    precision: str = "auto"
-    threads: int | None = None
-
-
 def assess_maps(
     runs: Sequence[Path],
     data: Path,
     *,
     layout: str | None = None,
     role: Literal["test", "locked"] = "test",
-    hardware: Hardware = Hardware(),
+    hardware: Hardware = ANY_HARDWARE,
     cache: Path | None = None,
     trust: Collection[str] = (),
 ) -> list[Row]:
@@ -167,9 +152,7 @@ def assess_maps(
     """
     if not runs:
         raise ValueError("there is no run to assess")
-    predictors = [
-        load(run, accelerator=hardware.accelerator, precision=hardware.precision, trust=trust) for run in runs
-    ]
+    predictors = [_load(run, hardware, trust) for run in runs]
     models = [predictor.model for predictor in predictors]
     split = _common_split(runs, models)
     engine = replace(predictors[0].engine, threads=hardware.threads)
@@ -288,6 +271,11 @@ def expected_error_table(rows: Sequence[Row], subjects: Mapping[str, str] | None
         subjects: Case id to subject; by default each case is its own.
     """
     return format_table([row for row in rows if row.case != POOLED], SHOWN, subjects)
+
+
+def _load(run: Path, hardware: Hardware, trust: Collection[str]) -> Predictor:
+    """Load a run on torch, which the map's rivals need: one engine for all."""
+    return load(run, accelerator=hardware.accelerator, precision=hardware.precision, engine="torch", trust=trust)
 
 
 def _common_split(runs: Sequence[Path], models: Sequence[Model]) -> Split:

@@ -1,4 +1,4 @@
-"""Where and how precisely networks run at inference: device, precision, memory layout, threads.
+"""Where and how precisely networks run at inference: engine, device, precision, memory layout, threads.
 
 Measured on the CPU: convolutions are fastest on channels-last tensors, and in
 bfloat16 only where the processor multiplies it itself (elsewhere it is slower
@@ -8,10 +8,13 @@ than float32).  So the processor is asked, and nobody has to know.
 from __future__ import annotations
 
 import copy
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
 from typing import Literal, NamedTuple, TypeVar, cast, get_args
 
 import torch
@@ -22,9 +25,11 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from chiasm.errors import RecipeError, unknown
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
+EngineName = Literal["torch", "openvino", "onnxruntime"]
 Module = TypeVar("Module", bound=nn.Module)
 
 ACCELERATORS = ("auto", "cpu", "cuda")
+EXTRAS = {"openvino": "fast", "onnxruntime": "onnx"}  # what brings an engine: pip install 'chiasm[fast]'
 _LAYOUT = {4: torch.channels_last, 5: torch.channels_last_3d}  # by the number of axes
 _NORMS = (nn.BatchNorm2d, nn.BatchNorm3d)
 _FOLDED = (nn.Conv2d, nn.Conv3d)  # into which a normalisation can be folded
@@ -91,24 +96,126 @@ def cpu_multiplies_bfloat16() -> bool:
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
+@lru_cache
+def installed_version(package: str) -> str | None:
+    """Return the version of an engine's package, without importing it; None where it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def pick_engine(name: str, device: torch.device, precision: str) -> tuple[EngineName, str]:
+    """Choose what computes networks.
+
+    Args:
+        name: "auto", "torch", "openvino" or "onnxruntime".  "auto" is OpenVINO for networks on a CPU where it is
+            installed, or what the environment variable CHIASM_ENGINE names.
+        device: Where networks are placed.
+        precision: As a user gives it.
+
+    Returns:
+        The engine's name, and why it was chosen.
+
+    Raises:
+        RecipeError: If the name is unknown, the engine is not installed, or it has not this device or precision.
+    """
+    if name == "auto" and (named := os.environ.get("CHIASM_ENGINE", "auto")) != "auto":
+        return pick_engine(named, device, precision)[0], "named by CHIASM_ENGINE"
+    if name == "auto":
+        return _fastest_engine(device, precision)
+    if name not in get_args(EngineName):
+        raise unknown("engine", name, ("auto", *get_args(EngineName)))
+    if name != "torch" and installed_version(name) is None:
+        raise RecipeError(
+            f"the engine {name} is not installed", reason="not-installed", hint=f"pip install 'chiasm[{EXTRAS[name]}]'."
+        )
+    if name != "torch" and (obstacle := _obstacle(name, device, precision)):
+        raise RecipeError(f"the engine {name} {obstacle}", reason="engine", hint="Use the engine auto or torch.")
+    return cast(EngineName, name), "named"
+
+
+def _fastest_engine(device: torch.device, precision: str) -> tuple[EngineName, str]:
+    if obstacle := _obstacle("openvino", device, precision):
+        return "torch", f"openvino {obstacle}"
+    if installed_version("openvino") is None:
+        return "torch", "openvino is faster on a CPU, but not installed: pip install 'chiasm[fast]'"
+    return "openvino", "the fastest on a CPU, and installed"
+
+
+def _obstacle(name: str, device: torch.device, precision: str) -> str:
+    """Say why an engine cannot compute with a device or precision; nothing where it can."""
+    if device.type != "cpu":
+        return "is for networks on a CPU"
+    if precision == "bf16-mixed" and not (name == "openvino" and cpu_multiplies_bfloat16()):
+        return "does not compute in bfloat16 on this CPU"
+    return ""
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What a user says of where and how networks run.
+
+    Attributes:
+        accelerator: "auto", "cpu" or "cuda".
+        precision: "auto", "32-true", "bf16-mixed" or "16-mixed".
+        engine: "auto", "torch", "openvino" or "onnxruntime".
+        threads: CPU threads of a pass; None leaves torch's number.
+    """
+
+    accelerator: str = "auto"
+    precision: str = "auto"
+    engine: str = "auto"
+    threads: int | None = None
+
+
+ANY_HARDWARE = Hardware()
+
+
 @dataclass(frozen=True)
 class Engine:
-    """Device, precision and threads for a network at inference.
+    """What computes a network at inference, where, how precisely and on how many threads.
 
     Attributes:
         device: Where networks and tensors are placed.
         precision: Of convolutions; the rest, and all results, stay float32.
         threads: CPU threads of one pass; None leaves torch's number.
+        name: "torch", or an engine of `compiled.CONVERTERS`.
+        reason: Why this engine was chosen.
+        by_name: Whether the user named it, so that torch may not step in where it fails.
+        notes: What it could not do, one sentence each; filled as networks run.
     """
 
     device: torch.device
     precision: Precision
     threads: int | None = None
+    name: EngineName = "torch"
+    reason: str = ""
+    by_name: bool = False
+    notes: list[str] = field(default_factory=list, compare=False)
 
     @classmethod
-    def pick(cls, accelerator: str = "auto", precision: str = "auto", threads: int | None = None) -> Engine:
-        """Choose device and precision; see `pick_device` and `pick_precision`."""
-        return cls(pick_device(accelerator), pick_precision(precision, accelerator), threads)
+    def pick(cls, hardware: Hardware = ANY_HARDWARE) -> Engine:
+        """Choose engine, device and precision; see `pick_engine`, `pick_device` and `pick_precision`."""
+        device = pick_device(hardware.accelerator)
+        precision = pick_precision(hardware.precision, hardware.accelerator)
+        name, reason = pick_engine(hardware.engine, device, hardware.precision)
+        if name == "onnxruntime":
+            precision = "32-true"
+        return cls(device, precision, hardware.threads, name, reason, by_name=hardware.engine != "auto")
+
+    def describe(self) -> str:
+        """Name engine, version and precision."""
+        return f"{self.name} {installed_version(self.name)}, {self.precision}"
+
+    def announce(self) -> str:
+        """Name the engine in a line, and why it was chosen."""
+        return f"engine: {self.describe()} ({self.reason})"
+
+    @property
+    def used(self) -> str:
+        """Name what computed: this engine, or torch where that stepped in."""
+        return replace(self, name="torch").describe() if self.notes else self.describe()
 
     def place(self, module: Module) -> Module:
         """Move a network to the device, channels last, in evaluation mode; changes and returns `module`."""

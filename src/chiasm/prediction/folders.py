@@ -16,7 +16,7 @@ from chiasm.cohorts.images import read_case_image, read_case_labels, read_image
 from chiasm.errors import ChiasmError, RecipeError, RunError, unknown
 from chiasm.locks import locked
 from chiasm.prediction.dicom_case import EXPECTED_ERROR, SERIES, write_dicom_case
-from chiasm.prediction.engines import Engine, freeze_for_inference
+from chiasm.prediction.engines import Engine, Hardware, freeze_for_inference
 from chiasm.prediction.inputs import check_dicom, choose_role, find_cases, read_roles
 from chiasm.prediction.manifest import (
     SUFFIXES,
@@ -71,6 +71,7 @@ class Settings:
 
     accelerator: str
     precision: str
+    engine: str
     reading: Reading
     degrade: bool
     average: Average
@@ -85,6 +86,7 @@ class Settings:
             **reading,
             "accelerator": self.accelerator,
             "precision": self.precision,
+            "engine": self.engine,
             "average": self.average,
         }
 
@@ -96,14 +98,21 @@ class Predictor:
         model: From `load_model`.
         accelerator: "auto", "cpu" or "cuda".
         precision: "auto", "32-true", "bf16-mixed" or "16-mixed".
+        engine: "auto", "torch", "openvino" or "onnxruntime".
         reading: What to assume of files whose headers leave a question open, beside what the model's plan says.
     """
 
     def __init__(
-        self, model: Model, *, accelerator: str = "auto", precision: str = "auto", reading: Reading = STRICT
+        self,
+        model: Model,
+        *,
+        accelerator: str = "auto",
+        precision: str = "auto",
+        engine: str = "auto",
+        reading: Reading = STRICT,
     ) -> None:
         self.reading = reading | model.plan.reading
-        self.engine = Engine.pick(accelerator, precision)
+        self.engine = Engine.pick(Hardware(accelerator, precision, engine))
         generator, local, refiner, *earlier = (
             None if network is None else self.engine.place(freeze_for_inference(network))
             for network in (model.generator, model.local_discriminator, model.refiner, *model.earlier)
@@ -150,6 +159,7 @@ def load(
     *,
     accelerator: str = "auto",
     precision: str = "auto",
+    engine: str = "auto",
     reading: Reading = STRICT,
     trust: str | Collection[str] = (),
 ) -> Predictor:
@@ -159,13 +169,17 @@ def load(
         path: The folder.
         accelerator: "auto", "cpu" or "cuda".
         precision: "auto", "32-true", "bf16-mixed" or "16-mixed".
+        engine: "auto", "torch", "openvino" or "onnxruntime".
         reading: As for `Predictor`.
         trust: Classes of others that a model may consist of, as ``package.module:Class``; their code is run.
 
     Raises:
         RunError: If there is no model, it is damaged, or its network is code that `trust` does not name.
+        RecipeError: If an engine is unknown or not installed, or has not this device or precision.
     """
-    return Predictor(load_model(Path(path), trust=trust), accelerator=accelerator, precision=precision, reading=reading)
+    Engine.pick(Hardware(accelerator, precision, engine))  # a refusal comes before the work
+    model = load_model(Path(path), trust=trust)
+    return Predictor(model, accelerator=accelerator, precision=precision, engine=engine, reading=reading)
 
 
 def predict(
@@ -176,6 +190,7 @@ def predict(
     only: str = "all",
     accelerator: str = "auto",
     precision: str = "auto",
+    engine: str = "auto",
     layout: str | None = None,
     series: Sequence[str] = (),
     select: Sequence[str] = (),
@@ -187,6 +202,7 @@ def predict(
     overwrite: bool = False,
     trust: str | Collection[str] = (),
     progress: Callable[[int, int, str], None] | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> Predicted:
     """Predict every case found in `inputs`; a case that fails is named and the others go on.
 
@@ -205,6 +221,7 @@ def predict(
         only: "all", or the cases of a role in the run's split: "train", "validation", "test" or "locked".
         accelerator: "auto", "cpu" or "cuda".
         precision: "auto", "32-true", "bf16-mixed" or "16-mixed".
+        engine: "auto", "torch", "openvino" or "onnxruntime".
         layout: Name of a layout, where a folder fits several.
         series: Which DICOM series is which source, as ``t1=WORDS``, or ``WORDS`` for the only source.
         select: Words of the names of files that are taken where a case has several for one source; by default as
@@ -219,6 +236,7 @@ def predict(
         overwrite: Whether to replace predictions in `out` of another model, of other files or with other options.
         trust: As for `load`.
         progress: Called with cases done, all cases, the last case's id.
+        say: Called with a line that names the engine and why it was chosen.
 
     Raises:
         RunError: If there is no model, it is damaged, its network is code that `trust` does not name, a role is asked
@@ -227,21 +245,24 @@ def predict(
         ChiasmError: If `out` cannot be written, as when the disk is full.
         RecipeError: If `degrade` is asked of a model that is not for super-resolution, or `average` is unknown.
         CohortError: If an input holds no case.
-        RecipeError: If `series` names no source.
+        RecipeError: If `series` names no source, or the engine is unknown, not installed, or has not this device or
+            precision.
         VolumeError: If DICOM is asked for and a source is none.
     """
     gpus = int(accelerator == "cuda")
     spread = find_runner(runner, {"slurm": Slurm(gpus_per_node=gpus), "ray": Ray(num_gpus=gpus)})
+    chosen = Engine.pick(Hardware(accelerator, precision, engine))
+    if say is not None:
+        say(chosen.announce())
     with locked(out):
         model = load_model(run, trust=trust)
-        settings = Settings(
-            accelerator, precision, reading, degrade, pick_average(average, model), container, named_classes(trust)
-        )
+        averaged = pick_average(average, model)
+        settings = Settings(accelerator, precision, engine, reading, degrade, averaged, container, named_classes(trust))
         if degrade and model.plan.degradation is None:
             raise RecipeError("only a model for super-resolution can degrade its input", path=run, reason="task")
         roles = read_roles(run)
-        chosen = Selection(series=parse_rules(series, model.plan.sources), select=select, reading=reading)
-        found = choose_role(find_cases(inputs, model, layout, chosen), only, roles, run, inputs)
+        selection = Selection(series=parse_rules(series, model.plan.sources), select=select, reading=reading)
+        found = choose_role(find_cases(inputs, model, layout, selection), only, roles, run, inputs)
         if container == "dicom":
             check_dicom(found.cases)
         fresh = _manifest(out, run, model, settings, tuple(case.id for case in found.cases))
@@ -353,7 +374,7 @@ def _work(
     case: Case, *, run: Path, sha256: str, out: Path, roles: Mapping[str, Role], settings: Settings
 ) -> Entry | Problem:
     """Predict one case in whatever process this is; the model is loaded once in each."""
-    predictor = _loaded(run, sha256, settings.accelerator, settings.precision, settings.trust)
+    predictor = _loaded(run, sha256, settings.accelerator, settings.precision, settings.engine, settings.trust)
     try:
         entry = _predict_case(predictor, case, out, roles.get(case.id, "new"), settings)
         inputs = hash_inputs(case, predictor.model.plan.sources)
@@ -364,8 +385,8 @@ def _work(
 
 
 @lru_cache(maxsize=1)
-def _loaded(run: Path, sha256: str, accelerator: str, precision: str, trust: tuple[str, ...]) -> Predictor:
-    predictor = load(run, accelerator=accelerator, precision=precision, trust=trust)
+def _loaded(run: Path, sha256: str, accelerator: str, precision: str, engine: str, trust: tuple[str, ...]) -> Predictor:
+    predictor = load(run, accelerator=accelerator, precision=precision, engine=engine, trust=trust)
     if predictor.model.sha256 != sha256:
         raise RunError("changed while cases were predicted", path=run, reason="changed")
     return predictor
@@ -382,7 +403,7 @@ def _predict_case(predictor: Predictor, case: Case, out: Path, role: Role, setti
     else:
         written = _write_volumes(made, case, out, plan, settings.container)
     sources_from = tuple(relative(case.images[name], out) for name in plan.sources)
-    return Entry(case.id, role, sources_from, *written, mask_rule=made.mask_rule)
+    return Entry(case.id, role, sources_from, *written, mask_rule=made.mask_rule, engine=made.engine)
 
 
 def _warn_of_marks(case: Case, sources: Sequence[str]) -> list[str]:

@@ -51,6 +51,7 @@ class Entry:
         sha256: Every file that was written to its digest; empty in manifests of earlier versions.
         inputs: Digest of the contents of all files that went in; empty likewise.
         mask_rule: What the mask was found by: "given" for a file, "nonzero" or "body"; empty likewise.
+        engine: What computed the networks: its name, version and precision; empty likewise.
     """
 
     case: str
@@ -63,6 +64,7 @@ class Entry:
     sha256: Mapping[str, str] = field(default_factory=dict)
     inputs: str = ""
     mask_rule: Rule | Literal[""] = ""
+    engine: str = ""
 
 
 @dataclass(frozen=True)

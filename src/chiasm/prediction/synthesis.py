@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from chiasm.errors import RecipeError, RunError, VolumeError
 from chiasm.methods import title_of
 from chiasm.networks.catalogue import SameSize
+from chiasm.networks.discriminators import LocalLogits
 from chiasm.prediction.calibration import apply_calibration
+from chiasm.prediction.compiled import Compiled
 from chiasm.prediction.engines import Engine
 from chiasm.prediction.model import Model, source_channels
 from chiasm.prediction.seams import seam_of, takes_one_size, tiles_are_exact
@@ -71,6 +73,7 @@ class Synthesis:
         mask: Where the networks were asked, bool.
         warnings: What a reader of the image must know, one sentence each.
         mask_rule: What the mask was found by: "given", "nonzero" or "body".
+        engine: What computed the networks: its name, version and precision.
     """
 
     image: Volume
@@ -78,6 +81,7 @@ class Synthesis:
     mask: Volume
     warnings: tuple[str, ...]
     mask_rule: Rule | Literal[""] = ""
+    engine: str = ""
 
     @property
     def reliability(self) -> Volume | None:
@@ -113,6 +117,7 @@ class Networks(NamedTuple):
         earlier: Generators of the stages before: each sees what the one before it made, and `generator` what the last
             of them made.  None where there are none, or where the source holds the context already.
         average: What of: "flip" for the mean over a volume and its mirror image.
+        model: sha256 of the model whose networks these are, unchanged; empty for others, which torch computes.
     """
 
     generator: nn.Module
@@ -120,6 +125,7 @@ class Networks(NamedTuple):
     refiner: nn.Module | None = None
     earlier: Sequence[nn.Module] = ()
     average: Average = "none"
+    model: str = ""
 
     @property
     def in_one_pass(self) -> tuple[nn.Module | None, ...]:
@@ -131,11 +137,13 @@ class Networks(NamedTuple):
 def networks_of(model: Model) -> Networks:
     """Return the networks of a model."""
     average = model.recipe.generator.average
-    return Networks(model.generator, model.local_discriminator, model.refiner, model.earlier, average=average)
+    return Networks(
+        model.generator, model.local_discriminator, model.refiner, model.earlier, average=average, model=model.sha256
+    )
 
 
-def chain(networks: Networks, *, channels: int, conditional: bool) -> Callable[[Tensor], Tensor]:
-    """Chain generator and local discriminator into one function: one pass for image and map.
+class Chain(nn.Module):
+    """Generator and local discriminator as one network: one pass for image and map.
 
     A refiner corrects the image in between, and the map is of the corrected one.
 
@@ -143,29 +151,56 @@ def chain(networks: Networks, *, channels: int, conditional: bool) -> Callable[[
         networks: Without the earlier stages.
         channels: Source channels of the generator.
         conditional: Whether the local discriminator sees the source.
-
-    Returns:
-        A function of (N, channels + slices, *S), the source followed by the mask's
-        slices, to (N, 1, *S), or to (N, 4, *S) with the logits of magnitude,
-        structured and realness.
     """
-    generator, local_discriminator, refiner, *_ = networks
 
-    def run(stack: Tensor) -> Tensor:
-        source, masks = stack[:, :channels], stack[:, channels:]
-        prediction = torch.as_tensor(generator(source))
-        if local_discriminator is None:
+    def __init__(self, networks: Networks, *, channels: int, conditional: bool) -> None:
+        super().__init__()
+        self.generator, self.refiner = networks.generator, networks.refiner
+        self.local_discriminator = networks.local_discriminator
+        self.channels, self.conditional = channels, conditional
+
+    def forward(self, stack: Tensor) -> Tensor:
+        """Map source and mask's slices, (N, channels + slices, *S), to an image (N, 1, *S).
+
+        With a local discriminator, to (N, 4, *S): the image, then the logits of magnitude, structured and realness.
+        """
+        source, masks = stack[:, : self.channels], stack[:, self.channels :]
+        prediction: Tensor = self.generator(source)
+        if self.local_discriminator is None:
             return prediction
         middle = masks.shape[1] // 2
         valid = masks[:, middle : middle + 1]
         masked = prediction * valid
-        logits = local_discriminator(torch.cat([source, masked], dim=1) if conditional else masked)
-        if refiner is not None:
-            prediction = refine(refiner, source, masked, logits.structured, valid)
-            logits = local_discriminator(torch.cat([source, prediction], dim=1) if conditional else prediction)
+        logits = self._assess(source, masked)
+        if self.refiner is not None:
+            prediction = refine(self.refiner, source, masked, logits.structured, valid)
+            logits = self._assess(source, prediction)
         return torch.cat([prediction, logits.magnitude, logits.structured, logits.realness], dim=1)
 
-    return run
+    def _assess(self, source: Tensor, image: Tensor) -> LocalLogits:
+        assert self.local_discriminator is not None
+        logits: LocalLogits = self.local_discriminator(torch.cat([source, image], dim=1) if self.conditional else image)
+        return logits
+
+
+def _runner(networks: Networks, engine: Engine, channels: int, conditional: bool) -> Callable[[Tensor], Tensor]:
+    """Let an engine run networks in one pass; a compiled one only those of a loaded model, which do not change."""
+    if engine.name != "torch" and networks.model:
+        return _compiled(networks, engine, channels, conditional)
+    return engine.wrap(Chain(_of_any_size(networks), channels=channels, conditional=conditional))
+
+
+@lru_cache(maxsize=8)
+def _compiled(networks: Networks, engine: Engine, channels: int, conditional: bool) -> Compiled:
+    """Compile networks once for all volumes."""
+    chain = Chain(_of_any_size(networks), channels=channels, conditional=conditional)
+    return Compiled(engine, chain, networks.model)
+
+
+def _of_any_size(networks: Networks) -> Networks:
+    """Let a generator of the literature, which takes some sizes only, take all."""
+    generator = networks.generator
+    return networks._replace(generator=SameSize(generator)) if hasattr(generator, "margin") else networks
 
 
 def synthesise_prepared(
@@ -200,14 +235,12 @@ def synthesise_prepared(
             engine=engine,
         )
         return _average_mirrored(once(source, mask), once(source[:, ::-1], mask[::-1]))
-    generator = networks.generator
     if networks.earlier:
-        source = _with_context(networks.earlier, source, mask, plan, engine)
-    if hasattr(generator, "margin"):  # the literature's take some sizes only
-        networks = networks._replace(generator=SameSize(generator))
-    run = engine.wrap(chain(networks, channels=source_channels(plan), conditional=conditional))
+        source = _with_context(networks, source, mask, plan, engine)
+        networks = networks._replace(earlier=())
+    run = _runner(networks, engine, source_channels(plan), conditional)
     stack = np.concatenate([source, mask[None]], dtype=np.float32)
-    outputs = _over_volume(run, stack, networks, plan, is_blended(generator, plan))
+    outputs = _over_volume(run, stack, networks, plan)
     prediction = np.where(mask, outputs[0], 0).astype(np.float32)
     if networks.local_discriminator is None:
         return Maps(prediction, None, None, None, None)
@@ -246,14 +279,14 @@ def _over_volume(
     stack: NDArray[np.float32],
     networks: Networks,
     plan: Plan,
-    blended: bool,
 ) -> NDArray[np.float32]:
     """Run a generator, a local discriminator and a refiner, chained, over all slices, windows or tiles of a volume."""
+    blended = is_blended(networks.generator, plan)
     if blended and plan.dims == 2:
         return blend_slices(run, stack, slices=plan.slices, window=plan.patch)
     if blended:
         return blend_windows(run, stack, window=plan.patch, weighting="smooth")
-    passes = networks.in_one_pass
+    passes = _of_any_size(networks).in_one_pass
     multiple = max(int(getattr(network, "size_multiple", 1)) for network in passes)  # powers of 2
     if plan.dims == 2:
         return apply_to_slices(run, stack, slices=plan.slices, batch=SLICES_AT_ONCE, multiple=multiple)
@@ -265,19 +298,24 @@ def predict_stage(
     generator: nn.Module, source: NDArray[np.float32], mask: NDArray[np.bool_], *, plan: Plan, engine: Engine
 ) -> NDArray[np.float32]:
     """Predict with a generator alone, as the next stage will see it: normalised, zero outside the mask, (I, J, K)."""
-    found = synthesise_prepared(
-        Networks(generator), source, mask, plan=plan, conditional=False, error_scale=0.0, engine=engine
-    )
-    return found.prediction
+    return _predict_alone(Networks(generator), source, mask, plan, engine)
+
+
+def _predict_alone(
+    networks: Networks, source: NDArray[np.float32], mask: NDArray[np.bool_], plan: Plan, engine: Engine
+) -> NDArray[np.float32]:
+    made = synthesise_prepared(networks, source, mask, plan=plan, conditional=False, error_scale=0.0, engine=engine)
+    return made.prediction
 
 
 def _with_context(
-    earlier: Sequence[nn.Module], source: NDArray[np.float32], mask: NDArray[np.bool_], plan: Plan, engine: Engine
+    networks: Networks, source: NDArray[np.float32], mask: NDArray[np.bool_], plan: Plan, engine: Engine
 ) -> NDArray[np.float32]:
     """Put the last earlier stage's prediction behind the source's channels."""
     seen = source
-    for stage, generator in enumerate(earlier):
-        made = predict_stage(generator, seen, mask, plan=replace(plan, context=stage > 0), engine=engine)
+    for stage, generator in enumerate(networks.earlier):
+        alone = Networks(generator, model=networks.model)
+        made = _predict_alone(alone, seen, mask, replace(plan, context=stage > 0), engine)
         seen = np.concatenate([source, made[None]])
     return seen
 
@@ -332,14 +370,14 @@ def synthesise(
     if plan.target_unit == "HU":
         raw = np.clip(raw, *plan.target_range)
     image = Volume(np.where(valid, _brought_back(raw, prepared, grid), background).astype(np.float32), grid)
-    warnings += _describe_calibration(model)
+    warnings += [*_describe_calibration(model), *engine.notes]
     expected_error = None
     if maps.raw_error is not None:
         expected = maps.raw_error if model.calibration is None else apply_calibration(model.calibration, maps.raw_error)
         on_grid = errors_on_grid(expected, prepared, plan, grid)
         expected_error = Volume(np.where(valid, on_grid, 0).astype(np.float32), grid)
     _check_finite(image, expected_error)
-    return Synthesis(image, expected_error, Volume(valid, grid), tuple(warnings), prepared.mask_rule)
+    return Synthesis(image, expected_error, Volume(valid, grid), tuple(warnings), prepared.mask_rule, engine.used)
 
 
 def _describe_calibration(model: Model) -> list[str]:

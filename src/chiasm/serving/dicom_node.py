@@ -32,6 +32,7 @@ from chiasm.cohorts.dicom_patients import WARNINGS, marks_of
 from chiasm.errors import ChiasmError, RecipeError, RunError, VolumeError
 from chiasm.locks import locked
 from chiasm.prediction.dicom_case import DicomCase, write_dicom_case
+from chiasm.prediction.engines import ANY_HARDWARE, Hardware
 from chiasm.prediction.folders import Predictor, load
 from chiasm.serving.dicom_gate import LONGEST_PDU, Gate, Look, Places, Visitor, read_within
 from chiasm.serving.dicom_inbox import Arrival, Inbox, InboxError, Limits
@@ -129,8 +130,7 @@ def serve_dicom(
     node: Node,
     *,
     reading: Reading = STRICT,
-    accelerator: str = "auto",
-    precision: str = "auto",
+    hardware: Hardware = ANY_HARDWARE,
     trust: str | Collection[str] = (),
     say: Callable[[str], None] = print,
 ) -> None:
@@ -140,8 +140,7 @@ def serve_dicom(
         run: A run folder or its model folder, of one source.
         node: Where it listens, whose images it takes, and where results go.
         reading: What to assume of series whose headers leave a question open.
-        accelerator: "auto", "cpu" or "cuda".
-        precision: "auto", "32-true", "bf16-mixed" or "16-mixed".
+        hardware: Where, how precisely and by which engine networks run.
         trust: Classes of others that the model may consist of, as ``package.module:Class``.
         say: Called with each line of the log.
 
@@ -153,8 +152,16 @@ def serve_dicom(
     """
     peer = node.check()
     kernel = _kernel(node)
-    predictor = load(run, accelerator=accelerator, precision=precision, reading=reading, trust=trust)
+    predictor = load(
+        run,
+        accelerator=hardware.accelerator,
+        precision=hardware.precision,
+        engine=hardware.engine,
+        reading=reading,
+        trust=trust,
+    )
     _check_one_source(predictor, run)
+    say(predictor.engine.announce())
     held = nullcontext() if node.out is None else locked(node.out)
     with held, _until_stopped() as stop, tempfile.TemporaryDirectory(prefix="chiasm-node-") as spool:
         inbox = Inbox(Path(spool), node.limits)
