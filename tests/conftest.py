@@ -15,7 +15,7 @@ from synthetic_cohort import write_brats
 
 REAL = Path(os.environ.get("CHIASM_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
-# What the engine `auto` is in tests and the processes that they start: compiling tiny networks costs more than it saves.
+# What the engine `auto` is in tests and their processes: compiling costs tiny networks more than it saves.
 os.environ.setdefault("CHIASM_ENGINE", "torch")
 
 CHROMIUM = Path("/usr/bin/chromium")

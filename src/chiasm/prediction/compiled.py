@@ -203,19 +203,24 @@ class Compiled:
         return None
 
     def _build(self, shape: Shape) -> Program:
-        """Convert the network, unless another process just did; in bfloat16, it is compared in float32 first."""
+        """Convert the network, unless another process just did: for images of any size if possible, else of this."""
         with _alone(self._path(ANY)):
             if (made := self._in_cache(shape)) is not None:
                 return made
-            exported, is_any = _export(self.network, shape)
-            sizes = ANY if is_any else shape[1:]
-            with _quiet():
-                model = self.converter.convert(exported, [1, shape[0], *(sizes or [-1] * (len(shape) - 1))])
-            for precision in sorted({"32-true", self.engine.precision}):
-                kept = self.converter.compile(model, precision)
-                self.programs[sizes] = self._checked(kept, _patch(shape, sizes), precision)
-            _keep(self._path(sizes), kept)
-        return self.programs[sizes]
+            with suppress(Exception):  # a network that asks for sizes cannot be followed, or its sizes not converted
+                return self._convert(_export_any(self.network, shape), ANY, shape)
+            return self._convert(_export(self.network, shape), shape[1:], shape)
+
+    def _convert(self, exported: ExportedProgram, sizes: Shape, shape: Shape) -> Program:
+        """Convert and keep an exported network; in bfloat16, it is compared in float32 first."""
+        with _quiet():
+            model = self.converter.convert(exported, [1, shape[0], *(sizes or [-1] * (len(shape) - 1))])
+        for precision in sorted({"32-true", self.engine.precision}):
+            kept = self.converter.compile(model, precision)
+            program = self._checked(kept, _patch(shape, sizes), precision)
+        _keep(self._path(sizes), kept)
+        self.programs[sizes] = program
+        return program
 
     def _checked(self, kept: bytes, shape: Shape, precision: Precision) -> Program:
         """Load a program and compare it with torch on noise of a shape (C, *S).
@@ -264,26 +269,27 @@ def _patch(shape: Shape, sizes: Shape, most: int = PATCH) -> Shape:
     return (shape[0], *(sizes or (min(size, most) for size in shape[1:])))
 
 
-def _export(network: nn.Module, shape: Shape) -> tuple[ExportedProgram, bool]:
-    """Export a network for images of any size; where it cannot be, for those of a shape (C, *S).
+def _export(network: nn.Module, shape: Shape) -> ExportedProgram:
+    """Export a network for images of a shape (C, *S)."""
+    with _quiet(), torch.no_grad():
+        return torch.export.export(network, (torch.zeros(1, *shape),))
 
-    Returns:
-        The export, and whether it takes any size.
+
+def _export_any(network: nn.Module, shape: Shape) -> ExportedProgram:
+    """Export a network for images (1, C, *S) of any size, with an example of at most this one.
+
+    Raises:
+        ValueError: If its result depends on a size, so that it takes one alone.
     """
     axes = range(2, len(shape) + 1)
     with _quiet(), torch.no_grad():
-        with suppress(Exception):  # a network that asks for sizes cannot be followed
-            example = torch.zeros(1, *_patch(shape, ANY, EXAMPLE))
-            exported = torch.export.export(network, (example,), dynamic_shapes=(dict.fromkeys(axes, Dim.AUTO),))
-            if _takes_any_size(exported):
-                return exported, True
-        return torch.export.export(network, (torch.zeros(1, *shape),)), False
-
-
-def _takes_any_size(exported: ExportedProgram) -> bool:
+        example = torch.zeros(1, *_patch(shape, ANY, EXAMPLE))
+        exported = torch.export.export(network, (example,), dynamic_shapes=(dict.fromkeys(axes, Dim.AUTO),))
     name = exported.graph_signature.user_inputs[0]
     (node,) = (node for node in exported.graph.nodes if node.name == name)
-    return not any(isinstance(size, int) for size in node.meta["val"].shape[2:])
+    if any(isinstance(size, int) for size in node.meta["val"].shape[2:]):
+        raise ValueError("it takes one size alone")
+    return exported
 
 
 @contextmanager
@@ -331,7 +337,7 @@ def _read(path: Path) -> bytes | None:
     """Read a compiled network; None where there is none of this user's own."""
     try:
         with path.open("rb") as file:
-            is_own = os.fstat(file.fileno()).st_uid == os.getuid()
+            is_own = os.name == "nt" or os.fstat(file.fileno()).st_uid == os.getuid()
             return file.read() if is_own else None
     except OSError:
         return None

@@ -52,7 +52,13 @@ def fill(
             fresh = folder / case.id / ".predicting"
             settings = recipe.training
             made = predict(
-                run, [case], fresh, accelerator=settings.accelerator, precision=settings.precision, trust=trust
+                run,
+                [case],
+                fresh,
+                accelerator=settings.accelerator,
+                precision=settings.precision,
+                engine="torch",
+                trust=trust,
             )
             problems += made.problems
             if made.problems:

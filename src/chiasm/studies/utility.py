@@ -243,7 +243,13 @@ def _score(cell: Cell, run: Path, root: Path, trust: Collection[str]) -> tuple[l
     """Score a later model on the test subjects' scans."""
     place, settings = run / "predictions", cell.recipe.training
     made = predict(
-        run, cell.fold.test, place, accelerator=settings.accelerator, precision=settings.precision, trust=trust
+        run,
+        cell.fold.test,
+        place,
+        accelerator=settings.accelerator,
+        precision=settings.precision,
+        engine="torch",
+        trust=trust,
     )
     scored, failed, _ = score_folder(place, root, naive=False)
     return [row._replace(fold=cell.fold.number) for row in scored], [*made.problems, *failed]

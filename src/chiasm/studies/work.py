@@ -173,6 +173,7 @@ def _score(job: Job, terms: Terms, role: str, folder: Path) -> None:
         only=role,
         layout=terms.layout,
         degrade=thick,
+        engine="torch",  # one for all arms, on every machine of a study
         trust=terms.trusted(job),
     )
     rows, problems, remarks = score_folder(
