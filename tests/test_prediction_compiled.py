@@ -76,7 +76,9 @@ def test_the_default_method_predicts_as_torch_does_in_float32(
         (entry,) = found.manifest.cases
         assert entry.engine == f"{engine} {engines.installed_version(engine)}, 32-true"
         assert found.manifest.options["engine"] == engine
-        made[engine] = [read_volume(tmp_path / engine / str(file)).array for file in (entry.image, entry.reliability)]
+        made[engine] = [
+            read_volume(tmp_path / engine / str(file)).array for file in (entry.image, entry.expected_error)
+        ]
     for found_by, exact in zip(made[name], made["torch"], strict=True):
         assert 0 < np.abs(found_by - exact).max() <= TOLERANCE * np.ptp(exact)
     assert len(kept(cache)) == 1
@@ -218,7 +220,7 @@ def test_several_processes_predict_the_same_as_one(finished_run: Path, toy_cohor
     spread = predict(finished_run, [toy_cohort], tmp_path / "spread", engine="openvino", runner="processes")
     assert spread.manifest.cases == alone.manifest.cases and len(alone.manifest.cases) == 6
     for entry in alone.manifest.cases:
-        for file in (entry.image, entry.reliability, entry.mask):
+        for file in (entry.image, entry.expected_error, entry.mask):
             assert file and (tmp_path / "alone" / file).read_bytes() == (tmp_path / "spread" / file).read_bytes()
 
 
