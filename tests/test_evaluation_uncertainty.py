@@ -27,11 +27,12 @@ from chiasm.evaluation.uncertainty import (
 )
 from chiasm.methods import make_recipe
 from chiasm.networks.generator import ResidualGenerator
-from chiasm.prediction import synthesis
+from chiasm.prediction import passes
 from chiasm.prediction.engines import Engine
 from chiasm.prediction.folders import load
 from chiasm.prediction.model import Model, load_model, make_generator
-from chiasm.prediction.synthesis import Networks, synthesise, synthesise_prepared
+from chiasm.prediction.passes import Networks, synthesise_prepared
+from chiasm.prediction.synthesis import synthesise
 from chiasm.preparation.arrays import prepare_source
 from chiasm.volumes import Geometry, Volume
 from conftest import QUICK
@@ -192,7 +193,7 @@ def test_tiles_of_a_thinned_network_fit(trained: Model, monkeypatch: pytest.Monk
     source = np.random.default_rng(0).normal(size=(1, 40, 8, 8)).astype(np.float32)
     scores = []
     for side in (96, 8):
-        monkeypatch.setattr(synthesis, "TILE", side)
+        monkeypatch.setattr(passes, "TILE", side)
         scores.append(dropout_spread(model, source, source[0] < 9, engine=ENGINE).score)
     assert scores[0].mean() > 0
     np.testing.assert_allclose(scores[0], scores[1], atol=1e-5)

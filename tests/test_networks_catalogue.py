@@ -26,9 +26,8 @@ from chiasm.networks.catalogue import (
 from chiasm.networks.foreign import MONAI
 from chiasm.networks.generator import ResidualGenerator
 from chiasm.networks.shapes import shapes_of, without_memory
-from chiasm.prediction import synthesis
 from chiasm.prediction.engines import Engine, Hardware
-from chiasm.prediction.synthesis import predict_stage
+from chiasm.prediction.passes import predict_stage
 from network_checks import lively
 from synthetic_cohort import plan_of
 
@@ -157,7 +156,7 @@ def test_a_volume_in_exact_tiles_equals_the_volume_in_one_pass(name: str, monkey
     plan = plan_of(dims=3, slices=1, patch=(32, 32, 32))
     made, passes = [], []
     for tile in (96, 16):
-        monkeypatch.setattr(synthesis, "TILE", tile)
+        monkeypatch.setattr(passes, "TILE", tile)
         counted = Mock(side_effect=network.forward)
         with monkeypatch.context() as patched:
             patched.setattr(network, "forward", counted)

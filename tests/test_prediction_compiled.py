@@ -20,7 +20,7 @@ from chiasm.prediction import compiled, engines
 from chiasm.prediction.compiled import TOLERANCE, Compiled, cache_folder, deviation
 from chiasm.prediction.engines import Engine, Hardware
 from chiasm.prediction.folders import predict
-from chiasm.prediction.synthesis import Networks, synthesise_prepared
+from chiasm.prediction.passes import Networks, synthesise_prepared
 from chiasm.volumes import read_volume
 from network_checks import lively
 from synthetic_cohort import plan_of

@@ -18,12 +18,13 @@ from chiasm.methods import make_recipe
 from chiasm.networks.catalogue import make_network
 from chiasm.networks.discriminators import LocalDiscriminator, LocalLogits
 from chiasm.networks.generator import ResidualGenerator
-from chiasm.prediction import synthesis
+from chiasm.prediction import passes
 from chiasm.prediction.calibration import Calibration
 from chiasm.prediction.engines import Engine
 from chiasm.prediction.model import Model, load_model, make_generator, make_local_discriminator, make_refiner
+from chiasm.prediction.passes import Networks, synthesise_prepared
 from chiasm.prediction.seams import seam_of
-from chiasm.prediction.synthesis import Networks, Synthesis, synthesise, synthesise_prepared
+from chiasm.prediction.synthesis import Synthesis, synthesise
 from chiasm.prediction.windows import window_weights
 from chiasm.preparation.arrays import prepare_source
 from chiasm.preparation.degradation import Axis, Degradation, degrade, interpolated, simulated, thin_grid
@@ -233,7 +234,7 @@ def test_neither_batch_nor_tile_changes_the_result(kind: str, model: Model, monk
     mask = rng.random(shape) < 0.9
     source = np.where(mask, rng.normal(size=(1, *shape)), 0).astype(np.float32)
 
-    def maps() -> synthesis.Maps:
+    def maps() -> passes.Maps:
         return synthesise_prepared(
             Networks(generator, discriminator),
             source,
@@ -245,8 +246,8 @@ def test_neither_batch_nor_tile_changes_the_result(kind: str, model: Model, monk
         )
 
     whole = maps()
-    monkeypatch.setattr(synthesis, "TILE", 8)
-    monkeypatch.setattr(synthesis, "SLICES_AT_ONCE", 2)
+    monkeypatch.setattr(passes, "TILE", 8)
+    monkeypatch.setattr(passes, "SLICES_AT_ONCE", 2)
     cut = maps()
     for a, b in zip(whole, cut, strict=True):
         assert a is not None and b is not None and a.shape == shape and float(a.std()) > 0
@@ -290,7 +291,7 @@ def test_flip_averages_image_and_maps_over_a_volume_and_its_mirror_image(kind: s
     mask = rng.random(shape) < 0.9
     source = np.where(mask, rng.normal(size=(1, *shape)), 0).astype(np.float32)
 
-    def maps(average: Average, x: NDArray[np.float32], m: NDArray[np.bool_]) -> synthesis.Maps:
+    def maps(average: Average, x: NDArray[np.float32], m: NDArray[np.bool_]) -> passes.Maps:
         nets = Networks(generator, discriminator, average=average)
         return synthesise_prepared(nets, x, m, plan=plan, conditional=True, error_scale=0.5, engine=ENGINE)
 
@@ -355,7 +356,7 @@ def test_neither_batch_nor_tile_changes_a_refined_result(
     mask = rng.random(shape) < 0.9
     source = np.where(mask, rng.normal(size=(1, *shape)), 0).astype(np.float32)
 
-    def maps(second: nn.Module | None = refiner) -> synthesis.Maps:
+    def maps(second: nn.Module | None = refiner) -> passes.Maps:
         return synthesise_prepared(
             Networks(generator, discriminator, second),
             source,
@@ -367,8 +368,8 @@ def test_neither_batch_nor_tile_changes_a_refined_result(
         )
 
     whole = maps()
-    monkeypatch.setattr(synthesis, "TILE", 8)
-    monkeypatch.setattr(synthesis, "SLICES_AT_ONCE", 2)
+    monkeypatch.setattr(passes, "TILE", 8)
+    monkeypatch.setattr(passes, "SLICES_AT_ONCE", 2)
     cut, unrefined = maps(), maps(None)
     for a, b, other in zip(whole, cut, unrefined, strict=True):
         assert a is not None and b is not None and float(a.std()) > 0
@@ -415,7 +416,7 @@ def test_a_tile_sees_as_far_as_all_networks_in_turn(model: Model, monkeypatch: p
         halos.append(settings["halo"])
         return np.zeros((4, *source.shape[1:]), np.float32)
 
-    monkeypatch.setattr(synthesis, "apply_to_volume", noted)
+    monkeypatch.setattr(passes, "apply_to_volume", noted)
     mask = np.ones((8, 8, 8), bool)
     for second in (None, refiner):
         synthesise_prepared(
@@ -486,8 +487,8 @@ def test_no_seam_shows_where_hard_tiles_would_jump_also_near_the_faces_of_the_vo
         return float(jump.max() / image.std()), seam_of(image, mask, plan.patch) or 0.0
 
     largest, told = jumps()
-    monkeypatch.setattr(synthesis, "tiles_are_exact", lambda *_: True)
-    monkeypatch.setattr(synthesis, "TILE", 16)
+    monkeypatch.setattr(passes, "tiles_are_exact", lambda *_: True)
+    monkeypatch.setattr(passes, "TILE", 16)
     before, told_before = jumps()  # as all networks were cut once
     assert largest < 0.02 and told < 1.1 and before > 2 and told_before > 5, (largest, told, before, told_before)
 

@@ -22,7 +22,7 @@ from chiasm.errors import CohortError, RecipeError
 from chiasm.evaluation.uncertainty import augmentation_spread, learned_score
 from chiasm.methods import make_recipe
 from chiasm.prediction.folders import load, predict
-from chiasm.prediction.synthesis import Networks, predict_stage, synthesise_prepared
+from chiasm.prediction.passes import Networks, predict_stage, synthesise_prepared
 from chiasm.preparation.arrays import PreparedCase, prepare_case, read_context, write_context
 from chiasm.preparation.plan import read_plan
 from chiasm.recipe import Recipe, read_recipe

@@ -7,7 +7,7 @@ import pytest
 from scipy.ndimage import gaussian_filter
 from scipy.stats import spearmanr
 
-from chiasm.prediction.synthesis import Maps
+from chiasm.prediction.passes import Maps
 from chiasm.training.health import gauge, in_words
 
 RNG = np.random.default_rng(0)

@@ -16,7 +16,7 @@ from torch import Tensor
 from chiasm.cohorts.discovery import find_cohort
 from chiasm.methods import make_recipe
 from chiasm.networks.discriminators import LocalLogits
-from chiasm.prediction.synthesis import refine
+from chiasm.prediction.passes import refine
 from chiasm.preparation.arrays import PreparedCase, prepare_case
 from chiasm.preparation.plan import Plan
 from chiasm.recipe import Recipe
@@ -186,7 +186,7 @@ def test_the_average_follows_the_weights(prepared: tuple[Plan, list[PreparedCase
 
 def test_validation_and_prediction_are_one_function(prepared: tuple[Plan, list[PreparedCase]]) -> None:
     from chiasm.prediction.engines import Engine
-    from chiasm.prediction.synthesis import Networks, synthesise_prepared
+    from chiasm.prediction.passes import Networks, synthesise_prepared
 
     one = learner(prepared, recipe())
     one.step(0)

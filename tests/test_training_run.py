@@ -21,7 +21,7 @@ from chiasm.errors import CohortError, RecipeError, RunError
 from chiasm.methods import METHODS, make_recipe
 from chiasm.networks.catalogue import GENERATORS
 from chiasm.prediction.folders import load, predict
-from chiasm.prediction.synthesis import networks_of, synthesise_prepared
+from chiasm.prediction.passes import networks_of, synthesise_prepared
 from chiasm.preparation.arrays import prepare_case
 from chiasm.preparation.plan import read_plan
 from chiasm.recipe import Recipe

@@ -33,7 +33,7 @@ its own, and within a line only from names to its left; a test reads this map.
     networks      tensors to tensors: generator, discriminators, layers, srcnn, fcn8, unet, dcgan, pix2pix, fcn3d, han,
                   li_cnn, context_gan, strainet, sparse_coding, foreign, shapes, catalogue
     prediction    a network over a whole volume: tiling, windows, seams, engines, compiled, calibration, baselines,
-                  manifest, resuming, model_files, model, synthesis, dicom_case, inputs, folders
+                  manifest, resuming, model_files, model, passes, synthesis, dicom_case, inputs, folders
     training      how networks learn: classes, batches, losses, attention, players, admm, joint_coding, coding, cost,
                   health, checkpoints, finished, run_folder, session, log, state, trainables, setting, sampler,
                   discriminator_step, generator_step, learner, loop, cascade, run_planning, run

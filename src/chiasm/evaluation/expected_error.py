@@ -49,7 +49,8 @@ from chiasm.prediction.engines import ANY_HARDWARE, Engine, Hardware
 from chiasm.prediction.folders import Predictor, load
 from chiasm.prediction.model import Model
 from chiasm.prediction.model_files import find_model
-from chiasm.prediction.synthesis import networks_of, synthesise, synthesise_prepared
+from chiasm.prediction.passes import networks_of, synthesise_prepared
+from chiasm.prediction.synthesis import synthesise
 from chiasm.preparation.arrays import prepare_case, prepare_source
 from chiasm.preparation.fingerprint import known_of
 from chiasm.registration.cohort import align_cohort

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from chiasm.prediction.calibration import Calibration, apply_calibration
 from chiasm.prediction.engines import Engine
 from chiasm.prediction.model import Model
-from chiasm.prediction.synthesis import Maps, errors_on_grid, networks_of, synthesise_prepared
+from chiasm.prediction.passes import Maps, networks_of, synthesise_prepared
+from chiasm.prediction.synthesis import errors_on_grid
 from chiasm.preparation.arrays import PreparedSource
 from chiasm.preparation.plan import Plan
 from chiasm.volumes import Geometry

@@ -7,27 +7,21 @@ which calls it: the two cannot drift.  Neither has a target argument.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache, partial
-from typing import Literal, NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from chiasm.errors import RecipeError, RunError, VolumeError
 from chiasm.methods import title_of
-from chiasm.networks.catalogue import SameSize
-from chiasm.networks.discriminators import LocalLogits
 from chiasm.prediction.calibration import apply_calibration
-from chiasm.prediction.compiled import Compiled
 from chiasm.prediction.engines import Engine
-from chiasm.prediction.model import Model, source_channels
-from chiasm.prediction.seams import seam_of, takes_one_size, tiles_are_exact
-from chiasm.prediction.tiling import apply_to_slices, apply_to_volume
-from chiasm.prediction.windows import blend_slices, blend_windows, window_origins
+from chiasm.prediction.model import Model
+from chiasm.prediction.passes import is_blended, networks_of, synthesise_prepared
+from chiasm.prediction.seams import seam_of
+from chiasm.prediction.windows import window_origins
 from chiasm.preparation.arrays import PreparedSource, prepare_source
 from chiasm.preparation.degradation import Degradation, interpolated, simulated, thick_mask
 from chiasm.preparation.intensity import IntensityMap
@@ -38,27 +32,6 @@ from chiasm.registration.cohort import align_sources
 from chiasm.volumes import Geometry, Volume, check_pair, resample
 from chiasm.volumes.geometry import storage_axis
 from chiasm.volumes.masks import Rule
-
-TILE = 96  # side of a 3D tile where the whole does not fit
-SLICES_AT_ONCE = 8
-
-
-class Maps(NamedTuple):
-    """What the networks say of a prepared volume, normalised units.
-
-    Attributes:
-        prediction: The synthetic image, shape (I, J, K), zero outside the mask.
-        raw_error: -s log M of the magnitude head: the expected error before calibration, or None.
-        magnitude: Difficulty 1 - M of the magnitude head, or None.
-        structured: Difficulty of the structured head, or None.
-        realness: Difficulty of the realness head, or None.
-    """
-
-    prediction: NDArray[np.float32]
-    raw_error: NDArray[np.float32] | None
-    magnitude: NDArray[np.float32] | None
-    structured: NDArray[np.float32] | None
-    realness: NDArray[np.float32] | None
 
 
 @dataclass(frozen=True)
@@ -87,237 +60,6 @@ class Synthesis:
     def reliability(self) -> Volume | None:
         """The expected error, by its name in version 0.1."""
         return self.expected_error
-
-
-def refine(refiner: nn.Module, source: Tensor, prediction: Tensor, structured: Tensor, mask: Tensor) -> Tensor:
-    """Correct a prediction where its structure is in doubt: ``y2 = y^ + (1 - M) R(x, y^, M)``, 0 outside the mask.
-
-    Training and prediction both come here.  Nothing is detached: a caller who
-    trains the refiner alone hands over tensors without gradient.
-
-    Args:
-        refiner: ``R``, the second stage.
-        source: ``x``, shape (N, C, *S).
-        prediction: ``y^``, zero outside the mask, shape (N, 1, *S).
-        structured: Logits of ``M``, of the local discriminator's structured head at ``y^``, same shape.
-        mask: Valid voxels, same shape.
-    """
-    confidence = torch.sigmoid(structured.float()) * mask
-    correction: Tensor = refiner(torch.cat([source, prediction, confidence], dim=1)).float()
-    return prediction + (1 - confidence) * correction * mask
-
-
-class Networks(NamedTuple):
-    """Networks that are run over a volume, in evaluation mode on the engine's device.
-
-    Attributes:
-        generator: Source to target.
-        local_discriminator: The local discriminator, or None.
-        refiner: The second stage, or None; it needs a local discriminator.
-        earlier: Generators of the stages before: each sees what the one before it made, and `generator` what the last
-            of them made.  None where there are none, or where the source holds the context already.
-        average: What of: "flip" for the mean over a volume and its mirror image.
-        model: sha256 of the model whose networks these are, unchanged; empty for others, which torch computes.
-    """
-
-    generator: nn.Module
-    local_discriminator: nn.Module | None = None
-    refiner: nn.Module | None = None
-    earlier: Sequence[nn.Module] = ()
-    average: Average = "none"
-    model: str = ""
-
-    @property
-    def in_one_pass(self) -> tuple[nn.Module | None, ...]:
-        """Generator, local discriminator and refiner, chained; the second assesses before and after the third."""
-        again = None if self.refiner is None else self.local_discriminator
-        return (self.generator, self.local_discriminator, self.refiner, again)
-
-
-def networks_of(model: Model) -> Networks:
-    """Return the networks of a model."""
-    average = model.recipe.generator.average
-    return Networks(
-        model.generator, model.local_discriminator, model.refiner, model.earlier, average=average, model=model.sha256
-    )
-
-
-class Chain(nn.Module):
-    """Generator and local discriminator as one network: one pass for image and map.
-
-    A refiner corrects the image in between, and the map is of the corrected one.
-
-    Args:
-        networks: Without the earlier stages.
-        channels: Source channels of the generator.
-        conditional: Whether the local discriminator sees the source.
-    """
-
-    def __init__(self, networks: Networks, *, channels: int, conditional: bool) -> None:
-        super().__init__()
-        self.generator, self.refiner = networks.generator, networks.refiner
-        self.local_discriminator = networks.local_discriminator
-        self.channels, self.conditional = channels, conditional
-
-    def forward(self, stack: Tensor) -> Tensor:
-        """Map source and mask's slices, (N, channels + slices, *S), to an image (N, 1, *S).
-
-        With a local discriminator, to (N, 4, *S): the image, then the logits of magnitude, structured and realness.
-        """
-        source, masks = stack[:, : self.channels], stack[:, self.channels :]
-        prediction: Tensor = self.generator(source)
-        if self.local_discriminator is None:
-            return prediction
-        middle = masks.shape[1] // 2
-        valid = masks[:, middle : middle + 1]
-        masked = prediction * valid
-        logits = self._assess(source, masked)
-        if self.refiner is not None:
-            prediction = refine(self.refiner, source, masked, logits.structured, valid)
-            logits = self._assess(source, prediction)
-        return torch.cat([prediction, logits.magnitude, logits.structured, logits.realness], dim=1)
-
-    def _assess(self, source: Tensor, image: Tensor) -> LocalLogits:
-        assert self.local_discriminator is not None
-        logits: LocalLogits = self.local_discriminator(torch.cat([source, image], dim=1) if self.conditional else image)
-        return logits
-
-
-def _runner(networks: Networks, engine: Engine, channels: int, conditional: bool) -> Callable[[Tensor], Tensor]:
-    """Let an engine run networks in one pass; a compiled one only those of a loaded model, which do not change."""
-    if engine.name != "torch" and networks.model:
-        return _compiled(networks, engine, channels, conditional)
-    return engine.wrap(Chain(_of_any_size(networks), channels=channels, conditional=conditional))
-
-
-@lru_cache(maxsize=8)
-def _compiled(networks: Networks, engine: Engine, channels: int, conditional: bool) -> Compiled:
-    """Compile networks once for all volumes."""
-    chain = Chain(_of_any_size(networks), channels=channels, conditional=conditional)
-    return Compiled(engine, chain, networks.model)
-
-
-def _of_any_size(networks: Networks) -> Networks:
-    """Let a generator of the literature, which takes some sizes only, take all."""
-    generator = networks.generator
-    return networks._replace(generator=SameSize(generator)) if hasattr(generator, "margin") else networks
-
-
-def synthesise_prepared(
-    networks: Networks,
-    source: NDArray[np.float32],
-    mask: NDArray[np.bool_],
-    *,
-    plan: Plan,
-    conditional: bool,
-    error_scale: float,
-    engine: Engine,
-) -> Maps:
-    """Run the networks over a prepared volume.
-
-    Args:
-        networks: In evaluation mode on the engine's device.
-        source: Normalised source, and its ranks where the plan says so, zero
-            outside the mask, shape (C, I, J, K).
-        mask: Valid voxels, shape (I, J, K).
-        plan: Says 2D, 2.5D or 3D.
-        conditional: Whether the local discriminator sees the source.
-        error_scale: s of the soft targets, normalised units.
-        engine: Device and precision.
-    """
-    if networks.average == "flip":
-        once = partial(
-            synthesise_prepared,
-            networks._replace(average="none"),
-            plan=plan,
-            conditional=conditional,
-            error_scale=error_scale,
-            engine=engine,
-        )
-        return _average_mirrored(once(source, mask), once(source[:, ::-1], mask[::-1]))
-    if networks.earlier:
-        source = _with_context(networks, source, mask, plan, engine)
-        networks = networks._replace(earlier=())
-    run = _runner(networks, engine, source_channels(plan), conditional)
-    stack = np.concatenate([source, mask[None]], dtype=np.float32)
-    outputs = _over_volume(run, stack, networks, plan)
-    prediction = np.where(mask, outputs[0], 0).astype(np.float32)
-    if networks.local_discriminator is None:
-        return Maps(prediction, None, None, None, None)
-    logits = outputs[1:4]  # magnitude, structured, realness
-    with np.errstate(invalid="ignore"):  # `synthesise` refuses what is no number
-        raw_error = error_scale * np.logaddexp(0, -logits[0])  # -s log sigmoid(logit)
-    difficulties = (np.where(mask, 1 / (1 + np.exp(np.clip(logit, -60, 60))), 0) for logit in logits)
-    kept = (np.where(mask, raw_error, 0), *difficulties)
-    return Maps(prediction, *(each.astype(np.float32) for each in kept))
-
-
-def _average_mirrored(straight: Maps, mirrored: Maps) -> Maps:
-    """Average the maps of a volume and those of its mirror image, turned back; the first axis is left to right."""
-    means = [
-        None if a is None or b is None else ((a + b[::-1]) / 2).astype(np.float32) for a, b in zip(straight, mirrored)
-    ]
-    prediction = means[0]
-    assert prediction is not None
-    return Maps(prediction, *means[1:])
-
-
-def is_blended(generator: nn.Module, plan: Plan) -> bool:
-    """Tell whether volumes go through a generator in overlapping windows that are averaged.
-
-    That is so in 3D where its result depends on how large its input is, and in
-    2D, where slices go through whole, if it takes no other size than that of its
-    patches.  The windows have the size of the patches that it was trained on.
-    """
-    if plan.dims == 2:
-        return takes_one_size(generator, source_channels(plan), plan.patch)
-    return not tiles_are_exact(generator, source_channels(plan))
-
-
-def _over_volume(
-    run: Callable[[Tensor], Tensor],
-    stack: NDArray[np.float32],
-    networks: Networks,
-    plan: Plan,
-) -> NDArray[np.float32]:
-    """Run a generator, a local discriminator and a refiner, chained, over all slices, windows or tiles of a volume."""
-    blended = is_blended(networks.generator, plan)
-    if blended and plan.dims == 2:
-        return blend_slices(run, stack, slices=plan.slices, window=plan.patch)
-    if blended:
-        return blend_windows(run, stack, window=plan.patch, weighting="smooth")
-    passes = _of_any_size(networks).in_one_pass
-    multiple = max(int(getattr(network, "size_multiple", 1)) for network in passes)  # powers of 2
-    if plan.dims == 2:
-        return apply_to_slices(run, stack, slices=plan.slices, batch=SLICES_AT_ONCE, multiple=multiple)
-    halo = sum(int(getattr(network, "receptive_field", 0)) for network in passes)
-    return apply_to_volume(run, stack, tile=TILE, halo=halo, multiple=multiple)
-
-
-def predict_stage(
-    generator: nn.Module, source: NDArray[np.float32], mask: NDArray[np.bool_], *, plan: Plan, engine: Engine
-) -> NDArray[np.float32]:
-    """Predict with a generator alone, as the next stage will see it: normalised, zero outside the mask, (I, J, K)."""
-    return _predict_alone(Networks(generator), source, mask, plan, engine)
-
-
-def _predict_alone(
-    networks: Networks, source: NDArray[np.float32], mask: NDArray[np.bool_], plan: Plan, engine: Engine
-) -> NDArray[np.float32]:
-    made = synthesise_prepared(networks, source, mask, plan=plan, conditional=False, error_scale=0.0, engine=engine)
-    return made.prediction
-
-
-def _with_context(
-    networks: Networks, source: NDArray[np.float32], mask: NDArray[np.bool_], plan: Plan, engine: Engine
-) -> NDArray[np.float32]:
-    """Put the last earlier stage's prediction behind the source's channels."""
-    seen = source
-    for stage, generator in enumerate(networks.earlier):
-        alone = Networks(generator, model=networks.model)
-        made = _predict_alone(alone, seen, mask, replace(plan, context=stage > 0), engine)
-        seen = np.concatenate([source, made[None]])
-    return seen
 
 
 def synthesise(

@@ -37,7 +37,7 @@ from torch import nn
 
 from chiasm.cohorts.splits import assign_folds
 from chiasm.prediction.engines import Engine
-from chiasm.prediction.synthesis import predict_stage
+from chiasm.prediction.passes import predict_stage
 from chiasm.preparation.arrays import PreparedCase, read_context, write_context
 from chiasm.preparation.fingerprint import VOXELS
 from chiasm.preparation.plan import Plan

@@ -23,7 +23,7 @@ from chiasm.errors import CohortError
 from chiasm.networks.sparse_coding import SparseCoder
 from chiasm.prediction.engines import Engine
 from chiasm.prediction.model import Model
-from chiasm.prediction.synthesis import Maps, Networks, synthesise_prepared
+from chiasm.prediction.passes import Maps, Networks, synthesise_prepared
 from chiasm.preparation.arrays import PreparedCase
 from chiasm.preparation.plan import Plan
 from chiasm.recipe import Recipe

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from chiasm.networks.discriminators import LocalLogits
-from chiasm.prediction.synthesis import refine
+from chiasm.prediction.passes import refine
 from chiasm.recipe import Loss
 from chiasm.training import attention, losses
 from chiasm.training.batches import Batch

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
 from chiasm.metrics.ranking import auroc, spearman
-from chiasm.prediction.synthesis import Maps
+from chiasm.prediction.passes import Maps
 
 SAMPLE = 50_000  # voxels that a rank statistic is taken over
 FLAT_RATIO = 0.05  # a lesion:healthy weight ratio within 1 +- this is no attention

@@ -18,7 +18,7 @@ from torch import nn
 from chiasm.errors import RunError
 from chiasm.prediction.engines import Engine
 from chiasm.prediction.model import Model
-from chiasm.prediction.synthesis import Maps, Networks, synthesise_prepared
+from chiasm.prediction.passes import Maps, Networks, synthesise_prepared
 from chiasm.preparation.arrays import PreparedCase
 from chiasm.preparation.plan import Plan
 from chiasm.recipe import Recipe
