@@ -15,6 +15,7 @@ from scipy.ndimage import gaussian_filter
 from scipy.stats import spearmanr
 
 from chiasm.errors import ChiasmError, RecipeError, RunError
+from chiasm.evaluation.reference import Reference
 from chiasm.evaluation.rows import UNITS, Row, read_evaluation, write_evaluation
 from chiasm.evaluation.scoring import (
     ScoredImages,
@@ -57,8 +58,9 @@ def evaluated(**changed: Any) -> list[Row]:
     regions = changed.pop("regions", {"WT": (1, 2), "TC": (1,)})
     expected_error = changed.pop("expected_error", None)
     settings = {"data_range": RANGE, "unit": "SD", "case": "a"} | changed
-    images = ScoredImages(**given, regions=regions, spacing_mm=SPACING, expected_error=expected_error)
-    return evaluate_case(images, ScoreTerms(**settings))
+    made, is_ct = given.pop("prediction"), settings["unit"] == "HU"
+    reference = Reference(**given, regions=regions, spacing_mm=SPACING, is_ct=is_ct)
+    return evaluate_case(ScoredImages(made, reference, expected_error), ScoreTerms(**settings))
 
 
 def values(rows: list[Row]) -> dict[tuple[str, str], float]:
@@ -92,6 +94,24 @@ def test_each_region_is_scored_over_its_own_voxels() -> None:
         conventions.score(prediction, target, mask, "chiasm", RANGE, SPACING)["ssim"], abs=1e-6
     )
     assert found["lesion-edge", "mae"] > found["healthy", "mae"]
+
+
+@pytest.mark.parametrize("convention", ["chiasm", "synthrad2023", "resvit"])
+def test_scores_of_all_regions_at_once_equal_those_of_each_region_alone(convention: str) -> None:
+    prediction, target, mask, _ = patient()
+    labels = np.random.default_rng(3).integers(0, 20, mask.shape).astype(np.uint8)
+    regions = {f"part-{label}": [label, label + 1] for label in range(1, 19)}  # more than fit into one pass
+    reference = Reference(target, mask, SPACING, labels, regions)
+    found = values(evaluated(labels=labels, regions=regions, convention=convention))
+    rules = conventions.find_convention(convention)
+    counted = mask if rules.masked else np.ones_like(mask)
+    pair = conventions.pair_up(prediction, target, counted, rules, RANGE)
+    low, high = rules.range or RANGE
+    for region, inside in reference.list_regions().items():
+        alone = conventions.plain_figures(prediction, target, inside, high - low, SPACING)
+        for metric, value in (alone | conventions.likeness(pair, inside)).items():
+            tolerance = 1e-6 if metric == "ssim" else 1e-9  # of a map in single precision
+            assert found[region, metric] == pytest.approx(value, rel=tolerance, nan_ok=True), (region, metric)
 
 
 def test_the_mask_comes_first_and_every_figure_has_a_unit_and_a_convention() -> None:

@@ -308,7 +308,7 @@ def test_contrast_kept_is_that_of_the_blend() -> None:
     rng = np.random.default_rng(0)
     texture = rng.standard_normal(target.shape).astype(np.float32)
     found = [
-        lesions.lesion_figures(0.3 * target + 0.7 * flat, target + texture, mask, labels, lesion, ONE)
+        lesions.lesion_figures(0.3 * target + 0.7 * flat, target + texture, lesions.ring_of(lesion, mask, labels, ONE))
         for lesion in lesions.lesion_components(labels, ONE)
     ]
     assert [figures.contrast_target for figures in found] == pytest.approx([100, 40], abs=0.5)
@@ -320,18 +320,19 @@ def test_a_ring_holds_neither_other_lesions_nor_voxels_outside_the_mask() -> Non
     target, mask, labels = lesion_case()
     target += np.random.default_rng(0).standard_normal(target.shape).astype(np.float32)
     lesion = lesions.lesion_components(labels, ONE)[0]
-    before = lesions.lesion_figures(target, target, mask, labels, lesion, ONE)
+    before = lesions.lesion_figures(target, target, lesions.ring_of(lesion, mask, labels, ONE))
     labels[16:18, 5:15, 5:15] = 3
     target[16:18, 5:15, 5:15] = 9999
     mask[:3], target[:3] = False, -9999
-    after = lesions.lesion_figures(target, target, mask, labels, lesion, ONE)
+    after = lesions.lesion_figures(target, target, lesions.ring_of(lesion, mask, labels, ONE))
     assert after.contrast_target == pytest.approx(before.contrast_target, abs=0.3)
 
 
 def test_a_lesion_that_the_target_does_not_show_has_no_contrast_to_keep() -> None:
     target, mask, labels = lesion_case()
     target = 200 + 100 * np.random.default_rng(0).standard_normal(target.shape)
-    figures = lesions.lesion_figures(target, target, mask, labels, lesions.lesion_components(labels, ONE)[0], ONE)
+    lesion = lesions.lesion_components(labels, ONE)[0]
+    figures = lesions.lesion_figures(target, target, lesions.ring_of(lesion, mask, labels, ONE))
     assert np.isnan(figures.contrast_kept)
     assert np.isnan(lesions.recall([figures.contrast_kept]))
 
@@ -342,11 +343,13 @@ def test_false_lesions_are_counted_away_from_the_labels_only() -> None:
     made_up[20:26, 5:11, 25:31] += 100  # 0.2 ml
     made_up[4:16, 4:16, 4:16] += 100  # a thicker lesion is no new one
     made_up[35, 5, 5] += 500  # too small
-    assert lesions.false_lesions(target, target, mask, labels, 100.0, ONE) == 0
-    assert lesions.false_lesions(made_up, target, mask, labels, 100.0, ONE) == 1
-    assert lesions.false_lesions(made_up, target, mask, labels, -100.0, ONE) == 0, "dark lesions are another kind"
+    far = lesions.far_from_labels(mask, labels, ONE)
+    assert lesions.false_lesions(target, target, mask, far, 100.0, ONE) == 0
+    assert lesions.false_lesions(made_up, target, mask, far, 100.0, ONE) == 1
+    assert lesions.false_lesions(made_up, target, mask, far, -100.0, ONE) == 0, "dark lesions are another kind"
     mask[20:26] = False
-    assert lesions.false_lesions(made_up, target, mask, labels, 100.0, ONE) == 0
+    far = lesions.far_from_labels(mask, labels, ONE)
+    assert lesions.false_lesions(made_up, target, mask, far, 100.0, ONE) == 0
 
 
 # Expected error

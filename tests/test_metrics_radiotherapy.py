@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from chiasm.evaluation.reference import Reference
 from chiasm.evaluation.scoring import ScoredImages, ScoreTerms, evaluate_case
 from chiasm.metrics.radiotherapy import THOMAS, electron_density, path_errors, slice_steps, tissues
 from chiasm.volumes.geometry import Geometry, axis_names
@@ -74,8 +77,8 @@ def test_a_ct_is_scored_by_tissue_and_along_each_axis() -> None:
     real, mask = slab(slice(3, 6), 975.0), np.ones(SHAPE, bool)
     made = slab(slice(3, 6), 780.0)
     grid = Geometry(SHAPE, np.diag([2.0, 1, 3, 1])[[2, 1, 0, 3]])  # the first axis runs to the head
-    images = ScoredImages(made, real, mask, SPACING, axes=axis_names(grid))
-    rows = evaluate_case(images, ScoreTerms("a", (-1024.0, 3071.0), "HU"))
+    reference = Reference(real, mask, SPACING, is_ct=True, axes=axis_names(grid))
+    rows = evaluate_case(ScoredImages(made, reference), ScoreTerms("a", (-1024.0, 3071.0), "HU"))
     found = {(row.region, row.metric): row.value for row in rows}
     units = {row.metric: row.unit for row in rows}
     assert found["bone", "mae"] == pytest.approx(195) and found["soft tissue", "mae"] == 0
@@ -86,6 +89,6 @@ def test_a_ct_is_scored_by_tissue_and_along_each_axis() -> None:
     assert found["left-right", "path_error_95"] == pytest.approx(6 * 3.0 * 0.1, abs=1e-5)
     assert found["head-feet", "slice_steps"] == pytest.approx(0.8)
     assert (units["path_error"], units["mae_density"], units["slice_steps"]) == ("mm", "1", "1")
-    other = evaluate_case(images, ScoreTerms("a", (-1024.0, 3071.0), "SD"))
+    other = evaluate_case(ScoredImages(made, replace(reference, is_ct=False)), ScoreTerms("a", (-1024.0, 3071.0), "SD"))
     assert {row.region for row in other if row.metric == "slice_steps"} == {"left-right", "front-back", "head-feet"}
     assert not [row for row in other if row.metric in ("path_error", "mae_density") or row.region == "bone"]

@@ -37,7 +37,7 @@ its own, and within a line only from names to its left; a test reads this map.
     training      how networks learn: classes, batches, losses, attention, players, admm, joint_coding, coding, cost,
                   health, checkpoints, finished, run_folder, session, log, state, trainables, setting, sampler,
                   discriminator_step, generator_step, learner, loop, cascade, run_planning, run
-    evaluation    scores, and what may be claimed from them: rows, scoring, summary, headlines, paired_tests,
+    evaluation    scores, and what may be claimed from them: rows, reference, scoring, summary, headlines, paired_tests,
                   statistics, loading, predictions, uncertainty, expected_error
     reports       the pages that people read: drawing, pages, tables, registration, gallery, curves, naive_comparison,
                   evaluation_page, pictures, jumps, case_page, evaluation_folder, evaluation_cases, evaluation,

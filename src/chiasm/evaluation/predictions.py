@@ -16,6 +16,7 @@ from chiasm.cohorts.dicom_patients import Selection
 from chiasm.cohorts.discovery import find_cohort, selection_of
 from chiasm.errors import ChiasmError, RunError
 from chiasm.evaluation.loading import Loaded, PredictionFolder, load_case
+from chiasm.evaluation.reference import Reference
 from chiasm.evaluation.rows import MaskUse, Remarks, Row
 from chiasm.evaluation.scoring import ScoredImages, ScoreTerms, evaluate_case, reporting_unit
 from chiasm.prediction.baselines import load_baselines
@@ -197,17 +198,18 @@ def score_case(loaded: Loaded, assessed: PredictionFolder, cohort: Cohort, conve
     plan, manifest = assessed.plan, assessed.manifest
     unit, scale = reporting_unit(plan)
     rows: list[Row] = []
+    grid = loaded.source.geometry
+    reference = Reference(
+        loaded.target,
+        loaded.mask,
+        grid.spacing_mm,
+        loaded.labels,
+        cohort.regions,
+        is_ct=unit == "HU",
+        axes=axis_names(grid),
+    )
     for method, image in loaded.images.items():
-        images = ScoredImages(
-            image,
-            loaded.target,
-            loaded.mask,
-            loaded.source.geometry.spacing_mm,
-            loaded.labels,
-            cohort.regions,
-            loaded.expected_error if method == manifest.method else None,
-            axis_names(loaded.source.geometry),
-        )
+        images = ScoredImages(image, reference, loaded.expected_error if method == manifest.method else None)
         terms = ScoreTerms(
             loaded.case.id, plan.target_range, unit, scale, convention, manifest.fold, manifest.seed, method
         )

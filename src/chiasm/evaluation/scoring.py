@@ -13,10 +13,9 @@ kVp and CT's resolution.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property
-from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,9 +24,10 @@ from numpy.typing import NDArray
 from chiasm import boxes
 from chiasm.attenuation import attenuation
 from chiasm.errors import ChiasmError
+from chiasm.evaluation.reference import Reference
 from chiasm.evaluation.rows import LEAST_LESION, UNITS, Row
-from chiasm.metrics import conventions, edges, lesions, radiotherapy, ranking, voxelwise
-from chiasm.metrics.ssim import window_box
+from chiasm.metrics import conventions, lesions, radiotherapy, ranking, voxelwise
+from chiasm.metrics.edges import gradients_by_region
 from chiasm.prediction.baselines import NAMES
 
 if TYPE_CHECKING:
@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 MOST_SCALES_APART = 20.0  # between prediction and target: more is another unit, not an error
 SMOOTH_MM = 2.0  # of the error that an expected-error map can foresee
 SAMPLE = 300_000  # voxels that ranks and quantiles are taken over
-EDGE_BAND_MM = 4.0
-EDGE_SHARE = 0.1  # of the mask's voxels: the target's steepest
 
 
 def harmonise(
@@ -104,59 +102,30 @@ def check_units(prediction: NDArray[Any], target: NDArray[Any], mask: NDArray[np
 
 @dataclass(frozen=True, eq=False)
 class ScoredImages:
-    """The images of one case that a prediction is scored with, all on one grid.
+    """A prediction and what it is scored against, all on one grid.
 
     Attributes:
         prediction: Target units, shape (I, J, K).
-        target: The real image, harmonised.
-        mask: Valid voxels; regions count inside it only.
-        spacing_mm: Between voxels along I, J and K.
-        labels: Label map, 0 is background, or None.
-        regions: Region name to the labels that make it; without names all labels together are the region "lesion".
+        reference: The real image, with its mask and regions.
         expected_error: Expected absolute error in target units, or None.
-        axes: What I, J and K run along; see `volumes.geometry.axis_names`.
     """
 
     prediction: NDArray[Any]
-    target: NDArray[Any]
-    mask: NDArray[np.bool_]
-    spacing_mm: tuple[float, float, float]
-    labels: NDArray[Any] | None = None
-    regions: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    reference: Reference
     expected_error: NDArray[Any] | None = None
-    axes: tuple[str, str, str] = ("i", "j", "k")
 
     @property
-    def arrays(self) -> dict[str, NDArray[Any]]:
-        """The arrays that are there, by name."""
-        named = {name: getattr(self, name) for name in ("prediction", "target", "mask", "labels", "expected_error")}
-        return {name: array for name, array in named.items() if array is not None}
-
-    def crop(self, box: boxes.Box) -> ScoredImages:
-        """Return the part of all images that lies in a box."""
-        return replace(
-            self,
-            prediction=self.prediction[box],
-            target=self.target[box],
-            mask=self.mask[box],
-            labels=None if self.labels is None else self.labels[box],
-            expected_error=None if self.expected_error is None else self.expected_error[box],
-        )
+    def part(self) -> ScoredImages:
+        """The part that lies in the reference's box."""
+        box, expected = self.reference.box, self.expected_error
+        part = np.ascontiguousarray(self.prediction[box])
+        return ScoredImages(part, self.reference.part, None if expected is None else expected[box])
 
     @cached_property
     def error(self) -> NDArray[np.float32]:
         """Absolute error, 0 outside the mask."""
-        difference = np.subtract(self.prediction, self.target, dtype=np.float32)
-        return np.where(self.mask, np.abs(difference), np.float32(0))
-
-    @cached_property
-    def lesion(self) -> NDArray[np.bool_] | None:
-        """Labelled voxels of the mask that a named region counts, all labels where none is named; None without any."""
-        if self.labels is None:
-            return None
-        named = sorted(set(chain.from_iterable(self.regions.values())))
-        counted: NDArray[np.bool_] = np.isin(self.labels, named) if named else self.labels != 0
-        return counted & self.mask
+        difference = np.subtract(self.prediction, self.reference.target, dtype=np.float32)
+        return np.where(self.reference.mask, np.abs(difference), np.float32(0))
 
 
 @dataclass(frozen=True)
@@ -234,58 +203,62 @@ def evaluate_case(images: ScoredImages, terms: ScoreTerms) -> list[Row]:
         ChiasmError: If prediction and target are not in one unit.
         ValueError: If shapes differ, or a range is not positive.
     """
-    boxes.same_shape(*images.arrays.values())
+    reference, expected = images.reference, images.expected_error
+    boxes.same_shape(images.prediction, reference.target, *([] if expected is None else [expected]))
     if terms.method not in NAMES:  # a naive baseline may well be far off, and is in the target's unit by construction
-        check_units(images.prediction, images.target, images.mask, terms.case)
+        check_units(images.prediction, reference.target, reference.mask, terms.case)
     pair, whole = _score_whole(images, terms)
-    multiscale = {}
+    part, more = images.part, {}
+    regions = _score_regions(part, pair, terms)
     if terms.rules.multiscale:
-        multiscale["ms_ssim"] = conventions.multiscale_likeness(
-            images.prediction, images.target, images.mask, terms.rules
+        more["ms_ssim"] = conventions.multiscale_likeness(
+            images.prediction, reference.target, reference.mask, terms.rules
         )
-    part = images.crop(window_box(images.mask))
-    scores = list(_score_regions(part, pair, terms, multiscale))
     if part.expected_error is not None:
-        ranks = score_expected_error(part.expected_error, part.error, part.mask, part.lesion, part.spacing_mm)
-        scores.append(("mask", ranks))
-    if part.lesion is not None:
-        scores += _score_lesions(part, part.lesion).items()
-    if terms.method not in NAMES:
-        scores += _score_axes(part, is_ct=terms.unit == "HU")
-    return terms.rows([*scores, ("image", whole)])
+        its = part.reference
+        more |= score_expected_error(part.expected_error, part.error, its.mask, its.lesion, its.spacing_mm)
+    axes = [] if terms.method in NAMES else _score_axes(part)
+    return terms.rows([*regions.items(), ("mask", more), *_score_lesions(part).items(), *axes, ("image", whole)])
 
 
 def _score_whole(images: ScoredImages, terms: ScoreTerms) -> tuple[conventions.ComparedImages, dict[str, float]]:
     """Score all voxels, the background with them; return the pair on the mask's box too, for regions."""
-    whole = np.ones(images.mask.shape, bool)
-    pair = conventions.pair_up(images.prediction, images.target, whole, terms.rules, terms.data_range)
-    scores = voxelwise.error_figures(images.prediction, images.target, terms.width) | conventions.likeness(pair, whole)
-    box = window_box(images.mask)
+    prediction, reference = images.prediction, images.reference
+    whole = np.ones(prediction.shape, bool)
+    pair = conventions.pair_up(prediction, reference.target, whole, terms.rules, terms.data_range)
+    scores = voxelwise.error_figures(prediction, reference.target, terms.width) | conventions.likeness(pair, whole)
     if not terms.rules.masked:
-        return conventions.crop(pair, box), scores
-    part = images.crop(box)
-    return conventions.pair_up(part.prediction, part.target, part.mask, terms.rules, terms.data_range), scores
+        return conventions.crop(pair, reference.box), scores
+    part = reference.part
+    in_box = prediction[reference.box]
+    return conventions.pair_up(in_box, part.target, part.mask, terms.rules, terms.data_range), scores
 
 
 def _score_regions(
-    part: ScoredImages, pair: conventions.ComparedImages, terms: ScoreTerms, of_mask: Mapping[str, float]
-) -> Iterator[tuple[str, dict[str, float]]]:
-    """Score each region of a case; `of_mask` are scores that the mask has besides."""
-    as_ct: dict[str, tuple[NDArray[Any], NDArray[Any]]] = {}
-    if terms.unit == "HU":
-        for name, convert in (("mae_mu", attenuation), ("mae_density", radiotherapy.electron_density)):
-            as_ct[name] = convert(part.prediction), convert(part.target)
-    for region, inside in _regions(part, is_ct=terms.unit == "HU").items():
-        scores = conventions.plain_figures(part.prediction, part.target, inside, terms.width, part.spacing_mm)
-        scores |= conventions.likeness(pair, inside)
-        scores |= {name: voxelwise.mae(made, real, inside) for name, (made, real) in as_ct.items()}
+    part: ScoredImages, pair: conventions.ComparedImages, terms: ScoreTerms
+) -> dict[str, dict[str, float]]:
+    """Score each region of a case, from the values of the mask's voxels alone."""
+    reference = part.reference
+    x, y = part.prediction[reference.mask], reference.values
+    gradients = gradients_by_region(x, y, reference.neighbours, reference.spacing_mm)
+    likenesses = conventions.likeness_by_region(pair, reference.mask, reference.places)
+    expected = None if part.expected_error is None else part.expected_error[reference.mask]
+    error = np.abs(np.subtract(x, y, dtype=np.float32))
+    as_ct: dict[str, NDArray[np.float32]] = {}
+    if reference.is_ct:
+        as_ct["mae_mu"] = np.abs(attenuation(x) - attenuation(y))
+        as_ct["mae_density"] = np.abs(radiotherapy.electron_density(x) - radiotherapy.electron_density(y))
+    scores = {}
+    for region, places in reference.places.items():
+        here = x[places], y[places]
+        found = conventions.value_figures(*here, gradients[region], terms.width) | likenesses[region]
+        found |= {name: voxelwise.mean_or_nan(differences[places]) for name, differences in as_ct.items()}
         if region in radiotherapy.TISSUES_HU:
-            scores["volume_ml"] = float(inside.sum()) * math.prod(part.spacing_mm) / 1000
-        if region == "mask":
-            scores |= of_mask
-        if part.expected_error is not None:
-            scores |= calibration(part.expected_error[inside], part.error[inside])
-        yield region, scores
+            found["volume_ml"] = len(here[1]) * math.prod(reference.spacing_mm) / 1000
+        if expected is not None:
+            found |= calibration(expected[places], error[places])
+        scores[region] = found
+    return scores
 
 
 def describe(convention: str, data_range: tuple[float, float], unit: str, unit_scale: float = 1.0) -> str:
@@ -364,49 +337,45 @@ def _sample(values: NDArray[Any]) -> NDArray[Any]:
     return values[:: max(1, -(-len(values) // SAMPLE))]
 
 
-def _regions(part: ScoredImages, is_ct: bool) -> dict[str, NDArray[np.bool_]]:
-    """Return the voxels of each region to score, the mask first."""
-    mask, labels = part.mask, part.labels
-    found = {"mask": mask}
-    if labels is not None and part.lesion is not None:
-        named = part.regions or {"lesion": np.setdiff1d(labels, [0]).tolist()}
-        found |= {name: np.isin(labels, list(values)) & mask for name, values in named.items()}
-        found["healthy"] = mask & (labels == 0)
-        found["lesion-edge"] = edges.edge_band(part.lesion, EDGE_BAND_MM, part.spacing_mm) & mask
-    found["edges"] = edges.edge_voxels(part.target, mask, part.spacing_mm, EDGE_SHARE)
-    return found | (radiotherapy.tissues(part.target, mask) if is_ct else {})
-
-
-def _score_axes(part: ScoredImages, is_ct: bool) -> list[tuple[str, dict[str, float]]]:
+def _score_axes(part: ScoredImages) -> list[tuple[str, dict[str, float]]]:
     """Compare steps from slice to slice along each axis, and of CT the path lengths of rays."""
-    scores = [
-        {"slice_steps": radiotherapy.slice_steps(part.prediction, part.target, part.mask, axis)} for axis in range(3)
-    ]
-    if is_ct:
-        difference = radiotherapy.electron_density(part.prediction) - radiotherapy.electron_density(part.target)
-        for axis, its in enumerate(scores):
-            its |= radiotherapy.path_errors(difference, part.mask, part.spacing_mm, axis)
-    return list(zip(part.axes, scores, strict=True))
+    its = part.reference
+    images = part.prediction, its.target
+    scores = [{"slice_steps": radiotherapy.slice_steps(*images, its.mask, axis)} for axis in range(3)]
+    if its.is_ct:
+        made, real = (radiotherapy.electron_density(image) for image in images)
+        for axis, found in enumerate(scores):
+            found |= radiotherapy.path_errors(made - real, its.mask, its.spacing_mm, axis)
+    return list(zip(its.axes, scores, strict=True))
 
 
-def _score_lesions(part: ScoredImages, lesion: NDArray[np.bool_]) -> dict[str, dict[str, float]]:
-    """Measure each lesion, then count: how many, how many are kept, how many were made up."""
-    images = (part.prediction, part.target, part.mask, lesion)
-    found, too_small = lesions.split_components(lesion, part.spacing_mm)
-    figures = [lesions.lesion_figures(*images, one, part.spacing_mm) for one in found]
+def _score_lesions(part: ScoredImages) -> dict[str, dict[str, float]]:
+    """Measure each lesion, then count: how many, how many are kept, how many were made up; nothing without labels."""
+    reference = part.reference
+    if reference.lesion is None:
+        return {}
+    images, rings = (part.prediction, reference.target), reference.rings
+    figures = [lesions.lesion_figures(*images, ring) for ring in rings]
     scored = {
-        f"lesion-{number}": {"volume_ml": one.volume_ml, **asdict(its)}
-        for number, (one, its) in enumerate(zip(found, figures), start=1)
+        f"lesion-{number}": {"volume_ml": ring.lesion.volume_ml, **asdict(its)}
+        for number, (ring, its) in enumerate(zip(rings, figures), start=1)
     }
     contrast = _typical_contrast(figures)
     scored["lesions"] = {
-        "lesions": len(found),
-        "too_small": too_small,
+        "lesions": len(rings),
+        "too_small": reference.components.too_small,
         "recall": lesions.recall([its.contrast_kept for its in figures]),
-        "false_lesions": lesions.false_lesions(*images, contrast, part.spacing_mm) if contrast else math.nan,
+        "false_lesions": _count_false(part, contrast) if contrast else math.nan,
     }
-    by_size = {size: [its for one, its in zip(found, figures) if one.size == size] for size in lesions.SIZES_ML}
+    by_size = {
+        size: [its for ring, its in zip(rings, figures) if ring.lesion.size == size] for size in lesions.SIZES_ML
+    }
     return scored | {f"lesions-{size}": _score_size(here) for size, here in by_size.items() if here}
+
+
+def _count_false(part: ScoredImages, contrast: float) -> int:
+    its = part.reference
+    return lesions.false_lesions(part.prediction, its.target, its.mask, its.far, contrast, its.spacing_mm)
 
 
 def _typical_contrast(figures: Sequence[lesions.LesionFigures]) -> float:

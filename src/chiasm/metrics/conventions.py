@@ -10,15 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from math import nan
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from chiasm.boxes import Box, Image, Mask, Range, Spacing, box_of, same_shape
 from chiasm.errors import unknown
-from chiasm.metrics.edges import gradients
+from chiasm.metrics.edges import Gradients, gradients
 from chiasm.metrics.ssim import UNIFORM_RADIUS, ms_ssim, ssim_map, window_box, without_border
 from chiasm.metrics.voxelwise import check_range, error_figures, mean_or_nan, pearson
 
@@ -221,20 +220,41 @@ def likeness(pair: ComparedImages, region: Mask) -> dict[str, float]:
     Raises:
         ValueError: If the region has another shape than the images.
     """
-    if region.shape != pair.target.shape:
-        raise ValueError(f"region of shape {region.shape} for images of shape {pair.target.shape}")
-    if not region.any():
-        return {"psnr": nan, "ssim": nan}
-    box = box_of(region)
-    here, part = region[box], crop(pair, box)
-    axes = pair.convention.axes
-    count = here.sum(axis=axes, keepdims=True)
-    squared = np.where(here, part.prediction - part.target, 0) ** 2
-    scored = (count > 0) & (part.peak > 0)
+    return likeness_by_region(pair, region, {"region": slice(None)})["region"]
+
+
+def likeness_by_region(
+    pair: ComparedImages, mask: Mask, places: Mapping[str, NDArray[np.int32] | slice]
+) -> dict[str, dict[str, float]]:
+    """Return "psnr" and "ssim" of every region; slice by slice, then averaged, where the convention says so.
+
+    Args:
+        pair: On the grid of the mask.
+        mask: Shape (I, J, K).
+        places: Of each region, the places of its voxels among those of the mask.
+
+    Raises:
+        ValueError: If the mask has another shape than the images.
+    """
+    if mask.shape != pair.target.shape:
+        raise ValueError(f"region of shape {mask.shape} for images of shape {pair.target.shape}")
+    squared, similarity = (pair.prediction[mask] - pair.target[mask]) ** 2, pair.similarity[mask]
+    slices = np.nonzero(mask)[2] if pair.convention.slicewise else np.zeros(len(squared), np.intp)
+    found = {}
+    for name, its in places.items():
+        values = similarity[its]
+        decibels = _decibels(squared[its], slices[its], pair.peak[0, 0])
+        found[name] = {"psnr": mean_or_nan(decibels), "ssim": mean_or_nan(values[~np.isnan(values)])}
+    return found
+
+
+def _decibels(squared: NDArray[Any], slices: NDArray[np.intp], peak: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the PSNR of each slice with a peak that has voxels, from squared errors and the slice of each."""
+    count = np.bincount(slices, minlength=len(peak))
+    total = np.bincount(slices, squared, len(peak)) if len(peak) > 1 else squared.sum(dtype=np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
-        decibels = 10 * np.log10(part.peak**2 * count / squared.sum(axis=axes, keepdims=True, dtype=np.float64))
-    values = part.similarity[here]
-    return {"psnr": mean_or_nan(decibels[scored]), "ssim": mean_or_nan(values[~np.isnan(values)])}
+        decibels: NDArray[np.float64] = 10 * np.log10(peak**2 * count / total)
+    return decibels[(count > 0) & (peak > 0)]
 
 
 def score(
@@ -283,13 +303,17 @@ def plain_figures(
     """Return the figures of merit of a region that need no convention but a range; NaN for an empty region."""
     box = box_of(region) if region.any() else (slice(0, 1),) * 3
     x, y, inside = prediction[box], target[box], region[box]
-    error, sharp = gradients(x, y, inside, spacing_mm)
-    values = x[inside], y[inside]
-    figures = error_figures(*values, data_range)
-    return figures | {
-        "ncc": pearson(*values),
-        "gradient_error": error,
-        "sharpness": sharp,
+    return value_figures(x[inside], y[inside], gradients(x, y, inside, spacing_mm), data_range)
+
+
+def value_figures(
+    prediction: NDArray[Any], target: NDArray[Any], gradients: Gradients, data_range: float
+) -> dict[str, float]:
+    """Return the figures of merit of a region from the values of its voxels, shape (n,), and its gradients."""
+    return error_figures(prediction, target, data_range) | {
+        "ncc": pearson(prediction, target),
+        "gradient_error": gradients.error,
+        "sharpness": gradients.sharpness,
     }
 
 

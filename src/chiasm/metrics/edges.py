@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from math import nan
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from chiasm.boxes import Image, Mask, Spacing, box_of, ends, grown
+
+BITS = 16  # regions that are told apart in one pass
 
 
 class Gradients(NamedTuple):
@@ -43,7 +47,91 @@ def gradients(prediction: Image, target: Image, mask: Mask, spacing_mm: Spacing)
         of_prediction += float(steep_x.sum(dtype=np.float64)) / step
         of_target += float(steep_y.sum(dtype=np.float64)) / step
         of_error += float(np.abs(steep_x - steep_y).sum(dtype=np.float64)) / step
-    return Gradients(of_error / count if count else nan, of_prediction / of_target if of_target > 0 else nan)
+    return _gradients(count, of_error, of_prediction, of_target)
+
+
+class Neighbours(NamedTuple):
+    """Pairs of neighbours along one axis that both lie inside a mask, sorted by the regions that hold both.
+
+    Attributes:
+        axis: Along which they are neighbours.
+        before: Of each pair the first, as its place among the mask's voxels.
+        after: The second.
+        parts: Where the pairs of each region lie in `before` and `after`.
+    """
+
+    axis: int
+    before: NDArray[np.int32]
+    after: NDArray[np.int32]
+    parts: Mapping[str, tuple[slice, ...]]
+
+    def steps(self, values: NDArray[Any]) -> NDArray[np.float32]:
+        """Return the absolute difference of each pair, from the values of the mask's voxels."""
+        found: NDArray[np.float32] = np.subtract(values[self.after], values[self.before], dtype=np.float32)
+        return np.abs(found, out=found)
+
+
+def list_neighbours(mask: Mask, regions: Mapping[str, Mask]) -> list[Neighbours]:
+    """List pairs of neighbours along each axis, so that the gradients of all regions are taken at once.
+
+    Args:
+        mask: Shape (I, J, K).
+        regions: Each inside the mask; a pair is a region's where both its voxels are.
+    """
+    found, names = [], list(regions)
+    places = np.zeros(mask.shape, np.int32)
+    places[mask] = np.arange(np.count_nonzero(mask))
+    for some in (names[start : start + BITS] for start in range(0, len(names), BITS)):
+        members = np.zeros(np.count_nonzero(mask), np.uint16)  # a bit for each region
+        for bit, name in enumerate(some):
+            members |= regions[name][mask].astype(np.uint16) << np.uint16(bit)
+        found += [_neighbours_along(axis, mask, places, members, some) for axis in range(3)]
+    return found
+
+
+def _neighbours_along(
+    axis: int, mask: Mask, places: NDArray[np.int32], members: NDArray[np.uint16], names: Sequence[str]
+) -> Neighbours:
+    inside = ends(mask, axis)
+    both = inside[0] & inside[1]
+    before, after = (end[both] for end in ends(places, axis))
+    shared = members[before] & members[after]
+    order = np.argsort(shared, kind="stable")
+    shared = shared[order]
+    starts = np.flatnonzero(np.r_[True, shared[1:] != shared[:-1]][: len(shared)]).tolist()
+    groups = [slice(*ends_of) for ends_of in zip(starts, [*starts[1:], len(shared)])]
+    parts = {name: tuple(g for g in groups if int(shared[g.start]) >> bit & 1) for bit, name in enumerate(names)}
+    return Neighbours(axis, before[order], after[order], parts)
+
+
+def gradients_by_region(
+    prediction: NDArray[Any],
+    target: NDArray[Any],
+    neighbours: Sequence[Neighbours],
+    spacing_mm: Spacing,
+) -> dict[str, Gradients]:
+    """Compare absolute differences between neighbours in every region; each equals `gradients` of that region alone.
+
+    Args:
+        prediction: Values of the mask's voxels, shape (n,).
+        target: Likewise.
+        neighbours: From `list_neighbours`.
+        spacing_mm: Between voxels along I, J and K.
+    """
+    sums = {name: np.zeros(4) for along in neighbours for name in along.parts}  # pairs, error, prediction, target
+    for along in neighbours:
+        steep_x, steep_y = along.steps(prediction), along.steps(target)
+        steps = [np.abs(steep_x - steep_y), steep_x, steep_y]
+        for name, parts in along.parts.items():
+            for part in parts:
+                totals = [float(steep[part].sum(dtype=np.float64)) / spacing_mm[along.axis] for steep in steps]
+                sums[name] += [part.stop - part.start, *totals]
+    return {name: _gradients(*its.tolist()) for name, its in sums.items()}
+
+
+def _gradients(pairs: float, error: float, prediction: float, target: float) -> Gradients:
+    """Turn sums over pairs of neighbours into means."""
+    return Gradients(error / pairs if pairs else nan, prediction / target if target > 0 else nan)
 
 
 def gradient_error(prediction: Image, target: Image, mask: Mask, spacing_mm: Spacing) -> float:

@@ -125,17 +125,30 @@ class LesionFigures:
     contrast_kept: float
 
 
-def lesion_figures(
-    prediction: Image, target: Image, mask: Mask, labels: NDArray[Any], lesion: Lesion, spacing_mm: Spacing
-) -> LesionFigures:
-    """Measure a lesion against the ring of unlabelled voxels of the mask within `RING_MM` of it.
+@dataclass(frozen=True, eq=False)
+class Ring:
+    """A lesion, and the unlabelled voxels of the mask around it that it stands out from.
+
+    Attributes:
+        lesion: From `split_components`.
+        box: Holds the lesion and its surroundings.
+        inside: The lesion's voxels of the mask inside `box`.
+        around: Voxels of its surroundings there.
+    """
+
+    lesion: Lesion
+    box: Box
+    inside: Mask
+    around: Mask
+
+
+def ring_of(lesion: Lesion, mask: Mask, labels: NDArray[Any], spacing_mm: Spacing) -> Ring:
+    """Find the unlabelled voxels of the mask within `RING_MM` of a lesion.
 
     Args:
-        prediction: Shape (I, J, K).
-        target: Likewise.
-        mask: Voxels that count, for the lesion as for its ring.
+        lesion: From `split_components` on the same grid.
+        mask: Voxels that count, for the lesion as for its ring; shape (I, J, K).
         labels: All labels, so that another lesion is no surroundings.
-        lesion: From `lesion_components` on the same grid.
         spacing_mm: Between voxels.
     """
     from scipy.ndimage import distance_transform_edt
@@ -143,11 +156,22 @@ def lesion_figures(
     box = grown(lesion.box, RING_MM, spacing_mm, mask.shape)
     inside = np.zeros(mask[box].shape, bool)
     inside[within(lesion.box, box)] = lesion.inside
-    ring = (distance_transform_edt(~inside, sampling=spacing_mm) <= RING_MM) & (labels[box] == 0) & mask[box]
-    inside &= mask[box]
-    x, y = prediction[box], target[box]
-    real, made = mean_or_nan(y[inside]) - mean_or_nan(y[ring]), mean_or_nan(x[inside]) - mean_or_nan(x[ring])
-    visible = abs(real) >= LEAST_CONTRAST * float(y[ring].std(dtype=np.float64)) > 0 if ring.any() else False
+    around = (distance_transform_edt(~inside, sampling=spacing_mm) <= RING_MM) & (labels[box] == 0) & mask[box]
+    return Ring(lesion, box, inside & mask[box], around)
+
+
+def lesion_figures(prediction: Image, target: Image, ring: Ring) -> LesionFigures:
+    """Measure a lesion against its ring.
+
+    Args:
+        prediction: Shape (I, J, K).
+        target: Likewise.
+        ring: From `ring_of` on the same grid.
+    """
+    inside, around = ring.inside, ring.around
+    x, y = prediction[ring.box], target[ring.box]
+    real, made = (mean_or_nan(image[inside]) - mean_or_nan(image[around]) for image in (y, x))
+    visible = abs(real) >= LEAST_CONTRAST * float(y[around].std(dtype=np.float64)) > 0 if around.any() else False
     return LesionFigures(mae(x, y, inside), bias(x, y, inside), real, made, made / real if visible else nan)
 
 
@@ -161,38 +185,40 @@ def recall(kept: Sequence[float]) -> float:
     return sum(share >= KEPT for share in visible) / len(visible) if visible else nan
 
 
-def false_lesions(
-    prediction: Image, target: Image, mask: Mask, labels: NDArray[Any], contrast: float, spacing_mm: Spacing
-) -> int:
+def far_from_labels(mask: Mask, labels: NDArray[Any], spacing_mm: Spacing) -> Mask:
+    """Return the voxels of the mask that lie more than `RING_MM` from any label, which is not 0."""
+    from scipy.ndimage import distance_transform_edt
+
+    far = mask.copy()
+    if (labels != 0).any():
+        around = grown(box_of(labels != 0), RING_MM, spacing_mm, mask.shape)
+        far[around] &= distance_transform_edt(labels[around] == 0, sampling=spacing_mm) > RING_MM
+    return far
+
+
+def false_lesions(prediction: Image, target: Image, mask: Mask, far: Mask, contrast: float, spacing_mm: Spacing) -> int:
     """Count places away from the labels that differ from the target as a lesion would.
 
-    Such a place is a connected component, of at least `LEAST_FALSE_ML` and
-    inside the mask but more than `RING_MM` from any label, in which the error,
-    smoothed by `FALSE_SIGMA_MM`, is at least half of a lesion's contrast, with
-    its sign.
+    Such a place is a connected component of `far`, of at least `LEAST_FALSE_ML`,
+    in which the error, smoothed by `FALSE_SIGMA_MM`, is at least half of a
+    lesion's contrast, with its sign.
 
     Args:
         prediction: Shape (I, J, K).
         target: Likewise.
         mask: Voxels that count.
-        labels: 0 is background.
+        far: From `far_from_labels`.
         contrast: What the case's lesions show in the target, such as the
             median of their `contrast_target`; not 0.
         spacing_mm: Between voxels.
     """
-    from scipy.ndimage import distance_transform_edt, gaussian_filter, label
+    from scipy.ndimage import gaussian_filter, label
 
     if not mask.any():
         return 0
     box = box_of(mask)
     error = np.where(mask[box], (prediction[box] - target[box]) * np.sign(contrast), 0).astype(np.float32)
     smooth = gaussian_filter(error, [FALSE_SIGMA_MM / step for step in spacing_mm], truncate=3)
-    places = (smooth >= abs(contrast) * KEPT) & mask[box]
-    if (labels != 0).any():
-        around = grown(box_of(labels != 0), RING_MM, spacing_mm, mask.shape)
-        far = np.ones(mask.shape, bool)
-        far[around] = distance_transform_edt(labels[around] == 0, sampling=spacing_mm) > RING_MM
-        places &= far[box]
-    numbers, _ = label(places, structure=np.ones((3, 3, 3)))
+    numbers, _ = label((smooth >= abs(contrast) * KEPT) & far[box], structure=np.ones((3, 3, 3)))
     voxels = np.bincount(numbers.ravel())[1:]
     return int((voxels * np.prod(spacing_mm) / 1000 >= LEAST_FALSE_ML).sum())

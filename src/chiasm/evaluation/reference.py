@@ -1,0 +1,128 @@
+"""The real image of a case, with the mask and the regions in which predictions are scored against it.
+
+What depends on the real image alone is found once, however many predictions are scored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import chain
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chiasm.boxes import Box, same_shape
+from chiasm.metrics import edges, lesions, radiotherapy
+from chiasm.metrics.ssim import window_box
+
+EDGE_BAND_MM = 4.0
+EDGE_SHARE = 0.1  # of the mask's voxels: the target's steepest
+
+Places = NDArray[np.int32] | slice  # of a region's voxels among those of the mask
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """What predictions of one case are scored against, all on one grid.
+
+    Attributes:
+        target: The real image, harmonised, shape (I, J, K).
+        mask: Valid voxels; regions count inside it only.
+        spacing_mm: Between voxels along I, J and K.
+        labels: Label map, 0 is background, or None.
+        regions: Region name to the labels that make it; without names all labels together are the region "lesion".
+        is_ct: Whether the target is in Hounsfield units, so that tissues are regions.
+        axes: What I, J and K run along; see `volumes.geometry.axis_names`.
+
+    Raises:
+        ValueError: If shapes differ.
+    """
+
+    target: NDArray[Any]
+    mask: NDArray[np.bool_]
+    spacing_mm: tuple[float, float, float]
+    labels: NDArray[Any] | None = None
+    regions: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    is_ct: bool = False
+    axes: tuple[str, str, str] = ("i", "j", "k")
+
+    def __post_init__(self) -> None:
+        same_shape(self.target, self.mask, *([] if self.labels is None else [self.labels]))
+
+    @cached_property
+    def box(self) -> Box:
+        """The box around the mask and every window around its voxels."""
+        return window_box(self.mask)
+
+    @cached_property
+    def part(self) -> Reference:
+        """The part that lies in the box."""
+        target, mask = (np.ascontiguousarray(array[self.box]) for array in (self.target, self.mask))
+        labels = None if self.labels is None else np.ascontiguousarray(self.labels[self.box])
+        return replace(self, target=target, mask=mask, labels=labels)
+
+    @cached_property
+    def values(self) -> NDArray[Any]:
+        """The target's values in the mask, shape (n,)."""
+        return self.target[self.mask]
+
+    @cached_property
+    def lesion(self) -> NDArray[np.bool_] | None:
+        """Labelled voxels of the mask that a named region counts, all labels where none is named; None without any."""
+        if self.labels is None:
+            return None
+        named = sorted(set(chain.from_iterable(self.regions.values())))
+        counted: NDArray[np.bool_] = np.isin(self.labels, named) if named else self.labels != 0
+        return counted & self.mask
+
+    def list_regions(self) -> dict[str, NDArray[np.bool_]]:
+        """Return the voxels of each region to score, the mask first."""
+        mask, labels, lesion = self.mask, self.labels, self.lesion
+        found = {"mask": mask}
+        if labels is not None and lesion is not None:
+            named = self.regions or {"lesion": np.setdiff1d(labels, [0]).tolist()}
+            found |= {name: np.isin(labels, list(values)) & mask for name, values in named.items()}
+            found["healthy"] = mask & (labels == 0)
+            found["lesion-edge"] = edges.edge_band(lesion, EDGE_BAND_MM, self.spacing_mm) & mask
+        found["edges"] = edges.edge_voxels(self.target, mask, self.spacing_mm, EDGE_SHARE)
+        return found | (radiotherapy.tissues(self.target, mask) if self.is_ct else {})
+
+    @cached_property
+    def _regions(self) -> tuple[dict[str, Places], list[edges.Neighbours]]:
+        """Where each region lies among the voxels of the mask, and the pairs of neighbours in it."""
+        masks = self.list_regions()
+        places: dict[str, Places] = {
+            name: np.flatnonzero(region[self.mask]).astype(np.int32) for name, region in masks.items()
+        }
+        return places | {"mask": slice(None)}, edges.list_neighbours(self.mask, masks)
+
+    @property
+    def places(self) -> dict[str, Places]:
+        """Places of each region's voxels among those of the mask, in their order; the mask comes first."""
+        return self._regions[0]
+
+    @property
+    def neighbours(self) -> list[edges.Neighbours]:
+        """Pairs of neighbours in each region."""
+        return self._regions[1]
+
+    @cached_property
+    def components(self) -> lesions.Components:
+        """The lesions, the largest first; none without labels."""
+        return (
+            lesions.Components((), 0) if self.lesion is None else lesions.split_components(self.lesion, self.spacing_mm)
+        )
+
+    @cached_property
+    def rings(self) -> tuple[lesions.Ring, ...]:
+        """Each lesion with its surroundings."""
+        labels = self.mask if self.lesion is None else self.lesion
+        return tuple(lesions.ring_of(one, self.mask, labels, self.spacing_mm) for one in self.components.lesions)
+
+    @cached_property
+    def far(self) -> NDArray[np.bool_]:
+        """Voxels of the mask away from any lesion."""
+        return self.mask if self.lesion is None else lesions.far_from_labels(self.mask, self.lesion, self.spacing_mm)
