@@ -14,6 +14,7 @@ its own, and within a line only from names to its left; a test reads this map.
     recipe        the settings of a training: sections, fields, bounds
     methods       what can be asked for by name: methods, sizes, tasks
     runners       where independent jobs are done: here, on all cores, by Ray or SLURM
+    times         how long the stages of a command took
     progress      how far long work is: a bar on a terminal, lines in a log
     boxes         boxes of voxels, and the types of arrays
     volumes       what lies on disk: geometry, masks, streams, voxels, nifti, metaimage, nrrd, mgh, minc,
@@ -40,14 +41,15 @@ its own, and within a line only from names to its left; a test reads this map.
     evaluation    scores, and what may be claimed from them: rows, reference, scoring, summary, headlines, paired_tests,
                   statistics, loading, predictions, uncertainty, expected_error
     reports       the pages that people read: drawing, pages, tables, registration, gallery, curves, naive_comparison,
-                  evaluation_page, pictures, jumps, case_page, evaluation_folder, evaluation_cases, evaluation,
-                  study_plots, study_page, study_digest
+                  evaluation_folder, evidence, advice, explanation, evaluation_page, pictures, jumps, case_page,
+                  evaluation_cases, evaluation, study_plots, study_page, study_digest
     studies       methods x folds x seeds, and completion: study_file, filling, utility, completion, jobs, work, notes,
                   study_report, study
     serving       a DICOM node: dicom_inbox, dicom_gate, dicom_send, dicom_node
+    pipeline      from scans to a report, in one call
     demo          the main job on simulated patients
     bench         chiasm beside its peers: measuring, rows, subjects, files, scores, table
-    commands      the verbs of the command line: options, common, data, models, results, benchmark
+    commands      the verbs of the command line: options, common, start, data, models, results, benchmark
     cli           the command: its verbs by group, and how a mistake ends
 """
 
@@ -58,9 +60,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from chiasm.attenuation import mumap
+    from chiasm.pipeline import run
     from chiasm.prediction.folders import load, predict
     from chiasm.preparation.inspection import inspect_folder as inspect
     from chiasm.reports.evaluation import evaluate
+    from chiasm.reports.explanation import explain
     from chiasm.reports.registration import register
     from chiasm.studies.completion import complete
     from chiasm.studies.study import run_study as study
@@ -73,6 +77,7 @@ __all__ = [
     "__version__",
     "complete",
     "evaluate",
+    "explain",
     "inspect",
     "load",
     "mumap",
@@ -80,11 +85,14 @@ __all__ = [
     "predict",
     "register",
     "report",
+    "run",
     "study",
     "train",
 ]
 
 _VERBS = {
+    "explain": ("reports.explanation", "explain"),
+    "run": ("pipeline", "run"),
     "inspect": ("preparation.inspection", "inspect_folder"),
     "plan": ("training.run_planning", "plan_run"),
     "train": ("training.run", "train"),

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from chiasm import __version__
-from chiasm.commands import benchmark, data, models, results
+from chiasm.commands import benchmark, data, models, results, start
 from chiasm.commands.options import spread, with_records
 from chiasm.errors import ChiasmError
 from chiasm.stopping import Stopped, stoppable
@@ -19,7 +19,7 @@ from chiasm.storage import FULL, unwritable
 
 #: Every verb, in the order of `chiasm --help`.
 VERBS: Mapping[str, Sequence[Callable[..., None]]] = {
-    "Start": (data.demo, results.methods),
+    "Start": (start.run, start.explain, data.demo, results.methods),
     "Data": (data.inspect, data.phantom, data.register),
     "Models": (models.plan, models.train, models.predict, models.complete, models.serve),
     "Evidence": (results.evaluate, results.study, results.report, benchmark.bench),

@@ -34,6 +34,8 @@ from chiasm.reports.curves import read_history
 from chiasm.reports.evaluation_cases import PAGES, CasePages, write_cases
 from chiasm.reports.evaluation_folder import ASKED, REGISTERED, make_room, place_of, read_asked
 from chiasm.reports.evaluation_page import EvaluationPage, write_report
+from chiasm.reports.evidence import gather_evidence
+from chiasm.reports.explanation import explain_evidence
 from chiasm.reports.registration import report_registered
 from chiasm.storage import read_facts, read_toml, write_json
 from chiasm.volumes import Reading
@@ -273,6 +275,7 @@ def report_evaluation(out: Path, *, pages: int = PAGES, whole: bool = False) -> 
         method=method,
         naive=assessed[0].baselines.names,
         pages=links,
+        explained=explain_evidence(gather_evidence(assessed, rows)),
     )
     return write_report(out / "report.html", page)
 

@@ -20,6 +20,7 @@ from chiasm.evaluation.rows import LEAST_LESION, LESION, Row
 from chiasm.evaluation.summary import paired, summarise
 from chiasm.reports.curves import describe_health, draw_curves, logged_warnings
 from chiasm.reports.drawing import INK, MUTED, SERIES, draw_svg, shorten, show_figure, show_metric, show_unit
+from chiasm.reports.explanation import Part
 from chiasm.reports.gallery import GalleryCase, draw_expected_error, show_gallery
 from chiasm.reports.naive_comparison import caution, compare_with_baselines, describe_comparison, rank, verdict
 from chiasm.reports.pages import PageSection, render_page
@@ -55,6 +56,7 @@ class EvaluationPage:
         asked: What was asked, as one sentence.
         headline: The metric that the words are about.
         pages: Case id -> address of its own page, relative to the page's.
+        explained: What `chiasm explain` says of the same results; it opens the page.
 
     Raises:
         ValueError: If `rows` hold figures, but none of `method`; or the
@@ -72,6 +74,7 @@ class EvaluationPage:
     asked: str = ""
     headline: str = "mae"
     pages: Mapping[str, str] = field(default_factory=dict)
+    explained: Sequence[Part] = ()
 
     def __post_init__(self) -> None:
         methods = list(dict.fromkeys(row.method for row in self.rows))
@@ -99,7 +102,8 @@ def write_report(path: Path, page: EvaluationPage) -> Path:
     Raises:
         ChiasmError: If the file cannot be written.
     """
-    content = {"kind": "report", "title": page.title, "asked": page.asked, "sections": list_sections(page)}
+    shown = {"title": page.title, "asked": page.asked, "explained": page.explained}
+    content = {"kind": "report", **shown, "sections": list_sections(page)}
     write_text(path, render_page("report.html", content))
     return path
 

@@ -11,6 +11,7 @@ import math
 import os
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
@@ -25,13 +26,15 @@ from chiasm.prediction.engines import cpu_multiplies_bfloat16
 from chiasm.prediction.model import source_channels
 from chiasm.preparation.plan import Estimate, Plan
 from chiasm.preparation.planning import has_gpu
-from chiasm.recipe import Recipe
+from chiasm.recipe import Recipe, validate_recipe
 from chiasm.training.coding import PAIRS_TO_OTHERS
 from chiasm.training.joint_coding import Examples, JointCoding
 from chiasm.training.players import Players, make_players
 
 BESIDE_CONVOLUTIONS = 1.35  # normalisation, activations, interpolation, losses, Adam: measured on a CPU
 MOST_OF_MEMORY = 3.0  # a forecast above so many times of the memory is certain not to fit
+PART_OF_TIME = 0.75  # of the time that is given, for steps: the rest is for validations, and what a forecast misses
+FEWEST_STEPS = 20  # in fewer, nothing is learnt
 BASE_MB = 450.0  # torch and its libraries
 
 _TRANSPOSED = (nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -116,6 +119,38 @@ def estimate_cost(recipe: Recipe, plan: Plan) -> Estimate:
     if isinstance(players.generator, SparseCoder) and recipe.optimiser.kind == "admm":
         return _estimate_coding(players.generator, recipe, plan)
     return estimate_players(players, recipe, plan)
+
+
+def fit_time(recipe: Recipe, plan: Plan, minutes: float) -> tuple[Recipe, Plan]:
+    """Shorten a training that does not fit into a time; one that does stays as it is.
+
+    The schedule of who plays when is in shares of all steps, so it keeps its form.
+
+    Args:
+        recipe: As asked for.
+        plan: With its forecast, which is corrected.
+        minutes: For all steps and validations.
+
+    Returns:
+        Recipe and plan with the steps that fit.
+
+    Raises:
+        RecipeError: If hardly a step fits.
+    """
+    expected = plan.expected or estimate_cost(recipe, plan)
+    steps = min(recipe.schedule.steps, int(minutes * 60 * PART_OF_TIME / max(expected.seconds_per_step, 1e-9)))
+    if steps < min(FEWEST_STEPS, recipe.schedule.steps):
+        raise RecipeError(
+            f"{minutes:g} minutes are too short for a training",
+            reason="minutes",
+            found=f"about {expected.seconds_per_step:.2g} s for each step",
+            expected=f"time for {FEWEST_STEPS} steps",
+            hint="Give more with --minutes, or a smaller --size.",
+        )
+    schedule = {**recipe.schedule.model_dump(), "steps": steps}
+    fitted = validate_recipe({**recipe.model_dump(), "schedule": schedule}, None)
+    cost = replace(expected, minutes=expected.seconds_per_step * steps / 60)
+    return fitted, replace(plan, expected=cost)
 
 
 def check_memory(recipe: Recipe, plan: Plan) -> None:

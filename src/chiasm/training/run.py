@@ -12,8 +12,8 @@ import importlib.metadata
 import os
 import platform
 import shutil
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -35,6 +35,7 @@ from chiasm.preparation.arrays import PreparedCase, prepare_cohort
 from chiasm.preparation.plan import FITTED, Plan, read_plan
 from chiasm.recipe import Recipe
 from chiasm.storage import make_folder, write_json
+from chiasm.times import timed
 from chiasm.training.cascade import Cascade, list_parts, recipe_of, train_cascade
 from chiasm.training.cost import estimate_cost
 from chiasm.training.finished import read_finished, write_finished
@@ -56,6 +57,8 @@ def train(
     cache: Path | None = None,
     start: Path | None = None,
     until: int | None = None,
+    minutes: float | None = None,
+    announce: Callable[[PlannedRun], None] | None = None,
 ) -> Run:
     """Plan, prepare and train; the same call again resumes where it stopped, and ends at once when all is done.
 
@@ -70,6 +73,8 @@ def train(
         cache: Where prepared and registered volumes are kept; `folder/cache` and `folder/registered` by default.
         start: Run folder of a warm-up to go on from.
         until: Stop after as many steps and write no model: a warm-up.
+        minutes: A time that a new run's steps are to fit into, in one process; by default the recipe's steps are done.
+        announce: Called with what was planned, before anything is prepared; not where the run is finished already.
 
     Returns:
         The run; its `problems` name every case that was left out.
@@ -89,14 +94,20 @@ def train(
             if until is None and (done := _find_finished(folder, found, session.say)):
                 return done
             check_model_place(folder)
-            planned = plan_cases(found, recipe, folder, session.say, cache)
-            cases, problems = _prepare(planned, cache, session.say)
+            with _clock(session, folder, "planning"):
+                planned = plan_cases(found, recipe, folder, session.say, cache, minutes)
+            recipe = planned.recipe
+            if announce is not None:
+                announce(planned)
+            with _clock(session, folder, "preparation"):
+                cases, problems = _prepare(planned, cache, session.say)
         _check_prepared(cases, problems, planned.cohort.root, session.say)
         run = replace(planned.run, problems=(*planned.run.problems, *problems))
         if session.is_first_process:
             write_json(folder / "environment.json", environment())
         session.say(_describe_cost(recipe, run.plan))
-        learner, cascade = _learn_stages(recipe, run.plan, cases, folder, session, _WarmUp(start, until))
+        with _clock(session, folder, "training"):
+            learner, cascade = _learn_stages(recipe, run.plan, cases, folder, session, _WarmUp(start, until))
         if session.is_first_process:
             _make_baselines(cases.training, planned.paired, folder, start)
         if session.is_first_process and until is None:
@@ -118,6 +129,11 @@ def _open_session(recipe: Recipe, say: Say, progress: Progress | None) -> Sessio
     fabric = make_fabric(recipe)
     fabric.launch()
     return Session(fabric, say, progress) if fabric.global_rank == 0 else Session(fabric, _silence)
+
+
+def _clock(session: Session, folder: Path, stage: str) -> AbstractContextManager[None]:
+    """Time a stage; the first process alone writes it down."""
+    return timed(folder, stage) if session.is_first_process else nullcontext()
 
 
 def _prepare(planned: PlannedRun, cache: Path | None, say: Say) -> tuple[LearningCases, Sequence[Problem]]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from chiasm import times
 from chiasm.outputs import refuse_data_folder, refuse_foreign, refuse_inputs, refuse_links, remove_files
 from chiasm.prediction import baselines, model_files
 
 #: Files that a training writes over; `plan.toml` and `splits.json` are read where they are there, and never replaced.
-FILES = ("environment.json", "log.jsonl", "finished.json")
+FILES = ("environment.json", "log.jsonl", "finished.json", times.FILE)
 FOLDERS = ("checkpoints", "baselines", "model", "stages")
 BASELINES = (baselines.TENSORS, baselines.CARD)
 MODEL_FILES = frozenset(

@@ -35,7 +35,7 @@ from chiasm.preparation.planning import make_plan
 from chiasm.preparation.unpaired import describe_unpaired, find_unpaired, refuse_duplicates
 from chiasm.recipe import Recipe, read_recipe, write_recipe
 from chiasm.registration.cohort import Together, align_cohort, describe_movement
-from chiasm.training.cost import estimate_cost
+from chiasm.training.cost import estimate_cost, fit_time
 from chiasm.training.players import check_players, patch_needs
 from chiasm.training.run_folder import check_run_folder
 from chiasm.training.session import Say
@@ -138,11 +138,13 @@ class PlannedRun:
 
     Attributes:
         run: The plan, the split, and what was left out.
+        recipe: As asked for, with the steps that fit the time that was given.
         cohort: The usable cases; those with one side alone too, where the method learns from such.
         paired: Names of the training cases that count as pairs.
     """
 
     run: Run
+    recipe: Recipe
     cohort: Cohort
     paired: tuple[str, ...]
 
@@ -159,8 +161,12 @@ class _Unpaired(NamedTuple):
     unreadable: tuple[Problem, ...]
 
 
-def plan_cases(found: Cohort, recipe: Recipe, folder: Path, say: Say, cache: Path | None) -> PlannedRun:
+def plan_cases(
+    found: Cohort, recipe: Recipe, folder: Path, say: Say, cache: Path | None, minutes: float | None = None
+) -> PlannedRun:
     """Do the work of `plan_run` on cases that were found; the run folder is this process's own.
+
+    With `minutes`, a new run gets as few steps as are done in that time.
 
     Raises:
         ChiasmError: As `plan_run`.
@@ -182,12 +188,14 @@ def plan_cases(found: Cohort, recipe: Recipe, folder: Path, say: Say, cache: Pat
     before = _read_plan_of_before(folder / "plan.toml", unpaired)
     plan = before or _choose_plan(recipe, usable, paired, aligned, examined)
     plan = replace(plan, unpaired=unpaired)
+    if before is None and minutes is not None:
+        recipe, plan = fit_time(recipe, plan, minutes)
     write_recipe(folder / "recipe.toml", recipe)  # from here on the folder is this recipe's
     hashes = {name: one.images[recipe.data.sources[0]].voxels for name, one in examined.cases.items()}
     write_splits(folder / "splits.json", split, hashes, examined.cohort.cases)
     if before is None:
         write_plan(folder / "plan.toml", plan)
-    return PlannedRun(Run(folder, plan, split, usable.problems), usable, paired)
+    return PlannedRun(Run(folder, plan, split, usable.problems), recipe, usable, paired)
 
 
 def _named_images(recipe: Recipe) -> tuple[str, ...]:

@@ -1,0 +1,69 @@
+"""Verbs to start with: run, explain."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from textwrap import fill
+from typing import Annotated
+
+import typer
+
+from chiasm.commands.common import Allow, Data, Out, exit_partial, show_registered
+from chiasm.commands.options import CohortOptions, PeopleOptions, ReadingOptions, RecipeOptions
+from chiasm.errors import RecipeError
+from chiasm.locks import check_output
+from chiasm.progress import count, follow, open_progress
+
+MINUTES = 40.0  # of training, unless somebody says how long it may take
+
+
+def run(
+    data: Data,
+    out: Out,
+    asked: RecipeOptions,
+    found: CohortOptions,
+    people: PeopleOptions,
+    reading: ReadingOptions,
+    allow: Allow = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option("--minutes", help="Most minutes of training, 40 by default; --steps does them all."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done and how long it takes.")] = False,
+) -> None:
+    """Go from scans to a report: inspect, plan, train, predict, evaluate; the same command again goes on."""
+    if minutes is not None and asked.steps is not None:
+        raise RecipeError("--minutes and --steps are at odds", reason="minutes", hint="Give one of them.")
+    most = MINUTES if minutes is None and asked.steps is None else minutes
+    selection = found.selection(asked.source, reading, allow, people)
+    recipe = asked.recipe(reading, selection)
+    check_output(out)
+    from chiasm.pipeline import Watch, plan_ahead
+    from chiasm.pipeline import run as run_all
+
+    if dry_run:
+        plan_ahead(data, recipe, out, minutes=most, layout=found.layout, selection=selection, say=typer.echo)
+        return
+    with open_progress() as bar:
+        watch = Watch(typer.echo, follow(bar, "training"), count(bar, "predicting"), count(bar, "evaluating"))
+        done = run_all(data, recipe, out, minutes=most, layout=found.layout, selection=selection, watch=watch)
+    show_registered(out / "run")
+    _show_explanation(out)
+    typer.echo(f"report: {done.report}")
+    exit_partial(done.problems)
+
+
+def explain(
+    place: Annotated[Path, typer.Argument(help="What chiasm run, train or evaluate wrote.")],
+) -> None:
+    """Say in words what was chosen and why, what happened in training, where the model is weak, what to try next."""
+    _show_explanation(place)
+
+
+def _show_explanation(place: Path) -> None:
+    from chiasm.reports.explanation import explain as explain_results
+
+    for part in explain_results(place):
+        typer.echo(f"{part.heading}:")
+        for sentence in part.sentences:
+            typer.echo(fill(sentence, width=78, initial_indent="  ", subsequent_indent="    "))

@@ -1,0 +1,303 @@
+"""`chiasm run`: from a folder of scans to a report, in one call that goes on where it was stopped.
+
+The folder of results holds `run/` (the training), `predictions/` and
+`evaluation/` as the single commands write them, `report.html`, which opens the
+report, and `job.json`, which says what was asked for and whether all is done.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from chiasm.cohorts.cases import Problem
+from chiasm.cohorts.dicom_patients import Selection
+from chiasm.cohorts.splits import Split, read_splits
+from chiasm.errors import RecipeError, RunError
+from chiasm.locks import locked
+from chiasm.methods import title_of
+from chiasm.networks.foreign import is_own_class
+from chiasm.outputs import refuse_data_folder, refuse_foreign
+from chiasm.prediction.folders import predict
+from chiasm.preparation.plan import Plan, read_plan
+from chiasm.recipe import Recipe, read_recipe
+from chiasm.records import read_record
+from chiasm.reports.evaluation import evaluate
+from chiasm.storage import write_json, write_text
+from chiasm.times import timed
+from chiasm.training.cost import estimate_cost
+from chiasm.training.run import in_minutes, train
+from chiasm.training.run_folder import check_run_folder
+from chiasm.training.run_planning import PlannedRun, find_cases, plan_cases
+from chiasm.training.session import Progress, Say
+
+JOB = "job.json"
+REPORT = "report.html"
+RUN, PREDICTIONS, EVALUATION = "run", "predictions", "evaluation"
+MINUTES = 40.0  # of training, where nobody says how long it may take
+
+#: Measured on one core with two BraTS cases at 1 mm; a forecast, no promise.
+PREDICTING_SECONDS, EVALUATING_SECONDS = 1.5, 3.0  # for each million voxels of the box around the head or body
+
+Count = Callable[[int, int, str], None]
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="refresh" content="0; url=evaluation/report.html">
+<title>chiasm report</title>
+</head>
+<body><p><a href="evaluation/report.html">The report</a></p></body>
+</html>
+"""
+
+
+class Job(BaseModel):
+    """What `job.json` says: the time that the training may take, and whether all is done."""
+
+    model_config = ConfigDict(strict=True)
+
+    minutes: Annotated[float, Field(gt=0)] | None
+    is_finished: bool = False
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `run` left behind.
+
+    Attributes:
+        report: The page.
+        problems: Cases and files that were not used, with reasons.
+    """
+
+    report: Path
+    problems: tuple[Problem, ...]
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Whom a job reports to.
+
+    Attributes:
+        say: Called with lines for the user.
+        training: Called after each training step.
+        predicting: Called with cases done, all cases, and the case.
+        evaluating: As `predicting`.
+    """
+
+    say: Say = print
+    training: Progress | None = None
+    predicting: Count | None = None
+    evaluating: Count | None = None
+
+
+def run(
+    data: Path,
+    recipe: Recipe,
+    out: Path,
+    *,
+    minutes: float | None = MINUTES,
+    layout: str | None = None,
+    selection: Selection | None = None,
+    watch: Watch | None = None,
+) -> Report:
+    """Inspect, plan, train, predict the test cases, evaluate them and report; the same call again goes on.
+
+    Args:
+        data: Folder or manifest of paired scans.
+        recipe: What is asked for, from `make_recipe`.
+        out: Folder for run, predictions, evaluation and report.
+        minutes: A time that the training is to fit into, by fewer steps; None does all steps of the recipe.
+        layout: Name of a layout, where the folder fits several.
+        selection: Which DICOM series are taken, and which marked images.
+        watch: Whom to report to; lines are printed by default.
+
+    Raises:
+        ChiasmError: If the data, the recipe or the folder cannot be used.
+        Interrupted: If the training was asked to stop; a checkpoint was written.
+    """
+    watch = watch or Watch()
+    data, out = Path(data), Path(out)
+    _check(data, recipe, out, minutes)
+    with locked(out):
+        job = _open_job(out, minutes)
+        started: list[PlannedRun] = []
+
+        def announce(planned: PlannedRun) -> None:
+            started.append(planned)
+            write_json(out / JOB, job.model_dump())
+            for line in _announce(planned.recipe, planned.run.plan, planned.run.split, out):
+                watch.say(line)
+
+        trained = train(
+            data,
+            _recipe_of_before(recipe, out, minutes),
+            out / RUN,
+            say=watch.say,
+            progress=watch.training,
+            layout=layout,
+            selection=selection,
+            minutes=minutes,
+            announce=announce,
+        )
+        if job.is_finished and not started and (out / EVALUATION / REPORT).is_file():
+            return Report(out / REPORT, trained.problems)
+        problems = _predict_and_evaluate(data, recipe, out, layout, selection, watch)
+        write_text(out / REPORT, _PAGE)
+        write_json(out / JOB, Job(minutes=minutes, is_finished=True).model_dump())
+    return Report(out / REPORT, tuple(dict.fromkeys((*trained.problems, *problems))))
+
+
+def _predict_and_evaluate(
+    data: Path, recipe: Recipe, out: Path, layout: str | None, selection: Selection | None, watch: Watch
+) -> tuple[Problem, ...]:
+    chosen = selection or Selection()
+    with timed(out, "prediction"):
+        made = predict(
+            out / RUN,
+            [data],
+            out / PREDICTIONS,
+            only="test",
+            layout=layout,
+            series=[f"{modality}={words}" for modality, words in chosen.series.items()],
+            select=chosen.select,
+            reading=chosen.reading,
+            degrade=recipe.data.task == "super-resolution",
+            accelerator=recipe.training.accelerator,
+            trust=[recipe.generator.network] if is_own_class(recipe.generator.network) else (),
+            progress=watch.predicting,
+        )
+    watch.say(f"predicted: {len(made.done) + len(made.kept)} test cases")
+    scored = evaluate(
+        out / PREDICTIONS,
+        data,
+        out / EVALUATION,
+        layout=layout,
+        selection=selection,
+        progress=watch.evaluating,
+    )
+    return (*made.problems, *scored.problems)
+
+
+def plan_ahead(
+    data: Path,
+    recipe: Recipe,
+    out: Path,
+    *,
+    minutes: float | None = MINUTES,
+    layout: str | None = None,
+    selection: Selection | None = None,
+    say: Say = print,
+) -> None:
+    """Say what `run` would do and how long it would take; nothing is written to `out`.
+
+    Args:
+        data: As for `run`, as all others.
+        recipe: What is asked for.
+        out: Folder of the results.
+        minutes: A time that the training is to fit into.
+        layout: Name of a layout.
+        selection: Which series and images are taken.
+        say: Called with lines for the user.
+
+    Raises:
+        ChiasmError: As `run`.
+    """
+    _check(data, recipe, out, minutes)
+    _open_job(out, minutes)
+    recipe = _recipe_of_before(recipe, out, minutes)
+    if (out / RUN / "plan.toml").is_file() and (out / RUN / "splits.json").is_file():
+        plan, split = read_plan(out / RUN / "plan.toml"), read_splits(out / RUN / "splits.json").split
+    else:
+        check_run_folder(out / RUN, data)
+        with tempfile.TemporaryDirectory(prefix="chiasm-") as place:
+            found = find_cases(data, recipe, Path(place), layout, selection)
+            planned = plan_cases(found, recipe, Path(place), say, None, minutes)
+        recipe, plan, split = planned.recipe, planned.run.plan, planned.run.split
+    for line in _announce(recipe, plan, split, out):
+        say(line)
+
+
+def _check(data: Path, recipe: Recipe, out: Path, minutes: float | None) -> None:
+    """Refuse what the later stages could not do, before the first one begins."""
+    if minutes is not None and not (math.isfinite(minutes) and minutes > 0):
+        raise RecipeError("--minutes is no time", reason="minutes", found=minutes, expected="more than 0")
+    if recipe.split.folds == 1 and recipe.split.by != "site":
+        raise RecipeError(
+            "one fold keeps no test cases, and there would be nothing to evaluate",
+            reason="no-test",
+            hint="Ask for at least 2 folds, or use chiasm train.",
+        )
+    if recipe.training.devices > 1:
+        raise RecipeError("trains in one process", reason="devices", hint="Several take chiasm train --devices.")
+    refuse_data_folder(out, [data])
+    if not (out / JOB).is_file():
+        refuse_foreign(out, (JOB, REPORT))
+
+
+def _open_job(out: Path, minutes: float | None) -> Job:
+    """Return what an earlier call asked for, or a new job.
+
+    Raises:
+        RunError: If another time was given then, or the file is damaged.
+    """
+    if not (out / JOB).is_file():
+        return Job(minutes=minutes)
+    job = read_record(out / JOB, Job, "not what chiasm run writes", "Delete it, and the same command goes on.")
+    if job.minutes != minutes:
+        raise RunError(
+            f"was started with {_told(job.minutes)} and is asked for with {_told(minutes)}",
+            path=out,
+            reason="other-minutes",
+            hint="Give another folder with -o, or the time it was started with.",
+        )
+    return job
+
+
+def _told(minutes: float | None) -> str:
+    return "all steps" if minutes is None else f"--minutes {minutes:g}"
+
+
+def _recipe_of_before(recipe: Recipe, out: Path, minutes: float | None) -> Recipe:
+    """Take the steps that an earlier call fitted into its time."""
+    path = out / RUN / "recipe.toml"
+    if minutes is None or not (out / JOB).is_file() or not path.is_file():
+        return recipe
+    schedule = recipe.schedule.model_copy(update={"steps": read_recipe(path).schedule.steps})
+    return recipe.model_copy(update={"schedule": schedule})
+
+
+def _announce(recipe: Recipe, plan: Plan, split: Split, out: Path) -> Iterator[str]:
+    """Say what is going to be done, and about how long each part takes."""
+    cost = plan.expected or estimate_cost(recipe, plan)
+    parts = _forecast(plan, len(split.test))
+    done = _steps_done(out)
+    yield f"from {' + '.join(plan.sources)} to {plan.target}:"
+    yield (
+        f"  train {title_of(recipe.method)}, {recipe.size}, {recipe.schedule.steps} steps"
+        f"{f', {done} of them done' if done else ''}: {in_minutes(cost.minutes)}, {cost.memory_mb / 1024:.1f} GB"
+    )
+    yield f"  predict {len(split.test)} test cases: {in_minutes(parts[0])}"
+    yield f"  evaluate them and write {out / REPORT}: {in_minutes(parts[1])}"
+    left = cost.minutes * (1 - done / recipe.schedule.steps) + sum(parts)
+    yield f"in all {in_minutes(left)} on this machine, if it does nothing else; Ctrl-C stops, the same command goes on"
+
+
+def _forecast(plan: Plan, cases: int) -> tuple[float, float]:
+    """Forecast the minutes of predicting and of evaluating as many cases."""
+    voxels = math.prod(side / step for side, step in zip(plan.body_mm[1], plan.spacing_mm, strict=True))
+    million = cases * voxels / 1e6
+    return million * PREDICTING_SECONDS / 60, million * EVALUATING_SECONDS / 60
+
+
+def _steps_done(out: Path) -> int:
+    """Return the steps of the newest checkpoint of a training that was stopped; 0 without one."""
+    names = [path.stem.removeprefix("step-") for path in (out / RUN / "checkpoints").glob("step-*.toml")]
+    return max((int(name) for name in names if name.isdigit()), default=0)

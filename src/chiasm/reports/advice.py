@@ -1,0 +1,195 @@
+"""The one thing to try next: a list of rules, of which the first that applies speaks.
+
+The worst comes first: what was not finished, inputs that are unlike the
+training cases, a training that was too short or too long, lesions, and so on
+to what only a comparison with other methods can tell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from statistics import fmean
+
+from chiasm.methods import find_method
+from chiasm.recipe import Recipe
+from chiasm.reports.curves import FLAT_RATIO, HEALTHY_ACCURACY
+from chiasm.reports.evidence import Evidence, Point
+
+STILL_FALLING = 0.01  # by which share the last validation is better than the one before, where more steps may help
+RISEN = 0.05  # by which share the last validation is worse than the best one, where a training was too long
+FEW_SUBJECTS = 6  # below, no difference can be called significant
+SITE_RATIO = 1.25  # of the mean errors of two sites, above which they differ
+TRUSTED = (0.8, 1.25)  # ratio of expected and true error
+MOST_CLOSED = 0.5  # share of steps without attention, above which it is worth asking what it is for
+
+
+def advise(evidence: Evidence) -> str:
+    """Say what to try next, and why."""
+    return next(said for rule in RULES if (said := rule(evidence)))
+
+
+def _unfinished(found: Evidence) -> str:
+    if found.is_finished:
+        return ""
+    steps = max((line["step"] for line in found.history), default=0)
+    done = f"stopped after step {steps} of {found.recipe.schedule.steps}" if steps else "has not begun"
+    return f"The training {done}: run the same command again, it goes on from there."
+
+
+def _unevaluated(found: Evidence) -> str:
+    if found.rows:
+        return ""
+    return (
+        "Nothing is known of other cases yet: chiasm predict RUN DATA --only test -o PREDICTIONS, "
+        "then chiasm evaluate PREDICTIONS DATA -o EVALUATION."
+    )
+
+
+def _inputs(found: Evidence) -> str:
+    count, every = len(found.unlike), len(found.entries)
+    if not count or 2 * count < every:
+        return ""
+    return (
+        f"{count} of {every} inputs are unlike the training cases: train on cases like them too, or prepare them "
+        "in the same way; chiasm inspect shows what differs."
+    )
+
+
+def _steps(found: Evidence) -> str:
+    """Say whether the training was too short or too long, by its validations."""
+    curve = found.points("validation", "mae")
+    if len(curve) < 2:
+        return ""
+    best, last, before = min(curve, key=lambda point: point.value), curve[-1], curve[-2]
+    if last.value > (1 + RISEN) * best.value:
+        return (
+            f"The validation error rose from {best.value:.3g} at step {best.step} to {last.value:.3g} at step "
+            f"{last.step}: give fewer steps (--steps {best.step}) or, better, more training cases."
+        )
+    if last == best and last.value < (1 - STILL_FALLING) * before.value:
+        return _longer(before, last, found.recipe)
+    return ""
+
+
+def _longer(before: Point, last: Point, recipe: Recipe) -> str:
+    return (
+        f"The validation error was still falling, from {before.value:.3g} at step {before.step} to {last.value:.3g} at "
+        f"step {last.step}: give more steps (--steps {2 * recipe.schedule.steps}), or more --minutes."
+    )
+
+
+def _lesions(found: Evidence) -> str:
+    """Say how lesions may be learnt better, where the model is no better than a baseline in them."""
+    behind = [one for one in found.lesions if not one.is_better]
+    if not behind:
+        return ""
+    worst = max(behind, key=lambda one: one.ours - one.theirs)
+    share = found.recipe.training.lesion_share
+    why = (
+        f"In {worst.region} the model is no better than {worst.baseline} ({worst.ours:.3g} against {worst.theirs:.3g})"
+    )
+    if not share:
+        return f"{why}: take half of the patches on lesions, --set training.lesion_share=0.5."
+    if not found.recipe.training.transplant_share:
+        return (
+            f"{why}, though a share of {share:g} of the patches lies on lesions: move lesions between cases, "
+            "--method difficult-transplants."
+        )
+    return f"{why}, though lesions were moved between cases: more cases with lesions would help most."
+
+
+def _whole(found: Evidence) -> str:
+    """Say what may be wrong where the model is no better than a baseline over the whole mask."""
+    mask = next((one for one in found.comparisons if one.region == "mask"), None)
+    if mask is None or mask.is_better:
+        return ""
+    why = f"In the mask the model is no better than {mask.baseline} ({mask.ours:.3g} against {mask.theirs:.3g})"
+    if found.plan.registration == "none":
+        return f"{why}: look whether source and target lie on each other, or train with --register rigid."
+    return f"{why}: {found.roles.get('train', 0)} training cases may be too few; more of them would help most."
+
+
+def _attention(found: Evidence) -> str:
+    """Say where attention was paid for and did not act."""
+    if found.recipe.attention.head == "none":
+        return ""
+    shares, ratios = found.points("validation", "gate_closed_share"), found.points("validation", "weight_ratio")
+    if shares and shares[-1].value > MOST_CLOSED:
+        why = f"The gate kept the attention off in {100 * shares[-1].value:.0f} % of its steps"
+    elif ratios and abs(ratios[-1].value - 1) <= FLAT_RATIO:
+        why = f"By the attention, lesions weigh {ratios[-1].value:.2f} times as much as healthy tissue"
+    else:
+        return ""
+    plain = find_method("dual").title
+    return f"{why}: --method dual does without it, and chiasm study tells whether {plain} is as good."
+
+
+def _discriminators(found: Evidence) -> str:
+    """Say how a discriminator comes back to its working range."""
+    lowest, highest = HEALTHY_ACCURACY
+    rate = found.recipe.optimiser.discriminator_rate
+    for name in ("global", "local"):
+        curve = found.points("step", f"accuracy_{name}")
+        if not curve or lowest <= curve[-1].value <= highest:
+            continue
+        weak = curve[-1].value < lowest
+        return (
+            f"The {name} discriminator ended {'near guessing' if weak else 'saturated'} (accuracy "
+            f"{curve[-1].value:.2f}): {'double' if weak else 'halve'} its rate, "
+            f"--set optimiser.discriminator_rate={rate * (2 if weak else 0.5):g}."
+        )
+    return ""
+
+
+def _sites(found: Evidence) -> str:
+    by_site = errors_by_site(found)
+    if len(by_site) < 2:
+        return ""
+    low, high = (choose(by_site, key=lambda site: fmean(by_site[site])) for choose in (min, max))
+    errors = fmean(by_site[low]), fmean(by_site[high])
+    if min(len(by_site[low]), len(by_site[high])) < 2 or errors[1] < SITE_RATIO * errors[0]:
+        return ""
+    return (
+        f"Site {high} is harder ({errors[1]:.3g} against {errors[0]:.3g} at {low}): --method ranks also shows "
+        "intensities as ranks, and depends less on the scanner."
+    )
+
+
+def errors_by_site(found: Evidence) -> dict[str, list[float]]:
+    """Return the mean absolute error in the mask of each case, by site."""
+    by_site: dict[str, list[float]] = {}
+    for case, value in found.of_cases("mask", "mae").items():
+        if (site := found.sites.get(case)) is not None:
+            by_site.setdefault(site, []).append(value)
+    return by_site
+
+
+def _expected_error(found: Evidence) -> str:
+    ratio = found.scores("mask", "calibration")
+    if ratio is None or TRUSTED[0] <= ratio.mean <= TRUSTED[1]:
+        return ""
+    return (
+        f"The expected error is {ratio.mean:.2f} times the true one: calibrate it on more cases, "
+        f"--set split.validation={min(0.4, 2 * found.recipe.split.validation):g}."
+    )
+
+
+def _few(found: Evidence) -> str:
+    count = len(found.of_cases("mask", "mae"))
+    if count >= FEW_SUBJECTS:
+        return ""
+    return (
+        f"Only {count} cases were tested: train the other folds too (--fold 1, ...), and evaluate all predictions "
+        "together: chiasm evaluate PREDICTIONS_0 PREDICTIONS_1 ... DATA -o EVALUATION."
+    )
+
+
+def _compare(found: Evidence) -> str:
+    other = "dual" if found.recipe.method != find_method("dual").key else "l2"
+    return f"Nothing stands out: chiasm study sets it beside other methods, such as {other}, over folds and seeds."
+
+
+RULES: tuple[Callable[[Evidence], str], ...] = (
+    *(_unfinished, _unevaluated, _inputs, _steps, _lesions, _whole),
+    *(_attention, _discriminators, _sites, _expected_error, _few, _compare),
+)

@@ -1,0 +1,170 @@
+"""What the files of a training and of its evaluation tell, gathered for whoever explains them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from pathlib import Path
+from typing import NamedTuple
+
+from chiasm.cohorts.splits import ROLES, read_splits
+from chiasm.errors import RunError
+from chiasm.evaluation.headlines import BASE_REGIONS
+from chiasm.evaluation.loading import PredictionFolder
+from chiasm.evaluation.predictions import open_predictions
+from chiasm.evaluation.rows import LESION, Row, read_evaluation
+from chiasm.evaluation.summary import Summary, paired, summarise
+from chiasm.outputs import MODEL_CARD
+from chiasm.prediction.manifest import Entry
+from chiasm.preparation.plan import Plan, read_plan
+from chiasm.recipe import Recipe, read_recipe
+from chiasm.reports.curves import History, find_figure, read_history
+from chiasm.reports.evaluation_folder import ASKED, place_of, read_asked
+from chiasm.reports.naive_comparison import BaselineComparison, compare_with_baselines
+from chiasm.times import read_times
+
+UNLIKE = "the input is unlike the training cases"  # how the warning of such an input begins
+
+
+class Point(NamedTuple):
+    """A figure of the training's log, and the step after which it was taken."""
+
+    step: int
+    value: float
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Everything that an explanation quotes.
+
+    Attributes:
+        recipe: What was asked for.
+        plan: What followed from the data, with reasons.
+        roles: How many cases are of each role; empty where the split is not known.
+        sites: Case to site, where that is known.
+        history: Lines of the training's log.
+        seconds: Time of each stage, where it was noted.
+        is_finished: Whether the training came to its end.
+        rows: Scores of all regions but single lesions, over the cases that all methods have; none if not evaluated.
+        naive: Names of the naive baselines.
+        entries: What the manifests say of the predicted cases.
+    """
+
+    recipe: Recipe
+    plan: Plan
+    roles: Mapping[str, int]
+    sites: Mapping[str, str]
+    history: History
+    seconds: Mapping[str, float]
+    is_finished: bool
+    rows: Sequence[Row] = ()
+    naive: Sequence[str] = ()
+    entries: Sequence[Entry] = ()
+
+    @property
+    def comparisons(self) -> list[BaselineComparison]:
+        """The method's mean absolute error beside that of the best naive baseline, region by region."""
+        return compare_with_baselines(self.rows, method=self.recipe.method, naive=self.naive)
+
+    @property
+    def lesions(self) -> list[BaselineComparison]:
+        """Those of labelled regions."""
+        return [
+            one for one in self.comparisons if one.region not in BASE_REGIONS and not one.region.startswith("lesions-")
+        ]
+
+    def scores(self, region: str, metric: str) -> Summary | None:
+        """Return the method's mean over cases; None where no case has a figure."""
+        mine = (
+            row for row in self.rows if (row.method, row.region, row.metric) == (self.recipe.method, region, metric)
+        )
+        return next((one for one in summarise(mine) if one.n), None)
+
+    def of_cases(self, region: str, metric: str) -> dict[str, float]:
+        """Return the method's figure of each case."""
+        return {
+            row.case: row.value
+            for row in self.rows
+            if (row.method, row.region, row.metric) == (self.recipe.method, region, metric)
+        }
+
+    def points(self, kind: str, name: str) -> list[Point]:
+        """Return a curve of the log."""
+        found = ((line["step"], find_figure(line, name)) for line in self.history if line["kind"] == kind)
+        return [Point(step, value) for step, value in found if value is not None]
+
+    @property
+    def unlike(self) -> list[str]:
+        """Cases whose input is unlike the training cases."""
+        return [one.case for one in self.entries if any(said.startswith(UNLIKE) for said in one.warnings)]
+
+
+def read_evidence(place: Path) -> Evidence:
+    """Gather what is known of a training and its evaluation.
+
+    Args:
+        place: What `chiasm run`, `train` or `evaluate` wrote, or a model folder.
+
+    Raises:
+        RunError: If it is none of these, or a file is damaged.
+    """
+    if (place / ASKED).is_file():
+        return read_evaluated(place)
+    if (place / "run" / "recipe.toml").is_file():
+        evaluation = place / "evaluation"
+        return read_evaluated(evaluation) if (evaluation / ASKED).is_file() else _read_run(place / "run")
+    if (place / "recipe.toml").is_file() and (place / "plan.toml").is_file():
+        return _read_run(place)
+    raise RunError(
+        "holds neither a training nor an evaluation",
+        path=place,
+        reason="no-results",
+        hint="Give a folder that chiasm run, train or evaluate wrote.",
+    )
+
+
+def read_evaluated(out: Path) -> Evidence:
+    """Gather what is known from an evaluation's folder; recipe and log are those of the first fold.
+
+    Raises:
+        ChiasmError: If a file is missing or damaged.
+    """
+    asked = read_asked(out)
+    model = None if asked["model"] is None else place_of(out, asked, asked["model"])
+    assessed = [open_predictions(place_of(out, asked, folder), model) for folder in asked["predictions"]]
+    return gather_evidence(assessed, read_evaluation(out))
+
+
+def gather_evidence(assessed: Sequence[PredictionFolder], rows: Sequence[Row]) -> Evidence:
+    """Gather what is known of predictions that were scored.
+
+    Args:
+        assessed: One for each fold; recipe and log are those of the first.
+        rows: All scores.
+
+    Raises:
+        ChiasmError: If a file is missing or damaged.
+    """
+    of_training = _read_run(assessed[0].model)
+    scored = paired([row for row in rows if not LESION.fullmatch(row.region)])
+    entries = tuple(chain.from_iterable(one.manifest.cases for one in assessed))
+    seconds = {**of_training.seconds, **read_times(assessed[0].folder.parent)}
+    return replace(of_training, seconds=seconds, rows=scored, naive=assessed[0].baselines.names, entries=entries)
+
+
+def _read_run(folder: Path) -> Evidence:
+    """Read a run folder, or a model folder with the run that it lies in."""
+    is_model = (folder / MODEL_CARD).is_file()
+    run = folder.parent if is_model else folder
+    splits = folder / "splits.json"
+    record = read_splits(splits) if splits.is_file() else None
+    return Evidence(
+        recipe=read_recipe(folder / "recipe.toml"),
+        plan=read_plan(folder / "plan.toml"),
+        roles={} if record is None else {role: len(getattr(record.split, role)) for role in ROLES},
+        sites={} if record is None else {name: site for name, site in record.sites.items() if site},
+        history=read_history(run / "log.jsonl"),
+        seconds=read_times(run),
+        is_finished=is_model or (run / "model" / MODEL_CARD).is_file(),
+    )

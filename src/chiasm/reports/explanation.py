@@ -1,0 +1,200 @@
+"""`chiasm explain`: what was chosen and why, what happened in training, where the model is weak, what to try next.
+
+All numbers come from files: the plan, the split, the training's log and times,
+the scores and the manifest of predictions.  The same words open the report.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import fmean
+from typing import NamedTuple
+
+from chiasm.methods import title_of
+from chiasm.preparation.plan import FITTED
+from chiasm.reports.advice import advise, errors_by_site
+from chiasm.reports.curves import describe_health, logged_warnings
+from chiasm.reports.evidence import Evidence, Point, read_evidence
+from chiasm.reports.naive_comparison import BaselineComparison
+
+SIZES = ("small", "medium", "large")  # of lesions
+CALLED = {
+    "mask_rule": "Mask",
+    "spacing_mm": "Voxels in mm",
+    "dims": "Dimensions",
+    "slices": "Slices",
+    "patch": "Patch in voxels",
+    "source_kinds": "Intensities of the source",
+    "target_kind": "Intensities of the target",
+    "lookup": "Look-up",
+}  # choices of a plan, for people; others keep their names
+NOT_NAMED = ("trained_on", "target_range")  # of the plan's reasons: counted above, or no choice
+NAMED = 4  # cases that are named
+REGIONS_NAMED = 3
+
+
+class Part(NamedTuple):
+    """A part of an explanation.
+
+    Attributes:
+        heading: What it is about.
+        sentences: In an order to be read in.
+    """
+
+    heading: str
+    sentences: tuple[str, ...]
+
+
+def explain(place: Path) -> tuple[Part, ...]:
+    """Say in words what was chosen and why, what happened in training, where the model is weak, what to try next.
+
+    Args:
+        place: What `chiasm run`, `train` or `evaluate` wrote, or a model folder.
+
+    Raises:
+        RunError: If it is none of these, or a file is damaged.
+    """
+    return explain_evidence(read_evidence(Path(place)))
+
+
+def explain_evidence(found: Evidence) -> tuple[Part, ...]:
+    """Say the same of evidence that was gathered already."""
+    parts = (
+        Part("Chosen", tuple(_chosen(found))),
+        Part("In training", tuple(_in_training(found))),
+        Part("Where it is weak", tuple(_weak(found))),
+        Part("Try next", (advise(found),)),
+    )
+    return tuple(part for part in parts if part.sentences)
+
+
+def _chosen(found: Evidence) -> Iterator[str]:
+    plan, recipe = found.plan, found.recipe
+    yield (
+        f"{title_of(recipe.method)} of size {recipe.size}, {recipe.schedule.steps} steps, "
+        f"makes {plan.target} of {' + '.join(plan.sources)}."
+    )
+    roles = [f"{count} {role}" for role, count in found.roles.items() if count]
+    if roles:
+        fold = f"fold {recipe.split.fold} of {recipe.split.folds}, by {recipe.split.by}"
+        yield f"Cases: {', '.join(roles)} ({fold})."
+    for name, reason in plan.reasons.items():
+        value = getattr(plan, name, None)
+        if name not in NOT_NAMED:
+            yield f"{CALLED.get(name, name)}: {'' if name in FITTED else f'{_plain(value)}; '}{reason}."
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, tuple):
+        return " x ".join(map(_plain, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _in_training(found: Evidence) -> Iterator[str]:
+    name = next((name for name in ("reconstruction", "loss") if found.points("step", name)), None)
+    if name is not None:
+        yield _loss(name, found.points("step", name))
+    if validation := found.points("validation", "mae"):
+        yield _validation(validation)
+    yield from (remark.text for remark in describe_health(found.history))
+    yield from logged_warnings(found.history)
+    if found.seconds:
+        told = ", ".join(f"{stage} {_duration(seconds)}" for stage, seconds in found.seconds.items())
+        yield f"Time: {told}.{_pace(found)}"
+
+
+def _loss(name: str, curve: list[Point]) -> str:
+    """Compare the first tenth of a curve with the last."""
+    tenth = max(1, len(curve) // 10)
+    first, last = (fmean(point.value for point in some) for some in (curve[:tenth], curve[-tenth:]))
+    called = "reconstruction loss" if name == "reconstruction" else name
+    return f"The {called} went from {first:.3g} to {last:.3g} (means of the first and the last tenth of the log)."
+
+
+def _validation(curve: list[Point]) -> str:
+    best, first, last = min(curve, key=lambda point: point.value), curve[0], curve[-1]
+    return (
+        f"The error on validation cases (scaled units) was {first.value:.3g} at step {first.step} and "
+        f"{last.value:.3g} at step {last.step}; its lowest was {best.value:.3g} at step {best.step}."
+    )
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+
+
+def _pace(found: Evidence) -> str:
+    """Say how long a step took, where it is known."""
+    seconds = found.seconds.get("training")
+    if seconds is None or not found.is_finished:
+        return ""
+    return f" A step took {seconds / found.recipe.schedule.steps:.2g} s, validations included."
+
+
+def _weak(found: Evidence) -> Iterator[str]:
+    if not found.rows:
+        return
+    yield from _regions(found.comparisons)
+    yield from _lesion_sizes(found)
+    yield from _by_site(found)
+    if found.unlike:
+        more = ", ..." if len(found.unlike) > NAMED else ""
+        yield (
+            f"{len(found.unlike)} of {len(found.entries)} inputs are unlike the training cases: "
+            f"{', '.join(found.unlike[:NAMED])}{more}."
+        )
+    elif found.entries:
+        yield f"No input ({len(found.entries)}) is unlike the training cases."
+    yield from _expected_error(found)
+
+
+def _regions(comparisons: list[BaselineComparison]) -> Iterator[str]:
+    """Compare the mask, and the regions in which a baseline is furthest ahead, with the best baselines."""
+    yield from (_against(one) for one in comparisons if one.region == "mask")
+    others = [
+        one for one in comparisons if one.region not in ("mask", "image") and not one.region.startswith("lesions-")
+    ]
+    behind = [one for one in others if not one.is_better]
+    for one in sorted(behind, key=lambda one: one.theirs - one.ours)[:REGIONS_NAMED]:
+        yield _against(one)
+    if others and not behind:
+        yield "In every other region it is better than each naive baseline."
+
+
+def _against(one: BaselineComparison) -> str:
+    unit = "" if one.unit in ("", "1") else f" {one.unit}"
+    word = "better than" if one.is_better else "no better than"
+    return (
+        f"{one.region}: mean absolute error {one.ours:.3g}{unit} in {one.cases} case{'s' * (one.cases != 1)}, "
+        f"{word} the best baseline ({one.baseline}, {one.theirs:.3g}{unit})."
+    )
+
+
+def _lesion_sizes(found: Evidence) -> Iterator[str]:
+    """Say how many lesions of each size are visible in the synthesis."""
+    parts = []
+    for size in SIZES:
+        count, recall = found.of_cases(f"lesions-{size}", "lesions"), found.scores(f"lesions-{size}", "recall")
+        if recall is not None:
+            parts.append(f"{100 * recall.mean:.0f} % of {sum(count.values()):.0f} {size}")
+    if parts:
+        yield f"Visible in the synthesis, by size of lesion: {', '.join(parts)} (means over cases)."
+    if (made_up := found.scores("lesions", "false_lesions")) is not None:
+        yield f"Lesions that are not there: {made_up.mean:.3g} for each case."
+
+
+def _by_site(found: Evidence) -> Iterator[str]:
+    by_site = errors_by_site(found)
+    if len(by_site) > 1:
+        told = ", ".join(f"{site} {fmean(by_site[site]):.3g} ({len(by_site[site])})" for site in sorted(by_site))
+        yield f"Error in the mask by site (cases): {told}."
+
+
+def _expected_error(found: Evidence) -> Iterator[str]:
+    ratio, rank = found.scores("mask", "calibration"), found.scores("mask", "spearman")
+    if ratio is not None and rank is not None:
+        yield (
+            f"The expected error is {ratio.mean:.2f} times the true one in the mask, "
+            f"and orders voxels with a rank correlation of {rank.mean:.2f}."
+        )

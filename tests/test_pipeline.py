@@ -1,0 +1,190 @@
+"""`chiasm run`: one command from scans to a report, that says what it will do and goes on where it was stopped."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import chiasm
+from chiasm.cli import main
+from chiasm.errors import RecipeError
+from chiasm.methods import make_recipe
+from chiasm.pipeline import Watch, plan_ahead
+from chiasm.recipe import read_recipe
+from chiasm.storage import read_toml
+from conftest import QUICK
+
+SETTINGS = [
+    f"{name}={list(value) if isinstance(value, tuple) else value}"
+    for name, value in QUICK.items()
+    if name not in ("data.sources", "data.target", "split.folds", "schedule.steps")
+]
+QUIET = Watch(say=lambda _: None)
+
+
+def asked(data: Path, out: Path, *more: str) -> list[str]:
+    words = ["run", data, "--source", "t1", "--target", "t2", "-o", out, "--size", "tiny", "--folds", "3"]
+    return [*map(str, words), *more, "--set", *SETTINGS]
+
+
+def call(words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as done:
+        main(words)
+    said = capsys.readouterr()
+    return int(done.value.code or 0), said.out, said.err
+
+
+def files_below(folder: Path) -> dict[str, tuple[int, int]]:
+    found = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): (path.stat().st_mtime_ns, path.stat().st_size) for path in found}
+
+
+def test_one_command_goes_from_scans_to_a_report_and_then_answers_at_once(
+    toy_cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    code, told, _ = call(asked(toy_cohort, out, "--steps", "24"), capsys)
+    assert code == 0
+    assert "train dual-attention (A7), tiny, 24 steps" in told and "predict 2 test cases" in told
+    assert told.index("in all") < told.index("model:")  # the plan is said before the work
+    assert told.splitlines()[-1] == f"report: {out / 'report.html'}"
+    assert "evaluation/report.html" in (out / "report.html").read_text()
+    assert (out / "evaluation" / "report.html").is_file() and (out / "run" / "model" / "model.toml").is_file()
+    assert len(list((out / "predictions").glob("*_t2.nii.gz"))) == 2
+
+    before = files_below(out)
+    code, again, _ = call(asked(toy_cohort, out, "--steps", "24"), capsys)
+    assert code == 0 and "finished already" in again and again.splitlines()[-1] == told.splitlines()[-1]
+    assert files_below(out) == before
+
+
+def test_what_single_stages_made_is_taken_over(toy_cohort: Path, tmp_path: Path) -> None:
+    recipe = make_recipe("A1", "tiny", QUICK)
+    chiasm.train(toy_cohort, recipe, tmp_path / "run", say=lambda _: None)
+    log = (tmp_path / "run" / "log.jsonl").stat().st_mtime_ns
+    done = chiasm.run(toy_cohort, recipe, tmp_path, minutes=None, watch=QUIET)
+    assert done.report.is_file() and (tmp_path / "run" / "log.jsonl").stat().st_mtime_ns == log
+
+
+def test_a_dry_run_says_what_would_be_done_and_writes_nothing(
+    toy_cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, told, _ = call(asked(toy_cohort, tmp_path / "out", "--dry-run"), capsys)
+    assert code == 0 and "400 steps" in told and "in all less than a minute" in told  # of size tiny
+    assert not (tmp_path / "out").exists()
+
+
+def test_steps_are_fitted_into_the_minutes_and_stay_the_same_when_it_goes_on(
+    toy_cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from chiasm.training import cost
+
+    monkeypatch.setattr(cost, "time_convolution", lambda *_: 1e-3)  # a machine whose speed is known
+    recipe = make_recipe("A1", "tiny", {**QUICK, "schedule.steps": 400})
+    lines: list[str] = []
+    plan_ahead(toy_cohort, recipe, tmp_path / "out", minutes=0.02, say=lines.append)
+    planned = chiasm.run(toy_cohort, recipe, tmp_path / "out", minutes=0.02, watch=QUIET)
+    steps = read_recipe(tmp_path / "out" / "run" / "recipe.toml").schedule.steps
+    pace = read_toml(tmp_path / "out" / "run" / "plan.toml")["expected"]["seconds_per_step"]
+    assert steps == int(0.02 * 60 * cost.PART_OF_TIME / pace) and 20 <= steps < 400
+    assert any(f"{steps} steps" in line for line in lines) and planned.report.is_file()
+    monkeypatch.setattr(cost, "time_convolution", lambda *_: 2e-3)  # slower today: no other recipe
+    assert chiasm.run(toy_cohort, recipe, tmp_path / "out", minutes=0.02, watch=QUIET).report == planned.report
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (["--minutes", "0.00001"], "too short for a training"),
+        (["--minutes", "-3"], "--minutes is no time"),
+        (["--minutes", "nan"], "--minutes is no time"),
+        (["--minutes", "3", "--steps", "24"], "at odds"),
+        (["--folds", "1"], "nothing to evaluate"),
+        (["--folds", "40"], "folds"),
+        (["--method", "A77"], "A7"),
+        (["--set", "training.devices=2"], "chiasm train --devices"),
+        (["--target", "pet"], "pet"),
+    ],
+)
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]], ids=["run", "dry"])
+def test_bad_input_is_refused_in_one_sentence_before_work_begins(
+    more: list[str], told: str, dry: list[str], toy_cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, said = call([*asked(toy_cohort, tmp_path / "out"), *more, *dry], capsys)
+    assert code == 2 and told in said and said.count("\n") == 1
+    assert not (tmp_path / "out").exists() or not files_below(tmp_path / "out")
+
+
+def test_another_time_is_refused_and_somebody_elses_report_is_not_replaced(
+    toy_cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "job.json").write_text('{"minutes": 5.0, "is_finished": false}')
+    code, _, said = call(asked(toy_cohort, tmp_path / "a", "--minutes", "9"), capsys)
+    assert code == 2 and "--minutes 5 and is asked for with --minutes 9" in said
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "report.html").write_text("mine")
+    code, _, said = call(asked(toy_cohort, tmp_path / "b"), capsys)
+    assert code == 2 and "report.html" in said and (tmp_path / "b" / "report.html").read_text() == "mine"
+
+
+def test_a_job_that_is_damaged_is_refused(toy_cohort: Path, tmp_path: Path) -> None:
+    (tmp_path / "job.json").write_text('{"minutes": "soon"}')
+    with pytest.raises(chiasm.errors.RunError, match=r"not what chiasm run writes"):
+        chiasm.run(toy_cohort, make_recipe("A1", "tiny", QUICK), tmp_path, watch=QUIET)
+
+
+def test_a_time_that_is_none_is_refused(toy_cohort: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="is no time"):
+        chiasm.run(toy_cohort, make_recipe("A1", "tiny", QUICK), tmp_path / "out", minutes=float("inf"), watch=QUIET)
+
+
+def test_ctrl_c_stops_and_the_same_command_goes_on_to_the_report(toy_cohort: Path, tmp_path: Path) -> None:
+    words = asked(toy_cohort, tmp_path / "out", "--steps", "120", "--method", "l2")
+    command = [sys.executable, "-m", "chiasm.cli", *words, "training.validations=12"]
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # also where tests run in the background
+    )
+    until = time.monotonic() + 90
+    while not list(tmp_path.glob("out/run/checkpoints/*.toml")) and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 130 and "goes on from here" in said and "Traceback" not in said
+    assert not (tmp_path / "out" / ".lock").exists() and not (tmp_path / "out" / "report.html").exists()
+    dry = subprocess.run([*command, "--dry-run"], capture_output=True, text=True)
+    assert dry.returncode == 0 and "of them done" in dry.stdout
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "evaluation" / "report.html").is_file()
+    assert json.loads((tmp_path / "out" / "job.json").read_text()) == {"minutes": None, "is_finished": True}
+
+
+@pytest.mark.parametrize("stage", ["predictions", "evaluation"])
+def test_a_later_stage_that_was_stopped_goes_on(
+    stage: str, toy_cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = make_recipe("A1", "tiny", QUICK)
+
+    def stop(done: int, of: int, case: str) -> None:
+        raise KeyboardInterrupt
+
+    stopping = {
+        "predictions": Watch(lambda _: None, predicting=stop),
+        "evaluation": Watch(lambda _: None, None, None, stop),
+    }
+    with pytest.raises(KeyboardInterrupt):
+        chiasm.run(toy_cohort, recipe, tmp_path / "out", minutes=None, watch=stopping[stage])
+    assert not (tmp_path / "out" / "report.html").exists()
+    done = chiasm.run(toy_cohort, recipe, tmp_path / "out", minutes=None, watch=QUIET)
+    assert done.report.is_file() and (tmp_path / "out" / stage).is_dir()
