@@ -131,7 +131,7 @@ def test_three_unlike_runs_get_three_pieces_of_advice(results: Path, tmp_path: P
     rewrite_log(long, lambda line: {**line, "mae": next(rising)} if line["kind"] == "validation" else line)
     manifest = json.loads((foreign / "predictions" / "predictions.json").read_text())
     for case in manifest["cases"]:
-        case["warnings"] = ["the input is unlike the training cases: it has voxels of 9 x 9 x 9 mm"]
+        case["warnings"] = ["the input is out of distribution: it has voxels of 9 x 9 x 9 mm"]
     (foreign / "predictions" / "predictions.json").write_text(json.dumps(manifest))
     told = [advice(place) for place in (short, long, foreign)]
     steps = [line["step"] for line in log(short) if line["kind"] == "validation"]

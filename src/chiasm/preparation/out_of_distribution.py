@@ -13,6 +13,8 @@ from chiasm.preparation.intensity import (
 from chiasm.preparation.plan import HISTOGRAM_BINS, Plan, Triple
 from chiasm.volumes.masks import Rule
 
+BEGINNING = "the input is out of distribution"  # of the warning
+
 # An input is out of distribution beyond these factors of what was seen there.
 SPACING_MARGIN = 1.5
 FIELD_MARGIN = 1.3
@@ -75,7 +77,7 @@ def out_of_distribution_warning(plan: Plan, prepared: NormalisedSource) -> str |
                 f"a histogram of {name} that is {distance / plan.source_limits[index]:.1f} times as far from the "
                 "training images' as is usual"
             )
-    return f"the input is out of distribution: it has {', and '.join(findings)}" if findings else None
+    return f"{BEGINNING}: it has {', and '.join(findings)}" if findings else None
 
 
 def _other_scales(plan: Plan, prepared: NormalisedSource) -> list[str]:

@@ -17,6 +17,7 @@ from chiasm.evaluation.rows import LESION, Row, read_evaluation
 from chiasm.evaluation.summary import Summary, paired, summarise
 from chiasm.outputs import MODEL_CARD
 from chiasm.prediction.manifest import Entry
+from chiasm.preparation.out_of_distribution import BEGINNING
 from chiasm.preparation.plan import Plan, read_plan
 from chiasm.recipe import Recipe, read_recipe
 from chiasm.reports.curves import History, find_figure, read_history
@@ -24,7 +25,7 @@ from chiasm.reports.evaluation_folder import ASKED, place_of, read_asked
 from chiasm.reports.naive_comparison import BaselineComparison, compare_with_baselines
 from chiasm.times import read_times
 
-UNLIKE = "the input is unlike the training cases"  # how the warning of such an input begins
+UNLIKE = (BEGINNING, "the input is unlike the training cases")  # how the warning of such an input begins; and began
 
 
 class Point(NamedTuple):
