@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import json
+import shutil
 import struct
 from collections.abc import Callable, Iterator
 from itertools import permutations, product
@@ -19,12 +21,21 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
+from chiasm.cohorts.completed import is_synthetic
 from chiasm.cohorts.discovery import find_cohort
 from chiasm.errors import VolumeError
 from chiasm.prediction.folders import predict
 from chiasm.reports.evaluation import evaluate
 from chiasm.volumes.geometry import Geometry, Volume, canonical
-from chiasm.volumes.screening import Reading, read_grid, read_volume, volume_files, write_volume
+from chiasm.volumes.screening import (
+    SYNTHETIC,
+    Reading,
+    read_grid,
+    read_volume,
+    says_synthetic,
+    volume_files,
+    write_volume,
+)
 
 SHAPE = (5, 6, 7)
 
@@ -491,3 +502,49 @@ def test_a_case_is_predicted_and_scored_in_any_format(
     np.testing.assert_allclose(found.geometry.affine, right.geometry.affine, atol=1e-4)
     np.testing.assert_allclose(found.array, right.array, atol=1e-4 * float(np.ptp(right.array)))
     assert not evaluate(tmp_path / "made", cohort.parent, tmp_path / "scored").problems
+
+
+@pytest.mark.parametrize(
+    ("name", "others"),
+    [
+        ("a.nii", [sitk.ReadImage, nibabel.load]),
+        ("a.nii.gz", [sitk.ReadImage, nibabel.load]),
+        ("a.mha", [sitk.ReadImage]),
+        ("a.nrrd", [sitk.ReadImage, nrrd.read]),
+        ("a.mgz", [nibabel.load]),
+    ],
+)
+def test_a_remark_lies_in_the_header_and_disturbs_nobody(
+    tmp_path: Path, name: str, others: list[Callable[[str], Any]]
+) -> None:
+    plain, marked = tmp_path / f"plain-{name}", tmp_path / name
+    array, geometry = voxels().astype("float32"), Geometry(SHAPE, AFFINES[11])
+    write_volume(plain, array, geometry)
+    write_volume(marked, array, geometry, remark=SYNTHETIC + "}")
+    assert says_synthetic(marked) and not says_synthetic(plain)
+    agree(marked, AFFINES[11], array)
+    for read in others:
+        found = [read(str(path)) for path in (plain, marked)]
+        first, second = (
+            sitk.GetArrayFromImage(one) if read is sitk.ReadImage else one[0] if read is nrrd.read else one.get_fdata()
+            for one in found
+        )
+        np.testing.assert_array_equal(first, second)
+    if name.startswith("a.nii"):
+        image: Any = nibabel.load(marked)
+        (extension,) = image.header.extensions
+        assert extension.get_code() == 6 and json.loads(extension.text) == {"SyntheticData": "YES"}
+
+
+def test_a_prediction_says_of_itself_that_it_was_made(toy_cohort: Path, finished_run: Path, tmp_path: Path) -> None:
+    case = find_cohort(toy_cohort).cases[0]
+    made = predict(finished_run, [case], tmp_path / "made")
+    (entry,) = made.manifest.cases
+    assert entry.mask is not None and entry.expected_error is not None
+    assert is_synthetic(made.folder / entry.image) and is_synthetic(made.folder / entry.expected_error)
+    assert not is_synthetic(made.folder / entry.mask) and not is_synthetic(case.images["t1"])
+    copied = tmp_path / "cohort" / case.id
+    copied.mkdir(parents=True)
+    shutil.copy(case.images["t1"], copied / f"{case.id}_t1.nii.gz")
+    shutil.copy(made.folder / entry.image, copied / f"{case.id}_t2.nii.gz")
+    assert [problem.reason for problem in find_cohort(copied.parent).problems] == ["synthetic"]

@@ -27,7 +27,7 @@ from chiasm.errors import RunError
 from chiasm.storage import read_json, whole_file, write_json, write_text
 from chiasm.volumes import Volume, write_volume
 from chiasm.volumes.dicom_series import is_dicom
-from chiasm.volumes.screening import STRICT, volume_files
+from chiasm.volumes.screening import STRICT, says_synthetic, volume_files
 
 MARK = "_synthetic"
 SAID = {"SyntheticData": "YES"}  # as DICOM says it, and BIDS would
@@ -55,11 +55,11 @@ class Origin:
 
 
 def is_synthetic(path: Path) -> bool:
-    """Return whether a volume's name or its sidecar says that it was made, not acquired."""
+    """Return whether a volume's name, its sidecar or its header says that it was made, not acquired."""
     stem = volume_stem(path.name)
     if stem is None or stem.lower().endswith(MARK):
         return stem is not None
-    return _sidecar(path).items() >= SAID.items()
+    return _sidecar(path).items() >= SAID.items() or says_synthetic(path)
 
 
 def mark_synthetic(path: Path, origin: Origin, *, expected_error: Path | None, warnings: Sequence[str]) -> None:

@@ -9,6 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple, cast, get_args
 
+from chiasm import __version__
 from chiasm.cohorts.cases import Case, Problem
 from chiasm.cohorts.dicom_patients import WARNINGS, Selection, marks_on, parse_rules
 from chiasm.cohorts.gathering import LOST, tell_notes
@@ -39,7 +40,7 @@ from chiasm.runners import Lost, Ray, Slurm, find_runner
 from chiasm.storage import UNWRITABLE
 from chiasm.volumes import Reading, Volume, check_pair, write_volume
 from chiasm.volumes.dicom_choice import pick_series
-from chiasm.volumes.screening import STRICT, written_suffix
+from chiasm.volumes.screening import STRICT, SYNTHETIC, written_suffix
 
 
 @dataclass(frozen=True)
@@ -412,6 +413,10 @@ def _warn_of_marks(case: Case, sources: Sequence[str]) -> list[str]:
     return [WARNINGS[mark] for mark in marks]
 
 
+#: In the header of every image that is written.
+_REMARK = f'{SYNTHETIC}, "software": "chiasm {__version__}"}}'
+
+
 class _Written(NamedTuple):
     """Names of what was written of a case, and what a reader must know, in the order of an `Entry`."""
 
@@ -431,7 +436,7 @@ def _write_dicom(made: Synthesis, case: Case, out: Path, model: Model) -> _Writt
 def _write_volumes(made: Synthesis, case: Case, out: Path, plan: Plan, container: Container) -> _Written:
     def write(name: str, volume: Volume, labels: bool = False) -> str:
         file = _called(case, name, plan, container)
-        write_volume(out / file, volume.array, volume.geometry, labels=labels)
+        write_volume(out / file, volume.array, volume.geometry, labels, remark="" if labels else _REMARK)
         return file
 
     image = write(plan.target, made.image)

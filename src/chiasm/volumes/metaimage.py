@@ -233,13 +233,14 @@ def _data_file(path: Path, fields: dict[str, str]) -> Path:
     return sibling(path, name)
 
 
-def write_metaimage(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
+def write_metaimage(path: Path, array: NDArray[Any], geometry: Geometry, remark: str = "") -> None:
     """Write voxels on a grid as one compressed .mha; a header that was read as MetaImage keeps its lines of place.
 
     Args:
         path: Ends in .mha.
         array: Of a type in `REAL`, shape of the grid.
         geometry: The grid.
+        remark: A line of text for the header.
 
     Raises:
         ChiasmError: If the file cannot be written.
@@ -255,9 +256,11 @@ def write_metaimage(path: Path, array: NDArray[Any], geometry: Geometry) -> None
             f"TransformMatrix = {_line(direction.T)}\nOffset = {_line(affine[:3, 3])}\n"
             f"CenterOfRotation = 0 0 0\nElementSpacing = {_line(np.array(geometry.spacing_mm))}\n"
         )
+    comment = f"Comment = {remark}\n" if remark else ""
     voxels = pack(np.asarray(array, dtype).tobytes(order="F"), "zlib")
     head = (
-        f"ObjectType = Image\nNDims = 3\nBinaryData = True\nBinaryDataByteOrderMSB = False\nCompressedData = True\n"
+        f"ObjectType = Image\n{comment}NDims = 3\nBinaryData = True\nBinaryDataByteOrderMSB = False\n"
+        "CompressedData = True\n"
         f"CompressedDataSize = {len(voxels)}\n{place}DimSize = {_line(np.array(geometry.shape))}\n"
         f"ElementType = {kind}\nElementDataFile = LOCAL\n"
     )

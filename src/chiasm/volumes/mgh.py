@@ -92,21 +92,26 @@ def _affine(numbers: list[float], shape: tuple[int, int, int], path: Path) -> ND
     return affine
 
 
-def write_mgh(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
+def write_mgh(path: Path, array: NDArray[Any], geometry: Geometry, remark: str = "") -> None:
     """Write voxels on a grid as .mgh, or packed as .mgz; a header that was read as MGH keeps its numbers of place.
 
     Args:
         path: Ends in .mgh or .mgz.
         array: Of a type in `REAL`, shape of the grid.
         geometry: The grid; its places are rounded to float32.
+        remark: Text for the header's unused bytes, which hold 194 of it.
 
     Raises:
         ChiasmError: If the file cannot be written.
     """
     kind, name = next(one for one in REAL.items() if np.dtype(one[1]) == array.dtype.newbyteorder(">"))
-    place = geometry.header if geometry.container == "mgh" else None
-    head = struct.pack(FIELDS.removesuffix("15f"), 1, *geometry.shape, 1, kind, 0, 1) + (place or _place(geometry))
-    voxels = head.ljust(HEADER, b"\0") + array.astype(name).tobytes(order="F")
+    place = (geometry.header if geometry.container == "mgh" else None) or _place(geometry)
+    head = (
+        struct.pack(FIELDS.removesuffix("15f"), 1, *geometry.shape, 1, kind, 0, 1)
+        + (place or _place(geometry))
+        + remark.encode("utf-8")
+    )
+    voxels = head[:HEADER].ljust(HEADER, b"\0") + array.astype(name).tobytes(order="F")
     with whole_file(path) as temporary:
         temporary.write_bytes(pack(voxels, "gzip") if path.name.lower().endswith(".mgz") else voxels)
 

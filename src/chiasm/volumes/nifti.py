@@ -42,6 +42,7 @@ MM = {1: 1000.0, 2: 1.0, 3: 0.001}  # by the code of the spatial unit
 FORMS_APART_MM = 0.01
 LARGEST = 1e9  # number of an affine
 HALF_TURN = 1e-7  # squared first part of a quaternion that is only the rounding of the others
+COMMENT = 6  # code of a header extension that is plain text
 HEAD = 544  # bytes that hold either header and the extension flag
 SMALLEST = {1: 352, 2: 544}  # offset of the voxels in a single file
 V1_LONGEST = 32767
@@ -402,13 +403,14 @@ def _partner(path: Path) -> Path:
     return partner
 
 
-def write_nifti(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
+def write_nifti(path: Path, array: NDArray[Any], geometry: Geometry, remark: str = "") -> None:
     """Write voxels on a grid; a header that was read as NIfTI keeps its geometry bit for bit.
 
     Args:
         path: Ends in .nii or .nii.gz.
         array: Of a type in `REAL`, shape of the grid.
         geometry: The grid.
+        remark: Text for a header extension; none without it.
 
     Raises:
         ChiasmError: If the file cannot be written.
@@ -428,16 +430,26 @@ def write_nifti(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
     put("magic", MAGICS[version][0])
     put("datatype", code)
     put("bitpix", dtype.itemsize * 8)
-    put("vox_offset", SMALLEST[version])
+    extension = _extension(order, remark)
+    put("vox_offset", SMALLEST[version] + len(extension) - 4)
     put("slope", 1.0)
     put("inter", 0.0)
     for at, count in TEXTS[version]:
         raw[at : at + count] = bytes(count)
-    content = bytes(raw) + bytes(4) + np.asarray(array, dtype).tobytes(order="F")
+    content = bytes(raw) + extension + np.asarray(array, dtype).tobytes(order="F")
     if path.name.lower().endswith(".gz"):
         content = pack(content, "gzip")
     with whole_file(path) as temporary:
         temporary.write_bytes(content)
+
+
+def _extension(order: str, remark: str) -> bytes:
+    """Return the bytes between header and voxels: the flag, and a text as a comment, filled up to a multiple of 16."""
+    text = remark.encode("utf-8")
+    if not text:
+        return bytes(4)
+    size = -(-(8 + len(text)) // 16) * 16
+    return b"\1\0\0\0" + struct.pack(order + "2i", size, COMMENT) + text.ljust(size - 8, b"\0")
 
 
 def _fresh_header(geometry: Geometry) -> bytes:

@@ -350,22 +350,24 @@ def _skipped_lines(data: Path, fields: Mapping[str, str], path: Path, start: int
     return ends[lines - 1]
 
 
-def write_nrrd(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
+def write_nrrd(path: Path, array: NDArray[Any], geometry: Geometry, remark: str = "") -> None:
     """Write voxels on a grid as one .nrrd, packed by gzip, in the space left-posterior-superior.
 
     Args:
         path: Ends in .nrrd.
         array: Of a type in `REAL`, shape of the grid.
         geometry: The grid.
+        remark: A line of text for the header.
 
     Raises:
         ChiasmError: If the file cannot be written.
     """
     dtype = array.dtype.newbyteorder("<")
     affine = np.diag([-1.0, -1, 1, 1]) @ geometry.affine
+    comment = f"# {remark}\n" if remark else ""
     order = "endian: little\n" if dtype.itemsize > 1 else ""
     head = (
-        f"NRRD0004\ntype: {WRITTEN[dtype.str[1:]]}\ndimension: 3\nspace: left-posterior-superior\n"
+        f"NRRD0004\n{comment}type: {WRITTEN[dtype.str[1:]]}\ndimension: 3\nspace: left-posterior-superior\n"
         f"sizes: {' '.join(map(str, geometry.shape))}\n"
         f"space directions: {' '.join(map(_text, affine[:3, :3].T))}\nkinds: domain domain domain\n"
         f"{order}encoding: gzip\nspace origin: {_text(affine[:3, 3])}\n\n"

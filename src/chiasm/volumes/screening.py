@@ -51,7 +51,7 @@ FEWEST_SLICES = 3
 MAX_BYTES = 2 * 2**30
 #: What volumes are called; of two that fit, the longer one first.
 #: What writes a file, by its suffix.
-WRITERS: Mapping[str, Callable[[Path, NDArray[Any], Geometry], None]] = {
+WRITERS: Mapping[str, Callable[[Path, NDArray[Any], Geometry, str], None]] = {
     ".nii.gz": write_nifti,
     ".nii": write_nifti,
     ".mha": write_metaimage,
@@ -61,6 +61,8 @@ WRITERS: Mapping[str, Callable[[Path, NDArray[Any], Geometry], None]] = {
 }
 #: Suffix of a file to that of one in its format; others become NIfTI.
 SAME_FORMAT = {".mha": ".mha", ".mhd": ".mha", ".nrrd": ".nrrd", ".nhdr": ".nrrd", ".mgz": ".mgz", ".mgh": ".mgz"}
+SYNTHETIC = '{"SyntheticData": "YES"'  # how the remark of an image begins that was made, not acquired: JSON
+REMARKED = 4096  # bytes that hold a header with a remark
 VOLUME_SUFFIXES = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd", ".nhdr", ".mgz", ".mgh", ".mnc")
 
 
@@ -335,7 +337,9 @@ def _skew_degrees(axes: NDArray[np.float64]) -> float:
     return float(np.degrees(np.arcsin(min(1.0, lean))))
 
 
-def write_volume(path: Path | str, array: NDArray[Any], geometry: Geometry, labels: bool = False) -> int:
+def write_volume(
+    path: Path | str, array: NDArray[Any], geometry: Geometry, labels: bool = False, *, remark: str = ""
+) -> int:
     """Write a volume, whole or not at all, on the geometry of its source bit for bit.
 
     Args:
@@ -343,6 +347,7 @@ def write_volume(path: Path | str, array: NDArray[Any], geometry: Geometry, labe
         array: Shape of the grid; images become float32, labels int16, or int32 where they need it.
         geometry: The grid.
         labels: Whether it is a label map or mask.
+        remark: A line of text for the header, such as `SYNTHETIC`.
 
     Returns:
         How many values were too large for the type and were cut to its ends.
@@ -360,7 +365,7 @@ def write_volume(path: Path | str, array: NDArray[Any], geometry: Geometry, labe
     if writer is None:
         raise VolumeError("cannot be written", path=path, reason="format", expected=", ".join(WRITERS))
     values, cut = _storable(array, labels)
-    writer(path, values, geometry)
+    writer(path, values, geometry, remark)
     return cut
 
 
@@ -372,6 +377,14 @@ def written_suffix(path: Path | str) -> str:
     """
     name = Path(path).name.lower()
     return next((made for suffix, made in SAME_FORMAT.items() if name.endswith(suffix)), ".nii.gz")
+
+
+def says_synthetic(path: Path) -> bool:
+    """Return whether a file's header holds the remark `SYNTHETIC`; one that cannot be read says nothing."""
+    try:
+        return path.is_file() and SYNTHETIC.encode() in first_bytes(path, REMARKED)
+    except VolumeError:
+        return False
 
 
 def _storable(array: NDArray[Any], labels: bool) -> tuple[NDArray[Any], int]:
