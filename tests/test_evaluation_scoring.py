@@ -108,7 +108,7 @@ def test_scores_of_all_regions_at_once_equal_those_of_each_region_alone(conventi
     pair = conventions.pair_up(prediction, target, counted, rules, RANGE)
     low, high = rules.range or RANGE
     for region, inside in reference.list_regions().items():
-        alone = conventions.plain_figures(prediction, target, inside, high - low, SPACING)
+        alone = conventions.plain_scores(prediction, target, inside, high - low, SPACING)
         for metric, value in (alone | conventions.likeness(pair, inside)).items():
             tolerance = 1e-6 if metric == "ssim" else 1e-9  # of a map in single precision
             assert found[region, metric] == pytest.approx(value, rel=tolerance, nan_ok=True), (region, metric)

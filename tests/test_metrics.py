@@ -308,7 +308,7 @@ def test_contrast_kept_is_that_of_the_blend() -> None:
     rng = np.random.default_rng(0)
     texture = rng.standard_normal(target.shape).astype(np.float32)
     found = [
-        lesions.lesion_figures(0.3 * target + 0.7 * flat, target + texture, lesions.ring_of(lesion, mask, labels, ONE))
+        lesions.lesion_scores(0.3 * target + 0.7 * flat, target + texture, lesions.ring_of(lesion, mask, labels, ONE))
         for lesion in lesions.lesion_components(labels, ONE)
     ]
     assert [figures.contrast_target for figures in found] == pytest.approx([100, 40], abs=0.5)
@@ -320,11 +320,11 @@ def test_a_ring_holds_neither_other_lesions_nor_voxels_outside_the_mask() -> Non
     target, mask, labels = lesion_case()
     target += np.random.default_rng(0).standard_normal(target.shape).astype(np.float32)
     lesion = lesions.lesion_components(labels, ONE)[0]
-    before = lesions.lesion_figures(target, target, lesions.ring_of(lesion, mask, labels, ONE))
+    before = lesions.lesion_scores(target, target, lesions.ring_of(lesion, mask, labels, ONE))
     labels[16:18, 5:15, 5:15] = 3
     target[16:18, 5:15, 5:15] = 9999
     mask[:3], target[:3] = False, -9999
-    after = lesions.lesion_figures(target, target, lesions.ring_of(lesion, mask, labels, ONE))
+    after = lesions.lesion_scores(target, target, lesions.ring_of(lesion, mask, labels, ONE))
     assert after.contrast_target == pytest.approx(before.contrast_target, abs=0.3)
 
 
@@ -332,7 +332,7 @@ def test_a_lesion_that_the_target_does_not_show_has_no_contrast_to_keep() -> Non
     target, mask, labels = lesion_case()
     target = 200 + 100 * np.random.default_rng(0).standard_normal(target.shape)
     lesion = lesions.lesion_components(labels, ONE)[0]
-    figures = lesions.lesion_figures(target, target, lesions.ring_of(lesion, mask, labels, ONE))
+    figures = lesions.lesion_scores(target, target, lesions.ring_of(lesion, mask, labels, ONE))
     assert np.isnan(figures.contrast_kept)
     assert np.isnan(lesions.recall([figures.contrast_kept]))
 

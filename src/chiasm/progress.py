@@ -79,8 +79,8 @@ def follow(bar: Progress, name: str) -> Callable[[int, int, Mapping[str, float]]
     """Show training steps, with the loss beside them."""
     update = _updater(bar, name)
 
-    def say(done: int, total: int, figures: Mapping[str, float]) -> None:
-        update(done, total, f" loss {figures['loss']:.4f}" if "loss" in figures else " discriminators")
+    def say(done: int, total: int, values: Mapping[str, float]) -> None:
+        update(done, total, f" loss {values['loss']:.4f}" if "loss" in values else " discriminators")
 
     return say
 

@@ -62,7 +62,7 @@ POOLED = "all cases"  # in the place of a case's id: voxels of all of them toget
 POOLED_SAMPLE = 100_000  # voxels of a case that the pooled curve is drawn from
 DECILES = 10
 
-#: Unit of each figure that `evaluation.UNITS` does not know; "" is that of the images.
+#: Unit of each score that `evaluation.UNITS` does not know; "" is that of the images.
 MORE_UNITS: Mapping[str, str] = {
     "observed_error": "",
     "calibration_gap": "",
@@ -139,7 +139,7 @@ def assess_maps(
 
     Returns:
         Rows of methods such as "A7 map" and "A7 ensemble".  For each case:
-        `score_expected_error`'s figures, the risk at each coverage and the cost in
+        `score_expected_error`'s scores, the risk at each coverage and the cost in
         the mask; and in the mask, healthy tissue and each region the expected
         and the observed error, their ratio, and their mean gap over deciles.
         Under the case `POOLED`: see `calibration_curve`.
@@ -214,22 +214,22 @@ def score_map(
         By region: "expected_error", "observed_error", "calibration" (their
         ratio: below 1 the map is too hopeful) and "calibration_gap" (mean
         absolute difference of the two over deciles of the expected error in the
-        region); for the mask also `score_expected_error`'s figures and "risk_100"
+        region); for the mask also `score_expected_error`'s scores and "risk_100"
         to "risk_50", the mean error of the share of voxels that is trusted most.
     """
     mask = places["mask"]
     inside = {name: place[mask] for name, place in places.items() if name != "mask"}
     table = calibration_table(expected[mask], error[mask], inside)
-    figures: dict[str, dict[str, float]] = {}
+    scores: dict[str, dict[str, float]] = {}
     for region, place in places.items():
         deciles = [row for row in table if row.decile and row.region == ("all" if region == "mask" else region)]
         observed = float(error[place].mean(dtype=float)) if deciles else math.nan
         own = calibration(expected[place], error[place])
-        figures[region] = {"observed_error": observed, **own, "calibration_gap": _calibration_gap(deciles)}
-    figures["mask"] |= score_expected_error(expected, error, mask, lesion, spacing_mm)
+        scores[region] = {"observed_error": observed, **own, "calibration_gap": _calibration_gap(deciles)}
+    scores["mask"] |= score_expected_error(expected, error, mask, lesion, spacing_mm)
     risk = ranking.risk_coverage(expected[mask], error[mask]).risk
-    figures["mask"] |= {f"risk_{share}": float(risk[math.ceil(len(risk) * share / 100) - 1]) for share in COVERAGES}
-    return figures
+    scores["mask"] |= {f"risk_{share}": float(risk[math.ceil(len(risk) * share / 100) - 1]) for share in COVERAGES}
+    return scores
 
 
 def _calibration_gap(deciles: Sequence[CalibrationRow]) -> float:
@@ -448,7 +448,7 @@ def _places(
     return places, np.logical_or.reduce([*named.values()])
 
 
-def _rows(model: Model, case: str, name: str, region: str, figures: Mapping[str, float]) -> list[Row]:
+def _rows(model: Model, case: str, name: str, region: str, scores: Mapping[str, float]) -> list[Row]:
     unit, scale = reporting_unit(model.plan)
     convention = describe("chiasm", model.plan.target_range, unit, scale)
     recipe = model.recipe
@@ -465,5 +465,5 @@ def _rows(model: Model, case: str, name: str, region: str, figures: Mapping[str,
             units[metric] or unit,
             convention,
         )
-        for metric, value in figures.items()
+        for metric, value in scores.items()
     ]

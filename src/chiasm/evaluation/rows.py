@@ -23,7 +23,7 @@ CSV, JSON = "evaluation.csv", "evaluation.json"
 LESION = re.compile(r"lesion-\d+")  # regions that are one lesion of one case
 EACH_LESION = "each lesion"  # what they are called together in a summary
 
-#: Unit of each figure; "" is the unit of the images, "/mm" that unit per mm, "1" none.
+#: Unit of each score; "" is the unit of the images, "/mm" that unit per mm, "1" none.
 UNITS: Mapping[str, str] = {
     "mae": "",
     "mae_mu": "1/cm",
@@ -64,7 +64,7 @@ LEAST_LESION = f"a lesion has at least {lesions.LEAST_LESION_VOXELS} voxels and 
 
 
 class Row(NamedTuple):
-    """One figure.
+    """One score.
 
     Attributes:
         case: Id of the case.
@@ -121,7 +121,7 @@ class MaskUse(NamedTuple):
 
 
 class Remarks(NamedTuple):
-    """What an evaluation says beside its figures.
+    """What an evaluation says beside its scores.
 
     Attributes:
         masks: One for each prediction that was scored.
@@ -138,7 +138,7 @@ NO_REMARKS = Remarks()
 
 
 def write_evaluation(folder: Path, rows: Sequence[Row], remarks: Remarks = NO_REMARKS) -> None:
-    """Write `evaluation.csv`, one row a figure at full precision, and `evaluation.json`, each whole or not at all.
+    """Write `evaluation.csv`, one row a score at full precision, and `evaluation.json`, each whole or not at all.
 
     In JSON, which knows neither, NaN is null and infinity the text "inf"; it
     holds the remarks too.
@@ -166,7 +166,7 @@ def write_evaluation(folder: Path, rows: Sequence[Row], remarks: Remarks = NO_RE
 
 
 def read_remarks(folder: Path) -> Remarks:
-    """Read what an evaluation says beside its figures; evaluations of earlier versions say nothing.
+    """Read what an evaluation says beside its scores; evaluations of earlier versions say nothing.
 
     Raises:
         RunError: If `evaluation.json` is missing or damaged.
@@ -180,7 +180,7 @@ def read_remarks(folder: Path) -> Remarks:
 
 
 def is_evaluation(folder: Path) -> bool:
-    """Return whether a folder holds figures that `write_evaluation` wrote."""
+    """Return whether a folder holds scores that `write_evaluation` wrote."""
     try:
         with (folder / CSV).open(encoding="utf-8", newline="") as content:
             return next(csv.reader(content, strict=True), []) == list(Row._fields)

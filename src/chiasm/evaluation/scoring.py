@@ -226,7 +226,7 @@ def _score_whole(images: ScoredImages, terms: ScoreTerms) -> tuple[conventions.C
     prediction, reference = images.prediction, images.reference
     whole = np.ones(prediction.shape, bool)
     pair = conventions.pair_up(prediction, reference.target, whole, terms.rules, terms.data_range)
-    scores = voxelwise.error_figures(prediction, reference.target, terms.width) | conventions.likeness(pair, whole)
+    scores = voxelwise.error_scores(prediction, reference.target, terms.width) | conventions.likeness(pair, whole)
     if not terms.rules.masked:
         return conventions.crop(pair, reference.box), scores
     part = reference.part
@@ -251,7 +251,7 @@ def _score_regions(
     scores = {}
     for region, places in reference.places.items():
         here = x[places], y[places]
-        found = conventions.value_figures(*here, gradients[region], terms.width) | likenesses[region]
+        found = conventions.value_scores(*here, gradients[region], terms.width) | likenesses[region]
         found |= {name: voxelwise.mean_or_nan(differences[places]) for name, differences in as_ct.items()}
         if region in radiotherapy.TISSUES_HU:
             found["volume_ml"] = len(here[1]) * math.prod(reference.spacing_mm) / 1000
@@ -355,7 +355,7 @@ def _score_lesions(part: ScoredImages) -> dict[str, dict[str, float]]:
     if reference.lesion is None:
         return {}
     images, rings = (part.prediction, reference.target), reference.rings
-    figures = [lesions.lesion_figures(*images, ring) for ring in rings]
+    figures = [lesions.lesion_scores(*images, ring) for ring in rings]
     scored = {
         f"lesion-{number}": {"volume_ml": ring.lesion.volume_ml, **asdict(its)}
         for number, (ring, its) in enumerate(zip(rings, figures), start=1)
@@ -378,13 +378,13 @@ def _count_false(part: ScoredImages, contrast: float) -> int:
     return lesions.false_lesions(part.prediction, its.target, its.mask, its.far, contrast, its.spacing_mm)
 
 
-def _typical_contrast(figures: Sequence[lesions.LesionFigures]) -> float:
+def _typical_contrast(figures: Sequence[lesions.LesionScores]) -> float:
     """Return the median contrast that lesions have in the target; 0 where no lesion has one."""
     contrasts = [its.contrast_target for its in figures if not math.isnan(its.contrast_kept)]
     return float(np.median(contrasts)) if contrasts else 0.0
 
 
-def _score_size(figures: Sequence[lesions.LesionFigures]) -> dict[str, float]:
+def _score_size(figures: Sequence[lesions.LesionScores]) -> dict[str, float]:
     """Count the lesions of one size, and average their errors."""
     return {
         "lesions": len(figures),

@@ -184,7 +184,7 @@ def _assessed(family: Sequence[Comparison]) -> list[Comparison]:
 
 
 def _tables(ours: _Values, theirs: _Values) -> tuple[Table, Table]:
-    """Return two tables (subjects, seeds), NaN where a subject has no figure with a seed."""
+    """Return two tables (subjects, seeds), NaN where a subject has no score with a seed."""
     (people, row), (seeds, column) = (np.unique(names, return_inverse=True) for names in zip(*ours))
     places = dict(zip(ours, zip(row.tolist(), column.tolist(), strict=True), strict=True))
     tables = np.full((2, len(people), len(seeds)), np.nan)
@@ -283,7 +283,7 @@ class Summary(NamedTuple):
 def summarise_methods(
     rows: Sequence[Row], *, metrics: Sequence[str], regions: Sequence[str], subjects: Mapping[str, str] | None = None
 ) -> list[Summary]:
-    """Average each method's figures by subject and seed.
+    """Average each method's scores by subject and seed.
 
     Args:
         rows: Of all jobs.
@@ -292,7 +292,7 @@ def summarise_methods(
         subjects: Case id to subject; by default each case is its own.
 
     Returns:
-        One for each method, region and metric with a finite figure; SDs are NaN of one subject or seed.
+        One for each method, region and metric with a finite score; SDs are NaN of one subject or seed.
     """
     cells: dict[tuple[str, str, str, str], _Values] = defaultdict(lambda: defaultdict(list))
     for row, cell in _cells(rows, metrics, regions, subjects):

@@ -21,7 +21,7 @@ HEADLINES = (
 
 @dataclass(frozen=True)
 class Summary:
-    """One figure over a cohort.
+    """One score over a cohort.
 
     Attributes:
         method: Arm or naive baseline.
@@ -29,7 +29,7 @@ class Summary:
         metric: As in `Row`.
         mean: Over subjects.
         sd: Between subjects, with n - 1; NaN for a single one.
-        n: Subjects with a figure.
+        n: Subjects with a score.
         unit: Of mean and sd.
     """
 
@@ -63,7 +63,7 @@ def paired(rows: Sequence[Row]) -> list[Row]:
 
 
 def summarise(rows: Iterable[Row], subjects: Mapping[str, str] | None = None) -> list[Summary]:
-    """Average every figure over subjects.
+    """Average every score over subjects.
 
     Seeds, folds and lesions of a case are averaged first, then the cases of a
     subject: n counts people, never scans or slices.  NaN is left out.
@@ -76,7 +76,7 @@ def summarise(rows: Iterable[Row], subjects: Mapping[str, str] | None = None) ->
         One summary for each method, region and metric, in the order of `rows`.
 
     Raises:
-        ValueError: If one figure comes in two units or under two conventions, which cannot be averaged.
+        ValueError: If one score comes in two units or under two conventions, which cannot be averaged.
     """
     values: dict[_Key, _Values] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
     measures: dict[_Key, tuple[str, str]] = {}
@@ -114,7 +114,7 @@ def format_table(
     rows = list(rows)
     summaries = {(one.region, one.metric, one.method): one for one in summarise(rows, subjects)}
     regions, _, methods = (list(dict.fromkeys(names)) for names in zip(*summaries)) if summaries else ([], [], [])
-    lines = [["region", "figure", "n", *methods]]
+    lines = [["region", "score", "n", *methods]]
     for region, metric in product(regions, metrics_shown):
         lines += _lines(region, metric, [summaries.get((region, metric, method)) for method in methods])
     return [*_markdown(lines), "", *_conventions(rows)]

@@ -1,7 +1,7 @@
-"""Figures of merit on arrays with a mask, and the named conventions under which they are comparable.
+"""Scores of arrays with a mask, and the named conventions under which they are comparable.
 
-Everything here is a pure function of arrays of shape (I, J, K).  A figure
-over no voxels is NaN, never 0.  Where a figure needs a range it is given: no
+Everything here is a pure function of arrays of shape (I, J, K).  A score
+over no voxels is NaN, never 0.  Where a score needs a range it is given: no
 range is taken from the images that are compared, but by the conventions that
 are marked *scale-leaking*, which exist to reproduce the literature.
 """
@@ -19,7 +19,7 @@ from chiasm.boxes import Box, Image, Mask, Range, Spacing, box_of, same_shape
 from chiasm.errors import unknown
 from chiasm.metrics.edges import Gradients, gradients
 from chiasm.metrics.ssim import UNIFORM_RADIUS, ms_ssim, ssim_map, window_box, without_border
-from chiasm.metrics.voxelwise import check_range, error_figures, mean_or_nan, pearson
+from chiasm.metrics.voxelwise import check_range, error_scores, mean_or_nan, pearson
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Convention:
         multiscale: Whether MS-SSIM is taken too.
         ssim_range: Range of SSIM where it is not the peak.
         scale_leaking: Whether a scale is taken from the images compared: never
-            to be set beside figures of another convention.
+            to be set beside scores of another convention.
     """
 
     text: str
@@ -265,7 +265,7 @@ def score(
     data_range: Range,
     spacing_mm: Spacing,
 ) -> dict[str, float]:
-    """Return every figure of merit of a pair under a named convention.
+    """Return every score of a pair under a named convention.
 
     Args:
         prediction: Shape (I, J, K), target units.
@@ -291,26 +291,26 @@ def score(
     counted = mask if rules.masked else np.ones(mask.shape, bool)
     box = window_box(counted)
     pair = pair_up(prediction[box], target[box], counted[box], rules, data_range)
-    figures = plain_figures(prediction, target, mask, high - low, spacing_mm) | likeness(pair, counted[box])
+    scores = plain_scores(prediction, target, mask, high - low, spacing_mm) | likeness(pair, counted[box])
     if rules.multiscale:
-        figures["ms_ssim"] = multiscale_likeness(prediction, target, mask, rules)
-    return figures
+        scores["ms_ssim"] = multiscale_likeness(prediction, target, mask, rules)
+    return scores
 
 
-def plain_figures(
+def plain_scores(
     prediction: Image, target: Image, region: Mask, data_range: float, spacing_mm: Spacing
 ) -> dict[str, float]:
-    """Return the figures of merit of a region that need no convention but a range; NaN for an empty region."""
+    """Return the scores of a region that need no convention but a range; NaN for an empty region."""
     box = box_of(region) if region.any() else (slice(0, 1),) * 3
     x, y, inside = prediction[box], target[box], region[box]
-    return value_figures(x[inside], y[inside], gradients(x, y, inside, spacing_mm), data_range)
+    return value_scores(x[inside], y[inside], gradients(x, y, inside, spacing_mm), data_range)
 
 
-def value_figures(
+def value_scores(
     prediction: NDArray[Any], target: NDArray[Any], gradients: Gradients, data_range: float
 ) -> dict[str, float]:
     """Return the figures of merit of a region from the values of its voxels, shape (n,), and its gradients."""
-    return error_figures(prediction, target, data_range) | {
+    return error_scores(prediction, target, data_range) | {
         "ncc": pearson(prediction, target),
         "gradient_error": gradients.error,
         "sharpness": gradients.sharpness,

@@ -106,7 +106,7 @@ def split_components(
 
 
 @dataclass(frozen=True)
-class LesionFigures:
+class LesionScores:
     """What became of one lesion.
 
     Attributes:
@@ -160,7 +160,7 @@ def ring_of(lesion: Lesion, mask: Mask, labels: NDArray[Any], spacing_mm: Spacin
     return Ring(lesion, box, inside & mask[box], around)
 
 
-def lesion_figures(prediction: Image, target: Image, ring: Ring) -> LesionFigures:
+def lesion_scores(prediction: Image, target: Image, ring: Ring) -> LesionScores:
     """Measure a lesion against its ring.
 
     Args:
@@ -172,7 +172,7 @@ def lesion_figures(prediction: Image, target: Image, ring: Ring) -> LesionFigure
     x, y = prediction[ring.box], target[ring.box]
     real, made = (mean_or_nan(image[inside]) - mean_or_nan(image[around]) for image in (y, x))
     visible = abs(real) >= LEAST_CONTRAST * float(y[around].std(dtype=np.float64)) > 0 if around.any() else False
-    return LesionFigures(mae(x, y, inside), bias(x, y, inside), real, made, made / real if visible else nan)
+    return LesionScores(mae(x, y, inside), bias(x, y, inside), real, made, made / real if visible else nan)
 
 
 def recall(kept: Sequence[float]) -> float:

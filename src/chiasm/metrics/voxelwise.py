@@ -42,7 +42,7 @@ def psnr(prediction: Image, target: Image, mask: Mask, data_range: float) -> flo
         target: Likewise.
         mask: Voxels that count.
         data_range: The peak, in the images' unit.  One prediction scores 29 to
-            42 dB depending on it alone: figures with different ranges must not be compared.
+            42 dB depending on it alone: scores with different ranges must not be compared.
 
     Raises:
         ValueError: If `data_range` is not positive.
@@ -60,7 +60,7 @@ def ncc(prediction: Image, target: Image, mask: Mask) -> float:
     return pearson(prediction[mask], target[mask])
 
 
-def error_figures(prediction: Image, target: Image, data_range: float) -> dict[str, float]:
+def error_scores(prediction: Image, target: Image, data_range: float) -> dict[str, float]:
     """Return "mae", "bias", "rmse" and "nmae" of all the values given, of any shape; NaN for none.
 
     Raises:

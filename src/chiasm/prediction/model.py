@@ -78,13 +78,13 @@ def source_channels(plan: Plan) -> int:
 def input_statistics(plan: Plan) -> tuple[Tensor, Tensor]:
     """Return mean and SD of each channel of concat(source, image): the plan's for each image, 0 and 1 for ranks.
 
-    A context is an image of the target, and has its figures.
+    A context is an image of the target, and has its values.
     """
     repeats = [plan.slices if plan.dims == 2 else 1] * (plan.images + plan.context) + [1]
     ranks = plan.images - len(plan.sources)
 
-    def of_channels(figures: Sequence[float], of_ranks: float) -> Tensor:
-        of_images = [*figures[:-1], *[of_ranks] * ranks, *[figures[-1]] * plan.context, figures[-1]]
+    def of_channels(values: Sequence[float], of_ranks: float) -> Tensor:
+        of_images = [*values[:-1], *[of_ranks] * ranks, *[values[-1]] * plan.context, values[-1]]
         return torch.tensor([one for one, count in zip(of_images, repeats, strict=True) for _ in range(count)])
 
     return of_channels(plan.input_mean, 0.0), of_channels(plan.input_sd, 1.0)

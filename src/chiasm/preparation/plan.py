@@ -107,7 +107,7 @@ class Plan:
         bias_correction: Of MR images inside the mask, the target's too.
         mask_files: Whether a case's own mask is used where it has one; else `mask_rule` is a must.
         reading: What is assumed of files whose headers leave a question open, in training and prediction alike.
-        unpaired: Ids of further cases of which one side of a pair is seen, and no figure above is fitted on.
+        unpaired: Ids of further cases of which one side of a pair is seen, and no number above is fitted on.
         source_stored: Lowest and highest intensity of each source as stored, inside the masks of all training cases.
 
     Raises:

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from chiasm.boxes import Box, box_of
 from chiasm.evaluation.rows import LESION, Row
 from chiasm.evaluation.summary import HEADLINES
-from chiasm.reports.drawing import Metric, find_metric, show_figure, show_unit
+from chiasm.reports.drawing import Metric, find_metric, show_number, show_unit
 from chiasm.reports.gallery import GalleryCase, show_gallery
 from chiasm.reports.jumps import IN_LESION, IN_MASK, list_jumps
 from chiasm.reports.pages import render_page
@@ -54,15 +54,15 @@ HU_PRESETS = (
 )
 
 
-class Figure(NamedTuple):
-    """One figure of the case beside those of the cohort.
+class CaseScore(NamedTuple):
+    """One score of the case beside those of the cohort.
 
     Attributes:
         region: Where.
         metric: A name such as "mae".
         value: Of this case.
         unit: "1" for pure numbers.
-        cohort: The same figure of every case, this one among them; empty where there is nothing to compare with.
+        cohort: The same score of every case, this one among them; empty where there is nothing to compare with.
     """
 
     region: str
@@ -90,7 +90,7 @@ class CasePage:
         window: Lowest and highest shown value, the same for real and synthetic.
         source_name: What the source is, such as "t1".
         target_name: What real and synthetic are, such as "t2" or "ct".
-        figures: This case against the cohort, see `against_cohort`.
+        scores: This case against the cohort, see `against_cohort`.
         warnings: Sentences that a reader must see first.
         report: Relative address of the report, or None.
         previous: Relative address and name of the case before, or None.
@@ -114,7 +114,7 @@ class CasePage:
     window: tuple[float, float]
     source_name: str = ""
     target_name: str = ""
-    figures: Sequence[Figure] = ()
+    scores: Sequence[CaseScore] = ()
     warnings: Sequence[str] = ()
     report: str | None = None
     previous: tuple[str, str] | None = None
@@ -134,30 +134,30 @@ class CasePage:
 
 def against_cohort(
     rows: Sequence[Row], case: str, method: str, metrics: Sequence[str] = HEADLINES
-) -> tuple[Figure, ...]:
-    """Set a case's figures beside those of all cases; folds and seeds of a case are averaged.
+) -> tuple[CaseScore, ...]:
+    """Set a case's scores beside those of all cases; folds and seeds of a case are averaged.
 
     Single lesions (regions "lesion-1" and so on) have no counterpart in other cases and are left out.
 
     Args:
-        rows: Figures of all cases.
+        rows: Scores of all cases.
         case: Whose page it is.
         method: The method under assessment.
-        metrics: Which figures, in this order inside each region.
+        metrics: Which scores, in this order inside each region.
     """
     kept = [row for row in rows if row.method == method and _is_shown(row, metrics)]
     units = {(row.region, row.metric): row.unit for row in kept}
-    cohorts = _group_by_figure(kept)
+    cohorts = _group_by_score(kept)
     regions = dict.fromkeys(region for region, _ in cohorts)
-    found = [(figure, cohorts[figure]) for figure in product(regions, metrics) if figure in cohorts]
+    found = [(score, cohorts[score]) for score in product(regions, metrics) if score in cohorts]
     return tuple(
-        Figure(*figure, cohort[case], units[figure], tuple(cohort.values()))
-        for figure, cohort in found
+        CaseScore(*score, cohort[case], units[score], tuple(cohort.values()))
+        for score, cohort in found
         if case in cohort
     )
 
 
-def _group_by_figure(rows: Sequence[Row]) -> dict[tuple[str, str], dict[str, float]]:
+def _group_by_score(rows: Sequence[Row]) -> dict[tuple[str, str], dict[str, float]]:
     """Average by case: (region, metric) -> case -> mean."""
     cohorts: dict[tuple[str, str], dict[str, float]] = {}
     for (region, metric, name), mean in mean_by(rows, lambda row: (row.region, row.metric, row.case)).items():
@@ -194,7 +194,7 @@ def write_case_page(path: Path, page: CasePage) -> Path:
         "report": page.report,
         "previous": page.previous,
         "following": page.following,
-        "figures": [_compared(figure) for figure in page.figures],
+        "scores": [_compared(score) for score in page.scores],
         "still": still,
         "unit": show_unit(page.unit),
         "presets": HU_PRESETS if page.unit == "HU" else (),
@@ -407,29 +407,29 @@ def _describe_packing(page: CasePage, packed: Packed) -> str:
     return " ".join(sentences)
 
 
-def _compared(figure: Figure) -> dict[str, Any]:
-    """Put a figure beside the cohort's: words, and positions in per cent of the range for the drawing."""
-    metric = find_metric(figure.metric)
-    finite = sorted(value for value in figure.cohort if math.isfinite(value))
+def _compared(score: CaseScore) -> dict[str, Any]:
+    """Put a score beside the cohort's: words, and positions in per cent of the range for the drawing."""
+    metric = find_metric(score.metric)
+    finite = sorted(value for value in score.cohort if math.isfinite(value))
     shown = {
-        "region": figure.region,
+        "region": score.region,
         "metric": metric.label,
-        "value": number_cell(figure.value).text,
-        "unit": show_unit(figure.unit),
+        "value": number_cell(score.value).text,
+        "unit": show_unit(score.unit),
     }
-    if not finite or not math.isfinite(figure.value):
+    if not finite or not math.isfinite(score.value):
         return shown | {"n": 0}
     low, median, high = finite[0], float(np.median(finite)), finite[-1]
-    start = min(low, figure.value)
-    width = (max(high, figure.value) - start) or 1.0
+    start = min(low, score.value)
+    width = (max(high, score.value) - start) or 1.0
     like = max(abs(low), abs(high))
     return shown | {
         "n": len(finite),
-        "median": show_figure(median, like),
-        "low": show_figure(low, like),
-        "high": show_figure(high, like),
-        "rank": _rank(metric, figure.value, finite),
-        "at": [round(100 * (value - start) / width, 1) for value in (low, median, high, figure.value)],
+        "median": show_number(median, like),
+        "low": show_number(low, like),
+        "high": show_number(high, like),
+        "rank": _rank(metric, score.value, finite),
+        "at": [round(100 * (value - start) / width, 1) for value in (low, median, high, score.value)],
     }
 
 

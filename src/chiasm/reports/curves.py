@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from chiasm.reports.drawing import BAND, DASHES, INK, MUTED, SERIES, Points, draw_svg, show_figure
+from chiasm.reports.drawing import BAND, DASHES, INK, MUTED, SERIES, Points, draw_svg, show_number
 from chiasm.reports.pages import Remark
 from chiasm.storage import read_log
 
@@ -24,7 +24,7 @@ History = Sequence[Mapping[str, Any]]
 
 
 class Curve(NamedTuple):
-    """Where a curve's figures stand in `log.jsonl`: in which kind of line, under which name."""
+    """Where a curve's values stand in `log.jsonl`: in which kind of line, under which name."""
 
     kind: str
     name: str
@@ -123,7 +123,7 @@ def logged_warnings(history: History) -> list[str]:
 
 
 def find_figure(line: Mapping[str, Any], name: str) -> float | None:
-    """Return a finite figure of a line of the log, or None where the line has none of this name."""
+    """Return a finite score of a line of the log, or None where the line has none of this name."""
     value = line.get(name)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
@@ -166,7 +166,7 @@ def _draw_panel(panel: Panel, found: Mapping[str, Points]) -> str:
         axes.margins(x=0.02)
         _name_curves(axes, list(found))
 
-    ends = (f"{label}: from {show_figure(y[0, 1])} to {show_figure(y[-1, 1])}." for label, y in found.items())
+    ends = (f"{label}: from {show_number(y[0, 1])} to {show_number(y[-1, 1])}." for label, y in found.items())
     return draw_svg(draw, f"{panel.title} over training steps. {' '.join(ends)}", (4.4, 3.0), panel.title)
 
 
@@ -177,7 +177,7 @@ def _plot_curves(axes: Any, found: Mapping[str, Points]) -> None:
 
 
 def _set_limits(axes: Any, panel: Panel, found: Mapping[str, Points]) -> None:
-    """Take the panel's limits; without any, begin at 0 unless a figure lies below it."""
+    """Take the panel's limits; without any, begin at 0 unless a value lies below it."""
     if panel.limits:
         axes.set_ylim(*panel.limits)
     elif min(points[:, 1].min() for points in found.values()) >= 0:
@@ -198,7 +198,7 @@ def _name_curves(axes: Any, labels: Sequence[str]) -> None:
 def describe_health(history: History) -> list[Remark]:
     """Say how the discriminators and the attention fared, as sentences with a tone."""
     last = [(describe, _last(history, *names)) for names, describe in HEALTH]
-    return [*(describe(figure) for describe, figure in last if figure is not None), *_describe_gate(history)]
+    return [*(describe(value) for describe, value in last if value is not None), *_describe_gate(history)]
 
 
 def _describe_discriminator(name: str, accuracy: float) -> Remark:
@@ -229,7 +229,7 @@ def _describe_weights(ratio: float) -> Remark:
 
 def _describe_gate(history: History) -> list[Remark]:
     """Say how long the health gate kept the attention off, where it did."""
-    strengths = [figure for line in history if (figure := find_figure(line, "attention_strength")) is not None]
+    strengths = [score for line in history if (score := find_figure(line, "attention_strength")) is not None]
     closed = strengths.count(0) / max(1, len(strengths))
     if closed == 1:
         return [Remark("bad", "The attention was never switched on: its health gate stayed closed.")]
@@ -239,7 +239,7 @@ def _describe_gate(history: History) -> list[Remark]:
     return []
 
 
-#: What is said of the last finite figure under the first of the names that has one.
+#: What is said of the last finite value under the first of the names that has one.
 HEALTH: tuple[tuple[tuple[str, ...], Callable[[float], Remark]], ...] = (
     (("accuracy_global",), partial(_describe_discriminator, "global")),
     (("accuracy_local",), partial(_describe_discriminator, "local")),
@@ -249,6 +249,6 @@ HEALTH: tuple[tuple[tuple[str, ...], Callable[[float], Remark]], ...] = (
 
 
 def _last(history: History, *names: str) -> float | None:
-    """Find the last finite figure under any of `names`, in the order of preference."""
-    figures = (find_figure(line, name) for name in names for line in reversed(history))
-    return next((figure for figure in figures if figure is not None), None)
+    """Find the last finite score under any of `names`, in the order of preference."""
+    scores = (find_figure(line, name) for name in names for line in reversed(history))
+    return next((score for score in scores if score is not None), None)

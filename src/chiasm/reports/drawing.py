@@ -1,4 +1,4 @@
-"""How figures are shown: numbers with as many digits as they deserve, plots in the page's colours."""
+"""How scores are shown: numbers with as many digits as they deserve, plots in the page's colours."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Points = NDArray[np.float64]  # of a curve, shape (points, 2)
 
 
 class Metric(NamedTuple):
-    """What a metric is called on a page, and whether a lower or a higher figure is better."""
+    """What a metric is called on a page, and whether a lower or a higher score is better."""
 
     label: str
     better: Literal["lower", "higher", "neither"] = "neither"
@@ -32,14 +32,14 @@ class Metric(NamedTuple):
 
     @property
     def arrow(self) -> str:
-        """What stands behind the label: whether a lower or a higher figure is better."""
+        """What stands behind the label: whether a lower or a higher score is better."""
         return {"lower": " ↓", "higher": " ↑", "neither": ""}[self.better]
 
-    def best(self, figures: Collection[float]) -> float:
-        """Return the best of some figures; NaN where there is none, or no better one."""
-        if self.better == "neither" or not figures:
+    def best(self, scores: Collection[float]) -> float:
+        """Return the best of some scores; NaN where there is none, or no better one."""
+        if self.better == "neither" or not scores:
             return math.nan
-        return max(figures) if self.better == "higher" else min(figures)
+        return max(scores) if self.better == "higher" else min(scores)
 
 
 METRICS = {
@@ -58,7 +58,7 @@ METRICS = {
     "too_small": Metric("Labelled components too small to be a lesion"),
 }
 
-# Figures are drawn in these colours and shown in the page's own, light or dark.
+# Plots are drawn in these colours and shown in the page's own, light or dark.
 INK, MUTED, LINE, BAND = "#010101", "#020202", "#030303", "#040404"
 SERIES = ("#0a0a01", "#0a0a02", "#0a0a03", "#0a0a04")
 DASHES = ("solid", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 1.5, 1.5, 1.5)))  # colour is never the only sign
@@ -77,7 +77,7 @@ def show_metric(name: str) -> str:
     return find_metric(name).label
 
 
-def show_figure(value: float, like: float | None = None) -> str:
+def show_number(value: float, like: float | None = None) -> str:
     """Show about three significant digits, with as many decimals as `like` would have."""
     size = abs(value if like is None else like)
     decimals = 3 if size < 1 else 2 if size < 10 else 1 if size < 100 else 0
@@ -109,7 +109,7 @@ def png_address(pixels: NDArray[np.uint8]) -> str:
 def draw_svg(draw: Any, alt: str, size: tuple[float, float], name: str, columns: int = 1) -> str:
     """Draw on axes and return SVG that takes its colours and its font from the page.
 
-    Ids are made unique by `name`, so that several figures can share a page.
+    Ids are made unique by `name`, so that several plots can share a page.
     With several `columns`, `draw` is given as many axes beside each other,
     which share their vertical axis.
     """
@@ -142,10 +142,10 @@ def draw_svg(draw: Any, alt: str, size: tuple[float, float], name: str, columns:
     drawn = io.StringIO()
     with matplotlib.rc_context(look), catch_warnings():
         filterwarnings("ignore", message="Glyph .* missing from font")  # the page's font draws them
-        figure = Figure(figsize=size, layout="constrained")
-        draw(figure.subplots(1, columns, sharey=columns > 1))
+        canvas = Figure(figsize=size, layout="constrained")
+        draw(canvas.subplots(1, columns, sharey=columns > 1))
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(drawn, format="svg", transparent=True, metadata=nothing)
+        canvas.savefig(drawn, format="svg", transparent=True, metadata=nothing)
     text = drawn.getvalue()
     body = re.sub(r"\s*<defs>\s*<style.*?</defs>", "", text[text.index(">", text.index("<svg")) + 1 :], flags=re.DOTALL)
     prefix = re.sub(r"\W+", "-", name.lower()).strip("-")

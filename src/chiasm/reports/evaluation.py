@@ -1,6 +1,6 @@
 """`chiasm evaluate` and its pages: scores of a cohort, the report, and a page for each case.
 
-Pages are made from files: figures from `evaluation.csv`, volumes from where
+Pages are made from files: scores from `evaluation.csv`, volumes from where
 `asked.json` says that predictions and reference lie.  So they can be made
 again without scoring anything.
 """
@@ -51,7 +51,7 @@ class Scored:
     """What an evaluation left behind.
 
     Attributes:
-        rows: One for each figure.
+        rows: One for each score.
         headlines: What came of it, in at most six lines.
         table: All scores side by side, lines of text.
         report: The page.

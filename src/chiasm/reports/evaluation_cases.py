@@ -96,7 +96,7 @@ def _beside(cases: Sequence[str], index: int) -> tuple[str, str] | None:
 def _page(
     loaded: Loaded,
     assessed: PredictionFolder,
-    figures: tuple[Any, ...],
+    scores: tuple[Any, ...],
     near: dict[str, tuple[str, str] | None],
     *,
     whole: bool,
@@ -118,7 +118,7 @@ def _page(
         window=(low / scale, high / scale),
         source_name=f"{plan.sources[0]}{', not in the reference' if plan.sources[0] in loaded.lacks else ''}",
         target_name=plan.target,
-        figures=figures,
+        scores=scores,
         warnings=loaded.entry.warnings,
         report="../report.html",
         previous=near["previous"],

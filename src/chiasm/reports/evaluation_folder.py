@@ -63,7 +63,7 @@ def make_room(out: Path, asked: Mapping[str, Any], inputs: Sequence[Path], *, ov
     refuse_inputs((out / name for name in (*FILES, *FOLDERS)), inputs, what="the evaluation")
     refuse_links(out, FOLDERS[:2])
     if not (out / ASKED).is_file():
-        if not overwrite and not is_evaluation(out):  # a killed command may have written figures alone
+        if not overwrite and not is_evaluation(out):  # a killed command may have written scores alone
             refuse_foreign(out, (*FILES, *PAGE_FILES), way_out="To replace them: chiasm evaluate --overwrite.")
         return
     differences = _differences(out, read_asked(out), asked)

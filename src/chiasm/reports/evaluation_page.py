@@ -19,8 +19,7 @@ import numpy as np
 from chiasm.evaluation.rows import LEAST_LESION, LESION, Row
 from chiasm.evaluation.summary import paired, summarise
 from chiasm.reports.curves import describe_health, draw_curves, logged_warnings
-from chiasm.reports.drawing import INK, MUTED, SERIES, draw_svg, shorten, show_figure, show_metric, show_unit
-from chiasm.reports.explanation import Part
+from chiasm.reports.drawing import INK, MUTED, SERIES, draw_svg, shorten, show_metric, show_number, show_unit
 from chiasm.reports.gallery import GalleryCase, draw_expected_error, show_gallery
 from chiasm.reports.naive_comparison import caution, compare_with_baselines, describe_comparison, rank, verdict
 from chiasm.reports.pages import PageSection, render_page
@@ -52,14 +51,14 @@ class EvaluationPage:
         history: The lines of `log.jsonl`, parsed.
         gallery: Cases to show, best with the best, the median and the worst.
         facts: Sections of the data sheet: heading -> name -> value.
-        warnings: Sentences that a reader must see before any figure.
+        warnings: Sentences that a reader must see before any score.
         asked: What was asked, as one sentence.
         headline: The metric that the words are about.
         pages: Case id -> address of its own page, relative to the page's.
         explained: What `chiasm explain` says of the same results; it opens the page.
 
     Raises:
-        ValueError: If `rows` hold figures, but none of `method`; or the
+        ValueError: If `rows` hold scores, but none of `method`; or the
             gallery's units differ.
     """
 
@@ -85,7 +84,7 @@ class EvaluationPage:
 
     @property
     def whole(self) -> list[Row]:
-        """The figures that are not of single lesions."""
+        """The scores that are not of single lesions."""
         return [row for row in self.rows if not LESION.fullmatch(row.region)]
 
 
@@ -118,7 +117,7 @@ def list_sections(page: EvaluationPage) -> list[PageSection]:
         "caution": caution(comparisons),
         "ranking": ranking,
         "warnings": list(dict.fromkeys([*page.warnings, *logged_warnings(page.history)])),
-        "cases_figure": _draw_cases(page),
+        "cases_plot": _draw_cases(page),
     }
     baselines = {one.region: {case: pair[1] for case, pair in one.pairs.items()} for one in comparisons}
     cases = tabulate_cases(page.whole, page.method, page.headline, baselines)
@@ -129,8 +128,8 @@ def list_sections(page: EvaluationPage) -> list[PageSection]:
             "gallery", "Pictures", "The worst, the median and the best case", show_gallery(page.gallery, ranking)
         ),
         PageSection("found", "Found", "What was found", found),
-        PageSection("figures", "Figures", "Figures by region", _tabulate_methods(page), NO_FIGURES),
-        PageSection("cases", "Cases", "Case by case", cases, "There are no figures of single cases."),
+        PageSection("scores", "Scores", "Scores by region", _tabulate_methods(page), NO_SCORES),
+        PageSection("cases", "Cases", "Case by case", cases, "There are no scores of single cases."),
         PageSection("pages", "Pages", "Cases to walk through", page.pages, "No pages of single cases were made."),
         PageSection("lesions", "Lesions", "Lesion by lesion", lesions),
         PageSection(
@@ -145,14 +144,14 @@ def list_sections(page: EvaluationPage) -> list[PageSection]:
         PageSection(
             "conventions",
             "Conventions",
-            "Conventions of the figures",
+            "Conventions of the scores",
             list_conventions(page.rows),
-            "There are no figures.",
+            "There are no scores.",
         ),
     ]
 
 
-NO_FIGURES = "Nothing was evaluated: there are no figures."
+NO_SCORES = "Nothing was evaluated: there are no scores."
 NO_FACTS = "Nothing is known about the cohort, the recipe or the machine."
 
 
@@ -170,21 +169,21 @@ def _tabulate_methods(page: EvaluationPage) -> PageTable | None:
     return tabulate_means(f"Metrics by region, {page.method} beside the naive baselines", means, methods, "cases")
 
 
-# The figure of all cases
+# The plot of all cases
 
 
 class Line(NamedTuple):
-    """A line of the figure: the figures of all cases of a method in a region."""
+    """A line of the plot: the scores of all cases of a method in a region."""
 
     region: str
     method: str
-    figures: list[float]
+    scores: list[float]
 
     @property
     def words(self) -> str:
         """What the line shows, for those who cannot see it."""
-        ends = f"{show_figure(min(self.figures))} to {show_figure(max(self.figures))}"
-        return f"{self.region}, {self.method}: mean {show_figure(float(np.mean(self.figures)))}, {ends}."
+        ends = f"{show_number(min(self.scores))} to {show_number(max(self.scores))}"
+        return f"{self.region}, {self.method}: mean {show_number(float(np.mean(self.scores)))}, {ends}."
 
 
 def _draw_cases(page: EvaluationPage) -> dict[str, str] | None:
@@ -201,14 +200,14 @@ def _draw_cases(page: EvaluationPage) -> dict[str, str] | None:
         for y, line in zip(heights, lines):
             colour = SERIES[0] if line.method == page.method else MUTED
             axes.plot(
-                line.figures, [y] * len(line.figures), "o", color=colour, alpha=0.55, markersize=4.5, markeredgewidth=0
+                line.scores, [y] * len(line.scores), "o", color=colour, alpha=0.55, markersize=4.5, markeredgewidth=0
             )
-            axes.plot([np.mean(line.figures)] * 2, [y - 0.34, y + 0.34], color=colour, linewidth=2.2)
+            axes.plot([np.mean(line.scores)] * 2, [y - 0.34, y + 0.34], color=colour, linewidth=2.2)
         axes.set_yticks(heights, [f"{shorten(line.region)} · {shorten(line.method)}" for line in lines])
         for tick, line in zip(axes.get_yticklabels(), lines):
             tick.set_color(INK if line.method == page.method else MUTED)
         axes.set_ylim(heights[-1] + 0.7, -0.7)
-        axes.set_xlim(left=0 if min(min(line.figures) for line in lines) >= 0 else None)
+        axes.set_xlim(left=0 if min(min(line.scores) for line in lines) >= 0 else None)
         axes.grid(axis="x")
         axes.grid(visible=False, axis="y")
         axes.set_xlabel(f"{label} ({unit})" if unit else label)
@@ -218,7 +217,7 @@ def _draw_cases(page: EvaluationPage) -> dict[str, str] | None:
 
 
 def _lines(rows: Sequence[Row], methods: Sequence[str]) -> list[Line]:
-    """Collect the lines of the figure, region by region; figures are means over folds and seeds."""
+    """Collect the lines of the plot, region by region; scores are means over folds and seeds."""
     means = mean_by(rows, lambda row: (row.region, row.method, row.case))
     found: dict[tuple[str, str], list[float]] = {}
     for (region, method, _), mean in means.items():

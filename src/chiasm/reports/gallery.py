@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chiasm.boxes import Box, box_of, grown
-from chiasm.reports.drawing import DASHES, INK, MUTED, SERIES, draw_svg, png_address, show_figure, show_unit
+from chiasm.reports.drawing import DASHES, INK, MUTED, SERIES, draw_svg, png_address, show_number, show_unit
 
 MARGIN = 4  # voxels around the mask in a picture
 MOST_PIXELS = 400  # along a picture's longer side; larger slices are thinned
@@ -128,8 +128,8 @@ def _compare_means(errors: Errors) -> str:
     expected, true = errors.expected.mean(), errors.true.mean()
     ratio = true / expected if expected > 0 else math.inf
     manner = "understates" if ratio > 1.1 else "overstates" if ratio < 0.9 else "meets"
-    figures = f"{show_figure(expected)} expected, {show_figure(true)} found ({ratio:.2f} times)"
-    return f"the map {manner} the error: {figures}"
+    scores = f"{show_number(expected)} expected, {show_number(true)} found ({ratio:.2f} times)"
+    return f"the map {manner} the error: {scores}"
 
 
 def _sample(volume: NDArray[Any] | None, where: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -278,8 +278,8 @@ def _colour_bar(column: PictureColumn) -> dict[str, str]:
     like = max(abs(low), abs(high))
     return {
         "address": _png(ramp, (0, 1), column.colours, np.ones(ramp.shape, bool)),
-        "low": show_figure(low, like),
-        "high": show_figure(high, like),
+        "low": show_number(low, like),
+        "high": show_number(high, like),
         "unit": column.unit,
     }
 

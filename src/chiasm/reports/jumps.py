@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chiasm.metrics.lesions import Lesion, lesion_components
-from chiasm.reports.drawing import show_figure, show_unit
+from chiasm.reports.drawing import show_number, show_unit
 from chiasm.volumes import Volume
 
 IN_MASK, IN_LESION = 1, 2  # bits of the volume of regions
@@ -44,17 +44,17 @@ def list_jumps(in_ras: Mapping[str, Volume], unit: str) -> Iterator[Jump]:
         yield _largest_expected(in_ras["expected_error"], mask, unit)
     lesions = lesion_components(lesion & mask, regions.geometry.spacing_mm)  # numbered as in the evaluation
     for number, one in enumerate(lesions[:MOST_LESIONS], 1):
-        detail = f"{show_figure(one.volume_ml)} mL"
+        detail = f"{show_number(one.volume_ml)} mL"
         if difference is not None:
             error = float(np.abs(difference[one.box][one.inside]).mean())
-            detail += f", MAE {show_figure(error)}{unit}"
+            detail += f", MAE {show_number(error)}{unit}"
         yield Jump(f"Lesion {number}", detail, _middle(one))
 
 
 def _largest_difference(difference: NDArray[Any], mask: NDArray[np.bool_], unit: str) -> Jump:
     voxel = _where(np.where(mask, np.abs(difference), -1).argmax(), mask.shape)
     sign = "+" if difference[voxel] > 0 else ""
-    return Jump("Largest difference", f"{sign}{show_figure(float(difference[voxel]))}{unit}", voxel)
+    return Jump("Largest difference", f"{sign}{show_number(float(difference[voxel]))}{unit}", voxel)
 
 
 def _largest_expected(expected_error: Volume, mask: NDArray[np.bool_], unit: str) -> Jump:
@@ -69,8 +69,8 @@ def _largest_expected(expected_error: Volume, mask: NDArray[np.bool_], unit: str
     sums[0] = -1
     cluster = clusters == sums.argmax()
     voxel = _where(np.where(cluster, expected, -np.inf).argmax(), mask.shape)
-    size = show_figure(np.count_nonzero(cluster) * math.prod(expected_error.geometry.spacing_mm) / 1000)
-    return Jump("Largest expected error", f"{show_figure(float(expected[voxel]))}{unit} expected, {size} mL", voxel)
+    size = show_number(np.count_nonzero(cluster) * math.prod(expected_error.geometry.spacing_mm) / 1000)
+    return Jump("Largest expected error", f"{show_number(float(expected[voxel]))}{unit} expected, {size} mL", voxel)
 
 
 def _middle(lesion: Lesion) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from chiasm.evaluation.rows import Row
-from chiasm.reports.drawing import HARD_SPACE, Metric, find_metric, show_figure, show_unit
+from chiasm.reports.drawing import HARD_SPACE, Metric, find_metric, show_number, show_unit
 from chiasm.reports.pages import Remark, Tone
 from chiasm.reports.tables import mean_by
 
@@ -25,8 +25,8 @@ class BaselineComparison:
         region: Where.
         metric: What is compared.
         baseline: The naive method with the best mean here.
-        unit: Of all figures.
-        pairs: Case -> (the method's figure, the baseline's), means over folds and seeds.
+        unit: Of all scores.
+        pairs: Case -> (the method's score, the baseline's), means over folds and seeds.
     """
 
     region: str
@@ -72,14 +72,14 @@ def compare_with_baselines(
     """Set a method beside the best naive baseline of each region, over the cases that both have.
 
     Args:
-        rows: Figures of every method.
+        rows: Scores of every method.
         method: The method under assessment.
         naive: Names of the naive baselines.
-        metric: Which figure is compared; its direction is known, or lower is better.
+        metric: Which score is compared; its direction is known, or lower is better.
 
     Returns:
         One comparison for each region, in the order of `rows`; none for a
-        region where the method or every baseline has no finite figure.
+        region where the method or every baseline has no finite score.
     """
     regions: dict[str, list[Row]] = {row.region: [] for row in rows}
     for row in _finite(rows, metric):
@@ -91,7 +91,7 @@ def compare_with_baselines(
 def _against_best(
     rows: Sequence[Row], method: str, naive: Collection[str], metric: Metric
 ) -> BaselineComparison | None:
-    """Compare in one region, whose finite figures of one metric are given."""
+    """Compare in one region, whose finite scores of one metric are given."""
     ours = _by_case(rows, method)
     pairs = {}
     for name in dict.fromkeys(row.method for row in rows if row.method in naive):
@@ -109,14 +109,14 @@ def rank(rows: Sequence[Row], *, method: str, metric: str = "mae") -> dict[str, 
 
     Returns:
         "region", "metric", "best", "median", "worst" and the number of cases
-        "n", for printing; None when there are no such figures.
+        "n", for printing; None when there are no such scores.
     """
     mine = [row for row in _finite(rows, metric) if row.method == method]
     if not mine:
         return None
-    figures = _by_case([row for row in mine if row.region == mine[0].region], method)
+    scores = _by_case([row for row in mine if row.region == mine[0].region], method)
     known = find_metric(metric)
-    ordered = sorted(figures, key=lambda case: (figures[case], case), reverse=known.better == "higher")
+    ordered = sorted(scores, key=lambda case: (scores[case], case), reverse=known.better == "higher")
     chosen = {"best": ordered[0], "median": ordered[(len(ordered) - 1) // 2], "worst": ordered[-1]}
     return {"region": mine[0].region, "metric": known.label, "n": str(len(ordered)), **chosen}
 
@@ -126,7 +126,7 @@ def _finite(rows: Sequence[Row], metric: str) -> list[Row]:
 
 
 def _by_case(rows: Sequence[Row], method: str) -> dict[str, float]:
-    """Average a method's figures over folds and seeds."""
+    """Average a method's scores over folds and seeds."""
     return mean_by((row for row in rows if row.method == method), lambda row: row.case)
 
 
@@ -136,7 +136,7 @@ def _by_case(rows: Sequence[Row], method: str) -> dict[str, float]:
 def verdict(comparisons: Sequence[BaselineComparison], metric: str) -> str:
     """Say in one sentence where the method is better than every naive baseline by a metric, and where not."""
     if not comparisons:
-        return "Nothing can be said: there is no figure of the method beside one of a naive baseline."
+        return "Nothing can be said: there is no score of the method beside one of a naive baseline."
     ahead = [comparison.region for comparison in comparisons if comparison.is_better]
     behind = [comparison.region for comparison in comparisons if not comparison.is_better]
     if not behind:
@@ -150,7 +150,7 @@ def describe_comparison(c: BaselineComparison) -> Remark:
     """Put a comparison into words: both means, the difference, and in how many cases the method is better."""
     largest = max(abs(c.ours), abs(c.theirs))
     unit = f"{HARD_SPACE}{c.unit}" if show_unit(c.unit) else ""
-    means = f"{show_figure(c.ours, like=largest)} against {show_figure(c.theirs, like=largest)}{unit}"
+    means = f"{show_number(c.ours, like=largest)} against {show_number(c.theirs, like=largest)}{unit}"
     cases = "in the only case" if c.cases == 1 else f"better in {c.wins} of {c.cases} cases"
     text = f"{c.metric.label} {means} for {c.baseline}, the best naive baseline: {_difference(c, unit)}, {cases}."
     tone = TONES[c.is_better + (c.wins * 2 > c.cases)]
@@ -162,7 +162,7 @@ def _difference(c: BaselineComparison, unit: str) -> str:
     change = c.ours - c.theirs
     if change == 0:
         return "the same on average"
-    size = f"{100 * abs(change / c.theirs):.1f}{HARD_SPACE}%" if c.theirs else f"{show_figure(abs(change))}{unit}"
+    size = f"{100 * abs(change / c.theirs):.1f}{HARD_SPACE}%" if c.theirs else f"{show_number(abs(change))}{unit}"
     return f"{size} {'higher' if change > 0 else 'lower'} on average"
 
 
@@ -173,7 +173,7 @@ def _word(c: BaselineComparison) -> str:
 
 
 def caution(comparisons: Sequence[BaselineComparison]) -> str:
-    """Say what these figures are not; nothing where there are none."""
+    """Say what these scores are not; nothing where there are none."""
     if not comparisons:
         return ""
     fewest = min(comparison.cases for comparison in comparisons)

@@ -42,10 +42,10 @@ def write_picture(path: Path, case: GalleryCase) -> Path:
         if case.expected_error is not None:
             panels.append(("expected error (same scale)", case.expected_error, "inferno", (0.0, most)))
     height, width = case.mask.shape[1] * case.spacing_mm[1], case.mask.shape[0] * case.spacing_mm[0]
-    figure = Figure(figsize=(INCHES * len(panels), INCHES * height / width + 0.3), facecolor="black")
-    FigureCanvasAgg(figure)
+    canvas = Figure(figsize=(INCHES * len(panels), INCHES * height / width + 0.3), facecolor="black")
+    FigureCanvasAgg(canvas)
     for number, (name, volume, colours, (least, largest)) in enumerate(panels):
-        axes = figure.add_axes((number / len(panels), 0, 1 / len(panels), 0.92))
+        axes = canvas.add_axes((number / len(panels), 0, 1 / len(panels), 0.92))
         plane = volume[::-1, :, place].T  # radiological view: the patient's right is on the left
         aspect = case.spacing_mm[1] / case.spacing_mm[0]
         axes.imshow(plane, cmap=colours, vmin=least, vmax=largest, origin="lower", aspect=aspect)
@@ -55,7 +55,7 @@ def write_picture(path: Path, case: GalleryCase) -> Path:
         axes.set_title(name, color="white", fontsize=9)
         axes.set_axis_off()
     with whole_file(path) as temporary:
-        figure.savefig(temporary, dpi=110, format="png", metadata={"Software": None})
+        canvas.savefig(temporary, dpi=110, format="png", metadata={"Software": None})
     return path
 
 

@@ -222,14 +222,14 @@ def report_registered(folder: Path, *, pages: int = PAGES) -> Path:
 def _show_pair(name: str, one: dict[str, Any]) -> dict[str, Any]:
     """Make the cells of a pair, in the order of the page's columns."""
     before, *_, after = one["mutual_information"]
-    figures = [
+    scores = [
         f"{one['mean_displacement_mm']:.1f}",
         f"{before:.3f}",
         f"{after:.3f}",
         f"{one['least_jacobian']:.2f}",
         f"{100 * one['covered']:.0f}",
     ]
-    return {"cells": [name, *figures], "worse": after <= before}
+    return {"cells": [name, *scores], "worse": after <= before}
 
 
 def _content_of(record: dict[str, Any], place: Path, name: str) -> dict[str, Any]:
@@ -274,7 +274,7 @@ def _content(fixed: Volume, moving: Volume, moved: Volume, alignment: Alignment)
         "kind": "registration",
         "title": "Do they lie together?",
         "asked": "Look at the edges: they should follow the same structures in both. Numbers alone cannot show it.",
-        "figures": scores,
+        "scores": scores,
         "worse": alignment.information[-1] <= alignment.information[0],
         "rows": rows,
     }

@@ -14,10 +14,10 @@ from pathlib import Path
 
 from chiasm.evaluation.statistics import Comparison, Summary, stays_within
 from chiasm.outputs import refuse_links
-from chiasm.reports.drawing import show_figure, show_metric
+from chiasm.reports.drawing import show_metric, show_number
 from chiasm.reports.study_page import MARGIN, Findings, interval_percent, seeds_sd, tabulate_maps
 from chiasm.reports.study_plots import HEALTHY, draw_forest, draw_maps, draw_trade_off
-from chiasm.reports.tables import NO_FIGURE, Cell, Column, PageTable, cell, to_markdown
+from chiasm.reports.tables import NO_NUMBER, Cell, Column, PageTable, cell, to_markdown
 from chiasm.storage import make_folder, write_text
 
 SHOWN = (("mask", "mae"), ("mask", "ssim"), ("mask", "psnr"), (HEALTHY, "mae"))  # and MAE in every lesion region
@@ -101,9 +101,9 @@ def _method_in_words(found: Findings, method: str) -> str:
 
 def _mean_cell(found: Findings, one: Summary | None) -> Cell:
     if one is None or not math.isfinite(one.mean):
-        return NO_FIGURE
+        return NO_NUMBER
     sd = seeds_sd(found, one)
-    return Cell(f"{show_figure(one.mean)}{f' ± {sd:.2g}' if math.isfinite(sd) else ''}", one.mean)
+    return Cell(f"{show_number(one.mean)}{f' ± {sd:.2g}' if math.isfinite(sd) else ''}", one.mean)
 
 
 def _tabulate_differences(found: Findings) -> PageTable:
@@ -123,7 +123,7 @@ def _tabulate_differences(found: Findings) -> PageTable:
 
 def _difference_cells(one: Comparison | None) -> list[Cell]:
     if one is None:
-        return [NO_FIGURE] * 3
+        return [NO_NUMBER] * 3
     low, high = interval_percent(one)
     primary = " (primary)" if one.primary else ""
     interval = f" ({low:+.1f} to {high:+.1f})" if math.isfinite(low) else ""

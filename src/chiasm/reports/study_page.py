@@ -21,7 +21,7 @@ from chiasm.reports.drawing import show_metric
 from chiasm.reports.pages import PageSection, Remark, render_page
 from chiasm.reports.study_plots import HEALTHY, draw_forest, draw_maps, draw_trade_off
 from chiasm.reports.tables import (
-    NO_FIGURE,
+    NO_NUMBER,
     Cell,
     Column,
     MethodMean,
@@ -50,7 +50,7 @@ class Findings:
 
     Attributes:
         title: Of the page.
-        rows: Every figure.
+        rows: Every score.
         comparisons: The declared ones first.
         summaries: Of every method, region and metric.
         regions: Lesion regions in order; may be empty.
@@ -100,7 +100,7 @@ class Findings:
 
     @property
     def methods(self) -> list[str]:
-        """All methods with figures, arms first and in their order."""
+        """All methods with scores, arms first and in their order."""
         known = dict.fromkeys(one.method for one in self.summaries)
         return [*(arm for arm in self.arms if arm in known), *(name for name in known if name not in self.arms)]
 
@@ -150,7 +150,7 @@ def list_sections(found: Findings) -> list[PageSection]:
             "Gain in lesions, cost elsewhere",
             trade_off,
         ),
-        PageSection("figures", "Figures", "Figures by region", _tabulate_methods(found), "There are no figures."),
+        PageSection("scores", "Scores", "Scores by region", _tabulate_methods(found), "There are no scores."),
         PageSection("tests", "Tests", "Comparisons and tests", differences, "There are no two arms to compare."),
         PageSection("lesions", "Lesions", "Lesion by lesion", lesions),
         PageSection("expected_error", "Expected error", "Does the map show where the error is?", expected_error),
@@ -235,7 +235,7 @@ def interval_percent(one: Comparison) -> tuple[float, float]:
 
 
 def _p_cell(p: float) -> Cell:
-    return Cell(f"{p:.2g}", p) if math.isfinite(p) else NO_FIGURE
+    return Cell(f"{p:.2g}", p) if math.isfinite(p) else NO_NUMBER
 
 
 def _finite(rows: Iterable[Row]) -> Iterator[Row]:
@@ -253,7 +253,7 @@ def _tabulate_expected_error(rows: Iterable[Row], arms: Sequence[str]) -> PageTa
     for region, metric in dict.fromkeys((region, metric) for region, metric, _ in means):
         cells = mean_cells(means, ((region, metric, arm) for arm in shown), 1.0)
         lines.append([cell(region), Cell(metric.replace("_", " "), metric), *cells])
-    columns = [Column("Region"), Column("Figure"), *(Column(arm, "", True) for arm in shown)]
+    columns = [Column("Region"), Column("Score"), *(Column(arm, "", True) for arm in shown)]
     return PageTable("Each arm’s map, means over cases, folds and seeds", columns, lines)
 
 
@@ -261,12 +261,12 @@ def tabulate_maps(rows: Iterable[Row]) -> PageTable | None:
     """Set the shipped map beside other maps of the expected error: a line for each map, a column for each score."""
     cases = [row for row in _finite(rows) if row.case != POOLED]
     means = mean_by(cases, lambda row: (row.method, row.region, row.metric))
-    figures = list(dict.fromkeys((region, metric) for _, region, metric in means if metric in MAP_COLUMNS))
-    if not figures:
+    scores = list(dict.fromkeys((region, metric) for _, region, metric in means if metric in MAP_COLUMNS))
+    if not scores:
         return None
-    columns = [_map_column(*figure) for figure in figures]
+    columns = [_map_column(*score) for score in scores]
     names = dict.fromkeys(name for name, _, _ in means)
-    lines = [[cell(name), *mean_cells(means, ((name, *figure) for figure in figures))] for name in names]
+    lines = [[cell(name), *mean_cells(means, ((name, *score) for score in scores))] for name in names]
     caption = "The map beside test-time augmentation, dropout and an ensemble of seeds, with their cost"
     return PageTable(caption, [Column("Map"), *columns], lines)
 

@@ -23,7 +23,7 @@ CROWDED = 0.04  # share of the plot within which marks cover each other
 
 
 class Change(NamedTuple):
-    """Change of an arm's MAE in healthy tissue and in lesions, percent, one figure for each seed, shape (seeds,)."""
+    """Change of an arm's MAE in healthy tissue and in lesions, percent, one score for each seed, shape (seeds,)."""
 
     healthy: NDArray[np.float64]
     lesion: NDArray[np.float64]
@@ -45,7 +45,7 @@ def draw_trade_off(comparisons: Sequence[Comparison], lesion: str) -> dict[str, 
         lesion: The region on the vertical axis.
 
     Returns:
-        The figure with a title, or None where either region is missing.
+        The plot with a title, or None where either region is missing.
     """
     partners = [one.against for one in comparisons if one.metric == "mae" and one.region == lesion]
     if not partners:
@@ -117,7 +117,7 @@ def draw_forest(comparisons: Sequence[Comparison], regions: Sequence[str], metri
     Args:
         comparisons: Of which those of `metric` in `regions` are drawn.
         regions: Columns, left to right.
-        metric: Which figure.
+        metric: Which score.
 
     Returns:
         SVG, or None where there is nothing to draw.

@@ -9,7 +9,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from chiasm.evaluation.rows import LESION, Row
-from chiasm.reports.drawing import HARD_SPACE, find_metric, show_figure, show_metric, show_unit
+from chiasm.reports.drawing import HARD_SPACE, find_metric, show_metric, show_number, show_unit
 
 SIZES_ML = ((1.0, "below 1 mL"), (10.0, "1 to 10 mL"), (math.inf, "10 mL and more"))
 UNKNOWN_SIZE = "of unknown size"
@@ -19,15 +19,15 @@ Key = TypeVar("Key", bound=Hashable)
 
 
 class Column(NamedTuple):
-    """A column's head, the note below it, and whether it holds figures."""
+    """A column's head, the note below it, and whether it holds numbers."""
 
     label: str
     note: str = ""
-    has_figures: bool = False
+    is_numeric: bool = False
 
 
 class Cell(NamedTuple):
-    """A figure or a word in a table: as shown, and as sorted."""
+    """A number or a word in a table: as shown, and as sorted."""
 
     text: str
     value: float | str
@@ -43,7 +43,7 @@ class PageTable(NamedTuple):
     rows: Sequence[Sequence[Cell]]
 
 
-NO_FIGURE = Cell("–", math.inf)
+NO_NUMBER = Cell("–", math.inf)
 
 
 def cell(value: float | str) -> Cell:
@@ -52,18 +52,18 @@ def cell(value: float | str) -> Cell:
 
 
 def number_cell(value: float, like: float | None = None) -> Cell:
-    """Show a figure in a table; one that is not finite as a dash that sorts last."""
-    return Cell(show_figure(value, like), value) if math.isfinite(value) else NO_FIGURE
+    """Show a number in a table; one that is not finite as a dash that sorts last."""
+    return Cell(show_number(value, like), value) if math.isfinite(value) else NO_NUMBER
 
 
 def typical(values: Iterable[float]) -> float:
-    """Find the size of a column's figures, so that all are shown with the same decimals."""
+    """Find the size of a column's scores, so that all are shown with the same decimals."""
     sizes = [abs(value) for value in values if math.isfinite(value)]
     return float(np.median(sizes)) if sizes else 1.0
 
 
 def mean_by(rows: Iterable[Row], key: Callable[[Row], Key]) -> dict[Key, float]:
-    """Average the figures of rows that share a key, in the order in which the keys come."""
+    """Average the scores of rows that share a key, in the order in which the keys come."""
     values: dict[Key, list[float]] = {}
     for row in rows:
         values.setdefault(key(row), []).append(row.value)
@@ -144,26 +144,26 @@ def _mean_line(line: Mapping[str, MethodMean], methods: Sequence[str]) -> list[C
 
 def _mean_cell(one: MethodMean | None, best: float, like: float) -> Cell:
     if one is None or not math.isfinite(one.mean):
-        return NO_FIGURE
-    spread = f"±{HARD_SPACE}{show_figure(one.spread, like)}" if math.isfinite(one.spread) else ""
-    return Cell(show_figure(one.mean, like), one.mean, one.mean == best, spread)
+        return NO_NUMBER
+    spread = f"±{HARD_SPACE}{show_number(one.spread, like)}" if math.isfinite(one.spread) else ""
+    return Cell(show_number(one.mean, like), one.mean, one.mean == best, spread)
 
 
-# Figures of one method
+# Scores of one method
 
 
-class FigureColumns(NamedTuple):
-    """Columns of figures, one for each metric: heads, and the typical size of each column's figures."""
+class ScoreColumns(NamedTuple):
+    """Columns of scores, one for each metric: heads, and the typical size of each column's scores."""
 
     heads: Sequence[Column]
     sizes: Mapping[str, float | None]
 
-    def cells(self, figures: Mapping[str, float]) -> list[Cell]:
-        """Show a line's figures, given by metric; a dash for each that is absent."""
-        return [number_cell(figures.get(metric, math.nan), like) for metric, like in self.sizes.items()]
+    def cells(self, scores: Mapping[str, float]) -> list[Cell]:
+        """Show a line's scores, given by metric; a dash for each that is absent."""
+        return [number_cell(scores.get(metric, math.nan), like) for metric, like in self.sizes.items()]
 
 
-def make_columns(rows: Iterable[Row]) -> FigureColumns:
+def make_columns(rows: Iterable[Row]) -> ScoreColumns:
     """Make a column for each metric of some rows, in their order."""
     values: dict[str, list[float]] = {}
     units: dict[str, str] = {}
@@ -171,7 +171,7 @@ def make_columns(rows: Iterable[Row]) -> FigureColumns:
         values.setdefault(row.metric, []).append(row.value)
         units[row.metric] = row.unit
     heads = [Column(show_metric(metric), show_unit(unit), True) for metric, unit in units.items()]
-    return FigureColumns(heads, {metric: typical(found) for metric, found in values.items()})
+    return ScoreColumns(heads, {metric: typical(found) for metric, found in values.items()})
 
 
 class CaseLine(NamedTuple):
@@ -192,11 +192,11 @@ def tabulate_cases(
         rows: Of all methods.
         method: Whose cases.
         headline: The metric of the last column.
-        baselines: Figures of the last column: those of a region's best naive baseline, region -> case -> figure.
+        baselines: Scores of the last column: those of a region's best naive baseline, region -> case -> score.
             Without any there is no such column.
 
     Returns:
-        The table, or None where the method has no figures.
+        The table, or None where the method has no scores.
     """
     lines: dict[CaseLine, dict[str, float]] = {}
     mine = [row for row in rows if row.method == method]
@@ -204,21 +204,21 @@ def tabulate_cases(
         lines.setdefault(CaseLine(row.case, row.region, row.fold, row.seed), {})[row.metric] = row.value
     if not lines:
         return None
-    figures = make_columns(mine)
+    scores = make_columns(mine)
     if baselines:
-        figures = _beside_naive(figures, headline)
+        scores = _beside_naive(scores, headline)
         for place, line in lines.items():
             line[NAIVE] = baselines.get(place.region, {}).get(place.case, math.nan)
     shown = ["case", "region", *(name for name in ("fold", "seed") if _varies(lines, name))]
     columns = [Column(name.capitalize(), "", name in ("fold", "seed")) for name in shown]
-    table = [[*(cell(getattr(place, name)) for name in shown), *figures.cells(line)] for place, line in lines.items()]
-    return PageTable(f"Every case of {method}", [*columns, *figures.heads], table)
+    table = [[*(cell(getattr(place, name)) for name in shown), *scores.cells(line)] for place, line in lines.items()]
+    return PageTable(f"Every case of {method}", [*columns, *scores.heads], table)
 
 
-def _beside_naive(figures: FigureColumns, headline: str) -> FigureColumns:
-    """Put a column of the best naive baseline's headline figure behind the others."""
+def _beside_naive(scores: ScoreColumns, headline: str) -> ScoreColumns:
+    """Put a column of the best naive baseline's headline score behind the others."""
     head = Column(f"{show_metric(headline)}, naive", "best baseline of the region", True)
-    return FigureColumns([*figures.heads, head], {**figures.sizes, NAIVE: figures.sizes.get(headline)})
+    return ScoreColumns([*scores.heads, head], {**scores.sizes, NAIVE: scores.sizes.get(headline)})
 
 
 def _varies(places: Iterable[CaseLine], name: str) -> bool:
@@ -234,25 +234,25 @@ def tabulate_lesions(rows: Iterable[Row], method: str, of: str = "") -> list[Pag
         of: What the captions end with.
     """
     mine = [row for row in rows if row.method == method and LESION.fullmatch(row.region)]
-    figures = make_columns(row for row in mine if row.metric != "volume_ml")
-    columns = [Column("Case"), Column("Lesion"), Column("Volume", "mL", True), *figures.heads]
+    scores = make_columns(row for row in mine if row.metric != "volume_ml")
+    columns = [Column("Case"), Column("Lesion"), Column("Volume", "mL", True), *scores.heads]
     groups: dict[str, list[list[Cell]]] = {label: [] for label in (*(label for _, label in SIZES_ML), UNKNOWN_SIZE)}
-    for volume, cells in _lesion_lines(mine, figures):
+    for volume, cells in _lesion_lines(mine, scores):
         groups[_size_of(volume)].append(cells)
     return [
         PageTable(f"Lesions {label} ({len(lines)}){of}", columns, lines) for label, lines in groups.items() if lines
     ]
 
 
-def _lesion_lines(rows: Sequence[Row], figures: FigureColumns) -> Iterator[tuple[float, list[Cell]]]:
-    """Give a volume, mL or NaN, and cells for each lesion, the smallest first; figures are means over folds, seeds."""
+def _lesion_lines(rows: Sequence[Row], scores: ScoreColumns) -> Iterator[tuple[float, list[Cell]]]:
+    """Give a volume, mL or NaN, and cells for each lesion, the smallest first; scores are means over folds, seeds."""
     volumes = {(row.case, row.region): row.value for row in reversed(rows) if row.metric == "volume_ml"}
     means: dict[tuple[str, str], dict[str, float]] = {(row.case, row.region): {} for row in rows}
     for (case, region, metric), mean in mean_by(rows, lambda row: (row.case, row.region, row.metric)).items():
         means[case, region][metric] = mean
     for lesion in sorted(means, key=lambda lesion: volumes.get(lesion, math.inf)):
         volume = volumes.get(lesion, math.nan)
-        yield volume, [*map(cell, lesion), number_cell(volume), *figures.cells(means[lesion])]
+        yield volume, [*map(cell, lesion), number_cell(volume), *scores.cells(means[lesion])]
 
 
 def _size_of(volume_ml: float) -> str:

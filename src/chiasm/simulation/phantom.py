@@ -2,7 +2,7 @@
 
 Subject n of a seed is the same patient whatever the number of subjects; every
 file is the same to the byte.  docs/phantom.md says what is simulated, what
-is not, and how near real cohorts the figures come.
+is not, and how near real cohorts its numbers come.
 """
 
 from __future__ import annotations

@@ -93,7 +93,7 @@ class Completed:
         cohort: Folder of the completed cohort.
         cases: Ids of the cases that were completed.
         comparisons: With against without; the declared one first; none where no utility was asked for.
-        rows: Figures of both, case by case.
+        rows: Scores of both, case by case.
         lines: What came of it, in words.
         problems: Cases that were not completed or not used, with reasons.
     """
@@ -329,7 +329,7 @@ def _table(pairs: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _paired(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Put both figures of each test case and seed side by side: MAE in the mask."""
+    """Put both scores of each test case and seed side by side: MAE in the mask."""
     found: dict[tuple[str, int, int], dict[str, Any]] = {}
     for row in rows:
         if (row.region, row.metric) == ("mask", "mae"):
@@ -368,7 +368,7 @@ def _share(progress: Progress | None, number: int, trainings: int) -> Progress |
     if progress is None:
         return None
 
-    def reported(done: int, total: int, figures: Mapping[str, float]) -> None:
-        progress(number * total + done, trainings * total, figures)
+    def reported(done: int, total: int, values: Mapping[str, float]) -> None:
+        progress(number * total + done, trainings * total, values)
 
     return reported

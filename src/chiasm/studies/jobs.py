@@ -33,7 +33,7 @@ from chiasm.training.players import check_players, needs_local_discriminator
 from chiasm.volumes.dicom_series import is_dicom
 from chiasm.volumes.screening import volume_files
 
-#: Raised by one whenever the same recipe and data would give other figures.
+#: Raised by one whenever the same recipe and data would give other scores.
 REVISION = 2
 #: What to do where jobs are killed for memory.
 LESS_MEMORY = "A smaller size, or data.patch and training.batch in set, need less memory."

@@ -134,7 +134,7 @@ def _remarks(found: Sequence[Remarks]) -> list[str]:
         warnings.append(
             f"{', '.join(arms)} were not scored in the same voxels of {len(differing)} of {len(masks)} cases "
             f"({', '.join(list(differing)[:3])}), since their masks are found differently: "
-            "their figures do not compare the methods alone"
+            "their scores do not compare the methods alone"
         )
     return list(dict.fromkeys(warnings))
 

@@ -1,6 +1,6 @@
 """`chiasm study`: methods x folds x seeds worked off by a runner, then assessed.
 
-What a study leaves behind is files: `evaluation.csv` with every figure of
+What a study leaves behind is files: `evaluation.csv` with every score of
 every job, `statistics.csv` with every comparison, and the report, which
 `chiasm report` makes again from these files alone.
 """

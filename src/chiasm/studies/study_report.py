@@ -165,7 +165,7 @@ def _case_pages(notes: Notes, rows: Sequence[Row], folder: Path, *, pages: int, 
 
 
 def _warnings(notes: Notes, rows: Sequence[Row], root: Path) -> list[str]:
-    """Say what must be read before any figure: what failed, what is few, which trainings were unwell."""
+    """Say what must be read before any score: what failed, what is few, which trainings were unwell."""
     cases = {row.case for row in rows}
     people = {notes.cases[name].subject for name in cases}
     warnings = [*notes.failed, *notes.remarks]

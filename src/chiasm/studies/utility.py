@@ -171,7 +171,7 @@ class Cell:
 
     @property
     def folder(self) -> str:
-        """Name of its folder, by what its figures depend on, files by content: other data are never taken for these."""
+        """Name of its folder, by what its scores depend on, files by content: other data are never taken for these."""
         given = [__version__, self.recipe.model_dump(mode="json"), self.task, self.seed]
         digest = hashlib.sha256(json.dumps(given).encode())
         for case in (*self.fold.pairs, *self.fold.real, *self.fold.gaps, *self.fold.test):

@@ -64,7 +64,7 @@ class Terms:
     Attributes:
         data: Folder of the cases.
         out: The study's folder.
-        threads: Of torch and numpy, the same on every machine, so that figures are.
+        threads: Of torch and numpy, the same on every machine, so that scores are.
         layout: Name of a layout, where `data` fits several.
         opened: Whether to score the locked test set as well.
         reference: Folder that is scored against as it lies; None for `data`, registered as the job's recipe says.
@@ -121,7 +121,7 @@ def _shortage(error: MemoryError | OSError | RuntimeError) -> str:
 
 
 def locked_folder(job: Job) -> Path:
-    """Return where a job's figures on the locked test set lie."""
+    """Return where a job's scores on the locked test set lie."""
     return job.folder / LOCKED[0]
 
 

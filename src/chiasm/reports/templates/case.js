@@ -164,7 +164,7 @@ function subtract(real, synthetic) {
 }
 
 function look(name, image) {
-  const figure = document.querySelector(`[data-pane=${name}] .scale`);
+  const scale = document.querySelector(`[data-pane=${name}] .scale`);
   if (name === "difference" || name === "expected_error") {
     image.colormap = name === "difference" ? "change" : "expected"; // first, for this sets a range of its own
     [image.cal_min, image.cal_max] = [name === "difference" ? -settings.range : 0, settings.range];
@@ -173,10 +173,10 @@ function look(name, image) {
     ramp.className = "ramp";
     ramp.style.background = `linear-gradient(90deg, ${colours})`;
     const most = digits(settings.range, settings.range / 50);
-    figure.append(name === "difference" ? `−${most}` : "0", ramp, `${name === "difference" ? "+" : ""}${most}${unit}`);
+    scale.append(name === "difference" ? `−${most}` : "0", ramp, `${name === "difference" ? "+" : ""}${most}${unit}`);
   } else {
     [image.cal_min, image.cal_max] = name === "source" ? settings.sourceWindow : settings.window;
-    if (name === "source") figure.textContent = label(...settings.sourceWindow);
+    if (name === "source") scale.textContent = label(...settings.sourceWindow);
   }
 }
 
