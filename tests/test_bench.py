@@ -13,7 +13,7 @@ import pytest
 
 from chiasm.bench import files, scores
 from chiasm.bench.measuring import measure_peak, take_turns
-from chiasm.bench.rows import QUICK, Pair, Row, Setting, find_rows, measure_row
+from chiasm.bench.rows import QUICK, BenchRow, BenchSetting, TimedPair, find_rows, measure_row
 from chiasm.bench.subjects import BRAIN_SHARE, draw_pictures
 from chiasm.bench.table import ROWS, describe_row, to_markdown
 from chiasm.cli import main
@@ -23,8 +23,8 @@ SMALL = (40, 44, 36)
 
 
 @pytest.fixture
-def setting(tmp_path: Path) -> Setting:
-    return Setting(SMALL, tmp_path, "32-true", {"32-true": 1e9, "bf16-mixed": 1e9})
+def setting(tmp_path: Path) -> BenchSetting:
+    return BenchSetting(SMALL, tmp_path, "32-true", {"32-true": 1e9, "bf16-mixed": 1e9})
 
 
 class Worker:
@@ -75,41 +75,41 @@ def test_a_median_of_two_turns_is_refused() -> None:
         take_turns(int, int, rounds=2, seconds=1)
 
 
-def row_of(ours: float, peer: float, needs: tuple[str, ...] = ()) -> Row:
-    def make(_: Setting) -> Pair:
-        return Pair(lambda: ours, lambda: peer, lambda a, b: abs(a - b), 0.1, operations=1e3)
+def row_of(ours: float, peer: float, needs: tuple[str, ...] = ()) -> BenchRow:
+    def make(_: BenchSetting) -> TimedPair:
+        return TimedPair(lambda: ours, lambda: peer, lambda a, b: abs(a - b), 0.1, operations=1e3)
 
-    return Row("toy", "a number", "another", 0.0, 1.0, make, needs)
+    return BenchRow("toy", "a number", "another", 0.0, 1.0, make, needs)
 
 
-def test_a_row_whose_results_differ_is_wrong_and_has_no_ratio(setting: Setting) -> None:
+def test_a_row_whose_results_differ_is_wrong_and_has_no_ratio(setting: BenchSetting) -> None:
     for peer in (2.0, np.nan):
         measured = measure_row(row_of(1.0, peer), setting, rounds=3, seconds=1)
         assert measured.verdict == "wrong" and measured.ratio is None and "differ by" in measured.reason
 
 
-def test_a_row_whose_results_agree_is_timed_and_told_as_a_fraction_of_the_peak(setting: Setting) -> None:
+def test_a_row_whose_results_agree_is_timed_and_told_as_a_fraction_of_the_peak(setting: BenchSetting) -> None:
     measured = measure_row(row_of(1.0, 1.05), setting, rounds=3, seconds=0.1)
     assert measured.ratio and measured.verdict == "met" and measured.fraction
     assert measured.fraction == pytest.approx(1e3 / 1e9 / measured.to_dict()["chiasm_cpu_s"]["median"])
     assert measure_row(row_of(1, 1), setting._replace(shape=QUICK), rounds=3, seconds=0.1).goal == 1.0
 
 
-def test_a_row_without_its_peer_says_which_package_is_missing(setting: Setting) -> None:
+def test_a_row_without_its_peer_says_which_package_is_missing(setting: BenchSetting) -> None:
     measured = measure_row(row_of(1, 1, ("numpy", "no_such_package")), setting, rounds=3, seconds=1)
     assert measured.verdict == "not measured" and "no_such_package not installed" in measured.reason
     assert "no_such_package" in describe_row(measured) and measured.to_dict()["ratio"] is None
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
-def test_chiasm_and_each_peer_agree(row: Row, setting: Setting) -> None:
+def test_chiasm_and_each_peer_agree(row: BenchRow, setting: BenchSetting) -> None:
     for name in row.needs:
         pytest.importorskip(name)
     pair = row.make(setting)
     assert pair.difference(pair.ours(), pair.peer()) <= pair.tolerance
 
 
-def test_a_wrong_result_would_be_found(setting: Setting) -> None:
+def test_a_wrong_result_would_be_found(setting: BenchSetting) -> None:
     for row in (*files.ROWS[:1], *scores.ROWS[:1]):
         pair = row.make(setting)
         assert pair.difference(pair.ours(), pair.peer() * 1.01) > pair.tolerance
@@ -143,7 +143,7 @@ def test_an_unknown_row_is_refused_with_the_known_ones() -> None:
         find_rows(ROWS, ["walking"])
 
 
-def test_a_page_shows_a_row_that_was_not_measured(setting: Setting) -> None:
+def test_a_page_shows_a_row_that_was_not_measured(setting: BenchSetting) -> None:
     names = count()
     rows = [replace(row_of(1, 1), name=f"row{next(names)}"), replace(row_of(1, 1, ("nothing_here",)), name="missing")]
     page = to_markdown([measure_row(row, setting, rounds=3, seconds=0.1) for row in rows], ["chiasm", "bench"], SMALL)

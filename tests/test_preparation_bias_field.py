@@ -16,7 +16,7 @@ from chiasm.errors import RecipeError, VolumeError
 from chiasm.methods import make_recipe
 from chiasm.preparation.arrays import prepare_case, prepare_source
 from chiasm.preparation.bias_field import ITERATIONS, bias_field, corrected, without_shading
-from chiasm.preparation.fingerprint import Terms, fingerprint
+from chiasm.preparation.fingerprint import ExaminationSettings, fingerprint
 from chiasm.preparation.planning import make_plan
 from chiasm.volumes import Geometry, Volume, read_volume
 from conftest import QUICK
@@ -148,7 +148,8 @@ def test_ct_reaches_the_network_as_scanned(cohort: Path, tmp_path: Path) -> None
 def test_what_the_plan_learns_of_intensities_is_of_corrected_images(cohort: Path) -> None:
     cases = find_cohort(cohort).cases[:1]
     even, uneven = (
-        fingerprint(cases, ("t1",), "t2", terms=Terms(correction=kind)).cases[0].samples for kind in ("n4", "none")
+        fingerprint(cases, ("t1",), "t2", terms=ExaminationSettings(correction=kind)).cases[0].samples
+        for kind in ("n4", "none")
     )
     assert even.shape == uneven.shape
     assert np.ptp(np.quantile(even[1], (0.05, 0.95))) < 0.8 * np.ptp(np.quantile(uneven[1], (0.05, 0.95)))

@@ -14,7 +14,7 @@ from chiasm.errors import VolumeError
 from chiasm.preparation.intensity import (
     KINDS,
     IntensityMap,
-    Kind,
+    MapKind,
     Pair,
     agreement,
     choose_intensity,
@@ -31,7 +31,7 @@ EVERYWHERE = np.ones(GAUSSIAN.shape, bool)
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "hu"])
-def test_a_map_and_its_inverse_give_back_what_went_in(kind: Kind) -> None:
+def test_a_map_and_its_inverse_give_back_what_went_in(kind: MapKind) -> None:
     fitted = fit_intensity(SKEWED, EVERYWHERE, kind, (-1024, 3071))
     wide = np.concatenate([SKEWED.ravel(), [-1000, 0, 5000]]).astype(np.float32)
     assert np.abs(fitted.invert(fitted.apply(wide)) - wide).max() < 1e-6 * np.ptp(wide)
@@ -41,7 +41,7 @@ def test_a_map_and_its_inverse_give_back_what_went_in(kind: Kind) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_gaussian_comes_out_standard_normal_under_every_kind(kind: Kind) -> None:
+def test_a_gaussian_comes_out_standard_normal_under_every_kind(kind: MapKind) -> None:
     made = fit_intensity(GAUSSIAN, EVERYWHERE, kind).apply(GAUSSIAN)
     assert made.dtype == np.float32
     # a histogram's mode is known less well than a median
@@ -50,14 +50,14 @@ def test_a_gaussian_comes_out_standard_normal_under_every_kind(kind: Kind) -> No
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_gain_and_offset_of_a_scan_do_not_matter(kind: Kind) -> None:
+def test_gain_and_offset_of_a_scan_do_not_matter(kind: MapKind) -> None:
     scan = (SKEWED * 37 + 211).astype(np.float32)
     here, there = (fit_intensity(array, EVERYWHERE, kind).apply(array) for array in (SKEWED, scan))
     assert np.abs(here - there).max() < 1e-3
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_voxels_outside_the_mask_change_nothing(kind: Kind) -> None:
+def test_voxels_outside_the_mask_change_nothing(kind: MapKind) -> None:
     mask = RNG.random(SKEWED.shape) < 0.5
     other = np.where(mask, SKEWED, 1e6).astype(np.float32)
     assert fit_intensity(SKEWED, mask, kind) == fit_intensity(other, mask, kind)
@@ -176,7 +176,7 @@ def test_ct_keeps_its_window_while_the_other_is_chosen() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_constant_image_is_refused(kind: Kind) -> None:
+def test_a_constant_image_is_refused(kind: MapKind) -> None:
     with pytest.raises(VolumeError, match="the same") as caught:
         fit_intensity(np.full((5, 5, 5), 3.0), None, kind)
     assert caught.value.reason == "constant"

@@ -16,7 +16,7 @@ from chiasm.cohorts.cases import Case, Cohort
 from chiasm.cohorts.discovery import find_cohort
 from chiasm.errors import CohortError
 from chiasm.preparation.fingerprint import known_of
-from chiasm.registration.cohort import RECORD, Together, align_cohort, align_image, align_sources, read_records
+from chiasm.registration.cohort import RECORD, AlignedCohort, align_cohort, align_image, align_sources, read_records
 from chiasm.volumes import Geometry, Volume, read_volume, same_grid
 from synthetic_cohort import HEAD_SHIFT_MM, head, save, unlike, write_moved_heads
 
@@ -29,7 +29,7 @@ def scanned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def together(scanned: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Together]:
+def together(scanned: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, AlignedCohort]:
     folder = tmp_path_factory.mktemp("registered")
     return folder, align_cohort(find_cohort(scanned), NAMES, "rigid", folder)
 
@@ -43,7 +43,7 @@ def overlap_error(case: Case, truth: Path) -> float:
 
 
 def test_pairs_on_other_grids_come_to_lie_where_the_head_had_not_moved(
-    scanned: Path, together: tuple[Path, Together]
+    scanned: Path, together: tuple[Path, AlignedCohort]
 ) -> None:
     for before, after in zip(find_cohort(scanned).cases, together[1].cohort.cases):
         source, moved = (read_volume(after.images[name]) for name in NAMES)
@@ -53,7 +53,7 @@ def test_pairs_on_other_grids_come_to_lie_where_the_head_had_not_moved(
     assert together[1].moved_mm["Toy_0001"] == pytest.approx(float(np.linalg.norm(HEAD_SHIFT_MM)), abs=0.6)
 
 
-def test_nothing_is_known_where_the_moved_image_was_not_scanned(together: tuple[Path, Together]) -> None:
+def test_nothing_is_known_where_the_moved_image_was_not_scanned(together: tuple[Path, AlignedCohort]) -> None:
     folder, made = together
     case = made.cohort.cases[0]
     image = read_volume(case.images["t2"])
@@ -63,7 +63,7 @@ def test_nothing_is_known_where_the_moved_image_was_not_scanned(together: tuple[
 
 
 def test_itk_brings_an_image_to_the_same_place_with_the_matrix_that_was_noted(
-    scanned: Path, together: tuple[Path, Together]
+    scanned: Path, together: tuple[Path, AlignedCohort]
 ) -> None:
     folder, made = together
     case = made.cohort.cases[0]
@@ -123,7 +123,7 @@ def test_labels_of_the_moved_image_are_carried_along_and_keep_their_values(scann
     assert 2 * both / (np.count_nonzero(bright) + np.count_nonzero(there.array)) > 0.85
 
 
-def test_prediction_sees_its_sources_as_training_saw_them(scanned: Path, together: tuple[Path, Together]) -> None:
+def test_prediction_sees_its_sources_as_training_saw_them(scanned: Path, together: tuple[Path, AlignedCohort]) -> None:
     case = find_cohort(scanned).cases[0]
     volumes = [read_volume(case.images[name]) for name in NAMES]
     (still, moved), notes = align_sources(volumes, NAMES, "rigid")
@@ -162,7 +162,7 @@ def test_one_case_that_does_not_come_together_is_named_and_the_others_go_on(scan
 
 def test_none_changes_nothing_and_writes_nothing(scanned: Path, tmp_path: Path) -> None:
     cohort = find_cohort(scanned)
-    assert align_cohort(cohort, NAMES, "none", tmp_path / "out") == Together(cohort, {}, ())
+    assert align_cohort(cohort, NAMES, "none", tmp_path / "out") == AlignedCohort(cohort, {}, ())
     assert not (tmp_path / "out").exists()
 
 

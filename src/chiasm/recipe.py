@@ -125,7 +125,7 @@ class Data(Section):
         return self
 
 
-class Split(Section):
+class SplitSettings(Section):
     """Who trains, validates and tests: by subject, stratified by site where known."""
 
     OLD_NAMES: ClassVar[Mapping[str, str]] = {"sealed": "locked"}
@@ -287,7 +287,7 @@ class Recipe(Section):
     method: Word = "A7"
     size: Word = "small"
     data: Data = Data()
-    split: Split = Split()
+    split: SplitSettings = SplitSettings()
     generator: Generator = Generator()
     discriminators: Discriminators = Discriminators()
     loss: Loss = Loss()

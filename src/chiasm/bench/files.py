@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from chiasm.bench.rows import Pair, Row, Setting
+from chiasm.bench.rows import BenchRow, BenchSetting, TimedPair
 from chiasm.bench.subjects import draw_pictures
 
 
@@ -16,7 +16,7 @@ def _apart(a: NDArray[Any], b: NDArray[Any]) -> float:
     return float(np.abs(a.astype(np.float64) - b).max()) if a.shape == b.shape else np.inf
 
 
-def read_nifti(setting: Setting) -> Pair:
+def read_nifti(setting: BenchSetting) -> TimedPair:
     """Read a packed NIfTI, checked, beside nibabel, which checks less."""
     import nibabel
 
@@ -30,10 +30,10 @@ def read_nifti(setting: Setting) -> Pair:
         image: Any = nibabel.load(path)
         return np.asarray(image.get_fdata(dtype=np.float32))
 
-    return Pair(lambda: read_volume(path).array, peer, _apart, 0.0)
+    return TimedPair(lambda: read_volume(path).array, peer, _apart, 0.0)
 
 
-def write_nifti(setting: Setting) -> Pair:
+def write_nifti(setting: BenchSetting) -> TimedPair:
     """Write a prediction as a packed NIfTI beside nibabel at its own settings."""
     import nibabel
 
@@ -55,11 +55,11 @@ def write_nifti(setting: Setting) -> Pair:
         one, other = (np.asarray(nibabel.load(path).dataobj) for path in (a, b))
         return _apart(one, other)
 
-    return Pair(own, peer, difference, 0.0)
+    return TimedPair(own, peer, difference, 0.0)
 
 
 ROWS = (
-    Row(
+    BenchRow(
         "read-nifti",
         "read a .nii.gz of int16, with its checks",
         "nibabel get_fdata",
@@ -68,7 +68,7 @@ ROWS = (
         read_nifti,
         equal="stored values",
     ),
-    Row(
+    BenchRow(
         "write-nifti",
         "write a .nii.gz of float32",
         "nibabel save",

@@ -15,7 +15,7 @@ FULL = (240, 240, 155)
 QUICK = (96, 96, 96)
 
 
-class Setting(NamedTuple):
+class BenchSetting(NamedTuple):
     """What all rows share.
 
     Attributes:
@@ -31,7 +31,7 @@ class Setting(NamedTuple):
     peak: Mapping[str, float]
 
 
-class Pair(NamedTuple):
+class TimedPair(NamedTuple):
     """One piece of work, done by chiasm and by its peer.
 
     Attributes:
@@ -54,7 +54,7 @@ class Pair(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Row:
+class BenchRow:
     """One line of the table.
 
     Attributes:
@@ -73,7 +73,7 @@ class Row:
     peer: str
     goal: float
     quick_goal: float
-    make: Callable[[Setting], Pair]
+    make: Callable[[BenchSetting], TimedPair]
     needs: tuple[str, ...] = ()
     equal: str = ""
 
@@ -92,7 +92,7 @@ class Measured:
         reason: Why the row was not measured or failed; empty where all is well or the goal alone is missed.
     """
 
-    row: Row
+    row: BenchRow
     goal: float
     turns: Turns | None = None
     difference: float | None = None
@@ -131,7 +131,7 @@ class Measured:
         }
 
 
-def measure_row(row: Row, setting: Setting, *, rounds: int, seconds: float) -> Measured:
+def measure_row(row: BenchRow, setting: BenchSetting, *, rounds: int, seconds: float) -> Measured:
     """Check that both ways of a row give the same, then time them in turns.
 
     Args:
@@ -157,7 +157,7 @@ def measure_row(row: Row, setting: Setting, *, rounds: int, seconds: float) -> M
     return Measured(row, goal, turns, difference, pair.tolerance, fraction)
 
 
-def find_rows(rows: tuple[Row, ...], names: list[str]) -> tuple[Row, ...]:
+def find_rows(rows: tuple[BenchRow, ...], names: list[str]) -> tuple[BenchRow, ...]:
     """Return the rows of some names, all where none is given.
 
     Raises:

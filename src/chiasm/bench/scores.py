@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from chiasm.bench.rows import Pair, Row, Setting
+from chiasm.bench.rows import BenchRow, BenchSetting, TimedPair
 from chiasm.bench.subjects import LEVEL, draw_pictures
 
 RANGE = 2 * LEVEL  # that scores are relative to
@@ -16,7 +16,7 @@ RANGE = 2 * LEVEL  # that scores are relative to
 class _Images:
     """A prediction and its target, float32, and where both are scored."""
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: BenchSetting) -> None:
         pictures = draw_pictures(setting.shape)
         self.mask, self.geometry = pictures.mask, pictures.geometry
         self.prediction, self.target = (image.astype(np.float32) for image in (pictures.source, pictures.target))
@@ -47,13 +47,13 @@ def _difference(a: float, b: float) -> float:
     return abs(a - b)
 
 
-def ssim_beside_scikit(setting: Setting) -> Pair:
+def ssim_beside_scikit(setting: BenchSetting) -> TimedPair:
     """Average SSIM inside the mask, as scikit-image's full map has it."""
     images = _Images(setting)
-    return Pair(images.ssim, lambda: float(images.scikit_map()[images.mask].mean()), _difference, 1e-5)
+    return TimedPair(images.ssim, lambda: float(images.scikit_map()[images.mask].mean()), _difference, 1e-5)
 
 
-def ssim_beside_monai(setting: Setting) -> Pair:
+def ssim_beside_monai(setting: BenchSetting) -> TimedPair:
     """Average SSIM inside the mask, as MONAI's full map has it; both leave the border out, where their edges differ."""
     import torch
     from monai.metrics.regression import compute_ssim_and_cs
@@ -68,11 +68,11 @@ def ssim_beside_monai(setting: Setting) -> Pair:
         inner = images.mask[(slice(5, -5),) * 3]
         return float(found[0, 0].numpy()[inner].mean())
 
-    return Pair(images.ssim, peer, _difference, 1e-5)
+    return TimedPair(images.ssim, peer, _difference, 1e-5)
 
 
 ROWS = (
-    Row(
+    BenchRow(
         "ssim-scikit",
         "SSIM in 3D inside the mask (Gaussian window)",
         "scikit-image structural_similarity",
@@ -82,7 +82,7 @@ ROWS = (
         needs=("skimage",),
         equal="mean SSIM",
     ),
-    Row(
+    BenchRow(
         "ssim-monai",
         "SSIM in 3D inside the mask (Gaussian window)",
         "MONAI compute_ssim_and_cs",

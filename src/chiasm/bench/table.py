@@ -12,9 +12,9 @@ from pathlib import Path
 from chiasm import __version__
 from chiasm.bench import files, scores
 from chiasm.bench.measuring import measure_peak, single_thread
-from chiasm.bench.rows import FULL, QUICK, Measured, Row, Setting, measure_row
+from chiasm.bench.rows import FULL, QUICK, BenchRow, BenchSetting, Measured, measure_row
 
-ROWS: tuple[Row, ...] = (*scores.ROWS, *files.ROWS)
+ROWS: tuple[BenchRow, ...] = (*scores.ROWS, *files.ROWS)
 ROUNDS, QUICK_ROUNDS = 7, 5
 SECONDS, QUICK_SECONDS = 60.0, 6.0  # of processor time, after which a row begins no further turn
 PACKAGES = ("torch", "numpy", "scipy", "nibabel", "SimpleITK", "pydicom", "monai", "torchio", "scikit-image", "typer")
@@ -33,7 +33,7 @@ they differ by more than the last column says, the row is wrong and has no ratio
 """
 
 
-def run_rows(rows: Sequence[Row], *, quick: bool, progress: Callable[[Measured], None]) -> list[Measured]:
+def run_rows(rows: Sequence[BenchRow], *, quick: bool, progress: Callable[[Measured], None]) -> list[Measured]:
     """Measure rows one after the other on one thread.
 
     Args:
@@ -46,7 +46,7 @@ def run_rows(rows: Sequence[Row], *, quick: bool, progress: Callable[[Measured],
     measured = []
     with single_thread(), tempfile.TemporaryDirectory(prefix="chiasm-bench-") as folder:
         peak = {precision: measure_peak(precision) for precision in ("32-true", "bf16-mixed")}
-        setting = Setting(QUICK if quick else FULL, Path(folder), pick_precision("auto", "cpu"), peak)
+        setting = BenchSetting(QUICK if quick else FULL, Path(folder), pick_precision("auto", "cpu"), peak)
         for row in rows:
             rounds, seconds = (QUICK_ROUNDS, QUICK_SECONDS) if quick else (ROUNDS, SECONDS)
             measured.append(measure_row(row, setting, rounds=rounds, seconds=seconds))

@@ -71,7 +71,7 @@ def _roles_below(root: Path) -> dict[Path, FolderRole]:
     return {root / name: role for name, role in found.items()}
 
 
-class _Group(NamedTuple):
+class _PatientGroup(NamedTuple):
     """What belongs to one patient by its place."""
 
     name: str
@@ -79,7 +79,7 @@ class _Group(NamedTuple):
     scan: Scan
 
 
-class _Place(NamedTuple):
+class _PatientPlace(NamedTuple):
     """A folder or archive below a root, and its series."""
 
     path: Path
@@ -97,7 +97,7 @@ class _Place(NamedTuple):
         return self.scan.series[0].study_uid
 
 
-def _patients_of(group: _Group, subjects: dict[str, str]) -> Iterator[Patient]:
+def _patients_of(group: _PatientGroup, subjects: dict[str, str]) -> Iterator[Patient]:
     """Yield one patient for each PatientID of a group; `subjects` remembers the persons of all groups."""
     people = sorted({series.patient for series in group.scan.series if series.images} - {""})
     for person in people or [""]:
@@ -121,12 +121,12 @@ def _series_of(person: str, people: Sequence[str], scan: Scan) -> tuple[Series, 
     return tuple(one.numbered(choice) for choice, one in enumerate(own, start=1))
 
 
-def _groups(root: Path) -> Iterator[_Group]:
+def _groups(root: Path) -> Iterator[_PatientGroup]:
     """Yield what belongs to one patient by its place."""
     if not root.is_dir() or any(series.images for series in scan_folder_alone(root).series):
-        yield _Group(_name(root), root, scan_series(root))
+        yield _PatientGroup(_name(root), root, scan_series(root))
         return
-    lone: list[_Place] = []
+    lone: list[_PatientPlace] = []
     studies: set[str] = set()
     for place in _places_below(root):
         if place.is_lone:
@@ -134,32 +134,32 @@ def _groups(root: Path) -> Iterator[_Group]:
             studies.add(place.study)
         else:
             studies.add("")  # more than one study: not all of the root is one patient's
-            yield _Group(_name(place.path), *place)
+            yield _PatientGroup(_name(place.path), *place)
     if len(lone) > 1 and len(studies) == 1 and studies != {""}:
-        yield _Group(_name(root), root, _together(lone))
+        yield _PatientGroup(_name(root), root, _together(lone))
     else:
         yield from _groups_by_name(lone, root)
 
 
-def _places_below(root: Path) -> Iterator[_Place]:
+def _places_below(root: Path) -> Iterator[_PatientPlace]:
     """Scan what may hold a patient, one place after another, and yield where there is DICOM."""
     for child in _patients_below(root):
         if child.is_dir() or (child.is_file() and _is_zip(child)):
             scan = _scan_of(child)
             if scan.series or scan.broken:
-                yield _Place(child, scan)
+                yield _PatientPlace(child, scan)
 
 
-def _groups_by_name(places: Sequence[_Place], root: Path) -> Iterator[_Group]:
+def _groups_by_name(places: Sequence[_PatientPlace], root: Path) -> Iterator[_PatientGroup]:
     """Join the places of one study whose names are equal but for a modality at their end."""
     for (stem, _), members in grouped(places, _name_and_study).items():
         if len(members) > 1:
-            yield _Group(stem, root, _together(members))
+            yield _PatientGroup(stem, root, _together(members))
         else:
-            yield _Group(_name(members[0].path), *members[0])
+            yield _PatientGroup(_name(members[0].path), *members[0])
 
 
-def _name_and_study(place: _Place) -> tuple[str, str]:
+def _name_and_study(place: _PatientPlace) -> tuple[str, str]:
     """Return a place's name without the modality, and its study; without a modality, its whole path alone."""
     name = place.path.name
     stem = _stem(name) if role_of(last_word(name)) in (*MODALITIES, *MAPS) else ""
@@ -186,7 +186,7 @@ def _scan_of(child: Path) -> Scan:
         return Scan((), (error,))
 
 
-def _together(places: Sequence[_Place]) -> Scan:
+def _together(places: Sequence[_PatientPlace]) -> Scan:
     return Scan(
         tuple(series for place in places for series in place.scan.series),
         tuple(error for place in places for error in place.scan.broken),

@@ -30,7 +30,7 @@ from chiasm.cohorts.dicom_patients import WARNINGS, Selection, holds_dicom, mark
 from chiasm.cohorts.folder_roles import settle_roles
 from chiasm.cohorts.gathering import count_words, gather, with_account
 from chiasm.cohorts.known_layouts import LAYOUTS, File, Finds, Layout
-from chiasm.cohorts.manifests import Notes, manifest_of, read_manifest, read_notes, with_notes, with_unique_ids
+from chiasm.cohorts.manifests import ManifestNotes, manifest_of, read_manifest, read_notes, with_notes, with_unique_ids
 from chiasm.cohorts.relatives import group_relatives, with_subjects
 from chiasm.errors import CohortError, unknown
 from chiasm.recipe import Recipe
@@ -154,7 +154,7 @@ def _regions(row: Layout, finds: Finds, cases: Sequence[Case]) -> Regions:
     return declared if any(case.labels for case in cases) else {}
 
 
-def _with_people(cohort: Cohort, notes: Notes) -> Cohort:
+def _with_people(cohort: Cohort, notes: ManifestNotes) -> Cohort:
     """Group the visits of a person, unless `cohort.json` says whose the cases are."""
     if any("subject" in note for note in notes.cases.values()):
         return cohort

@@ -46,7 +46,7 @@ class Gathered(NamedTuple):
     notes: list[Problem]
 
 
-class _Group(NamedTuple):
+class _CaseFiles(NamedTuple):
     """The files of one case: its place and name, and its role in the split."""
 
     place: str
@@ -105,17 +105,17 @@ def _placed(find: Find, root: Path, roles: Mapping[str, FolderRole]) -> Find:
     return find if find.split else find._replace(split=role_above(folder, roles, find.case))
 
 
-def _groups(finds: Iterable[Find]) -> tuple[list[_Group], list[Problem]]:
+def _groups(finds: Iterable[Find]) -> tuple[list[_CaseFiles], list[Problem]]:
     """Part files by case, and by role where one name stands in the folders of several roles."""
-    groups: list[_Group] = []
+    groups: list[_CaseFiles] = []
     problems: list[Problem] = []
     for place, members in grouped(finds, lambda find: find.group).items():
         by_role = grouped(members, lambda find: find.split)
         in_no_role = by_role.pop(None, [])
         if len(by_role) < 2:
-            groups.append(_Group(place, next(iter(by_role), None), members))
+            groups.append(_CaseFiles(place, next(iter(by_role), None), members))
             continue
-        groups += [_Group(place, split, of) for split, of in by_role.items()]
+        groups += [_CaseFiles(place, split, of) for split, of in by_role.items()]
         listed = " and ".join(filter(None, by_role))
         for find in in_no_role:
             message = f"{find.case} stands in the folders of {listed}, and this file in neither"
@@ -123,7 +123,7 @@ def _groups(finds: Iterable[Find]) -> tuple[list[_Group], list[Problem]]:
     return groups, problems
 
 
-def _names(group: _Group, roles: Mapping[str, FolderRole]) -> tuple[str, str]:
+def _names(group: _CaseFiles, roles: Mapping[str, FolderRole]) -> tuple[str, str]:
     """Name a case and its person by folder and name; a folder that fixes a role says nothing of the person."""
     first = group.members[0]
     folder = group.place[: -len(first.case)].strip("/")

@@ -53,7 +53,7 @@ MARKS = ("burned-in", "synthetic")  # what images may say of themselves that kee
 
 
 @dataclass(frozen=True)
-class Notes:
+class ManifestNotes:
     """What `cohort.json` says.
 
     Attributes:
@@ -109,7 +109,7 @@ _FORMS: Mapping[str, tuple[Callable[[object], bool], str]] = {
 }
 
 
-def read_notes(root: Path) -> Notes:
+def read_notes(root: Path) -> ManifestNotes:
     """Read the `cohort.json` of a folder; where there is none, it says nothing.
 
     Raises:
@@ -121,7 +121,7 @@ def read_notes(root: Path) -> Notes:
         if key in content and not is_expected(content[key]):
             raise _other_form(path, form)
     threshold = content.get("labels", {}).get("threshold")
-    return Notes(
+    return ManifestNotes(
         cases=content.get("cases", {}),
         regions=None if content.get("regions") is None else declared_regions(content["regions"], path),
         series={role_of(name): str(words) for name, words in content.get("series", {}).items()},
@@ -147,7 +147,7 @@ def _reading(content: object, path: Path) -> Reading:
         raise refusal from None
 
 
-def with_notes(cohort: Cohort, notes: Notes) -> Cohort:
+def with_notes(cohort: Cohort, notes: ManifestNotes) -> Cohort:
     """Heed what `cohort.json` says of sites, subjects, regions and reading.
 
     A head that every case shares is a template, not a person.
@@ -160,7 +160,7 @@ def with_notes(cohort: Cohort, notes: Notes) -> Cohort:
     )
 
 
-def _noted(case: Case, notes: Notes, *, with_head: bool) -> Case:
+def _noted(case: Case, notes: ManifestNotes, *, with_head: bool) -> Case:
     """Use what is said of one case; `with_head` says whether heads identify persons."""
     note = notes.cases.get(case.id, {})
     head = note.get("head") if with_head else None

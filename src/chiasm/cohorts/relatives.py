@@ -61,7 +61,7 @@ _PROPOSALS = (
 )
 
 
-class _Kind(NamedTuple):
+class _NameFamilies(NamedTuple):
     """Families of names that may be one person's each, and how they differ."""
 
     families: Mapping[str, Sequence[str]]
@@ -91,9 +91,9 @@ def group_relatives(cases: Sequence[Case]) -> tuple[list[Case], list[Problem]]:
     grouped = [replace(case, subject=renamed.get(case.subject, case.subject)) for case in cases]
     left = sorted({case.subject for case in cases} - set(renamed))
     kinds = (
-        _Kind(unclear, "differ in a word for visits"),
-        _Kind(_numbered(left, unclear), "differ in a number at the end"),
-        _Kind(_families(left, _LETTER), "differ in a letter at the end"),
+        _NameFamilies(unclear, "differ in a word for visits"),
+        _NameFamilies(_numbered(left, unclear), "differ in a number at the end"),
+        _NameFamilies(_families(left, _LETTER), "differ in a letter at the end"),
     )
     questions = [_question(cases, grouped, kind) for kind in kinds if kind.families]
     return grouped, [*_grouped_notes(cases, visits), *questions]
@@ -164,7 +164,7 @@ def _grouped_notes(cases: Sequence[Case], visits: Mapping[str, Sequence[str]]) -
     return [Problem(_folder(cases, names[0]), "visits", message)]
 
 
-def _question(cases: Sequence[Case], grouped: Sequence[Case], kind: _Kind) -> Problem:
+def _question(cases: Sequence[Case], grouped: Sequence[Case], kind: _NameFamilies) -> Problem:
     """Ask whether families are people, and name a pattern that would make them so."""
     names = next(iter(kind.families.values()))
     stem_of = {name: stem for stem, names in kind.families.items() for name in names}

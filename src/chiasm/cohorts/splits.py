@@ -60,7 +60,7 @@ class _Fact(BaseModel):
     voxels: str | None
 
 
-class _Written(BaseModel):
+class _SplitFile(BaseModel):
     """The content of `splits.json`."""
 
     model_config = ConfigDict(strict=True)
@@ -357,7 +357,7 @@ def read_splits(path: Path) -> SplitRecord:
     """
     content = read_json(path)
     try:
-        written = _Written.model_validate(content)
+        written = _SplitFile.model_validate(content)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise RunError(

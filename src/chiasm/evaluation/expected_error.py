@@ -85,7 +85,7 @@ Ask = Callable[[Array, Mask], Score]
 
 
 @dataclass(frozen=True, eq=False)
-class Asked:
+class CaseMaps:
     """What the map and its baselines say of one case on the source's grid, and what is true.
 
     Attributes:
@@ -175,7 +175,7 @@ def assess_maps(
     return [*rows, *_pooled_rows(first, list(answers.values()))]
 
 
-def _case_rows(model: Model, case: str, asked: Asked, trainings: Mapping[str, float]) -> Iterator[Row]:
+def _case_rows(model: Model, case: str, asked: CaseMaps, trainings: Mapping[str, float]) -> Iterator[Row]:
     """Score what each way of asking says of a case, and what it cost."""
     for name, expected in asked.expected.items():
         scores = score_map(expected, asked.error, asked.places, asked.lesion, asked.spacing_mm)
@@ -184,7 +184,7 @@ def _case_rows(model: Model, case: str, asked: Asked, trainings: Mapping[str, fl
             yield from _rows(model, case, name, region, its_scores)
 
 
-def _pooled_rows(model: Model, answers: Sequence[Asked]) -> Iterator[Row]:
+def _pooled_rows(model: Model, answers: Sequence[CaseMaps]) -> Iterator[Row]:
     """Draw the calibration curve of each way of asking over voxels of all cases."""
     lesion = np.concatenate([asked.sampled(asked.labelled) for asked in answers])
     error = np.concatenate([asked.sampled(asked.error) for asked in answers])
@@ -401,7 +401,7 @@ def _ask_all(
     case: Case,
     regions: Mapping[str, Sequence[int]],
     engine: Engine,
-) -> Asked:
+) -> CaseMaps:
     plan = model.plan
     check_reference(case, plan.target)
     images = _images_of(case, [*plan.sources, plan.target])
@@ -427,7 +427,7 @@ def _ask_all(
     error = np.abs(shipped.image.array - harmonise(target.array, mask, plan))
     error = np.where(mask, error, 0).astype(np.float32)
     places, lesion = _places(mask, None if labels is None else labels.array, regions)
-    return Asked(expected, costs, error, places, lesion, source.geometry.spacing_mm)
+    return CaseMaps(expected, costs, error, places, lesion, source.geometry.spacing_mm)
 
 
 def _images_of(case: Case, names: Sequence[str]) -> list[Volume]:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from chiasm.evaluation.rows import Row
-from chiasm.evaluation.summary import Summary, summarise
+from chiasm.evaluation.summary import ScoreSummary, summarise
 from chiasm.metrics.radiotherapy import TISSUES_HU
 from chiasm.volumes.geometry import AXIS_NAMES
 
@@ -22,16 +22,16 @@ BASE_REGIONS = (
 class _Scores:
     """Summaries of a method and of the naive baselines, by region, metric and method."""
 
-    found: Mapping[tuple[str, str, str], Summary]
+    found: Mapping[tuple[str, str, str], ScoreSummary]
     method: str
     naive: Collection[str]
 
-    def of(self, region: str, metric: str, method: str = "") -> Summary | None:
+    def of(self, region: str, metric: str, method: str = "") -> ScoreSummary | None:
         """Return a score; None where no subject has one."""
         one = self.found.get((region, metric, method or self.method))
         return one if one is not None and one.n else None
 
-    def best_naive(self, region: str) -> Summary | None:
+    def best_naive(self, region: str) -> ScoreSummary | None:
         """Return the baseline with the smallest error in a region."""
         errors = [one for name in self.naive if (one := self.of(region, "mae", name)) is not None]
         return min(errors, key=lambda one: one.mean, default=None)
@@ -118,7 +118,7 @@ def _convention(rows: Sequence[Row]) -> str:
     return f"convention: {', '.join(names)}; evaluation.csv and report.html hold all scores"
 
 
-def _value(one: Summary) -> str:
+def _value(one: ScoreSummary) -> str:
     return f"{one.mean:.3g}{f' {one.unit}' if one.unit not in ('', '1') else ''}"
 
 

@@ -38,7 +38,7 @@ RULES: Mapping[str, str] = {
 
 
 @dataclass(frozen=True, eq=False)
-class Loaded:
+class EvaluationCase:
     """Everything of one case on the source's grid, in target units.
 
     Attributes:
@@ -103,7 +103,7 @@ def check_reference(case: Case, modality: str) -> None:
 
 def load_case(
     assessed: PredictionFolder, entry: Entry, cohort: Cohort, *, with_labels: bool, naive: bool = True
-) -> Loaded:
+) -> EvaluationCase:
     """Read one case's prediction, target, mask and labels, and make the naive baselines if asked for.
 
     Without its sources a case has no baselines, and is compared as the prediction lies.
@@ -131,7 +131,7 @@ def load_case(
     )
     shown, own, guesses = _as_shown(assessed, sources, first, mask.shown, inside, naive=naive)
     made_image = prediction.array if own is None else harmonise(prediction.array, inside, plan, own)
-    return Loaded(
+    return EvaluationCase(
         case,
         entry,
         {assessed.manifest.method: made_image, **guesses},

@@ -15,7 +15,7 @@ from chiasm.cohorts.cases import Cohort, Problem
 from chiasm.cohorts.dicom_patients import Selection
 from chiasm.cohorts.discovery import find_cohort, selection_of
 from chiasm.errors import ChiasmError, RunError
-from chiasm.evaluation.loading import Loaded, PredictionFolder, load_case
+from chiasm.evaluation.loading import EvaluationCase, PredictionFolder, load_case
 from chiasm.evaluation.reference import Reference
 from chiasm.evaluation.rows import MaskUse, Remarks, Row
 from chiasm.evaluation.scoring import ScoredImages, ScoreTerms, evaluate_case, reporting_unit
@@ -25,7 +25,7 @@ from chiasm.preparation.fingerprint import Progress
 from chiasm.preparation.plan import read_plan
 from chiasm.progress import counted
 from chiasm.recipe import Registration, read_recipe
-from chiasm.registration.cohort import Together, align_cohort
+from chiasm.registration.cohort import AlignedCohort, align_cohort
 from chiasm.volumes.geometry import axis_names
 
 
@@ -74,7 +74,7 @@ def open_reference(
     layout: str | None = None,
     selection: Selection | None = None,
     progress: Progress | None = None,
-) -> Together:
+) -> AlignedCohort:
     """Find the real images of predicted cases, brought to the sources' grid as those of training were.
 
     Args:
@@ -93,7 +93,7 @@ def open_reference(
     cohort = find_cohort(reference, layout=layout, selection=selection_of(recipe, selection, remember=True))
     kind = plan.registration if register is None else register
     if kind == "none":
-        return Together(cohort, {}, ())
+        return AlignedCohort(cohort, {}, ())
     predicted = {entry.case for one in assessed for entry in one.manifest.cases}
     some = replace(cohort, cases=tuple(case for case in cohort.cases if case.id in predicted))
     return align_cohort(some, (*plan.sources, plan.target), kind, folder, progress)
@@ -193,7 +193,7 @@ def score_cases(
     return CaseScores(rows, problems, spoiled, tuple(masks), tuple(notes))
 
 
-def score_case(loaded: Loaded, assessed: PredictionFolder, cohort: Cohort, convention: str) -> list[Row]:
+def score_case(loaded: EvaluationCase, assessed: PredictionFolder, cohort: Cohort, convention: str) -> list[Row]:
     """Score the prediction of a case and its naive baselines in every region."""
     plan, manifest = assessed.plan, assessed.manifest
     unit, scale = reporting_unit(plan)

@@ -266,7 +266,7 @@ def stays_within(one: Comparison, margin: float) -> str:
     return f"{shown}; not shown to stay within {margin:g} %"
 
 
-class Summary(NamedTuple):
+class MethodSummary(NamedTuple):
     """What a method reached in a region: means over cases first, then over folds and seeds."""
 
     method: str
@@ -282,7 +282,7 @@ class Summary(NamedTuple):
 
 def summarise_methods(
     rows: Sequence[Row], *, metrics: Sequence[str], regions: Sequence[str], subjects: Mapping[str, str] | None = None
-) -> list[Summary]:
+) -> list[MethodSummary]:
     """Average each method's scores by subject and seed.
 
     Args:
@@ -300,11 +300,11 @@ def summarise_methods(
     return [_summary(names, values) for names, values in cells.items()]
 
 
-def _summary(names: tuple[str, str, str, str], values: _Values) -> Summary:
+def _summary(names: tuple[str, str, str, str], values: _Values) -> MethodSummary:
     table, _ = _tables(values, values)
     by_subject, by_seed = np.nanmean(table, axis=1), np.nanmean(table, axis=0)
     spreads = [float(part.std(ddof=1)) if len(part) > 1 else math.nan for part in (by_subject, by_seed)]
-    return Summary(*names, len(by_subject), len(by_seed), float(by_subject.mean()), *spreads)
+    return MethodSummary(*names, len(by_subject), len(by_seed), float(by_subject.mean()), *spreads)
 
 
 def _interval(one: Comparison) -> str:
@@ -329,7 +329,7 @@ def _verdict(one: Comparison) -> str:
     return f"{what}: {'better' if better else 'worse'}, {interval}, p {one.p_holm:.2g}; {seeds}"
 
 
-def write_table(path: Path, records: Sequence[Comparison] | Sequence[Summary]) -> None:
+def write_table(path: Path, records: Sequence[Comparison] | Sequence[MethodSummary]) -> None:
     """Write comparisons or summaries as CSV, one a row, at full precision.
 
     Raises:

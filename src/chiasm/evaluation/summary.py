@@ -20,7 +20,7 @@ HEADLINES = (
 
 
 @dataclass(frozen=True)
-class Summary:
+class ScoreSummary:
     """One score over a cohort.
 
     Attributes:
@@ -62,7 +62,7 @@ def paired(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if row.case in shared or not shared]
 
 
-def summarise(rows: Iterable[Row], subjects: Mapping[str, str] | None = None) -> list[Summary]:
+def summarise(rows: Iterable[Row], subjects: Mapping[str, str] | None = None) -> list[ScoreSummary]:
     """Average every score over subjects.
 
     Seeds, folds and lesions of a case are averaged first, then the cases of a
@@ -91,11 +91,11 @@ def summarise(rows: Iterable[Row], subjects: Mapping[str, str] | None = None) ->
     return [_summary(key, by_subject, measures[key][0]) for key, by_subject in values.items()]
 
 
-def _summary(key: _Key, values: _Values, unit: str) -> Summary:
+def _summary(key: _Key, values: _Values, unit: str) -> ScoreSummary:
     """Average values over cases, then over the subjects that have one."""
     means = [float(np.mean([np.mean(of_case) for of_case in cases.values()])) for cases in values.values() if cases]
     spread = float(np.std(means, ddof=1)) if len(means) > 1 and np.isfinite(means).all() else math.nan
-    return Summary(*key, float(np.mean(means)) if means else math.nan, spread, len(means), unit)
+    return ScoreSummary(*key, float(np.mean(means)) if means else math.nan, spread, len(means), unit)
 
 
 def format_table(
@@ -120,7 +120,7 @@ def format_table(
     return [*_markdown(lines), "", *_conventions(rows)]
 
 
-def _lines(region: str, metric: str, summaries: Sequence[Summary | None]) -> list[list[str]]:
+def _lines(region: str, metric: str, summaries: Sequence[ScoreSummary | None]) -> list[list[str]]:
     """Return the table's line of a metric; none where no method has a value."""
     known = [one for one in summaries if one is not None and one.n]
     if not known:
@@ -148,7 +148,7 @@ def _conventions(rows: Sequence[Row]) -> list[str]:
     return [f"Convention: {convention}." for convention in described.values()]
 
 
-def _cell(summary: Summary | None) -> str:
+def _cell(summary: ScoreSummary | None) -> str:
     if summary is None or not summary.n:
         return "-"
     spread = f" ± {summary.sd:#.2g}" if math.isfinite(summary.sd) else ""

@@ -28,7 +28,7 @@ from chiasm.errors import ChiasmError, RunError, VolumeError
 from chiasm.preparation.bias_field import without_shading
 from chiasm.preparation.degradation import arranged
 from chiasm.preparation.fingerprint import Progress, known_of, read_images, read_mask
-from chiasm.preparation.intensity import IntensityMap, Kind, fit_intensity
+from chiasm.preparation.intensity import IntensityMap, MapKind, fit_intensity
 from chiasm.preparation.plan import Plan
 from chiasm.progress import counted
 from chiasm.registration.cohort import hashes_of
@@ -121,7 +121,7 @@ class PreparedCase:
 
 
 @dataclass(frozen=True, eq=False)
-class _Place:
+class _Resampling:
     """How a case gets to its prepared grid: the mask as scanned, the box around it, the grid there."""
 
     mask: NDArray[np.bool_]
@@ -259,7 +259,7 @@ def read_context(case: PreparedCase, path: Path, plan: Plan) -> PreparedCase | N
     return replace(case, source=source, context=True) if source.shape == (channels + 1, *size) else None
 
 
-def _prepare(volumes: Sequence[Volume], plan: Plan, given: Volume | None) -> tuple[PreparedSource, _Place]:
+def _prepare(volumes: Sequence[Volume], plan: Plan, given: Volume | None) -> tuple[PreparedSource, _Resampling]:
     """Do the work of `prepare_source` on volumes that are known to lie on one grid, in RAS order."""
     mask, rule = _mask_of(volumes[0], plan, given)
     place, inside = _place(mask, volumes[0], plan)
@@ -286,7 +286,7 @@ def _mask_of(first: Volume, plan: Plan, given: Volume | None) -> tuple[NDArray[n
     return mask, "given"
 
 
-def _place(mask: NDArray[np.bool_], first: Volume, plan: Plan) -> tuple[_Place, NDArray[np.bool_]]:
+def _place(mask: NDArray[np.bool_], first: Volume, plan: Plan) -> tuple[_Resampling, NDArray[np.bool_]]:
     """Lay the prepared grid around a mask, and return the mask there too."""
     i, j, k = (
         slice(max(0, part.start - MARGIN), min(n, part.stop + MARGIN)) for part, n in zip(box_of(mask), mask.shape)
@@ -295,7 +295,7 @@ def _place(mask: NDArray[np.bool_], first: Volume, plan: Plan) -> tuple[_Place, 
     have, want = np.array(first.geometry.spacing_mm), np.array(plan.spacing_mm)
     if (np.abs(have / want - 1) > SAME_SPACING).any():
         grid = grid_with_spacing(grid, plan.spacing_mm)
-    place = _Place(mask, (i, j, k), grid)
+    place = _Resampling(mask, (i, j, k), grid)
     inside = place.move(Volume(mask.astype(np.uint8), first.geometry), order=0) > 0
     if not inside.any():
         raise VolumeError(
@@ -306,8 +306,8 @@ def _place(mask: NDArray[np.bool_], first: Volume, plan: Plan) -> tuple[_Place, 
 
 def _normalised(
     volume: Volume,
-    kind: Kind,
-    place: _Place,
+    kind: MapKind,
+    place: _Resampling,
     inside: NDArray[np.bool_],
     plan: Plan,
     fitted: IntensityMap | None = None,
@@ -320,7 +320,7 @@ def _normalised(
     return np.where(inside, fitted.apply(raw), np.float32(0)), fitted
 
 
-def _ranked(volume: Volume, place: _Place, inside: NDArray[np.bool_]) -> NDArray[np.float32]:
+def _ranked(volume: Volume, place: _Resampling, inside: NDArray[np.bool_]) -> NDArray[np.float32]:
     """Give each voxel the share of the mask that is darker, ties halved: what no change of gain or contrast moves.
 
     The share is taken among voxels as they were scanned, linear between their

@@ -21,8 +21,8 @@ from chiasm.cohorts.labels import region_volumes, usable_labels
 from chiasm.cohorts.splits import voxel_hash
 from chiasm.errors import CohortError, VolumeError
 from chiasm.preparation.degradation import arranged, check_slices
-from chiasm.preparation.fingerprint import CaseFacts, Progress, Terms, facts_of, terms_of
-from chiasm.preparation.intensity import Kind, fit_intensity
+from chiasm.preparation.fingerprint import CaseFacts, ExaminationSettings, Progress, facts_of, terms_of
+from chiasm.preparation.intensity import MapKind, fit_intensity
 from chiasm.recipe import Data
 from chiasm.volumes import Geometry, Volume, check_pair
 
@@ -161,7 +161,7 @@ def check_contrast(case: Case, samples: Mapping[str, NDArray[np.float32]], data:
     Raises:
         VolumeError: If one is.
     """
-    strictest: Kind = "median_iqr" if data.intensity == "auto" else data.intensity
+    strictest: MapKind = "median_iqr" if data.intensity == "auto" else data.intensity
     for name, values in samples.items():
         kept = np.clip(values, *data.window_hu) if name == "ct" else values
         try:
@@ -194,7 +194,7 @@ def _read_mask(case: Case, volumes: Mapping[str, Volume], problems: list[Problem
     return None
 
 
-def _facts(case: Case, volumes: Mapping[str, Volume], mask: Volume | None, terms: Terms) -> CaseFacts:
+def _facts(case: Case, volumes: Mapping[str, Volume], mask: Volume | None, terms: ExaminationSettings) -> CaseFacts:
     """Note what a case is like, of its images as they were scanned."""
     if terms.degradation is not None:
         check_slices(next(iter(volumes.values())).geometry, terms.degradation)

@@ -53,7 +53,7 @@ class CaseFacts:
 
 
 @dataclass(frozen=True)
-class Terms:
+class ExaminationSettings:
     """How images are looked at, whatever is fitted to them later.
 
     Attributes:
@@ -149,9 +149,9 @@ def degradation_of(data: Data) -> Degradation | None:
     return Degradation(data.factor, data.axis, data.slice_profile, data.noise)
 
 
-def terms_of(data: Data) -> Terms:
+def terms_of(data: Data) -> ExaminationSettings:
     """Return how a recipe looks at images."""
-    return Terms(
+    return ExaminationSettings(
         degradation_of(data),
         data.bias_correction,
         None if data.mask == "auto" else data.mask,
@@ -165,7 +165,7 @@ def fingerprint(
     target: str,
     progress: Progress | None = None,
     *,
-    terms: Terms = Terms(),
+    terms: ExaminationSettings = ExaminationSettings(),
     examined: Mapping[str, CaseFacts] | None = None,
 ) -> Fingerprint:
     """Note what training cases are like.
@@ -211,12 +211,12 @@ def _common_rule(rules: set[Rule]) -> Rule:
     return agreed.pop() if len(agreed) == 1 else "body"
 
 
-def _as_scanned(names: Sequence[str], terms: Terms) -> bool:
+def _as_scanned(names: Sequence[str], terms: ExaminationSettings) -> bool:
     """Return whether nothing is done to images before they are looked at."""
     return terms.degradation is None and (terms.correction == "none" or set(names) <= set(UNSHADED))
 
 
-def _read_facts(case: Case, names: Sequence[str], terms: Terms) -> CaseFacts:
+def _read_facts(case: Case, names: Sequence[str], terms: ExaminationSettings) -> CaseFacts:
     volumes = read_images(case, names, terms.degradation)
     given = None if terms.forced else read_mask(case, volumes[0], terms.degradation)
     return facts_of(case, volumes, terms, given, names)
@@ -225,7 +225,7 @@ def _read_facts(case: Case, names: Sequence[str], terms: Terms) -> CaseFacts:
 def facts_of(
     case: Case,
     volumes: Sequence[Volume],
-    terms: Terms,
+    terms: ExaminationSettings,
     given: Volume | None,
     corrected: Sequence[str] = (),
 ) -> CaseFacts:
@@ -250,7 +250,7 @@ def facts_of(
     return _sampled(case.id, volumes, mask, rule)
 
 
-def _mask_of(first: Volume, terms: Terms, given: Volume | None) -> tuple[NDArray[np.bool_], Rule]:
+def _mask_of(first: Volume, terms: ExaminationSettings, given: Volume | None) -> tuple[NDArray[np.bool_], Rule]:
     """Return a case's mask and how it was found: as forced, else of a file, else by the rule that fits the image."""
     if given is not None:
         return given.array > 0, terms.forced or "given"

@@ -17,7 +17,7 @@ from chiasm.cohorts.splits import make_split
 from chiasm.errors import CohortError
 from chiasm.preparation.examination import ExaminedCase, examine_case
 from chiasm.progress import counted
-from chiasm.recipe import Data, Split
+from chiasm.recipe import Data, SplitSettings
 
 Progress = Callable[[int, int, str], None]
 
@@ -156,7 +156,7 @@ def _verdict(root: Path, usable: Sequence[Case], all_pairs: int, sources: Sequen
     if not usable:
         yield "next: mend the files that are named below, or look for other files with chiasm inspect without --source"
         return
-    settings = Split()
+    settings = SplitSettings()
     shares = {"validation": settings.validation, "locked": settings.locked}
     try:
         split = make_split(usable, folds=settings.folds, fold=settings.fold, seed=settings.seed, **shares)

@@ -24,7 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 from chiasm.errors import VolumeError
 
 Fitted = Literal["median_iqr", "zscore", "percentile", "mode", "rank"]
-Kind = Literal["median_iqr", "zscore", "percentile", "mode", "rank", "hu"]
+MapKind = Literal["median_iqr", "zscore", "percentile", "mode", "rank", "hu"]
 
 #: Kinds that are fitted to each volume; where several agree equally well, the first is taken.
 KINDS: tuple[Fitted, ...] = get_args(Fitted)
@@ -51,7 +51,7 @@ class IntensityMap:
         ValueError: If the knots do not pair up, are not finite or do not rise.
     """
 
-    kind: Kind
+    kind: MapKind
     values: tuple[float, ...]
     normalised: tuple[float, ...]
 
@@ -99,7 +99,7 @@ class Pair(NamedTuple):
 def fit_intensity(
     array: NDArray[Any],
     mask: NDArray[np.bool_] | None,
-    kind: Kind,
+    kind: MapKind,
     window_hu: tuple[float, float] | None = None,
 ) -> IntensityMap:
     """Fit a map to one volume.
@@ -123,7 +123,7 @@ def fit_intensity(
             raise ValueError("kind 'hu' needs a window")
         return IntensityMap("hu", (float(window_hu[0]), float(window_hu[1])), (-1.0, 1.0))
     if kind not in KINDS:
-        raise ValueError(f"there is no kind {kind!r}; there are {', '.join(get_args(Kind))}")
+        raise ValueError(f"there is no kind {kind!r}; there are {', '.join(get_args(MapKind))}")
     values = (np.asarray(array) if mask is None else np.asarray(array)[mask]).ravel().astype(np.float32, copy=False)
     if not values.size:
         raise VolumeError("has no voxel inside the mask", reason="empty-mask")
@@ -188,7 +188,7 @@ def fit_lookup(
     return np.add.reduceat(x, starts) / counts, np.add.reduceat(y, starts) / counts
 
 
-def agreement(pairs: Sequence[Pair], kind_source: Kind, kind_target: Kind, bins: int = BINS) -> float:
+def agreement(pairs: Sequence[Pair], kind_source: MapKind, kind_target: MapKind, bins: int = BINS) -> float:
     """Measure how well cases agree under two kinds of maps: R2 of an unseen case.
 
     For each case, a look-up fitted on the others predicts its target from its
@@ -229,8 +229,8 @@ def agreement(pairs: Sequence[Pair], kind_source: Kind, kind_target: Kind, bins:
 
 
 def choose_intensity(
-    pairs: Sequence[Pair], *, source_kind: Kind | None = None, target_kind: Kind | None = None
-) -> tuple[Kind, dict[str, float]]:
+    pairs: Sequence[Pair], *, source_kind: MapKind | None = None, target_kind: MapKind | None = None
+) -> tuple[MapKind, dict[str, float]]:
     """Choose the kind of map under which the training cases agree best.
 
     Args:
@@ -256,7 +256,7 @@ def choose_intensity(
     return next(kind for kind in KINDS if table[kind] >= best - TIE), table
 
 
-def _normalised(values: NDArray[np.float32], kind: Kind) -> tuple[NDArray[np.float32], IntensityMap | None]:
+def _normalised(values: NDArray[np.float32], kind: MapKind) -> tuple[NDArray[np.float32], IntensityMap | None]:
     if kind == "hu":
         return values, None
     fitted = fit_intensity(values, None, kind)

@@ -23,7 +23,7 @@ from chiasm.names import is_safe_id
 from chiasm.preparation.degradation import Degradation
 from chiasm.preparation.intensity import (
     IntensityMap,
-    Kind,
+    MapKind,
 )
 from chiasm.recipe import LEAST_SPACING, MOST_SPACING, BiasCorrection, Registration
 from chiasm.storage import read_toml, write_toml
@@ -121,8 +121,8 @@ class Plan:
     slices: int
     patch: tuple[int, ...]
     mask_rule: Rule
-    source_kinds: tuple[Kind, ...]
-    target_kind: Kind
+    source_kinds: tuple[MapKind, ...]
+    target_kind: MapKind
     target_reference: IntensityMap
     target_unit: Literal["HU", "a.u."]
     target_range: tuple[float, float]

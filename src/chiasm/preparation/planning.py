@@ -22,7 +22,7 @@ from chiasm.preparation.fingerprint import MOST_CASES, CaseFacts, Fingerprint, P
 from chiasm.preparation.intensity import (
     FEWEST_CASES,
     IntensityMap,
-    Kind,
+    MapKind,
     Pair,
     choose_intensity,
     fit_intensity,
@@ -206,7 +206,11 @@ class _Fitted(Tables):
 
 
 def _fitted(
-    recipe: Recipe, seen: Fingerprint, source_kinds: Sequence[Kind], target_kind: Kind, reasons: dict[str, str]
+    recipe: Recipe,
+    seen: Fingerprint,
+    source_kinds: Sequence[MapKind],
+    target_kind: MapKind,
+    reasons: dict[str, str],
 ) -> _Fitted:
     """Fit the maps, ranges and tables that networks start from and inputs are compared with."""
     sources, target, targets = _normalised_samples(recipe, seen, source_kinds, target_kind)
@@ -358,10 +362,10 @@ def _why_not_3d(recipe: Recipe, seen: Fingerprint, spacing: Triple) -> str:
     return ""
 
 
-def _choose_kinds(recipe: Recipe, seen: Fingerprint, reasons: dict[str, str]) -> tuple[tuple[Kind, ...], Kind]:
+def _choose_kinds(recipe: Recipe, seen: Fingerprint, reasons: dict[str, str]) -> tuple[tuple[MapKind, ...], MapKind]:
     names = (*recipe.data.sources, recipe.data.target)
     target = names[-1]
-    kinds: dict[str, Kind] = {name: "hu" for name in names if name == "ct"}
+    kinds: dict[str, MapKind] = {name: "hu" for name in names if name == "ct"}
     because = dict.fromkeys(kinds, "CT has a unit, so a fixed window is kept")
     for name in names[:-1]:
         free = [one for one in dict.fromkeys((name, target)) if one not in kinds]
@@ -374,7 +378,7 @@ def _choose_kinds(recipe: Recipe, seen: Fingerprint, reasons: dict[str, str]) ->
     return tuple(kinds[name] for name in names[:-1]), kinds[target]
 
 
-def _choose_kind(recipe: Recipe, seen: Fingerprint, name: str, kinds: Mapping[str, Kind]) -> tuple[Kind, str]:
+def _choose_kind(recipe: Recipe, seen: Fingerprint, name: str, kinds: Mapping[str, MapKind]) -> tuple[MapKind, str]:
     """Choose the kind of map by which the training cases agree best in a source and the target, and say why."""
     asked, target = recipe.data.intensity, recipe.data.target
     if asked != "auto":
@@ -392,7 +396,7 @@ def _choose_kind(recipe: Recipe, seen: Fingerprint, name: str, kinds: Mapping[st
 
 
 def _normalised_samples(
-    recipe: Recipe, seen: Fingerprint, source_kinds: Sequence[Kind], target_kind: Kind
+    recipe: Recipe, seen: Fingerprint, source_kinds: Sequence[MapKind], target_kind: MapKind
 ) -> tuple[list[list[NDArray[np.float32]]], list[NDArray[np.float32]], list[IntensityMap]]:
     """Return each source's samples by case, the target's, and the target's maps."""
     names, window = (*recipe.data.sources, recipe.data.target), recipe.data.window_hu

@@ -63,7 +63,7 @@ class AlignedImage(NamedTuple):
     alignment: Alignment
 
 
-class Together(NamedTuple):
+class AlignedCohort(NamedTuple):
     """A cohort whose images lie together.
 
     Attributes:
@@ -117,7 +117,7 @@ def align_sources(
 
 def align_cohort(
     cohort: Cohort, names: Sequence[str], kind: Registration, folder: Path, progress: Progress | None = None
-) -> Together:
+) -> AlignedCohort:
     """Align the images of every case on the grid of its first source.
 
     A case's `folder/<case>/` holds `<modality>.nii.gz` for each that was
@@ -143,7 +143,7 @@ def align_cohort(
     """
     names = tuple(dict.fromkeys(names))
     if kind == "none" or len(names) < 2:
-        return Together(cohort, {}, ())
+        return AlignedCohort(cohort, {}, ())
     cases: list[Case] = []
     moved: dict[str, float] = {}
     problems: list[Problem] = []
@@ -170,7 +170,7 @@ def align_cohort(
             path=cohort.root,
             reason="no-usable-case",
         )
-    return Together(replace(cohort, cases=tuple(cases)), moved, tuple(problems))
+    return AlignedCohort(replace(cohort, cases=tuple(cases)), moved, tuple(problems))
 
 
 def _silent(done: int, cases: int, case: str) -> None:

@@ -29,7 +29,7 @@ from chiasm.prediction.manifest import Entry, relative
 from chiasm.preparation.bias_field import UNSHADED
 from chiasm.preparation.plan import Plan
 from chiasm.recipe import Registration
-from chiasm.registration.cohort import Together, describe_movement
+from chiasm.registration.cohort import AlignedCohort, describe_movement
 from chiasm.reports.curves import read_history
 from chiasm.reports.evaluation_cases import PAGES, CasePages, write_cases
 from chiasm.reports.evaluation_folder import ASKED, REGISTERED, make_room, place_of, read_asked
@@ -155,7 +155,7 @@ class _Request:
             "reading": asdict(self.selection.reading),
         }
 
-    def open(self, assessed: Sequence[PredictionFolder], out: Path, progress: Progress | None) -> Together:
+    def open(self, assessed: Sequence[PredictionFolder], out: Path, progress: Progress | None) -> AlignedCohort:
         """Find the real images, aligned with the sources where they must be."""
         return open_reference(
             self.reference,
@@ -183,7 +183,7 @@ def _open_alike(folders: Sequence[Path], model: Path | None) -> list[PredictionF
 
 
 def _score(
-    assessed: Sequence[PredictionFolder], together: Together, request: _Request, progress: Progress | None
+    assessed: Sequence[PredictionFolder], together: AlignedCohort, request: _Request, progress: Progress | None
 ) -> tuple[CaseScores, list[Problem]]:
     """Score all predicted cases that have a real target; return also why others could not be scored."""
     missing = {problem.case for problem in together.problems}
@@ -320,7 +320,7 @@ def _cases_by_reason(masks: Sequence[MaskUse]) -> dict[str, list[str]]:
     return cases
 
 
-def _how_they_lie(assessed: PredictionFolder, how: Registration, together: Together) -> list[str]:
+def _how_they_lie(assessed: PredictionFolder, how: Registration, together: AlignedCohort) -> list[str]:
     """Say whether the real images were moved before they were compared with."""
     trained = assessed.plan.registration
     if together.moved_mm:

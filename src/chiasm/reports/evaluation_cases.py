@@ -11,7 +11,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from chiasm.cohorts.cases import Cohort
-from chiasm.evaluation.loading import Loaded, PredictionFolder, load_case
+from chiasm.evaluation.loading import EvaluationCase, PredictionFolder, load_case
 from chiasm.evaluation.rows import Row
 from chiasm.evaluation.scoring import reporting_unit
 from chiasm.outputs import refuse_links
@@ -94,7 +94,7 @@ def _beside(cases: Sequence[str], index: int) -> tuple[str, str] | None:
 
 
 def _page(
-    loaded: Loaded,
+    loaded: EvaluationCase,
     assessed: PredictionFolder,
     scores: tuple[Any, ...],
     near: dict[str, tuple[str, str] | None],
@@ -127,7 +127,7 @@ def _page(
     )
 
 
-def _shown(loaded: Loaded, assessed: PredictionFolder) -> GalleryCase:
+def _shown(loaded: EvaluationCase, assessed: PredictionFolder) -> GalleryCase:
     plan, grid = assessed.plan, loaded.source.geometry
     unit, scale = reporting_unit(plan)
     low, high = plan.target_range

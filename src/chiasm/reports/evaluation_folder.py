@@ -28,7 +28,7 @@ FOLDERS = ("cases", "pictures", REGISTERED)
 OWNED = {"study.json": "a study", "completion.json": "a completion"}  # which have evaluations of their own
 
 
-class Asked(BaseModel):
+class EvaluationSettings(BaseModel):
     """What `asked.json` says of an evaluation; earlier versions wrote fewer entries."""
 
     predictions: list[str]
@@ -126,7 +126,7 @@ def read_asked(out: Path) -> dict[str, Any]:
     """
     content = read_json(out / ASKED)
     hint = "Give another folder with -o, or remove this one and run chiasm evaluate again."
-    parse_record(content, out / ASKED, Asked, "not what chiasm evaluate writes", hint)
+    parse_record(content, out / ASKED, EvaluationSettings, "not what chiasm evaluate writes", hint)
     asked: dict[str, Any] = content
     return asked
 

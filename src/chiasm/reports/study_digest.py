@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 
-from chiasm.evaluation.statistics import Comparison, Summary, stays_within
+from chiasm.evaluation.statistics import Comparison, MethodSummary, stays_within
 from chiasm.outputs import refuse_links
 from chiasm.reports.drawing import show_metric, show_number
 from chiasm.reports.study_page import MARGIN, Findings, interval_percent, seeds_sd, tabulate_maps
@@ -79,7 +79,7 @@ def _non_inferiority(found: Findings) -> list[Comparison]:
 
 def _tabulate_methods(found: Findings) -> PageTable:
     """Give a line to each method: means over subjects, plus or minus the SD over seeds."""
-    lines: dict[tuple[str, str], dict[str, Summary]] = {}
+    lines: dict[tuple[str, str], dict[str, MethodSummary]] = {}
     for one in found.summaries:
         lines.setdefault((one.region, one.metric), {})[one.method] = one
     shown = [*SHOWN, *((region, "mae") for region in found.regions), ("edges", "mae")]
@@ -99,7 +99,7 @@ def _method_in_words(found: Findings, method: str) -> str:
     return f"{method}: {found.arms[method]}" if method in found.arms else f"{method} (naive)"
 
 
-def _mean_cell(found: Findings, one: Summary | None) -> Cell:
+def _mean_cell(found: Findings, one: MethodSummary | None) -> Cell:
     if one is None or not math.isfinite(one.mean):
         return NO_NUMBER
     sd = seeds_sd(found, one)

@@ -15,7 +15,7 @@ from typing import Any
 
 from chiasm.evaluation.expected_error import POOLED
 from chiasm.evaluation.rows import LEAST_LESION, Row
-from chiasm.evaluation.statistics import HIGHER, Comparison, Summary, stays_within
+from chiasm.evaluation.statistics import HIGHER, Comparison, MethodSummary, stays_within
 from chiasm.reports.curves import describe_health, draw_curves
 from chiasm.reports.drawing import show_metric
 from chiasm.reports.pages import PageSection, Remark, render_page
@@ -67,7 +67,7 @@ class Findings:
     title: str
     rows: Sequence[Row]
     comparisons: Sequence[Comparison]
-    summaries: Sequence[Summary]
+    summaries: Sequence[MethodSummary]
     regions: Sequence[str]
     arms: Mapping[str, str]
     history: Sequence[Mapping[str, Any]]
@@ -188,7 +188,7 @@ def _tabulate_methods(found: Findings) -> PageTable | None:
     return tabulate_means("Metrics by region and method", means, methods, "subjects")
 
 
-def seeds_sd(found: Findings, one: Summary) -> float:
+def seeds_sd(found: Findings, one: MethodSummary) -> float:
     """Return the SD over seeds; NaN of what is naive, which has no seed."""
     return one.sd_seeds if one.method in found.arms else math.nan
 

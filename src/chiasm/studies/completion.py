@@ -41,9 +41,9 @@ from chiasm.studies.utility import (
     TRAININGS,
     WITH,
     WITHOUT,
-    Cell,
     Fold,
     Task,
+    UtilityRun,
     assign,
     choose_task,
     compare_utility,
@@ -77,11 +77,11 @@ class Survey:
     task: Task | None
     folds: tuple[Fold, ...]
 
-    def cells(self, recipe: Recipe, seeds: Iterable[int]) -> list[Cell]:
+    def cells(self, recipe: Recipe, seeds: Iterable[int]) -> list[UtilityRun]:
         """List what is measured: each fold with each seed."""
         if self.task is None:
             return []
-        return [Cell(fold, self.task, recipe, seed) for fold, seed in product(self.folds, seeds)]
+        return [UtilityRun(fold, self.task, recipe, seed) for fold, seed in product(self.folds, seeds)]
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ def complete(
 
 
 def _measure_all(
-    cells: Sequence[Cell],
+    cells: Sequence[UtilityRun],
     cohort: Cohort,
     out: Path,
     progress: Sequence[Progress | None],

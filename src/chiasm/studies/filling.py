@@ -15,7 +15,7 @@ from chiasm.errors import VolumeError
 from chiasm.prediction.folders import predict
 from chiasm.prediction.manifest import NOTICE
 from chiasm.prediction.model import load_model
-from chiasm.preparation.intensity import Kind, fit_intensity
+from chiasm.preparation.intensity import MapKind, fit_intensity
 from chiasm.recipe import Recipe
 from chiasm.volumes import Reading, read_volume
 from chiasm.volumes.screening import written_suffix
@@ -80,7 +80,7 @@ def fill(
     return filled, problems
 
 
-def _flat(image: Path, mask: Path, kind: Kind, reading: Reading) -> str | None:
+def _flat(image: Path, mask: Path, kind: MapKind, reading: Reading) -> str | None:
     """Say why a later training could not scale an image, as of a network that collapsed; None where it could."""
     inside = read_volume(mask, labels=True, reading=reading).array > 0
     try:

@@ -40,8 +40,8 @@ LESS_MEMORY = "A smaller size, or data.patch and training.batch in set, need les
 WARM_UP = "A1"  # the arm whose beginning all share: the generator alone
 BATCHES = ("body_share", "lesion_share", "transplant_share", "transplant")  # its batches are the same for all arms
 
-Kind = Literal["generator", "discriminators", "arm", "expected_error"]
-STAGES: tuple[Kind, ...] = ("generator", "discriminators", "arm", "expected_error")
+JobKind = Literal["generator", "discriminators", "arm", "expected_error"]
+STAGES: tuple[JobKind, ...] = ("generator", "discriminators", "arm", "expected_error")
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Job:
     """
 
     key: str
-    kind: Kind
+    kind: JobKind
     arm: str
     fold: int
     seed: int
@@ -144,7 +144,7 @@ def list_jobs(study: Study, out: Path, cohort: Cohort | None) -> list[Job]:
     folds = _count_folds(study, cohort)
     _check_regions(study, cohort)
     _check_reference(study, folds)
-    place = _Place(out, content_of(study, cohort), study.threads)
+    place = _JobSetting(out, content_of(study, cohort), study.threads)
     jobs: dict[str, Job] = {}
     numbers = range(folds) if study.only_folds is None else study.only_folds
     for fold, seed, arm in product(numbers, study.seeds, study.arms):
@@ -282,13 +282,13 @@ def has_discriminators(recipe: Recipe) -> bool:
     return recipe.loss.global_weight > 0 or recipe.loss.local_weight > 0 or needs_local_discriminator(recipe)
 
 
-def warm_ups(recipe: Recipe, base: Recipe) -> list[tuple[Kind, Recipe]]:
+def warm_ups(recipe: Recipe, base: Recipe) -> list[tuple[JobKind, Recipe]]:
     """Return the beginnings that an arm shares with others, as recipes that hold only what they depend on."""
     if recipe.optimiser.kind == "admm":
         return []  # a sparse coder shares nothing with networks
     generator = _generator_warm_up(recipe, base)
     ends = recipe.schedule.ends
-    found: list[tuple[Kind, Recipe]] = []
+    found: list[tuple[JobKind, Recipe]] = []
     if ends["generator"] > 0:  # of few steps a phase may have none
         found.append(("generator", generator))
     if has_discriminators(recipe) and ends["discriminators"] > ends["generator"]:
@@ -336,14 +336,14 @@ def _discriminator_warm_up(recipe: Recipe, beginning: Recipe, base: Loss) -> Rec
     )
 
 
-class _Place(NamedTuple):
+class _JobSetting(NamedTuple):
     """What the jobs of a study share: its folder, the hash of its data, and the threads of a job."""
 
     out: Path
     content: str
     threads: int
 
-    def job(self, kind: Kind, recipe: Recipe, warm: Path | None, *, first: bool = False) -> Job:
+    def job(self, kind: JobKind, recipe: Recipe, warm: Path | None, *, first: bool = False) -> Job:
         """Return a job, named by what it depends on."""
         depends = [
             *(__version__, REVISION, kind, self.content, _asked(recipe)),

@@ -17,7 +17,7 @@ from chiasm.records import read_record
 from chiasm.storage import read_json
 from chiasm.studies.jobs import Job
 from chiasm.studies.study_file import Study
-from chiasm.studies.work import LOCKED, Outcome, locked_folder
+from chiasm.studies.work import LOCKED, JobOutcome, locked_folder
 
 NOTES = "study.json"
 PLOT_NAMES = ("trade-off", "forest", "calibration", "coverage")  # version 0.1 called the first "plane"
@@ -48,7 +48,7 @@ class NotedJob(Section):
     folder: Annotated[str, Field(pattern=r"^jobs/[A-Za-z0-9_-]+$")]
 
 
-class Notes(Section):
+class StudyNotes(Section):
     """What a study's pages need beside its scores.
 
     Attributes:
@@ -90,7 +90,7 @@ def is_study(folder: Path) -> bool:
 
 
 def notes_of(
-    study: Study, cohort: Cohort, jobs: Sequence[Job], failed: Sequence[Outcome], *, opened: bool
+    study: Study, cohort: Cohort, jobs: Sequence[Job], failed: Sequence[JobOutcome], *, opened: bool
 ) -> dict[str, Any]:
     """Collect what a study's page needs beside its scores."""
     done = [job for job in jobs if job.is_done]
@@ -139,10 +139,10 @@ def _remarks(found: Sequence[Remarks]) -> list[str]:
     return list(dict.fromkeys(warnings))
 
 
-def read_notes(folder: Path) -> Notes:
+def read_notes(folder: Path) -> StudyNotes:
     """Read what a study's page needs beside its scores.
 
     Raises:
         RunError: If the file is missing or damaged, or names a folder outside the study's.
     """
-    return read_record(folder / NOTES, Notes, "not what chiasm study writes", AGAIN)
+    return read_record(folder / NOTES, StudyNotes, "not what chiasm study writes", AGAIN)

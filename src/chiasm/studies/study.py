@@ -24,11 +24,11 @@ from chiasm.prediction.model_files import named_classes
 from chiasm.reports.evaluation_folder import PAGE_FILES
 from chiasm.runners import Lost, Runner, Slurm, find_runner
 from chiasm.storage import UNWRITABLE, write_json
-from chiasm.studies.jobs import LESS_MEMORY, STAGES, Job, Kind, find_cases, list_jobs
+from chiasm.studies.jobs import LESS_MEMORY, STAGES, Job, JobKind, find_cases, list_jobs
 from chiasm.studies.notes import FILES, FOLDERS, NOTES, is_study, notes_of, scored_folders
 from chiasm.studies.study_file import Study, data_folder, read_study, reference_folder
 from chiasm.studies.study_report import MAPS, Done, write_study_report
-from chiasm.studies.work import LOCKED, Outcome, Terms, simulate, work
+from chiasm.studies.work import LOCKED, JobOutcome, JobTerms, simulate, work
 from chiasm.volumes.screening import STRICT, Reading
 
 
@@ -144,11 +144,11 @@ class _Work:
     progress: Callable[[int, int, str], None] | None
     opened: bool
     trust: tuple[str, ...]
-    failed: dict[str, Outcome] = field(default_factory=dict)
+    failed: dict[str, JobOutcome] = field(default_factory=dict)
 
-    def do_all(self, run: Runner) -> list[Outcome]:
+    def do_all(self, run: Runner) -> list[JobOutcome]:
         """Do all jobs that are not done; return what failed."""
-        terms = Terms(
+        terms = JobTerms(
             data=data_folder(self.study, self.out),
             out=self.out,
             threads=self.study.threads,
@@ -176,14 +176,14 @@ class _Work:
         due = [job for job in self.jobs if job.kind == kind and self._is_due(job)]
         for job in due:
             if any(folder.name in self.failed for folder in job.needs):
-                self.failed[job.key] = Outcome(job.key, job.name, "what it goes on from failed")
+                self.failed[job.key] = JobOutcome(job.key, job.name, "what it goes on from failed")
         return [job for job in due if job.key not in self.failed]
 
     def _is_due(self, job: Job) -> bool:
         """Return whether a job is to be done; arms are asked again where the locked test set is scored."""
         return not job.is_done or (self.opened and job.kind == "arm")
 
-    def _outcome(self, report: Outcome | Lost[Job]) -> Outcome | None:
+    def _outcome(self, report: JobOutcome | Lost[Job]) -> JobOutcome | None:
         """Take note of what came of a job; None where it was lost and is tried once more.
 
         Raises:
@@ -211,9 +211,9 @@ def _for_slurm(study: Study) -> Slurm:
     )
 
 
-def _lost_for_good(lost: Lost[Job]) -> Outcome:
+def _lost_for_good(lost: Lost[Job]) -> JobOutcome:
     hint = f" {LESS_MEMORY}" if lost.may_lack_memory else ""
-    return Outcome(lost.job.key, lost.job.name, f"{lost}.{hint}")
+    return JobOutcome(lost.job.key, lost.job.name, f"{lost}.{hint}")
 
 
 def _read(path: Path, reading: Reading, settings: Sequence[str]) -> Study:
@@ -268,7 +268,7 @@ def _seconds_a_step(jobs: Sequence[Job], spent: dict[str, float]) -> dict[str, f
     return {kind: total / max(1, steps[kind]) for kind, total in seconds.items()}
 
 
-def collect(jobs: Sequence[Job], *, kind: Kind = "arm", opened: bool = False) -> list[Row]:
+def collect(jobs: Sequence[Job], *, kind: JobKind = "arm", opened: bool = False) -> list[Row]:
     """Gather the rows of all finished jobs of a kind, of their folds' test cases or of the locked ones."""
     done = [job for job in jobs if job.kind == kind and job.is_done]
     folders = [folder for folder in scored_folders(done, opened=opened) if (folder / "evaluation.csv").exists()]

@@ -17,7 +17,7 @@ from chiasm.evaluation.rows import Row, read_evaluation
 from chiasm.evaluation.statistics import (
     Comparison,
     Declared,
-    Summary,
+    MethodSummary,
     compare_methods,
     summarise_methods,
     write_table,
@@ -33,9 +33,9 @@ from chiasm.reports.study_digest import write_digest
 from chiasm.reports.study_page import Findings, write_findings
 from chiasm.reports.study_plots import HEALTHY
 from chiasm.storage import read_facts, read_toml
-from chiasm.studies.notes import AGAIN, NOTES, NotedCase, Notes, read_notes
+from chiasm.studies.notes import AGAIN, NOTES, NotedCase, StudyNotes, read_notes
 from chiasm.studies.study_file import Study, data_folder, reference_folder
-from chiasm.studies.work import LOCKED, Outcome
+from chiasm.studies.work import LOCKED, JobOutcome
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Done:
 
     rows: tuple[Row, ...]
     comparisons: tuple[Comparison, ...]
-    failed: tuple[Outcome, ...]
+    failed: tuple[JobOutcome, ...]
     report: Path
     left_out: tuple[str, ...] = ()
 
@@ -101,7 +101,7 @@ def write_study_report(folder: Path, *, pages: int = PAGES, whole: bool = False)
     return Done(tuple(rows), tuple(comparisons), (), report, _left_out(notes, rows))
 
 
-def _summaries(notes: Notes, rows: Sequence[Row]) -> list[Summary]:
+def _summaries(notes: StudyNotes, rows: Sequence[Row]) -> list[MethodSummary]:
     """Sum the rows up by region and metric, in the order of the tables."""
     regions = ["mask", HEALTHY, *notes.regions, "edges", "lesions"]
     metrics = [*COMPARED, "rmse", "gradient_error", "recall", "false_lesions"]
@@ -137,7 +137,7 @@ def report(folder: Path, *, pages: int = PAGES, whole: bool = False) -> Path:
     )
 
 
-def _case_pages(notes: Notes, rows: Sequence[Row], folder: Path, *, pages: int, whole: bool) -> dict[str, str]:
+def _case_pages(notes: StudyNotes, rows: Sequence[Row], folder: Path, *, pages: int, whole: bool) -> dict[str, str]:
     """Write the pages of single cases, as far as predictions and data still lie where they lay.
 
     Args:
@@ -164,7 +164,7 @@ def _case_pages(notes: Notes, rows: Sequence[Row], folder: Path, *, pages: int, 
     return write_cases(work, cohort, rows, arm, folder, CasePages(pages, whole))[1]
 
 
-def _warnings(notes: Notes, rows: Sequence[Row], root: Path) -> list[str]:
+def _warnings(notes: StudyNotes, rows: Sequence[Row], root: Path) -> list[str]:
     """Say what must be read before any score: what failed, what is few, which trainings were unwell."""
     cases = {row.case for row in rows}
     people = {notes.cases[name].subject for name in cases}
@@ -176,12 +176,12 @@ def _warnings(notes: Notes, rows: Sequence[Row], root: Path) -> list[str]:
     return [*warnings, *_rare_regions(notes, rows, len(people)), *_unwell_trainings(notes, root)]
 
 
-def _left_out(notes: Notes, rows: Sequence[Row]) -> tuple[str, ...]:
+def _left_out(notes: StudyNotes, rows: Sequence[Row]) -> tuple[str, ...]:
     """Name the cases that have no score although every case should have one."""
     return tuple(sorted(set(notes.cases) - {row.case for row in rows})) if notes.is_whole else ()
 
 
-def _rare_regions(notes: Notes, rows: Sequence[Row], people: int) -> Iterator[str]:
+def _rare_regions(notes: StudyNotes, rows: Sequence[Row], people: int) -> Iterator[str]:
     """Name the label regions that some subjects do not have."""
     for region in notes.regions:
         scored = [row.case for row in rows if row.region == region and row.metric == "mae"]
@@ -190,7 +190,7 @@ def _rare_regions(notes: Notes, rows: Sequence[Row], people: int) -> Iterator[st
             yield f"{region} lies in {len(some)} of {people} subjects only"
 
 
-def _unwell_trainings(notes: Notes, root: Path) -> Iterator[str]:
+def _unwell_trainings(notes: StudyNotes, root: Path) -> Iterator[str]:
     """Quote what the health check said at the end of the trainings of each arm."""
     for arm in dict.fromkeys(job.arm for job in notes.jobs):
         logs = [root / job.folder / "log.jsonl" for job in notes.jobs if job.arm == arm]
@@ -203,7 +203,7 @@ def _last_warning(log: Path) -> list[str]:
     return [line["message"] for line in read_history(log) if line["kind"] == "warning"][-1:]
 
 
-def _facts(notes: Notes, run: Path, rows: Sequence[Row]) -> dict[str, dict[str, str]]:
+def _facts(notes: StudyNotes, run: Path, rows: Sequence[Row]) -> dict[str, dict[str, str]]:
     """Collect the data sheet: cohort, folds, what was asked, recipe and machine of one training."""
     cases = {row.case: row.fold for row in rows}
     folds = Counter(cases.values())

@@ -154,7 +154,7 @@ def recipe_of(recipe: Recipe, task: Task, seed: int) -> Recipe:
 
 
 @dataclass(frozen=True)
-class Cell:
+class UtilityRun:
     """What is measured once: a fold with a seed.
 
     Attributes:
@@ -181,7 +181,7 @@ class Cell:
 
 
 def measure(
-    cell: Cell,
+    cell: UtilityRun,
     cohort: Cohort,
     out: Path,
     progress: Sequence[Progress | None] = (None,) * TRAININGS,
@@ -239,7 +239,7 @@ def _share_plan(place: Path, cases: Iterable[Case]) -> None:
         write_plan(path, replace(plan, trained_on=learning))
 
 
-def _score(cell: Cell, run: Path, root: Path, trust: Collection[str]) -> tuple[list[Row], list[Problem]]:
+def _score(cell: UtilityRun, run: Path, root: Path, trust: Collection[str]) -> tuple[list[Row], list[Problem]]:
     """Score a later model on the test subjects' scans."""
     place, settings = run / "predictions", cell.recipe.training
     made = predict(

@@ -26,7 +26,7 @@ LOCKED = ("locked", "sealed")  # folder of the scores on the locked test set; it
 
 
 @dataclass(frozen=True)
-class Outcome:
+class JobOutcome:
     """What came of a job: its name, and what went wrong, or None; and the code of what went wrong, where it has one."""
 
     key: str
@@ -58,7 +58,7 @@ def simulate(phantom: Phantom, folder: Path, *, movement: Movement | None = None
 
 
 @dataclass(frozen=True)
-class Terms:
+class JobTerms:
     """What is the same for all jobs of a study.
 
     Attributes:
@@ -84,7 +84,7 @@ class Terms:
         return (*self.trust, job.recipe.generator.network)
 
 
-def work(job: Job, terms: Terms) -> Outcome:
+def work(job: Job, terms: JobTerms) -> JobOutcome:
     """Do a job, or recognise that it was done; what goes wrong is reported, not raised."""
     import torch
     from threadpoolctl import threadpool_limits
@@ -103,12 +103,12 @@ def work(job: Job, terms: Terms) -> Outcome:
             if terms.opened and job.kind == "arm" and not (locked_folder(job) / "evaluation.csv").exists():
                 _score(job, terms, "locked", locked_folder(job))
     except ChiasmError as error:
-        return Outcome(job.key, job.name, str(error), error.reason)
+        return JobOutcome(job.key, job.name, str(error), error.reason)
     except (MemoryError, OSError, RuntimeError) as error:  # a machine that is too small costs the job, not the study
-        return Outcome(job.key, job.name, _shortage(error))
+        return JobOutcome(job.key, job.name, _shortage(error))
     finally:
         torch.set_num_threads(before)
-    return Outcome(job.key, job.name, None)
+    return JobOutcome(job.key, job.name, None)
 
 
 def _shortage(error: MemoryError | OSError | RuntimeError) -> str:
@@ -125,7 +125,7 @@ def locked_folder(job: Job) -> Path:
     return job.folder / LOCKED[0]
 
 
-def _train(job: Job, terms: Terms) -> None:
+def _train(job: Job, terms: JobTerms) -> None:
     start = time.monotonic()
     if job.warm is not None:
         _share_plan(job.warm, job.folder)
@@ -146,7 +146,7 @@ def _train(job: Job, terms: Terms) -> None:
     _mark_done(job, trained - start, time.monotonic() - trained)
 
 
-def _assess(job: Job, terms: Terms) -> None:
+def _assess(job: Job, terms: JobTerms) -> None:
     start = time.monotonic()
     cache, trust = terms.out / "cache", terms.trusted(job)
     rows = assess_maps(job.runs, terms.data, layout=terms.layout, cache=cache, trust=trust)
@@ -159,7 +159,7 @@ def _mark_done(job: Job, training: float, scoring: float) -> None:
     write_json(job.folder / "done.json", {"name": job.name, "version": __version__, "steps": job.steps, **seconds})
 
 
-def _score(job: Job, terms: Terms, role: str, folder: Path) -> None:
+def _score(job: Job, terms: JobTerms, role: str, folder: Path) -> None:
     """Predict the cases of a role and score them.
 
     Raises:

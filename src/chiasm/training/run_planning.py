@@ -34,7 +34,7 @@ from chiasm.preparation.plan import Plan, read_plan, write_plan
 from chiasm.preparation.planning import make_plan
 from chiasm.preparation.unpaired import describe_unpaired, find_unpaired, refuse_duplicates
 from chiasm.recipe import Recipe, read_recipe, write_recipe
-from chiasm.registration.cohort import Together, align_cohort, describe_movement
+from chiasm.registration.cohort import AlignedCohort, align_cohort, describe_movement
 from chiasm.training.cost import estimate_cost, fit_time
 from chiasm.training.players import check_players, patch_needs
 from chiasm.training.run_folder import check_run_folder
@@ -261,7 +261,7 @@ def _unpaired_names(recipe: Recipe, split: Split, paired: Sequence[str], lone: _
     return (*(name for name in split.train if name not in paired), *(case.id for case in lone.cases))
 
 
-def _gather_usable(aligned: Together, examined: ExaminedCohort, lone: _Unpaired) -> Cohort:
+def _gather_usable(aligned: AlignedCohort, examined: ExaminedCohort, lone: _Unpaired) -> Cohort:
     """Return all cases that can be used; what is lacking in a case that serves without a partner is no problem."""
     served = {case.id for case in lone.cases}
     missing = [problem for problem in aligned.cohort.problems if problem.case not in served]
@@ -290,7 +290,7 @@ def _read_plan_of_before(path: Path, unpaired: tuple[str, ...]) -> Plan | None:
 
 
 def _choose_plan(
-    recipe: Recipe, cohort: Cohort, paired: Sequence[str], aligned: Together, examined: ExaminedCohort
+    recipe: Recipe, cohort: Cohort, paired: Sequence[str], aligned: AlignedCohort, examined: ExaminedCohort
 ) -> Plan:
     facts = {name: one.facts for name, one in examined.cases.items() if one.facts is not None}
     needs = patch_needs(recipe)
@@ -303,7 +303,7 @@ def registered_in(folder: Path, recipe: Recipe, cache: Path | None = None) -> Pa
     return folder / "registered" if cache is None else cache / f"registered-{recipe.data.registration}"
 
 
-def _align(cohort: Cohort, recipe: Recipe, folder: Path, say: Say) -> Together:
+def _align(cohort: Cohort, recipe: Recipe, folder: Path, say: Say) -> AlignedCohort:
     """Register every case as the recipe says, and say how far they were moved."""
     kind, names = recipe.data.registration, _named_images(recipe)
     together = align_cohort(
