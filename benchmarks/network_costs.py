@@ -12,7 +12,7 @@ import math
 import torch
 from torch import nn
 
-from chiasm.networks.catalogue import CRITICS, GENERATORS, CataloguedNetwork, needs_of
+from chiasm.networks.catalogue import DISCRIMINATORS, GENERATORS, CataloguedNetwork, needs_of
 from chiasm.training.cost import list_layers
 
 SIDE = {2: 1024, 3: 256}
@@ -40,7 +40,7 @@ def _sizes(network: nn.Module) -> str:
 
 def main() -> None:
     """Print a line for each network and number of dimensions."""
-    for kind, table, channels in (("generator", GENERATORS, 1), ("critic", CRITICS, 2)):
+    for kind, table, channels in (("generator", GENERATORS, 1), ("critic", DISCRIMINATORS, 2)):
         for name, entry in table.items():
             for dims in entry.dims:
                 print(f"{kind:9} {name:12} {dims}D {told(entry, dims, channels)}")

@@ -15,11 +15,11 @@ from torch import nn
 
 from chiasm.errors import RecipeError
 from chiasm.networks.catalogue import (
-    CRITICS,
+    DISCRIMINATORS,
     GENERATORS,
     SameSize,
     check_contract,
-    make_critic,
+    make_discriminator,
     make_network,
     needs_of,
 )
@@ -72,16 +72,16 @@ def test_any_size_is_filled_up_and_the_middle_is_what_the_network_makes_of_it(na
             torch.testing.assert_close(network(image), whole)
 
 
-@pytest.mark.parametrize("name", list(CRITICS))
+@pytest.mark.parametrize("name", list(DISCRIMINATORS))
 @pytest.mark.parametrize("dims", [2, 3])
-def test_every_critic_scores_each_sample_alone_and_can_be_standardised(name: str, dims: Any) -> None:
-    critic = make_critic(name, in_channels=2, dims=dims, scale=THIN).eval()
-    critic.get_submodule("standardise").set_input_statistics(torch.zeros(2), torch.ones(2))  # type: ignore[operator]
-    images = torch.randn(2, 2, *(max(int(critic.smallest), 32),) * dims)  # type: ignore[arg-type]
+def test_every_discriminator_scores_each_sample_alone_and_can_be_standardised(name: str, dims: Any) -> None:
+    discriminator = make_discriminator(name, in_channels=2, dims=dims, scale=THIN).eval()
+    discriminator.get_submodule("standardise").set_input_statistics(torch.zeros(2), torch.ones(2))  # type: ignore[operator]
+    images = torch.randn(2, 2, *(max(int(discriminator.smallest), 32),) * dims)  # type: ignore[arg-type]
     with torch.no_grad():
-        scores = critic(images)
+        scores = discriminator(images)
         assert len(scores) == 2 and (scores.ndim == 1 or scores.shape[1] == 1)
-        torch.testing.assert_close(critic(images[1:])[0], scores[1], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(discriminator(images[1:])[0], scores[1], atol=1e-5, rtol=1e-4)
 
 
 def test_a_network_of_another_package_or_of_ones_own_is_named_by_module_and_class() -> None:
@@ -143,7 +143,7 @@ def test_wrong_patches_dimensions_and_channels_are_refused_with_what_is_possible
     with pytest.raises(RecipeError, match="does not keep the contract"):
         check_contract(two, "toy_networks:TwoChannels", 1, (16, 16))
     with pytest.raises(RecipeError, match="dcgan, patch, context"):
-        make_critic("discriminator", in_channels=2, dims=2)
+        make_discriminator("discriminator", in_channels=2, dims=2)
 
 
 @pytest.mark.parametrize("name", ["fcn3d", "li-cnn", "context-fcn", "srcnn"])
@@ -255,9 +255,9 @@ def test_networks_without_end_are_given_up() -> None:
         nn.Sequential(*(nn.Linear(2, 2) for _ in range(10_000_000)))
 
 
-@pytest.mark.parametrize("name", list(CRITICS))
-def test_a_critic_without_normalisation_has_a_bias_in_its_place(name: str) -> None:
-    plain = make_critic(name, in_channels=2, dims=2, scale=THIN, norm="none")
+@pytest.mark.parametrize("name", list(DISCRIMINATORS))
+def test_a_discriminator_without_normalisation_has_a_bias_in_its_place(name: str) -> None:
+    plain = make_discriminator(name, in_channels=2, dims=2, scale=THIN, norm="none")
     parts = list(plain.modules())
     assert not any(isinstance(part, nn.BatchNorm2d) for part in parts)
     assert all(part.bias is not None for part in parts if isinstance(part, nn.Conv2d))

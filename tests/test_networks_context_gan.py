@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from chiasm.networks.context_gan import ContextCritic, ContextFcn
+from chiasm.networks.context_gan import ContextDiscriminator, ContextFcn
 from network_checks import kernels, lively, measured_field, share_left_of_blur, tile_differs_by, weights
 
 #: Inputs, outputs, kernel: the generator's layer table.
@@ -31,13 +31,13 @@ def test_the_generators_weights_are_those_of_the_layer_table(dims: int) -> None:
 
 
 @pytest.mark.parametrize("dims", [2, 3])
-def test_the_critics_weights_are_those_of_the_layer_table(dims: int) -> None:
+def test_the_discriminators_weights_are_those_of_the_layer_table(dims: int) -> None:
     table = [(2, 32), (32, 64), (64, 128), (128, 256)]
     linear = (256 * 512 + 512) + (512 * 128 + 128) + (128 + 1)
     by_hand = sum(a * b * 3**dims + 2 * b for a, b in table) + linear
-    assert weights(ContextCritic, in_channels=2, dims=dims) == by_hand == {2: 585_985, 3: 1_361_281}[dims]
+    assert weights(ContextDiscriminator, in_channels=2, dims=dims) == by_hand == {2: 585_985, 3: 1_361_281}[dims]
     with torch.device("meta"):
-        assert kernels(ContextCritic(in_channels=2, dims=dims)) == [(a, b, 3) for a, b in table]  # type: ignore[arg-type]
+        assert kernels(ContextDiscriminator(in_channels=2, dims=dims)) == [(a, b, 3) for a, b in table]  # type: ignore[arg-type]
 
 
 def test_a_patch_of_32_gives_one_of_16() -> None:
@@ -67,34 +67,34 @@ def test_a_tile_with_its_halo_equals_the_whole_and_with_less_it_does_not(dims: i
 
 
 @pytest.mark.parametrize("dims", [2, 3])
-def test_the_critic_equals_its_parts_applied_one_by_one(dims: int) -> None:
-    critic = lively(ContextCritic(in_channels=2, dims=dims, scale=0.1)).double()  # type: ignore[arg-type]
+def test_the_discriminator_equals_its_parts_applied_one_by_one(dims: int) -> None:
+    discriminator = lively(ContextDiscriminator(in_channels=2, dims=dims, scale=0.1)).double()  # type: ignore[arg-type]
     mean, sd = torch.tensor([1.0, -2.0]), torch.tensor([0.5, 4.0])
-    critic.standardise.set_input_statistics(mean, sd)  # type: ignore[operator,union-attr]
+    discriminator.standardise.set_input_statistics(mean, sd)  # type: ignore[operator,union-attr]
     pool = nn.MaxPool2d(2) if dims == 2 else nn.MaxPool3d(2)
     images = torch.randn(3, 2, *[17] * dims, dtype=torch.float64)
     by_hand = torch.stack([(images[:, 0] - 1.0) / 0.5, (images[:, 1] + 2.0) / 4.0], dim=1)
-    first, second, third, fourth = critic.blocks  # type: ignore[misc]
+    first, second, third, fourth = discriminator.blocks  # type: ignore[misc]
     by_hand = fourth(pool(third(pool(second(pool(first(by_hand)))))))
     by_hand = by_hand.mean(dim=tuple(range(2, dims + 2)))
-    for layer in critic.hidden:  # type: ignore[union-attr]
+    for layer in discriminator.hidden:  # type: ignore[union-attr]
         by_hand = layer(by_hand).clamp(min=0)
-    expected = critic.last(by_hand)[:, 0]  # type: ignore[operator]
-    torch.testing.assert_close(critic(images), expected)
+    expected = discriminator.last(by_hand)[:, 0]  # type: ignore[operator]
+    torch.testing.assert_close(discriminator(images), expected)
     assert expected.shape == (3,) and expected.std() > 0
 
 
 @pytest.mark.parametrize("dims", [2, 3])
-def test_the_critic_learns_to_tell_smooth_from_rough(dims: int) -> None:
+def test_the_discriminator_learns_to_tell_smooth_from_rough(dims: int) -> None:
     torch.manual_seed(0)
-    critic = ContextCritic(in_channels=2, dims=dims, scale=0.1)  # type: ignore[arg-type]
+    discriminator = ContextDiscriminator(in_channels=2, dims=dims, scale=0.1)  # type: ignore[arg-type]
     images = torch.randn(8, 2, *[16] * dims)
     images[4:] = (images[4:] + images[4:].roll(1, dims=2)) / 2**0.5
     real = torch.tensor([0.0] * 4 + [1.0] * 4)
-    optimiser = torch.optim.Adam(critic.parameters(), lr=1e-2)
+    optimiser = torch.optim.Adam(discriminator.parameters(), lr=1e-2)
     losses = []
     for _ in range(30):
-        loss = nn.functional.binary_cross_entropy_with_logits(critic(images), real)
+        loss = nn.functional.binary_cross_entropy_with_logits(discriminator(images), real)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -103,19 +103,21 @@ def test_the_critic_learns_to_tell_smooth_from_rough(dims: int) -> None:
 
 
 def test_wrong_sizes_are_refused() -> None:
-    network, critic = (made.eval() for made in (ContextFcn(in_channels=1), ContextCritic(in_channels=2, dims=2)))
+    network, discriminator = (
+        made.eval() for made in (ContextFcn(in_channels=1), ContextDiscriminator(in_channels=2, dims=2))
+    )
     assert network.smallest == 17 and network(torch.zeros(1, 1, 17, 17)).shape == (1, 1, 1, 1)
     with pytest.raises(ValueError, match="at least 17"):
         network(torch.zeros(1, 1, 16, 17))
     with pytest.raises(ValueError, match="2 spatial axes"):
         network(torch.zeros(1, 1, 20, 20, 20))
-    assert critic.smallest == 8 and critic(torch.zeros(2, 2, 8, 9)).shape == (2,)
+    assert discriminator.smallest == 8 and discriminator(torch.zeros(2, 2, 8, 9)).shape == (2,)
     for shape in ((2, 2, 7, 8), (2, 2, 8, 8, 8)):
         with pytest.raises(ValueError, match="2 axes of at least 8"):
-            critic(torch.zeros(shape))
+            discriminator(torch.zeros(shape))
 
 
-@pytest.mark.parametrize("make", [ContextFcn, ContextCritic])
+@pytest.mark.parametrize("make", [ContextFcn, ContextDiscriminator])
 @pytest.mark.parametrize("wrong", [{"dims": 4}, {"in_channels": 0}, {"scale": 0.0}])
 def test_impossible_settings_are_refused(make: type[nn.Module], wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="dims is 2 or 3"):

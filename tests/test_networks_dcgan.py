@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from chiasm.networks.dcgan import DcganCritic, DcganGenerator
+from chiasm.networks.dcgan import DcganDiscriminator, DcganGenerator
 from network_checks import (
     count,
     kernels_of,
@@ -19,7 +19,7 @@ from network_checks import (
 #: Inputs, outputs and kernel: figure 1's way up (1024, 512, 256, 128, image), and its mirror image.
 DOWN = [(1, 128, 5), (128, 256, 5), (256, 512, 5), (512, 1024, 5)]
 UP = [(1024, 512, 5), (512, 256, 5), (256, 128, 5), (128, 1, 5)]
-#: The released critic's (ndf = 128).
+#: The released discriminator's (ndf = 128).
 CRITIC = [(2, 128, 5), (128, 256, 5), (256, 512, 5), (512, 1024, 5)]
 
 
@@ -34,24 +34,29 @@ def test_the_generators_layers_and_weights_are_those_of_figure_1_and_its_mirror_
 
 
 @pytest.mark.parametrize(("norm", "norms", "biases"), [("batch", [256, 512, 1024], []), ("none", [], [256, 512, 1024])])
-def test_the_critics_layers_and_weights_are_the_released_codes(norm: str, norms: list[int], biases: list[int]) -> None:
+def test_the_discriminators_layers_and_weights_are_the_released_codes(
+    norm: str, norms: list[int], biases: list[int]
+) -> None:
     with torch.device("meta"):
-        network = DcganCritic(in_channels=2, dims=2, norm=norm)  # type: ignore[arg-type]
+        network = DcganDiscriminator(in_channels=2, dims=2, norm=norm)  # type: ignore[arg-type]
     assert [layer[:3] for layer in kernels_of(network)] == CRITIC
     assert {layer[3] for layer in kernels_of(network)} == {2}
     assert count(network) == weights_of(CRITIC, 2, norms=norms, biases=[128, *biases]) + 1024 + 1
 
 
-def test_the_generator_is_rectified_and_the_critic_leaky() -> None:
-    generator, critic = DcganGenerator(in_channels=1, scale=0.02), DcganCritic(in_channels=2, dims=2, scale=0.02)
+def test_the_generator_is_rectified_and_the_discriminator_leaky() -> None:
+    generator, discriminator = (
+        DcganGenerator(in_channels=1, scale=0.02),
+        DcganDiscriminator(in_channels=2, dims=2, scale=0.02),
+    )
     assert sum(isinstance(module, nn.ReLU) for module in generator.modules()) == 7  # all but the output
-    leaks = [module.negative_slope for module in critic.modules() if isinstance(module, nn.LeakyReLU)]
+    leaks = [module.negative_slope for module in discriminator.modules() if isinstance(module, nn.LeakyReLU)]
     assert leaks == [0.2] * 4
 
 
 def test_weights_start_with_a_spread_of_one_fiftieth() -> None:
     torch.manual_seed(0)
-    for network in (DcganGenerator(in_channels=1, scale=0.25), DcganCritic(in_channels=2, dims=2, scale=0.25)):
+    for network in (DcganGenerator(in_channels=1, scale=0.25), DcganDiscriminator(in_channels=2, dims=2, scale=0.25)):
         for layer in network.modules():
             if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d) and layer.weight.numel() > 10_000:
                 assert layer.weight.std().item() == pytest.approx(0.02, rel=0.05)
@@ -78,16 +83,16 @@ def test_the_generator_learns_one_smooth_patch_by_heart() -> None:
 
 @pytest.mark.parametrize("dims", [2, 3])
 @pytest.mark.parametrize("norm", ["batch", "none"])
-def test_the_critic_learns_to_tell_rough_images_from_smooth_ones(dims: int, norm: str) -> None:
+def test_the_discriminator_learns_to_tell_rough_images_from_smooth_ones(dims: int, norm: str) -> None:
     torch.manual_seed(0)
-    critic = DcganCritic(in_channels=1, dims=dims, scale=1 / 16, norm=norm)  # type: ignore[arg-type]
-    optimiser = torch.optim.Adam(critic.parameters(), lr=2e-3)
+    discriminator = DcganDiscriminator(in_channels=1, dims=dims, scale=1 / 16, norm=norm)  # type: ignore[arg-type]
+    optimiser = torch.optim.Adam(discriminator.parameters(), lr=2e-3)
     rough = torch.randn(4, 1, *[16] * dims)
     smooth = rough.roll(1, 2) / 2 + rough / 2
     smooth = smooth / smooth.std()
     is_rough, losses = torch.tensor([1.0] * 4 + [0.0] * 4), []
     for _ in range(40):
-        loss = functional.binary_cross_entropy_with_logits(critic(torch.cat([rough, smooth])), is_rough)
+        loss = functional.binary_cross_entropy_with_logits(discriminator(torch.cat([rough, smooth])), is_rough)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -95,34 +100,34 @@ def test_the_critic_learns_to_tell_rough_images_from_smooth_ones(dims: int, norm
     assert losses[-1] < 0.1 * losses[0]
 
 
-def test_the_critic_gives_one_logit_a_sample_at_any_size_and_standardises_first() -> None:
-    critic = lively(DcganCritic(in_channels=2, dims=2, scale=0.05))
+def test_the_discriminator_gives_one_logit_a_sample_at_any_size_and_standardises_first() -> None:
+    discriminator = lively(DcganDiscriminator(in_channels=2, dims=2, scale=0.05))
     images = torch.randn(3, 2, 17, 40)
-    plain = DcganCritic(in_channels=2, dims=2, scale=0.05).eval()
-    plain.load_state_dict(critic.state_dict())
+    plain = DcganDiscriminator(in_channels=2, dims=2, scale=0.05).eval()
+    plain.load_state_dict(discriminator.state_dict())
     mean, sd = torch.tensor([1.0, -2.0]), torch.tensor([0.5, 3.0])
-    for network, m, s in ((critic, mean, sd), (plain, torch.zeros(2), torch.ones(2))):
+    for network, m, s in ((discriminator, mean, sd), (plain, torch.zeros(2), torch.ones(2))):
         network.standardise.set_input_statistics(m, s)
-    logits = critic(images)
+    logits = discriminator(images)
     assert logits.shape == (3,) and logits.std() > 0
     torch.testing.assert_close(logits, plain((images - mean.view(1, 2, 1, 1)) / sd.view(1, 2, 1, 1)))
 
 
-def test_the_critic_takes_the_mean_over_space_before_its_linear_unit() -> None:
-    critic = DcganCritic(in_channels=2, dims=2, scale=0.05)
-    critic.layers, critic.last = nn.Sequential(), nn.Linear(2, 1)
+def test_the_discriminator_takes_the_mean_over_space_before_its_linear_unit() -> None:
+    discriminator = DcganDiscriminator(in_channels=2, dims=2, scale=0.05)
+    discriminator.layers, discriminator.last = nn.Sequential(), nn.Linear(2, 1)
     images = torch.randn(3, 2, 17, 40)
-    torch.testing.assert_close(critic(images), critic.last(images.mean(dim=(2, 3))).squeeze(1))
+    torch.testing.assert_close(discriminator(images), discriminator.last(images.mean(dim=(2, 3))).squeeze(1))
 
 
 @pytest.mark.parametrize(("norm", "mixes"), [("batch", True), ("none", False)])
-def test_the_critics_samples_influence_one_another_in_training_only_with_batch_normalisation(
+def test_the_discriminators_samples_influence_one_another_in_training_only_with_batch_normalisation(
     norm: str, mixes: bool
 ) -> None:
     torch.manual_seed(0)
-    critic = DcganCritic(in_channels=1, dims=2, scale=0.05, norm=norm)  # type: ignore[arg-type]
+    discriminator = DcganDiscriminator(in_channels=1, dims=2, scale=0.05, norm=norm)  # type: ignore[arg-type]
     images = torch.randn(4, 1, 32, 32, requires_grad=True)
-    (gradient,) = torch.autograd.grad(critic(images)[0], images)
+    (gradient,) = torch.autograd.grad(discriminator(images)[0], images)
     assert bool(gradient[1:].abs().max() > 0) == mixes
 
 
@@ -131,14 +136,14 @@ def test_what_they_cannot_take_is_refused() -> None:
     for shape, told in (((1, 1, 24, 32), "multiples of 16"), ((1, 1, 32, 32, 32), "spatial axes")):
         with pytest.raises(ValueError, match=told):
             network(torch.zeros(shape))
-    critic = DcganCritic(in_channels=2, dims=2, scale=0.02)
+    discriminator = DcganDiscriminator(in_channels=2, dims=2, scale=0.02)
     for shape in ((2, 2, 15, 32), (2, 2, 32, 32, 32)):
         with pytest.raises(ValueError, match="at least 16"):
-            critic(torch.zeros(shape))
+            discriminator(torch.zeros(shape))
     for wrong in ({"in_channels": 0}, {"dims": 4}, {"scale": 0.0}):
         with pytest.raises(ValueError):
             DcganGenerator(**{"in_channels": 1} | wrong)  # type: ignore[arg-type]
         with pytest.raises(ValueError):
-            DcganCritic(**{"in_channels": 1, "dims": 2} | wrong)  # type: ignore[arg-type]
+            DcganDiscriminator(**{"in_channels": 1, "dims": 2} | wrong)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="batch or none"):
-        DcganCritic(in_channels=1, dims=2, norm="instance")  # type: ignore[arg-type]
+        DcganDiscriminator(in_channels=1, dims=2, norm="instance")  # type: ignore[arg-type]

@@ -6,7 +6,7 @@ from torch import nn
 
 from chiasm.networks.generator import Layer
 from chiasm.networks.generator import reach as own_reach
-from chiasm.networks.layers import Step, check_critic, check_numbers, draw, draw_he, farthest, seen
+from chiasm.networks.layers import Step, check_discriminator, check_numbers, draw, draw_he, farthest, seen
 from network_checks import reached
 
 STEPS: dict[Layer, Step] = {
@@ -73,4 +73,4 @@ def test_numbers_out_of_range_are_refused() -> None:
             check_numbers(*wrong)
     for shape in ((1, 2, 16, 15), (1, 2, 16, 16, 16)):
         with pytest.raises(ValueError, match="2 axes of at least 16"):
-            check_critic(torch.zeros(shape), 2, 16)
+            check_discriminator(torch.zeros(shape), 2, 16)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from chiasm.networks.pix2pix import PatchCritic, Pix2PixGenerator
+from chiasm.networks.pix2pix import PatchDiscriminator, Pix2PixGenerator
 from network_checks import (
     count,
     kernels_of,
@@ -101,46 +101,48 @@ def test_the_generator_learns_one_patch_by_heart(dims: int) -> None:
 
 @pytest.mark.parametrize("dims", [2, 3])
 @pytest.mark.parametrize(("norm", "norms"), [("batch", [128, 256, 512]), ("none", [])])
-def test_the_critics_layers_and_weights_are_the_papers(dims: int, norm: str, norms: list[int]) -> None:
+def test_the_discriminators_layers_and_weights_are_the_papers(dims: int, norm: str, norms: list[int]) -> None:
     with torch.device("meta"):
-        network = PatchCritic(in_channels=2, dims=dims, norm=norm)  # type: ignore[arg-type]
+        network = PatchDiscriminator(in_channels=2, dims=dims, norm=norm)  # type: ignore[arg-type]
     assert kernels_of(network) == CRITIC
     biases = [64, 1] if norms else [64, 128, 256, 512, 1]
     assert count(network) == weights_of([layer[:3] for layer in CRITIC], dims, norms=norms, biases=biases)
 
 
-def test_on_six_channels_the_critic_has_the_weights_of_the_authors_torch_code() -> None:
+def test_on_six_channels_the_discriminator_has_the_weights_of_the_authors_torch_code() -> None:
     with torch.device("meta"):
-        assert f"{count(PatchCritic(in_channels=6, dims=2)) / 1e6:.3f}" == "2.769"  # as it prints
+        assert f"{count(PatchDiscriminator(in_channels=6, dims=2)) / 1e6:.3f}" == "2.769"  # as it prints
 
 
 @pytest.mark.parametrize("dims", [2, 3])
-def test_a_logit_of_the_critic_sees_70_voxels_a_side_by_gradients(dims: int) -> None:
-    critic = PatchCritic(in_channels=1, dims=dims, scale=0.02)  # type: ignore[arg-type]
+def test_a_logit_of_the_discriminator_sees_70_voxels_a_side_by_gradients(dims: int) -> None:
+    discriminator = PatchDiscriminator(in_channels=1, dims=dims, scale=0.02)  # type: ignore[arg-type]
     for place in (7, 8):
-        ((first, last),) = reached(positive(critic), (1, 160, *[24] * (dims - 1)), [place])
-        assert last - first + 1 == critic.patch == 70
+        ((first, last),) = reached(positive(discriminator), (1, 160, *[24] * (dims - 1)), [place])
+        assert last - first + 1 == discriminator.patch == 70
         # 2 + 1 convolutions padded by 1 at strides 8, 8, 4, 2, 1 begin 8 + 8 + 4 + 2 + 1 voxels before the place's own
         assert first == 8 * place - 23
 
 
 def test_an_image_of_256_gives_30_by_30_logits_as_in_the_authors_code() -> None:
-    critic = PatchCritic(in_channels=2, dims=2, scale=0.02)
-    assert critic(torch.zeros(2, 2, 256, 256)).shape == (2, 1, 30, 30)
-    for size in range(critic.smallest, 48):
-        assert critic(torch.zeros(2, 2, 24, size)).shape == (2, 1, 1, size // 8 - 2)
+    discriminator = PatchDiscriminator(in_channels=2, dims=2, scale=0.02)
+    assert discriminator(torch.zeros(2, 2, 256, 256)).shape == (2, 1, 30, 30)
+    for size in range(discriminator.smallest, 48):
+        assert discriminator(torch.zeros(2, 2, 24, size)).shape == (2, 1, 1, size // 8 - 2)
 
 
 @pytest.mark.parametrize("norm", ["batch", "none"])
-def test_the_critic_learns_to_tell_rough_patches_from_smooth_ones(norm: str) -> None:
+def test_the_discriminator_learns_to_tell_rough_patches_from_smooth_ones(norm: str) -> None:
     torch.manual_seed(0)
-    critic = PatchCritic(in_channels=1, dims=2, scale=1 / 8, norm=norm)  # type: ignore[arg-type]
-    optimiser = torch.optim.Adam(critic.parameters(), lr=3e-3)
+    discriminator = PatchDiscriminator(in_channels=1, dims=2, scale=1 / 8, norm=norm)  # type: ignore[arg-type]
+    optimiser = torch.optim.Adam(discriminator.parameters(), lr=3e-3)
     rough = torch.randn(4, 1, 40, 40)
     smooth = functional.avg_pool2d(rough, 3, 1, 1)
     is_rough, losses = torch.tensor([1.0] * 4 + [0.0] * 4).view(8, 1, 1, 1).expand(8, 1, 3, 3), []
     for _ in range(60):
-        loss = functional.binary_cross_entropy_with_logits(critic(torch.cat([rough, smooth / smooth.std()])), is_rough)
+        loss = functional.binary_cross_entropy_with_logits(
+            discriminator(torch.cat([rough, smooth / smooth.std()])), is_rough
+        )
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -148,26 +150,26 @@ def test_the_critic_learns_to_tell_rough_patches_from_smooth_ones(norm: str) -> 
     assert losses[-1] < 0.1 * losses[0]
 
 
-def test_the_critic_standardises_first() -> None:
-    critic, plain = (PatchCritic(in_channels=2, dims=2, scale=0.05) for _ in range(2))
-    plain.load_state_dict(lively(critic).state_dict())
+def test_the_discriminator_standardises_first() -> None:
+    discriminator, plain = (PatchDiscriminator(in_channels=2, dims=2, scale=0.05) for _ in range(2))
+    plain.load_state_dict(lively(discriminator).state_dict())
     mean, sd = torch.tensor([1.0, -2.0]), torch.tensor([0.5, 3.0])
-    critic.standardise.set_input_statistics(mean, sd)
+    discriminator.standardise.set_input_statistics(mean, sd)
     plain.standardise.set_input_statistics(torch.zeros(2), torch.ones(2))
     images = torch.randn(3, 2, 32, 40)
-    logits = critic(images)
+    logits = discriminator(images)
     assert logits.std() > 0
     torch.testing.assert_close(logits, plain.eval()((images - mean.view(1, 2, 1, 1)) / sd.view(1, 2, 1, 1)))
 
 
 @pytest.mark.parametrize(("norm", "mixes"), [("batch", True), ("none", False)])
-def test_the_critics_samples_influence_one_another_in_training_only_with_batch_normalisation(
+def test_the_discriminators_samples_influence_one_another_in_training_only_with_batch_normalisation(
     norm: str, mixes: bool
 ) -> None:
     torch.manual_seed(0)
-    critic = PatchCritic(in_channels=1, dims=2, scale=0.05, norm=norm)  # type: ignore[arg-type]
+    discriminator = PatchDiscriminator(in_channels=1, dims=2, scale=0.05, norm=norm)  # type: ignore[arg-type]
     images = torch.randn(4, 1, 32, 32, requires_grad=True)
-    (gradient,) = torch.autograd.grad(critic(images)[0].sum(), images)
+    (gradient,) = torch.autograd.grad(discriminator(images)[0].sum(), images)
     assert bool(gradient[1:].abs().max() > 0) == mixes
 
 
@@ -186,13 +188,13 @@ def test_what_they_cannot_take_is_refused() -> None:
     for shape, told in (((1, 1, 8, 0), "multiples of 8"), ((1, 1, 8, 8, 8), "spatial axes")):
         with pytest.raises(ValueError, match=told):
             network(torch.zeros(shape))
-    critic = PatchCritic(in_channels=2, dims=2, scale=0.02)
+    discriminator = PatchDiscriminator(in_channels=2, dims=2, scale=0.02)
     for shape in ((2, 2, 23, 32), (2, 2, 32, 32, 32)):
         with pytest.raises(ValueError, match="at least 24"):
-            critic(torch.zeros(shape))
+            discriminator(torch.zeros(shape))
     for wrong in ({"in_channels": 0}, {"dims": 4}, {"scale": 0.0}, {"depth": 1}, {"depth": 9}, {"dropout": 1.0}):
         with pytest.raises(ValueError):
             Pix2PixGenerator(**{"in_channels": 1} | wrong)  # type: ignore[arg-type]
     for wrong in ({"in_channels": 0}, {"dims": 4}, {"scale": 0.0}, {"norm": "instance"}):
         with pytest.raises(ValueError):
-            PatchCritic(**{"in_channels": 1, "dims": 2} | wrong)  # type: ignore[arg-type]
+            PatchDiscriminator(**{"in_channels": 1, "dims": 2} | wrong)  # type: ignore[arg-type]

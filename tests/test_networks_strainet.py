@@ -5,7 +5,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from chiasm.networks.strainet import StochasticBranch, StochasticUnit, Strainet, StrainetCritic, VaryingConvolution
+from chiasm.networks.strainet import (
+    StochasticBranch,
+    StochasticUnit,
+    Strainet,
+    StrainetDiscriminator,
+    VaryingConvolution,
+)
 from network_checks import kernels, lively, measured_field, share_left_of_blur, tile_differs_by, weights
 
 
@@ -38,10 +44,10 @@ def test_it_has_31_convolutions_and_one_of_them_is_dilated() -> None:
 
 
 @pytest.mark.parametrize("dims", [2, 3])
-def test_the_critics_weights_are_those_of_the_layer_table(dims: int) -> None:
+def test_the_discriminators_weights_are_those_of_the_layer_table(dims: int) -> None:
     table = [(2, 32), (32, 32), (32, 64), (64, 64), (64, 128), (128, 128), (128, 128), (128, 128)]
     by_hand = sum(a * b * 3**dims + b for a, b in table) + (128 * 1024 + 1024) + (1024 + 1)
-    assert weights(StrainetCritic, in_channels=2, dims=dims) == by_hand == {2: 715_009, 3: 1_877_377}[dims]
+    assert weights(StrainetDiscriminator, in_channels=2, dims=dims) == by_hand == {2: 715_009, 3: 1_877_377}[dims]
 
 
 @pytest.mark.parametrize("dims", [2, 3])
@@ -116,38 +122,41 @@ def test_one_basis_kernel_is_a_plain_convolution() -> None:
 
 
 @pytest.mark.parametrize("dims", [2, 3])
-def test_a_logit_of_the_critic_sees_its_place_and_all_sizes_of_16_and_more_are_taken(dims: int) -> None:
-    critic = lively(StrainetCritic(in_channels=2, dims=dims, scale=0.1)).double()  # type: ignore[arg-type]
-    assert critic.smallest == 16
+def test_a_logit_of_the_discriminator_sees_its_place_and_all_sizes_of_16_and_more_are_taken(dims: int) -> None:
+    discriminator = lively(StrainetDiscriminator(in_channels=2, dims=dims, scale=0.1)).double()  # type: ignore[arg-type]
+    assert discriminator.smallest == 16
     for size, logits in ((16, 1), (17, 2), (32, 2)):
-        assert critic(torch.zeros(1, 2, size, *[16] * (dims - 1)).double()).shape[2:] == (logits, *[1] * (dims - 1))
+        assert discriminator(torch.zeros(1, 2, size, *[16] * (dims - 1)).double()).shape[2:] == (
+            logits,
+            *[1] * (dims - 1),
+        )
     images = torch.randn(1, 2, 128, *[16] * (dims - 1), dtype=torch.float64)
     changed = images.clone()
     changed[:, :, :8] += 1.0
-    moved = (critic(changed) - critic(images)).abs().flatten(2).sum(dim=(0, 1))
+    moved = (discriminator(changed) - discriminator(images)).abs().flatten(2).sum(dim=(0, 1))
     assert moved[0] > 0 and moved[-1] == 0
 
 
-def test_the_critic_standardises_its_inputs_first() -> None:
-    critic = lively(StrainetCritic(in_channels=2, dims=2, scale=0.1)).double()
+def test_the_discriminator_standardises_its_inputs_first() -> None:
+    discriminator = lively(StrainetDiscriminator(in_channels=2, dims=2, scale=0.1)).double()
     images = torch.randn(1, 2, 16, 16, dtype=torch.float64)
-    plain = critic(images)
-    critic.standardise.set_input_statistics(torch.tensor([1.0, -2.0]), torch.tensor([0.5, 4.0]))  # type: ignore[operator,union-attr]
+    plain = discriminator(images)
+    discriminator.standardise.set_input_statistics(torch.tensor([1.0, -2.0]), torch.tensor([0.5, 4.0]))  # type: ignore[operator,union-attr]
     moved = torch.stack([images[:, 0] * 0.5 + 1.0, images[:, 1] * 4.0 - 2.0], dim=1)
-    torch.testing.assert_close(critic(moved), plain)
+    torch.testing.assert_close(discriminator(moved), plain)
 
 
 def test_wrong_sizes_are_refused() -> None:
-    network, critic = Strainet(in_channels=1, scale=0.1), StrainetCritic(in_channels=2, dims=2, scale=0.1)
+    network, discriminator = Strainet(in_channels=1, scale=0.1), StrainetDiscriminator(in_channels=2, dims=2, scale=0.1)
     for shape in ((1, 1, 12, 16), (1, 1, 16, 0), (1, 1, 16, 16, 16)):
         with pytest.raises(ValueError, match=r"multiples of 8|spatial axes"):
             network(torch.zeros(shape))
     for shape in ((1, 2, 15, 16), (1, 2, 16, 16, 16)):
         with pytest.raises(ValueError, match="2 axes of at least 16"):
-            critic(torch.zeros(shape))
+            discriminator(torch.zeros(shape))
 
 
-@pytest.mark.parametrize("make", [Strainet, StrainetCritic])
+@pytest.mark.parametrize("make", [Strainet, StrainetDiscriminator])
 @pytest.mark.parametrize("wrong", [{"dims": 4}, {"in_channels": 0}, {"scale": 0.0}])
 def test_impossible_settings_are_refused(make: type[nn.Module], wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="dims is 2 or 3"):

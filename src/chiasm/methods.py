@@ -324,7 +324,7 @@ _METHODS = (
     ),
     Method(
         "dcgan",
-        "strided and transposed convolutions with their critic (Radford 2015)",
+        "strided and transposed convolutions with their discriminator (Radford 2015)",
         {
             **_NO_ATTENTION,
             **_L1_GLOBAL,

@@ -173,7 +173,7 @@ class Discriminators(Section):
     local_widths: Annotated[Widths, Field(min_length=3)] = (8, 16, 32, 64)
     spectral_norm: bool = True  # of the local one
     global_network: str = "chiasm"
-    scale: Annotated[float, Field(gt=0, le=4)] = 0.25  # of a reference critic's published channels
+    scale: Annotated[float, Field(gt=0, le=4)] = 0.25  # of a published discriminator's channels
     conditional: bool = True  # the local one sees the source too
     global_spectral_norm: bool = False  # of this project's own global one
     second_global: bool = False  # in place of the local one's adversarial term (control C5)
@@ -191,7 +191,7 @@ class Loss(Section):
     clip: Positive = 0.01  # largest weight of a wgan critic
     smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.1
     penalty: NonNegative = 10.0  # gradient penalty of wgan-gp
-    penalty_every: Annotated[int, Field(ge=1, le=64)] = 4  # of so many critic steps one, weighted up by as much
+    penalty_every: Annotated[int, Field(ge=1, le=64)] = 4  # of so many discriminator steps one, weighted up by as much
     discriminator_steps: Annotated[int, Field(ge=1, le=20)] = (
         1  # of the global one for each of the generator's, once both play
     )

@@ -17,18 +17,18 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from chiasm.errors import RecipeError, unknown
-from chiasm.networks.context_gan import ContextCritic, ContextFcn
-from chiasm.networks.dcgan import DcganCritic, DcganGenerator
+from chiasm.networks.context_gan import ContextDiscriminator, ContextFcn
+from chiasm.networks.dcgan import DcganDiscriminator, DcganGenerator
 from chiasm.networks.fcn3d import Fcn3d
 from chiasm.networks.fcn8 import Fcn8
 from chiasm.networks.foreign import FOREIGN, check_options, make_foreign
 from chiasm.networks.generator import Dims, Norm
 from chiasm.networks.han import Han
 from chiasm.networks.li_cnn import LiCnn
-from chiasm.networks.pix2pix import PatchCritic, Pix2PixGenerator
+from chiasm.networks.pix2pix import PatchDiscriminator, Pix2PixGenerator
 from chiasm.networks.sparse_coding import SparseCoder
 from chiasm.networks.srcnn import Srcnn
-from chiasm.networks.strainet import Strainet, StrainetCritic
+from chiasm.networks.strainet import Strainet, StrainetDiscriminator
 from chiasm.networks.unet import UNet
 
 OWN = "chiasm"  # this project's own networks, which other settings shape
@@ -42,7 +42,7 @@ class CataloguedNetwork(NamedTuple):
         make: Called with in_channels, dims and scale.
         paper: Where it stands.
         dims: Spatial axes it can have.
-        normalised: Whether it is a critic with batch normalisation, which `norm="none"` leaves out.
+        normalised: Whether it is a discriminator with batch normalisation, which `norm="none"` leaves out.
     """
 
     make: Maker
@@ -75,11 +75,11 @@ GENERATORS: Mapping[str, CataloguedNetwork] = {
     "jcsc": CataloguedNetwork(SparseCoder, "Huang et al., arXiv:1705.02596"),
 }
 
-CRITICS: Mapping[str, CataloguedNetwork] = {
-    "dcgan": CataloguedNetwork(DcganCritic, "Radford et al., arXiv:1511.06434", normalised=True),
-    "patch": CataloguedNetwork(PatchCritic, "Isola et al., arXiv:1611.07004", normalised=True),
-    "context": CataloguedNetwork(ContextCritic, "Nie et al., arXiv:1612.05362", normalised=True),
-    "strainet": CataloguedNetwork(StrainetCritic, "Nie et al., IEEE TNNLS 2019"),
+DISCRIMINATORS: Mapping[str, CataloguedNetwork] = {
+    "dcgan": CataloguedNetwork(DcganDiscriminator, "Radford et al., arXiv:1511.06434", normalised=True),
+    "patch": CataloguedNetwork(PatchDiscriminator, "Isola et al., arXiv:1611.07004", normalised=True),
+    "context": CataloguedNetwork(ContextDiscriminator, "Nie et al., arXiv:1612.05362", normalised=True),
+    "strainet": CataloguedNetwork(StrainetDiscriminator, "Nie et al., IEEE TNNLS 2019"),
 }
 
 
@@ -125,23 +125,25 @@ def make_network(
     return _made(name, GENERATORS[name], in_channels, dims, scale, options)
 
 
-def make_critic(name: str, *, in_channels: int, dims: Dims, scale: float = 1.0, norm: Norm = "batch") -> nn.Module:
+def make_discriminator(
+    name: str, *, in_channels: int, dims: Dims, scale: float = 1.0, norm: Norm = "batch"
+) -> nn.Module:
     """Build a global discriminator of the literature.
 
     Args:
-        name: A name of `CRITICS`.
+        name: A name of `DISCRIMINATORS`.
         in_channels: Channels of source and image together.
         dims: Spatial axes of a convolution.
         scale: Share of the published channels.
         norm: "batch" as published; "none" under a gradient penalty, which is on
-            each sample's own slope.  A critic that normalises nothing stays as it is.
+            each sample's own slope.  A discriminator that normalises nothing stays as it is.
 
     Raises:
         RecipeError: If there is none of that name.
     """
-    if name not in CRITICS:
-        raise unknown("global discriminator", name, [OWN, *CRITICS])
-    entry = CRITICS[name]
+    if name not in DISCRIMINATORS:
+        raise unknown("global discriminator", name, [OWN, *DISCRIMINATORS])
+    entry = DISCRIMINATORS[name]
     bare = entry.normalised and norm == "none"
     return _made(
         name, entry._replace(make=partial(entry.make, norm="none")) if bare else entry, in_channels, dims, scale

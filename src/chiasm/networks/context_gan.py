@@ -4,26 +4,26 @@ Nie, Trullo, Lian, Petitjean, Ruan, Wang and Shen, "Medical Image Synthesis with
 Context-Aware Generative Adversarial Networks", MICCAI 2017, LNCS 10435, 417-425,
 doi:10.1007/978-3-319-66179-7_48, arXiv:1612.05362, figure of the two networks.
 
-    generator  source 32^3 -> 9, 32 valid -> (3, 32) x 3 -> 9, 64 valid -> (3, 64) x 2 -> 3, 32 -> 3, 1 -> 16^3
-    critic     images -> (3, 32; pool) -> (3, 64; pool) -> (3, 128; pool) -> 3, 256 -> linear 512, 128, 1
+    generator      source 32^3 -> 9, 32 valid -> (3, 32) x 3 -> 9, 64 valid -> (3, 64) x 2 -> 3, 32 -> 3, 1 -> 16^3
+    discriminator  images -> (3, 32; pool) -> (3, 64; pool) -> (3, 128; pool) -> 3, 256 -> linear 512, 128, 1
 
 Every convolution but the generator's last is batch normalised and rectified.
 The generator's table is that of the authors' code (github.com/ginobilinie/
 medSynthesis, 3dganversion), whose patches of 32 and 16 it explains: two valid
-convolutions of 9 lose eight voxels on each side.  The critic's channels (32, 64,
+convolutions of 9 lose eight voxels on each side.  The discriminator's channels (32, 64,
 128, 256; 512, 128, 1), its three poolings and its sigmoid stand as we remember
-the paper, of which we had only the abstract at hand; the code's own critic is another
+the paper, of which we had only the abstract at hand; the code's own discriminator is another
 one.  Its kernel of 3 is our choice, for we are not sure of the paper's.
 
 Auto-context: the previous stage's prediction is one more source channel; the
 cascade is the trainer's (`generator.stages`, `training.cascade`).
 
 Departures:
-    - the critic takes the mean over space before its first linear layer, where the
+    - the discriminator takes the mean over space before its first linear layer, where the
       paper flattens a patch of fixed size; so that layer has 256 inputs;
-    - the critic ends in a logit, not a sigmoid, and sees what the trainer shows it
+    - the discriminator ends in a logit, not a sigmoid, and sees what the trainer shows it
       (source and image side by side), where the paper shows the image alone;
-    - the critic's inputs are standardised with fixed statistics, as our own are;
+    - the discriminator's inputs are standardised with fixed statistics, as our own are;
     - convolutions under a batch normalisation have no bias, which it would cancel;
     - any size above the margin, a 2D form, and several source channels.
 """
@@ -37,7 +37,7 @@ from torch.nn import functional
 
 from chiasm.networks.discriminators import Standardise
 from chiasm.networks.generator import CONVOLUTION, Dims, Norm, check_sizes
-from chiasm.networks.layers import MAX_POOL, NORM, check_critic, check_numbers, scaled
+from chiasm.networks.layers import MAX_POOL, NORM, check_discriminator, check_numbers, scaled
 
 #: Channels, kernel and padding of the generator's convolutions.
 LAYERS = (
@@ -48,9 +48,9 @@ LAYERS = (
     (32, 3, 1),
     (1, 3, 1),
 )
-#: Channels of the critic's convolutions, and units of its hidden linear layers.
-CRITIC_WIDTHS = (32, 64, 128, 256)
-CRITIC_UNITS = (512, 128)
+#: Channels of the discriminator's convolutions, and units of its hidden linear layers.
+DISCRIMINATOR_WIDTHS = (32, 64, 128, 256)
+DISCRIMINATOR_UNITS = (512, 128)
 
 
 class ContextFcn(nn.Module):
@@ -102,7 +102,7 @@ class ContextFcn(nn.Module):
         return prediction
 
 
-class ContextCritic(nn.Module):
+class ContextDiscriminator(nn.Module):
     """Assess the whole image: three poolings, four convolutions, three linear layers.
 
     Args:
@@ -124,9 +124,9 @@ class ContextCritic(nn.Module):
         check_numbers(in_channels, dims, scale)
         if norm not in ("batch", "none"):
             raise ValueError(f"norm is batch or none, not {norm!r}")
-        self.dims, self.smallest = dims, 2 ** (len(CRITIC_WIDTHS) - 1)
-        widths = [in_channels, *scaled(CRITIC_WIDTHS, scale)]
-        units = [widths[-1], *scaled(CRITIC_UNITS, scale)]
+        self.dims, self.smallest = dims, 2 ** (len(DISCRIMINATOR_WIDTHS) - 1)
+        widths = [in_channels, *scaled(DISCRIMINATOR_WIDTHS, scale)]
+        units = [widths[-1], *scaled(DISCRIMINATOR_UNITS, scale)]
         self.standardise = Standardise(in_channels)
         self.blocks = nn.ModuleList(_block(a, b, 3, 1, dims, norm) for a, b in pairwise(widths))
         self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(units))
@@ -138,7 +138,7 @@ class ContextCritic(nn.Module):
         Raises:
             ValueError: If an axis is shorter than `smallest`.
         """
-        check_critic(images, self.dims, self.smallest)
+        check_discriminator(images, self.dims, self.smallest)
         features = self.standardise(images)
         for block in self.blocks[:-1]:
             features = MAX_POOL[self.dims](block(features), 2)

@@ -1,32 +1,32 @@
-"""Generator and critic by the rules of DCGAN.
+"""Generator and discriminator by the rules of DCGAN.
 
 Radford, Metz and Chintala, "Unsupervised Representation Learning with Deep
 Convolutional Generative Adversarial Networks", ICLR 2016, arXiv:1511.06434,
 figure 1 and the list of guidelines in section 3.
 
-    generator  source -> 128 -> 256 -> 512 -> 1024 => 512 => 256 => 128 => 1
-    critic     images -> 128 -> 256 -> 512 -> 1024 -> mean over space -> linear, 1
+    generator      source -> 128 -> 256 -> 512 -> 1024 => 512 => 256 => 128 => 1
+    discriminator  images -> 128 -> 256 -> 512 -> 1024 -> mean over space -> linear, 1
 
 "->" is a convolution of 5 with stride 2, "=>" a transposed one; no pooling, no
 hidden linear layer, no skips.  Batch normalisation follows all but the
-generator's last and the critic's first; rectified in the generator, leaky (0.2)
-in the critic.  Weights start from a normal distribution of 0.02.  The critic's
+generator's last and the discriminator's first; rectified in the generator, leaky (0.2)
+in the discriminator.  Weights start from a normal distribution of 0.02.  The discriminator's
 channels are those of the authors' code (github.com/Newmu/dcgan_code, faces), for
 we know of no table of them in the paper; the way up agrees with it too.
 
 Departures:
     - the published generator makes an image out of 100 random numbers; ours out of a
       source image: the figure's way up is kept whole, and a way down (our choice)
-      mirrors it, with the critic's rule of no normalisation at its first layer;
+      mirrors it, with the discriminator's rule of no normalisation at its first layer;
     - the output is linear, not a hyperbolic tangent;
-    - the critic takes the mean over space before its linear unit, where the paper
+    - the discriminator takes the mean over space before its linear unit, where the paper
       flattens 4 x 4 voxels, so that any size will do; it ends in a logit, not a sigmoid;
-    - the critic sees what the trainer shows it (source and image side by side), standardised;
+    - the discriminator sees what the trainer shows it (source and image side by side), standardised;
     - convolutions under a batch normalisation have no bias, which it would cancel, and
       at inference normalisation is fixed, so tiles equal the whole;
     - any number of source channels, and a 3D form (our choice: kernels become cubes).
 
-Under a gradient penalty the critic's normalisation must be off (`norm="none"`):
+Under a gradient penalty the discriminator's normalisation must be off (`norm="none"`):
 the penalty is on each sample's gradient, and batch normalisation mixes samples.
 """
 
@@ -38,7 +38,7 @@ from torch import Tensor, nn
 
 from chiasm.networks.discriminators import SLOPE, Standardise
 from chiasm.networks.generator import CONVOLUTION, Dims, Norm, check_sizes
-from chiasm.networks.layers import NORM, TRANSPOSED, Step, check_critic, check_numbers, draw, farthest, scaled
+from chiasm.networks.layers import NORM, TRANSPOSED, Step, check_discriminator, check_numbers, draw, farthest, scaled
 
 #: Channels after each halving.
 WIDTHS = (128, 256, 512, 1024)
@@ -100,7 +100,7 @@ class DcganGenerator(nn.Module):
         return prediction
 
 
-class DcganCritic(nn.Module):
+class DcganDiscriminator(nn.Module):
     """Assess the whole image: four strided convolutions, a mean over space, one linear unit.
 
     Args:
@@ -141,7 +141,7 @@ class DcganCritic(nn.Module):
         Raises:
             ValueError: If an axis is shorter than `smallest`.
         """
-        check_critic(images, self.dims, self.smallest)
+        check_discriminator(images, self.dims, self.smallest)
         features = self.layers(self.standardise(images))  # (N, 1024, *S / 16), rounded up
         logits: Tensor = self.last(features.flatten(2).mean(2)).squeeze(1).to(images.dtype)
         return logits

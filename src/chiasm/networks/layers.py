@@ -89,7 +89,7 @@ def scaled(widths: Iterable[int], scale: float) -> list[int]:
     return [max(1, round(width * scale)) for width in widths]
 
 
-def check_critic(images: Tensor, dims: int, smallest: int) -> None:
+def check_discriminator(images: Tensor, dims: int, smallest: int) -> None:
     """Raise ValueError unless `images` has `dims` spatial axes of at least `smallest`."""
     if images.ndim != dims + 2 or min(images.shape[2:]) < smallest:
         raise ValueError(f"expected {dims} axes of at least {smallest}, not {tuple(images.shape[2:])}")

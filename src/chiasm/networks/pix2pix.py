@@ -1,32 +1,32 @@
-"""Generator and critic of pix2pix: the U-Net of eight halvings and the PatchGAN of 70 voxels.
+"""Generator and discriminator of pix2pix: the U-Net of eight halvings and the PatchGAN of 70 voxels.
 
 Isola, Zhu, Zhou and Efros, "Image-to-Image Translation with Conditional
 Adversarial Networks", CVPR 2017, 5967-5976, doi:10.1109/CVPR.2017.632,
 arXiv:1611.07004, appendix on network architectures ("U-Net", "70 x 70").
 
-    generator  source -> 64 -> 128 -> 256 -> 512 -> 512 -> 512 -> 512 -> 512
-               then   => 512d => 512d => 512d => 512 => 256 => 128 => 64 => 1, each joined by the way down's features
-    critic     images -> 64 -> 128 -> 256 > 512 > 1
+    generator      source -> 64 -> 128 -> 256 -> 512 -> 512 -> 512 -> 512 -> 512
+                   then   => 512d => 512d => 512d => 512 => 256 => 128 => 64 => 1, joined by the way down's features
+    discriminator  images -> 64 -> 128 -> 256 > 512 > 1
 
 "->" is a convolution of 4 with stride 2, "=>" a transposed one, ">" one with stride 1,
 all padded by 1; d is dropout of one half.  Leaky (0.2) on the way down and in the
-critic, rectified on the way up.  Batch normalisation follows all but the first and
+discriminator, rectified on the way up.  Batch normalisation follows all but the first and
 last of either, and the generator's innermost, from which the authors' errata and
 later code take it: one voxel is left there, which a batch of one would set to zero.
 Weights start from a normal distribution of 0.02.  The layers are held against the
 authors' code (github.com/phillipi/pix2pix, models.lua), not the appendix itself.
 
 Departures:
-    - the output is linear, not a hyperbolic tangent; the critic ends in a logit;
+    - the output is linear, not a hyperbolic tangent; the discriminator ends in a logit;
     - at inference dropout is off and normalisation fixed (the paper runs both as in
       training), so that the prediction is one and tiles equal the whole;
-    - the critic sees what the trainer shows it (source and image side by side), standardised;
+    - the discriminator sees what the trainer shows it (source and image side by side), standardised;
     - convolutions under a batch normalisation have no bias, which it would cancel;
     - `depth` below 8 leaves out levels of 512 channels, then the coarsest of those left;
       dropout stays at the innermost three of the way up, but never at the output (our choice);
     - any number of source channels, and a 3D form (our choice: kernels become cubes).
 
-Under a gradient penalty the critic's normalisation must be off (`norm="none"`):
+Under a gradient penalty the discriminator's normalisation must be off (`norm="none"`):
 the penalty is on each sample's gradient, and batch normalisation mixes samples.
 """
 
@@ -40,14 +40,24 @@ from torch import Tensor, nn
 
 from chiasm.networks.discriminators import SLOPE, Standardise
 from chiasm.networks.generator import CONVOLUTION, Dims, Norm, check_sizes
-from chiasm.networks.layers import NORM, TRANSPOSED, Step, check_critic, check_numbers, draw, farthest, scaled, seen
+from chiasm.networks.layers import (
+    NORM,
+    TRANSPOSED,
+    Step,
+    check_discriminator,
+    check_numbers,
+    draw,
+    farthest,
+    scaled,
+    seen,
+)
 
 #: Channels after each halving.
 WIDTHS = (64, 128, 256, 512, 512, 512, 512, 512)
 #: Levels of the way up, innermost first, with dropout.
 DROPPED = 3
-#: Channels and strides of the critic's convolutions.
-CRITIC_LAYERS = ((64, 2), (128, 2), (256, 2), (512, 1), (1, 1))
+#: Channels and strides of the discriminator's convolutions.
+DISCRIMINATOR_LAYERS = ((64, 2), (128, 2), (256, 2), (512, 1), (1, 1))
 #: Standard deviation of the first weights.
 SD = 0.02
 
@@ -125,7 +135,7 @@ class Pix2PixGenerator(nn.Module):
         return prediction
 
 
-class PatchCritic(nn.Module):
+class PatchDiscriminator(nn.Module):
     """Assess every patch of 70 voxels a side: one logit each, eight voxels apart.
 
     Args:
@@ -148,11 +158,11 @@ class PatchCritic(nn.Module):
         check_numbers(in_channels, dims, scale)
         if norm not in ("batch", "none"):
             raise ValueError(f"norm is batch or none, not {norm!r}")
-        first, last = seen([Step(4, stride, 1) for _, stride in CRITIC_LAYERS], 0, 0)
+        first, last = seen([Step(4, stride, 1) for _, stride in DISCRIMINATOR_LAYERS], 0, 0)
         # 24 -> 12 -> 6 -> 3 -> 2 -> 1
         self.dims, self.smallest, self.patch = dims, 24, last - first + 1
 
-        *hidden, (_, last_stride) = CRITIC_LAYERS
+        *hidden, (_, last_stride) = DISCRIMINATOR_LAYERS
         widths = [in_channels, *scaled((width for width, _ in hidden), scale)]
         layers: list[nn.Module] = []
         for level, ((a, b), (_, stride)) in enumerate(zip(pairwise(widths), hidden)):
@@ -171,7 +181,7 @@ class PatchCritic(nn.Module):
         Raises:
             ValueError: If an axis is shorter than `smallest`.
         """
-        check_critic(images, self.dims, self.smallest)
+        check_discriminator(images, self.dims, self.smallest)
         logits: Tensor = self.last(self.layers(self.standardise(images))).to(images.dtype)
         return logits
 

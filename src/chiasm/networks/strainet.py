@@ -15,7 +15,7 @@ at the smallest resolution, a spatially varying convolution, an adversary, and
 auto-context (the trainer's: give the prediction as one more source channel).
 From its first author's 2D code (github.com/ginobilinie/Strainet): channels 64 to
 512, pooling of 3 by 2, bottleneck units of half the width (1, 3, 1), where the
-varying layer stands, and the eight convolutions of the critic.
+varying layer stands, and the eight convolutions of the discriminator.
 
 Our choice, for we had only the abstract at hand:
     - a unit's branch, or a long-range connection, is left out whole, sample by
@@ -29,7 +29,7 @@ Departures:
       a fixed image size.  Ours mixes a few basis kernels at each voxel, with
       weights predicted from the features there: any size, and tiles equal the whole;
     - regression: one linear output channel, no softmax;
-    - the critic's linear layers (1024, 1) act at each place of its coarsest grid
+    - the discriminator's linear layers (1024, 1) act at each place of its coarsest grid
       rather than on a flattened image: one logit for every 16 voxels, no sigmoid;
       it sees what the trainer shows it, standardised with fixed statistics;
     - a 3D form.
@@ -45,14 +45,14 @@ from torch.nn import functional
 
 from chiasm.networks.discriminators import Standardise
 from chiasm.networks.generator import CONVOLUTION, Dims, check_sizes, upsample
-from chiasm.networks.layers import NORM, Step, check_critic, check_numbers, farthest, scaled
+from chiasm.networks.layers import NORM, Step, check_discriminator, check_numbers, farthest, scaled
 
 WIDTHS = (64, 128, 256, 512)
 #: Kernels that the spatially varying convolution mixes.
 BASIS = 4
-#: Channels and stride of the critic's convolutions, and units of its hidden layer.
-CRITIC_LAYERS = ((32, 1), (32, 2), (64, 1), (64, 2), (128, 1), (128, 2), (128, 1), (128, 2))
-CRITIC_UNITS = 1024
+#: Channels and stride of the discriminator's convolutions, and units of its hidden layer.
+DISCRIMINATOR_LAYERS = ((32, 1), (32, 2), (64, 1), (64, 2), (128, 1), (128, 2), (128, 1), (128, 2))
+DISCRIMINATOR_UNITS = 1024
 
 POOL: dict[int, type[nn.MaxPool2d] | type[nn.MaxPool3d]] = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
 
@@ -191,7 +191,7 @@ class Strainet(nn.Module):
         return prediction
 
 
-class StrainetCritic(nn.Module):
+class StrainetDiscriminator(nn.Module):
     """Assess the image place by place: eight convolutions of 3, four with stride 2.
 
     Args:
@@ -211,13 +211,13 @@ class StrainetCritic(nn.Module):
         super().__init__()
         check_numbers(in_channels, dims, scale)
         self.dims = dims
-        self.smallest = 2 ** sum(stride == 2 for _, stride in CRITIC_LAYERS)
-        widths = [in_channels, *scaled((width for width, _ in CRITIC_LAYERS), scale)]
-        units = max(1, round(CRITIC_UNITS * scale))
+        self.smallest = 2 ** sum(stride == 2 for _, stride in DISCRIMINATOR_LAYERS)
+        widths = [in_channels, *scaled((width for width, _ in DISCRIMINATOR_LAYERS), scale)]
+        units = max(1, round(DISCRIMINATOR_UNITS * scale))
         self.standardise = Standardise(in_channels)
         self.convolutions = nn.ModuleList(
             CONVOLUTION[dims](a, b, 3, stride, padding=1)
-            for (a, b), (_, stride) in zip(pairwise(widths), CRITIC_LAYERS)
+            for (a, b), (_, stride) in zip(pairwise(widths), DISCRIMINATOR_LAYERS)
         )
         self.hidden = CONVOLUTION[dims](widths[-1], units, 1)
         self.last = CONVOLUTION[dims](units, 1, 1)
@@ -228,7 +228,7 @@ class StrainetCritic(nn.Module):
         Raises:
             ValueError: If an axis is shorter than `smallest`.
         """
-        check_critic(images, self.dims, self.smallest)
+        check_discriminator(images, self.dims, self.smallest)
         features = self.standardise(images)
         for convolution in [*self.convolutions, self.hidden]:
             features = functional.elu(convolution(features))

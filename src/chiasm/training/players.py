@@ -14,7 +14,7 @@ from torch import nn
 
 from chiasm.errors import RecipeError
 from chiasm.methods import METHODS, TASKS, Method, make_recipe
-from chiasm.networks.catalogue import GENERATORS, OWN, make_critic, make_network, needs_of
+from chiasm.networks.catalogue import GENERATORS, OWN, make_discriminator, make_network, needs_of
 from chiasm.networks.discriminators import GlobalDiscriminator, LocalDiscriminator
 from chiasm.networks.foreign import is_own_class
 from chiasm.networks.generator import Dims, ResidualGenerator
@@ -123,7 +123,7 @@ def _check_borrowed(recipe: Recipe) -> None:
     if discriminators.global_network != OWN and discriminators.global_spectral_norm:
         asked["discriminators.global_spectral_norm"] = (
             discriminators.global_network,
-            "Its critic normalises as published.",
+            "Its discriminator normalises as published.",
         )
     for setting, (network, hint) in asked.items():
         raise RecipeError(
@@ -144,7 +144,7 @@ def patch_needs(recipe: Recipe) -> PatchNeeds | None:
         assessed = 2 ** len(discriminators.global_widths)
         if discriminators.global_network != OWN:
             with torch.device("meta"):
-                critic = make_critic(
+                critic = make_discriminator(
                     discriminators.global_network, in_channels=2, dims=dims, scale=discriminators.scale
                 )
             assessed = int(critic.smallest)  # type: ignore[arg-type]
@@ -183,7 +183,7 @@ def _make_global(recipe: Recipe, plan: Plan) -> nn.Module:
             spectral_norm=settings.global_spectral_norm,
         )
     else:
-        discriminator = make_critic(
+        discriminator = make_discriminator(
             settings.global_network,
             in_channels=len(mean),
             dims=plan.dims,
