@@ -418,7 +418,7 @@ def test_a_table_sets_methods_side_by_side_and_names_its_convention() -> None:
     rows = [row(value, case=case) for case, value in (("a", 0.1), ("b", 0.3))]
     rows += [row(0.5, case=case, method="lookup") for case in "ab"]
     assert format_table(rows) == [
-        "| region | figure   | n | model         | lookup       |",
+        "| region | score    | n | model         | lookup       |",
         "|--------|----------|---|---------------|--------------|",
         "| mask   | mae (SD) | 2 | 0.2000 ± 0.14 | 0.5000 ± 0.0 |",
         "",

@@ -13,7 +13,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from chiasm.reports.case_page import SCRIPT, CasePage, Figure, write_case_page
+from chiasm.reports.case_page import SCRIPT, CasePage, CaseScore, write_case_page
 from conftest import Opened
 
 STEP = 1.0  # the page rounds these volumes to whole numbers
@@ -68,7 +68,7 @@ def page_of_a_case(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             affine=affine,
             unit="HU",
             window=(-100.0, 300.0),
-            figures=(Figure("mask", "mae", 10.0, "HU", (8.0, 10.0, 12.0)),),
+            scores=(CaseScore("mask", "mae", 10.0, "HU", (8.0, 10.0, 12.0)),),
             report="../report.html",
         ),
     )

@@ -16,7 +16,7 @@ import pytest
 
 from chiasm.evaluation.rows import Row
 from chiasm.reports import case_page as case_pages
-from chiasm.reports.case_page import MOST_BYTES, CasePage, Figure, against_cohort, write_case_page
+from chiasm.reports.case_page import MOST_BYTES, CasePage, CaseScore, against_cohort, write_case_page
 
 SHAPE = (40, 36, 20)
 
@@ -195,10 +195,10 @@ def test_a_case_stands_beside_every_case_of_the_method_and_single_lesions_do_not
     rows += [row("b", "lesion-edge", 2.0), row("c", "mask", float("nan"), seed=1)]
     figures = against_cohort(rows, "b", "ours")
     assert figures == (
-        Figure("mask", "mae", 3.5, "SD", (1.0, 3.5, 5.0)),
-        Figure("lesion-edge", "mae", 2.0, "SD", (2.0,)),
+        CaseScore("mask", "mae", 3.5, "SD", (1.0, 3.5, 5.0)),
+        CaseScore("lesion-edge", "mae", 2.0, "SD", (2.0,)),
     )
-    text = write_case_page(tmp_path / "case.html", a_case(figures=figures)).read_text()
+    text = write_case_page(tmp_path / "case.html", a_case(scores=figures)).read_text()
     assert "2nd best of 3" in text and "range 1.00 to 5.00, median 3.50, this case 3.50" in text
 
 
