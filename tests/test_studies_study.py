@@ -23,7 +23,7 @@ from chiasm.evaluation.rows import read_evaluation
 from chiasm.runners import RUNNERS, Lost, Runner, find_runner
 from chiasm.storage import read_json, read_toml, write_json, write_toml
 from chiasm.studies.jobs import content_of, find_cases, list_jobs
-from chiasm.studies.study import run_study, tell_jobs
+from chiasm.studies.study import describe_jobs, run_study
 from chiasm.studies.study_file import Phantom, Study, read_study
 from chiasm.studies.study_report import Done, report, write_study_report
 from chiasm.studies.work import simulate
@@ -235,12 +235,12 @@ def test_done_jobs_are_recognised_and_nothing_is_trained_again(finished: tuple[P
     again = study(path, out)
     assert again.rows == done.rows
     assert {file: file.stat().st_mtime_ns for file in out.glob("jobs/*/model/weights.safetensors")} == before
-    assert tell_jobs(path, out)[-1].startswith("9 jobs, 9 done, 0 steps to do")
+    assert describe_jobs(path, out)[-1].startswith("9 jobs, 9 done, 0 steps to do")
 
 
 def test_arms_branch_from_one_warm_up_and_do_not_repeat_it(finished: tuple[Path, Path, Done]) -> None:
     path, out, _ = finished
-    lines = tell_jobs(path, out)
+    lines = describe_jobs(path, out)
     assert sum("warm-up (generator)" in line for line in lines) == 2
     assert sum("warm-up (discriminators)" in line for line in lines) == 2  # only A7 has any
     assert len(list(out.glob("jobs/*"))) == 9 and len(list(out.glob("jobs/*/model"))) == 4
@@ -415,25 +415,26 @@ def test_a_simulated_cohort_is_written_into_the_study_and_its_jobs_are_known_bef
     preset = {"subjects": 3, "seed": 5, "spacing_mm": 4.0}
     changes = {"data": None, "phantom": preset, "arms": ["A1"], "seeds": [0], "primary": None, "steps": 2}
     path = study_file(tmp_path, Path(), **changes)
-    before = tell_jobs(path, tmp_path / "out")
+    before = describe_jobs(path, tmp_path / "out")
     assert not (tmp_path / "out").exists() and before[-1].startswith("2 jobs, 0 done")
     done = study(path, tmp_path / "out")
     assert not done.failed and len(list((tmp_path / "out" / "cohort").glob("PHANTOM_*"))) == 3
-    assert [line.split()[2] for line in tell_jobs(path, tmp_path / "out")[:-1]] == [l.split()[3] for l in before[:-1]]
+    after = describe_jobs(path, tmp_path / "out")[:-1]
+    assert [line.split()[2] for line in after] == [l.split()[3] for l in before[:-1]]
 
 
 def test_arms_with_the_same_discriminators_share_their_warm_up_and_others_have_their_own(
     tmp_path: Path, toy_cohort: Path
 ) -> None:
     path = study_file(tmp_path, toy_cohort, arms=["A0", "A3", "A6", "A6b", "A7", "A8", "C4"], seeds=[0], primary=None)
-    lines = tell_jobs(path, tmp_path / "out")
+    lines = describe_jobs(path, tmp_path / "out")
     assert sum("warm-up (generator)" in line for line in lines) == 1
     assert sum("warm-up (discriminators)" in line for line in lines) == 2  # A3 has the global one alone
 
 
 def test_a_phase_without_steps_is_no_warm_up(toy_cohort: Path, tmp_path: Path) -> None:
     path = study_file(tmp_path, toy_cohort, steps=4, arms=["A7"], seeds=[0], primary=None)
-    lines = tell_jobs(path, tmp_path / "out")
+    lines = describe_jobs(path, tmp_path / "out")
     assert sum("warm-up" in line for line in lines) == 1  # 2 of 4 steps are the generator's, none the assesses' alone
     assert not study(path, tmp_path / "out").failed
 
@@ -456,7 +457,7 @@ def test_a_variant_is_an_arm_with_settings_of_its_own_and_arms_answer_to_their_a
 def test_a_variant_of_the_optimiser_or_schedule_has_a_beginning_of_its_own(tmp_path: Path, toy_cohort: Path) -> None:
     variants = {"slow": ["A7", "optimiser.generator_rate=1e-5"], "long": ["A7", "schedule.discriminators_alone=0.3"]}
     path = study_file(tmp_path, toy_cohort, arms=["A7", "slow", "long"], variants=variants, seeds=[0], primary=None)
-    lines = tell_jobs(path, tmp_path / "out")
+    lines = describe_jobs(path, tmp_path / "out")
     assert sum("warm-up (generator)" in line for line in lines) == 3
     assert sum("warm-up (discriminators)" in line for line in lines) == 3
 
@@ -464,7 +465,7 @@ def test_a_variant_of_the_optimiser_or_schedule_has_a_beginning_of_its_own(tmp_p
 def test_a_setting_that_shapes_only_other_networks_makes_no_new_job(tmp_path: Path, toy_cohort: Path) -> None:
     def keys(**changes: object) -> list[str]:
         (tmp_path / "study.toml").unlink(missing_ok=True)
-        arms = [line.split()[2] for line in tell_jobs(study_file(tmp_path, toy_cohort, **changes), tmp_path)[:-1]]
+        arms = [line.split()[2] for line in describe_jobs(study_file(tmp_path, toy_cohort, **changes), tmp_path)[:-1]]
         return [key for key in arms if re.fullmatch("[0-9a-f]{16}", key)]
 
     scaled = [*SETTINGS, "generator.scale=0.5", "discriminators.scale=0.5"]
@@ -474,8 +475,8 @@ def test_a_setting_that_shapes_only_other_networks_makes_no_new_job(tmp_path: Pa
 
 
 def test_super_resolution_of_one_modality_is_a_study_like_others(tmp_path: Path, toy_cohort: Path) -> None:
-    told = tell_jobs(study_file(tmp_path, toy_cohort, target="t1", set=[*SETTINGS, *THIN]), tmp_path)
-    other = tell_jobs(study_file(tmp_path, toy_cohort), tmp_path)
+    told = describe_jobs(study_file(tmp_path, toy_cohort, target="t1", set=[*SETTINGS, *THIN]), tmp_path)
+    other = describe_jobs(study_file(tmp_path, toy_cohort), tmp_path)
     assert len(told) == len(other) > 4 and told != other
 
 
@@ -488,10 +489,10 @@ def test_unknown_runners_list_the_known_ones() -> None:
 def test_a_change_of_the_data_makes_new_jobs(tmp_path: Path) -> None:
     data = write_brats(tmp_path / "data", 3)
     path = study_file(tmp_path, data, seeds=[0])
-    before = tell_jobs(path, tmp_path / "out")
+    before = describe_jobs(path, tmp_path / "out")
     file = data / "Toy_0001" / "Toy_0001_t1.nii.gz"
     file.write_bytes(file.read_bytes() + b"\0")
-    after = tell_jobs(path, tmp_path / "out")
+    after = describe_jobs(path, tmp_path / "out")
     assert {line.split()[2] for line in before[:-1]}.isdisjoint({line.split()[2] for line in after[:-1]})
     assert read_study(path).data == data
 
@@ -530,7 +531,7 @@ def test_arms_that_register_differently_are_scored_against_the_same_truth(tmp_pa
 def test_arms_that_register_differently_need_a_reference(tmp_path: Path) -> None:
     heads = write_moved_heads(tmp_path / "heads", 2)
     with pytest.raises(RecipeError, match=r"A1: none, A1 rigid: rigid.*reference"):
-        tell_jobs(moved_study(tmp_path, heads, reference=None), tmp_path / "out")
+        describe_jobs(moved_study(tmp_path, heads, reference=None), tmp_path / "out")
     with pytest.raises(RecipeError, match="only simulated patients who moved"):
         read_study(moved_study(tmp_path, heads, reference="held"))
     with pytest.raises(RecipeError, match="leave out reference, or expected_error"):
@@ -562,5 +563,5 @@ def test_jobs_of_studies_without_the_new_fields_keep_their_keys(toy_cohort: Path
 
 @pytest.mark.parametrize("name", ["rigid", "elastic", "none"])
 def test_the_study_of_misregistration_can_be_run(name: str, tmp_path: Path) -> None:
-    lines = tell_jobs(Path(__file__).parents[1] / "studies" / f"misregistration_{name}.toml", tmp_path)
+    lines = describe_jobs(Path(__file__).parents[1] / "studies" / f"misregistration_{name}.toml", tmp_path)
     assert len(lines) == {"rigid": 10, "elastic": 10, "none": 4}[name]

@@ -199,8 +199,8 @@ def test_a_whole_series_of_phase_is_listed_as_such(tmp_path: Path) -> None:
     write_source(tmp_path / "p" / "a", scan(SMALL, 1), SeriesNumber=1, SeriesDescription="ax t1", **M)
     write_source(tmp_path / "p" / "b", scan(SMALL, 2), SeriesNumber=2, SeriesDescription="ax t1", **P)
     one, other = find_series(tmp_path / "p")
-    assert (one.told_kind, other.told_kind) == ("", "phase")
-    assert other.told().endswith(", phase") and not one.told().endswith(", phase")
+    assert (one.kind_words, other.kind_words) == ("", "phase")
+    assert other.described().endswith(", phase") and not one.described().endswith(", phase")
     assert refusal(tmp_path / "p", "TI unknown").reason == "no-series", "the listing says it of none"
 
 

@@ -329,7 +329,7 @@ def read_recipe(path: Path) -> Recipe:
     check_checksum(
         content,
         path,
-        "Bring it back as it was, or start a new run in another folder; a recipe of your own has no line `checksum`.",
+        "Restore it as it was, or start a new run in another folder; a recipe of your own has no line `checksum`.",
     )
     return recipe
 

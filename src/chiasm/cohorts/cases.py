@@ -26,7 +26,7 @@ ALIASES: Mapping[str, str] = {
     **dict.fromkeys(("mri",), "mr"),
 }
 
-#: The modalities that have a name of their own here; a layout may bring others.
+#: The modalities that have a name of their own here; a layout may add others.
 MODALITIES = ("t1", "t1ce", "t2", "flair", "pd", "ct", "mr", "cbct")
 
 #: What a file or folder of valid voxels, or of labels, is called in lower case.

@@ -165,7 +165,7 @@ def _files_of(patient: Patient, taken: Mapping[str, Series]) -> tuple[dict[str, 
 
 def _nothing_known(patient: Patient, role: str) -> Problem:
     message = f"not used: {patient.id}, of whom no series is known to be a modality; a rule may name one"
-    asked = next((f", such as --series {role}={s.choice} ({s.told_kind})" for s in patient.series if s.told_kind), "")
+    asked = next((f", such as --series {role}={s.choice} ({s.kind_words})" for s in patient.series if s.kind_words), "")
     return Problem(patient.place, "no-series", message + asked, patient.id)
 
 
@@ -193,7 +193,7 @@ def _only_one(found: Sequence[Series], role: str, patient: Patient, selection: S
     """Return the only series that may be a modality, or say why none is taken."""
     if len(found) == 1:
         return _unfit(found[0], role, patient, selection) or found[0]
-    listed = "; ".join(series.told() for series in found[:8])
+    listed = "; ".join(series.described() for series in found[:8])
     message = (
         f"case {patient.id} has several series that may be {role}: {listed}; "
         f"choose with chiasm train --series {role}=NUMBER, or words that fit one of them only"
@@ -331,4 +331,4 @@ def _listed(patient: Patient, taken: Mapping[str, Series]) -> Iterator[str]:
 
 def _line_of(series: Series, role: str | None) -> str:
     name = series.description or series.protocol
-    return f"  {series.told()}" + (f", {name!r}" if name else "") + (f" -> {role}" if role else "")
+    return f"  {series.described()}" + (f", {name!r}" if name else "") + (f" -> {role}" if role else "")

@@ -272,7 +272,7 @@ def _some(paths: Sequence[Path], root: Path) -> str:
     return ", ".join(path.relative_to(root).as_posix() for path in paths[:SHOWN])
 
 
-def tell_notes(notes: Sequence[Problem], reasons: Collection[str] | None = None) -> list[str]:
+def notes_in_lines(notes: Sequence[Problem], reasons: Collection[str] | None = None) -> list[str]:
     """Return notes in a line for each kind, with the first of many.
 
     Args:

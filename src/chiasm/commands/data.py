@@ -102,12 +102,12 @@ def phantom(
 
 
 def register(
-    moving: Annotated[Path, typer.Argument(help="The volume to bring.")],
+    moving: Annotated[Path, typer.Argument(help="The volume to align.")],
     fixed: Annotated[Path, typer.Argument(help="The volume of the same patient that stays.")],
     out: Out,
     reading: ReadingOptions,
     kind: Annotated[str, typer.Option("--kind", help="rigid, affine or demons (rigid, then deformable).")] = "demons",
-    labels: Annotated[list[Path] | None, typer.Option("--labels", help="Label map to bring along.")] = None,
+    labels: Annotated[list[Path] | None, typer.Option("--labels", help="Label map to resample with it.")] = None,
     series: Annotated[
         list[str] | None,
         typer.Option("--series", help="DICOM series: --series moving=t2 fixed=3.", rich_help_panel="Data"),
@@ -115,7 +115,7 @@ def register(
     seed: Seed = 0,
     overwrite: Overwrite = False,
 ) -> None:
-    """Bring a volume to the grid of another of the same patient: matrix, field, and a page to check it by."""
+    """Align a volume with another of the same patient: matrix, field, and a page to check it by."""
     check_output(out)
     from typing import get_args
 
@@ -142,7 +142,7 @@ def register(
     before, *_, after = made.alignment.information
     typer.echo(f"mutual information {before:.3f} before, {after:.3f} after; look at {made.report}")
     if after <= before:
-        typer.echo("warning: the images do not tell more of each other than before: look closely", err=True)
+        typer.echo("warning: the images do not share more information than before: look closely", err=True)
 
 
 def mumap(

@@ -171,7 +171,7 @@ class RecipeOptions:
         str,
         typer.Option(
             "--register",
-            help="Bring other images to the first source: none, rigid, affine or demons.",
+            help="Align other images with the first source: none, rigid, affine or demons.",
             rich_help_panel="Method",
         ),
     ] = "none"

@@ -98,12 +98,12 @@ def study(
     """Compare methods over folds and seeds: jobs that resume, statistics, a report."""
     if not dry_run:
         check_output(out)
-    from chiasm.studies.study import run_study, tell_jobs
+    from chiasm.studies.study import describe_jobs, run_study
 
     given = {"data.select": select, "split.subject_pattern": people.subject_pattern}
     settings = [f"{name}={json.dumps(value)}" for name, value in given.items() if value]
     if dry_run:
-        for line in tell_jobs(file, out, reading.reading(), settings):
+        for line in describe_jobs(file, out, reading.reading(), settings):
             typer.echo(line)
         return
     with open_progress() as bar:
@@ -152,8 +152,8 @@ def methods(size: Size = "small") -> None:
 
     for row in describe_methods(size):
         published = f" ({row.published:,} published)" if row.published else ""
-        told = [row.paper, f"{row.weights:,} weights{published}", *([f"needs {row.needs}"] if row.needs else [])]
-        typer.echo(f"{title_of(row.name):24} {row.words}\n{'':24} {'; '.join(told)}")
+        facts = [row.paper, f"{row.weights:,} weights{published}", *([f"needs {row.needs}"] if row.needs else [])]
+        typer.echo(f"{title_of(row.name):24} {row.words}\n{'':24} {'; '.join(facts)}")
     for name, words in BESIDE.items():
         typer.echo(f"{name}: {words}")
 

@@ -204,7 +204,7 @@ def _as_shown(
         return first, None, {}
     thick = _as_given(sources, plan)
     prepared = prepare_source(thick, plan, mask)
-    # units of super-resolution are the scan's own: one map brings prediction and target to the cohort's
+    # units of super-resolution are the scan's own: one map converts prediction and target to the cohort's
     own = None if plan.own is None else prepared.maps[plan.own]
     if plan.degradation is not None and not assessed.manifest.degraded:
         naive = False  # the network saw other slices than those made here
@@ -247,7 +247,7 @@ def _fitting_mask(case: Case, source: Volume, path: Path) -> Volume:
 
 
 def _made(case: Case, source: Volume, path: Path, name: str) -> Volume:
-    """Read what a network made, which may well be the same everywhere."""
+    """Read what a network made, which may well be constant."""
     made = read_volume(path, allow_constant=True, reading=case.reading)
     return check_pair(source, made, b_name=name, labels=True)
 

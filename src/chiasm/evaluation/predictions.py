@@ -1,6 +1,6 @@
 """A folder of predictions against a cohort, case by case, beside the naive baselines.
 
-Nothing here loads torch: scores need arrays, the plan's fixed figures and the
+Nothing here loads torch: scores need arrays, the plan's fixed numbers and the
 baselines' tables only.
 """
 
@@ -33,7 +33,7 @@ class FolderScores(NamedTuple):
     """What came of scoring a folder of predictions.
 
     Attributes:
-        rows: One for each figure.
+        rows: One for each score.
         problems: Cases that could not be scored.
         remarks: Which masks were used, and which labels were not.
     """
@@ -75,13 +75,13 @@ def open_reference(
     selection: Selection | None = None,
     progress: Progress | None = None,
 ) -> AlignedCohort:
-    """Find the real images of predicted cases, brought to the sources' grid as those of training were.
+    """Find the real images of predicted cases, aligned with the sources as those of training were.
 
     Args:
         reference: The cohort.
         assessed: Folders of predictions, of models with one source and target.
         folder: Where registered images are kept.
-        register: How they are brought there; None as the model's plan says, "none" takes them as they lie.
+        register: How they are aligned; None as the model's plan says, "none" takes them as they lie.
         layout: Name of a layout, where the folder fits several.
         selection: Which files are taken and how they are read; where it says nothing, as in training.
         progress: As in `align_cohort`.
@@ -137,7 +137,7 @@ class CaseScores(NamedTuple):
     """What came of scoring cases.
 
     Attributes:
-        rows: One for each figure.
+        rows: One for each score.
         problems: Cases that could not be scored.
         spoiled: Labels that were not used.
         masks: Which masks were.
@@ -218,13 +218,13 @@ def score_case(loaded: EvaluationCase, assessed: PredictionFolder, cohort: Cohor
 
 
 def _model_folder(predictions: Path, manifest: Manifest, given: Path | None) -> Path:
-    told = find_path(predictions, manifest, manifest.model)
-    for folder in (told,) if given is None else (given, given / "model"):
+    recorded = find_path(predictions, manifest, manifest.model)
+    for folder in (recorded,) if given is None else (given, given / "model"):
         if (folder / "plan.toml").is_file() and (folder / "model.toml").is_file():
             return folder
     raise RunError(
         "holds no model",
-        path=given or told,
+        path=given or recorded,
         reason="no-model",
         hint="Say where the model is now: chiasm evaluate --model RUN.",
     )

@@ -161,8 +161,8 @@ def write_evaluation(folder: Path, rows: Sequence[Row], remarks: Remarks = NO_RE
             content = {**row._asdict(), "value": _plain(row.value)}
             file.write(("," if index else "") + "\n" + json.dumps(content, ensure_ascii=False, allow_nan=False))
         masks = [mask._asdict() for mask in remarks.masks]
-        told_beside = {"masks": masks, "problems": list(remarks.problems), "notes": list(remarks.notes)}
-        file.write("\n],\n" + json.dumps(told_beside, ensure_ascii=False, indent=1)[2:] + "\n")
+        beside = {"masks": masks, "problems": list(remarks.problems), "notes": list(remarks.notes)}
+        file.write("\n],\n" + json.dumps(beside, ensure_ascii=False, indent=1)[2:] + "\n")
 
 
 def read_remarks(folder: Path) -> Remarks:

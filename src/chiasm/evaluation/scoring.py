@@ -1,11 +1,11 @@
 """One case scored in every region, as rows that carry their convention.
 
 The unit of everything is the training cohort's target unit: HU for CT; for
-magnetic resonance, whose gain is arbitrary, the *reference* is brought to the
+magnetic resonance, whose gain is arbitrary, the *reference* is scaled to the
 training cohort's units with its own intensity map (`harmonise`), never the
-prediction, and errors are told in SDs of the training targets.
+prediction, and errors are given in SDs of the training targets.
 
-Errors of CT are told a second time in what PET needs it for: "mae_mu" is the mean
+Errors of CT are given a second time in what PET needs it for: "mae_mu" is the mean
 absolute difference of linear attenuation coefficients at 511 keV, in 1/cm, at 120
 kVp and CT's resolution.
 """
@@ -42,7 +42,7 @@ SAMPLE = 300_000  # voxels that ranks and quantiles are taken over
 def harmonise(
     target: NDArray[Any], mask: NDArray[np.bool_], plan: Plan, own: IntensityMap | None = None
 ) -> NDArray[np.float32]:
-    """Bring a real target to the training cohort's target units.
+    """Convert a real target to the training cohort's target units.
 
     HU stay as they are.  Units of magnetic resonance differ between scans by
     an arbitrary gain: the scan's own intensity map, fitted on the reference
@@ -67,7 +67,7 @@ def harmonise(
 
 
 def reporting_unit(plan: Plan) -> tuple[str, float]:
-    """Return what errors are told in, and how many target units one of it is: HU, or SDs of the training targets."""
+    """Return what errors are given in, and how many target units one of it is: HU, or SDs of the training targets."""
     if plan.target_unit == "HU":
         return "HU", 1.0
     low, high = plan.target_range
@@ -130,12 +130,12 @@ class ScoredImages:
 
 @dataclass(frozen=True)
 class ScoreTerms:
-    """Whose scores these are, and what they are taken and told in.
+    """Whose scores these are, and what they are taken and given in.
 
     Attributes:
         case: Id of the case.
         data_range: The training cohort's range (low, high), target units.
-        unit: What errors are told in, such as "HU" or "SD".
+        unit: What errors are given in, such as "HU" or "SD".
         unit_scale: Target units in one `unit`.
         convention: A name of `conventions.CONVENTIONS`.
         fold: Of the split.
@@ -182,7 +182,7 @@ class ScoreTerms:
         ]
 
     def _told(self, metric: str, value: float) -> tuple[float, str]:
-        """Return a score in the unit that it is told in, and that unit."""
+        """Return a score in the unit that it is given in, and that unit."""
         kind = UNITS[metric]
         if kind in ("", "/mm"):
             return float(value) / self.unit_scale, self.unit + kind
@@ -194,7 +194,7 @@ def evaluate_case(images: ScoredImages, terms: ScoreTerms) -> list[Row]:
 
     Args:
         images: Of the case.
-        terms: Whose scores these are, and what they are told in.
+        terms: Whose scores these are, and what they are given in.
 
     Returns:
         Rows, those of the mask first.
@@ -262,7 +262,7 @@ def _score_regions(
 
 
 def describe(convention: str, data_range: tuple[float, float], unit: str, unit_scale: float = 1.0) -> str:
-    """Say under which convention, range and scale a figure was taken, in one line.
+    """Say under which convention, range and scale a score was taken, in one line.
 
     >>> describe("nie-v1", (0.0, 1.0), "SD", 2.5).partition("; a lesion")[0]
     'nie-v1 (whole image; peak is the maximum of both images; scale-leaking; 1 SD is 2.5 target units'
@@ -288,8 +288,8 @@ def calibration(expected: NDArray[Any], error: NDArray[Any]) -> dict[str, float]
     """
     if not error.size:
         return {"expected_error": math.nan, "calibration": math.nan}
-    told, true = float(expected.mean(dtype=np.float64)), float(error.mean(dtype=np.float64))
-    return {"expected_error": told, "calibration": told / true if true > 0 else math.nan}
+    predicted, true = float(expected.mean(dtype=np.float64)), float(error.mean(dtype=np.float64))
+    return {"expected_error": predicted, "calibration": predicted / true if true > 0 else math.nan}
 
 
 def score_expected_error(
@@ -319,18 +319,18 @@ def score_expected_error(
     sigma = [SMOOTH_MM / step for step in spacing_mm]
     cover = gaussian_filter(mask.astype(np.float32), sigma, truncate=3)[mask]
     smoothed = gaussian_filter(error.astype(np.float32), sigma, truncate=3)[mask] / cover
-    told, true, smoothed = _sample(expected_error[mask]), _sample(error[mask]), _sample(smoothed)
-    ranks = ranking.ranks(told)  # ranked once: a rank statistic of ranks is that of the values
-    figures = {
+    predicted, true, smoothed = _sample(expected_error[mask]), _sample(error[mask]), _sample(smoothed)
+    ranks = ranking.ranks(predicted)  # ranked once: a rank statistic of ranks is that of the values
+    scores = {
         "spearman": ranking.spearman(ranks, true),
         "spearman_smoothed": ranking.spearman(ranks, smoothed),
         "auroc_worst": ranking.auroc_worst(ranks, true),
-        "ausc": ranking.ausc(told, true),
-        "ause": ranking.ause(told, true),
+        "ausc": ranking.ausc(predicted, true),
+        "ause": ranking.ause(predicted, true),
     }
     if lesion is not None:
-        figures["auroc_lesion"] = ranking.auroc(ranks, _sample(lesion[mask]))
-    return figures
+        scores["auroc_lesion"] = ranking.auroc(ranks, _sample(lesion[mask]))
+    return scores
 
 
 def _sample(values: NDArray[Any]) -> NDArray[Any]:
@@ -355,21 +355,19 @@ def _score_lesions(part: ScoredImages) -> dict[str, dict[str, float]]:
     if reference.lesion is None:
         return {}
     images, rings = (part.prediction, reference.target), reference.rings
-    figures = [lesions.lesion_scores(*images, ring) for ring in rings]
+    scores = [lesions.lesion_scores(*images, ring) for ring in rings]
     scored = {
         f"lesion-{number}": {"volume_ml": ring.lesion.volume_ml, **asdict(its)}
-        for number, (ring, its) in enumerate(zip(rings, figures), start=1)
+        for number, (ring, its) in enumerate(zip(rings, scores), start=1)
     }
-    contrast = _typical_contrast(figures)
+    contrast = _typical_contrast(scores)
     scored["lesions"] = {
         "lesions": len(rings),
         "too_small": reference.components.too_small,
-        "recall": lesions.recall([its.contrast_kept for its in figures]),
+        "recall": lesions.recall([its.contrast_kept for its in scores]),
         "false_lesions": _count_false(part, contrast) if contrast else math.nan,
     }
-    by_size = {
-        size: [its for ring, its in zip(rings, figures) if ring.lesion.size == size] for size in lesions.SIZES_ML
-    }
+    by_size = {size: [its for ring, its in zip(rings, scores) if ring.lesion.size == size] for size in lesions.SIZES_ML}
     return scored | {f"lesions-{size}": _score_size(here) for size, here in by_size.items() if here}
 
 
@@ -378,16 +376,16 @@ def _count_false(part: ScoredImages, contrast: float) -> int:
     return lesions.false_lesions(part.prediction, its.target, its.mask, its.far, contrast, its.spacing_mm)
 
 
-def _typical_contrast(figures: Sequence[lesions.LesionScores]) -> float:
+def _typical_contrast(scores: Sequence[lesions.LesionScores]) -> float:
     """Return the median contrast that lesions have in the target; 0 where no lesion has one."""
-    contrasts = [its.contrast_target for its in figures if not math.isnan(its.contrast_kept)]
+    contrasts = [its.contrast_target for its in scores if not math.isnan(its.contrast_kept)]
     return float(np.median(contrasts)) if contrasts else 0.0
 
 
-def _score_size(figures: Sequence[lesions.LesionScores]) -> dict[str, float]:
+def _score_size(scores: Sequence[lesions.LesionScores]) -> dict[str, float]:
     """Count the lesions of one size, and average their errors."""
     return {
-        "lesions": len(figures),
-        "mae": float(np.mean([its.mae for its in figures])),
-        "recall": lesions.recall([its.contrast_kept for its in figures]),
+        "lesions": len(scores),
+        "mae": float(np.mean([its.mae for its in scores])),
+        "recall": lesions.recall([its.contrast_kept for its in scores]),
     }

@@ -41,7 +41,7 @@ _DROPOUT: dict[int, type[nn.Dropout2d] | type[nn.Dropout3d]] = {2: nn.Dropout2d,
 
 
 def upsample(features: Tensor) -> Tensor:
-    """Double every spatial axis by linear interpolation (no dots, unlike transposed convolution).
+    """Double every spatial axis by linear interpolation (no dots, which transposed convolution leaves).
 
     Args:
         features: Shape (N, C, I, J) or (N, C, I, J, K).
@@ -51,7 +51,7 @@ def upsample(features: Tensor) -> Tensor:
 
 
 def reach(path: Sequence[Layer], multiple: int) -> int:
-    """Tell how far from an output voxel the farthest input voxel lies that it depends on.
+    """Return how far from an output voxel the farthest input voxel lies that it depends on.
 
     Walks back from the output, keeping the first and the last voxel needed: a
     convolution of 3 needs one more on each side, a "down" (3, stride 2) turns
@@ -176,7 +176,7 @@ class ResidualBlock(nn.Module):
 
 
 class Join(nn.Module):
-    """Bring coarse features to the finer grid, and correct them with a double convolution that sees both.
+    """Upsample coarse features to the finer grid, and correct them with a double convolution that sees both.
 
     The 1-convolution stands before the interpolation: the two commute exactly,
     and on the coarse grid it costs a quarter (an eighth in 3D).

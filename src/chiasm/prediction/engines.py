@@ -90,7 +90,7 @@ def _fastest_precision(on_cuda: bool) -> Precision:
 
 
 def cpu_multiplies_bfloat16() -> bool:
-    """Tell whether the processor has instructions for bfloat16."""
+    """Return whether the processor has instructions for bfloat16."""
     # torch before 2.11 cannot be asked: float32 is then right everywhere, only slower.
     capabilities: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

@@ -12,7 +12,7 @@ from typing import NamedTuple, cast, get_args
 from chiasm import __version__
 from chiasm.cohorts.cases import Case, Problem
 from chiasm.cohorts.dicom_patients import WARNINGS, Selection, marks_on, parse_rules
-from chiasm.cohorts.gathering import LOST, tell_notes
+from chiasm.cohorts.gathering import LOST, notes_in_lines
 from chiasm.cohorts.images import read_case_image, read_case_labels, read_image
 from chiasm.errors import ChiasmError, RecipeError, RunError, unknown
 from chiasm.locks import locked
@@ -275,7 +275,7 @@ def predict(
             progressing.note(outcome)
             if progress is not None:
                 progress(number, len(due), outcome.case or "")
-    return progressing.result(due, tuple(tell_notes(found.notes, ("several", *LOST))))
+    return progressing.result(due, tuple(notes_in_lines(found.notes, ("several", *LOST))))
 
 
 def pick_average(asked: str, model: Model) -> Average:

@@ -216,7 +216,7 @@ def target_map(prepared: PreparedSource, plan: Plan) -> IntensityMap:
 def errors_on_grid(
     errors: NDArray[np.floating], prepared: PreparedSource, plan: Plan, grid: Geometry
 ) -> NDArray[np.float32]:
-    """Bring a map of errors from normalised to target units, and to the source's grid.
+    """Convert a map of errors from normalised to target units, and to the source's grid.
 
     Args:
         errors: Normalised units, on the prepared grid.

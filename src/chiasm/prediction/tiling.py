@@ -263,6 +263,6 @@ def first_that_fits(
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Tell whether torch or numpy ran out of memory; torch on a CPU says so only in words."""
+    """Return whether torch or numpy ran out of memory; torch on a CPU says so only in words."""
     words = ("can't allocate memory", "not enough memory", "out of memory", "cannot allocate memory")
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(w in str(error).lower() for w in words)

@@ -12,7 +12,7 @@ from pathlib import Path
 from chiasm.cohorts.cases import Case, Cohort, Problem, volume_stem
 from chiasm.cohorts.dicom_patients import Selection
 from chiasm.cohorts.discovery import count_modalities, find_cohort, select_cases
-from chiasm.cohorts.gathering import tell_notes
+from chiasm.cohorts.gathering import notes_in_lines
 from chiasm.cohorts.splits import make_split
 from chiasm.errors import CohortError
 from chiasm.preparation.examination import ExaminedCase, examine_case
@@ -80,7 +80,7 @@ class Inspection:
             f"modalities: {_counted(count_modalities(self.cohort))}",
             f"masks: {sum(case.mask is not None for case in cases)}; "
             f"label maps: {sum(case.labels is not None for case in cases)}",
-            *tell_notes(self.cohort.notes),
+            *notes_in_lines(self.cohort.notes),
         ]
         if self.unused:
             lines += ["not used:", *(f"  {line}" for line in _listed(self.unused, self.cohort.root))]

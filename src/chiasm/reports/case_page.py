@@ -40,7 +40,7 @@ MOST_BYTES = 9_600_000  # of a page that is not `whole`
 LEVELS = (4096, 2048, 1024, 512, 256)  # steps inside the window, the finest that fits is taken
 MOST_HALVINGS = 9  # of the number of voxels
 COVERED = 0.995  # share of the mask's voxels inside the range of difference and expected error
-SCRIPT = "reports/static/niivue.umd.js"  # brought by hatch_build.py
+SCRIPT = "reports/static/niivue.umd.js"  # put there by hatch_build.py
 LICENCES = "reports/licences/niivue.txt"
 
 #: Name, level and width, HU.
@@ -86,7 +86,7 @@ class CasePage:
         mask: Voxels that were scored.
         lesion: Labelled voxels, or None.
         affine: Voxel index to world mm, RAS+, shape (4, 4).
-        unit: Of `real`, `synthetic` and `expected_error`; "HU" brings presets of the window.
+        unit: Of `real`, `synthetic` and `expected_error`; "HU" adds presets of the window.
         window: Lowest and highest shown value, the same for real and synthetic.
         source_name: What the source is, such as "t1".
         target_name: What real and synthetic are, such as "t2" or "ct".

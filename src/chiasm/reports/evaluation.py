@@ -15,7 +15,7 @@ from typing import Any
 
 from chiasm.cohorts.cases import Cohort, Problem
 from chiasm.cohorts.dicom_patients import Selection
-from chiasm.cohorts.gathering import LOST, tell_notes
+from chiasm.cohorts.gathering import LOST, notes_in_lines
 from chiasm.errors import CohortError, RunError, unknown
 from chiasm.evaluation.headlines import headlines
 from chiasm.evaluation.loading import RULES, PredictionFolder
@@ -215,7 +215,7 @@ def _sum_up(
     shared = paired(found.rows)
     sentences = tuple(headlines(shared, assessed.manifest.method, assessed.baselines.names, subjects))
     table = tuple(format_table(shared, subjects=subjects))
-    notes = (*tell_notes(cohort.notes, ("several", *LOST)), *found.notes)
+    notes = (*notes_in_lines(cohort.notes, ("several", *LOST)), *found.notes)
     return Scored(tuple(found.rows), sentences, table, report, (*problems, *found.spoiled), notes)
 
 

@@ -25,7 +25,7 @@ from chiasm.cohorts.cases import Case, Cohort, Problem
 from chiasm.cohorts.completed import copy_case, write_completed
 from chiasm.cohorts.dicom_patients import Selection, marks_on
 from chiasm.cohorts.discovery import find_cohort, select_cases, selection_of
-from chiasm.cohorts.gathering import tell_notes
+from chiasm.cohorts.gathering import notes_in_lines
 from chiasm.errors import CohortError, RecipeError, VolumeError
 from chiasm.evaluation.rows import Row
 from chiasm.evaluation.statistics import Comparison
@@ -142,7 +142,7 @@ def complete(
     _check_request(recipe, seeds)
     trusted = (*named_classes(trust), recipe.generator.network)
     found = _scans(find_cohort(data, layout=layout, selection=selection_of(recipe, selection)))
-    for line in tell_notes(found.notes):
+    for line in notes_in_lines(found.notes):
         say(line)
     survey_cohort(found, recipe, utility)  # what can be refused is refused before the folder is touched
     with locked(out):

@@ -15,7 +15,7 @@ from itertools import chain
 from pathlib import Path
 
 from chiasm.cohorts.cases import Cohort
-from chiasm.cohorts.gathering import tell_notes
+from chiasm.cohorts.gathering import notes_in_lines
 from chiasm.errors import ChiasmError, CohortError
 from chiasm.evaluation.rows import Row, read_evaluation, write_evaluation
 from chiasm.locks import locked
@@ -102,7 +102,7 @@ def _prepare(study: Study, out: Path, say: Callable[[str], None]) -> tuple[list[
         cohort = find_cases(study, out)
     assert cohort is not None
     say(f"{len(cohort.cases)} cases ({cohort.layout})")
-    for line in [*tell_notes(cohort.notes), *(problem.line for problem in cohort.problems)]:
+    for line in [*notes_in_lines(cohort.notes), *(problem.line for problem in cohort.problems)]:
         say(line)
     return jobs, cohort
 
@@ -223,7 +223,7 @@ def _read(path: Path, reading: Reading, settings: Sequence[str]) -> Study:
     return study.model_copy(update={"settings": (*study.settings, *asked, *settings)})
 
 
-def tell_jobs(path: Path, out: Path, reading: Reading = STRICT, settings: Sequence[str] = ()) -> list[str]:
+def describe_jobs(path: Path, out: Path, reading: Reading = STRICT, settings: Sequence[str] = ()) -> list[str]:
     """List a study's jobs in words, with what is done and how long the rest may take.
 
     Args:

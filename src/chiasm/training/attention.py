@@ -19,7 +19,7 @@ from chiasm.training.losses import unit_mean
 
 Target = Literal["none", "realness", "magnitude", "structured"]
 
-#: Share of voxels whose realness is told right: below, D_l knows nothing; above, M is 0 or 1 everywhere.
+#: Share of voxels whose realness is recognised: below, D_l knows nothing; above, M is 0 or 1 everywhere.
 ACCURACY_RANGE = (0.55, 0.97)
 #: Standard deviation of M inside the mask below which the map is flat.
 FLATTEST = 0.02
@@ -223,11 +223,11 @@ def attention_ramp(step: int, *, start: int, length: float) -> float:
 def gate_reason(*, target: Target, realness_accuracy: float, confidence_sd: float, spearman: float) -> str | None:
     """Say why the attention must stay off; None while the map can be trusted.
 
-    A figure that is not a number closes the gate.
+    A value that is not a number closes the gate.
 
     Args:
         target: Head that the attention is taken from.
-        realness_accuracy: Share of voxels, real and synthetic, that the realness head tells
+        realness_accuracy: Share of voxels, real and synthetic, that the realness head recognises
             right; assessed only if it is the target.
         confidence_sd: Standard deviation of M inside the mask.
         spearman: Rank correlation of 1 - M with the smoothed error on validation cases.
@@ -237,7 +237,7 @@ def gate_reason(*, target: Target, realness_accuracy: float, confidence_sd: floa
     """
     low, high = ACCURACY_RANGE
     if target == "realness" and not low <= realness_accuracy <= high:
-        return f"the local discriminator tells {realness_accuracy:.0%} of voxels right, outside {low:.0%} to {high:.0%}"
+        return f"the local discriminator recognises {realness_accuracy:.0%} of voxels, outside {low:.0%} to {high:.0%}"
     if not confidence_sd >= FLATTEST:
         return f"the confidence map is flat: its standard deviation is {confidence_sd:.3f}, below {FLATTEST}"
     if not spearman > 0:

@@ -3,7 +3,7 @@
 A network that predicts the very cases it was trained on makes them too well,
 and a next stage trained on such contexts would learn to copy them.  So the
 context of a training case is always out of fold: the training subjects are
-dealt into inner folds, and a network that was trained without a subject's fold
+assigned to inner folds, and a network that was trained without a subject's fold
 predicts its cases; the tables that it starts from (the look-up, means and SDs) are
 fitted without that fold too.  A last network of the stage is trained on all of
 them; it predicts validation cases, and at inference every new one.
@@ -113,7 +113,7 @@ def refitted(plan: Plan, cases: Sequence[PreparedCase]) -> Plan:
     """Fit on other cases what a network starts from: the look-up, and each channel's mean and SD.
 
     Args:
-        plan: What cannot be told from prepared cases stays as it is.
+        plan: What prepared cases do not show stays as it is.
         cases: Of which at most `VOXELS` voxels each are taken, evenly spread.
     """
     samples: list[list[NDArray[np.float32]]] = [[] for _ in (*plan.sources, plan.target)]

@@ -51,7 +51,7 @@ class Roles(NamedTuple):
 
 
 def assign_roles(cases: Sequence[PreparedCase], paired: Sequence[str]) -> Roles:
-    """Deal training cases: those named are pairs, the others are sources and targets by turns, or what they have.
+    """Sort training cases: those named are pairs, the others are sources and targets by turns, or what they have.
 
     Raises:
         CohortError: If none of the pairs is there.

@@ -284,7 +284,7 @@ def time_convolution(dims: Literal[2, 3], width: int, size: tuple[int, ...], acc
 
 
 def _is_reduced(precision: str, on_gpu: bool) -> bool:
-    """Tell whether convolutions are done in 16 bits: as asked, or where the machine is fast in them."""
+    """Return whether convolutions are done in 16 bits: as asked, or where the machine is fast in them."""
     if precision != "auto":
         return precision != "32-true"
     return on_gpu or cpu_multiplies_bfloat16()

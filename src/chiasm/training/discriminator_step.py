@@ -25,16 +25,16 @@ CRITIC_LOSS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 def step_discriminators(setting: Setting, state: TrainingState, drawn: Draw) -> Outcome:
     """Train all discriminators on real images and on what the generator made of the same patches."""
-    state, figures = step_global(setting, state, drawn)
+    state, values = step_global(setting, state, drawn)
     if "local_discriminator" not in setting.trainables.modules:
-        return Outcome(state, figures)
+        return Outcome(state, values)
     state, more = step_local(setting, state, drawn)
-    return Outcome(state, {**figures, **more})
+    return Outcome(state, {**values, **more})
 
 
 def step_global(setting: Setting, state: TrainingState, drawn: Draw) -> Outcome:
-    """Train the discriminators of whole images to tell real from synthetic."""
-    trainables, figures = setting.trainables, dict[str, float]()
+    """Train the discriminators of whole images to separate real from synthetic."""
+    trainables, values = setting.trainables, dict[str, float]()
     pairs = beside_source(drawn.batch, drawn.batch.target), beside_source(drawn.batch, drawn.made)
     for name in ("global_discriminator", "second_discriminator"):
         if name not in trainables.modules:
@@ -46,8 +46,8 @@ def step_global(setting: Setting, state: TrainingState, drawn: Draw) -> Outcome:
             trainables.clip(name, setting.recipe.loss.clip)
         right = float(((real > 0).float().mean() + (synthetic < 0).float().mean()) / 2)
         state = replace(state, accuracy_global=running(state.accuracy_global, right))
-        figures |= {f"{name}_loss": float(loss.detach()), "accuracy_global": state.accuracy_global}
-    return Outcome(state, figures)
+        values |= {f"{name}_loss": float(loss.detach()), "accuracy_global": state.accuracy_global}
+    return Outcome(state, values)
 
 
 def critic_loss(setting: Setting, real: Tensor, synthetic: Tensor) -> Tensor:
@@ -88,16 +88,16 @@ def step_local(setting: Setting, state: TrainingState, drawn: Draw) -> Outcome:
     error, scale, attention = fake - batch.target, state.error_scale, recipe.attention
     magnitude = losses.soft_target_magnitude(error, mask, scale, setting.sigma(attention.magnitude_mm))
     structured = losses.soft_target_structured(error, mask, scale, setting.sigma(attention.structured_mm))
-    told_apart = losses.adversarial_discriminator_loss(realness, on_fake, smoothing=0.0, mask=mask)
+    separation = losses.adversarial_discriminator_loss(realness, on_fake, smoothing=0.0, mask=mask)
     foreseen = losses.confidence_loss(synthetic.magnitude.float(), magnitude, mask)
     foreseen_structured = losses.confidence_loss(synthetic.structured.float(), structured, mask)
-    setting.trainables.descend("local_discriminator", told_apart + foreseen + foreseen_structured)
+    setting.trainables.descend("local_discriminator", separation + foreseen + foreseen_structured)
     hits = losses.masked_mean((realness > 0).float(), mask) + losses.masked_mean((on_fake < 0).float(), mask)
     state = replace(state, accuracy=running(state.accuracy, float(hits) / 2))
-    figures = {
-        "local_discriminator_loss": float(told_apart.detach()),
+    values = {
+        "local_discriminator_loss": float(separation.detach()),
         "magnitude_loss": float(foreseen.detach()),
         "structured_loss": float(foreseen_structured.detach()),
         "accuracy_local": state.accuracy,
     }
-    return Outcome(state, figures)
+    return Outcome(state, values)

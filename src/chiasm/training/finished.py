@@ -60,12 +60,12 @@ def read_finished(folder: Path, found: Cohort) -> tuple[Problem, ...] | None:
     """
     try:
         content = read_json(folder / FILE)
-        told = _Finished.model_validate(without_checksum(content))
+        finished = _Finished.model_validate(without_checksum(content))
     except (RunError, ValidationError, AttributeError):
         return None
-    if not has_valid_checksum(content) or told.cases != _list_ids(found):
+    if not has_valid_checksum(content) or finished.cases != _list_ids(found):
         return None
-    return tuple(Problem(Path(p.path), p.reason, p.message, p.case) for p in told.left_out)
+    return tuple(Problem(Path(p.path), p.reason, p.message, p.case) for p in finished.left_out)
 
 
 def _list_ids(cohort: Cohort) -> list[str]:

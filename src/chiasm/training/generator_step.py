@@ -31,25 +31,25 @@ GENERATOR_LOSS: Mapping[str, Callable[[Tensor], Tensor]] = {
 
 
 class Weighed(NamedTuple):
-    """Weights of the voxels, the next state, and figures for the log."""
+    """Weights of the voxels, the next state, and values for the log."""
 
     weight: Tensor
     state: TrainingState
-    figures: Mapping[str, float]
+    values: Mapping[str, float]
 
 
 def step_generator(setting: Setting, state: TrainingState, drawn: Draw) -> Outcome:
     """Train the generator on one draw, and the refiner on what it made."""
     trainables, settings = setting.trainables, setting.recipe.loss
     batch, made = drawn.batch, drawn.made
-    figures: Mapping[str, float] = {}
+    values: Mapping[str, float] = {}
     with trainables.frozen_discriminators():
         adversarial = _global_term(setting, drawn)
         weight, logits = torch.ones_like(made), _local_logits(setting, drawn)
         if logits is not None:
             state = note_lesions(setting, state, drawn, logits)
             adversarial = adversarial + _local_term(setting, drawn, logits)
-            weight, state, figures = attention_weights(setting, state, drawn, logits)
+            weight, state, values = attention_weights(setting, state, drawn, logits)
         weight = weight * control_weights(settings, batch, made)
         reconstruction = losses.reconstruction_loss(made, batch.target, batch.mask, weight, _power(settings))
         loss = reconstruction + drawn.phase.adversarial * adversarial
@@ -59,14 +59,14 @@ def step_generator(setting: Setting, state: TrainingState, drawn: Draw) -> Outco
         trainables.descend("generator", loss)
     trainables.move_average("generator", trainables.average, drawn.step)
     if logits is not None and trainables.average_refiner is not None:
-        figures = {**figures, **step_refiner(setting, drawn.detached(), logits.structured.detach())}
-    figures = {
-        **figures,
+        values = {**values, **step_refiner(setting, drawn.detached(), logits.structured.detach())}
+    values = {
+        **values,
         "loss": float(loss.detach()),
         "reconstruction": float(reconstruction.detach()),
         "adversarial": float(drawn.phase.adversarial * adversarial.detach()),
     }
-    return Outcome(state, figures)
+    return Outcome(state, values)
 
 
 def step_refiner(setting: Setting, drawn: Draw, structured: Tensor) -> dict[str, float]:
@@ -100,11 +100,11 @@ def attention_weights(setting: Setting, state: TrainingState, drawn: Draw, logit
     is_closed = settings.gate and gate_reason(setting, state) is not None
     state = replace(state, attention_steps=state.attention_steps + 1, closed_steps=state.closed_steps + is_closed)
     strength = 0.0 if is_closed else drawn.phase.attention * settings.strength
-    figures = {"attention_strength": strength}
+    values = {"attention_strength": strength}
     if settings.use != "weight":
         state = remember(state, drawn.places, batch, confidence.detach())
     if strength == 0 or settings.use == "sample":
-        return Weighed(ones, state, figures)
+        return Weighed(ones, state, values)
     weight = attention.attention_weight(
         confidence,
         batch.mask,
@@ -116,7 +116,7 @@ def attention_weights(setting: Setting, state: TrainingState, drawn: Draw, logit
     )
     if settings.shuffle:
         weight = attention.shuffle_weight(weight, batch.mask, setting.numbers(drawn.step, 2))
-    return Weighed(weight, state, {**figures, **_weight_ratio(weight, batch)})
+    return Weighed(weight, state, {**values, **_weight_ratio(weight, batch)})
 
 
 def _weight_ratio(weight: Tensor, batch: Batch) -> dict[str, float]:

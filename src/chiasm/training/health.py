@@ -1,4 +1,4 @@
-"""Whether the local discriminator knows where the error is, in figures and in words."""
+"""Whether the local discriminator knows where the error is, in numbers and in words."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def gauge(
         mask: Valid voxels.
         lesion: Labelled voxels, or None.
         head: Whose difficulty is gauged: "realness", "magnitude" or "structured".
-        beta: The attention's exponent, for the weights' figures.
+        beta: The attention's exponent, for the weights' numbers.
         sigma_voxels: Of the smoothed error.
 
     Returns:
@@ -53,24 +53,24 @@ def gauge(
     places = places[:: max(1, len(places) // SAMPLE)]
     difficulty, error = difficulty_map.ravel()[places], np.abs(signed).ravel()[places]
     weight = difficulty.astype(np.float64) ** beta
-    figures = {
+    values = {
         "spearman": spearman(difficulty, error),
         "spearman_smoothed": spearman(difficulty, structured_error.ravel()[places]),
         "auroc_worst": auroc(difficulty, error >= np.quantile(error, 0.9)),
         "effective_share": float(weight.sum() ** 2 / max(len(weight) * (weight**2).sum(), 1e-12)),
         "confidence_sd": float(difficulty.std()),
     }
-    if lesion is not None and (sick := lesion.ravel()[places]).any() and not sick.all():
-        figures["auroc_lesion"] = auroc(difficulty, sick)
-        figures["weight_ratio"] = float(weight[sick].mean() / max(weight[~sick].mean(), 1e-12))
-    return figures
+    if lesion is not None and (inside := lesion.ravel()[places]).any() and not inside.all():
+        values["auroc_lesion"] = auroc(difficulty, inside)
+        values["weight_ratio"] = float(weight[inside].mean() / max(weight[~inside].mean(), 1e-12))
+    return values
 
 
-def in_words(figures: Mapping[str, float], target: str) -> str | None:
+def in_words(values: Mapping[str, float], target: str) -> str | None:
     """Say plainly when the attention does nothing, or the wrong thing; None when it is well."""
-    rho, ratio = figures.get("spearman_smoothed", float("nan")), figures.get("weight_ratio", float("nan"))
+    rho, ratio = values.get("spearman_smoothed", float("nan")), values.get("weight_ratio", float("nan"))
     if np.isnan(rho):
-        return f"the {target} attention is inactive: its difficulty is the same everywhere"
+        return f"the {target} attention is inactive: its difficulty is constant"
     if rho <= 0:
         return f"the {target} attention is inverted: its difficulty does not rise with the error (rho {rho:.2f})"
     if abs(ratio - 1) <= FLAT_RATIO:

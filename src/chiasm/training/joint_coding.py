@@ -287,7 +287,7 @@ def fit(
 
 
 def settled(before: float, after: float, tolerance: float) -> bool:
-    """Tell whether a round lowered J by less than a share of it."""
+    """Return whether a round lowered J by less than a share of it."""
     return math.isfinite(before) and before - after < tolerance * before
 
 
@@ -352,9 +352,9 @@ def _descriptor(detail: Tensor) -> Tensor:
             if len(axes) == 2
             else functional.adaptive_avg_pool3d(kind, COARSE)
         )
-        told = pooled.flatten(1)
-        told = told - told.mean(1, keepdim=True)
-        cells.append(told / told.norm(dim=1, keepdim=True).clamp(min=1e-12))
+        centred = pooled.flatten(1)
+        centred = centred - centred.mean(1, keepdim=True)
+        cells.append(centred / centred.norm(dim=1, keepdim=True).clamp(min=1e-12))
     return torch.cat(cells, 1)
 
 

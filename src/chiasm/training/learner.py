@@ -65,7 +65,7 @@ class Learner:
         self.state = TrainingState.from_dict({**self.state.to_dict(), **content})
 
     def note_validation(self, rho: float) -> None:
-        """Tell the health gate how the difficulty went with the error on validation cases."""
+        """Report to the health gate how the difficulty followed the error on validation cases."""
         self.state = replace(self.state, rho=rho)
 
     def phase(self, step: int) -> attention.Phase:
@@ -83,38 +83,38 @@ class Learner:
         """Do one step: draw a batch, one forward pass of the generator, discriminators, generator.
 
         Returns:
-            Figures for the log.
+            Values for the log.
 
         Raises:
-            RunError: If the loss is not finite; the figures name step and cases.
+            RunError: If the loss is not finite; the message names step and cases.
         """
         self.trainables.set_rates(step)
         now = self.phase(step)
         if not now.generator and len(self.trainables.modules) == 1:
             return {}  # the discriminators' turn, and there are none
-        figures: dict[str, float] = {}
+        values: dict[str, float] = {}
         for turn in range(1, self.recipe.loss.discriminator_steps if now.generator and now.discriminators else 1):
             self.state, more = step_global(self.setting, self.state, self._draw(step, now, turn))
-            figures |= more
+            values |= more
         drawn = self._draw(step, now)
         error, mask = drawn.made.detach() - drawn.batch.target, drawn.batch.mask
         scale = attention.update_error_scale(self.state.error_scale, error, mask, KEPT)
         self.state = replace(self.state, error_scale=scale)
         if now.discriminators:
             self.state, more = step_discriminators(self.setting, self.state, drawn.detached())
-            figures |= more
+            values |= more
         if now.generator:
             self.state, more = step_generator(self.setting, self.state, drawn)
-            figures |= more
-        self._check_finite(figures, drawn)
-        return figures
+            values |= more
+        self._check_finite(values, drawn)
+        return values
 
     def _draw(self, step: int, phase: attention.Phase, turn: int = 0) -> Draw:
         places = draw(self.setting, self.state, step, phase, turn)
         return make_draw(self.setting, step, phase, places, turn)
 
-    def _check_finite(self, figures: Mapping[str, float], drawn: Draw) -> None:
-        for name, value in figures.items():
+    def _check_finite(self, values: Mapping[str, float], drawn: Draw) -> None:
+        for name, value in values.items():
             if not math.isfinite(value):
                 names = sorted({self.setting.cases[place.case].id for place in drawn.places})
                 raise RunError(

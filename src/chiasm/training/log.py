@@ -38,15 +38,15 @@ class TrainingLog:
         if lines or damaged:
             write_text(self.path, "".join(json.dumps(line) + "\n" for line in lines if line["step"] <= done))
 
-    def step(self, step: int, figures: Mapping[str, float]) -> None:
+    def step(self, step: int, values: Mapping[str, float]) -> None:
         """Write every so many steps."""
         if step % max(1, self.steps // MOST_LINES) == 0:
-            self._write("step", step, {name: round(value, 6) for name, value in figures.items()})
+            self._write("step", step, {name: round(value, 6) for name, value in values.items()})
 
-    def report(self, step: int, figures: Mapping[str, float]) -> None:
+    def report(self, step: int, values: Mapping[str, float]) -> None:
         """Report the progress of a step."""
         if self.session.progress is not None:
-            self.session.progress(step + 1, self.steps, figures)
+            self.session.progress(step + 1, self.steps, values)
 
     def validation(self, step: int, scores: Mapping[str, float], verdict: str | None) -> None:
         """Write the scores of a validation; report what is wrong with the attention."""

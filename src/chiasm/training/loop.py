@@ -116,10 +116,10 @@ def learn(
     saved = time.monotonic()
     with collected_signals() as caught:
         for step in range(done, log.steps):
-            figures = learner.step(step)
-            log.step(step, figures)
+            values = learner.step(step)
+            log.step(step, values)
             if not caught:  # the terminal may be gone
-                log.report(step, figures)
+                log.report(step, values)
             is_due = step + 1 in due
             if is_due and cases.validation:
                 _note_validation(learner, cases.validation, step, engine, log)

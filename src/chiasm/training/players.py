@@ -1,4 +1,4 @@
-"""Which networks make an arm: the recipe's fields turned into players."""
+"""Which networks make an arm: from the recipe's fields to players."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def _check_coding(recipe: Recipe) -> None:
         )
     if settings.stages > 1:
         raise RecipeError(
-            "a sparse coder has no stages: pairs are too few to be dealt into inner folds",
+            "a sparse coder has no stages: pairs are too few to be assigned to inner folds",
             reason="admm",
             found=f"generator.stages {settings.stages}",
             hint="Set generator.stages=1.",
@@ -167,7 +167,7 @@ def patch_needs(recipe: Recipe) -> PatchNeeds | None:
 
 
 def needs_local_discriminator(recipe: Recipe) -> bool:
-    """Tell whether the arm's loss or attention asks the local discriminator."""
+    """Return whether the arm's loss or attention asks the local discriminator."""
     adversarial = recipe.loss.local_weight > 0 and not recipe.discriminators.second_global
     return adversarial or recipe.attention.head != "none"
 
@@ -206,7 +206,7 @@ BESIDE: Mapping[str, str] = {
 
 
 class MethodRow(NamedTuple):
-    """What `chiasm methods` tells of a method.
+    """What `chiasm methods` says of a method.
 
     Attributes:
         name: For `--method` and for the arms of a study.
@@ -267,15 +267,15 @@ def _list_dims(recipe: Recipe) -> list[str]:
 
 def _list_asked(recipe: Recipe) -> list[str]:
     """Name discriminators, pairs and labels that the method asks for."""
-    training, told = recipe.training, []
+    training, needs_in_words = recipe.training, []
     discriminators = {"global": recipe.loss.global_weight > 0, "local": needs_local_discriminator(recipe)}
     if asked := list(compress(discriminators, discriminators.values())):
-        told.append(f"{' and '.join(asked)} discriminator{'s' if len(asked) > 1 else ''}")
+        needs_in_words.append(f"{' and '.join(asked)} discriminator{'s' if len(asked) > 1 else ''}")
     if recipe.optimiser.kind == "admm":
-        told.append("one pair or more (training.pairs); other cases, and lone images, serve unpaired")
+        needs_in_words.append("one pair or more (training.pairs); other cases, and lone images, serve unpaired")
     if any((recipe.loss.lesion > 1, training.transplant_share > 0, training.lesion_share > 0.25)):
-        told.append("lesion labels of training cases")
-    return told
+        needs_in_words.append("lesion labels of training cases")
+    return needs_in_words
 
 
 def _needs_in_words(recipe: Recipe) -> list[str]:
@@ -284,11 +284,11 @@ def _needs_in_words(recipe: Recipe) -> list[str]:
         return []
     least = max(LEAST_PATCH, needs.smallest)
     least += (needs.offset - least) % needs.multiple
-    told = [f"patches of {least} or more"]
+    needs_in_words = [f"patches of {least} or more"]
     if needs.multiple > 1:
-        told.append(f"{f'{needs.offset} voxels and ' if needs.offset else ''}multiples of {needs.multiple}")
+        needs_in_words.append(f"{f'{needs.offset} voxels and ' if needs.offset else ''}multiples of {needs.multiple}")
     margin = needs_of(_stages(recipe, recipe.generator.scale)[0]).margin
-    return [*told, f"loses {margin} voxels on each side"] if margin else told
+    return [*needs_in_words, f"loses {margin} voxels on each side"] if margin else needs_in_words
 
 
 def _stages(recipe: Recipe, scale: float) -> list[nn.Module]:

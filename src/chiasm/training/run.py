@@ -261,7 +261,7 @@ def environment() -> dict[str, object]:
 
 
 def describe(recipe: Recipe, plan: Plan) -> list[str]:
-    """Tell a plan in lines: each choice with its reason, then time and memory."""
+    """Describe a plan in lines: each choice with its reason, then time and memory."""
     lines = []
     for name, reason in plan.reasons.items():
         value = getattr(plan, name)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from chiasm.cohorts.cases import Case, Cohort, Problem, reading_of, with_reading
 from chiasm.cohorts.dicom_patients import Selection
 from chiasm.cohorts.discovery import find_cohort, select_cases, selection_of
-from chiasm.cohorts.gathering import tell_notes
+from chiasm.cohorts.gathering import notes_in_lines
 from chiasm.cohorts.relatives import with_subjects
 from chiasm.cohorts.splits import (
     ROLES,
@@ -208,7 +208,7 @@ def _report_selection(cohort: Cohort, found: Cohort, recipe: Recipe, say: Say) -
     wanted = ", ".join(recipe.data.sources)
     wanted += f" and {recipe.data.target}" if recipe.data.target not in recipe.data.sources else ""
     say(f"{len(cohort.cases)} cases with {wanted} ({cohort.layout})")
-    for line in tell_notes(found.notes):
+    for line in notes_in_lines(found.notes):
         say(line)
     asked = set(_named_images(recipe))
     if synthetic := sum(not asked.isdisjoint(case.synthetic) for case in cohort.cases):
@@ -250,7 +250,7 @@ def _check_same_split(path: Path, split: Split) -> None:
             "was written for other cases than the data folder now holds",
             path=path,
             reason="other-cases",
-            hint="Start a new run with another -o, or bring the data back as it was.",
+            hint="Start a new run with another -o, or restore the data as it was.",
         )
 
 
@@ -284,7 +284,7 @@ def _read_plan_of_before(path: Path, unpaired: tuple[str, ...]) -> Plan | None:
             reason="other-cases",
             found=", ".join(unpaired) or "none",
             expected=", ".join(plan.unpaired) or "none",
-            hint="Start a new run with another -o, or bring the data back as it was.",
+            hint="Start a new run with another -o, or restore the data as it was.",
         )
     return plan
 

@@ -35,7 +35,7 @@ class Session:
     Attributes:
         fabric: From `make_fabric`, launched.
         say: Called with lines for the user.
-        progress: Called after each step with steps done, all steps, figures; or None.
+        progress: Called after each step with steps done, all steps, values; or None.
     """
 
     fabric: Fabric
@@ -57,7 +57,7 @@ class Session:
         if shown is None:
             return self
 
-        def counted(done: int, _: int, figures: Mapping[str, float]) -> None:
-            shown(first + done, steps, figures)
+        def counted(done: int, _: int, values: Mapping[str, float]) -> None:
+            shown(first + done, steps, values)
 
         return replace(self, progress=counted)

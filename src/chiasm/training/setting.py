@@ -80,10 +80,10 @@ class Draw(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What a part of a step leaves: the next state, and figures for the log."""
+    """What a part of a step leaves: the next state, and values for the log."""
 
     state: TrainingState
-    figures: Mapping[str, float]
+    values: Mapping[str, float]
 
 
 def make_draw(setting: Setting, step: int, phase: Phase, places: Sequence[Place], turn: int = 0) -> Draw:

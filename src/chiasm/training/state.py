@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, NamedTuple, Self
 
-KEPT = 0.98  # of a running figure, at each step
+KEPT = 0.98  # of a running mean, at each step
 
 
 class Remembered(NamedTuple):
@@ -31,8 +31,8 @@ class TrainingState:
 
     Attributes:
         error_scale: s of the soft targets: twice the median error, running, normalised units.
-        accuracy: Share of voxels that the local discriminator's realness head tells right, running.
-        accuracy_global: Share of images that the global one tells right, running.
+        accuracy: Share of voxels that the local discriminator's realness head recognises, running.
+        accuracy_global: Share of images that the global one recognises, running.
         confidence_sd: Standard deviation of M inside the mask, running.
         rho: Rank correlation of 1 - M with the smoothed error, of the last validation; -1 before the first.
         closed_steps: Steps in which the health gate kept the attention off.
@@ -70,5 +70,5 @@ class TrainingState:
 
 
 def running(last: float, fresh: float) -> float:
-    """Follow a figure slowly."""
+    """Follow a value slowly."""
     return KEPT * last + (1 - KEPT) * fresh

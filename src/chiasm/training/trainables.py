@@ -88,7 +88,7 @@ class Trainables:
         """Let gradients pass through the discriminators, not into them; their power iterations stand still.
 
         Batch normalisation goes on with the batch's own statistics, by which its
-        discriminator tells real from synthetic: the running ones are a mixture of both.
+        discriminator separates real from synthetic: the running ones are a mixture of both.
         """
         discriminators = [module for name, module in self.modules.items() if name in DISCRIMINATORS]
         for discriminator in discriminators:

@@ -98,7 +98,7 @@ class Plane:
     """One slice to write: where it lies, and what it is made from.
 
     Attributes:
-        header: Of the file that tells patient and study.
+        header: Of the file that names patient and study.
         place: Elements of `PLACE`, as the file has them.
         frames: The images that lie there.
     """
@@ -236,8 +236,8 @@ def _name_series(new: Any, derivation: Derivation, now: datetime) -> None:
     new.SOPClassUID = MRImageStorage if derivation.modality == "MR" else CTImageStorage
     new.Modality = derivation.modality
     new.SeriesInstanceUID = generate_uid(prefix=None)
-    told = derivation.description.encode("ascii", "replace").decode()  # whatever the source's character set is
-    new.SeriesDescription = f"SYNTHETIC {told}".strip()[:LONGEST_DESCRIPTION]
+    words = derivation.description.encode("ascii", "replace").decode()  # whatever the source's character set is
+    new.SeriesDescription = f"SYNTHETIC {words}".strip()[:LONGEST_DESCRIPTION]
     for what in ("InstanceCreation", "Series", "Content"):
         setattr(new, f"{what}Date", now.strftime("%Y%m%d"))
         setattr(new, f"{what}Time", now.strftime("%H%M%S"))

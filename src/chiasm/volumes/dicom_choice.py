@@ -55,7 +55,7 @@ def choose_series(series: Sequence[Series], wanted: str | int | None, path: Path
 
 def _not_one(found: Sequence[Series], images: Sequence[Series], wanted: str | int | None, path: Path) -> VolumeError:
     """Say that none or several series fit, and list them."""
-    listed = "; ".join(one.told() for one in (found or images)[:12])
+    listed = "; ".join(one.described() for one in (found or images)[:12])
     if not found:
         return VolumeError(f"holds no series {wanted!r}", path=path, reason="no-series", found=listed)
     return VolumeError(
@@ -64,7 +64,7 @@ def _not_one(found: Sequence[Series], images: Sequence[Series], wanted: str | in
         reason="several-series",
         found=listed,
         hint="Choose one with --series (series= in Python): its number, its modality, words of its description, or"
-        " what tells it apart, such as phase, TE=30 or b=1000. chiasm inspect shows descriptions.",
+        "what distinguishes it, such as phase, TE=30 or b=1000. chiasm inspect shows descriptions.",
     )
 
 
@@ -83,7 +83,7 @@ def fitting(series: Sequence[Series], wanted: str | int) -> list[Series]:
         wanted: SeriesInstanceUID, number in the listing, name of its folder,
             description, DICOM modality, or a part of folder or description;
             whole words count before parts of words.  Where that fits none or
-            several, a kind of images may tell, alone or with such words:
+            several, a kind of images may choose one, alone or with such words:
             "phase", "TE=30", "space TI=800", "b=1000", "TI unknown".
     """
     asked = str(wanted).strip()

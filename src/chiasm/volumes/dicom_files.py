@@ -3,7 +3,7 @@
 pydicom parses; it may raise almost anything on a damaged file and allocates
 what a header promises.  Here a file is never asked for more than it has, a
 deflated one or a zip archive never unpacks to more than is plausible, and only
-`VolumeError` leaves.  Nothing of the patient module is read, told or kept.
+`VolumeError` leaves.  Nothing of the patient module is read, shown or kept.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def _check_reads(count: int) -> None:
 
 
 def looks_like_dicom(head: bytes) -> bool:
-    """Tell by the letters DICM after 128 bytes or, where those are missing, by a first element of group 2 or 8."""
+    """Recognise DICOM by the letters DICM after 128 bytes or, without them, by a first element of group 2 or 8."""
     if head[128:132] == b"DICM":
         return True
     first = rb"[\x02\x08]\0.\0(?:[A-Z]{2}|[\0-\xff]\0\0\0)|\0[\x02\x08]\0.[A-Z]{2}"
@@ -109,7 +109,7 @@ def looks_like_dicom(head: bytes) -> bool:
 
 
 def looks_like_zip(head: bytes) -> bool:
-    """Tell by the mark of a first member, or of an archive without one."""
+    """Recognise an archive by the mark of a first member, or of an archive without one."""
     return head[:4] in (b"PK\x03\x04", b"PK\x05\x06")
 
 
@@ -205,7 +205,7 @@ def parts_in(folder: Path) -> list[Part]:
 
 
 def _is_file(path: Path) -> bool:
-    """Tell whether a path in a folder is a file, or a link that leads nowhere or in a circle, not a pipe or device."""
+    """Return whether a path in a folder is a file, or a link that leads nowhere or in a circle; no pipe or device."""
     return path.is_file() or (path.is_symlink() and not path.exists())
 
 
@@ -397,7 +397,7 @@ def _check_pixels(dataset: Dataset, part: Part) -> None:
 def truncated(part: Part, found: str, expected: str) -> VolumeError:
     """Say that a file holds less than it says."""
     return VolumeError(
-        "is cut short", path=part.place, reason="truncated", found=found, expected=expected, hint="Copy it again."
+        "is truncated", path=part.place, reason="truncated", found=found, expected=expected, hint="Copy it again."
     )
 
 
@@ -428,7 +428,7 @@ def _inflated(file: BinaryIO, part: Part, max_bytes: int) -> bytes:
     if not unpacker.eof:
         late = bool(unpacker.unconsumed_tail)
         raise VolumeError(
-            "unpacks to too much" if late else "is cut short",
+            "unpacks to too much" if late else "is truncated",
             path=part.place,
             reason="bomb" if late else "truncated",
         )

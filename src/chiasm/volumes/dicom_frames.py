@@ -74,7 +74,7 @@ class Frame(NamedTuple):
         thickness: Slice thickness or spacing between slices, mm, or None.
         slope: From stored to real values, with
         intercept: this.
-        marks: What tells images of one position apart.
+        marks: What distinguishes images of one position.
         kind: What kind of image it is.
     """
 
@@ -192,7 +192,7 @@ def _frame(part: Part, index: int, dataset: Dataset, group: Callable[[str], Data
     slope, intercept = _scale_of(group("PixelValueTransformationSequence") or dataset, part)
     spacing = numbers(measures, "PixelSpacing", part, 2)
     if min(spacing) <= 0:
-        raise VolumeError("has an impossible spacing", path=part.place, reason="spacing", found=spacing)
+        raise VolumeError("has a spacing of zero or less", path=part.place, reason="spacing", found=spacing)
     return Frame(
         part,
         index,

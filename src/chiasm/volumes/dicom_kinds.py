@@ -57,7 +57,7 @@ class Kind(NamedTuple):
     b: float | None = None
 
     def fits(self, asked: Kind) -> bool:
-        """Tell whether it is of the kind that is asked for; what is not asked for may be anything."""
+        """Return whether it is of the kind that is asked for; what is not asked for may be anything."""
         numbers = zip(asked[1:], self[1:], strict=True)
         return all(_fits(wish, has) for wish, has in numbers) and asked.component in ("", self.component or NOT_SAID)
 
@@ -69,7 +69,7 @@ class Group(NamedTuple):
     """Images of one kind.
 
     Attributes:
-        words: What tells them from the others, "" where there are no others.
+        words: What distinguishes them from the others, "" where there are no others.
         kind: Theirs.
         places: Which images they are.
     """
@@ -152,7 +152,7 @@ def parse_kind(words: str) -> tuple[Kind, str]:
 
 
 def is_kind_word(name: str) -> bool:
-    """Tell whether what stands before an equals sign asks for a kind of image, and names no modality."""
+    """Return whether what stands before an equals sign asks for a kind of image, and names no modality."""
     return name.strip().lower() in ("te", "ti", "b")
 
 
@@ -203,7 +203,7 @@ def _apart(one: float, other: float) -> bool:
 
 
 def _components_apart(components: Sequence[str]) -> list[tuple[float, str]]:
-    """Return, for each image, a place in an order and the word that tells it from others, "" where all are alike."""
+    """Return, for each image, a place in an order and the word that distinguishes it, "" where all are alike."""
     order = (*COMPONENTS, ADC, OTHER, "")
     if len(set(components) - {""}) < 2:
         return [(0.0, "")] * len(components)

@@ -5,7 +5,7 @@ the largest one that is at least a half.
 
 A segmentation holds the slices that have something marked and leaves out the
 others; its grid here reaches from the first to the last of them.
-`geometry.laid_on` brings it to the grid of the scan that it was drawn on.
+`geometry.laid_on` resamples it on the grid of the scan that it was drawn on.
 
 Reference: DICOM PS3.3, A.51 and C.8.20.
 """

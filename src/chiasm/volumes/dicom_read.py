@@ -38,7 +38,7 @@ def read_dicom(
             for its whole series in its folder and, if it is multi-frame, for itself.
         series: Which one, where there are several: number in the listing of
             `find_series`, SeriesInstanceUID, modality, or words of its folder or description.
-        resample_tilt: Whether to bring slices of a tilted gantry, or of uneven
+        resample_tilt: Whether to resample slices of a tilted gantry, or of uneven
             distances, to a straight and even grid; they are refused otherwise.
         max_bytes: Most bytes of voxels.
 

@@ -1,6 +1,6 @@
-"""DICOM series: which files of a place make one, told from their headers; names of files mean nothing.
+"""DICOM series: which files of a place make one, known from their headers; names of files mean nothing.
 
-One pass over the headers tells series apart and finds the grid of each, or why
+One pass over the headers separates series and finds the grid of each, or why
 it has none; pixels are not touched.
 """
 
@@ -47,7 +47,7 @@ NO_SCANS = (
     "1.2.840.10008.5.1.4.1.1.30",  # parametric map
     "1.2.840.10008.5.1.4.1.1.481.2",  # dose
 )
-WHOLE = Group("", UNKNOWN, ())  # a series whose images are not told apart
+WHOLE = Group("", UNKNOWN, ())  # a series whose images are not separated
 AXIAL = 0.99  # cosine from which a slice counts as lying in a plane of the body
 
 TAGS = (
@@ -61,7 +61,7 @@ TAGS = (
 class Series:
     """What the headers say of one SeriesInstanceUID in one place, or of its images of one kind.
 
-    Description, protocol and UIDs may tell who the patient is: they are for
+    Description, protocol and UIDs may identify the patient: they are for
     choosing, and belong in no error, log or manifest.
 
     Attributes:
@@ -82,7 +82,7 @@ class Series:
         synthetic: Whether a file says that its image was not acquired but made.
         concatenated: Whether a multi-frame image was cut into several files.
         kind: What kind of MR images it holds.
-        apart: What tells them from other images of the SeriesInstanceUID, such as "phase"; "" where there are none.
+        apart: What distinguishes them in their SeriesInstanceUID, such as "phase"; "" where there are no others.
         localizer: Whether all its images are localizers.
         stack: Its images in the order of K and their grid, or None.
         fault: Why there is no stack, or why it cannot be used as it is.
@@ -145,21 +145,21 @@ class Series:
         return not self.apart and self.kind.component in NO_CONTRAST
 
     @property
-    def told_kind(self) -> str:
-        """What tells its images from others of the series, or that all are such as phase; "" for plain ones."""
+    def kind_words(self) -> str:
+        """What distinguishes its images from others of the series, or that all are such as phase; "" for plain ones."""
         return self.kind.component if self.shows_no_contrast else self.apart
 
     def numbered(self, choice: int) -> Series:
         """Return it with another number in a listing."""
         return replace(self, choice=choice)
 
-    def told(self) -> str:
-        """Tell it in a line that names nobody: choice, modality, images, grid."""
+    def described(self) -> str:
+        """Describe it in a line that names nobody: choice, modality, images, grid."""
         shape, spacing = self.shape, self.spacing_mm
         grid = [] if shape is None or spacing is None else [
             "x".join(map(str, shape)), "x".join(f"{mm:.3g}" for mm in spacing) + " mm", self.plane
         ]  # fmt: skip
-        words = [self.modality or "no modality", f"{self.images} images", *grid, *filter(None, [self.told_kind])]
+        words = [self.modality or "no modality", f"{self.images} images", *grid, *filter(None, [self.kind_words])]
         words += ["with contrast agent"] * self.contrast + ["synthetic"] * self.synthetic
         words += ["text burned in"] * self.burned_in + ([self.fault.reason] if self.fault is not None else [])
         return f"{self.choice}: {', '.join(words)}"
@@ -198,7 +198,7 @@ def scan_series(path: Path | str) -> Scan:
     scan = _scan_around(asked, path)
     series = [one for one in scan.series if words in ("", one.apart)]
     if not series and not scan.broken:
-        listed = "; ".join(one.told() for one in _numbered(scan.series))
+        listed = "; ".join(one.described() for one in _numbered(scan.series))
         raise VolumeError(f"holds no images of the kind {words!r}", path=asked.place, reason="no-series", found=listed)
     return scan._replace(series=_numbered(series))
 
@@ -262,7 +262,7 @@ def names_of_series(series: Series) -> tuple[str, str, str]:
 
 
 def is_dicom(path: Path) -> bool:
-    """Tell whether `find_series` is the one to read a place: a folder, a DICOM file, an archive, or a path into one.
+    """Return whether `find_series` is the one to read a place: a folder, a DICOM file, an archive, or a path into one.
 
     Raises:
         VolumeError: If a file cannot be read.
@@ -391,7 +391,7 @@ def _fault_of(headers: Sequence[_Header]) -> VolumeError | None:
     if cut is None:
         return next(filter(None, (header.fault for header in headers)), None)
     return VolumeError(
-        "is cut short in its header", path=cut.place, reason="truncated", expected="Rows", hint="Copy it again."
+        "is truncated in its header", path=cut.place, reason="truncated", expected="Rows", hint="Copy it again."
     )
 
 

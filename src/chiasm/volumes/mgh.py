@@ -29,7 +29,7 @@ LARGEST = 1e9  # number of an affine
 
 
 def looks_like_mgh(head: bytes) -> bool:
-    """Tell by version, sides and type, since the format has no magic number."""
+    """Recognise it by version, sides and type, since the format has no magic number."""
     if len(head) < struct.calcsize(FIELDS):
         return False
     version, i, j, k, frames, kind, *_ = struct.unpack_from(FIELDS, head)
