@@ -14,7 +14,7 @@ import pytest
 
 from chiasm.errors import VolumeError
 from chiasm.volumes import read_volume
-from chiasm.volumes.dicom_kinds import Kind, parse_kind, split_kinds
+from chiasm.volumes.dicom_kinds import ImageKind, parse_kind, split_kinds
 from chiasm.volumes.dicom_series import find_series, place_inside
 from conftest import REAL
 from dicom_patients import (
@@ -247,19 +247,19 @@ def test_a_localizer_among_images_is_named_and_one_alone_stands_aside(tmp_path: 
 @pytest.mark.parametrize(
     ("words", "kind", "left"),
     [
-        ("phase", Kind("phase"), ""),
-        ("AX T2 te=90 MAGNITUDE", Kind("magnitude", te=90), "AX T2"),
-        ("b=1000", Kind(b=1000), ""),
-        ("TI = 800 ms", Kind(ti=800), ""),
-        ("1.2.3.4", Kind(), "1.2.3.4"),
-        ("phases, web=3, realist", Kind(), "phases web=3 realist"),
-        ("other b unknown", Kind("other", b=math.inf), ""),
-        ("ax TI unknown t1 ADC", Kind("adc", ti=math.inf), "ax t1"),
-        ("component unknown", Kind("component unknown"), ""),
-        ("unknown tie", Kind(), "unknown tie"),
+        ("phase", ImageKind("phase"), ""),
+        ("AX T2 te=90 MAGNITUDE", ImageKind("magnitude", te=90), "AX T2"),
+        ("b=1000", ImageKind(b=1000), ""),
+        ("TI = 800 ms", ImageKind(ti=800), ""),
+        ("1.2.3.4", ImageKind(), "1.2.3.4"),
+        ("phases, web=3, realist", ImageKind(), "phases web=3 realist"),
+        ("other b unknown", ImageKind("other", b=math.inf), ""),
+        ("ax TI unknown t1 ADC", ImageKind("adc", ti=math.inf), "ax t1"),
+        ("component unknown", ImageKind("component unknown"), ""),
+        ("unknown tie", ImageKind(), "unknown tie"),
     ],
 )
-def test_words_for_kinds_are_read(words: str, kind: Kind, left: str) -> None:
+def test_words_for_kinds_are_read(words: str, kind: ImageKind, left: str) -> None:
     assert parse_kind(words) == (kind, left)
 
 
@@ -267,7 +267,9 @@ def test_splitting_keeps_every_image_once() -> None:
     rng = np.random.default_rng(0)
     for _ in range(50):
         kinds = [
-            Kind(str(rng.choice(["", "magnitude", "phase"])), *(float(rng.choice([0, 1, 1.005, 5])) for _ in range(3)))
+            ImageKind(
+                str(rng.choice(["", "magnitude", "phase"])), *(float(rng.choice([0, 1, 1.005, 5])) for _ in range(3))
+            )
             for _ in range(20)
         ]
         groups = split_kinds(kinds)

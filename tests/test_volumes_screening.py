@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from chiasm.errors import VolumeError
 from chiasm.volumes import Geometry, Reading, Volume, canonical, check_pair, read_volume, resample, write_volume
-from chiasm.volumes.dicom_files import Part, read_dataset, taming
+from chiasm.volumes.dicom_files import DicomFile, read_dataset, taming
 from chiasm.volumes.dicom_frames import arrange, frames_of
 from chiasm.volumes.dicom_series import TAGS
 from chiasm.volumes.mirroring import find_mirrored
@@ -400,7 +400,7 @@ def screen(kind: str, content: bytes, path: Path) -> None:
         header = check_header(content, path)
         check_affine(Geometry(header.shape, header.affine), path)
     else:
-        part = Part(path)
+        part = DicomFile(path)
         with taming(part):
             dataset = read_dataset(part, BytesIO(content), tags=TAGS)
             check_affine(arrange(frames_of(dataset, part), path).geometry, path)

@@ -22,7 +22,7 @@ from chiasm.cohorts.dicom_places import Patient, find_patients, role_of_patient
 from chiasm.cohorts.manifests import MARKS
 from chiasm.errors import RecipeError
 from chiasm.volumes.dicom_choice import fitting, pick_series
-from chiasm.volumes.dicom_files import Part
+from chiasm.volumes.dicom_files import DicomFile
 from chiasm.volumes.dicom_kinds import is_kind_word, parse_kind
 from chiasm.volumes.dicom_series import LABEL_MAP, SEGMENTATION, Series, is_dicom
 from chiasm.volumes.screening import STRICT, Reading
@@ -302,12 +302,12 @@ def path_of(series: Series, patient: Patient) -> Path | None:
     return _holder_alone(series, shared, others) or (first.place if is_beside else None)
 
 
-def _parts_of_others(series: Series, patient: Patient) -> list[Part]:
+def _parts_of_others(series: Series, patient: Patient) -> list[DicomFile]:
     others = [other for other in patient.series if other.is_scan and other is not series]
     return list(chain.from_iterable(other.parts for other in others))
 
 
-def _holder_alone(series: Series, shared: Path, others: Sequence[Part]) -> Path | None:
+def _holder_alone(series: Series, shared: Path, others: Sequence[DicomFile]) -> Path | None:
     """Return the archive, or the folder that all files share, if it holds no other scan."""
     first = series.parts[0]
     if first.member is None:

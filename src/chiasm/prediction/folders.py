@@ -417,7 +417,7 @@ def _warn_of_marks(case: Case, sources: Sequence[str]) -> list[str]:
 _REMARK = f'{SYNTHETIC}, "software": "chiasm {__version__}"}}'
 
 
-class _Written(NamedTuple):
+class _WrittenFiles(NamedTuple):
     """Names of what was written of a case, and what a reader must know, in the order of an `Entry`."""
 
     image: str
@@ -426,14 +426,14 @@ class _Written(NamedTuple):
     warnings: tuple[str, ...]
 
 
-def _write_dicom(made: Synthesis, case: Case, out: Path, model: Model) -> _Written:
+def _write_dicom(made: Synthesis, case: Case, out: Path, model: Model) -> _WrittenFiles:
     series = [pick_series(case.images[name]) for name in model.plan.sources]
     written = write_dicom_case(out / case.id, made, series, model)
     expected_error = None if written.expected_error is None else f"{case.id}/{EXPECTED_ERROR}.dcm"
-    return _Written(f"{case.id}/{SERIES}", None, expected_error, written.warnings)
+    return _WrittenFiles(f"{case.id}/{SERIES}", None, expected_error, written.warnings)
 
 
-def _write_volumes(made: Synthesis, case: Case, out: Path, plan: Plan, container: Container) -> _Written:
+def _write_volumes(made: Synthesis, case: Case, out: Path, plan: Plan, container: Container) -> _WrittenFiles:
     def write(name: str, volume: Volume, labels: bool = False) -> str:
         file = _called(case, name, plan, container)
         write_volume(out / file, volume.array, volume.geometry, labels, remark="" if labels else _REMARK)
@@ -442,7 +442,7 @@ def _write_volumes(made: Synthesis, case: Case, out: Path, plan: Plan, container
     image = write(plan.target, made.image)
     mask = write("mask", Volume(made.mask.array.astype("uint8"), made.mask.geometry), labels=True)
     expected_error = None if made.expected_error is None else write(EXPECTED_ERROR, made.expected_error)
-    return _Written(image, mask, expected_error, made.warnings)
+    return _WrittenFiles(image, mask, expected_error, made.warnings)
 
 
 def _called(case: Case, name: str, plan: Plan, container: Container) -> str:

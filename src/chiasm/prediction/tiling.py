@@ -25,7 +25,7 @@ from torch import Tensor
 from chiasm.errors import ChiasmError
 
 Choice = TypeVar("Choice")
-Kind = TypeVar("Kind", bound=np.generic)
+Scalar = TypeVar("Scalar", bound=np.generic)
 NetworkFn = Callable[[Tensor], Tensor]
 
 #: Most pixels of one pass over slices: eight of a brain's box, one of 512 x 512; keeps memory flat.
@@ -104,7 +104,7 @@ def round_up(length: int, multiple: int) -> int:
     return -(-length // multiple) * multiple
 
 
-def slice_stacks(array: NDArray[Kind], places: Sequence[int], slices: int) -> NDArray[Kind]:
+def slice_stacks(array: NDArray[Scalar], places: Sequence[int], slices: int) -> NDArray[Scalar]:
     """Cut axial slices with their neighbours, as the channels of a 2.5D network.
 
     Beyond the first and the last slice, that slice is repeated.
@@ -126,13 +126,13 @@ def slice_stacks(array: NDArray[Kind], places: Sequence[int], slices: int) -> ND
     around = np.add.outer(places, np.arange(slices) - slices // 2).clip(0, depth - 1)  # (N, slices)
     first = int(around.min())
     block = np.ascontiguousarray(np.moveaxis(array[..., first : int(around.max()) + 1], -1, 0))
-    near: NDArray[Kind] = block[around - first].swapaxes(1, 2)  # (N, C, slices, I, J)
+    near: NDArray[Scalar] = block[around - first].swapaxes(1, 2)  # (N, C, slices, I, J)
     return near.reshape(len(places), -1, *array.shape[1:3])
 
 
-def slice_stack(array: NDArray[Kind], place: int, slices: int) -> NDArray[Kind]:
+def slice_stack(array: NDArray[Scalar], place: int, slices: int) -> NDArray[Scalar]:
     """Cut one axial slice with its neighbours, shape (C * slices, I, J); see `slice_stacks`."""
-    stack: NDArray[Kind] = slice_stacks(array, [place], slices)[0]
+    stack: NDArray[Scalar] = slice_stacks(array, [place], slices)[0]
     return stack
 
 

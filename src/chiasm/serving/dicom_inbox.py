@@ -21,7 +21,7 @@ from threading import Lock
 from typing import NamedTuple
 
 from chiasm.errors import ChiasmError, VolumeError
-from chiasm.volumes.dicom_files import Part, read_dataset, taming, text
+from chiasm.volumes.dicom_files import DicomFile, read_dataset, taming, text
 
 MIB = 2**20
 
@@ -202,7 +202,7 @@ class Inbox:
 
 def _read_uids(content: bytes) -> tuple[str, str]:
     """Read the SeriesInstanceUID and the SOPInstanceUID of an image."""
-    part = Part(Path("the image"))
+    part = DicomFile(Path("the image"))
     header = read_dataset(part, BytesIO(content), tags=("SeriesInstanceUID", "SOPInstanceUID"))
     with taming(part):
         series, image = text(header, "SeriesInstanceUID"), text(header, "SOPInstanceUID")

@@ -47,7 +47,7 @@ from chiasm.training.loop import learn
 from chiasm.training.session import LearningCases, Session
 
 
-class Part(NamedTuple):
+class CascadePart(NamedTuple):
     """One training of a cascade.
 
     Attributes:
@@ -76,7 +76,7 @@ class Cascade:
     earlier: tuple[nn.Module, ...] = ()
 
 
-def list_parts(recipe: Recipe) -> list[Part]:
+def list_parts(recipe: Recipe) -> list[CascadePart]:
     """Share the recipe's steps among the trainings of its stages, in their order.
 
     Those of an earlier stage are equally long; the last stage has the rest,
@@ -91,11 +91,11 @@ def list_parts(recipe: Recipe) -> list[Part]:
     folds = [*range(settings.inner_folds), None]
     share = steps // (settings.stages * len(folds))
     places = [(stage, fold) for stage in range(1, settings.stages) for fold in folds]
-    parts = [Part(stage, fold, index * share, share) for index, (stage, fold) in enumerate(places)]
-    return [*parts, Part(settings.stages, None, len(parts) * share, steps - len(parts) * share)]
+    parts = [CascadePart(stage, fold, index * share, share) for index, (stage, fold) in enumerate(places)]
+    return [*parts, CascadePart(settings.stages, None, len(parts) * share, steps - len(parts) * share)]
 
 
-def recipe_of(recipe: Recipe, part: Part) -> Recipe:
+def recipe_of(recipe: Recipe, part: CascadePart) -> Recipe:
     """Return the recipe of one training: its share of the steps, no stages of its own, a refiner in the last alone."""
     settings, share = recipe.generator, part.steps / recipe.schedule.steps
     refiner = settings.refiner if part.stage == settings.stages else ()
@@ -226,7 +226,7 @@ class _Role(NamedTuple):
     without: str
 
 
-def _role(part: Part, seen: LearningCases, folds: Sequence[Collection[str]], plan: Plan) -> _Role:
+def _role(part: CascadePart, seen: LearningCases, folds: Sequence[Collection[str]], plan: Plan) -> _Role:
     context = part.stage > 1
     if part.fold is None:
         return _Role(list(seen.training), seen.validation, replace(plan, context=context), "")
@@ -238,7 +238,7 @@ def _role(part: Part, seen: LearningCases, folds: Sequence[Collection[str]], pla
 
 
 def _learn_part(
-    recipe: Recipe, part: Part, role: _Role, validation: Sequence[PreparedCase], place: Path, session: Session
+    recipe: Recipe, part: CascadePart, role: _Role, validation: Sequence[PreparedCase], place: Path, session: Session
 ) -> nn.Module:
     """Train one network of a cascade; return it as it would ship."""
     session.say(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from chiasm.training import losses
-from chiasm.training.setting import Draw, Outcome, Setting, beside_source, shown_locally
+from chiasm.training.setting import Draw, Setting, StepOutcome, beside_source, shown_locally
 from chiasm.training.state import TrainingState, running
 
 CRITIC_LOSS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -23,16 +23,16 @@ CRITIC_LOSS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-def step_discriminators(setting: Setting, state: TrainingState, drawn: Draw) -> Outcome:
+def step_discriminators(setting: Setting, state: TrainingState, drawn: Draw) -> StepOutcome:
     """Train all discriminators on real images and on what the generator made of the same patches."""
     state, values = step_global(setting, state, drawn)
     if "local_discriminator" not in setting.trainables.modules:
-        return Outcome(state, values)
+        return StepOutcome(state, values)
     state, more = step_local(setting, state, drawn)
-    return Outcome(state, {**values, **more})
+    return StepOutcome(state, {**values, **more})
 
 
-def step_global(setting: Setting, state: TrainingState, drawn: Draw) -> Outcome:
+def step_global(setting: Setting, state: TrainingState, drawn: Draw) -> StepOutcome:
     """Train the discriminators of whole images to separate real from synthetic."""
     trainables, values = setting.trainables, dict[str, float]()
     pairs = beside_source(drawn.batch, drawn.batch.target), beside_source(drawn.batch, drawn.made)
@@ -47,7 +47,7 @@ def step_global(setting: Setting, state: TrainingState, drawn: Draw) -> Outcome:
         right = float(((real > 0).float().mean() + (synthetic < 0).float().mean()) / 2)
         state = replace(state, accuracy_global=running(state.accuracy_global, right))
         values |= {f"{name}_loss": float(loss.detach()), "accuracy_global": state.accuracy_global}
-    return Outcome(state, values)
+    return StepOutcome(state, values)
 
 
 def critic_loss(setting: Setting, real: Tensor, synthetic: Tensor) -> Tensor:
@@ -78,7 +78,7 @@ def _penalty(setting: Setting, drawn: Draw, name: str, pairs: tuple[Tensor, Tens
     return every * settings.penalty * losses.gradient_penalty(score, *pairs, factor)
 
 
-def step_local(setting: Setting, state: TrainingState, drawn: Draw) -> Outcome:
+def step_local(setting: Setting, state: TrainingState, drawn: Draw) -> StepOutcome:
     """Train the local discriminator voxel by voxel, and its confidence heads to foresee the error."""
     recipe, (batch, fake) = setting.recipe, (drawn.batch, drawn.made)
     discriminator, mask = setting.trainables.modules["local_discriminator"].train(), batch.mask
@@ -100,4 +100,4 @@ def step_local(setting: Setting, state: TrainingState, drawn: Draw) -> Outcome:
         "structured_loss": float(foreseen_structured.detach()),
         "accuracy_local": state.accuracy,
     }
-    return Outcome(state, values)
+    return StepOutcome(state, values)

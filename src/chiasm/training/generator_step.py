@@ -18,7 +18,7 @@ from chiasm.recipe import Loss
 from chiasm.training import attention, losses
 from chiasm.training.batches import Batch
 from chiasm.training.sampler import gate_reason, note_lesions, remember
-from chiasm.training.setting import Draw, Outcome, Setting, beside_source, shown_locally
+from chiasm.training.setting import Draw, Setting, StepOutcome, beside_source, shown_locally
 from chiasm.training.state import TrainingState, running
 
 GENERATOR_LOSS: Mapping[str, Callable[[Tensor], Tensor]] = {
@@ -38,7 +38,7 @@ class Weighed(NamedTuple):
     values: Mapping[str, float]
 
 
-def step_generator(setting: Setting, state: TrainingState, drawn: Draw) -> Outcome:
+def step_generator(setting: Setting, state: TrainingState, drawn: Draw) -> StepOutcome:
     """Train the generator on one draw, and the refiner on what it made."""
     trainables, settings = setting.trainables, setting.recipe.loss
     batch, made = drawn.batch, drawn.made
@@ -66,7 +66,7 @@ def step_generator(setting: Setting, state: TrainingState, drawn: Draw) -> Outco
         "reconstruction": float(reconstruction.detach()),
         "adversarial": float(drawn.phase.adversarial * adversarial.detach()),
     }
-    return Outcome(state, values)
+    return StepOutcome(state, values)
 
 
 def step_refiner(setting: Setting, drawn: Draw, structured: Tensor) -> dict[str, float]:

@@ -79,7 +79,7 @@ class Draw(NamedTuple):
         return self._replace(made=self.made.detach())
 
 
-class Outcome(NamedTuple):
+class StepOutcome(NamedTuple):
     """What a part of a step leaves: the next state, and values for the log."""
 
     state: TrainingState

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chiasm.errors import VolumeError
-from chiasm.volumes.dicom_kinds import NOT_SAID, UNKNOWN, Kind, parse_kind
+from chiasm.volumes.dicom_kinds import NOT_SAID, UNKNOWN, ImageKind, parse_kind
 from chiasm.volumes.dicom_series import Series, folder_name, names_of_series, scan_series
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def fitting(series: Sequence[Series], wanted: str | int) -> list[Series]:
     return closer if closer and (not found or len(closer) == 1) else found
 
 
-def _is_of_kind(one: Series, asked: Kind) -> bool:
+def _is_of_kind(one: Series, asked: ImageKind) -> bool:
     """Say whether images are of a kind; "unknown" is meant as the listing says it, of images apart from others."""
     unknown = [f"{name} unknown" for name, value in zip(("TE", "TI", "b"), asked[1:], strict=True) if value == math.inf]
     unknown += [NOT_SAID] * (asked.component == NOT_SAID)

@@ -58,7 +58,7 @@ FAULTS = (
 )  # fmt: skip
 
 
-class Part(NamedTuple):
+class DicomFile(NamedTuple):
     """One DICOM file, on disk or as a member of a zip archive."""
 
     path: Path
@@ -113,7 +113,7 @@ def looks_like_zip(head: bytes) -> bool:
     return head[:4] in (b"PK\x03\x04", b"PK\x05\x06")
 
 
-def list_parts(path: Path) -> list[Part]:
+def list_parts(path: Path) -> list[DicomFile]:
     """List the files of a folder and the folders below it, or the members of a zip archive, by name.
 
     Links are followed, and listed where they lead nowhere; hidden files are left out, and nothing is unpacked.
@@ -123,8 +123,8 @@ def list_parts(path: Path) -> list[Part]:
             or an archive holds a bomb or names a place outside itself.
     """
     if path.is_dir():
-        return [Part(file) for file in _files_below(path)]
-    return _members(path) if looks_like_zip(head_of(path)) else [Part(path)]
+        return [DicomFile(file) for file in _files_below(path)]
+    return _members(path) if looks_like_zip(head_of(path)) else [DicomFile(path)]
 
 
 def head_of(path: Path) -> bytes:
@@ -179,7 +179,7 @@ def _files_below(root: Path) -> list[Path]:
     return found
 
 
-def parts_beside(part: Part) -> list[Part]:
+def parts_beside(part: DicomFile) -> list[DicomFile]:
     """List the files in one folder with a file, or the members in one folder of an archive.
 
     Raises:
@@ -190,7 +190,7 @@ def parts_beside(part: Part) -> list[Part]:
     return parts_in(part.path.parent)
 
 
-def parts_in(folder: Path) -> list[Part]:
+def parts_in(folder: Path) -> list[DicomFile]:
     """List the files in a folder itself by name, without hidden ones.
 
     Raises:
@@ -201,7 +201,7 @@ def parts_in(folder: Path) -> list[Part]:
     except OSError as error:
         raise VolumeError("cannot be listed", path=folder, reason="unreadable", found=error.strerror) from error
     _check_count(len(files), folder)
-    return [Part(file) for file in files]
+    return [DicomFile(file) for file in files]
 
 
 def _is_file(path: Path) -> bool:
@@ -221,7 +221,7 @@ def _check_count(count: int, path: Path) -> None:
         )
 
 
-def _members(path: Path) -> list[Part]:
+def _members(path: Path) -> list[DicomFile]:
     try:
         with zipfile.ZipFile(path) as archive:
             members = [info for info in archive.infolist() if not info.is_dir()]
@@ -239,7 +239,7 @@ def _members(path: Path) -> list[Part]:
         )
     for info in members:
         _check_member(info, path)
-    return [Part(path, name) for name in sorted(info.filename for info in members) if not _is_hidden(name)]
+    return [DicomFile(path, name) for name in sorted(info.filename for info in members) if not _is_hidden(name)]
 
 
 def _check_member(info: zipfile.ZipInfo, path: Path) -> None:
@@ -265,7 +265,7 @@ def _is_hidden(member: str) -> bool:
     return any(part.startswith(HIDDEN) for part in member.split("/"))
 
 
-def visit(parts: Iterable[Part], do: Callable[[Part, BinaryIO], T]) -> Iterator[T]:
+def visit(parts: Iterable[DicomFile], do: Callable[[DicomFile, BinaryIO], T]) -> Iterator[T]:
     """Do something with each part while it is open, one after another; an archive is opened once.
 
     Args:
@@ -309,7 +309,7 @@ def _member(archive: zipfile.ZipFile, name: str) -> bytes:
 
 
 @contextmanager
-def taming(part: Part) -> Iterator[None]:
+def taming(part: DicomFile) -> Iterator[None]:
     """Turn whatever pydicom raises on a damaged file into a `VolumeError`; keep back its warnings, which may quote."""
     loggers = [logging.getLogger(name) for name in TALKERS]
     levels = [logger.level for logger in loggers]
@@ -337,7 +337,7 @@ def taming(part: Part) -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _placed(error: VolumeError, part: Part) -> VolumeError:
+def _placed(error: VolumeError, part: DicomFile) -> VolumeError:
     """Say where, if the error does not."""
     if error.path is not None:
         return error
@@ -351,7 +351,7 @@ def _faults() -> tuple[type[Exception], ...]:
 
 
 def read_dataset(
-    part: Part, file: BinaryIO, *, tags: Sequence[str] = (), pixels: bool = False, max_bytes: int = 2 * 2**30
+    part: DicomFile, file: BinaryIO, *, tags: Sequence[str] = (), pixels: bool = False, max_bytes: int = 2 * 2**30
 ) -> Dataset:
     """Parse a DICOM file, with or without the 128 bytes and the meta group in front.
 
@@ -386,7 +386,7 @@ def read_dataset(
         return dataset
 
 
-def _check_pixels(dataset: Dataset, part: Part) -> None:
+def _check_pixels(dataset: Dataset, part: DicomFile) -> None:
     """Refuse pixels of which the file holds fewer bytes than it says."""
     element = dataset.get_item("PixelData") if "PixelData" in dataset else None
     length, content = getattr(element, "length", 0), getattr(element, "value", None)
@@ -394,14 +394,14 @@ def _check_pixels(dataset: Dataset, part: Part) -> None:
         raise truncated(part, f"{len(content)} bytes of pixels", f"{length} bytes")
 
 
-def truncated(part: Part, found: str, expected: str) -> VolumeError:
+def truncated(part: DicomFile, found: str, expected: str) -> VolumeError:
     """Say that a file holds less than it says."""
     return VolumeError(
         "is truncated", path=part.place, reason="truncated", found=found, expected=expected, hint="Copy it again."
     )
 
 
-def _check_groups(dataset: Dataset, part: Part) -> None:
+def _check_groups(dataset: Dataset, part: DicomFile) -> None:
     """Refuse functional groups that would take too long to parse."""
     for name in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
         packed = getattr(dataset.get_item(name), "value", None) if name in dataset else None
@@ -411,7 +411,7 @@ def _check_groups(dataset: Dataset, part: Part) -> None:
             )
 
 
-def _inflated(file: BinaryIO, part: Part, max_bytes: int) -> bytes:
+def _inflated(file: BinaryIO, part: DicomFile, max_bytes: int) -> bytes:
     """Unpack a deflated data set, up to a limit, into an explicit little-endian file."""
     file.seek(0)
     length = struct.unpack("<I", file.read(144)[140:])[0]  # (0002,0000), the first element of the meta group
@@ -445,7 +445,7 @@ def text(dataset: Dataset, name: str) -> str:
     return "".join(mark if mark.isprintable() else " " for mark in line).strip()[:LONGEST_TEXT]
 
 
-def numbers(dataset: Dataset, name: str, part: Part, count: int | None = None) -> list[float]:
+def numbers(dataset: Dataset, name: str, part: DicomFile, count: int | None = None) -> list[float]:
     """Return an attribute's numbers; none where it is absent or empty.
 
     Raises:
@@ -476,7 +476,7 @@ def _values(dataset: Dataset, name: str) -> list[float]:
         return [math.nan]
 
 
-def number(dataset: Dataset, name: str, part: Part) -> float | None:
+def number(dataset: Dataset, name: str, part: DicomFile) -> float | None:
     """Return an attribute's only number, or None where it is absent or empty.
 
     Raises:

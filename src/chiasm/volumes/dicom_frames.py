@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chiasm.errors import VolumeError
-from chiasm.volumes.dicom_files import Part, number, numbers, text
-from chiasm.volumes.dicom_kinds import KIND_TAGS, Kind, kind_of
+from chiasm.volumes.dicom_files import DicomFile, number, numbers, text
+from chiasm.volumes.dicom_kinds import KIND_TAGS, ImageKind, kind_of
 from chiasm.volumes.geometry import Geometry
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class Frame(NamedTuple):
         kind: What kind of image it is.
     """
 
-    part: Part
+    part: DicomFile
     place: int
     instance_uid: str
     size: tuple[int, int]
@@ -89,7 +89,7 @@ class Frame(NamedTuple):
     slope: float
     intercept: float
     marks: Mapping[str, str]
-    kind: Kind
+    kind: ImageKind
 
     @property
     def image_types(self) -> list[str]:
@@ -122,7 +122,7 @@ class Stack(NamedTuple):
         return Geometry((columns, rows, len(self.frames)), self.affine, container="dicom")
 
     @property
-    def parts(self) -> tuple[Part, ...]:
+    def parts(self) -> tuple[DicomFile, ...]:
         """The files that hold its images, in their order."""
         return tuple(dict.fromkeys(frame.part for frame in self.frames))
 
@@ -130,7 +130,7 @@ class Stack(NamedTuple):
 # --- frames -----------------------------------------------------------------------------------------------------------
 
 
-def frames_of(dataset: Dataset, part: Part) -> list[Frame]:
+def frames_of(dataset: Dataset, part: DicomFile) -> list[Frame]:
     """Read what a file says of each of its images.
 
     Args:
@@ -184,7 +184,7 @@ PLACED_BY = (
 )
 
 
-def _frame(part: Part, index: int, dataset: Dataset, group: Callable[[str], Dataset | None]) -> Frame:
+def _frame(part: DicomFile, index: int, dataset: Dataset, group: Callable[[str], Dataset | None]) -> Frame:
     """Read one image; `group` finds a functional group, or the data set itself in a file of one image."""
     place, turn, measures = (_holder(group(name), attribute, part) for name, attribute in PLACED_BY)
     if dataset.get("ModalityLUTSequence"):
@@ -209,7 +209,7 @@ def _frame(part: Part, index: int, dataset: Dataset, group: Callable[[str], Data
     )
 
 
-def _scale_of(holder: Dataset, part: Part) -> tuple[float, float]:
+def _scale_of(holder: Dataset, part: DicomFile) -> tuple[float, float]:
     """Return slope and intercept from stored to real values."""
     slope, intercept = number(holder, "RescaleSlope", part), number(holder, "RescaleIntercept", part)
     if slope == 0:
@@ -217,7 +217,7 @@ def _scale_of(holder: Dataset, part: Part) -> tuple[float, float]:
     return 1.0 if slope is None else slope, intercept or 0.0
 
 
-def _holder(holder: Dataset | None, attribute: str, part: Part) -> Dataset:
+def _holder(holder: Dataset | None, attribute: str, part: DicomFile) -> Dataset:
     """Return the group that must hold an attribute of place."""
     if holder is None or holder.get(attribute) is None:
         raise VolumeError(

@@ -39,7 +39,7 @@ _COMPONENT = re.compile(rf"(?<![a-z0-9])({'|'.join((*COMPONENTS, ADC, OTHER, NOT
 _ADC = re.compile(r"ADC(?![A-Z0-9])")
 
 
-class Kind(NamedTuple):
+class ImageKind(NamedTuple):
     """What kind of image an image is; of what is not MR, nothing is known.
 
     Attributes:
@@ -56,13 +56,13 @@ class Kind(NamedTuple):
     ti: float | None = None
     b: float | None = None
 
-    def fits(self, asked: Kind) -> bool:
+    def fits(self, asked: ImageKind) -> bool:
         """Return whether it is of the kind that is asked for; what is not asked for may be anything."""
         numbers = zip(asked[1:], self[1:], strict=True)
         return all(_fits(wish, has) for wish, has in numbers) and asked.component in ("", self.component or NOT_SAID)
 
 
-UNKNOWN = Kind()
+UNKNOWN = ImageKind()
 
 
 class Group(NamedTuple):
@@ -75,11 +75,11 @@ class Group(NamedTuple):
     """
 
     words: str
-    kind: Kind
+    kind: ImageKind
     places: tuple[int, ...]
 
 
-def kind_of(dataset: Dataset, group: Callable[[str], Dataset | None]) -> Kind:
+def kind_of(dataset: Dataset, group: Callable[[str], Dataset | None]) -> ImageKind:
     """Read the kind of one image.
 
     Args:
@@ -94,7 +94,7 @@ def kind_of(dataset: Dataset, group: Callable[[str], Dataset | None]) -> Kind:
         found = "" if holder is None else text(holder, attribute)
         return _number(found or text(dataset, plain))
 
-    return Kind(
+    return ImageKind(
         _component(dataset, group("MRImageFrameTypeSequence") or dataset),
         value("MREchoSequence", "EffectiveEchoTime", "EchoTime") or None,  # 0 stands for an unknown time
         value("MRModifierSequence", "InversionTimes", "InversionTime") or None,
@@ -102,7 +102,7 @@ def kind_of(dataset: Dataset, group: Callable[[str], Dataset | None]) -> Kind:
     )
 
 
-def split_kinds(kinds: Sequence[Kind]) -> list[Group]:
+def split_kinds(kinds: Sequence[ImageKind]) -> list[Group]:
     """Group images by kind.
 
     An image that does not say its component or a time goes with the others if
@@ -136,7 +136,7 @@ def split_kinds(kinds: Sequence[Kind]) -> list[Group]:
     ]
 
 
-def parse_kind(words: str) -> tuple[Kind, str]:
+def parse_kind(words: str) -> tuple[ImageKind, str]:
     """Read the kind that words ask for, and return the words that are left.
 
     >>> parse_kind("ax t2 TE=90 ms Phase")
@@ -148,7 +148,7 @@ def parse_kind(words: str) -> tuple[Kind, str]:
     left = _NUMBER.sub(" ", words)
     components = _COMPONENT.findall(left)
     left = " ".join(_COMPONENT.sub(" ", left).replace(",", " ").split())
-    return Kind(components[0].lower() if components else "", **numbers), left
+    return ImageKind(components[0].lower() if components else "", **numbers), left
 
 
 def is_kind_word(name: str) -> bool:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chiasm.errors import VolumeError
-from chiasm.volumes.dicom_files import Part, number, read_dataset, taming, text, visit
+from chiasm.volumes.dicom_files import DicomFile, number, read_dataset, taming, text, visit
 from chiasm.volumes.dicom_frames import LPS_TO_RAS, PLACE_TAGS, Frame, check_alike, frames_of, image_axes
 from chiasm.volumes.dicom_pixels import PIXEL_TAGS, decode, pixel_format
 from chiasm.volumes.dicom_series import Series
@@ -76,7 +76,7 @@ def read_segmentation(series: Series, *, max_bytes: int = 2 * 2**30) -> Volume:
     return Volume(labels.transpose(2, 1, 0), geometry)
 
 
-def _kind(dataset: Dataset, part: Part) -> str:
+def _kind(dataset: Dataset, part: DicomFile) -> str:
     """Return how a segmentation marks voxels."""
     kind = text(dataset, "SegmentationType").upper()
     if kind not in ("BINARY", "FRACTIONAL", "LABELMAP"):
@@ -105,7 +105,7 @@ def _mark_share(labels: NDArray[np.uint16], shares: NDArray[np.float32], share: 
     return is_twice
 
 
-def _whole(dataset: Dataset, part: Part) -> float:
+def _whole(dataset: Dataset, part: DicomFile) -> float:
     """Return the stored value that stands for a share of 1."""
     with taming(part):
         whole = number(dataset, "MaximumFractionalValue", part)
@@ -114,7 +114,7 @@ def _whole(dataset: Dataset, part: Part) -> float:
     return whole
 
 
-def _lattice(frames: list[Frame], dataset: Dataset, part: Part) -> tuple[Geometry, list[int]]:
+def _lattice(frames: list[Frame], dataset: Dataset, part: DicomFile) -> tuple[Geometry, list[int]]:
     """Return the grid from the first slice to the last, and the place of each frame along K."""
     x, y, normal = image_axes(frames, part.place)
     check_alike(frames, part.place)
@@ -141,7 +141,7 @@ def _lattice(frames: list[Frame], dataset: Dataset, part: Part) -> tuple[Geometr
     return Geometry(shape, LPS_TO_RAS @ affine, container="dicom"), places.astype(int).tolist()
 
 
-def _step(dataset: Dataset, part: Part) -> float | None:
+def _step(dataset: Dataset, part: DicomFile) -> float | None:
     with taming(part):
         shared = dataset.get("SharedFunctionalGroupsSequence") or [{}]
         measures: Any = shared[0].get("PixelMeasuresSequence") or [None]
@@ -149,7 +149,7 @@ def _step(dataset: Dataset, part: Part) -> float | None:
     return step if step is not None and step > 0 else None
 
 
-def _segment(dataset: Dataset, at: int, part: Part) -> int:
+def _segment(dataset: Dataset, at: int, part: DicomFile) -> int:
     """Return the number of the segment that a frame marks."""
     with taming(part):
         group = dataset.PerFrameFunctionalGroupsSequence[at]

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chiasm.errors import VolumeError
-from chiasm.volumes.dicom_files import BOMB_RATIO, BOMB_SIZE, Part, number, taming, text, truncated
+from chiasm.volumes.dicom_files import BOMB_RATIO, BOMB_SIZE, DicomFile, number, taming, text, truncated
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -62,7 +62,7 @@ class Format(NamedTuple):
         return (-(1 << self.stored - 1), (1 << self.stored - 1) - 1) if self.signed else (0, (1 << self.stored) - 1)
 
 
-def pixel_format(dataset: Dataset, part: Part) -> Format:
+def pixel_format(dataset: Dataset, part: DicomFile) -> Format:
     """Read how pixels are stored.
 
     Raises:
@@ -90,7 +90,7 @@ def pixel_format(dataset: Dataset, part: Part) -> Format:
     return form
 
 
-def _whole(dataset: Dataset, name: str, part: Part, default: int | None = None) -> int:
+def _whole(dataset: Dataset, name: str, part: DicomFile, default: int | None = None) -> int:
     """Return an attribute that is a whole number from 0 on."""
     value = number(dataset, name, part)
     if value is None:
@@ -100,7 +100,7 @@ def _whole(dataset: Dataset, name: str, part: Part, default: int | None = None) 
     return int(value)
 
 
-def _check_picture(dataset: Dataset, part: Part) -> None:
+def _check_picture(dataset: Dataset, part: DicomFile) -> None:
     """Refuse a file without pixels that are whole numbers, one for each."""
     if "FloatPixelData" in dataset or "DoubleFloatPixelData" in dataset:
         other = VolumeError("holds pixels that are no whole numbers", path=part.place, reason="datatype")
@@ -120,7 +120,7 @@ def _check_picture(dataset: Dataset, part: Part) -> None:
         )
 
 
-def _check_format(form: Format, part: Part) -> None:
+def _check_format(form: Format, part: DicomFile) -> None:
     """Refuse numbers of bits, rows or columns that cannot be."""
     fits = 1 <= form.stored <= form.allocated and form.stored - 1 <= form.high < form.allocated
     if form.allocated not in (1, 8, 16, 32) or not fits:
@@ -140,7 +140,7 @@ def _check_format(form: Format, part: Part) -> None:
         )
 
 
-def decode(dataset: Dataset, part: Part, form: Format, indices: Sequence[int]) -> Iterator[NDArray[Any]]:
+def decode(dataset: Dataset, part: DicomFile, form: Format, indices: Sequence[int]) -> Iterator[NDArray[Any]]:
     """Yield frames as they are stored, in the order asked for, each (rows, columns).
 
     Bits beyond those in use are masked away; they may hold overlays.
@@ -162,7 +162,7 @@ def decode(dataset: Dataset, part: Part, form: Format, indices: Sequence[int]) -
             raise truncated(part, f"{done} frames", f"{len(indices)} frames")
 
 
-def _native(content: bytes, part: Part, form: Format, indices: Sequence[int]) -> Iterator[NDArray[Any]]:
+def _native(content: bytes, part: DicomFile, form: Format, indices: Sequence[int]) -> Iterator[NDArray[Any]]:
     pixels = form.rows * form.columns
     expected = -(-pixels * form.frames * form.allocated // 8)
     if len(content) < expected:
@@ -191,7 +191,7 @@ def _unpacked(content: bytes, form: Format) -> NDArray[Any]:
     return np.frombuffer(content, kind, count).astype(kind.newbyteorder("="), copy=False)
 
 
-def _compressed(dataset: Dataset, part: Part, form: Format, indices: Sequence[int]) -> Iterator[NDArray[Any]]:
+def _compressed(dataset: Dataset, part: DicomFile, form: Format, indices: Sequence[int]) -> Iterator[NDArray[Any]]:
     from pydicom.uid import UID
 
     decoder, plugin = _codec(form, part)
@@ -209,7 +209,7 @@ def _compressed(dataset: Dataset, part: Part, form: Format, indices: Sequence[in
         ) from error
 
 
-def _codec(form: Format, part: Part) -> tuple[Any, str]:
+def _codec(form: Format, part: DicomFile) -> tuple[Any, str]:
     """Return pydicom's decoder for a transfer syntax, and the library that is installed for it."""
     from pydicom.pixels import get_decoder
     from pydicom.uid import UID
@@ -238,7 +238,7 @@ def _codec(form: Format, part: Part) -> tuple[Any, str]:
     return decoder, plugin
 
 
-def _check_coded(content: bytes, part: Part, form: Format) -> None:
+def _check_coded(content: bytes, part: DicomFile, form: Format) -> None:
     """Refuse compressed pixels that unpack to too much, or to another size than the header says."""
     from pydicom.encaps import generate_frames
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from chiasm.errors import VolumeError
 from chiasm.volumes.dicom_choice import pick_series
-from chiasm.volumes.dicom_files import Part, read_dataset, visit
+from chiasm.volumes.dicom_files import DicomFile, read_dataset, visit
 from chiasm.volumes.dicom_frames import LPS_TO_RAS, Frame, Stack, image_axes
 from chiasm.volumes.dicom_labels import read_segmentation
 from chiasm.volumes.dicom_pixels import PIXEL_TAGS, decode, pixel_format
@@ -75,7 +75,7 @@ def _values(stack: Stack, series: Series, path: Path, max_bytes: int) -> NDArray
     """Read, rescale and stack the images, shape (I, J, K)."""
     rows, columns = stack.frames[0].size
     count = len(stack.frames)
-    places: dict[Part, list[tuple[int, Frame]]] = defaultdict(list)
+    places: dict[DicomFile, list[tuple[int, Frame]]] = defaultdict(list)
     for k, frame in enumerate(stack.frames):
         places[frame.part].append((k, frame))
     whole = all(frame.slope == int(frame.slope) and frame.intercept == int(frame.intercept) for frame in stack.frames)
@@ -90,7 +90,7 @@ def _values(stack: Stack, series: Series, path: Path, max_bytes: int) -> NDArray
         )
     array: NDArray[Any] = np.empty((count, rows, columns), np.int32 if whole else np.float32)  # no page of it yet
 
-    def fill(part: Part, file: BinaryIO) -> None:
+    def fill(part: DicomFile, file: BinaryIO) -> None:
         dataset = read_dataset(part, file, tags=PIXEL_TAGS, pixels=True, max_bytes=max_bytes)
         form = pixel_format(dataset, part)
         low, high = form.limits

@@ -19,7 +19,7 @@ from chiasm.errors import VolumeError
 from chiasm.volumes.dicom_files import (
     DIRECTORY,
     HEAD,
-    Part,
+    DicomFile,
     head_of,
     list_parts,
     looks_like_dicom,
@@ -33,7 +33,7 @@ from chiasm.volumes.dicom_files import (
     visit,
 )
 from chiasm.volumes.dicom_frames import PLACE_TAGS, Frame, Stack, arrange, frames_of
-from chiasm.volumes.dicom_kinds import NO_CONTRAST, UNKNOWN, Group, Kind, split_kinds
+from chiasm.volumes.dicom_kinds import NO_CONTRAST, UNKNOWN, Group, ImageKind, split_kinds
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -98,13 +98,13 @@ class Series:
     description: str
     protocol: str
     number: int | None
-    parts: tuple[Part, ...]
+    parts: tuple[DicomFile, ...]
     images: int
     contrast: bool
     burned_in: bool
     synthetic: bool
     concatenated: bool
-    kind: Kind = UNKNOWN
+    kind: ImageKind = UNKNOWN
     apart: str = ""
     localizer: bool = False
     stack: Stack | None = None
@@ -203,7 +203,7 @@ def scan_series(path: Path | str) -> Scan:
     return scan._replace(series=_numbered(series))
 
 
-def _scan_around(part: Part, path: Path) -> Scan:
+def _scan_around(part: DicomFile, path: Path) -> Scan:
     """Find the series of one file: of a multi-frame file itself, else with the files beside it."""
     (header,) = visit([part], _header)
     if header is None:
@@ -273,12 +273,12 @@ def is_dicom(path: Path) -> bool:
     return looks_like_zip(head) or looks_like_dicom(head)
 
 
-def _asked(path: Path) -> tuple[Part | None, str]:
+def _asked(path: Path) -> tuple[DicomFile | None, str]:
     """Return the one file that a path names, or None for a folder or a whole archive, and what it names inside."""
     if path.is_dir():
         return None, ""
     if path.exists():
-        return (None if looks_like_zip(head_of(path)) else Part(path)), ""
+        return (None if looks_like_zip(head_of(path)) else DicomFile(path)), ""
     holder = next((parent for parent in path.parents if parent.is_file()), None)
     inside = None if holder is None else _inside(holder, path.relative_to(holder).parts)
     if inside is None:
@@ -286,13 +286,13 @@ def _asked(path: Path) -> tuple[Part | None, str]:
     return inside
 
 
-def _inside(holder: Path, names: Sequence[str]) -> tuple[Part, str] | None:
+def _inside(holder: Path, names: Sequence[str]) -> tuple[DicomFile, str] | None:
     """Return which member of an archive a path goes on to, or the DICOM file itself, and what it names in that."""
     parts = list_parts(holder)
-    if parts == [Part(holder)] and is_dicom(holder):
+    if parts == [DicomFile(holder)] and is_dicom(holder):
         return parts[0], "/".join(names)
     for count in range(len(names), 0, -1):
-        if (part := Part(holder, "/".join(names[:count]))) in parts:
+        if (part := DicomFile(holder, "/".join(names[:count]))) in parts:
             return part, "/".join(names[count:])
     return None
 
@@ -311,9 +311,9 @@ class _Search:
         self.only = only
         self.headers: dict[str, list[_Header]] = {}
         self.broken: list[VolumeError] = []
-        self.hollow: list[Part] = []
+        self.hollow: list[DicomFile] = []
 
-    def look(self, part: Part, file: BinaryIO) -> None:
+    def look(self, part: DicomFile, file: BinaryIO) -> None:
         """Look at a file, open at its start."""
         with taming(part):
             head = file.read(HEAD)
@@ -324,7 +324,7 @@ class _Search:
         elif is_named or looks_like_dicom(head):
             self._read(part, file, is_named or head[128:132] == b"DICM")
 
-    def _read(self, part: Part, file: BinaryIO, is_sure: bool) -> None:
+    def _read(self, part: DicomFile, file: BinaryIO, is_sure: bool) -> None:
         """Read a header; `is_sure` says that what cannot be read is damaged DICOM, and not something else."""
         try:
             header = _header(part, file)
@@ -334,7 +334,7 @@ class _Search:
         if header is not None and self.only in (None, header.series.uid):
             self.headers.setdefault(header.series.uid, []).append(header)
 
-    def missing(self, parts: Sequence[Part], what: str, reason: str) -> list[VolumeError]:
+    def missing(self, parts: Sequence[DicomFile], what: str, reason: str) -> list[VolumeError]:
         """Say what is wrong with files that seem to be of a series that was found."""
         kin = {_kin(header.series.parts[0]) for headers in self.headers.values() for header in headers}
         return [
@@ -344,7 +344,7 @@ class _Search:
         ]
 
 
-def _scan(parts: Sequence[Part], path: Path, only: str | None = None) -> Scan:
+def _scan(parts: Sequence[DicomFile], path: Path, only: str | None = None) -> Scan:
     search = _Search(only)
     lost = [part for part in parts if not part.path.exists()]
     for _ in visit([part for part in parts if part not in lost], search.look):
@@ -365,7 +365,7 @@ def _numbered(series: Iterable[Series]) -> tuple[Series, ...]:
     return tuple(one.numbered(place) for place, one in enumerate(series, start=1))
 
 
-def _kin(part: Part) -> tuple[Path, str]:
+def _kin(part: DicomFile) -> tuple[Path, str]:
     """Return what files of one series share, as a rule: folder and suffix."""
     suffix = part.place.suffix.lower()
     return part.place.parent, "" if suffix[1:].isdigit() else suffix  # UIDs as names end in anything
@@ -441,7 +441,7 @@ def _arranged(frames: Sequence[Frame], path: Path) -> tuple[Stack | None, Volume
     return stack, stack.tilted
 
 
-def _header(part: Part, file: BinaryIO) -> _Header | None:
+def _header(part: DicomFile, file: BinaryIO) -> _Header | None:
     """Read the header of one file; None for a DICOMDIR."""
     dataset = read_dataset(part, file, tags=TAGS)
     with taming(part):

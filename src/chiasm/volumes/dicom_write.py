@@ -50,7 +50,7 @@ from chiasm.volumes.dicom_attributes import (
     reference_to,
     source_of,
 )
-from chiasm.volumes.dicom_files import Part, taming
+from chiasm.volumes.dicom_files import DicomFile, taming
 from chiasm.volumes.dicom_frames import LPS_TO_RAS, Frame
 from chiasm.volumes.dicom_series import Series
 from chiasm.volumes.geometry import Geometry, Volume
@@ -161,8 +161,8 @@ class _References(NamedTuple):
         reach: Along it, from the middle of a slice: what lies nearer was used for it, in mm.
     """
 
-    sop_classes: Mapping[Part, str]
-    counts: Mapping[Part, int]
+    sop_classes: Mapping[DicomFile, str]
+    counts: Mapping[DicomFile, int]
     others: Sequence[Frame]
     normal: NDArray[np.float64]
     reach: float
