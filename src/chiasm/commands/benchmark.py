@@ -11,12 +11,16 @@ from chiasm.commands.options import several
 
 
 def bench(
-    quick: Annotated[bool, typer.Option("--quick", help="96^3 voxels, under three minutes on two idle cores.")] = False,
-    row: Annotated[list[str] | None, typer.Option("--row", help="Only this row; several: --row A --row B.")] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Use 96^3 voxels: under three minutes on two idle cores.")
+    ] = False,
+    row: Annotated[
+        list[str] | None, typer.Option("--row", help="Measure only this row; several: --row A --row B.")
+    ] = None,
     json: Annotated[Path | None, typer.Option("--json", help="Write the rows as JSON.")] = None,
     markdown: Annotated[Path | None, typer.Option("--markdown", help="Write the rows as a page in Markdown.")] = None,
 ) -> None:
-    """Measure chiasm beside other tools on this machine, in processor time, after checking that results are equal."""
+    """Compare chiasm with other tools on this machine: equal results first, then processor time."""
     from chiasm.bench.rows import FULL, QUICK, find_rows
     from chiasm.bench.table import ROWS, describe_row, run_rows, to_json, to_markdown
     from chiasm.storage import write_json, write_text

@@ -15,22 +15,24 @@ PARTIAL = 3  # some cases of a cohort failed, the others are done
 
 Data = Annotated[Path, typer.Argument(help="Folder or manifest of paired scans, in any layout that is recognised.")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")]
-Seed = Annotated[int, typer.Option("--seed", help="Seed of what is drawn at random.", rich_help_panel="Run")]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of all random numbers.", rich_help_panel="Run")]
 Size = Annotated[str, typer.Option("--size", help="Effort: tiny, small, large or paper.", rich_help_panel="Method")]
 Runner = Annotated[str, typer.Option("--runner", help="serial, processes, ray or slurm.", rich_help_panel="Run")]
 Allow = Annotated[
     list[str] | None,
-    typer.Option("--allow", help="Take images that are marked so: synthetic, burned-in.", rich_help_panel="Data"),
+    typer.Option("--allow", help="Use images with these marks: synthetic, burned-in.", rich_help_panel="Data"),
 ]
 Overwrite = Annotated[
     bool,
-    typer.Option("--overwrite", help="Replace what other inputs or options left in the folder.", rich_help_panel="Run"),
+    typer.Option(
+        "--overwrite", help="Replace results of other inputs or options in the folder.", rich_help_panel="Run"
+    ),
 ]
 Trust = Annotated[
     list[str] | None,
     typer.Option(
         "--trust",
-        help="A class of others whose code a model may run: --trust package.module:Class.",
+        help="Class of another package that a model may run: --trust package.module:Class.",
         rich_help_panel="Expert",
     ),
 ]

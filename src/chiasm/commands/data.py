@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 def demo(
     out: Out = Path("chiasm-demo"),
     task: Annotated[str, typer.Option("--task", help="t1-t2 or ct-mr.", rich_help_panel="Method")] = "t1-t2",
-    quick: Annotated[bool, typer.Option("--quick", help="Under a minute: fewer cases, fewer steps.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Use fewer cases and steps: under a minute.")] = False,
     seed: Seed = 0,
 ) -> None:
     """Simulate a cohort, train, predict, evaluate and write a report: offline, in minutes."""
@@ -66,17 +66,18 @@ def inspect(
 
 def phantom(
     out: Out,
-    subjects: Annotated[int, typer.Option("--subjects", help="How many.")] = 8,
+    subjects: Annotated[int, typer.Option("--subjects", help="Number of patients.")] = 8,
     seed: Seed = 0,
     anatomy: Annotated[Path | None, typer.Option("--anatomy", help="Folder of 12-tissue label maps.")] = None,
     spacing: Annotated[float, typer.Option("--spacing", help="Voxel size in mm.")] = 2.0,
     difficulty: Annotated[str, typer.Option("--difficulty", help="easy, standard or hard.")] = "standard",
     layout: Annotated[str, typer.Option("--layout", help="brats, bids or synthrad.", rich_help_panel="Data")] = "brats",
     misregistration: Annotated[
-        float | None, typer.Option("--misregistration", help="How far T2 lies from T1, mm; the difficulty decides.")
+        float | None,
+        typer.Option("--misregistration", help="Distance of T2 from T1 in mm; the difficulty sets it by default."),
     ] = None,
     movement: Annotated[
-        str, typer.Option("--movement", help="elastic, rigid, or held: the same patients, had they not moved.")
+        str, typer.Option("--movement", help="elastic, rigid, or held (the same patients without movement).")
     ] = "elastic",
     overwrite: Overwrite = False,
 ) -> None:
@@ -150,9 +151,11 @@ def mumap(
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write: .nii.gz, .nii or .mha.")],
     reading: ReadingOptions,
     kvp: Annotated[int, typer.Option("--kvp", help="Tube voltage: 80, 100, 110, 120, 130 or 140.")] = 120,
-    like: Annotated[Path | None, typer.Option("--like", help="PET volume whose grid the map takes.")] = None,
-    spacing: Annotated[float | None, typer.Option("--spacing", help="Or: voxel size in mm, over the CT's box.")] = None,
-    fwhm: Annotated[float, typer.Option("--fwhm", help="Resolution of PET in mm; 0 does not smooth.")] = 5.0,
+    like: Annotated[Path | None, typer.Option("--like", help="PET volume that gives the grid of the map.")] = None,
+    spacing: Annotated[
+        float | None, typer.Option("--spacing", help="Voxel size in mm of a grid over the CT's box.")
+    ] = None,
+    fwhm: Annotated[float, typer.Option("--fwhm", help="Resolution of PET in mm; 0 means no smoothing.")] = 5.0,
     series: Annotated[
         str | None, typer.Option("--series", help="DICOM series of the CT: number or words.", rich_help_panel="Data")
     ] = None,

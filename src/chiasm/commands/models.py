@@ -48,7 +48,7 @@ def plan(
     reading: ReadingOptions,
     allow: Allow = None,
 ) -> None:
-    """Choose how to train and write plan.toml: every choice with its reason, time and memory."""
+    """Write plan.toml without training: every choice with its reason, time and memory."""
     selection = found.selection(asked.source, reading, allow, people)
     recipe = asked.recipe(reading, selection)
     from chiasm.training.run import describe
@@ -70,12 +70,12 @@ def train(
     reading: ReadingOptions,
     allow: Allow = None,
     devices: Annotated[
-        int, typer.Option("--devices", help="How many GPUs, or CPU processes.", rich_help_panel="Run")
+        int, typer.Option("--devices", help="Number of GPUs, or of CPU processes.", rich_help_panel="Run")
     ] = 1,
     accelerator: Accelerator = "auto",
     precision: Precision = "auto",
 ) -> None:
-    """Train on a folder of paired scans; the same command again resumes."""
+    """Train on a folder of paired scans; run the same command again to resume."""
     place = [f"training.devices={devices}", f"training.accelerator={accelerator}", f"training.precision={precision}"]
     selection = found.selection(asked.source, reading, allow, people)
     recipe = asked.recipe(reading, selection, place)
@@ -189,13 +189,15 @@ def complete(
         str,
         typer.Option(
             "--utility",
-            help="What a later model makes, to measure the worth: a modality, auto, none.",
+            help="Target of the later model that measures the gain: a modality, auto or none.",
             rich_help_panel="Method",
         ),
     ] = "auto",
-    folds: Annotated[int, typer.Option("--folds", help="Folds of the utility, by subject.", rich_help_panel="Run")] = 3,
+    folds: Annotated[
+        int, typer.Option("--folds", help="Folds by subject for this measurement.", rich_help_panel="Run")
+    ] = 3,
     seeds: Annotated[
-        int, typer.Option("--seeds", help="Seeds of the utility, from --seed on.", rich_help_panel="Run")
+        int, typer.Option("--seeds", help="Number of seeds for it, from --seed on.", rich_help_panel="Run")
     ] = 1,
     method: Annotated[str, typer.Option("--method", help="Method by name.", rich_help_panel="Method")] = "li-cnn",
     size: Size = "small",
@@ -209,7 +211,7 @@ def complete(
     ] = None,
     trust: Trust = None,
 ) -> None:
-    """Make the modality that some cases lack, mark it as synthetic, and measure what it is worth to a later model."""
+    """Synthesise the modality that some cases lack, and measure whether a later model gains by it."""
     check_output(out)
     selection = found.selection((), reading, people=people)
     recipe = RecipeOptions(
@@ -247,15 +249,15 @@ def serve(
     send_to: Annotated[str | None, typer.Option("--send-to", help="Send results to AET@host:port.")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to keep results in.")] = None,
     series: Annotated[
-        list[str] | None, typer.Option("--series", help="Only series with these words.", rich_help_panel="Data")
+        list[str] | None, typer.Option("--series", help="Take only series with these words.", rich_help_panel="Data")
     ] = None,
-    quiet: Annotated[float, typer.Option("--quiet", help="Seconds without an image that end a series.")] = 5.0,
+    quiet: Annotated[float, typer.Option("--quiet", help="Seconds of silence after which a series is complete.")] = 5.0,
     accelerator: Accelerator = "auto",
     precision: Precision = "auto",
     engine: Engine = "auto",
     trust: Trust = None,
 ) -> None:
-    """Run a DICOM node: series come in by C-STORE, synthetic ones go out; Ctrl-C ends it."""
+    """Run a DICOM node: it receives series by C-STORE and sends synthetic ones; Ctrl-C ends it."""
     if dicom_port is None:
         raise RecipeError("nothing to serve", reason="no-port", hint="Give --dicom-port.")
     if out is not None:

@@ -30,7 +30,7 @@ Select = Annotated[
     list[str] | None,
     typer.Option(
         "--select",
-        help="Of several scans of a modality, those with these words: --select acq-mprage.",
+        help="Prefer scans whose file names have these words: --select acq-mprage.",
         rich_help_panel="Data",
     ),
 ]
@@ -45,23 +45,23 @@ class ReadingOptions:
     form: Annotated[
         str | None,
         typer.Option(
-            "--form", help="sform or qform: which to believe where a NIfTI's two disagree.", rich_help_panel="Expert"
+            "--form", help="sform or qform: the one to use if a NIfTI's two disagree.", rich_help_panel="Expert"
         ),
     ] = None
     assume_ras: Annotated[
         bool,
         typer.Option(
-            "--assume-ras", help="Take a NIfTI without orientation as right, front, up.", rich_help_panel="Expert"
+            "--assume-ras", help="Assume RAS order for NIfTI files without orientation.", rich_help_panel="Expert"
         ),
     ] = False
     resample: Annotated[
-        bool, typer.Option("--resample", help="Resample skewed axes to a straight grid.", rich_help_panel="Expert")
+        bool, typer.Option("--resample", help="Resample sheared axes on a straight grid.", rich_help_panel="Expert")
     ] = False
     resample_tilt: Annotated[
         bool,
         typer.Option(
             "--resample-tilt",
-            help="Resample tilted or uneven DICOM slices to a straight grid.",
+            help="Resample tilted or uneven DICOM slices on a straight grid.",
             rich_help_panel="Expert",
         ),
     ] = False
@@ -100,7 +100,7 @@ class CohortOptions:
 
     layout: Annotated[
         str | None,
-        typer.Option("--layout", help="Layout by name, where a folder fits several.", rich_help_panel="Data"),
+        typer.Option("--layout", help="Name of the layout, if a folder fits several.", rich_help_panel="Data"),
     ] = None
     series: Annotated[
         list[str] | None,
@@ -148,23 +148,25 @@ class RecipeOptions:
     target: Annotated[
         str | None,
         typer.Option(
-            "--target", help="Target modality; for super-resolution the source, unless you say.", rich_help_panel="Data"
+            "--target", help="Target modality; for super-resolution the source by default.", rich_help_panel="Data"
         ),
     ] = None
     task: Annotated[
         str,
         typer.Option(
-            "--task", help="synthesis, or super-resolution: thick slices become thin.", rich_help_panel="Method"
+            "--task", help="synthesis, or super-resolution (thick slices become thin).", rich_help_panel="Method"
         ),
     ] = "synthesis"
     factor: Annotated[
         int | None,
-        typer.Option("--factor", help="Thin slices in a thick one (super-resolution).", rich_help_panel="Method"),
+        typer.Option(
+            "--factor", help="Number of thin slices in a thick one (super-resolution).", rich_help_panel="Method"
+        ),
     ] = None
     axis: Annotated[
         str | None,
         typer.Option(
-            "--axis", help="Across the thick slices: K axial, J coronal, I sagittal.", rich_help_panel="Method"
+            "--axis", help="Axis across the thick slices: K axial, J coronal, I sagittal.", rich_help_panel="Method"
         ),
     ] = None
     register: Annotated[
@@ -190,7 +192,7 @@ class RecipeOptions:
         int | None,
         typer.Option("--steps", help="Training steps; the size decides by default.", rich_help_panel="Method"),
     ] = None
-    fold: Annotated[int, typer.Option("--fold", help="Which fold is tested.", rich_help_panel="Run")] = 0
+    fold: Annotated[int, typer.Option("--fold", help="Fold that is the test set.", rich_help_panel="Run")] = 0
     folds: Annotated[
         int, typer.Option("--folds", help="Folds by subject; 1 keeps no test set.", rich_help_panel="Run")
     ] = 5

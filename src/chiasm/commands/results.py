@@ -41,18 +41,20 @@ def evaluate(
     people: PeopleOptions,
     reading: ReadingOptions,
     regions: Annotated[
-        str, typer.Option("--regions", help="seg: the cohort's label maps; none.", rich_help_panel="Data")
+        str, typer.Option("--regions", help="seg (the cohort's label maps) or none.", rich_help_panel="Data")
     ] = "seg",
     convention: Annotated[
-        str, typer.Option("--convention", help="Metric convention by name.", rich_help_panel="Method")
+        str, typer.Option("--convention", help="Name of the metric convention.", rich_help_panel="Method")
     ] = "chiasm",
     model: Annotated[
-        Path | None, typer.Option("--model", help="Run or model, where it was moved.", rich_help_panel="Expert")
+        Path | None, typer.Option("--model", help="Run or model folder, if it was moved.", rich_help_panel="Expert")
     ] = None,
     register: Annotated[
         str | None,
         typer.Option(
-            "--register", help="none takes the real images as they lie; else as in training.", rich_help_panel="Method"
+            "--register",
+            help="none: do not align the real images; by default as in training.",
+            rich_help_panel="Method",
         ),
     ] = None,
     overwrite: Overwrite = False,
@@ -134,11 +136,11 @@ def _show_study(done: Done) -> None:
 
 
 def report(
-    out: Annotated[Path, typer.Argument(help="What chiasm study or chiasm evaluate wrote.")],
-    cases: Annotated[int, typer.Option("--cases", help="At most as many cases get a page.")] = 24,
-    whole: Annotated[bool, typer.Option("--whole", help="Keep volumes uncut and unthinned.")] = False,
+    out: Annotated[Path, typer.Argument(help="Folder that chiasm study or chiasm evaluate wrote.")],
+    cases: Annotated[int, typer.Option("--cases", help="Largest number of cases with a page.")] = 24,
+    whole: Annotated[bool, typer.Option("--whole", help="Keep whole volumes at full resolution.")] = False,
 ) -> None:
-    """Make the pages again from a study's or an evaluation's files."""
+    """Write the pages of a study or an evaluation again from its files."""
     check_output(out)
     from chiasm.studies.study_report import report as make_report
 
@@ -146,7 +148,7 @@ def report(
 
 
 def methods(size: Size = "small") -> None:
-    """List every method: what it is, whose it is, how many weights, what it needs; and what is no method."""
+    """List every method: description, paper, number of weights, needs; then tasks that are no methods."""
     from chiasm.methods import title_of
     from chiasm.training.players import BESIDE, describe_methods
 
