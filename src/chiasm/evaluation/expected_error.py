@@ -275,7 +275,7 @@ def expected_error_table(rows: Sequence[Row], subjects: Mapping[str, str] | None
 
 
 def _load(run: Path, hardware: Hardware, trust: Collection[str]) -> Predictor:
-    """Load a run on torch, which the map's rivals need: one engine for all."""
+    """Load a run on torch, which the map's baselines need: one engine for all."""
     return load(run, accelerator=hardware.accelerator, precision=hardware.precision, engine="torch", trust=trust)
 
 

@@ -29,7 +29,7 @@ EngineName = Literal["torch", "openvino", "onnxruntime"]
 Module = TypeVar("Module", bound=nn.Module)
 
 ACCELERATORS = ("auto", "cpu", "cuda")
-EXTRAS = {"openvino": "fast", "onnxruntime": "onnx"}  # what brings an engine: pip install 'chiasm[fast]'
+EXTRAS = {"openvino": "fast", "onnxruntime": "onnx"}  # what installs an engine: pip install 'chiasm[fast]'
 _LAYOUT = {4: torch.channels_last, 5: torch.channels_last_3d}  # by the number of axes
 _NORMS = (nn.BatchNorm2d, nn.BatchNorm3d)
 _FOLDED = (nn.Conv2d, nn.Conv3d)  # into which a normalisation can be folded

@@ -49,7 +49,7 @@ class Maps(NamedTuple):
 
 
 def refine(refiner: nn.Module, source: Tensor, prediction: Tensor, structured: Tensor, mask: Tensor) -> Tensor:
-    """Correct a prediction where its structure is in doubt: ``y2 = y^ + (1 - M) R(x, y^, M)``, 0 outside the mask.
+    """Correct a prediction where its structure is difficult: ``y2 = y^ + (1 - M) R(x, y^, M)``, 0 outside the mask.
 
     Training and prediction both come here.  Nothing is detached: a caller who
     trains the refiner alone hands over tensors without gradient.
@@ -212,7 +212,7 @@ def synthesise_prepared(
 
 
 def _average_mirrored(straight: Maps, mirrored: Maps) -> Maps:
-    """Average the maps of a volume and those of its mirror image, turned back; the first axis is left to right."""
+    """Average the maps of a volume and those of its mirror image, mirrored back; the first axis is left to right."""
     means = [
         None if a is None or b is None else ((a + b[::-1]) / 2).astype(np.float32) for a, b in zip(straight, mirrored)
     ]
@@ -222,7 +222,7 @@ def _average_mirrored(straight: Maps, mirrored: Maps) -> Maps:
 
 
 def is_blended(generator: nn.Module, plan: Plan) -> bool:
-    """Tell whether volumes go through a generator in overlapping windows that are averaged.
+    """Return whether volumes go through a generator in overlapping windows that are averaged.
 
     That is so in 3D where its result depends on how large its input is, and in
     2D, where slices go through whole, if it takes no other size than that of its

@@ -46,11 +46,11 @@ def _unevaluated(found: Evidence) -> str:
 
 
 def _inputs(found: Evidence) -> str:
-    count, every = len(found.unlike), len(found.entries)
+    count, every = len(found.out_of_distribution), len(found.entries)
     if not count or 2 * count < every:
         return ""
     return (
-        f"{count} of {every} inputs are unlike the training cases: train on cases like them too, or prepare them "
+        f"{count} of {every} inputs are out of distribution: train on cases like them too, or prepare them "
         "in the same way; chiasm inspect shows what differs."
     )
 

@@ -122,7 +122,7 @@ def logged_warnings(history: History) -> list[str]:
     return [f"In training, last at step {step}: {message}." for message, step in last.items()]
 
 
-def find_figure(line: Mapping[str, Any], name: str) -> float | None:
+def find_value(line: Mapping[str, Any], name: str) -> float | None:
     """Return a finite score of a line of the log, or None where the line has none of this name."""
     value = line.get(name)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -147,7 +147,7 @@ def draw_curves(history: History) -> list[dict[str, str]]:
 def collect_points(history: History, curve: Curve) -> Points:
     """Collect a curve's (step, value) pairs, averaged in blocks when they are many, shape (points, 2)."""
     lines = [line for line in history if line["kind"] == curve.kind]
-    pairs = [(line["step"], find_figure(line, curve.name)) for line in lines]
+    pairs = [(line["step"], find_value(line, curve.name)) for line in lines]
     points = np.array([pair for pair in pairs if pair[1] is not None], dtype=np.float64).reshape(-1, 2)
     if len(points) <= MOST_POINTS:
         return points
@@ -229,7 +229,7 @@ def _describe_weights(ratio: float) -> Remark:
 
 def _describe_gate(history: History) -> list[Remark]:
     """Say how long the health gate kept the attention off, where it did."""
-    strengths = [score for line in history if (score := find_figure(line, "attention_strength")) is not None]
+    strengths = [value for line in history if (value := find_value(line, "attention_strength")) is not None]
     closed = strengths.count(0) / max(1, len(strengths))
     if closed == 1:
         return [Remark("bad", "The attention was never switched on: its health gate stayed closed.")]
@@ -249,6 +249,6 @@ HEALTH: tuple[tuple[tuple[str, ...], Callable[[float], Remark]], ...] = (
 
 
 def _last(history: History, *names: str) -> float | None:
-    """Find the last finite score under any of `names`, in the order of preference."""
-    scores = (find_figure(line, name) for name in names for line in reversed(history))
-    return next((score for score in scores if score is not None), None)
+    """Find the last finite value under any of `names`, in the order of preference."""
+    values = (find_value(line, name) for name in names for line in reversed(history))
+    return next((value for value in values if value is not None), None)

@@ -20,6 +20,7 @@ from chiasm.evaluation.rows import LEAST_LESION, LESION, Row
 from chiasm.evaluation.summary import paired, summarise
 from chiasm.reports.curves import describe_health, draw_curves, logged_warnings
 from chiasm.reports.drawing import INK, MUTED, SERIES, draw_svg, shorten, show_metric, show_number, show_unit
+from chiasm.reports.explanation import Part
 from chiasm.reports.gallery import GalleryCase, draw_expected_error, show_gallery
 from chiasm.reports.naive_comparison import caution, compare_with_baselines, describe_comparison, rank, verdict
 from chiasm.reports.pages import PageSection, render_page

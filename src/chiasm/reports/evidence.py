@@ -1,4 +1,4 @@
-"""What the files of a training and of its evaluation tell, gathered for whoever explains them."""
+"""What the files of a training and of its evaluation hold, gathered for explanations."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from chiasm.evaluation.headlines import BASE_REGIONS
 from chiasm.evaluation.loading import PredictionFolder
 from chiasm.evaluation.predictions import open_predictions
 from chiasm.evaluation.rows import LESION, Row, read_evaluation
-from chiasm.evaluation.summary import Summary, paired, summarise
+from chiasm.evaluation.summary import ScoreSummary, paired, summarise
 from chiasm.outputs import MODEL_CARD
 from chiasm.prediction.manifest import Entry
 from chiasm.preparation.out_of_distribution import BEGINNING
 from chiasm.preparation.plan import Plan, read_plan
 from chiasm.recipe import Recipe, read_recipe
-from chiasm.reports.curves import History, find_figure, read_history
+from chiasm.reports.curves import History, find_value, read_history
 from chiasm.reports.evaluation_folder import ASKED, place_of, read_asked
 from chiasm.reports.naive_comparison import BaselineComparison, compare_with_baselines
 from chiasm.times import read_times
 
-UNLIKE = (BEGINNING, "the input is unlike the training cases")  # how the warning of such an input begins; and began
+WARNINGS = (BEGINNING, "the input is unlike the training cases")  # how the warning begins; in version 0.1
 
 
 class Point(NamedTuple):
-    """A figure of the training's log, and the step after which it was taken."""
+    """A value of the training's log, and the step after which it was taken."""
 
     step: int
     value: float
@@ -75,15 +75,15 @@ class Evidence:
             one for one in self.comparisons if one.region not in BASE_REGIONS and not one.region.startswith("lesions-")
         ]
 
-    def scores(self, region: str, metric: str) -> Summary | None:
-        """Return the method's mean over cases; None where no case has a figure."""
+    def scores(self, region: str, metric: str) -> ScoreSummary | None:
+        """Return the method's mean over cases; None where no case has a score."""
         mine = (
             row for row in self.rows if (row.method, row.region, row.metric) == (self.recipe.method, region, metric)
         )
         return next((one for one in summarise(mine) if one.n), None)
 
     def of_cases(self, region: str, metric: str) -> dict[str, float]:
-        """Return the method's figure of each case."""
+        """Return the method's score of each case."""
         return {
             row.case: row.value
             for row in self.rows
@@ -92,13 +92,13 @@ class Evidence:
 
     def points(self, kind: str, name: str) -> list[Point]:
         """Return a curve of the log."""
-        found = ((line["step"], find_figure(line, name)) for line in self.history if line["kind"] == kind)
+        found = ((line["step"], find_value(line, name)) for line in self.history if line["kind"] == kind)
         return [Point(step, value) for step, value in found if value is not None]
 
     @property
-    def unlike(self) -> list[str]:
-        """Cases whose input is unlike the training cases."""
-        return [one.case for one in self.entries if any(said.startswith(UNLIKE) for said in one.warnings)]
+    def out_of_distribution(self) -> list[str]:
+        """Cases whose input is out of distribution."""
+        return [one.case for one in self.entries if any(said.startswith(WARNINGS) for said in one.warnings)]
 
 
 def read_evidence(place: Path) -> Evidence:

@@ -100,8 +100,8 @@ def _in_training(found: Evidence) -> Iterator[str]:
     yield from (remark.text for remark in describe_health(found.history))
     yield from logged_warnings(found.history)
     if found.seconds:
-        told = ", ".join(f"{stage} {_duration(seconds)}" for stage, seconds in found.seconds.items())
-        yield f"Time: {told}.{_pace(found)}"
+        stages = ", ".join(f"{stage} {_duration(seconds)}" for stage, seconds in found.seconds.items())
+        yield f"Time: {stages}.{_pace(found)}"
 
 
 def _loss(name: str, curve: list[Point]) -> str:
@@ -138,14 +138,14 @@ def _weak(found: Evidence) -> Iterator[str]:
     yield from _regions(found.comparisons)
     yield from _lesion_sizes(found)
     yield from _by_site(found)
-    if found.unlike:
-        more = ", ..." if len(found.unlike) > NAMED else ""
+    if found.out_of_distribution:
+        more = ", ..." if len(found.out_of_distribution) > NAMED else ""
         yield (
-            f"{len(found.unlike)} of {len(found.entries)} inputs are unlike the training cases: "
-            f"{', '.join(found.unlike[:NAMED])}{more}."
+            f"{len(found.out_of_distribution)} of {len(found.entries)} inputs are out of distribution: "
+            f"{', '.join(found.out_of_distribution[:NAMED])}{more}."
         )
     elif found.entries:
-        yield f"No input ({len(found.entries)}) is unlike the training cases."
+        yield f"No input ({len(found.entries)}) is out of distribution."
     yield from _expected_error(found)
 
 
@@ -187,8 +187,8 @@ def _lesion_sizes(found: Evidence) -> Iterator[str]:
 def _by_site(found: Evidence) -> Iterator[str]:
     by_site = errors_by_site(found)
     if len(by_site) > 1:
-        told = ", ".join(f"{site} {fmean(by_site[site]):.3g} ({len(by_site[site])})" for site in sorted(by_site))
-        yield f"Error in the mask by site (cases): {told}."
+        sites = ", ".join(f"{site} {fmean(by_site[site]):.3g} ({len(by_site[site])})" for site in sorted(by_site))
+        yield f"Error in the mask by site (cases): {sites}."
 
 
 def _expected_error(found: Evidence) -> Iterator[str]:
