@@ -28,7 +28,7 @@ from chiasm.evaluation.scoring import (
     score_expected_error,
 )
 from chiasm.evaluation.summary import format_table, summarise
-from chiasm.metrics import conventions
+from chiasm.metrics import conventions, voxelwise
 from chiasm.preparation.intensity import fit_intensity
 
 SPACING = (1.0, 1.0, 2.0)
@@ -112,6 +112,24 @@ def test_scores_of_all_regions_at_once_equal_those_of_each_region_alone(conventi
         for metric, value in (alone | conventions.likeness(pair, inside)).items():
             tolerance = 1e-6 if metric == "ssim" else 1e-9  # of a map in single precision
             assert found[region, metric] == pytest.approx(value, rel=tolerance, nan_ok=True), (region, metric)
+
+
+@pytest.mark.parametrize("convention", ["chiasm", "synthrad2023", "brats-brain"])
+def test_the_whole_image_is_scored_from_the_box_of_a_cut_out_head_as_from_all_voxels(convention: str) -> None:
+    prediction, target, mask, labels = (np.pad(array, ((0, 7), (30, 0), (0, 0))) for array in patient())
+    for image in (prediction, target):
+        image[~mask] = 30
+    terms = ScoreTerms("a", RANGE, "SD", convention=convention)
+    found = values(evaluate_case(ScoredImages(prediction, Reference(target, mask, SPACING, labels)), terms))
+    rules, whole = terms.rules, np.ones_like(mask)
+    plain = voxelwise.error_scores(prediction, target, terms.width)
+    plain |= conventions.likeness(conventions.pair_up(prediction, target, whole, rules, RANGE), whole)
+    for metric, value in plain.items():
+        assert found["image", metric] == pytest.approx(value, rel=1e-7 if metric == "ssim" else 1e-9), metric
+    target[0, 0, 0] += 300  # no cut-out any more: all voxels are read
+    changed = values(evaluate_case(ScoredImages(prediction, Reference(target, mask, SPACING, labels)), terms))
+    assert changed["mask", "ssim"] == pytest.approx(found["mask", "ssim"], abs=1e-6)
+    assert changed["image", "ssim"] < found["image", "ssim"]
 
 
 def test_the_mask_comes_first_and_every_figure_has_a_unit_and_a_convention() -> None:

@@ -141,6 +141,24 @@ def test_ssim_over_an_empty_background_equals_scikit_image_and_is_exactly_1_wher
     assert (ssim.ssim_map(target, target, whole, 1000) == 1).all()
 
 
+@pytest.mark.parametrize("background", [0.0, -40.0])
+@pytest.mark.parametrize("window", ["gaussian", "uniform"])
+def test_both_maps_of_a_cut_out_pair_equal_those_of_each_alone(background: float, window: str) -> None:
+    prediction, target, mask = images()
+    mask = np.pad(mask > 0, ((0, 40), (20, 20), (9, 0)))
+    mask[0, :5, :5] = True  # up to the border
+    prediction, target = (
+        np.where(mask, np.pad(image, ((0, 40), (20, 20), (9, 0))), background).astype(np.float32)
+        for image in (prediction, target)
+    )
+    found = ssim.cut_out_ssim(prediction, target, mask, background, 1000, window=window)
+    masked = ssim.ssim_map(prediction * mask, target * mask, mask, 1000, window=window)
+    whole = ssim.ssim_map(prediction, target, np.ones_like(mask), 1000, window=window)
+    assert np.abs(found.masked - masked)[mask].max() < 5e-5 and np.isnan(found.masked[~mask]).all()
+    assert np.abs(found.whole - whole).max() < 5e-5
+    assert found.whole.mean(dtype=float) == pytest.approx(whole.mean(dtype=float), abs=2e-8)
+
+
 def test_ssim_is_exact_for_images_far_from_zero() -> None:
     prediction, target, mask = (array.astype(np.float64) for array in images())
     prediction, target, mask = prediction + 1e5, target + 1e5, mask > 0

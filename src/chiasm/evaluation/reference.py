@@ -58,6 +58,16 @@ class Reference:
         return window_box(self.mask)
 
     @cached_property
+    def background(self) -> float | None:
+        """The one value that the target has outside the mask; None where it has several, or nothing lies outside."""
+        outside = self.target[~self.mask]
+        return float(outside[0]) if outside.size and (outside == outside[0]).all() else None
+
+    def is_cut_out(self, prediction: NDArray[Any]) -> bool:
+        """Return whether a prediction differs from the target inside the mask only, on a constant background."""
+        return self.background is not None and bool((self.mask | (prediction == self.background)).all())
+
+    @cached_property
     def part(self) -> Reference:
         """The part that lies in the box."""
         target, mask = (np.ascontiguousarray(array[self.box]) for array in (self.target, self.mask))

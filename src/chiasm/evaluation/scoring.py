@@ -114,7 +114,7 @@ class ScoredImages:
     reference: Reference
     expected_error: NDArray[Any] | None = None
 
-    @property
+    @cached_property
     def part(self) -> ScoredImages:
         """The part that lies in the reference's box."""
         box, expected = self.reference.box, self.expected_error
@@ -224,6 +224,8 @@ def evaluate_case(images: ScoredImages, terms: ScoreTerms) -> list[Row]:
 def _score_whole(images: ScoredImages, terms: ScoreTerms) -> tuple[conventions.ComparedImages, dict[str, float]]:
     """Score all voxels, the background with them; return the pair on the mask's box too, for regions."""
     prediction, reference = images.prediction, images.reference
+    if terms.rules.masked and reference.background is not None and reference.is_cut_out(prediction):
+        return _score_cut_out(images, reference.background, terms)
     whole = np.ones(prediction.shape, bool)
     pair = conventions.pair_up(prediction, reference.target, whole, terms.rules, terms.data_range)
     scores = voxelwise.error_scores(prediction, reference.target, terms.width) | conventions.likeness(pair, whole)
@@ -232,6 +234,21 @@ def _score_whole(images: ScoredImages, terms: ScoreTerms) -> tuple[conventions.C
     part = reference.part
     in_box = prediction[reference.box]
     return conventions.pair_up(in_box, part.target, part.mask, terms.rules, terms.data_range), scores
+
+
+def _score_cut_out(
+    images: ScoredImages, background: float, terms: ScoreTerms
+) -> tuple[conventions.ComparedImages, dict[str, float]]:
+    """Do what `_score_whole` does from the mask's box alone: beyond the mask both images are one constant."""
+    part, box, shape = images.part, images.reference.box, images.prediction.shape
+    its = part.reference
+    pair, whole = conventions.pair_up_cut_out(
+        part.prediction, its.target, its.mask, background, terms.rules, terms.data_range
+    )
+    errors = voxelwise.error_scores(part.prediction, its.target, terms.width)
+    share = part.prediction.size / math.prod(shape)
+    scores = {name: value * (math.sqrt(share) if name == "rmse" else share) for name, value in errors.items()}
+    return pair, scores | conventions.cut_out_likeness(whole, box, shape)
 
 
 def _score_regions(

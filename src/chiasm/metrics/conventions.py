@@ -8,7 +8,8 @@ are marked *scale-leaking*, which exist to reproduce the literature.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from chiasm.boxes import Box, Image, Mask, Range, Spacing, box_of, same_shape
 from chiasm.errors import unknown
 from chiasm.metrics.edges import Gradients, gradients
-from chiasm.metrics.ssim import UNIFORM_RADIUS, ms_ssim, ssim_map, window_box, without_border
+from chiasm.metrics.ssim import UNIFORM_RADIUS, cut_out_ssim, ms_ssim, ssim_map, window_box, without_border
 from chiasm.metrics.voxelwise import check_range, error_scores, mean_or_nan, pearson
 
 
@@ -175,7 +176,61 @@ def pair_up(prediction: Image, target: Image, mask: Mask, convention: Convention
     return ComparedImages(x, y, np.broadcast_to(peak, (1, 1, slices)), similarity, convention)
 
 
-def _under_convention(image: Image, mask: Mask, convention: Convention, data_range: Range) -> NDArray[np.float32]:
+def pair_up_cut_out(
+    prediction: Image, target: Image, mask: Mask, background: float, convention: Convention, data_range: Range
+) -> tuple[ComparedImages, ComparedImages]:
+    """Prepare two images that are one constant outside the mask, as `pair_up` does for the mask and for all voxels.
+
+    Args:
+        prediction: Shape (I, J, K), target units.
+        target: Likewise.
+        mask: Where they may differ.
+        background: Of both outside the mask.
+        convention: A masked one from `find_convention`.
+        data_range: The training cohort's range (low, high), target units.
+
+    Returns:
+        The pair inside the mask, and the pair as it is.
+
+    Raises:
+        ValueError: If the range does not rise, or the convention is not masked.
+    """
+    if not convention.masked:
+        raise ValueError("a convention of whole images masks nothing")
+    low, high = convention.range or data_range
+    width = check_range(high - low)
+    images = (prediction, target, np.full((1, 1, 1), background, np.float32))
+    x, y, around = (_under_convention(image, None, convention, (low, high)) for image in images)
+    peak, _ = _peaks(x, y, convention, width)
+    span = convention.ssim_range or float(peak.max())
+    maps = cut_out_ssim(x, y, mask, float(around[0, 0, 0]), span, window=convention.window)
+    wanted = without_border(mask, convention.border)
+    masked = np.where(wanted, maps.masked, np.float32(math.nan))
+    pair = ComparedImages(x, y, peak, masked, convention)
+    return pair, replace(pair, similarity=maps.whole)
+
+
+def cut_out_likeness(pair: ComparedImages, box: Box, shape: Sequence[int]) -> dict[str, float]:
+    """Return "psnr" and "ssim" of all voxels of a volume, from the part that holds every difference.
+
+    Args:
+        pair: The part, with all of its voxels, from `pair_up_cut_out`.
+        box: Where it lies in the volume.
+        shape: Of the volume.
+    """
+    border = pair.convention.border
+    squared = ((pair.prediction - pair.target) ** 2).sum(dtype=np.float64)
+    core = [(max(s.start, border), min(s.stop, n - border)) for s, n in zip(box, shape)]
+    inner = pair.similarity[tuple(slice(a - s.start, max(a, b) - s.start) for (a, b), s in zip(core, box))]
+    voxels = math.prod(max(n - 2 * border, 0) for n in shape)
+    likeness = (float(inner.sum(dtype=np.float64)) + voxels - inner.size) / voxels if voxels else math.nan
+    count = np.array([math.prod(shape)])
+    return {"psnr": mean_or_nan(_decibels(np.array([squared]), count, pair.peak[0, 0])), "ssim": likeness}
+
+
+def _under_convention(
+    image: Image, mask: Mask | None, convention: Convention, data_range: Range
+) -> NDArray[np.float32]:
     """Rescale, clip and mask an image as a convention says."""
     low, high = data_range
     image = image.astype(np.float32, copy=True)
@@ -186,7 +241,7 @@ def _under_convention(image: Image, mask: Mask, convention: Convention, data_ran
         image /= np.where(most > 0, most, 1)
     if convention.clip:
         np.clip(image, low, high, out=image)
-    if convention.masked:
+    if convention.masked and mask is not None:
         image[~mask] = low
     if convention.peak == "range" and convention.rescale == "none":
         image -= np.float32(low)  # SSIM's luminance is meant for images from 0
@@ -239,21 +294,23 @@ def likeness_by_region(
     if mask.shape != pair.target.shape:
         raise ValueError(f"region of shape {mask.shape} for images of shape {pair.target.shape}")
     squared, similarity = (pair.prediction[mask] - pair.target[mask]) ** 2, pair.similarity[mask]
-    slices = np.nonzero(mask)[2] if pair.convention.slicewise else np.zeros(len(squared), np.intp)
     found = {}
     for name, its in places.items():
+        if pair.convention.slicewise:
+            slices, depth = np.nonzero(mask)[2][its], len(pair.peak[0, 0])
+            count, total = np.bincount(slices, minlength=depth), np.bincount(slices, squared[its], depth)
+        else:
+            count, total = np.array([squared[its].size]), squared[its].sum(dtype=np.float64, keepdims=True)
         values = similarity[its]
-        decibels = _decibels(squared[its], slices[its], pair.peak[0, 0])
+        decibels = _decibels(total, count, pair.peak[0, 0])
         found[name] = {"psnr": mean_or_nan(decibels), "ssim": mean_or_nan(values[~np.isnan(values)])}
     return found
 
 
-def _decibels(squared: NDArray[Any], slices: NDArray[np.intp], peak: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the PSNR of each slice with a peak that has voxels, from squared errors and the slice of each."""
-    count = np.bincount(slices, minlength=len(peak))
-    total = np.bincount(slices, squared, len(peak)) if len(peak) > 1 else squared.sum(dtype=np.float64)
+def _decibels(squared: NDArray[Any], count: NDArray[np.intp], peak: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the PSNR of each slice that has voxels and a peak, from the sums of its squared errors."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        decibels: NDArray[np.float64] = 10 * np.log10(peak**2 * count / total)
+        decibels: NDArray[np.float64] = 10 * np.log10(peak**2 * count / squared)
     return decibels[(count > 0) & (peak > 0)]
 
 

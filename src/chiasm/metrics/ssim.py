@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import product
 from math import nan
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,6 +77,67 @@ def ssim_map(
             smooth = _filtered(smooth, band, axis + 1)
         similarity = _plain if exponent is None else partial(_by_parts, exponent=exponent)
         np.copyto(found[block], similarity(smooth, centre * scale, covariance), where=mask[block])
+    return found
+
+
+class CutOutMaps(NamedTuple):
+    """SSIM of two images that are one constant outside a mask.
+
+    Attributes:
+        masked: With 0 outside the mask in both images; NaN outside it.
+        whole: Of the images as they are; 1 where every window lies outside the mask.
+    """
+
+    masked: NDArray[np.float32]
+    whole: NDArray[np.float32]
+
+
+def cut_out_ssim(
+    prediction: Image,
+    target: Image,
+    mask: Mask,
+    background: float,
+    data_range: float,
+    *,
+    window: Literal["gaussian", "uniform"] = "gaussian",
+) -> CutOutMaps:
+    """Return both maps of a pair whose background is `background` in both images, in one pass.
+
+    A constant background adds to the moments of a window in proportion to its share of the window, so the moments
+    with 0 there give those with another value too.  Each map equals `ssim_map`.
+
+    Args:
+        prediction: Shape (I, J, K).
+        target: Likewise.
+        mask: Where they may differ.
+        background: Of both images outside the mask.
+        data_range: L of the formula, in the images' unit.
+        window: As in `ssim_map`.
+
+    Raises:
+        ValueError: If `data_range` is not positive.
+    """
+    weights, covariance = _window(window, 3)
+    scale = 1 / check_range(data_range)
+    radii, band = [len(weights) // 2] * 3, _band(weights)
+    found = CutOutMaps(np.full(mask.shape, nan, np.float32), np.ones(mask.shape, np.float32))
+    cut_out = mask.astype(np.float32)
+    for block in _blocks(mask, len(weights) // 2):
+        x, y, inside = (_around(image, block, radii) for image in (prediction, target, cut_out))
+        x, y = x * inside, y * inside
+        centre = float(y.mean(dtype=np.float64))
+        x, y = ((image - np.float32(centre)) * np.float32(scale) for image in (x, y))
+        smooth = np.stack([*_products(x, y, None), 1 - inside])  # (5, I + 2r, J + 2r, K + 2r)
+        for axis in (1, 2, 3):
+            smooth = _filtered(smooth, band, axis)
+        moments, share = smooth[:4], smooth[4]
+        whole = moments.copy()
+        whole[:2] += np.float32(background * scale) * share
+        square = np.float32((background**2 - 2 * background * centre) * scale**2) * share
+        whole[2] += square
+        whole[3] += 2 * square
+        found.whole[block] = _plain(whole, centre * scale, covariance)
+        np.copyto(found.masked[block], _plain(moments, centre * scale, covariance), where=mask[block])
     return found
 
 
@@ -197,18 +258,28 @@ def window_box(mask: Mask) -> Box:
     return grown(box_of(mask), GAUSSIAN_RADIUS + 1, (1, 1, 1), mask.shape)
 
 
-def _blocks(mask: Mask) -> Iterator[Box]:
-    """Cut the mask's box into blocks, each as small as its part of the mask; leave out those without a voxel of it."""
+def _blocks(mask: Mask, radius: int = 0) -> Iterator[Box]:
+    """Cut a volume into blocks, each trimmed to voxels that have one of the mask in reach; leave out those without.
+
+    Args:
+        mask: Shape (I, J, K).
+        radius: How far a voxel reaches along each axis, in voxels.
+    """
     if not mask.any():
         return
+    one = (1.0, 1.0, 1.0)
     sides = [
         [slice(start, min(start + BLOCK, side.stop)) for start in range(side.start, side.stop, BLOCK)]
-        for side in box_of(mask)
+        for side in grown(box_of(mask), radius, one, mask.shape)
     ]
-    for block in product(*sides):
-        if (part := mask[block]).any():
-            i, j, k = (slice(s.start + p.start, s.start + p.stop) for s, p in zip(block, box_of(part)))
-            yield i, j, k
+    for i, j, k in product(*sides):
+        around = grown((i, j, k), radius, one, mask.shape)
+        if (part := mask[around]).any():
+            reached = [
+                slice(max(s.start, a.start + p.start - radius), min(s.stop, a.start + p.stop + radius))
+                for s, a, p in zip((i, j, k), around, box_of(part))
+            ]
+            yield reached[0], reached[1], reached[2]
 
 
 def _around(image: Image, block: Box, radii: Sequence[int]) -> NDArray[np.float32]:
