@@ -39,17 +39,17 @@ its own, and within a line only from names to its left; a test reads this map.
                   health, checkpoints, finished, run_folder, session, log, state, trainables, setting, sampler,
                   discriminator_step, generator_step, learner, loop, cascade, run_planning, run
     evaluation    scores, and what may be claimed from them: rows, reference, scoring, summary, headlines, paired_tests,
-                  statistics, loading, predictions, uncertainty, expected_error
+                  statistics, agreement, reader_files, rating, loading, predictions, uncertainty, expected_error
     reports       the pages that people read: drawing, pages, tables, registration, gallery, curves, naive_comparison,
                   evaluation_folder, evidence, advice, explanation, evaluation_page, pictures, jumps, case_page,
-                  evaluation_cases, evaluation, study_plots, study_page, study_digest
+                  evaluation_cases, evaluation, rating, study_plots, study_page, study_digest
     studies       methods x folds x seeds, and completion: study_file, filling, utility, completion, jobs, work, notes,
                   study_report, study
     serving       a DICOM node: dicom_inbox, dicom_gate, dicom_send, dicom_node
     pipeline      from scans to a report, in one call
     demo          the main job on simulated patients
     bench         chiasm beside its peers: measuring, rows, subjects, files, scores, table
-    commands      the verbs of the command line: options, common, start, data, models, results, benchmark
+    commands      the verbs of the command line: options, common, start, data, models, results, rating, benchmark
     cli           the command: its verbs by group, and how a mistake ends
 """
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import wraps
 from inspect import Parameter, Signature, signature
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_args, get_type_hints
 
 import typer
 
@@ -14,7 +14,7 @@ from chiasm.errors import RecipeError, unknown
 
 if TYPE_CHECKING:
     from chiasm.cohorts.dicom_patients import Selection
-    from chiasm.recipe import Recipe
+    from chiasm.recipe import Recipe, Registration
     from chiasm.volumes import Reading
 
 MANY = (
@@ -24,6 +24,7 @@ MANY = (
     "--series",
     "--select",
     "--allow",
+    "--read",
 )  # options that take several values in a row
 
 Select = Annotated[
@@ -305,6 +306,19 @@ def spread(words: Sequence[str]) -> list[str]:
             spaced.append(option)
         spaced.append(word)
     return spaced
+
+
+def registration_named(name: str) -> Registration:
+    """Read what a registration is called on the command line.
+
+    Raises:
+        RecipeError: If there is none of this name.
+    """
+    from chiasm.recipe import Registration
+
+    if name not in get_args(Registration):
+        raise unknown("registration", name, get_args(Registration))
+    return cast("Registration", name)
 
 
 def several(values: Iterable[str] | None) -> list[str]:

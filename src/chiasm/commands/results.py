@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -22,14 +22,13 @@ from chiasm.commands.options import (
     PeopleOptions,
     ReadingOptions,
     Select,
+    registration_named,
     several,
 )
-from chiasm.errors import unknown
 from chiasm.locks import check_output
 from chiasm.progress import count, open_progress
 
 if TYPE_CHECKING:
-    from chiasm.recipe import Registration
     from chiasm.studies.study_report import Done
 
 
@@ -73,7 +72,7 @@ def evaluate(
             model=model,
             layout=found.layout,
             selection=found.selection((), reading, people=people),
-            register=None if register is None else _registration(register),
+            register=None if register is None else registration_named(register),
             overwrite=overwrite,
             progress=count(bar, "evaluating"),
         )
@@ -158,14 +157,3 @@ def methods(size: Size = "small") -> None:
         typer.echo(f"{title_of(row.name):24} {row.words}\n{'':24} {'; '.join(facts)}")
     for name, words in BESIDE.items():
         typer.echo(f"{name}: {words}")
-
-
-def _registration(name: str) -> Registration:
-    """Read what a registration is called on the command line."""
-    from typing import get_args
-
-    from chiasm.recipe import Registration
-
-    if name not in get_args(Registration):
-        raise unknown("registration", name, get_args(Registration))
-    return cast("Registration", name)

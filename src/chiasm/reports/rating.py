@@ -1,0 +1,468 @@
+"""A reader study: one page of shuffled slices, real and synthetic, and beside it the key that says which is which.
+
+The page holds no name of a case or method and no answer.  A slice is shown as
+each method made it and as it was scanned: cut to one box, in one window, and
+black outside the voxels that all methods filled, so that only what is inside
+can tell them apart.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from markupsafe import Markup
+from numpy.typing import NDArray
+
+from chiasm.boxes import box_of, grown
+from chiasm.cohorts.cases import Cohort, Problem
+from chiasm.cohorts.dicom_patients import Selection
+from chiasm.errors import ChiasmError, CohortError, RecipeError, RunError, unknown
+from chiasm.evaluation.loading import PredictionFolder, load_case
+from chiasm.evaluation.paired_tests import FEWEST
+from chiasm.evaluation.predictions import open_predictions, open_reference
+from chiasm.evaluation.rating import RESULTS
+from chiasm.evaluation.reader_files import KEY, LEVELS, PAGE, REAL, Planes, StudyItem, is_key, write_key
+from chiasm.locks import locked
+from chiasm.outputs import refuse_data_folder, refuse_foreign, refuse_inputs, refuse_links, remove_files
+from chiasm.prediction.manifest import Entry
+from chiasm.preparation.plan import Plan
+from chiasm.progress import counted
+from chiasm.recipe import Registration
+from chiasm.registration.cohort import Together, remove_registered
+from chiasm.reports.drawing import png_address
+from chiasm.reports.evaluation_folder import REGISTERED
+from chiasm.reports.pages import render_page
+from chiasm.storage import write_text
+from chiasm.volumes import Geometry, Volume, canonical
+
+AXES: Mapping[Planes, int] = {"sagittal": 0, "coronal": 1, "axial": 2}  # that a plane's slices are counted along
+MARGIN = 4  # voxels around the mask in a picture
+MOST_REPEATED = 0.5  # share of the images
+LETTERS = str.maketrans("0123456789abcdef", "bcdfghjklmnpqrst")  # tokens are no words, and no numbers to a spreadsheet
+TOKEN = 10  # letters
+
+Progress = Callable[[int, int, str], None]
+Predicted = Mapping[str, tuple[PredictionFolder, Entry]]  # of one case: method to its prediction
+
+
+@dataclass(frozen=True)
+class StudyDesign:
+    """What raters are shown.
+
+    Attributes:
+        slices: Of each case, at least 1.
+        repeat: Share of the images that are shown a second time, 0 to 0.5.
+        seed: Of the order.
+        plane: In which slices are cut.
+        window: Level and width in the target's unit; None takes the range of the model's plan.
+    """
+
+    slices: int = 1
+    repeat: float = 0.2
+    seed: int = 0
+    plane: Planes = "axial"
+    window: tuple[float, float] | None = None
+
+    def check(self) -> None:
+        """Refuse what is out of range.
+
+        Raises:
+            RecipeError: If a number or the plane is.
+        """
+        if self.plane not in AXES:
+            raise unknown("plane", self.plane, list(AXES))
+        if self.slices < 1:
+            raise RecipeError("--slices must be at least 1", reason="slices", found=self.slices)
+        if not 0 <= self.repeat <= MOST_REPEATED:
+            raise RecipeError(f"--repeat must be from 0 to {MOST_REPEATED}", reason="repeat", found=self.repeat)
+        if self.window is not None and not self.window[1] > 0:
+            raise RecipeError("--window is a level and a width above 0", reason="window", found=self.window)
+
+
+@dataclass(frozen=True)
+class RealImages:
+    """Where the real images lie, and how they are read.
+
+    Attributes:
+        folder: The cohort.
+        layout: By name, where the folder fits several.
+        register: As in `open_reference`.
+        selection: Which files are taken.
+    """
+
+    folder: Path
+    layout: str | None = None
+    register: Registration | None = None
+    selection: Selection = field(default_factory=Selection)
+
+
+class ReaderStudy(NamedTuple):
+    """What was written.
+
+    Attributes:
+        page: For the raters; they need nothing else.
+        key: What each image is; for nobody who rates.
+        items: Every showing, in the order of the page.
+        problems: Cases that are not shown.
+        notes: What whoever judges the results must know, one sentence each.
+    """
+
+    page: Path
+    key: Path
+    items: tuple[StudyItem, ...]
+    problems: tuple[Problem, ...]
+    notes: tuple[str, ...]
+
+
+class _Picture(NamedTuple):
+    """One image: what it is, its address on the page, and its size in mm."""
+
+    case: str
+    subject: str
+    method: str
+    slice: int
+    address: str
+    size_mm: tuple[float, float]
+
+
+def write_reader_study(
+    predictions: Sequence[Path],
+    real: RealImages,
+    out: Path,
+    design: StudyDesign,
+    *,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> ReaderStudy:
+    """Write `rate.html` for raters, and `key.csv`, which says what its images are.
+
+    Args:
+        predictions: Folders written by `chiasm predict`, of one or more methods; one method may have several,
+            such as one for each fold.
+        real: The cohort with the real targets.
+        out: Where both files go.
+        design: What is shown.
+        overwrite: Whether to replace another study in `out`.
+        progress: Called with cases done, all cases, the next case's id.
+
+    Raises:
+        ChiasmError: If a folder is not what it should be, the methods' images cannot stand in one window, no case
+            was predicted by all methods, or `out` holds another study or files of somebody else and `overwrite`
+            is False.
+    """
+    design.check()
+    assessed = [open_predictions(folder) for folder in predictions]
+    _check_alike(assessed)
+    by_case = _by_case(assessed)
+    refuse_data_folder(out, [real.folder])
+    with locked(out):
+        read = [real.folder, *chain.from_iterable((one.folder, one.model) for one in assessed)]
+        _make_room(out, read, overwrite=overwrite)
+        together = open_reference(
+            real.folder,
+            assessed,
+            out / REGISTERED,
+            register=real.register,
+            layout=real.layout,
+            selection=real.selection,
+            progress=progress,
+        )
+        pictures, problems = _show_cases(by_case, together, design, progress)
+        if not pictures:
+            detail = f"; the first: {problems[0].message}" if problems else ""
+            raise CohortError(f"no case can be shown{detail}", path=real.folder, reason="no-cases")
+        items, addresses = _shuffled(pictures, design)
+        key = write_key(out, items)  # before the page, which nobody should rate without it
+        page = out / PAGE
+        write_text(page, render_page(PAGE, _content(items, addresses, assessed[0].plan.target)))
+    return ReaderStudy(page, key, items, tuple(problems), tuple(_notes(items, by_case)))
+
+
+def _notes(items: Sequence[StudyItem], by_case: Mapping[str, Predicted]) -> Iterator[str]:
+    """Say which cases a model was trained on, and whether there are too few subjects for a test."""
+    shown = sorted({item.case for item in items})
+    seen = [case for case in shown if any(entry.role in ("train", "validation") for _, entry in by_case[case].values())]
+    if seen:
+        yield f"{len(seen)} of {len(shown)} cases were used in training: {', '.join(seen)}"
+    if (subjects := len({item.subject for item in items})) < FEWEST:
+        yield f"only {subjects} subjects: no difference in quality will be tested (at least {FEWEST})"
+
+
+def _make_room(out: Path, inputs: Sequence[Path], *, overwrite: bool) -> None:
+    """Refuse to replace a study, whose ratings could not be read any more, or files of somebody else."""
+    refuse_inputs((out / name for name in (PAGE, KEY, *RESULTS, REGISTERED)), inputs, what="the study")
+    refuse_links(out, (PAGE, KEY, *RESULTS))
+    if not is_key(out / KEY):
+        if not overwrite:
+            refuse_foreign(out, (PAGE, KEY, *RESULTS), way_out="To replace them: chiasm rate --overwrite.")
+    elif (out / PAGE).exists() and not overwrite:  # a killed command may have written the key alone
+        raise RunError(
+            "holds a reader study, whose ratings could not be read any more",
+            path=out,
+            reason="occupied",
+            hint="Give another folder with -o, or replace it: chiasm rate --overwrite.",
+        )
+    if overwrite:
+        remove_files(out, (PAGE, KEY, *RESULTS))
+        remove_registered(out / REGISTERED)
+
+
+def _check_alike(assessed: Sequence[PredictionFolder]) -> None:
+    """Refuse predictions whose images cannot stand beside each other.
+
+    Raises:
+        RunError: If they differ in target, its unit, first source, registration or thick slices, or a method is
+            called "real".
+    """
+    first = _terms(assessed[0].plan)
+    for one in assessed[1:]:
+        if _terms(one.plan) != first:
+            differing = [name for name, value in _terms(one.plan).items() if value != first[name]]
+            raise RunError(
+                f"differs from the first folder in {' and '.join(differing)}, so that its images cannot stand "
+                "beside those",
+                path=one.folder,
+                reason="other-target",
+            )
+    if named := next((one for one in assessed if one.manifest.method == REAL), None):
+        raise RunError(f"is of a method that is called {REAL}", path=named.folder, reason="name")
+
+
+def _terms(plan: Plan) -> dict[str, object]:
+    return {
+        "the target": plan.target,
+        "the target's unit": (plan.target_unit, plan.target_kind),
+        "the first source": plan.sources[0],
+        "the registration": plan.registration,
+        "the thick slices": plan.degradation,
+    }
+
+
+def _by_case(assessed: Sequence[PredictionFolder]) -> dict[str, Predicted]:
+    """Collect the predictions of each case by method.
+
+    Raises:
+        RunError: If a method predicted a case twice.
+    """
+    found: dict[str, dict[str, tuple[PredictionFolder, Entry]]] = {}
+    for one in assessed:
+        for entry in one.manifest.cases:
+            methods = found.setdefault(entry.case, {})
+            if (before := methods.get(one.manifest.method)) is not None:
+                raise RunError(
+                    f"holds case {entry.case} of method {one.manifest.method}, as {before[0].folder} does",
+                    path=one.folder,
+                    reason="double",
+                    hint="Give each method one prediction of each case.",
+                )
+            methods[one.manifest.method] = (one, entry)
+    return {case: found[case] for case in sorted(found)}
+
+
+# From volumes to pictures
+
+
+def _show_cases(
+    by_case: Mapping[str, Predicted], together: Together, design: StudyDesign, progress: Progress | None
+) -> tuple[list[_Picture], list[Problem]]:
+    """Cut the pictures of every case that all methods predicted; name the others."""
+    methods = sorted({method for predicted in by_case.values() for method in predicted})
+    lost = {problem.case for problem in together.problems}
+    pictures: list[_Picture] = []
+    problems = list(together.problems)
+    for case, predicted in counted(
+        [pair for pair in by_case.items() if pair[0] not in lost], lambda it: it[0], progress
+    ):
+        one, entry = next(iter(predicted.values()))
+        try:
+            if lacking := [method for method in methods if method not in predicted]:
+                raise CohortError(f"was not predicted by {', '.join(lacking)}", reason="unpaired")
+            pictures += _show_case(case, predicted, together.cohort, design)
+        except ChiasmError as error:
+            path = error.path or one.folder / entry.image
+            problems.append(Problem(path, error.reason, f"case {case}: {error}", case))
+    return pictures, problems
+
+
+def _show_case(case: str, predicted: Predicted, cohort: Cohort, design: StudyDesign) -> Iterator[_Picture]:
+    """Cut the pictures of a case: each slice as it was scanned, and as each method made it."""
+    loaded = {
+        method: load_case(one, entry, cohort, with_labels=True, naive=False)
+        for method, (one, entry) in predicted.items()
+    }
+    plans = {method: one.plan for method, (one, _) in predicted.items()}
+    first = next(iter(loaded))
+    plan, main = plans[first], loaded[first]
+    mask = np.logical_and.reduce([one.mask for one in loaded.values()])
+    if not mask.any():
+        raise CohortError("the methods filled no voxel in common", reason="empty-mask")
+    images = {REAL: main.target} | {
+        method: _in_units_of(plan, plans[method], next(iter(one.images.values()))) for method, one in loaded.items()
+    }
+    grid, axis = main.source.geometry, AXES[design.plane]
+    shown, labels = _upright(mask, grid), None if main.labels is None else _upright(main.labels > 0, grid)
+    low, high = _window(plan, design)
+    spacing = canonical(main.source).geometry.spacing_mm
+    for index in choose_slices(shown, labels, axis, design.slices):
+        for method, image in images.items():
+            grey = np.where(shown, np.clip((_upright(image, grid) - low) / (high - low), 0, 1), 0)
+            pixels, size_mm = cut_slice(grey, shown, axis, index, spacing)
+            yield _Picture(case, main.case.subject, method, index, _address(pixels), size_mm)
+
+
+def _window(plan: Plan, design: StudyDesign) -> tuple[float, float]:
+    if design.window is None:
+        return plan.target_range
+    level, width = design.window
+    return level - width / 2, level + width / 2
+
+
+def _in_units_of(plan: Plan, other: Plan, image: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Bring an image from the target units of one model to those of another: training cases set them."""
+    if plan.target_unit == "HU" or plan.target_reference == other.target_reference:
+        return image
+    return plan.target_reference.invert(other.target_reference.apply(image))
+
+
+def _upright(array: NDArray[Any], grid: Geometry) -> NDArray[Any]:
+    """Turn an array so that its axes run right, front and up."""
+    turned: NDArray[Any] = canonical(Volume(array, grid)).array
+    return turned
+
+
+def choose_slices(mask: NDArray[np.bool_], labels: NDArray[np.bool_] | None, axis: int, count: int) -> list[int]:
+    """Choose the slices with the largest labelled area, then some that are spread over the mask.
+
+    Slices keep a distance of half an even spread as long as there are enough.
+
+    Args:
+        mask: Voxels that are shown, at least one, shape (I, J, K).
+        labels: Labelled voxels, or None.
+        axis: That slices are counted along.
+        count: How many; fewer where the mask has fewer.
+
+    Returns:
+        Their indices, rising.
+    """
+    others = tuple({0, 1, 2} - {axis})
+    area = np.count_nonzero(mask, axis=others)
+    filled = [int(index) for index in np.flatnonzero(area)]
+    labelled = np.zeros_like(area) if labels is None else np.count_nonzero(labels & mask, axis=others)
+    below = np.cumsum(area)
+    spread = np.searchsorted(below, below[-1] * (np.arange(count) + 0.5) / count)
+    ranked = [index for index in sorted(filled, key=lambda index: -int(labelled[index])) if labelled[index]]
+    chosen: list[int] = []
+    for apart in (max(1, len(filled) // (2 * count)), 1):
+        for index in (*ranked, *map(int, spread), *filled):
+            if len(chosen) < count and all(abs(index - other) >= apart for other in chosen):
+                chosen.append(index)
+    return sorted(chosen)
+
+
+def cut_slice(
+    grey: NDArray[np.floating],
+    mask: NDArray[np.bool_],
+    axis: int,
+    index: int,
+    spacing_mm: tuple[float, float, float],
+) -> tuple[NDArray[np.uint8], tuple[float, float]]:
+    """Cut a slice as a picture: front or head up, the patient's right (or, sagittal, front) on the left.
+
+    Args:
+        grey: 0 to 1, axes running right, front and up, shape (I, J, K).
+        mask: Its box, with a margin, is what the picture shows.
+        axis: That slices are counted along.
+        index: Which one.
+        spacing_mm: Of the voxels.
+
+    Returns:
+        Pixels, shape (rows, columns), and breadth and height in mm.
+    """
+    box = grown(box_of(mask), MARGIN, (1, 1, 1), mask.shape)
+    plane = grey[box].take(index - box[axis].start, axis=axis)
+    across, up = (spacing_mm[side] for side in range(3) if side != axis)
+    pixels = np.round(plane[::-1, ::-1].T * 255).astype(np.uint8)  # (across, up) -> (rows, columns)
+    return pixels, (pixels.shape[1] * across, pixels.shape[0] * up)
+
+
+def _address(pixels: NDArray[np.uint8]) -> str:
+    opaque = np.full_like(pixels, 255)
+    return png_address(np.stack([pixels, pixels, pixels, opaque], axis=-1))
+
+
+# From pictures to the page
+
+
+def _shuffled(pictures: Sequence[_Picture], design: StudyDesign) -> tuple[tuple[StudyItem, ...], list[_Picture]]:
+    """Put the pictures in an order that the seed sets, repeats far from their first showing, under new names.
+
+    Order and tokens depend on what the pictures show too: the seed alone does not give them away.
+
+    Returns:
+        Every showing in the order of the page, and its picture.
+    """
+    known = json.dumps([design.seed, design.repeat, pictures])
+    digest = hashlib.sha256(known.encode()).hexdigest()
+    rng = np.random.default_rng(int(digest, 16))
+    order = [pictures[index] for index in rng.permutation(len(pictures))]
+    repeated = round(design.repeat * len(order))
+    middle = (len(order) + repeated) // 2  # the first ones come again behind it
+    later = [(one, 1) for one in order[middle:]] + [(one, 2) for one in order[:repeated]]
+    shown = [(one, 1) for one in order[:middle]] + [later[index] for index in rng.permutation(len(later))]
+    study = _letters(f"{digest} study")
+    items = tuple(
+        StudyItem(
+            study,
+            _letters(f"{digest} {position}"),
+            position,
+            one.case,
+            one.subject,
+            one.method,
+            design.plane,
+            one.slice,
+            showing,
+        )
+        for position, (one, showing) in enumerate(shown, 1)
+    )
+    return items, [one for one, _ in shown]
+
+
+def _letters(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:TOKEN].translate(LETTERS)
+
+
+def _content(items: Sequence[StudyItem], pictures: Sequence[_Picture], target: str) -> dict[str, object]:
+    """Return what the page shows; of an image no more than its token, picture and proportions."""
+    shown = [
+        {"token": item.token, "image": picture.address, "size": picture.size_mm}
+        for item, picture in zip(items, pictures)
+    ]
+    study = {"study": items[0].study, "images": shown}
+    return {
+        "title": f"Rating {target.upper()} images",
+        "kind": "reader study",
+        "asked": None,
+        "images": len(items),
+        "levels": LEVELS,
+        "study": Markup(json.dumps(study).replace("<", "\\u003c")),
+    }
+
+
+def count_images(items: Sequence[StudyItem]) -> str:
+    """Say how many images of what are shown, and how many come twice.
+
+    >>> count_images([StudyItem("s", t, 1, "a", "a", m, "axial", 3, n) for t, m, n in
+    ...               (("x", "real", 1), ("y", "A7", 1), ("z", "A7", 2))])
+    '2 images (1 of A7, 1 of real), 1 of them twice'
+    """
+    counts = Counter(item.method for item in items if item.showing == 1)
+    told = ", ".join(f"{count} of {method}" for method, count in sorted(counts.items()))
+    return f"{counts.total()} images ({told}), {sum(item.showing == 2 for item in items)} of them twice"
