@@ -55,7 +55,7 @@ def rate(
         list[Path] | None,
         typer.Argument(
             metavar="PREDICTIONS... REFERENCE",
-            help="Predictions of each method, then the cohort with the real targets; neither with --read.",
+            help="Predictions of each method, then the cohort with the real targets; none where ratings are read.",
         ),
     ] = None,
     read: Annotated[

@@ -80,11 +80,13 @@ class StudyDesign:
         if self.plane not in AXES:
             raise unknown("plane", self.plane, list(AXES))
         if self.slices < 1:
-            raise RecipeError("--slices must be at least 1", reason="slices", found=self.slices)
+            raise RecipeError("chiasm rate --slices must be at least 1", reason="slices", found=self.slices)
         if not 0 <= self.repeat <= MOST_REPEATED:
-            raise RecipeError(f"--repeat must be from 0 to {MOST_REPEATED}", reason="repeat", found=self.repeat)
+            raise RecipeError(
+                f"chiasm rate --repeat must be from 0 to {MOST_REPEATED}", reason="repeat", found=self.repeat
+            )
         if self.window is not None and not self.window[1] > 0:
-            raise RecipeError("--window is a level and a width above 0", reason="window", found=self.window)
+            raise RecipeError("chiasm rate --window is a level and a width above 0", reason="window", found=self.window)
 
 
 @dataclass(frozen=True)

@@ -36,8 +36,9 @@ function readClock() { // an image's time is what passes until both answers are 
 }
 
 function show(said = "") {
-  const { token, image } = images[at], { answer, quality } = of(token);
+  const { token, image, size } = images[at], { answer, quality } = of(token);
   byId("image").src = image;
+  byId("image").style.setProperty("--ratio", size[0] / size[1]); // in mm: voxels need not be square
   byId("image").alt = `Image ${at + 1} of ${images.length}`;
   for (const button of document.querySelectorAll("[data-answer]")) button.setAttribute("aria-pressed", button.dataset.answer === answer);
   for (const button of document.querySelectorAll("[data-quality]")) button.setAttribute("aria-pressed", button.dataset.quality === String(quality));
@@ -89,6 +90,7 @@ function start(name) {
   since = null;
   readClock();
   show();
+  byId("desk").focus(); // else the field of the name, which is hidden now, would swallow the first key
 }
 
 function leave() {
