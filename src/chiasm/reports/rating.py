@@ -36,7 +36,7 @@ from chiasm.prediction.manifest import Entry
 from chiasm.preparation.plan import Plan
 from chiasm.progress import counted
 from chiasm.recipe import Registration
-from chiasm.registration.cohort import Together, remove_registered
+from chiasm.registration.cohort import AlignedCohort, remove_registered
 from chiasm.reports.drawing import png_address
 from chiasm.reports.evaluation_folder import REGISTERED
 from chiasm.reports.pages import render_page
@@ -168,7 +168,7 @@ def write_reader_study(
     with locked(out):
         read = [real.folder, *chain.from_iterable((one.folder, one.model) for one in assessed)]
         _make_room(out, read, overwrite=overwrite)
-        together = open_reference(
+        aligned = open_reference(
             real.folder,
             assessed,
             out / REGISTERED,
@@ -177,7 +177,7 @@ def write_reader_study(
             selection=real.selection,
             progress=progress,
         )
-        pictures, problems = _show_cases(by_case, together, design, progress)
+        pictures, problems = _show_cases(by_case, aligned, design, progress)
         if not pictures:
             detail = f"; the first: {problems[0].message}" if problems else ""
             raise CohortError(f"no case can be shown{detail}", path=real.folder, reason="no-cases")
@@ -273,13 +273,13 @@ def _by_case(assessed: Sequence[PredictionFolder]) -> dict[str, Predicted]:
 
 
 def _show_cases(
-    by_case: Mapping[str, Predicted], together: Together, design: StudyDesign, progress: Progress | None
+    by_case: Mapping[str, Predicted], aligned: AlignedCohort, design: StudyDesign, progress: Progress | None
 ) -> tuple[list[_Picture], list[Problem]]:
     """Cut the pictures of every case that all methods predicted; name the others."""
     methods = sorted({method for predicted in by_case.values() for method in predicted})
-    lost = {problem.case for problem in together.problems}
+    lost = {problem.case for problem in aligned.problems}
     pictures: list[_Picture] = []
-    problems = list(together.problems)
+    problems = list(aligned.problems)
     for case, predicted in counted(
         [pair for pair in by_case.items() if pair[0] not in lost], lambda it: it[0], progress
     ):
@@ -287,7 +287,7 @@ def _show_cases(
         try:
             if lacking := [method for method in methods if method not in predicted]:
                 raise CohortError(f"was not predicted by {', '.join(lacking)}", reason="unpaired")
-            pictures += _show_case(case, predicted, together.cohort, design)
+            pictures += _show_case(case, predicted, aligned.cohort, design)
         except ChiasmError as error:
             path = error.path or one.folder / entry.image
             problems.append(Problem(path, error.reason, f"case {case}: {error}", case))
