@@ -46,10 +46,12 @@ its own, and within a line only from names to its left; a test reads this map.
     studies       methods x folds x seeds, and completion: study_file, filling, utility, completion, jobs, work, notes,
                   study_report, study
     serving       a DICOM node: dicom_inbox, dicom_gate, dicom_send, dicom_node
+    bids          a BIDS-App: derivatives of a BIDS folder
     pipeline      from scans to a report, in one call
     demo          the main job on simulated patients
     bench         chiasm beside its peers: measuring, rows, subjects, files, scores, table
-    commands      the verbs of the command line: options, common, start, data, models, results, rating, benchmark
+    commands      the verbs of the command line: options, common, start, data, models, results, rating, benchmark,
+                  bids
     cli           the command: its verbs by group, and how a mistake ends
 """
 

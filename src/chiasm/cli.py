@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from chiasm import __version__
-from chiasm.commands import benchmark, data, models, rating, results, start
+from chiasm.commands import benchmark, bids, data, models, rating, results, start
 from chiasm.commands.options import spread, with_records
 from chiasm.errors import ChiasmError
 from chiasm.stopping import Stopped, stoppable
@@ -21,7 +21,7 @@ from chiasm.storage import FULL, unwritable
 VERBS: Mapping[str, Sequence[Callable[..., None]]] = {
     "Start": (start.run, start.explain, data.demo, results.methods),
     "Data": (data.inspect, data.phantom, data.register),
-    "Models": (models.plan, models.train, models.predict, models.complete, models.serve),
+    "Models": (models.plan, models.train, models.predict, models.complete, models.serve, bids.bids),
     "Evidence": (results.evaluate, results.study, results.report, rating.rate, benchmark.bench),
     "PET": (data.mumap,),
 }

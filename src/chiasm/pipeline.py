@@ -228,7 +228,7 @@ def plan_ahead(
 def _check(data: Path, recipe: Recipe, out: Path, minutes: float | None) -> None:
     """Refuse what the later stages could not do, before the first one begins."""
     if minutes is not None and not (math.isfinite(minutes) and minutes > 0):
-        raise RecipeError("--minutes is no time", reason="minutes", found=minutes, expected="more than 0")
+        raise RecipeError("chiasm run --minutes is no time", reason="minutes", found=minutes, expected="more than 0")
     if recipe.split.folds == 1 and recipe.split.by != "site":
         raise RecipeError(
             "one fold keeps no test cases, and there would be nothing to evaluate",
@@ -262,7 +262,7 @@ def _open_job(out: Path, minutes: float | None) -> Job:
 
 
 def _told(minutes: float | None) -> str:
-    return "all steps" if minutes is None else f"--minutes {minutes:g}"
+    return "all steps" if minutes is None else f"{minutes:g} minutes of training"
 
 
 def _recipe_of_before(recipe: Recipe, out: Path, minutes: float | None) -> Recipe:

@@ -33,7 +33,7 @@ def run(
 ) -> None:
     """Go from scans to a report: inspect, plan, train, predict, evaluate; the same command again goes on."""
     if minutes is not None and asked.steps is not None:
-        raise RecipeError("--minutes and --steps are at odds", reason="minutes", hint="Give one of them.")
+        raise RecipeError("chiasm run --minutes and --steps are at odds", reason="minutes", hint="Give one of them.")
     most = MINUTES if minutes is None and asked.steps is None else minutes
     selection = found.selection(asked.source, reading, allow, people)
     recipe = asked.recipe(reading, selection)

@@ -1,0 +1,192 @@
+"""A BIDS-App: derivatives of a BIDS folder, one subject at a time, then a report on those with a real target.
+
+Reference: Gorgolewski et al., "BIDS apps: Improving ease of use, accessibility, and
+reproducibility of neuroimaging data analysis methods", PLoS Computational Biology 13(3), 2017.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from chiasm import __version__
+from chiasm.cohorts.cases import Case, Cohort, Problem, volume_stem
+from chiasm.cohorts.discovery import find_cohort
+from chiasm.errors import CohortError, RecipeError, RunError
+from chiasm.prediction.folders import Predicted, predict
+from chiasm.prediction.manifest import FILE, NOTICE, Entry
+from chiasm.prediction.model import load_model
+from chiasm.progress import counted
+from chiasm.reports.evaluation import Scored, evaluate
+from chiasm.storage import whole_file, write_json, write_text
+
+PREDICTIONS, EVALUATION = "predictions", "evaluation"  # folders that BIDS does not know, in `.bidsignore`
+BIDS_VERSION = "1.10.0"
+#: Suffix of BIDS by modality; BIDS has none for CT.
+SUFFIXES: Mapping[str, str] = {"t1": "T1w", "t2": "T2w", "flair": "FLAIR", "pd": "PDw"}
+
+
+class Derived(NamedTuple):
+    """What a call left behind.
+
+    Attributes:
+        files: Images of the derivatives, in order.
+        problems: Cases that failed.
+    """
+
+    files: tuple[Path, ...]
+    problems: Sequence[Problem]
+
+
+def derive_participants(
+    folder: Path,
+    out: Path,
+    run: Path,
+    *,
+    labels: Collection[str] = (),
+    sessions: Collection[str] = (),
+    trust: Collection[str] = (),
+    progress: Callable[[int, int, str], None] | None = None,
+) -> Derived:
+    """Predict subjects of a BIDS folder and write them as derivatives; what is there already is kept.
+
+    Args:
+        folder: BIDS raw data.
+        out: Folder of the derivatives.
+        run: Run or model folder.
+        labels: Subjects, with or without "sub-"; empty for all.
+        sessions: Sessions, with or without "ses-"; empty for all.
+        trust: As for `predict`.
+        progress: Called with cases done, all cases, the last case's id.
+
+    Raises:
+        CohortError: If the folder is not BIDS, or holds none of the subjects or sessions.
+        RecipeError: If BIDS has no name for the model's target.
+        RunError: If there is no model, or `out` is somebody else's.
+    """
+    cases = _chosen(_open(folder), labels, sessions)
+    suffix = _suffix(load_model(run, trust=trust).plan.target, run)
+    _describe(out, folder)
+    files: list[Path] = []
+    problems: list[Problem] = []
+    for case in counted(
+        cases, lambda case: case.id, progress
+    ):  # each in its own folder, so that calls run side by side
+        made = predict(run, [case], out / PREDICTIONS / case.id, container="nifti", trust=trust)
+        files += [_derive(entry, case, made, suffix, folder, out) for entry in made.manifest.cases]
+        problems += made.problems
+    return Derived(tuple(files), problems)
+
+
+def derive_group(folder: Path, out: Path, *, progress: Callable[[int, int, str], None] | None = None) -> Scored:
+    """Score the derivatives of all subjects that have a real target.
+
+    Args:
+        folder: BIDS raw data.
+        out: Folder of the derivatives, which hold at least one subject.
+        progress: Called with cases done, all cases, the next case's id.
+
+    Raises:
+        CohortError: If the folder is not BIDS, or no subject has a real target.
+        RunError: If there are no derivatives.
+    """
+    _open(folder)
+    made = sorted(path.parent for path in (out / PREDICTIONS).glob(f"*/{FILE}"))
+    if not made:
+        raise RunError(
+            "holds no derivatives", path=out, reason="no-predictions", hint="Run the level participant first."
+        )
+    return evaluate(made, folder, out / EVALUATION, layout="bids", progress=progress)
+
+
+def _open(folder: Path) -> Cohort:
+    if not (folder / "dataset_description.json").is_file():
+        raise CohortError(
+            "is not BIDS: it lacks dataset_description.json",
+            path=folder,
+            reason="layout",
+            hint="chiasm predict takes any folder.",
+        )
+    return find_cohort(folder, layout="bids")
+
+
+def _chosen(cohort: Cohort, labels: Collection[str], sessions: Collection[str]) -> list[Case]:
+    """Return the cases of some subjects and sessions."""
+    subjects = {f"sub-{label.removeprefix('sub-')}" for label in labels}
+    ends = {f"_ses-{label.removeprefix('ses-')}" for label in sessions}
+    if strange := sorted(subjects - {case.subject for case in cohort.cases}):
+        raise CohortError(f"holds no usable image of {', '.join(strange)}", path=cohort.root, reason="no-cases")
+    cases = [
+        case
+        for case in cohort.cases
+        if (not subjects or case.subject in subjects) and (not ends or case.id.removeprefix(case.subject) in ends)
+    ]
+    if not cases:
+        raise CohortError("holds no such session", path=cohort.root, reason="no-cases", found=sorted(ends))
+    return cases
+
+
+def _suffix(target: str, run: Path) -> str:
+    if target not in SUFFIXES:
+        raise RecipeError(
+            f"BIDS has no name for {target}",
+            path=run,
+            reason="target",
+            expected=", ".join(SUFFIXES),
+            hint="chiasm predict writes it without BIDS names.",
+        )
+    return SUFFIXES[target]
+
+
+def _describe(out: Path, folder: Path) -> None:
+    """Say what the derivatives are, and which of the folder is not BIDS."""
+    write_json(
+        out / "dataset_description.json",
+        {
+            "Name": "Synthetic images by chiasm",
+            "BIDSVersion": BIDS_VERSION,
+            "DatasetType": "derivative",
+            "GeneratedBy": [{"Name": "chiasm", "Version": __version__}],
+            "SourceDatasets": [{"URL": folder.resolve().as_uri()}],
+        },
+    )
+    write_text(out / ".bidsignore", f"{PREDICTIONS}\n{EVALUATION}\n")
+    write_text(out / "README", f"{NOTICE} Each image's JSON names its sources and its model.\n")
+
+
+def _derive(entry: Entry, case: Case, made: Predicted, suffix: str, folder: Path, out: Path) -> Path:
+    """Copy the files of a case to their names in BIDS, each with its JSON; return the image."""
+    first = case.images[made.manifest.sources[0]]
+    entities = re.sub(r"_[A-Za-z0-9]+$", "", volume_stem(first.name) or case.id)
+    place = out.joinpath(*case.id.split("_"), "anat")
+    sources = [f"bids::{case.images[name].relative_to(folder).as_posix()}" for name in made.manifest.sources]
+    about = {
+        "Sources": sources,
+        "SkullStripped": entry.mask_rule == "nonzero",
+        "SyntheticData": "YES",
+        "Model": {"Method": made.manifest.method, "Sha256": made.manifest.sha256, "Software": f"chiasm {__version__}"},
+    }
+    image = place / f"{entities}_desc-synthetic_{suffix}.nii.gz"
+    _copy(made.folder / entry.image, image)
+    write_json(_beside(image), {**about, "Description": f"{NOTICE} {' '.join(entry.warnings)}".strip()})
+    if entry.expected_error is not None:
+        error = place / f"{entities}_desc-expectederror_{suffix}.nii.gz"
+        _copy(made.folder / entry.expected_error, error)
+        write_json(_beside(error), {**about, "Description": "Expected absolute error of the synthetic image."})
+    if entry.mask is not None:
+        mask = place / f"{entities}_desc-synthetic_mask.nii.gz"
+        _copy(made.folder / entry.mask, mask)
+        write_json(_beside(mask), {"Sources": sources, "Type": "ROI", "Description": "Voxels that were predicted."})
+    return image
+
+
+def _beside(image: Path) -> Path:
+    return image.with_name(image.name.removesuffix(".nii.gz") + ".json")
+
+
+def _copy(source: Path, target: Path) -> None:
+    with whole_file(target) as temporary:
+        shutil.copyfile(source, temporary)

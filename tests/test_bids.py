@@ -1,0 +1,116 @@
+"""chiasm as a BIDS-App: derivatives under the names of BIDS, judged by BIDS' own validator."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from chiasm.bids import derive_group, derive_participants
+from chiasm.cli import app
+from chiasm.cohorts.discovery import find_cohort
+from chiasm.errors import CohortError, RecipeError, RunError
+from chiasm.volumes import read_volume
+
+VALIDATOR = Path(sys.executable).with_name("bids-validator-deno")
+IMAGE = "anat/{}_desc-synthetic_T2w.nii.gz"
+
+
+@pytest.fixture(scope="module")
+def raw(toy_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three subjects, the last with two sessions and without a target in the second."""
+    root = tmp_path_factory.mktemp("bids")
+    cases = find_cohort(toy_cohort).cases
+    for number, (case, session) in enumerate(zip(cases, ("", "", "_ses-1", "_ses-2")), start=1):
+        name = f"sub-0{min(number, 3)}{session}"
+        place = root.joinpath(*name.split("_"), "anat")
+        place.mkdir(parents=True)
+        for modality, suffix in (("t1", "acq-mprage_T1w"), ("t2", "T2w"))[: 1 if session == "_ses-2" else 2]:
+            shutil.copy(case.images[modality], place / f"{name}_{suffix}.nii.gz")
+    description = {"Name": "made", "BIDSVersion": "1.10.0", "DatasetType": "raw"}
+    (root / "dataset_description.json").write_text(json.dumps(description))
+    (root / "README").write_text("Made by a test.")
+    return root
+
+
+@pytest.fixture(scope="module")
+def derived(raw: Path, finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("derivatives") / "chiasm"
+    made = derive_participants(raw, out, finished_run)
+    assert not made.problems and [path.relative_to(out).as_posix() for path in made.files] == [
+        f"{folder}/{IMAGE.format(name)}"
+        for folder, name in (
+            ("sub-01", "sub-01_acq-mprage"),
+            ("sub-02", "sub-02_acq-mprage"),
+            ("sub-03/ses-1", "sub-03_ses-1_acq-mprage"),
+            ("sub-03/ses-2", "sub-03_ses-2_acq-mprage"),
+        )
+    ]
+    return out
+
+
+def test_each_image_names_its_sources_and_its_model(derived: Path, raw: Path) -> None:
+    image = derived / "sub-01" / IMAGE.format("sub-01_acq-mprage")
+    about = json.loads(image.with_name(image.name.replace(".nii.gz", ".json")).read_text())
+    assert about["Sources"] == ["bids::sub-01/anat/sub-01_acq-mprage_T1w.nii.gz"]
+    assert about["SyntheticData"] == "YES" and len(about["Model"]["Sha256"]) == 64 and about["SkullStripped"] is True
+    predicted = read_volume(derived / "predictions" / "sub-01" / "sub-01_t2.nii.gz")
+    np.testing.assert_array_equal(read_volume(image).array, predicted.array)
+    assert image.with_name("sub-01_acq-mprage_desc-expectederror_T2w.nii.gz").is_file()
+    assert image.with_name("sub-01_acq-mprage_desc-synthetic_mask.nii.gz").is_file()
+
+
+def test_the_validator_of_bids_finds_no_error(derived: Path) -> None:
+    if not VALIDATOR.is_file():
+        pytest.skip("bids-validator-deno is not installed")
+    told = subprocess.run([VALIDATOR, "--format", "json", derived], capture_output=True, text=True, timeout=120)
+    issues = json.loads(told.stdout)["issues"]["issues"]
+    assert [issue for issue in issues if issue["severity"] == "error"] == []
+
+
+def test_subjects_and_sessions_are_chosen_and_what_is_there_is_kept(
+    raw: Path, finished_run: Path, tmp_path: Path
+) -> None:
+    words = ["bids", str(raw), str(tmp_path / "out"), "participant", "--run", str(finished_run)]
+    first = CliRunner().invoke(app, [*words, "--participant-label", "03", "--session-label", "1"])
+    assert first.exit_code == 0 and "1 cases derived" in first.output
+    images = sorted((tmp_path / "out").rglob("*_desc-synthetic_T2w.nii.gz"))
+    assert [path.name for path in images] == ["sub-03_ses-1_acq-mprage_desc-synthetic_T2w.nii.gz"]
+    manifest = tmp_path / "out" / "predictions" / "sub-03_ses-1" / "predictions.json"
+    before = manifest.with_name("sub-03_ses-1_t2.nii.gz").stat().st_mtime_ns
+    assert CliRunner().invoke(app, [*words, "--participant_label", "sub-03"]).exit_code == 0
+    assert manifest.with_name("sub-03_ses-1_t2.nii.gz").stat().st_mtime_ns == before
+    assert len(list((tmp_path / "out").rglob("*_desc-synthetic_T2w.nii.gz"))) == 2
+
+
+def test_a_group_is_scored_where_there_is_a_real_target(derived: Path, raw: Path) -> None:
+    scored = derive_group(raw, derived)
+    assert {row.case for row in scored.rows} == {"sub-01", "sub-02", "sub-03_ses-1"}
+    assert [problem.case for problem in scored.problems] == ["sub-03_ses-2"]
+    assert (derived / "evaluation" / "report.html").is_file()
+
+
+def test_what_cannot_be_done_is_said_before_anything_is_written(
+    raw: Path, toy_cohort: Path, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(CohortError, match="is not BIDS"):
+        derive_participants(toy_cohort, out, finished_run)
+    with pytest.raises(CohortError, match="sub-09"):
+        derive_participants(raw, out, finished_run, labels=["09"])
+    with pytest.raises(CohortError, match="no such session"):
+        derive_participants(raw, out, finished_run, sessions=["7"])
+    with pytest.raises(RunError, match="no derivatives"):
+        derive_group(raw, out)
+    monkeypatch.setattr("chiasm.bids.SUFFIXES", {})
+    with pytest.raises(RecipeError, match="BIDS has no name for t2"):
+        derive_participants(raw, out, finished_run)
+    assert not out.exists()
+    missing = CliRunner().invoke(app, ["bids", str(raw), str(out), "participant"])
+    assert missing.exit_code != 0
