@@ -313,10 +313,10 @@ def _streams() -> Iterator[Odd]:
               array=voxels())  # fmt: skip
     yield Odd("a pair without its image", 2, _two(head, data, ("odd.hdr", "")), ("not-found",))
     yield Odd("a pair without its header", 2, _two(data, b"", ("odd.img", "")), ("not-found",))
-    yield Odd("a pair whose image is cut short", 2, _two(head, data[:-1], ("odd.hdr", "odd.img")), ("truncated",))
+    yield Odd("a pair whose image is truncated", 2, _two(head, data[:-1], ("odd.hdr", "odd.img")), ("truncated",))
     yield Odd("a pair with a bad extension", 2, _two(head + b"\1\0\0\0" + struct.pack("<2i", 3, 6), data,
                                                      ("odd.hdr", "odd.img")), ("extension",))  # fmt: skip
-    yield Odd("a pair whose header is cut short", 2, _two(head[:200], data, ("odd.hdr", "odd.img")), ("header",))
+    yield Odd("a pair whose header is truncated", 2, _two(head[:200], data, ("odd.hdr", "odd.img")), ("header",))
     yield from _places()
     yield from _bombs()
 
@@ -433,7 +433,7 @@ def _affines() -> Iterator[Odd]:
         ("a skew of 30 degrees", "skew", _only_sform(_skewed(30))),
         ("two forms 0.1 mm apart", "two-forms", {"qoffset": [-10.0, 20.0, -4.9]}),
         ("two forms 0.02 mm apart", "two-forms", {"qoffset": [-10.0, 20.0, -4.98]}),
-        ("two forms, one turned", "two-forms", {"quatern": [0.0, 0.0, 1.0]}),
+        ("two forms, one rotated", "two-forms", {"quatern": [0.0, 0.0, 1.0]}),
         ("two forms, one mirrored", "two-forms", {"pixdim": [-1.0, 2, 1.5, 3, 0, 0, 0, 0]}),
         ("two forms of two spacings", "two-forms", {"pixdim": [1.0, 2, 1.5, 3.01, 0, 0, 0, 0]}),
         ("two forms a degree apart", "two-forms", {"quatern": [0.0, 0.0, float(np.sin(np.radians(0.5)))]}),
@@ -574,20 +574,18 @@ def _values() -> Iterator[Odd]:
         array[2, 3, 4] = value
         yield Odd(f"one voxel of {name} in {kind}", 5, _of(array=array), ("not-finite",))
     yield Odd("nothing but NaN", 5, _of(array=np.full(SHAPE, NAN, "f4")), ("not-finite",))
-    yield Odd("the same everywhere", 5, _of(array=np.full(SHAPE, 3, "i2")), ("constant",))
+    yield Odd("constant", 5, _of(array=np.full(SHAPE, 3, "i2")), ("constant",))
     yield Odd("nothing but zeros", 5, _of(array=np.zeros(SHAPE, "f4")), ("constant",))
     drowned = voxels("i8") + 2**53
-    yield Odd("int64 that float32 cannot tell apart", 5, _of(array=drowned), ("precision", "constant"))
-    yield Odd(
-        "float64 that float32 cannot tell apart", 5, _of(array=1e9 + voxels("f8") / 100), ("precision", "constant")
-    )
+    yield Odd("int64 that float32 cannot separate", 5, _of(array=drowned), ("precision", "constant"))
+    yield Odd("float64 that float32 cannot separate", 5, _of(array=1e9 + voxels("f8") / 100), ("precision", "constant"))
     one, two = voxels()[..., :1], voxels()[:2]
     yield Odd("one slice", 5, _of(array=one), ("thin",))
     yield Odd("two dimensions", 5, _of(array=one[..., 0]), ("thin",))
     yield Odd("one dimension", 5, _of(array=voxels()[:, 0, 0]), ("thin",))
     yield Odd("two voxels across", 5, _of(array=two), ("thin",))
     yield Odd("one slice, allow_thin", 5, _of(array=one), array=one, options={"allow_thin": True})
-    yield Odd("the same everywhere, allow_constant", 5, _of(array=np.full(SHAPE, 3, "i2")),
+    yield Odd("constant, allow_constant", 5, _of(array=np.full(SHAPE, 3, "i2")),
               array=np.full(SHAPE, 3, "i2"), options={"allow_constant": True})  # fmt: skip
     yield Odd("three voxels across", 5, _of(array=voxels()[:3]), array=voxels()[:3])
 
@@ -692,7 +690,7 @@ def _metaimages() -> Iterator[Odd]:
         ("with a sibling and a HeaderSize", sibling("voxels.raw", b"before" + body, HeaderSize="6")),
         ("with a sibling and a HeaderSize of -1", sibling("voxels.raw", b"before" + body, HeaderSize="-1")),
         ("compressed", packed(zipped)),
-        ("compressed, its length told", packed(zipped, CompressedDataSize=str(len(zipped)))),
+        ("compressed, with its length", packed(zipped, CompressedDataSize=str(len(zipped)))),
         ("compressed as gzip", packed(gzip.compress(body, mtime=0))),
         ("compressed beside it", sibling("voxels.zraw", zipped, "voxels.zraw", CompressedData="True")),
         ("of four dimensions, one of them 1", _meta(DimSize="5 6 7 1", **four)),
@@ -722,7 +720,7 @@ def _metaimages() -> Iterator[Odd]:
     turn = np.array([[0, 1, 0], [-1, 0, 0], [0, 0, 1.0]])  # lines are axes
     affine = np.eye(4)
     affine[:3, :3], affine[:3, 3] = turn.T * [2, 1.5, 3], (1, 2, 3)
-    yield Odd("MetaImage turned by a quarter", 8, _meta(TransformMatrix="0 1 0 -1 0 0 0 0 1"), array=voxels(),
+    yield Odd("MetaImage rotated by a quarter", 8, _meta(TransformMatrix="0 1 0 -1 0 0 0 0 1"), array=voxels(),
               affine=np.diag([-1.0, -1, 1, 1]) @ affine)  # fmt: skip
     broken: list[tuple[str, str | tuple[str, ...], Callable[[Path], Path]]] = [
         ("a path from the root", "elsewhere", _meta(ElementDataFile="/etc/passwd")),
@@ -789,7 +787,7 @@ def _metaimages() -> Iterator[Odd]:
         ("compressed, but it is not", "corrupted", _meta(CompressedData="True")),
         ("compressed, but it does not say so", ("truncated", "too-long"),
          _raw(metaimage(np.zeros((0, 0, 0), "i2")) + zipped, "odd.mha")),
-        ("compressed, cut short", "truncated", packed(zipped[:-9])),
+        ("compressed, truncated", "truncated", packed(zipped[:-9])),
         ("compressed, without its checksum", "truncated", packed(zipped[:-4])),
         ("compressed, a wrong checksum", "corrupted", packed(_flipped(zipped, -2))),
         ("compressed, a wrong bit", "corrupted", packed(_flipped(zipped, len(zipped) // 2))),

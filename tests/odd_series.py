@@ -92,7 +92,7 @@ REFUSALS = {
     "uneven": ("uneven", moved(lambda k: (0, 0, 0.3 * (k % 2))), "2.2 to 2.8 mm apart"),
     "two times": ("four-d", two_times, "temporal position: 1, 2"),
     "colour": ("colour", every(SamplesPerPixel=3, PhotometricInterpretation="RGB", PlanarConfiguration=0), "RGB"),
-    "cut short": ("truncated", cut, "860 bytes of pixels"),
+    "truncated": ("truncated", cut, "860 bytes of pixels"),
     "too many pixels": ("too-long", every(Rows=12), "beyond its pixels"),
     "no position": ("position", without("ImagePositionPatient"), "ImagePositionPatient"),
     "no orientation": ("position", without("ImageOrientationPatient"), "ImageOrientationPatient"),
@@ -126,7 +126,7 @@ MULTI_FRAME: dict[str, tuple[Callable[[Dataset], object], str]] = {
             [-31.25, -47.5, 14.825],
         ), "uneven",
     ),
-    "cut short": (lambda d: setattr(d, "PixelData", d.PixelData[:-48]), "truncated"),
+    "truncated": (lambda d: setattr(d, "PixelData", d.PixelData[:-48]), "truncated"),
 }  # fmt: skip
 
 

@@ -26,7 +26,7 @@ from chiasm.prediction.manifest import (
 MANIFEST = Manifest(
     "/runs/a/model", "0" * 64, "A7", 0, 1, ("t1",), "t2", "a.u.",
     (Entry("p1", "test", ("/data/p1.nii.gz",), "p1_t2.nii.gz", "p1_mask.nii.gz", None, ("odd",)),),
-    (Failure("p2", "/data/p2.nii.gz", "truncated", "is cut short"),),
+    (Failure("p2", "/data/p2.nii.gz", "truncated", "is truncated"),),
 )  # fmt: skip
 
 

@@ -253,7 +253,7 @@ def _open_job(out: Path, minutes: float | None) -> Job:
     job = read_record(out / JOB, Job, "not what chiasm run writes", "Delete it, and the same command goes on.")
     if job.minutes != minutes:
         raise RunError(
-            f"was started with {_told(job.minutes)} and is asked for with {_told(minutes)}",
+            f"was started with {_minutes_in_words(job.minutes)} and is asked for with {_minutes_in_words(minutes)}",
             path=out,
             reason="other-minutes",
             hint="Give another folder with -o, or the time it was started with.",
@@ -261,7 +261,7 @@ def _open_job(out: Path, minutes: float | None) -> Job:
     return job
 
 
-def _told(minutes: float | None) -> str:
+def _minutes_in_words(minutes: float | None) -> str:
     return "all steps" if minutes is None else f"{minutes:g} minutes of training"
 
 

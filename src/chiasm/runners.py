@@ -247,8 +247,8 @@ def _attempt(work: Callable[[Job], Outcome], job: Job) -> Outcome | _Raised:
         if (code := getattr(error, "exit_code", None)) is not None:
             raise SystemExit(code) from error
         crosses = isinstance(error, ChiasmError) or type(error).__module__ == "builtins"
-        carried = error if crosses else RuntimeError(f"{type(error).__name__}: {error}")
-        return _Raised(carried, traceback.format_exc())
+        passed = error if crosses else RuntimeError(f"{type(error).__name__}: {error}")
+        return _Raised(passed, traceback.format_exc())
 
 
 def _unwrapped(outcome: Outcome | _Raised) -> Outcome:

@@ -176,12 +176,12 @@ class ScoreTerms:
         """Turn pairs of a region and its scores in target units into rows."""
         described = describe(self.convention, self.data_range, self.unit, self.unit_scale)
         return [
-            Row(self.case, self.fold, self.seed, self.method, region, metric, *self._told(metric, value), described)
+            Row(self.case, self.fold, self.seed, self.method, region, metric, *self._in_unit(metric, value), described)
             for region, its_scores in scores
             for metric, value in its_scores.items()
         ]
 
-    def _told(self, metric: str, value: float) -> tuple[float, str]:
+    def _in_unit(self, metric: str, value: float) -> tuple[float, str]:
         """Return a score in the unit that it is given in, and that unit."""
         kind = UNITS[metric]
         if kind in ("", "/mm"):

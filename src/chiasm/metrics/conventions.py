@@ -366,7 +366,7 @@ def plain_scores(
 def value_scores(
     prediction: NDArray[Any], target: NDArray[Any], gradients: Gradients, data_range: float
 ) -> dict[str, float]:
-    """Return the figures of merit of a region from the values of its voxels, shape (n,), and its gradients."""
+    """Return the scores of a region from the values of its voxels, shape (n,), and its gradients."""
     return error_scores(prediction, target, data_range) | {
         "ncc": pearson(prediction, target),
         "gradient_error": gradients.error,

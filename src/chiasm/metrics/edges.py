@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from chiasm.boxes import Image, Mask, Spacing, box_of, ends, grown
 
-BITS = 16  # regions that are told apart in one pass
+BITS = 16  # regions that are separated in one pass
 
 
 class Gradients(NamedTuple):

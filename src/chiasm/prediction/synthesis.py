@@ -111,7 +111,7 @@ def synthesise(
     raw = target_map(prepared, plan).invert(maps.prediction)
     if plan.target_unit == "HU":
         raw = np.clip(raw, *plan.target_range)
-    image = Volume(np.where(valid, _brought_back(raw, prepared, grid), background).astype(np.float32), grid)
+    image = Volume(np.where(valid, _on_source_grid(raw, prepared, grid), background).astype(np.float32), grid)
     warnings += [*_describe_calibration(model), *engine.notes]
     expected_error = None
     if maps.raw_error is not None:
@@ -230,10 +230,10 @@ def errors_on_grid(
     ends = plan.target_reference.apply(np.array(plan.target_range))
     raw = plan.target_range if plan.own is None else target_map(prepared, plan).invert(ends)
     slope = np.ptp(raw) / np.ptp(ends)
-    return _brought_back(errors * slope, prepared, grid)
+    return _on_source_grid(errors * slope, prepared, grid)
 
 
-def _brought_back(array: NDArray[np.floating], prepared: PreparedSource, grid: Geometry) -> NDArray[np.float32]:
+def _on_source_grid(array: NDArray[np.floating], prepared: PreparedSource, grid: Geometry) -> NDArray[np.float32]:
     """Interpolate between voxels inside the mask alone, so that nothing outside dims its rim; undefined beyond it."""
     cover = prepared.mask.astype(np.float32)
     total, weight = (

@@ -187,7 +187,7 @@ def prepare_case(case: Case, plan: Plan, cache: Path, warn: Say = _silence) -> P
         ChiasmError: If the cache cannot be written.
     """
     if side_alone(case, plan.sources, plan.target) == "target":
-        only = prepare_case(case, _turned(plan), cache, warn)
+        only = prepare_case(case, _swapped(plan), cache, warn)
         return replace(only, target=only.source[0], alone="target")
     folder = cache / f"{case.id}-{cache_key(case, plan)}"
     if folder.is_dir():
@@ -332,8 +332,8 @@ def _ranked(volume: Volume, place: _Resampling, inside: NDArray[np.bool_]) -> ND
     return np.where(inside, ranks, 0).astype(np.float32)
 
 
-def _turned(plan: Plan) -> Plan:
-    """Turn a plan round, so that a target that stands alone is prepared as sources are."""
+def _swapped(plan: Plan) -> Plan:
+    """Swap source and target of a plan, so that a target that stands alone is prepared as sources are."""
     return replace(
         plan,
         sources=(plan.target,),

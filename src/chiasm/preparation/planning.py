@@ -46,7 +46,7 @@ from chiasm.volumes.masks import Rule
 from chiasm.volumes.screening import STRICT, Reading
 
 AIR_HU = -1000.0
-WORTH_TELLING = 2**30  # bytes of a prepared case from which on a plan names them
+NAMED_FROM = 2**30  # bytes of a prepared case from which on a plan names them
 ISOTROPIC = 1.5  # largest ratio of spacings that counts as nearly the same
 
 
@@ -87,7 +87,7 @@ def make_plan(
     _check_memory(recipe, seen, spacing, reasons)
     dims, slices = _choose_dims(recipe, seen, spacing, reasons)
     if terms.degradation is not None:
-        reasons["degradation"] = _tell(terms.degradation, spacing[across(terms.degradation)], dims)
+        reasons["degradation"] = _describe_degradation(terms.degradation, spacing[across(terms.degradation)], dims)
     patch = choose_patch(recipe, seen, spacing, dims, reasons, needs)
     source_kinds, target_kind = _choose_kinds(recipe, seen, reasons)
     return Plan(
@@ -261,7 +261,7 @@ def fit_tables(pooled: Sequence[NDArray[np.float32]]) -> Tables:
     }
 
 
-def _tell(degradation: Degradation, thin_mm: float, dims: int) -> str:
+def _describe_degradation(degradation: Degradation, thin_mm: float, dims: int) -> str:
     names: Mapping[Axis, str] = {"I": "sagittal", "J": "coronal", "K": "axial"}
     thick = f"{names[degradation.axis]} slices of {degradation.factor * thin_mm:.3g} mm"
     thick = (
@@ -330,7 +330,7 @@ def _check_memory(recipe: Recipe, seen: Fingerprint, spacing: Triple, reasons: d
     shapes = [[size / step for size, step in zip(case.body_mm, spacing)] for case in seen.cases]
     largest = max(shapes, key=math.prod)
     check_prepared(largest, channels)
-    if (needed := prepared_bytes(largest, channels)) > WORTH_TELLING:
+    if (needed := prepared_bytes(largest, channels)) > NAMED_FROM:
         reasons["spacing_mm"] += f"; the largest case takes about {needed / 2**30:.1f} GB while it is prepared"
 
 

@@ -1,8 +1,8 @@
 """The one thing to try next: a list of rules, of which the first that applies speaks.
 
-The worst comes first: what was not finished, inputs that are unlike the
+The worst comes first: what was not finished, inputs that are unusual beside the
 training cases, a training that was too short or too long, lesions, and so on
-to what only a comparison with other methods can tell.
+to what only a comparison with other methods can show.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def _attention(found: Evidence) -> str:
     else:
         return ""
     plain = find_method("dual").title
-    return f"{why}: --method dual does without it, and chiasm study tells whether {plain} is as good."
+    return f"{why}: --method dual does without it, and chiasm study shows whether {plain} is as good."
 
 
 def _discriminators(found: Evidence) -> str:

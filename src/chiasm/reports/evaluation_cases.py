@@ -68,7 +68,7 @@ def write_cases(
     refuse_links(out, ("cases", "pictures"))
     scored = {row.case for row in rows if row.method == method}
     placed = {entry.case: (one, entry) for one, entry in work if entry.case in scored}
-    chosen = list(islice(dict.fromkeys([*_telling(rows, method, placed), *placed]), pages.most))
+    chosen = list(islice(dict.fromkeys([*_most_instructive(rows, method, placed), *placed]), pages.most))
     links = {case: f"cases/{case}.html" for case in chosen}
     gallery: list[GalleryCase] = []
     for number, case in enumerate(chosen):
@@ -83,7 +83,7 @@ def write_cases(
     return gallery, links
 
 
-def _telling(rows: Sequence[Row], method: str, cases: Collection[str]) -> list[str]:
+def _most_instructive(rows: Sequence[Row], method: str, cases: Collection[str]) -> list[str]:
     """Name the worst, the median and the best case, where they are among `cases`."""
     ranking = rank([row for row in rows if not row.region.startswith("lesion-")], method=method) or {}
     return [ranking[name] for name in ("worst", "median", "best") if ranking.get(name) in cases]

@@ -190,7 +190,7 @@ def _show_case(case: GalleryCase, ranking: Mapping[str, str], most: float) -> di
 
 
 def _show_plane(case: GalleryCase, columns: Sequence[PictureColumn], axis: int, name: str) -> dict[str, Any]:
-    box, index = _box(case.mask), _most_telling(case, axis)
+    box, index = _box(case.mask), _most_instructive(case, axis)
     size = [side.stop - side.start for side in box]
     across, up = 0, 3 - axis  # I runs across, J (axial) or K (coronal) runs up
     mask = _plane(case.mask, axis, index, box)
@@ -256,7 +256,7 @@ def _box(mask: NDArray[np.bool_]) -> Box:
     return grown(box_of(filled), MARGIN, (1, 1, 1), mask.shape)
 
 
-def _most_telling(case: GalleryCase, axis: int) -> int:
+def _most_instructive(case: GalleryCase, axis: int) -> int:
     """Choose the slice with most of the lesion inside the mask, else the one in the middle of the mask."""
     others = tuple({0, 1, 2} - {axis})
     if case.lesion is not None and (lesion := case.lesion & case.mask).any():

@@ -1,7 +1,7 @@
 """Soft classes of tissue in the joint histogram of source and target, each of which can be shifted in the source.
 
 Hospitals differ in how bright one tissue is beside another, not only in gain and offset.  Few training cases show few
-such contrasts; a shift of each class by a random amount shows a network more of them.  Source and target together tell
+such contrasts; a shift of each class by a random amount shows a network more of them.  Source and target together show
 tissues apart that look alike in either; nothing else of the target is used, and it stays as it is.
 """
 

@@ -375,7 +375,7 @@ def focal_weight(error: Tensor, mask: Tensor, gamma: float) -> Tensor:
         ValueError: If `gamma` is negative or shapes differ.
 
     Reference:
-        After Lin et al., arXiv:1708.02002, carried over to regression.
+        After Lin et al., arXiv:1708.02002, applied to regression.
     """
     if gamma < 0:
         raise ValueError(f"gamma must be at least 0, not {gamma}")

@@ -415,8 +415,8 @@ def write_nifti(path: Path, array: NDArray[Any], geometry: Geometry, remark: str
     Raises:
         ChiasmError: If the file cannot be written.
     """
-    carried = geometry.header is not None and geometry.container == "nifti"
-    raw = bytearray(geometry.header if carried and geometry.header is not None else _fresh_header(geometry))
+    kept = geometry.header is not None and geometry.container == "nifti"
+    raw = bytearray(geometry.header if kept and geometry.header is not None else _fresh_header(geometry))
     kind = _order_and_version(raw)
     assert kind is not None
     order, version = kind

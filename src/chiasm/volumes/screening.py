@@ -436,7 +436,7 @@ def check_pair(a: Volume, b: Volume, *, a_name: str = "source", b_name: str = "t
     if labels and b.geometry.container == "dicom":  # its empty slices are not stored
         fitting = laid_on(b, a.geometry) or fitting
     if not same_grid(a.geometry, fitting.geometry):
-        raise _unlike_grids(a.geometry, b.geometry, a_name, b_name, labels)
+        raise _different_grids(a.geometry, b.geometry, a_name, b_name, labels)
     fitting = Volume(fitting.array, a.geometry)
     if not labels and (better := find_mirrored(a.array, fitting.array)) is not None:
         raise VolumeError(
@@ -450,7 +450,7 @@ def check_pair(a: Volume, b: Volume, *, a_name: str = "source", b_name: str = "t
     return fitting
 
 
-def _unlike_grids(a: Geometry, b: Geometry, a_name: str, b_name: str, labels: bool) -> VolumeError:
+def _different_grids(a: Geometry, b: Geometry, a_name: str, b_name: str, labels: bool) -> VolumeError:
     low_a, high_a, low_b, high_b = a.corners.min(0), a.corners.max(0), b.corners.min(0), b.corners.max(0)
     if (low_a > high_b).any() or (low_b > high_a).any():
         return VolumeError(

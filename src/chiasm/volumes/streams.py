@@ -239,7 +239,7 @@ def _unpacked_bzip2(file: BinaryIO, path: Path) -> Iterator[bytes]:
         while not unpacker.eof:
             packed = file.read(PACKED_PIECE) if unpacker.needs_input else b""
             if unpacker.needs_input and not packed:
-                raise _cut_short(path)
+                raise _truncated(path)
             yield unpacker.decompress(packed, PIECE)
     except (OSError, ValueError) as error:
         raise _corrupted(path, error) from error
@@ -251,7 +251,7 @@ def _corrupted(path: Path, error: Exception) -> VolumeError:
     return VolumeError("holds corrupted packed data", path=path, reason="corrupted", found=error, hint="Copy it again.")
 
 
-def _cut_short(path: Path) -> VolumeError:
+def _truncated(path: Path) -> VolumeError:
     return VolumeError("holds packed data that are truncated", path=path, reason="truncated", hint="Copy it again.")
 
 
@@ -268,7 +268,7 @@ def _member(unpacker: Any, packed: bytes, file: BinaryIO, path: Path) -> Iterato
             return
         packed = unpacker.unconsumed_tail or file.read(PACKED_PIECE)
         if not packed and not piece:
-            raise _cut_short(path)
+            raise _truncated(path)
 
 
 def _check_behind(packed: bytes, packing: Packing, path: Path) -> None:
