@@ -123,14 +123,14 @@ def test_being_right_is_set_against_a_coin_and_an_answer_that_is_always_the_same
     from scipy.stats import binomtest
 
     results = judged(tmp_path, anna=anna, ben=ben, carl=lambda item: ("real", 3))
-    found = one(results, "told apart", rater="anna", method="A7")
+    found = one(results, "recognised", rater="anna", method="A7")
     assert (found.value, found.images) == (13 / 16, 16)  # 8 real ones, and 5 of 8 of A7
     assert found.p == pytest.approx(binomtest(13, 16, 0.5).pvalue)
-    assert one(results, "told apart", rater="anna", method="A1").p == pytest.approx(2 / 2**16)
+    assert one(results, "recognised", rater="anna", method="A1").p == pytest.approx(2 / 2**16)
     for method in ("A1", "A7"):
-        always = one(results, "told apart", rater="carl", method=method)
+        always = one(results, "recognised", rater="carl", method=method)
         assert always.value == 0.5 and always.p == 1
-    everyone = one(results, "told apart", rater=ALL, method="A7")
+    everyone = one(results, "recognised", rater=ALL, method="A7")
     assert everyone.value == pytest.approx((13 / 16 + 0.5 + 0.5) / 3)
     assert everyone.p == pytest.approx(2 * 2**3 / 2**8)  # five subjects with a difference, all the same way
 
@@ -210,7 +210,7 @@ def test_missing_answers_are_named_and_the_rest_is_used(tmp_path: Path) -> None:
         "anna left 1 of 30 images without a quality",
     )
     assert one(results, "taken for real", method="real", interval="Wilson").images == 7
-    assert one(results, "told apart", method="A7").images == 14  # without its real image a slice does not count
+    assert one(results, "recognised", method="A7").images == 14  # without its real image a slice does not count
     assert one(results, "quality", method="A1").images == 8
 
 

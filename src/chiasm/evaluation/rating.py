@@ -45,7 +45,7 @@ RESULTS = ("results.csv", "results.json")
 ALL = "all raters"
 
 Question = Literal[
-    "agreement on quality", "agreement on real", "taken for real", "told apart", "quality", "quality difference"
+    "agreement on quality", "agreement on real", "taken for real", "recognised", "quality", "quality difference"
 ]
 K = TypeVar("K")
 
@@ -55,7 +55,7 @@ class Finding(NamedTuple):
 
     Attributes:
         question: "agreement on quality" and "agreement on real" are kappas,
-            "taken for real" a share of images, "told apart" the share of right
+            "taken for real" a share of images, "recognised" the share of right
             answers among as many images of a method and real ones, "quality" a
             mean, "quality difference" one of `method` minus `against`.
         method: Of the images, "real" among them; "" for all.
@@ -131,12 +131,12 @@ def assess(ratings: Ratings) -> ReaderResults:
     findings = (
         *_agreements(ratings.readings),
         *chain.from_iterable(_taken_for_real(readings, method) for method in _methods(readings)),
-        *chain.from_iterable(_told_apart(readings, method) for method in _methods(readings) if method != REAL),
+        *chain.from_iterable(_recognised(readings, method) for method in _methods(readings) if method != REAL),
         *chain.from_iterable(_mean_quality(readings, method) for method in _methods(readings)),
         *_differences(readings),
     )
-    told = [one for one in findings if one.question != "taken for real" or one.interval == "Wilson"]  # once
-    return ReaderResults(findings, tuple(map(say, told)), ratings.notes)
+    stated = [one for one in findings if one.question != "taken for real" or one.interval == "Wilson"]  # once
+    return ReaderResults(findings, tuple(map(say, stated)), ratings.notes)
 
 
 def _methods(readings: Iterable[Reading]) -> list[str]:
@@ -256,7 +256,7 @@ def _with_all(readings: Sequence[Reading]) -> Iterator[tuple[str, list[Reading]]
         yield ALL, list(readings)
 
 
-def _told_apart(readings: Sequence[Reading], method: str) -> Iterator[Finding]:
+def _recognised(readings: Sequence[Reading], method: str) -> Iterator[Finding]:
     """Return the share of right answers among a method's images and the real ones of the same slices.
 
     There are as many of both, so that whoever guesses, however often "real",
@@ -266,7 +266,7 @@ def _told_apart(readings: Sequence[Reading], method: str) -> Iterator[Finding]:
     by_rater: dict[str, list[tuple[str, int]]] = defaultdict(list)  # subject, right answers of two
     for made, real in pairs:
         by_rater[made.rater].append((made.item.subject, int(not _is_for_real(made)) + int(_is_for_real(real))))
-    row = Finding("told apart", method, REAL, ALL, "", 0, 0, math.nan, math.nan, math.nan, "subjects")
+    row = Finding("recognised", method, REAL, ALL, "", 0, 0, math.nan, math.nan, math.nan, "subjects")
     for rater, found in by_rater.items():
         right, images = sum(count for _, count in found), 2 * len(found)
         table = _table([(subject, rater, count / 2) for subject, count in found])
@@ -399,7 +399,7 @@ def _say_taken(one: Finding) -> str:
     return f"{one.rater} took {_percent(one.value)} of {one.images} {_of(one.method)} for real{_aside(one, _percent)}."
 
 
-def _say_told(one: Finding) -> str:
+def _say_recognised(one: Finding) -> str:
     right = f"{one.rater} was right in {_percent(one.value)} of {one.images} images"
     return f"{right}, half of them real and half of {title_of(one.method)}{_aside(one, _percent)}; chance is 50 %."
 
@@ -410,8 +410,8 @@ def _say_quality(one: Finding) -> str:
 
 def _say_difference(one: Finding) -> str:
     first, second = (name if name == REAL else title_of(name) for name in (one.method, one.against))
-    told = f"Quality of {first} minus {second} is {_signed(one.value)} over {one.subjects} subjects"
-    return f"{told}{_aside(one, _signed)}."
+    words = f"Quality of {first} minus {second} is {_signed(one.value)} over {one.subjects} subjects"
+    return f"{words}{_aside(one, _signed)}."
 
 
 def _of(method: str) -> str:
@@ -448,7 +448,7 @@ _SENTENCES: dict[Question, Callable[[Finding], str]] = {
     "agreement on quality": _say_agreement,
     "agreement on real": _say_agreement,
     "taken for real": _say_taken,
-    "told apart": _say_told,
+    "recognised": _say_recognised,
     "quality": _say_quality,
     "quality difference": _say_difference,
 }

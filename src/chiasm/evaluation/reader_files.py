@@ -97,12 +97,12 @@ def write_key(folder: Path, items: Sequence[StudyItem]) -> Path:
 
 
 def is_key(path: Path) -> bool:
-    """Tell whether a file is a key that `write_key` wrote."""
+    """Return whether a file is a key that `write_key` wrote."""
     return has_columns(path, StudyItem._fields)
 
 
 def has_columns(path: Path, columns: Sequence[str]) -> bool:
-    """Tell whether a file is a table of these columns."""
+    """Return whether a file is a table of these columns."""
     try:
         with path.open(encoding="utf-8", newline="") as content:
             return next(csv.reader(content, strict=True), []) == list(columns)

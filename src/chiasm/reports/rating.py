@@ -3,7 +3,7 @@
 The page holds no name of a case or method and no answer.  A slice is shown as
 each method made it and as it was scanned: cut to one box, in one window, and
 black outside the voxels that all methods filled, so that only what is inside
-can tell them apart.
+can separate them.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class ReaderStudy(NamedTuple):
         key: What each image is; for nobody who rates.
         items: Every showing, in the order of the page.
         problems: Cases that are not shown.
-        notes: What whoever judges the results must know, one sentence each.
+        notes: What a reader of the results must know, one sentence each.
     """
 
     page: Path
@@ -310,12 +310,12 @@ def _show_case(case: str, predicted: Predicted, cohort: Cohort, design: StudyDes
         method: _in_units_of(plan, plans[method], next(iter(one.images.values()))) for method, one in loaded.items()
     }
     grid, axis = main.source.geometry, AXES[design.plane]
-    shown, labels = _upright(mask, grid), None if main.labels is None else _upright(main.labels > 0, grid)
+    shown, labels = _in_ras(mask, grid), None if main.labels is None else _in_ras(main.labels > 0, grid)
     low, high = _window(plan, design)
     spacing = canonical(main.source).geometry.spacing_mm
     for index in choose_slices(shown, labels, axis, design.slices):
         for method, image in images.items():
-            grey = np.where(shown, np.clip((_upright(image, grid) - low) / (high - low), 0, 1), 0)
+            grey = np.where(shown, np.clip((_in_ras(image, grid) - low) / (high - low), 0, 1), 0)
             pixels, size_mm = cut_slice(grey, shown, axis, index, spacing)
             yield _Picture(case, main.case.subject, method, index, _address(pixels), size_mm)
 
@@ -328,16 +328,16 @@ def _window(plan: Plan, design: StudyDesign) -> tuple[float, float]:
 
 
 def _in_units_of(plan: Plan, other: Plan, image: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Bring an image from the target units of one model to those of another: training cases set them."""
+    """Convert an image from the target units of one model to those of another: training cases set them."""
     if plan.target_unit == "HU" or plan.target_reference == other.target_reference:
         return image
     return plan.target_reference.invert(other.target_reference.apply(image))
 
 
-def _upright(array: NDArray[Any], grid: Geometry) -> NDArray[Any]:
-    """Turn an array so that its axes run right, front and up."""
-    turned: NDArray[Any] = canonical(Volume(array, grid)).array
-    return turned
+def _in_ras(array: NDArray[Any], grid: Geometry) -> NDArray[Any]:
+    """Reorder an array to RAS."""
+    reordered: NDArray[Any] = canonical(Volume(array, grid)).array
+    return reordered
 
 
 def choose_slices(mask: NDArray[np.bool_], labels: NDArray[np.bool_] | None, axis: int, count: int) -> list[int]:
@@ -466,5 +466,5 @@ def count_images(items: Sequence[StudyItem]) -> str:
     '2 images (1 of A7, 1 of real), 1 of them twice'
     """
     counts = Counter(item.method for item in items if item.showing == 1)
-    told = ", ".join(f"{count} of {method}" for method, count in sorted(counts.items()))
-    return f"{counts.total()} images ({told}), {sum(item.showing == 2 for item in items)} of them twice"
+    counted = ", ".join(f"{count} of {method}" for method, count in sorted(counts.items()))
+    return f"{counts.total()} images ({counted}), {sum(item.showing == 2 for item in items)} of them twice"
