@@ -64,7 +64,7 @@ def _steps(found: Evidence) -> str:
     if last.value > (1 + RISEN) * best.value:
         return (
             f"The validation error rose from {best.value:.3g} at step {best.step} to {last.value:.3g} at step "
-            f"{last.step}: give fewer steps (--steps {best.step}) or, better, more training cases."
+            f"{last.step}: give fewer steps (chiasm train --steps {best.step}) or, better, more training cases."
         )
     if last == best and last.value < (1 - STILL_FALLING) * before.value:
         return _longer(before, last, found.recipe)
@@ -74,7 +74,7 @@ def _steps(found: Evidence) -> str:
 def _longer(before: Point, last: Point, recipe: Recipe) -> str:
     return (
         f"The validation error was still falling, from {before.value:.3g} at step {before.step} to {last.value:.3g} at "
-        f"step {last.step}: give more steps (--steps {2 * recipe.schedule.steps}), or more --minutes."
+        f"step {last.step}: give more steps (chiasm train --steps {2 * recipe.schedule.steps}), or more minutes."
     )
 
 
@@ -89,11 +89,11 @@ def _lesions(found: Evidence) -> str:
         f"In {worst.region} the model is no better than {worst.baseline} ({worst.ours:.3g} against {worst.theirs:.3g})"
     )
     if not share:
-        return f"{why}: take half of the patches on lesions, --set training.lesion_share=0.5."
+        return f"{why}: take half of the patches on lesions, chiasm train --set training.lesion_share=0.5."
     if not found.recipe.training.transplant_share:
         return (
             f"{why}, though a share of {share:g} of the patches lies on lesions: move lesions between cases, "
-            "--method difficult-transplants."
+            "chiasm train --method difficult-transplants."
         )
     return f"{why}, though lesions were moved between cases: more cases with lesions would help most."
 
@@ -105,7 +105,7 @@ def _whole(found: Evidence) -> str:
         return ""
     why = f"In the mask the model is no better than {mask.baseline} ({mask.ours:.3g} against {mask.theirs:.3g})"
     if found.plan.registration == "none":
-        return f"{why}: look whether source and target lie on each other, or train with --register rigid."
+        return f"{why}: look whether source and target lie on each other, or chiasm train --register rigid."
     return f"{why}: {found.roles.get('train', 0)} training cases may be too few; more of them would help most."
 
 
@@ -121,7 +121,7 @@ def _attention(found: Evidence) -> str:
     else:
         return ""
     plain = find_method("dual").title
-    return f"{why}: --method dual does without it, and chiasm study shows whether {plain} is as good."
+    return f"{why}: chiasm train --method dual does without it, and chiasm study shows whether {plain} is as good."
 
 
 def _discriminators(found: Evidence) -> str:
@@ -136,7 +136,7 @@ def _discriminators(found: Evidence) -> str:
         return (
             f"The {name} discriminator ended {'near guessing' if weak else 'saturated'} (accuracy "
             f"{curve[-1].value:.2f}): {'double' if weak else 'halve'} its rate, "
-            f"--set optimiser.discriminator_rate={rate * (2 if weak else 0.5):g}."
+            f"chiasm train --set optimiser.discriminator_rate={rate * (2 if weak else 0.5):g}."
         )
     return ""
 
@@ -150,7 +150,7 @@ def _sites(found: Evidence) -> str:
     if min(len(by_site[low]), len(by_site[high])) < 2 or errors[1] < SITE_RATIO * errors[0]:
         return ""
     return (
-        f"Site {high} is harder ({errors[1]:.3g} against {errors[0]:.3g} at {low}): --method ranks also shows "
+        f"Site {high} is harder ({errors[1]:.3g} against {errors[0]:.3g} at {low}): chiasm train --method ranks also shows "
         "intensities as ranks, and depends less on the scanner."
     )
 
@@ -170,7 +170,7 @@ def _expected_error(found: Evidence) -> str:
         return ""
     return (
         f"The expected error is {ratio.mean:.2f} times the true one: calibrate it on more cases, "
-        f"--set split.validation={min(0.4, 2 * found.recipe.split.validation):g}."
+        f"chiasm train --set split.validation={min(0.4, 2 * found.recipe.split.validation):g}."
     )
 
 
@@ -179,7 +179,7 @@ def _few(found: Evidence) -> str:
     if count >= FEW_SUBJECTS:
         return ""
     return (
-        f"Only {count} cases were tested: train the other folds too (--fold 1, ...), and evaluate all predictions "
+        f"Only {count} cases were tested: train the other folds too (chiasm train --fold 1, ...), and evaluate all predictions "
         "together: chiasm evaluate PREDICTIONS_0 PREDICTIONS_1 ... DATA -o EVALUATION."
     )
 

@@ -145,7 +145,7 @@ def fit_time(recipe: Recipe, plan: Plan, minutes: float) -> tuple[Recipe, Plan]:
             reason="minutes",
             found=f"about {expected.seconds_per_step:.2g} s for each step",
             expected=f"time for {FEWEST_STEPS} steps",
-            hint="Give more with --minutes, or a smaller --size.",
+            hint="Give chiasm run more --minutes, or a smaller --size.",
         )
     schedule = {**recipe.schedule.model_dump(), "steps": steps}
     fitted = validate_recipe({**recipe.model_dump(), "schedule": schedule}, None)
