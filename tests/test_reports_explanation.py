@@ -138,7 +138,7 @@ def test_three_unlike_runs_get_three_pieces_of_advice(results: Path, tmp_path: P
     assert told[0].startswith("The validation error was still falling") and "--steps 48" in told[0]
     assert f"to {[0.9, 0.7, 0.6, 0.5, 0.4][len(steps) - 1]:g} at step {steps[-1]}" in told[0]
     assert told[1].startswith("The validation error rose from 0.5") and f"--steps {steps[0]}" in told[1]
-    assert told[2].startswith("2 of 2 inputs are unlike")
+    assert told[2].startswith("2 of 2 inputs are out of distribution")
     assert "2 of 2 inputs are out of distribution: Toy" in words(foreign)
 
 

@@ -150,8 +150,8 @@ def _sites(found: Evidence) -> str:
     if min(len(by_site[low]), len(by_site[high])) < 2 or errors[1] < SITE_RATIO * errors[0]:
         return ""
     return (
-        f"Site {high} is harder ({errors[1]:.3g} against {errors[0]:.3g} at {low}): chiasm train --method ranks also shows "
-        "intensities as ranks, and depends less on the scanner."
+        f"Site {high} is harder ({errors[1]:.3g} against {errors[0]:.3g} at {low}): chiasm train --method ranks also "
+        "shows intensities as ranks, and depends less on the scanner."
     )
 
 
@@ -179,8 +179,8 @@ def _few(found: Evidence) -> str:
     if count >= FEW_SUBJECTS:
         return ""
     return (
-        f"Only {count} cases were tested: train the other folds too (chiasm train --fold 1, ...), and evaluate all predictions "
-        "together: chiasm evaluate PREDICTIONS_0 PREDICTIONS_1 ... DATA -o EVALUATION."
+        f"Only {count} cases were tested: train the other folds too (chiasm train --fold 1, ...), and evaluate all "
+        "predictions together: chiasm evaluate PREDICTIONS_0 PREDICTIONS_1 ... DATA -o EVALUATION."
     )
 
 
