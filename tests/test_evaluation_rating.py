@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from chiasm.cli import main
 from chiasm.errors import RunError
 from chiasm.evaluation.rating import ALL, Finding, ReaderResults, report_ratings
 from chiasm.evaluation.reader_files import COLUMNS, StudyItem, read_key, read_ratings, write_key
@@ -161,6 +162,17 @@ def test_quality_is_compared_by_subject_as_scipy_does_with_the_correction_of_sta
     for method in METHODS:
         by_hand = [of[f"P{n:02}", method] for n in range(SUBJECTS)]
         assert one(results, "quality", method=method).value == pytest.approx(np.mean(by_hand))
+
+
+def test_the_command_prints_what_several_raters_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    items = shown()
+    write_key(tmp_path, items)
+    files = [str(written(tmp_path / f"{name}.csv", name, items, rate)) for name, rate in (("anna", anna), ("ben", ben))]
+    with pytest.raises(SystemExit) as ended:
+        main(["rate", "--read", *files, "-o", str(tmp_path)])
+    told = capsys.readouterr().out
+    assert not ended.value.code and "over 24 images of anna and ben" in told
+    assert told.splitlines()[:-1] == json.loads((tmp_path / "results.json").read_text())["sentences"]
 
 
 def test_below_six_subjects_nothing_is_tested_and_that_is_said(tmp_path: Path) -> None:

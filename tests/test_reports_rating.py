@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import re
+import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,8 @@ import pytest
 from chiasm.cli import main
 from chiasm.errors import ChiasmError, CohortError, RecipeError, RunError
 from chiasm.evaluation.reader_files import StudyItem, read_key
-from chiasm.preparation.plan import read_plan
+from chiasm.preparation.plan import read_plan, write_plan
+from chiasm.reports.evaluation import evaluate
 from chiasm.reports.rating import (
     ReaderStudy,
     RealImages,
@@ -203,10 +205,6 @@ def test_folders_that_cannot_stand_beside_each_other_are_refused(
 def test_models_of_another_target_or_unit_are_refused(
     predictions: list[Path], finished_run: Path, toy_cohort: Path, tmp_path: Path
 ) -> None:
-    import shutil
-
-    from chiasm.preparation.plan import write_plan
-
     model = tmp_path / "model"
     shutil.copytree(finished_run / "model", model)
     plan = read_plan(model / "plan.toml")
@@ -263,6 +261,49 @@ def test_a_page_of_somebody_else_and_the_data_themselves_are_not_replaced(
         with pytest.raises(ChiasmError, match=told):
             write_reader_study(predictions, RealImages(toy_cohort), out, StudyDesign())
     assert [path.name for path in tmp_path.iterdir()] == ["rate.html"]
+
+
+def test_the_folder_of_an_evaluation_says_where_predictions_and_real_images_lie(
+    predictions: list[Path], toy_cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluate(predictions[1], toy_cohort, tmp_path / "run" / "evaluation", register="none")
+    capsys.readouterr()
+    assert main_until_exit(["rate", str(tmp_path / "run"), "-o", str(tmp_path / "rating"), "--repeat", "0"]) == 0
+    assert "12 images (6 of A1, 6 of real), 0 of them twice" in capsys.readouterr().out
+    assert main_until_exit(["rate", str(tmp_path), "-o", str(tmp_path / "other")]) == 2
+    assert "is no folder of chiasm study, run or evaluate" in capsys.readouterr().err
+
+
+def test_a_study_says_where_the_predictions_of_its_methods_lie(
+    predictions: list[Path], toy_cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from chiasm.studies.study_file import Study
+
+    out, jobs = tmp_path / "study", []
+    for name, folder in (("a", predictions[0]), ("b", predictions[1])):
+        shutil.copytree(folder, out / "jobs" / name / "predictions")
+        content = read_json(folder / "predictions.json")
+        model = str((folder / content["model"]).resolve())
+        write_json(out / "jobs" / name / "predictions" / "predictions.json", {**content, "model": model})
+        jobs.append({"name": name, "arm": content["method"], "fold": 0, "seed": 0, "folder": f"jobs/{name}"})
+    jobs.append({**jobs[0], "seed": 1, "folder": "jobs/gone"})  # of another seed: not looked at
+    study = Study(data=str(toy_cohort), source=["t1"], target="t2", arms=["A7", "A1"], seeds=[0, 1])
+    notes = {
+        "study": study.model_dump(mode="json", by_alias=True),
+        "cases": {case: {"subject": case} for case in CASES},
+        "regions": [],
+        "jobs": jobs,
+        "hours": 0.1,
+    }
+    write_json(out / "study.json", notes)
+    words = ["rate", str(out), "-o"]
+    assert main_until_exit([*words, str(tmp_path / "all"), "--repeat", "0"]) == 0
+    assert "18 images (6 of A1, 6 of A7, 6 of real)" in capsys.readouterr().out
+    assert main_until_exit([*words, str(tmp_path / "one"), "--repeat", "0", "--methods", "dual-attention"]) == 0
+    assert "12 images (6 of A7, 6 of real)" in capsys.readouterr().out
+    assert main_until_exit([*words, str(tmp_path / "none"), "--methods", "A7", "srcnn"]) == 2
+    assert "there is no prediction of the method 'srcnn' (expected one of A1, A7)" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
 
 
 def main_until_exit(words: list[str]) -> int:

@@ -25,6 +25,7 @@ MANY = (
     "--select",
     "--allow",
     "--read",
+    "--methods",
 )  # options that take several values in a row
 
 Select = Annotated[

@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from chiasm.commands.common import PARTIAL, Overwrite, Seed, finish
-from chiasm.commands.options import CohortOptions, PeopleOptions, ReadingOptions, registration_named
+from chiasm.commands.options import CohortOptions, PeopleOptions, ReadingOptions, registration_named, several
 from chiasm.errors import RecipeError
 from chiasm.locks import check_output
 from chiasm.progress import count, open_progress
 
 if TYPE_CHECKING:
-    from chiasm.reports.rating import StudyDesign
+    from chiasm.reports.rating import RealImages, StudyDesign
 
 
 @dataclass(frozen=True)
 class ShownOptions:
     """What raters are shown."""
 
+    methods: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--methods", help="Methods by name or code, if not all: --methods A1 A7.", rich_help_panel="Method"
+        ),
+    ] = None
     slices: Annotated[int, typer.Option("--slices", help="Slices of each case.", rich_help_panel="Method")] = 1
     repeat: Annotated[
         float, typer.Option("--repeat", help="Share of the images that come twice, to 0.5.", rich_help_panel="Method")
@@ -42,7 +50,9 @@ class ShownOptions:
         from chiasm.evaluation.reader_files import Planes
         from chiasm.reports.rating import StudyDesign
 
-        return StudyDesign(self.slices, self.repeat, self.seed, cast("Planes", self.plane), self.window)
+        return StudyDesign(
+            self.slices, self.repeat, self.seed, cast("Planes", self.plane), self.window, tuple(several(self.methods))
+        )
 
 
 def rate(
@@ -54,8 +64,8 @@ def rate(
     folders: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="PREDICTIONS... REFERENCE",
-            help="Predictions of each method, then the cohort with the real targets; none where ratings are read.",
+            metavar="STUDY | PREDICTIONS... REFERENCE",
+            help="A folder of chiasm study, run or evaluate; or predictions, then the cohort with the real targets.",
         ),
     ] = None,
     read: Annotated[
@@ -64,7 +74,9 @@ def rate(
     register: Annotated[
         str | None,
         typer.Option(
-            "--register", help="none takes the real images as they lie; else as in training.", rich_help_panel="Method"
+            "--register",
+            help="none: do not align the real images; by default as in training.",
+            rich_help_panel="Method",
         ),
     ] = None,
     overwrite: Overwrite = False,
@@ -82,13 +94,14 @@ def rate(
     if read:
         _read(out, read)
         return
-    if len(given) < 2:
-        raise RecipeError("the folder of the real images is missing", reason="arguments", found=given[0])
-    from chiasm.reports.rating import RealImages, count_images, write_reader_study
+    from chiasm.reports.rating import count_images, write_reader_study
 
-    *predictions, reference = given
-    selection = found.selection((), reading, people=people)
-    real = RealImages(reference, found.layout, None if register is None else registration_named(register), selection)
+    predictions, real = _find_images(given)
+    if register is not None:
+        real = replace(real, register=registration_named(register))
+    if any(chain.from_iterable(vars(record).values() for record in (found, people, reading))):
+        selection = found.selection((), reading, people=people)
+        real = replace(real, layout=found.layout or real.layout, selection=selection)
     with open_progress() as bar:
         made = write_reader_study(
             predictions, real, out, shown.design(), overwrite=overwrite, progress=count(bar, "cutting slices")
@@ -99,6 +112,55 @@ def rate(
     for note in made.notes:
         typer.echo(note)
     finish(made.problems)
+
+
+def _find_images(given: Sequence[Path]) -> tuple[list[Path], RealImages]:
+    """Return the folders of predictions, and where the real images lie.
+
+    Raises:
+        RecipeError: If a single folder is given that names neither.
+    """
+    from chiasm.reports.evaluation_folder import ASKED
+    from chiasm.reports.rating import RealImages
+
+    first, *others = given
+    if others:
+        return list(given[:-1]), RealImages(given[-1])
+    if evaluation := next((place for place in (first, first / "evaluation") if (place / ASKED).is_file()), None):
+        return _images_of_evaluation(evaluation)
+    if (first / "study.json").is_file():
+        return _images_of_study(first)
+    raise RecipeError(
+        f"{first} is no folder of chiasm study, run or evaluate, and no folder of real images is given beside it",
+        reason="arguments",
+    )
+
+
+def _images_of_evaluation(folder: Path) -> tuple[list[Path], RealImages]:
+    """Take what an evaluation took, in the same way."""
+    from chiasm.reports.evaluation import selection_asked
+    from chiasm.reports.evaluation_folder import place_of, read_asked
+    from chiasm.reports.rating import RealImages
+
+    asked = read_asked(folder)
+    predictions = [place_of(folder, asked, name) for name in asked["predictions"]]
+    reference = place_of(folder, asked, asked["reference"])
+    return predictions, RealImages(reference, asked["layout"], asked.get("register"), selection_asked(asked))
+
+
+def _images_of_study(folder: Path) -> tuple[list[Path], RealImages]:
+    """Take what every method of a study predicted with its first seed."""
+    from chiasm.reports.rating import RealImages
+    from chiasm.studies.notes import read_notes
+    from chiasm.studies.study_file import data_folder, reference_folder
+
+    notes = read_notes(folder)
+    jobs = [job for job in notes.jobs if job.seed == notes.study.seeds[0]]
+    reference = reference_folder(notes.study, folder)
+    real = RealImages(
+        reference or data_folder(notes.study, folder), notes.study.layout, None if reference is None else "none"
+    )
+    return [folder / job.folder / "predictions" for job in jobs], real
 
 
 def _read(out: Path, files: list[Path]) -> None:

@@ -249,7 +249,7 @@ def report_evaluation(out: Path, *, pages: int = PAGES, whole: bool = False) -> 
     how: Registration = asked.get("register", "none")
     reference = place_of(out, asked, asked["reference"])
     together = open_reference(
-        reference, assessed, out / REGISTERED, register=how, layout=asked["layout"], selection=_selection_of(asked)
+        reference, assessed, out / REGISTERED, register=how, layout=asked["layout"], selection=selection_asked(asked)
     )
     cohort = together.cohort
     if together.moved_mm:
@@ -280,7 +280,7 @@ def report_evaluation(out: Path, *, pages: int = PAGES, whole: bool = False) -> 
     return write_report(out / "report.html", page)
 
 
-def _selection_of(asked: Mapping[str, Any]) -> Selection:
+def selection_asked(asked: Mapping[str, Any]) -> Selection:
     """Read which files an evaluation took; earlier versions noted less."""
     return Selection(
         series=asked.get("series", {}),

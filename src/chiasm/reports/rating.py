@@ -31,6 +31,7 @@ from chiasm.evaluation.predictions import open_predictions, open_reference
 from chiasm.evaluation.rating import RESULTS
 from chiasm.evaluation.reader_files import KEY, LEVELS, PAGE, REAL, Planes, StudyItem, is_key, write_key
 from chiasm.locks import locked
+from chiasm.methods import find_method, is_method
 from chiasm.outputs import refuse_data_folder, refuse_foreign, refuse_inputs, refuse_links, remove_files
 from chiasm.prediction.manifest import Entry
 from chiasm.preparation.plan import Plan
@@ -63,6 +64,7 @@ class StudyDesign:
         seed: Of the order.
         plane: In which slices are cut.
         window: Level and width in the target's unit; None takes the range of the model's plan.
+        methods: Which of those that predicted, by name or code; empty takes all.
     """
 
     slices: int = 1
@@ -70,6 +72,7 @@ class StudyDesign:
     seed: int = 0
     plane: Planes = "axial"
     window: tuple[float, float] | None = None
+    methods: tuple[str, ...] = ()
 
     def check(self) -> None:
         """Refuse what is out of range.
@@ -161,7 +164,7 @@ def write_reader_study(
             is False.
     """
     design.check()
-    assessed = [open_predictions(folder) for folder in predictions]
+    assessed = _chosen([open_predictions(folder) for folder in predictions], design.methods)
     _check_alike(assessed)
     by_case = _by_case(assessed)
     refuse_data_folder(out, [real.folder])
@@ -215,6 +218,19 @@ def _make_room(out: Path, inputs: Sequence[Path], *, overwrite: bool) -> None:
     if overwrite:
         remove_files(out, (PAGE, KEY, *RESULTS))
         remove_registered(out / REGISTERED)
+
+
+def _chosen(assessed: Sequence[PredictionFolder], methods: Sequence[str]) -> list[PredictionFolder]:
+    """Keep the predictions of some methods.
+
+    Raises:
+        RecipeError: If one of them predicted nothing.
+    """
+    known = {one.manifest.method for one in assessed}
+    wanted = [find_method(name).key if is_method(name) else name for name in methods] or sorted(known)
+    if strange := [name for name, key in zip(methods, wanted) if key not in known]:
+        raise unknown("prediction of the method", strange[0], sorted(known))
+    return [one for one in assessed if one.manifest.method in wanted]
 
 
 def _check_alike(assessed: Sequence[PredictionFolder]) -> None:
