@@ -196,7 +196,7 @@ def tables(verdicts: dict[str, dict[str, str]], odds: list[Odd]) -> list[str]:
     others = [[verdicts[reader].get(odd.name) for reader in READERS[1:]] for odd in odds]
     heeded = [told for told in others if any(told)]
     alone = sum("right" not in told for told in heeded)
-    lines += ["", f"{alone} of {len(heeded)} that others read too are treated right by none of them.", ""]
+    lines += ["", f"None of the other readers treats {alone} of these {len(heeded)} files right.", ""]
     lines += ["| how a file was treated | " + " | ".join(names) + " |", "|---" * (1 + len(READERS)) + "|"]
     kinds: list[tuple[str, Callable[[Odd, str], bool]]] = [
         ("read, with wrong voxels or in a wrong place", lambda odd, v: v == "wrong" and not odd.reasons),
