@@ -92,9 +92,9 @@ def test_every_optimiser_step_is_counted_and_progress_runs_over_all_stages(
     told: list[tuple[int, int]] = []
     descend = Trainables.descend
 
-    def counted(self: Trainables, name: str, loss: object) -> None:
+    def counted(self: Trainables, name: str, loss: object, share: float) -> None:
         descents[name] += 1
-        descend(self, name, loss)  # type: ignore[arg-type]
+        descend(self, name, loss, share)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Trainables, "descend", counted)
     asked = recipe("A1")

@@ -76,7 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except Exception as error:
         code = getattr(error, "exit_code", None)  # of a run that was asked to stop, and keeps a checkpoint
         if code is not None:
-            _say_stopped()
+            if code:  # 0: a process beside the first one, which says it
+                _say_stopped()
             raise SystemExit(code) from None
         sentence = None if debug else _sentence_of(error)
         if sentence is None:

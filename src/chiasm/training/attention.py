@@ -15,7 +15,9 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from chiasm.training import ranks
 from chiasm.training.losses import unit_mean
+from chiasm.training.state import exact
 
 Target = Literal["none", "realness", "magnitude", "structured"]
 
@@ -74,11 +76,19 @@ def normalise_weight(weight: Tensor, mask: Tensor, cap: float = 5.0) -> Tensor:
     if cap <= 1:
         raise ValueError(f"cap must be above the mean, 1, not {cap}")
     weight = unit_mean(weight, mask)
-    for _ in range(_ROUNDS):
-        if weight.amax() <= 1.001 * cap:  # the remaining excess is drawn in below
-            break
-        weight = unit_mean(weight.clamp(max=cap), mask)
-    towards = ((cap - 1) / (weight.amax() - 1)).detach()
+    inside, factor, ceiling = torch.where(mask, weight, 0), weight.new_ones(()), weight.new_full((), torch.inf)
+    voxels = mask.flatten(1).sum(1)
+    share = ranks.mean((voxels > 0).to(weight.dtype).mean(), len(mask))  # of the samples that have valid voxels
+    peak = ranks.largest(weight.amax().detach())
+    for _ in range(_ROUNDS):  # the weight is min(factor * weight, ceiling); what its peak is decides on the device
+        is_over = torch.minimum(factor * peak, ceiling) > 1.001 * cap
+        capped = ceiling.clamp(max=cap)
+        sums = torch.minimum(factor * inside, capped).flatten(1).sum(1)
+        mean = ranks.mean((sums / voxels.clamp(min=1)).mean(), len(mask))
+        raised = torch.where(is_over & (mean > 0), share / mean, 1)
+        factor, ceiling = factor * raised, torch.where(is_over, capped * raised, ceiling)
+    weight = torch.where(mask, torch.minimum(factor * weight, ceiling), 1)
+    towards = ((cap - 1) / (torch.minimum(factor * peak, ceiling) - 1)).detach()
     return torch.lerp(torch.ones_like(weight), weight, torch.where(towards > 0, towards, 1).clamp(max=1))
 
 
@@ -89,7 +99,7 @@ def attention_weight(
     beta: float = 1.0,
     norm: Literal["mean", "none"] = "mean",
     cap: float = 5.0,
-    strength: float = 1.0,
+    strength: float | Tensor = 1.0,
     detach: bool = True,
 ) -> Tensor:
     """Turn the local discriminator's confidence into voxel weights: ``w = (1 - a_t) + a_t F``.
@@ -101,7 +111,7 @@ def attention_weight(
         norm: "mean" keeps the loss's size (masked mean 1, see `normalise_weight`);
             "none" is the literal paper, which lowers it as M rises.
         cap: Largest weight under "mean".
-        strength: ``a_t`` in [0, 1]; 0 gives exactly 1 everywhere.
+        strength: ``a_t`` in [0, 1], or a tensor of one such number; 0 gives exactly 1 everywhere.
         detach: See `difficulty_weight`.
 
     Returns:
@@ -113,33 +123,33 @@ def attention_weight(
     Reference:
         Nie et al., arXiv:1907.03297; under "mean" the weights are this project's.
     """
-    if norm not in ("mean", "none") or not 0 <= strength <= 1:
+    if norm not in ("mean", "none") or not (isinstance(strength, Tensor) or 0 <= strength <= 1):
         raise ValueError(f"norm is mean or none and strength in [0, 1], not {norm!r} and {strength}")
     if confidence.shape != mask.shape:
         raise ValueError(f"confidence {tuple(confidence.shape)} and mask {tuple(mask.shape)} differ in shape")
     weight = difficulty_weight(confidence, beta, detach)
     if norm == "mean":
         weight = normalise_weight(weight, mask, cap)
-    return torch.lerp(torch.ones_like(weight), weight, strength)
+    share = strength.to(weight.dtype) if isinstance(strength, Tensor) else strength
+    return torch.lerp(torch.ones_like(weight), weight, share)
 
 
-def shuffle_weight(weight: Tensor, mask: Tensor, generator: torch.Generator) -> Tensor:
+def shuffle_weight(weight: Tensor, mask: Tensor, keys: Tensor) -> Tensor:
     """Keep the weights but not their places (control C4): permute them inside each sample's mask.
 
     Args:
         weight: Shape (N, 1, *spatial).
         mask: Valid voxels, bool, same shape.
-        generator: Of random numbers, on any device.
+        keys: Random, in [0, 1), same shape: the voxels of a sample are given its weights in the order of their keys.
 
     Returns:
         Same shape; each sample keeps its histogram inside the mask, and its values outside.
     """
-    shuffled = weight.clone()
-    for sample, place in zip(shuffled, mask):
-        inside = sample[place]
-        order = torch.randperm(len(inside), generator=generator, device=generator.device)
-        sample[place] = inside[order.to(inside.device)]
-    return shuffled
+    inside = mask.flatten(1)
+    places = (~inside).int().argsort(dim=1, stable=True)  # valid voxels first, then the others, each as they stand
+    order = torch.where(inside, keys.flatten(1), 2).argsort(dim=1, stable=True)
+    values = weight.flatten(1)
+    return values.scatter(1, places, values.gather(1, order)).view_as(weight)
 
 
 def lesion_weight(labels: Tensor, factor: float, mask: Tensor) -> Tensor:
@@ -220,8 +230,10 @@ def attention_ramp(step: int, *, start: int, length: float) -> float:
     return min(1.0, max(0.0, (step - start - length) / length))
 
 
-def gate_reason(*, target: Target, realness_accuracy: float, confidence_sd: float, spearman: float) -> str | None:
-    """Say why the attention must stay off; None while the map can be trusted.
+def gate_is_open(
+    *, target: Target, realness_accuracy: Tensor | float, confidence_sd: Tensor, spearman: float
+) -> Tensor:
+    """Tell whether the map can be trusted: whether the local discriminator is not saturated, flat or inverted.
 
     A value that is not a number closes the gate.
 
@@ -233,26 +245,24 @@ def gate_reason(*, target: Target, realness_accuracy: float, confidence_sd: floa
         spearman: Rank correlation of 1 - M with the smoothed error on validation cases.
 
     Returns:
-        One sentence without a full stop, or None.
+        One truth value, on the device of `confidence_sd`.
     """
     low, high = ACCURACY_RANGE
-    if target == "realness" and not low <= realness_accuracy <= high:
-        return f"the local discriminator recognises {realness_accuracy:.0%} of voxels, outside {low:.0%} to {high:.0%}"
-    if not confidence_sd >= FLATTEST:
-        return f"the confidence map is flat: its standard deviation is {confidence_sd:.3f}, below {FLATTEST}"
-    if not spearman > 0:
-        return f"low confidence does not go with large error on validation cases: Spearman {spearman:.2f}"
-    return None
+    is_open = confidence_sd >= FLATTEST
+    if target == "realness":
+        is_open = is_open & (realness_accuracy >= low) & (realness_accuracy <= high)
+    return is_open & (spearman > 0)
 
 
-def update_error_scale(scale: float, error: Tensor, mask: Tensor, momentum: float) -> float:
+def update_error_scale(scale: Tensor, error: Tensor, mask: Tensor, momentum: float, whole: int | None = None) -> Tensor:
     """Follow twice the median foreground error, the ``s`` of the soft targets.
 
     Args:
-        scale: The last value; 0 before the first.
+        scale: The last value, one number; 0 before the first.
         error: ``y^ - y``, shape (N, 1, *spatial), normalised units.
         mask: Valid voxels, bool, same shape.
         momentum: How much of the last value is kept, in [0, 1).
+        whole: Samples of all processes; those of this one by default.
 
     Returns:
         The next value; the last one if nothing is inside the mask.
@@ -262,8 +272,8 @@ def update_error_scale(scale: float, error: Tensor, mask: Tensor, momentum: floa
     """
     if not 0 <= momentum < 1:
         raise ValueError(f"momentum must lie in [0, 1), not {momentum}")
-    inside = error.detach()[mask]
-    if not inside.numel():
-        return scale
-    fresh = 2 * float(inside.abs().median())
-    return fresh if scale == 0 else momentum * scale + (1 - momentum) * fresh
+    inside = torch.where(mask, error.detach().abs(), torch.nan)
+    inside = ranks.gather(inside, len(error) if whole is None else whole)
+    fresh = 2 * exact(inside.flatten().nanmedian(dim=0).values)  # without `dim` a GPU would wait for the number
+    fresh = torch.where(scale == 0, fresh, momentum * scale + (1 - momentum) * fresh)
+    return torch.where(fresh.isnan(), scale, fresh)

@@ -153,11 +153,19 @@ def _restore(part: nn.Module | Optimizer, tensors: Mapping[str, Tensor], path: P
         except RuntimeError as error:
             raise _other_networks(path) from error
         return
+    weights = [weight for group in part.param_groups for weight in group["params"]]
     moments: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         index, _, name = key.partition(".")
-        moments.setdefault(int(index), {})[name] = value
+        moments.setdefault(int(index), {})[name] = _laid_like(weights[int(index)], value)
     part.load_state_dict({"state": moments, "param_groups": part.state_dict()["param_groups"]})
+
+
+def _laid_like(weight: Tensor, moment: Tensor) -> Tensor:
+    """Lay a moment in memory as its weight lies; a fused optimiser pairs both by place in memory, not by index."""
+    if moment.shape != weight.shape:
+        return moment
+    return torch.empty_like(weight, dtype=moment.dtype).copy_(moment).detach()
 
 
 def _other_networks(path: Path) -> RunError:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from torch import nn
+from torch import Tensor, nn
 
 from chiasm.errors import CohortError
 from chiasm.networks.sparse_coding import SparseCoder
@@ -31,6 +31,8 @@ from chiasm.training.attention import Phase
 from chiasm.training.batches import Batch, Sampling, draw_places, take_batch
 from chiasm.training.joint_coding import Examples, JointCoding, settled
 from chiasm.training.players import make_players
+from chiasm.training.reading import read_values
+from chiasm.training.state import exact
 
 INSIDE = Sampling(body_share=1.0, lesion_share=0.0, augment=False, intensity_jitter=0.0)
 PAIRS_TO_OTHERS = 2  # patches of pairs for each unpaired source, and for each unpaired target
@@ -158,7 +160,7 @@ class CodingLearner:
         del step
         return Phase(generator=True, discriminators=False, adversarial=0.0, attention=0.0)
 
-    def step(self, step: int) -> dict[str, float]:
+    def step(self, step: int) -> dict[str, Tensor]:
         """Do one round; nothing once a round has lowered the objective by less than the tolerance.
 
         Returns:
@@ -170,8 +172,15 @@ class CodingLearner:
             after = self.coding.round(self.coder)
             done = before >= 0 and settled(before, after, self.recipe.optimiser.tolerance)
             self.state = CodingState(after, done)
-        voxels = float(self.coding.voxels.sum() + self.coding.other_voxels.sum())
-        return {"loss": self.state.objective / voxels}
+        voxels = self.coding.voxels.sum() + self.coding.other_voxels.sum()
+        return {"loss": self.state.objective / exact(voxels)}
+
+    def check(self) -> None:
+        """Stop for nothing: a round that does not lower the objective changes nothing."""
+
+    def read(self, values: Mapping[str, Tensor]) -> dict[str, float]:
+        """Read the values of a round."""
+        return read_values(values, self.recipe.training.batch)
 
     def maps(self, case: PreparedCase, engine: Engine) -> Maps:
         """Predict a prepared case as the run would ship it."""

@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from chiasm.training import losses
+from chiasm.training import losses, ranks
 from chiasm.training.setting import Draw, Setting, StepOutcome, beside_source, shown_locally
 from chiasm.training.state import TrainingState, running
 
@@ -34,19 +34,19 @@ def step_discriminators(setting: Setting, state: TrainingState, drawn: Draw) -> 
 
 def step_global(setting: Setting, state: TrainingState, drawn: Draw) -> StepOutcome:
     """Train the discriminators of whole images to separate real from synthetic."""
-    trainables, values = setting.trainables, dict[str, float]()
+    trainables, values = setting.trainables, dict[str, Tensor]()
     pairs = beside_source(drawn.batch, drawn.batch.target), beside_source(drawn.batch, drawn.made)
     for name in ("global_discriminator", "second_discriminator"):
         if name not in trainables.modules:
             continue
         real, synthetic = (trainables.modules[name](pair).float() for pair in pairs)
         loss = critic_loss(setting, real, synthetic) + _penalty(setting, drawn, name, pairs)
-        trainables.descend(name, loss)
+        trainables.descend(name, loss, drawn.share)
         if setting.recipe.loss.adversarial == "wgan":
             trainables.clip(name, setting.recipe.loss.clip)
-        right = float(((real > 0).float().mean() + (synthetic < 0).float().mean()) / 2)
-        state = replace(state, accuracy_global=running(state.accuracy_global, right))
-        values |= {f"{name}_loss": float(loss.detach()), "accuracy_global": state.accuracy_global}
+        right = ((real > 0).float().mean() + (synthetic < 0).float().mean()) / 2
+        state = replace(state, accuracy_global=running(state.accuracy_global, ranks.mean(right, len(real))))
+        values |= {f"{name}_loss": loss.detach(), "accuracy_global": state.accuracy_global}
     return StepOutcome(state, values)
 
 
@@ -67,8 +67,8 @@ def _penalty(setting: Setting, drawn: Draw, name: str, pairs: tuple[Tensor, Tens
     taken = drawn.step + (settings.discriminator_steps - 1) * joined + drawn.turn
     if settings.adversarial != "wgan-gp" or taken % every:
         return 0.0
-    count = len(drawn.made)
-    factor = torch.rand(count, generator=setting.numbers(drawn.step, 1, drawn.turn)).to(drawn.made)
+    whole = torch.rand(len(drawn.places), generator=setting.numbers(drawn.step, 1, drawn.turn))
+    factor = whole[ranks.rank() :: ranks.count()]
     critic = setting.trainables.bare(name)
 
     def score(pair: Tensor) -> Tensor:
@@ -91,13 +91,14 @@ def step_local(setting: Setting, state: TrainingState, drawn: Draw) -> StepOutco
     separation = losses.adversarial_discriminator_loss(realness, on_fake, smoothing=0.0, mask=mask)
     foreseen = losses.confidence_loss(synthetic.magnitude.float(), magnitude, mask)
     foreseen_structured = losses.confidence_loss(synthetic.structured.float(), structured, mask)
-    setting.trainables.descend("local_discriminator", separation + foreseen + foreseen_structured)
+    loss = separation + foreseen + foreseen_structured
+    setting.trainables.descend("local_discriminator", loss, drawn.share)
     hits = losses.masked_mean((realness > 0).float(), mask) + losses.masked_mean((on_fake < 0).float(), mask)
-    state = replace(state, accuracy=running(state.accuracy, float(hits) / 2))
+    state = replace(state, accuracy=running(state.accuracy, ranks.mean(hits / 2, len(fake))))
     values = {
-        "local_discriminator_loss": float(separation.detach()),
-        "magnitude_loss": float(foreseen.detach()),
-        "structured_loss": float(foreseen_structured.detach()),
+        "local_discriminator_loss": separation.detach(),
+        "magnitude_loss": foreseen.detach(),
+        "structured_loss": foreseen_structured.detach(),
         "accuracy_local": state.accuracy,
     }
     return StepOutcome(state, values)

@@ -15,11 +15,11 @@ from torch import Tensor
 from chiasm.networks.discriminators import LocalLogits
 from chiasm.prediction.passes import refine
 from chiasm.recipe import Loss
-from chiasm.training import attention, losses
+from chiasm.training import attention, losses, ranks
 from chiasm.training.batches import Batch
-from chiasm.training.sampler import gate_reason, note_lesions, remember
-from chiasm.training.setting import Draw, Setting, StepOutcome, beside_source, shown_locally
-from chiasm.training.state import TrainingState, running
+from chiasm.training.sampler import gate_is_open, note_lesions, remember
+from chiasm.training.setting import Draw, Setting, StepOutcome, beside_source, send, shown_locally
+from chiasm.training.state import TrainingState, exact, running
 
 GENERATOR_LOSS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "bce": losses.adversarial_generator_loss,
@@ -35,14 +35,14 @@ class Weighed(NamedTuple):
 
     weight: Tensor
     state: TrainingState
-    values: Mapping[str, float]
+    values: Mapping[str, Tensor]
 
 
 def step_generator(setting: Setting, state: TrainingState, drawn: Draw) -> StepOutcome:
     """Train the generator on one draw, and the refiner on what it made."""
     trainables, settings = setting.trainables, setting.recipe.loss
     batch, made = drawn.batch, drawn.made
-    values: Mapping[str, float] = {}
+    values: Mapping[str, Tensor] = {}
     with trainables.frozen_discriminators():
         adversarial = _global_term(setting, drawn)
         weight, logits = torch.ones_like(made), _local_logits(setting, drawn)
@@ -50,26 +50,26 @@ def step_generator(setting: Setting, state: TrainingState, drawn: Draw) -> StepO
             state = note_lesions(setting, state, drawn, logits)
             adversarial = adversarial + _local_term(setting, drawn, logits)
             weight, state, values = attention_weights(setting, state, drawn, logits)
-        weight = weight * control_weights(settings, batch, made)
+        weight = weight * control_weights(settings, batch, made, len(drawn.places))
         reconstruction = losses.reconstruction_loss(made, batch.target, batch.mask, weight, _power(settings))
         loss = reconstruction + drawn.phase.adversarial * adversarial
         if settings.gradient_difference > 0:
             difference = losses.gradient_difference_loss(made, batch.target, batch.mask, setting.plan.dims)
             loss = loss + settings.gradient_difference * difference
-        trainables.descend("generator", loss)
-    trainables.move_average("generator", trainables.average, drawn.step)
+        trainables.descend("generator", loss, drawn.share)
+    trainables.move_average("generator", drawn.step)
     if logits is not None and trainables.average_refiner is not None:
         values = {**values, **step_refiner(setting, drawn.detached(), logits.structured.detach())}
     values = {
         **values,
-        "loss": float(loss.detach()),
-        "reconstruction": float(reconstruction.detach()),
-        "adversarial": float(drawn.phase.adversarial * adversarial.detach()),
+        "loss": loss.detach(),
+        "reconstruction": reconstruction.detach(),
+        "adversarial": drawn.phase.adversarial * adversarial.detach(),
     }
     return StepOutcome(state, values)
 
 
-def step_refiner(setting: Setting, drawn: Draw, structured: Tensor) -> dict[str, float]:
+def step_refiner(setting: Setting, drawn: Draw, structured: Tensor) -> dict[str, Tensor]:
     """Train the second stage against the target, on what the first one made and difficulties, both without gradient.
 
     Args:
@@ -78,13 +78,12 @@ def step_refiner(setting: Setting, drawn: Draw, structured: Tensor) -> dict[str,
         structured: Logits of the structured head, shape (N, 1, *spatial), likewise.
     """
     trainables, batch = setting.trainables, drawn.batch
-    assert trainables.average_refiner is not None
     refined = refine(trainables.modules["refiner"].train(), batch.source, drawn.made, structured, batch.mask)
     loss = losses.reconstruction_loss(refined, batch.target, batch.mask, p=_power(setting.recipe.loss))
-    trainables.descend("refiner", loss)
+    trainables.descend("refiner", loss, drawn.share)
     age = drawn.step - setting.recipe.schedule.ends["discriminators"]
-    trainables.move_average("refiner", trainables.average_refiner, age)
-    return {"refinement": float(loss.detach())}
+    trainables.move_average("refiner", age)
+    return {"refinement": loss.detach()}
 
 
 def attention_weights(setting: Setting, state: TrainingState, drawn: Draw, logits: LocalLogits) -> Weighed:
@@ -94,16 +93,18 @@ def attention_weights(setting: Setting, state: TrainingState, drawn: Draw, logit
     if settings.head == "none" or drawn.phase.attention <= 0:
         return Weighed(ones, state, {})
     confidence = torch.sigmoid(getattr(logits, settings.head).float())
-    inside = confidence.detach()[batch.mask]
-    sd = float(inside.std()) if inside.numel() > 1 else 0.0
+    sd = masked_sd(confidence.detach(), batch.mask)
     state = replace(state, confidence_sd=running(state.confidence_sd, sd))
-    is_closed = settings.gate and gate_reason(setting, state) is not None
-    state = replace(state, attention_steps=state.attention_steps + 1, closed_steps=state.closed_steps + is_closed)
-    strength = 0.0 if is_closed else drawn.phase.attention * settings.strength
+    strength = torch.full_like(sd, drawn.phase.attention * settings.strength)
+    if settings.gate:
+        is_open = gate_is_open(setting, state)
+        strength = torch.where(is_open, strength, 0)
+        state = replace(state, closed_steps=state.closed_steps + ~is_open)
+    state = replace(state, attention_steps=state.attention_steps + 1)
     values = {"attention_strength": strength}
     if settings.use != "weight":
-        state = remember(state, drawn.places, batch, confidence.detach())
-    if strength == 0 or settings.use == "sample":
+        state = remember(state, drawn, confidence.detach())
+    if settings.use == "sample":
         return Weighed(ones, state, values)
     weight = attention.attention_weight(
         confidence,
@@ -115,26 +116,36 @@ def attention_weights(setting: Setting, state: TrainingState, drawn: Draw, logit
         detach=settings.detach,
     )
     if settings.shuffle:
-        weight = attention.shuffle_weight(weight, batch.mask, setting.numbers(drawn.step, 2))
+        whole = torch.rand(len(drawn.places), *weight.shape[1:], generator=setting.numbers(drawn.step, 2))
+        keys = send(whole[ranks.rank() :: ranks.count()], weight.device)
+        weight = attention.shuffle_weight(weight, batch.mask, keys)
     return Weighed(weight, state, {**values, **_weight_ratio(weight, batch)})
 
 
-def _weight_ratio(weight: Tensor, batch: Batch) -> dict[str, float]:
-    """Compare the weights of lesion and healthy voxels, where a batch has both."""
-    lesion, healthy = batch.lesion & batch.mask, ~batch.lesion & batch.mask
-    if not lesion.any() or not healthy.any():
-        return {}
-    return {"weight_ratio": float(weight[lesion].mean().detach() / weight[healthy].mean().detach())}
+def masked_sd(a: Tensor, mask: Tensor) -> Tensor:
+    """Return the standard deviation inside the masks of all processes, one number; 0 where there is none."""
+    voxels, sums = ranks.total(torch.stack([exact(mask.sum()), exact(torch.where(mask, a, 0).sum())]))
+    off = exact(torch.where(mask, a - sums / voxels.clamp(min=1), 0).square().sum())
+    return torch.sqrt(ranks.total(off) / (voxels - 1).clamp(min=1))
 
 
-def control_weights(settings: Loss, batch: Batch, made: Tensor) -> Tensor:
+def _weight_ratio(weight: Tensor, batch: Batch) -> dict[str, Tensor]:
+    """Compare the weights of lesion and healthy voxels; not a number where the batch has not both."""
+    parts = (batch.lesion & batch.mask, ~batch.lesion & batch.mask)
+    weight = weight.detach()
+    sums = [number for part in parts for number in (torch.where(part, weight, 0).sum(), part.sum())]
+    lesion, lesion_voxels, healthy, healthy_voxels = ranks.total(torch.stack([exact(one) for one in sums]))
+    return {"weight_ratio": (lesion / lesion_voxels) / (healthy / healthy_voxels)}
+
+
+def control_weights(settings: Loss, batch: Batch, made: Tensor, samples: int) -> Tensor:
     """Weights of the controls: focal (C1), top-k (C2) and the lesion oracle (C3); ones otherwise."""
     error = (made - batch.target).detach()
     weight = torch.ones_like(error)
     if settings.focal > 0:
         weight = weight * losses.focal_weight(error, batch.mask, settings.focal)
     if settings.top_k < 1:
-        weight = weight * losses.top_k_weight(error, batch.mask, settings.top_k)
+        weight = weight * losses.top_k_weight(error, batch.mask, settings.top_k, samples)
     if settings.lesion > 1:
         weight = weight * attention.lesion_weight(batch.lesion, settings.lesion, batch.mask)
     return weight

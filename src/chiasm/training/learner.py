@@ -6,28 +6,27 @@ is one the refiner, from which nobody before it learns.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from lightning_fabric import Fabric
-from torch import nn
+from torch import Tensor, nn
 
-from chiasm.errors import RunError
 from chiasm.prediction.engines import Engine
 from chiasm.prediction.model import Model
 from chiasm.prediction.passes import Maps, Networks, synthesise_prepared
 from chiasm.preparation.arrays import PreparedCase
 from chiasm.preparation.plan import Plan
 from chiasm.recipe import Recipe
-from chiasm.training import attention
+from chiasm.training import attention, ranks
 from chiasm.training.batches import lesion_voxels
 from chiasm.training.classes import find_classes
 from chiasm.training.discriminator_step import step_discriminators, step_global
 from chiasm.training.generator_step import step_generator
-from chiasm.training.sampler import draw
+from chiasm.training.reading import Watch, check, is_reading_step, read_values, watch
+from chiasm.training.sampler import draw, gate_is_open
 from chiasm.training.setting import Draw, Setting, make_draw
 from chiasm.training.state import KEPT, TrainingState
 from chiasm.training.trainables import Trainables
@@ -48,7 +47,8 @@ class Learner:
         self.trainables = Trainables(recipe, plan, fabric)
         classes = find_classes(training, recipe.training.seed) if recipe.training.class_share else None
         self.setting = Setting(recipe, plan, training, lesion_voxels(training), self.trainables, classes)
-        self.state = TrainingState()
+        self.state = TrainingState().to(fabric.device)
+        self._watch: Watch | None = None
 
     @property
     def parts(self) -> dict[str, Any]:
@@ -62,7 +62,8 @@ class Learner:
 
     def restore(self, content: Mapping[str, Any]) -> None:
         """Go on from the state of a checkpoint."""
-        self.state = TrainingState.from_dict({**self.state.to_dict(), **content})
+        self.state = TrainingState.from_dict({**self.state.to_dict(), **content}, self.fabric.device)
+        self._watch = None
 
     def note_validation(self, rho: float) -> None:
         """Report to the health gate how the difficulty followed the error on validation cases."""
@@ -79,26 +80,25 @@ class Learner:
             ramp=schedule.ramp,
         )
 
-    def step(self, step: int) -> dict[str, float]:
+    def step(self, step: int) -> dict[str, Tensor]:
         """Do one step: draw a batch, one forward pass of the generator, discriminators, generator.
 
-        Returns:
-            Values for the log.
+        Nothing here waits for the device but the reading of what was found difficult, every so many steps.
 
-        Raises:
-            RunError: If the loss is not finite; the message names step and cases.
+        Returns:
+            Values for the log, one number each, on the device; of this process's samples where there are several.
         """
         self.trainables.set_rates(step)
         now = self.phase(step)
         if not now.generator and len(self.trainables.modules) == 1:
             return {}  # the discriminators' turn, and there are none
-        values: dict[str, float] = {}
+        values: dict[str, Tensor] = {}
         for turn in range(1, self.recipe.loss.discriminator_steps if now.generator and now.discriminators else 1):
             self.state, more = step_global(self.setting, self.state, self._draw(step, now, turn))
             values |= more
         drawn = self._draw(step, now)
         error, mask = drawn.made.detach() - drawn.batch.target, drawn.batch.mask
-        scale = attention.update_error_scale(self.state.error_scale, error, mask, KEPT)
+        scale = attention.update_error_scale(self.state.error_scale, error, mask, KEPT, len(drawn.places))
         self.state = replace(self.state, error_scale=scale)
         if now.discriminators:
             self.state, more = step_discriminators(self.setting, self.state, drawn.detached())
@@ -106,22 +106,30 @@ class Learner:
         if now.generator:
             self.state, more = step_generator(self.setting, self.state, drawn)
             values |= more
-        self._check_finite(values, drawn)
+        self._watch = watch(self._watch, values, drawn)
+        if is_reading_step(self.recipe, step):
+            self.state = self.state.read(gate_is_open(self.setting, self.state))
         return values
 
     def _draw(self, step: int, phase: attention.Phase, turn: int = 0) -> Draw:
         places = draw(self.setting, self.state, step, phase, turn)
         return make_draw(self.setting, step, phase, places, turn)
 
-    def _check_finite(self, values: Mapping[str, float], drawn: Draw) -> None:
-        for name, value in values.items():
-            if not math.isfinite(value):
-                names = sorted({self.setting.cases[place.case].id for place in drawn.places})
-                raise RunError(
-                    f"{name} is not a finite number at step {drawn.step} (cases {', '.join(names)})",
-                    reason="not-finite",
-                    hint="Checkpoints are good. Lower the rate: chiasm train --set optimiser.generator_rate=1e-4.",
-                )
+    def check(self) -> None:
+        """Wait for the device, and stop if a value has not been a finite number since the last check.
+
+        Raises:
+            NotFinite: If it may have been one of several steps.
+            RunError: If it was the last one; the message names values, step and cases.
+        """
+        if self._watch is not None:
+            check(self._watch, [case.id for case in self.setting.cases])
+        self._watch = None
+
+    def read(self, values: Mapping[str, Tensor]) -> dict[str, float]:
+        """Check, and read the values of the last step: averages over the samples of all processes."""
+        self.check()
+        return read_values(values, len(ranks.share(range(self.recipe.training.batch))))
 
     def maps(self, case: PreparedCase, engine: Engine) -> Maps:
         """Predict a prepared case as the run would ship it: averaged weights, the local discriminator, the refiner."""
@@ -141,7 +149,7 @@ class Learner:
             np.asarray(case.mask),
             plan=self.plan,
             conditional=self.recipe.discriminators.conditional,
-            error_scale=self.state.error_scale,
+            error_scale=float(self.state.error_scale),
             engine=engine,
         )
         if local is not None:
@@ -151,7 +159,7 @@ class Learner:
     def model(self) -> Model:
         """Return what the run would ship now."""
         average, refiner = self.trainables.average, self.trainables.average_refiner
-        return Model(self.recipe, self.plan, average, self._local(), self.state.error_scale, refiner=refiner)
+        return Model(self.recipe, self.plan, average, self._local(), float(self.state.error_scale), refiner=refiner)
 
     def _local(self) -> nn.Module | None:
         return self.trainables.bare("local_discriminator") if "local_discriminator" in self.trainables.modules else None

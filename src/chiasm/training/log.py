@@ -10,8 +10,6 @@ from pathlib import Path
 from chiasm.storage import make_folder, open_in_place, read_log, write_text, writing
 from chiasm.training.session import Session
 
-MOST_LINES = 500  # of steps
-
 
 @dataclass(frozen=True)
 class TrainingLog:
@@ -39,9 +37,8 @@ class TrainingLog:
             write_text(self.path, "".join(json.dumps(line) + "\n" for line in lines if line["step"] <= done))
 
     def step(self, step: int, values: Mapping[str, float]) -> None:
-        """Write every so many steps."""
-        if step % max(1, self.steps // MOST_LINES) == 0:
-            self._write("step", step, {name: round(value, 6) for name, value in values.items()})
+        """Write the values of a step."""
+        self._write("step", step, {name: round(value, 6) for name, value in values.items()})
 
     def report(self, step: int, values: Mapping[str, float]) -> None:
         """Report the progress of a step."""

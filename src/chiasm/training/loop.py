@@ -7,16 +7,18 @@ import math
 import os
 import signal
 import time
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from types import FrameType
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.strategies import DDPStrategy
+from torch import nn
 
 from chiasm.errors import RecipeError, RunError
 from chiasm.prediction.engines import Engine, pick_precision
@@ -25,14 +27,17 @@ from chiasm.preparation.plan import Plan
 from chiasm.preparation.planning import has_gpu
 from chiasm.recipe import Recipe, Training
 from chiasm.stopping import stopping_signals
+from chiasm.training import ranks
 from chiasm.training.checkpoints import load_checkpoint, save_checkpoint
 from chiasm.training.coding import CodingLearner
 from chiasm.training.health import gauge, in_words
 from chiasm.training.learner import Learner
 from chiasm.training.log import TrainingLog
+from chiasm.training.reading import NotFinite, is_reading_step
 from chiasm.training.session import LearningCases, Session
 
 CHECKPOINT_SECONDS = 60.0
+PATIENCE = timedelta(days=2)  # of processes for another one, which prepares a cohort or calibrates
 MOST_CLOSED = 0.1  # share of steps with a closed gate that is worth no word
 MOST_VALIDATION_CASES = 4  # of a large cohort, during training; calibration uses all
 
@@ -42,9 +47,9 @@ AnyLearner = Learner | CodingLearner
 class Interrupted(Exception):
     """The run was asked to stop; a checkpoint was written."""
 
-    def __init__(self, signal_number: int) -> None:
+    def __init__(self, signal_number: int, *, is_first_process: bool = True) -> None:
         super().__init__(signal_number)
-        self.exit_code = 128 + signal_number
+        self.exit_code = 128 + signal_number if is_first_process else 0  # another code, and the first one were killed
 
 
 def make_fabric(recipe: Recipe) -> Fabric:
@@ -56,15 +61,21 @@ def make_fabric(recipe: Recipe) -> Fabric:
     settings = recipe.training
     _check_devices(settings)
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # we say ourselves what was chosen
-    # Buffers stay each process's own: syncing them before every pass would change what a backward pass still needs.
-    strategy = DDPStrategy(broadcast_buffers=False) if settings.devices > 1 else "auto"
-    warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")  # its heir came with torch 2.13
+    strategy = _Processes(timeout=PATIENCE) if settings.devices > 1 else "auto"
     return Fabric(
         accelerator=settings.accelerator,
         devices=settings.devices,
         strategy=strategy,
         precision=pick_precision(settings.precision, settings.accelerator),
     )
+
+
+class _Processes(DDPStrategy):  # type: ignore[misc]
+    """Processes as Fabric starts them, without its wrapper of networks: `ranks` sums what they know, gradients too."""
+
+    def setup_module(self, module: nn.Module) -> nn.Module:
+        """Leave a network as it is."""
+        return module
 
 
 def _check_devices(settings: Training) -> None:
@@ -76,6 +87,13 @@ def _check_devices(settings: Training) -> None:
             reason="devices",
             found=settings.devices,
             expected=f"at most {there} {'GPUs' if gpus else 'processes, one for each core'}",
+        )
+    if settings.devices > settings.batch:
+        raise RecipeError(
+            "a batch holds fewer patches than there are devices",
+            reason="devices",
+            found=f"training.batch {settings.batch}, training.devices {settings.devices}",
+            hint="Raise training.batch, or use fewer devices.",
         )
 
 
@@ -108,28 +126,59 @@ def learn(
         CohortError: If a sparse coder has no pair to learn from.
         Interrupted: If SIGINT, SIGTERM or SIGHUP came; a checkpoint was written.
     """
+    todo = _Training(recipe, plan, cases, folder, session, start, until)
+    try:
+        return _learn(todo, careful=False)
+    except NotFinite:
+        session.say("a loss is not a finite number: the steps since the last checkpoint are done again to find where")
+        return _learn(todo, careful=True)
+
+
+class _Training(NamedTuple):
+    """What `learn` is given."""
+
+    recipe: Recipe
+    plan: Plan
+    cases: LearningCases
+    folder: Path
+    session: Session
+    start: Path | None
+    until: int | None
+
+
+def _learn(todo: _Training, *, careful: bool) -> AnyLearner:
+    """Do all steps; check after each of them that all values are finite, or only where they are read.
+
+    Raises:
+        NotFinite: If they were not, and the step is not known.
+    """
+    recipe, plan, cases, folder, session, start, until = todo
     learner = _make_learner(recipe, plan, cases.training, session.fabric)
     done = _resume(learner, folder, session, start)
     log = TrainingLog(folder / "log.jsonl", session, recipe.schedule.steps if until is None else until)
     log.cut(done)
     due, engine = validation_steps(recipe), session.engine(recipe)
-    saved = time.monotonic()
+    saved, read = time.monotonic(), dict[str, float]()
     with collected_signals() as caught:
         for step in range(done, log.steps):
             values = learner.step(step)
-            log.step(step, values)
+            if careful:
+                learner.check()
+            if is_reading_step(recipe, step):
+                read = learner.read(values)
+                log.step(step, read)
             if not caught:  # the terminal may be gone
-                log.report(step, values)
-            is_due = step + 1 in due
-            if is_due and cases.validation:
-                _note_validation(learner, cases.validation, step, engine, log)
-            is_late = time.monotonic() - saved > CHECKPOINT_SECONDS
-            is_last = step + 1 == log.steps
-            if session.is_first_process and any((is_late, caught, is_due, is_last)):
-                save_checkpoint(folder / "checkpoints", step + 1, learner.parts, learner.state.to_dict())
+                log.report(step, read)
+            is_late, stopped_by = ranks.agree(time.monotonic() - saved > CHECKPOINT_SECONDS, caught)
+            if any((is_late, stopped_by, step + 1 in due, step + 1 == log.steps)):
+                learner.check()
+                if step + 1 in due and cases.validation:
+                    _note_validation(learner, cases.validation, step, engine, log)
+                _save(learner, folder, step + 1, session)
                 saved = time.monotonic()
-            if caught:
-                raise Interrupted(caught[0])
+            if stopped_by:
+                session.fabric.barrier()  # nobody leaves before the checkpoint is written
+                raise Interrupted(stopped_by, is_first_process=session.is_first_process)
     if (closed := learner.state.closed_share) > MOST_CLOSED:
         session.say(f"the attention was switched off by its health gate in {100 * closed:.0f} % of its steps")
     return learner
@@ -139,6 +188,13 @@ def _make_learner(recipe: Recipe, plan: Plan, cases: Sequence[PreparedCase], fab
     if recipe.optimiser.kind == "admm":
         return CodingLearner(recipe, plan, cases, fabric)
     return Learner(recipe, plan, cases, fabric)
+
+
+def _save(learner: AnyLearner, folder: Path, done: int, session: Session) -> None:
+    """Write a checkpoint on the first process; the state is of all."""
+    state = learner.state.to_dict()
+    if session.is_first_process:
+        save_checkpoint(folder / "checkpoints", done, learner.parts, state)
 
 
 def _note_validation(
@@ -183,9 +239,10 @@ def validate(learner: AnyLearner, cases: Sequence[PreparedCase], engine: Engine)
     Returns:
         Means over the cases, NaN-free, and a sentence when the attention is inactive or inverted.
     """
-    rows = [_validate_case(learner, case, engine) for case in cases]
-    scores = _finite_means(rows)
-    scores |= {"accuracy_local": learner.state.accuracy, "accuracy_global": learner.state.accuracy_global}
+    rows = [_validate_case(learner, case, engine) for case in ranks.share(cases)]
+    scores = _finite_means(ranks.gather_rows(rows, len(cases)))
+    scores["accuracy_local"] = float(learner.state.accuracy)
+    scores["accuracy_global"] = float(learner.state.accuracy_global)
     scores["gate_closed_share"] = learner.state.closed_share
     head = learner.recipe.attention.head
     return scores, in_words(scores, head) if head != "none" else None

@@ -15,6 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from chiasm.training import ranks
+from chiasm.training.state import exact
+
 SMALLEST_SCALE = 1e-6
 
 
@@ -44,7 +47,7 @@ def unit_mean(weight: Tensor, mask: Tensor) -> Tensor:
     """Scale a weight so that its masked mean over the batch is 1: ``w / <w>_m``.
 
     The loss then keeps its size whatever the weight's own, so that attention
-    only moves it about.  Samples without valid voxels are left out of account.
+    only moves it about.  The batch is that of all processes.  Samples without valid voxels are left out of account.
 
     Args:
         weight: Not negative, shape (N, 1, *spatial).
@@ -56,10 +59,11 @@ def unit_mean(weight: Tensor, mask: Tensor) -> Tensor:
     Raises:
         ValueError: If the shapes differ.
     """
-    peak = torch.where(mask, weight, 0).amax().detach()
+    peak = ranks.largest(torch.where(mask, weight, 0).amax().detach())
     weight = weight / torch.where(peak > 0, peak, 1)  # weights near 1e-40 would overflow below
     share = masked_mean(torch.ones_like(weight), mask)  # of the samples that have valid voxels
     mean = masked_mean(weight, mask)
+    share, mean = ranks.mean(torch.stack([share, mean]), len(weight))
     return torch.where(mask & (mean > 0), weight * (share / mean), 1)
 
 
@@ -244,7 +248,7 @@ def gradient_penalty(critic: Callable[[Tensor], Tensor], real: Tensor, fake: Ten
         real: Shape (N, C, *spatial): source and target side by side, or the target
             alone if `critic` holds the source.
         fake: Same shape.
-        factor: ``t``, shape (N,), uniform in [0, 1] (not normal).
+        factor: ``t``, shape (N,), uniform in [0, 1] (not normal); on the host, wherever `real` is.
 
     Returns:
         A scalar that can be differentiated again.
@@ -256,9 +260,10 @@ def gradient_penalty(critic: Callable[[Tensor], Tensor], real: Tensor, fake: Ten
         Gulrajani et al., arXiv:1704.00028, eq. 3 and algorithm 1.
     """
     _same_shape(real, fake)
-    if factor.shape != real.shape[:1] or bool(((factor < 0) | (factor > 1)).any()):
+    if factor.shape != real.shape[:1] or not all(0 <= share <= 1 for share in factor.tolist()):
         raise ValueError(f"one factor in [0, 1] for each of {len(real)} samples is needed, not {tuple(factor.shape)}")
-    between = torch.lerp(fake.detach(), real.detach(), factor.view(-1, *[1] * (real.ndim - 1))).requires_grad_()
+    share = factor.to(real, non_blocking=True).view(-1, *[1] * (real.ndim - 1))
+    between = torch.lerp(fake.detach(), real.detach(), share).requires_grad_()
     slope: Tensor = torch.autograd.grad(critic(between).sum(), between, create_graph=True)[0]
     norm: Tensor = torch.linalg.vector_norm(slope.flatten(1), dim=1)
     return (norm - 1).square().mean()
@@ -302,13 +307,13 @@ def masked_gaussian(a: Tensor, mask: Tensor, sigma_voxels: Sequence[float]) -> T
     return torch.where(mask, values / torch.where(mask, cover, 1), 0)
 
 
-def soft_target_magnitude(error: Tensor, mask: Tensor, scale: float, sigma_voxels: Sequence[float]) -> Tensor:
+def soft_target_magnitude(error: Tensor, mask: Tensor, scale: Tensor | float, sigma_voxels: Sequence[float]) -> Tensor:
     """What the magnitude head must say, the expected-error map: ``exp( -(g1 * |e|) / s )``.
 
     Args:
         error: ``e = y^ - y``, shape (N, 1, *spatial); detached here.
         mask: Valid voxels, bool, same shape.
-        scale: ``s``, see `attention.update_error_scale`; same unit as `error`.
+        scale: ``s``, one number, see `attention.update_error_scale`; same unit as `error`.
         sigma_voxels: Of ``g1`` (2 mm), one for each spatial axis, in voxels.
 
     Returns:
@@ -317,10 +322,10 @@ def soft_target_magnitude(error: Tensor, mask: Tensor, scale: float, sigma_voxel
     Raises:
         ValueError: As `masked_gaussian`.
     """
-    return torch.exp(-masked_gaussian(error.detach().abs(), mask, sigma_voxels) / max(scale, SMALLEST_SCALE))
+    return torch.exp(-masked_gaussian(error.detach().abs(), mask, sigma_voxels) / _positive(scale))
 
 
-def soft_target_structured(error: Tensor, mask: Tensor, scale: float, sigma_voxels: Sequence[float]) -> Tensor:
+def soft_target_structured(error: Tensor, mask: Tensor, scale: Tensor | float, sigma_voxels: Sequence[float]) -> Tensor:
     """What the structured head must say, the attention map: ``exp( -|g2 * e| / s )``.
 
     The signed error is smoothed first, so that noise of zero mean cancels and
@@ -329,7 +334,7 @@ def soft_target_structured(error: Tensor, mask: Tensor, scale: float, sigma_voxe
     Args:
         error: ``e = y^ - y``, shape (N, 1, *spatial); detached here.
         mask: Valid voxels, bool, same shape.
-        scale: ``s``, see `attention.update_error_scale`; same unit as `error`.
+        scale: ``s``, one number, see `attention.update_error_scale`; same unit as `error`.
         sigma_voxels: Of ``g2`` (4 mm), one for each spatial axis, in voxels.
 
     Returns:
@@ -338,7 +343,11 @@ def soft_target_structured(error: Tensor, mask: Tensor, scale: float, sigma_voxe
     Raises:
         ValueError: As `masked_gaussian`.
     """
-    return torch.exp(-masked_gaussian(error.detach(), mask, sigma_voxels).abs() / max(scale, SMALLEST_SCALE))
+    return torch.exp(-masked_gaussian(error.detach(), mask, sigma_voxels).abs() / _positive(scale))
+
+
+def _positive(scale: Tensor | float) -> Tensor:
+    return torch.as_tensor(scale).clamp(min=SMALLEST_SCALE)
 
 
 def confidence_loss(logits: Tensor, soft_target: Tensor, mask: Tensor) -> Tensor:
@@ -382,13 +391,15 @@ def focal_weight(error: Tensor, mask: Tensor, gamma: float) -> Tensor:
     return unit_mean(error.detach().abs().pow(gamma), mask)
 
 
-def top_k_weight(error: Tensor, mask: Tensor, fraction: float) -> Tensor:
+def top_k_weight(error: Tensor, mask: Tensor, fraction: float, samples: int | None = None) -> Tensor:
     """Weigh only the worst voxels of the batch (control C2), mean 1.
 
     Args:
         error: ``e = y^ - y``, shape (N, 1, *spatial); detached here.
         mask: Valid voxels, bool, same shape.
-        fraction: Share of the batch's valid voxels that count, in (0, 1]; at least one voxel does.
+        fraction: Share of the batch's valid voxels that count, in (0, 1]; at least one voxel does, and those whose
+            errors equal the least that counts.
+        samples: Of all processes; those of this one by default.
 
     Returns:
         Same shape, without gradient: 0 or one value inside the mask, masked mean 1 over the batch.
@@ -403,10 +414,12 @@ def top_k_weight(error: Tensor, mask: Tensor, fraction: float) -> Tensor:
         raise ValueError(f"fraction must lie in (0, 1], not {fraction}")
     _same_shape(error, mask)
     size = torch.where(mask, error.detach().abs(), -1)
-    count = max(1, round(fraction * int(mask.sum())))
-    weight = torch.zeros_like(size).flatten()
-    weight[size.flatten().topk(count).indices] = 1
-    return unit_mean(weight.view_as(size), mask)
+    whole = ranks.gather(size, len(size) if samples is None else samples).flatten()
+    valid = (whole >= 0).sum()
+    count = (fraction * exact(valid)).round().clamp(min=1)
+    largest = whole.topk(max(1, round(fraction * whole.numel()))).values
+    last = largest.gather(0, (count.long() - 1).view(1).clamp(max=len(largest) - 1))
+    return unit_mean((size >= last).to(size.dtype), mask)
 
 
 def _mean(a: Tensor, mask: Tensor | None) -> Tensor:

@@ -12,17 +12,13 @@ from torch import Tensor
 from chiasm.networks.discriminators import LocalLogits
 from chiasm.training import attention
 from chiasm.training.attention import Phase
-from chiasm.training.batches import Batch, Place, Sampling, draw_places
+from chiasm.training.batches import Place, Sampling, draw_places
 from chiasm.training.setting import Draw, Setting
-from chiasm.training.state import Remembered, TrainingState
-
-POOL = 256  # patches remembered for sampling by attention
-SMALLEST_DIFFICULTY = 1e-6  # so that whatever can be drawn may be
-KEPT_LESION = 0.9  # of a case's difficulty, which is seen only where a patch meets its lesion
+from chiasm.training.state import POOL, SMALLEST_DIFFICULTY, UNSEEN, Remembered, Seen, TrainingState
 
 
 def draw(setting: Setting, state: TrainingState, step: int, phase: Phase, turn: int = 0) -> list[Place]:
-    """Draw the patches of a step on this process, from seed, step, process and turn alone.
+    """Draw the patches of a step for all processes, from seed, step, turn and what was found difficult.
 
     Args:
         setting: What stays the same.
@@ -31,9 +27,8 @@ def draw(setting: Setting, state: TrainingState, step: int, phase: Phase, turn: 
         phase: Who plays.
         turn: From 1 on for a critic's own patches.
     """
-    training, fabric = setting.recipe.training, setting.trainables.fabric
-    count = max(1, training.batch // fabric.world_size)
-    rng = np.random.default_rng((training.seed, step, fabric.global_rank, *([turn] if turn else [])))
+    training = setting.recipe.training
+    rng = np.random.default_rng((training.seed, step, 0, *([turn] if turn else [])))  # 0: a rank once, now of all
     sampling = Sampling(
         training.body_share,
         training.lesion_share,
@@ -43,16 +38,16 @@ def draw(setting: Setting, state: TrainingState, step: int, phase: Phase, turn: 
         training.class_share,
     )
     difficulty = lesion_difficulty(setting, state)
-    places = draw_places(setting.cases, setting.lesions, sampling, count=count, rng=rng, difficulty=difficulty)
-    is_guided = setting.recipe.attention.use != "weight" and phase.attention > 0 and len(state.pool) >= POOL // 4
-    if is_guided and gate_reason(setting, state) is None:
+    places = draw_places(setting.cases, setting.lesions, sampling, count=training.batch, rng=rng, difficulty=difficulty)
+    is_guided = setting.recipe.attention.use != "weight" and phase.attention > 0 and state.is_guiding
+    if is_guided and len(state.pool) >= POOL // 4:
         return _drawn_again(places, state.pool, rng)
     return places
 
 
-def gate_reason(setting: Setting, state: TrainingState) -> str | None:
-    """Say why the attention must be off now; None while it is healthy."""
-    return attention.gate_reason(
+def gate_is_open(setting: Setting, state: TrainingState) -> Tensor:
+    """Tell, on the device, whether the attention is healthy."""
+    return attention.gate_is_open(
         target=setting.recipe.attention.head,
         realness_accuracy=state.accuracy,
         confidence_sd=state.confidence_sd,
@@ -69,24 +64,21 @@ def _drawn_again(places: Sequence[Place], pool: Sequence[Remembered], rng: np.ra
     return [*moved, *places[len(moved) :]]
 
 
-def remember(state: TrainingState, places: Sequence[Place], batch: Batch, confidence: Tensor) -> TrainingState:
-    """Keep how much each patch was found difficult.
+def remember(state: TrainingState, drawn: Draw, confidence: Tensor) -> TrainingState:
+    """Keep how much each patch was found difficult, to be read later.
 
     Args:
         state: Before.
-        places: Of the patches.
-        batch: Likewise.
+        drawn: The patches.
         confidence: M of the head that guides the attention, shape (N, 1, *spatial).
     """
-    difficulty = ((1 - confidence) * batch.mask).flatten(1).sum(1) / batch.mask.flatten(1).sum(1).clamp(min=1)
-    fresh = [
-        Remembered(one.case, *one.centre, max(float(d), SMALLEST_DIFFICULTY)) for one, d in zip(places, difficulty)
-    ]
-    return replace(state, pool=(*state.pool, *fresh)[-POOL:])
+    difficulty = 1 - _mean_in(confidence, drawn.batch.mask)
+    seen = Seen(tuple((one.case, *one.centre) for one in drawn.places), difficulty)
+    return replace(state, unread_patches=(*state.unread_patches, seen)[-POOL:])
 
 
 def note_lesions(setting: Setting, state: TrainingState, drawn: Draw, logits: LocalLogits) -> TrainingState:
-    """Follow how much each case's lesion is found difficult, where transplants go by it.
+    """Follow how much each case's lesion is found difficult, where transplants go by it; to be read later.
 
     A patch with a transplant says nothing: its lesion is of two cases.
     """
@@ -94,12 +86,16 @@ def note_lesions(setting: Setting, state: TrainingState, drawn: Draw, logits: Lo
         return state
     head = setting.recipe.attention.head
     confidence = torch.sigmoid(getattr(logits, "structured" if head == "none" else head).detach().float())
-    known = dict(state.lesion_difficulty)
-    for place, sample, lesion in zip(drawn.places, confidence, drawn.batch.lesion & drawn.batch.mask):
-        if place.donor is None and lesion.any():
-            name, difficulty = setting.cases[place.case].id, float(1 - sample[lesion].mean())
-            known[name] = KEPT_LESION * known.get(name, difficulty) + (1 - KEPT_LESION) * difficulty
-    return replace(state, lesion_difficulty=known)
+    lesion = drawn.batch.lesion & drawn.batch.mask
+    difficulty = torch.where(lesion.flatten(1).any(1), 1 - _mean_in(confidence, lesion), UNSEEN)
+    names = tuple("" if place.donor else setting.cases[place.case].id for place in drawn.places)
+    return replace(state, unread_lesions=(*state.unread_lesions, Seen(names, difficulty)))
+
+
+def _mean_in(confidence: Tensor, where: Tensor) -> Tensor:
+    """Average the confidence of each sample where it counts, shape (N,)."""
+    inside = torch.where(where, confidence, 0).flatten(1).sum(1)
+    return inside / where.flatten(1).sum(1).clamp(min=1)
 
 
 def lesion_difficulty(setting: Setting, state: TrainingState) -> list[float] | None:

@@ -15,6 +15,7 @@ from chiasm.networks.catalogue import OWN
 from chiasm.preparation.arrays import PreparedCase
 from chiasm.preparation.plan import Plan
 from chiasm.recipe import Recipe
+from chiasm.training import ranks
 from chiasm.training.attention import Phase
 from chiasm.training.batches import Batch, Place, crop_batch, take_batch
 from chiasm.training.classes import TissueClasses
@@ -62,8 +63,8 @@ class Draw(NamedTuple):
         step: From 0.
         turn: 0 for the step's own patches; from 1 on those of a critic that learns more often.
         phase: Who plays, how strongly.
-        places: Where the patches lie.
-        batch: On the device.
+        places: Where the patches of the whole batch lie, of all processes.
+        batch: This process's share of them, on the device.
         made: The prediction, zero outside the mask, shape (N, 1, *spatial); with gradient where the generator plays.
     """
 
@@ -74,33 +75,54 @@ class Draw(NamedTuple):
     batch: Batch
     made: Tensor
 
+    @property
+    def share(self) -> float:
+        """Share of the whole batch's samples that this process has."""
+        return len(self.made) / len(self.places)
+
     def detached(self) -> Draw:
         """Return the same without gradient."""
         return self._replace(made=self.made.detach())
 
 
 class StepOutcome(NamedTuple):
-    """What a part of a step leaves: the next state, and values for the log."""
+    """What a part of a step leaves: the next state, and values for the log, one number each, on the device."""
 
     state: TrainingState
-    values: Mapping[str, float]
+    values: Mapping[str, Tensor]
 
 
 def make_draw(setting: Setting, step: int, phase: Phase, places: Sequence[Place], turn: int = 0) -> Draw:
-    """Take patches and make their images, with gradient where the generator plays and the turn is the step's own."""
-    recipe, plan, fabric = setting.recipe, setting.plan, setting.trainables.fabric
-    batch = take_batch(setting.cases, places, patch=plan.patch, slices=plan.slices, classes=setting.classes)
-    memory = torch.channels_last if plan.dims == 2 else torch.channels_last_3d
-    source = batch.source.to(fabric.device, memory_format=memory)
-    batch = Batch(source, *(part.to(fabric.device) for part in batch[1:]))
+    """Take this process's patches and make their images.
+
+    With gradient where the generator plays and the turn is the step's own.
+    """
+    recipe, plan = setting.recipe, setting.plan
+    own = ranks.share(places)
+    batch = take_batch(setting.cases, own, patch=plan.patch, slices=plan.slices, classes=setting.classes)
+    batch = to_device(batch, setting.trainables.fabric.device)
     generator = setting.trainables.modules["generator"].train()
     if recipe.generator.dropout or recipe.generator.network != OWN:
-        # its draws are the step's, so that a resumed run draws the same
+        # its draws are the step's, so that a resumed run draws the same, and those of the whole batch in each process
         torch.manual_seed(setting.seed(step, 3, turn))
     with torch.set_grad_enabled(phase.generator and turn == 0):
         prediction = generator(batch.source).float()  # shared by generator and discriminators
     batch = crop_batch(batch, prediction.shape[2:])
     return Draw(step, turn, phase, places, batch, prediction * batch.mask)
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """Send a batch to the device without waiting for it; the source lies channels last."""
+    memory = torch.channels_last if batch.source.ndim == 4 else torch.channels_last_3d
+    source, *others = (send(part, device) for part in batch)
+    return Batch(source.contiguous(memory_format=memory), *others)
+
+
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """Send a tensor of the host to the device without waiting for it."""
+    if device.type == "cuda":  # torch keeps page-locked memory until the copy is done, and uses it again
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def beside_source(batch: Batch, image: Tensor) -> Tensor:

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 
 from chiasm.preparation.plan import Plan
 from chiasm.recipe import Recipe
+from chiasm.training import ranks
 from chiasm.training.players import Players, make_players
+from chiasm.training.shared_layers import share_layers
 
 DISCRIMINATORS = ("global_discriminator", "second_discriminator", "local_discriminator")
 
@@ -43,17 +45,23 @@ class Trainables:
         self.optimisers: dict[str, torch.optim.Optimizer] = {}
         for name, module in zip(Players.__dataclass_fields__, vars(players).values()):
             if module is not None:
-                module.to(memory_format=memory)
+                module.to(fabric.device, memory_format=memory)
+                share_layers(module, recipe.training.batch)
                 self.modules[name], self.optimisers[name] = fabric.setup(module, self._optimiser(name, module))
+        self._followed = {
+            name: _pairs(self.bare(name), average)
+            for name, average in (("generator", self.average), ("refiner", self.average_refiner))
+            if average is not None
+        }
 
     def _optimiser(self, name: str, module: nn.Module) -> torch.optim.Optimizer:
         settings = self.recipe.optimiser
-        if name not in DISCRIMINATORS:
-            return torch.optim.Adam(module.parameters(), lr=settings.generator_rate, betas=settings.betas)
+        if name not in DISCRIMINATORS:  # fused: without it a step reads how many there were
+            return torch.optim.Adam(module.parameters(), lr=settings.generator_rate, betas=settings.betas, fused=True)
         if settings.discriminator == "rmsprop":
             return torch.optim.RMSprop(module.parameters(), lr=settings.discriminator_rate)
         betas = settings.betas if settings.discriminator_betas == "auto" else settings.discriminator_betas
-        return torch.optim.Adam(module.parameters(), lr=settings.discriminator_rate, betas=betas)
+        return torch.optim.Adam(module.parameters(), lr=settings.discriminator_rate, betas=betas, fused=True)
 
     @property
     def parts(self) -> dict[str, Any]:
@@ -70,11 +78,18 @@ class Trainables:
         module: nn.Module = getattr(self.modules[name], "module", self.modules[name])
         return module
 
-    def descend(self, name: str, loss: Tensor) -> None:
-        """Let one network follow the gradient of a loss."""
+    def descend(self, name: str, loss: Tensor, share: float = 1.0) -> None:
+        """Let one network follow the gradient of a loss.
+
+        Args:
+            name: Of the network.
+            loss: A mean over the samples of this process.
+            share: Of the whole batch's samples that this process has.
+        """
         optimiser = self.optimisers[name]
         optimiser.zero_grad(set_to_none=True)
-        self.fabric.backward(loss)
+        self.fabric.backward(loss * share if share < 1 else loss)
+        ranks.total_in_place([one.grad for one in self.bare(name).parameters() if one.grad is not None])
         optimiser.step()
 
     @torch.no_grad()
@@ -112,12 +127,17 @@ class Trainables:
                 group["lr"] = rate * share
 
     @torch.no_grad()
-    def move_average(self, name: str, average: nn.Module, age: int) -> None:
+    def move_average(self, name: str, age: int) -> None:
         """Follow a network's weights slowly; faster in its first steps, when there is little to average."""
         keep = min(self.recipe.optimiser.average, (1 + age) / (10 + age))
-        current = self.bare(name).state_dict()
-        for key, value in average.state_dict().items():
-            if value.dtype.is_floating_point:
-                value.lerp_(current[key].to(value), 1 - keep)
-            else:
-                value.copy_(current[key])
+        averages, currents, counts, current_counts = self._followed[name]
+        torch._foreach_lerp_(averages, currents, 1 - keep)
+        if counts:
+            torch._foreach_copy_(counts, current_counts)
+
+
+def _pairs(network: nn.Module, average: nn.Module) -> tuple[list[Tensor], ...]:
+    """List the tensors of an average and those that they follow; then those that are only copied, likewise."""
+    own, followed = (one.state_dict(keep_vars=True) for one in (average, network))  # which stay, wherever they are laid
+    names = [[name for name in own if own[name].is_floating_point() is moves] for moves in (True, False)]
+    return tuple([tensors[name] for name in some] for some in names for tensors in (own, followed))

@@ -1,0 +1,141 @@
+"""Several processes that train as one: which samples each has, and sums over all of them.
+
+A batch is drawn as a whole, and process ``r`` of ``W`` takes the samples ``r, r + W, ...``, so no sample is dropped and
+shares differ by one at most.  With one process each function returns what it is given, and nothing is communicated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, distributed
+
+Item = TypeVar("Item")
+
+
+def rank() -> int:
+    """Number of this process among those that train together, from 0."""
+    return distributed.get_rank() if _is_shared() else 0
+
+
+def count() -> int:
+    """How many processes train together."""
+    return distributed.get_world_size() if _is_shared() else 1
+
+
+def share(whole: Sequence[Item]) -> Sequence[Item]:
+    """Return this process's part of what belongs to the whole batch."""
+    return whole[rank() :: count()]
+
+
+class _Sum(torch.autograd.Function):
+    """Sum over processes; what each of them made of the sum flows back to all."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:  # noqa: ARG004  # torch asks for it
+        summed = values.clone(memory_format=torch.contiguous_format)
+        distributed.all_reduce(summed)
+        return summed
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:  # noqa: ARG004
+        return total(gradients[0])
+
+
+def total(values: Tensor) -> Tensor:
+    """Sum a tensor over processes, differentiably; all of them must call it, in the same order."""
+    if not _is_shared():
+        return values
+    summed: Tensor = _Sum.apply(values)  # type: ignore[no-untyped-call]
+    return summed
+
+
+def total_in_place(tensors: Sequence[Tensor]) -> None:
+    """Sum each of many tensors over processes, in one exchange."""
+    if not _is_shared() or not tensors:
+        return
+    joined = torch.cat([one.flatten() for one in tensors])
+    distributed.all_reduce(joined)
+    for one, summed in zip(tensors, torch.split(joined, [one.numel() for one in tensors])):
+        one.copy_(summed.view_as(one))
+
+
+def mean(values: Tensor, samples: int) -> Tensor:
+    """Average what is a mean over the samples of each process, differentiably.
+
+    Args:
+        values: Any shape, the same on each process.
+        samples: How many samples this process has.
+    """
+    if not _is_shared():
+        return values
+    weighed = torch.cat([values.flatten() * samples, values.new_full((1,), samples)])
+    summed = total(weighed)
+    return (summed[:-1] / summed[-1]).view_as(values)
+
+
+def largest(values: Tensor) -> Tensor:
+    """Return the largest over processes of each element, without gradient."""
+    if not _is_shared():
+        return values
+    found = values.detach().clone()
+    distributed.all_reduce(found, op=distributed.ReduceOp.MAX)
+    return found
+
+
+def gather(values: Tensor, whole: int) -> Tensor:
+    """Put together what each process knows of its samples, in the order of the whole batch, without gradient.
+
+    Args:
+        values: Shape (samples of this process, ...).
+        whole: Samples of all processes.
+    """
+    if not _is_shared():
+        return values
+    most = -(-whole // count())
+    filled = values.new_zeros((most, *values.shape[1:]))
+    filled[: len(values)] = values.detach()
+    parts = [torch.empty_like(filled) for _ in range(count())]
+    distributed.all_gather(parts, filled)
+    return torch.stack(parts, 1).flatten(0, 1)[:whole]
+
+
+def gather_rows(rows: Sequence[Item], whole: int) -> list[Item]:
+    """Put together any objects that each process has made of its share, in the order of the whole."""
+    if not _is_shared():
+        return list(rows)
+    parts: list[Any] = [None] * count()
+    distributed.all_gather_object(parts, list(rows), group=_hosts())
+    return [parts[index % count()][index // count()] for index in range(whole)]
+
+
+def agree(is_late: bool, signals: Sequence[int]) -> tuple[bool, int]:
+    """Let all processes know what one of them knows, without waiting for their devices.
+
+    Args:
+        is_late: Whether the first process wants a checkpoint.
+        signals: Numbers of the signals that came to this process.
+
+    Returns:
+        Whether the first process wants a checkpoint, and the number of a signal that came to any; 0 if none did.
+    """
+    stopped_by = signals[0] if signals else 0
+    if not _is_shared():
+        return is_late, stopped_by
+    known = torch.tensor([is_late and rank() == 0, stopped_by])
+    distributed.all_reduce(known, op=distributed.ReduceOp.MAX, group=_hosts())
+    return bool(known[0]), int(known[1])
+
+
+@cache
+def _hosts() -> distributed.ProcessGroup:
+    """Make the group in which processes speak from host to host."""
+    group: distributed.ProcessGroup = distributed.new_group(backend="gloo")
+    return group
+
+
+def _is_shared() -> bool:
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1

@@ -1,0 +1,104 @@
+"""When values are read from the device, and what happens where one is not a finite number.
+
+A step leaves its values on the device.  They are read every so many steps, for the log, and before each checkpoint.
+If one is not finite by then, the steps since the last checkpoint are done again, with a check after each.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from chiasm.errors import RunError
+from chiasm.recipe import Recipe
+from chiasm.training import ranks
+from chiasm.training.setting import Draw
+from chiasm.training.state import exact
+
+MOST_LINES = 500  # of steps, in the log
+MAY_BE_UNDEFINED = ("weight_ratio",)  # in a batch without lesions, or without healthy tissue
+
+
+class NotFinite(Exception):
+    """A value was not a finite number, in one of several steps."""
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What has happened since the values were last checked.
+
+    Attributes:
+        is_finite: Whether all values were finite numbers, one truth value on the device.
+        steps: How many.
+        values: Of the last step.
+        drawn: In the last step.
+    """
+
+    is_finite: Tensor
+    steps: int
+    values: Mapping[str, Tensor]
+    drawn: Draw
+
+
+def is_reading_step(recipe: Recipe, step: int) -> bool:
+    """Tell whether values are read after a step, from 0: after the first, and then 500 times or a few more."""
+    return step % max(1, recipe.schedule.steps // MOST_LINES) == 0
+
+
+def watch(before: Watch | None, values: Mapping[str, Tensor], drawn: Draw) -> Watch:
+    """Note on the device whether the values of a step are finite."""
+    numbers = [exact(value) for name, value in values.items() if name not in MAY_BE_UNDEFINED]
+    is_finite = torch.stack(numbers).isfinite().all()
+    if before is not None:
+        is_finite = is_finite & before.is_finite
+    return Watch(is_finite, 1 if before is None else before.steps + 1, values, drawn.detached())
+
+
+def check(watched: Watch, names: Sequence[str]) -> None:
+    """Wait for the device, and stop if a value was not finite; all processes must ask.
+
+    Args:
+        watched: Since the last check.
+        names: Of all cases.
+
+    Raises:
+        NotFinite: If there were several steps.
+        RunError: If there was one; the message names value, step and cases.
+    """
+    if not bool(ranks.largest((~watched.is_finite).float())):
+        return
+    if watched.steps > 1:
+        raise NotFinite
+    drawn = watched.drawn
+    bad = [name for name, value in read_values(watched.values, len(drawn.made)).items() if not math.isfinite(value)]
+    raise RunError(
+        f"{bad[0]} is not a finite number at step {drawn.step} (cases {', '.join(_suspects(drawn, names))})",
+        reason="not-finite",
+        hint="Checkpoints are good. Lower the rate: chiasm train --set optimiser.generator_rate=1e-4.",
+    )
+
+
+def _suspects(drawn: Draw, names: Sequence[str]) -> list[str]:
+    """Name the cases with patches that are not finite themselves, or else all of the batch."""
+    images = torch.cat([drawn.batch.source, drawn.batch.target], 1)
+    is_bad = ranks.gather((~images.isfinite().flatten(1).all(1)).float(), len(drawn.places)).tolist()
+    bad = [place for place, is_one in zip(drawn.places, is_bad) if is_one]
+    return sorted({names[place.case] for place in bad or drawn.places})
+
+
+def read_values(values: Mapping[str, Tensor], samples: int) -> dict[str, float]:
+    """Read all values at once, and drop those that are undefined; all processes must ask.
+
+    Args:
+        values: One number each, a mean over the samples of this process.
+        samples: How many those are.
+    """
+    if not values:
+        return {}
+    numbers = ranks.mean(torch.stack([exact(value) for value in values.values()]), samples).tolist()
+    read = dict(zip(values, numbers))
+    return {name: value for name, value in read.items() if name not in MAY_BE_UNDEFINED or not math.isnan(value)}

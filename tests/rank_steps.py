@@ -1,0 +1,65 @@
+"""Twenty steps of several methods by one process or by several, with what each learns written to a file.
+
+python tests/rank_steps.py FOLDER DEVICES METHOD...
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+
+from chiasm.training import ranks
+from chiasm.training.learner import Learner
+from chiasm.training.loop import make_fabric
+from learning import small, textured_case
+from synthetic_cohort import plan_of
+
+STEPS, BATCH = 20, 5  # which two processes cannot share evenly
+CHANGES = {
+    "schedule.generator_alone": 0.0,
+    "schedule.discriminators_alone": 0.0,
+    "schedule.ramp": 0.01,
+    "attention.gate": False,
+    "training.batch": BATCH,
+    "optimiser.generator_rate": 1e-4,
+    "optimiser.discriminator_rate": 1e-4,
+}
+
+
+PLANS = {
+    "fcn3d": plan_of(dims=3, slices=1, patch=(28, 32, 12)),
+    "han": plan_of(slices=1),
+    "pix2pix": plan_of(patch=(256, 256)),
+}
+
+
+def main(folder: Path, devices: int, methods: list[str]) -> None:
+    """Write the gradients of the first step, the weights after all of them, and what the run knows then."""
+    fabric = make_fabric(small(methods[0], {**CHANGES, "training.devices": devices}))
+    fabric.launch()
+    for method in methods:
+        asked = small(method, {**CHANGES, "training.devices": devices})
+        one = Learner(asked, PLANS.get(method, plan_of()), [textured_case(seed) for seed in range(2)], fabric)
+        found = {}
+        for step in range(STEPS):
+            values = one.read(one.step(step))
+            if step == 0:
+                found["gradients"] = {
+                    f"{name}.{key}": weight.grad.clone()
+                    for name in one.trainables.modules
+                    for key, weight in one.trainables.bare(name).named_parameters()
+                    if weight.grad is not None
+                }
+        parts = {name: one.trainables.bare(name) for name in one.trainables.modules}
+        parts["average"] = one.trainables.average
+        found["weights"] = {
+            f"{n}.{key}": value for n, part in parts.items() for key, value in part.state_dict().items()
+        }
+        found["state"], found["values"] = one.state.to_dict(), values
+        torch.save(found, folder / f"{method}-{devices}-{ranks.rank()}.pt")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])

@@ -1,0 +1,100 @@
+"""Two processes learn what one does from the same batches, and stop together."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from chiasm.training import ranks
+from chiasm.training.state import TrainingState
+from conftest import QUICK
+
+#: Attention; weights by rank; difficulty of lesions; batch normalisation in a critic, and dropout; dropout of features.
+METHODS = ("A7", "C2", "A16", "context-gan", "unet")
+SCRIPT = Path(__file__).parent / "rank_steps.py"
+
+
+def environment() -> dict[str, str]:
+    """Without what a launcher of processes would take for its own."""
+    return {name: value for name, value in os.environ.items() if name not in ("LOCAL_RANK", "WORLD_SIZE", "NODE_RANK")}
+
+
+@pytest.fixture(scope="module")
+def learnt(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ranks")
+    for devices in ("1", "2"):
+        command = [sys.executable, str(SCRIPT), str(folder), devices, *METHODS]
+        subprocess.run(command, check=True, timeout=240, env=environment(), capture_output=True)
+    return folder
+
+
+def farthest(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
+    assert a.keys() == b.keys() and a
+    return max(float((a[name].double() - b[name].double()).abs().max()) for name in a)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_two_processes_learn_what_one_does_at_the_same_batch(method: str, learnt: Path) -> None:
+    """Of five samples, so that one process has three and the other two."""
+    alone, first, second = (torch.load(learnt / f"{method}-{of}.pt") for of in ("1-0", "2-0", "2-1"))
+    assert farthest(alone["gradients"], first["gradients"]) < 1e-5
+    assert farthest(alone["weights"], first["weights"]) < 1e-5  # after 20 steps in 32 bits
+    assert farthest(first["weights"], second["weights"]) == 0
+    assert first["state"] == second["state"] and first["values"] == second["values"]
+    assert first["values"] == pytest.approx(alone["values"], rel=1e-3)
+    values = {name: value for name, value in alone["state"].items() if isinstance(value, float)}
+    assert {name: first["state"][name] for name in values} == pytest.approx(values, rel=1e-4)
+
+
+def test_one_process_communicates_with_nobody() -> None:
+    some = torch.rand(3, 2)
+    assert (ranks.rank(), ranks.count()) == (0, 1)
+    assert ranks.total(some) is some and ranks.mean(some, 3) is some and ranks.gather(some, 3) is some
+    assert list(ranks.share("abc")) == ["a", "b", "c"] == ranks.gather_rows("abc", 3)
+    assert ranks.agree(True, [15]) == (True, 15) and ranks.agree(False, []) == (False, 0)
+
+
+def test_a_signal_to_one_process_stops_all_with_a_checkpoint(toy_cohort: Path, tmp_path: Path) -> None:
+    settings = [f"{name}={value}" for name, value in QUICK.items() if not isinstance(value, tuple | str)]
+    command = [sys.executable, "-m", "chiasm.cli", "train", toy_cohort, "--source", "t1", "--target", "t2"]
+    command += ["-o", tmp_path, "--size", "tiny", "--devices", "2", "--accelerator", "cpu"]
+    command += ["--set", *settings, "schedule.steps=100000"]
+    run = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True, env=environment())
+    try:
+        wait_for(lambda: (tmp_path / "log.jsonl").exists(), run)
+        os.kill(child_of(run.pid), signal.SIGTERM)
+        _, said = run.communicate(timeout=60)
+    finally:
+        run.kill()
+    assert run.returncode == 128 + signal.SIGTERM, said
+    assert said.count("the same command goes on from here") == 1
+    assert len(list((tmp_path / "checkpoints").glob("*.toml"))) == 1
+
+
+def wait_for(is_there: object, run: subprocess.Popen[str]) -> None:
+    end = time.monotonic() + 120
+    while not is_there():  # type: ignore[operator]
+        assert run.poll() is None and time.monotonic() < end
+        time.sleep(0.2)
+
+
+def child_of(pid: int) -> int:
+    """The process that a training has started beside itself."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    found = [int(child) for child in children if b"train" in Path(f"/proc/{child}/cmdline").read_bytes()]
+    assert len(found) == 1
+    return found[0]
+
+
+def test_a_state_of_version_01_is_restored() -> None:
+    state = TrainingState.from_dict({"error_scale": 0.5, "closed_steps": 3, "lesion_doubt": {"a": 0.25}, "pool": []})
+    assert state.error_scale == 0.5 and state.closed_steps == 3 and state.lesion_difficulty == {"a": 0.25}
+    assert not state.is_guiding and not state.unread_patches
