@@ -112,7 +112,8 @@ def test_the_report_opens_with_the_same_words(results: Path) -> None:
     page = unescape((results / "evaluation" / "report.html").read_text())
     assert page.index("In short") < page.index('id="gallery"')
     for part in explain(results):
-        assert f"<strong>{part.heading}.</strong> {' '.join(part.sentences)}</p>" in page
+        listed = "\n".join(f"<li>{sentence}</li>" for sentence in part.sentences)
+        assert f"<strong>{part.heading}</strong></summary>\n<ul>\n{listed}\n</ul>" in page
 
 
 def test_run_evaluation_and_all_of_it_are_explained_alike(results: Path) -> None:

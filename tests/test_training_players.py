@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from chiasm.errors import RecipeError
-from chiasm.methods import METHODS, Method, make_recipe
+from chiasm.methods import GROUPS, METHODS, STARTS, Method, find_method, make_recipe
 from chiasm.networks.catalogue import GENERATORS, CataloguedNetwork
 from chiasm.networks.srcnn import Srcnn
 from chiasm.preparation.patches import PatchNeeds
@@ -220,6 +220,31 @@ def test_the_table_of_methods_tells_weights_papers_and_needs() -> None:
     assert rows["han"].needs.startswith("2D; ") and rows["fcn8"].needs.startswith("2D; ")
 
 
+def test_each_method_is_credited_to_whom_it_belongs() -> None:
+    rows = {row.name: row for row in describe_methods("tiny")}
+    nie = {name for name, row in rows.items() if "1907.03297" in row.paper}
+    assert {METHODS[name].group for name in nie} == {"method"}
+    assert nie == {"A5", "A6", "A6b", *(f"A{number}" for number in range(7, 16)), "A8n"}
+    for name, credit in {"A2": "Mathieu", "A3": "Isola", "A4": "Gulrajani", "C1": "Lin", "C7": "Ghiasi"}.items():
+        assert credit in rows[name].paper
+    assert "nobody" in rows["A0"].paper and "nobody" in rows["A1"].paper
+    assert {method.group for method in METHODS.values()} == set(GROUPS)
+
+
+def test_the_command_lists_every_method_once_under_a_heading(capsys: pytest.CaptureFixture[str]) -> None:
+    from chiasm.cli import main
+
+    with pytest.raises(SystemExit):
+        main(["methods", "--size", "tiny"])
+    told = capsys.readouterr().out
+    places = [told.index(heading) for heading in (*GROUPS.values(), "Start with:")]
+    assert places == sorted(places)
+    for method in METHODS.values():
+        assert told.count(f"\n  {method.title} ") == 1, method.title
+    for name in STARTS:
+        assert find_method(name) and f"--method {name}: " in told
+
+
 def test_a_method_of_ones_own_is_listed_and_studied(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(GENERATORS, "mine", CataloguedNetwork(Srcnn, "Us, 2026"))  # type: ignore[arg-type]
     mine = Method("Mine", "my own", {**METHODS["srcnn"].changes, "generator.network": "mine"})
@@ -228,13 +253,13 @@ def test_a_method_of_ones_own_is_listed_and_studied(monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(METHODS, "lab", lab)
     rows = {row.name: row for row in describe_methods("tiny")}
     assert rows["Mine"][1:] == ("my own", "Us, 2026", *rows["srcnn"][3:])
-    assert rows["lab"][2:] == ("toy_networks:Plain", 9 * 4 + 4 + 4 + 1, 0, "patches of 16 or more")
+    assert rows["lab"][2:] == ("toy_networks:Plain", 9 * 4 + 4 + 4 + 1, 0, "patches of 16 or more", 0)
     study = Study(data=Path("data"), source=("t1",), target="t2", arms=("A1", "mine"))
     assert study.in_words == {"A1": "L2", "Mine": "my own"}
 
 
 @pytest.mark.parametrize("method", list(METHODS))
-def test_the_weights_told_are_those_of_the_generators_and_the_refiner_that_ship(method: str, plan: Plan) -> None:
+def test_the_weights_told_are_those_of_the_networks(method: str, plan: Plan) -> None:
     asked = make_recipe(method, "tiny")
     flat = replace(
         plan,
@@ -246,8 +271,15 @@ def test_the_weights_told_are_those_of_the_generators_and_the_refiner_that_ship(
     contexts = [stage > 0 for stage in range(asked.generator.stages)]
     stages = [make_players(asked, replace(flat, context=context), 0) for context in contexts]
     shipped = [*(players.generator for players in stages), *(one for one in [stages[-1].refiner] if one)]
-    counted = sum(weight.numel() for network in shipped for weight in network.parameters())
-    assert {row.name: row.weights for row in describe_methods("tiny")}[method] == counted
+    row = {row.name: row for row in describe_methods("tiny")}[method]
+    assert row.weights == sum(weight.numel() for network in shipped for weight in network.parameters())
+    beside = [
+        one
+        for players in stages
+        for one in (players.global_discriminator, players.second_discriminator, players.local_discriminator)
+        if one is not None
+    ]
+    assert row.discriminators == sum(weight.numel() for network in beside for weight in network.parameters())
 
 
 @pytest.mark.parametrize(

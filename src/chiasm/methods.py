@@ -9,7 +9,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from chiasm.errors import RecipeError, shortened, unknown
 from chiasm.recipe import Recipe, validate_recipe
@@ -65,6 +65,43 @@ TASKS: Mapping[str, str] = {
 }
 
 
+Group = Literal["method", "control", "literature"]
+
+#: Headings of the groups of methods, in the order in which they are listed.
+GROUPS: Mapping[Group, str] = {
+    "method": "This method and its arms",
+    "control": "Controls: plain losses and other weights, what any claim must be compared with",
+    "literature": "Systems of the literature, each with its own network or objective",
+}
+
+#: What to start with, and why.
+STARTS: Mapping[str, str] = {
+    "dual-attention": "the default: sharp images, with an expected error",
+    "l2": "the control that every claim needs: the same network, no discriminators, faster",
+    "unet": "a plain network of the literature",
+}
+
+NIE = "Nie et al., arXiv:1907.03297"
+
+#: Whose the arms are that are not of the paper as it stands, by code.
+CREDITS: Mapping[str, str] = {
+    "A0": "a plain loss, of nobody",
+    "A1": "a plain loss, of nobody",
+    "A2": "Mathieu et al., arXiv:1511.05440",
+    "A3": "Isola et al., arXiv:1611.07004",
+    "A4": "Gulrajani et al., arXiv:1704.00028",
+    "A7": f"{NIE}, with the structured head of this project",
+    **dict.fromkeys(("A8n", "A9", *(f"A{n}" for n in range(10, 16))), f"this project, on {NIE}"),
+    "A16": "this project, after Ghiasi et al., arXiv:2012.07177",
+    "C1": "after Lin et al., arXiv:1708.02002",
+    "C2": "after Shrivastava et al., arXiv:1604.03540",
+    **dict.fromkeys(("C3", "C4", "C5"), "this project"),
+    "C6": "as Isensee et al., doi:10.1038/s41592-020-01008-z",
+    "C7": "after Ghiasi et al., arXiv:2012.07177",
+}
+CONTROLS = ("A0", "A1", "A2", "A3", "A4", *(f"C{n}" for n in range(1, 8)))
+
+
 @dataclass(frozen=True)
 class Method:
     """A method that can be trained, compared and named.
@@ -74,7 +111,7 @@ class Method:
         words: What it is.
         changes: Dotted names of settings to values, where they differ from the defaults.
         code: Short name in recipes and tables of results; the name where there is none.
-        paper: Whose objective it is; that of the networks is in their catalogue.
+        paper: Whose objective it is, where `CREDITS` does not say; that of the networks is in their catalogue.
         aliases: Other names.
     """
 
@@ -82,7 +119,7 @@ class Method:
     words: str
     changes: Changes
     code: str = ""
-    paper: str = "Nie et al., arXiv:1907.03297"
+    paper: str = ""
     aliases: tuple[str, ...] = ()
 
     @property
@@ -94,6 +131,16 @@ class Method:
     def title(self) -> str:
         """The name for people, with the code in brackets where there is one."""
         return f"{self.name} ({self.code})" if self.code else self.name
+
+    @property
+    def credit(self) -> str:
+        """Whose objective it is."""
+        return self.paper or CREDITS.get(self.code, NIE)
+
+    @property
+    def group(self) -> Group:
+        """Of which group of `GROUPS` it is; what has no code of this project's is somebody else's."""
+        return "literature" if not self.code else "control" if self.code in CONTROLS else "method"
 
     @property
     def called(self) -> set[str]:

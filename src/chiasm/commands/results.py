@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -30,6 +31,7 @@ from chiasm.progress import count, open_progress
 
 if TYPE_CHECKING:
     from chiasm.studies.study_report import Done
+    from chiasm.training.players import MethodRow
 
 
 def evaluate(
@@ -147,13 +149,31 @@ def report(
 
 
 def methods(size: Size = "small") -> None:
-    """List every method: description, paper, number of weights, needs; then tasks that are no methods."""
-    from chiasm.methods import title_of
+    """List every method by group: what it is, whose it is, how many weights, what it needs; and what to start with."""
+    from chiasm.methods import GROUPS, METHODS, STARTS
     from chiasm.training.players import BESIDE, describe_methods
 
-    for row in describe_methods(size):
-        published = f" ({row.published:,} published)" if row.published else ""
-        facts = [row.paper, f"{row.weights:,} weights{published}", *([f"needs {row.needs}"] if row.needs else [])]
-        typer.echo(f"{title_of(row.name):24} {row.words}\n{'':24} {'; '.join(facts)}")
+    rows = describe_methods(size)
+    for group, heading in GROUPS.items():
+        typer.echo(f"{heading}:")
+        for row in rows:
+            if METHODS[row.name].group == group:
+                _show_method(row)
+        typer.echo()
+    typer.echo("No methods of this table:")
     for name, words in BESIDE.items():
-        typer.echo(f"{name}: {words}")
+        typer.echo(f"  {name}: {words}")
+    typer.echo("\nStart with:")
+    for name, why in STARTS.items():
+        typer.echo(f"  --method {name}: {why}")
+
+
+def _show_method(row: MethodRow) -> None:
+    """Print what a method is, whose it is, its weights and its needs."""
+    from chiasm.methods import title_of
+
+    published = f" ({row.published:,} published)" if row.published else ""
+    beside = f" and {row.discriminators:,} of discriminators" if row.discriminators else ""
+    told = [row.paper, f"{row.weights:,} weights{published}{beside}", *([f"needs {row.needs}"] if row.needs else [])]
+    typer.echo(f"  {title_of(row.name):26} {row.words}")
+    typer.echo(fill("; ".join(told), 110, initial_indent=" " * 29, subsequent_indent=" " * 29))

@@ -174,24 +174,28 @@ def needs_local_discriminator(recipe: Recipe) -> bool:
 
 def _make_global(recipe: Recipe, plan: Plan) -> nn.Module:
     mean, sd = input_statistics(plan)
-    settings = recipe.discriminators
-    if settings.global_network == OWN:
-        discriminator: nn.Module = GlobalDiscriminator(
-            in_channels=len(mean),
-            widths=settings.global_widths,
-            dims=plan.dims,
-            spectral_norm=settings.global_spectral_norm,
-        )
-    else:
-        discriminator = make_discriminator(
-            settings.global_network,
-            in_channels=len(mean),
-            dims=plan.dims,
-            scale=settings.scale,
-            norm="none" if recipe.loss.adversarial == "wgan-gp" else "batch",
-        )
+    discriminator = _untaught_global(recipe, len(mean), plan.dims)
     discriminator.get_submodule("standardise").set_input_statistics(mean, sd)  # type: ignore[operator]
     return discriminator
+
+
+def _untaught_global(recipe: Recipe, channels: int, dims: Dims) -> nn.Module:
+    """Build the global discriminator that sees as many channels."""
+    settings = recipe.discriminators
+    if settings.global_network == OWN:
+        return GlobalDiscriminator(
+            in_channels=channels,
+            widths=settings.global_widths,
+            dims=dims,
+            spectral_norm=settings.global_spectral_norm,
+        )
+    return make_discriminator(
+        settings.global_network,
+        in_channels=channels,
+        dims=dims,
+        scale=settings.scale,
+        norm="none" if recipe.loss.adversarial == "wgan-gp" else "batch",
+    )
 
 
 #: What is no method of the table: tasks, other commands, networks of anybody's.
@@ -216,6 +220,7 @@ class MethodRow(NamedTuple):
             it has 3D only.
         published: Of the generators likewise, at the published size; 0 where none was published.
         needs: What it asks of data and patch.
+        discriminators: Weights of the discriminators of all stages, at the size asked for.
     """
 
     name: str
@@ -224,6 +229,7 @@ class MethodRow(NamedTuple):
     weights: int
     published: int
     needs: str
+    discriminators: int
 
 
 def describe_methods(size: str = "small") -> list[MethodRow]:
@@ -246,14 +252,35 @@ def _describe(method: Method, recipe: Recipe) -> MethodRow:
             ResidualGenerator(in_channels=seen, widths=settings.refiner, dims=_dims(recipe), norm=settings.norm)
         )
     published = sum(map(_count, _stages(recipe, 1.0))) if entry else 0
-    return MethodRow(recipe.method, method.words, _paper(method, recipe), weights, published, "; ".join(needs))
+    told = "; ".join(needs)
+    return MethodRow(
+        recipe.method, method.words, _paper(method, recipe), weights, published, told, _count_discriminators(recipe)
+    )
+
+
+def _count_discriminators(recipe: Recipe) -> int:
+    """Count the weights of the discriminators of each stage, for one source."""
+    settings, dims = recipe.discriminators, _dims(recipe)
+    count = 0
+    for stage in range(1, recipe.generator.stages + 1):
+        channels = _channels(recipe, stage) + 1
+        if recipe.loss.global_weight > 0:
+            count += _count(_untaught_global(recipe, channels, dims))
+        if settings.second_global and recipe.loss.local_weight > 0:
+            count += _count(_untaught_global(recipe, channels, dims))
+        if needs_local_discriminator(recipe):
+            seen = channels if settings.conditional else 1
+            count += _count(
+                LocalDiscriminator(in_channels=seen, widths=settings.local_widths, dims=dims, spectral_norm=False)
+            )
+    return count
 
 
 def _paper(method: Method, recipe: Recipe) -> str:
     """Name the paper of the network, or of the objective where the network is ours."""
     network = recipe.generator.network
     if network == OWN:
-        return f"{method.paper} (networks: ours)"
+        return f"{method.credit} (networks: ours)"
     return GENERATORS[network].paper if network in GENERATORS else network
 
 
