@@ -140,7 +140,7 @@ def test_another_model_other_weights_version_or_cpu_are_not_taken_for_it(
     with torch.no_grad():
         network[0].weight.add_(0.1)  # type: ignore[union-attr,operator]
     known(3)
-    monkeypatch.setattr(compiled, "_describe_cpu", lambda: ["another CPU"])
+    monkeypatch.setattr(compiled, "describe_cpu", lambda: ["another CPU"])
     known(4)
     monkeypatch.setattr(engines, "installed_version", lambda _: "another version")
     known(5)

@@ -240,7 +240,7 @@ class Compiled:
 
     def _path(self, sizes: Shape) -> Path:
         engine = self.engine
-        parts = (__version__, torch.__version__, engine.describe(), *_describe_cpu(), self.key, str(sizes))
+        parts = (__version__, torch.__version__, engine.describe(), *describe_cpu(), self.key, str(sizes))
         digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()
         return cache_folder() / f"{engine.name}-{digest[:40]}"
 
@@ -326,7 +326,7 @@ def _hash_weights(network: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _describe_cpu() -> list[str]:
+def describe_cpu() -> list[str]:
     """List what compiled code depends on: the machine, the CPU's name and its instructions."""
     known: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # not in torch 2.10
     features = sorted(name for name, value in known.items() if value is True)
