@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
+CLASS = re.compile(r"^class (\w+)", re.MULTILINE)
 #: Words and phrases, whatever their ending, and what to write in their place.
 REJECTED = {
     r"judg(e|es|ed|ing|ement|ements)": "discriminator, or assess",
@@ -134,6 +136,14 @@ def test_the_table_names_each_word_that_is_rejected() -> None:
     rejected = " ".join(line.split("|")[3] for line in table.splitlines() if line.count("|") == 4)
     for word in REJECTED:
         assert re.search(rf"(?<![a-z])({word})(?![a-z])", rejected), word
+
+
+def test_no_two_classes_have_one_name() -> None:
+    classes = [
+        (match[1], path.name) for path in (ROOT / "src").rglob("*.py") for match in CLASS.finditer(path.read_text())
+    ]
+    twice = {name for name, count in Counter(name for name, _ in classes).items() if count > 1}
+    assert [one for one in classes if one[0] in twice] == []
 
 
 def test_a_message_ends_in_one_full_stop() -> None:

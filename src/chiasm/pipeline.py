@@ -59,7 +59,7 @@ _PAGE = """<!doctype html>
 """
 
 
-class Job(BaseModel):
+class PipelineJob(BaseModel):
     """What `job.json` says: the time that the training may take, and whether all is done."""
 
     model_config = ConfigDict(strict=True)
@@ -151,7 +151,7 @@ def run(
             return Report(out / REPORT, trained.problems)
         problems = _predict_and_evaluate(data, recipe, out, layout, selection, watch)
         write_text(out / REPORT, _PAGE)
-        write_json(out / JOB, Job(minutes=minutes, is_finished=True).model_dump())
+        write_json(out / JOB, PipelineJob(minutes=minutes, is_finished=True).model_dump())
     return Report(out / REPORT, tuple(dict.fromkeys((*trained.problems, *problems))))
 
 
@@ -242,15 +242,15 @@ def _check(data: Path, recipe: Recipe, out: Path, minutes: float | None) -> None
         refuse_foreign(out, (JOB, REPORT))
 
 
-def _open_job(out: Path, minutes: float | None) -> Job:
+def _open_job(out: Path, minutes: float | None) -> PipelineJob:
     """Return what an earlier call asked for, or a new job.
 
     Raises:
         RunError: If another time was given then, or the file is damaged.
     """
     if not (out / JOB).is_file():
-        return Job(minutes=minutes)
-    job = read_record(out / JOB, Job, "not what chiasm run writes", "Delete it, and the same command goes on.")
+        return PipelineJob(minutes=minutes)
+    job = read_record(out / JOB, PipelineJob, "not what chiasm run writes", "Delete it, and the same command goes on.")
     if job.minutes != minutes:
         raise RunError(
             f"was started with {_minutes_in_words(job.minutes)} and is asked for with {_minutes_in_words(minutes)}",

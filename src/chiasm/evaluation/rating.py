@@ -31,8 +31,8 @@ from chiasm.evaluation.reader_files import (
     LEVELS,
     REAL,
     Place,
+    Rating,
     Ratings,
-    Reading,
     has_columns,
     read_key,
     read_ratings,
@@ -139,35 +139,35 @@ def assess(ratings: Ratings) -> ReaderResults:
     return ReaderResults(findings, tuple(map(say, stated)), ratings.notes)
 
 
-def _methods(readings: Iterable[Reading]) -> list[str]:
+def _methods(readings: Iterable[Rating]) -> list[str]:
     """List what images are of, the real ones first."""
     return sorted({one.item.method for one in readings}, key=lambda method: (method != REAL, method))
 
 
-def _by(readings: Iterable[Reading], key: Callable[[Reading], K]) -> dict[K, list[Reading]]:
+def _by(readings: Iterable[Rating], key: Callable[[Rating], K]) -> dict[K, list[Rating]]:
     """Group readings, in the order in which the groups come."""
-    groups: dict[K, list[Reading]] = {}
+    groups: dict[K, list[Rating]] = {}
     for one in readings:
         groups.setdefault(key(one), []).append(one)
     return groups
 
 
-def _subjects(readings: Iterable[Reading]) -> int:
+def _subjects(readings: Iterable[Rating]) -> int:
     return len({one.item.subject for one in readings})
 
 
 # Agreement
 
 
-def _level_of_quality(one: Reading) -> int | None:
+def _level_of_quality(one: Rating) -> int | None:
     return None if one.quality is None else one.quality - 1
 
 
-def _level_of_answer(one: Reading) -> int | None:
+def _level_of_answer(one: Rating) -> int | None:
     return None if one.answer is None else ANSWERS.index(one.answer)
 
 
-def _agreements(readings: Sequence[Reading]) -> Iterator[Finding]:
+def _agreements(readings: Sequence[Rating]) -> Iterator[Finding]:
     """Set the two showings of each rater against each other, and the first ones of each two raters."""
     by_rater = _by(readings, lambda one: one.rater)
     first = {rater: [one for one in said if one.item.showing == 1] for rater, said in by_rater.items()}
@@ -178,7 +178,7 @@ def _agreements(readings: Sequence[Reading]) -> Iterator[Finding]:
         yield from _agreement(one, first[one], other, first[other])
 
 
-def _agreement(rater: str, one: Sequence[Reading], other_rater: str, other: Sequence[Reading]) -> Iterator[Finding]:
+def _agreement(rater: str, one: Sequence[Rating], other_rater: str, other: Sequence[Rating]) -> Iterator[Finding]:
     """Return the kappas of quality and of real or synthetic, where there are images that both readings share."""
     yield from _kappa("agreement on quality", LEVELS, _level_of_quality, (rater, one), (other_rater, other))
     yield from _kappa("agreement on real", len(ANSWERS), _level_of_answer, (rater, one), (other_rater, other))
@@ -187,9 +187,9 @@ def _agreement(rater: str, one: Sequence[Reading], other_rater: str, other: Sequ
 def _kappa(
     question: Question,
     levels: int,
-    level_of: Callable[[Reading], int | None],
-    one: tuple[str, Sequence[Reading]],
-    other: tuple[str, Sequence[Reading]],
+    level_of: Callable[[Rating], int | None],
+    one: tuple[str, Sequence[Rating]],
+    other: tuple[str, Sequence[Rating]],
 ) -> Iterator[Finding]:
     first, second = (
         {a.item.place: level for a in said if (level := level_of(a)) is not None} for _, said in (one, other)
@@ -215,7 +215,7 @@ def _kappa(
 # Real or synthetic
 
 
-def _taken_for_real(readings: Sequence[Reading], method: str) -> Iterator[Finding]:
+def _taken_for_real(readings: Sequence[Rating], method: str) -> Iterator[Finding]:
     """Return the share of a method's images that each rater took for real, and that of all raters.
 
     Wilson's interval takes images as independent, and counts an image once
@@ -235,11 +235,11 @@ def _taken_for_real(readings: Sequence[Reading], method: str) -> Iterator[Findin
         yield row._replace(low=low, high=high, interval="subjects")
 
 
-def _subject(one: Reading) -> str:
+def _subject(one: Rating) -> str:
     return one.item.subject
 
 
-def _is_for_real(one: Reading) -> bool:
+def _is_for_real(one: Rating) -> bool:
     return one.answer == REAL
 
 
@@ -248,7 +248,7 @@ def _ratio(sums: Table) -> Table:
         return np.asarray(sums[..., 0] / sums[..., 1])
 
 
-def _with_all(readings: Sequence[Reading]) -> Iterator[tuple[str, list[Reading]]]:
+def _with_all(readings: Sequence[Rating]) -> Iterator[tuple[str, list[Rating]]]:
     """Go through the raters, and then through all of them together where there are several."""
     by_rater = _by(readings, lambda one: one.rater)
     yield from by_rater.items()
@@ -256,7 +256,7 @@ def _with_all(readings: Sequence[Reading]) -> Iterator[tuple[str, list[Reading]]
         yield ALL, list(readings)
 
 
-def _recognised(readings: Sequence[Reading], method: str) -> Iterator[Finding]:
+def _recognised(readings: Sequence[Rating], method: str) -> Iterator[Finding]:
     """Return the share of right answers among a method's images and the real ones of the same slices.
 
     There are as many of both, so that whoever guesses, however often "real",
@@ -300,7 +300,7 @@ def _recognised(readings: Sequence[Reading], method: str) -> Iterator[Finding]:
 # Quality
 
 
-def _slice_pairs(readings: Sequence[Reading], method: str, against: str) -> list[tuple[Reading, Reading]]:
+def _slice_pairs(readings: Sequence[Rating], method: str, against: str) -> list[tuple[Rating, Rating]]:
     """Pair what each rater said of two methods' images of one slice."""
     said = {(one.rater, one.item.place): one for one in readings}
     return [
@@ -332,7 +332,7 @@ def _resampled(table: Table) -> str:
     return "subjects, raters" if table.shape[1] > 1 else "subjects"
 
 
-def _mean_quality(readings: Sequence[Reading], method: str) -> Iterator[Finding]:
+def _mean_quality(readings: Sequence[Rating], method: str) -> Iterator[Finding]:
     """Return the mean quality over subjects of the mean over raters and slices, where there is any."""
     rated = [one for one in readings if one.item.method == method and one.quality is not None]
     if not rated:
@@ -342,7 +342,7 @@ def _mean_quality(readings: Sequence[Reading], method: str) -> Iterator[Finding]
     yield Finding("quality", method, "", ALL, "", images, len(table), value, *_interval(table), _resampled(table))
 
 
-def _differences(readings: Sequence[Reading]) -> list[Finding]:
+def _differences(readings: Sequence[Rating]) -> list[Finding]:
     """Compare the quality of each two methods, and of each with the real images, by subject."""
     rated = [one for one in readings if one.quality is not None]
     names = [*(method for method in _methods(readings) if method != REAL), REAL]
@@ -351,7 +351,7 @@ def _differences(readings: Sequence[Reading]) -> list[Finding]:
     return [one._replace(p_holm=p) for one, p in zip(tested, holm([one.p for one in tested]))]
 
 
-def _difference(rated: Sequence[Reading], method: str, against: str) -> Finding | None:
+def _difference(rated: Sequence[Rating], method: str, against: str) -> Finding | None:
     pairs = _slice_pairs(rated, method, against)
     if not pairs:
         return None

@@ -55,7 +55,7 @@ class StudyItem(NamedTuple):
         return self.case, self.slice, self.method
 
 
-class Reading(NamedTuple):
+class Rating(NamedTuple):
     """What one rater said of one showing.
 
     Attributes:
@@ -76,7 +76,7 @@ class Reading(NamedTuple):
 class Ratings(NamedTuple):
     """Readings of one or several raters, and sentences about what is missing."""
 
-    readings: tuple[Reading, ...]
+    readings: tuple[Rating, ...]
     notes: tuple[str, ...]
 
 
@@ -161,7 +161,7 @@ def read_ratings(paths: Sequence[Path], items: Sequence[StudyItem]) -> Ratings:
             it should be, or holds an answer that the page does not write.
     """
     by_token = {item.token: item for item in items}
-    readings: list[Reading] = []
+    readings: list[Rating] = []
     notes: list[str] = []
     files: dict[str, Path] = {}
     for path in paths:
@@ -177,7 +177,7 @@ def read_ratings(paths: Sequence[Path], items: Sequence[StudyItem]) -> Ratings:
     return Ratings(tuple(readings), tuple(notes))
 
 
-def _read_rater(path: Path, by_token: Mapping[str, StudyItem]) -> list[Reading]:
+def _read_rater(path: Path, by_token: Mapping[str, StudyItem]) -> list[Rating]:
     """Read the file of one rater; showings without any answer are left out."""
     lines = _lines_of_ratings(path)
     _check_study(path, {line[0] for line in lines}, next(iter(by_token.values())).study)
@@ -231,7 +231,7 @@ def _check_tokens(path: Path, tokens: Sequence[str], by_token: Mapping[str, Stud
         raise RunError(f"rates {len(doubles)} images twice", path=path, reason="double", found=doubles[0])
 
 
-def _reading(path: Path, line: Sequence[str], by_token: Mapping[str, StudyItem]) -> Reading:
+def _reading(path: Path, line: Sequence[str], by_token: Mapping[str, StudyItem]) -> Rating:
     _, rater, token, answer, quality, seconds = line
     if answer not in (*ANSWERS, ""):
         raise _strange(path, token, "answer", answer, "real, synthetic or nothing")
@@ -240,7 +240,7 @@ def _reading(path: Path, line: Sequence[str], by_token: Mapping[str, StudyItem])
     lasted = _seconds(seconds) if seconds else None
     if lasted is not None and not 0 <= lasted < math.inf:
         raise _strange(path, token, "time", seconds, "seconds or nothing")
-    return Reading(
+    return Rating(
         by_token[token], rater, cast("Answer", answer) if answer else None, int(quality) if quality else None, lasted
     )
 
@@ -259,7 +259,7 @@ def _strange(path: Path, token: str, what: str, found: str, expected: str) -> Ru
     )
 
 
-def _missing(rater: str, found: Sequence[Reading], shown: int) -> list[str]:
+def _missing(rater: str, found: Sequence[Rating], shown: int) -> list[str]:
     """Say how many images a rater left without an answer or a quality."""
     counts = {
         "an answer": shown - sum(one.answer is not None for one in found),
