@@ -233,7 +233,7 @@ def attention_ramp(step: int, *, start: int, length: float) -> float:
 def gate_is_open(
     *, target: Target, realness_accuracy: Tensor | float, confidence_sd: Tensor, spearman: float
 ) -> Tensor:
-    """Tell whether the map can be trusted: whether the local discriminator is not saturated, flat or inverted.
+    """Return whether the map can be trusted: whether the local discriminator is not saturated, flat or inverted.
 
     A value that is not a number closes the gate.
 

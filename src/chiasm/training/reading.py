@@ -45,7 +45,7 @@ class Watch:
 
 
 def is_reading_step(recipe: Recipe, step: int) -> bool:
-    """Tell whether values are read after a step, from 0: after the first, and then 500 times or a few more."""
+    """Return whether values are read after a step, from 0: after the first, and then 500 times or a few more."""
     return step % max(1, recipe.schedule.steps // MOST_LINES) == 0
 
 

@@ -46,7 +46,7 @@ def draw(setting: Setting, state: TrainingState, step: int, phase: Phase, turn: 
 
 
 def gate_is_open(setting: Setting, state: TrainingState) -> Tensor:
-    """Tell, on the device, whether the attention is healthy."""
+    """Find, on the device, whether the attention is healthy."""
     return attention.gate_is_open(
         target=setting.recipe.attention.head,
         realness_accuracy=state.accuracy,

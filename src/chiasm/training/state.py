@@ -1,7 +1,7 @@
 """What a training remembers between its steps, beside weights.
 
 Running values lie on the device as tensors of one number, so that a step never waits for one; what is drawn by, the
-pool and the difficulty of lesions, is a matter of the host and is brought up to date every so many steps.
+pool and the difficulty of lesions, is a matter of the host and is updated every so many steps.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class TrainingState:
         closed_steps: Steps in which the health gate kept the attention off.
         rho: Rank correlation of 1 - M with the smoothed error, of the last validation; -1 before the first.
         attention_steps: Steps in which the schedule had it on.
-        is_guiding: Whether the health gate was open when the pool was last brought up to date.
+        is_guiding: Whether the health gate was open when the pool was last updated.
         pool: Patches that may be drawn again, the newest last.
         lesion_difficulty: Running mean of 1 - M in the lesion, by id of the case; unseen ones are absent.
         unread_patches: What is to join the pool.
@@ -109,7 +109,7 @@ class TrainingState:
         return float(self.closed_steps) / max(1, self.attention_steps)
 
     def read(self, is_open: Tensor) -> Self:
-        """Bring pool, difficulty of lesions and gate up to date: the one thing here that waits for the device.
+        """Update pool, difficulty of lesions and gate: the one thing here that waits for the device.
 
         Args:
             is_open: Whether the health gate is open now, one truth value.
