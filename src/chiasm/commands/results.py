@@ -174,6 +174,6 @@ def _show_method(row: MethodRow) -> None:
 
     published = f" ({row.published:,} published)" if row.published else ""
     beside = f" and {row.discriminators:,} of discriminators" if row.discriminators else ""
-    told = [row.paper, f"{row.weights:,} weights{published}{beside}", *([f"needs {row.needs}"] if row.needs else [])]
+    facts = [row.paper, f"{row.weights:,} weights{published}{beside}", *([f"needs {row.needs}"] if row.needs else [])]
     typer.echo(f"  {title_of(row.name):26} {row.words}")
-    typer.echo(fill("; ".join(told), 110, initial_indent=" " * 29, subsequent_indent=" " * 29))
+    typer.echo(fill("; ".join(facts), 110, initial_indent=" " * 29, subsequent_indent=" " * 29))

@@ -252,9 +252,9 @@ def _describe(method: Method, recipe: Recipe) -> MethodRow:
             ResidualGenerator(in_channels=seen, widths=settings.refiner, dims=_dims(recipe), norm=settings.norm)
         )
     published = sum(map(_count, _stages(recipe, 1.0))) if entry else 0
-    told = "; ".join(needs)
+    listed = "; ".join(needs)
     return MethodRow(
-        recipe.method, method.words, _paper(method, recipe), weights, published, told, _count_discriminators(recipe)
+        recipe.method, method.words, _paper(method, recipe), weights, published, listed, _count_discriminators(recipe)
     )
 
 
