@@ -25,7 +25,7 @@ from chiasm.training.batches import lesion_voxels
 from chiasm.training.classes import find_classes
 from chiasm.training.discriminator_step import step_discriminators, step_global
 from chiasm.training.generator_step import step_generator
-from chiasm.training.reading import Watch, check, is_reading_step, read_values, watch
+from chiasm.training.reading import PendingValues, check, is_reading_step, read_values, watch
 from chiasm.training.sampler import draw, gate_is_open
 from chiasm.training.setting import Draw, Setting, make_draw
 from chiasm.training.state import KEPT, TrainingState
@@ -48,7 +48,7 @@ class Learner:
         classes = find_classes(training, recipe.training.seed) if recipe.training.class_share else None
         self.setting = Setting(recipe, plan, training, lesion_voxels(training), self.trainables, classes)
         self.state = TrainingState().to(fabric.device)
-        self._watch: Watch | None = None
+        self._watch: PendingValues | None = None
 
     @property
     def parts(self) -> dict[str, Any]:

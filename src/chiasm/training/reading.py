@@ -28,7 +28,7 @@ class NotFinite(Exception):
 
 
 @dataclass(frozen=True)
-class Watch:
+class PendingValues:
     """What has happened since the values were last checked.
 
     Attributes:
@@ -49,16 +49,16 @@ def is_reading_step(recipe: Recipe, step: int) -> bool:
     return step % max(1, recipe.schedule.steps // MOST_LINES) == 0
 
 
-def watch(before: Watch | None, values: Mapping[str, Tensor], drawn: Draw) -> Watch:
+def watch(before: PendingValues | None, values: Mapping[str, Tensor], drawn: Draw) -> PendingValues:
     """Note on the device whether the values of a step are finite."""
     numbers = [exact(value) for name, value in values.items() if name not in MAY_BE_UNDEFINED]
     is_finite = torch.stack(numbers).isfinite().all()
     if before is not None:
         is_finite = is_finite & before.is_finite
-    return Watch(is_finite, 1 if before is None else before.steps + 1, values, drawn.detached())
+    return PendingValues(is_finite, 1 if before is None else before.steps + 1, values, drawn.detached())
 
 
-def check(watched: Watch, names: Sequence[str]) -> None:
+def check(watched: PendingValues, names: Sequence[str]) -> None:
     """Wait for the device, and stop if a value was not finite; all processes must ask.
 
     Args:
