@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -44,7 +44,8 @@ class EvaluationCase:
     Attributes:
         case: The cohort's case.
         entry: What the manifest says of its prediction.
-        images: Method name to predicted image; the model's own comes first.
+        prediction: The model's own image.
+        guesses: Name of each naive baseline to its values in the mask, shape (n,); outside lies the background.
         target: The real image, harmonised where units are arbitrary.
         expected_error: The map in target units, or None.
         mask: Voxels that are scored.
@@ -57,7 +58,8 @@ class EvaluationCase:
 
     case: Case
     entry: Entry
-    images: Mapping[str, NDArray[np.float32]]
+    prediction: NDArray[np.float32]
+    guesses: Mapping[str, NDArray[np.float32]]
     target: NDArray[np.float32]
     expected_error: NDArray[np.float32] | None
     mask: NDArray[np.bool_]
@@ -66,6 +68,14 @@ class EvaluationCase:
     use: MaskUse
     problem: Problem | None = None
     lacks: tuple[str, ...] = ()
+
+    def images(self, method: str, background: float) -> Iterator[tuple[str, NDArray[np.float32]]]:
+        """Give the image of each method, the model's own first and under its name; those of baselines are made here."""
+        yield method, self.prediction
+        for name, values in self.guesses.items():
+            image = np.full_like(self.prediction, background)
+            image[self.mask] = values
+            yield name, image
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,7 +144,8 @@ def load_case(
     return EvaluationCase(
         case,
         entry,
-        {assessed.manifest.method: made_image, **guesses},
+        made_image,
+        guesses,
         harmonise(target.array, inside, plan, own),
         None if expected_error is None else expected_error.array * _scale(own, plan),
         inside,
@@ -214,13 +225,13 @@ def _as_shown(
 def _guesses(
     assessed: PredictionFolder, prepared: PreparedSource, first: Volume, inside: NDArray[np.bool_]
 ) -> dict[str, NDArray[np.float32]]:
-    """Make the naive baselines of a case, by name, on the grid of its first source."""
+    """Make the naive baselines of a case, by name: values at the voxels of the mask on the grid of its first source."""
     plan, guesses = assessed.plan, {}
     for baseline in assessed.baselines.names:
         guess = assessed.baselines.predict(baseline, prepared.array, prepared.mask, prepared.grid)
-        raw = plan.target_reference.invert(guess)
-        on_grid = resample(Volume(raw.astype(np.float32), prepared.grid), first.geometry, order=1)
-        guesses[baseline] = np.where(inside, on_grid.array, plan.target_background).astype(np.float32)
+        raw = np.full_like(guess, plan.target_reference.invert(0))
+        raw[prepared.mask] = plan.target_reference.invert(guess[prepared.mask])
+        guesses[baseline] = resample(Volume(raw, prepared.grid), first.geometry, order=1).array[inside]
     return guesses
 
 

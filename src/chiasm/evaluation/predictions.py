@@ -208,7 +208,7 @@ def score_case(loaded: EvaluationCase, assessed: PredictionFolder, cohort: Cohor
         is_ct=unit == "HU",
         axes=axis_names(grid),
     )
-    for method, image in loaded.images.items():
+    for method, image in loaded.images(manifest.method, plan.target_background):
         images = ScoredImages(image, reference, loaded.expected_error if method == manifest.method else None)
         terms = ScoreTerms(
             loaded.case.id, plan.target_range, unit, scale, convention, manifest.fold, manifest.seed, method

@@ -61,8 +61,9 @@ def harmonise(
     from chiasm.preparation.intensity import fit_intensity
 
     own = own or fit_intensity(target, mask, plan.target_kind)
-    harmonised = plan.target_reference.invert(own.apply(target))
-    harmonised[(target == 0) & ~mask] = plan.target_background
+    seen = mask | (target != 0)
+    harmonised = np.full_like(target, plan.target_background, np.float32)
+    harmonised[seen] = plan.target_reference.invert(own.apply(target[seen]))
     return harmonised
 
 

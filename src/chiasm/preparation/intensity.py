@@ -30,6 +30,7 @@ MapKind = Literal["median_iqr", "zscore", "percentile", "mode", "rank", "hu"]
 KINDS: tuple[Fitted, ...] = get_args(Fitted)
 
 BINS = 64  # of a look-up table
+AT_ONCE = 2**16  # voxels that are mapped at once
 QUANTILES = 64  # knots of a rank map
 FEWEST_CASES = 3  # to measure agreement by leaving one out
 TIE = 0.01  # differences of R2 below this decide nothing
@@ -268,7 +269,13 @@ def _rises(knots: Sequence[float]) -> bool:
 
 
 def _piecewise(array: ArrayLike, x: Sequence[float], y: Sequence[float]) -> NDArray[np.float32]:
-    return _linear(np.asarray(array), x, y).astype(np.float32)
+    given = np.asarray(array)
+    order: Literal["C", "F"] = "F" if given.flags.f_contiguous else "C"
+    flat = given.ravel(order)
+    made = np.empty(flat.size, np.float32)
+    for start in range(0, flat.size, AT_ONCE):  # in double precision, of which a volume needs much
+        made[start : start + AT_ONCE] = _linear(flat[start : start + AT_ONCE], x, y)
+    return made.reshape(given.shape, order=order)
 
 
 def _linear(at: ArrayLike, x: Sequence[float], y: Sequence[float]) -> NDArray[np.float64]:
