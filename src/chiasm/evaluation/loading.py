@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -26,6 +26,7 @@ from chiasm.preparation.fingerprint import known_of
 from chiasm.preparation.intensity import IntensityMap
 from chiasm.preparation.plan import Plan
 from chiasm.volumes import Volume, check_pair, read_volume, resample
+from chiasm.volumes.geometry import find_overlap
 from chiasm.volumes.masks import Rule
 
 #: Where the mask of a prediction comes from, by what its manifest calls it.
@@ -68,14 +69,6 @@ class EvaluationCase:
     use: MaskUse
     problem: Problem | None = None
     lacks: tuple[str, ...] = ()
-
-    def images(self, method: str, background: float) -> Iterator[tuple[str, NDArray[np.float32]]]:
-        """Give the image of each method, the model's own first and under its name; those of baselines are made here."""
-        yield method, self.prediction
-        for name, values in self.guesses.items():
-            image = np.full_like(self.prediction, background)
-            image[self.mask] = values
-            yield name, image
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,6 +207,8 @@ def _as_shown(
     if not sources:
         return first, None, {}
     thick = _as_given(sources, plan)
+    if plan.own is None and not naive:
+        return thick[0], None, {}
     prepared = prepare_source(thick, plan, mask)
     # units of super-resolution are the scan's own: one map converts prediction and target to the cohort's
     own = None if plan.own is None else prepared.maps[plan.own]
@@ -227,11 +222,17 @@ def _guesses(
 ) -> dict[str, NDArray[np.float32]]:
     """Make the naive baselines of a case, by name: values at the voxels of the mask on the grid of its first source."""
     plan, guesses = assessed.plan, {}
+    overlap = find_overlap(prepared.grid, first.geometry)
+    if overlap is not None and inside[overlap.target].sum() < inside.sum():
+        overlap = None  # what the prepared grid does not reach is filled
     for baseline in assessed.baselines.names:
         guess = assessed.baselines.predict(baseline, prepared.array, prepared.mask, prepared.grid)
         raw = np.full_like(guess, plan.target_reference.invert(0))
         raw[prepared.mask] = plan.target_reference.invert(guess[prepared.mask])
-        guesses[baseline] = resample(Volume(raw, prepared.grid), first.geometry, order=1).array[inside]
+        if overlap is None:
+            guesses[baseline] = resample(Volume(raw, prepared.grid), first.geometry, order=1).array[inside]
+        else:  # the same voxels, in the same order
+            guesses[baseline] = raw.transpose(overlap.axes)[overlap.source][inside[overlap.target]]
     return guesses
 
 

@@ -11,6 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from chiasm.cohorts.cases import Cohort, Problem
 from chiasm.cohorts.dicom_patients import Selection
 from chiasm.cohorts.discovery import find_cohort, selection_of
@@ -19,6 +21,7 @@ from chiasm.evaluation.loading import EvaluationCase, PredictionFolder, load_cas
 from chiasm.evaluation.reference import Reference
 from chiasm.evaluation.rows import MaskUse, Remarks, Row
 from chiasm.evaluation.scoring import ScoredImages, ScoreTerms, evaluate_case, reporting_unit
+from chiasm.metrics.conventions import find_convention
 from chiasm.prediction.baselines import load_baselines
 from chiasm.prediction.manifest import Entry, Manifest, find_path, read_manifest
 from chiasm.preparation.fingerprint import Progress
@@ -208,8 +211,18 @@ def score_case(loaded: EvaluationCase, assessed: PredictionFolder, cohort: Cohor
         is_ct=unit == "HU",
         axes=axis_names(grid),
     )
-    for method, image in loaded.images(manifest.method, plan.target_background):
-        images = ScoredImages(image, reference, loaded.expected_error if method == manifest.method else None)
+    rules, background = find_convention(convention), plan.target_background
+    if rules.masked and not rules.multiscale:
+        reference = reference.cut_out(loaded.prediction, background)
+    box = (slice(None),) * 3 if reference.frame is None else reference.frame.box
+    expected = None if loaded.expected_error is None else loaded.expected_error[box]
+    for method in (manifest.method, *loaded.guesses):
+        if method == manifest.method:
+            images = ScoredImages(np.ascontiguousarray(loaded.prediction[box]), reference, expected)
+        else:
+            guess = np.full(reference.mask.shape, background, np.float32)
+            guess[reference.mask] = loaded.guesses[method]
+            images = ScoredImages(guess, reference)
         terms = ScoreTerms(
             loaded.case.id, plan.target_range, unit, scale, convention, manifest.fold, manifest.seed, method
         )

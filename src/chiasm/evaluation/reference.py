@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,20 @@ EDGE_SHARE = 0.1  # of the mask's voxels: the target's steepest
 Places = NDArray[np.int32] | slice  # of a region's voxels among those of the mask
 
 
+class Frame(NamedTuple):
+    """Where the part of a volume lies that holds every difference.
+
+    Attributes:
+        box: Of the part.
+        shape: Of the volume.
+        background: Of target and predictions beyond the mask.
+    """
+
+    box: Box
+    shape: tuple[int, ...]
+    background: float
+
+
 @dataclass(frozen=True, eq=False)
 class Reference:
     """What predictions of one case are scored against, all on one grid.
@@ -36,6 +50,7 @@ class Reference:
         regions: Region name to the labels that make it; without names all labels together are the region "lesion".
         is_ct: Whether the target is in Hounsfield units, so that tissues are regions.
         axes: What I, J and K run along; see `volumes.geometry.axis_names`.
+        frame: Where the arrays lie in volumes that are one constant beyond the mask; None for whole volumes.
 
     Raises:
         ValueError: If shapes differ.
@@ -48,6 +63,7 @@ class Reference:
     regions: Mapping[str, Sequence[int]] = field(default_factory=dict)
     is_ct: bool = False
     axes: tuple[str, str, str] = ("i", "j", "k")
+    frame: Frame | None = None
 
     def __post_init__(self) -> None:
         same_shape(self.target, self.mask, *([] if self.labels is None else [self.labels]))
@@ -57,15 +73,16 @@ class Reference:
         """The box around the mask and every window around its voxels."""
         return window_box(self.mask)
 
-    @cached_property
-    def background(self) -> float | None:
-        """The one value that the target has outside the mask; None where it has several, or nothing lies outside."""
-        outside = self.target[~self.mask]
-        return float(outside[0]) if outside.size and (outside == outside[0]).all() else None
+    def cut_out(self, prediction: NDArray[Any], background: float) -> Reference:
+        """Return the part in the box where target and prediction are one constant outside the mask; else itself.
 
-    def is_cut_out(self, prediction: NDArray[Any]) -> bool:
-        """Return whether a prediction differs from the target inside the mask only, on a constant background."""
-        return self.background is not None and bool((self.mask | (prediction == self.background)).all())
+        Args:
+            prediction: Shape (I, J, K).
+            background: That constant, to which naive baselines are set.
+        """
+        if self.mask.all() or not all((self.mask | (image == background)).all() for image in (self.target, prediction)):
+            return self
+        return replace(self.part, frame=Frame(self.box, self.mask.shape, background))
 
     @cached_property
     def part(self) -> Reference:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from chiasm import boxes
 from chiasm.attenuation import attenuation
 from chiasm.errors import ChiasmError
-from chiasm.evaluation.reference import Reference
+from chiasm.evaluation.reference import Frame, Reference
 from chiasm.evaluation.rows import LEAST_LESION, UNITS, Row
 from chiasm.metrics import conventions, lesions, radiotherapy, ranking, voxelwise
 from chiasm.metrics.edges import gradients_by_region
@@ -225,8 +225,8 @@ def evaluate_case(images: ScoredImages, terms: ScoreTerms) -> list[Row]:
 def _score_whole(images: ScoredImages, terms: ScoreTerms) -> tuple[conventions.ComparedImages, dict[str, float]]:
     """Score all voxels, the background with them; return the pair on the mask's box too, for regions."""
     prediction, reference = images.prediction, images.reference
-    if terms.rules.masked and reference.background is not None and reference.is_cut_out(prediction):
-        return _score_cut_out(images, reference.background, terms)
+    if reference.frame is not None:
+        return _score_cut_out(images, reference.frame, terms)
     whole = np.ones(prediction.shape, bool)
     pair = conventions.pair_up(prediction, reference.target, whole, terms.rules, terms.data_range)
     scores = voxelwise.error_scores(prediction, reference.target, terms.width) | conventions.likeness(pair, whole)
@@ -238,18 +238,17 @@ def _score_whole(images: ScoredImages, terms: ScoreTerms) -> tuple[conventions.C
 
 
 def _score_cut_out(
-    images: ScoredImages, background: float, terms: ScoreTerms
+    images: ScoredImages, frame: Frame, terms: ScoreTerms
 ) -> tuple[conventions.ComparedImages, dict[str, float]]:
-    """Do what `_score_whole` does from the mask's box alone: beyond the mask both images are one constant."""
-    part, box, shape = images.part, images.reference.box, images.prediction.shape
-    its = part.reference
+    """Do what `_score_whole` does from the part that holds every difference."""
+    its = images.reference
     pair, whole = conventions.pair_up_cut_out(
-        part.prediction, its.target, its.mask, background, terms.rules, terms.data_range
+        images.prediction, its.target, its.mask, frame.background, terms.rules, terms.data_range
     )
-    errors = voxelwise.error_scores(part.prediction, its.target, terms.width)
-    share = part.prediction.size / math.prod(shape)
+    errors = voxelwise.error_scores(images.prediction, its.target, terms.width)
+    share = images.prediction.size / math.prod(frame.shape)
     scores = {name: value * (math.sqrt(share) if name == "rmse" else share) for name, value in errors.items()}
-    return pair, scores | conventions.cut_out_likeness(whole, box, shape)
+    return pair, scores | conventions.cut_out_likeness(whole, frame.box, frame.shape)
 
 
 def _score_regions(

@@ -323,7 +323,7 @@ def _show_case(case: str, predicted: Predicted, cohort: Cohort, design: StudyDes
     if not mask.any():
         raise CohortError("the methods filled no voxel in common", reason="empty-mask")
     images = {REAL: main.target} | {
-        method: _in_units_of(plan, plans[method], next(iter(one.images.values()))) for method, one in loaded.items()
+        method: _in_units_of(plan, plans[method], one.prediction) for method, one in loaded.items()
     }
     grid, axis = main.source.geometry, AXES[design.plane]
     shown, labels = _in_ras(mask, grid), None if main.labels is None else _in_ras(main.labels > 0, grid)
