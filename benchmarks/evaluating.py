@@ -113,13 +113,17 @@ def _each(option: str, values: Sequence[str]) -> list[str]:
     return [word for value in values for word in (option, value)]
 
 
+def environment_of(source: Path) -> dict[str, str]:
+    """Let a process use the build at `source` and one thread."""
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    return {**os.environ, "PYTHONPATH": str(source), **dict.fromkeys(names, "1")}
+
+
 def chiasm(source: Path, *words: Any) -> Cost:
     """Run a command of the build at `source` with one thread."""
-    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-    environment = {**os.environ, "PYTHONPATH": str(source), **dict.fromkeys(names, "1")}
     process = subprocess.Popen(
         [sys.executable, "-c", "from chiasm.cli import main; main()", *map(str, words)],
-        env=environment,
+        env=environment_of(source),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )
