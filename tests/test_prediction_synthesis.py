@@ -18,7 +18,7 @@ from chiasm.methods import make_recipe
 from chiasm.networks.catalogue import make_network
 from chiasm.networks.discriminators import LocalDiscriminator, LocalLogits
 from chiasm.networks.generator import ResidualGenerator
-from chiasm.prediction import passes
+from chiasm.prediction import passes, synthesis
 from chiasm.prediction.calibration import Calibration
 from chiasm.prediction.engines import Engine
 from chiasm.prediction.model import Model, load_model, make_generator, make_local_discriminator, make_refiner
@@ -202,6 +202,53 @@ def test_the_output_lies_on_the_sources_grid_however_it_is_stored(model: Model) 
     np.testing.assert_allclose(np.moveaxis(b.image.array[:, ::-1], 0, 2), a.image.array, atol=1e-3)
     correlation = np.corrcoef(a.image.array[a.mask.array], plain.array[a.mask.array])[0, 1]
     assert correlation > 0.9999  # the identity comes back as itself, up to its scale
+
+
+def test_voxels_are_copied_back_as_interpolating_would_have_them_bit_for_bit(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learnt = replace(model, generator=Given(torch.sin), local_discriminator=Doubtful(-0.3))
+    stored = volume()
+    for source in (stored, Volume(stored.array[::-1, :, ::-1].transpose(1, 0, 2), turned(stored))):
+        copied = made(learnt, source)
+        with monkeypatch.context() as patch:
+            patch.setattr(synthesis, "find_overlap", lambda *_: None)
+            interpolated = made(learnt, source)
+        for one, other in zip(
+            (copied.image, copied.expected_error, copied.mask),
+            (interpolated.image, interpolated.expected_error, interpolated.mask),
+            strict=True,
+        ):
+            assert one is not None and other is not None
+            assert one.array.dtype == other.array.dtype
+            np.testing.assert_array_equal(one.array, other.array)
+        assert len(np.unique(copied.image.array)) > 100
+
+
+def turned(stored: Volume) -> Geometry:
+    """The grid of a volume whose first axis became its second and runs, as the third does, the other way."""
+    i, j, k = stored.array.shape
+    place = np.eye(4)[:, [1, 0, 2, 3]]
+    ends = np.diag([-1.0, 1.0, -1.0, 1.0])
+    ends[:3, 3] = i - 1, 0, k - 1
+    return Geometry((j, i, k), stored.geometry.affine @ ends @ place)
+
+
+def test_without_difficulties_image_and_expected_error_are_the_same(model: Model) -> None:
+    networks = Networks(Given(torch.sin), Doubtful(0.4))
+    prepared = prepare_source([volume()], model.plan)
+
+    def maps(difficulties: bool) -> passes.Maps:
+        return synthesise_prepared(
+            networks, prepared.array, prepared.mask, plan=model.plan, conditional=True, error_scale=0.5, engine=ENGINE,
+            difficulties=difficulties,
+        )  # fmt: skip
+
+    few, all_heads = maps(False), maps(True)
+    assert few.magnitude is few.structured is few.realness is None
+    np.testing.assert_array_equal(few.prediction, all_heads.prediction)
+    np.testing.assert_array_equal(few.raw_error, all_heads.raw_error)
+    assert all(heads is not None for heads in all_heads)
 
 
 def test_a_given_mask_is_where_the_networks_are_asked(model: Model) -> None:

@@ -140,6 +140,17 @@ def test_slices_equal_a_loop_over_single_slices(batch: int) -> None:
         np.testing.assert_allclose(made[0, ..., k], network(channels[None])[0, 0, :18, :21].numpy(), atol=1e-5)
 
 
+def test_slices_that_are_not_asked_for_stay_empty_and_the_others_equal_a_pass_over_all() -> None:
+    network, source = nn.Conv2d(3, 2, 3, padding=1).eval(), volume(1, 9, 8, 11)
+    with torch.inference_mode():
+        whole = apply_to_slices(network, source, slices=3, batch=4, multiple=4)
+        places = [1, 2, 3, 6, 7, 9]
+        some = apply_to_slices(network, source, slices=3, batch=4, multiple=4, places=places)
+    others = sorted(set(range(11)) - set(places))
+    np.testing.assert_allclose(some[..., places], whole[..., places], atol=1e-6)
+    assert (some[..., others] == 0).all() and whole[..., others].any()
+
+
 def test_a_memory_map_gives_what_the_array_gives(tmp_path: Path, generator: ResidualGenerator) -> None:
     source = volume(2, 30, 8, 9)
     np.save(tmp_path / "source.npy", source)

@@ -110,18 +110,20 @@ class Chain(nn.Module):
         networks: Without the earlier stages.
         channels: Source channels of the generator.
         conditional: Whether the local discriminator sees the source.
+        difficulties: Whether all heads of the local discriminator are asked for, beside the magnitude's.
     """
 
-    def __init__(self, networks: Networks, *, channels: int, conditional: bool) -> None:
+    def __init__(self, networks: Networks, *, channels: int, conditional: bool, difficulties: bool = True) -> None:
         super().__init__()
         self.generator, self.refiner = networks.generator, networks.refiner
         self.local_discriminator = networks.local_discriminator
-        self.channels, self.conditional = channels, conditional
+        self.channels, self.conditional, self.difficulties = channels, conditional, difficulties
 
     def forward(self, stack: Tensor) -> Tensor:
         """Map source and mask's slices, (N, channels + slices, *S), to an image (N, 1, *S).
 
-        With a local discriminator, to (N, 4, *S): the image, then the logits of magnitude, structured and realness.
+        With a local discriminator, to (N, 4, *S): the image, then the logits of magnitude, structured and realness,
+        or to (N, 2, *S) without the last two.
         """
         source, masks = stack[:, : self.channels], stack[:, self.channels :]
         prediction: Tensor = self.generator(source)
@@ -134,7 +136,8 @@ class Chain(nn.Module):
         if self.refiner is not None:
             prediction = refine(self.refiner, source, masked, logits.structured, valid)
             logits = self._assess(source, prediction)
-        return torch.cat([prediction, logits.magnitude, logits.structured, logits.realness], dim=1)
+        doubts = [logits.structured, logits.realness] if self.difficulties else []
+        return torch.cat([prediction, logits.magnitude, *doubts], dim=1)
 
     def _assess(self, source: Tensor, image: Tensor) -> LocalLogits:
         assert self.local_discriminator is not None
@@ -142,18 +145,23 @@ class Chain(nn.Module):
         return logits
 
 
-def _runner(networks: Networks, engine: Engine, channels: int, conditional: bool) -> Callable[[Tensor], Tensor]:
-    """Let an engine run networks in one pass; a compiled one only those of a loaded model, which do not change."""
+def _runner(networks: Networks, engine: Engine, **chained: int) -> Callable[[Tensor], Tensor]:
+    """Let an engine run a `Chain`; a compiled one only that of a loaded model, which does not change."""
     if engine.name != "torch" and networks.model:
-        return _compiled(networks, engine, channels, conditional)
-    return engine.wrap(Chain(_of_any_size(networks), channels=channels, conditional=conditional))
+        return _compiled(networks, engine, **chained)
+    return engine.wrap(_chain(networks, **chained))
 
 
 @lru_cache(maxsize=8)
-def _compiled(networks: Networks, engine: Engine, channels: int, conditional: bool) -> Compiled:
+def _compiled(networks: Networks, engine: Engine, **chained: int) -> Compiled:
     """Compile networks once for all volumes."""
-    chain = Chain(_of_any_size(networks), channels=channels, conditional=conditional)
-    return Compiled(engine, chain, networks.model)
+    return Compiled(engine, _chain(networks, **chained), networks.model)
+
+
+def _chain(networks: Networks, *, channels: int, conditional: int, difficulties: int) -> Chain:
+    return Chain(
+        _of_any_size(networks), channels=channels, conditional=bool(conditional), difficulties=bool(difficulties)
+    )
 
 
 def _of_any_size(networks: Networks) -> Networks:
@@ -171,6 +179,7 @@ def synthesise_prepared(
     conditional: bool,
     error_scale: float,
     engine: Engine,
+    difficulties: bool = True,
 ) -> Maps:
     """Run the networks over a prepared volume.
 
@@ -183,6 +192,7 @@ def synthesise_prepared(
         conditional: Whether the local discriminator sees the source.
         error_scale: s of the soft targets, normalised units.
         engine: Device and precision.
+        difficulties: Whether the difficulties of the heads are asked for, beside the expected error.
     """
     if networks.average == "flip":
         once = partial(
@@ -192,23 +202,38 @@ def synthesise_prepared(
             conditional=conditional,
             error_scale=error_scale,
             engine=engine,
+            difficulties=difficulties,
         )
         return _average_mirrored(once(source, mask), once(source[:, ::-1], mask[::-1]))
     if networks.earlier:
         source = _with_context(networks, source, mask, plan, engine)
         networks = networks._replace(earlier=())
-    run = _runner(networks, engine, source_channels(plan), conditional)
+    run = _runner(networks, engine, channels=source_channels(plan), conditional=conditional, difficulties=difficulties)
     stack = np.concatenate([source, mask[None]], dtype=np.float32)
     outputs = _over_volume(run, stack, networks, plan)
-    prediction = np.where(mask, outputs[0], 0).astype(np.float32)
+    inside = [channel[mask] for channel in outputs]  # the image; logits of magnitude, structured and realness
+    prediction = scatter(inside[0], mask)
     if networks.local_discriminator is None:
         return Maps(prediction, None, None, None, None)
-    logits = outputs[1:4]  # magnitude, structured, realness
     with np.errstate(invalid="ignore"):  # `synthesise` refuses what is no number
-        raw_error = error_scale * np.logaddexp(0, -logits[0])  # -s log sigmoid(logit)
-    difficulties = (np.where(mask, 1 / (1 + np.exp(np.clip(logit, -60, 60))), 0) for logit in logits)
-    kept = (np.where(mask, raw_error, 0), *difficulties)
-    return Maps(prediction, *(each.astype(np.float32) for each in kept))
+        raw_error = error_scale * np.logaddexp(0, -inside[1])  # -s log sigmoid(logit)
+    if not difficulties:
+        return Maps(prediction, scatter(raw_error, mask), None, None, None)
+    doubts = (scatter(1 / (1 + np.exp(np.clip(logits, -60, 60))), mask) for logits in inside[1:])
+    return Maps(prediction, scatter(raw_error, mask), *doubts)
+
+
+def scatter(values: NDArray[np.floating] | float, mask: NDArray[np.bool_], outside: float = 0.0) -> NDArray[np.float32]:
+    """Lay the values of voxels inside a mask out as a volume, laid out in memory as the mask is.
+
+    Args:
+        values: In the order of `array[mask]`, or one for all.
+        mask: Shape (I, J, K).
+        outside: Value of all other voxels.
+    """
+    volume = np.full_like(mask, outside, dtype=np.float32)
+    volume[mask] = values
+    return volume
 
 
 def _average_mirrored(straight: Maps, mirrored: Maps) -> Maps:
@@ -248,7 +273,10 @@ def _over_volume(
     passes = _of_any_size(networks).in_one_pass
     multiple = max(int(getattr(network, "size_multiple", 1)) for network in passes)  # powers of 2
     if plan.dims == 2:
-        return apply_to_slices(run, stack, slices=plan.slices, batch=SLICES_AT_ONCE, multiple=multiple)
+        places = np.flatnonzero(stack[-1].any((0, 1)))  # outside the mask nothing is asked
+        return apply_to_slices(
+            run, stack, slices=plan.slices, batch=SLICES_AT_ONCE, multiple=multiple, places=places.tolist()
+        )
     halo = sum(int(getattr(network, "receptive_field", 0)) for network in passes)
     return apply_to_volume(run, stack, tile=TILE, halo=halo, multiple=multiple)
 

@@ -19,7 +19,7 @@ from chiasm.methods import title_of
 from chiasm.prediction.calibration import apply_calibration
 from chiasm.prediction.engines import Engine
 from chiasm.prediction.model import Model
-from chiasm.prediction.passes import is_blended, networks_of, synthesise_prepared
+from chiasm.prediction.passes import is_blended, networks_of, scatter, synthesise_prepared
 from chiasm.prediction.seams import seam_of
 from chiasm.prediction.windows import window_origins
 from chiasm.preparation.arrays import PreparedSource, prepare_source
@@ -30,7 +30,7 @@ from chiasm.preparation.plan import Plan, across
 from chiasm.recipe import Average
 from chiasm.registration.cohort import align_sources
 from chiasm.volumes import Geometry, Volume, check_pair, resample
-from chiasm.volumes.geometry import storage_axis
+from chiasm.volumes.geometry import find_overlap, storage_axis
 from chiasm.volumes.masks import Rule
 
 
@@ -100,6 +100,7 @@ def synthesise(
         conditional=model.recipe.discriminators.conditional,
         error_scale=model.error_scale,
         engine=engine,
+        difficulties=False,
     )
     warnings = [*moved, *([sentence] if (sentence := out_of_distribution_warning(plan, prepared)) else [])]
     if is_blended(model.generator, plan):
@@ -107,17 +108,17 @@ def synthesise(
     grid = volumes[0].geometry
     inside = resample(Volume(prepared.mask.astype(np.uint8), prepared.grid), grid, order=0)
     valid = inside.array > 0
-    background = plan.target_background
-    raw = target_map(prepared, plan).invert(maps.prediction)
+    raw = target_map(prepared, plan).invert(maps.prediction[prepared.mask])
     if plan.target_unit == "HU":
         raw = np.clip(raw, *plan.target_range)
-    image = Volume(np.where(valid, _on_source_grid(raw, prepared, grid), background).astype(np.float32), grid)
+    image = Volume(_on_source_grid(raw, prepared, grid, valid, plan.target_background), grid)
     warnings += [*_describe_calibration(model), *engine.notes]
     expected_error = None
     if maps.raw_error is not None:
-        expected = maps.raw_error if model.calibration is None else apply_calibration(model.calibration, maps.raw_error)
-        on_grid = errors_on_grid(expected, prepared, plan, grid)
-        expected_error = Volume(np.where(valid, on_grid, 0).astype(np.float32), grid)
+        score = maps.raw_error[prepared.mask]
+        expected = score if model.calibration is None else apply_calibration(model.calibration, score)
+        errors = _in_target_units(expected, prepared, plan)
+        expected_error = Volume(_on_source_grid(errors, prepared, grid, valid), grid)
     _check_finite(image, expected_error)
     return Synthesis(image, expected_error, Volume(valid, grid), tuple(warnings), prepared.mask_rule, engine.used)
 
@@ -227,17 +228,42 @@ def errors_on_grid(
     Returns:
         Target units, undefined outside the prepared mask.
     """
+    return _on_source_grid(_in_target_units(errors[prepared.mask], prepared, plan), prepared, grid)
+
+
+def _in_target_units(errors: NDArray[np.floating], prepared: PreparedSource, plan: Plan) -> NDArray[np.floating]:
+    """Turn errors from normalised into target units."""
     ends = plan.target_reference.apply(np.array(plan.target_range))
     raw = plan.target_range if plan.own is None else target_map(prepared, plan).invert(ends)
-    slope = np.ptp(raw) / np.ptp(ends)
-    return _on_source_grid(errors * slope, prepared, grid)
+    return np.asarray(errors * (np.ptp(raw) / np.ptp(ends)))
 
 
-def _on_source_grid(array: NDArray[np.floating], prepared: PreparedSource, grid: Geometry) -> NDArray[np.float32]:
-    """Interpolate between voxels inside the mask alone, so that nothing outside dims its rim; undefined beyond it."""
-    cover = prepared.mask.astype(np.float32)
+def _on_source_grid(
+    values: NDArray[np.floating],
+    prepared: PreparedSource,
+    grid: Geometry,
+    valid: NDArray[np.bool_] | None = None,
+    outside: float = 0.0,
+) -> NDArray[np.float32]:
+    """Lay the values of the prepared mask's voxels out on another grid.
+
+    Where the voxels of both grids coincide they are copied.  Elsewhere it is interpolated between voxels inside the
+    mask alone, so that nothing outside dims its rim.
+
+    Args:
+        values: In the order of `array[prepared.mask]`.
+        prepared: The case that they are of.
+        grid: Where they are wanted.
+        valid: Voxels of that grid that are kept, None for all; where grids coincide, those of the mask.
+        outside: Value of all others.
+    """
+    overlap = find_overlap(prepared.grid, grid)
+    if overlap is not None:
+        made = np.full(grid.shape, outside, np.float32, order="F")
+        overlap.paste(scatter(values, prepared.mask, outside), made)
+        return made
     total, weight = (
-        resample(Volume(values.astype(np.float32), prepared.grid), grid, order=1).array
-        for values in (np.where(prepared.mask, array, 0), cover)
+        resample(Volume(scatter(each, prepared.mask), prepared.grid), grid, order=1).array for each in (values, 1.0)
     )
-    return np.asarray(total / np.maximum(weight, 1e-3), np.float32)
+    interpolated = total / np.maximum(weight, 1e-3)
+    return np.asarray(interpolated if valid is None else np.where(valid, interpolated, outside), np.float32)

@@ -137,9 +137,15 @@ def slice_stack(array: NDArray[Scalar], place: int, slices: int) -> NDArray[Scal
 
 
 def apply_to_slices(
-    network_fn: NetworkFn, source: NDArray[np.float32], *, slices: int, batch: int, multiple: int
+    network_fn: NetworkFn,
+    source: NDArray[np.float32],
+    *,
+    slices: int,
+    batch: int,
+    multiple: int,
+    places: Sequence[int] | None = None,
 ) -> NDArray[np.float32]:
-    """Run a 2D or 2.5D network over every axial slice of a volume.
+    """Run a 2D or 2.5D network over axial slices of a volume.
 
     Each slice goes through whole, filled up with zeros at its far ends to the
     network's multiple, so that there are no tiles to join.  Memory beside the
@@ -151,31 +157,33 @@ def apply_to_slices(
         slices: Neighbouring slices that make the channels, odd; 1 for 2D.
         batch: Most slices in one pass; fewer where slices are large or memory is short.
         multiple: What the network's input sizes must be multiples of.
+        places: The slices that are asked for, by their indices along K; None for all.
 
     Returns:
-        Shape (C_out, I, J, K).
+        Shape (C_out, I, J, K), laid out slice by slice in memory; 0 in slices that are not asked for.
 
     Raises:
         ValueError: If a number is out of range or the network's output has another shape.
         ChiasmError: If one slice does not fit into memory.
     """
-    if source.ndim != 4 or 0 in source.shape or batch < 1 or multiple < 1:
-        raise ValueError(f"source {source.shape}, batch {batch}, multiple {multiple}")
+    asked = range(source.shape[-1]) if places is None else places
+    if source.ndim != 4 or 0 in source.shape or not asked or batch < 1 or multiple < 1:
+        raise ValueError(f"source {source.shape}, batch {batch}, multiple {multiple}, {len(asked)} slices")
     _, height, width, depth = source.shape
     padded = [round_up(height, multiple), round_up(width, multiple)]
 
     def run(count: int) -> NDArray[np.float32]:
         outputs = None
-        for first in range(0, depth, count):
-            places = range(first, min(first + count, depth))
-            made = run_network(network_fn, padded_to(slice_stacks(source, places, slices), padded))
+        for first in range(0, len(asked), count):
+            group = asked[first : first + count]
+            made = run_network(network_fn, padded_to(slice_stacks(source, group, slices), padded))
             if outputs is None:
-                outputs = np.empty((made.shape[1], height, width, depth), np.float32)
-            outputs[..., first : places.stop] = np.moveaxis(made[..., :height, :width], 0, -1)
+                outputs = np.zeros((depth, made.shape[1], height, width), np.float32)
+            outputs[group] = made[..., :height, :width]
         assert outputs is not None
-        return outputs
+        return np.moveaxis(outputs, 0, -1)
 
-    most = max(1, min(batch, depth, PIXELS_AT_ONCE // math.prod(padded)))
+    most = max(1, min(batch, len(asked), PIXELS_AT_ONCE // math.prod(padded)))
     return first_that_fits(run, halvings(most, 1), f"one slice of {height}x{width}")
 
 

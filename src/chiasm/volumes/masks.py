@@ -200,7 +200,7 @@ def _in_window(array: NDArray[Any], window_hu: Window | None) -> NDArray[Any]:
 
 def face_value(array: NDArray[Any], least_share: float) -> float | None:
     """Return the most frequent value on the six faces, or None where fewer than so many of their voxels have it."""
-    faces = np.concatenate([np.take(array, (0, -1), axis=axis).ravel() for axis in range(3)])
+    faces = np.concatenate([np.moveaxis(array, axis, 0)[end].ravel() for axis in range(3) for end in (0, -1)])
     values, counts = np.unique(faces, return_counts=True)
     return float(values[counts.argmax()]) if counts.max() >= least_share * faces.size else None
 
