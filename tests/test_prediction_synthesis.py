@@ -240,8 +240,8 @@ def test_without_difficulties_image_and_expected_error_are_the_same(model: Model
 
     def maps(difficulties: bool) -> passes.Maps:
         return synthesise_prepared(
-            networks, prepared.array, prepared.mask, plan=model.plan, conditional=True, error_scale=0.5, engine=ENGINE,
-            difficulties=difficulties,
+            networks._replace(difficulties=difficulties), prepared.array, prepared.mask, plan=model.plan,
+            conditional=True, error_scale=0.5, engine=ENGINE,
         )  # fmt: skip
 
     few, all_heads = maps(False), maps(True)

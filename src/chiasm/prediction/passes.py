@@ -77,6 +77,7 @@ class Networks(NamedTuple):
             of them made.  None where there are none, or where the source holds the context already.
         average: What of: "flip" for the mean over a volume and its mirror image.
         model: sha256 of the model whose networks these are, unchanged; empty for others, which torch computes.
+        difficulties: Whether all heads of the local discriminator are asked for, beside the magnitude's.
     """
 
     generator: nn.Module
@@ -85,6 +86,7 @@ class Networks(NamedTuple):
     earlier: Sequence[nn.Module] = ()
     average: Average = "none"
     model: str = ""
+    difficulties: bool = True
 
     @property
     def in_one_pass(self) -> tuple[nn.Module | None, ...]:
@@ -110,14 +112,13 @@ class Chain(nn.Module):
         networks: Without the earlier stages.
         channels: Source channels of the generator.
         conditional: Whether the local discriminator sees the source.
-        difficulties: Whether all heads of the local discriminator are asked for, beside the magnitude's.
     """
 
-    def __init__(self, networks: Networks, *, channels: int, conditional: bool, difficulties: bool = True) -> None:
+    def __init__(self, networks: Networks, *, channels: int, conditional: bool) -> None:
         super().__init__()
         self.generator, self.refiner = networks.generator, networks.refiner
         self.local_discriminator = networks.local_discriminator
-        self.channels, self.conditional, self.difficulties = channels, conditional, difficulties
+        self.channels, self.conditional, self.difficulties = channels, conditional, networks.difficulties
 
     def forward(self, stack: Tensor) -> Tensor:
         """Map source and mask's slices, (N, channels + slices, *S), to an image (N, 1, *S).
@@ -145,23 +146,18 @@ class Chain(nn.Module):
         return logits
 
 
-def _runner(networks: Networks, engine: Engine, **chained: int) -> Callable[[Tensor], Tensor]:
-    """Let an engine run a `Chain`; a compiled one only that of a loaded model, which does not change."""
+def _runner(networks: Networks, engine: Engine, channels: int, conditional: bool) -> Callable[[Tensor], Tensor]:
+    """Let an engine run networks in one pass; a compiled one only those of a loaded model, which do not change."""
     if engine.name != "torch" and networks.model:
-        return _compiled(networks, engine, **chained)
-    return engine.wrap(_chain(networks, **chained))
+        return _compiled(networks, engine, channels, conditional)
+    return engine.wrap(Chain(_of_any_size(networks), channels=channels, conditional=conditional))
 
 
 @lru_cache(maxsize=8)
-def _compiled(networks: Networks, engine: Engine, **chained: int) -> Compiled:
+def _compiled(networks: Networks, engine: Engine, channels: int, conditional: bool) -> Compiled:
     """Compile networks once for all volumes."""
-    return Compiled(engine, _chain(networks, **chained), networks.model)
-
-
-def _chain(networks: Networks, *, channels: int, conditional: int, difficulties: int) -> Chain:
-    return Chain(
-        _of_any_size(networks), channels=channels, conditional=bool(conditional), difficulties=bool(difficulties)
-    )
+    chain = Chain(_of_any_size(networks), channels=channels, conditional=conditional)
+    return Compiled(engine, chain, networks.model)
 
 
 def _of_any_size(networks: Networks) -> Networks:
@@ -179,7 +175,6 @@ def synthesise_prepared(
     conditional: bool,
     error_scale: float,
     engine: Engine,
-    difficulties: bool = True,
 ) -> Maps:
     """Run the networks over a prepared volume.
 
@@ -192,7 +187,6 @@ def synthesise_prepared(
         conditional: Whether the local discriminator sees the source.
         error_scale: s of the soft targets, normalised units.
         engine: Device and precision.
-        difficulties: Whether the difficulties of the heads are asked for, beside the expected error.
     """
     if networks.average == "flip":
         once = partial(
@@ -202,13 +196,12 @@ def synthesise_prepared(
             conditional=conditional,
             error_scale=error_scale,
             engine=engine,
-            difficulties=difficulties,
         )
         return _average_mirrored(once(source, mask), once(source[:, ::-1], mask[::-1]))
     if networks.earlier:
         source = _with_context(networks, source, mask, plan, engine)
         networks = networks._replace(earlier=())
-    run = _runner(networks, engine, channels=source_channels(plan), conditional=conditional, difficulties=difficulties)
+    run = _runner(networks, engine, source_channels(plan), conditional)
     stack = np.concatenate([source, mask[None]], dtype=np.float32)
     outputs = _over_volume(run, stack, networks, plan)
     inside = [channel[mask] for channel in outputs]  # the image; logits of magnitude, structured and realness
@@ -217,7 +210,7 @@ def synthesise_prepared(
         return Maps(prediction, None, None, None, None)
     with np.errstate(invalid="ignore"):  # `synthesise` refuses what is no number
         raw_error = error_scale * np.logaddexp(0, -inside[1])  # -s log sigmoid(logit)
-    if not difficulties:
+    if not networks.difficulties:
         return Maps(prediction, scatter(raw_error, mask), None, None, None)
     doubts = (scatter(1 / (1 + np.exp(np.clip(logits, -60, 60))), mask) for logits in inside[1:])
     return Maps(prediction, scatter(raw_error, mask), *doubts)

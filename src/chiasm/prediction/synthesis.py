@@ -91,7 +91,7 @@ def synthesise(
     volumes, moved = align_sources(volumes, plan.sources, plan.registration)
     volumes, mask = on_thin_slices(volumes, mask, plan, degrade=degrade)
     prepared = prepare_source(volumes, plan, mask)
-    networks = networks_of(model)
+    networks = networks_of(model)._replace(difficulties=False)
     maps = synthesise_prepared(
         networks if average is None else networks._replace(average=average),
         prepared.array,
@@ -100,7 +100,6 @@ def synthesise(
         conditional=model.recipe.discriminators.conditional,
         error_scale=model.error_scale,
         engine=engine,
-        difficulties=False,
     )
     warnings = [*moved, *([sentence] if (sentence := out_of_distribution_warning(plan, prepared)) else [])]
     if is_blended(model.generator, plan):
