@@ -3,11 +3,11 @@
     python benchmarks/levers.py DATA OUT "l2 before" "l2" --seconds 150 --folds 0 1 --seeds 0 1
 
 Each arm is one of `ARMS`.  Its steps are what SECONDS of the processor buy, one thread, as counted once before, where
-arms take turns; set-up, one validation and predictions are not among them.  Of three folds each trains on
-half of the subjects.  All others, the validation case too (it decides nothing of the image), are predicted and
-judged by this script alone: truth in SD of the brain, the prediction fitted to it by one affine map, mean absolute
-error in the brain and in labelled lesions (WT); "kept" is the lesion's mean minus the rest's, predicted over true, at
-most 2.  Rows go to OUT/judged.csv; the same command goes on where it stopped.
+arms take turns; set-up, one validation and predictions are not among them.  Of three folds each trains on half of the
+subjects.  All others, the validation case too (it decides nothing of the image), are predicted once and as the mean
+over mirror images ("flip"), and judged by this script alone: truth in SD of the brain, the prediction fitted to it by
+one affine map, mean absolute error in the brain and in labelled lesions (WT); "kept" is the lesion's mean minus the
+rest's, predicted over true, within -2 and 2.  Rows go to OUT/judged.csv; the same command goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -49,6 +49,9 @@ ARMS = {
     "l2 before": ("l2", BEFORE),
     "l2 folded": ("l2", FOLDED),
     "l2 folded classes": ("l2", (*FOLDED, "training.class_share=0.5")),
+    "l2 folded painted": ("l2", (*FOLDED, "training.painted_share=0.5")),
+    "l2 folded classes painted": ("l2", (*FOLDED, "training.class_share=0.5", "training.painted_share=0.5")),
+    "l2 before classes painted": ("l2", (*BEFORE, "training.class_share=0.5", "training.painted_share=0.5")),
     "l2 folded 5e-4": ("l2", (*FOLDED, "optimiser.generator_rate=5e-4")),
     "l2 folded wide": ("l2", (*FOLDED, "generator.widths=[32, 64, 128, 256]")),
     "dual-attention before": ("dual-attention", BEFORE),
@@ -130,21 +133,28 @@ def judge_folder(made: Path, data: Path) -> dict[str, dict[str, float]]:
 
 
 def run_arm(arm: str, fold: int, seed: int, steps: int, data: Path, out: Path) -> list[dict[str, object]]:
-    """Train an arm, predict what it did not see, judge it."""
+    """Train an arm, predict what it did not see, once and averaged over mirror images, and judge both."""
     folder = out / f"{arm.replace(' ', '-')}-{fold}-{seed}"
     told = folder / "judged.json"
-    if not told.exists():
+    content = json.loads(told.read_text()) if told.exists() else {}
+    if not content:
         start = time.process_time()
         train(data, recipe_of(arm, fold, seed, steps), folder / "run", say=lambda _: None, cache=out / "cache")
-        spent = time.process_time() - start
-        cases: dict[str, dict[str, float]] = {}
-        for role in ("validation", "test"):
-            predict(folder / "run", [data], folder / role, only=role, accelerator="cpu")
-            cases |= judge_folder(folder / role, data)
-        told.write_text(json.dumps({"steps": steps, "seconds": spent, "cases": cases}))
-    content = json.loads(told.read_text())
-    first = {"arm": arm, "fold": fold, "seed": seed, "steps": content["steps"]}
-    return [{**first, "case": case, **scores} for case, scores in content["cases"].items()]
+        content = {"steps": steps, "seconds": time.process_time() - start}
+    for average, key in (("none", "cases"), ("flip", "flipped")):
+        if key not in content:
+            start, content[key] = time.process_time(), {}
+            for role in ("validation", "test"):
+                made = folder / f"{role}-{average}"
+                predict(folder / "run", [data], made, only=role, accelerator="cpu", average=average)
+                content[key] |= judge_folder(made, data)
+            content[f"{key}_seconds"] = time.process_time() - start
+    told.write_text(json.dumps(content))
+    return [
+        {"arm": arm + suffix, "fold": fold, "seed": seed, "steps": content["steps"], "case": case, **scores}
+        for key, suffix in (("cases", ""), ("flipped", ", flip"))
+        for case, scores in content[key].items()
+    ]
 
 
 def main() -> None:

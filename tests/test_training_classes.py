@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from chiasm.errors import RecipeError
 from chiasm.methods import make_recipe
 from chiasm.preparation.arrays import PreparedCase
-from chiasm.training.batches import Place, Sampling, draw_places, take_batch
+from chiasm.training.batches import Place, Sampling, Variation, draw_places, take_batch
 from chiasm.training.classes import BINS, CLASSES, find_classes
 from chiasm.volumes import Geometry
 
@@ -82,7 +82,7 @@ def test_only_the_source_inside_the_mask_changes(patch: tuple[int, ...], slices:
     shifts = tuple(tuple(row) for row in np.random.default_rng(0).normal(size=(sources, CLASSES)).tolist())
     still = place(gain=(1.0,) * sources, offset=(0.0,) * sources)
     before, after = (
-        take_batch(cases, [one], patch=patch, slices=slices, classes=classes)
+        take_batch(cases, [one], patch=patch, slices=slices, variation=Variation(classes))
         for one in (still, replace(still, shifts=shifts))
     )
     for name in ("target", "mask", "lesion"):
@@ -95,9 +95,11 @@ def test_only_the_source_inside_the_mask_changes(patch: tuple[int, ...], slices:
 
 def test_each_slice_of_2_5d_is_shifted_by_its_own_target() -> None:
     shifts = (tuple(np.random.default_rng(4).normal(size=CLASSES).tolist()),)
-    three = take_batch(CASES, [place(shifts=shifts)], patch=(16, 16), slices=3, classes=FOUND)
+    three = take_batch(CASES, [place(shifts=shifts)], patch=(16, 16), slices=3, variation=Variation(FOUND))
     for channel, k in enumerate((4, 5, 6)):
-        one = take_batch(CASES, [place(shifts=shifts, centre=(12, 10, k))], patch=(16, 16), slices=1, classes=FOUND)
+        one = take_batch(
+            CASES, [place(shifts=shifts, centre=(12, 10, k))], patch=(16, 16), slices=1, variation=Variation(FOUND)
+        )
         np.testing.assert_array_equal(three.source[:, channel], one.source[:, 0])
 
 

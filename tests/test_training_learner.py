@@ -86,12 +86,14 @@ def test_beta_0_equals_the_arm_without_attention_to_the_bit(prepared: tuple[Plan
     assert same(made[0][1], made[1][1])
 
 
-def test_shifted_classes_of_tissue_reach_the_generator_by_the_recipe_alone(
-    prepared: tuple[Plan, list[PreparedCase]],
+@pytest.mark.parametrize(("share", "is_painted"), [("class_share", False), ("painted_share", True)])
+def test_shifted_classes_and_painted_lesions_reach_the_generator_by_the_recipe_alone(
+    share: str, is_painted: bool, prepared: tuple[Plan, list[PreparedCase]]
 ) -> None:
-    plain, shifted = (learner(prepared, recipe("A1", {"training.class_share": share})) for share in (0.0, 1.0))
-    before, after = made(plain, LATE).batch, made(shifted, LATE).batch
-    assert torch.equal(before.target, after.target) and not torch.equal(before.source, after.source)
+    plain, varied = (learner(prepared, recipe("A1", {f"training.{share}": value})) for value in (0.0, 1.0))
+    before, after = made(plain, LATE).batch, made(varied, LATE).batch
+    assert not torch.equal(before.source, after.source)
+    assert torch.equal(before.target, after.target) != is_painted
 
 
 def test_attention_does_change_the_step(prepared: tuple[Plan, list[PreparedCase]]) -> None:

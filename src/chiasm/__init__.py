@@ -35,9 +35,10 @@ its own, and within a line only from names to its left; a test reads this map.
                   li_cnn, context_gan, strainet, sparse_coding, foreign, shapes, catalogue
     prediction    a network over a whole volume: tiling, windows, seams, engines, compiled, calibration, baselines,
                   manifest, resuming, model_files, model, passes, synthesis, dicom_case, inputs, folders
-    training      how networks learn: ranks, classes, batches, state, losses, attention, players, admm, joint_coding,
-                  health, checkpoints, finished, run_folder, session, log, shared_layers, trainables, setting, reading,
-                  coding, cost, sampler, discriminator_step, generator_step, learner, loop, cascade, run_planning, run
+    training      how networks learn: ranks, classes, painted_lesions, batches, state, losses, attention, players,
+                  admm, joint_coding, health, checkpoints, finished, run_folder, session, log, shared_layers,
+                  trainables, setting, reading, coding, cost, sampler, discriminator_step, generator_step, learner,
+                  loop, cascade, run_planning, run
     evaluation    scores, and what may be claimed from them: rows, reference, scoring, summary, headlines, paired_tests,
                   statistics, agreement, reader_files, rating, loading, predictions, uncertainty, expected_error
     reports       the pages that people read: drawing, pages, tables, registration, gallery, curves, naive_comparison,

@@ -267,6 +267,7 @@ class Training(Section):
     transplant_share: Fraction = 0.0  # patches that are given a lesion of another training case
     transplant: Literal["random", "difficulty"] = "random"  # difficulty: lesions that M finds hard come more often
     class_share: Fraction = 0.0  # patches in which each soft class of tissue is shifted at random in the source
+    painted_share: Fraction = 0.0  # patches of a brain into which a simulated lesion is painted, in source and target
     augment: bool = True
     intensity_jitter: Annotated[float, Field(ge=0, le=1)] = 0.1  # of the source's scale and offset
     validations: Annotated[int, Field(ge=1, le=1000)] = 8
@@ -297,11 +298,12 @@ class Recipe(Section):
     training: Training = Training()
 
     @model_validator(mode="after")
-    def _shifts_can_be_seen(self) -> Self:
-        if self.training.class_share and (self.data.histogram or self.data.task == "super-resolution"):
+    def _varies_what_is_shown(self) -> Self:
+        varied = [name for name in ("class_share", "painted_share") if getattr(self.training, name)]
+        if varied and (self.data.histogram or self.data.task == "super-resolution"):
             raise ValueError(
-                "training.class_share shifts classes of tissue in the source alone: it goes neither with "
-                "data.histogram, whose ranks would not move, nor with super-resolution"
+                f"training.{varied[0]} changes the source's intensities: it goes neither with data.histogram, whose "
+                "ranks would not change, nor with super-resolution"
             )
         return self
 

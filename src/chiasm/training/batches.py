@@ -8,7 +8,7 @@ first (`draw_places`), then applied (`take_batch`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ from torch import Tensor
 from chiasm.prediction.tiling import slice_stack
 from chiasm.preparation.arrays import PreparedCase
 from chiasm.training.classes import CLASSES, TissueClasses
+from chiasm.training.painted_lesions import Block, LesionPainter, paint
 
 TRIES = 16  # draws before a patch centre outside the mask is accepted
 CLASS_SHIFT = 0.4  # SD of a class's shift, normalised units
@@ -45,6 +46,21 @@ class Batch(NamedTuple):
     lesion: Tensor
 
 
+class Variation(NamedTuple):
+    """How the images of training cases can be varied.
+
+    Attributes:
+        classes: Of tissue, to be shifted in the source, or None.
+        painter: Of lesions, in source and target, or None.
+    """
+
+    classes: TissueClasses | None = None
+    painter: LesionPainter | None = None
+
+
+NO_VARIATION = Variation()
+
+
 @dataclass(frozen=True)
 class Place:
     """Where a patch lies and how it is augmented.
@@ -57,6 +73,7 @@ class Place:
         offset: Summand on each source in normalised units, shape (C,); likewise.
         donor: Case and voxel of a lesion that is transplanted into the middle of the patch, or None.
         shifts: Of each source's classes of tissue, normalised units, shape (C, CLASSES), or None.
+        painted: Seed of a simulated lesion that is painted into the patch, or None.
     """
 
     case: int
@@ -66,6 +83,7 @@ class Place:
     offset: tuple[float, ...]
     donor: tuple[int, Voxel] | None = None
     shifts: tuple[tuple[float, ...], ...] | None = None
+    painted: int | None = None
 
 
 def lesion_voxels(cases: Sequence[PreparedCase], most: int = 20_000) -> list[NDArray[np.int32]]:
@@ -89,6 +107,7 @@ class Sampling:
         intensity_jitter: SD of the source's log gain and of its offset.
         transplant_share: Probability that a patch is given a lesion of another case.
         class_share: Probability that each class of tissue of a patch is shifted in the source.
+        painted_share: Probability that a simulated lesion is painted into a patch.
     """
 
     body_share: float
@@ -97,6 +116,7 @@ class Sampling:
     intensity_jitter: float
     transplant_share: float = 0.0
     class_share: float = 0.0
+    painted_share: float = 0.0
 
 
 def draw_places(
@@ -122,19 +142,25 @@ def draw_places(
     with_lesion = [index for index, voxels in enumerate(lesions) if len(voxels)]
     places = [_draw_place(cases, lesions, with_lesion, sampling, rng) for _ in range(count)]
     # drawn last, so that arms with and without these see the same patches
-    if sampling.transplant_share:
-        places = [
-            replace(place, donor=_draw_donor(place.case, with_lesion, lesions, rng, difficulty))
-            if rng.random() < sampling.transplant_share
-            else place
-            for place in places
-        ]
-    if sampling.class_share:
-        places = [
-            replace(place, shifts=_draw_shifts(len(place.gain), rng)) if rng.random() < sampling.class_share else place
-            for place in places
-        ]
-    return places
+    places = _change_some(
+        places,
+        sampling.transplant_share,
+        rng,
+        lambda place: replace(place, donor=_draw_donor(place.case, with_lesion, lesions, rng, difficulty)),
+    )
+    places = _change_some(
+        places, sampling.class_share, rng, lambda place: replace(place, shifts=_draw_shifts(len(place.gain), rng))
+    )
+    return _change_some(
+        places, sampling.painted_share, rng, lambda place: replace(place, painted=int(rng.integers(2**31)))
+    )
+
+
+def _change_some(
+    places: Sequence[Place], share: float, rng: np.random.Generator, change: Callable[[Place], Place]
+) -> list[Place]:
+    """Change each place with a probability; a share of 0 draws nothing."""
+    return [change(place) if share and rng.random() < share else place for place in places]
 
 
 def _draw_shifts(sources: int, rng: np.random.Generator) -> tuple[tuple[float, ...], ...]:
@@ -206,7 +232,7 @@ def take_batch(
     *,
     patch: Sequence[int],
     slices: int,
-    classes: TissueClasses | None = None,
+    variation: Variation = NO_VARIATION,
 ) -> Batch:
     """Cut and augment the patches at `places`.
 
@@ -215,9 +241,9 @@ def take_batch(
         places: From `draw_places`.
         patch: Size in voxels: two numbers for 2D and 2.5D (I, J), three for 3D.
         slices: Neighbouring axial slices that make the channels of 2.5D; 1 for 2D; ignored in 3D.
-        classes: Of the cases, where places shift them.
+        variation: What places need that shift classes or paint lesions.
     """
-    parts = [_transplanted(cases, place, tuple(patch), slices, classes) for place in places]
+    parts = [_transplanted(cases, place, tuple(patch), slices, variation) for place in places]
     source, target, mask, lesion = (torch.from_numpy(np.stack(part)) for part in zip(*parts, strict=True))
     return Batch(source, target, mask, lesion)
 
@@ -236,16 +262,16 @@ def _transplanted(
     place: Place,
     patch: tuple[int, ...],
     slices: int,
-    classes: TissueClasses | None,
+    variation: Variation,
 ) -> tuple[NDArray[Any], ...]:
     """Cut a patch; where it has a donor, blend the donor's lesion in: both contrasts, its label, a soft rim."""
-    own = _take(cases[place.case], place, patch, slices, classes)
+    own = _take(cases[place.case], place, patch, slices, variation)
     if place.donor is None:
         return own
     index, centre = place.donor
     source, target, mask, lesion = own
     new_source, new_target, new_mask, new_lesion = _take(
-        cases[index], replace(place, case=index, centre=centre), patch, slices, classes
+        cases[index], replace(place, case=index, centre=centre), patch, slices, variation
     )
     inside = mask & new_mask
     share = gaussian_filter((new_lesion & inside)[0].astype(np.float32), RIM_VOXELS)[None]
@@ -255,12 +281,11 @@ def _transplanted(
 
 
 def _take(
-    case: PreparedCase, place: Place, patch: tuple[int, ...], slices: int, classes: TissueClasses | None
+    case: PreparedCase, place: Place, patch: tuple[int, ...], slices: int, variation: Variation
 ) -> tuple[NDArray[Any], ...]:
     """Cut a patch out of one case, change its intensities and flip it as `place` says."""
-    source, valid, target, mask, lesion = _cut(case, place.centre, patch, slices)
-    if place.shifts is not None and classes is not None:
-        source = source + _class_shift(case, place, patch, slices, classes) * valid
+    block = _vary(_cut(case, place.centre, patch, slices), place, variation, len(patch))
+    source, valid, target, mask, lesion = _as_channels(block, len(patch))
     gain, offset = _jitter_of(case, place, len(source) // case.source.shape[0], len(patch))
     source = source * gain + offset * valid
     if case.own is not None:  # one scale for both: else no network could keep the scan's
@@ -271,45 +296,45 @@ def _take(
     return tuple(_padded(array, patch) for array in arrays)
 
 
-def _cut(case: PreparedCase, centre: Voxel, patch: tuple[int, ...], slices: int) -> tuple[NDArray[Any], ...]:
-    """Cut source and its valid voxels (C, *patch), target, mask and lesion (*patch); all smaller at a small case."""
-    box = _box_of(case, centre, patch)
-    mask = np.asarray(case.mask[box])
-    target = np.asarray(case.target[box])
-    lesion = np.zeros_like(mask) if case.labels is None else np.asarray(case.labels[box]) > 0
-    if len(patch) == 3:
-        source = np.asarray(case.source[(slice(None), *box)])
-        return source, np.broadcast_to(mask, source.shape), target, mask, lesion
-    source = slice_stack(case.source, box[2].start, slices)[:, box[0], box[1]]  # (modalities * slices, I, J)
-    valid = slice_stack(np.asarray(case.mask)[None], box[2].start, slices)[:, box[0], box[1]]
-    valid = np.tile(valid, (case.source.shape[0], 1, 1))
-    return source, valid, target[..., 0], mask[..., 0], lesion[..., 0]
-
-
-def _box_of(case: PreparedCase, centre: Voxel, patch: tuple[int, ...]) -> tuple[slice, slice, slice]:
-    """Return where a patch lies in its case, moved inwards at the border; one slice thick in 2D and 2.5D."""
+def _cut(case: PreparedCase, centre: Voxel, patch: tuple[int, ...], slices: int) -> Block:
+    """Cut a patch, smaller at a small case: (I, J, K) in 3D, else slices first, (slices, I, J)."""
     size = (*patch, 1)[:3]
     start = [min(max(c - s // 2, 0), max(n - s, 0)) for c, s, n in zip(centre, size, case.mask.shape)]
     i, j, k = (slice(a, a + s) for a, s in zip(start, size))
-    return i, j, k
+
+    def cut(image: NDArray[Any]) -> NDArray[Any]:
+        if len(patch) == 3:
+            return np.asarray(image[..., i, j, k])
+        channels = image[None] if image.ndim == 3 else image
+        near = slice_stack(channels, start[2], slices)[:, i, j]  # (C * slices, I, J)
+        return near.reshape(*image.shape[:-3], slices, *near.shape[1:])
+
+    mask = cut(case.mask)
+    lesion = np.zeros_like(mask) if case.labels is None else cut(case.labels) > 0
+    return Block(cut(case.source), cut(case.target), mask, lesion)
 
 
-def _class_shift(
-    case: PreparedCase, place: Place, patch: tuple[int, ...], slices: int, classes: TissueClasses
-) -> NDArray[np.float32]:
-    """Return what shifts each class in the channels of a patch, shape (C, *patch)."""
-    assert place.shifts is not None
-    box, moved = _box_of(case, place.centre, patch), len(place.shifts)
-    if len(patch) == 3:
-        source, target = case.source[(slice(None), *box)], case.target[box]
-    else:
-        source, target = (
-            slice_stack(image, box[2].start, slices)[:, box[0], box[1]] for image in (case.source, case.target[None])
-        )
-        source = source.reshape(-1, *target.shape)  # (modalities, slices, I, J)
-    added = np.zeros_like(source)  # an earlier stage's context stays
-    added[:moved] = classes.shift(place.shifts, source[:moved], target)
-    return added if len(patch) == 3 else added.reshape(-1, *target.shape[1:])
+def _vary(block: Block, place: Place, variation: Variation, dims: int) -> Block:
+    """Shift classes of tissue in the source, and paint a lesion into source and target, as `place` says."""
+    classes, painter = variation
+    if place.shifts is not None and classes is not None:
+        moved = len(place.shifts)  # an earlier stage's context stays
+        added = classes.shift(place.shifts, block.source[:moved], block.target) * block.mask
+        block = block._replace(source=np.concatenate([block.source[:moved] + added, block.source[moved:]]))
+    if place.painted is not None and painter is not None:
+        i, j, k = painter.spacing_mm
+        block = paint(painter, place.case, block, (i, j, k) if dims == 3 else (k, i, j), place.painted)
+    return block
+
+
+def _as_channels(block: Block, dims: int) -> tuple[NDArray[Any], ...]:
+    """Return source and its valid voxels (C, *patch), with slices as channels, then target, mask, lesion (*patch)."""
+    source, target, mask, lesion = block
+    valid = np.broadcast_to(mask, source.shape)
+    if dims == 3:
+        return source, valid, target, mask, lesion
+    flat, middle = (-1, *mask.shape[1:]), len(mask) // 2
+    return source.reshape(flat), valid.reshape(flat), target[middle], mask[middle], lesion[middle]
 
 
 def _jitter_of(case: PreparedCase, place: Place, repeat: int, dims: int) -> Iterator[NDArray[np.float32]]:

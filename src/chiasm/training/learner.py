@@ -21,10 +21,11 @@ from chiasm.preparation.arrays import PreparedCase
 from chiasm.preparation.plan import Plan
 from chiasm.recipe import Recipe
 from chiasm.training import attention, ranks
-from chiasm.training.batches import lesion_voxels
+from chiasm.training.batches import Variation, lesion_voxels
 from chiasm.training.classes import find_classes
 from chiasm.training.discriminator_step import step_discriminators, step_global
 from chiasm.training.generator_step import step_generator
+from chiasm.training.painted_lesions import make_painter
 from chiasm.training.reading import PendingValues, check, is_reading_step, read_values, watch
 from chiasm.training.sampler import draw, gate_is_open
 from chiasm.training.setting import Draw, Setting, make_draw
@@ -45,8 +46,8 @@ class Learner:
     def __init__(self, recipe: Recipe, plan: Plan, training: Sequence[PreparedCase], fabric: Fabric) -> None:
         self.recipe, self.plan, self.fabric = recipe, plan, fabric
         self.trainables = Trainables(recipe, plan, fabric)
-        classes = find_classes(training, recipe.training.seed) if recipe.training.class_share else None
-        self.setting = Setting(recipe, plan, training, lesion_voxels(training), self.trainables, classes)
+        variation = _make_variation(recipe, plan, training)
+        self.setting = Setting(recipe, plan, training, lesion_voxels(training), self.trainables, variation)
         self.state = TrainingState().to(fabric.device)
         self._watch: PendingValues | None = None
 
@@ -163,3 +164,13 @@ class Learner:
 
     def _local(self) -> nn.Module | None:
         return self.trainables.bare("local_discriminator") if "local_discriminator" in self.trainables.modules else None
+
+
+def _make_variation(recipe: Recipe, plan: Plan, training: Sequence[PreparedCase]) -> Variation:
+    """Find what patches need to vary images of the training cases, as far as the recipe asks for it."""
+    settings = recipe.training
+    contrasts = (*plan.sources, plan.target)
+    return Variation(
+        find_classes(training, settings.seed) if settings.class_share else None,
+        make_painter(training, contrasts, plan.spacing_mm) if settings.painted_share else None,
+    )

@@ -24,6 +24,7 @@ from chiasm.prediction.model import input_statistics, make_generator, make_local
 from chiasm.preparation.patches import PatchNeeds
 from chiasm.preparation.plan import Plan
 from chiasm.recipe import LEAST_PATCH, Recipe
+from chiasm.training.painted_lesions import CONTRASTS, is_paintable
 
 
 @dataclass(frozen=True)
@@ -74,9 +75,11 @@ def check_players(recipe: Recipe) -> None:
     Raises:
         RecipeError: If it asks for a refiner or for difficult transplants without
             a local discriminator, for rounds of ADMM with other networks than a
-            sparse coder or in stages, or sets what a network of the literature has not.
+            sparse coder or in stages, to paint lesions in other contrasts than those of a brain, or sets what a
+            network of the literature has not.
     """
     _check_borrowed(recipe)
+    _check_painted(recipe)
     if recipe.optimiser.kind == "admm":
         _check_coding(recipe)
     guided = {
@@ -90,6 +93,19 @@ def check_players(recipe: Recipe) -> None:
             reason="no-local-discriminator",
             found=f"attention.head {recipe.attention.head}, loss.local_weight {recipe.loss.local_weight:g}",
             hint="Set attention.head or a loss.local_weight above 0, or leave it out.",
+        )
+
+
+def _check_painted(recipe: Recipe) -> None:
+    """Refuse to paint lesions in a modality whose lesions are not known."""
+    contrasts = (*recipe.data.sources, recipe.data.target)
+    if recipe.training.painted_share and not is_paintable(contrasts):
+        raise RecipeError(
+            "training.painted_share paints lesions of a brain, and not in every modality",
+            reason="contrast",
+            found=", ".join(contrasts),
+            expected=", ".join(CONTRASTS),
+            hint="Set training.painted_share to 0.",
         )
 
 

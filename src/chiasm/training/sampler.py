@@ -36,6 +36,7 @@ def draw(setting: Setting, state: TrainingState, step: int, phase: Phase, turn: 
         training.intensity_jitter,
         training.transplant_share,
         training.class_share,
+        training.painted_share,
     )
     difficulty = lesion_difficulty(setting, state)
     places = draw_places(setting.cases, setting.lesions, sampling, count=training.batch, rng=rng, difficulty=difficulty)

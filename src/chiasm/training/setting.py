@@ -17,8 +17,7 @@ from chiasm.preparation.plan import Plan
 from chiasm.recipe import Recipe
 from chiasm.training import ranks
 from chiasm.training.attention import Phase
-from chiasm.training.batches import Batch, Place, crop_batch, take_batch
-from chiasm.training.classes import TissueClasses
+from chiasm.training.batches import NO_VARIATION, Batch, Place, Variation, crop_batch, take_batch
 from chiasm.training.state import TrainingState
 from chiasm.training.trainables import Trainables
 
@@ -33,7 +32,7 @@ class Setting:
         cases: Prepared training cases.
         lesions: Labelled voxels of each case, shape (n, 3).
         trainables: The networks.
-        classes: Classes of tissue that patches shift, or None.
+        variation: How patches vary images of the cases.
     """
 
     recipe: Recipe
@@ -41,7 +40,7 @@ class Setting:
     cases: Sequence[PreparedCase]
     lesions: Sequence[NDArray[np.int32]]
     trainables: Trainables
-    classes: TissueClasses | None = None
+    variation: Variation = NO_VARIATION
 
     def sigma(self, millimetres: float) -> tuple[float, ...]:
         """Return a width in voxels, along each axis of a patch."""
@@ -99,7 +98,7 @@ def make_draw(setting: Setting, step: int, phase: Phase, places: Sequence[Place]
     """
     recipe, plan = setting.recipe, setting.plan
     own = ranks.share(places)
-    batch = take_batch(setting.cases, own, patch=plan.patch, slices=plan.slices, classes=setting.classes)
+    batch = take_batch(setting.cases, own, patch=plan.patch, slices=plan.slices, variation=setting.variation)
     batch = to_device(batch, setting.trainables.fabric.device)
     generator = setting.trainables.modules["generator"].train()
     if recipe.generator.dropout or recipe.generator.network != OWN:

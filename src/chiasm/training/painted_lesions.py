@@ -1,0 +1,194 @@
+"""Simulated lesions painted into patches of real training cases, in source and target alike.
+
+Few training cases hold few lesions, of few contrasts.  A painted lesion has oedema, a solid core, an enhancing rim and
+fluid, whose brightness between fluid and white matter follows from relaxation times and a hospital's protocol drawn
+anew for each (`simulation.signals`), and varies beyond that.  Anatomy and all else of the patch stay the patient's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chiasm.preparation.arrays import PreparedCase
+from chiasm.simulation.deformation import smooth_noise
+from chiasm.simulation.signals import MATERIALS, SITES, Voxels, signal
+
+#: Contrasts of a brain that lesions can be painted in, and the percentiles of its intensities where fluid and white
+#: matter lie.
+CONTRASTS: Mapping[str, tuple[float, float]] = {"t1": (3, 80), "t1ce": (3, 75), "t2": (97, 25), "flair": (3, 40)}
+COMPARTMENTS = ("oedema", "core", "rim", "fluid")
+
+RADIUS_MM = (8.0, 32.0)  # of the whole lesion
+SOLID = (0.3, 0.7)  # radius of the core, as a share of the whole; half of the lesions have one
+NECROTIC = (0.3, 0.8)  # radius of the fluid, as a share of the core's
+STRETCH = 0.25  # SD of the logarithm of an axis's length
+RAGGED = 0.25  # SD of the outline, as a share of the radius
+VARIETY = 0.12  # SD of a compartment's brightness beyond that of protocols, as a share of fluid to white matter
+TEXTURE, TEXTURE_MM = 0.08, 4.0  # SD of a smooth texture inside, likewise, and its width
+KEPT = 0.25  # of the tissue's own structure that goes on in a lesion
+EDGE = 0.08  # width of an edge, as a share of the radius
+
+
+@dataclass(frozen=True, eq=False)
+class LesionPainter:
+    """What painting needs to know.
+
+    Attributes:
+        contrasts: Of the sources, then of the target, names of `CONTRASTS`.
+        ends: Intensity of fluid and of white matter in each case's images, normalised, shape (cases, images, 2).
+        spacing_mm: Of the prepared grid.
+    """
+
+    contrasts: tuple[str, ...]
+    ends: NDArray[np.float32]
+    spacing_mm: tuple[float, float, float]
+
+
+class Block(NamedTuple):
+    """Images of one patch: all slices of 2.5D, or a 3D patch.
+
+    Attributes:
+        source: Normalised, shape (C, *block), zero outside the mask.
+        target: Normalised, shape (*block), likewise.
+        mask: Valid voxels, shape (*block).
+        lesion: Labelled voxels, shape (*block).
+    """
+
+    source: NDArray[np.float32]
+    target: NDArray[np.float32]
+    mask: NDArray[np.bool_]
+    lesion: NDArray[np.bool_]
+
+
+def is_paintable(contrasts: Sequence[str]) -> bool:
+    """Tell whether lesions can be painted in these modalities."""
+    return all(name.lower() in CONTRASTS for name in contrasts)
+
+
+def make_painter(
+    cases: Sequence[PreparedCase], contrasts: Sequence[str], spacing_mm: tuple[float, float, float]
+) -> LesionPainter:
+    """Find where fluid and white matter lie in each training case.
+
+    Args:
+        cases: Training cases.
+        contrasts: Of the sources, then of the target.
+        spacing_mm: Of their grid.
+
+    Raises:
+        ValueError: If lesions cannot be painted in one of the contrasts.
+    """
+    if not is_paintable(contrasts):
+        raise ValueError(f"lesions are painted in {', '.join(CONTRASTS)}, not {', '.join(contrasts)}")
+    names = tuple(name.lower() for name in contrasts)
+    ends = [
+        [np.percentile(values, CONTRASTS[name]) for name, values in zip(names, _healthy(case), strict=True)]
+        for case in cases
+    ]
+    return LesionPainter(names, np.asarray(ends, np.float32), spacing_mm)
+
+
+def _healthy(case: PreparedCase) -> list[NDArray[np.float32]]:
+    """Return intensities of a case outside its labelled lesions: of each source, then of the target, shape (n,)."""
+    inside = np.asarray(case.mask)
+    if case.labels is not None and (healthy := inside & ~(np.asarray(case.labels) > 0)).any():
+        inside = healthy
+    return [np.asarray(image)[inside] for image in (*case.source[: case.intensities], case.target)]
+
+
+def paint(painter: LesionPainter, case: int, block: Block, axes_mm: Sequence[float], seed: int) -> Block:
+    """Paint one lesion into a patch.
+
+    Args:
+        painter: Of the training cases.
+        case: Index of the one that the patch is of.
+        block: The patch; channels of the source beyond the contrasts stay.
+        axes_mm: Spacing along each axis of the block.
+        seed: The lesion's.
+
+    Returns:
+        A new block; the same where the patch holds nothing of the body.
+    """
+    rng = np.random.default_rng(seed)
+    inside = np.argwhere(block.mask)
+    if not len(inside):
+        return block
+    shares = _draw_shape(block.mask.shape, inside[rng.integers(len(inside))], axes_mm, rng)
+    levels = _draw_levels(painter.contrasts, rng)  # (images, compartments)
+    sigma = TEXTURE_MM / min(axes_mm)
+    shared = smooth_noise(rng, block.mask.shape, sigma)
+    source = block.source.copy()
+    images = [*source[: len(painter.contrasts) - 1], block.target]
+    shares[0] *= 1 - _like_fluid(images, painter.ends[case])  # oedema stays out of ventricles and sulci
+    whole = shares.sum(axis=0) * block.mask
+    for image, level, (fluid, white) in zip(images, levels, painter.ends[case], strict=True):
+        texture = np.float32(TEXTURE / np.sqrt(2)) * (shared + smooth_noise(rng, block.mask.shape, sigma))
+        inner = np.tensordot(level, shares, axes=1) + texture * whole  # of the way from fluid to white matter
+        painted = whole * fluid + inner * (white - fluid) + KEPT * whole * (image - white)
+        made = np.where(block.mask, (1 - whole) * image + painted, image).astype(np.float32)
+        if image is block.target:
+            target = made
+        else:
+            image[:] = made
+    return Block(source, target, block.mask, block.lesion | (whole > 0.5))
+
+
+def _like_fluid(images: Sequence[NDArray[np.float32]], ends: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Tell how far every image shows fluid, in [0, 1], shape (*block)."""
+    steps = [
+        np.clip((0.5 - (image - fluid) / (white - fluid)) / 0.3, 0, 1) for image, (fluid, white) in zip(images, ends)
+    ]
+    likeness: NDArray[np.float32] = np.min(steps, axis=0)
+    return likeness
+
+
+def _draw_shape(
+    shape: tuple[int, ...], centre: NDArray[np.intp], axes_mm: Sequence[float], rng: np.random.Generator
+) -> NDArray[np.float32]:
+    """Draw how much of each voxel each compartment takes, shape (COMPARTMENTS, *block), of sum at most 1."""
+    radius = rng.uniform(*RADIUS_MM)
+    solid = rng.uniform(*SOLID) if rng.random() < 0.5 else 0.0
+    necrotic = solid * rng.uniform(*NECROTIC)
+    lengths = radius * np.exp(STRETCH * rng.normal(size=len(shape)))
+    grids = np.ogrid[tuple(slice(0, size) for size in shape)]
+    squares = [
+        (((grid - c) * mm / length) ** 2).astype(np.float32)
+        for grid, c, mm, length in zip(grids, centre, axes_mm, lengths)
+    ]
+    ragged = np.float32(RAGGED) * smooth_noise(rng, shape, radius / 3 / min(axes_mm))
+    distance = np.sqrt(sum(squares[1:], squares[0])) + ragged  # 1 at the outline
+    within = [_soft_step(edge - distance) for edge in (1.0, solid, solid * 0.8, necrotic)]
+    whole, core, inner, fluid = within if solid else (within[0], *(0 * within[0] for _ in range(3)))
+    rim = core * (1 - inner)
+    parts = (whole * (1 - core), core * inner * (1 - fluid), rim, core * inner * fluid)
+    return np.stack(parts).astype(np.float32)
+
+
+def _soft_step(depth: NDArray[np.floating]) -> NDArray[np.floating]:
+    step: NDArray[np.floating] = np.clip(0.5 + depth / EDGE, 0, 1)
+    return step
+
+
+def _draw_levels(contrasts: Sequence[str], rng: np.random.Generator) -> NDArray[np.float32]:
+    """Draw how far from fluid (0) to white matter (1) each compartment lies, shape (images, COMPARTMENTS)."""
+    site = int(rng.integers(len(SITES)))
+    levels = np.array([_levels_of(name, site) for name in contrasts])
+    return np.asarray(levels + VARIETY * rng.normal(size=levels.shape), np.float32)
+
+
+@lru_cache(maxsize=64)
+def _levels_of(contrast: str, site: int) -> tuple[float, ...]:
+    """Return where a protocol shows each compartment: 0 as cerebrospinal fluid, 1 as white matter."""
+    one, zero = np.ones(1, np.float32), np.zeros(1, np.intp)
+    brightness = {
+        name: signal(contrast, SITES[site], [Voxels(MATERIALS[name], zero, one, one, one)], (1,)).item()
+        for name in ("csf", "wm", *COMPARTMENTS)
+    }
+    fluid, white = brightness["csf"], brightness["wm"]
+    return tuple((brightness[name] - fluid) / (white - fluid) for name in COMPARTMENTS)
