@@ -98,7 +98,7 @@ REFUSALS = {
     "no orientation": ("position", without("ImageOrientationPatient"), "ImageOrientationPatient"),
     "no spacing": ("position", without("PixelSpacing"), "PixelSpacing"),
     "no pixels": ("no-pixels", without("PixelData"), "no pixels"),
-    "spacing zero": ("spacing", every(PixelSpacing=["0", "1"]), "spacing of zero"),
+    "spacing zero": ("spacing", every(PixelSpacing=["0", "1"]), "zero or negative spacing"),
     "two numbers for a position": ("header", one(ImagePositionPatient=["1", "2"]), "ImagePositionPatient"),
     "no bits": ("header", every(BitsAllocated=16, BitsStored=17), "bits"),
     "no rows": ("header", every(Rows=0), "rows|pixels"),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 
 import chiasm
@@ -43,3 +45,13 @@ def test_a_pair_that_cannot_be_used_is_not_counted_and_too_few_subjects_are_told
 
 def test_without_a_pair_there_is_no_verdict(cohort: Path) -> None:
     assert inspect_folder(cohort).verdict == inspect_folder(cohort, ["t1"]).verdict == ()
+
+
+def test_a_pair_whose_grids_differ_is_named_by_both_files(tmp_path: Path) -> None:
+    folder = write_brats(tmp_path / "cohort", 3)
+    moved = min(folder.rglob("*_t2.nii.gz"))
+    image = nib.load(moved)
+    image.affine[0, 3] += 1.5
+    nib.save(nib.Nifti1Image(image.get_fdata(dtype=np.float32), image.affine), moved)
+    problem = next(one for one in inspect_folder(folder, ["t1"], "t2").problems if one.reason == "grid")
+    assert moved.name.replace("_t2", "_t1") in problem.line and moved.name in problem.line

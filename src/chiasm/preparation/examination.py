@@ -180,9 +180,14 @@ def _read_images(case: Case, names: Sequence[str], problems: list[Problem]) -> d
             volume = read_case_image(case, name)
             if volumes:
                 first_name, first = next(iter(volumes.items()))
-                volume = check_pair(first, volume, a_name=first_name, b_name=name)
+                volume = check_pair(first, volume, a_name=_with_file(case, first_name), b_name=name)
             volumes[name] = volume
     return volumes
+
+
+def _with_file(case: Case, name: str) -> str:
+    """Name an image with its file: an error of a pair carries the path of the other."""
+    return f"{name} ({case.images[name].name})"
 
 
 def _read_mask(case: Case, volumes: Mapping[str, Volume], problems: list[Problem]) -> Volume | None:
@@ -190,7 +195,8 @@ def _read_mask(case: Case, volumes: Mapping[str, Volume], problems: list[Problem
         return None
     with _noting(problems, case, "mask"):
         first_name, first = next(iter(volumes.items()))
-        return check_pair(first, read_case_labels(case, case.mask), a_name=first_name, b_name="mask", labels=True)
+        mask, a_name = read_case_labels(case, case.mask), _with_file(case, first_name)
+        return check_pair(first, mask, a_name=a_name, b_name="mask", labels=True)
     return None
 
 

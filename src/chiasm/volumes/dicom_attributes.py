@@ -186,7 +186,7 @@ def on_planes(image: Volume, grid: Geometry, series: Series) -> NDArray[np.float
             expected="x".join(map(str, grid.shape)),
         )
     if not np.isfinite(fitting.array).all():
-        raise VolumeError("the image holds values that are no finite number", reason="not-finite")
+        raise VolumeError("the image holds NaN or infinite values", reason="not-finite")
     return np.ascontiguousarray(fitting.array.transpose(2, 1, 0), np.float32)
 
 

@@ -192,7 +192,7 @@ def _frame(part: DicomFile, index: int, dataset: Dataset, group: Callable[[str],
     slope, intercept = _scale_of(group("PixelValueTransformationSequence") or dataset, part)
     spacing = numbers(measures, "PixelSpacing", part, 2)
     if min(spacing) <= 0:
-        raise VolumeError("has a spacing of zero or less", path=part.place, reason="spacing", found=spacing)
+        raise VolumeError("has a zero or negative spacing", path=part.place, reason="spacing", found=spacing)
     return Frame(
         part,
         index,
@@ -373,7 +373,7 @@ def _values_of(frames: Sequence[Frame], word: str) -> list[str]:
 def _four_d(differing: Sequence[tuple[str, Sequence[str]]], path: Path) -> VolumeError:
     words = "; ".join(f"{word}: {', '.join(value or 'none' for value in values[:6])}" for word, values in differing)
     return VolumeError(
-        "holds more than one volume",
+        "is 4D: it holds more than one volume",
         path=path,
         reason="four-d",
         found=words,

@@ -170,7 +170,7 @@ def _grid(
     spacing[:m] = _numbers(fields, step, path, n, _line(np.ones(n)))[:m]
     offset[:m] = _numbers(fields, place, path, n, _line(np.zeros(n)))[:m]
     if spacing.min() <= 0:
-        raise VolumeError("has a spacing that is not positive", path=path, reason="spacing", found=fields[step])
+        raise VolumeError("has a zero or negative spacing", path=path, reason="spacing", found=fields[step])
     lengths = np.linalg.norm(direction, axis=0)
     if lengths.min() > 0 and np.abs(lengths - 1).max() > UNIT:  # nobody knows whether they change the spacing
         raise VolumeError("has directions that are not of length 1", path=path, reason="affine", found=fields[turn])
@@ -186,7 +186,7 @@ def _shape(fields: dict[str, str], path: Path) -> tuple[tuple[int, int, int], in
     if any(side != int(side) or not 1 <= side <= 2**31 for side in sides):
         raise VolumeError("has impossible dimensions", path=path, reason="dimensions", found=fields["DimSize"])
     if sides[3:] not in ([], [1]):
-        raise VolumeError("holds more than one volume", path=path, reason="four-d", found=fields["DimSize"])
+        raise VolumeError("is 4D: it holds more than one volume", path=path, reason="four-d", found=fields["DimSize"])
     i, j, k = (*map(int, sides[:3]), 1)[:3]
     return (i, j, k), int(axes)
 

@@ -54,7 +54,9 @@ def open_mgh(path: Path, *, max_bytes: int = 2 * 2**30) -> Stored:
             "is no image but a warp or surface of FreeSurfer", path=path, reason="datatype", found=version
         )
     if frames > 1:
-        raise VolumeError("holds more than one volume", path=path, reason="four-d", found=f"{i}x{j}x{k}x{frames}")
+        raise VolumeError(
+            "is 4D: it holds more than one volume", path=path, reason="four-d", found=f"{i}x{j}x{k}x{frames}"
+        )
     if kind not in REAL:
         raise VolumeError(f"holds {NOT_REAL[kind]}", path=path, reason="datatype", expected="real numbers")
     dtype = np.dtype(REAL[kind])
@@ -82,10 +84,10 @@ def _affine(numbers: list[float], shape: tuple[int, int, int], path: Path) -> ND
     """Return voxel to RAS mm: steps, directions, and the place of the voxel in the middle, shape / 2."""
     values = np.array(numbers, np.float64)
     if not (np.abs(values) <= LARGEST).all():  # NaN is refused here too
-        raise VolumeError("has an affine that is not finite", path=path, reason="affine")
+        raise VolumeError("has an affine with NaN or infinity", path=path, reason="affine")
     steps, directions, centre = values[:3], values[3:12].reshape(3, 3).T, values[12:]
     if steps.min() <= 0:
-        raise VolumeError("has a spacing that is not positive", path=path, reason="spacing", found=steps.tolist())
+        raise VolumeError("has a zero or negative spacing", path=path, reason="spacing", found=steps.tolist())
     affine = np.eye(4)
     affine[:3, :3] = directions * steps
     affine[:3, 3] = centre - affine[:3, :3] @ (np.array(shape) / 2)

@@ -182,10 +182,12 @@ def _axes(file: Any, image: Any, path: Path) -> list[_Axis]:
     extra = [side for name, side in zip(names, image.shape) if name not in SPATIAL]
     if any(side != 1 for side in extra):
         raise VolumeError(
-            "holds more than one volume", path=path, reason="four-d", found="x".join(map(str, image.shape))
+            "is 4D: it holds more than one volume", path=path, reason="four-d", found="x".join(map(str, image.shape))
         )
     if sorted(name for name in names if name in SPATIAL) != [*SPATIAL]:
-        raise VolumeError("has too few slices to be a volume", path=path, reason="thin", found=",".join(names))
+        raise VolumeError(
+            "is a single slice, or has too few slices to be a volume", path=path, reason="thin", found=",".join(names)
+        )
     return [_axis(file, name, side, path) for name, side in zip(names, image.shape)]
 
 
@@ -204,7 +206,7 @@ def _axis(file: Any, name: str, side: int, path: Path) -> _Axis:
     (start,) = _numbers(described, "start", (0.0,), path)
     direction = _numbers(described, "direction_cosines", straight, path)
     if step == 0 or not np.linalg.norm(direction):
-        raise VolumeError("has a spacing that is zero", path=path, reason="spacing", found=name)
+        raise VolumeError("has a zero spacing", path=path, reason="spacing", found=name)
     return _Axis(name, side, step, start, tuple((np.array(direction) / np.linalg.norm(direction)).tolist()))
 
 
@@ -215,7 +217,7 @@ def _affine(spatial: Sequence[_Axis], path: Path) -> NDArray[np.float64]:
     affine[:3, :3] = directions * [axis.step for axis in spatial]
     affine[:3, 3] = directions @ [axis.start for axis in spatial]
     if abs(np.linalg.det(directions)) < 1e-6:
-        raise VolumeError("has axes that lie in one plane (singular affine)", path=path, reason="affine")
+        raise VolumeError("has a singular affine: its axes lie in one plane", path=path, reason="affine")
     return affine
 
 

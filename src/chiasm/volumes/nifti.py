@@ -225,7 +225,7 @@ def _check_dimensions(raw: _Raw) -> None:
         found = raw.fields["dim"][: max(2, min(count, 7) + 1)]
         raise raw.refuse("has impossible dimensions", "dimensions", found)
     if len(raw.sides) > 3:
-        raise raw.refuse("holds more than one volume", "four-d", "x".join(map(str, raw.sides)), "three axes")
+        raise raw.refuse("is 4D: it holds more than one volume", "four-d", "x".join(map(str, raw.sides)), "three axes")
 
 
 def _check_type(raw: _Raw) -> None:

@@ -243,9 +243,11 @@ def _spatial_axes(axes: _Axes, path: Path) -> _Axes:
     kept = [axis for axis in range(len(axes.sides)) if axis not in left_out]
     shape = "x".join(map(str, axes.sides))
     if len(kept) > 3:
-        raise VolumeError("holds more than one volume", path=path, reason="four-d", found=shape)
+        raise VolumeError("is 4D: it holds more than one volume", path=path, reason="four-d", found=shape)
     if len(kept) < 3:
-        raise VolumeError("has too few slices to be a volume", path=path, reason="thin", found=shape)
+        raise VolumeError(
+            "is a single slice, or has too few slices to be a volume", path=path, reason="thin", found=shape
+        )
     directed = [axes.directions[axis] is not None for axis in kept]
     if any(directed) and not all(directed):
         raise VolumeError(
@@ -291,7 +293,7 @@ def _columns(axes: _Axes, path: Path) -> NDArray[np.float64]:
     if axes.directions[0] is not None:
         columns = np.array(axes.directions, np.float64).T
         if not np.linalg.norm(columns, axis=0).all():
-            raise VolumeError("has a spacing that is not positive", path=path, reason="spacing", found=axes.directions)
+            raise VolumeError("has a zero or negative spacing", path=path, reason="spacing", found=axes.directions)
         return columns
     if not all(step > 0 for step in axes.spacings):  # NaN too
         raise VolumeError("has no spacing, or none that is positive", path=path, reason="spacing", found=axes.spacings)

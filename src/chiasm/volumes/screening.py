@@ -205,7 +205,7 @@ def _is_file(path: Path) -> bool:
 def _check_slices(geometry: Geometry, path: Path, allow_thin: bool) -> None:
     if min(geometry.shape) < FEWEST_SLICES and not allow_thin:
         raise VolumeError(
-            "has too few slices to be a volume",
+            "is a single slice, or has too few slices to be a volume",
             path=path,
             reason="thin",
             found="x".join(map(str, geometry.shape)),
@@ -296,7 +296,7 @@ def check_affine(geometry: Geometry, path: Path | None = None, *, allow_skew: bo
     """
     affine = geometry.affine
     if not np.isfinite(affine).all() or np.abs(affine).max() > 1e30:
-        raise VolumeError("has an affine that is not finite", path=path, reason="affine")
+        raise VolumeError("has an affine with NaN or infinity", path=path, reason="affine")
     if np.abs(affine[:3, 3]).max() > 1e6:
         raise VolumeError("lies more than a kilometre away", path=path, reason="affine", found=affine[:3, 3].tolist())
     _check_spacing(geometry.spacing_mm, path)
@@ -304,11 +304,14 @@ def check_affine(geometry: Geometry, path: Path | None = None, *, allow_skew: bo
     skew = _skew_degrees(axes)
     if abs(np.linalg.det(axes)) < FLATTEST:
         raise VolumeError(
-            "has axes that do not span a space", path=path, reason="singular", found=f"{skew:.3g} degrees"
+            "has a singular affine: its axes do not span a space",
+            path=path,
+            reason="singular",
+            found=f"{skew:.3g} degrees",
         )
     if skew > SKEW_DEGREES and not allow_skew:
         raise VolumeError(
-            "has axes that are not square to one another",
+            "has a sheared affine: its axes are not at right angles",
             path=path,
             reason="skew",
             found=f"{skew:.3g} degrees",
@@ -464,7 +467,7 @@ def _different_grids(a: Geometry, b: Geometry, a_name: str, b_name: str, labels:
         found, expected = f"corners up to {voxels_apart(a, b):.3g} voxels apart", "at most 0.01"
     hint = f"Register or resample the {b_name} to the {a_name} first"
     return VolumeError(
-        f"the {b_name}'s grid differs from the {a_name}'s",
+        f"the {b_name}'s grid differs from that of the {a_name}",
         reason="grid",
         found=found,
         expected=expected,
