@@ -24,7 +24,7 @@ EDGE_SHARE = 0.1  # of the mask's voxels: the target's steepest
 Places = NDArray[np.int32] | slice  # of a region's voxels among those of the mask
 
 
-class Frame(NamedTuple):
+class ScoredBox(NamedTuple):
     """Where the part of a volume lies that holds every difference.
 
     Attributes:
@@ -63,7 +63,7 @@ class Reference:
     regions: Mapping[str, Sequence[int]] = field(default_factory=dict)
     is_ct: bool = False
     axes: tuple[str, str, str] = ("i", "j", "k")
-    frame: Frame | None = None
+    frame: ScoredBox | None = None
 
     def __post_init__(self) -> None:
         same_shape(self.target, self.mask, *([] if self.labels is None else [self.labels]))
@@ -82,7 +82,7 @@ class Reference:
         """
         if self.mask.all() or not all((self.mask | (image == background)).all() for image in (self.target, prediction)):
             return self
-        return replace(self.part, frame=Frame(self.box, self.mask.shape, background))
+        return replace(self.part, frame=ScoredBox(self.box, self.mask.shape, background))
 
     @cached_property
     def part(self) -> Reference:

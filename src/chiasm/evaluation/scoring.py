@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from chiasm import boxes
 from chiasm.attenuation import attenuation
 from chiasm.errors import ChiasmError
-from chiasm.evaluation.reference import Frame, Reference
+from chiasm.evaluation.reference import Reference, ScoredBox
 from chiasm.evaluation.rows import LEAST_LESION, UNITS, Row
 from chiasm.metrics import conventions, lesions, radiotherapy, ranking, voxelwise
 from chiasm.metrics.edges import gradients_by_region
@@ -238,7 +238,7 @@ def _score_whole(images: ScoredImages, terms: ScoreTerms) -> tuple[conventions.C
 
 
 def _score_cut_out(
-    images: ScoredImages, frame: Frame, terms: ScoreTerms
+    images: ScoredImages, frame: ScoredBox, terms: ScoreTerms
 ) -> tuple[conventions.ComparedImages, dict[str, float]]:
     """Do what `_score_whole` does from the part that holds every difference."""
     its = images.reference

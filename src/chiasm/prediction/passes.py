@@ -137,8 +137,8 @@ class Chain(nn.Module):
         if self.refiner is not None:
             prediction = refine(self.refiner, source, masked, logits.structured, valid)
             logits = self._assess(source, prediction)
-        doubts = [logits.structured, logits.realness] if self.difficulties else []
-        return torch.cat([prediction, logits.magnitude, *doubts], dim=1)
+        difficulties = [logits.structured, logits.realness] if self.difficulties else []
+        return torch.cat([prediction, logits.magnitude, *difficulties], dim=1)
 
     def _assess(self, source: Tensor, image: Tensor) -> LocalLogits:
         assert self.local_discriminator is not None
@@ -212,8 +212,8 @@ def synthesise_prepared(
         raw_error = error_scale * np.logaddexp(0, -inside[1])  # -s log sigmoid(logit)
     if not networks.difficulties:
         return Maps(prediction, scatter(raw_error, mask), None, None, None)
-    doubts = (scatter(1 / (1 + np.exp(np.clip(logits, -60, 60))), mask) for logits in inside[1:])
-    return Maps(prediction, scatter(raw_error, mask), *doubts)
+    difficulties = (scatter(1 / (1 + np.exp(np.clip(logits, -60, 60))), mask) for logits in inside[1:])
+    return Maps(prediction, scatter(raw_error, mask), *difficulties)
 
 
 def scatter(values: NDArray[np.floating] | float, mask: NDArray[np.bool_], outside: float = 0.0) -> NDArray[np.float32]:

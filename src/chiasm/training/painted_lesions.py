@@ -67,7 +67,7 @@ class Block(NamedTuple):
 
 
 def is_paintable(contrasts: Sequence[str]) -> bool:
-    """Tell whether lesions can be painted in these modalities."""
+    """Return whether lesions can be painted in these modalities."""
     return all(name.lower() in CONTRASTS for name in contrasts)
 
 
@@ -140,7 +140,7 @@ def paint(painter: LesionPainter, case: int, block: Block, axes_mm: Sequence[flo
 
 
 def _like_fluid(images: Sequence[NDArray[np.float32]], ends: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Tell how far every image shows fluid, in [0, 1], shape (*block)."""
+    """Return how far every image shows fluid, in [0, 1], shape (*block)."""
     steps = [
         np.clip((0.5 - (image - fluid) / (white - fluid)) / 0.3, 0, 1) for image, (fluid, white) in zip(images, ends)
     ]

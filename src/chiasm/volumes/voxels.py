@@ -71,7 +71,7 @@ def read_image(stored: Stored, path: Path, *, allow_constant: bool = False) -> N
             ends = np.array([low, high]).astype(np.float32)
         if not np.isfinite(ends).all():
             raise VolumeError(
-                "holds NaN, infinite values or values beyond float32",
+                "holds NaN or infinite values in float32",
                 path=path,
                 reason="not-finite",
                 found=f"{low:g} to {high:g}",
@@ -166,7 +166,10 @@ def image_of(array: NDArray[Any], path: Path, *, allow_constant: bool = False) -
     if not np.isfinite(made).all():
         count = made.size - int(np.isfinite(made).sum())
         raise VolumeError(
-            "holds NaN, infinite values or values beyond float32", path=path, reason="not-finite", found=f"{count} voxels"
+            "holds NaN or infinite values in float32",
+            path=path,
+            reason="not-finite",
+            found=f"{count} voxels",
         )
     if not allow_constant and made.min() == made.max():
         raise VolumeError("is constant", path=path, reason="constant", found=f"{made.flat[0]:g}")
