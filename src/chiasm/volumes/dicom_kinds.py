@@ -115,10 +115,10 @@ def split_kinds(kinds: Sequence[ImageKind]) -> list[Group]:
     Returns:
         At least one group, in the order of component, echo time, inversion time and b-value.
 
-    >>> five = [Kind("magnitude", 5), Kind("phase", 5), Kind("magnitude", 5.01)]
+    >>> five = [ImageKind("magnitude", 5), ImageKind("phase", 5), ImageKind("magnitude", 5.01)]
     >>> [(one.words, one.places) for one in split_kinds(five)]
     [('magnitude', (0, 2)), ('phase', (1,))]
-    >>> [one.words for one in split_kinds([Kind("magnitude", 5), Kind("magnitude", 10)])]
+    >>> [one.words for one in split_kinds([ImageKind("magnitude", 5), ImageKind("magnitude", 10)])]
     ['TE=5', 'TE=10']
     """
     columns = [
@@ -140,9 +140,9 @@ def parse_kind(words: str) -> tuple[ImageKind, str]:
     """Read the kind that words ask for, and return the words that are left.
 
     >>> parse_kind("ax t2 TE=90 ms Phase")
-    (Kind(component='phase', te=90.0, ti=None, b=None), 'ax t2')
+    (ImageKind(component='phase', te=90.0, ti=None, b=None), 'ax t2')
     >>> parse_kind("adc b unknown")
-    (Kind(component='adc', te=None, ti=None, b=inf), '')
+    (ImageKind(component='adc', te=None, ti=None, b=inf), '')
     """
     numbers = {name.lower(): float(value or math.inf) for name, value in _NUMBER.findall(words)}
     left = _NUMBER.sub(" ", words)
