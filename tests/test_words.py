@@ -138,6 +138,12 @@ def test_the_table_names_each_word_that_is_rejected() -> None:
         assert re.search(rf"(?<![a-z])({word})(?![a-z])", rejected), word
 
 
+@pytest.mark.parametrize("path", [path for path in files() if path.endswith(".html")])
+def test_a_page_calls_what_was_trained_a_method(path: str) -> None:
+    shown = re.sub(r"\{[{%].*?[}%]\}", "", (ROOT / path).read_text(), flags=re.DOTALL)
+    assert re.findall(r"\barms?\b", shown) == []
+
+
 def test_no_two_classes_have_one_name() -> None:
     classes = [
         (match[1], path.name) for path in (ROOT / "src").rglob("*.py") for match in CLASS.finditer(path.read_text())

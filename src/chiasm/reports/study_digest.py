@@ -111,7 +111,7 @@ def _tabulate_differences(found: Findings) -> PageTable:
     lines: dict[tuple[str, str], dict[str, Comparison]] = {}
     for one in (one for one in found.comparisons if one.metric == "mae"):
         lines.setdefault((one.arm, one.against), {})[one.region] = one
-    columns = [Column("arm"), Column("against")]
+    columns = [Column("method"), Column("against")]
     for region in (found.lesion, HEALTHY):
         columns += [Column(f"MAE in {region}, % (95 % interval)"), Column("p (Holm)"), Column("seeds lower")]
     rows = [

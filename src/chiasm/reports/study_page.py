@@ -151,7 +151,7 @@ def list_sections(found: Findings) -> list[PageSection]:
             trade_off,
         ),
         PageSection("scores", "Scores", "Scores by region", _tabulate_methods(found), "There are no scores."),
-        PageSection("tests", "Tests", "Comparisons and tests", differences, "There are no two arms to compare."),
+        PageSection("tests", "Tests", "Comparisons and tests", differences, "There are no two methods to compare."),
         PageSection("lesions", "Lesions", "Lesion by lesion", lesions),
         PageSection("expected_error", "Expected error", "Does the map show where the error is?", expected_error),
         PageSection("training", "Training", "Training, and the health of both discriminators", training),
@@ -194,7 +194,7 @@ def seeds_sd(found: Findings, one: MethodSummary) -> float:
 
 
 DIFFERENCE_COLUMNS = (
-    *(Column("Arm"), Column("Against"), Column("Region"), Column("Metric"), Column("")),
+    *(Column("Method"), Column("Against"), Column("Region"), Column("Metric"), Column("")),
     *(Column("Difference", "%", True), Column("Low", "%, 95 %", True), Column("High", "%, 95 %", True)),
     *(Column("p", "permutation", True), Column("p, Holm", "corrected", True)),
     *(Column("p, Wilcoxon", "signed rank", True), Column("p, mixed model", "random seeds", True)),
@@ -254,7 +254,7 @@ def _tabulate_expected_error(rows: Iterable[Row], arms: Sequence[str]) -> PageTa
         cells = mean_cells(means, ((region, metric, arm) for arm in shown), 1.0)
         lines.append([cell(region), Cell(metric.replace("_", " "), metric), *cells])
     columns = [Column("Region"), Column("Score"), *(Column(arm, "", True) for arm in shown)]
-    return PageTable("Each arm’s map, means over cases, folds and seeds", columns, lines)
+    return PageTable("Each method’s map, means over cases, folds and seeds", columns, lines)
 
 
 def tabulate_maps(rows: Iterable[Row]) -> PageTable | None:

@@ -37,8 +37,7 @@ class Change(NamedTuple):
 def draw_trade_off(comparisons: Sequence[Comparison], lesion: str) -> dict[str, str] | None:
     """Draw each arm's change in lesions over its change in healthy tissue, one point for each seed.
 
-    An arm moves the front where it lies low without lying right: better in
-    lesions at no cost elsewhere.
+    A method in the lower left is better in lesions without a cost elsewhere.
 
     Args:
         comparisons: Of which those of MAE with one common partner are drawn.
@@ -75,7 +74,7 @@ def draw_trade_off(comparisons: Sequence[Comparison], lesion: str) -> dict[str, 
         for arm, (x, y) in ((arm, change.mean) for arm, change in changes.items())
     )
     alt = f"Change of MAE in {lesion} and in healthy tissue against {anchor}. {words}"
-    title = f"Lesion against healthy: every arm beside {anchor}"
+    title = f"Lesion against healthy: every method beside {anchor}"
     return {"title": title, "svg": draw_svg(draw, alt, (7, 4.6), "trade-off")}
 
 
