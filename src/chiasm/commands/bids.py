@@ -31,7 +31,7 @@ def bids(
         typer.Option("--participant-label", "--participant_label", help="A subject, with or without sub-."),
     ] = None,
     session_label: Annotated[
-        list[str] | None, typer.Option("--session-label", "--session_label", help="A session, likewise.")
+        list[str] | None, typer.Option("--session-label", "--session_label", help="A session, with or without ses-.")
     ] = None,
     trust: Trust = None,
 ) -> None:

@@ -32,7 +32,8 @@ class ShownOptions:
     ] = None
     slices: Annotated[int, typer.Option("--slices", help="Slices of each case.", rich_help_panel="Method")] = 1
     repeat: Annotated[
-        float, typer.Option("--repeat", help="Share of the images that come twice, to 0.5.", rich_help_panel="Method")
+        float,
+        typer.Option("--repeat", help="Share of the images that are shown twice, up to 0.5.", rich_help_panel="Method"),
     ] = 0.2
     plane: Annotated[str, typer.Option("--plane", help="axial, coronal or sagittal.", rich_help_panel="Method")] = (
         "axial"
@@ -40,7 +41,9 @@ class ShownOptions:
     window: Annotated[
         tuple[float, float] | None,
         typer.Option(
-            "--window", help="Level and width, such as 40 400 for CT; else as in reports.", rich_help_panel="Method"
+            "--window",
+            help="Level and width, such as 40 400 for CT; by default as in reports.",
+            rich_help_panel="Method",
         ),
     ] = None
     seed: Seed = 0
@@ -65,11 +68,11 @@ def rate(
         list[Path] | None,
         typer.Argument(
             metavar="STUDY | PREDICTIONS... REFERENCE",
-            help="A folder of chiasm study, run or evaluate; or predictions, then the cohort with the real targets.",
+            help="Folder of chiasm study, run or evaluate; or predictions, then the cohort with the real targets.",
         ),
     ] = None,
     read: Annotated[
-        list[Path] | None, typer.Option("--read", help="Ratings that the page wrote: --read A.csv B.csv.")
+        list[Path] | None, typer.Option("--read", help="Analyse ratings that the page wrote: --read A.csv B.csv.")
     ] = None,
     register: Annotated[
         str | None,
@@ -81,7 +84,7 @@ def rate(
     ] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Write a blinded page on which readers rate real and synthetic slices, or read what they said."""
+    """Write a blinded page on which readers rate real and synthetic slices, or analyse their answers."""
     given = folders or []
     if bool(read) == bool(given):
         raise RecipeError(

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 def evaluate(
     predictions: Annotated[list[Path], typer.Argument(help="Folders written by chiasm predict, such as one per fold.")],
-    reference: Annotated[Path, typer.Argument(help="The cohort that holds the real targets.")],
+    reference: Annotated[Path, typer.Argument(help="Cohort with the real targets.")],
     out: Out,
     found: CohortOptions,
     people: PeopleOptions,

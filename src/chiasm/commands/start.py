@@ -27,11 +27,13 @@ def run(
     allow: Allow = None,
     minutes: Annotated[
         float | None,
-        typer.Option("--minutes", help="Most minutes of training, 40 by default; --steps does them all."),
+        typer.Option("--minutes", help="Limit of the training time, minutes: 40 by default; none with --steps."),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done and how long it takes.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be done and how long it takes, and stop.")
+    ] = False,
 ) -> None:
-    """Go from scans to a report: inspect, plan, train, predict, evaluate; the same command again goes on."""
+    """Go from scans to a report: plan, train, predict, evaluate; run the same command again to resume."""
     if minutes is not None and asked.steps is not None:
         raise RecipeError("chiasm run --minutes and --steps are at odds", reason="minutes", hint="Give one of them.")
     most = MINUTES if minutes is None and asked.steps is None else minutes
@@ -54,7 +56,7 @@ def run(
 
 
 def explain(
-    place: Annotated[Path, typer.Argument(help="What chiasm run, train or evaluate wrote.")],
+    place: Annotated[Path, typer.Argument(help="Folder that chiasm run, train or evaluate wrote.")],
 ) -> None:
     """Say in words what was chosen and why, what happened in training, where the model is weak, what to try next."""
     _show_explanation(place)
