@@ -258,7 +258,9 @@ def _on_source_grid(
     """
     overlap = find_overlap(prepared.grid, grid)
     if overlap is not None:
-        made = np.full(grid.shape, outside, np.float32, order="F")
+        made = np.zeros(grid.shape, np.float32, order="F")  # which takes memory only where it is written
+        if outside:
+            made[...] = outside
         overlap.paste(scatter(values, prepared.mask, outside), made)
         return made
     total, weight = (

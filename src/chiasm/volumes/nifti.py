@@ -436,11 +436,12 @@ def write_nifti(path: Path, array: NDArray[Any], geometry: Geometry, remark: str
     put("inter", 0.0)
     for at, count in TEXTS[version]:
         raw[at : at + count] = bytes(count)
-    content = bytes(raw) + extension + np.asarray(array, dtype).tobytes(order="F")
-    if path.name.lower().endswith(".gz"):
-        content = pack(content, "gzip")
+    head = bytes(raw) + extension
+    content = bytearray(len(head) + array.size * dtype.itemsize)  # one copy of the voxels, which may be many
+    content[: len(head)] = head
+    np.frombuffer(content, dtype, offset=len(head)).reshape(array.shape, order="F")[...] = array
     with whole_file(path) as temporary:
-        temporary.write_bytes(content)
+        temporary.write_bytes(pack(content, "gzip") if path.name.lower().endswith(".gz") else content)
 
 
 def _extension(order: str, remark: str) -> bytes:

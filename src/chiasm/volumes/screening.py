@@ -396,7 +396,9 @@ def _storable(array: NDArray[Any], labels: bool) -> tuple[NDArray[Any], int]:
         return _storable_labels(array)
     limits = np.finfo(np.float32)
     cut = int(np.count_nonzero(np.abs(array) > limits.max)) if array.dtype == np.float64 else 0
-    return np.clip(array, limits.min, limits.max).astype(np.float32) if cut else array.astype(np.float32), cut
+    return np.clip(array, limits.min, limits.max).astype(np.float32) if cut else array.astype(
+        np.float32, copy=False
+    ), cut
 
 
 def _storable_labels(array: NDArray[Any]) -> tuple[NDArray[Any], int]:

@@ -295,7 +295,7 @@ def _damage() -> tuple[type[Exception], ...]:
     return zlib.error, _library().error
 
 
-def pack(content: bytes, form: Literal["gzip", "zlib"]) -> bytes:
+def pack(content: bytes | bytearray, form: Literal["gzip", "zlib"]) -> bytes:
     """Compress quickly; a gzip carries no name and no time, so equal content gives equal bytes."""
     # isal's levels reach from 0 to 3: its 2 packs about as small as zlib's 6
     packer = _library().compressobj(2, zlib.DEFLATED, 31 if form == "gzip" else 15)
