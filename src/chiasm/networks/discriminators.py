@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.parametrizations import spectral_norm as spectrally_normalised
 
-from chiasm.networks.generator import CONVOLUTION, Dims, Layer, check_sizes, reach, upsample
+from chiasm.networks.generator import CONVOLUTION, Dims, Layer, check_sizes, join_channels, reach, upsample
 
 SLOPE = 0.2
 
@@ -177,7 +177,7 @@ class LocalDiscriminator(nn.Module):
         for convolution in self.deep:
             features = _activated(convolution, features)
         for narrow, join in zip(self.narrows, self.joins):
-            features = _activated(join, torch.cat([upsample(narrow(features)), fine.pop()], dim=1))
+            features = _activated(join, join_channels(upsample(narrow(features)), fine.pop()))
         return LocalLogits(*self.heads(features).to(images.dtype).split(1, dim=1))
 
 

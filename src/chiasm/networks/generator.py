@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +48,39 @@ def upsample(features: Tensor) -> Tensor:
     """
     mode = "bilinear" if features.ndim == 4 else "trilinear"
     return functional.interpolate(features, scale_factor=2.0, mode=mode, align_corners=False)
+
+
+def join_channels(first: Tensor, second: Tensor) -> Tensor:
+    """Lay two tensors side by side along their channels, as `torch.cat` does, with gradients that are dense.
+
+    `torch.cat` hands back slices of one gradient.  Layers before it take up to 20 times as long on slices
+    (batch normalisation, channels last, torch 2.13 on a CPU), so each is copied once: values do not change.
+
+    Args:
+        first: Shape (N, C, *S).
+        second: Shape (N, D, *S).
+
+    Returns:
+        Shape (N, C + D, *S).
+    """
+    if not torch.is_grad_enabled() or not (first.requires_grad or second.requires_grad):
+        return torch.cat([first, second], dim=1)
+    joined: Tensor = _Joined.apply(first, second)  # type: ignore[no-untyped-call]
+    return joined
+
+
+class _Joined(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, first: Tensor, second: Tensor) -> Tensor:
+        ctx.channels = first.shape[1], second.shape[1]
+        return torch.cat([first, second], dim=1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+        (gradient,) = gradients
+        last = torch.channels_last if gradient.ndim == 4 else torch.channels_last_3d
+        memory = torch.contiguous_format if gradient.is_contiguous() else last
+        return tuple(part.contiguous(memory_format=memory) for part in torch.split(gradient, ctx.channels, dim=1))
 
 
 def reach(path: Sequence[Layer], multiple: int) -> int:
@@ -190,7 +223,7 @@ class Join(nn.Module):
     def forward(self, coarse: Tensor, fine: Tensor) -> Tensor:
         """Map (N, coarse, *S / 2) and (N, fine, *S) to (N, fine, *S)."""
         raised = upsample(self.narrow(coarse))
-        return functional.relu(self.body(torch.cat([raised, fine], dim=1)) + raised, inplace=True)
+        return functional.relu(self.body(join_channels(raised, fine)) + raised, inplace=True)
 
 
 def _check_numbers(in_channels: int, widths: Sequence[int], skip_channel: int, dropout: float) -> None:

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.nn.utils.parametrize import cached
 
 from chiasm.training import losses, ranks
 from chiasm.training.setting import Draw, Setting, StepOutcome, beside_source, shown_locally
@@ -39,7 +40,8 @@ def step_global(setting: Setting, state: TrainingState, drawn: Draw) -> StepOutc
     for name in ("global_discriminator", "second_discriminator"):
         if name not in trainables.modules:
             continue
-        real, synthetic = (trainables.modules[name](pair).float() for pair in pairs)
+        with cached():  # as in `step_local`
+            real, synthetic = (trainables.modules[name](pair).float() for pair in pairs)
         loss = critic_loss(setting, real, synthetic) + _penalty(setting, drawn, name, pairs)
         trainables.descend(name, loss, drawn.share)
         if setting.recipe.loss.adversarial == "wgan":
@@ -82,8 +84,9 @@ def step_local(setting: Setting, state: TrainingState, drawn: Draw) -> StepOutco
     """Train the local discriminator voxel by voxel, and its confidence heads to foresee the error."""
     recipe, (batch, fake) = setting.recipe, (drawn.batch, drawn.made)
     discriminator, mask = setting.trainables.modules["local_discriminator"].train(), batch.mask
-    real = discriminator(shown_locally(recipe, batch, batch.target))
-    synthetic = discriminator(shown_locally(recipe, batch, fake))
+    with cached():  # spectral norms, and their power iterations, once for both (Miyato 2018, algorithm 1)
+        real = discriminator(shown_locally(recipe, batch, batch.target))
+        synthetic = discriminator(shown_locally(recipe, batch, fake))
     realness, on_fake = real.realness.float(), synthetic.realness.float()
     error, scale, attention = fake - batch.target, state.error_scale, recipe.attention
     magnitude = losses.soft_target_magnitude(error, mask, scale, setting.sigma(attention.magnitude_mm))

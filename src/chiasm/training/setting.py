@@ -125,8 +125,9 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def beside_source(batch: Batch, image: Tensor) -> Tensor:
-    """Show a discriminator an image beside the source it is of, shape (N, C + 1, *spatial)."""
-    return torch.cat([batch.source, image], dim=1)
+    """Show a discriminator an image beside the source it is of, shape (N, C + 1, *spatial), channels last."""
+    pair = torch.cat([batch.source, image], dim=1)
+    return pair.contiguous(memory_format=torch.channels_last if pair.ndim == 4 else torch.channels_last_3d)
 
 
 def shown_locally(recipe: Recipe, batch: Batch, image: Tensor) -> Tensor:
