@@ -89,7 +89,7 @@ def test_the_real_image_is_brought_to_the_source_before_it_is_compared_with_and_
     aligned = evaluate(predictions, scanned, tmp_path / "aligned")
     assert not aligned.problems and sha256_of(next(scanned.rglob("*_t2.nii.gz"))) == before
     page = aligned.report.read_text()
-    assert "aligned to the source before it was compared with (rigid" in page
+    assert "aligned with the source before it was compared with (rigid" in page
     assert (tmp_path / "aligned" / "registered" / "index.html").exists()
     again = report_evaluation(tmp_path / "aligned")
     assert again.read_text() == page

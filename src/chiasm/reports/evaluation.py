@@ -327,10 +327,10 @@ def _how_they_lie(assessed: PredictionFolder, how: Registration, together: Align
         return [
             f"the real {assessed.plan.target} was aligned with the source before it was compared with ({how}; "
             f"{REGISTERED}/index.html shows each): {describe_movement(together.moved_mm)}; "
-            "chiasm evaluate --register none takes it as it lies"
+            "chiasm evaluate --register none compares without alignment"
         ]
     if trained != "none":
-        return [f"training pairs were registered ({trained}); the real images are compared with as they lie"]
+        return [f"training pairs were registered ({trained}); the real images are compared without alignment"]
     return []
 
 

@@ -55,7 +55,9 @@ class Study(Section):
 
     data: Path | None = None
     phantom: Phantom | None = None
-    reference: Literal["held"] | Path | None = None  # what is scored against, as it lies; held: had nobody moved
+    reference: Literal["held"] | Path | None = (
+        None  # what is scored against, without alignment; held: the same patients without movement
+    )
     sources: Annotated[tuple[str, ...], Field(min_length=1, alias="source")]
     target: str
     arms: Annotated[tuple[Arm, ...], Field(min_length=1)]
