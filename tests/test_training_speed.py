@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from chiasm.networks.generator import join_channels
+from chiasm.training.batches import Place, take_batch
 from chiasm.training.learner import Learner
 from chiasm.training.loop import make_fabric
 from chiasm.training.losses import masked_gaussian
@@ -113,3 +116,19 @@ def test_moments_that_were_loaded_lie_as_their_weights_do(tmp_path: Path) -> Non
     load_checkpoint(tmp_path, one.parts)
     for weight, moments in one.trainables.optimisers["generator"].state.items():
         assert moments["exp_avg"].stride() == weight.stride() == moments["exp_avg_sq"].stride()
+
+
+@pytest.mark.parametrize("k", [0, 1, 11, 22, 23])
+@pytest.mark.parametrize("flip", [True, False])
+def test_a_patch_that_is_cropped_before_its_slices_are_stacked_equals_one_cropped_after(k: int, flip: bool) -> None:
+    case = textured_case(0)
+    case = replace(case, mask=np.random.default_rng(1).random(case.mask.shape) < 0.7)
+    place = Place(0, (20, 22, k), flip, (1.25,), (-0.5,))
+    source, target, mask, lesion = (part[0].numpy() for part in take_batch([case], [place], patch=(16, 24), slices=5))
+    around = np.clip(np.arange(k - 2, k + 3), 0, 23)
+    whole = case.source[0] * np.float32(1.25) + np.float32(-0.5) * case.mask
+    assert case.labels is not None
+    wanted = (whole[..., around], case.target[..., [k]], case.mask[..., [k]], case.labels[..., [k]] > 0)
+    for found, image in zip((source, target, mask, lesion), wanted, strict=True):
+        cut = np.moveaxis(image, -1, 0)[:, 12:28, 10:34]
+        assert np.array_equal(found, cut[:, ::-1] if flip else cut) and found.dtype == cut.dtype

@@ -8,7 +8,7 @@ first (`draw_places`), then applied (`take_batch`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
-from chiasm.prediction.tiling import slice_stack
 from chiasm.preparation.arrays import PreparedCase
 from chiasm.training.classes import CLASSES, TissueClasses
 from chiasm.training.painted_lesions import Block, LesionPainter, paint
@@ -243,9 +242,12 @@ def take_batch(
         slices: Neighbouring axial slices that make the channels of 2.5D; 1 for 2D; ignored in 3D.
         variation: What places need that shift classes or paint lesions.
     """
-    parts = [_transplanted(cases, place, tuple(patch), slices, variation) for place in places]
-    source, target, mask, lesion = (torch.from_numpy(np.stack(part)) for part in zip(*parts, strict=True))
-    return Batch(source, target, mask, lesion)
+    channels = cases[0].source.shape[0] * (slices if len(patch) == 2 else 1)
+    kinds = ((channels, np.float32), (1, np.float32), (1, np.bool_), (1, np.bool_))
+    parts = [np.empty((len(places), count, *patch), kind) for count, kind in kinds]
+    for index, place in enumerate(places):
+        _transplanted(cases, place, slices, variation, [part[index] for part in parts])
+    return Batch(*map(torch.from_numpy, parts))
 
 
 def crop_batch(batch: Batch, size: Sequence[int]) -> Batch:
@@ -258,60 +260,75 @@ def crop_batch(batch: Batch, size: Sequence[int]) -> Batch:
 
 
 def _transplanted(
-    cases: Sequence[PreparedCase],
-    place: Place,
-    patch: tuple[int, ...],
-    slices: int,
-    variation: Variation,
-) -> tuple[NDArray[Any], ...]:
-    """Cut a patch; where it has a donor, blend the donor's lesion in: both contrasts, its label, a soft rim."""
-    own = _take(cases[place.case], place, patch, slices, variation)
+    cases: Sequence[PreparedCase], place: Place, slices: int, variation: Variation, out: Sequence[NDArray[Any]]
+) -> None:
+    """Cut a patch into `out`; blend a donor's lesion in, if it has one: both contrasts, its label, a soft rim."""
+    _take(cases[place.case], place, slices, variation, out)
     if place.donor is None:
-        return own
+        return
     index, centre = place.donor
-    source, target, mask, lesion = own
-    new_source, new_target, new_mask, new_lesion = _take(
-        cases[index], replace(place, case=index, centre=centre), patch, slices, variation
-    )
+    others = [np.empty_like(part) for part in out]
+    _take(cases[index], replace(place, case=index, centre=centre), slices, variation, others)
+    source, target, mask, lesion = out
+    new_source, new_target, new_mask, new_lesion = others
     inside = mask & new_mask
     share = gaussian_filter((new_lesion & inside)[0].astype(np.float32), RIM_VOXELS)[None]
     share = np.clip(1.5 * share, 0, 1) * inside
-    blended = (a + share * (b - a) for a, b in ((source, new_source), (target, new_target)))
-    return *blended, mask, lesion | (share > 0.5)
+    for image, other in ((source, new_source), (target, new_target)):
+        image += share * (other - image)
+    lesion |= share > 0.5
 
 
-def _take(
-    case: PreparedCase, place: Place, patch: tuple[int, ...], slices: int, variation: Variation
-) -> tuple[NDArray[Any], ...]:
-    """Cut a patch out of one case, change its intensities and flip it as `place` says."""
-    block = _vary(_cut(case, place.centre, patch, slices), place, variation, len(patch))
-    source, valid, target, mask, lesion = _as_channels(block, len(patch))
-    gain, offset = _jitter_of(case, place, len(source) // case.source.shape[0], len(patch))
-    source = source * gain + offset * valid
+def _take(case: PreparedCase, place: Place, slices: int, variation: Variation, out: Sequence[NDArray[Any]]) -> None:
+    """Cut a patch out of one case into source, target, mask and lesion, with intensities and sides as `place` says."""
+    patch = out[0].shape[1:]
+    block = _vary(_cut(case, place, patch, slices), place, variation, len(patch))
+    size = block.mask.shape[-len(patch) :]
+    source, *others = (_room(part, size, place.flip) for part in out)
+    _jitter(block.source, block.mask, _jitter_of(case, place), source.reshape(block.source.shape))
+    target: NDArray[Any]
+    target, mask, lesion = block[1:] if len(patch) == 3 else (image[len(image) // 2] for image in block[1:])
     if case.own is not None:  # one scale for both: else no network could keep the scan's
-        target = (target * place.gain[case.own] + place.offset[case.own] * mask).astype(np.float32)
-    arrays = [source.astype(np.float32), target[None].astype(np.float32), mask[None], lesion[None]]
-    if place.flip:
-        arrays = [array[:, ::-1] for array in arrays]
-    return tuple(_padded(array, patch) for array in arrays)
+        target = target * place.gain[case.own] + place.offset[case.own] * mask
+    for room, image in zip(others, (target, mask, lesion), strict=True):
+        room[0] = image
 
 
-def _cut(case: PreparedCase, centre: Voxel, patch: tuple[int, ...], slices: int) -> Block:
-    """Cut a patch, smaller at a small case: (I, J, K) in 3D, else slices first, (slices, I, J)."""
+def _room(part: NDArray[Any], size: tuple[int, ...], flip: bool) -> NDArray[Any]:
+    """Return where a patch of `size` goes in one (C, *patch): all around it, where it is smaller, is invalid."""
+    if size != part.shape[1:]:
+        part[...] = 0
+        part = part[(slice(None), *map(slice, size))]
+    return part[:, ::-1] if flip else part
+
+
+def _cut(case: PreparedCase, place: Place, patch: tuple[int, ...], slices: int) -> Block:
+    """Cut a patch, smaller at a small case: (I, J, K) in 3D, else slices first, (slices, I, J).
+
+    Where nothing is to be varied, the target and the lesion of the middle slice are enough: (1, I, J).
+    """
     size = (*patch, 1)[:3]
-    start = [min(max(c - s // 2, 0), max(n - s, 0)) for c, s, n in zip(centre, size, case.mask.shape)]
+    start = [min(max(c - s // 2, 0), max(n - s, 0)) for c, s, n in zip(place.centre, size, case.mask.shape)]
     i, j, k = (slice(a, a + s) for a, s in zip(start, size))
 
-    def cut(image: NDArray[Any]) -> NDArray[Any]:
+    def cut(image: NDArray[Any], slices: int) -> NDArray[Any]:
+        image = np.asarray(image)[..., i, j, :]
         if len(patch) == 3:
-            return np.asarray(image[..., i, j, k])
-        channels = image[None] if image.ndim == 3 else image
-        near = slice_stack(channels, start[2], slices)[:, i, j]  # (C * slices, I, J)
-        return near.reshape(*image.shape[:-3], slices, *near.shape[1:])
+            return image[..., k]
+        return np.moveaxis(_near(image, start[2], slices), -1, -3)
 
-    mask = cut(case.mask)
-    lesion = np.zeros_like(mask) if case.labels is None else cut(case.labels) > 0
-    return Block(cut(case.source), cut(case.target), mask, lesion)
+    enough = slices if place.shifts is not None or place.painted is not None else 1
+    target, mask = cut(case.target, enough), cut(case.mask, slices)
+    lesion = np.zeros(target.shape, np.bool_) if case.labels is None else cut(case.labels, enough) > 0
+    return Block(cut(case.source, slices), target, mask, lesion)
+
+
+def _near(image: NDArray[Any], place: int, slices: int) -> NDArray[Any]:
+    """Cut slices around one, shape (..., I, J, slices); beyond the first and the last, that slice is repeated."""
+    first, depth = place - slices // 2, image.shape[-1]
+    if first >= 0 and first + slices <= depth:
+        return image[..., first : first + slices]  # a view: nothing is copied
+    return image[..., np.clip(np.arange(first, first + slices), 0, depth - 1)]
 
 
 def _vary(block: Block, place: Place, variation: Variation, dims: int) -> Block:
@@ -327,27 +344,23 @@ def _vary(block: Block, place: Place, variation: Variation, dims: int) -> Block:
     return block
 
 
-def _as_channels(block: Block, dims: int) -> tuple[NDArray[Any], ...]:
-    """Return source and its valid voxels (C, *patch), with slices as channels, then target, mask, lesion (*patch)."""
-    source, target, mask, lesion = block
-    valid = np.broadcast_to(mask, source.shape)
-    if dims == 3:
-        return source, valid, target, mask, lesion
-    flat, middle = (-1, *mask.shape[1:]), len(mask) // 2
-    return source.reshape(flat), valid.reshape(flat), target[middle], mask[middle], lesion[middle]
+def _jitter(
+    source: NDArray[np.floating[Any]],
+    mask: NDArray[np.bool_],
+    changes: tuple[NDArray[np.float32], NDArray[np.float32]],
+    out: NDArray[np.float32],
+) -> None:
+    """Write ``gain * source + offset`` inside the mask; shapes (C, ...), and one gain and offset for each channel."""
+    for image, gain, offset, into in zip(source, *changes, out):
+        for part, inside, room in zip(image, mask, into):  # small parts, whose memory is used again
+            if part.dtype == np.float32:
+                np.multiply(part, gain, out=room)
+                room += offset * inside
+            else:
+                room[...] = part * gain + offset * inside
 
 
-def _jitter_of(case: PreparedCase, place: Place, repeat: int, dims: int) -> Iterator[NDArray[np.float32]]:
-    """Give gain and offset of each channel, shape (C, 1, ...); ranks stand still."""
-    ranks = case.source.shape[0] - len(place.gain)
-    for drawn, still in ((place.gain, 1.0), (place.offset, 0.0)):
-        numbers = np.array([*drawn, *[still] * ranks], np.float32)
-        yield np.repeat(numbers, repeat).reshape(-1, *[1] * dims)
-
-
-def _padded(array: NDArray[np.generic], patch: tuple[int, ...]) -> NDArray[np.generic]:
-    """Fill up a patch that is larger than its case with invalid voxels."""
-    missing = [size - have for size, have in zip(patch, array.shape[1:])]
-    if not any(missing):
-        return np.ascontiguousarray(array)
-    return np.pad(array, [(0, 0), *((0, more) for more in missing)])
+def _jitter_of(case: PreparedCase, place: Place) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return gain and offset of each channel, shape (C,); ranks stand still."""
+    still = case.source.shape[0] - len(place.gain)
+    return np.array([*place.gain, *[1.0] * still], np.float32), np.array([*place.offset, *[0.0] * still], np.float32)
