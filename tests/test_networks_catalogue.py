@@ -26,6 +26,7 @@ from chiasm.networks.catalogue import (
 from chiasm.networks.foreign import MONAI
 from chiasm.networks.generator import ResidualGenerator
 from chiasm.networks.shapes import shapes_of, without_memory
+from chiasm.prediction import passes
 from chiasm.prediction.engines import Engine, Hardware
 from chiasm.prediction.passes import predict_stage
 from network_checks import lively
@@ -154,15 +155,15 @@ def test_a_volume_in_exact_tiles_equals_the_volume_in_one_pass(name: str, monkey
     source = np.random.default_rng(0).normal(size=(1, 61, 12, 11)).astype(np.float32)
     mask, engine = np.ones(source.shape[1:], bool), Engine.pick(Hardware("cpu", "32-true"))
     plan = plan_of(dims=3, slices=1, patch=(32, 32, 32))
-    made, passes = [], []
+    made, calls = [], []
     for tile in (96, 16):
         monkeypatch.setattr(passes, "TILE", tile)
         counted = Mock(side_effect=network.forward)
         with monkeypatch.context() as patched:
             patched.setattr(network, "forward", counted)
             made.append(predict_stage(network, source, mask, plan=plan, engine=engine))
-        passes.append(counted.call_count)
-    assert passes[0] == 1 < passes[1]
+        calls.append(counted.call_count)
+    assert calls[0] == 1 < calls[1]
     np.testing.assert_allclose(made[1], made[0], atol=1e-5 * float(made[0].std()) + 1e-6)
 
 

@@ -18,13 +18,14 @@ from chiasm.methods import make_recipe
 from chiasm.networks.catalogue import make_network
 from chiasm.networks.discriminators import LocalDiscriminator, LocalLogits
 from chiasm.networks.generator import ResidualGenerator
-from chiasm.prediction import passes, synthesis
+from chiasm.prediction import passes, synthesis, tiling
 from chiasm.prediction.calibration import Calibration
 from chiasm.prediction.engines import Engine
 from chiasm.prediction.model import Model, load_model, make_generator, make_local_discriminator, make_refiner
 from chiasm.prediction.passes import Networks, synthesise_prepared
 from chiasm.prediction.seams import seam_of
 from chiasm.prediction.synthesis import Synthesis, synthesise
+from chiasm.prediction.tiling import Tile
 from chiasm.prediction.windows import window_weights
 from chiasm.preparation.arrays import prepare_source
 from chiasm.preparation.degradation import Axis, Degradation, degrade, interpolated, simulated, thin_grid
@@ -534,8 +535,14 @@ def test_no_seam_shows_where_hard_tiles_would_jump_also_near_the_faces_of_the_vo
         return float(jump.max() / image.std()), seam_of(image, mask, plan.patch) or 0.0
 
     largest, told = jumps()
+
+    def hard_tiles(shape: tuple[int, ...], *, tile: int, halo: int, multiple: int) -> list[Tile]:
+        rest = [(0, length) for length in shape[1:]]
+        ends = [(start, start + 16) for start in range(0, shape[0], 16)]
+        return [Tile(((max(0, a - halo), min(shape[0], b + halo)), *rest), ((a, b), *rest)) for a, b in ends]
+
     monkeypatch.setattr(passes, "tiles_are_exact", lambda *_: True)
-    monkeypatch.setattr(passes, "TILE", 16)
+    monkeypatch.setattr(tiling, "plan_tiles", hard_tiles)
     before, told_before = jumps()  # as all networks were cut once
     assert largest < 0.02 and told < 1.1 and before > 2 and told_before > 5, (largest, told, before, told_before)
 

@@ -27,6 +27,7 @@ from chiasm.errors import ChiasmError
 Choice = TypeVar("Choice")
 Scalar = TypeVar("Scalar", bound=np.generic)
 NetworkFn = Callable[[Tensor], Tensor]
+Piece = tuple[tuple[int, int], tuple[int, int]]  # of an axis: what a tile reads, and what it writes
 
 #: Most pixels of one pass over slices: eight of a brain's box, one of 512 x 512; keeps memory flat.
 PIXELS_AT_ONCE = 8 * 192 * 192
@@ -71,12 +72,12 @@ def plan_tiles(shape: Sequence[int], *, tile: int, halo: int, multiple: int) -> 
 
     Cores partition the volume.  Reads begin and end at multiples of `multiple`,
     so that the network halves its grid at the same voxels as in the whole, and
-    reach `halo` beyond the core except at the volume's border.  An axis that
-    fits into one tile with its halos is not cut: that would cost more.
+    reach `halo` beyond the core except at the volume's border.  Of all ways to
+    cut, the one that reads least is taken: long tiles, cut along few axes; of equals, the one nearest to cubes.
 
     Args:
         shape: Voxels of the volume along each axis.
-        tile: Most voxels of a core along each axis, rounded up to `multiple`.
+        tile: Side of a cube; no tile reads more voxels than that cube would with its halos.
         halo: Voxels an output voxel sees to either side.
         multiple: What the network's input sizes must be multiples of.
 
@@ -85,13 +86,28 @@ def plan_tiles(shape: Sequence[int], *, tile: int, halo: int, multiple: int) -> 
     """
     if min(*shape, tile, multiple) < 1 or halo < 0:
         raise ValueError(f"shape {tuple(shape)}, tile {tile}, halo {halo}, multiple {multiple}")
-    axes = [list(_cut(length, tile, halo, multiple)) for length in shape]
-    return [Tile(*map(tuple, zip(*pieces, strict=True))) for pieces in product(*axes)]
+    side = round_up(tile, multiple)
+    with_halos = side + 2 * round_up(halo, multiple)
+    most = math.prod(min(round_up(length, multiple), with_halos) for length in shape)
+    ways = [
+        [list(_cut(length, count, halo, multiple)) for count in range(1, 2 * math.ceil(length / side) + 1)]
+        for length in shape
+    ]
+    fitting = (axes for axes in product(*ways) if math.prod(map(_longest, axes)) <= most)
+    least = min(fitting, key=lambda axes: (math.prod(map(_total, axes)), max(map(_longest, axes))))
+    return [Tile(*map(tuple, zip(*pieces, strict=True))) for pieces in product(*least)]
 
 
-def _cut(length: int, tile: int, halo: int, multiple: int) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
+def _total(pieces: Sequence[Piece]) -> int:
+    return sum(stop - start for (start, stop), _ in pieces)
+
+
+def _longest(pieces: Sequence[Piece]) -> int:
+    return max(stop - start for (start, stop), _ in pieces)
+
+
+def _cut(length: int, count: int, halo: int, multiple: int) -> Iterator[Piece]:
     """Yield what each piece of an axis reads and writes; pieces are about equally long."""
-    count = 1 if length <= tile + 2 * halo else math.ceil(length / tile)
     core = round_up(math.ceil(length / count), multiple)
     for start, stop in pairwise([*range(0, length, core), length]):
         left = max(0, start - halo) // multiple * multiple
@@ -196,7 +212,7 @@ def apply_to_volume(
         network_fn: Maps (1, C, *S) to (1, C_out, *S), without gradients; its
             output at a voxel must depend on `halo` voxels to either side at most.
         source: Shape (C, I, J, K), an array or a memory-map.
-        tile: Most voxels of a tile's core along each axis; fewer where memory is short.
+        tile: As for `plan_tiles`; less where memory is short.
         halo: Receptive field to either side; of a chain of networks, their sum.
         multiple: What the network's input sizes must be multiples of.
 
