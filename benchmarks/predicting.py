@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import statistics
 import subprocess
 import sys
@@ -216,7 +217,9 @@ def measure_memory(work: Path, dims: str, before: Path | None, side: int) -> Non
     ways = {"torch": (HERE, ("--engine", "torch")), "openvino": (HERE, ("--engine", "openvino"))}
     ways |= {} if before is None else {"before": (before, ())}
     for name, (build, engine) in ways.items():
-        words = (run, case / f"{case.name}_t1.nii.gz", "-o", work / f"made-{side}-{dims}-{name}", "--overwrite")
+        out = work / f"made-{side}-{dims}-{name}"
+        shutil.rmtree(out, ignore_errors=True)
+        words = (run, case / f"{case.name}_t1.nii.gz", "-o", out)
         cost = chiasm(build, "predict", *words, *engine)
         each = cost.peak * 2**20 / side**3
         print(
