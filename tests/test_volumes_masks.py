@@ -9,7 +9,7 @@ from skimage.filters import threshold_otsu
 from chiasm.boxes import box_of
 from chiasm.errors import VolumeError
 from chiasm.volumes import Geometry, Volume, canonical, read_volume
-from chiasm.volumes.masks import constant_background, find_mask, otsu_threshold, suggest_rule
+from chiasm.volumes.masks import constant_background, find_mask, otsu_threshold, suggest_rule, with_holes_filled
 from conftest import REAL
 from synthetic_cohort import body
 
@@ -297,3 +297,18 @@ def test_a_real_brain_that_others_stripped_is_found_again_after_noise_fills_its_
     found, rule = find_mask(noisy, "given")
     assert rule == "body"
     assert dice(found, brain) > 0.95
+
+
+@pytest.mark.parametrize("axes", [(0, 1, 2), (0, 1), (0, 2), (1, 2)])
+def test_holes_are_those_that_scipy_fills_in_space_and_plane_by_plane(axes: tuple[int, ...]) -> None:
+    solid = ndimage.gaussian_filter(np.random.default_rng(0).standard_normal((30, 31, 20)), 1.2) > 0
+    found = with_holes_filled(solid, axes)
+    if len(axes) == 3:
+        wanted = ndimage.binary_fill_holes(solid)
+    else:
+        (across,) = {0, 1, 2} - set(axes)
+        planes = [ndimage.binary_fill_holes(plane) for plane in np.moveaxis(solid, across, 0)]
+        wanted = np.moveaxis(np.stack(planes), 0, across)
+    assert np.array_equal(found, wanted) and found.sum() > solid.sum()
+    assert with_holes_filled(np.ones((3, 4, 5), bool), axes).all()
+    assert not with_holes_filled(np.zeros((3, 4, 5), bool), axes).any()

@@ -22,7 +22,7 @@ from chiasm.preparation.degradation import Degradation, arranged, known, simulat
 from chiasm.progress import counted
 from chiasm.recipe import BiasCorrection, Data
 from chiasm.volumes import Volume, check_pair
-from chiasm.volumes.masks import Rule, Window, find_mask, suggest_rule
+from chiasm.volumes.masks import Rule, Window, find_mask
 
 MOST_CASES = 64  # that are read, evenly spread; more would not move a median
 VOXELS = 20_000  # sampled inside each mask
@@ -254,8 +254,9 @@ def _mask_of(first: Volume, terms: ExaminationSettings, given: Volume | None) ->
     """Return a case's mask and how it was found: as forced, else of a file, else by the rule that fits the image."""
     if given is not None:
         return given.array > 0, terms.forced or "given"
-    rule = terms.forced or suggest_rule(first, terms.window_hu)
-    return find_mask(first, rule, strictly=terms.forced is not None, window_hu=terms.window_hu)[0], rule
+    if terms.forced:
+        return find_mask(first, terms.forced, strictly=True, window_hu=terms.window_hu)[0], terms.forced
+    return find_mask(first, "given", window_hu=terms.window_hu)
 
 
 def _sampled(case_id: str, volumes: Sequence[Volume], mask: NDArray[np.bool_], rule: Rule) -> CaseFacts:

@@ -11,6 +11,7 @@ zero among values of both signs, and CT is padded with -3024 HU beside air of
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -260,9 +261,28 @@ def _far(distance: NDArray[np.float32], among: NDArray[np.bool_]) -> NDArray[np.
 
 def _filled(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Return the largest part of a mask, holes filled."""
+    return with_holes_filled(_largest(mask), (0, 1, 2))
+
+
+def with_holes_filled(mask: NDArray[np.bool_], axes: Sequence[int]) -> NDArray[np.bool_]:
+    """Fill what is not connected along `axes` with the border across them.
+
+    Args:
+        mask: Shape (I, J, K).
+        axes: All three fill holes in space, two fill them plane by plane.
+    """
     from scipy import ndimage
 
-    filled: NDArray[np.bool_] = ndimage.binary_fill_holes(_largest(mask))
+    neighbours = np.zeros((3, 3, 3), bool)
+    for axis in axes:
+        np.moveaxis(neighbours, axis, 0)[:, 1, 1] = True
+    parts, count = ndimage.label(~mask, neighbours)
+    outside = np.zeros(count + 1, bool)
+    for axis in axes:
+        for end in (0, -1):
+            outside[np.moveaxis(parts, axis, 0)[end]] = True
+    outside[0] = False  # of the mask itself
+    filled: NDArray[np.bool_] = ~outside[parts]
     return filled
 
 
@@ -312,8 +332,7 @@ def _body(
     if table:
         inside = _largest(inside & ~_sheets(inside, spacing_mm))
     for axis in (2, 1, 0, 2):  # a sinus that is open in one plane is closed in another
-        for plane in np.moveaxis(inside, axis, 0):
-            plane[...] = ndimage.binary_fill_holes(plane)
+        inside = with_holes_filled(inside, [other for other in range(3) if other != axis])
     mask[box] = inside
     return mask
 
