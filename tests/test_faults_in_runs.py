@@ -6,6 +6,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -74,6 +76,24 @@ def test_a_finished_run_ends_at_once_and_opens_no_cache(
     assert command("train", toy_cohort, run) == 0
     assert "finished already" in capsys.readouterr().out
     assert model_of(run) == before and not (run / "cache").exists()
+
+
+def test_a_finished_run_is_found_without_torch_and_only_while_it_would_be_taken(run: Path, toy_cohort: Path) -> None:
+    program = (
+        "import sys\nfrom pathlib import Path\nfrom chiasm.recipe import read_recipe\n"
+        "from chiasm.training.run_planning import find_finished_run\n"
+        "data, folder = map(Path, sys.argv[1:])\n"
+        "recipe = read_recipe(folder / 'recipe.toml')\n"
+        "other = recipe.model_copy(update={'size': 'large'})\n"
+        "assert find_finished_run(data, other, folder, None, None, print) is None\n"
+        "run = find_finished_run(data, recipe, folder, None, None, print)\n"
+        "assert run.folder == folder and run.split.train and 'torch' not in sys.modules\n"
+        "next((folder / 'model').glob('*.safetensors')).write_bytes(b'0')\n"
+        "assert find_finished_run(data, recipe, folder, None, None, print) is None\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, toy_cohort, run], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"finished already: {run / 'model'}\n"
 
 
 def test_a_finished_run_tells_again_what_it_left_out(toy_cohort: Path, tmp_path: Path) -> None:

@@ -26,9 +26,10 @@ from chiasm.preparation.arrays import prepare_case
 from chiasm.preparation.plan import read_plan
 from chiasm.recipe import Recipe
 from chiasm.storage import read_json, read_toml
+from chiasm.training.finished import Run
 from chiasm.training.loop import Interrupted
 from chiasm.training.run import describe, train
-from chiasm.training.run_planning import Run, plan_run
+from chiasm.training.run_planning import plan_run
 from chiasm.volumes import read_volume
 from conftest import QUICK
 from synthetic_cohort import affine, save, write_brats

@@ -36,7 +36,7 @@ its own, and within a line only from names to its left; a test reads this map.
     prediction    a network over a whole volume: tiling, windows, seams, engines, compiled, calibration, baselines,
                   manifest, resuming, model_files, model, passes, synthesis, dicom_case, inputs, folders
     training      how networks learn: ranks, classes, painted_lesions, batches, state, losses, attention, players,
-                  admm, joint_coding, health, checkpoints, finished, run_folder, session, log, shared_layers,
+                  admm, joint_coding, health, checkpoints, run_folder, finished, session, log, shared_layers,
                   trainables, setting, reading, coding, cost, sampler, discriminator_step, generator_step, learner,
                   loop, cascade, run_planning, run
     evaluation    scores, and what may be claimed from them: rows, reference, scoring, summary, headlines, paired_tests,

@@ -79,18 +79,23 @@ def train(
     place = [f"training.devices={devices}", f"training.accelerator={accelerator}", f"training.precision={precision}"]
     selection = found.selection(asked.source, reading, allow, people)
     recipe = asked.recipe(reading, selection, place)
-    from chiasm.training.run import train as run_training
+    from chiasm.training.run_planning import find_finished_run
 
-    with open_progress() as bar:
-        run = run_training(
-            data,
-            recipe,
-            out,
-            say=typer.echo,
-            progress=follow(bar, "training"),
-            layout=found.layout,
-            selection=selection,
-        )
+    alone = devices == 1  # of several processes each would lock the folder
+    run = find_finished_run(data, recipe, out, found.layout, selection, typer.echo) if alone else None
+    if run is None:
+        from chiasm.training.run import train as run_training
+
+        with open_progress() as bar:
+            run = run_training(
+                data,
+                recipe,
+                out,
+                say=typer.echo,
+                progress=follow(bar, "training"),
+                layout=found.layout,
+                selection=selection,
+            )
     show_registered(out)
     exit_partial(run.problems)
 

@@ -8,14 +8,20 @@ holds the same cases, no image is read and no cache is opened again.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from chiasm.checksums import has_valid_checksum, with_checksum, without_checksum
 from chiasm.cohorts.cases import Cohort, Problem
+from chiasm.cohorts.splits import Split, read_splits
 from chiasm.errors import RunError
+from chiasm.prediction.model_files import check_files
+from chiasm.preparation.arrays import Say
+from chiasm.preparation.plan import Plan, read_plan
 from chiasm.storage import read_json, write_json
+from chiasm.training.run_folder import remove_baselines
 
 FILE = "finished.json"
 
@@ -34,6 +40,23 @@ class _Finished(BaseModel):
 
     cases: list[str]
     left_out: list[_LeftOut]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a training left behind.
+
+    Attributes:
+        folder: The run folder.
+        plan: What followed from the data.
+        split: Case ids by role.
+        problems: Cases and files that were not used, with reasons.
+    """
+
+    folder: Path
+    plan: Plan
+    split: Split
+    problems: tuple[Problem, ...]
 
 
 def write_finished(folder: Path, found: Cohort, problems: Sequence[Problem]) -> None:
@@ -70,3 +93,39 @@ def read_finished(folder: Path, found: Cohort) -> tuple[Problem, ...] | None:
 
 def _list_ids(cohort: Cohort) -> list[str]:
     return sorted(case.id for case in cohort.cases)
+
+
+def find_finished(folder: Path, found: Cohort, say: Say) -> Run | None:
+    """Return a run that is finished already; None where there is something to do.
+
+    Args:
+        folder: The run folder.
+        found: The cases that are found now.
+        say: Called with what was left out, or with what has to be made anew.
+
+    Raises:
+        RunError: If its plan or its split was changed.
+    """
+    problems = read_finished(folder, found)
+    if problems is None:
+        return None
+    missing = [name for name in ("plan.toml", "splits.json") if not (folder / name).exists()]
+    if missing:  # as where a message asked to delete a damaged one
+        say(f"warning: {folder}: {' and '.join(missing)} is made anew")
+        return None
+    try:
+        check_files(folder / "model")
+    except RunError as error:
+        say(f"warning: {error.path}: {error.what}; the model is written anew")
+        return None
+    run = Run(folder, read_plan(folder / "plan.toml"), read_splits(folder / "splits.json").split, problems)
+    remove_baselines(folder)  # of a kill after the model was written
+    for problem in problems:
+        say(problem.line)
+    say(f"finished already: {folder / 'model'}")
+    return run
+
+
+def is_finished(folder: Path) -> bool:
+    """Return whether a folder says that its run is finished; `find_finished` says whether that holds."""
+    return (folder / FILE).exists()

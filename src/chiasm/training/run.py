@@ -22,26 +22,24 @@ import numpy as np
 
 from chiasm.cohorts.cases import Cohort, Problem
 from chiasm.cohorts.dicom_patients import Selection
-from chiasm.cohorts.splits import read_splits
-from chiasm.errors import CohortError, RunError
+from chiasm.errors import CohortError
 from chiasm.locks import locked
 from chiasm.methods import title_of
 from chiasm.prediction.baselines import CARD, TENSORS, fit_baselines, save_baselines
 from chiasm.prediction.calibration import Calibration, fit_calibration
 from chiasm.prediction.engines import Engine, pick_precision
 from chiasm.prediction.model import save_model
-from chiasm.prediction.model_files import check_files
 from chiasm.preparation.arrays import PreparedCase, prepare_cohort
-from chiasm.preparation.plan import FITTED, Plan, read_plan
+from chiasm.preparation.plan import FITTED, Plan
 from chiasm.recipe import Recipe
 from chiasm.storage import make_folder, write_json
 from chiasm.times import timed
 from chiasm.training.cascade import Cascade, list_parts, recipe_of, train_cascade
 from chiasm.training.cost import estimate_cost
-from chiasm.training.finished import read_finished, write_finished
+from chiasm.training.finished import Run, find_finished, write_finished
 from chiasm.training.loop import AnyLearner, learn, make_fabric
 from chiasm.training.run_folder import check_model_place, remove_baselines
-from chiasm.training.run_planning import PlannedRun, Run, find_cases, plan_cases
+from chiasm.training.run_planning import PlannedRun, find_cases, plan_cases
 from chiasm.training.session import LearningCases, Progress, Say, Session
 
 
@@ -91,7 +89,7 @@ def train(
     with locked(folder) if session.is_first_process else nullcontext():
         with session.fabric.rank_zero_first():
             found = find_cases(data, recipe, folder, layout, selection)
-            if until is None and (done := _find_finished(folder, found, session.say)):
+            if until is None and (done := find_finished(folder, found, session.say)):
                 return done
             check_model_place(folder)
             with _clock(session, folder, "planning"):
@@ -180,32 +178,6 @@ def _describe_cost(recipe: Recipe, plan: Plan) -> str:
         f"{title_of(recipe.method)}, {recipe.size}: {recipe.schedule.steps} steps, {in_minutes(cost.minutes)} "
         f"and {cost.memory_mb / 1024:.1f} GB"
     )
-
-
-def _find_finished(folder: Path, found: Cohort, say: Say) -> Run | None:
-    """Return a run that is finished already; None where there is something to do.
-
-    Raises:
-        RunError: If its plan or its split was changed.
-    """
-    problems = read_finished(folder, found)
-    if problems is None:
-        return None
-    missing = [name for name in ("plan.toml", "splits.json") if not (folder / name).exists()]
-    if missing:  # as where a message asked to delete a damaged one
-        say(f"warning: {folder}: {' and '.join(missing)} is made anew")
-        return None
-    try:
-        check_files(folder / "model")
-    except RunError as error:
-        say(f"warning: {error.path}: {error.what}; the model is written anew")
-        return None
-    run = Run(folder, read_plan(folder / "plan.toml"), read_splits(folder / "splits.json").split, problems)
-    remove_baselines(folder)  # of a kill after the model was written
-    for problem in problems:
-        say(problem.line)
-    say(f"finished already: {folder / 'model'}")
-    return run
 
 
 def _make_baselines(training: Sequence[PreparedCase], paired: Sequence[str], folder: Path, start: Path | None) -> None:

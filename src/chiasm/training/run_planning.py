@@ -27,35 +27,17 @@ from chiasm.cohorts.splits import (
     sites_of,
     write_splits,
 )
-from chiasm.errors import CohortError, RunError
+from chiasm.errors import ChiasmError, CohortError, RunError
 from chiasm.locks import locked
+from chiasm.preparation.arrays import Say
 from chiasm.preparation.examination import ExaminedCohort, examine_cohort
 from chiasm.preparation.plan import Plan, read_plan, write_plan
 from chiasm.preparation.planning import make_plan
 from chiasm.preparation.unpaired import describe_unpaired, find_unpaired, refuse_duplicates
 from chiasm.recipe import Recipe, read_recipe, write_recipe
 from chiasm.registration.cohort import AlignedCohort, align_cohort, describe_movement
-from chiasm.training.cost import estimate_cost, fit_time
-from chiasm.training.players import check_players, patch_needs
+from chiasm.training.finished import Run, find_finished, is_finished
 from chiasm.training.run_folder import check_run_folder
-from chiasm.training.session import Say
-
-
-@dataclass(frozen=True)
-class Run:
-    """What a training left behind.
-
-    Attributes:
-        folder: The run folder.
-        plan: What followed from the data.
-        split: Case ids by role.
-        problems: Cases and files that were not used, with reasons.
-    """
-
-    folder: Path
-    plan: Plan
-    split: Split
-    problems: tuple[Problem, ...]
 
 
 def plan_run(
@@ -100,7 +82,45 @@ def find_cases(
     Raises:
         ChiasmError: If the data, the recipe or the folder cannot be used.
     """
+    from chiasm.training.players import check_players
+
     check_players(recipe)
+    return _find_known(data, recipe, folder, layout, selection)
+
+
+def find_finished_run(
+    data: Path, recipe: Recipe, folder: Path, layout: str | None, selection: Selection | None, say: Say
+) -> Run | None:
+    """Return the run of a folder where `train` would find nothing to do; None too where it would refuse.
+
+    Nothing that learns is imported, so that a command that is repeated ends at once.
+
+    Args:
+        data: Folder or manifest of paired cases.
+        recipe: What is asked for.
+        folder: The run folder.
+        layout: Name of a layout, where the folder fits several.
+        selection: Which DICOM series are taken, and which marked images.
+        say: Called with what was left out, where the run is finished.
+    """
+    if not is_finished(folder):
+        return None
+    lines: list[str] = []
+    try:
+        with locked(folder):
+            found = _find_known(data, recipe, folder, layout, selection)
+            done = find_finished(folder, found, lines.append)
+    except ChiasmError:
+        return None
+    for line in lines if done is not None else ():
+        say(line)
+    return done
+
+
+def _find_known(
+    data: Path | Cohort, recipe: Recipe, folder: Path, layout: str | None, selection: Selection | None
+) -> Cohort:
+    """Find the cases, after the folder has been checked."""
     check_run_folder(folder, data.root if isinstance(data, Cohort) else data)
     _check_recipe(folder, recipe)
     if isinstance(data, Cohort):
@@ -189,6 +209,8 @@ def plan_cases(
     plan = before or _choose_plan(recipe, usable, paired, aligned, examined)
     plan = replace(plan, unpaired=unpaired)
     if before is None and minutes is not None:
+        from chiasm.training.cost import fit_time
+
         recipe, plan = fit_time(recipe, plan, minutes)
     write_recipe(folder / "recipe.toml", recipe)  # from here on the folder is this recipe's
     hashes = {name: one.images[recipe.data.sources[0]].voxels for name, one in examined.cases.items()}
@@ -293,6 +315,9 @@ def _choose_plan(
     recipe: Recipe, cohort: Cohort, paired: Sequence[str], aligned: AlignedCohort, examined: ExaminedCohort
 ) -> Plan:
     facts = {name: one.facts for name, one in examined.cases.items() if one.facts is not None}
+    from chiasm.training.cost import estimate_cost
+    from chiasm.training.players import patch_needs
+
     needs = patch_needs(recipe)
     plan = make_plan(recipe, cohort, paired, needs=needs, moved_mm=aligned.moved_mm, examined=facts)
     return replace(plan, expected=estimate_cost(recipe, plan))
