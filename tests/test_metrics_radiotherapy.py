@@ -9,7 +9,8 @@ import pytest
 
 from chiasm.evaluation.reference import Reference
 from chiasm.evaluation.scoring import ScoredImages, ScoreTerms, evaluate_case
-from chiasm.metrics.radiotherapy import THOMAS, electron_density, path_errors, slice_steps, tissues
+from chiasm.metrics.edges import list_neighbours, step_ratio
+from chiasm.metrics.radiotherapy import THOMAS, electron_density, path_errors, tissues
 from chiasm.volumes.geometry import Geometry, axis_names
 
 SHAPE, SPACING = (10, 8, 6), (2.0, 1.0, 3.0)
@@ -59,6 +60,10 @@ def test_tissues_part_the_target_by_its_hounsfield_units() -> None:
     assert {name: int(inside.sum()) for name, inside in found.items()} == {
         "air": 1, "lung": 2, "fat": 1, "soft tissue": 3, "bone": 2
     }  # fmt: skip
+
+
+def slice_steps(prediction: np.ndarray, target: np.ndarray, mask: np.ndarray, axis: int) -> float:
+    return step_ratio(prediction[mask], target[mask], list_neighbours(mask, {"mask": mask})[axis])
 
 
 def test_steps_between_slices_are_compared_with_the_real_ones() -> None:

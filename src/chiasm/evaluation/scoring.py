@@ -26,8 +26,7 @@ from chiasm.attenuation import attenuation
 from chiasm.errors import ChiasmError
 from chiasm.evaluation.reference import Reference, ScoredBox
 from chiasm.evaluation.rows import LEAST_LESION, UNITS, Row
-from chiasm.metrics import conventions, lesions, radiotherapy, ranking, voxelwise
-from chiasm.metrics.edges import gradients_by_region
+from chiasm.metrics import conventions, edges, lesions, radiotherapy, ranking, voxelwise
 from chiasm.prediction.baselines import NAMES
 
 if TYPE_CHECKING:
@@ -257,7 +256,7 @@ def _score_regions(
     """Score each region of a case, from the values of the mask's voxels alone."""
     reference = part.reference
     x, y = part.prediction[reference.mask], reference.values
-    gradients = gradients_by_region(x, y, reference.neighbours, reference.spacing_mm)
+    gradients = edges.gradients_by_region(x, y, reference.neighbours, reference.spacing_mm)
     likenesses = conventions.likeness_by_region(pair, reference.mask, reference.places)
     expected = None if part.expected_error is None else part.expected_error[reference.mask]
     error = np.abs(np.subtract(x, y, dtype=np.float32))
@@ -337,16 +336,17 @@ def score_expected_error(
     cover = gaussian_filter(mask.astype(np.float32), sigma, truncate=3)[mask]
     smoothed = gaussian_filter(error.astype(np.float32), sigma, truncate=3)[mask] / cover
     predicted, true, smoothed = _sample(expected_error[mask]), _sample(error[mask]), _sample(smoothed)
-    ranks = ranking.ranks(predicted)  # ranked once: a rank statistic of ranks is that of the values
+    ranks = ranking.ranks(predicted)  # sorted once for every statistic of ranks
+    share = ranking.ausc(predicted, true)
     scores = {
-        "spearman": ranking.spearman(ranks, true),
-        "spearman_smoothed": ranking.spearman(ranks, smoothed),
-        "auroc_worst": ranking.auroc_worst(ranks, true),
-        "ausc": ranking.ausc(predicted, true),
-        "ause": ranking.ause(predicted, true),
+        "spearman": voxelwise.pearson(ranks, ranking.ranks(true)),
+        "spearman_smoothed": voxelwise.pearson(ranks, ranking.ranks(smoothed)),
+        "auroc_worst": ranking.auroc_of_ranks(ranks, ranking.is_worst(true)),
+        "ausc": share,
+        "ause": share - ranking.ausc(true, true),
     }
     if lesion is not None:
-        scores["auroc_lesion"] = ranking.auroc(ranks, _sample(lesion[mask]))
+        scores["auroc_lesion"] = ranking.auroc_of_ranks(ranks, _sample(lesion[mask]))
     return scores
 
 
@@ -358,7 +358,8 @@ def _score_axes(part: ScoredImages) -> list[tuple[str, dict[str, float]]]:
     """Compare steps from slice to slice along each axis, and of CT the path lengths of rays."""
     its = part.reference
     images = part.prediction, its.target
-    scores = [{"slice_steps": radiotherapy.slice_steps(*images, its.mask, axis)} for axis in range(3)]
+    values = part.prediction[its.mask], its.values
+    scores = [{"slice_steps": edges.step_ratio(*values, along)} for along in its.neighbours[:3]]
     if its.is_ct:
         made, real = (radiotherapy.electron_density(image) for image in images)
         for axis, found in enumerate(scores):

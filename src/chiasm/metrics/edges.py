@@ -129,6 +129,20 @@ def gradients_by_region(
     return {name: _gradients(*its.tolist()) for name, its in sums.items()}
 
 
+def step_ratio(prediction: NDArray[Any], target: NDArray[Any], along: Neighbours) -> float:
+    """Return the mean absolute step between neighbours along an axis, as a share of the target's; NaN without steps.
+
+    1 is as in the real image, more shows jumps between slices, less an image that is too smooth.
+
+    Args:
+        prediction: Values of the mask's voxels, shape (n,).
+        target: Likewise.
+        along: From `list_neighbours`.
+    """
+    made, real = (float(along.steps(values).sum(dtype=np.float64)) for values in (prediction, target))
+    return made / real if real > 0 else nan
+
+
 def _gradients(pairs: float, error: float, prediction: float, target: float) -> Gradients:
     """Turn sums over pairs of neighbours into means."""
     return Gradients(error / pairs if pairs else nan, prediction / target if target > 0 else nan)

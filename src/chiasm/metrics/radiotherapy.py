@@ -72,26 +72,3 @@ def path_errors(difference: Image, mask: Mask, spacing_mm: Spacing, axis: int) -
     errors = np.abs(lengths[mask.any(axis=axis)])
     worst = float(np.quantile(errors, 0.95)) if errors.size else np.nan
     return {"path_error": mean_or_nan(errors), "path_error_95": worst}
-
-
-def slice_steps(prediction: Image, target: Image, mask: Mask, axis: int) -> float:
-    """Return the mean absolute step from slice to slice, as a share of the target's.
-
-    1 is as in the real image, more shows jumps between slices, less an image that is too smooth.
-
-    Args:
-        prediction: Shape (I, J, K).
-        target: Likewise.
-        mask: Voxels that count; a step is between two of them.
-        axis: Across the slices.
-
-    Returns:
-        NaN without steps in the target.
-    """
-    inside = np.moveaxis(mask, axis, 0)
-    both = inside[1:] & inside[:-1]
-    made, real = (
-        float(np.abs(np.diff(np.moveaxis(image, axis, 0), axis=0)[both]).sum(dtype=np.float64))
-        for image in (prediction, target)
-    )
-    return made / real if real > 0 else np.nan

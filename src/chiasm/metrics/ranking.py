@@ -39,11 +39,22 @@ def auroc(score: NDArray[Any], positive: Mask) -> float:
     >>> auroc(np.array([0.1, 0.4, 0.35, 0.8]), np.array([False, False, True, True]))
     0.75
     """
+    return auroc_of_ranks(ranks(score), positive)
+
+
+def auroc_of_ranks(ranked: NDArray[np.float64], positive: Mask) -> float:
+    """Return `auroc` of scores that were ranked already by `ranks`."""
     many = int(np.count_nonzero(positive))
     few = positive.size - many
     if many == 0 or few == 0:
         return nan
-    return (float(ranks(score)[positive.ravel()].sum()) - many * (many + 1) / 2) / (many * few)
+    return (float(ranked[positive.ravel()].sum()) - many * (many + 1) / 2) / (many * few)
+
+
+def is_worst(error: NDArray[Any], share: float = 0.1) -> Mask:
+    """Return the voxels with the largest errors, a `share` of them."""
+    worst: Mask = error >= np.quantile(error, 1 - share) if error.size else np.zeros(error.shape, bool)
+    return worst
 
 
 def auroc_worst(expected_error: NDArray[Any], error: NDArray[Any], share: float = 0.1) -> float:
@@ -54,7 +65,7 @@ def auroc_worst(expected_error: NDArray[Any], error: NDArray[Any], share: float 
         error: True absolute error, same shape.
         share: Of the voxels, which count as the worst.
     """
-    return auroc(expected_error, error >= np.quantile(error, 1 - share)) if error.size else nan
+    return auroc(expected_error, is_worst(error, share))
 
 
 class RiskCoverage(NamedTuple):
