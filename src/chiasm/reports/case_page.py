@@ -240,13 +240,21 @@ def _canonical(page: CasePage) -> dict[str, Volume]:
         "expected_error": page.expected_error,
     }
     found = {
-        name: canonical(Volume(np.nan_to_num(array.astype(np.float32), posinf=0, neginf=0), grid))
+        name: canonical(Volume(_finite(array.astype(np.float32, copy=False)), grid))
         for name, array in named.items()
         if array is not None
     }
     lesion = np.zeros_like(page.mask) if page.lesion is None else page.lesion
     regions = (page.mask > 0) * np.uint8(IN_MASK) + (lesion > 0) * np.uint8(IN_LESION)
     return found | {"regions": canonical(Volume(regions.astype(np.uint8), grid))}
+
+
+def _finite(array: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return an image with 0 for what is no finite number; itself where all are."""
+    if np.isfinite(array).all():
+        return array
+    cleaned: NDArray[np.float32] = np.nan_to_num(array, posinf=0, neginf=0)
+    return cleaned
 
 
 class Packed(NamedTuple):

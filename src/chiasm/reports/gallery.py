@@ -136,7 +136,7 @@ def _sample(volume: NDArray[Any] | None, where: NDArray[np.bool_]) -> NDArray[np
     """Take evenly spread voxels of a region, at most `SAMPLE` or a few more."""
     places = np.flatnonzero(where)
     places = places[:: max(1, len(places) // SAMPLE)]
-    return np.asarray(np.ravel(np.asarray(volume))[places], dtype=np.float64)
+    return np.asarray(np.asarray(volume)[np.unravel_index(places, where.shape)], dtype=np.float64)
 
 
 # Slices as pictures
