@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from chiasm.errors import RecipeError, RunError
-from chiasm.methods import METHODS, SIZES, find_method, is_method, make_recipe
+from chiasm.methods import METHODS, find_method, is_method, make_recipe
 from chiasm.prediction.baselines import NAMES
 from chiasm.recipe import Recipe, read_recipe, write_recipe
+from chiasm.sizes import OWN_SIZES, SIZES
 
 
 def differences(a: Recipe, b: Recipe) -> set[str]:
@@ -23,9 +25,21 @@ def differences(a: Recipe, b: Recipe) -> set[str]:
 
 @pytest.mark.parametrize("arm", METHODS)
 def test_an_arm_changes_exactly_the_fields_of_its_row(arm: str) -> None:
-    default = make_recipe()
+    default = make_recipe(size="tiny")
     rows = {name for name, value in METHODS[arm].changes.items() if value != reach(default, name)}
-    assert differences(make_recipe(arm), default) == rows
+    assert differences(make_recipe(arm, "tiny"), default) == rows
+
+
+@pytest.mark.parametrize(
+    ("arm", "settings"), [("unet", ()), ("l2", ("generator.network=unet",)), ("l2", ("generator.network='a.b:C'",))]
+)
+def test_what_size_small_sets_for_our_own_generator_is_not_set_for_others(arm: str, settings: Sequence[str]) -> None:
+    own, other = make_recipe("l2"), make_recipe(arm, settings=settings)
+    assert (own.generator.fold, own.generator.widths[0], own.optimiser.generator_rate) == (2, 24, 1e-3)
+    assert (own.training.class_share, own.training.painted_share) == ("auto", "auto")
+    for name in OWN_SIZES["small"]:
+        assert reach(other, name) == reach(Recipe(), name)
+    assert make_recipe("l2", settings=["generator.fold=1"]).generator.fold == 1
 
 
 def reach(recipe: Recipe, name: str) -> object:

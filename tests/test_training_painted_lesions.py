@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,11 +11,13 @@ import pytest
 from chiasm.errors import RecipeError
 from chiasm.methods import make_recipe
 from chiasm.preparation.arrays import PreparedCase
+from chiasm.preparation.plan import read_plan
 from chiasm.training import painted_lesions
 from chiasm.training.batches import Place, Sampling, Variation, draw_places, take_batch
 from chiasm.training.painted_lesions import COMPARTMENTS, Block, LesionPainter, make_painter, paint
-from chiasm.training.players import check_players
+from chiasm.training.players import check_players, varied_shares
 from chiasm.volumes import Geometry
+from chiasm.volumes.masks import Rule
 
 SHAPE = (64, 60, 24)
 FLUID, WHITE = {"t1": -2.0, "t2": 3.0}, {"t1": 1.0, "t2": -0.5}
@@ -152,3 +155,32 @@ def test_modalities_whose_lesions_are_not_known_are_refused(changes: dict[str, o
 def test_ranks_which_would_not_change_are_refused() -> None:
     with pytest.raises(RecipeError, match=r"training\.painted_share.*histogram"):
         make_recipe("l2", "tiny", {"data.histogram": True, "training.painted_share": 0.5})
+
+
+BOTH_AUTO = {"training.class_share": "auto", "training.painted_share": "auto"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "mask_rule", "why"),
+    [
+        ({}, "nonzero", "all among t1, t1ce, t2, flair"),
+        ({}, "body", "cut out"),
+        ({"data.target": "pet"}, "nonzero", "t1, t1ce, t2, flair alone"),
+        ({"data.histogram": True}, "nonzero", "ranks"),
+        ({"data.task": "super-resolution", "data.target": "t1"}, "nonzero", "one contrast"),
+        ({"generator.network": "unet", **BOTH_AUTO}, "nonzero", "papers"),
+    ],
+)
+def test_size_small_varies_half_of_the_patches_where_that_was_measured(
+    changes: dict[str, object], mask_rule: Rule, why: str, finished_run: Path
+) -> None:
+    recipe = make_recipe("l2", "small", changes)
+    target = "pet" if recipe.data.target == "pet" else "t2"
+    plan = replace(read_plan(finished_run / "plan.toml"), target=target, mask_rule=mask_rule)
+    shares = varied_shares(recipe, plan)
+    expected = 0.5 if why.startswith("all") else 0.0
+    assert shares[:2] == (expected, expected) and why in shares.reason
+    plain = recipe.model_copy(update={"training": recipe.training.model_copy(update={"class_share": 0.25})})
+    assert varied_shares(plain, plan).classes == 0.25
+    tiny = make_recipe("l2", "tiny", {name: value for name, value in changes.items() if name not in BOTH_AUTO})
+    assert varied_shares(tiny, plan) == (0.0, 0.0, "")

@@ -12,7 +12,8 @@ its own, and within a line only from names to its left; a test reads this map.
     locks         folders of results with one owner at a time
     stopping      how a command is asked to stop, and lets go of what it holds
     recipe        the settings of a training: sections, fields, bounds
-    methods       what can be asked for by name: methods, sizes, tasks
+    sizes         how much effort a training takes, by name
+    methods       what can be asked for by name: methods, tasks
     runners       where independent jobs are done: here, on all cores, by Ray or SLURM
     times         how long the stages of a command took
     progress      how far long work is: a bar on a terminal, lines in a log

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from chiasm.errors import unknown
 from chiasm.locks import locked
-from chiasm.methods import Changes, make_recipe
+from chiasm.methods import make_recipe
 from chiasm.prediction.folders import predict
 from chiasm.reports.evaluation import evaluate
 from chiasm.simulation.phantom import write_cohort
+from chiasm.sizes import Changes
 from chiasm.training.run import train
 from chiasm.training.session import Progress
 

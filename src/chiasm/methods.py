@@ -13,50 +13,7 @@ from typing import Any, Literal
 
 from chiasm.errors import RecipeError, shortened, unknown
 from chiasm.recipe import Recipe, validate_recipe
-
-Changes = Mapping[str, object]
-
-#: How much effort: one dial.  Paper scale follows METHOD (widths 64 to 1024, 200k steps of 32).
-SIZES: Mapping[str, Changes] = {
-    "tiny": {
-        "generator.widths": (8, 16, 32),
-        "generator.scale": 0.125,
-        "discriminators.scale": 0.125,
-        "discriminators.global_widths": (8, 16, 32),
-        "discriminators.local_widths": (8, 16, 32),
-        "schedule.steps": 400,
-        "optimiser.average": 0.99,
-        "training.validations": 4,
-    },
-    "small": {},
-    "paper": {
-        "data.slices": 5,
-        "generator.widths": (64, 128, 256, 512, 1024),
-        "generator.scale": 1.0,
-        "discriminators.scale": 1.0,
-        "discriminators.global_widths": (64, 128, 256, 512),
-        "discriminators.local_widths": (32, 64, 128, 256),
-        "schedule.steps": 200_000,
-        "optimiser.generator_rate": 2e-4,
-        "optimiser.discriminator_rate": 1e-4,
-        "optimiser.average": 0.9999,
-        "training.batch": 32,
-        "training.validations": 40,
-    },
-    "large": {
-        "data.slices": 5,
-        "generator.widths": (32, 64, 128, 256, 512),
-        "generator.scale": 0.5,
-        "discriminators.scale": 0.5,
-        "discriminators.global_widths": (32, 64, 128, 256),
-        "discriminators.local_widths": (16, 32, 64, 128),
-        "schedule.steps": 40_000,
-        "optimiser.generator_rate": 3e-4,
-        "optimiser.discriminator_rate": 2e-4,
-        "training.batch": 16,
-        "training.validations": 20,
-    },
-}
+from chiasm.sizes import OWN_SIZES, SIZES, Changes
 
 #: What a run can be trained for, in words.
 TASKS: Mapping[str, str] = {
@@ -148,6 +105,7 @@ class Method:
         return {word.lower() for word in (self.name, self.key, *self.aliases)}
 
 
+_OWN = Recipe().generator.network
 _NO_ADVERSARY: Changes = {"loss.global_weight": 0.0, "loss.local_weight": 0.0}
 _NO_ATTENTION: Changes = {"attention.head": "none"}
 _L1: Changes = {"loss.norm": "l1"}
@@ -464,7 +422,9 @@ def make_recipe(
     found = find_method(method)
     if size not in SIZES:
         raise unknown("size", size, SIZES)
-    layers: list[Changes] = [SIZES[size], found.changes, changes or {}, dict(map(_parse_setting, settings))]
+    asked: list[Changes] = [found.changes, changes or {}, dict(map(_parse_setting, settings))]
+    is_own = all(layer.get("generator.network", _OWN) == _OWN for layer in asked)
+    layers: list[Changes] = [SIZES[size], OWN_SIZES.get(size, {}) if is_own else {}, *asked]
     content: dict[str, Any] = {"method": found.key, "size": size}
     for layer in layers:
         for name, value in layer.items():

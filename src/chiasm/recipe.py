@@ -266,8 +266,8 @@ class Training(Section):
     pairs: Annotated[int, Field(ge=0, le=1_000_000)] = 0  # training cases that count as pairs, the first ones; 0: all
     transplant_share: Fraction = 0.0  # patches that are given a lesion of another training case
     transplant: Literal["random", "difficulty"] = "random"  # difficulty: lesions that M finds hard come more often
-    class_share: Fraction = 0.0  # patches in which each soft class of tissue is shifted at random in the source
-    painted_share: Fraction = 0.0  # patches of a brain into which a simulated lesion is painted, in source and target
+    class_share: Auto | Fraction = 0.0  # patches in which each class of tissue is shifted in the source; auto: a half
+    painted_share: Auto | Fraction = 0.0  # patches into which a lesion is painted, in source and target; auto: likewise
     augment: bool = True
     intensity_jitter: Annotated[float, Field(ge=0, le=1)] = 0.1  # of the source's scale and offset
     validations: Annotated[int, Field(ge=1, le=1000)] = 8
@@ -299,7 +299,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _varies_what_is_shown(self) -> Self:
-        varied = [name for name in ("class_share", "painted_share") if getattr(self.training, name)]
+        varied = [name for name in ("class_share", "painted_share") if getattr(self.training, name) not in (0, "auto")]
         if varied and (self.data.histogram or self.data.task == "super-resolution"):
             raise ValueError(
                 f"training.{varied[0]} changes the source's intensities: it goes neither with data.histogram, whose "

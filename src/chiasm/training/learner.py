@@ -26,6 +26,7 @@ from chiasm.training.classes import find_classes
 from chiasm.training.discriminator_step import step_discriminators, step_global
 from chiasm.training.generator_step import step_generator
 from chiasm.training.painted_lesions import make_painter
+from chiasm.training.players import varied_shares
 from chiasm.training.reading import PendingValues, check, is_reading_step, read_values, watch
 from chiasm.training.sampler import draw, gate_is_open
 from chiasm.training.setting import Draw, Setting, make_draw
@@ -168,9 +169,8 @@ class Learner:
 
 def _make_variation(recipe: Recipe, plan: Plan, training: Sequence[PreparedCase]) -> Variation:
     """Find what patches need to vary images of the training cases, as far as the recipe asks for it."""
-    settings = recipe.training
-    contrasts = (*plan.sources, plan.target)
+    shares, contrasts = varied_shares(recipe, plan), (*plan.sources, plan.target)
     return Variation(
-        find_classes(training, settings.seed) if settings.class_share else None,
-        make_painter(training, contrasts, plan.spacing_mm) if settings.painted_share else None,
+        find_classes(training, recipe.training.seed) if shares.classes else None,
+        make_painter(training, contrasts, plan.spacing_mm) if shares.painted else None,
     )

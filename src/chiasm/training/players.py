@@ -26,6 +26,8 @@ from chiasm.preparation.plan import Plan
 from chiasm.recipe import LEAST_PATCH, Recipe
 from chiasm.training.painted_lesions import CONTRASTS, is_paintable
 
+AUTO_SHARE = 0.5  # of the patches, where "auto" varies them: docs/results.md
+
 
 @dataclass(frozen=True)
 class Players:
@@ -96,10 +98,49 @@ def check_players(recipe: Recipe) -> None:
         )
 
 
+class Shares(NamedTuple):
+    """Shares of the patches that are varied, and why.
+
+    Attributes:
+        classes: In which each class of tissue is shifted in the source.
+        painted: Into which a simulated lesion is painted.
+        reason: In words; empty where the recipe gives numbers.
+    """
+
+    classes: float
+    painted: float
+    reason: str
+
+
+def varied_shares(recipe: Recipe, plan: Plan) -> Shares:
+    """Return what `training.class_share` and `training.painted_share` come to: for "auto" a half, or none.
+
+    A half where all images are MR contrasts of a brain that was cut out, for which it was measured, and none elsewhere.
+    """
+    asked = (recipe.training.class_share, recipe.training.painted_share)
+    why_not = _why_not(recipe, plan)
+    classes, painted = ((0.0 if why_not else AUTO_SHARE) if share == "auto" else share for share in asked)
+    why = why_not or f"sources and target are all among {', '.join(CONTRASTS)}, and the brain was cut out"
+    return Shares(classes, painted, why if "auto" in asked else "")
+
+
+def _why_not(recipe: Recipe, plan: Plan) -> str:
+    """Say why patches are not varied by themselves; nothing where they are."""
+    if recipe.data.task == "super-resolution":
+        return "source and target are one contrast"
+    if recipe.data.histogram:
+        return "ranks of the source would not change"
+    if recipe.generator.network != OWN:
+        return "networks of others are trained as their papers say"
+    if not is_paintable((*plan.sources, plan.target)):
+        return f"this was measured for {', '.join(CONTRASTS)} alone"
+    return "" if plan.mask_rule == "nonzero" else "this was measured for brains that were cut out"
+
+
 def _check_painted(recipe: Recipe) -> None:
     """Refuse to paint lesions in a modality whose lesions are not known."""
     contrasts = (*recipe.data.sources, recipe.data.target)
-    if recipe.training.painted_share and not is_paintable(contrasts):
+    if recipe.training.painted_share not in (0, "auto") and not is_paintable(contrasts):
         raise RecipeError(
             "training.painted_share paints lesions of a brain, and not in every modality",
             reason="contrast",

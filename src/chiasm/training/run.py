@@ -38,6 +38,7 @@ from chiasm.training.cascade import Cascade, list_parts, recipe_of, train_cascad
 from chiasm.training.cost import estimate_cost
 from chiasm.training.finished import Run, find_finished, write_finished
 from chiasm.training.loop import AnyLearner, learn, make_fabric
+from chiasm.training.players import varied_shares
 from chiasm.training.run_folder import check_model_place, remove_baselines
 from chiasm.training.run_planning import PlannedRun, find_cases, plan_cases
 from chiasm.training.session import LearningCases, Progress, Say, Session
@@ -239,6 +240,11 @@ def describe(recipe: Recipe, plan: Plan) -> list[str]:
         value = getattr(plan, name)
         short = name in FITTED or name == "trained_on"
         lines.append(f"{name}: {reason}" if short else f"{name} = {_plain(value)}: {reason}")
+    if (shares := varied_shares(recipe, plan)).reason:
+        lines.append(
+            f"training: {100 * shares.classes:.0f} % of the patches with shifted classes of tissue, "
+            f"{100 * shares.painted:.0f} % with a painted lesion: {shares.reason}"
+        )
     cost = plan.expected or estimate_cost(recipe, plan)
     lines.append(
         f"{title_of(recipe.method)}, {recipe.size}, {recipe.schedule.steps} steps: {in_minutes(cost.minutes)} "

@@ -13,6 +13,7 @@ from chiasm.networks.discriminators import LocalLogits
 from chiasm.training import attention
 from chiasm.training.attention import Phase
 from chiasm.training.batches import Place, Sampling, draw_places
+from chiasm.training.players import varied_shares
 from chiasm.training.setting import Draw, Setting
 from chiasm.training.state import POOL, SMALLEST_DIFFICULTY, UNSEEN, Remembered, Seen, TrainingState
 
@@ -27,7 +28,7 @@ def draw(setting: Setting, state: TrainingState, step: int, phase: Phase, turn: 
         phase: Who plays.
         turn: From 1 on for a critic's own patches.
     """
-    training = setting.recipe.training
+    training, shares = setting.recipe.training, varied_shares(setting.recipe, setting.plan)
     rng = np.random.default_rng((training.seed, step, 0, *([turn] if turn else [])))  # 0: a rank once, now of all
     sampling = Sampling(
         training.body_share,
@@ -35,8 +36,8 @@ def draw(setting: Setting, state: TrainingState, step: int, phase: Phase, turn: 
         training.augment,
         training.intensity_jitter,
         training.transplant_share,
-        training.class_share,
-        training.painted_share,
+        shares.classes,
+        shares.painted,
     )
     difficulty = lesion_difficulty(setting, state)
     places = draw_places(setting.cases, setting.lesions, sampling, count=training.batch, rng=rng, difficulty=difficulty)
