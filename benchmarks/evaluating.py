@@ -192,7 +192,8 @@ def first_cases(made: Path, many: int) -> Path:
     told = json.loads((made / "predictions.json").read_text())
     told["cases"] = told["cases"][:many]
     (folder / "predictions.json").write_text(json.dumps(told))
-    for name in filter(None, (case[kind] for case in told["cases"] for kind in ("image", "mask", "reliability"))):
+    kinds = ("image", "mask", "expected_error", "reliability")  # the last in predictions of earlier versions
+    for name in filter(None, (case.get(kind) for case in told["cases"] for kind in kinds)):
         if not (folder / name).exists():
             os.link(made / name, folder / name)
     return folder
