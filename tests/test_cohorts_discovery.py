@@ -344,6 +344,12 @@ def test_a_map_of_as_many_organs_as_it_declares_holds_labels(tmp_path: Path) -> 
     assert case.labels is not None and not inspect_cohort(find_cohort(tmp_path))
 
 
+def test_an_empty_folder_and_a_table_of_another_name_are_told_apart(tmp_path: Path) -> None:
+    assert "is an empty folder" in str(refusal(tmp_path))
+    (tmp_path / "pairs.csv").write_text("id,t1,t2\n")
+    assert "pairs.csv is no manifest by its name" in str(refusal(tmp_path)) and "manifest.csv" in str(refusal(tmp_path))
+
+
 def test_nnunet_without_channels_is_refused(tmp_path: Path) -> None:
     touch(tmp_path, "imagesTr/a_0000.nii.gz")
     assert refusal(tmp_path).reason == "unknown-layout"
@@ -465,6 +471,8 @@ def test_an_unknown_folder_says_what_was_found_and_what_is_known(tmp_path: Path)
     assert refusal(tmp_path / "notes.txt").reason == "no-folder"
     assert "nnunet" in str(refusal(tmp_path, "nn-unet").expected)
     (tmp_path / "empty").mkdir()
+    assert "is an empty folder" in str(refusal(tmp_path / "empty"))
+    touch(tmp_path / "empty", "notes.txt")
     assert "no file that ends in .nii.gz" in str(refusal(tmp_path / "empty").found)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,8 @@ import chiasm
 from chiasm.cli import main
 from chiasm.errors import RecipeError
 from chiasm.methods import make_recipe
-from chiasm.pipeline import Watch, plan_ahead
+from chiasm.pipeline import Watch, minutes_before, plan_ahead
+from chiasm.prediction.model_files import find_model
 from chiasm.recipe import read_recipe
 from chiasm.storage import read_toml
 from conftest import QUICK
@@ -62,6 +64,21 @@ def test_one_command_goes_from_scans_to_a_report_and_then_answers_at_once(
     code, again, _ = call(asked(toy_cohort, out, "--steps", "24"), capsys)
     assert code == 0 and "finished already" in again and again.splitlines()[-1] == told.splitlines()[-1]
     assert files_below(out) == before
+
+
+def test_the_time_of_the_first_call_holds_for_the_next(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    assert minutes_before(out, 40.0) == 40.0
+    (out / "job.json").write_text('{"minutes": 5.0, "is_finished": false}')
+    assert minutes_before(out, 40.0) == 5.0
+    (out / "job.json").write_text('{"minutes": null, "is_finished": false}')
+    assert minutes_before(out, 40.0) is None
+
+
+def test_a_model_is_found_in_what_run_wrote(finished_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished_run / "model", tmp_path / "out" / "run" / "model")
+    assert find_model(tmp_path / "out") == tmp_path / "out" / "run" / "model"
 
 
 def test_what_single_stages_made_is_taken_over(toy_cohort: Path, tmp_path: Path) -> None:
@@ -127,7 +144,7 @@ def test_another_time_is_refused_and_somebody_elses_report_is_not_replaced(
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "job.json").write_text('{"minutes": 5.0, "is_finished": false}')
     code, _, said = call(asked(toy_cohort, tmp_path / "a", "--minutes", "9"), capsys)
-    assert code == 2 and "--minutes 5 and is asked for with --minutes 9" in said
+    assert code == 2 and "5 minutes of training and is asked for with 9 minutes" in said
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "report.html").write_text("mine")
     code, _, said = call(asked(toy_cohort, tmp_path / "b"), capsys)

@@ -13,6 +13,7 @@ import pytest
 import chiasm
 from chiasm.cli import main
 from chiasm.cohorts.cases import Case
+from chiasm.cohorts.discovery import find_cohort
 from chiasm.errors import CohortError, RecipeError, RunError, VolumeError
 from chiasm.prediction.folders import predict
 from chiasm.prediction.manifest import read_manifest
@@ -237,3 +238,23 @@ def test_a_folder_of_another_modality_is_never_taken_for_the_source(
     shutil.copy(toy_cohort / "Toy_0001" / "Toy_0001_t2.nii.gz", tmp_path / "data" / "P1_T2.nii.gz")
     with pytest.raises(CohortError, match="no case has the modality 't1'"):
         predict(finished_run, [tmp_path / "data"], tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["p_flair", "p_t1ce", "p-T2w", "p_ct", "p_seg", "flair"])
+def test_a_file_that_is_called_another_modality_is_refused(
+    name: str, toy_cohort: Path, finished_run: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / f"{name}.nii.gz"
+    shutil.copy(find_cohort(toy_cohort).cases[0].images["t1"], file)
+    with pytest.raises(CohortError, match="by its name, and the model takes t1") as refused:
+        predict(finished_run, [file], tmp_path / "out")
+    assert refused.value.reason == "other-modality" and not (tmp_path / "out" / "predictions.json").exists()
+
+
+@pytest.mark.parametrize("name", ["p_t1", "p_T1w", "p_mr", "p", "patient_7"])
+def test_a_file_of_the_source_or_without_a_modality_in_its_name_is_taken(
+    name: str, toy_cohort: Path, finished_run: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / f"{name}.nii.gz"
+    shutil.copy(find_cohort(toy_cohort).cases[0].images["t1"], file)
+    assert not predict(finished_run, [file], tmp_path / "out").problems

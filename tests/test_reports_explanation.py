@@ -7,7 +7,7 @@ import json
 import math
 import shutil
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,14 @@ from chiasm.reports.advice import RULES, advise
 from chiasm.reports.evidence import Evidence, read_evidence
 from chiasm.reports.explanation import Part, explain
 from chiasm.storage import read_toml
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_steps_are_enough() -> Iterator[None]:
+    """Trainings of these tests are so short that nothing else would ever be advised."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("chiasm.reports.advice.FEW_STEPS", 1)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -232,11 +240,16 @@ def test_a_harder_site_is_named(results: Path) -> None:
     assert advise(found).startswith("Site north is harder (0.7 against 0.5 at south)")
 
 
+def test_a_training_of_few_steps_is_too_short_to_judge(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("chiasm.reports.advice.FEW_STEPS", 200)
+    assert advice(copy).startswith("Only 24 steps were trained, too few to say anything of the method")
+
+
 def test_every_rule_is_reached(results: Path) -> None:
     found = calm(read_evidence(results))
     spoken = {rule for _, change in CHANGES for rule in RULES if rule(change(found))}
     assert {rule.__name__ for rule in RULES} - {rule.__name__ for rule in spoken} == {
-        *("_unfinished", "_unevaluated", "_inputs", "_steps", "_sites")  # of which the tests above tell
+        *("_unfinished", "_unevaluated", "_inputs", "_too_short", "_steps", "_sites")  # of which the tests above tell
     }
 
 

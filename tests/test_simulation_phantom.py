@@ -167,6 +167,7 @@ def test_a_written_cohort_is_recognised_without_a_problem(
     tmp_path: Path, layout: str, found: str, modalities: list[str]
 ) -> None:
     write_cohort(tmp_path, 2, 0, spacing_mm=COARSE, layout=layout)
+    assert (tmp_path / "dataset_description.json").is_file() == (layout == "bids")
     seen = inspect_folder(tmp_path)
     assert seen.cohort.layout == found
     assert not seen.problems

@@ -250,7 +250,7 @@ def _open_job(out: Path, minutes: float | None) -> PipelineJob:
     """
     if not (out / JOB).is_file():
         return PipelineJob(minutes=minutes)
-    job = read_record(out / JOB, PipelineJob, "not what chiasm run writes", "Delete it, and the same command goes on.")
+    job = _read_job(out)
     if job.minutes != minutes:
         raise RunError(
             f"was started with {_minutes_in_words(job.minutes)} and is asked for with {_minutes_in_words(minutes)}",
@@ -259,6 +259,15 @@ def _open_job(out: Path, minutes: float | None) -> PipelineJob:
             hint="Give another folder with -o, or the time it was started with.",
         )
     return job
+
+
+def minutes_before(out: Path, otherwise: float) -> float | None:
+    """Return the time that an earlier call fitted its training into, None for all steps; without one, `otherwise`."""
+    return _read_job(out).minutes if (out / JOB).is_file() else otherwise
+
+
+def _read_job(out: Path) -> PipelineJob:
+    return read_record(out / JOB, PipelineJob, "not what chiasm run writes", "Delete it, and the same command goes on.")
 
 
 def _minutes_in_words(minutes: float | None) -> str:

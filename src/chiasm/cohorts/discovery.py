@@ -265,11 +265,15 @@ def _unrecognised(root: Path, files: Sequence[File], layout: str | None) -> Coho
     if layout is not None:
         example = next((row.example for row in LAYOUTS if row.name == layout), "DICOM series")
         return CohortError(f"does not fit layout {layout}", path=root, reason="layout", found=found, expected=example)
+    if not any(root.iterdir()):
+        return CohortError("is an empty folder", path=root, reason="unknown-layout")
+    tables = [path.name for path in sorted(root.iterdir()) if path.suffix.lower() in (".csv", ".tsv")]
+    listed = f"; {tables[0]} is no manifest by its name" if tables else ""
     return CohortError(
         "fits no layout that is known",
         path=root,
         reason="unknown-layout",
-        found=found,
+        found=found + listed,
         expected="one of " + ", ".join(NAMES),
         hint="Rename the files, or list them in a manifest.csv with the columns subject, source, target.",
     )

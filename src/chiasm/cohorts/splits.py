@@ -118,7 +118,7 @@ def _without(subjects: Sequence[str], others: Collection[str]) -> list[str]:
 def _fold_of(free: Sequence[str], fold: int, folds: int) -> Sequence[str]:
     """Return the subjects of one fold, where there are enough for all."""
     if len(free) < folds:
-        fewer = f"Use chiasm train --folds {len(free)}; in a study, folds = {len(free)}."
+        fewer = f"Use chiasm train or chiasm run --folds {len(free)}; in a study, folds = {len(free)}."
         none = "Use chiasm train --folds 1, which leaves the test set empty."
         raise _too_few(f"{folds} folds need at least {folds} subjects", free, fewer if len(free) > 1 else none)
     return free[fold::folds]

@@ -36,13 +36,13 @@ def run(
     """Go from scans to a report: plan, train, predict, evaluate; run the same command again to resume."""
     if minutes is not None and asked.steps is not None:
         raise RecipeError("chiasm run --minutes and --steps are at odds", reason="minutes", hint="Give one of them.")
-    most = MINUTES if minutes is None and asked.steps is None else minutes
     selection = found.selection(asked.source, reading, allow, people)
     recipe = asked.recipe(reading, selection)
     check_output(out)
-    from chiasm.pipeline import Watch, plan_ahead
+    from chiasm.pipeline import Watch, minutes_before, plan_ahead
     from chiasm.pipeline import run as run_all
 
+    most = minutes_before(out, MINUTES) if minutes is None and asked.steps is None else minutes
     if dry_run:
         plan_ahead(data, recipe, out, minutes=most, layout=found.layout, selection=selection, say=typer.echo)
         return

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from chiasm.cohorts.cases import Case, Cohort, Problem, unsafe_name, volume_stem
+from chiasm.cohorts.cases import MAPS, MODALITIES, Case, Cohort, Problem, role_of, unsafe_name, volume_stem
 from chiasm.cohorts.dicom_patients import Selection
 from chiasm.cohorts.discovery import find_cohort, select_cases, selection_of, volumes_below
 from chiasm.cohorts.gathering import LOST, with_account
@@ -95,8 +96,29 @@ def _group_files(files: Sequence[Path], sources: Sequence[str]) -> list[Case]:
             found=f"{len(files)} files",
             expected=f"{', '.join(sources)} for each case",
         )
-    groups = (files[start : start + size] for start in range(0, len(files), size))
+    groups = [files[start : start + size] for start in range(0, len(files), size)]
+    for group in groups:
+        for path, source in zip(group, sources, strict=True):
+            _check_name(path, source)
     return [Case(_stem(group[0]), _stem(group[0]), dict(zip(sources, group, strict=True))) for group in groups]
+
+
+def _check_name(path: Path, source: str) -> None:
+    """Refuse a file whose name says that it is another modality.
+
+    Raises:
+        CohortError: If it does.
+    """
+    said = role_of(re.split("[_. -]", volume_stem(path.name) or "")[-1])
+    of_mr = {*MODALITIES} - {"ct", "cbct"}
+    fits = {source} | (of_mr if source == "mr" else {"mr"} if source in of_mr else set())
+    if source in MODALITIES and said in MODALITIES + MAPS and said not in fits:
+        raise CohortError(
+            f"is {said} by its name, and the model takes {source}",
+            path=path,
+            reason="other-modality",
+            hint=f"If it is {source} all the same, give it a name that ends otherwise.",
+        )
 
 
 def _find_cohort(path: Path, sources: Sequence[str], layout: str | None, selection: Selection | None) -> Cohort:

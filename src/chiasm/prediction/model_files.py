@@ -42,12 +42,12 @@ class Card(BaseModel):
 
 
 def find_model(path: Path) -> Path:
-    """Return the model folder at `path` or inside the run folder `path`.
+    """Return the model folder at `path`, inside the run folder `path`, or inside what `chiasm run` wrote.
 
     Raises:
         RunError: If there is none.
     """
-    for folder in (path, path / "model"):
+    for folder in (path, path / "model", path / "run" / "model"):
         for candidate in (folder, replaced(folder)):  # the older one, where a kill came while it was replaced
             if (candidate / CARD).is_file():
                 return candidate

@@ -17,6 +17,7 @@ from chiasm.reports.evidence import Evidence, Point
 
 STILL_FALLING = 0.01  # by which share the last validation is better than the one before, where more steps may help
 RISEN = 0.05  # by which share the last validation is worse than the best one, where a training was too long
+FEW_STEPS = 200  # below, a training shows little but its start
 FEW_SUBJECTS = 6  # below, no difference can be called significant
 SITE_RATIO = 1.25  # of the mean errors of two sites, above which they differ
 TRUSTED = (0.8, 1.25)  # ratio of expected and true error
@@ -52,6 +53,16 @@ def _inputs(found: Evidence) -> str:
     return (
         f"{count} of {every} inputs are out of distribution: train on cases like them too, or prepare them "
         "in the same way; chiasm inspect shows what differs."
+    )
+
+
+def _too_short(found: Evidence) -> str:
+    steps = found.recipe.schedule.steps
+    if steps >= FEW_STEPS:
+        return ""
+    return (
+        f"Only {steps} steps were trained, too few to say anything of the method: give chiasm run more --minutes, or "
+        f"chiasm train --steps {10 * FEW_STEPS}."
     )
 
 
@@ -190,6 +201,6 @@ def _compare(found: Evidence) -> str:
 
 
 RULES: tuple[Callable[[Evidence], str], ...] = (
-    *(_unfinished, _unevaluated, _inputs, _steps, _lesions, _whole),
+    *(_unfinished, _unevaluated, _inputs, _too_short, _steps, _lesions, _whole),
     *(_attention, _discriminators, _sites, _expected_error, _few, _compare),
 )

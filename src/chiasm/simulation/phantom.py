@@ -129,6 +129,9 @@ def write_cohort(
             notes[name] = _simulate(folder, name, number, settings)
         regions = {name: list(values) for name, values in REGIONS.items()}
         write_json(folder / "cohort.json", {"cases": notes, "regions": regions})
+        if layout == "bids":
+            description = {"Name": "Simulated patients", "BIDSVersion": "1.10.0", "DatasetType": "raw"}
+            write_json(folder / "dataset_description.json", description)
         report(subjects, subjects, "")
     return folder
 
