@@ -45,14 +45,14 @@ PATCH, SLICES, BATCH = (128, 128), 5, 8
 SPACING = (1.0, 1.0, 1.5)
 
 
-def make_plan(patch: tuple[int, int] = PATCH, slices: int = SLICES) -> Plan:
+def make_plan(patch: tuple[int, ...] = PATCH, slices: int = SLICES) -> Plan:
     """Return a plan of a T1 and a T2, without a cohort."""
     grid = (SPACING, SPACING)
     return Plan(
         sources=("t1",),
         target="t2",
         spacing_mm=SPACING,
-        dims=2,
+        dims=len(patch),
         slices=slices,
         patch=patch,
         mask_rule="nonzero",

@@ -51,8 +51,20 @@ def test_what_is_left_follows_the_speed_of_this_call(clock: Clock, capsys: pytes
         clock.now += 61
         tell(102, 1101, {})
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "training loss 0.2500: 101 of 1101, about 1017 min left"
+    assert lines[0] == "training loss 0.2500: 101 of 1101"  # one step is no speed: preparation came before it
     assert lines[1] == "training discriminators: 102 of 1101, about 1016 min left"
+
+
+def test_from_the_tenth_step_on_the_forecast_knows_nothing_of_what_came_before_the_first(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with open_progress() as bar:
+        tell = follow(bar, "training")
+        clock.now += 3600  # preparation
+        for step in range(1, 12):
+            tell(step, 1001, {})
+            clock.now += 6
+    assert capsys.readouterr().err.splitlines()[-1] == "training discriminators: 11 of 1001, about 99 min left"
 
 
 def test_work_that_was_done_before_says_nothing(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:

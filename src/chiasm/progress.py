@@ -89,16 +89,18 @@ def _updater(bar: Progress, name: str) -> Callable[[int, int, str], None]:
     """Move one task of a bar; without a terminal, print a line where the last was a minute ago, and the last one."""
     task = bar.add_task(name, total=None, visible=False)
     start = reported = time.monotonic()
-    before: int | None = None  # done by an earlier process
+    before = timed = 0  # done by an earlier process; done before the first report, which other work may have delayed
+    is_first = True
 
     def update(done: int, total: int, words: str) -> None:
-        nonlocal reported, before
+        nonlocal start, reported, before, timed, is_first
         bar.update(task, total=total, completed=done, description=name + words, visible=True)
-        before = max(0, done - 1) if before is None else before
         now = time.monotonic()
+        if is_first:
+            start, before, timed, is_first = now, max(0, done - 1), done, False
         if bar.disable and (now - reported >= SECONDS_A_LINE or done == total > before):
             reported = now
-            left = _left(now - start, done - before, total - done)
+            left = _left(now - start, done - timed, total - done)
             bar.console.print(f"{name}{words}: {done} of {total}{left}", highlight=False, soft_wrap=True)
 
     return update
