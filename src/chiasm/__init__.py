@@ -43,8 +43,8 @@ its own, and within a line only from names to its left; a test reads this map.
     evaluation    scores, and what may be claimed from them: rows, reference, scoring, summary, headlines, paired_tests,
                   statistics, agreement, reader_files, rating, loading, predictions, uncertainty, expected_error
     reports       the pages that people read: drawing, pages, tables, registration, gallery, curves, naive_comparison,
-                  evaluation_folder, evidence, advice, explanation, evaluation_page, pictures, jumps, case_page,
-                  evaluation_cases, evaluation, rating, study_plots, study_page, study_digest
+                  evaluation_folder, evidence, advice, explanation, model_cards, evaluation_page, pictures, jumps,
+                  case_page, evaluation_cases, evaluation, rating, study_plots, study_page, study_digest
     studies       methods x folds x seeds, and completion: study_file, filling, utility, completion, jobs, work, notes,
                   study_report, study
     serving       a DICOM node: dicom_inbox, dicom_gate, dicom_send, dicom_node
@@ -69,6 +69,7 @@ if TYPE_CHECKING:
     from chiasm.preparation.inspection import inspect_folder as inspect
     from chiasm.reports.evaluation import evaluate
     from chiasm.reports.explanation import explain
+    from chiasm.reports.model_cards import describe_models as models
     from chiasm.reports.registration import register
     from chiasm.studies.completion import complete
     from chiasm.studies.study import run_study as study
@@ -84,6 +85,7 @@ __all__ = [
     "explain",
     "inspect",
     "load",
+    "models",
     "mumap",
     "plan",
     "predict",
@@ -107,6 +109,7 @@ _VERBS = {
     "evaluate": ("reports.evaluation", "evaluate"),
     "report": ("studies.study", "report"),
     "study": ("studies.study", "run_study"),
+    "models": ("reports.model_cards", "describe_models"),
     "mumap": ("attenuation", "mumap"),
 }
 

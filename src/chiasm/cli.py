@@ -22,7 +22,7 @@ VERBS: Mapping[str, Sequence[Callable[..., None]]] = {
     "Start": (start.run, start.explain, data.demo, results.methods),
     "Data": (data.inspect, data.phantom, data.register),
     "Models": (models.plan, models.train, models.predict, models.complete, models.serve, bids.bids),
-    "Evidence": (results.evaluate, results.study, results.report, rating.rate, benchmark.bench),
+    "Evidence": (results.evaluate, results.models, results.study, results.report, rating.rate, benchmark.bench),
     "PET": (data.mumap,),
 }
 

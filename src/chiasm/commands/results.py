@@ -148,6 +148,22 @@ def report(
     typer.echo(f"report: {make_report(out, pages=cases, whole=whole)}")
 
 
+def models(
+    places: Annotated[list[Path], typer.Argument(help="What chiasm run, train or evaluate wrote; several compare.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Print model cards: data, splits, scores with intervals, limits, hashes, licence; several side by side."""
+    from chiasm.reports.model_cards import describe_models, tell_models
+
+    found = describe_models(places)
+    if as_json:
+        cards = [card.to_dict() for card in found.cards]
+        typer.echo(json.dumps({"models": cards, "warnings": found.warnings}, indent=1))
+        return
+    for line in tell_models(found):
+        typer.echo(line)
+
+
 def methods(size: Size = "small") -> None:
     """List every method by group: what it is, whose it is, how many weights, what it needs; and what to start with."""
     from chiasm.methods import GROUPS, METHODS, STARTS

@@ -40,6 +40,7 @@ class Evidence:
     """Everything that an explanation quotes.
 
     Attributes:
+        folder: Of the run, or of the model.
         recipe: What was asked for.
         plan: What followed from the data, with reasons.
         roles: How many cases are of each role; empty where the split is not known.
@@ -52,6 +53,7 @@ class Evidence:
         entries: What the manifests say of the predicted cases.
     """
 
+    folder: Path
     recipe: Recipe
     plan: Plan
     roles: Mapping[str, int]
@@ -89,6 +91,10 @@ class Evidence:
             for row in self.rows
             if (row.method, row.region, row.metric) == (self.recipe.method, region, metric)
         }
+
+    def unit(self, region: str, metric: str) -> str:
+        """Return the unit of a score; nothing where there is none."""
+        return next((row.unit for row in self.rows if (row.region, row.metric) == (region, metric)), "")
 
     def points(self, kind: str, name: str) -> list[Point]:
         """Return a curve of the log."""
@@ -161,6 +167,7 @@ def _read_run(folder: Path) -> Evidence:
     splits = folder / "splits.json"
     record = read_splits(splits) if splits.is_file() else None
     return Evidence(
+        folder=folder,
         recipe=read_recipe(folder / "recipe.toml"),
         plan=read_plan(folder / "plan.toml"),
         roles={} if record is None else {role: len(getattr(record.split, role)) for role in ROLES},
