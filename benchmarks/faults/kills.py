@@ -40,7 +40,16 @@ set = ["training.accelerator=cpu", {settings}]
 """
 
 #: Files that tell of time, of the machine or of the folder that they lie in.
-TIMED = ("environment.json", "done.json", "study.json", "predictions.json", "plan.toml", "asked.json", "times.json")
+TIMED = (
+    "environment.json",
+    "done.json",
+    "study.json",
+    "predictions.json",
+    "plan.toml",
+    "asked.json",
+    "times.json",
+    "progress.html",
+)
 PAGES = (".html", ".md", ".svg")  # which quote them
 
 

@@ -29,6 +29,7 @@ from chiasm.preparation.plan import Plan, read_plan
 from chiasm.recipe import Recipe, read_recipe
 from chiasm.records import read_record
 from chiasm.reports.evaluation import evaluate
+from chiasm.reports.progress_page import PAGE, ProgressPage
 from chiasm.storage import write_json, write_text
 from chiasm.times import timed
 from chiasm.training.cost import estimate_cost
@@ -142,6 +143,7 @@ def run(
             out / RUN,
             say=watch.say,
             progress=watch.training,
+            watcher=ProgressPage(out / RUN),
             layout=layout,
             selection=selection,
             minutes=minutes,
@@ -296,6 +298,7 @@ def _announce(recipe: Recipe, plan: Plan, split: Split, out: Path) -> Iterator[s
     yield f"  predict {len(split.test)} test cases: {in_minutes(parts[0])}"
     yield f"  evaluate them and write {out / REPORT}: {in_minutes(parts[1])}"
     left = cost.minutes * (1 - done / recipe.schedule.steps) + sum(parts)
+    yield f"  meanwhile {out / RUN / PAGE} shows how it goes"
     yield f"in all {in_minutes(left)} on this machine, if it does nothing else; Ctrl-C stops, the same command goes on"
 
 

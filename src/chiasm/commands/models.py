@@ -84,6 +84,7 @@ def train(
     alone = devices == 1  # of several processes each would lock the folder
     run = find_finished_run(data, recipe, out, found.layout, selection, typer.echo) if alone else None
     if run is None:
+        from chiasm.reports.progress_page import ProgressPage
         from chiasm.training.run import train as run_training
 
         with open_progress() as bar:
@@ -93,6 +94,7 @@ def train(
                 out,
                 say=typer.echo,
                 progress=follow(bar, "training"),
+                watcher=ProgressPage(out),
                 layout=found.layout,
                 selection=selection,
             )

@@ -7,9 +7,10 @@ import math
 import os
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
@@ -22,6 +23,7 @@ from torch import nn
 
 from chiasm.errors import RecipeError, RunError
 from chiasm.prediction.engines import Engine, pick_precision
+from chiasm.prediction.passes import Maps
 from chiasm.preparation.arrays import PreparedCase
 from chiasm.preparation.plan import Plan
 from chiasm.preparation.planning import has_gpu
@@ -42,6 +44,7 @@ MOST_CLOSED = 0.1  # share of steps with a closed gate that is worth no word
 MOST_VALIDATION_CASES = 4  # of a large cohort, during training; calibration uses all
 
 AnyLearner = Learner | CodingLearner
+Show = Callable[[PreparedCase, Maps], None]
 
 
 class Interrupted(Exception):
@@ -158,6 +161,7 @@ def _learn(todo: _Training, *, careful: bool) -> AnyLearner:
     log = TrainingLog(folder / "log.jsonl", session, recipe.schedule.steps if until is None else until)
     log.cut(done)
     due, engine = validation_steps(recipe), session.engine(recipe)
+    _show(log, done)
     saved, read = time.monotonic(), dict[str, float]()
     with collected_signals() as caught:
         for step in range(done, log.steps):
@@ -174,6 +178,8 @@ def _learn(todo: _Training, *, careful: bool) -> AnyLearner:
                 learner.check()
                 if step + 1 in due and cases.validation:
                     _note_validation(learner, cases.validation, step, engine, log)
+                if step + 1 in due:
+                    _show(log, step + 1)
                 _save(learner, folder, step + 1, session)
                 saved = time.monotonic()
             if stopped_by:
@@ -201,9 +207,17 @@ def _note_validation(
     learner: AnyLearner, cases: Sequence[PreparedCase], step: int, engine: Engine, log: TrainingLog
 ) -> None:
     """Validate after a step; the learner's gate and the log learn of it."""
-    scores, verdict = validate(learner, cases[:MOST_VALIDATION_CASES], engine)
+    watcher = log.session.watcher
+    show = None if watcher is None else partial(watcher.picture, step + 1)
+    scores, verdict = validate(learner, cases[:MOST_VALIDATION_CASES], engine, show)
     learner.note_validation(scores.get("spearman_smoothed", -1.0))
     log.validation(step, scores, verdict if learner.phase(step).attention > 0 else None)
+
+
+def _show(log: TrainingLog, done: int) -> None:
+    """Let whoever watches the training know how far it is."""
+    if (watcher := log.session.watcher) is not None:
+        watcher.update(log.path, done, log.steps)
 
 
 def _resume(learner: AnyLearner, folder: Path, session: Session, start: Path | None) -> int:
@@ -229,17 +243,25 @@ def _resume(learner: AnyLearner, folder: Path, session: Session, start: Path | N
     return done
 
 
-def validate(learner: AnyLearner, cases: Sequence[PreparedCase], engine: Engine) -> tuple[dict[str, float], str | None]:
+def validate(
+    learner: AnyLearner, cases: Sequence[PreparedCase], engine: Engine, show: Show | None = None
+) -> tuple[dict[str, float], str | None]:
     """Predict validation cases and gauge the health of the local discriminator.
 
     The errors are those of the image that would be shipped.  The health is that
     of the first stage, on which the attention acts; with a refiner its error is
     reported too ("first_mae").
 
+    Args:
+        learner: Between two steps.
+        cases: Of validation; several processes share them.
+        engine: What predicts.
+        show: Called with each case and what the networks make of it, in the process that predicts it.
+
     Returns:
         Means over the cases, NaN-free, and a sentence when the attention is inactive or inverted.
     """
-    rows = [_validate_case(learner, case, engine) for case in ranks.share(cases)]
+    rows = [_validate_case(learner, case, engine, show) for case in ranks.share(cases)]
     scores = _finite_means(ranks.gather_rows(rows, len(cases)))
     scores["accuracy_local"] = float(learner.state.accuracy)
     scores["accuracy_global"] = float(learner.state.accuracy_global)
@@ -248,7 +270,9 @@ def validate(learner: AnyLearner, cases: Sequence[PreparedCase], engine: Engine)
     return scores, in_words(scores, head) if head != "none" else None
 
 
-def _validate_case(learner: AnyLearner, case: PreparedCase, engine: Engine) -> dict[str, float]:
+def _validate_case(
+    learner: AnyLearner, case: PreparedCase, engine: Engine, show: Show | None = None
+) -> dict[str, float]:
     """Score what the run would ship now on one case, and how its confidence goes with the error."""
     settings = learner.recipe.attention
     head = "structured" if settings.head == "none" else settings.head
@@ -257,6 +281,8 @@ def _validate_case(learner: AnyLearner, case: PreparedCase, engine: Engine) -> d
     target, mask = np.asarray(case.target), np.asarray(case.mask)
     lesion = None if case.labels is None else np.asarray(case.labels) > 0
     first = maps = learner.maps(case, engine)
+    if show is not None:
+        show(case, maps)
     error = np.abs(maps.prediction - target)
     scores = {"mae": float(error[mask].mean())}
     if lesion is not None and (inside := lesion & mask).any():

@@ -41,7 +41,7 @@ from chiasm.training.loop import AnyLearner, learn, make_fabric
 from chiasm.training.players import varied_shares
 from chiasm.training.run_folder import check_model_place, remove_baselines
 from chiasm.training.run_planning import PlannedRun, find_cases, plan_cases
-from chiasm.training.session import LearningCases, Progress, Say, Session
+from chiasm.training.session import LearningCases, Progress, Say, Session, Watcher
 
 
 def train(
@@ -51,6 +51,7 @@ def train(
     *,
     say: Say = print,
     progress: Progress | None = None,
+    watcher: Watcher | None = None,
     layout: str | None = None,
     selection: Selection | None = None,
     cache: Path | None = None,
@@ -67,6 +68,7 @@ def train(
         folder: The run folder.
         say: Called with lines for the user.
         progress: Called after each step.
+        watcher: Who looks at each validation, such as a page.
         layout: Name of a layout, where the folder fits several.
         selection: Which DICOM series are taken, and which marked images.
         cache: Where prepared and registered volumes are kept; `folder/cache` and `folder/registered` by default.
@@ -85,7 +87,7 @@ def train(
     """
     if recipe.generator.stages > 1 and (start, until) != (None, None):
         raise ValueError("a cascade of stages has no warm-up to share")
-    session = _open_session(recipe, say, progress)
+    session = _open_session(recipe, say, progress, watcher)
     make_folder(folder)
     with locked(folder) if session.is_first_process else nullcontext():
         with session.fabric.rank_zero_first():
@@ -123,11 +125,11 @@ class _WarmUp(NamedTuple):
     until: int | None
 
 
-def _open_session(recipe: Recipe, say: Say, progress: Progress | None) -> Session:
+def _open_session(recipe: Recipe, say: Say, progress: Progress | None, watcher: Watcher | None) -> Session:
     """Start the processes of a training; only the first one reports."""
     fabric = make_fabric(recipe)
     fabric.launch()
-    return Session(fabric, say, progress) if fabric.global_rank == 0 else Session(fabric, _silence)
+    return Session(fabric, say, progress, watcher) if fabric.global_rank == 0 else Session(fabric, _silence)
 
 
 def _clock(session: Session, folder: Path, stage: str) -> AbstractContextManager[None]:

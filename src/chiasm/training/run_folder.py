@@ -10,8 +10,8 @@ from chiasm.outputs import refuse_data_folder, refuse_foreign, refuse_inputs, re
 from chiasm.prediction import baselines, model_files
 
 #: Files that a training writes over; `plan.toml` and `splits.json` are read where they are there, and never replaced.
-FILES = ("environment.json", "log.jsonl", "finished.json", times.FILE)
-FOLDERS = ("checkpoints", "baselines", "model", "stages")
+FILES = ("environment.json", "log.jsonl", "finished.json", times.FILE, "progress.html")
+FOLDERS = ("checkpoints", "baselines", "model", "stages", "progress")
 BASELINES = (baselines.TENSORS, baselines.CARD)
 MODEL_FILES = frozenset(
     (*model_files.NEEDED, model_files.CARD, "calibration.json", "splits.json", *BASELINES)  # as `save_model` writes

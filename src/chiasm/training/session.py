@@ -4,16 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Self
+from pathlib import Path
+from typing import NamedTuple, Protocol, Self
 
 from lightning_fabric import Fabric
 
 from chiasm.prediction.engines import Engine, pick_precision
+from chiasm.prediction.passes import Maps
 from chiasm.preparation.arrays import PreparedCase
 from chiasm.recipe import Recipe
 
 Progress = Callable[[int, int, Mapping[str, float]], None]
 Say = Callable[[str], None]
+
+
+class Watcher(Protocol):
+    """Somebody who looks at a training while it learns, such as a page."""
+
+    def picture(self, step: int, case: PreparedCase, maps: Maps) -> None:
+        """Take what the networks make of a validation case after so many steps."""
+
+    def update(self, log: Path, step: int, steps: int) -> None:
+        """Take note that so many of all steps are done, and logged."""
 
 
 class LearningCases(NamedTuple):
@@ -36,11 +48,13 @@ class Session:
         fabric: From `make_fabric`, launched.
         say: Called with lines for the user.
         progress: Called after each step with steps done, all steps, values; or None.
+        watcher: Who looks at each validation, or None.
     """
 
     fabric: Fabric
     say: Say
     progress: Progress | None = None
+    watcher: Watcher | None = None
 
     @property
     def is_first_process(self) -> bool:
