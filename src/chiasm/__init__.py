@@ -35,7 +35,8 @@ its own, and within a line only from names to its left; a test reads this map.
     networks      tensors to tensors: generator, discriminators, layers, srcnn, fcn8, unet, dcgan, pix2pix, fcn3d, han,
                   li_cnn, context_gan, strainet, sparse_coding, foreign, shapes, catalogue
     prediction    a network over a whole volume: tiling, windows, seams, engines, compiled, calibration, baselines,
-                  manifest, resuming, model_files, model, passes, synthesis, dicom_case, inputs, folders
+                  manifest, resuming, model_files, model, passes, synthesis, dicom_case, inputs, folders,
+                  export
     training      how networks learn: ranks, classes, painted_lesions, batches, state, losses, attention, players,
                   admm, joint_coding, health, checkpoints, run_folder, finished, session, log, shared_layers,
                   trainables, setting, reading, coding, cost, sampler, discriminator_step, generator_step, learner,
@@ -66,6 +67,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from chiasm.attenuation import mumap
     from chiasm.pipeline import run
+    from chiasm.prediction.export import export
     from chiasm.prediction.folders import load, predict
     from chiasm.preparation.inspection import inspect_folder as inspect
     from chiasm.reports.evaluation import evaluate
@@ -84,6 +86,7 @@ __all__ = [
     "complete",
     "evaluate",
     "explain",
+    "export",
     "inspect",
     "load",
     "models",
@@ -100,6 +103,7 @@ __all__ = [
 _VERBS = {
     "explain": ("reports.explanation", "explain"),
     "run": ("pipeline", "run"),
+    "export": ("prediction.export", "export"),
     "inspect": ("preparation.inspection", "inspect_folder"),
     "plan": ("training.run_planning", "plan_run"),
     "train": ("training.run", "train"),

@@ -153,14 +153,14 @@ def models(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Print model cards: data, splits, scores with intervals, limits, hashes, licence; several side by side."""
-    from chiasm.reports.model_cards import describe_models, tell_models
+    from chiasm.reports.model_cards import describe_models, report_models
 
     found = describe_models(places)
     if as_json:
         cards = [card.to_dict() for card in found.cards]
         typer.echo(json.dumps({"models": cards, "warnings": found.warnings}, indent=1))
         return
-    for line in tell_models(found):
+    for line in report_models(found):
         typer.echo(line)
 
 

@@ -64,7 +64,7 @@ class Converter(NamedTuple):
     load: Callable[[bytes, Precision, int], Program]
 
 
-def _openvino() -> Any:
+def import_openvino() -> Any:
     """Import OpenVINO without its telemetry, which sends an event to Google at each import, unasked."""
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # it then takes its own stub
     import openvino
@@ -73,7 +73,7 @@ def _openvino() -> Any:
 
 
 def _to_openvino(exported: ExportedProgram, shape: Sequence[int]) -> Any:
-    model = _openvino().convert_model(exported)
+    model = import_openvino().convert_model(exported)
     model.reshape(list(shape))
     return model
 
@@ -85,14 +85,14 @@ def _hints(precision: Precision) -> dict[str, str]:
 
 def _compile_openvino(model: Any, precision: Precision) -> bytes:
     kept = BytesIO()
-    _openvino().Core().compile_model(model, "CPU", _hints(precision)).export_model(kept)
+    import_openvino().Core().compile_model(model, "CPU", _hints(precision)).export_model(kept)
     return kept.getvalue()
 
 
 def _load_openvino(kept: bytes, precision: Precision, threads: int) -> Program:
     # Pinned to cores, two processes could share one.
     hints = {**_hints(precision), "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "ENABLE_CPU_PINNING": False}
-    request = _openvino().Core().import_model(kept, "CPU", hints).create_infer_request()
+    request = import_openvino().Core().import_model(kept, "CPU", hints).create_infer_request()
 
     def run(image: NDArray[np.float32]) -> NDArray[np.float32]:
         found: NDArray[np.float32] = request.infer([image], share_inputs=True, share_outputs=True)[0]
@@ -243,6 +243,31 @@ class Compiled:
         parts = (__version__, torch.__version__, engine.describe(), *describe_cpu(), self.key, str(sizes))
         digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()
         return cache_folder() / f"{engine.name}-{digest[:40]}"
+
+
+def export_network(network: nn.Module, shape: Shape) -> ExportedProgram:
+    """Export a network for images (1, C, *S) of any size.
+
+    Args:
+        network: In evaluation mode.
+        shape: Of an image that it takes, (C, *S).
+
+    Raises:
+        ValueError: If it takes one size alone.  Torch raises errors of many other kinds.
+    """
+    return _export_any(network, shape)
+
+
+def convert_network(engine: str, exported: ExportedProgram, shape: Shape) -> Any:
+    """Convert what `export_network` made to the model of an engine, for images of any size.
+
+    Args:
+        engine: "openvino" or "onnxruntime".
+        exported: The network.
+        shape: As for `export_network`.
+    """
+    with _quiet():
+        return CONVERTERS[engine].convert(exported, [1, shape[0], *[-1] * (len(shape) - 1)])
 
 
 def deviation(found: NDArray[np.float32], exact: NDArray[np.float32]) -> float:

@@ -89,6 +89,16 @@ class Networks(NamedTuple):
     difficulties: bool = True
 
     @property
+    def of_any_size(self) -> Networks:
+        """The same with a generator that takes images of any size, where one of the literature takes some only."""
+        return self._replace(generator=SameSize(self.generator)) if hasattr(self.generator, "margin") else self
+
+    @property
+    def multiple(self) -> int:
+        """What every side of an input is a multiple of: a power of 2."""
+        return max(int(getattr(network, "size_multiple", 1)) for network in self.of_any_size.in_one_pass)
+
+    @property
     def in_one_pass(self) -> tuple[nn.Module | None, ...]:
         """Generator, local discriminator and refiner, chained; the second assesses before and after the third."""
         again = None if self.refiner is None else self.local_discriminator
@@ -150,20 +160,14 @@ def _runner(networks: Networks, engine: Engine, channels: int, conditional: bool
     """Let an engine run networks in one pass; a compiled one only those of a loaded model, which do not change."""
     if engine.name != "torch" and networks.model:
         return _compiled(networks, engine, channels, conditional)
-    return engine.wrap(Chain(_of_any_size(networks), channels=channels, conditional=conditional))
+    return engine.wrap(Chain(networks.of_any_size, channels=channels, conditional=conditional))
 
 
 @lru_cache(maxsize=8)
 def _compiled(networks: Networks, engine: Engine, channels: int, conditional: bool) -> Compiled:
     """Compile networks once for all volumes."""
-    chain = Chain(_of_any_size(networks), channels=channels, conditional=conditional)
+    chain = Chain(networks.of_any_size, channels=channels, conditional=conditional)
     return Compiled(engine, chain, networks.model)
-
-
-def _of_any_size(networks: Networks) -> Networks:
-    """Let a generator of the literature, which takes some sizes only, take all."""
-    generator = networks.generator
-    return networks._replace(generator=SameSize(generator)) if hasattr(generator, "margin") else networks
 
 
 def synthesise_prepared(
@@ -263,8 +267,7 @@ def _over_volume(
         return blend_slices(run, stack, slices=plan.slices, window=plan.patch)
     if blended:
         return blend_windows(run, stack, window=plan.patch, weighting="smooth")
-    passes = _of_any_size(networks).in_one_pass
-    multiple = max(int(getattr(network, "size_multiple", 1)) for network in passes)  # powers of 2
+    passes, multiple = networks.of_any_size.in_one_pass, networks.multiple
     if plan.dims == 2:
         places = np.flatnonzero(stack[-1].any((0, 1)))  # outside the mask nothing is asked
         return apply_to_slices(

@@ -32,7 +32,7 @@ SHOWN = 12  # characters of a hash
 
 
 @dataclass(frozen=True)
-class Score:
+class CardScore:
     """A mean over subjects.
 
     Attributes:
@@ -72,7 +72,7 @@ class ModelCard:
 
     place: Path
     facts: Mapping[str, str]
-    scores: tuple[Score, ...]
+    scores: tuple[CardScore, ...]
 
     def to_dict(self) -> dict[str, object]:
         """Return what JSON can hold."""
@@ -80,7 +80,7 @@ class ModelCard:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ModelComparison:
     """Several cards, and what stands between their scores.
 
     Attributes:
@@ -92,17 +92,17 @@ class Comparison:
     warnings: tuple[str, ...]
 
 
-def describe_models(places: Sequence[Path]) -> Comparison:
+def describe_models(places: Sequence[Path]) -> ModelComparison:
     """Describe models, and say whether their scores can be compared.
 
     Args:
-        places: Runs, model folders, evaluations, or what `chiasm run` wrote; of the latter two also scores are told.
+        places: Runs, model folders, evaluations, or what `chiasm run` wrote; of the latter two also the scores.
 
     Raises:
         RunError: If one is none of these, has no finished model, or a file is damaged.
     """
     read = [_Read(Path(place)) for place in places]
-    return Comparison(tuple(one.card() for one in read), tuple(_warn(read)))
+    return ModelComparison(tuple(one.card() for one in read), tuple(_warn(read)))
 
 
 class _Read:
@@ -141,8 +141,8 @@ def _describe_data(splits: SplitRecord | None, evidence: Evidence) -> str:
         return f"{len(evidence.plan.trained_on)} training cases; the split is not known"
     roles = ", ".join(f"{count} {role}" for role, count in evidence.roles.items() if count)
     sites = sorted({site for site in splits.sites.values() if site})
-    told = f"{roles}; {len(set(splits.subjects.values()))} subjects"
-    return f"{told}; sites {', '.join(sites)}" if sites else told
+    described = f"{roles}; {len(set(splits.subjects.values()))} subjects"
+    return f"{described}; sites {', '.join(sites)}" if sites else described
 
 
 def _limits(plan: Plan, model: Path) -> Iterator[str]:
@@ -174,7 +174,7 @@ def _licence(model: Path) -> str:
     return f"not stated; put a file {LICENCES[0]} beside {CARD}"
 
 
-def _scores(evidence: Evidence, splits: SplitRecord | None) -> Iterator[Score]:
+def _scores(evidence: Evidence, splits: SplitRecord | None) -> Iterator[CardScore]:
     subjects = {} if splits is None else splits.subjects
     wanted = [("mask", metric) for metric in SCORES] + [(one.region, SCORES[0]) for one in evidence.lesions]
     for region, metric in wanted:
@@ -185,7 +185,7 @@ def _scores(evidence: Evidence, splits: SplitRecord | None) -> Iterator[Score]:
         if by_subject:
             means = np.array([[np.mean(values)] for values in by_subject.values()])
             low, high = cluster_interval(means) if len(means) >= FEWEST else (None, None)
-            yield Score(region, metric, evidence.unit(region, metric), float(means.mean()), low, high, len(means))
+            yield CardScore(region, metric, evidence.unit(region, metric), float(means.mean()), low, high, len(means))
 
 
 def _warn(read: Sequence[_Read]) -> Iterator[str]:
@@ -208,7 +208,7 @@ def _voxels(splits: SplitRecord | None, role: str) -> set[str]:
     return {splits.hashes[case] for case in getattr(splits.split, role) if case in splits.hashes}
 
 
-def tell_models(found: Comparison) -> Iterator[str]:
+def report_models(found: ModelComparison) -> Iterator[str]:
     """Write cards as lines of text; of several models the scores stand side by side at the end."""
     for card in found.cards:
         yield f"{card.place}"
@@ -226,10 +226,12 @@ def tell_models(found: Comparison) -> Iterator[str]:
 
 def _side_by_side(cards: Sequence[ModelCard]) -> Iterator[str]:
     """Set the scores of several models as a table: a line for each score, a column for each model."""
-    told = [{f"{score.region}, {score.metric}": str(score) for score in card.scores} for card in cards]
+    shown = [{f"{score.region}, {score.metric}": str(score) for score in card.scores} for card in cards]
     lines = [["", *(str(card.place) for card in cards)]]
     lines += [[name, *(card.facts[name] for card in cards)] for name in ("method", "images")]
-    lines += [[name, *(scores.get(name, "-") for scores in told)] for name in dict.fromkeys(chain.from_iterable(told))]
+    lines += [
+        [name, *(scores.get(name, "-") for scores in shown)] for name in dict.fromkeys(chain.from_iterable(shown))
+    ]
     lines.append(["sha256", *(card.facts["sha256 of the model"][:SHOWN] for card in cards)])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
