@@ -86,7 +86,7 @@ def test_the_default_method_predicts_as_torch_does_in_float32(
 
 
 @both
-@pytest.mark.parametrize(("network", "dims"), [("unet", 2), ("srcnn", 2), ("fcn3d", 3)])
+@pytest.mark.parametrize(("network", "dims"), [("unet", 2), ("fcn3d", 3)])
 def test_networks_of_the_literature_predict_as_torch_does_in_float32(
     name: str, network: str, dims: Any, cache: Path
 ) -> None:

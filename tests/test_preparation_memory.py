@@ -40,7 +40,7 @@ def test_a_spacing_on_which_no_case_fits_in_memory_is_refused_by_its_name(
     with pytest.raises(RecipeError, match=r"voxels, or about .* GB, expected at most 0.0 GB.*data\.spacing_mm"):
         make_plan(fine, cohort, names)
     monkeypatch.setattr(memory, "available_bytes", lambda: math.inf)
-    monkeypatch.setattr(planning, "WORTH_TELLING", 2**10)
+    monkeypatch.setattr(planning, "NAMED_FROM", 2**10)
     assert "GB while it is prepared" in make_plan(fine, cohort, names).reasons["spacing_mm"]
 
 

@@ -125,7 +125,7 @@ def test_a_noisy_volume_too_large_for_a_page_is_rounded_then_thinned_until_it_fi
     assert made.stat().st_size < 1_700_000
     text = made.read_text()
     found = volumes_in(text)["source"]
-    strides = re.search(r"one voxel in (\d) × (\d) × (\d) is kept", settings_in(text)["told"])
+    strides = re.search(r"one voxel in (\d) × (\d) × (\d) is kept", settings_in(text)["packing"])
     assert strides and [int(by) for by in strides.groups()] == [2, 2, 1]  # 2 mm, 2 mm and 3 mm apart
     assert found.shape == (40, 40, 40)
     places = np.rint(np.linalg.inv(page.affine) @ found.affine @ (3, 5, 7, 1))[:3].astype(int)

@@ -232,7 +232,7 @@ def port(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
-        yield int(re.findall(r"127\.0\.0\.1:(\d+)", process.stdout.readline())[0])
+        yield next(int(found[1]) for line in process.stdout if (found := re.search(r"127\.0\.0\.1:(\d+)", line)))
     finally:
         process.terminate()
         said, _ = process.communicate(timeout=20)

@@ -48,7 +48,7 @@ def unvaried(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("unvaried")
 def test_compartments_are_as_bright_as_a_protocol_shows_them_in_both_images_at_once() -> None:
     """T1 of oedema lies 0.70 to 0.88 of the way from fluid to white matter, of fluid 0.15 to 0.33; T2 0.43 to 0.46."""
-    expected = [[painted_lesions._levels_of(name, site) for name in ("t1", "t2")] for site in range(4)]
+    expected = [[painted_lesions.levels_of(name, site) for name in ("t1", "t2")] for site in range(4)]
     bounds = {"oedema": ((0.69, 0.89), (0.42, 0.47)), "fluid": ((0.14, 0.34), (0.13, 0.20))}
     for name, ranges in bounds.items():
         for image, (low, high) in enumerate(ranges):
@@ -82,7 +82,7 @@ def test_one_seed_paints_the_same_lesion_and_another_an_other() -> None:
 @pytest.mark.usefixtures("unvaried")
 def test_oedema_stays_out_of_fluid(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        painted_lesions, "_draw_shape", lambda shape, *_: np.stack([np.ones(shape), *np.zeros((3, *shape))])
+        painted_lesions, "draw_shape", lambda shape, *_: np.stack([np.ones(shape), *np.zeros((3, *shape))])
     )
     csf, white = (paint(EVEN, 0, block(value), (2.0, 2.0, 2.0), 0) for value in (0.0, 1.0))
     assert not csf.lesion.any() and white.lesion.all(where=white.mask)

@@ -181,7 +181,7 @@ def methods(size: Size = "small") -> None:
         typer.echo(f"  {name}: {words}")
     typer.echo("\nStart with:")
     for name, why in STARTS.items():
-        typer.echo(f"  --method {name}: {why}")
+        typer.echo(f"  chiasm train --method {name}: {why}")
 
 
 def _show_method(row: MethodRow) -> None:

@@ -119,7 +119,7 @@ def paint(painter: LesionPainter, case: int, block: Block, axes_mm: Sequence[flo
     inside = np.argwhere(block.mask)
     if not len(inside):
         return block
-    shares = _draw_shape(block.mask.shape, inside[rng.integers(len(inside))], axes_mm, rng)
+    shares = draw_shape(block.mask.shape, inside[rng.integers(len(inside))], axes_mm, rng)
     levels = _draw_levels(painter.contrasts, rng)  # (images, compartments)
     sigma = TEXTURE_MM / min(axes_mm)
     shared = smooth_noise(rng, block.mask.shape, sigma)
@@ -148,7 +148,7 @@ def _like_fluid(images: Sequence[NDArray[np.float32]], ends: NDArray[np.float32]
     return likeness
 
 
-def _draw_shape(
+def draw_shape(
     shape: tuple[int, ...], centre: NDArray[np.intp], axes_mm: Sequence[float], rng: np.random.Generator
 ) -> NDArray[np.float32]:
     """Draw how much of each voxel each compartment takes, shape (COMPARTMENTS, *block), of sum at most 1."""
@@ -178,12 +178,12 @@ def _soft_step(depth: NDArray[np.floating]) -> NDArray[np.floating]:
 def _draw_levels(contrasts: Sequence[str], rng: np.random.Generator) -> NDArray[np.float32]:
     """Draw how far from fluid (0) to white matter (1) each compartment lies, shape (images, COMPARTMENTS)."""
     site = int(rng.integers(len(SITES)))
-    levels = np.array([_levels_of(name, site) for name in contrasts])
+    levels = np.array([levels_of(name, site) for name in contrasts])
     return np.asarray(levels + VARIETY * rng.normal(size=levels.shape), np.float32)
 
 
 @lru_cache(maxsize=64)
-def _levels_of(contrast: str, site: int) -> tuple[float, ...]:
+def levels_of(contrast: str, site: int) -> tuple[float, ...]:
     """Return where a protocol shows each compartment: 0 as cerebrospinal fluid, 1 as white matter."""
     one, zero = np.ones(1, np.float32), np.zeros(1, np.intp)
     brightness = {
