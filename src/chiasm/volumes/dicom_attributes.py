@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from chiasm import __version__
 from chiasm.errors import VolumeError
 from chiasm.volumes.dicom_files import FAULTS, read_dataset, taming, visit
-from chiasm.volumes.dicom_frames import LPS_TO_RAS, Frame
+from chiasm.volumes.dicom_frames import Frame
 from chiasm.volumes.dicom_series import Series
-from chiasm.volumes.geometry import Geometry, Volume, reordered_like, same_grid
+from chiasm.volumes.geometry import LPS_TO_RAS, Geometry, Volume, reordered_like, same_grid
 
 NOTICE = "Synthetic image for research; not for diagnostic use."
 NEAR_MM = 0.01  # by which positions may be rounded

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from chiasm.errors import VolumeError
 from chiasm.volumes.dicom_files import DicomFile, number, numbers, text
 from chiasm.volumes.dicom_kinds import KIND_TAGS, ImageKind, kind_of
-from chiasm.volumes.geometry import Geometry
+from chiasm.volumes.geometry import LPS_TO_RAS, Geometry
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -32,7 +32,6 @@ ROUNDING_MM = 0.0101  # positions are often written with two decimals
 ROUNDED_MM = 2 * ROUNDING_MM  # by which the last slice may seem to be shifted against the first
 TILT_DEGREES = 0.1
 GAP = 1.5  # a step this many times as long as most, and as its slice is thick, lacks a slice
-LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 #: By what images of one position may differ: the functional group of a multi-frame file, the attribute, its name.
 MARKS = (

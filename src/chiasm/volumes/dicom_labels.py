@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 
 from chiasm.errors import VolumeError
 from chiasm.volumes.dicom_files import DicomFile, number, read_dataset, taming, text, visit
-from chiasm.volumes.dicom_frames import LPS_TO_RAS, PLACE_TAGS, Frame, check_alike, frames_of, image_axes
+from chiasm.volumes.dicom_frames import PLACE_TAGS, Frame, check_alike, frames_of, image_axes
 from chiasm.volumes.dicom_pixels import PIXEL_TAGS, decode, pixel_format
 from chiasm.volumes.dicom_series import Series
-from chiasm.volumes.geometry import Geometry, Volume
+from chiasm.volumes.geometry import LPS_TO_RAS, Geometry, Volume
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -62,15 +62,15 @@ def read_segmentation(series: Series, *, max_bytes: int = 2 * 2**30) -> Volume:
     if columns * rows * count * 2 > max_bytes:
         raise VolumeError("is too large", path=part.place, reason="too-large", found=f"{columns}x{rows}x{count} voxels")
     labels: NDArray[np.uint16] = np.zeros((count, rows, columns), np.uint16)
-    shares: NDArray[np.float32] = np.zeros(labels.shape if kind == "FRACTIONAL" else (count, 1, 1), np.float32)
+    shares: NDArray[np.uint16] = np.zeros(labels.shape, np.uint16)  # as stored, of the label; not for LABELMAP
     numbers = [0] * len(frames) if kind == "LABELMAP" else [_segment(dataset, at, part) for at in range(len(frames))]
-    whole = np.float32(_whole(dataset, part) if kind == "FRACTIONAL" else 1)
+    whole = _whole(dataset, part) if kind == "FRACTIONAL" else 1
     form = pixel_format(dataset, part)
     for place, segment, stored in zip(places, numbers, decode(dataset, part, form, range(len(frames))), strict=True):
-        if kind == "FRACTIONAL":
-            is_twice = _mark_share(labels[place], shares[place], stored / whole, segment)
+        if kind == "LABELMAP":
+            is_twice = _mark(labels[place], stored)
         else:
-            is_twice = _mark(labels[place], stored * segment if kind == "BINARY" else stored)
+            is_twice = _mark_share(labels[place], shares[place], stored, segment, HALF * whole)
         if is_twice:
             raise VolumeError("marks a voxel twice", path=part.place, reason="labels", hint="Export segments apart.")
     return Volume(labels.transpose(2, 1, 0), geometry)
@@ -97,10 +97,12 @@ def _mark(labels: NDArray[np.uint16], marked: NDArray[Any]) -> bool:
     return is_twice
 
 
-def _mark_share(labels: NDArray[np.uint16], shares: NDArray[np.float32], share: NDArray[Any], segment: int) -> bool:
+def _mark_share(
+    labels: NDArray[np.uint16], shares: NDArray[np.uint16], share: NDArray[Any], segment: int, half: float
+) -> bool:
     """Give a segment the voxels of which it has half and more than others; say whether another has as much."""
-    is_twice = bool(((share > HALF) & (share == shares)).any())
-    larger = (share >= HALF) & (share > shares)
+    is_twice = bool(((share > half) & (share == shares)).any())
+    larger = (share >= half) & (share > shares)
     labels[larger], shares[larger] = segment, share[larger]
     return is_twice
 

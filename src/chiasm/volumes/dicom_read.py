@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from chiasm.errors import VolumeError
 from chiasm.volumes.dicom_choice import pick_series
 from chiasm.volumes.dicom_files import DicomFile, read_dataset, visit
-from chiasm.volumes.dicom_frames import LPS_TO_RAS, Frame, Stack, image_axes
+from chiasm.volumes.dicom_frames import Frame, Stack, image_axes
 from chiasm.volumes.dicom_labels import read_segmentation
 from chiasm.volumes.dicom_pixels import PIXEL_TAGS, decode, pixel_format
 from chiasm.volumes.dicom_series import LABEL_MAP, SEGMENTATION, Series
-from chiasm.volumes.geometry import Geometry, Volume, resample
+from chiasm.volumes.geometry import LPS_TO_RAS, Geometry, Volume, resample
 
 MOST_UNEVEN = 8  # times as many slices as there were, when uneven ones are resampled
 

@@ -51,9 +51,9 @@ from chiasm.volumes.dicom_attributes import (
     source_of,
 )
 from chiasm.volumes.dicom_files import DicomFile, taming
-from chiasm.volumes.dicom_frames import LPS_TO_RAS, Frame
+from chiasm.volumes.dicom_frames import Frame
 from chiasm.volumes.dicom_series import Series
-from chiasm.volumes.geometry import Geometry, Volume
+from chiasm.volumes.geometry import LPS_TO_RAS, Geometry, Volume
 
 FEWEST_STEPS = 1000  # of grey over the range that matters: rounding then costs at most 0.05 % of it
 CT_WINDOW_HU = (-160.0, 240.0)  # soft tissue

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from chiasm.errors import VolumeError
 
 TOLERANCE_VOXELS = 0.01
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # and back
 AXIS_NAMES = ("left-right", "front-back", "head-feet")  # of RAS order
 SNAPPED_VOXELS = 1e-4  # headers keep places as float32, so voxels that lie so near to others are the same
 MOST_VOXELS = 2**31  # 8 GiB in float32

@@ -5,7 +5,6 @@ Reference: https://itk.org/Wiki/MetaIO/Documentation.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -16,9 +15,9 @@ from numpy.typing import NDArray
 
 from chiasm.errors import VolumeError
 from chiasm.storage import whole_file
-from chiasm.volumes.geometry import Geometry
+from chiasm.volumes.geometry import LPS_TO_RAS, Geometry
 from chiasm.volumes.streams import Stream, file_size, first_bytes, pack, packing_of, sibling
-from chiasm.volumes.voxels import Stored
+from chiasm.volumes.voxels import Stored, checked_size
 
 LONGEST_HEADER = 2**16
 LARGEST = 1e12  # number of a header
@@ -27,7 +26,6 @@ REAL = {
     "MET_LONG": "i4", "MET_ULONG": "u4", "MET_LONG_LONG": "i8", "MET_ULONG_LONG": "u8", "MET_FLOAT": "f4",
     "MET_DOUBLE": "f8",
 }  # fmt: skip
-LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 #: Several names for one thing, the usual one first.
 ORDERS = ("BinaryDataByteOrderMSB", "ElementByteOrderMSB")
@@ -60,15 +58,7 @@ def open_metaimage(path: Path, *, max_bytes: int = 2 * 2**30) -> Stored:
         raise VolumeError("is a MetaImage without voxels", path=path, reason="header", found=fields["ObjectType"])
     shape, spacing, direction, offset = _grid(fields, path)
     dtype = _voxel_type(fields, path)
-    size = math.prod(shape) * dtype.itemsize
-    if size > max_bytes:
-        raise VolumeError(
-            "is too large",
-            path=path,
-            reason="too-large",
-            found=f"{'x'.join(map(str, shape))} voxels, {size / 2**20:.0f} MiB",
-            expected=f"at most {max_bytes / 2**20:.0f} MiB",
-        )
+    size = checked_size(shape, dtype, path, max_bytes)
     if not _truth(fields, "BinaryData", path, True):
         raise VolumeError("holds its voxels as text", path=path, reason="text-voxels", expected="BinaryData = True")
     affine = np.eye(4)

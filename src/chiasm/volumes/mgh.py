@@ -5,7 +5,6 @@ Reference: https://surfer.nmr.mgh.harvard.edu/fswiki/FsTutorial/MghFormat.
 
 from __future__ import annotations
 
-import math
 import struct
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from chiasm.errors import VolumeError
 from chiasm.storage import whole_file
 from chiasm.volumes.geometry import Geometry
 from chiasm.volumes.streams import Stream, first_bytes, pack, packing_of
-from chiasm.volumes.voxels import Stored
+from chiasm.volumes.voxels import Stored, checked_size
 
 HEADER = 284  # bytes before the voxels
 PLACE = slice(30, 90)  # the bytes of the 15 numbers
@@ -60,15 +59,7 @@ def open_mgh(path: Path, *, max_bytes: int = 2 * 2**30) -> Stored:
     if kind not in REAL:
         raise VolumeError(f"holds {NOT_REAL[kind]}", path=path, reason="datatype", expected="real numbers")
     dtype = np.dtype(REAL[kind])
-    size = math.prod((i, j, k)) * dtype.itemsize
-    if size > max_bytes:
-        raise VolumeError(
-            "is too large",
-            path=path,
-            reason="too-large",
-            found=f"{i}x{j}x{k} voxels, {size / 2**20:.0f} MiB",
-            expected=f"at most {max_bytes / 2**20:.0f} MiB",
-        )
+    size = checked_size((i, j, k), dtype, path, max_bytes)
     if is_oriented <= 0:  # FreeSurfer takes it as coronal, nibabel 5.4 as the same rotated by half a turn
         raise VolumeError(
             "does not say how it lies in space: its goodRASFlag is 0",

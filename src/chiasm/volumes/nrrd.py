@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from chiasm.errors import VolumeError
 from chiasm.storage import whole_file
-from chiasm.volumes.geometry import Geometry
+from chiasm.volumes.geometry import LPS_TO_RAS, Geometry
 from chiasm.volumes.streams import Packing, Stream, file_size, first_bytes, open_file, pack, packing_of, sibling
-from chiasm.volumes.voxels import Stored
+from chiasm.volumes.voxels import Stored, checked_size
 
 LONGEST_HEADER = 2**18
 LONGEST_LINES = 2**20  # bytes of lines before the voxels that are skipped
@@ -95,15 +95,7 @@ def open_nrrd(path: Path, *, assume_ras: bool = False, max_bytes: int = 2 * 2**3
     axes = _spatial_axes(_axes(fields, path), path)
     dtype = _voxel_type(fields, path)
     i, j, k = axes.sides
-    size = math.prod(axes.sides) * dtype.itemsize
-    if size > max_bytes:
-        raise VolumeError(
-            "is too large",
-            path=path,
-            reason="too-large",
-            found=f"{i}x{j}x{k} voxels, {size / 2**20:.0f} MiB",
-            expected=f"at most {max_bytes / 2**20:.0f} MiB",
-        )
+    size = checked_size(axes.sides, dtype, path, max_bytes)
     geometry = Geometry((i, j, k), _affine(fields, axes, path, assume_ras))
     return Stored(_stream(path, fields, start, size), dtype, geometry)
 
@@ -365,7 +357,7 @@ def write_nrrd(path: Path, array: NDArray[Any], geometry: Geometry, remark: str 
         ChiasmError: If the file cannot be written.
     """
     dtype = array.dtype.newbyteorder("<")
-    affine = np.diag([-1.0, -1, 1, 1]) @ geometry.affine
+    affine = LPS_TO_RAS @ geometry.affine
     comment = f"# {remark}\n" if remark else ""
     order = "endian: little\n" if dtype.itemsize > 1 else ""
     head = (

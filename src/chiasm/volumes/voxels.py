@@ -6,7 +6,8 @@ and whoever is large is checked before any of it is kept.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+import math
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,24 @@ LARGE = 64 * 2**20  # bytes of voxels that are looked at twice: first checked, t
 LEVELS = 256  # that float32 must separate between the least and the greatest value
 LARGEST_LABEL = 2**31
 INTEGERS = (np.uint8, np.int8, np.int16, np.int32, np.int64)
+
+
+def checked_size(shape: Sequence[int], dtype: np.dtype[Any], path: Path, max_bytes: int) -> int:
+    """Return the bytes of a volume's voxels.
+
+    Raises:
+        VolumeError: If they are more than `max_bytes`.
+    """
+    size = math.prod(shape) * dtype.itemsize
+    if size > max_bytes:
+        raise VolumeError(
+            "is too large",
+            path=path,
+            reason="too-large",
+            found=f"{'x'.join(map(str, shape))} voxels, {size / 2**20:.0f} MiB",
+            expected=f"at most {max_bytes / 2**20:.0f} MiB",
+        )
+    return size
 
 
 @dataclass(frozen=True)
