@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from chiasm.attenuation import attenuation
 from chiasm.boxes import Box, same_shape
 from chiasm.metrics import edges, lesions, radiotherapy
 from chiasm.metrics.ssim import window_box
@@ -95,6 +96,16 @@ class Reference:
     def values(self) -> NDArray[Any]:
         """The target's values in the mask, shape (n,)."""
         return self.target[self.mask]
+
+    @cached_property
+    def attenuation(self) -> NDArray[np.float32]:
+        """Linear attenuation at 511 keV of a CT's values in the mask, 1/cm, shape (n,)."""
+        return attenuation(self.values)
+
+    @cached_property
+    def density(self) -> NDArray[np.float32]:
+        """Electron density of a CT's values in the mask, relative to water, shape (n,)."""
+        return radiotherapy.electron_density(self.values)
 
     @cached_property
     def lesion(self) -> NDArray[np.bool_] | None:

@@ -127,6 +127,12 @@ class ScoredImages:
         difference = np.subtract(self.prediction, self.reference.target, dtype=np.float32)
         return np.where(self.reference.mask, np.abs(difference), np.float32(0))
 
+    @cached_property
+    def density_error(self) -> NDArray[np.float32]:
+        """Electron density of a CT's values in the mask minus that of the target's, shape (n,)."""
+        its = self.reference
+        return radiotherapy.electron_density(self.prediction[its.mask]) - its.density
+
 
 @dataclass(frozen=True)
 class ScoreTerms:
@@ -262,8 +268,8 @@ def _score_regions(
     error = np.abs(np.subtract(x, y, dtype=np.float32))
     as_ct: dict[str, NDArray[np.float32]] = {}
     if reference.is_ct:
-        as_ct["mae_mu"] = np.abs(attenuation(x) - attenuation(y))
-        as_ct["mae_density"] = np.abs(radiotherapy.electron_density(x) - radiotherapy.electron_density(y))
+        as_ct["mae_mu"] = np.abs(attenuation(x) - reference.attenuation)
+        as_ct["mae_density"] = np.abs(part.density_error)
     scores = {}
     for region, places in reference.places.items():
         here = x[places], y[places]
@@ -357,13 +363,13 @@ def _sample(values: NDArray[Any]) -> NDArray[Any]:
 def _score_axes(part: ScoredImages) -> list[tuple[str, dict[str, float]]]:
     """Compare steps from slice to slice along each axis, and of CT the path lengths of rays."""
     its = part.reference
-    images = part.prediction, its.target
     values = part.prediction[its.mask], its.values
     scores = [{"slice_steps": edges.step_ratio(*values, along)} for along in its.neighbours[:3]]
     if its.is_ct:
-        made, real = (radiotherapy.electron_density(image) for image in images)
+        difference = np.zeros(its.mask.shape, np.float32)
+        difference[its.mask] = part.density_error
         for axis, found in enumerate(scores):
-            found |= radiotherapy.path_errors(made - real, its.mask, its.spacing_mm, axis)
+            found |= radiotherapy.path_errors(difference, its.mask, its.spacing_mm, axis)
     return list(zip(its.axes, scores, strict=True))
 
 
