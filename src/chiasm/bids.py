@@ -7,13 +7,13 @@ reproducibility of neuroimaging data analysis methods", PLoS Computational Biolo
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from chiasm import __version__
 from chiasm.cohorts.cases import Case, Cohort, Problem, volume_stem
+from chiasm.cohorts.completed import sidecar_of
 from chiasm.cohorts.discovery import find_cohort
 from chiasm.errors import CohortError, RecipeError, RunError
 from chiasm.prediction.folders import Predicted, predict
@@ -21,7 +21,7 @@ from chiasm.prediction.manifest import FILE, NOTICE, Entry
 from chiasm.prediction.model import load_model
 from chiasm.progress import counted
 from chiasm.reports.evaluation import Scored, evaluate
-from chiasm.storage import whole_file, write_json, write_text
+from chiasm.storage import copy_file, write_json, write_text
 
 PREDICTIONS, EVALUATION = "predictions", "evaluation"  # folders that BIDS does not know, in `.bidsignore`
 BIDS_VERSION = "1.10.0"
@@ -170,23 +170,14 @@ def _derive(entry: Entry, case: Case, made: Predicted, suffix: str, folder: Path
         "Model": {"Method": made.manifest.method, "Sha256": made.manifest.sha256, "Software": f"chiasm {__version__}"},
     }
     image = place / f"{entities}_desc-synthetic_{suffix}.nii.gz"
-    _copy(made.folder / entry.image, image)
-    write_json(_beside(image), {**about, "Description": f"{NOTICE} {' '.join(entry.warnings)}".strip()})
+    copy_file(made.folder / entry.image, image)
+    write_json(sidecar_of(image), {**about, "Description": f"{NOTICE} {' '.join(entry.warnings)}".strip()})
     if entry.expected_error is not None:
         error = place / f"{entities}_desc-expectederror_{suffix}.nii.gz"
-        _copy(made.folder / entry.expected_error, error)
-        write_json(_beside(error), {**about, "Description": "Expected absolute error of the synthetic image."})
+        copy_file(made.folder / entry.expected_error, error)
+        write_json(sidecar_of(error), {**about, "Description": "Expected absolute error of the synthetic image."})
     if entry.mask is not None:
         mask = place / f"{entities}_desc-synthetic_mask.nii.gz"
-        _copy(made.folder / entry.mask, mask)
-        write_json(_beside(mask), {"Sources": sources, "Type": "ROI", "Description": "Voxels that were predicted."})
+        copy_file(made.folder / entry.mask, mask)
+        write_json(sidecar_of(mask), {"Sources": sources, "Type": "ROI", "Description": "Voxels that were predicted."})
     return image
-
-
-def _beside(image: Path) -> Path:
-    return image.with_name(image.name.removesuffix(".nii.gz") + ".json")
-
-
-def _copy(source: Path, target: Path) -> None:
-    with whole_file(target) as temporary:
-        shutil.copyfile(source, temporary)

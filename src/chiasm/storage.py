@@ -74,6 +74,16 @@ def whole_file(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file, whole or not at all.
+
+    Raises:
+        ChiasmError: As `whole_file`.
+    """
+    with whole_file(target) as temporary:
+        shutil.copyfile(source, temporary)
+
+
 @contextmanager
 def whole_folder(path: Path, *, shared: bool = False) -> Iterator[Path]:
     """Give a temporary folder to fill, and move it to `path` when the block ends well.

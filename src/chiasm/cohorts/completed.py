@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import csv
 import io
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,7 +23,7 @@ from chiasm.cohorts.images import read_case_image, read_case_labels
 from chiasm.cohorts.labels import read_label_map
 from chiasm.cohorts.manifests import MANIFESTS, SIDECAR
 from chiasm.errors import RunError
-from chiasm.storage import read_json, whole_file, write_json, write_text
+from chiasm.storage import copy_file, read_json, write_json, write_text
 from chiasm.volumes import Volume, write_volume
 from chiasm.volumes.dicom_series import is_dicom
 from chiasm.volumes.screening import STRICT, says_synthetic, volume_files
@@ -54,6 +53,11 @@ class Origin:
     software: str
 
 
+def sidecar_of(path: Path) -> Path:
+    """Return the JSON file that describes a volume."""
+    return path.with_name(f"{volume_stem(path.name)}.json")
+
+
 def is_synthetic(path: Path) -> bool:
     """Return whether a volume's name, its sidecar or its header says that it was made, not acquired."""
     stem = volume_stem(path.name)
@@ -79,7 +83,7 @@ def mark_synthetic(path: Path, origin: Origin, *, expected_error: Path | None, w
     if stem is None or not stem.endswith(MARK):
         raise ValueError(f"{path.name} is no volume whose name ends in {MARK}")
     beside = {"expected_error": None if expected_error is None else expected_error.name, "warnings": list(warnings)}
-    write_json(path.with_name(f"{stem}.json"), {**SAID, **asdict(origin), **beside})
+    write_json(sidecar_of(path), {**SAID, **asdict(origin), **beside})
 
 
 def was_made(path: Path, origin: Origin) -> bool:
@@ -89,7 +93,7 @@ def was_made(path: Path, origin: Origin) -> bool:
 
 def _sidecar(path: Path) -> Mapping[str, object]:
     """Return what the JSON file of a volume's name says; nothing where there is none, or it is somebody else's."""
-    beside = path.with_name(f"{volume_stem(path.name)}.json")
+    beside = sidecar_of(path)
     try:
         content = read_json(beside) if beside.is_file() else {}
     except RunError:
@@ -131,8 +135,7 @@ def _copied(case: Case, path: Path, role: str, folder: Path) -> Path:
         return copy
     copy = folder / f"{case.id}_{role}{path.name[len(volume_stem(path.name) or '') :]}"
     if not copy.is_file() or sha256_of(copy) != sha256_of(path):
-        with whole_file(copy) as temporary:
-            shutil.copyfile(path, temporary)
+        copy_file(path, copy)
     return copy
 
 

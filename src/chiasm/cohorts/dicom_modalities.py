@@ -42,7 +42,7 @@ def modality_of(series: Series, scans: Sequence[Series]) -> str | None:
 
 
 def last_word(name: str) -> str:
-    """Return the last word of a folder's name.
+    """Return the last word of a name.
 
     >>> last_word("P07_T1c"), last_word("P07")
     ('T1c', 'P07')

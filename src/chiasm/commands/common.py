@@ -28,6 +28,12 @@ Overwrite = Annotated[
         "--overwrite", help="Replace results of other inputs or options in the folder.", rich_help_panel="Run"
     ),
 ]
+Register = Annotated[
+    str | None,
+    typer.Option(
+        "--register", help="none: do not align the real images; by default as in training.", rich_help_panel="Method"
+    ),
+]
 Trust = Annotated[
     list[str] | None,
     typer.Option(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from chiasm.commands.common import PARTIAL, Overwrite, Seed, finish
+from chiasm.commands.common import PARTIAL, Overwrite, Register, Seed, finish
 from chiasm.commands.options import CohortOptions, PeopleOptions, ReadingOptions, registration_named, several
 from chiasm.errors import RecipeError
 from chiasm.locks import check_output
@@ -74,14 +74,7 @@ def rate(
     read: Annotated[
         list[Path] | None, typer.Option("--read", help="Analyse ratings that the page wrote: --read A.csv B.csv.")
     ] = None,
-    register: Annotated[
-        str | None,
-        typer.Option(
-            "--register",
-            help="none: do not align the real images; by default as in training.",
-            rich_help_panel="Method",
-        ),
-    ] = None,
+    register: Register = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Write a blinded page on which readers rate real and synthetic slices, or analyse their answers."""

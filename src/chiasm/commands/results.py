@@ -13,6 +13,7 @@ from chiasm.commands.common import (
     PARTIAL,
     Out,
     Overwrite,
+    Register,
     Runner,
     Size,
     Trust,
@@ -50,14 +51,7 @@ def evaluate(
     model: Annotated[
         Path | None, typer.Option("--model", help="Run or model folder, if it was moved.", rich_help_panel="Expert")
     ] = None,
-    register: Annotated[
-        str | None,
-        typer.Option(
-            "--register",
-            help="none: do not align the real images; by default as in training.",
-            rich_help_panel="Method",
-        ),
-    ] = None,
+    register: Register = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Score predictions per case and region beside the naive baselines, and write a report."""

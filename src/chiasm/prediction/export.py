@@ -8,7 +8,6 @@ does it with numpy and nibabel.
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Callable, Collection, Mapping
 from importlib.resources import files
@@ -32,7 +31,7 @@ from chiasm.prediction.engines import freeze_for_inference
 from chiasm.prediction.model import Model, load_model, source_channels
 from chiasm.prediction.passes import Chain, Networks, is_blended, networks_of
 from chiasm.preparation.arrays import MARGIN, RANK_SD, SAME_SPACING
-from chiasm.storage import whole_file, write_json, write_text
+from chiasm.storage import copy_file, write_json, write_text
 
 Form = Literal["onnx", "openvino", "torch"]
 
@@ -195,8 +194,7 @@ def _write(form: Form, network: nn.Module, shape: tuple[int, ...], out: Path) ->
                 hint="Export to another form.",
             )
         for name in NETWORK[form]:
-            with whole_file(out / name) as temporary:
-                shutil.copyfile(path.with_name(name), temporary)
+            copy_file(path.with_name(name), out / name)
     return found
 
 

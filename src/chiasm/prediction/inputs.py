@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from chiasm.cohorts.cases import MAPS, MODALITIES, Case, Cohort, Problem, role_of, unsafe_name, volume_stem
+from chiasm.cohorts.dicom_modalities import last_word
 from chiasm.cohorts.dicom_patients import Selection
 from chiasm.cohorts.discovery import find_cohort, select_cases, selection_of, volumes_below
 from chiasm.cohorts.gathering import LOST, with_account
@@ -109,7 +109,7 @@ def _check_name(path: Path, source: str) -> None:
     Raises:
         CohortError: If it does.
     """
-    said = role_of(re.split("[_. -]", volume_stem(path.name) or "")[-1])
+    said = role_of(last_word(volume_stem(path.name) or ""))
     of_mr = {*MODALITIES} - {"ct", "cbct"}
     fits = {source} | (of_mr if source == "mr" else {"mr"} if source in of_mr else set())
     if source in MODALITIES and said in MODALITIES + MAPS and said not in fits:

@@ -8,7 +8,6 @@ itself.  A folder whose files do not match is refused.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,7 +37,7 @@ from chiasm.prediction.model_files import (
 )
 from chiasm.preparation.plan import Plan, read_plan, write_plan
 from chiasm.recipe import Recipe, read_recipe, write_recipe
-from chiasm.storage import whole_file, whole_folder, write_toml
+from chiasm.storage import copy_file, whole_file, whole_folder, write_toml
 
 
 @dataclass(frozen=True)
@@ -179,8 +178,7 @@ def _write(folder: Path, model: Model, extras: Mapping[str, Path]) -> None:
     if model.calibration is not None:
         write_calibration(folder / "calibration.json", model.calibration)
     for name, path in extras.items():
-        with whole_file(folder / name) as temporary:
-            shutil.copyfile(path, temporary)
+        copy_file(path, folder / name)
     sums = {path.name: sha256_of(path) for path in sorted(folder.iterdir())}
     write_toml(
         folder / CARD, with_checksum({"format": FORMAT, "error_scale": float(model.error_scale), "sha256": sums})
