@@ -230,13 +230,30 @@ def test_the_command_says_which_engine_and_why(
 ) -> None:
     monkeypatch.delenv("CHIASM_ENGINE")
     source = str(toy_cohort / "Toy_0001" / "Toy_0001_t1.nii.gz")
-    for engine, reason in (("auto", "the fastest on a CPU, and installed"), ("torch", "named")):
+    for engine, reason in (("auto", engines.FASTEST), ("torch", "named")):
         with pytest.raises(SystemExit) as done:
             main(["predict", str(finished_run), source, "-o", str(tmp_path / engine), "--engine", engine])
         assert done.value.code == 0
         told = " ".join(capsys.readouterr().out.split())
         name = "openvino" if engine == "auto" else engine
         assert f"engine: {name} {engines.installed_version(name)}, " in told and f"({reason})" in told
+
+
+@pytest.mark.skipif(find_spec("openvino") is None, reason="openvino is not installed")
+def test_what_is_compiled_for_unasked_is_worth_it(
+    finished_run: Path, toy_cohort: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CHIASM_ENGINE")
+    source = read_volume(toy_cohort / "Toy_0001" / "Toy_0001_t1.nii.gz")
+    voxels = source.array.size
+    for engine, least, name in (
+        ("auto", voxels + 1, "torch"),
+        ("auto", voxels // 8, "openvino"),  # what a volume is prepared to may be cropped
+        ("openvino", voxels + 1, "openvino"),
+    ):
+        monkeypatch.setattr(engines, "WORTH_COMPILING", least)
+        assert chiasm.load(finished_run, accelerator="cpu", engine=engine).predict(source).engine.startswith(name)
+    assert kept(cache_folder())
 
 
 def test_without_openvino_torch_is_chosen_and_what_would_be_faster_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

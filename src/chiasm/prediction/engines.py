@@ -29,6 +29,8 @@ EngineName = Literal["torch", "openvino", "onnxruntime"]
 Module = TypeVar("Module", bound=nn.Module)
 
 ACCELERATORS = ("auto", "cpu", "cuda")
+WORTH_COMPILING = 2_000_000  # voxels of an image for which compiling (about 5 s of CPU, once a model) pays
+FASTEST = "the fastest on a CPU, and installed; torch computes images below 2 million voxels"
 EXTRAS = {"openvino": "fast", "onnxruntime": "onnx"}  # what installs an engine: pip install 'chiasm[fast]'
 _LAYOUT = {4: torch.channels_last, 5: torch.channels_last_3d}  # by the number of axes
 _NORMS = (nn.BatchNorm2d, nn.BatchNorm3d)
@@ -110,7 +112,7 @@ def pick_engine(name: str, device: torch.device, precision: str) -> tuple[Engine
 
     Args:
         name: "auto", "torch", "openvino" or "onnxruntime".  "auto" is OpenVINO for networks on a CPU where it is
-            installed, or what the environment variable CHIASM_ENGINE names.
+            installed (`Engine.for_image` may then take torch), or what the environment variable CHIASM_ENGINE names.
         device: Where networks are placed.
         precision: As a user gives it.
 
@@ -140,7 +142,7 @@ def _fastest_engine(device: torch.device, precision: str) -> tuple[EngineName, s
         return "torch", f"openvino {obstacle}"
     if installed_version("openvino") is None:
         return "torch", "openvino is faster on a CPU, but not installed: pip install 'chiasm[fast]'"
-    return "openvino", "the fastest on a CPU, and installed"
+    return "openvino", FASTEST
 
 
 def _obstacle(name: str, device: torch.device, precision: str) -> str:
@@ -183,6 +185,7 @@ class Engine:
         name: "torch", or an engine of `compiled.CONVERTERS`.
         reason: Why this engine was chosen.
         by_name: Whether the user named it, so that torch may not step in where it fails.
+        least_voxels: Of an image that it is worth compiling for; torch computes smaller ones.
         notes: What it could not do, one sentence each; filled as networks run.
     """
 
@@ -192,6 +195,7 @@ class Engine:
     name: EngineName = "torch"
     reason: str = ""
     by_name: bool = False
+    least_voxels: int = 0
     notes: list[str] = field(default_factory=list, compare=False)
 
     @classmethod
@@ -202,7 +206,12 @@ class Engine:
         name, reason = pick_engine(hardware.engine, device, hardware.precision)
         if name == "onnxruntime":
             precision = "32-true"
-        return cls(device, precision, hardware.threads, name, reason, by_name=hardware.engine != "auto")
+        least = WORTH_COMPILING if reason == FASTEST else 0
+        return cls(device, precision, hardware.threads, name, reason, hardware.engine != "auto", least)
+
+    def for_image(self, voxels: int) -> Engine:
+        """Return what computes an image of so many voxels: this engine, or torch where compiling would cost more."""
+        return self if voxels >= self.least_voxels else replace(self, name="torch", notes=[])
 
     def describe(self) -> str:
         """Name engine, version and precision."""

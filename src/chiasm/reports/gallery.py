@@ -222,7 +222,7 @@ def list_columns(case: GalleryCase, most: float) -> list[PictureColumn]:
         error = np.abs(np.subtract(case.synthetic, case.real, dtype=np.float32))
         columns.append(PictureColumn("|error|", error, (0.0, most), "inferno", unit, inside=True))
     if case.expected_error is not None:
-        columns.append(PictureColumn("expected_error", case.expected_error, (0.0, most), "viridis", unit, inside=True))
+        columns.append(PictureColumn("expected error", case.expected_error, (0.0, most), "viridis", unit, inside=True))
     return columns
 
 
