@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import nibabel as nib
@@ -183,8 +184,9 @@ def test_wrong_inputs_are_refused_with_what_to_do(toy_cohort: Path, finished_run
 def test_cases_spread_over_processes_give_the_same_files(finished_run: Path, toy_cohort: Path, tmp_path: Path) -> None:
     alone = predict(finished_run, [toy_cohort], tmp_path / "alone")
     spread = predict(finished_run, [toy_cohort], tmp_path / "spread", runner="processes")
-    assert spread.manifest.cases == alone.manifest.cases and len(alone.manifest.cases) == 6
-    for entry in alone.manifest.cases:
+    assert len(alone.manifest.cases) == 6
+    for entry, other in zip(alone.manifest.cases, spread.manifest.cases, strict=True):
+        assert asdict(entry) == asdict(other)  # names the field that differs
         for name in (entry.image, entry.expected_error, entry.mask):
             assert name and (tmp_path / "alone" / name).read_bytes() == (tmp_path / "spread" / name).read_bytes()
 
