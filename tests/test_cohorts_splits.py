@@ -259,7 +259,7 @@ def test_a_leaking_split_can_be_neither_written_nor_read(tmp_path: Path) -> None
 )
 def test_a_damaged_split_file_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "splits.json").write_text(text)
-    with pytest.raises(RunError):
+    with pytest.raises(RunError, match="In a run folder, delete it"):
         read_splits(tmp_path / "splits.json")
 
 

@@ -3,7 +3,8 @@
     git worktree add /tmp/before f63e0fb
     python benchmarks/faults/cost.py --before /tmp/before/src --pairs 3
 
-Simulated patients and the same recipe for both builds, on one thread, in turn: before, now, before, now.  Each command
+Simulated patients and the same recipe for both builds (size tiny, which is the same network in both), on one thread, in
+turn: before, now, before, now.  Each command
 is a process of its own; its CPU time (user and system) is what the operating system counted.  The ratio of each pair is
 printed for each command and for all three together, then the median.
 """
@@ -22,7 +23,7 @@ from statistics import median
 import chiasm
 from chiasm.simulation.phantom import write_cohort
 
-TRAINING = ["--source", "t1", "--target", "t2", "--size", "small", "--folds", "4", "--accelerator", "cpu"]
+TRAINING = ["--source", "t1", "--target", "t2", "--size", "tiny", "--folds", "4", "--accelerator", "cpu"]
 
 
 def main() -> None:
@@ -31,7 +32,7 @@ def main() -> None:
     parser.add_argument("--before", type=Path, required=True, help="Folder `src` of the earlier build.")
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--subjects", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--steps", type=int, default=300)
     asked = parser.parse_args()
     now = Path(chiasm.__file__).parents[1]
     ratios: dict[str, list[float]] = {}

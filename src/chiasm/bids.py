@@ -7,7 +7,7 @@ reproducibility of neuroimaging data analysis methods", PLoS Computational Biolo
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +19,7 @@ from chiasm.errors import CohortError, RecipeError, RunError
 from chiasm.prediction.folders import Predicted, predict
 from chiasm.prediction.manifest import FILE, NOTICE, Entry
 from chiasm.prediction.model import load_model
-from chiasm.progress import counted
+from chiasm.progress import Progress, counted
 from chiasm.reports.evaluation import Scored, evaluate
 from chiasm.storage import copy_file, write_json, write_text
 
@@ -49,7 +49,7 @@ def derive_participants(
     labels: Collection[str] = (),
     sessions: Collection[str] = (),
     trust: Collection[str] = (),
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Progress | None = None,
 ) -> Derived:
     """Predict subjects of a BIDS folder and write them as derivatives; what is there already is kept.
 
@@ -81,7 +81,7 @@ def derive_participants(
     return Derived(tuple(files), problems)
 
 
-def derive_group(folder: Path, out: Path, *, progress: Callable[[int, int, str], None] | None = None) -> Scored:
+def derive_group(folder: Path, out: Path, *, progress: Progress | None = None) -> Scored:
     """Score the derivatives of all subjects that have a real target.
 
     Args:

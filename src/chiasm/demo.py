@@ -9,11 +9,11 @@ from chiasm.errors import unknown
 from chiasm.locks import locked
 from chiasm.methods import make_recipe
 from chiasm.prediction.folders import predict
+from chiasm.progress import StepProgress
 from chiasm.reports.evaluation import evaluate
 from chiasm.simulation.phantom import write_cohort
 from chiasm.sizes import Changes
 from chiasm.training.run import train
-from chiasm.training.session import Progress
 
 #: Task to (source, target, layout of the cohort).
 TASKS = {"t1-t2": ("t1", "t2", "brats"), "ct-mr": ("ct", "mr", "synthrad")}
@@ -26,7 +26,7 @@ EFFORTS: dict[bool, tuple[int, Changes]] = {
 
 
 def run_demo(
-    out: Path, *, task: str, quick: bool, seed: int, say: Callable[[str], None], progress: Progress | None = None
+    out: Path, *, task: str, quick: bool, seed: int, say: Callable[[str], None], progress: StepProgress | None = None
 ) -> Path:
     """Simulate a cohort, train on it, predict its test cases, evaluate and report.
 

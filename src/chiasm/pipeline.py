@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -26,6 +26,7 @@ from chiasm.networks.foreign import is_own_class
 from chiasm.outputs import refuse_data_folder, refuse_foreign
 from chiasm.prediction.folders import predict
 from chiasm.preparation.plan import Plan, read_plan
+from chiasm.progress import Progress, StepProgress
 from chiasm.recipe import Recipe, read_recipe
 from chiasm.records import read_record
 from chiasm.reports.evaluation import evaluate
@@ -36,7 +37,7 @@ from chiasm.training.cost import estimate_cost
 from chiasm.training.run import in_minutes, train
 from chiasm.training.run_folder import check_run_folder
 from chiasm.training.run_planning import PlannedRun, find_cases, plan_cases
-from chiasm.training.session import Progress, Say
+from chiasm.training.session import Say
 
 JOB = "job.json"
 REPORT = "report.html"
@@ -46,7 +47,6 @@ MINUTES = 40.0  # of training, where nobody says how long it may take
 #: Measured on one core with two BraTS cases at 1 mm; a forecast, no promise.
 PREDICTING_SECONDS, EVALUATING_SECONDS = 1.5, 3.0  # for each million voxels of the box around the head or body
 
-Count = Callable[[int, int, str], None]
 
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -94,9 +94,9 @@ class Watch:
     """
 
     say: Say = print
-    training: Progress | None = None
-    predicting: Count | None = None
-    evaluating: Count | None = None
+    training: StepProgress | None = None
+    predicting: Progress | None = None
+    evaluating: Progress | None = None
 
 
 def run(

@@ -10,27 +10,34 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
+    from rich.progress import Progress as Bar
+
+#: Called with how many are done, how many there are, and the name of the next one.
+Progress = Callable[[int, int, str], None]
+#: Called with how many steps are done, how many there are, and values of the last one, such as its loss.
+StepProgress = Callable[[int, int, Mapping[str, float]], None]
 
 SECONDS_A_LINE = 60.0
 SPEED_SECONDS = 900.0  # the speed is a mean over as long: jobs of a study take minutes each
 
 
-def open_progress() -> Progress:
+def open_progress() -> Bar:
     """Open a bar; tasks are added when their first step is done, since much may be refused before it."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
-        Progress,
         TextColumn,
         TimeElapsedColumn,
         TimeRemainingColumn,
     )
+    from rich.progress import (
+        Progress as Bar,
+    )
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     console = Console(stderr=True)
-    return Progress(
+    return Bar(
         *columns,
         TextColumn("left"),
         TimeRemainingColumn(),
@@ -43,9 +50,7 @@ def open_progress() -> Progress:
 Item = TypeVar("Item")
 
 
-def counted(
-    items: Sequence[Item], name: Callable[[Item], str], progress: Callable[[int, int, str], None] | None
-) -> Iterator[Item]:
+def counted(items: Sequence[Item], name: Callable[[Item], str], progress: Progress | None) -> Iterator[Item]:
     """Go through items, and report before each of them, and once after the last.
 
     Args:
@@ -69,13 +74,13 @@ def _silence(done: int, total: int, name: str) -> None:
     """Report nothing."""
 
 
-def count(bar: Progress, name: str) -> Callable[[int, int, str], None]:
+def count(bar: Bar, name: str) -> Progress:
     """Show cases or jobs: done, all, and the one that is worked on."""
     update = _updater(bar, name)
     return lambda done, total, case: update(done, total, f" {case}".rstrip())
 
 
-def follow(bar: Progress, name: str) -> Callable[[int, int, Mapping[str, float]], None]:
+def follow(bar: Bar, name: str) -> StepProgress:
     """Show training steps, with the loss beside them."""
     update = _updater(bar, name)
 
@@ -85,7 +90,7 @@ def follow(bar: Progress, name: str) -> Callable[[int, int, Mapping[str, float]]
     return say
 
 
-def _updater(bar: Progress, name: str) -> Callable[[int, int, str], None]:
+def _updater(bar: Bar, name: str) -> Progress:
     """Move one task of a bar; without a terminal, print a line where the last was a minute ago, and the last one."""
     task = bar.add_task(name, total=None, visible=False)
     start = reported = time.monotonic()

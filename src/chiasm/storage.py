@@ -260,13 +260,17 @@ def write_toml(path: Path, content: Mapping[str, Any]) -> None:
     write_text(path, tomli_w.dumps(content))
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, hint: str | None = None) -> Any:
     """Read a JSON file.
+
+    Args:
+        path: The file.
+        hint: What to do where it is damaged.
 
     Raises:
         RunError: If it is missing or not JSON.
     """
-    return _parsed(path, json.loads)
+    return _parsed(path, json.loads, hint)
 
 
 def read_facts(path: Path) -> dict[str, Any]:
@@ -278,17 +282,21 @@ def read_facts(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def read_toml(path: Path) -> dict[str, Any]:
+def read_toml(path: Path, hint: str | None = None) -> dict[str, Any]:
     """Read a TOML file.
+
+    Args:
+        path: The file.
+        hint: What to do where it is damaged.
 
     Raises:
         RunError: If it is missing or not TOML.
     """
-    content: dict[str, Any] = _parsed(path, tomllib.loads)
+    content: dict[str, Any] = _parsed(path, tomllib.loads, hint)
     return content
 
 
-def _parsed(path: Path, parse: Any) -> Any:
+def _parsed(path: Path, parse: Any, hint: str | None) -> Any:
     try:
         if (size := Path(path).stat().st_size) > MOST_TEXT:
             raise RunError("is too large for a file of settings", path=path, reason="too-large", found=f"{size} bytes")
@@ -296,7 +304,8 @@ def _parsed(path: Path, parse: Any) -> Any:
     except (OSError, UnicodeDecodeError) as error:
         raise RunError("cannot be read", path=path, reason="unreadable", found=error) from error
     except (ValueError, RecursionError) as error:  # also a number of endless digits, or brackets without end
-        raise RunError("is damaged or not what its name says", path=path, reason="damaged", found=error) from error
+        what = "is damaged or not what its name says"
+        raise RunError(what, path=path, reason="damaged", found=error, hint=hint) from error
 
 
 def read_log(path: Path) -> tuple[list[dict[str, Any]], int]:

@@ -355,7 +355,7 @@ def read_splits(path: Path) -> SplitRecord:
         RunError: If the file is missing, damaged, or was changed since it was written.
         CohortError: If the split in it is not disjoint.
     """
-    content = read_json(path)
+    content = read_json(path, REMEDY)
     try:
         written = _SplitFile.model_validate(content)
     except ValidationError as error:

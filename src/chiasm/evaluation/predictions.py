@@ -24,9 +24,8 @@ from chiasm.evaluation.scoring import ScoredImages, ScoreTerms, evaluate_case, r
 from chiasm.metrics.conventions import find_convention
 from chiasm.prediction.baselines import load_baselines
 from chiasm.prediction.manifest import Entry, Manifest, find_path, read_manifest
-from chiasm.preparation.fingerprint import Progress
 from chiasm.preparation.plan import read_plan
-from chiasm.progress import counted
+from chiasm.progress import Progress, counted
 from chiasm.recipe import Registration, read_recipe
 from chiasm.registration.cohort import AlignedCohort, align_cohort
 from chiasm.volumes.geometry import axis_names

@@ -35,6 +35,7 @@ from chiasm.prediction.model_files import find_model, named_classes
 from chiasm.prediction.resuming import Earlier, hash_inputs, take_over
 from chiasm.prediction.synthesis import Synthesis, synthesise
 from chiasm.preparation.plan import Plan
+from chiasm.progress import Progress
 from chiasm.recipe import Average
 from chiasm.runners import Lost, Ray, Slurm, find_runner
 from chiasm.storage import UNWRITABLE
@@ -202,7 +203,7 @@ def predict(
     average: str = "auto",
     overwrite: bool = False,
     trust: str | Collection[str] = (),
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Progress | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Predicted:
     """Predict every case found in `inputs`; a case that fails is named and the others go on.

@@ -27,10 +27,10 @@ from chiasm.cohorts.labels import read_label_map
 from chiasm.errors import ChiasmError, RunError, VolumeError
 from chiasm.preparation.bias_field import without_shading
 from chiasm.preparation.degradation import arranged
-from chiasm.preparation.fingerprint import Progress, known_of, read_images, read_mask
+from chiasm.preparation.fingerprint import known_of, read_images, read_mask
 from chiasm.preparation.intensity import IntensityMap, MapKind, fit_intensity
 from chiasm.preparation.plan import Plan
-from chiasm.progress import counted
+from chiasm.progress import Progress, counted
 from chiasm.registration.cohort import hashes_of
 from chiasm.storage import UNWRITABLE, read_json, whole_file, whole_folder, write_json
 from chiasm.volumes import Geometry, Volume, check_pair, crop, grid_with_spacing, resample

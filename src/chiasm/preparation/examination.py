@@ -21,8 +21,9 @@ from chiasm.cohorts.labels import region_volumes, usable_labels
 from chiasm.cohorts.splits import voxel_hash
 from chiasm.errors import CohortError, VolumeError
 from chiasm.preparation.degradation import arranged, check_slices
-from chiasm.preparation.fingerprint import CaseFacts, ExaminationSettings, Progress, facts_of, terms_of
+from chiasm.preparation.fingerprint import CaseFacts, ExaminationSettings, facts_of, terms_of
 from chiasm.preparation.intensity import MapKind, fit_intensity
+from chiasm.progress import Progress
 from chiasm.recipe import Data
 from chiasm.volumes import Geometry, Volume, check_pair
 

@@ -6,7 +6,7 @@ Everything a plan knows of the data comes from here, and from training cases alo
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 
@@ -19,15 +19,13 @@ from chiasm.cohorts.images import read_case_image, read_case_labels
 from chiasm.errors import ChiasmError, CohortError, VolumeError
 from chiasm.preparation.bias_field import UNSHADED, without_shading
 from chiasm.preparation.degradation import Degradation, arranged, known, simulated, thick_mask
-from chiasm.progress import counted
+from chiasm.progress import Progress, counted
 from chiasm.recipe import BiasCorrection, Data
 from chiasm.volumes import Volume, check_pair
 from chiasm.volumes.masks import Rule, Window, find_mask
 
 MOST_CASES = 64  # that are read, evenly spread; more would not move a median
 VOXELS = 20_000  # sampled inside each mask
-
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True, eq=False)

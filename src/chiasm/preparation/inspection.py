@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
@@ -16,10 +16,8 @@ from chiasm.cohorts.gathering import notes_in_lines
 from chiasm.cohorts.splits import make_split
 from chiasm.errors import CohortError
 from chiasm.preparation.examination import ExaminedCase, examine_case
-from chiasm.progress import counted
+from chiasm.progress import Progress, counted
 from chiasm.recipe import Data, SplitSettings
-
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)

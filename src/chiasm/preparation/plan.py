@@ -241,7 +241,7 @@ def read_plan(path: Path) -> Plan:
     Raises:
         RunError: If the file is missing, no TOML, its values are no plan, or it was changed after `write_plan`.
     """
-    content = read_toml(path)
+    content = read_toml(path, REMEDY)
     fitted = content.get("fitted")
     flat = {"expected": None, **content} | (fitted if isinstance(fitted, dict) else {})
     try:

@@ -18,7 +18,7 @@ from chiasm.errors import CohortError, RecipeError, VolumeError
 from chiasm.preparation.bias_field import UNSHADED
 from chiasm.preparation.degradation import Axis, Degradation
 from chiasm.preparation.examination import check_contrast
-from chiasm.preparation.fingerprint import MOST_CASES, CaseFacts, Fingerprint, Progress, fingerprint, terms_of
+from chiasm.preparation.fingerprint import MOST_CASES, CaseFacts, Fingerprint, fingerprint, terms_of
 from chiasm.preparation.intensity import (
     FEWEST_CASES,
     IntensityMap,
@@ -39,6 +39,7 @@ from chiasm.preparation.out_of_distribution import (
 )
 from chiasm.preparation.patches import SMALLEST_PATCH, PatchNeeds, body_voxels, choose_patch
 from chiasm.preparation.plan import Estimate, Plan, Tables, Triple, across
+from chiasm.progress import Progress
 from chiasm.recipe import LEAST_SPACING, MOST_SPACING, BiasCorrection, Data, Recipe, Registration
 from chiasm.registration.cohort import describe_movement
 from chiasm.volumes.geometry import MOST_VOXELS

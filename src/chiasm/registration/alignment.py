@@ -9,7 +9,6 @@ Everything is estimated on grids of 2 mm, which is finer than what is corrected.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -18,11 +17,11 @@ from numpy.typing import NDArray
 
 from chiasm.boxes import box_of
 from chiasm.errors import VolumeError, unknown
+from chiasm.progress import Progress
 from chiasm.volumes.geometry import Geometry, Volume, canonical, crop, grid_with_spacing, resample
 from chiasm.volumes.masks import find_mask, suggest_rule
 
 AlignmentKind = Literal["rigid", "affine", "demons"]
-Progress = Callable[[int, int, str], None]
 
 GRID_MM = 2.0  # of everything that is estimated
 MARGIN_MM = 12.0  # around the fixed mask, so that what moves finds its counterpart

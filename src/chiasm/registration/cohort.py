@@ -25,8 +25,9 @@ from chiasm.cohorts.labels import read_label_map
 from chiasm.errors import ChiasmError, CohortError, RunError, VolumeError
 from chiasm.locks import LOCK
 from chiasm.outputs import refuse_foreign, refuse_links, remove_files
+from chiasm.progress import Progress
 from chiasm.recipe import Registration
-from chiasm.registration.alignment import GRID_MM, Alignment, AlignmentKind, Progress, align
+from chiasm.registration.alignment import GRID_MM, Alignment, AlignmentKind, align
 from chiasm.storage import (
     UNWRITABLE,
     make_folder,

@@ -13,13 +13,15 @@ composed, so that it stays one to one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import combinations
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from chiasm.progress import Progress
 
 SQUARINGS = 3  # of an update: at most `MOST_STEP` voxels become eighths of them
 MOST_STEP = 1.0  # voxels that one update may move anything
@@ -40,8 +42,6 @@ PATCH_SIGMA = 1.0  # voxels: how large a neighbourhood a descriptor sees
 
 ROUNDS = 15  # of Gauss and Newton, at most
 SETTLED = 1e-3  # voxels: a step that no longer matters
-
-Progress = Callable[[int, int, str], None]
 
 
 def descriptors(image: Tensor, sigma: float = PATCH_SIGMA) -> Tensor:

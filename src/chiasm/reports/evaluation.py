@@ -7,7 +7,7 @@ again without scoring anything.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain, repeat
 from pathlib import Path
@@ -28,6 +28,7 @@ from chiasm.outputs import refuse_data_folder
 from chiasm.prediction.manifest import Entry, relative
 from chiasm.preparation.bias_field import UNSHADED
 from chiasm.preparation.plan import Plan
+from chiasm.progress import Progress
 from chiasm.recipe import Registration
 from chiasm.registration.cohort import AlignedCohort, describe_movement
 from chiasm.reports.curves import read_history
@@ -42,8 +43,6 @@ from chiasm.volumes import Reading
 
 MASKS_NAMED = 12  # cases that are named beside the mask that they were scored in
 FEWEST_TO_TEST = 6
-
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ def evaluate(
     register: Registration | None = None,
     selection: Selection | None = None,
     overwrite: bool = False,
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Progress | None = None,
 ) -> Scored:
     """Score every predicted case that has a real target; write CSV, JSON and a report.
 

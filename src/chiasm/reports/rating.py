@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -35,7 +35,7 @@ from chiasm.methods import find_method, is_method
 from chiasm.outputs import refuse_data_folder, refuse_foreign, refuse_inputs, refuse_links, remove_files
 from chiasm.prediction.manifest import Entry
 from chiasm.preparation.plan import Plan
-from chiasm.progress import counted
+from chiasm.progress import Progress, counted
 from chiasm.recipe import Registration
 from chiasm.registration.cohort import AlignedCohort, remove_registered
 from chiasm.reports.drawing import png_address
@@ -50,7 +50,6 @@ MOST_REPEATED = 0.5  # share of the images
 LETTERS = str.maketrans("0123456789abcdef", "bcdfghjklmnpqrst")  # tokens are no words, and no numbers to a spreadsheet
 TOKEN = 10  # letters
 
-Progress = Callable[[int, int, str], None]
 Predicted = Mapping[str, tuple[PredictionFolder, Entry]]  # of one case: method to its prediction
 
 

@@ -17,7 +17,8 @@ from chiasm.cohorts.dicom_patients import parse_rules
 from chiasm.errors import RunError, VolumeError, unknown
 from chiasm.locks import locked
 from chiasm.outputs import refuse_foreign, refuse_inputs, remove_files
-from chiasm.registration.alignment import Alignment, AlignmentKind, Progress, align
+from chiasm.progress import Progress
+from chiasm.registration.alignment import Alignment, AlignmentKind, align
 from chiasm.registration.cohort import (
     RECORD,
     aligned_images,

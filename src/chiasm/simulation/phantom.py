@@ -7,7 +7,7 @@ is not, and how near real cohorts its numbers come.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast, get_args
@@ -17,14 +17,13 @@ from numpy.typing import NDArray
 
 from chiasm.errors import RecipeError, unknown
 from chiasm.locks import locked
+from chiasm.progress import Progress
 from chiasm.simulation.anatomy import find_heads
 from chiasm.simulation.cohort_folder import PARAMETERS, make_room
 from chiasm.simulation.lesions import REGIONS
 from chiasm.simulation.patient import CONTRASTS, DIFFICULTIES, Difficulty, Movement, Subject, draw_subject
 from chiasm.storage import read_json, whole_file, write_json
 from chiasm.volumes import Geometry, write_volume
-
-Progress = Callable[[int, int, str], None]
 
 MOST_MISREGISTERED_MM = 20.0
 

@@ -33,6 +33,7 @@ from chiasm.locks import locked
 from chiasm.outputs import refuse_data_folder, refuse_foreign, refuse_inputs, refuse_links
 from chiasm.prediction.manifest import NOTICE
 from chiasm.prediction.model_files import find_model, named_classes
+from chiasm.progress import StepProgress
 from chiasm.recipe import Recipe
 from chiasm.storage import write_json, write_text
 from chiasm.studies.filling import fill
@@ -52,7 +53,6 @@ from chiasm.studies.utility import (
 )
 from chiasm.training.players import check_players
 from chiasm.training.run import train
-from chiasm.training.session import Progress
 
 Say = Callable[[str], None]
 FILES = ("completion.json", "completion.md")  # the first is the mark of a completion's folder
@@ -118,7 +118,7 @@ def complete(
     selection: Selection | None = None,
     trust: str | Collection[str] = (),
     say: Say = print,
-    progress: Progress | None = None,
+    progress: StepProgress | None = None,
 ) -> Completed:
     """Fill a missing modality, mark what was made, and measure what it is worth; the same call again goes on.
 
@@ -173,7 +173,7 @@ def _measure_all(
     cells: Sequence[UtilityRun],
     cohort: Cohort,
     out: Path,
-    progress: Sequence[Progress | None],
+    progress: Sequence[StepProgress | None],
     trust: Collection[str],
     say: Say,
 ) -> tuple[list[Row], list[Problem]]:
@@ -358,12 +358,12 @@ def _copied(cohort: Cohort, root: Path) -> tuple[Cohort, list[Problem]]:
     return replace(cohort, root=root, layout="completed", cases=tuple(cases), problems=()), problems
 
 
-def _shares(progress: Progress | None, trainings: int) -> list[Progress | None]:
+def _shares(progress: StepProgress | None, trainings: int) -> list[StepProgress | None]:
     """Return what each of several equal trainings reports its progress to."""
     return [_share(progress, number, trainings) for number in range(trainings)]
 
 
-def _share(progress: Progress | None, number: int, trainings: int) -> Progress | None:
+def _share(progress: StepProgress | None, number: int, trainings: int) -> StepProgress | None:
     """Report the progress of one of several equal trainings as that of all."""
     if progress is None:
         return None

@@ -21,6 +21,7 @@ from chiasm.evaluation.rows import Row, read_evaluation, write_evaluation
 from chiasm.locks import locked
 from chiasm.outputs import refuse_data_folder, refuse_foreign, refuse_inputs, refuse_links
 from chiasm.prediction.model_files import named_classes
+from chiasm.progress import Progress
 from chiasm.reports.evaluation_folder import PAGE_FILES
 from chiasm.runners import Lost, Runner, Slurm, find_runner
 from chiasm.storage import UNWRITABLE, write_json
@@ -43,7 +44,7 @@ def run_study(
     trust: str | Collection[str] = (),
     settings: Sequence[str] = (),
     say: Callable[[str], None] = print,
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Progress | None = None,
 ) -> Done:
     """Work a study off, skip what is done, and write its evidence.
 
@@ -141,7 +142,7 @@ class _Work:
     study: Study
     out: Path
     say: Callable[[str], None]
-    progress: Callable[[int, int, str], None] | None
+    progress: Progress | None
     opened: bool
     trust: tuple[str, ...]
     failed: dict[str, JobOutcome] = field(default_factory=dict)

@@ -26,10 +26,10 @@ from chiasm.evaluation.rows import Row, read_evaluation, write_evaluation
 from chiasm.evaluation.statistics import Comparison, Declared, compare_methods
 from chiasm.prediction.folders import predict
 from chiasm.preparation.plan import read_plan, write_plan
+from chiasm.progress import StepProgress
 from chiasm.recipe import Recipe
 from chiasm.studies.filling import fill
 from chiasm.training.run import train
-from chiasm.training.session import Progress
 
 WITH, WITHOUT = "with", "without"
 FEWEST_SUBJECTS = 2  # with both modalities: one trains and one validates
@@ -184,7 +184,7 @@ def measure(
     cell: UtilityRun,
     cohort: Cohort,
     out: Path,
-    progress: Sequence[Progress | None] = (None,) * TRAININGS,
+    progress: Sequence[StepProgress | None] = (None,) * TRAININGS,
     *,
     trust: Collection[str] = (),
 ) -> tuple[list[Row], list[Problem]]:

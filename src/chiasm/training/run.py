@@ -31,6 +31,7 @@ from chiasm.prediction.engines import Engine, pick_precision
 from chiasm.prediction.model import save_model
 from chiasm.preparation.arrays import PreparedCase, prepare_cohort
 from chiasm.preparation.plan import FITTED, Plan
+from chiasm.progress import StepProgress
 from chiasm.recipe import Recipe
 from chiasm.storage import make_folder, write_json
 from chiasm.times import timed
@@ -41,7 +42,7 @@ from chiasm.training.loop import AnyLearner, learn, make_fabric
 from chiasm.training.players import varied_shares
 from chiasm.training.run_folder import check_model_place, remove_baselines
 from chiasm.training.run_planning import PlannedRun, find_cases, plan_cases
-from chiasm.training.session import LearningCases, Progress, Say, Session, Watcher
+from chiasm.training.session import LearningCases, Say, Session, Watcher
 
 
 def train(
@@ -50,7 +51,7 @@ def train(
     folder: Path,
     *,
     say: Say = print,
-    progress: Progress | None = None,
+    progress: StepProgress | None = None,
     watcher: Watcher | None = None,
     layout: str | None = None,
     selection: Selection | None = None,
@@ -125,7 +126,7 @@ class _WarmUp(NamedTuple):
     until: int | None
 
 
-def _open_session(recipe: Recipe, say: Say, progress: Progress | None, watcher: Watcher | None) -> Session:
+def _open_session(recipe: Recipe, say: Say, progress: StepProgress | None, watcher: Watcher | None) -> Session:
     """Start the processes of a training; only the first one reports."""
     fabric = make_fabric(recipe)
     fabric.launch()

@@ -12,9 +12,9 @@ from lightning_fabric import Fabric
 from chiasm.prediction.engines import Engine, pick_precision
 from chiasm.prediction.passes import Maps
 from chiasm.preparation.arrays import PreparedCase
+from chiasm.progress import StepProgress
 from chiasm.recipe import Recipe
 
-Progress = Callable[[int, int, Mapping[str, float]], None]
 Say = Callable[[str], None]
 
 
@@ -53,7 +53,7 @@ class Session:
 
     fabric: Fabric
     say: Say
-    progress: Progress | None = None
+    progress: StepProgress | None = None
     watcher: Watcher | None = None
 
     @property
