@@ -1,9 +1,9 @@
-# make setup | demo | test | lint | fast | wheel | clean.  PYTHON=python3.12 chooses another interpreter.
+# make setup | demo | test | lint | fast | coverage | wheel | clean.  PYTHON=python3.12 chooses another interpreter.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test lint fast wheel clean
+.PHONY: setup demo test lint fast coverage wheel clean
 setup: $(VENV)/.ready
 
 # torch comes first: an unpinned torch would bring gigabytes of CUDA wheels.
@@ -29,6 +29,10 @@ test: lint
 
 fast: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile -m 'not slow'
+
+# All tests once more, with the lines that none of them runs; half as slow again as make test.
+coverage: setup
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile --cov=chiasm --cov-report=term:skip-covered
 
 # What a stranger installs: the wheel alone, without what developers use.
 wheel:
