@@ -48,8 +48,8 @@ def recipe(method: str, **changes: object) -> Recipe:
 #: Players beside the generator: global, second global, local.  An arm that is not here has those that its weights ask.
 DISCRIMINATORS = {
     **dict.fromkeys(("A0", "A1", "A2", "C1", "C2", "C3", "C6", "C7"), ""),
-    **dict.fromkeys(("A3", "A4"), "global"),
-    **dict.fromkeys(("A5", "A10"), "local"),
+    **dict.fromkeys(("A3", "A3b", "A4"), "global"),
+    **dict.fromkeys(("A5", "A5b", "A10"), "local"),
     **dict.fromkeys(
         ("A6", "A6b", "A7", "A8", "A8n", "A9", "A11", "A12", "A13", "A14", "A15", "A16", "C4"), "global local"
     ),
@@ -224,11 +224,28 @@ def test_each_method_is_credited_to_whom_it_belongs() -> None:
     rows = {row.name: row for row in describe_methods("tiny")}
     nie = {name for name, row in rows.items() if "1907.03297" in row.paper}
     assert {METHODS[name].group for name in nie} == {"method"}
-    assert nie == {"A5", "A6", "A6b", *(f"A{number}" for number in range(7, 16)), "A8n"}
-    for name, credit in {"A2": "Mathieu", "A3": "Isola", "A4": "Gulrajani", "C1": "Lin", "C7": "Ghiasi"}.items():
+    assert nie == {"A5", "A5b", "A6", "A6b", *(f"A{number}" for number in range(7, 16)), "A8n"}
+    for name, credit in {
+        "A2": "Mathieu",
+        "A3": "Isola",
+        "A3b": "Isola",
+        "A4": "Gulrajani",
+        "C1": "Lin",
+        "C7": "Ghiasi",
+    }.items():
         assert credit in rows[name].paper
     assert "nobody" in rows["A0"].paper and "nobody" in rows["A1"].paper
     assert {method.group for method in METHODS.values()} == set(GROUPS)
+
+
+@pytest.mark.parametrize(("one", "kept", "weight"), [("A3b", "global", "local"), ("A5b", "local", "global")])
+def test_one_discriminator_on_l2_differs_from_dual_by_the_other_ones_weight_alone(
+    one: str, kept: str, weight: str
+) -> None:
+    alone, dual = (make_recipe(method).loss for method in (one, "dual"))
+    assert alone == dual.model_copy(update={f"{weight}_weight": 0.0})
+    assert getattr(alone, f"{kept}_weight") > 0 and alone.norm == "l2"
+    assert make_recipe(one).attention == make_recipe("dual").attention
 
 
 def test_the_command_lists_every_method_once_under_a_heading(capsys: pytest.CaptureFixture[str]) -> None:

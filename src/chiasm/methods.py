@@ -46,6 +46,7 @@ CREDITS: Mapping[str, str] = {
     "A1": "a plain loss, of nobody",
     "A2": "Mathieu et al., arXiv:1511.05440",
     "A3": "Isola et al., arXiv:1611.07004",
+    "A3b": "Isola et al., arXiv:1611.07004",
     "A4": "Gulrajani et al., arXiv:1704.00028",
     "A7": f"{NIE}, with the structured head of this project",
     **dict.fromkeys(("A8n", "A9", *(f"A{n}" for n in range(10, 16))), f"this project, on {NIE}"),
@@ -56,7 +57,7 @@ CREDITS: Mapping[str, str] = {
     "C6": "as Isensee et al., doi:10.1038/s41592-020-01008-z",
     "C7": "after Ghiasi et al., arXiv:2012.07177",
 }
-CONTROLS = ("A0", "A1", "A2", "A3", "A4", *(f"C{n}" for n in range(1, 8)))
+CONTROLS = ("A0", "A1", "A2", "A3", "A3b", "A4", *(f"C{n}" for n in range(1, 8)))
 
 
 @dataclass(frozen=True)
@@ -147,6 +148,12 @@ _METHODS = (
         "global", "L1 and a global discriminator", {**_NO_ATTENTION, **_L1_GLOBAL, "loss.local_weight": 0.0}, code="A3"
     ),
     Method(
+        "global-l2",
+        "L2 and a global discriminator",
+        {**_NO_ATTENTION, "loss.local_weight": 0.0},
+        code="A3b",
+    ),
+    Method(
         "global-wgan-gp",
         "L1 and a global discriminator, Wasserstein with gradient penalty",
         {**_NO_ATTENTION, **_L1_GLOBAL, "loss.local_weight": 0.0, "loss.adversarial": "wgan-gp"},
@@ -155,6 +162,7 @@ _METHODS = (
     Method(
         "local", "L1 and a local discriminator", {**_NO_ATTENTION, **_L1_LOCAL, "loss.global_weight": 0.0}, code="A5"
     ),
+    Method("local-l2", "L2 and a local discriminator", {**_NO_ATTENTION, "loss.global_weight": 0.0}, code="A5b"),
     Method(
         "dual-l1", "L1 and both discriminators, no attention", {**_NO_ATTENTION, **_L1_GLOBAL, **_L1_LOCAL}, code="A6"
     ),
