@@ -7,7 +7,8 @@ a `TypeError`; these are for mistakes in files, folders, options and recipes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -91,9 +92,37 @@ def shortened(value: object, most: int = 80) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}..."
 
 
-def unknown(kind: str, name: object, known: object, error: type[ChiasmError] = RecipeError) -> ChiasmError:
-    """Say that `name` is no `kind`, and list the names that are."""
-    listed = ", ".join(map(str, known)) if isinstance(known, (list, tuple, set, frozenset, dict)) else str(known)
+def unknown(
+    kind: str, name: object, known: object, error: type[ChiasmError] = RecipeError, *, aliases: Iterable[str] = ()
+) -> ChiasmError:
+    """Say that `name` is no `kind`, list the names that are, and guess which one was meant.
+
+    Args:
+        kind: What it is a name of, such as "method".
+        name: What was given.
+        known: The names that are listed, or a sentence on them.
+        error: Which error to make.
+        aliases: Other spellings that are accepted, among which is guessed too.
+
+    >>> unknown("size", "smal", ["tiny", "small"]).args[0]
+    "there is no size 'smal' (expected one of tiny, small). Did you mean small?"
+    """
+    names = list(map(str, known)) if isinstance(known, (list, tuple, set, frozenset, dict)) else []
+    near = nearest(str(name), [*names, *aliases])
     return error(
-        f"there is no {kind} {shortened(name)}", reason=f"unknown-{kind.replace(' ', '-')}", expected=f"one of {listed}"
+        f"there is no {kind} {shortened(name)}",
+        reason=f"unknown-{kind.replace(' ', '-')}",
+        expected=f"one of {', '.join(names) if names else known}",
+        hint=None if near is None else f"Did you mean {near}?",
     )
+
+
+def nearest(name: str, known: Sequence[str]) -> str | None:
+    """Return the known name that is most like a misspelt one, whatever the case; None where none is much like it.
+
+    >>> nearest("Dual-atention", ["dual", "dual-attention"]), nearest("xyz", ["dual"])
+    ('dual-attention', None)
+    """
+    by_lower = {one.lower(): one for one in known}
+    found = get_close_matches(name[:80].lower(), by_lower, n=1)
+    return by_lower[found[0]] if found else None

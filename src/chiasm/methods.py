@@ -407,7 +407,8 @@ def find_method(name: str) -> Method:
     for method in METHODS.values():
         if name.lower() in method.called:
             return method
-    raise unknown("method", name, [method.name for method in METHODS.values()])
+    aliases = sorted(set().union(*(method.called for method in METHODS.values())))
+    raise unknown("method", name, [method.name for method in METHODS.values()], aliases=aliases)
 
 
 def make_recipe(
