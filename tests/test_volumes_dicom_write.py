@@ -13,10 +13,11 @@ import pydicom
 import pytest
 
 from chiasm.errors import ChiasmError, VolumeError
+from chiasm.prediction.dicom_case import EXPECTED_ERROR, MAPS
 from chiasm.volumes import Geometry, Reading, Volume, canonical, read_volume
 from chiasm.volumes.dicom_attributes import Derivation, ModelMark
 from chiasm.volumes.dicom_choice import pick_series
-from chiasm.volumes.dicom_write import WrittenSeries, grey_scale, write_expected_error, write_series
+from chiasm.volumes.dicom_write import WrittenSeries, grey_scale, write_map, write_series
 from chiasm.volumes.geometry import reordered, reordered_like, same_grid
 from conftest import REAL
 from dicom_patients import (
@@ -58,7 +59,7 @@ def derived(
 
 
 def mapped(path: Path, expected_error: Volume, made: WrittenSeries, unit: Literal["HU", "a.u."] = "a.u.") -> Path:
-    write_expected_error(path, expected_error, pick_series(made.files[0]), unit=unit, model=MARK)
+    write_map(path, expected_error, pick_series(made.files[0]), kind=MAPS[EXPECTED_ERROR], unit=unit, model=MARK)
     return path
 
 

@@ -104,7 +104,9 @@ def train(
 
 def predict(
     run: Annotated[Path, typer.Argument(help="Run folder, or its model folder.")],
-    inputs: Annotated[list[Path], typer.Argument(help="Files, folders or cohorts.")],
+    inputs: Annotated[
+        list[Path], typer.Argument(help="Other runs, whose images are averaged; then files, folders or cohorts.")
+    ],
     out: Out,
     found: CohortOptions,
     reading: ReadingOptions,
@@ -136,14 +138,16 @@ def predict(
     engine: Engine = "auto",
     trust: Trust = None,
 ) -> None:
-    """Synthesise whole volumes and an expected-error map for each, on the source's grid."""
+    """Synthesise whole volumes and an expected-error map for each; several runs give their mean and its spread."""
     check_output(out)
     from chiasm.prediction.folders import predict as run_prediction
+    from chiasm.prediction.inputs import part_runs
 
+    places = part_runs([run, *inputs])
     with open_progress() as bar:
         made = run_prediction(
-            run,
-            inputs,
+            places.runs,
+            places.inputs,
             out,
             only=only,
             layout=found.layout,

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from chiasm.prediction.calibration import Calibration, apply_calibration
 from chiasm.prediction.engines import Engine
+from chiasm.prediction.ensemble import Moments
 from chiasm.prediction.model import Model
 from chiasm.prediction.passes import Maps, networks_of, synthesise_prepared
 from chiasm.prediction.synthesis import errors_on_grid
@@ -219,18 +220,11 @@ def spread(images: Iterable[Array]) -> Array:
 
     Raises:
         ValueError: If there are fewer than two.
-
-    Reference:
-        Welford, Note on a method for calculating corrected sums of squares, 1962.
     """
-    count, mean, squares = 0, np.zeros(()), np.zeros(())
-    for count, image in enumerate(images, start=1):
-        change = image - mean
-        mean = mean + change / count
-        squares = squares + change * (image - mean)
-    if count < 2:
-        raise ValueError(f"a spread needs at least two images, not {count}")
-    return np.sqrt(squares / (count - 1)).astype(np.float32)
+    moments = Moments()
+    for image in images:
+        moments.add(image)
+    return moments.spread()
 
 
 def expected_error(

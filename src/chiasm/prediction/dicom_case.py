@@ -13,15 +13,33 @@ from pathlib import Path
 from typing import Literal
 
 from chiasm.errors import ChiasmError
+from chiasm.prediction.ensemble import Named, name_of
 from chiasm.prediction.model import Model
 from chiasm.prediction.synthesis import Synthesis
 from chiasm.storage import whole_folder
 from chiasm.volumes.dicom_attributes import Derivation, ModelMark
 from chiasm.volumes.dicom_choice import pick_series
 from chiasm.volumes.dicom_series import Series
-from chiasm.volumes.dicom_write import grey_scale, write_expected_error, write_series
+from chiasm.volumes.dicom_write import MapMeaning, grey_scale, write_map, write_series
 
-SERIES, EXPECTED_ERROR = "synthetic", "expected-error"  # of a series' folder, and of a map in any format
+SERIES, EXPECTED_ERROR, SPREAD = "synthetic", "expected-error", "spread"  # a folder, and maps in any format
+
+MAPS = {
+    EXPECTED_ERROR: MapMeaning(
+        "EXPECTED_ERROR",
+        "Expected absolute error of the image",
+        "Expected absolute error of a synthetic image",
+        "SYNTHETIC expected absolute error",
+        1000,
+    ),
+    SPREAD: MapMeaning(
+        "SPREAD",
+        "Standard deviation over several models",
+        "Standard deviation of the images of several models",
+        "SYNTHETIC spread over models",
+        2000,
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -30,28 +48,31 @@ class DicomCase:
 
     Attributes:
         series: Files of the synthetic series, along the slices' normal.
-        expected_error: The parametric map, or None where the model has none.
+        maps: Parametric maps: the expected error where the model has it, the spread of several models.
         warnings: What a reader of the image must know, one sentence each.
     """
 
     series: tuple[Path, ...]
-    expected_error: Path | None
+    maps: tuple[Path, ...]
     warnings: tuple[str, ...]
 
     @property
     def files(self) -> tuple[Path, ...]:
         """Everything."""
-        return (*self.series, *([] if self.expected_error is None else [self.expected_error]))
+        return (*self.series, *self.maps)
 
 
-def write_dicom_case(folder: Path, made: Synthesis, sources: Sequence[Series], model: Model) -> DicomCase:
-    """Write a synthetic image as `synthetic/0001.dcm`, ... and its expected-error map; all of it appears or nothing.
+def write_dicom_case(
+    folder: Path, made: Synthesis, sources: Sequence[Series], model: Model, name: Named | None = None
+) -> DicomCase:
+    """Write a synthetic image as `synthetic/0001.dcm`, ... and its maps; all of it appears or nothing.
 
     Args:
         folder: Where they will lie; what an earlier prediction left there is replaced.
         made: On the grid of the first source.
         sources: The series that went in, in the model's order.
-        model: What made it.
+        model: What made it, or the first of several.
+        name: What several models are called together.
 
     Raises:
         ChiasmError: If the folder holds anything else or cannot be written.
@@ -59,7 +80,8 @@ def write_dicom_case(folder: Path, made: Synthesis, sources: Sequence[Series], m
     """
     plan = model.plan
     _check_replaceable(folder)
-    mark = ModelMark(f"{model.recipe.method}, {' and '.join(plan.sources)} to {plan.target}", model.sha256)
+    method, digest = name or name_of([model])
+    mark = ModelMark(f"{method}, {' and '.join(plan.sources)} to {plan.target}", digest)
     modality: Literal["MR", "CT"] = "CT" if plan.target_unit == "HU" else "MR"
     with whole_folder(folder) as fresh:
         derivation = Derivation(
@@ -70,22 +92,22 @@ def write_dicom_case(folder: Path, made: Synthesis, sources: Sequence[Series], m
             remarks=made.warnings,
         )
         written = write_series(fresh / SERIES, made.image, sources, derivation)
-        if made.expected_error is not None:
-            series = pick_series(fresh / SERIES)
-            write_expected_error(
-                fresh / f"{EXPECTED_ERROR}.dcm", made.expected_error, series, unit=plan.target_unit, model=mark
-            )
+        maps = {EXPECTED_ERROR: made.expected_error, SPREAD: made.spread}
+        given = {name: volume for name, volume in maps.items() if volume is not None}
+        for file, volume in given.items():
+            series, kind = pick_series(fresh / SERIES), MAPS[file]
+            write_map(fresh / f"{file}.dcm", volume, series, kind=kind, unit=plan.target_unit, model=mark)
     cut = f"{written.saturated} voxels did not fit 16 bits and were cut to the nearest value that does"
     return DicomCase(
         tuple(folder / SERIES / path.name for path in written.files),
-        None if made.expected_error is None else folder / f"{EXPECTED_ERROR}.dcm",
+        tuple(folder / f"{file}.dcm" for file in given),
         (*made.warnings, *([cut] if written.saturated else [])),
     )
 
 
 def _check_replaceable(folder: Path) -> None:
     """Refuse to replace anything that was not written here, such as the source itself."""
-    ours = re.compile(rf"{SERIES}(/\d{{4,}}\.dcm)?|(?:{EXPECTED_ERROR}|reliability)\.dcm")
+    ours = re.compile(rf"{SERIES}(/\d{{4,}}\.dcm)?|(?:{EXPECTED_ERROR}|{SPREAD}|reliability)\.dcm")
     names = (path.relative_to(folder).as_posix() for path in folder.rglob("*"))
     is_file = folder.exists() and not folder.is_dir()
     if is_file or not all(ours.fullmatch(name) for name in names):

@@ -7,24 +7,24 @@ from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple, cast, get_args
+from typing import cast, get_args
 
-from chiasm import __version__
 from chiasm.cohorts.cases import Case, Problem
 from chiasm.cohorts.dicom_patients import WARNINGS, Selection, marks_on, parse_rules
 from chiasm.cohorts.gathering import LOST, notes_in_lines
 from chiasm.cohorts.images import read_case_image, read_case_labels, read_image
 from chiasm.errors import ChiasmError, RecipeError, RunError, unknown
 from chiasm.locks import locked
-from chiasm.prediction.dicom_case import EXPECTED_ERROR, SERIES, write_dicom_case
+from chiasm.prediction.case_files import places_of, write_dicom, write_volumes
 from chiasm.prediction.engines import Engine, Hardware, freeze_for_inference
+from chiasm.prediction.ensemble import EXPECTED, average_models, check_agreement, common_roles, name_of
 from chiasm.prediction.inputs import check_dicom, choose_role, find_cases, read_roles
 from chiasm.prediction.manifest import (
-    SUFFIXES,
     Container,
     Entry,
     Failure,
     Manifest,
+    Member,
     Role,
     digests,
     relative,
@@ -34,14 +34,12 @@ from chiasm.prediction.model import Model, load_model
 from chiasm.prediction.model_files import find_model, named_classes
 from chiasm.prediction.resuming import Earlier, hash_inputs, take_over
 from chiasm.prediction.synthesis import Synthesis, synthesise
-from chiasm.preparation.plan import Plan
 from chiasm.progress import Progress
 from chiasm.recipe import Average
 from chiasm.runners import Lost, Ray, Slurm, find_runner
 from chiasm.storage import UNWRITABLE
-from chiasm.volumes import Reading, Volume, check_pair, write_volume
-from chiasm.volumes.dicom_choice import pick_series
-from chiasm.volumes.screening import STRICT, SYNTHETIC, written_suffix
+from chiasm.volumes import Reading, Volume, check_pair
+from chiasm.volumes.screening import STRICT
 
 
 @dataclass(frozen=True)
@@ -94,10 +92,11 @@ class Settings:
 
 
 class Predictor:
-    """A loaded model, ready for volumes; keeps frozen copies of the networks.
+    """One loaded model or several, ready for volumes; keeps frozen copies of the networks.
 
     Args:
         model: From `load_model`.
+        others: More of them, whose images are averaged with its own; see `check_agreement`.
         accelerator: "auto", "cpu" or "cuda".
         precision: "auto", "32-true", "bf16-mixed" or "16-mixed".
         engine: "auto", "torch", "openvino" or "onnxruntime".
@@ -107,7 +106,7 @@ class Predictor:
     def __init__(
         self,
         model: Model,
-        *,
+        *others: Model,
         accelerator: str = "auto",
         precision: str = "auto",
         engine: str = "auto",
@@ -115,18 +114,8 @@ class Predictor:
     ) -> None:
         self.reading = reading | model.plan.reading
         self.engine = Engine.pick(Hardware(accelerator, precision, engine))
-        generator, local, refiner, *earlier = (
-            None if network is None else self.engine.place(freeze_for_inference(network))
-            for network in (model.generator, model.local_discriminator, model.refiner, *model.earlier)
-        )
-        assert generator is not None
-        self.model = replace(
-            model,
-            generator=generator,
-            local_discriminator=local,
-            refiner=refiner,
-            earlier=tuple(network for network in earlier if network is not None),
-        )
+        self.models = tuple(_frozen(one, self.engine) for one in (model, *others))
+        self.model = self.models[0]
 
     def predict(
         self,
@@ -135,7 +124,7 @@ class Predictor:
         degrade: bool = False,
         average: str = "auto",
     ) -> Synthesis:
-        """Synthesise the target of one case.
+        """Synthesise the target of one case; of several models the mean, with its spread.
 
         Args:
             *sources: One volume or file for each source of the model, in its order, on one grid.
@@ -153,11 +142,24 @@ class Predictor:
             one if isinstance(one, Volume) else read_image(Path(one), names[min(place, len(names) - 1)], self.reading)
             for place, one in enumerate(sources)
         ]
+        if len(self.models) > 1:
+            return average_models(self.models, volumes, mask=mask, engine=self.engine, degrade=degrade, average=chosen)
         return synthesise(self.model, volumes, mask=mask, engine=self.engine, degrade=degrade, average=chosen)
 
 
+def _frozen(model: Model, engine: Engine) -> Model:
+    """Copy a model with networks that are ready for an engine."""
+    generator, local, refiner, *earlier = (
+        None if network is None else engine.place(freeze_for_inference(network))
+        for network in (model.generator, model.local_discriminator, model.refiner, *model.earlier)
+    )
+    assert generator is not None
+    kept = tuple(network for network in earlier if network is not None)
+    return replace(model, generator=generator, local_discriminator=local, refiner=refiner, earlier=kept)
+
+
 def load(
-    path: Path | str,
+    path: Path | str | Sequence[Path | str],
     *,
     accelerator: str = "auto",
     precision: str = "auto",
@@ -165,10 +167,10 @@ def load(
     reading: Reading = STRICT,
     trust: str | Collection[str] = (),
 ) -> Predictor:
-    """Load a run or its model folder for prediction.
+    """Load a run or its model folder for prediction, or several whose images are averaged.
 
     Args:
-        path: The folder.
+        path: The folder, or a list of folders; the unit of the images is that of the first.
         accelerator: "auto", "cpu" or "cuda".
         precision: "auto", "32-true", "bf16-mixed" or "16-mixed".
         engine: "auto", "torch", "openvino" or "onnxruntime".
@@ -176,16 +178,32 @@ def load(
         trust: Classes of others that a model may consist of, as ``package.module:Class``; their code is run.
 
     Raises:
-        RunError: If there is no model, it is damaged, or its network is code that `trust` does not name.
+        RunError: If there is no model, it is damaged, its network is code that `trust` does not name, or several do
+            not agree.
         RecipeError: If an engine is unknown or not installed, or has not this device or precision.
     """
     Engine.pick(Hardware(accelerator, precision, engine))  # a refusal comes before the work
-    model = load_model(Path(path), trust=trust)
-    return Predictor(model, accelerator=accelerator, precision=precision, engine=engine, reading=reading)
+    models = load_models([path] if isinstance(path, (Path, str)) else path, trust)
+    return Predictor(*models, accelerator=accelerator, precision=precision, engine=engine, reading=reading)
+
+
+def load_models(runs: Sequence[Path | str], trust: str | Collection[str] = ()) -> tuple[Model, ...]:
+    """Load models whose images can be averaged.
+
+    Raises:
+        RunError: If one is missing or damaged, or they do not agree.
+        ValueError: If there is none.
+    """
+    places = [Path(run) for run in runs]
+    if not places:
+        raise ValueError("no model is given")
+    models = tuple(load_model(place, trust=trust) for place in places)
+    check_agreement(models, places)
+    return models
 
 
 def predict(
-    run: Path,
+    run: Path | Sequence[Path],
     inputs: Sequence[Path | Case],
     out: Path,
     *,
@@ -209,14 +227,14 @@ def predict(
     """Predict every case found in `inputs`; a case that fails is named and the others go on.
 
     Each case gives `<case>_<target>`, `<case>_expected-error` (where the model has
-    a local discriminator) and `<case>_mask` on the source's grid, in its format
+    a local discriminator), `<case>_spread` (of several models) and `<case>_mask` on the source's grid, in its format
     (NIfTI for DICOM), for super-resolution with each of its slices cut into thin
     ones; as DICOM, the folder `<case>` of `write_dicom_case`.  The manifest is
     written as cases are done: the same call again goes on, and keeps what the
     folder holds of the same model, files and options.
 
     Args:
-        run: A run folder or its model folder.
+        run: A run folder or its model folder, or several whose images are averaged.
         inputs: Files (one case for each group of as many files as the model
             has sources), folders of files, or cohorts; folders, archives and files of DICOM series; single cases.
         out: Where the results go.
@@ -241,7 +259,8 @@ def predict(
         say: Called with a line that names the engine and why it was chosen.
 
     Raises:
-        RunError: If there is no model, it is damaged, its network is code that `trust` does not name, a role is asked
+        RunError: If there is no model, it is damaged, its network is code that `trust` does not name, several models
+            do not agree, a role is asked
             for and the split is unknown, another process writes to `out`, or `out` holds what does not belong to this
             prediction and `overwrite` is False.
         ChiasmError: If `out` cannot be written, as when the disk is full.
@@ -256,22 +275,24 @@ def predict(
     chosen = Engine.pick(Hardware(accelerator, precision, engine))
     if say is not None:
         say(chosen.announce())
+    runs = [run] if isinstance(run, Path) else run
     with locked(out):
-        model = load_model(run, trust=trust)
-        averaged = pick_average(average, model)
+        models = load_models(runs, trust)
+        model = models[0]
+        averaged = _common_average(average, models, runs)
         settings = Settings(accelerator, precision, engine, reading, degrade, averaged, container, named_classes(trust))
-        if degrade and model.plan.degradation is None:
-            raise RecipeError("only a model for super-resolution can degrade its input", path=run, reason="task")
-        roles = read_roles(run)
+        _check_degrade(degrade, model, runs[0])
+        roles = common_roles(map(read_roles, runs))
         selection = Selection(series=parse_rules(series, model.plan.sources), select=select, reading=reading)
-        found = choose_role(find_cases(inputs, model, layout, selection), only, roles, run, inputs)
+        found = choose_role(find_cases(inputs, model, layout, selection), only, roles, runs[0], inputs)
         if container == "dicom":
             check_dicom(found.cases)
-        fresh = _manifest(out, run, model, settings, tuple(case.id for case in found.cases))
-        earlier = take_over(out, fresh, _places(found.cases, model.plan, container), overwrite=overwrite)
+        fresh = _manifest(out, runs, models, settings, tuple(case.id for case in found.cases))
+        earlier = take_over(out, fresh, places_of(found.cases, model.plan, container), overwrite=overwrite)
         progressing = _Progressing(out, fresh, earlier, found.problems)
         due = [case for case in found.cases if case.id not in earlier.entries]
-        do = partial(_work, run=run.resolve(), sha256=model.sha256, out=out.resolve(), roles=roles, settings=settings)
+        places = tuple(one.resolve() for one in runs)
+        do = partial(_work, runs=places, sha256=fresh.sha256, out=out.resolve(), roles=roles, settings=settings)
         for number, outcome in enumerate(_outcomes(spread(due, do, out), model.plan.sources[0]), 1):
             progressing.note(outcome)
             if progress is not None:
@@ -290,14 +311,52 @@ def pick_average(asked: str, model: Model) -> Average:
     return model.recipe.generator.average if asked == "auto" else cast(Average, asked)
 
 
-def _manifest(out: Path, run: Path, model: Model, settings: Settings, cases: tuple[str, ...]) -> Manifest:
+def _check_degrade(degrade: bool, model: Model, run: Path) -> None:
+    if degrade and model.plan.degradation is None:
+        raise RecipeError("only a model for super-resolution can degrade its input", path=run, reason="task")
+
+
+def _common_average(asked: str, models: Sequence[Model], runs: Sequence[Path]) -> Average:
+    """Return how each model's predictions are averaged.
+
+    Raises:
+        RunError: If "auto" is something else for each of several models.
+        RecipeError: If the name is unknown.
+    """
+    chosen = [pick_average(asked, model) for model in models]
+    if len({*chosen}) > 1:
+        raise RunError(
+            "were made for different averages of mirror images",
+            path=runs[0],
+            reason="average",
+            found=", ".join(chosen),
+            hint="Say which: chiasm predict --average none.",
+        )
+    return chosen[0]
+
+
+def _manifest(
+    out: Path, runs: Sequence[Path], models: Sequence[Model], settings: Settings, cases: tuple[str, ...]
+) -> Manifest:
     """Describe a prediction of which no case is done yet."""
+    members = [
+        Member(
+            relative(find_model(run), out),
+            model.sha256,
+            model.recipe.method,
+            model.recipe.training.seed,
+            model.recipe.split.fold,
+        )
+        for run, model in zip(runs, models, strict=True)
+    ]
+    first, model, several = members[0], models[0], len(models) > 1
+    named = name_of(models)
     return Manifest(
-        model=relative(find_model(run), out),
-        sha256=model.sha256,
-        method=model.recipe.method,
-        seed=model.recipe.training.seed,
-        fold=model.recipe.split.fold,
+        model=first.model,
+        sha256=named.sha256,
+        method=named.method,
+        seed=first.seed,
+        fold=first.fold,
         sources=model.plan.sources,
         target=model.plan.target,
         unit=model.plan.target_unit,
@@ -305,9 +364,10 @@ def _manifest(out: Path, run: Path, model: Model, settings: Settings, cases: tup
         failed=(),
         container=settings.container,
         degraded=settings.degrade,
-        options=settings.options,
+        options=settings.options | ({"expected-error": EXPECTED} if several else {}),
         pending=cases,
         written_in=str(out.resolve()),
+        models=tuple(members) if several else (),
     )
 
 
@@ -373,10 +433,10 @@ def _lost_for_good(lost: Lost[Case], source: str) -> Problem:
 
 
 def _work(
-    case: Case, *, run: Path, sha256: str, out: Path, roles: Mapping[str, Role], settings: Settings
+    case: Case, *, runs: tuple[Path, ...], sha256: str, out: Path, roles: Mapping[str, Role], settings: Settings
 ) -> Entry | Problem:
     """Predict one case in whatever process this is; the model is loaded once in each."""
-    predictor = _loaded(run, sha256, settings.accelerator, settings.precision, settings.engine, settings.trust)
+    predictor = _loaded(runs, sha256, settings.accelerator, settings.precision, settings.engine, settings.trust)
     try:
         entry = _predict_case(predictor, case, out, roles.get(case.id, "new"), settings)
         inputs = hash_inputs(case, predictor.model.plan.sources)
@@ -387,10 +447,12 @@ def _work(
 
 
 @lru_cache(maxsize=1)
-def _loaded(run: Path, sha256: str, accelerator: str, precision: str, engine: str, trust: tuple[str, ...]) -> Predictor:
-    predictor = load(run, accelerator=accelerator, precision=precision, engine=engine, trust=trust)
-    if predictor.model.sha256 != sha256:
-        raise RunError("changed while cases were predicted", path=run, reason="changed")
+def _loaded(
+    runs: tuple[Path, ...], sha256: str, accelerator: str, precision: str, engine: str, trust: tuple[str, ...]
+) -> Predictor:
+    predictor = load(runs, accelerator=accelerator, precision=precision, engine=engine, trust=trust)
+    if name_of(predictor.models).sha256 != sha256:
+        raise RunError("changed while cases were predicted", path=runs[0], reason="changed")
     return predictor
 
 
@@ -401,63 +463,14 @@ def _predict_case(predictor: Predictor, case: Case, out: Path, role: Role, setti
     made = predictor.predict(*volumes, mask=mask, degrade=settings.degrade, average=settings.average)
     made = replace(made, warnings=(*_warn_of_marks(case, plan.sources), *made.warnings))
     if settings.container == "dicom":
-        written = _write_dicom(made, case, out, predictor.model)
+        written = write_dicom(made, case, out, predictor.models)
     else:
-        written = _write_volumes(made, case, out, plan, settings.container)
+        written = write_volumes(made, case, out, plan, settings.container)
     sources_from = tuple(relative(case.images[name], out) for name in plan.sources)
-    return Entry(case.id, role, sources_from, *written, mask_rule=made.mask_rule, engine=made.engine)
+    return Entry(case.id, role, sources_from, **written._asdict(), mask_rule=made.mask_rule, engine=made.engine)
 
 
 def _warn_of_marks(case: Case, sources: Sequence[str]) -> list[str]:
     """Warn of sources that are marked, as derived or cut: each mark once."""
     marks = dict.fromkeys(chain.from_iterable(marks_on(case, name) for name in sources))
     return [WARNINGS[mark] for mark in marks]
-
-
-#: In the header of every image that is written.
-_REMARK = f'{SYNTHETIC}, "software": "chiasm {__version__}"}}'
-
-
-class _WrittenFiles(NamedTuple):
-    """Names of what was written of a case, and what a reader must know, in the order of an `Entry`."""
-
-    image: str
-    mask: str | None
-    expected_error: str | None
-    warnings: tuple[str, ...]
-
-
-def _write_dicom(made: Synthesis, case: Case, out: Path, model: Model) -> _WrittenFiles:
-    series = [pick_series(case.images[name]) for name in model.plan.sources]
-    written = write_dicom_case(out / case.id, made, series, model)
-    expected_error = None if written.expected_error is None else f"{case.id}/{EXPECTED_ERROR}.dcm"
-    return _WrittenFiles(f"{case.id}/{SERIES}", None, expected_error, written.warnings)
-
-
-def _write_volumes(made: Synthesis, case: Case, out: Path, plan: Plan, container: Container) -> _WrittenFiles:
-    def write(name: str, volume: Volume, labels: bool = False) -> str:
-        file = _called(case, name, plan, container)
-        write_volume(out / file, volume.array, volume.geometry, labels, remark="" if labels else _REMARK)
-        return file
-
-    image = write(plan.target, made.image)
-    mask = write("mask", Volume(made.mask.array.astype("uint8"), made.mask.geometry), labels=True)
-    expected_error = None if made.expected_error is None else write(EXPECTED_ERROR, made.expected_error)
-    return _WrittenFiles(image, mask, expected_error, made.warnings)
-
-
-def _called(case: Case, name: str, plan: Plan, container: Container) -> str:
-    """Say what an output is called: as the case, in the format that is asked for or that of its first source."""
-    return f"{case.id}_{name}{SUFFIXES.get(container) or written_suffix(case.images[plan.sources[0]])}"
-
-
-def _places(cases: Sequence[Case], plan: Plan, container: Container) -> dict[str, tuple[Case, tuple[str, ...]]]:
-    """Return each case by its id, with the names of its outputs."""
-    return {case.id: (case, _outputs(case, plan, container)) for case in cases}
-
-
-def _outputs(case: Case, plan: Plan, container: Container) -> tuple[str, ...]:
-    """List what a case's prediction may write in the folder."""
-    if container == "dicom":
-        return (f"{case.id}/{SERIES}",)
-    return tuple(_called(case, name, plan, container) for name in (plan.target, "mask", EXPECTED_ERROR))

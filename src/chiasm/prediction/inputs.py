@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,9 +20,11 @@ from chiasm.cohorts.splits import read_splits
 from chiasm.errors import CohortError, RunError, VolumeError
 from chiasm.prediction.manifest import Role
 from chiasm.prediction.model import Model
-from chiasm.prediction.model_files import find_model, read_card
+from chiasm.prediction.model_files import CARD, find_model, read_card
 from chiasm.volumes.dicom_series import is_dicom
 from chiasm.volumes.screening import VOLUME_SUFFIXES
+
+RUN_MARKS = ("recipe.toml", f"model/{CARD}")  # files that make a folder a run or a model
 
 
 class Inputs(NamedTuple):
@@ -56,6 +59,36 @@ def find_cases(inputs: Sequence[Path | Case], model: Model, layout: str | None, 
     found = find_inputs(places, sources, layout=layout, selection=selection)
     cases = found.cases + [one for one in inputs if isinstance(one, Case)]
     return found._replace(cases=[replace(case, reading=selection.reading | case.reading) for case in cases])
+
+
+class Places(NamedTuple):
+    """What a command line names: runs, then data."""
+
+    runs: list[Path]
+    inputs: list[Path]
+
+
+def part_runs(places: Sequence[Path]) -> Places:
+    """Part the runs that a command line names from the inputs after them: the first place is a run, the last an input.
+
+    Raises:
+        CohortError: If the last place is nothing but a run, so that no input is named.
+    """
+    following = list(takewhile(_is_run, places[1:]))
+    if len(following) == len(places) - 1 and any((places[-1] / name).is_file() for name in RUN_MARKS):
+        raise CohortError(
+            "is a run, and no scans are named after it",
+            path=places[-1],
+            reason="no-input",
+            hint="Name the runs first, then the scans: chiasm predict RUN OTHER_RUN SCANS -o OUT.",
+        )
+    runs = [*places[:1], *following][: len(places) - 1]
+    return Places(runs, list(places[len(runs) :]))
+
+
+def _is_run(place: Path) -> bool:
+    """Return whether a place is a run or model folder, finished or not."""
+    return any((place / name).is_file() for name in (*RUN_MARKS, f"run/{RUN_MARKS[0]}"))
 
 
 def find_inputs(

@@ -52,6 +52,7 @@ class Entry:
         inputs: Digest of the contents of all files that went in; empty likewise.
         mask_rule: What the mask was found by: "given" for a file, "nonzero" or "body"; empty likewise.
         engine: What computed the networks: its name, version and precision; empty likewise.
+        spread: Standard deviation of the images of several models, or None.
     """
 
     case: str
@@ -65,6 +66,7 @@ class Entry:
     inputs: str = ""
     mask_rule: Rule | Literal[""] = ""
     engine: str = ""
+    spread: str | None = None
 
 
 @dataclass(frozen=True)
@@ -78,12 +80,32 @@ class Failure:
 
 
 @dataclass(frozen=True)
+class Member:
+    """One of several models whose images were averaged.
+
+    Attributes:
+        model: Its folder, from the manifest's folder.
+        sha256: Of its card.
+        method: Arm.
+        seed: Of its training.
+        fold: Of its split.
+    """
+
+    model: str
+    sha256: str
+    method: str
+    seed: int
+    fold: int
+
+
+@dataclass(frozen=True)
 class Manifest:
     """What a prediction left behind.
 
     Attributes:
-        model: Folder of the model, from the manifest's folder.
-        sha256: Of its card `model.toml`, which names every file of the model with its own.
+        model: Folder of the model, from the manifest's folder; of several the first one, whose unit holds.
+        sha256: Of its card `model.toml`, which names every file of the model with its own; of several the sha256 of
+            theirs, one a line.
         method: Arm.
         seed: Of its training.
         fold: Of its split.
@@ -99,6 +121,7 @@ class Manifest:
         options: What else the images depend on, by name.
         pending: Cases that were not done yet when it was written.
         written_in: The folder that it was written in, absolute: where paths start if the folder was copied alone.
+        models: Every model, where the images are means over several; empty for one.
     """
 
     model: str
@@ -117,6 +140,7 @@ class Manifest:
     options: Mapping[str, bool | str] = field(default_factory=dict)
     pending: tuple[str, ...] = ()
     written_in: str = ""
+    models: tuple[Member, ...] = ()
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -177,8 +201,8 @@ def _check_entry(path: Path, entry: Entry, *, depth: int) -> None:
 
 
 def _names_of(entry: Entry) -> list[str]:
-    """List image, mask and expected-error map, where there are such."""
-    return [name for name in (entry.image, entry.mask, entry.expected_error) if name is not None]
+    """List image, mask, expected-error map and spread, where there are such."""
+    return [name for name in (entry.image, entry.mask, entry.expected_error, entry.spread) if name is not None]
 
 
 def relative(path: Path, folder: Path) -> str:

@@ -47,6 +47,7 @@ class Synthesis:
         warnings: What a reader of the image must know, one sentence each.
         mask_rule: What the mask was found by: "given", "nonzero" or "body".
         engine: What computed the networks: its name, version and precision.
+        spread: Of several models: standard deviation of their images, same units, zero outside the mask; None of one.
     """
 
     image: Volume
@@ -55,6 +56,7 @@ class Synthesis:
     warnings: tuple[str, ...]
     mask_rule: Rule | Literal[""] = ""
     engine: str = ""
+    spread: Volume | None = None
 
     @property
     def reliability(self) -> Volume | None:

@@ -184,15 +184,34 @@ def _references(sources: Sequence[Series], grid: Geometry) -> _References:
     )
 
 
-def write_expected_error(
-    path: Path, expected_error: Volume, series: Series, *, unit: Literal["HU", "a.u."], model: ModelMark
+class MapMeaning(NamedTuple):
+    """What the numbers of a map mean, in the words of DICOM.
+
+    Attributes:
+        label: In capitals.
+        explanation: Of the numbers, at most 64 characters.
+        content: Of the object.
+        series: Of its series.
+        offset: Of its series' number from the source's.
+    """
+
+    label: str
+    explanation: str
+    content: str
+    series: str
+    offset: int
+
+
+def write_map(
+    path: Path, values: Volume, series: Series, *, kind: MapMeaning, unit: Literal["HU", "a.u."], model: ModelMark
 ) -> None:
-    """Write an expected-error map as a parametric map of float32, whole or not at all.
+    """Write a map of an image, in its unit, as a parametric map of float32, whole or not at all.
 
     Args:
         path: Ends in .dcm.
-        expected_error: Expected absolute error, on the slices of the series, shape (I, J, K).
+        values: On the slices of the series, shape (I, J, K).
         series: What it is of: the synthetic series that `write_series` wrote.
+        kind: What the numbers mean.
         unit: Of the map.
         model: What made it.
 
@@ -205,15 +224,15 @@ def write_expected_error(
     from pydicom.uid import generate_uid
 
     with quiet():
-        planes, grid = planes_of(series, expected_error.geometry)
-        frames = on_planes(expected_error, grid, series)
+        planes, grid = planes_of(series, values.geometry)
+        frames = on_planes(values, grid, series)
         lowest, highest = min(0.0, float(frames.min())), max(float(frames.max()), 1e-6)
         header = planes[0].header
         made = ParametricMap(
             [reference_to(plane) for plane in planes],
             frames,
             series_instance_uid=generate_uid(prefix=None),
-            series_number=next_series_number(header, 1000),
+            series_number=next_series_number(header, kind.offset),
             sop_instance_uid=generate_uid(prefix=None),
             instance_number=1,
             manufacturer="chiasm",
@@ -221,11 +240,11 @@ def write_expected_error(
             software_versions=__version__,
             device_serial_number=model.sha256[:16] or "none",
             contains_recognizable_visual_features=False,
-            real_world_value_mappings=[_expected_error(unit, lowest, highest)],
+            real_world_value_mappings=[_meaning(kind, unit, lowest, highest)],
             voi_lut_transformations=[VOILUTTransformation(highest / 2, highest, voi_lut_function="LINEAR_EXACT")],
-            content_label="EXPECTED_ERROR",
-            content_description="Expected absolute error of a synthetic image",
-            series_description="SYNTHETIC expected absolute error",
+            content_label=kind.label,
+            content_description=kind.content,
+            series_description=kind.series,
         )
         copy_elements(made, header, (*PATIENT_AND_STUDY, *SERIES))
         copy_deidentification(made, header)
@@ -236,16 +255,16 @@ def write_expected_error(
             made.save_as(temporary, enforce_file_format=True)
 
 
-def _expected_error(unit: Literal["HU", "a.u."], lowest: float, highest: float) -> Any:
-    """Say that the numbers of a map, from lowest to highest, are expected errors."""
+def _meaning(kind: MapMeaning, unit: Literal["HU", "a.u."], lowest: float, highest: float) -> Any:
+    """Say what the numbers of a map, from lowest to highest, are."""
     from highdicom.pm import RealWorldValueMapping
     from pydicom.sr.coding import Code
 
     # without units there is nothing to say of the quantity but its name
     units = Code("[hnsf'U]", "UCUM", "Hounsfield unit") if unit == "HU" else Code("1", "UCUM", "no units")
     return RealWorldValueMapping(
-        lut_label="EXPECTED_ERROR",
-        lut_explanation="Expected absolute error of the image",
+        lut_label=kind.label,
+        lut_explanation=kind.explanation,
         unit=units,
         value_range=(lowest, highest),
         slope=1.0,

@@ -1,0 +1,265 @@
+"""Several models of one task as one: the mean of their images, and how far they disagree.
+
+Each model prepares the scan by its own plan and predicts it; the images are
+averaged in the unit of the first model.  The expected error of the mean is the
+mean of the models' expected errors.  That is a bound, not a fit: for any true
+value the mean of several guesses errs no more than the guesses do on average
+(triangle inequality), so where each map is right on average, their mean is
+not too small.  The spread over models is written beside it; it is no error.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chiasm.errors import RunError
+from chiasm.prediction.engines import Engine
+from chiasm.prediction.manifest import Role
+from chiasm.prediction.model import Model
+from chiasm.prediction.passes import scatter
+from chiasm.prediction.synthesis import Synthesis, synthesise
+from chiasm.preparation.plan import Plan
+from chiasm.recipe import Average
+from chiasm.registration.cohort import align_sources
+from chiasm.volumes import Volume
+
+EXPECTED = "mean of the models' expected errors"
+
+#: What models must share, in words, and where their plans say it.
+SHARED: Mapping[str, str] = {
+    "sources": "sources",
+    "target": "target",
+    "unit": "target_unit",
+    "intensity convention of the sources": "source_kinds",
+    "intensity convention of the target": "target_kind",
+    "window in HU": "window_hu",
+    "rule for the mask": "mask_rule",
+    "use of mask files": "mask_files",
+    "thick slices": "degradation",
+    "registration of the sources": "registration",
+    "way to read files": "reading",
+}
+#: A role that a case has for all models together if it has it for one: the first that is found here.
+STRONGEST: tuple[Role, ...] = ("train", "validation", "locked", "test")
+
+
+class Moments:
+    """Mean and standard deviation (n - 1) of arrays, holding one at a time; equal ones give exactly 0.
+
+    Reference:
+        Welford, Note on a method for calculating corrected sums of squares, 1962.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean: NDArray[np.float64] = np.zeros(())
+        self._squares: NDArray[np.float64] = np.zeros(())
+
+    def add(self, array: NDArray[Any]) -> None:
+        """Take one more array, of the shape of the others."""
+        self.count += 1
+        change = array - self.mean
+        self.mean = self.mean + change / self.count
+        self._squares = self._squares + change * (array - self.mean)
+
+    def spread(self) -> NDArray[np.float32]:
+        """Return the standard deviation.
+
+        Raises:
+            ValueError: If there are fewer than two arrays.
+        """
+        if self.count < 2:
+            raise ValueError(f"a spread needs at least two images, not {self.count}")
+        return np.sqrt(self._squares / (self.count - 1)).astype(np.float32)
+
+
+def check_agreement(models: Sequence[Model], runs: Sequence[Path]) -> None:
+    """Refuse models whose images cannot be averaged, and a model that is given twice.
+
+    Args:
+        models: One or several.
+        runs: Where each came from.
+
+    Raises:
+        RunError: If two of them differ in what `SHARED` lists, or are the same.
+    """
+    first = models[0].plan
+    for model, run in zip(models[1:], runs[1:]):
+        for words, field in SHARED.items():
+            there, expected = getattr(model.plan, field), getattr(first, field)
+            if there != expected:
+                raise RunError(
+                    f"cannot be averaged with {runs[0]}, from which it differs in: {words}",
+                    path=run,
+                    reason="other-models",
+                    found=_in_words(there),
+                    expected=_in_words(expected),
+                    hint="Predict with each alone.",
+                )
+    hashes = [model.sha256 for model in models]
+    twice = next((run for place, run in enumerate(runs) if hashes[place] in hashes[:place]), None)
+    if twice is not None:
+        raise RunError("is the same model as one before it", path=twice, reason="same-model", hint="Name it once.")
+
+
+def _in_words(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def average_models(
+    models: Sequence[Model],
+    volumes: Sequence[Volume],
+    *,
+    mask: Volume | None = None,
+    engine: Engine,
+    degrade: bool = False,
+    average: Average | None = None,
+) -> Synthesis:
+    """Predict a volume with several models, and average their images where all of them were asked.
+
+    Args:
+        models: At least 2, which `check_agreement` accepts; the first one's unit holds.
+        volumes: As for `synthesise`, as all others.
+        mask: Valid voxels on the first one's grid.
+        engine: Device and precision.
+        degrade: For super-resolution: whether slices are thin and must be made thick first.
+        average: "flip" for the mean over each volume and its mirror image; as each recipe says by default.
+
+    Raises:
+        ChiasmError: As `synthesise`.
+        ValueError: If there are fewer than two models.
+    """
+    plan = models[0].plan
+    volumes, moved = align_sources(volumes, plan.sources, plan.registration)  # once for all
+    found = _Found()
+    for model in models:
+        alone = replace(model, plan=replace(model.plan, registration="none"))
+        made = synthesise(alone, volumes, mask=mask, engine=engine, degrade=degrade, average=average)
+        found.add(_in_unit_of(made, model.plan, plan))
+    warnings = (*moved, *shared_warnings(found.warnings))
+    return found.sum_up(plan.target_background, warnings)
+
+
+def _in_unit_of(made: Synthesis, plan: Plan, first: Plan) -> Synthesis:
+    """Convert a model's image and map to the unit of the first one: both have the same normalised intensities.
+
+    MR has no unit, so each model gives its images that of its own training cases.
+    """
+    own, wanted = plan.target_reference, first.target_reference
+    if own == wanted or first.own is not None or first.target_unit == "HU":
+        return made
+    inside = made.mask.array > 0
+    values = wanted.invert(own.apply(made.image.array[inside]))
+    image = Volume(scatter(values, inside, first.target_background), made.image.geometry)
+    if made.expected_error is None:
+        return replace(made, image=image)
+    ratio = _size_of_one(first) / _size_of_one(plan)
+    error = Volume((made.expected_error.array * ratio).astype(np.float32), made.expected_error.geometry)
+    return replace(made, image=image, expected_error=error)
+
+
+def _size_of_one(plan: Plan) -> float:
+    """Return how many raw units of the target one normalised unit has, on average over its range."""
+    return float(np.ptp(plan.target_range) / np.ptp(plan.target_reference.apply(np.array(plan.target_range))))
+
+
+class _Found:
+    """What several models made of one scan: sums at the voxels of the first one's mask."""
+
+    def __init__(self) -> None:
+        self.images, self.errors = Moments(), Moments()
+        self.warnings: list[tuple[str, ...]] = []
+        self.engines: list[str] = []
+        self.first: Synthesis | None = None
+        self.all_asked: NDArray[np.bool_] = np.zeros((), np.bool_)
+
+    def add(self, made: Synthesis) -> None:
+        """Take what one more model made, in the unit of the first."""
+        asked = made.mask.array > 0
+        if self.first is None:
+            self.first, self.all_asked = made, asked
+            self.inside = asked
+        self.all_asked = self.all_asked & asked
+        self.images.add(made.image.array[self.inside])
+        if made.expected_error is not None:
+            self.errors.add(made.expected_error.array[self.inside])
+        self.warnings.append(made.warnings)
+        self.engines.append(made.engine)
+
+    def sum_up(self, background: float, warnings: Sequence[str]) -> Synthesis:
+        """Lay out mean, spread and expected error."""
+        assert self.first is not None
+        grid, kept = self.first.image.geometry, self.all_asked[self.inside]
+
+        def laid_out(values: NDArray[Any], outside: float = 0.0) -> Volume:
+            return Volume(scatter(values[kept].astype(np.float32), self.all_asked, outside), grid)
+
+        lacking = self.images.count - self.errors.count
+        if lacking:
+            warnings = [*warnings, _without_map(lacking, self.images.count)]
+        return Synthesis(
+            laid_out(self.images.mean, background),
+            None if lacking else laid_out(self.errors.mean),
+            Volume(self.all_asked, grid),
+            tuple(warnings),
+            self.first.mask_rule,
+            "; ".join(dict.fromkeys(self.engines)),
+            spread=laid_out(self.images.spread()),
+        )
+
+
+def _without_map(lacking: int, count: int) -> str:
+    return f"{lacking} of {count} models have no expected-error map, so there is none of their mean"
+
+
+def shared_warnings(warnings: Sequence[Sequence[str]]) -> list[str]:
+    """Give each sentence once, and say of which models it is unless it is of all.
+
+    >>> shared_warnings([["a"], ["a", "b"]])
+    ['a', 'model 2: b']
+    """
+    whose: dict[str, list[str]] = {}
+    for number, sentences in enumerate(warnings, 1):
+        for sentence in dict.fromkeys(sentences):
+            whose.setdefault(sentence, []).append(str(number))
+    every = len(warnings)
+    return [
+        sentence if len(numbers) == every else f"model {', '.join(numbers)}: {sentence}"
+        for sentence, numbers in whose.items()
+    ]
+
+
+class Named(NamedTuple):
+    """What a group of models is called, and the hash that stands for all of them."""
+
+    method: str
+    sha256: str
+
+
+def name_of(models: Sequence[Model]) -> Named:
+    """Name one model by its method and its card, and several by their number and the hash of their hashes."""
+    if len(models) == 1:
+        return Named(models[0].recipe.method, models[0].sha256)
+    methods = {model.recipe.method for model in models}
+    name = f"mean-of-{len(models)}-{next(iter(methods))}" if len(methods) == 1 else f"mean-of-{len(models)}"
+    return Named(name, hashlib.sha256("\n".join(model.sha256 for model in models).encode()).hexdigest())
+
+
+def common_roles(roles: Iterable[Mapping[str, Role]]) -> dict[str, Role]:
+    """Return the role that each case has for several models together: what one of them learnt from is no test case.
+
+    >>> common_roles([{"a": "test", "b": "test"}, {"a": "train", "c": "test"}])
+    {'a': 'train', 'b': 'test', 'c': 'test'}
+    """
+    found: dict[str, Role] = {}
+    for one in roles:
+        for case, role in one.items():
+            found[case] = min(found.get(case, role), role, key=STRONGEST.index)
+    return found
