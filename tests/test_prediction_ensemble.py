@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import cast
 
 import numpy as np
+import pydicom
 import pytest
 import torch
 
@@ -26,6 +27,8 @@ from chiasm.prediction.model import load_model, save_model
 from chiasm.prediction.synthesis import synthesise
 from chiasm.preparation.intensity import IntensityMap
 from chiasm.volumes import read_volume
+from dicom_patients import faults, write_source
+from synthetic_cohort import pair
 
 ENGINE = Engine(torch.device("cpu"), "32-true")
 Sibling = Callable[..., Path]
@@ -130,6 +133,19 @@ def test_a_folder_of_means_names_its_models_goes_on_and_is_evaluated(
         predict([runs[1], runs[0]], [toy_cohort / "Toy_0001"], out)
     with pytest.raises(RunError, match="made otherwise"):
         predict(finished_run, [toy_cohort / "Toy_0001"], out)
+
+
+def test_as_dicom_the_spread_is_a_parametric_map_that_names_all_models(
+    finished_run: Path, sibling: Sibling, tmp_path: Path
+) -> None:
+    write_source(tmp_path / "in" / "p1", np.rint(pair(1, 5.0)[0]).astype(np.int16), spacing=(1.0, 1.0, 3.0))
+    runs = [finished_run, sibling("b")]
+    made = predict(runs, [tmp_path / "in"], tmp_path / "out", container="dicom")
+    (entry,) = made.manifest.cases
+    assert entry.spread == "p1/spread.dcm" and faults(tmp_path / "out" / entry.spread) == []
+    written = pydicom.dcmread(tmp_path / "out" / entry.spread)
+    assert written.ContentLabel == "SPREAD" and made.manifest.sha256 in written.DerivationDescription
+    assert predict(runs, [tmp_path / "in"], tmp_path / "out", container="dicom").kept == ("p1",)
 
 
 def test_what_one_of_the_models_learnt_from_is_no_test_case(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -125,6 +126,25 @@ def test_unknown_names_list_the_known_ones() -> None:
         make_recipe("A99")
     with pytest.raises(RecipeError, match="tiny, small, paper, large"):
         make_recipe(size="huge")
+
+
+@pytest.mark.parametrize(
+    ("asked", "meant"),
+    [
+        ({"method": "Dual-Atention"}, "dual-attention"),
+        ({"method": "pix2pixx"}, "pix2pix"),
+        ({"size": "smal"}, "small"),
+        ({"settings": ["loss.nrm=l1"]}, "norm"),
+        ({"settings": ["los.norm=l1"]}, "loss"),
+    ],
+)
+def test_a_misspelt_name_is_guessed(asked: dict[str, Any], meant: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        make_recipe(**asked)
+    assert str(caught.value).endswith(f"Did you mean {meant}?")
+    with pytest.raises(RecipeError) as unlike:
+        make_recipe("quaternion")
+    assert "Did you mean" not in str(unlike.value)
 
 
 def test_a_damaged_recipe_file_is_named(tmp_path: Path) -> None:
