@@ -61,14 +61,14 @@ def find_cases(inputs: Sequence[Path | Case], model: Model, layout: str | None, 
     return found._replace(cases=[replace(case, reading=selection.reading | case.reading) for case in cases])
 
 
-class Places(NamedTuple):
+class NamedPlaces(NamedTuple):
     """What a command line names: runs, then data."""
 
     runs: list[Path]
     inputs: list[Path]
 
 
-def part_runs(places: Sequence[Path]) -> Places:
+def part_runs(places: Sequence[Path]) -> NamedPlaces:
     """Part the runs that a command line names from the inputs after them: the first place is a run, the last an input.
 
     Raises:
@@ -83,7 +83,7 @@ def part_runs(places: Sequence[Path]) -> Places:
             hint="Name the runs first, then the scans: chiasm predict RUN OTHER_RUN SCANS -o OUT.",
         )
     runs = [*places[:1], *following][: len(places) - 1]
-    return Places(runs, list(places[len(runs) :]))
+    return NamedPlaces(runs, list(places[len(runs) :]))
 
 
 def _is_run(place: Path) -> bool:
