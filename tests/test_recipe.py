@@ -143,7 +143,7 @@ def test_a_misspelt_name_is_guessed(asked: dict[str, Any], meant: str) -> None:
         make_recipe(**asked)
     assert str(caught.value).endswith(f"Did you mean {meant}?")
     with pytest.raises(RecipeError) as unlike:
-        make_recipe("quaternion")
+        make_recipe("perceptron")
     assert "Did you mean" not in str(unlike.value)
 
 

@@ -124,5 +124,5 @@ def nearest(name: str, known: Sequence[str]) -> str | None:
     ('dual-attention', None)
     """
     by_lower = {one.lower(): one for one in known}
-    found = get_close_matches(name[:80].lower(), by_lower, n=1)
+    found = get_close_matches(name[:80].lower(), by_lower, n=1, cutoff=0.7)
     return by_lower[found[0]] if found else None
