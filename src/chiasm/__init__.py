@@ -20,7 +20,7 @@ its own, and within a line only from names to its left; a test reads this map.
     boxes         boxes of voxels, and the types of arrays
     volumes       what lies on disk: geometry, masks, streams, voxels, nifti, metaimage, nrrd, mgh, minc,
                   dicom_files, dicom_kinds, dicom_frames, dicom_series, dicom_choice, dicom_pixels, dicom_labels,
-                  dicom_read, dicom_attributes, dicom_write, mirroring, screening
+                  dicom_structures, dicom_read, dicom_attributes, dicom_write, mirroring, screening
     hounsfield    whether a CT is in Hounsfield units
     simulation    patients that are made: deformation, anatomy, lesions, signals, patient, cohort_folder, phantom
     cohorts       which files belong together: cases, images, manifests, labels, completed, folder_roles, known_layouts,

@@ -24,7 +24,8 @@ from chiasm.errors import RecipeError
 from chiasm.volumes.dicom_choice import fitting, pick_series
 from chiasm.volumes.dicom_files import DicomFile
 from chiasm.volumes.dicom_kinds import is_kind_word, parse_kind
-from chiasm.volumes.dicom_series import LABEL_MAP, SEGMENTATION, Series, is_dicom
+from chiasm.volumes.dicom_series import LABEL_MAP, SEGMENTATION, STRUCTURES, Series, is_dicom
+from chiasm.volumes.dicom_structures import has_usual_labels
 from chiasm.volumes.screening import STRICT, Reading
 
 #: What slices lack that `--resample-tilt` mends.
@@ -44,6 +45,7 @@ class Selection:
         remembered: As `select`, from a training: they hold where that is empty, and need not occur.
         subject_pattern: Takes a case's subject from its id, as `relatives.with_subjects`.
         lenient: Whether that pattern may match no case.
+        structures: Region name, or "mask", to the names of structures in a structure set.
     """
 
     series: Mapping[str, str] = field(default_factory=dict)
@@ -54,6 +56,7 @@ class Selection:
     remembered: Sequence[str] = ()
     subject_pattern: str = ""
     lenient: bool = False
+    structures: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 class DicomFolder(NamedTuple):
@@ -137,6 +140,7 @@ def read_dicom_folder(root: Path, selection: Selection) -> DicomFolder:
         taken, found = assign(patient, selection)
         listing += _listed(patient, taken) if patient.series else ()
         files, scattered = _files_of(patient, taken)
+        files = _naming_structures(files, taken, selection)
         problems += [*found, *scattered]
         if images := images_among(dict(sorted(files.items()))):
             split = role_of_patient(patient, root)
@@ -163,6 +167,27 @@ def _files_of(patient: Patient, taken: Mapping[str, Series]) -> tuple[dict[str, 
     return {role: path for role, path in paths.items() if path is not None}, scattered
 
 
+def _naming_structures(files: dict[str, Path], taken: Mapping[str, Series], selection: Selection) -> dict[str, Path]:
+    """Let the paths of a structure set go on to the structures that make the labels, and those that make the mask."""
+    series = taken.get("labels")
+    if series is None or series.sop_class != STRUCTURES or "labels" not in files:
+        return files
+    named, path = dict(files), files["labels"]
+    inside = {role: structures_of(selection.structures, role) for role in ("labels", "mask")}
+    if not inside["labels"] and "labels" not in selection.series and not has_usual_labels(series.structures):
+        del named["labels"]
+    if inside["mask"]:
+        named.setdefault("mask", path / inside["mask"])
+    if inside["labels"]:
+        named["labels"] = path / inside["labels"]
+    return named
+
+
+def structures_of(structures: Mapping[str, Sequence[str]], role: str) -> str:
+    """Name the structures of "labels" or "mask" as `dicom_structures.labels_in` takes them."""
+    return "|".join(",".join(names) for name, names in structures.items() if (name == "mask") == (role == "mask"))
+
+
 def _nothing_known(patient: Patient, role: str) -> Problem:
     message = f"not used: {patient.id}, of whom no series is known to be a modality; a rule may name one"
     asked = next((f", such as --series {role}={s.choice} ({s.kind_words})" for s in patient.series if s.kind_words), "")
@@ -175,7 +200,7 @@ def _nothing_known(patient: Patient, role: str) -> Problem:
 def assign(patient: Patient, selection: Selection) -> tuple[dict[str, Series], list[Problem]]:
     """Say which modality each series of a patient is, and which cannot be used, with reasons."""
     problems = [Problem(error.path or patient.place, error.reason, str(error), patient.id) for error in patient.broken]
-    images = [series for series in patient.series if series.images]
+    images = [series for series in patient.series if series.is_readable]
     taken: dict[str, Series] = {}
     candidates = _candidates(images, selection)
     for role in filter(candidates.get, candidates):
@@ -203,7 +228,7 @@ def _only_one(found: Sequence[Series], role: str, patient: Patient, selection: S
 
 def _drawn_on(images: Sequence[Series], taken: Iterable[Series]) -> Series | None:
     """Return the only label map of a patient, if it lies in the frame of reference of all series that are taken."""
-    drawn = [series for series in images if series.sop_class in (SEGMENTATION, LABEL_MAP)]
+    drawn = [series for series in images if series.sop_class in (SEGMENTATION, LABEL_MAP, STRUCTURES)]
     frames = {series.frame_uid for series in taken}
     return drawn[0] if len(drawn) == 1 and frames == {drawn[0].frame_uid} else None
 
@@ -322,7 +347,7 @@ def _listed(patient: Patient, taken: Mapping[str, Series]) -> Iterator[str]:
     person = "" if patient.subject == patient.id else f" (the same person as {patient.subject})"
     yield f"{patient.id}{person}:"
     roles = {series.choice: role for role, series in taken.items()}
-    with_images = [series for series in patient.series if series.images]
+    with_images = [series for series in patient.series if series.is_readable]
     for series in with_images:
         yield _line_of(series, roles.get(series.choice))
     if without := len(patient.series) - len(with_images):
@@ -331,4 +356,5 @@ def _listed(patient: Patient, taken: Mapping[str, Series]) -> Iterator[str]:
 
 def _line_of(series: Series, role: str | None) -> str:
     name = series.description or series.protocol
-    return f"  {series.described()}" + (f", {name!r}" if name else "") + (f" -> {role}" if role else "")
+    structures = f": {', '.join(series.structures)}" if series.structures else ""
+    return f"  {series.described()}" + (f", {name!r}" if name else "") + structures + (f" -> {role}" if role else "")

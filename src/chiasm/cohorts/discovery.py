@@ -197,11 +197,14 @@ def _dicom_cohort(root: Path, selection: Selection) -> Cohort:
         series=selection.series or notes.series,
         allow=(*selection.allow, *notes.allow),
         reading=selection.reading | notes.reading,
+        structures=notes.structures,
     )
     found = read_dicom_folder(root, asked)
     if not found.listing:
         raise _nothing_to_list(root, found.problems)
-    regions = LESION if any(case.labels for case in found.cases) else {}
+    named = [name for name in notes.structures if name != "mask"]
+    drawn = {name: (label,) for label, name in enumerate(named, start=1)} or LESION
+    regions = drawn if any(case.labels for case in found.cases) else {}
     cases = tuple(with_unique_ids(root, found.cases))
     cohort = Cohort(root, "dicom", cases, regions, found.problems, found.listing, found.notes)
     return with_notes(_with_people(cohort, notes), notes)

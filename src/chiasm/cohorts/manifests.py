@@ -8,6 +8,7 @@ part is optional:
      "regions": {name: [values]},
      "labels": {"threshold": 0.5},
      "series": {modality: words of a DICOM series},
+     "structures": {region, or "mask": [names of structures in a DICOM structure set]},
      "reading": {"form", "assume_ras", "resample", "resample_tilt"},
      "select": [words of the names of files],
      "allow": ["burned-in", "synthetic"]}
@@ -60,6 +61,7 @@ class ManifestNotes:
         cases: Case id to subject, site and head.
         regions: Region name to label values, or None where it declares none.
         series: Modality to what its DICOM series is called.
+        structures: Region name, or "mask", to the names of structures in a DICOM structure set.
         allow: Of `MARKS`, those that do not matter here.
         reading: What to assume of files whose headers leave a question open.
         label_threshold: From which value on a voxel of soft labels counts, or None.
@@ -69,6 +71,7 @@ class ManifestNotes:
     cases: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     regions: Regions | None = None
     series: Mapping[str, str] = field(default_factory=dict)
+    structures: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     allow: tuple[str, ...] = ()
     reading: Reading = STRICT
     label_threshold: float | None = None
@@ -99,12 +102,19 @@ def _are_texts(select: object) -> bool:
     return isinstance(select, list) and all(isinstance(word, str) for word in select)
 
 
+def _are_structures(structures: object) -> bool:
+    if not isinstance(structures, Mapping) or not all(map(is_plain, structures)):
+        return False
+    return all(names and _are_texts(names) and all(names) for names in structures.values())
+
+
 #: Key of `cohort.json` to what checks whether its value is of the form that is expected, and that form.
 _FORMS: Mapping[str, tuple[Callable[[object], bool], str]] = {
     "cases": (_are_objects, '{"cases": {id: {...}}}'),
     "series": (_are_words_of_series, '{"series": {"t1": "words of its folder or description"}}'),
     "allow": (_are_marks, '{"allow": [' + ", ".join(f'"{mark}"' for mark in MARKS) + "]}"),
     "labels": (_states_threshold, f'{{"labels": {{"threshold": 0.5}}}}, above 0 and at most {MOST_THRESHOLD}'),
+    "structures": (_are_structures, '{"structures": {"lesion": ["GTV*"], "mask": ["BODY"]}}'),
     "select": (_are_texts, '{"select": ["acq-mprage"]}'),
 }
 
@@ -125,6 +135,7 @@ def read_notes(root: Path) -> ManifestNotes:
         cases=content.get("cases", {}),
         regions=None if content.get("regions") is None else declared_regions(content["regions"], path),
         series={role_of(name): str(words) for name, words in content.get("series", {}).items()},
+        structures={name: tuple(names) for name, names in content.get("structures", {}).items()},
         allow=tuple(content.get("allow", ())),
         reading=_reading(content.get("reading", {}), path),
         label_threshold=None if threshold is None else float(threshold),

@@ -43,7 +43,7 @@ def choose_series(series: Sequence[Series], wanted: str | int | None, path: Path
     Raises:
         VolumeError: If none or several fit; the message lists them.
     """
-    images = [one for one in series if one.images]
+    images = [one for one in series if one.is_readable]
     if not images:
         raise _without_images(series, path)
     pool = [one for one in images if one.is_scan] or images

@@ -18,7 +18,8 @@ from chiasm.volumes.dicom_files import DicomFile, read_dataset, visit
 from chiasm.volumes.dicom_frames import Frame, Stack, image_axes
 from chiasm.volumes.dicom_labels import read_segmentation
 from chiasm.volumes.dicom_pixels import PIXEL_TAGS, decode, pixel_format
-from chiasm.volumes.dicom_series import LABEL_MAP, SEGMENTATION, Series
+from chiasm.volumes.dicom_series import LABEL_MAP, SEGMENTATION, STRUCTURES, Series
+from chiasm.volumes.dicom_structures import read_structure_set
 from chiasm.volumes.geometry import LPS_TO_RAS, Geometry, Volume, resample
 
 MOST_UNEVEN = 8  # times as many slices as there were, when uneven ones are resampled
@@ -44,7 +45,7 @@ def read_dicom(
 
     Returns:
         Rescaled values, whole numbers where slope and intercept are, shape (I, J, K), on its grid;
-        of a segmentation the labels.
+        of a segmentation or a structure set the labels.
 
     Raises:
         VolumeError: If the series breaks a rule; `reason` says which.
@@ -62,6 +63,8 @@ def read_series(series: Series, path: Path, *, resample_tilt: bool = False, max_
         if series.fault is not None:
             raise series.fault
         return read_segmentation(series, max_bytes=max_bytes)
+    if series.sop_class == STRUCTURES:
+        return read_structure_set(series, max_bytes=max_bytes)
     stack = series.stack
     if series.fault is not None and not (resample_tilt and stack is not None):
         raise series.fault

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
 LABEL_MAP = "1.2.840.10008.5.1.4.1.1.66.7"
+STRUCTURES = "1.2.840.10008.5.1.4.1.1.481.3"
 #: Made from scans, or shown with them: never taken for one unless asked for.
 NO_SCANS = (
     SEGMENTATION,
@@ -53,7 +54,7 @@ AXIAL = 0.99  # cosine from which a slice counts as lying in a plane of the body
 TAGS = (
     "SOPClassUID", "SeriesInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID", "Modality", "PatientID",
     "SeriesDescription", "ProtocolName", "SeriesNumber", "ContrastBolusAgent", "BurnedInAnnotation",
-    "SyntheticData", "ConcatenationUID", *PLACE_TAGS,
+    "SyntheticData", "ConcatenationUID", "StructureSetROISequence", "ReferencedFrameOfReferenceSequence", *PLACE_TAGS,
 )  # fmt: skip
 
 
@@ -84,6 +85,7 @@ class Series:
         kind: What kind of MR images it holds.
         apart: What distinguishes them in their SeriesInstanceUID, such as "phase"; "" where there are no others.
         localizer: Whether all its images are localizers.
+        structures: Names of the structures of a structure set; they may identify the patient too.
         stack: Its images in the order of K and their grid, or None.
         fault: Why there is no stack, or why it cannot be used as it is.
     """
@@ -107,6 +109,7 @@ class Series:
     kind: ImageKind = UNKNOWN
     apart: str = ""
     localizer: bool = False
+    structures: tuple[str, ...] = ()
     stack: Stack | None = None
     fault: VolumeError | None = None
 
@@ -119,6 +122,11 @@ class Series:
     def is_scan(self) -> bool:
         """Whether it may be a volume to read: images that are not all localizers, nor label map, dose or parameters."""
         return self.images > 0 and self.sop_class not in NO_SCANS and not self.localizer
+
+    @property
+    def is_readable(self) -> bool:
+        """Whether it may be read as a volume: images, or a structure set, which is drawn on those of its scan."""
+        return self.images > 0 or self.sop_class == STRUCTURES
 
     @property
     def shape(self) -> tuple[int, int, int] | None:
@@ -159,7 +167,8 @@ class Series:
         grid = [] if shape is None or spacing is None else [
             "x".join(map(str, shape)), "x".join(f"{mm:.3g}" for mm in spacing) + " mm", self.plane
         ]  # fmt: skip
-        words = [self.modality or "no modality", f"{self.images} images", *grid, *filter(None, [self.kind_words])]
+        count = f"{self.images} images" if self.images else f"{len(self.structures)} structures"
+        words = [self.modality or "no modality", count, *grid, *filter(None, [self.kind_words])]
         words += ["with contrast agent"] * self.contrast + ["synthetic"] * self.synthetic
         words += ["text burned in"] * self.burned_in + ([self.fault.reason] if self.fault is not None else [])
         return f"{self.choice}: {', '.join(words)}"
@@ -196,7 +205,11 @@ def scan_series(path: Path | str) -> Scan:
     if asked is None:
         return _scan(list_parts(path), path)
     scan = _scan_around(asked, path)
-    series = [one for one in scan.series if words in ("", one.apart)]
+    series = [
+        replace(one, apart=words) if one.sop_class == STRUCTURES else one
+        for one in scan.series
+        if words in ("", one.apart) or one.sop_class == STRUCTURES
+    ]
     if not series and not scan.broken:
         listed = "; ".join(one.described() for one in _numbered(scan.series))
         raise VolumeError(f"holds no images of the kind {words!r}", path=asked.place, reason="no-series", found=listed)
@@ -233,6 +246,18 @@ def scan_folder_alone(path: Path) -> Scan:
         VolumeError: If the folder cannot be listed.
     """
     return _scan(parts_in(path), path)
+
+
+def scan_around(part: DicomFile) -> Iterator[tuple[Series, ...]]:
+    """Find the series near a file: beside it, then below its folder or in its archive, then below the folder above.
+
+    Raises:
+        VolumeError: If a folder cannot be listed.
+    """
+    yield _scan(parts_beside(part), part.place).series
+    near = [part.path] if part.member is not None else part.path.parents[:2]
+    for place in near:
+        yield _scan(list_parts(place), place).series
 
 
 def find_series(path: Path | str) -> tuple[Series, ...]:
@@ -456,7 +481,7 @@ def _header(part: DicomFile, file: BinaryIO) -> _Header | None:
             choice=1,
             uid=uid,
             study_uid=text(dataset, "StudyInstanceUID"),
-            frame_uid=text(dataset, "FrameOfReferenceUID"),
+            frame_uid=text(dataset, "FrameOfReferenceUID") or _frame_referred_to(dataset),
             patient=_hashed(text(dataset, "PatientID")),
             sop_class=text(dataset, "SOPClassUID"),
             modality=text(dataset, "Modality"),
@@ -469,6 +494,7 @@ def _header(part: DicomFile, file: BinaryIO) -> _Header | None:
             burned_in=text(dataset, "BurnedInAnnotation").upper() == "YES",
             synthetic=text(dataset, "SyntheticData").upper() == "YES",
             concatenated=bool(text(dataset, "ConcatenationUID")),
+            structures=tuple(map(name_of_structure, dataset.get("StructureSetROISequence") or ())),
         )
         if not images:
             return _Header(series, (), None)
@@ -476,6 +502,17 @@ def _header(part: DicomFile, file: BinaryIO) -> _Header | None:
             return _Header(series, tuple(frames_of(dataset, part)), None)
         except VolumeError as error:
             return _Header(series, (), error)
+
+
+def name_of_structure(roi: Dataset) -> str:
+    """Return what an item of a structure set's list is called."""
+    return text(roi, "ROIName")
+
+
+def _frame_referred_to(dataset: Dataset) -> str:
+    """Return the frame of reference of a structure set; "" where there is none, or several."""
+    frames = {text(one, "FrameOfReferenceUID") for one in dataset.get("ReferencedFrameOfReferenceSequence") or ()}
+    return frames.pop() if len(frames) == 1 else ""
 
 
 def _hashed(patient: str) -> str:
