@@ -6,7 +6,8 @@ import re
 from collections.abc import Sequence
 
 from chiasm.cohorts.cases import ALIASES, MODALITIES, role_of
-from chiasm.volumes.dicom_series import Series, folder_name
+from chiasm.volumes.dicom_choice import folder_name
+from chiasm.volumes.dicom_series import Series
 
 WITH_AGENT = {"ce", "gd", "gad", "gado", "post", "postcontrast", "contrast", "km", "c"}
 #: Words of descriptions of what is no plain contrast.

@@ -7,8 +7,7 @@ part is optional:
     {"cases": {id: {"subject", "site", "head"}},
      "regions": {name: [values]},
      "labels": {"threshold": 0.5},
-     "series": {modality: words of a DICOM series},
-     "structures": {region, or "mask": [names of structures in a DICOM structure set]},
+     "series": {modality: words of a DICOM series}, "structures": {region or "mask": [names of structures]},
      "reading": {"form", "assume_ras", "resample", "resample_tilt"},
      "select": [words of the names of files],
      "allow": ["burned-in", "synthetic"]}
@@ -103,9 +102,8 @@ def _are_texts(select: object) -> bool:
 
 
 def _are_structures(structures: object) -> bool:
-    if not isinstance(structures, Mapping) or not all(map(is_plain, structures)):
-        return False
-    return all(names and _are_texts(names) and all(names) for names in structures.values())
+    lists = structures.values() if isinstance(structures, Mapping) and all(map(is_plain, structures)) else [None]
+    return all(_are_texts(names) and names and all(names) for names in lists)
 
 
 #: Key of `cohort.json` to what checks whether its value is of the form that is expected, and that form.
@@ -483,8 +481,7 @@ def _inside(text: str, row: _Row) -> Path:
     candidate = root / text
 
     def refusal(reason: str, why: str) -> CohortError:
-        hint = "Keep the files below the manifest, and name them from there."
-        return row.refusal(why, reason, repr(text), hint=hint)
+        return row.refusal(why, reason, repr(text), hint="Keep the files below the manifest, and name them from there.")
 
     if "\0" in text:
         raise refusal("nul", "a path holds a NUL character")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from chiasm.errors import VolumeError
 from chiasm.volumes.dicom_kinds import NOT_SAID, UNKNOWN, ImageKind, parse_kind
-from chiasm.volumes.dicom_series import Series, folder_name, names_of_series, scan_series
+from chiasm.volumes.dicom_series import Series, scan_series
 
 if TYPE_CHECKING:
     pass
@@ -73,6 +73,16 @@ def _without_images(series: Sequence[Series], path: Path) -> VolumeError:
         return VolumeError("holds no DICOM file", path=path, reason="no-dicom")
     kinds = ", ".join(sorted({one.modality or "unknown" for one in series}))
     return VolumeError("holds DICOM without images", path=path, reason="no-pixels", found=f"modality {kinds}")
+
+
+def folder_name(series: Series) -> str:
+    """Return the name of the folder that holds the first file of a series."""
+    return series.parts[0].place.parent.name
+
+
+def names_of_series(series: Series) -> tuple[str, str, str]:
+    """Return what may name a series: its folder, its description, its protocol."""
+    return folder_name(series), series.description, series.protocol
 
 
 def fitting(series: Sequence[Series], wanted: str | int) -> list[Series]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
@@ -248,18 +248,6 @@ def scan_folder_alone(path: Path) -> Scan:
     return _scan(parts_in(path), path)
 
 
-def scan_around(part: DicomFile) -> Iterator[tuple[Series, ...]]:
-    """Find the series near a file: beside it, then below its folder or in its archive, then below the folder above.
-
-    Raises:
-        VolumeError: If a folder cannot be listed.
-    """
-    yield _scan(parts_beside(part), part.place).series
-    near = [part.path] if part.member is not None else part.path.parents[:2]
-    for place in near:
-        yield _scan(list_parts(place), place).series
-
-
 def find_series(path: Path | str) -> tuple[Series, ...]:
     """List the series of a folder, a zip archive or around a file, in the order of their numbers.
 
@@ -274,16 +262,6 @@ def find_series(path: Path | str) -> tuple[Series, ...]:
     if scan.broken:
         raise scan.broken[0]
     raise VolumeError("holds no DICOM file", path=path, reason="no-dicom")
-
-
-def folder_name(series: Series) -> str:
-    """Return the name of the folder that holds the first file of a series."""
-    return series.parts[0].place.parent.name
-
-
-def names_of_series(series: Series) -> tuple[str, str, str]:
-    """Return what may name a series: its folder, its description, its protocol."""
-    return folder_name(series), series.description, series.protocol
 
 
 def is_dicom(path: Path) -> bool:
@@ -494,7 +472,7 @@ def _header(part: DicomFile, file: BinaryIO) -> _Header | None:
             burned_in=text(dataset, "BurnedInAnnotation").upper() == "YES",
             synthetic=text(dataset, "SyntheticData").upper() == "YES",
             concatenated=bool(text(dataset, "ConcatenationUID")),
-            structures=tuple(map(name_of_structure, dataset.get("StructureSetROISequence") or ())),
+            structures=tuple(text(one, "ROIName") for one in dataset.get("StructureSetROISequence") or ()),
         )
         if not images:
             return _Header(series, (), None)
@@ -502,11 +480,6 @@ def _header(part: DicomFile, file: BinaryIO) -> _Header | None:
             return _Header(series, tuple(frames_of(dataset, part)), None)
         except VolumeError as error:
             return _Header(series, (), error)
-
-
-def name_of_structure(roi: Dataset) -> str:
-    """Return what an item of a structure set's list is called."""
-    return text(roi, "ROIName")
 
 
 def _frame_referred_to(dataset: Dataset) -> str:

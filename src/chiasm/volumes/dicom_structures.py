@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from chiasm.errors import VolumeError
 from chiasm.volumes.dicom_files import DicomFile, read_dataset, taming, text, visit
-from chiasm.volumes.dicom_series import Series, name_of_structure, scan_around
+from chiasm.volumes.dicom_series import Series, scan_folder_alone, scan_series
 from chiasm.volumes.geometry import LPS_TO_RAS, Geometry, Volume
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def _is_called(name: str, patterns: Iterable[str]) -> bool:
 
 def _structures(dataset: Dataset, part: DicomFile) -> Iterator[Structure]:
     """Read the structures that have areas."""
-    names = {str(one.get("ROINumber")): name_of_structure(one) for one in dataset.get("StructureSetROISequence") or ()}
+    names = {str(one.get("ROINumber")): text(one, "ROIName") for one in dataset.get("StructureSetROISequence") or ()}
     points = 0
     for drawn in dataset.get("ROIContourSequence") or ():
         contours = [_points(one, part) for one in drawn.get("ContourSequence") or () if _is_area(one)]
@@ -159,7 +159,7 @@ def _scans_referred_to(dataset: Dataset) -> Iterator[str]:
 
 def _grid_of(scans: set[str], part: DicomFile) -> Geometry:
     """Find the scan that a set refers to, near it."""
-    for found in scan_around(part):
+    for found in _series_near(part):
         fitting = [one for one in found if one.uid in scans and one.is_scan]
         if len(fitting) == 1 and fitting[0].stack is not None and fitting[0].fault is None:
             return fitting[0].stack.geometry
@@ -173,6 +173,16 @@ def _grid_of(scans: set[str], part: DicomFile) -> Geometry:
         reason="no-series",
         hint="Put the scan that it was drawn on into the same folder, or into one beside that.",
     )
+
+
+def _series_near(part: DicomFile) -> Iterator[tuple[Series, ...]]:
+    """Find the series beside a file, then below its folder or in its archive, then below the folder above."""
+    if part.member is not None:
+        yield scan_series(part.path).series
+        return
+    yield scan_folder_alone(part.path.parent).series
+    for folder in part.path.parents[:2]:
+        yield scan_series(folder).series
 
 
 def _draw(structure: Structure, grid: Geometry, labels: NDArray[np.uint8], label: int, part: DicomFile) -> None:
