@@ -34,9 +34,9 @@ its own, and within a line only from names to its left; a test reads this map.
                   radiotherapy, conventions
     networks      tensors to tensors: generator, discriminators, layers, srcnn, fcn8, unet, dcgan, pix2pix, fcn3d, han,
                   li_cnn, context_gan, strainet, sparse_coding, foreign, shapes, catalogue
-    prediction    a network over a whole volume: tiling, windows, seams, engines, compiled, calibration, baselines,
-                  manifest, resuming, model_files, model, passes, synthesis, ensemble, dicom_case, case_files,
-                  inputs, folders, export
+    prediction    a network over a whole volume: tiling, slabs, windows, seams, engines, compiled, calibration,
+                  baselines, manifest, resuming, model_files, model, passes, synthesis, ensemble, dicom_case,
+                  case_files, inputs, folders, export
     training      how networks learn: ranks, classes, painted_lesions, batches, state, losses, attention, players,
                   admm, joint_coding, health, checkpoints, run_folder, finished, session, log, shared_layers,
                   trainables, setting, reading, coding, cost, sampler, discriminator_step, generator_step, learner,

@@ -27,6 +27,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 Dims = Literal[2, 3]
 Norm = Literal["batch", "none"]
@@ -137,6 +138,8 @@ def fold_voxels(image: Tensor, by: int) -> Tensor:
     """
     if by == 1:
         return image
+    if has_torch_function_unary(image):
+        return handle_torch_function(fold_voxels, (image,), image, by)
     n, channels, *spatial = image.shape
     dims = len(spatial)
     split = image.reshape(n, channels, *(size for axis in spatial for size in (axis // by, by)))
@@ -157,6 +160,8 @@ def unfold_voxels(features: Tensor, by: int) -> Tensor:
     """
     if by == 1:
         return features
+    if has_torch_function_unary(features):
+        return handle_torch_function(unfold_voxels, (features,), features, by)
     n, channels, *spatial = features.shape
     dims = len(spatial)
     split = features.reshape(n, channels // by**dims, *[by] * dims, *spatial)
@@ -370,5 +375,6 @@ class ResidualGenerator(nn.Module):
     def _look_up(self, intensity: Tensor) -> Tensor:
         edges, values = self.lookup_edges, self.lookup_values
         right = torch.bucketize(intensity.detach().contiguous(), edges).clamp(1, KNOTS - 1)
-        share = ((intensity - edges[right - 1]) / (edges[right] - edges[right - 1])).clamp(0, 1)
-        return torch.lerp(values[right - 1], values[right], share)
+        left_edge, left_value = edges.take(right - 1), values.take(right - 1)
+        share = ((intensity - left_edge) / (edges.take(right) - left_edge)).clamp(0, 1)
+        return torch.lerp(left_value, values.take(right), share)

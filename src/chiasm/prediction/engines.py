@@ -30,6 +30,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 ACCELERATORS = ("auto", "cpu", "cuda")
 WORTH_COMPILING = 2_000_000  # voxels of an image for which compiling (about 5 s of CPU, once a model) pays
+ONE_PASS = 4_000_000  # voxels that a compiled 3D network takes at once: about 2 GiB for one of 16 channels
 FASTEST = "the fastest on a CPU, and installed; torch computes images below 2 million voxels"
 EXTRAS = {"openvino": "fast", "onnxruntime": "onnx"}  # what installs an engine: pip install 'chiasm[fast]'
 _LAYOUT = {4: torch.channels_last, 5: torch.channels_last_3d}  # by the number of axes
@@ -209,9 +210,14 @@ class Engine:
         least = WORTH_COMPILING if reason == FASTEST else 0
         return cls(device, precision, hardware.threads, name, reason, hardware.engine != "auto", least)
 
-    def for_image(self, voxels: int) -> Engine:
-        """Return what computes an image of so many voxels: this engine, or torch where compiling would cost more."""
-        return self if voxels >= self.least_voxels else replace(self, name="torch", notes=[])
+    def for_image(self, voxels: int, dims: Literal[2, 3] = 2) -> Engine:
+        """Return what computes an image of so many voxels: this engine, or torch where that takes less.
+
+        It does where compiling would cost more, and in 3D where the whole does not go through the networks at once.
+        """
+        if self.by_name or (self.least_voxels <= voxels and (dims == 2 or voxels <= ONE_PASS)):
+            return self
+        return replace(self, name="torch", notes=[])
 
     def describe(self) -> str:
         """Name engine, version and precision."""
@@ -240,20 +246,28 @@ class Engine:
             A function that takes a tensor (N, C, *S) on any device and returns
             float32 on the engine's.
         """
-        kind, narrow = self.device.type, _AUTOCAST.get(self.precision)
 
         def run(images: Tensor) -> Tensor:
-            on_device = images.to(self.device)
-            if images.ndim in _LAYOUT:
-                on_device = on_device.contiguous(memory_format=_LAYOUT[images.ndim])
-            with (
-                _threads(self.threads),
-                torch.inference_mode(),
-                torch.autocast(kind, dtype=narrow, enabled=narrow is not None),
-            ):
-                return network_fn(on_device).float()
+            with self.inference():
+                return network_fn(self.lay_out(images)).float()
 
         return run
+
+    @contextmanager
+    def inference(self) -> Iterator[None]:
+        """Compute without gradients, in this engine's precision and on its threads, while the block lasts."""
+        narrow = _AUTOCAST.get(self.precision)
+        with (
+            _threads(self.threads),
+            torch.inference_mode(),
+            torch.autocast(self.device.type, dtype=narrow, enabled=narrow is not None),
+        ):
+            yield
+
+    def lay_out(self, images: Tensor) -> Tensor:
+        """Move images (N, C, *S) to the device, channels last."""
+        on_device = images.to(self.device)
+        return on_device.contiguous(memory_format=_LAYOUT[images.ndim]) if images.ndim in _LAYOUT else on_device
 
 
 def freeze_for_inference(module: Module) -> Module:

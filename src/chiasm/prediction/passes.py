@@ -6,6 +6,7 @@ Training validates with `synthesise_prepared` and `synthesise` predicts with it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache, partial
 from typing import NamedTuple
@@ -20,13 +21,14 @@ from chiasm.networks.discriminators import LocalLogits
 from chiasm.prediction.compiled import Compiled
 from chiasm.prediction.engines import Engine
 from chiasm.prediction.model import Model, source_channels
-from chiasm.prediction.seams import takes_one_size, tiles_are_exact
+from chiasm.prediction.seams import is_of_this_package, takes_one_size, tiles_are_exact
+from chiasm.prediction.slabs import NoSlabs, apply_in_slabs
 from chiasm.prediction.tiling import apply_to_slices, apply_to_volume
 from chiasm.prediction.windows import blend_slices, blend_windows
 from chiasm.preparation.plan import Plan
 from chiasm.recipe import Average
 
-TILE = 96  # side of a 3D tile where the whole does not fit
+TILE = 96  # side of a 3D tile, where slabs are not possible
 SLICES_AT_ONCE = 8
 
 
@@ -205,9 +207,8 @@ def synthesise_prepared(
     if networks.earlier:
         source = _with_context(networks, source, mask, plan, engine)
         networks = networks._replace(earlier=())
-    run = _runner(networks, engine, source_channels(plan), conditional)
     stack = np.concatenate([source, mask[None]], dtype=np.float32)
-    outputs = _over_volume(run, stack, networks, plan)
+    outputs = _over_volume(networks, stack, plan, conditional, engine)
     inside = [channel[mask] for channel in outputs]  # the image; logits of magnitude, structured and realness
     prediction = scatter(inside[0], mask)
     if networks.local_discriminator is None:
@@ -256,24 +257,25 @@ def is_blended(generator: nn.Module, plan: Plan) -> bool:
 
 
 def _over_volume(
-    run: Callable[[Tensor], Tensor],
-    stack: NDArray[np.float32],
-    networks: Networks,
-    plan: Plan,
+    networks: Networks, stack: NDArray[np.float32], plan: Plan, conditional: bool, engine: Engine
 ) -> NDArray[np.float32]:
-    """Run a generator, a local discriminator and a refiner, chained, over all slices, windows or tiles of a volume."""
+    """Run networks, chained, over all slices, windows, slabs or tiles of a volume."""
+    run = _runner(networks, engine, source_channels(plan), conditional)
     blended = is_blended(networks.generator, plan)
     if blended and plan.dims == 2:
         return blend_slices(run, stack, slices=plan.slices, window=plan.patch)
     if blended:
         return blend_windows(run, stack, window=plan.patch, weighting="smooth")
-    passes, multiple = networks.of_any_size.in_one_pass, networks.multiple
+    multiple = networks.multiple
     if plan.dims == 2:
         places = np.flatnonzero(stack[-1].any((0, 1)))  # outside the mask nothing is asked
         return apply_to_slices(
             run, stack, slices=plan.slices, batch=SLICES_AT_ONCE, multiple=multiple, places=places.tolist()
         )
-    halo = sum(int(getattr(network, "receptive_field", 0)) for network in passes)
+    if not isinstance(run, Compiled) and is_of_this_package(networks.generator):
+        with suppress(NoSlabs), engine.inference():
+            return apply_in_slabs(run, stack, multiple=multiple)
+    halo = sum(int(getattr(network, "receptive_field", 0)) for network in networks.of_any_size.in_one_pass)
     return apply_to_volume(run, stack, tile=TILE, halo=halo, multiple=multiple)
 
 

@@ -65,7 +65,7 @@ def tiles_are_exact(network: nn.Module, channels: int) -> bool:
         network: In evaluation mode; states its needs and its receptive field, as `make_network` sees to.
         channels: Of its input.
     """
-    if _is_of_this_package(network):
+    if is_of_this_package(network):
         return True
     if network not in _EXACT:
         _EXACT[network] = _no_cut_shows(network, channels)
@@ -82,14 +82,15 @@ def takes_one_size(network: nn.Module, channels: int, patch: Sequence[int]) -> b
         channels: Of its input.
         patch: A size that it takes.
     """
-    if _is_of_this_package(network) or not hasattr(network, "margin"):
+    if is_of_this_package(network) or not hasattr(network, "margin"):
         return False
     if network not in _ONE_SIZE:
         _ONE_SIZE[network] = _fails_on_longer(SameSize(network), channels, patch)
     return _ONE_SIZE[network]
 
 
-def _is_of_this_package(network: nn.Module) -> bool:
+def is_of_this_package(network: nn.Module) -> bool:
+    """Return whether a network is one of this package, whose needs and receptive field its tests show."""
     return type(network).__module__.partition(".")[0] == __package__.partition(".")[0]
 
 

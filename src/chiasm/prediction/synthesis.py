@@ -93,7 +93,7 @@ def synthesise(
     volumes, moved = align_sources(volumes, plan.sources, plan.registration)
     volumes, mask = on_thin_slices(volumes, mask, plan, degrade=degrade)
     prepared = prepare_source(volumes, plan, mask)
-    engine = engine.for_image(prepared.mask.size)
+    engine = engine.for_image(prepared.mask.size, plan.dims)
     networks = networks_of(model)._replace(difficulties=False)
     maps = synthesise_prepared(
         networks if average is None else networks._replace(average=average),
