@@ -25,7 +25,18 @@ HERE = Path(__file__).parents[1] / "src" / "chiasm"
 MOST_COMPLEX, MOST_LINES, MOST_PARAMETERS, LARGEST_CLASS, LONGEST_MODULE, LARGEST_ROOM = 12, 60, 7, 200, 500, 0.15
 COMMANDS = "commands"  # whose functions have a parameter for each option
 #: What is called from outside: keyword arguments with their explanations are the interface.
-VERBS = ("predict", "evaluate", "register", "mumap", "write_cohort", "complete", "run_study", "train", "read_volume")
+VERBS = (
+    "predict",
+    "evaluate",
+    "register",
+    "mumap",
+    "write_cohort",
+    "complete",
+    "run_study",
+    "train",
+    "read_volume",
+    "finetune",
+)
 
 
 @dataclass(frozen=True)

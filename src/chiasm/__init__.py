@@ -40,7 +40,7 @@ its own, and within a line only from names to its left; a test reads this map.
     training      how networks learn: ranks, classes, painted_lesions, batches, state, losses, attention, players,
                   admm, joint_coding, health, checkpoints, run_folder, finished, session, log, shared_layers,
                   trainables, setting, reading, coding, cost, sampler, discriminator_step, generator_step, learner,
-                  loop, cascade, run_planning, run
+                  loop, cascade, run_planning, run, finetuning
     evaluation    scores, and what may be claimed from them: rows, reference, scoring, summary, headlines, paired_tests,
                   statistics, agreement, reader_files, rating, loading, predictions, uncertainty, expected_error
     reports       the pages that people read: drawing, pages, tables, registration, gallery, curves, progress_page,
@@ -77,6 +77,7 @@ if TYPE_CHECKING:
     from chiasm.studies.completion import complete
     from chiasm.studies.study import run_study as study
     from chiasm.studies.study_report import report
+    from chiasm.training.finetuning import finetune
     from chiasm.training.run import train
     from chiasm.training.run_planning import plan_run as plan
 
@@ -87,6 +88,7 @@ __all__ = [
     "evaluate",
     "explain",
     "export",
+    "finetune",
     "inspect",
     "load",
     "models",
@@ -107,6 +109,7 @@ _VERBS = {
     "inspect": ("preparation.inspection", "inspect_folder"),
     "plan": ("training.run_planning", "plan_run"),
     "train": ("training.run", "train"),
+    "finetune": ("training.finetuning", "finetune"),
     "load": ("prediction.folders", "load"),
     "predict": ("prediction.folders", "predict"),
     "complete": ("studies.completion", "complete"),

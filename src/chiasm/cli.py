@@ -21,7 +21,16 @@ from chiasm.storage import FULL, unwritable
 VERBS: Mapping[str, Sequence[Callable[..., None]]] = {
     "Start": (start.run, start.explain, data.demo, results.methods),
     "Data": (data.inspect, data.phantom, data.register),
-    "Models": (models.plan, models.train, models.predict, models.complete, models.export, models.serve, bids.bids),
+    "Models": (
+        models.plan,
+        models.train,
+        models.finetune,
+        models.predict,
+        models.complete,
+        models.export,
+        models.serve,
+        bids.bids,
+    ),
     "Evidence": (results.evaluate, results.models, results.study, results.report, rating.rate, benchmark.bench),
     "PET": (data.mumap,),
 }

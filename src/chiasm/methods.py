@@ -9,6 +9,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Literal
 
 from chiasm.errors import RecipeError, shortened, unknown
@@ -435,9 +436,24 @@ def make_recipe(
     is_own = all(layer.get("generator.network", _OWN) == _OWN for layer in asked)
     layers: list[Changes] = [SIZES[size], OWN_SIZES.get(size, {}) if is_own else {}, *asked]
     content: dict[str, Any] = {"method": found.key, "size": size}
-    for layer in layers:
-        for name, value in layer.items():
-            _put(content, name, value)
+    for name, value in chain.from_iterable(layer.items() for layer in layers):
+        _put(content, name, value)
+    return validate_recipe(content, None)
+
+
+def change_recipe(content: dict[str, Any], changes: Changes, settings: Sequence[str]) -> Recipe:
+    """Change single settings of a recipe.
+
+    Args:
+        content: Its sections, as `model_dump` gives them; changed in place.
+        changes: Dotted field names to values.
+        settings: Texts such as "loss.norm=l1", as given to `--set`.
+
+    Raises:
+        RecipeError: As `make_recipe`.
+    """
+    for name, value in [*changes.items(), *map(_parse_setting, settings)]:
+        _put(content, name, value)
     return validate_recipe(content, None)
 
 

@@ -274,6 +274,7 @@ class Training(Section):
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
     accelerator: str = "auto"
     devices: Annotated[int, Field(ge=1, le=1024)] = 1
+    parent: Annotated[str, Field(pattern="^([0-9a-f]{64})?$")] = ""  # sha256 of the model it goes on from
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -28,6 +28,7 @@ from chiasm.commands.options import (
     PeopleOptions,
     ReadingOptions,
     RecipeOptions,
+    file_settings,
     several,
 )
 from chiasm.errors import RecipeError, unknown
@@ -100,6 +101,63 @@ def train(
             )
     show_registered(out)
     exit_partial(run.problems)
+
+
+def finetune(
+    run: Annotated[Path, typer.Argument(help="Run folder whose model goes on learning, or its model folder.")],
+    data: Data,
+    out: Out,
+    found: CohortOptions,
+    people: PeopleOptions,
+    reading: ReadingOptions,
+    allow: Allow = None,
+    steps: Annotated[
+        int | None,
+        typer.Option("--steps", help="Training steps; a quarter of the run's by default.", rich_help_panel="Method"),
+    ] = None,
+    fold: Annotated[int, typer.Option("--fold", help="Fold that is the test set.", rich_help_panel="Run")] = 0,
+    folds: Annotated[
+        int, typer.Option("--folds", help="Folds by subject; 1 keeps no test set.", rich_help_panel="Run")
+    ] = 5,
+    seed: Seed = 0,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Any setting: --set loss.norm=l1.", rich_help_panel="Expert")
+    ] = None,
+    accelerator: Accelerator = "auto",
+    precision: Precision = "auto",
+    trust: Trust = None,
+) -> None:
+    """Let a model go on learning on other paired scans of the same modalities; the same command again resumes."""
+    check_output(out)
+    selection = found.selection((), reading, allow, people)
+    given = {"schedule.steps": steps, **file_settings(reading, selection)}
+    changes: dict[str, object] = {name: value for name, value in given.items() if value is not None}
+    changes |= {
+        "split.fold": fold,
+        "split.folds": folds,
+        "training.seed": seed,
+        "training.accelerator": accelerator,
+        "training.precision": precision,
+    }
+    from chiasm.reports.progress_page import ProgressPage
+    from chiasm.training.finetuning import finetune as go_on
+
+    with open_progress() as bar:
+        done = go_on(
+            run,
+            data,
+            out,
+            changes=changes,
+            settings=several(settings),
+            layout=found.layout,
+            selection=selection,
+            trust=several(trust),
+            say=typer.echo,
+            progress=follow(bar, "training"),
+            watcher=ProgressPage(out),
+        )
+    show_registered(out)
+    exit_partial(done.problems)
 
 
 def predict(

@@ -140,6 +140,18 @@ class CohortOptions:
         return Selection(rules, None, several(allow), reading.reading(), several(self.select), subject_pattern=pattern)
 
 
+def file_settings(reading: ReadingOptions, selection: Selection) -> dict[str, object]:
+    """Return the settings of a recipe that say how files are chosen and read; None for what was not asked for."""
+    return {
+        "data.form": reading.form,
+        "data.assume_ras": reading.assume_ras or None,
+        "data.resample": reading.resample or None,
+        "data.resample_tilt": reading.resample_tilt or None,
+        "data.select": tuple(selection.select) or None,
+        "split.subject_pattern": selection.subject_pattern or None,
+    }
+
+
 @dataclass(frozen=True)
 class RecipeOptions:
     """What is to be learnt, by which method, with how much effort, on which fold."""
@@ -230,12 +242,7 @@ class RecipeOptions:
             "data.factor": self.factor,
             "data.axis": None if self.axis is None else self.axis.upper(),
             "schedule.steps": self.steps,
-            "data.form": reading.form,
-            "data.assume_ras": reading.assume_ras or None,
-            "data.resample": reading.resample or None,
-            "data.resample_tilt": reading.resample_tilt or None,
-            "data.select": tuple(selection.select) or None,
-            "split.subject_pattern": selection.subject_pattern or None,
+            **file_settings(reading, selection),
         }
         changes |= {name: value for name, value in given.items() if value is not None}
         return make_recipe(self.method, self.size, changes, [*settings, *several(self.settings)])

@@ -180,9 +180,9 @@ def _write(folder: Path, model: Model, extras: Mapping[str, Path]) -> None:
     for name, path in extras.items():
         copy_file(path, folder / name)
     sums = {path.name: sha256_of(path) for path in sorted(folder.iterdir())}
-    write_toml(
-        folder / CARD, with_checksum({"format": FORMAT, "error_scale": float(model.error_scale), "sha256": sums})
-    )
+    parent = {"parent": model.recipe.training.parent} if model.recipe.training.parent else {}
+    card = {"format": FORMAT, "error_scale": float(model.error_scale), **parent, "sha256": sums}
+    write_toml(folder / CARD, with_checksum(card))
 
 
 def _weights_of(model: Model) -> dict[str, Tensor]:

@@ -33,12 +33,14 @@ class Card(BaseModel):
     Attributes:
         error_scale: s of the soft targets, normalised units.
         sha256: File name to the sha256 of its bytes.
+        parent: sha256 of the card of the model that this one went on from, or empty.
     """
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
     error_scale: Annotated[float, Field(ge=0, le=1e6)]
     sha256: Annotated[dict[str, str], Field(max_length=MOST_FILES)]
+    parent: Annotated[str, Field(max_length=64)] = ""
 
 
 def find_model(path: Path) -> Path:

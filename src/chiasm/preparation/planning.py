@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal, TypedDict
+from dataclasses import replace
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -108,6 +109,60 @@ def make_plan(
         reasons=reasons,
         degradation=terms.degradation,
         reading=reading,
+    )
+
+
+#: Fields of a plan that a network's weights do not depend on: they describe the cohort.
+OF_COHORT = (
+    *("target_reference", "target_unit", "target_range", "target_background"),
+    *("source_ranges", "source_histograms", "source_limits"),
+)
+
+
+def continue_plan(
+    parent: Plan,
+    recipe: Recipe,
+    cohort: Cohort,
+    train_ids: Sequence[str],
+    *,
+    examined: Mapping[str, CaseFacts] | None = None,
+) -> Plan:
+    """Take over the plan of a model whose weights go on learning, with what describes the cohort fitted anew.
+
+    Args:
+        parent: Plan of that model.
+        recipe: What is asked for.
+        cohort: Holds the new training cases.
+        train_ids: Which they are.
+        examined: As for `make_plan`.
+
+    Raises:
+        CohortError: As `make_plan`.
+        ValueError: If an id is unknown.
+    """
+    reasons = dict.fromkeys(
+        ("spacing_mm", "dims", "patch", "mask_rule", "source_kinds", "target_kind"),
+        "as in the parent, whose weights were learnt with it",
+    )
+    sources, learning = recipe.data.sources, _named(cohort, train_ids)
+    terms = terms_of(recipe.data)
+    seen = fingerprint(list(learning.values()), sources, recipe.data.target, terms=terms, examined=examined)
+    seen = _without_constants(recipe, seen, learning)
+    fitted: dict[str, Any] = {**_fitted(recipe, seen, parent.source_kinds, parent.target_kind, reasons)}
+    reasons["lookup"] = "as in the parent, whose networks started from it"
+    if seen.mask_rule != parent.mask_rule:
+        reasons["mask_rule"] += f"; chosen for these images it would be {seen.mask_rule}: look at the predictions"
+    reasons["trained_on"] = f"{len(train_ids)} training cases; ranges and the target's unit are fitted on them"
+    return replace(
+        parent,
+        **{name: fitted[name] for name in OF_COHORT},
+        source_stored=tuple(_stored(seen, index) for index in range(len(sources))),
+        **_extents(seen),
+        trained_on=tuple(train_ids),
+        unpaired=(),
+        expected=Estimate(0.0, 0.0, 0.0),
+        reasons=reasons,
+        reading=learning[train_ids[0]].reading,
     )
 
 

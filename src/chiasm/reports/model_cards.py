@@ -112,7 +112,8 @@ class _Read:
         self.place = place
         self.evidence = read_evidence(place)
         self.model = find_model(self.evidence.folder)
-        self.hashes = read_card(self.model).sha256
+        card = read_card(self.model)
+        self.hashes, self.parent = card.sha256, card.parent
         splits = self.model / "splits.json"
         self.splits: SplitRecord | None = read_splits(splits) if splits.is_file() else None
 
@@ -132,6 +133,8 @@ class _Read:
         yield "made with", f"chiasm {environment['chiasm']}" if "chiasm" in environment else "not noted"
         yield "sha256 of the model", sha256_of(self.model / CARD)
         yield "sha256 of the weights", self.hashes[WEIGHTS]
+        if self.parent:
+            yield "goes on from the model with sha256", self.parent
         yield "licence", _licence(self.model)
         yield "use", "for research; not for diagnostic use"
 

@@ -152,6 +152,14 @@ class CodingLearner:
         if content:
             self.state = CodingState(float(content["objective"]), bool(content["settled"]))
 
+    def adopt(self, model: Model) -> None:
+        """Refuse to go on from a model: its codes are of its own patches.
+
+        Raises:
+            ValueError: Always.
+        """
+        raise ValueError(f"a sparse coder does not go on from {model.recipe.method}")
+
     def note_validation(self, rho: float) -> None:
         """Take note of nothing: there is no attention whose health depends on it."""
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
@@ -66,6 +67,11 @@ class Learner:
         """Go on from the state of a checkpoint."""
         self.state = TrainingState.from_dict({**self.state.to_dict(), **content}, self.fabric.device)
         self._watch = None
+
+    def adopt(self, model: Model) -> None:
+        """Begin with the weights of a model of this recipe, and with the scale of its errors."""
+        self.trainables.adopt(model)
+        self.state = replace(self.state, error_scale=torch.full_like(self.state.error_scale, model.error_scale))
 
     def note_validation(self, rho: float) -> None:
         """Report to the health gate how the difficulty followed the error on validation cases."""

@@ -23,6 +23,7 @@ from torch import nn
 
 from chiasm.errors import RecipeError, RunError
 from chiasm.prediction.engines import Engine, pick_precision
+from chiasm.prediction.model import Model
 from chiasm.prediction.passes import Maps
 from chiasm.preparation.arrays import PreparedCase
 from chiasm.preparation.plan import Plan
@@ -107,7 +108,7 @@ def learn(
     folder: Path,
     session: Session,
     *,
-    start: Path | None = None,
+    start: Path | Model | None = None,
     until: int | None = None,
 ) -> AnyLearner:
     """Train from the newest checkpoint in `folder`, or from the start, to the last step.
@@ -118,7 +119,8 @@ def learn(
         cases: Prepared training and validation cases.
         folder: The run folder; `checkpoints/` and `log.jsonl` are written there.
         session: Devices, and whom to report to: one sentence for each thing that a user must know.
-        start: Run folder of a shared warm-up, with whose networks this run goes on.
+        start: Run folder of a shared warm-up, or a model, with whose networks this run goes on.  A model is validated
+            before the first step.
         until: Stop after as many steps, as a warm-up does; all of the recipe's by default.
 
     Returns:
@@ -145,7 +147,7 @@ class _Training(NamedTuple):
     cases: LearningCases
     folder: Path
     session: Session
-    start: Path | None
+    start: Path | Model | None
     until: int | None
 
 
@@ -159,8 +161,8 @@ def _learn(todo: _Training, *, careful: bool) -> AnyLearner:
     learner = _make_learner(recipe, plan, cases.training, session.fabric)
     done = _resume(learner, folder, session, start)
     log = TrainingLog(folder / "log.jsonl", session, recipe.schedule.steps if until is None else until)
-    log.cut(done)
     due, engine = validation_steps(recipe), session.engine(recipe)
+    _open_log(log, learner, todo, done)
     _show(log, done)
     saved, read = time.monotonic(), dict[str, float]()
     with collected_signals() as caught:
@@ -176,7 +178,7 @@ def _learn(todo: _Training, *, careful: bool) -> AnyLearner:
             is_late, stopped_by = ranks.agree(time.monotonic() - saved > CHECKPOINT_SECONDS, caught)
             if any((is_late, stopped_by, step + 1 in due, step + 1 == log.steps)):
                 learner.check()
-                if step + 1 in due and cases.validation:
+                if step + 1 in due:
                     _note_validation(learner, cases.validation, step, engine, log)
                 if step + 1 in due:
                     _show(log, step + 1)
@@ -188,6 +190,14 @@ def _learn(todo: _Training, *, careful: bool) -> AnyLearner:
     if (closed := learner.state.closed_share) > MOST_CLOSED:
         session.say(f"the attention was switched off by its health gate in {100 * closed:.0f} % of its steps")
     return learner
+
+
+def _open_log(log: TrainingLog, learner: AnyLearner, todo: _Training, done: int) -> None:
+    """Drop what a resumed run writes again; before the first step, note what a model is worth that learns on."""
+    is_adopted = done == 0 and isinstance(todo.start, Model)
+    log.cut(-1 if is_adopted else done)
+    if is_adopted:
+        _note_validation(learner, todo.cases.validation, -1, todo.session.engine(todo.recipe), log)
 
 
 def _make_learner(recipe: Recipe, plan: Plan, cases: Sequence[PreparedCase], fabric: Fabric) -> AnyLearner:
@@ -207,6 +217,8 @@ def _note_validation(
     learner: AnyLearner, cases: Sequence[PreparedCase], step: int, engine: Engine, log: TrainingLog
 ) -> None:
     """Validate after a step; the learner's gate and the log learn of it."""
+    if not cases:
+        return
     watcher = log.session.watcher
     show = None if watcher is None else partial(watcher.picture, step + 1)
     scores, verdict = validate(learner, cases[:MOST_VALIDATION_CASES], engine, show)
@@ -220,14 +232,17 @@ def _show(log: TrainingLog, done: int) -> None:
         watcher.update(log.path, done, log.steps)
 
 
-def _resume(learner: AnyLearner, folder: Path, session: Session, start: Path | None) -> int:
-    """Restore the newest checkpoint of a run, or else of the warm-up that it goes on from; return the steps done.
+def _resume(learner: AnyLearner, folder: Path, session: Session, start: Path | Model | None) -> int:
+    """Restore the newest checkpoint of a run, or else what it goes on from, a warm-up or a model; return steps done.
 
     Raises:
         RunError: If there is a warm-up without a checkpoint.
     """
     done, state, damaged = load_checkpoint(folder / "checkpoints", learner.parts)
-    if not done and start is not None:
+    if not done and isinstance(start, Model):
+        learner.adopt(start)
+        return 0
+    if not done and isinstance(start, Path):
         done, state, damaged = load_checkpoint(start / "checkpoints", learner.parts, some=True)
         if not done:
             raise RunError(

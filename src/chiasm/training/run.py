@@ -22,13 +22,13 @@ import numpy as np
 
 from chiasm.cohorts.cases import Cohort, Problem
 from chiasm.cohorts.dicom_patients import Selection
-from chiasm.errors import CohortError
+from chiasm.errors import CohortError, RunError
 from chiasm.locks import locked
 from chiasm.methods import title_of
 from chiasm.prediction.baselines import CARD, TENSORS, fit_baselines, save_baselines
 from chiasm.prediction.calibration import Calibration, fit_calibration
 from chiasm.prediction.engines import Engine, pick_precision
-from chiasm.prediction.model import save_model
+from chiasm.prediction.model import Model, save_model
 from chiasm.preparation.arrays import PreparedCase, prepare_cohort
 from chiasm.preparation.plan import FITTED, Plan
 from chiasm.progress import StepProgress
@@ -56,7 +56,7 @@ def train(
     layout: str | None = None,
     selection: Selection | None = None,
     cache: Path | None = None,
-    start: Path | None = None,
+    start: Path | Model | None = None,
     until: int | None = None,
     minutes: float | None = None,
     announce: Callable[[PlannedRun], None] | None = None,
@@ -73,7 +73,7 @@ def train(
         layout: Name of a layout, where the folder fits several.
         selection: Which DICOM series are taken, and which marked images.
         cache: Where prepared and registered volumes are kept; `folder/cache` and `folder/registered` by default.
-        start: Run folder of a warm-up to go on from.
+        start: Run folder of a warm-up to go on from, or a model, whose plan and weights are taken over.
         until: Stop after as many steps and write no model: a warm-up.
         minutes: A time that a new run's steps are to fit into, in one process; by default the recipe's steps are done.
         announce: Called with what was planned, before anything is prepared; not where the run is finished already.
@@ -88,6 +88,7 @@ def train(
     """
     if recipe.generator.stages > 1 and (start, until) != (None, None):
         raise ValueError("a cascade of stages has no warm-up to share")
+    parent = _parent_of(start, recipe)
     session = _open_session(recipe, say, progress, watcher)
     make_folder(folder)
     with locked(folder) if session.is_first_process else nullcontext():
@@ -97,7 +98,7 @@ def train(
                 return done
             check_model_place(folder)
             with _clock(session, folder, "planning"):
-                planned = plan_cases(found, recipe, folder, session.say, cache, minutes)
+                planned = plan_cases(found, recipe, folder, session.say, cache, minutes, parent)
             recipe = planned.recipe
             if announce is not None:
                 announce(planned)
@@ -120,10 +121,23 @@ def train(
 
 
 class _WarmUp(NamedTuple):
-    """The warm-up that a training goes on from, and the step after which it stops, if it is one itself."""
+    """The warm-up or model that a training goes on from, and the step after which it stops, if it is one itself."""
 
-    start: Path | None
+    start: Path | Model | None
     until: int | None
+
+
+def _parent_of(start: Path | Model | None, recipe: Recipe) -> Plan | None:
+    """Return the plan of the model that a training goes on from; refuse a recipe that names another one."""
+    parent = start if isinstance(start, Model) else None
+    if recipe.training.parent != ("" if parent is None else parent.sha256):
+        raise RunError(
+            "training.parent is the model that chiasm finetune goes on from, and this training has another or none",
+            reason="parent",
+            found=recipe.training.parent or "none",
+            hint="Use chiasm finetune.",
+        )
+    return None if parent is None else parent.plan
 
 
 def _open_session(recipe: Recipe, say: Say, progress: StepProgress | None, watcher: Watcher | None) -> Session:
@@ -184,9 +198,11 @@ def _describe_cost(recipe: Recipe, plan: Plan) -> str:
     )
 
 
-def _make_baselines(training: Sequence[PreparedCase], paired: Sequence[str], folder: Path, start: Path | None) -> None:
+def _make_baselines(
+    training: Sequence[PreparedCase], paired: Sequence[str], folder: Path, start: Path | Model | None
+) -> None:
     """Fit the naive baselines to the pairs, or take those of the warm-up, which had the same ones."""
-    ready = None if start is None else start / "baselines"
+    ready = start / "baselines" if isinstance(start, Path) else None
     if ready is not None and ready.is_dir():
         shutil.copytree(ready, folder / "baselines", dirs_exist_ok=True)
     else:

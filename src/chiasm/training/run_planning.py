@@ -32,7 +32,7 @@ from chiasm.locks import locked
 from chiasm.preparation.arrays import Say
 from chiasm.preparation.examination import ExaminedCohort, examine_cohort
 from chiasm.preparation.plan import Plan, read_plan, write_plan
-from chiasm.preparation.planning import make_plan
+from chiasm.preparation.planning import continue_plan, make_plan
 from chiasm.preparation.unpaired import describe_unpaired, find_unpaired, refuse_duplicates
 from chiasm.recipe import Recipe, read_recipe, write_recipe
 from chiasm.registration.cohort import AlignedCohort, align_cohort, describe_movement
@@ -182,11 +182,18 @@ class _Unpaired(NamedTuple):
 
 
 def plan_cases(
-    found: Cohort, recipe: Recipe, folder: Path, say: Say, cache: Path | None, minutes: float | None = None
+    found: Cohort,
+    recipe: Recipe,
+    folder: Path,
+    say: Say,
+    cache: Path | None,
+    minutes: float | None = None,
+    parent: Plan | None = None,
 ) -> PlannedRun:
     """Do the work of `plan_run` on cases that were found; the run folder is this process's own.
 
-    With `minutes`, a new run gets as few steps as are done in that time.
+    With `minutes`, a new run gets as few steps as are done in that time.  With the plan of a `parent`, whose weights go
+    on learning, that holds for all that they depend on.
 
     Raises:
         ChiasmError: As `plan_run`.
@@ -206,7 +213,7 @@ def plan_cases(
         say(problem.line)
     unpaired = _unpaired_names(recipe, split, paired, lone)
     before = _read_plan_of_before(folder / "plan.toml", unpaired)
-    plan = before or _choose_plan(recipe, usable, paired, aligned, examined)
+    plan = before or _choose_plan(recipe, usable, paired, aligned, examined, parent)
     plan = replace(plan, unpaired=unpaired)
     if before is None and minutes is not None:
         from chiasm.training.cost import fit_time
@@ -312,12 +319,20 @@ def _read_plan_of_before(path: Path, unpaired: tuple[str, ...]) -> Plan | None:
 
 
 def _choose_plan(
-    recipe: Recipe, cohort: Cohort, paired: Sequence[str], aligned: AlignedCohort, examined: ExaminedCohort
+    recipe: Recipe,
+    cohort: Cohort,
+    paired: Sequence[str],
+    aligned: AlignedCohort,
+    examined: ExaminedCohort,
+    parent: Plan | None,
 ) -> Plan:
     facts = {name: one.facts for name, one in examined.cases.items() if one.facts is not None}
     from chiasm.training.cost import estimate_cost
     from chiasm.training.players import patch_needs
 
+    if parent is not None:
+        plan = continue_plan(parent, recipe, cohort, paired, examined=facts)
+        return replace(plan, expected=estimate_cost(recipe, plan))
     needs = patch_needs(recipe)
     plan = make_plan(recipe, cohort, paired, needs=needs, moved_mm=aligned.moved_mm, examined=facts)
     return replace(plan, expected=estimate_cost(recipe, plan))

@@ -14,6 +14,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from chiasm.prediction.model import Model
 from chiasm.preparation.plan import Plan
 from chiasm.recipe import Recipe
 from chiasm.training import ranks
@@ -72,6 +73,23 @@ class Trainables:
             **{f"adam_{name}": optimiser for name, optimiser in self.optimisers.items()},
             **{name: average for name, average in averages.items() if average is not None},
         }
+
+    def adopt(self, model: Model) -> None:
+        """Take over the weights of a model that has these networks; others, which no model ships, stay as they are."""
+        shipped = {
+            "generator": model.generator,
+            "local_discriminator": model.local_discriminator,
+            "refiner": model.refiner,
+        }
+        for name, network in shipped.items():
+            if network is None or name not in self.modules:
+                continue
+            for own in (self.bare(name), *self._averages(name)):
+                own.load_state_dict(network.state_dict())
+
+    def _averages(self, name: str) -> list[nn.Module]:
+        averages = {"generator": self.average, "refiner": self.average_refiner}
+        return [average for average in (averages.get(name),) if average is not None]
 
     def bare(self, name: str) -> nn.Module:
         """Return a network without its wrapper, for passes that must not be synchronised or trained."""
