@@ -34,9 +34,9 @@ its own, and within a line only from names to its left; a test reads this map.
                   radiotherapy, conventions
     networks      tensors to tensors: generator, discriminators, layers, srcnn, fcn8, unet, dcgan, pix2pix, fcn3d, han,
                   li_cnn, context_gan, strainet, sparse_coding, foreign, shapes, catalogue
-    prediction    a network over a whole volume: tiling, slabs, windows, seams, engines, compiled, calibration,
-                  baselines, manifest, resuming, model_files, model, passes, synthesis, ensemble, dicom_case,
-                  case_files, inputs, folders, export
+    prediction    a network over a whole volume: watching, tiling, slabs, windows, seams, engines, compiled,
+                  calibration, baselines, manifest, resuming, model_files, model, passes, synthesis, ensemble,
+                  dicom_case, case_files, inputs, folders, export
     training      how networks learn: ranks, classes, painted_lesions, batches, state, losses, attention, players,
                   admm, joint_coding, health, checkpoints, run_folder, finished, session, log, shared_layers,
                   trainables, setting, reading, coding, cost, sampler, discriminator_step, generator_step, learner,
@@ -49,13 +49,14 @@ its own, and within a line only from names to its left; a test reads this map.
                   study_page, study_digest
     studies       methods x folds x seeds, and completion: study_file, filling, utility, completion, jobs, work, notes,
                   study_report, study
-    serving       a DICOM node: dicom_inbox, dicom_gate, dicom_send, dicom_node
+    serving       a DICOM node and a page with a REST API: spool, stop, web_limits, dicom_inbox, dicom_gate, dicom_send,
+                  dicom_node, jobs, scans, web_gate, web_forms, web_answers, web_api, server
     bids          a BIDS-App: derivatives of a BIDS folder
     pipeline      from scans to a report, in one call
     demo          the main job on simulated patients
     bench         chiasm beside its peers: measuring, rows, subjects, files, scores, table
-    commands      the verbs of the command line: options, common, start, data, models, results, rating, benchmark,
-                  bids
+    commands      the verbs of the command line: options, serving, common, start, data, models, results, rating,
+                  benchmark, bids
     cli           the command: its verbs by group, and how a mistake ends
 """
 

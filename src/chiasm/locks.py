@@ -40,7 +40,7 @@ def _tidy(path: Path) -> None:
     """Remove a temporary that is left over; give back its name to a folder that was not replaced after all."""
     whole = path.with_name(path.name.removeprefix(REPLACED))
     is_replaced = path.name.startswith(REPLACED)
-    if _is_left_over(path) or (is_replaced and whole.exists()):
+    if is_left_over(path) or (is_replaced and whole.exists()):
         _remove(path)
     elif is_replaced:
         path.rename(whole)
@@ -54,7 +54,7 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _is_left_over(path: Path) -> bool:
+def is_left_over(path: Path) -> bool:
     """Return whether a name is a temporary of a process that is gone; this one has none when a command starts."""
     if not (match := TEMPORARY.fullmatch(path.name)):
         return False

@@ -31,7 +31,8 @@ from chiasm.commands.options import (
     file_settings,
     several,
 )
-from chiasm.errors import RecipeError, unknown
+from chiasm.commands.serving import NodeOptions, PageOptions
+from chiasm.errors import unknown
 from chiasm.locks import check_output
 from chiasm.progress import count, follow, open_progress
 
@@ -326,47 +327,26 @@ def export(
 def serve(
     run: Annotated[Path, typer.Argument(help="Run folder, or its model folder.")],
     reading: ReadingOptions,
-    dicom_port: Annotated[int | None, typer.Option("--dicom-port", help="Port of the DICOM node.")] = None,
+    page: PageOptions,
+    node: NodeOptions,
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
-    title: Annotated[str, typer.Option("--aet", help="AE title of the DICOM node.")] = "CHIASM",
-    allow: Annotated[
-        list[str] | None, typer.Option("--allow", help="AE titles that may send.", rich_help_panel="Data")
-    ] = None,
-    send_to: Annotated[str | None, typer.Option("--send-to", help="Send results to AET@host:port.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to keep results in.")] = None,
-    series: Annotated[
-        list[str] | None, typer.Option("--series", help="Take only series with these words.", rich_help_panel="Data")
-    ] = None,
-    quiet: Annotated[float, typer.Option("--quiet", help="Seconds of silence after which a series is complete.")] = 5.0,
     accelerator: Accelerator = "auto",
     precision: Precision = "auto",
     engine: Engine = "auto",
     trust: Trust = None,
 ) -> None:
-    """Run a DICOM node: it receives series by C-STORE and sends synthetic ones; Ctrl-C ends it."""
-    if dicom_port is None:
-        raise RecipeError("nothing to serve", reason="no-port", hint="Give --dicom-port.")
-    if out is not None:
-        check_output(out)
+    """Serve a model by a page with a REST API (--port), a DICOM node (--dicom-port), or both; Ctrl-C ends it."""
+    if node.out is not None:
+        check_output(node.out)
     from datetime import datetime
 
     from chiasm.prediction.engines import Hardware
-    from chiasm.serving.dicom_inbox import Limits
-    from chiasm.serving.dicom_node import Node, serve_dicom
+    from chiasm.serving.server import serve as run_server
 
-    node = Node(
-        dicom_port,
-        host=host,
-        title=title,
-        allow=several(allow),
-        send_to=send_to,
-        out=out,
-        series=" ".join(series) if series else None,
-        limits=Limits(quiet_s=quiet),
-    )
-    serve_dicom(
+    run_server(
         run,
-        node,
+        page=page.page(host),
+        node=node.node(host),
         reading=reading.reading(),
         hardware=Hardware(accelerator, precision, engine),
         trust=several(trust),

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from chiasm.errors import ChiasmError
+from chiasm.prediction.watching import passes
 
 Choice = TypeVar("Choice")
 Scalar = TypeVar("Scalar", bound=np.generic)
@@ -190,7 +191,7 @@ def apply_to_slices(
 
     def run(count: int) -> NDArray[np.float32]:
         outputs = None
-        for first in range(0, len(asked), count):
+        for first in passes(range(0, len(asked), count)):
             group = asked[first : first + count]
             made = run_network(network_fn, padded_to(slice_stacks(source, group, slices), padded))
             if outputs is None:
@@ -228,7 +229,7 @@ def apply_to_volume(
 
     def run(tiles: list[Tile]) -> NDArray[np.float32]:
         outputs = None
-        for place in tiles:
+        for place in passes(tiles):
             made = run_network(network_fn, padded_to(source[(slice(None), *place.source)][None], place.size))[0]
             if outputs is None:
                 outputs = np.empty((len(made), *source.shape[1:]), np.float32)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chiasm.prediction.tiling import NetworkFn, first_that_fits, halvings, padded_to, run_network, slice_stack
+from chiasm.prediction.watching import passes
 
 Weighting = Literal["gaussian", "constant", "smooth"]
 
@@ -106,7 +107,7 @@ def blend_windows(
 
     def run(count: int) -> NDArray[np.float32]:
         total, seen = None, np.zeros(padded, np.float32)
-        for first in range(0, len(boxes), count):
+        for first in passes(range(0, len(boxes), count)):
             group = boxes[first : first + count]
             made = run_network(network_fn, np.stack([volume[(slice(None), *box)] for box in group]))
             if total is None:
@@ -139,7 +140,7 @@ def blend_slices(
         ValueError: If a number is out of range or the network's output has another shape.
         ChiasmError: If one window does not fit into memory.
     """
-    stacks = (slice_stack(source, place, slices) for place in range(source.shape[-1]))
+    stacks = (slice_stack(source, place, slices) for place in passes(range(source.shape[-1])))
     return np.stack([blend_windows(network_fn, one, window=window, weighting="smooth") for one in stacks], axis=-1)
 
 

@@ -182,6 +182,12 @@ def write_case_page(path: Path, page: CasePage) -> Path:
     Raises:
         ChiasmError: If the file cannot be written.
     """
+    write_text(path, render_case_page(page))
+    return path
+
+
+def render_case_page(page: CasePage) -> str:
+    """Return a case's page as HTML that needs nothing else."""
     in_ras = _canonical(page)
     still = show_gallery([_still(page, in_ras)], None)
     script, licences = viewer_script()
@@ -211,8 +217,7 @@ def write_case_page(path: Path, page: CasePage) -> Path:
         content["volumes"] = packed.volumes
         settings = _settings(page, in_ras, packed)
         content["settings"] = Markup(json.dumps(settings, ensure_ascii=False).replace("<", "\\u003c"))
-    write_text(path, render_page("case.html", content))
-    return path
+    return render_page("case.html", content)
 
 
 def viewer_script() -> tuple[str, str]:

@@ -10,21 +10,18 @@ Titles are names, not passwords: whoever reaches the port can claim one.
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import shutil
-import signal
 import socket
-import tempfile
 import time
 import warnings
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from socketserver import TCPServer
-from threading import Event, Thread
+from threading import Lock, Thread
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -32,8 +29,7 @@ from chiasm.cohorts.dicom_patients import WARNINGS, marks_of
 from chiasm.errors import ChiasmError, RecipeError, RunError, VolumeError
 from chiasm.locks import locked
 from chiasm.prediction.dicom_case import DicomCase, write_dicom_case
-from chiasm.prediction.engines import ANY_HARDWARE, Hardware
-from chiasm.prediction.folders import Predictor, load
+from chiasm.prediction.folders import Predictor
 from chiasm.serving.dicom_gate import LONGEST_PDU, Gate, Look, Places, Visitor, read_within
 from chiasm.serving.dicom_inbox import Arrival, Inbox, InboxError, Limits
 from chiasm.serving.dicom_send import (
@@ -46,12 +42,12 @@ from chiasm.serving.dicom_send import (
     parse_peer,
     send,
 )
-from chiasm.stopping import stopping_signals
-from chiasm.volumes import Reading, read_volume
+from chiasm.serving.stop import Stop
+from chiasm.serving.web_limits import is_loopback
+from chiasm.volumes import read_volume
 from chiasm.volumes.dicom_choice import fitting, pick_series
 from chiasm.volumes.dicom_files import FAULTS
 from chiasm.volumes.dicom_series import Series
-from chiasm.volumes.screening import STRICT
 
 IMAGES = (
     "1.2.840.10008.5.1.4.1.1.2",  # CT
@@ -115,7 +111,7 @@ class Node:
             raise RecipeError(
                 "results would go nowhere", reason="no-destination", expected="a folder (-o) or --send-to AET@host:port"
             )
-        if not self.allow and not _is_loopback(self.host):
+        if not self.allow and not is_loopback(self.host):
             raise RecipeError(
                 "a node that others can reach needs a list of who may send",
                 reason="open",
@@ -125,62 +121,58 @@ class Node:
         return peer
 
 
-def serve_dicom(
-    run: Path,
-    node: Node,
-    *,
-    reading: Reading = STRICT,
-    hardware: Hardware = ANY_HARDWARE,
-    trust: str | Collection[str] = (),
-    say: Callable[[str], None] = print,
-) -> None:
-    """Run a DICOM node until it is interrupted; then end its associations and remove what waits.
+def run_node(predictor: Predictor, node: Node, spool: Path, turn: Lock, stop: Stop, say: Callable[[str], None]) -> None:
+    """Run a DICOM node until it is to stop; then end its associations and remove what waits.
 
     Args:
-        run: A run folder or its model folder, of one source.
+        predictor: Of a model with one source, see `check_one_source`.
         node: Where it listens, whose images it takes, and where results go.
-        reading: What to assume of series whose headers leave a question open.
-        hardware: Where, how precisely and by which engine networks run.
-        trust: Classes of others that the model may consist of, as ``package.module:Class``.
+        spool: An empty folder for what comes in.
+        turn: Held while a series is synthesised.
+        stop: When to end.
         say: Called with each line of the log.
 
     Raises:
-        RunError: If there is no model, it needs several sources or code that `trust` does not name, pynetdicom is not
-            installed, or another process keeps results in the node's folder.
         RecipeError: As `Node.check`.
+        RunError: If pynetdicom is not installed, or another process keeps results in the node's folder.
         ChiasmError: If the address cannot be listened on.
     """
-    peer = node.check()
-    kernel = _kernel(node)
-    predictor = load(
-        run,
-        accelerator=hardware.accelerator,
-        precision=hardware.precision,
-        engine=hardware.engine,
-        reading=reading,
-        trust=trust,
-    )
-    _check_one_source(predictor, run)
-    say(predictor.engine.announce())
+    peer, kernel = node.check(), _kernel(node)
+    inbox = Inbox(spool, node.limits)
     held = nullcontext() if node.out is None else locked(node.out)
-    with held, _until_stopped() as stop, tempfile.TemporaryDirectory(prefix="chiasm-node-") as spool:
-        inbox = Inbox(Path(spool), node.limits)
-        with _listening(kernel, node, inbox, say) as heard:
-            say(f"{node.title} listens on {node.host}:{heard}")
-            while not stop.asked.wait(TICK_S):
-                for arrival in inbox.collect(set(kernel.active_associations)):
-                    if not arrival.whole:
-                        say(f"series {arrival.number}: broke off after {arrival.images} images, removed")
-                        continue
-                    stop.at_once = True
-                    try:
+    with held, _listening(kernel, node, inbox, say) as heard:
+        say(f"{node.title} listens on {node.host}:{heard}")
+        while not stop.asked.wait(TICK_S):
+            for arrival in inbox.collect(set(kernel.active_associations)):
+                if not arrival.whole:
+                    say(f"series {arrival.number}: broke off after {arrival.images} images, removed")
+                    continue
+                stop.at_once = True
+                try:
+                    with turn:
                         _handle(arrival, predictor, node, peer, say)
-                    finally:
-                        stop.at_once = False
-                        shutil.rmtree(arrival.folder, ignore_errors=True)
+                finally:
+                    stop.at_once = False
+                    shutil.rmtree(arrival.folder, ignore_errors=True)
 
 
-def _check_one_source(predictor: Predictor, run: Path) -> None:
+def check_node(node: Node) -> None:
+    """Refuse a node whose options are wrong, or that lacks what it needs, before a model is loaded.
+
+    Raises:
+        RecipeError: As `Node.check`.
+        RunError: If pynetdicom is not installed.
+    """
+    node.check()
+    _kernel(node)
+
+
+def check_one_source(predictor: Predictor, run: Path) -> None:
+    """Refuse a model of several sources, as a node cannot know which series are of one patient.
+
+    Raises:
+        RunError: If it is one.
+    """
     sources = predictor.model.plan.sources
     if len(sources) > 1:
         raise RunError(
@@ -188,7 +180,7 @@ def _check_one_source(predictor: Predictor, run: Path) -> None:
             path=run,
             reason="sources",
             found=", ".join(sources),
-            hint="Use chiasm predict.",
+            hint="Use chiasm predict, or the page of chiasm serve --port, which takes a file for each.",
         )
 
 
@@ -445,42 +437,6 @@ def hang_up(kernel: Any) -> None:
         for association in associations:
             association.dul.kill_dul()
             association.dul.socket.close()
-
-
-class _Stop:
-    """Ctrl-C or SIGTERM, which is how a node ends: at once out of a series, else between two looks at the inbox.
-
-    An exception anywhere else could leave threads of pynetdicom behind, for which Python would wait.
-    """
-
-    def __init__(self) -> None:
-        self.asked = Event()
-        self.at_once = False
-
-    def __call__(self, *_: object) -> None:
-        self.asked.set()
-        if self.at_once:
-            raise KeyboardInterrupt
-
-
-@contextmanager
-def _until_stopped() -> Iterator[_Stop]:
-    stop = _Stop()
-    before = {number: signal.signal(number, stop) for number in stopping_signals()}
-    try:
-        yield stop
-    except KeyboardInterrupt:
-        pass
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _plain(title: str) -> str:

@@ -1,0 +1,237 @@
+// The page of a server: files go in by its REST API, and what comes back is shown.
+"use strict";
+const byId = id => document.getElementById(id);
+const SOON = 700; // milliseconds between two looks at a job
+const jobs = new Map(); // id -> { name, item }, of this window
+let shown = null;
+
+function headers() {
+  const token = byId("token")?.value;
+  return token ? { Authorization: `Bearer ${token}` } : {};
+}
+
+function sentence({ message, hint }) {
+  return hint ? `${message} ${hint}` : message;
+}
+
+async function problemOf(answer) {
+  try {
+    return sentence(await answer.json());
+  } catch {
+    return `The server answered ${answer.status}.`;
+  }
+}
+
+function refuse(text) {
+  byId("refused").textContent = text;
+  byId("refused").hidden = !text;
+}
+
+// Files that are chosen or dropped
+
+function size(bytes) {
+  return bytes < 2 ** 20 ? `${Math.ceil(bytes / 1024)} KiB` : `${(bytes / 2 ** 20).toFixed(1)} MiB`;
+}
+
+function choose(drop) {
+  const [file] = drop.querySelector("input[type=file]").files;
+  drop.classList.toggle("full", Boolean(file));
+  drop.querySelector(".chosen").textContent = file ? `${file.name}, ${size(file.size)}` : "Drop a file here, or choose one";
+}
+
+for (const drop of document.querySelectorAll(".drop")) {
+  const input = drop.querySelector("input[type=file]");
+  input.addEventListener("change", () => choose(drop));
+  for (const kind of ["dragenter", "dragover"]) drop.addEventListener(kind, event => {
+    event.preventDefault();
+    drop.classList.add("over");
+  });
+  for (const kind of ["dragleave", "drop"]) drop.addEventListener(kind, () => drop.classList.remove("over"));
+  drop.addEventListener("drop", event => {
+    event.preventDefault();
+    if (!event.dataTransfer.files.length) return;
+    input.files = event.dataTransfer.files;
+    choose(drop);
+  });
+}
+
+for (const way of document.querySelectorAll("[name=way]")) way.addEventListener("change", () => {
+  for (const part of document.querySelectorAll("[data-way]")) part.hidden = part.dataset.way !== way.value;
+});
+
+function handed() {
+  const form = new FormData(), names = [];
+  for (const drop of document.querySelectorAll("[data-way]:not([hidden]) .drop")) {
+    const [file] = drop.querySelector("input[type=file]").files;
+    if (!file) throw new Error(`A file is missing: ${drop.dataset.field}.`);
+    form.append(drop.dataset.field, file);
+    names.push(file.name);
+    for (const input of drop.querySelectorAll("[data-series]")) if (input.value.trim()) form.append("series", `${input.dataset.series}=${input.value.trim()}`);
+  }
+  return { form, name: names.join(" + ") };
+}
+
+// fetch cannot say how much was sent, so this is an older kind of request
+function post(form) {
+  return new Promise((done, failed) => {
+    const request = new XMLHttpRequest();
+    request.open("POST", "/api/jobs");
+    for (const [name, value] of Object.entries(headers())) request.setRequestHeader(name, value);
+    request.upload.onprogress = ({ loaded, total }) => byId("sending").textContent = `Sending: ${Math.round(100 * loaded / total)} %`;
+    request.onerror = () => failed(new Error("The server cannot be reached."));
+    request.onload = () => {
+      let answer = {};
+      try {
+        answer = JSON.parse(request.responseText);
+      } catch {
+        answer.message = `The server answered ${request.status}.`;
+      }
+      if (request.status === 202) done(answer);
+      else failed(new Error(sentence(answer)));
+    };
+    request.send(form);
+  });
+}
+
+byId("form").addEventListener("submit", async event => {
+  event.preventDefault();
+  refuse("");
+  byId("send").disabled = true;
+  try {
+    const { form, name } = handed();
+    const job = await post(form);
+    add(job.id, name);
+    update(job);
+  } catch (error) {
+    refuse(error.message);
+  }
+  byId("sending").textContent = "";
+  byId("send").disabled = false;
+});
+
+// Jobs
+
+function add(id, name) {
+  const item = document.createElement("li");
+  item.innerHTML = '<h3></h3><p class="where"></p><progress max="1" value="0"></progress><ul class="notes"></ul><div class="does"></div>';
+  item.dataset.job = id;
+  item.querySelector("h3").textContent = name;
+  jobs.set(id, { name, item });
+  byId("list").prepend(item);
+  byId("none").hidden = true;
+  remember();
+}
+
+function remember() {
+  sessionStorage.setItem("jobs", JSON.stringify([...jobs].map(([id, { name }]) => [id, name])));
+}
+
+function where(job) {
+  if (job.state === "waiting") return job.jobs_before ? `Waiting: ${job.jobs_before} before it, about ${Math.round(job.expected_s)} s` : "Waiting";
+  if (job.state === "running") return `${job.stage[0].toUpperCase()}${job.stage.slice(1)}: ${Math.round(100 * job.progress)} %`;
+  if (job.state === "done") return `Done in ${job.seconds.toFixed(1)} s; kept for ${Math.ceil(job.expires_s / 60)} min.`;
+  return sentence(job.error ?? { message: "It failed." });
+}
+
+function button(text, does) {
+  const made = document.createElement("button");
+  made.type = "button";
+  made.textContent = text;
+  made.addEventListener("click", does);
+  return made;
+}
+
+function update(job) {
+  const { item } = jobs.get(job.id);
+  const isOver = job.state === "done" || job.state === "failed";
+  item.dataset.state = job.state;
+  item.querySelector(".where").textContent = where({ ...job, stage: job.stage || "working" });
+  item.querySelector(".where").classList.toggle("problem", job.state === "failed");
+  item.querySelector("progress").hidden = isOver;
+  item.querySelector("progress").value = job.progress;
+  item.querySelector(".notes").replaceChildren(...job.warnings.map(text => Object.assign(document.createElement("li"), { textContent: text })));
+  const downloads = job.files.map(file => button(`Download: ${file.title}`, () => download(file)));
+  const look = job.state === "done" ? [button("Look at it", () => show(job.id))] : [];
+  item.querySelector(".does").replaceChildren(...look, ...downloads, button("Delete", () => remove(job.id)));
+  if (!isOver) setTimeout(() => ask(job.id), SOON);
+  else if (job.state === "done" && shown === null) show(job.id);
+}
+
+async function ask(id) {
+  if (!jobs.has(id)) return;
+  let answer;
+  try {
+    answer = await fetch(`/api/jobs/${id}`, { headers: headers() });
+  } catch {
+    jobs.get(id).item.querySelector(".where").textContent = "The server cannot be reached; trying again.";
+    setTimeout(() => ask(id), 5 * SOON);
+    return;
+  }
+  if (!jobs.has(id)) return;
+  if (answer.ok) update(await answer.json());
+  else if (answer.status === 404) forget(id);
+  else refuse(await problemOf(answer));
+}
+
+function forget(id) {
+  jobs.get(id)?.item.remove();
+  jobs.delete(id);
+  byId("none").hidden = jobs.size > 0;
+  if (shown === id) unshow();
+  remember();
+}
+
+async function remove(id) {
+  const answer = await fetch(`/api/jobs/${id}`, { method: "DELETE", headers: headers() });
+  if (answer.ok || answer.status === 404) forget(id);
+  else refuse(await problemOf(answer));
+}
+
+async function blob(address) {
+  const answer = await fetch(address, { headers: headers() });
+  if (!answer.ok) throw new Error(await problemOf(answer));
+  return answer.blob();
+}
+
+async function download({ name, address }) {
+  try {
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(await blob(address));
+    link.download = name;
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 60000);
+  } catch (error) {
+    refuse(error.message);
+  }
+}
+
+function unshow() {
+  shown = null;
+  URL.revokeObjectURL(byId("view").src);
+  byId("view").removeAttribute("src");
+  byId("view").hidden = true;
+  byId("nothing").hidden = false;
+}
+
+async function show(id) {
+  shown = id;
+  byId("nothing").textContent = "The result is being drawn …";
+  try {
+    const page = await blob(`/api/jobs/${id}/view`);
+    if (shown !== id) return;
+    URL.revokeObjectURL(byId("view").src);
+    byId("view").src = URL.createObjectURL(page);
+    byId("view").hidden = false;
+    byId("nothing").hidden = true;
+    byId("result").scrollIntoView();
+  } catch (error) {
+    unshow();
+    refuse(error.message);
+  }
+}
+
+for (const place of document.querySelectorAll(".origin")) place.textContent = location.origin;
+for (const [id, name] of JSON.parse(sessionStorage.getItem("jobs") ?? "[]")) {
+  add(id, name);
+  ask(id);
+}

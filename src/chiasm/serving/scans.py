@@ -1,0 +1,307 @@
+"""Scans that were handed in: read as `chiasm predict` reads them, synthesised, written, and shown.
+
+Files lie under names of our own in the job's folder.  What an error says of
+that folder is taken out: whoever reads it knows the field of the form alone.
+"""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from threading import Lock
+from typing import NamedTuple
+
+from chiasm.cohorts.cases import Case
+from chiasm.cohorts.dicom_patients import WARNINGS, Selection, marks_on, parse_rules
+from chiasm.cohorts.images import read_image
+from chiasm.cohorts.manifests import MARKS
+from chiasm.errors import ChiasmError, CohortError, VolumeError
+from chiasm.prediction.dicom_case import EXPECTED_ERROR, write_dicom_case
+from chiasm.prediction.folders import IMAGE, MASK, Predictor, write_volumes
+from chiasm.prediction.inputs import find_inputs
+from chiasm.prediction.model import Model
+from chiasm.prediction.synthesis import Synthesis
+from chiasm.prediction.watching import watched
+from chiasm.reports.case_page import CasePage, render_case_page
+from chiasm.serving.jobs import Outcome
+from chiasm.storage import whole_file
+from chiasm.volumes import Volume, read_volume, resample
+from chiasm.volumes.dicom_choice import pick_series
+from chiasm.volumes.dicom_series import is_dicom
+from chiasm.volumes.screening import VOLUME_SUFFIXES
+
+ALL = "dicom"  # the field of one archive that holds every source
+ARCHIVE = ".zip"
+#: Formats of one file each; the others are a header and a file beside it.
+SUFFIXES = (*(suffix for suffix in VOLUME_SUFFIXES if suffix not in (".mhd", ".nhdr")), ".dcm", ARCHIVE)
+SOURCES, DICOM_ARCHIVE = "sources", "dicom.zip"
+READ, WRITTEN = 0.05, 0.98  # shares of the work after which it is read, and predicted
+
+Report = Callable[[str, float], None]
+
+
+@dataclass
+class Synthesiser:
+    """A loaded model that one scan at a time is given to.
+
+    Attributes:
+        predictor: Reads as it was told to on the command line.
+        turn: Held while a volume is predicted: a DICOM node beside the page waits meanwhile.
+    """
+
+    predictor: Predictor
+    turn: Lock
+
+    @property
+    def model(self) -> Model:
+        """Its model."""
+        return self.predictor.model
+
+
+class Handed(NamedTuple):
+    """What was handed in.
+
+    Attributes:
+        files: The model's sources, or `ALL`, to files of ours.
+        series: Rules that choose series of an archive, as those of `chiasm predict --series`.
+    """
+
+    files: Mapping[str, Path]
+    series: tuple[str, ...] = ()
+
+
+class Scan(NamedTuple):
+    """The images of one case and where each lies, in the order of the model's sources."""
+
+    volumes: list[Volume]
+    places: list[Path]
+    warnings: list[str]
+
+
+def own_name(field: str, name: str) -> str:
+    """Return what a file that was handed in is called here: its field, and how its name ends.
+
+    Args:
+        field: A source of the model, or `ALL`.
+        name: What its owner calls it, of which nothing but a known ending is kept.
+
+    Raises:
+        VolumeError: If the name ends as no format that is read from one file.
+
+    >>> own_name("t1", "../../Miller^Anna.NII.GZ"), own_name("t1", "IM0001")
+    ('t1.nii.gz', 't1')
+    """
+    last = re.split(r"[/\\\\]", name)[-1].lower()
+    suffix = next((suffix for suffix in SUFFIXES if last.endswith(suffix)), "")
+    if not suffix and "." in last:
+        raise VolumeError(
+            "is of no format that is read from one file",
+            path=field,
+            reason="format",
+            expected=", ".join(SUFFIXES),
+            hint="Put a DICOM series into a zip archive; convert a header with a file beside it to NIfTI.",
+        )
+    return field + suffix
+
+
+def check_handed(files: Mapping[str, object], sources: Sequence[str]) -> None:
+    """Refuse what is too much or too little: one archive of all sources, or one file for each of them.
+
+    Raises:
+        CohortError: If it is neither.
+    """
+    if set(files) not in ({ALL}, set(sources)):
+        raise CohortError(
+            "the files are not those that the model needs",
+            reason="sources",
+            found=", ".join(files) or "none",
+            expected=f"one file in each field: {', '.join(sources)}; or one archive in the field {ALL}",
+        )
+
+
+def synthesise_scan(folder: Path, report: Report, *, handed: Handed, using: Synthesiser) -> Outcome:
+    """Read a scan, synthesise it and write the results beside it.
+
+    Args:
+        folder: Of the job.
+        report: Called as the work goes on; may end it by raising.
+        handed: What was handed in.
+        using: The model.
+
+    Raises:
+        ChiasmError: If the scan cannot be read, fits the model badly, or the results cannot be written.
+    """
+    model = using.model
+    with without_folder(folder):
+        report("reading", 0.0)
+        scan = read_scan(handed, using.predictor)
+        report("waiting for the DICOM node" if using.turn.locked() else "predicting", READ)
+        with using.turn, watched(_follow(report, model)):
+            made = using.predictor.predict(*scan.volumes)
+        made = replace(made, warnings=(*scan.warnings, *made.warnings))
+        report("writing", WRITTEN)
+        return _write(folder, made, scan, model)
+
+
+def read_scan(handed: Handed, predictor: Predictor) -> Scan:
+    """Read the images of a scan.
+
+    Raises:
+        ChiasmError: If one is missing, or cannot be read.
+    """
+    sources, rules = predictor.model.plan.sources, parse_rules(handed.series, predictor.model.plan.sources)
+    selection = Selection(series=rules, allow=MARKS, reading=predictor.reading)
+    if ALL in handed.files:
+        found = _find(handed.files[ALL], sources, selection)
+    else:
+        parts = [_find(handed.files[name], (name,), selection) for name in sources]
+        found = Case("scan", "scan", {name: part.images[name] for name, part in zip(sources, parts, strict=True)})
+    places = [found.images[name] for name in sources]
+    volumes = [read_image(place, name, predictor.reading) for name, place in zip(sources, places, strict=True)]
+    marks = dict.fromkeys(mark for name in sources for mark in marks_on(found, name))
+    return Scan(volumes, places, [WARNINGS[mark] for mark in marks])
+
+
+def _find(path: Path, sources: Sequence[str], selection: Selection) -> Case:
+    """Find the series of an archive that are the sources; a file of another kind is the source itself.
+
+    Raises:
+        CohortError: If there is none, or there are several patients.
+    """
+    if not is_dicom(path):
+        if len(sources) > 1:
+            raise CohortError("is no archive of DICOM files", path=path, reason="no-dicom")
+        return Case("scan", "scan", {sources[0]: path})
+    rules = {name: words for name, words in selection.series.items() if name in sources}
+    alone = sources[0] if len(sources) == 1 else None
+    found = find_inputs([path], sources, selection=replace(selection, series=rules, alone=alone))
+    if len(found.cases) == 1:
+        return found.cases[0]
+    if found.problems:
+        problem = found.problems[0]
+        raise CohortError(problem.message, path=path, reason=problem.reason)
+    raise CohortError(
+        "does not hold one patient", path=path, reason="no-cases", found=f"{len(found.cases)} cases", expected="one"
+    )
+
+
+def _follow(report: Report, model: Model) -> Callable[[int, int], None]:
+    """Turn passes of networks over a volume, of one stage after another, into a share of the work."""
+    runs = (1 + len(model.earlier)) * (2 if model.recipe.generator.average == "flip" else 1)
+    before = 0
+
+    def follow(done: int, total: int) -> None:
+        nonlocal before
+        report("predicting", READ + (WRITTEN - READ) * min(1.0, (before + done / total) / runs))
+        before += done == total
+
+    return follow
+
+
+# --- results -----------------------------------------------------------------------------------------------------
+
+
+def _write(folder: Path, made: Synthesis, scan: Scan, model: Model) -> Outcome:
+    """Write a synthesis as NIfTI and, where all sources are DICOM, as DICOM in an archive."""
+    plan = model.plan
+    names = _names(plan.target)
+    titles = {IMAGE: f"Synthetic {plan.target}", MASK: "Mask", EXPECTED_ERROR: "Expected error"}
+    files = {names[name]: f"{titles[name]} (NIfTI)" for name in write_volumes(folder, made, names)}
+    if all(is_dicom(_outside(place)) for place in scan.places):
+        series = [pick_series(place) for place in scan.places]
+        case = write_dicom_case(folder / "dicom", made, series, model)
+        _zip(folder / "dicom", case.files, folder / DICOM_ARCHIVE)
+        return Outcome({**files, DICOM_ARCHIVE: "All as DICOM (zip)"}, case.warnings)
+    return Outcome(files, made.warnings)
+
+
+def _names(target: str) -> dict[str, str]:
+    return {IMAGE: f"{target}.nii.gz", MASK: f"{MASK}.nii.gz", EXPECTED_ERROR: f"{EXPECTED_ERROR}.nii.gz"}
+
+
+def _outside(place: Path) -> Path:
+    """Return the file on the disk of which a place is a part."""
+    return next(path for path in (place, *place.parents) if path.exists())
+
+
+def _zip(folder: Path, files: Sequence[Path], archive: Path) -> None:
+    with whole_file(archive) as path, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as zipped:
+        for file in files:
+            zipped.write(file, file.relative_to(folder).as_posix())
+            file.unlink()
+
+
+def show_scan(warnings: Sequence[str], *, folder: Path, handed: Handed, using: Synthesiser) -> str:
+    """Draw a finished job as a page with linked panes, that of a case of a report.
+
+    Args:
+        warnings: What a reader of the images must know.
+        folder: Of the job.
+        handed: What was handed in.
+        using: The model.
+
+    Raises:
+        ChiasmError: If its files are gone.
+    """
+    plan = using.model.plan
+    with without_folder(folder):
+        source = read_scan(handed, using.predictor).volumes[0]
+        made = {name: _read_back(folder / file, name) for name, file in _names(plan.target).items()}
+    image, mask, expected_error = (made[name] for name in (IMAGE, MASK, EXPECTED_ERROR))
+    assert image is not None and mask is not None
+    if source.array.shape != image.array.shape:  # thick slices
+        source = resample(source, image.geometry, order=1)
+    page = CasePage(
+        case="Scan",
+        title=f"{' + '.join(plan.sources)} to {plan.target}",
+        source=source.array,
+        real=None,
+        synthetic=image.array,
+        expected_error=None if expected_error is None else expected_error.array,
+        mask=mask.array > 0,
+        lesion=None,
+        affine=image.geometry.affine,
+        unit=plan.target_unit,
+        window=plan.target_range,
+        source_name=plan.sources[0],
+        target_name=plan.target,
+        warnings=warnings,
+    )
+    return render_case_page(page)
+
+
+def _read_back(path: Path, name: str) -> Volume | None:
+    """Read a volume that was written here; None where the model makes none."""
+    if not path.exists() and name == EXPECTED_ERROR:
+        return None
+    return read_volume(path, labels=name == MASK, allow_thin=True, allow_constant=True)
+
+
+@contextmanager
+def without_folder(folder: Path) -> Iterator[None]:
+    """Take a folder out of what an error says: of a file of ours only its field is left."""
+    try:
+        yield
+    except ChiasmError as error:
+        raise _relative(error, folder) from error
+
+
+def _relative(error: ChiasmError, folder: Path) -> ChiasmError:
+    def shorten(text: object) -> str:
+        short = str(text)
+        for part in (f"{folder / SOURCES}/", f"{folder}/", str(folder)):
+            short = short.replace(part, "")
+        return short
+
+    return type(error)(
+        shorten(error.what),
+        path=None if error.path is None else shorten(error.path),
+        reason=error.reason,
+        found=None if error.found is None else shorten(error.found),
+        expected=None if error.expected is None else shorten(error.expected),
+        hint=None if error.hint is None else shorten(error.hint),
+    )

@@ -1,0 +1,182 @@
+"""`chiasm serve`: a page with a REST API, a DICOM node, or both around one loaded model."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import socket
+from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from threading import Lock, Thread
+from typing import TYPE_CHECKING
+
+from chiasm.errors import ChiasmError, RecipeError, RunError
+from chiasm.prediction.engines import ANY_HARDWARE, Hardware
+from chiasm.prediction.folders import Predictor, load
+from chiasm.serving.dicom_node import Node, check_node, check_one_source, run_node
+from chiasm.serving.spool import spooled
+from chiasm.serving.stop import Stop, until_stopped
+from chiasm.serving.web_limits import Page
+from chiasm.volumes import Reading
+from chiasm.volumes.screening import STRICT
+
+if TYPE_CHECKING:
+    import uvicorn
+
+TICK_S = 0.2
+START_S = 0.01
+END_S = 5  # seconds for answers that are under way when the server ends
+EXTRA = ("fastapi", "uvicorn", "python_multipart")
+
+
+def serve(
+    run: Path,
+    *,
+    page: Page | None = None,
+    node: Node | None = None,
+    reading: Reading = STRICT,
+    hardware: Hardware = ANY_HARDWARE,
+    trust: str | Collection[str] = (),
+    say: Callable[[str], None] = print,
+) -> None:
+    """Serve a model until Ctrl-C or SIGTERM; then remove what was handed in.
+
+    Args:
+        run: A run folder or its model folder.
+        page: Where a page and a REST API listen; None for neither.
+        node: Where a DICOM node listens, which needs a model of one source; None for none.
+        reading: What to assume of files whose headers leave a question open.
+        hardware: Where, how precisely and by which engine networks run.
+        trust: Classes of others that the model may consist of, as ``package.module:Class``.
+        say: Called with each line of the log.
+
+    Raises:
+        RecipeError: If there is neither, or one would be open to the network.
+        RunError: If there is no model, it needs code that `trust` does not name or more sources than a node can
+            match, a package is not installed, or another process keeps results in the node's folder.
+        ChiasmError: If an address cannot be listened on.
+    """
+    _check(page, node)
+    predictor = load(
+        run,
+        accelerator=hardware.accelerator,
+        precision=hardware.precision,
+        engine=hardware.engine,
+        reading=reading,
+        trust=trust,
+    )
+    if node is not None:
+        check_one_source(predictor, run)
+    turn = Lock()
+    with ExitStack() as held:
+        stop = held.enter_context(until_stopped())
+        spool = held.enter_context(spooled())
+        thread = None
+        if page is not None:
+            thread = held.enter_context(_page(predictor, page, spool / "jobs", turn, say))
+        say(predictor.engine.announce())
+        if node is not None:
+            run_node(predictor, node, _made(spool / "inbox"), turn, stop, say)
+        else:
+            _wait(stop, thread)
+
+
+def _check(page: Page | None, node: Node | None) -> None:
+    """Refuse what cannot be served before a model is loaded."""
+    if page is None and node is None:
+        raise RecipeError(
+            "there is nothing to serve",
+            reason="no-port",
+            hint="Give --port for a page with a REST API, --dicom-port for a DICOM node, or both.",
+        )
+    if page is not None:
+        page.check()
+        if not all(importlib.util.find_spec(name) for name in EXTRA):
+            raise RunError(
+                "the page needs packages that are not installed",
+                reason="not-installed",
+                expected=", ".join(EXTRA),
+                hint="pip install 'chiasm[serve]'.",
+            )
+    if node is not None:
+        check_node(node)
+
+
+def _wait(stop: Stop, thread: Thread | None) -> None:
+    while not stop.asked.wait(TICK_S):
+        if thread is not None and not thread.is_alive():
+            raise ChiasmError("the page ended by itself", reason="failed", hint="Start it again.")
+
+
+@contextmanager
+def _page(predictor: Predictor, page: Page, folder: Path, turn: Lock, say: Callable[[str], None]) -> Iterator[Thread]:
+    """Answer requests until the block ends; yields the thread that does."""
+    from chiasm.serving.jobs import JobQueue
+    from chiasm.serving.scans import Synthesiser
+    from chiasm.serving.web_api import Service, make_app
+    from chiasm.serving.web_gate import Gate, gatekeeper
+
+    queue = JobQueue(_made(folder), page.limits, say)
+    try:
+        app = Gate(make_app(Service(Synthesiser(predictor, turn), queue, page, say)), page)
+        with _listening(page) as listening, _answering(app, gatekeeper(page.limits), listening) as thread:
+            host = f"[{page.host}]" if ":" in page.host else page.host
+            say(f"page and API at http://{host}:{listening.getsockname()[1]}/{' (with a token)' if page.token else ''}")
+            yield thread
+    finally:
+        queue.close()
+
+
+@contextmanager
+def _answering(app: object, connection: type, listening: socket.socket) -> Iterator[Thread]:
+    import uvicorn
+
+    logging.getLogger("uvicorn").setLevel(logging.CRITICAL + 1)  # it quotes addresses, which hold the ids of jobs
+    config = uvicorn.Config(
+        app,  # type: ignore[arg-type]
+        http=connection,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        timeout_graceful_shutdown=END_S,
+    )
+    server = uvicorn.Server(config)
+    thread = Thread(target=_run, args=(server, listening), name="chiasm-page", daemon=True)
+    thread.start()
+    try:
+        while thread.is_alive() and not server.started:
+            thread.join(START_S)
+        yield thread
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def _run(server: uvicorn.Server, listening: socket.socket) -> None:
+    server.run(sockets=[listening])
+
+
+@contextmanager
+def _listening(page: Page) -> Iterator[socket.socket]:
+    """Open the port before anything else can fail with it."""
+    listening = socket.socket(socket.AF_INET6 if ":" in page.host else socket.AF_INET)
+    with listening:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listening.bind((page.host.strip("[]"), page.port))
+        except (OSError, OverflowError) as error:
+            raise ChiasmError(
+                f"cannot listen on {page.host}:{page.port}: {getattr(error, 'strerror', None) or error}",
+                reason="address",
+                hint="Give another port with --port.",
+            ) from error
+        yield listening
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(mode=0o700)
+    return folder
