@@ -28,9 +28,10 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from chiasm.serving.dicom_inbox import Limits
-from chiasm.serving.dicom_node import Node, serve_dicom
+from chiasm.serving.dicom_node import Node
+from chiasm.serving.server import serve
 limits = Limits(request_s={request}, idle_s={idle}, silent_s={silent}, associations=2)
-serve_dicom(Path(sys.argv[1]), Node(0, out=Path(sys.argv[2]), limits=limits), say=lambda line: print(line, flush=True))
+serve(Path(sys.argv[1]), node=Node(0, out=Path(sys.argv[2]), limits=limits), say=lambda line: print(line, flush=True))
 """
 
 

@@ -26,8 +26,9 @@ from chiasm.errors import ChiasmError, RecipeError, RunError, VolumeError
 from chiasm.prediction.folders import load, predict
 from chiasm.serving import dicom_node
 from chiasm.serving.dicom_inbox import Inbox, InboxError, Limits
-from chiasm.serving.dicom_node import Node, serve_dicom, synthesise_series
+from chiasm.serving.dicom_node import Node, synthesise_series
 from chiasm.serving.dicom_send import Peer, check_title, parse_peer, send
+from chiasm.serving.server import serve
 from chiasm.volumes import read_volume
 from conftest import Archive
 from dicom_patients import TELLTALE, faults, free_port, run_tool, wait_for, write_mixed, write_source
@@ -149,16 +150,16 @@ def test_a_node_is_not_opened_to_the_network_without_a_list_or_without_a_destina
 ) -> None:
     for host in ("0.0.0.0", "::", "192.168.1.7", "scanner.example"):
         with pytest.raises(RecipeError, match="--allow"):
-            serve_dicom(finished_run, Node(0, host=host, out=tmp_path / "out"))
+            serve(finished_run, node=Node(0, host=host, out=tmp_path / "out"))
     with pytest.raises(RecipeError, match="nowhere"):
-        serve_dicom(finished_run, Node(0))
+        serve(finished_run, node=Node(0))
     with pytest.raises(RunError, match="holds no model"):
-        serve_dicom(tmp_path, Node(0, out=tmp_path / "out"))
+        serve(tmp_path, node=Node(0, out=tmp_path / "out"))
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
         with pytest.raises(ChiasmError, match="cannot listen"):
-            serve_dicom(finished_run, Node(other.getsockname()[1], out=tmp_path / "out"))
+            serve(finished_run, node=Node(other.getsockname()[1], out=tmp_path / "out"))
 
 
 def test_without_pynetdicom_the_node_says_what_to_install(
@@ -166,7 +167,7 @@ def test_without_pynetdicom_the_node_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "pynetdicom", None)
     with pytest.raises(RunError, match=r"chiasm\[dicom\]"):
-        serve_dicom(finished_run, Node(0, out=tmp_path / "out"))
+        serve(finished_run, node=Node(0, out=tmp_path / "out"))
 
 
 def test_series_that_a_model_does_not_take_are_refused(finished_run: Path, tmp_path: Path) -> None:
@@ -344,7 +345,7 @@ def test_an_association_that_breaks_off_is_noticed(node: Running, tmp_path: Path
     caller.add_requested_context(pydicom.dcmread(files[0]).SOPClassUID)
     association = caller.associate("127.0.0.1", node.port, ae_title="CHIASM")
     assert association.send_c_store(files[0]).Status == 0
-    (spool,) = node.temporary.glob("chiasm-node-*")
+    (spool,) = node.temporary.glob(".chiasm-*.serve/inbox")
     waiting = set(spool.iterdir())
     association.abort()
     time.sleep(2)  # longer than the quiet time of a whole series
@@ -377,14 +378,14 @@ def test_an_interrupt_ends_the_node_in_time_and_leaves_nothing_behind(
     try:
         wait_for(port, process, 60)
         with socket.create_connection(("127.0.0.1", port)):  # someone who says nothing
-            assert len(list(tmp_path.glob("chiasm-node-*"))) == 1
+            assert len(list(tmp_path.glob(".chiasm-*.serve"))) == 1
             started = time.monotonic()
             process.send_signal(which)
             assert process.wait(20) == 0
             assert time.monotonic() - started < 10
     finally:
         process.kill()
-    assert not list(tmp_path.glob("chiasm-node-*"))
+    assert not list(tmp_path.glob(".chiasm-*.serve"))
 
 
 def test_an_association_that_only_just_began_is_ended_too(monkeypatch: pytest.MonkeyPatch) -> None:

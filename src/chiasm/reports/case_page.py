@@ -15,6 +15,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.resources import files
 from itertools import product
 from pathlib import Path
@@ -225,7 +226,12 @@ def viewer_script() -> tuple[str, str]:
     script = files("chiasm") / SCRIPT
     if not script.is_file():
         return "", ""
-    return _base64(script.read_bytes()), (files("chiasm") / LICENCES).read_text(encoding="utf-8")
+    return _packed(SCRIPT), (files("chiasm") / LICENCES).read_text(encoding="utf-8")
+
+
+@cache
+def _packed(script: str) -> str:
+    return _base64((files("chiasm") / script).read_bytes())
 
 
 def _base64(content: bytes) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from threading import Lock
 from typing import NamedTuple
 
-from chiasm.cohorts.cases import Case
+from chiasm.cohorts.cases import MODALITIES, Case
 from chiasm.cohorts.dicom_patients import WARNINGS, Selection, marks_on, parse_rules
 from chiasm.cohorts.images import read_image
 from chiasm.cohorts.manifests import MARKS
@@ -31,13 +31,14 @@ from chiasm.serving.jobs import Outcome
 from chiasm.storage import whole_file
 from chiasm.volumes import Volume, read_volume, resample
 from chiasm.volumes.dicom_choice import pick_series
-from chiasm.volumes.dicom_series import is_dicom
+from chiasm.volumes.dicom_series import is_dicom, scan_series
 from chiasm.volumes.screening import VOLUME_SUFFIXES
 
 ALL = "dicom"  # the field of one archive that holds every source
 ARCHIVE = ".zip"
 #: Formats of one file each; the others are a header and a file beside it.
 SUFFIXES = (*(suffix for suffix in VOLUME_SUFFIXES if suffix not in (".mhd", ".nhdr")), ".dcm", ARCHIVE)
+FOR_ARCHIVES = "An archive must hold the DICOM files of the scan; files of other formats need no archive."
 SOURCES, DICOM_ARCHIVE = "sources", "dicom.zip"
 READ, WRITTEN = 0.05, 0.98  # shares of the work after which it is read, and predicted
 
@@ -49,7 +50,7 @@ class Synthesiser:
     """A loaded model that one scan at a time is given to.
 
     Attributes:
-        predictor: Reads as it was told to on the command line.
+        predictor: Reads as the command line says.
         turn: Held while a volume is predicted: a DICOM node beside the page waits meanwhile.
     """
 
@@ -74,7 +75,7 @@ class Handed(NamedTuple):
     series: tuple[str, ...] = ()
 
 
-class Scan(NamedTuple):
+class ReadScan(NamedTuple):
     """The images of one case and where each lies, in the order of the model's sources."""
 
     volumes: list[Volume]
@@ -147,7 +148,7 @@ def synthesise_scan(folder: Path, report: Report, *, handed: Handed, using: Synt
         return _write(folder, made, scan, model)
 
 
-def read_scan(handed: Handed, predictor: Predictor) -> Scan:
+def read_scan(handed: Handed, predictor: Predictor) -> ReadScan:
     """Read the images of a scan.
 
     Raises:
@@ -163,7 +164,7 @@ def read_scan(handed: Handed, predictor: Predictor) -> Scan:
     places = [found.images[name] for name in sources]
     volumes = [read_image(place, name, predictor.reading) for name, place in zip(sources, places, strict=True)]
     marks = dict.fromkeys(mark for name in sources for mark in marks_on(found, name))
-    return Scan(volumes, places, [WARNINGS[mark] for mark in marks])
+    return ReadScan(volumes, places, [WARNINGS[mark] for mark in marks])
 
 
 def _find(path: Path, sources: Sequence[str], selection: Selection) -> Case:
@@ -178,15 +179,58 @@ def _find(path: Path, sources: Sequence[str], selection: Selection) -> Case:
         return Case("scan", "scan", {sources[0]: path})
     rules = {name: words for name, words in selection.series.items() if name in sources}
     alone = sources[0] if len(sources) == 1 else None
-    found = find_inputs([path], sources, selection=replace(selection, series=rules, alone=alone))
+    chosen = replace(selection, series=rules, alone=alone)
+    try:
+        found = find_inputs([path], sources, selection=chosen)
+    except CohortError as error:
+        raise _unclear(path, sources, error) from error
     if len(found.cases) == 1:
+        _check_modalities(found.cases[0])
         return found.cases[0]
     if found.problems:
         problem = found.problems[0]
         raise CohortError(problem.message, path=path, reason=problem.reason)
     raise CohortError(
-        "does not hold one patient", path=path, reason="no-cases", found=f"{len(found.cases)} cases", expected="one"
+        "does not hold one patient",
+        path=path,
+        reason="no-cases",
+        found=f"{len(found.cases)} cases",
+        expected="one",
+        hint="Send the archive of one patient.",
     )
+
+
+def _unclear(path: Path, sources: Sequence[str], error: CohortError) -> CohortError:
+    """Say what an archive holds in which the sources were not found, and how to choose; no descriptions are named."""
+    series = [one.described() for one in scan_series(path).series if one.images]
+    if not series:
+        return CohortError("holds no DICOM series", path=path, reason=error.reason, hint=FOR_ARCHIVES)
+    return CohortError(
+        f"does not show which series is the {' and which is the '.join(sources)}",
+        path=path,
+        reason="several-series",
+        found="; ".join(series),
+        hint=f"Name it in the field series, such as {sources[0]}=2: by its number, or by words of its description.",
+    )
+
+
+def _check_modalities(case: Case) -> None:
+    """Refuse a CT where the model takes MR, and the other way round.
+
+    Raises:
+        CohortError: If a series is of the other modality.
+    """
+    for name, place in case.images.items():
+        expected = "CT" if name in ("ct", "cbct") else "MR"
+        found = pick_series(place).modality
+        if name in MODALITIES and found != expected:
+            raise CohortError(
+                f"is no {name}",
+                path=place,
+                reason="modality",
+                found=f"modality {found}",
+                expected=f"modality {expected}",
+            )
 
 
 def _follow(report: Report, model: Model) -> Callable[[int, int], None]:
@@ -205,7 +249,7 @@ def _follow(report: Report, model: Model) -> Callable[[int, int], None]:
 # --- results -----------------------------------------------------------------------------------------------------
 
 
-def _write(folder: Path, made: Synthesis, scan: Scan, model: Model) -> Outcome:
+def _write(folder: Path, made: Synthesis, scan: ReadScan, model: Model) -> Outcome:
     """Write a synthesis as NIfTI and, where all sources are DICOM, as DICOM in an archive."""
     plan = model.plan
     names = _names(plan.target)

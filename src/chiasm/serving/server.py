@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from threading import Lock, Thread
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from chiasm.errors import ChiasmError, RecipeError, RunError
 from chiasm.prediction.engines import ANY_HARDWARE, Hardware
@@ -74,7 +74,7 @@ def serve(
         spool = held.enter_context(spooled())
         thread = None
         if page is not None:
-            thread = held.enter_context(_page(predictor, page, spool / "jobs", turn, say))
+            thread = held.enter_context(answering(predictor, page, spool / "jobs", turn, say)).thread
         say(predictor.engine.announce())
         if node is not None:
             run_node(predictor, node, _made(spool / "inbox"), turn, stop, say)
@@ -109,27 +109,52 @@ def _wait(stop: Stop, thread: Thread | None) -> None:
             raise ChiasmError("the page ended by itself", reason="failed", hint="Start it again.")
 
 
+class Answering(NamedTuple):
+    """A page that is being served.
+
+    Attributes:
+        port: Of TCP.
+        thread: Answers requests.
+    """
+
+    port: int
+    thread: Thread
+
+
 @contextmanager
-def _page(predictor: Predictor, page: Page, folder: Path, turn: Lock, say: Callable[[str], None]) -> Iterator[Thread]:
-    """Answer requests until the block ends; yields the thread that does."""
+def answering(
+    predictor: Predictor, page: Page, folder: Path, turn: Lock, say: Callable[[str], None]
+) -> Iterator[Answering]:
+    """Answer requests until the block ends; then remove what was handed in.
+
+    Args:
+        predictor: The model.
+        page: Where to listen, and who may use it.
+        folder: Where jobs lie; it is made.
+        turn: Held while a volume is predicted.
+        say: Called with each line of the log.
+
+    Raises:
+        ChiasmError: If the address cannot be listened on.
+    """
     from chiasm.serving.jobs import JobQueue
     from chiasm.serving.scans import Synthesiser
     from chiasm.serving.web_api import Service, make_app
-    from chiasm.serving.web_gate import Gate, gatekeeper
+    from chiasm.serving.web_gate import WebGate, gatekeeper
 
     queue = JobQueue(_made(folder), page.limits, say)
     try:
-        app = Gate(make_app(Service(Synthesiser(predictor, turn), queue, page, say)), page)
-        with _listening(page) as listening, _answering(app, gatekeeper(page.limits), listening) as thread:
-            host = f"[{page.host}]" if ":" in page.host else page.host
-            say(f"page and API at http://{host}:{listening.getsockname()[1]}/{' (with a token)' if page.token else ''}")
-            yield thread
+        app = WebGate(make_app(Service(Synthesiser(predictor, turn), queue, page, say)), page)
+        with _listening(page) as listening, _running(app, gatekeeper(page.limits), listening) as thread:
+            host, port = f"[{page.host}]" if ":" in page.host else page.host, listening.getsockname()[1]
+            say(f"page and API at http://{host}:{port}/{' (with a token)' if page.token else ''}")
+            yield Answering(port, thread)
     finally:
         queue.close()
 
 
 @contextmanager
-def _answering(app: object, connection: type, listening: socket.socket) -> Iterator[Thread]:
+def _running(app: object, connection: type, listening: socket.socket) -> Iterator[Thread]:
     import uvicorn
 
     logging.getLogger("uvicorn").setLevel(logging.CRITICAL + 1)  # it quotes addresses, which hold the ids of jobs

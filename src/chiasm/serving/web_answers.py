@@ -16,7 +16,7 @@ from chiasm.serving.web_gate import error_json
 from chiasm.serving.web_limits import WebLimits
 
 
-class Problem(BaseModel):
+class Refusal(BaseModel):
     """Why a request or a job was refused."""
 
     message: str = Field(description="What is wrong, where, what was found and what was expected, in one sentence.")
@@ -45,7 +45,7 @@ class JobStatus(BaseModel):
     expires_s: float | None = Field(description="In how many seconds a finished job and its files are removed.")
     warnings: list[str] = Field(description="What a reader of the images must know.")
     files: list[ResultFile]
-    error: Problem | None = Field(description="Why it failed.")
+    error: Refusal | None = Field(description="Why it failed.")
 
 
 class ModelDescription(BaseModel):
@@ -90,7 +90,7 @@ def describe_job(job: ServedJob, queue: JobQueue) -> JobStatus:
             ResultFile(name=name, title=title, address=f"/api/jobs/{job.id}/files/{name}")
             for name, title in job.outcome.files.items()
         ],
-        error=None if job.error is None else Problem(**error_json(job.error)),
+        error=None if job.error is None else Refusal(**error_json(job.error)),
     )
 
 

@@ -32,7 +32,7 @@ from chiasm.serving.web_answers import (
     Health,
     JobStatus,
     ModelDescription,
-    Problem,
+    Refusal,
     describe_job,
     describe_model,
     form_schema,
@@ -100,9 +100,9 @@ def no_job() -> WebError:
 
 
 def make_app(service: Service) -> FastAPI:
-    """Return the application; `web_gate.Gate` belongs before it."""
+    """Return the application; `web_gate.WebGate` belongs before it."""
     model, limits = service.using.model, service.page.limits
-    refused: dict[int | str, dict[str, Any]] = {"4XX": {"model": Problem, "description": CODES["invalid"]}}
+    refused: dict[int | str, dict[str, Any]] = {"4XX": {"model": Refusal, "description": CODES["invalid"]}}
     refused[422] = refused["4XX"]
     app = FastAPI(
         title=f"chiasm: {' + '.join(model.plan.sources)} to {model.plan.target}",
@@ -137,7 +137,7 @@ def make_app(service: Service) -> FastAPI:
 
 def _add_jobs(app: FastAPI, service: Service) -> None:
     sources, queue = service.using.model.plan.sources, service.queue
-    full: dict[int | str, dict[str, Any]] = {503: {"model": Problem, "description": CODES["full"]}}
+    full: dict[int | str, dict[str, Any]] = {503: {"model": Refusal, "description": CODES["full"]}}
 
     @app.post("/api/jobs", status_code=202, openapi_extra=form_schema(sources), responses=full)
     async def hand_in(request: Request, response: Response) -> JobStatus:
@@ -148,7 +148,7 @@ def _add_jobs(app: FastAPI, service: Service) -> None:
         except BaseException:  # also a client that leaves
             queue.delete(job.id)
             raise
-        service.say(f"job {job.number}: {len(handed.files)} files handed in")
+        service.say(f"job {job.number}: handed in, files: {len(handed.files)}")
         work = partial(synthesise_scan, handed=handed, using=service.using)
         queue.submit(job, work, partial(show_scan, folder=job.folder, handed=handed, using=service.using))
         response.headers["location"] = f"/api/jobs/{job.id}"

@@ -1,7 +1,7 @@
 """What stands before the page: whom it serves, how much it takes, and for how long it waits.
 
 uvicorn has no deadline for a request and no limit of its size; both are here,
-one below HTTP (`gatekeeper`), one above it (`Gate`).
+one below HTTP (`gatekeeper`), one above it (`WebGate`).
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def error_json(error: ChiasmError) -> dict[str, str]:
     return {"message": str(error).removesuffix(hint).strip(), "hint": hint, "reason": error.reason}
 
 
-class Gate:
+class WebGate:
     """An application that only those reach who may, with what it can hold; its answers say how browsers treat them.
 
     Args:
