@@ -28,7 +28,7 @@ PRINTED_BY = {
     **{word: {"plan", "train"} for word in ("--task", "--factor", "--axis")},
     "--target": {"plan", "train", "complete"},
     **{word: {"complete"} for word in ("--utility", "--folds")},
-    **{word: {"serve"} for word in ("--dicom-port", "--send-to", "--allow", "--host")},
+    **{word: {"serve"} for word in ("--dicom-port", "--send-to", "--allow", "--host", "--port", "--token-file")},
 }
 #: Modules whose strings are no messages: CSS, and the declarations of options.
 NO_MESSAGES = {"reports/drawing.py"}
