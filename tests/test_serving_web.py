@@ -60,12 +60,12 @@ def test_a_scan_gives_what_predict_writes(client: Client, finished_run: Path, tm
     job = client.finish(answer)
     assert answer.headers["location"] == f"/api/jobs/{job['id']}" and job["state"] == "done" and job["progress"] == 1
     predict(finished_run, [scan], tmp_path / "out")
-    names = {"t2.nii.gz": "scan_t2.nii.gz", "mask.nii.gz": "scan_mask.nii.gz"}
-    names["expected-error.nii.gz"] = "scan_expected-error.nii.gz"
-    assert {file["name"] for file in job["files"]} == set(names)
+    assert [file["name"] for file in job["files"]] == [
+        f"scan_{name}.nii.gz" for name in ("t2", "expected-error", "mask")
+    ]
     for file in job["files"]:
         fetched = client.ask("GET", file["address"])
-        assert fetched.content == (tmp_path / "out" / names[file["name"]]).read_bytes()
+        assert fetched.content == (tmp_path / "out" / file["name"]).read_bytes()
         assert fetched.headers["content-disposition"] == f'attachment; filename="{file["name"]}"'
 
 
@@ -83,15 +83,15 @@ def test_other_formats_and_names_without_an_ending_are_read_too(ending: str, cli
 def test_a_dicom_series_comes_back_as_nifti_and_as_dicom_of_the_same_study(client: Client, tmp_path: Path) -> None:
     job = client.finish(client.hand_in({"t1": write_archive(tmp_path / "scan.zip", {"a": {}})}))
     assert [file["name"] for file in job["files"]] == [
-        "t2.nii.gz",
-        "mask.nii.gz",
-        "expected-error.nii.gz",
+        "scan_t2.nii.gz",
+        "scan_expected-error.nii.gz",
+        "scan_mask.nii.gz",
         "dicom.zip",
     ]
     archive = zipfile.ZipFile(BytesIO(client.ask("GET", job["files"][-1]["address"]).content))
     names = archive.namelist()
-    assert names[0] == "synthetic/0001.dcm" and names[-1] == "expected-error.dcm" and len(names) == 13
-    made = pydicom.dcmread(BytesIO(archive.read(names[0])))
+    assert names == ["expected-error.dcm", *(f"synthetic/{number:04d}.dcm" for number in range(1, 13))]
+    made = pydicom.dcmread(BytesIO(archive.read(names[1])))
     assert made.PatientID == TELLTALE["PatientID"] and made.SyntheticData == "YES"
 
 
@@ -195,7 +195,7 @@ def test_wrong_addresses_and_methods_are_refused_in_the_same_words(client: Clien
     for method, path, status in (
         ("GET", f"/api/jobs/{UNKNOWN}", 404),
         ("DELETE", f"/api/jobs/{UNKNOWN}", 404),
-        ("GET", f"/api/jobs/{UNKNOWN}/files/t2.nii.gz", 404),
+        ("GET", f"/api/jobs/{UNKNOWN}/files/scan_t2.nii.gz", 404),
         ("GET", f"/api/jobs/{UNKNOWN}/view", 404),
         ("GET", "/etc/passwd", 404),
         ("GET", "/docs", 404),
@@ -225,7 +225,7 @@ def test_a_job_that_is_not_done_has_no_files_yet(predictor: Predictor, tmp_path:
     turn = Lock()
     with served(predictor, tmp_path / "jobs", Page(0), turn) as client, turn:
         name = client.hand_in({"t1": write_scan(tmp_path)}).json()["id"]
-        answer = client.ask("GET", f"/api/jobs/{name}/files/t2.nii.gz")
+        answer = client.ask("GET", f"/api/jobs/{name}/files/scan_t2.nii.gz")
         assert answer.status_code == 409 and problem(answer)["reason"] == "not-done"
         assert client.ask("DELETE", f"/api/jobs/{name}").status_code == 204
         assert client.ask("GET", f"/api/jobs/{name}").status_code == 404

@@ -102,7 +102,7 @@ def test_the_command_has_no_option_for_the_token_itself(capsys: pytest.CaptureFi
 def test_without_the_token_nothing_of_a_job_is_answered(predictor: Predictor, tmp_path: Path) -> None:
     with served(predictor, tmp_path / "jobs", Page(0, token=TOKEN)) as client:
         job = client.finish(client.hand_in({"t1": write_scan(tmp_path)}))
-        paths = [f"/api/jobs/{job['id']}{end}" for end in ("", "/view", "/files/t2.nii.gz")] + ["/api/model", "/x"]
+        paths = [f"/api/jobs/{job['id']}{end}" for end in ("", "/view", "/files/scan_t2.nii.gz")] + ["/api/model", "/x"]
         stranger = Client(client.port, client.folder, [])
         for given in ({}, {"Authorization": "Bearer wrong-but-long-enough"}, {"Authorization": f"Basic {TOKEN}"}):
             for path in paths:
@@ -314,9 +314,9 @@ def test_names_of_files_become_no_paths(predictor: Predictor, tmp_path: Path) ->
         client.finish(client.hand_in({"t1": ("../x.nii.gz", scan)}))
         assert {path.name for path in client.stored()} == {
             "t1.nii.gz",
-            "t2.nii.gz",
-            "mask.nii.gz",
-            "expected-error.nii.gz",
+            "scan_t2.nii.gz",
+            "scan_mask.nii.gz",
+            "scan_expected-error.nii.gz",
         }
 
 
@@ -439,7 +439,7 @@ def test_nothing_of_a_scan_is_kept_after_delete(predictor: Predictor, tmp_path: 
         assert client.ask("GET", f"{address}/view").status_code == 200 and len(client.stored()) == 5
         assert client.ask("DELETE", address).status_code == 204
         assert list(client.folder.iterdir()) == []
-        for end in ("", "/view", "/files/t2.nii.gz", "/files/dicom.zip"):
+        for end in ("", "/view", "/files/scan_t2.nii.gz", "/files/dicom.zip"):
             assert client.ask("GET", address + end).status_code == 404
         assert job["id"] not in "".join(client.log) and "scan.zip" not in "".join(client.log)
 

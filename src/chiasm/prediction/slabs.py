@@ -26,6 +26,7 @@ from torch.nn import functional
 
 from chiasm.networks.generator import fold_voxels, unfold_voxels
 from chiasm.prediction.tiling import first_that_fits, halvings, padded_to, round_up
+from chiasm.prediction.watching import report_pass
 
 SLAB_VOXELS = 2**21  # of a slab: eight planes of 512 x 512
 
@@ -452,6 +453,7 @@ def apply_in_slabs(
             there = outputs[(slice(None), *place)]
             there[...] = made[0].cpu().numpy()[tuple(map(slice, there.shape))]
             start += made.shape[axis + 2]
+            report_pass(start, padded[axis])
         assert outputs is not None and start == padded[axis]
         return outputs
 

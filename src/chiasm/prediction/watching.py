@@ -11,7 +11,7 @@ from contextvars import ContextVar
 from typing import TypeVar
 
 Item = TypeVar("Item")
-Watcher = Callable[[int, int], None]  # passes done, all passes of this run of a network over the volume
+Watcher = Callable[[int, int], None]  # passes or planes done, and all of this run of a network over the volume
 
 _watcher: ContextVar[Watcher | None] = ContextVar("watcher", default=None)
 
@@ -37,9 +37,14 @@ def passes(inputs: Sequence[Item]) -> Iterator[Item]:
     1 of 2
     2 of 2
     """
-    watcher = _watcher.get()
     for done, one in enumerate(inputs, 1):
         with watched(None):
             yield one
-        if watcher is not None:
-            watcher(done, len(inputs))
+        report_pass(done, len(inputs))
+
+
+def report_pass(done: int, total: int) -> None:
+    """Report how much of a network's run over a volume is done."""
+    watcher = _watcher.get()
+    if watcher is not None:
+        watcher(done, total)

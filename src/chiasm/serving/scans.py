@@ -7,6 +7,7 @@ that folder is taken out: whoever reads it knows the field of the form alone.
 from __future__ import annotations
 
 import re
+import shutil
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,8 +21,9 @@ from chiasm.cohorts.dicom_patients import WARNINGS, Selection, marks_on, parse_r
 from chiasm.cohorts.images import read_image
 from chiasm.cohorts.manifests import MARKS
 from chiasm.errors import ChiasmError, CohortError, VolumeError
-from chiasm.prediction.dicom_case import EXPECTED_ERROR, write_dicom_case
-from chiasm.prediction.folders import IMAGE, MASK, Predictor, write_volumes
+from chiasm.prediction.case_files import write_dicom, write_volumes
+from chiasm.prediction.dicom_case import EXPECTED_ERROR
+from chiasm.prediction.folders import Predictor
 from chiasm.prediction.inputs import find_inputs
 from chiasm.prediction.model import Model
 from chiasm.prediction.synthesis import Synthesis
@@ -39,7 +41,8 @@ ARCHIVE = ".zip"
 #: Formats of one file each; the others are a header and a file beside it.
 SUFFIXES = (*(suffix for suffix in VOLUME_SUFFIXES if suffix not in (".mhd", ".nhdr")), ".dcm", ARCHIVE)
 FOR_ARCHIVES = "An archive must hold the DICOM files of the scan; files of other formats need no archive."
-SOURCES, DICOM_ARCHIVE = "sources", "dicom.zip"
+CASE, SOURCES, DICOM_ARCHIVE = "scan", "sources", "dicom.zip"
+MASK = "mask"
 READ, WRITTEN = 0.05, 0.98  # shares of the work after which it is read, and predicted
 
 Report = Callable[[str, float], None]
@@ -76,10 +79,10 @@ class Handed(NamedTuple):
 
 
 class ReadScan(NamedTuple):
-    """The images of one case and where each lies, in the order of the model's sources."""
+    """A case, its images in the order of the model's sources, and what a reader of them must know."""
 
+    case: Case
     volumes: list[Volume]
-    places: list[Path]
     warnings: list[str]
 
 
@@ -136,16 +139,15 @@ def synthesise_scan(folder: Path, report: Report, *, handed: Handed, using: Synt
     Raises:
         ChiasmError: If the scan cannot be read, fits the model badly, or the results cannot be written.
     """
-    model = using.model
     with without_folder(folder):
         report("reading", 0.0)
         scan = read_scan(handed, using.predictor)
         report("waiting for the DICOM node" if using.turn.locked() else "predicting", READ)
-        with using.turn, watched(_follow(report, model)):
+        with using.turn, watched(_follow(report, using.predictor.models)):
             made = using.predictor.predict(*scan.volumes)
         made = replace(made, warnings=(*scan.warnings, *made.warnings))
         report("writing", WRITTEN)
-        return _write(folder, made, scan, model)
+        return _write(folder, made, scan, using.predictor.models)
 
 
 def read_scan(handed: Handed, predictor: Predictor) -> ReadScan:
@@ -160,11 +162,12 @@ def read_scan(handed: Handed, predictor: Predictor) -> ReadScan:
         found = _find(handed.files[ALL], sources, selection)
     else:
         parts = [_find(handed.files[name], (name,), selection) for name in sources]
-        found = Case("scan", "scan", {name: part.images[name] for name, part in zip(sources, parts, strict=True)})
-    places = [found.images[name] for name in sources]
-    volumes = [read_image(place, name, predictor.reading) for name, place in zip(sources, places, strict=True)]
-    marks = dict.fromkeys(mark for name in sources for mark in marks_on(found, name))
-    return ReadScan(volumes, places, [WARNINGS[mark] for mark in marks])
+        images = {name: part.images[name] for name, part in zip(sources, parts, strict=True)}
+        found = Case(CASE, CASE, images)
+    case = replace(found, id=CASE)
+    volumes = [read_image(case.images[name], name, predictor.reading) for name in sources]
+    marks = dict.fromkeys(mark for name in sources for mark in marks_on(case, name))
+    return ReadScan(case, volumes, [WARNINGS[mark] for mark in marks])
 
 
 def _find(path: Path, sources: Sequence[str], selection: Selection) -> Case:
@@ -176,7 +179,7 @@ def _find(path: Path, sources: Sequence[str], selection: Selection) -> Case:
     if not is_dicom(path):
         if len(sources) > 1:
             raise CohortError("is no archive of DICOM files", path=path, reason="no-dicom")
-        return Case("scan", "scan", {sources[0]: path})
+        return Case(CASE, CASE, {sources[0]: path})
     rules = {name: words for name, words in selection.series.items() if name in sources}
     alone = sources[0] if len(sources) == 1 else None
     chosen = replace(selection, series=rules, alone=alone)
@@ -233,9 +236,9 @@ def _check_modalities(case: Case) -> None:
             )
 
 
-def _follow(report: Report, model: Model) -> Callable[[int, int], None]:
+def _follow(report: Report, models: Sequence[Model]) -> Callable[[int, int], None]:
     """Turn passes of networks over a volume, of one stage after another, into a share of the work."""
-    runs = (1 + len(model.earlier)) * (2 if model.recipe.generator.average == "flip" else 1)
+    runs = sum((1 + len(one.earlier)) * (1 + (one.recipe.generator.average == "flip")) for one in models)
     before = 0
 
     def follow(done: int, total: int) -> None:
@@ -249,22 +252,22 @@ def _follow(report: Report, model: Model) -> Callable[[int, int], None]:
 # --- results -----------------------------------------------------------------------------------------------------
 
 
-def _write(folder: Path, made: Synthesis, scan: ReadScan, model: Model) -> Outcome:
+def _write(folder: Path, made: Synthesis, scan: ReadScan, models: Sequence[Model]) -> Outcome:
     """Write a synthesis as NIfTI and, where all sources are DICOM, as DICOM in an archive."""
-    plan = model.plan
-    names = _names(plan.target)
-    titles = {IMAGE: f"Synthetic {plan.target}", MASK: "Mask", EXPECTED_ERROR: "Expected error"}
-    files = {names[name]: f"{titles[name]} (NIfTI)" for name in write_volumes(folder, made, names)}
-    if all(is_dicom(_outside(place)) for place in scan.places):
-        series = [pick_series(place) for place in scan.places]
-        case = write_dicom_case(folder / "dicom", made, series, model)
-        _zip(folder / "dicom", case.files, folder / DICOM_ARCHIVE)
-        return Outcome({**files, DICOM_ARCHIVE: "All as DICOM (zip)"}, case.warnings)
-    return Outcome(files, made.warnings)
-
-
-def _names(target: str) -> dict[str, str]:
-    return {IMAGE: f"{target}.nii.gz", MASK: f"{MASK}.nii.gz", EXPECTED_ERROR: f"{EXPECTED_ERROR}.nii.gz"}
+    plan = models[0].plan
+    written = write_volumes(made, scan.case, folder, plan, "nifti")
+    titles = {
+        written.image: f"Synthetic {plan.target}",
+        written.expected_error: "Expected error",
+        written.spread: "Spread over models",
+        written.mask: "Mask",
+    }
+    files = {name: f"{title} (NIfTI)" for name, title in titles.items() if name is not None}
+    if all(is_dicom(_outside(place)) for place in scan.case.images.values()):
+        written = write_dicom(made, scan.case, folder, models)
+        _zip(folder / CASE, folder / DICOM_ARCHIVE)
+        files[DICOM_ARCHIVE] = "All as DICOM (zip)"
+    return Outcome(files, written.warnings)
 
 
 def _outside(place: Path) -> Path:
@@ -272,11 +275,12 @@ def _outside(place: Path) -> Path:
     return next(path for path in (place, *place.parents) if path.exists())
 
 
-def _zip(folder: Path, files: Sequence[Path], archive: Path) -> None:
+def _zip(folder: Path, archive: Path) -> None:
+    """Move a folder into an archive."""
     with whole_file(archive) as path, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as zipped:
-        for file in files:
+        for file in sorted(path for path in folder.rglob("*") if path.is_file()):
             zipped.write(file, file.relative_to(folder).as_posix())
-            file.unlink()
+    shutil.rmtree(folder)
 
 
 def show_scan(warnings: Sequence[str], *, folder: Path, handed: Handed, using: Synthesiser) -> str:
@@ -294,8 +298,7 @@ def show_scan(warnings: Sequence[str], *, folder: Path, handed: Handed, using: S
     plan = using.model.plan
     with without_folder(folder):
         source = read_scan(handed, using.predictor).volumes[0]
-        made = {name: _read_back(folder / file, name) for name, file in _names(plan.target).items()}
-    image, mask, expected_error = (made[name] for name in (IMAGE, MASK, EXPECTED_ERROR))
+        image, mask, expected_error = (_read_back(folder, name) for name in (plan.target, MASK, EXPECTED_ERROR))
     assert image is not None and mask is not None
     if source.array.shape != image.array.shape:  # thick slices
         source = resample(source, image.geometry, order=1)
@@ -318,8 +321,9 @@ def show_scan(warnings: Sequence[str], *, folder: Path, handed: Handed, using: S
     return render_case_page(page)
 
 
-def _read_back(path: Path, name: str) -> Volume | None:
-    """Read a volume that was written here; None where the model makes none."""
+def _read_back(folder: Path, name: str) -> Volume | None:
+    """Read a volume that was written here; None where the model makes no such."""
+    path = folder / f"{CASE}_{name}.nii.gz"
     if not path.exists() and name == EXPECTED_ERROR:
         return None
     return read_volume(path, labels=name == MASK, allow_thin=True, allow_constant=True)
