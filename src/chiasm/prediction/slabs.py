@@ -344,7 +344,8 @@ def convolve(
 ) -> Tensor:
     """Convolve by oneDNN on a CPU, also where `torch.conv3d` takes a loop of its own that is ten times as slow.
 
-    On one thread torch 2.13 does so for kernels of one voxel and for slabs of few voxels.
+    torch 2.13 does so for one volume whose channels times its first two sides are 20480 or less, however long the third
+    is (`findings/torch_conv3d_forgets_the_width.sh`), and on one thread for kernels of one voxel.
     """
     if block.device.type != "cpu" or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return torch.conv3d(block, weight, bias, stride, padding, dilation, groups)
