@@ -7,9 +7,9 @@ again without scoring anything.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import chain, repeat
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +25,20 @@ from chiasm.evaluation.summary import format_table, paired
 from chiasm.locks import locked
 from chiasm.metrics.conventions import CONVENTIONS
 from chiasm.outputs import refuse_data_folder
-from chiasm.prediction.manifest import Entry, relative
+from chiasm.prediction.manifest import relative
 from chiasm.preparation.bias_field import UNSHADED
 from chiasm.preparation.plan import Plan
 from chiasm.progress import Progress
 from chiasm.recipe import Registration
 from chiasm.registration.cohort import AlignedCohort, describe_movement
 from chiasm.reports.curves import read_history
-from chiasm.reports.evaluation_cases import PAGES, CasePages, write_cases
+from chiasm.reports.evaluation_cases import PAGES, CasePages, predicted_cases, write_cases
 from chiasm.reports.evaluation_folder import ASKED, REGISTERED, make_room, place_of, read_asked
 from chiasm.reports.evaluation_page import EvaluationPage, write_report
 from chiasm.reports.evidence import gather_evidence
 from chiasm.reports.explanation import explain_evidence
 from chiasm.reports.registration import report_registered
+from chiasm.reports.tables import as_text, recipe_facts
 from chiasm.storage import read_facts, read_toml, write_json
 from chiasm.volumes import Reading
 
@@ -186,7 +187,7 @@ def _score(
 ) -> tuple[CaseScores, list[Problem]]:
     """Score all predicted cases that have a real target; return also why others could not be scored."""
     missing = {problem.case for problem in together.problems}
-    work = [(one, entry) for one, entry in _predicted(assessed) if entry.case not in missing]
+    work = [(one, entry) for one, entry in predicted_cases(assessed) if entry.case not in missing]
     with_labels = request.regions == "seg"
     found = score_cases(work, together.cohort, request.convention, with_labels=with_labels, progress=progress)
     problems = [*together.problems, *_unfinished(assessed), *found.problems]
@@ -194,11 +195,6 @@ def _score(
         detail = f"; the first: {problems[0].message}" if problems else ""
         raise CohortError(f"no predicted case could be scored{detail}", path=assessed[0].folder, reason="no-cases")
     return found, problems
-
-
-def _predicted(assessed: Sequence[PredictionFolder]) -> Iterator[tuple[PredictionFolder, Entry]]:
-    """List the predicted cases of all folders, each with the folder that it lies in."""
-    return chain.from_iterable(zip(repeat(one), one.manifest.cases) for one in assessed)
 
 
 def _write_scores(out: Path, found: CaseScores, problems: Sequence[Problem], asked: Mapping[str, Any]) -> None:
@@ -255,7 +251,7 @@ def report_evaluation(out: Path, *, pages: int = PAGES, whole: bool = False) -> 
         report_registered(out / REGISTERED)
     method, plan = assessed[0].manifest.method, assessed[0].plan
     shown = CasePages(pages, whole=whole, with_labels=asked["regions"] == "seg")
-    gallery, links = write_cases(_predicted(assessed), cohort, rows, method, out, shown)
+    gallery, links = write_cases(predicted_cases(assessed), cohort, rows, method, out, shown)
     page = EvaluationPage(
         title=f"{' + '.join(plan.sources)} to {plan.target}",
         rows=rows,
@@ -344,7 +340,7 @@ def _how_they_are_shaded(plan: Plan) -> list[str]:
 
 
 def _warnings(assessed: Sequence[PredictionFolder], rows: Sequence[Row]) -> list[str]:
-    entries = [entry for _, entry in _predicted(assessed)]
+    entries = [entry for _, entry in predicted_cases(assessed)]
     warnings = []
     if seen := [entry.case for entry in entries if entry.role in ("train", "validation")]:
         warnings.append(f"{len(seen)} of {len(entries)} cases were used in training: {', '.join(seen)}")
@@ -359,15 +355,15 @@ def _facts(assessed: Sequence[PredictionFolder], cohort: Cohort) -> dict[str, di
     reasons = read_toml(first.model / "plan.toml").get("reasons", {})
     facts = {
         "Cohort": _cohort_facts(cohort, sum(len(one.manifest.cases) for one in assessed)),
-        "Plan": _as_text(reasons),
+        "Plan": as_text(reasons),
         "Model": {
             "method": first.manifest.method,
             "sha256 of model.toml": ", ".join(one.manifest.sha256 for one in assessed),
         },
-        "Recipe": _recipe_facts(read_toml(first.model / "recipe.toml")),
+        "Recipe": recipe_facts(read_toml(first.model / "recipe.toml")),
     }
     if environment := read_facts(first.model.parent / "environment.json"):
-        facts["Environment"] = _as_text(environment)
+        facts["Environment"] = as_text(environment)
     return facts
 
 
@@ -380,12 +376,3 @@ def _cohort_facts(cohort: Cohort, predicted: int) -> dict[str, str]:
         "cases predicted": str(predicted),
         "sites": ", ".join(sites) or "not known",
     }
-
-
-def _recipe_facts(recipe: Mapping[str, Any]) -> dict[str, str]:
-    sections = {section: fields for section, fields in recipe.items() if isinstance(fields, dict)}
-    return {f"{section}.{name}": str(value) for section, fields in sections.items() for name, value in fields.items()}
-
-
-def _as_text(facts: Mapping[str, object]) -> dict[str, str]:
-    return {name: str(value) for name, value in facts.items()}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,11 @@ class CasePages:
     most: int = PAGES
     whole: bool = False
     with_labels: bool = True
+
+
+def predicted_cases(assessed: Iterable[PredictionFolder]) -> Iterator[tuple[PredictionFolder, Entry]]:
+    """List the predicted cases of several folders, each with the folder that it lies in."""
+    return chain.from_iterable(zip(repeat(one), one.manifest.cases) for one in assessed)
 
 
 def write_cases(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -60,6 +60,11 @@ def typical(values: Iterable[float]) -> float:
     """Find the size of a column's scores, so that all are shown with the same decimals."""
     sizes = [abs(value) for value in values if math.isfinite(value)]
     return float(np.median(sizes)) if sizes else 1.0
+
+
+def cases_of(rows: Iterable[Row]) -> set[str]:
+    """Return the cases that some scores are of."""
+    return {row.case for row in rows}
 
 
 def mean_by(rows: Iterable[Row], key: Callable[[Row], Key]) -> dict[Key, float]:
@@ -258,6 +263,20 @@ def _lesion_lines(rows: Sequence[Row], scores: ScoreColumns) -> Iterator[tuple[f
 def _size_of(volume_ml: float) -> str:
     """Name the group of sizes that a volume lies in; NaN is of unknown size."""
     return next((label for most, label in SIZES_ML if volume_ml < most), UNKNOWN_SIZE)
+
+
+# Data sheets
+
+
+def as_text(facts: Mapping[str, object]) -> dict[str, str]:
+    """Show the values of a data sheet as words."""
+    return {name: str(value) for name, value in facts.items()}
+
+
+def recipe_facts(recipe: Mapping[str, Any]) -> dict[str, str]:
+    """Name each setting of a recipe's sections."""
+    sections = {name: part for name, part in recipe.items() if isinstance(part, dict)}
+    return {f"{section}.{name}": str(value) for section, part in sections.items() for name, value in part.items()}
 
 
 def list_conventions(rows: Iterable[Row]) -> list[tuple[str, str]]:

@@ -21,7 +21,7 @@ from typing import Any
 
 from chiasm import __version__
 from chiasm.checksums import sha256_of
-from chiasm.cohorts.cases import Case, Cohort, Problem
+from chiasm.cohorts.cases import Case, Cohort, Problem, grouped
 from chiasm.cohorts.completed import copy_case, write_completed
 from chiasm.cohorts.dicom_patients import Selection, marks_on
 from chiasm.cohorts.discovery import find_cohort, select_cases, selection_of
@@ -157,16 +157,22 @@ def complete(
         learning, own = replace(cohort, cases=survey.pairs, problems=()), recipe_of(recipe, asked, chosen[0])
         run = train(learning, own, out / "run", say=say, progress=shares[0], cache=out / "cache")
         filled, failed = fill(survey.gaps, out / "run", root, recipe, trusted)
-        made = {case.id: case for case in filled}
-        write_completed(root, [made.get(case.id, case) for case in cohort.cases], cohort.regions)
+        _write_cohort(cohort, filled, root)
         rows, unmeasured = _measure_all(cells, cohort, out, shares[1:], trusted, say)
         kinds = (found.problems, problems, survey.lacking, run.problems, failed, unmeasured)
         problems = list(dict.fromkeys(chain(*kinds)))
         comparisons = compare_utility(rows, cohort.regions, {case.id: case.subject for case in cohort.cases})
         lines = describe(survey, filled, comparisons, root, {problem.case for problem in problems})
-        done = Completed(out, root, tuple(made), comparisons, tuple(rows), lines, tuple(problems))
+        made = tuple(case.id for case in filled)
+        done = Completed(out, root, made, comparisons, tuple(rows), lines, tuple(problems))
         _write(done, survey, recipe, chosen)
     return done
+
+
+def _write_cohort(cohort: Cohort, filled: Sequence[Case], root: Path) -> None:
+    """Write the completed cohort: the cases that were filled in the place of those with gaps."""
+    made = {case.id: case for case in filled}
+    write_completed(root, [made.get(case.id, case) for case in cohort.cases], cohort.regions)
 
 
 def _measure_all(
@@ -206,24 +212,28 @@ def _check_folder(out: Path, data: Path, found: Cohort) -> None:
     """
     refuse_data_folder(out, [data])
     scans = [path for case in found.cases for path in (*case.images.values(), case.mask, case.labels)]
-    refuse_inputs((out / name for name in (*FILES, *FOLDERS)), [data, *scans], what="the completion")
+    refuse_inputs(map(out.joinpath, (*FILES, *FOLDERS)), [data, *scans], what="the completion")
     refuse_links(out, FOLDERS)
-    if not (out / FILES[0]).is_file() and not (out / "run" / "recipe.toml").is_file():
+    if not _is_completion(out):
         refuse_foreign(out, (*FILES, *(f"{name}/*" for name in FOLDERS)))
         write_json(out / FILES[0], {"finished": False})
 
 
+def _is_completion(out: Path) -> bool:
+    """Return whether a completion wrote in a folder; an interrupted one may have left its run alone."""
+    return (out / FILES[0]).is_file() or (out / "run" / "recipe.toml").is_file()
+
+
 def _scans(cohort: Cohort) -> Cohort:
     """Leave out images that were made, whoever allowed them: nothing is completed from those."""
-    scans = [
-        replace(
-            case,
-            images={name: path for name, path in case.images.items() if "synthetic" not in marks_on(case, name)},
-            synthetic=(),
-        )
-        for case in cohort.cases
-    ]
+    scans = map(_without_made, cohort.cases)
     return replace(cohort, cases=tuple(case for case in scans if case.images))
+
+
+def _without_made(case: Case) -> Case:
+    """Leave out the images of a case that were made."""
+    images = {name: path for name, path in case.images.items() if "synthetic" not in marks_on(case, name)}
+    return replace(case, images=images, synthetic=())
 
 
 def survey_cohort(cohort: Cohort, recipe: Recipe, utility: str) -> Survey:
@@ -236,25 +246,32 @@ def survey_cohort(cohort: Cohort, recipe: Recipe, utility: str) -> Survey:
     sources, target = recipe.data.sources, recipe.data.target
     pairs = select_cases(cohort, sources, target).cases
     open_cases = [case for case in cohort.cases if target not in case.images]
-    gaps = tuple(case for case in open_cases if set(sources) <= set(case.images))
-    lacking = tuple(_lacking(case, recipe) for case in open_cases if case not in gaps)
+    fillable = grouped(open_cases, lambda case: set(sources) <= set(case.images))
+    gaps = tuple(fillable.get(True, ()))
+    lacking = tuple(_lacking(case, recipe) for case in fillable.get(False, ()))
+    _check_enough(pairs, gaps, recipe, cohort.root)
+    task = choose_task(pairs, gaps, recipe, utility)
+    return Survey(pairs, gaps, lacking, task, () if task is None else assign(pairs, gaps, task, recipe))
+
+
+def _check_enough(pairs: Sequence[Case], gaps: Sequence[Case], recipe: Recipe, root: Path) -> None:
+    """Refuse a cohort with nothing to complete, or too little to learn it from."""
+    sources, target = recipe.data.sources, recipe.data.target
     if not gaps:
         raise CohortError(
             f"there is nothing to complete: no case has {' and '.join(sources)} and lacks {target}",
-            path=cohort.root,
+            path=root,
             reason="nothing-missing",
             found=f"{len(pairs)} cases with both",
         )
     if (people := len({case.subject for case in pairs})) < FEWEST_SUBJECTS:
         raise CohortError(
             f"too few subjects have {' and '.join(sources)} and {target} to learn from",
-            path=cohort.root,
+            path=root,
             reason="too-few-pairs",
             found=people,
             expected=f"at least {FEWEST_SUBJECTS}",
         )
-    task = choose_task(pairs, gaps, recipe, utility)
-    return Survey(pairs, gaps, lacking, task, () if task is None else assign(pairs, gaps, task, recipe))
 
 
 def _lacking(case: Case, recipe: Recipe) -> Problem:
@@ -274,15 +291,20 @@ def describe(
     if not comparisons:
         return (*lines, f"utility, {survey.task}: not measured, no completed case could be used")
     first = comparisons[0]
-    real = [sum(case.split == "train" for case in fold.real) for fold in survey.folds]
-    more = [sum(case.id not in lost for case in fold.gaps) for fold in survey.folds]
     return (
         *lines,
-        f"utility, {survey.task}: {_span(real)} real training cases, {_span(more)} completed ones more; "
+        f"utility, {survey.task}: {_training_cases(survey.folds, lost)}; "
         f"{first.subjects} test subjects in {len(survey.folds)} folds, {first.seeds} seeds",
         f"mae without {first.mean_against:.4g}, with {first.mean:.4g} {first.unit}",
         first.verdict,
     )
+
+
+def _training_cases(folds: Sequence[Fold], lost: Collection[str | None]) -> str:
+    """Say on how many cases the later models were trained."""
+    real = [sum(case.split == "train" for case in fold.real) for fold in folds]
+    more = [sum(case.id not in lost for case in fold.gaps) for fold in folds]
+    return f"{_span(real)} real training cases, {_span(more)} completed ones more"
 
 
 def _span(counts: Sequence[int]) -> str:
@@ -300,23 +322,33 @@ def _write(done: Completed, survey: Survey, recipe: Recipe, seeds: Iterable[int]
         "model": sha256_of(find_model(done.folder / "run") / "weights.safetensors"),
         "completed": done.cases,
         "problems": [{"case": one.case, "reason": one.reason, "message": one.message} for one in done.problems],
-        "utility": None if survey.task is None else _utility(done, survey, survey.task, list(seeds)) | {"cases": pairs},
+        "utility": _utility(done, survey, list(seeds), pairs),
     }
     write_json(done.folder / FILES[0], content)
-    lines = [*done.lines, *(one.verdict for one in done.comparisons[1:]), *(one.message for one in done.problems)]
-    text = [f"# {' + '.join(recipe.data.sources)} to {recipe.data.target}", "", *(f"- {line}" for line in lines)]
-    write_text(done.folder / FILES[1], "\n".join([*text, *_table(pairs), "", NOTICE]) + "\n")
+    title = str(Task(recipe.data.sources, recipe.data.target))
+    write_text(done.folder / FILES[1], "\n".join([f"# {title}", "", *_items(done), *_table(pairs), "", NOTICE]) + "\n")
 
 
-def _utility(done: Completed, survey: Survey, task: Task, seeds: list[int]) -> dict[str, Any]:
-    """Collect what was measured, with the cases of each fold."""
+def _items(done: Completed) -> list[str]:
+    """List what came of it as lines of Markdown."""
+    verdicts, messages = (one.verdict for one in done.comparisons[1:]), (one.message for one in done.problems)
+    return [f"- {line}" for line in (*done.lines, *verdicts, *messages)]
+
+
+def _utility(
+    done: Completed, survey: Survey, seeds: list[int], pairs: Sequence[Mapping[str, Any]]
+) -> dict[str, Any] | None:
+    """Collect what was measured, with the cases of each fold; None where nothing was asked for."""
+    if survey.task is None:
+        return None
     roles = ("pairs", "real", "gaps", "test")
     return {
-        "source": task.sources,
-        "target": task.target,
+        "source": survey.task.sources,
+        "target": survey.task.target,
         "seeds": seeds,
         "folds": [{name: [case.id for case in getattr(fold, name)] for name in roles} for fold in survey.folds],
         "comparisons": [_plain(asdict(one)) for one in done.comparisons],
+        "cases": pairs,
     }
 
 

@@ -12,13 +12,35 @@ from chiasm.checksums import sha256_of
 from chiasm.cohorts.cases import Case, Problem
 from chiasm.cohorts.completed import MARK, Origin, mark_synthetic, was_made
 from chiasm.errors import VolumeError
-from chiasm.prediction.folders import predict
-from chiasm.prediction.manifest import NOTICE
-from chiasm.prediction.model import load_model
+from chiasm.prediction.folders import Predicted, predict
+from chiasm.prediction.manifest import NOTICE, Entry
+from chiasm.prediction.model import Model, load_model
 from chiasm.preparation.intensity import MapKind, fit_intensity
 from chiasm.recipe import Recipe
 from chiasm.volumes import Reading, read_volume
 from chiasm.volumes.screening import written_suffix
+
+FRESH = ".predicting"  # folder beside an image, where it is predicted
+
+
+def predict_as_asked(
+    run: Path, cases: Sequence[Case], folder: Path, recipe: Recipe, trust: Collection[str] = ()
+) -> Predicted:
+    """Predict cases where a recipe says that networks run, with the same engine everywhere.
+
+    Raises:
+        ChiasmError: If the model or the folder cannot be used.
+    """
+    settings = recipe.training
+    return predict(
+        run,
+        cases,
+        folder,
+        accelerator=settings.accelerator,
+        precision=settings.precision,
+        engine="torch",
+        trust=trust,
+    )
 
 
 def fill(
@@ -40,44 +62,51 @@ def fill(
         ChiasmError: If the model or the folder cannot be used.
     """
     model = load_model(run, trust=trust)
-    sources, target = model.plan.sources, model.plan.target
+    target = model.plan.target
     filled: list[Case] = []
     problems: list[Problem] = []
     for case in cases:
-        suffix = written_suffix(case.images[sources[0]])  # as predict does
+        origin = _origin(case, model)
+        suffix = written_suffix(case.images[model.plan.sources[0]])  # as predict does
         image = folder / case.id / f"{case.id}_{target}{MARK}{suffix}"
-        seen = {name: sha256_of(case.images[name]) for name in sources}
-        origin = Origin(case.id, target, seen, model.recipe.method, model.sha256, f"chiasm {__version__}")
+        lost: list[Problem] = []
         if not was_made(image, origin):
-            fresh = folder / case.id / ".predicting"
-            settings = recipe.training
-            made = predict(
-                run,
-                [case],
-                fresh,
-                accelerator=settings.accelerator,
-                precision=settings.precision,
-                engine="torch",
-                trust=trust,
-            )
-            problems += made.problems
-            if made.problems:
-                shutil.rmtree(fresh, ignore_errors=True)
-                continue
-            entry = made.manifest.cases[0]
-            if flat := _flat(fresh / entry.image, fresh / str(entry.mask), model.plan.target_kind, case.reading):
-                message = f"case {case.id}: the model made nearly the same {target} everywhere; train longer or larger"
-                problems.append(Problem(image, flat, message, case.id))
-                shutil.rmtree(fresh)
-                continue
-            error_map = None if entry.expected_error is None else image.with_name(entry.expected_error)
-            (fresh / entry.image).replace(image)
-            if error_map is not None:
-                (fresh / error_map.name).replace(error_map)
-            mark_synthetic(image, origin, expected_error=error_map, warnings=(NOTICE, *entry.warnings))
-            shutil.rmtree(fresh)
-        filled.append(replace(case, images={**case.images, target: image}, synthetic=(target,)))
+            made = predict_as_asked(run, [case], image.with_name(FRESH), recipe, trust)
+            lost = _take_over(made, case, image, origin, model.plan.target_kind)
+        problems += lost
+        if not lost:
+            filled.append(replace(case, images={**case.images, target: image}, synthetic=(target,)))
     return filled, problems
+
+
+def _origin(case: Case, model: Model) -> Origin:
+    """Say what an image of a case is made from, and by what."""
+    seen = {name: sha256_of(case.images[name]) for name in model.plan.sources}
+    return Origin(case.id, model.plan.target, seen, model.recipe.method, model.sha256, f"chiasm {__version__}")
+
+
+def _take_over(made: Predicted, case: Case, image: Path, origin: Origin, kind: MapKind) -> list[Problem]:
+    """Put what was predicted of a case in its place, marked; return why not, where it cannot be used."""
+    fresh = image.with_name(FRESH)
+    if made.problems:
+        shutil.rmtree(fresh, ignore_errors=True)
+        return list(made.problems)
+    entry = made.manifest.cases[0]
+    flat = _flat(fresh / entry.image, fresh / str(entry.mask), kind, case.reading)
+    if flat is None:
+        _move(entry, fresh, image, origin)
+    shutil.rmtree(fresh)
+    what = f"case {case.id}: the model made nearly the same {origin.modality} everywhere; train longer or larger"
+    return [] if flat is None else [Problem(image, flat, what, case.id)]
+
+
+def _move(entry: Entry, fresh: Path, image: Path, origin: Origin) -> None:
+    """Move an image and its expected-error map from where they were predicted, and mark them as synthetic."""
+    error_map = None if entry.expected_error is None else image.with_name(entry.expected_error)
+    (fresh / entry.image).replace(image)
+    if error_map is not None:
+        (fresh / error_map.name).replace(error_map)
+    mark_synthetic(image, origin, expected_error=error_map, warnings=(NOTICE, *entry.warnings))
 
 
 def _flat(image: Path, mask: Path, kind: MapKind, reading: Reading) -> str | None:

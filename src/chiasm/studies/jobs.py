@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple
 
 from chiasm import __version__
 from chiasm.checksums import sha256_of
-from chiasm.cohorts.cases import Cohort, reading_of, side_alone
+from chiasm.cohorts.cases import Cohort, grouped, reading_of, side_alone
 from chiasm.cohorts.discovery import find_cohort, select_cases, selection_of
 from chiasm.cohorts.splits import sites_of
 from chiasm.errors import CohortError, RecipeError
@@ -99,15 +99,26 @@ class Job:
         return {name: float(marked[name]) for name in names}
 
     @property
+    def seconds(self) -> float:
+        """Seconds of its training and of its scoring together; 0 before it is done."""
+        return sum(self.spent.values())
+
+    @property
     def steps(self) -> int:
         """Steps that are its own: what its warm-ups did, it does not do again."""
-        ends = self.recipe.schedule.ends
+        schedule = self.recipe.schedule
         if self.kind == "expected_error":
             return 0
-        if self.kind != "arm":
-            return ends[self.kind] - (ends["generator"] if self.kind == "discriminators" else 0)
-        warm = "discriminators" if has_discriminators(self.recipe) else "generator"
-        return self.recipe.schedule.steps - (ends[warm] if self.warm is not None else 0)
+        end = schedule.steps if self.kind == "arm" else schedule.ends[self.kind]
+        return end - self._warm_steps
+
+    @property
+    def _warm_steps(self) -> int:
+        """Steps that its warm-ups did."""
+        if self.warm is None:
+            return 0
+        of_both = self.kind == "arm" and has_discriminators(self.recipe)
+        return self.recipe.schedule.ends["discriminators" if of_both else "generator"]
 
 
 def find_cases(study: Study, out: Path) -> Cohort | None:
@@ -142,22 +153,20 @@ def list_jobs(study: Study, out: Path, cohort: Cohort | None) -> list[Job]:
             sites are not known, or no case has the primary region.
     """
     folds = _count_folds(study, cohort)
+    _check_folds(study, folds)
     _check_regions(study, cohort)
-    _check_reference(study, folds)
+    _check_alike(study, folds)
     place = _JobSetting(out, content_of(study, cohort), study.threads)
     jobs: dict[str, Job] = {}
     numbers = range(folds) if study.only_folds is None else study.only_folds
     for fold, seed, arm in product(numbers, study.seeds, study.arms):
         recipe = _recipe(study, arm, folds, fold, seed)
         check_players(recipe)
-        warm: Path | None = None
-        if study.warmup == "shared" and recipe.generator.stages == 1:  # a cascade begins on fewer cases
-            for kind, beginning in warm_ups(recipe, _recipe(study, WARM_UP, folds, fold, seed)):
-                warm_up = place.job(kind, beginning, warm)
-                jobs[warm_up.key], warm = warm_up, warm_up.folder
+        shared = study.warmup == "shared" and recipe.generator.stages == 1  # a cascade begins on fewer cases
+        beginnings = warm_ups(recipe, _recipe(study, WARM_UP, folds, fold, seed)) if shared else []
         # the naive baselines are scored once a fold and seed, with the first arm
-        job = place.job("arm", recipe, warm, first=arm == study.arms[0])
-        jobs[job.key] = job
+        chain = place.chain(beginnings, recipe, first=arm == study.arms[0])
+        jobs |= {job.key: job for job in chain}
     assessing = _expected_error_jobs(study, out, list(jobs.values()))
     return sorted([*jobs.values(), *assessing], key=lambda job: STAGES.index(job.kind))
 
@@ -175,19 +184,28 @@ def _check_regions(study: Study, cohort: Cohort | None) -> None:
             )
 
 
-def _check_reference(study: Study, folds: int) -> None:
-    """Refuse arms that would be scored against differently registered images: they could not be compared."""
+def _check_alike(study: Study, folds: int) -> None:
+    """Refuse arms that read other files, or are scored against other images: they could not be compared."""
     recipes = {arm: _recipe(study, arm, folds, 0, study.seeds[0]) for arm in study.arms}
-    data = {arm: recipe.data for arm, recipe in recipes.items()}
-    if len({(reading_of(r.data), r.data.select, r.split.subject_pattern) for r in recipes.values()}) > 1:
+    _check_reading(recipes.values())
+    if study.reference is None:
+        _check_registration({arm: recipe.data.registration for arm, recipe in recipes.items()})
+
+
+def _check_reading(recipes: Iterable[Recipe]) -> None:
+    """Refuse arms that choose or read the files of the cohort differently."""
+    if len({(reading_of(r.data), r.data.select, r.split.subject_pattern) for r in recipes}) > 1:
         raise RecipeError(
             "all arms must choose and read the files of the cohort alike",
             reason="reading",
             hint="Set data.form, assume_ras, resample, resample_tilt, select and split.subject_pattern for all arms, "
             "not in a variant.",
         )
-    kinds = {arm: one.registration for arm, one in data.items()}
-    if study.reference is None and len(set(kinds.values())) > 1:
+
+
+def _check_registration(kinds: Mapping[str, str]) -> None:
+    """Refuse arms, given with how they register, that would be scored against differently registered images."""
+    if len(set(kinds.values())) > 1:
         raise RecipeError(
             "arms that register differently must be scored against the same images",
             reason="reference",
@@ -200,39 +218,45 @@ def _expected_error_jobs(study: Study, out: Path, jobs: Sequence[Job]) -> list[J
     """Assess the maps of one arm, once a fold, with all its seeds as an ensemble."""
     if study.expected_error is None:
         return []
-    folds: dict[int, list[Job]] = {}
-    for job in jobs:
-        if job.kind == "arm" and job.arm == study.expected_error:
-            folds.setdefault(job.fold, []).append(job)
-    made = []
-    for fold, trained in folds.items():
-        recipe, runs = trained[0].recipe, tuple(job.folder for job in trained)
-        if recipe.data.task == "super-resolution":
-            raise RecipeError(
-                "the expected-error map's baselines are not assessed for super-resolution yet",
-                reason="expected_error",
-                hint="Leave expected_error out of the study.",
-            )
-        key = hashlib.sha256(json.dumps(["expected_error", *(job.key for job in trained)]).encode()).hexdigest()[:16]
-        name, seed, folder = study.expected_error, recipe.training.seed, out / "jobs" / key
-        made.append(Job(key, "expected_error", name, fold, seed, recipe, folder, runs=runs))
-    return made
+    trained = [job for job in jobs if job.kind == "arm" and job.arm == study.expected_error]
+    return [_expected_error_job(some, out) for some in grouped(trained, lambda job: job.fold).values()]
+
+
+def _expected_error_job(trained: Sequence[Job], out: Path) -> Job:
+    """Assess the map of an arm in one fold, where it was trained with several seeds."""
+    first, runs = trained[0], tuple(job.folder for job in trained)
+    if first.recipe.data.task == "super-resolution":
+        raise RecipeError(
+            "the expected-error map's baselines are not assessed for super-resolution yet",
+            reason="expected_error",
+            hint="Leave expected_error out of the study.",
+        )
+    key = _key(["expected_error", *(job.key for job in trained)])
+    seed, folder = first.recipe.training.seed, out / "jobs" / key
+    return Job(key, "expected_error", first.arm, first.fold, seed, first.recipe, folder, runs=runs)
+
+
+def _key(depends: Sequence[Any]) -> str:
+    """Name a job by what it depends on."""
+    return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _count_folds(study: Study, cohort: Cohort | None) -> int:
     """Count the folds of a study, all of which its cohort must have."""
     if study.folds == "site":
-        folds = _count_sites(cohort)
-    elif cohort is not None and any(case.split == "test" for case in cohort.cases):
-        folds = 1  # whoever is fixed to test is tested in every fold
-    else:
-        folds = study.folds
-        _check_subjects(study, cohort, folds)
+        return _count_sites(cohort)
+    if cohort is not None and any(case.split == "test" for case in cohort.cases):
+        return 1  # whoever is fixed to test is tested in every fold
+    _check_subjects(study, cohort, study.folds)
+    return study.folds
+
+
+def _check_folds(study: Study, folds: int) -> None:
+    """Refuse to do a fold that does not exist."""
     if odd := [fold for fold in study.only_folds or () if not 0 <= fold < folds]:
         raise CohortError(
             f"the study has no fold {odd[0]}", path=study.data, reason="folds", expected=f"0 to {folds - 1}"
         )
-    return folds
 
 
 def _count_sites(cohort: Cohort | None) -> int:
@@ -349,9 +373,16 @@ class _JobSetting(NamedTuple):
             *(__version__, REVISION, kind, self.content, _asked(recipe)),
             *(self.threads, warm and warm.name, first),
         ]
-        key = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
+        key = _key(depends)
         name, folder = recipe.method if kind == "arm" else kind, self.out / "jobs" / key
         return Job(key, kind, name, recipe.split.fold, recipe.training.seed, recipe, folder, warm, first)
+
+    def chain(self, beginnings: Sequence[tuple[JobKind, Recipe]], recipe: Recipe, *, first: bool) -> list[Job]:
+        """Return the warm-ups of an arm and the arm itself, each going on from the one before."""
+        jobs: list[Job] = []
+        for kind, beginning in beginnings:
+            jobs.append(self.job(kind, beginning, jobs[-1].folder if jobs else None))
+        return [*jobs, self.job("arm", recipe, jobs[-1].folder if jobs else None, first=first)]
 
 
 def _asked(recipe: Recipe) -> dict[str, Any]:
@@ -366,8 +397,10 @@ def _asked(recipe: Recipe) -> dict[str, Any]:
     return asked
 
 
-def _hashed(path: Path) -> str:
-    """Hash a volume; a DICOM series by its slices."""
+def _hashed(path: Path | None) -> str:
+    """Hash a volume, a DICOM series by its slices; a dash where there is none."""
+    if path is None:
+        return "-"
     return ",".join(map(sha256_of, volume_files(path))) if is_dicom(path) else sha256_of(path)
 
 
@@ -398,11 +431,16 @@ def _reference_content(study: Study) -> str:
 
 def _unpaired_content(study: Study, cohort: Cohort) -> str:
     """Hash the cases with one side alone, where an arm learns from them."""
-    if not any(_recipe(study, arm, 1, 0, 0).optimiser.kind == "admm" for arm in study.arms):
+    if not _learns_from_one_side(study):
         return ""
     found = _find(study, cohort.root)
     alone = tuple(case for case in found.cases if side_alone(case, study.sources, study.target))
     return _contents(replace(found, cases=alone), (*study.sources, study.target)) if alone else ""
+
+
+def _learns_from_one_side(study: Study) -> bool:
+    """Return whether an arm learns from cases with one side alone, as sparse coding does."""
+    return any(_recipe(study, arm, 1, 0, 0).optimiser.kind == "admm" for arm in study.arms)
 
 
 def _contents(cohort: Cohort, names: Sequence[str]) -> str:
@@ -410,6 +448,6 @@ def _contents(cohort: Cohort, names: Sequence[str]) -> str:
     for case in sorted(cohort.cases, key=lambda case: case.id):
         files = [*(case.images.get(name) for name in names), case.mask, case.labels]
         soft = [] if case.label_threshold is None else [str(case.label_threshold)]
-        parts = [case.id, case.subject, *(_hashed(file) if file else "-" for file in files), *soft]
+        parts = [case.id, case.subject, *map(_hashed, files), *soft]
         digest.update("\0".join(parts).encode())
     return digest.hexdigest()

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field
 
-from chiasm.cohorts.cases import Cohort
+from chiasm.cohorts.cases import Cohort, grouped
 from chiasm.errors import RunError
-from chiasm.evaluation.rows import Remarks, read_remarks
+from chiasm.evaluation.rows import MaskUse, Remarks, read_remarks
 from chiasm.recipe import Section
 from chiasm.records import read_record
 from chiasm.storage import read_json
@@ -74,6 +74,10 @@ class StudyNotes(Section):
         """Case id to subject."""
         return {name: case.subject for name, case in self.cases.items()}
 
+    def people(self, cases: Iterable[str]) -> set[str]:
+        """Return the subjects of some cases."""
+        return {self.cases[name].subject for name in cases}
+
     @property
     def is_whole(self) -> bool:
         """Whether every case should have been scored."""
@@ -93,17 +97,15 @@ def notes_of(
     study: Study, cohort: Cohort, jobs: Sequence[Job], failed: Sequence[JobOutcome], *, opened: bool
 ) -> dict[str, Any]:
     """Collect what a study's page needs beside its scores."""
-    done = [job for job in jobs if job.is_done]
-    arms = [job for job in done if job.kind == "arm"]
-    seconds = sum(sum(job.spent.values()) for job in done)
+    arms = [job for job in jobs if job.kind == "arm" and job.is_done]
     return {
         "study": study.model_dump(mode="json", by_alias=True),
         "cases": {case.id: {"subject": case.subject, "site": case.site} for case in cohort.cases},
         "regions": list(cohort.regions),
         "jobs": [_fact(job) for job in arms],
-        "hours": round(seconds / 3600, 2),
+        "hours": round(sum(job.seconds for job in jobs) / 3600, 2),
         "failed": [f"failed: {outcome.name}: {outcome.error}" for outcome in failed],
-        "remarks": _remarks(_read_all(scored_folders(arms, opened=opened))),
+        "remarks": _sentences(_read_all(scored_folders(arms, opened=opened))),
     }
 
 
@@ -122,21 +124,23 @@ def _fact(job: Job) -> dict[str, Any]:
     return {"name": job.name, "arm": job.arm, "fold": job.fold, "seed": job.seed, "folder": folder}
 
 
-def _remarks(found: Sequence[Remarks]) -> list[str]:
+def _sentences(found: Sequence[Remarks]) -> list[str]:
     """Say which labels were not used, and whether arms were scored in different voxels of a case."""
-    warnings = [f"labels not used: {message}" for remarks in found for message in remarks.problems]
-    masks: dict[str, dict[str, set[str]]] = {}
-    for use in chain.from_iterable(remarks.masks for remarks in found):
-        masks.setdefault(use.case, {}).setdefault(use.sha256, set()).add(use.method)
-    differing = {case: set().union(*by.values()) for case, by in masks.items() if len(by) > 1}
+    unused = [f"labels not used: {message}" for remarks in found for message in remarks.problems]
+    masks = grouped(chain.from_iterable(remarks.masks for remarks in found), lambda use: use.case)
+    return list(dict.fromkeys([*unused, *_differing_masks(masks)]))
+
+
+def _differing_masks(masks: Mapping[str, Sequence[MaskUse]]) -> Iterator[str]:
+    """Say whether arms were scored in different voxels of a case; `masks` are those of each case."""
+    differing = {case: uses for case, uses in masks.items() if len({use.sha256 for use in uses}) > 1}
     if differing:
-        arms = sorted(set().union(*differing.values()))
-        warnings.append(
+        arms = sorted({use.method for use in chain.from_iterable(differing.values())})
+        yield (
             f"{', '.join(arms)} were not scored in the same voxels of {len(differing)} of {len(masks)} cases "
             f"({', '.join(list(differing)[:3])}), since their masks are found differently: "
             "their scores do not compare the methods alone"
         )
-    return list(dict.fromkeys(warnings))
 
 
 def read_notes(folder: Path) -> StudyNotes:

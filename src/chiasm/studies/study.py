@@ -7,14 +7,13 @@ every job, `statistics.csv` with every comparison, and the report, which
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
 
-from chiasm.cohorts.cases import Cohort
+from chiasm.cohorts.cases import Cohort, grouped
 from chiasm.cohorts.gathering import notes_in_lines
 from chiasm.errors import ChiasmError, CohortError
 from chiasm.evaluation.rows import Row, read_evaluation, write_evaluation
@@ -27,7 +26,7 @@ from chiasm.runners import Lost, Runner, Slurm, find_runner
 from chiasm.storage import UNWRITABLE, write_json
 from chiasm.studies.jobs import LESS_MEMORY, STAGES, Job, JobKind, find_cases, list_jobs
 from chiasm.studies.notes import FILES, FOLDERS, NOTES, is_study, notes_of, scored_folders
-from chiasm.studies.study_file import Study, data_folder, read_study, reference_folder
+from chiasm.studies.study_file import Phantom, Study, data_folder, read_study, reference_folder
 from chiasm.studies.study_report import MAPS, Done, write_study_report
 from chiasm.studies.work import LOCKED, JobOutcome, JobTerms, simulate, work
 from chiasm.volumes.screening import STRICT, Reading
@@ -65,29 +64,46 @@ def run_study(
     Raises:
         ChiasmError: If the study cannot run at all; a job that fails is named in the result.
     """
-    open_locked = open_locked or open_sealed
+    opened = open_locked or open_sealed
     study = _read(path, reading, settings)
     run = find_runner(runner, {"slurm": _for_slurm(study), "ray": study.ray})
-    if open_locked and not study.locked:
-        raise CohortError(
-            "the study has no locked test set", path=path, reason="not-locked", hint="Add a line such as locked = 0.2."
-        )
+    if opened:
+        _check_locked(study, path)
     with locked(out):
         _check_folder(out, study)
         jobs, cohort = _prepare(study, out, say)
         say(f"{len(jobs)} jobs, {sum(job.is_done for job in jobs)} of them done already")
-        todo = _Work(jobs, study, out, say, progress, opened=open_locked, trust=named_classes(trust))
+        todo = _Work(jobs, study, out, say, progress, opened=opened, trust=named_classes(trust))
         failed = todo.do_all(run)
-        folder = out / LOCKED[0] if open_locked else out
-        rows = collect(jobs, opened=open_locked)
-        if not rows:
-            first = f"; the first: {failed[0].error}" if failed else ""
-            raise CohortError(f"no job of the study could be finished{first}", path=out, reason="no-jobs")
-        write_json(folder / NOTES, notes_of(study, cohort, jobs, failed, opened=open_locked))  # first: it is the mark
-        write_evaluation(folder, rows)
-        if assessed := collect(jobs, kind="expected_error"):
-            write_evaluation(out / MAPS, assessed)
+        folder = _write_scores(todo, cohort, failed)
         return replace(write_study_report(folder), failed=tuple(failed))
+
+
+def _check_locked(study: Study, path: Path) -> None:
+    """Refuse to score a locked test set that the study does not have."""
+    if not study.locked:
+        raise CohortError(
+            "the study has no locked test set", path=path, reason="not-locked", hint="Add a line such as locked = 0.2."
+        )
+
+
+def _write_scores(done: _Work, cohort: Cohort, failed: Sequence[JobOutcome]) -> Path:
+    """Write what the page is made from: notes, scores, and the scores of expected-error maps; return their folder.
+
+    Raises:
+        CohortError: If no job has left any score.
+    """
+    rows = collect(done.jobs, opened=done.opened)
+    if not rows:
+        first = f"; the first: {failed[0].error}" if failed else ""
+        raise CohortError(f"no job of the study could be finished{first}", path=done.out, reason="no-jobs")
+    folder = done.out / LOCKED[0] if done.opened else done.out
+    notes = notes_of(done.study, cohort, done.jobs, failed, opened=done.opened)
+    write_json(folder / NOTES, notes)  # first: it is the mark
+    write_evaluation(folder, rows)
+    if assessed := collect(done.jobs, kind="expected_error"):
+        write_evaluation(done.out / MAPS, assessed)
+    return folder
 
 
 def _prepare(study: Study, out: Path, say: Callable[[str], None]) -> tuple[list[Job], Cohort]:
@@ -97,15 +113,20 @@ def _prepare(study: Study, out: Path, say: Callable[[str], None]) -> tuple[list[
     if study.phantom is not None:
         if cohort is None:
             say(f"simulating {study.phantom.subjects} patients")
-        simulate(study.phantom, data_folder(study, out))
-        if study.reference == "held":
-            simulate(study.phantom, out / "unmoved", movement="held")
+        _simulate(study.phantom, study, out)
         cohort = find_cases(study, out)
     assert cohort is not None
     say(f"{len(cohort.cases)} cases ({cohort.layout})")
     for line in [*notes_in_lines(cohort.notes), *(problem.line for problem in cohort.problems)]:
         say(line)
     return jobs, cohort
+
+
+def _simulate(phantom: Phantom, study: Study, out: Path) -> None:
+    """Simulate the patients of a study, and the same ones without movement where predictions are held against those."""
+    simulate(phantom, data_folder(study, out))
+    if study.reference == "held":
+        simulate(phantom, out / "unmoved", movement="held")
 
 
 def _check_folder(out: Path, study: Study) -> None:
@@ -116,7 +137,7 @@ def _check_folder(out: Path, study: Study) -> None:
     """
     data = [place for place in (study.data, study.reference) if isinstance(place, Path)]
     refuse_data_folder(out, data)
-    refuse_inputs((out / name for name in (*FILES, *FOLDERS)), data, what="the study")
+    refuse_inputs(map(out.joinpath, (*FILES, *FOLDERS)), data, what="the study")
     refuse_links(out, FOLDERS)
     for folder in (out, out / LOCKED[0]):
         if not is_study(folder):
@@ -136,6 +157,7 @@ class _Work:
         opened: Whether the locked test set is scored.
         trust: Classes of others that a model may consist of.
         failed: Outcomes of jobs that failed, by key.
+        finished: How many jobs are done.
     """
 
     jobs: Sequence[Job]
@@ -146,6 +168,7 @@ class _Work:
     opened: bool
     trust: tuple[str, ...]
     failed: dict[str, JobOutcome] = field(default_factory=dict)
+    finished: int = 0
 
     def do_all(self, run: Runner) -> list[JobOutcome]:
         """Do all jobs that are not done; return what failed."""
@@ -158,27 +181,34 @@ class _Work:
             reference=reference_folder(self.study, self.out),
             trust=self.trust,
         )
-        do = partial(work, terms=terms)
-        finished = sum(job.is_done for job in self.jobs)
+        self.finished = sum(job.is_done for job in self.jobs)
+        stages = grouped(self.jobs, lambda job: job.kind)
         for kind in STAGES:
-            due = self._due(kind)
-            was_done = {job.key for job in due if job.is_done}
-            for report in run(due, do, self.out):
-                outcome = self._outcome(report)
-                if outcome is None:
-                    continue
-                finished += outcome.key not in was_done
-                if self.progress is not None:
-                    self.progress(finished, len(self.jobs), outcome.name)
+            self._do_stage(self._due(stages.get(kind, [])), partial(work, terms=terms), run)
         return list(self.failed.values())
 
-    def _due(self, kind: str) -> list[Job]:
+    def _do_stage(self, due: Sequence[Job], do: Callable[[Job], JobOutcome], run: Runner) -> None:
+        """Do the jobs of a stage, count those that were not done before, and report each."""
+        was_done = {job.key for job in due if job.is_done}
+        for report in run(due, do, self.out):
+            if (outcome := self._outcome(report)) is not None:
+                self.finished += outcome.key not in was_done
+                self._report(outcome)
+
+    def _report(self, outcome: JobOutcome) -> None:
+        """Report how far the study is."""
+        if self.progress is not None:
+            self.progress(self.finished, len(self.jobs), outcome.name)
+
+    def _due(self, stage: Sequence[Job]) -> list[Job]:
         """List the jobs of a stage that are to be done; those that go on from a failed one have failed too."""
-        due = [job for job in self.jobs if job.kind == kind and self._is_due(job)]
-        for job in due:
-            if any(folder.name in self.failed for folder in job.needs):
-                self.failed[job.key] = JobOutcome(job.key, job.name, "what it goes on from failed")
+        due = list(filter(self._is_due, stage))
+        for job in filter(self._goes_on_from_failed, due):
+            self.failed[job.key] = JobOutcome(job.key, job.name, "what it goes on from failed")
         return [job for job in due if job.key not in self.failed]
+
+    def _goes_on_from_failed(self, job: Job) -> bool:
+        return any(folder.name in self.failed for folder in job.needs)
 
     def _is_due(self, job: Job) -> bool:
         """Return whether a job is to be done; arms are asked again where the locked test set is scored."""
@@ -195,11 +225,15 @@ class _Work:
             return None
         outcome = _lost_for_good(report) if isinstance(report, Lost) else report
         if outcome.error is not None:
-            if outcome.reason == UNWRITABLE:
-                raise ChiasmError(f"{outcome.name}: {outcome.error.rstrip('.')}", reason=UNWRITABLE)
-            self.failed[outcome.key] = outcome
-            self.say(f"failed: {outcome.name}: {outcome.error}")
+            self._note_failure(outcome, outcome.error)
         return outcome
+
+    def _note_failure(self, outcome: JobOutcome, error: str) -> None:
+        """Keep and report a failed job; raise where nothing can be written."""
+        if outcome.reason == UNWRITABLE:
+            raise ChiasmError(f"{outcome.name}: {error.rstrip('.')}", reason=UNWRITABLE)
+        self.failed[outcome.key] = outcome
+        self.say(f"failed: {outcome.name}: {error}")
 
 
 def _for_slurm(study: Study) -> Slurm:
@@ -238,14 +272,18 @@ def describe_jobs(path: Path, out: Path, reading: Reading = STRICT, settings: Se
     """
     study = _read(path, reading, settings)
     jobs = list_jobs(study, out, find_cases(study, out))
-    done = {job.key: sum(job.spent.values()) for job in jobs if job.is_done}
-    left = [job for job in jobs if job.key not in done]
-    minutes = _minutes(left, _seconds_a_step([job for job in jobs if job.key in done], done))
+    parts = grouped(jobs, lambda job: job.is_done)
+    done, left = parts.get(True, []), parts.get(False, [])
+    minutes = _minutes(left, _seconds_a_step(done))
+    lines = [_job_in_words(job, minutes.get(job.key)) for job in jobs]
+    return [*lines, _sum_in_words(done, left, sum(minutes.values()))]
+
+
+def _sum_in_words(done: Sequence[Job], left: Sequence[Job], minutes: float) -> str:
+    """Say how many jobs there are and what is left to do; how long it takes, where that can be estimated."""
     steps = sum(job.steps for job in left)
-    total = f"{len(jobs)} jobs, {len(done)} done, {steps} steps to do"
-    if minutes and steps:
-        total += f", about {sum(minutes.values()):.0f} min of one process"
-    return [*(_job_in_words(job, job.key in done, minutes.get(job.key)) for job in jobs), total]
+    total = f"{len(done) + len(left)} jobs, {len(done)} done, {steps} steps to do"
+    return f"{total}, about {minutes:.0f} min of one process" if done and steps else total
 
 
 def _minutes(jobs: Sequence[Job], speed: dict[str, float]) -> dict[str, float]:
@@ -254,19 +292,19 @@ def _minutes(jobs: Sequence[Job], speed: dict[str, float]) -> dict[str, float]:
     return {job.key: job.steps * speed.get(job.kind, slowest) / 60 for job in jobs} if speed else {}
 
 
-def _job_in_words(job: Job, is_done: bool, minutes: float | None) -> str:
-    line = f"{'done' if is_done else 'to do':6} {job.key} {job.name}, {job.steps} steps"
+def _job_in_words(job: Job, minutes: float | None) -> str:
+    line = f"{'done' if job.is_done else 'to do':6} {job.key} {job.name}, {job.steps} steps"
     return line if minutes is None else f"{line}, about {minutes:.1f} min"
 
 
-def _seconds_a_step(jobs: Sequence[Job], spent: dict[str, float]) -> dict[str, float]:
-    """Return what a step of each kind of finished job took, scoring included; `spent` are seconds by key."""
-    seconds: dict[str, float] = defaultdict(float)
-    steps: dict[str, int] = defaultdict(int)
-    for job in jobs:
-        seconds[job.kind] += spent[job.key]
-        steps[job.kind] += job.steps
-    return {kind: total / max(1, steps[kind]) for kind, total in seconds.items()}
+def _seconds_a_step(jobs: Sequence[Job]) -> dict[str, float]:
+    """Return what a step of each kind of finished job took, scoring included."""
+    return {kind: _pace(some) for kind, some in grouped(jobs, lambda job: job.kind).items()}
+
+
+def _pace(jobs: Sequence[Job]) -> float:
+    """Return how many seconds a step of some jobs took."""
+    return sum(job.seconds for job in jobs) / max(1, sum(job.steps for job in jobs))
 
 
 def collect(jobs: Sequence[Job], *, kind: JobKind = "arm", opened: bool = False) -> list[Row]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 from chiasm.errors import RecipeError
 from chiasm.methods import find_method, is_method, make_recipe
 from chiasm.prediction.baselines import NAMES
-from chiasm.recipe import Recipe, Section
+from chiasm.recipe import Recipe, Registration, Section
 from chiasm.runners import Ray, Slurm
 from chiasm.simulation.patient import Movement
 from chiasm.storage import read_toml
@@ -96,21 +96,28 @@ class Study(Section):
     @property
     def in_words(self) -> dict[str, str]:
         """What each arm is, by name."""
-        words = {arm: find_method(arm).words for arm in self.arms if arm not in self.variants}
-        for name, (base, *own) in self.variants.items():
-            words[name] = f"{find_method(base).name} with {', '.join(own) or 'nothing changed'}"
-        return {arm: words[arm] for arm in self.arms}
+        return {arm: self._describe(arm) for arm in self.arms}
+
+    def _describe(self, arm: str) -> str:
+        """Say what an arm or a variant is."""
+        if arm not in self.variants:
+            return find_method(arm).words
+        base, *own = self.variants[arm]
+        return f"{find_method(base).name} with {', '.join(own) or 'nothing changed'}"
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        for sentence in (*self._faults_of_data(), *self._faults_of_arms()):
+        for sentence in chain(self._faults_of_data(), self._faults_of_reference(), self._faults_of_arms()):
             raise ValueError(sentence)
         return self
 
     def _faults_of_data(self) -> Iterator[str]:
-        """Say what cannot be about the cohort and the images that are scored against."""
+        """Say what cannot be about the cohort."""
         if (self.data is None) == (self.phantom is None):
             yield "give either data, a folder, or phantom, a simulated cohort"
+
+    def _faults_of_reference(self) -> Iterator[str]:
+        """Say what cannot be about the images that are scored against."""
         moved = self.phantom is not None and self.phantom.movement != "held"
         if self.reference == "held" and not moved:
             yield "only simulated patients who moved are known as if they had not: reference is a folder"
@@ -120,10 +127,13 @@ class Study(Section):
     def _faults_of_arms(self) -> Iterator[str]:
         """Say what cannot be about arms, variants, seeds and comparisons."""
         for listed in (self.arms, self.seeds):
-            if len(set(listed)) != len(listed):
-                yield f"something stands twice: {', '.join(map(str, listed))}"
+            yield from _faults_of_list(listed)
         for name in self.variants:
             yield from self._faults_of_variant(name)
+        yield from self._faults_of_comparisons()
+
+    def _faults_of_comparisons(self) -> Iterator[str]:
+        """Say which arms are to be assessed or compared that the study does not have."""
         if self.expected_error not in (None, *self.arms):
             yield f"the map of {self.expected_error!r} is to be assessed, which is none of the arms"
         for arm in chain.from_iterable((one.arm, one.against) for one in self.declared):
@@ -137,6 +147,12 @@ class Study(Section):
             yield f"the variant {name!r} is none of the arms"
 
 
+def _faults_of_list(listed: Sequence[object]) -> Iterator[str]:
+    """Say whether something stands twice in a list."""
+    if len(set(listed)) != len(listed):
+        yield f"something stands twice: {', '.join(map(str, listed))}"
+
+
 def read_study(path: Path) -> Study:
     """Read a study file; relative `data` and `reference` are looked up beside the file.
 
@@ -147,14 +163,17 @@ def read_study(path: Path) -> Study:
     try:
         study = Study.model_validate(read_toml(path))
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"])) or "study"
-        raise RecipeError(
-            f"{where}: {first['msg'].removeprefix('Value error, ')}", path=path, reason="study"
-        ) from error
+        raise RecipeError(_first_fault(error), path=path, reason="study") from error
     named = {name: getattr(study, name) for name in ("data", "reference")}
     beside = {name: (path.parent / file).resolve() for name, file in named.items() if isinstance(file, Path)}
     return study.model_copy(update=beside)
+
+
+def _first_fault(error: ValidationError) -> str:
+    """Say which setting is wrong first, and why."""
+    first = error.errors(include_url=False)[0]
+    where = ".".join(map(str, first["loc"])) or "study"
+    return f"{where}: {first['msg'].removeprefix('Value error, ')}"
 
 
 def data_folder(study: Study, out: Path) -> Path:
@@ -165,3 +184,8 @@ def data_folder(study: Study, out: Path) -> Path:
 def reference_folder(study: Study, out: Path) -> Path | None:
     """Return the folder that predictions are held against as it lies; None for the cohort itself."""
     return out / "unmoved" if study.reference == "held" else study.reference
+
+
+def alignment_of(reference: Path | None) -> Registration | None:
+    """Return how real images are aligned: not at all in a folder of their own, else as those of training were."""
+    return None if reference is None else "none"

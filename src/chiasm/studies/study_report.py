@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
 from chiasm import __version__
+from chiasm.cohorts.cases import grouped
 from chiasm.errors import RunError
+from chiasm.evaluation.loading import PredictionFolder
 from chiasm.evaluation.paired_tests import FEWEST
 from chiasm.evaluation.predictions import open_predictions, open_reference
 from chiasm.evaluation.rows import Row, read_evaluation
@@ -23,18 +25,18 @@ from chiasm.evaluation.statistics import (
     write_table,
 )
 from chiasm.locks import locked
-from chiasm.recipe import Registration
 from chiasm.reports.curves import read_history
 from chiasm.reports.evaluation import report_evaluation
-from chiasm.reports.evaluation_cases import PAGES, CasePages, write_cases
+from chiasm.reports.evaluation_cases import PAGES, CasePages, predicted_cases, write_cases
 from chiasm.reports.evaluation_folder import ASKED, REGISTERED
 from chiasm.reports.registration import report_registered
 from chiasm.reports.study_digest import write_digest
 from chiasm.reports.study_page import Findings, write_findings
 from chiasm.reports.study_plots import HEALTHY
+from chiasm.reports.tables import as_text, cases_of, recipe_facts
 from chiasm.storage import read_facts, read_toml
-from chiasm.studies.notes import AGAIN, NOTES, NotedCase, StudyNotes, read_notes
-from chiasm.studies.study_file import Study, data_folder, reference_folder
+from chiasm.studies.notes import AGAIN, NOTES, NotedCase, NotedJob, StudyNotes, read_notes
+from chiasm.studies.study_file import Study, alignment_of, data_folder, reference_folder
 from chiasm.studies.work import LOCKED, JobOutcome
 
 
@@ -69,18 +71,13 @@ def write_study_report(folder: Path, *, pages: int = PAGES, whole: bool = False)
         RunError: If a file is missing or damaged.
     """
     rows, notes = read_evaluation(folder), read_notes(folder)
-    study = notes.study
-    if strange := sorted({row.case for row in rows} - set(notes.cases)):
-        raise RunError(
-            "does not know a case that was scored", path=folder / NOTES, reason="damaged", found=strange[0], hint=AGAIN
-        )
+    _refuse_strange_cases(rows, notes, folder)
+    study, root = notes.study, _root_of(folder)
     comparisons = compare_arms(study, rows, notes.regions, notes.subjects)
     summaries = _summaries(notes, rows)
     write_table(folder / "statistics.csv", comparisons)
     write_table(folder / "summary.csv", summaries)
-    root = folder.parent if folder.name in LOCKED else folder
-    assessed = study.declared[0].arm if study.declared else notes.jobs[0].arm
-    shown = next((job for job in notes.jobs if job.arm == assessed), notes.jobs[0])
+    shown = _shown_training(notes)
     found = Findings(
         title=f"{' + '.join(study.sources)} to {study.target}: {', '.join(study.arms)}",
         rows=rows,
@@ -90,15 +87,45 @@ def write_study_report(folder: Path, *, pages: int = PAGES, whole: bool = False)
         arms=study.in_words,
         history=read_history(root / shown.folder / "log.jsonl"),
         history_name=shown.name,
-        baseline_maps=next((read_evaluation(root / name) for name in (MAPS, OLD_MAPS) if (root / name).is_dir()), ()),
+        baseline_maps=_read_map_scores(root),
         facts=_facts(notes, root / shown.folder, rows),
         warnings=_warnings(notes, rows, root),
-        paragraph=_methods(study, rows, notes.cases),
-        cases=_case_pages(notes, [row for row in rows if row.method == assessed], folder, pages=pages, whole=whole),
+        paragraph=_methods(study, len(notes.people(cases_of(rows)))),
+        cases=_write_case_pages(notes, rows, folder, CasePages(pages, whole)),
     )
     report = write_findings(folder / "report.html", found)
     write_digest(folder, found)
     return Done(tuple(rows), tuple(comparisons), (), report, _left_out(notes, rows))
+
+
+def _refuse_strange_cases(rows: Sequence[Row], notes: StudyNotes, folder: Path) -> None:
+    """Refuse scores of cases that the study does not know."""
+    if strange := sorted(cases_of(rows) - set(notes.cases)):
+        raise RunError(
+            "does not know a case that was scored", path=folder / NOTES, reason="damaged", found=strange[0], hint=AGAIN
+        )
+
+
+def _root_of(folder: Path) -> Path:
+    """Return the study's folder, which its `locked` one lies in."""
+    return folder.parent if folder.name in LOCKED else folder
+
+
+def _assessed_arm(notes: StudyNotes) -> str:
+    """Name the arm under assessment: of the first declared comparison, else the first that was trained."""
+    declared = notes.study.declared
+    return declared[0].arm if declared else notes.jobs[0].arm
+
+
+def _shown_training(notes: StudyNotes) -> NotedJob:
+    """Choose the training whose curves are shown: the first of the arm under assessment, if there is one."""
+    assessed = _assessed_arm(notes)
+    return next((job for job in notes.jobs if job.arm == assessed), notes.jobs[0])
+
+
+def _read_map_scores(root: Path) -> Sequence[Row]:
+    """Read the scores of the expected-error maps; none where no map was assessed."""
+    return next((read_evaluation(root / name) for name in (MAPS, OLD_MAPS) if (root / name).is_dir()), ())
 
 
 def _summaries(notes: StudyNotes, rows: Sequence[Row]) -> list[MethodSummary]:
@@ -137,37 +164,39 @@ def report(folder: Path, *, pages: int = PAGES, whole: bool = False) -> Path:
     )
 
 
-def _case_pages(notes: StudyNotes, rows: Sequence[Row], folder: Path, *, pages: int, whole: bool) -> dict[str, str]:
-    """Write the pages of single cases, as far as predictions and data still lie where they lay.
+def _write_case_pages(notes: StudyNotes, rows: Sequence[Row], folder: Path, pages: CasePages) -> dict[str, str]:
+    """Write the pages of single cases of the arm under assessment, as far as predictions and data still lie there.
 
     Args:
         notes: Of the study.
-        rows: Of one arm.
+        rows: Of all arms.
         folder: Where pages go: the study's, or its `locked` one.
-        pages: At most as many.
-        whole: Keep volumes uncut and unthinned.
+        pages: How many, and what they show.
     """
-    study = notes.study
-    locked_set = folder.name in LOCKED
-    root, inside = (folder.parent, f"{folder.name}/predictions") if locked_set else (folder, "predictions")
-    arm = rows[0].method if rows else ""
+    study, root, arm = notes.study, _root_of(folder), _assessed_arm(notes)
+    mine = [row for row in rows if row.method == arm]
+    assessed = _open_first_seed(notes, arm, folder) if mine else []
     reference = reference_folder(study, root)
     data = reference or data_folder(study, root)
-    places = [root / job.folder / inside for job in notes.jobs if (job.arm, job.seed) == (arm, study.seeds[0])]
-    assessed = [open_predictions(place) for place in places if place.is_dir()]
     if not assessed or not data.exists():
         return {}
-    work = list(chain.from_iterable(zip(repeat(one), one.manifest.cases) for one in assessed))
     kept = root / "cache" / f"registered-{assessed[0].plan.registration}"
-    how: Registration | None = None if reference is None else "none"
-    cohort = open_reference(data, assessed, kept, register=how, layout=study.layout).cohort
-    return write_cases(work, cohort, rows, arm, folder, CasePages(pages, whole))[1]
+    cohort = open_reference(data, assessed, kept, register=alignment_of(reference), layout=study.layout).cohort
+    return write_cases(predicted_cases(assessed), cohort, mine, arm, folder, pages)[1]
+
+
+def _open_first_seed(notes: StudyNotes, arm: str, folder: Path) -> list[PredictionFolder]:
+    """Open the predictions that an arm made with the first seed, fold by fold, as far as they are still there."""
+    root = _root_of(folder)
+    inside = "predictions" if root == folder else f"{folder.name}/predictions"
+    trained = [job for job in notes.jobs if (job.arm, job.seed) == (arm, notes.study.seeds[0])]
+    places = (root / job.folder / inside for job in trained)
+    return [open_predictions(place) for place in places if place.is_dir()]
 
 
 def _warnings(notes: StudyNotes, rows: Sequence[Row], root: Path) -> list[str]:
     """Say what must be read before any score: what failed, what is few, which trainings were unwell."""
-    cases = {row.case for row in rows}
-    people = {notes.cases[name].subject for name in cases}
+    people = notes.people(cases_of(rows))
     warnings = [*notes.failed, *notes.remarks]
     if left := _left_out(notes, rows):
         warnings.append(f"left out, for reasons that chiasm inspect shows: {', '.join(left)}")
@@ -178,24 +207,23 @@ def _warnings(notes: StudyNotes, rows: Sequence[Row], root: Path) -> list[str]:
 
 def _left_out(notes: StudyNotes, rows: Sequence[Row]) -> tuple[str, ...]:
     """Name the cases that have no score although every case should have one."""
-    return tuple(sorted(set(notes.cases) - {row.case for row in rows})) if notes.is_whole else ()
+    return tuple(sorted(set(notes.cases) - cases_of(rows))) if notes.is_whole else ()
 
 
 def _rare_regions(notes: StudyNotes, rows: Sequence[Row], people: int) -> Iterator[str]:
     """Name the label regions that some subjects do not have."""
     for region in notes.regions:
-        scored = [row.case for row in rows if row.region == region and row.metric == "mae"]
-        some = {notes.cases[case].subject for case in scored}
+        some = notes.people(row.case for row in rows if (row.region, row.metric) == (region, "mae"))
         if len(some) < people:
             yield f"{region} lies in {len(some)} of {people} subjects only"
 
 
 def _unwell_trainings(notes: StudyNotes, root: Path) -> Iterator[str]:
     """Quote what the health check said at the end of the trainings of each arm."""
-    for arm in dict.fromkeys(job.arm for job in notes.jobs):
-        logs = [root / job.folder / "log.jsonl" for job in notes.jobs if job.arm == arm]
-        if messages := list(chain.from_iterable(map(_last_warning, logs))):
-            yield f"{arm}: in {len(messages)} of {len(logs)} trainings, at the end: {messages[-1]}"
+    for arm, jobs in grouped(notes.jobs, lambda job: job.arm).items():
+        messages = list(chain.from_iterable(_last_warning(root / job.folder / "log.jsonl") for job in jobs))
+        if messages:
+            yield f"{arm}: in {len(messages)} of {len(jobs)} trainings, at the end: {messages[-1]}"
 
 
 def _last_warning(log: Path) -> list[str]:
@@ -207,15 +235,20 @@ def _facts(notes: StudyNotes, run: Path, rows: Sequence[Row]) -> dict[str, dict[
     """Collect the data sheet: cohort, folds, what was asked, recipe and machine of one training."""
     cases = {row.case: row.fold for row in rows}
     folds = Counter(cases.values())
-    asked = notes.study.model_dump(mode="json", by_alias=True)
     return {
         "Cohort": _cohort_facts([notes.cases[name] for name in cases], _toml(run / "plan.toml")),
         "Folds": {f"fold {fold}": f"{count} test cases" for fold, count in sorted(folds.items())},
-        "Study": {name: str(value) for name, value in asked.items() if value not in (None, [], ())},
+        "Study": _study_facts(notes.study),
         "Cost": {"computing": f"{notes.hours} h in {len(notes.jobs)} trainings and their warm-ups"},
-        "Recipe": _settings(_toml(run / "recipe.toml")),
-        "Machine and versions": {name: str(value) for name, value in read_facts(run / "environment.json").items()},
+        "Recipe": recipe_facts(_toml(run / "recipe.toml")),
+        "Machine and versions": as_text(read_facts(run / "environment.json")),
     }
+
+
+def _study_facts(study: Study) -> dict[str, str]:
+    """List what the study file says, as far as it says something."""
+    asked = study.model_dump(mode="json", by_alias=True)
+    return as_text({name: value for name, value in asked.items() if value not in (None, [], ())})
 
 
 def _cohort_facts(cases: Sequence[NotedCase], plan: Mapping[str, Any]) -> dict[str, str]:
@@ -229,12 +262,6 @@ def _cohort_facts(cases: Sequence[NotedCase], plan: Mapping[str, Any]) -> dict[s
     }
 
 
-def _settings(recipe: Mapping[str, Any]) -> dict[str, str]:
-    """Name each setting of a recipe's sections."""
-    sections = {name: part for name, part in recipe.items() if isinstance(part, dict)}
-    return {f"{section}.{name}": str(value) for section, part in sections.items() for name, value in part.items()}
-
-
 def _toml(path: Path) -> dict[str, Any]:
     """Read a file of a run; empty where it is gone."""
     return read_toml(path) if path.exists() else {}
@@ -244,27 +271,39 @@ SHARED_WARM_UP = ", all arms of a fold and seed branching from one shared warm-u
 HELD_AGAINST = {"held": "of the same patients as if they had not moved", "folder": "of another folder"}
 
 
-def _methods(study: Study, rows: Sequence[Row], cases: Mapping[str, NotedCase]) -> str:
-    """Write a paragraph that a paper can take over."""
-    people = len({cases[name].subject for name in {row.case for row in rows}})
+def _methods(study: Study, people: int) -> str:
+    """Write a paragraph that a paper can take over; `people` is how many subjects were scored."""
     arms = "; ".join(f"{arm}: {described}" for arm, described in study.in_words.items())
-    by = "leaving one site out" if study.folds == "site" else f"{study.folds}-fold cross-validation by subject"
     data = f"{study.phantom.subjects} simulated patients" if study.phantom else "paired scans"
-    asked = "; ".join(f"{one.metric} in {one.region}, {one.arm} against {one.against}" for one in study.declared)
     steps = study.steps or study.build(study.arms[0], {}).schedule.steps
     shared = SHARED_WARM_UP if study.warmup == "shared" else ""
-    kept = f" {100 * study.locked:.0f} % of the subjects were kept apart from all folds." if study.locked else ""
     return (
         f"{study.target} was synthesised from {' and '.join(study.sources)} with chiasm {__version__} in {data}. "
-        f"Methods were compared in {by} ({people} subjects scored) with {len(study.seeds)} seeds{shared} "
-        f"({study.size} networks, {steps} steps).{kept} Arms: {arms}. "
+        f"Methods were compared in {_folds_in_words(study)} ({people} subjects scored) with {len(study.seeds)} "
+        f"seeds{shared} ({study.size} networks, {steps} steps).{_locked_in_words(study)} Arms: {arms}. "
         f"Splits, intensity statistics and calibrations used training and validation cases only. "
         f"{_reference_in_words(study)}"
         f"Errors were averaged by subject and compared in pairs: mean differences with 95 % intervals by a bootstrap "
         f"that resamples subjects and seeds (BCa), permutation tests by subject, Holm's correction. "
-        f"Declared before: {asked or 'none'}; all other comparisons are exploratory. The adversarial attention "
-        f"follows Nie, Xiang, Wang and Shen, arXiv:1907.03297."
+        f"Declared before: {_declared_in_words(study)}; all other comparisons are exploratory. "
+        f"The adversarial attention follows Nie, Xiang, Wang and Shen, arXiv:1907.03297."
     )
+
+
+def _folds_in_words(study: Study) -> str:
+    """Say how cases were assigned to folds."""
+    return "leaving one site out" if study.folds == "site" else f"{study.folds}-fold cross-validation by subject"
+
+
+def _locked_in_words(study: Study) -> str:
+    """Say how many subjects were kept apart, where some were."""
+    return f" {100 * study.locked:.0f} % of the subjects were kept apart from all folds." if study.locked else ""
+
+
+def _declared_in_words(study: Study) -> str:
+    """List the comparisons that were declared before."""
+    declared = (f"{one.metric} in {one.region}, {one.arm} against {one.against}" for one in study.declared)
+    return "; ".join(declared) or "none"
 
 
 def _reference_in_words(study: Study) -> str:
@@ -279,24 +318,28 @@ def compare_arms(
     study: Study, rows: Sequence[Row], lesions: Sequence[str], subjects: Mapping[str, str]
 ) -> list[Comparison]:
     """Compare the declared pairs and every arm with what the first of them is compared with."""
-    arms = [arm for arm in dict.fromkeys(row.method for row in rows) if arm in study.arms]
+    arms = _kept(dict.fromkeys(row.method for row in rows), study.arms)
     declared = [Declared(one.arm, one.against, one.region, one.metric) for one in study.declared]
-    seen = {(row.region, row.metric) for row in rows}
-    metrics = {metric for _, metric in seen}
     return compare_methods(
         rows,
         _pairs(arms, declared),
-        metrics=[metric for metric in COMPARED if metric in metrics],
-        regions=[region for region in ("mask", HEALTHY, *lesions, "edges") if (region, "mae") in seen],
+        metrics=_kept(COMPARED, {row.metric for row in rows}),
+        regions=_kept(("mask", HEALTHY, *lesions, "edges"), {row.region for row in rows if row.metric == "mae"}),
         declared=declared,
         subjects=subjects,
     )
 
 
+def _kept(names: Iterable[str], wanted: Collection[str]) -> list[str]:
+    """Keep the names that are wanted, in their order."""
+    return [name for name in names if name in wanted]
+
+
 def _pairs(arms: Sequence[str], declared: Sequence[Declared]) -> list[tuple[str, str]]:
     """List the declared pairs, then every arm with what the first of them is compared with."""
-    anchor = declared[0].against if declared else arms[0]
-    pairs = dict.fromkeys([*((one.arm, one.against) for one in declared), *zip(arms, repeat(anchor))])
+    asked = [(one.arm, one.against) for one in declared]
+    anchor = asked[0][1] if asked else arms[0]
+    pairs = dict.fromkeys([*asked, *zip(arms, repeat(anchor))])
     return [(arm, other) for arm, other in pairs if arm != other and {arm, other} <= {*arms}]
 
 

@@ -24,11 +24,10 @@ from chiasm.errors import CohortError, RecipeError
 from chiasm.evaluation.predictions import score_folder
 from chiasm.evaluation.rows import Row, read_evaluation, write_evaluation
 from chiasm.evaluation.statistics import Comparison, Declared, compare_methods
-from chiasm.prediction.folders import predict
 from chiasm.preparation.plan import read_plan, write_plan
 from chiasm.progress import StepProgress
 from chiasm.recipe import Recipe
-from chiasm.studies.filling import fill
+from chiasm.studies.filling import fill, predict_as_asked
 from chiasm.training.run import train
 
 WITH, WITHOUT = "with", "without"
@@ -75,22 +74,30 @@ def choose_task(pairs: Sequence[Case], gaps: Sequence[Case], recipe: Recipe, uti
     if utility == "none":
         return None
     chosen = _most_shared(pairs, gaps, recipe) if utility == "auto" else role_of(utility)
-    if chosen == recipe.data.target:
+    _check_modality(chosen, pairs, gaps, recipe.data.target)
+    return Task(tuple(name for name in recipe.data.modalities if name != chosen), chosen)
+
+
+def _check_modality(chosen: str, pairs: Sequence[Case], gaps: Sequence[Case], target: str) -> None:
+    """Refuse a modality that a later model cannot make, or whose worth would say nothing."""
+    if chosen == target:
         raise RecipeError(
             f"{chosen} is what is completed, so a later model that makes it says nothing of its worth",
             reason="utility",
             hint="Name another modality with --utility, or none.",
         )
-    if not min(_count(chosen, pairs), _count(chosen, gaps)):
-        raise CohortError(
-            f"cases with and without {recipe.data.target} do not share the modality {chosen!r}", reason="utility"
-        )
-    return Task(tuple(name for name in recipe.data.modalities if name != chosen), chosen)
+    if not _count_shared(chosen, pairs, gaps):
+        raise CohortError(f"cases with and without {target} do not share the modality {chosen!r}", reason="utility")
 
 
-def _count(modality: str, cases: Sequence[Case]) -> int:
-    """Count the cases that have a modality."""
-    return sum(modality in case.images for case in cases)
+def _having(modality: str, cases: Iterable[Case]) -> list[Case]:
+    """Return the cases that have a modality."""
+    return [case for case in cases if modality in case.images]
+
+
+def _count_shared(modality: str, pairs: Sequence[Case], gaps: Sequence[Case]) -> int:
+    """Count the cases that have a modality, on the side where they are fewer."""
+    return min(len(_having(modality, pairs)), len(_having(modality, gaps)))
 
 
 def _most_shared(pairs: Sequence[Case], gaps: Sequence[Case], recipe: Recipe) -> str:
@@ -98,8 +105,8 @@ def _most_shared(pairs: Sequence[Case], gaps: Sequence[Case], recipe: Recipe) ->
     others = set(chain.from_iterable(case.images for case in gaps)) - set(recipe.data.modalities)
     order = sorted(others, key=lambda name: (_RANKS.get(name, len(_RANKS)), name))
     fewest = max(recipe.split.folds, FEWEST_SUBJECTS)
-    usable = [name for name in order if len({case.subject for case in pairs if name in case.images}) >= fewest]
-    shared = {name: min(_count(name, pairs), _count(name, gaps)) for name in usable}
+    usable = [name for name in order if len({case.subject for case in _having(name, pairs)}) >= fewest]
+    shared = {name: _count_shared(name, pairs, gaps) for name in usable}
     return max(shared, key=shared.__getitem__, default=recipe.data.sources[0])
 
 
@@ -114,19 +121,25 @@ def assign(pairs: Sequence[Case], gaps: Sequence[Case], task: Task, recipe: Reci
         RecipeError: If there is one fold and no manifest says who is tested.
     """
     settings = recipe.split
-    able, gaps = ([case for case in cases if task.target in case.images] for cases in (pairs, gaps))
-    fixed = any(case.split == "test" for case in able)
-    if settings.folds == 1 and not fixed:
-        raise RecipeError(
-            "the utility needs test subjects", reason="folds", hint="Use --folds 2 or more, or --utility none."
-        )
+    able, gaps = _having(task.target, pairs), _having(task.target, gaps)
     folds = []
-    for number in range(1 if fixed else settings.folds):
+    for number in range(_count_folds(able, settings.folds)):
         split = make_split(able, folds=settings.folds, fold=number, validation=settings.validation, seed=settings.seed)
         folds.append(_fold(number, split, able, pairs, gaps))
         if not folds[-1].gaps:
             raise CohortError("the later model would get no completed case to train on", reason="utility")
     return tuple(folds)
+
+
+def _count_folds(able: Sequence[Case], folds: int) -> int:
+    """Return how many folds there are: one where a manifest says who is tested, else as many as were asked for."""
+    if any(case.split == "test" for case in able):
+        return 1
+    if folds == 1:
+        raise RecipeError(
+            "the utility needs test subjects", reason="folds", hint="Use --folds 2 or more, or --utility none."
+        )
+    return folds
 
 
 def _fold(number: int, split: Split, able: Sequence[Case], pairs: Sequence[Case], gaps: Sequence[Case]) -> Fold:
@@ -170,12 +183,21 @@ class UtilityRun:
     seed: int
 
     @property
+    def completion(self) -> Task:
+        """What the completion model makes of what."""
+        return Task(self.recipe.data.sources, self.recipe.data.target)
+
+    def recipe_for(self, task: Task) -> Recipe:
+        """Return the recipe of one of its trainings."""
+        return recipe_of(self.recipe, task, self.seed)
+
+    @property
     def folder(self) -> str:
         """Name of its folder, by what its scores depend on, files by content: other data are never taken for these."""
         given = [__version__, self.recipe.model_dump(mode="json"), self.task, self.seed]
         digest = hashlib.sha256(json.dumps(given).encode())
         for case in (*self.fold.pairs, *self.fold.real, *self.fold.gaps, *self.fold.test):
-            files = [*case.images.values(), *(file for file in (case.mask, case.labels) if file is not None)]
+            files = [*case.images.values(), *filter(None, (case.mask, case.labels))]
             digest.update(json.dumps([case.id, case.subject, case.split, *map(sha256_of, files)]).encode())
         return f"fold-{self.fold.number}-seed-{self.seed}-{digest.hexdigest()[:12]}"
 
@@ -203,31 +225,42 @@ def measure(
     Raises:
         ChiasmError: If a training fails or a file cannot be written.
     """
-    place, fold, recipe = out / "utility" / cell.folder, cell.fold, cell.recipe
+    place, fold = out / "utility" / cell.folder, cell.fold
     if (place / "evaluation.csv").is_file():
         return read_evaluation(place), []
-    completion = recipe_of(recipe, Task(recipe.data.sources, recipe.data.target), cell.seed)
-    run, cache = place / "completion", out / "cache"
-    train(replace(cohort, cases=fold.pairs), completion, run, say=_silence, progress=progress[0], cache=cache)
-    filled, problems = fill(fold.gaps, run, place / "made", recipe, trust)
+    training = _Training(cohort, place, out / "cache")
+    training.run("completion", fold.pairs, cell.recipe_for(cell.completion), progress[0])
+    filled, problems = fill(fold.gaps, place / "completion", place / "made", cell.recipe, trust)
     if not filled:
         return [], problems
-    rows: list[Row] = []
-    for method, more, shown in ((WITHOUT, [], progress[1]), (WITH, filled, progress[2])):
-        run, cases = place / method, (*fold.real, *more)
-        if more:
-            _share_plan(place, cases)
-        asked = recipe_of(recipe, cell.task, cell.seed)
-        trained = train(replace(cohort, cases=cases), asked, run, say=_silence, progress=shown, cache=cache)
-        problems += trained.problems
-        if more and {case.id for case in more} <= {problem.case for problem in trained.problems}:
-            return [], problems  # both models would be one, and their difference 0 no finding
-        scored, failed = _score(cell, run, cohort.root, trust)
-        rows += [row._replace(method=method) for row in scored]
-        problems += failed
+    later = cell.recipe_for(cell.task)
+    problems += training.run(WITHOUT, fold.real, later, progress[1])
+    rows, failed = _score(cell, place / WITHOUT, cohort.root, trust)
+    _share_plan(place, (*fold.real, *filled))
+    lost = training.run(WITH, (*fold.real, *filled), later, progress[2])
+    problems += [*failed, *lost]
+    if {case.id for case in filled} <= {problem.case for problem in lost}:
+        return [], problems  # both models would be one, and their difference 0 no finding
+    more, failed = _score(cell, place / WITH, cohort.root, trust)
+    rows, problems = [*rows, *more], [*problems, *failed]
     if not problems:  # else they would be forgotten
         write_evaluation(place, rows)
     return rows, problems
+
+
+class _Training(NamedTuple):
+    """Where the three trainings of a fold and seed take cases from, and where their results go."""
+
+    cohort: Cohort
+    place: Path
+    cache: Path
+
+    def run(
+        self, name: str, cases: tuple[Case, ...], recipe: Recipe, progress: StepProgress | None
+    ) -> tuple[Problem, ...]:
+        """Train on some cases; return those that could not be used."""
+        learning = replace(self.cohort, cases=cases)
+        return train(learning, recipe, self.place / name, say=_silence, progress=progress, cache=self.cache).problems
 
 
 def _share_plan(place: Path, cases: Iterable[Case]) -> None:
@@ -240,19 +273,11 @@ def _share_plan(place: Path, cases: Iterable[Case]) -> None:
 
 
 def _score(cell: UtilityRun, run: Path, root: Path, trust: Collection[str]) -> tuple[list[Row], list[Problem]]:
-    """Score a later model on the test subjects' scans."""
-    place, settings = run / "predictions", cell.recipe.training
-    made = predict(
-        run,
-        cell.fold.test,
-        place,
-        accelerator=settings.accelerator,
-        precision=settings.precision,
-        engine="torch",
-        trust=trust,
-    )
-    scored, failed, _ = score_folder(place, root, naive=False)
-    return [row._replace(fold=cell.fold.number) for row in scored], [*made.problems, *failed]
+    """Score a later model, which is called like its folder, on the test subjects' scans."""
+    made = predict_as_asked(run, cell.fold.test, run / "predictions", cell.recipe, trust)
+    scored, failed, _ = score_folder(run / "predictions", root, naive=False)
+    rows = [row._replace(fold=cell.fold.number, method=run.name) for row in scored]
+    return rows, [*made.problems, *failed]
 
 
 def compare_utility(

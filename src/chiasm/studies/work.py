@@ -18,7 +18,7 @@ from chiasm.simulation.patient import Movement
 from chiasm.simulation.phantom import write_cohort
 from chiasm.storage import write_json
 from chiasm.studies.jobs import LESS_MEMORY, Job
-from chiasm.studies.study_file import Phantom
+from chiasm.studies.study_file import Phantom, alignment_of
 from chiasm.training.run import train
 from chiasm.training.run_planning import registered_in
 
@@ -92,16 +92,12 @@ def work(job: Job, terms: JobTerms) -> JobOutcome:
     before = torch.get_num_threads()
     torch.set_num_threads(terms.threads)
     try:
-        with threadpool_limits(
-            terms.threads
-        ):  # numpy's products too: two jobs with two threads each are three times slower
+        # numpy's products too: two jobs with two threads each are three times slower
+        with threadpool_limits(terms.threads):
             if not job.is_done:
-                if job.kind == "expected_error":
-                    _assess(job, terms)
-                else:
-                    _train(job, terms)
-            if terms.opened and job.kind == "arm" and not (locked_folder(job) / "evaluation.csv").exists():
-                _score(job, terms, "locked", locked_folder(job))
+                _do(job, terms)
+            if terms.opened and job.kind == "arm":
+                _score_locked(job, terms)
     except ChiasmError as error:
         return JobOutcome(job.key, job.name, str(error), error.reason)
     except (MemoryError, OSError, RuntimeError) as error:  # a machine that is too small costs the job, not the study
@@ -109,6 +105,20 @@ def work(job: Job, terms: JobTerms) -> JobOutcome:
     finally:
         torch.set_num_threads(before)
     return JobOutcome(job.key, job.name, None)
+
+
+def _do(job: Job, terms: JobTerms) -> None:
+    """Do a job that is not done."""
+    if job.kind == "expected_error":
+        _assess(job, terms)
+    else:
+        _train(job, terms)
+
+
+def _score_locked(job: Job, terms: JobTerms) -> None:
+    """Score the locked test set, unless that is done."""
+    if not (locked_folder(job) / "evaluation.csv").exists():
+        _score(job, terms, "locked", locked_folder(job))
 
 
 def _shortage(error: MemoryError | OSError | RuntimeError) -> str:
@@ -181,7 +191,7 @@ def _score(job: Job, terms: JobTerms, role: str, folder: Path) -> None:
         terms.reference or terms.data,
         layout=terms.layout,
         naive=job.first,
-        register=None if terms.reference is None else "none",
+        register=alignment_of(terms.reference),
         registered=registered_in(job.folder, job.recipe, terms.out / "cache"),
     )
     if problems:
