@@ -91,6 +91,15 @@ def show_unit(unit: str) -> str:
     return "" if unit in ("", "1") else unit
 
 
+def with_unit(value: str, unit: str) -> str:
+    """Put a unit behind a shown number; nothing behind pure numbers.
+
+    >>> with_unit("3.1", "HU"), with_unit("0.9", "1")
+    ('3.1 HU', '0.9')
+    """
+    return f"{value} {show_unit(unit)}".rstrip()
+
+
 def shorten(name: str) -> str:
     """Cut a name that is too long for an axis."""
     return name if len(name) <= 24 else f"{name[:23]}…"

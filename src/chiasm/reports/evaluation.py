@@ -7,7 +7,7 @@ again without scoring anything.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
@@ -32,13 +32,13 @@ from chiasm.progress import Progress
 from chiasm.recipe import Registration
 from chiasm.registration.cohort import AlignedCohort, describe_movement
 from chiasm.reports.curves import read_history
-from chiasm.reports.evaluation_cases import PAGES, CasePages, predicted_cases, write_cases
-from chiasm.reports.evaluation_folder import ASKED, REGISTERED, make_room, place_of, read_asked
+from chiasm.reports.evaluation_cases import PAGES, CasePages, predicted_cases, warn_of_seen, was_seen, write_cases
+from chiasm.reports.evaluation_folder import ASKED, REGISTERED, make_room, open_assessed, place_of, read_asked
 from chiasm.reports.evaluation_page import EvaluationPage, write_report
 from chiasm.reports.evidence import gather_evidence
 from chiasm.reports.explanation import explain_evidence
 from chiasm.reports.registration import report_registered
-from chiasm.reports.tables import as_text, recipe_facts
+from chiasm.reports.tables import as_text, cases_of, name_some, recipe_facts
 from chiasm.storage import read_facts, read_toml, write_json
 from chiasm.volumes import Reading
 
@@ -239,8 +239,7 @@ def report_evaluation(out: Path, *, pages: int = PAGES, whole: bool = False) -> 
         ChiasmError: If a file is missing or damaged.
     """
     rows, asked, remarks = read_evaluation(out), read_asked(out), read_remarks(out)
-    model = None if asked["model"] is None else place_of(out, asked, asked["model"])
-    assessed = [open_predictions(place_of(out, asked, folder), model) for folder in asked["predictions"]]
+    assessed = open_assessed(out, asked)
     how: Registration = asked.get("register", "none")
     reference = place_of(out, asked, asked["reference"])
     together = open_reference(
@@ -288,7 +287,7 @@ def selection_asked(asked: Mapping[str, Any]) -> Selection:
 def _mask_facts(masks: Sequence[MaskUse]) -> dict[str, str]:
     """Say which mask was scored, in how many cases; one by one where they are few."""
     return {
-        reason: f"{len(cases)} cases: {', '.join(cases[:MASKS_NAMED])}{', ...' if len(cases) > MASKS_NAMED else ''}"
+        reason: f"{len(cases)} cases: {name_some(cases, MASKS_NAMED)}"
         for reason, cases in _cases_by_reason(masks).items()
     }
 
@@ -339,14 +338,13 @@ def _how_they_are_shaded(plan: Plan) -> list[str]:
     ]
 
 
-def _warnings(assessed: Sequence[PredictionFolder], rows: Sequence[Row]) -> list[str]:
+def _warnings(assessed: Sequence[PredictionFolder], rows: Sequence[Row]) -> Iterator[str]:
+    """Say which cases were seen in training, whether they are few, and what was said of single ones."""
     entries = [entry for _, entry in predicted_cases(assessed)]
-    warnings = []
-    if seen := [entry.case for entry in entries if entry.role in ("train", "validation")]:
-        warnings.append(f"{len(seen)} of {len(entries)} cases were used in training: {', '.join(seen)}")
-    if (scored := len({row.case for row in rows})) < FEWEST_TO_TEST:
-        warnings.append(f"only {scored} cases: no difference between methods can be called significant")
-    return warnings + [f"case {entry.case}: {sentence}" for entry in entries for sentence in entry.warnings]
+    yield from warn_of_seen([entry.case for entry in entries if was_seen(entry)], len(entries))
+    if (scored := len(cases_of(rows))) < FEWEST_TO_TEST:
+        yield f"only {scored} cases: no difference between methods can be called significant"
+    yield from (f"case {entry.case}: {sentence}" for entry in entries for sentence in entry.warnings)
 
 
 def _facts(assessed: Sequence[PredictionFolder], cohort: Cohort) -> dict[str, dict[str, str]]:

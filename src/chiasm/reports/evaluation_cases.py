@@ -8,8 +8,6 @@ from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any
 
-from numpy.typing import NDArray
-
 from chiasm.cohorts.cases import Cohort
 from chiasm.evaluation.loading import EvaluationCase, PredictionFolder, load_case
 from chiasm.evaluation.rows import Row
@@ -17,10 +15,10 @@ from chiasm.evaluation.scoring import reporting_unit
 from chiasm.outputs import refuse_links
 from chiasm.prediction.manifest import Entry
 from chiasm.reports.case_page import CasePage, against_cohort, write_case_page
-from chiasm.reports.gallery import GalleryCase
+from chiasm.reports.gallery import GalleryCase, in_ras
 from chiasm.reports.naive_comparison import rank
 from chiasm.reports.pictures import write_picture
-from chiasm.volumes import Volume, canonical
+from chiasm.volumes import canonical
 
 GALLERY = 3  # cases with slices at the head of the report
 PAGES = 24  # cases with a page of their own, unless more are asked for
@@ -44,6 +42,17 @@ class CasePages:
 def predicted_cases(assessed: Iterable[PredictionFolder]) -> Iterator[tuple[PredictionFolder, Entry]]:
     """List the predicted cases of several folders, each with the folder that it lies in."""
     return chain.from_iterable(zip(repeat(one), one.manifest.cases) for one in assessed)
+
+
+def was_seen(entry: Entry) -> bool:
+    """Return whether a case was used in training."""
+    return entry.role in ("train", "validation")
+
+
+def warn_of_seen(seen: Sequence[str], count: int) -> Iterator[str]:
+    """Say how many of `count` cases were used in training, and which; nothing where none was."""
+    if seen:
+        yield f"{len(seen)} of {count} cases were used in training: {', '.join(seen)}"
 
 
 def write_cases(
@@ -106,21 +115,14 @@ def _page(
     *,
     whole: bool,
 ) -> CasePage:
+    """Collect what a case's own page shows."""
     plan = assessed.plan
-    unit, scale = reporting_unit(plan)
-    low, high = plan.target_range
     return CasePage(
         case=loaded.case.id,
         title=f"{loaded.case.id}: {' + '.join(plan.sources)} to {plan.target}",
-        source=loaded.source.array,
-        real=loaded.target / scale,
-        synthetic=loaded.prediction / scale,
-        expected_error=None if loaded.expected_error is None else loaded.expected_error / scale,
-        mask=loaded.mask,
-        lesion=None if loaded.labels is None else loaded.labels > 0,
+        **_volumes(loaded, assessed),
+        **_scale(assessed),
         affine=loaded.source.geometry.affine,
-        unit=unit,
-        window=(low / scale, high / scale),
         source_name=f"{plan.sources[0]}{', not in the reference' if plan.sources[0] in loaded.lacks else ''}",
         target_name=plan.target,
         scores=scores,
@@ -133,24 +135,34 @@ def _page(
 
 
 def _shown(loaded: EvaluationCase, assessed: PredictionFolder) -> GalleryCase:
-    plan, grid = assessed.plan, loaded.source.geometry
-    unit, scale = reporting_unit(plan)
-    low, high = plan.target_range
-
-    def in_ras(array: NDArray[Any]) -> NDArray[Any]:
-        reordered: NDArray[Any] = canonical(Volume(array, grid)).array
-        return reordered
-
+    """Collect what the gallery shows of a case, in RAS order."""
+    grid = loaded.source.geometry
+    volumes = _volumes(loaded, assessed)
+    reordered: dict[str, Any] = {name: None if one is None else in_ras(one, grid) for name, one in volumes.items()}
     return GalleryCase(
         case=loaded.case.id,
-        source=in_ras(loaded.source.array),
-        real=in_ras(loaded.target / scale),
-        synthetic=in_ras(loaded.prediction / scale),
-        expected_error=None if loaded.expected_error is None else in_ras(loaded.expected_error / scale),
-        mask=in_ras(loaded.mask),
-        lesion=None if loaded.labels is None else in_ras(loaded.labels > 0),
+        **reordered,
+        **_scale(assessed),
         spacing_mm=canonical(loaded.source).geometry.spacing_mm,
-        unit=unit,
-        window=(low / scale, high / scale),
         caption=f"{loaded.entry.role} case",
     )
+
+
+def _volumes(loaded: EvaluationCase, assessed: PredictionFolder) -> dict[str, Any]:
+    """Return the volumes of a case by name, those of the target in the unit of reports."""
+    _, scale = reporting_unit(assessed.plan)
+    return {
+        "source": loaded.source.array,
+        "real": loaded.target / scale,
+        "synthetic": loaded.prediction / scale,
+        "expected_error": None if loaded.expected_error is None else loaded.expected_error / scale,
+        "mask": loaded.mask,
+        "lesion": None if loaded.labels is None else loaded.labels > 0,
+    }
+
+
+def _scale(assessed: PredictionFolder) -> dict[str, Any]:
+    """Return unit and window of real and synthetic images."""
+    unit, scale = reporting_unit(assessed.plan)
+    low, high = assessed.plan.target_range
+    return {"unit": unit, "window": (low / scale, high / scale)}

@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field
 
 from chiasm.errors import RunError
+from chiasm.evaluation.loading import PredictionFolder
+from chiasm.evaluation.predictions import open_predictions
 from chiasm.evaluation.rows import is_evaluation, read_evaluation
 from chiasm.outputs import refuse_foreign, refuse_inputs, refuse_links, remove_files
 from chiasm.recipe import Registration
@@ -129,6 +131,16 @@ def read_asked(out: Path) -> dict[str, Any]:
     parse_record(content, out / ASKED, EvaluationSettings, "not what chiasm evaluate writes", hint)
     asked: dict[str, Any] = content
     return asked
+
+
+def open_assessed(out: Path, asked: Mapping[str, Any]) -> list[PredictionFolder]:
+    """Open the predictions that an evaluation scored.
+
+    Raises:
+        RunError: If a folder, or the model that made it, has gone or is damaged.
+    """
+    model = None if asked["model"] is None else place_of(out, asked, asked["model"])
+    return [open_predictions(place_of(out, asked, folder), model) for folder in asked["predictions"]]
 
 
 def place_of(out: Path, asked: Mapping[str, Any], name: str) -> Path:

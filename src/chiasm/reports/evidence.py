@@ -8,11 +8,10 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-from chiasm.cohorts.splits import ROLES, read_splits
+from chiasm.cohorts.splits import ROLES, SplitRecord, read_splits
 from chiasm.errors import RunError
 from chiasm.evaluation.headlines import BASE_REGIONS
 from chiasm.evaluation.loading import PredictionFolder
-from chiasm.evaluation.predictions import open_predictions
 from chiasm.evaluation.rows import LESION, Row, read_evaluation
 from chiasm.evaluation.summary import ScoreSummary, paired, summarise
 from chiasm.outputs import MODEL_CARD
@@ -21,7 +20,7 @@ from chiasm.preparation.out_of_distribution import BEGINNING
 from chiasm.preparation.plan import Plan, read_plan
 from chiasm.recipe import Recipe, read_recipe
 from chiasm.reports.curves import History, find_value, read_history
-from chiasm.reports.evaluation_folder import ASKED, place_of, read_asked
+from chiasm.reports.evaluation_folder import ASKED, open_assessed, read_asked
 from chiasm.reports.naive_comparison import BaselineComparison, compare_with_baselines
 from chiasm.times import read_times
 
@@ -66,6 +65,11 @@ class Evidence:
     entries: Sequence[Entry] = ()
 
     @property
+    def roles_in_words(self) -> str:
+        """How many cases are of each role; nothing where the split is not known."""
+        return ", ".join(f"{count} {role}" for role, count in self.roles.items() if count)
+
+    @property
     def comparisons(self) -> list[BaselineComparison]:
         """The method's mean absolute error beside that of the best naive baseline, region by region."""
         return compare_with_baselines(self.rows, method=self.recipe.method, naive=self.naive)
@@ -73,24 +77,20 @@ class Evidence:
     @property
     def lesions(self) -> list[BaselineComparison]:
         """Those of labelled regions."""
-        return [
-            one for one in self.comparisons if one.region not in BASE_REGIONS and not one.region.startswith("lesions-")
-        ]
+        return [one for one in self.comparisons if one.region not in BASE_REGIONS and not is_size(one.region)]
 
     def scores(self, region: str, metric: str) -> ScoreSummary | None:
         """Return the method's mean over cases; None where no case has a score."""
-        mine = (
-            row for row in self.rows if (row.method, row.region, row.metric) == (self.recipe.method, region, metric)
-        )
-        return next((one for one in summarise(mine) if one.n), None)
+        return next((one for one in summarise(self._mine(region, metric)) if one.n), None)
 
     def of_cases(self, region: str, metric: str) -> dict[str, float]:
         """Return the method's score of each case."""
-        return {
-            row.case: row.value
-            for row in self.rows
-            if (row.method, row.region, row.metric) == (self.recipe.method, region, metric)
-        }
+        return {row.case: row.value for row in self._mine(region, metric)}
+
+    def _mine(self, region: str, metric: str) -> list[Row]:
+        """Return the method's rows of a score."""
+        wanted = (self.recipe.method, region, metric)
+        return [row for row in self.rows if (row.method, row.region, row.metric) == wanted]
 
     def unit(self, region: str, metric: str) -> str:
         """Return the unit of a score; nothing where there is none."""
@@ -105,6 +105,11 @@ class Evidence:
     def out_of_distribution(self) -> list[str]:
         """Cases whose input is out of distribution."""
         return [one.case for one in self.entries if any(said.startswith(WARNINGS) for said in one.warnings)]
+
+
+def is_size(region: str) -> bool:
+    """Return whether a region holds the lesions of one size."""
+    return region.startswith("lesions-")
 
 
 def read_evidence(place: Path) -> Evidence:
@@ -137,10 +142,7 @@ def read_evaluated(out: Path) -> Evidence:
     Raises:
         ChiasmError: If a file is missing or damaged.
     """
-    asked = read_asked(out)
-    model = None if asked["model"] is None else place_of(out, asked, asked["model"])
-    assessed = [open_predictions(place_of(out, asked, folder), model) for folder in asked["predictions"]]
-    return gather_evidence(assessed, read_evaluation(out))
+    return gather_evidence(open_assessed(out, read_asked(out)), read_evaluation(out))
 
 
 def gather_evidence(assessed: Sequence[PredictionFolder], rows: Sequence[Row]) -> Evidence:
@@ -160,18 +162,32 @@ def gather_evidence(assessed: Sequence[PredictionFolder], rows: Sequence[Row]) -
     return replace(of_training, seconds=seconds, rows=scored, naive=assessed[0].baselines.names, entries=entries)
 
 
+def find_splits(model: Path) -> SplitRecord | None:
+    """Read the split of a model; None where it is not known."""
+    splits = model / "splits.json"
+    return read_splits(splits) if splits.is_file() else None
+
+
+def _count_roles(record: SplitRecord) -> dict[str, int]:
+    return {role: len(getattr(record.split, role)) for role in ROLES}
+
+
+def known_sites(record: SplitRecord) -> dict[str, str]:
+    """Return the site of each case whose site is known."""
+    return {name: site for name, site in record.sites.items() if site}
+
+
 def _read_run(folder: Path) -> Evidence:
     """Read a run folder, or a model folder with the run that it lies in."""
     is_model = (folder / MODEL_CARD).is_file()
     run = folder.parent if is_model else folder
-    splits = folder / "splits.json"
-    record = read_splits(splits) if splits.is_file() else None
+    record = find_splits(folder)
     return Evidence(
         folder=folder,
         recipe=read_recipe(folder / "recipe.toml"),
         plan=read_plan(folder / "plan.toml"),
-        roles={} if record is None else {role: len(getattr(record.split, role)) for role in ROLES},
-        sites={} if record is None else {name: site for name, site in record.sites.items() if site},
+        roles={} if record is None else _count_roles(record),
+        sites={} if record is None else known_sites(record),
         history=read_history(run / "log.jsonl"),
         seconds=read_times(run),
         is_finished=is_model or (run / "model" / MODEL_CARD).is_file(),

@@ -12,11 +12,13 @@ from statistics import fmean
 from typing import NamedTuple
 
 from chiasm.methods import title_of
-from chiasm.preparation.plan import FITTED
+from chiasm.preparation.plan import FITTED, Plan
 from chiasm.reports.advice import advise, errors_by_site
 from chiasm.reports.curves import describe_health, logged_warnings
-from chiasm.reports.evidence import Evidence, Point, read_evidence
+from chiasm.reports.drawing import with_unit
+from chiasm.reports.evidence import Evidence, Point, is_size, read_evidence
 from chiasm.reports.naive_comparison import BaselineComparison
+from chiasm.reports.tables import name_some
 
 SIZES = ("small", "medium", "large")  # of lesions
 CALLED = {
@@ -32,6 +34,7 @@ CALLED = {
 NOT_NAMED = ("trained_on", "target_range")  # of the plan's reasons: counted above, or no choice
 NAMED = 4  # cases that are named
 REGIONS_NAMED = 3
+LOSSES = {"reconstruction": "reconstruction loss", "loss": "loss"}  # of the log; the first that it holds is quoted
 
 
 class Part(NamedTuple):
@@ -75,14 +78,18 @@ def _chosen(found: Evidence) -> Iterator[str]:
         f"{title_of(recipe.method)} of size {recipe.size}, {recipe.schedule.steps} steps, "
         f"makes {plan.target} of {' + '.join(plan.sources)}."
     )
-    roles = [f"{count} {role}" for role, count in found.roles.items() if count]
-    if roles:
+    if found.roles_in_words:
         fold = f"fold {recipe.split.fold} of {recipe.split.folds}, by {recipe.split.by}"
-        yield f"Cases: {', '.join(roles)} ({fold})."
-    for name, reason in plan.reasons.items():
-        value = getattr(plan, name, None)
+        yield f"Cases: {found.roles_in_words} ({fold})."
+    for name in plan.reasons:
         if name not in NOT_NAMED:
-            yield f"{CALLED.get(name, name)}: {'' if name in FITTED else f'{_plain(value)}; '}{reason}."
+            yield _choice(plan, name)
+
+
+def _choice(plan: Plan, name: str) -> str:
+    """Say what was chosen, unless it is a fitted table, and why."""
+    value = "" if name in FITTED else f"{_plain(getattr(plan, name, None))}; "
+    return f"{CALLED.get(name, name)}: {value}{plan.reasons[name]}."
 
 
 def _plain(value: object) -> str:
@@ -92,9 +99,7 @@ def _plain(value: object) -> str:
 
 
 def _in_training(found: Evidence) -> Iterator[str]:
-    name = next((name for name in ("reconstruction", "loss") if found.points("step", name)), None)
-    if name is not None:
-        yield _loss(name, found.points("step", name))
+    yield from _loss(found)
     if validation := found.points("validation", "mae"):
         yield _validation(validation)
     yield from (remark.text for remark in describe_health(found.history))
@@ -104,11 +109,18 @@ def _in_training(found: Evidence) -> Iterator[str]:
         yield f"Time: {stages}.{_pace(found)}"
 
 
-def _loss(name: str, curve: list[Point]) -> str:
+def _loss(found: Evidence) -> Iterator[str]:
+    """Say how the first loss went that the log holds."""
+    for name, called in LOSSES.items():
+        if curve := found.points("step", name):
+            yield _ends(called, curve)
+            return
+
+
+def _ends(called: str, curve: list[Point]) -> str:
     """Compare the first tenth of a curve with the last."""
     tenth = max(1, len(curve) // 10)
     first, last = (fmean(point.value for point in some) for some in (curve[:tenth], curve[-tenth:]))
-    called = "reconstruction loss" if name == "reconstruction" else name
     return f"The {called} went from {first:.3g} to {last:.3g} (means of the first and the last tenth of the log)."
 
 
@@ -138,50 +150,60 @@ def _weak(found: Evidence) -> Iterator[str]:
     yield from _regions(found.comparisons)
     yield from _lesion_sizes(found)
     yield from _by_site(found)
+    yield from _unusual_inputs(found)
+    yield from _expected_error(found)
+
+
+def _unusual_inputs(found: Evidence) -> Iterator[str]:
+    """Name the inputs that are out of distribution, or say that none is."""
     if found.out_of_distribution:
-        more = ", ..." if len(found.out_of_distribution) > NAMED else ""
         yield (
             f"{len(found.out_of_distribution)} of {len(found.entries)} inputs are out of distribution: "
-            f"{', '.join(found.out_of_distribution[:NAMED])}{more}."
+            f"{name_some(found.out_of_distribution, NAMED)}."
         )
     elif found.entries:
         yield f"No input ({len(found.entries)}) is out of distribution."
-    yield from _expected_error(found)
 
 
 def _regions(comparisons: list[BaselineComparison]) -> Iterator[str]:
     """Compare the mask, and the regions in which a baseline is furthest ahead, with the best baselines."""
     yield from (_against(one) for one in comparisons if one.region == "mask")
-    others = [
-        one for one in comparisons if one.region not in ("mask", "image") and not one.region.startswith("lesions-")
-    ]
+    others = [one for one in comparisons if _is_part(one.region)]
     behind = [one for one in others if not one.is_better]
-    for one in sorted(behind, key=lambda one: one.theirs - one.ours)[:REGIONS_NAMED]:
-        yield _against(one)
+    yield from map(_against, sorted(behind, key=lambda one: one.theirs - one.ours)[:REGIONS_NAMED])
     if others and not behind:
         yield "In every other region it is better than each naive baseline."
 
 
+def _is_part(region: str) -> bool:
+    """Return whether a region is neither the whole nor the lesions of one size."""
+    return region not in ("mask", "image") and not is_size(region)
+
+
 def _against(one: BaselineComparison) -> str:
-    unit = "" if one.unit in ("", "1") else f" {one.unit}"
+    ours, theirs = with_unit(f"{one.ours:.3g}", one.unit), with_unit(f"{one.theirs:.3g}", one.unit)
     word = "better than" if one.is_better else "no better than"
     return (
-        f"{one.region}: mean absolute error {one.ours:.3g}{unit} in {one.cases} case{'s' * (one.cases != 1)}, "
-        f"{word} the best baseline ({one.baseline}, {one.theirs:.3g}{unit})."
+        f"{one.region}: mean absolute error {ours} in {one.cases} case{'s' * (one.cases != 1)}, "
+        f"{word} the best baseline ({one.baseline}, {theirs})."
     )
 
 
 def _lesion_sizes(found: Evidence) -> Iterator[str]:
     """Say how many lesions of each size are visible in the synthesis."""
-    parts = []
-    for size in SIZES:
-        count, recall = found.of_cases(f"lesions-{size}", "lesions"), found.scores(f"lesions-{size}", "recall")
-        if recall is not None:
-            parts.append(f"{100 * recall.mean:.0f} % of {sum(count.values()):.0f} {size}")
-    if parts:
+    if parts := list(filter(None, (_visible(found, size) for size in SIZES))):
         yield f"Visible in the synthesis, by size of lesion: {', '.join(parts)} (means over cases)."
     if (made_up := found.scores("lesions", "false_lesions")) is not None:
         yield f"Lesions that are not there: {made_up.mean:.3g} for each case."
+
+
+def _visible(found: Evidence, size: str) -> str:
+    """Say how many lesions of a size are visible; nothing where there are none."""
+    recall = found.scores(f"lesions-{size}", "recall")
+    if recall is None:
+        return ""
+    count = sum(found.of_cases(f"lesions-{size}", "lesions").values())
+    return f"{100 * recall.mean:.0f} % of {count:.0f} {size}"
 
 
 def _by_site(found: Evidence) -> Iterator[str]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from chiasm.boxes import Box, box_of, grown
 from chiasm.reports.drawing import DASHES, INK, MUTED, SERIES, draw_svg, png_address, show_number, show_unit
+from chiasm.volumes import Geometry, Volume, canonical
 
 MARGIN = 4  # voxels around the mask in a picture
 MOST_PIXELS = 400  # along a picture's longer side; larger slices are thinned
@@ -140,6 +141,12 @@ def _sample(volume: NDArray[Any] | None, where: NDArray[np.bool_]) -> NDArray[np
 
 
 # Slices as pictures
+
+
+def in_ras(array: NDArray[Any], grid: Geometry) -> NDArray[Any]:
+    """Reorder an array to RAS."""
+    reordered: NDArray[Any] = canonical(Volume(array, grid)).array
+    return reordered
 
 
 class Picture(NamedTuple):

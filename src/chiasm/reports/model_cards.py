@@ -9,20 +9,24 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import chain, permutations
+from itertools import permutations, repeat
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from chiasm.checksums import sha256_of
-from chiasm.cohorts.splits import SplitRecord, read_splits
+from chiasm.cohorts.cases import grouped
+from chiasm.cohorts.splits import SplitRecord
 from chiasm.errors import RunError
 from chiasm.evaluation.paired_tests import cluster_interval
 from chiasm.methods import title_of
 from chiasm.prediction.calibration import read_calibration
 from chiasm.prediction.model_files import CARD, WEIGHTS, find_model, read_card
 from chiasm.preparation.plan import Plan
-from chiasm.reports.evidence import Evidence, read_evidence
+from chiasm.reports.drawing import with_unit
+from chiasm.reports.evidence import Evidence, find_splits, known_sites, read_evidence
+from chiasm.reports.tables import cases_of
 from chiasm.storage import read_facts
 
 LICENCES = ("LICENCE", "LICENSE", "LICENCE.txt", "LICENSE.txt")  # in a model's folder, whoever put one there
@@ -54,10 +58,13 @@ class CardScore:
     subjects: int
 
     def __str__(self) -> str:
-        unit = "" if self.unit in ("", "1") else f" {self.unit}"
-        if self.low is None:
-            return f"{self.mean:.3g}{unit} (n {self.subjects})"
-        return f"{self.mean:.3g} [{self.low:.3g}, {self.high:.3g}]{unit} (n {self.subjects})"
+        interval = "" if self.low is None else f" [{self.low:.3g}, {self.high:.3g}]"
+        return f"{with_unit(f'{self.mean:.3g}{interval}', self.unit)} (n {self.subjects})"
+
+    @property
+    def name(self) -> str:
+        """What to call it in a list."""
+        return f"{self.region}, {self.metric}"
 
 
 @dataclass(frozen=True)
@@ -114,12 +121,16 @@ class _Read:
         self.model = find_model(self.evidence.folder)
         card = read_card(self.model)
         self.hashes, self.parent = card.sha256, card.parent
-        splits = self.model / "splits.json"
-        self.splits: SplitRecord | None = read_splits(splits) if splits.is_file() else None
+        self.splits = find_splits(self.model)
+
+    @property
+    def subjects(self) -> Mapping[str, str]:
+        """Case id to subject; empty where the split is not known."""
+        return {} if self.splits is None else self.splits.subjects
 
     def card(self) -> ModelCard:
         """Put it together."""
-        return ModelCard(self.place, dict(self._facts()), tuple(_scores(self.evidence, self.splits)))
+        return ModelCard(self.place, dict(self._facts()), tuple(_scores(self.evidence, self.subjects)))
 
     def _facts(self) -> Iterator[tuple[str, str]]:
         recipe, plan = self.evidence.recipe, self.evidence.plan
@@ -142,9 +153,8 @@ class _Read:
 def _describe_data(splits: SplitRecord | None, evidence: Evidence) -> str:
     if splits is None:
         return f"{len(evidence.plan.trained_on)} training cases; the split is not known"
-    roles = ", ".join(f"{count} {role}" for role, count in evidence.roles.items() if count)
-    sites = sorted({site for site in splits.sites.values() if site})
-    described = f"{roles}; {len(set(splits.subjects.values()))} subjects"
+    described = f"{evidence.roles_in_words}; {len(set(splits.subjects.values()))} subjects"
+    sites = sorted(set(known_sites(splits).values()))
     return f"{described}; sites {', '.join(sites)}" if sites else described
 
 
@@ -154,11 +164,9 @@ def _limits(plan: Plan, model: Path) -> Iterator[str]:
     yield f"voxels from {_size(low)} to {_size(high)} mm"
     low, high = plan.body_mm
     yield f"a brain or body from {_size(low)} to {_size(high)} mm"
-    calibration = read_calibration(model / "calibration.json") if (model / "calibration.json").is_file() else None
-    if calibration is None:
-        yield "no calibrated expected error"
-    else:
-        yield f"expected error {calibration.verdict}"
+    calibration = model / "calibration.json"
+    known = calibration.is_file()
+    yield f"expected error {read_calibration(calibration).verdict}" if known else "no calibrated expected error"
 
 
 def _size(millimetres: Sequence[float]) -> str:
@@ -167,37 +175,45 @@ def _size(millimetres: Sequence[float]) -> str:
 
 def _licence(model: Path) -> str:
     """Quote the first line of a licence that somebody put beside the model."""
-    for name in LICENCES:
-        if (path := model / name).is_file():
-            try:
-                lines = path.read_text(encoding="utf-8").strip().splitlines()
-            except (OSError, UnicodeDecodeError) as error:
-                raise RunError("cannot be read", path=path, reason="unreadable", found=error) from error
-            return lines[0].strip() if lines else f"{name} is empty"
-    return f"not stated; put a file {LICENCES[0]} beside {CARD}"
+    path = next((path for path in map(model.joinpath, LICENCES) if path.is_file()), None)
+    if path is None:
+        return f"not stated; put a file {LICENCES[0]} beside {CARD}"
+    try:
+        lines = path.read_text(encoding="utf-8").strip().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise RunError("cannot be read", path=path, reason="unreadable", found=error) from error
+    return lines[0].strip() if lines else f"{path.name} is empty"
 
 
-def _scores(evidence: Evidence, splits: SplitRecord | None) -> Iterator[CardScore]:
-    subjects = {} if splits is None else splits.subjects
-    wanted = [("mask", metric) for metric in SCORES] + [(one.region, SCORES[0]) for one in evidence.lesions]
-    for region, metric in wanted:
-        by_subject: dict[str, list[float]] = {}
-        for case, value in evidence.of_cases(region, metric).items():
-            if not math.isnan(value):
-                by_subject.setdefault(subjects.get(case, case), []).append(value)
-        if by_subject:
-            means = np.array([[np.mean(values)] for values in by_subject.values()])
+def _scores(evidence: Evidence, subjects: Mapping[str, str]) -> Iterator[CardScore]:
+    """Average the scores over subjects: in the mask, and in labelled regions."""
+    labelled = (one.region for one in evidence.lesions)
+    for region, metric in (*zip(repeat("mask"), SCORES), *zip(labelled, repeat(SCORES[0]))):
+        means = _subject_means(evidence.of_cases(region, metric), subjects)
+        if len(means):
             low, high = cluster_interval(means) if len(means) >= FEWEST else (None, None)
             yield CardScore(region, metric, evidence.unit(region, metric), float(means.mean()), low, high, len(means))
 
 
+def _subject_means(scores: Mapping[str, float], subjects: Mapping[str, str]) -> NDArray[np.float64]:
+    """Average the scores of cases over each subject, shape (subjects, 1); a case without a subject is one."""
+    known = {case: value for case, value in scores.items() if not math.isnan(value)}
+    people = grouped(known, lambda case: subjects.get(case, case))
+    return np.array([[np.mean([known[case] for case in cases])] for cases in people.values()])
+
+
 def _warn(read: Sequence[_Read]) -> Iterator[str]:
     """Say why scores of different models are no comparison."""
-    tested = [{row.case for row in one.evidence.rows} for one in read]
-    if len({frozenset(cases) for cases in tested if cases}) > 1:
+    tested = {frozenset(cases_of(one.evidence.rows)) for one in read}
+    if len(tested - {frozenset()}) > 1:
         yield "the models were scored on different cases: their scores are no comparison"
     if len({(one.evidence.plan.sources, one.evidence.plan.target) for one in read}) > 1:
         yield "the models make different images of different sources"
+    yield from _leaks(read)
+
+
+def _leaks(read: Sequence[_Read]) -> Iterator[str]:
+    """Name the models that were trained on test cases of others."""
     for one, other in permutations(read, 2):
         seen = _voxels(other.splits, "train") & _voxels(one.splits, "test")
         if seen:
@@ -214,28 +230,39 @@ def _voxels(splits: SplitRecord | None, role: str) -> set[str]:
 def report_models(found: ModelComparison) -> Iterator[str]:
     """Write cards as lines of text; of several models the scores stand side by side at the end."""
     for card in found.cards:
-        yield f"{card.place}"
-        for name, words in card.facts.items():
-            yield f"  {name}: {words}"
-        for score in card.scores:
-            yield f"  {score.region}, {score.metric}: {score}"
-        if not card.scores:
-            yield "  scores: none; give what chiasm run or evaluate wrote to see some"
-        yield ""
+        yield from _report_card(card)
     if len(found.cards) > 1:
         yield from _side_by_side(found.cards)
     yield from (f"warning: {sentence}" for sentence in found.warnings)
 
 
+def _report_card(card: ModelCard) -> Iterator[str]:
+    """Write a card as lines of text, an empty one behind it."""
+    yield f"{card.place}"
+    yield from (f"  {name}: {words}" for name, words in card.facts.items())
+    yield from (f"  {score.name}: {score}" for score in card.scores)
+    if not card.scores:
+        yield "  scores: none; give what chiasm run or evaluate wrote to see some"
+    yield ""
+
+
 def _side_by_side(cards: Sequence[ModelCard]) -> Iterator[str]:
     """Set the scores of several models as a table: a line for each score, a column for each model."""
-    shown = [{f"{score.region}, {score.metric}": str(score) for score in card.scores} for card in cards]
-    lines = [["", *(str(card.place) for card in cards)]]
-    lines += [[name, *(card.facts[name] for card in cards)] for name in ("method", "images")]
-    lines += [
-        [name, *(scores.get(name, "-") for scores in shown)] for name in dict.fromkeys(chain.from_iterable(shown))
-    ]
-    lines.append(["sha256", *(card.facts["sha256 of the model"][:SHOWN] for card in cards)])
+    columns = [_column(card) for card in cards]
+    scores = dict.fromkeys(score.name for card in cards for score in card.scores)
+    names = ("", "method", "images", *scores, "sha256")
+    yield from _in_columns([[name, *(column.get(name, "-") for column in columns)] for name in names])
+
+
+def _column(card: ModelCard) -> dict[str, str]:
+    """Say what stands of a model beside the names of the lines."""
+    facts = {name: card.facts[name] for name in ("method", "images")}
+    scores = {score.name: str(score) for score in card.scores}
+    return {"": str(card.place), **facts, **scores, "sha256": card.facts["sha256 of the model"][:SHOWN]}
+
+
+def _in_columns(lines: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Write a table as lines of text, its columns below each other."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
         yield "  ".join(map(str.ljust, line, widths)).rstrip()

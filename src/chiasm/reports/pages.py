@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 Tone = Literal["good", "mixed", "bad"]
 
@@ -35,6 +37,11 @@ class PageSection(NamedTuple):
     heading: str
     content: Any
     absent: str = ""
+
+
+def script_data(content: object) -> Markup:
+    """Write what a page's script is given, so that nothing in it can end the script."""
+    return Markup(json.dumps(content, ensure_ascii=False).replace("<", "\\u003c"))
 
 
 def render_page(template: str, content: Mapping[str, Any]) -> str:

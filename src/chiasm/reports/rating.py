@@ -13,19 +13,18 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, product, repeat
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
-from markupsafe import Markup
 from numpy.typing import NDArray
 
 from chiasm.boxes import box_of, grown
 from chiasm.cohorts.cases import Cohort, Problem
 from chiasm.cohorts.dicom_patients import Selection
 from chiasm.errors import ChiasmError, CohortError, RecipeError, RunError, unknown
-from chiasm.evaluation.loading import PredictionFolder, load_case
+from chiasm.evaluation.loading import EvaluationCase, PredictionFolder, load_case
 from chiasm.evaluation.paired_tests import FEWEST
 from chiasm.evaluation.predictions import open_predictions, open_reference
 from chiasm.evaluation.rating import RESULTS
@@ -39,17 +38,21 @@ from chiasm.progress import Progress, counted
 from chiasm.recipe import Registration
 from chiasm.registration.cohort import AlignedCohort, remove_registered
 from chiasm.reports.drawing import png_address
+from chiasm.reports.evaluation_cases import warn_of_seen, was_seen
 from chiasm.reports.evaluation_folder import REGISTERED
-from chiasm.reports.pages import render_page
+from chiasm.reports.gallery import in_ras
+from chiasm.reports.pages import render_page, script_data
 from chiasm.storage import write_text
-from chiasm.volumes import Geometry, Volume, canonical
+from chiasm.volumes import canonical
 
 AXES: Mapping[Planes, int] = {"sagittal": 0, "coronal": 1, "axial": 2}  # that a plane's slices are counted along
 MARGIN = 4  # voxels around the mask in a picture
 MOST_REPEATED = 0.5  # share of the images
 LETTERS = str.maketrans("0123456789abcdef", "bcdfghjklmnpqrst")  # tokens are no words, and no numbers to a spreadsheet
 TOKEN = 10  # letters
+FILES = (PAGE, KEY, *RESULTS)  # that stand in a reader study's folder
 
+T = TypeVar("T")
 Predicted = Mapping[str, tuple[PredictionFolder, Entry]]  # of one case: method to its prediction
 
 
@@ -193,30 +196,28 @@ def write_reader_study(
 def _notes(items: Sequence[StudyItem], by_case: Mapping[str, Predicted]) -> Iterator[str]:
     """Say which cases a model was trained on, and whether there are too few subjects for a test."""
     shown = sorted({item.case for item in items})
-    seen = [case for case in shown if any(entry.role in ("train", "validation") for _, entry in by_case[case].values())]
-    if seen:
-        yield f"{len(seen)} of {len(shown)} cases were used in training: {', '.join(seen)}"
+    seen = [case for case in shown if any(was_seen(entry) for _, entry in by_case[case].values())]
+    yield from warn_of_seen(seen, len(shown))
     if (subjects := len({item.subject for item in items})) < FEWEST:
         yield f"only {subjects} subjects: no difference in quality will be tested (at least {FEWEST})"
 
 
 def _make_room(out: Path, inputs: Sequence[Path], *, overwrite: bool) -> None:
     """Refuse to replace a study, whose ratings could not be read any more, or files of somebody else."""
-    refuse_inputs((out / name for name in (PAGE, KEY, *RESULTS, REGISTERED)), inputs, what="the study")
-    refuse_links(out, (PAGE, KEY, *RESULTS))
-    if not is_key(out / KEY):
-        if not overwrite:
-            refuse_foreign(out, (PAGE, KEY, *RESULTS), way_out="To replace them: chiasm rate --overwrite.")
-    elif (out / PAGE).exists() and not overwrite:  # a killed command may have written the key alone
+    refuse_inputs(map(out.joinpath, (*FILES, REGISTERED)), inputs, what="the study")
+    refuse_links(out, FILES)
+    if overwrite:
+        remove_files(out, FILES)
+        remove_registered(out / REGISTERED)
+    elif not is_key(out / KEY):
+        refuse_foreign(out, FILES, way_out="To replace them: chiasm rate --overwrite.")
+    elif (out / PAGE).exists():  # a killed command may have written the key alone
         raise RunError(
             "holds a reader study, whose ratings could not be read any more",
             path=out,
             reason="occupied",
             hint="Give another folder with -o, or replace it: chiasm rate --overwrite.",
         )
-    if overwrite:
-        remove_files(out, (PAGE, KEY, *RESULTS))
-        remove_registered(out / REGISTERED)
 
 
 def _chosen(assessed: Sequence[PredictionFolder], methods: Sequence[str]) -> list[PredictionFolder]:
@@ -226,10 +227,16 @@ def _chosen(assessed: Sequence[PredictionFolder], methods: Sequence[str]) -> lis
         RecipeError: If one of them predicted nothing.
     """
     known = {one.manifest.method for one in assessed}
-    wanted = [find_method(name).key if is_method(name) else name for name in methods] or sorted(known)
-    if strange := [name for name, key in zip(methods, wanted) if key not in known]:
-        raise unknown("prediction of the method", strange[0], sorted(known))
+    for name in methods:
+        if _own_name(name) not in known:
+            raise unknown("prediction of the method", name, sorted(known))
+    wanted = set(map(_own_name, methods)) or known
     return [one for one in assessed if one.manifest.method in wanted]
+
+
+def _own_name(method: str) -> str:
+    """Call a method of the table by its own name; what is none of them keeps its name."""
+    return find_method(method).key if is_method(method) else method
 
 
 def _check_alike(assessed: Sequence[PredictionFolder]) -> None:
@@ -239,10 +246,8 @@ def _check_alike(assessed: Sequence[PredictionFolder]) -> None:
         RunError: If they differ in target, its unit, first source, registration or thick slices, or a method is
             called "real".
     """
-    first = _terms(assessed[0].plan)
     for one in assessed[1:]:
-        if _terms(one.plan) != first:
-            differing = [name for name, value in _terms(one.plan).items() if value != first[name]]
+        if differing := _differing_terms(assessed[0].plan, one.plan):
             raise RunError(
                 f"differs from the first folder in {' and '.join(differing)}, so that its images cannot stand "
                 "beside those",
@@ -251,6 +256,12 @@ def _check_alike(assessed: Sequence[PredictionFolder]) -> None:
             )
     if named := next((one for one in assessed if one.manifest.method == REAL), None):
         raise RunError(f"is of a method that is called {REAL}", path=named.folder, reason="name")
+
+
+def _differing_terms(first: Plan, other: Plan) -> list[str]:
+    """Name what separates the images of two models."""
+    terms = _terms(first)
+    return [name for name, value in _terms(other).items() if value != terms[name]]
 
 
 def _terms(plan: Plan) -> dict[str, object]:
@@ -291,48 +302,59 @@ def _show_cases(
     by_case: Mapping[str, Predicted], aligned: AlignedCohort, design: StudyDesign, progress: Progress | None
 ) -> tuple[list[_Picture], list[Problem]]:
     """Cut the pictures of every case that all methods predicted; name the others."""
-    methods = sorted({method for predicted in by_case.values() for method in predicted})
+    methods = sorted(set(chain.from_iterable(by_case.values())))
     lost = {problem.case for problem in aligned.problems}
     pictures: list[_Picture] = []
     problems = list(aligned.problems)
-    for case, predicted in counted(
-        [pair for pair in by_case.items() if pair[0] not in lost], lambda it: it[0], progress
-    ):
-        one, entry = next(iter(predicted.values()))
+    for case in counted([case for case in by_case if case not in lost], str, progress):
         try:
-            if lacking := [method for method in methods if method not in predicted]:
-                raise CohortError(f"was not predicted by {', '.join(lacking)}", reason="unpaired")
-            pictures += _show_case(case, predicted, aligned.cohort, design)
+            _check_complete(by_case[case], methods)
+            pictures += _show_case(case, by_case[case], aligned.cohort, design)
         except ChiasmError as error:
+            one, entry = next(iter(by_case[case].values()))
             path = error.path or one.folder / entry.image
             problems.append(Problem(path, error.reason, f"case {case}: {error}", case))
     return pictures, problems
 
 
+def _check_complete(predicted: Predicted, methods: Sequence[str]) -> None:
+    """Refuse a case that some method did not predict."""
+    if lacking := [method for method in methods if method not in predicted]:
+        raise CohortError(f"was not predicted by {', '.join(lacking)}", reason="unpaired")
+
+
 def _show_case(case: str, predicted: Predicted, cohort: Cohort, design: StudyDesign) -> Iterator[_Picture]:
     """Cut the pictures of a case: each slice as it was scanned, and as each method made it."""
-    loaded = {
-        method: load_case(one, entry, cohort, with_labels=True, naive=False)
-        for method, (one, entry) in predicted.items()
-    }
-    plans = {method: one.plan for method, (one, _) in predicted.items()}
-    first = next(iter(loaded))
-    plan, main = plans[first], loaded[first]
+    loaded = _load_all(predicted, cohort)
     mask = np.logical_and.reduce([one.mask for one in loaded.values()])
     if not mask.any():
         raise CohortError("the methods filled no voxel in common", reason="empty-mask")
-    images = {REAL: main.target} | {
-        method: _in_units_of(plan, plans[method], one.prediction) for method, one in loaded.items()
-    }
+    main, plan = next(iter(loaded.values())), next(iter(predicted.values()))[0].plan
     grid, axis = main.source.geometry, AXES[design.plane]
-    shown, labels = _in_ras(mask, grid), None if main.labels is None else _in_ras(main.labels > 0, grid)
+    shown, labels = in_ras(mask, grid), None if main.labels is None else in_ras(main.labels > 0, grid)
     low, high = _window(plan, design)
     spacing = canonical(main.source).geometry.spacing_mm
-    for index in choose_slices(shown, labels, axis, design.slices):
-        for method, image in images.items():
-            grey = np.where(shown, np.clip((_in_ras(image, grid) - low) / (high - low), 0, 1), 0)
-            pixels, size_mm = cut_slice(grey, shown, axis, index, spacing)
-            yield _Picture(case, main.case.subject, method, index, _address(pixels), size_mm)
+    images = _in_one_unit(loaded, predicted)
+    for index, (method, image) in product(choose_slices(shown, labels, axis, design.slices), images.items()):
+        grey = np.where(shown, np.clip((in_ras(image, grid) - low) / (high - low), 0, 1), 0)
+        pixels, size_mm = cut_slice(grey, shown, axis, index, spacing)
+        yield _Picture(case, main.case.subject, method, index, _address(pixels), size_mm)
+
+
+def _load_all(predicted: Predicted, cohort: Cohort) -> dict[str, EvaluationCase]:
+    """Load what each method made of a case, with the real image."""
+    return {
+        method: load_case(one, entry, cohort, with_labels=True, naive=False)
+        for method, (one, entry) in predicted.items()
+    }
+
+
+def _in_one_unit(loaded: Mapping[str, EvaluationCase], predicted: Predicted) -> dict[str, NDArray[np.float32]]:
+    """Return the real image and what each method made, in the target unit of the first method's model."""
+    plans = {method: one.plan for method, (one, _) in predicted.items()}
+    first = next(iter(loaded))
+    made = {method: _in_units_of(plans[first], plans[method], one.prediction) for method, one in loaded.items()}
+    return {REAL: loaded[first].target} | made
 
 
 def _window(plan: Plan, design: StudyDesign) -> tuple[float, float]:
@@ -347,12 +369,6 @@ def _in_units_of(plan: Plan, other: Plan, image: NDArray[np.float32]) -> NDArray
     if plan.target_unit == "HU" or plan.target_reference == other.target_reference:
         return image
     return plan.target_reference.invert(other.target_reference.apply(image))
-
-
-def _in_ras(array: NDArray[Any], grid: Geometry) -> NDArray[Any]:
-    """Reorder an array to RAS."""
-    reordered: NDArray[Any] = canonical(Volume(array, grid)).array
-    return reordered
 
 
 def choose_slices(mask: NDArray[np.bool_], labels: NDArray[np.bool_] | None, axis: int, count: int) -> list[int]:
@@ -371,16 +387,15 @@ def choose_slices(mask: NDArray[np.bool_], labels: NDArray[np.bool_] | None, axi
     """
     others = tuple({0, 1, 2} - {axis})
     area = np.count_nonzero(mask, axis=others)
-    filled = [int(index) for index in np.flatnonzero(area)]
+    filled = np.flatnonzero(area).tolist()
     labelled = np.zeros_like(area) if labels is None else np.count_nonzero(labels & mask, axis=others)
     below = np.cumsum(area)
-    spread = np.searchsorted(below, below[-1] * (np.arange(count) + 0.5) / count)
-    ranked = [index for index in sorted(filled, key=lambda index: -int(labelled[index])) if labelled[index]]
+    spread = np.searchsorted(below, below[-1] * (np.arange(count) + 0.5) / count).tolist()
+    ranked = sorted(np.flatnonzero(labelled).tolist(), key=lambda index: -int(labelled[index]))
     chosen: list[int] = []
-    for apart in (max(1, len(filled) // (2 * count)), 1):
-        for index in (*ranked, *map(int, spread), *filled):
-            if len(chosen) < count and all(abs(index - other) >= apart for other in chosen):
-                chosen.append(index)
+    for apart, index in product((max(1, len(filled) // (2 * count)), 1), (*ranked, *spread, *filled)):
+        if len(chosen) < count and all(abs(index - other) >= apart for other in chosen):
+            chosen.append(index)
     return sorted(chosen)
 
 
@@ -429,11 +444,11 @@ def _shuffled(pictures: Sequence[_Picture], design: StudyDesign) -> tuple[tuple[
     known = json.dumps([design.seed, design.repeat, pictures])
     digest = hashlib.sha256(known.encode()).hexdigest()
     rng = np.random.default_rng(int(digest, 16))
-    order = [pictures[index] for index in rng.permutation(len(pictures))]
+    order = _permuted(pictures, rng)
     repeated = round(design.repeat * len(order))
     middle = (len(order) + repeated) // 2  # the first ones come again behind it
-    later = [(one, 1) for one in order[middle:]] + [(one, 2) for one in order[:repeated]]
-    shown = [(one, 1) for one in order[:middle]] + [later[index] for index in rng.permutation(len(later))]
+    later = [*zip(order[middle:], repeat(1)), *zip(order[:repeated], repeat(2))]
+    shown = [*zip(order[:middle], repeat(1)), *_permuted(later, rng)]
     study = _letters(f"{digest} study")
     items = tuple(
         StudyItem(
@@ -450,6 +465,10 @@ def _shuffled(pictures: Sequence[_Picture], design: StudyDesign) -> tuple[tuple[
         for position, (one, showing) in enumerate(shown, 1)
     )
     return items, [one for one, _ in shown]
+
+
+def _permuted(items: Sequence[T], rng: np.random.Generator) -> list[T]:
+    return [items[index] for index in rng.permutation(len(items))]
 
 
 def _letters(text: str) -> str:
@@ -469,7 +488,7 @@ def _content(items: Sequence[StudyItem], pictures: Sequence[_Picture], target: s
         "asked": None,
         "images": len(items),
         "levels": LEVELS,
-        "study": Markup(json.dumps(study).replace("<", "\\u003c")),
+        "study": script_data(study),
     }
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.resources import files
+from itertools import repeat
 from pathlib import Path
 
 from chiasm.evaluation.statistics import Comparison, MethodSummary, stays_within
@@ -17,7 +18,7 @@ from chiasm.outputs import refuse_links
 from chiasm.reports.drawing import show_metric, show_number
 from chiasm.reports.study_page import MARGIN, Findings, interval_percent, seeds_sd, tabulate_maps
 from chiasm.reports.study_plots import HEALTHY, draw_forest, draw_maps, draw_trade_off
-from chiasm.reports.tables import NO_NUMBER, Cell, Column, PageTable, cell, to_markdown
+from chiasm.reports.tables import NO_NUMBER, Cell, Column, PageTable, arrange, cell, to_markdown
 from chiasm.storage import make_folder, write_text
 
 SHOWN = (("mask", "mae"), ("mask", "ssim"), ("mask", "psnr"), (HEALTHY, "mae"))  # and MAE in every lesion region
@@ -65,34 +66,33 @@ def _lines(found: Findings) -> Iterator[str]:
     yield from (f"- {one.verdict}" for one in found.declared)
     yield from (f"- {stays_within(one, MARGIN)}" for one in _non_inferiority(found))
     tables = (_tabulate_methods(found), _tabulate_differences(found), tabulate_maps(found.baseline_maps))
-    for table in (table for table in tables if table is not None):
+    for table in filter(None, tables):
         yield ""
         yield from to_markdown(table)
 
 
 def _non_inferiority(found: Findings) -> list[Comparison]:
     """Find the declared pairs' MAE in healthy tissue."""
-    pairs = {(one.arm, one.against) for one in found.declared}
-    healthy = [one for one in found.comparisons if one.region == HEALTHY and one.metric == "mae"]
-    return [one for one in healthy if (one.arm, one.against) in pairs]
+    return found.select([(one.arm, one.against, HEALTHY, "mae") for one in found.declared])
 
 
 def _tabulate_methods(found: Findings) -> PageTable:
     """Give a line to each method: means over subjects, plus or minus the SD over seeds."""
-    lines: dict[tuple[str, str], dict[str, MethodSummary]] = {}
-    for one in found.summaries:
-        lines.setdefault((one.region, one.metric), {})[one.method] = one
-    shown = [*SHOWN, *((region, "mae") for region in found.regions), ("edges", "mae")]
-    columns = {name: lines[name] for name in shown if name in lines}
-    heads = [
-        Column(f"{region} {show_metric(metric)}", f"(n = {max(one.subjects for one in here.values())})", True)
-        for (region, metric), here in columns.items()
-    ]
-    rows = [
-        [cell(_method_in_words(found, method)), *(_mean_cell(found, here.get(method)) for here in columns.values())]
-        for method in found.methods
-    ]
+    scores = arrange(((one.region, one.metric), one.method, one) for one in found.summaries)
+    shown = [*SHOWN, *zip(found.regions, repeat("mae")), ("edges", "mae")]
+    columns = {name: scores[name] for name in shown if name in scores}
+    heads = [_score_column(*name, here.values()) for name, here in columns.items()]
+    rows = [_method_line(found, method, columns.values()) for method in found.methods]
     return PageTable("", [Column("method"), *heads], rows)
+
+
+def _score_column(region: str, metric: str, summaries: Iterable[MethodSummary]) -> Column:
+    most = max(one.subjects for one in summaries)
+    return Column(f"{region} {show_metric(metric)}", f"(n = {most})", True)
+
+
+def _method_line(found: Findings, method: str, columns: Iterable[Mapping[str, MethodSummary]]) -> list[Cell]:
+    return [cell(_method_in_words(found, method)), *(_mean_cell(found, here.get(method)) for here in columns)]
 
 
 def _method_in_words(found: Findings, method: str) -> str:
@@ -108,9 +108,7 @@ def _mean_cell(found: Findings, one: MethodSummary | None) -> Cell:
 
 def _tabulate_differences(found: Findings) -> PageTable:
     """Give a line to each pair: MAE in lesions and in healthy tissue, in percent of the other's."""
-    lines: dict[tuple[str, str], dict[str, Comparison]] = {}
-    for one in (one for one in found.comparisons if one.metric == "mae"):
-        lines.setdefault((one.arm, one.against), {})[one.region] = one
+    lines = arrange(((one.arm, one.against), one.region, one) for one in found.comparisons if one.metric == "mae")
     columns = [Column("method"), Column("against")]
     for region in (found.lesion, HEALTHY):
         columns += [Column(f"MAE in {region}, % (95 % interval)"), Column("p (Holm)"), Column("seeds lower")]

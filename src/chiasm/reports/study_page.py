@@ -8,8 +8,9 @@ size as a win.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,8 @@ from chiasm.reports.tables import (
     PageTable,
     cell,
     list_conventions,
-    mean_by,
     mean_cells,
+    mean_table,
     number_cell,
     tabulate_lesions,
     tabulate_means,
@@ -98,6 +99,10 @@ class Findings:
         """The regions whose paired differences are drawn."""
         return list(dict.fromkeys([self.lesion, HEALTHY, "mask"]))
 
+    def select(self, wanted: Collection[tuple[str, str, str, str]]) -> list[Comparison]:
+        """Return comparisons that are given as (arm, against, region, metric)."""
+        return [one for one in self.comparisons if (one.arm, one.against, one.region, one.metric) in wanted]
+
     @property
     def methods(self) -> list[str]:
         """All methods with scores, arms first and in their order."""
@@ -163,8 +168,9 @@ def list_sections(found: Findings) -> list[PageSection]:
 
 def _non_inferiority(found: Findings) -> list[Comparison]:
     """Find, for each declared comparison in a lesion, the same one in healthy tissue."""
-    wanted = [(one.arm, one.against, HEALTHY, one.metric) for one in found.declared if one.region != HEALTHY]
-    return [one for one in found.comparisons if (one.arm, one.against, one.region, one.metric) in wanted]
+    return found.select(
+        [(one.arm, one.against, HEALTHY, one.metric) for one in found.declared if one.region != HEALTHY]
+    )
 
 
 def _remark(one: Comparison) -> Remark:
@@ -245,30 +251,29 @@ def _finite(rows: Iterable[Row]) -> Iterator[Row]:
 def _tabulate_expected_error(rows: Iterable[Row], arms: Sequence[str]) -> PageTable | None:
     """List how well each arm's map knows its own error, means over cases, folds and seeds."""
     wanted = [row for row in _finite(rows) if row.method in arms and row.metric in MAP_SCORES]
-    means = mean_by(wanted, lambda row: (row.region, row.metric, row.method))
-    if not means:
+    if not wanted:
         return None
-    shown = sorted({arm for _, _, arm in means}, key=arms.index)
-    lines = []
-    for region, metric in dict.fromkeys((region, metric) for region, metric, _ in means):
-        cells = mean_cells(means, ((region, metric, arm) for arm in shown), 1.0)
-        lines.append([cell(region), Cell(metric.replace("_", " "), metric), *cells])
+    shown = sorted({row.method for row in wanted}, key=arms.index)
+    means = mean_table(wanted, lambda row: (row.region, row.metric), lambda row: row.method)
+    lines = [_map_line(*score, mean_cells(line, shown, 1.0)) for score, line in means.items()]
     columns = [Column("Region"), Column("Score"), *(Column(arm, "", True) for arm in shown)]
     return PageTable("Each method’s map, means over cases, folds and seeds", columns, lines)
+
+
+def _map_line(region: str, metric: str, cells: Iterable[Cell]) -> list[Cell]:
+    return [cell(region), Cell(metric.replace("_", " "), metric), *cells]
 
 
 def tabulate_maps(rows: Iterable[Row]) -> PageTable | None:
     """Set the shipped map beside other maps of the expected error: a line for each map, a column for each score."""
     cases = [row for row in _finite(rows) if row.case != POOLED]
-    means = mean_by(cases, lambda row: (row.method, row.region, row.metric))
-    scores = list(dict.fromkeys((region, metric) for _, region, metric in means if metric in MAP_COLUMNS))
+    scores = list(dict.fromkeys((row.region, row.metric) for row in cases if row.metric in MAP_COLUMNS))
     if not scores:
         return None
-    columns = [_map_column(*score) for score in scores]
-    names = dict.fromkeys(name for name, _, _ in means)
-    lines = [[cell(name), *mean_cells(means, ((name, *score) for score in scores))] for name in names]
+    means = mean_table(cases, lambda row: row.method, lambda row: (row.region, row.metric))
+    lines = [[cell(name), *mean_cells(line, scores)] for name, line in means.items()]
     caption = "The map beside test-time augmentation, dropout and an ensemble of seeds, with their cost"
-    return PageTable(caption, [Column("Map"), *columns], lines)
+    return PageTable(caption, [Column("Map"), *starmap(_map_column, scores)], lines)
 
 
 def _map_column(region: str, metric: str) -> Column:

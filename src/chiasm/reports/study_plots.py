@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from chiasm.cohorts.cases import grouped
 from chiasm.evaluation.expected_error import POOLED
 from chiasm.evaluation.rows import Row
 from chiasm.evaluation.statistics import Comparison
 from chiasm.reports.drawing import DASHES, INK, MUTED, SERIES, Points, draw_svg, show_metric
-from chiasm.reports.tables import mean_by
+from chiasm.reports.tables import mean_table
 
 HEALTHY = "healthy"
+RISK = "risk_"  # and the percent of the voxels that are kept: the metrics of coverage
 CROWDED = 0.04  # share of the plot within which marks cover each other
 
 
@@ -33,6 +35,11 @@ class Change(NamedTuple):
         """Means over seeds, as they lie on the plot."""
         return float(self.healthy.mean()), float(self.lesion.mean())
 
+    def in_words(self, lesion: str) -> str:
+        """Say both means; `lesion` is the region's name."""
+        healthy, ill = self.mean
+        return f"{ill:+.1f} % in {lesion}, {healthy:+.1f} % in healthy tissue"
+
 
 def draw_trade_off(comparisons: Sequence[Comparison], lesion: str) -> dict[str, str] | None:
     """Draw each arm's change in lesions over its change in healthy tissue, one point for each seed.
@@ -46,10 +53,7 @@ def draw_trade_off(comparisons: Sequence[Comparison], lesion: str) -> dict[str, 
     Returns:
         The plot with a title, or None where either region is missing.
     """
-    partners = [one.against for one in comparisons if one.metric == "mae" and one.region == lesion]
-    if not partners:
-        return None
-    anchor = max(dict.fromkeys(partners), key=partners.count)
+    anchor = _common_partner(comparisons, lesion)
     changes = _changes(comparisons, lesion, anchor)
     if not changes:
         return None
@@ -69,37 +73,44 @@ def draw_trade_off(comparisons: Sequence[Comparison], lesion: str) -> dict[str, 
         axes.grid(axis="x")
         axes.margins(0.12)
 
-    words = " ".join(
-        f"{arm}: {y:+.1f} % in {lesion}, {x:+.1f} % in healthy tissue."
-        for arm, (x, y) in ((arm, change.mean) for arm, change in changes.items())
-    )
+    words = " ".join(f"{arm}: {change.in_words(lesion)}." for arm, change in changes.items())
     alt = f"Change of MAE in {lesion} and in healthy tissue against {anchor}. {words}"
     title = f"Lesion against healthy: every method beside {anchor}"
     return {"title": title, "svg": draw_svg(draw, alt, (7, 4.6), "trade-off")}
 
 
+def _common_partner(comparisons: Sequence[Comparison], lesion: str) -> str:
+    """Name the method that most others are compared with in a region; nothing where there are none."""
+    partners = [one.against for one in comparisons if (one.region, one.metric) == (lesion, "mae")]
+    return max(dict.fromkeys(partners), key=partners.count, default="")
+
+
 def _changes(comparisons: Sequence[Comparison], lesion: str, anchor: str) -> dict[str, Change]:
     """Collect the arms that were compared with the anchor in both regions."""
-    here = [one for one in comparisons if one.metric == "mae" and one.against == anchor]
-    healthy, ill = ({one.arm: _percent(one) for one in here if one.region == region} for region in (HEALTHY, lesion))
+    against = [one for one in comparisons if (one.against, one.metric) == (anchor, "mae")]
+    healthy, ill = _percent_by_arm(against, HEALTHY), _percent_by_arm(against, lesion)
     return {arm: Change(healthy[arm], ill[arm]) for arm in ill if arm in healthy}
 
 
-def _percent(one: Comparison) -> NDArray[np.float64]:
-    return 100 * np.array(one.by_seed) / abs(one.mean_against)
+def _percent_by_arm(comparisons: Sequence[Comparison], region: str) -> dict[str, NDArray[np.float64]]:
+    """Return the change of each arm in a region, percent, one for each seed."""
+    here = [one for one in comparisons if one.region == region]
+    return {one.arm: 100 * np.array(one.by_seed) / abs(one.mean_against) for one in here}
 
 
 def _labels(changes: Mapping[str, Change], anchor: str) -> Iterator[tuple[str, tuple[float, float]]]:
     """Give labels and where they stand: names whose marks cover each other share one."""
-    reach = [max(np.ptp([*change[axis], 0]) for change in changes.values()) for axis in (0, 1)]
+    reach = _reach(changes.values(), 0), _reach(changes.values(), 1)
     spots = {anchor: (0.0, 0.0)} | {arm: change.mean for arm, change in changes.items()}
-    together: dict[tuple[int, ...], list[str]] = {}
-    for name, spot in spots.items():
-        square = tuple(_square(at, size) for at, size in zip(spot, reach))
-        together.setdefault(square, []).append(name)
+    together = grouped(spots, lambda name: tuple(map(_square, spots[name], reach)))
     for names in together.values():
         x, y = np.max([spots[name] for name in names], axis=0).tolist()
         yield ", ".join(names), (x, y)
+
+
+def _reach(changes: Iterable[Change], axis: int) -> float:
+    """Return how far the marks of one arm reach along an axis at most, 0 among them."""
+    return max(float(np.ptp([*change[axis], 0])) for change in changes)
 
 
 def _square(at: float, reach: float) -> int:
@@ -125,9 +136,7 @@ def draw_forest(comparisons: Sequence[Comparison], regions: Sequence[str], metri
     if not here:
         return None
     pairs = list(dict.fromkeys((one.arm, one.against) for one in here))
-    columns: dict[str, list[Comparison]] = {}
-    for one in sorted(here, key=lambda one: regions.index(one.region)):
-        columns.setdefault(one.region, []).append(one)
+    columns = grouped(sorted(here, key=lambda one: regions.index(one.region)), lambda one: one.region)
 
     def draw(axes: Any) -> None:
         for panel, (region, some) in zip(np.atleast_1d(axes), columns.items()):
@@ -140,10 +149,14 @@ def draw_forest(comparisons: Sequence[Comparison], regions: Sequence[str], metri
             panel.grid(axis="x")
             panel.grid(visible=False, axis="y")
 
-    verdicts = " ".join(f"{one.verdict}." for one in here if one.primary)
-    alt = f"Paired differences of {show_metric(metric)} with 95 % intervals. {verdicts}"
+    alt = f"Paired differences of {show_metric(metric)} with 95 % intervals. {_verdicts(here)}"
     size = (1.6 + 2.7 * len(columns), 0.9 + 0.26 * len(pairs))
     return draw_svg(draw, alt, size, "forest", columns=len(columns))
+
+
+def _verdicts(comparisons: Sequence[Comparison]) -> str:
+    """Say what came of the declared comparisons."""
+    return " ".join(f"{one.verdict}." for one in comparisons if one.primary)
 
 
 def _draw_difference(axes: Any, one: Comparison, y: float) -> None:
@@ -195,20 +208,22 @@ def draw_maps(rows: Sequence[Row]) -> dict[str, str] | None:
 def _errors_by_tenth(rows: Sequence[Row]) -> dict[str, Points]:
     """Collect (expected, observed) error of each map's tenths, means over folds, shape (tenths, 2)."""
     pooled = [row for row in rows if row.case == POOLED and row.region.startswith("mask decile")]
-    means = mean_by(pooled, lambda row: (row.method, row.region, row.metric))
-    points: dict[str, list[list[float]]] = {}
-    for name, tenth in dict.fromkeys((row.method, row.region) for row in pooled):
-        point = [means[name, tenth, metric] for metric in ("expected_error", "observed_error")]
-        points.setdefault(name, []).append(point)
-    return {name: np.array(some) for name, some in points.items()}
+    tenths = mean_table(pooled, lambda row: (row.method, row.region), lambda row: row.metric)
+    maps = grouped(tenths, lambda tenth: tenth[0])
+    return {name: np.array([_point(tenths[tenth]) for tenth in some]) for name, some in maps.items()}
+
+
+def _point(errors: Mapping[str, float]) -> tuple[float, float]:
+    """Return the errors of a tenth of a map as they lie on the plot."""
+    return errors["expected_error"], errors["observed_error"]
 
 
 def _risks_by_coverage(rows: Sequence[Row]) -> dict[str, Points]:
     """Collect (percent of the voxels kept, mean error) of each map, fewest first, shape (points, 2)."""
-    kept = [row for row in rows if row.case != POOLED and row.region == "mask" and row.metric.startswith("risk_")]
-    means = mean_by(kept, lambda row: (row.method, int(row.metric.removeprefix("risk_"))))
-    names = dict.fromkeys(name for name, _ in means)
-    return {name: np.array(sorted((x, y) for (of, x), y in means.items() if of == name), float) for name in names}
+    mask = [row for row in rows if row.case != POOLED and row.region == "mask"]
+    kept = [row for row in mask if row.metric.startswith(RISK)]
+    risks = mean_table(kept, lambda row: row.method, lambda row: int(row.metric.removeprefix(RISK)))
+    return {name: np.array(sorted(points.items()), float) for name, points in risks.items()}
 
 
 def _plot_maps(axes: Any, points: Mapping[str, Points], linewidth: float) -> None:

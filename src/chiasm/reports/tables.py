@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from operator import attrgetter
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from chiasm.cohorts.cases import grouped
 from chiasm.evaluation.rows import LESION, Row
 from chiasm.reports.drawing import HARD_SPACE, find_metric, show_metric, show_number, show_unit
 
 SIZES_ML = ((1.0, "below 1 mL"), (10.0, "1 to 10 mL"), (math.inf, "10 mL and more"))
 UNKNOWN_SIZE = "of unknown size"
+SIZES = (*(label for _, label in SIZES_ML), UNKNOWN_SIZE)
 NAIVE = "naive"  # the last column of a table of cases
 
 Key = TypeVar("Key", bound=Hashable)
+Line = TypeVar("Line", bound=Hashable)
+Value = TypeVar("Value")
 
 
 class Column(NamedTuple):
@@ -69,10 +74,27 @@ def cases_of(rows: Iterable[Row]) -> set[str]:
 
 def mean_by(rows: Iterable[Row], key: Callable[[Row], Key]) -> dict[Key, float]:
     """Average the scores of rows that share a key, in the order in which the keys come."""
-    values: dict[Key, list[float]] = {}
-    for row in rows:
-        values.setdefault(key(row), []).append(row.value)
-    return {name: float(np.mean(found)) for name, found in values.items()}
+    return {name: float(np.mean([row.value for row in some])) for name, some in grouped(rows, key).items()}
+
+
+def arrange(values: Iterable[tuple[Line, Key, Value]]) -> dict[Line, dict[Key, Value]]:
+    """Arrange values as a table, each given with what its line and its column are called.
+
+    >>> arrange([("lesion", "ours", 3), ("mask", "ours", 1), ("mask", "theirs", 2)])
+    {'lesion': {'ours': 3}, 'mask': {'ours': 1, 'theirs': 2}}
+    """
+    table: dict[Line, dict[Key, Value]] = {}
+    for line, column, value in values:
+        table.setdefault(line, {})[column] = value
+    return table
+
+
+def mean_table(
+    rows: Iterable[Row], line: Callable[[Row], Line], column: Callable[[Row], Key]
+) -> dict[Line, dict[Key, float]]:
+    """Average the scores of rows that share line and column of a table."""
+    means = mean_by(rows, lambda row: (line(row), column(row)))
+    return arrange((name, beside, mean) for (name, beside), mean in means.items())
 
 
 def mean_cells(means: Mapping[Key, float], keys: Iterable[Key], like: float | None = None) -> list[Cell]:
@@ -126,9 +148,7 @@ def tabulate_means(
     Returns:
         The table, or None without means.
     """
-    lines: dict[tuple[str, str], dict[str, MethodMean]] = {}
-    for one in means:
-        lines.setdefault((one.region, one.metric), {})[one.method] = one
+    lines = arrange(((one.region, one.metric), one.method, one) for one in means)
     if not lines:
         return None
     columns = [Column("Region"), Column("Metric"), Column("n", counted, True), *methods]
@@ -170,13 +190,9 @@ class ScoreColumns(NamedTuple):
 
 def make_columns(rows: Iterable[Row]) -> ScoreColumns:
     """Make a column for each metric of some rows, in their order."""
-    values: dict[str, list[float]] = {}
-    units: dict[str, str] = {}
-    for row in rows:
-        values.setdefault(row.metric, []).append(row.value)
-        units[row.metric] = row.unit
-    heads = [Column(show_metric(metric), show_unit(unit), True) for metric, unit in units.items()]
-    return ScoreColumns(heads, {metric: typical(found) for metric, found in values.items()})
+    metrics = grouped(rows, lambda row: row.metric)
+    heads = [Column(show_metric(metric), show_unit(some[-1].unit), True) for metric, some in metrics.items()]
+    return ScoreColumns(heads, {metric: typical(row.value for row in some) for metric, some in metrics.items()})
 
 
 class CaseLine(NamedTuple):
@@ -203,21 +219,29 @@ def tabulate_cases(
     Returns:
         The table, or None where the method has no scores.
     """
-    lines: dict[CaseLine, dict[str, float]] = {}
     mine = [row for row in rows if row.method == method]
-    for row in mine:
-        lines.setdefault(CaseLine(row.case, row.region, row.fold, row.seed), {})[row.metric] = row.value
-    if not lines:
+    if not mine:
         return None
+    lines = arrange((CaseLine(row.case, row.region, row.fold, row.seed), row.metric, row.value) for row in mine)
     scores = make_columns(mine)
     if baselines:
         scores = _beside_naive(scores, headline)
-        for place, line in lines.items():
-            line[NAIVE] = baselines.get(place.region, {}).get(place.case, math.nan)
+        lines = {place: {**line, NAIVE: _naive_score(place, baselines)} for place, line in lines.items()}
+    return _tabulate_lines(f"Every case of {method}", lines, scores)
+
+
+def _tabulate_lines(caption: str, lines: Mapping[CaseLine, Mapping[str, float]], scores: ScoreColumns) -> PageTable:
+    """Make a table of cases: what a line is of, then its scores."""
     shown = ["case", "region", *(name for name in ("fold", "seed") if _varies(lines, name))]
     columns = [Column(name.capitalize(), "", name in ("fold", "seed")) for name in shown]
-    table = [[*(cell(getattr(place, name)) for name in shown), *scores.cells(line)] for place, line in lines.items()]
-    return PageTable(f"Every case of {method}", [*columns, *scores.heads], table)
+    names_of = attrgetter(*shown)
+    table = [[*map(cell, names_of(place)), *scores.cells(line)] for place, line in lines.items()]
+    return PageTable(caption, [*columns, *scores.heads], table)
+
+
+def _naive_score(place: CaseLine, baselines: Mapping[str, Mapping[str, float]]) -> float:
+    """Return the score of a case by the best naive baseline of the region; NaN where there is none."""
+    return baselines.get(place.region, {}).get(place.case, math.nan)
 
 
 def _beside_naive(scores: ScoreColumns, headline: str) -> ScoreColumns:
@@ -241,23 +265,29 @@ def tabulate_lesions(rows: Iterable[Row], method: str, of: str = "") -> list[Pag
     mine = [row for row in rows if row.method == method and LESION.fullmatch(row.region)]
     scores = make_columns(row for row in mine if row.metric != "volume_ml")
     columns = [Column("Case"), Column("Lesion"), Column("Volume", "mL", True), *scores.heads]
-    groups: dict[str, list[list[Cell]]] = {label: [] for label in (*(label for _, label in SIZES_ML), UNKNOWN_SIZE)}
-    for volume, cells in _lesion_lines(mine, scores):
-        groups[_size_of(volume)].append(cells)
-    return [
-        PageTable(f"Lesions {label} ({len(lines)}){of}", columns, lines) for label, lines in groups.items() if lines
-    ]
+    groups = grouped(_lesion_lines(mine, scores), lambda line: _size_of(line.volume_ml))
+    found = [(label, groups[label]) for label in SIZES if label in groups]
+    return [PageTable(f"Lesions {label} ({len(lines)}){of}", columns, _cells(lines)) for label, lines in found]
 
 
-def _lesion_lines(rows: Sequence[Row], scores: ScoreColumns) -> Iterator[tuple[float, list[Cell]]]:
-    """Give a volume, mL or NaN, and cells for each lesion, the smallest first; scores are means over folds, seeds."""
+class _LesionLine(NamedTuple):
+    """A lesion's line: its volume, NaN where it is unknown, and its cells."""
+
+    volume_ml: float
+    cells: list[Cell]
+
+
+def _cells(lines: Iterable[_LesionLine]) -> list[list[Cell]]:
+    return [line.cells for line in lines]
+
+
+def _lesion_lines(rows: Sequence[Row], scores: ScoreColumns) -> Iterator[_LesionLine]:
+    """Make a line for each lesion, the smallest first; scores are means over folds and seeds."""
     volumes = {(row.case, row.region): row.value for row in reversed(rows) if row.metric == "volume_ml"}
-    means: dict[tuple[str, str], dict[str, float]] = {(row.case, row.region): {} for row in rows}
-    for (case, region, metric), mean in mean_by(rows, lambda row: (row.case, row.region, row.metric)).items():
-        means[case, region][metric] = mean
+    means = mean_table(rows, lambda row: (row.case, row.region), lambda row: row.metric)
     for lesion in sorted(means, key=lambda lesion: volumes.get(lesion, math.inf)):
         volume = volumes.get(lesion, math.nan)
-        yield volume, [*map(cell, lesion), number_cell(volume), *scores.cells(means[lesion])]
+        yield _LesionLine(volume, [*map(cell, lesion), number_cell(volume), *scores.cells(means[lesion])])
 
 
 def _size_of(volume_ml: float) -> str:
@@ -266,6 +296,15 @@ def _size_of(volume_ml: float) -> str:
 
 
 # Data sheets
+
+
+def name_some(names: Sequence[str], most: int) -> str:
+    """List names, the first ones of many.
+
+    >>> name_some(["a", "b", "c"], 2)
+    'a, b, ...'
+    """
+    return ", ".join([*names[:most], *(["..."] if len(names) > most else [])])
 
 
 def as_text(facts: Mapping[str, object]) -> dict[str, str]:
@@ -281,7 +320,5 @@ def recipe_facts(recipe: Mapping[str, Any]) -> dict[str, str]:
 
 def list_conventions(rows: Iterable[Row]) -> list[tuple[str, str]]:
     """List every convention in use, with the metrics it governs."""
-    used: dict[str, dict[str, None]] = {}
-    for row in rows:
-        used.setdefault(str(row.convention), {})[show_metric(row.metric)] = None
+    used = arrange((str(row.convention), show_metric(row.metric), None) for row in rows)
     return [(convention, ", ".join(metrics)) for convention, metrics in used.items()]

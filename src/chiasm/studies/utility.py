@@ -228,7 +228,7 @@ def measure(
     place, fold = out / "utility" / cell.folder, cell.fold
     if (place / "evaluation.csv").is_file():
         return read_evaluation(place), []
-    training = _Training(cohort, place, out / "cache")
+    training = _Trainings(cohort, place, out / "cache")
     training.run("completion", fold.pairs, cell.recipe_for(cell.completion), progress[0])
     filled, problems = fill(fold.gaps, place / "completion", place / "made", cell.recipe, trust)
     if not filled:
@@ -248,7 +248,7 @@ def measure(
     return rows, problems
 
 
-class _Training(NamedTuple):
+class _Trainings(NamedTuple):
     """Where the three trainings of a fold and seed take cases from, and where their results go."""
 
     cohort: Cohort
