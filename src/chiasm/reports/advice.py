@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from statistics import fmean
 
+from chiasm.cohorts.cases import grouped
 from chiasm.methods import find_method
 from chiasm.recipe import Recipe
-from chiasm.reports.curves import FLAT_RATIO, HEALTHY_ACCURACY
-from chiasm.reports.evidence import Evidence, Point
+from chiasm.reports.curves import FLAT_RATIO, HEALTHY_ACCURACY, Point
+from chiasm.reports.evidence import Evidence
+from chiasm.reports.naive_comparison import BaselineComparison
 
 STILL_FALLING = 0.01  # by which share the last validation is better than the one before, where more steps may help
 RISEN = 0.05  # by which share the last validation is worse than the best one, where a training was too long
@@ -96,9 +98,7 @@ def _lesions(found: Evidence) -> str:
         return ""
     worst = max(behind, key=lambda one: one.ours - one.theirs)
     share = found.recipe.training.lesion_share
-    why = (
-        f"In {worst.region} the model is no better than {worst.baseline} ({worst.ours:.3g} against {worst.theirs:.3g})"
-    )
+    why = _behind(worst.region, worst)
     if not share:
         return f"{why}: take half of the patches on lesions, chiasm train --set training.lesion_share=0.5."
     if not found.recipe.training.transplant_share:
@@ -114,10 +114,15 @@ def _whole(found: Evidence) -> str:
     mask = next((one for one in found.comparisons if one.region == "mask"), None)
     if mask is None or mask.is_better:
         return ""
-    why = f"In the mask the model is no better than {mask.baseline} ({mask.ours:.3g} against {mask.theirs:.3g})"
+    why = _behind("the mask", mask)
     if found.plan.registration == "none":
         return f"{why}: look whether source and target lie on each other, or chiasm train --register rigid."
     return f"{why}: {found.roles.get('train', 0)} training cases may be too few; more of them would help most."
+
+
+def _behind(where: str, one: BaselineComparison) -> str:
+    """Say that a baseline is as good."""
+    return f"In {where} the model is no better than {one.baseline} ({one.ours:.3g} against {one.theirs:.3g})"
 
 
 def _attention(found: Evidence) -> str:
@@ -141,15 +146,19 @@ def _discriminators(found: Evidence) -> str:
     rate = found.recipe.optimiser.discriminator_rate
     for name in ("global", "local"):
         curve = found.points("step", f"accuracy_{name}")
-        if not curve or lowest <= curve[-1].value <= highest:
-            continue
-        weak = curve[-1].value < lowest
-        return (
-            f"The {name} discriminator ended {'near guessing' if weak else 'saturated'} (accuracy "
-            f"{curve[-1].value:.2f}): {'double' if weak else 'halve'} its rate, "
-            f"chiasm train --set optimiser.discriminator_rate={rate * (2 if weak else 0.5):g}."
-        )
+        if curve and not lowest <= curve[-1].value <= highest:
+            return _other_rate(name, curve[-1].value, rate)
     return ""
+
+
+def _other_rate(name: str, accuracy: float, rate: float) -> str:
+    """Say how the rate of a discriminator should change that ended too weak or too strong."""
+    weak = accuracy < HEALTHY_ACCURACY[0]
+    ended, change, factor = ("near guessing", "double", 2) if weak else ("saturated", "halve", 0.5)
+    return (
+        f"The {name} discriminator ended {ended} (accuracy {accuracy:.2f}): {change} its rate, "
+        f"chiasm train --set optimiser.discriminator_rate={rate * factor:g}."
+    )
 
 
 def _sites(found: Evidence) -> str:
@@ -168,11 +177,9 @@ def _sites(found: Evidence) -> str:
 
 def errors_by_site(found: Evidence) -> dict[str, list[float]]:
     """Return the mean absolute error in the mask of each case, by site."""
-    by_site: dict[str, list[float]] = {}
-    for case, value in found.of_cases("mask", "mae").items():
-        if (site := found.sites.get(case)) is not None:
-            by_site.setdefault(site, []).append(value)
-    return by_site
+    errors = found.of_cases("mask", "mae")
+    sites = grouped((case for case in errors if case in found.sites), lambda case: found.sites[case])
+    return {site: [errors[case] for case in cases] for site, cases in sites.items()}
 
 
 def _expected_error(found: Evidence) -> str:

@@ -11,27 +11,35 @@ from __future__ import annotations
 
 import base64
 import gzip
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from itertools import product
+from itertools import product, repeat
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from markupsafe import Markup
 from numpy.typing import NDArray
 
 from chiasm.boxes import Box, box_of
+from chiasm.cohorts.cases import grouped
 from chiasm.evaluation.rows import LESION, Row
 from chiasm.evaluation.summary import HEADLINES
-from chiasm.reports.drawing import Metric, find_metric, show_number, show_unit
-from chiasm.reports.gallery import GalleryCase, show_gallery
-from chiasm.reports.jumps import IN_LESION, IN_MASK, list_jumps
-from chiasm.reports.pages import render_page
+from chiasm.reports.drawing import Metric, find_metric, label_with, show_number, show_unit
+from chiasm.reports.gallery import (
+    COVERED,
+    SOURCE_WINDOW,
+    GalleryCase,
+    check_shapes,
+    check_window,
+    rising,
+    round_up,
+    show_gallery,
+)
+from chiasm.reports.jumps import IN_LESION, IN_MASK, Jump, list_jumps
+from chiasm.reports.pages import render_page, script_data
 from chiasm.reports.tables import mean_by, number_cell
 from chiasm.storage import write_text
 from chiasm.volumes import Geometry, Volume, canonical, crop
@@ -40,7 +48,6 @@ MARGIN_MM = 6.0  # around the mask's box
 MOST_BYTES = 9_600_000  # of a page that is not `whole`
 LEVELS = (4096, 2048, 1024, 512, 256)  # steps inside the window, the finest that fits is taken
 MOST_HALVINGS = 9  # of the number of voxels
-COVERED = 0.995  # share of the mask's voxels inside the range of difference and expected error
 SCRIPT = "reports/static/niivue.umd.js"  # put there by hatch_build.py
 LICENCES = "reports/licences/niivue.txt"
 
@@ -123,14 +130,10 @@ class CasePage:
     whole: bool = False
 
     def __post_init__(self) -> None:
-        volumes = (self.source, self.real, self.synthetic, self.expected_error, self.mask, self.lesion)
-        shapes = {volume.shape for volume in volumes if volume is not None}
-        if len(shapes) != 1 or len(shapes.pop()) != 3:
-            raise ValueError(f"the volumes of case {self.case} must share one shape (I, J, K)")
+        check_shapes(self.case, (self.source, self.real, self.synthetic, self.expected_error, self.mask, self.lesion))
         if np.shape(self.affine) != (4, 4):
             raise ValueError(f"the affine of case {self.case} must be 4 x 4, not {np.shape(self.affine)}")
-        if not self.window[0] < self.window[1]:
-            raise ValueError(f"the window of case {self.case} must rise, found {self.window}")
+        check_window(self.case, self.window)
 
 
 def against_cohort(
@@ -146,24 +149,19 @@ def against_cohort(
         method: The method under assessment.
         metrics: Which scores, in this order inside each region.
     """
-    kept = [row for row in rows if row.method == method and _is_shown(row, metrics)]
-    units = {(row.region, row.metric): row.unit for row in kept}
-    cohorts = _group_by_score(kept)
-    regions = dict.fromkeys(region for region, _ in cohorts)
-    found = [(score, cohorts[score]) for score in product(regions, metrics) if score in cohorts]
-    return tuple(
-        CaseScore(*score, cohort[case], units[score], tuple(cohort.values()))
-        for score, cohort in found
-        if case in cohort
-    )
+    mine = [row for row in rows if row.method == method and _is_shown(row, metrics)]
+    scores = grouped(mine, lambda row: (row.region, row.metric))
+    order = product(dict.fromkeys(region for region, _ in scores), metrics)
+    compared = (_against(scores[score], case) for score in order if score in scores)
+    return tuple(filter(None, compared))
 
 
-def _group_by_score(rows: Sequence[Row]) -> dict[tuple[str, str], dict[str, float]]:
-    """Average by case: (region, metric) -> case -> mean."""
-    cohorts: dict[tuple[str, str], dict[str, float]] = {}
-    for (region, metric, name), mean in mean_by(rows, lambda row: (row.region, row.metric, row.case)).items():
-        cohorts.setdefault((region, metric), {})[name] = mean
-    return cohorts
+def _against(rows: Sequence[Row], case: str) -> CaseScore | None:
+    """Set a case's score beside the cohort's; None where the case has none."""
+    means = mean_by(rows, lambda row: row.case)
+    if case not in means:
+        return None
+    return CaseScore(rows[0].region, rows[0].metric, means[case], rows[-1].unit, tuple(means.values()))
 
 
 def _is_shown(row: Row, metrics: Sequence[str]) -> bool:
@@ -213,12 +211,14 @@ def render_case_page(page: CasePage) -> str:
         "settings": "",
     }
     if script:
-        room = math.inf if page.whole else MOST_BYTES - len(render_page("case.html", content).encode())
-        packed = _pack(page, in_ras, room)
-        content["volumes"] = packed.volumes
-        settings = _settings(page, in_ras, packed)
-        content["settings"] = Markup(json.dumps(settings, ensure_ascii=False).replace("<", "\\u003c"))
+        content |= _viewer_content(page, in_ras, len(render_page("case.html", content).encode()))
     return render_page("case.html", content)
+
+
+def _viewer_content(page: CasePage, in_ras: Mapping[str, Volume], without: int) -> dict[str, Any]:
+    """Pack volumes and settings for the viewer; `without` them the page has so many bytes."""
+    packed = _pack(page, in_ras, math.inf if page.whole else MOST_BYTES - without)
+    return {"volumes": packed.volumes, "settings": script_data(_settings(page, in_ras, packed))}
 
 
 def viewer_script() -> tuple[str, str]:
@@ -281,13 +281,14 @@ class Packed(NamedTuple):
 def _pack(page: CasePage, in_ras: Mapping[str, Volume], room: float) -> Packed:
     """Cut, round and compress: as fine as fits into `room` bytes, the coarsest where nothing does."""
     regions = in_ras["regions"]
-    box = _box(regions.array if not page.whole else np.ones_like(regions.array), regions.geometry.spacing_mm)
+    box = _box(np.ones_like(regions.array) if page.whole else regions.array, regions.geometry.spacing_mm)
     inside = {name: crop(volume, box) for name, volume in in_ras.items()}
     tries = list(_fineness(regions.geometry.spacing_mm, room))
-    for number, (stride, levels) in enumerate(tries, 1):
+    rooms = (*repeat(room, len(tries) - 1), math.inf)  # the coarsest is taken however large it is
+    for (stride, levels), most in zip(tries, rooms, strict=True):
         steps = _steps(page, inside, levels)
         thin = {name: _thinned(volume, stride) for name, volume in inside.items()}
-        volumes = _encode(thin, steps, room if number < len(tries) else math.inf)
+        volumes = _encode(thin, steps, most)
         if len(volumes) == len(thin):
             break
     i, j, k = (side.start for side in box)
@@ -315,10 +316,12 @@ def _steps(page: CasePage, volumes: Mapping[str, Volume], levels: int) -> dict[s
 
 def _fineness(spacing_mm: Sequence[float], room: float) -> Iterator[tuple[tuple[int, int, int], int]]:
     """Give what is tried, the finest first: rounding, then leaving out every second voxel where they lie closest."""
+    if not math.isfinite(room):
+        yield (1, 1, 1), LEVELS[0]
+        return
+    yield from zip(repeat((1, 1, 1)), LEVELS)
     stride = [1, 1, 1]
-    for levels in LEVELS if math.isfinite(room) else LEVELS[:1]:
-        yield (1, 1, 1), levels
-    for _ in range(MOST_HALVINGS if math.isfinite(room) else 0):
+    for _ in range(MOST_HALVINGS):
         apart = [space * by for space, by in zip(spacing_mm, stride)]
         stride[min(range(3), key=lambda axis: (round(apart[axis], 3), -axis))] *= 2
         yield (stride[0], stride[1], stride[2]), LEVELS[-1]
@@ -347,18 +350,22 @@ def _thinned(volume: Volume, stride: tuple[int, int, int]) -> Volume:
 
 def _step(page: CasePage, name: str, array: NDArray[Any], levels: int) -> float:
     """Choose what values are rounded to: 1, 2 or 5 times a power of ten, or 1 for whole numbers."""
-    if name == "source":
-        low, high = _source_window(page)
-    elif name == "expected_error":
-        low, high = 0.0, 2 * _range(page)  # an expectation: half the levels are fine enough
-    else:
-        low, high = page.window
+    low, high = _value_range(page, name)
     largest = float(np.abs(array).max())
     wanted = max((high - low) / levels, largest / 32000, 1e-30)
     if wanted < 1 and largest / 32000 < 1 and np.array_equal(array, np.rint(array)):
         return 1.0
     power = 10.0 ** math.floor(math.log10(wanted))
     return float(f"{next(power * digit for digit in (1, 2, 5, 10) if power * digit >= wanted * (1 - 1e-9)):.3g}")
+
+
+def _value_range(page: CasePage, name: str) -> tuple[float, float]:
+    """Return the range of an image that its levels are spread over."""
+    if name == "source":
+        return _source_window(page)
+    if name == "expected_error":
+        return 0.0, 2 * _range(page)  # an expectation: half the levels are fine enough
+    return page.window
 
 
 def _nifti(volume: Volume, step: float | None) -> str:
@@ -383,11 +390,10 @@ def _nifti(volume: Volume, step: float | None) -> str:
 
 def _names(page: CasePage) -> dict[str, str]:
     """Say which panes there are, in order, and what each shows."""
-    names = {"source": f"Source{f' ({page.source_name})' if page.source_name else ''}"}
-    target = f" ({page.target_name})" if page.target_name else ""
+    names = {"source": label_with("Source", page.source_name)}
     if page.real is not None:
-        names["real"] = f"Real{target}"
-    names["synthetic"] = f"Synthetic{target}"
+        names["real"] = label_with("Real", page.target_name)
+    names["synthetic"] = label_with("Synthetic", page.target_name)
     if page.real is not None:
         names["difference"] = "Synthetic − real"
     if page.expected_error is not None:
@@ -396,12 +402,6 @@ def _names(page: CasePage) -> dict[str, str]:
 
 
 def _settings(page: CasePage, in_ras: Mapping[str, Volume], packed: Packed) -> dict[str, Any]:
-    shape = packed.geometry.shape
-    jumps = []
-    for jump in list_jumps(in_ras, page.unit):
-        place = [(at - start) / by for at, start, by in zip(jump.voxel, packed.starts, packed.stride)]
-        kept = [min(max(round(at), 0), side - 1) for at, side in zip(place, shape)]
-        jumps.append({"label": jump.label, "detail": jump.detail, "voxel": kept})
     return {
         "unit": show_unit(page.unit),
         "names": _names(page),
@@ -409,10 +409,17 @@ def _settings(page: CasePage, in_ras: Mapping[str, Volume], packed: Packed) -> d
         "sourceWindow": list(_source_window(page)),
         "range": _range(page),
         "steps": packed.steps,
-        "jumps": jumps,
+        "jumps": [_place_jump(jump, packed) for jump in list_jumps(in_ras, page.unit)],
         "packing": _describe_packing(page, packed),
         "hasLesion": bool((in_ras["regions"].array & IN_LESION).any()),
     }
+
+
+def _place_jump(jump: Jump, packed: Packed) -> dict[str, Any]:
+    """Find the voxel of the packed volumes that is nearest to a place worth a look."""
+    place = [(at - start) / by for at, start, by in zip(jump.voxel, packed.starts, packed.stride)]
+    kept = [min(max(round(at), 0), side - 1) for at, side in zip(place, packed.geometry.shape)]
+    return {"label": jump.label, "detail": jump.detail, "voxel": kept}
 
 
 def _describe_packing(page: CasePage, packed: Packed) -> str:
@@ -438,17 +445,20 @@ def _compared(score: CaseScore) -> dict[str, Any]:
     }
     if not finite or not math.isfinite(score.value):
         return shown | {"n": 0}
-    low, median, high = finite[0], float(np.median(finite)), finite[-1]
-    start = min(low, score.value)
-    width = (max(high, score.value) - start) or 1.0
+    return shown | _spread(score.value, finite) | {"n": len(finite), "rank": _rank(metric, score.value, finite)}
+
+
+def _spread(value: float, cohort: Sequence[float]) -> dict[str, Any]:
+    """Show the sorted scores of a cohort, and where a value lies between them."""
+    low, median, high = cohort[0], float(np.median(cohort)), cohort[-1]
+    start = min(low, value)
+    width = (max(high, value) - start) or 1.0
     like = max(abs(low), abs(high))
-    return shown | {
-        "n": len(finite),
+    return {
         "median": show_number(median, like),
         "low": show_number(low, like),
         "high": show_number(high, like),
-        "rank": _rank(metric, score.value, finite),
-        "at": [round(100 * (value - start) / width, 1) for value in (low, median, high, score.value)],
+        "at": [round(100 * (one - start) / width, 1) for one in (low, median, high, value)],
     }
 
 
@@ -483,8 +493,8 @@ def _still(page: CasePage, in_ras: Mapping[str, Volume]) -> GalleryCase:
 
 def _source_window(page: CasePage) -> tuple[float, float]:
     values = page.source[page.mask > 0] if page.mask.any() else page.source.ravel()
-    low, high = (float(value) for value in np.nanquantile(values, (0.005, 0.995)))
-    return (low, high) if low < high else (low, low + 1.0)
+    low, high = np.nanquantile(values, SOURCE_WINDOW).tolist()
+    return rising(low, high)
 
 
 def _range(page: CasePage) -> float:
@@ -494,5 +504,4 @@ def _range(page: CasePage) -> float:
     if page.real is not None:
         shown.append(np.abs(np.subtract(page.synthetic, page.real, dtype=np.float32)[inside]))
     most = max((float(np.nanquantile(values, COVERED)) for values in shown if values.size), default=0.0)
-    digit = 10.0 ** (math.floor(math.log10(most)) - 1) if most > 0 else 1.0
-    return float(f"{math.ceil(most / digit) * digit:.3g}") if most > 0 else 1.0
+    return float(f"{round_up(most):.3g}")

@@ -122,6 +122,19 @@ def logged_warnings(history: History) -> list[str]:
     return [f"In training, last at step {step}: {message}." for message, step in last.items()]
 
 
+class Point(NamedTuple):
+    """A value of the training's log, and the step after which it was taken."""
+
+    step: int
+    value: float
+
+
+def find_points(history: History, curve: Curve) -> list[Point]:
+    """Find the finite values of a curve."""
+    found = ((line["step"], find_value(line, curve.name)) for line in history if line["kind"] == curve.kind)
+    return [Point(step, value) for step, value in found if value is not None]
+
+
 def find_value(line: Mapping[str, Any], name: str) -> float | None:
     """Return a finite score of a line of the log, or None where the line has none of this name."""
     value = line.get(name)
@@ -135,20 +148,23 @@ def find_value(line: Mapping[str, Any], name: str) -> float | None:
 
 def draw_curves(history: History) -> list[dict[str, str]]:
     """Draw each panel that has at least one curve of two points."""
-    drawn = []
-    for panel in PANELS:
-        found = {label: collect_points(history, curve) for label, curve in panel.curves.items()}
-        found = {label: points for label, points in found.items() if len(points) > 1}
-        if found:
-            drawn.append({"title": panel.title, "note": panel.note, "svg": _draw_panel(panel, found)})
-    return drawn
+    found = ((panel, _drawable(history, panel)) for panel in PANELS)
+    return [
+        {"title": panel.title, "note": panel.note, "svg": _draw_panel(panel, curves)}
+        for panel, curves in found
+        if curves
+    ]
+
+
+def _drawable(history: History, panel: Panel) -> dict[str, Points]:
+    """Collect the curves of a panel that have two points or more, by their labels."""
+    found = {label: collect_points(history, curve) for label, curve in panel.curves.items()}
+    return {label: points for label, points in found.items() if len(points) > 1}
 
 
 def collect_points(history: History, curve: Curve) -> Points:
     """Collect a curve's (step, value) pairs, averaged in blocks when they are many, shape (points, 2)."""
-    lines = [line for line in history if line["kind"] == curve.kind]
-    pairs = [(line["step"], find_value(line, curve.name)) for line in lines]
-    points = np.array([pair for pair in pairs if pair[1] is not None], dtype=np.float64).reshape(-1, 2)
+    points = np.array(find_points(history, curve), dtype=np.float64).reshape(-1, 2)
     if len(points) <= MOST_POINTS:
         return points
     return np.array([block.mean(axis=0) for block in np.array_split(points, MOST_POINTS)])

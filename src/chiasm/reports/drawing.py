@@ -100,6 +100,11 @@ def with_unit(value: str, unit: str) -> str:
     return f"{value} {show_unit(unit)}".rstrip()
 
 
+def label_with(label: str, detail: str) -> str:
+    """Put a detail such as a unit in brackets behind a label; nothing where there is none."""
+    return f"{label} ({detail})" if detail else label
+
+
 def shorten(name: str) -> str:
     """Cut a name that is too long for an axis."""
     return name if len(name) <= 24 else f"{name[:23]}…"

@@ -13,10 +13,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from chiasm.cohorts.cases import Cohort, Problem
+from chiasm.cohorts.cases import Cohort, Problem, grouped
 from chiasm.cohorts.dicom_patients import Selection
 from chiasm.cohorts.gathering import LOST, notes_in_lines
-from chiasm.errors import CohortError, RunError, unknown
+from chiasm.errors import RunError, unknown
 from chiasm.evaluation.headlines import headlines
 from chiasm.evaluation.loading import RULES, PredictionFolder
 from chiasm.evaluation.predictions import CaseScores, open_predictions, open_reference, score_cases
@@ -32,7 +32,15 @@ from chiasm.progress import Progress
 from chiasm.recipe import Registration
 from chiasm.registration.cohort import AlignedCohort, describe_movement
 from chiasm.reports.curves import read_history
-from chiasm.reports.evaluation_cases import PAGES, CasePages, predicted_cases, warn_of_seen, was_seen, write_cases
+from chiasm.reports.evaluation_cases import (
+    PAGES,
+    CasePages,
+    no_cases,
+    predicted_cases,
+    warn_of_seen,
+    was_seen,
+    write_cases,
+)
 from chiasm.reports.evaluation_folder import ASKED, REGISTERED, make_room, open_assessed, place_of, read_asked
 from chiasm.reports.evaluation_page import EvaluationPage, write_report
 from chiasm.reports.evidence import gather_evidence
@@ -192,8 +200,7 @@ def _score(
     found = score_cases(work, together.cohort, request.convention, with_labels=with_labels, progress=progress)
     problems = [*together.problems, *_unfinished(assessed), *found.problems]
     if not found.rows:
-        detail = f"; the first: {problems[0].message}" if problems else ""
-        raise CohortError(f"no predicted case could be scored{detail}", path=assessed[0].folder, reason="no-cases")
+        raise no_cases("no predicted case could be scored", problems, assessed[0].folder)
     return found, problems
 
 
@@ -254,7 +261,7 @@ def report_evaluation(out: Path, *, pages: int = PAGES, whole: bool = False) -> 
     page = EvaluationPage(
         title=f"{' + '.join(plan.sources)} to {plan.target}",
         rows=rows,
-        history=read_history(assessed[0].model.parent / "log.jsonl") if len(assessed) == 1 else [],
+        history=_read_curves(assessed),
         gallery=gallery,
         facts={**_facts(assessed, cohort), "Masks": _mask_facts(remarks.masks)},
         warnings=[
@@ -263,8 +270,8 @@ def report_evaluation(out: Path, *, pages: int = PAGES, whole: bool = False) -> 
             *_warnings(assessed, rows),
             *_mask_warnings(remarks.masks, cohort),
             *remarks.notes,
-            *(f"labels not used: {message}" for message in remarks.problems),
-            *(f"not scored: {message}" for message in asked.get("problems", [])),
+            *map("labels not used: {}".format, remarks.problems),
+            *map("not scored: {}".format, asked.get("problems", [])),
         ],
         method=method,
         naive=assessed[0].baselines.names,
@@ -272,6 +279,11 @@ def report_evaluation(out: Path, *, pages: int = PAGES, whole: bool = False) -> 
         explained=explain_evidence(gather_evidence(assessed, rows)),
     )
     return write_report(out / "report.html", page)
+
+
+def _read_curves(assessed: Sequence[PredictionFolder]) -> list[dict[str, Any]]:
+    """Read the log of a training; none where several folds are assessed."""
+    return read_history(assessed[0].model.parent / "log.jsonl") if len(assessed) == 1 else []
 
 
 def selection_asked(asked: Mapping[str, Any]) -> Selection:
@@ -308,10 +320,7 @@ def _is_file(mask: MaskUse) -> bool:
 
 def _cases_by_reason(masks: Sequence[MaskUse]) -> dict[str, list[str]]:
     """Name the cases of each reason, why their mask was scored, in the order in which they came."""
-    cases: dict[str, list[str]] = {}
-    for mask in masks:
-        cases.setdefault(mask.reason, []).append(mask.case)
-    return cases
+    return {reason: [mask.case for mask in some] for reason, some in grouped(masks, lambda one: one.reason).items()}
 
 
 def _how_they_lie(assessed: PredictionFolder, how: Registration, together: AlignedCohort) -> list[str]:

@@ -8,7 +8,8 @@ from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any
 
-from chiasm.cohorts.cases import Cohort
+from chiasm.cohorts.cases import Cohort, Problem
+from chiasm.errors import CohortError
 from chiasm.evaluation.loading import EvaluationCase, PredictionFolder, load_case
 from chiasm.evaluation.rows import Row
 from chiasm.evaluation.scoring import reporting_unit
@@ -18,10 +19,13 @@ from chiasm.reports.case_page import CasePage, against_cohort, write_case_page
 from chiasm.reports.gallery import GalleryCase, in_ras
 from chiasm.reports.naive_comparison import rank
 from chiasm.reports.pictures import write_picture
+from chiasm.reports.tables import cases_of
 from chiasm.volumes import canonical
 
 GALLERY = 3  # cases with slices at the head of the report
 PAGES = 24  # cases with a page of their own, unless more are asked for
+
+Address = tuple[str, str]  # of a case's page, beside the others, and the case's name
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,12 @@ class CasePages:
 def predicted_cases(assessed: Iterable[PredictionFolder]) -> Iterator[tuple[PredictionFolder, Entry]]:
     """List the predicted cases of several folders, each with the folder that it lies in."""
     return chain.from_iterable(zip(repeat(one), one.manifest.cases) for one in assessed)
+
+
+def no_cases(what: str, problems: Sequence[Problem], path: Path) -> CohortError:
+    """Return the error of work that no case came out of; it quotes the first problem."""
+    detail = f"; the first: {problems[0].message}" if problems else ""
+    return CohortError(f"{what}{detail}", path=path, reason="no-cases")
 
 
 def was_seen(entry: Entry) -> bool:
@@ -80,16 +90,17 @@ def write_cases(
         ChiasmError: If a case's files have gone or changed, or pages would be written through a link.
     """
     refuse_links(out, ("cases", "pictures"))
-    scored = {row.case for row in rows if row.method == method}
+    mine = [row for row in rows if row.method == method]
+    scored = cases_of(mine)
     placed = {entry.case: (one, entry) for one, entry in work if entry.case in scored}
-    chosen = list(islice(dict.fromkeys([*_most_instructive(rows, method, placed), *placed]), pages.most))
+    chosen = list(islice(dict.fromkeys([*_most_instructive(mine, method, placed), *placed]), pages.most))
     links = {case: f"cases/{case}.html" for case in chosen}
     gallery: list[GalleryCase] = []
     for number, case in enumerate(chosen):
         one, entry = placed[case]
         loaded = load_case(one, entry, cohort, with_labels=pages.with_labels, naive=False)
-        near = {name: _beside(chosen, number + step) for name, step in (("previous", -1), ("following", 1))}
-        page = _page(loaded, one, against_cohort(rows, case, method), near, whole=pages.whole)
+        near = _beside(chosen, number - 1), _beside(chosen, number + 1)
+        page = _page(loaded, one, against_cohort(mine, case, method), near, whole=pages.whole)
         write_case_page(out / links[case], page)
         if number < GALLERY:
             gallery.append(_shown(loaded, one))
@@ -103,7 +114,7 @@ def _most_instructive(rows: Sequence[Row], method: str, cases: Collection[str]) 
     return [ranking[name] for name in ("worst", "median", "best") if ranking.get(name) in cases]
 
 
-def _beside(cases: Sequence[str], index: int) -> tuple[str, str] | None:
+def _beside(cases: Sequence[str], index: int) -> Address | None:
     return (f"{cases[index]}.html", cases[index]) if 0 <= index < len(cases) else None
 
 
@@ -111,7 +122,7 @@ def _page(
     loaded: EvaluationCase,
     assessed: PredictionFolder,
     scores: tuple[Any, ...],
-    near: dict[str, tuple[str, str] | None],
+    near: tuple[Address | None, Address | None],
     *,
     whole: bool,
 ) -> CasePage:
@@ -128,8 +139,8 @@ def _page(
         scores=scores,
         warnings=loaded.entry.warnings,
         report="../report.html",
-        previous=near["previous"],
-        following=near["following"],
+        previous=near[0],
+        following=near[1],
         whole=whole,
     )
 

@@ -62,12 +62,16 @@ def make_room(out: Path, asked: Mapping[str, Any], inputs: Sequence[Path], *, ov
             or files of somebody else and `overwrite` is False.
     """
     _refuse_owned(out)
-    refuse_inputs((out / name for name in (*FILES, *FOLDERS)), inputs, what="the evaluation")
+    refuse_inputs(map(out.joinpath, (*FILES, *FOLDERS)), inputs, what="the evaluation")
     refuse_links(out, FOLDERS[:2])
-    if not (out / ASKED).is_file():
-        if not overwrite and not is_evaluation(out):  # a killed command may have written scores alone
-            refuse_foreign(out, (*FILES, *PAGE_FILES), way_out="To replace them: chiasm evaluate --overwrite.")
-        return
+    if (out / ASKED).is_file():
+        _replace(out, asked, overwrite=overwrite)
+    elif not overwrite and not is_evaluation(out):  # a killed command may have written scores alone
+        refuse_foreign(out, (*FILES, *PAGE_FILES), way_out="To replace them: chiasm evaluate --overwrite.")
+
+
+def _replace(out: Path, asked: Mapping[str, Any], *, overwrite: bool) -> None:
+    """Remove what an evaluation wrote that another one will not replace; refuse where that is not wanted."""
     differences = _differences(out, read_asked(out), asked)
     if differences and not overwrite:
         raise RunError(

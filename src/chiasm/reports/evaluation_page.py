@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate, pairwise
+from itertools import accumulate, pairwise, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +19,17 @@ import numpy as np
 from chiasm.evaluation.rows import LEAST_LESION, LESION, Row
 from chiasm.evaluation.summary import paired, summarise
 from chiasm.reports.curves import describe_health, draw_curves, logged_warnings
-from chiasm.reports.drawing import INK, MUTED, SERIES, draw_svg, shorten, show_metric, show_number, show_unit
+from chiasm.reports.drawing import (
+    INK,
+    MUTED,
+    SERIES,
+    draw_svg,
+    label_with,
+    shorten,
+    show_metric,
+    show_number,
+    show_unit,
+)
 from chiasm.reports.explanation import Part
 from chiasm.reports.gallery import GalleryCase, draw_expected_error, show_gallery
 from chiasm.reports.naive_comparison import caution, compare_with_baselines, describe_comparison, rank, verdict
@@ -29,7 +39,7 @@ from chiasm.reports.tables import (
     MethodMean,
     PageTable,
     list_conventions,
-    mean_by,
+    mean_table,
     tabulate_cases,
     tabulate_lesions,
     tabulate_means,
@@ -194,35 +204,44 @@ def _draw_cases(page: EvaluationPage) -> dict[str, str] | None:
     if not lines:
         return None
     label, unit = show_metric(page.headline), show_unit(here[0].unit)
-    gaps = (0.7 if one.region != other.region else 0.0 for one, other in pairwise(lines))
-    heights = list(accumulate(gaps, lambda y, gap: y + 1 + gap, initial=0.0))
+    heights = _heights(lines)
 
     def draw(axes: Any) -> None:
         for y, line in zip(heights, lines):
-            colour = SERIES[0] if line.method == page.method else MUTED
-            axes.plot(
-                line.scores, [y] * len(line.scores), "o", color=colour, alpha=0.55, markersize=4.5, markeredgewidth=0
-            )
-            axes.plot([np.mean(line.scores)] * 2, [y - 0.34, y + 0.34], color=colour, linewidth=2.2)
-        axes.set_yticks(heights, [f"{shorten(line.region)} · {shorten(line.method)}" for line in lines])
-        for tick, line in zip(axes.get_yticklabels(), lines):
-            tick.set_color(INK if line.method == page.method else MUTED)
+            _draw_line(axes, y, line, SERIES[0] if line.method == page.method else MUTED)
+        _name_lines(axes, heights, lines, page.method)
         axes.set_ylim(heights[-1] + 0.7, -0.7)
         axes.set_xlim(left=0 if min(min(line.scores) for line in lines) >= 0 else None)
         axes.grid(axis="x")
         axes.grid(visible=False, axis="y")
-        axes.set_xlabel(f"{label} ({unit})" if unit else label)
+        axes.set_xlabel(label_with(label, unit))
 
     alt = f"{label} of every case. {' '.join(line.words for line in lines)}"
     return {"metric": label, "svg": draw_svg(draw, alt, (9.6, 0.75 + 0.25 * (heights[-1] + 1)), "every case")}
 
 
+def _draw_line(axes: Any, y: float, line: Line, colour: str) -> None:
+    """Draw the cases of a line as dots, and their mean as a bar."""
+    heights = [y] * len(line.scores)
+    axes.plot(line.scores, heights, "o", color=colour, alpha=0.55, markersize=4.5, markeredgewidth=0)
+    axes.plot([np.mean(line.scores)] * 2, [y - 0.34, y + 0.34], color=colour, linewidth=2.2)
+
+
+def _name_lines(axes: Any, heights: Sequence[float], lines: Sequence[Line], method: str) -> None:
+    """Name the lines on the vertical axis, those of the method under assessment in ink."""
+    axes.set_yticks(heights, [f"{shorten(line.region)} · {shorten(line.method)}" for line in lines])
+    for tick, line in zip(axes.get_yticklabels(), lines):
+        tick.set_color(INK if line.method == method else MUTED)
+
+
+def _heights(lines: Sequence[Line]) -> list[float]:
+    """Return where lines stand, from above: those of a region together."""
+    gaps = (0.7 if one.region != other.region else 0.0 for one, other in pairwise(lines))
+    return list(accumulate(gaps, lambda y, gap: y + 1 + gap, initial=0.0))
+
+
 def _lines(rows: Sequence[Row], methods: Sequence[str]) -> list[Line]:
     """Collect the lines of the plot, region by region; scores are means over folds and seeds."""
-    means = mean_by(rows, lambda row: (row.region, row.method, row.case))
-    found: dict[tuple[str, str], list[float]] = {}
-    for (region, method, _), mean in means.items():
-        found.setdefault((region, method), []).append(mean)
-    regions = dict.fromkeys(region for region, _ in found)
-    pairs = [(region, method) for region in regions for method in methods]
-    return [Line(*pair, found[pair]) for pair in pairs if pair in found]
+    means = mean_table(rows, lambda row: (row.region, row.method), lambda row: row.case)
+    pairs = product(dict.fromkeys(region for region, _ in means), methods)
+    return [Line(*pair, list(means[pair].values())) for pair in pairs if pair in means]

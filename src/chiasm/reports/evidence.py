@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
 
 from chiasm.cohorts.splits import ROLES, SplitRecord, read_splits
 from chiasm.errors import RunError
@@ -19,19 +18,12 @@ from chiasm.prediction.manifest import Entry
 from chiasm.preparation.out_of_distribution import BEGINNING
 from chiasm.preparation.plan import Plan, read_plan
 from chiasm.recipe import Recipe, read_recipe
-from chiasm.reports.curves import History, find_value, read_history
+from chiasm.reports.curves import Curve, History, Point, find_points, read_history
 from chiasm.reports.evaluation_folder import ASKED, open_assessed, read_asked
 from chiasm.reports.naive_comparison import BaselineComparison, compare_with_baselines
 from chiasm.times import read_times
 
 WARNINGS = (BEGINNING, "the input is unlike the training cases")  # how the warning begins; in version 0.1
-
-
-class Point(NamedTuple):
-    """A value of the training's log, and the step after which it was taken."""
-
-    step: int
-    value: float
 
 
 @dataclass(frozen=True)
@@ -98,8 +90,7 @@ class Evidence:
 
     def points(self, kind: str, name: str) -> list[Point]:
         """Return a curve of the log."""
-        found = ((line["step"], find_value(line, name)) for line in self.history if line["kind"] == kind)
-        return [Point(step, value) for step, value in found if value is not None]
+        return find_points(self.history, Curve(kind, name))
 
     @property
     def out_of_distribution(self) -> list[str]:

@@ -14,9 +14,9 @@ from typing import NamedTuple
 from chiasm.methods import title_of
 from chiasm.preparation.plan import FITTED, Plan
 from chiasm.reports.advice import advise, errors_by_site
-from chiasm.reports.curves import describe_health, logged_warnings
+from chiasm.reports.curves import Point, describe_health, logged_warnings
 from chiasm.reports.drawing import with_unit
-from chiasm.reports.evidence import Evidence, Point, is_size, read_evidence
+from chiasm.reports.evidence import Evidence, is_size, read_evidence
 from chiasm.reports.naive_comparison import BaselineComparison
 from chiasm.reports.tables import name_some
 

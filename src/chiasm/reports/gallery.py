@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from chiasm.boxes import Box, box_of, grown
-from chiasm.reports.drawing import DASHES, INK, MUTED, SERIES, draw_svg, png_address, show_number, show_unit
+from chiasm.cohorts.cases import grouped
+from chiasm.reports.drawing import DASHES, INK, MUTED, SERIES, draw_svg, label_with, png_address, show_number, show_unit
 from chiasm.volumes import Geometry, Volume, canonical
 
 MARGIN = 4  # voxels around the mask in a picture
@@ -58,12 +60,29 @@ class GalleryCase:
     caption: str = ""
 
     def __post_init__(self) -> None:
-        volumes = (self.source, self.real, self.synthetic, self.expected_error, self.mask, self.lesion)
-        shapes = {volume.shape for volume in volumes if volume is not None}
-        if len(shapes) != 1 or len(shapes.pop()) != 3:
-            raise ValueError(f"the volumes of case {self.case} must share one shape (I, J, K)")
-        if not self.window[0] < self.window[1]:
-            raise ValueError(f"the window of case {self.case} must rise, found {self.window}")
+        check_shapes(self.case, (self.source, self.real, self.synthetic, self.expected_error, self.mask, self.lesion))
+        check_window(self.case, self.window)
+
+
+def check_shapes(case: str, volumes: Iterable[NDArray[Any] | None]) -> None:
+    """Check that the volumes of a case, those that there are, can be shown on one grid.
+
+    Raises:
+        ValueError: If their shapes differ, or are not of three axes.
+    """
+    shapes = {volume.shape for volume in volumes if volume is not None}
+    if len(shapes) != 1 or len(shapes.pop()) != 3:
+        raise ValueError(f"the volumes of case {case} must share one shape (I, J, K)")
+
+
+def check_window(case: str, window: tuple[float, float]) -> None:
+    """Check the lowest and the highest shown value of a case.
+
+    Raises:
+        ValueError: If the window does not rise.
+    """
+    if not window[0] < window[1]:
+        raise ValueError(f"the window of case {case} must rise, found {window}")
 
 
 # The map of expected error beside the true error
@@ -82,35 +101,48 @@ def draw_expected_error(gallery: Sequence[GalleryCase]) -> dict[str, Any] | None
     regions = _pool_errors(shown)
     if not regions:
         return None
-    curves = {region: _tenths(errors) for region, errors in regions.items()}
     words = [f"{PLACES[region]} {_compare_means(errors)}." for region, errors in regions.items()]
-    unit = f" ({shown[0].unit})" if show_unit(shown[0].unit) else ""
+    svg = _draw_tenths(regions, show_unit(shown[0].unit), " ".join(words))
+    return {"svg": svg, "words": words, "cases": [case.case for case in shown]}
+
+
+def _draw_tenths(regions: Mapping[str, Errors], unit: str, words: str) -> str:
+    """Draw the true error over the expected one, by tenths of the map; `words` say the same of the means."""
+    curves = {region: _tenths(errors) for region, errors in regions.items()}
+    labels = {"xlabel": label_with("expected error", unit), "ylabel": label_with("true error", unit)}
 
     def draw(axes: Any) -> None:
         most = max(curve.max() for curve in curves.values()) * 1.06
         axes.plot([0, most], [0, most], color=MUTED, linewidth=0.8)
         for (region, curve), colour, dash in zip(curves.items(), SERIES, DASHES):
             axes.plot(*curve.T, color=colour, linestyle=dash, linewidth=1.7, marker="o", markersize=4, label=region)
-        axes.set(xlim=(0, most), ylim=(0, most), xlabel=f"expected error{unit}", ylabel=f"true error{unit}")
+        axes.set(xlim=(0, most), ylim=(0, most), **labels)
         axes.grid(axis="x")
         axes.legend(loc="upper left", labelcolor=INK, handlelength=2.6)
 
-    alt = "True error against the error that the expected-error map expects, by tenths of the map. " + " ".join(words)
-    svg = draw_svg(draw, alt, (4.8, 4.2), "expected_error")
-    return {"svg": svg, "words": words, "cases": [case.case for case in shown]}
+    alt = f"True error against the error that the expected-error map expects, by tenths of the map. {words}"
+    return draw_svg(draw, alt, (4.8, 4.2), "expected_error")
 
 
 def _pool_errors(cases: Sequence[GalleryCase]) -> dict[str, Errors]:
     """Collect the errors of all cases outside lesions and in them; in the mask where no lesion is labelled."""
-    pooled: dict[str, list[Errors]] = {}
-    for case in cases:
-        lesion = np.zeros_like(case.mask) if case.lesion is None else case.lesion
-        for region, where in (("outside lesions", case.mask & ~lesion), ("lesions", case.mask & lesion)):
-            if np.count_nonzero(where) >= BINS:
-                pooled.setdefault(region, []).append(_errors(case, where))
-    if "lesions" not in pooled and pooled:
+    found = chain.from_iterable(_errors_by_region(case).items() for case in cases)
+    pooled = grouped(found, lambda part: part[0])
+    if pooled and "lesions" not in pooled:
         pooled = {"mask": pooled["outside lesions"]}  # "outside lesions" would claim too much
-    return {region: Errors(*(np.concatenate(side) for side in zip(*parts))) for region, parts in pooled.items()}
+    return {region: _joined(errors for _, errors in parts) for region, parts in pooled.items()}
+
+
+def _errors_by_region(case: GalleryCase) -> dict[str, Errors]:
+    """Collect the errors of a case outside lesions and in them, where there are enough voxels."""
+    lesion = np.zeros_like(case.mask) if case.lesion is None else case.lesion
+    regions = {"outside lesions": case.mask & ~lesion, "lesions": case.mask & lesion}
+    return {name: _errors(case, where) for name, where in regions.items() if np.count_nonzero(where) >= BINS}
+
+
+def _joined(parts: Iterable[Errors]) -> Errors:
+    """Put the errors of several cases together."""
+    return Errors(*map(np.concatenate, zip(*parts)))
 
 
 def _errors(case: GalleryCase, where: NDArray[np.bool_]) -> Errors:
@@ -246,15 +278,28 @@ def _missing(case: GalleryCase) -> list[str]:
 
 def _error_range(gallery: Sequence[GalleryCase]) -> float:
     """Find the highest shown error: nearly all voxels of nearly all cases lie below."""
-    shown = []
-    for case in (case for case in gallery if case.mask.any()):
-        if case.real is not None:
-            shown.append(np.abs(_sample(case.synthetic, case.mask) - _sample(case.real, case.mask)))
-        if case.expected_error is not None:
-            shown.append(_sample(case.expected_error, case.mask))
-    most = max((float(np.quantile(values, COVERED)) for values in shown), default=1.0)
-    digit = 10.0 ** (math.floor(math.log10(most)) - 1) if most > 0 else 1.0
-    return math.ceil(most / digit) * digit if most > 0 else 1.0
+    shown = chain.from_iterable(_shown_errors(case) for case in gallery if case.mask.any())
+    return round_up(max((float(np.quantile(values, COVERED)) for values in shown), default=1.0))
+
+
+def _shown_errors(case: GalleryCase) -> Iterator[NDArray[np.float64]]:
+    """Give what is shown of a case's error: the true one and the expected one, as far as they are known."""
+    if case.real is not None:
+        yield np.abs(_sample(case.synthetic, case.mask) - _sample(case.real, case.mask))
+    if case.expected_error is not None:
+        yield _sample(case.expected_error, case.mask)
+
+
+def round_up(most: float) -> float:
+    """Round the end of a range up to two digits; 1 for nothing.
+
+    >>> round_up(0.123), round_up(0.0)
+    (0.13, 1.0)
+    """
+    if not most > 0:
+        return 1.0
+    digit = 10.0 ** (math.floor(math.log10(most)) - 1)
+    return math.ceil(most / digit) * digit
 
 
 def _box(mask: NDArray[np.bool_]) -> Box:
@@ -294,7 +339,12 @@ def _colour_bar(column: PictureColumn) -> dict[str, str]:
 def _source_window(case: GalleryCase) -> tuple[float, float]:
     """Show the source between two quantiles inside the mask; it has its own contrast."""
     inside = _sample(case.source, case.mask if case.mask.any() else np.ones_like(case.mask))
-    low, high = (float(value) for value in np.quantile(inside, SOURCE_WINDOW))
+    low, high = np.quantile(inside, SOURCE_WINDOW).tolist()
+    return rising(low, high)
+
+
+def rising(low: float, high: float) -> tuple[float, float]:
+    """Return a window that rises, of a constant image too."""
     return (low, high) if low < high else (low, low + 1.0)
 
 
@@ -321,5 +371,10 @@ def _outline(case: GalleryCase, axis: int, index: int, box: Box) -> str:
     if not inside.any():
         return ""
     contour = Figure().subplots().contour(inside, levels=[0.5])
-    polygons = [np.asarray(polygon) for path in contour.get_paths() for polygon in path.to_polygons(closed_only=False)]
-    return "".join("M" + " ".join(f"{x - 0.5:.1f},{y - 0.5:.1f}" for x, y in polygon) for polygon in polygons)
+    polygons = chain.from_iterable(path.to_polygons(closed_only=False) for path in contour.get_paths())
+    return "".join(map(_svg_path, map(np.asarray, polygons)))
+
+
+def _svg_path(polygon: NDArray[np.float64]) -> str:
+    """Write a polygon around padded voxels as an SVG path."""
+    return "M" + " ".join(f"{x - 0.5:.1f},{y - 0.5:.1f}" for x, y in polygon)

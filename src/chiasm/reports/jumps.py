@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chiasm.metrics.lesions import Lesion, lesion_components
-from chiasm.reports.drawing import show_number, show_unit
+from chiasm.reports.drawing import show_number, with_unit
 from chiasm.volumes import Volume
 
 IN_MASK, IN_LESION = 1, 2  # bits of the volume of regions
@@ -36,7 +36,6 @@ def list_jumps(in_ras: Mapping[str, Volume], unit: str) -> Iterator[Jump]:
     """
     regions = in_ras["regions"]
     mask, lesion = (regions.array & IN_MASK) > 0, (regions.array & IN_LESION) > 0
-    unit = f" {show_unit(unit)}" if show_unit(unit) else ""
     difference = in_ras["synthetic"].array - in_ras["real"].array if "real" in in_ras else None
     if difference is not None and mask.any():
         yield _largest_difference(difference, mask, unit)
@@ -44,17 +43,22 @@ def list_jumps(in_ras: Mapping[str, Volume], unit: str) -> Iterator[Jump]:
         yield _largest_expected(in_ras["expected_error"], mask, unit)
     lesions = lesion_components(lesion & mask, regions.geometry.spacing_mm)  # numbered as in the evaluation
     for number, one in enumerate(lesions[:MOST_LESIONS], 1):
-        detail = f"{show_number(one.volume_ml)} mL"
-        if difference is not None:
-            error = float(np.abs(difference[one.box][one.inside]).mean())
-            detail += f", MAE {show_number(error)}{unit}"
-        yield Jump(f"Lesion {number}", detail, _middle(one))
+        yield Jump(f"Lesion {number}", _describe_lesion(one, difference, unit), _middle(one))
+
+
+def _describe_lesion(lesion: Lesion, difference: NDArray[Any] | None, unit: str) -> str:
+    """Say how large a lesion is, and the mean error in it where there is a real image."""
+    volume = f"{show_number(lesion.volume_ml)} mL"
+    if difference is None:
+        return volume
+    error = float(np.abs(difference[lesion.box][lesion.inside]).mean())
+    return f"{volume}, MAE {with_unit(show_number(error), unit)}"
 
 
 def _largest_difference(difference: NDArray[Any], mask: NDArray[np.bool_], unit: str) -> Jump:
     voxel = _where(np.where(mask, np.abs(difference), -1).argmax(), mask.shape)
     sign = "+" if difference[voxel] > 0 else ""
-    return Jump("Largest difference", f"{sign}{show_number(float(difference[voxel]))}{unit}", voxel)
+    return Jump("Largest difference", with_unit(f"{sign}{show_number(float(difference[voxel]))}", unit), voxel)
 
 
 def _largest_expected(expected_error: Volume, mask: NDArray[np.bool_], unit: str) -> Jump:
@@ -70,7 +74,8 @@ def _largest_expected(expected_error: Volume, mask: NDArray[np.bool_], unit: str
     cluster = clusters == sums.argmax()
     voxel = _where(np.where(cluster, expected, -np.inf).argmax(), mask.shape)
     size = show_number(np.count_nonzero(cluster) * math.prod(expected_error.geometry.spacing_mm) / 1000)
-    return Jump("Largest expected error", f"{show_number(float(expected[voxel]))}{unit} expected, {size} mL", voxel)
+    error = with_unit(show_number(float(expected[voxel])), unit)
+    return Jump("Largest expected error", f"{error} expected, {size} mL", voxel)
 
 
 def _middle(lesion: Lesion) -> tuple[int, ...]:

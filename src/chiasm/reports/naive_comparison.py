@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from chiasm.cohorts.cases import grouped
 from chiasm.evaluation.rows import Row
 from chiasm.reports.drawing import HARD_SPACE, Metric, find_metric, show_number, show_unit
 from chiasm.reports.pages import Remark, Tone
-from chiasm.reports.tables import mean_by
+from chiasm.reports.tables import mean_by, mean_table
 
 FEW_CASES = 10  # up to this many, the page says that they are few
 TONES: tuple[Tone, Tone, Tone] = ("bad", "mixed", "good")
@@ -81,27 +82,29 @@ def compare_with_baselines(
         One comparison for each region, in the order of `rows`; none for a
         region where the method or every baseline has no finite score.
     """
-    regions: dict[str, list[Row]] = {row.region: [] for row in rows}
-    for row in _finite(rows, metric):
-        regions[row.region].append(row)
-    found = (_against_best(here, method, naive, find_metric(metric)) for here in regions.values())
-    return [comparison for comparison in found if comparison is not None]
+    regions = grouped(_finite(rows, metric), lambda row: row.region)
+    order = [region for region in dict.fromkeys(row.region for row in rows) if region in regions]
+    found = (_against_best(regions[region], method, naive, find_metric(metric)) for region in order)
+    return list(filter(None, found))
 
 
 def _against_best(
     rows: Sequence[Row], method: str, naive: Collection[str], metric: Metric
 ) -> BaselineComparison | None:
     """Compare in one region, whose finite scores of one metric are given."""
-    ours = _by_case(rows, method)
-    pairs = {}
-    for name in dict.fromkeys(row.method for row in rows if row.method in naive):
-        theirs = _by_case(rows, name)
-        if both := {case: (ours[case], theirs[case]) for case in ours if case in theirs}:
-            pairs[name] = both
-    if not pairs:
+    means = mean_table(rows, lambda row: row.method, lambda row: row.case)
+    ours = means.get(method, {})
+    pairs = {name: _common_cases(ours, theirs) for name, theirs in means.items() if name in naive}
+    known = {name: both for name, both in pairs.items() if both}
+    if not known:
         return None
-    best = min(pairs, key=lambda name: metric.sign * _means(pairs[name])[1])
-    return BaselineComparison(rows[0].region, metric, best, rows[0].unit, pairs[best])
+    best = min(known, key=lambda name: metric.sign * _means(known[name])[1])
+    return BaselineComparison(rows[0].region, metric, best, rows[0].unit, known[best])
+
+
+def _common_cases(ours: Mapping[str, float], theirs: Mapping[str, float]) -> dict[str, tuple[float, float]]:
+    """Pair the scores of the cases that both have."""
+    return {case: (ours[case], theirs[case]) for case in ours if case in theirs}
 
 
 def rank(rows: Sequence[Row], *, method: str, metric: str = "mae") -> dict[str, str] | None:
@@ -137,13 +140,17 @@ def verdict(comparisons: Sequence[BaselineComparison], metric: str) -> str:
     """Say in one sentence where the method is better than every naive baseline by a metric, and where not."""
     if not comparisons:
         return "Nothing can be said: there is no score of the method beside one of a naive baseline."
-    ahead = [comparison.region for comparison in comparisons if comparison.is_better]
-    behind = [comparison.region for comparison in comparisons if not comparison.is_better]
+    ahead, behind = _regions(comparisons, is_better=True), _regions(comparisons, is_better=False)
     if not behind:
-        return f"Better than every naive baseline on average, by {metric}, in {_listed(ahead)}."
+        return f"Better than every naive baseline on average, by {metric}, in {ahead}."
     if not ahead:
-        return f"Not better than the best naive baseline, by {metric}, in any region: {_listed(behind)}."
-    return f"By {metric}, better than every naive baseline on average in {_listed(ahead)}, not in {_listed(behind)}."
+        return f"Not better than the best naive baseline, by {metric}, in any region: {behind}."
+    return f"By {metric}, better than every naive baseline on average in {ahead}, not in {behind}."
+
+
+def _regions(comparisons: Sequence[BaselineComparison], *, is_better: bool) -> str:
+    """List the regions in which the method is better, or those in which it is not."""
+    return _listed([one.region for one in comparisons if one.is_better == is_better])
 
 
 def describe_comparison(c: BaselineComparison) -> Remark:
@@ -182,4 +189,5 @@ def caution(comparisons: Sequence[BaselineComparison]) -> str:
 
 
 def _listed(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+    """List names in words; nothing for none."""
+    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))

@@ -38,7 +38,7 @@ from chiasm.progress import Progress, counted
 from chiasm.recipe import Registration
 from chiasm.registration.cohort import AlignedCohort, remove_registered
 from chiasm.reports.drawing import png_address
-from chiasm.reports.evaluation_cases import warn_of_seen, was_seen
+from chiasm.reports.evaluation_cases import no_cases, warn_of_seen, was_seen
 from chiasm.reports.evaluation_folder import REGISTERED
 from chiasm.reports.gallery import in_ras
 from chiasm.reports.pages import render_page, script_data
@@ -184,8 +184,7 @@ def write_reader_study(
         )
         pictures, problems = _show_cases(by_case, aligned, design, progress)
         if not pictures:
-            detail = f"; the first: {problems[0].message}" if problems else ""
-            raise CohortError(f"no case can be shown{detail}", path=real.folder, reason="no-cases")
+            raise no_cases("no case can be shown", problems, real.folder)
         items, addresses = _shuffled(pictures, design)
         key = write_key(out, items)  # before the page, which nobody should rate without it
         page = out / PAGE

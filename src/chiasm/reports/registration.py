@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,7 +102,7 @@ def register(
     if strange := set(rules) - {"moving", "fixed"}:
         raise unknown("volume to choose a series for", min(strange), ("moving", "fixed"))
     inputs = [file for path in (fixed, moving, *labels) for file in files_at(path)]
-    refuse_inputs((out / name for name in _files(len(labels))), inputs, what="the registration")
+    refuse_inputs(map(out.joinpath, _files(len(labels))), inputs, what="the registration")
     with locked(out):
         still = read_volume(fixed, reading=reading, series=rules.get("fixed"))
         mobile = read_volume(moving, reading=reading, series=rules.get("moving"))
@@ -114,14 +114,19 @@ def register(
         write_json(out / RECORD, {**names, **asked})  # from here on the folder is this registration's
         image = alignment.resample_moving(mobile, still.geometry)
         write_volume(out / "moved.nii.gz", image.array, still.geometry)
-        for number, volume in enumerate(maps, 1):
-            labels_moved = alignment.resample_moving(volume, still.geometry, order=0)
-            write_volume(out / f"labels-{number}.nii.gz", labels_moved.array, still.geometry, labels=True)
+        _write_maps(out, maps, alignment, still.geometry)
         _write_transform(out, alignment, still.geometry)
         write_json(out / RECORD, {**names, **asked, **describe_alignment(alignment)})
         page = out / "registration.html"
         write_text(page, render_page("registration.html", _content(still, mobile, image, alignment)))
         return Registered(out, alignment, image, page)
+
+
+def _write_maps(out: Path, maps: Sequence[Volume], alignment: Alignment, grid: Geometry) -> None:
+    """Write label maps of the moving volume on the fixed one's grid."""
+    for number, volume in enumerate(maps, 1):
+        aligned = alignment.resample_moving(volume, grid, order=0)
+        write_volume(out / f"labels-{number}.nii.gz", aligned.array, grid, labels=True)
 
 
 def _write_transform(out: Path, alignment: Alignment, grid: Geometry) -> None:
@@ -156,9 +161,7 @@ def _make_room(out: Path, asked: dict[str, Any], names: Sequence[str], *, overwr
         if not overwrite:
             refuse_foreign(out, names, way_out="To replace them: chiasm register --overwrite.")
         return
-    before = read_json(out / RECORD)
-    words = {"kind": "the kind", "seed": "the seed", "voxels": "what was registered"}
-    differing = [words[name] for name, value in asked.items() if before.get(name, value) != value]
+    differing = _differences(read_json(out / RECORD), asked)
     if not differing:
         return
     if not overwrite:
@@ -168,6 +171,17 @@ def _make_room(out: Path, asked: dict[str, Any], names: Sequence[str], *, overwr
             reason="other-registration",
             hint="Give another folder with -o, or replace what it holds: chiasm register --overwrite.",
         )
+    _remove_written(out)
+
+
+def _differences(before: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
+    """Say in words how two registrations differ in what was asked for."""
+    words = {"kind": "the kind", "seed": "the seed", "voxels": "what was registered"}
+    return [words[name] for name, value in asked.items() if before.get(name, value) != value]
+
+
+def _remove_written(out: Path) -> None:
+    """Remove what a registration wrote, with however many label maps."""
     written = [path.name for path in out.glob("labels-*.nii.gz") if re.fullmatch(r"labels-\d+\.nii\.gz", path.name)]
     remove_files(out, (*FILES, *written))
 
@@ -204,9 +218,7 @@ def report_registered(folder: Path, *, pages: int = PAGES) -> Path:
     pairs.sort(key=lambda pair: pair[2]["mutual_information"][-1])
     rows = []
     for number, (case, name, one) in enumerate(pairs):
-        page = f"{case}/{name}.html" if number < pages else ""
-        if page:
-            write_text(folder / page, render_page("registration.html", _content_of(records[case], folder / case, name)))
+        page = _write_pair_page(folder, case, name, records[case]) if number < pages else ""
         rows.append({"case": case, "page": page, **_show_pair(name, one)})
     moved = {case: farthest_mm(record) for case, record in records.items()}
     content = {
@@ -218,6 +230,13 @@ def report_registered(folder: Path, *, pages: int = PAGES) -> Path:
     }
     write_text(folder / "index.html", render_page("registered.html", content))
     return folder / "index.html"
+
+
+def _write_pair_page(folder: Path, case: str, name: str, record: dict[str, Any]) -> str:
+    """Write the page of a pair; return its address in the folder."""
+    page = f"{case}/{name}.html"
+    write_text(folder / page, render_page("registration.html", _content_of(record, folder / case, name)))
+    return page
 
 
 def _show_pair(name: str, one: dict[str, Any]) -> dict[str, Any]:
