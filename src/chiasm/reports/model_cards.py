@@ -165,8 +165,10 @@ def _limits(plan: Plan, model: Path) -> Iterator[str]:
     low, high = plan.body_mm
     yield f"a brain or body from {_size(low)} to {_size(high)} mm"
     calibration = model / "calibration.json"
-    known = calibration.is_file()
-    yield f"expected error {read_calibration(calibration).verdict}" if known else "no calibrated expected error"
+    if calibration.is_file():
+        yield f"expected error {read_calibration(calibration).verdict}"
+    else:
+        yield "no calibrated expected error"
 
 
 def _size(millimetres: Sequence[float]) -> str:

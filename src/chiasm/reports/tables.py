@@ -234,8 +234,8 @@ def _tabulate_lines(caption: str, lines: Mapping[CaseLine, Mapping[str, float]],
     """Make a table of cases: what a line is of, then its scores."""
     shown = ["case", "region", *(name for name in ("fold", "seed") if _varies(lines, name))]
     columns = [Column(name.capitalize(), "", name in ("fold", "seed")) for name in shown]
-    names_of = attrgetter(*shown)
-    table = [[*map(cell, names_of(place)), *scores.cells(line)] for place, line in lines.items()]
+    values_of = attrgetter(*shown)
+    table = [[*map(cell, values_of(place)), *scores.cells(line)] for place, line in lines.items()]
     return PageTable(caption, [*columns, *scores.heads], table)
 
 
@@ -265,29 +265,18 @@ def tabulate_lesions(rows: Iterable[Row], method: str, of: str = "") -> list[Pag
     mine = [row for row in rows if row.method == method and LESION.fullmatch(row.region)]
     scores = make_columns(row for row in mine if row.metric != "volume_ml")
     columns = [Column("Case"), Column("Lesion"), Column("Volume", "mL", True), *scores.heads]
-    groups = grouped(_lesion_lines(mine, scores), lambda line: _size_of(line.volume_ml))
-    found = [(label, groups[label]) for label in SIZES if label in groups]
-    return [PageTable(f"Lesions {label} ({len(lines)}){of}", columns, _cells(lines)) for label, lines in found]
+    groups = arrange(_lesion_lines(mine, scores))
+    found = [(label, list(groups[label].values())) for label in SIZES if label in groups]
+    return [PageTable(f"Lesions {label} ({len(lines)}){of}", columns, lines) for label, lines in found]
 
 
-class _LesionLine(NamedTuple):
-    """A lesion's line: its volume, NaN where it is unknown, and its cells."""
-
-    volume_ml: float
-    cells: list[Cell]
-
-
-def _cells(lines: Iterable[_LesionLine]) -> list[list[Cell]]:
-    return [line.cells for line in lines]
-
-
-def _lesion_lines(rows: Sequence[Row], scores: ScoreColumns) -> Iterator[_LesionLine]:
-    """Make a line for each lesion, the smallest first; scores are means over folds and seeds."""
+def _lesion_lines(rows: Sequence[Row], scores: ScoreColumns) -> Iterator[tuple[str, tuple[str, str], list[Cell]]]:
+    """Give size, (case, lesion) and cells of each lesion, the smallest first; scores are means over folds and seeds."""
     volumes = {(row.case, row.region): row.value for row in reversed(rows) if row.metric == "volume_ml"}
     means = mean_table(rows, lambda row: (row.case, row.region), lambda row: row.metric)
     for lesion in sorted(means, key=lambda lesion: volumes.get(lesion, math.inf)):
         volume = volumes.get(lesion, math.nan)
-        yield _LesionLine(volume, [*map(cell, lesion), number_cell(volume), *scores.cells(means[lesion])])
+        yield _size_of(volume), lesion, [*map(cell, lesion), number_cell(volume), *scores.cells(means[lesion])]
 
 
 def _size_of(volume_ml: float) -> str:

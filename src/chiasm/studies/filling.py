@@ -93,11 +93,13 @@ def _take_over(made: Predicted, case: Case, image: Path, origin: Origin, kind: M
         return list(made.problems)
     entry = made.manifest.cases[0]
     flat = _flat(fresh / entry.image, fresh / str(entry.mask), kind, case.reading)
-    if flat is None:
-        _move(entry, fresh, image, origin)
+    if flat is not None:
+        shutil.rmtree(fresh)
+        what = f"case {case.id}: the model made nearly the same {origin.modality} everywhere; train longer or larger"
+        return [Problem(image, flat, what, case.id)]
+    _move(entry, fresh, image, origin)
     shutil.rmtree(fresh)
-    what = f"case {case.id}: the model made nearly the same {origin.modality} everywhere; train longer or larger"
-    return [] if flat is None else [Problem(image, flat, what, case.id)]
+    return []
 
 
 def _move(entry: Entry, fresh: Path, image: Path, origin: Origin) -> None:
