@@ -5,7 +5,16 @@ from __future__ import annotations
 import math
 
 from chiasm.evaluation.rows import Row
-from chiasm.reports.tables import Column, MethodMean, mean_by, tabulate_cases, tabulate_means, to_markdown
+from chiasm.reports.tables import (
+    Column,
+    MethodMean,
+    mean_by,
+    mean_table,
+    tabulate_cases,
+    tabulate_lesions,
+    tabulate_means,
+    to_markdown,
+)
 
 METHODS = [Column("model", "", True), Column("lookup", "naive", True)]
 
@@ -43,6 +52,22 @@ def test_folds_and_seeds_have_a_column_where_there_are_several() -> None:
     ]
     assert tabulate_cases(rows, "lookup", "mae", {}) is None
     assert mean_by(rows, lambda row: row.case) == {"a": 0.75}
+    assert mean_table(rows, lambda row: row.region, lambda row: row.seed) == {"mask": {0: 0.25, 1: 1.25}}
+
+
+def test_lesions_stand_in_a_table_of_their_size_the_smallest_first() -> None:
+    volumes = {"lesion-1": 12.0, "lesion-2": 5.0, "lesion-3": 2.0, "lesion-4": math.nan}
+    rows = [Row("a", 0, 0, "model", name, "volume_ml", volume, "mL", "") for name, volume in volumes.items()]
+    rows += [Row("a", 0, seed, "model", name, "mae", 0.25 + seed, "SD", "") for name in volumes for seed in (0, 1)]
+    rows.append(Row("a", 0, 0, "model", "mask", "mae", 9.0, "SD", ""))
+    middle, large, unknown = tabulate_lesions(rows, "model", ", model")
+    assert middle.caption == "Lesions 1 to 10 mL (2), model"
+    assert [[cell.text for cell in line] for line in middle.rows] == [
+        ["a", "lesion-3", "2.00", "0.750"],
+        ["a", "lesion-2", "5.00", "0.750"],
+    ]
+    assert [len(table.rows) for table in (large, unknown)] == [1, 1]
+    assert unknown.caption == "Lesions of unknown size (1), model"
 
 
 def test_a_table_of_a_page_can_be_written_into_a_document() -> None:

@@ -91,8 +91,7 @@ def write_cases(
     """
     refuse_links(out, ("cases", "pictures"))
     mine = [row for row in rows if row.method == method]
-    scored = cases_of(mine)
-    placed = {entry.case: (one, entry) for one, entry in work if entry.case in scored}
+    placed = _find_cases(work, cases_of(mine))
     chosen = list(islice(dict.fromkeys([*_most_instructive(mine, method, placed), *placed]), pages.most))
     links = {case: f"cases/{case}.html" for case in chosen}
     gallery: list[GalleryCase] = []
@@ -106,6 +105,13 @@ def write_cases(
             gallery.append(_shown(loaded, one))
             write_picture(out / "pictures" / f"{case}.png", gallery[-1])
     return gallery, links
+
+
+def _find_cases(
+    work: Iterable[tuple[PredictionFolder, Entry]], scored: Collection[str]
+) -> dict[str, tuple[PredictionFolder, Entry]]:
+    """Find the predictions of the cases that were scored."""
+    return {entry.case: (one, entry) for one, entry in work if entry.case in scored}
 
 
 def _most_instructive(rows: Sequence[Row], method: str, cases: Collection[str]) -> list[str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
 
+from chiasm.cohorts.cases import grouped
 from chiasm.methods import title_of
 from chiasm.preparation.plan import FITTED, Plan
 from chiasm.reports.advice import advise, errors_by_site
@@ -168,10 +169,10 @@ def _unusual_inputs(found: Evidence) -> Iterator[str]:
 def _regions(comparisons: list[BaselineComparison]) -> Iterator[str]:
     """Compare the mask, and the regions in which a baseline is furthest ahead, with the best baselines."""
     yield from (_against(one) for one in comparisons if one.region == "mask")
-    others = [one for one in comparisons if _is_part(one.region)]
-    behind = [one for one in others if not one.is_better]
-    yield from map(_against, sorted(behind, key=lambda one: one.theirs - one.ours)[:REGIONS_NAMED])
-    if others and not behind:
+    parts = grouped((one for one in comparisons if _is_part(one.region)), lambda one: one.is_better)
+    behind = sorted(parts.get(False, []), key=lambda one: one.theirs - one.ours)
+    yield from map(_against, behind[:REGIONS_NAMED])
+    if parts and not behind:
         yield "In every other region it is better than each naive baseline."
 
 

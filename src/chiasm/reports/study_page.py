@@ -250,7 +250,7 @@ def _finite(rows: Iterable[Row]) -> Iterator[Row]:
 
 def _tabulate_expected_error(rows: Iterable[Row], arms: Sequence[str]) -> PageTable | None:
     """List how well each arm's map knows its own error, means over cases, folds and seeds."""
-    wanted = [row for row in _finite(rows) if row.method in arms and row.metric in MAP_SCORES]
+    wanted = _map_scores(rows, arms)
     if not wanted:
         return None
     shown = sorted({row.method for row in wanted}, key=arms.index)
@@ -258,6 +258,11 @@ def _tabulate_expected_error(rows: Iterable[Row], arms: Sequence[str]) -> PageTa
     lines = [_map_line(*score, mean_cells(line, shown, 1.0)) for score, line in means.items()]
     columns = [Column("Region"), Column("Score"), *(Column(arm, "", True) for arm in shown)]
     return PageTable("Each method’s map, means over cases, folds and seeds", columns, lines)
+
+
+def _map_scores(rows: Iterable[Row], arms: Sequence[str]) -> list[Row]:
+    """Return what is known of how well the arms' own maps know their errors."""
+    return [row for row in _finite(rows) if row.method in arms and row.metric in MAP_SCORES]
 
 
 def _map_line(region: str, metric: str, cells: Iterable[Cell]) -> list[Cell]:

@@ -262,12 +262,17 @@ def tabulate_lesions(rows: Iterable[Row], method: str, of: str = "") -> list[Pag
         method: Whose lesions.
         of: What the captions end with.
     """
-    mine = [row for row in rows if row.method == method and LESION.fullmatch(row.region)]
+    mine = _single_lesions(rows, method)
     scores = make_columns(row for row in mine if row.metric != "volume_ml")
     columns = [Column("Case"), Column("Lesion"), Column("Volume", "mL", True), *scores.heads]
     groups = arrange(_lesion_lines(mine, scores))
     found = [(label, list(groups[label].values())) for label in SIZES if label in groups]
     return [PageTable(f"Lesions {label} ({len(lines)}){of}", columns, lines) for label, lines in found]
+
+
+def _single_lesions(rows: Iterable[Row], method: str) -> list[Row]:
+    """Return a method's scores of single lesions."""
+    return [row for row in rows if row.method == method and LESION.fullmatch(row.region)]
 
 
 def _lesion_lines(rows: Sequence[Row], scores: ScoreColumns) -> Iterator[tuple[str, tuple[str, str], list[Cell]]]:

@@ -100,9 +100,9 @@ def notes_of(
     arms = [job for job in jobs if job.kind == "arm" and job.is_done]
     return {
         "study": study.model_dump(mode="json", by_alias=True),
-        "cases": {case.id: {"subject": case.subject, "site": case.site} for case in cohort.cases},
+        "cases": _case_facts(cohort),
         "regions": list(cohort.regions),
-        "jobs": [_fact(job) for job in arms],
+        "jobs": list(map(_job_facts, arms)),
         "hours": round(sum(job.seconds for job in jobs) / 3600, 2),
         "failed": [f"failed: {outcome.name}: {outcome.error}" for outcome in failed],
         "remarks": _sentences(_read_all(scored_folders(arms, opened=opened))),
@@ -119,7 +119,13 @@ def _read_all(folders: Sequence[Path]) -> list[Remarks]:
     return [read_remarks(folder) for folder in folders if (folder / "evaluation.json").is_file()]
 
 
-def _fact(job: Job) -> dict[str, Any]:
+def _case_facts(cohort: Cohort) -> dict[str, dict[str, str | None]]:
+    """Say whose each case is, and from where."""
+    return {case.id: {"subject": case.subject, "site": case.site} for case in cohort.cases}
+
+
+def _job_facts(job: Job) -> dict[str, Any]:
+    """Say which training a job was, and where it lies."""
     folder = str(Path("jobs", job.key))
     return {"name": job.name, "arm": job.arm, "fold": job.fold, "seed": job.seed, "folder": folder}
 
