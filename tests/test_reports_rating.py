@@ -24,10 +24,9 @@ from chiasm.reports.rating import (
     ReaderStudy,
     RealImages,
     StudyDesign,
-    choose_slices,
-    cut_slice,
     write_reader_study,
 )
+from chiasm.reports.slices import choose_slices, cut_slice
 from chiasm.storage import read_json, write_json
 from chiasm.volumes import read_volume
 from reader_cohort import predict_twice, renamed

@@ -20,7 +20,6 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from chiasm.boxes import box_of, grown
 from chiasm.cohorts.cases import Cohort, Problem
 from chiasm.cohorts.dicom_patients import Selection
 from chiasm.errors import ChiasmError, CohortError, RecipeError, RunError, unknown
@@ -37,16 +36,15 @@ from chiasm.preparation.plan import Plan
 from chiasm.progress import Progress, counted
 from chiasm.recipe import Registration
 from chiasm.registration.cohort import AlignedCohort, remove_registered
-from chiasm.reports.drawing import png_address
 from chiasm.reports.evaluation_cases import no_cases, warn_of_seen, was_seen
 from chiasm.reports.evaluation_folder import REGISTERED
 from chiasm.reports.gallery import in_ras
 from chiasm.reports.pages import render_page, script_data
+from chiasm.reports.slices import choose_slices, cut_slice, grey_address
 from chiasm.storage import write_text
 from chiasm.volumes import canonical
 
 AXES: Mapping[Planes, int] = {"sagittal": 0, "coronal": 1, "axial": 2}  # that a plane's slices are counted along
-MARGIN = 4  # voxels around the mask in a picture
 MOST_REPEATED = 0.5  # share of the images
 LETTERS = str.maketrans("0123456789abcdef", "bcdfghjklmnpqrst")  # tokens are no words, and no numbers to a spreadsheet
 TOKEN = 10  # letters
@@ -337,7 +335,7 @@ def _show_case(case: str, predicted: Predicted, cohort: Cohort, design: StudyDes
     for index, (method, image) in product(choose_slices(shown, labels, axis, design.slices), images.items()):
         grey = np.where(shown, np.clip((in_ras(image, grid) - low) / (high - low), 0, 1), 0)
         pixels, size_mm = cut_slice(grey, shown, axis, index, spacing)
-        yield _Picture(case, main.case.subject, method, index, _address(pixels), size_mm)
+        yield _Picture(case, main.case.subject, method, index, grey_address(pixels), size_mm)
 
 
 def _load_all(predicted: Predicted, cohort: Cohort) -> dict[str, EvaluationCase]:
@@ -368,65 +366,6 @@ def _in_units_of(plan: Plan, other: Plan, image: NDArray[np.float32]) -> NDArray
     if plan.target_unit == "HU" or plan.target_reference == other.target_reference:
         return image
     return plan.target_reference.invert(other.target_reference.apply(image))
-
-
-def choose_slices(mask: NDArray[np.bool_], labels: NDArray[np.bool_] | None, axis: int, count: int) -> list[int]:
-    """Choose the slices with the largest labelled area, then some that are spread over the mask.
-
-    Slices keep a distance of half an even spread as long as there are enough.
-
-    Args:
-        mask: Voxels that are shown, at least one, shape (I, J, K).
-        labels: Labelled voxels, or None.
-        axis: That slices are counted along.
-        count: How many; fewer where the mask has fewer.
-
-    Returns:
-        Their indices, rising.
-    """
-    others = tuple({0, 1, 2} - {axis})
-    area = np.count_nonzero(mask, axis=others)
-    filled = np.flatnonzero(area).tolist()
-    labelled = np.zeros_like(area) if labels is None else np.count_nonzero(labels & mask, axis=others)
-    below = np.cumsum(area)
-    spread = np.searchsorted(below, below[-1] * (np.arange(count) + 0.5) / count).tolist()
-    ranked = sorted(np.flatnonzero(labelled).tolist(), key=lambda index: -int(labelled[index]))
-    chosen: list[int] = []
-    for apart, index in product((max(1, len(filled) // (2 * count)), 1), (*ranked, *spread, *filled)):
-        if len(chosen) < count and all(abs(index - other) >= apart for other in chosen):
-            chosen.append(index)
-    return sorted(chosen)
-
-
-def cut_slice(
-    grey: NDArray[np.floating],
-    mask: NDArray[np.bool_],
-    axis: int,
-    index: int,
-    spacing_mm: tuple[float, float, float],
-) -> tuple[NDArray[np.uint8], tuple[float, float]]:
-    """Cut a slice as a picture: front or head up, the patient's right (or, sagittal, front) on the left.
-
-    Args:
-        grey: 0 to 1, axes running right, front and up, shape (I, J, K).
-        mask: Its box, with a margin, is what the picture shows.
-        axis: That slices are counted along.
-        index: Which one.
-        spacing_mm: Of the voxels.
-
-    Returns:
-        Pixels, shape (rows, columns), and breadth and height in mm.
-    """
-    box = grown(box_of(mask), MARGIN, (1, 1, 1), mask.shape)
-    plane = grey[box].take(index - box[axis].start, axis=axis)
-    across, up = (spacing_mm[side] for side in range(3) if side != axis)
-    pixels = np.round(plane[::-1, ::-1].T * 255).astype(np.uint8)  # (across, up) -> (rows, columns)
-    return pixels, (pixels.shape[1] * across, pixels.shape[0] * up)
-
-
-def _address(pixels: NDArray[np.uint8]) -> str:
-    opaque = np.full_like(pixels, 255)
-    return png_address(np.stack([pixels, pixels, pixels, opaque], axis=-1))
 
 
 # From pictures to the page
