@@ -13,7 +13,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from chiasm.reports.case_page import SCRIPT, CasePage, CaseScore, write_case_page
+from chiasm.reports.case_page import SCRIPT, CasePage, write_case_page
+from chiasm.reports.case_scores import CaseScore
 from conftest import Opened
 
 STEP = 1.0  # the page rounds these volumes to whole numbers

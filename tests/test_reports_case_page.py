@@ -16,7 +16,8 @@ import pytest
 
 from chiasm.evaluation.rows import Row
 from chiasm.reports import case_page as case_pages
-from chiasm.reports.case_page import MOST_BYTES, CasePage, CaseScore, against_cohort, write_case_page
+from chiasm.reports.case_page import MOST_BYTES, CasePage, write_case_page
+from chiasm.reports.case_scores import CaseScore, against_cohort
 
 SHAPE = (40, 36, 20)
 

@@ -15,7 +15,8 @@ from chiasm.evaluation.rows import Row
 from chiasm.evaluation.scoring import reporting_unit
 from chiasm.outputs import refuse_links
 from chiasm.prediction.manifest import Entry
-from chiasm.reports.case_page import CasePage, against_cohort, write_case_page
+from chiasm.reports.case_page import CasePage, write_case_page
+from chiasm.reports.case_scores import against_cohort
 from chiasm.reports.gallery import GalleryCase, in_ras
 from chiasm.reports.naive_comparison import rank
 from chiasm.reports.pictures import write_picture
