@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -75,6 +75,12 @@ class Case:
     known: Path | None = None
     reading: Reading = STRICT
     label_threshold: float | None = None
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """Its files by role: the images, then mask and labels where it has them."""
+        maps = {"mask": self.mask, "labels": self.labels}
+        return {**self.images, **{role: path for role, path in maps.items() if path is not None}}
 
 
 @dataclass(frozen=True)
@@ -175,6 +181,16 @@ def images_among(files: Mapping[str, Path]) -> dict[str, Path]:
     return {role: file for role, file in files.items() if role not in MAPS}
 
 
+def with_files(case: Case, files: Mapping[str, Path]) -> Case:
+    """Return a case with these files, by role: its images, its mask and its labels."""
+    return replace(case, images=images_among(files), mask=files.get("mask"), labels=files.get("labels"))
+
+
+def regions_of(cases: Iterable[Case], declared: Regions) -> Regions:
+    """Return the regions that a cohort has: those declared where any case has labels, else none."""
+    return declared if any(case.labels for case in cases) else {}
+
+
 def grouped(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
     """Group items by a key, the groups and what is in each in the order in which they occur.
 
@@ -191,6 +207,21 @@ def without_problems(items: Sequence[T | Problem]) -> tuple[list[T], list[Proble
     """Part what could be read from why the others could not."""
     problems = [one for one in items if isinstance(one, Problem)]
     return [one for one in items if not isinstance(one, Problem)], problems
+
+
+def without_problems_by_role(found: Mapping[str, T | Problem]) -> tuple[dict[str, T], list[Problem]]:
+    """Part what could be found for each role from why nothing could for the others."""
+    _, problems = without_problems(list(found.values()))
+    return {role: one for role, one in found.items() if not isinstance(one, Problem)}, problems
+
+
+def only(items: Collection[T]) -> T | None:
+    """Return the only one of some items; None where there are none or several.
+
+    >>> only(["t1"]), only(["t1", "t2"])
+    ('t1', None)
+    """
+    return next(iter(items)) if len(items) == 1 else None
 
 
 def repeated(names: Iterable[str]) -> list[str]:
@@ -219,16 +250,10 @@ def without_unsafe_names(cohort: Cohort) -> Cohort:
     Raises:
         CohortError: If no case is left.
     """
-    kept, problems = [], list(cohort.problems)
-    for case in cohort.cases:
-        problem = unsafe_name(case)
-        if problem is None:
-            kept.append(case)
-        else:
-            problems.append(problem)
-    if cohort.cases and not kept:
+    kept, problems = without_problems([unsafe_name(case) or case for case in cohort.cases])
+    if problems and not kept:
         raise CohortError(f"has no usable case; {problems[-1].message}", path=cohort.root, reason="unsafe-id")
-    return cohort if len(kept) == len(cohort.cases) else replace(cohort, cases=tuple(kept), problems=tuple(problems))
+    return replace(cohort, cases=tuple(kept), problems=(*cohort.problems, *problems))
 
 
 def unsafe_name(case: Case) -> Problem | None:

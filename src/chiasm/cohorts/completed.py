@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from chiasm.checksums import sha256_of
-from chiasm.cohorts.cases import MAPS, Case, Regions, volume_stem
+from chiasm.cohorts.cases import MAPS, Case, Regions, volume_stem, with_files
 from chiasm.cohorts.images import read_case_image, read_case_labels
 from chiasm.cohorts.labels import read_label_map
 from chiasm.cohorts.manifests import MANIFESTS, SIDECAR
@@ -115,33 +115,39 @@ def copy_case(case: Case, root: Path) -> Case:
         VolumeError: If a file cannot be read.
         ChiasmError: If one cannot be written.
     """
-    folder = root / case.id
-    return replace(
-        case,
-        images={name: _copied(case, path, name, folder) for name, path in case.images.items()},
-        mask=None if case.mask is None else _copied(case, case.mask, "mask", folder),
-        labels=None if case.labels is None else _copied(case, case.labels, "labels", folder),
-        label_threshold=None,
-    )
+    copies = {role: _copied(case, path, role, root / case.id) for role, path in case.files.items()}
+    return replace(with_files(case, copies), label_threshold=None)
 
 
 def _copied(case: Case, path: Path, role: str, folder: Path) -> Path:
     """Copy one file of a case and return where."""
-    is_soft = role == "labels" and case.label_threshold is not None
-    if is_soft or is_dicom(path) or len(volume_files(path)) > 1:
-        volume = _volume_of(case, path, role)
-        copy = folder / f"{case.id}_{role}.nii.gz"
-        write_volume(copy, volume.array, volume.geometry, labels=role in MAPS)
-        return copy
-    copy = folder / f"{case.id}_{role}{path.name[len(volume_stem(path.name) or '') :]}"
+    if _is_soft(case, role) or is_dicom(path) or len(volume_files(path)) > 1:
+        return _converted(case, path, role, folder / f"{case.id}_{role}.nii.gz")
+    return _same_file(path, folder / f"{case.id}_{role}{path.name[len(volume_stem(path.name) or '') :]}")
+
+
+def _same_file(path: Path, copy: Path) -> Path:
+    """Copy a file as it is, unless it is there already, and return where."""
     if not copy.is_file() or sha256_of(copy) != sha256_of(path):
         copy_file(path, copy)
     return copy
 
 
+def _converted(case: Case, path: Path, role: str, copy: Path) -> Path:
+    """Write one file of a case as NIfTI and return where."""
+    volume = _volume_of(case, path, role)
+    write_volume(copy, volume.array, volume.geometry, labels=role in MAPS)
+    return copy
+
+
+def _is_soft(case: Case, role: str) -> bool:
+    """Return whether a file of a case is of soft labels, which count from a threshold on."""
+    return role == "labels" and case.label_threshold is not None
+
+
 def _volume_of(case: Case, path: Path, role: str) -> Volume:
     """Read one file of a case as it is used; soft labels as the voxels that count."""
-    if role == "labels" and case.label_threshold is not None:
+    if _is_soft(case, role):
         return read_label_map(case, {})
     return read_case_labels(case, path) if role in MAPS else read_case_image(case, role)
 
@@ -160,22 +166,34 @@ def write_completed(root: Path, cases: Sequence[Case], regions: Regions) -> None
     Raises:
         ChiasmError: If the folder cannot be written.
     """
-    modalities = sorted({name for case in cases for name in case.images})
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["id", "subject", "site", "split", *modalities, "mask", "labels", "synthetic"])
-    for case in cases:
-        writer.writerow(_manifest_row(case, modalities, root))
-    notes: dict[str, object] = {"regions": {name: list(values) for name, values in regions.items()}} if regions else {}
+    if notes := _notes(cases, regions):
+        write_json(root / SIDECAR, notes)
+    write_text(root / MANIFESTS[0], _manifest(root, cases))
+
+
+def _notes(cases: Sequence[Case], regions: Regions) -> dict[str, object]:
+    """Return what `cohort.json` says of a completed cohort, if anything."""
+    notes: dict[str, object] = {}
+    if regions:
+        notes["regions"] = {name: list(values) for name, values in regions.items()}
     if cases and cases[0].reading != STRICT:  # the copies keep their headers
         notes["reading"] = asdict(cases[0].reading)
-    if notes:
-        write_json(root / SIDECAR, notes)
-    write_text(root / MANIFESTS[0], text.getvalue())
+    return notes
 
 
-def _manifest_row(case: Case, modalities: Sequence[str], root: Path) -> list[str]:
-    files = [*(case.images.get(name) for name in modalities), case.mask, case.labels]
-    cells = ["" if file is None else file.relative_to(root).as_posix() for file in files]
-    role = case.split or ("train" if case.synthetic else "")
-    return [case.id, case.subject, case.site or "", role, *cells, " ".join(case.synthetic)]
+def _manifest(root: Path, cases: Sequence[Case]) -> str:
+    """Return the table that lists the files of all cases."""
+    roles = [*sorted({name for case in cases for name in case.images}), *MAPS]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["id", "subject", "site", "split", *roles, "synthetic"])
+    writer.writerows(_manifest_row(case, roles, root) for case in cases)
+    return text.getvalue()
+
+
+def _manifest_row(case: Case, roles: Sequence[str], root: Path) -> list[str]:
+    """Return what the manifest says of a case: its files by role, from the cohort's folder on."""
+    files = {role: path.relative_to(root).as_posix() for role, path in case.files.items()}
+    split = case.split or ("train" if case.synthetic else "")
+    cells = [files.get(role, "") for role in roles]
+    return [case.id, case.subject, case.site or "", split, *cells, " ".join(case.synthetic)]

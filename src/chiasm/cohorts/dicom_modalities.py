@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
-from chiasm.cohorts.cases import ALIASES, MODALITIES, role_of
+from chiasm.cohorts.cases import ALIASES, MODALITIES, only, role_of
 from chiasm.volumes.dicom_choice import folder_name
 from chiasm.volumes.dicom_series import Series
 
@@ -37,8 +37,13 @@ def modality_of(series: Series, scans: Sequence[Series]) -> str | None:
     by_folder = role_of(last_word(folder_name(series)))
     if by_folder in MODALITIES:
         return by_folder
-    if series.modality != "MR":
-        return "ct" if series.modality == "CT" else None
+    if series.modality == "MR":
+        return _contrast_of_mr(series, scans)
+    return "ct" if series.modality == "CT" else None
+
+
+def _contrast_of_mr(series: Series, scans: Sequence[Series]) -> str | None:
+    """Return the weighting that a description names, or that it is the patient's only MR."""
     return _weighting(series) or ("mr" if _is_only_mr(series, scans) else None)
 
 
@@ -57,11 +62,16 @@ def _weighting(series: Series) -> str | None:
     words = set(re.split(r"[^a-z0-9*]+", text))
     if words & NO_PLAIN_CONTRAST or "*" in text:
         return None
-    found = {ALIASES.get(word, word) for word in words} & WEIGHTINGS
-    found -= {"t2"} if "flair" in found else set()
+    found = _weightings_among(words)
     if found == {"t1"} and (series.contrast or words & WITH_AGENT):
         return "t1ce"
-    return found.pop() if len(found) == 1 else None
+    return only(found)
+
+
+def _weightings_among(words: Collection[str]) -> set[str]:
+    """Return the weightings that words name; a FLAIR may be called T2 as well."""
+    found = {ALIASES.get(word, word) for word in words} & WEIGHTINGS
+    return found - {"t2"} if "flair" in found else found
 
 
 def _is_only_mr(series: Series, scans: Sequence[Series]) -> bool:

@@ -9,13 +9,22 @@ their ids only as a hash: they show that two folders are one person's.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-from chiasm.cohorts.cases import Case, Problem, grouped, images_among, role_of, volume_stem
+from chiasm.cohorts.cases import (
+    Case,
+    Problem,
+    grouped,
+    only,
+    role_of,
+    volume_stem,
+    with_files,
+    without_problems_by_role,
+)
 from chiasm.cohorts.completed import is_synthetic
 from chiasm.cohorts.dicom_modalities import guess_modality, modality_of
 from chiasm.cohorts.dicom_places import Patient, find_patients, role_of_patient
@@ -24,7 +33,7 @@ from chiasm.errors import RecipeError
 from chiasm.volumes.dicom_choice import fitting, pick_series
 from chiasm.volumes.dicom_files import DicomFile
 from chiasm.volumes.dicom_kinds import is_kind_word, parse_kind
-from chiasm.volumes.dicom_series import LABEL_MAP, SEGMENTATION, STRUCTURES, Series, is_dicom
+from chiasm.volumes.dicom_series import Series, is_dicom
 from chiasm.volumes.dicom_structures import has_usual_labels
 from chiasm.volumes.screening import STRICT, Reading
 
@@ -88,19 +97,24 @@ def parse_rules(texts: Iterable[str], sources: Sequence[str] = ()) -> dict[str, 
     """
     rules: dict[str, str] = {}
     for text in texts:
-        name, equals, words = text.partition("=")
-        if is_kind_word(name) or not equals:
-            name, words = (sources[0], text) if len(sources) == 1 else ("", text)
-        role = role_of(name.strip())
-        if not words.strip() or not role or role in rules:
+        role, words = _parse_rule(text, sources)
+        if not words or not role or role in rules:
             raise RecipeError(
                 "a rule for series must name a modality, once, and what its series is called",
                 reason="series",
                 found=repr(text),
                 expected="MODALITY=WORDS, such as t2=SPACE",
             )
-        rules[role] = words.strip()
+        rules[role] = words
     return rules
+
+
+def _parse_rule(text: str, sources: Sequence[str]) -> tuple[str, str]:
+    """Part a rule into the modality, "" where that is not clear, and the words for its series."""
+    name, equals, words = text.partition("=")
+    if is_kind_word(name) or not equals:
+        name, words = only(sources) or "", text
+    return role_of(name.strip()), words.strip()
 
 
 def holds_dicom(path: Path) -> bool:
@@ -138,39 +152,35 @@ def read_dicom_folder(root: Path, selection: Selection) -> DicomFolder:
     notes: list[Problem] = []
     for patient in find_patients(root):
         taken, found = assign(patient, selection)
-        listing += _listed(patient, taken) if patient.series else ()
+        listing += _listed(patient, taken)
         files, scattered = _files_of(patient, taken)
         files = _naming_structures(files, taken, selection)
         problems += [*found, *scattered]
-        if images := images_among(dict(sorted(files.items()))):
-            split = role_of_patient(patient, root)
-            cases.append(Case(patient.id, patient.subject, images, files.get("mask"), files.get("labels"), split=split))
+        case = with_files(Case(patient.id, patient.subject, {}), dict(sorted(files.items())))
+        if case.images:
+            cases.append(replace(case, split=role_of_patient(patient, root)))
         elif not found:
             notes.append(_nothing_known(patient, selection.alone or "t1"))
     return DicomFolder(tuple(sorted(cases, key=lambda case: case.id)), tuple(problems), tuple(listing), tuple(notes))
 
 
 def _files_of(patient: Patient, taken: Mapping[str, Series]) -> tuple[dict[str, Path], list[Problem]]:
-    """Return the path of each series that is taken, by role, and which are scattered."""
-    paths = {role: path_of(series, patient) for role, series in taken.items()}
-    scattered = [
-        Problem(
-            series.parts[0].place,
-            "scattered",
-            f"case {patient.id}, {role}: the files of series {series.choice} lie among those of others",
-            patient.id,
-            role,
-        )
-        for role, series in taken.items()
-        if paths[role] is None
-    ]
-    return {role: path for role, path in paths.items() if path is not None}, scattered
+    """Return the path of each series that is taken, by role, and which have none."""
+    return without_problems_by_role(
+        {role: path_of(series, patient) or _scattered(series, role, patient) for role, series in taken.items()}
+    )
+
+
+def _scattered(series: Series, role: str, patient: Patient) -> Problem:
+    """Say that no path stands for a series."""
+    message = f"case {patient.id}, {role}: the files of series {series.choice} lie among those of others"
+    return Problem(series.parts[0].place, "scattered", message, patient.id, role)
 
 
 def _naming_structures(files: dict[str, Path], taken: Mapping[str, Series], selection: Selection) -> dict[str, Path]:
     """Let the paths of a structure set go on to the structures that make the labels, and those that make the mask."""
     series = taken.get("labels")
-    if series is None or series.sop_class != STRUCTURES or "labels" not in files:
+    if series is None or not series.is_structure_set or "labels" not in files:
         return files
     named, path = dict(files), files["labels"]
     inside = {role: structures_of(selection.structures, role) for role in ("labels", "mask")}
@@ -199,19 +209,19 @@ def _nothing_known(patient: Patient, role: str) -> Problem:
 
 def assign(patient: Patient, selection: Selection) -> tuple[dict[str, Series], list[Problem]]:
     """Say which modality each series of a patient is, and which cannot be used, with reasons."""
-    problems = [Problem(error.path or patient.place, error.reason, str(error), patient.id) for error in patient.broken]
-    images = [series for series in patient.series if series.is_readable]
-    taken: dict[str, Series] = {}
-    candidates = _candidates(images, selection)
-    for role in filter(candidates.get, candidates):
-        only = _only_one(candidates[role], role, patient, selection)
-        if isinstance(only, Problem):
-            problems.append(only)
-        else:
-            taken[role] = only
-    if "labels" not in selection.series and (drawn := _drawn_on(images, taken.values())) is not None:
-        taken["labels"] = drawn
-    return taken, problems
+    images = patient.readable
+    candidates = {role: found for role, found in _candidates(images, selection).items() if found}
+    taken, problems = without_problems_by_role(
+        {role: _only_one(found, role, patient, selection) for role, found in candidates.items()}
+    )
+    if "labels" not in selection.series:
+        taken |= _drawn_on(images, taken.values())
+    return taken, [*_damaged(patient), *problems]
+
+
+def _damaged(patient: Patient) -> list[Problem]:
+    """Say which files of a patient are damaged."""
+    return [Problem(error.path or patient.place, error.reason, str(error), patient.id) for error in patient.broken]
 
 
 def _only_one(found: Sequence[Series], role: str, patient: Patient, selection: Selection) -> Series | Problem:
@@ -226,20 +236,26 @@ def _only_one(found: Sequence[Series], role: str, patient: Patient, selection: S
     return Problem(patient.place, "several-series", message, patient.id, role)
 
 
-def _drawn_on(images: Sequence[Series], taken: Iterable[Series]) -> Series | None:
+def _drawn_on(images: Sequence[Series], taken: Iterable[Series]) -> dict[str, Series]:
     """Return the only label map of a patient, if it lies in the frame of reference of all series that are taken."""
-    drawn = [series for series in images if series.sop_class in (SEGMENTATION, LABEL_MAP, STRUCTURES)]
+    drawn = only([series for series in images if series.is_label_map or series.is_structure_set])
     frames = {series.frame_uid for series in taken}
-    return drawn[0] if len(drawn) == 1 and frames == {drawn[0].frame_uid} else None
+    return {} if drawn is None or frames != {drawn.frame_uid} else {"labels": drawn}
 
 
 def _candidates(images: Sequence[Series], selection: Selection) -> dict[str, list[Series]]:
     """Return the series that may be each modality: by rules, and for modalities without a rule by what they say."""
     scans = _scans_among(images)
     fits = {role: _ruled(role, words, images, scans) for role, words in selection.series.items()}
-    if not fits and selection.alone is not None and len({series.uid for series in scans}) == 1:
-        return {selection.alone: [series for series in scans if not series.shows_no_contrast]}
+    fits = fits or _lone_scan(scans, selection.alone)
     return fits | _guessed(scans, fits)
+
+
+def _lone_scan(scans: Sequence[Series], modality: str | None) -> dict[str, list[Series]]:
+    """Return a patient's only scan as the modality that it stands for, if it does; phase and maps never do."""
+    if modality is None or len({series.uid for series in scans}) != 1:
+        return {}
+    return {modality: [series for series in scans if not series.shows_no_contrast]}
 
 
 def _scans_among(images: Sequence[Series]) -> list[Series]:
@@ -250,8 +266,8 @@ def _scans_among(images: Sequence[Series]) -> list[Series]:
 
 def _guessed(scans: Sequence[Series], fits: Mapping[str, Sequence[Series]]) -> dict[str, list[Series]]:
     """Return the scans that fit no rule, by the modality that they say of themselves, if no rule is for it."""
-    ruled = {id(series) for series in chain.from_iterable(fits.values())}
-    free = [series for series in scans if id(series) not in ruled]
+    ruled = set(chain.from_iterable(fits.values()))
+    free = [series for series in scans if series not in ruled]
     guessed = grouped(free, lambda series: guess_modality(series, scans))
     return {role: found for role, found in guessed.items() if role and role not in fits}
 
@@ -268,18 +284,22 @@ def _unfit(series: Series, role: str, patient: Patient, selection: Selection) ->
     fault = series.fault
     if fault is not None and not (selection.reading.resample_tilt and fault.reason in MENDABLE):
         return Problem(patient.place, fault.reason, f"case {patient.id}, {role}: {fault}", patient.id, role)
-    for mark in marks_of(series):
-        if mark not in selection.allow:
-            warning = WARNINGS[mark]
-            message = f'case {patient.id}, {role}: {warning}; allow it with {{"allow": ["{mark}"]}} in cohort.json'
-            return Problem(patient.place, mark, message, patient.id, role)
-    return None
+    mark = forbidden_mark(marks_of(series), selection.allow)
+    if mark is None:
+        return None
+    message = f'case {patient.id}, {role}: {WARNINGS[mark]}; allow it with {{"allow": ["{mark}"]}} in cohort.json'
+    return Problem(patient.place, mark, message, patient.id, role)
 
 
 WARNINGS = {
     "burned-in": "the DICOM series says that identifying text is drawn into its images",
     "synthetic": "the image says of itself that it was made, not acquired",
 }
+
+
+def forbidden_mark(marks: Iterable[str], allow: Collection[str]) -> str | None:
+    """Return the first mark that keeps an image from training, or None where all are allowed."""
+    return next((mark for mark in marks if mark not in allow), None)
 
 
 def marks_of(series: Series) -> tuple[str, ...]:
@@ -316,18 +336,29 @@ def path_of(series: Series, patient: Patient) -> Path | None:
     stands for all of the series in its folder; for some of the images of a
     multi-frame file, a path that goes on into it.
     """
-    parts, first = series.parts, series.parts[0]
-    others = _parts_of_others(series, patient)
+    parts, others = series.parts, _parts_of_others(series, patient)
     if series.apart and not set(parts).isdisjoint(others):
-        return first.place / series.apart if len(parts) == 1 or series.concatenated else None
+        return _path_into_file(series)
     if len(parts) == 1 and series.images > 1:
-        return first.place
-    shared = Path(os.path.commonpath([part.place.parent for part in parts]))
-    is_beside = {part.place.parent for part in parts} == {shared}
-    return _holder_alone(series, shared, others) or (first.place if is_beside else None)
+        return parts[0].place
+    return _path_of_files(series, others)
+
+
+def _path_into_file(series: Series) -> Path | None:
+    """Return the path of some of the images of a multi-frame file, which goes on into it; None for other files."""
+    is_multi_frame = len(series.parts) == 1 or series.concatenated
+    return series.parts[0].place / series.apart if is_multi_frame else None
+
+
+def _path_of_files(series: Series, others: Sequence[DicomFile]) -> Path | None:
+    """Return the folder or archive of a series alone, else one of its files if all lie in one folder."""
+    folders = {part.place.parent for part in series.parts}
+    shared = Path(os.path.commonpath(folders))
+    return _holder_alone(series, shared, others) or (series.parts[0].place if folders == {shared} else None)
 
 
 def _parts_of_others(series: Series, patient: Patient) -> list[DicomFile]:
+    """Return the files of the other scans of a patient."""
     others = [other for other in patient.series if other.is_scan and other is not series]
     return list(chain.from_iterable(other.parts for other in others))
 
@@ -335,26 +366,39 @@ def _parts_of_others(series: Series, patient: Patient) -> list[DicomFile]:
 def _holder_alone(series: Series, shared: Path, others: Sequence[DicomFile]) -> Path | None:
     """Return the archive, or the folder that all files share, if it holds no other scan."""
     first = series.parts[0]
-    if first.member is None:
-        alone = not any(part.place.is_relative_to(shared) for part in others)
-        return shared if alone and series.is_scan else None
+    if first.member is not None:
+        return _archive_alone(series, others)
+    is_alone = not any(part.place.is_relative_to(shared) for part in others)
+    return shared if is_alone and series.is_scan else None
+
+
+def _archive_alone(series: Series, others: Sequence[DicomFile]) -> Path | None:
+    """Return the archive of a series if it holds no other scan; of what is no scan, one of its members."""
+    first = series.parts[0]
     if any(part.path == first.path for part in others):
         return None
     return first.path if series.is_scan else first.place
 
 
-def _listed(patient: Patient, taken: Mapping[str, Series]) -> Iterator[str]:
-    person = "" if patient.subject == patient.id else f" (the same person as {patient.subject})"
-    yield f"{patient.id}{person}:"
+def _listed(patient: Patient, taken: Mapping[str, Series]) -> list[str]:
+    """Return the lines that list the series of a patient, if there are any."""
+    if not patient.series:
+        return []
     roles = {series.choice: role for role, series in taken.items()}
-    with_images = [series for series in patient.series if series.is_readable]
-    for series in with_images:
-        yield _line_of(series, roles.get(series.choice))
-    if without := len(patient.series) - len(with_images):
-        yield f"  and {without} without images, such as reports"
+    lines = [_line_of(series, roles.get(series.choice)) for series in patient.readable]
+    without = len(patient.series) - len(lines)
+    others = [f"  and {without} without images, such as reports"] if without else []
+    return [_heading_of(patient), *lines, *others]
+
+
+def _heading_of(patient: Patient) -> str:
+    """Return the line above the series of a patient."""
+    person = "" if patient.subject == patient.id else f" (the same person as {patient.subject})"
+    return f"{patient.id}{person}:"
 
 
 def _line_of(series: Series, role: str | None) -> str:
+    """Return the line of a series: what it is called, and the role for which it is taken."""
     name = series.description or series.protocol
     structures = f": {', '.join(series.structures)}" if series.structures else ""
     return f"  {series.described()}" + (f", {name!r}" if name else "") + structures + (f" -> {role}" if role else "")

@@ -10,12 +10,11 @@ patient's.  Patients whose series still have several PatientIDs are taken apart.
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from chiasm.cohorts.cases import MAPS, MODALITIES, grouped, role_of
+from chiasm.cohorts.cases import MAPS, MODALITIES, grouped, only, repeated, role_of
 from chiasm.cohorts.dicom_modalities import last_word
 from chiasm.cohorts.folder_roles import FolderRole, role_of_folder, roles_of_folders, roles_of_siblings
 from chiasm.errors import VolumeError
@@ -41,6 +40,11 @@ class Patient(NamedTuple):
     broken: tuple[VolumeError, ...]
     place: Path
 
+    @property
+    def readable(self) -> list[Series]:
+        """Its series that may be read as a volume, and are no reports or the like."""
+        return [one for one in self.series if one.is_readable]
+
 
 def find_patients(root: Path) -> Iterator[Patient]:
     """Yield the patients of a folder, an archive or around a file, one after another.
@@ -55,20 +59,35 @@ def find_patients(root: Path) -> Iterator[Patient]:
 
 def role_of_patient(patient: Patient, root: Path) -> str | None:
     """Return the role that the folder above a patient's fixes, or the folder that several patients share."""
-    shared = patient.id != _name(patient.place)
-    folder = patient.place if shared else patient.place.parent
+    folder = _folder_of(patient)
     found = _roles_below(root).get(folder) or role_of_folder(folder.name)
     return found.role if found and folder != root and folder.is_relative_to(root) else None
 
 
+def _folder_of(patient: Patient) -> Path:
+    """Return the folder whose name may fix a patient's role: the one above, or the one that several patients share."""
+    is_shared = patient.id != _name(patient.place)
+    return patient.place if is_shared else patient.place.parent
+
+
 def _roles_below(root: Path) -> dict[Path, FolderRole]:
     """Return the folders of a root that fix a role; of numbered folders such as train_001, each is a patient's."""
-    names = [child.name for child in _children(root) if child.is_dir()] if root.is_dir() else []
+    names = _folders_in(root)
     found = roles_of_siblings(names)
-    trained = Counter(re.sub(r"\d+$", "", name) for name, role in found.items() if role.role == "train")
-    if max(trained.values(), default=0) > 1:
+    if _are_numbered_patients(found):
         found = roles_of_folders(names)
     return {root / name: role for name, role in found.items()}
+
+
+def _folders_in(root: Path) -> list[str]:
+    """Return the names of the folders in a root; none where it is a file."""
+    return [child.name for child in _children(root) if child.is_dir()] if root.is_dir() else []
+
+
+def _are_numbered_patients(found: Mapping[str, FolderRole]) -> bool:
+    """Return whether folders that would train differ in a number at their end."""
+    trained = [re.sub(r"\d+$", "", name) for name, role in found.items() if role.role == "train"]
+    return bool(repeated(trained))
 
 
 class _PatientGroup(NamedTuple):
@@ -99,13 +118,23 @@ class _PatientPlace(NamedTuple):
 
 def _patients_of(group: _PatientGroup, subjects: dict[str, str]) -> Iterator[Patient]:
     """Yield one patient for each PatientID of a group; `subjects` remembers the persons of all groups."""
-    people = sorted({series.patient for series in group.scan.series if series.images} - {""})
+    people = _people_of(group.scan)
     for person in people or [""]:
         series = _series_of(person, people, group.scan)
-        if group.scan.broken or any(one.images for one in series):
+        if group.scan.broken or _hold_images(series):
             case = _case_name(group.name, person, people)
             subject = subjects.setdefault(person, case) if person else case
             yield Patient(case, subject, series, group.scan.broken, group.place)
+
+
+def _people_of(scan: Scan) -> list[str]:
+    """Return the persons who are named by series with images."""
+    return sorted({series.patient for series in scan.series if series.images} - {""})
+
+
+def _hold_images(series: Iterable[Series]) -> bool:
+    """Return whether any of some series holds images, and is no report or the like."""
+    return any(one.images for one in series)
 
 
 def _case_name(place: str, person: str, people: Sequence[str]) -> str:
@@ -123,9 +152,13 @@ def _series_of(person: str, people: Sequence[str], scan: Scan) -> tuple[Series, 
 
 def _groups(root: Path) -> Iterator[_PatientGroup]:
     """Yield what belongs to one patient by its place."""
-    if not root.is_dir() or any(series.images for series in scan_folder_alone(root).series):
-        yield _PatientGroup(_name(root), root, scan_series(root))
-        return
+    if not root.is_dir() or _hold_images(scan_folder_alone(root).series):
+        return iter([_PatientGroup(_name(root), root, scan_series(root))])
+    return _groups_below(root)
+
+
+def _groups_below(root: Path) -> Iterator[_PatientGroup]:
+    """Yield a patient for each place below a root, or one for all of one study, or for those of one name."""
     lone: list[_PatientPlace] = []
     studies: set[str] = set()
     for place in _places_below(root):
@@ -135,7 +168,8 @@ def _groups(root: Path) -> Iterator[_PatientGroup]:
         else:
             studies.add("")  # more than one study: not all of the root is one patient's
             yield _PatientGroup(_name(place.path), *place)
-    if len(lone) > 1 and len(studies) == 1 and studies != {""}:
+    shared_study = only(studies)
+    if len(lone) > 1 and shared_study:
         yield _PatientGroup(_name(root), root, _together(lone))
     else:
         yield from _groups_by_name(lone, root)
@@ -143,11 +177,15 @@ def _groups(root: Path) -> Iterator[_PatientGroup]:
 
 def _places_below(root: Path) -> Iterator[_PatientPlace]:
     """Scan what may hold a patient, one place after another, and yield where there is DICOM."""
-    for child in _patients_below(root):
-        if child.is_dir() or (child.is_file() and _is_zip(child)):
-            scan = _scan_of(child)
-            if scan.series or scan.broken:
-                yield _PatientPlace(child, scan)
+    for child in filter(_may_hold_dicom, _patients_below(root)):
+        scan = _scan_of(child)
+        if scan.series or scan.broken:
+            yield _PatientPlace(child, scan)
+
+
+def _may_hold_dicom(path: Path) -> bool:
+    """Return whether a place is a folder or a zip archive."""
+    return path.is_dir() or (path.is_file() and _is_zip(path))
 
 
 def _groups_by_name(places: Sequence[_PatientPlace], root: Path) -> Iterator[_PatientGroup]:

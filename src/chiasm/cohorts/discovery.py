@@ -21,12 +21,14 @@ from chiasm.cohorts.cases import (
     Problem,
     Regions,
     reading_of,
+    regions_of,
     role_of,
     volume_stem,
     with_reading,
+    without_problems,
     without_unsafe_names,
 )
-from chiasm.cohorts.dicom_patients import WARNINGS, Selection, holds_dicom, marks_on, read_dicom_folder
+from chiasm.cohorts.dicom_patients import WARNINGS, Selection, forbidden_mark, holds_dicom, marks_on, read_dicom_folder
 from chiasm.cohorts.folder_roles import settle_roles
 from chiasm.cohorts.gathering import count_words, gather, with_account
 from chiasm.cohorts.known_layouts import LAYOUTS, File, Finds, Layout
@@ -79,28 +81,36 @@ def selection_of(recipe: Recipe, given: Selection | None = None, *, remember: bo
             pattern of subjects, need not fit it.
     """
     chosen, words = given or Selection(), recipe.data.select
-    return replace(
-        chosen,
-        reading=reading_of(recipe.data) | chosen.reading,
-        select=chosen.select or (() if remember else words),
-        remembered=words if remember else (),
-        subject_pattern=chosen.subject_pattern or recipe.split.subject_pattern,
-        lenient=remember and not chosen.subject_pattern,
-    )
+    pattern = chosen.subject_pattern or recipe.split.subject_pattern
+    asked = replace(chosen, reading=reading_of(recipe.data) | chosen.reading, subject_pattern=pattern)
+    if remember:
+        return replace(asked, remembered=words, lenient=not chosen.subject_pattern)
+    return replace(asked, select=chosen.select or words, remembered=(), lenient=False)
 
 
 def _find(root: Path, layout: str | None, selection: Selection) -> Cohort:
     _check_place(root, layout)
-    if layout == "dicom" or (layout is None and root.is_file() and holds_dicom(root)):
+    if layout == "dicom" or (layout is None and _is_dicom_file(root)):
         return _dicom_cohort(root, selection)
     manifest = manifest_of(root, forced=layout == "manifest")
     if manifest is not None and layout in (None, "manifest"):
-        return with_notes(_unmarked(_in_no_row(read_manifest(manifest)), selection), read_notes(manifest.parent))
+        return _listed_cohort(manifest, selection)
     if root.is_dir():
         return _cohort_below(root, layout, selection)
     raise CohortError(
         "is neither a folder nor a manifest", path=root, reason="no-folder", expected=".csv, .tsv or .json"
     )
+
+
+def _is_dicom_file(root: Path) -> bool:
+    """Return whether a place is a file of DICOM, or an archive."""
+    return root.is_file() and holds_dicom(root)
+
+
+def _listed_cohort(manifest: Path, selection: Selection) -> Cohort:
+    """Find the cases that a manifest lists."""
+    cohort = _unmarked(_in_no_row(read_manifest(manifest)), selection)
+    return with_notes(cohort, read_notes(manifest.parent))
 
 
 def _check_place(root: Path, layout: str | None) -> None:
@@ -129,17 +139,25 @@ def _cohort_below(root: Path, layout: str | None, selection: Selection) -> Cohor
 def _by_names(root: Path, layout: str | None, selection: Selection, files: Sequence[File]) -> Cohort | None:
     """Find the cases of a folder by the names of its volumes; None where they fit no layout."""
     notes = read_notes(root)
-    words = selection.select or selection.remembered or notes.select
     _check_words(root, selection.select, files)
-    for row in (row for row in LAYOUTS if _may_fit(row, layout, files)):
-        finds = row.find(root, files)
-        cases, problems, remarks = gather(root, finds, words)
-        if cases:
-            regions = _regions(row, finds, cases)
-            cohort = Cohort(root, row.name, tuple(cases), regions, tuple(problems), notes=tuple(remarks))
-            cohort = _unmarked(with_account(cohort, finds, files), selection)
-            return with_notes(_with_people(cohort, notes) if row.people else cohort, notes)
-    return None
+    fitting = (row for row in LAYOUTS if _may_fit(row, layout, files))
+    cohorts = (_by_layout(row, root, selection, files, notes) for row in fitting)
+    return next(filter(None, cohorts), None)
+
+
+def _by_layout(
+    row: Layout, root: Path, selection: Selection, files: Sequence[File], notes: ManifestNotes
+) -> Cohort | None:
+    """Find the cases of a folder by one layout; None where no names fit it."""
+    finds = row.find(root, files)
+    words = selection.select or selection.remembered or notes.select
+    cases, problems, remarks = gather(root, finds, words)
+    if not cases:
+        return None
+    regions = _regions(row, finds, cases)
+    cohort = Cohort(root, row.name, tuple(cases), regions, tuple(problems), notes=tuple(remarks))
+    cohort = _unmarked(with_account(cohort, finds, files), selection)
+    return with_notes(_with_people(cohort, notes) if row.people else cohort, notes)
 
 
 def _may_fit(row: Layout, asked: str | None, files: Sequence[File]) -> bool:
@@ -150,8 +168,7 @@ def _may_fit(row: Layout, asked: str | None, files: Sequence[File]) -> bool:
 
 
 def _regions(row: Layout, finds: Finds, cases: Sequence[Case]) -> Regions:
-    declared = row.regions if finds.regions is None else finds.regions
-    return declared if any(case.labels for case in cases) else {}
+    return regions_of(cases, row.regions if finds.regions is None else finds.regions)
 
 
 def _with_people(cohort: Cohort, notes: ManifestNotes) -> Cohort:
@@ -164,9 +181,7 @@ def _with_people(cohort: Cohort, notes: ManifestNotes) -> Cohort:
 
 def _in_no_row(cohort: Cohort) -> Cohort:
     """Note the volumes below a manifest's folder that no row names."""
-    known = {path for case in cohort.cases for path in (*case.images.values(), case.mask, case.labels)}
-    known |= {problem.path for problem in cohort.problems}
-    unused = tuple(file.path for file in volumes_below(cohort.root) if file.path not in known)
+    unused = _unlisted_volumes(cohort)
     if not unused:
         return cohort
     some = ", ".join(path.name for path in unused[:3])
@@ -174,19 +189,31 @@ def _in_no_row(cohort: Cohort) -> Cohort:
     return replace(cohort, unused=unused, notes=(*cohort.notes, Problem(cohort.root, "in-no-row", message)))
 
 
+def _unlisted_volumes(cohort: Cohort) -> tuple[Path, ...]:
+    """Return the volumes below a manifest's folder that neither a case nor a problem names."""
+    known = {path for case in cohort.cases for path in case.files.values()}
+    known |= {problem.path for problem in cohort.problems}
+    return tuple(file.path for file in volumes_below(cohort.root) if file.path not in known)
+
+
 def _check_words(root: Path, words: Sequence[str], files: Sequence[File]) -> None:
     """Refuse a word for choosing among files that stands in no file's name."""
     for word in words:
         if not any(count_words(file.path, [word]) for file in files):
-            some = ", ".join(file.path.name for file in files[:3])
-            series = "Words are for names of files; a DICOM series is chosen by a rule for series."
-            raise CohortError(
-                f"no file has the word {word!r} in its name",
-                path=root,
-                reason="select",
-                found=f"names such as {some}" if files else "no volume",
-                hint=None if files else series,
-            )
+            raise _word_in_no_name(root, word, files)
+
+
+def _word_in_no_name(root: Path, word: str, files: Sequence[File]) -> CohortError:
+    """Say that a word for choosing among files stands in no name."""
+    some = ", ".join(file.path.name for file in files[:3])
+    series = "Words are for names of files; a DICOM series is chosen by a rule for series."
+    return CohortError(
+        f"no file has the word {word!r} in its name",
+        path=root,
+        reason="select",
+        found=f"names such as {some}" if files else "no volume",
+        hint=None if files else series,
+    )
 
 
 def _dicom_cohort(root: Path, selection: Selection) -> Cohort:
@@ -204,9 +231,8 @@ def _dicom_cohort(root: Path, selection: Selection) -> Cohort:
         raise _nothing_to_list(root, found.problems)
     named = [name for name in notes.structures if name != "mask"]
     drawn = {name: (label,) for label, name in enumerate(named, start=1)} or LESION
-    regions = drawn if any(case.labels for case in found.cases) else {}
     cases = tuple(with_unique_ids(root, found.cases))
-    cohort = Cohort(root, "dicom", cases, regions, found.problems, found.listing, found.notes)
+    cohort = Cohort(root, "dicom", cases, regions_of(cases, drawn), found.problems, found.listing, found.notes)
     return with_notes(_with_people(cohort, notes), notes)
 
 
@@ -236,7 +262,7 @@ def _unmarked_case(case: Case, allow: Collection[str]) -> tuple[Case, list[Probl
     left_out: list[Problem] = []
     for name, path in case.images.items():
         marks = marks_on(case, name)
-        mark = next((mark for mark in marks if mark not in allow), None)
+        mark = forbidden_mark(marks, allow)
         if mark is None:
             kept[name] = path
             made += [name] * ("synthetic" in marks)
@@ -263,23 +289,34 @@ def volumes_below(root: Path) -> list[File]:
 
 
 def _unrecognised(root: Path, files: Sequence[File], layout: str | None) -> CohortError:
-    some = ", ".join(str(file.path.relative_to(root)) for file in files[:3])
-    found = f"{len(files)} volumes such as {some}" if files else f"no file that ends in {', '.join(VOLUME_SUFFIXES)}"
+    found = _volumes_in_words(root, files)
     if layout is not None:
         example = next((row.example for row in LAYOUTS if row.name == layout), "DICOM series")
         return CohortError(f"does not fit layout {layout}", path=root, reason="layout", found=found, expected=example)
     if not any(root.iterdir()):
         return CohortError("is an empty folder", path=root, reason="unknown-layout")
-    tables = [path.name for path in sorted(root.iterdir()) if path.suffix.lower() in (".csv", ".tsv")]
-    listed = f"; {tables[0]} is no manifest by its name" if tables else ""
     return CohortError(
         "fits no layout that is known",
         path=root,
         reason="unknown-layout",
-        found=found + listed,
+        found=found + _misnamed_table(root),
         expected="one of " + ", ".join(NAMES),
         hint="Rename the files, or list them in a manifest.csv with the columns subject, source, target.",
     )
+
+
+def _volumes_in_words(root: Path, files: Sequence[File]) -> str:
+    """Say how many volumes a folder holds, and name some."""
+    if not files:
+        return f"no file that ends in {', '.join(VOLUME_SUFFIXES)}"
+    some = ", ".join(str(file.path.relative_to(root)) for file in files[:3])
+    return f"{len(files)} volumes such as {some}"
+
+
+def _misnamed_table(root: Path) -> str:
+    """Say which table of a folder may be meant for a manifest and is not called as one, if any."""
+    tables = [path.name for path in sorted(root.iterdir()) if path.suffix.lower() in (".csv", ".tsv")]
+    return f"; {tables[0]} is no manifest by its name" if tables else ""
 
 
 # --- choosing --------------------------------------------------------------------------------------------------------
@@ -305,15 +342,7 @@ def select_cases(cohort: Cohort, sources: Sequence[str], target: str | None) -> 
     """
     wanted = list(dict.fromkeys([*sources, *([] if target is None else [target])]))
     _refuse_unknown_modality(cohort, wanted)
-    matters = {None, *MAPS, *wanted}
-    kept, problems = [], [problem for problem in cohort.problems if problem.modality in matters]
-    for case in cohort.cases:
-        if missing := [name for name in wanted if name not in case.images]:
-            folder = next(iter(case.images.values())).parent
-            message = f"case {case.id} has no {' and no '.join(missing)}"
-            problems.append(Problem(folder, "missing-modality", message, case.id))
-        else:
-            kept.append(case)
+    kept, incomplete = without_problems([_incomplete(case, wanted) or case for case in cohort.cases])
     if not kept:
         raise CohortError(
             f"no case has {' and '.join(wanted)} together",
@@ -322,7 +351,23 @@ def select_cases(cohort: Cohort, sources: Sequence[str], target: str | None) -> 
             found=_counted(cohort),
             hint=_way_to_modality(cohort, wanted),
         )
-    return replace(cohort, cases=tuple(kept), problems=tuple(problems))
+    return replace(cohort, cases=tuple(kept), problems=(*_problems_of(cohort, wanted), *incomplete))
+
+
+def _incomplete(case: Case, wanted: Sequence[str]) -> Problem | None:
+    """Say which of the modalities that are asked for a case lacks, if any."""
+    missing = [name for name in wanted if name not in case.images]
+    if not missing:
+        return None
+    folder = next(iter(case.images.values())).parent
+    message = f"case {case.id} has no {' and no '.join(missing)}"
+    return Problem(folder, "missing-modality", message, case.id)
+
+
+def _problems_of(cohort: Cohort, wanted: Sequence[str]) -> list[Problem]:
+    """Return the problems of a cohort but for those of modalities that are not asked for."""
+    matters = {None, *MAPS, *wanted}
+    return [problem for problem in cohort.problems if problem.modality in matters]
 
 
 def _refuse_unknown_modality(cohort: Cohort, wanted: Sequence[str]) -> None:
@@ -353,6 +398,11 @@ def _way_to_modality(cohort: Cohort, wanted: Sequence[str]) -> str | None:
     if cohort.layout != "dicom":
         return None
     lacking = next((name for name in wanted if name not in present), wanted[0])
+    return _way_to_series(cohort, lacking)
+
+
+def _way_to_series(cohort: Cohort, lacking: str) -> str:
+    """Say how to name the DICOM series that is a modality, and which series were left out."""
     way = f'Say which series it is: chiasm train --series {lacking}=WORDS, or "series" in cohort.json.'
     way += " chiasm inspect lists them."
     if cohort.problems:  # it may be there and have been left out

@@ -11,6 +11,7 @@ or one simulated head, what all of its images have in common is taken out first.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -69,18 +70,27 @@ def _whole(volume: Volume) -> View:
     in_ras = canonical(volume)
     image = np.asarray(in_ras.array, dtype=np.float32)
     some = image[tuple(slice(None, None, max(1, side // 48)) for side in image.shape)]
-    low, high = np.percentile(some, (1, 99))
-    if high <= low:
-        low, high = float(image.min()), float(image.max())
+    low, high = _ends(some, image)
     if high <= low:
         return np.zeros((SIDE,) * 3, np.float32)
     dark = above_background(some, low, high)
     view = np.clip(image - np.float32(dark), 0, np.float32(high - dark))
-    places = [_place(view, axis, spacing) for axis, spacing in enumerate(in_ras.geometry.spacing_mm)]
+    return _binned(view, in_ras.geometry.spacing_mm)
+
+
+def _ends(some: View, image: View) -> tuple[float, float]:
+    """Return the values between which most of an image lies; all of it where some voxels are of one value."""
+    low, high = np.percentile(some, (1, 99))
+    return (low, high) if low < high else (float(image.min()), float(image.max()))
+
+
+def _binned(view: View, spacing_mm: Sequence[float]) -> View:
+    """Return means over cubes around the content, high-pass filtered."""
+    places = [_place(view, axis, spacing) for axis, spacing in enumerate(spacing_mm)]
     width = 2 * REACH * float(np.sqrt(np.mean([variance for _, variance in places]))) / SIDE
     if width <= 0:  # one voxel
         return np.zeros((SIDE,) * 3, np.float32)
-    for (centre, _), spacing in zip(places, in_ras.geometry.spacing_mm, strict=True):
+    for (centre, _), spacing in zip(places, spacing_mm, strict=True):
         shares = _overlaps(view.shape[0], spacing, centre, width)
         view = np.tensordot(view, shares, axes=(0, 1))  # the axis that was first becomes the last
     from scipy.ndimage import gaussian_filter  # 0.25 s that predicting does not need
@@ -100,15 +110,13 @@ def find_near_duplicates(thumbnails: Mapping[str, Thumbnail]) -> list[Likeness]:
     names = sorted(name for name, view in thumbnails.items() if view.whole.any())
     if len(names) < 2:
         return []
-    found = {
-        (i, j): correlation
-        for by in (_same_textures, _same_wholes)
-        for i, j, correlation in by([thumbnails[name] for name in names])
-    }
+    several = [thumbnails[name] for name in names]
+    found = dict(chain(_same_textures(several), _same_wholes(several)))
     return [Likeness(names[i], names[j], correlation) for (i, j), correlation in sorted(found.items())]
 
 
-def _same_wholes(thumbnails: Sequence[Thumbnail]) -> Iterator[tuple[int, int, float]]:
+def _same_wholes(thumbnails: Sequence[Thumbnail]) -> Iterator[tuple[tuple[int, int], float]]:
+    """Yield the places of two images whose whole views are alike, and their correlation."""
     views = np.stack([one.whole.ravel() for one in thumbnails])
     alike = views @ views.T
     for i, j in _candidates(views, alike, ALIKE):
@@ -116,20 +124,20 @@ def _same_wholes(thumbnails: Sequence[Thumbnail]) -> Iterator[tuple[int, int, fl
         common = _common(views[others])
         correlation = _correlation(views[i], views[j], common)
         if correlation >= (SAME if len(common) else SAME_ALONE):
-            yield i, j, correlation
+            yield (i, j), correlation
 
 
-def _same_textures(thumbnails: Sequence[Thumbnail]) -> Iterator[tuple[int, int, float]]:
+def _same_textures(thumbnails: Sequence[Thumbnail]) -> Iterator[tuple[tuple[int, int], float]]:
+    """Yield the places of two images whose textures are alike, and their correlation."""
     views = np.stack([_unit(one.texture.values.ravel().astype(np.float32)) for one in thumbnails])
     alike = correlations([one.texture for one in thumbnails])
     for i, j in _candidates(views, alike, SAME_TEXTURE):
         shared = (thumbnails[i].texture.inside & thumbnails[j].texture.inside).ravel()
         others = views[(alike[i] < COPIES) & (alike[j] < COPIES)][:, shared]
         common = _common(others / np.maximum(np.linalg.norm(others, axis=1, keepdims=True), np.float32(1e-6)))
-        one, other = (_unit(view - common.T @ (common @ view)) for view in views[[i, j]][:, shared])
-        correlation = float(one @ other)
+        correlation = _correlation_without(common, *views[[i, j]][:, shared])
         if correlation >= (SAME_ALONE, SAME_BESIDE_ONE, SAME_TEXTURE)[min(len(others), 2)]:
-            yield i, j, correlation
+            yield (i, j), correlation
 
 
 def _candidates(views: View, alike: View, least: float) -> Iterator[tuple[int, int]]:
@@ -163,7 +171,12 @@ def _correlation(a: View, b: View, common: View) -> float:
     columns = np.stack([a, *(change.ravel() for change in changes)], axis=1)
     factors = np.linalg.lstsq(columns, b, rcond=None)[0]
     stored_again = b - columns[:, 1:] @ factors[1:]
-    one, other = (_unit(view - common.T @ (common @ view)) for view in (a, stored_again))
+    return _correlation_without(common, a, stored_again)
+
+
+def _correlation_without(common: View, a: View, b: View) -> float:
+    """Correlate two views without what is common."""
+    one, other = (_unit(view - common.T @ (common @ view)) for view in (a, b))
     return float(one @ other)
 
 

@@ -13,10 +13,11 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
-from chiasm.cohorts.cases import ALIASES, MODALITIES, Case, Cohort, Problem
+from chiasm.cohorts.cases import ALIASES, MODALITIES, Case, Cohort, Problem, grouped, only
 
 _WORDS = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -64,7 +65,7 @@ def role_of_folder(name: str) -> FolderRole | None:
     >>> [role_of_folder(name) for name in ("test01", "retest", "trainee", "testS")]
     [None, None, None, None]
     """
-    whole = _HELD_OUT.sub(r"\1out", name).lower()
+    whole = _in_one_word(name).lower()
     if whole in _WORDS:
         return FolderRole(_WORDS[whole], "")
     if match := _NNUNET_NAME.fullmatch(name):
@@ -87,11 +88,20 @@ def role_within_name(name: str) -> FolderRole | None:
         return found
     if name.lower() in _SHORT:
         return FolderRole(_SHORT[name.lower()], "")
-    words = {word.lower() for word in _PART.findall(_HELD_OUT.sub(r"\1out", name))}
-    roles = {_WITHIN[word] for word in words & set(_WITHIN)}
-    if len(roles) != 1 or words & _REPEATED:
+    role = _role_among({word.lower() for word in _PART.findall(_in_one_word(name))})
+    return FolderRole(role, _image_within(name)) if role else None
+
+
+def _in_one_word(name: str) -> str:
+    """Return a name with "held out" and the like as one word."""
+    return _HELD_OUT.sub(r"\1out", name)
+
+
+def _role_among(words: Collection[str]) -> str | None:
+    """Return the one role that words name; None for a scan and its repetition."""
+    if not _REPEATED.isdisjoint(words):
         return None
-    return FolderRole(roles.pop(), _image_within(name))
+    return only({_WITHIN[word] for word in words if word in _WITHIN})
 
 
 def _image_within(name: str) -> str:
@@ -124,15 +134,17 @@ def find_folder_roles(folders: Collection[str], own: Collection[str] = ()) -> di
         folders: Paths below the root, with "/".
         own: Paths of folders that are each one case's own, which fix nothing for others.
     """
-    shared = {str(path): path for path in _every(folders) if str(path) not in own or role_of_folder(path.name)}
-    levels: dict[int, dict[str, str]] = defaultdict(dict)
-    for path, place in shared.items():
-        levels[len(place.parts)][path] = place.name
+    shared = [path for path in _every(folders) if str(path) not in own or role_of_folder(path.name)]
     roles: dict[str, FolderRole] = {}
-    for names in levels.values():
-        found = roles_of_siblings(names.values())
-        roles |= {path: found[name] for path, name in names.items() if name in found}
+    for level in grouped(shared, lambda path: len(path.parts)).values():
+        roles |= _roles_on_level(level)
     return _with_some_held_out(roles)
+
+
+def _roles_on_level(paths: Sequence[PurePosixPath]) -> dict[str, FolderRole]:
+    """Say which folders of one level fix a role, by their paths."""
+    found = roles_of_siblings(path.name for path in paths)
+    return {str(path): found[path.name] for path in paths if path.name in found}
 
 
 def _with_some_held_out(roles: dict[str, FolderRole]) -> dict[str, FolderRole]:
@@ -152,22 +164,33 @@ def describe_folder_roles(
     Returns:
         Pairs of a reason, as of `Problem`, and a message.
     """
-    lines = []
+    return [*_read_as_roles(roles), *_not_read_as_roles(folders, {*own, *roles}, roles)]
+
+
+def _read_as_roles(roles: Mapping[str, FolderRole]) -> list[tuple[str, str]]:
+    """Describe the folders that fix a role only beside others."""
     longer = sorted(set(roles) - set(_by_themselves(roles)))
-    if longer:
-        some = ", ".join(f"{path} as {roles[path].role}" for path in longer[: 2 * SHOWN])
-        lines.append(("role-read", f"names of folders are read as roles in the split: {some}"))
+    if not longer:
+        return []
+    some = ", ".join(f"{path} as {roles[path].role}" for path in longer[: 2 * SHOWN])
+    return [("role-read", f"names of folders are read as roles in the split: {some}")]
+
+
+def _not_read_as_roles(
+    folders: Collection[str], settled: Collection[str], roles: Collection[str]
+) -> list[tuple[str, str]]:
+    """Describe the folders that hold a word for a role and fix none, where others beside them hold no such word."""
     words = {str(path) for path in _every(folders) if role_within_name(path.name)}
-    unread = sorted(words - {*own, *roles})
+    unread = sorted(words - set(settled))
     silent = _outside(folders, {*unread, *roles})
-    if unread and silent:
-        message = (
-            f"{_some(unread)} may name a role in the split, but stands beside folders without one ({_some(silent)}): "
-            "it fixes nothing, and all are split alike; to fix it, call the folders train, val and test, or write a "
-            "manifest with a column split"
-        )
-        lines.append(("role-word", message))
-    return lines
+    if not (unread and silent):
+        return []
+    message = (
+        f"{_some(unread)} may name a role in the split, but stands beside folders without one ({_some(silent)}): "
+        "it fixes nothing, and all are split alike; to fix it, call the folders train, val and test, or write a "
+        "manifest with a column split"
+    )
+    return [("role-word", message)]
 
 
 def _by_themselves(paths: Iterable[str]) -> list[str]:
@@ -209,9 +232,9 @@ def without_roles(folder: str, roles: Mapping[str, FolderRole]) -> str:
     'A'
     """
     parts = PurePosixPath(folder).parts
-    paths = ["/".join(parts[: depth + 1]) for depth in range(len(parts))]
+    paths = accumulate(parts, "{}/{}".format)
     kept = (roles[path].beside if path in roles else part for path, part in zip(paths, parts, strict=True))
-    return "/".join(part for part in kept if part)
+    return "/".join(filter(None, kept))
 
 
 def settle_roles(cohort: Cohort) -> Cohort:
@@ -227,20 +250,25 @@ def settle_roles(cohort: Cohort) -> Cohort:
         cases = tuple(replace(case, split=None) for case in cohort.cases)
         return replace(cohort, cases=cases, notes=(*cohort.notes, *_roles_in_names(cohort)))
     torn = _subjects_of_two_roles(cohort.cases)
-    cases = cohort.cases
-    if "validation" not in given:
-        cases = tuple(_freed(case) if case.subject not in torn else case for case in cases)
-    notes = [Problem(cohort.root, "folder-role", f"{_counted(cases)} by their folder{_free(cohort.cases)}")]
-    if torn:
-        first = min(torn)
-        message = f"subject {first} has cases in the folders of {' and '.join(sorted(torn[first]))}"
-        notes.append(Problem(cohort.root, "two-roles", f"{message}; no split can be made of them"))
-    return replace(cohort, cases=cases, notes=(*cohort.notes, *notes))
+    cases = cohort.cases if "validation" in given else _free_to_validate(cohort.cases, torn)
+    note = Problem(cohort.root, "folder-role", f"{_counted(cases)} by their folder{_free(cohort.cases)}")
+    return replace(cohort, cases=cases, notes=(*cohort.notes, note, *_torn_note(cohort, torn)))
 
 
-def _freed(case: Case) -> Case:
-    """Let a case that trains validate as well."""
-    return replace(case, split=None) if case.split == "train" else case
+def _free_to_validate(cases: Iterable[Case], torn: Collection[str]) -> tuple[Case, ...]:
+    """Let the cases that train validate as well, but for those of subjects that have two roles."""
+    return tuple(
+        replace(case, split=None) if case.split == "train" and case.subject not in torn else case for case in cases
+    )
+
+
+def _torn_note(cohort: Cohort, torn: Mapping[str, Collection[str]]) -> list[Problem]:
+    """Note the first subject that has two roles, if any."""
+    if not torn:
+        return []
+    first = min(torn)
+    message = f"subject {first} has cases in the folders of {' and '.join(sorted(torn[first]))}"
+    return [Problem(cohort.root, "two-roles", f"{message}; no split can be made of them")]
 
 
 def _subjects_of_two_roles(cases: Sequence[Case]) -> dict[str, set[str]]:
@@ -272,9 +300,11 @@ def _free(cases: Iterable[Case]) -> str:
 
 
 def _counted(cases: Iterable[Case]) -> str:
-    counts = Counter(case.split for case in cases if case.split)
-    return " and ".join(
-        f"{counts[role]} {'case is' if counts[role] == 1 else 'cases are'} fixed to {role}"
-        for role in ("train", "validation", "test")
-        if counts[role]
-    )
+    counts = Counter(case.split for case in cases)
+    fixed = (_fixed_in_words(counts[role], role) for role in ("train", "validation", "test") if counts[role])
+    return " and ".join(fixed)
+
+
+def _fixed_in_words(count: int, role: str) -> str:
+    """Say how many cases are fixed to a role."""
+    return f"{count} {'case is' if count == 1 else 'cases are'} fixed to {role}"

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from chiasm.cohorts.cases import MAPS, Case, Cohort, Problem, grouped, images_among, volume_stem
+from chiasm.cohorts.cases import (
+    MAPS,
+    Case,
+    Cohort,
+    Problem,
+    grouped,
+    repeated,
+    volume_stem,
+    with_files,
+    without_problems,
+)
 from chiasm.cohorts.folder_roles import (
     FolderRole,
     describe_folder_roles,
@@ -54,6 +63,11 @@ class _CaseFiles(NamedTuple):
     members: Sequence[Find]
 
     @property
+    def first(self) -> Find:
+        """The file whose name names the case and its person."""
+        return self.members[0]
+
+    @property
     def site(self) -> str | None:
         """The first site that a file's name states."""
         return next((find.site for find in self.members if find.site), None)
@@ -74,24 +88,23 @@ def gather(root: Path, finds: Finds, words: Sequence[str] = ()) -> Gathered:
     own = _own_folders(finds.files, root)
     roles = find_folder_roles(folders, own)
     groups, problems = _groups([_placed(find, root, roles) for find in finds.files])
-    problems = [*finds.problems, *problems]
-    counts = Counter(group.members[0].case for group in groups)
-    with_folders = any(count > 1 for count in counts.values())
-    cases: list[Case] = []
     notes = [Problem(root, reason, message) for reason, message in describe_folder_roles(folders, own, roles)]
-    for group in groups:
-        first = group.members[0]
-        in_full = with_folders or names_visit_alone(first.case)
-        name, subject = _names(group, roles) if in_full else (first.case, first.subject)
-        paths, seconds = _chosen(name, group.members, words)
+    made: list[Case | Problem] = []
+    for group, (name, subject) in zip(groups, _names_of(groups, roles), strict=True):
+        files, seconds = _chosen(name, group.members, words)
         notes += seconds
-        if images := images_among(dict(sorted(paths.items()))):
-            mask, labels = paths.get("mask"), paths.get("labels")
-            cases.append(Case(name, subject, images, mask, labels, group.site, group.split))
-        else:
-            message = f"case {name} has no image, only a mask or labels"
-            problems.append(Problem(first.path, "no-image", message, name))
-    return Gathered(with_unique_ids(root, cases), problems, notes)
+        made.append(_case_of(group, name, subject, files))
+    cases, without_image = without_problems(made)
+    return Gathered(with_unique_ids(root, cases), [*finds.problems, *problems, *without_image], notes)
+
+
+def _case_of(group: _CaseFiles, name: str, subject: str, files: Mapping[str, Path]) -> Case | Problem:
+    """Make a case of its files by role, or say that none is an image."""
+    case = Case(name, subject, {}, site=group.site, split=group.split)
+    case = with_files(case, dict(sorted(files.items())))
+    if case.images:
+        return case
+    return Problem(group.first.path, "no-image", f"case {name} has no image, only a mask or labels", name)
 
 
 def _own_folders(finds: Iterable[Find], root: Path) -> set[str]:
@@ -123,9 +136,20 @@ def _groups(finds: Iterable[Find]) -> tuple[list[_CaseFiles], list[Problem]]:
     return groups, problems
 
 
-def _names(group: _CaseFiles, roles: Mapping[str, FolderRole]) -> tuple[str, str]:
+def _names_of(groups: Sequence[_CaseFiles], roles: Mapping[str, FolderRole]) -> list[tuple[str, str]]:
+    """Name each case and its person, by their folders too where names repeat or are those of visits."""
+    are_repeated = bool(repeated(group.first.case for group in groups))
+    return [
+        _names_with_folder(group, roles)
+        if are_repeated or names_visit_alone(group.first.case)
+        else (group.first.case, group.first.subject)
+        for group in groups
+    ]
+
+
+def _names_with_folder(group: _CaseFiles, roles: Mapping[str, FolderRole]) -> tuple[str, str]:
     """Name a case and its person by folder and name; a folder that fixes a role says nothing of the person."""
-    first = group.members[0]
+    first = group.first
     folder = group.place[: -len(first.case)].strip("/")
     place = folder.replace("/", "_") or group.split or ""
     person = without_roles(folder, roles).replace("/", "_")
@@ -137,16 +161,13 @@ def _names(group: _CaseFiles, roles: Mapping[str, FolderRole]) -> tuple[str, str
 
 def _chosen(case: str, members: Sequence[Find], words: Sequence[str]) -> tuple[dict[str, Path], list[Problem]]:
     """Return one file for each image of a case, and a note for each other."""
-    by_role = grouped(members, lambda find: find.role)
-    chosen = {
-        role: choose([find.path for find in finds], words, grids=role not in MAPS) for role, finds in by_role.items()
-    }
-    notes = [
-        Problem(path, "several", f"case {case} has a second {role}; {chosen[role].name} is used", case)
-        for role, finds in by_role.items()
-        for path in sorted(find.path for find in finds)
-        if path != chosen[role]
-    ]
+    chosen: dict[str, Path] = {}
+    notes: list[Problem] = []
+    for role, finds in grouped(members, lambda find: find.role).items():
+        paths = sorted(find.path for find in finds)
+        best = chosen[role] = choose(paths, words, grids=role not in MAPS)
+        message = f"case {case} has a second {role}; {best.name} is used"
+        notes += [Problem(path, "several", message, case) for path in paths if path != best]
     return chosen, notes
 
 
@@ -158,12 +179,16 @@ def choose(paths: Sequence[Path], words: Sequence[str], *, grids: bool = True) -
         words: As they stand in names, such as "acq-mprage".
         grids: Whether grids matter, as they do not for masks.
     """
-    counts = {path: count_words(path, words) for path in paths}
-    left = [path for path in paths if counts[path] == max(counts.values())]
+    left = _first_ranked(paths, lambda path: -count_words(path, words))
     if len(left) > 1 and grids:
-        voxels = {path: _voxel(path) for path in left}
-        left = [path for path in left if voxels[path] == min(voxels.values())]
+        left = _first_ranked(left, _voxel)
     return min(left, key=lambda path: (len(path.name), path.as_posix()))
+
+
+def _first_ranked(paths: Sequence[Path], rank: Callable[[Path], float | tuple[float, float]]) -> list[Path]:
+    """Return the paths of the lowest rank, all that share it."""
+    ranks = [rank(path) for path in paths]
+    return [path for path, its in zip(paths, ranks, strict=True) if its == min(ranks)]
 
 
 def count_words(path: Path, words: Iterable[str]) -> int:
@@ -216,7 +241,7 @@ def with_account(cohort: Cohort, finds: Finds, files: Sequence[File]) -> Cohort:
     understood = {find.path for find in finds.files} | {problem.path for problem in cohort.problems}
     unused = [file.path for file in files if file.path not in understood]
     others = list_images(cohort.root, files)
-    names = {name for find in finds.files for name in (find.case, find.subject)}
+    names = {find.case for find in finds.files} | {find.subject for find in finds.files}
     beside, strange = _by_case(unused, cohort, names)
     others_beside, lost = _by_case(others, cohort, names)
     notes = (
@@ -254,15 +279,20 @@ def _belongs(path: Path, cohort: Cohort, names: Collection[str]) -> bool:
         return True
     if cohort.layout == "bids" and relative.parts[0] in BESIDE_SCANS:
         return True
-    ends = [place for place, letter in enumerate(path.name) if letter in "_-. "]
-    return any(path.name[:end] in names for end in ends)
+    return _begins_with_name(path.name, names)
+
+
+def _begins_with_name(text: str, names: Collection[str]) -> bool:
+    """Say whether a file's name is one of these up to a mark that parts words."""
+    return any(text[: mark.start()] in names for mark in re.finditer(r"[_\-. ]", text))
 
 
 def _fitting(cohort: Cohort, lost: Sequence[Path], files: Sequence[File]) -> str:
     """Say which other layout the names of most files fit, if any."""
     if not lost:
         return ""
-    some = [file for file in files if file.path in set(lost)]
+    paths = set(lost)
+    some = [file for file in files if file.path in paths]
     counts = {row.name: len(row.find(cohort.root, some).files) for row in LAYOUTS if row.name != cohort.layout}
     best = max(counts, key=lambda name: counts[name])
     return f"; {counts[best]} fit layout {best}" if counts[best] else ""

@@ -112,19 +112,26 @@ def named(pattern: str, roles: Mapping[str, str] | None = None, *, by_folder: bo
             of one name in two folders are two people's.
     """
     compiled = re.compile(f"(?:^|/){pattern}$")
+    words = roles or {}
 
     def find(_root: Path, files: Sequence[File]) -> Finds:
-        finds = []
-        for file in files:
-            if match := compiled.search(file.stem):
-                parts = match.groupdict()
-                case, what = parts["case"], parts["what"]
-                group = file.stem[: match.end("case")] if by_folder else case
-                role = (roles or {}).get(what) or role_of(what)
-                finds.append(Find(group, case, parts.get("subject") or case, role, file.path, parts.get("site")))
-        return Finds(finds)
+        return Finds([_by_groups(match, file, words, by_folder) for match, file in _matches(compiled, files)])
 
     return find
+
+
+def _matches(pattern: re.Pattern[str], files: Sequence[File]) -> list[tuple[re.Match[str], File]]:
+    """Return the files whose path fits a pattern, and how."""
+    return [(match, file) for file in files if (match := pattern.search(file.stem))]
+
+
+def _by_groups(match: re.Match[str], file: File, roles: Mapping[str, str], by_folder: bool) -> Find:
+    """Understand a file by the groups of a pattern of `named`."""
+    parts = match.groupdict()
+    case, what = parts["case"], parts["what"]
+    group = file.stem[: match.end("case")] if by_folder else case
+    role = roles.get(what) or role_of(what)
+    return Find(group, case, parts.get("subject") or case, role, file.path, parts.get("site"))
 
 
 _BIDS = re.compile(
@@ -136,15 +143,19 @@ _BIDS = re.compile(
 def find_bids(root: Path, files: Sequence[File]) -> Finds:
     """Understand BIDS: raw images in `anat`, masks wherever they lie; a session is a case, its person the subject."""
     sites = _bids_sites(root / "participants.tsv")
-    finds = []
-    for file in files:
-        if match := _BIDS.search(file.stem):
-            subject = match["subject"]
-            entities = dict(part.split("-", 1) for part in match["entities"].split("_")[1:])
-            case = f"{subject}_ses-{entities['ses']}" if "ses" in entities else subject
-            if role := _bids_role(match["suffix"], entities, file):
-                finds.append(Find(case, case, subject, role, file.path, sites.get(subject)))
-    return Finds(finds)
+    finds = (_bids_find(match, file, sites) for match, file in _matches(_BIDS, files))
+    return Finds(list(filter(None, finds)))
+
+
+def _bids_find(match: re.Match[str], file: File, sites: Mapping[str, str]) -> Find | None:
+    """Understand one file of BIDS; None where it is of no use."""
+    subject = match["subject"]
+    entities = dict(part.split("-", 1) for part in match["entities"].split("_")[1:])
+    role = _bids_role(match["suffix"], entities, file)
+    if role is None:
+        return None
+    case = f"{subject}_ses-{entities['ses']}" if "ses" in entities else subject
+    return Find(case, case, subject, role, file.path, sites.get(subject))
 
 
 def _bids_role(suffix: str, entities: Mapping[str, str], file: File) -> str | None:
@@ -167,12 +178,19 @@ def _bids_mask(entities: Mapping[str, str]) -> str | None:
 
 
 def _bids_sites(path: Path) -> dict[str, str]:
+    """Return where each participant was scanned, as a table of them says."""
     if not path.is_file():
         return {}
     with path.open(encoding="utf-8-sig", newline="") as text:
         rows = list(csv.DictReader(text, delimiter="\t"))
-    named_site = ((row.get("participant_id"), row.get("site") or row.get("acquisition_site")) for row in rows)
-    return {subject: site for subject, site in named_site if subject and site and site != "n/a"}
+    named_sites = ((row.get("participant_id"), _bids_site(row)) for row in rows)
+    return {subject: site for subject, site in named_sites if subject and site}
+
+
+def _bids_site(row: Mapping[str, str]) -> str | None:
+    """Return where a participant was scanned, if a row says so."""
+    site = row.get("site") or row.get("acquisition_site")
+    return None if site == "n/a" else site
 
 
 _NNUNET = re.compile(r"(?:^|/)(images|labels)(Tr|Ts|Va|Val)/([^/]+)$")
@@ -186,16 +204,16 @@ def find_nnunet(root: Path, files: Sequence[File]) -> Finds:
     Raises:
         CohortError: If `dataset.json` is damaged or names no channels.
     """
-    matches = [(match, file.path) for file in files if (match := _NNUNET.search(file.stem))]
+    matches = _matches(_NNUNET, files)
     path = root / "dataset.json"
     if not matches or not (path.is_file() or _has_channels(matches)):
         return Finds()
     channels, regions = _nnunet_names(path) if path.is_file() else (None, None)
-    finds, problems = without_problems([_nnunet_find(match, file, channels) for match, file in matches])
+    finds, problems = without_problems([_nnunet_find(match, file.path, channels) for match, file in matches])
     return Finds(_with_targets(finds, path, regions or {}), problems, regions)
 
 
-def _has_channels(matches: Sequence[tuple[re.Match[str], Path]]) -> bool:
+def _has_channels(matches: Sequence[tuple[re.Match[str], File]]) -> bool:
     """Return whether images have two channels or more."""
     images = [match[3] for match, _ in matches if match[1] == "images"]
     return len({name[-5:] for name in images if re.search(r"_\d{4}$", name)}) > 1
@@ -204,18 +222,27 @@ def _has_channels(matches: Sequence[tuple[re.Match[str], Path]]) -> bool:
 def _nnunet_find(match: re.Match[str], file: Path, channels: Mapping[str, str] | None) -> Find | Problem:
     """Understand one file of `imagesTr` and the like; without names, channels are called by their numbers."""
     kind, part, name = match.groups()
-    case, _, channel = name.rpartition("_")
+    split = "test" if part == "Ts" else None
     if kind == "labels":
-        case, role = name, "labels"
-    elif channels is None:
-        role = channel if re.fullmatch(r"\d{4}", channel) else ""
-    else:
-        role = channels.get(channel, "")
+        return Find(name, name, name, "labels", file, split=split)
+    case, _, channel = name.rpartition("_")
+    role = _role_of_channel(channel, channels)
     if role:
-        return Find(case, case, case, role, file, split="test" if part == "Ts" else None)
+        return Find(case, case, case, role, file, split=split)
+    return Problem(file, "channel", _strange_channel(channel, channels), case or name)
+
+
+def _role_of_channel(channel: str, channels: Mapping[str, str] | None) -> str:
+    """Return the modality that a channel's number stands for; "" where it stands for none."""
+    if channels is not None:
+        return channels.get(channel, "")
+    return channel if re.fullmatch(r"\d{4}", channel) else ""
+
+
+def _strange_channel(channel: str, channels: Mapping[str, str] | None) -> str:
+    """Say that a channel stands for no modality."""
     known = "0000, 0001, ..." if channels is None else "dataset.json: " + ", ".join(sorted(channels))
-    message = f"channel {channel or '(none)'} is not one of {known}"
-    return Problem(file, "channel", message, case or name)
+    return f"channel {channel or '(none)'} is not one of {known}"
 
 
 def _nnunet_names(path: Path) -> tuple[dict[str, str], Regions]:
@@ -231,25 +258,29 @@ def _nnunet_names(path: Path) -> tuple[dict[str, str], Regions]:
 
 def _with_targets(finds: Sequence[Find], description: Path, regions: Regions) -> list[Find]:
     """Take labelsTr for target images where it holds such: the modality that `dataset.json` calls "target"."""
-    labels = [find for find in finds if find.role == "labels"]
-    declared = set(chain.from_iterable(regions.values()))
-    if not labels or not holds_image(labels[0].path, declared):
+    if not _hold_images(finds, regions):
         return list(finds)
     content = read_object(description) if description.is_file() else {}
     called = role_of(str(content.get("target", "target")))
     return [find._replace(role=called) if find.role == "labels" else find for find in finds]
 
 
+def _hold_images(finds: Sequence[Find], regions: Regions) -> bool:
+    """Return whether the first file in the place of labels is an image."""
+    first = next((find.path for find in finds if find.role == "labels"), None)
+    return first is not None and holds_image(first, set(chain.from_iterable(regions.values())))
+
+
 def _nnunet_regions(labels: Mapping[str, object]) -> Regions:
-    regions = {}
-    for name, value in labels.items():
-        # Version 1 maps number to name, version 2 name to number or to a list of numbers.
-        if str(name).isdigit():
-            name, value = str(value), int(name)
-        values = tuple(int(v) for v in value) if isinstance(value, list) else (int(str(value)),)
-        if name not in ("background", "ignore") and values != (0,):
-            regions[name] = values
-    return regions
+    regions = (_nnunet_region(name, value) for name, value in labels.items())
+    return {name: values for name, values in regions if name not in ("background", "ignore") and values != (0,)}
+
+
+def _nnunet_region(name: str, value: object) -> tuple[str, tuple[int, ...]]:
+    """Return a region and its labels: version 1 maps number to name, version 2 name to one number or several."""
+    if str(name).isdigit():
+        return str(value), (int(name),)
+    return name, tuple(map(int, value)) if isinstance(value, list) else (int(str(value)),)
 
 
 def find_two_folders(_root: Path, files: Sequence[File]) -> Finds:
@@ -257,14 +288,8 @@ def find_two_folders(_root: Path, files: Sequence[File]) -> Finds:
 
     Folders that fix a role may lie above or below (`train/T1`, `A/test`), or be part of the name (`trainA`, `trainB`).
     """
-    parents = {file.stem.rpartition("/")[0] for file in files}
-    roles = find_folder_roles(parents)
-    places = {parent: (role_above(parent, roles, ""), without_roles(parent, roles)) for parent in parents}
-    split_stems = [(*file.stem.rpartition("/")[::2], file.path) for file in files]
-    below = [_InFolder(*places[parent], name, path) for parent, name, path in split_stems]
-    below = [one for one in below if one.folder and "/" not in one.folder]
     finds, problems = [], []
-    for inside in grouped(below, lambda one: one.split).values():
+    for inside in grouped(_in_folders(files), lambda one: one.split).values():
         found, lost = _paired_by_name(inside)
         finds += found
         problems += lost
@@ -285,14 +310,33 @@ class _InFolder(NamedTuple):
         return Find(self.name, self.name, self.name, role_of(self.folder), self.path, split=self.split)
 
 
+def _in_folders(files: Sequence[File]) -> list[_InFolder]:
+    """Return the files that lie in a folder for one modality."""
+    places = _places_of({file.stem.rpartition("/")[0] for file in files})
+    split_stems = ((*file.stem.rpartition("/")[::2], file.path) for file in files)
+    return [_InFolder(*places[parent], name, path) for parent, name, path in split_stems if parent in places]
+
+
+def _places_of(folders: Collection[str]) -> dict[str, tuple[str | None, str]]:
+    """Return the role and the name of each folder for one modality, by its path."""
+    roles = find_folder_roles(folders)
+    names = {folder: without_roles(folder, roles) for folder in folders}
+    return {folder: (role_above(folder, roles, ""), name) for folder, name in names.items() if name and "/" not in name}
+
+
 def _paired_by_name(files: Sequence[_InFolder]) -> tuple[list[Find], list[Problem]]:
     """Pair the files of several folders by their names."""
     folders = grouped(files, lambda one: one.folder)
-    images = {folder: {one.name for one in folders[folder]} for folder in folders if role_of(folder) not in MAPS}
+    images = _images_by_folder(folders)
     paired = set.intersection(*images.values()) if len(images) > 1 else set()
     parted = grouped(chain.from_iterable(folders.values()), lambda one: one.name in paired)
     lost = [_without_partner(one, images) for one in parted.get(False, ()) if one.folder in images]
     return [one.find for one in parted.get(True, ())], lost
+
+
+def _images_by_folder(folders: Mapping[str, Sequence[_InFolder]]) -> dict[str, set[str]]:
+    """Return the names of the files in each folder that holds images, and no masks or labels."""
+    return {folder: {one.name for one in inside} for folder, inside in folders.items() if role_of(folder) not in MAPS}
 
 
 def _without_partner(file: _InFolder, images: Mapping[str, Collection[str]]) -> Problem:

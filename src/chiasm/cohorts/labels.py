@@ -48,17 +48,22 @@ def read_label_map(case: Case, regions: Regions) -> Volume:
     except VolumeError as error:
         if error.reason != SOFT:
             raise
-        if case.label_threshold is None:
-            raise VolumeError(
-                error.what,
-                path=error.path,
-                reason=SOFT,
-                found=error.found,
-                hint=f'Say in {SIDECAR} from which value on a voxel counts: {{"labels": {{"threshold": 0.5}}}}.',
-            ) from error
-        labels = _above(case.label_threshold, case, case.labels)
+        labels = _above(_required_threshold(case, error), case, case.labels)
     check_label_values(labels.array, regions, case.labels)
     return labels
+
+
+def _required_threshold(case: Case, soft: VolumeError) -> float:
+    """Return from which value on a voxel of soft labels counts; refuse them where nobody says it."""
+    if case.label_threshold is None:
+        raise VolumeError(
+            soft.what,
+            path=soft.path,
+            reason=SOFT,
+            found=soft.found,
+            hint=f'Say in {SIDECAR} from which value on a voxel counts: {{"labels": {{"threshold": 0.5}}}}.',
+        ) from soft
+    return case.label_threshold
 
 
 def _above(threshold: float, case: Case, path: Path) -> Volume:
@@ -133,14 +138,20 @@ def check_label_values(array: NDArray[np.generic], regions: Regions, path: Path)
         VolumeError: With reason "labels".
     """
     values = np.unique(array)
-    if broken := [value for value in values.tolist() if value != int(value)]:
-        raise VolumeError("labels are not whole numbers", path=path, reason="labels", found=broken[0])
+    _refuse_fractions(values, path)
     if values.size and (least := int(values.min())) < 0:
         raise VolumeError(
             "labels are negative", path=path, reason="labels", found=least, expected="0 for the background, else above"
         )
     if regions:
         _refuse_undeclared(values, {0, *chain.from_iterable(regions.values())}, path)
+
+
+def _refuse_fractions(values: NDArray[np.generic], path: Path) -> None:
+    """Refuse labels that are no whole numbers."""
+    broken = next((value for value in values.tolist() if value != int(value)), None)
+    if broken is not None:
+        raise VolumeError("labels are not whole numbers", path=path, reason="labels", found=broken)
 
 
 def _refuse_undeclared(values: NDArray[np.generic], declared: Collection[int], path: Path) -> None:

@@ -35,10 +35,11 @@ from chiasm.cohorts.cases import (
     Cohort,
     Problem,
     Regions,
-    images_among,
+    regions_of,
     repeated,
     role_of,
     volume_stem,
+    with_files,
     without_problems,
 )
 from chiasm.errors import CohortError, RunError, shortened
@@ -125,9 +126,7 @@ def read_notes(root: Path) -> ManifestNotes:
     """
     path = root / SIDECAR
     content: Mapping[str, Any] = read_object(path) if path.is_file() else {}
-    for key, (is_expected, form) in _FORMS.items():
-        if key in content and not is_expected(content[key]):
-            raise _other_form(path, form)
+    _check_forms(content, path)
     threshold = content.get("labels", {}).get("threshold")
     return ManifestNotes(
         cases=content.get("cases", {}),
@@ -139,6 +138,13 @@ def read_notes(root: Path) -> ManifestNotes:
         label_threshold=None if threshold is None else float(threshold),
         select=tuple(content.get("select", ())),
     )
+
+
+def _check_forms(content: Mapping[str, Any], path: Path) -> None:
+    """Refuse values that are not of the form that is expected."""
+    for key, (is_expected, form) in _FORMS.items():
+        if key in content and not is_expected(content[key]):
+            raise _other_form(path, form)
 
 
 def _other_form(path: Path, expected: str) -> CohortError:
@@ -191,15 +197,22 @@ def declared_regions(content: object, path: Path) -> Regions:
         CohortError: If it is not of the form.
     """
     table = content if isinstance(content, Mapping) else {"": content}  # no region has an empty name
-    lists: dict[str, list[Any]] = {
-        str(name): value if isinstance(value, list) else [value] for name, value in table.items()
-    }
-    are_labels = all(isinstance(value, int) and value > 0 for value in chain.from_iterable(lists.values()))
-    if not are_labels or not all(map(is_plain, lists)):
+    lists = {str(name): _as_list(value) for name, value in table.items()}
+    if not all(map(is_plain, lists)) or not all(map(_is_label, chain.from_iterable(lists.values()))):
         raise CohortError(
             "declares regions wrongly", path=path, reason="regions", expected='{"WT": [1, 2, 4], "ET": [4]}'
         )
     return {name: tuple(values) for name, values in lists.items()}
+
+
+def _as_list(value: Any) -> list[Any]:
+    """Return one value or several as a list."""
+    return value if isinstance(value, list) else [value]
+
+
+def _is_label(value: object) -> bool:
+    """Return whether a value can be that of a region: a whole number above 0."""
+    return isinstance(value, int) and value > 0
 
 
 def read_object(path: Path) -> Mapping[str, object]:
@@ -270,16 +283,15 @@ def read_manifest(path: Path) -> Cohort:
     cases, problems = without_problems([_case_of(row, columns) for row in rows])
     with_unique_ids(path, [*cases, *(Case(p.case, p.case, {}) for p in problems if p.case)])
     if not cases:
-        reason = "unsafe-id" if problems[0].reason == "unsafe-id" else "no-cases"
-        raise CohortError(f"has no usable row; {problems[0].message}", path=path, reason=reason)
-    declared = regions or LESION
-    return Cohort(
-        path.parent,
-        "manifest",
-        tuple(with_unique_ids(path, cases)),
-        declared if any(case.labels for case in cases) else {},
-        tuple(problems),
-    )
+        raise _no_usable_row(path, problems[0])
+    ordered = tuple(with_unique_ids(path, cases))
+    return Cohort(path.parent, "manifest", ordered, regions_of(cases, regions or LESION), tuple(problems))
+
+
+def _no_usable_row(path: Path, first: Problem) -> CohortError:
+    """Say why no row of a manifest can be used."""
+    reason = "unsafe-id" if first.reason == "unsafe-id" else "no-cases"
+    return CohortError(f"has no usable row; {first.message}", path=path, reason=reason)
 
 
 @dataclass(frozen=True)
@@ -313,20 +325,31 @@ class _Row:
 
 def _case_of(row: _Row, columns: Mapping[str, str]) -> Case | Problem:
     """Make a case of a row, or say why it is left out."""
-    unsafe = next((name for name in (row.subject, row.case) if not is_safe_id(name)), None)
-    if unsafe is not None:
-        found = shortened(unsafe)
-        return row.problem("unsafe-id", f"the subject or id {found} cannot be used: a name is {SAFE_NAME}")
+    if not (is_safe_id(row.subject) and is_safe_id(row.case)):
+        return _unsafe_row(row)
     split = _split_of(row)
     files = _files_of(row, columns)
-    missing = next((role for role, file in files.items() if not file.exists()), None)
-    if missing is not None:
-        return row.problem("missing-file", f"the {missing} of case {row.case} does not exist", files[missing])
-    images = images_among(files)
-    if not images:
+    problem = _missing_file(row, files)
+    if problem is not None:
+        return problem
+    case = with_files(Case(row.case, row.subject, {}, site=row.cells.get("site") or None, split=split), files)
+    if not case.images:
         return row.problem("no-image", f"case {row.case} has no image")
-    site, made = row.cells.get("site") or None, _synthetic_images(row, images)
-    return Case(row.case, row.subject, images, files.get("mask"), files.get("labels"), site, split, made)
+    return replace(case, synthetic=_synthetic_images(row, case.images))
+
+
+def _missing_file(row: _Row, files: Mapping[str, Path]) -> Problem | None:
+    """Say which of a row's files is not there, if any."""
+    missing = next((role for role, file in files.items() if not file.exists()), None)
+    if missing is None:
+        return None
+    return row.problem("missing-file", f"the {missing} of case {row.case} does not exist", files[missing])
+
+
+def _unsafe_row(row: _Row) -> Problem:
+    """Say that a row's subject or id cannot be used."""
+    found = shortened(row.case if is_safe_id(row.subject) else row.subject)
+    return row.problem("unsafe-id", f"the subject or id {found} cannot be used: a name is {SAFE_NAME}")
 
 
 def _split_of(row: _Row) -> str | None:
@@ -361,19 +384,18 @@ def manifest_of(root: Path, *, forced: bool) -> Path | None:
     """
     if root.is_file():
         return root if root.suffix.lower() in (".csv", ".tsv", ".json") else None
-    for path in (root / name for name in MANIFESTS):
-        if path.is_file() and (forced or "subject" in _head(path).lower()):
-            return path
-    if forced:
+    there = [root / name for name in MANIFESTS if (root / name).is_file()]
+    if forced and not there:
         raise CohortError("holds no manifest", path=root, reason="layout", expected=" or ".join(MANIFESTS))
-    return None
+    return there[0] if forced else next(filter(_names_subjects, there), None)
 
 
-def _head(path: Path) -> str:
-    """Return a table's first line, or the start of a JSON file."""
+def _names_subjects(path: Path) -> bool:
+    """Return whether a table's first line, or the start of a JSON file, speaks of subjects."""
     with path.open(encoding="utf-8", errors="replace") as text:
         start = text.read(4096)
-    return start if path.suffix == ".json" else start.lstrip().partition("\n")[0]
+    head = start if path.suffix == ".json" else start.lstrip().partition("\n")[0]
+    return "subject" in head.lower()
 
 
 _Pairs = Sequence[tuple[str, str]]  # headings and cells of a row
@@ -403,12 +425,17 @@ def _json_rows(path: Path) -> tuple[list[_Pairs], Regions | None]:
         content = content.get("cases")
     if not isinstance(content, list) or not all(map(_is_row, content)):
         raise CohortError("is no list of rows", path=path, reason="json", expected='[{"subject": ...}, ...]')
-    return [[(str(key), "" if cell is None else str(cell)) for key, cell in row.items()] for row in content], regions
+    return [_cells_of(row) for row in content], regions
 
 
 def _is_row(row: object) -> bool:
     scalar = (str, int, float, type(None))
     return isinstance(row, Mapping) and all(isinstance(cell, scalar) for cell in row.values())
+
+
+def _cells_of(row: Mapping[object, object]) -> _Pairs:
+    """Return headings and cells of a row of JSON, as text."""
+    return [(str(key), "" if cell is None else str(cell)) for key, cell in row.items()]
 
 
 def _table_rows(path: Path, text: str) -> list[_Pairs]:
@@ -419,6 +446,12 @@ def _table_rows(path: Path, text: str) -> list[_Pairs]:
         table = [row for row in csv.reader(lines, delimiter=separator) if any(map(str.strip, row))]
     except csv.Error as error:  # a cell without end
         raise CohortError("is no table", path=path, reason="ragged", found=error) from error
+    _check_lengths(table, path)
+    return [list(zip(table[0], row, strict=True)) for row in table[1:]]
+
+
+def _check_lengths(table: Sequence[Sequence[str]], path: Path) -> None:
+    """Refuse a table in which a row is longer or shorter than the header."""
     for number, row in enumerate(table):
         if len(row) != len(table[0]):
             raise CohortError(
@@ -428,7 +461,6 @@ def _table_rows(path: Path, text: str) -> list[_Pairs]:
                 found=f"{len(row)} cells",
                 expected=len(table[0]),
             )
-    return [list(zip(table[0], row, strict=True)) for row in table[1:]]
 
 
 def _separator(header: str) -> str:
@@ -445,7 +477,7 @@ def _by_meaning(pairs: _Pairs, path: Path) -> dict[str, str]:
 
 def _image_columns(path: Path, rows: Sequence[_Row]) -> dict[str, str]:
     """Map each column that holds images to its modality."""
-    keys = dict.fromkeys(key for row in rows for key in row.cells if key not in _RESERVED.values())
+    keys = dict.fromkeys(chain.from_iterable(row.cells for row in rows))
     columns = {key: _modality_of(key) for key in keys if _holds_images(key, rows)}
     if twice := repeated(columns.values()):
         raise CohortError("has two columns of one modality", path=path, reason="columns", found=", ".join(twice))
@@ -470,7 +502,9 @@ def _modality_of(column: str) -> str:
 
 
 def _holds_images(column: str, rows: Sequence[_Row]) -> bool:
-    """Return whether a column names volumes, by its own name or by its cells."""
+    """Return whether a column that means nothing else names volumes, by its own name or by its cells."""
+    if column in _RESERVED.values():
+        return False
     is_modality = _modality_of(column) in (*MODALITIES, "source", "target")
     return is_modality or any(volume_stem(row.cells.get(column, "")) for row in rows)
 
@@ -479,22 +513,29 @@ def _inside(text: str, row: _Row) -> Path:
     """Return the file that a manifest's cell names, refusing whatever leaves the manifest's folder."""
     root = row.manifest.parent
     candidate = root / text
-
-    def refusal(reason: str, why: str) -> CohortError:
-        return row.refusal(why, reason, repr(text), hint="Keep the files below the manifest, and name them from there.")
-
     if "\0" in text:
-        raise refusal("nul", "a path holds a NUL character")
+        raise _strange_path(text, row, "a path holds a NUL character", reason="nul")
     if ".." in (*PurePosixPath(text).parts, *PureWindowsPath(text).parts):
-        raise refusal("outside", "a path holds '..'")
+        raise _strange_path(text, row, "a path holds '..'")
     if Path(text).is_absolute() and not candidate.is_relative_to(root.absolute()):
-        raise refusal("outside", "an absolute path lies outside the manifest's folder")
-    try:
-        real, _ = candidate.resolve(), candidate.exists()
-    except (OSError, RuntimeError) as error:  # a loop of links, a name too long
-        raise refusal("outside", "a link leads nowhere") from error
-    except ValueError as error:  # half a character
-        raise refusal("outside", "a path cannot be a file's name") from error
-    if not real.is_relative_to(root.resolve()):
-        raise refusal("outside", "a link leads out of the manifest's folder")
+        raise _strange_path(text, row, "an absolute path lies outside the manifest's folder")
+    if not _without_links(candidate, text, row).is_relative_to(root.resolve()):
+        raise _strange_path(text, row, "a link leads out of the manifest's folder")
     return candidate
+
+
+def _without_links(path: Path, text: str, row: _Row) -> Path:
+    """Return where a path leads, refusing one that leads nowhere."""
+    try:
+        real, _ = path.resolve(), path.exists()
+    except (OSError, RuntimeError) as error:  # a loop of links, a name too long
+        raise _strange_path(text, row, "a link leads nowhere") from error
+    except ValueError as error:  # half a character
+        raise _strange_path(text, row, "a path cannot be a file's name") from error
+    return real
+
+
+def _strange_path(text: str, row: _Row, why: str, reason: str = "outside") -> CohortError:
+    """Refuse a manifest for a path in one of its rows."""
+    hint = "Keep the files below the manifest, and name them from there."
+    return row.refusal(why, reason, repr(text), hint=hint)

@@ -9,13 +9,12 @@ gives decides, for every case that it matches.
 from __future__ import annotations
 
 import re
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from chiasm.cohorts.cases import Case, Cohort, Problem
+from chiasm.cohorts.cases import Case, Cohort, Problem, grouped
 from chiasm.errors import CohortError, RecipeError
 
 MOST_VISITS = 20  # cases of one name; more are taken for a numbered series of people
@@ -86,17 +85,23 @@ def group_relatives(cases: Sequence[Case]) -> tuple[list[Case], list[Problem]]:
     Returns:
         The cases, and notes of what was grouped and what may belong together.
     """
-    visits, unclear = _visits(sorted({case.subject for case in cases}))
-    renamed = {name: stem for stem, names in visits.items() for name in names}
-    grouped = [replace(case, subject=renamed.get(case.subject, case.subject)) for case in cases]
-    left = sorted({case.subject for case in cases} - set(renamed))
+    people = sorted({case.subject for case in cases})
+    visits, unclear = _visits(people)
+    renamed = _stem_by_name(visits)
+    by_person = [replace(case, subject=renamed.get(case.subject, case.subject)) for case in cases]
+    left = [name for name in people if name not in renamed]
     kinds = (
         _NameFamilies(unclear, "differ in a word for visits"),
         _NameFamilies(_numbered(left, unclear), "differ in a number at the end"),
         _NameFamilies(_families(left, _LETTER), "differ in a letter at the end"),
     )
-    questions = [_question(cases, grouped, kind) for kind in kinds if kind.families]
-    return grouped, [*_grouped_notes(cases, visits), *questions]
+    questions = [_question(cases, by_person, kind) for kind in kinds if kind.families]
+    return by_person, [*_grouped_notes(cases, visits), *questions]
+
+
+def _stem_by_name(families: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """Return the stem of each name of some families."""
+    return {name: stem for stem, names in families.items() for name in names}
 
 
 def _visits(people: Sequence[str]) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
@@ -105,7 +110,7 @@ def _visits(people: Sequence[str]) -> tuple[dict[str, list[str]], dict[str, list
     most = max(map(len, families.values()), default=0)
     if most > FEW and 2 * most > len(people):
         return {}, families
-    clear = {stem: names for stem, names in families.items() if _is_somebody(stem)}
+    clear = _of_somebody(families)
     return clear, {stem: names for stem, names in families.items() if stem not in clear}
 
 
@@ -117,28 +122,27 @@ def _retested(people: Sequence[str]) -> dict[str, list[str]]:
 
 def _numbered(people: Sequence[str], unclear: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
     """Return names that differ in a number; those behind one stem of letters alone are a series of people."""
-    families = _families(people, _NUMBER)
-    asked = {stem: names for stem, names in families.items() if stem not in unclear and _is_somebody(stem)}
+    families = _of_somebody(_families(people, _NUMBER))
+    asked = {stem: names for stem, names in families.items() if stem not in unclear}
     with_digit = {stem: names for stem, names in asked.items() if stem[-1].isdigit()}
     return with_digit or (asked if len(asked) > 1 else {})
 
 
-def _is_somebody(stem: str) -> bool:
-    return _NO_PERSON.fullmatch(stem) is None
+def _of_somebody(families: Mapping[str, list[str]]) -> dict[str, list[str]]:
+    """Return the families whose stem may name a person, and no place or study."""
+    return {stem: names for stem, names in families.items() if not _NO_PERSON.fullmatch(stem)}
 
 
 def _families(people: Sequence[str], *patterns: re.Pattern[str]) -> dict[str, list[str]]:
     """Return the names that share a stem, by stem; a stem that all share, or very many, is no person's."""
-    stems: dict[str, str] = {}
-    families: dict[str, list[str]] = defaultdict(list)
-    for name in people:
-        if stem := _stem(name, patterns):
-            families[stems.setdefault(stem.lower(), stem)].append(name)
+    families = grouped(people, lambda name: _stem(name, patterns).lower())
+    families.pop("", None)
+    stems = {low: _stem(names[0], patterns) for low, names in families.items()}
     for name in people:  # P01 beside P01_followup
-        known = stems.get(name.lower())
-        if known and name not in families[known]:
-            families[known].insert(0, name)
-    return {stem: names for stem, names in families.items() if _may_be_person(stem, names, people)}
+        names = families.get(name.lower(), [name])
+        if name not in names:
+            names.insert(0, name)
+    return {stems[low]: names for low, names in families.items() if _may_be_person(stems[low], names, people)}
 
 
 def _stem(name: str, patterns: Iterable[re.Pattern[str]]) -> str:
@@ -164,12 +168,12 @@ def _grouped_notes(cases: Sequence[Case], visits: Mapping[str, Sequence[str]]) -
     return [Problem(_folder(cases, names[0]), "visits", message)]
 
 
-def _question(cases: Sequence[Case], grouped: Sequence[Case], kind: _NameFamilies) -> Problem:
+def _question(cases: Sequence[Case], by_person: Sequence[Case], kind: _NameFamilies) -> Problem:
     """Ask whether families are people, and name a pattern that would make them so."""
     names = next(iter(kind.families.values()))
-    stem_of = {name: stem for stem, names in kind.families.items() for name in names}
-    wanted = [stem_of.get(case.subject, case.subject) for case in grouped]
-    pattern = next((one for one in _PROPOSALS if _same_groups(_by(one, grouped), wanted)), None)
+    stem_of = _stem_by_name(kind.families)
+    wanted = [stem_of.get(case.subject, case.subject) for case in by_person]
+    pattern = next((one for one in _PROPOSALS if _same_groups(_by(one, by_person), wanted)), None)
     way = f"--subject-pattern '{pattern}'" if pattern else "a manifest with a column subject"
     message = (
         f"{' and '.join(names[:2])} {kind.differ} and count as {len(names)} people; if such cases are one person's, "
@@ -206,16 +210,19 @@ def with_subjects(cohort: Cohort, pattern: str, *, lenient: bool = False) -> Coh
         RecipeError: If it is no such expression.
         CohortError: If it matches no case and must.
     """
-    if not pattern:
-        return cohort
-    matches = _matches(compile_pattern(pattern), cohort.cases)
+    matches = _matches(compile_pattern(pattern), cohort.cases) if pattern else {}
     if matches:
-        cases = tuple(replace(case, subject=matches.get(case.id, case.subject)) for case in cohort.cases)
-        notes = tuple(note for note in cohort.notes if note.reason not in ("visits", "relatives"))
-        return replace(cohort, cases=cases, notes=(*notes, _by_pattern(cohort, pattern, matches)))
-    if lenient:
-        return cohort
-    raise _no_match(cohort, pattern)
+        return _with_subjects_by(pattern, cohort, matches)
+    if pattern and not lenient:
+        raise _no_match(cohort, pattern)
+    return cohort
+
+
+def _with_subjects_by(pattern: str, cohort: Cohort, matches: Mapping[str, str]) -> Cohort:
+    """Give the cases that a pattern matches their subjects; what was noted of relatives no longer holds."""
+    cases = tuple(replace(case, subject=matches.get(case.id, case.subject)) for case in cohort.cases)
+    notes = tuple(note for note in cohort.notes if note.reason not in ("visits", "relatives"))
+    return replace(cohort, cases=cases, notes=(*notes, _by_pattern(cohort, pattern, matches)))
 
 
 def _matches(pattern: re.Pattern[str], cases: Iterable[Case]) -> dict[str, str]:

@@ -10,7 +10,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import combinations
+from itertools import chain, combinations
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -105,10 +105,15 @@ def make_split(
     free = _without(_order_subjects(site_of, seed), fixed)
     kept = _locked(free, locked)
     free = _without(free, kept)
-    is_fixed = "test" in fixed.values() or (bool(fixed) and not free)
-    tested = set() if is_fixed or folds == 1 else set(_fold_of(free, fold, folds))
+    tested = _tested(free, fixed, fold, folds)
     roles = {**dict.fromkeys(tested, "test"), **dict.fromkeys(kept, "locked"), **fixed}
     return _with_validation(cases, roles, _without(free, tested), validation)
+
+
+def _tested(free: Sequence[str], fixed: Mapping[str, str], fold: int, folds: int) -> set[str]:
+    """Return the free subjects that a fold tests; none where it is fixed who is tested, or who does all else."""
+    is_fixed = "test" in fixed.values() or (bool(fixed) and not free)
+    return set() if is_fixed or folds == 1 else set(_fold_of(free, fold, folds))
 
 
 def _without(subjects: Sequence[str], others: Collection[str]) -> list[str]:
@@ -203,16 +208,21 @@ def sites_of(cases: Iterable[Case]) -> list[str]:
         CohortError: If a case has no site, or all have the same.
     """
     cases = list(cases)
+    _refuse_without_site(cases)
+    sites = sorted({str(case.site) for case in cases})
+    if len(sites) < 2:
+        raise CohortError("there must be two sites to leave one out", reason="one-site", found=", ".join(sites))
+    return sites
+
+
+def _refuse_without_site(cases: Sequence[Case]) -> None:
+    """Refuse cases of which nobody knows where they were scanned."""
     if homeless := [case.id for case in cases if not case.site]:
         raise CohortError(
             f"{len(homeless)} cases have no site, the first is {homeless[0]}",
             reason="no-site",
             hint="Name a site for each case in a manifest, or split by subject.",
         )
-    sites = sorted({str(case.site) for case in cases})
-    if len(sites) < 2:
-        raise CohortError("there must be two sites to leave one out", reason="one-site", found=", ".join(sites))
-    return sites
 
 
 def _locked(ordered: Sequence[str], share: float) -> set[str]:
@@ -259,17 +269,21 @@ def _order_subjects(site_of: Mapping[str, str], seed: int) -> list[str]:
 
 def _with_validation(cases: Sequence[Case], roles: dict[str, str], free: list[str], share: float) -> Split:
     """Choose validation subjects evenly along `free`; everyone without a role trains."""
-    trained = [subject for subject, role in roles.items() if role == "train"]
-    remaining = len(free) + len(trained)
-    if "validation" not in roles.values() and remaining > 1:
-        most = len(free) if trained else len(free) - 1
-        count = min(max(round(share * remaining), 1), most)
-        roles = {**roles, **dict.fromkeys(_spread(free, count), "validation")}
-    split = _by_role(cases, roles)
+    split = _by_role(cases, {**roles, **dict.fromkeys(_validating(roles, free, share), "validation")})
     if not split.train:
         raise CohortError("no subject is left to train on", reason="too-few-subjects", found=f"{len(cases)} cases")
     check_disjoint(split, {case.id: case.subject for case in cases})
     return split
+
+
+def _validating(roles: Mapping[str, str], free: Sequence[str], share: float) -> list[str]:
+    """Choose who of the free subjects validates; nobody where it is fixed, or where only one subject is left."""
+    trained = list(roles.values()).count("train")
+    remaining = len(free) + trained
+    if "validation" in roles.values() or remaining < 2:
+        return []
+    most = len(free) if trained else len(free) - 1
+    return _spread(free, min(max(round(share * remaining), 1), most))
 
 
 def _by_role(cases: Sequence[Case], roles: Mapping[str, str]) -> Split:
@@ -327,10 +341,14 @@ def find_duplicates(hashes: Mapping[str, str], cases: Iterable[Case]) -> list[tu
         hashes: Case id to `voxel_hash`; cases without one are passed over.
         cases: Cases with unique ids.
     """
-    known = sorted((case for case in cases if case.id in hashes), key=lambda case: case.id)
-    alike = grouped(known, lambda case: hashes[case.id])
-    pairs = (pair for same in alike.values() for pair in combinations(same, 2))
+    alike = grouped(_listed(cases, hashes), lambda case: hashes[case.id])
+    pairs = chain.from_iterable(combinations(same, 2) for same in alike.values())
     return sorted((a.id, b.id) for a, b in pairs if a.subject != b.subject)
+
+
+def _listed(cases: Iterable[Case], ids: Collection[str]) -> list[Case]:
+    """Return the cases with these ids, in their order."""
+    return sorted((case for case in cases if case.id in ids), key=lambda case: case.id)
 
 
 def write_splits(path: Path, split: Split, hashes: Mapping[str, str], cases: Iterable[Case]) -> None:
@@ -341,8 +359,7 @@ def write_splits(path: Path, split: Split, hashes: Mapping[str, str], cases: Ite
         ChiasmError: If the file cannot be written.
     """
     roles = asdict(split)
-    chosen = {name for ids in roles.values() for name in ids}
-    listed = sorted((case for case in cases if case.id in chosen), key=lambda case: case.id)
+    listed = _listed(cases, set(chain.from_iterable(roles.values())))
     check_disjoint(split, {case.id: case.subject for case in listed}, hashes)
     facts = {c.id: {"subject": c.subject, "site": c.site, "voxels": hashes.get(c.id)} for c in listed}
     write_json(path, with_checksum({**roles, "cases": facts}))
@@ -366,12 +383,18 @@ def read_splits(path: Path) -> SplitRecord:
             reason="damaged",
             hint=REMEDY,
         ) from error
-    record = SplitRecord(
-        Split(*(tuple(getattr(written, role)) for role in ROLES)),
-        {name: fact.subject for name, fact in written.cases.items()},
-        {name: fact.site for name, fact in written.cases.items()},
-        {name: fact.voxels for name, fact in written.cases.items() if fact.voxels is not None},
-    )
+    record = _record_of(written)
     check_disjoint(record.split, record.subjects, record.hashes)
     check_checksum(content, path, REMEDY)
     return record
+
+
+def _record_of(written: _SplitFile) -> SplitRecord:
+    """Return the split and what is said of each case, in tables of one fact each."""
+    facts = written.cases.items()
+    return SplitRecord(
+        Split(*(tuple(getattr(written, role)) for role in ROLES)),
+        {name: fact.subject for name, fact in facts},
+        {name: fact.site for name, fact in facts},
+        {name: fact.voxels for name, fact in facts if fact.voxels is not None},
+    )

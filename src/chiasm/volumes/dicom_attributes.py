@@ -224,6 +224,11 @@ def _keep_of_source(new: Any, source: Any) -> None:
         new.Laterality = None  # it may be one of a pair
     if not new.get("FrameOfReferenceUID"):
         new.FrameOfReferenceUID = generate_uid(prefix=None)
+    _say_loss(new, source)
+
+
+def _say_loss(new: Any, source: Any) -> None:
+    """Say whether the source was compressed with loss, and how."""
     new.LossyImageCompression = "00"
     if source.get("LossyImageCompression") == "01":  # once lossy, always lossy
         new.LossyImageCompression = "01"

@@ -6,14 +6,10 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from chiasm.errors import VolumeError
 from chiasm.volumes.dicom_kinds import NOT_SAID, UNKNOWN, ImageKind, parse_kind
 from chiasm.volumes.dicom_series import Series, scan_series
-
-if TYPE_CHECKING:
-    pass
 
 
 def pick_series(path: Path | str, wanted: str | int | None = None) -> Series:
@@ -46,11 +42,15 @@ def choose_series(series: Sequence[Series], wanted: str | int | None, path: Path
     images = [one for one in series if one.is_readable]
     if not images:
         raise _without_images(series, path)
-    pool = [one for one in images if one.is_scan] or images
-    found = pool if wanted is None else fitting(images, wanted)
+    found = _scans_first(images) if wanted is None else fitting(images, wanted)
     if len(found) == 1:
         return found[0]
     raise _not_one(found, images, wanted, path)
+
+
+def _scans_first(images: list[Series]) -> list[Series]:
+    """Return the scans among series with images; all of these where there are none."""
+    return [one for one in images if one.is_scan] or images
 
 
 def _not_one(found: Sequence[Series], images: Sequence[Series], wanted: str | int | None, path: Path) -> VolumeError:
@@ -100,10 +100,18 @@ def fitting(series: Sequence[Series], wanted: str | int) -> list[Series]:
     found = _fitting_words(series, asked)
     if len(found) == 1:
         return found
+    closer = _fitting_kind(series, asked)
+    is_better = closer and (not found or len(closer) == 1)
+    return closer if is_better else found
+
+
+def _fitting_kind(series: Sequence[Series], asked: str) -> list[Series]:
+    """Return the series of a kind of images that is asked for, and of these those that fit the other words."""
     kind, words = parse_kind(asked)
-    of_kind = [one for one in series if _is_of_kind(one, kind)] if kind != UNKNOWN else []
-    closer = _fitting_words(of_kind, words) if words else of_kind
-    return closer if closer and (not found or len(closer) == 1) else found
+    if kind == UNKNOWN:
+        return []
+    of_kind = [one for one in series if _is_of_kind(one, kind)]
+    return _fitting_words(of_kind, words) if words else of_kind
 
 
 def _is_of_kind(one: Series, asked: ImageKind) -> bool:
@@ -124,14 +132,18 @@ _CALLED: tuple[Callable[[Series], str], ...] = (
 
 
 def _fitting_words(series: Sequence[Series], asked: str) -> list[Series]:
+    """Return the series that are called as asked, else those with these words, else with parts of words."""
     low = asked.lower()
     if not low:
         return []
-    for called in _CALLED:
-        if found := [one for one in series if called(one).lower() == low]:
-            return found
     word = re.compile(rf"(?<![a-z0-9]){re.escape(low)}(?![a-z0-9])")
-    return _named(series, word) or _named(series, re.compile(re.escape(low)))
+    return _called(series, low) or _named(series, word) or _named(series, re.compile(re.escape(low)))
+
+
+def _called(series: Sequence[Series], low: str) -> list[Series]:
+    """Return the series that are called so, by the strictest of `_CALLED` by which any is."""
+    by_call = ([one for one in series if called(one).lower() == low] for called in _CALLED)
+    return next(filter(None, by_call), [])
 
 
 def _named(series: Sequence[Series], words: re.Pattern[str]) -> list[Series]:

@@ -153,11 +153,7 @@ def visible_files(root: Path) -> Iterator[Path]:
         real = os.path.realpath(folder)
         if real in open_folders or len(open_folders) > DEEPEST:
             return
-        with os.scandir(folder) as entries:
-            names = sorted(entry.name for entry in entries)
-        for name in names:
-            if name.startswith(HIDDEN):
-                continue
+        for name in _visible_names(folder):
             path = folder / name
             if path.is_dir():  # entry.is_dir() raises at a link in a circle
                 yield from walk(path, (*open_folders, real))
@@ -165,6 +161,12 @@ def visible_files(root: Path) -> Iterator[Path]:
                 yield path
 
     return walk(root, ())
+
+
+def _visible_names(folder: Path) -> list[str]:
+    """List what lies in a folder, in order, without what is hidden."""
+    with os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries if not entry.name.startswith(HIDDEN))
 
 
 def _files_below(root: Path) -> list[Path]:
@@ -222,12 +224,26 @@ def _check_count(count: int, path: Path) -> None:
 
 
 def _members(path: Path) -> list[DicomFile]:
+    """List the members of an archive by name, without hidden ones; refuse what must not be unpacked."""
+    members = _entries(path)
+    _check_count(len(members), path)
+    _check_unpacked_size(members, path)
+    for info in members:
+        _check_member(info, path)
+    return [DicomFile(path, name) for name in sorted(info.filename for info in members) if not _is_hidden(name)]
+
+
+def _entries(path: Path) -> list[zipfile.ZipInfo]:
+    """Read the table of contents of an archive, without its folders."""
     try:
         with zipfile.ZipFile(path) as archive:
-            members = [info for info in archive.infolist() if not info.is_dir()]
+            return [info for info in archive.infolist() if not info.is_dir()]
     except FAULTS as error:
         raise VolumeError("is a damaged zip archive", path=path, reason="corrupted", hint="Copy it again.") from error
-    _check_count(len(members), path)
+
+
+def _check_unpacked_size(members: Sequence[zipfile.ZipInfo], path: Path) -> None:
+    """Refuse an archive that unpacks to too much."""
     unpacked = sum(info.file_size for info in members)
     if unpacked > LARGEST_ARCHIVE:
         raise VolumeError(
@@ -237,21 +253,18 @@ def _members(path: Path) -> list[DicomFile]:
             found=f"{unpacked / 2**20:.0f} MiB",
             expected=f"at most {LARGEST_ARCHIVE / 2**20:.0f} MiB",
         )
-    for info in members:
-        _check_member(info, path)
-    return [DicomFile(path, name) for name in sorted(info.filename for info in members) if not _is_hidden(name)]
 
 
 def _check_member(info: zipfile.ZipInfo, path: Path) -> None:
     """Refuse a member that leads outside, has a password, or unpacks to too much."""
     name = info.filename
-    if PurePosixPath(name).is_absolute() or PureWindowsPath(name).drive or ".." in re.split(r"[/\\]", name):
+    if _leads_outside(name):
         raise VolumeError(
             "is a zip archive with a member that leads outside", path=path, reason="zip-slip", found=repr(name)
         )
     if info.flag_bits & 1:
         raise VolumeError("is a zip archive with a password", path=path, reason="encrypted", hint="Unpack it.")
-    bomb = info.file_size > BOMB_SIZE and info.file_size > BOMB_RATIO * max(1, info.compress_size)
+    bomb = info.file_size > max(BOMB_SIZE, BOMB_RATIO * max(1, info.compress_size))
     if bomb or info.file_size > LARGEST_MEMBER:
         raise VolumeError(
             "is a zip archive with a member that unpacks to too much",
@@ -259,6 +272,12 @@ def _check_member(info: zipfile.ZipInfo, path: Path) -> None:
             reason="bomb" if bomb else "too-large",
             found=f"{name!r}: {info.compress_size} to {info.file_size} bytes",
         )
+
+
+def _leads_outside(member: str) -> bool:
+    """Return whether the name of a member is a place outside the archive."""
+    is_absolute = PurePosixPath(member).is_absolute() or bool(PureWindowsPath(member).drive)
+    return is_absolute or ".." in re.split(r"[/\\]", member)
 
 
 def _is_hidden(member: str) -> bool:
@@ -311,13 +330,8 @@ def _member(archive: zipfile.ZipFile, name: str) -> bytes:
 @contextmanager
 def taming(part: DicomFile) -> Iterator[None]:
     """Turn whatever pydicom raises on a damaged file into a `VolumeError`; keep back its warnings, which may quote."""
-    loggers = [logging.getLogger(name) for name in TALKERS]
-    levels = [logger.level for logger in loggers]
     try:
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL + 1)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _silenced():
             yield
     except VolumeError as error:
         raise _placed(error, part) from error.__cause__
@@ -332,6 +346,19 @@ def taming(part: DicomFile) -> Iterator[None]:
             found=type(error).__name__,
             hint="Export or copy it again.",
         ) from error
+
+
+@contextmanager
+def _silenced() -> Iterator[None]:
+    """Keep back what pydicom and its decoders log, and every warning."""
+    loggers = [logging.getLogger(name) for name in TALKERS]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL + 1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
@@ -369,21 +396,32 @@ def read_dataset(
     from pydicom.tag import Tag
 
     with taming(part):
-        head = file.read(HEAD)
-        if not looks_like_dicom(head):
-            raise VolumeError("is no DICOM file", path=part.place, reason="format", found=f"first bytes {head[:8]!r}")
-        file.seek(0)
-        if head[128:132] == b"DICM" and DEFLATED.encode() in file.read(2**16):
-            file = _TameBytes(_inflated(file, part, max_bytes))
-        file.seek(0)
-        if file.read(HEADER).count(ITEM) > MOST_ITEMS:
-            raise VolumeError("has too many elements in its header", path=part.place, reason="too-large")
-        file.seek(0)
+        file = _plain(file, part, max_bytes)
+        _check_items(file, part)
         wanted = [Tag(name) for name in tags] or None
         dataset = dcmread(file, stop_before_pixels=not pixels, force=True, specific_tags=wanted)
         _check_pixels(dataset, part)
         _check_groups(dataset, part)
         return dataset
+
+
+def _plain(file: BinaryIO, part: DicomFile, max_bytes: int) -> BinaryIO:
+    """Return a DICOM file at its start, unpacked if it is deflated; refuse what is no DICOM."""
+    head = file.read(HEAD)
+    if not looks_like_dicom(head):
+        raise VolumeError("is no DICOM file", path=part.place, reason="format", found=f"first bytes {head[:8]!r}")
+    file.seek(0)
+    if head[128:132] == b"DICM" and DEFLATED.encode() in file.read(2**16):
+        file = _TameBytes(_inflated(file, part, max_bytes))
+    file.seek(0)
+    return file
+
+
+def _check_items(file: BinaryIO, part: DicomFile) -> None:
+    """Refuse a header that would take too long to parse."""
+    if file.read(HEADER).count(ITEM) > MOST_ITEMS:
+        raise VolumeError("has too many elements in its header", path=part.place, reason="too-large")
+    file.seek(0)
 
 
 def _check_pixels(dataset: Dataset, part: DicomFile) -> None:
@@ -439,10 +477,15 @@ def _inflated(file: BinaryIO, part: DicomFile, max_bytes: int) -> bytes:
 
 def text(dataset: Dataset, name: str) -> str:
     """Return an attribute as one printable line; "" where it is absent or empty, several values with a backslash."""
-    value = dataset.get(name)
-    values = [] if value is None else [value] if isinstance(value, (str, int, float)) else list(value)
-    line = "\\".join(str(one) for one in values)
+    line = "\\".join(map(str, _listed(dataset.get(name))))
     return "".join(mark if mark.isprintable() else " " for mark in line).strip()[:LONGEST_TEXT]
+
+
+def _listed(value: Any) -> list[Any]:
+    """Return the values of an attribute, of which there may be none, one or several."""
+    if value is None:
+        return []
+    return [value] if isinstance(value, (str, int, float)) else list(value)
 
 
 def numbers(dataset: Dataset, name: str, part: DicomFile, count: int | None = None) -> list[float]:
@@ -454,15 +497,20 @@ def numbers(dataset: Dataset, name: str, part: DicomFile, count: int | None = No
     values = _values(dataset, name)
     is_count = count is None or len(values) == count
     if not is_count or not all(map(math.isfinite, values)):
-        wrong = "no finite number" if count == len(values) else f"{len(values)} values"
-        raise VolumeError(
-            f"has a {name} that is wrong",
-            path=part.place,
-            reason="header",
-            found=wrong if values else "nothing",
-            expected=f"{count or 1} finite numbers",
-        )
+        raise _wrong_numbers(values, name, part, count)
     return values
+
+
+def _wrong_numbers(values: Sequence[float], name: str, part: DicomFile, count: int | None) -> VolumeError:
+    """Say that an attribute does not hold the numbers that are needed."""
+    wrong = "no finite number" if count == len(values) else f"{len(values)} values"
+    return VolumeError(
+        f"has a {name} that is wrong",
+        path=part.place,
+        reason="header",
+        found=wrong if values else "nothing",
+        expected=f"{count or 1} finite numbers",
+    )
 
 
 def _values(dataset: Dataset, name: str) -> list[float]:
@@ -483,3 +531,12 @@ def number(dataset: Dataset, name: str, part: DicomFile) -> float | None:
         VolumeError: If it is no finite number, or there are several.
     """
     return numbers(dataset, name, part, 1)[0] if numbers(dataset, name, part) else None
+
+
+def count_frames(dataset: Dataset, part: DicomFile) -> int:
+    """Return how many images a file says that it holds; 1 where it says nothing.
+
+    Raises:
+        VolumeError: If what it says is no number.
+    """
+    return int(number(dataset, "NumberOfFrames", part) or 1)

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chiasm.errors import VolumeError
-from chiasm.volumes.dicom_files import DicomFile, number, numbers, text
+from chiasm.volumes.dicom_files import DicomFile, count_frames, number, numbers, text
 from chiasm.volumes.dicom_kinds import KIND_TAGS, ImageKind, kind_of
 from chiasm.volumes.geometry import LPS_TO_RAS, Geometry
 
@@ -141,18 +141,10 @@ def frames_of(dataset: Dataset, part: DicomFile) -> list[Frame]:
     """
     if dataset.get("Rows") is None:
         raise VolumeError("holds no pixels", path=part.place, reason="no-pixels")
-    count = int(number(dataset, "NumberOfFrames", part) or 1)
+    count = count_frames(dataset, part)
     groups = dataset.get("PerFrameFunctionalGroupsSequence") or []
-    shared = next(iter(dataset.get("SharedFunctionalGroupsSequence") or []), None)
     if not groups:
-        if count != 1:
-            raise VolumeError(
-                "holds several frames and does not say where they lie",
-                path=part.place,
-                reason="position",
-                found=f"{count} frames without functional groups",
-            )
-        return [_frame(part, 0, dataset, lambda _: dataset)]
+        return [_lone_frame(dataset, part, count)]
     if len(groups) != count:
         raise VolumeError(
             "describes another number of frames than it holds",
@@ -161,8 +153,20 @@ def frames_of(dataset: Dataset, part: DicomFile) -> list[Frame]:
             found=len(groups),
             expected=count,
         )
-
+    shared = next(iter(dataset.get("SharedFunctionalGroupsSequence") or []), None)
     return [_frame(part, index, dataset, _groups_of(own, shared)) for index, own in enumerate(groups)]
+
+
+def _lone_frame(dataset: Dataset, part: DicomFile, count: int) -> Frame:
+    """Read the image of a file without functional groups, which must be its only one."""
+    if count != 1:
+        raise VolumeError(
+            "holds several frames and does not say where they lie",
+            path=part.place,
+            reason="position",
+            found=f"{count} frames without functional groups",
+        )
+    return _frame(part, 0, dataset, lambda _: dataset)
 
 
 def _groups_of(own: Dataset, shared: Dataset | None) -> Callable[[str], Dataset | None]:
@@ -189,23 +193,34 @@ def _frame(part: DicomFile, index: int, dataset: Dataset, group: Callable[[str],
     if dataset.get("ModalityLUTSequence"):
         raise VolumeError("maps its values by a table", path=part.place, reason="lut", found="ModalityLUTSequence")
     slope, intercept = _scale_of(group("PixelValueTransformationSequence") or dataset, part)
-    spacing = numbers(measures, "PixelSpacing", part, 2)
-    if min(spacing) <= 0:
-        raise VolumeError("has a zero or negative spacing", path=part.place, reason="spacing", found=spacing)
+    spacing = _spacing_of(measures, part)
     return Frame(
         part,
         index,
         text(dataset, "SOPInstanceUID"),
-        (int(number(dataset, "Rows", part) or 0), int(number(dataset, "Columns", part) or 0)),
+        _size_of(dataset, part),
         tuple(numbers(place, "ImagePositionPatient", part, 3)),
         tuple(numbers(turn, "ImageOrientationPatient", part, 6)),
-        tuple(spacing),
+        spacing,
         number(measures, "SliceThickness", part) or number(measures, "SpacingBetweenSlices", part),
         slope,
         intercept,
         _marks_of(dataset, group),
         kind_of(dataset, group),
     )
+
+
+def _spacing_of(measures: Dataset, part: DicomFile) -> tuple[float, ...]:
+    """Return the distances between rows and between columns, mm."""
+    spacing = numbers(measures, "PixelSpacing", part, 2)
+    if min(spacing) <= 0:
+        raise VolumeError("has a zero or negative spacing", path=part.place, reason="spacing", found=spacing)
+    return tuple(spacing)
+
+
+def _size_of(dataset: Dataset, part: DicomFile) -> tuple[int, int]:
+    """Return rows and columns; 0 where they are not said."""
+    return int(number(dataset, "Rows", part) or 0), int(number(dataset, "Columns", part) or 0)
 
 
 def _scale_of(holder: Dataset, part: DicomFile) -> tuple[float, float]:
@@ -258,27 +273,35 @@ def arrange(frames: Sequence[Frame], path: Path) -> Stack:
     heights = np.array([np.dot(frame.position, normal) for frame in frames])
     order = np.argsort(heights, kind="stable")
     ordered = tuple(frames[index] for index in order)
-    positions = np.array([frame.position for frame in ordered])
-    gaps = np.diff(heights[order])
     first = ordered[0]
     affine = np.eye(4)
-    affine[:3, 0], affine[:3, 1], affine[:3, 3] = x * first.spacing[1], y * first.spacing[0], positions[0]
-    tilted = None
+    affine[:3, 0], affine[:3, 1], affine[:3, 3] = x * first.spacing[1], y * first.spacing[0], first.position
     if len(ordered) == 1:
         affine[:3, 2] = normal * (first.thickness or 1.0)
-    else:
-        apart = gaps[gaps > ROUNDING_MM]
-        usual = _usual(apart) if apart.size else 0.0
-        close = max(EVEN * usual, ROUNDING_MM)
-        if (gaps <= close).any():
-            raise _repeated(ordered, gaps <= close, path)
-        reach = positions[-1] - positions[0]
-        straight = (reach @ normal) * normal
-        if np.linalg.norm(reach - straight) <= ROUNDED_MM:
-            reach = straight
-        affine[:3, 2] = reach / (len(ordered) - 1)
-        tilted = _slant(ordered, positions, normal, usual, close, path)
+        return Stack(ordered, LPS_TO_RAS @ affine)
+    affine[:3, 2], tilted = _stacked(ordered, np.diff(heights[order]), normal, path)
     return Stack(ordered, LPS_TO_RAS @ affine, tilted)
+
+
+def _stacked(
+    ordered: Sequence[Frame], gaps: NDArray[np.float64], normal: NDArray[np.float64], path: Path
+) -> tuple[NDArray[np.float64], VolumeError | None]:
+    """Return the step from one slice to the next, and how the stack departs from a straight and even one."""
+    apart = gaps[gaps > ROUNDING_MM]
+    usual = _usual(apart) if apart.size else 0.0
+    close = max(EVEN * usual, ROUNDING_MM)
+    if (gaps <= close).any():
+        raise _repeated(ordered, gaps <= close, path)
+    positions = np.array([frame.position for frame in ordered])
+    tilted = _slant(ordered, positions, normal, usual, close, path)
+    return _reach(positions, normal) / (len(ordered) - 1), tilted
+
+
+def _reach(positions: NDArray[np.float64], normal: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the way from the first slice to the last; along the normal where it departs by rounding alone."""
+    reach: NDArray[np.float64] = positions[-1] - positions[0]
+    straight: NDArray[np.float64] = (reach @ normal) * normal
+    return straight if np.linalg.norm(reach - straight) <= ROUNDED_MM else reach
 
 
 def _usual(gaps: NDArray[np.float64]) -> float:
@@ -295,6 +318,18 @@ def image_axes(frames: Sequence[Frame], path: Path) -> tuple[NDArray[np.float64]
     Raises:
         VolumeError: If orientations differ or are wrong, or there is a localizer or mosaic among the images.
     """
+    _check_image_types(frames, path)
+    turns = np.array([frame.orientation for frame in frames])
+    if np.abs(turns - turns[0]).max() > SAME_ORIENTATION:
+        count = len(np.unique(np.round(turns, 2), axis=0))
+        raise VolumeError(
+            "holds images of several orientations", path=path, reason="orientation", found=f"{count} orientations"
+        )
+    return _square(turns[0], path)
+
+
+def _check_image_types(frames: Sequence[Frame], path: Path) -> None:
+    """Refuse images of several slices, and localizers."""
     if any("MOSAIC" in frame.image_types for frame in frames):
         raise VolumeError(
             "holds slices laid side by side in one image",
@@ -304,13 +339,6 @@ def image_axes(frames: Sequence[Frame], path: Path) -> tuple[NDArray[np.float64]
         )
     if scouts := [frame for frame in frames if frame.is_localizer]:
         raise _holds_localizers(scouts, len(frames), path)
-    turns = np.array([frame.orientation for frame in frames])
-    if np.abs(turns - turns[0]).max() > SAME_ORIENTATION:
-        count = len(np.unique(np.round(turns, 2), axis=0))
-        raise VolumeError(
-            "holds images of several orientations", path=path, reason="orientation", found=f"{count} orientations"
-        )
-    return _square(turns[0], path)
 
 
 def _square(turn: NDArray[np.float64], path: Path) -> tuple[NDArray[np.float64], ...]:
@@ -351,17 +379,27 @@ def check_alike(frames: Sequence[Frame], path: Path) -> None:
     Raises:
         VolumeError: If there are such.
     """
+    _check_sizes(frames, path)
+    _check_spacings(frames, path)
+    for word in ("stack", "echo"):
+        if len(values := _values_of(frames, word)) > 1:
+            raise _four_d([(word, values)], path)
+
+
+def _check_sizes(frames: Sequence[Frame], path: Path) -> None:
+    """Refuse images of several sizes."""
     sizes = sorted({frame.size for frame in frames})
     if len(sizes) > 1:
         found = ", ".join(f"{columns} x {rows}" for rows, columns in sizes[:4])
         raise VolumeError("holds images of several sizes", path=path, reason="mixed-sizes", found=found)
+
+
+def _check_spacings(frames: Sequence[Frame], path: Path) -> None:
+    """Refuse images of several pixel spacings."""
     spacings = np.array([frame.spacing for frame in frames])
     if (np.abs(spacings / spacings[0] - 1) > SAME_SPACING).any():
         found = ", ".join(f"{row:.4g} x {column:.4g} mm" for row, column in np.unique(spacings, axis=0)[:4])
         raise VolumeError("holds images of several pixel spacings", path=path, reason="mixed-sizes", found=found)
-    for word in ("stack", "echo"):
-        if len(values := _values_of(frames, word)) > 1:
-            raise _four_d([(word, values)], path)
 
 
 def _values_of(frames: Sequence[Frame], word: str) -> list[str]:
@@ -427,13 +465,28 @@ def _slant(
     along = total / (total @ normal)  # for each mm along the normal
     wander = np.linalg.norm(steps - gaps[:, None] * along, axis=1)
     if wander.max() > close:
-        at = int(wander.argmax())
-        raise VolumeError(
-            "has slices that are shifted against one another",
-            path=path,
-            reason="orientation",
-            found=f"{wander[at]:.3g} mm between slices {at + 1} and {at + 2}",
-        )
+        raise _shifted(wander, path)
+    _check_complete(ordered, gaps, usual, path)
+    is_uneven = bool(np.abs(gaps - gaps.mean()).max() > close)
+    degrees = float(np.degrees(np.arccos(min(1.0, 1 / float(np.linalg.norm(along))))))
+    if degrees > TILT_DEGREES and np.linalg.norm(total - (total @ normal) * normal) > ROUNDED_MM:
+        return _tilted(degrees, gaps, path, is_uneven=is_uneven)
+    return _uneven(gaps, path) if is_uneven else None
+
+
+def _shifted(wander: NDArray[np.float64], path: Path) -> VolumeError:
+    """Say that slices are shifted, and where most: `wander` is how far each step departs from the mean."""
+    at = int(wander.argmax())
+    return VolumeError(
+        "has slices that are shifted against one another",
+        path=path,
+        reason="orientation",
+        found=f"{wander[at]:.3g} mm between slices {at + 1} and {at + 2}",
+    )
+
+
+def _check_complete(ordered: Sequence[Frame], gaps: NDArray[np.float64], usual: float, path: Path) -> None:
+    """Refuse a stack that lacks a slice."""
     thick = np.array([frame.thickness or usual for frame in ordered])
     thicker = np.maximum(thick[1:], thick[:-1]) / np.median(thick)
     # a longer step between slices that are thicker themselves lacks nothing
@@ -450,21 +503,35 @@ def _slant(
             expected=f"{usual:.4g} mm",
             hint="Copy or export the series again.",
         )
-    uneven = np.abs(gaps - gaps.mean()).max() > close
-    degrees = float(np.degrees(np.arccos(min(1.0, 1 / float(np.linalg.norm(along))))))
-    spread = f"slices {gaps.min():.4g} to {gaps.max():.4g} mm apart"
-    hint = "Resample it to a straight and even grid with --resample-tilt: Reading(resample_tilt=True) in Python."
-    if degrees > TILT_DEGREES and np.linalg.norm(total - (total @ normal) * normal) > ROUNDED_MM:
-        return VolumeError(
-            "was scanned with a tilted gantry: its slices are stacked at a slant",
-            path=path,
-            reason="tilt",
-            found=f"{degrees:.1f} degrees" + (f", {spread}" if uneven else ""),
-            expected=f"at most {TILT_DEGREES}",
-            hint=hint,
-        )
-    if uneven:
-        return VolumeError(
-            "has slices at uneven distances", path=path, reason="uneven", found=spread, expected="within 1 %", hint=hint
-        )
-    return None
+
+
+RESAMPLE = "Resample it to a straight and even grid with --resample-tilt: Reading(resample_tilt=True) in Python."
+
+
+def _tilted(degrees: float, gaps: NDArray[np.float64], path: Path, *, is_uneven: bool) -> VolumeError:
+    """Say that slices are stacked at a slant."""
+    return VolumeError(
+        "was scanned with a tilted gantry: its slices are stacked at a slant",
+        path=path,
+        reason="tilt",
+        found=f"{degrees:.1f} degrees" + (f", {_spread(gaps)}" if is_uneven else ""),
+        expected=f"at most {TILT_DEGREES}",
+        hint=RESAMPLE,
+    )
+
+
+def _uneven(gaps: NDArray[np.float64], path: Path) -> VolumeError:
+    """Say that slices lie at uneven distances."""
+    return VolumeError(
+        "has slices at uneven distances",
+        path=path,
+        reason="uneven",
+        found=_spread(gaps),
+        expected="within 1 %",
+        hint=RESAMPLE,
+    )
+
+
+def _spread(gaps: NDArray[np.float64]) -> str:
+    """Say how far slices lie apart."""
+    return f"slices {gaps.min():.4g} to {gaps.max():.4g} mm apart"

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from chiasm.volumes.dicom_files import text
@@ -121,11 +121,12 @@ def split_kinds(kinds: Sequence[ImageKind]) -> list[Group]:
     >>> [one.words for one in split_kinds([ImageKind("magnitude", 5), ImageKind("magnitude", 10)])]
     ['TE=5', 'TE=10']
     """
+    components, te, ti, b = zip(*kinds, strict=True)
     columns = [
-        _components_apart([kind.component for kind in kinds]),
-        _numbers_apart("TE", [kind.te for kind in kinds]),
-        _numbers_apart("TI", [kind.ti for kind in kinds]),
-        _numbers_apart("b", [kind.b for kind in kinds], alone=any(kind.b for kind in kinds)),
+        _components_apart(components),
+        _numbers_apart("TE", te),
+        _numbers_apart("TI", ti),
+        _numbers_apart("b", b, alone=any(b)),
     ]
     groups: dict[tuple[tuple[float, str], ...], list[int]] = defaultdict(list)
     for place, marks in enumerate(zip(*columns, strict=True)):
@@ -215,13 +216,18 @@ def _numbers_apart(name: str, values: Sequence[float | None], *, alone: bool = F
 
     With `alone`, one that is not said is like no other.
     """
-    known = sorted({value for value in values if value is not None})
-    first = known[0] if known else 0.0
-    start: dict[float | None, float] = {}
-    for before, value in zip([first, *known], known, strict=False):
-        first = value if _apart(before, value) else first
-        start[value] = first
+    start = _starts({value for value in values if value is not None})
     if len(set(start.values())) + (alone and None in values) < 2:
         return [(0.0, "")] * len(values)
     start[None] = math.inf
     return [(start[value], f"{name} unknown" if value is None else f"{name}={start[value]:g}") for value in values]
+
+
+def _starts(numbers: Collection[float]) -> dict[float | None, float]:
+    """Return, for each number, the least of those that are alike, neighbour by neighbour."""
+    start: dict[float | None, float] = {}
+    first = before = min(numbers, default=0.0)
+    for value in sorted(numbers):
+        first = value if _apart(before, value) else first
+        start[value], before = first, value
+    return start

@@ -12,6 +12,7 @@ Reference: DICOM PS3.3, A.51 and C.8.20.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -43,37 +44,49 @@ def read_segmentation(series: Series, *, max_bytes: int = 2 * 2**30) -> Volume:
     Raises:
         VolumeError: If it is damaged, or two segments mark one voxel.
     """
-    part = series.parts[0]
-    if len(series.parts) > 1:
-        raise VolumeError(
-            "holds several segmentations",
-            path=part.place.parent,
-            reason="several-series",
-            found=f"{len(series.parts)} files",
-            hint="Name the file of one.",
-        )
+    part = _only_part(series)
     tags = (*PLACE_TAGS, *PIXEL_TAGS, "SegmentationType", "MaximumFractionalValue")
     (dataset,) = visit([part], partial(read_dataset, tags=tags, pixels=True, max_bytes=max_bytes))
     kind = _kind(dataset, part)
     with taming(part):
         frames = frames_of(dataset, part)
     geometry, places = _lattice(frames, dataset, part)
-    columns, rows, count = geometry.shape
+    labels = _unmarked(geometry.shape, part, max_bytes)
+    if kind == "LABELMAP":
+        is_twice = _mark_labels(labels, places, _slices(dataset, part, len(frames)))
+    else:
+        segments = [_segment(dataset, at, part) for at in range(len(frames))]
+        whole = _whole(dataset, part) if kind == "FRACTIONAL" else 1
+        is_twice = _mark_segments(labels, places, segments, _slices(dataset, part, len(frames)), HALF * whole)
+    if is_twice:
+        raise VolumeError("marks a voxel twice", path=part.place, reason="labels", hint="Export segments apart.")
+    return Volume(labels.transpose(2, 1, 0), geometry)
+
+
+def _only_part(series: Series) -> DicomFile:
+    """Return the file of a segmentation; refuse several, which would be several segmentations."""
+    if len(series.parts) > 1:
+        raise VolumeError(
+            "holds several segmentations",
+            path=series.parts[0].place.parent,
+            reason="several-series",
+            found=f"{len(series.parts)} files",
+            hint="Name the file of one.",
+        )
+    return series.parts[0]
+
+
+def _unmarked(shape: tuple[int, int, int], part: DicomFile, max_bytes: int) -> NDArray[np.uint16]:
+    """Return a label map in which nothing is marked, shape (K, rows, columns); refuse one that is too large."""
+    columns, rows, count = shape
     if columns * rows * count * 2 > max_bytes:
         raise VolumeError("is too large", path=part.place, reason="too-large", found=f"{columns}x{rows}x{count} voxels")
-    labels: NDArray[np.uint16] = np.zeros((count, rows, columns), np.uint16)
-    shares: NDArray[np.uint16] = np.zeros(labels.shape, np.uint16)  # as stored, of the label; not for LABELMAP
-    numbers = [0] * len(frames) if kind == "LABELMAP" else [_segment(dataset, at, part) for at in range(len(frames))]
-    whole = _whole(dataset, part) if kind == "FRACTIONAL" else 1
-    form = pixel_format(dataset, part)
-    for place, segment, stored in zip(places, numbers, decode(dataset, part, form, range(len(frames))), strict=True):
-        if kind == "LABELMAP":
-            is_twice = _mark(labels[place], stored)
-        else:
-            is_twice = _mark_share(labels[place], shares[place], stored, segment, HALF * whole)
-        if is_twice:
-            raise VolumeError("marks a voxel twice", path=part.place, reason="labels", hint="Export segments apart.")
-    return Volume(labels.transpose(2, 1, 0), geometry)
+    return np.zeros((count, rows, columns), np.uint16)
+
+
+def _slices(dataset: Dataset, part: DicomFile, count: int) -> Iterator[NDArray[Any]]:
+    """Yield the frames of a segmentation as they are stored."""
+    return decode(dataset, part, pixel_format(dataset, part), range(count))
 
 
 def _kind(dataset: Dataset, part: DicomFile) -> str:
@@ -88,6 +101,26 @@ def _kind(dataset: Dataset, part: DicomFile) -> str:
             expected="BINARY, FRACTIONAL or LABELMAP",
         )
     return kind
+
+
+def _mark_labels(labels: NDArray[np.uint16], places: Sequence[int], slices: Iterable[NDArray[Any]]) -> bool:
+    """Add the labels of each frame to its slice; stop and say so where one marks what was marked before."""
+    return any(_mark(labels[place], stored) for place, stored in zip(places, slices, strict=True))
+
+
+def _mark_segments(
+    labels: NDArray[np.uint16],
+    places: Sequence[int],
+    segments: Sequence[int],
+    slices: Iterable[NDArray[Any]],
+    half: float,
+) -> bool:
+    """Give each voxel to the segment that has most of it; stop and say so where two have as much."""
+    shares: NDArray[np.uint16] = np.zeros(labels.shape, np.uint16)  # as stored, of the label
+    return any(
+        _mark_share(labels[place], shares[place], stored, segment, half)
+        for place, segment, stored in zip(places, segments, slices, strict=True)
+    )
 
 
 def _mark(labels: NDArray[np.uint16], marked: NDArray[Any]) -> bool:

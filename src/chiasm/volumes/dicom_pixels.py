@@ -86,7 +86,8 @@ def pixel_format(dataset: Dataset, part: DicomFile) -> Format:
             "" if meta is None else text(meta, "TransferSyntaxUID"),
             dataset.original_encoding[1] is not False,
         )
-    _check_format(form, part)
+    _check_bits(form, part)
+    _check_sides(form, part)
     return form
 
 
@@ -102,12 +103,8 @@ def _whole(dataset: Dataset, name: str, part: DicomFile, default: int | None = N
 
 def _check_picture(dataset: Dataset, part: DicomFile) -> None:
     """Refuse a file without pixels that are whole numbers, one for each."""
-    if "FloatPixelData" in dataset or "DoubleFloatPixelData" in dataset:
-        other = VolumeError("holds pixels that are no whole numbers", path=part.place, reason="datatype")
-    else:
-        other = VolumeError("holds no pixels", path=part.place, reason="no-pixels")
     if "PixelData" not in dataset:
-        raise other
+        raise _without_pixels(dataset, part)
     interpretation = text(dataset, "PhotometricInterpretation").upper()
     one_value = _whole(dataset, "SamplesPerPixel", part, 1) == 1
     if not one_value or interpretation not in ("MONOCHROME1", "MONOCHROME2", ""):
@@ -120,8 +117,15 @@ def _check_picture(dataset: Dataset, part: DicomFile) -> None:
         )
 
 
-def _check_format(form: Format, part: DicomFile) -> None:
-    """Refuse numbers of bits, rows or columns that cannot be."""
+def _without_pixels(dataset: Dataset, part: DicomFile) -> VolumeError:
+    """Say that a file has no pixels, or some of another kind."""
+    if "FloatPixelData" in dataset or "DoubleFloatPixelData" in dataset:
+        return VolumeError("holds pixels that are no whole numbers", path=part.place, reason="datatype")
+    return VolumeError("holds no pixels", path=part.place, reason="no-pixels")
+
+
+def _check_bits(form: Format, part: DicomFile) -> None:
+    """Refuse numbers of bits that cannot be."""
     fits = 1 <= form.stored <= form.allocated and form.stored - 1 <= form.high < form.allocated
     if form.allocated not in (1, 8, 16, 32) or not fits:
         raise VolumeError(
@@ -130,6 +134,10 @@ def _check_format(form: Format, part: DicomFile) -> None:
             reason="header",
             found=f"{form.allocated} allocated, {form.stored} stored, high bit {form.high}",
         )
+
+
+def _check_sides(form: Format, part: DicomFile) -> None:
+    """Refuse numbers of rows or columns that cannot be."""
     if not (0 < form.rows <= LONGEST_SIDE and 0 < form.columns <= LONGEST_SIDE):
         raise VolumeError(
             "has an impossible number of rows or columns",
@@ -227,15 +235,20 @@ def _codec(form: Format, part: DicomFile) -> tuple[Any, str]:
         ) from error
     plugin = next((one for one in CODECS if one in decoder.available_plugins), None)
     if plugin is None:
-        missing = ", ".join(line.split(" - ")[-1].removeprefix("requires ") for line in decoder.missing_dependencies)
-        raise VolumeError(
-            "is compressed, and its codec is not installed",
-            path=part.place,
-            reason="codec",
-            found=name,
-            hint=f"Install one of: {missing}.",
-        )
+        raise _not_installed(decoder, name, part)
     return decoder, plugin
+
+
+def _not_installed(decoder: Any, name: str, part: DicomFile) -> VolumeError:
+    """Say which libraries decode a transfer syntax, since none of them is installed."""
+    missing = ", ".join(line.split(" - ")[-1].removeprefix("requires ") for line in decoder.missing_dependencies)
+    return VolumeError(
+        "is compressed, and its codec is not installed",
+        path=part.place,
+        reason="codec",
+        found=name,
+        hint=f"Install one of: {missing}.",
+    )
 
 
 def _check_coded(content: bytes, part: DicomFile, form: Format) -> None:
@@ -243,7 +256,7 @@ def _check_coded(content: bytes, part: DicomFile, form: Format) -> None:
     from pydicom.encaps import generate_frames
 
     unpacked = form.rows * form.columns * form.frames * form.allocated // 8
-    if unpacked > BOMB_SIZE and unpacked > BOMB_RATIO * len(content):
+    if unpacked > max(BOMB_SIZE, BOMB_RATIO * len(content)):
         raise VolumeError(
             "unpacks to too much", path=part.place, reason="bomb", found=f"{len(content)} to {unpacked} bytes"
         )
@@ -267,15 +280,23 @@ def coded_size(frame: bytes) -> tuple[int, int] | None:
     if frame[:4] == b"\xff\x4f\xff\x51":  # JPEG 2000: SOC, SIZ
         x, y, x0, y0 = (int.from_bytes(frame[at : at + 4]) for at in (8, 12, 16, 20))
         return y - y0, x - x0
-    if frame[:2] != b"\xff\xd8":
-        return None
+    return _size_in_segments(frame) if frame[:2] == b"\xff\xd8" else None
+
+
+#: A segment of a JPEG: its kind, and the length of what follows, these two bytes included.
+SEGMENT = re.compile(rb"\xff+([^\xff\0])(..)", re.DOTALL)
+#: Kinds of segments that begin with the size of the image.
+WITH_SIZE = {0xF7, *range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
+
+
+def _size_in_segments(frame: bytes) -> tuple[int, int] | None:
+    """Return rows and columns as the segments of a JPEG or JPEG-LS declare them; None where none does."""
     at = 2
-    while match := re.compile(rb"\xff+([^\xff\0])(..)", re.DOTALL).match(frame, at):
-        kind, length = match[1][0], int.from_bytes(match[2])
-        if kind == 0xF7 or (0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC)):
+    while match := SEGMENT.match(frame, at):
+        if match[1][0] in WITH_SIZE:
             rows, columns = (int.from_bytes(frame[start : start + 2]) for start in (match.end() + 1, match.end() + 3))
             return rows, columns
-        at = match.end() - 2 + max(2, length)
+        at = match.end() - 2 + max(2, int.from_bytes(match[2]))
     return None
 
 

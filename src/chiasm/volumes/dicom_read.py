@@ -18,9 +18,10 @@ from chiasm.volumes.dicom_files import DicomFile, read_dataset, visit
 from chiasm.volumes.dicom_frames import Frame, Stack, image_axes
 from chiasm.volumes.dicom_labels import read_segmentation
 from chiasm.volumes.dicom_pixels import PIXEL_TAGS, decode, pixel_format
-from chiasm.volumes.dicom_series import LABEL_MAP, SEGMENTATION, STRUCTURES, Series
+from chiasm.volumes.dicom_series import Series
 from chiasm.volumes.dicom_structures import read_structure_set
 from chiasm.volumes.geometry import LPS_TO_RAS, Geometry, Volume, resample
+from chiasm.volumes.voxels import checked_size
 
 MOST_UNEVEN = 8  # times as many slices as there were, when uneven ones are resampled
 
@@ -59,59 +60,71 @@ def read_series(series: Series, path: Path, *, resample_tilt: bool = False, max_
     Raises:
         VolumeError: If the series breaks a rule; `reason` says which.
     """
-    if series.sop_class in (SEGMENTATION, LABEL_MAP):
+    if series.is_label_map:
         if series.fault is not None:
             raise series.fault
         return read_segmentation(series, max_bytes=max_bytes)
-    if series.sop_class == STRUCTURES:
+    if series.is_structure_set:
         return read_structure_set(series, max_bytes=max_bytes)
+    stack = _usable_stack(series, path, resample_tilt)
+    array = _values(stack, series, path, max_bytes)
+    return Volume(array, stack.geometry) if stack.tilted is None else _straightened(array, stack, path)
+
+
+def _usable_stack(series: Series, path: Path, resample_tilt: bool) -> Stack:
+    """Return the stack of a series, or refuse the series."""
     stack = series.stack
     if series.fault is not None and not (resample_tilt and stack is not None):
         raise series.fault
     if stack is None:
         raise VolumeError("holds no images that make a volume", path=path, reason="no-pixels", found=series.modality)
-    array = _values(stack, series, path, max_bytes)
-    return Volume(array, stack.geometry) if stack.tilted is None else _straightened(array, stack, path)
+    return stack
 
 
 def _values(stack: Stack, series: Series, path: Path, max_bytes: int) -> NDArray[Any]:
     """Read, rescale and stack the images, shape (I, J, K)."""
     rows, columns = stack.frames[0].size
     count = len(stack.frames)
-    places: dict[DicomFile, list[tuple[int, Frame]]] = defaultdict(list)
-    for k, frame in enumerate(stack.frames):
-        places[frame.part].append((k, frame))
-    whole = all(frame.slope == int(frame.slope) and frame.intercept == int(frame.intercept) for frame in stack.frames)
-    size = rows * columns * count * 4
-    if size > max_bytes:
-        raise VolumeError(
-            "is too large",
-            path=path,
-            reason="too-large",
-            found=f"{columns}x{rows}x{count} voxels, {size / 2**20:.0f} MiB",
-            expected=f"at most {max_bytes / 2**20:.0f} MiB",
-        )
-    array: NDArray[Any] = np.empty((count, rows, columns), np.int32 if whole else np.float32)  # no page of it yet
+    dtype = np.dtype(np.int32 if all(map(_keeps_whole_numbers, stack.frames)) else np.float32)
+    checked_size((columns, rows, count), dtype, path, max_bytes)
+    array: NDArray[Any] = np.empty((count, rows, columns), dtype)  # no page of it yet
+    slices: dict[DicomFile, list[tuple[NDArray[Any], Frame]]] = defaultdict(list)
+    for empty, frame in zip(array, stack.frames, strict=True):
+        slices[frame.part].append((empty, frame))
 
     def fill(part: DicomFile, file: BinaryIO) -> None:
         dataset = read_dataset(part, file, tags=PIXEL_TAGS, pixels=True, max_bytes=max_bytes)
         form = pixel_format(dataset, part)
-        low, high = form.limits
         # in CT the values are Hounsfield units, which the way of showing them does not change
         inverted = form.darkest_last and series.modality not in ("CT", "PT")
-        indices = [frame.place for _, frame in places[part]]
-        for (k, frame), stored in zip(places[part], decode(dataset, part, form, indices), strict=True):
-            values = low + high - stored if inverted else stored
-            if frame.slope != 1 or frame.intercept != 0:
-                values = values * frame.slope + frame.intercept
-            if whole and np.abs(values).max() >= 2**31:
-                raise VolumeError("holds values beyond 31 bits", path=part.place, reason="datatype")
-            array[k] = values
+        indices = [frame.place for _, frame in slices[part]]
+        for (empty, frame), stored in zip(slices[part], decode(dataset, part, form, indices), strict=True):
+            values = _rescaled(sum(form.limits) - stored if inverted else stored, frame)
+            _check_range(values, dtype, part)
+            empty[...] = values
 
-    for _ in visit(places, fill):
+    for _ in visit(slices, fill):
         pass
     # (K, J, I) -> (I, J, K)
     return array.transpose(2, 1, 0)
+
+
+def _keeps_whole_numbers(frame: Frame) -> bool:
+    """Return whether slope and intercept make whole numbers of whole numbers."""
+    return frame.slope == int(frame.slope) and frame.intercept == int(frame.intercept)
+
+
+def _rescaled(stored: NDArray[Any], frame: Frame) -> NDArray[Any]:
+    """Return the real values of an image."""
+    if frame.slope == 1 and frame.intercept == 0:
+        return stored
+    return stored * frame.slope + frame.intercept
+
+
+def _check_range(values: NDArray[Any], dtype: np.dtype[Any], part: DicomFile) -> None:
+    """Refuse whole numbers that their type cannot hold."""
+    if dtype.kind == "i" and np.abs(values).max() >= 2**31:
+        raise VolumeError("holds values beyond 31 bits", path=part.place, reason="datatype")
 
 
 def _straightened(array: NDArray[Any], stack: Stack, path: Path) -> Volume:

@@ -10,6 +10,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
@@ -20,11 +21,11 @@ from chiasm.volumes.dicom_files import (
     DIRECTORY,
     HEAD,
     DicomFile,
+    count_frames,
     head_of,
     list_parts,
     looks_like_dicom,
     looks_like_zip,
-    number,
     parts_beside,
     parts_in,
     read_dataset,
@@ -48,7 +49,6 @@ NO_SCANS = (
     "1.2.840.10008.5.1.4.1.1.30",  # parametric map
     "1.2.840.10008.5.1.4.1.1.481.2",  # dose
 )
-WHOLE = Group("", UNKNOWN, ())  # a series whose images are not separated
 AXIAL = 0.99  # cosine from which a slice counts as lying in a plane of the body
 
 TAGS = (
@@ -124,9 +124,19 @@ class Series:
         return self.images > 0 and self.sop_class not in NO_SCANS and not self.localizer
 
     @property
+    def is_label_map(self) -> bool:
+        """Whether it says which voxels belong to what, and shows no image."""
+        return self.sop_class in (SEGMENTATION, LABEL_MAP)
+
+    @property
+    def is_structure_set(self) -> bool:
+        """Whether it says by contours what lies where in a scan, and holds no images."""
+        return self.sop_class == STRUCTURES
+
+    @property
     def is_readable(self) -> bool:
         """Whether it may be read as a volume: images, or a structure set, which is drawn on those of its scan."""
-        return self.images > 0 or self.sop_class == STRUCTURES
+        return self.images > 0 or self.is_structure_set
 
     @property
     def shape(self) -> tuple[int, int, int] | None:
@@ -163,15 +173,19 @@ class Series:
 
     def described(self) -> str:
         """Describe it in a line that names nobody: choice, modality, images, grid."""
-        shape, spacing = self.shape, self.spacing_mm
-        grid = [] if shape is None or spacing is None else [
-            "x".join(map(str, shape)), "x".join(f"{mm:.3g}" for mm in spacing) + " mm", self.plane
-        ]  # fmt: skip
         count = f"{self.images} images" if self.images else f"{len(self.structures)} structures"
-        words = [self.modality or "no modality", count, *grid, *filter(None, [self.kind_words])]
+        words = [self.modality or "no modality", count, *self._grid_in_words(), *filter(None, [self.kind_words])]
         words += ["with contrast agent"] * self.contrast + ["synthetic"] * self.synthetic
         words += ["text burned in"] * self.burned_in + ([self.fault.reason] if self.fault is not None else [])
         return f"{self.choice}: {', '.join(words)}"
+
+    def _grid_in_words(self) -> list[str]:
+        """Describe shape, spacing and plane, if it makes a stack."""
+        if self.stack is None:
+            return []
+        grid = self.stack.geometry
+        spacing = "x".join(f"{mm:.3g}" for mm in grid.spacing_mm)
+        return ["x".join(map(str, grid.shape)), f"{spacing} mm", self.plane]
 
 
 class Scan(NamedTuple):
@@ -205,24 +219,22 @@ def scan_series(path: Path | str) -> Scan:
     if asked is None:
         return _scan(list_parts(path), path)
     scan = _scan_around(asked, path)
-    series = [
-        replace(one, apart=words) if one.sop_class == STRUCTURES else one
-        for one in scan.series
-        if words in ("", one.apart) or one.sop_class == STRUCTURES
-    ]
+    series = _named_inside(scan.series, words)
     if not series and not scan.broken:
         listed = "; ".join(one.described() for one in _numbered(scan.series))
         raise VolumeError(f"holds no images of the kind {words!r}", path=asked.place, reason="no-series", found=listed)
     return scan._replace(series=_numbered(series))
 
 
+def _named_inside(series: Iterable[Series], words: str) -> list[Series]:
+    """Return the series whose images are of a kind; structure sets take the words for names of structures."""
+    every = (replace(one, apart=words) if one.is_structure_set else one for one in series)
+    return [one for one in every if words in ("", one.apart)]
+
+
 def _scan_around(part: DicomFile, path: Path) -> Scan:
     """Find the series of one file: of a multi-frame file itself, else with the files beside it."""
-    (header,) = visit([part], _header)
-    if header is None:
-        raise VolumeError(
-            "is the table of contents of a DICOM folder", path=path, reason="format", hint="Name the folder."
-        )
+    header = _only_header(part, path)
     if header.series.images > 1 and not header.series.concatenated:
         return Scan(tuple(_split([header], path)), ())
     scan = _scan(parts_beside(part), path, header.series.uid)
@@ -235,8 +247,13 @@ def place_inside(path: Path) -> str:
     >>> place_inside(Path(__file__, "phase")), place_inside(Path(__file__))
     ('phase', '')
     """
-    file = next((parent for parent in path.parents if parent.is_file()), None)
+    file = _file_above(path)
     return "" if file is None else path.relative_to(file).as_posix()
+
+
+def _file_above(path: Path) -> Path | None:
+    """Return the file into which a path goes on, if it does."""
+    return next((parent for parent in path.parents if parent.is_file()), None)
 
 
 def scan_folder_alone(path: Path) -> Scan:
@@ -270,8 +287,10 @@ def is_dicom(path: Path) -> bool:
     Raises:
         VolumeError: If a file cannot be read.
     """
-    if path.is_dir() or not path.exists():
-        return path.is_dir() or any(archive.is_file() for archive in path.parents)
+    if path.is_dir():
+        return True
+    if not path.exists():
+        return _file_above(path) is not None
     head = head_of(path)
     return looks_like_zip(head) or looks_like_dicom(head)
 
@@ -282,7 +301,12 @@ def _asked(path: Path) -> tuple[DicomFile | None, str]:
         return None, ""
     if path.exists():
         return (None if looks_like_zip(head_of(path)) else DicomFile(path)), ""
-    holder = next((parent for parent in path.parents if parent.is_file()), None)
+    return _asked_inside(path)
+
+
+def _asked_inside(path: Path) -> tuple[DicomFile, str]:
+    """Return the one file that a path into an archive or a file names, and what it names inside that."""
+    holder = _file_above(path)
     inside = None if holder is None else _inside(holder, path.relative_to(holder).parts)
     if inside is None:
         raise VolumeError("does not exist", path=path, reason="not-found")
@@ -316,7 +340,12 @@ class _Search:
         self.broken: list[VolumeError] = []
         self.hollow: list[DicomFile] = []
 
-    def look(self, part: DicomFile, file: BinaryIO) -> None:
+    def look_at(self, parts: Iterable[DicomFile]) -> None:
+        """Look at files, one after another."""
+        for _ in visit(parts, self._look):
+            pass
+
+    def _look(self, part: DicomFile, file: BinaryIO) -> None:
         """Look at a file, open at its start."""
         with taming(part):
             head = file.read(HEAD)
@@ -348,20 +377,22 @@ class _Search:
 
 
 def _scan(parts: Sequence[DicomFile], path: Path, only: str | None = None) -> Scan:
+    """Find the series of some files, of one SeriesInstanceUID or all."""
     search = _Search(only)
     lost = [part for part in parts if not part.path.exists()]
-    for _ in visit([part for part in parts if part not in lost], search.look):
-        pass
+    search.look_at(part for part in parts if part not in lost)
     broken = [
         *search.broken,
         *search.missing(search.hollow, "is empty", "truncated"),
         *search.missing(lost, "is a link that leads nowhere", "not-found"),
     ]
-    series = sorted(
-        (one for headers in search.headers.values() for one in _split(headers, path)),
-        key=lambda one: (one.number is None, one.number or 0, one.uid),
-    )
-    return Scan(_numbered(series), tuple(broken))
+    series = chain.from_iterable(_split(headers, path) for headers in search.headers.values())
+    return Scan(_numbered(sorted(series, key=_order)), tuple(broken))
+
+
+def _order(series: Series) -> tuple[bool, int, str]:
+    """Return the place of a series in a listing: by its number, those without one last."""
+    return series.number is None, series.number or 0, series.uid
 
 
 def _numbered(series: Iterable[Series]) -> tuple[Series, ...]:
@@ -376,21 +407,22 @@ def _kin(part: DicomFile) -> tuple[Path, str]:
 
 def _split(headers: Sequence[_Header], path: Path) -> list[Series]:
     """Join the files of one SeriesInstanceUID, images of one kind each."""
-    fault = _fault_of(headers)
-    frames = [frame for header in headers for frame in header.frames]
-    if fault is not None or not frames or any(frame.is_localizer for frame in frames):
-        return [_stacked(headers, frames, WHOLE, path)]
+    frames = list(chain.from_iterable(header.frames for header in headers))
     return [
-        _stacked(headers, [frames[place] for place in group.places], group, path)
-        for group in split_kinds([frame.kind for frame in frames])
+        _stacked(headers, [frames[place] for place in group.places], group, path) for group in _groups(headers, frames)
     ]
+
+
+def _groups(headers: Sequence[_Header], frames: Sequence[Frame]) -> list[Group]:
+    """Group the images of a series by kind, all in one group where they make no volume anyhow."""
+    if _fault_of(headers) is not None or not frames or any(frame.is_localizer for frame in frames):
+        return [Group("", UNKNOWN, tuple(range(len(frames))))]
+    return split_kinds([frame.kind for frame in frames])
 
 
 def _fault_of(headers: Sequence[_Header]) -> VolumeError | None:
     """Say why the files of a series make no volume, as far as each says it alone."""
-    every = [header.series for header in headers]
-    kinds = {one.sop_class for one in every if one.images}
-    cut = next((one.parts[0] for one in every if not one.images and one.sop_class in kinds), None)
+    cut = _cut_header([header.series for header in headers])
     if cut is None:
         return next(filter(None, (header.fault for header in headers)), None)
     return VolumeError(
@@ -398,13 +430,17 @@ def _fault_of(headers: Sequence[_Header]) -> VolumeError | None:
     )
 
 
+def _cut_header(every: Sequence[Series]) -> DicomFile | None:
+    """Return a file that ends before it says how large its image is, as others of its kind do."""
+    kinds = {one.sop_class for one in every if one.images}
+    return next((one.parts[0] for one in every if not one.images and one.sop_class in kinds), None)
+
+
 def _stacked(headers: Sequence[_Header], frames: Sequence[Frame], group: Group, path: Path) -> Series:
     """Join files of one series and find their grid; of a group that has others beside it, those with its images."""
     is_part = bool(group.words)
     joined = _joined([header.series for header in (_holding(frames, headers) if is_part else headers)])
-    stack, fault = None, _fault_of(headers)
-    if fault is None and frames and joined.sop_class not in (SEGMENTATION, LABEL_MAP):
-        stack, fault = _arranged(frames, path)
+    stack, fault = _arranged(headers, frames, joined, path)
     return replace(
         joined,
         parts=joined.parts if stack is None else stack.parts,
@@ -427,7 +463,7 @@ def _joined(every: Sequence[Series]) -> Series:
     """Join what the files of one series say."""
     return replace(
         every[0],
-        parts=tuple(part for one in every for part in one.parts),
+        parts=tuple(chain.from_iterable(one.parts for one in every)),
         images=sum(one.images for one in every),
         burned_in=any(one.burned_in for one in every),
         synthetic=any(one.synthetic for one in every),
@@ -435,8 +471,13 @@ def _joined(every: Sequence[Series]) -> Series:
     )
 
 
-def _arranged(frames: Sequence[Frame], path: Path) -> tuple[Stack | None, VolumeError | None]:
-    """Return the stack that images make, and why there is none or it cannot be used as it is."""
+def _arranged(
+    headers: Sequence[_Header], frames: Sequence[Frame], joined: Series, path: Path
+) -> tuple[Stack | None, VolumeError | None]:
+    """Return the stack that images of a series make, and why there is none or it cannot be used as it is."""
+    fault = _fault_of(headers)
+    if fault is not None or not frames or joined.is_label_map:
+        return None, fault
     try:
         stack = arrange(frames, path)
     except VolumeError as error:
@@ -450,36 +491,50 @@ def _header(part: DicomFile, file: BinaryIO) -> _Header | None:
     with taming(part):
         if text(dataset.file_meta, "MediaStorageSOPClassUID") == DIRECTORY:
             return None
-        uid = text(dataset, "SeriesInstanceUID")
-        if not uid:
-            raise VolumeError("names no series", path=part.place, reason="header", expected="a SeriesInstanceUID")
-        count = number(dataset, "NumberOfFrames", part)
-        images = max(1, int(count or 1)) if "Rows" in dataset else 0
-        series = Series(
-            choice=1,
-            uid=uid,
-            study_uid=text(dataset, "StudyInstanceUID"),
-            frame_uid=text(dataset, "FrameOfReferenceUID") or _frame_referred_to(dataset),
-            patient=_hashed(text(dataset, "PatientID")),
-            sop_class=text(dataset, "SOPClassUID"),
-            modality=text(dataset, "Modality"),
-            description=text(dataset, "SeriesDescription"),
-            protocol=text(dataset, "ProtocolName"),
-            number=_series_number(dataset),
-            parts=(part,),
-            images=images,
-            contrast=bool(text(dataset, "ContrastBolusAgent")),
-            burned_in=text(dataset, "BurnedInAnnotation").upper() == "YES",
-            synthetic=text(dataset, "SyntheticData").upper() == "YES",
-            concatenated=bool(text(dataset, "ConcatenationUID")),
-            structures=tuple(text(one, "ROIName") for one in dataset.get("StructureSetROISequence") or ()),
-        )
-        if not images:
+        series = _series_alone(dataset, part)
+        if not series.images:
             return _Header(series, (), None)
         try:
             return _Header(series, tuple(frames_of(dataset, part)), None)
         except VolumeError as error:
             return _Header(series, (), error)
+
+
+def _only_header(part: DicomFile, path: Path) -> _Header:
+    """Read the header of a file that must not be a DICOMDIR."""
+    (header,) = visit([part], _header)
+    if header is None:
+        raise VolumeError(
+            "is the table of contents of a DICOM folder", path=path, reason="format", hint="Name the folder."
+        )
+    return header
+
+
+def _series_alone(dataset: Dataset, part: DicomFile) -> Series:
+    """Return the series that a file would be alone."""
+    uid = text(dataset, "SeriesInstanceUID")
+    if not uid:
+        raise VolumeError("names no series", path=part.place, reason="header", expected="a SeriesInstanceUID")
+    count = count_frames(dataset, part)
+    return Series(
+        choice=1,
+        uid=uid,
+        study_uid=text(dataset, "StudyInstanceUID"),
+        frame_uid=text(dataset, "FrameOfReferenceUID") or _frame_referred_to(dataset),
+        patient=_hashed(text(dataset, "PatientID")),
+        sop_class=text(dataset, "SOPClassUID"),
+        modality=text(dataset, "Modality"),
+        description=text(dataset, "SeriesDescription"),
+        protocol=text(dataset, "ProtocolName"),
+        number=_series_number(dataset),
+        parts=(part,),
+        images=max(1, count) if "Rows" in dataset else 0,
+        contrast=bool(text(dataset, "ContrastBolusAgent")),
+        burned_in=text(dataset, "BurnedInAnnotation").upper() == "YES",
+        synthetic=text(dataset, "SyntheticData").upper() == "YES",
+        concatenated=bool(text(dataset, "ConcatenationUID")),
+        structures=tuple(text(one, "ROIName") for one in dataset.get("StructureSetROISequence") or ()),
+    )
 
 
 def _frame_referred_to(dataset: Dataset) -> str:

@@ -116,10 +116,7 @@ def write_series(folder: Path, image: Volume, sources: Sequence[Series], derivat
         ValueError: If there is no source, or a CT image is to be scaled.
         ChiasmError: If the folder cannot be written.
     """
-    if derivation.modality == "CT" and derivation.scale != 1:
-        raise ValueError("CT holds Hounsfield units: its scale is 1")
-    if not sources:
-        raise ValueError("a derived series needs its source")
+    _check_request(sources, derivation)
     with quiet():
         planes, grid = planes_of(sources[0], image.geometry)
         references = _references(sources, grid)
@@ -136,6 +133,14 @@ def write_series(folder: Path, image: Volume, sources: Sequence[Series], derivat
                     made.SourceImageSequence = references.of(plane)
                 made.save_as(fresh / name, enforce_file_format=True)
     return WrittenSeries(tuple(folder / name for name in names), str(new.SeriesInstanceUID), saturated)
+
+
+def _check_request(sources: Sequence[Series], derivation: Derivation) -> None:
+    """Refuse a scaled CT, and an image of no source."""
+    if derivation.modality == "CT" and derivation.scale != 1:
+        raise ValueError("CT holds Hounsfield units: its scale is 1")
+    if not sources:
+        raise ValueError("a derived series needs its source")
 
 
 def _shown(frames: NDArray[np.float32], derivation: Derivation) -> tuple[float, float]:

@@ -49,6 +49,10 @@ class Geometry:
         i, j, k = np.linalg.norm(self.affine[:3, :3], axis=0)
         return float(i), float(j), float(k)
 
+    def header_as(self, container: str) -> bytes | None:
+        """Return the raw header if it is of a format, else None."""
+        return self.header if self.container == container else None
+
     @property
     def corners(self) -> NDArray[np.float64]:
         """World positions of the centres of the eight corner voxels, shape (8, 3), mm."""
@@ -302,13 +306,7 @@ def resample(volume: Volume, geometry: Geometry, order: Literal[0, 1] = 1, fill:
     """
     if order not in (0, 1):
         raise ValueError(f"order is 0 or 1, not {order}")
-    if (voxels := math.prod(geometry.shape)) > MOST_VOXELS:
-        raise VolumeError(
-            "would be resampled to a grid that is too fine",
-            reason="too-large",
-            found=f"{voxels:.2g} voxels of {' x '.join(f'{step:.3g}' for step in geometry.spacing_mm)} mm",
-            expected=f"at most {MOST_VOXELS:.2g} voxels",
-        )
+    _check_voxels(geometry)
     if same_grid(geometry, volume.geometry, 1e-6):
         return Volume(volume.array, geometry)
     array = volume.array if order == 0 else volume.array.astype(np.float32, copy=False)
@@ -327,6 +325,18 @@ def resample(volume: Volume, geometry: Geometry, order: Literal[0, 1] = 1, fill:
     )
     moved[~_inside(matrix, offset, geometry.shape, volume.array.shape)] = fill
     return Volume(moved, geometry)
+
+
+def _check_voxels(geometry: Geometry) -> None:
+    """Refuse a grid with more voxels than fit in memory."""
+    voxels = math.prod(geometry.shape)
+    if voxels > MOST_VOXELS:
+        raise VolumeError(
+            "would be resampled to a grid that is too fine",
+            reason="too-large",
+            found=f"{voxels:.2g} voxels of {' x '.join(f'{step:.3g}' for step in geometry.spacing_mm)} mm",
+            expected=f"at most {MOST_VOXELS:.2g} voxels",
+        )
 
 
 def _inside(

@@ -46,6 +46,8 @@ AIR_HU = -850.0  # nothing above is air; a cut-out body may end in uniform fat
 SHEET_MM = 4.0  # a table's shell is thinner than twice this, a body's wall is not
 LEAST_SHEET = 0.01  # of a body: ears are smaller
 COARSE_MM = 2.0
+#: In which a body's holes are filled, one after another: a sinus that is open in one plane is closed in another.
+PLANES = ((0, 1), (0, 2), (1, 2), (0, 1))
 
 
 class Surroundings(NamedTuple):
@@ -92,15 +94,23 @@ def look_around(array: NDArray[Any], *, is_ct: bool = False) -> Surroundings:
     smooth = _smooth_within(contents, coarse)
     low, high = np.percentile(smooth[contents], (5, 95)).tolist()
     surfaces = _surfaces(contents, with_faces=background is None)
-    air = _uniform_level([smooth[surface] for surface in surfaces], UNIFORM * (high - low))
-    if is_ct and air is not None and air > AIR_HU:
-        air = None
+    air = _air_at([smooth[surface] for surface in surfaces], high - low, is_ct)
     body = _body_within(contents, coarse, smooth, air, padding)
-    within, level = (contents, padding) if air is None else (body, air)
-    darker = 0.0 if level is None else float(np.mean(smooth[within] < level))
+    darker = _share_below(padding, smooth[contents]) if air is None else _share_below(air, smooth[body])
     times_larger = int(contents.sum()) / max(1, int(body.sum()))
     fills = float(contents[box_of(contents)].mean())
     return Surroundings(padding, air, darker, times_larger, high - low, fills)
+
+
+def _air_at(surfaces: list[NDArray[np.float32]], span: float, is_ct: bool) -> float | None:
+    """Return the intensity of the air at the most uniform surface, or None where there is none."""
+    level = _uniform_level(surfaces, UNIFORM * span)
+    return None if is_ct and level is not None and level > AIR_HU else level
+
+
+def _share_below(level: float | None, values: NDArray[np.float32]) -> float:
+    """Return the share of values that are darker than a level; 0 where there is none."""
+    return 0.0 if level is None else float(np.mean(values < level))
 
 
 def _body_within(
@@ -159,15 +169,8 @@ def find_mask(
     around = look_around(array, is_ct=window_hu is not None)
     followed = rule == "body" or (strictly and rule == "nonzero")
     used: Rule = rule if followed else _suggested(array, around, window_hu)
-    background = constant_background(array) if used == "nonzero" else None
-    if strictly and used == "nonzero" and background is None:
-        raise VolumeError(
-            "is not cut out on a constant background, as the mask rule nonzero needs",
-            reason="mask-rule",
-            hint="Choose data.mask=body, or leave the choice to the plan (data.mask=auto).",
-        )
-    if background is not None:
-        mask = _nonzero(array, background)
+    if used == "nonzero":
+        mask = _nonzero(array, _required_background(array))
     else:
         mask = _body(array, volume.geometry.spacing_mm, around, table=window_hu is not None)
     if not mask.any():
@@ -177,6 +180,18 @@ def find_mask(
             hint="Give a mask beside the image.",
         )
     return mask, used
+
+
+def _required_background(array: NDArray[Any]) -> float:
+    """Return the value of the background, which must be constant."""
+    background = constant_background(array)
+    if background is None:
+        raise VolumeError(
+            "is not cut out on a constant background, as the mask rule nonzero needs",
+            reason="mask-rule",
+            hint="Choose data.mask=body, or leave the choice to the plan (data.mask=auto).",
+        )
+    return background
 
 
 def otsu_threshold(values: NDArray[Any]) -> float:
@@ -207,14 +222,26 @@ def face_value(array: NDArray[Any], least_share: float) -> float | None:
 
 
 def _suggested(array: NDArray[Any], around: Surroundings, window_hu: Window | None) -> Rule:
+    """Find which rule fits an image and what lies around its contents."""
     background = constant_background(array)
     if background is None:
         return "body"
     is_ct = window_hu is not None
-    if around.air is None and (ONE_SIDE < around.darker < 1 - ONE_SIDE or (is_ct and background > AIR_HU)):
-        return "nonzero"  # the background lies among the intensities of tissue, so it is not air
-    least = AIR_AROUND_CT if is_ct else AIR_AROUND if around.fills >= ROUND else AIR_AROUND_ROUND
-    return "body" if least < around.times_larger < MOST_AROUND else "nonzero"
+    if around.air is None and _lies_among_tissue(background, around, is_ct):
+        return "nonzero"  # it is not air
+    return "body" if _least_around(around, is_ct) < around.times_larger < MOST_AROUND else "nonzero"
+
+
+def _lies_among_tissue(background: float, around: Surroundings, is_ct: bool) -> bool:
+    """Return whether a background has the intensity of tissue: much of the body is darker, and much brighter."""
+    return ONE_SIDE < around.darker < 1 - ONE_SIDE or (is_ct and background > AIR_HU)
+
+
+def _least_around(around: Surroundings, is_ct: bool) -> float:
+    """Return how many times as large as the body a field of view is at least."""
+    if is_ct:
+        return AIR_AROUND_CT
+    return AIR_AROUND if around.fills >= ROUND else AIR_AROUND_ROUND
 
 
 def _smooth(array: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -301,18 +328,30 @@ def _distance(array: NDArray[Any], around: Surroundings) -> tuple[NDArray[np.flo
     All do, unless padding differs from air: it is then as far away as air.  The rarest values decide nothing.
     """
     distance: NDArray[np.float32] = array.astype(np.float32)
-    padding, level = around.padding, around.padding if around.air is None else around.air
-    deciding: NDArray[np.bool_] | None = None
-    if padding is not None and around.air is not None and abs(padding - around.air) > NEAR_AIR * around.span:
-        deciding = array != padding
+    level = around.padding if around.air is None else around.air
+    deciding = _deciding(array, around)
+    if deciding is not None:
         distance[~deciding] = around.air
     if level is not None and around.darker > ONE_SIDE:
         np.abs(distance - np.float32(level), out=distance)
+    _clip_rarest(distance, deciding)
+    return distance, deciding
+
+
+def _deciding(array: NDArray[Any], around: Surroundings) -> NDArray[np.bool_] | None:
+    """Return which voxels decide where a body begins: all but padding that differs from air; None for all."""
+    if around.padding is None or around.air is None:
+        return None
+    differs = abs(around.padding - around.air) > NEAR_AIR * around.span
+    return array != around.padding if differs else None
+
+
+def _clip_rarest(distance: NDArray[np.float32], deciding: NDArray[np.bool_] | None) -> None:
+    """Clip vessels, implants and faults, in place."""
     thin = tuple(slice(None, None, max(1, size // 64)) for size in distance.shape)
     values = distance[thin] if deciding is None else distance[thin][deciding[thin]]
     low, high = np.percentile(values, (0.5, 99.5)).tolist()
-    np.clip(distance, 2 * low - high, high, out=distance)  # vessels, implants, faults
-    return distance, deciding
+    np.clip(distance, 2 * low - high, high, out=distance)
 
 
 def _body(
@@ -328,13 +367,17 @@ def _body(
     if not mask.any():
         return mask
     box = box_of(mask)
-    inside = _largest(mask[box])
+    mask[box] = _whole_body(_largest(mask[box]), spacing_mm, table=table)
+    return mask
+
+
+def _whole_body(inside: NDArray[np.bool_], spacing_mm: tuple[float, float, float], *, table: bool) -> NDArray[np.bool_]:
+    """Fill the holes of a body plane by plane, and take away the table under it if it may lie on one."""
     if table:
         inside = _largest(inside & ~_sheets(inside, spacing_mm))
-    for axis in (2, 1, 0, 2):  # a sinus that is open in one plane is closed in another
-        inside = with_holes_filled(inside, [other for other in range(3) if other != axis])
-    mask[box] = inside
-    return mask
+    for axes in PLANES:
+        inside = with_holes_filled(inside, axes)
+    return inside
 
 
 def _sheets(inside: NDArray[np.bool_], spacing_mm: tuple[float, float, float]) -> NDArray[np.bool_]:

@@ -6,7 +6,8 @@ Reference: https://itk.org/Wiki/MetaIO/Documentation.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,17 @@ from numpy.typing import NDArray
 from chiasm.errors import VolumeError
 from chiasm.storage import whole_file
 from chiasm.volumes.geometry import LPS_TO_RAS, Geometry
-from chiasm.volumes.streams import Stream, file_size, first_bytes, pack, packing_of, sibling
-from chiasm.volumes.voxels import Stored, checked_size
+from chiasm.volumes.streams import (
+    Stream,
+    file_size,
+    first_bytes,
+    numbers_in,
+    pack,
+    packed_whole,
+    packing_of,
+    sibling,
+)
+from chiasm.volumes.voxels import Stored, are_sides, checked_size
 
 LONGEST_HEADER = 2**16
 LARGEST = 1e12  # number of a header
@@ -63,11 +73,15 @@ def open_metaimage(path: Path, *, max_bytes: int = 2 * 2**30) -> Stored:
         raise VolumeError("holds its voxels as text", path=path, reason="text-voxels", expected="BinaryData = True")
     affine = np.eye(4)
     affine[:3, :3], affine[:3, 3] = direction * spacing, offset
-    place = "".join(f"{name} = {fields[name]}\n" for name in PLACE if name in fields)
-    own = place.isascii()
-    geometry = Geometry(shape, LPS_TO_RAS @ affine, place.encode() if own else None, "metaimage" if own else None)
+    geometry = _with_lines_of_place(Geometry(shape, LPS_TO_RAS @ affine), fields)
     packed = _truth(fields, "CompressedData", path)
     return Stored(_stream(path, fields, start, size, packed), dtype, geometry)
+
+
+def _with_lines_of_place(grid: Geometry, fields: Mapping[str, str]) -> Geometry:
+    """Return a grid with the lines that say how it lies, as they were written, if they are plain text."""
+    place = "".join(f"{name} = {fields[name]}\n" for name in PLACE if name in fields)
+    return replace(grid, header=place.encode(), container="metaimage") if place.isascii() else grid
 
 
 def _voxel_type(fields: dict[str, str], path: Path) -> np.dtype[Any]:
@@ -77,28 +91,41 @@ def _voxel_type(fields: dict[str, str], path: Path) -> np.dtype[Any]:
         raise VolumeError(
             "holds values of an unknown type", path=path, reason="datatype", found=kind, expected=", ".join(REAL)
         )
+    _check_meaning(fields, path)
+    return np.dtype(_byte_order(fields, path) + REAL[kind])
+
+
+def _check_meaning(fields: dict[str, str], path: Path) -> None:
+    """Refuse several values a voxel, and stored values that are not meant as they are."""
     if (channels := _numbers(fields, "ElementNumberOfChannels", path, 1, "1")) != [1]:
         raise VolumeError("holds more than one value a voxel", path=path, reason="four-d", found=channels[0])
     slope = _numbers(fields, "ElementToIntensityFunctionSlope", path, 1, "1")
     offset = _numbers(fields, "ElementToIntensityFunctionOffset", path, 1, "0")
     if (scale := [*slope, *offset]) != [1, 0]:  # no reader that we know heeds them, so nobody knows what was meant
         raise VolumeError("has a slope or intercept of its own", path=path, reason="slope", found=scale)
+
+
+def _byte_order(fields: dict[str, str], path: Path) -> str:
+    """Return which byte of a number comes first, by either of two names."""
     orders = {_truth(fields, name, path) for name in ORDERS if name in fields} or {False}
     if len(orders) > 1:
         raise VolumeError("says two byte orders", path=path, reason="header", found=" and ".join(ORDERS))
-    return np.dtype((">" if orders.pop() else "<") + REAL[kind])
+    return ">" if orders.pop() else "<"
 
 
 def _stream(path: Path, fields: dict[str, str], start: int, size: int, packed: bool) -> Stream:
     """Say where the voxels lie; MetaImage pads nothing, so not a byte may follow them."""
     data = _data_file(path, fields)
-    if data == path and packing_of(path) == "gzip":  # the whole file, header and all
-        if packed:
-            raise VolumeError("is packed twice", path=path, reason="format", expected="one packing")
-        return Stream(path, "gzip", 0, start, size, 0)
+    if data == path and packing_of(path) == "gzip":
+        return packed_whole(path, start, size, has_packed_voxels=packed)
     skip = start if data == path else _header_size(data, fields, path, size, packed)
-    if not packed:
-        return Stream(data, "none", skip, 0, size, 0)
+    if packed:
+        _check_packed_size(data, skip, fields, path)
+    return Stream(data, "zlib" if packed else "none", skip, 0, size, 0)
+
+
+def _check_packed_size(data: Path, skip: int, fields: dict[str, str], path: Path) -> None:
+    """Refuse packed voxels that take another number of bytes than the header says, if it does."""
     (length,) = _numbers(fields, "CompressedDataSize", path, 1, "0")
     there = file_size(data) - skip
     if length not in (0, there):
@@ -109,7 +136,6 @@ def _stream(path: Path, fields: dict[str, str], start: int, size: int, packed: b
             found=f"{there} bytes",
             expected=f"{length:.0f}",
         )
-    return Stream(data, "zlib", skip, 0, size, 0)
 
 
 def _header_size(data: Path, fields: dict[str, str], path: Path, size: int, packed: bool) -> int:
@@ -173,7 +199,7 @@ def _shape(fields: dict[str, str], path: Path) -> tuple[tuple[int, int, int], in
     if axes not in (2, 3, 4):
         raise VolumeError("has impossible dimensions", path=path, reason="dimensions", found=f"NDims = {axes:g}")
     sides = _numbers(fields, "DimSize", path, int(axes), None)
-    if any(side != int(side) or not 1 <= side <= 2**31 for side in sides):
+    if not are_sides(sides):
         raise VolumeError("has impossible dimensions", path=path, reason="dimensions", found=fields["DimSize"])
     if sides[3:] not in ([], [1]):
         raise VolumeError("is 4D: it holds more than one volume", path=path, reason="four-d", found=fields["DimSize"])
@@ -187,13 +213,11 @@ def _first_of(names: Sequence[str], fields: Collection[str]) -> str:
 
 
 def _numbers(fields: dict[str, str], name: str, path: Path, count: int, default: str | None) -> list[float]:
+    """Read so many numbers of a field, which must be there where it has no default."""
     text = fields.get(name, default)
     if text is None:
         raise VolumeError(f"has no whole MetaImage header: {name} is missing", path=path, reason="header")
-    try:
-        values = [float(word) for word in text.split()]
-    except ValueError:
-        values = []
+    values = list(numbers_in(text))
     if len(values) != count or not all(abs(value) <= LARGEST for value in values):
         raise VolumeError(
             f"has a MetaImage header whose {name} is wrong",
@@ -237,15 +261,7 @@ def write_metaimage(path: Path, array: NDArray[Any], geometry: Geometry, remark:
     """
     dtype = array.dtype.newbyteorder("<")
     kind = next(kind for kind, name in REAL.items() if name == dtype.str[1:])
-    if geometry.container == "metaimage" and geometry.header is not None:
-        place = geometry.header.decode("ascii")
-    else:
-        affine = LPS_TO_RAS @ geometry.affine
-        direction = affine[:3, :3] / geometry.spacing_mm
-        place = (
-            f"TransformMatrix = {_line(direction.T)}\nOffset = {_line(affine[:3, 3])}\n"
-            f"CenterOfRotation = 0 0 0\nElementSpacing = {_line(np.array(geometry.spacing_mm))}\n"
-        )
+    place = _place(geometry)
     comment = f"Comment = {remark}\n" if remark else ""
     voxels = pack(np.asarray(array, dtype).tobytes(order="F"), "zlib")
     head = (
@@ -256,6 +272,19 @@ def write_metaimage(path: Path, array: NDArray[Any], geometry: Geometry, remark:
     )
     with whole_file(path) as temporary:
         temporary.write_bytes(head.encode("ascii") + voxels)
+
+
+def _place(geometry: Geometry) -> str:
+    """Return the lines that say how a grid lies, as they were read where they were."""
+    kept = geometry.header_as("metaimage")
+    if kept is not None:
+        return kept.decode("ascii")
+    affine = LPS_TO_RAS @ geometry.affine
+    direction = affine[:3, :3] / geometry.spacing_mm
+    return (
+        f"TransformMatrix = {_line(direction.T)}\nOffset = {_line(affine[:3, 3])}\n"
+        f"CenterOfRotation = 0 0 0\nElementSpacing = {_line(np.array(geometry.spacing_mm))}\n"
+    )
 
 
 def _line(values: NDArray[Any]) -> str:

@@ -98,12 +98,8 @@ def write_mgh(path: Path, array: NDArray[Any], geometry: Geometry, remark: str =
         ChiasmError: If the file cannot be written.
     """
     kind, name = next(one for one in REAL.items() if np.dtype(one[1]) == array.dtype.newbyteorder(">"))
-    place = (geometry.header if geometry.container == "mgh" else None) or _place(geometry)
-    head = (
-        struct.pack(FIELDS.removesuffix("15f"), 1, *geometry.shape, 1, kind, 0, 1)
-        + (place or _place(geometry))
-        + remark.encode("utf-8")
-    )
+    place = geometry.header_as("mgh") or _place(geometry)
+    head = struct.pack(FIELDS.removesuffix("15f"), 1, *geometry.shape, 1, kind, 0, 1) + place + remark.encode("utf-8")
     voxels = head[:HEADER].ljust(HEADER, b"\0") + array.astype(name).tobytes(order="F")
     with whole_file(path) as temporary:
         temporary.write_bytes(pack(voxels, "gzip") if path.name.lower().endswith(".mgz") else voxels)

@@ -66,7 +66,7 @@ def read_minc(path: Path, *, max_bytes: int = 2 * 2**30) -> tuple[NDArray[Any], 
             raise VolumeError(
                 "holds corrupted or truncated voxels", path=path, reason="corrupted", found=error, hint="Copy it again."
             ) from error
-    spatial = [axis for axis in axes if axis.name in SPATIAL]
+    spatial = _spatial(axes)
     array = values.reshape([axis.length for axis in spatial]).T
     i, j, k = array.shape
     return array, Geometry((i, j, k), _affine(spatial[::-1], path))
@@ -80,9 +80,14 @@ def read_minc_grid(path: Path) -> Geometry:
     """
     with _opened(path) as file:
         axes = _axes(file, _dataset(file, f"{IMAGE}/image", path), path)
-    spatial = [axis for axis in axes if axis.name in SPATIAL][::-1]
+    spatial = _spatial(axes)[::-1]
     i, j, k = (axis.length for axis in spatial)
     return Geometry((i, j, k), _affine(spatial, path))
+
+
+def _spatial(axes: Sequence[_Axis]) -> list[_Axis]:
+    """Return the three axes of space, in the order of the file."""
+    return [axis for axis in axes if axis.name in SPATIAL]
 
 
 @contextmanager
@@ -134,13 +139,18 @@ def _dataset(file: Any, name: str, path: Path) -> Any:
         raise VolumeError("holds no real numbers", path=path, reason="datatype", found=f"{name}: {found.dtype}")
     if found.external or found.is_virtual:
         raise VolumeError("keeps its voxels elsewhere", path=path, reason="elsewhere", found=name)
-    filters = found.id.get_create_plist()
+    _check_filters(found, path)
+    return found
+
+
+def _check_filters(dataset: Any, path: Path) -> None:
+    """Refuse what is packed by a filter that somebody's library would have to undo."""
+    filters = dataset.id.get_create_plist()
     codes = [filters.get_filter(index)[0] for index in range(filters.get_nfilters())]
     if unknown := sorted(set(codes) - set(FILTERS)):
         raise VolumeError(
             "is packed by a filter that HDF5 has not itself", path=path, reason="format", found=f"filter {unknown[0]}"
         )
-    return found
 
 
 def _check_storage(image: Any, path: Path, max_bytes: int) -> None:
@@ -177,30 +187,28 @@ def _numbers(thing: Any, name: str, default: Sequence[float], path: Path) -> tup
 def _axes(file: Any, image: Any, path: Path) -> list[_Axis]:
     """Describe the image's axes in the order of the file, slowest first: three of space, others of one sample."""
     names = _text(image, "dimorder").split(",")
+    _check_names(names, image, path)
+    return [_axis(file, name, side, path) for name, side in zip(names, image.shape)]
+
+
+def _check_names(names: Sequence[str], image: Any, path: Path) -> None:
+    """Refuse axes that make no volume: three of space each once, and others of one sample."""
     if len(names) != len(image.shape):
         raise VolumeError("has impossible dimensions", path=path, reason="dimensions", found=f"{names}, {image.shape}")
-    extra = [side for name, side in zip(names, image.shape) if name not in SPATIAL]
-    if any(side != 1 for side in extra):
+    if {side for name, side in zip(names, image.shape) if name not in SPATIAL} - {1}:
         raise VolumeError(
             "is 4D: it holds more than one volume", path=path, reason="four-d", found="x".join(map(str, image.shape))
         )
-    if sorted(name for name in names if name in SPATIAL) != [*SPATIAL]:
+    if {names.count(name) for name in SPATIAL} != {1}:
         raise VolumeError(
             "is a single slice, or has too few slices to be a volume", path=path, reason="thin", found=",".join(names)
         )
-    return [_axis(file, name, side, path) for name, side in zip(names, image.shape)]
 
 
 def _axis(file: Any, name: str, side: int, path: Path) -> _Axis:
     if name not in SPATIAL:
         return _Axis(name, side, 1.0, 0.0, ())
-    described = _member(file, f"{ROOT}/dimensions/{name}", path)
-    if described is None:
-        raise VolumeError(f"has no whole MINC header: {name} is missing", path=path, reason="header")
-    if _text(described, "spacing").startswith("irregular"):
-        raise VolumeError("has uneven slices", path=path, reason="spacing", found=name)
-    if (unit := _text(described, "units")) not in ("", "mm"):
-        raise VolumeError("measures in another unit than mm", path=path, reason="spacing", found=unit[:80])
+    described = _described(file, name, path)
     straight = tuple(float(name == other) for other in SPATIAL)
     (step,) = _numbers(described, "step", (1.0,), path)
     (start,) = _numbers(described, "start", (0.0,), path)
@@ -208,6 +216,18 @@ def _axis(file: Any, name: str, side: int, path: Path) -> _Axis:
     if step == 0 or not np.linalg.norm(direction):
         raise VolumeError("has a zero spacing", path=path, reason="spacing", found=name)
     return _Axis(name, side, step, start, tuple((np.array(direction) / np.linalg.norm(direction)).tolist()))
+
+
+def _described(file: Any, name: str, path: Path) -> Any:
+    """Return what a file says of an axis, which must be even and in mm."""
+    described = _member(file, f"{ROOT}/dimensions/{name}", path)
+    if described is None:
+        raise VolumeError(f"has no whole MINC header: {name} is missing", path=path, reason="header")
+    if _text(described, "spacing").startswith("irregular"):
+        raise VolumeError("has uneven slices", path=path, reason="spacing", found=name)
+    if (unit := _text(described, "units")) not in ("", "mm"):
+        raise VolumeError("measures in another unit than mm", path=path, reason="spacing", found=unit[:80])
+    return described
 
 
 def _affine(spatial: Sequence[_Axis], path: Path) -> NDArray[np.float64]:
@@ -234,8 +254,12 @@ def _real_values(file: Any, image: Any, axes: int, path: Path) -> NDArray[Any]:
         raise VolumeError("has an empty valid_range", path=path, reason="slope", found=f"{low:g} to {high:g}")
     least, most = bounds
     share = (np.clip(stored.astype(np.float64), low, high) - low) / (high - low)
-    values = share * (most - least) + least
-    whole = np.rint(values)  # labels are whole numbers but for the rounding of their shares
+    return _as_meant(share * (most - least) + least)
+
+
+def _as_meant(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return values as whole numbers where they are those of labels, but for the rounding of their shares."""
+    whole = np.rint(values)
     return whole if np.abs(values - whole).max() < WHOLE else values
 
 

@@ -20,7 +20,7 @@ from chiasm.errors import VolumeError
 from chiasm.storage import whole_file
 from chiasm.volumes.geometry import Geometry
 from chiasm.volumes.streams import Stream, first_bytes, pack, packing_of
-from chiasm.volumes.voxels import Stored
+from chiasm.volumes.voxels import Stored, checked_size
 
 Form = Literal["sform", "qform"]
 Order = Literal["<", ">"]
@@ -29,6 +29,7 @@ Order = Literal["<", ">"]
 REAL = {
     2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8"
 }  # fmt: skip
+CODES = {name: code for code, name in REAL.items()}
 NOT_REAL = {
     1: "binary",
     32: "complex",
@@ -188,10 +189,7 @@ def check_header(
         rule(raw)
     i, j, k = (*raw.sides, 1, 1)[:3]
     dtype = np.dtype(raw.order + REAL[raw.one("datatype")])
-    size = i * j * k * dtype.itemsize
-    if size > max_bytes:
-        found = f"{i}x{j}x{k} voxels, {size / 2**20:.0f} MiB"
-        raise raw.refuse("is too large", "too-large", found, f"at most {max_bytes / 2**20:.0f} MiB")
+    checked_size((i, j, k), dtype, path, max_bytes)
     _check_offset(raw)
     slope, inter = _scale(raw)
     affine = _affine(raw, (i, j, k), form, assume_ras)
@@ -267,20 +265,31 @@ def _order_and_version(head: bytes | bytearray) -> tuple[Order, int] | None:
 def _affine(raw: _Raw, shape: tuple[int, int, int], form: Form | None, assume_ras: bool) -> NDArray[np.float64]:
     """Return the affine of the form that is believed, in mm."""
     coded = [form] if form in raw.coded else raw.coded  # of what is not believed, nothing is asked
+    _check_finite(raw, coded, assume_ras)
     _check_place(raw, coded, assume_ras)
-    made = {"sform": _from_sform, "qform": _from_quaternion}
-    forms = [made[name](raw) for name in coded] or [np.diag([*raw.steps, 1.0]).astype(np.float64)]
-    for matrix in forms:
-        matrix[:3] *= MM.get(raw.one("units") & 7, 1.0)
+    forms = _matrices(raw, coded)
     if len(forms) == 2:
         _check_forms(raw, *(Geometry(shape, matrix).corners for matrix in forms))
     return forms[0]
 
 
-def _check_place(raw: _Raw, coded: Sequence[Form], assume_ras: bool) -> None:
-    """Refuse numbers of place that cannot be, of the forms that are used."""
+def _matrices(raw: _Raw, coded: Sequence[Form]) -> list[NDArray[np.float64]]:
+    """Return the affine that each form says, in mm; one of spacings alone where there is none."""
+    made = {"sform": _from_sform, "qform": _from_quaternion}
+    forms = [made[name](raw) for name in coded] or [np.diag([*raw.steps, 1.0]).astype(np.float64)]
+    for matrix in forms:
+        matrix[:3] *= MM.get(raw.one("units") & 7, 1.0)
+    return forms
+
+
+def _check_finite(raw: _Raw, coded: Sequence[Form], assume_ras: bool) -> None:
+    """Refuse numbers of place that are none, of the forms that are used."""
     if not all(abs(value) <= LARGEST for value in _used(raw, coded, assume_ras)):  # NaN is refused here too
         raise raw.refuse("has an affine that is not finite", "affine")
+
+
+def _check_place(raw: _Raw, coded: Sequence[Form], assume_ras: bool) -> None:
+    """Refuse a volume that does not say how it lies in space, or with steps that cannot be."""
     if not coded and not assume_ras:
         raise raw.refuse(
             "does not say how it lies in space: sform_code and qform_code are both 0",
@@ -361,11 +370,16 @@ def _check_extensions(content: bytes, header: Header, path: Path) -> None:
     at += 4
     while end - at >= 8 and at + 8 <= len(content):
         (size,) = struct.unpack_from(header.order + "i", content, at)
-        if size < 16 or size % 16 or at + size > end:
-            raise VolumeError(
-                "has a header extension of an impossible size", path=path, reason="extension", found=f"{size} bytes"
-            )
+        _check_extension(size, end - at, path)
         at += size
+
+
+def _check_extension(size: int, left: int, path: Path) -> None:
+    """Refuse an extension that is no multiple of 16 bytes, or longer than what is left."""
+    if size < 16 or size % 16 or size > left:
+        raise VolumeError(
+            "has a header extension of an impossible size", path=path, reason="extension", found=f"{size} bytes"
+        )
 
 
 def twin_names(path: Path, ending: Literal["hdr", "img"]) -> list[str]:
@@ -387,6 +401,15 @@ def twin_names(path: Path, ending: Literal["hdr", "img"]) -> list[str]:
     return [f"{stem}{other}{zipped}", f"{stem}{other}", f"{stem}{other}.gz"]
 
 
+def first_beside(path: Path, names: Sequence[str]) -> Path | None:
+    """Return the first of some names that there is in the folder of a file, if any.
+
+    Raises:
+        OSError: If the folder may not be entered, or a name is too long.
+    """
+    return next(filter(Path.exists, map(path.with_name, names)), None)
+
+
 def _partner(path: Path) -> Path:
     """Return the file of the voxels of a .hdr/.img pair."""
     names = twin_names(path, "hdr")
@@ -397,7 +420,7 @@ def _partner(path: Path) -> Path:
             reason="magic",
             hint="Give the .hdr file of the pair.",
         )
-    partner = next((path.with_name(name) for name in names if path.with_name(name).exists()), None)
+    partner = first_beside(path, names)
     if partner is None:
         raise VolumeError("lacks its .img file", path=path, reason="not-found", expected=names[0])
     return partner
@@ -415,25 +438,21 @@ def write_nifti(path: Path, array: NDArray[Any], geometry: Geometry, remark: str
     Raises:
         ChiasmError: If the file cannot be written.
     """
-    kept = geometry.header is not None and geometry.container == "nifti"
-    raw = bytearray(geometry.header if kept and geometry.header is not None else _fresh_header(geometry))
+    raw = bytearray(geometry.header_as("nifti") or _fresh_header(geometry))
     kind = _order_and_version(raw)
     assert kind is not None
     order, version = kind
     dtype = array.dtype.newbyteorder(order)
-    code = next(code for code, name in REAL.items() if name == dtype.str[1:])
-
-    def put(name: str, *values: object) -> None:
-        at, form = FIELDS[version][name]
-        struct.pack_into(order + form, raw, at, *values)
-
-    put("magic", MAGICS[version][0])
-    put("datatype", code)
-    put("bitpix", dtype.itemsize * 8)
     extension = _extension(order, remark)
-    put("vox_offset", SMALLEST[version] + len(extension) - 4)
-    put("slope", 1.0)
-    put("inter", 0.0)
+    values: dict[str, tuple[object, ...]] = {
+        "magic": (MAGICS[version][0],),
+        "datatype": (CODES[dtype.str[1:]],),
+        "bitpix": (dtype.itemsize * 8,),
+        "vox_offset": (SMALLEST[version] + len(extension) - 4,),
+        "slope": (1.0,),
+        "inter": (0.0,),
+    }
+    _put(raw, order, version, values)
     for at, count in TEXTS[version]:
         raw[at : at + count] = bytes(count)
     head = bytes(raw) + extension
@@ -469,10 +488,15 @@ def _fresh_header(geometry: Geometry) -> bytes:
         "quaternion": quaternion or (0.0, 0.0, 0.0),
         "qoffset": tuple(geometry.affine[:3, 3].tolist()),
     }
+    _put(raw, "<", version, values)
+    return bytes(raw)
+
+
+def _put(raw: bytearray, order: Order, version: int, values: Mapping[str, tuple[object, ...]]) -> None:
+    """Write fields of a raw header, in place."""
     for name, value in values.items():
         at, form = FIELDS[version][name]
-        struct.pack_into("<" + form, raw, at, *value)
-    return bytes(raw)
+        struct.pack_into(order + form, raw, at, *value)
 
 
 def _quaternion(affine: NDArray[np.float64]) -> tuple[tuple[float, float, float] | None, float]:

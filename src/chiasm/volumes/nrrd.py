@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +18,19 @@ from numpy.typing import NDArray
 from chiasm.errors import VolumeError
 from chiasm.storage import whole_file
 from chiasm.volumes.geometry import LPS_TO_RAS, Geometry
-from chiasm.volumes.streams import Packing, Stream, file_size, first_bytes, open_file, pack, packing_of, sibling
-from chiasm.volumes.voxels import Stored, checked_size
+from chiasm.volumes.streams import (
+    Packing,
+    Stream,
+    file_size,
+    first_bytes,
+    numbers_in,
+    open_file,
+    pack,
+    packed_whole,
+    packing_of,
+    sibling,
+)
+from chiasm.volumes.voxels import Stored, are_sides, checked_size
 
 LONGEST_HEADER = 2**18
 LONGEST_LINES = 2**20  # bytes of lines before the voxels that are skipped
@@ -151,10 +162,7 @@ def _wrong(name: str, path: Path, found: object, expected: str | None = None) ->
 
 def _numbers(text: str, name: str, path: Path, count: int, *, nan: bool = False) -> tuple[float, ...]:
     """Read so many numbers; NaN only where it says that an axis has none."""
-    try:
-        values = tuple(float(word) for word in text.split())
-    except ValueError:
-        values = ()
+    values = numbers_in(text)
     if len(values) != count or not all(abs(value) <= LARGEST or (nan and math.isnan(value)) for value in values):
         raise _wrong(name, path, text, f"{count} numbers")
     return values
@@ -186,32 +194,46 @@ def _voxel_type(fields: Mapping[str, str], path: Path) -> np.dtype[Any]:
             found=f"old min {fields.get('old min')}, old max {fields.get('old max')}",
         )
     dtype = np.dtype(REAL[kind])
-    if dtype.itemsize == 1:
-        return dtype
+    return dtype if dtype.itemsize == 1 else dtype.newbyteorder(_byte_order(fields, path))
+
+
+def _byte_order(fields: Mapping[str, str], path: Path) -> Literal["<", ">"]:
+    """Return which byte of a number comes first, as a header must say."""
     order = fields.get("endian", "").lower()
     if order not in ("little", "big"):
         raise _wrong("endian", path, order or "nothing", "little or big")
-    return dtype.newbyteorder("<" if order == "little" else ">")
+    return "<" if order == "little" else ">"
 
 
 def _axes(fields: Mapping[str, str], path: Path) -> _Axes:
     """Read what the header says of each axis."""
-    (count,) = _numbers(_needed(fields, "dimension", path), "dimension", path, 1)
-    if count != int(count) or not 1 <= count <= 16:
-        raise VolumeError("has impossible dimensions", path=path, reason="dimensions", found=fields["dimension"])
-    axes = int(count)
+    axes = _count(fields, path)
     sides = _numbers(_needed(fields, "sizes", path), "sizes", path, axes)
-    if any(side != int(side) or not 1 <= side <= 2**31 for side in sides):
+    if not are_sides(sides):
         raise VolumeError("has impossible dimensions", path=path, reason="dimensions", found=fields["sizes"][:80])
     missing = " ".join(["nan"] * axes)
     spacings = _numbers(fields.get("spacings", missing), "spacings", path, axes, nan=True)
-    units = tuple(re.findall(r'"([^"]*)"', fields.get("units", ""))) or ("",) * axes
     directions = _directions(fields, axes, path)
-    if len(units) != axes:
-        raise _wrong("units", path, fields["units"], f"{axes} texts")
+    units = _units(fields, axes, path)
     if any(d is not None and not math.isnan(step) for d, step in zip(directions, spacings)):
         raise VolumeError("says the spacing of an axis twice", path=path, reason="header", found="space directions too")
     return _Axes(tuple(map(int, sides)), directions, spacings, units)
+
+
+def _count(fields: Mapping[str, str], path: Path) -> int:
+    """Return how many axes a header describes."""
+    (count,) = _numbers(_needed(fields, "dimension", path), "dimension", path, 1)
+    if count != int(count) or not 1 <= count <= 16:
+        raise VolumeError("has impossible dimensions", path=path, reason="dimensions", found=fields["dimension"])
+    return int(count)
+
+
+def _units(fields: Mapping[str, str], axes: int, path: Path) -> tuple[str, ...]:
+    """Return in which unit the spacing of each axis is, "" where a header says nothing of it."""
+    units = tuple(re.findall(r'"([^"]*)"', fields.get("units", ""))) or ("",) * axes
+    if len(units) != axes:
+        raise _wrong("units", path, fields["units"], f"{axes} texts")
+    return units
 
 
 def _directions(fields: Mapping[str, str], axes: int, path: Path) -> tuple[tuple[float, ...] | None, ...]:
@@ -230,24 +252,29 @@ def _vector(word: str, name: str, path: Path) -> tuple[float, ...]:
 
 def _spatial_axes(axes: _Axes, path: Path) -> _Axes:
     """Leave out axes of one sample, down to three, those without a direction first; refuse what is no volume."""
-    idle = sorted(np.flatnonzero(np.array(axes.sides) == 1), key=lambda axis: axes.directions[axis] is not None)
-    left_out = idle[: max(0, len(axes.sides) - 3)]
-    kept = [axis for axis in range(len(axes.sides)) if axis not in left_out]
+    spatial = _without_idle(axes)
     shape = "x".join(map(str, axes.sides))
-    if len(kept) > 3:
+    if len(spatial.sides) > 3:
         raise VolumeError("is 4D: it holds more than one volume", path=path, reason="four-d", found=shape)
-    if len(kept) < 3:
+    if len(spatial.sides) < 3:
         raise VolumeError(
             "is a single slice, or has too few slices to be a volume", path=path, reason="thin", found=shape
         )
-    directed = [axes.directions[axis] is not None for axis in kept]
-    if any(directed) and not all(directed):
+    if 0 < spatial.directions.count(None) < 3:
         raise VolumeError(
             "has an axis without a direction: its values are vectors or times",
             path=path,
             reason="four-d",
             found=shape,
         )
+    return spatial
+
+
+def _without_idle(axes: _Axes) -> _Axes:
+    """Leave out axes of one sample, down to three, those without a direction first."""
+    idle = sorted(np.flatnonzero(np.array(axes.sides) == 1), key=lambda axis: axes.directions[axis] is not None)
+    left_out = idle[: max(0, len(axes.sides) - 3)]
+    kept = [axis for axis in range(len(axes.sides)) if axis not in left_out]
     return _Axes(
         tuple(axes.sides[axis] for axis in kept),
         tuple(axes.directions[axis] for axis in kept),
@@ -258,11 +285,7 @@ def _spatial_axes(axes: _Axes, path: Path) -> _Axes:
 
 def _affine(fields: Mapping[str, str], axes: _Axes, path: Path, assume_ras: bool) -> NDArray[np.float64]:
     """Return voxel to RAS mm; of a space without a name only where it may be assumed."""
-    space = re.sub(r"-time$|(?<=^...)t$", "", fields.get("space", "").lower())
-    if space and space not in (*SPACES, *UNNAMED):
-        raise _wrong("space", path, space, ", ".join((*SPACES, *UNNAMED)))
-    if "space dimension" in fields and _numbers(fields["space dimension"], "space dimension", path, 1)[0] not in (3, 4):
-        raise _wrong("space dimension", path, fields["space dimension"], "3")
+    space = _space(fields, path)
     has_place = axes.directions[0] is not None and space in SPACES
     if not has_place and not assume_ras:
         raise VolumeError(
@@ -280,13 +303,28 @@ def _affine(fields: Mapping[str, str], axes: _Axes, path: Path, assume_ras: bool
     return np.diag([*[_unit(fields, path)] * 3, 1.0]) @ turn @ affine
 
 
+def _space(fields: Mapping[str, str], path: Path) -> str:
+    """Return the name of the space in which the axes lie, "" where there is none; time is none of its axes."""
+    space = re.sub(r"-time$|(?<=^...)t$", "", fields.get("space", "").lower())
+    if space and space not in (*SPACES, *UNNAMED):
+        raise _wrong("space", path, space, ", ".join((*SPACES, *UNNAMED)))
+    if "space dimension" in fields and _numbers(fields["space dimension"], "space dimension", path, 1)[0] not in (3, 4):
+        raise _wrong("space dimension", path, fields["space dimension"], "3")
+    return space
+
+
 def _columns(axes: _Axes, path: Path) -> NDArray[np.float64]:
-    """Return the directions of the axes as columns, in the unit of the file; of spacings alone a straight grid."""
-    if axes.directions[0] is not None:
-        columns = np.array(axes.directions, np.float64).T
-        if not np.linalg.norm(columns, axis=0).all():
-            raise VolumeError("has a zero or negative spacing", path=path, reason="spacing", found=axes.directions)
-        return columns
+    """Return the directions of the axes as columns, in the unit of the file."""
+    if axes.directions[0] is None:
+        return _straight_columns(axes, path)
+    columns = np.array(axes.directions, np.float64).T
+    if not np.linalg.norm(columns, axis=0).all():
+        raise VolumeError("has a zero or negative spacing", path=path, reason="spacing", found=axes.directions)
+    return columns
+
+
+def _straight_columns(axes: _Axes, path: Path) -> NDArray[np.float64]:
+    """Return the axes of a straight grid, of spacings alone."""
     if not all(step > 0 for step in axes.spacings):  # NaN too
         raise VolumeError("has no spacing, or none that is positive", path=path, reason="spacing", found=axes.spacings)
     if unknown := [unit for unit in axes.units if unit not in UNITS]:
@@ -308,27 +346,33 @@ def _data_file(path: Path, fields: Mapping[str, str]) -> Path:
 
 def _stream(path: Path, fields: Mapping[str, str], start: int, size: int) -> Stream:
     """Say where the voxels lie; NRRD pads nothing, so not a byte may follow them."""
+    packing = _packing(fields, path)
+    data = _data_file(path, fields)
+    if data == path and packing_of(path) == "gzip":
+        return packed_whole(path, start, size, has_packed_voxels=packing != "none")
+    head = start if data == path else 0
+    begin = head + _skipped_lines(data, fields, path, head)
+    skip = _whole(fields, "byte skip", path)
+    if packing == "none":
+        return Stream(data, packing, _first_byte(data, begin, skip, size), 0, size, 0)
+    if skip == -1:
+        raise _wrong("byte skip", path, skip, "0 or more where voxels are packed")
+    return Stream(data, packing, begin, skip, size, 0)
+
+
+def _first_byte(data: Path, begin: int, skip: int, size: int) -> int:
+    """Return where voxels that are not packed begin; of -1 they are the end of the file, whatever stands before."""
+    return max(begin, file_size(data) - size) if skip == -1 else begin + skip
+
+
+def _packing(fields: Mapping[str, str], path: Path) -> Packing:
+    """Return how the voxels are packed by themselves."""
     encoding = _needed(fields, "encoding", path).lower()
     if encoding in ("text", "txt", "ascii", "hex"):
         raise VolumeError("holds its voxels as text", path=path, reason="text-voxels", expected="raw or gzip encoding")
     if encoding not in ENCODINGS:
         raise _wrong("encoding", path, encoding, ", ".join(ENCODINGS))
-    data, packing = _data_file(path, fields), ENCODINGS[encoding]
-    if data == path and packing_of(path) == "gzip":  # the whole file, header and all
-        if packing != "none":
-            raise VolumeError("is packed twice", path=path, reason="format", expected="one packing")
-        return Stream(path, "gzip", 0, start, size, 0)
-    begin = (start if data == path else 0) + _skipped_lines(data, fields, path, start if data == path else 0)
-    skip = _whole(fields, "byte skip", path)
-    if skip == -1:
-        if packing != "none":
-            raise _wrong("byte skip", path, skip, "0 or more where voxels are packed")
-        return Stream(data, "none", max(begin, file_size(data) - size), 0, size, 0)
-    return (
-        Stream(data, packing, begin + skip, 0, size, 0)
-        if packing == "none"
-        else Stream(data, packing, begin, skip, size, 0)
-    )
+    return ENCODINGS[encoding]
 
 
 def _skipped_lines(data: Path, fields: Mapping[str, str], path: Path, start: int) -> int:

@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ from chiasm.volumes.metaimage import looks_like_metaimage, open_metaimage, write
 from chiasm.volumes.mgh import looks_like_mgh, open_mgh, write_mgh
 from chiasm.volumes.minc import looks_like_minc, read_minc, read_minc_grid
 from chiasm.volumes.mirroring import find_mirrored
-from chiasm.volumes.nifti import HEAD, Form, looks_like_nifti, open_nifti, twin_names, write_nifti
+from chiasm.volumes.nifti import HEAD, Form, first_beside, looks_like_nifti, open_nifti, twin_names, write_nifti
 from chiasm.volumes.nrrd import data_file_of, looks_like_nrrd, open_nrrd, write_nrrd
 from chiasm.volumes.streams import first_bytes, unreadable
 from chiasm.volumes.voxels import Stored, image_of, labels_of, read_image, read_labels
@@ -138,33 +139,35 @@ def read_volume(
     path = _of_a_pair(Path(path))
     file = _is_file(path)
     head = first_bytes(path, HEAD) if file else b""  # refuses what would never end, such as a pipe
+    voxels = partial(_voxels, path=path, labels=labels, declared=declared, allow_constant=allow_constant)
     if is_dicom(path):
         found = read_dicom(path, series=series, resample_tilt=reading.resample_tilt, max_bytes=max_bytes)
         check_affine(found.geometry, path)
-        if labels:  # a segmentation leaves its empty slices out
-            return Volume(labels_of(found.array, path, declared=declared), found.geometry)
-        _check_slices(found.geometry, path, allow_thin)
-        return Volume(image_of(found.array, path, allow_constant=allow_constant), found.geometry)
+        _check_slices(found.geometry, path, allow_thin or labels)  # a segmentation leaves its empty slices out
+        return Volume(voxels(found.array), found.geometry)
+    content: NDArray[Any] | Stored
     if looks_like_minc(head):
-        values, geometry = read_minc(path, max_bytes=max_bytes)
-        is_skewed = _check_skew(geometry, path, reading)
-        _check_slices(geometry, path, allow_thin)
-        if labels:
-            return _straight(Volume(labels_of(values, path, declared=declared), geometry), is_skewed, labels)
-        return _straight(Volume(image_of(values, path, allow_constant=allow_constant), geometry), is_skewed, labels)
-    stored = _open(path, head if file else first_bytes(path, HEAD), reading, max_bytes)  # or it says what is wrong
-    is_skewed = _check_skew(stored.geometry, path, reading)
-    _check_slices(stored.geometry, path, allow_thin)
-    array: NDArray[Any]
-    if labels:
-        array = read_labels(stored, path, declared=declared)
-    else:
-        array = read_image(stored, path, allow_constant=allow_constant)
-    return _straight(Volume(array, stored.geometry), is_skewed, labels)
-
-
-def _straight(volume: Volume, is_skewed: bool, labels: bool) -> Volume:
+        content, geometry = read_minc(path, max_bytes=max_bytes)
+    else:  # of another format, or it says what is wrong
+        content = _open(path, head if file else first_bytes(path, HEAD), reading, max_bytes)
+        geometry = content.geometry
+    is_skewed = _check_skew(geometry, path, reading)
+    _check_slices(geometry, path, allow_thin)
+    volume = Volume(voxels(content), geometry)
     return straightened(volume, labels=labels) if is_skewed else volume
+
+
+def _voxels(
+    content: NDArray[Any] | Stored, path: Path, labels: bool, declared: Collection[int] | None, allow_constant: bool
+) -> NDArray[Any]:
+    """Check voxels, which are in memory or still on disk, and return them as labels or as an image."""
+    if isinstance(content, Stored):
+        if labels:
+            return read_labels(content, path, declared=declared)
+        return read_image(content, path, allow_constant=allow_constant)
+    if labels:
+        return labels_of(content, path, declared=declared)
+    return image_of(content, path, allow_constant=allow_constant)
 
 
 def _open(path: Path, head: bytes, reading: Reading, max_bytes: int) -> Stored:
@@ -217,12 +220,18 @@ def _of_a_pair(path: Path) -> Path:
     """Return the header of a .hdr/.img pair, by which it is known; any other path as it is."""
     names = twin_names(path, "img")
     try:
-        header = next((path.with_name(name) for name in names if path.with_name(name).exists()), None)
-        if header is None and names and path.exists() and not looks_like_nifti(first_bytes(path, HEAD)):
-            raise VolumeError("lacks its .hdr file", path=path, reason="not-found", expected=names[0])
+        header = first_beside(path, names)
+        if header is None and names:
+            _refuse_voxels_alone(path, names)
     except OSError as error:  # a name too long, a folder that may not be entered
         raise unreadable(path, error) from error
     return header or path
+
+
+def _refuse_voxels_alone(path: Path, names: Sequence[str]) -> None:
+    """Refuse the voxels of a pair whose header is not there."""
+    if path.exists() and not looks_like_nifti(first_bytes(path, HEAD)):
+        raise VolumeError("lacks its .hdr file", path=path, reason="not-found", expected=names[0])
 
 
 #: First bytes of formats that are met among volumes, for a clearer word.
@@ -259,15 +268,20 @@ def files_at(path: Path) -> list[Path]:
 
 
 def _with_twins(path: Path) -> list[Path]:
+    """Return a file and what is beside it of its volume: the other of a pair, or the file of its voxels."""
+    twins = map(path.with_name, (*twin_names(path, "hdr"), *twin_names(path, "img")))
+    beside = {*_named_file(path), *list(filter(Path.is_file, twins))[:1]} - {path}
+    return [path, *sorted(filter(Path.is_file, beside))]
+
+
+def _named_file(path: Path) -> list[Path]:
+    """Return the file that the header of a MetaImage or a NRRD names for its voxels, if it names any."""
     head = first_bytes(path, 2**16)
+    if looks_like_nrrd(head):
+        return [data_file_of(path)]
     pattern = rb"^[ \t]*ElementDataFile[ \t]*=[ \t]*([^\s/]+)"
     named = re.search(pattern, head, re.M) if looks_like_metaimage(head) else None
-    beside = [path.with_name(named[1].decode(errors="replace"))] if named else []
-    if looks_like_nrrd(head):
-        beside = [data_file_of(path)]
-    twins = (path.with_name(name) for name in (*twin_names(path, "hdr"), *twin_names(path, "img")))
-    beside += [twin for twin in twins if twin.is_file()][:1]
-    return [path, *sorted(other for other in set(beside) if other != path and other.is_file())]
+    return [path.with_name(named[1].decode(errors="replace"))] if named else []
 
 
 def read_grid(path: Path) -> Geometry:
@@ -294,13 +308,9 @@ def check_affine(geometry: Geometry, path: Path | None = None, *, allow_skew: bo
         VolumeError: If the affine is not finite or singular, a spacing lies
             outside 0.01 to 50 mm, or axes are skewed by more than 0.1 degrees.
     """
-    affine = geometry.affine
-    if not np.isfinite(affine).all() or np.abs(affine).max() > 1e30:
-        raise VolumeError("has an affine with NaN or infinity", path=path, reason="affine")
-    if np.abs(affine[:3, 3]).max() > 1e6:
-        raise VolumeError("lies more than a kilometre away", path=path, reason="affine", found=affine[:3, 3].tolist())
+    _check_numbers(geometry.affine, path)
     _check_spacing(geometry.spacing_mm, path)
-    axes = affine[:3, :3] / geometry.spacing_mm
+    axes = geometry.affine[:3, :3] / geometry.spacing_mm
     skew = _skew_degrees(axes)
     if abs(np.linalg.det(axes)) < FLATTEST:
         raise VolumeError(
@@ -319,6 +329,14 @@ def check_affine(geometry: Geometry, path: Path | None = None, *, allow_skew: bo
             hint="Resample it to a straight grid first, or let --resample do it: Reading(resample=True) in Python.",
         )
     return skew > SKEW_DEGREES
+
+
+def _check_numbers(affine: NDArray[np.float64], path: Path | None) -> None:
+    """Refuse an affine that is not finite, or lies too far away."""
+    if not np.isfinite(affine).all() or np.abs(affine).max() > 1e30:
+        raise VolumeError("has an affine with NaN or infinity", path=path, reason="affine")
+    if np.abs(affine[:3, 3]).max() > 1e6:
+        raise VolumeError("lies more than a kilometre away", path=path, reason="affine", found=affine[:3, 3].tolist())
 
 
 def _check_spacing(spacing: Sequence[float], path: Path | None) -> None:
@@ -443,7 +461,15 @@ def check_pair(a: Volume, b: Volume, *, a_name: str = "source", b_name: str = "t
     if not same_grid(a.geometry, fitting.geometry):
         raise _different_grids(a.geometry, b.geometry, a_name, b_name, labels)
     fitting = Volume(fitting.array, a.geometry)
-    if not labels and (better := find_mirrored(a.array, fitting.array)) is not None:
+    if not labels:
+        _refuse_mirrored(a, fitting, a_name, b_name)
+    return fitting
+
+
+def _refuse_mirrored(a: Volume, b: Volume, a_name: str, b_name: str) -> None:
+    """Refuse an image that fits another clearly better when it is mirrored."""
+    better = find_mirrored(a.array, b.array)
+    if better is not None:
         raise VolumeError(
             f"the {b_name} fits the {a_name} better when it is mirrored along axis {'IJK'[better.axis]}",
             reason="mirrored",
@@ -452,12 +478,16 @@ def check_pair(a: Volume, b: Volume, *, a_name: str = "source", b_name: str = "t
             hint="Two causes are possible: one of the two was flipped while its header was not, so convert both again "
             "from the scans; or the two are badly aligned, so register them.",
         )
-    return fitting
+
+
+def _are_apart(a: Geometry, b: Geometry) -> bool:
+    """Return whether two grids share no place in the world, by their boxes."""
+    low_a, high_a, low_b, high_b = a.corners.min(0), a.corners.max(0), b.corners.min(0), b.corners.max(0)
+    return bool((low_a > high_b).any() or (low_b > high_a).any())
 
 
 def _different_grids(a: Geometry, b: Geometry, a_name: str, b_name: str, labels: bool) -> VolumeError:
-    low_a, high_a, low_b, high_b = a.corners.min(0), a.corners.max(0), b.corners.min(0), b.corners.max(0)
-    if (low_a > high_b).any() or (low_b > high_a).any():
+    if _are_apart(a, b):
         return VolumeError(
             f"the {b_name} and the {a_name} do not overlap in space",
             reason="no-overlap",

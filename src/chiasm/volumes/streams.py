@@ -79,8 +79,7 @@ def sibling(path: Path, name: str) -> Path:
     Raises:
         VolumeError: If the name is another's place, a list or a pattern, or there is no such file.
     """
-    plain = name not in ("", ".", "..", path.name) and not any(mark in name for mark in "/\\%*")
-    if not plain or name.split()[0].upper() == "LIST":
+    if not _is_plain(name, path) or name.split()[0].upper() == "LIST":
         raise VolumeError(
             "keeps its voxels elsewhere",
             path=path,
@@ -89,13 +88,22 @@ def sibling(path: Path, name: str) -> Path:
             expected="in the same file, or in one beside it by its plain name",
         )
     data = path.with_name(name)
-    try:
-        beside = data.is_file() and data.resolve().parent == path.resolve().parent
-    except (OSError, RuntimeError):  # a name too long, a loop of links
-        beside = False
-    if not beside:
+    if not _lies_beside(data, path):
         raise VolumeError("lacks its file of voxels", path=path, reason="not-found", expected=name[:80])
     return data
+
+
+def _is_plain(name: str, path: Path) -> bool:
+    """Return whether a name is that of another file in the same folder, and no pattern."""
+    return name not in ("", ".", "..", path.name) and not any(mark in name for mark in "/\\%*")
+
+
+def _lies_beside(data: Path, path: Path) -> bool:
+    """Return whether there is a file, in the same folder as another once links are followed."""
+    try:
+        return data.is_file() and data.resolve().parent == path.resolve().parent
+    except (OSError, RuntimeError):  # a name too long, a loop of links
+        return False
 
 
 def unreadable(path: Path, error: OSError) -> VolumeError:
@@ -114,6 +122,31 @@ def packing_of(path: Path) -> Packing:
     """
     with open_file(path) as file:
         return "gzip" if file.read(len(GZIP)) == GZIP else "none"
+
+
+def packed_whole(path: Path, start: int, size: int, *, has_packed_voxels: bool) -> Stream:
+    """Return where voxels lie in a file that is gzipped as a whole, its header too.
+
+    Args:
+        path: The file.
+        start: Where the voxels begin in what it unpacks to.
+        size: Their bytes.
+        has_packed_voxels: Whether the header says that they are packed by themselves.
+
+    Raises:
+        VolumeError: If they are packed twice.
+    """
+    if has_packed_voxels:
+        raise VolumeError("is packed twice", path=path, reason="format", expected="one packing")
+    return Stream(path, "gzip", 0, start, size, 0)
+
+
+def numbers_in(text: str) -> tuple[float, ...]:
+    """Return the numbers between the spaces of a text; none where a word is no number."""
+    try:
+        return tuple(map(float, text.split()))
+    except ValueError:
+        return ()
 
 
 def first_bytes(path: Path, count: int) -> bytes:
@@ -223,8 +256,7 @@ def _unpacked(file: BinaryIO, path: Path, packing: Packing) -> Iterator[bytes]:
         members += 1
         if members > IDLE_MEMBERS and done < 64 * members:
             raise VolumeError("is a gzip of countless empty parts", path=path, reason="corrupted")
-        # what MetaImage calls zlib may be a gzip too
-        unpacker = _library().decompressobj(31 if packed.startswith(GZIP) or packing == "gzip" else 15)
+        unpacker = _unpacker(packed, packing)
         for piece in _member(unpacker, packed, file, path):
             done += len(piece)
             yield piece
@@ -232,19 +264,32 @@ def _unpacked(file: BinaryIO, path: Path, packing: Packing) -> Iterator[bytes]:
         _check_behind(packed, packing, path)
 
 
+def _unpacker(packed: bytes, packing: Packing) -> Any:
+    """Return what unpacks a member: what MetaImage calls zlib may be a gzip too."""
+    is_gzip = packed.startswith(GZIP) or packing == "gzip"
+    return _library().decompressobj(31 if is_gzip else 15)
+
+
 def _unpacked_bzip2(file: BinaryIO, path: Path) -> Iterator[bytes]:
     """Unpack one stream of bzip2 in pieces of bounded size; its checksums are checked."""
     unpacker = bz2.BZ2Decompressor()
     try:
         while not unpacker.eof:
-            packed = file.read(PACKED_PIECE) if unpacker.needs_input else b""
-            if unpacker.needs_input and not packed:
-                raise _truncated(path)
-            yield unpacker.decompress(packed, PIECE)
+            yield unpacker.decompress(_next_packed(unpacker, file, path), PIECE)
     except (OSError, ValueError) as error:
         raise _corrupted(path, error) from error
     if unpacker.unused_data or file.read(1):
         raise VolumeError("goes on beyond its packed voxels", path=path, reason="too-long")
+
+
+def _next_packed(unpacker: bz2.BZ2Decompressor, file: BinaryIO, path: Path) -> bytes:
+    """Return the bytes to go on with; none while the unpacker holds some."""
+    if not unpacker.needs_input:
+        return b""
+    packed = file.read(PACKED_PIECE)
+    if not packed:
+        raise _truncated(path)
+    return packed
 
 
 def _corrupted(path: Path, error: Exception) -> VolumeError:
@@ -258,10 +303,7 @@ def _truncated(path: Path) -> VolumeError:
 def _member(unpacker: Any, packed: bytes, file: BinaryIO, path: Path) -> Iterator[bytes]:
     """Unpack one member, which begins with `packed` and may go on in the file."""
     while not unpacker.eof:
-        try:
-            piece = unpacker.decompress(packed, PIECE)
-        except _damage() as error:
-            raise _corrupted(path, error) from error
+        piece = _decompressed(unpacker, packed, path)
         if piece:
             yield piece
         if unpacker.eof:
@@ -269,6 +311,15 @@ def _member(unpacker: Any, packed: bytes, file: BinaryIO, path: Path) -> Iterato
         packed = unpacker.unconsumed_tail or file.read(PACKED_PIECE)
         if not packed and not piece:
             raise _truncated(path)
+
+
+def _decompressed(unpacker: Any, packed: bytes, path: Path) -> bytes:
+    """Unpack the next piece of a member."""
+    try:
+        piece: bytes = unpacker.decompress(packed, PIECE)
+    except _damage() as error:
+        raise _corrupted(path, error) from error
+    return piece
 
 
 def _check_behind(packed: bytes, packing: Packing, path: Path) -> None:

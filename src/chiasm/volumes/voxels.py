@@ -22,7 +22,13 @@ from chiasm.volumes.streams import Stream, blocks, read_whole
 LARGE = 64 * 2**20  # bytes of voxels that are looked at twice: first checked, then kept
 LEVELS = 256  # that float32 must separate between the least and the greatest value
 LARGEST_LABEL = 2**31
+MOST_SIDE = 2**31  # voxels along an axis
 INTEGERS = (np.uint8, np.int8, np.int16, np.int32, np.int64)
+
+
+def are_sides(numbers: Sequence[float]) -> bool:
+    """Return whether numbers of a header can be counts of voxels along axes."""
+    return all(number == int(number) and 1 <= number <= MOST_SIDE for number in numbers)
 
 
 def checked_size(shape: Sequence[int], dtype: np.dtype[Any], path: Path, max_bytes: int) -> int:
@@ -137,21 +143,31 @@ def read_labels(stored: Stored, path: Path, *, declared: Collection[int] | None 
         if not (abs(low) <= LARGEST_LABEL and abs(high) <= LARGEST_LABEL):
             raise VolumeError("holds labels out of range", path=path, reason="labels", found=f"{low:g} to {high:g}")
 
-    raw, (low, high) = _checked(stored, check)
-    kind = next(k for k in INTEGERS if np.iinfo(k).min <= low and high <= np.iinfo(k).max)
-    array = np.empty(raw.shape, kind, order="F")
+    raw, ends = _checked(stored, check)
+    array = np.empty(raw.shape, _smallest_type(*ends), order="F")
     seen: set[int] = set()
     for k in range(raw.shape[2]):
         values = raw[..., k]
         if stored.is_scaled:
             values = values.astype(np.float64) * stored.slope + stored.inter
-        array[..., k] = whole = np.rint(values) if values.dtype.kind == "f" else values
-        if not (values == whole).all():
-            raise _not_whole(float(values[values != whole].flat[0]), low, high, path)
+        array[..., k] = _whole(values, ends, path)
         if declared is not None:
             seen |= set(np.unique(array[..., k]).tolist())
     _check_declared(seen, path, declared)
     return array
+
+
+def _smallest_type(low: float, high: float) -> type[np.integer[Any]]:
+    """Return the first type of whole numbers that holds all from a least to a greatest."""
+    return next(kind for kind in INTEGERS if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max)
+
+
+def _whole(values: NDArray[Any], ends: tuple[float, float], path: Path) -> NDArray[Any]:
+    """Return labels as whole numbers, or refuse one that is none; `ends` are those of the whole map."""
+    whole: NDArray[Any] = np.rint(values) if values.dtype.kind == "f" else values
+    if not (values == whole).all():
+        raise _not_whole(float(values[values != whole].flat[0]), *ends, path)
+    return whole
 
 
 def _not_whole(value: float, low: float, high: float, path: Path) -> VolumeError:
@@ -204,7 +220,7 @@ def labels_of(array: NDArray[Any], path: Path, *, declared: Collection[int] | No
     whole = np.rint(array)
     if not (np.abs(array) <= LARGEST_LABEL).all() or not (array == whole).all():
         raise VolumeError("holds labels that are not whole numbers in range", path=path, reason="labels")
-    kind = next(k for k in INTEGERS if np.iinfo(k).min <= whole.min() and whole.max() <= np.iinfo(k).max)
+    kind = _smallest_type(whole.min(), whole.max())
     _check_declared(set(np.unique(whole).astype(int).tolist()), path, declared)
     made: NDArray[Any] = whole.astype(kind)
     return made
