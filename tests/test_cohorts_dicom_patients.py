@@ -20,7 +20,7 @@ from chiasm.prediction.folders import predict
 from chiasm.preparation.inspection import inspect_folder
 from chiasm.registration.cohort import hashes_of
 from chiasm.volumes import Reading, read_volume
-from chiasm.volumes.dicom_series import find_series
+from chiasm.volumes.dicom_scan import find_series
 from chiasm.volumes.screening import volume_files
 from conftest import QUICK, REAL
 from dicom_patients import (

@@ -15,7 +15,7 @@ import pytest
 from chiasm.errors import VolumeError
 from chiasm.volumes import read_volume
 from chiasm.volumes.dicom_kinds import ImageKind, parse_kind, split_kinds
-from chiasm.volumes.dicom_series import find_series, place_inside
+from chiasm.volumes.dicom_scan import find_series, place_inside
 from conftest import REAL
 from dicom_patients import (
     in_order,

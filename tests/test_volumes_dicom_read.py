@@ -28,7 +28,7 @@ from pydicom.uid import (
 from chiasm.errors import ChiasmError, VolumeError
 from chiasm.volumes import Geometry, Reading, Volume, canonical, check_pair, read_volume, resample
 from chiasm.volumes.dicom_read import read_dicom
-from chiasm.volumes.dicom_series import find_series
+from chiasm.volumes.dicom_scan import find_series
 from conftest import REAL
 from dicom_patients import (
     PLANES,

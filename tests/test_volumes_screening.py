@@ -28,8 +28,9 @@ from numpy.typing import NDArray
 from chiasm.errors import VolumeError
 from chiasm.volumes import Geometry, Reading, Volume, canonical, check_pair, read_volume, resample, write_volume
 from chiasm.volumes.dicom_files import DicomFile, read_dataset, taming
-from chiasm.volumes.dicom_frames import arrange, frames_of
+from chiasm.volumes.dicom_frames import frames_of
 from chiasm.volumes.dicom_series import TAGS
+from chiasm.volumes.dicom_stacks import arrange
 from chiasm.volumes.mirroring import find_mirrored
 from chiasm.volumes.nifti import check_header
 from chiasm.volumes.screening import check_affine, volume_files

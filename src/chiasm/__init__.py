@@ -18,14 +18,15 @@ its own, and within a line only from names to its left; a test reads this map.
     times         how long the stages of a command took
     progress      how far long work is: a bar on a terminal, lines in a log
     boxes         boxes of voxels, and the types of arrays
-    volumes       what lies on disk: geometry, masks, streams, voxels, nifti, metaimage, nrrd, mgh, minc,
-                  dicom_files, dicom_kinds, dicom_frames, dicom_series, dicom_choice, dicom_pixels, dicom_labels,
-                  dicom_structures, dicom_read, dicom_attributes, dicom_write, mirroring, screening
+    volumes       what lies on disk: geometry, masks, streams, voxels, nifti, nifti_write, metaimage, nrrd, mgh, minc,
+                  archives, dicom_files, dicom_kinds, dicom_frames, dicom_stacks, dicom_series, dicom_scan,
+                  dicom_choice, dicom_pixels, dicom_labels, dicom_structures, dicom_read, dicom_attributes,
+                  dicom_write, mirroring, screening, pairs
     hounsfield    whether a CT is in Hounsfield units
     simulation    patients that are made: deformation, anatomy, lesions, signals, patient, cohort_folder, phantom
-    cohorts       which files belong together: cases, images, manifests, labels, completed, folder_roles, known_layouts,
-                  dicom_modalities, dicom_places, dicom_patients, relatives, gathering, discovery, splits, textures,
-                  duplicates
+    cohorts       which files belong together: cases, images, folder_notes, manifests, labels, completed, folder_roles,
+                  known_layouts, dicom_modalities, dicom_places, dicom_patients, relatives, gathering, discovery,
+                  splits, textures, duplicates
     registration  images of one patient, aligned: demons, alignment, cohort
     preparation   from files to arrays that a network learns from: intensity, bias_field, degradation, fingerprint,
                   examination, inspection, unpaired, plan, out_of_distribution, memory, patches, planning, arrays

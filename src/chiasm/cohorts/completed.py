@@ -19,13 +19,14 @@ from pathlib import Path
 
 from chiasm.checksums import sha256_of
 from chiasm.cohorts.cases import MAPS, Case, Regions, volume_stem, with_files
+from chiasm.cohorts.folder_notes import SIDECAR
 from chiasm.cohorts.images import read_case_image, read_case_labels
 from chiasm.cohorts.labels import read_label_map
-from chiasm.cohorts.manifests import MANIFESTS, SIDECAR
+from chiasm.cohorts.manifests import MANIFESTS
 from chiasm.errors import RunError
 from chiasm.storage import copy_file, read_json, write_json, write_text
 from chiasm.volumes import Volume, write_volume
-from chiasm.volumes.dicom_series import is_dicom
+from chiasm.volumes.dicom_scan import is_dicom
 from chiasm.volumes.screening import STRICT, says_synthetic, volume_files
 
 MARK = "_synthetic"

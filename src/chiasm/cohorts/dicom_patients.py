@@ -28,12 +28,13 @@ from chiasm.cohorts.cases import (
 from chiasm.cohorts.completed import is_synthetic
 from chiasm.cohorts.dicom_modalities import guess_modality, modality_of
 from chiasm.cohorts.dicom_places import Patient, find_patients, role_of_patient
-from chiasm.cohorts.manifests import MARKS
+from chiasm.cohorts.folder_notes import MARKS
 from chiasm.errors import RecipeError
 from chiasm.volumes.dicom_choice import fitting, pick_series
 from chiasm.volumes.dicom_files import DicomFile
 from chiasm.volumes.dicom_kinds import is_kind_word, parse_kind
-from chiasm.volumes.dicom_series import Series, is_dicom
+from chiasm.volumes.dicom_scan import is_dicom
+from chiasm.volumes.dicom_series import Series
 from chiasm.volumes.dicom_structures import has_usual_labels
 from chiasm.volumes.screening import STRICT, Reading
 

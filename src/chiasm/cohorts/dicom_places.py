@@ -19,8 +19,9 @@ from chiasm.cohorts.dicom_modalities import last_word
 from chiasm.cohorts.folder_roles import FolderRole, role_of_folder, roles_of_folders, roles_of_siblings
 from chiasm.errors import VolumeError
 from chiasm.names import is_safe_id
-from chiasm.volumes.dicom_files import looks_like_zip
-from chiasm.volumes.dicom_series import Scan, Series, scan_folder_alone, scan_series
+from chiasm.volumes.archives import looks_like_zip
+from chiasm.volumes.dicom_scan import Scan, scan_folder_alone, scan_series
+from chiasm.volumes.dicom_series import Series
 
 
 class Patient(NamedTuple):

@@ -29,10 +29,11 @@ from chiasm.cohorts.cases import (
     without_unsafe_names,
 )
 from chiasm.cohorts.dicom_patients import WARNINGS, Selection, forbidden_mark, holds_dicom, marks_on, read_dicom_folder
+from chiasm.cohorts.folder_notes import ManifestNotes, read_notes, with_notes
 from chiasm.cohorts.folder_roles import settle_roles
 from chiasm.cohorts.gathering import count_words, gather, with_account
 from chiasm.cohorts.known_layouts import LAYOUTS, File, Finds, Layout
-from chiasm.cohorts.manifests import ManifestNotes, manifest_of, read_manifest, read_notes, with_notes, with_unique_ids
+from chiasm.cohorts.manifests import manifest_of, read_manifest, with_unique_ids
 from chiasm.cohorts.relatives import group_relatives, with_subjects
 from chiasm.errors import CohortError, unknown
 from chiasm.recipe import Recipe

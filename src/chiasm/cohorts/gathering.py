@@ -32,7 +32,7 @@ from chiasm.cohorts.manifests import with_unique_ids
 from chiasm.cohorts.relatives import names_visit_alone
 from chiasm.errors import ChiasmError
 from chiasm.volumes.dicom_files import visible_files
-from chiasm.volumes.dicom_series import is_dicom
+from chiasm.volumes.dicom_scan import is_dicom
 from chiasm.volumes.screening import read_grid
 
 SHOWN = 3  # names in a line; inspect lists all

@@ -27,9 +27,9 @@ from chiasm.cohorts.cases import (
     role_of,
     without_problems,
 )
+from chiasm.cohorts.folder_notes import read_object
 from chiasm.cohorts.folder_roles import find_folder_roles, role_above, without_roles
 from chiasm.cohorts.labels import holds_image
-from chiasm.cohorts.manifests import read_object
 from chiasm.errors import CohortError
 
 #: 1 core or necrosis, 2 oedema, 4 enhancing.

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chiasm.cohorts.cases import Case, Problem, Regions
+from chiasm.cohorts.folder_notes import SIDECAR
 from chiasm.cohorts.images import read_case_labels
-from chiasm.cohorts.manifests import SIDECAR
 from chiasm.errors import VolumeError
 from chiasm.volumes import Volume, check_pair, read_volume
 

@@ -131,7 +131,7 @@ class CohortOptions:
             RecipeError: If a rule or a mark is wrong.
         """
         from chiasm.cohorts.dicom_patients import Selection, parse_rules
-        from chiasm.cohorts.manifests import MARKS
+        from chiasm.cohorts.folder_notes import MARKS
 
         if strange := set(several(allow)) - set(MARKS):
             raise unknown("mark", min(strange), MARKS)

@@ -13,15 +13,15 @@ from chiasm.cohorts.cases import MAPS, MODALITIES, Case, Cohort, Problem, role_o
 from chiasm.cohorts.dicom_modalities import last_word
 from chiasm.cohorts.dicom_patients import Selection
 from chiasm.cohorts.discovery import find_cohort, select_cases, selection_of, volumes_below
+from chiasm.cohorts.folder_notes import MARKS
 from chiasm.cohorts.gathering import LOST, with_account
 from chiasm.cohorts.known_layouts import Find, Finds
-from chiasm.cohorts.manifests import MARKS
 from chiasm.cohorts.splits import read_splits
 from chiasm.errors import CohortError, RunError, VolumeError
 from chiasm.prediction.manifest import Role
 from chiasm.prediction.model import Model
 from chiasm.prediction.model_files import CARD, find_model, read_card
-from chiasm.volumes.dicom_series import is_dicom
+from chiasm.volumes.dicom_scan import is_dicom
 from chiasm.volumes.screening import VOLUME_SUFFIXES
 
 RUN_MARKS = ("recipe.toml", f"model/{CARD}")  # files that make a folder a run or a model

@@ -40,7 +40,7 @@ from chiasm.storage import (
     writing,
 )
 from chiasm.volumes import Geometry, Volume, canonical, grid_with_spacing, write_volume
-from chiasm.volumes.dicom_series import place_inside
+from chiasm.volumes.dicom_scan import place_inside
 from chiasm.volumes.geometry import laid_on, reordered_like, same_grid
 from chiasm.volumes.screening import volume_files
 

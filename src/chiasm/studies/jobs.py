@@ -30,7 +30,7 @@ from chiasm.simulation.lesions import REGIONS
 from chiasm.storage import read_facts
 from chiasm.studies.study_file import WHOLE, Study, data_folder
 from chiasm.training.players import check_players, needs_local_discriminator
-from chiasm.volumes.dicom_series import is_dicom
+from chiasm.volumes.dicom_scan import is_dicom
 from chiasm.volumes.screening import volume_files
 
 #: Raised by one whenever the same recipe and data would give other scores.

@@ -9,7 +9,8 @@ from chiasm.volumes.geometry import (
     resample,
     same_grid,
 )
-from chiasm.volumes.screening import Reading, check_pair, read_volume, write_volume
+from chiasm.volumes.pairs import check_pair
+from chiasm.volumes.screening import Reading, read_volume, write_volume
 
 __all__ = [
     "Geometry",

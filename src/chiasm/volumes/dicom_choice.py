@@ -9,7 +9,8 @@ from pathlib import Path
 
 from chiasm.errors import VolumeError
 from chiasm.volumes.dicom_kinds import NOT_SAID, UNKNOWN, ImageKind, parse_kind
-from chiasm.volumes.dicom_series import Series, scan_series
+from chiasm.volumes.dicom_scan import scan_series
+from chiasm.volumes.dicom_series import Series
 
 
 def pick_series(path: Path | str, wanted: str | int | None = None) -> Series:

@@ -19,10 +19,19 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from io import BufferedReader, BytesIO
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeVar
 
 from chiasm.errors import VolumeError
+from chiasm.volumes.archives import (
+    BOMB_RATIO,
+    BOMB_SIZE,
+    HIDDEN,
+    check_count,
+    list_members,
+    looks_like_zip,
+    unpack_member,
+)
 from chiasm.volumes.streams import unreadable
 
 if TYPE_CHECKING:
@@ -30,17 +39,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-HIDDEN = (".", "__MACOSX")  # how names of files begin that are passed over
 DEEPEST = 8  # levels of folders that are looked into
-MOST_FILES = 20_000
-LARGEST_ARCHIVE = 4 * 2**30  # bytes that the members of a zip may unpack to
-LARGEST_MEMBER = 2**29
-BOMB_SIZE, BOMB_RATIO = 2**24, 100  # a member that is both larger and more compressible holds no image
 LONGEST_TEXT = 120
 MOST_READS = 200_000  # pieces of a header, two to four for each element: 1.5 s; 1,000 frames may have 150,000
 SMALL_READ = 2**16  # bytes that may be asked for without looking whether they are there
-PIECE = 2**20  # bytes unpacked of an archive's member at a time, if the method can be stopped
-PACKED_PIECE = 4096  # bytes taken of a member that is packed by another method, which unpacks all that it takes
 HEAD = 256  # bytes by which DICOM is known
 HEADER = 2**23  # bytes in which items are counted
 ITEM = b"\xfe\xff\x00\xe0"
@@ -108,11 +110,6 @@ def looks_like_dicom(head: bytes) -> bool:
     return re.match(first, head, re.DOTALL) is not None
 
 
-def looks_like_zip(head: bytes) -> bool:
-    """Recognise an archive by the mark of a first member, or of an archive without one."""
-    return head[:4] in (b"PK\x03\x04", b"PK\x05\x06")
-
-
 def list_parts(path: Path) -> list[DicomFile]:
     """List the files of a folder and the folders below it, or the members of a zip archive, by name.
 
@@ -175,7 +172,7 @@ def _files_below(root: Path) -> list[Path]:
         for path in visible_files(root):
             if _is_file(path):
                 found.append(path)
-                _check_count(len(found), root)
+                check_count(len(found), root)
     except OSError as error:
         raise unreadable(root, error) from error
     return found
@@ -202,7 +199,7 @@ def parts_in(folder: Path) -> list[DicomFile]:
         files = sorted(file for file in folder.iterdir() if _is_file(file) and not file.name.startswith("."))
     except OSError as error:
         raise VolumeError("cannot be listed", path=folder, reason="unreadable", found=error.strerror) from error
-    _check_count(len(files), folder)
+    check_count(len(files), folder)
     return [DicomFile(file) for file in files]
 
 
@@ -211,77 +208,12 @@ def _is_file(path: Path) -> bool:
     return path.is_file() or (path.is_symlink() and not path.exists())
 
 
-def _check_count(count: int, path: Path) -> None:
-    """Refuse a place with more files than a scan session has."""
-    if count > MOST_FILES:
-        raise VolumeError(
-            "holds too many files to be one scan session",
-            path=path,
-            reason="too-large",
-            expected=f"at most {MOST_FILES}",
-            hint="Name the folder of one series.",
-        )
-
-
 def _members(path: Path) -> list[DicomFile]:
-    """List the members of an archive by name, without hidden ones; refuse what must not be unpacked."""
-    members = _entries(path)
-    _check_count(len(members), path)
-    _check_unpacked_size(members, path)
-    for info in members:
-        _check_member(info, path)
-    return [DicomFile(path, name) for name in sorted(info.filename for info in members) if not _is_hidden(name)]
-
-
-def _entries(path: Path) -> list[zipfile.ZipInfo]:
-    """Read the table of contents of an archive, without its folders."""
+    """List the members of an archive by name."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            return [info for info in archive.infolist() if not info.is_dir()]
+        return [DicomFile(path, name) for name in list_members(path)]
     except FAULTS as error:
         raise VolumeError("is a damaged zip archive", path=path, reason="corrupted", hint="Copy it again.") from error
-
-
-def _check_unpacked_size(members: Sequence[zipfile.ZipInfo], path: Path) -> None:
-    """Refuse an archive that unpacks to too much."""
-    unpacked = sum(info.file_size for info in members)
-    if unpacked > LARGEST_ARCHIVE:
-        raise VolumeError(
-            "unpacks to too much",
-            path=path,
-            reason="too-large",
-            found=f"{unpacked / 2**20:.0f} MiB",
-            expected=f"at most {LARGEST_ARCHIVE / 2**20:.0f} MiB",
-        )
-
-
-def _check_member(info: zipfile.ZipInfo, path: Path) -> None:
-    """Refuse a member that leads outside, has a password, or unpacks to too much."""
-    name = info.filename
-    if _leads_outside(name):
-        raise VolumeError(
-            "is a zip archive with a member that leads outside", path=path, reason="zip-slip", found=repr(name)
-        )
-    if info.flag_bits & 1:
-        raise VolumeError("is a zip archive with a password", path=path, reason="encrypted", hint="Unpack it.")
-    bomb = info.file_size > max(BOMB_SIZE, BOMB_RATIO * max(1, info.compress_size))
-    if bomb or info.file_size > LARGEST_MEMBER:
-        raise VolumeError(
-            "is a zip archive with a member that unpacks to too much",
-            path=path,
-            reason="bomb" if bomb else "too-large",
-            found=f"{name!r}: {info.compress_size} to {info.file_size} bytes",
-        )
-
-
-def _leads_outside(member: str) -> bool:
-    """Return whether the name of a member is a place outside the archive."""
-    is_absolute = PurePosixPath(member).is_absolute() or bool(PureWindowsPath(member).drive)
-    return is_absolute or ".." in re.split(r"[/\\]", member)
-
-
-def _is_hidden(member: str) -> bool:
-    return any(part.startswith(HIDDEN) for part in member.split("/"))
 
 
 def visit(parts: Iterable[DicomFile], do: Callable[[DicomFile, BinaryIO], T]) -> Iterator[T]:
@@ -305,7 +237,7 @@ def visit(parts: Iterable[DicomFile], do: Callable[[DicomFile, BinaryIO], T]) ->
                     if archive is None or archive.filename != str(part.path):
                         open_archives.close()
                         archive = open_archives.enter_context(zipfile.ZipFile(part.path))
-                    content = _member(archive, part.member)
+                    content = unpack_member(archive, part.member)
                 done = do(part, _TameBytes(content))
             yield done
 
@@ -315,16 +247,6 @@ def _opened(path: Path) -> _Tame:
         return _Tame(path.open("rb", buffering=0))
     except OSError as error:
         raise unreadable(path, error) from error
-
-
-def _member(archive: zipfile.ZipFile, name: str) -> bytes:
-    """Unpack a member, never more than its entry says, as `list_parts` checked; `ZipFile.read` cuts afterwards."""
-    stoppable = archive.getinfo(name).compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-    content = bytearray()
-    with archive.open(name) as packed:  # its checksum is compared at its end
-        while piece := packed.read(PIECE if stoppable else PACKED_PIECE):
-            content += piece
-    return bytes(content)
 
 
 @contextmanager

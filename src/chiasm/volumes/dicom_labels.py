@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 
 from chiasm.errors import VolumeError
 from chiasm.volumes.dicom_files import DicomFile, number, read_dataset, taming, text, visit
-from chiasm.volumes.dicom_frames import PLACE_TAGS, Frame, check_alike, frames_of, image_axes
+from chiasm.volumes.dicom_frames import PLACE_TAGS, Frame, frames_of
 from chiasm.volumes.dicom_pixels import PIXEL_TAGS, decode, pixel_format
 from chiasm.volumes.dicom_series import Series
+from chiasm.volumes.dicom_stacks import check_alike, image_axes
 from chiasm.volumes.geometry import LPS_TO_RAS, Geometry, Volume
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chiasm.errors import VolumeError
-from chiasm.volumes.dicom_files import BOMB_RATIO, BOMB_SIZE, DicomFile, number, taming, text, truncated
+from chiasm.volumes.archives import BOMB_RATIO, BOMB_SIZE
+from chiasm.volumes.dicom_files import DicomFile, number, taming, text, truncated
 
 if TYPE_CHECKING:
     from pydicom import Dataset

@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from chiasm.errors import VolumeError
 from chiasm.volumes.dicom_choice import pick_series
 from chiasm.volumes.dicom_files import DicomFile, read_dataset, visit
-from chiasm.volumes.dicom_frames import Frame, Stack, image_axes
+from chiasm.volumes.dicom_frames import Frame
 from chiasm.volumes.dicom_labels import read_segmentation
 from chiasm.volumes.dicom_pixels import PIXEL_TAGS, decode, pixel_format
 from chiasm.volumes.dicom_series import Series
+from chiasm.volumes.dicom_stacks import Stack, image_axes
 from chiasm.volumes.dicom_structures import read_structure_set
 from chiasm.volumes.geometry import LPS_TO_RAS, Geometry, Volume, resample
 from chiasm.volumes.voxels import checked_size

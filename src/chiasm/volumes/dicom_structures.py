@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 
 from chiasm.errors import VolumeError
 from chiasm.volumes.dicom_files import DicomFile, read_dataset, taming, text, visit
-from chiasm.volumes.dicom_series import Series, scan_folder_alone, scan_series
+from chiasm.volumes.dicom_scan import scan_folder_alone, scan_series
+from chiasm.volumes.dicom_series import Series
 from chiasm.volumes.geometry import LPS_TO_RAS, Geometry, Volume
 
 if TYPE_CHECKING:

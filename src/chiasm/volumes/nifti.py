@@ -17,9 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chiasm.errors import VolumeError
-from chiasm.storage import whole_file
 from chiasm.volumes.geometry import Geometry
-from chiasm.volumes.streams import Stream, first_bytes, pack, packing_of
+from chiasm.volumes.streams import Stream, first_bytes, packing_of
 from chiasm.volumes.voxels import Stored, checked_size
 
 Form = Literal["sform", "qform"]
@@ -29,7 +28,6 @@ Order = Literal["<", ">"]
 REAL = {
     2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8"
 }  # fmt: skip
-CODES = {name: code for code, name in REAL.items()}
 NOT_REAL = {
     1: "binary",
     32: "complex",
@@ -43,10 +41,8 @@ MM = {1: 1000.0, 2: 1.0, 3: 0.001}  # by the code of the spatial unit
 FORMS_APART_MM = 0.01
 LARGEST = 1e9  # number of an affine
 HALF_TURN = 1e-7  # squared first part of a quaternion that is only the rounding of the others
-COMMENT = 6  # code of a header extension that is plain text
 HEAD = 544  # bytes that hold either header and the extension flag
 SMALLEST = {1: 352, 2: 544}  # offset of the voxels in a single file
-V1_LONGEST = 32767
 MOST_EXTENSIONS = 2**26  # bytes between header and voxels
 MAGICS = {1: (b"n+1\0", b"ni1\0"), 2: (b"n+2\0\r\n\x1a\n", b"ni2\0\r\n\x1a\n")}  # one file, two files
 
@@ -66,8 +62,6 @@ FIELDS: dict[int, dict[str, tuple[int, str]]] = {
     },
 }  # fmt: skip
 SIZE = {1: 348, 2: 540}
-#: Texts of a header that might name a patient or a path: (offset, length), blanked in what is written.
-TEXTS = {1: ((4, 28), (148, 104), (328, 16)), 2: ((240, 104), (508, 16))}
 
 
 @dataclass(frozen=True)
@@ -108,7 +102,7 @@ class Header:
 
 def looks_like_nifti(head: bytes) -> bool:
     """Recognise it by the size that a NIfTI header begins with."""
-    return _order_and_version(head) is not None
+    return order_and_version(head) is not None
 
 
 def open_nifti(path: Path, *, form: Form | None = None, assume_ras: bool = False, max_bytes: int = 2 * 2**30) -> Stored:
@@ -201,7 +195,7 @@ def check_header(
 
 
 def _read_fields(head: bytes, path: Path) -> _Raw:
-    kind = _order_and_version(head)
+    kind = order_and_version(head)
     if kind is None or len(head) < SIZE[kind[1]]:
         raise VolumeError("has no whole NIfTI header", path=path, reason="header", found=f"{len(head)} bytes")
     order, version = kind
@@ -255,7 +249,7 @@ def _scale(raw: _Raw) -> tuple[float, float]:
     return slope, inter
 
 
-def _order_and_version(head: bytes | bytearray) -> tuple[Order, int] | None:
+def order_and_version(head: bytes | bytearray) -> tuple[Order, int] | None:
     """Find byte order and version by the size that a header begins with."""
     orders: tuple[Order, Order] = ("<", ">")
     kinds = {struct.pack(f"{order}i", size): (order, version) for order in orders for version, size in SIZE.items()}
@@ -424,98 +418,3 @@ def _partner(path: Path) -> Path:
     if partner is None:
         raise VolumeError("lacks its .img file", path=path, reason="not-found", expected=names[0])
     return partner
-
-
-def write_nifti(path: Path, array: NDArray[Any], geometry: Geometry, remark: str = "") -> None:
-    """Write voxels on a grid; a header that was read as NIfTI keeps its geometry bit for bit.
-
-    Args:
-        path: Ends in .nii or .nii.gz.
-        array: Of a type in `REAL`, shape of the grid.
-        geometry: The grid.
-        remark: Text for a header extension; none without it.
-
-    Raises:
-        ChiasmError: If the file cannot be written.
-    """
-    raw = bytearray(geometry.header_as("nifti") or _fresh_header(geometry))
-    kind = _order_and_version(raw)
-    assert kind is not None
-    order, version = kind
-    dtype = array.dtype.newbyteorder(order)
-    extension = _extension(order, remark)
-    values: dict[str, tuple[object, ...]] = {
-        "magic": (MAGICS[version][0],),
-        "datatype": (CODES[dtype.str[1:]],),
-        "bitpix": (dtype.itemsize * 8,),
-        "vox_offset": (SMALLEST[version] + len(extension) - 4,),
-        "slope": (1.0,),
-        "inter": (0.0,),
-    }
-    _put(raw, order, version, values)
-    for at, count in TEXTS[version]:
-        raw[at : at + count] = bytes(count)
-    head = bytes(raw) + extension
-    content = bytearray(len(head) + array.size * dtype.itemsize)  # one copy of the voxels, which may be many
-    content[: len(head)] = head
-    np.frombuffer(content, dtype, offset=len(head)).reshape(array.shape, order="F")[...] = array
-    with whole_file(path) as temporary:
-        temporary.write_bytes(pack(content, "gzip") if path.name.lower().endswith(".gz") else content)
-
-
-def _extension(order: str, remark: str) -> bytes:
-    """Return the bytes between header and voxels: the flag, and a text as a comment, filled up to a multiple of 16."""
-    text = remark.encode("utf-8")
-    if not text:
-        return bytes(4)
-    size = -(-(8 + len(text)) // 16) * 16
-    return b"\1\0\0\0" + struct.pack(order + "2i", size, COMMENT) + text.ljust(size - 8, b"\0")
-
-
-def _fresh_header(geometry: Geometry) -> bytes:
-    """Build a header for a grid made here: sform, and qform where the axes are square to one another."""
-    version = 1 if max(geometry.shape) <= V1_LONGEST else 2
-    raw = bytearray(SIZE[version])
-    struct.pack_into("<i", raw, 0, SIZE[version])
-    quaternion, qfac = _quaternion(geometry.affine)
-    values: dict[str, tuple[object, ...]] = {
-        "dim": (3, *geometry.shape, 1, 1, 1, 1),
-        "pixdim": (qfac, *geometry.spacing_mm, 0.0, 0.0, 0.0, 0.0),
-        "units": (2,),
-        "sform_code": (1,),
-        "sform": tuple(geometry.affine[:3].ravel().tolist()),
-        "qform_code": (0 if quaternion is None else 1,),
-        "quaternion": quaternion or (0.0, 0.0, 0.0),
-        "qoffset": tuple(geometry.affine[:3, 3].tolist()),
-    }
-    _put(raw, "<", version, values)
-    return bytes(raw)
-
-
-def _put(raw: bytearray, order: Order, version: int, values: Mapping[str, tuple[object, ...]]) -> None:
-    """Write fields of a raw header, in place."""
-    for name, value in values.items():
-        at, form = FIELDS[version][name]
-        struct.pack_into(order + form, raw, at, *value)
-
-
-def _quaternion(affine: NDArray[np.float64]) -> tuple[tuple[float, float, float] | None, float]:
-    """Return (b, c, d) of the rotation and qfac; None where the axes are not square to one another."""
-    rotation = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
-    qfac = 1.0 if np.linalg.det(rotation) > 0 else -1.0
-    rotation = rotation * (1.0, 1.0, qfac)
-    if np.abs(rotation.T @ rotation - np.eye(3)).max() > 1e-6:
-        return None, 1.0
-    # the eigenvector of Bar-Itzhack's matrix: stable for every rotation
-    (xx, xy, xz), (yx, yy, yz), (zx, zy, zz) = rotation.tolist()
-    key = np.array(
-        [
-            [xx - yy - zz, 0, 0, 0],
-            [xy + yx, yy - xx - zz, 0, 0],
-            [xz + zx, yz + zy, zz - xx - yy, 0],
-            [zy - yz, xz - zx, yx - xy, xx + yy + zz],
-        ]
-    )
-    b, c, d, a = np.linalg.eigh(key / 3.0)[1][:, -1].tolist()
-    sign = -1.0 if a < 0 else 1.0
-    return (b * sign, c * sign, d * sign), qfac

@@ -1,4 +1,4 @@
-"""The one door: every volume enters by `read_volume`, every pair by `check_pair`, and leaves by `write_volume`.
+"""The one door: every volume enters by `read_volume` and leaves by `write_volume`.
 
 No common reader is safe alone: one reads a truncated file as zeros, another
 ignores a wrong checksum or an affine that is no number.  What enters here is
@@ -22,27 +22,22 @@ from numpy.typing import NDArray
 from chiasm.errors import VolumeError
 from chiasm.volumes.dicom_choice import pick_series
 from chiasm.volumes.dicom_read import read_dicom
-from chiasm.volumes.dicom_series import is_dicom
+from chiasm.volumes.dicom_scan import is_dicom
 from chiasm.volumes.geometry import (
     Geometry,
     Volume,
-    laid_on,
-    reordered_like,
-    same_grid,
     straight_grid,
     straightened,
-    voxels_apart,
 )
 from chiasm.volumes.metaimage import looks_like_metaimage, open_metaimage, write_metaimage
 from chiasm.volumes.mgh import looks_like_mgh, open_mgh, write_mgh
 from chiasm.volumes.minc import looks_like_minc, read_minc, read_minc_grid
-from chiasm.volumes.mirroring import find_mirrored
-from chiasm.volumes.nifti import HEAD, Form, first_beside, looks_like_nifti, open_nifti, twin_names, write_nifti
+from chiasm.volumes.nifti import HEAD, Form, first_beside, looks_like_nifti, open_nifti, twin_names
+from chiasm.volumes.nifti_write import write_nifti
 from chiasm.volumes.nrrd import data_file_of, looks_like_nrrd, open_nrrd, write_nrrd
 from chiasm.volumes.streams import first_bytes, unreadable
 from chiasm.volumes.voxels import Stored, image_of, labels_of, read_image, read_labels
 
-REGISTER = "chiasm register does it for one pair, chiasm train --register rigid for a cohort."
 SPACING_MM = (0.01, 50.0)
 ROUNDING = 1e-6  # of a spacing that was stored as float32
 SKEW_DEGREES = 0.1
@@ -435,73 +430,3 @@ def _outside(array: NDArray[Any], kind: type[np.signedinteger[Any]]) -> int:
     """Count the values that a type of whole numbers cannot hold."""
     limits = np.iinfo(kind)
     return int(np.count_nonzero((array < limits.min) | (array > limits.max)))
-
-
-def check_pair(a: Volume, b: Volume, *, a_name: str = "source", b_name: str = "target", labels: bool = False) -> Volume:
-    """Return `b` on the grid of `a`, or refuse the pair.
-
-    The same space stored in another axis order is reordered, and a DICOM
-    segmentation without its empty slices laid among the others; nothing is ever
-    interpolated here.
-
-    Args:
-        a: Sets the grid.
-        b: What should lie on it.
-        a_name: What to call it in errors.
-        b_name: Likewise.
-        labels: Whether `b` is a label map or mask, whose content cannot be compared with an image.
-
-    Raises:
-        VolumeError: If grids differ, the volumes do not overlap in the world,
-            or `b` fits `a` clearly better when it is mirrored.
-    """
-    fitting = reordered_like(b, a.geometry)
-    if labels and b.geometry.container == "dicom":  # its empty slices are not stored
-        fitting = laid_on(b, a.geometry) or fitting
-    if not same_grid(a.geometry, fitting.geometry):
-        raise _different_grids(a.geometry, b.geometry, a_name, b_name, labels)
-    fitting = Volume(fitting.array, a.geometry)
-    if not labels:
-        _refuse_mirrored(a, fitting, a_name, b_name)
-    return fitting
-
-
-def _refuse_mirrored(a: Volume, b: Volume, a_name: str, b_name: str) -> None:
-    """Refuse an image that fits another clearly better when it is mirrored."""
-    better = find_mirrored(a.array, b.array)
-    if better is not None:
-        raise VolumeError(
-            f"the {b_name} fits the {a_name} better when it is mirrored along axis {'IJK'[better.axis]}",
-            reason="mirrored",
-            found=f"shared information of {better.information:.2f} nats mirrored, {better.as_stored:.2f} as stored",
-            expected="more as stored",
-            hint="Two causes are possible: one of the two was flipped while its header was not, so convert both again "
-            "from the scans; or the two are badly aligned, so register them.",
-        )
-
-
-def _are_apart(a: Geometry, b: Geometry) -> bool:
-    """Return whether two grids share no place in the world, by their boxes."""
-    low_a, high_a, low_b, high_b = a.corners.min(0), a.corners.max(0), b.corners.min(0), b.corners.max(0)
-    return bool((low_a > high_b).any() or (low_b > high_a).any())
-
-
-def _different_grids(a: Geometry, b: Geometry, a_name: str, b_name: str, labels: bool) -> VolumeError:
-    if _are_apart(a, b):
-        return VolumeError(
-            f"the {b_name} and the {a_name} do not overlap in space",
-            reason="no-overlap",
-            hint="Do they belong to one scan session?" + ("" if labels else f" {REGISTER}"),
-        )
-    if a.shape != b.shape:
-        found, expected = "x".join(map(str, b.shape)), "x".join(map(str, a.shape))
-    else:
-        found, expected = f"corners up to {voxels_apart(a, b):.3g} voxels apart", "at most 0.01"
-    hint = f"Register or resample the {b_name} to the {a_name} first"
-    return VolumeError(
-        f"the {b_name}'s grid differs from that of the {a_name}",
-        reason="grid",
-        found=found,
-        expected=expected,
-        hint=f"{hint}." if labels else f"{hint}. {REGISTER}",
-    )
