@@ -23,12 +23,7 @@ from chiasm.errors import VolumeError
 from chiasm.volumes.dicom_choice import pick_series
 from chiasm.volumes.dicom_read import read_dicom
 from chiasm.volumes.dicom_scan import is_dicom
-from chiasm.volumes.geometry import (
-    Geometry,
-    Volume,
-    straight_grid,
-    straightened,
-)
+from chiasm.volumes.geometry import Geometry, Volume, straight_grid, straightened
 from chiasm.volumes.metaimage import looks_like_metaimage, open_metaimage, write_metaimage
 from chiasm.volumes.mgh import looks_like_mgh, open_mgh, write_mgh
 from chiasm.volumes.minc import looks_like_minc, read_minc, read_minc_grid
@@ -45,7 +40,6 @@ FLATTEST = 1e-3  # least volume of a cell with sides of length 1
 MOST_STRAIGHTENED = 4  # times as many voxels as before
 FEWEST_SLICES = 3
 MAX_BYTES = 2 * 2**30
-#: What volumes are called; of two that fit, the longer one first.
 #: What writes a file, by its suffix.
 WRITERS: Mapping[str, Callable[[Path, NDArray[Any], Geometry, str], None]] = {
     ".nii.gz": write_nifti,
@@ -59,6 +53,7 @@ WRITERS: Mapping[str, Callable[[Path, NDArray[Any], Geometry, str], None]] = {
 SAME_FORMAT = {".mha": ".mha", ".mhd": ".mha", ".nrrd": ".nrrd", ".nhdr": ".nrrd", ".mgz": ".mgz", ".mgh": ".mgz"}
 SYNTHETIC = '{"SyntheticData": "YES"'  # how the remark of an image begins that was made, not acquired: JSON
 REMARKED = 4096  # bytes that hold a header with a remark
+#: What volumes are called; of two that fit, the longer one first.
 VOLUME_SUFFIXES = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd", ".nhdr", ".mgz", ".mgh", ".mnc")
 
 
