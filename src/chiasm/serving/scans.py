@@ -18,8 +18,8 @@ from typing import NamedTuple
 
 from chiasm.cohorts.cases import MODALITIES, Case
 from chiasm.cohorts.dicom_patients import WARNINGS, Selection, marks_on, parse_rules
+from chiasm.cohorts.folder_notes import MARKS
 from chiasm.cohorts.images import read_image
-from chiasm.cohorts.manifests import MARKS
 from chiasm.errors import ChiasmError, CohortError, VolumeError
 from chiasm.prediction.case_files import write_dicom, write_volumes
 from chiasm.prediction.dicom_case import EXPECTED_ERROR
@@ -33,7 +33,7 @@ from chiasm.serving.jobs import Outcome
 from chiasm.storage import whole_file
 from chiasm.volumes import Volume, read_volume, resample
 from chiasm.volumes.dicom_choice import pick_series
-from chiasm.volumes.dicom_series import is_dicom, scan_series
+from chiasm.volumes.dicom_scan import is_dicom, scan_series
 from chiasm.volumes.screening import VOLUME_SUFFIXES
 
 ALL = "dicom"  # the field of one archive that holds every source
