@@ -63,13 +63,13 @@ class Opened:
 
 @pytest.fixture(scope="module")
 def open_page() -> Iterator[Callable[..., Opened]]:
-    """Open a file as a double click would, in a browser without a screen."""
+    """Open a file as a double click would, or an address, in a browser without a screen."""
     if not CHROMIUM.exists():
         pytest.skip(f"there is no browser at {CHROMIUM}")
     api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     with api.sync_playwright() as playwright:
 
-        def opened(path: Path, *flags: str) -> Opened:
+        def opened(path: Path | str, *flags: str) -> Opened:
             args = ["--no-sandbox", "--disable-gpu", *(flags or SOFTWARE_GL)]
             page = playwright.chromium.launch(executable_path=str(CHROMIUM), args=args).new_page(
                 viewport={"width": 1200, "height": 1400}
@@ -79,7 +79,7 @@ def open_page() -> Iterator[Callable[..., Opened]]:
             page.on("request", lambda request: requests.append(request.url))
             page.on("pageerror", lambda error: errors.append(str(error)))
             page.on("console", lambda said: errors.append(said.text) if said.type == "error" else None)
-            page.goto(path.as_uri())
+            page.goto(path if isinstance(path, str) else path.as_uri())
             return Opened(page, requests, errors)
 
         yield opened

@@ -168,6 +168,7 @@ def _add_jobs(app: FastAPI, service: Service) -> None:
 
 def _add_results(app: FastAPI, service: Service) -> None:
     binary: dict[int | str, dict[str, Any]] = {200: {"content": {"application/octet-stream": {}}}}
+    page: dict[int | str, dict[str, Any]] = {200: {"content": {"text/html": {}}}}
 
     @app.get("/api/jobs/{job_id}/files/{name}", response_class=Response, responses=binary)
     async def fetch(job_id: JobId, name: FileName) -> StreamingResponse:
@@ -186,7 +187,7 @@ def _add_results(app: FastAPI, service: Service) -> None:
         }
         return StreamingResponse(_pieces(file), media_type="application/octet-stream", headers=headers)
 
-    @app.get("/api/jobs/{job_id}/view", response_class=HTMLResponse)
+    @app.get("/api/jobs/{job_id}/view", response_class=Response, responses=page)
     async def view(job_id: JobId) -> HTMLResponse:
         """Look at a job that is done: source, synthesis and expected error in linked panes, as a page of its own."""
         job = service.finished(job_id)

@@ -1,0 +1,79 @@
+"""The page in a real browser: a scan goes in, the panes come up with the values of the files, the job goes away."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Callable
+from importlib.resources import files
+from pathlib import Path
+
+import nibabel as nib
+import pytest
+
+from chiasm.prediction.folders import load
+from chiasm.reports.case_page import SCRIPT
+from chiasm.serving.web_limits import Page
+from conftest import Opened
+
+pytest.importorskip("fastapi", reason="fastapi is not installed (pip install 'chiasm[serve]')")
+pytest.importorskip("uvicorn", reason="uvicorn is not installed (pip install 'chiasm[serve]')")
+
+from web_client import served, write_scan
+
+TOKEN = "correct-horse-battery-staple"
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not (files("chiasm") / SCRIPT).is_file(), reason="NiiVue's script was not fetched at install"),
+]
+
+
+def test_a_scan_goes_in_and_its_panes_show_the_values_of_the_files(
+    finished_run: Path, tmp_path: Path, open_page: Callable[..., Opened]
+) -> None:
+    scan = write_scan(tmp_path, name="Miller.nii.gz")
+    with served(load(finished_run), tmp_path / "jobs", Page(0, token=TOKEN)) as client:
+        opened = open_page(client.root)
+        page = opened.page
+        page.fill("#token", "wrong-but-long-enough")
+        page.set_input_files("#file-t1", str(scan))
+        page.click("#send")
+        page.wait_for_selector("#refused:not([hidden])")
+        assert "The token is wrong" in page.text_content("#refused").capitalize()
+        page.fill("#token", TOKEN)
+        page.click("#send")
+        page.wait_for_selector("[data-state=done]", timeout=60_000)
+        frame = page.frame_locator("#view")
+        frame.locator("html[data-ready]").wait_for(timeout=60_000)
+        name = page.get_attribute("[data-job]", "data-job")
+        assert page.text_content("[data-job] h3") == "Miller.nii.gz" and "Miller" not in "".join(client.log)
+
+        shown = next(one for one in page.frames if one != page.main_frame)
+        place = shown.evaluate("chiasm.panes.synthetic.frac2mm(chiasm.panes.synthetic.vox2frac(voxel), 0, true)")[:3]
+        for pane, file in (
+            ("source", None),
+            ("synthetic", "scan_t2.nii.gz"),
+            ("expected_error", "scan_expected-error.nii.gz"),
+        ):
+            content = scan.read_bytes() if file is None else client.ask("GET", f"/api/jobs/{name}/files/{file}").content
+            image = nib.Nifti1Image.from_bytes(gzip.decompress(content))
+            index = tuple(
+                nib.affines.apply_affine(__import__("numpy").linalg.inv(image.affine), place).round().astype(int)
+            )
+            text = shown.text_content(f"#value-{pane}").replace("−", "-").split()[0]
+            step = shown.evaluate(f"settings.steps[{pane!r}]")
+            assert float(text) == pytest.approx(float(image.get_fdata()[index]), abs=2 * step)
+        shown.evaluate("moveTo([3, 3, 3])")
+        linked = shown.evaluate("Object.values(chiasm.panes).map(pane => [...pane.scene.crosshairPos].join())")
+        assert len(linked) == 3 and len(set(linked)) == 1
+
+        with page.expect_download() as download:
+            page.click("text=Download: Synthetic t2 (NIfTI)")
+        fetched = Path(download.value.path()).read_bytes()
+        assert fetched == client.ask("GET", f"/api/jobs/{name}/files/scan_t2.nii.gz").content
+        page.click(".does button:text-is('Delete')")
+        page.wait_for_selector("#none:not([hidden])")
+        assert client.ask("GET", f"/api/jobs/{name}").status_code == 404 and client.stored() == []
+        assert page.is_hidden("#view")
+        others = [one for one in opened.requests if not one.startswith((client.root, "blob:"))]
+        assert others == [] and [one for one in opened.errors if "401" not in one] == []
