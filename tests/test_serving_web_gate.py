@@ -512,3 +512,26 @@ def test_a_killed_server_leaves_nothing_for_longer_than_until_the_next_start(
         assert time.monotonic() - began < 60
         assert bool(list((tmp_path / "tmp").iterdir())) == (which == signal.SIGKILL)
     assert "Traceback" not in (tmp_path / "log").read_text() and TOKEN not in (tmp_path / "log").read_text()
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_number_of_jobs(finished_run: Path, tmp_path: Path) -> None:
+    import psutil
+
+    port, scan = free_port(), write_scan(tmp_path)
+    words = ["serve", str(finished_run), "--port", str(port)]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    process = subprocess.Popen([sys.executable, "-m", "chiasm.cli", *words], env=environment, stdout=subprocess.DEVNULL)
+    resident = []
+    try:
+        wait_for(port, process, 60)
+        client = Client(port, tmp_path, [])
+        for _ in range(50):
+            job = client.finish(client.hand_in({"t1": scan}))
+            assert job["state"] == "done"
+            client.ask("DELETE", f"/api/jobs/{job['id']}")
+            resident.append(psutil.Process(process.pid).memory_info().rss)
+    finally:
+        process.terminate()
+        assert process.wait(20) == 0
+    assert resident[49] < 1.1 * resident[4]
