@@ -183,15 +183,24 @@ def _naming_structures(files: dict[str, Path], taken: Mapping[str, Series], sele
     series = taken.get("labels")
     if series is None or not series.is_structure_set or "labels" not in files:
         return files
-    named, path = dict(files), files["labels"]
-    inside = {role: structures_of(selection.structures, role) for role in ("labels", "mask")}
-    if not inside["labels"] and "labels" not in selection.series and not has_usual_labels(series.structures):
-        del named["labels"]
-    if inside["mask"]:
-        named.setdefault("mask", path / inside["mask"])
-    if inside["labels"]:
-        named["labels"] = path / inside["labels"]
-    return named
+    path = files["labels"]
+    others = {role: file for role, file in files.items() if role != "labels"}
+    return {**_mask_inside(path, selection), **others, **_labels_inside(path, series, selection)}
+
+
+def _mask_inside(path: Path, selection: Selection) -> dict[str, Path]:
+    """Return the path of the structures that make the mask, if any is to."""
+    names = structures_of(selection.structures, "mask")
+    return {"mask": path / names} if names else {}
+
+
+def _labels_inside(path: Path, series: Series, selection: Selection) -> dict[str, Path]:
+    """Return the path of the structures that make the labels: those named, or the usual ones if there are such."""
+    names = structures_of(selection.structures, "labels")
+    if names:
+        return {"labels": path / names}
+    is_clear = "labels" in selection.series or has_usual_labels(series.structures)
+    return {"labels": path} if is_clear else {}
 
 
 def structures_of(structures: Mapping[str, Sequence[str]], role: str) -> str:
@@ -239,7 +248,7 @@ def _only_one(found: Sequence[Series], role: str, patient: Patient, selection: S
 
 def _drawn_on(images: Sequence[Series], taken: Iterable[Series]) -> dict[str, Series]:
     """Return the only label map of a patient, if it lies in the frame of reference of all series that are taken."""
-    drawn = only([series for series in images if series.is_label_map or series.is_structure_set])
+    drawn = only([series for series in images if series.is_drawn])
     frames = {series.frame_uid for series in taken}
     return {} if drawn is None or frames != {drawn.frame_uid} else {"labels": drawn}
 

@@ -230,11 +230,16 @@ def _dicom_cohort(root: Path, selection: Selection) -> Cohort:
     found = read_dicom_folder(root, asked)
     if not found.listing:
         raise _nothing_to_list(root, found.problems)
-    named = [name for name in notes.structures if name != "mask"]
-    drawn = {name: (label,) for label, name in enumerate(named, start=1)} or LESION
+    drawn = _regions_of_structures(notes) or LESION
     cases = tuple(with_unique_ids(root, found.cases))
     cohort = Cohort(root, "dicom", cases, regions_of(cases, drawn), found.problems, found.listing, found.notes)
     return with_notes(_with_people(cohort, notes), notes)
+
+
+def _regions_of_structures(notes: ManifestNotes) -> Regions:
+    """Return the regions that structures make, with one label each, where they are named."""
+    named = [name for name in notes.structures if name != "mask"]
+    return {name: (label,) for label, name in enumerate(named, start=1)}
 
 
 def _nothing_to_list(root: Path, problems: Sequence[Problem]) -> CohortError:

@@ -181,6 +181,11 @@ def manifest_of(root: Path, *, forced: bool) -> Path | None:
     """
     if root.is_file():
         return root if root.suffix.lower() in (".csv", ".tsv", ".json") else None
+    return _manifest_in(root, forced)
+
+
+def _manifest_in(root: Path, forced: bool) -> Path | None:
+    """Return the first manifest in a folder; unasked only one that speaks of subjects."""
     there = [root / name for name in MANIFESTS if (root / name).is_file()]
     if forced and not there:
         raise CohortError("holds no manifest", path=root, reason="layout", expected=" or ".join(MANIFESTS))

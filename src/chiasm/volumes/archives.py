@@ -33,9 +33,7 @@ def list_members(path: Path) -> list[str]:
     with zipfile.ZipFile(path) as archive:
         members = [info for info in archive.infolist() if not info.is_dir()]
     check_count(len(members), path)
-    _check_unpacked_size(members, path)
-    for info in members:
-        _check_member(info, path)
+    _check_members(members, path)
     return [name for name in sorted(info.filename for info in members) if not _is_hidden(name)]
 
 
@@ -55,8 +53,8 @@ def check_count(count: int, path: Path) -> None:
         )
 
 
-def _check_unpacked_size(members: Sequence[zipfile.ZipInfo], path: Path) -> None:
-    """Refuse an archive that unpacks to too much."""
+def _check_members(members: Sequence[zipfile.ZipInfo], path: Path) -> None:
+    """Refuse an archive that unpacks to too much, or with a member that must not be unpacked."""
     unpacked = sum(info.file_size for info in members)
     if unpacked > LARGEST_ARCHIVE:
         raise VolumeError(
@@ -66,6 +64,8 @@ def _check_unpacked_size(members: Sequence[zipfile.ZipInfo], path: Path) -> None
             found=f"{unpacked / 2**20:.0f} MiB",
             expected=f"at most {LARGEST_ARCHIVE / 2**20:.0f} MiB",
         )
+    for info in members:
+        _check_member(info, path)
 
 
 def _check_member(info: zipfile.ZipInfo, path: Path) -> None:

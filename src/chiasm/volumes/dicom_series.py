@@ -126,6 +126,11 @@ class Series:
         return self.sop_class == STRUCTURES
 
     @property
+    def is_drawn(self) -> bool:
+        """Whether it says what lies where in a scan, voxel by voxel or by contours."""
+        return self.is_label_map or self.is_structure_set
+
+    @property
     def is_readable(self) -> bool:
         """Whether it may be read as a volume: images, or a structure set, which is drawn on those of its scan."""
         return self.images > 0 or self.is_structure_set

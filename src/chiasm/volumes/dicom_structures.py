@@ -97,7 +97,7 @@ def labels_in(words: str, names: Sequence[str], part: DicomFile) -> list[list[st
         VolumeError: If no structure of any label is there, or it is not clear which is meant.
     """
     asked = words or TUMOUR
-    groups = [[name for name in names if _is_called(name, group.split(","))] for group in asked.split("|")]
+    groups = [_called(names, group.split(",")) for group in asked.split("|")]
     if any(groups):
         return groups
     if not words and len(names) == 1:
@@ -116,21 +116,36 @@ def has_usual_labels(names: Sequence[str]) -> bool:
     return len(names) == 1 or any(_is_called(name, [TUMOUR]) for name in names)
 
 
+def _called(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
+    """Return the names that fit a pattern."""
+    return [name for name in names if _is_called(name, patterns)]
+
+
 def _is_called(name: str, patterns: Iterable[str]) -> bool:
     return any(fnmatchcase(name.casefold(), pattern.strip().casefold()) for pattern in patterns)
 
 
 def _structures(dataset: Dataset, part: DicomFile) -> Iterator[Structure]:
     """Read the structures that have areas."""
-    names = {str(one.get("ROINumber")): text(one, "ROIName") for one in dataset.get("StructureSetROISequence") or ()}
+    names = _names_by_number(dataset)
     points = 0
     for drawn in dataset.get("ROIContourSequence") or ():
-        contours = [_points(one, part) for one in drawn.get("ContourSequence") or () if _is_area(one)]
+        contours = _contours(drawn, part)
         points += sum(map(len, contours))
         if points > MOST_POINTS:
             raise VolumeError("has too many points", path=part.place, reason="too-large", expected=f"{MOST_POINTS}")
         if contours:
             yield Structure(names.get(str(drawn.get("ReferencedROINumber")), ""), tuple(contours))
+
+
+def _names_by_number(dataset: Dataset) -> dict[str, str]:
+    """Return what structures are called, by their numbers."""
+    return {str(one.get("ROINumber")): text(one, "ROIName") for one in dataset.get("StructureSetROISequence") or ()}
+
+
+def _contours(drawn: Dataset, part: DicomFile) -> list[Points]:
+    """Read the closed polygons of a structure."""
+    return [_points(one, part) for one in drawn.get("ContourSequence") or () if _is_area(one)]
 
 
 def _is_area(contour: Dataset) -> bool:
@@ -162,17 +177,23 @@ def _grid_of(scans: set[str], part: DicomFile) -> Geometry:
     """Find the scan that a set refers to, near it."""
     for found in _series_near(part):
         fitting = [one for one in found if one.uid in scans and one.is_scan]
-        if len(fitting) == 1 and fitting[0].stack is not None and fitting[0].fault is None:
-            return fitting[0].stack.geometry
         if fitting:
-            raise fitting[0].fault or VolumeError(
-                "is drawn on a scan that holds several kinds of image", path=part.place, reason="several-series"
-            )
+            return _only_grid(fitting, part)
     raise VolumeError(
         "is drawn on a scan that is not there",
         path=part.place,
         reason="no-series",
         hint="Put the scan that it was drawn on into the same folder, or into one beside that.",
+    )
+
+
+def _only_grid(scan: Sequence[Series], part: DicomFile) -> Geometry:
+    """Return the grid of a scan, whose images must be of one kind and make a stack."""
+    first = scan[0]
+    if len(scan) == 1 and first.stack is not None and first.fault is None:
+        return first.stack.geometry
+    raise first.fault or VolumeError(
+        "is drawn on a scan that holds several kinds of image", path=part.place, reason="several-series"
     )
 
 
