@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import gc
+import warnings
 import zipfile
 from collections.abc import Iterator
 from io import BytesIO
@@ -114,7 +117,11 @@ def test_a_rule_chooses_among_several_series(client: Client, tmp_path: Path) -> 
 def test_a_model_of_two_sources_takes_a_file_for_each_or_one_archive(of_two_sources: Predictor, tmp_path: Path) -> None:
     with served(of_two_sources, tmp_path / "jobs", Page(0)) as client:
         scans = {"t1": write_scan(tmp_path, 1, "a.nii.gz"), "flair": write_scan(tmp_path, 2, "b.nii.gz")}
-        assert client.finish(client.hand_in(scans))["state"] == "done"
+        job = client.finish(client.hand_in(scans))
+        assert job["state"] == "done"
+        for query, shown in (("", "Source (t1)"), ("?source=flair", "Source (flair)")):
+            assert shown in client.ask("GET", f"/api/jobs/{job['id']}/view{query}").text
+        assert problem(client.ask("GET", f"/api/jobs/{job['id']}/view?source=pd"))["reason"] == "source"
         says = {"a": {"SeriesDescription": "T1 mprage"}, "b": {"SeriesDescription": "FLAIR space"}}
         archive = write_archive(tmp_path / "scans.zip", says)
         assert client.finish(client.hand_in({"dicom": archive}))["files"][-1]["name"] == "dicom.zip"
@@ -229,3 +236,33 @@ def test_a_job_that_is_not_done_has_no_files_yet(predictor: Predictor, tmp_path:
         assert answer.status_code == 409 and problem(answer)["reason"] == "not-done"
         assert client.ask("DELETE", f"/api/jobs/{name}").status_code == 204
         assert client.ask("GET", f"/api/jobs/{name}").status_code == 404
+
+
+def test_a_disk_that_is_full_is_an_answer_and_leaves_nothing(
+    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    before = client.stored()
+    monkeypatch.setattr("chiasm.serving.web_forms.shutil.copyfileobj", full)
+    answer = client.hand_in({"t1": write_scan(tmp_path)})
+    assert answer.status_code == 507 and problem(answer)["reason"] == "disk" and client.stored() == before
+    assert "No space left" in client.log[-1]
+
+
+def test_the_client_of_the_documentation_works_in_ten_lines(
+    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "how-to" / "serve.md").read_text()
+    code = page.partition("A client in ten lines of Python:\n```python\n")[2].partition("```")[0]
+    assert len([line for line in code.splitlines() if line]) == 10
+    write_scan(tmp_path, name="patient_t1.nii.gz")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # it leaves files to Python to close
+        exec(compile(code.replace("http://127.0.0.1:8000", client.root), "serve.md", "exec"), {})
+        gc.collect()
+    made = {f"scan_{name}.nii.gz" for name in ("t2", "expected-error", "mask")}
+    assert {path.name for path in tmp_path.iterdir()} == {*made, "patient_t1.nii.gz"}

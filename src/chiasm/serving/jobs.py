@@ -46,8 +46,8 @@ class Outcome(NamedTuple):
 
 #: Works on a job in its folder; reports what it does and how far it is, in [0, 1]; may raise whatever it likes.
 Work = Callable[[Path, Callable[[str, float], None]], Outcome]
-#: Draws what a job made as a page, with its warnings.
-View = Callable[[Sequence[str]], str]
+#: Draws what a job made as a page, beside a source, with its warnings.
+View = Callable[[str, Sequence[str]], str]
 
 
 @dataclass

@@ -31,7 +31,7 @@ from chiasm.prediction.watching import watched
 from chiasm.reports.case_page import CasePage, render_case_page
 from chiasm.serving.jobs import Outcome
 from chiasm.storage import whole_file
-from chiasm.volumes import Volume, read_volume, resample
+from chiasm.volumes import Volume, read_volume, resample, same_grid
 from chiasm.volumes.dicom_choice import pick_series
 from chiasm.volumes.dicom_scan import is_dicom, scan_series
 from chiasm.volumes.screening import VOLUME_SUFFIXES
@@ -283,10 +283,11 @@ def _zip(folder: Path, archive: Path) -> None:
     shutil.rmtree(folder)
 
 
-def show_scan(warnings: Sequence[str], *, folder: Path, handed: Handed, using: Synthesiser) -> str:
+def show_scan(source: str, warnings: Sequence[str], *, folder: Path, handed: Handed, using: Synthesiser) -> str:
     """Draw a finished job as a page with linked panes, that of a case of a report.
 
     Args:
+        source: Which of the sources is shown.
         warnings: What a reader of the images must know.
         folder: Of the job.
         handed: What was handed in.
@@ -297,15 +298,15 @@ def show_scan(warnings: Sequence[str], *, folder: Path, handed: Handed, using: S
     """
     plan = using.model.plan
     with without_folder(folder):
-        source = read_scan(handed, using.predictor).volumes[0]
+        shown = read_scan(handed, using.predictor).volumes[plan.sources.index(source)]
         image, mask, expected_error = (_read_back(folder, name) for name in (plan.target, MASK, EXPECTED_ERROR))
     assert image is not None and mask is not None
-    if source.array.shape != image.array.shape:  # thick slices
-        source = resample(source, image.geometry, order=1)
+    if not same_grid(shown.geometry, image.geometry):  # thick slices, or a second source that was moved
+        shown = resample(shown, image.geometry, order=1)
     page = CasePage(
         case="Scan",
         title=f"{' + '.join(plan.sources)} to {plan.target}",
-        source=source.array,
+        source=shown.array,
         real=None,
         synthetic=image.array,
         expected_error=None if expected_error is None else expected_error.array,
@@ -314,7 +315,7 @@ def show_scan(warnings: Sequence[str], *, folder: Path, handed: Handed, using: S
         affine=image.geometry.affine,
         unit=plan.target_unit,
         window=plan.target_range,
-        source_name=plan.sources[0],
+        source_name=source,
         target_name=plan.target,
         warnings=warnings,
     )

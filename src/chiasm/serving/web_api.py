@@ -10,11 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from threading import Lock
 from typing import Annotated, Any, BinaryIO
 
-from anyio import to_thread
-from fastapi import FastAPI, Request
+from anyio import CapacityLimiter, to_thread
+from fastapi import FastAPI, Query, Request
 from fastapi import Path as InPath
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
@@ -42,7 +41,10 @@ from chiasm.serving.web_gate import WebError, error_json
 from chiasm.serving.web_limits import Page
 
 CHUNK = 2**18
+MOST_DRAWN = 8  # results that wait to be drawn
+DRAWING_S = 5.0  # about how long one takes, at most
 JobId = Annotated[str, InPath(description="The id that POST returned.")]
+Source = Annotated[str | None, Query(description="Which source is shown, of a model of several; else the first.")]
 FileName = Annotated[str, InPath(description="A name of the job's list of files.")]
 INLINE = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 PAGE_POLICY = f"{INLINE}; connect-src 'self'; frame-src blob:; base-uri 'none'; form-action 'none'"
@@ -51,6 +53,7 @@ CODES = {
     "invalid": "The request is wrong; the answer says what and what to do.",
     "full": "There is no place now; Retry-After says when to try again.",
 }
+FULL: dict[int | str, dict[str, Any]] = {503: {"model": Refusal, "description": CODES["full"]}}
 
 
 @dataclass
@@ -62,14 +65,14 @@ class Service:
         queue: Of jobs.
         page: Where it listens and what it takes.
         say: Called with each line of the log.
-        drawing: Held while a result is drawn, which takes memory.
+        drawing: Lets one result be drawn at a time, which takes memory and no thread while it waits.
     """
 
     using: Synthesiser
     queue: JobQueue
     page: Page
     say: Callable[[str], None]
-    drawing: Lock = field(default_factory=Lock)
+    drawing: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(1))
 
     def job(self, name: str) -> ServedJob:
         """Return a job by its id.
@@ -137,9 +140,8 @@ def make_app(service: Service) -> FastAPI:
 
 def _add_jobs(app: FastAPI, service: Service) -> None:
     sources, queue = service.using.model.plan.sources, service.queue
-    full: dict[int | str, dict[str, Any]] = {503: {"model": Refusal, "description": CODES["full"]}}
 
-    @app.post("/api/jobs", status_code=202, openapi_extra=form_schema(sources), responses=full)
+    @app.post("/api/jobs", status_code=202, openapi_extra=form_schema(sources), responses=FULL)
     async def hand_in(request: Request, response: Response) -> JobStatus:
         """Hand in a scan: a file for each source of the model, or one DICOM archive."""
         job = queue.begin()
@@ -168,7 +170,7 @@ def _add_jobs(app: FastAPI, service: Service) -> None:
 
 def _add_results(app: FastAPI, service: Service) -> None:
     binary: dict[int | str, dict[str, Any]] = {200: {"content": {"application/octet-stream": {}}}}
-    page: dict[int | str, dict[str, Any]] = {200: {"content": {"text/html": {}}}}
+    page = {200: {"content": {"text/html": {}}}, **FULL}
 
     @app.get("/api/jobs/{job_id}/files/{name}", response_class=Response, responses=binary)
     async def fetch(job_id: JobId, name: FileName) -> StreamingResponse:
@@ -188,18 +190,21 @@ def _add_results(app: FastAPI, service: Service) -> None:
         return StreamingResponse(_pieces(file), media_type="application/octet-stream", headers=headers)
 
     @app.get("/api/jobs/{job_id}/view", response_class=Response, responses=page)
-    async def view(job_id: JobId) -> HTMLResponse:
+    async def view(job_id: JobId, source: Source = None) -> HTMLResponse:
         """Look at a job that is done: source, synthesis and expected error in linked panes, as a page of its own."""
-        job = service.finished(job_id)
-        drawn = await to_thread.run_sync(_draw, service, job)
+        job, sources = service.finished(job_id), service.using.model.plan.sources
+        if source is not None and source not in sources:
+            raise WebError(422, "the model has no such source", "source", f"The sources are {', '.join(sources)}.")
+        if service.drawing.statistics().tasks_waiting >= MOST_DRAWN:
+            raise FullError("too many results are to be drawn", DRAWING_S)
+        drawn = await to_thread.run_sync(_draw, job, source or sources[0], limiter=service.drawing)
         return HTMLResponse(drawn, headers={"content-security-policy": VIEW_POLICY})
 
 
-def _draw(service: Service, job: ServedJob) -> str:
+def _draw(job: ServedJob, source: str) -> str:
     assert job.view is not None
     try:
-        with service.drawing:
-            return job.view(job.outcome.warnings)
+        return job.view(source, job.outcome.warnings)
     except (ChiasmError, OSError):
         if job.is_deleted:
             raise no_job() from None

@@ -1,6 +1,7 @@
 // The page of a server: files go in by its REST API, and what comes back is shown.
 "use strict";
 const byId = id => document.getElementById(id);
+const SOURCES = [...document.querySelectorAll("[data-way=files] .drop")].map(drop => drop.dataset.field);
 const SOON = 700; // milliseconds between two looks at a job
 const jobs = new Map(); // id -> { name, item }, of this window
 let shown = null;
@@ -151,10 +152,10 @@ function update(job) {
   item.querySelector("progress").value = job.progress;
   item.querySelector(".notes").replaceChildren(...job.warnings.map(text => Object.assign(document.createElement("li"), { textContent: text })));
   const downloads = job.files.map(file => button(`Download: ${file.title}`, () => download(file)));
-  const look = job.state === "done" ? [button("Look at it", () => show(job.id))] : [];
+  const look = job.state === "done" ? SOURCES.map(source => button(SOURCES.length > 1 ? `Look at it beside ${source}` : "Look at it", () => show(job.id, source))) : [];
   item.querySelector(".does").replaceChildren(...look, ...downloads, button("Delete", () => remove(job.id)));
   if (!isOver) setTimeout(() => ask(job.id), SOON);
-  else if (job.state === "done" && shown === null) show(job.id);
+  else if (job.state === "done" && shown === null) show(job.id, SOURCES[0]);
 }
 
 async function ask(id) {
@@ -213,11 +214,11 @@ function unshow() {
   byId("nothing").hidden = false;
 }
 
-async function show(id) {
+async function show(id, source) {
   shown = id;
   byId("nothing").textContent = "The result is being drawn …";
   try {
-    const page = await blob(`/api/jobs/${id}/view`);
+    const page = await blob(`/api/jobs/${id}/view?source=${source}`);
     if (shown !== id) return;
     URL.revokeObjectURL(byId("view").src);
     byId("view").src = URL.createObjectURL(page);
