@@ -142,7 +142,7 @@ def test_the_command_names_what_it_wrote_and_writes_it_again(
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["RUN", "--to", "tensorflow"], "onnx, openvino, torch"),
+        (["RUN", "--to", "tensorflow"], "onnx, openvino, torch, monai-bundle"),
         (["NOWHERE", "--to", "torch"], "holds no model"),
         (["CASCADE", "--to", "torch"], "stages"),
     ],

@@ -37,7 +37,7 @@ its own, and within a line only from names to its left; a test reads this map.
                   li_cnn, context_gan, strainet, sparse_coding, foreign, shapes, catalogue
     prediction    a network over a whole volume: watching, tiling, slabs, windows, seams, engines, compiled,
                   calibration, baselines, manifest, resuming, model_files, model, passes, synthesis, ensemble,
-                  dicom_case, case_files, inputs, folders, export
+                  dicom_case, case_files, inputs, folders, monai_bundle, export
     training      how networks learn: ranks, classes, painted_lesions, batches, state, losses, attention, players,
                   admm, joint_coding, health, checkpoints, run_folder, finished, session, log, shared_layers,
                   trainables, setting, reading, coding, cost, sampler, discriminator_step, generator_step, learner,

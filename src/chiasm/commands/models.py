@@ -310,18 +310,19 @@ def complete(
 def export(
     run: Annotated[Path, typer.Argument(help="Run folder, or its model folder.")],
     out: Out,
-    to: Annotated[str, typer.Option("--to", help="onnx, openvino or torch (a .pt2 of torch.export).")] = "onnx",
+    to: Annotated[str, typer.Option("--to", help="onnx, openvino, torch (a .pt2) or monai-bundle.")] = "onnx",
     trust: Trust = None,
 ) -> None:
     """Write a model as one file for other engines, with a description in JSON and a script that predicts with both."""
     check_output(out)
-    from chiasm.prediction.export import CARD, SCRIPT
     from chiasm.prediction.export import export as run_export
 
     made = run_export(run, out, to, trust=several(trust))
     typer.echo(f"network: {made.network} (differs from torch by {made.deviation:.1g} of the range)")
-    typer.echo(f"what surrounds it: {out / CARD}")
-    typer.echo(f"predicts without chiasm: python {out / SCRIPT} SOURCE.nii.gz -o OUT")
+    typer.echo(f"what surrounds it: {made.card}")
+    typer.echo(f"predicts without chiasm: python {made.script} SOURCE.nii.gz -o OUT")
+    if to == "monai-bundle":
+        typer.echo(f"by MONAI: {out / 'docs' / 'README.md'} has the command")
 
 
 def serve(

@@ -1,5 +1,7 @@
 """`chiasm export`: a model as one file of ONNX, OpenVINO or torch, a description in JSON, a script that needs both.
 
+A MONAI bundle holds the same three, in the folders of a bundle.
+
 The network is generator, local discriminator and refiner in one, from a slice
 (or a volume) of normalised sources and mask to the image and the expected error
 before calibration.  `model.json` says what comes before and after; `predict.py`
@@ -9,7 +11,7 @@ does it with numpy and nibabel.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,11 +31,12 @@ from chiasm.outputs import refuse_foreign
 from chiasm.prediction.compiled import TOLERANCE, convert_network, deviation, export_network, import_openvino
 from chiasm.prediction.engines import freeze_for_inference
 from chiasm.prediction.model import Model, load_model, source_channels
+from chiasm.prediction.monai_bundle import FILES, write_bundle
 from chiasm.prediction.passes import Chain, Networks, is_blended, networks_of
 from chiasm.preparation.arrays import MARGIN, RANK_SD, SAME_SPACING
 from chiasm.storage import copy_file, write_json, write_text
 
-Form = Literal["onnx", "openvino", "torch"]
+Form = Literal["onnx", "openvino", "torch", "monai-bundle"]
 
 FORMAT = 1
 CARD, SCRIPT = "model.json", "predict.py"
@@ -41,7 +44,10 @@ NETWORK: Mapping[Form, tuple[str, ...]] = {
     "onnx": ("model.onnx",),
     "openvino": ("model.xml", "model.bin"),
     "torch": ("model.pt2",),
+    "monai-bundle": ("model.pt2",),
 }
+#: Folders of the network and of card and script, from the folder of the results.
+FOLDERS: Mapping[Form, tuple[str, str]] = {"monai-bundle": ("models", "scripts")}
 PACKAGES: Mapping[Form, tuple[str, str]] = {"onnx": ("onnxruntime", "onnx"), "openvino": ("openvino", "fast")}
 PATCH = 64  # most voxels of a side, of what is compared
 
@@ -50,13 +56,17 @@ class Exported(NamedTuple):
     """What an export left behind.
 
     Attributes:
-        folder: With network, `model.json` and `predict.py`.
+        folder: Of the results.
         network: The file of the network.
+        card: `model.json`.
+        script: `predict.py`.
         deviation: Largest difference from torch on noise, as a share of each output's range.
     """
 
     folder: Path
     network: Path
+    card: Path
+    script: Path
     deviation: float
 
 
@@ -86,7 +96,7 @@ def export(run: Path, out: Path, to: str, *, trust: str | Collection[str] = ()) 
     Args:
         run: A run folder or its model folder.
         out: Where network, `model.json` and `predict.py` go.
-        to: "onnx", "openvino" or "torch" (a `.pt2` of `torch.export`).
+        to: "onnx", "openvino", "torch" (a `.pt2` of `torch.export`), or "monai-bundle" (the same as a MONAI bundle).
         trust: As for `load_model`.
 
     Raises:
@@ -99,13 +109,30 @@ def export(run: Path, out: Path, to: str, *, trust: str | Collection[str] = ()) 
     with locked(out):
         model = load_model(run, trust=trust)
         _check_model(model)
-        names = (*NETWORK[form], CARD, SCRIPT)
-        if not (out / CARD).is_file():
-            refuse_foreign(out, names)
-        found = _write(form, _network(model), _shape(model), out)
-        write_json(out / CARD, describe_export(model, form))
-        write_text(out / SCRIPT, (files("chiasm.prediction") / "exported" / "predict.py.txt").read_text("utf-8"))
-    return Exported(out, out / NETWORK[form][0], found)
+        places = _places(form, out)
+        if not places.card.is_file():
+            others = FILES if form == "monai-bundle" else ()
+            own = [path.relative_to(out).as_posix() for path in (*places.networks, places.card, places.script)]
+            refuse_foreign(out, [*own, *others])
+        found = _write(form, _network(model), _shape(model), places.networks)
+        write_json(places.card, describe_export(model, form))
+        write_text(places.script, (files("chiasm.prediction") / "exported" / "predict.py.txt").read_text("utf-8"))
+        if form == "monai-bundle":
+            write_bundle(out, model, places.networks[0].relative_to(out).as_posix(), networks_of(model).multiple)
+    return Exported(out, places.networks[0], places.card, places.script, found)
+
+
+class _Places(NamedTuple):
+    """Where an export writes: files of the network, card, script."""
+
+    networks: list[Path]
+    card: Path
+    script: Path
+
+
+def _places(form: Form, out: Path) -> _Places:
+    models, scripts = (out / folder for folder in FOLDERS.get(form, ("", "")))
+    return _Places([models / name for name in NETWORK[form]], scripts / CARD, scripts / SCRIPT)
 
 
 def _check_form(to: str) -> Form:
@@ -170,7 +197,7 @@ def _shape(model: Model) -> tuple[int, ...]:
     return (channels, *(side,) * plan.dims)
 
 
-def _write(form: Form, network: nn.Module, shape: tuple[int, ...], out: Path) -> float:
+def _write(form: Form, network: nn.Module, shape: tuple[int, ...], places: Sequence[Path]) -> float:
     """Write a network, after what was written has been compared with torch; return the largest difference."""
     try:
         exported = export_network(network, shape)
@@ -187,14 +214,14 @@ def _write(form: Form, network: nn.Module, shape: tuple[int, ...], out: Path) ->
         if not found <= TOLERANCE:
             raise RunError(
                 f"{form} computes something else than torch",
-                path=out,
+                path=places[0],
                 reason="engine",
                 found=f"{found:.2g} of the range",
                 expected=f"at most {TOLERANCE:g}",
                 hint="Export to another form.",
             )
-        for name in NETWORK[form]:
-            copy_file(path.with_name(name), out / name)
+        for target in places:
+            copy_file(path.with_name(target.name), target)
     return found
 
 
@@ -227,6 +254,7 @@ _WRITERS: Mapping[Form, Callable[[ExportedProgram, tuple[int, ...], Path, Tensor
     "onnx": _write_onnx,
     "openvino": _write_openvino,
     "torch": _write_torch,
+    "monai-bundle": _write_torch,
 }
 
 
@@ -241,8 +269,8 @@ def describe_export(model: Model, form: Form) -> dict[str, Any]:
     ends = plan.target_reference.apply(np.array(plan.target_range))
     return {
         "format": FORMAT,
-        "network": NETWORK[form][0],
-        "form": form,
+        "network": "../models/model.pt2" if form == "monai-bundle" else NETWORK[form][0],
+        "form": "torch" if form == "monai-bundle" else form,
         "model": {"method": title_of(model.recipe.method), "sha256": model.sha256},
         "notice": "Synthetic images for research; not for diagnostic use.",
         "axes": "RAS: from right to left, back to front, feet to head; the network sees slices of the first two",

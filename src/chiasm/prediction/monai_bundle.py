@@ -1,0 +1,137 @@
+"""The files of a MONAI bundle around an exported network: what it takes and makes, and how it is run.
+
+A bundle is a folder: `configs/metadata.json` describes it, `configs/inference.json` says in MONAI's language
+of configurations what `python -m monai.bundle run` does, `models/` holds the network and `scripts/` the code
+that both need.  Nothing in it needs chiasm.
+
+Reference:
+    MONAI Bundle Specification, docs.monai.io; its fields are written here from that description.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from chiasm import __version__
+from chiasm.methods import title_of
+from chiasm.prediction.manifest import NOTICE
+from chiasm.prediction.model import Model, source_channels
+from chiasm.storage import write_json, write_text
+
+METADATA, INFERENCE = "configs/metadata.json", "configs/inference.json"
+NETWORK_SCRIPT, PACKAGE, README = "scripts/network.py", "scripts/__init__.py", "docs/README.md"
+FILES = (METADATA, INFERENCE, NETWORK_SCRIPT, PACKAGE, README)
+SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
+NEWEST_TESTED = "1.6.1"  # MONAI that bundles were run with, where none is installed here
+
+
+def write_bundle(out: Path, model: Model, network: str, multiple: int) -> None:
+    """Write what surrounds an exported network in a bundle.
+
+    Args:
+        out: Folder of the bundle.
+        model: That is exported.
+        network: File of the network, from `out`.
+        multiple: What every side of an input is a multiple of.
+
+    Raises:
+        ChiasmError: If a file cannot be written.
+    """
+    write_json(out / METADATA, metadata(model, multiple))
+    write_json(out / INFERENCE, inference(model, network))
+    source = files("chiasm.prediction") / "exported"
+    write_text(out / NETWORK_SCRIPT, (source / "network.py.txt").read_text("utf-8"))
+    write_text(out / PACKAGE, '"""Code of this bundle."""\n')
+    write_text(out / README, _readme(model))
+
+
+def metadata(model: Model, multiple: int) -> dict[str, Any]:
+    """Describe a model as the bundle specification asks for it."""
+    plan = model.plan
+    sources, made = " and ".join(plan.sources), ["image"] + (["expected error"] if model.local_discriminator else [])
+    return {
+        "schema": SCHEMA,
+        "version": "0.1.0",
+        "changelog": {"0.1.0": f"exported by chiasm {__version__}"},
+        "monai_version": _version("monai") or NEWEST_TESTED,
+        "pytorch_version": (_version("torch") or "").partition("+")[0],
+        "numpy_version": _version("numpy") or "",
+        "required_packages_version": {name: _version(name) or "" for name in ("nibabel", "scipy")},
+        "name": f"{sources} to {plan.target}",
+        "task": f"Synthesis of {plan.target} from {sources}",
+        "description": f"{title_of(model.recipe.method)}: volumes, and an expected error where the method has it. "
+        f"Model with sha256 {model.sha256}.",
+        "authors": "whoever trained the model",
+        "copyright": "of whoever trained the model",
+        "intended_use": NOTICE,
+        "network_data_format": {
+            "inputs": {"image": _tensor(model, multiple, _inputs(model))},
+            "outputs": {"pred": _tensor(model, multiple, made)},
+        },
+    }
+
+
+def _tensor(model: Model, multiple: int, channels: list[str]) -> dict[str, Any]:
+    """Describe a tensor of the network; every side may be any multiple of a number."""
+    return {
+        "type": "image",
+        "format": "magnitude",
+        "modality": "CT" if model.plan.target_unit == "HU" else "MR",
+        "num_channels": len(channels),
+        "spatial_shape": [f"{multiple}*n" if multiple > 1 else "*"] * model.plan.dims,
+        "dtype": "float32",
+        "value_range": [],
+        "is_patch_data": False,
+        "channel_def": {str(number): name for number, name in enumerate(channels)},
+    }
+
+
+def _inputs(model: Model) -> list[str]:
+    """Name the channels that go in: sources and their ranks, normalised, then the mask, each with its slices."""
+    plan = model.plan
+    images = [*plan.sources, *(f"{name}, ranks" for name in plan.sources if plan.histogram)]
+    slices = plan.slices if plan.dims == 2 else 1
+    numbered = ((name, number) for name in (*images, "mask") for number in range(slices))
+    names = [f"{name}, slice {number}" if slices > 1 else name for name, number in numbered]
+    assert len(names) == source_channels(plan) + slices
+    return names
+
+
+def inference(model: Model, network: str) -> Mapping[str, Any]:
+    """Say what `monai.bundle run` does: load the network, predict one case from files, write the images."""
+    return {
+        "imports": ["$import torch", "$from scripts.predict import save"],
+        "bundle_root": ".",
+        "output_dir": "$@bundle_root + '/eval'",
+        "output_prefix": "$@output_dir + '/prediction'",
+        "source_files": [f"{name}.nii.gz" for name in model.plan.sources],
+        "mask_file": None,
+        "device": "$torch.device('cuda:0' if torch.cuda.is_available() else 'cpu')",
+        "network_def": {"_target_": "scripts.network.ExportedNetwork", "path": f"$@bundle_root + '/{network}'"},
+        "network": "$@network_def.to(@device)",
+        "run": ["$save(@source_files, @output_prefix, @mask_file, @network.on_arrays)"],
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _readme(model: Model) -> str:
+    words = " ".join(f"'{name}.nii.gz'," for name in model.plan.sources).rstrip(",")
+    return (
+        f"# {' and '.join(model.plan.sources)} to {model.plan.target}\n\n{NOTICE}\n\n"
+        "Run in the folder of the bundle, with `pip install 'monai[fire,nibabel]' scipy`:\n\n```\n"
+        f'python -m monai.bundle run --config_file configs/inference.json --source_files "[{words}]" '
+        "--output_prefix made/case\n```\n\n"
+        f"It writes `made/case_{model.plan.target}.nii.gz` and the expected error where the method has it. Sources "
+        "lie on one grid with the voxel size of training; `--mask_file` names a mask where the image is not cut out on "
+        "a constant background. `scripts/model.json` says what is done before and after the network.\n"
+    )

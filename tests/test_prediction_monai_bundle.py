@@ -1,0 +1,140 @@
+"""`chiasm export --to monai-bundle`: MONAI's own checks accept it, and MONAI makes with it what chiasm predicts."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+import chiasm
+from chiasm.checksums import sha256_of
+from chiasm.cli import main
+from chiasm.errors import RunError
+from chiasm.prediction.export import export
+
+bundle = pytest.importorskip("monai.bundle")
+
+CLOSE = 1e-4  # of the range of what is made
+
+#: `python -m monai.bundle` where chiasm cannot be imported.
+ALONE = (
+    "import runpy, sys; sys.modules['chiasm'] = None; "
+    "runpy.run_module('monai.bundle', run_name='__main__', alter_sys=True)"
+)
+
+TENSOR = {
+    "type": "object",
+    "required": [
+        "type", "format", "num_channels", "spatial_shape", "dtype", "value_range", "is_patch_data", "channel_def"
+    ],
+    "properties": {
+        "type": {"enum": ["image", "tuples", "probabilities", "array"]},
+        "format": {"enum": ["magnitude", "hounsfield", "kspace", "raw", "labels", "classes", "segmentation"]},
+        "num_channels": {"type": "integer", "minimum": 1},
+        "spatial_shape": {"type": "array", "items": {"type": ["string", "integer"]}, "minItems": 2, "maxItems": 3},
+        "dtype": {"type": "string"},
+        "value_range": {"type": "array", "items": {"type": "number"}},
+        "is_patch_data": {"type": "boolean"},
+        "channel_def": {"type": "object"},
+    },
+}  # fmt: skip
+TENSORS = {"type": "object", "minProperties": 1, "additionalProperties": TENSOR}
+#: The required fields of the bundle specification, in words of our own; the original would be downloaded.
+SCHEMA = {
+    "$schema": "http://json-schema.org/draft-07/schema#",
+    "type": "object",
+    "required": [
+        "version", "monai_version", "pytorch_version", "numpy_version", "required_packages_version", "task",
+        "description", "authors", "copyright", "network_data_format", "schema", "changelog",
+    ],
+    "properties": {
+        **{name: {"type": "string", "pattern": r"^\d+\.\d+"} for name in ("version", "monai_version", "numpy_version")},
+        "pytorch_version": {"type": "string", "pattern": r"^\d+\.\d+\.\d+$"},
+        "changelog": {"type": "object", "minProperties": 1},
+        "required_packages_version": {"type": "object", "additionalProperties": {"type": "string", "minLength": 1}},
+        **{name: {"type": "string", "minLength": 1} for name in ("task", "description", "authors", "copyright")},
+        "network_data_format": {
+            "type": "object",
+            "required": ["inputs", "outputs"],
+            "properties": {"inputs": TENSORS, "outputs": TENSORS},
+        },
+    },
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def exported(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bundles") / "t1-to-t2"
+    with pytest.raises(SystemExit) as done:
+        main(["export", str(finished_run), "--to", "monai-bundle", "-o", str(folder)])
+    assert done.value.code == 0
+    return folder
+
+
+def verify(folder: Path, schema: Path) -> None:
+    metadata = folder / "configs" / "metadata.json"
+    bundle.verify_metadata(str(metadata), str(schema), hash_val=sha256_of(schema), hash_type="sha256")
+
+
+def test_monai_accepts_the_metadata_and_would_find_what_is_missing(exported: Path, tmp_path: Path) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_text(json.dumps(SCHEMA))
+    verify(exported, schema)
+    content = json.loads((exported / "configs" / "metadata.json").read_text())
+    del content["network_data_format"]["inputs"]["image"]["num_channels"]
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "metadata.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="num_channels"):
+        verify(tmp_path, schema)
+
+
+@pytest.mark.parametrize(("channels", "fits"), [(None, True), (7, False)])
+def test_monai_finds_the_network_as_the_metadata_describes_it(
+    channels: int | None, fits: bool, exported: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(exported)
+    monkeypatch.syspath_prepend(str(exported))
+    for name in [name for name in sys.modules if name.partition(".")[0] == "scripts"]:
+        monkeypatch.delitem(sys.modules, name)
+    override = {} if channels is None else {"_meta_::network_data_format::outputs::pred::num_channels": channels}
+    configs = {"meta_file": "configs/metadata.json", "config_file": "configs/inference.json"}
+    if fits:
+        bundle.verify_net_in_out("network_def", **configs, device="cpu", n=3, **override)
+    else:
+        with pytest.raises(ValueError, match="output channel number"):
+            bundle.verify_net_in_out("network_def", **configs, device="cpu", n=3, **override)
+
+
+def test_monai_makes_what_chiasm_predicts_without_chiasm(exported: Path, finished_run: Path, toy_cohort: Path) -> None:
+    pytest.importorskip("fire")
+    source = next(toy_cohort.glob("*1/*_t1.nii.gz"))
+    words = ["--config_file", "configs/inference.json", "--source_files", f"['{source}']", "--output_prefix", "eval/p1"]
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", ALONE, "run", *words],
+        cwd=exported, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    predictor = chiasm.load(finished_run, accelerator="cpu", precision="32-true", engine="torch")
+    wanted = predictor.predict(source)
+    assert wanted.expected_error is not None
+    for name, volume in {"t2": wanted.image, "expected-error": wanted.expected_error}.items():
+        image = nib.load(exported / "eval" / f"p1_{name}.nii.gz")
+        extent = float(np.ptp(volume.array))
+        assert extent > 0 and np.abs(np.asarray(image.dataobj) - volume.array).max() <= CLOSE * extent
+        np.testing.assert_allclose(image.affine, nib.load(source).affine)
+
+
+def test_a_bundle_is_written_again_and_files_of_somebody_else_stay(
+    exported: Path, finished_run: Path, tmp_path: Path
+) -> None:
+    assert export(finished_run, exported, "monai-bundle").network == exported / "models" / "model.pt2"
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "metadata.json").write_text("mine")
+    with pytest.raises(RunError, match=r"configs/metadata\.json, which was not written by chiasm"):
+        export(finished_run, tmp_path, "monai-bundle")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["configs", "metadata.json"]
