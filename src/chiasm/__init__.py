@@ -24,9 +24,9 @@ its own, and within a line only from names to its left; a test reads this map.
                   dicom_write, mirroring, screening, pairs
     hounsfield    whether a CT is in Hounsfield units
     simulation    patients that are made: deformation, anatomy, lesions, signals, patient, cohort_folder, phantom
-    cohorts       which files belong together: cases, images, folder_notes, manifests, labels, completed, folder_roles,
-                  known_layouts, dicom_modalities, dicom_places, dicom_patients, relatives, gathering, discovery,
-                  splits, textures, duplicates
+    cohorts       which files belong together: cases, images, folder_notes, datalists, manifests, labels, completed,
+                  folder_roles, known_layouts, dicom_modalities, dicom_places, dicom_patients, relatives, gathering,
+                  discovery, target_layouts, conversion, splits, textures, duplicates
     registration  images of one patient, aligned: demons, alignment, cohort
     preparation   from files to arrays that a network learns from: intensity, bias_field, degradation, fingerprint,
                   examination, inspection, unpaired, plan, out_of_distribution, memory, patches, planning, arrays
@@ -68,6 +68,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from chiasm.attenuation import mumap
+    from chiasm.cohorts.conversion import convert
     from chiasm.pipeline import run
     from chiasm.prediction.export import export
     from chiasm.prediction.folders import load, predict
@@ -87,6 +88,7 @@ __version__ = "0.2.0"
 __all__ = [
     "__version__",
     "complete",
+    "convert",
     "evaluate",
     "explain",
     "export",
@@ -108,6 +110,7 @@ _VERBS = {
     "explain": ("reports.explanation", "explain"),
     "run": ("pipeline", "run"),
     "export": ("prediction.export", "export"),
+    "convert": ("cohorts.conversion", "convert"),
     "inspect": ("preparation.inspection", "inspect_folder"),
     "plan": ("training.run_planning", "plan_run"),
     "train": ("training.run", "train"),

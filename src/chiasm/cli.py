@@ -20,7 +20,7 @@ from chiasm.storage import FULL, unwritable
 #: Every verb, in the order of `chiasm --help`.
 VERBS: Mapping[str, Sequence[Callable[..., None]]] = {
     "Start": (start.run, start.explain, data.demo, results.methods),
-    "Data": (data.inspect, data.phantom, data.register),
+    "Data": (data.inspect, data.convert, data.phantom, data.register),
     "Models": (
         models.plan,
         models.train,

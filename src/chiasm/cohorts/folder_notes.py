@@ -2,7 +2,7 @@
 
 Every part is optional:
 
-    {"cases": {id: {"subject", "site", "head"}},
+    {"cases": {name: {"id", "subject", "site", "split", "head"}},
      "regions": {name: [values]},
      "labels": {"threshold": 0.5},
      "series": {modality: words of a DICOM series}, "structures": {region or "mask": [names of structures]},
@@ -21,13 +21,14 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from chiasm.cohorts.cases import Case, Cohort, Regions, role_of
+from chiasm.cohorts.cases import Case, Cohort, Regions, repeated, role_of
 from chiasm.errors import CohortError, RunError
 from chiasm.names import is_plain
 from chiasm.storage import read_json
 from chiasm.volumes.screening import STRICT, Reading
 
 SIDECAR = "cohort.json"
+SPLITS = ("train", "validation", "test")
 MOST_THRESHOLD = 255  # of probabilities that are stored as bytes
 MARKS = ("burned-in", "synthetic")  # what images may say of themselves that keeps them from training
 
@@ -37,7 +38,7 @@ class ManifestNotes:
     """What `cohort.json` says.
 
     Attributes:
-        cases: Case id to subject, site and head.
+        cases: Name of a case in the folder to its id, subject, site, split and head.
         regions: Region name to label values, or None where it declares none.
         series: Modality to what its DICOM series is called.
         structures: Region name, or "mask", to the names of structures in a DICOM structure set.
@@ -145,11 +146,18 @@ def with_notes(cohort: Cohort, notes: ManifestNotes) -> Cohort:
     """Heed what `cohort.json` says of sites, subjects, regions and reading.
 
     A head that every case shares is a template, not a person.
+
+    Raises:
+        CohortError: If two cases are given one id.
     """
     heads = {str(notes.cases.get(case.id, {}).get("head")) for case in cohort.cases}
+    cases = [_noted(case, notes, with_head=len(heads) > 1) for case in cohort.cases]
+    if twice := repeated(case.id for case in cases):
+        found = ", ".join(twice[:5])
+        raise CohortError("gives two cases one id", path=cohort.root / SIDECAR, reason="duplicate-id", found=found)
     return replace(
         cohort,
-        cases=tuple(_noted(case, notes, with_head=len(heads) > 1) for case in cohort.cases),
+        cases=tuple(sorted(cases, key=lambda case: case.id)),
         regions=cohort.regions if notes.regions is None else notes.regions,
     )
 
@@ -159,9 +167,11 @@ def _noted(case: Case, notes: ManifestNotes, *, with_head: bool) -> Case:
     note = notes.cases.get(case.id, {})
     head = note.get("head") if with_head else None
     person = note.get("subject") if head is None else head
-    site = note.get("site")
+    site, split = note.get("site"), note.get("split", case.split)
     return replace(
         case,
+        id=str(note.get("id", case.id)),
+        split=str(split) if split in SPLITS else None,
         subject=case.subject if person is None else str(person),
         site=case.site if site is None else str(site),
         reading=case.reading | notes.reading,

@@ -26,6 +26,7 @@ from chiasm.cohorts.cases import (
     with_files,
     without_problems,
 )
+from chiasm.cohorts.datalists import is_datalist, rows_of
 from chiasm.cohorts.folder_notes import declared_regions, json_content
 from chiasm.errors import CohortError, shortened
 from chiasm.names import SAFE_NAME, is_safe_id
@@ -224,7 +225,7 @@ def _json_rows(path: Path) -> tuple[list[_Pairs], Regions | None]:
     content, regions = json_content(path), None
     if isinstance(content, Mapping):
         regions = declared_regions(content["regions"], path) if "regions" in content else None
-        content = content.get("cases")
+        content = rows_of(content, path) if is_datalist(content) else content.get("cases")
     if not isinstance(content, list) or not all(map(_is_row, content)):
         raise CohortError("is no list of rows", path=path, reason="json", expected='[{"subject": ...}, ...]')
     return [_cells_of(row) for row in content], regions

@@ -102,6 +102,30 @@ def phantom(
     typer.echo(f"{subjects} subjects: {out}")
 
 
+def convert(
+    data: Annotated[Path, typer.Argument(help="Folder or manifest of scans, in any layout that is recognised.")],
+    out: Out,
+    to: Annotated[str, typer.Option("--to", help="brats, bids, nnunet or konfai.", rich_help_panel="Data")],
+    found: CohortOptions,
+    people: PeopleOptions,
+    reading: ReadingOptions,
+    allow: Allow = None,
+    copy: Annotated[bool, typer.Option("--copy", help="Copy files that could be hard links.")] = False,
+) -> None:
+    """Write a cohort in another layout: files that stay as they are become hard links, others are rewritten."""
+    check_output(out)
+    from chiasm.cohorts.conversion import convert as run_conversion
+
+    selection = found.selection((), reading, allow, people)
+    with open_progress() as bar:
+        done = run_conversion(
+            data, to, out, layout=found.layout, selection=selection, copy=copy, progress=count(bar, "converting")
+        )
+    ways = ", ".join(f"{number} {way}" for way, number in done.files.items() if number)
+    typer.echo(f"{len(done.cases)} cases ({ways or 'no'} files): {done.folder}")
+    finish(done.problems)
+
+
 def register(
     moving: Annotated[Path, typer.Argument(help="The volume to align.")],
     fixed: Annotated[Path, typer.Argument(help="The volume of the same patient that stays.")],
