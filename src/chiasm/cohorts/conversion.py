@@ -122,7 +122,7 @@ def convert(
 def _check_outside(data: Path, out: Path) -> None:
     """Refuse a folder that is the data's, or that would become part of the data."""
     refuse_data_folder(out, [data])
-    root = data if data.is_dir() else data.parent
+    root = data.parent if data.is_file() else data
     if out.resolve().is_relative_to(root.resolve()):
         raise RunError(
             "lies inside the data, which it would become a part of",
@@ -263,9 +263,9 @@ def _notes(cohort: Cohort, cases: Mapping[str, Case]) -> dict[str, Any]:
     return notes
 
 
-def _note(case: Case) -> dict[str, str]:
-    facts = {"id": case.id, "subject": case.subject, "site": case.site, "split": case.split}
-    return {name: value for name, value in facts.items() if value is not None}
+def _note(case: Case) -> dict[str, str | None]:
+    """Say what a case is; a split that is None keeps a folder's name, such as imagesTr, from fixing one."""
+    return {"id": case.id, "subject": case.subject, "site": case.site, "split": case.split}
 
 
 def _check_again(out: Path, done: Sequence[_Job]) -> list[Problem]:
