@@ -218,6 +218,26 @@ def test_several_sources_stand_behind_one_option() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("chiasm fine", "finetune"),
+        ("chiasm train --meth", "--method"),
+        ("chiasm train DATA --method dual-at", "dual-attention"),
+        ("chiasm train DATA --size sm", "small"),
+    ],
+)
+def test_a_shell_completes_verbs_options_methods_and_sizes(
+    words: str, offered: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("_CHIASM_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(words.count(" ")))
+    with pytest.raises(SystemExit):
+        main([])
+    assert offered in capsys.readouterr().out.split()
+
+
 def commands(page: Path) -> str:
     """What stands in a page's fenced blocks."""
     return "\n".join(re.findall(r"```\w*\n(.*?)```", page.read_text(), re.DOTALL))

@@ -44,7 +44,7 @@ its own, and within a line only from names to its left; a test reads this map.
                   loop, cascade, run_planning, run, finetuning
     evaluation    scores, and what may be claimed from them: rows, reference, scoring, summary, headlines, paired_tests,
                   statistics, agreement, reader_files, rating, loading, predictions, uncertainty, expected_error
-    reports       the pages that people read: drawing, pages, tables, registration, gallery, curves, progress_page,
+    reports       the pages that people read: drawing, pages, tables, registration, gallery, curves, progress_page, tensorboard,
                   naive_comparison, evaluation_folder, evidence, advice, explanation, model_cards, evaluation_page,
                   pictures, jumps, case_scores, case_page, evaluation_cases, evaluation, slices, rating, study_plots,
                   study_page, study_digest
@@ -56,7 +56,7 @@ its own, and within a line only from names to its left; a test reads this map.
     pipeline      from scans to a report, in one call
     demo          the main job on simulated patients
     bench         chiasm beside its peers: measuring, rows, subjects, files, scores, table
-    commands      the verbs of the command line: options, serving, common, start, data, models, results, rating,
+    commands      the verbs of the command line: common, options, serving, start, data, models, results, rating,
                   benchmark, bids
     cli           the command: its verbs by group, and how a mistake ends
 """

@@ -58,7 +58,6 @@ def make_app() -> typer.Typer:
         help="Turn medical image volumes of one modality into another, and measure how well. Not for diagnostic use.",
         no_args_is_help=True,
         pretty_exceptions_enable=False,
-        add_completion=False,
         rich_markup_mode="rich",
     )
     made.callback()(_options)

@@ -16,7 +16,28 @@ PARTIAL = 3  # some cases of a cohort failed, the others are done
 Data = Annotated[Path, typer.Argument(help="Folder or manifest of paired scans, in any layout that is recognised.")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of all random numbers.", rich_help_panel="Run")]
-Size = Annotated[str, typer.Option("--size", help="Effort: tiny, small, large or paper.", rich_help_panel="Method")]
+
+
+def complete_size(incomplete: str) -> list[str]:
+    """Complete the name of a size in a shell."""
+    from chiasm.sizes import SIZES
+
+    return [name for name in SIZES if name.startswith(incomplete.lower())]
+
+
+Size = Annotated[
+    str,
+    typer.Option(
+        "--size",
+        help="Effort: tiny, small, large or paper.",
+        rich_help_panel="Method",
+        autocompletion=complete_size,
+    ),
+]
+TensorBoard = Annotated[
+    bool,
+    typer.Option("--tensorboard", help="Write curves and slices for TensorBoard too.", rich_help_panel="Run"),
+]
 Runner = Annotated[str, typer.Option("--runner", help="serial, processes, ray or slurm.", rich_help_panel="Run")]
 Allow = Annotated[
     list[str] | None,

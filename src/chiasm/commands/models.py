@@ -18,6 +18,7 @@ from chiasm.commands.common import (
     Runner,
     Seed,
     Size,
+    TensorBoard,
     Trust,
     exit_partial,
     finish,
@@ -76,6 +77,7 @@ def train(
     ] = 1,
     accelerator: Accelerator = "auto",
     precision: Precision = "auto",
+    tensorboard: TensorBoard = False,
 ) -> None:
     """Train on a folder of paired scans; run the same command again to resume."""
     place = [f"training.devices={devices}", f"training.accelerator={accelerator}", f"training.precision={precision}"]
@@ -86,7 +88,7 @@ def train(
     alone = devices == 1  # of several processes each would lock the folder
     run = find_finished_run(data, recipe, out, found.layout, selection, typer.echo) if alone else None
     if run is None:
-        from chiasm.reports.progress_page import ProgressPage
+        from chiasm.reports.tensorboard import watch_run
         from chiasm.training.run import train as run_training
 
         with open_progress() as bar:
@@ -96,7 +98,7 @@ def train(
                 out,
                 say=typer.echo,
                 progress=follow(bar, "training"),
-                watcher=ProgressPage(out),
+                watcher=watch_run(out, tensorboard=tensorboard),
                 layout=found.layout,
                 selection=selection,
             )
@@ -126,6 +128,7 @@ def finetune(
     ] = None,
     accelerator: Accelerator = "auto",
     precision: Precision = "auto",
+    tensorboard: TensorBoard = False,
     trust: Trust = None,
 ) -> None:
     """Let a model go on learning on other paired scans of the same modalities; the same command again resumes."""
@@ -140,7 +143,7 @@ def finetune(
         "training.accelerator": accelerator,
         "training.precision": precision,
     }
-    from chiasm.reports.progress_page import ProgressPage
+    from chiasm.reports.tensorboard import watch_run
     from chiasm.training.finetuning import finetune as go_on
 
     with open_progress() as bar:
@@ -155,7 +158,7 @@ def finetune(
             trust=several(trust),
             say=typer.echo,
             progress=follow(bar, "training"),
-            watcher=ProgressPage(out),
+            watcher=watch_run(out, tensorboard=tensorboard),
         )
     show_registered(out)
     exit_partial(done.problems)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_args, get_t
 
 import typer
 
+from chiasm.commands.common import Size
 from chiasm.errors import RecipeError, unknown
 
 if TYPE_CHECKING:
@@ -152,6 +153,13 @@ def file_settings(reading: ReadingOptions, selection: Selection) -> dict[str, ob
     }
 
 
+def complete_method(incomplete: str) -> list[str]:
+    """Complete the name of a method in a shell."""
+    from chiasm.methods import METHODS
+
+    return [method.name for method in METHODS.values() if method.name.startswith(incomplete.lower())]
+
+
 @dataclass(frozen=True)
 class RecipeOptions:
     """What is to be learnt, by which method, with how much effort, on which fold."""
@@ -197,11 +205,10 @@ class RecipeOptions:
             "--method",
             help="Method by name: dual-attention, dual, l2, literal, unet, ... (chiasm methods lists all)",
             rich_help_panel="Method",
+            autocompletion=complete_method,
         ),
     ] = "dual-attention"
-    size: Annotated[
-        str, typer.Option("--size", help="Effort: tiny, small, large or paper.", rich_help_panel="Method")
-    ] = "small"
+    size: Size = "small"
     steps: Annotated[
         int | None,
         typer.Option("--steps", help="Training steps; the size decides by default.", rich_help_panel="Method"),
