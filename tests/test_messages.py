@@ -30,8 +30,8 @@ PRINTED_BY = {
     **{word: {"complete"} for word in ("--utility", "--folds")},
     **{word: {"serve"} for word in ("--dicom-port", "--send-to", "--allow", "--host", "--port", "--token-file")},
 }
-#: Modules whose strings are no messages: CSS, and the declarations of options.
-NO_MESSAGES = {"reports/drawing.py"}
+#: Modules whose strings are no messages: CSS, the declarations of options, and how another program is called.
+NO_MESSAGES = {"reports/drawing.py", "prediction/monai_bundle.py"}
 
 
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
