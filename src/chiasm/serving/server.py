@@ -157,7 +157,8 @@ def answering(
 def _running(app: object, connection: type, listening: socket.socket) -> Iterator[Thread]:
     import uvicorn
 
-    logging.getLogger("uvicorn").setLevel(logging.CRITICAL + 1)  # it quotes addresses, which hold the ids of jobs
+    for name in ("uvicorn", "python_multipart"):  # they quote what is received, such as the ids of jobs
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     config = uvicorn.Config(
         app,  # type: ignore[arg-type]
         http=connection,
