@@ -55,7 +55,7 @@ PLANES = {
 
 def tool(name: str) -> str:
     """The path of a program of others, or a reason to skip."""
-    # pynetdicom brings programs of the same names: the assesses must not be of one family with what they assess
+    # pynetdicom brings programs of the same names: judges must not be of one family with what they judge
     found = shutil.which(name, path="/usr/bin:/usr/sbin:/usr/local/bin:/opt/homebrew/bin")
     if found is None:
         pytest.skip(f"{name} is not installed (apt: dicom3tools, dcmtk, dcm2niix, orthanc, orthanc-dicomweb)")

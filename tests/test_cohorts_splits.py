@@ -285,6 +285,12 @@ def test_sealed_cases_are_written_and_read_back(tmp_path: Path) -> None:
     assert {c.site for c in cases if c.id in split.locked} == {"A", "B"}  # every site gives some
 
 
+def test_nobody_can_be_locked_where_all_roles_are_given() -> None:
+    cases = [replace(case(f"p{n}"), split=role) for n, role in enumerate(["train", "train", "validation", "test"])]
+    with pytest.raises(CohortError, match="nobody is left to be locked"):
+        make_split(cases, folds=1, fold=0, validation=0.2, seed=0, locked=0.2)
+
+
 def test_folds_by_site_need_a_site_for_everyone_and_two_of_them() -> None:
     assert sites_of([case("a", site="Y"), case("b", site="X"), case("c", site="Y")]) == ["X", "Y"]
     with pytest.raises(CohortError, match="1 cases have no site, the first is b"):

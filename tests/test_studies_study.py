@@ -436,7 +436,7 @@ def test_arms_with_the_same_discriminators_share_their_warm_up_and_others_have_t
 def test_a_phase_without_steps_is_no_warm_up(toy_cohort: Path, tmp_path: Path) -> None:
     path = study_file(tmp_path, toy_cohort, steps=4, arms=["A7"], seeds=[0], primary=None)
     lines = describe_jobs(path, tmp_path / "out")
-    assert sum("warm-up" in line for line in lines) == 1  # 2 of 4 steps are the generator's, none the assesses' alone
+    assert sum("warm-up" in line for line in lines) == 1  # 2 of 4 steps are of the generator alone
     assert not study(path, tmp_path / "out").failed
 
 

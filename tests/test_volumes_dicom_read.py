@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
 import time
@@ -28,7 +29,8 @@ from pydicom.uid import (
 from chiasm.errors import ChiasmError, VolumeError
 from chiasm.volumes import Geometry, Reading, Volume, canonical, check_pair, read_volume, resample
 from chiasm.volumes.dicom_read import read_dicom
-from chiasm.volumes.dicom_scan import find_series
+from chiasm.volumes.dicom_scan import find_series, is_dicom
+from chiasm.volumes.screening import volume_files
 from conftest import REAL
 from dicom_patients import (
     PLANES,
@@ -591,3 +593,11 @@ def test_the_real_segmentation_lies_on_its_scan() -> None:
     labels = check_pair(source, read_volume(REAL / "dicom" / "Tumor_segmentation.dcm", labels=True), labels=True)
     assert labels.array.shape == source.array.shape
     assert np.count_nonzero(labels.array) == 799
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "IM0001")
+    for look in (volume_files, is_dicom):
+        with pytest.raises(VolumeError) as caught:
+            look(tmp_path / "IM0001")
+        assert caught.value.reason == "special"

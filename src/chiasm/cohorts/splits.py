@@ -227,7 +227,15 @@ def _refuse_without_site(cases: Sequence[Case]) -> None:
 
 def _locked(ordered: Sequence[str], share: float) -> set[str]:
     """Take subjects evenly along the order in which they are assigned, so that each site gives some."""
-    return set(_spread(ordered, max(1, round(share * len(ordered))))) if share else set()
+    if not share:
+        return set()
+    if not ordered:
+        raise CohortError(
+            "nobody is left to be locked, since the roles of all subjects are given",
+            reason="locked",
+            hint="Set split.locked=0, or state the roles of fewer subjects.",
+        )
+    return set(_spread(ordered, max(1, round(share * len(ordered)))))
 
 
 def _spread(subjects: Sequence[str], count: int) -> list[str]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from chiasm.evaluation.statistics import Comparison, MethodSummary, stays_within
 from chiasm.outputs import refuse_links
 from chiasm.reports.drawing import show_metric, show_number
-from chiasm.reports.study_page import MARGIN, Findings, interval_percent, seeds_sd, tabulate_maps
+from chiasm.reports.study_page import MARGIN, Findings, find_non_inferiority, interval_percent, seeds_sd, tabulate_maps
 from chiasm.reports.study_plots import HEALTHY, draw_forest, draw_maps, draw_trade_off
 from chiasm.reports.tables import NO_NUMBER, Cell, Column, PageTable, arrange, cell, to_markdown
 from chiasm.storage import make_folder, write_text
@@ -64,16 +64,11 @@ def stand_alone(svg: str) -> str:
 def _lines(found: Findings) -> Iterator[str]:
     """Write what is claimed, then the tables, an empty line before each."""
     yield from (f"- {one.verdict}" for one in found.declared)
-    yield from (f"- {stays_within(one, MARGIN)}" for one in _non_inferiority(found))
+    yield from (f"- {stays_within(one, MARGIN)}" for one in find_non_inferiority(found))
     tables = (_tabulate_methods(found), _tabulate_differences(found), tabulate_maps(found.baseline_maps))
     for table in filter(None, tables):
         yield ""
         yield from to_markdown(table)
-
-
-def _non_inferiority(found: Findings) -> list[Comparison]:
-    """Find the declared pairs' MAE in healthy tissue."""
-    return found.select([(one.arm, one.against, HEALTHY, "mae") for one in found.declared])
 
 
 def _tabulate_methods(found: Findings) -> PageTable:

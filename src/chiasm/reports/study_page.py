@@ -125,7 +125,7 @@ def list_sections(found: Findings) -> list[PageSection]:
     """List what stands on a study's page, from top to bottom."""
     claims = {
         "verdicts": [_remark(one) for one in found.declared],
-        "non_inferiority": [stays_within(one, MARGIN) for one in _non_inferiority(found)],
+        "non_inferiority": [stays_within(one, MARGIN) for one in find_non_inferiority(found)],
         "margin": f"{MARGIN:g}",
         "warnings": found.warnings,
     }
@@ -166,7 +166,7 @@ def list_sections(found: Findings) -> list[PageSection]:
     ]
 
 
-def _non_inferiority(found: Findings) -> list[Comparison]:
+def find_non_inferiority(found: Findings) -> list[Comparison]:
     """Find, for each declared comparison in a lesion, the same one in healthy tissue."""
     return found.select(
         [(one.arm, one.against, HEALTHY, one.metric) for one in found.declared if one.region != HEALTHY]

@@ -58,7 +58,7 @@ class Job:
         folder: Where it works.
         warm: Folder of the warm-up that it branches from, or None.
         first: Whether it scores the naive baselines too.
-        runs: Folders of the trainings, one a seed, whose maps it discriminators.
+        runs: Folders of the trainings, one a seed, whose maps it assesses.
     """
 
     key: str

@@ -64,7 +64,7 @@ def _not_one(found: Sequence[Series], images: Sequence[Series], wanted: str | in
         path=path,
         reason="several-series",
         found=listed,
-        hint="Choose one with --series (series= in Python): its number, its modality, words of its description, or"
+        hint="Choose one with --series (series= in Python): its number, its modality, words of its description, or "
         "what distinguishes it, such as phase, TE=30 or b=1000. chiasm inspect shows descriptions.",
     )
 

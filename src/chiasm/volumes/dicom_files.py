@@ -32,7 +32,7 @@ from chiasm.volumes.archives import (
     looks_like_zip,
     unpack_member,
 )
-from chiasm.volumes.streams import unreadable
+from chiasm.volumes.streams import open_file, unreadable
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -131,7 +131,7 @@ def head_of(path: Path) -> bytes:
         VolumeError: If it cannot be read.
     """
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             return file.read(HEAD)
     except OSError as error:
         raise unreadable(path, error) from error

@@ -95,7 +95,7 @@ def sibling(path: Path, name: str) -> Path:
 
 def _is_plain(name: str, path: Path) -> bool:
     """Return whether a name is that of another file in the same folder, and no pattern."""
-    return name not in ("", ".", "..", path.name) and not any(mark in name for mark in "/\\%*")
+    return name.strip() not in ("", ".", "..", path.name) and not any(mark in name for mark in "/\\%*")
 
 
 def _lies_beside(data: Path, path: Path) -> bool:
