@@ -153,7 +153,8 @@ def write_case(folder: Path, shape: tuple[int, int, int], seed: int) -> None:
     drawn = draw_pictures(shape, seed)
     folder.mkdir(parents=True, exist_ok=True)
     for name, array in (("t1", drawn.source), ("t2", drawn.target)):
-        write_volume(folder / f"{folder.name}_{name}.nii.gz", array, drawn.geometry)
+        # images become float32, which scanners do not store; as labels, whole numbers stay int16
+        write_volume(folder / f"{folder.name}_{name}.nii.gz", array, drawn.geometry, labels=True)
 
 
 def compare(work: Path, dims: str, before: Path | None, precision: str, rounds: int) -> None:

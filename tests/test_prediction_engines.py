@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 import torch
 from torch import nn
@@ -9,6 +11,7 @@ from torch import nn
 from chiasm.errors import RecipeError
 from chiasm.networks.discriminators import LocalDiscriminator
 from chiasm.networks.generator import ResidualGenerator, Skip
+from chiasm.prediction import engines
 from chiasm.prediction.engines import Engine, Hardware, freeze_for_inference, pick_precision
 
 
@@ -131,3 +134,31 @@ def test_the_number_of_threads_is_put_back() -> None:
 
     Engine(torch.device("cpu"), "32-true", threads=before + 1).wrap(network)(torch.zeros(1, 1, 4, 4))
     assert (seen, torch.get_num_threads()) == ([before + 1], before)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_convolutions_by_onednn_equal_those_of_torch(dims: Literal[2, 3]) -> None:
+    torch.manual_seed(0)
+    make = nn.Conv2d if dims == 2 else nn.Conv3d
+    network = nn.Sequential(
+        make(3, 8, 3, 2, padding=1), make(8, 8, 1, bias=False), make(8, 4, 3, padding=2, dilation=2)
+    )
+    network.append(make(4, 4, 3, padding="same", groups=2)).eval().requires_grad_(False)
+    images = torch.randn(2, 3, *[16] * dims)
+    exact = network(images)
+    engine = Engine(torch.device("cpu"), "32-true")
+    torch.testing.assert_close(engine.wrap(network)(images), exact, atol=1e-5, rtol=1e-5)
+    narrow = Engine(torch.device("cpu"), "bf16-mixed").wrap(network)(images)
+    with torch.autocast("cpu", torch.bfloat16):
+        as_torch_does = network(images).float()
+    assert narrow.dtype == torch.float32
+    assert 0 < (narrow - exact).abs().max() < 2 * (as_torch_does - exact).abs().max()
+
+
+def test_convolutions_of_kernels_of_one_voxel_reach_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    plain = engines.convolve
+    monkeypatch.setattr(engines, "convolve", lambda *given: seen.append(given[1].shape[-1]) or plain(*given))
+    network = nn.Sequential(nn.Conv3d(1, 2, 3, padding=1), nn.Conv3d(2, 1, 1)).eval()
+    Engine(torch.device("cpu"), "32-true").wrap(network)(torch.zeros(1, 1, 4, 4, 4))
+    assert seen == [3, 1]

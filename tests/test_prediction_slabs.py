@@ -14,7 +14,7 @@ from torch.nn import functional
 from chiasm.networks.catalogue import GENERATORS, SameSize, make_network
 from chiasm.networks.discriminators import LocalDiscriminator
 from chiasm.networks.generator import KNOTS, ResidualGenerator, Skip
-from chiasm.prediction import passes, slabs
+from chiasm.prediction import engines, passes, slabs
 from chiasm.prediction.compiled import deviation
 from chiasm.prediction.engines import Engine, freeze_for_inference
 from chiasm.prediction.passes import Chain, Networks
@@ -120,14 +120,14 @@ def test_a_network_of_the_literature_gives_what_one_pass_gives_or_is_refused_bef
 def test_each_voxel_is_read_once_whatever_the_size(monkeypatch: pytest.MonkeyPatch) -> None:
     network, source = generator(), volume(1, 96, 8, 8)
     voxels: list[int] = []
-    plain = slabs.convolve
+    plain = engines.convolve
 
-    def counted(block: Tensor, *given: object) -> Tensor:
-        made = plain(block, *given)  # type: ignore[arg-type]
+    def counted(*given: object) -> Tensor:
+        made = plain(*given)  # type: ignore[arg-type]
         voxels.append(made[0, 0].numel())
         return made
 
-    monkeypatch.setattr(slabs, "convolve", counted)
+    monkeypatch.setattr(engines, "convolve", counted)
     in_slabs(network, source, 4, most=8 * 8 * 8)
     thin = sum(voxels)
     voxels.clear()

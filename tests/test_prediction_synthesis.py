@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -646,3 +647,75 @@ def test_slices_that_are_not_thick_are_refused_and_so_is_degrading_for_synthesis
         synthesise(thin(model), [volume()], engine=ENGINE)
     with pytest.raises(RecipeError, match="super-resolution"):
         synthesise(model, [volume()], engine=ENGINE, degrade=True)
+
+
+# ---------------------------------------------------------------- large volumes
+
+
+def integers(seed: int = 1) -> NDArray[np.int16]:
+    """Whole numbers that int16 and float32 hold alike."""
+    return np.asfortranarray(pair(seed)[0].round().astype(np.int16))
+
+
+@pytest.mark.parametrize("average", ["none", "flip"])
+def test_a_source_that_stays_as_it_is_stored_gives_the_same_bits(finished_run: Path, average: Average) -> None:
+    trained = load_model(finished_run)
+    for histogram in (False, True) if not trained.plan.histogram else (True,):
+        model = trained if histogram == trained.plan.histogram else with_ranks(trained)
+        narrow, wide = (
+            synthesise(model, [volume(array)], engine=ENGINE, average=average)  # type: ignore[arg-type]
+            for array in (integers(), integers().astype(np.float32))
+        )
+        assert narrow.image.array.std() > 0 and narrow.warnings == wide.warnings
+        for one, other in zip(volumes_of(narrow), volumes_of(wide)):
+            np.testing.assert_array_equal(one, other)
+
+
+def with_ranks(model: Model) -> Model:
+    """Give a model's generator the ranks of its source, too."""
+    plan = replace(model.plan, histogram=True)
+    recipe = model.recipe
+    return replace(
+        model,
+        plan=plan,
+        generator=make_generator(recipe, plan).eval(),
+        local_discriminator=make_local_discriminator(recipe, plan).eval(),
+    )
+
+
+def volumes_of(found: Synthesis) -> list[NDArray[np.generic]]:
+    assert found.expected_error is not None
+    return [found.image.array, found.mask.array, found.expected_error.array]
+
+
+def test_no_volume_is_held_while_networks_run(model: Model) -> None:
+    held: list[weakref.ref[NDArray[np.generic]]] = []
+    alive: list[bool] = []
+
+    def read() -> Iterator[Volume]:
+        def once() -> Volume:
+            found = volume(integers())  # type: ignore[arg-type]
+            held.append(weakref.ref(found.array))
+            return found
+
+        yield once()
+
+    def answer(source: Tensor) -> Tensor:
+        alive.append(held[0]() is not None)
+        return source * 2
+
+    compact = synthesis.synthesise_compactly(replace(model, generator=Given(answer)), read(), engine=ENGINE)
+    assert alive and not any(alive)
+    whole = made(replace(model, generator=Given(lambda x: x * 2)), volume(integers().astype(np.float32)))
+    for one, other in zip(volumes_of(compact.whole()), volumes_of(whole)):
+        np.testing.assert_array_equal(one, other)
+    assert compact.values.size == np.count_nonzero(compact.mask.array) < whole.image.array.size
+
+
+def test_a_mask_off_the_grid_of_the_plan_is_laid_out_as_its_volumes_are(model: Model) -> None:
+    coarse = replace(model, plan=replace(model.plan, spacing_mm=tuple(1.5 * step for step in model.plan.spacing_mm)))  # type: ignore[arg-type]
+    found = synthesis.synthesise_compactly(coarse, iter([volume()]), engine=ENGINE)
+    inside = found.mask.array
+    assert inside.dtype == bool and inside.shape == volume().array.shape and 0.2 < inside.mean() < 0.8
+    np.testing.assert_allclose(found.image.array[inside], 200, rtol=1e-5)
+    assert (found.image.array[~inside] == 0).all()

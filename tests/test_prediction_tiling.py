@@ -18,7 +18,15 @@ from chiasm.errors import ChiasmError
 from chiasm.networks.discriminators import LocalDiscriminator
 from chiasm.networks.generator import ResidualGenerator
 from chiasm.prediction.seams import seam_of, tiles_are_exact
-from chiasm.prediction.tiling import Tile, apply_to_slices, apply_to_volume, plan_tiles, slice_stack, slice_stacks
+from chiasm.prediction.tiling import (
+    Tile,
+    apply_inside,
+    apply_to_slices,
+    apply_to_volume,
+    plan_tiles,
+    slice_stack,
+    slice_stacks,
+)
 from chiasm.prediction.windows import blend_windows, window_positions, window_weights
 
 RNG = np.random.default_rng(0)
@@ -399,3 +407,18 @@ def test_a_2d_network_with_instance_norm_sees_each_slice_whole() -> None:
     for k in range(5):
         alone = network(torch.from_numpy(source[None, ..., k].copy()))[0]
         np.testing.assert_allclose(made[..., k], alone.numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 50])
+def test_voxels_of_a_mask_alone_equal_those_of_a_pass_over_all_slices(batch: int) -> None:
+    torch.manual_seed(2)
+    network = with_lived_in_norms(ResidualGenerator(in_channels=9, widths=[4, 8, 8], dims=2))
+    source, inside = volume(2, 18, 21, 11), RNG.random((18, 21, 11)) < 0.3
+    inside[..., [0, 1, 6]] = False
+    stack = np.concatenate([source, inside[None]], dtype=np.float32)
+    places = np.flatnonzero(inside.any((0, 1))).tolist()
+    whole = apply_to_slices(network, stack, slices=3, batch=batch, multiple=4, places=places)
+    parts = [source, inside[None]]
+    alone = apply_inside(network, parts, inside, slices=3, batch=batch, multiple=4)
+    wanted = np.moveaxis(whole[0], -1, 0)[np.moveaxis(inside, -1, 0)]
+    np.testing.assert_array_equal(alone, wanted[None])

@@ -206,9 +206,9 @@ def test_ct_keeps_its_unit_and_is_clipped_to_the_window(tmp_path: Path) -> None:
 def count_reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     read: list[Path] = []
 
-    def counted(path: Path, labels: bool = False, *, reading: Reading) -> Volume:
+    def counted(path: Path, labels: bool = False, *, reading: Reading, narrow: bool = False) -> Volume:
         read.append(path)
-        return read_volume(path, labels=labels, reading=reading)
+        return read_volume(path, labels=labels, reading=reading, narrow=narrow)
 
     monkeypatch.setattr("chiasm.cohorts.images.read_volume", counted)
     return read

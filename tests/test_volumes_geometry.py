@@ -134,6 +134,25 @@ def test_grids_whose_voxels_coincide_are_pasted_as_interpolating_would_have_it_b
     assert (pasted.array != -9.0).any()
 
 
+@pytest.mark.parametrize("seed", range(24))
+def test_voxels_of_a_mask_are_scattered_as_their_whole_volume_would_be_pasted(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    source = volume(seed)
+    turned = reordered(source, rng.permutation(3).tolist(), (rng.random(3) < 0.5).tolist()).geometry
+    moved = turned.affine.copy()
+    moved[:3, 3] += moved[:3, :3] @ rng.integers(-2, 6, 3)
+    grid = Geometry((int(rng.integers(3, 12)), int(rng.integers(3, 12)), int(rng.integers(3, 12))), moved)
+    overlap = find_overlap(source.geometry, grid)
+    assert overlap is not None
+    mask = rng.random(source.array.shape) < 0.5
+    values = np.moveaxis(source.array, -1, 0)[np.moveaxis(mask, -1, 0)]
+    scattered, pasted = np.full(grid.shape, -9.0, np.float32), np.full(grid.shape, -9.0, np.float32)
+    overlap.scatter(values, mask, scattered)
+    overlap.paste(np.where(mask, source.array, np.float32(-9)), pasted)
+    np.testing.assert_array_equal(scattered, pasted)
+    assert (scattered != -9.0).any()
+
+
 def test_grids_that_miss_one_another_share_nothing_and_grids_between_voxels_do_not_coincide() -> None:
     source = volume()
     far, between = source.geometry.affine.copy(), source.geometry.affine.copy()

@@ -312,3 +312,17 @@ def test_holes_are_those_that_scipy_fills_in_space_and_plane_by_plane(axes: tupl
     assert np.array_equal(found, wanted) and found.sum() > solid.sum()
     assert with_holes_filled(np.ones((3, 4, 5), bool), axes).all()
     assert not with_holes_filled(np.zeros((3, 4, 5), bool), axes).any()
+
+
+def test_more_parts_than_16_bits_can_number_are_told_apart() -> None:
+    board = np.indices((56, 56, 56)).sum(0) % 2 == 0  # 87,808 parts of one voxel
+    board[20:30, 20:30, 20:30] = True
+    board = np.pad(board, 1)
+    found = with_holes_filled(board, (0, 1, 2))
+    np.testing.assert_array_equal(found, ndimage.binary_fill_holes(board))
+    source = volume(np.where(board, 100, 0).astype(np.int16))
+    mask, _ = find_mask(source, "nonzero", strictly=True)
+    parts, count = ndimage.label(board)
+    largest = parts == np.bincount(parts.ravel())[1:].argmax() + 1
+    assert count > np.iinfo(np.uint16).max and largest.sum() >= 1000
+    np.testing.assert_array_equal(mask, ndimage.binary_fill_holes(largest))

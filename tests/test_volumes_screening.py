@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tracemalloc
 import zlib
 from collections.abc import Sequence
 from io import BytesIO
@@ -685,3 +686,40 @@ def test_a_half_turn_is_not_mistaken_for_two_places(angle: float, axis: list[flo
     struct.pack_into("<f", content, 276, 0.05)  # qoffset_z: what is truly elsewhere is still found
     with pytest.raises(VolumeError, match="two places"):
         read_volume(put(tmp_path, bytes(content)))
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_a_large_volume_is_written_a_few_planes_at_a_time(suffix: str, tmp_path: Path) -> None:
+    array = np.zeros((128, 128, 512), np.float32, order="F")  # 32 MiB
+    array[40:60, 30:50, ::3] = np.arange(171, dtype=np.float32)
+    path = tmp_path / f"large{suffix}"
+    tracemalloc.start()
+    write_volume(path, array, Geometry(array.shape, np.eye(4)))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < array.nbytes / 4
+    np.testing.assert_array_equal(np.asarray(nib.load(path).dataobj), array)
+    bent = np.ascontiguousarray(array[::-1, :, ::2])  # laid out in another order
+    write_volume(path, bent, Geometry(bent.shape, np.eye(4)))
+    np.testing.assert_array_equal(np.asarray(nib.load(path).dataobj), bent)
+
+
+@pytest.mark.parametrize(
+    ("kind", "slope", "kept"),
+    [
+        *[("<i2", 1, "int16"), ("<u2", 1, "uint16"), ("u1", 1, "uint8"), (">i2", 1, "float32")],
+        *[("<i2", 2, "float32"), ("<i4", 1, "float32"), ("<f8", 1, "float32")],
+    ],
+)
+def test_small_integers_stay_as_they_are_stored_where_that_is_allowed(
+    kind: str, slope: float, kept: str, tmp_path: Path
+) -> None:
+    array = np.random.default_rng(0).integers(0, 200, (9, 8, 7)).astype(kind)
+    header = nib.Nifti1Header(endianness=">" if kind.startswith(">") else "<")
+    image = nib.Nifti1Image(array, np.eye(4), header)
+    image.header.set_data_dtype(array.dtype)
+    image.header.set_slope_inter(slope, 0)
+    nib.save(image, tmp_path / "image.nii.gz")
+    narrow, usual = (read_volume(tmp_path / "image.nii.gz", narrow=narrow).array for narrow in (True, False))
+    assert narrow.dtype == kept and usual.dtype == np.float32
+    np.testing.assert_array_equal(narrow, usual)

@@ -55,7 +55,8 @@ its own, and within a line only from names to its left; a test reads this map.
     bids          a BIDS-App: derivatives of a BIDS folder
     pipeline      from scans to a report, in one call
     demo          the main job on simulated patients
-    bench         chiasm beside its peers: measuring, rows, subjects, files, scores, table
+    bench         chiasm beside its peers: measuring, rows, subjects, predictions, batches, starting, files, scores,
+                  table
     commands      the verbs of the command line: common, options, serving, start, data, models, results, rating,
                   benchmark, bids
     cli           the command: its verbs by group, and how a mistake ends

@@ -10,14 +10,16 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from chiasm import __version__
-from chiasm.bench import files, scores
+from chiasm.bench import batches, files, predictions, scores, starting
 from chiasm.bench.measuring import measure_peak, single_thread
 from chiasm.bench.rows import FULL, QUICK, BenchRow, BenchSetting, Measured, measure_row
 
-ROWS: tuple[BenchRow, ...] = (*scores.ROWS, *files.ROWS)
+ROWS: tuple[BenchRow, ...] = (*predictions.ROWS, *batches.ROWS, *scores.ROWS, *files.ROWS, *starting.ROWS)
 ROUNDS, QUICK_ROUNDS = 7, 5
 SECONDS, QUICK_SECONDS = 60.0, 6.0  # of processor time, after which a row begins no further turn
 PACKAGES = ("torch", "numpy", "scipy", "nibabel", "SimpleITK", "pydicom", "monai", "torchio", "scikit-image", "typer")
+
+NOTES = "\n## Whole commands\n"  # where a page's part begins that no command writes
 
 PAGE = """# Speed beside other tools
 
@@ -92,6 +94,13 @@ def to_markdown(measured: Sequence[Measured], words: Sequence[str], shape: tuple
         shape="x".join(map(str, shape)),
     )
     return filled + "\n".join(_line(one) for one in measured) + "\n"
+
+
+def keep_notes(page: str, path: Path) -> str:
+    """Put what a person wrote below an earlier page's table, from `NOTES` on, below the new one."""
+    earlier = path.read_text(encoding="utf-8") if path.is_file() else ""
+    _, found, notes = earlier.partition(NOTES)
+    return f"{page}{found}{notes}"
 
 
 def _line(one: Measured) -> str:

@@ -14,20 +14,21 @@ from chiasm.hounsfield import check_hu, with_offset
 from chiasm.volumes import Reading, Volume, read_volume
 
 
-def read_case_image(case: Case, modality: str) -> Volume:
+def read_case_image(case: Case, modality: str, *, narrow: bool = False) -> Volume:
     """Read an image of a case; CT in Hounsfield units.
 
     Args:
         case: Has it; its `reading` says what is assumed of the file.
         modality: Which.
+        narrow: As for `read_image`.
 
     Raises:
         VolumeError: If the file cannot be read, is no image as it should be, or CT is not in Hounsfield units.
     """
-    return read_image(case.images[modality], modality, case.reading, made=modality in case.synthetic)
+    return read_image(case.images[modality], modality, case.reading, made=modality in case.synthetic, narrow=narrow)
 
 
-def read_image(path: Path, modality: str, reading: Reading, *, made: bool = False) -> Volume:
+def read_image(path: Path, modality: str, reading: Reading, *, made: bool = False, narrow: bool = False) -> Volume:
     """Read an image of a modality; CT in Hounsfield units.
 
     Args:
@@ -35,11 +36,12 @@ def read_image(path: Path, modality: str, reading: Reading, *, made: bool = Fals
         modality: What it shows.
         reading: What is assumed of the file; its offset is added only where that makes Hounsfield units.
         made: Whether a model made it: then it has no offset.
+        narrow: Whether it may stay as small integers where it is stored so; CT becomes float32 all the same.
 
     Raises:
         VolumeError: If the file cannot be read, is no image as it should be, or CT is not in Hounsfield units.
     """
-    volume = read_volume(path, reading=reading)
+    volume = read_volume(path, reading=reading, narrow=narrow and modality != "ct")
     if modality != "ct":
         return volume
     try:

@@ -22,7 +22,7 @@ def bench(
 ) -> None:
     """Compare chiasm with other tools on this machine: equal results first, then processor time."""
     from chiasm.bench.rows import FULL, QUICK, find_rows
-    from chiasm.bench.table import ROWS, describe_row, run_rows, to_json, to_markdown
+    from chiasm.bench.table import ROWS, describe_row, keep_notes, run_rows, to_json, to_markdown
     from chiasm.storage import write_json, write_text
 
     chosen = find_rows(ROWS, several(row))
@@ -36,6 +36,7 @@ def bench(
             *(["--quick"] if quick else []),
             *(w for name in several(row) for w in ("--row", name)),
         ]
-        write_text(markdown, to_markdown(measured, [*words, "--markdown", str(markdown)], QUICK if quick else FULL))
+        page = to_markdown(measured, [*words, "--markdown", str(markdown)], QUICK if quick else FULL)
+        write_text(markdown, keep_notes(page, markdown))
     if any(one.verdict == "wrong" for one in measured):
         raise typer.Exit(1)

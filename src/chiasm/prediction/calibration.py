@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from chiasm.errors import RunError
+from chiasm.preparation.intensity import AT_ONCE
 from chiasm.storage import read_json, write_json
 
 #: Fewer voxels than this say nothing about a map.
@@ -187,8 +188,12 @@ def apply_calibration(calibration: Calibration, score: ArrayLike) -> NDArray[np.
     Returns:
         Same shape, normalised units.
     """
-    expected: NDArray[np.float64] = np.interp(np.asarray(score), calibration.x, calibration.y)
-    return expected.astype(np.float32)
+    scores = np.asarray(score)
+    expected = np.empty(scores.shape, np.float32)
+    flat, made = scores.reshape(-1), expected.reshape(-1)
+    for start in range(0, flat.size, AT_ONCE):  # in double precision, of which a volume needs much
+        made[start : start + AT_ONCE] = np.interp(flat[start : start + AT_ONCE], calibration.x, calibration.y)
+    return expected
 
 
 def calibration_table(

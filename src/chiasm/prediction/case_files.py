@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
 from chiasm import __version__
 from chiasm.cohorts.cases import Case
+from chiasm.cohorts.dicom_patients import WARNINGS, marks_on
 from chiasm.prediction.dicom_case import EXPECTED_ERROR, SERIES, SPREAD, write_dicom_case
 from chiasm.prediction.ensemble import name_of
 from chiasm.prediction.manifest import SUFFIXES, Container
 from chiasm.prediction.model import Model
-from chiasm.prediction.synthesis import Synthesis
+from chiasm.prediction.synthesis import CompactSynthesis, Synthesis
 from chiasm.preparation.plan import Plan
 from chiasm.volumes import Volume, write_volume
 from chiasm.volumes.dicom_choice import pick_series
@@ -44,7 +46,9 @@ def write_dicom(made: Synthesis, case: Case, out: Path, models: Sequence[Model])
     return WrittenFiles(f"{case.id}/{SERIES}", None, maps.get(EXPECTED_ERROR), written.warnings, maps.get(SPREAD))
 
 
-def write_volumes(made: Synthesis, case: Case, out: Path, plan: Plan, container: Container) -> WrittenFiles:
+def write_volumes(
+    made: Synthesis | CompactSynthesis, case: Case, out: Path, plan: Plan, container: Container
+) -> WrittenFiles:
     """Write a case as one file an image.
 
     Raises:
@@ -56,11 +60,13 @@ def write_volumes(made: Synthesis, case: Case, out: Path, plan: Plan, container:
         write_volume(out / file, volume.array, volume.geometry, labels, remark="" if labels else _REMARK)
         return file
 
+    def write_if_made(name: str, volume: Volume | None) -> str | None:
+        return None if volume is None else write(name, volume)
+
     image = write(plan.target, made.image)
-    mask = write("mask", Volume(made.mask.array.astype("uint8"), made.mask.geometry), labels=True)
-    expected_error = None if made.expected_error is None else write(EXPECTED_ERROR, made.expected_error)
-    spread = None if made.spread is None else write(SPREAD, made.spread)
-    return WrittenFiles(image, mask, expected_error, made.warnings, spread)
+    mask = write("mask", made.mask, labels=True)
+    expected_error = write_if_made(EXPECTED_ERROR, made.expected_error)
+    return WrittenFiles(image, mask, expected_error, made.warnings, write_if_made(SPREAD, made.spread))
 
 
 def _called(case: Case, name: str, plan: Plan, container: Container) -> str:
@@ -78,3 +84,9 @@ def _outputs(case: Case, plan: Plan, container: Container) -> tuple[str, ...]:
     if container == "dicom":
         return (f"{case.id}/{SERIES}",)
     return tuple(_called(case, name, plan, container) for name in (plan.target, "mask", EXPECTED_ERROR, SPREAD))
+
+
+def warn_of_marks(case: Case, sources: Sequence[str]) -> list[str]:
+    """Warn of sources that are marked, as derived or cut: each mark once."""
+    marks = dict.fromkeys(chain.from_iterable(marks_on(case, name) for name in sources))
+    return [WARNINGS[mark] for mark in marks]

@@ -11,16 +11,17 @@ import copy
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
-from typing import Literal, NamedTuple, TypeVar, cast, get_args
+from typing import Any, Literal, NamedTuple, TypeVar, cast, get_args
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch.overrides import TorchFunctionMode
 
 from chiasm.errors import RecipeError, unknown
 
@@ -36,6 +37,8 @@ EXTRAS = {"openvino": "fast", "onnxruntime": "onnx"}  # what installs an engine:
 _LAYOUT = {4: torch.channels_last, 5: torch.channels_last_3d}  # by the number of axes
 _NORMS = (nn.BatchNorm2d, nn.BatchNorm3d)
 _FOLDED = (nn.Conv2d, nn.Conv3d)  # into which a normalisation can be folded
+_CONVOLUTIONS = (torch.conv2d, torch.conv3d)
+_HAS_ONEDNN: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 _AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
@@ -261,6 +264,7 @@ class Engine:
             _threads(self.threads),
             torch.inference_mode(),
             torch.autocast(self.device.type, dtype=narrow, enabled=narrow is not None),
+            _ByOneDnn() if self.device.type == "cpu" and _HAS_ONEDNN else nullcontext(),
         ):
             yield
 
@@ -268,6 +272,40 @@ class Engine:
         """Move images (N, C, *S) to the device, channels last."""
         on_device = images.to(self.device)
         return on_device.contiguous(memory_format=_LAYOUT[images.ndim]) if images.ndim in _LAYOUT else on_device
+
+
+class _ByOneDnn(TorchFunctionMode):
+    """Sends convolutions to oneDNN.
+
+    torch 2.13 takes loops of its own, up to ten times as slow: on one thread for kernels of one voxel, and for one volume
+    whose channels times its first two sides are 20480 or less (`findings/torch_conv3d_forgets_the_width.sh`).
+    """
+
+    def __torch_function__(
+        self, function: Any, types: Any, given: tuple[Any, ...] = (), named: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Call oneDNN in place of a convolution of tensors, and whatever else is called as it is."""
+        del types
+        if function in _CONVOLUTIONS and not named and type(given[0]) is Tensor and not isinstance(given[4], str):
+            return convolve(*given)
+        return function(*given, **(named or {}))
+
+
+def convolve(
+    images: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    """Convolve as `torch.conv2d` and `torch.conv3d` do, by oneDNN and in the type of autocast."""
+    narrow = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
+    if narrow is not None:  # which reaches convolutions that torch knows
+        images, weight, bias = images.to(narrow), weight.to(narrow), None if bias is None else bias.to(narrow)
+    made: Tensor = torch.mkldnn_convolution(images, weight, bias, padding, stride, dilation, groups)
+    return made
 
 
 def freeze_for_inference(module: Module) -> Module:

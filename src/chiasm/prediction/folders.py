@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
-from itertools import chain
 from pathlib import Path
 from typing import cast, get_args
 
 from chiasm.cohorts.cases import Case, Problem
-from chiasm.cohorts.dicom_patients import WARNINGS, Selection, marks_on, parse_rules
+from chiasm.cohorts.dicom_patients import Selection, parse_rules
 from chiasm.cohorts.gathering import LOST, notes_in_lines
 from chiasm.cohorts.images import read_case_image, read_case_labels, read_image
 from chiasm.errors import ChiasmError, RecipeError, RunError, unknown
 from chiasm.locks import locked
-from chiasm.prediction.case_files import places_of, write_dicom, write_volumes
+from chiasm.prediction.case_files import places_of, warn_of_marks, write_dicom, write_volumes
 from chiasm.prediction.engines import Engine, Hardware, freeze_for_inference
 from chiasm.prediction.ensemble import EXPECTED, average_models, check_agreement, common_roles, name_of
 from chiasm.prediction.inputs import check_dicom, choose_role, find_cases, read_roles
@@ -33,12 +32,12 @@ from chiasm.prediction.manifest import (
 from chiasm.prediction.model import Model, load_model
 from chiasm.prediction.model_files import find_model, named_classes
 from chiasm.prediction.resuming import Earlier, hash_inputs, take_over
-from chiasm.prediction.synthesis import Synthesis, synthesise
+from chiasm.prediction.synthesis import CompactSynthesis, Synthesis, synthesise_compactly
 from chiasm.progress import Progress
 from chiasm.recipe import Average
 from chiasm.runners import Lost, Ray, Slurm, find_runner
 from chiasm.storage import UNWRITABLE
-from chiasm.volumes import Reading, Volume, check_pair
+from chiasm.volumes import Reading, Volume
 from chiasm.volumes.screening import STRICT
 
 
@@ -137,14 +136,41 @@ class Predictor:
             VolumeError: If a file cannot be read, the grids differ, or the number of sources is wrong.
             RecipeError: If `average` is unknown.
         """
-        names, chosen = self.model.plan.sources, pick_average(average, self.model)
-        volumes = [
+        names = self.model.plan.sources
+        volumes = (
             one if isinstance(one, Volume) else read_image(Path(one), names[min(place, len(names) - 1)], self.reading)
             for place, one in enumerate(sources)
-        ]
+        )
+        made = self.predict_compactly(volumes, mask=mask, degrade=degrade, average=average)
+        return made if isinstance(made, Synthesis) else made.whole()
+
+    def predict_compactly(
+        self, volumes: Iterable[Volume], *, mask: Volume | None = None, degrade: bool = False, average: str = "auto"
+    ) -> Synthesis | CompactSynthesis:
+        """Synthesise as `predict` does; of one model, no volume is laid out before it is asked for.
+
+        Args:
+            volumes: One for each source of the model, in its order, on one grid.
+            mask: As for `predict`.
+            degrade: Likewise.
+            average: Likewise.
+
+        Raises:
+            VolumeError: As `predict`.
+            RecipeError: Likewise.
+        """
+        chosen = pick_average(average, self.model)
         if len(self.models) > 1:
-            return average_models(self.models, volumes, mask=mask, engine=self.engine, degrade=degrade, average=chosen)
-        return synthesise(self.model, volumes, mask=mask, engine=self.engine, degrade=degrade, average=chosen)
+            return average_models(
+                self.models, [*volumes], mask=mask, engine=self.engine, degrade=degrade, average=chosen
+            )
+        return synthesise_compactly(self.model, volumes, mask=mask, engine=self.engine, degrade=degrade, average=chosen)
+
+    @property
+    def takes_integers(self) -> bool:
+        """Whether a source may stay as it is stored: nothing is done with it that needs float32 of all its voxels."""
+        plans = [model.plan for model in self.models]
+        return all(len(plan.sources) == 1 and plan.degradation is None for plan in plans)
 
 
 def _frozen(model: Model, engine: Engine) -> Model:
@@ -458,19 +484,14 @@ def _loaded(
 
 def _predict_case(predictor: Predictor, case: Case, out: Path, role: Role, settings: Settings) -> Entry:
     plan = predictor.model.plan
-    volumes = [read_case_image(case, name) for name in plan.sources]
-    mask = None if case.mask is None else check_pair(volumes[0], read_case_labels(case, case.mask), labels=True)
-    made = predictor.predict(*volumes, mask=mask, degrade=settings.degrade, average=settings.average)
-    made = replace(made, warnings=(*_warn_of_marks(case, plan.sources), *made.warnings))
+    volumes = (read_case_image(case, name, narrow=predictor.takes_integers) for name in plan.sources)
+    mask = None if case.mask is None else read_case_labels(case, case.mask)
+    made = predictor.predict_compactly(volumes, mask=mask, degrade=settings.degrade, average=settings.average)
+    made = replace(made, warnings=(*warn_of_marks(case, plan.sources), *made.warnings))
     if settings.container == "dicom":
-        written = write_dicom(made, case, out, predictor.models)
+        whole = made if isinstance(made, Synthesis) else made.whole()
+        written = write_dicom(whole, case, out, predictor.models)
     else:
         written = write_volumes(made, case, out, plan, settings.container)
     sources_from = tuple(relative(case.images[name], out) for name in plan.sources)
     return Entry(case.id, role, sources_from, **written._asdict(), mask_rule=made.mask_rule, engine=made.engine)
-
-
-def _warn_of_marks(case: Case, sources: Sequence[str]) -> list[str]:
-    """Warn of sources that are marked, as derived or cut: each mark once."""
-    marks = dict.fromkeys(chain.from_iterable(marks_on(case, name) for name in sources))
-    return [WARNINGS[mark] for mark in marks]

@@ -23,7 +23,7 @@ from chiasm.prediction.engines import Engine
 from chiasm.prediction.model import Model, source_channels
 from chiasm.prediction.seams import is_of_this_package, takes_one_size, tiles_are_exact
 from chiasm.prediction.slabs import NoSlabs, apply_in_slabs
-from chiasm.prediction.tiling import apply_to_slices, apply_to_volume
+from chiasm.prediction.tiling import Scalar, apply_inside, apply_to_volume
 from chiasm.prediction.windows import blend_slices, blend_windows
 from chiasm.preparation.plan import Plan
 from chiasm.recipe import Average
@@ -204,21 +204,71 @@ def synthesise_prepared(
             engine=engine,
         )
         return _average_mirrored(once(source, mask), once(source[:, ::-1], mask[::-1]))
-    if networks.earlier:
-        source = _with_context(networks, source, mask, plan, engine)
-        networks = networks._replace(earlier=())
-    stack = np.concatenate([source, mask[None]], dtype=np.float32)
-    outputs = _over_volume(networks, stack, plan, conditional, engine)
-    inside = [channel[mask] for channel in outputs]  # the image; logits of magnitude, structured and realness
-    prediction = scatter(inside[0], mask)
+    inside = _inside(networks, source, mask, plan, conditional, engine)
+    prediction = laid_out(inside[0], mask)
     if networks.local_discriminator is None:
         return Maps(prediction, None, None, None, None)
-    with np.errstate(invalid="ignore"):  # `synthesise` refuses what is no number
-        raw_error = error_scale * np.logaddexp(0, -inside[1])  # -s log sigmoid(logit)
+    raw_error = laid_out(_raw_error(inside[1], error_scale), mask)
     if not networks.difficulties:
-        return Maps(prediction, scatter(raw_error, mask), None, None, None)
-    difficulties = (scatter(1 / (1 + np.exp(np.clip(logits, -60, 60))), mask) for logits in inside[1:])
-    return Maps(prediction, scatter(raw_error, mask), *difficulties)
+        return Maps(prediction, raw_error, None, None, None)
+    difficulties = (laid_out(1 / (1 + np.exp(np.clip(logits, -60, 60))), mask) for logits in inside[1:])
+    return Maps(prediction, raw_error, *difficulties)
+
+
+class Inside(NamedTuple):
+    """What the networks say at the voxels of a mask, normalised units, in the order of slices (see `laid_out`).
+
+    Attributes:
+        prediction: The synthetic image, shape (n,).
+        raw_error: The expected error before calibration, or None.
+    """
+
+    prediction: NDArray[np.float32]
+    raw_error: NDArray[np.float32] | None
+
+
+def synthesise_inside(
+    networks: Networks,
+    source: NDArray[np.float32],
+    mask: NDArray[np.bool_],
+    *,
+    plan: Plan,
+    conditional: bool,
+    error_scale: float,
+    engine: Engine,
+) -> Inside:
+    """Run the networks as `synthesise_prepared` does, and keep the voxels of the mask alone: a volume may be large."""
+    if networks.average == "flip":
+        maps = synthesise_prepared(
+            networks, source, mask, plan=plan, conditional=conditional, error_scale=error_scale, engine=engine
+        )
+        return Inside(taken(maps.prediction, mask), None if maps.raw_error is None else taken(maps.raw_error, mask))
+    made = _inside(networks, source, mask, plan, conditional, engine)
+    return Inside(made[0], None if networks.local_discriminator is None else _raw_error(made[1], error_scale, made[1]))
+
+
+def _raw_error(
+    logits: NDArray[np.float32], error_scale: float, out: NDArray[np.float32] | None = None
+) -> NDArray[np.float32]:
+    """Return the expected error before calibration, written over the logits if `out` is they."""
+    made = np.negative(logits, out=out)
+    with np.errstate(invalid="ignore"):  # `synthesise` refuses what is no number
+        np.logaddexp(np.float32(0), made, out=made)  # -log sigmoid(logit)
+        made *= np.float32(error_scale)
+    return made
+
+
+def laid_out(values: NDArray[np.floating], mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Lay the values of a mask's voxels out as a volume, slice by slice along K, 0 elsewhere."""
+    volume = np.zeros(np.moveaxis(mask, -1, 0).shape, np.float32)
+    volume[np.moveaxis(mask, -1, 0)] = values
+    return np.moveaxis(volume, 0, -1)
+
+
+def taken(volume: NDArray[Scalar], mask: NDArray[np.bool_]) -> NDArray[Scalar]:
+    """Return the values of a mask's voxels in the order of `laid_out`."""
+    values: NDArray[Scalar] = np.moveaxis(volume, -1, 0)[np.moveaxis(mask, -1, 0)]
+    return values
 
 
 def scatter(values: NDArray[np.floating] | float, mask: NDArray[np.bool_], outside: float = 0.0) -> NDArray[np.float32]:
@@ -256,22 +306,38 @@ def is_blended(generator: nn.Module, plan: Plan) -> bool:
     return not tiles_are_exact(generator, source_channels(plan))
 
 
-def _over_volume(
-    networks: Networks, stack: NDArray[np.float32], plan: Plan, conditional: bool, engine: Engine
+def _inside(
+    networks: Networks,
+    source: NDArray[np.float32],
+    mask: NDArray[np.bool_],
+    plan: Plan,
+    conditional: bool,
+    engine: Engine,
 ) -> NDArray[np.float32]:
-    """Run networks, chained, over all slices, windows, slabs or tiles of a volume."""
+    """Run networks, chained, and return what they make of the voxels of the mask: image and logits, (C_out, n)."""
+    if networks.earlier:
+        source = _with_context(networks, source, mask, plan, engine)
+        networks = networks._replace(earlier=())
     run = _runner(networks, engine, source_channels(plan), conditional)
+    if plan.dims == 2 and not is_blended(networks.generator, plan):
+        multiple = networks.multiple
+        return apply_inside(
+            run, [source, mask[None]], mask, slices=plan.slices, batch=SLICES_AT_ONCE, multiple=multiple
+        )
+    stack = np.concatenate([source, mask[None]], dtype=np.float32)
+    return np.stack([taken(channel, mask) for channel in _over_volume(run, networks, stack, plan, engine)])
+
+
+def _over_volume(
+    run: Callable[[Tensor], Tensor], networks: Networks, stack: NDArray[np.float32], plan: Plan, engine: Engine
+) -> NDArray[np.float32]:
+    """Run networks, chained, over all windows, slabs or tiles of a volume."""
     blended = is_blended(networks.generator, plan)
     if blended and plan.dims == 2:
         return blend_slices(run, stack, slices=plan.slices, window=plan.patch)
     if blended:
         return blend_windows(run, stack, window=plan.patch, weighting="smooth")
     multiple = networks.multiple
-    if plan.dims == 2:
-        places = np.flatnonzero(stack[-1].any((0, 1)))  # outside the mask nothing is asked
-        return apply_to_slices(
-            run, stack, slices=plan.slices, batch=SLICES_AT_ONCE, multiple=multiple, places=places.tolist()
-        )
     if not isinstance(run, Compiled) and is_of_this_package(networks.generator):
         with suppress(NoSlabs), engine.inference():
             return apply_in_slabs(run, stack, multiple=multiple)

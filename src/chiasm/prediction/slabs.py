@@ -316,7 +316,6 @@ def _joined(function: Any, given: Given, named: dict[str, Any]) -> Planes:
 
 def _convolved(function: Any, given: Given, named: dict[str, Any]) -> Planes:
     """Lay out a convolution."""
-    del function
     planes: Planes
     planes, weight, bias, stride, padding, dilation, groups = given
     if named or isinstance(padding, str):
@@ -328,33 +327,9 @@ def _convolved(function: Any, given: Given, named: dict[str, Any]) -> Planes:
     ]
     return planes.windowed(
         Window(spans[axis], stride[axis], padding[axis]),
-        lambda block: convolve(block, weight, bias, stride, inner, dilation, groups),
+        lambda block: function(block, weight, bias, stride, inner, dilation, groups),
         (1, weight.shape[0], *sizes),
     )
-
-
-def convolve(
-    block: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-) -> Tensor:
-    """Convolve by oneDNN on a CPU, also where `torch.conv3d` takes a loop of its own that is ten times as slow.
-
-    torch 2.13 does so for one volume whose channels times its first two sides are 20480 or less, however long the third
-    is (`findings/torch_conv3d_forgets_the_width.sh`), and on one thread for kernels of one voxel.
-    """
-    if block.device.type != "cpu" or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        return torch.conv3d(block, weight, bias, stride, padding, dilation, groups)
-    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else block.dtype
-    block, weight = block.to(dtype), weight.to(dtype)
-    made: Tensor = torch.mkldnn_convolution(
-        block, weight, None if bias is None else bias.to(dtype), padding, stride, dilation, groups
-    )
-    return made
 
 
 def _doubled(function: Any, given: Given, named: dict[str, Any]) -> Planes:

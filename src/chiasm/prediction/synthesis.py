@@ -7,8 +7,10 @@ which calls it: the two cannot drift.  Neither has a target argument.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+import mmap
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -19,7 +21,7 @@ from chiasm.methods import title_of
 from chiasm.prediction.calibration import apply_calibration
 from chiasm.prediction.engines import Engine
 from chiasm.prediction.model import Model
-from chiasm.prediction.passes import is_blended, networks_of, scatter, synthesise_prepared
+from chiasm.prediction.passes import Inside, is_blended, laid_out, networks_of, synthesise_inside, taken
 from chiasm.prediction.seams import seam_of
 from chiasm.prediction.windows import window_origins
 from chiasm.preparation.arrays import PreparedSource, prepare_source
@@ -64,6 +66,65 @@ class Synthesis:
         return self.expected_error
 
 
+@dataclass(frozen=True)
+class CompactSynthesis:
+    """A synthesis that holds the voxels of its mask alone, and lays a volume out when it is asked for.
+
+    A large volume then takes memory while it is written and not before.  Attributes and properties have the names and
+    meanings of `Synthesis`.
+
+    Attributes:
+        prepared: The case, without its array.
+        grid: Of the volumes.
+        values: Of the image, in the order of `laid_out`.
+        errors: Of the expected-error map, or None.
+        background: Of the image outside the mask.
+        warnings: As of `Synthesis`.
+        engine: Likewise.
+    """
+
+    prepared: PreparedSource
+    grid: Geometry
+    values: NDArray[np.float32]
+    errors: NDArray[np.floating] | None
+    background: float
+    warnings: tuple[str, ...]
+    engine: str
+
+    @property
+    def image(self) -> Volume:
+        """The synthetic volume."""
+        return Volume(_on_source_grid(self.values, self.prepared, self.grid, self, self.background), self.grid)
+
+    @property
+    def expected_error(self) -> Volume | None:
+        """Its expected-error map."""
+        if self.errors is None:
+            return None
+        return Volume(_on_source_grid(self.errors, self.prepared, self.grid, self), self.grid)
+
+    @property
+    def spread(self) -> None:
+        """None: it is of one model."""
+
+    @property
+    def mask(self) -> Volume:
+        """Where the networks were asked."""
+        asked = Volume(self.prepared.mask.view(np.uint8), self.prepared.grid)
+        return Volume(resample(asked, self.grid, order=0).array.view(np.bool_), self.grid)
+
+    @property
+    def mask_rule(self) -> Rule:
+        """How the mask was found."""
+        return self.prepared.mask_rule
+
+    def whole(self) -> Synthesis:
+        """Lay all volumes out."""
+        return Synthesis(
+            self.image, self.expected_error, self.mask, self.warnings, self.prepared.mask_rule, self.engine
+        )
+
+
 def synthesise(
     model: Model,
     volumes: Sequence[Volume],
@@ -89,13 +150,39 @@ def synthesise(
             inside the mask, or slices are not thick and should be.
         RecipeError: If `degrade` is asked of a model that is not for super-resolution.
     """
+    compact = synthesise_compactly(model, volumes, mask=mask, engine=engine, degrade=degrade, average=average)
+    return compact.whole()
+
+
+def synthesise_compactly(
+    model: Model,
+    volumes: Iterable[Volume],
+    *,
+    mask: Volume | None = None,
+    engine: Engine,
+    degrade: bool = False,
+    average: Average | None = None,
+) -> CompactSynthesis:
+    """Predict a volume as `synthesise` does, and hold no volume when networks run: not even those that are given.
+
+    Args:
+        model: As for `synthesise`.
+        volumes: Likewise; an iterator that keeps none of them lets them go.
+        mask: Likewise.
+        engine: Likewise.
+        degrade: Likewise.
+        average: Likewise.
+
+    Raises:
+        VolumeError: As `synthesise`.
+        RecipeError: Likewise.
+    """
     plan = model.plan
-    volumes, moved = align_sources(volumes, plan.sources, plan.registration)
-    volumes, mask = on_thin_slices(volumes, mask, plan, degrade=degrade)
-    prepared = prepare_source(volumes, plan, mask)
+    prepared, grid, warnings = _prepared(volumes, mask, plan, degrade=degrade)
+    warnings += [sentence] if (sentence := out_of_distribution_warning(plan, prepared)) else []
     engine = engine.for_image(prepared.mask.size, plan.dims)
     networks = networks_of(model)._replace(difficulties=False)
-    maps = synthesise_prepared(
+    made = synthesise_inside(
         networks if average is None else networks._replace(average=average),
         prepared.array,
         prepared.mask,
@@ -104,25 +191,38 @@ def synthesise(
         error_scale=model.error_scale,
         engine=engine,
     )
-    warnings = [*moved, *([sentence] if (sentence := out_of_distribution_warning(plan, prepared)) else [])]
+    prepared = replace(prepared, array=np.empty((0, 0, 0, 0), np.float32))
     if is_blended(model.generator, plan):
-        warnings += _blending(maps.prediction, prepared.mask, plan)
-    grid = volumes[0].geometry
-    inside = resample(Volume(prepared.mask.astype(np.uint8), prepared.grid), grid, order=0)
-    valid = inside.array > 0
-    raw = target_map(prepared, plan).invert(maps.prediction[prepared.mask])
-    if plan.target_unit == "HU":
-        raw = np.clip(raw, *plan.target_range)
-    image = Volume(_on_source_grid(raw, prepared, grid, valid, plan.target_background), grid)
+        warnings += _blending(laid_out(made.prediction, prepared.mask), prepared.mask, plan)
+    values, errors = _in_units(made, model, prepared)
+    del made
     warnings += [*_describe_calibration(model), *engine.notes]
-    expected_error = None
-    if maps.raw_error is not None:
-        score = maps.raw_error[prepared.mask]
-        expected = score if model.calibration is None else apply_calibration(model.calibration, score)
-        errors = _in_target_units(expected, prepared, plan)
-        expected_error = Volume(_on_source_grid(errors, prepared, grid, valid), grid)
-    _check_finite(image, expected_error)
-    return Synthesis(image, expected_error, Volume(valid, grid), tuple(warnings), prepared.mask_rule, engine.used)
+    _check_finite(values, errors)
+    return CompactSynthesis(prepared, grid, values, errors, plan.target_background, tuple(warnings), engine.used)
+
+
+def _in_units(
+    made: Inside, model: Model, prepared: PreparedSource
+) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+    """Convert an image and its map from normalised to target units; the map is calibrated first."""
+    plan, score = model.plan, made.raw_error
+    values = target_map(prepared, plan).invert(made.prediction)
+    if plan.target_unit == "HU":
+        values = np.clip(values, *plan.target_range)
+    if score is None:
+        return values, None
+    expected = score if model.calibration is None else apply_calibration(model.calibration, score)
+    return values, _in_target_units(expected, prepared, plan, out=expected)
+
+
+def _prepared(
+    volumes: Iterable[Volume], mask: Volume | None, plan: Plan, *, degrade: bool
+) -> tuple[PreparedSource, Geometry, list[str]]:
+    """Prepare the sources; return the grid of the result and which were aligned too."""
+    aligned, moved = align_sources([*volumes], plan.sources, plan.registration)
+    shown, mask = on_thin_slices(aligned, mask, plan, degrade=degrade)
+    prepared = prepare_source(shown, plan, mask)
+    return prepared, shown[0].geometry, moved
 
 
 def _describe_calibration(model: Model) -> list[str]:
@@ -136,18 +236,18 @@ def _describe_calibration(model: Model) -> list[str]:
     return []
 
 
-def _check_finite(*made: Volume | None) -> None:
+def _check_finite(*made: NDArray[np.floating] | None) -> None:
     """Refuse what a network made of NaN or infinite values, as one does whose training diverged.
 
     Raises:
         RunError: If there are such.
     """
-    for volume in made:
-        if volume is not None and not np.isfinite(volume.array).all():
+    for values in made:
+        if values is not None and not np.isfinite(values).all():
             raise RunError(
                 "the networks made NaN or infinite values",
                 reason="not-finite",
-                found=f"{int((~np.isfinite(volume.array)).sum()):,} voxels",
+                found=f"{int((~np.isfinite(values)).sum()):,} voxels",
                 hint="The model is damaged or its training diverged: look at its report, or train it again.",
             )
 
@@ -187,8 +287,10 @@ def on_thin_slices(
         return volumes, mask
     first = volumes[0]
     volumes = [first, *(check_pair(first, other, b_name="second source") for other in volumes[1:])]
+    if degrade and mask is not None:
+        mask = thick_mask(check_pair(first, mask, b_name="mask", labels=True), how)
     if degrade:
-        return simulated(volumes, how), None if mask is None else thick_mask(mask, how)
+        return simulated(volumes, how), mask
     _check_thick(first, plan, how)
     shown = interpolated(volumes, how)
     if mask is not None:
@@ -230,21 +332,35 @@ def errors_on_grid(
     Returns:
         Target units, undefined outside the prepared mask.
     """
-    return _on_source_grid(_in_target_units(errors[prepared.mask], prepared, plan), prepared, grid)
+    return _on_source_grid(_in_target_units(taken(errors, prepared.mask), prepared, plan), prepared, grid)
 
 
-def _in_target_units(errors: NDArray[np.floating], prepared: PreparedSource, plan: Plan) -> NDArray[np.floating]:
-    """Turn errors from normalised into target units."""
+def _in_target_units(
+    errors: NDArray[np.floating], prepared: PreparedSource, plan: Plan, out: NDArray[np.float32] | None = None
+) -> NDArray[np.float32]:
+    """Turn errors from normalised into target units; `out` may be the errors themselves."""
     ends = plan.target_reference.apply(np.array(plan.target_range))
     raw = plan.target_range if plan.own is None else target_map(prepared, plan).invert(ends)
-    return np.asarray(errors * (np.ptp(raw) / np.ptp(ends)))
+    made = np.empty(errors.shape, np.float32) if out is None else out
+    np.multiply(errors, np.ptp(raw) / np.ptp(ends), out=made, casting="same_kind")  # in double precision
+    return made
+
+
+def _sparse_zeros(shape: Sequence[int]) -> NDArray[np.float32]:
+    """Return zeros, the first axis fastest, that take memory where they are written, by pages and not by huge pages."""
+    if not hasattr(mmap, "MADV_NOHUGEPAGE"):  # of Linux
+        return np.zeros(shape, np.float32, order="F")
+    room = mmap.mmap(-1, 4 * math.prod(shape), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(OSError):  # a kernel without huge pages
+        room.madvise(mmap.MADV_NOHUGEPAGE)
+    return np.frombuffer(room, np.float32).reshape(shape, order="F")
 
 
 def _on_source_grid(
     values: NDArray[np.floating],
     prepared: PreparedSource,
     grid: Geometry,
-    valid: NDArray[np.bool_] | None = None,
+    kept: CompactSynthesis | None = None,
     outside: float = 0.0,
 ) -> NDArray[np.float32]:
     """Lay the values of the prepared mask's voxels out on another grid.
@@ -253,21 +369,23 @@ def _on_source_grid(
     mask alone, so that nothing outside dims its rim.
 
     Args:
-        values: In the order of `array[prepared.mask]`.
+        values: In the order of `laid_out`.
         prepared: The case that they are of.
         grid: Where they are wanted.
-        valid: Voxels of that grid that are kept, None for all; where grids coincide, those of the mask.
+        kept: Whose mask's voxels are kept, None for all; where grids coincide, those of the prepared mask.
         outside: Value of all others.
     """
     overlap = find_overlap(prepared.grid, grid)
     if overlap is not None:
-        made = np.zeros(grid.shape, np.float32, order="F")  # which takes memory only where it is written
+        made = _sparse_zeros(grid.shape)
         if outside:
             made[...] = outside
-        overlap.paste(scatter(values, prepared.mask, outside), made)
+        overlap.scatter(values, prepared.mask, made)
         return made
+    ones = np.ones(values.shape, np.float32)
     total, weight = (
-        resample(Volume(scatter(each, prepared.mask), prepared.grid), grid, order=1).array for each in (values, 1.0)
+        resample(Volume(laid_out(each, prepared.mask), prepared.grid), grid, order=1).array for each in (values, ones)
     )
     interpolated = total / np.maximum(weight, 1e-3)
-    return np.asarray(interpolated if valid is None else np.where(valid, interpolated, outside), np.float32)
+    inside = None if kept is None else kept.mask.array
+    return np.asarray(interpolated if inside is None else np.where(inside, interpolated, outside), np.float32)

@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, product
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -183,25 +183,88 @@ def apply_to_slices(
         ValueError: If a number is out of range or the network's output has another shape.
         ChiasmError: If one slice does not fit into memory.
     """
-    asked = range(source.shape[-1]) if places is None else places
-    if source.ndim != 4 or 0 in source.shape or not asked or batch < 1 or multiple < 1:
-        raise ValueError(f"source {source.shape}, batch {batch}, multiple {multiple}, {len(asked)} slices")
     _, height, width, depth = source.shape
-    padded = [round_up(height, multiple), round_up(width, multiple)]
 
-    def run(count: int) -> NDArray[np.float32]:
+    def collect(made: Iterator[tuple[Sequence[int], NDArray[np.float32]]]) -> NDArray[np.float32]:
         outputs = None
-        for first in passes(range(0, len(asked), count)):
-            group = asked[first : first + count]
-            made = run_network(network_fn, padded_to(slice_stacks(source, group, slices), padded))
+        for group, output in made:
             if outputs is None:
-                outputs = np.zeros((depth, made.shape[1], height, width), np.float32)
-            outputs[group] = made[..., :height, :width]
+                outputs = np.zeros((depth, output.shape[1], height, width), np.float32)
+            outputs[group] = output
         assert outputs is not None
         return np.moveaxis(outputs, 0, -1)
 
+    asked = range(depth) if places is None else places
+    return _over_slices(network_fn, [source], asked, collect, (slices, batch, multiple))
+
+
+def apply_inside(
+    network_fn: NetworkFn,
+    sources: Sequence[NDArray[Any]],
+    inside: NDArray[np.bool_],
+    *,
+    slices: int,
+    batch: int,
+    multiple: int,
+) -> NDArray[np.float32]:
+    """Run a 2D or 2.5D network over the slices that hold voxels of a mask, and keep those voxels alone.
+
+    Args:
+        network_fn: As for `apply_to_slices`.
+        sources: What the network sees, one after the other: arrays of shape (C, I, J, K).
+        inside: Shape (I, J, K), not empty.
+        slices: As for `apply_to_slices`.
+        batch: Likewise.
+        multiple: Likewise.
+
+    Returns:
+        Shape (C_out, n), voxels in the order of slices: of `np.moveaxis(inside, -1, 0)`.
+
+    Raises:
+        ValueError: As `apply_to_slices`.
+        ChiasmError: Likewise.
+    """
+    counts = np.count_nonzero(inside, axis=(0, 1))
+    ends = np.cumsum(counts)
+
+    def collect(made: Iterator[tuple[Sequence[int], NDArray[np.float32]]]) -> NDArray[np.float32]:
+        values = None
+        for group, output in made:
+            if values is None:
+                values = np.empty((output.shape[1], int(ends[-1])), np.float32)
+            for place, plane in zip(group, output):
+                values[:, ends[place] - counts[place] : ends[place]] = plane[:, inside[..., place]]
+        assert values is not None
+        return values
+
+    return _over_slices(network_fn, sources, np.flatnonzero(counts).tolist(), collect, (slices, batch, multiple))
+
+
+def _over_slices(
+    network_fn: NetworkFn,
+    sources: Sequence[NDArray[Any]],
+    asked: Sequence[int],
+    collect: Callable[[Iterator[tuple[Sequence[int], NDArray[np.float32]]]], NDArray[np.float32]],
+    numbers: tuple[int, int, int],
+) -> NDArray[np.float32]:
+    """Run a network over slices in as large groups as fit, and collect what it makes of each."""
+    slices, batch, multiple = numbers
+    wrong = any(source.ndim != 4 or 0 in source.shape for source in sources)
+    if wrong or not asked or batch < 1 or multiple < 1:
+        shapes = [source.shape for source in sources]
+        raise ValueError(f"source {shapes}, batch {batch}, multiple {multiple}, {len(asked)} slices")
+    height, width = sources[0].shape[1:3]
+    padded = [round_up(height, multiple), round_up(width, multiple)]
+
+    def made(count: int) -> Iterator[tuple[Sequence[int], NDArray[np.float32]]]:
+        for first in passes(range(0, len(asked), count)):
+            group = asked[first : first + count]
+            stacks = [slice_stacks(source, group, slices) for source in sources]
+            stack = stacks[0] if len(stacks) == 1 else np.concatenate(stacks, axis=1)
+            yield group, run_network(network_fn, padded_to(stack, padded))[..., :height, :width]
+
     most = max(1, min(batch, len(asked), PIXELS_AT_ONCE // math.prod(padded)))
-    return first_that_fits(run, halvings(most, 1), f"one slice of {height}x{width}")
+    return first_that_fits(lambda count: collect(made(count)), halvings(most, 1), f"one slice of {height}x{width}")
 
 
 def apply_to_volume(

@@ -122,11 +122,17 @@ class PreparedCase:
 
 @dataclass(frozen=True, eq=False)
 class _Resampling:
-    """How a case gets to its prepared grid: the mask as scanned, the box around it, the grid there."""
+    """How a case gets to its prepared grid: the box around the mask, the mask in it as scanned, the grid there."""
 
     mask: NDArray[np.bool_]
     box: tuple[slice, slice, slice]
     grid: Geometry
+
+    def whole_mask(self, shape: Sequence[int]) -> NDArray[np.bool_]:
+        """Lay the mask out on the grid of the scan."""
+        whole = np.zeros(shape, bool)
+        whole[self.box] = self.mask
+        return whole
 
     def move(self, volume: Volume, *, order: Literal[0, 1]) -> NDArray[Any]:
         """Crop a volume and resample it on the grid; without interpolation where it lies there already."""
@@ -264,15 +270,17 @@ def _prepare(volumes: Sequence[Volume], plan: Plan, given: Volume | None) -> tup
     mask, rule = _mask_of(volumes[0], plan, given)
     place, inside = _place(mask, volumes[0], plan)
     volumes = [without_shading(volume, mask, name, plan.bias_correction) for volume, name in zip(volumes, plan.sources)]
+    spacing = volumes[0].geometry.spacing_mm
+    i, j, k = ((part.stop - part.start) * step for part, step in zip(box_of(mask), spacing))
+    del mask  # as large as the scan
     channels, maps = zip(
         *(_normalised(volume, kind, place, inside, plan) for volume, kind in zip(volumes, plan.source_kinds)),
         strict=True,
     )
     if plan.histogram:
         channels += tuple(_ranked(volume, place, inside) for volume in volumes)
-    spacing = volumes[0].geometry.spacing_mm
-    i, j, k = ((part.stop - part.start) * step for part, step in zip(box_of(mask), spacing))
-    return PreparedSource(np.stack(channels), inside, place.grid, maps, rule, spacing, (i, j, k)), place
+    array = channels[0][None] if len(channels) == 1 else np.stack(channels)
+    return PreparedSource(array, inside, place.grid, maps, rule, spacing, (i, j, k)), place
 
 
 def _mask_of(first: Volume, plan: Plan, given: Volume | None) -> tuple[NDArray[np.bool_], Rule]:
@@ -291,12 +299,13 @@ def _place(mask: NDArray[np.bool_], first: Volume, plan: Plan) -> tuple[_Resampl
     i, j, k = (
         slice(max(0, part.start - MARGIN), min(n, part.stop + MARGIN)) for part, n in zip(box_of(mask), mask.shape)
     )
-    grid = crop(first, (i, j, k)).geometry
+    part = crop(Volume(mask.view(np.uint8), first.geometry), (i, j, k))
+    grid = part.geometry
     have, want = np.array(first.geometry.spacing_mm), np.array(plan.spacing_mm)
     if (np.abs(have / want - 1) > SAME_SPACING).any():
         grid = grid_with_spacing(grid, plan.spacing_mm)
-    place = _Resampling(mask, (i, j, k), grid)
-    inside = place.move(Volume(mask.astype(np.uint8), first.geometry), order=0) > 0
+    place = _Resampling(part.array > 0, (i, j, k), grid)
+    inside = place.move(Volume(mask.view(np.uint8), first.geometry), order=0) > 0
     if not inside.any():
         raise VolumeError(
             "the mask is too small for the grid of the plan", reason="empty-mask", found=f"{mask.sum()} voxels"
@@ -313,11 +322,24 @@ def _normalised(
     fitted: IntensityMap | None = None,
 ) -> tuple[NDArray[np.float32], IntensityMap]:
     """Fit a map to the voxels in the mask as they were scanned, unless one is given; resample, map, blank the rest."""
-    fitted = fitted or fit_intensity(volume.array, place.mask, kind, plan.window_hu)
-    raw = place.move(volume, order=1)
-    if kind == "hu":
-        raw = np.clip(raw, *plan.window_hu)
-    return np.where(inside, fitted.apply(raw), np.float32(0)), fitted
+    used = fitted or fit_intensity(volume.array[place.box], place.mask, kind, plan.window_hu)
+
+    def normalise(raw: NDArray[Any]) -> NDArray[np.float32]:
+        return used.apply(np.clip(raw, *plan.window_hu) if kind == "hu" else raw)
+
+    return _inside_alone(place.move(volume, order=1), inside, normalise), used
+
+
+def _inside_alone(
+    raw: NDArray[Any], inside: NDArray[np.bool_], work: Callable[[NDArray[Any]], NDArray[np.floating]]
+) -> NDArray[np.float32]:
+    """Compute voxels inside a mask, slice by slice and laid out so, and leave 0 elsewhere."""
+    i, j, k = inside.shape
+    made = np.zeros((k, i, j), np.float32)
+    for place, plane in enumerate(made):
+        where = inside[..., place]
+        plane[where] = work(raw[..., place][where])
+    return np.moveaxis(made, 0, -1)
 
 
 def _ranked(volume: Volume, place: _Resampling, inside: NDArray[np.bool_]) -> NDArray[np.float32]:
@@ -326,10 +348,11 @@ def _ranked(volume: Volume, place: _Resampling, inside: NDArray[np.bool_]) -> ND
     The share is taken among voxels as they were scanned, linear between their
     intensities, and scaled to mean 0 and SD 1.
     """
-    values, counts = np.unique(volume.array[place.mask], return_counts=True)
+    values, counts = np.unique(volume.array[place.box][place.mask], return_counts=True)
     shares = (np.cumsum(counts) - counts / 2) / counts.sum()
-    ranks = (np.interp(place.move(volume, order=1), values, shares) - 0.5) / RANK_SD
-    return np.where(inside, ranks, 0).astype(np.float32)
+    return _inside_alone(
+        place.move(volume, order=1), inside, lambda raw: (np.interp(raw, values, shares) - 0.5) / RANK_SD
+    )
 
 
 def _swapped(plan: Plan) -> Plan:
@@ -358,7 +381,8 @@ def _store(folder: Path, case: Case, plan: Plan) -> None:
     if paired:
         shared = None if plan.own is None else source.maps[plan.own]
         known = known_of(case, np.ones(volumes[-1].array.shape, bool), volumes[-1], plan.degradation)
-        even = without_shading(volumes[-1], place.mask & known, plan.target, plan.bias_correction)
+        inside = place.whole_mask(known.shape)
+        even = without_shading(volumes[-1], inside & known, plan.target, plan.bias_correction)
         target, _ = _normalised(even, plan.target_kind, place, source.mask, plan, shared)
         mask = source.mask & (place.move(Volume(known.astype(np.uint8), volumes[-1].geometry), order=0) > 0)
         arrays |= {"target": np.where(mask, target, 0), "mask": mask}

@@ -298,12 +298,10 @@ def with_holes_filled(mask: NDArray[np.bool_], axes: Sequence[int]) -> NDArray[n
         mask: Shape (I, J, K).
         axes: All three fill holes in space, two fill them plane by plane.
     """
-    from scipy import ndimage
-
     neighbours = np.zeros((3, 3, 3), bool)
     for axis in axes:
         np.moveaxis(neighbours, axis, 0)[:, 1, 1] = True
-    parts, count = ndimage.label(~mask, neighbours)
+    parts, count = _labelled(~mask, neighbours)
     outside = np.zeros(count + 1, bool)
     for axis in axes:
         for end in (0, -1):
@@ -403,12 +401,24 @@ def _sheets(inside: NDArray[np.bool_], spacing_mm: tuple[float, float, float]) -
 
 
 def _largest(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    from scipy import ndimage
-
-    parts, count = ndimage.label(mask)
+    parts, count = _labelled(mask)
     if count < 2:
         return mask
-    sizes = np.bincount(parts.ravel())
+    sizes = np.zeros(count + 1, np.int64)
+    for plane in parts:  # counting makes a copy in 64 bits
+        sizes += np.bincount(plane.ravel(), minlength=count + 1)
     sizes[0] = 0
     largest: NDArray[np.bool_] = parts == sizes.argmax()
     return largest
+
+
+def _labelled(mask: NDArray[np.bool_], neighbours: NDArray[np.bool_] | None = None) -> tuple[NDArray[Any], int]:
+    """Number the connected parts of a mask from 1, in 16 bits where that is enough: a volume may be large."""
+    from scipy import ndimage
+
+    parts = np.empty(mask.shape, np.uint16)
+    try:
+        return parts, int(ndimage.label(mask, neighbours, output=parts))
+    except RuntimeError:  # more parts than that
+        parts, count = ndimage.label(mask, neighbours)
+        return parts, int(count)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from numpy.typing import NDArray
 from chiasm.storage import whole_file
 from chiasm.volumes.geometry import Geometry
 from chiasm.volumes.nifti import FIELDS, MAGICS, REAL, SIZE, SMALLEST, Order, order_and_version
-from chiasm.volumes.streams import pack
+from chiasm.volumes.streams import packed_pieces
+from chiasm.volumes.voxels import voxels_in_slabs
 
 CODES = {name: code for code, name in REAL.items()}
 COMMENT = 6  # code of a header extension that is plain text
@@ -55,11 +57,9 @@ def write_nifti(path: Path, array: NDArray[Any], geometry: Geometry, remark: str
     for at, count in TEXTS[version]:
         raw[at : at + count] = bytes(count)
     head = bytes(raw) + extension
-    content = bytearray(len(head) + array.size * dtype.itemsize)  # one copy of the voxels, which may be many
-    content[: len(head)] = head
-    np.frombuffer(content, dtype, offset=len(head)).reshape(array.shape, order="F")[...] = array
-    with whole_file(path) as temporary:
-        temporary.write_bytes(pack(content, "gzip") if path.name.lower().endswith(".gz") else content)
+    pieces = chain([head], voxels_in_slabs(array, dtype))
+    with whole_file(path) as temporary, temporary.open("wb") as file:
+        file.writelines(packed_pieces(pieces, "gzip") if path.name.lower().endswith(".gz") else pieces)
 
 
 def _extension(order: str, remark: str) -> bytes:

@@ -101,6 +101,7 @@ def read_volume(
     declared: Collection[int] | None = None,
     allow_thin: bool = False,
     allow_constant: bool = False,
+    narrow: bool = False,
     series: str | int | None = None,
     max_bytes: int = MAX_BYTES,
 ) -> Volume:
@@ -116,11 +117,12 @@ def read_volume(
         declared: The only labels that may occur beside 0; all may where None.
         allow_thin: Whether fewer than three slices along an axis are right.
         allow_constant: Whether an image may be constant.
+        narrow: Whether an image that is stored as integers of up to 16 bits may stay so.
         series: Which DICOM series, where a place holds several: as for `read_dicom`.
         max_bytes: Most bytes of voxels.
 
     Returns:
-        float32 values for an image; the smallest integer type that holds them for labels.
+        float32 values for an image (or as `narrow` allows); the smallest integer type that holds them for labels.
 
     Raises:
         VolumeError: If the file is missing, of another format, damaged, hostile
@@ -129,7 +131,7 @@ def read_volume(
     path = _of_a_pair(Path(path))
     file = _is_file(path)
     head = first_bytes(path, HEAD) if file else b""  # refuses what would never end, such as a pipe
-    voxels = partial(_voxels, path=path, labels=labels, declared=declared, allow_constant=allow_constant)
+    voxels = partial(_voxels, path=path, labels=labels, declared=declared, allow_constant=allow_constant, narrow=narrow)
     if is_dicom(path):
         found = read_dicom(path, series=series, resample_tilt=reading.resample_tilt, max_bytes=max_bytes)
         check_affine(found.geometry, path)
@@ -148,13 +150,18 @@ def read_volume(
 
 
 def _voxels(
-    content: NDArray[Any] | Stored, path: Path, labels: bool, declared: Collection[int] | None, allow_constant: bool
+    content: NDArray[Any] | Stored,
+    path: Path,
+    labels: bool,
+    declared: Collection[int] | None,
+    allow_constant: bool,
+    narrow: bool,
 ) -> NDArray[Any]:
     """Check voxels, which are in memory or still on disk, and return them as labels or as an image."""
     if isinstance(content, Stored):
         if labels:
             return read_labels(content, path, declared=declared)
-        return read_image(content, path, allow_constant=allow_constant)
+        return read_image(content, path, allow_constant=allow_constant, narrow=narrow)
     if labels:
         return labels_of(content, path, declared=declared)
     return image_of(content, path, allow_constant=allow_constant)
@@ -413,7 +420,7 @@ def _storable_labels(array: NDArray[Any]) -> tuple[NDArray[Any], int]:
     if array.dtype.kind == "f" and not (array == np.rint(array)).all():
         raise ValueError("labels must be whole numbers")
     if array.dtype.kind == "b":
-        return array.astype(np.uint8), 0
+        return array.view(np.uint8), 0
     if array.dtype in (np.uint8, np.int16):
         return array, 0
     cut = _outside(array, np.int32)

@@ -6,7 +6,7 @@ import bz2
 import os
 import stat
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -203,12 +203,23 @@ def _check_size(stream: Stream, there: int) -> None:
         raise _long(path, end, there)
 
 
-def read_whole(stream: Stream) -> bytearray:
+def read_whole(stream: Stream, *, are_there: bool = False) -> bytearray:
     """Return exactly the bytes that count.
+
+    Args:
+        stream: Where they lie.
+        are_there: Whether they were found complete before, so that room for all may be taken at once.  What grows
+            piece by piece is often kept by the C library when it is let go.
 
     Raises:
         VolumeError: If the file is truncated, corrupted or too long.
     """
+    if are_there:
+        room, start = bytearray(stream.size), 0
+        for block in blocks(stream):
+            room[start : start + len(block)] = block
+            start += len(block)
+        return room
     content = bytearray()  # grows with what is there, not with what a header promises
     for block in blocks(stream):
         content += block
@@ -346,9 +357,21 @@ def _damage() -> tuple[type[Exception], ...]:
     return zlib.error, _library().error
 
 
+def packed_pieces(pieces: Iterable[bytes], form: Literal["gzip", "zlib"]) -> Iterator[bytes]:
+    """Compress what comes piece by piece as `pack` does, and hold no more than a piece."""
+    packer = _packer(form)
+    for piece in pieces:
+        yield packer.compress(piece)
+    yield packer.flush()
+
+
 def pack(content: bytes | bytearray, form: Literal["gzip", "zlib"]) -> bytes:
     """Compress quickly; a gzip carries no name and no time, so equal content gives equal bytes."""
-    # isal's levels reach from 0 to 3: its 2 packs about as small as zlib's 6
-    packer = _library().compressobj(2, zlib.DEFLATED, 31 if form == "gzip" else 15)
+    packer = _packer(form)
     packed: bytes = packer.compress(content) + packer.flush()
     return packed
+
+
+def _packer(form: Literal["gzip", "zlib"]) -> Any:
+    # isal's levels reach from 0 to 3: its 2 packs about as small as zlib's 6
+    return _library().compressobj(2, zlib.DEFLATED, 31 if form == "gzip" else 15)

@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 
 from chiasm.errors import VolumeError
 from chiasm.volumes.geometry import Geometry
-from chiasm.volumes.streams import Stream, blocks, read_whole
+from chiasm.volumes.streams import PIECE, Stream, blocks, read_whole
 
 LARGE = 64 * 2**20  # bytes of voxels that are looked at twice: first checked, then kept
 LEVELS = 256  # that float32 must separate between the least and the greatest value
 LARGEST_LABEL = 2**31
 MOST_SIDE = 2**31  # voxels along an axis
+NARROW = (np.uint8, np.int8, np.uint16, np.int16)  # in this machine's order of bytes
 INTEGERS = (np.uint8, np.int8, np.int16, np.int32, np.int64)
 
 
@@ -78,13 +79,17 @@ class Stored:
         return self.slope != 1 or self.inter != 0
 
 
-def read_image(stored: Stored, path: Path, *, allow_constant: bool = False) -> NDArray[np.float32]:
+def read_image(
+    stored: Stored, path: Path, *, allow_constant: bool = False, narrow: bool = False
+) -> NDArray[np.float32 | np.integer[Any]]:
     """Read an image's voxels.
 
     Args:
         stored: From a reader of headers.
         path: What to call it in errors.
         allow_constant: Whether it may be constant.
+        narrow: Whether integers of up to 16 bits stay as they are, which takes a half or a quarter of the memory:
+            float32 would hold the same values.
 
     Raises:
         VolumeError: If bytes are missing or damaged, a value is not finite in
@@ -115,6 +120,8 @@ def read_image(stored: Stored, path: Path, *, allow_constant: bool = False) -> N
             )
 
     raw, _ = _checked(stored, check)
+    if not stored.is_scaled and narrow and raw.dtype in NARROW:
+        return raw
     if not stored.is_scaled:
         return raw.astype(np.float32, copy=False)
     array = np.empty(raw.shape, np.float32, order="F")
@@ -243,7 +250,7 @@ def _checked(stored: Stored, check: Any) -> tuple[NDArray[Any], tuple[float, flo
     if stored.stream.size > LARGE:
         ends = _scaled(stored, _extremes(np.frombuffer(block, stored.dtype) for block in _aligned(stored)))
         check(*ends)
-    raw = np.frombuffer(read_whole(stored.stream), stored.dtype)
+    raw = np.frombuffer(read_whole(stored.stream, are_there=ends is not None), stored.dtype)
     if ends is None:
         ends = _scaled(stored, _extremes([raw]))
         check(*ends)
@@ -274,3 +281,10 @@ def _extremes(arrays: Any) -> tuple[Any, Any]:
 def _scaled(stored: Stored, ends: tuple[Any, Any]) -> tuple[float, float]:
     low, high = (float(end) * stored.slope + stored.inter for end in ends)
     return (high, low) if stored.slope < 0 else (low, high)
+
+
+def voxels_in_slabs(array: NDArray[Any], dtype: np.dtype[Any]) -> Iterator[bytes]:
+    """Yield the bytes of voxels, the first axis fastest, a few planes at a time: a volume may be large."""
+    planes = max(1, PIECE // max(1, math.prod(array.shape[:-1]) * dtype.itemsize))
+    for start in range(0, array.shape[-1], planes):
+        yield array[..., start : start + planes].astype(dtype, copy=False).tobytes(order="F")
