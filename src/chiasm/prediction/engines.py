@@ -277,8 +277,8 @@ class Engine:
 class _ByOneDnn(TorchFunctionMode):
     """Sends convolutions to oneDNN.
 
-    torch 2.13 takes loops of its own, up to ten times as slow: on one thread for kernels of one voxel, and for one volume
-    whose channels times its first two sides are 20480 or less (`findings/torch_conv3d_forgets_the_width.sh`).
+    torch 2.13 takes loops of its own, up to ten times as slow: on one thread for kernels of one voxel, and for one
+    volume whose channels times its first two sides are 20480 or less (`findings/torch_conv3d_forgets_the_width.sh`).
     """
 
     def __torch_function__(
