@@ -17,6 +17,7 @@ from chiasm.cohorts.cases import Case
 from chiasm.cohorts.splits import (
     Split,
     check_disjoint,
+    choose_folds,
     find_duplicates,
     leave_one_site_out,
     make_split,
@@ -47,6 +48,36 @@ def cohorts(draw: st.DrawFn, least: int = 1) -> list[Case]:
 
 def subjects(cases: list[Case], ids: tuple[str, ...]) -> set[str]:
     return {c.subject for c in cases if c.id in ids}
+
+
+@pytest.mark.parametrize(
+    ("subjects", "folds", "roles"),
+    [
+        (2, 2, (1, 0, 1)),
+        (3, 3, (1, 1, 1)),
+        (6, 6, (4, 1, 1)),
+        (9, 9, (6, 2, 1)),
+        (10, 5, (6, 2, 2)),
+        (30, 5, (19, 5, 6)),
+    ],
+)
+def test_few_subjects_are_tested_one_by_one_so_that_most_of_them_train(
+    subjects: int, folds: int, roles: tuple[int, int, int]
+) -> None:
+    """With five folds of six subjects two would test and three train."""
+    cases = [case(f"p{number:02d}") for number in range(subjects)]
+    split = make_split(cases, folds="auto", fold=0, validation=0.2, seed=0)
+    assert tuple(map(len, (split.train, split.validation, split.test))) == roles
+    assert choose_folds("auto", subjects) == folds
+    assert split == make_split(cases, folds=folds, fold=0, validation=0.2, seed=0)
+    with pytest.raises(CohortError, match=rf"fold {folds} does not exist among {folds} folds"):
+        make_split(cases, folds="auto", fold=folds, validation=0.2, seed=0)
+
+
+def test_a_locked_test_set_is_not_counted_among_the_subjects_of_folds() -> None:
+    cases = [case(f"p{number}") for number in range(6)]
+    split = make_split(cases, folds="auto", fold=0, validation=0.2, seed=0, locked=0.2)
+    assert tuple(map(len, (split.train, split.validation, split.test, split.locked))) == (3, 1, 1, 1)
 
 
 @settings(deadline=None)

@@ -21,12 +21,13 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_verdict_is_the_split_that_a_training_makes(cohort: Path, tmp_path: Path) -> None:
     found = inspect_folder(cohort, ["t1"], "t2")
-    recipe = make_recipe("A7", "tiny", {"data.sources": ("t1",), "data.target": "t2", "data.patch": 32})
+    asked = {"data.sources": ("t1",), "data.target": "t2", "data.patch": 32, "split.folds": "auto"}
+    recipe = make_recipe("A7", "tiny", asked)
     split = chiasm.plan(cohort, recipe, tmp_path / "run", say=lambda _: None).split
     counts = [len(part) for part in (split.train, split.validation, split.test)]
     assert found.verdict == (
         "usable: 6 of 6 pairs of t1 and t2, of 6 subjects",
-        "chiasm train would take {} for training, {} for validation, {} for testing (fold 0 of 5, by subject)".format(
+        "chiasm train would take {} for training, {} for validation, {} for testing (fold 0 of 6, by subject)".format(
             *counts
         ),
         f"next: chiasm train '{cohort}' --source t1 --target t2 -o RUN",
@@ -40,7 +41,11 @@ def test_a_pair_that_cannot_be_used_is_not_counted_and_too_few_subjects_are_told
     broken.write_bytes(broken.read_bytes()[:500])
     verdict = inspect_folder(folder, ["t1"], "t2").verdict
     assert verdict[0] == "usable: 3 of 4 pairs of t1 and t2, of 3 subjects"
-    assert "5 folds need at least 5 subjects" in verdict[1] and "--folds 3" in verdict[1] and len(verdict) == 2
+    assert "1 for training, 1 for validation, 1 for testing (fold 0 of 3" in verdict[1]
+    for path in sorted(folder.rglob("*_t2.nii.gz"))[1:3]:
+        path.write_bytes(path.read_bytes()[:500])
+    verdict = inspect_folder(folder, ["t1"], "t2").verdict
+    assert "2 folds need at least 2 subjects" in verdict[1] and "--folds 1" in verdict[1] and len(verdict) == 2
 
 
 def test_without_a_pair_there_is_no_verdict(cohort: Path) -> None:

@@ -131,16 +131,21 @@ class SplitSettings(Section):
     OLD_NAMES: ClassVar[Mapping[str, str]] = {"sealed": "locked"}
 
     by: Literal["subject", "site"] = "subject"  # site: each fold tests one site, in the order of their names
-    folds: Annotated[int, Field(ge=1, le=10_000)] = 5  # 1: no test set, every case trains or validates
+    folds: Auto | Annotated[int, Field(ge=1, le=10_000)] = 5  # 1: no test set; auto: leave one out of few subjects
     fold: Annotated[int, Field(ge=0, lt=10_000)] = 0
     validation: Fraction = 0.2  # share of the subjects that are not tested; at least one
     subject_pattern: str = ""  # whose group is the subject in a case's id; "": as layout and names state
     locked: Annotated[float, Field(ge=0, lt=1)] = 0.0  # share of the subjects in the locked test set, in no fold
     seed: Seed = 0
 
+    @property
+    def described(self) -> str:
+        """The fold in words."""
+        return f"fold {self.fold} of {'as many as suit the subjects' if self.folds == 'auto' else self.folds}"
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.fold >= self.folds:
+        if self.folds != "auto" and self.fold >= self.folds:
             raise ValueError(f"fold {self.fold} does not exist among {self.folds} folds (0 to {self.folds - 1})")
         return self
 

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain, combinations
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,8 @@ from chiasm.cohorts.cases import Case, grouped, repeated
 from chiasm.errors import CohortError, RunError
 from chiasm.storage import read_json, write_json
 
+FOLDS, FEW = 5, 10  # that "auto" makes, of as many subjects or more
+Folds = int | Literal["auto"]
 ROLES = ("train", "validation", "test", "locked")
 REMEDY = (
     "In a run folder, delete it if the data are as they were: the same command writes it anew. "
@@ -72,8 +74,21 @@ class _SplitFile(BaseModel):
     cases: dict[str, _Fact]
 
 
+def choose_folds(asked: Folds, subjects: int) -> int:
+    """Return the number of folds: as asked for, and for "auto" such that few subjects lose few to the test.
+
+    Fewer than `FEW` subjects are tested one by one, so that all others but one that validates can train.
+
+    >>> choose_folds("auto", 6), choose_folds("auto", 30), choose_folds(3, 6)
+    (6, 5, 3)
+    """
+    if asked != "auto":
+        return asked
+    return FOLDS if subjects >= FEW else max(2, subjects)
+
+
 def make_split(
-    cases: Iterable[Case], *, folds: int, fold: int, validation: float, seed: int, locked: float = 0.0
+    cases: Iterable[Case], *, folds: Folds, fold: int, validation: float, seed: int, locked: float = 0.0
 ) -> Split:
     """Split cases by subject, with each site spread evenly over the roles.
 
@@ -84,7 +99,7 @@ def make_split(
 
     Args:
         cases: Cases with unique ids, in any order.
-        folds: Number of folds; 1 leaves the test set empty.
+        folds: Number of folds; 1 leaves the test set empty; "auto" as `choose_folds` says of the free subjects.
         fold: Which fold is the test set, in [0, folds).
         validation: Share in [0, 1] of the subjects that are not tested; at
             least one validates where two remain, and at least one trains.
@@ -97,7 +112,8 @@ def make_split(
             or a manifest gives one subject two roles.
         ValueError: If `fold` is not among `folds`, or `validation` is no share.
     """
-    if not (0 <= fold < folds and 0 <= validation <= 1 and 0 <= locked < 1):
+    is_fold = fold >= 0 and (folds == "auto" or fold < folds)
+    if not (is_fold and 0 <= validation <= 1 and 0 <= locked < 1):
         raise ValueError(f"fold {fold} of {folds}, validation {validation} or locked {locked} is out of range")
     cases = list(cases)
     fixed = _fixed_roles(cases)
@@ -105,7 +121,7 @@ def make_split(
     free = _without(_order_subjects(site_of, seed), fixed)
     kept = _locked(free, locked)
     free = _without(free, kept)
-    tested = _tested(free, fixed, fold, folds)
+    tested = _tested(free, fixed, fold, choose_folds(folds, len(free)))
     roles = {**dict.fromkeys(tested, "test"), **dict.fromkeys(kept, "locked"), **fixed}
     return _with_validation(cases, roles, _without(free, tested), validation)
 
@@ -126,6 +142,10 @@ def _fold_of(free: Sequence[str], fold: int, folds: int) -> Sequence[str]:
         fewer = f"Use chiasm train or chiasm run --folds {len(free)}; in a study, folds = {len(free)}."
         none = "Use chiasm train --folds 1, which leaves the test set empty."
         raise _too_few(f"{folds} folds need at least {folds} subjects", free, fewer if len(free) > 1 else none)
+    if fold >= folds:  # of "auto" alone: a number that was asked for is checked with the fold
+        raise CohortError(
+            f"fold {fold} does not exist among {folds} folds", reason="fold", expected=f"0 to {folds - 1}"
+        )
     return free[fold::folds]
 
 

@@ -288,7 +288,7 @@ def complete(
     check_output(out)
     selection = found.selection((), reading, people=people)
     recipe = RecipeOptions(
-        source, target, method=method, size=size, steps=steps, folds=folds, seed=seed, settings=settings
+        source, target, method=method, size=size, steps=steps, folds=str(folds), seed=seed, settings=settings
     ).recipe(reading, selection)
     from chiasm.studies.completion import complete as run_completion
 

@@ -215,8 +215,13 @@ class RecipeOptions:
     ] = None
     fold: Annotated[int, typer.Option("--fold", help="Fold that is the test set.", rich_help_panel="Run")] = 0
     folds: Annotated[
-        int, typer.Option("--folds", help="Folds by subject; 1 keeps no test set.", rich_help_panel="Run")
-    ] = 5
+        str,
+        typer.Option(
+            "--folds",
+            help="Folds by subject; 1 keeps no test set; auto: 5, or one subject each of fewer than 10.",
+            rich_help_panel="Run",
+        ),
+    ] = "auto"
     seed: Annotated[int, typer.Option("--seed", help="Seed of weights and batches.", rich_help_panel="Run")] = 0
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="Any setting: --set loss.norm=l1.", rich_help_panel="Expert")

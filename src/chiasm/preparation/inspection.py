@@ -13,7 +13,7 @@ from chiasm.cohorts.cases import Case, Cohort, Problem, volume_stem
 from chiasm.cohorts.dicom_patients import Selection
 from chiasm.cohorts.discovery import count_modalities, find_cohort, select_cases
 from chiasm.cohorts.gathering import notes_in_lines
-from chiasm.cohorts.splits import make_split
+from chiasm.cohorts.splits import choose_folds, make_split
 from chiasm.errors import CohortError
 from chiasm.preparation.examination import ExaminedCase, examine_case
 from chiasm.progress import Progress, counted
@@ -157,13 +157,13 @@ def _verdict(root: Path, usable: Sequence[Case], all_pairs: int, sources: Sequen
     settings = SplitSettings()
     shares = {"validation": settings.validation, "locked": settings.locked}
     try:
-        split = make_split(usable, folds=settings.folds, fold=settings.fold, seed=settings.seed, **shares)
+        split = make_split(usable, folds="auto", fold=settings.fold, seed=settings.seed, **shares)
     except CohortError as error:
         yield f"chiasm train would not split them as it is: {error.what}. {error.hint or ''}".rstrip()
         return
     yield (
         f"chiasm train would take {len(split.train)} for training, {len(split.validation)} for validation, "
-        f"{len(split.test)} for testing (fold {settings.fold} of {settings.folds}, by subject)"
+        f"{len(split.test)} for testing (fold {settings.fold} of {choose_folds('auto', people)}, by subject)"
     )
     yield f"next: chiasm train {shlex.quote(str(root))} --source {names} --target {target} -o RUN"
 

@@ -80,7 +80,7 @@ def _chosen(found: Evidence) -> Iterator[str]:
         f"makes {plan.target} of {' + '.join(plan.sources)}."
     )
     if found.roles_in_words:
-        fold = f"fold {recipe.split.fold} of {recipe.split.folds}, by {recipe.split.by}"
+        fold = f"{recipe.split.described}, by {recipe.split.by}"
         yield f"Cases: {found.roles_in_words} ({fold})."
     for name in plan.reasons:
         if name not in NOT_NAMED:

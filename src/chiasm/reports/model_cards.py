@@ -138,7 +138,7 @@ class _Read:
         yield "images", f"{' + '.join(plan.sources)} to {plan.target}"
         yield "data", _describe_data(self.splits, self.evidence)
         rule = "folds by site" if recipe.split.by == "site" else "folds by subject"
-        yield "split", f"{rule}, fold {recipe.split.fold} of {recipe.split.folds}, seed {recipe.split.seed}"
+        yield "split", f"{rule}, {recipe.split.described}, seed {recipe.split.seed}"
         yield "limits", "; ".join(_limits(plan, self.model))
         environment = read_facts(self.model.parent / "environment.json")
         yield "made with", f"chiasm {environment['chiasm']}" if "chiasm" in environment else "not noted"

@@ -19,7 +19,7 @@ from typing import NamedTuple
 from chiasm import __version__
 from chiasm.checksums import sha256_of
 from chiasm.cohorts.cases import MODALITIES, Case, Cohort, Problem, role_of
-from chiasm.cohorts.splits import ROLES, Split, make_split
+from chiasm.cohorts.splits import ROLES, Folds, Split, choose_folds, make_split
 from chiasm.errors import CohortError, RecipeError
 from chiasm.evaluation.predictions import score_folder
 from chiasm.evaluation.rows import Row, read_evaluation, write_evaluation
@@ -104,7 +104,7 @@ def _most_shared(pairs: Sequence[Case], gaps: Sequence[Case], recipe: Recipe) ->
     """Return the further modality that most cases on both sides have; without one, the first source."""
     others = set(chain.from_iterable(case.images for case in gaps)) - set(recipe.data.modalities)
     order = sorted(others, key=lambda name: (_RANKS.get(name, len(_RANKS)), name))
-    fewest = max(recipe.split.folds, FEWEST_SUBJECTS)
+    fewest = max(choose_folds(recipe.split.folds, FEWEST_SUBJECTS), FEWEST_SUBJECTS)
     usable = [name for name in order if len({case.subject for case in _having(name, pairs)}) >= fewest]
     shared = {name: _count_shared(name, pairs, gaps) for name in usable}
     return max(shared, key=shared.__getitem__, default=recipe.data.sources[0])
@@ -131,7 +131,7 @@ def assign(pairs: Sequence[Case], gaps: Sequence[Case], task: Task, recipe: Reci
     return tuple(folds)
 
 
-def _count_folds(able: Sequence[Case], folds: int) -> int:
+def _count_folds(able: Sequence[Case], folds: Folds) -> int:
     """Return how many folds there are: one where a manifest says who is tested, else as many as were asked for."""
     if any(case.split == "test" for case in able):
         return 1
@@ -139,7 +139,7 @@ def _count_folds(able: Sequence[Case], folds: int) -> int:
         raise RecipeError(
             "the utility needs test subjects", reason="folds", hint="Use --folds 2 or more, or --utility none."
         )
-    return folds
+    return choose_folds(folds, len({case.subject for case in able}))
 
 
 def _fold(number: int, split: Split, able: Sequence[Case], pairs: Sequence[Case], gaps: Sequence[Case]) -> Fold:

@@ -19,6 +19,7 @@ from chiasm.cohorts.gathering import notes_in_lines
 from chiasm.cohorts.relatives import with_subjects
 from chiasm.cohorts.splits import (
     ROLES,
+    Folds,
     Split,
     assign_folds,
     leave_one_site_out,
@@ -207,6 +208,8 @@ def plan_cases(
     paired = paired_names(recipe, split)
     _check_same_split(folder / "splits.json", split)
     say("split by subject: " + ", ".join(f"{len(names)} {role}" for role in ROLES if (names := getattr(split, role))))
+    if recipe.split.folds == "auto" and split.test:
+        say(_describe_held_out(split))
     lone = _find_unpaired(found, recipe, split, examined, say)
     usable = _gather_usable(aligned, examined, lone)
     for problem in usable.problems:
@@ -225,6 +228,15 @@ def plan_cases(
     if before is None:
         write_plan(folder / "plan.toml", plan)
     return PlannedRun(Run(folder, plan, split, usable.problems), recipe, usable, paired)
+
+
+def _describe_held_out(split: Split) -> str:
+    """Say which cases no weights learn from, and what that is for."""
+    validating = f"; {', '.join(split.validation)} to stop what goes wrong and to calibrate the expected error"
+    return (
+        f"held out: {', '.join(split.test)} for the test, so that the report is of images that nothing was fitted to"
+        f"{validating if split.validation else ''} (--folds 1 tests none)"
+    )
 
 
 def _named_images(recipe: Recipe) -> tuple[str, ...]:
@@ -249,7 +261,7 @@ def _split_cases(cohort: Cohort, recipe: Recipe) -> Split:
     settings, cases = recipe.split, cohort.cases
     shares = {"validation": settings.validation, "locked": settings.locked}
     if settings.by == "site":
-        site = _check_sites(cohort, settings.folds)[settings.fold]
+        site = _choose_site(cohort, settings.folds, settings.fold)
         split = leave_one_site_out(cases, site, seed=settings.seed, **shares)
     else:
         split = make_split(cases, folds=settings.folds, fold=settings.fold, seed=settings.seed, **shares)
@@ -259,18 +271,18 @@ def _split_cases(cohort: Cohort, recipe: Recipe) -> Split:
     return split
 
 
-def _check_sites(cohort: Cohort, folds: int) -> Sequence[str]:
-    """Return the sites, one for each fold."""
+def _choose_site(cohort: Cohort, folds: Folds, fold: int) -> str:
+    """Return the site that a fold tests, where there is one fold for each site."""
     sites = sites_of(cohort.cases)
-    if len(sites) != folds:
+    if folds not in ("auto", len(sites)) or fold >= len(sites):
         raise CohortError(
             "folds by site need one fold for each site",
             path=cohort.root,
             reason="sites",
-            found=f"{folds} folds",
+            found=f"{folds} folds" if folds != "auto" else f"fold {fold}",
             expected=f"{len(sites)}: {', '.join(sites)}",
         )
-    return sites
+    return sites[fold]
 
 
 def _check_same_split(path: Path, split: Split) -> None:
