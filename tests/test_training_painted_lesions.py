@@ -183,4 +183,4 @@ def test_size_small_varies_half_of_the_patches_where_that_was_measured(
     plain = recipe.model_copy(update={"training": recipe.training.model_copy(update={"class_share": 0.25})})
     assert varied_shares(plain, plan).classes == 0.25
     tiny = make_recipe("l2", "tiny", {name: value for name, value in changes.items() if name not in BOTH_AUTO})
-    assert varied_shares(tiny, plan) == (0.0, 0.0, "")
+    assert varied_shares(tiny, plan) == (0.0, 0.0, 0.0, "")

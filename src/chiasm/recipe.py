@@ -18,6 +18,7 @@ from chiasm.storage import read_toml, write_toml
 
 LEAST_PATCH = 16  # voxels
 LEAST_SPACING, MOST_SPACING = 0.001, 100.0  # mm
+CHANGING = ("class_share", "painted_share", "simulated_share")  # shares of the patches whose source is changed
 MOST_LETTERS = 32  # of a modality, which is part of a file's name
 
 
@@ -273,6 +274,7 @@ class Training(Section):
     transplant: Literal["random", "difficulty"] = "random"  # difficulty: lesions that M finds hard come more often
     class_share: Auto | Fraction = 0.0  # patches in which each class of tissue is shifted in the source; auto: a half
     painted_share: Auto | Fraction = 0.0  # patches into which a lesion is painted, in source and target; auto: likewise
+    simulated_share: Auto | Fraction = 0.0  # patches of simulated patients: a tumour grown in a training case's anatomy
     augment: bool = True
     intensity_jitter: Annotated[float, Field(ge=0, le=1)] = 0.1  # of the source's scale and offset
     validations: Annotated[int, Field(ge=1, le=1000)] = 8
@@ -305,7 +307,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _varies_what_is_shown(self) -> Self:
-        varied = [name for name in ("class_share", "painted_share") if getattr(self.training, name) not in (0, "auto")]
+        varied = [name for name in CHANGING if getattr(self.training, name) not in (0, "auto")]
         if varied and (self.data.histogram or self.data.task == "super-resolution"):
             raise ValueError(
                 f"training.{varied[0]} changes the source's intensities: it goes neither with data.histogram, whose "

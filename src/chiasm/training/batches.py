@@ -20,10 +20,13 @@ from torch import Tensor
 
 from chiasm.preparation.arrays import PreparedCase
 from chiasm.training.classes import CLASSES, TissueClasses
+from chiasm.training.grown_lesions import GrownLesion
 from chiasm.training.painted_lesions import Block, LesionPainter, paint
+from chiasm.training.simulated_patches import simulate
 
 TRIES = 16  # draws before a patch centre outside the mask is accepted
 CLASS_SHIFT = 0.4  # SD of a class's shift, normalised units
+ON_TUMOUR = 0.7  # of the patches of simulated patients
 RIM_VOXELS = 1.5  # sigma of a transplanted lesion's soft rim
 
 Voxel = tuple[int, int, int]
@@ -51,10 +54,12 @@ class Variation(NamedTuple):
     Attributes:
         classes: Of tissue, to be shifted in the source, or None.
         painter: Of lesions, in source and target, or None.
+        grown: Tumours of simulated patients, of each case; none without such patients.
     """
 
     classes: TissueClasses | None = None
     painter: LesionPainter | None = None
+    grown: Sequence[Sequence[GrownLesion]] = ()
 
 
 NO_VARIATION = Variation()
@@ -73,6 +78,7 @@ class Place:
         donor: Case and voxel of a lesion that is transplanted into the middle of the patch, or None.
         shifts: Of each source's classes of tissue, normalised units, shape (C, CLASSES), or None.
         painted: Seed of a simulated lesion that is painted into the patch, or None.
+        simulated: Which tumour of the case a simulated patient has, and the seed of all else of him; or None.
     """
 
     case: int
@@ -83,6 +89,7 @@ class Place:
     donor: tuple[int, Voxel] | None = None
     shifts: tuple[tuple[float, ...], ...] | None = None
     painted: int | None = None
+    simulated: tuple[int, int] | None = None
 
 
 def lesion_voxels(cases: Sequence[PreparedCase], most: int = 20_000) -> list[NDArray[np.int32]]:
@@ -107,6 +114,7 @@ class Sampling:
         transplant_share: Probability that a patch is given a lesion of another case.
         class_share: Probability that each class of tissue of a patch is shifted in the source.
         painted_share: Probability that a simulated lesion is painted into a patch.
+        simulated_share: Probability that a patch is of a simulated patient.
     """
 
     body_share: float
@@ -116,6 +124,7 @@ class Sampling:
     transplant_share: float = 0.0
     class_share: float = 0.0
     painted_share: float = 0.0
+    simulated_share: float = 0.0
 
 
 def draw_places(
@@ -126,6 +135,7 @@ def draw_places(
     count: int,
     rng: np.random.Generator,
     difficulty: Sequence[float] | None = None,
+    grown: Sequence[Sequence[GrownLesion]] = (),
 ) -> list[Place]:
     """Draw `count` patches: some centred in the mask, some on a lesion, the rest anywhere.
 
@@ -137,6 +147,7 @@ def draw_places(
         rng: Source of all randomness.
         difficulty: How hard each case's lesions are, positive: theirs are given
             in proportion.  None gives all cases' alike.
+        grown: Tumours of simulated patients in each case's anatomy.
     """
     with_lesion = [index for index, voxels in enumerate(lesions) if len(voxels)]
     places = [_draw_place(cases, lesions, with_lesion, sampling, rng) for _ in range(count)]
@@ -150,9 +161,10 @@ def draw_places(
     places = _change_some(
         places, sampling.class_share, rng, lambda place: replace(place, shifts=_draw_shifts(len(place.gain), rng))
     )
-    return _change_some(
+    places = _change_some(
         places, sampling.painted_share, rng, lambda place: replace(place, painted=int(rng.integers(2**31)))
     )
+    return _change_some(places, sampling.simulated_share, rng, lambda place: _draw_patient(place, grown, rng))
 
 
 def _change_some(
@@ -160,6 +172,21 @@ def _change_some(
 ) -> list[Place]:
     """Change each place with a probability; a share of 0 draws nothing."""
     return [change(place) if share and rng.random() < share else place for place in places]
+
+
+def _draw_patient(place: Place, grown: Sequence[Sequence[GrownLesion]], rng: np.random.Generator) -> Place:
+    """Make a patch one of a simulated patient: most lie on his tumour, and he has a contrast of his own."""
+    lesions = grown[place.case]
+    index, seed = int(rng.integers(len(lesions))), int(rng.integers(2**31))
+    centre = _draw_voxel(lesions[index].centres, rng)
+    return replace(
+        place,
+        centre=centre if rng.random() < ON_TUMOUR else place.centre,
+        donor=None,
+        shifts=_draw_shifts(len(place.gain), rng),
+        painted=None,
+        simulated=(index, seed),
+    )
 
 
 def _draw_shifts(sources: int, rng: np.random.Generator) -> tuple[tuple[float, ...], ...]:
@@ -283,6 +310,10 @@ def _take(case: PreparedCase, place: Place, slices: int, variation: Variation, o
     """Cut a patch out of one case into source, target, mask and lesion, with intensities and sides as `place` says."""
     patch = out[0].shape[1:]
     block = _vary(_cut(case, place, patch, slices), place, variation, len(patch))
+    if place.simulated is not None and variation.painter is not None:
+        index, seed = place.simulated
+        shares = _tumour(case, place, variation.grown[place.case][index], patch, slices)
+        block = simulate(variation.painter, place.case, block, shares, _axes_mm(variation.painter, len(patch)), seed)
     size = block.mask.shape[-len(patch) :]
     source, *others = (_room(part, size, place.flip) for part in out)
     _jitter(block.source, block.mask, _jitter_of(case, place), source.reshape(block.source.shape))
@@ -307,9 +338,8 @@ def _cut(case: PreparedCase, place: Place, patch: tuple[int, ...], slices: int) 
 
     Where nothing is to be varied, the target and the lesion of the middle slice are enough: (1, I, J).
     """
-    size = (*patch, 1)[:3]
-    start = [min(max(c - s // 2, 0), max(n - s, 0)) for c, s, n in zip(place.centre, size, case.mask.shape)]
-    i, j, k = (slice(a, a + s) for a, s in zip(start, size))
+    start = _start(case, place, patch)
+    i, j, k = (slice(a, a + s) for a, s in zip(start, (*patch, 1)))
 
     def cut(image: NDArray[Any], slices: int) -> NDArray[Any]:
         image = np.asarray(image)[..., i, j, :]
@@ -317,10 +347,16 @@ def _cut(case: PreparedCase, place: Place, patch: tuple[int, ...], slices: int) 
             return image[..., k]
         return np.moveaxis(_near(image, start[2], slices), -1, -3)
 
-    enough = slices if place.shifts is not None or place.painted is not None else 1
+    is_varied = any(change is not None for change in (place.shifts, place.painted, place.simulated))
+    enough = slices if is_varied else 1
     target, mask = cut(case.target, enough), cut(case.mask, slices)
     lesion = np.zeros(target.shape, np.bool_) if case.labels is None else cut(case.labels, enough) > 0
     return Block(cut(case.source, slices), target, mask, lesion)
+
+
+def _start(case: PreparedCase, place: Place, patch: tuple[int, ...]) -> list[int]:
+    """Return the first voxel of a patch along I, J, K."""
+    return [min(max(c - s // 2, 0), max(n - s, 0)) for c, s, n in zip(place.centre, (*patch, 1), case.mask.shape)]
 
 
 def _near(image: NDArray[Any], place: int, slices: int) -> NDArray[Any]:
@@ -333,15 +369,31 @@ def _near(image: NDArray[Any], place: int, slices: int) -> NDArray[Any]:
 
 def _vary(block: Block, place: Place, variation: Variation, dims: int) -> Block:
     """Shift classes of tissue in the source, and paint a lesion into source and target, as `place` says."""
-    classes, painter = variation
+    classes, painter = variation.classes, variation.painter
     if place.shifts is not None and classes is not None:
         moved = len(place.shifts)  # an earlier stage's context stays
         added = classes.shift(place.shifts, block.source[:moved], block.target) * block.mask
         block = block._replace(source=np.concatenate([block.source[:moved] + added, block.source[moved:]]))
     if place.painted is not None and painter is not None:
-        i, j, k = painter.spacing_mm
-        block = paint(painter, place.case, block, (i, j, k) if dims == 3 else (k, i, j), place.painted)
+        block = paint(painter, place.case, block, _axes_mm(painter, dims), place.painted)
     return block
+
+
+def _axes_mm(painter: LesionPainter, dims: int) -> tuple[float, float, float]:
+    """Return the spacing along each axis of a block."""
+    i, j, k = painter.spacing_mm
+    return (i, j, k) if dims == 3 else (k, i, j)
+
+
+def _tumour(
+    case: PreparedCase, place: Place, lesion: GrownLesion, patch: tuple[int, ...], slices: int
+) -> NDArray[np.float32]:
+    """Return what a tumour takes of each voxel of a patch, shape (compartments, *block)."""
+    i, j, k = (np.arange(a, min(a + s, n)) for a, s, n in zip(_start(case, place, patch), (*patch, 1), case.mask.shape))
+    if len(patch) == 3:
+        return lesion.at((i, j, k))
+    near = k[0] + np.arange(slices) - slices // 2
+    return np.moveaxis(lesion.at((i, j, near.clip(0, case.mask.shape[2] - 1))), -1, 1)
 
 
 def _jitter(

@@ -26,6 +26,7 @@ from chiasm.training.batches import Variation, lesion_voxels
 from chiasm.training.classes import find_classes
 from chiasm.training.discriminator_step import step_discriminators, step_global
 from chiasm.training.generator_step import step_generator
+from chiasm.training.grown_lesions import grow_lesions
 from chiasm.training.painted_lesions import make_painter
 from chiasm.training.players import varied_shares
 from chiasm.training.reading import PendingValues, check, is_reading_step, read_values, watch
@@ -176,7 +177,7 @@ class Learner:
 def _make_variation(recipe: Recipe, plan: Plan, training: Sequence[PreparedCase]) -> Variation:
     """Find what patches need to vary images of the training cases, as far as the recipe asks for it."""
     shares, contrasts = varied_shares(recipe, plan), (*plan.sources, plan.target)
-    return Variation(
-        find_classes(training, recipe.training.seed) if shares.classes else None,
-        make_painter(training, contrasts, plan.spacing_mm) if shares.painted else None,
-    )
+    classes = find_classes(training, recipe.training.seed) if shares.classes or shares.simulated else None
+    painter = make_painter(training, contrasts, plan.spacing_mm) if shares.painted or shares.simulated else None
+    grown = grow_lesions(training, painter, recipe.training.seed) if painter and shares.simulated else ()
+    return Variation(classes, painter, grown)

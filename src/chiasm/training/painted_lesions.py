@@ -120,17 +120,52 @@ def paint(painter: LesionPainter, case: int, block: Block, axes_mm: Sequence[flo
     if not len(inside):
         return block
     shares = draw_shape(block.mask.shape, inside[rng.integers(len(inside))], axes_mm, rng)
-    levels = _draw_levels(painter.contrasts, rng)  # (images, compartments)
-    sigma = TEXTURE_MM / min(axes_mm)
-    shared = smooth_noise(rng, block.mask.shape, sigma)
+    appearance = Appearance(_draw_levels(painter.contrasts, rng), TEXTURE, TEXTURE_MM / min(axes_mm), KEPT)
+    return fill(block, painter.ends[case], shares, appearance, rng)
+
+
+class Appearance(NamedTuple):
+    """How a lesion looks.
+
+    Attributes:
+        levels: Of each image and compartment, from fluid (0) to white matter (1), shape (images, COMPARTMENTS).
+        texture: SD of a smooth texture inside, on the same scale.
+        texture_voxels: Its width.
+        kept: Share of the tissue's own structure that goes on in it.
+    """
+
+    levels: NDArray[np.float32]
+    texture: float
+    texture_voxels: float
+    kept: float
+
+
+def fill(
+    block: Block,
+    ends: NDArray[np.float32],
+    shares: NDArray[np.float32],
+    appearance: Appearance,
+    rng: np.random.Generator,
+) -> Block:
+    """Fill what compartments take of a block with their brightness; the block's other arrays stay as they are.
+
+    Args:
+        block: The patch; channels of the source beyond the contrasts stay.
+        ends: Intensity of fluid and of white matter in each of the case's images, shape (images, 2).
+        shares: Of each voxel, shape (COMPARTMENTS, *block); changed in place.
+        appearance: Of the lesion.
+        rng: Where its texture comes from.
+    """
+    shape, sigma = block.mask.shape, appearance.texture_voxels
+    shared = smooth_noise(rng, shape, sigma)
     source = block.source.copy()
-    images = [*source[: len(painter.contrasts) - 1], block.target]
-    shares[0] *= 1 - _like_fluid(images, painter.ends[case])  # oedema stays out of ventricles and sulci
+    images = [*source[: len(ends) - 1], block.target]
+    shares[0] *= 1 - _like_fluid(images, ends)  # oedema stays out of ventricles and sulci
     whole = shares.sum(axis=0) * block.mask
-    for image, level, (fluid, white) in zip(images, levels, painter.ends[case], strict=True):
-        texture = np.float32(TEXTURE / np.sqrt(2)) * (shared + smooth_noise(rng, block.mask.shape, sigma))
+    for image, level, (fluid, white) in zip(images, appearance.levels, ends, strict=True):
+        texture = np.float32(appearance.texture / np.sqrt(2)) * (shared + smooth_noise(rng, shape, sigma))
         inner = np.tensordot(level, shares, axes=1) + texture * whole  # of the way from fluid to white matter
-        painted = whole * fluid + inner * (white - fluid) + KEPT * whole * (image - white)
+        painted = whole * fluid + inner * (white - fluid) + appearance.kept * whole * (image - white)
         made = np.where(block.mask, (1 - whole) * image + painted, image).astype(np.float32)
         if image is block.target:
             target = made
@@ -183,12 +218,21 @@ def _draw_levels(contrasts: Sequence[str], rng: np.random.Generator) -> NDArray[
 
 
 @lru_cache(maxsize=64)
+def tissue_levels(contrast: str) -> tuple[float, float, float]:
+    """Return where protocols show fluid (0), grey and white matter (1), on average."""
+    return 0.0, float(np.mean([_levels(contrast, site, ("gm",)) for site in range(len(SITES))])), 1.0
+
+
+@lru_cache(maxsize=64)
 def levels_of(contrast: str, site: int) -> tuple[float, ...]:
     """Return where a protocol shows each compartment: 0 as cerebrospinal fluid, 1 as white matter."""
+    return _levels(contrast, site, COMPARTMENTS)
+
+
+def _levels(contrast: str, site: int, materials: Sequence[str]) -> tuple[float, ...]:
     one, zero = np.ones(1, np.float32), np.zeros(1, np.intp)
-    brightness = {
-        name: signal(contrast, SITES[site], [Voxels(MATERIALS[name], zero, one, one, one)], (1,)).item()
-        for name in ("csf", "wm", *COMPARTMENTS)
-    }
-    fluid, white = brightness["csf"], brightness["wm"]
-    return tuple((brightness[name] - fluid) / (white - fluid) for name in COMPARTMENTS)
+    fluid, white, *others = (
+        signal(contrast, SITES[site], [Voxels(MATERIALS[name], zero, one, one, one)], (1,)).item()
+        for name in ("csf", "wm", *materials)
+    )
+    return tuple((brightness - fluid) / (white - fluid) for brightness in others)

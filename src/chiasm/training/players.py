@@ -104,11 +104,13 @@ class Shares(NamedTuple):
     Attributes:
         classes: In which each class of tissue is shifted in the source.
         painted: Into which a simulated lesion is painted.
+        simulated: That are of simulated patients.
         reason: In words; empty where the recipe gives numbers.
     """
 
     classes: float
     painted: float
+    simulated: float
     reason: str
 
 
@@ -117,11 +119,13 @@ def varied_shares(recipe: Recipe, plan: Plan) -> Shares:
 
     A half where all images are MR contrasts of a brain that was cut out, for which it was measured, and none elsewhere.
     """
-    asked = (recipe.training.class_share, recipe.training.painted_share)
+    training = recipe.training
+    asked = (training.class_share, training.painted_share, training.simulated_share)
     why_not = _why_not(recipe, plan)
-    classes, painted = ((0.0 if why_not else AUTO_SHARE) if share == "auto" else share for share in asked)
+    usual = 0.0 if why_not else AUTO_SHARE
+    classes, painted, simulated = (usual if share == "auto" else share for share in asked)
     why = why_not or f"sources and target are all among {', '.join(CONTRASTS)}, and the brain was cut out"
-    return Shares(classes, painted, why if "auto" in asked else "")
+    return Shares(classes, painted, simulated, why if "auto" in asked else "")
 
 
 def _why_not(recipe: Recipe, plan: Plan) -> str:
@@ -140,14 +144,15 @@ def _why_not(recipe: Recipe, plan: Plan) -> str:
 def _check_painted(recipe: Recipe) -> None:
     """Refuse to paint lesions in a modality whose lesions are not known."""
     contrasts = (*recipe.data.sources, recipe.data.target)
-    if recipe.training.painted_share not in (0, "auto") and not is_paintable(contrasts):
-        raise RecipeError(
-            "training.painted_share paints lesions of a brain, and not in every modality",
-            reason="contrast",
-            found=", ".join(contrasts),
-            expected=", ".join(CONTRASTS),
-            hint="Set training.painted_share to 0.",
-        )
+    for name in ("painted_share", "simulated_share"):
+        if getattr(recipe.training, name) not in (0, "auto") and not is_paintable(contrasts):
+            raise RecipeError(
+                f"training.{name} shows lesions of a brain, and not in every modality",
+                reason="contrast",
+                found=", ".join(contrasts),
+                expected=", ".join(CONTRASTS),
+                hint=f"Set training.{name} to 0.",
+            )
 
 
 def _check_coding(recipe: Recipe) -> None:

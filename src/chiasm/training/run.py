@@ -261,8 +261,9 @@ def describe(recipe: Recipe, plan: Plan) -> list[str]:
         lines.append(f"{name}: {reason}" if short else f"{name} = {_plain(value)}: {reason}")
     if (shares := varied_shares(recipe, plan)).reason:
         lines.append(
-            f"training: {100 * shares.classes:.0f} % of the patches with shifted classes of tissue, "
-            f"{100 * shares.painted:.0f} % with a painted lesion: {shares.reason}"
+            f"training: {100 * shares.simulated:.0f} % of the patches of simulated patients; of the others "
+            f"{100 * shares.classes:.0f} % with shifted classes of tissue, {100 * shares.painted:.0f} % with a painted "
+            f"lesion: {shares.reason}"
         )
     cost = plan.expected or estimate_cost(recipe, plan)
     lines.append(

@@ -38,9 +38,18 @@ def draw(setting: Setting, state: TrainingState, step: int, phase: Phase, turn: 
         training.transplant_share,
         shares.classes,
         shares.painted,
+        shares.simulated,
     )
     difficulty = lesion_difficulty(setting, state)
-    places = draw_places(setting.cases, setting.lesions, sampling, count=training.batch, rng=rng, difficulty=difficulty)
+    places = draw_places(
+        setting.cases,
+        setting.lesions,
+        sampling,
+        count=training.batch,
+        rng=rng,
+        difficulty=difficulty,
+        grown=setting.variation.grown,
+    )
     is_guided = setting.recipe.attention.use != "weight" and phase.attention > 0 and state.is_guiding
     if is_guided and len(state.pool) >= POOL // 4:
         return _drawn_again(places, state.pool, rng)
