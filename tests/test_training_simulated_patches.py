@@ -12,7 +12,7 @@ from chiasm.errors import RecipeError
 from chiasm.methods import make_recipe
 from chiasm.preparation.arrays import PreparedCase
 from chiasm.simulation.anatomy import AIR, CSF, GM, WM
-from chiasm.training import simulated_patches
+from chiasm.training import grown_lesions, simulated_patches
 from chiasm.training.batches import Batch, Place, Sampling, Variation, draw_places, take_batch
 from chiasm.training.grown_lesions import LESIONS, GrownLesion, grow_lesions, tissue_fractions
 from chiasm.training.painted_lesions import LesionPainter, levels_of, make_painter
@@ -60,6 +60,21 @@ def test_tumours_grow_in_white_matter_and_stop_at_fluid(grown: list[list[GrownLe
         assert (lesion.shares >= 0).all() and lesion.shares.sum(axis=0).max() < 1 + 1e-5
         i, j, k = lesion.centres.T
         assert len(i) > 100 and (lesion.shares.sum(axis=0)[i, j, k] > 0.5).all()
+
+
+def test_of_many_cases_some_are_simulated_patients_and_stand_in_for_the_others(
+    grown: list[list[GrownLesion]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grown_lesions, "MOST_CASES", 1)
+    assert [len(some) for some in grow_lesions([case()] * 2, replace(PAINTER, ends=PAINTER.ends.repeat(2, 0)), 3)] == [
+        LESIONS,
+        0,
+    ]
+    sampling = Sampling(1.0, 0.0, augment=True, intensity_jitter=0.1, simulated_share=1.0)
+    rng = np.random.default_rng(5)
+    none: np.ndarray = np.empty((0, 3), np.int32)
+    places = draw_places([case()] * 2, [none] * 2, sampling, count=40, rng=rng, grown=[grown[0], []])
+    assert {one.case for one in places} == {0} and all(one.simulated is not None for one in places)
 
 
 def test_one_seed_grows_the_same_tumours_and_another_others(grown: list[list[GrownLesion]]) -> None:

@@ -176,12 +176,14 @@ def _change_some(
 
 def _draw_patient(place: Place, grown: Sequence[Sequence[GrownLesion]], rng: np.random.Generator) -> Place:
     """Make a patch one of a simulated patient: most lie on his tumour, and he has a contrast of his own."""
-    lesions = grown[place.case]
+    case = place.case if grown[place.case] else int(rng.choice([n for n, some in enumerate(grown) if some]))
+    lesions = grown[case]
     index, seed = int(rng.integers(len(lesions))), int(rng.integers(2**31))
     centre = _draw_voxel(lesions[index].centres, rng)
     return replace(
         place,
-        centre=centre if rng.random() < ON_TUMOUR else place.centre,
+        case=case,
+        centre=centre if case != place.case or rng.random() < ON_TUMOUR else place.centre,
         donor=None,
         shifts=_draw_shifts(len(place.gain), rng),
         painted=None,

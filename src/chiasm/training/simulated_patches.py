@@ -1,7 +1,7 @@
 """Patches of simulated patients: the anatomy of a training case, a tumour that was grown in it, a scanner of its own.
 
 Each patch draws its contrast anew: how bright each compartment of the tumour is in source and target, and how the
-source is shaded, blurred and noisy.  The target outside the tumour stays the patient's own.
+source is shaded and noisy.  The target outside the tumour stays the patient's own.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter1d
 
 from chiasm.simulation.deformation import smooth_noise
 from chiasm.simulation.signals import SITES
@@ -19,9 +18,8 @@ from chiasm.training.painted_lesions import Appearance, Block, LesionPainter, fi
 SPREAD, SHARED_SPREAD = 0.2, 0.15  # SD of a compartment's brightness, of its own and of the lesion's
 TEXTURE, TEXTURE_MM = (0.05, 0.25), (1.5, 6.0)  # SD and width of the texture inside
 KEPT = (0.0, 0.7)  # of the tissue's own structure
-SHADING, SHADING_MM = (0.0, 0.12), 40.0  # SD of the source's shading, as a share of fluid to white matter
-NOISE = (0.0, 0.05)  # likewise
-BLUR = (0.0, 0.8)  # voxels, within the slice
+SHADING, SHADING_MM = (0.0, 0.06), 40.0  # SD of the source's shading, as a share of fluid to white matter
+NOISE = (0.0, 0.03)  # likewise
 
 
 def simulate(
@@ -70,12 +68,7 @@ def _spoil(
     axes_mm: Sequence[float],
     rng: np.random.Generator,
 ) -> None:
-    """Blur, shade and add noise to one source, in place, as another scanner would."""
-    sigma = rng.uniform(*BLUR)
-    made = image
-    if sigma > 0.3:
-        for axis in (-2, -1):
-            made = gaussian_filter1d(made, sigma, axis=axis)
-    made = made + np.float32(scale * rng.uniform(*SHADING)) * smooth_noise(rng, mask.shape, SHADING_MM / min(axes_mm))
+    """Shade one source and add noise to it, in place, as another scanner would."""
+    made = image + np.float32(scale * rng.uniform(*SHADING)) * smooth_noise(rng, mask.shape, SHADING_MM / min(axes_mm))
     made = made + np.float32(scale * rng.uniform(*NOISE)) * rng.standard_normal(mask.shape, dtype=np.float32)
     image[:] = np.where(mask, made, 0)

@@ -1,0 +1,166 @@
+"""What a lever is worth on patients of sites that no training saw, at 2 mm and in half a minute of one core each.
+
+    python benchmarks/coarse_levers.py DATA OUT painted "painted and simulated" --steps 2100 --seeds 0 --also PHANTOMS
+
+DATA is a folder in the layout of BraTS, whose subjects are tested two at a time, in the order of their names; all
+others train, and none validates.  Each arm is one of `ARMS`, so many steps of method l2 at 2 mm, predicted as the mean
+over mirror images.  `levers.judge` scores them on the prepared grid; subjects of PHANTOMS are scored by the first fold
+alone, and only those with a lesion.  Rows go to OUT/judged.csv; the same command goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import mean, median
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from levers import judge
+
+from chiasm.cohorts.cases import Case, Cohort
+from chiasm.cohorts.discovery import find_cohort
+from chiasm.methods import make_recipe
+from chiasm.prediction.engines import Engine, pick_precision
+from chiasm.preparation.arrays import PreparedCase, prepare_cohort
+from chiasm.preparation.plan import Plan
+from chiasm.recipe import Recipe
+from chiasm.training.learner import Learner
+from chiasm.training.loop import make_fabric
+from chiasm.training.run_planning import plan_run
+
+COARSE = ("data.spacing_mm=2", "data.patch=64", "generator.widths=[24, 48, 96]", "generator.average=flip")
+ARMS: dict[str, tuple[str, ...]] = {
+    "plain": ("training.class_share=0", "training.painted_share=0"),
+    "painted": ("training.class_share=0.5", "training.painted_share=0.5"),
+    "painted, lesions twice": (
+        *("training.class_share=0.5", "training.painted_share=0.5"),
+        *("loss.lesion=2", "training.transplant_share=0.25"),
+    ),
+    "simulated": ("training.class_share=0.5", "training.painted_share=0", "training.simulated_share=0.5"),
+    "painted and simulated": (
+        *("training.class_share=0.5", "training.painted_share=0.5"),
+        "training.simulated_share=0.25",
+    ),
+}
+FIELDS = ("arm", "fold", "seed", "cohort", "case", "steps", "seconds", "brain", "WT", "kept")
+
+
+class Folders(NamedTuple):
+    """Where real cases lie, where everything goes, and where simulated patients lie, if any do."""
+
+    data: Path
+    out: Path
+    also: Path | None
+
+
+def recipe_of(arm: str, seed: int, steps: int) -> Recipe:
+    """Return the recipe of an arm."""
+    asked = ["data.sources=['t1']", "data.target=t2", "split.folds=1", "split.validation=0", f"training.seed={seed}"]
+    asked += ["training.validations=1", "training.accelerator=cpu", f"schedule.steps={steps}"]
+    return make_recipe("l2", "small", {}, [*asked, *COARSE, "training.simulated_share=0", *ARMS[arm]])
+
+
+def plan_fold(data: Path, fold: int, out: Path) -> tuple[Plan, Cohort]:
+    """Plan for all subjects but two, which get the role of test cases."""
+    cohort = find_cohort(data)
+    tested = sorted(case.id for case in cohort.cases)[2 * fold : 2 * fold + 2]
+    roles = tuple(replace(case, split="test" if case.id in tested else "train") for case in cohort.cases)
+    fixed = replace(cohort, cases=roles)
+    return plan_run(fixed, recipe_of("plain", 0, 1), out / f"plan-{fold}", say=lambda _: None).plan, fixed
+
+
+def score(learner: Learner, case: PreparedCase) -> dict[str, float]:
+    """Predict a case as a run would, and judge it."""
+    maps = learner.maps(case, Engine(learner.fabric.device, pick_precision("auto", "cpu")))
+    mask, labels, truth = np.asarray(case.mask), np.asarray(case.labels), np.asarray(case.target).astype(float)
+    found = judge(maps.prediction.astype(float), truth, mask, labels > 0)
+    return {name: float(value) for name, value in found.items()}
+
+
+def run_arm(arm: str, fold: int, seed: int, steps: int, folders: Folders) -> list[dict[str, object]]:
+    """Train an arm on a fold, and judge it on cases that it did not see."""
+    kept = folders.out / f"{arm.replace(', ', '-').replace(' ', '-')}-{fold}-{seed}-{steps}.json"
+    if not kept.exists():
+        plan, cohort = plan_fold(folders.data, fold, folders.out)
+        by_role = {
+            role: _prepare([case for case in cohort.cases if case.split == role], plan, folders.out)
+            for role in ("train", "test")
+        }
+        also = _with_lesion(folders.also) if folders.also is not None and fold == 0 else []
+        recipe = recipe_of(arm, seed, steps)
+        fabric = make_fabric(recipe)
+        fabric.launch()
+        start = time.process_time()
+        learner = Learner(recipe, plan, by_role["train"], fabric)
+        for step in range(steps):
+            learner.step(step)
+        named = {"arm": arm, "fold": fold, "seed": seed, "steps": steps}
+        named["seconds"] = round(time.process_time() - start, 1)
+        scored = [("real", case) for case in by_role["test"]]
+        scored += [("simulated", case) for case in _prepare(also, plan, folders.out)]
+        rows = [{**named, "cohort": cohort, "case": case.id, **score(learner, case)} for cohort, case in scored]
+        kept.write_text(json.dumps(rows))
+    found: list[dict[str, object]] = json.loads(kept.read_text())
+    return found
+
+
+def _prepare(cases: Sequence[Case], plan: Plan, out: Path) -> Sequence[PreparedCase]:
+    prepared, problems = prepare_cohort(cases, plan, out / "cache", warn=print)
+    for problem in problems:
+        print(problem.line)
+    return prepared
+
+
+def _with_lesion(folder: Path) -> list[Case]:
+    """Return simulated patients with a tumour."""
+    kinds = {name: note["lesion"] for name, note in json.loads((folder / "cohort.json").read_text())["cases"].items()}
+    return [case for case in find_cohort(folder).cases if kinds[case.id] in ("high", "low")]
+
+
+def main() -> None:
+    """Run the arms, and print a row of a table for each."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("arms", nargs="+", choices=list(ARMS), metavar="ARM")
+    parser.add_argument("--steps", type=int, default=700)
+    parser.add_argument("--folds", type=int, nargs="*", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0])
+    parser.add_argument("--also", type=Path)
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    asked.out.mkdir(parents=True, exist_ok=True)
+    folders = Folders(asked.data, asked.out, asked.also)
+    rows = [
+        row
+        for fold in asked.folds
+        for arm in asked.arms
+        for seed in asked.seeds
+        for row in run_arm(arm, fold, seed, asked.steps, folders)
+    ]
+    with (asked.out / "judged.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, FIELDS)
+        writer.writeheader()
+        writer.writerows(rows)
+    groups: dict[tuple[str, str], list[dict[str, object]]] = defaultdict(list)
+    for row in rows:
+        groups[str(row["arm"]), str(row["cohort"])].append(row)
+    print("| arm | cases | brain | WT | kept, median | n | seconds |\n|---|---|---|---|---|---|---|")
+    for (arm, cohort), own in groups.items():
+        brain, lesion, kept, seconds = (
+            [float(str(row[name])) for row in own] for name in ("brain", "WT", "kept", "seconds")
+        )
+        figures = f"{mean(brain):.3f} | {mean(lesion):.3f} | {100 * median(kept):.0f} % | {len(own)}"
+        print(f"| {arm} | {cohort} | {figures} | {mean(seconds):.0f} |")
+
+
+if __name__ == "__main__":
+    main()
