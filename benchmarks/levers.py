@@ -45,6 +45,7 @@ BEFORE = (
     "optimiser.generator_rate=5e-4",
 )
 FOLDED = ("generator.fold=2", "generator.widths=[24, 48, 96, 192]", "optimiser.generator_rate=1e-3")
+UNVARIED = tuple(f"training.{name}_share=0" for name in ("class", "painted", "simulated"))  # but where an arm says so
 ARMS = {
     "l2 before": ("l2", BEFORE),
     "l2 folded": ("l2", FOLDED),
@@ -67,7 +68,7 @@ def recipe_of(arm: str, fold: int, seed: int, steps: int) -> Recipe:
     method, settings = ARMS[arm]
     asked = ["data.sources=['t1']", "data.target=t2", "split.folds=3", f"split.fold={fold}", f"training.seed={seed}"]
     asked += ["training.validations=1", "training.accelerator=cpu", f"schedule.steps={steps}"]
-    return make_recipe(method, "small", {}, [*asked, *settings])
+    return make_recipe(method, "small", {}, [*asked, *UNVARIED, *settings])
 
 
 def step_costs(arms: Sequence[str], run: Path, data: Path, out: Path) -> dict[str, float]:

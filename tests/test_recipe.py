@@ -37,7 +37,8 @@ def test_an_arm_changes_exactly_the_fields_of_its_row(arm: str) -> None:
 def test_what_size_small_sets_for_our_own_generator_is_not_set_for_others(arm: str, settings: Sequence[str]) -> None:
     own, other = make_recipe("l2"), make_recipe(arm, settings=settings)
     assert (own.generator.fold, own.generator.widths[0], own.optimiser.generator_rate) == (2, 24, 1e-3)
-    assert (own.training.class_share, own.training.painted_share) == ("auto", "auto")
+    training = own.training
+    assert (training.class_share, training.painted_share, training.simulated_share) == ("auto",) * 3
     for name in OWN_SIZES["small"]:
         assert reach(other, name) == reach(Recipe(), name)
     assert make_recipe("l2", settings=["generator.fold=1"]).generator.fold == 1

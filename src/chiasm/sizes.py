@@ -56,5 +56,6 @@ OWN_SIZES: Mapping[str, Changes] = {
         "optimiser.generator_rate": 1e-3,
         "training.class_share": "auto",
         "training.painted_share": "auto",
+        "training.simulated_share": "auto",
     },
 }

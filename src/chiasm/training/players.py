@@ -27,6 +27,7 @@ from chiasm.recipe import LEAST_PATCH, Recipe
 from chiasm.training.painted_lesions import CONTRASTS, is_paintable
 
 AUTO_SHARE = 0.5  # of the patches, where "auto" varies them: docs/results.md
+AUTO_SIMULATED = 0.25  # likewise of simulated patients
 
 
 @dataclass(frozen=True)
@@ -115,15 +116,16 @@ class Shares(NamedTuple):
 
 
 def varied_shares(recipe: Recipe, plan: Plan) -> Shares:
-    """Return what `training.class_share` and `training.painted_share` come to: for "auto" a half, or none.
+    """Return what `class_share`, `painted_share` and `simulated_share` of `training` come to where they are "auto".
 
-    A half where all images are MR contrasts of a brain that was cut out, for which it was measured, and none elsewhere.
+    A half, a half and a quarter where all images are MR contrasts of a brain that was cut out, for which they were
+    measured, and none elsewhere.
     """
     training = recipe.training
     asked = (training.class_share, training.painted_share, training.simulated_share)
     why_not = _why_not(recipe, plan)
-    usual = 0.0 if why_not else AUTO_SHARE
-    classes, painted, simulated = (usual if share == "auto" else share for share in asked)
+    usual = (0.0, 0.0, 0.0) if why_not else (AUTO_SHARE, AUTO_SHARE, AUTO_SIMULATED)
+    classes, painted, simulated = (auto if share == "auto" else share for share, auto in zip(asked, usual))
     why = why_not or f"sources and target are all among {', '.join(CONTRASTS)}, and the brain was cut out"
     return Shares(classes, painted, simulated, why if "auto" in asked else "")
 
