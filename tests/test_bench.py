@@ -129,14 +129,14 @@ def test_the_peak_is_that_of_many_operations_a_second() -> None:
 
 def test_the_command_writes_json_and_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found, page = tmp_path / "rows.json", tmp_path / "speed.md"
-    page.write_text("an old table\n\n## Whole commands\nwritten by hand\n")
+    page.write_text("a table of before\n\n## Whole commands\nwritten by hand\n")
     with pytest.raises(SystemExit) as end:
         main(["bench", "--quick", "--row", "read-nifti", "--json", str(found), "--markdown", str(page)])
     assert end.value.code in (0, None)
     (row,) = json.loads(found.read_text())
     assert {"name", "ratio", "goal", "peer"} <= row.keys() and row["name"] == "read-nifti" and row["ratio"] > 0
     assert "read-nifti" in page.read_text() and "--quick" in page.read_text()
-    assert page.read_text().endswith("\n\n## Whole commands\nwritten by hand\n") and "old" not in page.read_text()
+    assert page.read_text().endswith("\n\n## Whole commands\nwritten by hand\n") and "of before" not in page.read_text()
     assert "read-nifti" in capsys.readouterr().out
 
 

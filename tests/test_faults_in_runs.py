@@ -118,6 +118,14 @@ def test_the_model_of_a_finished_run_is_named_and_written_anew_where_it_is_damag
 SETTINGS = ("plan.toml", "splits.json", "recipe.toml")
 
 
+def parsed(content: bytes) -> object:
+    """Read TOML; None where it is none any more."""
+    try:
+        return tomllib.loads(content.decode())
+    except tomllib.TOMLDecodeError:
+        return None
+
+
 @pytest.mark.parametrize("verb", ["plan", "train"])
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_changed_setting_of_a_run_is_refused_with_its_file(
@@ -129,7 +137,7 @@ def test_a_changed_setting_of_a_run_is_refused_with_its_file(
     for place in rng.choice(numbers, size=6, replace=False):
         before = (run / name).read_bytes()
         flip(run / name, int(place))
-        if name.endswith(".toml") and tomllib.loads((run / name).read_text()) == tomllib.loads(before.decode()):
+        if name.endswith(".toml") and parsed((run / name).read_bytes()) == parsed(before):
             continue  # the 17th digit of a number that needs but 16
         assert command(verb, toy_cohort, run) == 2
         error = capsys.readouterr().err

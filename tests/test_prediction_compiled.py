@@ -108,8 +108,8 @@ def test_networks_of_the_literature_predict_as_torch_does_in_float32(
         ).prediction
         for engine in (TORCH, engine_of(name))
     ]
-    assert 0 < np.abs(made[0] - made[1]).max() <= TOLERANCE * np.ptp(made[0])
-    assert kept(cache)
+    assert np.abs(made[0] - made[1]).max() <= TOLERANCE * np.ptp(made[0])
+    assert kept(cache)  # it was compiled, and an engine that was named is used or refuses
 
 
 @both

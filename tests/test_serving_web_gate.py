@@ -281,7 +281,7 @@ def test_bombs_and_members_that_lead_outside_are_refused(predictor: Predictor, t
     bad = {
         "a.nii.gz": gzip.compress(gzip.decompress(write_scan(tmp_path).read_bytes()) + large),
         "a.zip": zipped({"a.dcm": b"\0" * 128 + b"DICM" + large}),
-        "b.zip": zipped({"../../outside.dcm": b"x", "/etc/outside.dcm": b"x"}),
+        "b.zip": zipped({"../../led-out-of-a-zip.dcm": b"x", "/etc/led-out-of-a-zip.dcm": b"x"}),
         "c.zip": zipped({"a.zip": zipped({"a.dcm": large})}),
     }
     with served(predictor, tmp_path / "jobs", Page(0)) as client:
@@ -290,7 +290,7 @@ def test_bombs_and_members_that_lead_outside_are_refused(predictor: Predictor, t
             assert job["state"] == "failed" and job["error"]["reason"] in REFUSED, job["error"]
             assert "this is a mistake" not in job["error"]["hint"].lower()
         assert client.finish(client.hand_in({"t1": ("b.zip", bad["b.zip"])}))["error"]["reason"] == "zip-slip"
-        assert client.stored() == [] and not list(tmp_path.parent.rglob("outside*"))
+        assert client.stored() == [] and not list(tmp_path.parent.rglob("led-out-of-a-zip*"))
 
 
 def test_names_of_files_become_no_paths(predictor: Predictor, tmp_path: Path) -> None:
