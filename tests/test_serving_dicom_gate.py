@@ -238,7 +238,8 @@ def port(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         process.terminate()
         said, _ = process.communicate(timeout=20)
     assert process.returncode == 0
-    assert f"asked for nothing within {REQUEST_S:g} s were closed: 40" in said
+    closed = re.findall(rf"asked for nothing within {REQUEST_S:g} s were closed: (\d+)", said)
+    assert sum(map(int, closed)) >= 40  # a busy machine closes them in several turns
     assert "an association with SENDER was silent for too long" in said
 
 
