@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from threading import current_thread, main_thread
 from types import FrameType
+
+Handler = Callable[[int, FrameType | None], None]
 
 
 class Stopped(SystemExit):
@@ -24,19 +27,31 @@ def stopping_signals() -> tuple[signal.Signals, ...]:
 
 
 @contextmanager
+def handled(handler: Handler, numbers: Iterable[signal.Signals]) -> Iterator[None]:
+    """Call `handler` where one of the signals comes inside the block; afterwards they mean what they meant before.
+
+    Raises:
+        ValueError: If this is not the main thread.
+    """
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
+
+
+def handled_here(handler: Handler, numbers: Iterable[signal.Signals]) -> AbstractContextManager[None]:
+    """As `handled`; in a thread that is not the main one nothing is done: there the signals are somebody else's."""
+    return handled(handler, numbers) if current_thread() is main_thread() else nullcontext()
+
+
+@contextmanager
 def stoppable() -> Iterator[None]:
     """Raise `Stopped` where SIGTERM or SIGHUP comes inside the block, so that locks and temporaries are removed."""
 
     def stop(number: int, _: FrameType | None) -> None:
         raise Stopped(number)
 
-    try:
-        before = {number: signal.signal(number, stop) for number in stopping_signals() if number != signal.SIGINT}
-    except ValueError:  # not the main thread: signals are somebody else's
+    with handled_here(stop, [number for number in stopping_signals() if number != signal.SIGINT]):
         yield
-        return
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

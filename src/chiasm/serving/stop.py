@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from threading import Event
 
-from chiasm.stopping import stopping_signals
+from chiasm.stopping import handled, stopping_signals
 
 
 class Stop:
@@ -31,11 +30,5 @@ class Stop:
 def until_stopped() -> Iterator[Stop]:
     """Hear the signals that end a server while the block runs."""
     stop = Stop()
-    before = {number: signal.signal(number, stop) for number in stopping_signals()}
-    try:
+    with handled(stop, stopping_signals()), suppress(KeyboardInterrupt):
         yield stop
-    except KeyboardInterrupt:
-        pass
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

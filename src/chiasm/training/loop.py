@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,7 +28,7 @@ from chiasm.preparation.arrays import PreparedCase
 from chiasm.preparation.plan import Plan
 from chiasm.preparation.planning import has_gpu
 from chiasm.recipe import Recipe, Training
-from chiasm.stopping import stopping_signals
+from chiasm.stopping import handled_here, stopping_signals
 from chiasm.training import ranks
 from chiasm.training.checkpoints import load_checkpoint, save_checkpoint
 from chiasm.training.coding import CodingLearner
@@ -337,13 +336,5 @@ def collected_signals() -> Iterator[list[int]]:
     def note(number: int, _: FrameType | None) -> None:
         caught.append(number)
 
-    try:
-        before = {number: signal.signal(number, note) for number in stopping_signals()}
-    except ValueError:  # not the main thread: signals are somebody else's
+    with handled_here(note, stopping_signals()):
         yield caught
-        return
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -26,6 +26,7 @@ from chiasm.volumes.dicom_pixels import PIXEL_TAGS, decode, pixel_format
 from chiasm.volumes.dicom_series import Series
 from chiasm.volumes.dicom_stacks import check_alike, image_axes
 from chiasm.volumes.geometry import LPS_TO_RAS, Geometry, Volume
+from chiasm.volumes.voxels import checked_size
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -80,8 +81,7 @@ def _only_part(series: Series) -> DicomFile:
 def _unmarked(shape: tuple[int, int, int], part: DicomFile, max_bytes: int) -> NDArray[np.uint16]:
     """Return a label map in which nothing is marked, shape (K, rows, columns); refuse one that is too large."""
     columns, rows, count = shape
-    if columns * rows * count * 2 > max_bytes:
-        raise VolumeError("is too large", path=part.place, reason="too-large", found=f"{columns}x{rows}x{count} voxels")
+    checked_size(shape, np.dtype(np.uint16), part.place, max_bytes)
     return np.zeros((count, rows, columns), np.uint16)
 
 

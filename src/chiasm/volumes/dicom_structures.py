@@ -25,6 +25,7 @@ from chiasm.volumes.dicom_files import DicomFile, read_dataset, taming, text, vi
 from chiasm.volumes.dicom_scan import scan_folder_alone, scan_series
 from chiasm.volumes.dicom_series import Series
 from chiasm.volumes.geometry import LPS_TO_RAS, Geometry, Volume
+from chiasm.volumes.voxels import checked_size
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -73,8 +74,7 @@ def read_structure_set(series: Series, *, max_bytes: int = 2 * 2**30) -> Volume:
         structures = list(_structures(dataset, part))
         scans = set(_scans_referred_to(dataset))
     grid = _grid_of(scans, part)
-    if np.prod(grid.shape) > max_bytes:
-        raise VolumeError("is too large", path=part.place, reason="too-large", found=f"{grid.shape} voxels")
+    checked_size(grid.shape, np.dtype(np.uint8), part.place, max_bytes)
     labels = np.zeros(grid.shape, np.uint8)
     groups = labels_in(series.apart, [one.name for one in structures], part)
     for label in range(len(groups), 0, -1):
