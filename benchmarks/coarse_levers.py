@@ -11,19 +11,18 @@ alone, and only those with a lesion.  Rows go to OUT/judged.csv; the same comman
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from statistics import mean, median
+from statistics import mean
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from levers import judge
+from levers import column, figures, judge, write_rows
 
 from chiasm.cohorts.cases import Case, Cohort
 from chiasm.cohorts.discovery import find_cohort
@@ -146,20 +145,13 @@ def main() -> None:
         for seed in asked.seeds
         for row in run_arm(arm, fold, seed, asked.steps, folders)
     ]
-    with (asked.out / "judged.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS)
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows(asked.out / "judged.csv", FIELDS, rows)
     groups: dict[tuple[str, str], list[dict[str, object]]] = defaultdict(list)
     for row in rows:
         groups[str(row["arm"]), str(row["cohort"])].append(row)
     print("| arm | cases | brain | WT | kept, median | n | seconds |\n|---|---|---|---|---|---|---|")
     for (arm, cohort), own in groups.items():
-        brain, lesion, kept, seconds = (
-            [float(str(row[name])) for row in own] for name in ("brain", "WT", "kept", "seconds")
-        )
-        figures = f"{mean(brain):.3f} | {mean(lesion):.3f} | {100 * median(kept):.0f} % | {len(own)}"
-        print(f"| {arm} | {cohort} | {figures} | {mean(seconds):.0f} |")
+        print(f"| {arm} | {cohort} | {figures(own)} | {mean(column(own, 'seconds')):.0f} |")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import csv
 import json
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean, median
 
@@ -158,6 +158,35 @@ def run_arm(arm: str, fold: int, seed: int, steps: int, data: Path, out: Path) -
     ]
 
 
+def write_rows(path: Path, fields: Sequence[str], rows: Sequence[Mapping[str, object]]) -> None:
+    """Write judged cases as CSV."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fields)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def column(rows: Sequence[Mapping[str, object]], name: str) -> list[float]:
+    """Return the numbers of a column."""
+    return [float(str(row[name])) for row in rows]
+
+
+def figures(rows: Sequence[Mapping[str, object]]) -> str:
+    """Return the cells "brain", "WT", "kept, median" and "n" of a table's row."""
+    brain, lesion, kept = (column(rows, name) for name in ("brain", "WT", "kept"))
+    return f"{mean(brain):.3f} | {mean(lesion):.3f} | {100 * median(kept):.0f} % | {len(rows)}"
+
+
+def print_table(head: str, rows: Sequence[Mapping[str, object]]) -> None:
+    """Print a row of a table for each value of the column `head`, with the steps of its trainings."""
+    print(f"| {head} | steps | brain | WT | kept, median | n |\n|---|---|---|---|---|---|")
+    groups: dict[object, list[Mapping[str, object]]] = defaultdict(list)
+    for row in rows:
+        groups[row[head]].append(row)
+    for name, own in groups.items():
+        print(f"| {name} | {own[0]['steps']} | {figures(own)} |")
+
+
 def main() -> None:
     """Run the arms, and print a table row for each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -180,18 +209,8 @@ def main() -> None:
         for arm in asked.arms
         for row in run_arm(arm, fold, seed, steps[arm], asked.data, asked.out)
     ]
-    with (asked.out / "judged.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS)
-        writer.writeheader()
-        writer.writerows(rows)
-    print("| arm | steps | brain | WT | kept, median | n |\n|---|---|---|---|---|---|")
-    by_arm: dict[object, list[dict[str, object]]] = defaultdict(list)
-    for row in rows:
-        by_arm[row["arm"]].append(row)
-    for arm, own in by_arm.items():
-        brain, lesion, kept = ([float(str(row[name])) for row in own] for name in ("brain", "WT", "kept"))
-        figures = f"{mean(brain):.3f} | {mean(lesion):.3f} | {100 * median(kept):.0f} %"
-        print(f"| {arm} | {own[0]['steps']} | {figures} | {len(own)} |")
+    write_rows(asked.out / "judged.csv", FIELDS, rows)
+    print_table("arm", rows)
 
 
 if __name__ == "__main__":

@@ -12,20 +12,17 @@ to OUT/peers.csv; the same command goes on where it stopped.  KonfAI is not amon
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import math
 import time
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from statistics import mean, median
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from levers import judge, judge_folder, read
+from levers import judge, judge_folder, print_table, read, write_rows
 from numpy.typing import NDArray
 from torch import nn
 
@@ -250,18 +247,8 @@ def main() -> None:
         for fold in asked.folds
         for row in run_fold(data, out, asked.methods, Fold(fold, seed, asked.seconds))
     ]
-    with (out / "peers.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS)
-        writer.writeheader()
-        writer.writerows(rows)
-    by_tool: dict[object, list[dict[str, object]]] = defaultdict(list)
-    for row in rows:
-        by_tool[row["tool"]].append(row)
-    print("| tool | steps | brain | WT | kept, median | n |\n|---|---|---|---|---|---|")
-    for tool, own in by_tool.items():
-        brain, lesion, kept = ([float(str(row[name])) for row in own] for name in ("brain", "WT", "kept"))
-        figures = f"{mean(brain):.3f} | {mean(lesion):.3f} | {100 * median(kept):.0f} %"
-        print(f"| {tool} | {own[0]['steps']} | {figures} | {len(own)} |")
+    write_rows(out / "peers.csv", FIELDS, rows)
+    print_table("tool", rows)
 
 
 if __name__ == "__main__":
