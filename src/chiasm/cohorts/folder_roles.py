@@ -18,6 +18,7 @@ from pathlib import PurePosixPath
 from typing import NamedTuple
 
 from chiasm.cohorts.cases import ALIASES, MODALITIES, Case, Cohort, Problem, grouped, only
+from chiasm.cohorts.folder_notes import SPLITS
 
 _WORDS = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -301,7 +302,7 @@ def _free(cases: Iterable[Case]) -> str:
 
 def _counted(cases: Iterable[Case]) -> str:
     counts = Counter(case.split for case in cases)
-    fixed = (_fixed_in_words(counts[role], role) for role in ("train", "validation", "test") if counts[role])
+    fixed = (_fixed_in_words(counts[role], role) for role in SPLITS if counts[role])
     return " and ".join(fixed)
 
 

@@ -27,7 +27,7 @@ from chiasm.cohorts.cases import (
     without_problems,
 )
 from chiasm.cohorts.datalists import is_datalist, rows_of
-from chiasm.cohorts.folder_notes import declared_regions, json_content
+from chiasm.cohorts.folder_notes import SPLITS, declared_regions, json_content
 from chiasm.errors import CohortError, shortened
 from chiasm.names import SAFE_NAME, is_safe_id
 
@@ -54,7 +54,6 @@ def with_unique_ids(root: Path, cases: Iterable[Case]) -> list[Case]:
 
 _RESERVED = {"subject": "subject", "id": "id", "case": "id", "site": "site", "split": "split", "synthetic": "synthetic"}
 _RESERVED |= dict.fromkeys(MASK_NAMES, "mask") | dict.fromkeys(LABEL_NAMES, "labels")
-ROLES = ("train", "validation", "test")
 
 
 def read_manifest(path: Path) -> Cohort:
@@ -152,8 +151,8 @@ def _unsafe_row(row: _Row) -> Problem:
 
 def _split_of(row: _Row) -> str | None:
     split = row.cells.get("split") or None
-    if split not in (None, *ROLES):
-        raise row.refusal("unknown split", "split", split, expected="/".join(ROLES))
+    if split not in (None, *SPLITS):
+        raise row.refusal("unknown split", "split", split, expected="/".join(SPLITS))
     return split
 
 

@@ -17,11 +17,11 @@ from threading import Lock
 from typing import NamedTuple
 
 from chiasm.cohorts.cases import MODALITIES, Case
-from chiasm.cohorts.dicom_patients import WARNINGS, Selection, marks_on, parse_rules
+from chiasm.cohorts.dicom_patients import Selection, parse_rules
 from chiasm.cohorts.folder_notes import MARKS
 from chiasm.cohorts.images import read_image
 from chiasm.errors import ChiasmError, CohortError, VolumeError
-from chiasm.prediction.case_files import write_dicom, write_volumes
+from chiasm.prediction.case_files import warn_of_marks, write_dicom, write_volumes
 from chiasm.prediction.dicom_case import EXPECTED_ERROR
 from chiasm.prediction.folders import Predictor
 from chiasm.prediction.inputs import find_inputs
@@ -166,8 +166,7 @@ def read_scan(handed: Handed, predictor: Predictor) -> ReadScan:
         found = Case(CASE, CASE, images)
     case = replace(found, id=CASE)
     volumes = [read_image(case.images[name], name, predictor.reading) for name in sources]
-    marks = dict.fromkeys(mark for name in sources for mark in marks_on(case, name))
-    return ReadScan(case, volumes, [WARNINGS[mark] for mark in marks])
+    return ReadScan(case, volumes, warn_of_marks(case, sources))
 
 
 def _find(path: Path, sources: Sequence[str], selection: Selection) -> Case:

@@ -120,7 +120,7 @@ def paint(painter: LesionPainter, case: int, block: Block, axes_mm: Sequence[flo
     if not len(inside):
         return block
     shares = draw_shape(block.mask.shape, inside[rng.integers(len(inside))], axes_mm, rng)
-    appearance = Appearance(_draw_levels(painter.contrasts, rng), TEXTURE, TEXTURE_MM / min(axes_mm), KEPT)
+    appearance = Appearance(draw_levels(painter.contrasts, rng, VARIETY), TEXTURE, TEXTURE_MM / min(axes_mm), KEPT)
     return fill(block, painter.ends[case], shares, appearance, rng)
 
 
@@ -210,11 +210,26 @@ def _soft_step(depth: NDArray[np.floating]) -> NDArray[np.floating]:
     return step
 
 
-def _draw_levels(contrasts: Sequence[str], rng: np.random.Generator) -> NDArray[np.float32]:
-    """Draw how far from fluid (0) to white matter (1) each compartment lies, shape (images, COMPARTMENTS)."""
+def draw_levels(
+    contrasts: Sequence[str], rng: np.random.Generator, spread: float, shared_spread: float = 0.0
+) -> NDArray[np.float32]:
+    """Draw how far from fluid (0) to white matter (1) each compartment lies.
+
+    Args:
+        contrasts: Of the images, names of `CONTRASTS`.
+        rng: Draws the hospital's protocol, and what differs from it.
+        spread: SD of each compartment's difference.
+        shared_spread: SD of a difference that all compartments of an image share.
+
+    Returns:
+        Shape (images, COMPARTMENTS).
+    """
     site = int(rng.integers(len(SITES)))
     levels = np.array([levels_of(name, site) for name in contrasts])
-    return np.asarray(levels + VARIETY * rng.normal(size=levels.shape), np.float32)
+    levels = levels + spread * rng.normal(size=levels.shape)
+    if shared_spread:
+        levels = levels + shared_spread * rng.normal(size=(len(levels), 1))
+    return levels.astype(np.float32)
 
 
 @lru_cache(maxsize=64)

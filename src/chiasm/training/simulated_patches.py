@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chiasm.simulation.deformation import smooth_noise
-from chiasm.simulation.signals import SITES
-from chiasm.training.painted_lesions import Appearance, Block, LesionPainter, fill, levels_of
+from chiasm.training.painted_lesions import Appearance, Block, LesionPainter, draw_levels, fill
 
 SPREAD, SHARED_SPREAD = 0.2, 0.15  # SD of a compartment's brightness, of its own and of the lesion's
 TEXTURE, TEXTURE_MM = (0.05, 0.25), (1.5, 6.0)  # SD and width of the texture inside
@@ -42,7 +41,7 @@ def simulate(
     """
     rng = np.random.default_rng(seed)
     appearance = Appearance(
-        _draw_levels(painter.contrasts, rng),
+        draw_levels(painter.contrasts, rng, SPREAD, SHARED_SPREAD),
         rng.uniform(*TEXTURE),
         rng.uniform(*TEXTURE_MM) / min(axes_mm),
         rng.uniform(*KEPT),
@@ -51,14 +50,6 @@ def simulate(
     for image, (fluid, white) in zip(made.source, painter.ends[case][:-1]):
         _spoil(image, made.mask, abs(white - fluid), axes_mm, rng)
     return made
-
-
-def _draw_levels(contrasts: Sequence[str], rng: np.random.Generator) -> NDArray[np.float32]:
-    """Draw how far from fluid (0) to white matter (1) each compartment lies, shape (images, COMPARTMENTS)."""
-    site = int(rng.integers(len(SITES)))
-    levels = np.array([levels_of(name, site) for name in contrasts])
-    own, shared = rng.normal(size=levels.shape), rng.normal(size=(len(levels), 1))
-    return np.asarray(levels + SPREAD * own + SHARED_SPREAD * shared, np.float32)
 
 
 def _spoil(
