@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import binary_erosion, gaussian_filter
 
 from chiasm.cli import main
+from chiasm.cohorts import duplicates
 from chiasm.cohorts.duplicates import SIDE, find_near_duplicates, thumbnail
 from chiasm.volumes import Volume, crop, grid_with_spacing, read_volume, resample
 from chiasm.volumes.geometry import Geometry, reordered
@@ -115,6 +116,25 @@ def test_many_images_are_compared_in_the_same_way(patients: list[Volume]) -> Non
     views = {f"p{number:03d}": thumbnail(patient(number)) for number in range(34)}
     views["z"] = thumbnail(STORED_AGAIN["first slice cut"](patients[5]))
     assert [likeness[:2] for likeness in find_near_duplicates(views)] == [("p005", "z")]
+
+
+def test_images_are_compared_in_blocks_as_they_are_all_at_once(
+    patients: list[Volume], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    views = {f"p{number:03d}": thumbnail(patient(number)) for number in range(34)}
+    views |= {
+        f"z{place}": thumbnail(STORED_AGAIN[how](patients[place]))
+        for place, how in enumerate(STORED_AGAIN)
+        if place < len(patients)
+    }
+    found = []
+    for at_once in (1000, 7):
+        monkeypatch.setattr(duplicates, "AT_ONCE", at_once)
+        found.append(find_near_duplicates(views))
+    assert [one[:2] for one in found[0]] == [one[:2] for one in found[1]]
+    assert len(found[0]) >= 3
+    apart = [one.correlation - other.correlation for one, other in zip(*found, strict=True)]
+    assert np.abs(apart).max() < 1e-5
 
 
 @pytest.mark.parametrize("what", list(DONE))

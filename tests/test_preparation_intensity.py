@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -20,6 +21,7 @@ from chiasm.preparation.intensity import (
     choose_intensity,
     fit_intensity,
     fit_lookup,
+    lookups_of_others,
     reference_map,
 )
 
@@ -147,6 +149,39 @@ def test_agreement_is_what_a_lookup_explains_of_an_unseen_case() -> None:
     # 4^2 / (4^2 + 0.5^2) of the target's variance follows from the source
     pairs = [related(seed, gain) for seed, gain in enumerate((1, 5, 40))]
     assert agreement(pairs, "median_iqr", "median_iqr") == pytest.approx(16 / 16.25, abs=0.01)
+
+
+@pytest.mark.parametrize("levels", [0, 40, 3, 2])
+def test_a_lookup_of_all_others_is_the_one_that_is_fitted_to_them(levels: int) -> None:
+    rng = np.random.default_rng(levels)
+    sources = [rng.normal(size=300 + 40 * case).astype(np.float32) for case in range(7)]
+    if levels:  # many ties
+        sources = [np.round(np.abs(values) * levels / 3).clip(0, levels - 1) for values in sources]
+    targets = [2 * values + rng.normal(size=len(values)) for values in sources]
+    for case, found in enumerate(lookups_of_others(sources, targets)):
+        x, y = (np.concatenate([*each[:case], *each[case + 1 :]]) for each in (sources, targets))
+        for one, other in zip(found, fit_lookup(x, y), strict=True):
+            np.testing.assert_allclose(one, other, rtol=0, atol=1e-11)
+
+
+def test_a_lookup_of_others_with_one_value_is_refused() -> None:
+    with pytest.raises(ValueError, match="two different source intensities"):
+        list(lookups_of_others([np.arange(9.0), np.ones(9)], [np.arange(9.0), np.arange(9.0)]))
+
+
+def test_comparing_cases_sorts_their_values_once_however_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    sorted_values: list[int] = []
+    plain = np.argsort
+
+    def counted(values: NDArray[Any], **terms: Any) -> NDArray[np.intp]:
+        sorted_values.append(len(values))
+        return plain(values, **terms)
+
+    monkeypatch.setattr(np, "argsort", counted)
+    for cases in (4, 16):
+        sorted_values.clear()
+        agreement([related(seed) for seed in range(cases)], "zscore", "zscore")
+        assert sum(sorted_values) <= 2 * sum(len(related(seed).source) for seed in range(cases))
 
 
 def test_agreement_is_poor_between_cases_that_disagree() -> None:

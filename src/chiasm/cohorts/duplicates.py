@@ -10,8 +10,8 @@ or one simulated head, what all of its images have in common is taken out first.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain, combinations_with_replacement
 from typing import NamedTuple
 
 import numpy as np
@@ -26,6 +26,7 @@ SMOOTH = 1.5  # bins; slower changes do not count
 ALIKE = 0.95  # correlation of two thumbnails from which a pair is looked at more closely
 COPIES = 0.999  # two images this much alike are not used to find what a cohort has in common
 COMMON = 4  # components that a cohort's images have in common, at most
+AT_ONCE = 256  # images that are compared with as many others at once
 MANY = 32  # images, from which the closer look is kept for pairs that are also
 ALIKE_APART = 0.7  # this much alike without what is common
 SAME = 0.96  # correlation, without what the cohort has in common, from which two are one scan
@@ -34,6 +35,7 @@ SAME_BESIDE_ONE = 0.985  # of textures, where there is one
 SAME_TEXTURE = 0.93  # correlation of two textures, without what is common, from which two are one scan
 
 View = NDArray[np.float32]
+Places = Sequence[int]  # of images in their order
 
 
 class Thumbnail(NamedTuple):
@@ -115,45 +117,112 @@ def find_near_duplicates(thumbnails: Mapping[str, Thumbnail]) -> list[Likeness]:
     return [Likeness(names[i], names[j], correlation) for (i, j), correlation in sorted(found.items())]
 
 
+class _Likenesses(NamedTuple):
+    """Images that are compared each with each, in blocks, so that memory does not grow with the square of them.
+
+    Attributes:
+        number: How many.
+        views: Return what some of them show, shape (n, bins).
+        alike: Correlate some with some, shape (n, m).
+    """
+
+    number: int
+    views: Callable[[Places], View]
+    alike: Callable[[Places, Places], View]
+
+
+class _Candidates(NamedTuple):
+    """Pairs that are worth a closer look, and for each image those that are copies of it, itself among them."""
+
+    pairs: list[tuple[int, int]]
+    copies: list[set[int]]
+
+    def without_copies(self, i: int, j: int) -> list[int]:
+        """Return the places of all images that are copies of neither of two."""
+        either = self.copies[i] | self.copies[j]
+        return [place for place in range(len(self.copies)) if place not in either]
+
+
 def _same_wholes(thumbnails: Sequence[Thumbnail]) -> Iterator[tuple[tuple[int, int], float]]:
     """Yield the places of two images whose whole views are alike, and their correlation."""
-    views = np.stack([one.whole.ravel() for one in thumbnails])
-    alike = views @ views.T
-    for i, j in _candidates(views, alike, ALIKE):
-        others = (alike[i] < COPIES) & (alike[j] < COPIES)
-        common = _common(views[others])
-        correlation = _correlation(views[i], views[j], common)
+
+    def views(places: Places) -> View:
+        return _rows([thumbnails[place].whole for place in places])
+
+    found = _candidates(_Likenesses(len(thumbnails), views, lambda one, other: views(one) @ views(other).T), ALIKE)
+    for i, j in found.pairs:
+        common = _common(views(_thinned(found.without_copies(i, j))))
+        a, b = views((i, j))
+        correlation = _correlation(a, b, common)
         if correlation >= (SAME if len(common) else SAME_ALONE):
             yield (i, j), correlation
 
 
 def _same_textures(thumbnails: Sequence[Thumbnail]) -> Iterator[tuple[tuple[int, int], float]]:
     """Yield the places of two images whose textures are alike, and their correlation."""
-    views = np.stack([_unit(one.texture.values.ravel().astype(np.float32)) for one in thumbnails])
-    alike = correlations([one.texture for one in thumbnails])
-    for i, j in _candidates(views, alike, SAME_TEXTURE):
+
+    def views(places: Places) -> View:
+        return _rows([_unit(thumbnails[place].texture.values.astype(np.float32)) for place in places])
+
+    def alike(one: Places, other: Places) -> View:
+        return correlations(*([thumbnails[place].texture for place in places] for places in (one, other)))
+
+    found = _candidates(_Likenesses(len(thumbnails), views, alike), SAME_TEXTURE)
+    for i, j in found.pairs:
         shared = (thumbnails[i].texture.inside & thumbnails[j].texture.inside).ravel()
-        others = views[(alike[i] < COPIES) & (alike[j] < COPIES)][:, shared]
+        places = found.without_copies(i, j)
+        others = views(_thinned(places))[:, shared]
         common = _common(others / np.maximum(np.linalg.norm(others, axis=1, keepdims=True), np.float32(1e-6)))
-        correlation = _correlation_without(common, *views[[i, j]][:, shared])
-        if correlation >= (SAME_ALONE, SAME_BESIDE_ONE, SAME_TEXTURE)[min(len(others), 2)]:
+        a, b = views((i, j))[:, shared]
+        correlation = _correlation_without(common, a, b)
+        if correlation >= (SAME_ALONE, SAME_BESIDE_ONE, SAME_TEXTURE)[min(len(places), 2)]:
             yield (i, j), correlation
 
 
-def _candidates(views: View, alike: View, least: float) -> Iterator[tuple[int, int]]:
-    """Yield the pairs that are worth a closer look: alike, and of many images also beyond what all have in common."""
-    near = np.triu(alike >= least, 1)
-    if len(views) >= MANY:
-        common = _common(views)
-        own = views - views @ common.T @ common
-        own /= np.linalg.norm(own, axis=1, keepdims=True) + 1e-12
-        near &= (own @ own.T >= ALIKE_APART) | (alike >= COPIES)
-    yield from zip(*(side.tolist() for side in np.nonzero(near)), strict=True)
+def _candidates(images: _Likenesses, least: float) -> _Candidates:
+    """Find the pairs that are worth a closer look: alike, and of many images also beyond what all have in common."""
+    everyone = range(images.number)
+    common = _common(images.views(_thinned(everyone))) if images.number >= MANY else None
+    pairs: list[tuple[int, int]] = []
+    copies: list[set[int]] = [set() for _ in everyone]
+    blocks = [everyone[start : start + AT_ONCE] for start in range(0, images.number, AT_ONCE)]
+    for one, other in combinations_with_replacement(blocks, 2):
+        alike = images.alike(one, other)
+        for i, j in _places(alike >= COPIES, one, other):
+            copies[i].add(j)
+            copies[j].add(i)
+        near = np.triu(alike >= least, 1) if one is other else alike >= least
+        if common is not None and near.any():
+            own = (_own(images.views(block), common) for block in (one, other))
+            near &= (next(own) @ next(own).T >= ALIKE_APART) | (alike >= COPIES)
+        pairs += _places(near, one, other)
+    return _Candidates(sorted(pairs), copies)
 
 
-def _common(views: View) -> View:
+def _places(where: NDArray[np.bool_], one: Places, other: Places) -> list[tuple[int, int]]:
+    """Return the places of the two images of each element that is set."""
+    return [(one[row], other[column]) for row, column in np.argwhere(where).tolist()]
+
+
+def _own(views: View, common: View) -> View:
+    """Return views without what is common, of length 1."""
+    own = views - views @ common.T @ common
+    own /= np.linalg.norm(own, axis=1, keepdims=True) + 1e-12
+    return np.asarray(own, np.float32)
+
+
+def _rows(views: Sequence[View]) -> View:
+    """Return views as rows, shape (n, bins)."""
+    return np.stack([view.ravel() for view in views]) if views else np.empty((0, SIDE**3), np.float32)
+
+
+def _thinned(places: Places) -> Places:
+    """Return at most MANY of them, evenly spread."""
+    return places[:: max(1, len(places) // MANY)][:MANY]
+
+
+def _common(some: View) -> View:
     """Return what images have in common: one component for every two images, orthonormal, at most COMMON."""
-    some = views[:: max(1, len(views) // MANY)][:MANY]
     components = np.linalg.svd(some, full_matrices=False)[2] if len(some) else some
     common: View = components[: min(COMMON, (len(some) + 1) // 2)]
     return common

@@ -60,17 +60,39 @@ def texture(volume: Volume) -> Texture:
     return Texture(_normalised(ranks / np.maximum(counts, np.float32(1)), inside), inside)
 
 
-def correlations(textures: Sequence[Texture]) -> NDArray[np.float32]:
-    """Correlate textures inside the content of both, each with each; 0 where they share too little."""
-    values = np.stack([one.values.ravel() for one in textures]).astype(np.float32)
-    inside = np.stack([one.inside.ravel() for one in textures]).astype(np.float32)
-    squares = (values**2) @ inside.T
-    shared = inside @ inside.T
-    counts = np.diag(shared)
-    enough = shared >= np.maximum(SHARED * np.minimum(counts[:, None], counts), LEAST)
-    lengths = np.sqrt(np.maximum(squares * squares.T, np.float32(1e-6)))
-    found: NDArray[np.float32] = np.where(enough, values @ values.T / lengths, np.float32(0))
+def correlations(textures: Sequence[Texture], others: Sequence[Texture] | None = None) -> NDArray[np.float32]:
+    """Correlate textures inside the content of both; 0 where they share too little.
+
+    Args:
+        textures: n of them.
+        others: m that each is correlated with; by default the same ones.
+
+    Returns:
+        Correlations, shape (n, m).
+    """
+    one = _stacked(textures)
+    other = one if others is None else _stacked(others)
+    shared = one.inside @ other.inside.T
+    enough = shared >= np.maximum(SHARED * np.minimum(one.counts[:, None], other.counts), LEAST)
+    if not enough.any():
+        return np.zeros(shared.shape, np.float32)
+    squares = ((one.values**2) @ other.inside.T) * (one.inside @ (other.values**2).T)
+    lengths = np.sqrt(np.maximum(squares, np.float32(1e-6)))
+    found: NDArray[np.float32] = np.where(enough, one.values @ other.values.T / lengths, np.float32(0))
     return found
+
+
+class _Stacked(NamedTuple):
+    """Textures in rows: values and content, shape (n, SIDE**3), and bins with content of each, shape (n,)."""
+
+    values: NDArray[np.float32]
+    inside: NDArray[np.float32]
+    counts: NDArray[np.float32]
+
+
+def _stacked(textures: Sequence[Texture]) -> _Stacked:
+    values, inside = (np.stack([one[part].ravel() for one in textures]).astype(np.float32) for part in (0, 1))
+    return _Stacked(values, inside, inside.sum(axis=1))
 
 
 def above_background(values: NDArray[np.float32], low: float, high: float) -> float:

@@ -12,7 +12,7 @@ standard deviation 1 under each of them, so a loss weight means the same.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import NormalDist
@@ -214,19 +214,69 @@ def agreement(pairs: Sequence[Pair], kind_source: MapKind, kind_target: MapKind,
         raise ValueError("agreement between cases needs two of them")
     sources = [_normalised(pair.source, kind_source)[0] for pair in pairs]
     targets, maps = zip(*(_normalised(pair.target, kind_target) for pair in pairs), strict=True)
+    lookups = lookups_of_others(sources, targets, bins)
     scores = []
-    for index, pair in enumerate(pairs):
-        others = [other for other in range(len(pairs)) if other != index]
-        x, y = fit_lookup(
-            np.concatenate([sources[other] for other in others]),
-            np.concatenate([targets[other] for other in others]),
-            bins,
-        )
-        guess = np.interp(sources[index], x, y)
-        raw = guess if maps[index] is None else maps[index].invert(guess)
+    for pair, source, fitted, lookup in zip(pairs, sources, maps, lookups, strict=True):
+        guess = np.interp(source, *lookup)
+        raw = guess if fitted is None else fitted.invert(guess)
         truth = pair.target.astype(np.float64)
         scores.append(1 - np.mean((raw - truth) ** 2) / max(float(np.var(truth)), 1e-12))
     return float(np.mean(scores))
+
+
+Lookup = tuple[NDArray[np.float64], NDArray[np.float64]]
+
+
+def lookups_of_others(sources: Sequence[ArrayLike], targets: Sequence[ArrayLike], bins: int = BINS) -> Iterator[Lookup]:
+    """Yield for each case what `fit_lookup` fits to all others; all of them are sorted and summed once.
+
+    Args:
+        sources: Normalised values of each case, shape (n,) each; two cases or more.
+        targets: At the same voxels.
+        bins: As for `fit_lookup`.
+
+    Raises:
+        ValueError: As `fit_lookup`, of the others of a case.
+    """
+    owner = np.repeat(np.arange(len(sources)), [np.size(values) for values in sources])
+    x, y = (np.concatenate([np.ravel(one) for one in each]).astype(np.float64) for each in (sources, targets))
+    order = np.argsort(x, kind="stable")
+    pooled = _sorted_values(x[order], y[order])
+    places = np.split(np.argsort(owner[order], kind="stable"), np.cumsum(np.bincount(owner))[:-1])
+    for place in places:
+        yield _lookup_without(pooled, place, bins)
+
+
+class _SortedValues(NamedTuple):
+    """Source values in rising order, and the sums of sources and targets before each, shape (n,) and (n + 1,)."""
+
+    x: NDArray[np.float64]
+    y: NDArray[np.float64]
+    sum_x: NDArray[np.float64]
+    sum_y: NDArray[np.float64]
+
+
+def _sorted_values(x: NDArray[np.float64], y: NDArray[np.float64]) -> _SortedValues:
+    return _SortedValues(x, y, *(np.concatenate([[0.0], np.cumsum(values)]) for values in (x, y)))
+
+
+def _lookup_without(pooled: _SortedValues, place: NDArray[np.intp], bins: int) -> Lookup:
+    """Fit a look-up to all values but those at some places, in rising order: bins of equal count, ties together."""
+    own = _sorted_values(pooled.x[place], pooled.y[place])
+    count = len(pooled.x) - len(place)
+    edges = np.linspace(0, count, min(bins, count) + 1).astype(int)[:-1]
+    # the others' value of a rank stands behind as many own values as have fewer others before them
+    values = pooled.x[edges + np.searchsorted(place - np.arange(len(place)), edges, side="right")]
+    values = np.unique(values)
+    if len(values) < 2:  # nearly all are tied
+        others = np.delete(np.arange(len(pooled.x)), place)
+        return fit_lookup(pooled.x[others], pooled.y[others], bins)
+    first, first_own = np.searchsorted(pooled.x, values), np.searchsorted(own.x, values)
+    starts, ends = (np.append(at, len(one.x)) for at, one in ((first, pooled), (first_own, own)))
+    counts = np.diff(starts - ends)
+    sums = (np.diff(all_of[starts] - own_of[ends]) for all_of, own_of in zip(pooled[2:], own[2:], strict=True))
+    mean_x, mean_y = (values / counts for values in sums)
+    return mean_x, mean_y
 
 
 def choose_intensity(
