@@ -1,9 +1,9 @@
-# make setup | demo | test | lint | fast | coverage | wheel | clean.  PYTHON=python3.12 chooses another interpreter.
+# make setup | demo | test | lint | fast | coverage | site | wheel | clean.  PYTHON=python3.12 chooses another interpreter.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test lint fast coverage wheel clean
+.PHONY: setup demo test lint fast coverage site wheel clean
 setup: $(VENV)/.ready
 
 # torch comes first: an unpinned torch would bring gigabytes of CUDA wheels.
@@ -33,6 +33,11 @@ fast: lint
 # All tests once more, with the lines that none of them runs; half as slow again as make test.
 coverage: setup
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile --cov=chiasm --cov-report=term:skip-covered
+
+# The documentation as pages, in build/site: a link that leads nowhere stops it (tests/test_site.py builds it too).
+site: setup
+	$(BIN)/python -m sphinx --fail-on-warning --quiet -E -b html docs build/site
+	@echo build/site/index.html
 
 # What a stranger installs: the wheel alone, without what developers use.
 wheel:

@@ -769,3 +769,13 @@ def test_real_dicom_is_recognised_in_a_folder_with_a_file_of_its_own() -> None:
     assert cohort.layout == "dicom"
     assert [sorted(case.images) for case in cohort.cases] == [["t1ce", "t2"]]
     assert [problem.reason for problem in cohort.problems] == ["tilt"]
+
+
+def test_a_map_in_lower_case_beside_images_in_capitals_is_used(tmp_path: Path) -> None:
+    """KonfAI's names are all in capitals; `T1` beside `seg` was read as KonfAI's, without `seg`."""
+    for case in ("P01", "P02"):
+        touch(tmp_path, *each(f"{case}/*.nii.gz", ("T1", "T2", "seg")))
+    cohort = find_cohort(tmp_path)
+    assert (cohort.layout, cohort.unused) == ("case-folders", ())
+    assert all(case.labels is not None for case in cohort.cases)
+    assert find_cohort(tmp_path, layout="konfai").layout == "konfai"

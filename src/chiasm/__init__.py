@@ -121,7 +121,7 @@ _VERBS = {
     "complete": ("studies.completion", "complete"),
     "register": ("reports.registration", "register"),
     "evaluate": ("reports.evaluation", "evaluate"),
-    "report": ("studies.study", "report"),
+    "report": ("studies.study_report", "report"),
     "study": ("studies.study", "run_study"),
     "models": ("reports.model_cards", "describe_models"),
     "mumap": ("attenuation", "mumap"),

@@ -162,9 +162,11 @@ def _by_layout(
 
 
 def _may_fit(row: Layout, asked: str | None, files: Sequence[File]) -> bool:
-    """Return whether a layout is asked for, or none is and its sign occurs."""
+    """Return whether a layout is asked for, or none is, its sign occurs and nothing is foreign to it."""
     if asked is not None:
         return asked == row.name
+    if row.foreign and any(re.search(row.foreign, file.stem) for file in files):
+        return False
     return any(re.search(row.sign, file.stem) for file in files)
 
 

@@ -91,6 +91,7 @@ class Layout(NamedTuple):
         regions: Region name to label values.
         sign: Must occur in some path for the layout to be recognised unasked.
         people: Whether its rules leave open which cases are one person's.
+        foreign: Must occur in no path for the layout to be recognised unasked.
     """
 
     name: str
@@ -99,6 +100,7 @@ class Layout(NamedTuple):
     regions: Regions
     sign: str = ""
     people: bool = False
+    foreign: str = ""
 
 
 def named(pattern: str, roles: Mapping[str, str] | None = None, *, by_folder: bool = False) -> Callable[..., Finds]:
@@ -447,6 +449,7 @@ LAYOUTS: Sequence[Layout] = (
         named(r"(?P<case>[^/]+)/(?P<what>" + _words().upper() + ")", by_folder=True),
         LESION,
         people=True,
+        foreign=f"/(?!(?:{_words().upper()})$)(?i:{_words()})$",  # T1 beside seg: case-folders reads both
     ),
     Layout(
         "case-folders",
