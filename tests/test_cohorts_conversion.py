@@ -170,7 +170,7 @@ def test_other_ids_masks_and_modalities_find_a_place_or_are_named(tmp_path: Path
 def test_wrong_places_and_layouts_are_refused_before_anything_is_written(brats: Path, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="Did you mean nnunet"):
         convert(brats, "nnunett", tmp_path / "out")
-    with pytest.raises(RunError, match="inside the data"):
+    with pytest.raises(RunError, match="inside the folder of the data"):
         convert(brats, "bids", brats / "bids")
     with pytest.raises(CohortError, match="does not exist"):
         convert(tmp_path / "nowhere", "bids", tmp_path / "out")

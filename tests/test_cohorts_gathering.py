@@ -202,7 +202,7 @@ def test_a_subject_in_train_and_test_is_refused_with_the_way_out(tmp_path: Path,
     cohort = find_cohort(touch(tmp_path, *files))
     assert len(cohort.cases) == 3, "nothing is merged"
     assert "two-roles" in notes(cohort)
-    with pytest.raises(CohortError, match=r"is to be both (train and test|test and train)") as refused:
+    with pytest.raises(CohortError, match=r"has two roles: (train and test|test and train)") as refused:
         make_split(cohort.cases, folds=1, fold=0, validation=0.2, seed=0)
     assert "manifest" in str(refused.value)
 
@@ -282,7 +282,7 @@ def test_visits_of_one_person_are_one_subject(tmp_path: Path, pair: tuple[str, s
     subjects = {case.id: case.subject for case in cohort.cases}
     assert subjects[pair[0].replace("/", "_")] == subjects[pair[1].replace("/", "_")]
     assert len(set(subjects.values())) == 3
-    assert "2 names are of 1 person" in notes(cohort)["visits"]
+    assert "2 names contain words for visits and are grouped as 1 person" in notes(cohort)["visits"]
 
 
 def test_a_number_at_the_end_is_asked_about_and_a_pattern_answers(tmp_path: Path) -> None:
@@ -350,7 +350,7 @@ def test_where_no_pattern_says_it_the_hint_is_a_manifest(tmp_path: Path) -> None
 
 def test_the_hint_of_visits_takes_each_case_for_a_person(tmp_path: Path) -> None:
     root = touch(tmp_path, *both("P1_visit1", "P1_visit2", "P2", "P3"))
-    pattern = notes(find_cohort(root))["visits"].partition("--subject-pattern decides otherwise: '")[2].partition("'")
+    pattern = notes(find_cohort(root))["visits"].partition("--subject-pattern changes this: with '")[2].partition("'")
     told = find_cohort(root, selection=Selection(subject_pattern=pattern[0]))
     assert [case.subject for case in told.cases] == ["P1_visit1", "P1_visit2", "P2", "P3"]
 

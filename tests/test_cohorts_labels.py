@@ -112,7 +112,7 @@ def test_probabilities_up_to_100_or_255_count_from_a_threshold_of_their_scale(
         inside[case.id] = np.count_nonzero(lesion)
     if kind is np.float32:
         told = call("inspect", data)[1]
-        assert "among values from 0 to 70.3" in told and "say from which value on a voxel counts" in told
+        assert "among values from 0 to 70.3" in told and "state the value from which a voxel counts" in told
     for threshold, counts in ((most / 2, True), (0.9 * most, False)):
         notes = {"regions": {"lesion": [1]}, "labels": {"threshold": threshold}}
         (data / "cohort.json").write_text(json.dumps(notes))
@@ -125,7 +125,7 @@ def test_probabilities_up_to_100_or_255_count_from_a_threshold_of_their_scale(
     image = nib.load(first)
     nib.save(nib.Nifti1Image((np.asarray(image.dataobj) > 0).astype(np.float32), image.affine), first)
     code, told = call("inspect", data)  # one map from 0 to 1 among them
-    assert code == 3 and "no label that comes near the threshold" in told
+    assert code == 3 and "no label value near the threshold" in told
 
 
 def test_nan_among_labels_is_called_nan(data: Path, call: Callable[..., tuple[int, str]]) -> None:

@@ -318,7 +318,7 @@ def test_sealed_cases_are_written_and_read_back(tmp_path: Path) -> None:
 
 def test_nobody_can_be_locked_where_all_roles_are_given() -> None:
     cases = [replace(case(f"p{n}"), split=role) for n, role in enumerate(["train", "train", "validation", "test"])]
-    with pytest.raises(CohortError, match="nobody is left to be locked"):
+    with pytest.raises(CohortError, match="no subject is left for the locked test set"):
         make_split(cases, folds=1, fold=0, validation=0.2, seed=0, locked=0.2)
 
 

@@ -119,10 +119,10 @@ def test_steps_are_fitted_into_the_minutes_and_stay_the_same_when_it_goes_on(
     ("more", "told"),
     [
         (["--minutes", "0.00001"], "too short for a training"),
-        (["--minutes", "-3"], "--minutes is no time"),
-        (["--minutes", "nan"], "--minutes is no time"),
+        (["--minutes", "-3"], "--minutes is not a time"),
+        (["--minutes", "nan"], "--minutes is not a time"),
         (["--minutes", "3", "--steps", "24"], "at odds"),
-        (["--folds", "1"], "nothing to evaluate"),
+        (["--folds", "1"], "nothing could be evaluated"),
         (["--folds", "40"], "folds"),
         (["--method", "A77"], "A7"),
         (["--set", "training.devices=2"], "chiasm train --devices"),
@@ -158,7 +158,7 @@ def test_a_job_that_is_damaged_is_refused(toy_cohort: Path, tmp_path: Path) -> N
 
 
 def test_a_time_that_is_none_is_refused(toy_cohort: Path, tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="is no time"):
+    with pytest.raises(RecipeError, match="is not a time"):
         chiasm.run(toy_cohort, make_recipe("A1", "tiny", QUICK), tmp_path / "out", minutes=float("inf"), watch=QUIET)
 
 

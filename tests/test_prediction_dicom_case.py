@@ -62,7 +62,7 @@ def test_what_cannot_become_dicom_is_refused_and_says_what_can(
     with pytest.raises(SystemExit) as ended:
         main(["predict", str(finished_run), str(file), "-o", str(tmp_path / "out"), "--format", "dicom"])
     told = capsys.readouterr().err
-    assert ended.value.code == 2 and "no patient, study or frame of reference" in told and "NIfTI" in told
+    assert ended.value.code == 2 and "no patient, study and frame of reference" in told and "NIfTI" in told
     assert not (tmp_path / "out").exists()
 
 

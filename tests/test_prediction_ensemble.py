@@ -129,9 +129,9 @@ def test_a_folder_of_means_names_its_models_goes_on_and_is_evaluated(
     assert chiasm_command("inspect", out) in (0, 3)
     assert chiasm_command("evaluate", out, toy_cohort, "-o", tmp_path / "evaluation") == 0
     assert "mean-of-2-A7" in (tmp_path / "evaluation" / "report.html").read_text()
-    with pytest.raises(RunError, match="made otherwise"):
+    with pytest.raises(RunError, match="made with other settings"):
         predict([runs[1], runs[0]], [toy_cohort / "Toy_0001"], out)
-    with pytest.raises(RunError, match="made otherwise"):
+    with pytest.raises(RunError, match="made with other settings"):
         predict(finished_run, [toy_cohort / "Toy_0001"], out)
 
 

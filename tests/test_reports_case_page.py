@@ -175,7 +175,7 @@ def test_what_a_case_lacks_is_absent_from_its_page(tmp_path: Path) -> None:
         '<button type="button" data-level',
     ):
         assert absent not in text
-    assert "There is no real image of this case" in text
+    assert "This case has no real image" in text
     assert 'data-level="40"' in write_case_page(tmp_path / "ct.html", a_case(unit="HU")).read_text()
 
 

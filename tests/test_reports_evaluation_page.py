@@ -218,8 +218,8 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
         assert sentence in bare
     alone = replace(pictured(), real=None, expected_error=None, lesion=None)
     page = written(tmp_path, gallery=[alone], history=[{"kind": "validation", "step": 1, "mae": 0.1}])
-    assert "There is no real image of this case" in page.words
-    assert "There is no expected-error map of this case" in page.words
+    assert "This case has no real image" in page.words
+    assert "This case has no expected-error map" in page.words
     assert "No lesion is labelled in this case" in page.words
     assert [image["alt"].partition(",")[0] for image in page.all("img") if image["alt"]] == ["source", "synthetic"] * 2
     assert "not for diagnostic use" in bare and "not for diagnostic use" in page.words

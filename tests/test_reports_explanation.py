@@ -155,7 +155,7 @@ def test_a_stopped_training_is_told_to_go_on(copy: Path) -> None:
     shutil.rmtree(copy / "run" / "model")
     shutil.rmtree(copy / "evaluation")
     assert (
-        advice(copy) == "The training stopped after step 24 of 24: run the same command again, it goes on from there."
+        advice(copy) == "The training stopped after step 24 of 24: run the same command again to go on."
     )
 
 
@@ -198,7 +198,7 @@ def with_last(found: Evidence, kind: str, **figures: float) -> Evidence:
 
 
 CHANGES: list[tuple[str, Callable[[Evidence], Evidence]]] = [
-    ("Nothing stands out", lambda found: found),
+    ("No weakness stands out", lambda found: found),
     (
         "training.lesion_share=0.5",
         lambda found: with_value(with_setting(found, "training", lesion_share=0.0), "WT", "mae", 1),
@@ -242,7 +242,7 @@ def test_a_harder_site_is_named(results: Path) -> None:
 
 def test_a_training_of_few_steps_is_too_short_to_judge(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("chiasm.reports.advice.FEW_STEPS", 200)
-    assert advice(copy).startswith("Only 24 steps were trained, too few to say anything of the method")
+    assert advice(copy).startswith("Only 24 steps were trained, too few to assess the method")
 
 
 def test_every_rule_is_reached(results: Path) -> None:

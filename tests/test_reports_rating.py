@@ -189,7 +189,7 @@ def test_folders_that_cannot_stand_beside_each_other_are_refused(
 
     with pytest.raises(RunError, match=r"holds case Toy_0001 of method A7, as .*one does"):
         tried(predictions[0], predictions[0])
-    with pytest.raises(RunError, match="is of a method that is called real"):
+    with pytest.raises(RunError, match="is of a method with the name real"):
         tried(renamed(predictions[0], tmp_path / "real", "real"))
     with pytest.raises(CohortError, match=r"no case can be shown; the first: .*grid differs"):
         odd = renamed(predictions[0], tmp_path / "odd", "A1")

@@ -228,7 +228,7 @@ def test_a_bad_case_is_named_the_others_are_completed_and_the_command_exits_3(
     [
         ({"data.target": "flair"}, "none", "nothing to complete"),
         ({"data.target": "pet"}, "none", "no case has the modality 'pet'"),
-        ({}, "t2", "says nothing of its worth"),
+        ({}, "t2", "cannot be the target of the later model"),
         ({}, "ct", "do not share the modality 'ct'"),
         ({"split.folds": 1}, "flair", "--folds 2"),
         ({"training.devices": 2}, "none", "one device"),

@@ -378,8 +378,8 @@ def test_a_study_for_slurm_is_refused_at_once_where_there_is_none(
         ({"arms": ["A1", "A7", "sharp"], "variants": {"sharp": ["A99"]}}, "A99"),
         ({"arms": ["A1", "A7", "sharp"], "variants": {"sharp": ["A7", "attention.gamma=3"]}}, "gamma"),
         ({"arms": ["A1", "A7", "sharp"], "variants": {"sharp": []}}, "variants.sharp"),
-        ({"variants": {"A7": ["A1"]}}, "'A7' is called like an arm"),
-        ({"arms": ["A1", "A7", "lookup"], "variants": {"lookup": ["A1"]}}, "'lookup' is called like"),
+        ({"variants": {"A7": ["A1"]}}, "'A7' has the name of another arm"),
+        ({"arms": ["A1", "A7", "lookup"], "variants": {"lookup": ["A1"]}}, "'lookup' has the name of"),
         ({"target": "t1"}, "also a source"),
         ({"target": "t1", "set": [*SETTINGS, *THIN], "expected_error": "A7"}, "super-resolution yet"),
     ],
@@ -533,7 +533,7 @@ def test_arms_that_register_differently_need_a_reference(tmp_path: Path) -> None
     heads = write_moved_heads(tmp_path / "heads", 2)
     with pytest.raises(RecipeError, match=r"A1: none, A1 rigid: rigid.*reference"):
         describe_jobs(moved_study(tmp_path, heads, reference=None), tmp_path / "out")
-    with pytest.raises(RecipeError, match="only simulated patients who moved"):
+    with pytest.raises(RecipeError, match="only for simulated patients who moved"):
         read_study(moved_study(tmp_path, heads, reference="held"))
     with pytest.raises(RecipeError, match="leave out reference, or expected_error"):
         read_study(moved_study(tmp_path, heads, expected_error="A1"))

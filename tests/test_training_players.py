@@ -204,7 +204,7 @@ def test_what_goes_by_confidence_is_refused_where_nobody_has_any(
     method: str, setting: str, told: str, plan: Plan
 ) -> None:
     asked = recipe(method, **{setting: (4, 8) if "refiner" in setting else "difficulty"})
-    with pytest.raises(RecipeError, match=f"{told} goes by the confidence.*method {method}") as caught:
+    with pytest.raises(RecipeError, match=f"{told} needs the confidence.*method {method}") as caught:
         make_players(asked, plan, 0)
     assert caught.value.reason == "no-local-discriminator"
 

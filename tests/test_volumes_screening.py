@@ -684,7 +684,7 @@ def test_a_half_turn_is_not_mistaken_for_two_places(angle: float, axis: list[flo
     np.testing.assert_allclose(read_volume(tmp_path / "turned.nii").geometry.affine, affine, atol=1e-5)
     content = bytearray((tmp_path / "turned.nii").read_bytes())
     struct.pack_into("<f", content, 276, 0.05)  # qoffset_z: what is truly elsewhere is still found
-    with pytest.raises(VolumeError, match="two places"):
+    with pytest.raises(VolumeError, match="two positions"):
         read_volume(put(tmp_path, bytes(content)))
 
 

@@ -149,10 +149,10 @@ def _refusal(content: Content, what: str) -> VolumeError:
     offset = find_offset(content)
     hint = (
         "It does not look like CT. Give the CT as it was reconstructed, with its rescale slope and intercept applied "
-        "once; if it is no CT, name its modality as what it is."
+        "once; if it is not a CT, give it the name of its modality."
         if offset is None
         else f"Its values seem to be HU {'-' if offset > 0 else '+'} {abs(offset):g}: add {offset:g}, as the setting "
-        f"data.ct_offset={offset:g} of plan and train does for every CT that is right with it."
+        f"data.ct_offset={offset:g} of plan and train does for every CT that it makes right."
     )
     low, high = float(content.coarse.min()), float(content.coarse.max())
     return VolumeError(

@@ -230,15 +230,17 @@ def plan_ahead(
 def _check(data: Path, recipe: Recipe, out: Path, minutes: float | None) -> None:
     """Refuse what the later stages could not do, before the first one begins."""
     if minutes is not None and not (math.isfinite(minutes) and minutes > 0):
-        raise RecipeError("chiasm run --minutes is no time", reason="minutes", found=minutes, expected="more than 0")
+        raise RecipeError("chiasm run --minutes is not a time", reason="minutes", found=minutes, expected="more than 0")
     if recipe.split.folds == 1 and recipe.split.by != "site":
         raise RecipeError(
-            "one fold keeps no test cases, and there would be nothing to evaluate",
+            "with one fold there are no test cases, so nothing could be evaluated",
             reason="no-test",
             hint="Ask for at least 2 folds, or use chiasm train.",
         )
     if recipe.training.devices > 1:
-        raise RecipeError("trains in one process", reason="devices", hint="Several take chiasm train --devices.")
+        raise RecipeError(
+            "chiasm run trains in one process", reason="devices", hint="Use chiasm train --devices for several."
+        )
     refuse_data_folder(out, [data])
     if not (out / JOB).is_file():
         refuse_foreign(out, (JOB, REPORT))
@@ -269,7 +271,7 @@ def minutes_before(out: Path, otherwise: float) -> float | None:
 
 
 def _read_job(out: Path) -> PipelineJob:
-    return read_record(out / JOB, PipelineJob, "not what chiasm run writes", "Delete it, and the same command goes on.")
+    return read_record(out / JOB, PipelineJob, "not what chiasm run writes", "Delete it, and the same command resumes.")
 
 
 def _minutes_in_words(minutes: float | None) -> str:
@@ -299,7 +301,7 @@ def _announce(recipe: Recipe, plan: Plan, split: Split, out: Path) -> Iterator[s
     yield f"  evaluate them and write {out / REPORT}: {in_minutes(parts[1])}"
     left = cost.minutes * (1 - done / recipe.schedule.steps) + sum(parts)
     yield f"  meanwhile {out / RUN / PAGE} shows how it goes"
-    yield f"in all {in_minutes(left)} on this machine, if it does nothing else; Ctrl-C stops, the same command goes on"
+    yield f"in all {in_minutes(left)} on this machine, if it does nothing else; Ctrl-C stops, the same command resumes"
 
 
 def _forecast(plan: Plan, cases: int) -> tuple[float, float]:

@@ -116,7 +116,7 @@ class Data(Section):
         if len(set(self.sources)) != len(self.sources):
             raise ValueError(f"a source stands twice: {', '.join(self.sources)}")
         if self.target in self.sources and self.task == "synthesis":
-            raise ValueError(f"the target {self.target!r} is also a source, as it may be for super-resolution alone")
+            raise ValueError(f"the target {self.target!r} is also a source, which only super-resolution allows")
         if self.slices % 2 == 0:
             raise ValueError("slices must be odd, so that one is in the middle")
         if self.window_hu[0] >= self.window_hu[1]:
@@ -310,8 +310,8 @@ class Recipe(Section):
         varied = [name for name in CHANGING if getattr(self.training, name) not in (0, "auto")]
         if varied and (self.data.histogram or self.data.task == "super-resolution"):
             raise ValueError(
-                f"training.{varied[0]} changes the source's intensities: it goes neither with data.histogram, whose "
-                "ranks would not change, nor with super-resolution"
+                f"training.{varied[0]} changes the source's intensities: it cannot be used with data.histogram (ranks "
+                "would not change) or super-resolution"
             )
         return self
 

@@ -125,7 +125,7 @@ def _check_outside(data: Path, out: Path) -> None:
     root = data.parent if data.is_file() else data
     if out.resolve().is_relative_to(root.resolve()):
         raise RunError(
-            "lies inside the data, which it would become a part of",
+            "lies inside the folder of the data, so its files would become part of the data",
             path=out,
             reason="input",
             hint="Choose another folder with -o.",
@@ -279,6 +279,6 @@ def _check_again(out: Path, done: Sequence[_Job]) -> list[Problem]:
         kept = {role for role, _ in job.files.values() if role not in MAPS}
         is_same = again is not None and set(again.images) == kept and _note(again) == _note(case)
         if not is_same:
-            message = f"case {case.id} was written, and is not found again as it was: its name does not fit the layout"
+            message = f"case {case.id} was written, but is not read as the same case: its name does not fit the layout"
             problems.append(Problem(out, "not-found-again", message, case.id))
     return problems

@@ -101,7 +101,7 @@ def parse_rules(texts: Iterable[str], sources: Sequence[str] = ()) -> dict[str, 
         role, words = _parse_rule(text, sources)
         if not words or not role or role in rules:
             raise RecipeError(
-                "a rule for series must name a modality, once, and what its series is called",
+                "a rule for series must name a modality, once, and words of its series",
                 reason="series",
                 found=repr(text),
                 expected="MODALITY=WORDS, such as t2=SPACE",
@@ -174,7 +174,7 @@ def _files_of(patient: Patient, taken: Mapping[str, Series]) -> tuple[dict[str, 
 
 def _scattered(series: Series, role: str, patient: Patient) -> Problem:
     """Say that no path stands for a series."""
-    message = f"case {patient.id}, {role}: the files of series {series.choice} lie among those of others"
+    message = f"case {patient.id}, {role}: the files of series {series.choice} lie among files of other series"
     return Problem(series.parts[0].place, "scattered", message, patient.id, role)
 
 
@@ -209,7 +209,7 @@ def structures_of(structures: Mapping[str, Sequence[str]], role: str) -> str:
 
 
 def _nothing_known(patient: Patient, role: str) -> Problem:
-    message = f"not used: {patient.id}, of whom no series is known to be a modality; a rule may name one"
+    message = f"not used: {patient.id}: no series of this patient is recognised as a modality; a rule may choose one"
     asked = next((f", such as --series {role}={s.choice} ({s.kind_words})" for s in patient.series if s.kind_words), "")
     return Problem(patient.place, "no-series", message + asked, patient.id)
 
@@ -303,7 +303,7 @@ def _unfit(series: Series, role: str, patient: Patient, selection: Selection) ->
 
 WARNINGS = {
     "burned-in": "the DICOM series says that identifying text is drawn into its images",
-    "synthetic": "the image says of itself that it was made, not acquired",
+    "synthetic": "its header says that the image is synthetic",
 }
 
 

@@ -188,7 +188,7 @@ def _in_no_row(cohort: Cohort) -> Cohort:
     if not unused:
         return cohort
     some = ", ".join(path.name for path in unused[:3])
-    message = f"no row of the manifest names {len(unused)} volumes below its folder, such as {some}"
+    message = f"{len(unused)} volumes below the manifest's folder are in none of its rows, such as {some}"
     return replace(cohort, unused=unused, notes=(*cohort.notes, Problem(cohort.root, "in-no-row", message)))
 
 
@@ -324,7 +324,7 @@ def _volumes_in_words(root: Path, files: Sequence[File]) -> str:
 def _misnamed_table(root: Path) -> str:
     """Say which table of a folder may be meant for a manifest and is not called as one, if any."""
     tables = [path.name for path in sorted(root.iterdir()) if path.suffix.lower() in (".csv", ".tsv")]
-    return f"; {tables[0]} is no manifest by its name" if tables else ""
+    return f"; {tables[0]} does not have the name of a manifest" if tables else ""
 
 
 # --- choosing --------------------------------------------------------------------------------------------------------

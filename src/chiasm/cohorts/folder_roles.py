@@ -187,8 +187,8 @@ def _not_read_as_roles(
     if not (unread and silent):
         return []
     message = (
-        f"{_some(unread)} may name a role in the split, but stands beside folders without one ({_some(silent)}): "
-        "it fixes nothing, and all are split alike; to fix it, call the folders train, val and test, or write a "
+        f"{_some(unread)} may name a role in the split, but folders beside it name none ({_some(silent)}), "
+        "so the split is not fixed; to fix it, call the folders train, val and test, or write a "
         "manifest with a column split"
     )
     return [("role-word", message)]
@@ -289,8 +289,8 @@ def _roles_in_names(cohort: Cohort) -> list[Problem]:
     if len(first) < 2 or "" in first:
         return []
     message = (
-        f"names of cases hold words for roles in the split, such as {' and '.join(first.values())}, and fix nothing; "
-        "to fix roles, put the cases into folders train, val and test, or write a manifest with a column split"
+        f"names of cases contain words for roles in the split, such as {' and '.join(first.values())}, but do not fix "
+        "the split; to fix it, put the cases into folders train, val and test, or write a manifest with a column split"
     )
     return [Problem(cohort.root, "role-word", message)]
 

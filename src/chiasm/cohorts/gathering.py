@@ -131,7 +131,7 @@ def _groups(finds: Iterable[Find]) -> tuple[list[_CaseFiles], list[Problem]]:
         groups += [_CaseFiles(place, split, of) for split, of in by_role.items()]
         listed = " and ".join(filter(None, by_role))
         for find in in_no_role:
-            message = f"{find.case} stands in the folders of {listed}, and this file in neither"
+            message = f"{find.case} stands in the folders of {listed}, but this file is in none of them"
             problems.append(Problem(find.path, "folder-role", message, find.case))
     return groups, problems
 

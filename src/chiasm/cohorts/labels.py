@@ -61,7 +61,7 @@ def _required_threshold(case: Case, soft: VolumeError) -> float:
             path=soft.path,
             reason=SOFT,
             found=soft.found,
-            hint=f'Say in {SIDECAR} from which value on a voxel counts: {{"labels": {{"threshold": 0.5}}}}.',
+            hint=f'State in {SIDECAR} the value from which a voxel counts: {{"labels": {{"threshold": 0.5}}}}.',
         ) from soft
     return case.label_threshold
 
@@ -75,7 +75,7 @@ def _above(threshold: float, case: Case, path: Path) -> Volume:
     soft = read_volume(path, allow_constant=True, reading=case.reading)
     if 0 < (most := float(soft.array.max())) < threshold / 2 and threshold > 1:
         raise VolumeError(
-            f"holds no label that comes near the threshold of {SIDECAR}",
+            f"holds no label value near the threshold in {SIDECAR}",
             path=path,
             reason="labels",
             found=f"values up to {most:g}",
@@ -141,7 +141,11 @@ def check_label_values(array: NDArray[np.generic], regions: Regions, path: Path)
     _refuse_fractions(values, path)
     if values.size and (least := int(values.min())) < 0:
         raise VolumeError(
-            "labels are negative", path=path, reason="labels", found=least, expected="0 for the background, else above"
+            "labels are negative",
+            path=path,
+            reason="labels",
+            found=least,
+            expected="0 for the background, larger numbers for regions",
         )
     if regions:
         _refuse_undeclared(values, {0, *chain.from_iterable(regions.values())}, path)

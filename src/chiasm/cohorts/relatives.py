@@ -161,9 +161,9 @@ def _grouped_notes(cases: Sequence[Case], visits: Mapping[str, Sequence[str]]) -
     stem, names = next(iter(visits.items()))
     of = len(visits)
     message = (
-        f"{sum(map(len, visits.values()))} names are of {of} {'person' if of == 1 else 'people'} by their words for "
-        f"visits, such as {' and '.join(names[:2])} ({stem}); --subject-pattern decides otherwise: '(.+)' takes each "
-        "case for a person's own"
+        f"{sum(map(len, visits.values()))} names contain words for visits and are grouped as {of} "
+        f"{'person' if of == 1 else 'people'}, such as {' and '.join(names[:2])} ({stem}); --subject-pattern changes "
+        "this: with '(.+)' each case is a person"
     )
     return [Problem(_folder(cases, names[0]), "visits", message)]
 
@@ -176,8 +176,8 @@ def _question(cases: Sequence[Case], by_person: Sequence[Case], kind: _NameFamil
     pattern = next((one for one in _PROPOSALS if _same_groups(_by(one, by_person), wanted)), None)
     way = f"--subject-pattern '{pattern}'" if pattern else "a manifest with a column subject"
     message = (
-        f"{' and '.join(names[:2])} {kind.differ} and count as {len(names)} people; if such cases are one person's, "
-        f"say so: {way}"
+        f"{' and '.join(names[:2])} {kind.differ} and count as {len(names)} people; if such cases are of one person, "
+        f"group them: {way}"
     )
     return Problem(_folder(cases, names[0]), "relatives", message)
 

@@ -251,7 +251,7 @@ def _locked(ordered: Sequence[str], share: float) -> set[str]:
         return set()
     if not ordered:
         raise CohortError(
-            "nobody is left to be locked, since the roles of all subjects are given",
+            "no subject is left for the locked test set, because all subjects have fixed roles",
             reason="locked",
             hint="Set split.locked=0, or state the roles of fewer subjects.",
         )
@@ -268,10 +268,10 @@ def _fixed_roles(cases: Sequence[Case]) -> dict[str, str]:
     for case in cases:
         if case.split is not None and fixed.setdefault(case.subject, case.split) != case.split:
             raise CohortError(
-                f"subject {case.subject} is to be both {fixed[case.subject]} and {case.split}",
+                f"subject {case.subject} has two roles: {fixed[case.subject]} and {case.split}",
                 reason="split",
                 hint="Move all cases of a subject into folders of one role, or give them the same split in a manifest; "
-                "where these are two people, give them two subjects in it.",
+                "if they are two people, give them two subjects in the manifest.",
             )
     return fixed
 

@@ -162,7 +162,7 @@ def _own_class(name: str) -> type[nn.Module]:
     place, _, class_name = name.partition(":")
     if not all(part.isidentifier() for part in (*place.split("."), class_name)):
         raise RecipeError(
-            "a network is named otherwise", reason="no-network", found=name, expected="package.module:Class"
+            "the name of the network has a wrong form", reason="no-network", found=name, expected="package.module:Class"
         )
     try:
         module = importlib.import_module(place)

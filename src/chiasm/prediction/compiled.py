@@ -253,7 +253,7 @@ def export_network(network: nn.Module, shape: Shape) -> ExportedProgram:
         shape: Of an image that it takes, (C, *S).
 
     Raises:
-        ValueError: If it takes one size alone.  Torch raises errors of many other kinds.
+        ValueError: If it accepts only one size.  Torch raises errors of many other kinds.
     """
     return _export_any(network, shape)
 
@@ -313,7 +313,7 @@ def _export_any(network: nn.Module, shape: Shape) -> ExportedProgram:
     name = exported.graph_signature.user_inputs[0]
     (node,) = (node for node in exported.graph.nodes if node.name == name)
     if any(isinstance(size, int) for size in node.meta["val"].shape[2:]):
-        raise ValueError("it takes one size alone")
+        raise ValueError("it accepts only one size")
     return exported
 
 

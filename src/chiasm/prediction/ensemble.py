@@ -96,7 +96,7 @@ def check_agreement(models: Sequence[Model], runs: Sequence[Path]) -> None:
             there, expected = getattr(model.plan, field), getattr(first, field)
             if there != expected:
                 raise RunError(
-                    f"cannot be averaged with {runs[0]}, from which it differs in: {words}",
+                    f"cannot be averaged with {runs[0]}: they differ in {words}",
                     path=run,
                     reason="other-models",
                     found=_in_words(there),
@@ -216,7 +216,7 @@ class _Found:
 
 
 def _without_map(lacking: int, count: int) -> str:
-    return f"{lacking} of {count} models have no expected-error map, so there is none of their mean"
+    return f"{lacking} of {count} models have no expected-error map, so their mean image has none"
 
 
 def shared_warnings(warnings: Sequence[Sequence[str]]) -> list[str]:

@@ -102,8 +102,8 @@ def export(run: Path, out: Path, to: str, *, trust: str | Collection[str] = ()) 
     Raises:
         RecipeError: If there is no such form, its package is missing, or the model has parts that are not exported:
             stages, super-resolution, corrected shading, or a network that is blended from windows.
-        RunError: If there is no model, `out` holds files of somebody else, or the exported network computes something
-            else than torch.
+        RunError: If there is no model, `out` holds files of somebody else, or the exported network computes other
+        values than torch.
     """
     form = _check_form(to)
     with locked(out):
@@ -213,7 +213,7 @@ def _write(form: Form, network: nn.Module, shape: tuple[int, ...], places: Seque
         found = deviation(_WRITERS[form](exported, shape, path, noise), network(noise).detach().numpy())
         if not found <= TOLERANCE:
             raise RunError(
-                f"{form} computes something else than torch",
+                f"{form} computes other values than torch",
                 path=places[0],
                 reason="engine",
                 found=f"{found:.2g} of the range",

@@ -454,7 +454,7 @@ def _outcomes(reports: Iterable[Entry | Problem | Lost[Case]], source: str) -> I
 
 
 def _lost_for_good(lost: Lost[Case], source: str) -> Problem:
-    case, hint = lost.job, " A machine with more memory may do." if lost.may_lack_memory else ""
+    case, hint = lost.job, " Use a machine with more memory." if lost.may_lack_memory else ""
     return Problem(case.images[source], "lost", f"case {case.id}: {lost}.{hint}", case.id)
 
 

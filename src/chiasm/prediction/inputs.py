@@ -77,7 +77,7 @@ def part_runs(places: Sequence[Path]) -> NamedPlaces:
     following = list(takewhile(_is_run, places[1:]))
     if len(following) == len(places) - 1 and any((places[-1] / name).is_file() for name in RUN_MARKS):
         raise CohortError(
-            "is a run, and no scans are named after it",
+            "is a run, but no scans are named after it",
             path=places[-1],
             reason="no-input",
             hint="Name the runs first, then the scans: chiasm predict RUN OTHER_RUN SCANS -o OUT.",
@@ -124,7 +124,7 @@ def _group_files(files: Sequence[Path], sources: Sequence[str]) -> list[Case]:
     size = len(sources)
     if len(files) % size:
         raise CohortError(
-            "the files do not come in groups of one per source",
+            "the number of files is not a multiple of the number of sources",
             reason="sources",
             found=f"{len(files)} files",
             expected=f"{', '.join(sources)} for each case",
@@ -147,10 +147,10 @@ def _check_name(path: Path, source: str) -> None:
     fits = {source} | (of_mr if source == "mr" else {"mr"} if source in of_mr else set())
     if source in MODALITIES and said in MODALITIES + MAPS and said not in fits:
         raise CohortError(
-            f"is {said} by its name, and the model takes {source}",
+            f"is {said} by its name, but the model takes {source}",
             path=path,
             reason="other-modality",
-            hint=f"If it is {source} all the same, give it a name that ends otherwise.",
+            hint=f"If it is {source}, give it a name with another ending.",
         )
 
 
@@ -238,7 +238,7 @@ def check_dicom(cases: Sequence[Case]) -> None:
     """
     for path in (path for case in cases for path in case.images.values() if not is_dicom(path)):
         raise VolumeError(
-            "is no DICOM, so there is no patient, study or frame of reference for a DICOM image to belong to",
+            "is not DICOM, so a DICOM result would have no patient, study and frame of reference",
             path=path,
             reason="no-dicom",
             hint="Predict from the series, or run chiasm predict without --format dicom to get NIfTI or MetaImage.",

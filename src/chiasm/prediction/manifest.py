@@ -194,7 +194,7 @@ def _check_entry(path: Path, entry: Entry, *, depth: int) -> None:
     """Refuse a case that no file may be called like, and files that lie elsewhere or too deep."""
     if not is_safe_id(entry.case):
         found = shortened(entry.case)
-        raise RunError("names a case as no file may be called", path=path, reason="unsafe-id", found=found)
+        raise RunError("gives a case a name that a file cannot have", path=path, reason="unsafe-id", found=found)
     for name in _names_of(entry):
         if not (_is_inside(name, depth) and _stays(path.parent, name)):
             raise RunError("names a file outside its folder", path=path, reason="outside", found=name)
@@ -242,7 +242,7 @@ def check_files(folder: Path, entry: Entry) -> None:
     there = digests(folder, entry)
     for name in sorted({*there, *entry.sha256}):
         if there.get(name) != entry.sha256.get(name):
-            what = "was changed after" if name in there else "is gone since"
+            what = "was changed after" if name in there else "was removed after"
             raise RunError(
                 f"{what} chiasm predict wrote it",
                 path=folder / name,

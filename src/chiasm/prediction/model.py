@@ -290,7 +290,9 @@ def _check_shapes(recipe: Recipe, plan: Plan, found: Shapes, *, with_discriminat
 
 def _compare_shapes(expected: Shapes, found: Shapes) -> None:
     if strange := sorted(expected.keys() ^ found.keys()):
-        raise ValueError(f"{strange[0]} is {'missing' if strange[0] in expected else 'of no network of the model'}")
+        raise ValueError(
+            f"{strange[0]} is {'missing' if strange[0] in expected else 'not part of a network of the model'}"
+        )
     if other := next((name for name in expected if expected[name] != found[name]), None):
         raise ValueError(f"{other} has the shape {found[other]}, and the network has {expected[other]}")
 

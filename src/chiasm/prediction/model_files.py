@@ -154,10 +154,10 @@ def check_trusted(network: str, trust: str | Collection[str], path: Path) -> Non
     if network in named_classes(trust):
         return
     raise RunError(
-        f"needs the network {network}, which is no part of chiasm: to load the model would run that code",
+        f"needs the network {network}, which is not part of chiasm: loading the model would run that code",
         path=path,
         reason="untrusted",
-        hint=f"Whoever wrote the model chose that code. If you trust it, name it: --trust {network}",
+        hint=f"The author of the model chose that code. If you trust it, name it: --trust {network}",
     )
 
 

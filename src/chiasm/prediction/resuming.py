@@ -64,7 +64,7 @@ def take_over(
         return Earlier({})
     if before.cases and (differences := compare(before, fresh)):
         raise RunError(
-            f"holds predictions that were made otherwise: {'; '.join(differences)}",
+            f"holds predictions that were made with other settings: {'; '.join(differences)}",
             path=folder,
             reason="other-prediction",
             hint=WAYS_OUT,
@@ -131,7 +131,7 @@ def _kept(folder: Path, before: Manifest, fresh: Manifest, cases: Mapping[str, t
     if sorted_in["other"]:
         some = ", ".join(entry.case for entry in sorted_in["other"][:3])
         raise RunError(
-            f"holds predictions of other files that are called the same: case {some}",
+            f"holds predictions of other files with the same names: case {some}",
             path=folder,
             reason="other-inputs",
             hint=WAYS_OUT,

@@ -309,7 +309,7 @@ def _check_thick(volume: Volume, plan: Plan, how: Degradation) -> None:
             reason="thin-slices",
             found=f"{thickness:.3g} mm",
             expected=f"about {thin * how.factor:.3g} mm",
-            hint="To test a model on thin slices, let them be made thick first: chiasm predict --degrade.",
+            hint="To test a model on thin slices, make them thick first: chiasm predict --degrade.",
         )
 
 

@@ -299,7 +299,7 @@ def choose_intensity(
         ValueError: If both are settled.
     """
     if source_kind and target_kind:
-        raise ValueError("both kinds are settled: there is nothing to choose")
+        raise ValueError("both kinds are given: there is nothing to choose")
     if len(pairs) < FEWEST_CASES:
         return KINDS[0], {}
     table: dict[str, float] = {kind: agreement(pairs, source_kind or kind, target_kind or kind) for kind in KINDS}

@@ -63,7 +63,7 @@ def choose_patch(
     if asked != "auto":
         step = multiple if needs.own else needs.multiple
         _check_patch(asked, dims, needs._replace(multiple=step), smaller)
-        reasons["patch"] = "asked for in the recipe"
+        reasons["patch"] = "set in the recipe"
         return (asked,) * dims
     least = _next_fit(needs.smallest, multiple, needs.offset)
     usual = (PATCH_2D if dims == 2 else PATCH_3D).get(recipe.size, SMALLEST_PATCH)
@@ -72,14 +72,14 @@ def choose_patch(
     if any(least > MOST_EMPTY * side for side in body):
         hint = f"; {smaller.rstrip('.')}" if smaller else ""
         reasons["patch"] = (
-            f"the networks need {least} voxels, though the median brain or body has but {' x '.join(map(str, body))}: "
-            f"the rest of a patch is empty, and a step costs as if it were not{hint}"
+            f"the networks need {least} voxels, but the median brain or body has only {' x '.join(map(str, body))}: "
+            f"the rest of a patch is empty, and takes as much time{hint}"
         )
     else:
         offset = f"{needs.offset} voxels and " if needs.offset else ""
         reasons["patch"] = (
             f"{offset}multiples of {multiple}, which the networks need; "
-            f"at most {most} at size {recipe.size}, and no larger than just holds the median brain or body"
+            f"at most {most} at size {recipe.size}, and no larger than the median brain or body needs"
         )
     return tuple(min(most, max(least, _next_fit(size, multiple, needs.offset))) for size in body)
 

@@ -142,7 +142,7 @@ def continue_plan(
     """
     reasons = dict.fromkeys(
         ("spacing_mm", "dims", "patch", "mask_rule", "source_kinds", "target_kind"),
-        "as in the parent, whose weights were learnt with it",
+        "as in the parent, because its weights were learnt with it",
     )
     sources, learning = recipe.data.sources, _named(cohort, train_ids)
     terms = terms_of(recipe.data)
@@ -151,7 +151,7 @@ def continue_plan(
     fitted: dict[str, Any] = {**_fitted(recipe, seen, parent.source_kinds, parent.target_kind, reasons)}
     reasons["lookup"] = "as in the parent, whose networks started from it"
     if seen.mask_rule != parent.mask_rule:
-        reasons["mask_rule"] += f"; chosen for these images it would be {seen.mask_rule}: look at the predictions"
+        reasons["mask_rule"] += f"; for these images alone it would be {seen.mask_rule}: check the predictions"
     reasons["trained_on"] = f"{len(train_ids)} training cases; ranges and the target's unit are fitted on them"
     return replace(
         parent,
@@ -228,7 +228,7 @@ def _reasons_of_data(recipe: Recipe, seen: Fingerprint, train_ids: Sequence[str]
         trained_on += f", of which {MOST_CASES} evenly spread ones were read"
     if seen.problems:
         trained_on += f"; left out: {'; '.join(problem.message for problem in seen.problems)}"
-    asked = "asked for in the recipe, so mask files are not used"
+    asked = "set in the recipe, so mask files are not used"
     return {"trained_on": trained_on, "mask_rule": MASK_RULES[seen.mask_rule] if recipe.data.mask == "auto" else asked}
 
 
@@ -238,14 +238,14 @@ def _reasons_of_requests(recipe: Recipe, reading: Reading, moved_mm: Mapping[str
     if data.bias_correction != "none":
         shaded = [name for name in (*data.sources, data.target) if name not in UNSHADED]
         reasons["bias_correction"] = (
-            f"asked for in the recipe: of {', '.join(shaded)} inside the mask, so that synthetic images have no shading"
+            f"set in the recipe: of {', '.join(shaded)} inside the mask, so that synthetic images have no shading"
             if shaded
-            else "asked for in the recipe, but no modality is shaded by a coil"
+            else "set in the recipe, but no modality is shaded by a coil"
         )
     if reading != STRICT:
         reasons["reading"] = "asked for, as the headers of some files leave a question open"
     if data.registration != "none":
-        reasons["registration"] = f"asked for in the recipe{f': {describe_movement(moved_mm)}' if moved_mm else ''}"
+        reasons["registration"] = f"set in the recipe{f': {describe_movement(moved_mm)}' if moved_mm else ''}"
     return reasons
 
 
@@ -285,7 +285,7 @@ def _fitted(
         low, high = reference.invert(np.percentile(pooled[-1], (0.5, 99.5))).tolist()
         bounds, background = (low, high), 0.0
     if recipe.data.histogram:
-        reasons["histogram"] = "asked for in the recipe: each source is shown a second time, as ranks within its case"
+        reasons["histogram"] = "set in the recipe: each source is shown a second time, as ranks within its case"
     r2 = float(1 - np.mean((np.interp(pooled[0], *tables["lookup"]) - pooled[-1]) ** 2) / np.var(pooled[-1]))
     reasons["lookup"] = (
         f"intensity alone explains {100 * r2:.0f} % of the training targets' variance (R2, not held out)"
@@ -356,7 +356,7 @@ def _without_constants(recipe: Recipe, seen: Fingerprint, cases: Mapping[str, Ca
 def _choose_spacing(recipe: Recipe, seen: Fingerprint, reasons: dict[str, str]) -> Triple:
     asked = recipe.data.spacing_mm
     if asked != "auto":
-        reasons["spacing_mm"] = "asked for in the recipe"
+        reasons["spacing_mm"] = "set in the recipe"
         voxels = math.prod(body_voxels(seen, (asked, asked, asked)))
         if voxels > MOST_VOXELS:
             raise RecipeError(
@@ -398,7 +398,7 @@ def _choose_dims(
         against = _why_not_3d(recipe, seen, spacing)
         asked, reasons["dims"] = ("2.5d", against) if against else ("3d", "spacing is nearly even and there is a GPU")
     else:
-        reasons["dims"] = f"{asked} was asked for in the recipe"
+        reasons["dims"] = f"{asked} was set in the recipe"
     if asked == "3d":
         return 3, 1
     reasons["slices"] = "one slice in, one slice out" if asked == "2d" else f"{slices} neighbouring slices in, one out"
@@ -438,7 +438,7 @@ def _choose_kind(recipe: Recipe, seen: Fingerprint, name: str, kinds: Mapping[st
     """Choose the kind of map by which the training cases agree best in a source and the target, and say why."""
     asked, target = recipe.data.intensity, recipe.data.target
     if asked != "auto":
-        return asked, f"{asked} was asked for in the recipe"
+        return asked, f"{asked} was set in the recipe"
     channels = [(recipe.data.sources.index(name), name), (len(recipe.data.sources), target)]
     pairs = [Pair(*(_clipped(case.samples[c], each, recipe) for c, each in channels)) for case in seen.cases]
     kind, table = choose_intensity(pairs, source_kind=kinds.get(name), target_kind=kinds.get(target))

@@ -223,7 +223,7 @@ def _maximise_information(fixed: _Working, moving: _Working, seed: int) -> NDArr
     try:
         method.Execute(_itk(fixed.image), _itk(moving.image))
     except RuntimeError as error:
-        raise _apart("the overlap was lost on the way") from error
+        raise _apart("the overlap was lost during the search") from error
     matrix = np.eye(4)
     matrix[:3, :3] = np.array(turn.GetMatrix()).reshape(3, 3)
     matrix[:3, 3] = turn.TransformPoint((0.0, 0.0, 0.0))
@@ -328,7 +328,7 @@ def _method(seed: int, share: float) -> Any:
 
 def _apart(found: str) -> VolumeError:
     return VolumeError(
-        "the two volumes do not come to lie over one another",
+        "no alignment makes the two volumes overlap",
         reason="no-overlap",
         found=found,
         expected=f"{100 * LEAST_COVER:.0f} % of the fixed mask covered",

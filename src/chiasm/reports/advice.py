@@ -36,14 +36,14 @@ def _unfinished(found: Evidence) -> str:
         return ""
     steps = max((line["step"] for line in found.history), default=0)
     done = f"stopped after step {steps} of {found.recipe.schedule.steps}" if steps else "has not begun"
-    return f"The training {done}: run the same command again, it goes on from there."
+    return f"The training {done}: run the same command again to go on."
 
 
 def _unevaluated(found: Evidence) -> str:
     if found.rows:
         return ""
     return (
-        "Nothing is known of other cases yet: chiasm predict RUN DATA --only test -o PREDICTIONS, "
+        "The model was not tested on other cases yet: chiasm predict RUN DATA --only test -o PREDICTIONS, "
         "then chiasm evaluate PREDICTIONS DATA -o EVALUATION."
     )
 
@@ -63,7 +63,7 @@ def _too_short(found: Evidence) -> str:
     if steps >= FEW_STEPS:
         return ""
     return (
-        f"Only {steps} steps were trained, too few to say anything of the method: give chiasm run more --minutes, or "
+        f"Only {steps} steps were trained, too few to assess the method: give chiasm run more --minutes, or "
         f"chiasm train --steps {10 * FEW_STEPS}."
     )
 
@@ -116,7 +116,7 @@ def _whole(found: Evidence) -> str:
         return ""
     why = _behind("the mask", mask)
     if found.plan.registration == "none":
-        return f"{why}: look whether source and target lie on each other, or chiasm train --register rigid."
+        return f"{why}: check whether source and target are aligned; if not, use chiasm train --register rigid."
     return f"{why}: {found.roles.get('train', 0)} training cases may be too few; more of them would help most."
 
 
@@ -137,7 +137,7 @@ def _attention(found: Evidence) -> str:
     else:
         return ""
     plain = find_method("dual").title
-    return f"{why}: chiasm train --method dual does without it, and chiasm study shows whether {plain} is as good."
+    return f"{why}: chiasm train --method dual trains without attention; chiasm study shows whether {plain} is as good."
 
 
 def _discriminators(found: Evidence) -> str:
@@ -204,7 +204,7 @@ def _few(found: Evidence) -> str:
 
 def _compare(found: Evidence) -> str:
     other = "dual" if found.recipe.method != find_method("dual").key else "l2"
-    return f"Nothing stands out: chiasm study sets it beside other methods, such as {other}, over folds and seeds."
+    return f"No weakness stands out: use chiasm study to compare it with other methods, such as {other}."
 
 
 RULES: tuple[Callable[[Evidence], str], ...] = (

@@ -52,9 +52,9 @@ PANELS = (
         },
     ),
     Panel(
-        "What the generator is asked for",
-        "Its loss on training patches: fidelity to the target, and what the discriminators add. "
-        "A refiner has a loss of its own.",
+        "Generator: loss",
+        "On training patches: the difference from the target, and what the discriminators add. "
+        "A refiner has its own loss.",
         {
             "reconstruction": Curve("step", "reconstruction"),
             "adversarial": Curve("step", "adversarial"),
@@ -63,7 +63,7 @@ PANELS = (
     ),
     Panel(
         "Discriminators: accuracy",
-        "Share of real and synthetic that they recognise: 0.5 is guessing, 1 is perfect. "
+        "Share of real and synthetic images that they recognise: 0.5 is guessing, 1 is perfect. "
         "The shaded band is the working range.",
         {"global": Curve("step", "accuracy_global"), "local": Curve("step", "accuracy_local")},
         limits=(0.4, 1.02),
@@ -71,7 +71,7 @@ PANELS = (
     ),
     Panel(
         "Discriminators: loss",
-        "Of recognising real and synthetic; 1.39 is guessing.",
+        "Cross-entropy of recognising real and synthetic images; 1.39 is guessing.",
         {
             "global": Curve("step", "global_discriminator_loss"),
             "second global": Curve("step", "second_discriminator_loss"),
@@ -86,7 +86,7 @@ PANELS = (
     ),
     Panel(
         "Does the difficulty know where the error is?",
-        "Rank correlation of the difficulty with the true error (0 is no knowledge), and AUROC (0.5 is no knowledge).",
+        "Rank correlation of the difficulty with the true error (0: no relation), and AUROC (0.5: no relation).",
         {
             "correlation": Curve("validation", "spearman"),
             "with smoothed error": Curve("validation", "spearman_smoothed"),
@@ -97,7 +97,7 @@ PANELS = (
     ),
     Panel(
         "What the attention does",
-        "How much more lesions weigh than healthy tissue (1 is no attention), and how far it is switched on.",
+        "How many times more lesions weigh than healthy tissue (1: no attention), and the strength of the attention.",
         {"lesion : healthy": Curve("validation", "weight_ratio"), "strength": Curve("step", "attention_strength")},
         level=1.0,
     ),
@@ -221,9 +221,11 @@ def _describe_discriminator(name: str, accuracy: float) -> Remark:
     lowest, highest = HEALTHY_ACCURACY
     shown = f"(accuracy {accuracy:.2f})"
     if accuracy < lowest:
-        return Remark("mixed", f"The {name} discriminator ended near guessing {shown}: it taught little.")
+        return Remark(
+            "mixed", f"The {name} discriminator ended near guessing {shown}: the generator learnt little from it."
+        )
     if accuracy > highest:
-        return Remark("mixed", f"The {name} discriminator ended saturated {shown}: it was never fooled.")
+        return Remark("mixed", f"The {name} discriminator ended saturated {shown}: it recognised nearly every image.")
     return Remark("good", f"The {name} discriminator ended in its working range {shown}.")
 
 

@@ -148,7 +148,7 @@ def list_sections(page: EvaluationPage) -> list[PageSection]:
             "Expected error",
             "Does the expected-error map agree with the true error?",
             draw_expected_error(page.gallery),
-            "There is no case with both an expected-error map and a real image, so the map cannot be checked.",
+            "No case has both an expected-error map and a real image, so the map cannot be checked.",
         ),
         PageSection("training", "Training", "Training, and the health of both discriminators", training),
         PageSection("sheet", "Data sheet", "Data sheet", page.facts, NO_FACTS),

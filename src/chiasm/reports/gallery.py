@@ -268,9 +268,9 @@ def list_columns(case: GalleryCase, most: float) -> list[PictureColumn]:
 def _missing(case: GalleryCase) -> list[str]:
     absent = []
     if case.real is None:
-        absent.append("There is no real image of this case: neither it nor an error can be shown.")
+        absent.append("This case has no real image, so no error can be shown.")
     if case.expected_error is None:
-        absent.append("There is no expected-error map of this case.")
+        absent.append("This case has no expected-error map.")
     if case.lesion is None or not case.lesion.any():
         absent.append("No lesion is labelled in this case.")
     return absent

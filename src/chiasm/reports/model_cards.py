@@ -205,10 +205,10 @@ def _subject_means(scores: Mapping[str, float], subjects: Mapping[str, str]) -> 
 
 
 def _warn(read: Sequence[_Read]) -> Iterator[str]:
-    """Say why scores of different models are no comparison."""
+    """Say why the scores of different models cannot be compared."""
     tested = {frozenset(cases_of(one.evidence.rows)) for one in read}
     if len(tested - {frozenset()}) > 1:
-        yield "the models were scored on different cases: their scores are no comparison"
+        yield "the models were scored on different cases: their scores cannot be compared"
     if len({(one.evidence.plan.sources, one.evidence.plan.target) for one in read}) > 1:
         yield "the models make different images of different sources"
     yield from _leaks(read)

@@ -210,7 +210,7 @@ def _make_room(out: Path, inputs: Sequence[Path], *, overwrite: bool) -> None:
         refuse_foreign(out, FILES, way_out="To replace them: chiasm rate --overwrite.")
     elif (out / PAGE).exists():  # a killed command may have written the key alone
         raise RunError(
-            "holds a reader study, whose ratings could not be read any more",
+            "holds a reader study; without it, its ratings cannot be read",
             path=out,
             reason="occupied",
             hint="Give another folder with -o, or replace it: chiasm rate --overwrite.",
@@ -246,13 +246,12 @@ def _check_alike(assessed: Sequence[PredictionFolder]) -> None:
     for one in assessed[1:]:
         if differing := _differing_terms(assessed[0].plan, one.plan):
             raise RunError(
-                f"differs from the first folder in {' and '.join(differing)}, so that its images cannot stand "
-                "beside those",
+                f"differs from the first folder in {' and '.join(differing)}, so their images cannot be compared",
                 path=one.folder,
                 reason="other-target",
             )
     if named := next((one for one in assessed if one.manifest.method == REAL), None):
-        raise RunError(f"is of a method that is called {REAL}", path=named.folder, reason="name")
+        raise RunError(f"is of a method with the name {REAL}", path=named.folder, reason="name")
 
 
 def _differing_terms(first: Plan, other: Plan) -> list[str]:

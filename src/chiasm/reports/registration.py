@@ -223,9 +223,9 @@ def report_registered(folder: Path, *, pages: int = PAGES) -> Path:
     moved = {case: farthest_mm(record) for case, record in records.items()}
     content = {
         "kind": "registration",
-        "title": "Do the pairs lie together?",
+        "title": "Are the pairs aligned?",
         "asked": f"{next(iter(records.values()))['asked']['kind']} registration: {describe_movement(moved)}. "
-        "Those that share least information come first: open their pages and look at the edges.",
+        "The pairs that share the least information come first: open their pages and look at the edges.",
         "rows": rows,
     }
     write_text(folder / "index.html", render_page("registered.html", content))
@@ -292,7 +292,7 @@ def _content(fixed: Volume, moving: Volume, moved: Volume, alignment: Alignment)
     }
     return {
         "kind": "registration",
-        "title": "Do they lie together?",
+        "title": "Are they aligned?",
         "asked": "Look at the edges: they should follow the same structures in both. Numbers alone cannot show it.",
         "scores": scores,
         "worse": alignment.information[-1] <= alignment.information[0],

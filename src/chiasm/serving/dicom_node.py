@@ -238,10 +238,10 @@ def _check_series(series: Series, folder: Path, modality: str, wanted: str | Non
         raise VolumeError("is of another modality than the model takes", path=folder, reason="modality")
     if wanted is None and series.shows_no_contrast:
         raise VolumeError(
-            f"holds {series.kind_words} images, which must be asked for", path=folder, reason="not-wanted"
+            f"holds {series.kind_words} images, which are taken only with --series", path=folder, reason="not-wanted"
         )
     if wanted is not None and not fitting([series], wanted):
-        raise VolumeError("is not asked for", path=folder, reason="not-wanted")
+        raise VolumeError("does not fit --series", path=folder, reason="not-wanted")
 
 
 def _series_in(folder: Path, wanted: str | None) -> Series:

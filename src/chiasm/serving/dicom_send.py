@@ -53,7 +53,7 @@ def parse_peer(text: str) -> Peer:
     title, _, place = text.partition("@")
     host, _, port = place.rpartition(":")
     if not host or not re.fullmatch(r"\d{1,5}", port) or not 0 < int(port) < 2**16:
-        raise RecipeError("a destination is written otherwise", reason="peer", found=text, expected="AET@host:port")
+        raise RecipeError("the destination has a wrong form", reason="peer", found=text, expected="AET@host:port")
     return Peer(check_title(title), host.strip("[]"), int(port))
 
 

@@ -144,8 +144,8 @@ def _differing_masks(masks: Mapping[str, Sequence[MaskUse]]) -> Iterator[str]:
         arms = sorted({use.method for use in chain.from_iterable(differing.values())})
         yield (
             f"{', '.join(arms)} were not scored in the same voxels of {len(differing)} of {len(masks)} cases "
-            f"({', '.join(list(differing)[:3])}), since their masks are found differently: "
-            "their scores do not compare the methods alone"
+            f"({', '.join(list(differing)[:3])}), because their masks are found differently: "
+            "their scores compare masks as well as methods"
         )
 
 

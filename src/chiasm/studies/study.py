@@ -204,7 +204,7 @@ class _Work:
         """List the jobs of a stage that are to be done; those that go on from a failed one have failed too."""
         due = list(filter(self._is_due, stage))
         for job in filter(self._goes_on_from_failed, due):
-            self.failed[job.key] = JobOutcome(job.key, job.name, "what it goes on from failed")
+            self.failed[job.key] = JobOutcome(job.key, job.name, "the job that it continues failed")
         return [job for job in due if job.key not in self.failed]
 
     def _goes_on_from_failed(self, job: Job) -> bool:

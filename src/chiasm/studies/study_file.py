@@ -120,7 +120,7 @@ class Study(Section):
         """Say what cannot be about the images that are scored against."""
         moved = self.phantom is not None and self.phantom.movement != "held"
         if self.reference == "held" and not moved:
-            yield "only simulated patients who moved are known as if they had not: reference is a folder"
+            yield 'reference = "held" is only for simulated patients who moved: give a folder'
         if self.reference is not None and self.expected_error is not None:
             yield "expected_error is assessed on the cohort itself: leave out reference, or expected_error"
 
@@ -135,14 +135,14 @@ class Study(Section):
     def _faults_of_comparisons(self) -> Iterator[str]:
         """Say which arms are to be assessed or compared that the study does not have."""
         if self.expected_error not in (None, *self.arms):
-            yield f"the map of {self.expected_error!r} is to be assessed, which is none of the arms"
+            yield f"expected_error names {self.expected_error!r}, which is none of the arms"
         for arm in chain.from_iterable((one.arm, one.against) for one in self.declared):
             if arm not in self.arms:
                 yield f"the primary comparison names {arm!r}, which is none of the arms"
 
     def _faults_of_variant(self, name: str) -> Iterator[str]:
         if name in NAMES or is_method(name):
-            yield f"the variant {name!r} is called like an arm or a baseline that is there already"
+            yield f"the variant {name!r} has the name of another arm or of a baseline"
         if name not in self.arms:
             yield f"the variant {name!r} is none of the arms"
 

@@ -311,7 +311,7 @@ def _reference_in_words(study: Study) -> str:
     if study.reference is None:
         return ""
     real = HELD_AGAINST["held" if study.reference == "held" else "folder"]
-    return f"Images were held against those {real}, which were never registered. "
+    return f"Predictions were compared with the real images {real}, which were never registered. "
 
 
 def compare_arms(

@@ -82,7 +82,7 @@ def _check_modality(chosen: str, pairs: Sequence[Case], gaps: Sequence[Case], ta
     """Refuse a modality that a later model cannot make, or whose worth would say nothing."""
     if chosen == target:
         raise RecipeError(
-            f"{chosen} is what is completed, so a later model that makes it says nothing of its worth",
+            f"{chosen} is the completed modality, so it cannot be the target of the later model",
             reason="utility",
             hint="Name another modality with --utility, or none.",
         )

@@ -123,7 +123,7 @@ def recipe_of_child(parent: Model, run: Path, changes: Changes, settings: Sequen
     recipe = change_recipe(content, changes, settings)
     if changed := _changed(before, recipe):
         raise RecipeError(
-            f"{changed[0]} stays as the model was trained, whose weights belong to it",
+            f"{changed[0]} cannot change, because the weights of the model depend on it",
             path=run,
             reason="parent",
             found=_value(recipe, changed[0]),
@@ -137,7 +137,7 @@ def _check_parent(parent: Model, run: Path) -> None:
     """Refuse models that are made of several trainings, or not by steps."""
     kinds = {"stages": parent.recipe.generator.stages > 1, "sparse codes": parent.recipe.optimiser.kind == "admm"}
     if kind := next((name for name, is_so in kinds.items() if is_so), None):
-        raise RecipeError(f"a model with {kind} does not go on learning", path=run, reason="parent")
+        raise RecipeError(f"a model with {kind} cannot be finetuned", path=run, reason="parent")
 
 
 def _changed(before: Recipe, after: Recipe) -> list[str]:
@@ -158,7 +158,7 @@ def describe_parent(parent: Model, run: Path, planned: PlannedRun) -> list[str]:
     lines = [
         f"goes on from {run} (model.toml has sha256 {parent.sha256})",
         "plan: the parent's grid, patches, rule for the mask, kinds of intensity maps and starting tables hold, "
-        "since its weights belong to them; the target's unit and what counts as a usual input are fitted on the "
+        "since its weights depend on them; the target's unit and what counts as a usual input are fitted on the "
         f"{count} training cases here",
     ]
     seen = learnt_before(find_model(run), planned.run.folder / "splits.json")

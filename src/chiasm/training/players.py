@@ -91,8 +91,8 @@ def check_players(recipe: Recipe) -> None:
     }
     if any(guided.values()) and not needs_local_discriminator(recipe):
         raise RecipeError(
-            f"{' and '.join(compress(guided, guided.values()))} goes by the confidence of a local discriminator, and "
-            f"method {recipe.method} as it is set has none",
+            f"{' and '.join(compress(guided, guided.values()))} needs the confidence of a local discriminator, but "
+            f"method {recipe.method} with these settings has none",
             reason="no-local-discriminator",
             found=f"attention.head {recipe.attention.head}, loss.local_weight {recipe.loss.local_weight:g}",
             hint="Set attention.head or a loss.local_weight above 0, or leave it out.",

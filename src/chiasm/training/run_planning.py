@@ -232,9 +232,11 @@ def plan_cases(
 
 def _describe_held_out(split: Split) -> str:
     """Say which cases no weights learn from, and what that is for."""
-    validating = f"; {', '.join(split.validation)} to stop what goes wrong and to calibrate the expected error"
+    validating = (
+        f"; {', '.join(split.validation)} for validation, which watches the training and calibrates the expected error"
+    )
     return (
-        f"held out: {', '.join(split.test)} for the test, so that the report is of images that nothing was fitted to"
+        f"held out: {', '.join(split.test)} for the test, so that the report shows images to which nothing was fitted"
         f"{validating if split.validation else ''} (--folds 1 tests none)"
     )
 

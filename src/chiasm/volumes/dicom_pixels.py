@@ -228,7 +228,7 @@ def _codec(form: Format, part: DicomFile) -> tuple[Any, str]:
         decoder = get_decoder(form.syntax)
     except NotImplementedError as error:
         raise VolumeError(
-            "is compressed in a way that is not known here",
+            "is compressed in a way that chiasm does not know",
             path=part.place,
             reason="codec",
             found=name,

@@ -109,7 +109,7 @@ def _byte_order(fields: dict[str, str], path: Path) -> str:
     """Return which byte of a number comes first, by either of two names."""
     orders = {_truth(fields, name, path) for name in ORDERS if name in fields} or {False}
     if len(orders) > 1:
-        raise VolumeError("says two byte orders", path=path, reason="header", found=" and ".join(ORDERS))
+        raise VolumeError("states two byte orders", path=path, reason="header", found=" and ".join(ORDERS))
     return ">" if orders.pop() else "<"
 
 
@@ -168,7 +168,7 @@ def _fields_of(text: str, path: Path) -> dict[str, str]:
             continue
         if fields.get(name, value) != value and name != "Comment":
             found = f"{fields[name][:80]} and {value[:80]}"
-            raise VolumeError(f"says {name} twice", path=path, reason="header", found=found)
+            raise VolumeError(f"states {name} twice", path=path, reason="header", found=found)
         fields[name] = value
     return fields
 

@@ -62,7 +62,7 @@ def open_mgh(path: Path, *, max_bytes: int = 2 * 2**30) -> Stored:
     size = checked_size((i, j, k), dtype, path, max_bytes)
     if is_oriented <= 0:  # FreeSurfer takes it as coronal, nibabel 5.4 as the same rotated by half a turn
         raise VolumeError(
-            "does not say how it lies in space: its goodRASFlag is 0",
+            "states no orientation: its goodRASFlag is 0",
             path=path,
             reason="no-orientation",
             hint="Give it one by FreeSurfer's mri_convert, in_orientation.",

@@ -228,7 +228,7 @@ def _check_type(raw: _Raw) -> None:
     expected = np.dtype(REAL[code]).itemsize * 8
     if bits != expected:
         found = f"bitpix {bits}"
-        raise raw.refuse("says two sizes of a voxel", "bitpix", found, f"{expected} for datatype {code}")
+        raise raw.refuse("states two sizes of a voxel", "bitpix", found, f"{expected} for datatype {code}")
 
 
 def _check_offset(raw: _Raw) -> None:
@@ -286,7 +286,7 @@ def _check_place(raw: _Raw, coded: Sequence[Form], assume_ras: bool) -> None:
     """Refuse a volume that does not say how it lies in space, or with steps that cannot be."""
     if not coded and not assume_ras:
         raise raw.refuse(
-            "does not say how it lies in space: sform_code and qform_code are both 0",
+            "states no orientation: sform_code and qform_code are both 0",
             "no-orientation",
             hint="If its axes run right, to the front and up, give --assume-ras: Reading(assume_ras=True) in Python.",
         )
@@ -312,7 +312,7 @@ def _check_forms(raw: _Raw, a: NDArray[np.float64], b: NDArray[np.float64]) -> N
     unsure = _rounding(raw) * float(np.linalg.norm(a[0] - a[-1]))
     if distances[0] > FORMS_APART_MM or apart > FORMS_APART_MM + unsure:  # the first corner is where both begin
         raise raw.refuse(
-            "says two places: sform and qform disagree",
+            "states two positions: sform and qform disagree",
             "two-forms",
             f"{apart:.3g} mm apart at a corner",
             f"at most {FORMS_APART_MM} mm",

@@ -143,7 +143,7 @@ def _fields_of(lines: Sequence[str], path: Path) -> dict[str, str]:
         key = name.strip().lower()
         key = {"datafile": "data file", "byteskip": "byte skip", "lineskip": "line skip"}.get(key, key)
         if key in fields:
-            raise VolumeError(f"says {key} twice", path=path, reason="header", found=value.strip()[:80])
+            raise VolumeError(f"states {key} twice", path=path, reason="header", found=value.strip()[:80])
         fields[key] = value.strip()
     return fields
 
@@ -188,7 +188,7 @@ def _voxel_type(fields: Mapping[str, str], path: Path) -> np.dtype[Any]:
         )
     if "old min" in fields or "old max" in fields:  # no reader that we know heeds them
         raise VolumeError(
-            "holds quantised values and says their old range: nobody knows what is meant",
+            "holds quantised values with an old range, whose meaning is not defined",
             path=path,
             reason="slope",
             found=f"old min {fields.get('old min')}, old max {fields.get('old max')}",
@@ -216,7 +216,9 @@ def _axes(fields: Mapping[str, str], path: Path) -> _Axes:
     directions = _directions(fields, axes, path)
     units = _units(fields, axes, path)
     if any(d is not None and not math.isnan(step) for d, step in zip(directions, spacings)):
-        raise VolumeError("says the spacing of an axis twice", path=path, reason="header", found="space directions too")
+        raise VolumeError(
+            "states the spacing of an axis twice", path=path, reason="header", found="space directions too"
+        )
     return _Axes(tuple(map(int, sides)), directions, spacings, units)
 
 
@@ -289,7 +291,7 @@ def _affine(fields: Mapping[str, str], axes: _Axes, path: Path, assume_ras: bool
     has_place = axes.directions[0] is not None and space in SPACES
     if not has_place and not assume_ras:
         raise VolumeError(
-            "does not say how it lies in space: it names no space with directions",
+            "states no orientation: it names no space with directions",
             path=path,
             reason="no-orientation",
             found=space or "no space",

@@ -239,7 +239,7 @@ def _short(path: Path, found: str, end: int) -> VolumeError:
 
 def _long(path: Path, end: int, there: int | None) -> VolumeError:
     return VolumeError(
-        "goes on beyond the voxels that its header promises",
+        "has more bytes than the voxels of its header",
         path=path,
         reason="too-long",
         found=None if there is None else f"{there} bytes",

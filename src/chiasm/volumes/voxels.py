@@ -112,7 +112,7 @@ def read_image(
             raise VolumeError("is constant", path=path, reason="constant", found=f"{low:g}")
         if high - low < LEVELS * float(np.spacing(np.abs(ends).max())):
             raise VolumeError(
-                "holds values too large for how little they differ: float32 cannot separate them",
+                "holds large values with small differences, which float32 cannot separate",
                 path=path,
                 reason="precision",
                 found=f"{low:.17g} to {high:.17g}",
@@ -192,8 +192,8 @@ def _not_whole(value: float, low: float, high: float, path: Path) -> VolumeError
         path=path,
         reason="labels",
         found=f"{value:g} among values from {low:g} to {high:g}",
-        hint="Labels must be resampled by nearest neighbour. If they are probabilities up to 100 or 255, say "
-        "from which value on a voxel counts.",
+        hint="Labels must be resampled by nearest neighbour. If they are probabilities up to 100 or 255, state "
+        "the value from which a voxel counts.",
     )
 
 
