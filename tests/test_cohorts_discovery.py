@@ -347,7 +347,8 @@ def test_a_map_of_as_many_organs_as_it_declares_holds_labels(tmp_path: Path) -> 
 def test_an_empty_folder_and_a_table_of_another_name_are_told_apart(tmp_path: Path) -> None:
     assert "is an empty folder" in str(refusal(tmp_path))
     (tmp_path / "pairs.csv").write_text("id,t1,t2\n")
-    assert "pairs.csv does not have the name of a manifest" in str(refusal(tmp_path)) and "manifest.csv" in str(refusal(tmp_path))
+    told = str(refusal(tmp_path))
+    assert "pairs.csv does not have the name of a manifest" in told and "manifest.csv" in told
 
 
 def test_nnunet_without_channels_is_refused(tmp_path: Path) -> None:
