@@ -154,9 +154,7 @@ def test_three_unlike_runs_get_three_pieces_of_advice(results: Path, tmp_path: P
 def test_a_stopped_training_is_told_to_go_on(copy: Path) -> None:
     shutil.rmtree(copy / "run" / "model")
     shutil.rmtree(copy / "evaluation")
-    assert (
-        advice(copy) == "The training stopped after step 24 of 24: run the same command again to go on."
-    )
+    assert advice(copy) == "The training stopped after step 24 of 24: run the same command again to go on."
 
 
 def calm(found: Evidence) -> Evidence:
