@@ -377,6 +377,25 @@ def test_a_bad_case_is_named_and_the_others_go_on(tmp_path: Path) -> None:
     assert steps == [(0, 3, "case00"), (1, 3, "case01"), (2, 3, "case02"), (3, 3, "")]
 
 
+def test_few_files_are_open_however_many_cases_were_prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preparation, "MOST_OPEN", 2)
+    cases, cache = list(write_cohort(tmp_path, 6).cases), tmp_path / "cache"
+    prepared, problems = prepare_cohort(cases, PLAN, cache)
+    assert not problems and len(prepared) == 6
+
+    def mapped() -> int:
+        return len(
+            {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if str(cache) in line}
+        )
+
+    for case, found in zip(cases, prepared, strict=True):
+        same_arrays(found, prepare_case(case, PLAN, cache))
+        del found
+        assert mapped() <= 2 * 3 + 3  # of the case that the loop holds, too
+    assert [case.id for case in prepared[4:]] == ["case04", "case05"]
+    assert prepared.only(["case03", "nobody"])[0].id == "case03"
+
+
 def test_a_given_mask_decides_what_is_valid(tmp_path: Path) -> None:
     case = write_case(tmp_path, 1, masked=True)
     small = np.zeros(SHAPE, np.uint8)

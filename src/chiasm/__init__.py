@@ -6,6 +6,7 @@ its own, and within a line only from names to its left; a test reads this map.
     errors        what a user can act on: what, where, found, expected, what to do
     names         names of cases and files that are harmless everywhere
     storage       files that appear whole or not at all; TOML, JSON
+    on_demand     what there is of each of many cases, on the disk until it is asked for
     records       files that must hold what their type says
     checksums     sha256 of files, and of cards that carry their own
     outputs       what an output folder holds, and what of it may be replaced

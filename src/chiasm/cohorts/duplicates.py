@@ -11,7 +11,7 @@ or one simulated head, what all of its images have in common is taken out first.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import chain, combinations_with_replacement
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -100,35 +100,46 @@ def _binned(view: View, spacing_mm: Sequence[float]) -> View:
     return _unit(view - gaussian_filter(view, SMOOTH, mode="nearest"))
 
 
-def find_near_duplicates(thumbnails: Mapping[str, Thumbnail]) -> list[Likeness]:
+def find_near_duplicates(thumbnails: Mapping[str, Thumbnail | None]) -> list[Likeness]:
     """Find the images that show the same scan.
 
+    Images are compared in blocks, so that memory does not grow with them where the mapping reads them from the disk.
+
     Args:
-        thumbnails: Name to `thumbnail`, of one modality.
+        thumbnails: Name to `thumbnail`, of one modality; those without one are left out.
 
     Returns:
         Every two that do, in the order of their names.
     """
-    names = sorted(name for name, view in thumbnails.items() if view.whole.any())
+    names = sorted(name for name, view in thumbnails.items() if view is not None and view.whole.any())
     if len(names) < 2:
         return []
-    several = [thumbnails[name] for name in names]
-    found = dict(chain(_same_textures(several), _same_wholes(several)))
+
+    def load(places: Places) -> list[Thumbnail]:
+        views = (thumbnails[names[place]] for place in places)
+        return [view for view in views if view is not None]
+
+    found = dict(chain(_same_textures(load, len(names)), _same_wholes(load, len(names))))
     return [Likeness(names[i], names[j], correlation) for (i, j), correlation in sorted(found.items())]
 
 
-class _Likenesses(NamedTuple):
-    """Images that are compared each with each, in blocks, so that memory does not grow with the square of them.
+Load = Callable[[Places], Sequence[Thumbnail]]
+
+
+class _EachWithEach(NamedTuple):
+    """Images that are compared each with each.
 
     Attributes:
-        number: How many.
-        views: Return what some of them show, shape (n, bins).
-        alike: Correlate some with some, shape (n, m).
+        load: Return some of them.
+        number: How many there are.
+        views: Return what images show, as rows, shape (n, bins).
+        alike: Correlate images with others, shape (n, m).
     """
 
+    load: Load
     number: int
-    views: Callable[[Places], View]
-    alike: Callable[[Places, Places], View]
+    views: Callable[[Sequence[Thumbnail]], View]
+    alike: Callable[[Sequence[Thumbnail], Sequence[Thumbnail]], View]
 
 
 class _Candidates(NamedTuple):
@@ -143,60 +154,63 @@ class _Candidates(NamedTuple):
         return [place for place in range(len(self.copies)) if place not in either]
 
 
-def _same_wholes(thumbnails: Sequence[Thumbnail]) -> Iterator[tuple[tuple[int, int], float]]:
+def _same_wholes(load: Load, number: int) -> Iterator[tuple[tuple[int, int], float]]:
     """Yield the places of two images whose whole views are alike, and their correlation."""
 
-    def views(places: Places) -> View:
-        return _rows([thumbnails[place].whole for place in places])
+    def views(some: Sequence[Thumbnail]) -> View:
+        return _rows([one.whole for one in some])
 
-    found = _candidates(_Likenesses(len(thumbnails), views, lambda one, other: views(one) @ views(other).T), ALIKE)
+    found = _candidates(_EachWithEach(load, number, views, lambda one, other: views(one) @ views(other).T), ALIKE)
     for i, j in found.pairs:
-        common = _common(views(_thinned(found.without_copies(i, j))))
-        a, b = views((i, j))
+        common = _common(views(load(_thinned(found.without_copies(i, j)))))
+        a, b = views(load((i, j)))
         correlation = _correlation(a, b, common)
         if correlation >= (SAME if len(common) else SAME_ALONE):
             yield (i, j), correlation
 
 
-def _same_textures(thumbnails: Sequence[Thumbnail]) -> Iterator[tuple[tuple[int, int], float]]:
+def _same_textures(load: Load, number: int) -> Iterator[tuple[tuple[int, int], float]]:
     """Yield the places of two images whose textures are alike, and their correlation."""
 
-    def views(places: Places) -> View:
-        return _rows([_unit(thumbnails[place].texture.values.astype(np.float32)) for place in places])
+    def views(some: Sequence[Thumbnail]) -> View:
+        return _rows([_unit(one.texture.values.astype(np.float32)) for one in some])
 
-    def alike(one: Places, other: Places) -> View:
-        return correlations(*([thumbnails[place].texture for place in places] for places in (one, other)))
+    def alike(some: Sequence[Thumbnail], others: Sequence[Thumbnail]) -> View:
+        return correlations(*([one.texture for one in each] for each in (some, others)))
 
-    found = _candidates(_Likenesses(len(thumbnails), views, alike), SAME_TEXTURE)
+    found = _candidates(_EachWithEach(load, number, views, alike), SAME_TEXTURE)
     for i, j in found.pairs:
-        shared = (thumbnails[i].texture.inside & thumbnails[j].texture.inside).ravel()
+        two = load((i, j))
+        shared = (two[0].texture.inside & two[1].texture.inside).ravel()
         places = found.without_copies(i, j)
-        others = views(_thinned(places))[:, shared]
+        others = views(load(_thinned(places)))[:, shared]
         common = _common(others / np.maximum(np.linalg.norm(others, axis=1, keepdims=True), np.float32(1e-6)))
-        a, b = views((i, j))[:, shared]
+        a, b = views(two)[:, shared]
         correlation = _correlation_without(common, a, b)
         if correlation >= (SAME_ALONE, SAME_BESIDE_ONE, SAME_TEXTURE)[min(len(places), 2)]:
             yield (i, j), correlation
 
 
-def _candidates(images: _Likenesses, least: float) -> _Candidates:
+def _candidates(images: _EachWithEach, least: float) -> _Candidates:
     """Find the pairs that are worth a closer look: alike, and of many images also beyond what all have in common."""
     everyone = range(images.number)
-    common = _common(images.views(_thinned(everyone))) if images.number >= MANY else None
-    pairs: list[tuple[int, int]] = []
-    copies: list[set[int]] = [set() for _ in everyone]
+    common = _common(images.views(images.load(_thinned(everyone)))) if images.number >= MANY else None
+    found = _Candidates([], [set() for _ in everyone])
     blocks = [everyone[start : start + AT_ONCE] for start in range(0, images.number, AT_ONCE)]
-    for one, other in combinations_with_replacement(blocks, 2):
-        alike = images.alike(one, other)
-        for i, j in _places(alike >= COPIES, one, other):
-            copies[i].add(j)
-            copies[j].add(i)
-        near = np.triu(alike >= least, 1) if one is other else alike >= least
-        if common is not None and near.any():
-            own = (_own(images.views(block), common) for block in (one, other))
-            near &= (next(own) @ next(own).T >= ALIKE_APART) | (alike >= COPIES)
-        pairs += _places(near, one, other)
-    return _Candidates(sorted(pairs), copies)
+    for place, one in enumerate(blocks):
+        some = images.load(one)
+        for other in blocks[place:]:
+            others = some if other is one else images.load(other)
+            alike = images.alike(some, others)
+            for i, j in _places(alike >= COPIES, one, other):
+                found.copies[i].add(j)
+                found.copies[j].add(i)
+            near = np.triu(alike >= least, 1) if other is one else alike >= least
+            if common is not None and near.any():
+                own, own_of_others = (_own(images.views(block), common) for block in (some, others))
+                near &= (own @ own_of_others.T >= ALIKE_APART) | (alike >= COPIES)
+            found.pairs.extend(_places(near, one, other))
+    return found._replace(pairs=sorted(found.pairs))
 
 
 def _places(where: NDArray[np.bool_], one: Places, other: Places) -> list[tuple[int, int]]:

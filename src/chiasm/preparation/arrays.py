@@ -13,6 +13,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +26,7 @@ from chiasm.checksums import content_hash, has_valid_checksum, sha256_of, with_c
 from chiasm.cohorts.cases import Case, Problem, Side, side_alone
 from chiasm.cohorts.labels import read_label_map
 from chiasm.errors import ChiasmError, RunError, VolumeError
+from chiasm.on_demand import OnDemand
 from chiasm.preparation.bias_field import without_shading
 from chiasm.preparation.degradation import arranged
 from chiasm.preparation.fingerprint import known_of, read_images, read_mask
@@ -44,7 +46,10 @@ CARD = "grid.json"
 MARGIN = 2  # voxels around the mask's box, so that resampling back has neighbours
 SAME_SPACING = 0.01  # a grid this near to the plan's, relatively, is not resampled
 
+MOST_OPEN = 64  # prepared cases whose files are mapped at once: systems allow some 1,000 open files
+
 Say = Callable[[str], None]
+Opener = Callable[[], "PreparedCase"]
 
 RANK_SD = 12**-0.5  # of numbers spread evenly between 0 and 1
 
@@ -192,24 +197,39 @@ def prepare_case(case: Case, plan: Plan, cache: Path, warn: Say = _silence) -> P
             or an image is constant inside it.
         ChiasmError: If the cache cannot be written.
     """
+    return _ready(case, plan, cache, warn)()
+
+
+def _ready(case: Case, plan: Plan, cache: Path, warn: Say) -> Opener:
+    """See to it that a case lies in the cache, and return what opens it there."""
     if side_alone(case, plan.sources, plan.target) == "target":
-        only = prepare_case(case, _swapped(plan), cache, warn)
-        return replace(only, target=only.source[0], alone="target")
+        return partial(_open_target, _ready(case, _swapped(plan), cache, warn))
     folder = cache / f"{case.id}-{cache_key(case, plan)}"
+    opener = partial(_load, folder, case, plan)
     if folder.is_dir():
         try:
-            return _load(folder, case, plan)
+            opener()
+            return opener
         except RunError as error:
             warn(f"case {case.id}: its prepared arrays are made anew: {error}")
             shutil.rmtree(folder, ignore_errors=True)  # another process may be doing the same
     _store(folder, case, plan)
-    return _load(folder, case, plan)
+    opener()
+    return opener
+
+
+def _open_target(opener: Opener) -> PreparedCase:
+    """Open a target that stands alone, which is prepared as sources are."""
+    only = opener()
+    return replace(only, target=only.source[0], alone="target")
 
 
 def prepare_cohort(
     cases: Sequence[Case], plan: Plan, cache: Path, progress: Progress | None = None, warn: Say = _silence
-) -> tuple[list[PreparedCase], list[Problem]]:
+) -> tuple[OnDemand[PreparedCase], list[Problem]]:
     """Prepare cases one after another; a bad one is named and the others go on.
+
+    Arrays are mapped from their files where a case is looked at, those of the latest `MOST_OPEN` cases at once.
 
     Args:
         cases: Training and validation cases.
@@ -224,17 +244,17 @@ def prepare_cohort(
     Raises:
         ChiasmError: If the cache cannot be written.
     """
-    prepared: list[PreparedCase] = []
+    prepared: dict[str, Opener] = {}
     problems: list[Problem] = []
     for case in counted(cases, attrgetter("id"), progress):
         try:
-            prepared.append(prepare_case(case, plan, cache, warn))
+            prepared[case.id] = _ready(case, plan, cache, warn)
         except ChiasmError as error:
             if error.reason == UNWRITABLE:
                 raise
             path = error.path or next(iter(case.images.values()))
             problems.append(Problem(path, error.reason, f"case {case.id}: {error}", case.id))
-    return prepared, problems
+    return OnDemand(prepared, MOST_OPEN), problems
 
 
 def write_context(case: PreparedCase, context: NDArray[np.float32], path: Path, plan: Plan) -> None:

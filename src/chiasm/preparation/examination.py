@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,7 @@ from chiasm.cohorts.images import read_case_image, read_case_labels
 from chiasm.cohorts.labels import region_volumes, usable_labels
 from chiasm.cohorts.splits import voxel_hash
 from chiasm.errors import CohortError, VolumeError
+from chiasm.on_demand import Scratch
 from chiasm.preparation.degradation import arranged, check_slices
 from chiasm.preparation.fingerprint import CaseFacts, ExaminationSettings, facts_of, terms_of
 from chiasm.preparation.intensity import MapKind, fit_intensity
@@ -72,7 +74,7 @@ class ExaminedCohort:
 
     Attributes:
         cohort: The usable cases; problems that were known before come first among its own.
-        cases: Case id to what was found, of usable cases alone.
+        cases: Case id to what was found, of usable cases alone; each look-up reads it from the disk.
         problems: What examination found.
     """
 
@@ -121,18 +123,21 @@ def _checked_facts(case: Case, volumes: Mapping[str, Volume], data: Data, proble
     return facts
 
 
-def examine_cohort(cohort: Cohort, data: Data, progress: Progress | None = None) -> ExaminedCohort:
+def examine_cohort(cohort: Cohort, data: Data, folder: Path, progress: Progress | None = None) -> ExaminedCohort:
     """Examine every case; a bad one is named and the others go on.
 
     Args:
         cohort: Cases with all modalities of `data`.
         data: What a training asks of them.
+        folder: On whose disk what is found is kept until it is asked for; it must exist.
         progress: Called with cases done, all cases, the next case's id.
 
     Raises:
         CohortError: If none is usable.
+        ChiasmError: If the folder cannot be written.
     """
-    usable: dict[str, ExaminedCase] = {}
+    usable = Scratch[ExaminedCase](folder)
+    cases: list[Case] = []
     problems: list[Problem] = []
     for index, case in enumerate(cohort.cases):
         if progress is not None:
@@ -140,15 +145,15 @@ def examine_cohort(cohort: Cohort, data: Data, progress: Progress | None = None)
         examined = examine_case(case, data.modalities, cohort.regions, data)
         problems += examined.problems
         if examined.is_usable:
-            usable[case.id] = examined
+            usable.keep(case.id, examined)
+            cases.append(examined.case)
     if not usable:
         raise CohortError(
             f"none of its {len(cohort.cases)} cases can be used; the first: {problems[0].message}",
             path=cohort.root,
             reason="no-usable-case",
         )
-    cases = tuple(examined.case for examined in usable.values())
-    return ExaminedCohort(replace(cohort, cases=cases), usable, tuple(problems))
+    return ExaminedCohort(replace(cohort, cases=tuple(cases)), usable, tuple(problems))
 
 
 def check_contrast(case: Case, samples: Mapping[str, NDArray[np.float32]], data: Data) -> None:

@@ -9,6 +9,7 @@ from chiasm.cohorts.cases import Case, Cohort, Problem, Side, side_alone
 from chiasm.cohorts.duplicates import find_near_duplicates
 from chiasm.cohorts.splits import find_duplicates
 from chiasm.errors import CohortError
+from chiasm.on_demand import PartOf
 from chiasm.preparation.examination import ExaminedCase, examine_case
 from chiasm.recipe import Data
 
@@ -102,7 +103,7 @@ def refuse_duplicates(examined: Mapping[str, ExaminedCase], cohort: Cohort, name
 def _near_duplicates(examined: Mapping[str, ExaminedCase], cohort: Cohort, role: str) -> Iterator[str]:
     """Name every two images of a modality that look like one scan and stand under different subjects."""
     subjects = {case.id: case.subject for case in cohort.cases}
-    views = {name: one.images[role].thumbnail for name, one in examined.items()}
-    for a, b, correlation in find_near_duplicates({name: view for name, view in views.items() if view is not None}):
+    views = PartOf(examined, lambda one: one.images[role].thumbnail)
+    for a, b, correlation in find_near_duplicates(views):
         if subjects[a] != subjects[b]:
             yield f"{role} of {a} and of {b} (correlation {correlation:.3f})"

@@ -92,9 +92,15 @@ class Place:
     simulated: tuple[int, int] | None = None
 
 
-def lesion_voxels(cases: Sequence[PreparedCase], most: int = 20_000) -> list[NDArray[np.int32]]:
-    """Return up to `most` labelled voxels (n, 3) of each case, evenly thinned; none without labels."""
-    found = []
+def lesion_voxels(cases: Sequence[PreparedCase], most: int = 20_000, in_all: int = 2**24) -> list[NDArray[np.int32]]:
+    """Return up to `most` labelled voxels (n, 3) of each case, evenly thinned; none without labels.
+
+    Args:
+        cases: Any number.
+        most: Voxels of a case.
+        in_all: Voxels of all cases together, about.
+    """
+    found, most = [], max(1, min(most, in_all // max(1, len(cases))))
     for case in cases:
         voxels = np.empty((0, 3), np.int32) if case.labels is None else np.argwhere(np.asarray(case.labels) > 0)
         found.append(voxels[:: max(1, -(-len(voxels) // most))].astype(np.int32))

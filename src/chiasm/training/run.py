@@ -44,6 +44,8 @@ from chiasm.training.run_folder import check_model_place, remove_baselines
 from chiasm.training.run_planning import PlannedRun, find_cases, plan_cases
 from chiasm.training.session import LearningCases, Say, Session, Watcher
 
+MOST_CALIBRATING = 2**24  # voxels of all validation cases together that the expected error is fitted to
+
 
 def train(
     data: Path | Cohort,
@@ -112,7 +114,7 @@ def train(
         with _clock(session, folder, "training"):
             learner, cascade = _learn_stages(recipe, run.plan, cases, folder, session, _WarmUp(start, until))
         if session.is_first_process:
-            _make_baselines(cases.training, planned.paired, folder, start)
+            _make_baselines(cases.training, planned, folder, start)
         if session.is_first_process and until is None:
             _ship(learner, recipe, cascade, folder, session.say)
             write_finished(folder, found, run.problems)
@@ -158,11 +160,7 @@ def _prepare(planned: PlannedRun, cache: Path | None, say: Say) -> tuple[Learnin
     cases = {case.id: case for case in planned.cohort.cases}
     learning = [cases[name] for name in (*planned.names, *run.split.validation)]
     prepared, problems = prepare_cohort(learning, run.plan, cache or run.folder / "cache", warn=say)
-    by_id = {case.id: case for case in prepared}
-    training, validation = (
-        [by_id[name] for name in names if name in by_id] for names in (planned.names, run.split.validation)
-    )
-    return LearningCases(training, validation), problems
+    return LearningCases(prepared.only(planned.names), prepared.only(run.split.validation)), problems
 
 
 def _check_prepared(cases: LearningCases, problems: Sequence[Problem], root: Path, say: Say) -> None:
@@ -199,14 +197,15 @@ def _describe_cost(recipe: Recipe, plan: Plan) -> str:
 
 
 def _make_baselines(
-    training: Sequence[PreparedCase], paired: Sequence[str], folder: Path, start: Path | Model | None
+    training: Sequence[PreparedCase], planned: PlannedRun, folder: Path, start: Path | Model | None
 ) -> None:
     """Fit the naive baselines to the pairs, or take those of the warm-up, which had the same ones."""
+    pairs = [case for case in training if case.id in planned.paired] if planned.run.plan.unpaired else training
     ready = start / "baselines" if isinstance(start, Path) else None
     if ready is not None and ready.is_dir():
         shutil.copytree(ready, folder / "baselines", dirs_exist_ok=True)
     else:
-        save_baselines(folder / "baselines", fit_baselines([case for case in training if case.id in paired]))
+        save_baselines(folder / "baselines", fit_baselines(pairs))
 
 
 def _ship(learner: AnyLearner, recipe: Recipe, cascade: Cascade, folder: Path, say: Say) -> None:
@@ -230,13 +229,14 @@ def _ship(learner: AnyLearner, recipe: Recipe, cascade: Cascade, folder: Path, s
 
 
 def _calibrate(learner: AnyLearner, validation: Sequence[PreparedCase], engine: Engine) -> Calibration:
-    """Fit the expected-error map to the true error inside the masks of validation cases."""
+    """Fit the expected-error map to the true error inside the masks of validation cases, or in evenly spread voxels."""
     scores, errors = [], []
     for case in validation:
         maps, mask = learner.maps(case, engine), np.asarray(case.mask)
         assert maps.raw_error is not None
-        scores.append(maps.raw_error[mask])
-        errors.append(np.abs(maps.prediction - np.asarray(case.target))[mask])
+        some = slice(None, None, -(-int(mask.sum()) * len(validation) // MOST_CALIBRATING) or 1)
+        scores.append(maps.raw_error[mask][some])
+        errors.append(np.abs(maps.prediction - np.asarray(case.target))[mask][some])
     names = tuple(case.id for case in validation)
     return fit_calibration(np.concatenate(scores), np.concatenate(errors), fitted_on=names)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,6 +31,7 @@ from chiasm.cohorts.splits import (
 )
 from chiasm.errors import ChiasmError, CohortError, RunError
 from chiasm.locks import locked
+from chiasm.on_demand import PartOf
 from chiasm.preparation.arrays import Say
 from chiasm.preparation.examination import ExaminedCohort, examine_cohort
 from chiasm.preparation.plan import Plan, read_plan, write_plan
@@ -202,7 +204,7 @@ def plan_cases(
     cohort = select_cases(found, recipe.data.sources, recipe.data.target)
     _report_selection(cohort, found, recipe, say)
     aligned = _align(cohort, recipe, registered_in(folder, recipe, cache), say)
-    examined = examine_cohort(aligned.cohort, recipe.data)
+    examined = examine_cohort(aligned.cohort, recipe.data, folder)
     refuse_duplicates(examined.cases, examined.cohort, recipe.data.modalities)
     split = _split_cases(examined.cohort, recipe)
     paired = paired_names(recipe, split)
@@ -340,7 +342,7 @@ def _choose_plan(
     examined: ExaminedCohort,
     parent: Plan | None,
 ) -> Plan:
-    facts = {name: one.facts for name, one in examined.cases.items() if one.facts is not None}
+    facts = PartOf(examined.cases, attrgetter("facts"))
     from chiasm.training.cost import estimate_cost
     from chiasm.training.players import patch_needs
 

@@ -115,4 +115,4 @@ def lesion_difficulty(setting: Setting, state: TrainingState) -> list[float] | N
     if not known or setting.recipe.training.transplant == "random":
         return None
     usual = float(np.mean(list(known.values())))
-    return [max(known.get(case.id, usual), SMALLEST_DIFFICULTY) for case in setting.cases]
+    return [max(known.get(name, usual), SMALLEST_DIFFICULTY) for name in setting.names]

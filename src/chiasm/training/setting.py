@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -41,6 +42,11 @@ class Setting:
     lesions: Sequence[NDArray[np.int32]]
     trainables: Trainables
     variation: Variation = NO_VARIATION
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Ids of the cases; those are opened for it once."""
+        return tuple(case.id for case in self.cases)
 
     def sigma(self, millimetres: float) -> tuple[float, ...]:
         """Return a width in voxels, along each axis of a patch."""
