@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from chiasm.metrics.conventions import CONVENTIONS
 from chiasm.prediction.folders import predict
 from chiasm.prediction.manifest import read_manifest
 from chiasm.preparation.plan import read_plan
+from chiasm.reports.case_page import PackedPage
 from chiasm.reports.evaluation import Scored, evaluate, report_evaluation
 from chiasm.storage import read_json, write_json
 from chiasm.volumes import read_volume
@@ -76,6 +78,48 @@ def test_the_table_stands_beside_naive_baselines_and_the_report_stands_alone(sco
     page = scored.report.read_text()
     assert "<html" in page and "http://" not in page.replace("http://www.w3.org", "") and 'src="data:image' in page
     assert "only 2 cases" in page
+
+
+def test_pages_packed_while_scoring_are_those_made_from_files(
+    toy_cohort: Path, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from chiasm.reports import evaluation_cases
+
+    predict(finished_run, [toy_cohort], tmp_path / "p", only="all")
+    loads: list[str] = []
+    load_case = evaluation_cases.load_case
+    monkeypatch.setattr(evaluation_cases, "load_case", lambda *a, **k: loads.append(a[1].case) or load_case(*a, **k))
+    out = evaluate(tmp_path / "p", toy_cohort, tmp_path / "e").report.parent
+    packed = {path.relative_to(out): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    cases = [path.stem for path in packed if path.parent.name == "cases"]
+    assert loads == [] and len(cases) > 4 and not list(out.glob(".chiasm*"))
+    report_evaluation(out)
+    assert loads and packed == {path.relative_to(out): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+
+def test_of_many_cases_only_the_median_may_be_read_twice_and_few_packed_pages_are_kept(
+    toy_cohort: Path, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from chiasm.reports import evaluation, evaluation_cases
+
+    predict(finished_run, [toy_cohort], tmp_path / "p", only="all")
+    read: list[str] = []
+    kept: list[int] = []
+    load_case, save_page = evaluation_cases.load_case, evaluation_cases.save_page
+
+    def save(path: Path, page: PackedPage) -> None:
+        save_page(path, page)
+        kept.append(len(list(path.parent.iterdir())))
+
+    monkeypatch.setattr(evaluation_cases, "load_case", lambda *a, **k: read.append(a[1].case) or load_case(*a, **k))
+    monkeypatch.setattr(evaluation_cases, "save_page", save)
+    monkeypatch.setattr(evaluation, "CasePages", partial(evaluation_cases.CasePages, most=2))
+    done = evaluate(tmp_path / "p", toy_cohort, tmp_path / "e")
+    errors = {row.case: row.value for row in done.rows if (row.method, row.region, row.metric) == ("A7", "mask", "mae")}
+    worst_first = sorted(errors, key=lambda case: -errors[case])
+    shown = {path.stem for path in (tmp_path / "e" / "cases").iterdir()}
+    assert len(errors) == 6 and shown == {worst_first[0], worst_first[3]} and max(kept) <= 4
+    assert read in ([], [worst_first[3]])
 
 
 def test_the_expected_error_map_is_assessed(scored: Scored) -> None:

@@ -67,7 +67,17 @@ needs_viewer = pytest.mark.skipif(
 
 def volumes_in(text: str) -> dict[str, Any]:
     found = re.findall(r'<script type="text/plain" id="volume-(\w+)">([^<]+)<', text)
-    return {name: nib.Nifti1Image.from_bytes(gzip.decompress(base64.b64decode(content))) for name, content in found}
+    return {
+        name: nib.Nifti1Image.from_bytes(whole(gzip.decompress(base64.b64decode(content)))) for name, content in found
+    }
+
+
+def whole(content: bytes) -> bytes:
+    """Put the bytes of 16-bit values together, as the page's script does."""
+    head, body = content[:352], np.frombuffer(content[352:], np.uint8)
+    if nib.Nifti1Header(head[:348])["bitpix"] != 16:
+        return content
+    return head + np.ascontiguousarray(body.reshape(2, -1).T).tobytes()
 
 
 def settings_in(text: str) -> dict[str, Any]:

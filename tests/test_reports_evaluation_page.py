@@ -15,7 +15,7 @@ import pytest
 from chiasm.errors import ChiasmError
 from chiasm.evaluation.rows import Row
 from chiasm.reports.evaluation_page import EvaluationPage, write_report
-from chiasm.reports.gallery import GalleryCase
+from chiasm.reports.gallery import GalleryCase, cut_case
 from chiasm.reports.naive_comparison import compare_with_baselines, rank
 
 HOSTILE = "<img src=x onerror=alert(1)>\"'><script>alert(2)</script>&amp;"
@@ -103,6 +103,7 @@ class Page(HTMLParser):
 
 def written(folder: Path, **given: object) -> Page:
     usual = {"title": "t1 to t2", "rows": evaluated(), "method": "model", "naive": ["lookup", "mean"]}
+    given["gallery"] = [cut_case(case) for case in given.get("gallery", ())]  # type: ignore[attr-defined]
     return Page(write_report(folder / "report.html", EvaluationPage(**(usual | given))))  # type: ignore[arg-type]
 
 

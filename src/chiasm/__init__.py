@@ -45,10 +45,10 @@ its own, and within a line only from names to its left; a test reads this map.
                   discriminator_step, generator_step, learner, loop, cascade, run_planning, run, finetuning
     evaluation    scores, and what may be claimed from them: rows, reference, scoring, summary, headlines, paired_tests,
                   statistics, agreement, reader_files, rating, loading, predictions, uncertainty, expected_error
-    reports       the pages that people read: drawing, pages, tables, registration, gallery, curves, progress_page,
-                  tensorboard, naive_comparison, evaluation_folder, evidence, advice, explanation, model_cards,
-                  evaluation_page, pictures, jumps, case_scores, case_page, evaluation_cases, evaluation, slices,
-                  rating, study_plots, study_page, study_digest
+    reports       the pages that people read: drawing, pages, tables, registration, gallery, error_plot, curves,
+                  progress_page, tensorboard, naive_comparison, evaluation_folder, evidence, advice, explanation,
+                  model_cards, evaluation_page, pictures, jumps, case_scores, case_volumes, case_page, packed_pages,
+                  evaluation_cases, evaluation, slices, rating, study_plots, study_page, study_digest
     studies       methods x folds x seeds, and completion: study_file, filling, utility, completion, jobs, work, notes,
                   study_report, study
     serving       a DICOM node and a page with a REST API: spool, stop, web_limits, dicom_inbox, dicom_gate, dicom_send,

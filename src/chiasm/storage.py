@@ -143,6 +143,26 @@ def _put_in_place(fresh: Path, path: Path, *, shared: bool) -> None:
             raise
 
 
+@contextmanager
+def working_folder(place: Path) -> Iterator[Path]:
+    """Give an empty folder for what is needed while a block runs; it is removed when the block ends, however it does.
+
+    Args:
+        place: Folder of results that it lies in, which is there.
+
+    Raises:
+        ChiasmError: If it cannot be made.
+    """
+    folder = temporary_beside(place / "work")
+    with writing(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def make_folder(path: Path) -> None:
     """Make a folder and those above it, if they are missing.
 

@@ -6,7 +6,7 @@ baselines' tables only.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -135,6 +135,9 @@ def score_folder(
     return FolderScores(found.rows, [*lost, *found.problems], Remarks(found.masks, spoiled, found.notes))
 
 
+After = Callable[[EvaluationCase, PredictionFolder, Sequence[Row]], None]
+
+
 class CaseScores(NamedTuple):
     """What came of scoring cases.
 
@@ -161,6 +164,7 @@ def score_cases(
     with_labels: bool,
     naive: bool = True,
     progress: Progress | None = None,
+    after: After | None = None,
 ) -> CaseScores:
     """Score cases one after another; one that cannot be scored is named, and the others are scored.
 
@@ -171,6 +175,8 @@ def score_cases(
         with_labels: Whether label maps are used.
         naive: Whether to score the naive baselines too.
         progress: Called with cases done, all cases, the next case's id.
+        after: Called with each case that was scored, whose prediction it is, and its scores, while its images are
+            in memory.
     """
     rows: list[Row] = []
     problems: list[Problem] = []
@@ -180,11 +186,14 @@ def score_cases(
     for one, entry in counted(work, lambda pair: pair[1].case, progress):
         try:
             loaded = load_case(one, entry, cohort, with_labels=with_labels, naive=naive)
-            rows += score_case(loaded, one, cohort, convention)
+            its = score_case(loaded, one, cohort, convention)
         except ChiasmError as error:
             path = error.path or one.folder / entry.image
             problems.append(Problem(path, error.reason, f"case {entry.case}: {error}", entry.case))
             continue
+        rows += its
+        if after is not None:
+            after(loaded, one, its)
         spoiled += [] if loaded.problem is None else [loaded.problem]
         masks.append(loaded.use)
         if loaded.lacks and naive:

@@ -9,30 +9,29 @@ why.  The same input gives the same bytes.
 
 from __future__ import annotations
 
-import base64
 import gzip
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
-from itertools import repeat
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from chiasm.boxes import Box, box_of
+from chiasm.boxes import box_of, grown
 from chiasm.reports.case_scores import CaseScore, show_score
+from chiasm.reports.case_volumes import MARGIN_MM, REGIONS, Packed, pack_volumes, to_text
 from chiasm.reports.drawing import label_with, show_unit
 from chiasm.reports.gallery import (
-    COVERED,
-    SOURCE_WINDOW,
+    MARGIN,
+    CutCase,
     GalleryCase,
     check_shapes,
     check_window,
-    rising,
+    cut_case,
     round_up,
     show_gallery,
 )
@@ -41,10 +40,7 @@ from chiasm.reports.pages import render_page, script_data
 from chiasm.storage import write_text
 from chiasm.volumes import Geometry, Volume, canonical, crop
 
-MARGIN_MM = 6.0  # around the mask's box
-MOST_BYTES = 9_600_000  # of a page that is not `whole`
-LEVELS = (4096, 2048, 1024, 512, 256)  # steps inside the window, the finest that fits is taken
-MOST_HALVINGS = 9  # of the number of voxels
+MOST_BYTES = 9_600_000  # of a page that is not `whole`, beside its scores
 SCRIPT = "reports/static/niivue.umd.js"  # put there by hatch_build.py
 LICENCES = "reports/licences/niivue.txt"
 
@@ -57,6 +53,9 @@ HU_PRESETS = (
     ("Bone", 600, 2800),
     ("Lung", -600, 1500),
 )
+
+
+Address = tuple[str, str]  # of a case's page, beside the others, and the case's name
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +74,7 @@ class CasePage:
         affine: Voxel index to world mm, RAS+, shape (4, 4).
         unit: Of `real`, `synthetic` and `expected_error`; "HU" adds presets of the window.
         window: Lowest and highest shown value, the same for real and synthetic.
+        scale: What one `unit` is in the numbers of `real`, `synthetic` and `expected_error`.
         source_name: What the source is, such as "t1".
         target_name: What real and synthetic are, such as "t2" or "ct".
         scores: This case against the cohort, see `against_cohort`.
@@ -99,13 +99,14 @@ class CasePage:
     affine: NDArray[np.float64]
     unit: str
     window: tuple[float, float]
+    scale: float = 1.0
     source_name: str = ""
     target_name: str = ""
     scores: Sequence[CaseScore] = ()
     warnings: Sequence[str] = ()
     report: str | None = None
-    previous: tuple[str, str] | None = None
-    following: tuple[str, str] | None = None
+    previous: Address | None = None
+    following: Address | None = None
     whole: bool = False
 
     def __post_init__(self) -> None:
@@ -113,6 +114,20 @@ class CasePage:
         if np.shape(self.affine) != (4, 4):
             raise ValueError(f"the affine of case {self.case} must be 4 x 4, not {np.shape(self.affine)}")
         check_window(self.case, self.window)
+
+
+class PackedPage(NamedTuple):
+    """What a case's page shows but for its scores and its neighbours: small enough to be kept until those are known.
+
+    Attributes:
+        facts: Words and numbers of the page, as they go into JSON.
+        volumes: Names to files of the viewer; none without its script.
+        cut: Slices and errors, for the page and for a report's gallery.
+    """
+
+    facts: dict[str, Any]
+    volumes: Mapping[str, bytes]
+    cut: CutCase
 
 
 def write_case_page(path: Path, page: CasePage) -> Path:
@@ -134,38 +149,54 @@ def write_case_page(path: Path, page: CasePage) -> Path:
 
 def render_case_page(page: CasePage) -> str:
     """Return a case's page as HTML that needs nothing else."""
-    in_ras = _canonical(page)
-    still = show_gallery([_still(page, in_ras)], None)
+    return finish_page(pack_page(page), page.scores, page.previous, page.following)
+
+
+def finish_page(
+    packed: PackedPage, scores: Sequence[CaseScore], previous: Address | None, following: Address | None
+) -> str:
+    """Return a packed page as HTML, with the case's scores beside the cohort's, and links to the pages beside it."""
     script, licences = viewer_script()
-    content: dict[str, Any] = {
+    return render_page(
+        "case.html",
+        {
+            **packed.facts,
+            "previous": previous,
+            "following": following,
+            "scores": [show_score(score) for score in scores],
+            "still": show_gallery([packed.cut], None),
+            "script": script,
+            "licences": licences,
+            "volumes": {name: to_text(file) for name, file in packed.volumes.items()},
+            "settings": script_data(packed.facts["settings"]) if packed.volumes else "",
+        },
+    )
+
+
+def pack_page(page: CasePage) -> PackedPage:
+    """Pack what a case's page shows, so that its volumes can be let go."""
+    near = _near(page)
+    cut = cut_case(_still(page, near.volumes), near.starts, near.shape)
+    facts: dict[str, Any] = {
         "kind": "case",
         "title": page.title,
         "asked": "",
         "case": page.case,
-        "warnings": page.warnings,
+        "warnings": list(page.warnings),
         "report": page.report,
-        "previous": page.previous,
-        "following": page.following,
-        "scores": [show_score(score) for score in page.scores],
-        "still": still,
         "unit": show_unit(page.unit),
         "presets": HU_PRESETS if page.unit == "HU" else (),
         "names": _names(page),
         "has_lesion": page.lesion is not None and bool(page.lesion.any()),
-        "script": script,
-        "licences": licences,
-        "volumes": {},
-        "settings": "",
+        "settings": {},
     }
-    if script:
-        content |= _viewer_content(page, in_ras, len(render_page("case.html", content).encode()))
-    return render_page("case.html", content)
-
-
-def _viewer_content(page: CasePage, in_ras: Mapping[str, Volume], without: int) -> dict[str, Any]:
-    """Pack volumes and settings for the viewer; `without` them the page has so many bytes."""
-    packed = _pack(page, in_ras, math.inf if page.whole else MOST_BYTES - without)
-    return {"volumes": packed.volumes, "settings": script_data(_settings(page, in_ras, packed))}
+    bare = PackedPage(facts, {}, replace(cut, errors={}))
+    if not viewer_script()[0]:
+        return PackedPage(facts, {}, cut)
+    room = math.inf if page.whole else MOST_BYTES - len(finish_page(bare, (), None, None).encode())
+    packed = pack_volumes(near.volumes, _widths(page, cut), room)
+    facts["settings"] = _settings(page, near, cut, packed)
+    return PackedPage(facts, packed.volumes, cut)
 
 
 def viewer_script() -> tuple[str, str]:
@@ -173,163 +204,67 @@ def viewer_script() -> tuple[str, str]:
     script = files("chiasm") / SCRIPT
     if not script.is_file():
         return "", ""
-    return _packed(SCRIPT), (files("chiasm") / LICENCES).read_text(encoding="utf-8")
+    return _script_text(SCRIPT), (files("chiasm") / LICENCES).read_text(encoding="utf-8")
 
 
 @cache
-def _packed(script: str) -> str:
-    return _base64((files("chiasm") / script).read_bytes())
-
-
-def _base64(content: bytes) -> str:
-    return base64.b64encode(gzip.compress(content, 6, mtime=0)).decode("ascii")
+def _script_text(script: str) -> str:
+    return to_text(gzip.compress((files("chiasm") / script).read_bytes(), 6, mtime=0))
 
 
 # Volumes
 
 
-def _canonical(page: CasePage) -> dict[str, Volume]:
-    """Turn every volume to RAS order; boxes are not cut yet."""
+class _Near(NamedTuple):
+    """The volumes of a case in RAS order, cut to what is shown of them, and where that lies in the whole grid."""
+
+    volumes: dict[str, Volume]
+    starts: tuple[int, ...]
+    shape: tuple[int, ...]
+
+
+def _near(page: CasePage) -> _Near:
+    """Turn every volume to RAS order and cut it around mask and lesions; the whole grid where both are empty."""
     grid = Geometry(page.mask.shape, np.asarray(page.affine, np.float64))
+    lesion = np.zeros((1, 1, 1), bool) if page.lesion is None else page.lesion
+    bits = (page.mask > 0) * np.uint8(IN_MASK) + (lesion > 0) * np.uint8(IN_LESION)
+    regions = canonical(Volume(bits.astype(np.uint8, copy=False), grid))
+    shape = regions.array.shape
+    box = (slice(0, shape[0]), slice(0, shape[1]), slice(0, shape[2]))
+    if regions.array.any() and not page.whole:
+        reach = max(MARGIN_MM, (MARGIN + 1) * max(regions.geometry.spacing_mm))
+        box = grown(box_of(regions.array > 0), reach, regions.geometry.spacing_mm, shape)
     named = {
         "source": page.source,
         "real": page.real,
         "synthetic": page.synthetic,
         "expected_error": page.expected_error,
     }
-    found = {
-        name: canonical(Volume(_finite(array.astype(np.float32, copy=False)), grid))
-        for name, array in named.items()
-        if array is not None
+    found = {name: crop(canonical(Volume(array, grid)), box) for name, array in named.items() if array is not None} | {
+        REGIONS: crop(regions, box)
     }
-    lesion = np.zeros_like(page.mask) if page.lesion is None else page.lesion
-    regions = (page.mask > 0) * np.uint8(IN_MASK) + (lesion > 0) * np.uint8(IN_LESION)
-    return found | {"regions": canonical(Volume(regions.astype(np.uint8), grid))}
+    scales = dict.fromkeys(("real", "synthetic", "expected_error"), page.scale)
+    near = {name: Volume(_clean(one.array, scales.get(name, 1.0)), one.geometry) for name, one in found.items()}
+    return _Near(near, tuple(side.start for side in box), shape)
 
 
-def _finite(array: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return an image with 0 for what is no finite number; itself where all are."""
-    if np.isfinite(array).all():
-        return array
-    cleaned: NDArray[np.float32] = np.nan_to_num(array, posinf=0, neginf=0)
-    return cleaned
+def _clean(array: NDArray[Any], scale: float) -> NDArray[Any]:
+    """Return an image by its scale, in the order of its axes, with 0 for what is no number; bytes as they are."""
+    if array.dtype == np.uint8:
+        return np.ascontiguousarray(array)
+    found = np.array(array, np.float32, order="C")
+    found /= np.float32(scale)
+    if not np.isfinite(found).all():
+        np.nan_to_num(found, copy=False, posinf=0, neginf=0)
+    return found
 
 
-class Packed(NamedTuple):
-    """The volumes as they stand in the page: names to base64, the grid, and what rounding and thinning did."""
-
-    volumes: dict[str, str]
-    geometry: Geometry
-    starts: tuple[int, int, int]
-    stride: tuple[int, int, int]
-    steps: dict[str, float]
-
-
-def _pack(page: CasePage, in_ras: Mapping[str, Volume], room: float) -> Packed:
-    """Cut, round and compress: as fine as fits into `room` bytes, the coarsest where nothing does."""
-    regions = in_ras["regions"]
-    box = _box(np.ones_like(regions.array) if page.whole else regions.array, regions.geometry.spacing_mm)
-    inside = {name: crop(volume, box) for name, volume in in_ras.items()}
-    tries = list(_fineness(regions.geometry.spacing_mm, room))
-    rooms = (*repeat(room, len(tries) - 1), math.inf)  # the coarsest is taken however large it is
-    for (stride, levels), most in zip(tries, rooms, strict=True):
-        steps = _steps(page, inside, levels)
-        thin = {name: _thinned(volume, stride) for name, volume in inside.items()}
-        volumes = _encode(thin, steps, most)
-        if len(volumes) == len(thin):
-            break
-    i, j, k = (side.start for side in box)
-    return Packed(volumes, thin["regions"].geometry, (i, j, k), stride, steps)
-
-
-def _encode(volumes: Mapping[str, Volume], steps: Mapping[str, float], room: float) -> dict[str, str]:
-    """Write volumes as base64, all of them unless they are larger than `room` bytes together."""
-    encoded: dict[str, str] = {}
-    for name, volume in volumes.items():
-        encoded[name] = _nifti(volume, steps.get(name))
-        room -= len(encoded[name])
-        if room < 0:
-            return {}
-    return encoded
-
-
-def _steps(page: CasePage, volumes: Mapping[str, Volume], levels: int) -> dict[str, float]:
-    """Choose what the values of each image are rounded to."""
-    steps = {name: _step(page, name, volume.array, levels) for name, volume in volumes.items() if name != "regions"}
-    if "real" in steps:  # one step, so that their difference is exact
-        steps["real"] = steps["synthetic"] = max(steps["real"], steps["synthetic"])
-    return steps
-
-
-def _fineness(spacing_mm: Sequence[float], room: float) -> Iterator[tuple[tuple[int, int, int], int]]:
-    """Give what is tried, the finest first: rounding, then leaving out every second voxel where they lie closest."""
-    if not math.isfinite(room):
-        yield (1, 1, 1), LEVELS[0]
-        return
-    yield from zip(repeat((1, 1, 1)), LEVELS)
-    stride = [1, 1, 1]
-    for _ in range(MOST_HALVINGS):
-        apart = [space * by for space, by in zip(spacing_mm, stride)]
-        stride[min(range(3), key=lambda axis: (round(apart[axis], 3), -axis))] *= 2
-        yield (stride[0], stride[1], stride[2]), LEVELS[-1]
-
-
-def _box(regions: NDArray[Any], spacing_mm: Sequence[float]) -> Box:
-    """Find the box around the mask and the lesions, with a margin; the whole grid where both are empty."""
-    box = box_of(regions > 0) if regions.any() else box_of(np.ones_like(regions, bool))
-    margins = [round(MARGIN_MM / space) for space in spacing_mm]
-    i, j, k = (
-        slice(max(0, side.start - margin), min(last, side.stop + margin))
-        for side, margin, last in zip(box, margins, regions.shape)
-    )
-    return i, j, k
-
-
-def _thinned(volume: Volume, stride: tuple[int, int, int]) -> Volume:
-    """Keep every so many voxels along each axis, the first among them; none is interpolated."""
-    if stride == (1, 1, 1):
-        return volume
-    affine = volume.geometry.affine.copy()
-    affine[:3, :3] *= stride
-    array = volume.array[:: stride[0], :: stride[1], :: stride[2]]
-    return Volume(array, Geometry(array.shape, affine))
-
-
-def _step(page: CasePage, name: str, array: NDArray[Any], levels: int) -> float:
-    """Choose what values are rounded to: 1, 2 or 5 times a power of ten, or 1 for whole numbers."""
-    low, high = _value_range(page, name)
-    largest = float(np.abs(array).max())
-    wanted = max((high - low) / levels, largest / 32000, 1e-30)
-    if wanted < 1 and largest / 32000 < 1 and np.array_equal(array, np.rint(array)):
-        return 1.0
-    power = 10.0 ** math.floor(math.log10(wanted))
-    return float(f"{next(power * digit for digit in (1, 2, 5, 10) if power * digit >= wanted * (1 - 1e-9)):.3g}")
-
-
-def _value_range(page: CasePage, name: str) -> tuple[float, float]:
-    """Return the range of an image that its levels are spread over."""
-    if name == "source":
-        return _source_window(page)
-    if name == "expected_error":
-        return 0.0, 2 * _range(page)  # an expectation: half the levels are fine enough
-    return page.window
-
-
-def _nifti(volume: Volume, step: float | None) -> str:
-    """Write a NIfTI file as base64: 16 bits with a slope for images, bytes as they are without a step."""
-    import nibabel as nib
-
-    array = volume.array if step is None else np.rint(volume.array / step).astype(np.int16)
-    image = nib.Nifti1Image(np.asfortranarray(array), volume.geometry.affine)
-    header = image.header
-    header.set_xyzt_units("mm")
-    header.set_sform(volume.geometry.affine, code=1)
-    header.set_qform(None, code=0)
-    header["pixdim"][1:4] = volume.geometry.spacing_mm
-    header.set_data_offset(352)
-    header["scl_slope"], header["scl_inter"] = (1.0 if step is None else step), 0.0
-    header["magic"] = b"n+1"
-    return _base64(header.binaryblock + bytes(4) + array.tobytes(order="F"))
+def _widths(page: CasePage, cut: CutCase) -> dict[str, float]:
+    """Return the width of the range of each image that its levels are spread over."""
+    given = {"real": page.real, "synthetic": page.synthetic, "expected_error": page.expected_error}
+    widths = {"source": np.ptp(_source_window(cut)), **dict.fromkeys(("real", "synthetic"), np.ptp(page.window))}
+    widths["expected_error"] = 2 * _range(cut)  # an expectation: half the levels are fine enough
+    return {name: float(width) for name, width in widths.items() if given.get(name, page.source) is not None}
 
 
 # What the page's script is given
@@ -348,24 +283,24 @@ def _names(page: CasePage) -> dict[str, str]:
     return names
 
 
-def _settings(page: CasePage, in_ras: Mapping[str, Volume], packed: Packed) -> dict[str, Any]:
+def _settings(page: CasePage, near: _Near, cut: CutCase, packed: Packed) -> dict[str, Any]:
     return {
         "unit": show_unit(page.unit),
         "names": _names(page),
         "window": list(page.window),
-        "sourceWindow": list(_source_window(page)),
-        "range": _range(page),
+        "sourceWindow": list(_source_window(cut)),
+        "range": _range(cut),
         "steps": packed.steps,
-        "jumps": [_place_jump(jump, packed) for jump in list_jumps(in_ras, page.unit)],
+        "jumps": [_place_jump(jump, packed) for jump in list_jumps(near.volumes, page.unit)],
         "packing": _describe_packing(page, packed),
-        "hasLesion": bool((in_ras["regions"].array & IN_LESION).any()),
+        "hasLesion": bool((near.volumes[REGIONS].array & IN_LESION).any()),
     }
 
 
 def _place_jump(jump: Jump, packed: Packed) -> dict[str, Any]:
     """Find the voxel of the packed volumes that is nearest to a place worth a look."""
     place = [(at - start) / by for at, start, by in zip(jump.voxel, packed.starts, packed.stride)]
-    kept = [min(max(round(at), 0), side - 1) for at, side in zip(place, packed.geometry.shape)]
+    kept = [min(max(round(at), 0), side - 1) for at, side in zip(place, packed.shape)]
     return {"label": jump.label, "detail": jump.detail, "voxel": kept}
 
 
@@ -380,14 +315,14 @@ def _describe_packing(page: CasePage, packed: Packed) -> str:
     return " ".join(sentences)
 
 
-def _still(page: CasePage, in_ras: Mapping[str, Volume]) -> GalleryCase:
-    regions = in_ras["regions"]
+def _still(page: CasePage, volumes: Mapping[str, Volume]) -> GalleryCase:
+    regions = volumes[REGIONS]
     return GalleryCase(
         case=page.case,
-        source=in_ras["source"].array,
-        real=in_ras["real"].array if "real" in in_ras else None,
-        synthetic=in_ras["synthetic"].array,
-        expected_error=in_ras["expected_error"].array if "expected_error" in in_ras else None,
+        source=volumes["source"].array,
+        real=volumes["real"].array if "real" in volumes else None,
+        synthetic=volumes["synthetic"].array,
+        expected_error=volumes["expected_error"].array if "expected_error" in volumes else None,
         mask=(regions.array & IN_MASK) > 0,
         lesion=None if page.lesion is None else (regions.array & IN_LESION) > 0,
         spacing_mm=regions.geometry.spacing_mm,
@@ -396,17 +331,10 @@ def _still(page: CasePage, in_ras: Mapping[str, Volume]) -> GalleryCase:
     )
 
 
-def _source_window(page: CasePage) -> tuple[float, float]:
-    values = page.source[page.mask > 0] if page.mask.any() else page.source.ravel()
-    low, high = np.nanquantile(values, SOURCE_WINDOW).tolist()
-    return rising(low, high)
+def _source_window(cut: CutCase) -> tuple[float, float]:
+    return next(look.window for look in cut.looks if look.label == "source" and look.window)
 
 
-def _range(page: CasePage) -> float:
+def _range(cut: CutCase) -> float:
     """Find the highest shown difference and expected error, one for both: equal brightness means equal size."""
-    inside = page.mask > 0
-    shown = [] if page.expected_error is None else [page.expected_error[inside]]
-    if page.real is not None:
-        shown.append(np.abs(np.subtract(page.synthetic, page.real, dtype=np.float32)[inside]))
-    most = max((float(np.nanquantile(values, COVERED)) for values in shown if values.size), default=0.0)
-    return float(f"{round_up(most):.3g}")
+    return float(f"{round_up(cut.error_range or 0.0):.3g}")

@@ -1,8 +1,8 @@
 """`chiasm evaluate` and its pages: scores of a cohort, the report, and a page for each case.
 
-Pages are made from files: scores from `evaluation.csv`, volumes from where
-`asked.json` says that predictions and reference lie.  So they can be made
-again without scoring anything.
+While cases are scored, their pages are packed into a folder of work, so that no image is read twice.  Pages can also be
+made again from files, without scoring anything: scores from `evaluation.csv`, volumes from where `asked.json` says that
+predictions and reference lie.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from chiasm.cohorts.gathering import LOST, notes_in_lines
 from chiasm.errors import RunError, unknown
 from chiasm.evaluation.headlines import headlines
 from chiasm.evaluation.loading import RULES, PredictionFolder
-from chiasm.evaluation.predictions import CaseScores, open_predictions, open_reference, score_cases
+from chiasm.evaluation.predictions import After, CaseScores, open_predictions, open_reference, score_cases
 from chiasm.evaluation.rows import MaskUse, Remarks, Row, read_evaluation, read_remarks, write_evaluation
 from chiasm.evaluation.summary import format_table, paired
 from chiasm.locks import locked
@@ -35,6 +35,7 @@ from chiasm.reports.curves import read_history
 from chiasm.reports.evaluation_cases import (
     PAGES,
     CasePages,
+    PagePacking,
     no_cases,
     predicted_cases,
     warn_of_seen,
@@ -47,7 +48,7 @@ from chiasm.reports.evidence import gather_evidence
 from chiasm.reports.explanation import explain_evidence
 from chiasm.reports.registration import report_registered
 from chiasm.reports.tables import as_text, cases_of, name_some, recipe_facts
-from chiasm.storage import read_facts, read_toml, write_json
+from chiasm.storage import read_facts, read_toml, working_folder, write_json
 from chiasm.volumes import Reading
 
 MASKS_NAMED = 12  # cases that are named beside the mask that they were scored in
@@ -121,9 +122,11 @@ def evaluate(
         read = [reference, *chain.from_iterable((one.folder, one.model) for one in assessed)]
         make_room(out, asked, read, overwrite=overwrite)
         together = request.open(assessed, out, progress)
-        found, problems = _score(assessed, together, request, progress)
-        _write_scores(out, found, problems, asked)
-        report = report_evaluation(out)
+        with working_folder(out) as folder:
+            packing = PagePacking(folder, CasePages(with_labels=regions == "seg"))
+            found, problems = _score(assessed, together, request, progress, packing.add)
+            _write_scores(out, found, problems, asked)
+            report = _write_pages(out, assessed, together, packing)
         return _sum_up(found, problems, assessed[0], together.cohort, report)
 
 
@@ -191,13 +194,19 @@ def _open_alike(folders: Sequence[Path], model: Path | None) -> list[PredictionF
 
 
 def _score(
-    assessed: Sequence[PredictionFolder], together: AlignedCohort, request: _Request, progress: Progress | None
+    assessed: Sequence[PredictionFolder],
+    together: AlignedCohort,
+    request: _Request,
+    progress: Progress | None,
+    after: After,
 ) -> tuple[CaseScores, list[Problem]]:
     """Score all predicted cases that have a real target; return also why others could not be scored."""
     missing = {problem.case for problem in together.problems}
     work = [(one, entry) for one, entry in predicted_cases(assessed) if entry.case not in missing]
     with_labels = request.regions == "seg"
-    found = score_cases(work, together.cohort, request.convention, with_labels=with_labels, progress=progress)
+    found = score_cases(
+        work, together.cohort, request.convention, with_labels=with_labels, progress=progress, after=after
+    )
     problems = [*together.problems, *_unfinished(assessed), *found.problems]
     if not found.rows:
         raise no_cases("no predicted case could be scored", problems, assessed[0].folder)
@@ -245,19 +254,27 @@ def report_evaluation(out: Path, *, pages: int = PAGES, whole: bool = False) -> 
     Raises:
         ChiasmError: If a file is missing or damaged.
     """
-    rows, asked, remarks = read_evaluation(out), read_asked(out), read_remarks(out)
+    asked = read_asked(out)
     assessed = open_assessed(out, asked)
     how: Registration = asked.get("register", "none")
     reference = place_of(out, asked, asked["reference"])
     together = open_reference(
         reference, assessed, out / REGISTERED, register=how, layout=asked["layout"], selection=selection_asked(asked)
     )
+    return _write_pages(out, assessed, together, CasePages(pages, whole=whole, with_labels=asked["regions"] == "seg"))
+
+
+def _write_pages(
+    out: Path, assessed: Sequence[PredictionFolder], together: AlignedCohort, pages: CasePages | PagePacking
+) -> Path:
+    """Write the report, the pages of single cases and that of registered pairs beside an evaluation's scores."""
+    rows, asked, remarks = read_evaluation(out), read_asked(out), read_remarks(out)
+    how: Registration = asked.get("register", "none")
     cohort = together.cohort
     if together.moved_mm:
         report_registered(out / REGISTERED)
     method, plan = assessed[0].manifest.method, assessed[0].plan
-    shown = CasePages(pages, whole=whole, with_labels=asked["regions"] == "seg")
-    gallery, links = write_cases(predicted_cases(assessed), cohort, rows, method, out, shown)
+    gallery, links = write_cases(predicted_cases(assessed), cohort, rows, method, out, pages)
     page = EvaluationPage(
         title=f"{' + '.join(plan.sources)} to {plan.target}",
         rows=rows,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice, repeat
 from pathlib import Path
-from typing import Any
 
 from chiasm.cohorts.cases import Cohort, Problem
 from chiasm.errors import CohortError
@@ -15,18 +15,17 @@ from chiasm.evaluation.rows import Row
 from chiasm.evaluation.scoring import reporting_unit
 from chiasm.outputs import refuse_links
 from chiasm.prediction.manifest import Entry
-from chiasm.reports.case_page import CasePage, write_case_page
+from chiasm.reports.case_page import Address, CasePage, PackedPage, finish_page, pack_page
 from chiasm.reports.case_scores import against_cohort
-from chiasm.reports.gallery import GalleryCase, in_ras
+from chiasm.reports.gallery import CutCase
 from chiasm.reports.naive_comparison import rank
+from chiasm.reports.packed_pages import load_page, save_page
 from chiasm.reports.pictures import write_picture
 from chiasm.reports.tables import cases_of
-from chiasm.volumes import canonical
+from chiasm.storage import write_text
 
 GALLERY = 3  # cases with slices at the head of the report
 PAGES = 24  # cases with a page of their own, unless more are asked for
-
-Address = tuple[str, str]  # of a case's page, beside the others, and the case's name
 
 
 @dataclass(frozen=True)
@@ -66,14 +65,76 @@ def warn_of_seen(seen: Sequence[str], count: int) -> Iterator[str]:
         yield f"{len(seen)} of {count} cases were used in training: {', '.join(seen)}"
 
 
+class PagePacking:
+    """Pages of cases that are packed right after a case was scored, while its images are in memory.
+
+    Which cases get a page is known when all are scored.  So the first cases are packed, as many as get a page, and
+    later ones that are the worst or the best so far.  The median of later ones is not among them.
+
+    Attributes:
+        pages: How many cases get a page, and what these show.
+    """
+
+    def __init__(self, folder: Path, pages: CasePages) -> None:
+        """Keep packed pages in a folder, which is there."""
+        self.pages = pages
+        self._folder = folder
+        self._first: list[str] = []
+        self._ends: dict[str, tuple[float, str]] = {}
+
+    def add(self, loaded: EvaluationCase, assessed: PredictionFolder, rows: Sequence[Row]) -> None:
+        """Pack the page of a case, if it may be shown.
+
+        Args:
+            loaded: The case's images.
+            assessed: Whose prediction it is.
+            rows: Of the case.
+
+        Raises:
+            ChiasmError: If the page cannot be written.
+        """
+        case = loaded.case.id
+        is_end = self._is_end(case, error_of(rows, assessed.manifest.method))
+        if case not in self._first and len(self._first) < self.pages.most:
+            self._first.append(case)
+        if case in self._first or is_end:
+            save_page(self._place(case), pack_page(_page(loaded, assessed, whole=self.pages.whole)))
+
+    def find(self, case: str) -> PackedPage | None:
+        """Return the page of a case; None where it was not packed."""
+        place = self._place(case)
+        return load_page(place) if place.is_file() else None
+
+    def _is_end(self, case: str, error: float) -> bool:
+        """Say whether a case is the worst or the best so far, and let go of the one that was."""
+        is_new = False
+        if math.isnan(error):
+            return False
+        for end, sign in (("worst", 1.0), ("best", -1.0)):
+            before = self._ends.get(end)
+            if before is None or sign * error > sign * before[0]:
+                self._ends[end], is_new = (error, case), True
+                if before is not None and before[1] not in {*self._first, *(name for _, name in self._ends.values())}:
+                    self._place(before[1]).unlink(missing_ok=True)
+        return is_new
+
+    def _place(self, case: str) -> Path:
+        return self._folder / f"{case}.safetensors"
+
+
+def error_of(rows: Sequence[Row], method: str) -> float:
+    """Return the mean absolute error of a method's first region, by which cases are ranked; NaN without one."""
+    return next((row.value for row in rows if row.method == method and row.metric == "mae"), math.nan)
+
+
 def write_cases(
     work: Iterable[tuple[PredictionFolder, Entry]],
     cohort: Cohort,
     rows: Sequence[Row],
     method: str,
     out: Path,
-    pages: CasePages,
-) -> tuple[list[GalleryCase], dict[str, str]]:
+    pages: CasePages | PagePacking,
+) -> tuple[list[CutCase], dict[str, str]]:
     """Write a page and a picture for each of the cases that show most.
 
     Args:
@@ -82,7 +143,7 @@ def write_cases(
         rows: Of the evaluation.
         method: Whose predictions they are.
         out: Gets `cases/<case>.html` and, for the first few, `pictures/<case>.png`.
-        pages: How many, and what they show.
+        pages: How many, and what they show; those that were packed are not made from files again.
 
     Returns:
         Cases for the report's gallery, and case id to its page's address beside the report.
@@ -91,21 +152,28 @@ def write_cases(
         ChiasmError: If a case's files have gone or changed, or pages would be written through a link.
     """
     refuse_links(out, ("cases", "pictures"))
+    packing = pages if isinstance(pages, PagePacking) else None
+    asked = pages.pages if isinstance(pages, PagePacking) else pages
     mine = [row for row in rows if row.method == method]
     placed = _find_cases(work, cases_of(mine))
-    chosen = list(islice(dict.fromkeys([*_most_instructive(mine, method, placed), *placed]), pages.most))
+    chosen = list(islice(dict.fromkeys([*_most_instructive(mine, method, placed), *placed]), asked.most))
     links = {case: f"cases/{case}.html" for case in chosen}
-    gallery: list[GalleryCase] = []
+    gallery: list[CutCase] = []
     for number, case in enumerate(chosen):
         one, entry = placed[case]
-        loaded = load_case(one, entry, cohort, with_labels=pages.with_labels, naive=False)
+        packed = (packing and packing.find(case)) or _pack(one, entry, cohort, asked)
         near = _beside(chosen, number - 1), _beside(chosen, number + 1)
-        page = _page(loaded, one, against_cohort(mine, case, method), near, whole=pages.whole)
-        write_case_page(out / links[case], page)
+        write_text(out / links[case], finish_page(packed, against_cohort(mine, case, method), *near))
         if number < GALLERY:
-            gallery.append(_shown(loaded, one))
+            gallery.append(replace(packed.cut, caption=f"{entry.role} case"))
             write_picture(out / "pictures" / f"{case}.png", gallery[-1])
     return gallery, links
+
+
+def _pack(assessed: PredictionFolder, entry: Entry, cohort: Cohort, asked: CasePages) -> PackedPage:
+    """Make the page of a case from its files."""
+    loaded = load_case(assessed, entry, cohort, with_labels=asked.with_labels, naive=False)
+    return pack_page(_page(loaded, assessed, whole=asked.whole))
 
 
 def _find_cases(
@@ -125,62 +193,27 @@ def _beside(cases: Sequence[str], index: int) -> Address | None:
     return (f"{cases[index]}.html", cases[index]) if 0 <= index < len(cases) else None
 
 
-def _page(
-    loaded: EvaluationCase,
-    assessed: PredictionFolder,
-    scores: tuple[Any, ...],
-    near: tuple[Address | None, Address | None],
-    *,
-    whole: bool,
-) -> CasePage:
+def _page(loaded: EvaluationCase, assessed: PredictionFolder, *, whole: bool) -> CasePage:
     """Collect what a case's own page shows."""
     plan = assessed.plan
+    unit, scale = reporting_unit(plan)
+    low, high = plan.target_range
     return CasePage(
         case=loaded.case.id,
         title=f"{loaded.case.id}: {' + '.join(plan.sources)} to {plan.target}",
-        **_volumes(loaded, assessed),
-        **_scale(assessed),
+        source=loaded.source.array,
+        real=loaded.target,
+        synthetic=loaded.prediction,
+        expected_error=loaded.expected_error,
+        mask=loaded.mask,
+        lesion=None if loaded.labels is None else loaded.labels > 0,
         affine=loaded.source.geometry.affine,
+        unit=unit,
+        window=(low / scale, high / scale),
+        scale=scale,
         source_name=f"{plan.sources[0]}{', not in the reference' if plan.sources[0] in loaded.lacks else ''}",
         target_name=plan.target,
-        scores=scores,
         warnings=loaded.entry.warnings,
         report="../report.html",
-        previous=near[0],
-        following=near[1],
         whole=whole,
     )
-
-
-def _shown(loaded: EvaluationCase, assessed: PredictionFolder) -> GalleryCase:
-    """Collect what the gallery shows of a case, in RAS order."""
-    grid = loaded.source.geometry
-    volumes = _volumes(loaded, assessed)
-    reordered: dict[str, Any] = {name: None if one is None else in_ras(one, grid) for name, one in volumes.items()}
-    return GalleryCase(
-        case=loaded.case.id,
-        **reordered,
-        **_scale(assessed),
-        spacing_mm=canonical(loaded.source).geometry.spacing_mm,
-        caption=f"{loaded.entry.role} case",
-    )
-
-
-def _volumes(loaded: EvaluationCase, assessed: PredictionFolder) -> dict[str, Any]:
-    """Return the volumes of a case by name, those of the target in the unit of reports."""
-    _, scale = reporting_unit(assessed.plan)
-    return {
-        "source": loaded.source.array,
-        "real": loaded.target / scale,
-        "synthetic": loaded.prediction / scale,
-        "expected_error": None if loaded.expected_error is None else loaded.expected_error / scale,
-        "mask": loaded.mask,
-        "lesion": None if loaded.labels is None else loaded.labels > 0,
-    }
-
-
-def _scale(assessed: PredictionFolder) -> dict[str, Any]:
-    """Return unit and window of real and synthetic images."""
-    unit, scale = reporting_unit(assessed.plan)
-    low, high = assessed.plan.target_range
-    return {"unit": unit, "window": (low / scale, high / scale)}

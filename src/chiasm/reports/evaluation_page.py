@@ -30,8 +30,9 @@ from chiasm.reports.drawing import (
     show_number,
     show_unit,
 )
+from chiasm.reports.error_plot import draw_expected_error
 from chiasm.reports.explanation import Part
-from chiasm.reports.gallery import GalleryCase, draw_expected_error, show_gallery
+from chiasm.reports.gallery import CutCase, show_gallery
 from chiasm.reports.naive_comparison import caution, compare_with_baselines, describe_comparison, rank, verdict
 from chiasm.reports.pages import PageSection, render_page
 from chiasm.reports.tables import (
@@ -78,7 +79,7 @@ class EvaluationPage:
     method: str
     naive: Collection[str]
     history: Sequence[Mapping[str, Any]] = ()
-    gallery: Sequence[GalleryCase] = ()
+    gallery: Sequence[CutCase] = ()
     facts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     warnings: Sequence[str] = ()
     asked: str = ""

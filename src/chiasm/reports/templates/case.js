@@ -148,9 +148,29 @@ function press(event) {
 
 async function load(name) {
   const element = byId(`volume-${name}`);
-  const image = await niivue.NVImage.loadFromBase64({ base64: element.textContent, name: `${name}.nii.gz`, colormap: "gray" });
+  const file = new File([whole(await unpacked(element))], `${name}.nii`);
   element.remove(); // the text is a copy that is needed no more
-  return image;
+  return niivue.NVImage.loadFromFile({ file, name: file.name, colormap: "gray" });
+}
+
+function whole(bytes) { // all low bytes of the values stand before all high ones, which compresses better
+  const start = 352;
+  const bits = new DataView(bytes.buffer).getInt16(72, true);
+  if (bits !== 16) return bytes;
+  const count = (bytes.length - start) / 2;
+  const file = new Uint8Array(bytes.length);
+  file.set(bytes.subarray(0, start));
+  for (let index = 0; index < count; index++) {
+    file[start + 2 * index] = bytes[start + index];
+    file[start + 2 * index + 1] = bytes[start + count + index];
+  }
+  return file;
+}
+
+async function unpacked(element) {
+  const packed = Uint8Array.from(atob(element.textContent), letter => letter.charCodeAt(0));
+  const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
+  return new Uint8Array(await new Response(stream).arrayBuffer());
 }
 
 function subtract(real, synthetic) {
@@ -181,9 +201,8 @@ function look(name, image) {
 }
 
 async function unpack() { // the viewer stands in the page compressed
-  const packed = Uint8Array.from(atob(byId("niivue-script").textContent), letter => letter.charCodeAt(0));
   const script = document.createElement("script");
-  script.textContent = await new Response(new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
+  script.textContent = new TextDecoder().decode(await unpacked(byId("niivue-script")));
   document.head.append(script);
 }
 
