@@ -33,7 +33,7 @@ its own, and within a line only from names to its left; a test reads this map.
                   examination, inspection, unpaired, plan, out_of_distribution, memory, patches, planning, arrays
     attenuation   CT to attenuation at 511 keV, for PET
     metrics       scores of one image against another, inside a mask: voxelwise, edges, ssim, lesions, ranking,
-                  radiotherapy, conventions
+                  radiotherapy, structures, conventions
     networks      tensors to tensors: generator, discriminators, layers, srcnn, fcn8, unet, dcgan, pix2pix, fcn3d, han,
                   li_cnn, context_gan, strainet, sparse_coding, foreign, shapes, catalogue
     prediction    a network over a whole volume: watching, tiling, slabs, windows, seams, engines, compiled,
@@ -44,7 +44,8 @@ its own, and within a line only from names to its left; a test reads this map.
                   session, log, shared_layers, trainables, setting, reading, coding, cost, sampler,
                   discriminator_step, generator_step, learner, loop, cascade, run_planning, run, finetuning
     evaluation    scores, and what may be claimed from them: rows, reference, scoring, summary, headlines, paired_tests,
-                  statistics, agreement, reader_files, rating, loading, predictions, uncertainty, expected_error
+                  statistics, agreement, reader_files, rating, loading, predictions, segmentations, uncertainty,
+                  expected_error
     reports       the pages that people read: drawing, pages, tables, registration, gallery, error_plot, curves,
                   progress_page, tensorboard, naive_comparison, evaluation_folder, evidence, advice, explanation,
                   model_cards, evaluation_page, pictures, jumps, case_scores, case_volumes, case_page, packed_pages,

@@ -52,6 +52,20 @@ def evaluate(
         Path | None, typer.Option("--model", help="Run or model folder, if it was moved.", rich_help_panel="Expert")
     ] = None,
     register: Register = None,
+    synthetic_segmentations: Annotated[
+        Path | None,
+        typer.Option(
+            "--synthetic-segmentations",
+            help="Your label maps of the synthetic images, CASE.nii.gz each, for Dice and HD95.",
+            rich_help_panel="Data",
+        ),
+    ] = None,
+    real_segmentations: Annotated[
+        Path | None,
+        typer.Option(
+            "--real-segmentations", help="Those of the real images, by the same tool.", rich_help_panel="Data"
+        ),
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Score predictions per case and region beside the naive baselines, and write a report."""
@@ -69,6 +83,8 @@ def evaluate(
             layout=found.layout,
             selection=found.selection((), reading, people=people),
             register=None if register is None else registration_named(register),
+            synthetic_segmentations=synthetic_segmentations,
+            real_segmentations=real_segmentations,
             overwrite=overwrite,
             progress=count(bar, "evaluating"),
         )

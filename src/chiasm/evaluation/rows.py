@@ -31,6 +31,8 @@ UNITS: Mapping[str, str] = {
     "path_error": "mm",
     "path_error_95": "mm",
     "slice_steps": "1",
+    "dice": "1",
+    "hd95": "mm",
     "bias": "",
     "rmse": "",
     "nmae": "1",
@@ -75,8 +77,9 @@ class Row(NamedTuple):
             steepest voxels), "lesion-edge" (a band around the labels),
             "lesion-1" and so on (the largest first), "lesions" and
             "lesions-small", "-medium", "-large" (counts; "too_small" counts
-            the components that are none), or "image" (all
-            voxels, the background with them).
+            the components that are none), "image" (all
+            voxels, the background with them), or "structure NAME" and
+            "structures" (of a user's own segmentations).
         metric: A name of `UNITS`.
         value: NaN where it is not defined.
         unit: "1" for pure numbers.

@@ -15,7 +15,7 @@ from chiasm.evaluation.rows import EACH_LESION, LESION, Row
 #: What a short table shows, in this order.
 HEADLINES = (
     *("mae", "mae_mu", "psnr", "ssim", "ms_ssim", "sharpness"),
-    *("contrast_kept", "recall", "false_lesions", "too_small"),
+    *("contrast_kept", "recall", "false_lesions", "too_small", "dice", "hd95"),
 )
 
 

@@ -52,6 +52,8 @@ METRICS = {
     "ssim": Metric("SSIM", "higher"),
     "ms_ssim": Metric("MS-SSIM", "higher"),
     "ncc": Metric("NCC", "higher"),
+    "dice": Metric("Dice", "higher"),
+    "hd95": Metric("HD95", "lower"),
     "bias": Metric("Bias"),
     "volume_ml": Metric("Volume"),
     "lesions": Metric("Lesions"),

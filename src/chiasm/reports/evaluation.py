@@ -21,6 +21,7 @@ from chiasm.evaluation.headlines import headlines
 from chiasm.evaluation.loading import RULES, PredictionFolder
 from chiasm.evaluation.predictions import After, CaseScores, open_predictions, open_reference, score_cases
 from chiasm.evaluation.rows import MaskUse, Remarks, Row, read_evaluation, read_remarks, write_evaluation
+from chiasm.evaluation.segmentations import Segmentations, pair_up, score_segmentations
 from chiasm.evaluation.summary import format_table, paired
 from chiasm.locks import locked
 from chiasm.metrics.conventions import CONVENTIONS
@@ -88,6 +89,8 @@ def evaluate(
     layout: str | None = None,
     register: Registration | None = None,
     selection: Selection | None = None,
+    synthetic_segmentations: Path | None = None,
+    real_segmentations: Path | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Scored:
@@ -104,6 +107,8 @@ def evaluate(
         register: How real images are aligned with the sources, into `out/registered`; None as those of
             training were, "none" takes them as they lie.
         selection: Which DICOM series are taken, and how files are read; where it says nothing, as in training.
+        synthetic_segmentations: Folder of label maps of the synthetic images, by the user's tool; see `Segmentations`.
+        real_segmentations: Likewise of the real images, by the same tool.
         overwrite: Whether to replace another evaluation in `out`.
         progress: Called with cases done, all cases, the next case's id.
 
@@ -113,13 +118,14 @@ def evaluate(
             writes to `out`, a file of it is read here, or it holds another evaluation or files of
             somebody else and `overwrite` is False.
     """
-    request = _Request(reference, regions, convention, model, layout, register, selection or Selection())
+    segmentations = pair_up(synthetic_segmentations, real_segmentations)
+    request = _Request(reference, regions, convention, model, layout, register, selection or Selection(), segmentations)
     request.check()
     assessed = _open_alike([predictions] if isinstance(predictions, Path) else predictions, model)
     asked = request.to_dict(assessed, out)
     refuse_data_folder(out, [reference])
     with locked(out):
-        read = [reference, *chain.from_iterable((one.folder, one.model) for one in assessed)]
+        read = [reference, *(segmentations or ()), *chain.from_iterable((one.folder, one.model) for one in assessed)]
         make_room(out, asked, read, overwrite=overwrite)
         together = request.open(assessed, out, progress)
         with working_folder(out) as folder:
@@ -141,6 +147,7 @@ class _Request:
     layout: str | None
     register: Registration | None
     selection: Selection
+    segmentations: Segmentations | None = None
 
     def check(self) -> None:
         """Refuse names that are not known."""
@@ -151,6 +158,8 @@ class _Request:
 
     def to_dict(self, assessed: Sequence[PredictionFolder], out: Path) -> dict[str, Any]:
         """Write it down; paths start at the evaluation's folder, so that a whole tree can be moved."""
+        folders = [relative(folder, out) for folder in self.segmentations or ()]
+        given = {"segmentations": folders} if folders else {}  # evaluations of before hold none
         return {
             "predictions": [relative(one.folder, out) for one in assessed],
             "model": None if self.model is None else relative(self.model, out),
@@ -164,7 +173,7 @@ class _Request:
             "select": list(self.selection.select),
             "subject_pattern": self.selection.subject_pattern,
             "reading": asdict(self.selection.reading),
-        }
+        } | given
 
     def open(self, assessed: Sequence[PredictionFolder], out: Path, progress: Progress | None) -> AlignedCohort:
         """Find the real images, aligned with the sources where they must be."""
@@ -210,6 +219,10 @@ def _score(
     problems = [*together.problems, *_unfinished(assessed), *found.problems]
     if not found.rows:
         raise no_cases("no predicted case could be scored", problems, assessed[0].folder)
+    if request.segmentations is not None:
+        scored = {row.case for row in found.rows}
+        rows, unscored = score_segmentations(request.segmentations, [one for one in work if one[1].case in scored])
+        return found._replace(rows=[*found.rows, *rows]), [*problems, *unscored]
     return found, problems
 
 
