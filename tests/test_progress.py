@@ -7,7 +7,7 @@ import re
 import pytest
 
 import chiasm.progress
-from chiasm.progress import count, follow, open_progress
+from chiasm.progress import count, follow, in_lines, open_progress
 
 
 class Clock:
@@ -65,6 +65,42 @@ def test_from_the_tenth_step_on_the_forecast_knows_nothing_of_what_came_before_t
             tell(step, 1001, {})
             clock.now += 6
     assert capsys.readouterr().err.splitlines()[-1] == "training discriminators: 11 of 1001, about 99 min left"
+
+
+def test_steps_that_cost_more_later_are_forecast_as_such(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    cheap, dear, steps = 1.0, 3.0, 1000  # seconds of a step in the first 400, and in the others
+    every = 400 * cheap + 600 * dear
+    with open_progress() as bar:
+        tell = follow(bar, "training")
+        clock.now += 100
+        for step in range(1, 12):
+            clock.now += 10 * cheap  # this machine is ten times slower than was forecast
+            tell(step, steps, {"work": step * cheap / every})
+    left = re.findall(r"about (\d+) min left", capsys.readouterr().err)
+    true = (every - 11) * 10 / 60
+    assert true / 2 < float(left[-1]) < 2 * true
+
+
+def test_preparing_many_cases_says_in_a_line_a_minute_how_long_it_takes(clock: Clock) -> None:
+    said: list[str] = []
+    tell = in_lines(said.append, "preparing")
+    for done in range(11):
+        tell(done, 10, f"case{done}")
+        clock.now += 25
+    assert said == [
+        "preparing case3: 3 of 10 done, about 3 min left",
+        "preparing case6: 6 of 10 done, about 2 min left",
+        "preparing case9: 9 of 10 done, about 1 min left",
+    ]
+
+
+def test_the_speed_is_that_of_the_last_quarter_of_an_hour(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with open_progress() as bar:
+        tell = count(bar, "jobs")
+        for done in range(101):  # on a busy machine, then on an idle one
+            tell(done, 200, "")
+            clock.now += 60 if done < 50 else 30
+    assert "100 of 200, about 50 min left" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_work_that_was_done_before_says_nothing(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,6 +26,7 @@ from chiasm.training.cost import (
     estimate_cost,
     estimate_players,
     list_layers,
+    phase_costs,
 )
 from chiasm.training.players import make_players
 from synthetic_cohort import plan_of
@@ -88,6 +89,16 @@ def test_the_generator_alone_costs_its_multiplications(even_speed: None) -> None
     found = forecast(recipe)
     assert found.seconds_per_step == pytest.approx(BESIDE_CONVOLUTIONS * NANOSECOND * 2 * by_hand)
     assert found.minutes == pytest.approx(found.seconds_per_step * recipe.schedule.steps / 60)
+
+
+def test_all_steps_of_all_phases_are_what_the_training_costs(even_speed: None) -> None:
+    recipe = ask(schedule__steps=1000)
+    costs = phase_costs(recipe, plan_of(patch=(64, 64), slices=3))
+    assert costs is not None
+    assert costs.work(recipe.schedule, 1000) == pytest.approx(1000 * forecast(recipe).seconds_per_step)
+    assert costs.work(recipe.schedule, 400) == pytest.approx(400 * costs.alone)  # the generator's
+    assert costs.together > 2 * costs.alone
+    assert phase_costs(ask("A1"), plan_of()) is None  # no discriminator: all steps are alike
 
 
 def test_time_follows_steps_patch_width_batch_and_dims(even_speed: None) -> None:

@@ -147,7 +147,7 @@ def test_a_resumed_log_holds_no_line_twice_and_no_half_one(tmp_path: Path) -> No
 
 
 def log(path: Path) -> TrainingLog:
-    return TrainingLog(path, Session(make_fabric(recipe("A1")), print), 4)
+    return TrainingLog(path, Session(make_fabric(recipe("A1")), print), 4, lambda done: done / 4)
 
 
 def test_a_kill_while_the_log_is_cut_leaves_it_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ Both go to stderr, so that what a command prints can be read by another.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
@@ -14,11 +15,13 @@ if TYPE_CHECKING:
 
 #: Called with how many are done, how many there are, and the name of the next one.
 Progress = Callable[[int, int, str], None]
-#: Called with how many steps are done, how many there are, and values of the last one, such as its loss.
+#: Called with how many steps are done, how many there are, and values of the last one, such as its loss; as "work" the
+#: share of all work that is done, where steps differ in what they cost.
 StepProgress = Callable[[int, int, Mapping[str, float]], None]
 
 SECONDS_A_LINE = 60.0
 SPEED_SECONDS = 900.0  # the speed is a mean over as long: jobs of a study take minutes each
+NOTE_SECONDS = 1.0  # between two times that the speed is taken from
 
 
 def open_progress() -> Bar:
@@ -29,7 +32,6 @@ def open_progress() -> Bar:
         MofNCompleteColumn,
         TextColumn,
         TimeElapsedColumn,
-        TimeRemainingColumn,
     )
     from rich.progress import (
         Progress as Bar,
@@ -37,14 +39,7 @@ def open_progress() -> Bar:
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     console = Console(stderr=True)
-    return Bar(
-        *columns,
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=console,
-        speed_estimate_period=SPEED_SECONDS,
-        disable=not console.is_terminal,
-    )
+    return Bar(*columns, TextColumn("{task.fields[left]}"), console=console, disable=not console.is_terminal)
 
 
 Item = TypeVar("Item")
@@ -74,10 +69,29 @@ def _silence(done: int, total: int, name: str) -> None:
     """Report nothing."""
 
 
+def in_lines(say: Callable[[str], None], name: str) -> Progress:
+    """Report cases as lines, at most one a minute, and none where all is done sooner.
+
+    Args:
+        say: Called with each line.
+        name: What is done, such as "preparing".
+    """
+    speed, reported = _Speed(), time.monotonic()
+
+    def update(done: int, total: int, case: str) -> None:
+        nonlocal reported
+        speed.note(done / max(total, 1))
+        if time.monotonic() - reported >= SECONDS_A_LINE and done < total:
+            reported = time.monotonic()
+            say(f"{name} {case}: {done} of {total} done{speed.left()}")
+
+    return update
+
+
 def count(bar: Bar, name: str) -> Progress:
     """Show cases or jobs: done, all, and the one that is worked on."""
     update = _updater(bar, name)
-    return lambda done, total, case: update(done, total, f" {case}".rstrip())
+    return lambda done, total, case: update(done, total, f" {case}".rstrip(), done / max(total, 1))
 
 
 def follow(bar: Bar, name: str) -> StepProgress:
@@ -85,33 +99,54 @@ def follow(bar: Bar, name: str) -> StepProgress:
     update = _updater(bar, name)
 
     def say(done: int, total: int, values: Mapping[str, float]) -> None:
-        update(done, total, f" loss {values['loss']:.4f}" if "loss" in values else " discriminators")
+        words = f" loss {values['loss']:.4f}" if "loss" in values else " discriminators"
+        update(done, total, words, values.get("work", done / max(total, 1)))
 
     return say
 
 
-def _updater(bar: Bar, name: str) -> Progress:
-    """Move one task of a bar; without a terminal, print a line where the last was a minute ago, and the last one."""
-    task = bar.add_task(name, total=None, visible=False)
-    start = reported = time.monotonic()
-    before = timed = 0  # done by an earlier process; done before the first report, which other work may have delayed
-    is_first = True
+class _Speed:
+    """How fast work is done: over the last quarter of an hour, from the first report on, which other work may delay."""
 
-    def update(done: int, total: int, words: str) -> None:
-        nonlocal start, reported, before, timed, is_first
-        bar.update(task, total=total, completed=done, description=name + words, visible=True)
+    def __init__(self) -> None:
+        self._noted: deque[tuple[float, float]] = deque()
+
+    def note(self, work: float) -> None:
+        """Note what share of all work is done now."""
         now = time.monotonic()
-        if is_first:
-            start, before, timed, is_first = now, max(0, done - 1), done, False
+        if len(self._noted) > 1 and now - self._noted[-2][0] < NOTE_SECONDS:
+            self._noted.pop()
+        self._noted.append((now, work))
+        while len(self._noted) > 2 and self._noted[1][0] <= now - SPEED_SECONDS:
+            self._noted.popleft()
+
+    def left(self) -> str:
+        """Say how long the rest takes; nothing where that is not known, or nothing is left."""
+        (start, before), (now, work) = self._noted[0], self._noted[-1]
+        return _left(now - start, work - before, 1 - work)
+
+
+def _updater(bar: Bar, name: str) -> Callable[[int, int, str, float], None]:
+    """Move one task of a bar; without a terminal, print a line where the last was a minute ago, and the last one."""
+    task = bar.add_task(name, total=None, visible=False, left="")
+    reported, speed = time.monotonic(), _Speed()
+    before = -1  # done by an earlier process
+
+    def update(done: int, total: int, words: str, work: float) -> None:
+        nonlocal reported, before
+        now = time.monotonic()
+        speed.note(work)
+        left = speed.left()
+        bar.update(task, total=total, completed=done, description=name + words, visible=True, left=left.lstrip(", "))
+        before = max(0, done - 1) if before < 0 else before
         if bar.disable and (now - reported >= SECONDS_A_LINE or done == total > before):
             reported = now
-            left = _left(now - start, done - timed, total - done)
             bar.console.print(f"{name}{words}: {done} of {total}{left}", highlight=False, soft_wrap=True)
 
     return update
 
 
-def _left(seconds: float, done: int, to_do: int) -> str:
+def _left(seconds: float, done: float, to_do: float) -> str:
     """Say how long the rest takes at the speed so far; nothing where that is not known, or nothing is left.
 
     >>> _left(600.0, 20, 40), _left(600.0, 0, 40)

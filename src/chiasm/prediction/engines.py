@@ -261,7 +261,7 @@ class Engine:
         """Compute without gradients, in this engine's precision and on its threads, while the block lasts."""
         narrow = _AUTOCAST.get(self.precision)
         with (
-            _threads(self.threads),
+            on_threads(self.threads),
             torch.inference_mode(),
             torch.autocast(self.device.type, dtype=narrow, enabled=narrow is not None),
             _ByOneDnn() if self.device.type == "cpu" and _HAS_ONEDNN else nullcontext(),
@@ -417,7 +417,8 @@ def _channels_last(module: Module) -> Module:
 
 
 @contextmanager
-def _threads(count: int | None) -> Iterator[None]:
+def on_threads(count: int | None) -> Iterator[None]:
+    """Let torch use so many CPU threads while the block lasts; None leaves its number."""
     before = torch.get_num_threads()
     if count is None or count == before:
         yield

@@ -401,6 +401,7 @@ def _share(progress: StepProgress | None, number: int, trainings: int) -> StepPr
         return None
 
     def reported(done: int, total: int, values: Mapping[str, float]) -> None:
-        progress(number * total + done, trainings * total, values)
+        work = (number + values.get("work", done / max(total, 1))) / trainings
+        progress(number * total + done, trainings * total, {**values, "work": work})
 
     return reported

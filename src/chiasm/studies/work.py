@@ -149,6 +149,7 @@ def _train(job: Job, terms: JobTerms) -> None:
         cache=terms.out / "cache",
         start=job.warm,
         until=until,
+        threads=terms.threads,
     )
     trained = time.monotonic()
     if job.kind == "arm":

@@ -26,7 +26,7 @@ from chiasm.prediction.engines import cpu_multiplies_bfloat16
 from chiasm.prediction.model import source_channels
 from chiasm.preparation.plan import Estimate, Plan
 from chiasm.preparation.planning import has_gpu
-from chiasm.recipe import Recipe, validate_recipe
+from chiasm.recipe import Recipe, Schedule, validate_recipe
 from chiasm.training.coding import PAIRS_TO_OTHERS
 from chiasm.training.joint_coding import Examples, JointCoding
 from chiasm.training.players import Players, make_players
@@ -200,27 +200,62 @@ def _estimate_coding(coder: SparseCoder, recipe: Recipe, plan: Plan) -> Estimate
 
 def estimate_players(players: Players, recipe: Recipe, plan: Plan) -> Estimate:
     """Forecast what `estimate_cost` does, of players that are there already."""
-    schedule, batch, settings = recipe.schedule, recipe.training.batch, recipe.training
-    passes = _list_passes(players, recipe, plan)
-    generator, whole, critics, refiner = passes
+    schedule, passes = recipe.schedule, _list_passes(players, recipe, plan)
+    costs = _phase_costs(passes, recipe, plan)
+    alone = schedule.generator_alone if passes.critics else 1.0
+    discriminators_alone = schedule.discriminators_alone if passes.critics else 0.0
+    together = 1 - alone - discriminators_alone
+    step = alone * costs.alone + discriminators_alone * costs.discriminators + together * costs.together
+    return Estimate(step, step * schedule.steps / 60, _memory_mb(passes, recipe.training.batch))
+
+
+class PhaseCosts(NamedTuple):
+    """Seconds of a step, by who plays: the generator alone, the discriminators alone, all together."""
+
+    alone: float
+    discriminators: float
+    together: float
+
+    def work(self, schedule: Schedule, done: int) -> float:
+        """Return the seconds of the first so many steps.
+
+        >>> from chiasm.recipe import Schedule
+        >>> costs, terms = PhaseCosts(1.0, 2.0, 3.0), {"generator_alone": 0.5, "discriminators_alone": 0.2}
+        >>> [costs.work(Schedule(steps=10, ramp=0.1, **terms), done) for done in (5, 7, 10)]
+        [5.0, 9.0, 18.0]
+        """
+        first, second = schedule.ends.values()
+        parts = (min(done, first), max(0, min(done, second) - first), max(0, done - second))
+        return sum(steps * seconds for steps, seconds in zip(parts, self, strict=True))
+
+
+def phase_costs(recipe: Recipe, plan: Plan) -> PhaseCosts | None:
+    """Forecast what a step costs, by who plays; None where all steps are alike.
+
+    Args:
+        recipe: Networks, batch and schedule.
+        plan: Says patch and dimensions.
+    """
+    if recipe.optimiser.kind == "admm":
+        return None
+    passes = _list_passes(make_players(recipe, plan, 0), recipe, plan)
+    return _phase_costs(passes, recipe, plan) if passes.critics else None
+
+
+def _phase_costs(passes: Passes, recipe: Recipe, plan: Plan) -> PhaseCosts:
+    batch, settings = recipe.training.batch, recipe.training
 
     def seconds(layers: Sequence[Layer]) -> float:
-        return sum(_seconds(layer, plan.dims, settings.accelerator, settings.precision) for layer in layers) * batch
+        one = sum(_seconds(layer, plan.dims, settings.accelerator, settings.precision) for layer in layers)
+        return one * batch * BESIDE_CONVOLUTIONS
 
     # A forward and a backward pass are three passes: forward, towards the input, towards the weights.
-    forward = seconds(generator) / 3
-    alone = schedule.generator_alone if critics else 1.0
-    discriminators_alone = schedule.discriminators_alone if critics else 0.0
-    together = 1 - alone - discriminators_alone
-    step = forward * (3 * (1 - discriminators_alone) + discriminators_alone)
-    step += seconds(critics) / 3 * (1 - alone) * 6  # real and synthetic images, forward and back
-    step += seconds(critics) / 3 * together * 2  # the generator's turn: forward, towards the input
-    if whole:  # further turns of the critic, each with images of its own
-        step += (recipe.loss.discriminator_steps - 1) * together * (forward + seconds(whole) / 3 * 6)
-    step += seconds(refiner) * together
-    step *= BESIDE_CONVOLUTIONS
-
-    return Estimate(step, step * schedule.steps / 60, _memory_mb(passes, batch))
+    forward, critic, whole = (seconds(layers) / 3 for layers in (passes.generator, passes.critics, passes.whole))
+    discriminators = forward + critic * 6  # real and synthetic images, forward and back
+    # the generator's turn: forward, towards the input; further turns of the critic, each with images of its own
+    turns = (recipe.loss.discriminator_steps - 1) * (forward + whole * 6) if passes.whole else 0.0
+    together = forward * 3 + critic * 8 + turns + seconds(passes.refiner)
+    return PhaseCosts(forward * 3, discriminators, together)
 
 
 def _list_passes(players: Players, recipe: Recipe, plan: Plan) -> Passes:

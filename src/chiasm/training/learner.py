@@ -132,7 +132,7 @@ class Learner:
             RunError: If it was the last one; the message names values, step and cases.
         """
         if self._watch is not None:
-            check(self._watch, [case.id for case in self.setting.cases])
+            check(self._watch, self.setting.names)
         self._watch = None
 
     def read(self, values: Mapping[str, Tensor]) -> dict[str, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,11 +19,13 @@ class TrainingLog:
         path: Of `log.jsonl`.
         session: Whom to report to.
         steps: Of the training.
+        work: Share of the training's work that is done after so many steps.
     """
 
     path: Path
     session: Session
     steps: int
+    work: Callable[[int], float]
 
     def cut(self, done: int) -> None:
         """Drop lines past the checkpoint, which a resumed run writes again, and damaged ones."""
@@ -43,7 +45,7 @@ class TrainingLog:
     def report(self, step: int, values: Mapping[str, float]) -> None:
         """Report the progress of a step."""
         if self.session.progress is not None:
-            self.session.progress(step + 1, self.steps, values)
+            self.session.progress(step + 1, self.steps, {**values, "work": self.work(step + 1)})
 
     def validation(self, step: int, scores: Mapping[str, float], verdict: str | None) -> None:
         """Write the scores of a validation; report what is wrong with the attention."""

@@ -32,6 +32,7 @@ from chiasm.stopping import handled_here, stopping_signals
 from chiasm.training import ranks
 from chiasm.training.checkpoints import load_checkpoint, save_checkpoint
 from chiasm.training.coding import CodingLearner
+from chiasm.training.cost import phase_costs
 from chiasm.training.health import gauge, in_words
 from chiasm.training.learner import Learner
 from chiasm.training.log import TrainingLog
@@ -159,7 +160,8 @@ def _learn(todo: _Training, *, careful: bool) -> AnyLearner:
     recipe, plan, cases, folder, session, start, until = todo
     learner = _make_learner(recipe, plan, cases.training, session.fabric)
     done = _resume(learner, folder, session, start)
-    log = TrainingLog(folder / "log.jsonl", session, recipe.schedule.steps if until is None else until)
+    steps = recipe.schedule.steps if until is None else until
+    log = TrainingLog(folder / "log.jsonl", session, steps, _work_of(todo, steps))
     due, engine = validation_steps(recipe), session.engine(recipe)
     _open_log(log, learner, todo, done)
     _show(log, done)
@@ -189,6 +191,15 @@ def _learn(todo: _Training, *, careful: bool) -> AnyLearner:
     if (closed := learner.state.closed_share) > MOST_CLOSED:
         session.say(f"the attention was switched off by its health gate in {100 * closed:.0f} % of its steps")
     return learner
+
+
+def _work_of(todo: _Training, steps: int) -> Callable[[int], float]:
+    """Return the share of all work that so many steps are: those in which all play take longest."""
+    costs = None if todo.session.progress is None else phase_costs(todo.recipe, todo.plan)
+    if costs is None:
+        return lambda done: done / steps
+    every = costs.work(todo.recipe.schedule, steps)
+    return lambda done: costs.work(todo.recipe.schedule, done) / every
 
 
 def _open_log(log: TrainingLog, learner: AnyLearner, todo: _Training, done: int) -> None:

@@ -27,11 +27,11 @@ from chiasm.locks import locked
 from chiasm.methods import title_of
 from chiasm.prediction.baselines import CARD, TENSORS, fit_baselines, save_baselines
 from chiasm.prediction.calibration import Calibration, fit_calibration
-from chiasm.prediction.engines import Engine, pick_precision
+from chiasm.prediction.engines import Engine, on_threads, pick_precision
 from chiasm.prediction.model import Model, save_model
 from chiasm.preparation.arrays import PreparedCase, prepare_cohort
 from chiasm.preparation.plan import FITTED, Plan
-from chiasm.progress import StepProgress
+from chiasm.progress import StepProgress, in_lines
 from chiasm.recipe import Recipe
 from chiasm.storage import make_folder, write_json
 from chiasm.times import timed
@@ -43,6 +43,7 @@ from chiasm.training.players import varied_shares
 from chiasm.training.run_folder import check_model_place, remove_baselines
 from chiasm.training.run_planning import PlannedRun, find_cases, plan_cases
 from chiasm.training.session import LearningCases, Say, Session, Watcher
+from chiasm.training.threads import NOTED, threads_for
 
 MOST_CALIBRATING = 2**24  # voxels of all validation cases together that the expected error is fitted to
 
@@ -62,6 +63,7 @@ def train(
     until: int | None = None,
     minutes: float | None = None,
     announce: Callable[[PlannedRun], None] | None = None,
+    threads: int | None = None,
 ) -> Run:
     """Plan, prepare and train; the same call again resumes where it stopped, and ends at once when all is done.
 
@@ -79,6 +81,7 @@ def train(
         until: Stop after as many steps and write no model: a warm-up.
         minutes: A time that a new run's steps are to fit into, in one process; by default the recipe's steps are done.
         announce: Called with what was planned, before anything is prepared; not where the run is finished already.
+        threads: Of the CPU; where nobody says it, OMP_NUM_THREADS does, or a short measurement, which is reported.
 
     Returns:
         The run; its `problems` name every case that was left out.
@@ -108,16 +111,18 @@ def train(
                 cases, problems = _prepare(planned, cache, session.say)
         _check_prepared(cases, problems, planned.cohort.root, session.say)
         run = replace(planned.run, problems=(*planned.run.problems, *problems))
+        threads = threads_for(recipe, run.plan, folder, session, threads)
         if session.is_first_process:
-            write_json(folder / "environment.json", environment())
+            write_json(folder / NOTED, {**environment(), "threads": threads})
         session.say(_describe_cost(recipe, run.plan))
-        with _clock(session, folder, "training"):
-            learner, cascade = _learn_stages(recipe, run.plan, cases, folder, session, _WarmUp(start, until))
-        if session.is_first_process:
-            _make_baselines(cases.training, planned, folder, start)
-        if session.is_first_process and until is None:
-            _ship(learner, recipe, cascade, folder, session.say)
-            write_finished(folder, found, run.problems)
+        with on_threads(threads):
+            with _clock(session, folder, "training"):
+                learner, cascade = _learn_stages(recipe, run.plan, cases, folder, session, _WarmUp(start, until))
+            if session.is_first_process:
+                _make_baselines(cases.training, planned, folder, start)
+            if session.is_first_process and until is None:
+                _ship(learner, recipe, cascade, folder, session.say)
+                write_finished(folder, found, run.problems)
         session.fabric.barrier()
     return run
 
@@ -159,7 +164,9 @@ def _prepare(planned: PlannedRun, cache: Path | None, say: Say) -> tuple[Learnin
     run = planned.run
     cases = {case.id: case for case in planned.cohort.cases}
     learning = [cases[name] for name in (*planned.names, *run.split.validation)]
-    prepared, problems = prepare_cohort(learning, run.plan, cache or run.folder / "cache", warn=say)
+    prepared, problems = prepare_cohort(
+        learning, run.plan, cache or run.folder / "cache", in_lines(say, "preparing"), say
+    )
     return LearningCases(prepared.only(planned.names), prepared.only(run.split.validation)), problems
 
 

@@ -37,6 +37,7 @@ from chiasm.preparation.examination import ExaminedCohort, examine_cohort
 from chiasm.preparation.plan import Plan, read_plan, write_plan
 from chiasm.preparation.planning import continue_plan, make_plan
 from chiasm.preparation.unpaired import describe_unpaired, find_unpaired, refuse_duplicates
+from chiasm.progress import in_lines
 from chiasm.recipe import Recipe, read_recipe, write_recipe
 from chiasm.registration.cohort import AlignedCohort, align_cohort, describe_movement
 from chiasm.training.finished import Run, find_finished, is_finished
@@ -204,7 +205,7 @@ def plan_cases(
     cohort = select_cases(found, recipe.data.sources, recipe.data.target)
     _report_selection(cohort, found, recipe, say)
     aligned = _align(cohort, recipe, registered_in(folder, recipe, cache), say)
-    examined = examine_cohort(aligned.cohort, recipe.data, folder)
+    examined = examine_cohort(aligned.cohort, recipe.data, folder, in_lines(say, "reading"))
     refuse_duplicates(examined.cases, examined.cohort, recipe.data.modalities)
     split = _split_cases(examined.cohort, recipe)
     paired = paired_names(recipe, split)

@@ -47,7 +47,8 @@ class Session:
     Attributes:
         fabric: From `make_fabric`, launched.
         say: Called with lines for the user.
-        progress: Called after each step with steps done, all steps, values; or None.
+        progress: Called after each step with steps done, all steps, values; or None.  "work" among the values is the
+            share of all work that is done.
         watcher: Who looks at each validation, or None.
     """
 
@@ -72,6 +73,6 @@ class Session:
             return self
 
         def counted(done: int, _: int, values: Mapping[str, float]) -> None:
-            shown(first + done, steps, values)
+            shown(first + done, steps, {name: value for name, value in values.items() if name != "work"})
 
         return replace(self, progress=counted)
