@@ -23,7 +23,7 @@ from chiasm.cohorts.manifests import read_manifest
 from chiasm.errors import CohortError, VolumeError
 from chiasm.names import is_safe_id
 from chiasm.preparation.examination import examine_case
-from chiasm.preparation.inspection import inspect_cohort, inspect_folder
+from chiasm.preparation.inspection import inspect_folder
 from chiasm.volumes import Volume
 from chiasm.volumes.geometry import Geometry
 from synthetic_cohort import save
@@ -323,7 +323,7 @@ LABELS: Mapping[str, NDArray[np.generic]] = {
 def test_images_in_nnunets_folder_of_labels_are_a_modality(kind: str, tmp_path: Path) -> None:
     cohort = find_cohort(nnunet(tmp_path, [IMAGES[kind]] * 2))
     assert [(sorted(case.images), case.labels) for case in cohort.cases] == [(["mr", "target"], None)] * 2
-    assert cohort.regions == {} and not inspect_cohort(cohort)
+    assert cohort.regions == {} and not inspect_folder(tmp_path).problems
     with pytest.raises(CohortError, match=r"'ct'.*--target target, or name them in dataset\.json"):
         select_cases(cohort, ["mr"], "ct")
     assert len(select_cases(cohort, ["mr"], "target").cases) == 2
@@ -341,7 +341,7 @@ def test_a_map_of_as_many_organs_as_it_declares_holds_labels(tmp_path: Path) -> 
     organs = np.arange(24**3, dtype=np.uint8).reshape(24, 24, 24) % 118
     declared = {"background": 0, **{f"organ {number}": number for number in range(1, 118)}}
     (case,) = find_cohort(nnunet(tmp_path, [organs], labels=declared)).cases
-    assert case.labels is not None and not inspect_cohort(find_cohort(tmp_path))
+    assert case.labels is not None and not inspect_folder(tmp_path).problems
 
 
 def test_an_empty_folder_and_a_table_of_another_name_are_told_apart(tmp_path: Path) -> None:
@@ -431,6 +431,16 @@ def test_the_phantom_s_notes_give_sites_heads_and_regions(tmp_path: Path) -> Non
         note["head"] = "template"
     (tmp_path / "cohort.json").write_text(json.dumps({"cases": notes}))
     assert [c.subject for c in find_cohort(tmp_path).cases] == ["PHANTOM_0001", "PHANTOM_0002", "PHANTOM_0003"]
+
+
+def test_notes_that_give_two_cases_one_id_are_refused_as_a_manifest_is(tmp_path: Path) -> None:
+    for number in (1, 2):
+        touch(tmp_path, *each(f"PHANTOM_000{number}/PHANTOM_000{number}_*.nii.gz", BRATS_FOUR))
+    notes = {"PHANTOM_0002": {"id": "PHANTOM_0001"}}
+    (tmp_path / "cohort.json").write_text(json.dumps({"cases": notes}))
+    error = refusal(tmp_path)
+    assert (error.reason, error.path) == ("duplicate-id", tmp_path / "cohort.json")
+    assert "two cases have the same id" in str(error) and "own id" in str(error)
 
 
 @pytest.mark.parametrize("text", ["[]", "{", '{"cases": [1]}', '{"cases": {"a": 1}}', '{"regions": {"x": ["1"]}}'])
@@ -686,7 +696,7 @@ def test_inspection_names_every_file_that_is_wrong_and_why(tmp_path: Path) -> No
     write(seg(strange), labels)
     write(seg(broken), labels.astype(np.float32) / 2)
     seen: list[tuple[int, int]] = []
-    problems = inspect_cohort(find_cohort(tmp_path), ["t1"], "t2", lambda done, of, _: seen.append((done, of)))
+    problems = inspect_folder(tmp_path, ["t1"], "t2", progress=lambda done, of, _: seen.append((done, of))).problems
     assert {problem.case for problem in problems} == {truncated, moved, strange, broken}
     by_case = {problem.case: problem for problem in problems}
     assert len(problems) == 4
@@ -700,11 +710,10 @@ def test_inspection_names_every_file_that_is_wrong_and_why(tmp_path: Path) -> No
 def test_inspection_reads_only_what_is_asked_for(tmp_path: Path) -> None:
     a_case(tmp_path, "BraTS2021_00001")
     (tmp_path / "BraTS2021_00001" / "BraTS2021_00001_t2.nii.gz").write_bytes(b"broken")
-    cohort = find_cohort(tmp_path)
-    assert inspect_cohort(cohort, ["t1"]) == []
-    assert [problem.path.name for problem in inspect_cohort(cohort)] == ["BraTS2021_00001_t2.nii.gz"]
+    assert inspect_folder(tmp_path, ["t1"]).problems == ()
+    assert [problem.path.name for problem in inspect_folder(tmp_path).problems] == ["BraTS2021_00001_t2.nii.gz"]
     with pytest.raises(CohortError):
-        inspect_cohort(cohort, ["pd"])
+        inspect_folder(tmp_path, ["pd"])
 
 
 def test_a_case_of_which_nothing_can_be_read_has_no_shape(tmp_path: Path) -> None:

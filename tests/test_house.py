@@ -81,6 +81,43 @@ def test_a_wrong_import_would_be_found(tmp_path: Path) -> None:
     assert imports_of(wrong) == {"training.loop", "errors"}
 
 
+def silent_functions(text: str) -> list[str]:
+    """Name the public functions and methods that raise and whose docstring has no section `Raises`."""
+    places: list[tuple[str, ast.AST]] = [("", ast.parse(text))]
+    silent = []
+    while places:
+        owner, place = places.pop()
+        for node in ast.iter_child_nodes(place):
+            if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) or node.name[0] == "_":
+                continue
+            if isinstance(node, ast.ClassDef):
+                places.append((f"{owner}{node.name}.", node))
+            elif "Raises:" not in (ast.get_docstring(node) or ""):
+                silent += [owner + node.name] * any(isinstance(part, ast.Raise) for part in ast.walk(node))
+    return silent
+
+
+@pytest.mark.parametrize("name", sorted(modules_on_disk()))
+def test_a_public_function_that_raises_says_so(name: str) -> None:
+    from chiasm.cli import VERBS
+
+    # the docstring of a verb is its help, and every mistake of a verb ends in exit code 2
+    verbs = {verb.__name__ for group in VERBS.values() for verb in group} if name.startswith("commands.") else set()
+    assert sorted({*silent_functions(modules_on_disk()[name].read_text())} - verbs) == []
+
+
+def test_a_function_that_raises_in_silence_would_be_found() -> None:
+    documented = '"""Do it.\n\n    Raises:\n        ValueError: Always.\n    """'
+    said = f"def said():\n    {documented}\n    raise ValueError\n"
+    silent = "def silent(x):\n    if x:\n        raise ValueError\n"
+    method = (
+        "class Thing:\n    def act(self):\n        raise ValueError\n    def _own(self):\n        raise ValueError\n"
+    )
+    assert silent_functions(said) == []
+    assert silent_functions(silent) == ["silent"]
+    assert silent_functions(method) == ["Thing.act"]
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["no-such-verb"], ["train"], ["--version"]])
 def test_help_and_wrong_arguments_never_load_torch(arguments: list[str]) -> None:
     program = (

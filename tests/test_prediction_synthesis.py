@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -33,7 +34,7 @@ from chiasm.preparation.degradation import Axis, Degradation, degrade, interpola
 from chiasm.preparation.intensity import IntensityMap
 from chiasm.preparation.plan import Plan
 from chiasm.recipe import Average
-from chiasm.volumes import Geometry, Volume, same_grid
+from chiasm.volumes import Geometry, Volume, resample, same_grid
 from conftest import QUICK
 from synthetic_cohort import affine, body, pair
 
@@ -712,10 +713,26 @@ def test_no_volume_is_held_while_networks_run(model: Model) -> None:
     assert compact.values.size == np.count_nonzero(compact.mask.array) < whole.image.array.size
 
 
-def test_a_mask_off_the_grid_of_the_plan_is_laid_out_as_its_volumes_are(model: Model) -> None:
+def test_a_mask_off_the_grid_of_the_plan_is_laid_out_as_its_volumes_are(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
     coarse = replace(model, plan=replace(model.plan, spacing_mm=tuple(1.5 * step for step in model.plan.spacing_mm)))  # type: ignore[arg-type]
     found = synthesis.synthesise_compactly(coarse, iter([volume()]), engine=ENGINE)
+    resampled: list[int] = []
+
+    def counted(moved: Volume, grid: Geometry, order: Literal[0, 1] = 1) -> Volume:
+        resampled.append(order)
+        return resample(moved, grid, order)
+
+    monkeypatch.setattr(synthesis, "resample", counted)
+    whole = found.whole()
+    assert resampled.count(0) == 1, "the mask is resampled once, for image, map and mask"
     inside = found.mask.array
+    asked = Volume(found.prepared.mask.view(np.uint8), found.prepared.grid)
+    np.testing.assert_array_equal(inside, resample(asked, found.grid, 0).array.astype(bool))
+    for one, other in zip(volumes_of(whole), [found.image, found.mask, found.expected_error]):
+        assert other is not None
+        np.testing.assert_array_equal(one, other.array)
     assert inside.dtype == bool and inside.shape == volume().array.shape and 0.2 < inside.mean() < 0.8
     np.testing.assert_allclose(found.image.array[inside], 200, rtol=1e-5)
     assert (found.image.array[~inside] == 0).all()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +19,9 @@ from chiasm.networks.discriminators import LocalDiscriminator
 from chiasm.networks.generator import ResidualGenerator
 from chiasm.prediction.seams import seam_of, tiles_are_exact
 from chiasm.prediction.tiling import (
+    NetworkFn,
     Tile,
     apply_inside,
-    apply_to_slices,
     apply_to_volume,
     plan_tiles,
     slice_stack,
@@ -147,12 +147,24 @@ def test_neighbours_are_channels_and_edge_slices_repeat() -> None:
     assert slice_stacks(array, [4, 1], 1)[:, :, 2, 3].tolist() == [[4, 104], [1, 101]]
 
 
+def over_slices(
+    network_fn: NetworkFn, source: np.ndarray, *, places: Sequence[int] | None = None, **numbers: int
+) -> np.ndarray:
+    """Run a network over all voxels of some slices, and lay them out as a volume; the other slices are 0."""
+    inside = np.zeros(source.shape[1:], bool)
+    inside[..., slice(None) if places is None else list(places)] = True
+    values = apply_inside(network_fn, [source], inside, **numbers)
+    made = np.zeros((len(values), *np.moveaxis(inside, -1, 0).shape), np.float32)
+    made[:, np.moveaxis(inside, -1, 0)] = values
+    return np.moveaxis(made, 1, -1)
+
+
 @pytest.mark.parametrize("batch", [1, 3, 8, 50])
 def test_slices_equal_a_loop_over_single_slices(batch: int) -> None:
     torch.manual_seed(2)
     network = with_lived_in_norms(ResidualGenerator(in_channels=6, widths=[4, 8, 8], dims=2))
     source = volume(2, 18, 21, 11)
-    made = apply_to_slices(network, source, slices=3, batch=batch, multiple=4)
+    made = over_slices(network, source, slices=3, batch=batch, multiple=4)
     assert made.shape == (1, 18, 21, 11) and made.dtype == np.float32
     padded = np.pad(source, [(0, 0), (0, 2), (0, 3), (1, 1)], mode="edge")
     padded[:, 18:], padded[:, :, 21:] = 0, 0
@@ -164,9 +176,9 @@ def test_slices_equal_a_loop_over_single_slices(batch: int) -> None:
 def test_slices_that_are_not_asked_for_stay_empty_and_the_others_equal_a_pass_over_all() -> None:
     network, source = nn.Conv2d(3, 2, 3, padding=1).eval(), volume(1, 9, 8, 11)
     with torch.inference_mode():
-        whole = apply_to_slices(network, source, slices=3, batch=4, multiple=4)
+        whole = over_slices(network, source, slices=3, batch=4, multiple=4)
         places = [1, 2, 3, 6, 7, 9]
-        some = apply_to_slices(network, source, slices=3, batch=4, multiple=4, places=places)
+        some = over_slices(network, source, slices=3, batch=4, multiple=4, places=places)
     others = sorted(set(range(11)) - set(places))
     np.testing.assert_allclose(some[..., places], whole[..., places], atol=1e-6)
     assert (some[..., others] == 0).all() and whole[..., others].any()
@@ -181,7 +193,7 @@ def test_a_memory_map_gives_what_the_array_gives(tmp_path: Path, generator: Resi
         np.testing.assert_array_equal(of_map, apply_to_volume(generator, source, tile=tile, halo=9, multiple=2))
     twice = lambda images: 2 * images[:, 2:3]  # noqa: E731
     np.testing.assert_array_equal(
-        apply_to_slices(twice, mapped, slices=5, batch=4, multiple=4)[0], 2 * source[0]
+        over_slices(twice, mapped, slices=5, batch=4, multiple=4)[0], 2 * source[0]
     )  # the middle of the first channel's five slices
 
 
@@ -192,10 +204,10 @@ def test_large_slices_go_one_by_one_so_that_memory_stays_flat() -> None:
         seen.append(len(images))
         return images
 
-    apply_to_slices(network, np.zeros((1, 512, 512, 5), np.float32), slices=1, batch=8, multiple=16)
+    over_slices(network, np.zeros((1, 512, 512, 5), np.float32), slices=1, batch=8, multiple=16)
     assert seen == [1] * 5
     seen.clear()
-    apply_to_slices(network, np.zeros((1, 140, 170, 20), np.float32), slices=1, batch=8, multiple=8)
+    over_slices(network, np.zeros((1, 140, 170, 20), np.float32), slices=1, batch=8, multiple=8)
     assert seen == [8, 8, 4]
 
 
@@ -218,7 +230,7 @@ def hungry(most: int) -> tuple[list[int], object]:
 def test_a_pass_that_does_not_fit_into_memory_is_made_smaller() -> None:
     source = volume(1, 16, 16, 8)
     asked, network = hungry(2 * 16 * 16)
-    np.testing.assert_array_equal(apply_to_slices(network, source, slices=1, batch=8, multiple=8), source * 3)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(over_slices(network, source, slices=1, batch=8, multiple=8), source * 3)  # type: ignore[arg-type]
     assert [count // 256 for count in asked] == [8, 4, 2, 2, 2, 2]
     asked, network = hungry(12 * 12 * 8)
     np.testing.assert_array_equal(apply_to_volume(network, source, tile=16, halo=1, multiple=4), source * 3)  # type: ignore[arg-type]
@@ -231,7 +243,7 @@ def test_a_pass_that_does_not_fit_into_memory_is_made_smaller() -> None:
 def test_memory_too_short_for_the_smallest_pass_is_said_in_words() -> None:
     _, network = hungry(0)
     for apply in (
-        lambda: apply_to_slices(network, volume(1, 8, 8, 8), slices=1, batch=8, multiple=8),  # type: ignore[arg-type]
+        lambda: over_slices(network, volume(1, 8, 8, 8), slices=1, batch=8, multiple=8),  # type: ignore[arg-type]
         lambda: apply_to_volume(network, volume(1, 8, 8, 8), tile=8, halo=1, multiple=4),  # type: ignore[arg-type]
         lambda: blend_windows(network, volume(1, 8, 8, 8), window=[4, 4, 4]),  # type: ignore[arg-type]
     ):
@@ -242,12 +254,12 @@ def test_memory_too_short_for_the_smallest_pass_is_said_in_words() -> None:
 
 def test_other_errors_of_a_network_are_not_taken_for_lack_of_memory() -> None:
     with pytest.raises(RuntimeError, match="channels"):
-        apply_to_slices(nn.Conv2d(9, 1, 3), volume(1, 8, 8, 8), slices=1, batch=8, multiple=8)
+        over_slices(nn.Conv2d(9, 1, 3), volume(1, 8, 8, 8), slices=1, batch=8, multiple=8)
 
 
 def test_wrong_numbers_are_refused() -> None:
     with pytest.raises(ValueError, match="only channels may change"):
-        apply_to_slices(nn.MaxPool2d(2), volume(1, 8, 8, 8), slices=1, batch=8, multiple=8)
+        over_slices(nn.MaxPool2d(2), volume(1, 8, 8, 8), slices=1, batch=8, multiple=8)
     with pytest.raises(ValueError, match="odd"):
         slice_stack(volume(1, 4, 4, 4), 1, 2)
     with pytest.raises(ValueError, match="of 4"):
@@ -403,7 +415,7 @@ def test_a_2d_network_with_instance_norm_sees_each_slice_whole() -> None:
     network = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.InstanceNorm2d(4), nn.Conv2d(4, 1, 1)).eval()
     network.requires_grad_(False)
     source = volume(1, 260, 300, 5)
-    made = apply_to_slices(network, source, slices=1, batch=3, multiple=1)
+    made = over_slices(network, source, slices=1, batch=3, multiple=1)
     for k in range(5):
         alone = network(torch.from_numpy(source[None, ..., k].copy()))[0]
         np.testing.assert_allclose(made[..., k], alone.numpy(), atol=1e-5)
@@ -417,7 +429,7 @@ def test_voxels_of_a_mask_alone_equal_those_of_a_pass_over_all_slices(batch: int
     inside[..., [0, 1, 6]] = False
     stack = np.concatenate([source, inside[None]], dtype=np.float32)
     places = np.flatnonzero(inside.any((0, 1))).tolist()
-    whole = apply_to_slices(network, stack, slices=3, batch=batch, multiple=4, places=places)
+    whole = over_slices(network, stack, slices=3, batch=batch, multiple=4, places=places)
     parts = [source, inside[None]]
     alone = apply_inside(network, parts, inside, slices=3, batch=batch, multiple=4)
     wanted = np.moveaxis(whole[0], -1, 0)[np.moveaxis(inside, -1, 0)]

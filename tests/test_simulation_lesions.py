@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import get_args
+
 import numpy as np
 import pytest
 
@@ -7,12 +9,12 @@ from chiasm.simulation.anatomy import BONE_CORT, CSF, GM, TISSUES, WM
 from chiasm.simulation.deformation import Array
 from chiasm.simulation.lesions import (
     CORE,
-    DISEASES,
     FLUID,
     OEDEMA,
     PLAQUE,
     RIM,
     WHOLE,
+    Disease,
     draw_lesion,
     grow_step,
     lesion_labels,
@@ -34,7 +36,7 @@ def ball_of_brain(size: int = 56) -> Array:
 BRAIN = ball_of_brain()
 
 
-@pytest.mark.parametrize("kind", DISEASES)
+@pytest.mark.parametrize("kind", get_args(Disease))
 def test_shares_lie_between_0_and_1_are_drawn_again_alike_and_stay_out_of_bone(kind) -> None:
     one, two = (draw_lesion(kind, BRAIN, 2.0, np.random.default_rng(5)) for _ in range(2))
     np.testing.assert_array_equal(one.shares, two.shares)
@@ -75,7 +77,7 @@ def test_a_high_grade_tumour_is_fluid_in_a_rim_in_oedema_and_a_low_grade_one_is_
 
 def test_labels_are_those_of_brats_and_stay_in_the_brain() -> None:
     inside = BRAIN[..., BONE_CORT] == 0
-    drawn = {kind: draw_lesion(kind, BRAIN, 2.0, np.random.default_rng(1)) for kind in DISEASES}
+    drawn = {kind: draw_lesion(kind, BRAIN, 2.0, np.random.default_rng(1)) for kind in get_args(Disease)}
     values = {
         kind: set(np.unique(lesion_labels(lesion.shares, lesion.density, inside)).tolist())
         for kind, lesion in drawn.items()

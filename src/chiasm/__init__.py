@@ -3,15 +3,15 @@
 The house, read from top to bottom.  A module imports only from lines above
 its own, and within a line only from names to its left; a test reads this map.
 
-    errors        what a user can act on: what, where, found, expected, what to do
-    names         names of cases and files that are harmless everywhere
-    storage       files that appear whole or not at all; TOML, JSON
+    errors        errors that a user can act on: what is wrong, where, what was found and expected, what to do
+    names         names of cases and files that are safe on every system
+    storage       writing files whole or not at all; TOML, JSON
     on_demand     what there is of each of many cases, on the disk until it is asked for
-    records       files that must hold what their type says
-    checksums     sha256 of files, and of cards that carry their own
-    outputs       what an output folder holds, and what of it may be replaced
+    records       reading files into records with checked types
+    checksums     sha256 of files, and of cards that contain their own checksum
+    outputs       what an output folder holds, and which of its files may be replaced
     locks         folders of results with one owner at a time
-    stopping      how a command is asked to stop, and lets go of what it holds
+    stopping      how a command is asked to stop, and how it releases its resources
     recipe        the settings of a training: sections, fields, bounds
     sizes         how much effort a training takes, by name
     methods       what can be asked for by name: methods, tasks

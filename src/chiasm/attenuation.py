@@ -4,13 +4,11 @@
     mu = a (HU + 1000) + b           above a break point: a mixture of water and bone
     mu >= 0
 
-X-rays of a CT are absorbed by bone more strongly than 511 keV photons are, in
-relation to water; so the second line is flatter, and it depends on the tube's
-voltage.  The idea of two lines is Kinahan, Townsend, Beyer and Sashin,
-"Attenuation correction for a combined 3D PET/CT scanner", Medical Physics
-25(10), 2046-2053, 1998, doi:10.1118/1.598392; slopes and intercepts are those of
-Carney, Townsend, Rappoport and Bendriem, "Method for transforming CT images for
-attenuation correction in PET/CT imaging", Medical Physics 33(4), 976-983, 2006,
+In relation to water, bone absorbs the X-rays of a CT more strongly than photons of 511 keV.  So the second line is
+flatter, and it depends on the tube's voltage.  The idea of two lines is Kinahan, Townsend, Beyer and Sashin,
+"Attenuation correction for a combined 3D PET/CT scanner", Medical Physics 25(10), 2046-2053, 1998,
+doi:10.1118/1.598392; slopes and intercepts are those of Carney, Townsend, Rappoport and Bendriem, "Method for
+transforming CT images for attenuation correction in PET/CT imaging", Medical Physics 33(4), 976-983, 2006,
 doi:10.1118/1.2174132.
 
 The paper was not at hand.  The numbers were held against three public programs
@@ -57,7 +55,7 @@ CT_HU = (-1024.0, 3071.0)  # what 12 bits hold: below lies padding, above metal
 
 
 class BoneLine(NamedTuple):
-    """What a coefficient is above the break point: ``slope * (HU + 1000) + intercept``, in 1/cm."""
+    """The coefficient above the break point: ``slope * (HU + 1000) + intercept``, in 1/cm."""
 
     slope: float
     intercept: float
@@ -76,7 +74,7 @@ BONE: Mapping[int, BoneLine] = {
 
 @dataclass(frozen=True, eq=False)
 class MuMap:
-    """A map of linear attenuation coefficients, and what was odd about the CT.
+    """A map of linear attenuation coefficients, with warnings about the CT.
 
     Attributes:
         volume: 1/cm at 511 keV, float32.
@@ -147,7 +145,7 @@ def mumap(
         out: File to write, 1/cm; nothing is written where None.
         kvp: Voltage of the CT's tube; of a synthetic CT, that of its training scans.
         like: A PET volume whose grid the map takes.
-        spacing_mm: Of a grid over the CT's box instead; the CT's own grid where neither is given.
+        spacing_mm: Of a grid over the CT's box instead; without both, the map has the CT's own grid.
         fwhm_mm: PET's resolution, 0 for no smoothing.
         reading: What to assume of files whose headers leave a question open.
         series: Which DICOM series the CT is, where `ct` holds several: as for `read_volume`.
@@ -188,7 +186,7 @@ def _grid_of(own: Geometry, like: Path | str | None, spacing_mm: float | None, r
 
 
 def _warnings(made: MuMap, total: int, *, aliased: bool) -> tuple[str, ...]:
-    """Say what is odd about a map: values that no tissue has, a grid beyond the CT, detail that is lost."""
+    """Warn of values that no tissue has, of a grid beyond the CT, and of lost detail."""
     coarsest, fwhm = max(made.volume.geometry.spacing_mm), made.fwhm_mm
     odd = {
         f"{made.below} of {total} voxels lie below {CT_HU[0]:g} HU and count as air": made.below > 0,

@@ -30,7 +30,7 @@ SUFFIXES: Mapping[str, str] = {"t1": "T1w", "t2": "T2w", "flair": "FLAIR", "pd":
 
 
 class Derived(NamedTuple):
-    """What a call left behind.
+    """The result of a call.
 
     Attributes:
         files: Images of the derivatives, in order.
@@ -65,7 +65,7 @@ def derive_participants(
     Raises:
         CohortError: If the folder is not BIDS, or holds none of the subjects or sessions.
         RecipeError: If BIDS has no name for the model's target.
-        RunError: If there is no model, or `out` is somebody else's.
+        RunError: If there is no model, or `out` holds files of another program.
     """
     cases = _chosen(_open(folder), labels, sessions)
     suffix = _suffix(load_model(run, trust=trust).plan.target, run)
@@ -142,7 +142,7 @@ def _suffix(target: str, run: Path) -> str:
 
 
 def _describe(out: Path, folder: Path) -> None:
-    """Say what the derivatives are, and which of the folder is not BIDS."""
+    """Write what the derivatives are, and which folders are not BIDS."""
     write_json(
         out / "dataset_description.json",
         {

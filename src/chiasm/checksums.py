@@ -1,6 +1,6 @@
-"""Checksums of files, and of the cards and settings that carry their own.
+"""Checksums of files, and of the cards and settings that contain their own checksum.
 
-The first entry of a card is the sha256 of all others, so that a changed one is recognised wherever it was copied to.
+The first entry of a card is the sha256 of all others, so that a changed card is recognised after any copy.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ _HASHED: dict[tuple[int, ...], str] = {}
 
 
 def content_hash(path: Path) -> str:
-    """Return the sha256 of a file that may have been hashed before; only a changed one is read again.
+    """Return the sha256 of a file; a file that was hashed before is read again only if it changed.
 
-    A file counts as changed when its place on the disk, its size or one of its times is
-    another than when this process hashed it; no program can set the time of its last change back.
+    A file counts as changed if its place on the disk, its size or one of its times differs from when this process
+    hashed it.  No program can set back the time of its last change.
 
     Raises:
         OSError: If the file cannot be read.
@@ -60,17 +60,17 @@ def without_checksum(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def has_checksum(content: Mapping[str, Any]) -> bool:
-    """Return whether a card carries a checksum, valid or not; what a user wrote carries none."""
+    """Return whether a card contains a checksum, valid or not; a card that a user wrote has none."""
     return KEY in content or OLD_KEY in content
 
 
 def has_valid_checksum(content: object) -> bool:
-    """Return whether a card holds what it held when it was written."""
+    """Return whether a card is unchanged since it was written."""
     return isinstance(content, Mapping) and content.get(KEY, content.get(OLD_KEY)) == _checksum(content)
 
 
 def check_checksum(content: Mapping[str, Any], path: Path, hint: str) -> None:
-    """Refuse a card that was changed since it was written; one without a checksum, which a user wrote, is accepted.
+    """Refuse a card that was changed since it was written; accept one without a checksum, as users write them.
 
     Args:
         content: Read from the file.

@@ -71,7 +71,14 @@ app = make_app()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command; a mistake that a user can mend ends in one sentence and exit code 2."""
+    """Run the command; a mistake that a user can mend ends in one sentence and exit code 2.
+
+    Args:
+        arguments: Words of the command line after `chiasm`; None for those of this process.
+
+    Raises:
+        SystemExit: At the end of every command, with its exit code.
+    """
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     given = (["--debug"] if debug else []) + [word for word in given if word != "--debug"]

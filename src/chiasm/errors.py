@@ -17,7 +17,7 @@ class ChiasmError(Exception):
     """Something a user can mend; the command prints it without a traceback and exits 2.
 
     Args:
-        what: What is wrong, as the start of a sentence; a full stop at its end is not doubled.
+        what: What is wrong, as the start of a sentence, with or without a full stop.
         path: The file or folder concerned.
         reason: A short code for programs, such as "truncated" or "no-pair".
         found: What was found, if it is known.
@@ -80,7 +80,7 @@ class RunError(ChiasmError):
 
 
 def shortened(value: object, most: int = 80) -> str:
-    """Show a value of somebody else's in a message: on one line, and no longer than a line.
+    """Show a value from outside in a message: on one line, cut to the length of a line.
 
     >>> shortened("a" * 200, 9), shortened(10**5000), shortened(1.5)
     ("'aaaaaaa...", 'a number of too many digits', '1.5')
@@ -102,7 +102,7 @@ def unknown(
         name: What was given.
         known: The names that are listed, or a sentence on them.
         error: Which error to make.
-        aliases: Other spellings that are accepted, among which is guessed too.
+        aliases: Other spellings that are accepted; a guess may name one of them.
 
     >>> unknown("size", "smal", ["tiny", "small"]).args[0]
     "there is no size 'smal' (expected one of tiny, small). Did you mean small?"
@@ -118,7 +118,7 @@ def unknown(
 
 
 def nearest(name: str, known: Sequence[str]) -> str | None:
-    """Return the known name that is most like a misspelt one, whatever the case; None where none is much like it.
+    """Return the known name that is most like a misspelt one, in upper or lower case; None if none is similar.
 
     >>> nearest("Dual-atention", ["dual", "dual-attention"]), nearest("xyz", ["dual"])
     ('dual-attention', None)

@@ -1,12 +1,11 @@
 """Whether a CT is in Hounsfield units, and how far its stored values are from them.
 
-CT has a unit: air is -1000 HU, water 0.  Files that lost it look right: stored
-values with an offset of 1024 left in or taken off twice, windows of 8 bits,
-images that were normalised, MR that is called CT.  A network learns from such
-a case, and predicts of it, nonsense.
+CT has a unit: air is -1000 HU, water 0.  Files that lost it look right: stored values with an offset of 1024 left in or
+taken off twice, windows of 8 bits, images that were normalised, MR that is called CT.  A network learns nonsense from
+such a case, and predicts nonsense for it.
 
-The sign is where the mass of what is not air lies: fat, muscle, brain and
-organs within 150 HU of water, and little between fat and lung.
+The test is where most voxels that are not air lie: fat, muscle, brain and organs lie within 150 HU of water, and few
+voxels lie between fat and lung.
 """
 
 from __future__ import annotations
@@ -79,12 +78,12 @@ class Content(NamedTuple):
 
     @property
     def tissue(self) -> NDArray[np.float32]:
-        """What is neither padding nor air nor lung, if intensities are Hounsfield units."""
+        """The voxels of tissue, if intensities are Hounsfield units: no padding, no air, no lung."""
         return self.values[self.values > NOT_AIR]
 
     @property
     def has_air(self) -> bool:
-        """Whether air or lung was scanned, or is what the background was filled with."""
+        """Whether the image holds scanned air or lung, or a background filled with air."""
         filled = self.padding is not None and AIR_HU[0] <= self.padding <= AIR_HU[1]
         return filled or float(np.mean(self.values < SCANNED_AIR_HU)) >= FEWEST
 
@@ -106,8 +105,8 @@ def check_hu(array: NDArray[Any]) -> None:
 def with_offset(array: NDArray[Any], offset: float) -> NDArray[Any]:
     """Return the Hounsfield units of a CT of a cohort in which some files are stored with an offset.
 
-    The offset is added where that makes Hounsfield units.  A file that is right
-    as it is, and would not be with the offset, is left as it is.
+    The offset is added if the sum is in Hounsfield units.  A file stays as it is if it is right without the offset and
+    wrong with it.
 
     Args:
         array: Stored values, shape (I, J, K).
@@ -127,17 +126,17 @@ def with_offset(array: NDArray[Any], offset: float) -> NDArray[Any]:
 
 
 def find_offset(content: Content) -> float | None:
-    """Return what must be added to make Hounsfield units of intensities, or None where that is not certain.
+    """Return the offset that turns intensities into Hounsfield units, or None if it is not certain.
 
-    Certain is an offset under which nothing is wrong, air lies where air must
-    lie if it was scanned, and the most frequent tissue is brain, muscle or fat.
+    An offset is certain if the result passes all checks, scanned air lies near -1000 HU, and the most frequent tissue
+    is brain, muscle or fat.
     """
     certain = [offset for offset in OFFSETS if _is_certain(content.plus(offset))]
     return min(certain, key=lambda offset: _air_amiss(content, offset), default=None)
 
 
 def _air_amiss(content: Content, offset: float) -> float:
-    """Return how far from -1000 HU the air lies with an offset; 0 where none was scanned."""
+    """Return how far from -1000 HU the air lies with an offset; 0 if no air was scanned."""
     values = content.values + np.float32(offset)
     air = values[values < SCANNED_AIR_HU]
     if air.size > MUCH_DARK * values.size:
@@ -185,14 +184,14 @@ def _is_certain(content: Content) -> bool:
 
 
 def _fault(content: Content) -> str | None:
-    """Say what Hounsfield units of a body would not show."""
+    """Describe the first property that Hounsfield units of a body would not have."""
     if not content.values.size or _is_lung(content):
         return None
     return next((fault for check in CHECKS if (fault := check(content)) is not None), None)
 
 
 def _is_lung(content: Content) -> bool:
-    """Say whether lungs alone were cut out, which hold hardly any soft tissue."""
+    """Return whether the image shows only cut-out lungs, which hold hardly any soft tissue."""
     if content.padding is None or not float(np.mean(content.values < NOT_AIR)) > 1 - MUCH_DARK:
         return False
     return LUNG_HU[0] <= float(np.median(content.values)) <= LUNG_HU[1] and float(content.values.min()) > AIR_HU[0]
@@ -245,7 +244,7 @@ def _is_odd(padding: float) -> bool:
 
 
 def _is_padding(deep: NDArray[np.float32]) -> bool:
-    """Say whether more than half of what is darker than air has one value: a second padding, and no air."""
+    """Return whether more than half of the voxels darker than air have one value: a second padding, not air."""
     return int(np.unique(deep, return_counts=True)[1].max()) > deep.size / 2
 
 
@@ -281,7 +280,7 @@ def _about_missing_air(content: Content) -> str | None:
 
 
 def _about_windows(content: Content) -> str | None:
-    """Say whether tissue was cut by a window, so that fat or bone is lost."""
+    """Describe a window that cut the intensities, so that fat or bone is lost."""
     body = content.tissue
     if len(np.unique(body)) < FEWEST_GREYS:
         return None

@@ -37,7 +37,7 @@ def _remove_leftovers(folder: Path, depth: int = DEPTH) -> None:
 
 
 def _tidy(path: Path) -> None:
-    """Remove a temporary that is left over; give back its name to a folder that was not replaced after all."""
+    """Remove a temporary that is left over; give a folder its name back if it was not replaced."""
     whole = path.with_name(path.name.removeprefix(REPLACED))
     is_replaced = path.name.startswith(REPLACED)
     if is_left_over(path) or (is_replaced and whole.exists()):
@@ -47,7 +47,7 @@ def _tidy(path: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Remove a file, a folder, or a link and not what it leads to."""
+    """Remove a file, a folder or a link; the target of a link stays."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -55,7 +55,7 @@ def _remove(path: Path) -> None:
 
 
 def is_left_over(path: Path) -> bool:
-    """Return whether a name is a temporary of a process that is gone; this one has none when a command starts."""
+    """Return whether a name is a temporary of a process that ended; this process has none when a command starts."""
     if not (match := TEMPORARY.fullmatch(path.name)):
         return False
     pid, host = int(match[1]), match[2]
@@ -79,7 +79,7 @@ def _is_running(pid: int) -> bool:
 def locked(folder: Path) -> Iterator[None]:
     """Hold a folder of results for this process alone; it is made if it is missing.
 
-    The lock ends with the process, however that ends.  A folder that was made
+    The lock ends with the process, even if it is killed.  A folder that was made
     here and is still empty afterwards is removed again.  What a killed process
     left there under a temporary name is removed first.
 
@@ -107,7 +107,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def check_output(folder: Path) -> None:
-    """Refuse a folder that cannot be written or that another process holds, before anything slow is loaded or read.
+    """Refuse a folder that cannot be written or that another process holds; call it before slow imports and reads.
 
     Args:
         folder: Where results will go; it may be missing, and is not made.
@@ -137,7 +137,7 @@ def check_output(folder: Path) -> None:
 
 
 def prepare_file(path: Path) -> None:
-    """Do for a single result what `check_output` and `locked` do for a folder of them.
+    """Prepare the place of a single result, as `check_output` and `locked` do for a folder of results.
 
     Raises:
         ChiasmError: If it cannot be written; says why.
@@ -149,7 +149,7 @@ def prepare_file(path: Path) -> None:
 
 @contextmanager
 def _held(folder: Path) -> Iterator[None]:
-    """Hold the lock of a folder; its owner removes the file, so one that was opened may be gone when it is locked."""
+    """Hold the lock of a folder; try again if the file was removed between its opening and its locking."""
     path = folder / LOCK
     while True:
         with _lock_file(path) as file:

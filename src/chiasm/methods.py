@@ -1,4 +1,4 @@
-"""What can be asked for by name: methods, sizes and tasks, each a few settings away from the defaults.
+"""Methods and tasks by name, each a few settings away from the defaults.
 
 A recipe is built in layers: the defaults, one size (how much effort), one method, then single settings given as
 `section.field=value`.  An ablation is a row of `METHODS`, never code.
@@ -41,7 +41,7 @@ STARTS: Mapping[str, str] = {
 
 NIE = "Nie et al., arXiv:1907.03297"
 
-#: Whose the arms are that are not of the paper as it stands, by code.
+#: Who proposed each method that is not in the paper, by code.
 CREDITS: Mapping[str, str] = {
     "A0": "a plain loss, of nobody",
     "A1": "a plain loss, of nobody",
@@ -67,10 +67,10 @@ class Method:
 
     Attributes:
         name: For `--method` and for the arms of a study.
-        words: What it is.
+        words: A description.
         changes: Dotted names of settings to values, where they differ from the defaults.
-        code: Short name in recipes and tables of results; the name where there is none.
-        paper: Whose objective it is, where `CREDITS` does not say; that of the networks is in their catalogue.
+        code: Short name in recipes and tables of results; without one, the name is used.
+        paper: Who proposed the objective, if `CREDITS` does not name it; the networks' papers are in their catalogue.
         aliases: Other names.
     """
 
@@ -93,17 +93,17 @@ class Method:
 
     @property
     def credit(self) -> str:
-        """Whose objective it is."""
+        """Who proposed its objective."""
         return self.paper or CREDITS.get(self.code, NIE)
 
     @property
     def group(self) -> Group:
-        """Of which group of `GROUPS` it is; what has no code of this project's is somebody else's."""
+        """Its group in `GROUPS`; a method without a code of this project is of the literature."""
         return "literature" if not self.code else "control" if self.code in CONTROLS else "method"
 
     @property
     def called(self) -> set[str]:
-        """Everything that it may be called, in small letters."""
+        """All its names, in lower case."""
         return {word.lower() for word in (self.name, self.key, *self.aliases)}
 
 
@@ -410,6 +410,15 @@ def find_method(name: str) -> Method:
             return method
     aliases = sorted(set().union(*(method.called for method in METHODS.values())))
     raise unknown("method", name, [method.name for method in METHODS.values()], aliases=aliases)
+
+
+def key_of(name: str) -> str:
+    """Return the key of a method, found as by `find_method`; any other name stays, such as that of a variant.
+
+    >>> key_of("dual-attention"), key_of("A7 sharper")
+    ('A7', 'A7 sharper')
+    """
+    return find_method(name).key if is_method(name) else name
 
 
 def make_recipe(

@@ -1,4 +1,4 @@
-"""Names of cases and of files: what is harmless in a folder, in a table and on a page."""
+"""Names of cases and of files that are safe in a folder, in a table and on a page."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ SAFE_NAME = f"one printable line of at most {MOST_NAME} bytes without / \\ < >, 
 
 
 def is_plain(text: str) -> bool:
-    """Say whether `text` is harmless in a table and on a page: one line, no markup, no formula of a spreadsheet.
+    """Return whether `text` is safe in a table and on a page: one line, no markup, no formula of a spreadsheet.
 
     >>> [is_plain(text) for text in ("GE 1.5T / site 2", "-", "=cmd", "<b>", "a\\nb")]
     [True, True, False, False, False]
@@ -22,7 +22,7 @@ def is_plain(text: str) -> bool:
 
 
 def is_safe_id(text: str) -> bool:
-    """Say whether `text` can name a file in any folder, and is harmless in a table and on a page: see `SAFE_NAME`.
+    """Return whether `text` can name a file in any folder, and is safe in a table and on a page: see `SAFE_NAME`.
 
     >>> [is_safe_id(text) for text in ("patient 07", "a/b", "..", "", "=cmd", "-x", "<script>")]
     [True, False, False, False, False, False, False]

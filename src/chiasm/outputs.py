@@ -1,9 +1,8 @@
 """Output folders: a command replaces only files that chiasm wrote there, never an input, never through a link.
 
-Every verb asks here before anything slow is done.  `refuse_inputs` and
-`refuse_data_folder` look after what the command reads, `refuse_foreign` and
-`refuse_links` after what else stands in the folder.  `remove_files` removes
-files by name and keeps all others.
+Every verb calls these functions before its slow work.  `refuse_inputs` and `refuse_data_folder` protect the files that
+the command reads; `refuse_foreign` and `refuse_links` protect other files in the folder.  `remove_files` removes files
+by name and keeps all others.
 """
 
 from __future__ import annotations
@@ -57,7 +56,7 @@ def refuse_data_folder(out: Path, data: Iterable[Path]) -> None:
 
 
 def refuse_model_folder(out: Path) -> None:
-    """Refuse a folder of results that is a model folder: only training writes there, and only as a whole.
+    """Refuse a model folder as a folder of results: only training writes it, and always as a whole.
 
     Raises:
         RunError: If it holds the card of a model.
@@ -67,12 +66,12 @@ def refuse_model_folder(out: Path) -> None:
 
 
 def refuse_foreign(folder: Path, names: Iterable[str], *, way_out: str = "") -> None:
-    """Refuse a folder that holds files of somebody else in the places of a command's own.
+    """Refuse a folder that holds other files with the names that a command will write.
 
     Args:
         folder: Of the results; it may be missing.
         names: Of files and folders that the command will write, and that it did not write yet; patterns are allowed.
-        way_out: What else a user can do than choose another folder, as a sentence.
+        way_out: What a user can do beside choosing another folder, as a sentence.
 
     Raises:
         RunError: If any is there; names them.
@@ -90,7 +89,7 @@ def refuse_foreign(folder: Path, names: Iterable[str], *, way_out: str = "") -> 
 
 
 def refuse_links(folder: Path, names: Iterable[str]) -> None:
-    """Refuse links where a command replaces or removes files: what they lead to is not its own.
+    """Refuse links where a command replaces or removes files: their targets belong to others.
 
     Raises:
         RunError: If one of the places is a link.
@@ -106,7 +105,7 @@ def refuse_links(folder: Path, names: Iterable[str]) -> None:
 
 
 def remove_files(folder: Path, names: Iterable[str]) -> None:
-    """Remove files that chiasm wrote, and the folders that are empty then; all other files stay.
+    """Remove files that chiasm wrote, and folders that become empty; all other files stay.
 
     Args:
         folder: Of the results.

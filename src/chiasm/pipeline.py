@@ -1,8 +1,8 @@
-"""`chiasm run`: from a folder of scans to a report, in one call that goes on where it was stopped.
+"""`chiasm run`: from a folder of scans to a report, in one call that resumes where it was stopped.
 
-The folder of results holds `run/` (the training), `predictions/` and
-`evaluation/` as the single commands write them, `report.html`, which opens the
-report, and `job.json`, which says what was asked for and whether all is done.
+The folder of results holds `run/` (the training), `predictions/` and `evaluation/` as the single commands write them,
+`report.html`, which opens the report, and `job.json`, which holds the limit of the training time and whether all stages
+are done.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ _PAGE = """<!doctype html>
 
 
 class PipelineJob(BaseModel):
-    """What `job.json` says: the time that the training may take, and whether all is done."""
+    """The content of `job.json`: the time that the training may take, and whether all stages are done."""
 
     model_config = ConfigDict(strict=True)
 
@@ -71,7 +71,7 @@ class PipelineJob(BaseModel):
 
 @dataclass(frozen=True)
 class Report:
-    """What `run` left behind.
+    """The result of `run`.
 
     Attributes:
         report: The page.
@@ -84,7 +84,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Watch:
-    """Whom a job reports to.
+    """The functions to which a job reports.
 
     Attributes:
         say: Called with lines for the user.
@@ -109,16 +109,16 @@ def run(
     selection: Selection | None = None,
     watch: Watch | None = None,
 ) -> Report:
-    """Inspect, plan, train, predict the test cases, evaluate them and report; the same call again goes on.
+    """Inspect, plan, train, predict the test cases, evaluate them and report; the same call resumes.
 
     Args:
         data: Folder or manifest of paired scans.
         recipe: What is asked for, from `make_recipe`.
         out: Folder for run, predictions, evaluation and report.
-        minutes: A time that the training is to fit into, by fewer steps; None does all steps of the recipe.
+        minutes: Limit of the training time; fewer steps are trained if needed.  None trains all steps of the recipe.
         layout: Name of a layout, where the folder fits several.
         selection: Which DICOM series are taken, and which marked images.
-        watch: Whom to report to; lines are printed by default.
+        watch: The functions to report to; by default lines are printed.
 
     Raises:
         ChiasmError: If the data, the recipe or the folder cannot be used.
@@ -198,13 +198,13 @@ def plan_ahead(
     selection: Selection | None = None,
     say: Say = print,
 ) -> None:
-    """Say what `run` would do and how long it would take; nothing is written to `out`.
+    """Describe what `run` would do and how long it would take; write nothing to `out`.
 
     Args:
-        data: As for `run`, as all others.
+        data: As for `run`.
         recipe: What is asked for.
         out: Folder of the results.
-        minutes: A time that the training is to fit into.
+        minutes: Limit of the training time.
         layout: Name of a layout.
         selection: Which series and images are taken.
         say: Called with lines for the user.
@@ -228,7 +228,7 @@ def plan_ahead(
 
 
 def _check(data: Path, recipe: Recipe, out: Path, minutes: float | None) -> None:
-    """Refuse what the later stages could not do, before the first one begins."""
+    """Refuse settings that a later stage could not use, before the first stage begins."""
     if minutes is not None and not (math.isfinite(minutes) and minutes > 0):
         raise RecipeError("chiasm run --minutes is not a time", reason="minutes", found=minutes, expected="more than 0")
     if recipe.split.folds == 1 and recipe.split.by != "site":
@@ -247,7 +247,7 @@ def _check(data: Path, recipe: Recipe, out: Path, minutes: float | None) -> None
 
 
 def _open_job(out: Path, minutes: float | None) -> PipelineJob:
-    """Return what an earlier call asked for, or a new job.
+    """Return the job of an earlier call, or a new one.
 
     Raises:
         RunError: If another time was given then, or the file is damaged.
@@ -266,7 +266,7 @@ def _open_job(out: Path, minutes: float | None) -> PipelineJob:
 
 
 def minutes_before(out: Path, otherwise: float) -> float | None:
-    """Return the time that an earlier call fitted its training into, None for all steps; without one, `otherwise`."""
+    """Return the time limit of an earlier call, None for all steps; without an earlier call, `otherwise`."""
     return _read_job(out).minutes if (out / JOB).is_file() else otherwise
 
 
@@ -288,7 +288,7 @@ def _recipe_of_before(recipe: Recipe, out: Path, minutes: float | None) -> Recip
 
 
 def _announce(recipe: Recipe, plan: Plan, split: Split, out: Path) -> Iterator[str]:
-    """Say what is going to be done, and about how long each part takes."""
+    """Describe each stage and about how long it takes."""
     cost = plan.expected or estimate_cost(recipe, plan)
     parts = _forecast(plan, len(split.test))
     done = _steps_done(out)

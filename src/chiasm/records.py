@@ -1,4 +1,4 @@
-"""Records of other programs' making: files that must hold what their type says, or are refused in one sentence."""
+"""Files read into records: a file that does not fit its type is refused in one sentence."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def read_record(path: Path, kind: type[R], what: str, hint: str | None = None) -
         path: Of the file.
         kind: A pydantic model, a dataclass or a typed dictionary.
         what: What the file should hold, as in "no notes of a study".
-        hint: What to do where it does not.
+        hint: What to do if it does not.
 
     Raises:
         RunError: If the file is missing, no JSON, or holds something else; names the first entry that is wrong.
@@ -29,7 +29,7 @@ def read_record(path: Path, kind: type[R], what: str, hint: str | None = None) -
 
 
 def parse_record(content: Any, path: Path, kind: type[R], what: str, hint: str | None = None) -> R:
-    """Take what was read from a file as a record.
+    """Turn the content of a file into a record.
 
     Raises:
         RunError: As `read_record`.
@@ -41,7 +41,7 @@ def parse_record(content: Any, path: Path, kind: type[R], what: str, hint: str |
 
 
 def first_fault(error: ValidationError) -> str:
-    """Say which entry is wrong first, and why.
+    """Describe the first entry that is wrong, and why it is wrong.
 
     >>> try:
     ...     TypeAdapter(dict[str, int]).validate_python({"a": "b"})

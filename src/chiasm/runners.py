@@ -1,12 +1,10 @@
-"""Where independent jobs are done: here, on all cores, on a Ray cluster, or by SLURM.
+"""Where independent jobs run: here, on all cores, on a Ray cluster, or by SLURM.
 
-A runner takes independent jobs and a function, and yields one outcome for
-each, in any order.  Only this module knows runners, and each job sets its own
-number of threads, so that every runner gives the same numbers.
+A runner takes independent jobs and a function, and yields one outcome for each job, in any order.  Only this module
+knows the runners.  Each job sets its own number of threads, so that every runner gives the same numbers.
 
-A worker that dies (killed where memory runs out, a node that fails) costs its
-own job alone: the job is named as `Lost` and tried once more when all others
-are done, and the second time it is lost for good.
+If a worker dies (because memory runs out, or a node fails), only its own job is affected.  The job is reported as
+`Lost` and tried once more after all others.  If it is lost again, it is not tried any more.
 """
 
 from __future__ import annotations
@@ -42,7 +40,7 @@ Outcome = TypeVar("Outcome")
 
 @dataclass(frozen=True)
 class Lost(Generic[Job]):
-    """A job whose worker ended before it reported what came of it.
+    """A job whose worker ended before it reported an outcome.
 
     Attributes:
         job: Which.
@@ -56,7 +54,7 @@ class Lost(Generic[Job]):
 
     @property
     def may_lack_memory(self) -> bool:
-        """Whether memory may have run out: a process that leaves by itself does so with an exit code."""
+        """Whether memory may have run out: then the system kills the process, which has no exit code of its own."""
         return "exit code" not in self.cause
 
     def __str__(self) -> str:
@@ -67,7 +65,7 @@ Reports = Generator[Outcome | Lost[Job], None, None]
 
 
 class Runner(Protocol):
-    """Works jobs off; `work` returns what went wrong, and what it raises ends all jobs."""
+    """Runs jobs; `work` returns the error of a job, and an exception that it raises ends all jobs."""
 
     def __call__(
         self, jobs: Sequence[Job], work: Callable[[Job], Outcome], folder: Path, /
@@ -76,7 +74,7 @@ class Runner(Protocol):
 
 
 class Slurm(Section):
-    """What a job asks of SLURM."""
+    """The resources of a job on SLURM."""
 
     gpus_per_node: Annotated[int, Field(ge=0)] = 0
     cpus_per_task: Annotated[int, Field(ge=1)] = 1
@@ -86,7 +84,7 @@ class Slurm(Section):
 
 
 class Ray(Section):
-    """What a job asks of a Ray cluster, which hides the GPUs that a job does not ask for."""
+    """The resources of a job on a Ray cluster, which hides all other GPUs from the job."""
 
     num_gpus: Annotated[float, Field(ge=0)] = 0
     num_cpus: Annotated[float, Field(gt=0)] = 1
@@ -98,13 +96,13 @@ def serial(jobs: Sequence[Job], work: Callable[[Job], Outcome], _folder: Path) -
 
 
 def cores_allowed() -> int:
-    """Count the cores that this process may use; all of the machine where the system does not say."""
+    """Count the cores that this process may use, or all cores if the system does not say."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def processes(jobs: Sequence[Job], work: Callable[[Job], Outcome], _folder: Path) -> Iterator[Outcome | Lost[Job]]:
-    """One process for each core; a job that was lost has the machine for itself the second time."""
+    """One process for each core; a lost job is alone on the machine when it is tried again."""
     cores = cores_allowed()
 
     def once(some: Sequence[Job], last: bool) -> Reports[Outcome, Job]:
@@ -116,11 +114,11 @@ def processes(jobs: Sequence[Job], work: Callable[[Job], Outcome], _folder: Path
 def _twice(
     jobs: Sequence[Job], once: Callable[[Sequence[Job], bool], Reports[Outcome, Job]]
 ) -> Iterator[Outcome | Lost[Job]]:
-    """Work jobs off, then once more those that were lost.
+    """Run jobs, then run the lost ones once more.
 
     Args:
         jobs: What to do.
-        once: Works some jobs off; takes whether it is for the last time.
+        once: Runs some jobs; its argument says whether it is their last try.
     """
     lost: list[Job] = []
     with closing(once(jobs, False)) as reports:
@@ -135,7 +133,7 @@ def _twice(
 
 
 def _in_processes(jobs: Sequence[Job], work: Callable[[Job], Outcome], count: int) -> Reports[Outcome, Job]:
-    """Keep as many processes busy as `count` says; the place of one that died gets a fresh one."""
+    """Keep `count` processes busy, and replace a process that died."""
     waiting = deque(jobs)
     idle: list[_Worker[Job, Outcome]] = []
     busy: list[_Worker[Job, Outcome]] = []
@@ -161,7 +159,7 @@ def _in_processes(jobs: Sequence[Job], work: Callable[[Job], Outcome], count: in
 
 
 class _Worker(Generic[Job, Outcome]):
-    """A process that is given one job after another, started fresh, as on any platform and with CUDA."""
+    """A process that does one job after another; it is spawned, not forked, which works everywhere and with CUDA."""
 
     job: Job
 
@@ -181,7 +179,7 @@ class _Worker(Generic[Job, Outcome]):
             self.process.join()
 
     def take(self) -> Outcome | _Raised | Lost[Job]:
-        """Return what came of the job, if the process lived to report it."""
+        """Return the outcome of the job, or that the process died before it reported one."""
         try:
             if self.line.poll():
                 outcome: Outcome | _Raised = self.line.recv()
@@ -201,7 +199,7 @@ class _Worker(Generic[Job, Outcome]):
 
 
 def _reporting(busy: Sequence[_Worker[Job, Outcome]]) -> list[_Worker[Job, Outcome]]:
-    """Wait until a worker has something to report or is dead (a child of its own may keep its line open)."""
+    """Wait until a worker reports or is dead (its own child process may keep its connection open)."""
     while True:
         ready = connection.wait([worker.line for worker in busy], timeout=1.0)
         if found := [worker for worker in busy if worker.line in ready or not worker.process.is_alive()]:
@@ -209,7 +207,7 @@ def _reporting(busy: Sequence[_Worker[Job, Outcome]]) -> list[_Worker[Job, Outco
 
 
 def _serve(line: connection.Connection, work: Callable[[Any], object], parent: int) -> None:
-    """Do the jobs that come in over the line until it ends: the life of a worker."""
+    """Do the jobs that arrive over the connection until it closes: the main loop of a worker."""
     _follow(parent)
     try:
         while True:
@@ -222,7 +220,7 @@ def _serve(line: connection.Connection, work: Callable[[Any], object], parent: i
 
 @dataclass(frozen=True)
 class _Raised:
-    """An error that a worker met, as it crosses to the process that waits."""
+    """The error of a worker, in the form that is sent to the waiting process."""
 
     error: Exception
     trace: str
@@ -236,7 +234,7 @@ class _Elsewhere(Exception):
 
 
 def _attempt(work: Callable[[Job], Outcome], job: Job) -> Outcome | _Raised:
-    """Do a job in a worker; an error becomes a value, so that no runner changes its words.
+    """Do a job in a worker; return its error as a value, so that no runner changes the message.
 
     Raises:
         SystemExit: If the job was asked to stop by a signal.
@@ -252,7 +250,7 @@ def _attempt(work: Callable[[Job], Outcome], job: Job) -> Outcome | _Raised:
 
 
 def _unwrapped(outcome: Outcome | _Raised) -> Outcome:
-    """Return what a worker reported, or raise the error that it met."""
+    """Return the outcome that a worker reported, or raise its error."""
     if isinstance(outcome, _Raised):
         raise outcome.error from _Elsewhere(outcome.trace)
     return outcome
@@ -274,7 +272,7 @@ def _ending(code: int) -> str:
 
 
 def _follow(parent: int) -> None:
-    """Stop this process soon after its parent is gone: first ask for a checkpoint, then leave."""
+    """Stop this process soon after its parent ended: first ask for a checkpoint, then exit."""
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -289,10 +287,10 @@ def _follow(parent: int) -> None:
 def ray(
     jobs: Sequence[Job], work: Callable[[Job], Outcome], _folder: Path, asked: Ray | None = None
 ) -> Iterator[Outcome | Lost[Job]]:
-    """On the Ray cluster that RAY_ADDRESS names, or on one that is started here and stopped again.
+    """Run jobs on the Ray cluster that RAY_ADDRESS names, or on one that is started here and stopped again.
 
     Raises:
-        RunError: If Ray is not installed, or this machine lacks what is asked for.
+        RunError: If Ray is not installed, or this machine lacks the resources of a job.
     """
     _check_ray()
     import ray as cluster
@@ -317,7 +315,7 @@ def ray(
 
 
 def _on_ray(jobs: Sequence[Job], remote: Any) -> Reports[Any, Job]:
-    """Submit jobs to a Ray cluster and yield what came of each."""
+    """Submit jobs to a Ray cluster and yield the outcome of each."""
     import ray as cluster
 
     waiting = {remote.remote(job): job for job in jobs}
@@ -349,7 +347,7 @@ def _check_offered(asked: Ray, offered: Mapping[str, float]) -> None:
 def slurm(
     jobs: Sequence[Job], work: Callable[[Job], Outcome], folder: Path, asked: Slurm | None = None
 ) -> Iterator[Outcome | Lost[Job]]:
-    """As an array job.
+    """Run jobs as an array job of SLURM.
 
     Raises:
         RunError: If submitit is not installed, there is no SLURM on this machine, or it refuses the jobs.
@@ -394,7 +392,7 @@ def slurm(
 
 
 def _result(submitted: Any, job: Job) -> Any:
-    """Return what a job of SLURM left, or that it left nothing."""
+    """Return the outcome of a job of SLURM, or `Lost` if it wrote none."""
     import submitit
 
     try:
@@ -438,11 +436,11 @@ def find_runner(name: str, asked: Mapping[str, Section | None] | None = None) ->
 
     Args:
         name: A name of `RUNNERS`.
-        asked: What each job asks of a cluster, by the runner's name.
+        asked: The resources of each job on a cluster, by the runner's name.
 
     Raises:
-        RecipeError: If there is none of that name.
-        RunError: If it cannot run here: a package is missing, or SLURM is.
+        RecipeError: If there is no runner of that name.
+        RunError: If it cannot run here because a package or SLURM is missing.
     """
     if name not in RUNNERS:
         raise unknown("runner", name, RUNNERS)

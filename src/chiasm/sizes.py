@@ -48,7 +48,7 @@ SIZES: Mapping[str, Changes] = {
     },
 }
 
-#: What a size sets beyond that for this project's own generator, for which it was measured (docs/results.md).
+#: Further settings of a size for this project's own generator; they were measured for it (docs/results.md).
 OWN_SIZES: Mapping[str, Changes] = {
     "small": {
         "generator.fold": 2,

@@ -1,4 +1,4 @@
-"""How a command is asked to stop: Ctrl-C, a polite kill, or a terminal that was closed."""
+"""How a command is asked to stop: by Ctrl-C, by SIGTERM, or because its terminal was closed."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ Handler = Callable[[int, FrameType | None], None]
 
 
 class Stopped(SystemExit):
-    """The command was asked to stop; all that it held is let go on the way out."""
+    """The command was asked to stop; its locks and temporary files are removed on the way out."""
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(128 + signal_number)
 
 
 def stopping_signals() -> tuple[signal.Signals, ...]:
-    """Return the signals that ask to stop; without SIGHUP where that is ignored, as under ``nohup``."""
+    """Return the signals that ask to stop: without SIGHUP if it is ignored, as under ``nohup``."""
     closing: signal.Signals | None = getattr(signal, "SIGHUP", None)  # which Windows does not have
     hears_closing = closing is not None and signal.getsignal(closing) is not signal.SIG_IGN
     asked = (signal.SIGINT, signal.SIGTERM)
@@ -28,7 +28,7 @@ def stopping_signals() -> tuple[signal.Signals, ...]:
 
 @contextmanager
 def handled(handler: Handler, numbers: Iterable[signal.Signals]) -> Iterator[None]:
-    """Call `handler` where one of the signals comes inside the block; afterwards they mean what they meant before.
+    """Call `handler` if one of the signals comes inside the block, and restore the earlier handlers at its end.
 
     Raises:
         ValueError: If this is not the main thread.
@@ -42,13 +42,17 @@ def handled(handler: Handler, numbers: Iterable[signal.Signals]) -> Iterator[Non
 
 
 def handled_here(handler: Handler, numbers: Iterable[signal.Signals]) -> AbstractContextManager[None]:
-    """As `handled`; in a thread that is not the main one nothing is done: there the signals are somebody else's."""
+    """As `handled` in the main thread; another thread must leave the signals alone, so nothing is done there."""
     return handled(handler, numbers) if current_thread() is main_thread() else nullcontext()
 
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Raise `Stopped` where SIGTERM or SIGHUP comes inside the block, so that locks and temporaries are removed."""
+    """Stop the block at SIGTERM or SIGHUP, so that locks and temporary files are removed.
+
+    Raises:
+        Stopped: If one of the signals comes.
+    """
 
     def stop(number: int, _: FrameType | None) -> None:
         raise Stopped(number)

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and the plain formats beside volumes.
+"""Writing files whole or not at all, and plain formats: text, JSON, TOML, logs.
 
 Every file chiasm writes goes through `whole_file`: a temporary name in the
 same folder, fsync, rename, fsync of the folder.  A kill at any instant leaves
@@ -30,7 +30,7 @@ HOST = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname().partition(".")[0])[:20
 TEMPORARY = re.compile(r"\.chiasm-(\d{1,9})@([A-Za-z0-9-]*)\..+")
 REPLACED = ".chiasm-old."
 
-#: What to do, by what the system says.
+#: What to do, by the error of the system.
 _REMEDIES = {
     errno.ENOSPC: "The disk is full: free some space, or choose another folder.",
     errno.EDQUOT: "Your quota on this disk is used up: free some space, or choose another folder.",
@@ -57,8 +57,8 @@ def whole_file(path: Path) -> Iterator[Path]:
         A path in the same folder with the same suffixes, not yet existing.
 
     Raises:
-        ChiasmError: If the disk is full or the folder cannot be written; what
-            stood at `path` before is untouched.
+        ChiasmError: If the disk is full or the folder cannot be written; an earlier file or folder at `path` is
+        unchanged.
     """
     path = Path(path)
     temporary = temporary_beside(path)
@@ -96,8 +96,8 @@ def whole_folder(path: Path, *, shared: bool = False) -> Iterator[Path]:
         An empty folder beside it.
 
     Raises:
-        ChiasmError: If the disk is full or the folder cannot be written; what
-            stood at `path` before is untouched.  Also if `path` is a link.
+        ChiasmError: If the disk is full or the folder cannot be written; an earlier file or folder at `path` is
+        unchanged.  Also if `path` is a link.
     """
     path = Path(path)
     fresh = temporary_beside(path, "new.")
@@ -174,7 +174,7 @@ def make_folder(path: Path) -> None:
 
 
 def temporary_beside(path: Path, age: str = "") -> Path:
-    """Return a name in the same folder that names which process on which machine made it."""
+    """Return a name in the same folder that contains the process and the machine."""
     name = path.name.encode()[-LONGEST_NAME:].decode(errors="ignore")
     return path.with_name(f".chiasm-{os.getpid()}@{HOST}.{age}{name}")
 
@@ -187,7 +187,7 @@ def open_in_place(path: Path, mode: str) -> IO[Any]:
         mode: As for `open`: "a", or "a+b" without a buffer.
 
     Raises:
-        ChiasmError: If it is a link; what that leads to is untouched.
+        ChiasmError: If it is a link; the target of the link is unchanged.
         OSError: If it cannot be opened.
     """
 
@@ -210,7 +210,7 @@ def open_in_place(path: Path, mode: str) -> IO[Any]:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Name the file or folder, the cause and the remedy where the system refuses to write.
+    """Turn an error of writing into one that names the file or folder, the cause and the remedy.
 
     Raises:
         ChiasmError: In the place of an `OSError`; its reason is "unwritable".
@@ -222,7 +222,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def unwritable(path: Path, error: OSError) -> ChiasmError:
-    """Say that and why something could not be written."""
+    """Say why a file or folder could not be written."""
     number = errno.ENOSPC if _wrote_less(error) else error.errno
     free = _free_bytes(path) if number in FULL else None
     cause = error.strerror or (str(error) if number is None else os.strerror(number))
@@ -244,7 +244,7 @@ def broken_link(path: Path) -> Path | None:
 
 
 def _wrote_less(error: OSError) -> bool:
-    """Return whether numpy or nibabel wrote less than all, of which they do not say why: the disk was full."""
+    """Return whether numpy or nibabel wrote too little; they do not say that the disk is full."""
     return error.errno is None and ("requested and" in str(error) or not error.args)
 
 
@@ -294,7 +294,7 @@ def read_json(path: Path, hint: str | None = None) -> Any:
 
 
 def read_facts(path: Path) -> dict[str, Any]:
-    """Read a JSON object that pages quote and no result depends on; empty where it is missing or damaged."""
+    """Read a JSON object that only pages show; return an empty one if it is missing or damaged."""
     try:
         content = read_json(path)
     except RunError:

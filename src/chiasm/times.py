@@ -19,11 +19,16 @@ FILE = "times.json"
 
 @contextmanager
 def timed(folder: Path, stage: str) -> Iterator[None]:
-    """Add the time of a block to that of its stage in `times.json`, also where it is stopped, not where it is refused.
+    """Add the time of a block to that of its stage in `times.json`.
+
+    The time also counts if the block is stopped, but not if it is refused by a `ChiasmError`.
 
     Args:
         folder: Of the results.
         stage: What is done, such as "training".
+
+    Raises:
+        ChiasmError: The error of the block.
     """
     start, is_refused = time.monotonic(), False
     try:

@@ -54,14 +54,14 @@ class Case:
         id: Unique in its cohort and safe as a file name.
         subject: The person: the unit of every split and of every statistic.
         images: Modality ("t1", "t2", "ct", ...) to file.
-        mask: Valid voxels (brain or body), or None: derived from the source.
+        mask: Valid voxels (brain or body); None if they are found from the source.
         labels: Label map whose regions the cohort names, or None.
         site: Hospital or scanner, where the layout states it.
         split: "train", "validation" or "test" where a manifest or a folder fixes it.
         synthetic: Modalities whose image was made, not acquired.
-        known: Where all images were scanned, after registration; None: everywhere.
-        reading: What to assume of its files where their headers leave a question open.
-        label_threshold: From which value on a voxel of soft labels counts; None: labels are whole numbers.
+        known: Voxels that all images cover, after registration; None for all voxels.
+        reading: What to assume of its files if their headers leave a question open.
+        label_threshold: The value from which a voxel of soft labels counts; None if labels are whole numbers.
     """
 
     id: str
@@ -103,7 +103,7 @@ class Problem:
 
     @property
     def line(self) -> str:
-        """Say in a line what is left out and why."""
+        """One line that says what is left out and why."""
         return f"left out: {self.path}: {self.message}"
 
 
@@ -117,9 +117,9 @@ class Cohort:
         cases: Cases in the order of their ids.
         regions: Region name to the label values that make it, such as
             "WT" to (1, 2, 4); empty where there are no label maps.
-        problems: What was found and is not used, with reasons.
-        notes: What is worth knowing though nothing is lost, such as a second scan of one modality.
-        unused: Images below the root that no case uses, whether that is a problem or not.
+        problems: Files and cases that are not used, with reasons.
+        notes: Remarks on the cohort when nothing is lost, such as a second scan of one modality.
+        unused: Images below the root that no case uses, for any reason.
         listing: Lines that name every DICOM series, for choosing; they may
             identify people, and belong in no file.
     """
@@ -135,18 +135,20 @@ class Cohort:
 
 
 def with_reading(cohort: Cohort, reading: Reading) -> Cohort:
-    """Return a cohort whose files are read as asked for, and where that says nothing as they were to be before."""
+    """Return a cohort whose files are read in another way; what `reading` leaves open stays as it was."""
     return replace(cohort, cases=tuple(replace(case, reading=reading | case.reading) for case in cohort.cases))
 
 
 def reading_of(data: Data) -> Reading:
-    """Return what a recipe assumes of files whose headers leave a question open."""
+    """Return what a recipe assumes of files if their headers leave a question open."""
     form = None if data.form == "none" else data.form
     return Reading(form, data.assume_ras, data.resample, data.resample_tilt, data.ct_offset)
 
 
 def side_alone(case: Case, sources: Sequence[str], target: str) -> Side | None:
-    """Say which side of a pair a case has without the other; None where it has both, neither, or for super-resolution.
+    """Return the side of a pair that a case has without the other side; None if it has both or neither.
+
+    It is also None for super-resolution, where one image is both sides.
 
     >>> only = Case("a", "a", {"t1": Path("a.nii.gz")})
     >>> side_alone(only, ["t1"], "t2"), side_alone(only, ["pd", "t2"], "t1"), side_alone(only, ["t1", "pd"], "t2")
@@ -173,7 +175,7 @@ def role_of(name: str) -> str:
 
 
 def images_among(files: Mapping[str, Path]) -> dict[str, Path]:
-    """Return those of a case's files, by role, that are images: no mask and no label map.
+    """Return a case's files, by role, without mask and label map.
 
     >>> images_among({"t1": Path("t1.nii"), "mask": Path("mask.nii")})
     {'t1': PosixPath('t1.nii')}
@@ -187,12 +189,12 @@ def with_files(case: Case, files: Mapping[str, Path]) -> Case:
 
 
 def regions_of(cases: Iterable[Case], declared: Regions) -> Regions:
-    """Return the regions that a cohort has: those declared where any case has labels, else none."""
+    """Return the declared regions of a cohort; none if no case has labels."""
     return declared if any(case.labels for case in cases) else {}
 
 
 def grouped(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
-    """Group items by a key, the groups and what is in each in the order in which they occur.
+    """Group items by a key; groups, and items in each group, keep the order in which they occur.
 
     >>> grouped(["t1", "ct", "t2"], lambda name: name[0])
     {'t': ['t1', 't2'], 'c': ['ct']}
@@ -204,24 +206,55 @@ def grouped(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
 
 
 def without_problems(items: Sequence[T | Problem]) -> tuple[list[T], list[Problem]]:
-    """Part what could be read from why the others could not."""
+    """Separate the items that could be read from the problems of the others."""
     problems = [one for one in items if isinstance(one, Problem)]
     return [one for one in items if not isinstance(one, Problem)], problems
 
 
 def without_problems_by_role(found: Mapping[str, T | Problem]) -> tuple[dict[str, T], list[Problem]]:
-    """Part what could be found for each role from why nothing could for the others."""
+    """Separate the items that were found, by role, from the problems of the other roles."""
     _, problems = without_problems(list(found.values()))
     return {role: one for role, one in found.items() if not isinstance(one, Problem)}, problems
 
 
 def only(items: Collection[T]) -> T | None:
-    """Return the only one of some items; None where there are none or several.
+    """Return the only item; None if there are none or several.
 
     >>> only(["t1"]), only(["t1", "t2"])
     ('t1', None)
     """
     return next(iter(items)) if len(items) == 1 else None
+
+
+def subjects_of(cases: Iterable[Case]) -> dict[str, str]:
+    """Return the subject of each case by the case's id.
+
+    >>> subjects_of([Case("a1", "a", {}), Case("a2", "a", {})])
+    {'a1': 'a', 'a2': 'a'}
+    """
+    return {case.id: case.subject for case in cases}
+
+
+def with_unique_ids(place: Path, cases: Iterable[Case]) -> list[Case]:
+    """Put cases in the order of their ids.
+
+    Args:
+        place: The folder or file that gives the ids.
+        cases: In any order.
+
+    Raises:
+        CohortError: If two have one id.
+    """
+    ordered = sorted(cases, key=lambda case: case.id)
+    if twice := repeated(case.id for case in ordered):
+        raise CohortError(
+            "two cases have the same id",
+            path=place,
+            reason="duplicate-id",
+            found=", ".join(twice[:5]),
+            hint="Give each case its own id; in a manifest, in a column called id.",
+        )
+    return ordered
 
 
 def repeated(names: Iterable[str]) -> list[str]:
@@ -245,7 +278,7 @@ def volume_stem(name: str) -> str | None:
 
 
 def without_unsafe_names(cohort: Cohort) -> Cohort:
-    """Leave out cases whose name, subject or site no file, table or page may hold; the others stay.
+    """Leave out cases whose name, subject or site is not safe in a file, a table or a page.
 
     Raises:
         CohortError: If no case is left.
@@ -257,7 +290,7 @@ def without_unsafe_names(cohort: Cohort) -> Cohort:
 
 
 def unsafe_name(case: Case) -> Problem | None:
-    """Say why a case's name, subject or site cannot be used, or None where all can."""
+    """Say why a case's name, subject or site cannot be used; None if all can."""
     names = {"name": is_safe_id(case.id), "subject": is_plain(case.subject), "site": is_plain(case.site or "none")}
     wrong = next((what for what, safe in names.items() if not safe), None)
     if wrong is None:

@@ -1,12 +1,11 @@
-"""A completed cohort: copies of the originals, synthetic images where some were missing, and marks that part them.
+"""A completed cohort: copies of the originals, synthetic images for the missing ones, and marks on these.
 
-An image that was made is marked three times, so that no single slip makes it
-pass for a scan: its file's name ends in `_synthetic`, a JSON sidecar beside it
-names the model and its sources, and the manifest names it in its column `synthetic`.
+A synthetic image is marked three times, so that one mistake cannot turn it into a scan: its file's name ends in
+`_synthetic`, a JSON sidecar beside it names the model and its sources, and the manifest names it in its column
+`synthetic`.
 
-Originals are copied.  A manifest names no file outside its folder; a symbolic
-link would lead out of it; and a hard link is the original itself, which a
-viewer that saves in place would change.
+Originals are copied for two reasons.  A manifest may not name a file outside its folder, so a symbolic link is not
+possible.  A viewer that saves in place would change the original through a hard link.
 """
 
 from __future__ import annotations
@@ -35,13 +34,13 @@ SAID = {"SyntheticData": "YES"}  # as DICOM says it, and BIDS would
 
 @dataclass(frozen=True)
 class Origin:
-    """What an image was made of, and by what.
+    """The sources and the model of a synthetic image.
 
     Attributes:
         case: Id.
-        modality: What the image stands for.
-        sources: Modality to the sha256 of the file that went in.
-        method: Arm.
+        modality: The modality that the image replaces.
+        sources: Modality to the sha256 of the source's file.
+        method: Its key.
         model: The sha256 of the weights.
         software: Name and version.
     """
@@ -60,7 +59,7 @@ def sidecar_of(path: Path) -> Path:
 
 
 def is_synthetic(path: Path) -> bool:
-    """Return whether a volume's name, its sidecar or its header says that it was made, not acquired."""
+    """Return whether a volume's name, its sidecar or its header says that it is synthetic."""
     stem = volume_stem(path.name)
     if stem is None or stem.lower().endswith(MARK):
         return stem is not None
@@ -68,17 +67,17 @@ def is_synthetic(path: Path) -> bool:
 
 
 def mark_synthetic(path: Path, origin: Origin, *, expected_error: Path | None, warnings: Sequence[str]) -> None:
-    """Write the sidecar of an image that was made, the last of its files.
+    """Write the sidecar of a synthetic image, after all its other files.
 
     Args:
         path: The image; its name ends in `_synthetic`.
-        origin: What it was made of.
+        origin: Its sources and its model.
         expected_error: Map of the expected absolute error in the same folder, or None.
         warnings: What a reader of the image must know.
 
     Raises:
         ChiasmError: If it cannot be written.
-        ValueError: If the image is not called as it should be.
+        ValueError: If the image's name does not end in `_synthetic`.
     """
     stem = volume_stem(path.name)
     if stem is None or not stem.endswith(MARK):
@@ -88,12 +87,12 @@ def mark_synthetic(path: Path, origin: Origin, *, expected_error: Path | None, w
 
 
 def was_made(path: Path, origin: Origin) -> bool:
-    """Return whether an image is there already, made of the same by the same."""
+    """Return whether the image of the same sources and the same model is there already."""
     return path.is_file() and _sidecar(path).items() >= asdict(origin).items()
 
 
 def _sidecar(path: Path) -> Mapping[str, object]:
-    """Return what the JSON file of a volume's name says; nothing where there is none, or it is somebody else's."""
+    """Return the content of a volume's sidecar; empty if there is none, or if another program wrote it."""
     beside = sidecar_of(path)
     try:
         content = read_json(beside) if beside.is_file() else {}
@@ -105,9 +104,8 @@ def _sidecar(path: Path) -> Mapping[str, object]:
 def copy_case(case: Case, root: Path) -> Case:
     """Copy a case's files to `root/<case>/<case>_<modality>`, unless they are there.
 
-    A volume of one file keeps its bytes; one of several (a DICOM series, a
-    MetaImage header with its voxels) becomes NIfTI, and so do soft labels, as
-    the voxels that count.
+    A volume in one file keeps its bytes.  A volume in several files (a DICOM series, a MetaImage header with its
+    voxels) becomes NIfTI.  Soft labels become NIfTI too, with the voxels that count.
 
     Returns:
         The case with the copies' paths.
@@ -142,7 +140,7 @@ def _converted(case: Case, path: Path, role: str, copy: Path) -> Path:
 
 
 def _is_soft(case: Case, role: str) -> bool:
-    """Return whether a file of a case is of soft labels, which count from a threshold on."""
+    """Return whether a file of a case holds soft labels, which count from a threshold on."""
     return role == "labels" and case.label_threshold is not None
 
 
@@ -154,10 +152,10 @@ def _volume_of(case: Case, path: Path, role: str) -> Volume:
 
 
 def write_completed(root: Path, cases: Sequence[Case], regions: Regions) -> None:
-    """Write the manifest of a completed cohort, and beside it which labels make which region.
+    """Write the manifest of a completed cohort, and `cohort.json` with the labels of each region.
 
-    A case with a synthetic image is for training, unless it has a role already:
-    so folds test and validate on scans alone.
+    A case with a synthetic image is for training, unless it has a role already.  So folds test and validate only on
+    scans.
 
     Args:
         root: The cohort's folder, above all its files.
@@ -173,7 +171,7 @@ def write_completed(root: Path, cases: Sequence[Case], regions: Regions) -> None
 
 
 def _notes(cases: Sequence[Case], regions: Regions) -> dict[str, object]:
-    """Return what `cohort.json` says of a completed cohort, if anything."""
+    """Return the content of `cohort.json` for a completed cohort; it may be empty."""
     notes: dict[str, object] = {}
     if regions:
         notes["regions"] = {name: list(values) for name, values in regions.items()}
@@ -193,7 +191,7 @@ def _manifest(root: Path, cases: Sequence[Case]) -> str:
 
 
 def _manifest_row(case: Case, roles: Sequence[str], root: Path) -> list[str]:
-    """Return what the manifest says of a case: its files by role, from the cohort's folder on."""
+    """Return the manifest's row of a case: its files by role, relative to the cohort's folder."""
     files = {role: path.relative_to(root).as_posix() for role, path in case.files.items()}
     split = case.split or ("train" if case.synthetic else "")
     cells = [files.get(role, "") for role in roles]

@@ -1,10 +1,9 @@
-"""`chiasm convert`: a cohort in another layout, by hard links where no voxel changes.
+"""`chiasm convert`: a cohort in another layout, with hard links for files that need no change.
 
-Files that the layout can hold as they are become hard links, or copies on
-another disk; all others are read and written anew.  `conversion.json` lists what
-was written, so that nothing else is ever replaced; `cohort.json` says what each
-case was called and where it came from.  In the end the folder is read as any
-other, and every case must be found again as it was.
+Files that the layout can hold unchanged become hard links, or copies on another disk; all others are read and written
+anew.  `conversion.json` lists the written files, so that no other file is ever replaced.  `cohort.json` holds the
+earlier name and place of each case.  At the end the new folder is read like any other, and every case must be
+unchanged.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ NOTE = "conversion.json"
 
 @dataclass(frozen=True)
 class Converted:
-    """What a conversion left behind.
+    """The result of a conversion.
 
     Attributes:
         folder: Where the cohort lies.
@@ -51,7 +50,7 @@ class Converted:
 
 
 class _Job(NamedTuple):
-    """One case: what it is called in the layout, and its files by their places there."""
+    """One case: its name in the layout, and its files by their places there."""
 
     case: Case
     name: str
@@ -60,7 +59,7 @@ class _Job(NamedTuple):
 
 @dataclass
 class _Plan:
-    """Cases to convert, and what cannot be."""
+    """Cases to convert, and problems of the others."""
 
     jobs: list[_Job] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
@@ -91,7 +90,7 @@ def convert(
     Raises:
         RecipeError: If there is no such layout.
         CohortError: If `data` holds no cohort, or no case fits the layout.
-        RunError: If `out` is the data's folder or inside it, or holds files of somebody else.
+        RunError: If `out` is the data's folder or inside it, or holds other files.
         ChiasmError: If `out` cannot be written.
     """
     if to not in TARGET_LAYOUTS:
@@ -133,7 +132,7 @@ def _check_outside(data: Path, out: Path) -> None:
 
 
 def _plan_files(cohort: Cohort, target: TargetLayout) -> _Plan:
-    """Say where each file goes; a file without a place, or a case that does not fit, is a problem."""
+    """Choose the place of each file; a file without a place, or a case that does not fit, is a problem."""
     plan = _Plan(channels=channels_of(cohort.cases))
     for case, name in zip(cohort.cases, target.names(cohort.cases), strict=True):
         lacking = [one for one in plan.channels if one not in case.images] if target.same_images else []
@@ -165,7 +164,7 @@ def _files_of(case: Case) -> Iterator[tuple[str, Path]]:
 
 
 def _suffix(path: Path, target: TargetLayout) -> str:
-    """Return how a file's name ends in a layout: as it does, where the layout allows that."""
+    """Return a file's suffix in a layout: its own suffix if the layout allows it."""
     suffix = suffix_of(path.name)
     return suffix if suffix in target.suffixes and path.is_file() else target.suffixes[0]
 
@@ -181,7 +180,7 @@ def suffix_of(name: str) -> str:
 
 
 def _make_room(out: Path, places: Sequence[str], data: Path, to: str) -> None:
-    """Refuse to replace what no conversion wrote; remove what an earlier one wrote and this one does not."""
+    """Refuse to replace files that no conversion wrote; remove those of an earlier conversion that are not needed."""
     before = read_facts(out / NOTE).get("files", [])
     known = {name for name in before if isinstance(name, str)}
     refuse_foreign(out, sorted({*places, *([] if known else [NOTE])} - known))
@@ -223,7 +222,7 @@ def _transfer(case: Case, role: str, source: Path, target: Path, *, copy: bool) 
 
 
 def _link(source: Path, target: Path, *, copy: bool) -> str:
-    """Link a file, or copy it: on another disk, through a link, or where that is asked for."""
+    """Link a file; copy it if `copy` says so, if it is a link itself, or if it lies on another disk."""
     if not copy and not source.is_symlink():
         target.parent.mkdir(parents=True, exist_ok=True)
         target.unlink(missing_ok=True)
@@ -238,7 +237,7 @@ def _link(source: Path, target: Path, *, copy: bool) -> str:
 
 
 def _describe(out: Path, cohort: Cohort, target: TargetLayout, done: Sequence[_Job], channels: Sequence[str]) -> None:
-    """Write what the layout and chiasm want to know of the cases that were converted."""
+    """Write the description of the converted cases that the layout and chiasm need."""
     cases = {job.name: job.case for job in done}
     for name, content in target.documents(cohort, cases, channels).items():
         if isinstance(content, str):
@@ -249,7 +248,7 @@ def _describe(out: Path, cohort: Cohort, target: TargetLayout, done: Sequence[_J
 
 
 def _notes(cohort: Cohort, cases: Mapping[str, Case]) -> dict[str, Any]:
-    """Say in `cohort.json` what the layout has no place for."""
+    """Return the content of `cohort.json`: what the layout has no place for."""
     first = next(iter(cases.values()), None)
     notes: dict[str, Any] = {"cases": {name: _note(case) for name, case in cases.items()}}
     if cohort.regions:
@@ -269,7 +268,7 @@ def _note(case: Case) -> dict[str, str | None]:
 
 
 def _check_again(out: Path, done: Sequence[_Job]) -> list[Problem]:
-    """Read the folder as any other, and name each case that is not found as it was."""
+    """Read the new folder like any other, and name each case that is not unchanged."""
     if not done:
         return []
     found = {case.id: case for case in find_cohort(out).cases}

@@ -1,9 +1,8 @@
 """MONAI's data lists as rows of a manifest.
 
-A data list is a JSON object with lists of entries by their role: `training`,
-`validation`, `test` or `testing`.  An entry is a file, or an object of files;
-`image` may list one file for each channel, which `modality` or `channel_names` of
-the whole list call by name.
+A data list is a JSON object with lists of entries by their role: `training`, `validation`, `test` or `testing`.  An
+entry is a file, or an object of files; `image` may list one file for each channel, and `modality` or `channel_names` of
+the whole list name the channels.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ def is_datalist(content: object) -> bool:
 
 
 def rows_of(content: Mapping[str, object], path: Path) -> list[dict[str, object]]:
-    """Return the rows of a manifest that say what a data list says.
+    """Return the rows of a manifest with the content of a data list.
 
     Args:
         content: Of the file.
@@ -61,7 +60,7 @@ def _entries(content: Mapping[str, object], key: str) -> Sequence[object]:
 
 
 def _channels(content: Mapping[str, object]) -> Sequence[str]:
-    """Return what the channels of `image` are called, in order; empty where the list does not say."""
+    """Return the names of the channels of `image`, in order; empty if the list does not name them."""
     names = content.get("channel_names", content.get("modality"))
     if not isinstance(names, Mapping):
         return ()
@@ -69,7 +68,7 @@ def _channels(content: Mapping[str, object]) -> Sequence[str]:
 
 
 def _files(entry: object, channels: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Give the files of an entry by what they show; other values, such as a fold, are passed over."""
+    """Yield the files of an entry with their roles; skip other values, such as a fold."""
     if isinstance(entry, str):
         entry = {"image": entry}
     for key, value in entry.items() if isinstance(entry, Mapping) else ():
@@ -85,6 +84,6 @@ def _image_name(channels: Sequence[str]) -> str:
 
 
 def _name(entry: object, first: str) -> str:
-    """Return what a case is called: as the entry says, or as its first file."""
+    """Return the name of a case: the name in its entry, or that of its first file."""
     given = next((entry[key] for key in NAMES if key in entry), None) if isinstance(entry, Mapping) else None
     return str(given) if given is not None else volume_stem(PurePosixPath(first).name) or ""

@@ -1,4 +1,4 @@
-"""Which modality a DICOM series is: its folder, header or description says so, where they leave no choice."""
+"""Which modality a DICOM series is, if its folder, header or description allows only one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WEIGHTINGS = {"t1", "t1ce", "t2", "flair", "pd"}
 
 
 def guess_modality(series: Series, scans: Sequence[Series]) -> str | None:
-    """Guess a modality where folder, header or description leave no choice; None where they do, and for phase and maps.
+    """Guess a modality if folder, header or description allow only one; None if not, and for phase and maps.
 
     Args:
         series: One of
@@ -28,7 +28,7 @@ def guess_modality(series: Series, scans: Sequence[Series]) -> str | None:
 
 
 def modality_of(series: Series, scans: Sequence[Series]) -> str | None:
-    """Guess a modality as `guess_modality` does, of phase and maps too.
+    """Guess a modality as `guess_modality` does, also of phase and maps.
 
     Args:
         series: One of
@@ -43,7 +43,7 @@ def modality_of(series: Series, scans: Sequence[Series]) -> str | None:
 
 
 def _contrast_of_mr(series: Series, scans: Sequence[Series]) -> str | None:
-    """Return the weighting that a description names, or that it is the patient's only MR."""
+    """Return the weighting that a description names; without one, "mr" if it is the patient's only MR."""
     return _weighting(series) or ("mr" if _is_only_mr(series, scans) else None)
 
 
@@ -69,7 +69,7 @@ def _weighting(series: Series) -> str | None:
 
 
 def _weightings_among(words: Collection[str]) -> set[str]:
-    """Return the weightings that words name; a FLAIR may be called T2 as well."""
+    """Return the weightings that words name; the description of a FLAIR may also contain T2."""
     found = {ALIASES.get(word, word) for word in words} & WEIGHTINGS
     return found - {"t2"} if "flair" in found else found
 

@@ -1,9 +1,8 @@
 """A folder of patients with DICOM series: which series belong together, and which modality each is.
 
-A modality is assigned by rules (`t2=SPACE`, from `--series` or `cohort.json`);
-one without a rule, by the end of a folder's name, the DICOM modality or the
-words of a description where they leave no choice.  Names of patients are never read, and
-their ids only as a hash: they show that two folders are one person's.
+Rules assign modalities to series (`t2=SPACE`, from `--series` or `cohort.json`).  A modality without a rule is
+recognised by the end of a folder's name, the DICOM modality or the words of a description, if only one series fits.
+Names of patients are never read.  Their ids are used only as a hash, to find folders of one person.
 """
 
 from __future__ import annotations
@@ -44,15 +43,15 @@ MENDABLE = ("tilt", "uneven")
 
 @dataclass(frozen=True)
 class Selection:
-    """Which DICOM series or files are taken, and as what.
+    """The DICOM series and files to use, and their modalities.
 
     Attributes:
         series: Modality, "mask" or "labels", to number, folder or words of a series.
         alone: The modality that a patient's only scan stands for.
-        allow: Of `manifests.MARKS`, those that keep no series out.
+        allow: Marks of `manifests.MARKS` that do not exclude a series.
         reading: What to assume of files whose header leaves a question open, such as tilted slices.
-        select: Words of the names of files that are preferred where a case has several for one image.
-        remembered: As `select`, from a training: they hold where that is empty, and need not occur.
+        select: Words in the names of preferred files, if a case has several files for one image.
+        remembered: As `select`, from a training: used if `select` is empty; they need not occur.
         subject_pattern: Takes a case's subject from its id, as `relatives.with_subjects`.
         lenient: Whether that pattern may match no case.
         structures: Region name, or "mask", to the names of structures in a structure set.
@@ -76,7 +75,7 @@ class DicomFolder(NamedTuple):
         cases: With the path of each modality's series, which `read_volume` reads.
         problems: Series that cannot be used, and files that are damaged.
         listing: Lines that name every series, for choosing; they may hold descriptions.
-        notes: Patients of whom no series is known to be a modality.
+        notes: Patients without a series that is recognised as a modality.
     """
 
     cases: tuple[Case, ...]
@@ -94,7 +93,7 @@ def parse_rules(texts: Iterable[str], sources: Sequence[str] = ()) -> dict[str, 
     {'t2': 'TE=30'}
 
     Raises:
-        RecipeError: If a rule names no modality where that is not clear, or a modality comes twice.
+        RecipeError: If a rule without a modality is ambiguous, or a modality comes twice.
     """
     rules: dict[str, str] = {}
     for text in texts:
@@ -111,7 +110,7 @@ def parse_rules(texts: Iterable[str], sources: Sequence[str] = ()) -> dict[str, 
 
 
 def _parse_rule(text: str, sources: Sequence[str]) -> tuple[str, str]:
-    """Part a rule into the modality, "" where that is not clear, and the words for its series."""
+    """Separate a rule into the modality ("" if that is not clear) and the words for its series."""
     name, equals, words = text.partition("=")
     if is_kind_word(name) or not equals:
         name, words = only(sources) or "", text
@@ -119,7 +118,7 @@ def _parse_rule(text: str, sources: Sequence[str]) -> tuple[str, str]:
 
 
 def holds_dicom(path: Path) -> bool:
-    """Return whether a file is DICOM or a zip archive, or a folder has one below it; contents count, not names."""
+    """Return whether a file is DICOM or a zip archive, or a folder contains one; names of files do not matter."""
     seen: set[str] = set()
 
     def below(folder: Path) -> Iterator[Path]:
@@ -141,8 +140,8 @@ def read_dicom_folder(root: Path, selection: Selection) -> DicomFolder:
     """Find the patients of a folder, an archive or around a file, and assign a modality to their series.
 
     Args:
-        root: What holds the series.
-        selection: Which are taken.
+        root: The folder, archive or file with the series.
+        selection: The series to use.
 
     Raises:
         VolumeError: If the place cannot be read.
@@ -166,7 +165,7 @@ def read_dicom_folder(root: Path, selection: Selection) -> DicomFolder:
 
 
 def _files_of(patient: Patient, taken: Mapping[str, Series]) -> tuple[dict[str, Path], list[Problem]]:
-    """Return the path of each series that is taken, by role, and which have none."""
+    """Return the path of each used series, by role, and the problems of series without a path."""
     return without_problems_by_role(
         {role: path_of(series, patient) or _scattered(series, role, patient) for role, series in taken.items()}
     )
@@ -179,7 +178,7 @@ def _scattered(series: Series, role: str, patient: Patient) -> Problem:
 
 
 def _naming_structures(files: dict[str, Path], taken: Mapping[str, Series], selection: Selection) -> dict[str, Path]:
-    """Let the paths of a structure set go on to the structures that make the labels, and those that make the mask."""
+    """Extend the path of a structure set by the names of the structures for labels and mask."""
     series = taken.get("labels")
     if series is None or not series.is_structure_set or "labels" not in files:
         return files
@@ -189,13 +188,13 @@ def _naming_structures(files: dict[str, Path], taken: Mapping[str, Series], sele
 
 
 def _mask_inside(path: Path, selection: Selection) -> dict[str, Path]:
-    """Return the path of the structures that make the mask, if any is to."""
+    """Return the path of the structures that make the mask; None if there are none."""
     names = structures_of(selection.structures, "mask")
     return {"mask": path / names} if names else {}
 
 
 def _labels_inside(path: Path, series: Series, selection: Selection) -> dict[str, Path]:
-    """Return the path of the structures that make the labels: those named, or the usual ones if there are such."""
+    """Return the path of the structures that make the labels: the named ones, or else the usual ones."""
     names = structures_of(selection.structures, "labels")
     if names:
         return {"labels": path / names}
@@ -218,7 +217,7 @@ def _nothing_known(patient: Patient, role: str) -> Problem:
 
 
 def assign(patient: Patient, selection: Selection) -> tuple[dict[str, Series], list[Problem]]:
-    """Say which modality each series of a patient is, and which cannot be used, with reasons."""
+    """Return the series of each modality of a patient, and the problems of others."""
     images = patient.readable
     candidates = {role: found for role, found in _candidates(images, selection).items() if found}
     taken, problems = without_problems_by_role(
@@ -254,7 +253,7 @@ def _drawn_on(images: Sequence[Series], taken: Iterable[Series]) -> dict[str, Se
 
 
 def _candidates(images: Sequence[Series], selection: Selection) -> dict[str, list[Series]]:
-    """Return the series that may be each modality: by rules, and for modalities without a rule by what they say."""
+    """Return the possible series of each modality: by rules, or by header and description if there is no rule."""
     scans = _scans_among(images)
     fits = {role: _ruled(role, words, images, scans) for role, words in selection.series.items()}
     fits = fits or _lone_scan(scans, selection.alone)
@@ -262,7 +261,7 @@ def _candidates(images: Sequence[Series], selection: Selection) -> dict[str, lis
 
 
 def _lone_scan(scans: Sequence[Series], modality: str | None) -> dict[str, list[Series]]:
-    """Return a patient's only scan as the modality that it stands for, if it does; phase and maps never do."""
+    """Return a patient's only scan under the modality that `alone` names; never phase or a map."""
     if modality is None or len({series.uid for series in scans}) != 1:
         return {}
     return {modality: [series for series in scans if not series.shows_no_contrast]}
@@ -275,7 +274,7 @@ def _scans_among(images: Sequence[Series]) -> list[Series]:
 
 
 def _guessed(scans: Sequence[Series], fits: Mapping[str, Sequence[Series]]) -> dict[str, list[Series]]:
-    """Return the scans that fit no rule, by the modality that they say of themselves, if no rule is for it."""
+    """Return the scans that fit no rule, by their own modality, for modalities without a rule."""
     ruled = set(chain.from_iterable(fits.values()))
     free = [series for series in scans if series not in ruled]
     guessed = grouped(free, lambda series: guess_modality(series, scans))
@@ -283,7 +282,7 @@ def _guessed(scans: Sequence[Series], fits: Mapping[str, Sequence[Series]]) -> d
 
 
 def _ruled(role: str, words: str, images: Sequence[Series], scans: Sequence[Series]) -> list[Series]:
-    """Return the series that fit a rule; words for kinds alone choose among those that may be the modality, if any."""
+    """Return the series that fit a rule; words for kinds choose only among series that may be the modality."""
     _, description = parse_kind(words)
     own = [] if description else [series for series in scans if modality_of(series, scans) == role]
     return fitting(own or images, words)
@@ -313,13 +312,13 @@ def forbidden_mark(marks: Iterable[str], allow: Collection[str]) -> str | None:
 
 
 def marks_of(series: Series) -> tuple[str, ...]:
-    """Return which of `manifests.MARKS` a series says of itself."""
+    """Return the marks of `manifests.MARKS` in the header of a series."""
     said = {"burned-in": series.burned_in, "synthetic": series.synthetic}
     return tuple(mark for mark in MARKS if said[mark])
 
 
 def marks_at(path: Path) -> tuple[str, ...]:
-    """Return which of `manifests.MARKS` the images at a path say of themselves; NIfTI by its name and sidecar.
+    """Return the marks of `manifests.MARKS` on the images at a path; of NIfTI, by its name and sidecar.
 
     Raises:
         VolumeError: If it is DICOM and cannot be read.
@@ -330,7 +329,7 @@ def marks_at(path: Path) -> tuple[str, ...]:
 
 
 def marks_on(case: Case, modality: str) -> tuple[str, ...]:
-    """Return which of `manifests.MARKS` keep an image of a case from training: its own, and what a manifest says of it.
+    """Return the marks of `manifests.MARKS` that exclude an image from training: its own, and those of a manifest.
 
     Raises:
         VolumeError: If it is DICOM and cannot be read.
@@ -342,9 +341,8 @@ def marks_on(case: Case, modality: str) -> tuple[str, ...]:
 def path_of(series: Series, patient: Patient) -> Path | None:
     """Return the path by which `read_volume` reads a series of a patient; None where its files are scattered.
 
-    It is the folder or archive that holds no other scan, else one file, which
-    stands for all of the series in its folder; for some of the images of a
-    multi-frame file, a path that goes on into it.
+    It is the folder or archive, if that holds no other scan.  Otherwise it is one file, which stands for its whole
+    series in the folder.  For some images of a multi-frame file, it is a path inside the file.
     """
     parts, others = series.parts, _parts_of_others(series, patient)
     if series.apart and not set(parts).isdisjoint(others):
@@ -355,13 +353,13 @@ def path_of(series: Series, patient: Patient) -> Path | None:
 
 
 def _path_into_file(series: Series) -> Path | None:
-    """Return the path of some of the images of a multi-frame file, which goes on into it; None for other files."""
+    """Return the path inside a multi-frame file for some of its images; None for other files."""
     is_multi_frame = len(series.parts) == 1 or series.concatenated
     return series.parts[0].place / series.apart if is_multi_frame else None
 
 
 def _path_of_files(series: Series, others: Sequence[DicomFile]) -> Path | None:
-    """Return the folder or archive of a series alone, else one of its files if all lie in one folder."""
+    """Return the folder or archive that holds only this series, else one of its files if all lie in one folder."""
     folders = {part.place.parent for part in series.parts}
     shared = Path(os.path.commonpath(folders))
     return _holder_alone(series, shared, others) or (series.parts[0].place if folders == {shared} else None)
@@ -383,7 +381,7 @@ def _holder_alone(series: Series, shared: Path, others: Sequence[DicomFile]) -> 
 
 
 def _archive_alone(series: Series, others: Sequence[DicomFile]) -> Path | None:
-    """Return the archive of a series if it holds no other scan; of what is no scan, one of its members."""
+    """Return the archive of a series if it holds no other scan; one of its members for objects other than scans."""
     first = series.parts[0]
     if any(part.path == first.path for part in others):
         return None
@@ -408,7 +406,7 @@ def _heading_of(patient: Patient) -> str:
 
 
 def _line_of(series: Series, role: str | None) -> str:
-    """Return the line of a series: what it is called, and the role for which it is taken."""
+    """Return the line of a series: its description, and its role in the case."""
     name = series.description or series.protocol
     structures = f": {', '.join(series.structures)}" if series.structures else ""
     return f"  {series.described()}" + (f", {name!r}" if name else "") + structures + (f" -> {role}" if role else "")

@@ -1,10 +1,9 @@
-"""The patients of a folder of DICOM: which places below it are one patient's, and whose each series is.
+"""The patients of a folder of DICOM: which places below it, and which series, belong to one patient.
 
-Each folder or zip archive below the root is a patient, whatever lies below it.
-Two things make folders one patient's: names that end in a modality
-(`P07_T1c`, `P07_T2`) within one study, and one study in all folders of the root,
-one scan at most in each.  DICOM files in the root itself make all of it one
-patient's.  Patients whose series still have several PatientIDs are taken apart.
+Each folder or zip archive below the root is a patient, with everything below it.  Several folders belong to one patient
+in two cases: if their names end in a modality (`P07_T1c`, `P07_T2`) and they are of one study, or if all folders of the
+root are of one study and each has one scan at most.  If DICOM files lie in the root itself, the whole root is one
+patient.  A patient whose series have several PatientIDs is divided by them.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ class Patient(NamedTuple):
 
     Attributes:
         id: Of the case.
-        subject: The person: equal for two patients whose PatientID is.
+        subject: The person: equal for two patients with the same PatientID.
         series: In the order of the listing, choices counted from 1.
         broken: DICOM files that are damaged.
         place: The folder or archive.
@@ -43,7 +42,7 @@ class Patient(NamedTuple):
 
     @property
     def readable(self) -> list[Series]:
-        """Its series that may be read as a volume, and are no reports or the like."""
+        """Its series that may be read as a volume, without reports and similar objects."""
         return [one for one in self.series if one.is_readable]
 
 
@@ -72,7 +71,7 @@ def _folder_of(patient: Patient) -> Path:
 
 
 def _roles_below(root: Path) -> dict[Path, FolderRole]:
-    """Return the folders of a root that fix a role; of numbered folders such as train_001, each is a patient's."""
+    """Return the folders of a root that fix a role; numbered folders such as train_001 are patients and fix none."""
     names = _folders_in(root)
     found = roles_of_siblings(names)
     if _are_numbered_patients(found):
@@ -86,7 +85,7 @@ def _folders_in(root: Path) -> list[str]:
 
 
 def _are_numbered_patients(found: Mapping[str, FolderRole]) -> bool:
-    """Return whether folders that would train differ in a number at their end."""
+    """Return whether folders with the role "train" differ only in a number at their end."""
     trained = [re.sub(r"\d+$", "", name) for name, role in found.items() if role.role == "train"]
     return bool(repeated(trained))
 
@@ -134,18 +133,18 @@ def _people_of(scan: Scan) -> list[str]:
 
 
 def _hold_images(series: Iterable[Series]) -> bool:
-    """Return whether any of some series holds images, and is no report or the like."""
+    """Return whether a series holds images and is not a report or similar object."""
     return any(one.images for one in series)
 
 
 def _case_name(place: str, person: str, people: Sequence[str]) -> str:
-    """Name a case by its place, and by its person where that does not separate patients or cannot be used."""
+    """Name a case by its place; add the person if the place does not separate patients or is not a safe name."""
     name = place if is_safe_id(place) else "patient"
     return name if name == place and len(people) < 2 else f"{name}-{person[:8]}"
 
 
 def _series_of(person: str, people: Sequence[str], scan: Scan) -> tuple[Series, ...]:
-    """Return the series of one person, counted from 1; what names nobody goes to the first."""
+    """Return the series of one person, counted from 1; series without a PatientID go to the first person."""
     is_first = person in people[:1]
     own = (one for one in scan.series if one.patient == person or (is_first and one.patient not in people))
     return tuple(one.numbered(choice) for choice, one in enumerate(own, start=1))
@@ -159,7 +158,7 @@ def _groups(root: Path) -> Iterator[_PatientGroup]:
 
 
 def _groups_below(root: Path) -> Iterator[_PatientGroup]:
-    """Yield a patient for each place below a root, or one for all of one study, or for those of one name."""
+    """Yield a patient for each place below a root; one patient for all places of one study, or with one name."""
     lone: list[_PatientPlace] = []
     studies: set[str] = set()
     for place in _places_below(root):
@@ -177,7 +176,7 @@ def _groups_below(root: Path) -> Iterator[_PatientGroup]:
 
 
 def _places_below(root: Path) -> Iterator[_PatientPlace]:
-    """Scan what may hold a patient, one place after another, and yield where there is DICOM."""
+    """Scan the places that may hold a patient, one after another, and yield those with DICOM."""
     for child in filter(_may_hold_dicom, _patients_below(root)):
         scan = _scan_of(child)
         if scan.series or scan.broken:
@@ -190,7 +189,7 @@ def _may_hold_dicom(path: Path) -> bool:
 
 
 def _groups_by_name(places: Sequence[_PatientPlace], root: Path) -> Iterator[_PatientGroup]:
-    """Join the places of one study whose names are equal but for a modality at their end."""
+    """Join the places of one study whose names are equal except for a modality at their end."""
     for (stem, _), members in grouped(places, _name_and_study).items():
         if len(members) > 1:
             yield _PatientGroup(stem, root, _together(members))
@@ -210,7 +209,7 @@ def _children(folder: Path) -> list[Path]:
 
 
 def _patients_below(root: Path) -> list[Path]:
-    """List what may hold a patient: folders and archives, and where two folders or more fix roles, what these hold."""
+    """List folders and archives that may hold a patient; if two folders or more fix roles, list their contents."""
     children, roles = _children(root), _roles_below(root)
     if len({found.role for found in roles.values()}) < 2:  # one folder called test may be a patient's
         return children
@@ -218,7 +217,7 @@ def _patients_below(root: Path) -> list[Path]:
 
 
 def _scan_of(child: Path) -> Scan:
-    """Find the series of one patient; a place that cannot be listed is that patient's fault and nobody else's."""
+    """Find the series of one patient; a place that cannot be listed is a problem of that patient only."""
     try:
         return scan_series(child)
     except VolumeError as error:

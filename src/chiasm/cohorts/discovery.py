@@ -1,8 +1,7 @@
-"""Which files of a folder belong together: a manifest says so, their names, or DICOM headers.
+"""Which files of a folder belong together, by a manifest, by their names, or by DICOM headers.
 
-A folder that fits several layouts of `known_layouts.LAYOUTS` is read as the first;
-one that holds DICOM and no other volumes, by `dicom_patients`.  But for DICOM
-headers, no file is opened here.
+A folder that fits several layouts of `known_layouts.LAYOUTS` is read by the first of them.  A folder that holds DICOM
+and no other volumes is read by `dicom_patients`.  Except for DICOM headers, no file is opened here.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ from chiasm.cohorts.cases import (
     role_of,
     volume_stem,
     with_reading,
+    with_unique_ids,
     without_problems,
     without_unsafe_names,
 )
@@ -33,7 +33,7 @@ from chiasm.cohorts.folder_notes import ManifestNotes, read_notes, with_notes
 from chiasm.cohorts.folder_roles import settle_roles
 from chiasm.cohorts.gathering import count_words, gather, with_account
 from chiasm.cohorts.known_layouts import LAYOUTS, File, Finds, Layout
-from chiasm.cohorts.manifests import manifest_of, read_manifest, with_unique_ids
+from chiasm.cohorts.manifests import manifest_of, read_manifest
 from chiasm.cohorts.relatives import group_relatives, with_subjects
 from chiasm.errors import CohortError, unknown
 from chiasm.recipe import Recipe
@@ -52,13 +52,13 @@ def find_cohort(root: Path, *, layout: str | None = None, selection: Selection |
     Args:
         root: A folder in one of `LAYOUTS`, a folder with a manifest, the manifest itself, or a folder,
             archive or file of DICOM.
-        layout: A name of `NAMES`, where the folder fits several; else the most specific is taken.
-        selection: Which DICOM series and files are taken, which marked images, whose the cases are, and how files
-            are read; where it has no rules, those of `cohort.json` hold.
+        layout: A name of `NAMES`, if the folder fits several; by default the most specific one is used.
+        selection: Which DICOM series, files and marked images are used, how subjects are found, and how files are
+            read; without rules in it, those of `cohort.json` hold.
 
     Returns:
-        Cases in the order of their ids, and what was found and is not used.  Of
-        DICOM there may be no case, but a listing of series to choose from.
+        Cases in the order of their ids, and the problems of what is not used.  A folder of DICOM may have no case, but
+        a listing of series to choose from.
 
     Raises:
         CohortError: If there is no such folder or layout, no case is
@@ -73,12 +73,12 @@ def find_cohort(root: Path, *, layout: str | None = None, selection: Selection |
 
 
 def selection_of(recipe: Recipe, given: Selection | None = None, *, remember: bool = False) -> Selection:
-    """Return which files a recipe takes and how it reads them; what is given beside it comes first.
+    """Return which files a recipe uses and how it reads them; options that are given now come first.
 
     Args:
         recipe: Of a training.
-        given: What is asked for now.
-        remember: Whether the cohort may be another than that of the training: then a word of `data.select`, or the
+        given: Options of this call.
+        remember: Whether the cohort may differ from that of the training: then a word of `data.select`, or the
             pattern of subjects, need not fit it.
     """
     chosen, words = given or Selection(), recipe.data.select
@@ -162,7 +162,7 @@ def _by_layout(
 
 
 def _may_fit(row: Layout, asked: str | None, files: Sequence[File]) -> bool:
-    """Return whether a layout is asked for, or none is, its sign occurs and nothing is foreign to it."""
+    """Return whether a layout was chosen; or, if none was chosen, whether its sign occurs and nothing is foreign."""
     if asked is not None:
         return asked == row.name
     if row.foreign and any(re.search(row.foreign, file.stem) for file in files):
@@ -175,7 +175,7 @@ def _regions(row: Layout, finds: Finds, cases: Sequence[Case]) -> Regions:
 
 
 def _with_people(cohort: Cohort, notes: ManifestNotes) -> Cohort:
-    """Group the visits of a person, unless `cohort.json` says whose the cases are."""
+    """Group the visits of a person, unless `cohort.json` states the subjects."""
     if any("subject" in note for note in notes.cases.values()):
         return cohort
     cases, relatives = group_relatives(cohort.cases)
@@ -200,7 +200,7 @@ def _unlisted_volumes(cohort: Cohort) -> tuple[Path, ...]:
 
 
 def _check_words(root: Path, words: Sequence[str], files: Sequence[File]) -> None:
-    """Refuse a word for choosing among files that stands in no file's name."""
+    """Refuse a word for choosing among files that is in no file's name."""
     for word in words:
         if not any(count_words(file.path, [word]) for file in files):
             raise _word_in_no_name(root, word, files)
@@ -252,7 +252,7 @@ def _nothing_to_list(root: Path, problems: Sequence[Problem]) -> CohortError:
 
 
 def _unmarked(cohort: Cohort, selection: Selection) -> Cohort:
-    """Leave out images that say of themselves what keeps them from training, unless that is allowed."""
+    """Leave out images with a mark that excludes them from training, unless the mark is allowed."""
     allow = {*selection.allow, *read_notes(cohort.root).allow}
     cases, problems = [], list(cohort.problems)
     for case in cohort.cases:
@@ -322,7 +322,7 @@ def _volumes_in_words(root: Path, files: Sequence[File]) -> str:
 
 
 def _misnamed_table(root: Path) -> str:
-    """Say which table of a folder may be meant for a manifest and is not called as one, if any."""
+    """Name a table of the folder that may be a manifest with another name, if there is one."""
     tables = [path.name for path in sorted(root.iterdir()) if path.suffix.lower() in (".csv", ".tsv")]
     return f"; {tables[0]} does not have the name of a manifest" if tables else ""
 
@@ -336,9 +336,9 @@ def count_modalities(cohort: Cohort) -> dict[str, int]:
 
 
 def select_cases(cohort: Cohort, sources: Sequence[str], target: str | None) -> Cohort:
-    """Keep the cases that have every modality asked for; the others become problems that name what is missing.
+    """Keep the cases with all these modalities; the others become problems that name what is missing.
 
-    Problems of a modality that is not asked for are left out.
+    Problems of other modalities are left out.
 
     Args:
         cohort: From `find_cohort`.
@@ -363,7 +363,7 @@ def select_cases(cohort: Cohort, sources: Sequence[str], target: str | None) -> 
 
 
 def _incomplete(case: Case, wanted: Sequence[str]) -> Problem | None:
-    """Say which of the modalities that are asked for a case lacks, if any."""
+    """Say which of the modalities a case lacks, if any."""
     missing = [name for name in wanted if name not in case.images]
     if not missing:
         return None
@@ -373,7 +373,7 @@ def _incomplete(case: Case, wanted: Sequence[str]) -> Problem | None:
 
 
 def _problems_of(cohort: Cohort, wanted: Sequence[str]) -> list[Problem]:
-    """Return the problems of a cohort but for those of modalities that are not asked for."""
+    """Return the problems of a cohort, without those of other modalities."""
     matters = {None, *MAPS, *wanted}
     return [problem for problem in cohort.problems if problem.modality in matters]
 

@@ -1,11 +1,10 @@
-"""The same scan under two names, also where it was stored again: in other units, cropped, rotated or on another grid.
+"""The same scan under two names, also if it was stored again: in other units, cropped, rotated or on another grid.
 
-A thumbnail shows an image twice.  The whole view is coarse, in world order,
-centred and scaled by its own content, and finds copies that were moved or stored
-on another grid; the texture finds those whose intensities or edges were changed.
-Thumbnails of two patients differ in what a copy keeps: the course of folds and
-ventricles, lesions, and in the whole view shading.  Where a cohort shares one atlas
-or one simulated head, what all of its images have in common is taken out first.
+A thumbnail shows an image in two ways.  The whole view is coarse, in world order, centred and scaled by its own
+content; it finds copies that were moved or stored on another grid.  The texture finds copies with changed intensities
+or edges. Thumbnails of two patients differ in what a copy keeps: the course of folds and ventricles, lesions, and in
+the whole view shading.  If a cohort shares one atlas or one simulated head, the part that all of its images have in
+common is removed first.
 """
 
 from __future__ import annotations
@@ -42,8 +41,8 @@ class Thumbnail(NamedTuple):
     """A coarse view of an image.
 
     Attributes:
-        whole: Of mean 0 and length 1, shape (SIDE, SIDE, SIDE); all 0 where the image is constant.
-        texture: What it shows inside its content.
+        whole: The whole view, of mean 0 and length 1, shape (SIDE, SIDE, SIDE); all 0 if the image is constant.
+        texture: The texture inside its content.
     """
 
     whole: View
@@ -59,7 +58,7 @@ class Likeness(NamedTuple):
 
 
 def thumbnail(volume: Volume) -> Thumbnail:
-    """Return a coarse view of an image that depends neither on its units nor on how it is stored.
+    """Return a coarse view of an image that depends neither on its units nor on its grid.
 
     Args:
         volume: Any image; more than a corner of it must be brighter than its background.
@@ -81,7 +80,7 @@ def _whole(volume: Volume) -> View:
 
 
 def _ends(some: View, image: View) -> tuple[float, float]:
-    """Return the values between which most of an image lies; all of it where some voxels are of one value."""
+    """Return the values between which most of an image lies; all of it if many voxels have one value."""
     low, high = np.percentile(some, (1, 99))
     return (low, high) if low < high else (float(image.min()), float(image.max()))
 

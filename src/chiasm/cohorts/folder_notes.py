@@ -1,4 +1,4 @@
-"""What a folder says itself of its cases in `cohort.json`, which is heeded whatever the layout.
+"""The notes of a folder on its own cases, `cohort.json`, which chiasm reads in every layout.
 
 Every part is optional:
 
@@ -21,7 +21,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from chiasm.cohorts.cases import Case, Cohort, Regions, repeated, role_of
+from chiasm.cohorts.cases import Case, Cohort, Regions, role_of, with_unique_ids
 from chiasm.errors import CohortError, RunError
 from chiasm.names import is_plain
 from chiasm.storage import read_json
@@ -35,17 +35,17 @@ MARKS = ("burned-in", "synthetic")  # what images may say of themselves that kee
 
 @dataclass(frozen=True)
 class ManifestNotes:
-    """What `cohort.json` says.
+    """The content of `cohort.json`.
 
     Attributes:
         cases: Name of a case in the folder to its id, subject, site, split and head.
         regions: Region name to label values, or None where it declares none.
-        series: Modality to what its DICOM series is called.
+        series: Modality to words of its DICOM series.
         structures: Region name, or "mask", to the names of structures in a DICOM structure set.
-        allow: Of `MARKS`, those that do not matter here.
+        allow: Marks of `MARKS` that do not exclude images here.
         reading: What to assume of files whose headers leave a question open.
-        label_threshold: From which value on a voxel of soft labels counts, or None.
-        select: Words of the names of files that are preferred where a case has several for one image.
+        label_threshold: The value from which a voxel of soft labels counts, or None.
+        select: Words in the names of preferred files, if a case has several files for one image.
     """
 
     cases: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
@@ -71,7 +71,7 @@ def _are_marks(allow: object) -> bool:
 
 
 def _states_threshold(labels: object) -> bool:
-    """Return whether nothing is stated, or a threshold that soft labels can have."""
+    """Return whether the value is empty, or a threshold that soft labels can have."""
     if labels == {}:
         return True
     stated = labels.get("threshold") if isinstance(labels, Mapping) else None
@@ -87,7 +87,7 @@ def _are_structures(structures: object) -> bool:
     return all(_are_texts(names) and names and all(names) for names in lists)
 
 
-#: Key of `cohort.json` to what checks whether its value is of the form that is expected, and that form.
+#: Key of `cohort.json` to a check of its value's form, and the expected form in words.
 _FORMS: Mapping[str, tuple[Callable[[object], bool], str]] = {
     "cases": (_are_objects, '{"cases": {id: {...}}}'),
     "series": (_are_words_of_series, '{"series": {"t1": "words of its folder or description"}}'),
@@ -99,7 +99,7 @@ _FORMS: Mapping[str, tuple[Callable[[object], bool], str]] = {
 
 
 def read_notes(root: Path) -> ManifestNotes:
-    """Read the `cohort.json` of a folder; where there is none, it says nothing.
+    """Read the `cohort.json` of a folder; without one, the notes are empty.
 
     Raises:
         CohortError: If it is damaged or of another form.
@@ -121,7 +121,7 @@ def read_notes(root: Path) -> ManifestNotes:
 
 
 def _check_forms(content: Mapping[str, Any], path: Path) -> None:
-    """Refuse values that are not of the form that is expected."""
+    """Refuse values of another form than expected."""
     for key, (is_expected, form) in _FORMS.items():
         if key in content and not is_expected(content[key]):
             raise _other_form(path, form)
@@ -143,7 +143,7 @@ def _reading(content: object, path: Path) -> Reading:
 
 
 def with_notes(cohort: Cohort, notes: ManifestNotes) -> Cohort:
-    """Heed what `cohort.json` says of sites, subjects, regions and reading.
+    """Apply what `cohort.json` says of sites, subjects, regions and reading.
 
     A head that every case shares is a template, not a person.
 
@@ -152,18 +152,15 @@ def with_notes(cohort: Cohort, notes: ManifestNotes) -> Cohort:
     """
     heads = {str(notes.cases.get(case.id, {}).get("head")) for case in cohort.cases}
     cases = [_noted(case, notes, with_head=len(heads) > 1) for case in cohort.cases]
-    if twice := repeated(case.id for case in cases):
-        found = ", ".join(twice[:5])
-        raise CohortError("gives two cases one id", path=cohort.root / SIDECAR, reason="duplicate-id", found=found)
     return replace(
         cohort,
-        cases=tuple(sorted(cases, key=lambda case: case.id)),
+        cases=tuple(with_unique_ids(cohort.root / SIDECAR, cases)),
         regions=cohort.regions if notes.regions is None else notes.regions,
     )
 
 
 def _noted(case: Case, notes: ManifestNotes, *, with_head: bool) -> Case:
-    """Use what is said of one case; `with_head` says whether heads identify persons."""
+    """Apply the notes of one case; `with_head` says whether heads identify persons."""
     note = notes.cases.get(case.id, {})
     head = note.get("head") if with_head else None
     person = note.get("subject") if head is None else head
@@ -200,7 +197,7 @@ def _as_list(value: Any) -> list[Any]:
 
 
 def _is_label(value: object) -> bool:
-    """Return whether a value can be that of a region: a whole number above 0."""
+    """Return whether a value can be the label of a region: a whole number above 0."""
     return isinstance(value, int) and value > 0
 
 

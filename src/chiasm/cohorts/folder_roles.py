@@ -1,10 +1,9 @@
-"""Roles in the split that folders fix: `train`, `val`, `test` and the like, as data sets are handed out.
+"""Roles in the split that names of folders fix: `train`, `val`, `test` and similar names of published data sets.
 
-A folder fixes a role by itself if that is its whole name (`test`, `Training`), its
-name beside a modality or one letter (`trainA`, `T1_val`), or nnU-Net's (`imagesTs`).
-A name that holds such a word among others (`1_train`, `external_test`, `ds-test-v2`),
-or a word that is less clear (`dev`, `eval`, `Ts`), fixes one where folders on its
-level name two roles or more.  A patient's own folder never does.
+A folder fixes a role by itself if the role is its whole name (`test`, `Training`), its name beside a modality or one
+letter (`trainA`, `T1_val`), or a name of nnU-Net (`imagesTs`).  Other names contain such a word among others
+(`1_train`, `external_test`, `ds-test-v2`), or contain a less clear word (`dev`, `eval`, `Ts`).  They fix a role only if
+the folders on their level name two roles or more.  A patient's own folder never fixes a role.
 """
 
 from __future__ import annotations
@@ -32,9 +31,9 @@ _WITHIN = {
     **_LESS_CLEAR,
     **{word + end: role for word, role in _WORDS.items() for end in ("set", "data")},
 }
-#: Names that say so only as a whole, and only beside folders of another role.
+#: Names that fix a role only as a whole name, and only beside folders of another role.
 _SHORT = {"tr": "train", "va": "validation", "ts": "test"}
-#: A word of one of these says that "test" is no role: a scan and its repetition.
+#: Beside one of these words, "test" is not a role, but a scan with a repetition.
 _REPEATED = {"retest", "rescan"}
 _HELD_OUT = re.compile(r"(hold|held)[^A-Za-z0-9]+out", re.IGNORECASE)
 _PART = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
@@ -52,14 +51,14 @@ SHOWN = 3  # folders that a note names
 
 
 class FolderRole(NamedTuple):
-    """The role that a folder fixes, and what its name says beside it, such as "A"; "" where nothing."""
+    """The role that a folder fixes, and the rest of its name, such as "A" or ""."""
 
     role: str
     beside: str
 
 
 def role_of_folder(name: str) -> FolderRole | None:
-    """Say which role the name of a folder fixes by itself.
+    """Return the role that the name of a folder fixes by itself.
 
     >>> role_of_folder("Testing"), role_of_folder("trainB"), role_of_folder("imagesTs")
     (FolderRole(role='test', beside=''), FolderRole(role='train', beside='B'), FolderRole(role='test', beside='images'))
@@ -78,7 +77,7 @@ def role_of_folder(name: str) -> FolderRole | None:
 
 
 def role_within_name(name: str) -> FolderRole | None:
-    """Say which role the words of a name hold, for a folder that stands beside others; None where several or none.
+    """Return the role that a name contains, for a folder beside others; None if it contains several or none.
 
     >>> [found and found.role for found in map(role_within_name, ("1_train", "external_test", "ds-val-v2", "Ts"))]
     ['train', 'test', 'validation', 'test']
@@ -99,7 +98,7 @@ def _in_one_word(name: str) -> str:
 
 
 def _role_among(words: Collection[str]) -> str | None:
-    """Return the one role that words name; None for a scan and its repetition."""
+    """Return the one role that words name; None for a scan with a repetition."""
     if not _REPEATED.isdisjoint(words):
         return None
     return only({_WITHIN[word] for word in words if word in _WITHIN})
@@ -110,12 +109,12 @@ def _image_within(name: str) -> str:
 
 
 def roles_of_folders(names: Iterable[str]) -> dict[str, FolderRole]:
-    """Say which folders fix a role by themselves."""
+    """Return the folders that fix a role by themselves."""
     return {name: found for name in names if (found := role_of_folder(name))}
 
 
 def roles_of_siblings(names: Iterable[str]) -> dict[str, FolderRole]:
-    """Say which folders fix a role, of those on one level: by themselves, or where they name two roles or more.
+    """Return the folders of one level that fix a role, by themselves or because the level names two roles or more.
 
     >>> {name: found.role for name, found in roles_of_siblings(["1_train", "2_test", "atlas"]).items()}
     {'1_train': 'train', '2_test': 'test'}
@@ -129,7 +128,7 @@ def roles_of_siblings(names: Iterable[str]) -> dict[str, FolderRole]:
 
 
 def find_folder_roles(folders: Collection[str], own: Collection[str] = ()) -> dict[str, FolderRole]:
-    """Say which of these folders fix a role; nothing does where no folder holds a validation or test set.
+    """Return which of these folders fix a role; none does if no folder holds a validation or test set.
 
     Args:
         folders: Paths below the root, with "/".
@@ -143,7 +142,7 @@ def find_folder_roles(folders: Collection[str], own: Collection[str] = ()) -> di
 
 
 def _roles_on_level(paths: Sequence[PurePosixPath]) -> dict[str, FolderRole]:
-    """Say which folders of one level fix a role, by their paths."""
+    """Return the folders of one level that fix a role, by their paths."""
     found = roles_of_siblings(path.name for path in paths)
     return {str(path): found[path.name] for path in paths if path.name in found}
 
@@ -155,7 +154,7 @@ def _with_some_held_out(roles: dict[str, FolderRole]) -> dict[str, FolderRole]:
 def describe_folder_roles(
     folders: Collection[str], own: Collection[str], roles: Mapping[str, FolderRole]
 ) -> list[tuple[str, str]]:
-    """Describe how names of folders were read that could be read in another way.
+    """Describe how ambiguous names of folders were read.
 
     Args:
         folders: As for `find_folder_roles`.
@@ -180,7 +179,7 @@ def _read_as_roles(roles: Mapping[str, FolderRole]) -> list[tuple[str, str]]:
 def _not_read_as_roles(
     folders: Collection[str], settled: Collection[str], roles: Collection[str]
 ) -> list[tuple[str, str]]:
-    """Describe the folders that hold a word for a role and fix none, where others beside them hold no such word."""
+    """Describe folders with a word for a role that fix none, because folders beside them have no such word."""
     words = {str(path) for path in _every(folders) if role_within_name(path.name)}
     unread = sorted(words - set(settled))
     silent = _outside(folders, {*unread, *roles})
@@ -200,7 +199,7 @@ def _by_themselves(paths: Iterable[str]) -> list[str]:
 
 
 def _outside(folders: Iterable[str], others: Collection[str]) -> list[str]:
-    """Return the first part of folders that are neither one of others nor below one."""
+    """Return the first part of the paths of folders that are neither among others nor below them."""
     below = (folder for folder in folders if not {folder, *map(str, PurePosixPath(folder).parents)} & set(others))
     return sorted({"the root" if folder == "." else PurePosixPath(folder).parts[0] for folder in below})
 
@@ -217,7 +216,7 @@ def _some(names: Collection[str]) -> str:
 
 
 def role_above(folder: str, roles: Mapping[str, FolderRole], case: str) -> str | None:
-    """Return the role of the innermost folder above a file that fixes one; the folder called as its case does not."""
+    """Return the role of the innermost folder above a file that fixes one; the folder named like its case does not."""
     for path in (PurePosixPath(folder), *PurePosixPath(folder).parents):
         if (found := roles.get(str(path))) and path.name != case:
             return found.role
@@ -239,12 +238,11 @@ def without_roles(folder: str, roles: Mapping[str, FolderRole]) -> str:
 
 
 def settle_roles(cohort: Cohort) -> Cohort:
-    """Decide what the roles that folders gave mean for the split, and say it in a note.
+    """Decide what the roles of folders mean for the split, and describe it in a note.
 
-    Where none validates, those who train stay free to: the validation set is
-    drawn from them.  Where nobody validates or is tested, nothing is fixed.  A
-    subject with cases in the folders of two roles keeps both, and no split can
-    be made of it.
+    If no case is fixed to validation, the validation set is drawn from the training cases.  If no case is fixed to
+    validation or test, nothing is fixed.  A subject with cases in folders of two roles keeps both roles, and no split
+    is possible.
     """
     given = {case.split for case in cohort.cases} - {None}
     if not given - {"train"}:
@@ -257,7 +255,7 @@ def settle_roles(cohort: Cohort) -> Cohort:
 
 
 def _free_to_validate(cases: Iterable[Case], torn: Collection[str]) -> tuple[Case, ...]:
-    """Let the cases that train validate as well, but for those of subjects that have two roles."""
+    """Let training cases validate too, except those of subjects with two roles."""
     return tuple(
         replace(case, split=None) if case.split == "train" and case.subject not in torn else case for case in cases
     )
@@ -281,7 +279,7 @@ def _subjects_of_two_roles(cases: Sequence[Case]) -> dict[str, set[str]]:
 
 
 def _roles_in_names(cohort: Cohort) -> list[Problem]:
-    """Note that all names of cases hold words for roles, and not all for one: nobody asked for a split by them."""
+    """Note that all names of cases contain words for different roles, which do not fix the split."""
     first: dict[str, str] = {}
     for case in cohort.cases:
         found = role_within_name(case.id)

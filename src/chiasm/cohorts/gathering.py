@@ -1,4 +1,4 @@
-"""From files whose names a layout understands to cases, and an account of every file that is not used."""
+"""From the files that a layout understands to cases, with notes on every file that is not used."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from chiasm.cohorts.cases import (
     repeated,
     volume_stem,
     with_files,
+    with_unique_ids,
     without_problems,
 )
 from chiasm.cohorts.folder_roles import (
@@ -28,7 +29,6 @@ from chiasm.cohorts.folder_roles import (
     without_roles,
 )
 from chiasm.cohorts.known_layouts import LAYOUTS, File, Find, Finds
-from chiasm.cohorts.manifests import with_unique_ids
 from chiasm.cohorts.relatives import names_visit_alone
 from chiasm.errors import ChiasmError
 from chiasm.volumes.dicom_files import visible_files
@@ -38,17 +38,17 @@ from chiasm.volumes.screening import read_grid
 SHOWN = 3  # names in a line; inspect lists all
 #: Images in formats that are not read, by the ends of their names; of a pair of files, the header's.
 OTHER_FORMATS = (".nrrd", ".nhdr", ".mgz", ".mgh", ".mnc", ".gipl", ".gipl.gz", ".hdr", ".par")
-#: Images packed in a way that is not read, such as `t1.nii.zst`, or of which a part was copied; no sidecars.
+#: Images with an unknown compression, such as `t1.nii.zst`, or partly copied ones; no sidecars.
 PACKED = re.compile(r".+\.(?:nii|nii\.gz|mha|mhd|nrrd|mgz)\.(?!(?:json|txt|csv|md5|sha\d+|html|png|svg)$)[a-z0-9]+")
 DICOM_FILES = (".dcm", ".ima")
-#: Notes of files that may be cases which are lost.
+#: Notes on files that may be lost cases.
 LOST = ("not-of-layout", "other-format", "no-series")
-#: Folders of BIDS that hold what was made of the scans, or how.
+#: Folders of BIDS with derived data, source data or code.
 BESIDE_SCANS = ("derivatives", "sourcedata", "code", "stimuli")
 
 
 class Gathered(NamedTuple):
-    """Cases, what is wrong with others, and what is worth a note though nothing is lost."""
+    """Cases, problems of others, and notes when nothing is lost."""
 
     cases: list[Case]
     problems: list[Problem]
@@ -64,7 +64,7 @@ class _CaseFiles(NamedTuple):
 
     @property
     def first(self) -> Find:
-        """The file whose name names the case and its person."""
+        """The file that gives the case and its person their names."""
         return self.members[0]
 
     @property
@@ -78,8 +78,8 @@ def gather(root: Path, finds: Finds, words: Sequence[str] = ()) -> Gathered:
 
     Args:
         root: The folder.
-        finds: What a layout makes of its files.
-        words: Words of the names of files that are preferred; else the finer grid is.
+        finds: The files, as a layout understands them.
+        words: Words in the names of preferred files; without them the finer grid is preferred.
 
     Raises:
         CohortError: If two cases have one id.
@@ -99,7 +99,7 @@ def gather(root: Path, finds: Finds, words: Sequence[str] = ()) -> Gathered:
 
 
 def _case_of(group: _CaseFiles, name: str, subject: str, files: Mapping[str, Path]) -> Case | Problem:
-    """Make a case of its files by role, or say that none is an image."""
+    """Make a case of its files by role, or a problem if none is an image."""
     case = Case(name, subject, {}, site=group.site, split=group.split)
     case = with_files(case, dict(sorted(files.items())))
     if case.images:
@@ -108,7 +108,7 @@ def _case_of(group: _CaseFiles, name: str, subject: str, files: Mapping[str, Pat
 
 
 def _own_folders(finds: Iterable[Find], root: Path) -> set[str]:
-    """Return the folders that are called as the case whose files lie below."""
+    """Return the folders that are named like the case whose files lie below them."""
     above = ((find.case, folder) for find in finds for folder in find.path.relative_to(root).parents)
     return {folder.as_posix() for case, folder in above if folder.name == case}
 
@@ -119,7 +119,7 @@ def _placed(find: Find, root: Path, roles: Mapping[str, FolderRole]) -> Find:
 
 
 def _groups(finds: Iterable[Find]) -> tuple[list[_CaseFiles], list[Problem]]:
-    """Part files by case, and by role where one name stands in the folders of several roles."""
+    """Group files by case, and by role if one name occurs in the folders of several roles."""
     groups: list[_CaseFiles] = []
     problems: list[Problem] = []
     for place, members in grouped(finds, lambda find: find.group).items():
@@ -137,7 +137,7 @@ def _groups(finds: Iterable[Find]) -> tuple[list[_CaseFiles], list[Problem]]:
 
 
 def _names_of(groups: Sequence[_CaseFiles], roles: Mapping[str, FolderRole]) -> list[tuple[str, str]]:
-    """Name each case and its person, by their folders too where names repeat or are those of visits."""
+    """Name each case and its person; add the folder's name if names repeat or are those of visits."""
     are_repeated = bool(repeated(group.first.case for group in groups))
     return [
         _names_with_folder(group, roles)
@@ -148,7 +148,7 @@ def _names_of(groups: Sequence[_CaseFiles], roles: Mapping[str, FolderRole]) -> 
 
 
 def _names_with_folder(group: _CaseFiles, roles: Mapping[str, FolderRole]) -> tuple[str, str]:
-    """Name a case and its person by folder and name; a folder that fixes a role says nothing of the person."""
+    """Name a case and its person by folder and name; a folder that fixes a role is not part of the person's name."""
     first = group.first
     folder = group.place[: -len(first.case)].strip("/")
     place = folder.replace("/", "_") or group.split or ""
@@ -175,9 +175,9 @@ def choose(paths: Sequence[Path], words: Sequence[str], *, grids: bool = True) -
     """Choose one of several files for one image: most of the words in its name, then the finer grid, then its name.
 
     Args:
-        paths: At least one; headers are read where words leave several.
+        paths: At least one; headers are read if several fit the words equally well.
         words: As they stand in names, such as "acq-mprage".
-        grids: Whether grids matter, as they do not for masks.
+        grids: Whether the finer grid is preferred; not for masks.
     """
     left = _first_ranked(paths, lambda path: -count_words(path, words))
     if len(left) > 1 and grids:
@@ -192,7 +192,7 @@ def _first_ranked(paths: Sequence[Path], rank: Callable[[Path], float | tuple[fl
 
 
 def count_words(path: Path, words: Iterable[str]) -> int:
-    """Count the words that a file's name has between other characters than letters and digits.
+    """Count the words that occur in a file's name, between characters other than letters and digits.
 
     >>> count_words(Path("sub-01_acq-mprage_T1w.nii.gz"), ["acq-mprage", "MPRAGE", "acq-mp"])
     2
@@ -228,15 +228,15 @@ def _is_other_image(path: Path) -> bool:
 
 
 def with_account(cohort: Cohort, finds: Finds, files: Sequence[File]) -> Cohort:
-    """Account for every image of a folder that its cases do not use, in notes.
+    """Add notes on every image of a folder that its cases do not use.
 
-    Of a file that belongs to a case that was found, nothing is lost.  One that
-    belongs to none may be a case that is lost: its note is one of `LOST`.
+    If the file belongs to a found case, nothing is lost.  If it belongs to none, a case may be lost: its note is one of
+    `LOST`.
 
     Args:
-        cohort: Cases that were made of
-        finds: the files that the layout understands, of
-        files: all volumes of the folder.
+        cohort: The cases.
+        finds: The files that the layout understands.
+        files: All volumes of the folder.
     """
     understood = {find.path for find in finds.files} | {problem.path for problem in cohort.problems}
     unused = [file.path for file in files if file.path not in understood]
@@ -253,7 +253,7 @@ def with_account(cohort: Cohort, finds: Finds, files: Sequence[File]) -> Cohort:
 
 
 def _by_case(paths: Sequence[Path], cohort: Cohort, names: Collection[str]) -> tuple[list[Path], list[Path]]:
-    """Part files into those of cases that were found, and the others."""
+    """Separate files into those of found cases and others."""
     parted = grouped(paths, lambda path: _belongs(path, cohort, names))
     return parted.get(True, []), parted.get(False, [])
 
@@ -273,7 +273,7 @@ def _not_of_layout(cohort: Cohort, paths: Sequence[Path], files: Sequence[File])
 
 
 def _belongs(path: Path, cohort: Cohort, names: Collection[str]) -> bool:
-    """Say whether a file lies in the folder of a case that was found, or its name begins with that case's."""
+    """Return whether a file lies in the folder of a found case, or its name begins with that of the case."""
     relative = path.relative_to(cohort.root)
     if any(part in names for part in relative.parts[:-1]):
         return True
@@ -283,12 +283,12 @@ def _belongs(path: Path, cohort: Cohort, names: Collection[str]) -> bool:
 
 
 def _begins_with_name(text: str, names: Collection[str]) -> bool:
-    """Say whether a file's name is one of these up to a mark that parts words."""
+    """Return whether a file's name is one of these names, up to a separator of words."""
     return any(text[: mark.start()] in names for mark in re.finditer(r"[_\-. ]", text))
 
 
 def _fitting(cohort: Cohort, lost: Sequence[Path], files: Sequence[File]) -> str:
-    """Say which other layout the names of most files fit, if any."""
+    """Return the other layout that the names of most files fit, if any."""
     if not lost:
         return ""
     paths = set(lost)

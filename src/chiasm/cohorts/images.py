@@ -1,4 +1,4 @@
-"""The files of a case, read as its cohort says: the one place where a case's images and label maps are opened."""
+"""Reading the files of a case: the only place where a case's images and label maps are opened."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def read_image(path: Path, modality: str, reading: Reading, *, made: bool = Fals
 
 
 def stored(array: NDArray[Any], case: Case, modality: str) -> NDArray[Any]:
-    """Return an image of a case as a file of the case holds it, which `read_case_image` will read again."""
+    """Return an image of a case in stored values, so that `read_case_image` reads the same image from the file."""
     offset = case.reading.ct_offset if modality == "ct" and modality not in case.synthetic else 0.0
     return array - np.float32(offset) if offset else array
 

@@ -1,8 +1,7 @@
-"""The layouts that are recognised without a converter: each a name, an example and how its files are understood.
+"""The layouts that are recognised: each has a name, an example, and a function that understands its files.
 
-`LAYOUTS` is the whole list, the more specific first.  Everything here goes by
-names alone and opens no volume, but for one of nnU-Net's labelsTr, which may
-hold target images.
+`LAYOUTS` is the whole list; the more specific layouts come first.  Everything here uses only names and opens no volume,
+except one of nnU-Net's labelsTr, which may hold target images.
 """
 
 from __future__ import annotations
@@ -56,7 +55,7 @@ class Find(NamedTuple):
 
     Attributes:
         group: Files with the same group make one case; a name or a folder below the root.
-        case: What the case is called, if no other group is called so.
+        case: The name of the case, if no other group has this name.
         subject: The person, as the name states.
         role: "mask", "labels" or a modality.
         path: The file.
@@ -74,7 +73,7 @@ class Find(NamedTuple):
 
 
 class Finds(NamedTuple):
-    """What one layout makes of a folder; `regions` where the folder itself declares them."""
+    """The files of a folder as one layout understands them; `regions` if the folder itself declares them."""
 
     files: Sequence[Find] = ()
     problems: Sequence[Problem] = ()
@@ -87,11 +86,11 @@ class Layout(NamedTuple):
     Attributes:
         name: As in `--layout`.
         example: One case, as its file names stand.
-        find: Understands the files of a folder.
+        find: The function that understands the files of a folder.
         regions: Region name to label values.
-        sign: Must occur in some path for the layout to be recognised unasked.
-        people: Whether its rules leave open which cases are one person's.
-        foreign: Must occur in no path for the layout to be recognised unasked.
+        sign: Must occur in a path, unless the user chose the layout.
+        people: Whether its rules leave open which cases are of one person.
+        foreign: Must occur in no path, unless the user chose the layout.
     """
 
     name: str
@@ -109,9 +108,8 @@ def named(pattern: str, roles: Mapping[str, str] | None = None, *, by_folder: bo
     Args:
         pattern: Has the groups `case` and `what`, and perhaps `subject` and
             `site`; it must reach the end of the path.
-        roles: Words under `what` that mean something else than usual.
-        by_folder: Case names are unique in their folder only: files of cases
-            of one name in two folders are two people's.
+        roles: Words in the group `what` with another meaning than usual.
+        by_folder: Case names are unique only in their folder: one name in two folders means two people.
     """
     compiled = re.compile(f"(?:^|/){pattern}$")
     words = roles or {}
@@ -150,7 +148,7 @@ def find_bids(root: Path, files: Sequence[File]) -> Finds:
 
 
 def _bids_find(match: re.Match[str], file: File, sites: Mapping[str, str]) -> Find | None:
-    """Understand one file of BIDS; None where it is of no use."""
+    """Understand one file of BIDS; None if it is not used."""
     subject = match["subject"]
     entities = dict(part.split("-", 1) for part in match["entities"].split("_")[1:])
     role = _bids_role(match["suffix"], entities, file)
@@ -161,7 +159,7 @@ def _bids_find(match: re.Match[str], file: File, sites: Mapping[str, str]) -> Fi
 
 
 def _bids_role(suffix: str, entities: Mapping[str, str], file: File) -> str | None:
-    """Find what a file of BIDS is by the end of its name and its entities; None where it is of no use."""
+    """Return the role of a file of BIDS by the end of its name and its entities; None if it is not used."""
     role = role_of(suffix)
     if role == "mask":
         return _bids_mask(entities)
@@ -180,7 +178,7 @@ def _bids_mask(entities: Mapping[str, str]) -> str | None:
 
 
 def _bids_sites(path: Path) -> dict[str, str]:
-    """Return where each participant was scanned, as a table of them says."""
+    """Return the site of each participant from BIDS's table of participants."""
     if not path.is_file():
         return {}
     with path.open(encoding="utf-8-sig", newline="") as text:
@@ -190,7 +188,7 @@ def _bids_sites(path: Path) -> dict[str, str]:
 
 
 def _bids_site(row: Mapping[str, str]) -> str | None:
-    """Return where a participant was scanned, if a row says so."""
+    """Return the site of a participant, if a row states it."""
     site = row.get("site") or row.get("acquisition_site")
     return None if site == "n/a" else site
 
@@ -201,7 +199,7 @@ _NNUNET = re.compile(r"(?:^|/)(images|labels)(Tr|Ts|Va|Val)/([^/]+)$")
 def find_nnunet(root: Path, files: Sequence[File]) -> Finds:
     """Understand nnU-Net's raw folders: `dataset.json` names channels and labels, imagesTs is the test set.
 
-    Without a `dataset.json`, two channels or more are called by their numbers, such as 0000.
+    Without a `dataset.json`, two channels or more have their numbers as names, such as 0000.
 
     Raises:
         CohortError: If `dataset.json` is damaged or names no channels.
@@ -222,7 +220,7 @@ def _has_channels(matches: Sequence[tuple[re.Match[str], File]]) -> bool:
 
 
 def _nnunet_find(match: re.Match[str], file: Path, channels: Mapping[str, str] | None) -> Find | Problem:
-    """Understand one file of `imagesTr` and the like; without names, channels are called by their numbers."""
+    """Understand one file of `imagesTr` and similar folders; channels without names are called by their numbers."""
     kind, part, name = match.groups()
     split = "test" if part == "Ts" else None
     if kind == "labels":
@@ -235,7 +233,7 @@ def _nnunet_find(match: re.Match[str], file: Path, channels: Mapping[str, str] |
 
 
 def _role_of_channel(channel: str, channels: Mapping[str, str] | None) -> str:
-    """Return the modality that a channel's number stands for; "" where it stands for none."""
+    """Return the modality that a channel's number stands for; "" if there is none."""
     if channels is not None:
         return channels.get(channel, "")
     return channel if re.fullmatch(r"\d{4}", channel) else ""
@@ -248,7 +246,7 @@ def _strange_channel(channel: str, channels: Mapping[str, str] | None) -> str:
 
 
 def _nnunet_names(path: Path) -> tuple[dict[str, str], Regions]:
-    """Return what `dataset.json` calls channels and regions."""
+    """Return the names of channels and regions from `dataset.json`."""
     content = read_object(path)
     names, labels = content.get("channel_names", content.get("modality")), content.get("labels", {})
     if not isinstance(names, Mapping) or not isinstance(labels, Mapping):
@@ -259,7 +257,7 @@ def _nnunet_names(path: Path) -> tuple[dict[str, str], Regions]:
 
 
 def _with_targets(finds: Sequence[Find], description: Path, regions: Regions) -> list[Find]:
-    """Take labelsTr for target images where it holds such: the modality that `dataset.json` calls "target"."""
+    """Use images in labelsTr as the target: the modality that `dataset.json` calls "target"."""
     if not _hold_images(finds, regions):
         return list(finds)
     content = read_object(description) if description.is_file() else {}
@@ -308,7 +306,7 @@ class _InFolder(NamedTuple):
 
     @property
     def find(self) -> Find:
-        """What it is, if it has partners."""
+        """The file as a `Find`, for a file with partners."""
         return Find(self.name, self.name, self.name, role_of(self.folder), self.path, split=self.split)
 
 

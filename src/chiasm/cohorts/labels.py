@@ -1,8 +1,7 @@
 """Label maps: which voxels belong to which region, and what makes a map unusable.
 
-Every verb that reads labels comes here, so all say the same of a map that is
-wrong.  A case whose labels cannot be used is still a case: its labels are left
-out and named.
+Every verb that reads labels uses this module, so all verbs give the same message for a wrong map.  A case with unusable
+labels is still used: only its labels are left out and named.
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ def read_label_map(case: Case, regions: Regions) -> Volume:
 
 
 def _required_threshold(case: Case, soft: VolumeError) -> float:
-    """Return from which value on a voxel of soft labels counts; refuse them where nobody says it."""
+    """Return the value from which a voxel of soft labels counts; refuse soft labels without a threshold."""
     if case.label_threshold is None:
         raise VolumeError(
             soft.what,
@@ -67,7 +66,7 @@ def _required_threshold(case: Case, soft: VolumeError) -> float:
 
 
 def _above(threshold: float, case: Case, path: Path) -> Volume:
-    """Return where a map of probabilities, up to 1, 100 or 255, reaches a threshold.
+    """Return the voxels in which a map of probabilities, up to 1, 100 or 255, reaches a threshold.
 
     Raises:
         VolumeError: If the map is of another scale: it holds more than 0, and nothing reaches half the threshold.
@@ -105,10 +104,10 @@ def usable_labels(case: Case, regions: Regions, first: Volume, name: str) -> tup
 
 
 def holds_image(path: Path, declared: Collection[int]) -> bool:
-    """Say whether a file in the place of labels is an image: many values that are no labels.
+    """Return whether a file in the place of labels is an image: it has many values that cannot be labels.
 
-    Labels with shares at their rims, as interpolation leaves them, or with few
-    values that are not declared, are labels that are wrong, and no image.
+    Labels with fractions at their rims (after interpolation), or with few undeclared values, are wrong labels and not
+    an image.
 
     Args:
         path: The file; one that cannot be read is taken for labels, and refused by name where it is read.

@@ -1,10 +1,10 @@
-"""A manifest of cases: `manifest.csv`, `.tsv` or `.json` says which files belong together, whatever their names."""
+"""A manifest of cases: `manifest.csv`, `.tsv` or `.json` lists the files that belong together, with any names."""
 
 from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -24,6 +24,7 @@ from chiasm.cohorts.cases import (
     role_of,
     volume_stem,
     with_files,
+    with_unique_ids,
     without_problems,
 )
 from chiasm.cohorts.datalists import is_datalist, rows_of
@@ -32,24 +33,6 @@ from chiasm.errors import CohortError, shortened
 from chiasm.names import SAFE_NAME, is_safe_id
 
 MANIFESTS = ("manifest.csv", "manifest.tsv", "manifest.json")
-
-
-def with_unique_ids(root: Path, cases: Iterable[Case]) -> list[Case]:
-    """Put cases in the order of their ids.
-
-    Raises:
-        CohortError: If two have one id.
-    """
-    ordered = sorted(cases, key=lambda case: case.id)
-    if twice := repeated(case.id for case in ordered):
-        raise CohortError(
-            "two cases have the same id",
-            path=root,
-            reason="duplicate-id",
-            found=", ".join(twice[:5]),
-            hint="Give each row of a manifest an id of its own, in a column called id.",
-        )
-    return ordered
 
 
 _RESERVED = {"subject": "subject", "id": "id", "case": "id", "site": "site", "split": "split", "synthetic": "synthetic"}
@@ -61,7 +44,7 @@ def read_manifest(path: Path) -> Cohort:
 
     Columns: `subject`; `id` where a subject has several cases; `mask`;
     `regions` (a label map); `site`; `split` (train, validation or test);
-    `synthetic` (which images of the row were made, not acquired: `t2 flair`).  Every
+    `synthetic` (the synthetic images of the row: `t2 flair`).  Every
     other column whose cells name volumes is an image of that modality:
     `source`, `target`, `t1`, `source_flair` (which is `flair`) ...  An empty
     cell means that there is no such file.  JSON is a list of such rows, or
@@ -164,7 +147,7 @@ def _files_of(row: _Row, columns: Mapping[str, str]) -> dict[str, Path]:
 
 
 def _synthetic_images(row: _Row, images: Collection[str]) -> tuple[str, ...]:
-    """Return which images of a row were made, not acquired."""
+    """Return the synthetic images of a row."""
     made = tuple(map(role_of, row.cells.get("synthetic", "").split()))
     strange = next((role for role in made if role not in images), None)
     if strange is not None:
@@ -174,10 +157,10 @@ def _synthetic_images(row: _Row, images: Collection[str]) -> tuple[str, ...]:
 
 
 def manifest_of(root: Path, *, forced: bool) -> Path | None:
-    """Return the manifest that `root` is or holds; a table without subjects is somebody else's.
+    """Return the manifest that `root` is or holds; a table without subjects is not a manifest.
 
     Raises:
-        CohortError: If a manifest is asked for and there is none.
+        CohortError: If the user asked for a manifest and there is none.
     """
     if root.is_file():
         return root if root.suffix.lower() in (".csv", ".tsv", ".json") else None
@@ -185,7 +168,7 @@ def manifest_of(root: Path, *, forced: bool) -> Path | None:
 
 
 def _manifest_in(root: Path, forced: bool) -> Path | None:
-    """Return the first manifest in a folder; unasked only one that speaks of subjects."""
+    """Return the first manifest in a folder; it needs subjects, unless the user asked for a manifest."""
     there = [root / name for name in MANIFESTS if (root / name).is_file()]
     if forced and not there:
         raise CohortError("holds no manifest", path=root, reason="layout", expected=" or ".join(MANIFESTS))
@@ -193,7 +176,7 @@ def _manifest_in(root: Path, forced: bool) -> Path | None:
 
 
 def _names_subjects(path: Path) -> bool:
-    """Return whether a table's first line, or the start of a JSON file, speaks of subjects."""
+    """Return whether a table's first line, or the start of a JSON file, names subjects."""
     with path.open(encoding="utf-8", errors="replace") as text:
         start = text.read(4096)
     head = start if path.suffix == ".json" else start.lstrip().partition("\n")[0]
@@ -270,7 +253,7 @@ def _separator(header: str) -> str:
 
 
 def _by_meaning(pairs: _Pairs, path: Path) -> dict[str, str]:
-    """Return the cells of a row by what their columns mean."""
+    """Return the cells of a row by the meaning of their columns."""
     keys = [_RESERVED.get(key.strip().lower(), key.strip().lower()) for key, _ in pairs]
     if twice := repeated(keys):
         raise CohortError("has two columns of one meaning", path=path, reason="columns", found=", ".join(twice))
@@ -304,7 +287,7 @@ def _modality_of(column: str) -> str:
 
 
 def _holds_images(column: str, rows: Sequence[_Row]) -> bool:
-    """Return whether a column that means nothing else names volumes, by its own name or by its cells."""
+    """Return whether a column without another meaning holds volumes, by its name or by its cells."""
     if column in _RESERVED.values():
         return False
     is_modality = _modality_of(column) in (*MODALITIES, "source", "target")
@@ -312,7 +295,7 @@ def _holds_images(column: str, rows: Sequence[_Row]) -> bool:
 
 
 def _inside(text: str, row: _Row) -> Path:
-    """Return the file that a manifest's cell names, refusing whatever leaves the manifest's folder."""
+    """Return the file that a manifest's cell names; refuse paths that leave the manifest's folder."""
     root = row.manifest.parent
     candidate = root / text
     if "\0" in text:
@@ -327,7 +310,7 @@ def _inside(text: str, row: _Row) -> Path:
 
 
 def _without_links(path: Path, text: str, row: _Row) -> Path:
-    """Return where a path leads, refusing one that leads nowhere."""
+    """Return where a path leads; refuse a path that leads nowhere."""
     try:
         real, _ = path.resolve(), path.exists()
     except (OSError, RuntimeError) as error:  # a loop of links, a name too long

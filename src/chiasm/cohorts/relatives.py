@@ -1,9 +1,8 @@
-"""Cases of one person, recognised by their names: visits are grouped, and what is less clear is asked about.
+"""Cases of one person, recognised by their names: clear visits are grouped, and a note asks about unclear names.
 
-`pat04_visit0` and `pat04_visit1` are one person's.  `P01-0` and `P01-1` may be, and
-so may `case_1` and `case_2`, which mostly are two people's: no name shows it.  Nor
-does `site1_visit1`, whose first part is no person's.  A pattern that the user
-gives decides, for every case that it matches.
+`pat04_visit0` and `pat04_visit1` are of one person.  `P01-0` and `P01-1` may be of one person.  So may `case_1` and
+`case_2`, which usually are two people: the names do not show it.  `site1_visit1` is unclear too, because its first part
+is not a person.  A pattern that the user gives decides for every case that it matches.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ _WORD = rf"(?:{_COUNTED}){_COUNT}|(?:(?:session|ses)[_.\- ])?(?:{_ALONE})"
 _GAP = r"[_.\- ]+"
 _VISIT = re.compile(rf"(?P<stem>.*?[a-z0-9])(?:{_GAP}|(?<=\d))(?:{_WORD})", re.IGNORECASE)
 _VISIT_FIRST = re.compile(rf"(?:{_WORD}){_GAP}(?P<stem>[a-z0-9].*)", re.IGNORECASE)
-#: Words that mean a visit only behind a name with a number: `P01_scan2`, not `siteA_scan2`.
+#: Words that mean a visit only after a name with a number: `P01_scan2`, not `siteA_scan2`.
 _LATER = re.compile(
     rf"(?P<stem>.*\d.*?)(?:(?:{_GAP}|(?<=\d))(?:(?:{_LONGER}){_COUNT}|v\d{{1,2}})"
     rf"|{_GAP}(?:t\d{{1,2}}|(?:MR|CT|PET)\d{{1,2}}|(?:MR[_-])?d\d{{1,4}}|m\d{{2,3}}|(?:19|20)\d\d|{_DATE}))",
@@ -40,16 +39,16 @@ _LATER = re.compile(
 _TEST = re.compile(rf"(?P<stem>.*[a-z0-9]){_GAP}(?:re[_-]?)?test", re.IGNORECASE)
 _NUMBER = re.compile(r"(?P<stem>.*[a-z0-9])[_.\- ](?:scan|time|run[_.\- ]?|[vt])?\d{1,3}", re.IGNORECASE)
 _LETTER = re.compile(r"(?P<stem>.*\d)[_.\- ]?[a-z]", re.IGNORECASE)
-#: A name that is a visit's and leaves out whose: the person's stands in the folder above.
+#: A name of a visit without the person's name, which is the name of the folder above.
 _NOTHING_ELSE = re.compile(rf"(?:{_WORD}|(?:{_LONGER}){_COUNT}|v\d{{1,2}}|(?:19|20)\d\d|{_DATE})", re.IGNORECASE)
-#: What is a place's, a study's or a group's number, and no person's.
+#: Numbers of a place, a study or a group, not of a person.
 _NO_PERSON = re.compile(
     rf"(?:.*{_GAP})?(?:site|center|centre|cent|cohort|study|group|grp|hospital|hosp|h|clinic|scanner|vendor|data|dataset"
     r"|batch|arm|fold|split|part|team|abide|adhd|adni|hcp|ixi|oasis|ukb|controls?|healthy|hc|nc|cn|pd|ad|mci|patients"
     rf"|subjects)(?:{_GAP})?(?:\d*|[a-z])",
     re.IGNORECASE,
 )
-#: Patterns that a note may propose, the stricter first; one is, where it makes just the groups that the note means.
+#: Patterns that a note may propose, the stricter first: the first one that makes exactly the groups of the note.
 _PROPOSALS = (
     r"^(.+\d)[-_. ]\d+$",
     r"^(.+?)[-_. ][A-Za-z]+[-_. ]?\d+$",
@@ -61,14 +60,14 @@ _PROPOSALS = (
 
 
 class _NameFamilies(NamedTuple):
-    """Families of names that may be one person's each, and how they differ."""
+    """Families of names, each perhaps of one person, and how the names of a family differ."""
 
     families: Mapping[str, Sequence[str]]
     differ: str
 
 
 def names_visit_alone(name: str) -> bool:
-    """Say whether a name is that of a visit and of nobody.
+    """Return whether a name contains only a visit and no person.
 
     >>> [names_visit_alone(name) for name in ("2019-03-04", "visit1", "baseline", "P01_visit1", "visitor")]
     [True, True, True, False, False]
@@ -77,13 +76,13 @@ def names_visit_alone(name: str) -> bool:
 
 
 def group_relatives(cases: Sequence[Case]) -> tuple[list[Case], list[Problem]]:
-    """Give cases of one person one subject where their names are clear, and a note where they are not.
+    """Give cases of one person one subject if their names are clear, and a note if they are not.
 
     Args:
-        cases: Their subjects are what the layout took for a person's name.
+        cases: With the subjects that the layout found in their names.
 
     Returns:
-        The cases, and notes of what was grouped and what may belong together.
+        The cases, and notes on grouped cases and on cases that may belong together.
     """
     people = sorted({case.subject for case in cases})
     visits, unclear = _visits(people)
@@ -105,7 +104,7 @@ def _stem_by_name(families: Mapping[str, Sequence[str]]) -> dict[str, str]:
 
 
 def _visits(people: Sequence[str]) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-    """Return the names of visits by person, and those whose common part may be no person's."""
+    """Return the names of visits by person, and those whose common part may not be a person."""
     families = {**_retested(people), **_families(people, _VISIT, _VISIT_FIRST, _LATER)}
     most = max(map(len, families.values()), default=0)
     if most > FEW and 2 * most > len(people):
@@ -115,13 +114,13 @@ def _visits(people: Sequence[str]) -> tuple[dict[str, list[str]], dict[str, list
 
 
 def _retested(people: Sequence[str]) -> dict[str, list[str]]:
-    """Return the names of tests and their repetitions, by person; a test alone may be a role in the split."""
+    """Return the names of tests and retests, by person; a test without a retest may be a role in the split."""
     families = _families(people, _TEST)
     return {stem: names for stem, names in families.items() if any(name.lower().endswith("retest") for name in names)}
 
 
 def _numbered(people: Sequence[str], unclear: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
-    """Return names that differ in a number; those behind one stem of letters alone are a series of people."""
+    """Return names that differ in a number; if their stem has only letters, they are a series of people."""
     families = _of_somebody(_families(people, _NUMBER))
     asked = {stem: names for stem, names in families.items() if stem not in unclear}
     with_digit = {stem: names for stem, names in asked.items() if stem[-1].isdigit()}
@@ -129,12 +128,12 @@ def _numbered(people: Sequence[str], unclear: Mapping[str, Sequence[str]]) -> di
 
 
 def _of_somebody(families: Mapping[str, list[str]]) -> dict[str, list[str]]:
-    """Return the families whose stem may name a person, and no place or study."""
+    """Return the families whose stem may name a person, not a place or study."""
     return {stem: names for stem, names in families.items() if not _NO_PERSON.fullmatch(stem)}
 
 
 def _families(people: Sequence[str], *patterns: re.Pattern[str]) -> dict[str, list[str]]:
-    """Return the names that share a stem, by stem; a stem that all share, or very many, is no person's."""
+    """Return the names that share a stem, by stem; a stem of all names, or of very many, is not a person."""
     families = grouped(people, lambda name: _stem(name, patterns).lower())
     families.pop("", None)
     stems = {low: _stem(names[0], patterns) for low, names in families.items()}
@@ -183,7 +182,7 @@ def _question(cases: Sequence[Case], by_person: Sequence[Case], kind: _NameFamil
 
 
 def _by(pattern: str, cases: Iterable[Case]) -> list[str]:
-    """Return whose each case would be by a pattern."""
+    """Return the subject of each case by a pattern."""
     matches = ((case, re.search(pattern, case.id)) for case in cases)
     return [match[1] if match else case.subject for case, match in matches]
 
@@ -219,7 +218,7 @@ def with_subjects(cohort: Cohort, pattern: str, *, lenient: bool = False) -> Coh
 
 
 def _with_subjects_by(pattern: str, cohort: Cohort, matches: Mapping[str, str]) -> Cohort:
-    """Give the cases that a pattern matches their subjects; what was noted of relatives no longer holds."""
+    """Give the cases that a pattern matches their subjects, and remove the notes on relatives."""
     cases = tuple(replace(case, subject=matches.get(case.id, case.subject)) for case in cohort.cases)
     notes = tuple(note for note in cohort.notes if note.reason not in ("visits", "relatives"))
     return replace(cohort, cases=cases, notes=(*notes, _by_pattern(cohort, pattern, matches)))

@@ -1,7 +1,7 @@
-"""Who trains, validates and tests: always whole persons, spread over sites, and the same for the same seed.
+"""Who trains, validates and tests: whole persons, spread over sites; one seed always gives one split.
 
-Orders come from sha256 of seed and name, not from a random generator: a split
-does not depend on the order of the cases nor on a library's version.
+Orders come from the sha256 of seed and name, not from a random generator.  So a split does not depend on the order of
+the cases or on a library's version.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from chiasm.checksums import check_checksum, with_checksum
-from chiasm.cohorts.cases import Case, grouped, repeated
+from chiasm.cohorts.cases import Case, grouped, repeated, subjects_of
 from chiasm.errors import CohortError, RunError
 from chiasm.storage import read_json, write_json
 
@@ -44,7 +44,7 @@ class Split:
 
 @dataclass(frozen=True)
 class SplitRecord:
-    """What `splits.json` holds: the split, and by case id the person, the site and the voxels' hash."""
+    """The content of `splits.json`: the split, and by case id the person, the site and the hash of the voxels."""
 
     split: Split
     subjects: Mapping[str, str]
@@ -53,7 +53,7 @@ class SplitRecord:
 
 
 class _Fact(BaseModel):
-    """What `splits.json` says of a case."""
+    """The entry of a case in `splits.json`."""
 
     model_config = ConfigDict(strict=True)
 
@@ -75,9 +75,9 @@ class _SplitFile(BaseModel):
 
 
 def choose_folds(asked: Folds, subjects: int) -> int:
-    """Return the number of folds: as asked for, and for "auto" such that few subjects lose few to the test.
+    """Return the number of folds: the given number, or for "auto" a number that suits the subjects.
 
-    Fewer than `FEW` subjects are tested one by one, so that all others but one that validates can train.
+    Fewer than `FEW` subjects are tested one by one: then one subject validates, and all others train.
 
     >>> choose_folds("auto", 6), choose_folds("auto", 30), choose_folds(3, 6)
     (6, 5, 3)
@@ -92,20 +92,19 @@ def make_split(
 ) -> Split:
     """Split cases by subject, with each site spread evenly over the roles.
 
-    Over all values of `fold`, every free subject is tested once.  What a
-    manifest or a folder fixes stands: fixed subjects keep their role in every
-    fold; where any is fixed to test, no other is tested; where any is fixed to
-    validation, no other validates; where all are fixed, nobody else is tested.
+    Over all values of `fold`, every free subject is tested once.  Roles that a manifest or a folder fixes stay: fixed
+    subjects keep their role in every fold.  If any subject is fixed to test, no other is tested; if any is fixed to
+    validation, no other validates.
 
     Args:
         cases: Cases with unique ids, in any order.
         folds: Number of folds; 1 leaves the test set empty; "auto" as `choose_folds` says of the free subjects.
         fold: Which fold is the test set, in [0, folds).
-        validation: Share in [0, 1] of the subjects that are not tested; at
-            least one validates where two remain, and at least one trains.
+        validation: Share in [0, 1] of the subjects that are not tested; at least one trains, and at least one validates
+            if two remain.
         seed: Of the order in which subjects are assigned.
-        locked: Share in [0, 1) of the free subjects that no fold touches, the
-            same ones for every fold; at least one where it is above 0.
+        locked: Share in [0, 1) of the free subjects that no fold uses, the same for every fold; at least one subject if
+            it is above 0.
 
     Raises:
         CohortError: If there are too few subjects, none is left to train on,
@@ -127,7 +126,7 @@ def make_split(
 
 
 def _tested(free: Sequence[str], fixed: Mapping[str, str], fold: int, folds: int) -> set[str]:
-    """Return the free subjects that a fold tests; none where it is fixed who is tested, or who does all else."""
+    """Return the free subjects that a fold tests; none if test subjects are fixed, or all other roles are."""
     is_fixed = "test" in fixed.values() or (bool(fixed) and not free)
     return set() if is_fixed or folds == 1 else set(_fold_of(free, fold, folds))
 
@@ -236,7 +235,7 @@ def sites_of(cases: Iterable[Case]) -> list[str]:
 
 
 def _refuse_without_site(cases: Sequence[Case]) -> None:
-    """Refuse cases of which nobody knows where they were scanned."""
+    """Refuse cases without a site."""
     if homeless := [case.id for case in cases if not case.site]:
         raise CohortError(
             f"{len(homeless)} cases have no site, the first is {homeless[0]}",
@@ -246,7 +245,7 @@ def _refuse_without_site(cases: Sequence[Case]) -> None:
 
 
 def _locked(ordered: Sequence[str], share: float) -> set[str]:
-    """Take subjects evenly along the order in which they are assigned, so that each site gives some."""
+    """Choose subjects evenly along the order of assignment, so that each site gives some."""
     if not share:
         return set()
     if not ordered:
@@ -286,7 +285,7 @@ def _site_of_subjects(cases: Sequence[Case]) -> dict[str, str]:
 def _order_subjects(site_of: Mapping[str, str], seed: int) -> list[str]:
     """Order subjects site by site, and within a site by a hash.
 
-    Every n-th of this list takes from each site, and in all, within one of its share.
+    Every n-th subject of this list comes from the sites in proportion, to within one subject.
     """
 
     def place(subject: str) -> tuple[str, str]:
@@ -300,12 +299,12 @@ def _with_validation(cases: Sequence[Case], roles: dict[str, str], free: list[st
     split = _by_role(cases, {**roles, **dict.fromkeys(_validating(roles, free, share), "validation")})
     if not split.train:
         raise CohortError("no subject is left to train on", reason="too-few-subjects", found=f"{len(cases)} cases")
-    check_disjoint(split, {case.id: case.subject for case in cases})
+    check_disjoint(split, subjects_of(cases))
     return split
 
 
 def _validating(roles: Mapping[str, str], free: Sequence[str], share: float) -> list[str]:
-    """Choose who of the free subjects validates; nobody where it is fixed, or where only one subject is left."""
+    """Choose the free subjects that validate; none if validation is fixed, or only one subject is left."""
     trained = list(roles.values()).count("train")
     remaining = len(free) + trained
     if "validation" in roles.values() or remaining < 2:
@@ -328,7 +327,7 @@ def check_disjoint(split: Split, subjects: Mapping[str, str], hashes: Mapping[st
         hashes: Case id to `voxel_hash`, where known.
 
     Raises:
-        CohortError: Naming what has two roles, and which.
+        CohortError: If something has two roles; the message names it and the roles.
     """
     places = [(name, role) for role in ROLES for name in getattr(split, role)]
     if twice := repeated(name for name, _ in places):
@@ -388,7 +387,7 @@ def write_splits(path: Path, split: Split, hashes: Mapping[str, str], cases: Ite
     """
     roles = asdict(split)
     listed = _listed(cases, set(chain.from_iterable(roles.values())))
-    check_disjoint(split, {case.id: case.subject for case in listed}, hashes)
+    check_disjoint(split, subjects_of(listed), hashes)
     facts = {c.id: {"subject": c.subject, "site": c.site, "voxels": hashes.get(c.id)} for c in listed}
     write_json(path, with_checksum({**roles, "cases": facts}))
 
@@ -418,7 +417,7 @@ def read_splits(path: Path) -> SplitRecord:
 
 
 def _record_of(written: _SplitFile) -> SplitRecord:
-    """Return the split and what is said of each case, in tables of one fact each."""
+    """Return the split and the facts on each case, as one table for each fact."""
     facts = written.cases.items()
     return SplitRecord(
         Split(*(tuple(getattr(written, role)) for role in ROLES)),

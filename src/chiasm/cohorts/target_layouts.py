@@ -1,8 +1,7 @@
-"""The layouts that `chiasm convert` writes: what a case is called there, and where each of its files goes.
+"""The layouts that `chiasm convert` writes: the names of cases, and the places of their files.
 
-A layout that has no name for an image, or no place for a mask, says so; what it
-cannot say of a case, such as a site, stands in `cohort.json`, which chiasm reads
-in every layout.
+A layout may have no name for an image, or no place for a mask.  Facts on a case that it cannot hold, such as a site, go
+to `cohort.json`, which chiasm reads in every layout.
 """
 
 from __future__ import annotations
@@ -34,9 +33,9 @@ class TargetLayout(NamedTuple):
     """A layout that is written.
 
     Attributes:
-        suffixes: Of its volumes: the first is written where a file has none of them.
-        names: Calls each case of a cohort, in its order.
-        place: Says where a file of a case goes, without suffix; None where the layout has no place for it.
+        suffixes: Of its volumes; a file with another suffix is written with the first of them.
+        names: Returns the name of each case of a cohort, in order.
+        place: Returns the place of a file of a case, without suffix; None if the layout has no place for it.
         documents: Makes the files that describe the folder, from its cases by name.
         same_images: Whether every case must have the same images.
     """
@@ -49,7 +48,7 @@ class TargetLayout(NamedTuple):
 
 
 def channels_of(cases: Sequence[Case]) -> list[str]:
-    """List the modalities of cases, those with a name of their own here first."""
+    """List the modalities of cases; known modalities come first."""
     present = {name for case in cases for name in case.images}
     return sorted(present, key=lambda name: (MODALITIES.index(name) if name in MODALITIES else len(MODALITIES), name))
 
@@ -64,7 +63,7 @@ def _own_ids(cases: Sequence[Case]) -> list[str]:
 
 
 def _brats_names(cases: Sequence[Case]) -> list[str]:
-    """Keep ids that are BraTS's own; number the cases where one is not."""
+    """Keep the ids if all are BraTS ids; otherwise number the cases."""
     for pattern in (_BRATS_2021, _BRATS_2018):
         if all(pattern.fullmatch(case.id) for case in cases):
             return [case.id for case in cases]
@@ -78,7 +77,7 @@ def _brats_place(case: Case, name: str, role: str, channels: Sequence[str]) -> s
 
 
 def _bids_names(cases: Sequence[Case]) -> list[str]:
-    """Call a case by its subject, and by a session where that has several; labels have letters and digits alone."""
+    """Name a case by its subject, and by a session if the subject has several; labels are letters and digits."""
     counts = Counter(case.subject for case in cases)
     subjects = _unique({case.subject: _letters(case.subject.removeprefix("sub-")) for case in cases})
     sessions = _unique({case.id: _letters(case.id.rpartition("ses-")[2]) for case in cases})
@@ -93,7 +92,7 @@ def _letters(text: str) -> str:
 
 
 def _unique(labels: Mapping[str, str]) -> dict[str, str]:
-    """Number labels that several things would have."""
+    """Add numbers to labels that would occur twice."""
     counts, seen = Counter(labels.values()), Counter[str]()
     made = {}
     for thing, label in labels.items():

@@ -1,9 +1,8 @@
-"""What an image shows inside its content: ranks of its values, locally normalised, coarsely, in place.
+"""The texture of an image: ranks of its values inside its content, locally normalised, on a coarse grid in world space.
 
-A copy that was standardised, freed of its bias field, displayed with another
-gamma, cropped or stripped of its skull anew keeps this; another patient, also in
-one atlas, does not.  Places are those of the header, so a copy that was moved is not
-found here.
+A copy keeps its texture if it was standardised, freed of its bias field, displayed with another gamma, cropped or
+skull-stripped again.  Another patient has another texture, also in one atlas.  Places come from the header, so a moved
+copy is not found here.
 """
 
 from __future__ import annotations
@@ -29,11 +28,11 @@ BACKGROUND = 0.2  # share of the voxels on the faces that have one value, from w
 
 
 class Texture(NamedTuple):
-    """What an image shows.
+    """The texture of an image.
 
     Attributes:
-        values: In local standard deviations, 0 outside, shape (SIDE, SIDE, SIDE); the bin of a place in the world is
-            its number modulo SIDE, so that two images of one place have the same bins.
+        values: In local standard deviations, 0 outside, shape (SIDE, SIDE, SIDE).  Bins are numbered in world space,
+            modulo SIDE, so that two images of one place have the same bins.
         inside: Which bins hold content, same shape.
     """
 
@@ -42,7 +41,7 @@ class Texture(NamedTuple):
 
 
 def texture(volume: Volume) -> Texture:
-    """Return what an image shows, whatever its units, its shading and how much of it was kept.
+    """Return the texture of an image, which does not depend on its units, its shading and its crop.
 
     Args:
         volume: Any image, with background or without.
@@ -98,7 +97,7 @@ def _stacked(textures: Sequence[Texture]) -> _Stacked:
 def above_background(values: NDArray[np.float32], low: float, high: float) -> float:
     """Return a value above the background: a quarter of the way from the mean of dark to that of bright voxels.
 
-    Otsu's threshold parts the two.  Their means move less than the threshold where noise is added.
+    Otsu's threshold separates the two.  Noise moves their means less than the threshold.
 
     Args:
         values: Of an image.
@@ -115,7 +114,7 @@ def above_background(values: NDArray[np.float32], low: float, high: float) -> fl
 
 
 def _samples(volume: Volume) -> tuple[NDArray[np.float32], list[NDArray[np.float64]]]:
-    """Return some voxels, the same ones of a cropped or flipped copy, and where they lie along each axis, in mm."""
+    """Return some voxels, the same for a cropped or flipped copy, and their places along each axis in mm."""
     in_ras = canonical(volume)
     spacing = np.array(in_ras.geometry.spacing_mm)
     affine = np.asarray(in_ras.geometry.affine)
@@ -131,7 +130,7 @@ def _samples(volume: Volume) -> tuple[NDArray[np.float32], list[NDArray[np.float
 
 
 def _content(values: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Say which voxels are no background: one value on much of the faces, else what is dark."""
+    """Return the voxels that are not background: one frequent value on the faces, or else the dark voxels."""
     if not values.size:
         return np.zeros(values.shape, bool)
     sides = (values[[0, -1]], values[:, [0, -1]], values[..., [0, -1]])
@@ -161,7 +160,7 @@ def _centre(content: NDArray[np.bool_], axis: int, positions: NDArray[np.float64
 
 
 def _bins(positions: NDArray[np.float64], centre: float) -> NDArray[np.float32]:
-    """Say which voxels along an axis lie in each bin of those around a centre, shape (SIDE, count)."""
+    """Return which voxels along an axis lie in each of the bins around a centre, shape (SIDE, count)."""
     numbers = np.floor(positions / BIN_MM).astype(int)
     first = round(centre / BIN_MM) - SIDE // 2
     near = (numbers >= first) & (numbers < first + SIDE)
@@ -170,7 +169,7 @@ def _bins(positions: NDArray[np.float64], centre: float) -> NDArray[np.float32]:
 
 
 def _normalised(means: NDArray[np.floating], inside: NDArray[np.bool_]) -> NDArray[np.float16]:
-    """Take the mean around each bin from it and divide by the standard deviation there; bins outside do not count."""
+    """Subtract the mean around each bin and divide by the standard deviation there; bins outside do not count."""
     from scipy.ndimage import gaussian_filter  # 0.25 s that predicting does not need
 
     weights = inside.astype(np.float32)

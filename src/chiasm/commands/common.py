@@ -34,6 +34,13 @@ Size = Annotated[
         autocompletion=complete_size,
     ),
 ]
+Steps = Annotated[
+    int | None,
+    typer.Option("--steps", help="Training steps; the size decides by default.", rich_help_panel="Method"),
+]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", help="Any setting: --set loss.norm=l1.", rich_help_panel="Expert")
+]
 TensorBoard = Annotated[
     bool,
     typer.Option("--tensorboard", help="Write curves and slices for TensorBoard too.", rich_help_panel="Run"),
@@ -84,13 +91,21 @@ def show_registered(run: Path) -> None:
 
 
 def finish(problems: Sequence[Problem]) -> None:
-    """Name what was left out, and exit 3 if anything was."""
+    """Name what was left out, and exit 3 if anything was.
+
+    Raises:
+        Exit: With code 3, if there is a problem.
+    """
     for problem in problems:
         typer.echo(problem.line, err=True)
     exit_partial(problems)
 
 
 def exit_partial(problems: Sequence[Problem]) -> None:
-    """Exit 3 if anything was left out."""
+    """Exit 3 if anything was left out.
+
+    Raises:
+        Exit: With code 3, if there is a problem.
+    """
     if problems:
         raise typer.Exit(PARTIAL)

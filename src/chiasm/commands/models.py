@@ -17,7 +17,9 @@ from chiasm.commands.common import (
     Precision,
     Runner,
     Seed,
+    Settings,
     Size,
+    Steps,
     TensorBoard,
     Trust,
     exit_partial,
@@ -40,6 +42,21 @@ from chiasm.progress import count, follow, open_progress
 if TYPE_CHECKING:
     from chiasm.prediction.folders import Predicted
     from chiasm.prediction.manifest import Container
+
+Average = Annotated[
+    str,
+    typer.Option(
+        "--average",
+        help="flip: mean over a volume and its mirror image; none; auto: the choice stored in the model.",
+        rich_help_panel="Method",
+    ),
+]
+Format = Annotated[
+    str,
+    typer.Option(
+        "--format", help="volume (as the source), nifti, metaimage, nrrd, mgz or dicom.", rich_help_panel="Run"
+    ),
+]
 
 
 def plan(
@@ -123,9 +140,7 @@ def finetune(
         int, typer.Option("--folds", help="Folds by subject; 1 keeps no test set.", rich_help_panel="Run")
     ] = 5,
     seed: Seed = 0,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", help="Any setting: --set loss.norm=l1.", rich_help_panel="Expert")
-    ] = None,
+    settings: Settings = None,
     accelerator: Accelerator = "auto",
     precision: Precision = "auto",
     tensorboard: TensorBoard = False,
@@ -179,20 +194,8 @@ def predict(
         bool,
         typer.Option("--degrade", help="Super-resolution: make thin slices thick first.", rich_help_panel="Method"),
     ] = False,
-    average: Annotated[
-        str,
-        typer.Option(
-            "--average",
-            help="flip: mean over a volume and its mirror image; none; auto: as the model was made.",
-            rich_help_panel="Method",
-        ),
-    ] = "auto",
-    container: Annotated[
-        str,
-        typer.Option(
-            "--format", help="volume (as the source), nifti, metaimage, nrrd, mgz or dicom.", rich_help_panel="Run"
-        ),
-    ] = "volume",
+    average: Average = "auto",
+    container: Format = "volume",
     overwrite: Overwrite = False,
     runner: Runner = "serial",
     accelerator: Accelerator = "auto",
@@ -274,14 +277,9 @@ def complete(
     ] = 1,
     method: Annotated[str, typer.Option("--method", help="Method by name.", rich_help_panel="Method")] = "li-cnn",
     size: Size = "small",
-    steps: Annotated[
-        int | None,
-        typer.Option("--steps", help="Training steps; the size decides by default.", rich_help_panel="Method"),
-    ] = None,
+    steps: Steps = None,
     seed: Seed = 0,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", help="Any setting: --set loss.norm=l1.", rich_help_panel="Expert")
-    ] = None,
+    settings: Settings = None,
     trust: Trust = None,
 ) -> None:
     """Synthesise the modality that some cases lack, and measure whether a later model gains by it."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_args, get_t
 
 import typer
 
-from chiasm.commands.common import Size
+from chiasm.commands.common import Settings, Size, Steps
 from chiasm.errors import RecipeError, unknown
 
 if TYPE_CHECKING:
@@ -209,10 +209,7 @@ class RecipeOptions:
         ),
     ] = "dual-attention"
     size: Size = "small"
-    steps: Annotated[
-        int | None,
-        typer.Option("--steps", help="Training steps; the size decides by default.", rich_help_panel="Method"),
-    ] = None
+    steps: Steps = None
     fold: Annotated[int, typer.Option("--fold", help="Fold that is the test set.", rich_help_panel="Run")] = 0
     folds: Annotated[
         str,
@@ -223,9 +220,7 @@ class RecipeOptions:
         ),
     ] = "auto"
     seed: Annotated[int, typer.Option("--seed", help="Seed of weights and batches.", rich_help_panel="Run")] = 0
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", help="Any setting: --set loss.norm=l1.", rich_help_panel="Expert")
-    ] = None
+    settings: Settings = None
 
     def recipe(self, reading: ReadingOptions, selection: Selection, settings: Sequence[str] = ()) -> Recipe:
         """Resolve them.

@@ -31,7 +31,6 @@ from chiasm.errors import CohortError, RunError
 from chiasm.evaluation.loading import check_reference
 from chiasm.evaluation.rows import UNITS, Row
 from chiasm.evaluation.scoring import calibration, describe, harmonise, reporting_unit, score_expected_error
-from chiasm.evaluation.summary import format_table
 from chiasm.evaluation.uncertainty import (
     ENSEMBLE,
     MAP,
@@ -71,13 +70,6 @@ MORE_UNITS: Mapping[str, str] = {
     "trainings": "1",
     "seconds": "s",
 }
-
-#: What a short table shows, in this order.
-SHOWN = (
-    *("spearman", "spearman_smoothed", "auroc_worst", "auroc_lesion", "ause"),
-    *("observed_error", "calibration", "calibration_gap", "risk_90", "risk_50"),
-    *("passes", "trainings", "seconds"),
-)
 
 Array = NDArray[np.float32]
 Mask = NDArray[np.bool_]
@@ -262,16 +254,6 @@ def calibration_curve(expected: Array, error: Array, lesion: Mask) -> dict[str, 
         for decile, (x, y) in enumerate(zip(predicted.tolist(), true.tolist(), strict=True), start=1):
             points[f"{name} decile {decile}"] = {"expected_error": x, "observed_error": y}
     return points
-
-
-def expected_error_table(rows: Sequence[Row], subjects: Mapping[str, str] | None = None) -> list[str]:
-    """Set the map and its baselines side by side as lines of a Markdown table, mean ± SD over subjects.
-
-    Args:
-        rows: From `assess_maps`.
-        subjects: Case id to subject; by default each case is its own.
-    """
-    return format_table([row for row in rows if row.case != POOLED], SHOWN, subjects)
 
 
 def _load(run: Path, hardware: Hardware, trust: Collection[str]) -> Predictor:

@@ -152,10 +152,6 @@ def _by(readings: Iterable[Rating], key: Callable[[Rating], K]) -> dict[K, list[
     return groups
 
 
-def _subjects(readings: Iterable[Rating]) -> int:
-    return len({one.item.subject for one in readings})
-
-
 # Agreement
 
 

@@ -170,7 +170,16 @@ def unfold_voxels(features: Tensor, by: int) -> Tensor:
 
 
 def check_sizes(spatial: Sequence[int], dims: int, multiple: int) -> None:
-    """Raise ValueError unless `spatial` has `dims` axes, each a multiple of `multiple`."""
+    """Refuse sizes that a network cannot take.
+
+    Args:
+        spatial: Voxels along each spatial axis.
+        dims: Spatial axes of the network.
+        multiple: Each size must be a multiple of it.
+
+    Raises:
+        ValueError: If there is another number of axes, or a size is 0 or not a multiple.
+    """
     if len(spatial) != dims:
         raise ValueError(f"the network has {dims} spatial axes, the input {len(spatial)}: {tuple(spatial)}")
     if any(size % multiple or not size for size in spatial):

@@ -75,7 +75,11 @@ def farthest(steps: Sequence[Step], multiple: int) -> int:
 
 
 def check_numbers(in_channels: int, dims: int, scale: float) -> None:
-    """Raise ValueError unless `dims` is 2 or 3 and the others are positive."""
+    """Refuse numbers that no network can be built with.
+
+    Raises:
+        ValueError: If `dims` is neither 2 nor 3, or another number is not positive.
+    """
     if dims not in (2, 3) or in_channels < 1 or scale <= 0:
         raise ValueError(f"dims is 2 or 3, in_channels and scale positive, not {dims}, {in_channels}, {scale}")
 
@@ -90,7 +94,16 @@ def scaled(widths: Iterable[int], scale: float) -> list[int]:
 
 
 def check_discriminator(images: Tensor, dims: int, smallest: int) -> None:
-    """Raise ValueError unless `images` has `dims` spatial axes of at least `smallest`."""
+    """Refuse images that are too small for a discriminator.
+
+    Args:
+        images: Shape (N, C, *spatial).
+        dims: Spatial axes of the discriminator.
+        smallest: Fewest voxels along each spatial axis.
+
+    Raises:
+        ValueError: If there is another number of axes, or one is shorter.
+    """
     if images.ndim != dims + 2 or min(images.shape[2:]) < smallest:
         raise ValueError(f"expected {dims} axes of at least {smallest}, not {tuple(images.shape[2:])}")
 

@@ -141,7 +141,11 @@ class Planes:
         return self
 
     def split(self, size: int, dim: int) -> tuple[Planes, ...]:
-        """Split the channels."""
+        """Split the channels.
+
+        Raises:
+            NoSlabs: If another axis is to be split.
+        """
         if dim != 1:
             raise NoSlabs(f"a split along axis {dim}")
         return tuple(self[:, start : start + size] for start in range(0, self.shape[1], size))

@@ -11,6 +11,7 @@ import mmap
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -110,8 +111,13 @@ class CompactSynthesis:
     @property
     def mask(self) -> Volume:
         """Where the networks were asked."""
-        asked = Volume(self.prepared.mask.view(np.uint8), self.prepared.grid)
-        return Volume(resample(asked, self.grid, order=0).array.view(np.bool_), self.grid)
+        coincide = find_overlap(self.prepared.grid, self.grid) is not None
+        return Volume(_resampled_mask(self.prepared, self.grid) if coincide else self.mask_between, self.grid)
+
+    @cached_property
+    def mask_between(self) -> NDArray[np.bool_]:
+        """The mask on a grid that does not coincide with its own; image and map need it too, so it is kept."""
+        return _resampled_mask(self.prepared, self.grid)
 
     @property
     def mask_rule(self) -> Rule:
@@ -356,6 +362,11 @@ def _sparse_zeros(shape: Sequence[int]) -> NDArray[np.float32]:
     return np.frombuffer(room, np.float32).reshape(shape, order="F")
 
 
+def _resampled_mask(prepared: PreparedSource, grid: Geometry) -> NDArray[np.bool_]:
+    asked = Volume(prepared.mask.view(np.uint8), prepared.grid)
+    return resample(asked, grid, order=0).array.view(np.bool_)
+
+
 def _on_source_grid(
     values: NDArray[np.floating],
     prepared: PreparedSource,
@@ -387,5 +398,5 @@ def _on_source_grid(
         resample(Volume(laid_out(each, prepared.mask), prepared.grid), grid, order=1).array for each in (values, ones)
     )
     interpolated = total / np.maximum(weight, 1e-3)
-    inside = None if kept is None else kept.mask.array
+    inside = None if kept is None else kept.mask_between
     return np.asarray(interpolated if inside is None else np.where(inside, interpolated, outside), np.float32)

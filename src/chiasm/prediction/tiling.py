@@ -3,7 +3,7 @@
 Where a network's output depends only on what lies within its receptive field
 (fixed normalisation: the generator of this package), a tile read with a halo
 of that width and cut back to its core *equals* the whole volume's result, so
-nothing is blended.  `apply_to_slices` and `apply_to_volume` do that.  Networks
+nothing is blended.  `apply_inside` and `apply_to_volume` do that.  Networks
 that look at the whole of their input (instance normalisation, attention) have
 no such tiles; `blend_windows` averages overlapping windows for them.  Which
 kind a network is, `tiles_are_exact` measures.
@@ -153,51 +153,6 @@ def slice_stack(array: NDArray[Scalar], place: int, slices: int) -> NDArray[Scal
     return stack
 
 
-def apply_to_slices(
-    network_fn: NetworkFn,
-    source: NDArray[np.float32],
-    *,
-    slices: int,
-    batch: int,
-    multiple: int,
-    places: Sequence[int] | None = None,
-) -> NDArray[np.float32]:
-    """Run a 2D or 2.5D network over axial slices of a volume.
-
-    Each slice goes through whole, filled up with zeros at its far ends to the
-    network's multiple, so that there are no tiles to join.  Memory beside the
-    result does not grow with the volume.
-
-    Args:
-        network_fn: Maps (N, C * slices, I, J) to (N, C_out, I, J), without gradients.
-        source: Shape (C, I, J, K), an array or a memory-map.
-        slices: Neighbouring slices that make the channels, odd; 1 for 2D.
-        batch: Most slices in one pass; fewer where slices are large or memory is short.
-        multiple: What the network's input sizes must be multiples of.
-        places: The slices that are asked for, by their indices along K; None for all.
-
-    Returns:
-        Shape (C_out, I, J, K), laid out slice by slice in memory; 0 in slices that are not asked for.
-
-    Raises:
-        ValueError: If a number is out of range or the network's output has another shape.
-        ChiasmError: If one slice does not fit into memory.
-    """
-    _, height, width, depth = source.shape
-
-    def collect(made: Iterator[tuple[Sequence[int], NDArray[np.float32]]]) -> NDArray[np.float32]:
-        outputs = None
-        for group, output in made:
-            if outputs is None:
-                outputs = np.zeros((depth, output.shape[1], height, width), np.float32)
-            outputs[group] = output
-        assert outputs is not None
-        return np.moveaxis(outputs, 0, -1)
-
-    asked = range(depth) if places is None else places
-    return _over_slices(network_fn, [source], asked, collect, (slices, batch, multiple))
-
-
 def apply_inside(
     network_fn: NetworkFn,
     sources: Sequence[NDArray[Any]],
@@ -207,22 +162,26 @@ def apply_inside(
     batch: int,
     multiple: int,
 ) -> NDArray[np.float32]:
-    """Run a 2D or 2.5D network over the slices that hold voxels of a mask, and keep those voxels alone.
+    """Run a 2D or 2.5D network over the axial slices that hold voxels of a mask, and keep only those voxels.
+
+    Each slice goes through whole, filled up with zeros at its far ends to the
+    network's multiple, so that there are no tiles to join.  Memory beside the
+    result does not grow with the volume.
 
     Args:
-        network_fn: As for `apply_to_slices`.
-        sources: What the network sees, one after the other: arrays of shape (C, I, J, K).
+        network_fn: Maps (N, C * slices, I, J) to (N, C_out, I, J), without gradients.
+        sources: What the network sees, one after the other: arrays or memory-maps of shape (C, I, J, K).
         inside: Shape (I, J, K), not empty.
-        slices: As for `apply_to_slices`.
-        batch: Likewise.
-        multiple: Likewise.
+        slices: Neighbouring slices that make the channels, odd; 1 for 2D.
+        batch: Most slices in one pass; fewer if slices are large or memory is short.
+        multiple: What the network's input sizes must be multiples of.
 
     Returns:
         Shape (C_out, n), voxels in the order of slices: of `np.moveaxis(inside, -1, 0)`.
 
     Raises:
-        ValueError: As `apply_to_slices`.
-        ChiasmError: Likewise.
+        ValueError: If a number is out of range or the network's output has another shape.
+        ChiasmError: If one slice does not fit into memory.
     """
     counts = np.count_nonzero(inside, axis=(0, 1))
     ends = np.cumsum(counts)
@@ -323,7 +282,11 @@ def padded_to(images: NDArray[np.generic], spatial: Sequence[int]) -> NDArray[np
 
 
 def run_network(network_fn: NetworkFn, images: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Send images through the network and back to numpy, float32."""
+    """Send images (N, C, *S) through the network, and return its output as float32 in numpy.
+
+    Raises:
+        ValueError: If the network changes another size than that of the channels.
+    """
     made = network_fn(torch.from_numpy(images))
     if made.ndim != images.ndim or made.shape[0] != len(images) or made.shape[2:] != images.shape[2:]:
         raise ValueError(f"the network made {images.shape} into {tuple(made.shape)}: only channels may change")
@@ -334,7 +297,17 @@ def run_network(network_fn: NetworkFn, images: NDArray[np.float32]) -> NDArray[n
 def first_that_fits(
     run: Callable[[Choice], NDArray[np.float32]], choices: Sequence[Choice], smallest: str
 ) -> NDArray[np.float32]:
-    """Run with the first of ever smaller choices that does not run out of memory."""
+    """Run with the first of ever smaller choices that does not run out of memory.
+
+    Args:
+        run: Makes the result with one choice.
+        choices: From large to small, at least one.
+        smallest: The last choice in words, for the message.
+
+    Raises:
+        ChiasmError: If memory runs out with the smallest choice.
+        ValueError: If there is no choice.
+    """
     for choice in choices:
         try:
             return run(choice)

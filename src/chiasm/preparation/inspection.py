@@ -98,26 +98,6 @@ def _listed(paths: Sequence[Path], root: Path) -> list[str]:
     return lines + [f"{folder.relative_to(root).as_posix()}/ ({count} files)" for folder, count in folders.items()]
 
 
-def inspect_cohort(
-    cohort: Cohort, sources: Sequence[str] = (), target: str | None = None, progress: Progress | None = None
-) -> list[Problem]:
-    """Read every file of a cohort and say what is wrong with each.
-
-    Args:
-        cohort: From `find_cohort`.
-        sources: Modalities that matter; none means all that a case has.
-        target: Another that matters.
-        progress: Called with cases done, all cases, the next case's id.
-
-    Returns:
-        The cohort's own problems first, then those of its files.
-
-    Raises:
-        CohortError: If no case has the modalities asked for.
-    """
-    return _inspect(cohort, sources, target, progress)[1]
-
-
 def inspect_folder(
     root: Path,
     sources: Sequence[str] = (),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import chain
 
-from chiasm.cohorts.cases import Case, Cohort, Problem, Side, side_alone
+from chiasm.cohorts.cases import Case, Cohort, Problem, Side, side_alone, subjects_of
 from chiasm.cohorts.duplicates import find_near_duplicates
 from chiasm.cohorts.splits import find_duplicates
 from chiasm.errors import CohortError
@@ -102,7 +102,7 @@ def refuse_duplicates(examined: Mapping[str, ExaminedCase], cohort: Cohort, name
 
 def _near_duplicates(examined: Mapping[str, ExaminedCase], cohort: Cohort, role: str) -> Iterator[str]:
     """Name every two images of a modality that look like one scan and stand under different subjects."""
-    subjects = {case.id: case.subject for case in cohort.cases}
+    subjects = subjects_of(cohort.cases)
     views = PartOf(examined, lambda one: one.images[role].thumbnail)
     for a, b, correlation in find_near_duplicates(views):
         if subjects[a] != subjects[b]:

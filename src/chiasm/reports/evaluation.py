@@ -13,7 +13,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from chiasm.cohorts.cases import Cohort, Problem, grouped
+from chiasm.cohorts.cases import Cohort, Problem, grouped, subjects_of
 from chiasm.cohorts.dicom_patients import Selection
 from chiasm.cohorts.gathering import LOST, notes_in_lines
 from chiasm.errors import RunError, unknown
@@ -235,7 +235,7 @@ def _write_scores(out: Path, found: CaseScores, problems: Sequence[Problem], ask
 def _sum_up(
     found: CaseScores, problems: Sequence[Problem], assessed: PredictionFolder, cohort: Cohort, report: Path
 ) -> Scored:
-    subjects = {case.id: case.subject for case in cohort.cases}
+    subjects = subjects_of(cohort.cases)
     shared = paired(found.rows)
     sentences = tuple(headlines(shared, assessed.manifest.method, assessed.baselines.names, subjects))
     table = tuple(format_table(shared, subjects=subjects))

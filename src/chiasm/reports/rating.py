@@ -29,7 +29,7 @@ from chiasm.evaluation.predictions import open_predictions, open_reference
 from chiasm.evaluation.rating import RESULTS
 from chiasm.evaluation.reader_files import KEY, LEVELS, PAGE, REAL, Planes, StudyItem, is_key, write_key
 from chiasm.locks import locked
-from chiasm.methods import find_method, is_method
+from chiasm.methods import key_of
 from chiasm.outputs import refuse_data_folder, refuse_foreign, refuse_inputs, refuse_links, remove_files
 from chiasm.prediction.manifest import Entry
 from chiasm.preparation.plan import Plan
@@ -225,15 +225,10 @@ def _chosen(assessed: Sequence[PredictionFolder], methods: Sequence[str]) -> lis
     """
     known = {one.manifest.method for one in assessed}
     for name in methods:
-        if _own_name(name) not in known:
+        if key_of(name) not in known:
             raise unknown("prediction of the method", name, sorted(known))
-    wanted = set(map(_own_name, methods)) or known
+    wanted = set(map(key_of, methods)) or known
     return [one for one in assessed if one.manifest.method in wanted]
-
-
-def _own_name(method: str) -> str:
-    """Call a method of the table by its own name; what is none of them keeps its name."""
-    return find_method(method).key if is_method(method) else method
 
 
 def _check_alike(assessed: Sequence[PredictionFolder]) -> None:

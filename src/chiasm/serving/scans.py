@@ -331,7 +331,11 @@ def _read_back(folder: Path, name: str) -> Volume | None:
 
 @contextmanager
 def without_folder(folder: Path) -> Iterator[None]:
-    """Take a folder out of what an error says: of a file of ours only its field is left."""
+    """Take the server's folder out of the message of an error, so that it names only the field of the form.
+
+    Raises:
+        ChiasmError: The error of the block, without the folder.
+    """
     try:
         yield
     except ChiasmError as error:

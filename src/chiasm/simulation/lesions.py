@@ -8,7 +8,7 @@ the tissue of the host: edges are soft where infiltration is.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,6 @@ from chiasm.simulation.anatomy import CSF, DGM, GM, WM
 from chiasm.simulation.deformation import Array, control_grid, grid_points, pull, smooth_noise
 
 Disease = Literal["none", "high", "low", "ms", "cyst"]
-DISEASES: tuple[Disease, ...] = get_args(Disease)
 
 #: Channels of a lesion, in order.
 COMPARTMENTS = ("oedema", "core", "rim", "fluid", "plaque")

@@ -21,7 +21,7 @@ from typing import Any
 
 from chiasm import __version__
 from chiasm.checksums import sha256_of
-from chiasm.cohorts.cases import Case, Cohort, Problem, grouped
+from chiasm.cohorts.cases import Case, Cohort, Problem, grouped, subjects_of
 from chiasm.cohorts.completed import copy_case, write_completed
 from chiasm.cohorts.dicom_patients import Selection, marks_on
 from chiasm.cohorts.discovery import find_cohort, select_cases, selection_of
@@ -161,7 +161,7 @@ def complete(
         rows, unmeasured = _measure_all(cells, cohort, out, shares[1:], trusted, say)
         kinds = (found.problems, problems, survey.lacking, run.problems, failed, unmeasured)
         problems = list(dict.fromkeys(chain(*kinds)))
-        comparisons = compare_utility(rows, cohort.regions, {case.id: case.subject for case in cohort.cases})
+        comparisons = compare_utility(rows, cohort.regions, subjects_of(cohort.cases))
         lines = describe(survey, filled, comparisons, root, {problem.case for problem in problems})
         made = tuple(case.id for case in filled)
         done = Completed(out, root, made, comparisons, tuple(rows), lines, tuple(problems))

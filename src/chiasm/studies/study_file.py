@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from chiasm.errors import RecipeError
-from chiasm.methods import find_method, is_method, make_recipe
+from chiasm.methods import find_method, is_method, key_of, make_recipe
 from chiasm.prediction.baselines import NAMES
 from chiasm.recipe import Recipe, Registration, Section
 from chiasm.runners import Ray, Slurm
@@ -20,12 +20,7 @@ from chiasm.storage import read_toml
 WHOLE = ("mask", "image", "healthy", "edges", "lesion-edge")  # regions that every cohort has
 
 
-def _own_name(arm: str) -> str:
-    """Call an arm of the table by its own name; what is none of them may be a variant."""
-    return find_method(arm).key if is_method(arm) else arm
-
-
-Arm = Annotated[str, AfterValidator(_own_name)]
+Arm = Annotated[str, AfterValidator(key_of)]
 
 
 class Primary(Section):

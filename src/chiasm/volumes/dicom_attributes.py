@@ -175,7 +175,11 @@ def _cut(grid: Geometry, header: Any, frames: Sequence[Frame]) -> Iterator[Plane
 
 
 def on_planes(image: Volume, grid: Geometry, series: Series) -> NDArray[np.float32]:
-    """Return the image slice by slice, shape (K, rows, columns)."""
+    """Return the image slice by slice, shape (K, rows, columns).
+
+    Raises:
+        VolumeError: If the image lies on another grid, or holds values that are not finite.
+    """
     fitting = reordered_like(image, grid)
     if not same_grid(grid, fitting.geometry):
         raise VolumeError(

@@ -251,7 +251,13 @@ def _opened(path: Path) -> _Tame:
 
 @contextmanager
 def taming(part: DicomFile) -> Iterator[None]:
-    """Turn whatever pydicom raises on a damaged file into a `VolumeError`; keep back its warnings, which may quote."""
+    """Turn every error that pydicom raises on a damaged file into a `VolumeError`.
+
+    pydicom's messages and warnings are not shown, because they may quote the patient.
+
+    Raises:
+        VolumeError: If pydicom fails, or the block refuses the file.
+    """
     try:
         with _silenced():
             yield
