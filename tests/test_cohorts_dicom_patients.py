@@ -281,7 +281,7 @@ def test_a_whole_series_of_phase_or_a_map_is_taken_only_when_it_is_asked_for(tmp
     for selection in (Selection(), Selection(alone="t1")):
         cohort = find_cohort(tmp_path, selection=selection)
         assert cohort.cases == ()
-        assert "P07, of whom no series is known" in cohort.notes[0].message
+        assert "P07: no series of this patient is recognised" in cohort.notes[0].message
         assert "--series t1=1" in cohort.notes[0].message
     (case,) = find_cohort(tmp_path, selection=Selection(series={"t1": "1"})).cases
     np.testing.assert_array_equal(read_volume(case.images["t1"]).array, scan(seed=1))

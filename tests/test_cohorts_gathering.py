@@ -227,7 +227,7 @@ def test_dicom_in_folders_of_roles_is_split_by_them_and_a_patient_without_a_know
     write_source(tmp_path / "train/P4" / "ser1", PatientID="P4", SeriesDescription="foo", Modality="NM")
     cohort = find_cohort(tmp_path)
     assert roles(cohort) == {"P1": None, "P2": None, "P3": "test"}
-    assert "P4, of whom no series is known" in notes(cohort)["no-series"]
+    assert "P4: no series of this patient is recognised" in notes(cohort)["no-series"]
     numbered = tmp_path / "numbered"
     for name in ("1_train/P1", "2_val/P2", "3_test/P3"):
         write_source(numbered / name / "ser1", PatientID=name)

@@ -248,7 +248,7 @@ def test_a_file_that_is_called_another_modality_is_refused(
 ) -> None:
     file = tmp_path / f"{name}.nii.gz"
     shutil.copy(find_cohort(toy_cohort).cases[0].images["t1"], file)
-    with pytest.raises(CohortError, match="by its name, and the model takes t1") as refused:
+    with pytest.raises(CohortError, match="by its name, but the model takes t1") as refused:
         predict(finished_run, [file], tmp_path / "out")
     assert refused.value.reason == "other-modality" and not (tmp_path / "out" / "predictions.json").exists()
 

@@ -559,5 +559,5 @@ def test_a_target_among_the_sources_is_for_super_resolution_alone(cohort: Cohort
         ask(sources=("t1",), target="t1")
     plan = planned(cohort, ask(sources=("t1",), target="t2", task="super-resolution", factor=2, axis="I"))
     assert plan.own is None and plan.degradation is not None  # another modality, thin, at once
-    with pytest.raises(ValueError, match="super-resolution alone"):
+    with pytest.raises(ValueError, match="only super-resolution allows"):
         dataclasses.replace(plan, target="t1", degradation=None)
