@@ -175,7 +175,7 @@ class Plan:
             "there must be a source, and one entry for each": count > 0 and set(lengths) == {count},
             "numbers must be finite and below 1e9": bool((np.abs(self._numbers()) < 1e9).all()),
             "a modality must have the name of a file": all(map(is_safe_id, (*self.sources, self.target))),
-            "the target may be a source for super-resolution alone": self.own is None or self.degradation is not None,
+            "only super-resolution allows a target that is a source": self.own is None or self.degradation is not None,
         }
 
     def _rules_of_grid(self) -> dict[str, bool]:
