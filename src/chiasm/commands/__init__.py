@@ -1,1 +1,1 @@
-"""The verbs of the command line: each parses, calls one function and prints what came of it."""
+"""The verbs of the command line: each parses its options, calls one function and prints the result."""

@@ -83,7 +83,7 @@ Engine = Annotated[
 
 
 def show_registered(run: Path) -> None:
-    """Make the page of a run's registered pairs, where it has any."""
+    """Make the page of a run's registered pairs, if it has any."""
     if (run / "registered").is_dir():
         from chiasm.reports.registration import report_registered
 
@@ -91,7 +91,7 @@ def show_registered(run: Path) -> None:
 
 
 def finish(problems: Sequence[Problem]) -> None:
-    """Name what was left out, and exit 3 if anything was.
+    """Print what was left out, and exit 3 if anything was.
 
     Raises:
         Exit: With code 3, if there is a problem.

@@ -1,4 +1,4 @@
-"""Verbs about data: look at it, simulate it, align it, turn CT into attenuation."""
+"""Verbs about data: inspect, simulate, convert and align it, turn CT into attenuation."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def convert(
     allow: Allow = None,
     copy: Annotated[bool, typer.Option("--copy", help="Copy files that could be hard links.")] = False,
 ) -> None:
-    """Write a cohort in another layout: files that stay as they are become hard links, others are rewritten."""
+    """Write a cohort in another layout: unchanged files become hard links, others are rewritten."""
     check_output(out)
     from chiasm.cohorts.conversion import convert as run_conversion
 

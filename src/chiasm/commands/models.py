@@ -124,7 +124,7 @@ def train(
 
 
 def finetune(
-    run: Annotated[Path, typer.Argument(help="Run folder whose model goes on learning, or its model folder.")],
+    run: Annotated[Path, typer.Argument(help="Run folder of the model to train further, or its model folder.")],
     data: Data,
     out: Out,
     found: CohortOptions,
@@ -146,7 +146,7 @@ def finetune(
     tensorboard: TensorBoard = False,
     trust: Trust = None,
 ) -> None:
-    """Let a model go on learning on other paired scans of the same modalities; the same command again resumes."""
+    """Train a finished model further on other paired scans of the same modalities; the same command resumes."""
     check_output(out)
     selection = found.selection((), reading, allow, people)
     given = {"schedule.steps": steps, **file_settings(reading, selection)}
@@ -203,7 +203,7 @@ def predict(
     engine: Engine = "auto",
     trust: Trust = None,
 ) -> None:
-    """Synthesise whole volumes and an expected-error map for each; several runs give their mean and its spread."""
+    """Synthesise whole volumes, each with an expected-error map; several runs give their mean and spread."""
     check_output(out)
     from chiasm.prediction.folders import predict as run_prediction
     from chiasm.prediction.inputs import part_runs
@@ -236,7 +236,7 @@ def predict(
 
 
 def _show_predictions(made: Predicted) -> None:
-    """Show how many cases were predicted, and what a reader of their images must know."""
+    """Show how many cases were predicted, and the warnings on their images."""
     kept = f", {len(made.kept)} were there already" if made.kept else ""
     typer.echo(f"{len(made.done)} cases predicted{kept}: {made.folder}")
     for note in made.notes:
@@ -282,7 +282,7 @@ def complete(
     settings: Settings = None,
     trust: Trust = None,
 ) -> None:
-    """Synthesise the modality that some cases lack, and measure whether a later model gains by it."""
+    """Synthesise the modality that some cases lack, and measure whether it helps a later model."""
     check_output(out)
     selection = found.selection((), reading, people=people)
     recipe = RecipeOptions(
@@ -314,7 +314,7 @@ def export(
     to: Annotated[str, typer.Option("--to", help="onnx, openvino, torch (a .pt2) or monai-bundle.")] = "onnx",
     trust: Trust = None,
 ) -> None:
-    """Write a model as one file for other engines, with a description in JSON and a script that predicts with both."""
+    """Export a model as one file for other engines, with a description in JSON and a script that predicts."""
     check_output(out)
     from chiasm.prediction.export import export as run_export
 
@@ -357,7 +357,7 @@ def serve(
 
 
 def _container(name: str) -> Container:
-    """Read what a file format is called on the command line."""
+    """Return the file format of this name."""
     from chiasm.prediction.manifest import Container
 
     if name not in get_args(Container):

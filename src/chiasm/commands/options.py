@@ -99,7 +99,7 @@ class PeopleOptions:
 
 @dataclass(frozen=True)
 class CohortOptions:
-    """Which files of a folder are taken, and as what."""
+    """Which files of a folder are used, and their roles."""
 
     layout: Annotated[
         str | None,
@@ -123,10 +123,10 @@ class CohortOptions:
         """Return them as the functions take them.
 
         Args:
-            sources: Modalities that go in; a rule without a modality is for the only one.
+            sources: Source modalities; a rule without a modality is for a single source.
             reading: What to assume of the files.
-            allow: Marks that keep no image out.
-            people: Whose the cases are.
+            allow: Marks that do not exclude an image.
+            people: How cases are assigned to persons.
 
         Raises:
             RecipeError: If a rule or a mark is wrong.
@@ -142,7 +142,7 @@ class CohortOptions:
 
 
 def file_settings(reading: ReadingOptions, selection: Selection) -> dict[str, object]:
-    """Return the settings of a recipe that say how files are chosen and read; None for what was not asked for."""
+    """Return a recipe's settings for choosing and reading files; None for options that were not given."""
     return {
         "data.form": reading.form,
         "data.assume_ras": reading.assume_ras or None,
@@ -162,7 +162,7 @@ def complete_method(incomplete: str) -> list[str]:
 
 @dataclass(frozen=True)
 class RecipeOptions:
-    """What is to be learnt, by which method, with how much effort, on which fold."""
+    """What to learn, by which method, with how much effort, on which fold."""
 
     source: Annotated[
         list[str], typer.Option("--source", help="Source modality; several: --source t1 flair.", rich_help_panel="Data")
@@ -260,7 +260,9 @@ class RecipeOptions:
         if self.target is not None:
             return self.target.lower()
         if self.task != "super-resolution" or len(sources) != 1:
-            raise RecipeError("--target is missing", reason="target", hint="Say what is to come out: --target t2.")
+            raise RecipeError(
+                "--target is missing", reason="target", hint="Name the modality to synthesise: --target t2."
+            )
         return sources[0]
 
 
@@ -324,7 +326,7 @@ def spread(words: Sequence[str]) -> list[str]:
 
 
 def registration_named(name: str) -> Registration:
-    """Read what a registration is called on the command line.
+    """Return the registration of this name.
 
     Raises:
         RecipeError: If there is none of this name.

@@ -133,7 +133,7 @@ def _find_images(given: Sequence[Path]) -> tuple[list[Path], RealImages]:
 
 
 def _images_of_evaluation(folder: Path) -> tuple[list[Path], RealImages]:
-    """Take what an evaluation took, in the same way."""
+    """Return the predictions and real images of an evaluation."""
     from chiasm.reports.evaluation import selection_asked
     from chiasm.reports.evaluation_folder import place_of, read_asked
     from chiasm.reports.rating import RealImages
@@ -145,7 +145,7 @@ def _images_of_evaluation(folder: Path) -> tuple[list[Path], RealImages]:
 
 
 def _images_of_study(folder: Path) -> tuple[list[Path], RealImages]:
-    """Take what every method of a study predicted with its first seed."""
+    """Return every method's predictions with the first seed of a study, and the real images."""
     from chiasm.reports.rating import RealImages
     from chiasm.studies.notes import read_notes
     from chiasm.studies.study_file import data_folder, reference_folder
@@ -160,7 +160,7 @@ def _images_of_study(folder: Path) -> tuple[list[Path], RealImages]:
 
 
 def _read(out: Path, files: list[Path]) -> None:
-    """Say what a study found; exit 3 where raters left images out."""
+    """Print the results of a reader study; exit 3 if raters left images out."""
     from chiasm.evaluation.rating import RESULTS, report_ratings
 
     results = report_ratings(out, files)

@@ -135,7 +135,7 @@ def study(
 
 
 def _show_study(done: Done) -> None:
-    """Show what a study found, and which jobs and cases it is without."""
+    """Show the results of a study, and its missing jobs and cases."""
     for comparison in done.comparisons:
         if comparison.primary:
             typer.echo(comparison.verdict)
@@ -175,7 +175,7 @@ def models(
 
 
 def methods(size: Size = "small") -> None:
-    """List every method by group: what it is, whose it is, how many weights, what it needs; and what to start with."""
+    """List every method by group: description, author, number of weights, needs; and which methods to start with."""
     from chiasm.methods import GROUPS, METHODS, STARTS
     from chiasm.training.players import BESIDE, describe_methods
 
@@ -195,7 +195,7 @@ def methods(size: Size = "small") -> None:
 
 
 def _show_method(row: MethodRow) -> None:
-    """Print what a method is, whose it is, its weights and its needs."""
+    """Print a method's description, author, weights and needs."""
     from chiasm.methods import title_of
 
     published = f" ({row.published:,} published)" if row.published else ""

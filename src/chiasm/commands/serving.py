@@ -19,7 +19,7 @@ OF_PAGE, OF_NODE = "Page and REST API", "DICOM node"
 
 @dataclass(frozen=True)
 class PageOptions:
-    """Where the page listens, who may use it, and how much it takes."""
+    """Where the page listens, who may use it, and its limits."""
 
     port: Annotated[
         int | None, typer.Option("--port", help="Port of the page and the REST API.", rich_help_panel=OF_PAGE)
@@ -48,7 +48,7 @@ class PageOptions:
     ] = 2048
 
     def page(self, host: str) -> Page | None:
-        """Return where a page listens; None where no port is given.
+        """Return the settings of the page; None without a port.
 
         Raises:
             RecipeError: If the token cannot be read.
@@ -63,7 +63,7 @@ class PageOptions:
 
 @dataclass(frozen=True)
 class NodeOptions:
-    """Where a DICOM node listens, whose images it takes, and where results go."""
+    """Where a DICOM node listens, which senders it accepts, and where results go."""
 
     dicom_port: Annotated[
         int | None, typer.Option("--dicom-port", help="Port of the DICOM node.", rich_help_panel=OF_NODE)
@@ -88,7 +88,7 @@ class NodeOptions:
     ] = 5.0
 
     def node(self, host: str) -> Node | None:
-        """Return where a node listens; None where no port is given."""
+        """Return the settings of the node; None without a port."""
         if self.dicom_port is None:
             return None
         from chiasm.serving.dicom_inbox import Limits

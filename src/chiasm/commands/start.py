@@ -58,7 +58,7 @@ def run(
 def explain(
     place: Annotated[Path, typer.Argument(help="Folder that chiasm run, train or evaluate wrote.")],
 ) -> None:
-    """Say in words what was chosen and why, what happened in training, where the model is weak, what to try next."""
+    """Explain what was chosen and why, how the training went, where the model is weak, and what to try next."""
     _show_explanation(place)
 
 

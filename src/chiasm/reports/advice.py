@@ -1,8 +1,7 @@
-"""The one thing to try next: a list of rules, of which the first that applies speaks.
+"""What to try next: a list of rules; the first rule that applies gives the advice.
 
-The worst comes first: what was not finished, inputs that are unusual beside the
-training cases, a training that was too short or too long, lesions, and so on
-to what only a comparison with other methods can show.
+The worst problems come first: an unfinished training, unusual inputs, a training that was too short or too long,
+lesions, and so on.  The last rule advises a comparison with other methods.
 """
 
 from __future__ import annotations
@@ -92,7 +91,7 @@ def _longer(before: Point, last: Point, recipe: Recipe) -> str:
 
 
 def _lesions(found: Evidence) -> str:
-    """Say how lesions may be learnt better, where the model is no better than a baseline in them."""
+    """Advise on lesions, if the model is no better there than a baseline."""
     behind = [one for one in found.lesions if not one.is_better]
     if not behind:
         return ""
@@ -110,7 +109,7 @@ def _lesions(found: Evidence) -> str:
 
 
 def _whole(found: Evidence) -> str:
-    """Say what may be wrong where the model is no better than a baseline over the whole mask."""
+    """Advise on the whole mask, if the model is no better there than a baseline."""
     mask = next((one for one in found.comparisons if one.region == "mask"), None)
     if mask is None or mask.is_better:
         return ""
@@ -126,7 +125,7 @@ def _behind(where: str, one: BaselineComparison) -> str:
 
 
 def _attention(found: Evidence) -> str:
-    """Say where attention was paid for and did not act."""
+    """Advise on attention that had no effect."""
     if found.recipe.attention.head == "none":
         return ""
     shares, ratios = found.points("validation", "gate_closed_share"), found.points("validation", "weight_ratio")
@@ -141,7 +140,7 @@ def _attention(found: Evidence) -> str:
 
 
 def _discriminators(found: Evidence) -> str:
-    """Say how a discriminator comes back to its working range."""
+    """Advise on a discriminator that left its working range."""
     lowest, highest = HEALTHY_ACCURACY
     rate = found.recipe.optimiser.discriminator_rate
     for name in ("global", "local"):
@@ -152,7 +151,7 @@ def _discriminators(found: Evidence) -> str:
 
 
 def _other_rate(name: str, accuracy: float, rate: float) -> str:
-    """Say how the rate of a discriminator should change that ended too weak or too strong."""
+    """Describe how to change the rate of a discriminator that ended too weak or too strong."""
     weak = accuracy < HEALTHY_ACCURACY[0]
     ended, change, factor = ("near guessing", "double", 2) if weak else ("saturated", "halve", 0.5)
     return (

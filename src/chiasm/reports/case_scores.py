@@ -1,4 +1,4 @@
-"""The scores of one case beside those of the cohort: what is compared, and how it is shown."""
+"""The scores of one case beside those of the cohort."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def _spread(value: float, cohort: Sequence[float]) -> dict[str, Any]:
 
 
 def _rank(metric: Metric, value: float, cohort: Sequence[float]) -> str:
-    """Say how many in the cohort are better; nothing of a metric of which neither less nor more is."""
+    """Return the case's rank in the cohort; empty for a metric without a better direction."""
     if metric.better == "neither":
         return ""
     better = sum(metric.sign * other < metric.sign * value for other in cohort)

@@ -1,4 +1,4 @@
-"""Training curves, and how both discriminators and the attention fared, in words."""
+"""Training curves, and sentences on both discriminators and the attention."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ History = Sequence[Mapping[str, Any]]
 
 
 class Curve(NamedTuple):
-    """Where a curve's values stand in `log.jsonl`: in which kind of line, under which name."""
+    """The place of a curve's values in `log.jsonl`: the kind of line, and the name in it."""
 
     kind: str
     name: str
@@ -117,7 +117,7 @@ def read_history(path: Path) -> list[dict[str, Any]]:
 
 
 def logged_warnings(history: History) -> list[str]:
-    """Say each logged warning once, with the last step at which it was given."""
+    """Return each logged warning once, with its last step."""
     last = {str(line["message"]): line["step"] for line in history if line["kind"] == "warning"}
     return [f"In training, last at step {step}: {message}." for message, step in last.items()]
 
@@ -212,7 +212,7 @@ def _name_curves(axes: Any, labels: Sequence[str]) -> None:
 
 
 def describe_health(history: History) -> list[Remark]:
-    """Say how the discriminators and the attention fared, as sentences with a tone."""
+    """Describe the discriminators and the attention in sentences with a tone."""
     last = [(describe, _last(history, *names)) for names, describe in HEALTH]
     return [*(describe(value) for describe, value in last if value is not None), *_describe_gate(history)]
 
@@ -246,7 +246,7 @@ def _describe_weights(ratio: float) -> Remark:
 
 
 def _describe_gate(history: History) -> list[Remark]:
-    """Say how long the health gate kept the attention off, where it did."""
+    """Describe how long the health gate kept the attention off, if it did."""
     strengths = [value for line in history if (value := find_value(line, "attention_strength")) is not None]
     closed = strengths.count(0) / max(1, len(strengths))
     if closed == 1:
@@ -257,7 +257,7 @@ def _describe_gate(history: History) -> list[Remark]:
     return []
 
 
-#: What is said of the last finite value under the first of the names that has one.
+#: Names in the log, and the function that describes the last finite value of the first name that has one.
 HEALTH: tuple[tuple[tuple[str, ...], Callable[[float], Remark]], ...] = (
     (("accuracy_global",), partial(_describe_discriminator, "global")),
     (("accuracy_local",), partial(_describe_discriminator, "local")),

@@ -1,4 +1,4 @@
-"""How scores are shown: numbers with as many digits as they deserve, plots in the page's colours."""
+"""How scores are shown: numbers with suitable digits, plots in the page's colours."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Points = NDArray[np.float64]  # of a curve, shape (points, 2)
 
 
 class Metric(NamedTuple):
-    """What a metric is called on a page, and whether a lower or a higher score is better."""
+    """A metric's name on a page, and whether a lower or a higher score is better."""
 
     label: str
     better: Literal["lower", "higher", "neither"] = "neither"
@@ -32,7 +32,7 @@ class Metric(NamedTuple):
 
     @property
     def arrow(self) -> str:
-        """What stands behind the label: whether a lower or a higher score is better."""
+        """The arrow after the label: whether a lower or a higher score is better."""
         return {"lower": " ↓", "higher": " ↑", "neither": ""}[self.better]
 
     def best(self, scores: Collection[float]) -> float:
@@ -70,12 +70,12 @@ PAGE_COLOURS = {INK: "--ink", MUTED: "--muted", LINE: "--line", BAND: "--band"} 
 
 
 def find_metric(name: str) -> Metric:
-    """Return what a metric is called on a page; one that is not known there keeps its name."""
+    """Return a metric as pages show it; an unknown metric keeps its name."""
     return METRICS.get(name, Metric(name))
 
 
 def show_metric(name: str) -> str:
-    """Say a metric's name as people know it."""
+    """Return a metric's common name."""
     return find_metric(name).label
 
 
@@ -89,12 +89,12 @@ def show_number(value: float, like: float | None = None) -> str:
 
 
 def show_unit(unit: str) -> str:
-    """Say a unit; nothing for pure numbers."""
+    """Return a unit as text; empty for pure numbers."""
     return "" if unit in ("", "1") else unit
 
 
 def with_unit(value: str, unit: str) -> str:
-    """Put a unit behind a shown number; nothing behind pure numbers.
+    """Append a unit to a shown number; pure numbers have none.
 
     >>> with_unit("3.1", "HU"), with_unit("0.9", "1")
     ('3.1 HU', '0.9')
@@ -103,7 +103,7 @@ def with_unit(value: str, unit: str) -> str:
 
 
 def label_with(label: str, detail: str) -> str:
-    """Put a detail such as a unit in brackets behind a label; nothing where there is none."""
+    """Append a detail such as a unit to a label, in brackets; an empty detail adds nothing."""
     return f"{label} ({detail})" if detail else label
 
 
@@ -167,7 +167,7 @@ def draw_svg(draw: Any, alt: str, size: tuple[float, float], name: str, columns:
     prefix = re.sub(r"\W+", "-", name.lower()).strip("-")
 
     def fit(tag: re.Match[str]) -> str:
-        """Change a tag, never the words between tags, which come from file names."""
+        """Change only tags, not the text between them, which comes from file names."""
         fitted = re.sub(r'\bid="', f'id="{prefix}-', tag[0])
         fitted = fitted.replace('xlink:href="#', f'href="#{prefix}-').replace("url(#", f"url(#{prefix}-")
         fitted = re.sub(r"font-family: [^;\"]*", "font-family: inherit", fitted)

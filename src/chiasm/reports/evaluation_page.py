@@ -1,8 +1,7 @@
-"""One self-contained page: what was asked, what was found, and the pictures to assess it by.
+"""The report of an evaluation as one page: settings, results and pictures.
 
-The page needs no network, no server and no other file.  It says in words how
-the method stands against the best naive baseline, worse as plainly as better,
-and names what is missing.  The same input gives the same bytes.
+The page needs no network, no server and no other file.  It compares the method with the best naive baseline in words,
+whether it is better or worse, and names what is missing.  The same input gives the same bytes.
 """
 
 from __future__ import annotations
@@ -193,7 +192,7 @@ class Line(NamedTuple):
 
     @property
     def words(self) -> str:
-        """What the line shows, for those who cannot see it."""
+        """The line's content as text, for screen readers."""
         ends = f"{show_number(min(self.scores))} to {show_number(max(self.scores))}"
         return f"{self.region}, {self.method}: mean {show_number(float(np.mean(self.scores)))}, {ends}."
 

@@ -1,4 +1,4 @@
-"""What the files of a training and of its evaluation hold, gathered for explanations."""
+"""The content of the files of a training and of its evaluation, gathered for explanations."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ WARNINGS = (BEGINNING, "the input is unlike the training cases")  # how the warn
 
 @dataclass(frozen=True)
 class Evidence:
-    """Everything that an explanation quotes.
+    """The facts that an explanation uses.
 
     Attributes:
         folder: Of the run, or of the model.
-        recipe: What was asked for.
-        plan: What followed from the data, with reasons.
-        roles: How many cases are of each role; empty where the split is not known.
-        sites: Case to site, where that is known.
+        recipe: The settings.
+        plan: The choices that follow from the data, with reasons.
+        roles: Number of cases of each role; empty if the split is not known.
+        sites: Case to site, if it is known.
         history: Lines of the training's log.
         seconds: Time of each stage, where it was noted.
         is_finished: Whether the training came to its end.
@@ -104,7 +104,7 @@ def is_size(region: str) -> bool:
 
 
 def read_evidence(place: Path) -> Evidence:
-    """Gather what is known of a training and its evaluation.
+    """Gather the facts on a training and its evaluation.
 
     Args:
         place: What `chiasm run`, `train` or `evaluate` wrote, or a model folder.
@@ -128,7 +128,7 @@ def read_evidence(place: Path) -> Evidence:
 
 
 def read_evaluated(out: Path) -> Evidence:
-    """Gather what is known from an evaluation's folder; recipe and log are those of the first fold.
+    """Gather the facts from an evaluation's folder; recipe and log are those of the first fold.
 
     Raises:
         ChiasmError: If a file is missing or damaged.
@@ -137,7 +137,7 @@ def read_evaluated(out: Path) -> Evidence:
 
 
 def gather_evidence(assessed: Sequence[PredictionFolder], rows: Sequence[Row]) -> Evidence:
-    """Gather what is known of predictions that were scored.
+    """Gather the facts on scored predictions.
 
     Args:
         assessed: One for each fold; recipe and log are those of the first.

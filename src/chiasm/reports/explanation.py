@@ -51,7 +51,7 @@ class Part(NamedTuple):
 
 
 def explain(place: Path) -> tuple[Part, ...]:
-    """Say in words what was chosen and why, what happened in training, where the model is weak, what to try next.
+    """Explain in words what was chosen and why, how the training went, where the model is weak, and what to try next.
 
     Args:
         place: What `chiasm run`, `train` or `evaluate` wrote, or a model folder.
@@ -63,7 +63,7 @@ def explain(place: Path) -> tuple[Part, ...]:
 
 
 def explain_evidence(found: Evidence) -> tuple[Part, ...]:
-    """Say the same of evidence that was gathered already."""
+    """Explain evidence that was gathered already."""
     parts = (
         Part("Chosen", tuple(_chosen(found))),
         Part("In training", tuple(_in_training(found))),
@@ -88,7 +88,7 @@ def _chosen(found: Evidence) -> Iterator[str]:
 
 
 def _choice(plan: Plan, name: str) -> str:
-    """Say what was chosen, unless it is a fitted table, and why."""
+    """Describe a choice with its reason; of a fitted table, only the reason."""
     value = "" if name in FITTED else f"{_plain(getattr(plan, name, None))}; "
     return f"{CALLED.get(name, name)}: {value}{plan.reasons[name]}."
 
@@ -111,7 +111,7 @@ def _in_training(found: Evidence) -> Iterator[str]:
 
 
 def _loss(found: Evidence) -> Iterator[str]:
-    """Say how the first loss went that the log holds."""
+    """Describe the course of the first loss in the log."""
     for name, called in LOSSES.items():
         if curve := found.points("step", name):
             yield _ends(called, curve)
@@ -138,7 +138,7 @@ def _duration(seconds: float) -> str:
 
 
 def _pace(found: Evidence) -> str:
-    """Say how long a step took, where it is known."""
+    """State the time of a step, if it is known."""
     seconds = found.seconds.get("training")
     if seconds is None or not found.is_finished:
         return ""
@@ -156,7 +156,7 @@ def _weak(found: Evidence) -> Iterator[str]:
 
 
 def _unusual_inputs(found: Evidence) -> Iterator[str]:
-    """Name the inputs that are out of distribution, or say that none is."""
+    """Name the inputs that are out of distribution, or state that none is."""
     if found.out_of_distribution:
         yield (
             f"{len(found.out_of_distribution)} of {len(found.entries)} inputs are out of distribution: "
@@ -191,7 +191,7 @@ def _against(one: BaselineComparison) -> str:
 
 
 def _lesion_sizes(found: Evidence) -> Iterator[str]:
-    """Say how many lesions of each size are visible in the synthesis."""
+    """State how many lesions of each size are visible in the synthesis."""
     if parts := list(filter(None, (_visible(found, size) for size in SIZES))):
         yield f"Visible in the synthesis, by size of lesion: {', '.join(parts)} (means over cases)."
     if (made_up := found.scores("lesions", "false_lesions")) is not None:
@@ -199,7 +199,7 @@ def _lesion_sizes(found: Evidence) -> Iterator[str]:
 
 
 def _visible(found: Evidence, size: str) -> str:
-    """Say how many lesions of a size are visible; nothing where there are none."""
+    """State how many lesions of a size are visible; empty without such lesions."""
     recall = found.scores(f"lesions-{size}", "recall")
     if recall is None:
         return ""

@@ -19,7 +19,7 @@ LARGEST_EXPECTED = 0.99  # quantile above which a voxel's expected error is larg
 
 
 class Jump(NamedTuple):
-    """A place worth a look: what it is, a score of it, and its voxel of the canonical grid."""
+    """A place to look at: its name, a score, and its voxel of the canonical grid."""
 
     label: str
     detail: str

@@ -1,7 +1,7 @@
-"""`chiasm models`: what each model is, on what it was trained, how good it was on cases it had not seen, its limits.
+"""`chiasm models`: the card of a model: its data, its scores on test cases, its limits.
 
-A card quotes files: the model's own, and the scores of an evaluation where one
-is given with it.  Models are compared only as far as their test cases allow.
+A card takes its facts from files: those of the model, and those of an evaluation if one is given.  Models are compared
+only if their test cases allow it.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class CardScore:
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What is to be known of a model.
+    """The facts on a model.
 
     Attributes:
         place: The folder that was named.
@@ -88,7 +88,7 @@ class ModelCard:
 
 @dataclass(frozen=True)
 class ModelComparison:
-    """Several cards, and what stands between their scores.
+    """Several cards, with warnings if their scores cannot be compared.
 
     Attributes:
         cards: In the order of the folders.
@@ -100,7 +100,7 @@ class ModelComparison:
 
 
 def describe_models(places: Sequence[Path]) -> ModelComparison:
-    """Describe models, and say whether their scores can be compared.
+    """Describe models, and warn if their scores cannot be compared.
 
     Args:
         places: Runs, model folders, evaluations, or what `chiasm run` wrote; of the latter two also the scores.
@@ -159,7 +159,7 @@ def _describe_data(splits: SplitRecord | None, evidence: Evidence) -> str:
 
 
 def _limits(plan: Plan, model: Path) -> Iterator[str]:
-    """Say on what inputs the model was trained, and how far its expected error can be trusted."""
+    """Describe the inputs that the model was trained on, and the calibration of its expected error."""
     low, high = plan.grid_mm
     yield f"voxels from {_size(low)} to {_size(high)} mm"
     low, high = plan.body_mm
@@ -176,7 +176,7 @@ def _size(millimetres: Sequence[float]) -> str:
 
 
 def _licence(model: Path) -> str:
-    """Quote the first line of a licence that somebody put beside the model."""
+    """Return the first line of a licence beside the model."""
     path = next((path for path in map(model.joinpath, LICENCES) if path.is_file()), None)
     if path is None:
         return f"not stated; put a file {LICENCES[0]} beside {CARD}"
@@ -239,7 +239,7 @@ def report_models(found: ModelComparison) -> Iterator[str]:
 
 
 def _report_card(card: ModelCard) -> Iterator[str]:
-    """Write a card as lines of text, an empty one behind it."""
+    """Write a card as lines of text, with an empty line at the end."""
     yield f"{card.place}"
     yield from (f"  {name}: {words}" for name, words in card.facts.items())
     yield from (f"  {score.name}: {score}" for score in card.scores)
@@ -257,7 +257,7 @@ def _side_by_side(cards: Sequence[ModelCard]) -> Iterator[str]:
 
 
 def _column(card: ModelCard) -> dict[str, str]:
-    """Say what stands of a model beside the names of the lines."""
+    """Return a model's column of the table, by the names of the lines."""
     facts = {name: card.facts[name] for name in ("method", "images")}
     scores = {score.name: str(score) for score in card.scores}
     return {"": str(card.place), **facts, **scores, "sha256": card.facts["sha256 of the model"][:SHOWN]}

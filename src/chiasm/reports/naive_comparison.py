@@ -1,4 +1,4 @@
-"""A method beside the best naive baseline: case by case, and in words, worse as plainly as better."""
+"""A method compared with the best naive baseline, case by case and in words."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def _by_case(rows: Sequence[Row], method: str) -> dict[str, float]:
 
 
 def verdict(comparisons: Sequence[BaselineComparison], metric: str) -> str:
-    """Say in one sentence where the method is better than every naive baseline by a metric, and where not."""
+    """Name in one sentence the regions in which the method is better than every naive baseline, and the others."""
     if not comparisons:
         return "Nothing can be said: there is no score of the method beside one of a naive baseline."
     ahead, behind = _regions(comparisons, is_better=True), _regions(comparisons, is_better=False)
@@ -154,7 +154,7 @@ def _regions(comparisons: Sequence[BaselineComparison], *, is_better: bool) -> s
 
 
 def describe_comparison(c: BaselineComparison) -> Remark:
-    """Put a comparison into words: both means, the difference, and in how many cases the method is better."""
+    """Describe a comparison: both means, the difference, and the number of cases in which the method is better."""
     largest = max(abs(c.ours), abs(c.theirs))
     unit = f"{HARD_SPACE}{c.unit}" if show_unit(c.unit) else ""
     means = f"{show_number(c.ours, like=largest)} against {show_number(c.theirs, like=largest)}{unit}"
@@ -165,7 +165,7 @@ def describe_comparison(c: BaselineComparison) -> Remark:
 
 
 def _difference(c: BaselineComparison, unit: str) -> str:
-    """Say how much higher or lower the method's mean is, in per cent of the baseline's unless that is 0."""
+    """Describe how much higher or lower the method's mean is, in per cent of the baseline's unless that is 0."""
     change = c.ours - c.theirs
     if change == 0:
         return "the same on average"
@@ -180,7 +180,7 @@ def _word(c: BaselineComparison) -> str:
 
 
 def caution(comparisons: Sequence[BaselineComparison]) -> str:
-    """Say what these scores are not; nothing where there are none."""
+    """Warn that these scores are no test of a hypothesis; empty without scores."""
     if not comparisons:
         return ""
     fewest = min(comparison.cases for comparison in comparisons)
@@ -189,5 +189,5 @@ def caution(comparisons: Sequence[BaselineComparison]) -> str:
 
 
 def _listed(names: Sequence[str]) -> str:
-    """List names in words; nothing for none."""
+    """List names in words; empty without names."""
     return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))

@@ -1,8 +1,7 @@
-"""`RUN/progress.html`: a training while it learns, as a page that a double click opens and that refreshes itself.
+"""`RUN/progress.html`: the progress of a training, as a page that opens by double click and refreshes itself.
 
-It is written after each validation, whole or not at all: curves of the log so
-far, and the same slice of a validation case as it was after each of them.  The
-pictures stay in `RUN/progress/`, so that a resumed run shows those of before.
+It is written after each validation, whole or not at all.  It shows the curves of the log so far, and one slice of a
+validation case after each validation.  The pictures stay in `RUN/progress/`, so a resumed run shows the earlier ones.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ PANES = ("source", "real", "synthetic", "|error|")
 
 
 class ProgressPage:
-    """The page of one run, and what it remembers between two validations.
+    """The page of one run, with its state between two validations.
 
     Args:
         run: The run folder.
@@ -81,7 +80,7 @@ class ProgressPage:
         write_text(self.run / PAGE, render_page("progress.html", content))
 
     def _describe(self, step: int, steps: int) -> str:
-        """Say how far the training is, and how long the rest takes at the speed so far."""
+        """Describe the progress of the training, and the time left at the speed so far."""
         if step >= steps:
             return "The training is done."
         assert self.began is not None

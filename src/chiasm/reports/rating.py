@@ -1,9 +1,8 @@
-"""A reader study: one page of shuffled slices, real and synthetic, and beside it the key that says which is which.
+"""A reader study: one page of shuffled slices, real and synthetic, and a key that names each of them.
 
-The page holds no name of a case or method and no answer.  A slice is shown as
-each method made it and as it was scanned: cut to one box, in one window, and
-black outside the voxels that all methods filled, so that only what is inside
-can separate them.
+The page holds no names of cases or methods and no answers.  A slice is shown once as scanned and once from each method:
+cut to one box, in one window, and black outside the voxels that all methods filled.  So only the inside can show which
+is which.
 """
 
 from __future__ import annotations
@@ -56,7 +55,7 @@ Predicted = Mapping[str, tuple[PredictionFolder, Entry]]  # of one case: method 
 
 @dataclass(frozen=True)
 class StudyDesign:
-    """What raters are shown.
+    """The settings of a reader study.
 
     Attributes:
         slices: Of each case, at least 1.
@@ -75,7 +74,7 @@ class StudyDesign:
     methods: tuple[str, ...] = ()
 
     def check(self) -> None:
-        """Refuse what is out of range.
+        """Refuse settings that are out of range.
 
         Raises:
             RecipeError: If a number or the plane is.
@@ -94,7 +93,7 @@ class StudyDesign:
 
 @dataclass(frozen=True)
 class RealImages:
-    """Where the real images lie, and how they are read.
+    """The place of the real images, and how they are read.
 
     Attributes:
         folder: The cohort.
@@ -114,7 +113,7 @@ class ReaderStudy(NamedTuple):
 
     Attributes:
         page: For the raters; they need nothing else.
-        key: What each image is; for nobody who rates.
+        key: The case and method of each image; keep it from raters.
         items: Every showing, in the order of the page.
         problems: Cases that are not shown.
         notes: What a reader of the results must know, one sentence each.
@@ -147,7 +146,7 @@ def write_reader_study(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> ReaderStudy:
-    """Write `rate.html` for raters, and `key.csv`, which says what its images are.
+    """Write `rate.html` for raters, and `key.csv`, which names the case and method of each image.
 
     Args:
         predictions: Folders written by `chiasm predict`, of one or more methods; one method may have several,
@@ -191,7 +190,7 @@ def write_reader_study(
 
 
 def _notes(items: Sequence[StudyItem], by_case: Mapping[str, Predicted]) -> Iterator[str]:
-    """Say which cases a model was trained on, and whether there are too few subjects for a test."""
+    """Note the cases that a model was trained on, and whether there are too few subjects for a test."""
     shown = sorted({item.case for item in items})
     seen = [case for case in shown if any(was_seen(entry) for _, entry in by_case[case].values())]
     yield from warn_of_seen(seen, len(shown))
@@ -200,7 +199,7 @@ def _notes(items: Sequence[StudyItem], by_case: Mapping[str, Predicted]) -> Iter
 
 
 def _make_room(out: Path, inputs: Sequence[Path], *, overwrite: bool) -> None:
-    """Refuse to replace a study, whose ratings could not be read any more, or files of somebody else."""
+    """Refuse to replace other files, or a study, because its ratings could not be read any more."""
     refuse_inputs(map(out.joinpath, (*FILES, REGISTERED)), inputs, what="the study")
     refuse_links(out, FILES)
     if overwrite:
@@ -232,7 +231,7 @@ def _chosen(assessed: Sequence[PredictionFolder], methods: Sequence[str]) -> lis
 
 
 def _check_alike(assessed: Sequence[PredictionFolder]) -> None:
-    """Refuse predictions whose images cannot stand beside each other.
+    """Refuse predictions whose images cannot be compared.
 
     Raises:
         RunError: If they differ in target, its unit, first source, registration or thick slices, or a method is
@@ -250,7 +249,7 @@ def _check_alike(assessed: Sequence[PredictionFolder]) -> None:
 
 
 def _differing_terms(first: Plan, other: Plan) -> list[str]:
-    """Name what separates the images of two models."""
+    """Name the properties in which the images of two models differ."""
     terms = _terms(first)
     return [name for name, value in _terms(other).items() if value != terms[name]]
 

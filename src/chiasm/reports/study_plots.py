@@ -155,7 +155,7 @@ def draw_forest(comparisons: Sequence[Comparison], regions: Sequence[str], metri
 
 
 def _verdicts(comparisons: Sequence[Comparison]) -> str:
-    """Say what came of the declared comparisons."""
+    """Describe the results of the declared comparisons."""
     return " ".join(f"{one.verdict}." for one in comparisons if one.primary)
 
 

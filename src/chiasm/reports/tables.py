@@ -78,7 +78,7 @@ def mean_by(rows: Iterable[Row], key: Callable[[Row], Key]) -> dict[Key, float]:
 
 
 def arrange(values: Iterable[tuple[Line, Key, Value]]) -> dict[Line, dict[Key, Value]]:
-    """Arrange values as a table, each given with what its line and its column are called.
+    """Arrange values as a table; each value comes with the names of its line and its column.
 
     >>> arrange([("lesion", "ours", 3), ("mask", "ours", 1), ("mask", "theirs", 2)])
     {'lesion': {'ours': 3}, 'mask': {'ours': 1, 'theirs': 2}}
@@ -113,7 +113,7 @@ def to_markdown(table: PageTable) -> Iterator[str]:
 
 
 class MethodMean(NamedTuple):
-    """What a method reached in one region and metric.
+    """The mean score of a method in one region and metric.
 
     Attributes:
         region: Where.
@@ -196,7 +196,7 @@ def make_columns(rows: Iterable[Row]) -> ScoreColumns:
 
 
 class CaseLine(NamedTuple):
-    """What a line of a table of cases is of."""
+    """The case, region, fold and seed of a line in a table of cases."""
 
     case: str
     region: str

@@ -23,7 +23,7 @@ FOLDER = "tensorboard"
 
 
 class TensorBoard:
-    """What looks at a training for TensorBoard.
+    """Writes the progress of a training for TensorBoard.
 
     Args:
         run: The run folder; events go to `tensorboard/` in it.
@@ -73,7 +73,7 @@ class TensorBoard:
 
 
 class Watchers:
-    """Several who look at one training, in turn."""
+    """Several observers of one training, called one after another."""
 
     def __init__(self, watchers: Sequence[Watcher]) -> None:
         self.watchers = watchers
@@ -90,16 +90,16 @@ class Watchers:
 
 
 def watch_run(run: Path, *, tensorboard: bool) -> Watcher:
-    """Return who looks at a training: its page, and TensorBoard where that is asked for.
+    """Return the observers of a training: its page, and TensorBoard if `tensorboard` is set.
 
     Raises:
-        RecipeError: If TensorBoard is asked for and not installed.
+        RecipeError: If `tensorboard` is set and TensorBoard is not installed.
     """
     return Watchers([ProgressPage(run), TensorBoard(run)]) if tensorboard else ProgressPage(run)
 
 
 def _pixels(case: PreparedCase, maps: Maps) -> Any:
-    """Return the panes of the progress page as TensorBoard takes them, shape (3, height, width) in [0, 1]."""
+    """Return the panes of the progress page in TensorBoard's form, shape (3, height, width) in [0, 1]."""
     from matplotlib.image import imread
 
     return imread(io.BytesIO(draw_panes(case, maps)), format="png")[..., :3].transpose(2, 0, 1)

@@ -1,1 +1,1 @@
-"""A DICOM node."""
+"""A page with a REST API, and a DICOM node."""

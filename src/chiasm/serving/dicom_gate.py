@@ -1,9 +1,8 @@
-"""Where connections to a DICOM node wait until they have asked for an association.
+"""A gate where connections to a DICOM node wait until they have requested an association.
 
-pynetdicom gives each connection two threads and a place among its few
-associations as soon as it is open, whether it asks for anything or not.  Here
-one thread watches them all: a connection that stays silent, or sends its
-request a byte at a time, costs a socket and is closed after a few seconds.
+pynetdicom gives each open connection two threads and one of its few associations, even if the connection requests
+nothing.  Here one thread watches all connections: a connection that stays silent, or sends its request a byte at a
+time, costs only a socket and is closed after a few seconds.
 
 Reference: DICOM PS3.8, 9.2 (states 1 and 2, ARTIM timer) and 9.3 (PDUs).
 """
@@ -27,7 +26,7 @@ Standing = Literal["waits", "asks", "wrong", "gone"]
 
 
 class Visitor(NamedTuple):
-    """A connection that is open.
+    """An open connection.
 
     Attributes:
         connection: Its socket.
@@ -41,12 +40,12 @@ class Visitor(NamedTuple):
 
 
 class Look(NamedTuple):
-    """What came of looking at all that wait.
+    """The result of a look at all waiting connections.
 
     Attributes:
-        ready: Connections with a request that is complete, the oldest first.
-        silent: How many were closed because they had sent no complete request in time.
-        asking: How many have sent a complete request and wait for a place.
+        ready: Connections with a complete request, the oldest first.
+        silent: Number of connections that were closed because they sent no complete request in time.
+        asking: Number of connections with a complete request that wait for a place.
     """
 
     ready: tuple[Visitor, ...]
@@ -55,7 +54,7 @@ class Look(NamedTuple):
 
 
 class Gate:
-    """Connections that have not asked for an association yet; for one thread.
+    """Connections that have not requested an association yet; for one thread.
 
     Args:
         request_s: Seconds within which a request must be complete.
@@ -71,19 +70,18 @@ class Gate:
         return len(self._waiting)
 
     def admit(self, connection: socket.socket, address: Any) -> None:
-        """Let a connection wait, which is not blocking from now on."""
+        """Let a connection wait; it does not block from now on."""
         connection.setblocking(False)
         self._waiting.append(Visitor(connection, address, self._clock()))
         while len(self._waiting) > self._most:
             close_politely(self._waiting.pop(0).connection)
 
     def look(self, places: int) -> Look:
-        """Take out connections whose request is complete, and close those that are silent, gone or no DICOM.
+        """Return connections with a complete request, and close those that are silent, gone or not DICOM.
 
         Args:
-            places: How many associations there is room for.  Where there is
-                none, a request waits as long as a silent connection may; then
-                it is taken out too, to be refused as DICOM refuses.
+            places: Number of free associations.  Without one, a request waits as long as a silent connection may.  Then
+            it is returned too, so that it is refused in the way of DICOM.
         """
         now, silent, asking = self._clock(), 0, 0
         ready: list[Visitor] = []
@@ -107,7 +105,7 @@ class Gate:
 
 
 class Places:
-    """The places for associations of a node, and who gives one up for others: whoever was silent for longest.
+    """The places for associations of a node; the association that was silent for longest gives up its place.
 
     Args:
         count: Associations at a time.
@@ -125,7 +123,7 @@ class Places:
         self._heard[association] = self._clock()
 
     def free(self, active: Collection[Any]) -> int:
-        """Count the places that nobody has.
+        """Count the free places.
 
         Args:
             active: All associations that there are.
@@ -133,14 +131,14 @@ class Places:
         return self._count - len(active)
 
     def make_room(self, active: Collection[Any], count: int) -> list[Any]:
-        """End associations for others that wait, the longest silent first; they take a moment to leave.
+        """End associations for others that wait, the longest silent first; ending takes a moment.
 
         Args:
             active: All associations that there are.
             count: How many others wait.
 
         Returns:
-            Those that are ended; of those that were ended before and are still there, each makes room for another.
+            The associations that are ended now; each one that was ended before and is still there also makes a place.
         """
         last = self._clock() - self._silent_s
         count -= sum(association in self._ending for association in active)
@@ -153,7 +151,7 @@ class Places:
 
 
 def end_association(association: Any) -> None:
-    """Have an association of pynetdicom end itself, with a word to the other end once it is established."""
+    """Let an association of pynetdicom end itself; if it is established, it tells the other end."""
     if association.is_established:
         association.abort(block=False)
     else:
@@ -161,7 +159,7 @@ def end_association(association: Any) -> None:
 
 
 def standing_of(connection: socket.socket) -> Standing:
-    """Return what a connection has sent so far, and leave it unread.
+    """Classify what a connection has sent so far, without reading it.
 
     Args:
         connection: A socket that is not blocking.
@@ -190,7 +188,7 @@ def standing_of(connection: socket.socket) -> Standing:
 
 
 def close_politely(connection: socket.socket, last: bytes = b"") -> None:
-    """Close a connection after a last word; what it sent is read first, or its end would reach the other as a fault."""
+    """Close a connection after a last message; read what it sent first, or the other end would see an error."""
     with suppress(OSError):
         connection.setblocking(False)
         connection.send(last)
@@ -200,7 +198,7 @@ def close_politely(connection: socket.socket, last: bytes = b"") -> None:
 
 
 def read_within(connection: socket.socket, count: int, seconds: float) -> bytearray:
-    """Read so many bytes, fewer where the other end closes first.
+    """Read `count` bytes, or fewer if the other end closes first.
 
     Args:
         connection: A socket; its timeout is changed.

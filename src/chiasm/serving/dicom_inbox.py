@@ -1,12 +1,10 @@
-"""Images as they come in by C-STORE, gathered into series until these are whole.
+"""Images that arrive by C-STORE, gathered into complete series.
 
-An image is put by its SeriesInstanceUID and the title of who sends it.  A
-series is whole when every association that sent some of it has been
-released and nothing has come for a while: senders spread a series over
-associations.  One whose association broke off waits longer, for the sender
-to try again, and is then thrown away.
+Images are grouped by SeriesInstanceUID and the title of their sender.  Senders may spread a series over several
+associations.  So a series is complete when every association that sent a part of it was released, and nothing came for
+a while.  If an association broke off, its series waits longer for the sender to try again, and is then removed.
 
-Nothing that an image says becomes a path: files and folders are counted.
+No text of an image becomes a path: files and folders have numbers.
 """
 
 from __future__ import annotations
@@ -27,7 +25,7 @@ MIB = 2**20
 
 
 class Limits(NamedTuple):
-    """What a node takes at most.
+    """The limits of a node.
 
     Attributes:
         image_bytes: Of one image.
@@ -59,18 +57,18 @@ class Limits(NamedTuple):
 
 
 class InboxError(ChiasmError):
-    """An image that is not taken because there is no room for it."""
+    """An image that is refused because there is no room for it."""
 
 
 class Arrival(NamedTuple):
-    """A series that is done with.
+    """A series that left the inbox.
 
     Attributes:
         number: Counted from 1.
-        sender: Title of who sent it.
-        folder: Its images; whoever takes the arrival removes it.
-        images: How many.
-        whole: Whether its associations ended as they should; otherwise the folder is gone already.
+        sender: Title of the sender.
+        folder: Its images; the caller removes it.
+        images: Number of images.
+        whole: Whether its associations were released; otherwise the folder is removed already.
     """
 
     number: int
@@ -113,7 +111,7 @@ class Inbox:
         return len(self._pending)
 
     def store(self, association: Hashable, sender: str, content: bytes) -> None:
-        """Take one image; one with the same SOPInstanceUID in the same series is replaced.
+        """Store one image; it replaces an image with the same SOPInstanceUID in the same series.
 
         Args:
             association: What stands for it.
@@ -138,7 +136,7 @@ class Inbox:
             waiting.broken, waiting.last = False, self._clock()
 
     def _begin(self, sender: str, series: str) -> _Pending:
-        """Make the place of a series of which this is the first image."""
+        """Make the place of a series for its first image."""
         if len(self._pending) >= self._limits.series:
             raise InboxError("too many series wait", reason="full", expected=f"at most {self._limits.series}")
         self._count += 1
@@ -148,7 +146,7 @@ class Inbox:
         return waiting
 
     def _check_room(self, waiting: _Pending, added: int) -> None:
-        """Refuse an image that would make its series, or all that waits, larger than the limits."""
+        """Refuse an image that would make its series, or all waiting series, larger than the limits."""
         limits = self._limits
         if len(waiting.files) >= limits.images or waiting.size + added > limits.series_bytes:
             raise InboxError("the series is too large", reason="too-large")
@@ -167,7 +165,7 @@ class Inbox:
                     waiting.broken |= broken
 
     def collect(self, alive: Collection[Hashable]) -> list[Arrival]:
-        """Hand over a series that is whole, at most one, and throw away those that never will be.
+        """Return one complete series, if there is one, and remove series that will never be complete.
 
         Args:
             alive: Associations that still are; any other that was not released broke off.
@@ -184,16 +182,16 @@ class Inbox:
         return arrivals
 
     def _associations(self) -> set[Hashable]:
-        """Return all associations that sent something of what waits."""
+        """Return all associations that sent a part of a waiting series."""
         return {one for waiting in list(self._pending.values()) for one in list(waiting.associations)}
 
     def _is_due(self, waiting: _Pending) -> bool:
-        """Return whether nothing more is to be waited for: no association, and silence for long enough."""
+        """Return whether a series need not wait longer: it has no association, and was silent for long enough."""
         wait = self._limits.partial_s if waiting.broken else self._limits.quiet_s
         return not waiting.associations and self._clock() - waiting.last >= wait
 
     def _take(self, key: tuple[str, str]) -> Arrival:
-        """Take a series out; the images of one that broke off are removed."""
+        """Take a series out of the inbox; remove its images if an association broke off."""
         waiting = self._pending.pop(key)
         if waiting.broken:
             shutil.rmtree(waiting.folder, ignore_errors=True)

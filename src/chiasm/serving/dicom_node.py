@@ -1,11 +1,9 @@
-"""A DICOM node: series come in by C-STORE, and synthetic ones go out to an archive or into a folder.
+"""A DICOM node: it receives series by C-STORE, and sends synthetic series to an archive or writes them to a folder.
 
-It answers C-ECHO, takes MR and CT, and works on one series at a time.  A
-series that cannot be used is named by its number and the rule that it breaks;
-what the log holds are numbers, times, reasons and titles, and nothing that an
-image says.
+It answers C-ECHO, accepts MR and CT, and works on one series at a time.  The log names a series that cannot be used by
+its number and the reason.  The log holds only numbers, times, reasons and titles, and no text of an image.
 
-Titles are names, not passwords: whoever reaches the port can claim one.
+Titles are names, not passwords: every program that reaches the port can use any title.
 """
 
 from __future__ import annotations
@@ -78,17 +76,17 @@ BACKLOG = 128  # connections that the system holds until they are accepted
 
 @dataclass(frozen=True)
 class Node:
-    """Where a node listens, whose images it takes, and where results go.
+    """Where a node listens, which senders it accepts, and where results go.
 
     Attributes:
         port: Of TCP; 0 takes any that is free.
         host: Address to listen on.
         title: The AE title that senders must call.
-        allow: AE titles that may send; all where none is named, which only a loopback address may have.
-        send_to: Where results go, as AET@host:port.
-        out: Where results stay, a folder for each.
-        series: Words of the descriptions of the series to take, or their modality; all where None.
-        limits: What it takes at most.
+        allow: AE titles that may send; empty for all, which needs a loopback address.
+        send_to: The node to which results are sent, as AET@host:port.
+        out: The folder in which results are kept, each in its own folder.
+        series: Words of the descriptions of the series to take, or their modality; None for all.
+        limits: How much it takes.
     """
 
     port: int
@@ -122,7 +120,7 @@ class Node:
 
 
 def run_node(predictor: Predictor, node: Node, spool: Path, turn: Lock, stop: Stop, say: Callable[[str], None]) -> None:
-    """Run a DICOM node until it is to stop; then end its associations and remove what waits.
+    """Run a DICOM node until it is asked to stop; then end its associations and remove waiting series.
 
     Args:
         predictor: Of a model with one source, see `check_one_source`.
@@ -157,7 +155,7 @@ def run_node(predictor: Predictor, node: Node, spool: Path, turn: Lock, stop: St
 
 
 def check_node(node: Node) -> None:
-    """Refuse a node whose options are wrong, or that lacks what it needs, before a model is loaded.
+    """Refuse a node with wrong options or without pynetdicom, before a model is loaded.
 
     Raises:
         RecipeError: As `Node.check`.
@@ -188,7 +186,7 @@ def check_one_source(predictor: Predictor, run: Path) -> None:
 
 
 def _handle(arrival: Arrival, predictor: Predictor, node: Node, peer: Peer | None, say: Callable[[str], None]) -> None:
-    """Synthesise one series and pass it on; say what came of it."""
+    """Synthesise one series, deliver the result, and log it."""
     name = f"series {arrival.number}"
     say(f"{name}: {arrival.images} images from {arrival.sender}")
     started = time.monotonic()
@@ -231,7 +229,7 @@ def synthesise_series(folder: Path, place: Path, predictor: Predictor, wanted: s
 
 
 def _check_series(series: Series, folder: Path, modality: str, wanted: str | None) -> None:
-    """Refuse a series that was made, is of another modality, or is not asked for."""
+    """Refuse a series that is synthetic, is of another modality, or does not fit the rule."""
     if series.synthetic:  # an archive that passes on what it gets would never end
         raise VolumeError("was made, not acquired", path=folder, reason="synthetic")
     if series.modality != modality:
@@ -257,7 +255,7 @@ def _series_in(folder: Path, wanted: str | None) -> Series:
 
 
 def _kernel(node: Node) -> Any:
-    """Make what answers associations: who may call, and what is taken."""
+    """Make the application entity that answers associations: who may call, and which objects it accepts."""
     try:
         from pynetdicom import AE
     except ModuleNotFoundError:
@@ -342,7 +340,7 @@ def _listening(kernel: Any, node: Node, inbox: Inbox, say: Callable[[str], None]
 
 
 def _bound(event: Any, taken: WeakKeyDictionary[Any, int], places: Places, limits: Limits) -> None:
-    """Bound what a peer may promise and how long it takes; pynetdicom waits for each piece anew."""
+    """Limit the size and the time of a peer's messages; pynetdicom starts a new wait for each piece."""
     association = event.assoc
     connection = association.dul.socket
     connection.socket.settimeout(limits.idle_s)  # of sending
@@ -372,7 +370,7 @@ def _wake(event: Any, say: Callable[[str], None]) -> None:
 
 
 def _let_go(event: Any) -> None:
-    """End the thread of an association whose request is none; it would wait for another for seconds."""
+    """End the thread of an association without a valid request; it would wait for seconds."""
     if event.current_state == "Sta2" and event.next_state != "Sta3":
         event.assoc.dul.to_user_queue.put(None)
 
@@ -420,7 +418,7 @@ def _gated(limits: Limits, places: Places, say: Callable[[str], None]) -> type:
 
 
 def hang_up(kernel: Any) -> None:
-    """End associations at once; pynetdicom's own way waits for ever for a peer that never said anything.
+    """End associations at once; pynetdicom itself waits for ever for a peer that never sent anything.
 
     Args:
         kernel: The application entity of pynetdicom whose associations end.

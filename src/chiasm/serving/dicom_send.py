@@ -42,13 +42,13 @@ class Peer:
 
 
 def parse_peer(text: str) -> Peer:
-    """Read where another node is.
+    """Parse the address of another node.
 
     >>> parse_peer("ORTHANC@127.0.0.1:4242")
     Peer(title='ORTHANC', host='127.0.0.1', port=4242)
 
     Raises:
-        RecipeError: If it is no AET@host:port.
+        RecipeError: If it does not have the form AET@host:port.
     """
     title, _, place = text.partition("@")
     host, _, port = place.rpartition(":")
@@ -61,7 +61,7 @@ def check_title(title: str) -> str:
     r"""Return an AE title: 1 to 16 printable ASCII characters, no backslash.
 
     Raises:
-        RecipeError: If it is none.
+        RecipeError: If it is not a title.
     """
     if not re.fullmatch(r"[ -\[\]-~]{1,16}", title) or title != title.strip():
         raise RecipeError("is no AE title", reason="title", found=repr(title), expected="1 to 16 characters")
@@ -72,9 +72,9 @@ def send(files: Sequence[Path], peer: Peer, title: str) -> None:
     """Send DICOM files to another node, all of them, in up to three attempts.
 
     Args:
-        files: What `write_dicom_case` wrote.
-        peer: Where to.
-        title: Who says so.
+        files: Files of `write_dicom_case`.
+        peer: The other node.
+        title: AE title of this node.
 
     Raises:
         ChiasmError: If some could not be sent.
@@ -90,7 +90,7 @@ def send(files: Sequence[Path], peer: Peer, title: str) -> None:
 
 
 def _send_once(files: Sequence[Path], peer: Peer, title: str) -> list[Path]:
-    """Send files, and return those that were not taken."""
+    """Send files, and return those that were not accepted."""
     from pynetdicom import AE
 
     sender = AE(ae_title=title)

@@ -1,8 +1,7 @@
-"""Jobs of the page and the API: each has a folder, waits for its turn, is worked on, and is forgotten in time.
+"""Jobs of the page and the API: each has a folder, waits for its turn, runs, and is removed after some time.
 
-One job is worked on at a time.  Whoever has a job's id can see it; ids cannot
-be guessed, and no list of them is given out.  What a job leaves is its folder,
-and that goes when the job is deleted or has been kept for long enough.
+One job runs at a time.  Everybody who has a job's id can see the job.  Ids cannot be guessed, and there is no list of
+them.  The folder of a job is removed when the job is deleted or its time is over.
 """
 
 from __future__ import annotations
@@ -29,15 +28,15 @@ SWEEP_S = 1.0
 
 
 class Cancelled(Exception):
-    """The job that is worked on is wanted no more."""
+    """The running job was deleted."""
 
 
 class Outcome(NamedTuple):
-    """What a job made.
+    """The result of a job.
 
     Attributes:
-        files: Names of files in the job's folder, each with what it is called for people.
-        warnings: What a reader of the images must know, one sentence each.
+        files: Names of files in the job's folder, each with a name for people.
+        warnings: Warnings for readers of the images, one sentence each.
     """
 
     files: Mapping[str, str]
@@ -52,7 +51,7 @@ View = Callable[[str, Sequence[str]], str]
 
 @dataclass
 class ServedJob:
-    """A job and what became of it.
+    """A job, its state and its result.
 
     Attributes:
         id: Cannot be guessed.
@@ -86,7 +85,7 @@ class ServedJob:
 
 
 class FullError(ChiasmError):
-    """No job is taken now.
+    """No job can be accepted now.
 
     Args:
         what: Why.
@@ -99,7 +98,7 @@ class FullError(ChiasmError):
 
 
 class JobQueue:
-    """Jobs that wait, one that is worked on, and those that are finished; safe to call from any thread.
+    """Waiting jobs, one running job, and finished jobs; safe to call from any thread.
 
     Args:
         folder: An empty one of its own.
@@ -126,7 +125,7 @@ class JobQueue:
         self._sweeper.start()
 
     def begin(self) -> ServedJob:
-        """Take a place for a job whose files are coming; `submit` or `delete` it.
+        """Reserve a place for a job whose files are arriving; `submit` or `delete` it later.
 
         Raises:
             FullError: If there is no place.
@@ -154,13 +153,13 @@ class JobQueue:
             self._worker.submit(self._run, job, work).add_done_callback(lambda future: self._note(job, future))
 
     def find(self, name: str) -> ServedJob | None:
-        """Return a job by its id; None where there is none, or it is too old."""
+        """Return a job by its id; None if there is none, or it is too old."""
         with self._lock:
             self.sweep()
             return self._jobs.get(name)
 
     def delete(self, name: str) -> bool:
-        """Forget a job and its files; work on it ends after the pass that it is in.
+        """Delete a job and its files; a running job ends after its current pass.
 
         Returns:
             Whether there was one.
@@ -175,7 +174,7 @@ class JobQueue:
             return True
 
     def place(self, job: ServedJob) -> int:
-        """Return how many jobs come before one that waits; 0 of any other."""
+        """Return how many jobs come before a waiting job; 0 for other jobs."""
         with self._lock:
             if job.state != "waiting":
                 return 0
@@ -183,25 +182,25 @@ class JobQueue:
             return len(before) + sum(one.state == "running" for one in self._jobs.values())
 
     def expected_s(self, jobs: int = 1) -> float:
-        """Return about how many seconds so many jobs take."""
+        """Return about how many seconds a number of jobs takes."""
         with self._lock:
             return jobs * sum(self._took) / len(self._took)
 
     def expires_s(self, job: ServedJob) -> float | None:
-        """Return in how many seconds a finished job is forgotten; None of one that is not finished."""
+        """Return the seconds until a finished job is removed; None for other jobs."""
         if job.state not in ("done", "failed"):
             return None
         return max(0.0, job.since + self._limits.keep_s - self._clock())
 
     def sweep(self) -> None:
-        """Forget jobs that were kept for long enough."""
+        """Remove jobs whose time is over."""
         with self._lock:
             for job in list(self._jobs.values()):
                 if self.expires_s(job) == 0:
                     self.delete(job.id)
 
     def close(self) -> None:
-        """End the work, forget all jobs, and return when no thread is left."""
+        """End the work, remove all jobs, and return when no thread is left."""
         self._closing.set()
         with self._lock:
             for name in list(self._jobs):
@@ -225,7 +224,7 @@ class JobQueue:
         return work(job.folder, report)
 
     def _note(self, job: ServedJob, future: Future[Outcome]) -> None:
-        """Keep what came of a job; the folder of one that was deleted meanwhile goes."""
+        """Store the result of a job; remove its folder if it was deleted meanwhile."""
         error = Cancelled() if future.cancelled() else future.exception()
         with self._lock:
             job.seconds, job.since = self._clock() - job.since, self._clock()
@@ -259,7 +258,7 @@ class JobQueue:
 
 
 def described(error: BaseException) -> ChiasmError:
-    """Return an error that a user can act on; of any other only its kind, as its words may come from an image."""
+    """Return an error that a user can act on; of other errors only the type, as the text may come from an image."""
     if isinstance(error, ChiasmError):
         return error
     if isinstance(error, MemoryError):

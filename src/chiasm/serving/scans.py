@@ -1,7 +1,7 @@
-"""Scans that were handed in: read as `chiasm predict` reads them, synthesised, written, and shown.
+"""Scans that a user handed in: they are read as by `chiasm predict`, synthesised, written and shown.
 
-Files lie under names of our own in the job's folder.  What an error says of
-that folder is taken out: whoever reads it knows the field of the form alone.
+Files get names of our own in the job's folder.  This folder is removed from messages: a user knows only the field of
+the form.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ Report = Callable[[str, float], None]
 
 @dataclass
 class Synthesiser:
-    """A loaded model that one scan at a time is given to.
+    """A loaded model that predicts one scan at a time.
 
     Attributes:
-        predictor: Reads as the command line says.
-        turn: Held while a volume is predicted: a DICOM node beside the page waits meanwhile.
+        predictor: Reads files as the options of the command say.
+        turn: A lock that is held during a prediction: page and DICOM node take turns.
     """
 
     predictor: Predictor
@@ -67,7 +67,7 @@ class Synthesiser:
 
 
 class Handed(NamedTuple):
-    """What was handed in.
+    """A scan that was handed in.
 
     Attributes:
         files: The model's sources, or `ALL`, to files of ours.
@@ -79,7 +79,7 @@ class Handed(NamedTuple):
 
 
 class ReadScan(NamedTuple):
-    """A case, its images in the order of the model's sources, and what a reader of them must know."""
+    """A case, its images in the order of the model's sources, and warnings on them."""
 
     case: Case
     volumes: list[Volume]
@@ -87,11 +87,11 @@ class ReadScan(NamedTuple):
 
 
 def own_name(field: str, name: str) -> str:
-    """Return what a file that was handed in is called here: its field, and how its name ends.
+    """Return our name of a file that was handed in: its field, and the ending of its name.
 
     Args:
         field: A source of the model, or `ALL`.
-        name: What its owner calls it, of which nothing but a known ending is kept.
+        name: The user's name of the file; only a known ending of it is kept.
 
     Raises:
         VolumeError: If the name ends as no format that is read from one file.
@@ -113,7 +113,7 @@ def own_name(field: str, name: str) -> str:
 
 
 def check_handed(files: Mapping[str, object], sources: Sequence[str]) -> None:
-    """Refuse what is too much or too little: one archive of all sources, or one file for each of them.
+    """Refuse wrong files: there must be one archive of all sources, or one file for each source.
 
     Raises:
         CohortError: If it is neither.
@@ -170,7 +170,7 @@ def read_scan(handed: Handed, predictor: Predictor) -> ReadScan:
 
 
 def _find(path: Path, sources: Sequence[str], selection: Selection) -> Case:
-    """Find the series of an archive that are the sources; a file of another kind is the source itself.
+    """Find the sources among the series of an archive; another kind of file is a source itself.
 
     Raises:
         CohortError: If there is none, or there are several patients.
@@ -203,7 +203,7 @@ def _find(path: Path, sources: Sequence[str], selection: Selection) -> Case:
 
 
 def _unclear(path: Path, sources: Sequence[str], error: CohortError) -> CohortError:
-    """Say what an archive holds in which the sources were not found, and how to choose; no descriptions are named."""
+    """Describe an archive in which the sources were not found, and how to choose, without descriptions of series."""
     series = [one.described() for one in scan_series(path).series if one.images]
     if not series:
         return CohortError("holds no DICOM series", path=path, reason=error.reason, hint=FOR_ARCHIVES)
@@ -217,7 +217,7 @@ def _unclear(path: Path, sources: Sequence[str], error: CohortError) -> CohortEr
 
 
 def _check_modalities(case: Case) -> None:
-    """Refuse a CT where the model takes MR, and the other way round.
+    """Refuse a CT for a model of MR, and an MR for a model of CT.
 
     Raises:
         CohortError: If a series is of the other modality.
@@ -236,7 +236,7 @@ def _check_modalities(case: Case) -> None:
 
 
 def _follow(report: Report, models: Sequence[Model]) -> Callable[[int, int], None]:
-    """Turn passes of networks over a volume, of one stage after another, into a share of the work."""
+    """Convert the passes of networks over a volume, stage by stage, into a share of the work."""
     runs = sum((1 + len(one.earlier)) * (1 + (one.recipe.generator.average == "flip")) for one in models)
     before = 0
 
@@ -270,7 +270,7 @@ def _write(folder: Path, made: Synthesis, scan: ReadScan, models: Sequence[Model
 
 
 def _outside(place: Path) -> Path:
-    """Return the file on the disk of which a place is a part."""
+    """Return the file on the disk that contains a place."""
     return next(path for path in (place, *place.parents) if path.exists())
 
 

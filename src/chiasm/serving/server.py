@@ -1,4 +1,4 @@
-"""`chiasm serve`: a page with a REST API, a DICOM node, or both around one loaded model."""
+"""`chiasm serve`: a page with a REST API, a DICOM node, or both, with one loaded model."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def serve(
     trust: str | Collection[str] = (),
     say: Callable[[str], None] = print,
 ) -> None:
-    """Serve a model until Ctrl-C or SIGTERM; then remove what was handed in.
+    """Serve a model until Ctrl-C or SIGTERM; then remove the scans that were handed in.
 
     Args:
         run: A run folder or its model folder.
@@ -83,7 +83,7 @@ def serve(
 
 
 def _check(page: Page | None, node: Node | None) -> None:
-    """Refuse what cannot be served before a model is loaded."""
+    """Refuse wrong settings before a model is loaded."""
     if page is None and node is None:
         raise RecipeError(
             "there is nothing to serve",
@@ -125,7 +125,7 @@ class Answering(NamedTuple):
 def answering(
     predictor: Predictor, page: Page, folder: Path, turn: Lock, say: Callable[[str], None]
 ) -> Iterator[Answering]:
-    """Answer requests until the block ends; then remove what was handed in.
+    """Answer requests until the block ends; then remove the scans that were handed in.
 
     Args:
         predictor: The model.
@@ -188,7 +188,7 @@ def _run(server: uvicorn.Server, listening: socket.socket) -> None:
 
 @contextmanager
 def _listening(page: Page) -> Iterator[socket.socket]:
-    """Open the port before anything else can fail with it."""
+    """Open the port first, so that a wrong port is reported alone."""
     listening = socket.socket(socket.AF_INET6 if ":" in page.host else socket.AF_INET)
     with listening:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -1,4 +1,4 @@
-"""A folder for what a server holds for a while; what a killed server left behind goes when the next one starts."""
+"""The temporary folder of a server; the next start removes the folder of a killed server."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _in_use: set[Path] = set()  # by this process
 
 @contextmanager
 def spooled() -> Iterator[Path]:
-    """Make an empty folder that only its owner can read, and remove it with all that it holds afterwards.
+    """Make an empty folder that only its owner can read, and remove it with its content afterwards.
 
     It lies in the system's folder for temporary files (`TMPDIR`).  Folders of
     servers that were killed are removed first, if they belong to the same user.

@@ -1,4 +1,4 @@
-"""How a server is asked to end: by Ctrl-C, SIGTERM, or a terminal that was closed."""
+"""How a server is asked to end: by Ctrl-C, by SIGTERM, or because its terminal was closed."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from chiasm.stopping import handled, stopping_signals
 
 
 class Stop:
-    """Whether a server is to end: at once out of the work that it does now, else when its loop looks.
+    """Whether a server is asked to end.
 
-    An exception anywhere else could leave threads behind, for which Python would wait.
+    During a prediction it raises at once; otherwise the loop of the server checks it.  An exception in another place
+    could leave threads behind, and Python would wait for them.
     """
 
     def __init__(self) -> None:
@@ -20,7 +21,7 @@ class Stop:
         self.at_once = False
 
     def __call__(self, *_: object) -> None:
-        """Note that a signal came; it is the signal's handler."""
+        """Handle a signal: note that it came."""
         self.asked.set()
         if self.at_once:
             raise KeyboardInterrupt
@@ -28,7 +29,7 @@ class Stop:
 
 @contextmanager
 def until_stopped() -> Iterator[Stop]:
-    """Hear the signals that end a server while the block runs."""
+    """Handle the signals that end a server while the block runs."""
     stop = Stop()
     with handled(stop, stopping_signals()), suppress(KeyboardInterrupt):
         yield stop

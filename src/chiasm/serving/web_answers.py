@@ -1,4 +1,4 @@
-"""What the API answers, as records that its own description names."""
+"""The answers of the API, as records that its own description lists."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class ResultFile(BaseModel):
 
 
 class JobStatus(BaseModel):
-    """Where a job is and what it made."""
+    """The state of a job, and its result."""
 
     id: str
     state: State
@@ -49,7 +49,7 @@ class JobStatus(BaseModel):
 
 
 class ModelDescription(BaseModel):
-    """What the server's model takes and makes."""
+    """The sources and the target of the server's model."""
 
     method: str
     sources: list[str] = Field(description="Modalities that go in: one file for each.")
@@ -63,7 +63,7 @@ class ModelDescription(BaseModel):
 
 
 class Health(BaseModel):
-    """That the server is there."""
+    """The server is running."""
 
     status: str
     version: str
@@ -95,7 +95,7 @@ def describe_job(job: ServedJob, queue: JobQueue) -> JobStatus:
 
 
 def describe_model(model: Model, limits: WebLimits) -> ModelDescription:
-    """Describe a model and what is taken for it."""
+    """Describe a model and the formats that are accepted for it."""
     plan = model.plan
     return ModelDescription(
         method=model.recipe.method,

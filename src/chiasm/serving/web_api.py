@@ -1,8 +1,7 @@
-"""The page and the REST API: hand in a scan, watch it, look at it, fetch it, delete it.
+"""The page and the REST API: hand in a scan, watch the job, look at the result, fetch it, delete it.
 
-The API describes itself at `/api/openapi.json`, with the model's sources as
-fields of the form.  Every refusal is a JSON object of a sentence, what to do,
-and a code.
+The API describes itself at `/api/openapi.json`, with the model's sources as fields of the form.  Every refusal is a
+JSON object with a message, a hint and a code.
 """
 
 from __future__ import annotations
@@ -58,14 +57,14 @@ FULL: dict[int | str, dict[str, Any]] = {503: {"model": Refusal, "description": 
 
 @dataclass
 class Service:
-    """What answers requests.
+    """The state that the answers to requests need.
 
     Attributes:
         using: The model.
         queue: Of jobs.
         page: Where it listens and what it takes.
         say: Called with each line of the log.
-        drawing: Lets one result be drawn at a time, which takes memory and no thread while it waits.
+        drawing: Lets only one result be drawn at a time; a waiting request takes memory but no thread.
     """
 
     using: Synthesiser
@@ -103,7 +102,7 @@ def no_job() -> WebError:
 
 
 def make_app(service: Service) -> FastAPI:
-    """Return the application; `web_gate.WebGate` belongs before it."""
+    """Return the application; put `web_gate.WebGate` before it."""
     model, limits = service.using.model, service.page.limits
     refused: dict[int | str, dict[str, Any]] = {"4XX": {"model": Refusal, "description": CODES["invalid"]}}
     refused[422] = refused["4XX"]
@@ -218,7 +217,7 @@ def _pieces(file: BinaryIO) -> Iterator[bytes]:
 
 
 def _handle_errors(app: FastAPI, service: Service) -> None:
-    """Turn every error into a JSON object; of one that nobody expected its kind alone is said, in the log."""
+    """Turn every error into a JSON object; of an unexpected error, log only its type."""
 
     def answer(status: int, error: ChiasmError, headers: Mapping[str, str] | None = None) -> JSONResponse:
         return JSONResponse(error_json(error), status, dict(headers or {}))

@@ -1,4 +1,4 @@
-"""The form of a scan: each file goes under a name of ours into the job's folder, or all of it is refused."""
+"""The form of a scan: all files are stored in the job's folder under names of ours, or the whole form is refused."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What stands before the page: whom it serves, how much it takes, and for how long it waits.
+"""The gate before the page: who may use it, how large requests may be, and how long they may take.
 
-uvicorn has no deadline for a request and no limit of its size; both are here,
-one below HTTP (`gatekeeper`), one above it (`WebGate`).
+uvicorn has no deadline for a request and no limit of its size.  Both are here: deadlines below HTTP (`gatekeeper`),
+the other limits above it (`WebGate`).
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def error_json(error: ChiasmError) -> dict[str, str]:
 
 
 class WebGate:
-    """An application that only those reach who may, with what it can hold; its answers say how browsers treat them.
+    """An application behind checks of the sender and the size of requests; it adds safety headers to answers.
 
     Args:
         app: The application behind it.
@@ -72,7 +72,7 @@ class WebGate:
         self._app, self._page = app, page
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-        """Answer a request, or let it through; nothing but HTTP is served."""
+        """Refuse a request, or pass it on; only HTTP is served."""
         if scope["type"] != "http":
             return
         headers = _headers(scope)
@@ -85,7 +85,7 @@ class WebGate:
         await self._app(scope, _Body(receive, self._page.limits).receive, guarded)
 
     def _check(self, scope: Mapping[str, Any], headers: Mapping[str, str]) -> None:
-        """Refuse whoever may not, and what is too much.
+        """Refuse requests without permission, and requests that are too large.
 
         Raises:
             WebError: If the request is refused.
@@ -99,7 +99,7 @@ class WebGate:
 
 
 def check_host(headers: Mapping[str, str], page: Page) -> None:
-    """Refuse a request that a page of somebody else makes a browser send.
+    """Refuse a request that another server's page makes a browser send.
 
     Raises:
         WebError: If it calls this server by another's name, or comes from another's page.
@@ -141,7 +141,7 @@ def too_large(limits: WebLimits) -> WebError:
 
 
 class _Body:
-    """The body of a request: no longer, and not for longer, than is taken."""
+    """The body of a request, with a limit of its size and its time."""
 
     def __init__(self, receive: Receive, limits: WebLimits) -> None:
         self._receive, self._limits = receive, limits
@@ -167,7 +167,7 @@ class _Body:
 
 
 def _headers(scope: Mapping[str, Any]) -> dict[str, str]:
-    """Return the headers of a request; one that comes twice has no meaning that all programs agree on."""
+    """Return the headers of a request; the values of a repeated header are joined, so that no check accepts them."""
     found: dict[str, str] = {}
     for name, value in scope["headers"]:
         key = name.decode("latin-1").lower()
@@ -203,7 +203,7 @@ async def _answer(send: Send, error: WebError) -> None:
 
 
 def gatekeeper(limits: WebLimits) -> type[H11Protocol]:
-    """Make uvicorn's class of a connection that ends where a client is too slow, or there are too many.
+    """Return a connection class for uvicorn that ends if a client is too slow or there are too many connections.
 
     Args:
         limits: How slow, how many.

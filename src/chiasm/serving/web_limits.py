@@ -1,4 +1,4 @@
-"""Where the page and its REST API listen, who may use them, and what they take at most."""
+"""Where the page and its REST API listen, who may use them, and their limits."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WILDCARDS = ("0.0.0.0", "::")
 
 
 class WebLimits(NamedTuple):
-    """What the page and its API take at most.
+    """The limits of the page and its API.
 
     Attributes:
         body_bytes: Of a request.
@@ -88,7 +88,7 @@ class Page:
             )
 
     def knows(self, name: str) -> bool:
-        """Return whether a browser may call the server by a name; others may lead here from a page of somebody else."""
+        """Return whether a browser may call the server by a name; another name may come from a hostile page."""
         known = {*LOOPBACK_NAMES, self.host, *self.names}
         if self.host in WILDCARDS:
             known.add(socket.gethostname())
@@ -97,7 +97,7 @@ class Page:
 
 
 def read_token(path: Path | None) -> str:
-    """Read the token from the first line of a file, or else from the environment; empty where neither gives one.
+    """Read the token from the first line of a file, or else from the environment; empty if there is none.
 
     Raises:
         RecipeError: If the file cannot be read, or holds none.
@@ -115,7 +115,7 @@ def read_token(path: Path | None) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether an address to listen on can be reached from this machine alone."""
+    """Return whether an address to listen on can be reached only from this machine."""
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
