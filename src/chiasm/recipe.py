@@ -1,6 +1,6 @@
-"""What the user asked for: frozen, validated settings that read and write as TOML.
+"""The settings of a training: frozen, validated, read from TOML and written to TOML.
 
-The sections and their fields stand here, each with its bounds; what can be asked for by name stands in `methods`.
+This module has the sections and their fields, each with its bounds; `methods` has the methods by name.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _check_names_and_switches(cls, content: Any) -> Any:
-        """Read old names; refuse true and false where a number is wanted: Python would take them for 1 and 0."""
+        """Read old names; refuse true and false for a number, because Python would take them for 1 and 0."""
         if not isinstance(content, Mapping):
             return content
         content = {cls.OLD_NAMES.get(name, name): value for name, value in content.items()}
@@ -80,7 +80,7 @@ class Section(BaseModel):
 
 
 class Data(Section):
-    """What goes in, what comes out, and on which grid networks see it."""
+    """Sources, target, and the grid on which networks see them."""
 
     sources: Annotated[tuple[Modality, ...], Field(min_length=1, max_length=16)] = ("t1",)
     target: Modality = "t2"
@@ -108,7 +108,7 @@ class Data(Section):
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        """What a case must have: the sources in order, and the target, which may be one of them."""
+        """The modalities that a case must have: the sources in order, and the target, which may be one of them."""
         return tuple(dict.fromkeys((*self.sources, self.target)))
 
     @model_validator(mode="after")
@@ -186,7 +186,7 @@ class Discriminators(Section):
 
 
 class Loss(Section):
-    """What the generator is asked for."""
+    """The terms of the losses, and their weights."""
 
     OLD_NAMES: ClassVar[Mapping[str, str]] = {"critic_steps": "discriminator_steps"}
 
@@ -208,7 +208,7 @@ class Loss(Section):
 
 
 class Attention(Section):
-    """Where the generator must work harder: F = (1 - M) ** beta."""
+    """The attention: F = (1 - M) ** beta weighs voxels in the reconstruction loss."""
 
     OLD_NAMES: ClassVar[Mapping[str, str]] = {"target": "head"}
 
@@ -226,7 +226,7 @@ class Attention(Section):
 
 
 class Schedule(Section):
-    """When each player plays, as shares of all steps."""
+    """When generator and discriminators learn, as shares of all steps."""
 
     OLD_NAMES: ClassVar[Mapping[str, str]] = {"critics_alone": "discriminators_alone"}
 
@@ -263,7 +263,7 @@ class Optimiser(Section):
 
 
 class Training(Section):
-    """How batches are drawn and where the work is done."""
+    """How batches are drawn, and on which hardware the training runs."""
 
     batch: Annotated[int, Field(ge=1, le=4096)] = 8
     seed: Seed = 0
@@ -291,7 +291,7 @@ class Training(Section):
 
 
 class Recipe(Section):
-    """Everything that was asked for, resolved: the same recipe and data give the same model."""
+    """All settings, resolved: the same recipe and data give the same model."""
 
     method: Word = "A7"
     size: Word = "small"

@@ -25,7 +25,7 @@ from chiasm.metrics.voxelwise import check_range, error_scores, mean_or_nan, pea
 
 @dataclass(frozen=True)
 class Convention:
-    """How PSNR, SSIM and NMAE are taken; MAE, RMSE and the others do not depend on it.
+    """How PSNR, SSIM and NMAE are computed; MAE, RMSE and the others do not depend on it.
 
     Attributes:
         text: One sentence for the foot of a table.
@@ -119,7 +119,7 @@ CONVENTIONS: Mapping[str, Convention] = {
 
 @dataclass(frozen=True, eq=False)
 class ComparedImages:
-    """Two images under a convention, ready to be scored in any region.
+    """Two images prepared by a convention, for scores in any region.
 
     Attributes:
         prediction: Rescaled, clipped and masked as the convention says, from 0.
@@ -179,7 +179,7 @@ def pair_up(prediction: Image, target: Image, mask: Mask, convention: Convention
 def pair_up_cut_out(
     prediction: Image, target: Image, mask: Mask, background: float, convention: Convention, data_range: Range
 ) -> tuple[ComparedImages, ComparedImages]:
-    """Prepare two images that are one constant outside the mask, as `pair_up` does for the mask and for all voxels.
+    """Prepare two images with one constant outside the mask, as `pair_up` does for the mask and for all voxels.
 
     Args:
         prediction: Shape (I, J, K), target units.
@@ -357,7 +357,7 @@ def score(
 def plain_scores(
     prediction: Image, target: Image, region: Mask, data_range: float, spacing_mm: Spacing
 ) -> dict[str, float]:
-    """Return the scores of a region that need no convention but a range; NaN for an empty region."""
+    """Return the scores of a region that need only a range and no convention; NaN for an empty region."""
     box = box_of(region) if region.any() else (slice(0, 1),) * 3
     x, y, inside = prediction[box], target[box], region[box]
     return value_scores(x[inside], y[inside], gradients(x, y, inside, spacing_mm), data_range)

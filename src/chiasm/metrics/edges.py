@@ -15,7 +15,7 @@ BITS = 16  # regions that are separated in one pass
 
 
 class Gradients(NamedTuple):
-    """How edges compare, from differences of neighbours that both lie inside the mask.
+    """The comparison of edges, by differences between neighbours that both lie inside the mask.
 
     Attributes:
         error: Mean of ||d prediction| - |d target||, per mm.
@@ -132,7 +132,7 @@ def gradients_by_region(
 def step_ratio(prediction: NDArray[Any], target: NDArray[Any], along: Neighbours) -> float:
     """Return the mean absolute step between neighbours along an axis, as a share of the target's; NaN without steps.
 
-    1 is as in the real image, more shows jumps between slices, less an image that is too smooth.
+    1 is as in the real image; more than 1 shows jumps between slices, less than 1 an image that is too smooth.
 
     Args:
         prediction: Values of the mask's voxels, shape (n,).

@@ -1,4 +1,4 @@
-"""Lesions one by one: how much of their contrast a prediction keeps, and those that it makes up."""
+"""Single lesions: how much of their contrast a prediction keeps, and lesions that it makes up."""
 
 from __future__ import annotations
 
@@ -73,9 +73,8 @@ def split_components(
 ) -> Components:
     """Split labelled voxels into lesions: any label, neighbours also across edges and corners.
 
-    A lesion has a least volume, so that it is the same on a fine grid, and a
-    least number of voxels, so that on a coarse one noise of a single voxel is
-    none: the contrast of one voxel is no measurement.
+    A lesion has a least volume, so that it is the same on a fine grid.  It has a least number of voxels, so that a
+    single noisy voxel of a coarse grid is not a lesion: the contrast of one voxel cannot be measured.
 
     Args:
         labels: 0 is background, shape (I, J, K).
@@ -107,7 +106,7 @@ def split_components(
 
 @dataclass(frozen=True)
 class LesionScores:
-    """What became of one lesion.
+    """The scores of one lesion.
 
     Attributes:
         mae: Mean absolute error inside it.
@@ -127,7 +126,7 @@ class LesionScores:
 
 @dataclass(frozen=True, eq=False)
 class Ring:
-    """A lesion, and the unlabelled voxels of the mask around it that it stands out from.
+    """A lesion, and the unlabelled voxels of the mask around it, with which its contrast is measured.
 
     Attributes:
         lesion: From `split_components`.
@@ -197,7 +196,7 @@ def far_from_labels(mask: Mask, labels: NDArray[Any], spacing_mm: Spacing) -> Ma
 
 
 def false_lesions(prediction: Image, target: Image, mask: Mask, far: Mask, contrast: float, spacing_mm: Spacing) -> int:
-    """Count places away from the labels that differ from the target as a lesion would.
+    """Count places far from the labels that differ from the target as much as a lesion.
 
     Such a place is a connected component of `far`, of at least `LEAST_FALSE_ML`,
     in which the error, smoothed by `FALSE_SIGMA_MM`, is at least half of a

@@ -1,4 +1,4 @@
-"""What a physicist asks of a synthetic CT: tissues, relative electron density, path lengths through the patient.
+"""Scores of a synthetic CT for radiotherapy: tissues, relative electron density, path lengths through the patient.
 
 Reference: S. J. Thomas, "Relative electron density calibration of CT scanners for
 radiotherapy treatment planning", British Journal of Radiology 72, 781-786, 1999,
@@ -60,7 +60,7 @@ def path_errors(difference: Image, mask: Mask, spacing_mm: Spacing, axis: int) -
 
     Args:
         difference: Electron density of the prediction minus that of the target, shape (I, J, K).
-        mask: Voxels that count; a ray is one that meets them.
+        mask: Voxels that count; rays that meet none of them are left out.
         spacing_mm: Between voxels.
         axis: 0, 1 or 2.
 

@@ -69,7 +69,7 @@ def auroc_worst(expected_error: NDArray[Any], error: NDArray[Any], share: float 
 
 
 class RiskCoverage(NamedTuple):
-    """The error that remains when the voxels trusted least are left out.
+    """The remaining error when the least trusted voxels are left out.
 
     Attributes:
         coverage: Shares of the voxels that are kept, rising to 1.
@@ -100,11 +100,11 @@ def risk_coverage(expected_error: NDArray[Any], error: NDArray[Any]) -> RiskCove
 
 
 def ausc(expected_error: NDArray[Any], error: NDArray[Any]) -> float:
-    """Return the area under the risk-coverage curve over the mean error: 1 for a map that knows nothing, else less."""
+    """Return the area under the risk-coverage curve by the mean error: 1 for a useless map, less for a better one."""
     mean = mean_or_nan(error)
     return mean_or_nan(risk_coverage(expected_error, error).risk) / mean if error.size and mean > 0 else nan
 
 
 def ause(expected_error: NDArray[Any], error: NDArray[Any]) -> float:
-    """Return how far `ausc` is above that of the true error itself: 0 for a perfect order."""
+    """Return `ausc` minus the `ausc` of the true error itself: 0 for a perfect order."""
     return ausc(expected_error, error) - ausc(error, error)

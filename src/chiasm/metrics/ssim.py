@@ -142,7 +142,7 @@ def cut_out_ssim(
 
 
 def _window(window: Literal["gaussian", "uniform"], axes: int) -> tuple[NDArray[np.float64], float]:
-    """Return a window's weights along one axis, and what its covariances are multiplied with over so many axes."""
+    """Return a window's weights along one axis, and the factor of its covariances for a number of axes."""
     if window == "gaussian":
         offsets = np.arange(-GAUSSIAN_RADIUS, GAUSSIAN_RADIUS + 1)
         return np.exp(-0.5 * (offsets / GAUSSIAN_SIGMA) ** 2), 1.0
@@ -152,7 +152,7 @@ def _window(window: Literal["gaussian", "uniform"], axes: int) -> tuple[NDArray[
 
 
 def _products(x: Image, y: Image, exponent: float | None) -> list[Image]:
-    """Return what windows are averaged over: x, y, xy and xx + yy; of MS-SSIM, whose parts need both, xx and yy."""
+    """Return the products that windows average: x, y, xy and xx + yy; for MS-SSIM, xx and yy separately."""
     return [x, y, x * y, x * x + y * y] if exponent is None else [x, y, x * y, x * x, y * y]
 
 
@@ -161,7 +161,7 @@ def _plain(moments: NDArray[np.float32], centre: float, covariance: float) -> ND
 
     Args:
         moments: Means of x, y, xy and xx + yy over each window, L = 1, shape (4, I, J, K); overwritten.
-        centre: What was taken away from x and y.
+        centre: The value that was subtracted from x and y.
         covariance: Factor of variances and covariance.
     """
     vxy: NDArray[np.float32]
@@ -188,7 +188,7 @@ def _by_parts(
 
     Args:
         moments: Means of x, y, xy, xx and yy over each window, L = 1, shape (5, I, J, K).
-        centre: What was taken away from x and y.
+        centre: The value that was subtracted from x and y.
         covariance: Factor of variances and covariance.
         exponent: As in `ssim_map`.
     """

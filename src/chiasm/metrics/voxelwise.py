@@ -81,7 +81,7 @@ def _error(prediction: Image, target: Image, mask: Mask) -> Image:
 
 
 def _difference(prediction: Image, target: Image) -> Image:
-    """Subtract as floating-point numbers, whatever integers are given."""
+    """Subtract as floating-point numbers, also for integers of any type."""
     return np.subtract(prediction, target, dtype=np.result_type(prediction, target, np.float32))
 
 

@@ -84,7 +84,7 @@ DISCRIMINATORS: Mapping[str, CataloguedNetwork] = {
 
 
 class Needs(NamedTuple):
-    """What a network asks of its input.
+    """The sizes that a network accepts.
 
     Attributes:
         multiple: Every side is a multiple of it.
@@ -105,7 +105,7 @@ def needs_of(network: nn.Module) -> Needs:
 def make_network(
     name: str, *, in_channels: int, dims: Dims, scale: float = 1.0, options: Mapping[str, Any] | None = None
 ) -> nn.Module:
-    """Build a generator of the literature, of MONAI ("monai:SwinUNETR") or of anybody ("package.module:Class").
+    """Build a generator of the literature, of MONAI ("monai:SwinUNETR") or of a user ("package.module:Class").
 
     Args:
         name: A name of `GENERATORS`, or of a class elsewhere.
@@ -214,7 +214,7 @@ def _check_patch(needs: Needs, name: str, patch: tuple[int, ...]) -> None:
 
 
 def _try(network: nn.Module, name: str, images: Tensor) -> object:
-    """Return what a network makes of images.
+    """Return the output of a network for images.
 
     Raises:
         RecipeError: If it fails.

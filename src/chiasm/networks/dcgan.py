@@ -47,7 +47,7 @@ SD = 0.02
 
 
 class DcganGenerator(nn.Module):
-    """Four strided convolutions down, four transposed ones up, and nothing past the bottleneck.
+    """Four strided convolutions down, four transposed ones up, without skip connections.
 
     Args:
         in_channels: Source channels.

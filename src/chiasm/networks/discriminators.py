@@ -27,12 +27,12 @@ SLOPE = 0.2
 
 
 class LocalLogits(NamedTuple):
-    """What the local discriminator says of every voxel, as logits of shape (N, 1, *S).
+    """The outputs of the local discriminator for every voxel, as logits of shape (N, 1, *S).
 
     Attributes:
-        realness: That the voxel is real.
-        magnitude: That the error around it is small, whatever its sign (the expected error).
-        structured: That the error around it averages to nothing (attention).
+        realness: The voxel is real.
+        magnitude: The absolute error around it is small (for the expected error).
+        structured: The signed error around it averages to zero (for the attention).
     """
 
     realness: Tensor

@@ -1,6 +1,6 @@
-"""Networks of other packages: a literal table of MONAI's, and classes of anybody's that a user named.
+"""Networks of other packages: a fixed table of MONAI's classes, and other classes that a user named.
 
-A name never leads to a call of anything but a class of networks.  MONAI's
+A name never leads to a call of anything other than a class of networks.  MONAI's
 classes are those of `MONAI` alone.  Any other class is imported, which runs
 its module, so callers decide first whether the user named it: `is_own_class`.
 """
@@ -48,7 +48,7 @@ DOWNLOADING = ("pretrained", "progress")  # options that fetch weights from else
 
 
 def is_own_class(name: str) -> bool:
-    """Say whether a name is `package.module:Class`: code that is neither chiasm's nor in the table of MONAI's classes.
+    """Return whether a name is `package.module:Class`: code outside chiasm and outside the table of MONAI's classes.
 
     >>> is_own_class("unet"), is_own_class("monai:UNet"), is_own_class("lab.nets:Mine")
     (False, False, True)
@@ -93,7 +93,7 @@ def make_foreign(name: str, in_channels: int, dims: Dims, options: Mapping[str, 
 
 
 def monai_shape(in_channels: int, dims: Dims) -> dict[str, int]:
-    """Return the arguments by which MONAI's classes learn of the data."""
+    """Return the arguments of MONAI's classes that describe the data."""
     return {"spatial_dims": dims, "in_channels": in_channels, "out_channels": 1}
 
 
@@ -128,7 +128,7 @@ _ANY = ConfigDict(arbitrary_types_allowed=True)
 
 
 def _type_hints(maker: Callable[..., nn.Module]) -> Mapping[str, Any]:
-    """Return the types of a class' arguments; none where they name what cannot be found."""
+    """Return the types of a class' arguments; empty if a type cannot be found."""
     try:
         hints = get_type_hints(maker.__init__ if isinstance(maker, type) else maker)  # type: ignore[misc]
     except (NameError, TypeError, AttributeError):
@@ -137,7 +137,7 @@ def _type_hints(maker: Callable[..., nn.Module]) -> Mapping[str, Any]:
 
 
 def _as_meant(hint: Any) -> Any:
-    """Read ``tuple[int]``, which MONAI writes for any number of integers, as that."""
+    """Read ``tuple[int]`` as any number of integers, which MONAI means by it."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin is tuple and len(inner) == 1:
         return tuple[inner[0], ...]  # type: ignore[valid-type]
@@ -158,7 +158,7 @@ def _monai_class(name: str) -> type[nn.Module]:
 
 
 def _own_class(name: str) -> type[nn.Module]:
-    """Import a class by name; nothing of what is imported is called before it is known to be one of networks."""
+    """Import a class by name; nothing is called before it is known to be a class of networks."""
     place, _, class_name = name.partition(":")
     if not all(part.isidentifier() for part in (*place.split("."), class_name)):
         raise RecipeError(

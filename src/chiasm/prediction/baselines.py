@@ -1,8 +1,7 @@
-"""What anybody could do without a network: the naive baselines that stand in every table.
+"""The naive baselines that stand in every table: predictions without a network.
 
-All work in normalised units on a prepared grid and are fitted on training
-cases only.  A method that does not beat the look-up has learnt nothing that a
-table of 64 numbers does not know.
+All work in normalised units on a prepared grid and are fitted on training cases only.  A method that is not better than
+the look-up has learnt no more than a table of 64 numbers.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True, eq=False)
 class Baselines:
-    """What was fitted on training cases, normalised units.
+    """The tables that were fitted on training cases, normalised units.
 
     Attributes:
         mean_image: Mean of the training targets, `mean_target` where no
@@ -71,7 +70,7 @@ class Baselines:
         return tuple(name for name in NAMES if name != absent)
 
     def predict(self, name: str, source: Array, mask: Mask, grid: Geometry) -> Array:
-        """Guess the target of one case.
+        """Predict the target of one case.
 
         Args:
             name: "identity" (the source itself), "bicubic" (likewise, of the
@@ -101,7 +100,7 @@ class Baselines:
         return guess
 
     def _guess(self, name: str, source: Array, mask: Mask, grid: Geometry) -> NDArray[np.floating]:
-        """Guess the target inside the mask, shape (n,)."""
+        """Predict the target inside the mask, shape (n,)."""
         first = np.asarray(source[0])[mask]
         if name == "identity":
             return first

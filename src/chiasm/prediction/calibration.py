@@ -1,11 +1,9 @@
 """From the local discriminator's raw score to an expected absolute error, and how well that holds.
 
-The raw score -s log M orders voxels by how wrong they may be, but its numbers
-mean nothing.  On validation cases, whose true error is known, the rising
-function from score to mean error is fitted (isotonic regression).  Where
-there is no such function the record says so in words: a map that does not
-follow the error must not look like one that does.  A map calibrated over all
-voxels may still understate the error in lesions, so the table is by region.
+The raw score -s log M orders voxels by their error, but its numbers have no unit.  On validation cases, whose true
+error is known, the rising function from score to mean error is fitted (isotonic regression).  Where there is no such
+function the record says so in words: a map that does not follow the error must not look like one that does.  A map
+calibrated over all voxels may still understate the error in lesions, so the table is by region.
 """
 
 from __future__ import annotations
@@ -31,14 +29,14 @@ _RANKED = 200_000  # voxels of the rank correlation; beyond, its third digit sta
 
 @dataclass(frozen=True)
 class Calibration:
-    """A rising map from raw score to expected absolute error, and whether to believe it.
+    """A rising map from raw score to expected absolute error, and how far it can be trusted.
 
     Attributes:
         x: Raw scores at the knots, strictly rising, normalised units.
         y: Expected absolute error at each, never falling, normalised units.
         fitted_on: Ids of the cases whose voxels were used.
-        voxels: How many voxels those were.
-        spearman: Rank correlation of score and error over them, 0 where either is constant.
+        voxels: Number of these voxels.
+        spearman: Rank correlation of score and error over them, 0 if one of the two is constant.
     """
 
     x: tuple[float, ...]
@@ -59,7 +57,7 @@ class Calibration:
 
     @property
     def _chance(self) -> float:
-        """Two standard deviations of the rank correlation of as many voxels that have nothing to do with another."""
+        """Two standard deviations of the rank correlation of equally many unrelated voxels."""
         return 2 / math.sqrt(max(1, min(self.voxels, _RANKED)))
 
     @property
@@ -84,7 +82,7 @@ class CalibrationRow(NamedTuple):
         voxels: How many there are.
         predicted: Mean expected absolute error.
         observed: Mean true absolute error.
-        ratio: Observed by predicted: 2.3 means that the map understates 2.3-fold; NaN where nothing is expected.
+        ratio: Observed by predicted: 2.3 means that the true error is 2.3 times the map's; NaN if no error is expected.
     """
 
     region: str
@@ -138,7 +136,7 @@ def _check_fit(scores: NDArray[np.floating], errors: NDArray[np.floating], knots
 def equal_groups(
     score: NDArray[np.floating], error: NDArray[np.floating], groups: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
-    """Sort by score into groups of about equal count; equal scores are never parted.
+    """Sort by score into groups of about equal count; equal scores stay in one group.
 
     Args:
         score: Shape (n,).

@@ -1,4 +1,4 @@
-"""Which files a case's prediction writes, and what they are called."""
+"""The files that a case's prediction writes, and their names."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _REMARK = f'{SYNTHETIC}, "software": "chiasm {__version__}"}}'
 
 
 class WrittenFiles(NamedTuple):
-    """Names of what was written of a case, and what a reader must know, in the order of an `Entry`."""
+    """Names of the files of a case, and warnings on them, in the order of an `Entry`."""
 
     image: str
     mask: str | None
@@ -70,7 +70,7 @@ def write_volumes(
 
 
 def _called(case: Case, name: str, plan: Plan, container: Container) -> str:
-    """Say what an output is called: as the case, in the format that is asked for or that of its first source."""
+    """Return the name of an output: that of the case, with the suffix of the chosen format or of the first source."""
     return f"{case.id}_{name}{SUFFIXES.get(container) or written_suffix(case.images[plan.sources[0]])}"
 
 
@@ -87,6 +87,6 @@ def _outputs(case: Case, plan: Plan, container: Container) -> tuple[str, ...]:
 
 
 def warn_of_marks(case: Case, sources: Sequence[str]) -> list[str]:
-    """Warn of sources that are marked, as derived or cut: each mark once."""
+    """Warn of marks on sources, each mark once."""
     marks = dict.fromkeys(chain.from_iterable(marks_on(case, name) for name in sources))
     return [WARNINGS[mark] for mark in marks]

@@ -1,10 +1,10 @@
-"""Networks on OpenVINO and ONNX Runtime, which compute faster than torch on a CPU.
+"""Networks on OpenVINO and ONNX Runtime, which are faster than torch on a CPU.
 
-A network is converted once and kept in the user's cache folder, under a name
-made of the model, its weights, the engine's version and the CPU.  Nothing
-compiled is ever read from a model folder: that would run a stranger's code.
+A network is converted once and kept in the user's cache folder, under a name made of the model, its weights, the
+engine's version and the CPU.  Compiled code is never read from a model folder, because that would run another person's
+code.
 
-Converters change results without a word (OpenVINO 2026.4.1: average pooling
+Converters change results without a warning (OpenVINO 2026.4.1: average pooling
 with `ceil_mode`, `interpolate` with `antialias`, Softplus with `beta`).  So
 each network is compared with torch on one patch before it is used, also when
 it comes from the cache.
@@ -50,7 +50,7 @@ ANY: Shape = ()  # the sizes of a program that takes all
 
 
 class Converter(NamedTuple):
-    """What is done differently for each engine.
+    """The functions that differ between engines.
 
     Attributes:
         convert: From an exported network and the shape of its input, with -1 for any size, to the engine's own model.
@@ -79,7 +79,7 @@ def _to_openvino(exported: ExportedProgram, shape: Sequence[int]) -> Any:
 
 
 def _hints(precision: Precision) -> dict[str, str]:
-    """Fix the precision, which OpenVINO would choose by the CPU, also when it loads what was compiled in another."""
+    """Fix the precision; OpenVINO would choose it by the CPU, even for a network that was compiled in another one."""
     return {"INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16-mixed" else "f32"}
 
 
@@ -142,7 +142,7 @@ class Compiled:
     Args:
         engine: Of the CPU, and not torch.
         network: In evaluation mode; maps (N, C, *S) to (N, C_out, *S).
-        key: What the network is of, beside its weights: the model's sha256.
+        key: Identifies the network beside its weights: the model's sha256.
     """
 
     def __init__(self, engine: Engine, network: nn.Module, key: str) -> None:
@@ -188,7 +188,7 @@ class Compiled:
         return self.programs.get(ANY) or self.programs.get(shape[1:])
 
     def _in_cache(self, shape: Shape) -> Program | None:
-        """Load a program that an earlier process made; one that is damaged or out of date counts as missing."""
+        """Load a program from the cache; a damaged or outdated one counts as missing."""
         for sizes in (ANY, shape[1:]):
             kept = _read(self._path(sizes))
             if kept is None:
@@ -203,7 +203,7 @@ class Compiled:
         return None
 
     def _build(self, shape: Shape) -> Program:
-        """Convert the network, unless another process just did: for images of any size if possible, else of this."""
+        """Convert the network, unless another process just did: for images of any size if possible, else for one."""
         with _alone(self._path(ANY)):
             if (made := self._in_cache(shape)) is not None:
                 return made
@@ -319,7 +319,7 @@ def _export_any(network: nn.Module, shape: Shape) -> ExportedProgram:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep a converter's warnings and remarks to itself: the comparison with torch decides."""
+    """Hide a converter's warnings and remarks, because the comparison with torch decides."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -334,7 +334,7 @@ def _quiet() -> Iterator[None]:
 
 
 def cache_folder() -> Path:
-    """Return where compiled networks are kept: `$CHIASM_CACHE`, or `chiasm/engines` in the system's cache folder."""
+    """Return the folder of compiled networks: `$CHIASM_CACHE`, or `chiasm/engines` in the system's cache folder."""
     if given := os.environ.get("CHIASM_CACHE"):
         return Path(given)
     home = Path.home()
@@ -359,7 +359,7 @@ def describe_cpu() -> list[str]:
 
 
 def _read(path: Path) -> bytes | None:
-    """Read a compiled network; None where there is none of this user's own."""
+    """Read a compiled network; None if this user has none."""
     try:
         with path.open("rb") as file:
             is_own = os.name == "nt" or os.fstat(file.fileno()).st_uid == os.getuid()
@@ -369,14 +369,14 @@ def _read(path: Path) -> bytes | None:
 
 
 def _keep(path: Path, kept: bytes) -> None:
-    """Write a compiled network, whole or not at all; where that is impossible, the next process compiles again."""
+    """Write a compiled network, whole or not at all; if that fails, the next process compiles again."""
     with suppress(ChiasmError, OSError), whole_file(path) as temporary:
         temporary.write_bytes(kept)
 
 
 @contextmanager
 def _alone(path: Path) -> Iterator[None]:
-    """Let one process at a time compile; where nothing can be locked, let each."""
+    """Let one process compile at a time; if the folder cannot be locked, let all compile."""
     from filelock import FileLock, Timeout
 
     lock = FileLock(path.with_suffix(".lock"), timeout=LOCK_SECONDS)

@@ -1,7 +1,6 @@
 """A synthesis as DICOM: a folder with the synthetic series and its expected-error map.
 
-`chiasm predict --format dicom` and the DICOM node both come here, so what a
-node sends is what the command writes.
+`chiasm predict --format dicom` and the DICOM node both use this module, so both give the same files.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ MAPS = {
 
 @dataclass(frozen=True)
 class DicomCase:
-    """What `write_dicom_case` left behind.
+    """The files of `write_dicom_case`.
 
     Attributes:
         series: Files of the synthetic series, along the slices' normal.
@@ -68,7 +67,7 @@ def write_dicom_case(
     """Write a synthetic image as `synthetic/0001.dcm`, ... and its maps; all of it appears or nothing.
 
     Args:
-        folder: Where they will lie; what an earlier prediction left there is replaced.
+        folder: Their place; files of an earlier prediction there are replaced.
         made: On the grid of the first source.
         sources: The series that went in, in the model's order.
         model: What made it, or the first of several.
@@ -106,7 +105,7 @@ def write_dicom_case(
 
 
 def _check_replaceable(folder: Path) -> None:
-    """Refuse to replace anything that was not written here, such as the source itself."""
+    """Refuse to replace files that chiasm did not write, such as the source itself."""
     ours = re.compile(rf"{SERIES}(/\d{{4,}}\.dcm)?|(?:{EXPECTED_ERROR}|{SPREAD}|reliability)\.dcm")
     names = (path.relative_to(folder).as_posix() for path in folder.rglob("*"))
     is_file = folder.exists() and not folder.is_dir()

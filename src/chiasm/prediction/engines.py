@@ -1,8 +1,7 @@
-"""Where and how precisely networks run at inference: engine, device, precision, memory layout, threads.
+"""How networks run at inference: engine, device, precision, memory layout, threads.
 
-Measured on the CPU: convolutions are fastest on channels-last tensors, and in
-bfloat16 only where the processor multiplies it itself (elsewhere it is slower
-than float32).  So the processor is asked, and nobody has to know.
+Measured on the CPU: convolutions are fastest on channels-last tensors.  bfloat16 is faster only if the processor has
+instructions for it; on other processors it is slower than float32.  So chiasm asks the processor and chooses.
 """
 
 from __future__ import annotations
@@ -150,7 +149,7 @@ def _fastest_engine(device: torch.device, precision: str) -> tuple[EngineName, s
 
 
 def _obstacle(name: str, device: torch.device, precision: str) -> str:
-    """Say why an engine cannot compute with a device or precision; nothing where it can."""
+    """Say why an engine cannot compute with a device or precision; empty if it can."""
     if device.type != "cpu":
         return "is for networks on a CPU"
     if precision == "bf16-mixed" and not (name == "openvino" and cpu_multiplies_bfloat16()):
@@ -160,7 +159,7 @@ def _obstacle(name: str, device: torch.device, precision: str) -> str:
 
 @dataclass(frozen=True)
 class Hardware:
-    """What a user says of where and how networks run.
+    """The user's choice of hardware and engine.
 
     Attributes:
         accelerator: "auto", "cpu" or "cuda".
@@ -180,7 +179,7 @@ ANY_HARDWARE = Hardware()
 
 @dataclass(frozen=True)
 class Engine:
-    """What computes a network at inference, where, how precisely and on how many threads.
+    """The engine of a network at inference, with its device, precision and threads.
 
     Attributes:
         device: Where networks and tensors are placed.
@@ -188,7 +187,7 @@ class Engine:
         threads: CPU threads of one pass; None leaves torch's number.
         name: "torch", or an engine of `compiled.CONVERTERS`.
         reason: Why this engine was chosen.
-        by_name: Whether the user named it, so that torch may not step in where it fails.
+        by_name: Whether the user named it: then torch does not replace it if it fails.
         least_voxels: Of an image that it is worth compiling for; torch computes smaller ones.
         notes: What it could not do, one sentence each; filled as networks run.
     """
@@ -214,9 +213,9 @@ class Engine:
         return cls(device, precision, hardware.threads, name, reason, hardware.engine != "auto", least)
 
     def for_image(self, voxels: int, dims: Literal[2, 3] = 2) -> Engine:
-        """Return what computes an image of so many voxels: this engine, or torch where that takes less.
+        """Return the faster engine for an image of this number of voxels: this engine, or torch.
 
-        It does where compiling would cost more, and in 3D where the whole does not go through the networks at once.
+        torch is faster if compiling would take longer, and in 3D if the image is too large for one pass.
         """
         if self.by_name or (self.least_voxels <= voxels and (dims == 2 or voxels <= ONE_PASS)):
             return self
@@ -232,7 +231,7 @@ class Engine:
 
     @property
     def used(self) -> str:
-        """Name what computed: this engine, or torch where that stepped in."""
+        """Name the engine that computed: this one, or torch if it replaced it."""
         return replace(self, name="torch").describe() if self.notes else self.describe()
 
     def place(self, module: Module) -> Module:
@@ -328,14 +327,14 @@ def freeze_for_inference(module: Module) -> Module:
 
 
 def _own_class(module: nn.Module) -> None:
-    """Part a copied module from its original: torch keeps parametrisations in a class that copies share."""
+    """Give a copied module its own class: torch keeps parametrisations in a class that copies share."""
     shared = type(module)
     content = {name: value for name, value in vars(shared).items() if name not in ("__dict__", "__weakref__")}
     module.__class__ = type(shared.__name__, shared.__bases__, content)
 
 
 class _Shallow(fx.Tracer):
-    """Follows a module's own forward and takes its children as they are."""
+    """Traces a module's own forward without looking into its children."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:  # noqa: ARG002  # torch asks by name
         """Look into no child."""
@@ -401,7 +400,7 @@ def _list_calls(parent: nn.Module) -> list[fx.Node]:
 
 
 def _consecutive(calls: Sequence[fx.Node]) -> Iterator[tuple[fx.Node, fx.Node]]:
-    """Pair each call with the one whose result it alone takes."""
+    """Pair each call with the only call that uses its result."""
     for node in calls:
         before = node.args[0] if node.args else None
         if isinstance(before, fx.Node) and before.op == "call_module" and len(before.users) == 1:
@@ -418,7 +417,7 @@ def _channels_last(module: Module) -> Module:
 
 @contextmanager
 def on_threads(count: int | None) -> Iterator[None]:
-    """Let torch use so many CPU threads while the block lasts; None leaves its number."""
+    """Let torch use this number of CPU threads inside the block; None leaves its number."""
     before = torch.get_num_threads()
     if count is None or count == before:
         yield

@@ -1,11 +1,9 @@
 """Several models of one task as one: the mean of their images, and how far they disagree.
 
-Each model prepares the scan by its own plan and predicts it; the images are
-averaged in the unit of the first model.  The expected error of the mean is the
-mean of the models' expected errors.  That is a bound, not a fit: for any true
-value the mean of several guesses errs no more than the guesses do on average
-(triangle inequality), so where each map is right on average, their mean is
-not too small.  The spread over models is written beside it; it is no error.
+Each model prepares the scan by its own plan and predicts it; the images are averaged in the unit of the first model.
+The expected error of the mean is the mean of the models' expected errors.  That is a bound, not a fit: for any true
+value, the error of a mean of predictions is at most the mean of their errors (triangle inequality).  So where each map
+is right on average, their mean is not too small.  The spread over models is written beside it; it is no error.
 """
 
 from __future__ import annotations
@@ -32,7 +30,7 @@ from chiasm.volumes import Volume
 
 EXPECTED = "mean of the models' expected errors"
 
-#: What models must share, in words, and where their plans say it.
+#: Properties that models must share, in words, and the fields of their plans.
 SHARED: Mapping[str, str] = {
     "sources": "sources",
     "target": "target",
@@ -63,7 +61,7 @@ class Moments:
         self._squares: NDArray[np.float64] = np.zeros(())
 
     def add(self, array: NDArray[Any]) -> None:
-        """Take one more array, of the shape of the others."""
+        """Add an array of the shape of the others."""
         self.count += 1
         change = array - self.mean
         self.mean = self.mean + change / self.count
@@ -85,7 +83,7 @@ def check_agreement(models: Sequence[Model], runs: Sequence[Path]) -> None:
 
     Args:
         models: One or several.
-        runs: Where each came from.
+        runs: Their folders.
 
     Raises:
         RunError: If two of them differ in what `SHARED` lists, or are the same.
@@ -122,7 +120,7 @@ def average_models(
     degrade: bool = False,
     average: Average | None = None,
 ) -> Synthesis:
-    """Predict a volume with several models, and average their images where all of them were asked.
+    """Predict a volume with several models, and average their images inside the masks of all.
 
     Args:
         models: At least 2, which `check_agreement` accepts; the first one's unit holds.
@@ -148,9 +146,9 @@ def average_models(
 
 
 def _in_unit_of(made: Synthesis, plan: Plan, first: Plan) -> Synthesis:
-    """Convert a model's image and map to the unit of the first one: both have the same normalised intensities.
+    """Convert a model's image and map to the unit of the first model; both have the same normalised intensities.
 
-    MR has no unit, so each model gives its images that of its own training cases.
+    MR has no unit, so each model's images have the unit of its own training cases.
     """
     own, wanted = plan.target_reference, first.target_reference
     if own == wanted or first.own is not None or first.target_unit == "HU":
@@ -171,7 +169,7 @@ def _size_of_one(plan: Plan) -> float:
 
 
 class _Found:
-    """What several models made of one scan: sums at the voxels of the first one's mask."""
+    """The predictions of several models for one scan: sums at the voxels of the first one's mask."""
 
     def __init__(self) -> None:
         self.images, self.errors = Moments(), Moments()
@@ -181,7 +179,7 @@ class _Found:
         self.all_asked: NDArray[np.bool_] = np.zeros((), np.bool_)
 
     def add(self, made: Synthesis) -> None:
-        """Take what one more model made, in the unit of the first."""
+        """Add the prediction of one more model, in the unit of the first."""
         asked = made.mask.array > 0
         if self.first is None:
             self.first, self.all_asked = made, asked
@@ -220,7 +218,7 @@ def _without_map(lacking: int, count: int) -> str:
 
 
 def shared_warnings(warnings: Sequence[Sequence[str]]) -> list[str]:
-    """Give each sentence once, and say of which models it is unless it is of all.
+    """Return each sentence once, with the numbers of its models unless all models share it.
 
     >>> shared_warnings([["a"], ["a", "b"]])
     ['a', 'model 2: b']
@@ -237,7 +235,7 @@ def shared_warnings(warnings: Sequence[Sequence[str]]) -> list[str]:
 
 
 class Named(NamedTuple):
-    """What a group of models is called, and the hash that stands for all of them."""
+    """The name of a group of models, and one hash for all of them."""
 
     method: str
     sha256: str
@@ -253,7 +251,7 @@ def name_of(models: Sequence[Model]) -> Named:
 
 
 def common_roles(roles: Iterable[Mapping[str, Role]]) -> dict[str, Role]:
-    """Return the role that each case has for several models together: what one of them learnt from is no test case.
+    """Return the common role of each case for several models: a case that one model learnt from is no test case.
 
     >>> common_roles([{"a": "test", "b": "test"}, {"a": "train", "c": "test"}])
     {'a': 'train', 'b': 'test', 'c': 'test'}

@@ -53,7 +53,7 @@ PATCH = 64  # most voxels of a side, of what is compared
 
 
 class Exported(NamedTuple):
-    """What an export left behind.
+    """The files of an export.
 
     Attributes:
         folder: Of the results.
@@ -71,7 +71,7 @@ class Exported(NamedTuple):
 
 
 class ExportedNetwork(nn.Module):
-    """What is exported: `Chain`, of whose logits the expected error alone goes out.
+    """The exported network: `Chain`, with the raw expected error in place of its logits.
 
     Args:
         chain: Generator, local discriminator and refiner.
@@ -123,7 +123,7 @@ def export(run: Path, out: Path, to: str, *, trust: str | Collection[str] = ()) 
 
 
 class _Places(NamedTuple):
-    """Where an export writes: files of the network, card, script."""
+    """The places of an export: files of the network, card, script."""
 
     networks: list[Path]
     card: Path
@@ -152,7 +152,7 @@ def _check_form(to: str) -> Form:
 
 
 def _check_model(model: Model) -> None:
-    """Refuse what the exported folder could not do."""
+    """Refuse a model with parts that are not exported."""
     plan = model.plan
     lacking = {
         "stages": bool(model.earlier),
@@ -189,7 +189,7 @@ def _network(model: Model) -> ExportedNetwork:
 
 
 def _shape(model: Model) -> tuple[int, ...]:
-    """Return the shape (C, *S) of what the network takes."""
+    """Return the shape (C, *S) of the network's input."""
     plan = model.plan
     channels = source_channels(plan) + (plan.slices if plan.dims == 2 else 1)
     multiple = networks_of(model).multiple
@@ -198,7 +198,7 @@ def _shape(model: Model) -> tuple[int, ...]:
 
 
 def _write(form: Form, network: nn.Module, shape: tuple[int, ...], places: Sequence[Path]) -> float:
-    """Write a network, after what was written has been compared with torch; return the largest difference."""
+    """Write a network and compare the file with torch before it gets its name; return the largest difference."""
     try:
         exported = export_network(network, shape)
     except Exception as error:  # torch raises anything
@@ -259,7 +259,7 @@ _WRITERS: Mapping[Form, Callable[[ExportedProgram, tuple[int, ...], Path, Tensor
 
 
 def describe_export(model: Model, form: Form) -> dict[str, Any]:
-    """Describe what comes before and after the network, in plain numbers and texts.
+    """Describe the steps before and after the network, in plain numbers and texts.
 
     Args:
         model: That is exported.

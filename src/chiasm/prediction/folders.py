@@ -1,4 +1,4 @@
-"""`chiasm predict`: files, folders and whole cohorts in; images, expected-error maps and a manifest out."""
+"""`chiasm predict`: from files, folders and whole cohorts to images, expected-error maps and a manifest."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ from chiasm.volumes.screening import STRICT
 
 @dataclass(frozen=True)
 class Predicted:
-    """What a prediction left behind.
+    """The result of a prediction.
 
     Attributes:
         folder: Where the files lie.
         manifest: What `predictions.json` says of them.
         problems: Cases that failed, with file and reason.
         done: Cases that were predicted by this call.
-        kept: Cases that an earlier call had predicted from the same files, and that are left as they were.
+        kept: Cases that an earlier call had predicted from the same files; they are not changed.
         remade: Cases that were predicted again, because their files had changed or were gone.
         notes: Which of several scans of a modality were taken, in words.
     """
@@ -66,7 +66,7 @@ class Predicted:
 
 @dataclass(frozen=True)
 class Settings:
-    """What an image depends on beside model and files."""
+    """The options that change an image, beside model and files."""
 
     accelerator: str
     precision: str
@@ -79,7 +79,7 @@ class Settings:
 
     @property
     def options(self) -> dict[str, bool | str]:
-        """What the manifest has no field of its own for."""
+        """The options without a field of their own in the manifest."""
         reading = {name.replace("_", "-"): value or False for name, value in asdict(self.reading).items()}
         return {
             **reading,
@@ -147,7 +147,7 @@ class Predictor:
     def predict_compactly(
         self, volumes: Iterable[Volume], *, mask: Volume | None = None, degrade: bool = False, average: str = "auto"
     ) -> Synthesis | CompactSynthesis:
-        """Synthesise as `predict` does; of one model, no volume is laid out before it is asked for.
+        """Synthesise as `predict` does; for one model, a volume is laid out only when it is used.
 
         Args:
             volumes: One for each source of the model, in its order, on one grid.
@@ -168,7 +168,7 @@ class Predictor:
 
     @property
     def takes_integers(self) -> bool:
-        """Whether a source may stay as it is stored: nothing is done with it that needs float32 of all its voxels."""
+        """Whether a source may keep its stored integers: no step needs float32 for all its voxels."""
         plans = [model.plan for model in self.models]
         return all(len(plan.sources) == 1 and plan.degradation is None for plan in plans)
 
@@ -250,7 +250,7 @@ def predict(
     progress: Progress | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Predicted:
-    """Predict every case found in `inputs`; a case that fails is named and the others go on.
+    """Predict every case found in `inputs`; a case that fails is reported, and the others are predicted.
 
     Each case gives `<case>_<target>`, `<case>_expected-error` (where the model has
     a local discriminator), `<case>_spread` (of several models) and `<case>_mask` on the source's grid, in its format
@@ -327,7 +327,7 @@ def predict(
 
 
 def pick_average(asked: str, model: Model) -> Average:
-    """Return how a model's predictions are averaged: as asked for, or for "auto" as its recipe says.
+    """Return how a model's predictions are averaged: by the given name, or for "auto" by its recipe.
 
     Raises:
         RecipeError: If the name is unknown.
@@ -346,7 +346,7 @@ def _common_average(asked: str, models: Sequence[Model], runs: Sequence[Path]) -
     """Return how each model's predictions are averaged.
 
     Raises:
-        RunError: If "auto" is something else for each of several models.
+        RunError: If "auto" means different averages for several models.
         RecipeError: If the name is unknown.
     """
     chosen = [pick_average(asked, model) for model in models]
@@ -364,7 +364,7 @@ def _common_average(asked: str, models: Sequence[Model], runs: Sequence[Path]) -
 def _manifest(
     out: Path, runs: Sequence[Path], models: Sequence[Model], settings: Settings, cases: tuple[str, ...]
 ) -> Manifest:
-    """Describe a prediction of which no case is done yet."""
+    """Return the manifest of a prediction before its first case."""
     members = [
         Member(
             relative(find_model(run), out),
@@ -406,7 +406,7 @@ class _Progressing:
         self.write()
 
     def note(self, outcome: Entry | Problem) -> None:
-        """Take in what came of a case."""
+        """Add the outcome of a case."""
         if isinstance(outcome, Problem):
             self.problems.append(outcome)
         else:
@@ -414,13 +414,13 @@ class _Progressing:
         self.write()
 
     def result(self, due: Sequence[Case], notes: tuple[str, ...]) -> Predicted:
-        """Sum up what was predicted of the cases that were due, and what was kept of the others."""
+        """Return the result: the cases predicted now, and the cases kept from before."""
         kept = tuple(name for name in self.fresh.pending if name in self.earlier.entries)
         done = tuple(case.id for case in due if case.id in self.entries)
         return Predicted(self.out, self.manifest, tuple(self.problems), done, kept, self.earlier.damaged, notes)
 
     def write(self) -> None:
-        """Write `predictions.json`: the cases asked for in their order, then those that were there before."""
+        """Write `predictions.json`: the cases of this call in their order, then earlier ones."""
         asked = self.fresh.pending
         done = [name for name in dict.fromkeys((*asked, *self.entries)) if name in self.entries]
         failed = _failures(self.problems)
@@ -439,7 +439,7 @@ def _failures(problems: Iterable[Problem]) -> tuple[Failure, ...]:
 
 
 def _outcomes(reports: Iterable[Entry | Problem | Lost[Case]], source: str) -> Iterator[Entry | Problem]:
-    """Give what came of each case; a lost one that is tried again is waited for.
+    """Yield the outcome of each case; wait for a lost case that is tried again.
 
     Raises:
         ChiasmError: If a result could not be written, as no other case would fare better.
@@ -461,7 +461,7 @@ def _lost_for_good(lost: Lost[Case], source: str) -> Problem:
 def _work(
     case: Case, *, runs: tuple[Path, ...], sha256: str, out: Path, roles: Mapping[str, Role], settings: Settings
 ) -> Entry | Problem:
-    """Predict one case in whatever process this is; the model is loaded once in each."""
+    """Predict one case in this process; each process loads the model once."""
     predictor = _loaded(runs, sha256, settings.accelerator, settings.precision, settings.engine, settings.trust)
     try:
         entry = _predict_case(predictor, case, out, roles.get(case.id, "new"), settings)

@@ -1,4 +1,4 @@
-"""What a prediction is asked for: files, folders and cohorts as cases of a model."""
+"""The inputs of a prediction: files, folders and cohorts as cases of a model."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ RUN_MARKS = ("recipe.toml", f"model/{CARD}")  # files that make a folder a run o
 
 
 class Inputs(NamedTuple):
-    """What inputs hold: cases, what is wrong with others, and what is worth a note."""
+    """The content of inputs: cases, problems of others, and notes."""
 
     cases: list[Case]
     problems: list[Problem]
@@ -62,17 +62,17 @@ def find_cases(inputs: Sequence[Path | Case], model: Model, layout: str | None, 
 
 
 class NamedPlaces(NamedTuple):
-    """What a command line names: runs, then data."""
+    """The places of a command line: runs, then data."""
 
     runs: list[Path]
     inputs: list[Path]
 
 
 def part_runs(places: Sequence[Path]) -> NamedPlaces:
-    """Part the runs that a command line names from the inputs after them: the first place is a run, the last an input.
+    """Separate the runs of a command line from the inputs after them: the first place is a run, the last an input.
 
     Raises:
-        CohortError: If the last place is nothing but a run, so that no input is named.
+        CohortError: If the last place is a run, so that no input is named.
     """
     following = list(takewhile(_is_run, places[1:]))
     if len(following) == len(places) - 1 and any((places[-1] / name).is_file() for name in RUN_MARKS):
@@ -120,7 +120,7 @@ def find_inputs(
 
 
 def _group_files(files: Sequence[Path], sources: Sequence[str]) -> list[Case]:
-    """Make a case of each group of as many files as sources."""
+    """Make a case of each group of files; a group has one file for each source."""
     size = len(sources)
     if len(files) % size:
         raise CohortError(
@@ -180,7 +180,7 @@ def _with_unique_ids(cases: Iterable[Case]) -> list[Case]:
 
 
 def _each_a_case(folder: Path, source: str) -> Cohort:
-    """Take each volume of a folder for a case, and note those that lie deeper or are of another format."""
+    """Make a case of each volume in a folder, and note those in deeper folders or of another format."""
     files = volumes_below(folder)
     here = [file for file in files if "/" not in file.stem]
     cases = tuple(Case(_stem(file.path), _stem(file.path), {source: file.path}) for file in here)
@@ -191,10 +191,10 @@ def _each_a_case(folder: Path, source: str) -> Cohort:
 def choose_role(
     found: Inputs, only: str, roles: Mapping[str, Role], run: Path, inputs: Sequence[Path | Case]
 ) -> Inputs:
-    """Keep the cases of a role; where all are asked for, what was lost among them is a problem.
+    """Keep the cases of a role; for all cases, report lost cases as problems.
 
     Raises:
-        RunError: If a role is asked for and the split is unknown.
+        RunError: If the split is unknown and the role is not "all".
         CohortError: If no case has the role.
     """
     if only == "all":
@@ -210,7 +210,7 @@ def choose_role(
 
 
 def _with_losses(found: Inputs) -> Inputs:
-    """Count what was lost among the cases as problems."""
+    """Add the lost cases to the problems."""
     lost = [note for note in found.notes if note.reason in LOST]
     others = [note for note in found.notes if note.reason not in LOST]
     return Inputs(found.cases, [*found.problems, *lost], others)
@@ -231,10 +231,10 @@ def read_roles(run: Path) -> dict[str, Role]:
 
 
 def check_dicom(cases: Sequence[Case]) -> None:
-    """Refuse sources that are no DICOM, where DICOM is to be written.
+    """Refuse sources that are not DICOM, if the result must be DICOM.
 
     Raises:
-        VolumeError: If there are such.
+        VolumeError: If a source is not DICOM.
     """
     for path in (path for case in cases for path in case.images.values() if not is_dicom(path)):
         raise VolumeError(

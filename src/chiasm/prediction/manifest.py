@@ -1,8 +1,7 @@
 """`predictions.json`: which files a prediction wrote, from which inputs, with which model.
 
-It is written as cases are done, so a command that was killed goes on.  Paths
-start at its folder: they hold where a whole tree is moved.  Evaluation reads
-it, and so can any script; nothing here loads torch.
+It is written after each case, so a killed command can resume.  Paths are relative to its folder, so a whole tree can be
+moved.  Evaluation reads it, and so can any script; this module does not load torch.
 """
 
 from __future__ import annotations
@@ -100,7 +99,7 @@ class Member:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a prediction left behind.
+    """The content of `predictions.json`.
 
     Attributes:
         model: Folder of the model, from the manifest's folder; of several the first one, whose unit holds.
@@ -181,7 +180,7 @@ def _check_unique(path: Path, entries: Sequence[Entry]) -> None:
 
 
 def _check_words(path: Path, manifest: Manifest) -> None:
-    """Refuse method, modalities and unit that no file or table may hold."""
+    """Refuse names of method, modalities and unit that are not safe in a file or table."""
     words = (manifest.method, *manifest.sources, manifest.target)
     strange = [*itertools.filterfalse(is_safe_id, words), *itertools.filterfalse(is_plain, [manifest.unit])]
     if strange:
@@ -191,7 +190,7 @@ def _check_words(path: Path, manifest: Manifest) -> None:
 
 
 def _check_entry(path: Path, entry: Entry, *, depth: int) -> None:
-    """Refuse a case that no file may be called like, and files that lie elsewhere or too deep."""
+    """Refuse a case whose name is not safe for a file, and files in other or too deep places."""
     if not is_safe_id(entry.case):
         found = shortened(entry.case)
         raise RunError("gives a case a name that a file cannot have", path=path, reason="unsafe-id", found=found)
@@ -201,12 +200,12 @@ def _check_entry(path: Path, entry: Entry, *, depth: int) -> None:
 
 
 def _names_of(entry: Entry) -> list[str]:
-    """List image, mask, expected-error map and spread, where there are such."""
+    """List image, mask, expected-error map and spread, if they exist."""
     return [name for name in (entry.image, entry.mask, entry.expected_error, entry.spread) if name is not None]
 
 
 def relative(path: Path, folder: Path) -> str:
-    """Return how a path is reached from the folder of a manifest, which exists."""
+    """Return a path relative to the folder of a manifest, which exists."""
     return Path(os.path.relpath(path.absolute(), folder.resolve())).as_posix()
 
 
@@ -232,7 +231,7 @@ def digests(folder: Path, entry: Entry) -> dict[str, str]:
 
 
 def check_files(folder: Path, entry: Entry) -> None:
-    """Refuse files that are no longer what the prediction wrote; earlier versions took no digests to compare.
+    """Refuse files that changed since the prediction; earlier versions stored no digests to compare.
 
     Raises:
         RunError: If a file is missing, was changed or was added; names it.

@@ -1,4 +1,4 @@
-"""The shippable part of a run: a folder that predicts on another machine, without the training data.
+"""The model folder of a run, which predicts on another machine, without the training data.
 
 `model/` holds the weights of the generator (of each stage), the local discriminator and the refiner,
 the recipe, the plan (with the intensity maps), the calibration, the naive
@@ -42,7 +42,7 @@ from chiasm.storage import copy_file, whole_file, whole_folder, write_toml
 
 @dataclass(frozen=True)
 class Model:
-    """Networks and what they need to be applied to a new volume.
+    """Networks, with all that is needed to apply them to a new volume.
 
     Attributes:
         recipe: What was asked for.
@@ -108,7 +108,7 @@ def make_generator(recipe: Recipe, plan: Plan) -> nn.Module:
 
 
 def _untaught_generator(recipe: Recipe, plan: Plan) -> nn.Module:
-    """Build the generator of a recipe by its shapes alone: untried, and without the plan's table."""
+    """Build the generator of a recipe without a trial, and without the plan's table."""
     settings, channels = recipe.generator, source_channels(plan)
     if settings.network != OWN:
         return make_network(
@@ -127,7 +127,7 @@ def _untaught_generator(recipe: Recipe, plan: Plan) -> nn.Module:
 
 
 def make_local_discriminator(recipe: Recipe, plan: Plan) -> LocalDiscriminator:
-    """Build the local discriminator of a recipe; unconditional, it sees the image alone."""
+    """Build the local discriminator of a recipe; an unconditional one sees only the image."""
     discriminator = _untaught_discriminator(recipe, plan, spectral_norm=recipe.discriminators.spectral_norm)
     mean, sd = input_statistics(plan)
     if not recipe.discriminators.conditional:
@@ -159,7 +159,7 @@ def save_model(folder: Path, model: Model, extras: Mapping[str, Path] | None = N
     """Write a model folder, whole or not at all.
 
     Args:
-        folder: Where it will stand; an older one there is replaced.
+        folder: Its place; an older model there is replaced.
         model: What to write.
         extras: Files to copy in, by the name they get.
 
@@ -258,7 +258,7 @@ def _made(recipe: Recipe, plan: Plan, *, with_discriminator: bool) -> Model:
 
 
 def _earlier_plans(recipe: Recipe, plan: Plan) -> list[Plan]:
-    """Return what each stage before the last one sees."""
+    """Return the plan of each stage before the last one."""
     return [replace(plan, context=stage > 0) for stage in range(recipe.generator.stages - 1)]
 
 
@@ -310,16 +310,16 @@ def _untaught_model(recipe: Recipe, plan: Plan, *, with_discriminator: bool) -> 
 
 
 def _shapes_in(path: Path) -> Shapes:
-    """Read which tensors a file of weights holds, from its header alone."""
+    """Read the tensors' shapes in a file of weights, only from its header."""
     with safe_open(path, "pt") as file:
         return _unnormalised({name: tuple(file.get_slice(name).get_shape()) for name in file.keys()})  # noqa: SIM118
 
 
 def _check_numbers(weights: Mapping[str, Tensor]) -> None:
-    """Refuse weights that are not real, finite numbers; counts of batches are whole ones.
+    """Refuse weights that are not real, finite numbers, except the whole-number counts of batches.
 
     Raises:
-        ValueError: If there are such.
+        ValueError: If there are such weights.
     """
     for name, value in weights.items():
         is_count = name.endswith("num_batches_tracked")
@@ -330,7 +330,7 @@ def _check_numbers(weights: Mapping[str, Tensor]) -> None:
 
 
 def _unnormalised(shapes: Shapes) -> Shapes:
-    """Name what networks keep as if none were spectrally normalised."""
+    """Return the names of weights without the suffixes of spectral normalisation."""
     return {
         name.replace(".parametrizations.weight.original", ".weight"): shape
         for name, shape in shapes.items()

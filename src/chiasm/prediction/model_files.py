@@ -1,8 +1,7 @@
-"""The files of a model folder, before anything in them is believed; nothing here loads torch.
+"""The checks of a model folder before its files are used; this module does not load torch.
 
-`model.toml` is the card: it names every other file with its sha256, and has a
-sha256 of itself.  Checksums find damage.  They do not show who wrote a model,
-so nothing in it may run code: see `check_trusted`.
+`model.toml` is the card: it names every other file with its sha256, and contains its own sha256.  Checksums find
+damage. They do not show who wrote a model, so no file of it may run code: see `check_trusted`.
 """
 
 from __future__ import annotations
@@ -28,12 +27,12 @@ MOST_HEADER = 2**21  # bytes of the list of tensors: 5,000 of them take 600 kB
 
 
 class Card(BaseModel):
-    """What `model.toml` says.
+    """The content of `model.toml`.
 
     Attributes:
         error_scale: s of the soft targets, normalised units.
         sha256: File name to the sha256 of its bytes.
-        parent: sha256 of the card of the model that this one went on from, or empty.
+        parent: sha256 of the card of the parent model, for a finetuned model, or empty.
     """
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
@@ -44,7 +43,7 @@ class Card(BaseModel):
 
 
 def find_model(path: Path) -> Path:
-    """Return the model folder at `path`, inside the run folder `path`, or inside what `chiasm run` wrote.
+    """Return the model folder at `path`: `path` itself, or inside it if it is a folder of `train` or `run`.
 
     Raises:
         RunError: If there is none.
@@ -111,7 +110,7 @@ def check_header(path: Path) -> None:
 
 
 def check_files(folder: Path) -> None:
-    """Check that a model folder holds what its card says.
+    """Check the files of a model folder against its card.
 
     Raises:
         RunError: As `read_card`, or if a file was changed.
@@ -132,7 +131,7 @@ def check_sums(folder: Path, card: Card, names: Iterable[str]) -> None:
 
 
 def named_classes(trust: str | Collection[str]) -> tuple[str, ...]:
-    """List the classes that a user trusts, of which one may be given without a list.
+    """List the classes that a user trusts; a single one may be given without a list.
 
     >>> named_classes("lab.nets:Mine"), named_classes(["a:B", "c:D"])
     (('lab.nets:Mine',), ('a:B', 'c:D'))
@@ -162,7 +161,7 @@ def check_trusted(network: str, trust: str | Collection[str], path: Path) -> Non
 
 
 def _check_place(folder: Path, name: str) -> None:
-    """Refuse a name that is no plain file's, a link out of the folder, and a file that no model has by its size."""
+    """Refuse a name that is not a plain file's, a link out of the folder, and a file that is too large for a model."""
     path = folder / name
     if not _is_plain_name(name):
         raise RunError("names a file outside its folder", path=folder / CARD, reason="outside", found=repr(name))

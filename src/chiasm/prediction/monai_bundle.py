@@ -1,4 +1,4 @@
-"""The files of a MONAI bundle around an exported network: what it takes and makes, and how it is run.
+"""The files of a MONAI bundle around an exported network: its inputs and outputs, and how to run it.
 
 A bundle is a folder: `configs/metadata.json` describes it, `configs/inference.json` says in MONAI's language
 of configurations what `python -m monai.bundle run` does, `models/` holds the network and `scripts/` the code
@@ -30,7 +30,7 @@ NEWEST_TESTED = "1.6.1"  # MONAI that bundles were run with, where none is insta
 
 
 def write_bundle(out: Path, model: Model, network: str, multiple: int) -> None:
-    """Write what surrounds an exported network in a bundle.
+    """Write the other files of a bundle beside its network.
 
     Args:
         out: Folder of the bundle.
@@ -50,7 +50,7 @@ def write_bundle(out: Path, model: Model, network: str, multiple: int) -> None:
 
 
 def metadata(model: Model, multiple: int) -> dict[str, Any]:
-    """Describe a model as the bundle specification asks for it."""
+    """Describe a model in the form of the bundle specification."""
     plan = model.plan
     sources, made = " and ".join(plan.sources), ["image"] + (["expected error"] if model.local_discriminator else [])
     return {
@@ -91,7 +91,7 @@ def _tensor(model: Model, multiple: int, channels: list[str]) -> dict[str, Any]:
 
 
 def _inputs(model: Model) -> list[str]:
-    """Name the channels that go in: sources and their ranks, normalised, then the mask, each with its slices."""
+    """Name the input channels: sources and their ranks, normalised, then the mask, each with its slices."""
     plan = model.plan
     images = [*plan.sources, *(f"{name}, ranks" for name in plan.sources if plan.histogram)]
     slices = plan.slices if plan.dims == 2 else 1
@@ -102,7 +102,7 @@ def _inputs(model: Model) -> list[str]:
 
 
 def inference(model: Model, network: str) -> Mapping[str, Any]:
-    """Say what `monai.bundle run` does: load the network, predict one case from files, write the images."""
+    """Describe the steps of `monai.bundle run`: load the network, predict one case from files, write the images."""
     return {
         "imports": ["$import torch", "$from scripts.predict import save"],
         "bundle_root": ".",

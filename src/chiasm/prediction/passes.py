@@ -33,7 +33,7 @@ SLICES_AT_ONCE = 8
 
 
 class Maps(NamedTuple):
-    """What the networks say of a prepared volume, normalised units.
+    """The outputs of the networks for a prepared volume, normalised units.
 
     Attributes:
         prediction: The synthetic image, shape (I, J, K), zero outside the mask.
@@ -53,8 +53,8 @@ class Maps(NamedTuple):
 def refine(refiner: nn.Module, source: Tensor, prediction: Tensor, structured: Tensor, mask: Tensor) -> Tensor:
     """Correct a prediction where its structure is difficult: ``y2 = y^ + (1 - M) R(x, y^, M)``, 0 outside the mask.
 
-    Training and prediction both come here.  Nothing is detached: a caller who
-    trains the refiner alone hands over tensors without gradient.
+    Training and prediction both use this function.  Nothing is detached: a caller that trains only the refiner passes
+    tensors without gradient.
 
     Args:
         refiner: ``R``, the second stage.
@@ -92,12 +92,12 @@ class Networks(NamedTuple):
 
     @property
     def of_any_size(self) -> Networks:
-        """The same with a generator that takes images of any size, where one of the literature takes some only."""
+        """The same networks, with a generator that accepts images of any size."""
         return self._replace(generator=SameSize(self.generator)) if hasattr(self.generator, "margin") else self
 
     @property
     def multiple(self) -> int:
-        """What every side of an input is a multiple of: a power of 2."""
+        """The sides of an input must be multiples of this power of 2."""
         return max(int(getattr(network, "size_multiple", 1)) for network in self.of_any_size.in_one_pass)
 
     @property
@@ -216,7 +216,7 @@ def synthesise_prepared(
 
 
 class Inside(NamedTuple):
-    """What the networks say at the voxels of a mask, normalised units, in the order of slices (see `laid_out`).
+    """The outputs of the networks at the voxels of a mask, normalised units, in the order of slices (see `laid_out`).
 
     Attributes:
         prediction: The synthetic image, shape (n,).
@@ -237,7 +237,7 @@ def synthesise_inside(
     error_scale: float,
     engine: Engine,
 ) -> Inside:
-    """Run the networks as `synthesise_prepared` does, and keep the voxels of the mask alone: a volume may be large."""
+    """Run the networks as `synthesise_prepared` does, but keep only the voxels of the mask: volumes may be large."""
     if networks.average == "flip":
         maps = synthesise_prepared(
             networks, source, mask, plan=plan, conditional=conditional, error_scale=error_scale, engine=engine
@@ -250,7 +250,7 @@ def synthesise_inside(
 def _raw_error(
     logits: NDArray[np.float32], error_scale: float, out: NDArray[np.float32] | None = None
 ) -> NDArray[np.float32]:
-    """Return the expected error before calibration, written over the logits if `out` is they."""
+    """Return the expected error before calibration; `out` may be the logits themselves."""
     made = np.negative(logits, out=out)
     with np.errstate(invalid="ignore"):  # `synthesise` refuses what is no number
         np.logaddexp(np.float32(0), made, out=made)  # -log sigmoid(logit)
@@ -297,9 +297,8 @@ def _average_mirrored(straight: Maps, mirrored: Maps) -> Maps:
 def is_blended(generator: nn.Module, plan: Plan) -> bool:
     """Return whether volumes go through a generator in overlapping windows that are averaged.
 
-    That is so in 3D where its result depends on how large its input is, and in
-    2D, where slices go through whole, if it takes no other size than that of its
-    patches.  The windows have the size of the patches that it was trained on.
+    In 3D they do if the generator's result depends on the size of its input.  In 2D slices go through whole, except if
+    the generator accepts only the size of its patches.  The windows have the size of the training patches.
     """
     if plan.dims == 2:
         return takes_one_size(generator, source_channels(plan), plan.patch)
@@ -314,7 +313,7 @@ def _inside(
     conditional: bool,
     engine: Engine,
 ) -> NDArray[np.float32]:
-    """Run networks, chained, and return what they make of the voxels of the mask: image and logits, (C_out, n)."""
+    """Run networks, chained, and return their output at the voxels of the mask: image and logits, (C_out, n)."""
     if networks.earlier:
         source = _with_context(networks, source, mask, plan, engine)
         networks = networks._replace(earlier=())
@@ -362,7 +361,7 @@ def _predict_alone(
 def _with_context(
     networks: Networks, source: NDArray[np.float32], mask: NDArray[np.bool_], plan: Plan, engine: Engine
 ) -> NDArray[np.float32]:
-    """Put the last earlier stage's prediction behind the source's channels."""
+    """Append the prediction of the last earlier stage to the source's channels."""
     seen = source
     for stage, generator in enumerate(networks.earlier):
         alone = Networks(generator, model=networks.model)

@@ -1,7 +1,7 @@
-"""What an earlier prediction left in a folder: what is kept of it, and when it is refused.
+"""Resuming a prediction in a folder: which earlier files are kept, and when the folder is refused.
 
-The same model goes on where it was stopped, with more cases or the same ones.
-Two models, or one model with other options, never share a folder.
+The same model resumes where it was stopped, with the same cases or more.  Two models, or one model with other options,
+never share a folder.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ WAYS_OUT = "Give another folder with -o, or replace what it holds: chiasm predic
 
 @dataclass(frozen=True)
 class Earlier:
-    """What is taken over from an earlier prediction.
+    """The part of an earlier prediction that is kept.
 
     Attributes:
-        entries: Finished cases by id: those asked for again whose files are whole, and those not asked for.
-        failed: Failures of cases that are not asked for again.
+        entries: Finished cases by id: cases of this call with unchanged files, and cases that are not of this call.
+        failed: Failures of cases that are not of this call.
         damaged: Cases that are predicted again, because their files changed.
     """
 
@@ -41,7 +41,7 @@ class Earlier:
 def take_over(
     folder: Path, fresh: Manifest, cases: Mapping[str, tuple[Case, Sequence[str]]], *, overwrite: bool
 ) -> Earlier:
-    """Decide what is kept of what a folder holds, before anything is written there.
+    """Decide which files of a folder are kept, before anything is written there.
 
     Args:
         folder: Where predictions go.
@@ -77,14 +77,14 @@ def _known_cases(before: Manifest | None) -> set[str]:
 
 
 def _refuse_occupied(folder: Path, cases: Mapping[str, tuple[Case, Sequence[str]]], known: Collection[str]) -> None:
-    """Refuse to replace what stands in the places of cases that no prediction here was asked for."""
+    """Refuse to replace files with the names of new cases, if no prediction here wrote them."""
     for name in chain.from_iterable(names for case, names in cases.values() if case.id not in known):
         if (folder / name).exists():
             raise RunError("was not written by this prediction", path=folder / name, reason="occupied", hint=WAYS_OUT)
 
 
 def compare(before: Manifest, now: Manifest) -> list[str]:
-    """Say in words how two predictions differ in model and options; earlier versions noted fewer options."""
+    """Describe how two predictions differ in model and options; earlier versions stored fewer options."""
     differences = []
     if before.sha256 != now.sha256:
         models = [f"{one.method}, fold {one.fold}, seed {one.seed}, {one.sha256[:12]}" for one in (before, now)]
@@ -99,7 +99,7 @@ def _options_of(manifest: Manifest) -> dict[str, bool | str]:
 
 
 def hash_inputs(case: Case, sources: Sequence[str]) -> str:
-    """Hash what a prediction reads: the contents of sources and mask, and how they are read.
+    """Hash the inputs of a prediction: the contents of sources and mask, and how they are read.
 
     Raises:
         VolumeError: If a file cannot be read.
@@ -123,7 +123,7 @@ def _read(folder: Path, *, overwrite: bool) -> Manifest | None:
 
 
 def _kept(folder: Path, before: Manifest, fresh: Manifest, cases: Mapping[str, tuple[Case, Sequence[str]]]) -> Earlier:
-    """Sort the entries of a folder: those that stand, those that are damaged; refuse those of other files."""
+    """Sort the entries of a folder into unchanged and damaged ones; refuse entries of other input files."""
     sorted_in: dict[str, list[Entry]] = {"kept": [], "damaged": [], "other": []}
     for entry in before.cases:
         case, _ = cases.get(entry.case, (None, ()))
@@ -144,7 +144,7 @@ def _kept(folder: Path, before: Manifest, fresh: Manifest, cases: Mapping[str, t
 def _state_of(
     folder: Path, entry: Entry, case: Case | None, sources: Sequence[str]
 ) -> Literal["kept", "damaged", "other"]:
-    """Return whether an entry stands, must be made again, or is of other files; one not asked for stands."""
+    """Return whether an entry is kept, must be made again, or is of other files; one of another call is kept."""
     if case is None:
         return "kept"
     if entry.inputs and entry.inputs != _hashed(case, sources):
@@ -153,7 +153,7 @@ def _state_of(
 
 
 def _hashed(case: Case, sources: Sequence[str]) -> str:
-    """Hash a case's inputs; one that cannot be read has none, and differs from whatever was read before."""
+    """Hash a case's inputs; unreadable ones have no hash, and so differ from all earlier ones."""
     try:
         return hash_inputs(case, sources)
     except (ChiasmError, OSError):
@@ -169,7 +169,7 @@ def _is_whole(folder: Path, entry: Entry) -> bool:
 
 
 def _spare_inputs(folder: Path, cases: Mapping[str, tuple[Case, Sequence[str]]]) -> None:
-    """Refuse to replace a file of any case, its real target among them; a DICOM case looks after its own folder."""
+    """Refuse to replace a file of any case, real targets included; `write_dicom_case` checks folders of DICOM."""
     files = chain.from_iterable((*case.images.values(), case.mask, case.labels) for case, _ in cases.values())
     inputs = {file.resolve() for file in files if file is not None}
     for name in chain.from_iterable(names for _, names in cases.values()):
@@ -183,7 +183,7 @@ def _spare_inputs(folder: Path, cases: Mapping[str, tuple[Case, Sequence[str]]])
 
 
 def remove_predictions(folder: Path, entries: Iterable[Entry]) -> None:
-    """Remove what a prediction wrote of its cases; of a DICOM series the slices that it wrote.
+    """Remove the files that a prediction wrote for its cases; of a DICOM series, the slices that it wrote.
 
     Args:
         folder: Of the predictions.

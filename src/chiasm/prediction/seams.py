@@ -1,4 +1,4 @@
-"""Whether a network gives the same in tiles as in one piece."""
+"""Whether a network gives the same result in tiles as in one pass."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def seam_of(image: NDArray[np.float32], mask: NDArray[np.bool_], window: Sequenc
 
 
 def tiles_are_exact(network: nn.Module, channels: int) -> bool:
-    """Find, by a measurement at the first call, whether a 3D network gives in tiles what it gives in one pass.
+    """Find, by a measurement at the first call, whether a 3D network gives the same in tiles as in one pass.
 
     Along each axis in turn, a bar of noise is cut where a tile may be cut, and
     the network must not notice: what lies beyond the cut is ten times as
@@ -73,9 +73,9 @@ def tiles_are_exact(network: nn.Module, channels: int) -> bool:
 
 
 def takes_one_size(network: nn.Module, channels: int, patch: Sequence[int]) -> bool:
-    """Find, by a pass over an empty image at the first call, whether a network takes no size but that of its patches.
+    """Find, by a pass over an empty image at the first call, whether a network accepts only the size of its patches.
 
-    Transformers that learn an embedding of each place do.
+    This is true for transformers that learn an embedding of each place.
 
     Args:
         network: As for `tiles_are_exact`, in two or three dimensions.
@@ -119,7 +119,7 @@ def _no_cut_shows(network: nn.Module, channels: int) -> bool:
 
 
 def _cut_shows(network: SameSize, channels: int, axis: int) -> float:
-    """Return how far a bar's output changes where a cut of its end must not be seen, as a share of the output's SD."""
+    """Return how much a bar's output changes beyond the reach of a cut at its end, as a share of the output's SD."""
     multiple, smallest, margin = network.needs
     side = round_up(max(smallest, 2 * margin + 1, LEAST_SIDE), multiple)
     cut_off = round_up(LEAST_SIDE, multiple)

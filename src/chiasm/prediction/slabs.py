@@ -1,8 +1,8 @@
 """A 3D network over a volume slab by slab: nothing is computed twice, and results equal one pass over the whole.
 
-Tiles must read a halo as wide as the receptive field and throw it away: 72 to 124 voxels on each side of a tile for
+Tiles must read a halo as wide as the receptive field and discard it: 72 to 124 voxels on each side of a tile for
 the networks of this package, which see far because they halve their grid three times.  A single convolution sees one
-voxel.  So here each layer keeps the last planes of its input until the next slab comes, and hands on what is complete.
+voxel.  So here each layer keeps the last planes of its input until the next slab comes, and passes on complete planes.
 
 `Planes` stands for a tensor of which one slab after the other exists.  Layers and functions of torch take it in place
 of a tensor (`__torch_function__`), so that a network's own `forward` lays out the work; `slabs_of` then does it.
@@ -36,16 +36,16 @@ Given = tuple[Any, ...]
 
 
 class NoSlabs(TypeError):
-    """That a network computes something that cannot be done slab by slab."""
+    """A network computes something that cannot be done slab by slab."""
 
 
 class Window(NamedTuple):
-    """Which planes of its input a layer needs for a plane of its output.
+    """The planes of its input that a layer needs for a plane of its output.
 
     Attributes:
-        size: How many.
+        size: Number of planes.
         stride: From one plane of the output to the next; at most `size`.
-        padding: Planes that are laid before the first and behind the last.
+        padding: Planes that are added before the first and after the last.
         fill: Their value; None repeats the planes at the ends.
     """
 
@@ -56,7 +56,7 @@ class Window(NamedTuple):
 
 
 class Planes:
-    """A tensor (1, C, *S) that is there slab by slab along one axis, in the order of its planes.
+    """A tensor (1, C, *S) that exists slab by slab along one axis, in the order of its planes.
 
     Args:
         begin: Starts what makes the slabs, which are tensors of this shape but for `axis`.
@@ -79,7 +79,7 @@ class Planes:
         return self.ndim
 
     def __getattr__(self, name: str) -> Any:
-        """Refuse what a tensor has and planes have not.
+        """Refuse an attribute that a tensor has and planes do not have.
 
         Raises:
             NoSlabs: Always.
@@ -87,7 +87,7 @@ class Planes:
         raise NoSlabs(f"{name} has no counterpart for slabs")
 
     def read(self) -> Iterator[Tensor]:
-        """Return the slabs; several readers get the same ones, each at its own pace."""
+        """Return the slabs; several readers get the same slabs, each at its own speed."""
         if self.made is None:
             self.made = _Made(self.begin())
         return self.made.read()
@@ -97,7 +97,7 @@ class Planes:
         return Planes(begin, shape, self.axis, self.dtype)
 
     def windowed(self, window: Window, work: Work, shape: Shape) -> Planes:
-        """Return what a layer makes of these planes.
+        """Return the output of a layer for these planes.
 
         Args:
             window: What it needs for a plane.
@@ -112,7 +112,7 @@ class Planes:
         return self.derived(lambda: _Windows(self.read(), window, work, self.axis), shape)
 
     def __getitem__(self, key: Any) -> Planes:
-        """Take channels, or every n-th voxel of all axes."""
+        """Select channels, or every n-th voxel of all axes."""
         key = key if isinstance(key, tuple) else (key,)
         key += (slice(None),) * (self.ndim - len(key))
         length, along = self.shape[self.axis], key[self.axis]
@@ -137,7 +137,7 @@ class Planes:
         return self.windowed(Window(), lambda slab: slab.contiguous(memory_format=memory_format), self.shape)
 
     def detach(self) -> Planes:
-        """Return the same: nothing is followed by gradients here."""
+        """Return itself, because planes have no gradients."""
         return self
 
     def split(self, size: int, dim: int) -> tuple[Planes, ...]:
@@ -178,7 +178,7 @@ class Planes:
     def __torch_function__(
         cls, function: Any, types: Any, given: Given = (), named: Mapping[str, Any] | None = None
     ) -> Planes:
-        """Lay out what a function of torch does, called with planes."""
+        """Apply a function of torch to planes."""
         del types
         if (lay_out := _FUNCTIONS.get(function)) is None:
             raise NoSlabs(f"{getattr(function, '__name__', function)} has no counterpart for slabs")
@@ -186,19 +186,19 @@ class Planes:
 
 
 class _Made:
-    """Slabs as they are made, each kept until its last reader has taken it."""
+    """Slabs that are made on demand; each is kept until its last reader has taken it."""
 
     def __init__(self, slabs: Iterator[Tensor]) -> None:
         self.slabs = slabs
         self.waiting: list[deque[Tensor]] = []
 
     def read(self) -> Iterator[Tensor]:
-        """Return a reader of its own pace."""
+        """Return a reader with its own speed."""
         self.waiting.append(deque())
         return _Taken(self, self.waiting[-1])
 
     def make(self) -> None:
-        """Make one slab more and hand it to all readers.
+        """Make one more slab and give it to all readers.
 
         Raises:
             StopIteration: If there is none.
@@ -209,7 +209,7 @@ class _Made:
 
 
 class _Taken(Iterator[Tensor]):
-    """What one reader takes; holds no slab that it has handed on, as a generator would until it is asked again."""
+    """The slabs of one reader; it does not hold a slab that it passed on, as a generator would."""
 
     def __init__(self, made: _Made, own: deque[Tensor]) -> None:
         self.made, self.own = made, own
@@ -221,7 +221,7 @@ class _Taken(Iterator[Tensor]):
 
 
 class _Windows(Iterator[Tensor]):
-    """Gives the work all planes that are complete, and keeps those that it needs again."""
+    """Passes all complete planes to the work, and keeps the planes that it needs again."""
 
     def __init__(self, slabs: Iterator[Tensor], window: Window, work: Work, axis: int) -> None:
         self.slabs, self.window, self.work, self.axis = slabs, window, work, axis
@@ -240,7 +240,7 @@ class _Windows(Iterator[Tensor]):
                 return self.work(there.narrow(self.axis, 0, used - stride + size))
 
     def _with_next(self) -> Tensor:
-        """Return what was kept and the next slab behind it, with planes laid before the first and behind the last."""
+        """Return the kept planes and the next slab, padded before the first and after the last plane."""
         kept = [] if self.kept is None else [self.kept]
         slab = next(self.slabs, None)
         if slab is not None:
@@ -259,7 +259,7 @@ class _Windows(Iterator[Tensor]):
 
 
 class _Reader:
-    """Slabs of whatever thickness is asked for."""
+    """A reader of slabs with any thickness."""
 
     def __init__(self, slabs: Iterator[Tensor], axis: int) -> None:
         self.slabs, self.axis, self.rest = slabs, axis, deque[Tensor]()
@@ -279,7 +279,7 @@ class _Reader:
 
 
 class _Together(Iterator[Tensor]):
-    """What some work makes of several planes of one grid, in slabs as thick as the first one's."""
+    """The result of a function of several planes on one grid, in slabs as thick as those of the first."""
 
     def __init__(self, many: Sequence[Planes], work: Callable[[list[Tensor]], Tensor]) -> None:
         self.axis, self.work = many[0].axis, work
@@ -401,8 +401,8 @@ def apply_in_slabs(
 ) -> NDArray[np.float32]:
     """Run a 3D network over a volume slab by slab, along its longest axis.
 
-    The network runs as slabs are taken, so whoever calls sets gradients, precision and threads.  Beside source and
-    result, memory grows with the area of a plane alone.
+    The network runs while slabs are taken, so the caller sets gradients, precision and threads.  Beside source and
+    result, memory grows only with the area of a plane.
 
     Args:
         network_fn: Maps (1, C, *S) to (1, C_out, *S).

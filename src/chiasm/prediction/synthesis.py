@@ -1,7 +1,7 @@
 """From a source volume to its synthetic target and expected-error map, on the source's grid.
 
-Training validates with `synthesise_prepared`, users predict with `synthesise`,
-which calls it: the two cannot drift.  Neither has a target argument.
+Training validates with `synthesise_prepared`, and users predict with `synthesise`,
+which runs the same networks in the same way.  Neither has a target argument.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ from chiasm.volumes.masks import Rule
 
 @dataclass(frozen=True)
 class Synthesis:
-    """A synthetic volume and how far it can be trusted, both on the source's grid, or a thinner one (super-resolution).
+    """A synthetic volume with its expected error, on the source's grid, or on a thinner one (super-resolution).
 
     Attributes:
         image: In the training cohort's target units (HU for CT); where the
             target is a source (super-resolution), in that scan's own.
         expected_error: Expected absolute error in the same units, NaN-free, zero
-            outside the mask; None where the model has no local discriminator.
-        mask: Where the networks were asked, bool.
-        warnings: What a reader of the image must know, one sentence each.
-        mask_rule: What the mask was found by: "given", "nonzero" or "body".
-        engine: What computed the networks: its name, version and precision.
+            outside the mask; None if the model has no local discriminator.
+        mask: Voxels that were predicted, bool.
+        warnings: Warnings for readers of the image, one sentence each.
+        mask_rule: How the mask was found: "given", "nonzero" or "body".
+        engine: Name, version and precision of the engine.
         spread: Of several models: standard deviation of their images, same units, zero outside the mask; None of one.
     """
 
@@ -69,10 +69,10 @@ class Synthesis:
 
 @dataclass(frozen=True)
 class CompactSynthesis:
-    """A synthesis that holds the voxels of its mask alone, and lays a volume out when it is asked for.
+    """A synthesis that holds only the voxels of its mask, and lays a volume out when it is used.
 
-    A large volume then takes memory while it is written and not before.  Attributes and properties have the names and
-    meanings of `Synthesis`.
+    So a large volume takes memory only while it is written.  Attributes and properties have the names and meanings of
+    `Synthesis`.
 
     Attributes:
         prepared: The case, without its array.
@@ -110,7 +110,7 @@ class CompactSynthesis:
 
     @property
     def mask(self) -> Volume:
-        """Where the networks were asked."""
+        """The voxels that were predicted."""
         coincide = find_overlap(self.prepared.grid, self.grid) is not None
         return Volume(_resampled_mask(self.prepared, self.grid) if coincide else self.mask_between, self.grid)
 
@@ -169,7 +169,7 @@ def synthesise_compactly(
     degrade: bool = False,
     average: Average | None = None,
 ) -> CompactSynthesis:
-    """Predict a volume as `synthesise` does, and hold no volume when networks run: not even those that are given.
+    """Predict a volume as `synthesise` does, but hold no volume while networks run, not even the given ones.
 
     Args:
         model: As for `synthesise`.
@@ -224,7 +224,7 @@ def _in_units(
 def _prepared(
     volumes: Iterable[Volume], mask: Volume | None, plan: Plan, *, degrade: bool
 ) -> tuple[PreparedSource, Geometry, list[str]]:
-    """Prepare the sources; return the grid of the result and which were aligned too."""
+    """Prepare the sources; also return the grid of the result, and warnings on aligned sources."""
     aligned, moved = align_sources([*volumes], plan.sources, plan.registration)
     shown, mask = on_thin_slices(aligned, mask, plan, degrade=degrade)
     prepared = prepare_source(shown, plan, mask)
@@ -232,7 +232,7 @@ def _prepared(
 
 
 def _describe_calibration(model: Model) -> list[str]:
-    """Warn where a model has no expected-error map, or one that is not to be trusted."""
+    """Warn if a model has no expected-error map, or one that cannot be trusted."""
     if model.local_discriminator is None:
         return [f"method {title_of(model.recipe.method)} has no local discriminator, so there is no expected-error map"]
     if model.calibration is None:
@@ -243,10 +243,10 @@ def _describe_calibration(model: Model) -> list[str]:
 
 
 def _check_finite(*made: NDArray[np.floating] | None) -> None:
-    """Refuse what a network made of NaN or infinite values, as one does whose training diverged.
+    """Refuse NaN and infinite values, which a network makes if its training diverged.
 
     Raises:
-        RunError: If there are such.
+        RunError: If there are such values.
     """
     for values in made:
         if values is not None and not np.isfinite(values).all():
@@ -259,7 +259,7 @@ def _check_finite(*made: NDArray[np.floating] | None) -> None:
 
 
 def _blending(image: NDArray[np.float32], mask: NDArray[np.bool_], plan: Plan) -> list[str]:
-    """Describe how an image was blended and what shows of it; nothing where it fits into one window."""
+    """Describe how an image was blended, and its visible borders; empty if it fits into one window."""
     count = math.prod(map(len, window_origins(image.shape[: plan.dims], plan.patch)))
     seam = seam_of(image, mask, plan.patch)
     if count == 1 or seam is None:
@@ -279,8 +279,8 @@ def on_thin_slices(
     Args:
         volumes: On one grid.
         mask: On that grid, or None.
-        plan: Says how thick slices are.
-        degrade: Whether slices are thin, and made thick first.
+        plan: States how thick slices are.
+        degrade: Whether slices are thin, and are made thick first.
 
     Raises:
         VolumeError: If grids differ, or slices are not thick and should be.
@@ -353,7 +353,7 @@ def _in_target_units(
 
 
 def _sparse_zeros(shape: Sequence[int]) -> NDArray[np.float32]:
-    """Return zeros, the first axis fastest, that take memory where they are written, by pages and not by huge pages."""
+    """Return zeros, the first axis fastest, whose pages take memory only when they are written."""
     if not hasattr(mmap, "MADV_NOHUGEPAGE"):  # of Linux
         return np.zeros(shape, np.float32, order="F")
     room = mmap.mmap(-1, 4 * math.prod(shape), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -376,8 +376,8 @@ def _on_source_grid(
 ) -> NDArray[np.float32]:
     """Lay the values of the prepared mask's voxels out on another grid.
 
-    Where the voxels of both grids coincide they are copied.  Elsewhere it is interpolated between voxels inside the
-    mask alone, so that nothing outside dims its rim.
+    If the voxels of both grids coincide, they are copied.  Otherwise values are interpolated only between voxels inside
+    the mask, so that the outside does not darken its rim.
 
     Args:
         values: In the order of `laid_out`.

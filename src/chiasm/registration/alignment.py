@@ -37,7 +37,7 @@ BLOCK = 16  # planes that are interpolated at a time
 
 @dataclass(frozen=True, eq=False)
 class Alignment:
-    """Where the points of a fixed volume lie in a moving one.
+    """The places of a fixed volume's points in a moving volume.
 
     Attributes:
         kind: How it was found.
@@ -110,7 +110,7 @@ class Alignment:
 
 
 class _Working(NamedTuple):
-    """A volume as registration sees it: RAS order, 2 mm, its mask, and whether it was cut out there."""
+    """A volume as registration uses it: in RAS order, at 2 mm, with its mask and whether it was cut out there."""
 
     image: Volume
     mask: NDArray[np.bool_]
@@ -120,7 +120,7 @@ class _Working(NamedTuple):
 def align(
     fixed: Volume, moving: Volume, kind: AlignmentKind = "demons", *, seed: int = 0, progress: Progress | None = None
 ) -> Alignment:
-    """Find where one volume lies in another of the same patient, whatever their contrasts.
+    """Find the position of one volume in another of the same patient, for any contrasts.
 
     Args:
         fixed: Stays where it is.
@@ -231,7 +231,7 @@ def _maximise_information(fixed: _Working, moving: _Working, seed: int) -> NDArr
 
 
 def _settled(fixed: _Working, moving: _Working, made: Alignment) -> Alignment:
-    """Go on from nearby with descriptors: rigidly, then in twelve directions where those are asked for."""
+    """Refine an alignment with descriptors: rigidly, and then with twelve parameters if it is affine."""
     import torch
 
     from chiasm.registration.demons import linear
@@ -252,7 +252,7 @@ def _settled(fixed: _Working, moving: _Working, made: Alignment) -> Alignment:
 
 
 def _belief(fixed: _Working, moving: _Working, made: Alignment) -> NDArray[np.float32]:
-    """Return where descriptors are used: inside, and not near the cut of a brain that was cut out."""
+    """Return the voxels in which descriptors are used: inside, but not near the edge of a skull-stripped brain."""
     from scipy.ndimage import binary_erosion
 
     shapes = [
@@ -268,7 +268,7 @@ def _belief(fixed: _Working, moving: _Working, made: Alignment) -> NDArray[np.fl
 
 
 def _deformed(fixed: _Working, moving: _Working, made: Alignment, progress: Progress) -> Alignment:
-    """Run the Demons from where a matrix leaves off."""
+    """Run the Demons, starting from a matrix."""
     import torch
 
     from chiasm.registration.demons import demons, jacobian
@@ -295,7 +295,7 @@ def _tensor(array: NDArray[np.float32]) -> Any:
 
 
 def _start(fixed: _Working, moving: _Working, seed: int) -> Any:
-    """Begin as scanned or with the middles of the masks together, wherever the two share more."""
+    """Start as scanned, or with the centres of the masks in one place: the one with more mutual information."""
     import SimpleITK as sitk
 
     one, other = _itk(fixed.image), _itk(moving.image)
@@ -337,7 +337,7 @@ def _apart(found: str) -> VolumeError:
 
 
 def _itk(volume: Volume) -> Any:
-    """Hand a volume to SimpleITK in our own world axes: both images share them, so nothing need be reordered."""
+    """Pass a volume to SimpleITK in our own world axes; both images have them, so nothing must be reordered."""
     import SimpleITK as sitk
 
     image = sitk.GetImageFromArray(np.ascontiguousarray(volume.array.transpose()))

@@ -1,9 +1,8 @@
-"""Scans of one patient that do not lie together, aligned on the grid of the first source.
+"""Scans of one patient, aligned on the grid of the first source.
 
-The first source is never interpolated: what a network sees of it is the same
-whatever stands beside it.  Every other image is interpolated once.  A cohort's
-images are kept as files, made anew when what they were made of changed; after
-this step a cohort looks as if it had been scanned so.
+The first source is never interpolated, so a network sees it unchanged with any other images.  Every other image is
+interpolated once.  A cohort's images are kept as files, made anew when what they were made of changed; after this step
+a cohort looks as if it had been scanned so.
 """
 
 from __future__ import annotations
@@ -54,9 +53,9 @@ class AlignedImage(NamedTuple):
     """An image on another's grid.
 
     Attributes:
-        image: There; as dark as its darkest voxel where nothing was scanned.
-        covered: Where it was scanned, shape (I, J, K).
-        alignment: How it came there.
+        image: The image; voxels that were not scanned have its darkest value.
+        covered: Voxels that were scanned, shape (I, J, K).
+        alignment: The alignment that was used.
     """
 
     image: Volume
@@ -65,12 +64,12 @@ class AlignedImage(NamedTuple):
 
 
 class AlignedCohort(NamedTuple):
-    """A cohort whose images lie together.
+    """A cohort with aligned images.
 
     Attributes:
-        cohort: The cases that could be aligned; their paths point to what was made.
-        moved_mm: Case id to how far its images were moved: inside the mask on average, the farthest of them.
-        problems: Cases that could not.
+        cohort: The aligned cases; their paths point to the new files.
+        moved_mm: Case id to the mean movement inside the mask of the image that was moved farthest.
+        problems: Cases that could not be aligned.
     """
 
     cohort: Cohort
@@ -191,7 +190,7 @@ def _find_or_make(
 
 
 def aligned_images(record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return what a record notes of each image that was aligned, by modality; version 0.1 called them brought."""
+    """Return the entries of a record on each aligned image, by modality; version 0.1 called them brought."""
     images: dict[str, dict[str, Any]] = record.get("aligned") or record.get("brought") or {}
     return images
 
@@ -202,7 +201,7 @@ def farthest_mm(record: Mapping[str, Any]) -> float:
 
 
 def describe_movement(moved_mm: Mapping[str, float]) -> str:
-    """Say how far pairs were moved.
+    """Describe how far pairs were moved.
 
     >>> describe_movement({"a": 1.0, "b": 4.04, "c": 2.0})
     'pairs were moved by 2.0 mm (median), 4.0 mm at most (b)'
@@ -233,7 +232,7 @@ def hashes_of(case: Case, names: Sequence[str]) -> dict[str, list[str]]:
 
 
 def read_records(folder: Path) -> dict[str, dict[str, Any]]:
-    """Read what `align_cohort` noted of each case, by case id.
+    """Read the record of `align_cohort` for each case, by case id.
 
     Raises:
         RunError: If a record is damaged.
@@ -242,7 +241,7 @@ def read_records(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def remove_registered(folder: Path) -> None:
-    """Remove what `align_cohort` made in a folder, and the pages of it; other files stay.
+    """Remove the files of `align_cohort` in a folder, and their pages; other files stay.
 
     Raises:
         ChiasmError: If a file cannot be removed.
@@ -255,7 +254,7 @@ def remove_registered(folder: Path) -> None:
 
 
 def _own_files(place: Path, names: Sequence[str] = ()) -> set[str]:
-    """List the names that a registered case's files have or had; of a damaged record, those that they would have."""
+    """List the names of a registered case's files; for a damaged record, the names that they would have."""
     record = read_facts(place / RECORD)
     images = {*names, *aligned_images(record)}
     made = {f"{name}{end}" for name in images for end in (".nii.gz", "-field.nii.gz", ".html")}
@@ -263,7 +262,7 @@ def _own_files(place: Path, names: Sequence[str] = ()) -> set[str]:
 
 
 def _refuse_occupied(place: Path, names: Sequence[str]) -> None:
-    """Refuse to replace a case's folder that holds files of somebody else, or that is a link.
+    """Refuse to replace a case's folder that holds other files, or that is a link.
 
     Raises:
         RunError: If it does.
@@ -274,13 +273,13 @@ def _refuse_occupied(place: Path, names: Sequence[str]) -> None:
 
 
 def _depends(case: Case, names: Sequence[str], kind: AlignmentKind) -> dict[str, Any]:
-    """Return what the files of a case depend on, contents as hashes."""
+    """Return everything that the files of a case depend on, with contents as hashes."""
     soft = {} if case.label_threshold is None else {"label_threshold": case.label_threshold}
     return {"version": VERSION, "kind": kind, "seed": SEED, "fixed": names[0], "files": hashes_of(case, names), **soft}
 
 
 def _read_made(place: Path, asked: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the record of what was made of the same files, or None where there is none or a file was changed."""
+    """Return the record of an earlier alignment of the same files; None if there is none or a file was changed."""
     try:
         record = read_json(place / RECORD)
         if not isinstance(record, dict) or record.get("asked") != asked:
@@ -346,7 +345,7 @@ def _align_image(
 def _align_labels(
     case: Case, fixed: Volume, images: Mapping[str, Volume], made: Mapping[str, AlignedImage]
 ) -> dict[str, NDArray[Any]]:
-    """Resample labels and mask with the images; "known" says which voxels all images reach, where some are not."""
+    """Resample labels and mask with the images; "known" are the voxels that all images cover, if some are not."""
     resampled: dict[str, NDArray[Any]] = {}
     for name, path in (("labels", case.labels), ("mask", case.mask)):
         volume = _label_volume(case, path, name)
@@ -358,13 +357,13 @@ def _align_labels(
 
 
 def _describe_image(one: AlignedImage) -> dict[str, Any]:
-    """Say for the record how an image was aligned."""
+    """Describe the alignment of an image for the record."""
     covered, matrix = round(float(one.covered.mean()), 4), one.alignment.matrix.tolist()
     return {**describe_alignment(one.alignment), "covered": covered, "matrix": matrix}
 
 
 def _label_volume(case: Case, path: Path | None, name: str) -> Volume | None:
-    """Read labels or a mask; labels that cannot be used stay as they are, and are refused by name where they are."""
+    """Read labels or a mask; unusable labels keep their path, so that reading them later refuses them by name."""
     if path is None:
         return None
     if name == "mask":
@@ -378,7 +377,7 @@ def _label_volume(case: Case, path: Path | None, name: str) -> Volume | None:
 def _aligned_labels(
     labels: Volume, fixed: Volume, images: Mapping[str, Volume], made: Mapping[str, AlignedImage]
 ) -> NDArray[Any] | None:
-    """Resample labels with the image whose grid they lie on; None where they lie on the fixed one's, or on none."""
+    """Resample labels with the image on whose grid they lie; None if that is the fixed image or no image."""
     if _on_grid(labels, fixed) is not None:
         return None
     for name, moving in images.items():
@@ -395,7 +394,7 @@ def _on_grid(labels: Volume, image: Volume) -> Volume | None:
 
 
 def _as_made(case: Case, place: Path, record: Mapping[str, Any]) -> Case:
-    """Point a case to the files that were made of it."""
+    """Return the case with the paths of its aligned files."""
     made = {name.removesuffix(".nii.gz"): place / name for name in record["made"]}
     return replace(
         case,
@@ -420,7 +419,7 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def describe_alignment(alignment: Alignment) -> dict[str, Any]:
-    """Return what is known of a registration without the truth, ready for JSON."""
+    """Return the facts on a registration that need no truth, ready for JSON."""
     return {
         "kind": alignment.kind,
         "mutual_information": [round(value, 4) for value in alignment.information],

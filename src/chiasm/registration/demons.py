@@ -1,6 +1,6 @@
-"""Movements between images of different contrast: Gauss and Newton's, and Demons' (Vercauteren 2009), on descriptors.
+"""Movements between images of different contrast: Gauss-Newton steps and Demons (Vercauteren 2009) on descriptors.
 
-Demons compare intensities, which T1 and T2 or CT and MR do not share.  The
+Demons compare intensities, but T1 and T2, or CT and MR, have different intensities.  The
 bridge is a descriptor of each voxel's neighbourhood that both have in common
 (Heinrich et al., Medical Image Analysis 2012): how different its six neighbours
 are to one another, relative to how different neighbours are there on average.
@@ -29,7 +29,7 @@ NEIGHBOURS = ((1, 0, 0), (-1, 0, 0), (0, 1, 0), (0, -1, 0), (0, 0, 1), (0, 0, -1
 
 
 class Level(NamedTuple):
-    """One pass: how much coarser than the grid, and how many updates."""
+    """One pass: its shrink factor and its number of updates."""
 
     shrink: int
     updates: int
@@ -127,7 +127,7 @@ def demons(
     weight: Tensor | None = None,
     progress: Progress | None = None,
 ) -> Tensor:
-    """Find where each voxel of one image lies in another, from coarse to fine.
+    """Find the place of each voxel of one image in another, from coarse to fine.
 
     Args:
         fixed: Shape (1, 1, I, J, K).
@@ -161,7 +161,7 @@ def demons(
 
 
 def unfolded(field: Tensor) -> Tensor:
-    """Smooth a field until nothing in it is folded; most fields are returned as they are."""
+    """Smooth a field until it does not fold; most fields are returned unchanged."""
     while float(jacobian(field).min()) <= 0:
         field = smooth(field, 1.0)
     return field
@@ -176,12 +176,12 @@ def jacobian(field: Tensor) -> Tensor:
 
 
 def warped(image: Tensor, field: Tensor) -> Tensor:
-    """Look up an image of any number of channels at x + u(x), linear, its border drawn out."""
+    """Sample an image of any number of channels at x + u(x), linearly; the border is repeated outside."""
     return looked_up(image, _indices(field) + field)
 
 
 def looked_up(image: Tensor, places: Tensor) -> Tensor:
-    """Look up an image at voxels that need not be whole, shape (1, 3, A, B, C), linear, its border drawn out."""
+    """Sample an image at fractional voxels, shape (1, 3, A, B, C), linearly; the border is repeated outside."""
     most = places.new_tensor([max(side - 1, 1) for side in image.shape[2:]]).view(1, 3, 1, 1, 1)
     grid = (2 * places / most - 1).permute(0, 2, 3, 4, 1).flip(-1)  # torch counts axes from the last
     found: Tensor = functional.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=True)
@@ -194,7 +194,7 @@ def composed(outer: Tensor, inner: Tensor) -> Tensor:
 
 
 def smooth(image: Tensor, sigma: float) -> Tensor:
-    """Convolve each channel with a Gaussian, its border drawn out."""
+    """Convolve each channel with a Gaussian; the border is repeated outside."""
     radius = max(1, round(3 * sigma))
     falling = torch.exp(-(torch.arange(radius + 1) ** 2) / (2 * sigma**2))
     weights = (falling / (2 * falling.sum() - 1)).tolist()
@@ -216,7 +216,7 @@ def _indices(image: Tensor) -> Tensor:
 
 
 def _generators(freedoms: Literal[6, 12], middle: Tensor, radius: float) -> Tensor:
-    """Return the small movements that make up linear ones, shape (freedoms, 4, 4).
+    """Return the small movements of which linear movements consist, shape (freedoms, 4, 4).
 
     Each moves voxels at the radius by about one voxel: shifts along each axis,
     then turns about `middle`, or with 12 freedoms whatever nine numbers can do.
@@ -233,7 +233,7 @@ def _generators(freedoms: Literal[6, 12], middle: Tensor, radius: float) -> Tens
 
 
 def _update(fixed: Tensor, slopes: Tensor, moved: Tensor) -> Tensor:
-    """Return the demons' step: Gauss and Newton's, shortened where the images differ much (equation 5 of Vercauteren).
+    """Return the step of the Demons: a Gauss-Newton step, shortened by large differences (Vercauteren, equation 5).
 
     `slopes` are those of the fixed descriptors, halved with those of the moved ones.
     """

@@ -151,7 +151,7 @@ class Places:
 
 
 def end_association(association: Any) -> None:
-    """Let an association of pynetdicom end itself; if it is established, it tells the other end."""
+    """Let an association of pynetdicom end itself; an established one informs the other end."""
     if association.is_established:
         association.abort(block=False)
     else:

@@ -1,1 +1,1 @@
-"""Patients that are made: anatomy, lesions, signals."""
+"""Simulated patients: anatomy, lesions, signals."""

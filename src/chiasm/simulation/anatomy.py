@@ -1,7 +1,7 @@
 """Heads without disease: tissue fractions, and how one head becomes another.
 
-Two sources.  *Embedded*: the ICBM152 brain maps that the nilearn package
-carries, wrapped in shells of skull and scalp that are drawn here.  *Given*: a
+There are two sources.  *Embedded*: the ICBM152 brain maps of the nilearn package, with shells of skull and scalp that
+are drawn here.  *Given*: a
 folder of label maps of whole heads.  Either way a head is a stack of fractions
 of `TISSUES`, channels last, that sum to one in every voxel.
 
@@ -230,7 +230,7 @@ def embedded_head(rng: np.random.Generator, spacing_mm: float) -> Head:
 
 
 def _add_shells(fractions: Array, template: _Template, rng: np.random.Generator, spacing_mm: float) -> None:
-    """Fill what is not brain: fluid, dura, inner table, diploe, outer table, muscle, scalp, air."""
+    """Fill the head around the brain: fluid, dura, inner table, diploe, outer table, muscle, scalp, air."""
     shells = (
         (CSF, 2.2),
         (SOFT, 0.7),
@@ -255,7 +255,7 @@ def _add_shells(fractions: Array, template: _Template, rng: np.random.Generator,
 
 
 def _add_vessels(fractions: Array, template: _Template, rng: np.random.Generator, spacing_mm: float) -> None:
-    """Thread vessels through the fluid around the brain: the curves on which two smooth fields vanish together."""
+    """Draw vessels in the fluid around the brain: the curves on which two smooth fields are both 0."""
     fields = [smooth_noise(rng, template.brain.shape, 9 / spacing_mm) for _ in range(2)]
     from_curve_mm = 9 * np.hypot(*fields)  # a field of width s changes by one over about s mm
     share = _ramp(rng.uniform(1.0, 1.8) - from_curve_mm, spacing_mm) * fractions[..., CSF] * (template.outside_mm < 4)
@@ -302,7 +302,7 @@ def given_head(name: str, path: Path, spacing_mm: float) -> Head:
     """Read a label map of a head as fractions, down to a hand's breadth below the brain.
 
     Args:
-        name: What the head is called.
+        name: Name of the head.
         path: Label map whose values `tissue_labels.json` beside it names.
         spacing_mm: Voxel size wanted.
 
@@ -370,7 +370,7 @@ def brain_mask(fractions: Array, spacing_mm: float) -> NDArray[np.bool_]:
 
 
 def stripped_mask(brain: NDArray[np.bool_], rng: np.random.Generator, spacing_mm: float) -> NDArray[np.bool_]:
-    """Spoil a brain mask as skull-strippers do: too tight here, too loose there, by a millimetre or two."""
+    """Add the errors of skull-strippers to a brain mask: too tight or too loose by a millimetre or two."""
     from scipy import ndimage
 
     width = 4.0
@@ -380,7 +380,7 @@ def stripped_mask(brain: NDArray[np.bool_], rng: np.random.Generator, spacing_mm
 
 
 def head_mask(fractions: Array) -> NDArray[np.bool_]:
-    """Find the head in a stack of fractions: all that is not air around it; sinuses are inside."""
+    """Find the head in a stack of fractions: all voxels except the air around it; sinuses are inside."""
     from scipy import ndimage
 
     return np.asarray(ndimage.binary_fill_holes(ndimage.binary_closing(fractions[..., AIR] < 0.5, iterations=2)))

@@ -1,4 +1,4 @@
-"""The folder of a simulated cohort: whose patients lie there, and what another cohort may replace."""
+"""The folder of a simulated cohort: its patients, and the files that another cohort may replace."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ OTHER_FOLDER = "Give another folder with -o."
 
 
 def make_room(folder: Path, asked: Mapping[str, Any], names: Sequence[str], overwrite: bool) -> None:
-    """Refuse to mix two cohorts in a folder, or remove the simulated patients that are not asked for.
+    """Refuse to mix two cohorts in a folder, or remove the simulated patients of another cohort.
 
     Args:
         folder: Of the cohort.
-        asked: What the cohort is made with.
+        asked: The settings of the cohort.
         names: Its subjects.
         overwrite: Whether to replace other simulated patients.
 
@@ -50,7 +50,7 @@ def make_room(folder: Path, asked: Mapping[str, Any], names: Sequence[str], over
 def _others(
     made: Mapping[str, Mapping[str, Any]], asked: Mapping[str, Any], names: Sequence[str]
 ) -> dict[str, Mapping[str, Any]]:
-    """Choose the simulated subjects who do not belong to the cohort asked for."""
+    """Return the simulated subjects of another cohort."""
     return {name: of for name, of in made.items() if of != asked or name not in names}
 
 
@@ -71,7 +71,7 @@ def _other_cohort(
     others: Mapping[str, Mapping[str, Any]],
     most: int,
 ) -> RunError:
-    """Say that a folder holds simulated patients who do not belong to the cohort asked for."""
+    """Return the error that a folder holds simulated patients of another cohort."""
     was = next(iter(others.values()))
     changes = [f"{name} was {was.get(name)} and is {value}" for name, value in asked.items() if was.get(name) != value]
     return RunError(
@@ -85,16 +85,16 @@ def _other_cohort(
 
 
 def _remove_subject(folder: Path, name: str) -> None:
-    """Remove what was simulated of a subject, the note of what it was made with last; other files stay."""
+    """Remove the files of a simulated subject, its settings last; other files stay."""
     for place in _places(folder, name):
         own = [path.relative_to(folder).as_posix() for path in place.rglob("*") if OWN.fullmatch(path.name)]
         remove_files(folder, sorted(own, key=lambda name: name.endswith(PARAMETERS)))
 
 
 def _made(folder: Path, note: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Map the subjects that were simulated in a folder to what they were made with, those of a killed command too.
+    """Map the simulated subjects of a folder to their settings, also those of a killed command.
 
-    Earlier versions noted no names: there, whose truth was written counts.
+    Earlier versions stored no names; there, subjects with a written truth count.
     """
     asked = {name: value for name, value in note.items() if name != "names"}
     made = {name: asked for name in _begun(folder, note) if any(place.exists() for place in _places(folder, name))}

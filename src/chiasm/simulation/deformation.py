@@ -41,7 +41,7 @@ def smooth_noise(rng: np.random.Generator, shape: Sequence[int], sigma: float) -
 
 
 def pull(stack: Array, points: Array) -> Array:
-    """Interpolate linearly in a stack of channels; beyond the border the border goes on.
+    """Interpolate linearly in a stack of channels; the border is repeated outside.
 
     Args:
         stack: Shape (I, J, K, C).
@@ -79,7 +79,7 @@ def grid_points(shape: Sequence[int]) -> Array:
 
 
 class Deformation(NamedTuple):
-    """Where each point comes from: an affine after a diffeomorphism.
+    """The origin of each point: an affine after a diffeomorphism.
 
     Attributes:
         matrix: Of the affine, in voxels, shape (3, 3), about `centre`.
@@ -96,7 +96,7 @@ class Deformation(NamedTuple):
     stride: float
 
     def __call__(self, points: Array) -> Array:
-        """Map points (N, 3) of the subject to where they come from, in voxels."""
+        """Map points (N, 3) of the subject to their origins, in voxels."""
         moved = points + pull(self.displacement, points / np.float32(self.stride))
         return ((moved - self.centre) @ self.matrix.T + self.centre + self.shift).astype(np.float32)
 
@@ -151,7 +151,7 @@ def deform(
 ) -> Deformation:
     """Make a deformation of a velocity field and an affine about the grid's centre.
 
-    Where the field would fold, it is weakened until it does not.
+    A field that would fold is weakened until it does not fold.
 
     Args:
         shape: Of the head's grid.

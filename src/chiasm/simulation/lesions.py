@@ -34,7 +34,7 @@ _LONGEST = 600  # steps of growth
 
 
 class SimulatedLesion(NamedTuple):
-    """What disease does to a head.
+    """The effect of a disease on a head.
 
     Attributes:
         kind: Which disease.
@@ -196,7 +196,7 @@ def _cyst(fractions: Array, spacing_mm: float, rng: np.random.Generator) -> Arra
 
 
 def mass_effect(solid: Array, spacing_mm: float, peak_mm: float) -> Array:
-    """Push tissue away from a mass: where a point comes from moves up the slope of the smoothed mass."""
+    """Push tissue away from a mass: the origin of a point moves up the slope of the smoothed mass."""
     from scipy import ndimage
 
     coarse, stride = control_grid(solid.shape, spacing_mm)

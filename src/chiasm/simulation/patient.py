@@ -1,6 +1,6 @@
-"""One simulated patient: a head, a disease in it, how he lies in each scan, and what a scanner makes of that.
+"""One simulated patient: a head, a disease, the position in each scan, and the scanner's images.
 
-Patient n of a seed is the same whatever the number of patients.
+Patient n of a seed is the same for any number of patients.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ DECKS: tuple[tuple[Disease, ...], ...] = (
 
 @dataclass(frozen=True)
 class Difficulty:
-    """What makes a cohort hard.
+    """The difficulty of a cohort.
 
     Attributes:
         sites: How many of `SITES` take part.
@@ -139,7 +139,7 @@ def draw_subject(
         seed: Of the cohort.
         heads: From `find_heads`, taken in turn; None embeds the template.
         spacing_mm: Voxel size.
-        difficulty: What is varied, and how much.
+        difficulty: How much the patients vary.
     """
     rng = np.random.default_rng((seed, number))
     head = _choose_head(heads, number, spacing_mm, rng)
@@ -192,7 +192,7 @@ def _choose_head(heads: Mapping[str, Path] | None, number: int, spacing_mm: floa
 
 
 class Pose(NamedTuple):
-    """What lies in each voxel during a scan.
+    """The content of each voxel during a scan.
 
     Attributes:
         fractions: Share of each of `CHANNELS`, shape (voxels, 17).
@@ -206,7 +206,7 @@ class Pose(NamedTuple):
 
 
 class Lying(NamedTuple):
-    """How a patient lies in the earlier and in the later scans.
+    """The position of a patient in the earlier and in the later scans.
 
     Attributes:
         still: In the earlier ones.
@@ -280,13 +280,13 @@ def _scan(
 
 
 def _drawn(deck: Sequence[Card], number: int, seed: int, pack: int) -> Card:
-    """Take the cards of a shuffled deck in turn, so that few patients in a row are a fair sample already."""
+    """Draw from a shuffled list in turn, so that a few patients in a row are already a fair sample."""
     block, place = divmod(number - 1, len(deck))
     return deck[int(np.random.default_rng((seed, pack, block, 77)).permutation(len(deck))[place])]
 
 
 def _movement(rng: np.random.Generator, head: Head, level_mm: float, kind: Movement) -> Deformation | None:
-    """Draw how the patient lies in the later scans; None where there is no movement."""
+    """Draw the patient's position in the later scans; None without movement."""
     if level_mm == 0:
         return None
     shift = rng.normal(size=3)

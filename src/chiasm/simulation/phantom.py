@@ -1,8 +1,7 @@
-"""Simulated patients with a known truth: a cohort on disk that everything can be tried on.
+"""Simulated patients with a known truth, as a cohort on disk.
 
-Subject n of a seed is the same patient whatever the number of subjects; every
-file is the same to the byte.  docs/phantom.md says what is simulated, what
-is not, and how near real cohorts its numbers come.
+Subject n of a seed is the same patient for any number of subjects; every file is the same to the byte.
+docs/phantom.md says what is simulated and what is not, and compares its numbers with those of real cohorts.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ MOST_MISREGISTERED_MM = 20.0
 
 
 class LayoutFiles(NamedTuple):
-    """Where a layout has a subject's files; braces stand for its id.
+    """The places of a subject's files in a layout; braces stand for its id.
 
     Attributes:
         case: The id; braces stand for the subject's number.
@@ -141,7 +140,7 @@ def _silent(done: int, subjects: int, name: str) -> None:
 
 @dataclass(frozen=True)
 class CohortSettings:
-    """What a cohort is simulated with.
+    """The settings of a simulated cohort.
 
     Attributes:
         seed: Of everything.
@@ -163,7 +162,7 @@ class CohortSettings:
 
     @property
     def asked(self) -> dict[str, Any]:
-        """What is noted beside each subject; one with another note is made again."""
+        """The settings that are stored beside each subject; a subject with other settings is made again."""
         asked = {
             "layout": self.layout,
             "skull_strip": self.skull_strip,
@@ -239,7 +238,7 @@ def _simulate(folder: Path, name: str, number: int, settings: CohortSettings) ->
 
 
 def _parameters(folder: Path, name: str) -> Mapping[str, Any]:
-    """Read what a finished subject was made with; nothing where it was not finished."""
+    """Read the parameters of a finished subject; empty if it is not finished."""
     path = folder / "truth" / name / PARAMETERS
     found: Mapping[str, Any] = read_json(path) if path.is_file() else {}
     return found
@@ -266,7 +265,7 @@ def _write_subject(folder: Path, name: str, subject: Subject, layout: str, strip
 
 
 def _write_truth(folder: Path, subject: Subject) -> None:
-    """Write what is known of a subject beside its images."""
+    """Write the truth on a subject."""
     truth: dict[str, NDArray[Any]] = {
         "affine": subject.affine,
         "brain": subject.brain,

@@ -1,4 +1,4 @@
-"""What a scanner shows of tissue: relaxation, Hounsfield units, and how an acquisition spoils them.
+"""The signal of tissue in a scanner: relaxation, Hounsfield units, and the errors of an acquisition.
 
 Signals are computed for each tissue and then mixed by its share of a voxel,
 as in a scanner: parameters are not mixed.  `MATERIALS` holds literature
@@ -65,7 +65,7 @@ RELAXIVITY = 4.5  # per second and mmol/l, of gadolinium chelates
 
 @dataclass(frozen=True)
 class Site:
-    """How a hospital scans.
+    """The protocols and the scanner of a hospital.
 
     Attributes:
         name: Of the hospital.
@@ -106,7 +106,7 @@ SITES: Sequence[Site] = (
 
 
 class Voxels(NamedTuple):
-    """Where one material is, and how it differs there from the table.
+    """The voxels of one material, and its differences from the table there.
 
     Attributes:
         material: From `MATERIALS`, scaled for site and subject.
@@ -130,7 +130,7 @@ def occupied(
     materials: Sequence[Material],
     strength: Sequence[tuple[float, float]],
 ) -> list[Voxels]:
-    """List where each material is, with its texture.
+    """List the voxels of each material, with its texture.
 
     Args:
         fractions: Share of each channel, shape (N, C).
@@ -214,7 +214,7 @@ def acquire_mr(
     gamma: float,
     thick_mm: float,
 ) -> Array:
-    """Spoil a noise-free MR image as a scanner and an archive do.
+    """Add the errors of a scanner and an archive to a noise-free MR image.
 
     Args:
         image: Unit signal, shape (I, J, K).
@@ -244,7 +244,7 @@ def acquire_mr(
 
 
 def acquire_ct(image: Array, bone: Array, rng: np.random.Generator, spacing_mm: float) -> Array:
-    """Spoil a noise-free CT image: point spread, beam hardening inside the skull, noise, clipping.
+    """Add the errors of a scanner to a noise-free CT image: point spread, beam hardening, noise, clipping.
 
     Args:
         image: Hounsfield units, shape (I, J, K).

@@ -1,9 +1,9 @@
-"""`chiasm complete`: missing modalities made, marked and put beside the scans; and whether that helps a later model.
+"""`chiasm complete`: synthesise missing modalities, mark them, and measure whether they help a later model.
 
-A folder of a completion holds `run/` (the model that fills), `cohort/` (the
-completed cohort, which every verb reads), `utility/` and `completion.json`.
+The folder of a completion holds `run/` (the completion model), `cohort/` (the completed cohort, which every verb
+reads), `utility/` and `completion.json`.
 
-What completion is worth is measured in `utility`, where nothing leaks.
+`utility` measures the gain of completion on test subjects that no model has seen.
 
 Reference:
     Li et al., Deep Learning Based Imaging Data Completion for Improved Brain
@@ -61,13 +61,13 @@ FOLDERS = ("cohort", "run", "utility")
 
 @dataclass(frozen=True)
 class Survey:
-    """What a cohort lacks, and how the worth of completing it is measured.
+    """The missing images of a cohort, and how the gain of completion is measured.
 
     Attributes:
         pairs: Cases with the sources and the target.
         gaps: Cases with the sources alone.
-        lacking: Cases without the target that lack a source too, which are left as they are.
-        task: Of the later model; None where no utility is asked for.
+        lacking: Cases without the target that also lack a source; they are left as they are.
+        task: Of the later model; None if no utility is measured.
         folds: Of the utility.
     """
 
@@ -78,7 +78,7 @@ class Survey:
     folds: tuple[Fold, ...]
 
     def cells(self, recipe: Recipe, seeds: Iterable[int]) -> list[UtilityRun]:
-        """List what is measured: each fold with each seed."""
+        """List the measurements: each fold with each seed."""
         if self.task is None:
             return []
         return [UtilityRun(fold, self.task, recipe, seed) for fold, seed in product(self.folds, seeds)]
@@ -86,7 +86,7 @@ class Survey:
 
 @dataclass(frozen=True)
 class Completed:
-    """What a completion left behind.
+    """The result of a completion.
 
     Attributes:
         folder: Holds `completion.json` and all else.
@@ -120,7 +120,7 @@ def complete(
     say: Say = print,
     progress: StepProgress | None = None,
 ) -> Completed:
-    """Fill a missing modality, mark what was made, and measure what it is worth; the same call again goes on.
+    """Synthesise a missing modality, mark the images, and measure the gain of a later model; the same call resumes.
 
     Args:
         data: Folder or manifest; nothing in it is changed.
@@ -170,7 +170,7 @@ def complete(
 
 
 def _write_cohort(cohort: Cohort, filled: Sequence[Case], root: Path) -> None:
-    """Write the completed cohort: the cases that were filled in the place of those with gaps."""
+    """Write the completed cohort, with the completed cases in place of those with gaps."""
     made = {case.id: case for case in filled}
     write_completed(root, [made.get(case.id, case) for case in cohort.cases], cohort.regions)
 
@@ -183,7 +183,7 @@ def _measure_all(
     trust: Collection[str],
     say: Say,
 ) -> tuple[list[Row], list[Problem]]:
-    """Measure each fold with each seed; `progress` is of all their trainings."""
+    """Measure each fold with each seed; `progress` counts all their trainings."""
     rows: list[Row] = []
     problems: list[Problem] = []
     folds = len({cell.fold.number for cell in cells})
@@ -196,7 +196,7 @@ def _measure_all(
 
 
 def _check_request(recipe: Recipe, seeds: int) -> None:
-    """Refuse what no completion can do."""
+    """Refuse a request that no completion can fulfil."""
     if seeds < 1:
         raise RecipeError("the utility needs a seed", reason="seeds", found=seeds, expected="1 or more")
     if recipe.training.devices > 1:  # every process would start anew, from the command on
@@ -205,10 +205,10 @@ def _check_request(recipe: Recipe, seeds: int) -> None:
 
 
 def _check_folder(out: Path, data: Path, found: Cohort) -> None:
-    """Refuse a folder where a completion would replace what it did not write; note that it is one from now on.
+    """Refuse a folder in which a completion would replace other files, and mark it as the folder of a completion.
 
     Raises:
-        RunError: If it is or holds the data, or holds files of somebody else in the places of the completion's own.
+        RunError: If it is or holds the data, or holds other files with the names of the completion's own.
     """
     refuse_data_folder(out, [data])
     scans = [path for case in found.cases for path in (*case.images.values(), case.mask, case.labels)]
@@ -220,28 +220,28 @@ def _check_folder(out: Path, data: Path, found: Cohort) -> None:
 
 
 def _is_completion(out: Path) -> bool:
-    """Return whether a completion wrote in a folder; an interrupted one may have left its run alone."""
+    """Return whether a completion wrote in a folder; an interrupted one may have left only its run."""
     return (out / FILES[0]).is_file() or (out / "run" / "recipe.toml").is_file()
 
 
 def _scans(cohort: Cohort) -> Cohort:
-    """Leave out images that were made, whoever allowed them: nothing is completed from those."""
+    """Leave out synthetic images, even if they are allowed: no image is completed from them."""
     scans = map(_without_made, cohort.cases)
     return replace(cohort, cases=tuple(case for case in scans if case.images))
 
 
 def _without_made(case: Case) -> Case:
-    """Leave out the images of a case that were made."""
+    """Leave out the synthetic images of a case."""
     images = {name: path for name, path in case.images.items() if "synthetic" not in marks_on(case, name)}
     return replace(case, images=images, synthetic=())
 
 
 def survey_cohort(cohort: Cohort, recipe: Recipe, utility: str) -> Survey:
-    """Say which cases a completion learns from, which it fills, and how its worth is measured.
+    """Return the cases that a completion learns from, those that it completes, and how the gain is measured.
 
     Raises:
         CohortError: If a modality is unknown, nothing is missing, or too few subjects are complete.
-        RecipeError: If the later model cannot be as asked for.
+        RecipeError: If the later model cannot be trained as asked.
     """
     sources, target = recipe.data.sources, recipe.data.target
     pairs = select_cases(cohort, sources, target).cases
@@ -275,7 +275,7 @@ def _check_enough(pairs: Sequence[Case], gaps: Sequence[Case], recipe: Recipe, r
 
 
 def _lacking(case: Case, recipe: Recipe) -> Problem:
-    """Report a case that cannot be completed, since it lacks a source too."""
+    """Report a case that cannot be completed because it also lacks a source."""
     absent = " and no ".join(set(recipe.data.sources) - set(case.images))
     message = f"case {case.id} has no {recipe.data.target} and no {absent}: left as it is"
     return Problem(next(iter(case.images.values())).parent, "missing-modality", message, case.id)
@@ -284,7 +284,7 @@ def _lacking(case: Case, recipe: Recipe) -> Problem:
 def describe(
     survey: Survey, filled: Sequence[Case], comparisons: Sequence[Comparison], root: Path, lost: Collection[str | None]
 ) -> tuple[str, ...]:
-    """Say in lines what was completed and what it is worth, a null as plainly as a gain."""
+    """Describe in lines what was completed and whether a later model gains, with or without a gain."""
     lines = (f"{len(filled)} of {len(survey.gaps)} cases completed: {root}",)
     if survey.task is None:
         return lines
@@ -301,7 +301,7 @@ def describe(
 
 
 def _training_cases(folds: Sequence[Fold], lost: Collection[str | None]) -> str:
-    """Say on how many cases the later models were trained."""
+    """State the number of training cases of the later models."""
     real = [sum(case.split == "train" for case in fold.real) for fold in folds]
     more = [sum(case.id not in lost for case in fold.gaps) for fold in folds]
     return f"{_span(real)} real training cases, {_span(more)} completed ones more"
@@ -330,7 +330,7 @@ def _write(done: Completed, survey: Survey, recipe: Recipe, seeds: Iterable[int]
 
 
 def _items(done: Completed) -> list[str]:
-    """List what came of it as lines of Markdown."""
+    """List the results as lines of Markdown."""
     verdicts, messages = (one.verdict for one in done.comparisons[1:]), (one.message for one in done.problems)
     return [f"- {line}" for line in (*done.lines, *verdicts, *messages)]
 
@@ -338,7 +338,7 @@ def _items(done: Completed) -> list[str]:
 def _utility(
     done: Completed, survey: Survey, seeds: list[int], pairs: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any] | None:
-    """Collect what was measured, with the cases of each fold; None where nothing was asked for."""
+    """Collect the measurements, with the cases of each fold; None if nothing was measured."""
     if survey.task is None:
         return None
     roles = ("pairs", "real", "gaps", "test")
@@ -371,7 +371,7 @@ def _paired(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def _plain(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Turn what JSON does not know, NaN and infinity, into null."""
+    """Turn NaN and infinity, which JSON does not have, into null."""
     return {
         name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in record.items()
     }
@@ -391,7 +391,7 @@ def _copied(cohort: Cohort, root: Path) -> tuple[Cohort, list[Problem]]:
 
 
 def _shares(progress: StepProgress | None, trainings: int) -> list[StepProgress | None]:
-    """Return what each of several equal trainings reports its progress to."""
+    """Return a progress function for each of several equal trainings."""
     return [_share(progress, number, trainings) for number in range(trainings)]
 
 

@@ -1,4 +1,4 @@
-"""Missing modalities of cases, made by a model and marked as synthetic."""
+"""Missing modalities of cases, predicted by a model and marked as synthetic."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FRESH = ".predicting"  # folder beside an image, where it is predicted
 def predict_as_asked(
     run: Path, cases: Sequence[Case], folder: Path, recipe: Recipe, trust: Collection[str] = ()
 ) -> Predicted:
-    """Predict cases where a recipe says that networks run, with the same engine everywhere.
+    """Predict cases on the hardware of a recipe, with the same engine everywhere.
 
     Raises:
         ChiasmError: If the model or the folder cannot be used.
@@ -46,7 +46,7 @@ def predict_as_asked(
 def fill(
     cases: Sequence[Case], run: Path, folder: Path, recipe: Recipe, trust: Collection[str] = ()
 ) -> tuple[list[Case], list[Problem]]:
-    """Make the missing modality of each case, unless it is there already; a bad case is named and the others go on.
+    """Predict the missing modality of each case, unless it is there already; a bad case is reported and left out.
 
     Args:
         cases: With the sources of the model.
@@ -80,13 +80,13 @@ def fill(
 
 
 def _origin(case: Case, model: Model) -> Origin:
-    """Say what an image of a case is made from, and by what."""
+    """Return the sources and the model of an image of a case."""
     seen = {name: sha256_of(case.images[name]) for name in model.plan.sources}
     return Origin(case.id, model.plan.target, seen, model.recipe.method, model.sha256, f"chiasm {__version__}")
 
 
 def _take_over(made: Predicted, case: Case, image: Path, origin: Origin, kind: MapKind) -> list[Problem]:
-    """Put what was predicted of a case in its place, marked; return why not, where it cannot be used."""
+    """Move the prediction of a case to its place and mark it; if it cannot be used, return the reason."""
     fresh = image.with_name(FRESH)
     if made.problems:
         shutil.rmtree(fresh, ignore_errors=True)
@@ -112,7 +112,7 @@ def _move(entry: Entry, fresh: Path, image: Path, origin: Origin) -> None:
 
 
 def _flat(image: Path, mask: Path, kind: MapKind, reading: Reading) -> str | None:
-    """Say why a later training could not scale an image, as of a network that collapsed; None where it could."""
+    """Say why a later training could not scale an image, such as that of a collapsed network; None if it could."""
     inside = read_volume(mask, labels=True, reading=reading).array > 0
     try:
         fit_intensity(read_volume(image, allow_constant=True, reading=reading).array, inside, kind)

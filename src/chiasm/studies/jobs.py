@@ -1,4 +1,4 @@
-"""What a study consists of: independent jobs, each named by what it depends on.
+"""The jobs of a study: independent, and each named by a hash of what it depends on.
 
 A job is "run this recipe on this fold with this seed in this folder".  Its
 folder is named by a hash of recipe, data and code version, so a job that was
@@ -79,14 +79,14 @@ class Job:
 
     @property
     def name(self) -> str:
-        """What to call it on the screen."""
+        """Its name on the screen."""
         if self.kind == "expected_error":
             return f"expected error of {self.arm} fold {self.fold}"
         return f"{self.arm if self.kind == 'arm' else f'warm-up ({self.kind})'} fold {self.fold} seed {self.seed}"
 
     @property
     def is_done(self) -> bool:
-        """Whether it left its mark; a killed job did not, and one whose mark is damaged is looked at again."""
+        """Whether it wrote its mark; a killed job did not, and a job with a damaged mark is checked again."""
         return bool(self.spent)
 
     @property
@@ -105,7 +105,7 @@ class Job:
 
     @property
     def steps(self) -> int:
-        """Steps that are its own: what its warm-ups did, it does not do again."""
+        """Its own steps, without those of its warm-ups."""
         schedule = self.recipe.schedule
         if self.kind == "expected_error":
             return 0
@@ -143,7 +143,7 @@ def list_jobs(study: Study, out: Path, cohort: Cohort | None) -> list[Job]:
     """List a study's jobs, warm-ups first; everything that can be refused is refused here.
 
     Args:
-        study: What is asked for.
+        study: The content of the study file.
         out: The study's folder.
         cohort: Its cases; None for a simulated cohort that is not written yet.
 
@@ -185,7 +185,7 @@ def _check_regions(study: Study, cohort: Cohort | None) -> None:
 
 
 def _check_alike(study: Study, folds: int) -> None:
-    """Refuse arms that read other files, or are scored against other images: they could not be compared."""
+    """Refuse arms that read other files or are scored against other images, because they cannot be compared."""
     recipes = {arm: _recipe(study, arm, folds, 0, study.seeds[0]) for arm in study.arms}
     _check_reading(recipes.values())
     if study.reference is None:
@@ -237,7 +237,7 @@ def _expected_error_job(trained: Sequence[Job], out: Path) -> Job:
 
 
 def _key(depends: Sequence[Any]) -> str:
-    """Name a job by what it depends on."""
+    """Return the hash of everything that a job depends on."""
     return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -307,7 +307,7 @@ def has_discriminators(recipe: Recipe) -> bool:
 
 
 def warm_ups(recipe: Recipe, base: Recipe) -> list[tuple[JobKind, Recipe]]:
-    """Return the beginnings that an arm shares with others, as recipes that hold only what they depend on."""
+    """Return the warm-ups that an arm shares with others, as recipes that hold only what they depend on."""
     if recipe.optimiser.kind == "admm":
         return []  # a sparse coder shares nothing with networks
     generator = _generator_warm_up(recipe, base)
@@ -321,7 +321,7 @@ def warm_ups(recipe: Recipe, base: Recipe) -> list[tuple[JobKind, Recipe]]:
 
 
 def _generator_warm_up(recipe: Recipe, base: Recipe) -> Recipe:
-    """Return what the generator does alone at first."""
+    """Return the recipe of the first warm-up, of the generator alone."""
     usual_batches = {name: getattr(base.training, name) for name in BATCHES}
     rates = {name: getattr(recipe.optimiser, name) for name in ("generator_rate", "betas", "average")}
     return base.model_copy(
@@ -336,7 +336,7 @@ def _generator_warm_up(recipe: Recipe, base: Recipe) -> Recipe:
 
 
 def _discriminator_warm_up(recipe: Recipe, beginning: Recipe, base: Loss) -> Recipe:
-    """Return what discriminators do next, at the usual weights whatever the arm's own are."""
+    """Return the recipe of the second warm-up, of the discriminators, with the usual weights for every arm."""
     usual = Loss()
     same = {
         name: getattr(recipe.loss, name) for name in ("adversarial", "smoothing", "penalty", "penalty_every", "clip")
@@ -368,7 +368,7 @@ class _JobSetting(NamedTuple):
     threads: int
 
     def job(self, kind: JobKind, recipe: Recipe, warm: Path | None, *, first: bool = False) -> Job:
-        """Return a job, named by what it depends on."""
+        """Return a job, named by the hash of what it depends on."""
         depends = [
             *(__version__, REVISION, kind, self.content, _asked(recipe)),
             *(self.threads, warm and warm.name, first),
@@ -386,7 +386,7 @@ class _JobSetting(NamedTuple):
 
 
 def _asked(recipe: Recipe) -> dict[str, Any]:
-    """Return the settings that are not as usual, so that a setting that comes later changes no key."""
+    """Return the settings that differ from the defaults, so that a new setting changes no earlier key."""
     asked = recipe.model_dump(mode="json", exclude_defaults=True)
     networks = {"generator": recipe.generator.network, "discriminators": recipe.discriminators.global_network}
     for section, network in networks.items():
@@ -398,7 +398,7 @@ def _asked(recipe: Recipe) -> dict[str, Any]:
 
 
 def _hashed(path: Path | None) -> str:
-    """Hash a volume, a DICOM series by its slices; a dash where there is none."""
+    """Hash a volume (a DICOM series by its slices); return a dash if there is none."""
     if path is None:
         return "-"
     return ",".join(map(sha256_of, volume_files(path))) if is_dicom(path) else sha256_of(path)
@@ -422,7 +422,7 @@ def content_of(study: Study, cohort: Cohort | None) -> str:
 
 
 def _reference_content(study: Study) -> str:
-    """Hash the images that predictions are held against, where these are not the cohort's own."""
+    """Hash the reference images, if they are not the cohort's own."""
     if not isinstance(study.reference, Path):
         return "" if study.reference is None else "held"
     real = _find(study, study.reference)
@@ -430,7 +430,7 @@ def _reference_content(study: Study) -> str:
 
 
 def _unpaired_content(study: Study, cohort: Cohort) -> str:
-    """Hash the cases with one side alone, where an arm learns from them."""
+    """Hash the cases with only one side, if an arm learns from them."""
     if not _learns_from_one_side(study):
         return ""
     found = _find(study, cohort.root)
@@ -439,7 +439,7 @@ def _unpaired_content(study: Study, cohort: Cohort) -> str:
 
 
 def _learns_from_one_side(study: Study) -> bool:
-    """Return whether an arm learns from cases with one side alone, as sparse coding does."""
+    """Return whether an arm learns from cases with only one side, as sparse coding does."""
     return any(_recipe(study, arm, 1, 0, 0).optimiser.kind == "admm" for arm in study.arms)
 
 

@@ -1,4 +1,4 @@
-"""What a study's pages need beside its scores, as a file: cases, jobs, failures, remarks."""
+"""The file with all that a study's pages need beside its scores: cases, jobs, failures, remarks."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ AGAIN = "Run the same chiasm study command again: it writes the file anew."
 
 
 class NotedCase(Section):
-    """Whose a case is, and from where."""
+    """The subject and the site of a case."""
 
     subject: str
     site: str | None = None
@@ -57,8 +57,8 @@ class StudyNotes(Section):
         regions: Names of the label regions.
         jobs: Finished trainings; at least one.
         hours: Of computing, all together.
-        failed: What went wrong, in sentences.
-        remarks: What must be said of the scores.
+        failed: Failures, in sentences.
+        remarks: Warnings on the scores.
     """
 
     study: Study
@@ -85,7 +85,7 @@ class StudyNotes(Section):
 
 
 def is_study(folder: Path) -> bool:
-    """Return whether `chiasm study` wrote in a folder; notes that are damaged are its own too."""
+    """Return whether `chiasm study` wrote in a folder; damaged notes count too."""
     try:
         content = read_json(folder / NOTES)
     except RunError:
@@ -110,7 +110,7 @@ def notes_of(
 
 
 def scored_folders(arms: Sequence[Job], *, opened: bool) -> list[Path]:
-    """Return where the scores of finished arms lie: of their folds' test cases, or of the locked test set."""
+    """Return the folders with the scores of finished arms, on their test cases or on the locked test set."""
     return [locked_folder(job) if opened else job.folder for job in arms]
 
 
@@ -120,25 +120,25 @@ def _read_all(folders: Sequence[Path]) -> list[Remarks]:
 
 
 def _case_facts(cohort: Cohort) -> dict[str, dict[str, str | None]]:
-    """Say whose each case is, and from where."""
+    """Return the subject and the site of each case."""
     return {case.id: {"subject": case.subject, "site": case.site} for case in cohort.cases}
 
 
 def _job_facts(job: Job) -> dict[str, Any]:
-    """Say which training a job was, and where it lies."""
+    """Return the facts on the training of a job, and its folder."""
     folder = str(Path("jobs", job.key))
     return {"name": job.name, "arm": job.arm, "fold": job.fold, "seed": job.seed, "folder": folder}
 
 
 def _sentences(found: Sequence[Remarks]) -> list[str]:
-    """Say which labels were not used, and whether arms were scored in different voxels of a case."""
+    """Warn of labels that were not used, and of arms that were scored in different voxels of a case."""
     unused = [f"labels not used: {message}" for remarks in found for message in remarks.problems]
     masks = grouped(chain.from_iterable(remarks.masks for remarks in found), lambda use: use.case)
     return list(dict.fromkeys([*unused, *_differing_masks(masks)]))
 
 
 def _differing_masks(masks: Mapping[str, Sequence[MaskUse]]) -> Iterator[str]:
-    """Say whether arms were scored in different voxels of a case; `masks` are those of each case."""
+    """Warn if arms were scored in different voxels of a case; `masks` are those of each case."""
     differing = {case: uses for case, uses in masks.items() if len({use.sha256 for use in uses}) > 1}
     if differing:
         arms = sorted({use.method for use in chain.from_iterable(differing.values())})

@@ -1,8 +1,7 @@
-"""`chiasm study`: methods x folds x seeds worked off by a runner, then assessed.
+"""`chiasm study`: train every method on every fold with every seed, by a runner, and assess the results.
 
-What a study leaves behind is files: `evaluation.csv` with every score of
-every job, `statistics.csv` with every comparison, and the report, which
-`chiasm report` makes again from these files alone.
+A study writes `evaluation.csv` with every score of every job, `statistics.csv` with every comparison, and the report.
+`chiasm report` makes the report again from these files alone.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ def run_study(
     say: Callable[[str], None] = print,
     progress: Progress | None = None,
 ) -> Done:
-    """Work a study off, skip what is done, and write its evidence.
+    """Run all jobs of a study that are not done, and write its scores, statistics and report.
 
     Args:
         path: The study file.
@@ -88,7 +87,7 @@ def _check_locked(study: Study, path: Path) -> None:
 
 
 def _write_scores(done: _Work, cohort: Cohort, failed: Sequence[JobOutcome]) -> Path:
-    """Write what the page is made from: notes, scores, and the scores of expected-error maps; return their folder.
+    """Write the files of the page: notes, scores, and the scores of expected-error maps; return their folder.
 
     Raises:
         CohortError: If no job has left any score.
@@ -107,7 +106,7 @@ def _write_scores(done: _Work, cohort: Cohort, failed: Sequence[JobOutcome]) -> 
 
 
 def _prepare(study: Study, out: Path, say: Callable[[str], None]) -> tuple[list[Job], Cohort]:
-    """List the jobs, simulate the patients where the study asks for some, and report what the cohort holds."""
+    """List the jobs, simulate the patients of a simulated cohort, and describe the cohort."""
     cohort = find_cases(study, out)
     jobs = list_jobs(study, out, cohort)
     if study.phantom is not None:
@@ -123,17 +122,17 @@ def _prepare(study: Study, out: Path, say: Callable[[str], None]) -> tuple[list[
 
 
 def _simulate(phantom: Phantom, study: Study, out: Path) -> None:
-    """Simulate the patients of a study, and the same ones without movement where predictions are held against those."""
+    """Simulate the patients of a study; also the same patients without movement, if they are the reference."""
     simulate(phantom, data_folder(study, out))
     if study.reference == "held":
         simulate(phantom, out / "unmoved", movement="held")
 
 
 def _check_folder(out: Path, study: Study) -> None:
-    """Refuse a folder where a study would replace what it did not write.
+    """Refuse a folder in which a study would replace other files.
 
     Raises:
-        RunError: If it is or holds the data, or holds files of somebody else in the places of the study's own.
+        RunError: If it is or holds the data, or holds other files with the names of the study's own.
     """
     data = [place for place in (study.data, study.reference) if isinstance(place, Path)]
     refuse_data_folder(out, data)
@@ -146,7 +145,7 @@ def _check_folder(out: Path, study: Study) -> None:
 
 @dataclass
 class _Work:
-    """Jobs that are worked off, stage by stage, and what failed of them.
+    """The jobs of a study, which run stage by stage, and the failed ones.
 
     Attributes:
         jobs: All of the study.
@@ -171,7 +170,7 @@ class _Work:
     finished: int = 0
 
     def do_all(self, run: Runner) -> list[JobOutcome]:
-        """Do all jobs that are not done; return what failed."""
+        """Do all jobs that are not done; return the failed ones."""
         terms = JobTerms(
             data=data_folder(self.study, self.out),
             out=self.out,
@@ -201,7 +200,7 @@ class _Work:
             self.progress(self.finished, len(self.jobs), outcome.name)
 
     def _due(self, stage: Sequence[Job]) -> list[Job]:
-        """List the jobs of a stage that are to be done; those that go on from a failed one have failed too."""
+        """List the jobs of a stage that must be done; a job that continues a failed one has failed too."""
         due = list(filter(self._is_due, stage))
         for job in filter(self._goes_on_from_failed, due):
             self.failed[job.key] = JobOutcome(job.key, job.name, "the job that it continues failed")
@@ -211,11 +210,11 @@ class _Work:
         return any(folder.name in self.failed for folder in job.needs)
 
     def _is_due(self, job: Job) -> bool:
-        """Return whether a job is to be done; arms are asked again where the locked test set is scored."""
+        """Return whether a job must be done; every arm must if the locked test set is scored."""
         return not job.is_done or (self.opened and job.kind == "arm")
 
     def _outcome(self, report: JobOutcome | Lost[Job]) -> JobOutcome | None:
-        """Take note of what came of a job; None where it was lost and is tried once more.
+        """Record the outcome of a job; return None if it was lost and is tried once more.
 
         Raises:
             ChiasmError: If nothing can be written: no other job would fare better.
@@ -229,7 +228,7 @@ class _Work:
         return outcome
 
     def _note_failure(self, outcome: JobOutcome, error: str) -> None:
-        """Keep and report a failed job; raise where nothing can be written."""
+        """Record and report a failed job; raise if nothing can be written."""
         if outcome.reason == UNWRITABLE:
             raise ChiasmError(f"{outcome.name}: {error.rstrip('.')}", reason=UNWRITABLE)
         self.failed[outcome.key] = outcome
@@ -237,7 +236,7 @@ class _Work:
 
 
 def _for_slurm(study: Study) -> Slurm:
-    """Return what a job asks of SLURM: as many cores as it has threads, where the study does not say."""
+    """Return the resources of a job on SLURM; by default as many cores as it has threads."""
     asked = study.slurm or Slurm()
     return (
         asked
@@ -252,7 +251,7 @@ def _lost_for_good(lost: Lost[Job]) -> JobOutcome:
 
 
 def _read(path: Path, reading: Reading, settings: Sequence[str]) -> Study:
-    """Read a study file, and note in its settings what else is assumed of the cohort's files, and other settings."""
+    """Read a study file, and add options for reading files and other settings to its settings."""
     study = read_study(path)
     asked = [f"data.{name}={str(value).lower()}" for name, value in asdict(reading).items() if value]
     return study.model_copy(update={"settings": (*study.settings, *asked, *settings)})
@@ -280,14 +279,14 @@ def describe_jobs(path: Path, out: Path, reading: Reading = STRICT, settings: Se
 
 
 def _sum_in_words(done: Sequence[Job], left: Sequence[Job], minutes: float) -> str:
-    """Say how many jobs there are and what is left to do; how long it takes, where that can be estimated."""
+    """State how many jobs there are and how many are left, with an estimate of the time if there is one."""
     steps = sum(job.steps for job in left)
     total = f"{len(done) + len(left)} jobs, {len(done)} done, {steps} steps to do"
     return f"{total}, about {minutes:.0f} min of one process" if done and steps else total
 
 
 def _minutes(jobs: Sequence[Job], speed: dict[str, float]) -> dict[str, float]:
-    """Estimate how long jobs take, by key, from the seconds of a step of each kind; nothing without any."""
+    """Estimate how long jobs take, by key, from the time of a step of each kind; empty without finished jobs."""
     slowest = max(speed.values(), default=0.0)
     return {job.key: job.steps * speed.get(job.kind, slowest) / 60 for job in jobs} if speed else {}
 
@@ -298,7 +297,7 @@ def _job_in_words(job: Job, minutes: float | None) -> str:
 
 
 def _seconds_a_step(jobs: Sequence[Job]) -> dict[str, float]:
-    """Return what a step of each kind of finished job took, scoring included."""
+    """Return the seconds of a step of each kind of finished job, scoring included."""
     return {kind: _pace(some) for kind, some in grouped(jobs, lambda job: job.kind).items()}
 
 

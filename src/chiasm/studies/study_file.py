@@ -1,4 +1,4 @@
-"""What a study file says, checked."""
+"""The content of a study file, with its checks."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Phantom(Section):
 
 
 class Study(Section):
-    """What a study file says."""
+    """The content of a study file."""
 
     OLD_NAMES: ClassVar[Mapping[str, str]] = {"sealed": "locked", "reliability": "expected_error"}
 
@@ -90,11 +90,11 @@ class Study(Section):
 
     @property
     def in_words(self) -> dict[str, str]:
-        """What each arm is, by name."""
+        """The description of each arm, by name."""
         return {arm: self._describe(arm) for arm in self.arms}
 
     def _describe(self, arm: str) -> str:
-        """Say what an arm or a variant is."""
+        """Describe an arm or a variant."""
         if arm not in self.variants:
             return find_method(arm).words
         base, *own = self.variants[arm]
@@ -107,12 +107,12 @@ class Study(Section):
         return self
 
     def _faults_of_data(self) -> Iterator[str]:
-        """Say what cannot be about the cohort."""
+        """Yield the faults of the cohort's settings."""
         if (self.data is None) == (self.phantom is None):
             yield "give either data, a folder, or phantom, a simulated cohort"
 
     def _faults_of_reference(self) -> Iterator[str]:
-        """Say what cannot be about the images that are scored against."""
+        """Yield the faults of the reference's settings."""
         moved = self.phantom is not None and self.phantom.movement != "held"
         if self.reference == "held" and not moved:
             yield 'reference = "held" is only for simulated patients who moved: give a folder'
@@ -120,7 +120,7 @@ class Study(Section):
             yield "expected_error is assessed on the cohort itself: leave out reference, or expected_error"
 
     def _faults_of_arms(self) -> Iterator[str]:
-        """Say what cannot be about arms, variants, seeds and comparisons."""
+        """Yield the faults of arms, variants, seeds and comparisons."""
         for listed in (self.arms, self.seeds):
             yield from _faults_of_list(listed)
         for name in self.variants:
@@ -128,7 +128,7 @@ class Study(Section):
         yield from self._faults_of_comparisons()
 
     def _faults_of_comparisons(self) -> Iterator[str]:
-        """Say which arms are to be assessed or compared that the study does not have."""
+        """Name the arms in comparisons that the study does not have."""
         if self.expected_error not in (None, *self.arms):
             yield f"expected_error names {self.expected_error!r}, which is none of the arms"
         for arm in chain.from_iterable((one.arm, one.against) for one in self.declared):
@@ -143,7 +143,7 @@ class Study(Section):
 
 
 def _faults_of_list(listed: Sequence[object]) -> Iterator[str]:
-    """Say whether something stands twice in a list."""
+    """Yield a fault if an item occurs twice in a list."""
     if len(set(listed)) != len(listed):
         yield f"something stands twice: {', '.join(map(str, listed))}"
 
@@ -165,22 +165,22 @@ def read_study(path: Path) -> Study:
 
 
 def _first_fault(error: ValidationError) -> str:
-    """Say which setting is wrong first, and why."""
+    """Describe the first wrong setting, and why it is wrong."""
     first = error.errors(include_url=False)[0]
     where = ".".join(map(str, first["loc"])) or "study"
     return f"{where}: {first['msg'].removeprefix('Value error, ')}"
 
 
 def data_folder(study: Study, out: Path) -> Path:
-    """Return the folder of a study's cases; a simulated cohort lies in the study's own."""
+    """Return the folder of a study's cases; a simulated cohort lies in the study's folder."""
     return out / "cohort" if study.data is None else study.data
 
 
 def reference_folder(study: Study, out: Path) -> Path | None:
-    """Return the folder that predictions are held against as it lies; None for the cohort itself."""
+    """Return the reference folder, which is used without alignment; None for the cohort itself."""
     return out / "unmoved" if study.reference == "held" else study.reference
 
 
 def alignment_of(reference: Path | None) -> Registration | None:
-    """Return how real images are aligned: not at all in a folder of their own, else as those of training were."""
+    """Return how real images are aligned: as in training, or not at all if they come from a reference folder."""
     return None if reference is None else "none"

@@ -42,14 +42,14 @@ from chiasm.studies.work import LOCKED, JobOutcome
 
 @dataclass(frozen=True)
 class Done:
-    """What a study left behind.
+    """The result of a study.
 
     Attributes:
         rows: Of all jobs.
         comparisons: The primary ones first.
         failed: Jobs that failed.
         report: The page.
-        left_out: Cases without any score, where all should have one.
+        left_out: Cases without any score, if all should have one.
     """
 
     rows: tuple[Row, ...]
@@ -107,7 +107,7 @@ def _refuse_strange_cases(rows: Sequence[Row], notes: StudyNotes, folder: Path) 
 
 
 def _root_of(folder: Path) -> Path:
-    """Return the study's folder, which its `locked` one lies in."""
+    """Return the study's folder, also for its `locked` folder."""
     return folder.parent if folder.name in LOCKED else folder
 
 
@@ -140,7 +140,7 @@ def report(folder: Path, *, pages: int = PAGES, whole: bool = False) -> Path:
     """Make the pages of a study or of an evaluation again, from its files alone.
 
     Args:
-        folder: What `chiasm study` or `chiasm evaluate` wrote; of a run whose pairs were registered, their page.
+        folder: Folder of `chiasm study` or `chiasm evaluate`; or a run with registered pairs, whose page is made.
         pages: At most as many cases get a page of their own.
         whole: Keep the volumes of these pages uncut and unthinned.
 
@@ -165,7 +165,7 @@ def report(folder: Path, *, pages: int = PAGES, whole: bool = False) -> Path:
 
 
 def _write_case_pages(notes: StudyNotes, rows: Sequence[Row], folder: Path, pages: CasePages) -> dict[str, str]:
-    """Write the pages of single cases of the arm under assessment, as far as predictions and data still lie there.
+    """Write the pages of single cases of the arm under assessment, if their predictions and data are still there.
 
     Args:
         notes: Of the study.
@@ -186,7 +186,7 @@ def _write_case_pages(notes: StudyNotes, rows: Sequence[Row], folder: Path, page
 
 
 def _open_first_seed(notes: StudyNotes, arm: str, folder: Path) -> list[PredictionFolder]:
-    """Open the predictions that an arm made with the first seed, fold by fold, as far as they are still there."""
+    """Open an arm's predictions with the first seed, fold by fold, if they are still there."""
     root = _root_of(folder)
     inside = "predictions" if root == folder else f"{folder.name}/predictions"
     trained = [job for job in notes.jobs if (job.arm, job.seed) == (arm, notes.study.seeds[0])]
@@ -195,7 +195,7 @@ def _open_first_seed(notes: StudyNotes, arm: str, folder: Path) -> list[Predicti
 
 
 def _warnings(notes: StudyNotes, rows: Sequence[Row], root: Path) -> list[str]:
-    """Say what must be read before any score: what failed, what is few, which trainings were unwell."""
+    """Return the warnings of the page: failures, few subjects, and trainings with warnings of the health check."""
     people = notes.people(cases_of(rows))
     warnings = [*notes.failed, *notes.remarks]
     if left := _left_out(notes, rows):
@@ -206,7 +206,7 @@ def _warnings(notes: StudyNotes, rows: Sequence[Row], root: Path) -> list[str]:
 
 
 def _left_out(notes: StudyNotes, rows: Sequence[Row]) -> tuple[str, ...]:
-    """Name the cases that have no score although every case should have one."""
+    """Name the cases without a score, if every case should have one."""
     return tuple(sorted(set(notes.cases) - cases_of(rows))) if notes.is_whole else ()
 
 
@@ -219,7 +219,7 @@ def _rare_regions(notes: StudyNotes, rows: Sequence[Row], people: int) -> Iterat
 
 
 def _unwell_trainings(notes: StudyNotes, root: Path) -> Iterator[str]:
-    """Quote what the health check said at the end of the trainings of each arm."""
+    """Quote the last warnings of the health check in the trainings of each arm."""
     for arm, jobs in grouped(notes.jobs, lambda job: job.arm).items():
         messages = list(chain.from_iterable(_last_warning(root / job.folder / "log.jsonl") for job in jobs))
         if messages:
@@ -227,12 +227,12 @@ def _unwell_trainings(notes: StudyNotes, root: Path) -> Iterator[str]:
 
 
 def _last_warning(log: Path) -> list[str]:
-    """Return the last warning of a training; none where there was none."""
+    """Return the last warning of a training; empty if there was none."""
     return [line["message"] for line in read_history(log) if line["kind"] == "warning"][-1:]
 
 
 def _facts(notes: StudyNotes, run: Path, rows: Sequence[Row]) -> dict[str, dict[str, str]]:
-    """Collect the data sheet: cohort, folds, what was asked, recipe and machine of one training."""
+    """Collect the data sheet: cohort, folds, study file, recipe and machine of one training."""
     cases = {row.case: row.fold for row in rows}
     folds = Counter(cases.values())
     return {
@@ -246,7 +246,7 @@ def _facts(notes: StudyNotes, run: Path, rows: Sequence[Row]) -> dict[str, dict[
 
 
 def _study_facts(study: Study) -> dict[str, str]:
-    """List what the study file says, as far as it says something."""
+    """List the settings that the study file states."""
     asked = study.model_dump(mode="json", by_alias=True)
     return as_text({name: value for name, value in asked.items() if value not in (None, [], ())})
 
@@ -272,7 +272,7 @@ HELD_AGAINST = {"held": "of the same patients as if they had not moved", "folder
 
 
 def _methods(study: Study, people: int) -> str:
-    """Write a paragraph that a paper can take over; `people` is how many subjects were scored."""
+    """Write a paragraph for the methods section of a paper; `people` is the number of scored subjects."""
     arms = "; ".join(f"{arm}: {described}" for arm, described in study.in_words.items())
     data = f"{study.phantom.subjects} simulated patients" if study.phantom else "paired scans"
     steps = study.steps or study.build(study.arms[0], {}).schedule.steps
@@ -291,12 +291,12 @@ def _methods(study: Study, people: int) -> str:
 
 
 def _folds_in_words(study: Study) -> str:
-    """Say how cases were assigned to folds."""
+    """Describe how cases were assigned to folds."""
     return "leaving one site out" if study.folds == "site" else f"{study.folds}-fold cross-validation by subject"
 
 
 def _locked_in_words(study: Study) -> str:
-    """Say how many subjects were kept apart, where some were."""
+    """State how many subjects were locked, if any."""
     return f" {100 * study.locked:.0f} % of the subjects were kept apart from all folds." if study.locked else ""
 
 
@@ -307,7 +307,7 @@ def _declared_in_words(study: Study) -> str:
 
 
 def _reference_in_words(study: Study) -> str:
-    """Say which real images predictions were held against, where these are not the cohort's own."""
+    """Describe the reference images, if they are not the cohort's own."""
     if study.reference is None:
         return ""
     real = HELD_AGAINST["held" if study.reference == "held" else "folder"]
@@ -317,7 +317,7 @@ def _reference_in_words(study: Study) -> str:
 def compare_arms(
     study: Study, rows: Sequence[Row], lesions: Sequence[str], subjects: Mapping[str, str]
 ) -> list[Comparison]:
-    """Compare the declared pairs and every arm with what the first of them is compared with."""
+    """Compare the declared pairs, and every arm with the second arm of the first pair."""
     arms = _kept(dict.fromkeys(row.method for row in rows), study.arms)
     declared = [Declared(one.arm, one.against, one.region, one.metric) for one in study.declared]
     return compare_methods(
@@ -336,7 +336,7 @@ def _kept(names: Iterable[str], wanted: Collection[str]) -> list[str]:
 
 
 def _pairs(arms: Sequence[str], declared: Sequence[Declared]) -> list[tuple[str, str]]:
-    """List the declared pairs, then every arm with what the first of them is compared with."""
+    """List the declared pairs, then every arm with the second arm of the first pair."""
     asked = [(one.arm, one.against) for one in declared]
     anchor = asked[0][1] if asked else arms[0]
     pairs = dict.fromkeys([*asked, *zip(arms, repeat(anchor))])

@@ -1,9 +1,9 @@
-"""Whether completed cases help a later model, measured where nothing leaks.
+"""Whether completed cases help a later model, measured on test subjects that no model has seen.
 
-Complete cases are assigned to folds by subject.  For each fold and seed a completion model that never saw the test
-subjects fills the other cases; then a later model, which needs the modality that was missing, is trained twice with one
-recipe and one plan: `without` on the cases that were complete, `with` on these and the completed ones.  Both are scored
-on the test subjects' scans.
+Complete cases are assigned to folds by subject.  For each fold and seed, a completion model that never saw the test
+subjects completes the other cases.  Then a later model, which needs the modality that was missing, is trained twice
+with one recipe and one plan: `without` on the complete cases, `with` on these and the completed ones.  Both are scored
+on the scans of the test subjects.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ TRAININGS = 3  # of each fold and seed: the completion model and the later one t
 
 
 class Task(NamedTuple):
-    """What the later model makes of what."""
+    """The sources and the target of the later model."""
 
     sources: tuple[str, ...]
     target: str
@@ -47,7 +47,7 @@ class Task(NamedTuple):
 
 @dataclass(frozen=True)
 class Fold:
-    """Who does what in one fold of the utility.
+    """The roles of cases in one fold of the utility.
 
     Attributes:
         number: Which.
@@ -65,11 +65,11 @@ class Fold:
 
 
 def choose_task(pairs: Sequence[Case], gaps: Sequence[Case], recipe: Recipe, utility: str) -> Task | None:
-    """Choose what the later model makes: of all sources and the target, but for the modality itself.
+    """Choose the target of the later model; its sources are the other modalities among sources and target.
 
     Raises:
-        CohortError: If no complete case, or none with a gap, has the modality asked for.
-        RecipeError: If it is the one that is completed.
+        CohortError: If no complete case, or no case with a gap, has the modality.
+        RecipeError: If it is the completed modality.
     """
     if utility == "none":
         return None
@@ -79,7 +79,7 @@ def choose_task(pairs: Sequence[Case], gaps: Sequence[Case], recipe: Recipe, uti
 
 
 def _check_modality(chosen: str, pairs: Sequence[Case], gaps: Sequence[Case], target: str) -> None:
-    """Refuse a modality that a later model cannot make, or whose worth would say nothing."""
+    """Refuse a modality that a later model cannot make, or that is the completed one."""
     if chosen == target:
         raise RecipeError(
             f"{chosen} is the completed modality, so it cannot be the target of the later model",
@@ -96,12 +96,12 @@ def _having(modality: str, cases: Iterable[Case]) -> list[Case]:
 
 
 def _count_shared(modality: str, pairs: Sequence[Case], gaps: Sequence[Case]) -> int:
-    """Count the cases that have a modality, on the side where they are fewer."""
+    """Count the cases with a modality among complete cases and among others, and return the smaller number."""
     return min(len(_having(modality, pairs)), len(_having(modality, gaps)))
 
 
 def _most_shared(pairs: Sequence[Case], gaps: Sequence[Case], recipe: Recipe) -> str:
-    """Return the further modality that most cases on both sides have; without one, the first source."""
+    """Return the third modality that most cases of both kinds have; without one, the first source."""
     others = set(chain.from_iterable(case.images for case in gaps)) - set(recipe.data.modalities)
     order = sorted(others, key=lambda name: (_RANKS.get(name, len(_RANKS)), name))
     fewest = max(choose_folds(recipe.split.folds, FEWEST_SUBJECTS), FEWEST_SUBJECTS)
@@ -114,7 +114,7 @@ _RANKS = {name: rank for rank, name in enumerate(MODALITIES)}  # which of two co
 
 
 def assign(pairs: Sequence[Case], gaps: Sequence[Case], task: Task, recipe: Recipe) -> tuple[Fold, ...]:
-    """Assign complete cases to folds by subject, and let no other case of a test subject teach anything.
+    """Assign complete cases to folds by subject, and keep all other cases of test subjects out of training.
 
     Raises:
         CohortError: If there are too few subjects, or a fold has no case to complete.
@@ -132,7 +132,7 @@ def assign(pairs: Sequence[Case], gaps: Sequence[Case], task: Task, recipe: Reci
 
 
 def _count_folds(able: Sequence[Case], folds: Folds) -> int:
-    """Return how many folds there are: one where a manifest says who is tested, else as many as were asked for."""
+    """Return the number of folds: one if a manifest fixes the test subjects, else the given number."""
     if any(case.split == "test" for case in able):
         return 1
     if folds == 1:
@@ -168,7 +168,7 @@ def recipe_of(recipe: Recipe, task: Task, seed: int) -> Recipe:
 
 @dataclass(frozen=True)
 class UtilityRun:
-    """What is measured once: a fold with a seed.
+    """One measurement: a fold with a seed.
 
     Attributes:
         fold: Who does what.
@@ -184,7 +184,7 @@ class UtilityRun:
 
     @property
     def completion(self) -> Task:
-        """What the completion model makes of what."""
+        """The sources and the target of the completion model."""
         return Task(self.recipe.data.sources, self.recipe.data.target)
 
     def recipe_for(self, task: Task) -> Recipe:
@@ -249,7 +249,7 @@ def measure(
 
 
 class _Trainings(NamedTuple):
-    """Where the three trainings of a fold and seed take cases from, and where their results go."""
+    """The cases and the folder of the three trainings of a fold and seed."""
 
     cohort: Cohort
     place: Path
@@ -264,7 +264,7 @@ class _Trainings(NamedTuple):
 
 
 def _share_plan(place: Path, cases: Iterable[Case]) -> None:
-    """Give the model that learns from completed cases the plan of the real ones: errors of both are in one unit."""
+    """Give the model of completed cases the plan of the real ones, so that both errors have one unit."""
     path = place / WITH / "plan.toml"
     if not path.is_file():
         plan = read_plan(place / WITHOUT / "plan.toml")
@@ -273,7 +273,7 @@ def _share_plan(place: Path, cases: Iterable[Case]) -> None:
 
 
 def _score(cell: UtilityRun, run: Path, root: Path, trust: Collection[str]) -> tuple[list[Row], list[Problem]]:
-    """Score a later model, which is called like its folder, on the test subjects' scans."""
+    """Score a later model on the test subjects' scans; its folder gives its name."""
     made = predict_as_asked(run, cell.fold.test, run / "predictions", cell.recipe, trust)
     scored, failed, _ = score_folder(run / "predictions", root, naive=False)
     rows = [row._replace(fold=cell.fold.number, method=run.name) for row in scored]
@@ -283,7 +283,7 @@ def _score(cell: UtilityRun, run: Path, root: Path, trust: Collection[str]) -> t
 def compare_utility(
     rows: Sequence[Row], regions: Mapping[str, Sequence[int]], subjects: Mapping[str, str]
 ) -> tuple[Comparison, ...]:
-    """Compare with against without, in pairs by subject and seed; MAE in the mask is the declared comparison."""
+    """Compare `with` and `without` in pairs by subject and seed; MAE in the mask is the declared comparison."""
     declared = [Declared(WITH, WITHOUT, "mask", "mae")]
     found = compare_methods(
         rows,

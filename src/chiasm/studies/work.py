@@ -1,4 +1,4 @@
-"""One job of a study, done: a training and its scores in a folder of their own."""
+"""The work of one job of a study: a training and its scores, in the job's own folder."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LOCKED = ("locked", "sealed")  # folder of the scores on the locked test set; it
 
 @dataclass(frozen=True)
 class JobOutcome:
-    """What came of a job: its name, and what went wrong, or None; and the code of what went wrong, where it has one."""
+    """The outcome of a job: its name, the error or None, and the code of the error if it has one."""
 
     key: str
     name: str
@@ -59,7 +59,7 @@ def simulate(phantom: Phantom, folder: Path, *, movement: Movement | None = None
 
 @dataclass(frozen=True)
 class JobTerms:
-    """What is the same for all jobs of a study.
+    """The settings that all jobs of a study share.
 
     Attributes:
         data: Folder of the cases.
@@ -85,7 +85,7 @@ class JobTerms:
 
 
 def work(job: Job, terms: JobTerms) -> JobOutcome:
-    """Do a job, or recognise that it was done; what goes wrong is reported, not raised."""
+    """Do a job, or recognise that it was done; errors are returned, not raised."""
     import torch
     from threadpoolctl import threadpool_limits
 
@@ -122,7 +122,7 @@ def _score_locked(job: Job, terms: JobTerms) -> None:
 
 
 def _shortage(error: MemoryError | OSError | RuntimeError) -> str:
-    """Describe a lack of memory, or a disk that is full or gone; what is neither is raised again."""
+    """Describe a lack of memory, or a disk that is full or missing; raise any other error again."""
     if is_out_of_memory(error):
         return f"memory ran out. {LESS_MEMORY}"
     if isinstance(error, OSError):
@@ -131,7 +131,7 @@ def _shortage(error: MemoryError | OSError | RuntimeError) -> str:
 
 
 def locked_folder(job: Job) -> Path:
-    """Return where a job's scores on the locked test set lie."""
+    """Return the folder of a job's scores on the locked test set."""
     return job.folder / LOCKED[0]
 
 
@@ -201,7 +201,7 @@ def _score(job: Job, terms: JobTerms, role: str, folder: Path) -> None:
 
 
 def _share_plan(warm: Path, folder: Path) -> None:
-    """Start from the warm-up's plan: same fold, same data, so nothing is measured twice."""
+    """Use the warm-up's plan, which has the same fold and data, so that nothing is measured twice."""
     if (warm / "plan.toml").exists() and not (folder / "plan.toml").exists():
         write_plan(folder / "plan.toml", read_plan(warm / "plan.toml"))
 

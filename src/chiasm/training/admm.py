@@ -179,7 +179,7 @@ def slope_of(energy: Callable[[Tensor], Tensor], codes: Tensor) -> Tensor:
 
 
 def better(old: Code, found: Code, image: Tensor, filters: Tensor, energy: Callable[[Tensor], Tensor]) -> Code:
-    """Take the codes that ADMM found if they lower a patch's part of J; its multipliers in any case."""
+    """Use ADMM's codes if they lower a patch's part of J; use its multipliers in any case."""
 
     def value(codes: Tensor) -> float:
         return float(squared_misfit(filters, image[None], codes[None]) + SPARSITY * codes.abs().sum() + energy(codes))

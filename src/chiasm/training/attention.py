@@ -1,4 +1,4 @@
-"""Where the generator must work harder, when it may, and whether it should.
+"""The attention: the weight of each voxel in the reconstruction loss, its schedule and its health gate.
 
 ``w = (1 - a_t) + a_t F`` with ``F = (1 - M)^beta``: the weight of each voxel
 in the reconstruction loss.  ``M`` is the local discriminator's confidence,
@@ -30,13 +30,13 @@ _ROUNDS = 16  # of capping and normalising; the excess shrinks with each
 
 
 def difficulty_weight(confidence: Tensor, beta: float, detach: bool = True) -> Tensor:
-    """Weigh each voxel by how little confidence it earns: ``F = (1 - M)^beta``.
+    """Weigh each voxel by its lack of confidence: ``F = (1 - M)^beta``.
 
     Args:
         confidence: ``M`` in [0, 1], shape (N, 1, *spatial).  Probabilities, not logits.
         beta: Focusing exponent, at least 0.  0 weighs every voxel exactly 1.
-        detach: Whether the weight is a weight only.  False lets gradients of the
-            reconstruction loss reach whatever made `confidence` (arm A9).
+        detach: Whether to stop gradients.  False lets gradients of the reconstruction loss reach the network that made
+            `confidence` (arm A9).
 
     Returns:
         Weights in [0, 1], same shape.
@@ -172,7 +172,7 @@ def lesion_weight(labels: Tensor, factor: float, mask: Tensor) -> Tensor:
 
 
 class Phase(NamedTuple):
-    """Who plays at a step, and how strongly.
+    """Which networks learn at a step, and how strong the terms are.
 
     Attributes:
         generator: Whether the generator learns.
@@ -188,7 +188,7 @@ class Phase(NamedTuple):
 
 
 def phase(step: int, *, steps: int, generator_alone: float, discriminators_alone: float, ramp: float) -> Phase:
-    """Say who plays at a step: the generator alone, then the discriminators alone, then all.
+    """Return which networks learn at a step: the generator alone, then the discriminators alone, then all.
 
     Once all play, the adversarial terms rise over `ramp` of all steps, then the
     attention over another: each meets players that have settled.

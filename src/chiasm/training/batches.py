@@ -1,8 +1,7 @@
 """Patches for one step, drawn from memory-mapped cases.
 
-Every step draws from a generator seeded by (seed, step, rank), so a resumed
-run sees what the uninterrupted one would have seen, and all arms of a seed
-see the same batches.  Where patches lie and how they are augmented is drawn
+Every step draws from a generator seeded by (seed, step, rank).  So a resumed run gets the same batches as an
+uninterrupted one, and all arms of a seed get the same batches.  Where patches lie and how they are augmented is drawn
 first (`draw_places`), then applied (`take_batch`).
 """
 
@@ -181,7 +180,7 @@ def _change_some(
 
 
 def _draw_patient(place: Place, grown: Sequence[Sequence[GrownLesion]], rng: np.random.Generator) -> Place:
-    """Make a patch one of a simulated patient: most lie on his tumour, and he has a contrast of his own."""
+    """Make a patch one of a simulated patient: most patches lie on the tumour, and each patient has a contrast."""
     case = place.case if grown[place.case] else int(rng.choice([n for n, some in enumerate(grown) if some]))
     lesions = grown[case]
     index, seed = int(rng.integers(len(lesions))), int(rng.integers(2**31))
@@ -233,7 +232,7 @@ def _draw_voxel(voxels: NDArray[np.int32], rng: np.random.Generator) -> Voxel:
 
 
 def _draw_centre(mask: NDArray[np.bool_], rng: np.random.Generator, *, tries: int) -> Voxel:
-    """Draw a voxel, again while it lies outside the mask; the last of the tries stands."""
+    """Draw a voxel, and draw again while it lies outside the mask; keep the last draw."""
     for _ in range(tries):
         i, j, k = rng.integers(mask.shape).tolist()
         if mask[i, j, k]:
@@ -248,7 +247,7 @@ def _draw_donor(
     rng: np.random.Generator,
     difficulty: Sequence[float] | None,
 ) -> tuple[int, Voxel] | None:
-    """Draw a lesion voxel of another case, or None where no other has one."""
+    """Draw a lesion voxel of another case; None if no other case has a lesion."""
     others = [index for index in with_lesion if index != case]
     if not others:
         return None
@@ -286,7 +285,7 @@ def take_batch(
 
 
 def crop_batch(batch: Batch, size: Sequence[int]) -> Batch:
-    """Keep the middle of a batch, where a network of valid convolutions made an image of `size`."""
+    """Keep the middle of a batch, of the `size` that a network of valid convolutions made."""
     margins = [(have - kept) // 2 for have, kept in zip(batch.target.shape[2:], size)]
     if not any(margins):
         return batch
@@ -334,7 +333,7 @@ def _take(case: PreparedCase, place: Place, slices: int, variation: Variation, o
 
 
 def _room(part: NDArray[Any], size: tuple[int, ...], flip: bool) -> NDArray[Any]:
-    """Return where a patch of `size` goes in one (C, *patch): all around it, where it is smaller, is invalid."""
+    """Return the place of a patch of `size` in one of (C, *patch); voxels around a smaller patch are invalid."""
     if size != part.shape[1:]:
         part[...] = 0
         part = part[(slice(None), *map(slice, size))]
@@ -396,7 +395,7 @@ def _axes_mm(painter: LesionPainter, dims: int) -> tuple[float, float, float]:
 def _tumour(
     case: PreparedCase, place: Place, lesion: GrownLesion, patch: tuple[int, ...], slices: int
 ) -> NDArray[np.float32]:
-    """Return what a tumour takes of each voxel of a patch, shape (compartments, *block)."""
+    """Return a tumour's share of each voxel of a patch, shape (compartments, *block)."""
     i, j, k = (np.arange(a, min(a + s, n)) for a, s, n in zip(_start(case, place, patch), (*patch, 1), case.mask.shape))
     if len(patch) == 3:
         return lesion.at((i, j, k))
@@ -421,6 +420,6 @@ def _jitter(
 
 
 def _jitter_of(case: PreparedCase, place: Place) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return gain and offset of each channel, shape (C,); ranks stand still."""
+    """Return gain and offset of each channel, shape (C,); those of ranks change nothing."""
     still = case.source.shape[0] - len(place.gain)
     return np.array([*place.gain, *[1.0] * still], np.float32), np.array([*place.offset, *[0.0] * still], np.float32)

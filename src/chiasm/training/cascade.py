@@ -1,12 +1,10 @@
-"""Auto-context: a stage that sees, beside the source, what the stage before it made of that source.
+"""Auto-context: a stage that sees the source and the image that the stage before made from it.
 
-A network that predicts the very cases it was trained on makes them too well,
-and a next stage trained on such contexts would learn to copy them.  So the
-context of a training case is always out of fold: the training subjects are
-assigned to inner folds, and a network that was trained without a subject's fold
-predicts its cases; the tables that it starts from (the look-up, means and SDs) are
-fitted without that fold too.  A last network of the stage is trained on all of
-them; it predicts validation cases, and at inference every new one.
+A network predicts its own training cases too well, and a next stage trained on such contexts would learn to copy them.
+So the context of a training case is always out of fold: the training subjects are assigned to inner folds, and a
+network that was trained without a subject's fold predicts its cases; the tables that it starts from (the look-up, means
+and SDs) are fitted without that fold too.  A last network of the stage is trained on all of them; it predicts
+validation cases, and at inference every new one.
 
     stage 1   without fold 0 -> contexts of fold 0      |
               without fold 1 -> contexts of fold 1      |  each steps / (stages * (folds + 1)) steps
@@ -65,7 +63,7 @@ class CascadePart(NamedTuple):
 
 @dataclass(frozen=True)
 class Cascade:
-    """What the last stage goes on from.
+    """The cases and the earlier generators of the last stage.
 
     Attributes:
         cases: Training cases, with out-of-fold contexts, and validation cases, with contexts of the networks that ship.
@@ -77,10 +75,10 @@ class Cascade:
 
 
 def list_parts(recipe: Recipe) -> list[CascadePart]:
-    """Share the recipe's steps among the trainings of its stages, in their order.
+    """Divide the recipe's steps among the trainings of its stages, in their order.
 
-    Those of an earlier stage are equally long; the last stage has the rest,
-    which is its share of the stages or a few steps more.
+    The trainings of an earlier stage are equally long.  The last stage has the rest, which is an equal share of the
+    stages or a few steps more.
 
     >>> from chiasm.methods import make_recipe
     >>> asked = make_recipe("A1", settings=["generator.stages=2", "schedule.steps=1000"])
@@ -96,7 +94,7 @@ def list_parts(recipe: Recipe) -> list[CascadePart]:
 
 
 def recipe_of(recipe: Recipe, part: CascadePart) -> Recipe:
-    """Return the recipe of one training: its share of the steps, no stages of its own, a refiner in the last alone."""
+    """Return the recipe of one training: its share of the steps, one stage, and a refiner only in the last."""
     settings, share = recipe.generator, part.steps / recipe.schedule.steps
     refiner = settings.refiner if part.stage == settings.stages else ()
     validations = max(1, round(share * recipe.training.validations))
@@ -110,7 +108,7 @@ def recipe_of(recipe: Recipe, part: CascadePart) -> Recipe:
 
 
 def refitted(plan: Plan, cases: Sequence[PreparedCase]) -> Plan:
-    """Fit on other cases what a network starts from: the look-up, and each channel's mean and SD.
+    """Fit the tables with which a network starts on other cases: the look-up, and each channel's mean and SD.
 
     Args:
         plan: What prepared cases do not show stays as it is.
@@ -126,10 +124,9 @@ def refitted(plan: Plan, cases: Sequence[PreparedCase]) -> Plan:
 
 
 def train_cascade(recipe: Recipe, plan: Plan, cases: LearningCases, folder: Path, session: Session) -> Cascade:
-    """Train all stages but the last, and give every case the context that the last one needs.
+    """Train all stages except the last, and give every case the context that the last one needs.
 
-    What is done already is found in `folder/stages/STAGE/`: checkpoints of each
-    training, and the contexts.
+    `folder/stages/STAGE/` keeps the finished work: checkpoints of each training, and the contexts.
 
     Args:
         recipe: With more than one stage.
@@ -164,7 +161,7 @@ def train_cascade(recipe: Recipe, plan: Plan, cases: LearningCases, folder: Path
 
 @dataclass(frozen=True)
 class _ContextFiles:
-    """The files of what one training made of its cases.
+    """The files with the images that one training made of its cases.
 
     Attributes:
         folder: Where they lie.
@@ -192,7 +189,7 @@ class _ContextFiles:
 
 
 def _find_missing(files: _ContextFiles, stage: int, session: Session) -> list[str]:
-    """Name the cases whose context is not there, or is damaged, which is said."""
+    """Name the cases whose context is missing or damaged; warn of damaged ones."""
     missing = [name for name in files.cases if not files.has(name)]
     for name in missing:
         if (path := files.path(name)).exists():
@@ -209,7 +206,7 @@ def _write_contexts(
     recipe: Recipe,
     session: Session,
 ) -> None:
-    """Write what a network makes of the cases that lack a context, on the first process; the others wait."""
+    """Write a network's images of the cases without a context, on the first process; the others wait."""
     if session.is_first_process:
         for case in role.predicted:
             if case.id in missing:
@@ -218,7 +215,7 @@ def _write_contexts(
 
 
 class _Role(NamedTuple):
-    """Who learns in one training, who is predicted by its network, and the plan fitted on those who learn."""
+    """The cases that one training learns from, the cases that its network predicts, and the plan of the former."""
 
     shown: list[PreparedCase]
     predicted: Sequence[PreparedCase]

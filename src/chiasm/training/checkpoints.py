@@ -1,9 +1,8 @@
-"""Everything a run needs to go on as if it had never stopped.
+"""Checkpoints: everything that a run needs to resume with the same result as without a stop.
 
-Objects are handed over by name once; saving and loading walk the same names,
-so none can be forgotten.  A checkpoint is a `.safetensors` file and a `.toml`
-beside it that is written last and holds the sha256 of both: without a matching
-pair it does not count, and the one before it is used.
+Objects are passed by name once; saving and loading use the same names, so none can be forgotten.  A checkpoint is a
+`.safetensors` file and a `.toml` beside it that is written last and holds the sha256 of both: without a matching pair
+it does not count, and the one before it is used.
 """
 
 from __future__ import annotations
@@ -59,7 +58,7 @@ def save_checkpoint(
 
 
 def _drop_old(folder: Path) -> None:
-    """Remove all but the last checkpoints, and what kills have left half done."""
+    """Remove all except the last checkpoints, and unfinished files of killed processes."""
     own = [path for path in folder.iterdir() if OWN.fullmatch(path.name)]
     cards = sorted(path for path in own if path.name.startswith("step-") and path.suffix == ".toml")
     kept = {card.stem for card in cards[-KEEP:]}
@@ -76,8 +75,7 @@ def load_checkpoint(
     Args:
         folder: Where checkpoints lie; may be missing.
         parts: The same networks and optimisers that were saved; changed in place.
-        some: Whether `parts` may hold more than was saved, as an arm does
-            that goes on from a warm-up; the rest stays as it is.
+        some: Whether `parts` may hold more than was saved, as in an arm after a warm-up; the rest is not changed.
 
     Returns:
         Steps done (0 without a checkpoint), the state, and a sentence for each
@@ -119,7 +117,7 @@ def _restore_parts(
 
 
 def _whole(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
-    """Read a card and its tensors; None unless both are as they were written."""
+    """Read a card and its tensors; None if one of both changed since it was written."""
     try:
         card = read_toml(path.with_suffix(".toml"))
         if not has_valid_checksum(card) or not path.is_file() or sha256_of(path) != card["sha256"]:
@@ -131,7 +129,7 @@ def _whole(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
 
 
 def _renamed(name: str) -> str:
-    """Call a part by its name of today: version 0.1 called discriminators judges."""
+    """Return the present name of a part: version 0.1 called discriminators judges."""
     return re.sub(r"\b(adam_)?(global|second|local)_judge\b", r"\1\2_discriminator", name)
 
 
@@ -162,7 +160,7 @@ def _restore(part: nn.Module | Optimizer, tensors: Mapping[str, Tensor], path: P
 
 
 def _laid_like(weight: Tensor, moment: Tensor) -> Tensor:
-    """Lay a moment in memory as its weight lies; a fused optimiser pairs both by place in memory, not by index."""
+    """Give a moment the memory layout of its weight; a fused optimiser pairs them by memory order, not by index."""
     if moment.shape != weight.shape:
         return moment
     return torch.empty_like(weight, dtype=moment.dtype).copy_(moment).detach()

@@ -24,7 +24,7 @@ ENDS = (0.001, 0.999)  # quantiles that the histogram reaches to; what lies beyo
 
 @dataclass(frozen=True, eq=False)
 class TissueClasses:
-    """How much of each class a voxel holds, by its intensities in one source and in the target.
+    """The share of each class in a voxel, by its intensities in one source and in the target.
 
     Attributes:
         low: Lower end of each source's histogram, then of the target's, shape (S + 1,).
@@ -39,7 +39,7 @@ class TissueClasses:
     def shift(
         self, shifts: Sequence[Sequence[float]], source: NDArray[np.float32], target: NDArray[np.float32]
     ) -> NDArray[np.float32]:
-        """Return what to add to a source so that each class moves by its shift.
+        """Return the summand that shifts each class in a source.
 
         Args:
             shifts: Of each source's classes, normalised units, shape (S, CLASSES).

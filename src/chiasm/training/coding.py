@@ -1,4 +1,4 @@
-"""How a sparse coder learns: one round of codes, filters and mapping a step, from a few pairs and unpaired images.
+"""The training of a sparse coder: each step is a round of codes, filters and mapping, from pairs and unpaired images.
 
 It stands in the loop where `Learner` does, with the same checkpoints, validations
 and model at the end.  Patches are drawn once, so a step goes over all of them.
@@ -39,7 +39,7 @@ PAIRS_TO_OTHERS = 2  # patches of pairs for each unpaired source, and for each u
 
 
 class Roles(NamedTuple):
-    """What each training case serves as.
+    """The role of each training case.
 
     Attributes:
         pairs: Both images are seen.
@@ -53,7 +53,9 @@ class Roles(NamedTuple):
 
 
 def assign_roles(cases: Sequence[PreparedCase], paired: Sequence[str]) -> Roles:
-    """Sort training cases: those named are pairs, the others are sources and targets by turns, or what they have.
+    """Assign roles to training cases: the named ones are pairs; the others alternate between source and target.
+
+    A case with only one image has the role of that image.
 
     Raises:
         CohortError: If none of the pairs is there.
@@ -77,7 +79,8 @@ def assign_roles(cases: Sequence[PreparedCase], paired: Sequence[str]) -> Roles:
 def draw_examples(roles: Roles, plan: Plan, *, count: int, seed: int) -> Examples:
     """Draw `count` unpaired patches of either side, and twice as many of pairs.
 
-    Where no case is unpaired, none of either; where those of one side are missing, the pairs' images stand in.
+    Without unpaired cases there are no unpaired patches.  If only one side has unpaired cases, the pairs' images are
+    used for the other side.
     """
 
     def drawn(cases: Sequence[PreparedCase], number: int, purpose: int) -> Batch:
@@ -96,7 +99,7 @@ def draw_examples(roles: Roles, plan: Plan, *, count: int, seed: int) -> Example
 
 @dataclass(frozen=True)
 class CodingState:
-    """What is known after a round.
+    """The state after a round.
 
     Attributes:
         objective: Of the last round; -1 before the first.
@@ -114,7 +117,7 @@ class CodingState:
 
 
 class CodingLearner:
-    """A sparse coder and the codes that it is learnt with.
+    """A sparse coder with the codes of its training patches.
 
     Args:
         recipe: Resolved settings.
@@ -161,15 +164,15 @@ class CodingLearner:
         raise ValueError(f"a sparse coder does not go on from {model.recipe.method}")
 
     def note_validation(self, rho: float) -> None:
-        """Take note of nothing: there is no attention whose health depends on it."""
+        """Do nothing: there is no attention with a health gate."""
 
     def phase(self, step: int) -> Phase:
-        """Say that only the generator plays, at any step."""
+        """Return that only the generator learns, at every step."""
         del step
         return Phase(generator=True, discriminators=False, adversarial=0.0, attention=0.0)
 
     def step(self, step: int) -> dict[str, Tensor]:
-        """Do one round; nothing once a round has lowered the objective by less than the tolerance.
+        """Do one round; do nothing after a round lowered the objective by less than the tolerance.
 
         Returns:
             The objective for each voxel of the patches.
@@ -184,7 +187,7 @@ class CodingLearner:
         return {"loss": self.state.objective / exact(voxels)}
 
     def check(self) -> None:
-        """Stop for nothing: a round that does not lower the objective changes nothing."""
+        """Check nothing: a round that does not lower the objective changes nothing."""
 
     def read(self, values: Mapping[str, Tensor]) -> dict[str, float]:
         """Read the values of a round."""

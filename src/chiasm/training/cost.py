@@ -1,8 +1,7 @@
-"""What a training will cost here: the multiplications of the networks, at the measured speed of convolutions.
+"""The expected time and memory of a training on this machine.
 
-The layers are counted while the players look at one patch without content; one
-convolution of each width and grid is timed forward and back, and everything
-that is not a convolution is a factor on top.
+The convolutions are counted while the networks process one empty patch.  One convolution of each width and grid is
+timed forward and backward; a factor accounts for all other operations.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ _COUNTED = (nn.Conv2d, nn.Conv3d, *_TRANSPOSED, nn.Linear)
 
 
 class Layer(NamedTuple):
-    """A convolution as one sample meets it.
+    """A convolution for one sample.
 
     Attributes:
         inputs: Channels that each output channel is made of.
@@ -78,7 +77,7 @@ class Passes(NamedTuple):
 
 
 def list_layers(network: nn.Module, image: Tensor) -> list[Layer]:
-    """List the convolutions that `network` does on an image (1, C, *S), in the order in which it does them."""
+    """List the convolutions of `network` for an image (1, C, *S), in the order of their execution."""
     found: list[Layer] = []
 
     def note(layer: nn.Module, given: tuple[Tensor, ...], made: Tensor) -> None:
@@ -122,12 +121,12 @@ def estimate_cost(recipe: Recipe, plan: Plan) -> Estimate:
 
 
 def fit_time(recipe: Recipe, plan: Plan, minutes: float) -> tuple[Recipe, Plan]:
-    """Shorten a training that does not fit into a time; one that does stays as it is.
+    """Reduce the steps of a training until it fits into a time; a training that fits is not changed.
 
-    The schedule of who plays when is in shares of all steps, so it keeps its form.
+    The phases of the schedule are shares of all steps, so they keep their form.
 
     Args:
-        recipe: As asked for.
+        recipe: With the full number of steps.
         plan: With its forecast, which is corrected.
         minutes: For all steps and validations.
 
@@ -199,7 +198,7 @@ def _estimate_coding(coder: SparseCoder, recipe: Recipe, plan: Plan) -> Estimate
 
 
 def estimate_players(players: Players, recipe: Recipe, plan: Plan) -> Estimate:
-    """Forecast what `estimate_cost` does, of players that are there already."""
+    """Forecast time and memory as `estimate_cost` does, for networks that exist already."""
     schedule, passes = recipe.schedule, _list_passes(players, recipe, plan)
     costs = _phase_costs(passes, recipe, plan)
     alone = schedule.generator_alone if passes.critics else 1.0
@@ -210,14 +209,14 @@ def estimate_players(players: Players, recipe: Recipe, plan: Plan) -> Estimate:
 
 
 class PhaseCosts(NamedTuple):
-    """Seconds of a step, by who plays: the generator alone, the discriminators alone, all together."""
+    """Seconds of a step in each phase: the generator alone, the discriminators alone, all together."""
 
     alone: float
     discriminators: float
     together: float
 
     def work(self, schedule: Schedule, done: int) -> float:
-        """Return the seconds of the first so many steps.
+        """Return the seconds of a number of first steps.
 
         >>> from chiasm.recipe import Schedule
         >>> costs, terms = PhaseCosts(1.0, 2.0, 3.0), {"generator_alone": 0.5, "discriminators_alone": 0.2}
@@ -230,7 +229,7 @@ class PhaseCosts(NamedTuple):
 
 
 def phase_costs(recipe: Recipe, plan: Plan) -> PhaseCosts | None:
-    """Forecast what a step costs, by who plays; None where all steps are alike.
+    """Forecast the time of a step in each phase; None if all steps are alike.
 
     Args:
         recipe: Networks, batch and schedule.
@@ -259,7 +258,7 @@ def _phase_costs(passes: Passes, recipe: Recipe, plan: Plan) -> PhaseCosts:
 
 
 def _list_passes(players: Players, recipe: Recipe, plan: Plan) -> Passes:
-    """List what each player does with one patch."""
+    """List the convolutions of each network for one patch."""
     channels = source_channels(plan)
     generator = list_layers(players.generator, torch.zeros(1, channels, *plan.patch))
     margin = int(getattr(players.generator, "margin", 0))
@@ -319,7 +318,7 @@ def time_convolution(dims: Literal[2, 3], width: int, size: tuple[int, ...], acc
 
 
 def _is_reduced(precision: str, on_gpu: bool) -> bool:
-    """Return whether convolutions are done in 16 bits: as asked, or where the machine is fast in them."""
+    """Return whether convolutions use 16 bits: if the recipe says so, or if this machine is fast in 16 bits."""
     if precision != "auto":
         return precision != "32-true"
     return on_gpu or cpu_multiplies_bfloat16()

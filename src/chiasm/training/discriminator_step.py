@@ -1,6 +1,6 @@
-"""One step of the discriminators: real from synthetic, and foreseeing where the synthesis is wrong.
+"""One step of the discriminators: they learn to separate real from synthetic images, and to predict the error.
 
-The counterpart of `generator_step`: the same draw, the same losses, the other player.
+The counterpart of `generator_step`, with the same draw and the same losses.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ CRITIC_LOSS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def step_discriminators(setting: Setting, state: TrainingState, drawn: Draw) -> StepOutcome:
-    """Train all discriminators on real images and on what the generator made of the same patches."""
+    """Train all discriminators on real images and on the generator's images of the same patches."""
     state, values = step_global(setting, state, drawn)
     if "local_discriminator" not in setting.trainables.modules:
         return StepOutcome(state, values)
@@ -53,7 +53,7 @@ def step_global(setting: Setting, state: TrainingState, drawn: Draw) -> StepOutc
 
 
 def critic_loss(setting: Setting, real: Tensor, synthetic: Tensor) -> Tensor:
-    """Return what a discriminator of whole images minimises, without a penalty."""
+    """Return the loss of a discriminator of whole images, without a penalty."""
     settings = setting.recipe.loss
     if settings.adversarial == "bce":
         return losses.adversarial_discriminator_loss(real, synthetic, smoothing=settings.smoothing)
@@ -61,7 +61,7 @@ def critic_loss(setting: Setting, real: Tensor, synthetic: Tensor) -> Tensor:
 
 
 def _penalty(setting: Setting, drawn: Draw, name: str, pairs: tuple[Tensor, Tensor]) -> Tensor | float:
-    """Return the gradient penalty of a Wasserstein critic, on every so many of its steps; 0 otherwise."""
+    """Return the gradient penalty of a Wasserstein critic, on every n-th of its steps; 0 otherwise."""
     settings, every = setting.recipe.loss, setting.recipe.loss.penalty_every
     joined = max(
         0, drawn.step - setting.recipe.schedule.ends["discriminators"]
@@ -81,7 +81,7 @@ def _penalty(setting: Setting, drawn: Draw, name: str, pairs: tuple[Tensor, Tens
 
 
 def step_local(setting: Setting, state: TrainingState, drawn: Draw) -> StepOutcome:
-    """Train the local discriminator voxel by voxel, and its confidence heads to foresee the error."""
+    """Train the local discriminator voxel by voxel, and its confidence heads to predict the error."""
     recipe, (batch, fake) = setting.recipe, (drawn.batch, drawn.made)
     discriminator, mask = setting.trainables.modules["local_discriminator"].train(), batch.mask
     with cached():  # spectral norms, and their power iterations, once for both (Miyato 2018, algorithm 1)

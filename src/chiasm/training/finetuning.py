@@ -1,6 +1,6 @@
-"""`chiasm finetune`: a model goes on learning, on the cases of another cohort.
+"""`chiasm finetune`: train a model further, on the cases of another cohort.
 
-The parent's plan holds for everything that its weights were learnt with: grid,
+The parent's plan holds for everything that its weights depend on: grid,
 patches, dimensions, rule for the mask, kinds of intensity maps, and the tables
 that its networks start from.  What describes the cohort is fitted anew, on the
 new training cases alone: the target's unit and range, and the ranges and
@@ -100,16 +100,16 @@ def finetune(
 
 
 def recipe_of_child(parent: Model, run: Path, changes: Changes, settings: Sequence[str]) -> Recipe:
-    """Return the parent's recipe with fewer steps at lower rates, its own split and seed, and what is asked for.
+    """Return the parent's recipe with fewer steps, lower rates, its own split and seed, and the given settings.
 
     Args:
         parent: The model.
-        run: Where it came from, for messages.
+        run: Its folder, for messages.
         changes: Dotted names of settings to values.
         settings: As given to `--set`.
 
     Raises:
-        RecipeError: If a setting is unknown, or would change what the weights belong to.
+        RecipeError: If a setting is unknown, or the weights depend on it.
     """
     _check_parent(parent, run)
     before = parent.recipe
@@ -134,7 +134,7 @@ def recipe_of_child(parent: Model, run: Path, changes: Changes, settings: Sequen
 
 
 def _check_parent(parent: Model, run: Path) -> None:
-    """Refuse models that are made of several trainings, or not by steps."""
+    """Refuse models of several trainings, and models that are not trained by steps."""
     kinds = {"stages": parent.recipe.generator.stages > 1, "sparse codes": parent.recipe.optimiser.kind == "admm"}
     if kind := next((name for name, is_so in kinds.items() if is_so), None):
         raise RecipeError(f"a model with {kind} cannot be finetuned", path=run, reason="parent")
@@ -153,7 +153,7 @@ def _value(recipe: Recipe, name: str) -> object:
 
 
 def describe_parent(parent: Model, run: Path, planned: PlannedRun) -> list[str]:
-    """Say what a training goes on from, whose plan holds, and which held-out cases the parent has learnt from."""
+    """Describe the parent of a training, the origin of its plan, and held-out cases that the parent has learnt from."""
     count = len(planned.run.plan.trained_on)
     lines = [
         f"goes on from {run} (model.toml has sha256 {parent.sha256})",

@@ -1,8 +1,7 @@
-"""What a finished run notes of itself, so that the same command again ends at once.
+"""The mark of a finished run, so that the same command ends at once.
 
-`finished.json` is written last, after `model/`: it names the cases that were
-found then and those that were left out.  While it holds, and the data folder
-holds the same cases, no image is read and no cache is opened again.
+`finished.json` is written last, after `model/`: it names the cases that were found and those that were left out.  While
+the data folder holds the same cases, the same command reads no image and opens no cache.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ class _Finished(BaseModel):
 
 @dataclass(frozen=True)
 class Run:
-    """What a training left behind.
+    """The result of a training.
 
     Attributes:
         folder: The run folder.
@@ -60,7 +59,7 @@ class Run:
 
 
 def write_finished(folder: Path, found: Cohort, problems: Sequence[Problem]) -> None:
-    """Note that a run is finished.
+    """Mark a run as finished.
 
     Args:
         folder: The run folder, with its model.
@@ -75,7 +74,7 @@ def write_finished(folder: Path, found: Cohort, problems: Sequence[Problem]) -> 
 
 
 def read_finished(folder: Path, found: Cohort) -> tuple[Problem, ...] | None:
-    """Return what a finished run left out; None where it is not finished, or other cases are found.
+    """Return the cases that a finished run left out; None if it is not finished, or other cases are found.
 
     Args:
         folder: The run folder.
@@ -96,7 +95,7 @@ def _list_ids(cohort: Cohort) -> list[str]:
 
 
 def find_finished(folder: Path, found: Cohort, say: Say) -> Run | None:
-    """Return a run that is finished already; None where there is something to do.
+    """Return a run that is finished already; None if there is work to do.
 
     Args:
         folder: The run folder.
@@ -127,5 +126,5 @@ def find_finished(folder: Path, found: Cohort, say: Say) -> Run | None:
 
 
 def is_finished(folder: Path) -> bool:
-    """Return whether a folder says that its run is finished; `find_finished` says whether that holds."""
+    """Return whether a folder has the mark of a finished run; `find_finished` checks the mark."""
     return (folder / FILE).exists()

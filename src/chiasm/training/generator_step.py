@@ -1,6 +1,6 @@
-"""One step of the generator: against the target, against the discriminators, and hardest where they are not convinced.
+"""One step of the generator: it learns from the target and from the discriminators, weighted by the attention.
 
-The counterpart of `discriminator_step`: the same draw, the same losses, the other player.
+The counterpart of `discriminator_step`, with the same draw and the same losses.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Weighed(NamedTuple):
 
 
 def step_generator(setting: Setting, state: TrainingState, drawn: Draw) -> StepOutcome:
-    """Train the generator on one draw, and the refiner on what it made."""
+    """Train the generator on one draw, and the refiner on the generator's image."""
     trainables, settings = setting.trainables, setting.recipe.loss
     batch, made = drawn.batch, drawn.made
     values: Mapping[str, Tensor] = {}
@@ -70,7 +70,7 @@ def step_generator(setting: Setting, state: TrainingState, drawn: Draw) -> StepO
 
 
 def step_refiner(setting: Setting, drawn: Draw, structured: Tensor) -> dict[str, Tensor]:
-    """Train the second stage against the target, on what the first one made and difficulties, both without gradient.
+    """Train the second stage on the target, with the first stage's image and difficulties, both without gradient.
 
     Args:
         setting: What stays the same.
@@ -139,7 +139,7 @@ def _weight_ratio(weight: Tensor, batch: Batch) -> dict[str, Tensor]:
 
 
 def control_weights(settings: Loss, batch: Batch, made: Tensor, samples: int) -> Tensor:
-    """Weights of the controls: focal (C1), top-k (C2) and the lesion oracle (C3); ones otherwise."""
+    """Return the weights of the controls: focal (C1), top-k (C2) and the lesion oracle (C3); ones otherwise."""
     error = (made - batch.target).detach()
     weight = torch.ones_like(error)
     if settings.focal > 0:
@@ -152,7 +152,7 @@ def control_weights(settings: Loss, batch: Batch, made: Tensor, samples: int) ->
 
 
 def _global_term(setting: Setting, drawn: Draw) -> Tensor:
-    """How little the discriminators of whole images are convinced, weighed; 0 where they do not play."""
+    """Return the weighted adversarial loss of the discriminators of whole images; 0 if they do not take part."""
     settings, trainables = setting.recipe.loss, setting.trainables
     term = torch.zeros((), device=drawn.made.device)
     if drawn.phase.adversarial <= 0:
@@ -169,7 +169,7 @@ def _global_term(setting: Setting, drawn: Draw) -> Tensor:
 
 
 def _local_logits(setting: Setting, drawn: Draw) -> LocalLogits | None:
-    """What the local discriminator says of the prediction; None where it does not play."""
+    """Return the local discriminator's logits of the prediction; None if it does not take part."""
     trainables, phase = setting.trainables, drawn.phase
     if "local_discriminator" not in trainables.modules or (phase.adversarial <= 0 and phase.attention <= 0):
         return None
@@ -181,7 +181,7 @@ def _local_logits(setting: Setting, drawn: Draw) -> LocalLogits | None:
 
 
 def _local_term(setting: Setting, drawn: Draw, logits: LocalLogits) -> Tensor | float:
-    """How little the local discriminator is convinced, weighed; 0 where a second global one takes its place."""
+    """Return the weighted adversarial loss of the local discriminator; 0 if a second global one takes its place."""
     weight = setting.recipe.loss.local_weight
     if weight <= 0 or setting.recipe.discriminators.second_global:
         return 0.0

@@ -1,4 +1,4 @@
-"""Tumours that are grown in the anatomy of real training cases, to be shown in source and target of their patches.
+"""Tumours that are grown in the anatomy of real training cases, and shown in source and target of their patches.
 
 A lesion that is painted as a ball looks like a ball.  One that grows by reaction and diffusion
 (`simulation.lesions`) follows white matter and stops at fluid, as gliomas do.  It is grown once for each case,
@@ -93,7 +93,7 @@ def tissue_fractions(
 ) -> NDArray[np.float32]:
     """Estimate how much of each coarse voxel is fluid, grey or white matter, shape (i, j, k, TISSUES).
 
-    What is labelled, and what lies outside the mask, counts as air, where nothing grows.
+    Labelled voxels, and voxels outside the mask, count as air, in which nothing grows.
     """
     shape = tuple(int(np.ceil((n - 1) * step)) + 1 for n, step in zip(case.mask.shape, steps, strict=True))
 

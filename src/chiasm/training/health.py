@@ -1,4 +1,4 @@
-"""Whether the local discriminator knows where the error is, in numbers and in words."""
+"""How well the local discriminator predicts the error, in numbers and in words."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def gauge(
 
 
 def in_words(values: Mapping[str, float], target: str) -> str | None:
-    """Say plainly when the attention does nothing, or the wrong thing; None when it is well."""
+    """Describe an attention that has no effect or the wrong effect; None if it works."""
     rho, ratio = values.get("spearman_smoothed", float("nan")), values.get("weight_ratio", float("nan"))
     if np.isnan(rho):
         return f"the {target} attention is inactive: its difficulty is constant"

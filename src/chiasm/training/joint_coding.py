@@ -1,4 +1,4 @@
-"""Joint convolutional sparse coding, learnt: filters of both modalities, and the map between their codes, by ADMM."""
+"""The training of joint convolutional sparse coding by ADMM: filters of both modalities, and the map between codes."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ Progress = Callable[[int, int, float], None]
 
 
 class Examples(NamedTuple):
-    """What is learnt from: patches of one size, normalised, zero outside the mask.
+    """The training patches: of one size, normalised, zero outside the mask.
 
     Attributes:
         source: Of pairs, shape (P, C, *S).
         target: Of the same pairs, shape (P, 1, *S).
-        other_source: Of anybody, shape (M, C, *S), M from 0 up.
-        other_target: Of anybody else, shape (L, 1, *S), L from 0 up.
+        other_source: Unpaired, shape (M, C, *S), M from 0 up.
+        other_target: Unpaired, of other cases, shape (L, 1, *S), L from 0 up.
     """
 
     source: Tensor
@@ -157,9 +157,11 @@ class JointCoding(nn.Module):
 
     @torch.no_grad()
     def finished(self, coder: SparseCoder) -> SparseCoder:
-        """Return a coder whose W and G fit pairs that are coded alone, as new sources will be; this one stays as it is.
+        """Return a coder whose W and G fit pairs that are coded without their targets, as new sources are.
 
-        What is left of a filter's norm above or below 1 goes into W.
+        This coder is not changed.
+
+            What is left of a filter's norm above or below 1 goes into W.
         """
         done = deepcopy(coder)
         inner = tuple(slice(0, side) for side in self.examples.source.shape[2:])
@@ -260,7 +262,7 @@ def fit(
     Args:
         coder: Changed in place while it is learnt.
         examples: Pairs, and unpaired patches if there are any.
-        rounds: At most; codes, filters and mapping each have a turn in one.
+        rounds: Most rounds; each one updates codes, filters and mapping.
         seed: Of the patches that filters start from; the same seed gives the same coder.
         tolerance: Stop when a round lowers J by a smaller share.
         seconds: Start no round after as many; then the result depends on the machine.

@@ -1,7 +1,7 @@
-"""Generator and discriminators that learn in turns: one step of both, and what is shipped of them.
+"""One training step of generator and discriminators, and the model that they make.
 
-A step reads like the method: draw patches, one shared forward pass, the discriminators, the generator, and where there
-is one the refiner, from which nobody before it learns.
+A step follows the method: draw patches, one shared forward pass, then train the discriminators, the generator, and the
+refiner if there is one.  The refiner sends no gradient to the other networks.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from chiasm.training.trainables import Trainables
 
 
 class Learner:
-    """A training between its steps: networks, and what is known of them.
+    """A training between its steps: networks and their state.
 
     Args:
         recipe: Resolved settings.
@@ -70,16 +70,16 @@ class Learner:
         self._watch = None
 
     def adopt(self, model: Model) -> None:
-        """Begin with the weights of a model of this recipe, and with the scale of its errors."""
+        """Start with the weights of a model of this recipe, and with the scale of its errors."""
         self.trainables.adopt(model)
         self.state = replace(self.state, error_scale=torch.full_like(self.state.error_scale, model.error_scale))
 
     def note_validation(self, rho: float) -> None:
-        """Report to the health gate how the difficulty followed the error on validation cases."""
+        """Pass the relation of difficulty and error on validation cases to the health gate."""
         self.state = replace(self.state, rho=rho)
 
     def phase(self, step: int) -> attention.Phase:
-        """Say who plays at a step, and at which strength; the same for all arms, so generators learn equally often."""
+        """Return who learns at a step, and how strong the terms are; the same for all arms."""
         schedule = self.recipe.schedule
         return attention.phase(
             step,
@@ -92,7 +92,7 @@ class Learner:
     def step(self, step: int) -> dict[str, Tensor]:
         """Do one step: draw a batch, one forward pass of the generator, discriminators, generator.
 
-        Nothing here waits for the device but the reading of what was found difficult, every so many steps.
+        Nothing here waits for the device, except reading the difficulty of lesions every few steps.
 
         Returns:
             Values for the log, one number each, on the device; of this process's samples where there are several.
@@ -141,11 +141,11 @@ class Learner:
         return read_values(values, len(ranks.share(range(self.recipe.training.batch))))
 
     def maps(self, case: PreparedCase, engine: Engine) -> Maps:
-        """Predict a prepared case as the run would ship it: averaged weights, the local discriminator, the refiner."""
+        """Predict a prepared case with the model of this moment: averaged weights, local discriminator, refiner."""
         return self._maps(case, engine, self.trainables.average_refiner)
 
     def first_maps(self, case: PreparedCase, engine: Engine) -> Maps:
-        """Predict a prepared case without the refiner: what the attention, and its health, are about."""
+        """Predict a prepared case without the refiner, as the attention and its health gate see it."""
         return self._maps(case, engine, None)
 
     def _maps(self, case: PreparedCase, engine: Engine, refiner: nn.Module | None) -> Maps:
@@ -166,7 +166,7 @@ class Learner:
         return found
 
     def model(self) -> Model:
-        """Return what the run would ship now."""
+        """Return the model of this moment."""
         average, refiner = self.trainables.average, self.trainables.average_refiner
         return Model(self.recipe, self.plan, average, self._local(), float(self.state.error_scale), refiner=refiner)
 
@@ -175,7 +175,7 @@ class Learner:
 
 
 def _make_variation(recipe: Recipe, plan: Plan, training: Sequence[PreparedCase]) -> Variation:
-    """Find what patches need to vary images of the training cases, as far as the recipe asks for it."""
+    """Fit the tables that varied patches of training cases need, if the recipe has such patches."""
     shares, contrasts = varied_shares(recipe, plan), (*plan.sources, plan.target)
     classes = find_classes(training, recipe.training.seed) if shares.classes or shares.simulated else None
     painter = make_painter(training, contrasts, plan.spacing_mm) if shares.painted or shares.simulated else None

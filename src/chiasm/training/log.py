@@ -1,4 +1,4 @@
-"""The log of a training, `log.jsonl`: a line for every so many steps, for each validation, for each warning."""
+"""The log of a training, `log.jsonl`: a line for every few steps, for each validation, and for each warning."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from chiasm.training.session import Session
 
 @dataclass(frozen=True)
 class TrainingLog:
-    """The log of a run, of which the first process alone writes a line.
+    """The log of a run; only the first process writes lines.
 
     Attributes:
         path: Of `log.jsonl`.
@@ -28,7 +28,7 @@ class TrainingLog:
     work: Callable[[int], float]
 
     def cut(self, done: int) -> None:
-        """Drop lines past the checkpoint, which a resumed run writes again, and damaged ones."""
+        """Remove damaged lines, and lines after the checkpoint, which a resumed run writes again."""
         if not self.session.is_first_process:
             return
         make_folder(self.path.parent)

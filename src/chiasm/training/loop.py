@@ -1,4 +1,4 @@
-"""The visible loop: resume, step, validate, log, checkpoint, stop when asked."""
+"""The training loop: resume, step, validate, log, write checkpoints, stop when asked."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def make_fabric(recipe: Recipe) -> Fabric:
 
 
 class _Processes(DDPStrategy):  # type: ignore[misc]
-    """Processes as Fabric starts them, without its wrapper of networks: `ranks` sums what they know, gradients too."""
+    """Processes as Fabric starts them, without its wrapper of networks: `ranks` sums values and gradients."""
 
     def setup_module(self, module: nn.Module) -> nn.Module:
         """Leave a network as it is."""
@@ -140,7 +140,7 @@ def learn(
 
 
 class _Training(NamedTuple):
-    """What `learn` is given."""
+    """The arguments of `learn`."""
 
     recipe: Recipe
     plan: Plan
@@ -152,7 +152,7 @@ class _Training(NamedTuple):
 
 
 def _learn(todo: _Training, *, careful: bool) -> AnyLearner:
-    """Do all steps; check after each of them that all values are finite, or only where they are read.
+    """Do all steps; check that all values are finite, after each step or only when they are read.
 
     Raises:
         NotFinite: If they were not, and the step is not known.
@@ -194,7 +194,7 @@ def _learn(todo: _Training, *, careful: bool) -> AnyLearner:
 
 
 def _work_of(todo: _Training, steps: int) -> Callable[[int], float]:
-    """Return the share of all work that so many steps are: those in which all play take longest."""
+    """Return the share of the work in a number of first steps; steps in which all networks learn take longest."""
     costs = None if todo.session.progress is None else phase_costs(todo.recipe, todo.plan)
     if costs is None:
         return lambda done: done / steps
@@ -203,7 +203,7 @@ def _work_of(todo: _Training, steps: int) -> Callable[[int], float]:
 
 
 def _open_log(log: TrainingLog, learner: AnyLearner, todo: _Training, done: int) -> None:
-    """Drop what a resumed run writes again; before the first step, note what a model is worth that learns on."""
+    """Remove lines that a resumed run writes again; before the first step, validate the parent of a finetuning."""
     is_adopted = done == 0 and isinstance(todo.start, Model)
     log.cut(-1 if is_adopted else done)
     if is_adopted:
@@ -237,13 +237,13 @@ def _note_validation(
 
 
 def _show(log: TrainingLog, done: int) -> None:
-    """Let whoever watches the training know how far it is."""
+    """Report the progress to the observer of the training."""
     if (watcher := log.session.watcher) is not None:
         watcher.update(log.path, done, log.steps)
 
 
 def _resume(learner: AnyLearner, folder: Path, session: Session, start: Path | Model | None) -> int:
-    """Restore the newest checkpoint of a run, or else what it goes on from, a warm-up or a model; return steps done.
+    """Restore the newest checkpoint of a run, or else its warm-up or its parent model; return the steps done.
 
     Raises:
         RunError: If there is a warm-up without a checkpoint.
@@ -298,7 +298,7 @@ def validate(
 def _validate_case(
     learner: AnyLearner, case: PreparedCase, engine: Engine, show: Show | None = None
 ) -> dict[str, float]:
-    """Score what the run would ship now on one case, and how its confidence goes with the error."""
+    """Score the present model on one case, and the relation of its confidence and the error."""
     settings = learner.recipe.attention
     head = "structured" if settings.head == "none" else settings.head
     sigma_mm = settings.magnitude_mm if head == "magnitude" else settings.structured_mm
@@ -329,7 +329,7 @@ def _finite_means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def validation_steps(recipe: Recipe) -> list[int]:
-    """Evenly spread steps, and the one before the attention begins, so that its gate knows."""
+    """Return evenly spread steps, and the step before the attention begins, for its health gate."""
     schedule = recipe.schedule
     even = {round(schedule.steps * (n + 1) / recipe.training.validations) for n in range(recipe.training.validations)}
     before = int(schedule.steps * (schedule.generator_alone + schedule.discriminators_alone + schedule.ramp))
@@ -340,7 +340,7 @@ def validation_steps(recipe: Recipe) -> list[int]:
 def collected_signals() -> Iterator[list[int]]:
     """Collect SIGINT, SIGTERM and SIGHUP, so that the loop can stop between two steps.
 
-    In a thread that is not the main one nothing is collected: there the signals are somebody else's.
+    In a thread other than the main one nothing is collected, because only the main thread may handle signals.
     """
     caught: list[int] = []
 

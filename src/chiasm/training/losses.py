@@ -1,4 +1,4 @@
-"""What the players are asked for: every equation of the method as a pure function.
+"""The losses: every equation of the method as a pure function.
 
 Symbols: ``y`` target, ``y^`` prediction, ``e = y^ - y`` error, ``m`` mask of
 valid voxels, ``sp(t) = log(1 + exp(t))``, and ``<a>_m`` the masked mean:
@@ -166,7 +166,7 @@ def adversarial_discriminator_loss(
 
 
 def adversarial_generator_loss(fake_logits: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Ask the generator for images that a discriminator takes for real: ``< sp(-D(y^)) >``, non-saturating.
+    """Return the generator's loss, low where a discriminator takes images for real: ``< sp(-D(y^)) >``, non-saturating.
 
     Args:
         fake_logits: Shape (N,), or (N, 1, *spatial) with `mask`.
@@ -201,7 +201,7 @@ def wasserstein_discriminator_loss(real_scores: Tensor, fake_scores: Tensor) -> 
 
 
 def wasserstein_generator_loss(fake_scores: Tensor) -> Tensor:
-    """Ask the generator for images that the critic scores high: ``- < D(y^) >``."""
+    """Return the generator's loss, which is low for images that the critic scores high: ``- < D(y^) >``."""
     return -fake_scores.mean()
 
 
@@ -220,7 +220,7 @@ def least_squares_discriminator_loss(real_scores: Tensor, fake_scores: Tensor) -
 
 
 def least_squares_generator_loss(fake_scores: Tensor) -> Tensor:
-    """Ask the generator for images that score 1: ``< (D(y^) - 1)^2 > / 2``."""
+    """Return the generator's loss, which is low for images that score 1: ``< (D(y^) - 1)^2 > / 2``."""
     return (fake_scores - 1).square().mean() / 2
 
 
@@ -313,7 +313,7 @@ def _gaussian_band(size: int, sigma: float, device: torch.device, dtype: torch.d
 
 
 def soft_target_magnitude(error: Tensor, mask: Tensor, scale: Tensor | float, sigma_voxels: Sequence[float]) -> Tensor:
-    """What the magnitude head must say, the expected-error map: ``exp( -(g1 * |e|) / s )``.
+    """Return the target of the magnitude head, the expected-error map: ``exp( -(g1 * |e|) / s )``.
 
     Args:
         error: ``e = y^ - y``, shape (N, 1, *spatial); detached here.
@@ -331,7 +331,7 @@ def soft_target_magnitude(error: Tensor, mask: Tensor, scale: Tensor | float, si
 
 
 def soft_target_structured(error: Tensor, mask: Tensor, scale: Tensor | float, sigma_voxels: Sequence[float]) -> Tensor:
-    """What the structured head must say, the attention map: ``exp( -|g2 * e| / s )``.
+    """Return the target of the structured head, the attention map: ``exp( -|g2 * e| / s )``.
 
     The signed error is smoothed first, so that noise of zero mean cancels and
     only error that shares a sign with its surroundings remains.

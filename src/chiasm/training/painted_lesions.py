@@ -1,4 +1,4 @@
-"""Simulated lesions painted into patches of real training cases, in source and target alike.
+"""Simulated lesions that are painted into patches of real training cases, in source and target.
 
 Few training cases hold few lesions, of few contrasts.  A painted lesion has oedema, a solid core, an enhancing rim and
 fluid, whose brightness between fluid and white matter follows from relaxation times and a hospital's protocol drawn
@@ -37,7 +37,7 @@ EDGE = 0.08  # width of an edge, as a share of the radius
 
 @dataclass(frozen=True, eq=False)
 class LesionPainter:
-    """What painting needs to know.
+    """The facts that painting needs.
 
     Attributes:
         contrasts: Of the sources, then of the target, names of `CONTRASTS`.
@@ -74,7 +74,7 @@ def is_paintable(contrasts: Sequence[str]) -> bool:
 def make_painter(
     cases: Sequence[PreparedCase], contrasts: Sequence[str], spacing_mm: tuple[float, float, float]
 ) -> LesionPainter:
-    """Find where fluid and white matter lie in each training case.
+    """Find the intensities of fluid and white matter in each training case.
 
     Args:
         cases: Training cases.
@@ -125,7 +125,7 @@ def paint(painter: LesionPainter, case: int, block: Block, axes_mm: Sequence[flo
 
 
 class Appearance(NamedTuple):
-    """How a lesion looks.
+    """The appearance of a lesion.
 
     Attributes:
         levels: Of each image and compartment, from fluid (0) to white matter (1), shape (images, COMPARTMENTS).
@@ -147,7 +147,7 @@ def fill(
     appearance: Appearance,
     rng: np.random.Generator,
 ) -> Block:
-    """Fill what compartments take of a block with their brightness; the block's other arrays stay as they are.
+    """Fill the compartments' shares of a block with their brightness; the block's other arrays are not changed.
 
     Args:
         block: The patch; channels of the source beyond the contrasts stay.
@@ -186,7 +186,7 @@ def _like_fluid(images: Sequence[NDArray[np.float32]], ends: NDArray[np.float32]
 def draw_shape(
     shape: tuple[int, ...], centre: NDArray[np.intp], axes_mm: Sequence[float], rng: np.random.Generator
 ) -> NDArray[np.float32]:
-    """Draw how much of each voxel each compartment takes, shape (COMPARTMENTS, *block), of sum at most 1."""
+    """Draw the share of each compartment in each voxel, shape (COMPARTMENTS, *block), of sum at most 1."""
     radius = rng.uniform(*RADIUS_MM)
     solid = rng.uniform(*SOLID) if rng.random() < 0.5 else 0.0
     necrotic = solid * rng.uniform(*NECROTIC)
@@ -213,11 +213,11 @@ def _soft_step(depth: NDArray[np.floating]) -> NDArray[np.floating]:
 def draw_levels(
     contrasts: Sequence[str], rng: np.random.Generator, spread: float, shared_spread: float = 0.0
 ) -> NDArray[np.float32]:
-    """Draw how far from fluid (0) to white matter (1) each compartment lies.
+    """Draw the brightness of each compartment, between fluid (0) and white matter (1).
 
     Args:
         contrasts: Of the images, names of `CONTRASTS`.
-        rng: Draws the hospital's protocol, and what differs from it.
+        rng: Draws the hospital's protocol, and the differences from it.
         spread: SD of each compartment's difference.
         shared_spread: SD of a difference that all compartments of an image share.
 
@@ -234,13 +234,13 @@ def draw_levels(
 
 @lru_cache(maxsize=64)
 def tissue_levels(contrast: str) -> tuple[float, float, float]:
-    """Return where protocols show fluid (0), grey and white matter (1), on average."""
+    """Return the mean brightness of fluid (0), grey matter and white matter (1) over protocols."""
     return 0.0, float(np.mean([_levels(contrast, site, ("gm",)) for site in range(len(SITES))])), 1.0
 
 
 @lru_cache(maxsize=64)
 def levels_of(contrast: str, site: int) -> tuple[float, ...]:
-    """Return where a protocol shows each compartment: 0 as cerebrospinal fluid, 1 as white matter."""
+    """Return the brightness of each compartment in a protocol: 0 as cerebrospinal fluid, 1 as white matter."""
     return _levels(contrast, site, COMPARTMENTS)
 
 

@@ -1,4 +1,4 @@
-"""Which networks make an arm: from the recipe's fields to players."""
+"""The networks of a method, built from the fields of a recipe."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ AUTO_SIMULATED = 0.25  # likewise of simulated patients
 
 @dataclass(frozen=True)
 class Players:
-    """The networks of an arm; one that the arm does not need is absent.
+    """The networks of a method; None for one that it does not need.
 
     Attributes:
         generator: Source to target.
@@ -50,7 +50,7 @@ class Players:
 
 
 def make_players(recipe: Recipe, plan: Plan, seed: int) -> Players:
-    """Build the networks with weights that depend on `seed` alone, not on which of them exist.
+    """Build the networks with weights that depend only on `seed`, not on which networks exist.
 
     Raises:
         RecipeError: As `check_players`.
@@ -131,7 +131,7 @@ def varied_shares(recipe: Recipe, plan: Plan) -> Shares:
 
 
 def _why_not(recipe: Recipe, plan: Plan) -> str:
-    """Say why patches are not varied by themselves; nothing where they are."""
+    """Say why patches are not varied by default; empty if they are."""
     if recipe.data.task == "super-resolution":
         return "source and target are one contrast"
     if recipe.data.histogram:
@@ -158,7 +158,7 @@ def _check_painted(recipe: Recipe) -> None:
 
 
 def _check_coding(recipe: Recipe) -> None:
-    """Refuse rounds of ADMM for anything but a sparse coder alone, in one stage."""
+    """Refuse rounds of ADMM for all recipes except a single sparse coder in one stage."""
     settings = recipe.generator
     players = (settings.refiner, recipe.loss.global_weight > 0, needs_local_discriminator(recipe))
     if settings.network != "jcsc" or any(players):
@@ -179,7 +179,7 @@ def _check_coding(recipe: Recipe) -> None:
 
 
 def _check_borrowed(recipe: Recipe) -> None:
-    """Refuse settings of this project's own networks where the literature's are asked for, which have them not."""
+    """Refuse settings of this project's own networks for networks of the literature, which do not have them."""
     generator, discriminators = recipe.generator, recipe.discriminators
     asked = {}
     if generator.network != OWN and generator.dropout > 0:
@@ -196,7 +196,7 @@ def _check_borrowed(recipe: Recipe) -> None:
 
 
 def patch_needs(recipe: Recipe) -> PatchNeeds | None:
-    """Return what networks of the literature ask of a patch, and discriminators of its rest; None where all are ours.
+    """Return the sizes of patches that networks of the literature and discriminators need; None if all are ours.
 
     Raises:
         RecipeError: If there is no such network, or it cannot be built.
@@ -231,7 +231,7 @@ def patch_needs(recipe: Recipe) -> PatchNeeds | None:
 
 
 def needs_local_discriminator(recipe: Recipe) -> bool:
-    """Return whether the arm's loss or attention asks the local discriminator."""
+    """Return whether the method's loss or attention uses the local discriminator."""
     adversarial = recipe.loss.local_weight > 0 and not recipe.discriminators.second_global
     return adversarial or recipe.attention.head != "none"
 
@@ -244,7 +244,7 @@ def _make_global(recipe: Recipe, plan: Plan) -> nn.Module:
 
 
 def _untaught_global(recipe: Recipe, channels: int, dims: Dims) -> nn.Module:
-    """Build the global discriminator that sees as many channels."""
+    """Build the global discriminator for a number of channels."""
     settings = recipe.discriminators
     if settings.global_network == OWN:
         return GlobalDiscriminator(
@@ -274,7 +274,7 @@ BESIDE: Mapping[str, str] = {
 
 
 class MethodRow(NamedTuple):
-    """What `chiasm methods` says of a method.
+    """The row of a method in `chiasm methods`.
 
     Attributes:
         name: For `--method` and for the arms of a study.
@@ -341,7 +341,7 @@ def _count_discriminators(recipe: Recipe) -> int:
 
 
 def _paper(method: Method, recipe: Recipe) -> str:
-    """Name the paper of the network, or of the objective where the network is ours."""
+    """Name the paper of the network, or of the objective if the network is ours."""
     network = recipe.generator.network
     if network == OWN:
         return f"{method.credit} (networks: ours)"
@@ -349,7 +349,7 @@ def _paper(method: Method, recipe: Recipe) -> str:
 
 
 def _list_dims(recipe: Recipe) -> list[str]:
-    """Name the dimensions where there is no choice."""
+    """Name the dimensions if there is only one choice."""
     if recipe.data.dims == "3d":
         return ["3D"]
     entry = GENERATORS.get(recipe.generator.network)
@@ -357,7 +357,7 @@ def _list_dims(recipe: Recipe) -> list[str]:
 
 
 def _list_asked(recipe: Recipe) -> list[str]:
-    """Name discriminators, pairs and labels that the method asks for."""
+    """Name discriminators, pairs and labels that the method needs."""
     training, needs_in_words = recipe.training, []
     discriminators = {"global": recipe.loss.global_weight > 0, "local": needs_local_discriminator(recipe)}
     if asked := list(compress(discriminators, discriminators.values())):
@@ -397,7 +397,7 @@ def _stages(recipe: Recipe, scale: float) -> list[nn.Module]:
 
 
 def _channels(recipe: Recipe, stage: int) -> int:
-    """Count what a stage sees of one source: the image, its ranks, what the stage before made of it."""
+    """Count the channels of a stage for one source: the image, its ranks, the image of the stage before."""
     return 1 + recipe.data.histogram + (stage > 1)
 
 

@@ -32,7 +32,7 @@ def share(whole: Sequence[Item]) -> Sequence[Item]:
 
 
 class _Sum(torch.autograd.Function):
-    """Sum over processes; what each of them made of the sum flows back to all."""
+    """Sum over processes; gradients of the sum flow back to all processes."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:  # noqa: ARG004  # torch asks for it
@@ -113,7 +113,7 @@ def gather_rows(rows: Sequence[Item], whole: int) -> list[Item]:
 
 
 def agree(is_late: bool, signals: Sequence[int]) -> tuple[bool, int]:
-    """Let all processes know what one of them knows, without waiting for their devices.
+    """Share decisions between processes, without waiting for their devices.
 
     Args:
         is_late: Whether the first process wants a checkpoint.
@@ -132,7 +132,7 @@ def agree(is_late: bool, signals: Sequence[int]) -> tuple[bool, int]:
 
 @cache
 def _hosts() -> distributed.ProcessGroup:
-    """Make the group in which processes speak from host to host."""
+    """Make the group in which processes communicate between hosts."""
     group: distributed.ProcessGroup = distributed.new_group(backend="gloo")
     return group
 

@@ -1,7 +1,7 @@
-"""When values are read from the device, and what happens where one is not a finite number.
+"""Reading values from the device, and what happens if one is not a finite number.
 
-A step leaves its values on the device.  They are read every so many steps, for the log, and before each checkpoint.
-If one is not finite by then, the steps since the last checkpoint are done again, with a check after each.
+A step leaves its values on the device.  They are read every few steps, for the log, and before each checkpoint.  If a
+value is not finite then, the steps since the last checkpoint are done again, with a check after each step.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class NotFinite(Exception):
 
 @dataclass(frozen=True)
 class PendingValues:
-    """What has happened since the values were last checked.
+    """The steps since the values were last checked.
 
     Attributes:
         is_finite: Whether all values were finite numbers, one truth value on the device.
@@ -45,7 +45,7 @@ class PendingValues:
 
 
 def is_reading_step(recipe: Recipe, step: int) -> bool:
-    """Return whether values are read after a step, from 0: after the first, and then 500 times or a few more."""
+    """Return whether values are read after a step (from 0): after the first one, and then about 500 times."""
     return step % max(1, recipe.schedule.steps // MOST_LINES) == 0
 
 

@@ -128,14 +128,14 @@ def train(
 
 
 class _WarmUp(NamedTuple):
-    """The warm-up or model that a training goes on from, and the step after which it stops, if it is one itself."""
+    """The warm-up or model with which a training starts, and the step after which a warm-up stops."""
 
     start: Path | Model | None
     until: int | None
 
 
 def _parent_of(start: Path | Model | None, recipe: Recipe) -> Plan | None:
-    """Return the plan of the model that a training goes on from; refuse a recipe that names another one."""
+    """Return the plan of the parent model of a training; refuse a recipe that names another parent."""
     parent = start if isinstance(start, Model) else None
     if recipe.training.parent != ("" if parent is None else parent.sha256):
         raise RunError(
@@ -160,7 +160,7 @@ def _clock(session: Session, folder: Path, stage: str) -> AbstractContextManager
 
 
 def _prepare(planned: PlannedRun, cache: Path | None, say: Say) -> tuple[LearningCases, Sequence[Problem]]:
-    """Prepare the cases that are learnt from and those that validate; return those that could be, and the problems."""
+    """Prepare the training and validation cases; return the prepared ones, and the problems of the others."""
     run = planned.run
     cases = {case.id: case for case in planned.cohort.cases}
     learning = [cases[name] for name in (*planned.names, *run.split.validation)]
@@ -171,7 +171,7 @@ def _prepare(planned: PlannedRun, cache: Path | None, say: Say) -> tuple[Learnin
 
 
 def _check_prepared(cases: LearningCases, problems: Sequence[Problem], root: Path, say: Say) -> None:
-    """Say what could not be prepared; refuse to train where nothing could."""
+    """Report cases that could not be prepared; refuse to train without a prepared case."""
     for problem in problems:
         say(problem.line)
     if not cases.training:
@@ -182,7 +182,7 @@ def _check_prepared(cases: LearningCases, problems: Sequence[Problem], root: Pat
 def _learn_stages(
     recipe: Recipe, plan: Plan, cases: LearningCases, folder: Path, session: Session, warm_up: _WarmUp
 ) -> tuple[AnyLearner, Cascade]:
-    """Train all stages; return the learner of the last one, and what it went on from."""
+    """Train all stages; return the learner of the last one, with its cases and the earlier generators."""
     if recipe.generator.stages == 1:
         learner = learn(
             recipe, replace(plan, context=False), cases, folder, session, start=warm_up.start, until=warm_up.until
@@ -206,7 +206,7 @@ def _describe_cost(recipe: Recipe, plan: Plan) -> str:
 def _make_baselines(
     training: Sequence[PreparedCase], planned: PlannedRun, folder: Path, start: Path | Model | None
 ) -> None:
-    """Fit the naive baselines to the pairs, or take those of the warm-up, which had the same ones."""
+    """Fit the naive baselines to the pairs, or copy those of the warm-up, which has the same pairs."""
     pairs = [case for case in training if case.id in planned.paired] if planned.run.plan.unpaired else training
     ready = start / "baselines" if isinstance(start, Path) else None
     if ready is not None and ready.is_dir():
@@ -296,5 +296,5 @@ def _plain(value: object) -> str:
 
 
 def _silence(line: str) -> None:
-    """Say nothing: only the first process speaks."""
+    """Print nothing: only the first process reports."""
     del line

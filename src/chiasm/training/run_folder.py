@@ -1,4 +1,4 @@
-"""A run folder: which files a training writes there, and what else may stand in their places."""
+"""A run folder: the files that a training writes there, and the checks of their places."""
 
 from __future__ import annotations
 
@@ -19,15 +19,14 @@ MODEL_FILES = frozenset(
 
 
 def check_run_folder(folder: Path, data: Path) -> None:
-    """Refuse a folder where a training would replace or remove what it did not write, before anything is read.
+    """Refuse a folder in which a training would replace or remove other files, before data are read.
 
     Args:
         folder: The run folder; it may be missing.
         data: The folder or manifest of the data.
 
     Raises:
-        RunError: If it is the data's own folder, holds the data where a training writes, or holds files of somebody
-            else there.
+        RunError: If it is the data's own folder, holds the data where a training writes, or holds other files there.
     """
     refuse_data_folder(folder, [data])
     refuse_inputs((folder / name for name in (*FILES, *FOLDERS)), [data], what="the training")
@@ -39,7 +38,7 @@ def check_model_place(folder: Path) -> None:
     """Refuse a run whose model cannot be replaced as a whole, before it is trained.
 
     Raises:
-        RunError: If `model` or another of the run's own places is a link, or `model` holds files of somebody else.
+        RunError: If `model` or another of the run's own places is a link, or `model` holds other files.
     """
     refuse_links(folder, ("log.jsonl", "baselines", "model"))
     names = {path.name for path in (folder / "model").glob("*") if not path.name.startswith(".chiasm-")}
@@ -47,7 +46,7 @@ def check_model_place(folder: Path) -> None:
 
 
 def remove_baselines(folder: Path) -> None:
-    """Remove the baselines that wait in a run folder to be shipped, and what kills left half written of them.
+    """Remove the baselines of a run folder that are not in the model yet, and half-written files of them.
 
     Raises:
         ChiasmError: If a file cannot be removed.
