@@ -25,10 +25,10 @@ PAGE = """# Speed beside other tools
 
 Made by `{words}`, chiasm {version}, on {processor}; one thread; Python {python}, {versions}.
 
-Volumes of {shape} voxels, an ellipsoid of tissue in 18 % of them. A ratio is the peer's processor time divided by
-chiasm's, the median of turns taken one after the other: above 1, chiasm takes less. Ratios hold on a busy machine,
-seconds do not. Times are least / median / most. Before a row is timed, its results are compared with the peer's; if
-they differ by more than the last column says, the row is wrong and has no ratio.
+Volumes of {shape} voxels, an ellipsoid of tissue in 18 % of them. chiasm and the peer run one after the
+other, several times. The ratio is the median of the peer's processor time divided by chiasm's: above 1, chiasm takes
+less. Ratios are valid on a busy machine, seconds are not. Times are least / median / most. Before a row is timed, its
+results are compared with the peer's; if they differ by more than the last column, the row is wrong and has no ratio.
 
 | row | what is done | peer | ratio | goal | | chiasm, CPU s | peer, CPU s | of the peak | equal within |
 |---|---|---|---|---|---|---|---|---|---|

@@ -1,4 +1,4 @@
-"""What lies on disk: volumes that are read right or refused."""
+"""Volumes on disk, which are read correctly or refused."""
 
 from chiasm.volumes.geometry import (
     Geometry,

@@ -1,4 +1,4 @@
-"""Zip archives: what they hold, and that they unpack to no more than is plausible, nor outside themselves."""
+"""Zip archives: their members, with checks of the unpacked size and of members that lead outside."""
 
 from __future__ import annotations
 

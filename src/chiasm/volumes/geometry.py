@@ -1,4 +1,4 @@
-"""Where voxels lie: grids, affines, and moving an array from one grid to another.
+"""The places of voxels: grids, affines, and moving an array from one grid to another.
 
 Words used everywhere: an array's axes are (I, J, K) in storage order; its
 *affine* maps voxel indices to world millimetres, RAS+ (x to the right, y to
@@ -115,14 +115,14 @@ def canonical(volume: Volume) -> Volume:
 
 
 def storage_axis(geometry: Geometry, name: Literal["I", "J", "K"]) -> tuple[int, bool]:
-    """Say which storage axis runs along axis I (right), J (front) or K (up) of RAS order, and whether backwards."""
+    """Return the storage axis that runs along axis I (right), J (front) or K (up) of RAS order, and its direction."""
     axes, backwards = _nearest_axes(geometry.affine[:3, :3])
     place = "IJK".index(name)
     return axes[place], backwards[place]
 
 
 def axis_names(geometry: Geometry) -> tuple[str, str, str]:
-    """Name what the storage axes run most nearly along, whichever way.
+    """Name the body axis nearest to each storage axis, in either direction.
 
     >>> axis_names(Geometry((2, 2, 2), np.diag([1.0, 1, -1, 1])))
     ('left-right', 'front-back', 'head-feet')
@@ -145,7 +145,7 @@ def _nearest_axes(matrix: NDArray[np.float64]) -> tuple[tuple[int, int, int], tu
 
 
 def reordered_like(volume: Volume, grid: Geometry) -> Volume:
-    """Store a volume in the axis order of `grid` where the two are rotated by quarters; else leave it alone."""
+    """Store a volume in the axis order of `grid` if both differ by quarter turns; otherwise return it unchanged."""
     turn = np.linalg.inv(grid.affine[:3, :3]) @ volume.geometry.affine[:3, :3]
     axes, flips = _nearest_axes(turn)
     if axes == (0, 1, 2) and not any(flips):
@@ -191,7 +191,7 @@ class Overlap(NamedTuple):
 
 
 def find_overlap(a: Geometry, b: Geometry, tolerance_voxels: float = SNAPPED_VOXELS) -> Overlap | None:
-    """Find which voxels of grid `a` coincide with which of grid `b`; None where the voxels do not coincide.
+    """Find the voxels of grid `a` that coincide with voxels of grid `b`; None if both lattices do not coincide.
 
     Voxels coincide where one grid is the other with its axes in another order, reversed, and shifted by whole
     voxels: a crop, a padded or a transposed volume.  The grids need not share a voxel.

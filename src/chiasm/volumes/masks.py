@@ -1,4 +1,4 @@
-"""Where a volume is valid: the brain or body, found from the source alone.
+"""The valid voxels of a volume: the brain or body, found only from the source.
 
 Three rules: "given" (a file beside the images), "nonzero" (the volume was cut
 out on a constant background, as in skull-stripped data) and "body" (what
@@ -51,7 +51,7 @@ PLANES = ((0, 1), (0, 2), (1, 2), (0, 1))
 
 
 class Surroundings(NamedTuple):
-    """What lies around a brain or body.
+    """The surroundings of a brain or body.
 
     Attributes:
         padding: What fills voxels that were not scanned or were cut out; None where nothing is padded.
@@ -76,10 +76,10 @@ def constant_background(array: NDArray[Any]) -> float | None:
 
 
 def look_around(array: NDArray[Any], *, is_ct: bool = False) -> Surroundings:
-    """Find what lies around a brain or body, from a coarse grid.
+    """Find the surroundings of a brain or body on a coarse grid.
 
-    Air is uniform: where it lies at the surface of the contents, the body ends
-    farther inside.  The surface of a brain that was cut out is not uniform.
+    Air is uniform: if the surface of the contents is uniform, it is air, and the body ends farther inside.  The surface
+    of a skull-stripped brain is not uniform.
 
     Args:
         array: Shape (I, J, K); CT clipped to its window.
@@ -129,7 +129,7 @@ def _body_within(
 
 
 def suggest_rule(volume: Volume, window_hu: Window | None = None) -> Rule:
-    """Find how the mask of this volume is best found: "nonzero" or "body".
+    """Return the better rule for the mask of this volume: "nonzero" or "body".
 
     A constant background alone does not make a cut-out brain: scans are also
     padded, and then air lies between the padding and the body.
@@ -252,7 +252,7 @@ def _smooth(array: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _smooth_within(contents: NDArray[np.bool_], array: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Smooth what the contents hold, and mix nothing in from beyond them."""
+    """Smooth the contents, without values from outside them."""
     weight = _smooth(contents.astype(np.float32))
     return np.asarray(_smooth(np.where(contents, array, 0)) / np.maximum(weight, 1e-3), np.float32)
 

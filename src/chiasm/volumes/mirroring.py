@@ -1,4 +1,4 @@
-"""Whether two images of one head fit better when one of them is mirrored, as after a flip that its header hides."""
+"""Whether two images of one head fit better if one is mirrored, as after a flip that is not in its header."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FEWEST_BINS = 4
 
 
 class Mirrored(NamedTuple):
-    """That a pair shares more information when one of both is mirrored.
+    """A pair that shares more information if one of both is mirrored.
 
     Attributes:
         axis: Along which.
@@ -33,7 +33,7 @@ class Mirrored(NamedTuple):
 
 
 def find_mirrored(a: NDArray[Any], b: NDArray[Any]) -> Mirrored | None:
-    """Say along which axis `b` must be mirrored to share clearly more information with `a`, or None.
+    """Return the axis along which `b` must be mirrored to share clearly more information with `a`, or None.
 
     Mutual information, in nats, of a thinned grid; the margin is wide, since
     heads are nearly symmetric and true pairs are not perfectly registered.

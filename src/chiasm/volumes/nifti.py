@@ -66,7 +66,7 @@ SIZE = {1: 348, 2: 540}
 
 @dataclass(frozen=True)
 class Header:
-    """What a raw header says, checked.
+    """The checked content of a raw header.
 
     Attributes:
         raw: Its bytes, 348 or 540.
@@ -128,7 +128,7 @@ def open_nifti(path: Path, *, form: Form | None = None, assume_ras: bool = False
 
 @dataclass(frozen=True)
 class _Raw:
-    """A raw header whose size is right: what its fields hold, and which file it is of."""
+    """A raw header of the right size: its fields and its file."""
 
     path: Path
     order: Order
@@ -173,7 +173,7 @@ class _Raw:
 def check_header(
     head: bytes, path: Path, *, form: Form | None = None, assume_ras: bool = False, max_bytes: int = 2 * 2**30
 ) -> Header:
-    """Check a raw header, before anything is believed.
+    """Check a raw header, before its fields are used.
 
     Raises:
         VolumeError: If it breaks a rule; `reason` says which.
@@ -257,7 +257,7 @@ def order_and_version(head: bytes | bytearray) -> tuple[Order, int] | None:
 
 
 def _affine(raw: _Raw, shape: tuple[int, int, int], form: Form | None, assume_ras: bool) -> NDArray[np.float64]:
-    """Return the affine of the form that is believed, in mm."""
+    """Return the affine of the chosen form, in mm."""
     coded = [form] if form in raw.coded else raw.coded  # of what is not believed, nothing is asked
     _check_finite(raw, coded, assume_ras)
     _check_place(raw, coded, assume_ras)
@@ -277,13 +277,13 @@ def _matrices(raw: _Raw, coded: Sequence[Form]) -> list[NDArray[np.float64]]:
 
 
 def _check_finite(raw: _Raw, coded: Sequence[Form], assume_ras: bool) -> None:
-    """Refuse numbers of place that are none, of the forms that are used."""
+    """Refuse numbers that are not finite in the forms that are used."""
     if not all(abs(value) <= LARGEST for value in _used(raw, coded, assume_ras)):  # NaN is refused here too
         raise raw.refuse("has an affine that is not finite", "affine")
 
 
 def _check_place(raw: _Raw, coded: Sequence[Form], assume_ras: bool) -> None:
-    """Refuse a volume that does not say how it lies in space, or with steps that cannot be."""
+    """Refuse a volume without orientation, or with impossible steps."""
     if not coded and not assume_ras:
         raise raw.refuse(
             "states no orientation: sform_code and qform_code are both 0",

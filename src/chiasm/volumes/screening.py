@@ -1,6 +1,6 @@
-"""The one door: every volume enters by `read_volume` and leaves by `write_volume`.
+"""The only way to files: every volume is read by `read_volume` and written by `write_volume`.
 
-No common reader is safe alone: one reads a truncated file as zeros, another
+No common reader is safe by itself: one reads a truncated file as zeros, another
 ignores a wrong checksum or an affine that is no number.  What enters here is
 read right or refused with file, reason, found, expected and what to do.
 """
@@ -107,7 +107,7 @@ def read_volume(
 ) -> Volume:
     """Read a volume of NIfTI, MetaImage, NRRD, MGH or MINC 2, or a DICOM series, or refuse it.
 
-    What a file is, its content says, not its name.
+    The content of a file decides its format, not its name.
 
     Args:
         path: The file; for DICOM also a folder, a zip archive, or any one file
@@ -226,7 +226,7 @@ def _of_a_pair(path: Path) -> Path:
 
 
 def _refuse_voxels_alone(path: Path, names: Sequence[str]) -> None:
-    """Refuse the voxels of a pair whose header is not there."""
+    """Refuse the voxels of a pair without its header."""
     if path.exists() and not looks_like_nifti(first_bytes(path, HEAD)):
         raise VolumeError("lacks its .hdr file", path=path, reason="not-found", expected=names[0])
 

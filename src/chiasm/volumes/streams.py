@@ -1,4 +1,4 @@
-"""Bytes from a file that may be packed: read to the end, checked, and never more than is plausible."""
+"""Bytes from a file that may be packed: they are read to the end, checked, and limited to a plausible size."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Packing = Literal["none", "gzip", "zlib", "bzip2"]
 
 @dataclass(frozen=True)
 class Stream:
-    """Where bytes lie.
+    """The place of bytes in a file.
 
     Attributes:
         path: The file.
