@@ -69,13 +69,15 @@ def open_page() -> Iterator[Callable[..., Opened]]:
     api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     with api.sync_playwright() as playwright:
 
-        def opened(path: Path | str, *flags: str) -> Opened:
+        def opened(path: Path | str, *flags: str, first: str = "") -> Opened:
+            """Open a page; `first` is a script that runs before the page's own."""
             args = ["--no-sandbox", "--disable-gpu", *(flags or SOFTWARE_GL)]
             page = playwright.chromium.launch(executable_path=str(CHROMIUM), args=args).new_page(
                 viewport={"width": 1200, "height": 1400}
             )
             requests: list[str] = []
             errors: list[str] = []
+            page.add_init_script(first)
             page.on("request", lambda request: requests.append(request.url))
             page.on("pageerror", lambda error: errors.append(str(error)))
             page.on("console", lambda said: errors.append(said.text) if said.type == "error" else None)

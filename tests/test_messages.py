@@ -16,7 +16,7 @@ from chiasm.cli import app
 ROOT = Path(chiasm.__file__).parent
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*[a-z]")
 
-READERS = {"inspect", "plan", "train", "complete", "predict", "serve", "evaluate", "mumap", "register", "rate"}
+READERS = {"inspect", "plan", "train", "complete", "predict", "serve", "evaluate", "mumap", "register", "rate", "view"}
 #: Commands that print an option which a message names without naming a command before it.
 PRINTED_BY = {
     **{word: READERS | {"study"} for word in ("--form", "--assume-ras", "--resample", "--resample-tilt")},
@@ -24,6 +24,7 @@ PRINTED_BY = {
     "--select": {"inspect", "plan", "train", "complete", "predict", "evaluate", "study", "rate"},
     "--subject-pattern": {"inspect", "plan", "train", "complete", "evaluate", "study", "rate"},
     "--runner": {"predict", "study"},
+    "--case": {"view"},
     "--trust": {"predict", "serve", "study", "complete"},
     **{word: {"plan", "train"} for word in ("--task", "--factor", "--axis")},
     "--target": {"plan", "train", "complete"},

@@ -20,6 +20,16 @@ from conftest import Opened
 STEP = 1.0  # the page rounds these volumes to whole numbers
 NAMES = ("source", "real", "synthetic", "difference", "expected_error")
 
+#: Notes what the panes say when they are first visible, of which the page itself keeps nothing.
+WATCH = """
+const look = setInterval(() => {
+  const visible = [...document.querySelectorAll(".pane .loading")].filter(one => one.checkVisibility());
+  if (!visible.length) return;
+  window.loadingSeen = visible.map(one => `${one.closest(".pane").dataset.pane}: ${one.textContent}`);
+  clearInterval(look);
+}, 5);
+"""
+
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not (files("chiasm") / SCRIPT).is_file(), reason="NiiVue's script was not fetched at install"),
@@ -79,9 +89,15 @@ def page_of_a_case(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def shown(page_of_a_case: dict[str, Any], open_page: Callable[..., Opened]) -> dict[str, Any]:
-    opened = open_page(page_of_a_case["path"])
+    opened = open_page(page_of_a_case["path"], first=WATCH)
     opened.page.wait_for_selector("html[data-ready]", timeout=120_000)
     return page_of_a_case | vars(opened)
+
+
+def test_panes_say_that_they_load_until_their_volumes_are_there(shown: dict[str, Any]) -> None:
+    page = shown["page"]
+    assert page.evaluate("window.loadingSeen") == [f"{name}: loading …" for name in NAMES]
+    assert page.locator(".loading").count() == 0
 
 
 def number(text: str) -> float:

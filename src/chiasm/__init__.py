@@ -49,7 +49,7 @@ its own, and within a line only from names to its left; a test reads this map.
     reports       the pages that people read: drawing, pages, tables, registration, gallery, error_plot, curves,
                   progress_page, tensorboard, naive_comparison, evaluation_folder, evidence, advice, explanation,
                   model_cards, evaluation_page, pictures, jumps, case_scores, case_volumes, case_page, packed_pages,
-                  evaluation_cases, evaluation, slices, rating, study_plots, study_page, study_digest
+                  view, evaluation_cases, evaluation, slices, rating, study_plots, study_page, study_digest
     studies       methods x folds x seeds, and completion: study_file, filling, utility, completion, jobs, work, notes,
                   study_report, study
     serving       a DICOM node and a page with a REST API: spool, stop, web_limits, dicom_inbox, dicom_gate, dicom_send,
@@ -59,7 +59,7 @@ its own, and within a line only from names to its left; a test reads this map.
     demo          the main job on simulated patients
     bench         chiasm beside its peers: measuring, rows, subjects, predictions, batches, starting, files, scores,
                   table
-    commands      the verbs of the command line: common, options, serving, start, data, models, results, rating,
+    commands      the verbs of the command line: common, options, serving, start, data, view, models, results, rating,
                   benchmark, bids
     cli           the command: its verbs by group, and how a mistake ends
 """
@@ -80,6 +80,7 @@ if TYPE_CHECKING:
     from chiasm.reports.explanation import explain
     from chiasm.reports.model_cards import describe_models as models
     from chiasm.reports.registration import register
+    from chiasm.reports.view import view
     from chiasm.studies.completion import complete
     from chiasm.studies.study import run_study as study
     from chiasm.studies.study_report import report
@@ -107,6 +108,7 @@ __all__ = [
     "run",
     "study",
     "train",
+    "view",
 ]
 
 _VERBS = {
@@ -127,6 +129,7 @@ _VERBS = {
     "study": ("studies.study", "run_study"),
     "models": ("reports.model_cards", "describe_models"),
     "mumap": ("attenuation", "mumap"),
+    "view": ("reports.view", "view"),
 }
 
 

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from chiasm import __version__
-from chiasm.commands import benchmark, bids, data, models, rating, results, start
+from chiasm.commands import benchmark, bids, data, models, rating, results, start, view
 from chiasm.commands.options import spread, with_records
 from chiasm.errors import ChiasmError
 from chiasm.stopping import Stopped, stoppable
@@ -20,7 +20,7 @@ from chiasm.storage import FULL, unwritable
 #: Every verb, in the order of `chiasm --help`.
 VERBS: Mapping[str, Sequence[Callable[..., None]]] = {
     "Start": (start.run, start.explain, data.demo, results.methods),
-    "Data": (data.inspect, data.convert, data.phantom, data.register),
+    "Data": (data.inspect, view.view, data.convert, data.phantom, data.register),
     "Models": (
         models.plan,
         models.train,

@@ -368,6 +368,17 @@ def _colour_bar(column: PictureColumn) -> dict[str, str]:
     }
 
 
+def colour_slice(values: NDArray[Any], window: tuple[float, float], colours: str) -> str:
+    """Colour a whole slice, shape (rows, columns), and return it as an address for a page.
+
+    Args:
+        values: From the top row on; slices that are larger than a page needs are thinned.
+        window: Lowest and highest shown value.
+        colours: A colour map of matplotlib.
+    """
+    return _png(values, PictureColumn("", window, colours, ""), np.ones(values.shape, np.bool_))
+
+
 def _png(values: NDArray[Any], look: PictureColumn, shown: NDArray[np.bool_]) -> str:
     """Colour a slice and return it as an address; what is not `shown` (or not finite) stays transparent."""
     from matplotlib import colormaps

@@ -1,27 +1,11 @@
-// Panes of one case: each is a NiiVue of its own, all show the same voxel.
-"use strict";
-const byId = id => document.getElementById(id);
+// Panes of one case: each is a NiiVue of its own, all show the same voxel. Needs panes.js.
 const settings = JSON.parse(byId("settings").textContent);
 const unit = settings.unit ? ` ${settings.unit}` : "";
-const PLANES = { axial: "AXIAL", coronal: "CORONAL", sagittal: "SAGITTAL", three: "MULTIPLANAR" };
-const COLOURS = { // black where they agree; orange where the synthetic image is brighter, blue where it is darker
-  change: { R: [205, 70, 15, 0, 150, 240, 255], G: [240, 160, 75, 0, 55, 145, 240], B: [255, 240, 150, 0, 10, 40, 190], A: [255, 255, 255, 255, 255, 255, 255], I: [0, 48, 93, 128, 163, 208, 255] },
-  expected: { R: [0, 68, 59, 33, 94, 253], G: [0, 1, 82, 145, 201, 231], B: [0, 84, 139, 140, 98, 37], A: [0, 255, 255, 255, 255, 255], I: [0, 1, 64, 128, 191, 255] },
-};
 const LESION = { R: [0, 255], G: [0, 210], B: [0, 63], A: [0, 255], I: [0, 1], labels: ["", "lesion"] };
 
 const panes = {}; // name -> NiiVue
 const values = {}; // name -> voxels as they stand in the page, never swapped
 let regions, dims, voxel, radiological = true, plane = "axial", zoom = 1, swapped = false, timer = 0;
-
-function digits(value, step) {
-  return value.toFixed(Math.min(6, Math.max(0, -Math.floor(Math.log10(step) + 1e-9)))).replace("-", "−");
-}
-
-function label(low, high) {
-  const step = (high - low) / 200;
-  return `${digits(low, step)} to ${digits(high, step)}`;
-}
 
 function show(place) {
   voxel = place.map((at, axis) => Math.min(Math.max(Math.round(at), 0), dims[axis] - 1));
@@ -146,13 +130,6 @@ function press(event) {
   event.stopPropagation(); // NiiVue's own keys would move once more
 }
 
-async function load(name) {
-  const element = byId(`volume-${name}`);
-  const file = new File([whole(await unpacked(element))], `${name}.nii`);
-  element.remove(); // the text is a copy that is needed no more
-  return niivue.NVImage.loadFromFile({ file, name: file.name, colormap: "gray" });
-}
-
 function whole(bytes) { // all low bytes of the values stand before all high ones, which compresses better
   const start = 352;
   const bits = new DataView(bytes.buffer).getInt16(72, true);
@@ -165,12 +142,6 @@ function whole(bytes) { // all low bytes of the values stand before all high one
     file[start + 2 * index + 1] = bytes[start + count + index];
   }
   return file;
-}
-
-async function unpacked(element) {
-  const packed = Uint8Array.from(atob(element.textContent), letter => letter.charCodeAt(0));
-  const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
-  return new Uint8Array(await new Response(stream).arrayBuffer());
 }
 
 function subtract(real, synthetic) {
@@ -188,34 +159,25 @@ function look(name, image) {
   if (name === "difference" || name === "expected_error") {
     image.colormap = name === "difference" ? "change" : "expected"; // first, for this sets a range of its own
     [image.cal_min, image.cal_max] = [name === "difference" ? -settings.range : 0, settings.range];
-    const colours = name === "difference" ? "#cdf0ff,#46a0f0,#0f4b96,#000,#96370a,#f09128,#fff0be" : "#440154,#3b528b,#21918c,#5ec962,#fde725";
-    const ramp = document.createElement("span");
-    ramp.className = "ramp";
-    ramp.style.background = `linear-gradient(90deg, ${colours})`;
     const most = digits(settings.range, settings.range / 50);
-    scale.append(name === "difference" ? `−${most}` : "0", ramp, `${name === "difference" ? "+" : ""}${most}${unit}`);
+    showRamp(scale, image.colormap, name === "difference" ? `−${most}` : "0", `${name === "difference" ? "+" : ""}${most}${unit}`);
   } else {
     [image.cal_min, image.cal_max] = name === "source" ? settings.sourceWindow : settings.window;
     if (name === "source") scale.textContent = label(...settings.sourceWindow);
   }
 }
 
-async function unpack() { // the viewer stands in the page compressed
-  const script = document.createElement("script");
-  script.textContent = new TextDecoder().decode(await unpacked(byId("niivue-script")));
-  document.head.append(script);
-}
-
 async function start() {
   byId("viewer").hidden = false;
   const began = performance.now();
+  await painted();
   await unpack();
   const images = {};
   for (const name of Object.keys(settings.names).filter(name => name !== "difference")) {
-    images[name] = await load(name);
+    images[name] = await load(name, whole);
     values[name] = images[name].img;
   }
-  regions = (await load("regions")).img;
+  regions = (await load("regions", whole)).img;
   dims = images.source.dimsRAS.slice(1, 4);
   if (images.real) {
     images.difference = subtract(images.real, images.synthetic);
@@ -225,13 +187,7 @@ async function start() {
   const lesion = settings.hasLesion ? Uint8Array.from(regions, bits => bits >> 1) : null;
   for (const name of Object.keys(settings.names)) {
     const grey = !["difference", "expected_error"].includes(name);
-    const pane = new niivue.Niivue({
-      isRadiologicalConvention: true, sliceType: niivue.SLICE_TYPE.AXIAL, multiplanarShowRender: niivue.SHOW_RENDER.NEVER,
-      multiplanarLayout: niivue.MULTIPLANAR_TYPE.GRID, isForceMouseClickToVoxelCenters: true, dragAndDropEnabled: false,
-      dragMode: grey ? niivue.DRAG_MODE.windowing : niivue.DRAG_MODE.none, crosshairColor: [0.35, 0.8, 0.9, 0.85], crosshairWidth: 0.35, crosshairWidthUnit: "percent", crosshairGap: 6,
-      viewModeHotKey: "", clipPlaneHotKey: "", cycleClipPlaneHotKey: "", logLevel: "error", loadingText: "", fontMinPx: 12, textHeight: 0.05, fontColor: [0.75, 0.78, 0.8, 1],
-    });
-    for (const colours in COLOURS) pane.addColormap(colours, COLOURS[colours]);
+    const pane = makePane(grey);
     await pane.attachToCanvas(byId(`pane-${name}`));
     if (lesion) pane.setDrawColormap(LESION); // before the volume, which would be drawn again
     look(name, images[name]);
@@ -245,6 +201,7 @@ async function start() {
     }
     pane.onLocationChange = place => { if (place.vox && pane.canvas.matches(":focus")) show(place.vox); };
     panes[name] = pane;
+    loaded(name);
   }
   const all = Object.values(panes);
   for (const pane of all) {
@@ -290,14 +247,4 @@ async function start() {
   document.documentElement.dataset.ready = `${((performance.now() - began) / 1000).toFixed(1)} s`;
 }
 
-if (document.createElement("canvas").getContext("webgl2")) {
-  byId("without").hidden = true;
-  start().catch(error => {
-    byId("viewer").hidden = true;
-    byId("without").hidden = false;
-    byId("without").textContent = `The linked panes could not be drawn (${error.message ?? error}); the still slices below remain.`;
-    throw error;
-  });
-} else {
-  byId("without").textContent = "This browser cannot draw volumes (it has no WebGL 2), so the linked panes are missing; the still slices below remain.";
-}
+begin();

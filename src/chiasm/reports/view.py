@@ -1,0 +1,392 @@
+"""Any volumes side by side in one page: linked panes, each volume on its own grid, one place in the world.
+
+The page is one file that needs no network.  It holds every voxel as it is
+stored: nothing is cropped, rounded or resampled.  Volumes of different grids
+are linked by their world coordinates.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from itertools import cycle
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chiasm.boxes import box_of
+from chiasm.cohorts.dicom_patients import holds_dicom
+from chiasm.errors import RunError, VolumeError, unknown
+from chiasm.outputs import refuse_inputs
+from chiasm.prediction.manifest import FILE, Entry, Manifest, check_files, find_path, read_manifest
+from chiasm.reports.case_page import viewer_script
+from chiasm.reports.case_volumes import to_text
+from chiasm.reports.drawing import label_with, show_number, show_unit
+from chiasm.reports.gallery import SOURCE_WINDOW, colour_slice, rising
+from chiasm.reports.pages import render_page, script_data
+from chiasm.storage import write_text
+from chiasm.volumes import Reading, Volume, canonical, read_volume
+from chiasm.volumes.dicom_scan import is_dicom
+from chiasm.volumes.screening import STRICT
+from chiasm.volumes.streams import pack
+
+MOST_BYTES = 200_000_000  # of a page; browsers hold no text of more than about 500 MB
+MOST_PANES = 12  # browsers draw in no more than 16 places of a page at once
+HEADER = 352  # bytes of a NIfTI file before its voxels
+SAMPLE = 500_000  # voxels that a window is chosen from
+MOST_LABELS = 32  # an image has more values than a map of labels
+PARALLEL = 1e-3  # cosines of axes that differ by less are of one direction
+PREDICTIONS = "predictions"  # in the folder of `chiasm run`
+MARK = '<meta name="generator" content="chiasm view">'  # in a page that may be replaced
+
+Colours = Literal["gray", "expected"]
+
+
+class Shown(NamedTuple):
+    """A volume to be shown.
+
+    Attributes:
+        title: Above its pane.
+        path: Where it lies.
+        colours: Shades of grey, or those of the expected error.
+        unit: Of its values, or "".
+        series: Which DICOM series, where the place holds several.
+    """
+
+    title: str
+    path: Path
+    colours: Colours = "gray"
+    unit: str = ""
+    series: str | None = None
+
+
+class Viewed(NamedTuple):
+    """What was written.
+
+    Attributes:
+        page: The file.
+        titles: Of the panes, in their order.
+        notes: What is not shown, and why.
+    """
+
+    page: Path
+    titles: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+class Pane(NamedTuple):
+    """A volume as it stands in the page; its axes run right, front and up, as nearly as they can."""
+
+    content: str
+    settings: dict[str, Any]
+    stills: list[dict[str, str]]
+
+
+def view(
+    places: Sequence[Path | str],
+    out: Path | str | None = None,
+    *,
+    case: str | None = None,
+    series: Sequence[str] = (),
+    reading: Reading = STRICT,
+) -> Viewed:
+    """Write a page that shows volumes side by side, with linked cursors.
+
+    Args:
+        places: Files and DICOM folders, of any tool; or one folder of `chiasm predict` or `chiasm run`, of which a
+            case is shown: sources, synthetic image, expected error.
+        out: The page; by default `view.html` in a new temporary folder.
+        case: Of a folder of predictions; its first one by default.
+        series: DICOM series by number or words: one for all places, or one for each DICOM place in order.
+        reading: What to assume of files whose headers leave a question open.
+
+    Returns:
+        Where the page is, and what it shows.
+
+    Raises:
+        VolumeError: If a place is missing or is no volume, or there are too many or too large volumes for a page.
+        RunError: If a folder of predictions is damaged or has no such case, or `out` was not written by this command.
+    """
+    given = [Path(place) for place in places]
+    folder = _predictions_in(given)
+    if folder is None and case is not None:
+        raise RunError(
+            "--case is for one folder of predictions", reason="case", hint="Give the folder that chiasm predict wrote."
+        )
+    entry: Entry | None = None
+    notes: list[str] = []
+    if folder is None:
+        wanted = _volumes_at(given, series)
+    else:
+        manifest = read_manifest(folder)
+        entry = _case_of(folder, manifest, case)
+        wanted, notes = _volumes_of(folder, manifest, entry)
+    _check_count(wanted)
+    page = _page_at(out, [one.path for one in wanted])
+    panes = [_pane(one, reading) for one in wanted]
+    title = entry.case if entry else wanted[0].title if len(wanted) == 1 else f"{len(wanted)} volumes"
+    warnings = (*notes, *(entry.warnings if entry else ()))
+    write_text(page, _checked(_render(panes, title, warnings), panes))
+    return Viewed(page, tuple(one.title for one in wanted), tuple(notes))
+
+
+# What is shown
+
+
+def _predictions_in(places: Sequence[Path]) -> Path | None:
+    """Return the folder of predictions that is asked for; None where volumes are."""
+    if len(places) != 1:
+        return None
+    candidates = (places[0], places[0] / PREDICTIONS)
+    return next((folder for folder in candidates if (folder / FILE).is_file()), None)
+
+
+def _case_of(folder: Path, manifest: Manifest, case: str | None) -> Entry:
+    """Return the case that is asked for, or the first one."""
+    entries = {entry.case: entry for entry in manifest.cases}
+    if not entries:
+        raise RunError("holds no predicted case", path=folder, reason="no-cases")
+    if case is not None and case not in entries:
+        raise unknown("case", case, list(entries), RunError)
+    entry = entries[next(iter(entries)) if case is None else case]
+    check_files(folder, entry)
+    return entry
+
+
+def _volumes_of(folder: Path, manifest: Manifest, entry: Entry) -> tuple[list[Shown], list[str]]:
+    """List the volumes of a predicted case, and the sources that are no longer where they were."""
+    notes = []
+    shown = []
+    for name, file in zip(manifest.sources, entry.sources):
+        path = find_path(folder, manifest, file)
+        if path.exists():
+            shown.append(Shown(label_with("Source", name), path))
+        else:
+            notes.append(f"The source {name} is not shown: {path} is not there any more.")
+    shown.append(Shown(label_with("Synthetic", manifest.target), folder / entry.image, unit=manifest.unit))
+    for title, made in (("Expected error", entry.expected_error), ("Spread of the models", entry.spread)):
+        if made is not None:
+            shown.append(Shown(title, folder / made, "expected", manifest.unit))
+    return shown, notes
+
+
+def _volumes_at(places: Sequence[Path], series: Sequence[str]) -> list[Shown]:
+    """List the volumes at places that were named."""
+    for place in places:
+        _check_folder(place)
+    return [
+        Shown(title if rule is None else f"{title}: {rule}", place, series=rule)
+        for place, title, rule in zip(places, _titles(places), _rules(places, series))
+    ]
+
+
+def _check_folder(place: Path) -> None:
+    if place.is_dir() and not holds_dicom(place):
+        raise VolumeError(
+            "is a folder without DICOM files and without predictions",
+            path=place,
+            reason="no-volume",
+            hint="Name files, folders of one DICOM series, or a folder that chiasm predict or chiasm run wrote.",
+        )
+
+
+def _rules(places: Sequence[Path], series: Sequence[str]) -> list[str | None]:
+    """Return which series is wanted at each place; None where it is no DICOM, or none is asked for."""
+    if not series:
+        return [None] * len(places)
+    are_dicom = [is_dicom(place) for place in places]
+    if len(series) not in (1, sum(are_dicom)):
+        raise VolumeError(
+            "the number of --series is neither one nor that of the DICOM places",
+            reason="series",
+            found=len(series),
+            expected=sum(are_dicom),
+        )
+    rules = cycle(series)
+    return [next(rules) if is_one else None for is_one in are_dicom]
+
+
+def _titles(places: Sequence[Path]) -> list[str]:
+    """Call each place by its name, with as many folders above as make the names differ.
+
+    >>> _titles([Path("a/t1.nii"), Path("b/t1.nii"), Path("b/t2.nii")])
+    ['a/t1.nii', 'b/t1.nii', 't2.nii']
+    """
+    return [_title(place.absolute(), [other.absolute() for other in places]) for place in places]
+
+
+def _title(place: Path, places: Sequence[Path]) -> str:
+    for length in range(1, len(place.parts)):
+        end = place.parts[-length:]
+        if sum(other.parts[-length:] == end for other in places) == 1:
+            return "/".join(end)
+    return place.name
+
+
+def _check_count(wanted: Sequence[Shown]) -> None:
+    if not 1 <= len(wanted) <= MOST_PANES:
+        raise VolumeError(
+            "a page cannot show so many volumes", reason="too-many", found=len(wanted), expected=f"1 to {MOST_PANES}"
+        )
+
+
+def _page_at(out: Path | str | None, inputs: Sequence[Path]) -> Path:
+    """Return where the page will be; a file that this command did not write is not replaced."""
+    if out is None:
+        return Path(tempfile.mkdtemp(prefix="chiasm-view-")) / "view.html"
+    page = Path(out)
+    refuse_inputs([page], inputs, what="the page")
+    if page.exists() and not _is_own(page):
+        raise RunError(
+            "is there already, and chiasm view did not write it",
+            path=page,
+            reason="occupied",
+            hint="Choose another file with -o.",
+        )
+    return page
+
+
+def _is_own(page: Path) -> bool:
+    """Return whether a file is a page of this command."""
+    if not page.is_file():
+        return False
+    with page.open("rb") as file:
+        return MARK.encode() in file.read(4096)
+
+
+# A volume in the page
+
+
+def _pane(one: Shown, reading: Reading) -> Pane:
+    """Read a volume and pack it as it is: only the order of its axes may change."""
+    read = read_volume(one.path, reading=reading, series=one.series, allow_thin=True, allow_constant=True, narrow=True)
+    volume = canonical(Volume(_smallest(read.array), read.geometry))
+    window = _window(volume.array, one.colours)
+    affine = volume.geometry.affine
+    settings = {
+        "title": one.title,
+        "colours": one.colours,
+        "unit": show_unit(one.unit),
+        "window": window,
+        "dims": volume.array.shape,
+        "affine": affine.tolist(),
+        "inverse": np.linalg.inv(affine).tolist(),
+        "whole": volume.array.dtype.kind in "iu",
+        "centre": _centre(volume.array),
+        "about": _describe(volume),
+    }
+    return Pane(to_text(pack(_nifti(volume), "gzip")), settings, list(_stills(volume, one, window)))
+
+
+def _smallest(array: NDArray[Any]) -> NDArray[Any]:
+    """Store whole numbers of 16 bits as such, and what a viewer has no type for as float32; no value changes."""
+    if array.dtype in (np.uint8, np.int16, np.uint16):
+        return array
+    if array.size and np.abs(array).max() <= 32767 and np.array_equal(array, np.rint(array)):
+        return array.astype(np.int16)
+    return array.astype(np.float32, copy=False)
+
+
+def _nifti(volume: Volume) -> bytes:
+    """Write a volume as a NIfTI file: its values as they are, in their own type."""
+    import nibabel as nib
+
+    header = nib.Nifti1Header()
+    header.set_data_dtype(volume.array.dtype)
+    header.set_data_shape(volume.array.shape)
+    header.set_xyzt_units("mm")
+    header.set_sform(volume.geometry.affine, code=1)
+    header.set_qform(None, code=0)
+    header["pixdim"][1:4] = volume.geometry.spacing_mm
+    header.set_data_offset(HEADER)
+    header["scl_slope"], header["scl_inter"] = 1.0, 0.0
+    header["magic"] = b"n+1"
+    values = volume.array.astype(volume.array.dtype.newbyteorder("<"), copy=False)
+    content: bytes = header.binaryblock + bytes(4) + values.tobytes(order="F")
+    return content
+
+
+def _window(array: NDArray[Any], colours: Colours) -> tuple[float, float]:
+    """Choose the lowest and the highest shown value: quantiles of what is not background; of labels all."""
+    values = array.ravel()[:: max(1, array.size // SAMPLE)]
+    if array.dtype.kind in "iu" and len(np.unique(values)) <= MOST_LABELS:
+        return rising(float(array.min()), float(array.max()))
+    inside = values[values != values.min()]
+    low, high = np.quantile(inside if inside.size else values, SOURCE_WINDOW).tolist()
+    return rising(0.0 if colours == "expected" else low, high)
+
+
+def _centre(array: NDArray[Any]) -> list[int]:
+    """Find the voxel in the middle of what is not background."""
+    inside = array != array.min()
+    box = box_of(inside) if inside.any() else tuple(slice(0, side) for side in array.shape)
+    return [(side.start + side.stop - 1) // 2 for side in box]
+
+
+def _describe(volume: Volume) -> str:
+    """Say how large a volume is, how far its voxels are apart, and what values it has."""
+    sides = "×".join(map(str, volume.array.shape))
+    spacing = "×".join(f"{mm:.3g}" for mm in volume.geometry.spacing_mm)
+    low, high = show_number(float(volume.array.min())), show_number(float(volume.array.max()))
+    return f"{sides} voxels of {spacing} mm, values {low} to {high}"
+
+
+def _stills(volume: Volume, one: Shown, window: tuple[float, float]) -> Iterator[dict[str, str]]:
+    """Cut a slice of each plane through the middle, for browsers that cannot draw volumes."""
+    centre = _centre(volume.array)
+    colours = "viridis" if one.colours == "expected" else "gray"
+    spacing = volume.geometry.spacing_mm
+    for axis, name in ((2, "axial"), (1, "coronal"), (0, "sagittal")):
+        across, up = (side for side in range(3) if side != axis)
+        plane = volume.array.take(centre[axis], axis=axis)[::-1, ::-1].T  # (across, up) -> (rows, columns)
+        yield {
+            "address": colour_slice(plane.astype(np.float32), window, colours),
+            "alt": f"{one.title}, {name} slice {centre[axis] + 1}",
+            "ratio": f"{plane.shape[1] * spacing[across]:.4g} / {plane.shape[0] * spacing[up]:.4g}",
+        }
+
+
+# The page
+
+
+def _render(panes: Sequence[Pane], title: str, warnings: Sequence[str]) -> str:
+    """Fill the page."""
+    script, licences = viewer_script()
+    settings = {"panes": [pane.settings for pane in panes], "tilted": _differ(panes)}
+    content = {
+        "kind": "volumes",
+        "title": title,
+        "asked": "",
+        "mark": MARK,
+        "warnings": warnings,
+        "panes": [(str(number), pane.settings, pane.stills) for number, pane in enumerate(panes)],
+        "volumes": {str(number): pane.content for number, pane in enumerate(panes)} if script else {},
+        "settings": script_data(settings),
+        "script": script,
+        "licences": licences,
+    }
+    return render_page("view.html", content)
+
+
+def _differ(panes: Sequence[Pane]) -> bool:
+    """Return whether the axes of the volumes run in different directions, so that planes are cut in the world."""
+    axes = [np.array(pane.settings["affine"])[:3, :3] for pane in panes]
+    directions = [matrix / np.linalg.norm(matrix, axis=0) for matrix in axes]
+    return any(np.abs(one - directions[0]).max() > PARALLEL for one in directions)
+
+
+def _checked(page: str, panes: Sequence[Pane]) -> str:
+    """Refuse a page that no browser would open."""
+    size = len(page)
+    if size <= MOST_BYTES:
+        return page
+    sizes = ", ".join(f"{pane.settings['title']} {len(pane.content) / 1e6:.0f} MB" for pane in panes)
+    raise VolumeError(
+        "the page would be too large for a browser",
+        reason="too-large",
+        found=f"{size / 1e6:.0f} MB: {sizes}",
+        expected=f"at most {MOST_BYTES / 1e6:.0f} MB",
+        hint="Name fewer volumes, or smaller ones.",
+    )

@@ -1,0 +1,288 @@
+"""`chiasm view`: every voxel of the page is that of the file at that place, and what no page can show is refused."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from numpy.typing import NDArray
+
+from chiasm.cli import main
+from chiasm.errors import RunError, VolumeError
+from chiasm.prediction.folders import predict
+from chiasm.reports import case_page
+from chiasm.reports import view as views
+from chiasm.reports.view import view
+from chiasm.volumes import Geometry, write_volume
+from dicom_patients import scan, write_source
+from test_volumes_other_formats import write_minc
+
+SHAPE = (14, 17, 9)
+LPS = np.diag((-1.0, -1.0, 1.0, 1.0))
+
+needs_viewer = pytest.mark.skipif(not case_page.viewer_script()[0], reason="NiiVue's script was not fetched at install")
+
+
+def oblique() -> NDArray[np.float64]:
+    """Axes that run to the left, up and back, tilted."""
+    turn = np.deg2rad(17)
+    about_z = np.array([[np.cos(turn), -np.sin(turn), 0], [np.sin(turn), np.cos(turn), 0], [0, 0, 1]])
+    affine = np.eye(4)
+    affine[:3, :3] = about_z @ np.array([[-1, 0, 0], [0, 0, -1], [0, 1, 0]]) * (1.5, 0.75, 3.0)
+    affine[:3, 3] = (31, -12, 44)
+    return affine
+
+
+def volumes_in(text: str) -> list[Any]:
+    found = re.findall(r'<script type="text/plain" id="volume-\d+">([^<]+)<', text)
+    return [nib.Nifti1Image.from_bytes(gzip.decompress(base64.b64decode(content))) for content in found]
+
+
+def settings_in(text: str) -> dict[str, Any]:
+    found = re.search(r'<script type="application/json" id="settings">(.*?)</script>', text)
+    assert found
+    settings: dict[str, Any] = json.loads(found[1])
+    return settings
+
+
+def by_nibabel(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    image = nib.load(path)
+    return np.asarray(image.dataobj), image.affine
+
+
+def by_simpleitk(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    if path.is_dir():
+        reader = sitk.ImageSeriesReader()
+        reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(path)))
+        image = reader.Execute()
+    else:
+        image = sitk.ReadImage(str(path))
+    affine = np.eye(4)
+    affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
+    affine[:3, 3] = image.GetOrigin()
+    return sitk.GetArrayFromImage(image).T, LPS @ affine
+
+
+def write_each(folder: Path) -> Iterator[tuple[Path, Any]]:
+    """A file of each format on a grid of its own, and another library that reads it."""
+    rng = np.random.default_rng(5)
+    scaled = nib.Nifti1Image(rng.integers(-900, 1200, SHAPE).astype(np.int16), oblique())
+    scaled.header.set_slope_inter(0.37, -12.0)
+    nib.save(scaled, folder / "scaled.nii.gz")
+    yield folder / "scaled.nii.gz", by_nibabel
+    for name, reader in (
+        ("a.mha", by_simpleitk),
+        ("a.nrrd", by_simpleitk),
+        ("a.mgz", by_nibabel),
+        ("a.nii", by_nibabel),
+    ):
+        array = rng.normal(100, 30, SHAPE).astype(np.float32)
+        write_volume(folder / name, array, Geometry(SHAPE, oblique()))
+        yield folder / name, reader
+    nib.save(nib.Nifti1Image(rng.integers(0, 60000, SHAPE).astype(np.uint16), oblique()), folder / "unsigned.nii")
+    yield folder / "unsigned.nii", by_nibabel
+    write_minc(folder / "a.mnc", oblique(), rng.normal(100, 30, SHAPE).astype(np.float32), (0.0, 1.0))
+    yield folder / "a.mnc", by_nibabel
+    write_source(folder / "series", scan(SHAPE), "coronal")
+    yield folder / "series", by_simpleitk
+
+
+@needs_viewer
+def test_every_voxel_of_the_page_is_that_of_the_file_at_that_place_whatever_its_format(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    given = list(write_each(tmp_path / "in"))
+    seen = view([path for path, _ in given], tmp_path / "view.html")
+    text = seen.page.read_text()
+    shown, settings = volumes_in(text), settings_in(text)["panes"]
+    assert seen.titles == tuple(path.name for path, _ in given) and len(shown) == len(settings) == len(given)
+    for image, pane, (path, reader) in zip(shown, settings, given, strict=True):
+        array, affine = reader(path)
+        assert list(image.shape) == pane["dims"] and np.prod(image.shape) == array.size
+        assert np.allclose(image.affine, pane["affine"], atol=1e-4), path.name
+        assert (np.diag(image.affine)[:3] > 0).all()  # right, front, up
+        indices = np.indices(image.shape).reshape(3, -1)
+        places = nib.affines.apply_affine(np.linalg.inv(affine) @ np.array(pane["affine"]), indices.T)
+        assert np.abs(places - np.rint(places)).max() < 0.01, path.name
+        there = array[tuple(np.rint(places).astype(int).T)]
+        assert np.array_equal(np.asarray(image.dataobj)[tuple(indices)].astype(np.float32), there.astype(np.float32))
+        assert np.allclose(np.array(pane["inverse"]) @ np.array(pane["affine"]), np.eye(4), atol=1e-9)
+
+
+@needs_viewer
+def test_whole_numbers_are_stored_in_16_bits_and_labels_are_shown_from_least_to_most(tmp_path: Path) -> None:
+    labels = np.zeros(SHAPE, np.float32)
+    labels[3:6, 3:6, 3:6] = 2
+    labels[7, 7, 7] = 4
+    write_volume(tmp_path / "seg.nii.gz", labels, Geometry(SHAPE, np.eye(4)))
+    text = view([tmp_path / "seg.nii.gz"], tmp_path / "view.html").page.read_text()
+    assert volumes_in(text)[0].get_data_dtype() == np.int16
+    assert settings_in(text)["panes"][0]["window"] == [0, 4]
+
+
+def one_volume(folder: Path, name: str = "a.nii.gz", seed: int = 0) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    array = np.random.default_rng(seed).normal(50, 9, SHAPE).astype(np.float32)
+    write_volume(folder / name, array, Geometry(SHAPE, np.eye(4)))
+    return folder / name
+
+
+def test_files_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    places = [one_volume(tmp_path / one / "scans") for one in ("anna", "ben")]
+    assert view(places).titles == ("anna/scans/a.nii.gz", "ben/scans/a.nii.gz")
+
+
+def test_without_a_place_the_page_lies_in_a_new_temporary_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    pages = {view([one_volume(tmp_path / "in")]).page for _ in range(2)}
+    assert len(pages) == 2 and all(page.is_relative_to(tmp_path) and page.name == "view.html" for page in pages)
+
+
+def test_a_page_of_its_own_is_replaced_and_a_file_of_somebody_else_is_not(tmp_path: Path) -> None:
+    scan_file, page = one_volume(tmp_path), tmp_path / "view.html"
+    view([scan_file], page)
+    view([scan_file, scan_file], page)
+    assert page.read_text().count('<canvas id="pane-') in (0, 2)
+    page.write_text("<html>mine</html>")
+    with pytest.raises(RunError, match="did not write it"):
+        view([scan_file], page)
+    assert page.read_text() == "<html>mine</html>"
+    with pytest.raises(RunError, match="belongs to the data"):
+        view([scan_file], scan_file)
+
+
+def test_what_is_no_volume_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "words.txt").write_text("no volume")
+    (tmp_path / "folder").mkdir()
+    for place, told in (
+        ("absent.nii.gz", "absent.nii.gz: does not exist"),
+        ("words.txt", "is of no format that is read"),
+        ("folder", "without DICOM files and without predictions"),
+    ):
+        with pytest.raises(VolumeError, match=told):
+            view([tmp_path / place], tmp_path / "view.html")
+    scan_file = one_volume(tmp_path)
+    with pytest.raises(VolumeError, match="found 13, expected 1 to 12"):
+        view([scan_file] * 13, tmp_path / "view.html")
+    with pytest.raises(RunError, match="--case is for one folder of predictions"):
+        view([scan_file], case="a")
+    assert not (tmp_path / "view.html").exists()
+
+
+def test_a_page_too_large_for_a_browser_is_refused_with_its_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(views, "MOST_BYTES", 2_000)
+    with pytest.raises(VolumeError, match=r"found \d+ MB: a.nii.gz \d+ MB, expected at most 0 MB\). Name fewer"):
+        view([one_volume(tmp_path)], tmp_path / "view.html")
+    assert not (tmp_path / "view.html").exists()
+
+
+def test_a_series_is_chosen_for_all_places_or_for_each(tmp_path: Path) -> None:
+    for number, words in ((1, "t1 mprage"), (2, "t2 space")):
+        write_source(
+            tmp_path / "P1" / str(number),
+            scan((16, 14, 5), number),
+            SeriesDescription=words,
+            StudyInstanceUID="1.2.826.0.1.3680043.10.99.7",
+        )
+    with pytest.raises(VolumeError, match="--series"):
+        view([tmp_path / "P1"])
+    assert view([tmp_path / "P1"], series=["mprage"]).titles == ("P1: mprage",)
+    both = view([tmp_path / "P1", one_volume(tmp_path), tmp_path / "P1"], series=["mprage", "space"])
+    assert both.titles == ("P1: mprage", "a.nii.gz", "P1: space")
+    if case_page.viewer_script()[0]:
+        first, _, second = volumes_in(both.page.read_text())
+        assert not np.array_equal(first.dataobj, second.dataobj)
+    with pytest.raises(VolumeError, match="found 2, expected 1"):
+        view([tmp_path / "P1"], series=["mprage", "space"])
+
+
+def test_names_cannot_break_out_of_the_page(tmp_path: Path) -> None:
+    nasty = one_volume(tmp_path, "<b onmouseover=x>'\".nii.gz")
+    text = view([nasty, nasty], tmp_path / "view.html").page.read_text()
+    assert "<b onmouseover" not in text and text.count("<script") == text.count("</script>")
+
+
+def test_without_the_viewers_script_still_slices_are_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(case_page, "SCRIPT", "reports/static/not-fetched.js")
+    text = view([one_volume(tmp_path)], tmp_path / "view.html").page.read_text()
+    assert "3D panes are missing" in text and text.count("data:image/png") == 3
+    assert "<canvas" not in text and "volume-0" not in text
+
+
+@pytest.fixture(scope="module")
+def predictions(finished_run: Path, toy_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("run") / "predictions"
+    predict([finished_run], [toy_cohort], out)
+    return out
+
+
+@needs_viewer
+def test_a_case_of_a_prediction_shows_source_synthesis_and_expected_error(predictions: Path, tmp_path: Path) -> None:
+    content = json.loads((predictions / "predictions.json").read_text())
+    entry = content["cases"][1]
+    for place in (predictions, predictions.parent):  # the folder of chiasm run holds predictions/
+        seen = view([place], tmp_path / "view.html", case=entry["case"])
+        assert seen.titles == ("Source (t1)", "Synthetic (t2)", "Expected error") and seen.notes == ()
+    text = seen.page.read_text()
+    for image, name in zip(
+        volumes_in(text), (entry["sources"][0], entry["image"], entry["expected_error"]), strict=True
+    ):
+        expected = nib.as_closest_canonical(nib.load(predictions / name))
+        assert np.allclose(image.affine, expected.affine, atol=1e-4)
+        assert np.array_equal(np.asarray(image.dataobj, np.float32), np.asarray(expected.dataobj, np.float32))
+    assert [pane["colours"] for pane in settings_in(text)["panes"]] == ["gray", "gray", "expected"]
+    first = view([predictions], tmp_path / "view.html")
+    assert f"<h1>{content['cases'][0]['case']}</h1>" in first.page.read_text()
+
+
+def test_a_case_that_is_not_there_or_was_changed_is_refused(predictions: Path, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="there is no case 'cas'"):
+        view([predictions], case="cas")
+    copy = shutil.copytree(predictions, tmp_path / "copy")
+    entry = json.loads((copy / "predictions.json").read_text())["cases"][0]
+    shutil.copy(copy / entry["mask"], copy / entry["image"])
+    with pytest.raises(RunError, match="was changed after chiasm predict wrote it"):
+        view([copy])
+
+
+def test_a_source_that_is_gone_is_named_and_the_others_are_shown(predictions: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(predictions, tmp_path / "copy")
+    file = copy / "predictions.json"
+    content = json.loads(file.read_text())
+    for entry in content["cases"]:
+        entry["sources"] = ["../gone/t1.nii.gz"]
+    file.write_text(json.dumps(content | {"written_in": str(tmp_path / "elsewhere")}))
+    seen = view([copy])
+    assert seen.titles == ("Synthetic (t2)", "Expected error")
+    assert len(seen.notes) == 1 and "gone/t1.nii.gz is not there any more" in seen.notes[0]
+    assert "is not there any more" in seen.page.read_text()
+
+
+def test_the_command_prints_the_page_and_opens_it_when_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    scan_file, page = one_volume(tmp_path), tmp_path / "view.html"
+    for words in ([], ["--open"]):
+        with pytest.raises(SystemExit) as ended:
+            main(["view", str(scan_file), "-o", str(page), *words])
+        assert not ended.value.code
+        assert re.search(rf"a\.nii\.gz \([\d.]+ MB\): {re.escape(str(page))}", capsys.readouterr().out)
+    assert opened == [page.as_uri()]
+    with pytest.raises(SystemExit) as ended:
+        main(["view", str(tmp_path / "absent.nii")])
+    assert ended.value.code == 2 and "does not exist" in capsys.readouterr().err
