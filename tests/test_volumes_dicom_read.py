@@ -28,7 +28,8 @@ from pydicom.uid import (
 
 from chiasm.errors import ChiasmError, VolumeError
 from chiasm.volumes import Geometry, Reading, Volume, canonical, check_pair, read_volume, resample
-from chiasm.volumes.dicom_read import read_dicom
+from chiasm.volumes.dicom_pixels import StoredPixels
+from chiasm.volumes.dicom_read import read_dicom, read_series
 from chiasm.volumes.dicom_scan import find_series, is_dicom
 from chiasm.volumes.screening import volume_files
 from conftest import REAL
@@ -95,6 +96,38 @@ def test_voxels_lie_where_simpleitk_and_dcm2niix_put_them(tmp_path: Path, plane:
     np.testing.assert_allclose(ours.geometry.affine, grid_of(files).affine, atol=1e-6)
     assert_same(ours, by_simpleitk(folder))
     assert_same(ours, by_dcm2niix(folder, tmp_path / "out"))
+
+
+@pytest.mark.parametrize("implicit", [False, True])
+def test_a_file_of_native_pixels_is_parsed_once_and_its_voxels_are_those_of_a_second_look(
+    tmp_path: Path, implicit: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    array, parsed = scan(), list[object]()
+    plain = pydicom.dcmread
+
+    def counted(*given: object, **terms: object) -> object:
+        parsed.append(given[0])
+        return plain(*given, **terms)  # type: ignore[arg-type]
+
+    files = write_source(tmp_path / "in", array, implicit=implicit)
+    monkeypatch.setattr(pydicom, "dcmread", counted)
+    once = read_dicom(tmp_path / "in")
+    assert len(parsed) == len(files)
+    monkeypatch.setattr(StoredPixels, "read", lambda *_: None)
+    twice = read_dicom(tmp_path / "in")
+    assert len(parsed) == 3 * len(files)
+    np.testing.assert_array_equal(once.array, array)
+    np.testing.assert_array_equal(twice.array, once.array)
+    assert twice.array.dtype == once.array.dtype
+
+
+def test_a_file_that_changes_between_its_header_and_its_pixels_is_parsed_again(tmp_path: Path) -> None:
+    files = write_source(tmp_path / "in")
+    (series,) = find_series(tmp_path / "in")
+    cut = in_order(files)[2]
+    cut.write_bytes(cut.read_bytes()[:-100])
+    with pytest.raises(VolumeError, match="truncated"):
+        read_series(series, tmp_path / "in")
 
 
 @pytest.mark.parametrize("plane", ["axial", "oblique"])

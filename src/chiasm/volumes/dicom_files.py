@@ -18,6 +18,8 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from functools import lru_cache
 from io import BufferedReader, BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeVar
@@ -229,16 +231,17 @@ def visit(parts: Iterable[DicomFile], do: Callable[[DicomFile, BinaryIO], T]) ->
     with ExitStack() as open_archives:
         archive: zipfile.ZipFile | None = None
         for part in parts:
-            if part.member is None:
-                with _opened(part.path) as file:
-                    done = do(part, file)
-            else:
-                with taming(part):
-                    if archive is None or archive.filename != str(part.path):
-                        open_archives.close()
-                        archive = open_archives.enter_context(zipfile.ZipFile(part.path))
-                    content = unpack_member(archive, part.member)
-                done = do(part, _TameBytes(content))
+            with _silenced():  # once for each file: to change the levels of loggers takes longer than a header's text
+                if part.member is None:
+                    with _opened(part.path) as file:
+                        done = do(part, file)
+                else:
+                    with taming(part):
+                        if archive is None or archive.filename != str(part.path):
+                            open_archives.close()
+                            archive = open_archives.enter_context(zipfile.ZipFile(part.path))
+                        content = unpack_member(archive, part.member)
+                    done = do(part, _TameBytes(content))
             yield done
 
 
@@ -276,9 +279,25 @@ def taming(part: DicomFile) -> Iterator[None]:
         ) from error
 
 
+_IS_SILENT: ContextVar[bool] = ContextVar("is_silent", default=False)  # of this thread
+
+
 @contextmanager
 def _silenced() -> Iterator[None]:
-    """Keep back what pydicom and its decoders log, and every warning."""
+    """Keep back what pydicom and its decoders log, and every warning; within a block that does so there is no more."""
+    if _IS_SILENT.get():
+        yield
+        return
+    before = _IS_SILENT.set(True)
+    try:
+        with _without_logs():
+            yield
+    finally:
+        _IS_SILENT.reset(before)
+
+
+@contextmanager
+def _without_logs() -> Iterator[None]:
     loggers = [logging.getLogger(name) for name in TALKERS]
     levels = [logger.level for logger in loggers]
     try:
@@ -321,16 +340,22 @@ def read_dataset(
         VolumeError: If it is no DICOM or is damaged.
     """
     from pydicom import dcmread
-    from pydicom.tag import Tag
 
     with taming(part):
         file = _plain(file, part, max_bytes)
         _check_items(file, part)
-        wanted = [Tag(name) for name in tags] or None
-        dataset = dcmread(file, stop_before_pixels=not pixels, force=True, specific_tags=wanted)
+        dataset = dcmread(file, stop_before_pixels=not pixels, force=True, specific_tags=_tags_of(tuple(tags)))
         _check_pixels(dataset, part)
         _check_groups(dataset, part)
         return dataset
+
+
+@lru_cache(maxsize=64)
+def _tags_of(names: tuple[str, ...]) -> list[int | str | tuple[int, int]] | None:
+    """Return the tags of keywords; None, which stands for all, where there are none."""
+    from pydicom.tag import Tag
+
+    return [Tag(name) for name in names] or None
 
 
 def _plain(file: BinaryIO, part: DicomFile, max_bytes: int) -> BinaryIO:

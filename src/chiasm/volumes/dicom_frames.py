@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from chiasm.errors import VolumeError
 from chiasm.volumes.dicom_files import DicomFile, count_frames, number, numbers, text
 from chiasm.volumes.dicom_kinds import KIND_TAGS, ImageKind, kind_of
+from chiasm.volumes.dicom_pixels import StoredPixels
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -58,6 +59,7 @@ class Frame(NamedTuple):
         intercept: this.
         marks: What distinguishes images of one position.
         kind: What kind of image it is.
+        pixels: Where its file holds native pixels, if that is known.
     """
 
     part: DicomFile
@@ -72,6 +74,7 @@ class Frame(NamedTuple):
     intercept: float
     marks: Mapping[str, str]
     kind: ImageKind
+    pixels: StoredPixels | None = None
 
     @property
     def image_types(self) -> list[str]:

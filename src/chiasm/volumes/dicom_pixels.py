@@ -5,9 +5,10 @@ Reference: DICOM PS3.5, section 8 and annex A.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,11 +20,12 @@ from chiasm.volumes.dicom_files import DicomFile, number, taming, text, truncate
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-PIXEL_TAGS = (
+FORMAT_TAGS = (
     "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "NumberOfFrames", "Rows", "Columns",
-    "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelData", "FloatPixelData",
-    "DoubleFloatPixelData", "SmallestImagePixelValue",
+    "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation",
 )  # fmt: skip
+PIXEL_TAGS = (*FORMAT_TAGS, "PixelData", "FloatPixelData", "DoubleFloatPixelData", "SmallestImagePixelValue")
+PLAIN = {"1.2.840.10008.1.2": 8, "1.2.840.10008.1.2.1": 12}  # little-endian syntaxes, and bytes before their pixels
 NATIVE = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99", "")
 CODECS = ("pydicom", "pylibjpeg", "pyjpegls", "pillow", "gdcm")  # the first that is installed is taken
 LONGEST_SIDE = 4096  # pixels
@@ -70,6 +72,14 @@ def pixel_format(dataset: Dataset, part: DicomFile) -> Format:
         VolumeError: If there are none, they have colours, or the header is wrong.
     """
     with taming(part):
+        if "PixelData" not in dataset:
+            raise _without_pixels(dataset, part)
+        return _format_of(dataset, part)
+
+
+def _format_of(dataset: Dataset, part: DicomFile) -> Format:
+    """Read how pixels are stored, of a header whose pixels need not be there."""
+    with taming(part):
         _check_picture(dataset, part)
         allocated = _whole(dataset, "BitsAllocated", part)
         stored = _whole(dataset, "BitsStored", part, allocated)
@@ -103,9 +113,7 @@ def _whole(dataset: Dataset, name: str, part: DicomFile, default: int | None = N
 
 
 def _check_picture(dataset: Dataset, part: DicomFile) -> None:
-    """Refuse a file without pixels that are whole numbers, one for each."""
-    if "PixelData" not in dataset:
-        raise _without_pixels(dataset, part)
+    """Refuse a file whose pixels are more than one number each."""
     interpretation = text(dataset, "PhotometricInterpretation").upper()
     one_value = _whole(dataset, "SamplesPerPixel", part, 1) == 1
     if not one_value or interpretation not in ("MONOCHROME1", "MONOCHROME2", ""):
@@ -147,6 +155,64 @@ def _check_sides(form: Format, part: DicomFile) -> None:
             found=f"{form.rows} and {form.columns}",
             expected=f"1 to {LONGEST_SIDE}",
         )
+
+
+class StoredPixels(NamedTuple):
+    """Native pixels at the end of a file whose header was read and checked, so that it need not be parsed again.
+
+    Attributes:
+        form: How they are stored.
+        start: First byte.
+        length: Bytes, up to the end of the file.
+        changed: When the file was changed last, in ns; of a file that was changed since, all is read again.
+    """
+
+    form: Format
+    start: int
+    length: int
+    changed: int
+
+    def read(self, file: BinaryIO) -> bytes | None:
+        """Return the pixels; None where the file is not as it was."""
+        there = os.fstat(file.fileno())
+        if (there.st_size, there.st_mtime_ns) != (self.start + self.length, self.changed):
+            return None
+        file.seek(self.start)
+        content = file.read(self.length)
+        return content if len(content) == self.length else None
+
+
+def stored_pixels(dataset: Dataset, part: DicomFile, file: BinaryIO) -> StoredPixels | None:
+    """Return where native pixels lie; None where only a second look can tell, which says what is wrong, too.
+
+    Args:
+        dataset: The header, with `FORMAT_TAGS`.
+        part: What the file is called.
+        file: Where the header ends.
+    """
+    syntax = text(dataset.file_meta, "TransferSyntaxUID")
+    if part.member is not None or syntax not in PLAIN:
+        return None
+    start, head = file.tell() + PLAIN[syntax], file.read(PLAIN[syntax])
+    is_named = head[4:6] in (b"OW", b"OB") if PLAIN[syntax] == 12 else True
+    there, length = os.fstat(file.fileno()), int.from_bytes(head[-4:], "little")
+    if head[:4] != b"\xe0\x7f\x10\0" or not is_named or start + length != there.st_size:
+        return None
+    try:
+        return StoredPixels(_format_of(dataset, part), start, length, there.st_mtime_ns)
+    except VolumeError:
+        return None
+
+
+def decode_native(content: bytes, part: DicomFile, form: Format, indices: Sequence[int]) -> Iterator[NDArray[Any]]:
+    """Yield frames of native pixels, as `decode` does.
+
+    Raises:
+        VolumeError: If pixels are missing, or there are too many.
+    """
+    with taming(part):
+        for frame in _native(content, part, form, indices):
+            yield _in_use(frame, form)
 
 
 def decode(dataset: Dataset, part: DicomFile, form: Format, indices: Sequence[int]) -> Iterator[NDArray[Any]]:

@@ -6,6 +6,7 @@ Reference: DICOM PS3.3, C.7.6.3 (pixels) and C.11.1 (modality LUT).
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,7 +18,7 @@ from chiasm.volumes.dicom_choice import pick_series
 from chiasm.volumes.dicom_files import DicomFile, read_dataset, visit
 from chiasm.volumes.dicom_frames import Frame
 from chiasm.volumes.dicom_labels import read_segmentation
-from chiasm.volumes.dicom_pixels import PIXEL_TAGS, decode, pixel_format
+from chiasm.volumes.dicom_pixels import PIXEL_TAGS, Format, decode, decode_native, pixel_format
 from chiasm.volumes.dicom_series import Series
 from chiasm.volumes.dicom_stacks import Stack, image_axes
 from chiasm.volumes.dicom_structures import read_structure_set
@@ -94,12 +95,10 @@ def _values(stack: Stack, series: Series, path: Path, max_bytes: int) -> NDArray
         slices[frame.part].append((empty, frame))
 
     def fill(part: DicomFile, file: BinaryIO) -> None:
-        dataset = read_dataset(part, file, tags=PIXEL_TAGS, pixels=True, max_bytes=max_bytes)
-        form = pixel_format(dataset, part)
+        form, frames = _frames_in(part, file, [frame for _, frame in slices[part]], max_bytes)
         # in CT the values are Hounsfield units, which the way of showing them does not change
         inverted = form.darkest_last and series.modality not in ("CT", "PT")
-        indices = [frame.place for _, frame in slices[part]]
-        for (empty, frame), stored in zip(slices[part], decode(dataset, part, form, indices), strict=True):
+        for (empty, frame), stored in zip(slices[part], frames, strict=True):
             values = _rescaled(sum(form.limits) - stored if inverted else stored, frame)
             _check_range(values, dtype, part)
             empty[...] = values
@@ -108,6 +107,20 @@ def _values(stack: Stack, series: Series, path: Path, max_bytes: int) -> NDArray
         pass
     # (K, J, I) -> (I, J, K)
     return array.transpose(2, 1, 0)
+
+
+def _frames_in(
+    part: DicomFile, file: BinaryIO, frames: Sequence[Frame], max_bytes: int
+) -> tuple[Format, Iterator[NDArray[Any]]]:
+    """Return how a file stores its pixels, and its frames; it is parsed where its header did not tell where."""
+    indices, known = [frame.place for frame in frames], frames[0].pixels
+    content = None if known is None else known.read(file)
+    if known is not None and content is not None:
+        return known.form, decode_native(content, part, known.form, indices)
+    file.seek(0)
+    dataset = read_dataset(part, file, tags=PIXEL_TAGS, pixels=True, max_bytes=max_bytes)
+    form = pixel_format(dataset, part)
+    return form, decode(dataset, part, form, indices)
 
 
 def _keeps_whole_numbers(frame: Frame) -> bool:

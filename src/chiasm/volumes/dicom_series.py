@@ -26,6 +26,7 @@ from chiasm.volumes.dicom_files import (
 )
 from chiasm.volumes.dicom_frames import PLACE_TAGS, Frame, frames_of
 from chiasm.volumes.dicom_kinds import NO_CONTRAST, UNKNOWN, Group, ImageKind, split_kinds
+from chiasm.volumes.dicom_pixels import FORMAT_TAGS, stored_pixels
 from chiasm.volumes.dicom_stacks import Stack, arrange
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ TAGS = (
     "SOPClassUID", "SeriesInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID", "Modality", "PatientID",
     "SeriesDescription", "ProtocolName", "SeriesNumber", "ContrastBolusAgent", "BurnedInAnnotation",
     "SyntheticData", "ConcatenationUID", "StructureSetROISequence", "ReferencedFrameOfReferenceSequence", *PLACE_TAGS,
+    *FORMAT_TAGS,
 )  # fmt: skip
 
 
@@ -295,8 +297,10 @@ def read_header(part: DicomFile, file: BinaryIO) -> DicomHeader | None:
         series = _series_alone(dataset, part)
         if not series.images:
             return DicomHeader(series, (), None)
+        pixels = stored_pixels(dataset, part, file)
         try:
-            return DicomHeader(series, tuple(frames_of(dataset, part)), None)
+            frames = tuple(frame._replace(pixels=pixels) for frame in frames_of(dataset, part))
+            return DicomHeader(series, frames, None)
         except VolumeError as error:
             return DicomHeader(series, (), error)
 
