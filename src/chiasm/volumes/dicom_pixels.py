@@ -183,7 +183,7 @@ class StoredPixels(NamedTuple):
 
 
 def stored_pixels(dataset: Dataset, part: DicomFile, file: BinaryIO) -> StoredPixels | None:
-    """Return where native pixels lie; None where only a second look can tell, which says what is wrong, too.
+    """Return where native pixels lie; None where only a second look shows it, and what is wrong, too.
 
     Args:
         dataset: The header, with `FORMAT_TAGS`.
@@ -193,7 +193,7 @@ def stored_pixels(dataset: Dataset, part: DicomFile, file: BinaryIO) -> StoredPi
     syntax = text(dataset.file_meta, "TransferSyntaxUID")
     if part.member is not None or syntax not in PLAIN:
         return None
-    start, head = file.tell() + PLAIN[syntax], file.read(PLAIN[syntax])
+    start, head = file.seek(0, os.SEEK_CUR) + PLAIN[syntax], file.read(PLAIN[syntax])
     is_named = head[4:6] in (b"OW", b"OB") if PLAIN[syntax] == 12 else True
     there, length = os.fstat(file.fileno()), int.from_bytes(head[-4:], "little")
     if head[:4] != b"\xe0\x7f\x10\0" or not is_named or start + length != there.st_size:

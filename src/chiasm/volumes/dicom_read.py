@@ -112,7 +112,7 @@ def _values(stack: Stack, series: Series, path: Path, max_bytes: int) -> NDArray
 def _frames_in(
     part: DicomFile, file: BinaryIO, frames: Sequence[Frame], max_bytes: int
 ) -> tuple[Format, Iterator[NDArray[Any]]]:
-    """Return how a file stores its pixels, and its frames; it is parsed where its header did not tell where."""
+    """Return how a file stores its pixels, and its frames; it is parsed where its header did not show where."""
     indices, known = [frame.place for frame in frames], frames[0].pixels
     content = None if known is None else known.read(file)
     if known is not None and content is not None:
