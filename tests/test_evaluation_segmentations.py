@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from chiasm.errors import RecipeError, RunError, VolumeError
-from chiasm.evaluation.segmentations import compare, pair_up, read_names
+from chiasm.errors import RunError, VolumeError
+from chiasm.evaluation.given_volumes import pair_up
+from chiasm.evaluation.segmentations import compare, read_names
 from chiasm.prediction.folders import predict
 from chiasm.reports.evaluation import evaluate
 from chiasm.volumes import Geometry, Volume, write_volume
@@ -56,12 +57,10 @@ def test_names_that_name_nothing_are_refused(content: str, tmp_path: Path) -> No
         read_names(tmp_path)
 
 
-def test_one_folder_alone_is_refused(tmp_path: Path) -> None:
-    assert pair_up(None, None) is None
-    with pytest.raises(RecipeError, match="--synthetic-segmentations"):
-        pair_up(None, tmp_path)
+def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
+    assert pair_up(None, "segmentation") is None
     with pytest.raises(RunError, match="no folder of segmentations"):
-        pair_up(tmp_path, tmp_path / "elsewhere")
+        pair_up((tmp_path, tmp_path / "elsewhere"), "segmentation")
 
 
 def test_an_evaluation_scores_segmentations_beside_images(finished_run: Path, toy_cohort: Path, tmp_path: Path) -> None:
@@ -80,8 +79,7 @@ def test_an_evaluation_scores_segmentations_beside_images(finished_run: Path, to
         made.folder,
         toy_cohort,
         tmp_path / "scores",
-        synthetic_segmentations=folders[0],
-        real_segmentations=folders[1],
+        segmentations=(folders[0], folders[1]),
     )
     with (scored.report.parent / "evaluation.csv").open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["region"] == "structure liver"]

@@ -52,20 +52,27 @@ def evaluate(
         Path | None, typer.Option("--model", help="Run or model folder, if it was moved.", rich_help_panel="Expert")
     ] = None,
     register: Register = None,
-    synthetic_segmentations: Annotated[
-        Path | None,
+    segmentations: Annotated[
+        tuple[Path, Path] | None,
         typer.Option(
-            "--synthetic-segmentations",
-            help="Your label maps of the synthetic images, CASE.nii.gz each, for Dice and HD95.",
+            "--segmentations",
+            help="Your label maps of the synthetic and of the real images, two folders: Dice and HD95.",
+            metavar="SYNTHETIC REAL",
             rich_help_panel="Data",
         ),
     ] = None,
-    real_segmentations: Annotated[
-        Path | None,
+    doses: Annotated[
+        tuple[Path, Path] | None,
         typer.Option(
-            "--real-segmentations", help="Those of the real images, by the same tool.", rich_help_panel="Data"
+            "--doses",
+            help="Your doses on the synthetic and on the real CT, two folders: gamma.",
+            metavar="SYNTHETIC REAL",
+            rich_help_panel="Data",
         ),
     ] = None,
+    gamma: Annotated[
+        str, typer.Option("--gamma", help="Criteria of gamma: percent,mm.", rich_help_panel="Method")
+    ] = "2,2",
     overwrite: Overwrite = False,
 ) -> None:
     """Score predictions per case and region beside the naive baselines, and write a report."""
@@ -83,8 +90,9 @@ def evaluate(
             layout=found.layout,
             selection=found.selection((), reading, people=people),
             register=None if register is None else registration_named(register),
-            synthetic_segmentations=synthetic_segmentations,
-            real_segmentations=real_segmentations,
+            segmentations=segmentations,
+            doses=doses,
+            gamma=gamma,
             overwrite=overwrite,
             progress=count(bar, "evaluating"),
         )

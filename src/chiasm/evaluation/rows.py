@@ -33,6 +33,8 @@ UNITS: Mapping[str, str] = {
     "slice_steps": "1",
     "dice": "1",
     "hd95": "mm",
+    "gamma_pass": "%",
+    "dose_difference": "%",
     "bias": "",
     "rmse": "",
     "nmae": "1",
@@ -79,7 +81,8 @@ class Row(NamedTuple):
             "lesions-small", "-medium", "-large" (counts; "too_small" counts
             the components that are none), "image" (all
             voxels, the background with them), or "structure NAME" and
-            "structures" (of a user's own segmentations).
+            "structures" (of a user's own segmentations), or "dose" (of a
+            user's own doses).
         metric: A name of `UNITS`.
         value: NaN where it is not defined.
         unit: "1" for pure numbers.

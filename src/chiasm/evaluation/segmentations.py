@@ -9,19 +9,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
-from chiasm.cohorts.cases import Problem, volume_stem
-from chiasm.errors import ChiasmError, RecipeError, RunError
+from chiasm.cohorts.cases import Problem
+from chiasm.errors import RunError
+from chiasm.evaluation.given_volumes import FolderPair, score_given
 from chiasm.evaluation.loading import PredictionFolder
-from chiasm.evaluation.rows import UNITS, Row
+from chiasm.evaluation.rows import Row
 from chiasm.metrics.structures import dice, hausdorff_95
 from chiasm.names import is_plain
 from chiasm.prediction.manifest import Entry
 from chiasm.storage import read_json
-from chiasm.volumes import Volume, check_pair, read_volume
+from chiasm.volumes import Volume, check_pair
 
 NAMES = "labels.json"  # beside the real segmentations: structure to label value, or values
 CONVENTION = "segmentations (structures that the real image has; whole volume; HD95 in mm)"
@@ -29,41 +29,6 @@ ALL = "structures"  # region of the means over structures
 MOST_STRUCTURES = 512
 
 Structures = Mapping[str, tuple[int, ...]]
-
-
-class Segmentations(NamedTuple):
-    """Two folders with a label map for each case, `CASE.nii.gz` or one file in a folder `CASE`.
-
-    Attributes:
-        synthetic: Segmentations of the synthetic images.
-        real: Segmentations of the real ones; `labels.json` may name structures.
-    """
-
-    synthetic: Path
-    real: Path
-
-
-def pair_up(synthetic: Path | None, real: Path | None) -> Segmentations | None:
-    """Return both folders; None where neither is given.
-
-    Raises:
-        RecipeError: If only one is given.
-        RunError: If one is no folder.
-    """
-    if synthetic is None and real is None:
-        return None
-    if synthetic is None or real is None:
-        raise RecipeError(
-            "segmentations of both images are needed",
-            reason="segmentations",
-            found=f"those of the {'real' if synthetic is None else 'synthetic'} ones alone",
-            hint="Run your segmentation tool on both images: chiasm evaluate --synthetic-segmentations FOLDER "
-            "--real-segmentations FOLDER.",
-        )
-    for folder in (synthetic, real):
-        if not folder.is_dir():
-            raise RunError("is no folder of segmentations", path=folder, reason="no-folder")
-    return Segmentations(synthetic, real)
 
 
 def read_names(folder: Path) -> Structures:
@@ -101,12 +66,12 @@ def _values(given: object) -> Iterator[int]:
 
 
 def score_segmentations(
-    given: Segmentations, work: Sequence[tuple[PredictionFolder, Entry]]
+    given: FolderPair, work: Sequence[tuple[PredictionFolder, Entry]]
 ) -> tuple[list[Row], list[Problem]]:
-    """Score the structures of each predicted case; a case that cannot be scored is named, and the others are scored.
+    """Score the structures of each predicted case.
 
     Args:
-        given: Folders of label maps.
+        given: Folders of label maps; `labels.json` beside the real ones may name structures.
         work: Predicted cases, each with the folder that it lies in.
 
     Returns:
@@ -116,49 +81,13 @@ def score_segmentations(
         RunError: As `read_names`.
     """
     names = read_names(given.real)
-    rows: list[Row] = []
-    problems: list[Problem] = []
-    for assessed, entry in work:
-        try:
-            synthetic, real = (_read(folder, entry.case) for folder in given)
-            scores = compare(synthetic, real, names)
-        except ChiasmError as error:
-            path = error.path or given.synthetic
-            problems.append(Problem(path, error.reason, f"case {entry.case}: {error}", entry.case))
-            continue
-        its = assessed.manifest
-        rows += [
-            Row(entry.case, its.fold, its.seed, its.method, region, metric, value, UNITS[metric], CONVENTION)
-            for region, its_scores in scores.items()
-            for metric, value in its_scores.items()
-        ]
-    return rows, problems
-
-
-def _read(folder: Path, case: str) -> Volume:
-    """Read the label map of a case.
-
-    Raises:
-        RunError: If there is none, or several.
-        VolumeError: If it cannot be read.
-    """
-    places = [folder, folder / case]
-    found = [path for path in _files(places[0]) if volume_stem(path.name) == case] or list(_files(places[1]))
-    if len(found) != 1:
-        raise RunError(
-            "holds no segmentation of this case" if not found else "holds several segmentations of this case",
-            path=folder,
-            reason="no-segmentation",
-            found=", ".join(path.name for path in found) or None,
-            expected=f"{case}.nii.gz, or one volume in {case}/",
-        )
-    return read_volume(found[0], labels=True)
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    """Yield the volumes of a folder, in order; none where there is no such folder."""
-    if folder.is_dir():
-        yield from (path for path in sorted(folder.iterdir()) if path.is_file() and volume_stem(path.name) is not None)
+    return score_given(
+        given,
+        work,
+        lambda synthetic, real: compare(synthetic, real, names),
+        kind="segmentation",
+        convention=CONVENTION,
+    )
 
 
 def compare(synthetic: Volume, real: Volume, names: Structures) -> dict[str, dict[str, float]]:

@@ -35,7 +35,9 @@ from chiasm.evaluation.rows import Row
 from chiasm.storage import write_text
 
 #: Metrics of which more is better; of the others less is.
-HIGHER = frozenset({"psnr", "ssim", "ms_ssim", "ncc", "recall", "contrast_kept", "spearman", "auroc_worst", "dice"})
+HIGHER = frozenset(
+    {"psnr", "ssim", "ms_ssim", "ncc", "recall", "contrast_kept", "spearman", "auroc_worst", "dice", "gamma_pass"}
+)
 
 Pair = tuple[str, str]
 

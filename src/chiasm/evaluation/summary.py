@@ -15,7 +15,8 @@ from chiasm.evaluation.rows import EACH_LESION, LESION, Row
 #: What a short table shows, in this order.
 HEADLINES = (
     *("mae", "mae_mu", "psnr", "ssim", "ms_ssim", "sharpness"),
-    *("contrast_kept", "recall", "false_lesions", "too_small", "dice", "hd95"),
+    *("contrast_kept", "recall", "false_lesions", "too_small"),
+    *("dice", "hd95", "gamma_pass", "dose_difference"),
 )
 
 

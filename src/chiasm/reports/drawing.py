@@ -54,6 +54,8 @@ METRICS = {
     "ncc": Metric("NCC", "higher"),
     "dice": Metric("Dice", "higher"),
     "hd95": Metric("HD95", "lower"),
+    "gamma_pass": Metric("Gamma pass rate", "higher"),
+    "dose_difference": Metric("Dose difference", "lower"),
     "bias": Metric("Bias"),
     "volume_ml": Metric("Volume"),
     "lesions": Metric("Lesions"),

@@ -17,16 +17,18 @@ from chiasm.cohorts.cases import Cohort, Problem, grouped, subjects_of
 from chiasm.cohorts.dicom_patients import Selection
 from chiasm.cohorts.gathering import LOST, notes_in_lines
 from chiasm.errors import RunError, unknown
+from chiasm.evaluation.doses import GammaCriteria, check_installed, read_criteria, score_doses
+from chiasm.evaluation.given_volumes import FolderPair, pair_up
 from chiasm.evaluation.headlines import headlines
 from chiasm.evaluation.loading import RULES, PredictionFolder
 from chiasm.evaluation.predictions import After, CaseScores, open_predictions, open_reference, score_cases
 from chiasm.evaluation.rows import MaskUse, Remarks, Row, read_evaluation, read_remarks, write_evaluation
-from chiasm.evaluation.segmentations import Segmentations, pair_up, score_segmentations
+from chiasm.evaluation.segmentations import score_segmentations
 from chiasm.evaluation.summary import format_table, paired
 from chiasm.locks import locked
 from chiasm.metrics.conventions import CONVENTIONS
 from chiasm.outputs import refuse_data_folder
-from chiasm.prediction.manifest import relative
+from chiasm.prediction.manifest import Entry, relative
 from chiasm.preparation.bias_field import UNSHADED
 from chiasm.preparation.plan import Plan
 from chiasm.progress import Progress
@@ -89,8 +91,9 @@ def evaluate(
     layout: str | None = None,
     register: Registration | None = None,
     selection: Selection | None = None,
-    synthetic_segmentations: Path | None = None,
-    real_segmentations: Path | None = None,
+    segmentations: tuple[Path, Path] | None = None,
+    doses: tuple[Path, Path] | None = None,
+    gamma: str = "2,2",
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Scored:
@@ -107,8 +110,10 @@ def evaluate(
         register: How real images are aligned with the sources, into `out/registered`; None as those of
             training were, "none" takes them as they lie.
         selection: Which DICOM series are taken, and how files are read; where it says nothing, as in training.
-        synthetic_segmentations: Folder of label maps of the synthetic images, by the user's tool; see `Segmentations`.
-        real_segmentations: Likewise of the real images, by the same tool.
+        segmentations: Folders of label maps of the synthetic and of the real images, by a tool of the user's; see
+            `FolderPair`.
+        doses: Folders of dose distributions, planned on the synthetic and on the real CT.
+        gamma: Criteria of the gamma pass rate, percent and mm.
         overwrite: Whether to replace another evaluation in `out`.
         progress: Called with cases done, all cases, the next case's id.
 
@@ -118,14 +123,14 @@ def evaluate(
             writes to `out`, a file of it is read here, or it holds another evaluation or files of
             somebody else and `overwrite` is False.
     """
-    segmentations = pair_up(synthetic_segmentations, real_segmentations)
-    request = _Request(reference, regions, convention, model, layout, register, selection or Selection(), segmentations)
+    given = _Given(pair_up(segmentations, "segmentation"), pair_up(doses, "dose"), read_criteria(gamma))
+    request = _Request(reference, regions, convention, model, layout, register, selection or Selection(), given)
     request.check()
     assessed = _open_alike([predictions] if isinstance(predictions, Path) else predictions, model)
     asked = request.to_dict(assessed, out)
     refuse_data_folder(out, [reference])
     with locked(out):
-        read = [reference, *(segmentations or ()), *chain.from_iterable((one.folder, one.model) for one in assessed)]
+        read = [reference, *given.folders, *chain.from_iterable((one.folder, one.model) for one in assessed)]
         make_room(out, asked, read, overwrite=overwrite)
         together = request.open(assessed, out, progress)
         with working_folder(out) as folder:
@@ -134,6 +139,40 @@ def evaluate(
             _write_scores(out, found, problems, asked)
             report = _write_pages(out, assessed, together, packing)
         return _sum_up(found, problems, assessed[0], together.cohort, report)
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What a user made of synthetic and real images, to be compared beside them."""
+
+    segmentations: FolderPair | None
+    doses: FolderPair | None
+    criteria: GammaCriteria
+
+    @property
+    def folders(self) -> list[Path]:
+        """All folders that are read."""
+        return [*(self.segmentations or ()), *(self.doses or ())]
+
+    def to_dict(self, out: Path) -> dict[str, Any]:
+        """Write it down; nothing where nothing is given, as in evaluations of before."""
+        told: dict[str, Any] = {}
+        if self.segmentations is not None:
+            told["segmentations"] = [relative(folder, out) for folder in self.segmentations]
+        if self.doses is not None:
+            told |= {"doses": [relative(folder, out) for folder in self.doses], "gamma": self.criteria.in_words}
+        return told
+
+    def score(self, work: Sequence[tuple[PredictionFolder, Entry]]) -> tuple[list[Row], list[Problem]]:
+        """Score what is given of predicted cases."""
+        rows: list[Row] = []
+        problems: list[Problem] = []
+        if self.segmentations is not None:
+            rows, problems = score_segmentations(self.segmentations, work)
+        if self.doses is not None:
+            more, unscored = score_doses(self.doses, work, self.criteria)
+            rows, problems = [*rows, *more], [*problems, *unscored]
+        return rows, problems
 
 
 @dataclass(frozen=True)
@@ -147,7 +186,7 @@ class _Request:
     layout: str | None
     register: Registration | None
     selection: Selection
-    segmentations: Segmentations | None = None
+    given: _Given
 
     def check(self) -> None:
         """Refuse names that are not known."""
@@ -155,11 +194,11 @@ class _Request:
             raise unknown("convention", self.convention, list(CONVENTIONS))
         if self.regions not in ("seg", "none"):
             raise unknown("choice of regions", self.regions, ["seg", "none"])
+        if self.given.doses is not None:
+            check_installed()
 
     def to_dict(self, assessed: Sequence[PredictionFolder], out: Path) -> dict[str, Any]:
         """Write it down; paths start at the evaluation's folder, so that a whole tree can be moved."""
-        folders = [relative(folder, out) for folder in self.segmentations or ()]
-        given = {"segmentations": folders} if folders else {}  # evaluations of before hold none
         return {
             "predictions": [relative(one.folder, out) for one in assessed],
             "model": None if self.model is None else relative(self.model, out),
@@ -173,7 +212,7 @@ class _Request:
             "select": list(self.selection.select),
             "subject_pattern": self.selection.subject_pattern,
             "reading": asdict(self.selection.reading),
-        } | given
+        } | self.given.to_dict(out)
 
     def open(self, assessed: Sequence[PredictionFolder], out: Path, progress: Progress | None) -> AlignedCohort:
         """Find the real images, aligned with the sources where they must be."""
@@ -219,11 +258,9 @@ def _score(
     problems = [*together.problems, *_unfinished(assessed), *found.problems]
     if not found.rows:
         raise no_cases("no predicted case could be scored", problems, assessed[0].folder)
-    if request.segmentations is not None:
-        scored = {row.case for row in found.rows}
-        rows, unscored = score_segmentations(request.segmentations, [one for one in work if one[1].case in scored])
-        return found._replace(rows=[*found.rows, *rows]), [*problems, *unscored]
-    return found, problems
+    scored = {row.case for row in found.rows}
+    rows, unscored = request.given.score([one for one in work if one[1].case in scored])
+    return found._replace(rows=[*found.rows, *rows]), [*problems, *unscored]
 
 
 def _write_scores(out: Path, found: CaseScores, problems: Sequence[Problem], asked: Mapping[str, Any]) -> None:

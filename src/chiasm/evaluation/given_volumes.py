@@ -1,0 +1,108 @@
+"""Two folders that a user gives beside predictions: volumes made from synthetic images, and from the real ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from chiasm.cohorts.cases import Problem, volume_stem
+from chiasm.errors import ChiasmError, RunError
+from chiasm.evaluation.loading import PredictionFolder
+from chiasm.evaluation.rows import UNITS, Row
+from chiasm.prediction.manifest import Entry
+from chiasm.volumes import Volume, read_volume
+
+Scores = Mapping[str, Mapping[str, float]]  # region to metric to score
+
+
+class FolderPair(NamedTuple):
+    """Two folders with a volume for each case: `CASE.nii.gz`, or one file in a folder `CASE`.
+
+    Attributes:
+        synthetic: Volumes that were made from synthetic images.
+        real: Volumes that were made from real ones, in the same way.
+    """
+
+    synthetic: Path
+    real: Path
+
+
+def pair_up(given: tuple[Path, Path] | None, kind: str) -> FolderPair | None:
+    """Return the folders of synthetic and of real volumes; None where none are given.
+
+    Args:
+        given: Both folders.
+        kind: What they hold, such as "segmentation".
+
+    Raises:
+        RunError: If one is no folder.
+    """
+    for folder in given or ():
+        if not folder.is_dir():
+            raise RunError(f"is no folder of {kind}s", path=folder, reason="no-folder")
+    return None if given is None else FolderPair(*given)
+
+
+def score_given(
+    given: FolderPair,
+    work: Sequence[tuple[PredictionFolder, Entry]],
+    compare: Callable[[Volume, Volume], Scores],
+    *,
+    kind: str,
+    convention: str,
+) -> tuple[list[Row], list[Problem]]:
+    """Score the pair of volumes of each predicted case; a case without them is named, and the others are scored.
+
+    Args:
+        given: The folders.
+        work: Predicted cases, each with the folder that it lies in.
+        compare: From the synthetic and the real volume to scores by region.
+        kind: What the folders hold: a "segmentation" is read as labels.
+        convention: Of the rows.
+
+    Returns:
+        Rows and problems.
+    """
+    rows: list[Row] = []
+    problems: list[Problem] = []
+    for assessed, entry in work:
+        try:
+            synthetic, real = (_read(folder, entry.case, kind) for folder in given)
+            scores = compare(synthetic, real)
+        except ChiasmError as error:
+            path = error.path or given.synthetic
+            problems.append(Problem(path, error.reason, f"case {entry.case}: {error}", entry.case))
+            continue
+        its = assessed.manifest
+        rows += [
+            Row(entry.case, its.fold, its.seed, its.method, region, metric, value, UNITS[metric], convention)
+            for region, its_scores in scores.items()
+            for metric, value in its_scores.items()
+        ]
+    return rows, problems
+
+
+def _read(folder: Path, case: str, kind: str) -> Volume:
+    """Read the volume of a case.
+
+    Raises:
+        RunError: If there is none, or several.
+        VolumeError: If it cannot be read.
+    """
+    found = [path for path in _files(folder) if volume_stem(path.name) == case] or list(_files(folder / case))
+    if len(found) != 1:
+        raise RunError(
+            f"holds {'several' if found else 'no'} {kind}{'s' if found else ''} of this case",
+            path=folder,
+            reason=f"no-{kind}",
+            found=", ".join(path.name for path in found) or None,
+            expected=f"{case}.nii.gz, or one volume in {case}/",
+        )
+    return read_volume(found[0], labels=kind == "segmentation")
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Yield the volumes of a folder, in order; none where there is no such folder."""
+    if folder.is_dir():
+        yield from (path for path in sorted(folder.iterdir()) if path.is_file() and volume_stem(path.name) is not None)
