@@ -156,12 +156,12 @@ class _Given:
 
     def to_dict(self, out: Path) -> dict[str, Any]:
         """Write it down; nothing where nothing is given, as in evaluations of before."""
-        told: dict[str, Any] = {}
+        noted: dict[str, Any] = {}
         if self.segmentations is not None:
-            told["segmentations"] = [relative(folder, out) for folder in self.segmentations]
+            noted["segmentations"] = [relative(folder, out) for folder in self.segmentations]
         if self.doses is not None:
-            told |= {"doses": [relative(folder, out) for folder in self.doses], "gamma": self.criteria.in_words}
-        return told
+            noted |= {"doses": [relative(folder, out) for folder in self.doses], "gamma": self.criteria.in_words}
+        return noted
 
     def score(self, work: Sequence[tuple[PredictionFolder, Entry]]) -> tuple[list[Row], list[Problem]]:
         """Score what is given of predicted cases."""
