@@ -1,6 +1,6 @@
-"""How far readings agree, and shares of few images: kappa, Wilson's interval, resampled subjects.
+"""Agreement of readings, and shares of few images: kappa, Wilson's interval, resampled subjects.
 
-Everything here is a function of numbers alone.
+All functions here take only numbers.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ Ask = Callable[[Array, Mask], Score]
 
 @dataclass(frozen=True, eq=False)
 class CaseMaps:
-    """What the map and its baselines say of one case on the source's grid, and what is true.
+    """The expected errors of one case by the map and its baselines, and the true error, on the source's grid.
 
     Attributes:
         expected: Expected absolute error by what made it, target units, zero outside the mask.
@@ -262,7 +262,7 @@ def _load(run: Path, hardware: Hardware, trust: Collection[str]) -> Predictor:
 
 
 def _common_split(runs: Sequence[Path], models: Sequence[Model]) -> Split:
-    """Check that the runs differ in their seeds alone, and return the split that they share."""
+    """Check that the runs differ only in their seeds, and return the split that they share."""
     splits: list[Split] = []
     for run, model in zip(runs, models, strict=True):
         splits.append(_split_of(run))

@@ -94,7 +94,7 @@ def _likeness(scores: _Scores) -> str:
 
 
 def _lesions(scores: _Scores) -> str:
-    """Say how much of the lesions' contrast is kept, how many are visible, and how many are made up."""
+    """Describe how much of the lesions' contrast is kept, how many are visible, and how many are made up."""
     kept, recall = scores.of("each lesion", "contrast_kept"), scores.of("lesions", "recall")
     made_up = scores.of("lesions", "false_lesions")
     parts = [

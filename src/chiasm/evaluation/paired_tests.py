@@ -1,6 +1,6 @@
 """Tests and intervals of paired differences: flipped signs, signed ranks, resampling, a mixed model, power.
 
-Everything here is a function of numbers alone.
+All functions here take only numbers.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ def _filled(table: Table) -> Table:
 
 
 def _sums_of_squares(table: Table, mean: float) -> tuple[list[_Squares], _Squares]:
-    """Part the squares of a full table into those of subjects and, where there are several, seeds; and the rest."""
+    """Divide the squares of a full table among subjects, seeds (if there are several) and the rest."""
     n, m = table.shape
     people = float(m * np.sum((table.mean(axis=1) - mean) ** 2))
     seeds = float(n * np.sum((table.mean(axis=0) - mean) ** 2))

@@ -245,7 +245,7 @@ def _ratio(sums: Table) -> Table:
 
 
 def _with_all(readings: Sequence[Rating]) -> Iterator[tuple[str, list[Rating]]]:
-    """Go through the raters, and then through all of them together where there are several."""
+    """Yield each rater, and then all raters together if there are several."""
     by_rater = _by(readings, lambda one: one.rater)
     yield from by_rater.items()
     if len(by_rater) > 1:
@@ -375,7 +375,7 @@ def _difference(rated: Sequence[Rating], method: str, against: str) -> Finding |
 
 
 def say(one: Finding) -> str:
-    """Say a finding in a sentence.
+    """Describe a finding in a sentence.
 
     >>> say(Finding("taken for real", "A7", "", "anna", "", 12, 6, 0.25, 0.09, 0.53, "Wilson"))
     'anna took 25 % of 12 images of dual-attention (A7) for real (95 % interval 9 % to 53 %, Wilson).'
@@ -427,7 +427,7 @@ def _percent(value: float) -> str:
 
 
 def _aside(one: Finding, show: Callable[[float], str]) -> str:
-    """Say the interval and the test of a finding, in brackets."""
+    """Describe the interval and the test of a finding, in brackets."""
     parts = []
     if not math.isnan(one.low):
         how = one.interval if one.interval == "Wilson" else f"{one.interval.replace(', ', ' and ')} resampled"

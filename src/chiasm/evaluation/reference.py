@@ -26,7 +26,7 @@ Places = NDArray[np.int32] | slice  # of a region's voxels among those of the ma
 
 
 class ScoredBox(NamedTuple):
-    """Where the part of a volume lies that holds every difference.
+    """The part of a volume that holds every difference.
 
     Attributes:
         box: Of the part.

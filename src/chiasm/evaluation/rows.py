@@ -1,4 +1,4 @@
-"""Scores as rows of a table, and what is remarked beside them: written, read, checked."""
+"""Scores as rows of a table, with remarks on them: written, read, checked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One case scored in every region, as rows that carry their convention.
+"""One case scored in every region, as rows that name their convention.
 
 The unit of everything is the training cohort's target unit: HU for CT; for
 magnetic resonance, whose gain is arbitrary, the *reference* is scaled to the
@@ -102,7 +102,7 @@ def check_units(prediction: NDArray[Any], target: NDArray[Any], mask: NDArray[np
 
 @dataclass(frozen=True, eq=False)
 class ScoredImages:
-    """A prediction and what it is scored against, all on one grid.
+    """A prediction and its reference, on one grid.
 
     Attributes:
         prediction: Target units, shape (I, J, K).
@@ -136,7 +136,7 @@ class ScoredImages:
 
 @dataclass(frozen=True)
 class ScoreTerms:
-    """Whose scores these are, and what they are taken and given in.
+    """The case of some scores, with their range, unit and convention.
 
     Attributes:
         case: Id of the case.
@@ -259,7 +259,7 @@ def _score_cut_out(
 def _score_regions(
     part: ScoredImages, pair: conventions.ComparedImages, terms: ScoreTerms
 ) -> dict[str, dict[str, float]]:
-    """Score each region of a case, from the values of the mask's voxels alone."""
+    """Score each region of a case, only from the values of the mask's voxels."""
     reference = part.reference
     x, y = part.prediction[reference.mask], reference.values
     gradients = edges.gradients_by_region(x, y, reference.neighbours, reference.spacing_mm)
@@ -284,7 +284,7 @@ def _score_regions(
 
 
 def describe(convention: str, data_range: tuple[float, float], unit: str, unit_scale: float = 1.0) -> str:
-    """Say under which convention, range and scale a score was taken, in one line.
+    """Describe the convention, the range and the scale of a score in one line.
 
     >>> describe("nie-v1", (0.0, 1.0), "SD", 2.5).partition("; a lesion")[0]
     'nie-v1 (whole image; peak is the maximum of both images; scale-leaking; 1 SD is 2.5 target units'

@@ -253,7 +253,7 @@ def _effect(difference: float, spread: float, n: int) -> float:
 
 
 def stays_within(one: Comparison, margin: float) -> str:
-    """Say whether an arm is shown to be not worse than another by more than a margin (non-inferiority).
+    """State whether an arm is shown to be not worse than another by more than a margin (non-inferiority).
 
     Args:
         one: Where it must not be worse, such as healthy tissue.

@@ -201,7 +201,7 @@ def prepare_case(case: Case, plan: Plan, cache: Path, warn: Say = _silence) -> P
 
 
 def _ready(case: Case, plan: Plan, cache: Path, warn: Say) -> Opener:
-    """See to it that a case lies in the cache, and return what opens it there."""
+    """Put a case into the cache if it is not there, and return the function that opens it."""
     if side_alone(case, plan.sources, plan.target) == "target":
         return partial(_open_target, _ready(case, _swapped(plan), cache, warn))
     folder = cache / f"{case.id}-{cache_key(case, plan)}"
@@ -219,7 +219,7 @@ def _ready(case: Case, plan: Plan, cache: Path, warn: Say) -> Opener:
 
 
 def _open_target(opener: Opener) -> PreparedCase:
-    """Open a target that stands alone, which is prepared as sources are."""
+    """Open a target without a source, which is prepared as sources are."""
     only = opener()
     return replace(only, target=only.source[0], alone="target")
 
@@ -376,7 +376,7 @@ def _ranked(volume: Volume, place: _Resampling, inside: NDArray[np.bool_]) -> ND
 
 
 def _swapped(plan: Plan) -> Plan:
-    """Swap source and target of a plan, so that a target that stands alone is prepared as sources are."""
+    """Swap source and target of a plan, so that a target without a source is prepared as sources are."""
     return replace(
         plan,
         sources=(plan.target,),

@@ -1,4 +1,4 @@
-"""The shading that coils lay over MR images, found by N4 and taken out (Tustison 2010, as SimpleITK has it).
+"""The shading of MR images by coils, found and removed by N4 (Tustison 2010, in the form of SimpleITK).
 
 The field is smooth, so it is estimated on a grid of about 8 mm and evaluated at
 every voxel.  Its logarithm is 0 on average inside the mask: an image keeps its

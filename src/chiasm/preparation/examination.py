@@ -1,4 +1,4 @@
-"""The files of a case, read once before anything is split or fitted: whether they can be used, and what is like them.
+"""The examination of a case's files, which are read once before splits and fits: can they be used, and their facts.
 
 What is found here decides who takes part at all: a case that preparation could
 not use must not be given a role first, since its place in the split would
@@ -49,7 +49,7 @@ class ExaminedImage:
 
 @dataclass(frozen=True, eq=False)
 class ExaminedCase:
-    """What the files of one case are like, and what is wrong with them.
+    """The facts and the problems of one case's files.
 
     Attributes:
         case: As it can be used: without labels where those cannot be.
@@ -70,7 +70,7 @@ class ExaminedCase:
 
 @dataclass(frozen=True, eq=False)
 class ExaminedCohort:
-    """The cases of a cohort that can be used, what they are like, and what is wrong with the others.
+    """The usable cases of a cohort with their facts, and the problems of the others.
 
     Attributes:
         cohort: The usable cases; problems that were known before come first among its own.
@@ -124,7 +124,7 @@ def _checked_facts(case: Case, volumes: Mapping[str, Volume], data: Data, proble
 
 
 def examine_cohort(cohort: Cohort, data: Data, folder: Path, progress: Progress | None = None) -> ExaminedCohort:
-    """Examine every case; a bad one is named and the others go on.
+    """Examine every case; a bad case is reported, and the others are used.
 
     Args:
         cohort: Cases with all modalities of `data`.
@@ -207,7 +207,7 @@ def _read_mask(case: Case, volumes: Mapping[str, Volume], problems: list[Problem
 
 
 def _facts(case: Case, volumes: Mapping[str, Volume], mask: Volume | None, terms: ExaminationSettings) -> CaseFacts:
-    """Note what a case is like, of its images as they were scanned."""
+    """Return the facts on a case's images as they were scanned."""
     if terms.degradation is not None:
         check_slices(next(iter(volumes.values())).geometry, terms.degradation)
     in_ras = [arranged(volume, None) for volume in volumes.values()]
@@ -226,7 +226,7 @@ def _examined(volume: Volume, is_made: bool) -> ExaminedImage:
 
 @contextmanager
 def _noting(problems: list[Problem], case: Case, what: str) -> Iterator[None]:
-    """Turn what is wrong with a file into a problem of its case."""
+    """Turn the error of a file into a problem of its case."""
     try:
         yield
     except VolumeError as error:

@@ -1,6 +1,6 @@
-"""What training cases are like: grids, sizes, and a sample of their intensities.
+"""Facts on training cases: grids, sizes, and a sample of their intensities.
 
-Everything a plan knows of the data comes from here, and from training cases alone.
+All that a plan knows about the data comes from here, and only from training cases.
 """
 
 from __future__ import annotations

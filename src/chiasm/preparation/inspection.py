@@ -1,4 +1,4 @@
-"""What reading every file of a cohort shows: grids, regions, and what is wrong with each file."""
+"""`chiasm inspect`: read every file of a cohort, and report grids, regions and problems."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from chiasm.recipe import Data, SplitSettings
 
 @dataclass(frozen=True)
 class CaseSummary:
-    """One line of the table that says what a cohort holds.
+    """One line of the table of a cohort's cases.
 
     Attributes:
         id: The case.
@@ -107,7 +107,7 @@ def inspect_folder(
     selection: Selection | None = None,
     progress: Progress | None = None,
 ) -> Inspection:
-    """Find a folder's cases, read every file, and report what is there and what is wrong.
+    """Find a folder's cases, read every file, and report cases and problems.
 
     Args:
         root: As for `find_cohort`.
@@ -127,7 +127,7 @@ def inspect_folder(
 
 
 def _verdict(root: Path, usable: Sequence[Case], all_pairs: int, sources: Sequence[str], target: str) -> Iterator[str]:
-    """Say how many pairs can be used, how a training would split them, and what to do next."""
+    """State how many pairs can be used, how a training would split them, and what to do next."""
     people = len({case.subject for case in usable})
     names = " ".join(sources)
     yield f"usable: {len(usable)} of {all_pairs} pairs of {' + '.join(sources)} and {target}, of {people} subjects"

@@ -1,4 +1,4 @@
-"""How much memory a case takes while it is prepared, and whether this machine has it."""
+"""The memory that a case needs while it is prepared, and a check that this machine has it."""
 
 from __future__ import annotations
 

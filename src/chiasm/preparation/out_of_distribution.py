@@ -81,7 +81,7 @@ def out_of_distribution_warning(plan: Plan, prepared: NormalisedSource) -> str |
 
 
 def _other_scales(plan: Plan, prepared: NormalisedSource) -> list[str]:
-    """Say which sources were normalised before they were stored, where the training images were not, or the reverse."""
+    """Name sources that were normalised before they were stored, if the training images were not, or the reverse."""
     findings = []
     for index, (name, trained) in enumerate(zip(plan.sources, plan.source_stored)):
         seen = prepared.maps[index].invert(np.percentile(prepared.array[index][prepared.mask], (0.5, 99.5)))
@@ -95,7 +95,7 @@ def _other_scales(plan: Plan, prepared: NormalisedSource) -> list[str]:
 
 
 def _rescaled(stored: tuple[float, float], trained: tuple[float, float]) -> str:
-    """Say how stored intensities differ from those of the training images; empty where they are of one kind.
+    """Describe how stored intensities differ from those of the training images; empty if they are of one kind.
 
     >>> _rescaled((-2.0, 3.0), (0.0, 900.0)), _rescaled((5.0, 3000.0), (0.0, 900.0))
     ('the image seems to be z-scored or otherwise normalised, and the training images were not', '')

@@ -1,4 +1,4 @@
-"""How large the patches are that networks learn from: what the networks can take, and what the images hold."""
+"""The size of training patches: it depends on the sizes that the networks accept, and on the images."""
 
 from __future__ import annotations
 

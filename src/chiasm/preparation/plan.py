@@ -1,4 +1,4 @@
-"""What follows from recipe and data, as a record: grid, intensity maps, patches, each with its reason.
+"""The plan, a record of the choices that follow from recipe and data: grid, intensity maps, patches, with reasons.
 
 A plan is fitted on training cases alone and names them.  It is all that prediction needs to know of the cohort, so it
 travels with the model.
@@ -157,7 +157,7 @@ class Plan:
 
     @property
     def own(self) -> int | None:
-        """Which source is the target's own modality: super-resolution alone; None for synthesis."""
+        """The source with the target's own modality, for super-resolution; None for synthesis."""
         return self.sources.index(self.target) if self.target in self.sources else None
 
     def __post_init__(self) -> None:
@@ -166,7 +166,7 @@ class Plan:
             raise ValueError("; ".join(broken))
 
     def _rules_of_images(self) -> dict[str, bool]:
-        """Say what must hold of sources and target, and whether it does."""
+        """Return the rules of sources and target, and whether they are met."""
         count = len(self.sources)
         per_source = (self.source_kinds, self.source_ranges, self.source_histograms, self.source_limits)
         per_image = (self.input_mean, self.input_sd)
@@ -179,7 +179,7 @@ class Plan:
         }
 
     def _rules_of_grid(self) -> dict[str, bool]:
-        """Say what must hold of voxels, patches and slices, and whether it does."""
+        """Return the rules of voxels, patches and slices, and whether they are met."""
         sizes = (*self.spacing_mm, *self.patch, *self.input_sd, *self.source_limits, self.target_sd)
         least, most = min(self.spacing_mm), max(self.spacing_mm)
         stacks = (1,) if self.dims == 3 else range(1, 16, 2)
@@ -195,7 +195,7 @@ class Plan:
         }
 
     def _rules_of_tables(self) -> dict[str, bool]:
-        """Say what must hold of ranges, look-up and histograms, and whether it does."""
+        """Return the rules of ranges, look-up and histograms, and whether they are met."""
         x, y = self.lookup
         is_table = len(x) == len(y) >= 2
         return {

@@ -1,4 +1,4 @@
-"""What follows from recipe and data: grid, intensity maps, patches, each with its reason.
+"""The choices of a plan, which follow from recipe and data: grid, intensity maps, patches, each with its reason.
 
 A plan is fitted on training cases alone and names them.  It is all that
 prediction needs to know of the cohort, so it travels with the model.
@@ -222,7 +222,7 @@ MASK_RULES: Mapping[Rule, str] = {
 
 
 def _reasons_of_data(recipe: Recipe, seen: Fingerprint, train_ids: Sequence[str]) -> dict[str, str]:
-    """Say which cases were read and how their masks are found."""
+    """Give the reasons that come from the data: which cases were read, and how their masks are found."""
     trained_on = f"{len(train_ids)} training cases"
     if len(train_ids) > MOST_CASES:
         trained_on += f", of which {MOST_CASES} evenly spread ones were read"
@@ -233,7 +233,7 @@ def _reasons_of_data(recipe: Recipe, seen: Fingerprint, train_ids: Sequence[str]
 
 
 def _reasons_of_requests(recipe: Recipe, reading: Reading, moved_mm: Mapping[str, float]) -> dict[str, str]:
-    """Name what is done because it was asked for."""
+    """Give the reasons that come from the recipe."""
     data, reasons = recipe.data, dict[str, str]()
     if data.bias_correction != "none":
         shaded = [name for name in (*data.sources, data.target) if name not in UNSHADED]
@@ -381,7 +381,7 @@ def _choose_spacing(recipe: Recipe, seen: Fingerprint, reasons: dict[str, str]) 
 
 
 def _check_memory(recipe: Recipe, seen: Fingerprint, spacing: Triple, reasons: dict[str, str]) -> None:
-    """Refuse a grid on which the largest case does not fit into memory, and note what it takes where that is much."""
+    """Refuse a grid on which the largest case does not fit into memory; note its memory if that is much."""
     channels = len(recipe.data.sources) * (2 if recipe.data.histogram else 1)
     shapes = [[size / step for size, step in zip(case.body_mm, spacing)] for case in seen.cases]
     largest = max(shapes, key=math.prod)
@@ -406,7 +406,7 @@ def _choose_dims(
 
 
 def _why_not_3d(recipe: Recipe, seen: Fingerprint, spacing: Triple) -> str:
-    """Say what speaks against training in 3D; empty where nothing does."""
+    """Return the reason against training in 3D; empty without one."""
     if recipe.size not in ("paper", "large"):
         return f"3D training is too slow for the size {recipe.size}"
     if max(spacing) > ISOTROPIC * min(spacing):
