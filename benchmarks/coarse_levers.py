@@ -1,11 +1,13 @@
 """What a lever is worth on patients of sites that no training saw, at 2 mm and in half a minute of one core each.
 
     python benchmarks/coarse_levers.py DATA OUT painted "painted and simulated" --steps 2100 --seeds 0 --also PHANTOMS
+    python benchmarks/coarse_levers.py DATA OUT "painted and simulated" pretrained --steps 2400 --fine
 
 DATA is a folder in the layout of BraTS, whose subjects are tested two at a time, in the order of their names; all
 others train, and none validates.  Each arm is one of `ARMS`, so many steps of method l2 at 2 mm, predicted as the mean
-over mirror images.  `levers.judge` scores them on the prepared grid; subjects of PHANTOMS are scored by the first fold
-alone, and only those with a lesion.  Rows go to OUT/judged.csv; the same command goes on where it stopped.
+over mirror images; with --fine at 1 mm, predicted once, as size small does.  `levers.judge` scores them on the prepared
+grid; subjects of PHANTOMS are scored by the first fold alone, and only those with a lesion.  Rows go to OUT/judged.csv;
+the same command goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -48,6 +50,10 @@ ARMS: dict[str, tuple[str, ...]] = {
         *("training.class_share=0.5", "training.painted_share=0.5"),
         "training.simulated_share=0.25",
     ),
+    "pretrained": (
+        *("training.class_share=0.5", "training.painted_share=0.5"),
+        *("training.simulated_share=0.25", "training.pretrained=auto"),
+    ),
 }
 FIELDS = ("arm", "fold", "seed", "cohort", "case", "steps", "seconds", "brain", "WT", "kept")
 
@@ -58,22 +64,25 @@ class Folders(NamedTuple):
     data: Path
     out: Path
     also: Path | None
+    fine: bool
 
 
-def recipe_of(arm: str, seed: int, steps: int) -> Recipe:
+def recipe_of(arm: str, seed: int, steps: int, *, fine: bool) -> Recipe:
     """Return the recipe of an arm."""
     asked = ["data.sources=['t1']", "data.target=t2", "split.folds=1", "split.validation=0", f"training.seed={seed}"]
     asked += ["training.validations=1", "training.accelerator=cpu", f"schedule.steps={steps}"]
-    return make_recipe("l2", "small", {}, [*asked, *COARSE, "training.simulated_share=0", *ARMS[arm]])
+    asked += ["training.pretrained=none", "training.simulated_share=0"]
+    return make_recipe("l2", "small", {}, [*asked, *(() if fine else COARSE), *ARMS[arm]])
 
 
-def plan_fold(data: Path, fold: int, out: Path) -> tuple[Plan, Cohort]:
+def plan_fold(fold: int, folders: Folders) -> tuple[Plan, Cohort]:
     """Plan for all subjects but two, which get the role of test cases."""
-    cohort = find_cohort(data)
+    cohort = find_cohort(folders.data)
     tested = sorted(case.id for case in cohort.cases)[2 * fold : 2 * fold + 2]
     roles = tuple(replace(case, split="test" if case.id in tested else "train") for case in cohort.cases)
     fixed = replace(cohort, cases=roles)
-    return plan_run(fixed, recipe_of("plain", 0, 1), out / f"plan-{fold}", say=lambda _: None).plan, fixed
+    recipe = recipe_of("plain", 0, 1, fine=folders.fine)
+    return plan_run(fixed, recipe, folders.out / f"plan-{fold}", say=lambda _: None).plan, fixed
 
 
 def score(learner: Learner, case: PreparedCase) -> dict[str, float]:
@@ -88,13 +97,13 @@ def run_arm(arm: str, fold: int, seed: int, steps: int, folders: Folders) -> lis
     """Train an arm on a fold, and judge it on cases that it did not see."""
     kept = folders.out / f"{arm.replace(', ', '-').replace(' ', '-')}-{fold}-{seed}-{steps}.json"
     if not kept.exists():
-        plan, cohort = plan_fold(folders.data, fold, folders.out)
+        plan, cohort = plan_fold(fold, folders)
         by_role = {
             role: _prepare([case for case in cohort.cases if case.split == role], plan, folders.out)
             for role in ("train", "test")
         }
         also = _with_lesion(folders.also) if folders.also is not None and fold == 0 else []
-        recipe = recipe_of(arm, seed, steps)
+        recipe = recipe_of(arm, seed, steps, fine=folders.fine)
         fabric = make_fabric(recipe)
         fabric.launch()
         start = time.process_time()
@@ -134,10 +143,11 @@ def main() -> None:
     parser.add_argument("--folds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--seeds", type=int, nargs="*", default=[0])
     parser.add_argument("--also", type=Path)
+    parser.add_argument("--fine", action="store_true")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     asked.out.mkdir(parents=True, exist_ok=True)
-    folders = Folders(asked.data, asked.out, asked.also)
+    folders = Folders(asked.data, asked.out, asked.also, asked.fine)
     rows = [
         row
         for fold in asked.folds

@@ -45,7 +45,11 @@ BEFORE = (
     "optimiser.generator_rate=5e-4",
 )
 FOLDED = ("generator.fold=2", "generator.widths=[24, 48, 96, 192]", "optimiser.generator_rate=1e-3")
-UNVARIED = tuple(f"training.{name}_share=0" for name in ("class", "painted", "simulated"))  # but where an arm says so
+#: But where an arm says otherwise.
+UNVARIED = (
+    *(f"training.{name}_share=0" for name in ("class", "painted", "simulated")),
+    "training.pretrained=none",
+)
 ARMS = {
     "l2 before": ("l2", BEFORE),
     "l2 folded": ("l2", FOLDED),

@@ -92,7 +92,7 @@ def test_every_subject_is_tested_in_exactly_one_fold_and_never_has_two_roles(
         assert sorted((*split.train, *split.validation, *split.test)) == sorted(c.id for c in cases)
         assert sum(map(len, roles)) == len(set.union(*roles)) == len({c.subject for c in cases})
         assert roles[0] and roles[2]
-        assert roles[1] or len(roles[0]) < 2, "one validates where two remain"
+        assert bool(roles[1]) == (share > 0) or len(roles[0]) < 2, "one validates where two remain, if any is to"
         tested += roles[2]
     assert sorted(tested) == sorted({c.subject for c in cases})
 
@@ -158,9 +158,16 @@ def test_scikit_learn_finds_our_folds_as_well_stratified_as_its_own() -> None:
 
 
 def test_one_fold_tests_nobody_and_one_subject_only_trains() -> None:
-    split = make_split([case("a"), case("b"), case("c")], folds=1, fold=0, validation=0.0, seed=0)
+    split = make_split([case("a"), case("b"), case("c")], folds=1, fold=0, validation=0.1, seed=0)
     assert (len(split.train), len(split.validation), len(split.test)) == (2, 1, 0)
     assert make_split([case("a")], folds=1, fold=0, validation=0.5, seed=0) == Split(("a",), (), ())
+
+
+def test_all_train_where_nobody_is_to_be_tested_or_to_validate() -> None:
+    cases = [case(name) for name in "abcdef"]
+    assert make_split(cases, folds=1, fold=0, validation=0.0, seed=0) == Split(tuple("abcdef"), (), ())
+    tested = make_split(cases, folds=6, fold=2, validation=0.0, seed=0)
+    assert (len(tested.train), len(tested.validation), len(tested.test)) == (5, 0, 1)
 
 
 def test_sessions_of_one_subject_stay_together() -> None:

@@ -12,7 +12,7 @@ import pytest
 from chiasm.errors import RecipeError, RunError
 from chiasm.preparation.inspection import inspect_folder
 from chiasm.preparation.intensity import Pair, agreement, fit_lookup
-from chiasm.simulation.anatomy import find_heads
+from chiasm.simulation.anatomy import brain_mask, find_heads
 from chiasm.simulation.patient import DIFFICULTIES, Subject, draw_subject
 from chiasm.simulation.phantom import write_cohort
 from chiasm.simulation.signals import CHANNELS
@@ -379,3 +379,33 @@ def test_a_rigid_movement_keeps_distances() -> None:
 def test_a_movement_that_does_not_exist_is_refused(tmp_path: Path, option: dict[str, object], word: str) -> None:
     with pytest.raises(RecipeError, match=word):
         write_cohort(tmp_path, 1, 0, **option)  # type: ignore[arg-type]
+
+
+def test_varied_patients_have_contrasts_of_their_own_in_a_plausible_order() -> None:
+    subjects = [drawn(number, "varied", seed=3) for number in range(1, 7)]
+    greys = []
+    for subject in subjects:
+        t1 = {name: subject.clean["t1"][subject.fractions[..., CHANNELS.index(name)] > 0.98] for name in ("csf", "wm")}
+        grey = subject.clean["t1"][subject.fractions[..., CHANNELS.index("gm")] > 0.9]
+        levels = [float(np.median(values)) for values in (t1["csf"], grey, t1["wm"])]
+        assert 0.05 < levels[0] < levels[1] < levels[2] == pytest.approx(1, abs=0.03)
+        greys.append((levels[1] - levels[0]) / (levels[2] - levels[0]))
+    assert 0.3 < min(greys) < 0.55 < max(greys) < 0.9  # protocols give 0.62 to 0.78
+    usual = drawn(1, "standard", seed=3)
+    assert (subjects[0].fractions == usual.fractions).all()
+    assert np.abs(subjects[0].moved_mm).max() == 0
+
+
+def test_wide_ventricles_that_are_open_below_belong_to_the_brain() -> None:
+    shape = (40, 48, 40)
+    tissue = np.zeros((*shape, len(CHANNELS)), np.float32)
+    grid = np.indices(shape) - np.array(shape).reshape(3, 1, 1, 1) / 2
+    brain = np.linalg.norm(grid, axis=0) < 17
+    ventricle = (np.linalg.norm(grid, axis=0) < 9) | ((np.linalg.norm(grid[:2], axis=0) < 7) & (grid[2] < 0))
+    tissue[..., CHANNELS.index("wm")] = brain & ~ventricle
+    tissue[..., CHANNELS.index("csf")] = brain & ventricle
+    tissue[..., CHANNELS.index("air")] = ~brain
+    found = brain_mask(tissue, spacing_mm=2.0)
+    assert found[20, 24, 20]
+    assert (found & ventricle).sum() > 0.8 * (brain & ventricle).sum()
+    assert not (found & ~brain).any()

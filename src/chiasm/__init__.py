@@ -39,9 +39,9 @@ its own, and within a line only from names to its left; a test reads this map.
     prediction    a network over a whole volume: watching, tiling, slabs, windows, seams, engines, compiled,
                   calibration, baselines, manifest, resuming, model_files, model, passes, synthesis, ensemble,
                   dicom_case, case_files, inputs, folders, monai_bundle, export
-    training      how networks learn: ranks, classes, painted_lesions, grown_lesions, simulated_patches, batches,
-                  state, losses, attention, players, admm, joint_coding, health, checkpoints, run_folder, finished,
-                  session, threads, log, shared_layers, trainables, setting, reading, coding, cost, sampler,
+    training      how networks learn: ranks, classes, pretrained, painted_lesions, grown_lesions, simulated_patches,
+                  batches, state, losses, attention, players, admm, joint_coding, health, checkpoints, run_folder,
+                  finished, session, threads, log, shared_layers, trainables, setting, reading, coding, cost, sampler,
                   discriminator_step, generator_step, learner, loop, cascade, run_planning, run, finetuning
     evaluation    scores, and what may be claimed from them: rows, reference, scoring, summary, headlines, paired_tests,
                   statistics, agreement, reader_files, rating, loading, predictions, given_volumes, segmentations,

@@ -275,6 +275,7 @@ class Training(Section):
     class_share: Auto | Fraction = 0.0  # patches in which each class of tissue is shifted in the source; auto: a half
     painted_share: Auto | Fraction = 0.0  # patches into which a lesion is painted, in source and target; auto: likewise
     simulated_share: Auto | Fraction = 0.0  # patches of simulated patients, tumours in training cases; auto: 0.25
+    pretrained: Literal["auto", "none"] = "none"  # auto: the generator starts from weights that ship, where they fit
     augment: bool = True
     intensity_jitter: Annotated[float, Field(ge=0, le=1)] = 0.1  # of the source's scale and offset
     validations: Annotated[int, Field(ge=1, le=1000)] = 8

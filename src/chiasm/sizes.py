@@ -57,5 +57,6 @@ OWN_SIZES: Mapping[str, Changes] = {
         "training.class_share": "auto",
         "training.painted_share": "auto",
         "training.simulated_share": "auto",
+        "training.pretrained": "auto",
     },
 }

@@ -100,8 +100,8 @@ def make_split(
         cases: Cases with unique ids, in any order.
         folds: Number of folds; 1 leaves the test set empty; "auto" as `choose_folds` says of the free subjects.
         fold: Which fold is the test set, in [0, folds).
-        validation: Share in [0, 1] of the subjects that are not tested; at least one trains, and at least one validates
-            if two remain.
+        validation: Share in [0, 1] of the subjects that are not tested; 0 for none, else at least one trains, and at
+            least one validates if two remain.
         seed: Of the order in which subjects are assigned.
         locked: Share in [0, 1) of the free subjects that no fold uses, the same for every fold; at least one subject if
             it is above 0.
@@ -304,10 +304,10 @@ def _with_validation(cases: Sequence[Case], roles: dict[str, str], free: list[st
 
 
 def _validating(roles: Mapping[str, str], free: Sequence[str], share: float) -> list[str]:
-    """Choose the free subjects that validate; none if validation is fixed, or only one subject is left."""
+    """Choose the free subjects that validate; none if none are wanted, roles are fixed, or one subject is left."""
     trained = list(roles.values()).count("train")
     remaining = len(free) + trained
-    if "validation" in roles.values() or remaining < 2:
+    if "validation" in roles.values() or remaining < 2 or share == 0:
         return []
     most = len(free) if trained else len(free) - 1
     return _spread(free, min(max(round(share * remaining), 1), most))

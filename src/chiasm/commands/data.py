@@ -70,7 +70,7 @@ def phantom(
     seed: Seed = 0,
     anatomy: Annotated[Path | None, typer.Option("--anatomy", help="Folder of 12-tissue label maps.")] = None,
     spacing: Annotated[float, typer.Option("--spacing", help="Voxel size in mm.")] = 2.0,
-    difficulty: Annotated[str, typer.Option("--difficulty", help="easy, standard or hard.")] = "standard",
+    difficulty: Annotated[str, typer.Option("--difficulty", help="easy, standard, hard or varied.")] = "standard",
     layout: Annotated[str, typer.Option("--layout", help="brats, bids or synthrad.", rich_help_panel="Data")] = "brats",
     misregistration: Annotated[
         float | None,

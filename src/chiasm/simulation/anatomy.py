@@ -27,6 +27,7 @@ from chiasm.simulation.deformation import Array, grid_points, pull, smooth_noise
 from chiasm.storage import read_json
 from chiasm.volumes import read_volume
 
+VENTRICLE_MM3 = 10_000.0  # a hole of the closed brain that is larger belongs to it
 #: Channels of a head, in order; the values of a given label map.
 TISSUES = (
     "air",
@@ -366,7 +367,19 @@ def brain_mask(fractions: Array, spacing_mm: float) -> NDArray[np.bool_]:
         return np.zeros(share.shape, bool)
     largest = parts == np.argmax(np.bincount(parts.ravel())[1:]) + 1
     closed = ndimage.binary_closing(np.pad(largest, 4), iterations=max(1, round(6 / spacing_mm)))[4:-4, 4:-4, 4:-4]
-    return np.asarray(ndimage.binary_fill_holes(closed | largest))
+    filled = ndimage.binary_fill_holes(closed | largest)
+    return np.asarray(filled | _wide_ventricles(filled, spacing_mm))
+
+
+def _wide_ventricles(brain: NDArray[np.bool_], spacing_mm: float) -> NDArray[np.bool_]:
+    """Find large holes of axial slices: wide ventricles, which are open towards the cisterns in other slices."""
+    from scipy import ndimage
+
+    holes = np.stack([ndimage.binary_fill_holes(plane) for plane in np.moveaxis(brain, 2, 0)], axis=2) & ~brain
+    parts, _ = ndimage.label(holes)
+    large = np.bincount(parts.ravel()) * spacing_mm**3 > VENTRICLE_MM3
+    large[0] = False
+    return np.asarray(large[parts])
 
 
 def stripped_mask(brain: NDArray[np.bool_], rng: np.random.Generator, spacing_mm: float) -> NDArray[np.bool_]:

@@ -54,6 +54,15 @@ CONTRASTS = ("t1", "t1ce", "t2", "flair", "pd")
 #: Contrasts that were scanned after the patient moved, where there is misregistration.
 MOVED = ("t2", "flair", "pd")
 
+#: Brightness of a lesion's compartments in T1-weighted scans of varied patients, from fluid (0) to white matter (1).
+VARIED_LEVELS: Mapping[str, tuple[float, float]] = {
+    "oedema": (0.35, 1.0),
+    "core": (0.1, 0.85),
+    "rim": (0.3, 1.05),
+    "fluid": (0.0, 0.45),
+    "plaque": (0.2, 0.85),
+}
+
 #: Of five patients in a row three have a glioma, one has another lesion and one has none.
 DECKS: tuple[tuple[Disease, ...], ...] = (
     ("high", "high", "low", "ms", "none"),
@@ -75,6 +84,8 @@ class Difficulty:
         movement: How they lie there: "elastic" is half rigid and half a smooth
             deformation; "rigid" is rigid alone; "held" is the same patient and
             scan had he not moved.
+        varied: Whether each patient's T1-weighted scan has a contrast, shading, noise, slices and display curve
+            of its own, beyond any hospital's, and the T2-weighted ones little shading and noise.
     """
 
     sites: int
@@ -84,12 +95,14 @@ class Difficulty:
     shared: float
     alone: float
     movement: Movement = "elastic"
+    varied: bool = False
 
 
 DIFFICULTIES: Mapping[str, Difficulty] = {
     "easy": Difficulty(1, 0.02, 0.0, 0.0, 0.04, 0.03),
     "standard": Difficulty(4, 0.12, 1.0, 0.0, 0.035, 0.07),
     "hard": Difficulty(4, 0.12, 2.0, 2.0, 0.035, 0.07),
+    "varied": Difficulty(4, 0.12, 0.0, 0.0, 0.035, 0.05, varied=True),
 }
 
 
@@ -148,7 +161,11 @@ def draw_subject(
     lying = _lay(head, lesion, difficulty, rng)
     site = _protocol(_drawn(SITES[: difficulty.sites], number, seed, 2), difficulty.jitter, rng)
     materials = _materials(site, seed, rng)
-    scans = _scan(head, lying, site, materials, difficulty, rng)
+    sites = (site, site)
+    if difficulty.varied:
+        materials = vary_contrast(materials, rng)
+        sites = _vary_scans(site, rng)
+    scans = _scan(head, lying, sites, materials, difficulty, rng)
 
     fractions = lying.still.fractions.reshape(*head.shape, -1)
     ct = hounsfield(lying.still.fractions, lying.still.textures[:, 2], materials).reshape(head.shape)
@@ -255,12 +272,12 @@ class Scans(NamedTuple):
 def _scan(
     head: Head,
     lying: Lying,
-    site: Site,
+    sites: tuple[Site, Site],
     materials: Sequence[Material],
     difficulty: Difficulty,
     rng: np.random.Generator,
 ) -> Scans:
-    """Scan every MR contrast at a site, those of `MOVED` after the patient moved."""
+    """Scan every MR contrast at the first site, those of `MOVED` after the patient moved, and at the second."""
     coil = smooth_noise(rng, head.shape, 44 / head.spacing_mm)
     voxels = [
         occupied(pose.fractions, pose.textures[:, 0], pose.textures[:, 1], materials, _strengths(difficulty))
@@ -269,6 +286,7 @@ def _scan(
     scans = Scans({}, {}, {})
     for contrast in CONTRASTS:
         late = contrast in MOVED
+        site = sites[late]
         scans.clean[contrast] = signal(contrast, site, voxels[late], head.shape)
         if late:
             scans.expected[contrast] = signal(contrast, site, voxels[late], head.shape, with_own=False)
@@ -329,6 +347,38 @@ def _materials(site: Site, seed: int, rng: np.random.Generator) -> list[Material
             )
         )
     return made
+
+
+def vary_contrast(materials: Sequence[Material], rng: np.random.Generator) -> list[Material]:
+    """Give each material a brightness in T1-weighted scans that no protocol decides, in a plausible order of tissues.
+
+    White matter is 1, fluid lies at 0.1 to 0.45, grey matter between them; lesions lie anywhere from fluid to a little
+    above white matter, as far as their water allows.
+
+    Args:
+        materials: One for each of `CHANNELS`.
+        rng: Where the levels come from.
+    """
+    fluid = rng.uniform(0.1, 0.45)
+    grey = rng.uniform(0.35, 0.85)
+    shares = {"csf": 0.0, "eye": 0.0, "wm": 1.0, "gm": grey, "dgm": grey + (1 - grey) * rng.uniform(0.1, 0.8)}
+    shares |= {"vessel": rng.uniform(0.0, 1.5), "soft": rng.uniform(0.3, 1.0), "mucosa": rng.uniform(0.3, 1.0)}
+    shares |= {name: rng.uniform(*VARIED_LEVELS[name]) for name in COMPARTMENTS}
+    levels = {name: fluid + (1 - fluid) * share for name, share in shares.items()}
+    return [material._replace(t1_level=levels.get(name)) for name, material in zip(CHANNELS, materials, strict=True)]
+
+
+def _vary_scans(site: Site, rng: np.random.Generator) -> tuple[Site, Site]:
+    """Return how the T1-weighted and the T2-weighted scans of a varied patient are acquired."""
+    thick_mm = rng.uniform(1, 5) if rng.random() < 0.4 else 0.0
+    early = replace(
+        site,
+        bias=rng.uniform(0.03, 0.12),
+        noise=rng.uniform(0.01, 0.04),
+        thick_mm=(thick_mm, 0.0),
+        gamma=(rng.uniform(0.75, 1.4), 1.0),
+    )
+    return early, replace(site, bias=0.03, noise=0.005, thick_mm=(0.0, 0.0), gamma=(1.0, site.gamma[1]))
 
 
 def _strengths(difficulty: Difficulty) -> list[tuple[float, float]]:

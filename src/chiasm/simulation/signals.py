@@ -29,6 +29,7 @@ class Material(NamedTuple):
         hu: Mean Hounsfield unit.
         hu_texture: Its standard deviation within the tissue.
         uptake_mm: Gadolinium after injection, in mmol/l.
+        t1_level: Brightness in T1-weighted scans; None follows from relaxation.
     """
 
     t1_ms: tuple[float, float]
@@ -37,6 +38,7 @@ class Material(NamedTuple):
     hu: float
     hu_texture: float
     uptake_mm: float = 0.02
+    t1_level: float | None = None
 
 
 #: Every channel of a subject: `TISSUES`, then the `COMPARTMENTS` of a lesion.
@@ -173,7 +175,9 @@ def signal(
         rate2 = np.float32(1 / material.t2_ms[site.field]) / (stretch * own if with_own else stretch)
         if contrast == "t1ce":
             rate1 = rate1 + np.float32(RELAXIVITY * material.uptake_mm / 1000)
-        if contrast in ("t1", "t1ce"):
+        if contrast == "t1" and material.t1_level is not None:
+            part = np.float32(material.t1_level / material.pd) / stretch
+        elif contrast in ("t1", "t1ce"):
             part = _gradient_echo(rate1, rate2, *site.t1) if len(site.t1) == 3 else _spin_echo(rate1, rate2, *site.t1)
         elif contrast == "flair":
             repetition, inversion, echo = site.flair

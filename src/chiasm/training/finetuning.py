@@ -37,7 +37,8 @@ RATE = 0.3  # of the parent's learning rates
 
 #: Settings of data that say how files are chosen and read; all others are the parent's.
 OF_FILES = ("form", "assume_ras", "resample", "resample_tilt", "ct_offset", "select")
-OF_RUN = ("parent", "seed", "accelerator", "precision", "devices", "pairs")  # which are no part of the method
+#: Settings of a training that are no part of the method.
+OF_RUN = ("parent", "seed", "accelerator", "precision", "devices", "pairs", "pretrained")
 SHAPES = ("generator", "discriminators")  # sections that say what the weights belong to
 
 

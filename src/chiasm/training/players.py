@@ -25,6 +25,7 @@ from chiasm.preparation.patches import PatchNeeds
 from chiasm.preparation.plan import Plan
 from chiasm.recipe import LEAST_PATCH, Recipe
 from chiasm.training.painted_lesions import CONTRASTS, is_paintable
+from chiasm.training.pretrained import find_pretrained, read_pretrained
 
 AUTO_SHARE = 0.5  # of the patches, where "auto" varies them: docs/results.md
 AUTO_SIMULATED = 0.25  # likewise of simulated patients
@@ -50,16 +51,19 @@ class Players:
 
 
 def make_players(recipe: Recipe, plan: Plan, seed: int) -> Players:
-    """Build the networks with weights that depend only on `seed`, not on which networks exist.
+    """Build the networks with weights that ship, or that depend only on `seed`, not on which networks exist.
 
     Raises:
         RecipeError: As `check_players`.
+        RunError: If weights that ship are damaged.
     """
     check_players(recipe)
     loss = recipe.loss
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         generator = make_generator(recipe, plan)
+        if (start := find_pretrained(recipe, plan)).name is not None:
+            generator.load_state_dict(read_pretrained(start.name), strict=False)  # the look-up table stays its own
         torch.manual_seed(seed + 1)
         local_discriminator = make_local_discriminator(recipe, plan) if needs_local_discriminator(recipe) else None
         torch.manual_seed(seed + 2)

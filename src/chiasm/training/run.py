@@ -40,6 +40,7 @@ from chiasm.training.cost import estimate_cost
 from chiasm.training.finished import Run, find_finished, write_finished
 from chiasm.training.loop import AnyLearner, learn, make_fabric
 from chiasm.training.players import varied_shares
+from chiasm.training.pretrained import find_pretrained
 from chiasm.training.run_folder import check_model_place, remove_baselines
 from chiasm.training.run_planning import PlannedRun, find_cases, plan_cases
 from chiasm.training.session import LearningCases, Say, Session, Watcher
@@ -113,7 +114,9 @@ def train(
         run = replace(planned.run, problems=(*planned.run.problems, *problems))
         threads = threads_for(recipe, run.plan, folder, session, threads)
         if session.is_first_process:
-            write_json(folder / NOTED, {**environment(), "threads": threads})
+            write_json(
+                folder / NOTED, {**environment(), **_note_start(recipe, run.plan, session.say), "threads": threads}
+            )
         session.say(_describe_cost(recipe, run.plan))
         with on_threads(threads):
             with _clock(session, folder, "training"):
@@ -248,6 +251,15 @@ def _calibrate(learner: AnyLearner, validation: Sequence[PreparedCase], engine: 
     return fit_calibration(np.concatenate(scores), np.concatenate(errors), fitted_on=names)
 
 
+def _note_start(recipe: Recipe, plan: Plan, say: Say) -> dict[str, object]:
+    """Say and return from which weights that ship a run starts; nothing where weights are random."""
+    pretrained = find_pretrained(recipe, plan)
+    if pretrained.name is None:
+        return {}
+    say(f"start: {pretrained.reason}")
+    return {"start": pretrained.reason}
+
+
 def environment() -> dict[str, object]:
     """Return the versions and the machine that a run depends on."""
     names = ("chiasm", "torch", "lightning-fabric", "numpy", "scipy", "nibabel", "SimpleITK", "safetensors")
@@ -266,6 +278,8 @@ def describe(recipe: Recipe, plan: Plan) -> list[str]:
         value = getattr(plan, name)
         short = name in FITTED or name == "trained_on"
         lines.append(f"{name}: {reason}" if short else f"{name} = {_plain(value)}: {reason}")
+    if (start := find_pretrained(recipe, plan)).reason:
+        lines.append(f"start: {start.reason}")
     if (shares := varied_shares(recipe, plan)).reason:
         lines.append(
             f"training: {100 * shares.simulated:.0f} % of the patches of simulated patients; of the others "
