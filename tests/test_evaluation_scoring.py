@@ -136,6 +136,26 @@ def test_the_whole_image_is_scored_from_the_box_of_a_cut_out_head_as_from_all_vo
     assert whole_reference.cut_out(prediction, 30.0) is whole_reference
 
 
+def test_a_target_is_filtered_once_for_all_predictions_and_each_scores_as_alone(monkeypatch) -> None:
+    prediction, target, mask, labels = (np.pad(array, ((0, 7), (30, 0), (0, 0))) for array in patient())
+    noise = np.random.default_rng(5).normal(0, 40, mask.shape)
+    others = [prediction, np.where(mask, prediction + noise, 0), np.where(mask, 420 + noise, 0)]
+    predictions = [image.astype(np.float32) for image in others]
+    for image in (target, *predictions):
+        image[~mask] = 30
+    filtered: list[int] = []
+    smooth = conventions.CutOutTarget
+    monkeypatch.setattr(conventions, "CutOutTarget", lambda *a, **k: filtered.append(1) or smooth(*a, **k))
+    reference = Reference(target, mask, SPACING, labels).cut_out(predictions[0], 30.0)
+    assert reference.frame is not None and reference.part is reference
+    box, terms = reference.frame.box, ScoreTerms("a", RANGE, "SD")
+    together = [values(evaluate_case(ScoredImages(image[box], reference), terms)) for image in predictions]
+    assert len(filtered) == 1
+    for image, found in zip(predictions, together):
+        alone = values(evaluate_case(ScoredImages(image, Reference(target, mask, SPACING, labels)), terms))
+        assert found == pytest.approx(alone, rel=1e-6, abs=1e-6, nan_ok=True)  # SSIM in single precision, of about 1
+
+
 def test_the_mask_comes_first_and_every_figure_has_a_unit_and_a_convention() -> None:
     rows = evaluated(expected_error=np.full((48, 50, 30), 20, np.float32))
     assert rows[0].region == "mask"

@@ -159,6 +159,13 @@ def test_both_maps_of_a_cut_out_pair_equal_those_of_each_alone(background: float
     assert found.whole.mean(dtype=float) == pytest.approx(whole.mean(dtype=float), abs=2e-8)
 
 
+def test_only_masked_conventions_with_a_fixed_peak_leave_out_the_background() -> None:
+    _, target, mask = images((20, 20, 20))
+    for name in ("nie-v1", "resvit", "syndiff", "ptnet3d"):
+        with pytest.raises(ValueError, match="leaves out the background"):
+            conventions.CutOutPairing(target, mask, 0.0, conventions.find_convention(name), RANGE)
+
+
 def test_ssim_is_exact_for_images_far_from_zero() -> None:
     prediction, target, mask = (array.astype(np.float64) for array in images())
     prediction, target, mask = prediction + 1e5, target + 1e5, mask > 0

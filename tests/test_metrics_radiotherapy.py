@@ -63,7 +63,8 @@ def test_tissues_part_the_target_by_its_hounsfield_units() -> None:
 
 
 def slice_steps(prediction: np.ndarray, target: np.ndarray, mask: np.ndarray, axis: int) -> float:
-    return step_ratio(prediction[mask], target[mask], list_neighbours(mask, {"mask": mask})[axis])
+    along = list_neighbours(mask, {"mask": mask})[axis]
+    return step_ratio(prediction[mask], along.steps(target[mask]), along)
 
 
 def test_steps_between_slices_are_compared_with_the_real_ones() -> None:

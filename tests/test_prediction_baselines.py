@@ -55,6 +55,16 @@ def test_a_guess_has_the_masks_shape_and_is_zero_outside(name: str, fitted: Base
     assert not predicted(fitted, name, replace(unseen, mask=np.zeros_like(unseen.mask))).any()
 
 
+def test_all_guesses_at_once_are_those_of_each_alone(fitted: Baselines) -> None:
+    unseen = case(9)
+    found = fitted.predict_inside(PLAIN, unseen.source, unseen.mask, unseen.grid)
+    assert list(found) == list(PLAIN)
+    for name, inside in found.items():
+        np.testing.assert_array_equal(inside.astype(np.float32), predicted(fitted, name, unseen)[unseen.mask])
+    with pytest.raises(RecipeError, match="bicubic"):
+        fitted.predict_inside(["mean", "bicubic"], unseen.source, unseen.mask, unseen.grid)
+
+
 def test_identity_is_the_first_source(fitted: Baselines) -> None:
     unseen = case(9)
     assert np.array_equal(predicted(fitted, "identity", unseen), unseen.source[0])

@@ -14,6 +14,7 @@ import pytest
 
 from chiasm.errors import ChiasmError
 from chiasm.evaluation.rows import Row
+from chiasm.reports.drawing import png_address
 from chiasm.reports.evaluation_page import EvaluationPage, write_report
 from chiasm.reports.gallery import GalleryCase, cut_case
 from chiasm.reports.naive_comparison import compare_with_baselines, rank
@@ -224,6 +225,16 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
     assert "No lesion is labelled in this case" in page.words
     assert [image["alt"].partition(",")[0] for image in page.all("img") if image["alt"]] == ["source", "synthetic"] * 2
     assert "not for diagnostic use" in bare and "not for diagnostic use" in page.words
+
+
+def test_a_picture_of_a_page_is_a_png_that_other_programs_read() -> None:
+    from PIL import Image
+
+    drawn = np.random.default_rng(0).integers(0, 256, (7, 5, 4), dtype=np.uint8)
+    content = base64.b64decode(png_address(drawn).removeprefix("data:image/png;base64,"))
+    with Image.open(io.BytesIO(content)) as image:
+        image.load()  # checks the sums
+        np.testing.assert_array_equal(np.asarray(image), drawn)
 
 
 def test_the_slice_with_most_lesion_is_shown_with_the_patients_right_on_the_left(tmp_path: Path) -> None:

@@ -221,18 +221,22 @@ def _guesses(
     assessed: PredictionFolder, prepared: PreparedSource, first: Volume, inside: NDArray[np.bool_]
 ) -> dict[str, NDArray[np.float32]]:
     """Make the naive baselines of a case, by name: values at the voxels of the mask on the grid of its first source."""
-    plan, guesses = assessed.plan, {}
+    names, mask = assessed.baselines.names, prepared.mask
+    made = assessed.baselines.predict_inside(names, prepared.array, mask, prepared.grid)
+    back = assessed.plan.target_reference.invert
+    raw = {name: back(values.astype(np.float32, copy=False)) for name, values in made.items()}
+    beyond = np.float32(back(0))
     overlap = find_overlap(prepared.grid, first.geometry)
-    if overlap is not None and inside[overlap.target].sum() < inside.sum():
-        overlap = None  # what the prepared grid does not reach is filled
-    for baseline in assessed.baselines.names:
-        guess = assessed.baselines.predict(baseline, prepared.array, prepared.mask, prepared.grid)
-        raw = np.full_like(guess, plan.target_reference.invert(0))
-        raw[prepared.mask] = plan.target_reference.invert(guess[prepared.mask])
-        if overlap is None:
-            guesses[baseline] = resample(Volume(raw, prepared.grid), first.geometry, order=1).array[inside]
-        else:  # the same voxels, in the same order
-            guesses[baseline] = raw.transpose(overlap.axes)[overlap.source][inside[overlap.target]]
+    if overlap is not None and inside[overlap.target].sum() == inside.sum():  # the same voxels, in another order
+        place = np.full(mask.shape, -1, np.int32)
+        place[mask] = np.arange(np.count_nonzero(mask), dtype=np.int32)
+        order = place.transpose(overlap.axes)[overlap.source][inside[overlap.target]]
+        return {name: np.append(values, beyond)[order] for name, values in raw.items()}
+    guesses = {}
+    for name, values in raw.items():
+        image = np.full(mask.shape, beyond, np.float32)
+        image[mask] = values
+        guesses[name] = resample(Volume(image, prepared.grid), first.geometry, order=1).array[inside]
     return guesses
 
 

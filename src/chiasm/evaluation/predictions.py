@@ -201,6 +201,7 @@ def score_cases(
                 f"case {entry.case}: the reference has no {' and '.join(loaded.lacks)}, so its prediction is scored "
                 f"without the naive baselines ({', '.join(one.baselines.names)}), and is not compared with them"
             )
+        del loaded  # before the next case is read
     return CaseScores(rows, problems, spoiled, tuple(masks), tuple(notes))
 
 

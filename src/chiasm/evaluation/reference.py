@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from chiasm.attenuation import attenuation
 from chiasm.boxes import Box, same_shape
 from chiasm.metrics import edges, lesions, radiotherapy
+from chiasm.metrics.conventions import Convention, CutOutPairing
 from chiasm.metrics.ssim import window_box
 
 EDGE_BAND_MM = 4.0
@@ -87,7 +88,9 @@ class Reference:
 
     @cached_property
     def part(self) -> Reference:
-        """The part that lies in the box."""
+        """The part that lies in the box; itself where it was cut to it already."""
+        if self.frame is not None:
+            return self
         target, mask = (np.ascontiguousarray(array[self.box]) for array in (self.target, self.mask))
         labels = None if self.labels is None else np.ascontiguousarray(self.labels[self.box])
         return replace(self, target=target, mask=mask, labels=labels)
@@ -96,6 +99,24 @@ class Reference:
     def values(self) -> NDArray[Any]:
         """The target's values in the mask, shape (n,)."""
         return self.target[self.mask]
+
+    @cached_property
+    def steps(self) -> list[NDArray[np.float32]]:
+        """The target's absolute differences between neighbours, for each of `neighbours`."""
+        return [along.steps(self.values) for along in self.neighbours]
+
+    def pairing(self, convention: Convention, data_range: tuple[float, float]) -> CutOutPairing:
+        """Return the target prepared under a convention, once for all predictions; of a `frame` alone."""
+        assert self.frame is not None
+        asked = (convention, data_range)
+        if asked not in self._pairings:
+            background = self.frame.background
+            self._pairings[asked] = CutOutPairing(self.target, self.mask, background, convention, data_range)
+        return self._pairings[asked]
+
+    @cached_property
+    def _pairings(self) -> dict[tuple[Convention, tuple[float, float]], CutOutPairing]:
+        return {}
 
     @cached_property
     def attenuation(self) -> NDArray[np.float32]:

@@ -117,9 +117,16 @@ class ScoredImages:
     @cached_property
     def part(self) -> ScoredImages:
         """The part that lies in the reference's box."""
+        if self.reference.part is self.reference:
+            return self
         box, expected = self.reference.box, self.expected_error
         part = np.ascontiguousarray(self.prediction[box])
         return ScoredImages(part, self.reference.part, None if expected is None else expected[box])
+
+    @cached_property
+    def values(self) -> NDArray[Any]:
+        """The prediction's values in the mask, shape (n,)."""
+        return self.prediction[self.reference.mask]
 
     @cached_property
     def error(self) -> NDArray[np.float32]:
@@ -131,7 +138,7 @@ class ScoredImages:
     def density_error(self) -> NDArray[np.float32]:
         """Electron density of a CT's values in the mask minus that of the target's, shape (n,)."""
         its = self.reference
-        return radiotherapy.electron_density(self.prediction[its.mask]) - its.density
+        return radiotherapy.electron_density(self.values) - its.density
 
 
 @dataclass(frozen=True)
@@ -247,13 +254,11 @@ def _score_cut_out(
 ) -> tuple[conventions.ComparedImages, dict[str, float]]:
     """Do what `_score_whole` does from the part that holds every difference."""
     its = images.reference
-    pair, whole = conventions.pair_up_cut_out(
-        images.prediction, its.target, its.mask, frame.background, terms.rules, terms.data_range
-    )
-    errors = voxelwise.error_scores(images.prediction, its.target, terms.width)
-    share = images.prediction.size / math.prod(frame.shape)
+    pair, whole = its.pairing(terms.rules, terms.data_range).pair_up(images.prediction)
+    errors = voxelwise.error_scores(images.values, its.values, terms.width)  # beyond the mask there are none
+    share = its.values.size / math.prod(frame.shape)
     scores = {name: value * (math.sqrt(share) if name == "rmse" else share) for name, value in errors.items()}
-    return pair, scores | conventions.cut_out_likeness(whole, frame.box, frame.shape)
+    return pair, scores | conventions.cut_out_likeness(whole, its.mask, frame.box, frame.shape)
 
 
 def _score_regions(
@@ -261,8 +266,8 @@ def _score_regions(
 ) -> dict[str, dict[str, float]]:
     """Score each region of a case, only from the values of the mask's voxels."""
     reference = part.reference
-    x, y = part.prediction[reference.mask], reference.values
-    gradients = edges.gradients_by_region(x, y, reference.neighbours, reference.spacing_mm)
+    x, y = part.values, reference.values
+    gradients = edges.gradients_by_region(x, reference.steps, reference.neighbours, reference.spacing_mm)
     likenesses = conventions.likeness_by_region(pair, reference.mask, reference.places)
     expected = None if part.expected_error is None else part.expected_error[reference.mask]
     error = np.abs(np.subtract(x, y, dtype=np.float32))
@@ -363,8 +368,8 @@ def _sample(values: NDArray[Any]) -> NDArray[Any]:
 def _score_axes(part: ScoredImages) -> list[tuple[str, dict[str, float]]]:
     """Compare steps from slice to slice along each axis, and of CT the path lengths of rays."""
     its = part.reference
-    values = part.prediction[its.mask], its.values
-    scores = [{"slice_steps": edges.step_ratio(*values, along)} for along in its.neighbours[:3]]
+    along_axes = zip(its.steps[:3], its.neighbours[:3])
+    scores = [{"slice_steps": edges.step_ratio(part.values, steps, along)} for steps, along in along_axes]
     if its.is_ct:
         difference = np.zeros(its.mask.shape, np.float32)
         difference[its.mask] = part.density_error

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from chiasm.boxes import Box, Image, Mask, Range, Spacing, box_of, same_shape
 from chiasm.errors import unknown
 from chiasm.metrics.edges import Gradients, gradients
-from chiasm.metrics.ssim import UNIFORM_RADIUS, cut_out_ssim, ms_ssim, ssim_map, window_box, without_border
+from chiasm.metrics.ssim import UNIFORM_RADIUS, CutOutTarget, ms_ssim, ssim_map, window_box, without_border
 from chiasm.metrics.voxelwise import check_range, error_scores, mean_or_nan, pearson
 
 
@@ -176,50 +176,58 @@ def pair_up(prediction: Image, target: Image, mask: Mask, convention: Convention
     return ComparedImages(x, y, np.broadcast_to(peak, (1, 1, slices)), similarity, convention)
 
 
-def pair_up_cut_out(
-    prediction: Image, target: Image, mask: Mask, background: float, convention: Convention, data_range: Range
-) -> tuple[ComparedImages, ComparedImages]:
-    """Prepare two images with one constant outside the mask, as `pair_up` does for the mask and for all voxels.
+class CutOutPairing:
+    """A target under a convention that is one constant outside a mask; what depends on it alone is done once."""
 
-    Args:
-        prediction: Shape (I, J, K), target units.
-        target: Likewise.
-        mask: Where they may differ.
-        background: Of both outside the mask.
-        convention: A masked one from `find_convention`.
-        data_range: The training cohort's range (low, high), target units.
+    def __init__(self, target: Image, mask: Mask, background: float, convention: Convention, data_range: Range) -> None:
+        """Prepare a target as `pair_up` does.
 
-    Returns:
-        The pair inside the mask, and the pair as it is.
+        Args:
+            target: Shape (I, J, K), target units.
+            mask: Where predictions may differ.
+            background: Of target and predictions outside the mask.
+            convention: A masked one from `find_convention`, whose peak is its range.
+            data_range: The training cohort's range (low, high), target units.
 
-    Raises:
-        ValueError: If the range does not rise, or the convention is not masked.
-    """
-    if not convention.masked:
-        raise ValueError("a convention of whole images masks nothing")
-    low, high = convention.range or data_range
-    width = check_range(high - low)
-    images = (prediction, target, np.full((1, 1, 1), background, np.float32))
-    x, y, around = (_under_convention(image, None, convention, (low, high)) for image in images)
-    peak, _ = _peaks(x, y, convention, width)
-    span = convention.ssim_range or float(peak.max())
-    maps = cut_out_ssim(x, y, mask, float(around[0, 0, 0]), span, window=convention.window)
-    wanted = without_border(mask, convention.border)
-    masked = np.where(wanted, maps.masked, np.float32(math.nan))
-    pair = ComparedImages(x, y, peak, masked, convention)
-    return pair, replace(pair, similarity=maps.whole)
+        Raises:
+            ValueError: If the range does not rise, or the convention is another.
+        """
+        if not convention.masked or convention.peak != "range":
+            raise ValueError("only a masked convention with a fixed peak leaves out the background")
+        self._range = convention.range or data_range
+        low, high = self._range
+        self._peak = np.full((1, 1, 1), 1.0 if convention.rescale != "none" else check_range(high - low))
+        images = (target, np.full((1, 1, 1), background, np.float32))
+        y, around = (_under_convention(image, None, convention, self._range) for image in images)
+        self._convention = convention
+        self._wanted = without_border(mask, convention.border) if convention.border else None
+        span = convention.ssim_range or float(self._peak.max())
+        outside = float(around[0, 0, 0])
+        self._smoothed = CutOutTarget(y, mask, outside, span, window=convention.window)
+
+    def pair_up(self, prediction: Image) -> tuple[ComparedImages, ComparedImages]:
+        """Compare a prediction in the mask, and as it is with its background; both images are 0 outside the mask.
+
+        Args:
+            prediction: Shape (I, J, K), target units, the background outside the mask.
+        """
+        maps = self._smoothed.compare(_under_convention(prediction, None, self._convention, self._range))
+        masked = maps.masked if self._wanted is None else np.where(self._wanted, maps.masked, np.float32(math.nan))
+        pair = ComparedImages(maps.prediction, maps.target, self._peak, masked, self._convention)
+        return pair, replace(pair, similarity=maps.whole)
 
 
-def cut_out_likeness(pair: ComparedImages, box: Box, shape: Sequence[int]) -> dict[str, float]:
+def cut_out_likeness(pair: ComparedImages, mask: Mask, box: Box, shape: Sequence[int]) -> dict[str, float]:
     """Return "psnr" and "ssim" of all voxels of a volume, from the part that holds every difference.
 
     Args:
-        pair: The part, with all of its voxels, from `pair_up_cut_out`.
+        pair: The part, with all of its voxels, from `CutOutPairing`.
+        mask: Of the part.
         box: Where it lies in the volume.
         shape: Of the volume.
     """
     border = pair.convention.border
-    squared = ((pair.prediction - pair.target) ** 2).sum(dtype=np.float64)
+    squared = ((pair.prediction[mask] - pair.target[mask]) ** 2).sum(dtype=np.float64)
     core = [(max(s.start, border), min(s.stop, n - border)) for s, n in zip(box, shape)]
     inner = pair.similarity[tuple(slice(a - s.start, max(a, b) - s.start) for (a, b), s in zip(core, box))]
     voxels = math.prod(max(n - 2 * border, 0) for n in shape)
@@ -294,6 +302,8 @@ def likeness_by_region(
     if mask.shape != pair.target.shape:
         raise ValueError(f"region of shape {mask.shape} for images of shape {pair.target.shape}")
     squared, similarity = (pair.prediction[mask] - pair.target[mask]) ** 2, pair.similarity[mask]
+    has_border = bool(pair.convention.border) or pair.convention.slicewise
+    known = ~np.isnan(similarity) if has_border else None
     found = {}
     for name, its in places.items():
         if pair.convention.slicewise:
@@ -301,9 +311,9 @@ def likeness_by_region(
             count, total = np.bincount(slices, minlength=depth), np.bincount(slices, squared[its], depth)
         else:
             count, total = np.array([squared[its].size]), squared[its].sum(dtype=np.float64, keepdims=True)
-        values = similarity[its]
+        values = similarity[its] if known is None else similarity[its][known[its]]
         decibels = _decibels(total, count, pair.peak[0, 0])
-        found[name] = {"psnr": mean_or_nan(decibels), "ssim": mean_or_nan(values[~np.isnan(values)])}
+        found[name] = {"psnr": mean_or_nan(decibels), "ssim": mean_or_nan(values)}
     return found
 
 

@@ -106,7 +106,7 @@ def _neighbours_along(
 
 def gradients_by_region(
     prediction: NDArray[Any],
-    target: NDArray[Any],
+    target_steps: Sequence[NDArray[np.float32]],
     neighbours: Sequence[Neighbours],
     spacing_mm: Spacing,
 ) -> dict[str, Gradients]:
@@ -114,32 +114,34 @@ def gradients_by_region(
 
     Args:
         prediction: Values of the mask's voxels, shape (n,).
-        target: Likewise.
+        target_steps: Of the target, `Neighbours.steps` of each of `neighbours`.
         neighbours: From `list_neighbours`.
         spacing_mm: Between voxels along I, J and K.
     """
     sums = {name: np.zeros(4) for along in neighbours for name in along.parts}  # pairs, error, prediction, target
-    for along in neighbours:
-        steep_x, steep_y = along.steps(prediction), along.steps(target)
-        steps = [np.abs(steep_x - steep_y), steep_x, steep_y]
-        for name, parts in along.parts.items():
-            for part in parts:
-                totals = [float(steep[part].sum(dtype=np.float64)) / spacing_mm[along.axis] for steep in steps]
-                sums[name] += [part.stop - part.start, *totals]
+    for along, steep_y in zip(neighbours, target_steps, strict=True):
+        steep_x = along.steps(prediction)
+        error = np.abs(np.subtract(steep_x, steep_y))
+        totals: dict[int, list[float]] = {}  # of each part, which several regions may share
+        for name, part in ((name, part) for name, parts in along.parts.items() for part in parts):
+            if part.start not in totals:
+                each = (float(steep[part].sum(dtype=np.float64)) for steep in (error, steep_x, steep_y))
+                totals[part.start] = [part.stop - part.start, *(total / spacing_mm[along.axis] for total in each)]
+            sums[name] += totals[part.start]
     return {name: _gradients(*its.tolist()) for name, its in sums.items()}
 
 
-def step_ratio(prediction: NDArray[Any], target: NDArray[Any], along: Neighbours) -> float:
+def step_ratio(prediction: NDArray[Any], target_steps: NDArray[np.float32], along: Neighbours) -> float:
     """Return the mean absolute step between neighbours along an axis, as a share of the target's; NaN without steps.
 
     1 is as in the real image; more than 1 shows jumps between slices, less than 1 an image that is too smooth.
 
     Args:
         prediction: Values of the mask's voxels, shape (n,).
-        target: Likewise.
+        target_steps: Of the target, from `along.steps`.
         along: From `list_neighbours`.
     """
-    made, real = (float(along.steps(values).sum(dtype=np.float64)) for values in (prediction, target))
+    made, real = (float(steps.sum(dtype=np.float64)) for steps in (along.steps(prediction), target_steps))
     return made / real if real > 0 else nan
 
 

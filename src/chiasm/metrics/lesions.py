@@ -216,8 +216,15 @@ def false_lesions(prediction: Image, target: Image, mask: Mask, far: Mask, contr
     if not mask.any():
         return 0
     box = box_of(mask)
-    error = np.where(mask[box], (prediction[box] - target[box]) * np.sign(contrast), 0).astype(np.float32)
+    error = np.subtract(prediction[box], target[box], dtype=np.float32)
+    error *= np.float32(np.sign(contrast))
+    error[~mask[box]] = 0
     smooth = gaussian_filter(error, [FALSE_SIGMA_MM / step for step in spacing_mm], truncate=3)
-    numbers, _ = label((smooth >= abs(contrast) * KEPT) & far[box], structure=np.ones((3, 3, 3)))
-    voxels = np.bincount(numbers.ravel())[1:]
-    return int((voxels * np.prod(spacing_mm) / 1000 >= LEAST_FALSE_ML).sum())
+    high = (smooth >= abs(contrast) * KEPT) & far[box]
+    voxel_ml = float(np.prod(spacing_mm)) / 1000
+    if np.count_nonzero(high) * voxel_ml < LEAST_FALSE_ML:
+        return 0
+    high = high[box_of(high)]
+    numbers, _ = label(high, structure=np.ones((3, 3, 3)))
+    voxels = np.bincount(numbers[high])
+    return int((voxels * voxel_ml >= LEAST_FALSE_ML).sum())

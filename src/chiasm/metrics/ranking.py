@@ -90,7 +90,7 @@ def risk_coverage(expected_error: NDArray[Any], error: NDArray[Any]) -> RiskCove
         expected_error: Expected absolute error, any shape, not empty.
         error: True absolute error, same shape.
     """
-    order = np.argsort(expected_error, axis=None, kind="stable")
+    order = np.argsort(expected_error, axis=None)
     expected, true = expected_error.ravel()[order], error.ravel()[order].astype(np.float64)
     starts = np.flatnonzero(np.r_[True, expected[1:] != expected[:-1]])
     sizes = np.diff(np.r_[starts, len(true)])

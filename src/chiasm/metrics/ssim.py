@@ -84,12 +84,124 @@ class CutOutMaps(NamedTuple):
     """SSIM of two images that are one constant outside a mask.
 
     Attributes:
+        prediction: One image, with 0 outside the mask.
+        target: The other, likewise.
         masked: With 0 outside the mask in both images; NaN outside it.
         whole: Of the images as they are; 1 where every window lies outside the mask.
     """
 
+    prediction: NDArray[np.float32]
+    target: NDArray[np.float32]
     masked: NDArray[np.float32]
     whole: NDArray[np.float32]
+
+
+class _SmoothBlock(NamedTuple):
+    """What of the target the windows of a block need.
+
+    Attributes:
+        box: Of the block.
+        centre: What is taken away from both images before they are scaled.
+        target: Means of y and yy over each window, L = 1, shape (2, I, J, K).
+        share: Share of each window that lies outside the mask, shape (I, J, K); None where none does.
+    """
+
+    box: Box
+    centre: float
+    target: NDArray[np.float32]
+    share: NDArray[np.float32] | None
+
+
+class CutOutTarget:
+    """A target whose background is one constant, filtered once for the SSIM of any number of predictions.
+
+    A constant background adds to the moments of a window in proportion to its share of the window, so the moments
+    with 0 there give those with another value too.
+    """
+
+    def __init__(
+        self,
+        target: Image,
+        mask: Mask,
+        background: float,
+        data_range: float,
+        *,
+        window: Literal["gaussian", "uniform"] = "gaussian",
+    ) -> None:
+        """Filter a target.
+
+        Args:
+            target: Shape (I, J, K).
+            mask: Where predictions may differ.
+            background: Of target and predictions outside the mask.
+            data_range: L of the formula, in the images' unit.
+            window: As in `ssim_map`.
+
+        Raises:
+            ValueError: If `data_range` is not positive.
+        """
+        weights, self._covariance = _window(window, 3)
+        self._scale = 1 / check_range(data_range)
+        self._radii, self._band = [len(weights) // 2] * 3, _band(weights)
+        self._target, self._mask, self._background = _blanked(target, mask), mask, background
+        self._blocks = [self._smooth_block(block) for block in _blocks(mask, self._radii[0])]
+
+    def compare(self, prediction: Image) -> CutOutMaps:
+        """Return both maps of a prediction; each equals `ssim_map`.
+
+        Args:
+            prediction: Shape (I, J, K), the background outside the mask.
+        """
+        mask, scale, prediction = self._mask, self._scale, _blanked(prediction, self._mask)
+        maps = np.full(mask.shape, nan, np.float32), np.ones(mask.shape, np.float32)
+        found = CutOutMaps(prediction, self._target, *maps)
+        for block in self._blocks:
+            x, y = (self._scaled(image, block.box, block.centre) for image in (prediction, self._target))
+            smooth = self._smoothed([x, x * y, x * x])
+            smooth[2] += block.target[1]
+            moments = np.stack([smooth[0], block.target[0], smooth[1], smooth[2]])
+            centre, inside = block.centre * scale, mask[block.box]
+            if block.share is None:
+                found.whole[block.box] = found.masked[block.box] = _plain(moments, centre, self._covariance)
+                continue
+            found.whole[block.box] = _plain(self._as_it_is(moments, block), centre, self._covariance)
+            np.copyto(found.masked[block.box], _plain(moments, centre, self._covariance), where=inside)
+        return found
+
+    def _smooth_block(self, box: Box) -> _SmoothBlock:
+        """Filter the target and the mask around a block."""
+        inside = _around(self._mask, box, self._radii)
+        # variances are differences of squares: exact near 0 only
+        centre = float(_around(self._target, box, self._radii).mean(dtype=np.float64))
+        y = self._scaled(self._target, box, centre)
+        if inside.all():
+            return _SmoothBlock(box, centre, self._smoothed([y, y * y]), None)
+        *target, share = self._smoothed([y, y * y, 1 - inside])
+        return _SmoothBlock(box, centre, np.stack(target), share.copy())
+
+    def _scaled(self, image: Image, box: Box, centre: float) -> NDArray[np.float32]:
+        """Return an image around a block without its centre, L = 1."""
+        part = _around(image, box, self._radii) - np.float32(centre)
+        part *= np.float32(self._scale)
+        return part
+
+    def _smoothed(self, images: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+        """Average images (I + 2r, J + 2r, K + 2r) over each window, shape (N, I, J, K)."""
+        smooth = np.stack(images)
+        for axis in (1, 2, 3):
+            smooth = _filtered(smooth, self._band, axis)
+        return smooth
+
+    def _as_it_is(self, moments: NDArray[np.float32], block: _SmoothBlock) -> NDArray[np.float32]:
+        """Return the moments with the background in the place of 0 outside the mask."""
+        assert block.share is not None
+        background, scale = self._background, self._scale
+        whole = moments.copy()
+        whole[:2] += np.float32(background * scale) * block.share
+        square = np.float32((background**2 - 2 * background * block.centre) * scale**2) * block.share
+        whole[2] += square
+        whole[3] += 2 * square
+        return whole
 
 
 def cut_out_ssim(
@@ -103,9 +215,6 @@ def cut_out_ssim(
 ) -> CutOutMaps:
     """Return both maps of a pair whose background is `background` in both images, in one pass.
 
-    A constant background adds to the moments of a window in proportion to its share of the window, so the moments
-    with 0 there give those with another value too.  Each map equals `ssim_map`.
-
     Args:
         prediction: Shape (I, J, K).
         target: Likewise.
@@ -117,28 +226,12 @@ def cut_out_ssim(
     Raises:
         ValueError: If `data_range` is not positive.
     """
-    weights, covariance = _window(window, 3)
-    scale = 1 / check_range(data_range)
-    radii, band = [len(weights) // 2] * 3, _band(weights)
-    found = CutOutMaps(np.full(mask.shape, nan, np.float32), np.ones(mask.shape, np.float32))
-    cut_out = mask.astype(np.float32)
-    for block in _blocks(mask, len(weights) // 2):
-        x, y, inside = (_around(image, block, radii) for image in (prediction, target, cut_out))
-        x, y = x * inside, y * inside
-        centre = float(y.mean(dtype=np.float64))
-        x, y = ((image - np.float32(centre)) * np.float32(scale) for image in (x, y))
-        smooth = np.stack([*_products(x, y, None), 1 - inside])  # (5, I + 2r, J + 2r, K + 2r)
-        for axis in (1, 2, 3):
-            smooth = _filtered(smooth, band, axis)
-        moments, share = smooth[:4], smooth[4]
-        whole = moments.copy()
-        whole[:2] += np.float32(background * scale) * share
-        square = np.float32((background**2 - 2 * background * centre) * scale**2) * share
-        whole[2] += square
-        whole[3] += 2 * square
-        found.whole[block] = _plain(whole, centre * scale, covariance)
-        np.copyto(found.masked[block], _plain(moments, centre * scale, covariance), where=mask[block])
-    return found
+    return CutOutTarget(target, mask, background, data_range, window=window).compare(prediction)
+
+
+def _blanked(image: Image, mask: Mask) -> NDArray[np.float32]:
+    """Return an image with 0 outside a mask."""
+    return np.where(mask, image, np.float32(0)).astype(np.float32, copy=False)
 
 
 def _window(window: Literal["gaussian", "uniform"], axes: int) -> tuple[NDArray[np.float64], float]:
@@ -282,7 +375,7 @@ def _blocks(mask: Mask, radius: int = 0) -> Iterator[Box]:
             yield reached[0], reached[1], reached[2]
 
 
-def _around(image: Image, block: Box, radii: Sequence[int]) -> NDArray[np.float32]:
+def _around(image: Image | Mask, block: Box, radii: Sequence[int]) -> NDArray[np.float32]:
     """Return a block with its surroundings; beyond the border 2 1 0 continues as 0 1 2."""
     sides = [slice(max(s.start - r, 0), s.stop + r) for s, r in zip(block, radii)]
     part = image[tuple(sides)].astype(np.float32, copy=False)

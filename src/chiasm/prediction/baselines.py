@@ -90,18 +90,41 @@ class Baselines:
             RecipeError: If the name is unknown.
             ValueError: If shapes do not fit.
         """
-        if name not in self.names:
-            raise unknown("baseline", name, self.names)
-        if source.shape[1:] != mask.shape or mask.shape != tuple(grid.shape):
-            raise ValueError(f"source {source.shape}, mask {mask.shape} and grid {grid.shape} do not fit")
         guess = np.zeros(mask.shape, np.float32)
-        if mask.any():
-            guess[mask] = self._guess(name, source, mask, grid)
+        guess[mask] = self.predict_inside([name], source, mask, grid)[name]
         return guess
 
-    def _guess(self, name: str, source: Array, mask: Mask, grid: Geometry) -> NDArray[np.floating]:
-        """Predict the target inside the mask, shape (n,)."""
+    def predict_inside(
+        self, names: Sequence[str], source: Array, mask: Mask, grid: Geometry
+    ) -> dict[str, NDArray[np.floating]]:
+        """Predict the target of one case in its mask, by several baselines.
+
+        Args:
+            names: As for `predict`.
+            source: As for `predict`.
+            mask: As for `predict`.
+            grid: As for `predict`.
+
+        Returns:
+            Normalised target units of the mask's voxels, shape (n,) each.
+
+        Raises:
+            RecipeError: If a name is unknown.
+            ValueError: If shapes do not fit.
+        """
+        if strange := next((name for name in names if name not in self.names), None):
+            raise unknown("baseline", strange, self.names)
+        if source.shape[1:] != mask.shape or mask.shape != tuple(grid.shape):
+            raise ValueError(f"source {source.shape}, mask {mask.shape} and grid {grid.shape} do not fit")
         first = np.asarray(source[0])[mask]
+        if not first.size:
+            return dict.fromkeys(names, first)
+        return {name: self._guess(name, first, source, mask, grid) for name in names}
+
+    def _guess(
+        self, name: str, first: NDArray[np.floating], source: Array, mask: Mask, grid: Geometry
+    ) -> NDArray[np.floating]:
+        """Predict the target inside the mask, shape (n,), where the first source has the values `first`."""
         if name == "identity":
             return first
         if name == "bicubic":

@@ -251,9 +251,10 @@ def _near(page: CasePage) -> _Near:
 def _clean(array: NDArray[Any], scale: float) -> NDArray[Any]:
     """Return an image by its scale, in the order of its axes, with 0 for what is no number; bytes as they are."""
     if array.dtype == np.uint8:
-        return np.ascontiguousarray(array)
-    found = np.array(array, np.float32, order="C")
-    found /= np.float32(scale)
+        return np.asfortranarray(array)
+    found = np.array(array, np.float32, order="F")  # as the viewer's files hold it
+    if scale != 1:
+        found /= np.float32(scale)
     if not np.isfinite(found).all():
         np.nan_to_num(found, copy=False, posinf=0, neginf=0)
     return found

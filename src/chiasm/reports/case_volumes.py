@@ -190,11 +190,13 @@ def _nifti(volume: Volume, step: float | None) -> bytes:
 
 def _bytes_of(array: NDArray[Any], step: float | None) -> bytes:
     """Return voxels in the order of NIfTI: rounded, all low bytes before all high ones; bytes as they are."""
-    lines = array.T  # (K, J, I), whose C order is NIfTI's
+    lines = np.ascontiguousarray(array.T)  # (K, J, I), whose C order is NIfTI's
     if step is None:
-        return np.ascontiguousarray(lines).tobytes()
-    values = np.rint(lines * np.float32(1 / step)).astype("<i2", order="C")
-    return np.ascontiguousarray(values.view(np.uint8).reshape(-1, 2).T).tobytes()
+        return lines.tobytes()
+    scaled = lines * np.float32(1 / step)
+    values = np.rint(scaled, out=scaled).astype("<i2").ravel()
+    parts = (values & 255).astype(np.uint8), (values >> 8).astype(np.uint8)
+    return b"".join(part.tobytes() for part in parts)
 
 
 def _packed(content: bytes) -> bytes:

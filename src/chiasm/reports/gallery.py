@@ -248,8 +248,8 @@ def _errors_by_region(case: GalleryCase) -> dict[str, NDArray[np.float32]]:
 
 
 def _sample(volume: NDArray[Any], where: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Take evenly spread voxels of a region, at most `SAMPLE` or a few more."""
-    values = volume[where]
+    """Take evenly spread voxels of a region, at most `SAMPLE` or a few more, in the order in which the region lies."""
+    values = volume[where] if where.flags.c_contiguous else volume.T[where.T]
     return np.asarray(values[:: max(1, len(values) // SAMPLE)], dtype=np.float64)
 
 

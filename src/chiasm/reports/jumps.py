@@ -65,16 +65,17 @@ def _largest_expected(expected_error: Volume, mask: NDArray[np.bool_], unit: str
     """Find the cluster of the highest expected errors that exceed the rest most, and its highest voxel."""
     from scipy.ndimage import label
 
-    expected = np.where(mask, expected_error.array, -np.inf)
-    limit = np.quantile(expected[mask], LARGEST_EXPECTED)
-    clusters, count = label(expected >= limit, np.ones((3, 3, 3)))
-    excess = np.where(mask, expected - limit, 0)
-    sums = np.bincount(clusters.ravel(), excess.ravel(), count + 1)
-    sums[0] = -1
-    cluster = clusters == sums.argmax()
-    voxel = _where(np.where(cluster, expected, -np.inf).argmax(), mask.shape)
-    size = show_number(np.count_nonzero(cluster) * math.prod(expected_error.geometry.spacing_mm) / 1000)
-    error = with_unit(show_number(float(expected[voxel])), unit)
+    inside = np.where(mask, expected_error.array, -np.inf)
+    limit = np.quantile(expected_error.array[mask], LARGEST_EXPECTED)
+    places = np.nonzero(inside >= limit)  # one voxel in a hundred
+    clusters, _ = label(inside >= limit, np.ones((3, 3, 3)))
+    numbers, values = clusters[places], inside[places]
+    highest = np.bincount(numbers, values - limit).argmax() if values.max() > limit else numbers[0]
+    own = np.flatnonzero(numbers == highest)
+    first = own[values[own].argmax()]
+    voxel = tuple(int(along[first]) for along in places)
+    size = show_number(len(own) * math.prod(expected_error.geometry.spacing_mm) / 1000)
+    error = with_unit(show_number(float(values[first])), unit)
     return Jump("Largest expected error", f"{error} expected, {size} mL", voxel)
 
 
