@@ -1,4 +1,4 @@
-"""Rows about files: NIfTI beside nibabel, DICOM beside SimpleITK and pydicom."""
+"""Rows about files: NIfTI beside nibabel, DICOM beside pydicom."""
 
 from __future__ import annotations
 
@@ -58,7 +58,59 @@ def write_nifti(setting: BenchSetting) -> TimedPair:
     return TimedPair(own, peer, difference, 0.0)
 
 
+def read_series(setting: BenchSetting) -> TimedPair:
+    """Read a DICOM series, checked, beside the loop that people write: pydicom, sorted, stacked and rescaled."""
+    import pydicom
+
+    from chiasm.volumes import read_volume
+
+    folder = setting.folder / "series"
+    write_series(folder, setting.shape)
+
+    def peer() -> NDArray[Any]:
+        slices = sorted(map(pydicom.dcmread, folder.iterdir()), key=lambda one: float(one.ImagePositionPatient[2]))
+        stack = [one.pixel_array * float(one.RescaleSlope) + float(one.RescaleIntercept) for one in slices]
+        return np.stack(stack).transpose(2, 1, 0).astype(np.float32)
+
+    return TimedPair(lambda: read_volume(folder).array, peer, _apart, 0.0)
+
+
+def write_series(folder: Path, shape: tuple[int, int, int]) -> None:
+    """Write axial slices of a drawn picture as DICOM of native pixels, with what a scanner says of each."""
+    from pydicom import Dataset
+    from pydicom.dataset import FileMetaDataset
+    from pydicom.uid import UID, ExplicitVRLittleEndian, MRImageStorage, generate_uid
+
+    array = draw_pictures(shape).source
+    folder.mkdir(parents=True, exist_ok=True)
+    study, series, frame = (generate_uid(entropy_srcs=["chiasm bench", what]) for what in ("study", "series", "frame"))
+    for k in range(shape[2]):
+        one = Dataset()
+        one.file_meta = FileMetaDataset()
+        one.file_meta.TransferSyntaxUID = UID(ExplicitVRLittleEndian)
+        one.SOPClassUID, one.SOPInstanceUID = MRImageStorage, generate_uid(entropy_srcs=["chiasm bench", str(k)])
+        one.StudyInstanceUID, one.SeriesInstanceUID, one.FrameOfReferenceUID = study, series, frame
+        one.Modality, one.PatientID, one.SeriesNumber, one.InstanceNumber = "MR", "nobody", 1, k + 1
+        one.ImageType, one.EchoTime, one.AcquisitionNumber = ["ORIGINAL", "PRIMARY", "M"], "10", "1"
+        one.ImagePositionPatient, one.ImageOrientationPatient = [0, 0, k], [1, 0, 0, 0, 1, 0]
+        one.PixelSpacing, one.SliceThickness, one.RescaleSlope, one.RescaleIntercept = [1, 1], "1", "1", "0"
+        one.Rows, one.Columns, one.SamplesPerPixel, one.PhotometricInterpretation = shape[1], shape[0], 1, "MONOCHROME2"
+        one.BitsAllocated, one.BitsStored, one.HighBit, one.PixelRepresentation = 16, 16, 15, 1
+        one.PixelData = np.ascontiguousarray(array[:, :, k].T).astype("<i2").tobytes()
+        one["PixelData"].VR = "OW"
+        one.save_as(folder / f"{k:04d}.dcm", enforce_file_format=True)
+
+
 ROWS = (
+    BenchRow(
+        "read-dicom",
+        "read a DICOM series of native pixels, with its checks",
+        "pydicom, slice by slice, sorted and stacked",
+        0.5,
+        0.5,
+        read_series,
+        equal="stored values",
+    ),
     BenchRow(
         "read-nifti",
         "read a .nii.gz of int16, with its checks",
