@@ -430,14 +430,15 @@ def _inflated(file: BinaryIO, part: DicomFile, max_bytes: int) -> bytes:
 
 def text(dataset: Dataset, name: str) -> str:
     """Return an attribute as one printable line; "" where it is absent or empty, several values with a backslash."""
-    line = "\\".join(map(str, _listed(dataset.get(name))))
+    value = dataset.get(name)
+    if value is None:
+        return ""
+    line = "\\".join(map(str, _listed(value)))
     return "".join(mark if mark.isprintable() else " " for mark in line).strip()[:LONGEST_TEXT]
 
 
 def _listed(value: Any) -> list[Any]:
     """Return the values of an attribute, of which there may be none, one or several."""
-    if value is None:
-        return []
     return [value] if isinstance(value, (str, int, float)) else list(value)
 
 
@@ -483,7 +484,10 @@ def number(dataset: Dataset, name: str, part: DicomFile) -> float | None:
     Raises:
         VolumeError: If it is no finite number, or there are several.
     """
-    return numbers(dataset, name, part, 1)[0] if numbers(dataset, name, part) else None
+    values = numbers(dataset, name, part)
+    if len(values) > 1:
+        raise _wrong_numbers(values, name, part, 1)
+    return values[0] if values else None
 
 
 def count_frames(dataset: Dataset, part: DicomFile) -> int:
