@@ -206,7 +206,7 @@ def test_ct_keeps_its_window_while_the_other_is_chosen() -> None:
     kind, table = choose_intensity(pairs, target_kind="hu")
     assert kind in KINDS
     assert table[kind] > 0.9
-    with pytest.raises(ValueError, match="settled"):
+    with pytest.raises(ValueError, match="both kinds are given"):
         choose_intensity(pairs, source_kind="hu", target_kind="hu")
 
 

@@ -215,7 +215,7 @@ def test_tissue_in_other_shares_makes_the_percentiles_win(tmp_path: Path) -> Non
 def test_a_kind_that_is_asked_for_is_taken_and_two_cases_measure_nothing(cohort: Cohort) -> None:
     asked = planned(cohort, ask(intensity="zscore"))
     assert asked.source_kinds == ("zscore",) and asked.target_kind == "zscore"
-    assert "asked for" in asked.reasons["target_kind"]
+    assert "set in the recipe" in asked.reasons["target_kind"]
     few = planned(cohort, ids=["case00", "case01"])
     assert few.target_kind == "median_iqr" and "too few" in few.reasons["target_kind"]
 
@@ -262,7 +262,7 @@ def test_the_grid_is_the_median_of_the_training_cases(tmp_path: Path) -> None:
         (pytest.approx(1.2), pytest.approx(1.1), 5.0),
     )
     asked = planned(cohort, ask(spacing_mm=2.0))
-    assert asked.spacing_mm == (2.0, 2.0, 2.0) and "asked for" in asked.reasons["spacing_mm"]
+    assert asked.spacing_mm == (2.0, 2.0, 2.0) and "set in the recipe" in asked.reasons["spacing_mm"]
 
 
 @pytest.fixture(scope="module")
@@ -292,9 +292,9 @@ def seen(even: Cohort) -> Fingerprint:
         ("large", False, "auto", 2, 5, "no GPU"),
         ("large", True, "auto", 3, 1, "there is a GPU"),
         ("paper", True, "auto", 3, 1, "there is a GPU"),
-        ("large", True, "2d", 2, 1, "asked for"),
-        ("small", False, "3d", 3, 1, "asked for"),
-        ("small", True, "2.5d", 2, 3, "asked for"),
+        ("large", True, "2d", 2, 1, "set in the recipe"),
+        ("small", False, "3d", 3, 1, "set in the recipe"),
+        ("small", True, "2.5d", 2, 3, "set in the recipe"),
     ],
 )
 def test_dimensions_follow_size_and_machine(
@@ -351,7 +351,7 @@ def test_a_network_far_larger_than_the_body_is_told_of(cohort: Cohort) -> None:
     plan = planned(cohort, recipe, needs=needs)
     assert plan.patch == (256, 256)
     assert re.search(
-        r"need 256 voxels.*has but \d+ x \d+.*empty.*pix2pix-32 takes multiples of 32", plan.reasons["patch"]
+        r"need 256 voxels.*has only \d+ x \d+.*empty.*pix2pix-32 takes multiples of 32", plan.reasons["patch"]
     )
     with pytest.raises(RecipeError, match=r"multiple of 256, such as 256 or 512.*pix2pix-32"):
         planned(cohort, make_recipe("pix2pix", "tiny", {"data.dims": "2d", "data.patch": 96}), needs=needs)

@@ -122,9 +122,9 @@ def test_cases_that_the_parent_learnt_from_are_named(finished_run: Path, toy_coh
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        (["data.target=flair"], r"data\.target stays"),
-        (["data.dims=3d"], r"data\.dims stays"),
-        (["generator.widths=[8,16]"], r"generator\.widths stays"),
+        (["data.target=flair"], r"data\.target cannot change"),
+        (["data.dims=3d"], r"data\.dims cannot change"),
+        (["generator.widths=[8,16]"], r"generator\.widths cannot change"),
         (["loss.nrm=l1"], "Did you mean norm"),
     ],
 )

@@ -25,7 +25,7 @@ def dice(made: Mask, real: Mask) -> float:
     Raises:
         ValueError: If the shapes differ.
 
-    >>> dice(np.array([1, 1, 0], bool), np.array([0, 1, 1], bool))
+    >>> dice(np.array([[[1, 1, 0]]], bool), np.array([[[0, 1, 1]]], bool))
     0.5
     """
     same_shape(made, real)
