@@ -1,4 +1,4 @@
-"""Which DICOM series a place holds: one pass over the headers of its files; names of files mean nothing."""
+"""Which DICOM series a place holds, by the headers of its files; names of files mean nothing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from chiasm.volumes.dicom_files import (
     taming,
     visit,
 )
-from chiasm.volumes.dicom_series import DicomHeader, Series, join_headers, read_header
+from chiasm.volumes.dicom_headers import KEPT
+from chiasm.volumes.dicom_series import DicomHeader, Series, join_headers
 
 
 class Scan(NamedTuple):
@@ -187,7 +188,7 @@ class _Search:
     def _read(self, part: DicomFile, file: BinaryIO, is_sure: bool) -> None:
         """Read a header; `is_sure` says that what cannot be read is damaged DICOM, and not something else."""
         try:
-            header = read_header(part, file)
+            header = KEPT.read(part, file)
         except VolumeError as error:
             self.broken += [error] * is_sure
             return
@@ -235,7 +236,7 @@ def _kin(part: DicomFile) -> tuple[Path, str]:
 
 def _only_header(part: DicomFile, path: Path) -> DicomHeader:
     """Read the header of a file that must not be a DICOMDIR."""
-    (header,) = visit([part], read_header)
+    (header,) = visit([part], KEPT.read)
     if header is None:
         raise VolumeError(
             "is the table of contents of a DICOM folder", path=path, reason="format", hint="Name the folder."
