@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from textwrap import fill
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -35,6 +35,23 @@ if TYPE_CHECKING:
     from chiasm.training.players import MethodRow
 
 
+def _two_folders(option: str, what: str) -> Any:
+    """Declare an option that takes a folder made from synthetic images, and one made from the real ones."""
+    return typer.Option(option, help=what, metavar="SYNTHETIC REAL", rich_help_panel="Data")
+
+
+Segmentations = Annotated[
+    tuple[Path, Path] | None,
+    _two_folders(
+        "--segmentations", "Your label maps of the synthetic and of the real images, two folders: Dice and HD95."
+    ),
+]
+Doses = Annotated[
+    tuple[Path, Path] | None,
+    _two_folders("--doses", "Your doses on the synthetic and on the real CT, two folders: gamma."),
+]
+
+
 def evaluate(
     predictions: Annotated[list[Path], typer.Argument(help="Folders written by chiasm predict, such as one per fold.")],
     reference: Annotated[Path, typer.Argument(help="Cohort with the real targets.")],
@@ -52,24 +69,8 @@ def evaluate(
         Path | None, typer.Option("--model", help="Run or model folder, if it was moved.", rich_help_panel="Expert")
     ] = None,
     register: Register = None,
-    segmentations: Annotated[
-        tuple[Path, Path] | None,
-        typer.Option(
-            "--segmentations",
-            help="Your label maps of the synthetic and of the real images, two folders: Dice and HD95.",
-            metavar="SYNTHETIC REAL",
-            rich_help_panel="Data",
-        ),
-    ] = None,
-    doses: Annotated[
-        tuple[Path, Path] | None,
-        typer.Option(
-            "--doses",
-            help="Your doses on the synthetic and on the real CT, two folders: gamma.",
-            metavar="SYNTHETIC REAL",
-            rich_help_panel="Data",
-        ),
-    ] = None,
+    segmentations: Segmentations = None,
+    doses: Doses = None,
     gamma: Annotated[
         str, typer.Option("--gamma", help="Criteria of gamma: percent,mm.", rich_help_panel="Method")
     ] = "2,2",

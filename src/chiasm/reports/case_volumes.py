@@ -173,19 +173,34 @@ def _encode(volumes: Mapping[str, Volume], steps: Mapping[str, float], room: flo
 
 def _nifti(volume: Volume, step: float | None) -> bytes:
     """Write a NIfTI file, gzipped: 16 bits with a slope for images, bytes as they are without a step."""
+    start = nifti_start(
+        volume.geometry, np.dtype(np.uint8 if step is None else np.int16), 1.0 if step is None else step
+    )
+    return _packed(start + _bytes_of(volume.array, step))
+
+
+def nifti_start(geometry: Geometry, dtype: np.dtype[Any], slope: float = 1.0) -> bytes:
+    """Write what a NIfTI file holds before its voxels, `HEADER` bytes.
+
+    Args:
+        geometry: Of the volume; an sform alone.
+        dtype: That voxels are stored in, little-endian.
+        slope: That stored values are multiplied by.
+    """
     import nibabel as nib
 
     header = nib.Nifti1Header()
-    header.set_data_dtype(np.uint8 if step is None else np.int16)
-    header.set_data_shape(volume.array.shape)
+    header.set_data_dtype(dtype)
+    header.set_data_shape(geometry.shape)
     header.set_xyzt_units("mm")
-    header.set_sform(volume.geometry.affine, code=1)
+    header.set_sform(geometry.affine, code=1)
     header.set_qform(None, code=0)
-    header["pixdim"][1:4] = volume.geometry.spacing_mm
+    header["pixdim"][1:4] = geometry.spacing_mm
     header.set_data_offset(HEADER)
-    header["scl_slope"], header["scl_inter"] = (1.0 if step is None else step), 0.0
+    header["scl_slope"], header["scl_inter"] = slope, 0.0
     header["magic"] = b"n+1"
-    return _packed(header.binaryblock + bytes(4) + _bytes_of(volume.array, step))
+    content: bytes = header.binaryblock + bytes(4)
+    return content
 
 
 def _bytes_of(array: NDArray[Any], step: float | None) -> bytes:

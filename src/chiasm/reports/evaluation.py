@@ -189,7 +189,11 @@ class _Request:
     given: _Given
 
     def check(self) -> None:
-        """Refuse names that are not known."""
+        """Refuse names that are not known, and doses without what compares them.
+
+        Raises:
+            RecipeError: If there is one.
+        """
         if self.convention not in CONVENTIONS:
             raise unknown("convention", self.convention, list(CONVENTIONS))
         if self.regions not in ("seg", "none"):

@@ -22,7 +22,7 @@ from chiasm.errors import RunError, VolumeError, unknown
 from chiasm.outputs import refuse_inputs
 from chiasm.prediction.manifest import FILE, Entry, Manifest, check_files, find_path, read_manifest
 from chiasm.reports.case_page import viewer_script
-from chiasm.reports.case_volumes import to_text
+from chiasm.reports.case_volumes import nifti_start, to_text
 from chiasm.reports.drawing import label_with, show_number, show_unit
 from chiasm.reports.gallery import SOURCE_WINDOW, colour_slice, rising
 from chiasm.reports.pages import render_page, script_data
@@ -34,7 +34,6 @@ from chiasm.volumes.streams import pack
 
 MOST_BYTES = 200_000_000  # of a page; browsers hold no text of more than about 500 MB
 MOST_PANES = 12  # browsers draw in no more than 16 places of a page at once
-HEADER = 352  # bytes of a NIfTI file before its voxels
 SAMPLE = 500_000  # voxels that a window is chosen from
 MOST_LABELS = 32  # an image has more values than a map of labels
 PARALLEL = 1e-3  # cosines of axes that differ by less are of one direction
@@ -291,21 +290,8 @@ def _smallest(array: NDArray[Any]) -> NDArray[Any]:
 
 def _nifti(volume: Volume) -> bytes:
     """Write a volume as a NIfTI file: its values as they are, in their own type."""
-    import nibabel as nib
-
-    header = nib.Nifti1Header()
-    header.set_data_dtype(volume.array.dtype)
-    header.set_data_shape(volume.array.shape)
-    header.set_xyzt_units("mm")
-    header.set_sform(volume.geometry.affine, code=1)
-    header.set_qform(None, code=0)
-    header["pixdim"][1:4] = volume.geometry.spacing_mm
-    header.set_data_offset(HEADER)
-    header["scl_slope"], header["scl_inter"] = 1.0, 0.0
-    header["magic"] = b"n+1"
     values = volume.array.astype(volume.array.dtype.newbyteorder("<"), copy=False)
-    content: bytes = header.binaryblock + bytes(4) + values.tobytes(order="F")
-    return content
+    return nifti_start(volume.geometry, volume.array.dtype) + values.tobytes(order="F")
 
 
 def _window(array: NDArray[Any], colours: Colours) -> tuple[float, float]:

@@ -23,8 +23,7 @@ function show(place) {
   byId("region").textContent = regions[index] & 2 ? "in a labelled lesion" : inside ? "in the mask" : "outside the mask";
   const first = Object.values(panes)[0];
   const mm = first.frac2mm(first.vox2frac(voxel), 0, true);
-  const sides = [["L", "R"], ["P", "A"], ["I", "S"]];
-  byId("world").textContent = sides.map((ends, axis) => `${ends[mm[axis] >= 0 ? 1 : 0]} ${Math.abs(mm[axis]).toFixed(1)}`).join("  ");
+  showWorld(mm);
 }
 
 function moveTo(place) {
@@ -52,12 +51,7 @@ function setWindow(low, high) {
 
 function setPlane(name) {
   plane = name;
-  for (const pane of Object.values(panes)) {
-    pane.opts.crosshairWidth = name === "three" ? 0.6 : 0.35; // per cent of the breadth, at least a pixel on screen
-    pane.crosshairs3D = null; // so that it is made anew
-    pane.setSliceType(niivue.SLICE_TYPE[PLANES[name]]);
-  }
-  for (const button of document.querySelectorAll("[data-plane]")) button.setAttribute("aria-pressed", button.dataset.plane === name);
+  showPlane(Object.values(panes), name);
 }
 
 function setZoom(factor) {
@@ -108,9 +102,7 @@ function turn(on) {
 
 function press(event) {
   if (event.target.matches("input, textarea") || event.ctrlKey || event.metaKey || event.altKey) return;
-  const across = plane === "sagittal" ? [0, 1, 0] : [radiological ? -1 : 1, 0, 0];
-  const up = plane === "axial" || plane === "three" ? [0, 1, 0] : [0, 0, 1];
-  const through = plane === "coronal" ? [0, 1, 0] : plane === "sagittal" ? [1, 0, 0] : [0, 0, 1];
+  const { across, up, through } = waysOf(plane, radiological);
   const step = (way, sign) => moveTo(voxel.map((at, axis) => at + sign * way[axis]));
   const onPane = event.target.matches("canvas, body");
   const actions = {

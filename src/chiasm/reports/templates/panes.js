@@ -39,6 +39,28 @@ function makePane(grey) {
   return pane;
 }
 
+function showPlane(viewers, name) {
+  for (const viewer of viewers) {
+    viewer.opts.crosshairWidth = name === "three" ? 0.6 : 0.35; // per cent of the breadth, at least a pixel on screen
+    viewer.crosshairs3D = null; // so that it is made anew
+    viewer.setSliceType(niivue.SLICE_TYPE[PLANES[name]]);
+  }
+  for (const button of document.querySelectorAll("[data-plane]")) button.setAttribute("aria-pressed", button.dataset.plane === name);
+}
+
+function showWorld(mm) { // a place in RAS mm, each axis by the side that it lies on
+  const sides = [["L", "R"], ["P", "A"], ["I", "S"]];
+  byId("world").textContent = sides.map((ends, axis) => `${ends[mm[axis] >= 0 ? 1 : 0]} ${Math.abs(mm[axis]).toFixed(1)}`).join("  ");
+}
+
+function waysOf(plane, radiological) { // voxels that arrow keys move by: across, up and through a plane
+  return {
+    across: plane === "sagittal" ? [0, 1, 0] : [radiological ? -1 : 1, 0, 0],
+    up: plane === "axial" || plane === "three" ? [0, 1, 0] : [0, 0, 1],
+    through: plane === "coronal" ? [0, 1, 0] : plane === "sagittal" ? [1, 0, 0] : [0, 0, 1],
+  };
+}
+
 function loaded(name) {
   document.querySelector(`[data-pane="${name}"] .loading`).remove();
 }

@@ -24,8 +24,7 @@ function show(mm) {
     const unit = pane.unit ? ` ${pane.unit}` : "";
     pane.frame.querySelector("figcaption output").textContent = voxel ? `${digits(valueAt(pane, voxel), step)}${unit}` : "outside";
   }
-  const sides = [["L", "R"], ["P", "A"], ["I", "S"]];
-  byId("world").textContent = sides.map((ends, axis) => `${ends[mm[axis] >= 0 ? 1 : 0]} ${Math.abs(mm[axis]).toFixed(1)}`).join("  ");
+  showWorld(mm);
 }
 
 function moveTo(mm, but) { // by the whole affine of each volume, however oblique
@@ -71,12 +70,7 @@ function same() {
 
 function setPlane(name) {
   plane = name;
-  for (const { viewer } of panes) {
-    viewer.opts.crosshairWidth = name === "three" ? 0.6 : 0.35; // per cent of the breadth, at least a pixel on screen
-    viewer.crosshairs3D = null; // so that it is made anew
-    viewer.setSliceType(niivue.SLICE_TYPE[PLANES[name]]);
-  }
-  for (const button of document.querySelectorAll("[data-plane]")) button.setAttribute("aria-pressed", button.dataset.plane === name);
+  showPlane(panes.map(pane => pane.viewer), name);
 }
 
 function setZoom(factor) {
@@ -98,9 +92,7 @@ function step(way, sign) { // by a voxel of the pane that was used last
 
 function press(event) {
   if (event.target.matches("input, textarea") || event.ctrlKey || event.metaKey || event.altKey) return;
-  const across = plane === "sagittal" ? [0, 1, 0] : [radiological ? -1 : 1, 0, 0];
-  const up = plane === "axial" || plane === "three" ? [0, 1, 0] : [0, 0, 1];
-  const through = plane === "coronal" ? [0, 1, 0] : plane === "sagittal" ? [1, 0, 0] : [0, 0, 1];
+  const { across, up, through } = waysOf(plane, radiological);
   const actions = {
     a: () => setPlane("axial"), c: () => setPlane("coronal"), s: () => setPlane("sagittal"), m: () => setPlane("three"),
     r: turn, w: reset, "+": () => setZoom(1.25), "=": () => setZoom(1.25), "-": () => setZoom(0.8),
