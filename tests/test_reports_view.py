@@ -5,8 +5,10 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import os
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -129,6 +131,15 @@ def test_whole_numbers_are_stored_in_16_bits_and_labels_are_shown_from_least_to_
     assert settings_in(text)["panes"][0]["window"] == [0, 4]
 
 
+@pytest.fixture(autouse=True)
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder for temporary files, where pages without a place of their own are written."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    return folder
+
+
 def one_volume(folder: Path, name: str = "a.nii.gz", seed: int = 0) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     array = np.random.default_rng(seed).normal(50, 9, SHAPE).astype(np.float32)
@@ -141,12 +152,51 @@ def test_files_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> No
     assert view(places).titles == ("anna/scans/a.nii.gz", "ben/scans/a.nii.gz")
 
 
-def test_without_a_place_the_page_lies_in_a_new_temporary_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+def test_without_a_place_the_page_lies_in_a_new_temporary_folder(temporary: Path, tmp_path: Path) -> None:
     pages = {view([one_volume(tmp_path / "in")]).page for _ in range(2)}
-    assert len(pages) == 2 and all(page.is_relative_to(tmp_path) and page.name == "view.html" for page in pages)
+    assert len(pages) == 2 and all(page.is_relative_to(temporary) and page.name == "view.html" for page in pages)
+
+
+def make_older(folder: Path, hours: float = 25) -> None:
+    then = time.time() - hours * 3600
+    os.utime(folder, (then, then))
+
+
+def test_a_page_of_yesterday_is_removed_and_nothing_else_is(temporary: Path, tmp_path: Path) -> None:
+    scan_file = one_volume(tmp_path / "in")
+    yesterday, today, noted, foreign = (view([scan_file]).page.parent for _ in range(4))
+    (noted / "notes.txt").write_text("mine")
+    (foreign / "view.html").write_text("<html>mine</html>")
+    (temporary / "chiasm-view-empty").mkdir()
+    (temporary / "chiasm-view-link").symlink_to(tmp_path / "in")
+    (temporary / "another-folder").mkdir()
+    for folder in temporary.iterdir():
+        if not folder.is_symlink():
+            make_older(folder)
+    make_older(today, 23)
+    before = set(temporary.iterdir())
+    made = view([scan_file]).page.parent
+    assert before - set(temporary.iterdir()) == {yesterday, temporary / "chiasm-view-empty"}
+    assert (noted / "view.html").is_file() and (today / "view.html").is_file() and (made / "view.html").is_file()
+    assert scan_file.is_file() and (foreign / "view.html").read_text() == "<html>mine</html>"
+
+
+def test_a_page_of_another_user_stays(temporary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = view([one_volume(tmp_path / "in")]).page.parent
+    make_older(folder)
+    monkeypatch.setattr(os, "getuid", lambda: folder.stat().st_uid + 1, raising=False)
+    view([tmp_path / "in" / "a.nii.gz"])
+    assert (folder / "view.html").is_file()
+
+
+def test_a_page_that_is_refused_leaves_no_folder(
+    temporary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(views, "MOST_BYTES", 2_000)
+    for scan_file in (one_volume(tmp_path / "in"), tmp_path / "absent.nii"):
+        with pytest.raises(VolumeError):
+            view([scan_file])
+    assert not list(temporary.iterdir())
 
 
 def test_a_page_of_its_own_is_replaced_and_a_file_of_somebody_else_is_not(tmp_path: Path) -> None:

@@ -18,7 +18,9 @@ def view(
     reading: ReadingOptions,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="The page: a file such as view.html; by default in a temporary folder."),
+        typer.Option(
+            "--out", "-o", help="The page: a file such as view.html; by default in a temporary folder, for a day."
+        ),
     ] = None,
     case: Annotated[
         str | None, typer.Option("--case", help="Case of a folder of predictions; its first one by default.")

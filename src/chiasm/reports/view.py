@@ -7,8 +7,11 @@ are linked by their world coordinates.
 
 from __future__ import annotations
 
+import os
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import cycle
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -38,6 +41,8 @@ SAMPLE = 500_000  # voxels that a window is chosen from
 MOST_LABELS = 32  # an image has more values than a map of labels
 PARALLEL = 1e-3  # cosines of axes that differ by less are of one direction
 PREDICTIONS = "predictions"  # in the folder of `chiasm run`
+TEMPORARY = ("chiasm-view-", "view.html")  # how the name of a temporary folder begins, and its only file
+KEPT_S = 24 * 60 * 60  # so long a page stays in its temporary folder at least
 MARK = '<meta name="generator" content="chiasm view">'  # in a page that may be replaced
 
 Colours = Literal["gray", "expected"]
@@ -96,7 +101,8 @@ def view(
     Args:
         places: Files and DICOM folders, of any tool; or one folder of `chiasm predict` or `chiasm run`, of which a
             case is shown: sources, synthetic image, expected error.
-        out: The page; by default `view.html` in a new temporary folder.
+        out: The page; by default `view.html` in a new temporary folder. Such pages of this user that are older than
+            a day are removed.
         case: Of a folder of predictions; its first one by default.
         series: DICOM series by number or words: one for all places, or one for each DICOM place in order.
         reading: What to assume of files whose headers leave a question open.
@@ -123,11 +129,13 @@ def view(
         entry = _case_of(folder, manifest, case)
         wanted, notes = _volumes_of(folder, manifest, entry)
     _check_count(wanted)
-    page = _page_at(out, [one.path for one in wanted])
+    page = None if out is None else _page_at(Path(out), [one.path for one in wanted])
     panes = [_pane(one, reading) for one in wanted]
     title = entry.case if entry else wanted[0].title if len(wanted) == 1 else f"{len(wanted)} volumes"
     warnings = (*notes, *(entry.warnings if entry else ()))
-    write_text(page, _checked(_render(panes, title, warnings), panes))
+    text = _checked(_render(panes, title, warnings), panes)
+    page = page or _temporary_page()  # only now: a page that is refused leaves no folder
+    write_text(page, text)
     return Viewed(page, tuple(one.title for one in wanted), tuple(notes))
 
 
@@ -231,11 +239,8 @@ def _check_count(wanted: Sequence[Shown]) -> None:
         )
 
 
-def _page_at(out: Path | str | None, inputs: Sequence[Path]) -> Path:
+def _page_at(page: Path, inputs: Sequence[Path]) -> Path:
     """Return where the page will be; a file that this command did not write is not replaced."""
-    if out is None:
-        return Path(tempfile.mkdtemp(prefix="chiasm-view-")) / "view.html"
-    page = Path(out)
     refuse_inputs([page], inputs, what="the page")
     if page.exists() and not _is_own(page):
         raise RunError(
@@ -245,6 +250,30 @@ def _page_at(out: Path | str | None, inputs: Sequence[Path]) -> Path:
             hint="Choose another file with -o.",
         )
     return page
+
+
+def _temporary_page() -> Path:
+    """Return where a page will be in a new temporary folder, once the old ones are removed.
+
+    The page outlasts its command, because a browser opens it afterwards; so a later command removes it.
+    """
+    prefix, name = TEMPORARY
+    for folder in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
+        with suppress(OSError):  # it belongs to somebody else, or another command removes it at the same time
+            if _is_old(folder):
+                (folder / name).unlink(missing_ok=True)
+                folder.rmdir()
+    return Path(tempfile.mkdtemp(prefix=prefix)) / name
+
+
+def _is_old(folder: Path) -> bool:
+    """Return whether a folder is this user's, holds nothing but a page of this command, and that for a day."""
+    found = folder.lstat()
+    if found.st_uid != getattr(os, "getuid", lambda: found.st_uid)() or folder.is_symlink():
+        return False
+    pages = list(folder.iterdir())
+    is_own = all(page.name == TEMPORARY[1] and _is_own(page) for page in pages)
+    return is_own and time.time() - found.st_mtime > KEPT_S
 
 
 def _is_own(page: Path) -> bool:
