@@ -10,6 +10,9 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import redirect_stderr, redirect_stdout
+from functools import cache
+from io import StringIO
 from itertools import product
 from pathlib import Path
 
@@ -33,9 +36,18 @@ SETTINGS = [
 ]
 
 
-def chiasm(*words: str | Path, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+def chiasm(*words: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run a command in a process of its own."""
     command = [sys.executable, "-m", "chiasm.cli", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout)
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def here(*words: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run a command in this process, where torch is loaded already."""
+    given = list(map(str, words))
+    with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err, pytest.raises(SystemExit) as done:
+        main(given)
+    return subprocess.CompletedProcess(given, int(done.value.code or 0), out.getvalue(), err.getvalue())
 
 
 def verbs() -> list[str]:
@@ -49,10 +61,10 @@ def test_the_four_verbs_go_from_a_folder_to_a_report(tmp_path: Path) -> None:
     found = chiasm("inspect", data)
     assert found.returncode == 0 and "5 cases" in found.stdout
     run, made, scored = tmp_path / "run", tmp_path / "made", tmp_path / "scored"
-    trained = chiasm("train", data, "--source", "t1", "--target", "t2", "-o", run, "--size", "tiny", "--set", *SETTINGS)
+    trained = here("train", data, "--source", "t1", "--target", "t2", "-o", run, "--size", "tiny", "--set", *SETTINGS)
     assert trained.returncode == 0, trained.stderr
-    assert chiasm("predict", run, data, "-o", made, "--only", "test").returncode == 0
-    done = chiasm("evaluate", made, data, "-o", scored)
+    assert here("predict", run, data, "-o", made, "--only", "test").returncode == 0
+    done = here("evaluate", made, data, "-o", scored)
     assert done.returncode == 0 and "lookup" in done.stdout and (scored / "report.html").exists()
 
 
@@ -89,7 +101,7 @@ def test_a_mistake_ends_in_one_sentence_and_exit_2_with_nothing_half_written(
     words: list[str], told: str, toy_cohort: Path, tmp_path: Path
 ) -> None:
     places = {"DATA": str(toy_cohort), "NOWHERE": str(tmp_path / "nowhere"), "OUT": str(tmp_path / "out")}
-    done = chiasm(*(places.get(word, word) for word in words))
+    done = here(*(places.get(word, word) for word in words))
     assert done.returncode == 2
     assert "Traceback" not in done.stderr and told in done.stderr
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.name != ".lock"]
@@ -136,27 +148,20 @@ def test_a_busy_folder_is_refused_before_torch_is_loaded(toy_cohort: Path, tmp_p
     assert done.returncode == 2 and "is in use by another chiasm" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_thick_slices_of_one_modality_come_back_thin_by_the_same_verbs(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def here(*words: str | Path) -> tuple[int, str]:  # in this process: torch is loaded once
-        with pytest.raises(SystemExit) as done:
-            main(list(map(str, words)))
-        told = capsys.readouterr()
-        return int(done.value.code or 0), told.out + told.err
-
+def test_thick_slices_of_one_modality_come_back_thin_by_the_same_verbs(tmp_path: Path) -> None:
     data = write_brats(tmp_path / "data", 4)
     for path in data.rglob("*_t2.nii.gz"):
         path.unlink()  # one modality is enough
     run, made = tmp_path / "run", tmp_path / "made"
     task = ["--source", "t1", "--task", "super-resolution", "--factor", "3", "--axis", "j", "--size", "tiny"]
     asked = [*task, "--folds", "3", "-o", run, "--set", *(one for one in SETTINGS if "split.folds" not in one)]
-    assert here("train", data, *asked)[0] == 0
-    code, told = here("plan", data, *asked)
-    assert code == 0 and "coronal slices of 3 mm" in told and "become slices of 1 mm" in told
-    code, told = here("predict", run, data, "-o", made, "--only", "test")
-    assert code == 3 and "--degrade" in told
-    assert here("predict", run, data, "-o", made, "--only", "test", "--degrade")[0] == 0
+    assert here("train", data, *asked).returncode == 0
+    done = here("plan", data, *asked)
+    assert done.returncode == 0
+    assert "coronal slices of 3 mm" in done.stdout and "become slices of 1 mm" in done.stdout
+    done = here("predict", run, data, "-o", made, "--only", "test")
+    assert done.returncode == 3 and "--degrade" in done.stdout + done.stderr
+    assert here("predict", run, data, "-o", made, "--only", "test", "--degrade").returncode == 0
 
     for path in made.glob("*_t1.nii.gz"):  # had the network changed nothing, it would score as the spline does
         shown = simulated([read_volume(data / path.name[:8] / path.name)], Degradation(3, "J"))[0]
@@ -172,7 +177,7 @@ def test_thick_slices_of_one_modality_come_back_thin_by_the_same_verbs(
     fine = read_volume(data / "Toy_0001" / "Toy_0001_t1.nii.gz")
     thick = degrade([fine], Degradation(3, "J"))[0]
     write_volume(tmp_path / "thick.nii.gz", thick.array, thick.geometry)
-    assert here("predict", run, tmp_path / "thick.nii.gz", "-o", tmp_path / "thin")[0] == 0
+    assert here("predict", run, tmp_path / "thick.nii.gz", "-o", tmp_path / "thin").returncode == 0
     thin = read_volume(tmp_path / "thin" / "thick_t1.nii.gz")
     assert thin.array.shape == (36, 42, 12)  # 14 slices of 3
     np.testing.assert_allclose(thin.geometry.affine, thin_grid(thick.geometry, Degradation(3, "J")).affine, atol=1e-5)
@@ -186,14 +191,14 @@ def test_a_bad_case_in_a_cohort_ends_in_exit_3_and_is_named(tmp_path: Path) -> N
     data = write_brats(tmp_path / "data", 3)
     bad = data / "Toy_0002" / "Toy_0002_t1.nii.gz"
     bad.write_bytes(b"not a scan")
-    done = chiasm("inspect", data)
+    done = here("inspect", data)
     assert done.returncode == 3 and "Toy_0002_t1.nii.gz" in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 def test_ctrl_c_or_a_closed_terminal_writes_a_checkpoint(number: int, toy_cohort: Path, tmp_path: Path) -> None:
     words = ["train", str(toy_cohort), "--source", "t1", "--target", "t2", "-o", str(tmp_path / "run")]
-    long = ["--size", "tiny", "--set", *SETTINGS, "schedule.steps=100000", "training.validations=1000"]
+    long = ["--size", "tiny", "--set", *SETTINGS, "schedule.steps=10000", "training.validations=1000"]
     process = subprocess.Popen(
         [sys.executable, "-m", "chiasm.cli", *words, *long],
         stdout=subprocess.PIPE,
@@ -252,17 +257,20 @@ def test_every_verb_is_documented_and_every_documented_command_exists() -> None:
             assert verb in verbs(), f"{path.name} shows chiasm {verb}, which does not exist"
 
 
+@cache
+def help_of(verb: str) -> str:
+    return here(verb, "--help").stdout
+
+
 PAGES = [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("**/*.md"))]
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if "chiasm " in commands(page)], ids=lambda page: page.name)
 def test_options_in_the_documents_exist(page: Path) -> None:
-    helps: dict[str, str] = {}
     for line in re.findall(r"^chiasm [^\n]+", commands(page), re.MULTILINE):
         verb = line.split()[1]
-        told = helps.setdefault(verb, chiasm(verb, "--help").stdout)
         for option in re.findall(r"(?<=\s)--[a-z-]+", line.split("#")[0]):
-            assert option in told, f"{option} is no option of chiasm {verb}"
+            assert option in help_of(verb), f"{option} is no option of chiasm {verb}"
 
 
 def test_every_room_is_explained_in_the_architecture() -> None:
