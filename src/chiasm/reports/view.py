@@ -129,7 +129,7 @@ def view(
         entry = _case_of(folder, manifest, case)
         wanted, notes = _volumes_of(folder, manifest, entry)
     _check_count(wanted)
-    page = None if out is None else _page_at(Path(out), [one.path for one in wanted])
+    page = _page_at(out, [one.path for one in wanted])
     panes = [_pane(one, reading) for one in wanted]
     title = entry.case if entry else wanted[0].title if len(wanted) == 1 else f"{len(wanted)} volumes"
     warnings = (*notes, *(entry.warnings if entry else ()))
@@ -239,8 +239,11 @@ def _check_count(wanted: Sequence[Shown]) -> None:
         )
 
 
-def _page_at(page: Path, inputs: Sequence[Path]) -> Path:
-    """Return where the page will be; a file that this command did not write is not replaced."""
+def _page_at(out: Path | str | None, inputs: Sequence[Path]) -> Path | None:
+    """Return the page that was asked for, if any; a file that this command did not write is not replaced."""
+    if out is None:
+        return None
+    page = Path(out)
     refuse_inputs([page], inputs, what="the page")
     if page.exists() and not _is_own(page):
         raise RunError(
