@@ -31,9 +31,11 @@ ROWS = [
 
 def test_six_lines_say_error_likeness_lesions_expected_error_and_convention() -> None:
     assert headlines(ROWS, "A7", ("identity", "lookup")) == [
-        "mask: mean absolute error 0.5 SD in 2 subjects, 20 % lower than the best baseline (lookup 0.625 SD)",
+        "mask: mean absolute error 0.5 SD in 2 subjects, -20.0 % against the best baseline (lookup 0.625 SD): "
+        "fewer than 6 subjects are too few to compare",
         "mask: PSNR 21.2 dB, SSIM 0.75",
-        "WT: mean absolute error 1.2 SD in 1 subject, 20 % higher than the best baseline (lookup 1 SD)",
+        "WT: mean absolute error 1.2 SD in 1 subject, +20.0 % against the best baseline (lookup 1 SD): "
+        "fewer than 6 subjects are too few to compare",
         "lesions: 25 % of their contrast is kept, 50 % are visible, 3 made up per case",
         "expected error: 0.80 times the true error in the mask; rank correlation of voxels 0.31",
         "convention: chiasm; evaluation.csv and report.html hold all scores",
@@ -50,3 +52,15 @@ def test_cases_of_one_subject_count_once() -> None:
     assert headlines(rows, "A7", (), {"a1": "a", "a2": "a", "b": "b"})[0] == (
         "mask: mean absolute error 0.45 SD in 2 subjects"
     )
+
+
+def test_better_is_said_of_subjects_and_not_of_their_scans() -> None:
+    cases = [f"{subject}{scan}" for subject in "abcdef" for scan in "12"]
+    rows = [row(name, "mask", "mae", error, case) for name, error in (("A7", 0.5), ("lookup", 1.0)) for case in cases]
+    said = "mask: mean absolute error 0.5 SD in {}, -50.0 % {}against the best baseline (lookup 1 SD): {}"
+    interval = "(95 % interval -50.0 to -50.0 %) "
+    subjects = {case: case[0] for case in cases}
+    assert headlines(rows, "A7", ("lookup",), subjects)[0] == said.format("6 subjects", interval, "better")
+    one = dict.fromkeys(cases, "a")
+    few = said.format("1 subject", "", "fewer than 6 subjects are too few to compare")
+    assert headlines(rows, "A7", ("lookup",), one)[0] == few

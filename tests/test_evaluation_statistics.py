@@ -53,7 +53,7 @@ def test_a_true_difference_is_found_and_told_with_its_interval() -> None:
 def test_no_difference_is_said_plainly_with_what_n_could_have_shown() -> None:
     (one,) = compared(rows(0.0, seed_sd=0.1))
     assert one.p_permutation < 0.01  # over subjects alone the seeds' disagreement looks like a finding
-    assert one.low < 0 < one.high and "no difference shown" in one.verdict and "would show" in one.verdict
+    assert one.low < 0 < one.high and "no difference above 1 % is shown" in one.verdict and "would show" in one.verdict
 
 
 def test_five_subjects_are_not_tested() -> None:

@@ -255,7 +255,7 @@ def test_figures_of_a_log_that_are_none_are_not_drawn(tmp_path: Path) -> None:
     odd = ['"x"', "null", "true", "NaN", "[1]", "1" * 400, "1e999"]
     shown = enumerate([*odd, "0.5", "0.25"])
     lines = [f'{{"kind": "validation", "step": {n}, "mae": {value}, "spearman": {value}}}' for n, value in shown]
-    lines += [f'{{"kind": "step", "step": 1, "attention_strength": {v}, "accuracy_local": {v}}}' for v in odd]
+    lines += [f'{{"kind": "step", "step": 1, "attention_strength": {v}, "accuracy_local": {v}}}' for v in (*odd, "0.5")]
     (tmp_path / "log.jsonl").write_text("\n".join(lines))
     history = read_history(tmp_path / "log.jsonl")
     (drawn, _) = draw_curves(history)

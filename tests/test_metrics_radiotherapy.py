@@ -58,7 +58,7 @@ def test_tissues_part_the_target_by_its_hounsfield_units() -> None:
     target = np.array([-1000, -900, -600, -500, -300, -100, -20, 0, 149, 150, 2000], np.float32).reshape(-1, 1, 1)
     found = tissues(target, np.ones(target.shape, bool))
     assert {name: int(inside.sum()) for name, inside in found.items()} == {
-        "air": 1, "lung": 2, "fat": 1, "soft tissue": 3, "bone": 2
+        "air": 1, "low density": 2, "fat": 1, "soft tissue": 3, "bone": 2
     }  # fmt: skip
 
 

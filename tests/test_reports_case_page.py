@@ -210,7 +210,7 @@ def test_a_case_stands_beside_every_case_of_the_method_and_single_lesions_do_not
         CaseScore("lesion-edge", "mae", 2.0, "SD", (2.0,)),
     )
     text = write_case_page(tmp_path / "case.html", a_case(scores=figures)).read_text()
-    assert "2nd best of 3" in text and "range 1.00 to 5.00, median 3.50, this case 3.50" in text
+    assert "rank 2 of 3" in text and "range 1.00 to 5.00, median 3.50, this case 3.50" in text
 
 
 def test_volumes_of_two_shapes_or_a_window_that_does_not_rise_are_refused() -> None:

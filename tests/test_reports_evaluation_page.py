@@ -43,6 +43,7 @@ def evaluated() -> list[Row]:
 def trained(**last: float) -> list[dict[str, object]]:
     """Two lines of each kind, the second with the figures given."""
     first = {"loss": 1.0, "reconstruction": 0.9, "accuracy_local": 0.6, "accuracy_global": 0.7}
+    first |= {"attention_strength": last.get("attention_strength", 1.0)}
     return [
         {"kind": "step", "step": 1, **first},
         {"kind": "validation", "step": 10, "mae": 0.4, "spearman_smoothed": 0.2, "weight_ratio": 1.4},
@@ -147,26 +148,41 @@ def test_every_number_in_the_table_is_the_mean_over_cases(tmp_path: Path) -> Non
 
 def test_worse_is_said_as_plainly_as_better(tmp_path: Path) -> None:
     words = written(tmp_path).words.replace("\u00a0", " ")
-    assert "By MAE, better than every naive baseline on average in brain, not in lesion." in words
-    # brain: 0.14 against 0.20, two cases won; lesion: 0.34 against 0.26, none
     assert (
-        "0.140 against 0.200 SD for lookup, the best naive baseline: 30.0 % lower on average, better in 2 of 3" in words
+        "By MAE, against the best naive baseline of each region: fewer than 6 subjects are too few to compare "
+        "in brain and lesion." in words
     )
+    # brain: 0.14 against 0.20, two cases won; lesion: 0.34 against 0.26, none
+    few = "fewer than 6 subjects are too few to compare"
     assert (
-        "0.340 against 0.260 SD for lookup, the best naive baseline: 30.8 % higher on average, better in 0 of 3"
+        f"0.140 against 0.200 SD for lookup, the best naive baseline, in 3 subjects: -30.0 %, {few}; lower in 2"
         in words
     )
-    assert "With only 3 cases a chance result is likely." in words
+    assert (
+        f"0.340 against 0.260 SD for lookup, the best naive baseline, in 3 subjects: +30.8 %, {few}; lower in 0"
+        in words
+    )
     assert "best a , median b , worst c" in words
-    beaten = [line._replace(value=line.value + (line.method == "model")) for line in evaluated()]
-    assert "Not better than the best naive baseline, by MAE, in any region" in written(tmp_path, rows=beaten).words
+    many = written(tmp_path, rows=[line._replace(case=f"{line.case}{n}") for line in evaluated() for n in range(12)])
+    verdict = "of each region: better in brain; worse in lesion."
+    assert verdict in many.words and "Better and worse" not in many.words
+    assert [tag["class"] for tag in many.all("li") if tag.get("class") in ("good", "mixed", "bad")] == ["good", "bad"]
 
 
 def test_a_tie_is_no_win(tmp_path: Path) -> None:
     rows = [row("model", "brain", 0.2), row("lookup", "brain", 0.2)]
     (tie,) = compare_with_baselines(rows, method="model", naive=["lookup"])
-    assert not tie.is_better and tie.wins == 0
-    assert "the same on average" in written(tmp_path, rows=rows).words
+    assert tie.claim == "few" and not tie.paired.is_ahead and tie.wins == 0
+    assert "+0.0 %" in written(tmp_path, rows=rows).words.replace("\u00a0", " ")
+
+
+def test_a_single_case_is_neither_best_nor_worst(tmp_path: Path) -> None:
+    rows = [row("model", "brain", 0.2), row("lookup", "brain", 0.3)]
+    page = written(tmp_path, rows=rows, gallery=[pictured()])
+    assert "median" not in page.words and not re.search(r"best +[ab]\b", page.words)
+    assert [tag for tag in page.all("span") if tag.get("class") == "badge"] == []
+    two = written(tmp_path, rows=[*rows, row("model", "brain", 0.4, case="b")], gallery=[pictured()])
+    assert len([tag for tag in two.all("span") if tag.get("class") == "badge"]) == 2
 
 
 def test_higher_is_better_for_psnr() -> None:
@@ -174,7 +190,7 @@ def test_higher_is_better_for_psnr() -> None:
     (found,) = compare_with_baselines(
         [*rows, row("mean", "brain", 20.0, metric="psnr")], method="model", naive=["lookup", "mean"], metric="psnr"
     )
-    assert found.is_better and found.baseline == "lookup"
+    assert found.paired.is_ahead and found.baseline == "lookup"
     rows += [row("model", "brain", 31.0, case="b", metric="psnr")]
     assert (rank(rows, method="model", metric="psnr") or {})["best"] == "b"
 
@@ -182,7 +198,7 @@ def test_higher_is_better_for_psnr() -> None:
 def test_only_cases_that_both_have_are_compared() -> None:
     rows = [row("model", "brain", 0.3), row("lookup", "brain", 0.2), row("model", "brain", 0.0, case="only ours")]
     (found,) = compare_with_baselines(rows, method="model", naive=["lookup"])
-    assert (found.cases, found.ours, found.is_better) == (1, 0.3, False)
+    assert (found.paired.subjects, found.ours, found.paired.is_ahead) == (1, 0.3, False)
 
 
 def test_names_from_files_cannot_become_markup(tmp_path: Path) -> None:
@@ -280,19 +296,29 @@ def test_the_expected_error_map_is_held_against_the_true_error(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("last", "sentence"),
     [
-        ({"spearman_smoothed": -0.1}, "The attention is inverted: its difficulty does not rise with the error"),
-        ({"weight_ratio": 1.04}, "The attention is inactive on lesions"),
-        ({"weight_ratio": 0.5}, "The attention is inverted on lesions"),
+        (
+            {"spearman_smoothed": -0.1},
+            "The local discriminator does not find the errors, so the attention",
+        ),
+        ({"weight_ratio": 1.04}, "The attention does not favour lesions: they weigh 1.04 times healthy tissue."),
+        ({"weight_ratio": 0.5}, "The attention neglects lesions: they weigh 0.50 times healthy tissue."),
         ({"accuracy_local": 0.99}, "The local discriminator ended saturated"),
         ({"accuracy_global": 0.51}, "The global discriminator ended near guessing"),
-        ({"attention_strength": 0.0}, "The attention was never switched on"),
-        ({}, "The local discriminator’s difficulty rises with the error"),
+        ({"attention_strength": 0.0}, "The attention was never used: a check found"),
+        ({}, "The local discriminator finds the errors: its difficulty map is higher there"),
     ],
 )
 def test_the_health_of_the_discriminators_is_told_in_words(
     tmp_path: Path, last: dict[str, float], sentence: str
 ) -> None:
     assert sentence in written(tmp_path, history=trained(**last)).words
+
+
+def test_nothing_is_said_of_an_attention_that_a_method_has_not(tmp_path: Path) -> None:
+    history = [{name: value for name, value in line.items() if name != "attention_strength"} for line in trained()]
+    with_attention, without = (written(tmp_path, history=one).words for one in (trained(), history))
+    assert "The attention gives lesions 1.50 times" in with_attention and "What the attention does" in with_attention
+    assert not re.search("[Tt]he attention", without) and "The local discriminator ended" in without
 
 
 def test_curves_carry_words_for_those_who_cannot_see_them(tmp_path: Path) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
+from chiasm.cohorts.cases import grouped
+from chiasm.evaluation.claims import WORDS, PairedScores, pair_scores
 from chiasm.evaluation.rows import Row
 from chiasm.evaluation.summary import ScoreSummary, summarise
 from chiasm.metrics.radiotherapy import TISSUES_HU
@@ -13,18 +17,20 @@ from chiasm.volumes.geometry import AXIS_NAMES
 #: Regions that are no lesions.
 BASE_REGIONS = (
     *("mask", "image", "healthy", "edges", "lesion-edge", "each lesion", "lesions"),
-    *TISSUES_HU,
+    *(*TISSUES_HU, "lung"),  # as "low density" was called
     *AXIS_NAMES,
 )
 
 
 @dataclass(frozen=True)
 class _Scores:
-    """Summaries of a method and of the naive baselines, by region, metric and method."""
+    """Summaries of a method and of the naive baselines by region, metric and method, and their errors by case."""
 
     found: Mapping[tuple[str, str, str], ScoreSummary]
+    errors: Mapping[tuple[str, str], Mapping[str, float]]
     method: str
     naive: Collection[str]
+    subjects: Mapping[str, str]
 
     def of(self, region: str, metric: str, method: str = "") -> ScoreSummary | None:
         """Return a score; None where no subject has one."""
@@ -35,6 +41,11 @@ class _Scores:
         """Return the baseline with the smallest error in a region."""
         errors = [one for name in self.naive if (one := self.of(region, "mae", name)) is not None]
         return min(errors, key=lambda one: one.mean, default=None)
+
+    def against(self, baseline: str, region: str) -> PairedScores | None:
+        """Pair the method's errors with those of a baseline, by subject; None where no case has both."""
+        ours, theirs = (self.errors.get((name, region), {}) for name in (self.method, baseline))
+        return pair_scores(ours, theirs, self.subjects)
 
     @property
     def lesion_region(self) -> str | None:
@@ -63,12 +74,23 @@ def headlines(
         ValueError: As `summarise`.
     """
     rows = list(rows)
-    scores = _Scores({(one.region, one.metric, one.method): one for one in summarise(rows, subjects)}, method, naive)
+    summaries = {(one.region, one.metric, one.method): one for one in summarise(rows, subjects)}
+    scores = _Scores(summaries, _errors_by_case(rows), method, naive, subjects or {})
     lines = [_error(scores, "mask"), _likeness(scores)]
     if (region := scores.lesion_region) is not None:
         lines += [_error(scores, region), _lesions(scores)]
     lines += [_expected_error(scores), _convention(rows)]
     return [line for line in lines if line]
+
+
+def _errors_by_case(rows: Iterable[Row]) -> dict[tuple[str, str], dict[str, float]]:
+    """Average the mean absolute errors of each method, region and case over folds and seeds."""
+    finite = (row for row in rows if row.metric == "mae" and math.isfinite(row.value))
+    cells = grouped(finite, lambda row: (row.method, row.region))
+    return {
+        cell: {case: fmean(row.value for row in same) for case, same in grouped(found, lambda row: row.case).items()}
+        for cell, found in cells.items()
+    }
 
 
 def _error(scores: _Scores, region: str) -> str:
@@ -77,11 +99,11 @@ def _error(scores: _Scores, region: str) -> str:
     if own is None:
         return ""
     line = f"{region}: mean absolute error {_value(own)} in {_people(own.n)}"
-    if best is None or not best.mean > 0:
+    paired = None if best is None else scores.against(best.method, region)
+    if best is None or paired is None:
         return line
-    change = 100 * (own.mean / best.mean - 1)
-    compared = f"{abs(change):.0f} % {'lower' if change < 0 else 'higher'} than" if round(change) else "the same as"
-    return f"{line}, {compared} the best baseline ({best.method} {_value(best)})"
+    against = f"{paired.difference} against the best baseline ({best.method} {_value(best)})"
+    return f"{line}, {against}: {WORDS[paired.claim]}"
 
 
 def _likeness(scores: _Scores) -> str:

@@ -20,8 +20,8 @@ from typing import NamedTuple
 import numpy as np
 
 from chiasm.errors import CohortError
+from chiasm.evaluation.claims import WORDS, Claim, Difference, claim
 from chiasm.evaluation.paired_tests import (
-    ALPHA,
     FEWEST,
     Table,
     cluster_interval,
@@ -112,6 +112,17 @@ class Comparison:
     primary: bool
     detectable: float
     verdict: str
+
+    @property
+    def percent(self) -> Difference:
+        """The difference and its 95 % interval in percent of the other's mean; NaN where that is 0."""
+        scale = 100 / abs(self.mean_against) if self.mean_against else math.nan
+        return Difference(self.relative, scale * self.low, scale * self.high)
+
+    @property
+    def claim(self) -> Claim:
+        """What may be said of the difference."""
+        return claim(self.percent, self.subjects, more_is_better=self.metric in HIGHER, p=self.p_holm)
 
 
 def compare_methods(
@@ -259,10 +270,10 @@ def stays_within(one: Comparison, margin: float) -> str:
         one: Where it must not be worse, such as healthy tissue.
         margin: Percent of the other's mean.
     """
-    if math.isnan(one.low) or not one.mean_against:
-        return f"{one.metric} in {one.region}, {one.arm} against {one.against}: cannot be said"
-    worst = 100 * (-one.low if one.metric in HIGHER else one.high) / abs(one.mean_against)
-    shown = f"{one.metric} in {one.region}, {one.arm} against {one.against}: {_interval(one)}"
+    if one.subjects < FEWEST or math.isnan(one.percent.low):
+        return f"{one.metric} in {one.region}, {one.arm} against {one.against}: {WORDS['few']}"
+    worst = -one.percent.low if one.metric in HIGHER else one.percent.high
+    shown = f"{one.metric} in {one.region}, {one.arm} against {one.against}: {one.percent}"
     if worst <= margin:
         return f"{shown}; not worse by more than {margin:g} %"
     return f"{shown}; not shown to stay within {margin:g} %"
@@ -309,26 +320,18 @@ def _summary(names: tuple[str, str, str, str], values: _Values) -> MethodSummary
     return MethodSummary(*names, len(by_subject), len(by_seed), float(by_subject.mean()), *spreads)
 
 
-def _interval(one: Comparison) -> str:
-    if math.isnan(one.low) or not one.mean_against:
-        return f"{one.relative:+.1f} %"
-    low, high = (100 * end / abs(one.mean_against) for end in (one.low, one.high))
-    return f"{one.relative:+.1f} % (95 % interval {low:+.1f} to {high:+.1f} %)"
-
-
 def _verdict(one: Comparison) -> str:
     kind = "primary" if one.primary else "exploratory"
     what = f"{one.metric} in {one.region}, {one.arm} against {one.against} ({kind})"
-    interval = _interval(one)
     alike = max(one.seeds_lower, one.seeds - one.seeds_lower)
     seeds = f"same sign in {alike} of {one.seeds} seeds"
-    if one.subjects < FEWEST:
-        return f"{what}: {interval}; not tested, {one.subjects} subjects are too few; {seeds}"
-    if one.p_holm >= ALPHA or one.low <= 0 <= one.high:  # subjects alone do not see that seeds disagree
-        least = f"{one.subjects} subjects would show {one.detectable:.1f} % in four of five studies"
-        return f"{what}: no difference shown, {interval}, p {one.p_holm:.2g}; {least}; {seeds}"
-    better = (one.difference > 0) == (one.metric in HIGHER)
-    return f"{what}: {'better' if better else 'worse'}, {interval}, p {one.p_holm:.2g}; {seeds}"
+    found = one.claim
+    if found == "few":
+        return f"{what}: {one.percent}; not tested, {one.subjects} subjects are too few; {seeds}"
+    shown = f"{what}: {WORDS[found]}, {one.percent}, p {one.p_holm:.2g}"
+    if found == "open":
+        return f"{shown}; {one.subjects} subjects would show {one.detectable:.1f} % in four of five studies; {seeds}"
+    return f"{shown}; {seeds}"
 
 
 def write_table(path: Path, records: Sequence[Comparison] | Sequence[MethodSummary]) -> None:

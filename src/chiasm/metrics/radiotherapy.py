@@ -16,9 +16,10 @@ from chiasm.boxes import Image, Mask, Spacing
 from chiasm.metrics.voxelwise import mean_or_nan
 
 #: Tissues by the target's Hounsfield units, from the first up to the second; what lies between is partial volume.
+#: "low density" is lung in a thorax, and partial volume at the edge of air in a head.
 TISSUES_HU: Mapping[str, tuple[float, float]] = {
     "air": (-np.inf, -900.0),
-    "lung": (-900.0, -500.0),
+    "low density": (-900.0, -500.0),
     "fat": (-150.0, -20.0),
     "soft tissue": (-20.0, 150.0),
     "bone": (150.0, np.inf),

@@ -91,11 +91,11 @@ def _longer(before: Point, last: Point, recipe: Recipe) -> str:
 
 
 def _lesions(found: Evidence) -> str:
-    """Advise on lesions, if the model is no better there than a baseline."""
-    behind = [one for one in found.lesions if not one.is_better]
+    """Advise on lesions, if the model's error is not lower there than a baseline's."""
+    behind = [one for one in found.lesions if not one.paired.is_ahead]
     if not behind:
         return ""
-    worst = max(behind, key=lambda one: one.ours - one.theirs)
+    worst = max(behind, key=lambda one: one.difference.mean)
     share = found.recipe.training.lesion_share
     why = _behind(worst.region, worst)
     if not share:
@@ -109,9 +109,9 @@ def _lesions(found: Evidence) -> str:
 
 
 def _whole(found: Evidence) -> str:
-    """Advise on the whole mask, if the model is no better there than a baseline."""
+    """Advise on the whole mask, if the model's error is not lower there than a baseline's."""
     mask = next((one for one in found.comparisons if one.region == "mask"), None)
-    if mask is None or mask.is_better:
+    if mask is None or mask.paired.is_ahead:
         return ""
     why = _behind("the mask", mask)
     if found.plan.registration == "none":
@@ -120,8 +120,11 @@ def _whole(found: Evidence) -> str:
 
 
 def _behind(where: str, one: BaselineComparison) -> str:
-    """Say that a baseline is as good."""
-    return f"In {where} the model is no better than {one.baseline} ({one.ours:.3g} against {one.theirs:.3g})"
+    """Say that the error is not lower than a baseline's by more than the tolerance."""
+    return (
+        f"In {where} the error is not lower than that of {one.baseline} "
+        f"({one.ours:.3g} against {one.theirs:.3g}, n = {one.paired.subjects})"
+    )
 
 
 def _attention(found: Evidence) -> str:
@@ -130,9 +133,9 @@ def _attention(found: Evidence) -> str:
         return ""
     shares, ratios = found.points("validation", "gate_closed_share"), found.points("validation", "weight_ratio")
     if shares and shares[-1].value > MOST_CLOSED:
-        why = f"The gate kept the attention off in {100 * shares[-1].value:.0f} % of its steps"
+        why = f"The attention was off in {100 * shares[-1].value:.0f} % of its steps"
     elif ratios and abs(ratios[-1].value - 1) <= FLAT_RATIO:
-        why = f"By the attention, lesions weigh {ratios[-1].value:.2f} times as much as healthy tissue"
+        why = f"The attention does not favour lesions: they weigh {ratios[-1].value:.2f} times healthy tissue"
     else:
         return ""
     plain = find_method("dual").title

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from chiasm.cohorts.cases import grouped
+from chiasm.evaluation.claims import is_ahead
 from chiasm.evaluation.rows import LESION, Row
 from chiasm.evaluation.summary import HEADLINES
 from chiasm.reports.drawing import Metric, find_metric, show_number, show_unit
@@ -96,13 +97,11 @@ def _spread(value: float, cohort: Sequence[float]) -> dict[str, Any]:
 
 
 def _rank(metric: Metric, value: float, cohort: Sequence[float]) -> str:
-    """Return the case's rank in the cohort; empty for a metric without a better direction."""
-    if metric.better == "neither":
+    """Return the case's rank in the cohort, 1 for the best; cases within the tolerance share a rank.
+
+    Empty for a single case, and for a metric without a better direction.
+    """
+    if metric.better == "neither" or len(cohort) < 2:
         return ""
-    better = sum(metric.sign * other < metric.sign * value for other in cohort)
-    return f"{_ordinal(better + 1)} best of {len(cohort)}"
-
-
-def _ordinal(number: int) -> str:
-    teens = 10 < number % 100 < 20
-    return f"{number}{'th' if teens else {1: 'st', 2: 'nd', 3: 'rd'}.get(number % 10, 'th')}"
+    better = sum(is_ahead(other, value, more_is_better=metric.better == "higher") for other in cohort)
+    return f"rank {better + 1} of {len(cohort)}"

@@ -41,6 +41,12 @@ class Panel(NamedTuple):
     level: float | None = None
 
 
+OF_ATTENTION = Panel(
+    "What the attention does",
+    "How many times more lesions weigh than healthy tissue (1: no attention), and the strength of the attention.",
+    {"lesion : healthy": Curve("validation", "weight_ratio"), "strength": Curve("step", "attention_strength")},
+    level=1.0,
+)
 PANELS = (
     Panel(
         "Validation error",
@@ -95,12 +101,7 @@ PANELS = (
         },
         level=0.0,
     ),
-    Panel(
-        "What the attention does",
-        "How many times more lesions weigh than healthy tissue (1: no attention), and the strength of the attention.",
-        {"lesion : healthy": Curve("validation", "weight_ratio"), "strength": Curve("step", "attention_strength")},
-        level=1.0,
-    ),
+    OF_ATTENTION,
 )
 
 
@@ -147,8 +148,9 @@ def find_value(line: Mapping[str, Any], name: str) -> float | None:
 
 
 def draw_curves(history: History) -> list[dict[str, str]]:
-    """Draw each panel that has at least one curve of two points."""
-    found = ((panel, _drawable(history, panel)) for panel in PANELS)
+    """Draw each panel that has at least one curve of two points; that of the attention only if there was attention."""
+    attends = bool(_strengths(history))
+    found = ((panel, _drawable(history, panel)) for panel in PANELS if attends or panel is not OF_ATTENTION)
     return [
         {"title": panel.title, "note": panel.note, "svg": _draw_panel(panel, curves)}
         for panel, curves in found
@@ -212,8 +214,9 @@ def _name_curves(axes: Any, labels: Sequence[str]) -> None:
 
 
 def describe_health(history: History) -> list[Remark]:
-    """Describe the discriminators and the attention in sentences with a tone."""
-    last = [(describe, _last(history, *names)) for names, describe in HEALTH]
+    """Describe the discriminators and, of a training with attention, the attention in sentences with a tone."""
+    described = (*HEALTH, *ATTENTION) if _strengths(history) else HEALTH
+    last = [(describe, _last(history, *names)) for names, describe in described]
     return [*(describe(value) for describe, value in last if value is not None), *_describe_gate(history)]
 
 
@@ -230,37 +233,45 @@ def _describe_discriminator(name: str, accuracy: float) -> Remark:
 
 
 def _describe_difficulty(rho: float) -> Remark:
-    shown = f"(rank correlation {rho:.2f})"
+    shown = f"(rank correlation of its difficulty map and the error: {rho:.2f})"
     if rho <= 0:
-        return Remark("bad", f"The attention is inverted: its difficulty does not rise with the error {shown}.")
-    return Remark("good", f"The local discriminator’s difficulty rises with the error {shown}.")
+        return Remark(
+            "bad", f"The local discriminator does not find the errors, so the attention weighs wrong voxels {shown}."
+        )
+    return Remark("good", f"The local discriminator finds the errors: its difficulty map is higher there {shown}.")
 
 
 def _describe_weights(ratio: float) -> Remark:
-    shown = f"weigh {ratio:.2f} times as much as healthy tissue."
     if abs(ratio - 1) <= FLAT_RATIO:
-        return Remark("bad", f"The attention is inactive on lesions: they {shown}")
+        return Remark("bad", f"The attention does not favour lesions: they weigh {ratio:.2f} times healthy tissue.")
     if ratio < 1:
-        return Remark("bad", f"The attention is inverted on lesions: they {shown}")
-    return Remark("good", f"By the difficulty, lesions {shown}")
+        return Remark("bad", f"The attention neglects lesions: they weigh {ratio:.2f} times healthy tissue.")
+    return Remark("good", f"The attention gives lesions {ratio:.2f} times the weight of healthy tissue.")
 
 
 def _describe_gate(history: History) -> list[Remark]:
-    """Describe how long the health gate kept the attention off, if it did."""
-    strengths = [value for line in history if (value := find_value(line, "attention_strength")) is not None]
+    """Describe in how many steps a check of the local discriminator switched the attention off, if in some."""
+    strengths = _strengths(history)
     closed = strengths.count(0) / max(1, len(strengths))
+    why = "a check found that the local discriminator could not be trusted"
     if closed == 1:
-        return [Remark("bad", "The attention was never switched on: its health gate stayed closed.")]
+        return [Remark("bad", f"The attention was never used: {why}.")]
     if closed > MOST_CLOSED:
-        share = f"{100 * closed:.0f} % of its logged steps"
-        return [Remark("mixed", f"The health gate kept the attention off in {share}.")]
+        return [Remark("mixed", f"The attention was off in {100 * closed:.0f} % of its logged steps: {why}.")]
     return []
+
+
+def _strengths(history: History) -> list[float]:
+    """Return the strength of the attention in each logged step with attention; none of a method without attention."""
+    return [value for line in history if (value := find_value(line, "attention_strength")) is not None]
 
 
 #: Names in the log, and the function that describes the last finite value of the first name that has one.
 HEALTH: tuple[tuple[tuple[str, ...], Callable[[float], Remark]], ...] = (
     (("accuracy_global",), partial(_describe_discriminator, "global")),
     (("accuracy_local",), partial(_describe_discriminator, "local")),
+)
+ATTENTION: tuple[tuple[tuple[str, ...], Callable[[float], Remark]], ...] = (
     (("spearman_smoothed", "spearman"), _describe_difficulty),
     (("weight_ratio",), _describe_weights),
 )

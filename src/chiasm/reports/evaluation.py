@@ -136,7 +136,7 @@ def evaluate(
         with working_folder(out) as folder:
             packing = PagePacking(folder, CasePages(with_labels=regions == "seg"))
             found, problems = _score(assessed, together, request, progress, packing.add)
-            _write_scores(out, found, problems, asked)
+            _write_scores(out, found, problems, asked, subjects_of(together.cohort.cases))
             report = _write_pages(out, assessed, together, packing)
         return _sum_up(found, problems, assessed[0], together.cohort, report)
 
@@ -267,10 +267,14 @@ def _score(
     return found._replace(rows=[*found.rows, *rows]), [*problems, *unscored]
 
 
-def _write_scores(out: Path, found: CaseScores, problems: Sequence[Problem], asked: Mapping[str, Any]) -> None:
+def _write_scores(
+    out: Path, found: CaseScores, problems: Sequence[Problem], asked: Mapping[str, Any], subjects: Mapping[str, str]
+) -> None:
+    """Write the scores, what was asked, what could not be scored, and the subject of each case that has another id."""
     spoiled = tuple(problem.message for problem in found.spoiled)
     write_evaluation(out, found.rows, Remarks(found.masks, spoiled, found.notes))
-    write_json(out / ASKED, {**asked, "problems": [problem.message for problem in problems]})
+    others = {case: subjects[case] for case in sorted(cases_of(found.rows)) if subjects.get(case, case) != case}
+    write_json(out / ASKED, {**asked, "problems": [problem.message for problem in problems], "subjects": others})
 
 
 def _sum_up(
@@ -347,7 +351,8 @@ def _write_pages(
         method=method,
         naive=assessed[0].baselines.names,
         pages=links,
-        explained=explain_evidence(gather_evidence(assessed, rows)),
+        explained=explain_evidence(gather_evidence(assessed, rows, asked.get("subjects", {}))),
+        subjects=asked.get("subjects", {}),
     )
     return write_report(out / "report.html", page)
 

@@ -46,6 +46,7 @@ class EvaluationSettings(BaseModel):
     subject_pattern: str = ""
     reading: Reading = STRICT
     problems: list[str] = []
+    subjects: dict[str, str] = {}
 
 
 def make_room(out: Path, asked: Mapping[str, Any], inputs: Sequence[Path], *, overwrite: bool) -> None:

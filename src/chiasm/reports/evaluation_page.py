@@ -1,7 +1,7 @@
 """The report of an evaluation as one page: settings, results and pictures.
 
 The page needs no network, no server and no other file.  It compares the method with the best naive baseline in words,
-whether it is better or worse, and names what is missing.  The same input gives the same bytes.
+with the rule of `chiasm.evaluation.claims`, and names what is missing.  The same input gives the same bytes.
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ class EvaluationPage:
         asked: What was asked, as one sentence.
         headline: The metric that the words are about.
         pages: Case id -> address of its own page, relative to the page's.
-        explained: What `chiasm explain` says of the same results; it opens the page.
+        explained: What `chiasm explain` says of the same results; its first part opens the page.
+        subjects: Case id -> subject, where it is not the case's id.
 
     Raises:
         ValueError: If `rows` hold scores, but none of `method`; or the
@@ -85,6 +86,7 @@ class EvaluationPage:
     headline: str = "mae"
     pages: Mapping[str, str] = field(default_factory=dict)
     explained: Sequence[Part] = ()
+    subjects: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         methods = list(dict.fromkeys(row.method for row in self.rows))
@@ -120,7 +122,9 @@ def write_report(path: Path, page: EvaluationPage) -> Path:
 
 def list_sections(page: EvaluationPage) -> list[PageSection]:
     """List what stands on a page, from top to bottom."""
-    comparisons = compare_with_baselines(page.whole, method=page.method, naive=page.naive, metric=page.headline)
+    comparisons = compare_with_baselines(
+        page.whole, method=page.method, naive=page.naive, metric=page.headline, subjects=page.subjects
+    )
     ranking = rank(page.whole, method=page.method, metric=page.headline)
     found = {
         "verdict": verdict(comparisons, show_metric(page.headline)),
@@ -135,9 +139,7 @@ def list_sections(page: EvaluationPage) -> list[PageSection]:
     lesions = {"least": LEAST_LESION, "tables": tabulate_lesions(page.rows, page.method)}
     training = {"curves": draw_curves(page.history), "health": describe_health(page.history)}
     return [
-        PageSection(
-            "gallery", "Pictures", "The worst, the median and the best case", show_gallery(page.gallery, ranking)
-        ),
+        PageSection("gallery", "Pictures", "Pictures of cases", show_gallery(page.gallery, ranking)),
         PageSection("found", "Found", "What was found", found),
         PageSection("scores", "Scores", "Scores by region", _tabulate_methods(page), NO_SCORES),
         PageSection("cases", "Cases", "Case by case", cases, "There are no scores of single cases."),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 
@@ -42,6 +42,7 @@ class Evidence:
         rows: Scores of all regions but single lesions, over the cases that all methods have; none if not evaluated.
         naive: Names of the naive baselines.
         entries: What the manifests say of the predicted cases.
+        subjects: Case to subject; a case without one is its own.
     """
 
     folder: Path
@@ -55,6 +56,7 @@ class Evidence:
     rows: Sequence[Row] = ()
     naive: Sequence[str] = ()
     entries: Sequence[Entry] = ()
+    subjects: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def roles_in_words(self) -> str:
@@ -64,7 +66,7 @@ class Evidence:
     @property
     def comparisons(self) -> list[BaselineComparison]:
         """The method's mean absolute error beside that of the best naive baseline, region by region."""
-        return compare_with_baselines(self.rows, method=self.recipe.method, naive=self.naive)
+        return compare_with_baselines(self.rows, method=self.recipe.method, naive=self.naive, subjects=self.subjects)
 
     @property
     def lesions(self) -> list[BaselineComparison]:
@@ -133,15 +135,17 @@ def read_evaluated(out: Path) -> Evidence:
     Raises:
         ChiasmError: If a file is missing or damaged.
     """
-    return gather_evidence(open_assessed(out, read_asked(out)), read_evaluation(out))
+    asked = read_asked(out)
+    return gather_evidence(open_assessed(out, asked), read_evaluation(out), asked.get("subjects", {}))
 
 
-def gather_evidence(assessed: Sequence[PredictionFolder], rows: Sequence[Row]) -> Evidence:
+def gather_evidence(assessed: Sequence[PredictionFolder], rows: Sequence[Row], subjects: Mapping[str, str]) -> Evidence:
     """Gather the facts on scored predictions.
 
     Args:
         assessed: One for each fold; recipe and log are those of the first.
         rows: All scores.
+        subjects: Case to subject, where it is not the case's id.
 
     Raises:
         ChiasmError: If a file is missing or damaged.
@@ -150,7 +154,9 @@ def gather_evidence(assessed: Sequence[PredictionFolder], rows: Sequence[Row]) -
     scored = paired([row for row in rows if not LESION.fullmatch(row.region)])
     entries = tuple(chain.from_iterable(one.manifest.cases for one in assessed))
     seconds = {**of_training.seconds, **read_times(assessed[0].folder.parent)}
-    return replace(of_training, seconds=seconds, rows=scored, naive=assessed[0].baselines.names, entries=entries)
+    return replace(
+        of_training, seconds=seconds, rows=scored, naive=assessed[0].baselines.names, entries=entries, subjects=subjects
+    )
 
 
 def find_splits(model: Path) -> SplitRecord | None:

@@ -6,12 +6,14 @@ the scores and the manifest of predictions.  The same words open the report.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
 
 from chiasm.cohorts.cases import grouped
+from chiasm.evaluation.claims import WORDS
 from chiasm.methods import title_of
 from chiasm.preparation.plan import FITTED, Plan
 from chiasm.reports.advice import advise, errors_by_site
@@ -64,23 +66,46 @@ def explain(place: Path) -> tuple[Part, ...]:
 
 def explain_evidence(found: Evidence) -> tuple[Part, ...]:
     """Explain evidence that was gathered already."""
+    comparisons = found.comparisons
     parts = (
+        Part("In short", tuple(_in_short(found, comparisons))),
         Part("Chosen", tuple(_chosen(found))),
         Part("In training", tuple(_in_training(found))),
-        Part("Where it is weak", tuple(_weak(found))),
-        Part("Try next", (advise(found),)),
+        Part("Where it is weak", tuple(_weak(found, comparisons))),
     )
     return tuple(part for part in parts if part.sentences)
 
 
-def _chosen(found: Evidence) -> Iterator[str]:
+def _in_short(found: Evidence, comparisons: Sequence[BaselineComparison]) -> Iterator[str]:
+    """Say what was made, how good it is, where it is weakest, and what to try next."""
+    yield _made(found)
+    yield from (_against(one) for one in comparisons if one.region == "mask")
+    if comparisons:
+        yield _weakest(comparisons)
+    yield advise(found)
+
+
+def _made(found: Evidence) -> str:
     plan, recipe = found.plan, found.recipe
-    yield (
+    return (
         f"{title_of(recipe.method)} of size {recipe.size}, {recipe.schedule.steps} steps, "
         f"makes {plan.target} of {' + '.join(plan.sources)}."
     )
+
+
+def _weakest(comparisons: Sequence[BaselineComparison]) -> str:
+    """Name the part in which the method's error is largest beside that of the best baseline."""
+    parts = [one for one in comparisons if _is_part(one.region) and one.claim != "better"]
+    if not parts:
+        return "No part of the image is weak: in each, the method is better than the best baseline."
+    weakest = max(parts, key=_lag)
+    return f"Weakest part: {_against(weakest)}"
+
+
+def _chosen(found: Evidence) -> Iterator[str]:
+    plan, split = found.plan, found.recipe.split
     if found.roles_in_words:
-        fold = f"{recipe.split.described}, by {recipe.split.by}"
+        fold = f"{split.described}, by {split.by}"
         yield f"Cases: {found.roles_in_words} ({fold})."
     for name in plan.reasons:
         if name not in NOT_NAMED:
@@ -145,10 +170,10 @@ def _pace(found: Evidence) -> str:
     return f" A step took {seconds / found.recipe.schedule.steps:.2g} s, validations included."
 
 
-def _weak(found: Evidence) -> Iterator[str]:
+def _weak(found: Evidence, comparisons: Sequence[BaselineComparison]) -> Iterator[str]:
     if not found.rows:
         return
-    yield from _regions(found.comparisons)
+    yield from _regions(comparisons)
     yield from _lesion_sizes(found)
     yield from _by_site(found)
     yield from _unusual_inputs(found)
@@ -166,14 +191,19 @@ def _unusual_inputs(found: Evidence) -> Iterator[str]:
         yield f"No input ({len(found.entries)}) is out of distribution."
 
 
-def _regions(comparisons: list[BaselineComparison]) -> Iterator[str]:
-    """Compare the mask, and the regions in which a baseline is furthest ahead, with the best baselines."""
+def _regions(comparisons: Sequence[BaselineComparison]) -> Iterator[str]:
+    """Compare the mask with the best baseline, and the parts in which the method is not better, the weakest first."""
     yield from (_against(one) for one in comparisons if one.region == "mask")
-    parts = grouped((one for one in comparisons if _is_part(one.region)), lambda one: one.is_better)
-    behind = sorted(parts.get(False, []), key=lambda one: one.theirs - one.ours)
+    parts = grouped((one for one in comparisons if _is_part(one.region)), lambda one: one.claim == "better")
+    behind = sorted(parts.get(False, []), key=_lag, reverse=True)
     yield from map(_against, behind[:REGIONS_NAMED])
     if parts and not behind:
-        yield "In every other region it is better than each naive baseline."
+        yield "In every other region it is better than the best baseline."
+
+
+def _lag(one: BaselineComparison) -> float:
+    """Return how much larger the method's error is than the baseline's, percent; the largest where it is undefined."""
+    return one.difference.mean if math.isfinite(one.difference.mean) else math.inf
 
 
 def _is_part(region: str) -> bool:
@@ -183,10 +213,10 @@ def _is_part(region: str) -> bool:
 
 def _against(one: BaselineComparison) -> str:
     ours, theirs = with_unit(f"{one.ours:.3g}", one.unit), with_unit(f"{one.theirs:.3g}", one.unit)
-    word = "better than" if one.is_better else "no better than"
+    people = f"{one.paired.subjects} subject{'s' * (one.paired.subjects != 1)}"
     return (
-        f"{one.region}: mean absolute error {ours} in {one.cases} case{'s' * (one.cases != 1)}, "
-        f"{word} the best baseline ({one.baseline}, {theirs})."
+        f"{one.region}: mean absolute error {ours} in {people}, {one.difference} against the best baseline "
+        f"({one.baseline}, {theirs}): {WORDS[one.claim]}."
     )
 
 

@@ -326,7 +326,7 @@ def _show_case(case: CutCase, ranking: Mapping[str, str], most: float) -> dict[s
     columns = [look if look.window else look._replace(window=(0.0, most)) for look in case.looks]
     return {
         "case": case.case,
-        "places": [place for place in BEST_TO_WORST if ranking.get(place) == case.case],
+        "places": [place for place in BEST_TO_WORST if ranking.get(place) == case.case and ranking.get("n") != "1"],
         "caption": case.caption,
         "planes": [_show_plane(case, columns, plane) for plane in case.planes],
         "bars": [_colour_bar(column) for column in columns],

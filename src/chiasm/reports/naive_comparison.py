@@ -6,28 +6,25 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from chiasm.cohorts.cases import grouped
+from chiasm.evaluation.claims import MARKS, RULE, WORDS, Claim, Difference, PairedScores, pair_scores
 from chiasm.evaluation.rows import Row
 from chiasm.reports.drawing import HARD_SPACE, Metric, find_metric, show_number, show_unit
-from chiasm.reports.pages import Remark, Tone
+from chiasm.reports.pages import TONE_OF, Remark
 from chiasm.reports.tables import mean_by, mean_table
-
-FEW_CASES = 10  # up to this many, the page says that they are few
-TONES: tuple[Tone, Tone, Tone] = ("bad", "mixed", "good")
 
 
 @dataclass(frozen=True)
 class BaselineComparison:
-    """The method against the best naive baseline, case by case, in one region.
+    """The method against the best naive baseline in one region.
 
     Attributes:
         region: Where.
         metric: What is compared.
-        baseline: The naive method with the best mean here.
+        baseline: The naive method with the lowest mean error here (the highest mean, if more is better).
         unit: Of all scores.
         pairs: Case -> (the method's score, the baseline's), means over folds and seeds.
+        paired: The same scores by subject.
     """
 
     region: str
@@ -35,40 +32,41 @@ class BaselineComparison:
     baseline: str
     unit: str
     pairs: Mapping[str, tuple[float, float]]
+    paired: PairedScores
 
     @property
     def ours(self) -> float:
-        """Mean of the method over the cases that both have."""
-        return _means(self.pairs)[0]
+        """Mean of the method over the subjects that both have."""
+        return self.paired.means[0]
 
     @property
     def theirs(self) -> float:
-        """Mean of the baseline over the same cases."""
-        return _means(self.pairs)[1]
+        """Mean of the baseline over the same subjects."""
+        return self.paired.means[1]
 
     @property
-    def cases(self) -> int:
-        """How many cases both have."""
-        return len(self.pairs)
+    def difference(self) -> Difference:
+        """The method minus the baseline, percent of the baseline's mean."""
+        return self.paired.difference
+
+    @property
+    def claim(self) -> Claim:
+        """What may be said of the difference."""
+        return self.paired.claim
 
     @property
     def wins(self) -> int:
-        """In how many of them the method is better."""
+        """In how many cases the method's score is better."""
         return sum(self.metric.sign * ours < self.metric.sign * theirs for ours, theirs in self.pairs.values())
-
-    @property
-    def is_better(self) -> bool:
-        """Whether the method's mean is better."""
-        return self.metric.sign * self.ours < self.metric.sign * self.theirs
-
-
-def _means(pairs: Mapping[str, tuple[float, float]]) -> tuple[float, float]:
-    ours, theirs = np.mean(list(pairs.values()), axis=0)
-    return float(ours), float(theirs)
 
 
 def compare_with_baselines(
-    rows: Sequence[Row], *, method: str, naive: Collection[str], metric: str = "mae"
+    rows: Sequence[Row],
+    *,
+    method: str,
+    naive: Collection[str],
+    metric: str = "mae",
+    subjects: Mapping[str, str] | None = None,
 ) -> list[BaselineComparison]:
     """Set a method beside the best naive baseline of each region, over the cases that both have.
 
@@ -77,6 +75,7 @@ def compare_with_baselines(
         method: The method under assessment.
         naive: Names of the naive baselines.
         metric: Which score is compared; its direction is known, or lower is better.
+        subjects: Case id to subject; by default each case is its own.
 
     Returns:
         One comparison for each region, in the order of `rows`; none for a
@@ -84,27 +83,27 @@ def compare_with_baselines(
     """
     regions = grouped(_finite(rows, metric), lambda row: row.region)
     order = [region for region in dict.fromkeys(row.region for row in rows) if region in regions]
-    found = (_against_best(regions[region], method, naive, find_metric(metric)) for region in order)
+    found = (_against_best(regions[region], method, naive, find_metric(metric), subjects or {}) for region in order)
     return list(filter(None, found))
 
 
 def _against_best(
-    rows: Sequence[Row], method: str, naive: Collection[str], metric: Metric
+    rows: Sequence[Row], method: str, naive: Collection[str], metric: Metric, subjects: Mapping[str, str]
 ) -> BaselineComparison | None:
     """Compare in one region, whose finite scores of one metric are given."""
     means = mean_table(rows, lambda row: row.method, lambda row: row.case)
     ours = means.get(method, {})
-    pairs = {name: _common_cases(ours, theirs) for name, theirs in means.items() if name in naive}
-    known = {name: both for name, both in pairs.items() if both}
+    found = {
+        name: pair_scores(ours, theirs, subjects, more_is_better=metric.better == "higher")
+        for name, theirs in means.items()
+        if name in naive
+    }
+    known = {name: paired for name, paired in found.items() if paired is not None}
     if not known:
         return None
-    best = min(known, key=lambda name: metric.sign * _means(known[name])[1])
-    return BaselineComparison(rows[0].region, metric, best, rows[0].unit, known[best])
-
-
-def _common_cases(ours: Mapping[str, float], theirs: Mapping[str, float]) -> dict[str, tuple[float, float]]:
-    """Pair the scores of the cases that both have."""
-    return {case: (ours[case], theirs[case]) for case in ours if case in theirs}
+    best = min(known, key=lambda name: metric.sign * known[name].means[1])
+    pairs = {case: (ours[case], means[best][case]) for case in ours if case in means[best]}
+    return BaselineComparison(rows[0].region, metric, best, rows[0].unit, pairs, known[best])
 
 
 def rank(rows: Sequence[Row], *, method: str, metric: str = "mae") -> dict[str, str] | None:
@@ -137,55 +136,35 @@ def _by_case(rows: Sequence[Row], method: str) -> dict[str, float]:
 
 
 def verdict(comparisons: Sequence[BaselineComparison], metric: str) -> str:
-    """Name in one sentence the regions in which the method is better than every naive baseline, and the others."""
+    """Name in one sentence the regions of each claim about the method and the best baseline."""
     if not comparisons:
         return "Nothing can be said: there is no score of the method beside one of a naive baseline."
-    ahead, behind = _regions(comparisons, is_better=True), _regions(comparisons, is_better=False)
-    if not behind:
-        return f"Better than every naive baseline on average, by {metric}, in {ahead}."
-    if not ahead:
-        return f"Not better than the best naive baseline, by {metric}, in any region: {behind}."
-    return f"By {metric}, better than every naive baseline on average in {ahead}, not in {behind}."
-
-
-def _regions(comparisons: Sequence[BaselineComparison], *, is_better: bool) -> str:
-    """List the regions in which the method is better, or those in which it is not."""
-    return _listed([one.region for one in comparisons if one.is_better == is_better])
+    by_claim = grouped(comparisons, lambda one: one.claim)
+    parts = [
+        f"{said} in {_listed([one.region for one in by_claim[found]])}"
+        for found, said in WORDS.items()
+        if found in by_claim
+    ]
+    return f"By {metric}, against the best naive baseline of each region: {'; '.join(parts)}."
 
 
 def describe_comparison(c: BaselineComparison) -> Remark:
-    """Describe a comparison: both means, the difference, and the number of cases in which the method is better."""
+    """Describe a comparison: both means, the difference with its interval, and the claim that it allows."""
     largest = max(abs(c.ours), abs(c.theirs))
     unit = f"{HARD_SPACE}{c.unit}" if show_unit(c.unit) else ""
     means = f"{show_number(c.ours, like=largest)} against {show_number(c.theirs, like=largest)}{unit}"
-    cases = "in the only case" if c.cases == 1 else f"better in {c.wins} of {c.cases} cases"
-    text = f"{c.metric.label} {means} for {c.baseline}, the best naive baseline: {_difference(c, unit)}, {cases}."
-    tone = TONES[c.is_better + (c.wins * 2 > c.cases)]
-    return Remark(tone, text, _word(c), c.region)
-
-
-def _difference(c: BaselineComparison, unit: str) -> str:
-    """Describe how much higher or lower the method's mean is, in per cent of the baseline's unless that is 0."""
-    change = c.ours - c.theirs
-    if change == 0:
-        return "the same on average"
-    size = f"{100 * abs(change / c.theirs):.1f}{HARD_SPACE}%" if c.theirs else f"{show_number(abs(change))}{unit}"
-    return f"{size} {'higher' if change > 0 else 'lower'} on average"
-
-
-def _word(c: BaselineComparison) -> str:
-    if c.is_better:
-        return "better"
-    return "no better" if c.ours == c.theirs else "worse"
+    people = f"{c.paired.subjects} subject{'s' * (c.paired.subjects != 1)}"
+    side = "higher" if c.metric.better == "higher" else "lower"
+    text = (
+        f"{c.metric.label} {means} for {c.baseline}, the best naive baseline, in {people}: {c.difference}, "
+        f"{WORDS[c.claim]}; {side} in {c.wins} of {len(c.pairs)} cases."
+    )
+    return Remark(TONE_OF.get(c.claim, "mixed"), text, MARKS[c.claim], c.region)
 
 
 def caution(comparisons: Sequence[BaselineComparison]) -> str:
-    """Warn that these scores are no test of a hypothesis; empty without scores."""
-    if not comparisons:
-        return ""
-    fewest = min(comparison.cases for comparison in comparisons)
-    few = f" With only {fewest} case{'s' * (fewest != 1)} a chance result is likely." if fewest <= FEW_CASES else ""
-    return f"These are descriptions of the cases at hand, not tests of a hypothesis.{few}"
+    """State the rule of what is called better, and what it does not do; empty without scores."""
+    return f"{RULE} Regions are not corrected for one another." if comparisons else ""
 
 
 def _listed(names: Sequence[str]) -> str:

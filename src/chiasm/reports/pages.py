@@ -9,7 +9,10 @@ from typing import Any, Literal, NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from chiasm.evaluation.claims import Claim
+
 Tone = Literal["good", "mixed", "bad"]
+TONE_OF: Mapping[Claim, Tone] = {"better": "good", "worse": "bad"}  # of a claim; of all others mixed
 
 
 class Remark(NamedTuple):

@@ -16,7 +16,7 @@ from pathlib import Path
 from chiasm.evaluation.statistics import Comparison, MethodSummary, stays_within
 from chiasm.outputs import refuse_links
 from chiasm.reports.drawing import show_metric, show_number
-from chiasm.reports.study_page import MARGIN, Findings, find_non_inferiority, interval_percent, seeds_sd, tabulate_maps
+from chiasm.reports.study_page import MARGIN, Findings, find_non_inferiority, seeds_sd, tabulate_maps
 from chiasm.reports.study_plots import HEALTHY, draw_forest, draw_maps, draw_trade_off
 from chiasm.reports.tables import NO_NUMBER, Cell, Column, PageTable, arrange, cell, to_markdown
 from chiasm.storage import make_folder, write_text
@@ -117,7 +117,7 @@ def _tabulate_differences(found: Findings) -> PageTable:
 def _difference_cells(one: Comparison | None) -> list[Cell]:
     if one is None:
         return [NO_NUMBER] * 3
-    low, high = interval_percent(one)
+    _, low, high = one.percent
     primary = " (primary)" if one.primary else ""
     interval = f" ({low:+.1f} to {high:+.1f})" if math.isfinite(low) else ""
     tested = f"{one.p_holm:.2g}" if math.isfinite(one.p_holm) else "not tested"

@@ -14,12 +14,13 @@ from itertools import starmap
 from pathlib import Path
 from typing import Any
 
+from chiasm.evaluation.claims import RULE
 from chiasm.evaluation.expected_error import POOLED
 from chiasm.evaluation.rows import LEAST_LESION, Row
-from chiasm.evaluation.statistics import HIGHER, Comparison, MethodSummary, stays_within
+from chiasm.evaluation.statistics import Comparison, MethodSummary, stays_within
 from chiasm.reports.curves import describe_health, draw_curves
 from chiasm.reports.drawing import show_metric
-from chiasm.reports.pages import PageSection, Remark, render_page
+from chiasm.reports.pages import TONE_OF, PageSection, Remark, render_page
 from chiasm.reports.study_plots import HEALTHY, draw_forest, draw_maps, draw_trade_off
 from chiasm.reports.tables import (
     NO_NUMBER,
@@ -127,6 +128,7 @@ def list_sections(found: Findings) -> list[PageSection]:
         "verdicts": [_remark(one) for one in found.declared],
         "non_inferiority": [stays_within(one, MARGIN) for one in find_non_inferiority(found)],
         "margin": f"{MARGIN:g}",
+        "rule": RULE,
         "warnings": found.warnings,
     }
     trade_off = {
@@ -174,11 +176,8 @@ def find_non_inferiority(found: Findings) -> list[Comparison]:
 
 
 def _remark(one: Comparison) -> Remark:
-    """Give a verdict its tone: mixed where no difference is shown."""
-    if "no difference" in one.verdict or "not tested" in one.verdict:
-        return Remark("mixed", one.verdict)
-    is_better = (one.difference > 0) == (one.metric in HIGHER)
-    return Remark("good" if is_better else "bad", one.verdict)
+    """Give a verdict its tone."""
+    return Remark(TONE_OF.get(one.claim, "mixed"), one.verdict)
 
 
 # Tables
@@ -217,12 +216,11 @@ def _tabulate_differences(comparisons: Sequence[Comparison]) -> PageTable | None
 
 
 def _difference_cells(one: Comparison) -> list[Cell]:
-    low, high = interval_percent(one)
     return [
         *(cell(name) for name in (one.arm, one.against, one.region)),
         Cell(show_metric(one.metric), one.metric),
         Cell("primary" if one.primary else "exploratory", one.primary, one.primary),
-        *(number_cell(share, 1.0) for share in (one.relative, low, high)),
+        *(number_cell(share, 1.0) for share in one.percent),
         _p_cell(one.p_permutation),
         _p_cell(one.p_holm)._replace(strong=one.p_holm < 0.05),
         _p_cell(one.p_wilcoxon),
@@ -232,12 +230,6 @@ def _difference_cells(one: Comparison) -> list[Cell]:
         number_cell(one.detectable, 1.0),
         Cell(f"{one.seeds_lower} of {one.seeds}", one.seeds_lower),
     ]
-
-
-def interval_percent(one: Comparison) -> tuple[float, float]:
-    """Return a difference's 95 % interval in percent of the other's mean; NaN where that is 0."""
-    scale = 100 / abs(one.mean_against) if one.mean_against else math.nan
-    return one.low * scale, one.high * scale
 
 
 def _p_cell(p: float) -> Cell:
