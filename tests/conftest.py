@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,9 @@ QUICK = {
 }
 
 
+Sibling = Callable[..., Path]
+
+
 @pytest.fixture(scope="session")
 def toy_cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_brats(tmp_path_factory.mktemp("toys") / "cohort", 6)
@@ -50,6 +53,28 @@ def finished_run(toy_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     folder = tmp_path_factory.mktemp("runs") / "finished"
     train(toy_cohort, make_recipe("A7", "tiny", QUICK), folder, say=lambda _: None)
     return folder
+
+
+@pytest.fixture(scope="session")
+def sibling(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Sibling:
+    """Write a model that differs from the finished run's in some weights, and in fields of its plan."""
+
+    import torch
+
+    from chiasm.prediction.model import load_model, save_model
+
+    def written(name: str, shift: float = 0.02, splits: Path | None = None, **plan: object) -> Path:
+        model = load_model(finished_run)
+        with torch.no_grad():
+            for weight in model.generator.parameters():
+                weight.add_(shift)
+        folder = tmp_path_factory.mktemp(name)
+        names = ("splits.json", "baselines.json", "baselines.safetensors")
+        extras = {one: finished_run / "model" / one for one in names} | ({"splits.json": splits} if splits else {})
+        save_model(folder / "model", replace(model, plan=replace(model.plan, **plan)), extras)  # type: ignore[arg-type]
+        return folder
+
+    return written
 
 
 @dataclass(frozen=True)

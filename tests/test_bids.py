@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+import chiasm
 from chiasm.bids import derive_group, derive_participants
 from chiasm.cli import app
 from chiasm.cohorts.discovery import find_cohort
 from chiasm.errors import CohortError, RecipeError, RunError
 from chiasm.volumes import read_volume
+from conftest import Sibling
 
 VALIDATOR = Path(sys.executable).with_name("bids-validator-deno")
 IMAGE = "anat/{}_desc-synthetic_T2w.nii.gz"
@@ -87,6 +89,35 @@ def test_subjects_and_sessions_are_chosen_and_what_is_there_is_kept(
     assert CliRunner().invoke(app, [*words, "--participant_label", "sub-03"]).exit_code == 0
     assert manifest.with_name("sub-03_ses-1_t2.nii.gz").stat().st_mtime_ns == before
     assert len(list((tmp_path / "out").rglob("*_desc-synthetic_T2w.nii.gz"))) == 2
+
+
+def test_several_models_are_averaged_with_their_spread_beside(
+    raw: Path, finished_run: Path, sibling: Sibling, tmp_path: Path
+) -> None:
+    runs, out = [finished_run, sibling("beside")], tmp_path / "out"
+    words = ["bids", str(raw), str(out), "participant", "--participant-label", "01"]
+    for run in runs:
+        words += ["--run", str(run)]
+    assert CliRunner().invoke(app, words).exit_code == 0
+    image = out / "sub-01" / IMAGE.format("sub-01_acq-mprage")
+    source = raw / "sub-01" / "anat" / "sub-01_acq-mprage_T1w.nii.gz"
+    mean = chiasm.load(runs).predict(source)
+    np.testing.assert_array_equal(read_volume(image).array, mean.image.array)
+    spread = image.with_name("sub-01_acq-mprage_desc-spread_T2w.nii.gz")
+    assert mean.spread is not None
+    np.testing.assert_array_equal(read_volume(spread).array, mean.spread.array)
+    about = json.loads(spread.with_name(spread.name.replace(".nii.gz", ".json")).read_text())
+    assert about["Model"]["Method"] == "mean-of-2-A7" and "several models" in about["Description"]
+    test_the_validator_of_bids_finds_no_error(out)
+
+
+def test_models_that_do_not_agree_leave_nothing_behind(
+    raw: Path, finished_run: Path, sibling: Sibling, tmp_path: Path
+) -> None:
+    other = sibling("of ranks", mask_rule="body")
+    with pytest.raises(RunError, match="they differ in rule for the mask"):
+        derive_participants(raw, tmp_path / "out", [finished_run, other])
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_group_is_scored_where_there_is_a_real_target(derived: Path, raw: Path) -> None:

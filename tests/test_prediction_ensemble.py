@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -23,33 +22,15 @@ from chiasm.prediction.ensemble import Moments, average_models
 from chiasm.prediction.folders import predict
 from chiasm.prediction.inputs import part_runs
 from chiasm.prediction.manifest import read_manifest
-from chiasm.prediction.model import load_model, save_model
+from chiasm.prediction.model import load_model
 from chiasm.prediction.synthesis import synthesise
 from chiasm.preparation.intensity import IntensityMap
 from chiasm.volumes import read_volume
+from conftest import Sibling
 from dicom_patients import faults, write_source
 from synthetic_cohort import pair
 
 ENGINE = Engine(torch.device("cpu"), "32-true")
-Sibling = Callable[..., Path]
-
-
-@pytest.fixture(scope="module")
-def sibling(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Sibling:
-    """Write a model that differs from the finished run's in some weights, and in fields of its plan."""
-
-    def written(name: str, shift: float = 0.02, splits: Path | None = None, **plan: object) -> Path:
-        model = load_model(finished_run)
-        with torch.no_grad():
-            for weight in model.generator.parameters():
-                weight.add_(shift)
-        folder = tmp_path_factory.mktemp(name)
-        names = ("splits.json", "baselines.json", "baselines.safetensors")
-        extras = {one: finished_run / "model" / one for one in names} | ({"splits.json": splits} if splits else {})
-        save_model(folder / "model", replace(model, plan=replace(model.plan, **plan)), extras)  # type: ignore[arg-type]
-        return folder
-
-    return written
 
 
 def chiasm_command(*words: str | Path) -> int:

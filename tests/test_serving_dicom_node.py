@@ -30,7 +30,7 @@ from chiasm.serving.dicom_node import Node, synthesise_series
 from chiasm.serving.dicom_send import Peer, check_title, parse_peer, send
 from chiasm.serving.server import serve
 from chiasm.volumes import read_volume
-from conftest import Archive
+from conftest import Archive, Sibling
 from dicom_patients import TELLTALE, faults, free_port, run_tool, wait_for, write_mixed, write_source
 from synthetic_cohort import SHAPE, pair
 
@@ -186,6 +186,16 @@ def test_series_that_a_model_does_not_take_are_refused(finished_run: Path, tmp_p
         with pytest.raises(VolumeError) as caught:
             synthesise_series(folder, tmp_path / "again", predictor, wanted)
         assert caught.value.reason == reason and not (tmp_path / "again").exists()
+
+
+def test_a_mean_of_models_is_named_in_its_dicom_with_its_spread(
+    finished_run: Path, sibling: Sibling, tmp_path: Path
+) -> None:
+    scanned(tmp_path / "t1")
+    case = synthesise_series(tmp_path / "t1", tmp_path / "made", load([finished_run, sibling("node")]))
+    assert [path.name for path in case.maps] == ["expected-error.dcm", "spread.dcm"]
+    described = str(pydicom.dcmread(case.series[0], stop_before_pixels=True))
+    assert "mean-of-2-A7" in described
 
 
 def test_a_series_of_several_kinds_of_images_is_refused_or_chosen_by_words(finished_run: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from chiasm.methods import make_recipe
 from chiasm.prediction.folders import Predictor, load, predict
 from chiasm.serving.web_limits import Page
 from chiasm.training.run import train
-from conftest import QUICK
+from conftest import QUICK, Sibling
 from dicom_patients import TELLTALE
 from synthetic_cohort import write_brats
 
@@ -70,6 +70,26 @@ def test_a_scan_gives_what_predict_writes(client: Client, finished_run: Path, tm
         fetched = client.ask("GET", file["address"])
         assert fetched.content == (tmp_path / "out" / file["name"]).read_bytes()
         assert fetched.headers["content-disposition"] == f'attachment; filename="{file["name"]}"'
+
+
+def test_several_models_give_the_mean_and_the_spread_that_predict_writes(
+    finished_run: Path, sibling: Sibling, tmp_path: Path
+) -> None:
+    scan, runs = write_scan(tmp_path), [finished_run, sibling("served")]
+    predict(runs, [scan], tmp_path / "out")
+    with served(load(runs), tmp_path / "jobs", Page(0)) as client:
+        job = client.finish(client.hand_in({"t1": scan}))
+        names = [f"scan_{name}.nii.gz" for name in ("t2", "expected-error", "spread", "mask")]
+        assert [file["name"] for file in job["files"]] == names
+        for file in job["files"]:
+            made = tmp_path / "out" / file["name"]
+            assert client.ask("GET", file["address"]).content == made.read_bytes()
+        about = client.ask("GET", "/api/model").json()
+        assert about["models"] == 2 and about["method"] == "mean-of-2-A7"
+        assert "Mean of 2 models." in client.ask("GET", "/").text
+        archive = client.finish(client.hand_in({"t1": write_archive(tmp_path / "scan.zip", {"a": {}})}))
+        content = client.ask("GET", archive["files"][-1]["address"]).content
+        assert "spread.dcm" in zipfile.ZipFile(BytesIO(content)).namelist()
 
 
 @pytest.mark.parametrize("ending", [".nii", ".mha", ".nrrd", ".mgz"])

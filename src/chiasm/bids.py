@@ -16,9 +16,8 @@ from chiasm.cohorts.cases import Case, Cohort, Problem, volume_stem
 from chiasm.cohorts.completed import sidecar_of
 from chiasm.cohorts.discovery import find_cohort
 from chiasm.errors import CohortError, RecipeError, RunError
-from chiasm.prediction.folders import Predicted, predict
+from chiasm.prediction.folders import Predicted, load_models, predict
 from chiasm.prediction.manifest import FILE, NOTICE, Entry
-from chiasm.prediction.model import load_model
 from chiasm.progress import Progress, counted
 from chiasm.reports.evaluation import Scored, evaluate
 from chiasm.storage import copy_file, write_json, write_text
@@ -44,7 +43,7 @@ class Derived(NamedTuple):
 def derive_participants(
     folder: Path,
     out: Path,
-    run: Path,
+    run: Path | Sequence[Path],
     *,
     labels: Collection[str] = (),
     sessions: Collection[str] = (),
@@ -56,7 +55,7 @@ def derive_participants(
     Args:
         folder: BIDS raw data.
         out: Folder of the derivatives.
-        run: Run or model folder.
+        run: Run or model folder; of several, the images are averaged and their spread is written too.
         labels: Subjects, with or without "sub-"; empty for all.
         sessions: Sessions, with or without "ses-"; empty for all.
         trust: As for `predict`.
@@ -65,17 +64,18 @@ def derive_participants(
     Raises:
         CohortError: If the folder is not BIDS, or holds none of the subjects or sessions.
         RecipeError: If BIDS has no name for the model's target.
-        RunError: If there is no model, or `out` holds files of another program.
+        RunError: If there is no model, several cannot be averaged, or `out` holds files of another program.
     """
     cases = _chosen(_open(folder), labels, sessions)
-    suffix = _suffix(load_model(run, trust=trust).plan.target, run)
+    runs = [run] if isinstance(run, Path) else list(run)
+    suffix = _suffix(load_models(runs, trust)[0].plan.target, runs[0])
     _describe(out, folder)
     files: list[Path] = []
     problems: list[Problem] = []
     for case in counted(
         cases, lambda case: case.id, progress
     ):  # each in its own folder, so that calls run side by side
-        made = predict(run, [case], out / PREDICTIONS / case.id, container="nifti", trust=trust)
+        made = predict(runs, [case], out / PREDICTIONS / case.id, container="nifti", trust=trust)
         files += [_derive(entry, case, made, suffix, folder, out) for entry in made.manifest.cases]
         problems += made.problems
     return Derived(tuple(files), problems)
@@ -176,6 +176,10 @@ def _derive(entry: Entry, case: Case, made: Predicted, suffix: str, folder: Path
         error = place / f"{entities}_desc-expectederror_{suffix}.nii.gz"
         copy_file(made.folder / entry.expected_error, error)
         write_json(sidecar_of(error), {**about, "Description": "Expected absolute error of the synthetic image."})
+    if entry.spread is not None:
+        spread = place / f"{entities}_desc-spread_{suffix}.nii.gz"
+        copy_file(made.folder / entry.spread, spread)
+        write_json(sidecar_of(spread), {**about, "Description": "Standard deviation of the images of several models."})
     if entry.mask is not None:
         mask = place / f"{entities}_desc-synthetic_mask.nii.gz"
         copy_file(made.folder / entry.mask, mask)

@@ -25,7 +25,10 @@ def bids(
         Literal["participant", "group"],
         typer.Argument(help="participant: predict subjects; group: score those with a real target."),
     ],
-    run: Annotated[Path | None, typer.Option("--run", help="Run or model folder, to predict subjects.")] = None,
+    run: Annotated[
+        list[Path] | None,
+        typer.Option("--run", help="Run or model folder, to predict subjects; given twice, images are averaged."),
+    ] = None,
     participant_label: Annotated[
         list[str] | None,
         typer.Option("--participant-label", "--participant_label", help="A subject, with or without sub-."),
@@ -46,7 +49,7 @@ def bids(
                 typer.echo(line)
             typer.echo(f"report: {scored.report}")
             problems: Sequence[Problem] = scored.problems
-        elif run is None:
+        elif not run:
             raise RecipeError("participant needs a model", reason="no-model", hint="Give chiasm bids --run RUN.")
         else:
             made = derive_participants(

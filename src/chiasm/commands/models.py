@@ -327,7 +327,9 @@ def export(
 
 
 def serve(
-    run: Annotated[Path, typer.Argument(help="Run folder, or its model folder.")],
+    run: Annotated[
+        list[Path], typer.Argument(help="Run folder, or its model folder; of several, the images are averaged.")
+    ],
     reading: ReadingOptions,
     page: PageOptions,
     node: NodeOptions,

@@ -27,6 +27,7 @@ from chiasm.cohorts.dicom_patients import WARNINGS, marks_of
 from chiasm.errors import ChiasmError, RecipeError, RunError, VolumeError
 from chiasm.locks import locked
 from chiasm.prediction.dicom_case import DicomCase, write_dicom_case
+from chiasm.prediction.ensemble import name_of
 from chiasm.prediction.folders import Predictor
 from chiasm.serving.dicom_gate import LONGEST_PDU, Gate, Look, Places, Visitor, read_within
 from chiasm.serving.dicom_inbox import Arrival, Inbox, InboxError, Limits
@@ -225,7 +226,7 @@ def synthesise_series(folder: Path, place: Path, predictor: Predictor, wanted: s
     _check_series(series, folder, "CT" if model.plan.sources == ("ct",) else "MR", wanted)
     made = predictor.predict(read_volume(folder, series=series.choice, reading=predictor.reading))
     warnings = (*(WARNINGS[mark] for mark in marks_of(series)), *made.warnings)
-    return write_dicom_case(place, replace(made, warnings=warnings), [series], model)
+    return write_dicom_case(place, replace(made, warnings=warnings), [series], model, name_of(predictor.models))
 
 
 def _check_series(series: Series, folder: Path, modality: str, wanted: str | None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import socket
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from threading import Lock, Thread
@@ -31,7 +31,7 @@ EXTRA = ("fastapi", "uvicorn", "python_multipart")
 
 
 def serve(
-    run: Path,
+    run: Path | Sequence[Path],
     *,
     page: Page | None = None,
     node: Node | None = None,
@@ -43,7 +43,7 @@ def serve(
     """Serve a model until Ctrl-C or SIGTERM; then remove the scans that were handed in.
 
     Args:
-        run: A run folder or its model folder.
+        run: A run folder or its model folder; of several, the images are averaged and their spread is written too.
         page: Where a page and a REST API listen; None for neither.
         node: Where a DICOM node listens, which needs a model of one source; None for none.
         reading: What to assume of files whose headers leave a question open.
@@ -53,8 +53,9 @@ def serve(
 
     Raises:
         RecipeError: If there is neither, or one would be open to the network.
-        RunError: If there is no model, it needs code that `trust` does not name or more sources than a node can
-            match, a package is not installed, or another process keeps results in the node's folder.
+        RunError: If there is no model, several cannot be averaged, it needs code that `trust` does not name or more
+            sources than a node can match, a package is not installed, or another process keeps results in
+            the node's folder.
         ChiasmError: If an address cannot be listened on.
     """
     _check(page, node)
@@ -67,7 +68,7 @@ def serve(
         trust=trust,
     )
     if node is not None:
-        check_one_source(predictor, run)
+        check_one_source(predictor, run if isinstance(run, Path) else run[0])
     turn = Lock()
     with ExitStack() as held:
         stop = held.enter_context(until_stopped())

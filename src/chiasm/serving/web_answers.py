@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from chiasm import __version__
+from chiasm.prediction.ensemble import name_of
 from chiasm.prediction.model import Model
 from chiasm.serving.jobs import JobQueue, ServedJob, State
 from chiasm.serving.scans import ALL, SUFFIXES
@@ -55,7 +56,8 @@ class ModelDescription(BaseModel):
     sources: list[str] = Field(description="Modalities that go in: one file for each.")
     target: str
     unit: str = Field(description="Of the image and of the expected error.")
-    sha256: str
+    sha256: str = Field(description="Of the model's card; of several, of the list of theirs.")
+    models: int = Field(ge=1, description="How many models' images are averaged.")
     has_expected_error: bool
     formats: list[str] = Field(description="How names of files may end.")
     most_bytes: int = Field(description="Of a request.")
@@ -94,16 +96,17 @@ def describe_job(job: ServedJob, queue: JobQueue) -> JobStatus:
     )
 
 
-def describe_model(model: Model, limits: WebLimits) -> ModelDescription:
-    """Describe a model and the formats that are accepted for it."""
-    plan = model.plan
+def describe_models(models: Sequence[Model], limits: WebLimits) -> ModelDescription:
+    """Describe a model, or several whose images are averaged, and the formats that are accepted."""
+    plan, name = models[0].plan, name_of(models)
     return ModelDescription(
-        method=model.recipe.method,
+        method=name.method,
         sources=list(plan.sources),
         target=plan.target,
         unit=plan.target_unit,
-        sha256=model.sha256,
-        has_expected_error=model.local_discriminator is not None,
+        sha256=name.sha256,
+        models=len(models),
+        has_expected_error=all(model.local_discriminator is not None for model in models),
         formats=list(SUFFIXES),
         most_bytes=limits.body_bytes,
         keep_s=limits.keep_s,

@@ -32,7 +32,7 @@ from chiasm.serving.web_answers import (
     ModelDescription,
     Refusal,
     describe_job,
-    describe_model,
+    describe_models,
     form_schema,
 )
 from chiasm.serving.web_forms import receive_scan
@@ -130,7 +130,7 @@ def make_app(service: Service) -> FastAPI:
     @app.get("/api/model")
     async def describe() -> ModelDescription:
         """Say what the model takes and makes."""
-        return describe_model(model, limits)
+        return describe_models(service.using.predictor.models, limits)
 
     _add_jobs(app, service)
     _add_results(app, service)
@@ -254,11 +254,13 @@ def _handle_errors(app: FastAPI, service: Service) -> None:
 
 
 def _render_page(service: Service) -> str:
-    plan, recipe = service.using.model.plan, service.using.model.recipe
+    plan, models = service.using.model.plan, service.using.predictor.models
+    mean = f"Mean of {len(models)} models. " if len(models) > 1 else ""
+    methods = " and ".join(dict.fromkeys(title_of(model.recipe.method) for model in models))
     content = {
         "kind": "server",
         "title": f"{' + '.join(plan.sources)} to {plan.target}",
-        "asked": f"Method {title_of(recipe.method)}. Scans stay on this server.",
+        "asked": f"{mean}Method {methods}. Scans stay on this server.",
         "sources": plan.sources,
         "target": plan.target,
         "all": ALL,
