@@ -36,6 +36,7 @@ VERBS = (
     "train",
     "read_volume",
     "finetune",
+    "run",
 )
 
 

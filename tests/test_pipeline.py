@@ -127,6 +127,8 @@ def test_steps_are_fitted_into_the_minutes_and_stay_the_same_when_it_goes_on(
         (["--method", "A77"], "A7"),
         (["--set", "training.devices=2"], "chiasm train --devices"),
         (["--target", "pet"], "pet"),
+        (["--engine", "abacus"], "onnxruntime"),
+        (["--format", "jpeg"], "metaimage"),
     ],
 )
 @pytest.mark.parametrize("dry", [[], ["--dry-run"]], ids=["run", "dry"])
@@ -149,6 +151,35 @@ def test_another_time_is_refused_and_somebody_elses_report_is_not_replaced(
     (tmp_path / "b" / "report.html").write_text("mine")
     code, _, said = call(asked(toy_cohort, tmp_path / "b"), capsys)
     assert code == 2 and "report.html" in said and (tmp_path / "b" / "report.html").read_text() == "mine"
+
+
+def test_predictions_are_made_by_the_engine_and_in_the_format_that_were_given(
+    toy_cohort: Path, finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(finished_run, out / "run", ignore=shutil.ignore_patterns("cache"))
+    words = asked(toy_cohort, out, "--steps", "24")
+    code, *_ = call([*words, "--engine", "onnxruntime", "--format", "metaimage"], capsys)
+    assert code == 0 and len(list((out / "predictions").glob("*_t2.mha"))) == 2
+    manifest = json.loads((out / "predictions" / "predictions.json").read_text())
+    assert all(case["engine"].startswith("onnxruntime") for case in manifest["cases"])
+    before = files_below(out)
+    for option, given in (("--engine", "torch"), ("--format", "nifti")):
+        for dry in ([], ["--dry-run"]):
+            code, _, said = call([*words, option, given, *dry], capsys)
+            first = {"--engine": "onnxruntime", "--format": "metaimage"}[option]
+            assert code == 2 and said.count("\n") == 1
+            assert f"was started with {option} {first} and is asked for with {option} {given}" in said
+    code, told, _ = call(words, capsys)  # what the first call was given holds
+    assert code == 0 and "finished already" in told and files_below(out) == before
+
+
+def test_dicom_is_refused_before_the_training_if_the_sources_are_none(
+    toy_cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, said = call(asked(toy_cohort, tmp_path / "out", "--steps", "24", "--format", "dicom"), capsys)
+    assert code == 2 and "is not DICOM" in said and said.count("\n") == 1
+    assert not (tmp_path / "out" / "run" / "log.jsonl").exists() and not (tmp_path / "out" / "job.json").exists()
 
 
 def test_a_job_that_is_damaged_is_refused(toy_cohort: Path, tmp_path: Path) -> None:
@@ -184,7 +215,12 @@ def test_ctrl_c_stops_and_the_same_command_goes_on_to_the_report(toy_cohort: Pat
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out" / "evaluation" / "report.html").is_file()
-    assert json.loads((tmp_path / "out" / "job.json").read_text()) == {"minutes": None, "is_finished": True}
+    assert json.loads((tmp_path / "out" / "job.json").read_text()) == {
+        "minutes": None,
+        "is_finished": True,
+        "engine": "auto",
+        "format": "volume",
+    }
 
 
 @pytest.mark.parametrize("stage", ["predictions", "evaluation"])

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -24,7 +24,10 @@ from chiasm.locks import locked
 from chiasm.methods import title_of
 from chiasm.networks.foreign import is_own_class
 from chiasm.outputs import refuse_data_folder, refuse_foreign
+from chiasm.prediction.engines import Engine, Hardware
 from chiasm.prediction.folders import predict
+from chiasm.prediction.inputs import check_dicom
+from chiasm.prediction.manifest import Container
 from chiasm.preparation.plan import Plan, read_plan
 from chiasm.progress import Progress, StepProgress
 from chiasm.recipe import Recipe, read_recipe
@@ -61,12 +64,14 @@ _PAGE = """<!doctype html>
 
 
 class PipelineJob(BaseModel):
-    """The content of `job.json`: the time that the training may take, and whether all stages are done."""
+    """The content of `job.json`: the training's time, whether all stages are done, and how test cases are predicted."""
 
     model_config = ConfigDict(strict=True)
 
     minutes: Annotated[float, Field(gt=0)] | None
     is_finished: bool = False
+    engine: str = "auto"
+    format: Container = "volume"
 
 
 @dataclass(frozen=True)
@@ -107,6 +112,8 @@ def run(
     minutes: float | None = MINUTES,
     layout: str | None = None,
     selection: Selection | None = None,
+    engine: str | None = None,
+    container: Container | None = None,
     watch: Watch | None = None,
 ) -> Report:
     """Inspect, plan, train, predict the test cases, evaluate them and report; the same call resumes.
@@ -118,6 +125,9 @@ def run(
         minutes: Limit of the training time; fewer steps are trained if needed.  None trains all steps of the recipe.
         layout: Name of a layout, where the folder fits several.
         selection: Which DICOM series are taken, and which marked images.
+        engine: What computes the networks of the prediction, as for `predict`; None for that of an earlier call, or
+            "auto".
+        container: Format of the predictions, as for `predict`; None for that of an earlier call, or "volume".
         watch: The functions to report to; by default lines are printed.
 
     Raises:
@@ -128,10 +138,11 @@ def run(
     data, out = Path(data), Path(out)
     _check(data, recipe, out, minutes)
     with locked(out):
-        job = _open_job(out, minutes)
+        job = open_job(out, minutes, recipe.training.accelerator, engine, container)
         started: list[PlannedRun] = []
 
         def announce(planned: PlannedRun) -> None:
+            _check_format(job.format, planned)
             started.append(planned)
             write_json(out / JOB, job.model_dump())
             for line in _announce(planned.recipe, planned.run.plan, planned.run.split, out):
@@ -151,14 +162,27 @@ def run(
         )
         if job.is_finished and not started and (out / EVALUATION / REPORT).is_file():
             return Report(out / REPORT, trained.problems)
-        problems = _predict_and_evaluate(data, recipe, out, layout, selection, watch)
+        problems = _predict_and_evaluate(data, recipe, out, layout, selection, job, watch)
         write_text(out / REPORT, _PAGE)
-        write_json(out / JOB, PipelineJob(minutes=minutes, is_finished=True).model_dump())
+        write_json(out / JOB, job.model_copy(update={"is_finished": True}).model_dump())
     return Report(out / REPORT, tuple(dict.fromkeys((*trained.problems, *problems))))
 
 
+def _check_format(container: Container, planned: PlannedRun) -> None:
+    """Refuse predictions as DICOM of sources that are not, before the training begins."""
+    if container == "dicom":
+        sources = planned.run.plan.sources
+        check_dicom([replace(case, images={name: case.images[name] for name in sources}) for case in planned.tested])
+
+
 def _predict_and_evaluate(
-    data: Path, recipe: Recipe, out: Path, layout: str | None, selection: Selection | None, watch: Watch
+    data: Path,
+    recipe: Recipe,
+    out: Path,
+    layout: str | None,
+    selection: Selection | None,
+    job: PipelineJob,
+    watch: Watch,
 ) -> tuple[Problem, ...]:
     chosen = selection or Selection()
     with timed(out, "prediction"):
@@ -171,6 +195,8 @@ def _predict_and_evaluate(
             series=[f"{modality}={words}" for modality, words in chosen.series.items()],
             select=chosen.select,
             reading=chosen.reading,
+            engine=job.engine,
+            container=job.format,
             degrade=recipe.data.task == "super-resolution",
             accelerator=recipe.training.accelerator,
             trust=[recipe.generator.network] if is_own_class(recipe.generator.network) else (),
@@ -213,7 +239,7 @@ def plan_ahead(
         ChiasmError: As `run`.
     """
     _check(data, recipe, out, minutes)
-    _open_job(out, minutes)
+    open_job(out, minutes, recipe.training.accelerator)
     recipe = _recipe_of_before(recipe, out, minutes)
     if (out / RUN / "plan.toml").is_file() and (out / RUN / "splits.json").is_file():
         plan, split = read_plan(out / RUN / "plan.toml"), read_splits(out / RUN / "splits.json").split
@@ -229,8 +255,7 @@ def plan_ahead(
 
 def _check(data: Path, recipe: Recipe, out: Path, minutes: float | None) -> None:
     """Refuse settings that a later stage could not use, before the first stage begins."""
-    if minutes is not None and not (math.isfinite(minutes) and minutes > 0):
-        raise RecipeError("chiasm run --minutes is not a time", reason="minutes", found=minutes, expected="more than 0")
+    _check_minutes(minutes)
     if recipe.split.folds == 1 and recipe.split.by != "site":
         raise RecipeError(
             "with one fold there are no test cases, so nothing could be evaluated",
@@ -246,23 +271,54 @@ def _check(data: Path, recipe: Recipe, out: Path, minutes: float | None) -> None
         refuse_foreign(out, (JOB, REPORT))
 
 
-def _open_job(out: Path, minutes: float | None) -> PipelineJob:
-    """Return the job of an earlier call, or a new one.
+def _check_minutes(minutes: float | None) -> None:
+    if minutes is not None and not (math.isfinite(minutes) and minutes > 0):
+        raise RecipeError("chiasm run --minutes is not a time", reason="minutes", found=minutes, expected="more than 0")
+
+
+def open_job(
+    out: Path,
+    minutes: float | None,
+    accelerator: str = "auto",
+    engine: str | None = None,
+    container: Container | None = None,
+) -> PipelineJob:
+    """Return the job of an earlier call, or a new one, before any work.
+
+    Args:
+        out: Folder of the results.
+        minutes: Limit of the training time.
+        accelerator: Where the engine must run.
+        engine: What computes the networks of the prediction; None for that of the earlier call, or "auto".
+        container: Format of the predictions; None for that of the earlier call, or "volume".
 
     Raises:
-        RunError: If another time was given then, or the file is damaged.
+        RunError: If the earlier call had another time, engine or format, or the file is damaged.
+        RecipeError: If the time is none, or the engine is unknown, not installed, or does not run there.
     """
+    _check_minutes(minutes)
+    asked = {"engine": engine, "format": container}
+    given = {name: value for name, value in asked.items() if value is not None}
     if not (out / JOB).is_file():
-        return PipelineJob(minutes=minutes)
-    job = _read_job(out)
-    if job.minutes != minutes:
-        raise RunError(
-            f"was started with {_minutes_in_words(job.minutes)} and is asked for with {_minutes_in_words(minutes)}",
-            path=out,
-            reason="other-minutes",
-            hint="Give another folder with -o, or the time it was started with.",
-        )
+        job = PipelineJob.model_validate({"minutes": minutes, **given})
+    else:
+        job = _read_job(out)
+        _refuse_other(out, "time", _minutes_in_words(job.minutes), _minutes_in_words(minutes))
+        for name, value in given.items():
+            _refuse_other(out, name, f"--{name} {getattr(job, name)}", f"--{name} {value}")
+    Engine.pick(Hardware(accelerator, "auto", job.engine))
     return job
+
+
+def _refuse_other(out: Path, name: str, before: str, now: str) -> None:
+    """Refuse to resume a job with another setting than that of its first call."""
+    if now != before:
+        raise RunError(
+            f"was started with {before} and is asked for with {now}",
+            path=out,
+            reason="other-minutes" if name == "time" else f"other-{name}",
+            hint=f"Give another folder with -o, or the {name} it was started with.",
+        )
 
 
 def minutes_before(out: Path, otherwise: float) -> float | None:

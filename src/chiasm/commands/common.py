@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 import typer
 
+from chiasm.errors import unknown
+
 if TYPE_CHECKING:
     from chiasm.cohorts.cases import Problem
+    from chiasm.prediction.manifest import Container
 
 PARTIAL = 3  # some cases of a cohort failed, the others are done
 
@@ -80,6 +83,23 @@ Engine = Annotated[
         "--engine", help="auto, torch, openvino or onnxruntime: what computes networks.", rich_help_panel="Run"
     ),
 ]
+FORMAT = typer.Option(
+    "--format", help="volume (as the source), nifti, metaimage, nrrd, mgz or dicom.", rich_help_panel="Run"
+)
+OutputFormat = Annotated[str, FORMAT]
+
+
+def container_named(name: str) -> Container:
+    """Return the file format of this name.
+
+    Raises:
+        RecipeError: If there is none of this name.
+    """
+    from chiasm.prediction.manifest import Container
+
+    if name not in get_args(Container):
+        raise unknown("format", name, get_args(Container))
+    return cast("Container", name)
 
 
 def show_registered(run: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast, get_args
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +13,7 @@ from chiasm.commands.common import (
     Data,
     Engine,
     Out,
+    OutputFormat,
     Overwrite,
     Precision,
     Runner,
@@ -22,6 +23,7 @@ from chiasm.commands.common import (
     Steps,
     TensorBoard,
     Trust,
+    container_named,
     exit_partial,
     finish,
     show_registered,
@@ -35,13 +37,11 @@ from chiasm.commands.options import (
     several,
 )
 from chiasm.commands.serving import NodeOptions, PageOptions
-from chiasm.errors import unknown
 from chiasm.locks import check_output
 from chiasm.progress import count, follow, open_progress
 
 if TYPE_CHECKING:
     from chiasm.prediction.folders import Predicted
-    from chiasm.prediction.manifest import Container
 
 Average = Annotated[
     str,
@@ -49,12 +49,6 @@ Average = Annotated[
         "--average",
         help="flip: mean over a volume and its mirror image; none; auto: the choice stored in the model.",
         rich_help_panel="Method",
-    ),
-]
-Format = Annotated[
-    str,
-    typer.Option(
-        "--format", help="volume (as the source), nifti, metaimage, nrrd, mgz or dicom.", rich_help_panel="Run"
     ),
 ]
 
@@ -195,7 +189,7 @@ def predict(
         typer.Option("--degrade", help="Super-resolution: make thin slices thick first.", rich_help_panel="Method"),
     ] = False,
     average: Average = "auto",
-    container: Format = "volume",
+    container: OutputFormat = "volume",
     overwrite: Overwrite = False,
     runner: Runner = "serial",
     accelerator: Accelerator = "auto",
@@ -219,7 +213,7 @@ def predict(
             series=several(found.series),
             select=several(found.select),
             reading=reading.reading(),
-            container=_container(container),
+            container=container_named(container),
             runner=runner,
             degrade=degrade,
             average=average,
@@ -356,12 +350,3 @@ def serve(
         trust=several(trust),
         say=lambda line: typer.echo(f"{datetime.now():%H:%M:%S} {line}"),
     )
-
-
-def _container(name: str) -> Container:
-    """Return the file format of this name."""
-    from chiasm.prediction.manifest import Container
-
-    if name not in get_args(Container):
-        raise unknown("format", name, get_args(Container))
-    return cast(Container, name)

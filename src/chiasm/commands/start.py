@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from chiasm.commands.common import Allow, Data, Out, exit_partial, show_registered
+from chiasm.commands.common import FORMAT, Allow, Data, Out, container_named, exit_partial, show_registered
 from chiasm.commands.options import CohortOptions, PeopleOptions, ReadingOptions, RecipeOptions
 from chiasm.errors import RecipeError
 from chiasm.locks import check_output
@@ -29,6 +29,15 @@ def run(
         float | None,
         typer.Option("--minutes", help="Limit of the training time, minutes: 40 by default; none with --steps."),
     ] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            "--engine",
+            help="Of the prediction: auto (the default), torch, openvino or onnxruntime.",
+            rich_help_panel="Run",
+        ),
+    ] = None,
+    container: Annotated[str | None, FORMAT] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would be done and how long it takes, and stop.")
     ] = False,
@@ -39,16 +48,28 @@ def run(
     selection = found.selection(asked.source, reading, allow, people)
     recipe = asked.recipe(reading, selection)
     check_output(out)
-    from chiasm.pipeline import Watch, minutes_before, plan_ahead
+    from chiasm.pipeline import Watch, minutes_before, open_job, plan_ahead
     from chiasm.pipeline import run as run_all
 
     most = minutes_before(out, MINUTES) if minutes is None and asked.steps is None else minutes
+    chosen = None if container is None else container_named(container)
+    open_job(out, most, recipe.training.accelerator, engine, chosen)
     if dry_run:
         plan_ahead(data, recipe, out, minutes=most, layout=found.layout, selection=selection, say=typer.echo)
         return
     with open_progress() as bar:
         watch = Watch(typer.echo, follow(bar, "training"), count(bar, "predicting"), count(bar, "evaluating"))
-        done = run_all(data, recipe, out, minutes=most, layout=found.layout, selection=selection, watch=watch)
+        done = run_all(
+            data,
+            recipe,
+            out,
+            minutes=most,
+            layout=found.layout,
+            selection=selection,
+            engine=engine,
+            container=chosen,
+            watch=watch,
+        )
     show_registered(out / "run")
     _show_explanation(out)
     typer.echo(f"report: {done.report}")

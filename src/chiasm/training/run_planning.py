@@ -177,6 +177,11 @@ class PlannedRun:
         """Names of all cases to learn from: the pairs, then the unpaired ones."""
         return (*self.paired, *self.run.plan.unpaired)
 
+    @property
+    def tested(self) -> list[Case]:
+        """The test cases."""
+        return [case for case in self.cohort.cases if case.id in self.run.split.test]
+
 
 class _Unpaired(NamedTuple):
     """Cases of which one side is there, and those of them that could not be read."""
