@@ -16,6 +16,7 @@ from torch import Tensor
 from chiasm.cohorts.discovery import find_cohort
 from chiasm.methods import make_recipe
 from chiasm.networks.discriminators import LocalLogits
+from chiasm.prediction.engines import Engine
 from chiasm.prediction.passes import refine
 from chiasm.preparation.arrays import PreparedCase, prepare_case
 from chiasm.preparation.plan import Plan
@@ -124,6 +125,26 @@ def test_the_confidence_losses_give_the_generator_nothing(prepared: tuple[Plan, 
     assert all(parameter.grad is None for parameter in bare(one, "generator").parameters())
 
 
+def test_a_network_that_only_expects_the_error_changes_nothing_of_the_generator(
+    prepared: tuple[Plan, list[PreparedCase]],
+) -> None:
+    timed = {"schedule.generator_alone": 0.5, "schedule.discriminators_alone": 0.0, "schedule.steps": 8}
+    beside, alone = (learner(prepared, recipe(method, timed)) for method in ("l2-expected-error", "l2"))
+    local = bare(beside, "local_discriminator")
+    before = weights(local)
+    for step in range(8):
+        log = beside.step(step)
+        alone.step(step)
+        assert same(before, weights(local)) == (step < 4)  # it learns in the second half
+    assert same(weights(bare(beside, "generator")), weights(bare(alone, "generator")))
+    assert {"magnitude_loss", "structured_loss"} <= set(log)
+    assert "accuracy_local" not in log  # real images are not shown to it, so it recognises none
+    rows = (weights(local)["heads.weight"] != before["heads.weight"]).flatten(1).any(1).tolist()
+    assert dict(zip(LocalLogits._fields, rows)) == {"realness": False, "magnitude": True, "structured": True}
+    maps = beside.maps(prepared[1][0], Engine(torch.device("cpu"), "32-true"))
+    assert maps.raw_error is not None and maps.raw_error[np.asarray(prepared[1][0].mask)].std() > 0
+
+
 def test_the_undetached_arm_sends_gradients_through_the_weight(prepared: tuple[Plan, list[PreparedCase]]) -> None:
     gradients = []
     for method in ("A8", "A9"):
@@ -189,7 +210,6 @@ def test_the_average_follows_the_weights(prepared: tuple[Plan, list[PreparedCase
 
 
 def test_validation_and_prediction_are_one_function(prepared: tuple[Plan, list[PreparedCase]]) -> None:
-    from chiasm.prediction.engines import Engine
     from chiasm.prediction.passes import Networks, synthesise_prepared
 
     one = learner(prepared, recipe())

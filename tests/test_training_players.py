@@ -58,6 +58,7 @@ DISCRIMINATORS = {
         ("context-gan", "context-gan-2", "strainet", "gan", "lsgan", "hinge", "wgan", "wgan-gp", "dcgan", "pix2pix"),
         "global",
     ),
+    "A17": "local",
     **dict.fromkeys(("srcnn", "srcnn-955", "fcn8", "unet", "fcn3d", "han", "li-cnn", "jcsc"), ""),
 }
 

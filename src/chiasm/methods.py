@@ -54,7 +54,7 @@ CREDITS: Mapping[str, str] = {
     "A16": "this project, after Ghiasi et al., arXiv:2012.07177",
     "C1": "after Lin et al., arXiv:1708.02002",
     "C2": "after Shrivastava et al., arXiv:1604.03540",
-    **dict.fromkeys(("C3", "C4", "C5"), "this project"),
+    **dict.fromkeys(("A17", "C3", "C4", "C5"), "this project"),
     "C6": "as Isensee et al., doi:10.1038/s41592-020-01008-z",
     "C7": "after Ghiasi et al., arXiv:2012.07177",
 }
@@ -114,6 +114,7 @@ _L1: Changes = {"loss.norm": "l1"}
 _L1_GLOBAL: Changes = {"loss.norm": "l1", "loss.global_weight": 0.005}
 _L1_LOCAL: Changes = {"loss.norm": "l1", "loss.local_weight": 0.01}
 _PLAIN: Changes = {**_NO_ADVERSARY, **_NO_ATTENTION}
+_NO_PAUSE: Changes = {"schedule.discriminators_alone": 0.0}  # of the generator, while discriminators learn alone
 #: As the paper has it: nothing of this project's own, so no gate either.
 _LITERAL: Changes = {
     "attention.head": "realness",
@@ -139,6 +140,12 @@ _CONTEXT_GAN: Changes = {
 _METHODS = (
     Method("l1", "L1", {**_PLAIN, **_L1}, code="A0"),
     Method("l2", "L2", {**_PLAIN}, code="A1"),
+    Method(
+        "l2-expected-error",
+        "L2, beside a local discriminator that only learns to expect the error of each voxel",
+        {**_PLAIN, "discriminators.confidence": True, "schedule.generator_alone": 0.7, **_NO_PAUSE},
+        code="A17",
+    ),
     Method(
         "gradient-difference",
         "L1 and gradient difference",

@@ -183,6 +183,7 @@ class Discriminators(Section):
     conditional: bool = True  # the local one sees the source too
     global_spectral_norm: bool = False  # of this project's own global one
     second_global: bool = False  # in place of the local one's adversarial term (control C5)
+    confidence: bool = False  # the local one learns to expect the error, where nothing else asks for it
 
 
 class Loss(Section):

@@ -28,7 +28,7 @@ from chiasm.preparation.planning import has_gpu
 from chiasm.recipe import Recipe, Schedule, validate_recipe
 from chiasm.training.coding import PAIRS_TO_OTHERS
 from chiasm.training.joint_coding import Examples, JointCoding
-from chiasm.training.players import Players, make_players
+from chiasm.training.players import Players, make_players, only_expects_error
 
 BESIDE_CONVOLUTIONS = 1.35  # normalisation, activations, interpolation, losses, Adam: measured on a CPU
 MOST_OF_MEMORY = 3.0  # a forecast above so many times of the memory is certain not to fit
@@ -250,10 +250,11 @@ def _phase_costs(passes: Passes, recipe: Recipe, plan: Plan) -> PhaseCosts:
 
     # A forward and a backward pass are three passes: forward, towards the input, towards the weights.
     forward, critic, whole = (seconds(layers) / 3 for layers in (passes.generator, passes.critics, passes.whole))
-    discriminators = forward + critic * 6  # real and synthetic images, forward and back
+    images, guiding = (1, 0) if only_expects_error(recipe) else (2, 2)  # real and synthetic ones; see below
+    discriminators = forward + critic * 3 * images  # forward and back
     # the generator's turn: forward, towards the input; further turns of the critic, each with images of its own
     turns = (recipe.loss.discriminator_steps - 1) * (forward + whole * 6) if passes.whole else 0.0
-    together = forward * 3 + critic * 8 + turns + seconds(passes.refiner)
+    together = forward * 3 + critic * (3 * images + guiding) + turns + seconds(passes.refiner)
     return PhaseCosts(forward * 3, discriminators, together)
 
 

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.parametrize import cached
 
+from chiasm.networks.discriminators import LocalLogits
 from chiasm.training import losses, ranks
+from chiasm.training.players import only_expects_error
 from chiasm.training.setting import Draw, Setting, StepOutcome, beside_source, shown_locally
 from chiasm.training.state import TrainingState, running
 
@@ -81,27 +83,36 @@ def _penalty(setting: Setting, drawn: Draw, name: str, pairs: tuple[Tensor, Tens
 
 
 def step_local(setting: Setting, state: TrainingState, drawn: Draw) -> StepOutcome:
-    """Train the local discriminator voxel by voxel, and its confidence heads to predict the error."""
+    """Train the local discriminator voxel by voxel, and its confidence heads to predict the error.
+
+    Where nothing goes by it, real images are not shown: the confidence heads learn from synthetic ones alone.
+    """
     recipe, (batch, fake) = setting.recipe, (drawn.batch, drawn.made)
     discriminator, mask = setting.trainables.modules["local_discriminator"].train(), batch.mask
     with cached():  # spectral norms, and their power iterations, once for both (Miyato 2018, algorithm 1)
-        real = discriminator(shown_locally(recipe, batch, batch.target))
+        real = None if only_expects_error(recipe) else discriminator(shown_locally(recipe, batch, batch.target))
         synthetic = discriminator(shown_locally(recipe, batch, fake))
-    realness, on_fake = real.realness.float(), synthetic.realness.float()
-    error, scale, attention = fake - batch.target, state.error_scale, recipe.attention
+    loss, values = _expectation(setting, state, drawn, synthetic)
+    if real is not None:
+        realness, on_fake = real.realness.float(), synthetic.realness.float()
+        separation = losses.adversarial_discriminator_loss(realness, on_fake, smoothing=0.0, mask=mask)
+        loss = separation + loss
+        hits = losses.masked_mean((realness > 0).float(), mask) + losses.masked_mean((on_fake < 0).float(), mask)
+        state = replace(state, accuracy=running(state.accuracy, ranks.mean(hits / 2, len(fake))))
+        values |= {"local_discriminator_loss": separation.detach(), "accuracy_local": state.accuracy}
+    setting.trainables.descend("local_discriminator", loss, drawn.share)
+    return StepOutcome(state, values)
+
+
+def _expectation(
+    setting: Setting, state: TrainingState, drawn: Draw, synthetic: LocalLogits
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the loss of the confidence heads, and its two parts for the log."""
+    mask, scale, attention = drawn.batch.mask, state.error_scale, setting.recipe.attention
+    error = drawn.made - drawn.batch.target
     magnitude = losses.soft_target_magnitude(error, mask, scale, setting.sigma(attention.magnitude_mm))
     structured = losses.soft_target_structured(error, mask, scale, setting.sigma(attention.structured_mm))
-    separation = losses.adversarial_discriminator_loss(realness, on_fake, smoothing=0.0, mask=mask)
     foreseen = losses.confidence_loss(synthetic.magnitude.float(), magnitude, mask)
     foreseen_structured = losses.confidence_loss(synthetic.structured.float(), structured, mask)
-    loss = separation + foreseen + foreseen_structured
-    setting.trainables.descend("local_discriminator", loss, drawn.share)
-    hits = losses.masked_mean((realness > 0).float(), mask) + losses.masked_mean((on_fake < 0).float(), mask)
-    state = replace(state, accuracy=running(state.accuracy, ranks.mean(hits / 2, len(fake))))
-    values = {
-        "local_discriminator_loss": separation.detach(),
-        "magnitude_loss": foreseen.detach(),
-        "structured_loss": foreseen_structured.detach(),
-        "accuracy_local": state.accuracy,
-    }
-    return StepOutcome(state, values)
+    parts = {"magnitude_loss": foreseen.detach(), "structured_loss": foreseen_structured.detach()}
+    return foreseen + foreseen_structured, parts

@@ -17,6 +17,7 @@ from chiasm.prediction.passes import refine
 from chiasm.recipe import Loss
 from chiasm.training import attention, losses, ranks
 from chiasm.training.batches import Batch
+from chiasm.training.players import only_expects_error
 from chiasm.training.sampler import gate_is_open, note_lesions, remember
 from chiasm.training.setting import Draw, Setting, StepOutcome, beside_source, send, shown_locally
 from chiasm.training.state import TrainingState, exact, running
@@ -171,7 +172,8 @@ def _global_term(setting: Setting, drawn: Draw) -> Tensor:
 def _local_logits(setting: Setting, drawn: Draw) -> LocalLogits | None:
     """Return the local discriminator's logits of the prediction; None if it does not take part."""
     trainables, phase = setting.trainables, drawn.phase
-    if "local_discriminator" not in trainables.modules or (phase.adversarial <= 0 and phase.attention <= 0):
+    is_absent = "local_discriminator" not in trainables.modules or only_expects_error(setting.recipe)
+    if is_absent or (phase.adversarial <= 0 and phase.attention <= 0):
         return None
     with trainables.fabric.autocast():
         logits: LocalLogits = trainables.bare("local_discriminator")(

@@ -235,7 +235,17 @@ def patch_needs(recipe: Recipe) -> PatchNeeds | None:
 
 
 def needs_local_discriminator(recipe: Recipe) -> bool:
-    """Return whether the method's loss or attention uses the local discriminator."""
+    """Return whether the method has a local discriminator: for its loss, its attention, or its expected error."""
+    return _guides_generator(recipe) or recipe.discriminators.confidence
+
+
+def only_expects_error(recipe: Recipe) -> bool:
+    """Return whether the local discriminator learns to expect the error, and nothing goes by what it says."""
+    guided = bool(recipe.generator.refiner) or recipe.training.transplant == "difficulty"
+    return recipe.discriminators.confidence and not (_guides_generator(recipe) or guided)
+
+
+def _guides_generator(recipe: Recipe) -> bool:
     adversarial = recipe.loss.local_weight > 0 and not recipe.discriminators.second_global
     return adversarial or recipe.attention.head != "none"
 
