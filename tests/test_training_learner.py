@@ -145,6 +145,21 @@ def test_a_network_that_only_expects_the_error_changes_nothing_of_the_generator(
     assert maps.raw_error is not None and maps.raw_error[np.asarray(prepared[1][0].mask)].std() > 0
 
 
+@pytest.mark.parametrize("method", ["l1", "unet", "global-l2"])
+def test_any_method_can_have_an_expected_error_beside_it(
+    method: str, prepared: tuple[Plan, list[PreparedCase]]
+) -> None:
+    changes = {"generator.scale": 1 / 16}
+    asked = [recipe(method, {**changes, "discriminators.confidence": also}) for also in (True, False)]
+    beside, alone = (learner(prepared, one) for one in asked)
+    for step in (LATE, LATE + 1):
+        beside.step(step)
+        alone.step(step)
+    assert same(weights(bare(beside, "generator")), weights(bare(alone, "generator")))
+    engine = Engine(torch.device("cpu"), "32-true")
+    assert [one.maps(prepared[1][0], engine).raw_error is None for one in (beside, alone)] == [False, True]
+
+
 def test_the_undetached_arm_sends_gradients_through_the_weight(prepared: tuple[Plan, list[PreparedCase]]) -> None:
     gradients = []
     for method in ("A8", "A9"):

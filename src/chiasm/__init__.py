@@ -84,8 +84,8 @@ if TYPE_CHECKING:
     from chiasm.studies.completion import complete
     from chiasm.studies.study import run_study as study
     from chiasm.studies.study_report import report
+    from chiasm.training.cross_fitting import train
     from chiasm.training.finetuning import finetune
-    from chiasm.training.run import train
     from chiasm.training.run_planning import plan_run as plan
 
 __version__ = "0.2.0"
@@ -118,7 +118,7 @@ _VERBS = {
     "convert": ("cohorts.conversion", "convert"),
     "inspect": ("preparation.inspection", "inspect_folder"),
     "plan": ("training.run_planning", "plan_run"),
-    "train": ("training.run", "train"),
+    "train": ("training.cross_fitting", "train"),
     "finetune": ("training.finetuning", "finetune"),
     "load": ("prediction.folders", "load"),
     "predict": ("prediction.folders", "predict"),

@@ -22,7 +22,6 @@ TASKS: Mapping[str, str] = {
     "super-resolution": "thin slices from thick ones, also of another modality; beside bicubic",
 }
 
-
 Group = Literal["method", "control", "literature"]
 
 #: Headings of the groups of methods, in the order in which they are listed.
@@ -114,7 +113,13 @@ _L1: Changes = {"loss.norm": "l1"}
 _L1_GLOBAL: Changes = {"loss.norm": "l1", "loss.global_weight": 0.005}
 _L1_LOCAL: Changes = {"loss.norm": "l1", "loss.local_weight": 0.01}
 _PLAIN: Changes = {**_NO_ADVERSARY, **_NO_ATTENTION}
-_NO_PAUSE: Changes = {"schedule.discriminators_alone": 0.0}  # of the generator, while discriminators learn alone
+#: The generator learns in all steps, and nothing goes by the local discriminator, which learns in the last of them.
+_EXPECTING: Changes = {
+    **_PLAIN,
+    "discriminators.confidence": True,
+    "schedule.generator_alone": 0.7,
+    "schedule.discriminators_alone": 0.0,
+}
 #: As the paper has it: nothing of this project's own, so no gate either.
 _LITERAL: Changes = {
     "attention.head": "realness",
@@ -122,7 +127,6 @@ _LITERAL: Changes = {
     "attention.norm": "none",
     "attention.gate": False,
 }
-
 #: Adam as Radford 2015 has it, and Isola 2017 after it, for both players.
 _RADFORD: Changes = {
     "optimiser.generator_rate": 2e-4,
@@ -140,12 +144,7 @@ _CONTEXT_GAN: Changes = {
 _METHODS = (
     Method("l1", "L1", {**_PLAIN, **_L1}, code="A0"),
     Method("l2", "L2", {**_PLAIN}, code="A1"),
-    Method(
-        "l2-expected-error",
-        "L2, beside a local discriminator that only learns to expect the error of each voxel",
-        {**_PLAIN, "discriminators.confidence": True, "schedule.generator_alone": 0.7, **_NO_PAUSE},
-        code="A17",
-    ),
+    Method("l2-expected-error", "L2, and beside it an expected error of each voxel", {**_EXPECTING}, code="A17"),
     Method(
         "gradient-difference",
         "L1 and gradient difference",

@@ -24,10 +24,11 @@ from chiasm.locks import locked
 from chiasm.methods import title_of
 from chiasm.networks.foreign import is_own_class
 from chiasm.outputs import refuse_data_folder, refuse_foreign
+from chiasm.prediction.cross_fitted import predict_by_role
 from chiasm.prediction.engines import Engine, Hardware
-from chiasm.prediction.folders import predict
 from chiasm.prediction.inputs import check_dicom
 from chiasm.prediction.manifest import Container
+from chiasm.prediction.model_files import PARTS
 from chiasm.preparation.plan import Plan, read_plan
 from chiasm.progress import Progress, StepProgress
 from chiasm.recipe import Recipe, read_recipe
@@ -37,7 +38,8 @@ from chiasm.reports.progress_page import PAGE, ProgressPage
 from chiasm.storage import write_json, write_text
 from chiasm.times import timed
 from chiasm.training.cost import estimate_cost
-from chiasm.training.run import in_minutes, train
+from chiasm.training.cross_fitting import part_of, resolve_models, train
+from chiasm.training.run import in_minutes
 from chiasm.training.run_folder import check_run_folder
 from chiasm.training.run_planning import PlannedRun, find_cases, plan_cases
 from chiasm.training.session import Say
@@ -144,17 +146,20 @@ def run(
         def announce(planned: PlannedRun) -> None:
             _check_format(job.format, planned)
             started.append(planned)
+            if len(started) > 1:  # the next of several models
+                return
             write_json(out / JOB, job.model_dump())
             for line in _announce(planned.recipe, planned.run.plan, planned.run.split, out):
                 watch.say(line)
 
+        recipe, cases = resolve_models(data, recipe, layout, selection)
         trained = train(
-            data,
+            cases,
             _recipe_of_before(recipe, out, minutes),
             out / RUN,
             say=watch.say,
             progress=watch.training,
-            watcher=ProgressPage(out / RUN),
+            watch=ProgressPage,
             layout=layout,
             selection=selection,
             minutes=minutes,
@@ -186,8 +191,8 @@ def _predict_and_evaluate(
 ) -> tuple[Problem, ...]:
     chosen = selection or Selection()
     with timed(out, "prediction"):
-        made = predict(
-            out / RUN,
+        made = predict_by_role(
+            [out / RUN],
             [data],
             out / PREDICTIONS,
             only="test",
@@ -202,16 +207,17 @@ def _predict_and_evaluate(
             trust=[recipe.generator.network] if is_own_class(recipe.generator.network) else (),
             progress=watch.predicting,
         )
-    watch.say(f"predicted: {len(made.done) + len(made.kept)} test cases")
+    count = sum(len(one.done) + len(one.kept) for one in made)
+    watch.say(f"predicted: {count} test cases")
     scored = evaluate(
-        out / PREDICTIONS,
+        [one.folder for one in made],
         data,
         out / EVALUATION,
         layout=layout,
         selection=selection,
         progress=watch.evaluating,
     )
-    return (*made.problems, *scored.problems)
+    return (*(problem for one in made for problem in one.problems), *scored.problems)
 
 
 def plan_ahead(
@@ -240,14 +246,19 @@ def plan_ahead(
     """
     _check(data, recipe, out, minutes)
     open_job(out, minutes, recipe.training.accelerator)
-    recipe = _recipe_of_before(recipe, out, minutes)
-    if (out / RUN / "plan.toml").is_file() and (out / RUN / "splits.json").is_file():
-        plan, split = read_plan(out / RUN / "plan.toml"), read_splits(out / RUN / "splits.json").split
+    recipe, cases = resolve_models(data, _recipe_of_before(recipe, out, minutes), layout, selection)
+    models, first = int(recipe.split.models), out / RUN
+    if models > 1:
+        first = first / PARTS / "1"
+        recipe = part_of(recipe, 1, first, fitted=minutes is not None)
+    if (first / "plan.toml").is_file() and (first / "splits.json").is_file():
+        plan, split = read_plan(first / "plan.toml"), read_splits(first / "splits.json").split
     else:
-        check_run_folder(out / RUN, data)
+        check_run_folder(first, data)
         with tempfile.TemporaryDirectory(prefix="chiasm-") as place:
-            found = find_cases(data, recipe, Path(place), layout, selection)
-            planned = plan_cases(found, recipe, Path(place), say, None, minutes)
+            found = find_cases(cases, recipe, Path(place), layout, selection)
+            time = None if minutes is None else minutes / models
+            planned = plan_cases(found, recipe, Path(place), say, None, time)
         recipe, plan, split = planned.recipe, planned.run.plan, planned.run.split
     for line in _announce(recipe, plan, split, out):
         say(line)
@@ -256,7 +267,7 @@ def plan_ahead(
 def _check(data: Path, recipe: Recipe, out: Path, minutes: float | None) -> None:
     """Refuse settings that a later stage could not use, before the first stage begins."""
     _check_minutes(minutes)
-    if recipe.split.folds == 1 and recipe.split.by != "site":
+    if recipe.split.folds == 1 and recipe.split.by != "site" and recipe.split.models == 1:
         raise RecipeError(
             "with one fold there are no test cases, so nothing could be evaluated",
             reason="no-test",
@@ -344,19 +355,22 @@ def _recipe_of_before(recipe: Recipe, out: Path, minutes: float | None) -> Recip
 
 
 def _announce(recipe: Recipe, plan: Plan, split: Split, out: Path) -> Iterator[str]:
-    """Describe each stage and about how long it takes."""
-    cost = plan.expected or estimate_cost(recipe, plan)
-    parts = _forecast(plan, len(split.test))
-    done = _steps_done(out)
+    """Describe each stage and about how long it takes; the recipe is that of one of several models."""
+    cost, models = plan.expected or estimate_cost(recipe, plan), int(recipe.split.models)
+    minutes, steps, done = cost.minutes * models, recipe.schedule.steps * models, _steps_done(out)
+    tested = len(split.test) if models == 1 else len(split.train) + len(split.validation)
+    parts = _forecast(plan, tested)
+    several = f"{models} models of " if models > 1 else ""
     yield f"from {' + '.join(plan.sources)} to {plan.target}:"
     yield (
-        f"  train {title_of(recipe.method)}, {recipe.size}, {recipe.schedule.steps} steps"
-        f"{f', {done} of them done' if done else ''}: {in_minutes(cost.minutes)}, {cost.memory_mb / 1024:.1f} GB"
+        f"  train {several}{title_of(recipe.method)}, {recipe.size}, {steps} steps{' in all' if several else ''}"
+        f"{f', {done} of them done' if done else ''}: {in_minutes(minutes)}, {cost.memory_mb / 1024:.1f} GB"
     )
-    yield f"  predict {len(split.test)} test cases: {in_minutes(parts[0])}"
+    whose = "cases, each by the model that did not learn from it" if several else "test cases"
+    yield f"  predict {tested} {whose}: {in_minutes(parts[0])}"
     yield f"  evaluate them and write {out / REPORT}: {in_minutes(parts[1])}"
-    left = cost.minutes * (1 - done / recipe.schedule.steps) + sum(parts)
-    yield f"  meanwhile {out / RUN / PAGE} shows how it goes"
+    left = minutes * (1 - done / steps) + sum(parts)
+    yield f"  meanwhile {out / RUN / (f'{PARTS}/1/' if several else '') / PAGE} shows how it goes"
     yield f"in all {in_minutes(left)} on this machine, if it does nothing else; Ctrl-C stops, the same command resumes"
 
 
@@ -368,6 +382,10 @@ def _forecast(plan: Plan, cases: int) -> tuple[float, float]:
 
 
 def _steps_done(out: Path) -> int:
-    """Return the steps of the newest checkpoint of a training that was stopped; 0 without one."""
-    names = [path.stem.removeprefix("step-") for path in (out / RUN / "checkpoints").glob("step-*.toml")]
-    return max((int(name) for name in names if name.isdigit()), default=0)
+    """Return the steps of the newest checkpoints of a training that was stopped; 0 without one."""
+
+    def of_run(folder: Path) -> int:
+        names = [path.stem.removeprefix("step-") for path in (folder / "checkpoints").glob("step-*.toml")]
+        return max((int(name) for name in names if name.isdigit()), default=0)
+
+    return sum(map(of_run, [out / RUN, *(out / RUN / PARTS).glob("*")]))

@@ -134,6 +134,7 @@ class SplitSettings(Section):
     by: Literal["subject", "site"] = "subject"  # site: each fold tests one site, in the order of their names
     folds: Auto | Annotated[int, Field(ge=1, le=10_000)] = 5  # 1: no test set; auto: leave one out of few subjects
     fold: Annotated[int, Field(ge=0, lt=10_000)] = 0
+    models: Auto | Annotated[int, Field(ge=1, le=10)] = 1  # of which each learns from all but one part; auto: 3 of few
     validation: Fraction = 0.2  # share of the subjects that are not tested; at least one
     subject_pattern: str = ""  # whose group is the subject in a case's id; "": as layout and names state
     locked: Annotated[float, Field(ge=0, lt=1)] = 0.0  # share of the subjects in the locked test set, in no fold
@@ -142,12 +143,16 @@ class SplitSettings(Section):
     @property
     def described(self) -> str:
         """The fold in words."""
+        if self.models != 1:
+            return f"model {self.fold + 1} of {self.models}"
         return f"fold {self.fold} of {'as many as suit the subjects' if self.folds == 'auto' else self.folds}"
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.folds != "auto" and self.fold >= self.folds:
             raise ValueError(f"fold {self.fold} does not exist among {self.folds} folds (0 to {self.folds - 1})")
+        if self.models != 1 and (self.folds not in ("auto", 1) or self.by != "subject"):
+            raise ValueError("several models share the subjects among them: leave split.folds and split.by as they are")
         return self
 
 

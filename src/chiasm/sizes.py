@@ -53,6 +53,7 @@ OWN_SIZES: Mapping[str, Changes] = {
     "small": {
         "generator.fold": 2,
         "generator.widths": (24, 48, 96, 192),
+        "generator.average": "flip",
         "optimiser.generator_rate": 1e-3,
         "training.class_share": "auto",
         "training.painted_share": "auto",

@@ -24,6 +24,7 @@ from chiasm.errors import CohortError, RunError
 from chiasm.storage import read_json, write_json
 
 FOLDS, FEW = 5, 10  # that "auto" makes, of as many subjects or more
+MODELS = 3  # that "auto" makes of fewer
 Folds = int | Literal["auto"]
 ROLES = ("train", "validation", "test", "locked")
 REMEDY = (
@@ -125,6 +126,47 @@ def make_split(
     return _with_validation(cases, roles, _without(free, tested), validation)
 
 
+def choose_models(asked: Folds, cases: Iterable[Case]) -> int:
+    """Return the number of models: the given number, or for "auto" a number that suits the subjects.
+
+    Of fewer than `FEW` subjects none should be lost to a test: then three models share them, each of which learns from
+    two thirds.  Where roles are fixed, or there are fewer than three subjects, there is one.
+
+    Args:
+        asked: The number, or "auto".
+        cases: Cases with unique ids.
+    """
+    cases = list(cases)
+    if asked != "auto":
+        return asked
+    subjects = {case.subject for case in cases}
+    is_free = not any(case.split for case in cases)
+    return MODELS if is_free and MODELS <= len(subjects) < FEW else 1
+
+
+def make_part(cases: Iterable[Case], *, models: int, part: int, seed: int, locked: float = 0.0) -> Split:
+    """Split cases for one of several models: one part of the subjects validates, all others train, none is tested.
+
+    Args:
+        cases: Cases with unique ids, in any order.
+        models: Number of parts, at least 2.
+        part: Which one validates, in [0, models).
+        seed: As for `make_split`.
+        locked: Likewise.
+
+    Raises:
+        CohortError: If there are fewer subjects than models, or a manifest or a folder fixes roles.
+        ValueError: If `part` is not among `models`.
+    """
+    cases = list(cases)
+    _refuse_fixed_roles(cases, "several models that share the subjects")
+    free = {case.subject for case in cases}
+    if len(free) < models:
+        raise _too_few(f"{models} models need at least {models} subjects", [*free], "Use chiasm train --models 1.")
+    split = make_split(cases, folds=models, fold=part, validation=0, seed=seed, locked=locked)
+    return Split(split.train, split.test, (), split.locked)
+
+
 def _tested(free: Sequence[str], fixed: Mapping[str, str], fold: int, folds: int) -> set[str]:
     """Return the free subjects that a fold tests; none if test subjects are fixed, or all other roles are."""
     is_fixed = "test" in fixed.values() or (bool(fixed) and not free)
@@ -169,7 +211,7 @@ def leave_one_site_out(
         CohortError: If no case is of this site, or all are, or a manifest or a folder fixes roles.
     """
     cases = list(cases)
-    _refuse_fixed_roles(cases)
+    _refuse_fixed_roles(cases, "folds by site")
     ordered = _order_subjects(_site_of_subjects(cases), seed)
     kept = _locked(ordered, locked)
     tested = {case.subject for case in cases if case.site == site} - kept
@@ -180,13 +222,14 @@ def leave_one_site_out(
     return _with_validation(cases, roles, others, validation)
 
 
-def _refuse_fixed_roles(cases: Sequence[Case]) -> None:
+def _refuse_fixed_roles(cases: Sequence[Case], what: str) -> None:
     if fixed := Counter(case.split for case in cases if case.split):
         raise CohortError(
-            "folds by site contradict roles that are fixed",
+            f"{what} contradict roles that are fixed",
             reason="split",
             found=", ".join(f"{count} cases fixed to {role}" for role, count in sorted(fixed.items())),
-            hint="Split by subject, or take the roles away: the column split of a manifest, or folders such as test.",
+            hint="Split by subject, with one model, or take the roles away: the column split of a manifest, or folders "
+            "such as test.",
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -96,11 +97,11 @@ def train(
     recipe = asked.recipe(reading, selection, place)
     from chiasm.training.run_planning import find_finished_run
 
-    alone = devices == 1  # of several processes each would lock the folder
+    alone = devices == 1 and recipe.split.models == 1  # of several processes each would lock the folder
     run = find_finished_run(data, recipe, out, found.layout, selection, typer.echo) if alone else None
     if run is None:
         from chiasm.reports.tensorboard import watch_run
-        from chiasm.training.run import train as run_training
+        from chiasm.training.cross_fitting import train as run_training
 
         with open_progress() as bar:
             run = run_training(
@@ -109,7 +110,7 @@ def train(
                 out,
                 say=typer.echo,
                 progress=follow(bar, "training"),
-                watcher=watch_run(out, tensorboard=tensorboard),
+                watch=partial(watch_run, tensorboard=tensorboard),
                 layout=found.layout,
                 selection=selection,
             )
@@ -182,7 +183,10 @@ def predict(
     found: CohortOptions,
     reading: ReadingOptions,
     only: Annotated[
-        str, typer.Option("--only", help="all, train, validation or test cases of the run.", rich_help_panel="Data")
+        str,
+        typer.Option(
+            "--only", help="all, train, validation, test or out-of-fold cases of the run.", rich_help_panel="Data"
+        ),
     ] = "all",
     degrade: Annotated[
         bool,
@@ -199,12 +203,12 @@ def predict(
 ) -> None:
     """Synthesise whole volumes, each with an expected-error map; several runs give their mean and spread."""
     check_output(out)
-    from chiasm.prediction.folders import predict as run_prediction
+    from chiasm.prediction.cross_fitted import predict_by_role
     from chiasm.prediction.inputs import part_runs
 
     places = part_runs([run, *inputs])
     with open_progress() as bar:
-        made = run_prediction(
+        made = predict_by_role(
             places.runs,
             places.inputs,
             out,
@@ -225,8 +229,9 @@ def predict(
             progress=count(bar, "predicting"),
             say=typer.echo,
         )
-    _show_predictions(made)
-    finish(made.problems)
+    for one in made:
+        _show_predictions(one)
+    finish(tuple(dict.fromkeys(problem for one in made for problem in one.problems)))
 
 
 def _show_predictions(made: Predicted) -> None:

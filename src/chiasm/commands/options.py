@@ -219,6 +219,14 @@ class RecipeOptions:
             rich_help_panel="Run",
         ),
     ] = "auto"
+    models: Annotated[
+        str,
+        typer.Option(
+            "--models",
+            help="Models that share the subjects and the steps; auto: 3 of 3 to 9 subjects, else 1.",
+            rich_help_panel="Run",
+        ),
+    ] = "1"
     seed: Annotated[int, typer.Option("--seed", help="Seed of weights and batches.", rich_help_panel="Run")] = 0
     settings: Settings = None
 
@@ -243,6 +251,7 @@ class RecipeOptions:
             "data.registration": self.register,
             "split.fold": self.fold,
             "split.folds": self.folds,
+            "split.models": self.models,
             "training.seed": self.seed,
         }
         given: dict[str, object] = {

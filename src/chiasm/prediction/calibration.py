@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -174,6 +175,22 @@ def never_falling(values: NDArray[np.float64], weights: NDArray[np.integer]) -> 
             total, length = total + its_weight, length + its_length
         pools.append((mean, total, length))
     return np.repeat([mean for mean, _, _ in pools], [length for _, _, length in pools])
+
+
+def mean_calibration(calibrations: Sequence[Calibration]) -> Calibration:
+    """Return the mean of several calibrations, as a function of the raw score.
+
+    Args:
+        calibrations: At least one.  Each is a rising map, and so is their mean.
+    """
+    x = np.unique(np.concatenate([one.x for one in calibrations]))
+    return Calibration(
+        x=tuple(x.tolist()),
+        y=tuple(np.mean([np.interp(x, one.x, one.y) for one in calibrations], axis=0).tolist()),
+        fitted_on=tuple(chain.from_iterable(one.fitted_on for one in calibrations)),
+        voxels=sum(one.voxels for one in calibrations),
+        spearman=float(np.mean([one.spearman for one in calibrations])),
+    )
 
 
 def apply_calibration(calibration: Calibration, score: ArrayLike) -> NDArray[np.float32]:

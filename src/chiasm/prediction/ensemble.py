@@ -45,7 +45,7 @@ SHARED: Mapping[str, str] = {
     "way to read files": "reading",
 }
 #: A role that a case has for all models together if it has it for one: the first that is found here.
-STRONGEST: tuple[Role, ...] = ("train", "validation", "locked", "test")
+STRONGEST: tuple[Role, ...] = ("train", "validation", "out-of-fold", "locked", "test")
 
 
 class Moments:

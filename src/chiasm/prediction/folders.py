@@ -30,7 +30,7 @@ from chiasm.prediction.manifest import (
     write_manifest,
 )
 from chiasm.prediction.model import Model, load_model
-from chiasm.prediction.model_files import find_model, named_classes
+from chiasm.prediction.model_files import find_model, named_classes, single_runs
 from chiasm.prediction.resuming import Earlier, hash_inputs, take_over
 from chiasm.prediction.synthesis import CompactSynthesis, Synthesis, synthesise_compactly
 from chiasm.progress import Progress
@@ -220,7 +220,7 @@ def load_models(runs: Sequence[Path | str], trust: str | Collection[str] = ()) -
         RunError: If one is missing or damaged, or they do not agree.
         ValueError: If there is none.
     """
-    places = [Path(run) for run in runs]
+    places = single_runs(map(Path, runs))
     if not places:
         raise ValueError("no model is given")
     models = tuple(load_model(place, trust=trust) for place in places)
@@ -260,11 +260,13 @@ def predict(
     folder holds of the same model, files and options.
 
     Args:
-        run: A run folder or its model folder, or several whose images are averaged.
+        run: A run folder or its model folder, or several whose images are averaged, as are those of a run of several
+            models.
         inputs: Files (one case for each group of as many files as the model
             has sources), folders of files, or cohorts; folders, archives and files of DICOM series; single cases.
         out: Where the results go.
-        only: "all", or the cases of a role in the run's split: "train", "validation", "test" or "locked".
+        only: "all", or the cases of a role in the run's split: "train", "validation", "out-of-fold", "test" or
+            "locked".
         accelerator: "auto", "cpu" or "cuda".
         precision: "auto", "32-true", "bf16-mixed" or "16-mixed".
         engine: "auto", "torch", "openvino" or "onnxruntime".
@@ -301,7 +303,7 @@ def predict(
     chosen = Engine.pick(Hardware(accelerator, precision, engine))
     if say is not None:
         say(chosen.announce())
-    runs = [run] if isinstance(run, Path) else run
+    runs = single_runs([run] if isinstance(run, Path) else run)
     with locked(out):
         models = load_models(runs, trust)
         model = models[0]

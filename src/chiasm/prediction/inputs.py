@@ -21,6 +21,7 @@ from chiasm.errors import CohortError, RunError, VolumeError
 from chiasm.prediction.manifest import Role
 from chiasm.prediction.model import Model
 from chiasm.prediction.model_files import CARD, find_model, read_card
+from chiasm.recipe import read_recipe
 from chiasm.volumes.dicom_scan import is_dicom
 from chiasm.volumes.screening import VOLUME_SUFFIXES
 
@@ -219,6 +220,8 @@ def _with_losses(found: Inputs) -> Inputs:
 def read_roles(run: Path) -> dict[str, Role]:
     """Map case id to its role, from the split in the model folder; empty where there is none.
 
+    What validates one of several models of a cohort is out of its fold: nothing of the model was fitted to it.
+
     Raises:
         RunError: If there is no model, or its split is damaged.
     """
@@ -226,8 +229,14 @@ def read_roles(run: Path) -> dict[str, Role]:
     if "splits.json" not in read_card(folder).sha256:
         return {}
     split = read_splits(folder / "splits.json").split
-    roles: tuple[Role, ...] = ("train", "validation", "test", "locked")
-    return {name: role for role in roles for name in getattr(split, role)}
+    is_part = read_recipe(folder / "recipe.toml").split.models != 1
+    roles: dict[str, Role] = {
+        "train": "train",
+        "validation": "out-of-fold" if is_part else "validation",
+        "test": "test",
+        "locked": "locked",
+    }
+    return {name: role for field, role in roles.items() for name in getattr(split, field)}
 
 
 def check_dicom(cases: Sequence[Case]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
@@ -27,7 +27,7 @@ FILE = "predictions.json"
 NOTICE = "Synthetic images for research; not for diagnostic use."
 
 Role = Annotated[
-    Literal["train", "validation", "test", "locked", "new"],
+    Literal["train", "validation", "out-of-fold", "test", "locked", "new"],
     BeforeValidator(lambda role: "locked" if role == "sealed" else role),  # its name in version 0.1
 ]
 Container = Literal["volume", "nifti", "metaimage", "nrrd", "mgz", "dicom"]
@@ -41,7 +41,8 @@ class Entry:
 
     Attributes:
         case: Its id.
-        role: In the run's split; "new" for a case that the run never saw.
+        role: In the run's split; "out-of-fold" for a case of one of several models that did not learn from it; "new"
+            for a case that the run never saw.
         sources: Files that went in, from the manifest's folder.
         image: The synthetic image: a file, or the folder of a DICOM series.
         mask: Where the networks were asked, or None where the image is a DICOM series.
@@ -171,6 +172,20 @@ def read_manifest(folder: Path) -> Manifest:
     for entry in manifest.cases:
         _check_entry(path, entry, depth=2 if manifest.container == "dicom" else 1)
     return manifest
+
+
+def folders_of(predictions: Iterable[Path]) -> list[Path]:
+    """Return folders that hold a manifest; for the folder of several models' predictions, those numbered in it.
+
+    Args:
+        predictions: Folders; one that holds no manifest at all stays, to be refused.
+    """
+    found = []
+    for folder in predictions:
+        numbered = (folder / str(number) for number in itertools.count(1))
+        within = list(itertools.takewhile(lambda one: (one / FILE).is_file(), numbered))
+        found += within if within and not (folder / FILE).is_file() else [folder]
+    return found
 
 
 def _check_unique(path: Path, entries: Sequence[Entry]) -> None:

@@ -26,6 +26,7 @@ from chiasm.networks.generator import KNOTS, ResidualGenerator, Skip
 from chiasm.networks.shapes import Shapes, shapes_of, without_memory
 from chiasm.prediction.calibration import Calibration, read_calibration, write_calibration
 from chiasm.prediction.model_files import (
+    CALIBRATION,
     CARD,
     FORMAT,
     WEIGHTS,
@@ -176,13 +177,37 @@ def _write(folder: Path, model: Model, extras: Mapping[str, Path]) -> None:
     write_recipe(folder / "recipe.toml", model.recipe)
     write_plan(folder / "plan.toml", replace(model.plan, expected=None))  # what training costs is no part of a model
     if model.calibration is not None:
-        write_calibration(folder / "calibration.json", model.calibration)
+        write_calibration(folder / CALIBRATION, model.calibration)
     for name, path in extras.items():
         copy_file(path, folder / name)
+    _write_card(folder, float(model.error_scale), model.recipe.training.parent)
+
+
+def _write_card(folder: Path, error_scale: float, parent: str) -> None:
+    """Write the card of a model folder that is complete otherwise."""
     sums = {path.name: sha256_of(path) for path in sorted(folder.iterdir())}
-    parent = {"parent": model.recipe.training.parent} if model.recipe.training.parent else {}
-    card = {"format": FORMAT, "error_scale": float(model.error_scale), **parent, "sha256": sums}
-    write_toml(folder / CARD, with_checksum(card))
+    named = {"parent": parent} if parent else {}
+    write_toml(folder / CARD, with_checksum({"format": FORMAT, "error_scale": error_scale, **named, "sha256": sums}))
+
+
+def replace_calibration(folder: Path, calibration: Calibration) -> None:
+    """Write a model folder anew with another calibration of its expected error, whole or not at all.
+
+    Args:
+        folder: The model folder.
+        calibration: The new one.
+
+    Raises:
+        RunError: If a file of the model is missing or was changed.
+        ChiasmError: If the folder cannot be written.
+    """
+    card = read_card(folder)
+    check_sums(folder, card, card.sha256)
+    with whole_folder(folder) as fresh:
+        for name in card.sha256.keys() - {CALIBRATION}:
+            copy_file(folder / name, fresh / name)
+        write_calibration(fresh / CALIBRATION, calibration)
+        _write_card(fresh, card.error_scale, card.parent)
 
 
 def _weights_of(model: Model) -> dict[str, Tensor]:
@@ -235,11 +260,11 @@ def load_model(path: Path, *, trust: str | Collection[str] = ()) -> Model:
             reason="damaged",
             found=str(error).strip().partition("\n")[0],
         ) from error
-    calibrated = "calibration.json" in card.sha256
+    calibrated = CALIBRATION in card.sha256
     return replace(
         model,
         error_scale=card.error_scale,
-        calibration=read_calibration(folder / "calibration.json") if calibrated else None,
+        calibration=read_calibration(folder / CALIBRATION) if calibrated else None,
         sha256=sha256_of(folder / CARD),
     )
 

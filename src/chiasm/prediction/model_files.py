@@ -15,12 +15,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from chiasm.checksums import has_valid_checksum, sha256_of
 from chiasm.errors import RunError
 from chiasm.outputs import MODEL_CARD
+from chiasm.recipe import read_recipe
 from chiasm.records import parse_record
 from chiasm.storage import read_toml, replaced
 
 FORMAT = 1
-WEIGHTS, CARD = "weights.safetensors", MODEL_CARD
+WEIGHTS, CARD, CALIBRATION = "weights.safetensors", MODEL_CARD, "calibration.json"
 NEEDED = frozenset({WEIGHTS, "recipe.toml", "plan.toml"})
+PARTS = "models"  # in the run folder of several models, which share the subjects of a cohort
 MOST_FILES = 64
 MOST_BYTES = 2**34  # of one file
 MOST_HEADER = 2**21  # bytes of the list of tensors: 5,000 of them take 600 kB
@@ -52,6 +54,13 @@ def find_model(path: Path) -> Path:
         for candidate in (folder, replaced(folder)):  # the older one, where a kill came while it was replaced
             if (candidate / CARD).is_file():
                 return candidate
+    if parts := list_parts(path):
+        raise RunError(
+            f"is a run of {len(parts)} models, of which this command takes one",
+            path=path,
+            reason="several-models",
+            hint=f"Give one of them, such as {parts[0]}.",
+        )
     started = (path / "recipe.toml").exists()
     raise RunError(
         "is a run that has no finished model yet" if started else "holds no model",
@@ -60,6 +69,34 @@ def find_model(path: Path) -> Path:
         expected="a run folder of chiasm train, or its model/ folder",
         hint="Run the same chiasm train command again to finish it." if started else None,
     )
+
+
+def list_parts(path: Path) -> list[Path]:
+    """Return the run folders of several models that share a cohort; none where `path` holds a single model, or nothing.
+
+    Args:
+        path: What `chiasm train` or `chiasm run` wrote.
+
+    Raises:
+        RunError: If some of the models are not finished.
+    """
+    run = next((one for one in (path, path / "run") if (one / PARTS / "1").is_dir()), None)
+    if run is None:
+        return []
+    count = read_recipe(run / "recipe.toml").split.models
+    parts = [run / PARTS / str(number) for number in range(1, int(count) + 1)]
+    for part in parts:
+        find_model(part)
+    return parts
+
+
+def single_runs(runs: Iterable[Path]) -> list[Path]:
+    """Return the run folders of single models, in order: of a run of several models, those in it.
+
+    Raises:
+        RunError: If some models of a run are not finished.
+    """
+    return [one for run in runs for one in list_parts(run) or [run]]
 
 
 def read_card(folder: Path) -> Card:

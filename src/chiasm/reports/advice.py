@@ -196,7 +196,7 @@ def _expected_error(found: Evidence) -> str:
 
 def _few(found: Evidence) -> str:
     count = len(found.of_cases("mask", "mae"))
-    if count >= FEW_SUBJECTS:
+    if count >= FEW_SUBJECTS or found.recipe.split.models != 1:  # of several models, each case was tested already
         return ""
     return (
         f"Only {count} cases were tested: train the other folds too (chiasm train --fold 1, ...), and evaluate all "

@@ -28,7 +28,7 @@ from chiasm.evaluation.summary import format_table, paired
 from chiasm.locks import locked
 from chiasm.metrics.conventions import CONVENTIONS
 from chiasm.outputs import refuse_data_folder
-from chiasm.prediction.manifest import Entry, relative
+from chiasm.prediction.manifest import Entry, folders_of, relative
 from chiasm.preparation.bias_field import UNSHADED
 from chiasm.preparation.plan import Plan
 from chiasm.progress import Progress
@@ -100,7 +100,7 @@ def evaluate(
     """Score every predicted case that has a real target; write CSV, JSON and a report.
 
     Args:
-        predictions: Folder written by `chiasm predict`; several, one for each fold, are scored together.
+        predictions: Folder written by `chiasm predict`; several, one for each fold or model, are scored together.
         reference: The cohort with the real targets.
         out: Where `evaluation.csv`, `evaluation.json`, `report.html` and `pictures/` go.
         regions: "seg" for the cohort's label maps, "none" to score the mask alone.
@@ -126,7 +126,7 @@ def evaluate(
     given = _Given(pair_up(segmentations, "segmentation"), pair_up(doses, "dose"), read_criteria(gamma))
     request = _Request(reference, regions, convention, model, layout, register, selection or Selection(), given)
     request.check()
-    assessed = _open_alike([predictions] if isinstance(predictions, Path) else predictions, model)
+    assessed = _open_alike(folders_of([predictions] if isinstance(predictions, Path) else predictions), model)
     asked = request.to_dict(assessed, out)
     refuse_data_folder(out, [reference])
     with locked(out):

@@ -15,6 +15,7 @@ from chiasm.evaluation.rows import LESION, Row, read_evaluation
 from chiasm.evaluation.summary import ScoreSummary, paired, summarise
 from chiasm.outputs import MODEL_CARD
 from chiasm.prediction.manifest import Entry
+from chiasm.prediction.model_files import PARTS
 from chiasm.preparation.out_of_distribution import BEGINNING
 from chiasm.preparation.plan import Plan, read_plan
 from chiasm.recipe import Recipe, read_recipe
@@ -119,7 +120,7 @@ def read_evidence(place: Path) -> Evidence:
     if (place / "run" / "recipe.toml").is_file():
         evaluation = place / "evaluation"
         return read_evaluated(evaluation) if (evaluation / ASKED).is_file() else _read_run(place / "run")
-    if (place / "recipe.toml").is_file() and (place / "plan.toml").is_file():
+    if (place / "recipe.toml").is_file() and any((place / name).exists() for name in ("plan.toml", PARTS)):
         return _read_run(place)
     raise RunError(
         "holds neither a training nor an evaluation",
@@ -175,7 +176,9 @@ def known_sites(record: SplitRecord) -> dict[str, str]:
 
 
 def _read_run(folder: Path) -> Evidence:
-    """Read a run folder, or a model folder with the run that it lies in."""
+    """Read a run folder, or a model folder with the run that it lies in; of several models the first."""
+    if (folder / PARTS / "1" / "recipe.toml").is_file():
+        folder = folder / PARTS / "1"
     is_model = (folder / MODEL_CARD).is_file()
     run = folder.parent if is_model else folder
     record = find_splits(folder)

@@ -108,7 +108,6 @@ class CodingState:
 
     objective: float = -1.0
     settled: bool = False
-    accuracy = accuracy_global = 0.5  # of discriminators, which there are none of
     closed_share = 0.0
 
     def to_dict(self) -> dict[str, Any]:
@@ -193,8 +192,9 @@ class CodingLearner:
         """Read the values of a round."""
         return read_values(values, self.recipe.training.batch)
 
-    def maps(self, case: PreparedCase, engine: Engine) -> Maps:
-        """Predict a prepared case as the run would ship it."""
+    def maps(self, case: PreparedCase, engine: Engine, *, mirrored: bool = True) -> Maps:
+        """Predict a prepared case as the run would ship it; always in one pass."""
+        del mirrored
         return synthesise_prepared(
             Networks(self._shipped()),
             np.asarray(case.source),

@@ -20,7 +20,7 @@ from chiasm.prediction.model import Model
 from chiasm.prediction.passes import Maps, Networks, synthesise_prepared
 from chiasm.preparation.arrays import PreparedCase
 from chiasm.preparation.plan import Plan
-from chiasm.recipe import Recipe
+from chiasm.recipe import Average, Recipe
 from chiasm.training import attention, ranks
 from chiasm.training.batches import Variation, lesion_voxels
 from chiasm.training.classes import find_classes
@@ -140,18 +140,24 @@ class Learner:
         self.check()
         return read_values(values, len(ranks.share(range(self.recipe.training.batch))))
 
-    def maps(self, case: PreparedCase, engine: Engine) -> Maps:
-        """Predict a prepared case with the model of this moment: averaged weights, local discriminator, refiner."""
-        return self._maps(case, engine, self.trainables.average_refiner)
+    def maps(self, case: PreparedCase, engine: Engine, *, mirrored: bool = True) -> Maps:
+        """Predict a prepared case with the model of this moment: averaged weights, local discriminator, refiner.
+
+        Args:
+            case: Of any role.
+            engine: What predicts.
+            mirrored: Whether to average over mirror images, if the recipe does so.
+        """
+        average = self.recipe.generator.average if mirrored else "none"
+        return self._maps(case, engine, self.trainables.average_refiner, average)
 
     def first_maps(self, case: PreparedCase, engine: Engine) -> Maps:
-        """Predict a prepared case without the refiner, as the attention and its health gate see it."""
-        return self._maps(case, engine, None)
+        """Predict a prepared case in one pass without the refiner, as the attention and its health gate see it."""
+        return self._maps(case, engine, None, "none")
 
-    def _maps(self, case: PreparedCase, engine: Engine, refiner: nn.Module | None) -> Maps:
+    def _maps(self, case: PreparedCase, engine: Engine, refiner: nn.Module | None, average: Average) -> Maps:
         local = self._local()
         local_discriminator = None if local is None else local.eval()
-        average = self.recipe.generator.average
         found = synthesise_prepared(
             Networks(self.trainables.average, local_discriminator, refiner, average=average),
             np.asarray(case.source),

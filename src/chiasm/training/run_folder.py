@@ -13,9 +13,8 @@ from chiasm.prediction import baselines, model_files
 FILES = ("environment.json", "log.jsonl", "finished.json", times.FILE, "progress.html")
 FOLDERS = ("checkpoints", "baselines", "model", "stages", "progress")
 BASELINES = (baselines.TENSORS, baselines.CARD)
-MODEL_FILES = frozenset(
-    (*model_files.NEEDED, model_files.CARD, "calibration.json", "splits.json", *BASELINES)  # as `save_model` writes
-)
+#: As `save_model` writes them.
+MODEL_FILES = frozenset((*model_files.NEEDED, model_files.CARD, model_files.CALIBRATION, "splits.json", *BASELINES))
 
 
 def check_run_folder(folder: Path, data: Path) -> None:

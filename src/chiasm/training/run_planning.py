@@ -24,6 +24,7 @@ from chiasm.cohorts.splits import (
     Split,
     assign_folds,
     leave_one_site_out,
+    make_part,
     make_split,
     read_splits,
     sites_of,
@@ -126,14 +127,18 @@ def _find_known(
 ) -> Cohort:
     """Find the cases, after the folder has been checked."""
     check_run_folder(folder, data.root if isinstance(data, Cohort) else data)
-    _check_recipe(folder, recipe)
+    check_recipe(folder, recipe)
     if isinstance(data, Cohort):
         return with_subjects(with_reading(data, reading_of(recipe.data)), recipe.split.subject_pattern)
     return find_cohort(data, layout=layout, selection=selection_of(recipe, selection))
 
 
-def _check_recipe(folder: Path, recipe: Recipe) -> None:
-    """Refuse a folder that was started with another recipe."""
+def check_recipe(folder: Path, recipe: Recipe) -> None:
+    """Refuse a folder that was started with another recipe.
+
+    Raises:
+        RunError: If it was; the message names each setting.
+    """
     path = folder / "recipe.toml"
     if not path.exists():
         return
@@ -270,7 +275,11 @@ def _split_cases(cohort: Cohort, recipe: Recipe) -> Split:
     """Split the usable cases as the recipe says; refuse fewer training subjects than its stages need."""
     settings, cases = recipe.split, cohort.cases
     shares = {"validation": settings.validation, "locked": settings.locked}
-    if settings.by == "site":
+    if settings.models not in (1, "auto"):
+        split = make_part(
+            cases, models=int(settings.models), part=settings.fold, seed=settings.seed, locked=settings.locked
+        )
+    elif settings.by == "site":
         site = _choose_site(cohort, settings.folds, settings.fold)
         split = leave_one_site_out(cases, site, seed=settings.seed, **shares)
     else:

@@ -1,0 +1,203 @@
+"""`chiasm train`: one model, or several that share the subjects of a cohort (cross-fitting).
+
+Of few subjects none should be lost to a test.  So each of several models learns from all but one part of them, in its
+share of the steps.  Together they have learnt from all subjects, and each subject has one model that never saw it: by
+that model it is scored.  The expected error of a model is calibrated on the errors of the others, so that no case is
+scored with a calibration that was fitted to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from chiasm.cohorts.cases import Cohort
+from chiasm.cohorts.dicom_patients import Selection
+from chiasm.cohorts.discovery import find_cohort, select_cases, selection_of
+from chiasm.cohorts.splits import choose_models, read_splits
+from chiasm.errors import RecipeError, RunError
+from chiasm.locks import locked
+from chiasm.outputs import refuse_data_folder, refuse_foreign
+from chiasm.prediction.calibration import Calibration, mean_calibration, read_calibration
+from chiasm.prediction.model import replace_calibration
+from chiasm.prediction.model_files import CALIBRATION, PARTS
+from chiasm.progress import StepProgress
+from chiasm.recipe import Recipe, read_recipe, write_recipe
+from chiasm.storage import make_folder, read_json, write_json
+from chiasm.training.finished import Run
+from chiasm.training.run import train as train_one
+from chiasm.training.run_planning import PlannedRun, check_recipe
+from chiasm.training.session import Say, Watcher
+
+OWN = "calibrations.json"  # of each model, on the part that it did not learn from
+
+
+def resolve_models(
+    data: Path | Cohort, recipe: Recipe, layout: str | None = None, selection: Selection | None = None
+) -> tuple[Recipe, Path | Cohort]:
+    """Find the number of models where the recipe leaves it to the cohort.
+
+    Args:
+        data: Folder or manifest of paired cases, or cases that were found already.
+        recipe: What is asked for.
+        layout: Name of a layout, where the folder fits several.
+        selection: Which DICOM series are taken, and which marked images.
+
+    Returns:
+        The recipe with a number, and the cases if they had to be found for it.
+
+    Raises:
+        ChiasmError: If the data cannot be used.
+    """
+    if recipe.split.models != "auto":
+        return recipe, data
+    cohort = data
+    if not isinstance(cohort, Cohort):
+        cohort = find_cohort(cohort, layout=layout, selection=selection_of(recipe, selection))
+    paired = select_cases(cohort, recipe.data.sources, recipe.data.target)
+    return _with_split(recipe, models=choose_models("auto", paired.cases)), cohort
+
+
+def train(
+    data: Path | Cohort,
+    recipe: Recipe,
+    folder: Path,
+    *,
+    say: Say = print,
+    progress: StepProgress | None = None,
+    watch: Callable[[Path], Watcher] | None = None,
+    layout: str | None = None,
+    selection: Selection | None = None,
+    minutes: float | None = None,
+    announce: Callable[[PlannedRun], None] | None = None,
+    threads: int | None = None,
+) -> Run:
+    """Train the model of a recipe, or its several models one after another; the same call resumes.
+
+    Args:
+        data: Folder or manifest of paired cases, or cases that were found already.
+        recipe: What is asked for; several models share its steps.
+        folder: The run folder; of several models, each has its own run folder in `models/`.
+        say: Called with lines for the user.
+        progress: Called after each step of a model.
+        watch: Returns who looks at each validation in a run folder, such as a page.
+        layout: Name of a layout, where the folder fits several.
+        selection: Which DICOM series are taken, and which marked images.
+        minutes: A time that the steps of all models are to fit into.
+        announce: Called with what was planned for a model, before anything is prepared.
+        threads: Of the CPU, as for `train`.
+
+    Returns:
+        The run; of several models its plan and split are those of the first.
+
+    Raises:
+        ChiasmError: As `train`, or if there are fewer subjects than models.
+        Interrupted: If the run was asked to stop.
+    """
+    recipe, data = resolve_models(data, recipe, layout, selection)
+    one = partial(train_one, say=say, progress=progress, layout=layout, selection=selection)
+    one = partial(one, announce=announce, threads=threads)
+    models = int(recipe.split.models)
+    if models == 1:
+        return one(data, recipe, folder, watcher=watch and watch(folder), minutes=minutes)
+    _check(data, recipe, folder)
+    make_folder(folder)
+    with locked(folder):
+        check_recipe(folder, recipe)
+        if not isinstance(data, Cohort):
+            data = find_cohort(data, layout=layout, selection=selection_of(recipe, selection))
+        write_recipe(folder / "recipe.toml", recipe)
+        say(f"{models} models, each of which learns from all but one part of the subjects, in its share of the steps")
+        runs = []
+        for number in range(1, models + 1):
+            say(f"model {number} of {models}")
+            place = folder / PARTS / str(number)
+            part = part_of(recipe, number, place, fitted=minutes is not None)
+            time = None if minutes is None else minutes / models
+            made = one(data, part, place, watcher=watch and watch(place), cache=folder / "cache", minutes=time)
+            runs.append(made)
+        _exchange_calibrations(folder, [run.folder for run in runs])
+    problems = tuple(dict.fromkeys(problem for run in runs for problem in run.problems))
+    return Run(folder, runs[0].plan, runs[0].split, problems)
+
+
+def part_of(recipe: Recipe, number: int, place: Path, *, fitted: bool) -> Recipe:
+    """Return the recipe of one of several models.
+
+    Args:
+        recipe: Of all.
+        number: From 1.
+        place: Its run folder.
+        fitted: Whether its steps are fitted into a time: then those of an earlier call stay.
+    """
+    models, steps = int(recipe.split.models), recipe.schedule.steps
+    steps = max(1, steps // models)
+    if fitted and (place / "recipe.toml").is_file():
+        steps = read_recipe(place / "recipe.toml").schedule.steps
+    part = _with_split(recipe, fold=number - 1)
+    return part.model_copy(update={"schedule": recipe.schedule.model_copy(update={"steps": steps})})
+
+
+def _with_split(recipe: Recipe, **changes: int) -> Recipe:
+    return recipe.model_copy(update={"split": recipe.split.model_copy(update=changes)})
+
+
+def _check(data: Path | Cohort, recipe: Recipe, folder: Path) -> None:
+    """Refuse what several models cannot do, and a folder with files of somebody else."""
+    if recipe.training.devices > 1:
+        raise RecipeError(
+            "several models are trained in one process",
+            reason="devices",
+            hint="Use chiasm train --models 1 with --devices.",
+        )
+    refuse_data_folder(folder, [data.root if isinstance(data, Cohort) else data])
+    if not (folder / "recipe.toml").exists():
+        refuse_foreign(folder, (OWN, f"{PARTS}/*", "cache/*"))
+    elif not (folder / PARTS).is_dir() and (folder / "plan.toml").exists():
+        check_recipe(folder, recipe)  # it names what the run of one model was started with
+
+
+def _exchange_calibrations(folder: Path, runs: list[Path]) -> None:
+    """Give each model the mean of the other models' calibrations; their own ones stay in the run folder."""
+    if not all((run / "model" / CALIBRATION).is_file() for run in runs):
+        return  # a method without an expected error
+    own = _own_calibrations(folder, runs)
+    write_json(folder / OWN, {run.name: vars(own[run.name]) for run in runs})
+    for run in runs:
+        wanted = mean_calibration([one for name, one in own.items() if name != run.name])
+        if read_calibration(run / "model" / CALIBRATION) != wanted:
+            replace_calibration(run / "model", wanted)
+
+
+def _own_calibrations(folder: Path, runs: list[Path]) -> Mapping[str, Calibration]:
+    """Return the calibration of each model on its own part: from its model, or as noted before the exchange.
+
+    Raises:
+        RunError: If the note is missing or damaged.
+    """
+    noted: Mapping[str, Calibration] = {}
+    if (folder / OWN).is_file():
+        try:
+            noted = TypeAdapter(dict[str, Calibration]).validate_python(read_json(folder / OWN))
+        except ValidationError as error:
+            raise _damaged(folder) from error
+    found = {}
+    for run in runs:
+        there = read_calibration(run / "model" / CALIBRATION)
+        is_own = set(there.fitted_on) <= {*read_splits(run / "splits.json").split.validation}
+        if not is_own and run.name not in noted:
+            raise _damaged(folder)
+        found[run.name] = there if is_own else noted[run.name]
+    return found
+
+
+def _damaged(folder: Path) -> RunError:
+    return RunError(
+        "lacks the calibration of a model",
+        path=folder / OWN,
+        reason="damaged",
+        hint=f"Delete the folders {folder / PARTS}/*/model, and the same command makes them anew from checkpoints.",
+    )
