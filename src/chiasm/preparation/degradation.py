@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -314,3 +314,21 @@ def _along(weights: NDArray[np.float64], array: NDArray[Any], axis: int) -> NDAr
     """Multiply by a matrix along one axis."""
     product = np.tensordot(weights.astype(np.float32), array.astype(np.float32, copy=False), (1, axis))
     return np.ascontiguousarray(np.moveaxis(product, 0, axis))
+
+
+def describe_degradation(degradation: Degradation, thin_mm: float, dims: int) -> str:
+    """Say which thick slices become how thin, and how the network sees them.
+
+    Args:
+        degradation: How thick slices are made.
+        thin_mm: Thickness of a thin slice.
+        dims: 2 or 3.
+    """
+    names: Mapping[Axis, str] = {"I": "sagittal", "J": "coronal", "K": "axial"}
+    thick = f"{names[degradation.axis]} slices of {degradation.factor * thin_mm:.3g} mm"
+    thick = (
+        f"super-resolution was asked for: {thick}, made of the cases' own and interpolated by a cubic spline, "
+        f"become slices of {thin_mm:.3g} mm"
+    )
+    shown = "coronal" if degradation.axis == "K" else "axial"
+    return f"{thick}; the network sees {shown} slices, which show them edge-on" if dims == 2 else thick

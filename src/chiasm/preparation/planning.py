@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from chiasm.cohorts.cases import Case, Cohort, Problem
 from chiasm.errors import CohortError, RecipeError, VolumeError
 from chiasm.preparation.bias_field import UNSHADED
-from chiasm.preparation.degradation import Axis, Degradation
+from chiasm.preparation.degradation import describe_degradation
 from chiasm.preparation.examination import check_contrast
 from chiasm.preparation.fingerprint import MOST_CASES, CaseFacts, Fingerprint, fingerprint, terms_of
 from chiasm.preparation.intensity import (
@@ -89,7 +89,7 @@ def make_plan(
     _check_memory(recipe, seen, spacing, reasons)
     dims, slices = _choose_dims(recipe, seen, spacing, reasons)
     if terms.degradation is not None:
-        reasons["degradation"] = _describe_degradation(terms.degradation, spacing[across(terms.degradation)], dims)
+        reasons["degradation"] = describe_degradation(terms.degradation, spacing[across(terms.degradation)], dims)
     patch = choose_patch(recipe, seen, spacing, dims, reasons, needs)
     source_kinds, target_kind = _choose_kinds(recipe, seen, reasons)
     return Plan(
@@ -112,6 +112,8 @@ def make_plan(
     )
 
 
+#: Fields of a plan that networks start from: with the weights that learnt from them they make a model.
+TABLES = ("lookup", "input_mean", "input_sd", "target_sd")
 #: Fields of a plan that a network's weights do not depend on: they describe the cohort.
 OF_COHORT = (
     *("target_reference", "target_unit", "target_range", "target_background"),
@@ -127,7 +129,10 @@ def continue_plan(
     *,
     examined: Mapping[str, CaseFacts] | None = None,
 ) -> Plan:
-    """Take over the plan of a model whose weights go on learning, with what describes the cohort fitted anew.
+    """Take over the plan of another model, with what describes the cohort fitted anew.
+
+    Where weights of that model go on learning (`training.parent`), its tables hold too.  Of several models that share a
+    cohort, each begins with tables of its own training cases.
 
     Args:
         parent: Plan of that model.
@@ -140,22 +145,25 @@ def continue_plan(
         CohortError: As `make_plan`.
         ValueError: If an id is unknown.
     """
+    goes_on = bool(recipe.training.parent)
+    why = "as in the parent, because its weights were learnt with it"
     reasons = dict.fromkeys(
         ("spacing_mm", "dims", "patch", "mask_rule", "source_kinds", "target_kind"),
-        "as in the parent, because its weights were learnt with it",
+        why if goes_on else "as in the first of the models, so that their images can be averaged",
     )
     sources, learning = recipe.data.sources, _named(cohort, train_ids)
     terms = terms_of(recipe.data)
     seen = fingerprint(list(learning.values()), sources, recipe.data.target, terms=terms, examined=examined)
     seen = _without_constants(recipe, seen, learning)
     fitted: dict[str, Any] = {**_fitted(recipe, seen, parent.source_kinds, parent.target_kind, reasons)}
-    reasons["lookup"] = "as in the parent, whose networks started from it"
+    if goes_on:
+        reasons["lookup"] = "as in the parent, whose networks started from it"
     if seen.mask_rule != parent.mask_rule:
         reasons["mask_rule"] += f"; for these images alone it would be {seen.mask_rule}: check the predictions"
     reasons["trained_on"] = f"{len(train_ids)} training cases; ranges and the target's unit are fitted on them"
     return replace(
         parent,
-        **{name: fitted[name] for name in OF_COHORT},
+        **{name: fitted[name] for name in (*OF_COHORT, *(() if goes_on else TABLES))},
         source_stored=tuple(_stored(seen, index) for index in range(len(sources))),
         **_extents(seen),
         trained_on=tuple(train_ids),
@@ -315,17 +323,6 @@ def fit_tables(pooled: Sequence[NDArray[np.float32]]) -> Tables:
         "input_sd": tuple(float(values.std()) for values in pooled),
         "target_sd": float(pooled[-1].std()),
     }
-
-
-def _describe_degradation(degradation: Degradation, thin_mm: float, dims: int) -> str:
-    names: Mapping[Axis, str] = {"I": "sagittal", "J": "coronal", "K": "axial"}
-    thick = f"{names[degradation.axis]} slices of {degradation.factor * thin_mm:.3g} mm"
-    thick = (
-        f"super-resolution was asked for: {thick}, made of the cases' own and interpolated by a cubic spline, "
-        f"become slices of {thin_mm:.3g} mm"
-    )
-    shown = "coronal" if degradation.axis == "K" else "axial"
-    return f"{thick}; the network sees {shown} slices, which show them edge-on" if dims == 2 else thick
 
 
 def has_gpu(accelerator: str) -> bool:

@@ -111,14 +111,15 @@ def train(
             data = find_cohort(data, layout=layout, selection=selection_of(recipe, selection))
         write_recipe(folder / "recipe.toml", recipe)
         say(f"{models} models, each of which learns from all but one part of the subjects, in its share of the steps")
-        runs = []
+        runs: list[Run] = []
         for number in range(1, models + 1):
             say(f"model {number} of {models}")
             place = folder / PARTS / str(number)
             part = part_of(recipe, number, place, fitted=minutes is not None)
             time = None if minutes is None else minutes / models
-            made = one(data, part, place, watcher=watch and watch(place), cache=folder / "cache", minutes=time)
-            runs.append(made)
+            like = runs[0].plan if runs else None
+            aside = {"watcher": watch and watch(place), "cache": folder / "cache", "like": like}
+            runs.append(one(data, part, place, minutes=time, **aside))
         _exchange_calibrations(folder, [run.folder for run in runs])
     problems = tuple(dict.fromkeys(problem for run in runs for problem in run.problems))
     return Run(folder, runs[0].plan, runs[0].split, problems)

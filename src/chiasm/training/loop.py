@@ -275,8 +275,8 @@ def validate(
 ) -> tuple[dict[str, float], str | None]:
     """Predict validation cases and gauge the health of the local discriminator.
 
-    The errors are those of the image that would be shipped, in one pass: the mean
-    over mirror images would double the time.  The health is that of the first stage, on which the attention acts; with a refiner its error is
+    The errors are those of the image that would be shipped, in one pass: the mean over mirror images would take
+    twice the time.  The health is that of the first stage, on which the attention acts; with a refiner its error is
     reported too ("first_mae").
 
     Args:
@@ -296,7 +296,7 @@ def validate(
 
 
 def _scores_of_players(learner: AnyLearner) -> dict[str, float]:
-    """Return the share that each discriminator recognises, and the share of steps with a closed gate, where there are such."""
+    """Return the share that each discriminator recognises, and of steps with a closed gate, where there are such."""
     recipe, state = learner.recipe, learner.state
     if not isinstance(state, TrainingState):
         return {}

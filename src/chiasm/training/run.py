@@ -61,6 +61,7 @@ def train(
     selection: Selection | None = None,
     cache: Path | None = None,
     start: Path | Model | None = None,
+    like: Plan | None = None,
     until: int | None = None,
     minutes: float | None = None,
     announce: Callable[[PlannedRun], None] | None = None,
@@ -79,6 +80,7 @@ def train(
         selection: Which DICOM series are taken, and which marked images.
         cache: Where prepared and registered volumes are kept; `folder/cache` and `folder/registered` by default.
         start: Run folder of a warm-up to go on from, or a model, whose plan and weights are taken over.
+        like: Plan of another model, whose choices hold for a new run, so that images of both can be averaged.
         until: Stop after as many steps and write no model: a warm-up.
         minutes: A time that a new run's steps are to fit into, in one process; by default the recipe's steps are done.
         announce: Called with what was planned, before anything is prepared; not where the run is finished already.
@@ -94,7 +96,7 @@ def train(
     """
     if recipe.generator.stages > 1 and (start, until) != (None, None):
         raise ValueError("a cascade of stages has no warm-up to share")
-    parent = _parent_of(start, recipe)
+    parent = _parent_of(start, recipe) or like
     session = _open_session(recipe, say, progress, watcher)
     make_folder(folder)
     with locked(folder) if session.is_first_process else nullcontext():

@@ -1,0 +1,174 @@
+"""Several models that share the subjects of a cohort, each subject scored by the model that never saw it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from chiasm.cohorts.cases import Case
+from chiasm.cohorts.discovery import find_cohort
+from chiasm.cohorts.splits import Split, choose_models, make_part
+from chiasm.errors import CohortError, RecipeError, RunError
+from chiasm.evaluation.rows import read_evaluation
+from chiasm.methods import make_recipe
+from chiasm.prediction.calibration import apply_calibration, fit_calibration, mean_calibration, read_calibration
+from chiasm.prediction.cross_fitted import predict_by_role
+from chiasm.prediction.folders import load
+from chiasm.prediction.manifest import read_manifest
+from chiasm.prediction.model_files import check_files, find_model
+from chiasm.recipe import Recipe
+from chiasm.reports.evaluation import evaluate
+from chiasm.reports.explanation import explain
+from chiasm.training.cross_fitting import train
+from conftest import QUICK
+
+
+def recipe(**settings: object) -> Recipe:
+    changes = {**QUICK, "split.folds": "auto", "split.models": 2, "training.validations": 1, **settings}
+    return make_recipe("l2-expected-error", "tiny", changes)
+
+
+@pytest.fixture(scope="module")
+def trained(toy_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("several") / "run"
+    train(toy_cohort, recipe(), folder, say=lambda _: None)
+    return folder
+
+
+def split_of(run: Path, number: int) -> Split:
+    content = json.loads((run / "models" / str(number) / "splits.json").read_text())
+    return Split(*(tuple(content[role]) for role in ("train", "validation", "test")))
+
+
+def subjects(count: int, role: str | None = None) -> list[Case]:
+    return [Case(f"p{n}", f"p{n}", {"t1": Path("x")}, site="ab"[n % 2], split=role) for n in range(count)]
+
+
+def test_each_subject_validates_one_model_and_trains_all_others() -> None:
+    parts = [make_part(subjects(7), models=3, part=part, seed=0) for part in range(3)]
+    assert sorted(name for part in parts for name in part.validation) == [f"p{n}" for n in range(7)]
+    for part in parts:
+        assert sorted((*part.train, *part.validation)) == [f"p{n}" for n in range(7)]
+        assert part.test == part.locked == ()
+    kept = [make_part(subjects(7), models=3, part=part, seed=0, locked=0.15).locked for part in range(3)]
+    assert len(kept[0]) == 1 and kept[0] == kept[1] == kept[2]
+
+
+def test_few_subjects_share_three_models_unless_their_roles_are_fixed() -> None:
+    assert [choose_models("auto", subjects(count)) for count in (2, 3, 9, 10)] == [1, 3, 3, 1]
+    assert choose_models("auto", subjects(6, "train")) == 1
+    assert choose_models(5, subjects(30)) == 5
+
+
+@pytest.mark.parametrize(
+    ("cases", "told"),
+    [(subjects(2), "3 models need at least 3 subjects"), (subjects(6, "train"), "roles that are fixed")],
+)
+def test_a_cohort_that_several_models_cannot_share_is_refused(cases: list[Case], told: str) -> None:
+    with pytest.raises(CohortError, match=told):
+        make_part(cases, models=3, part=0, seed=0)
+
+
+def test_several_models_take_no_folds_of_their_own() -> None:
+    with pytest.raises(RecipeError, match="several models share the subjects"):
+        recipe(**{"split.folds": 3})
+
+
+def test_the_mean_of_calibrations_is_their_mean_at_every_score() -> None:
+    rng = np.random.default_rng(0)
+    fitted = [
+        fit_calibration(score := rng.random(4000), factor * score + rng.random(4000), fitted_on=[name])
+        for factor, name in ((1, "a"), (3, "b"))
+    ]
+    mean, scores = mean_calibration(fitted), np.linspace(-1, 2, 301)
+    expected = sum(apply_calibration(one, scores).astype(float) for one in fitted) / 2
+    np.testing.assert_allclose(apply_calibration(mean, scores), expected, atol=1e-6)
+    assert (mean.fitted_on, mean.voxels) == (("a", "b"), 8000)
+
+
+def test_the_models_share_the_steps_and_no_case_is_scored_with_a_calibration_of_its_own(trained: Path) -> None:
+    splits = {number: split_of(trained, number) for number in (1, 2)}
+    assert {*splits[1].train} == {*splits[2].validation} and {*splits[2].train} == {*splits[1].validation}
+    for number, other in ((1, 2), (2, 1)):
+        run = trained / "models" / str(number)
+        assert json.loads((run / "log.jsonl").read_text().splitlines()[-1])["step"] < 12  # of 24 in all
+        calibration = read_calibration(run / "model" / "calibration.json")
+        assert {*calibration.fitted_on} == {*splits[other].validation}
+        check_files(run / "model")
+
+
+def test_the_same_command_finds_them_finished_and_another_one_is_refused(trained: Path, toy_cohort: Path) -> None:
+    before = {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()}
+    said: list[str] = []
+    train(toy_cohort, recipe(), trained, say=said.append)
+    assert sum(line.startswith("finished already") for line in said) == 2
+    assert {path: path.read_bytes() for path in before} == before
+    with pytest.raises(RunError, match=r"split\.models was 2 and is 3"):
+        train(toy_cohort, recipe(**{"split.models": 3}), trained, say=said.append)
+
+
+def test_a_kill_between_two_exchanges_is_made_good(trained: Path, toy_cohort: Path, tmp_path: Path) -> None:
+    import shutil
+
+    from chiasm.prediction.model import replace_calibration
+
+    copy = tmp_path / "run"
+    shutil.copytree(trained, copy)
+    model = copy / "models" / "1" / "model"
+    wanted = read_calibration(model / "calibration.json")
+    own = json.loads((copy / "calibrations.json").read_text())["1"]
+    replace_calibration(
+        model,
+        replace(
+            wanted,
+            **{name: own[name] for name in ("voxels", "spearman")},
+            **{name: tuple(own[name]) for name in ("x", "y", "fitted_on")},
+        ),
+    )
+    assert read_calibration(model / "calibration.json") != wanted
+    train(toy_cohort, recipe(), copy, say=lambda _: None)
+    assert read_calibration(model / "calibration.json") == wanted
+
+
+def test_each_case_gets_the_image_of_the_model_that_did_not_learn_from_it(
+    trained: Path, toy_cohort: Path, tmp_path: Path
+) -> None:
+    made = predict_by_role([trained], [toy_cohort], tmp_path / "predictions", only="test")
+    for number, one in enumerate(made, 1):
+        entries = read_manifest(one.folder).cases
+        assert {entry.case for entry in entries} == {*split_of(trained, number).validation}
+        assert {entry.role for entry in entries} == {"out-of-fold"}
+    scored = evaluate(tmp_path / "predictions", toy_cohort, tmp_path / "evaluation")
+    rows = [row for row in read_evaluation(tmp_path / "evaluation") if (row.region, row.metric) == ("mask", "mae")]
+    every = sorted(case.id for case in find_cohort(toy_cohort).cases)
+    assert sorted(row.case for row in rows if row.method == "A17") == every
+    assert sorted(row.case for row in rows if row.method == "lookup") == every
+    assert not any("learnt from" in line or "trained on" in line for line in scored.headlines)
+    words = " ".join(sentence for part in explain(tmp_path / "evaluation") for sentence in part.sentences)
+    assert "model 1 of 2" in words and "discriminator ended" not in words and "attention" not in words
+
+
+def test_a_new_scan_gets_the_mean_of_all_models(trained: Path, toy_cohort: Path, tmp_path: Path) -> None:
+    scan = tmp_path / "new.nii.gz"
+    scan.write_bytes(find_cohort(toy_cohort).cases[0].images["t1"].read_bytes())
+    (made,) = predict_by_role([trained], [scan], tmp_path / "predictions")
+    (entry,) = made.manifest.cases
+    assert [Path(one.model).parent.name for one in made.manifest.models] == ["1", "2"]
+    assert entry.role == "new" and entry.spread is not None and entry.expected_error is not None
+    assert len(load(trained).models) == 2
+
+
+def test_a_command_for_one_model_names_them(trained: Path) -> None:
+    with pytest.raises(RunError, match=r"is a run of 2 models.*models/1"):
+        find_model(trained)
+
+
+def test_cases_out_of_fold_are_of_one_run_of_several_models(
+    finished_run: Path, toy_cohort: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(RunError, match="no case is out of a fold"):
+        predict_by_role([finished_run], [toy_cohort], tmp_path, only="out-of-fold")
