@@ -38,11 +38,12 @@ its own, and within a line only from names to its left; a test reads this map.
                   li_cnn, context_gan, strainet, sparse_coding, foreign, shapes, catalogue
     prediction    a network over a whole volume: watching, tiling, slabs, windows, seams, engines, compiled,
                   calibration, baselines, manifest, resuming, model_files, model, passes, synthesis, ensemble,
-                  dicom_case, case_files, inputs, folders, monai_bundle, export
+                  dicom_case, case_files, inputs, folders, cross_fitted, monai_bundle, export
     training      how networks learn: ranks, classes, pretrained, painted_lesions, grown_lesions, simulated_patches,
                   batches, state, losses, attention, players, admm, joint_coding, health, checkpoints, run_folder,
                   finished, session, threads, log, shared_layers, trainables, setting, reading, coding, cost, sampler,
-                  discriminator_step, generator_step, learner, loop, cascade, run_planning, run, finetuning
+                  discriminator_step, generator_step, learner, loop, cascade, run_planning, run,
+                  cross_fitting, finetuning
     evaluation    scores, and what may be claimed from them: rows, reference, scoring, summary, paired_tests,
                   claims, headlines, statistics, agreement, reader_files, rating, loading, predictions,
                   given_volumes, segmentations, doses, uncertainty, expected_error
