@@ -184,8 +184,10 @@ class PlannedRun:
 
     @property
     def tested(self) -> list[Case]:
-        """The test cases."""
-        return [case for case in self.cohort.cases if case.id in self.run.split.test]
+        """The test cases; of one of several models those that it does not learn from."""
+        split = self.run.split
+        names = split.test if self.recipe.split.models == 1 else split.validation
+        return [case for case in self.cohort.cases if case.id in names]
 
 
 class _Unpaired(NamedTuple):
