@@ -56,11 +56,11 @@ def evaluated(**changed: Any) -> list[Row]:
         name: changed.pop(name) for name in ("prediction", "target", "mask", "labels") if name in changed
     }
     regions = changed.pop("regions", {"WT": (1, 2), "TC": (1,)})
-    expected_error = changed.pop("expected_error", None)
+    maps = changed.pop("expected_error", None), changed.pop("spread", None)
     settings = {"data_range": RANGE, "unit": "SD", "case": "a"} | changed
     made, is_ct = given.pop("prediction"), settings["unit"] == "HU"
     reference = Reference(**given, regions=regions, spacing_mm=SPACING, is_ct=is_ct)
-    return evaluate_case(ScoredImages(made, reference, expected_error), ScoreTerms(**settings))
+    return evaluate_case(ScoredImages(made, reference, *maps), ScoreTerms(**settings))
 
 
 def values(rows: list[Row]) -> dict[tuple[str, str], float]:
@@ -474,3 +474,14 @@ def test_evaluating_never_loads_torch() -> None:
         "assert not {'torch', 'pandas', 'scipy.stats', 'matplotlib', 'monai'} & set(sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
+
+
+def test_the_spread_of_models_is_ranked_with_the_error_as_scipy_does() -> None:
+    from scipy.stats import spearmanr
+
+    prediction, target, mask, _ = patient()
+    spread = np.abs(prediction - target) + np.random.default_rng(5).normal(30, 20, mask.shape).astype(np.float32)
+    error = np.abs(prediction - target)
+    found = values(evaluated(spread=spread, labels=None))
+    assert found["mask", "spread_spearman"] == pytest.approx(spearmanr(spread[mask], error[mask]).statistic, abs=1e-6)
+    assert ("mask", "spread_spearman") not in values(evaluated(labels=None))

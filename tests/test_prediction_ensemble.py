@@ -17,6 +17,7 @@ import chiasm
 from chiasm.checksums import sha256_of, with_checksum, without_checksum
 from chiasm.cli import main
 from chiasm.errors import CohortError, RunError
+from chiasm.evaluation.rows import read_evaluation
 from chiasm.prediction.engines import Engine
 from chiasm.prediction.ensemble import Moments, average_models
 from chiasm.prediction.folders import predict
@@ -109,7 +110,14 @@ def test_a_folder_of_means_names_its_models_goes_on_and_is_evaluated(
     assert "1 cases predicted, 1 were there already" in told and "Toy_0001: its files had changed" in told
     assert chiasm_command("inspect", out) in (0, 3)
     assert chiasm_command("evaluate", out, toy_cohort, "-o", tmp_path / "evaluation") == 0
-    assert "mean-of-2-A7" in (tmp_path / "evaluation" / "report.html").read_text()
+    report = (tmp_path / "evaluation" / "report.html").read_text()
+    assert "mean-of-2-A7" in report and "spread of the models" in report and "it has a range of its own" in report
+    ranked = [row for row in read_evaluation(tmp_path / "evaluation") if row.metric == "spread_spearman"]
+    assert sorted(row.case for row in ranked) == sorted(entry.case for entry in manifest.cases)
+    mean = np.mean([row.value for row in ranked])
+    assert f"The spread of the models orders voxels by error with a rank correlation of {mean:.2f}." in report
+    assert "mean-of-2-A7, the first of them dual-attention (A7) of size tiny" in report
+    assert 'id="pane-spread"' in (tmp_path / "evaluation" / "cases" / f"{ranked[0].case}.html").read_text()
     with pytest.raises(RunError, match="made with other settings"):
         predict([runs[1], runs[0]], [toy_cohort / "Toy_0001"], out)
     with pytest.raises(RunError, match="made with other settings"):

@@ -220,3 +220,15 @@ def test_volumes_of_two_shapes_or_a_window_that_does_not_rise_are_refused() -> N
         a_case(window=(2.0, 2.0))
     with pytest.raises(ValueError, match="4 x 4"):
         a_case(affine=np.eye(3))
+
+
+@needs_viewer
+def test_a_spread_of_several_models_has_a_pane_and_a_range_of_its_own(tmp_path: Path) -> None:
+    page = a_case()
+    spread = np.where(page.mask, 0.02, 0).astype(np.float32)
+    text = write_case_page(tmp_path / "case.html", replace(page, spread=spread)).read_text()
+    settings = settings_in(text)
+    assert settings["names"]["spread"] == "Spread of the models" and settings["spreadRange"] == 0.02 < settings["range"]
+    shown = np.asarray(volumes_in(text)["spread"].dataobj)
+    assert shown.max() == pytest.approx(0.02, rel=0.01) and 'id="pane-spread"' in text
+    assert "pane-spread" not in write_case_page(tmp_path / "without.html", page).read_text()

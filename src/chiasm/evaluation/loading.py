@@ -55,6 +55,7 @@ class EvaluationCase:
         use: Which mask that is, and why.
         problem: What kept the labels from being used, or None.
         lacks: Sources that the cohort's case lacks, so that there are no naive baselines; the first is then all zero.
+        spread: Standard deviation of the images of several models in target units, or None.
     """
 
     case: Case
@@ -69,6 +70,7 @@ class EvaluationCase:
     use: MaskUse
     problem: Problem | None = None
     lacks: tuple[str, ...] = ()
+    spread: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,10 +129,9 @@ def load_case(
     mask = _mask_of(assessed, entry, case, first, sources)
     inside = known_of(case, mask.scored, target, plan.degradation)
     labels, problem = usable_labels(case, cohort.regions, first, plan.sources[0]) if with_labels else (None, None)
-    expected_error = (
-        None
-        if entry.expected_error is None
-        else _made(case, first, folder / entry.expected_error, "expected-error map")
+    expected_error, spread = (
+        None if name is None else _made(case, first, folder / name, what).array
+        for name, what in ((entry.expected_error, "expected-error map"), (entry.spread, "spread over models"))
     )
     shown, own, guesses = _as_shown(assessed, sources, first, mask.shown, inside, naive=naive)
     made_image = prediction.array if own is None else harmonise(prediction.array, inside, plan, own)
@@ -140,13 +141,14 @@ def load_case(
         made_image,
         guesses,
         harmonise(target.array, inside, plan, own),
-        None if expected_error is None else expected_error.array * _scale(own, plan),
+        None if expected_error is None else expected_error * _scale(own, plan),
         inside,
         None if labels is None else labels.array,
         shown,
         _use(assessed, entry, mask, inside),
         problem,
         _lacking(case, plan),
+        None if spread is None else spread * _scale(own, plan),
     )
 
 

@@ -224,10 +224,10 @@ def score_case(loaded: EvaluationCase, assessed: PredictionFolder, cohort: Cohor
     if rules.masked and not rules.multiscale:
         reference = reference.cut_out(loaded.prediction, background)
     box = (slice(None),) * 3 if reference.frame is None else reference.frame.box
-    expected = None if loaded.expected_error is None else loaded.expected_error[box]
+    maps = tuple(None if array is None else array[box] for array in (loaded.expected_error, loaded.spread))
     for method in (manifest.method, *loaded.guesses):
         if method == manifest.method:
-            images = ScoredImages(np.ascontiguousarray(loaded.prediction[box]), reference, expected)
+            images = ScoredImages(np.ascontiguousarray(loaded.prediction[box]), reference, *maps)
         else:
             guess = np.full(reference.mask.shape, background, np.float32)
             guess[reference.mask] = loaded.guesses[method]

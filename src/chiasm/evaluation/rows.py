@@ -56,6 +56,7 @@ UNITS: Mapping[str, str] = {
     "calibration": "1",
     "spearman": "1",
     "spearman_smoothed": "1",
+    "spread_spearman": "1",
     "auroc_worst": "1",
     "auroc_lesion": "1",
     "ausc": "1",

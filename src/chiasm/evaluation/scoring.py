@@ -108,20 +108,22 @@ class ScoredImages:
         prediction: Target units, shape (I, J, K).
         reference: The real image, with its mask and regions.
         expected_error: Expected absolute error in target units, or None.
+        spread: Standard deviation of the images of several models in target units, or None.
     """
 
     prediction: NDArray[Any]
     reference: Reference
     expected_error: NDArray[Any] | None = None
+    spread: NDArray[Any] | None = None
 
     @cached_property
     def part(self) -> ScoredImages:
         """The part that lies in the reference's box."""
         if self.reference.part is self.reference:
             return self
-        box, expected = self.reference.box, self.expected_error
-        part = np.ascontiguousarray(self.prediction[box])
-        return ScoredImages(part, self.reference.part, None if expected is None else expected[box])
+        box = self.reference.box
+        maps = (None if array is None else array[box] for array in (self.expected_error, self.spread))
+        return ScoredImages(np.ascontiguousarray(self.prediction[box]), self.reference.part, *maps)
 
     @cached_property
     def values(self) -> NDArray[Any]:
@@ -216,8 +218,8 @@ def evaluate_case(images: ScoredImages, terms: ScoreTerms) -> list[Row]:
         ChiasmError: If prediction and target are not in one unit.
         ValueError: If shapes differ, or a range is not positive.
     """
-    reference, expected = images.reference, images.expected_error
-    boxes.same_shape(images.prediction, reference.target, *([] if expected is None else [expected]))
+    reference, maps = images.reference, (images.expected_error, images.spread)
+    boxes.same_shape(images.prediction, reference.target, *(array for array in maps if array is not None))
     if terms.method not in NAMES:  # a naive baseline may well be far off, and is in the target's unit by construction
         check_units(images.prediction, reference.target, reference.mask, terms.case)
     pair, whole = _score_whole(images, terms)
@@ -227,9 +229,7 @@ def evaluate_case(images: ScoredImages, terms: ScoreTerms) -> list[Row]:
         more["ms_ssim"] = conventions.multiscale_likeness(
             images.prediction, reference.target, reference.mask, terms.rules
         )
-    if part.expected_error is not None:
-        its = part.reference
-        more |= score_expected_error(part.expected_error, part.error, its.mask, its.lesion, its.spacing_mm)
+    more |= _score_maps(part)
     axes = [] if terms.method in NAMES else _score_axes(part)
     return terms.rows([*regions.items(), ("mask", more), *_score_lesions(part).items(), *axes, ("image", whole)])
 
@@ -317,6 +317,16 @@ def calibration(expected: NDArray[Any], error: NDArray[Any]) -> dict[str, float]
         return {"expected_error": math.nan, "calibration": math.nan}
     predicted, true = float(expected.mean(dtype=np.float64)), float(error.mean(dtype=np.float64))
     return {"expected_error": predicted, "calibration": predicted / true if true > 0 else math.nan}
+
+
+def _score_maps(part: ScoredImages) -> dict[str, float]:
+    """Measure whether the expected error and the spread over models know where the error is, those that there are."""
+    its, scores = part.reference, dict[str, float]()
+    if part.expected_error is not None:
+        scores |= score_expected_error(part.expected_error, part.error, its.mask, its.lesion, its.spacing_mm)
+    if part.spread is not None:
+        scores["spread_spearman"] = ranking.spearman(*(_sample(array[its.mask]) for array in (part.spread, part.error)))
+    return scores
 
 
 def score_expected_error(

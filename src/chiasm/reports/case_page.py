@@ -27,6 +27,7 @@ from chiasm.reports.case_volumes import MARGIN_MM, REGIONS, Packed, pack_volumes
 from chiasm.reports.drawing import label_with, show_unit
 from chiasm.reports.gallery import (
     MARGIN,
+    SPREAD,
     CutCase,
     GalleryCase,
     check_shapes,
@@ -83,6 +84,7 @@ class CasePage:
         previous: Relative address and name of the case before, or None.
         following: The same of the case after.
         whole: Keep the volumes uncut and as fine as 16 bits allow, however large the page becomes.
+        spread: Standard deviation of the images of several models in `unit`, or None.
 
     Raises:
         ValueError: If the volumes' shapes differ, the affine is no 4 x 4 or the window does not rise.
@@ -108,9 +110,11 @@ class CasePage:
     previous: Address | None = None
     following: Address | None = None
     whole: bool = False
+    spread: NDArray[Any] | None = None
 
     def __post_init__(self) -> None:
-        check_shapes(self.case, (self.source, self.real, self.synthetic, self.expected_error, self.mask, self.lesion))
+        shown = (self.source, self.real, self.synthetic, self.expected_error, self.spread, self.mask, self.lesion)
+        check_shapes(self.case, shown)
         if np.shape(self.affine) != (4, 4):
             raise ValueError(f"the affine of case {self.case} must be 4 x 4, not {np.shape(self.affine)}")
         check_window(self.case, self.window)
@@ -239,11 +243,12 @@ def _near(page: CasePage) -> _Near:
         "real": page.real,
         "synthetic": page.synthetic,
         "expected_error": page.expected_error,
+        "spread": page.spread,
     }
     found = {name: crop(canonical(Volume(array, grid)), box) for name, array in named.items() if array is not None} | {
         REGIONS: crop(regions, box)
     }
-    scales = dict.fromkeys(("real", "synthetic", "expected_error"), page.scale)
+    scales = dict.fromkeys(("real", "synthetic", "expected_error", "spread"), page.scale)
     near = {name: Volume(_clean(one.array, scales.get(name, 1.0)), one.geometry) for name, one in found.items()}
     return _Near(near, tuple(side.start for side in box), shape)
 
@@ -262,9 +267,10 @@ def _clean(array: NDArray[Any], scale: float) -> NDArray[Any]:
 
 def _widths(page: CasePage, cut: CutCase) -> dict[str, float]:
     """Return the width of the range of each image that its levels are spread over."""
-    given = {"real": page.real, "synthetic": page.synthetic, "expected_error": page.expected_error}
-    widths = {"source": np.ptp(_source_window(cut)), **dict.fromkeys(("real", "synthetic"), np.ptp(page.window))}
+    given = {"real": page.real, "expected_error": page.expected_error, "spread": page.spread}
+    widths = {"source": np.ptp(_window_of(cut, "source")), **dict.fromkeys(("real", "synthetic"), np.ptp(page.window))}
     widths["expected_error"] = 2 * _range(cut)  # an expectation: half the levels are fine enough
+    widths["spread"] = 2 * _window_of(cut, SPREAD)[1]
     return {name: float(width) for name, width in widths.items() if given.get(name, page.source) is not None}
 
 
@@ -281,6 +287,8 @@ def _names(page: CasePage) -> dict[str, str]:
         names["difference"] = "Synthetic − real"
     if page.expected_error is not None:
         names["expected_error"] = "Expected error"
+    if page.spread is not None:
+        names["spread"] = "Spread of the models"
     return names
 
 
@@ -289,8 +297,9 @@ def _settings(page: CasePage, near: _Near, cut: CutCase, packed: Packed) -> dict
         "unit": show_unit(page.unit),
         "names": _names(page),
         "window": list(page.window),
-        "sourceWindow": list(_source_window(cut)),
+        "sourceWindow": list(_window_of(cut, "source")),
         "range": _range(cut),
+        "spreadRange": _window_of(cut, SPREAD)[1],
         "steps": packed.steps,
         "jumps": [_place_jump(jump, packed) for jump in list_jumps(near.volumes, page.unit)],
         "packing": _describe_packing(page, packed),
@@ -324,6 +333,7 @@ def _still(page: CasePage, volumes: Mapping[str, Volume]) -> GalleryCase:
         real=volumes["real"].array if "real" in volumes else None,
         synthetic=volumes["synthetic"].array,
         expected_error=volumes["expected_error"].array if "expected_error" in volumes else None,
+        spread=volumes["spread"].array if "spread" in volumes else None,
         mask=(regions.array & IN_MASK) > 0,
         lesion=None if page.lesion is None else (regions.array & IN_LESION) > 0,
         spacing_mm=regions.geometry.spacing_mm,
@@ -332,8 +342,9 @@ def _still(page: CasePage, volumes: Mapping[str, Volume]) -> GalleryCase:
     )
 
 
-def _source_window(cut: CutCase) -> tuple[float, float]:
-    return next(look.window for look in cut.looks if look.label == "source" and look.window)
+def _window_of(cut: CutCase, label: str) -> tuple[float, float]:
+    """Return the shown range of a column of pictures; that from 0 to 1 where there is none."""
+    return next((look.window for look in cut.looks if look.label == label and look.window), (0.0, 1.0))
 
 
 def _range(cut: CutCase) -> float:

@@ -58,6 +58,7 @@ METRICS = {
     "hd95": Metric("HD95", "lower"),
     "gamma_pass": Metric("Gamma pass rate", "higher"),
     "dose_difference": Metric("Dose difference", "lower"),
+    "spread_spearman": Metric("Rank correlation of spread and error"),
     "bias": Metric("Bias"),
     "volume_ml": Metric("Volume"),
     "lesions": Metric("Lesions"),

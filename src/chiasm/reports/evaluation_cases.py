@@ -216,4 +216,5 @@ def _page(loaded: EvaluationCase, assessed: PredictionFolder, *, whole: bool) ->
         warnings=loaded.entry.warnings,
         report="../report.html",
         whole=whole,
+        spread=loaded.spread,
     )

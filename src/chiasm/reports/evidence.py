@@ -44,6 +44,7 @@ class Evidence:
         naive: Names of the naive baselines.
         entries: What the manifests say of the predicted cases.
         subjects: Case to subject; a case without one is its own.
+        averaged: What several models are called together, if the predictions are means over them.
     """
 
     folder: Path
@@ -58,6 +59,12 @@ class Evidence:
     naive: Sequence[str] = ()
     entries: Sequence[Entry] = ()
     subjects: Mapping[str, str] = field(default_factory=dict)
+    averaged: str = ""
+
+    @property
+    def method(self) -> str:
+        """What the scores of the predictions are called."""
+        return self.averaged or self.recipe.method
 
     @property
     def roles_in_words(self) -> str:
@@ -67,7 +74,7 @@ class Evidence:
     @property
     def comparisons(self) -> list[BaselineComparison]:
         """The method's mean absolute error beside that of the best naive baseline, region by region."""
-        return compare_with_baselines(self.rows, method=self.recipe.method, naive=self.naive, subjects=self.subjects)
+        return compare_with_baselines(self.rows, method=self.method, naive=self.naive, subjects=self.subjects)
 
     @property
     def lesions(self) -> list[BaselineComparison]:
@@ -84,7 +91,7 @@ class Evidence:
 
     def _mine(self, region: str, metric: str) -> list[Row]:
         """Return the method's rows of a score."""
-        wanted = (self.recipe.method, region, metric)
+        wanted = (self.method, region, metric)
         return [row for row in self.rows if (row.method, row.region, row.metric) == wanted]
 
     def unit(self, region: str, metric: str) -> str:
@@ -155,8 +162,15 @@ def gather_evidence(assessed: Sequence[PredictionFolder], rows: Sequence[Row], s
     scored = paired([row for row in rows if not LESION.fullmatch(row.region)])
     entries = tuple(chain.from_iterable(one.manifest.cases for one in assessed))
     seconds = {**of_training.seconds, **read_times(assessed[0].folder.parent)}
+    manifest = assessed[0].manifest
     return replace(
-        of_training, seconds=seconds, rows=scored, naive=assessed[0].baselines.names, entries=entries, subjects=subjects
+        of_training,
+        seconds=seconds,
+        rows=scored,
+        naive=assessed[0].baselines.names,
+        entries=entries,
+        subjects=subjects,
+        averaged=manifest.method if manifest.models else "",
     )
 
 

@@ -87,8 +87,9 @@ def _in_short(found: Evidence, comparisons: Sequence[BaselineComparison]) -> Ite
 
 def _made(found: Evidence) -> str:
     plan, recipe = found.plan, found.recipe
+    several = f"{found.averaged}, the first of them " if found.averaged else ""
     return (
-        f"{title_of(recipe.method)} of size {recipe.size}, {recipe.schedule.steps} steps, "
+        f"{several}{title_of(recipe.method)} of size {recipe.size}, {recipe.schedule.steps} steps, "
         f"makes {plan.target} of {' + '.join(plan.sources)}."
     )
 
@@ -251,3 +252,5 @@ def _expected_error(found: Evidence) -> Iterator[str]:
             f"The expected error is {ratio.mean:.2f} times the true one in the mask, "
             f"and orders voxels with a rank correlation of {rank.mean:.2f}."
         )
+    if (spread := found.scores("mask", "spread_spearman")) is not None:
+        yield f"The spread of the models orders voxels by error with a rank correlation of {spread.mean:.2f}."

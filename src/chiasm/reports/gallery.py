@@ -24,6 +24,7 @@ FEWEST = 10  # voxels of a region that an error is said of
 SAMPLE = 500_000  # voxels of a case and region that quantiles and bins are taken over
 PLANES = {"axial": 2, "coronal": 1}  # name and axis
 MASK, LESION = "mask", "lesion"
+SPREAD = "spread of the models"
 EXPECTED, TRUE = "expected", "true"  # errors of a region
 
 
@@ -43,6 +44,7 @@ class GalleryCase:
         unit: Of `real`, `synthetic` and `expected_error`.
         window: Lowest and highest shown value, the same for real and synthetic.
         caption: Why this case is shown, such as "median of 6 cases".
+        spread: Standard deviation of the images of several models in `unit`, or None.
 
     Raises:
         ValueError: If the volumes' shapes differ, or the window does not rise.
@@ -59,9 +61,11 @@ class GalleryCase:
     unit: str
     window: tuple[float, float]
     caption: str = ""
+    spread: NDArray[Any] | None = None
 
     def __post_init__(self) -> None:
-        check_shapes(self.case, (self.source, self.real, self.synthetic, self.expected_error, self.mask, self.lesion))
+        shown = (self.source, self.real, self.synthetic, self.expected_error, self.spread, self.mask, self.lesion)
+        check_shapes(self.case, shown)
         check_window(self.case, self.window)
 
 
@@ -196,6 +200,7 @@ def _columns(case: GalleryCase) -> tuple[dict[str, NDArray[Any]], tuple[PictureC
         "real": case.real,
         "synthetic": case.synthetic,
         "expected error": case.expected_error,
+        SPREAD: case.spread,
         MASK: case.mask,
         LESION: case.lesion,
     }
@@ -206,6 +211,7 @@ def _columns(case: GalleryCase) -> tuple[dict[str, NDArray[Any]], tuple[PictureC
         PictureColumn("synthetic", case.window, "gray", unit),
         PictureColumn("|error|", None, "inferno", unit, inside=True),
         PictureColumn("expected error", None, "viridis", unit, inside=True),
+        PictureColumn(SPREAD, spread_window(case.spread, case.mask), "viridis", unit, inside=True),
     ]
     needs = {"|error|": "real"}
     return volumes, tuple(look for look in looks if needs.get(look.label, look.label) in volumes)
@@ -281,6 +287,13 @@ def _source_window(case: GalleryCase) -> tuple[float, float]:
     return rising(low, high)
 
 
+def spread_window(spread: NDArray[Any] | None, mask: NDArray[np.bool_]) -> tuple[float, float]:
+    """Return the shown range of a spread over models: it is mostly smaller than the error, so it has its own."""
+    if spread is None or not mask.any():
+        return 0.0, 1.0
+    return 0.0, round_up(float(np.quantile(_sample(spread, mask), COVERED)))
+
+
 def rising(low: float, high: float) -> tuple[float, float]:
     """Return a window that rises, of a constant image too."""
     return (low, high) if low < high else (low, low + 1.0)
@@ -319,7 +332,11 @@ def show_gallery(gallery: Sequence[CutCase], ranking: Mapping[str, str] | None) 
     """Colour slices: one range for error and expected error in all cases."""
     most = round_up(max((case.error_range for case in gallery if case.error_range is not None), default=1.0))
     cases = [_show_case(case, ranking or {}, most) for case in gallery]
-    return {"cases": cases, "has_outline": any(plane["outline"] for case in cases for plane in case["planes"])}
+    return {
+        "cases": cases,
+        "has_outline": any(plane["outline"] for case in cases for plane in case["planes"]),
+        "has_spread": any(look.label == SPREAD for case in gallery for look in case.looks),
+    }
 
 
 def _show_case(case: CutCase, ranking: Mapping[str, str], most: float) -> dict[str, Any]:

@@ -5,6 +5,7 @@ const LESION = { R: [0, 255], G: [0, 210], B: [0, 63], A: [0, 255], I: [0, 1], l
 
 const panes = {}; // name -> NiiVue
 const values = {}; // name -> voxels as they stand in the page, never swapped
+const MAPS = ["difference", "expected_error", "spread"]; // drawn in colours, and only inside the mask
 let regions, dims, voxel, radiological = true, plane = "axial", zoom = 1, swapped = false, timer = 0;
 
 function show(place) {
@@ -12,7 +13,7 @@ function show(place) {
   const index = voxel[0] + dims[0] * (voxel[1] + dims[1] * voxel[2]);
   const inside = regions[index] & 1;
   for (const name in panes) {
-    const bare = name === "difference" || name === "expected_error";
+    const bare = MAPS.includes(name);
     const step = settings.steps[name] ?? settings.steps.synthetic;
     const value = values[name][index] * step;
     const sign = name === "difference" && value > 0 ? "+" : "";
@@ -148,10 +149,11 @@ function subtract(real, synthetic) {
 
 function look(name, image) {
   const scale = document.querySelector(`[data-pane=${name}] .scale`);
-  if (name === "difference" || name === "expected_error") {
+  if (MAPS.includes(name)) {
+    const range = name === "spread" ? settings.spreadRange : settings.range;
     image.colormap = name === "difference" ? "change" : "expected"; // first, for this sets a range of its own
-    [image.cal_min, image.cal_max] = [name === "difference" ? -settings.range : 0, settings.range];
-    const most = digits(settings.range, settings.range / 50);
+    [image.cal_min, image.cal_max] = [name === "difference" ? -range : 0, range];
+    const most = digits(range, range / 50);
     showRamp(scale, image.colormap, name === "difference" ? `−${most}` : "0", `${name === "difference" ? "+" : ""}${most}${unit}`);
   } else {
     [image.cal_min, image.cal_max] = name === "source" ? settings.sourceWindow : settings.window;
@@ -175,10 +177,11 @@ async function start() {
     images.difference = subtract(images.real, images.synthetic);
     values.difference = images.difference.img;
   }
-  if (images.expected_error) images.expected_error.img = values.expected_error.map((value, index) => regions[index] & 1 ? value : 0);
+  for (const name of ["expected_error", "spread"])
+    if (images[name]) images[name].img = values[name].map((value, index) => regions[index] & 1 ? value : 0);
   const lesion = settings.hasLesion ? Uint8Array.from(regions, bits => bits >> 1) : null;
   for (const name of Object.keys(settings.names)) {
-    const grey = !["difference", "expected_error"].includes(name);
+    const grey = !MAPS.includes(name);
     const pane = makePane(grey);
     await pane.attachToCanvas(byId(`pane-${name}`));
     if (lesion) pane.setDrawColormap(LESION); // before the volume, which would be drawn again
