@@ -13,7 +13,7 @@ from chiasm.evaluation import doses
 from chiasm.evaluation.doses import GammaCriteria, compare_doses, read_criteria
 from chiasm.prediction.folders import predict
 from chiasm.reports.evaluation import evaluate
-from chiasm.volumes import Geometry, Volume, read_volume, write_volume
+from chiasm.volumes import Geometry, Volume, check_pair, read_volume, write_volume
 
 SHAPE = (24, 10, 8)
 SPACING = (1.0, 2.0, 3.0)
@@ -68,6 +68,18 @@ def test_a_dose_of_nothing_and_other_grids_are_refused() -> None:
         compare_doses(dose(np.ones((24, 10, 9))), dose(np.ones(SHAPE)), GammaCriteria())
 
 
+@needs_pymedphys
+def test_doses_that_fit_better_when_one_is_mirrored_are_compared_as_they_lie() -> None:
+    """A plan from the other side is another dose, and no mistake of a header."""
+    shape = (24, 22, 20)
+    places = np.indices(shape) - np.array((7, 9, 8)).reshape(3, 1, 1, 1)
+    real = dose(100 * np.exp(-np.sum((places / np.array((5, 6, 4)).reshape(3, 1, 1, 1)) ** 2, axis=0)))
+    other = dose(real.array[::-1])
+    with pytest.raises(VolumeError, match="better when it is mirrored"):
+        check_pair(real, other)
+    assert compare_doses(other, real, GammaCriteria())["dose"]["gamma_pass"] < 50
+
+
 @pytest.mark.parametrize("text", ["2", "2,2,2", "0,2", "2,-1", "nan,2", "two,2", "2,21", ""])
 def test_criteria_that_are_none_are_refused(text: str) -> None:
     with pytest.raises(RecipeError, match="gamma"):
@@ -84,7 +96,10 @@ def test_without_pymedphys_an_evaluation_does_not_begin(
 
 
 @needs_pymedphys
-def test_an_evaluation_scores_doses_beside_images(finished_run: Path, toy_cohort: Path, tmp_path: Path) -> None:
+def test_an_evaluation_scores_doses_beside_images(
+    finished_run: Path, toy_cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doses, "STEPS", 5)  # where dose is even, a finer search finds no more
     made = predict(finished_run, [toy_cohort], tmp_path / "made", only="test")
     first = made.manifest.cases[0]
     image = read_volume(made.folder / first.image)

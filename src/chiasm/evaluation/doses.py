@@ -126,7 +126,7 @@ def compare_doses(synthetic: Volume, real: Volume, criteria: GammaCriteria) -> d
     """
     import pymedphys
 
-    made = check_pair(real, synthetic, a_name="real dose", b_name="synthetic dose", labels=True)
+    made = check_pair(real, synthetic, a_name="real dose", b_name="synthetic dose", may_be_mirrored=True)
     truth, dose = (np.asarray(volume.array, np.float64) for volume in (real, made))
     largest = float(truth.max())
     if not largest > 0:

@@ -9,7 +9,15 @@ from chiasm.volumes.mirroring import find_mirrored
 REGISTER = "chiasm register does it for one pair, chiasm train --register rigid for a cohort."
 
 
-def check_pair(a: Volume, b: Volume, *, a_name: str = "source", b_name: str = "target", labels: bool = False) -> Volume:
+def check_pair(
+    a: Volume,
+    b: Volume,
+    *,
+    a_name: str = "source",
+    b_name: str = "target",
+    labels: bool = False,
+    may_be_mirrored: bool = False,
+) -> Volume:
     """Return `b` on the grid of `a`, or refuse the pair.
 
     The same space stored in another axis order is reordered, and a DICOM
@@ -22,18 +30,20 @@ def check_pair(a: Volume, b: Volume, *, a_name: str = "source", b_name: str = "t
         a_name: What to call it in errors.
         b_name: Likewise.
         labels: Whether `b` is a label map or mask, whose content cannot be compared with an image.
+        may_be_mirrored: Whether `b` is accepted although it fits `a` better when it is mirrored: of doses, whose
+            content says nothing about sides.
 
     Raises:
         VolumeError: If grids differ, the volumes do not overlap in the world,
-            or `b` fits `a` clearly better when it is mirrored.
+            or `b` is an image that fits `a` clearly better when it is mirrored.
     """
     fitting = reordered_like(b, a.geometry)
     if labels and b.geometry.container == "dicom":  # its empty slices are not stored
         fitting = laid_on(b, a.geometry) or fitting
     if not same_grid(a.geometry, fitting.geometry):
-        raise _different_grids(a.geometry, b.geometry, a_name, b_name, labels)
+        raise _different_grids(a.geometry, b.geometry, a_name, b_name, labels or may_be_mirrored)
     fitting = Volume(fitting.array, a.geometry)
-    if not labels:
+    if not (labels or may_be_mirrored):
         _refuse_mirrored(a, fitting, a_name, b_name)
     return fitting
 
