@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import cache
 from typing import Any, Literal, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -49,11 +50,16 @@ def script_data(content: object) -> Markup:
 
 def render_page(template: str, content: Mapping[str, Any]) -> str:
     """Fill a template of `reports/templates`; an unknown name in it is an error, and all text is escaped."""
-    environment = Environment(
+    return _templates().get_template(template).render(content)
+
+
+@cache
+def _templates() -> Environment:
+    """Return the place of all templates, each of which is compiled once for a process."""
+    return Environment(
         loader=PackageLoader("chiasm", "reports/templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template(template).render(content)
