@@ -6,6 +6,7 @@ python tests/rank_steps.py FOLDER DEVICES METHOD...
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -35,7 +36,7 @@ PLANS = {
 }
 
 
-def main(folder: Path, devices: int, methods: list[str]) -> None:
+def learn_twenty_steps(folder: Path, devices: int, methods: Sequence[str]) -> None:
     """Write the gradients of the first step, the weights after all of them, and what the run knows then."""
     fabric = make_fabric(small(methods[0], {**CHANGES, "training.devices": devices}))
     fabric.launch()
@@ -62,4 +63,4 @@ def main(folder: Path, devices: int, methods: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])
+    learn_twenty_steps(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])

@@ -30,8 +30,14 @@ from synthetic_cohort import affine, forget_digests, save
 
 
 @pytest.fixture(scope="module")
-def predictions(toy_cohort: Path, finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return predict(finished_run, [toy_cohort], tmp_path_factory.mktemp("predictions"), only="test").folder
+def model(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model without the log of its training: no page draws curves."""
+    return shutil.copytree(finished_run / "model", tmp_path_factory.mktemp("shipped") / "model")
+
+
+@pytest.fixture(scope="module")
+def predictions(toy_cohort: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return predict(model, [toy_cohort], tmp_path_factory.mktemp("predictions"), only="test").folder
 
 
 @pytest.fixture(scope="module")
@@ -52,11 +58,11 @@ def test_every_figure_is_a_row_with_its_unit_and_convention(scored: Scored) -> N
 
 
 def test_the_mean_error_is_what_numpy_makes_of_the_files(
-    scored: Scored, predictions: Path, toy_cohort: Path, finished_run: Path
+    scored: Scored, predictions: Path, toy_cohort: Path, model: Path
 ) -> None:
     from chiasm.preparation.intensity import fit_intensity
 
-    plan = read_plan(finished_run / "model" / "plan.toml")
+    plan = read_plan(model / "plan.toml")
     case = scored.rows[0].case
     image = read_volume(predictions / f"{case}_t2.nii.gz").array
     mask = read_volume(predictions / f"{case}_mask.nii.gz", labels=True).array > 0
@@ -81,11 +87,11 @@ def test_the_table_stands_beside_naive_baselines_and_the_report_stands_alone(sco
 
 
 def test_pages_packed_while_scoring_are_those_made_from_files(
-    toy_cohort: Path, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    toy_cohort: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from chiasm.reports import evaluation_cases
 
-    predict(finished_run, [toy_cohort], tmp_path / "p", only="all")
+    predict(model, [toy_cohort], tmp_path / "p", only="all")
     loads: list[str] = []
     load_case = evaluation_cases.load_case
     monkeypatch.setattr(evaluation_cases, "load_case", lambda *a, **k: loads.append(a[1].case) or load_case(*a, **k))
@@ -98,11 +104,11 @@ def test_pages_packed_while_scoring_are_those_made_from_files(
 
 
 def test_of_many_cases_only_the_median_may_be_read_twice_and_few_packed_pages_are_kept(
-    toy_cohort: Path, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    toy_cohort: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from chiasm.reports import evaluation, evaluation_cases
 
-    predict(finished_run, [toy_cohort], tmp_path / "p", only="all")
+    predict(model, [toy_cohort], tmp_path / "p", only="all")
     read: list[str] = []
     kept: list[int] = []
     load_case, save_page = evaluation_cases.load_case, evaluation_cases.save_page
@@ -128,8 +134,8 @@ def test_the_expected_error_map_is_assessed(scored: Scored) -> None:
     assert not {row.metric for row in scored.rows if row.method == "lookup"} & {"ause", "expected_error"}
 
 
-def test_cases_seen_in_training_are_marked(toy_cohort: Path, finished_run: Path, tmp_path: Path) -> None:
-    predict(finished_run, [toy_cohort], tmp_path / "p", only="train")
+def test_cases_seen_in_training_are_marked(toy_cohort: Path, model: Path, tmp_path: Path) -> None:
+    predict(model, [toy_cohort], tmp_path / "p", only="train")
     done = evaluate(tmp_path / "p", toy_cohort, tmp_path / "e")
     assert "were used in training" in done.report.read_text()
 
@@ -204,9 +210,9 @@ def shrunk(data: Path) -> None:
         save(path.with_name(path.name.replace("_t1", "_mask")), mask, affine())
 
 
-def error_inside(case: str, mask: Path, folder: Path, data: Path, run: Path) -> float:
+def error_inside(case: str, mask: Path, folder: Path, data: Path, model: Path) -> float:
     """Compute the mean error in SDs inside a mask file, as the report tells it."""
-    plan = read_plan(run / "model" / "plan.toml")
+    plan = read_plan(model / "plan.toml")
     inside = read_volume(mask, labels=True).array > 0
     real = harmonise(read_volume(data / case / f"{case}_t2.nii.gz").array, inside, plan)
     made = read_volume(folder / f"{case}_t2.nii.gz").array
@@ -214,12 +220,12 @@ def error_inside(case: str, mask: Path, folder: Path, data: Path, run: Path) -> 
 
 
 def test_a_case_is_scored_in_the_mask_that_its_prediction_was_made_with(
-    predictions: Path, toy_cohort: Path, finished_run: Path, tmp_path: Path
+    predictions: Path, toy_cohort: Path, model: Path, tmp_path: Path
 ) -> None:
     data = tmp_path / "data"
     shutil.copytree(toy_cohort, data)
     shrunk(data)  # after the prediction: it knows nothing of these files
-    given = predict(finished_run, [data], tmp_path / "given", only="test")
+    given = predict(model, [data], tmp_path / "given", only="test")
     case = given.manifest.cases[0].case
     own = {folder: folder / f"{case}_mask.nii.gz" for folder in (predictions, given.folder)}
     sizes = {folder: np.count_nonzero(read_volume(path, labels=True).array) for folder, path in own.items()}
@@ -227,7 +233,7 @@ def test_a_case_is_scored_in_the_mask_that_its_prediction_was_made_with(
     for folder, reason in ((predictions, "found by the rule nonzero"), (given.folder, "from the mask file beside")):
         done = evaluate(folder, data, tmp_path / f"scored-{folder.name}")
         told = next(r for r in done.rows if (r.case, r.method, r.region, r.metric) == (case, "A7", "mask", "mae"))
-        assert told.value == pytest.approx(error_inside(case, own[folder], folder, data, finished_run), rel=1e-5)
+        assert told.value == pytest.approx(error_inside(case, own[folder], folder, data, model), rel=1e-5)
         use = next(mask for mask in read_remarks(done.report.parent).masks if mask.case == case)
         assert use.used == "prediction" and reason in use.reason and use.voxels == sizes[folder]
         page = done.report.read_text()
@@ -239,12 +245,12 @@ def naive_scores(rows: Sequence[Row]) -> dict[tuple[str, str, str, str], float]:
 
 
 def test_naive_baselines_are_made_with_the_mask_of_the_prediction_whatever_mask_the_reference_has(
-    toy_cohort: Path, finished_run: Path, tmp_path: Path
+    toy_cohort: Path, model: Path, tmp_path: Path
 ) -> None:
     data = tmp_path / "data"
     shutil.copytree(toy_cohort, data)
     shrunk(data)
-    given = predict(finished_run, [data], tmp_path / "given", only="test").folder
+    given = predict(model, [data], tmp_path / "given", only="test").folder
     scores = [naive_scores(score_folder(given, reference).rows) for reference in (data, toy_cohort)]
     assert scores[0] == pytest.approx(scores[1], nan_ok=True)
     for path in data.rglob("*_mask.nii.gz"):  # another mask than that of the prediction
@@ -256,9 +262,9 @@ def test_naive_baselines_are_made_with_the_mask_of_the_prediction_whatever_mask_
 @pytest.mark.parametrize("lost", [("t1",), ("t1", "seg"), ("t1", "mask"), ("mask",), ("seg",), ("t1", "mask", "seg")])
 @pytest.mark.parametrize("everywhere", [True, False])
 def test_a_case_of_which_the_reference_lacks_what_scores_do_not_need_is_scored_and_that_is_said(
-    predictions: Path, toy_cohort: Path, tmp_path: Path, lost: tuple[str, ...], everywhere: bool
+    predictions: Path, scored: Scored, toy_cohort: Path, tmp_path: Path, lost: tuple[str, ...], everywhere: bool
 ) -> None:
-    data, out = tmp_path / "data", tmp_path / "e"
+    data = tmp_path / "data"
     shutil.copytree(toy_cohort, data)
     shrunk(data)
     first = read_manifest(predictions).cases[0].case
@@ -266,7 +272,7 @@ def test_a_case_of_which_the_reference_lacks_what_scores_do_not_need_is_scored_a
         for name in lost:
             for path in case.glob(f"*_{name}.nii.gz"):
                 path.unlink()
-    whole, done = evaluate(predictions, toy_cohort, tmp_path / "whole"), evaluate(predictions, data, out)
+    done = evaluate(predictions, data, tmp_path / "e")
     assert not done.problems
 
     def ours(scored: Scored, region: str) -> dict[str, float]:
@@ -274,7 +280,7 @@ def test_a_case_of_which_the_reference_lacks_what_scores_do_not_need_is_scored_a
             row.case: row.value for row in scored.rows if (row.method, row.region, row.metric) == ("A7", region, "mae")
         }
 
-    assert ours(done, "mask") == pytest.approx(ours(whole, "mask"))
+    assert ours(done, "mask") == pytest.approx(ours(scored, "mask"))
     assert (first in ours(done, "healthy")) == ("seg" not in lost)
     bare = {row.case for row in done.rows if row.method == "A7"} - {
         row.case for row in done.rows if row.method == "mean"

@@ -105,7 +105,7 @@ def test_a_killed_run_goes_on_and_ends_identical_to_the_bit(
     process = subprocess.Popen([sys.executable, "-c", program, *arguments])
     until = time.monotonic() + 60
     while not list(tmp_path.glob("run/checkpoints/*.toml")) and time.monotonic() < until and process.poll() is None:
-        pass
+        time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert list(tmp_path.glob("run/checkpoints/*.toml"))
