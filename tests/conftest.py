@@ -39,6 +39,18 @@ QUICK = {
 
 Sibling = Callable[..., Path]
 
+#: Test modules that train, predict, score, serve or start processes, for seconds.  `make fast` leaves them out, and all
+#: tests that need a trained model.
+SLOW_MODULES = frozenset(
+    """
+    bad_cases bench bids cohorts_labels docs_notebook evaluation_predictions faults_in_runs faults_on_disks pipeline
+    prediction_compiled prediction_dicom_case prediction_export prediction_hostile prediction_monai_bundle
+    reading_once reading_options reports_progress_page runners serving_dicom_gate serving_dicom_node
+    simulation_phantom site studies_completion studies_study training_cascade training_coding training_ranks
+    training_registered training_run volumes_corpus
+    """.split()  # noqa: SIM905
+)
+
 
 @pytest.fixture(scope="session")
 def toy_cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -136,7 +148,11 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest leaves out what -m does not name
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.stem.removeprefix("test_") in SLOW_MODULES or "finished_run" in item.fixturenames:  # type: ignore[attr-defined]
+            item.add_marker("slow")
     absent = pytest.mark.skip(reason=f"the real scans are not at {REAL}; set CHIASM_DATA to their folder")
     for item in items:
         if "realdata" in item.keywords and not REAL.is_dir():

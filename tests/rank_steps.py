@@ -6,7 +6,6 @@ python tests/rank_steps.py FOLDER DEVICES METHOD...
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -36,7 +35,7 @@ PLANS = {
 }
 
 
-def learn_twenty_steps(folder: Path, devices: int, methods: Sequence[str]) -> None:
+def main(folder: Path, devices: int, methods: list[str]) -> None:
     """Write the gradients of the first step, the weights after all of them, and what the run knows then."""
     fabric = make_fabric(small(methods[0], {**CHANGES, "training.devices": devices}))
     fabric.launch()
@@ -63,4 +62,4 @@ def learn_twenty_steps(folder: Path, devices: int, methods: Sequence[str]) -> No
 
 
 if __name__ == "__main__":
-    learn_twenty_steps(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])
+    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])

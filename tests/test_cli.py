@@ -56,6 +56,7 @@ def verbs() -> list[str]:
     return [command.name or command.callback.__name__ for command in app.registered_commands if command.callback]
 
 
+@pytest.mark.slow
 def test_the_four_verbs_go_from_a_folder_to_a_report(tmp_path: Path) -> None:
     data = write_brats(tmp_path / "data", 5)
     found = chiasm("inspect", data)
@@ -148,6 +149,7 @@ def test_a_busy_folder_is_refused_before_torch_is_loaded(toy_cohort: Path, tmp_p
     assert done.returncode == 2 and "is in use by another chiasm" in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_thick_slices_of_one_modality_come_back_thin_by_the_same_verbs(tmp_path: Path) -> None:
     data = write_brats(tmp_path / "data", 4)
     for path in data.rglob("*_t2.nii.gz"):
@@ -183,6 +185,7 @@ def test_thick_slices_of_one_modality_come_back_thin_by_the_same_verbs(tmp_path:
     np.testing.assert_allclose(thin.geometry.affine, thin_grid(thick.geometry, Degradation(3, "J")).affine, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     assert "Traceback" in chiasm("inspect", tmp_path / "nowhere", "--debug").stderr
 
@@ -195,6 +198,7 @@ def test_a_bad_case_in_a_cohort_ends_in_exit_3_and_is_named(tmp_path: Path) -> N
     assert done.returncode == 3 and "Toy_0002_t1.nii.gz" in done.stdout + done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 def test_ctrl_c_or_a_closed_terminal_writes_a_checkpoint(number: int, toy_cohort: Path, tmp_path: Path) -> None:
     words = ["train", str(toy_cohort), "--source", "t1", "--target", "t2", "-o", str(tmp_path / "run")]
@@ -300,6 +304,7 @@ def test_the_command_is_installed() -> None:
     assert shutil.which("chiasm", path=str(Path(sys.executable).parent))
 
 
+@pytest.mark.slow
 def test_two_processes_train_one_model(toy_cohort: Path, tmp_path: Path) -> None:
     words = ["train", toy_cohort, "--source", "t1", "--target", "t2", "-o", tmp_path / "run", "--size", "tiny"]
     done = chiasm(*words, "--devices", "2", "--accelerator", "cpu", "--set", *SETTINGS, "schedule.steps=6")

@@ -491,6 +491,7 @@ def test_a_changed_slice_changes_what_was_prepared(tmp_path: Path) -> None:
     assert before != cache_key(case, PLAN)
 
 
+@pytest.mark.slow
 @pytest.mark.realdata
 def test_the_real_folder_is_one_patient_with_two_modalities_and_a_tilted_ct(tmp_path: Path) -> None:
     for name in ("remind022_T1c", "remind022_T2", "ge_ct_head_tilted"):

@@ -749,6 +749,7 @@ def test_region_volumes_follow_an_oblique_affine() -> None:
 # --- the scans beside the project --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.realdata
 @pytest.mark.parametrize(
     ("folder", "layout", "cases", "sites"),

@@ -200,6 +200,7 @@ def test_one_case_in_another_unit_is_named_and_left_out(tmp_path: Path, capsys: 
     assert "1BA001" not in read_toml(tmp_path / "run" / "plan.toml")["trained_on"]
 
 
+@pytest.mark.slow
 def test_a_cohort_that_was_stored_with_an_offset_is_refused_and_with_the_setting_trains_the_same_model(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -225,6 +226,7 @@ def test_a_cohort_that_was_stored_with_an_offset_is_refused_and_with_the_setting
     assert "is not in Hounsfield units" in " ".join("".join(capsys.readouterr()).split())
 
 
+@pytest.mark.slow
 def test_a_cohort_of_which_one_case_is_stored_with_an_offset_trains_the_same_model_and_can_be_a_reference(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

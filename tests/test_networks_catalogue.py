@@ -147,6 +147,7 @@ def test_wrong_patches_dimensions_and_channels_are_refused_with_what_is_possible
         make_discriminator("discriminator", in_channels=2, dims=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fcn3d", "li-cnn", "context-fcn", "srcnn"])
 def test_a_volume_in_exact_tiles_equals_the_volume_in_one_pass(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Valid convolutions take a larger patch than they give: tiles must meet without a seam all the same."""

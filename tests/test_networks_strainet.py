@@ -56,6 +56,7 @@ def test_an_impulse_reaches_as_far_as_the_receptive_field_and_no_farther(dims: i
     assert measured_field(network, 2, dims, others=8) == network.receptive_field
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dims", [2, 3])
 def test_it_learns_one_patch(dims: int) -> None:
     torch.manual_seed(0)

@@ -48,6 +48,7 @@ def test_a_tile_with_its_halo_equals_the_whole(dims: int, others: int) -> None:
     assert tile_differs_by(network, 2, dims, others) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dims", "size", "rate"), [(2, 32, 4e-3), (3, 16, 2e-3)])
 def test_it_learns_one_patch_by_heart(dims: int, size: int, rate: float) -> None:
     torch.manual_seed(0)

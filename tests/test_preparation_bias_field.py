@@ -54,6 +54,7 @@ def test_white_matter_becomes_even_and_the_field_that_is_found_is_the_one_that_w
     assert abs(found[ball].mean()) < 1e-5
 
 
+@pytest.mark.slow
 def test_it_is_what_simpleitk_makes_at_full_resolution_within_a_few_per_cent(
     shaded: tuple[Volume, NDArray[np.bool_], NDArray[np.bool_], NDArray[np.float32]],
 ) -> None:

@@ -239,6 +239,7 @@ def test_mistakes_of_a_programmer_are_value_errors() -> None:
         fit_lookup([1, 2, 3], [1, 2])
 
 
+@pytest.mark.slow
 @pytest.mark.realdata
 def test_on_real_tumours_percentiles_make_cases_agree_least() -> None:
     folders = sorted((DATA / "tumour_tcga").glob("Brats18_*"))

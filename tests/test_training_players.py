@@ -276,6 +276,7 @@ def test_a_method_of_ones_own_is_listed_and_studied(monkeypatch: pytest.MonkeyPa
     assert study.in_words == {"A1": "L2", "Mine": "my own"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", list(METHODS))
 def test_the_weights_told_are_those_of_the_networks(method: str, plan: Plan) -> None:
     asked = make_recipe(method, "tiny")
@@ -300,6 +301,7 @@ def test_the_weights_told_are_those_of_the_networks(method: str, plan: Plan) -> 
     assert row.discriminators == sum(weight.numel() for network in beside for weight in network.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method", ["srcnn", "unet", "fcn3d", "li-cnn", "context-gan", "context-gan-2", "strainet", "jcsc"]
 )

@@ -16,7 +16,6 @@ from torch import Tensor
 from chiasm.training import ranks
 from chiasm.training.state import TrainingState
 from conftest import QUICK
-from rank_steps import learn_twenty_steps
 
 #: Attention; weights by rank; difficulty of lesions; batch normalisation in a critic, and dropout; dropout of features.
 METHODS = ("A7", "context-gan")  # both discriminators and attention; a network of the literature
@@ -31,9 +30,9 @@ def environment() -> dict[str, str]:
 @pytest.fixture(scope="module")
 def learnt(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ranks")
-    learn_twenty_steps(folder, 1, METHODS)
-    command = [sys.executable, str(SCRIPT), str(folder), "2", *METHODS]
-    subprocess.run(command, check=True, timeout=240, env=environment(), capture_output=True)
+    for devices in ("1", "2"):
+        command = [sys.executable, str(SCRIPT), str(folder), devices, *METHODS]
+        subprocess.run(command, check=True, timeout=240, env=environment(), capture_output=True)
     return folder
 
 

@@ -573,6 +573,7 @@ def fuzz(folder: Path, count: int, seed: int) -> None:
         path.write_bytes(originals[path])
 
 
+@pytest.mark.slow
 def test_only_stated_errors_come_of_spoiled_files(tmp_path: Path) -> None:
     fuzz(tmp_path, 200, seed=0)
 
@@ -585,6 +586,7 @@ def test_only_stated_errors_come_of_many_spoiled_files(tmp_path: Path) -> None:
 # --- real scans --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.realdata
 @pytest.mark.parametrize("name", ["remind022_T1c", "remind022_T2"])
 def test_real_series_lie_where_simpleitk_and_dcm2niix_put_them(tmp_path: Path, name: str) -> None:

@@ -273,6 +273,7 @@ def test_a_body_that_is_asked_for_is_not_lost_in_a_normalised_brain() -> None:
     assert rule == "body" and dice(found, brain) > 0.95
 
 
+@pytest.mark.slow
 @pytest.mark.realdata
 @pytest.mark.parametrize("kind", ["t1", "flair"])
 def test_real_brains_that_were_z_scored_keep_every_voxel(kind: str) -> None:

@@ -284,6 +284,7 @@ def test_a_file_cut_short_is_refused_at_every_length(shape: tuple[int, int, int]
             read_volume(put(tmp_path, content[:keep]))
 
 
+@pytest.mark.slow
 def test_a_gzip_bomb_stops_early_in_time_and_memory(tmp_path: Path) -> None:
     packer = zlib.compressobj(9, zlib.DEFLATED, 31)
     block = bytes(2**22)
@@ -611,6 +612,7 @@ def test_a_mirrored_pair_is_refused_and_a_true_one_is_not(axis: int, seed: int) 
     assert "flipped" in told and "badly aligned" in told
 
 
+@pytest.mark.slow
 def test_true_pairs_of_simulated_patients_in_large_voxels_are_not_called_mirrored() -> None:
     from chiasm.simulation.patient import DIFFICULTIES, draw_subject
 
@@ -639,6 +641,7 @@ def test_unrelated_and_symmetric_content_is_no_mirror_image() -> None:
 # ---------------------------------------------------------------- real scans
 
 
+@pytest.mark.slow
 @pytest.mark.realdata
 def test_real_scans_are_read_as_nibabel_reads_them_and_their_pairs_fit() -> None:
     cases = sorted((REAL / "tumour_tcga").iterdir())
