@@ -27,7 +27,7 @@ class Timing(NamedTuple):
 
 
 class Turns(NamedTuple):
-    """What two ways took.
+    """The times of two ways to do the same work.
 
     Attributes:
         ours: Processor seconds of chiasm.

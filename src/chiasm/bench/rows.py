@@ -16,7 +16,7 @@ QUICK = (96, 96, 96)
 
 
 class BenchSetting(NamedTuple):
-    """What all rows share.
+    """The settings that all rows share.
 
     Attributes:
         shape: Voxels of a volume.
@@ -37,8 +37,8 @@ class TimedPair(NamedTuple):
     Attributes:
         ours: Chiasm's way, without arguments.
         peer: The peer's.
-        difference: How far the results of both are apart; 0 where they are the same.
-        tolerance: How far they may be.
+        difference: Distance between the results of both, in the unit of `BenchRow.equal`; 0 if they are the same.
+        tolerance: Largest distance that counts as equal.
         operations: Multiplications and additions that cannot be avoided; None where that is not the measure.
         precision: Whose peak `operations` are compared with.
         clock: Seconds so far; None for the processor time of this process.
@@ -60,11 +60,11 @@ class BenchRow:
     Attributes:
         name: Short name.
         words: What is done.
-        peer: Whom chiasm stands beside.
+        peer: Name of the peer.
         goal: Least ratio on a whole volume.
         quick_goal: Least ratio on a volume of 96^3, where what is fixed weighs more.
         make: Prepares both ways.
-        needs: Packages that the peer is made of.
+        needs: Packages that the peer needs.
         equal: What the check of equality compares, and in which unit.
     """
 
@@ -80,7 +80,7 @@ class BenchRow:
 
 @dataclass(frozen=True)
 class Measured:
-    """What came of a row.
+    """The outcome of a row.
 
     Attributes:
         row: The row.
@@ -132,7 +132,7 @@ class Measured:
 
 
 def measure_row(row: BenchRow, setting: BenchSetting, *, rounds: int, seconds: float) -> Measured:
-    """Check that both ways of a row give the same, then time them in turns.
+    """Check that both ways of a row give the same result, then time them in turns.
 
     Args:
         row: What to measure.

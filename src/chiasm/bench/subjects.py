@@ -15,7 +15,7 @@ LEVEL, CONTRAST = 400.0, 100.0  # stored values inside
 
 
 class Pictures(NamedTuple):
-    """A source, its target and where both are tissue.
+    """A source, its target, and the mask of tissue.
 
     Attributes:
         source: Stored values, 0 outside the mask, int16, shape (I, J, K).
@@ -31,7 +31,12 @@ class Pictures(NamedTuple):
 
 
 def draw_pictures(shape: tuple[int, int, int], seed: int = 0) -> Pictures:
-    """Draw smooth noise in an ellipsoid, and the same noise in another contrast with some more of its own."""
+    """Draw smooth noise in an ellipsoid as source; its target has another contrast and some noise of its own.
+
+    Args:
+        shape: Voxels along I, J and K.
+        seed: Of the noise.
+    """
     from scipy.ndimage import gaussian_filter
 
     rng = np.random.default_rng(seed)

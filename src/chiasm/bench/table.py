@@ -57,7 +57,7 @@ def run_rows(rows: Sequence[BenchRow], *, quick: bool, progress: Callable[[Measu
 
 
 def describe_row(one: Measured) -> str:
-    """Say what came of a row in one line."""
+    """Describe the outcome of a row in one line."""
     goal = f"goal {one.goal:g}"
     if one.turns is None:
         return f"{one.row.name:18} {one.verdict}: {one.reason} ({goal})"
@@ -97,7 +97,7 @@ def to_markdown(measured: Sequence[Measured], words: Sequence[str], shape: tuple
 
 
 def keep_notes(page: str, path: Path) -> str:
-    """Put what a person wrote below an earlier page's table, from `NOTES` on, below the new one."""
+    """Append to a new page the notes that a person wrote on the earlier page at `path`, from `NOTES` on."""
     earlier = path.read_text(encoding="utf-8") if path.is_file() else ""
     _, found, notes = earlier.partition(NOTES)
     return f"{page}{found}{notes}"
@@ -123,7 +123,7 @@ def _version(name: str) -> str | None:
 
 
 def processor() -> str:
-    """Name the processor and what of its instructions matters here."""
+    """Name the processor and those of its instructions that matter here."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -40,7 +40,7 @@ class CataloguedNetwork(NamedTuple):
 
     Attributes:
         make: Called with in_channels, dims and scale.
-        paper: Where it stands.
+        paper: Where it was published.
         dims: Spatial axes it can have.
         normalised: Whether it is a discriminator with batch normalisation, which `norm="none"` leaves out.
     """
@@ -242,7 +242,7 @@ def _try(network: nn.Module, name: str, images: Tensor) -> object:
 
 
 class SameSize(nn.Module):
-    """Let a network take images of any size: fill them up with zeros, as outside the mask, and cut the result.
+    """Let a network take images of any size: pad them with zeros, as outside the mask, and crop the result.
 
     Args:
         network: With the attributes of `needs_of`.

@@ -253,7 +253,7 @@ def _check_numbers(in_channels: int, widths: Sequence[int], skip_channel: int, d
 
 
 class Skip(NamedTuple):
-    """What a network's output is added to.
+    """The image to which a network's output is added.
 
     Attributes:
         kind: Nothing, the source channel itself ("source", where both share a contrast family), or that channel sent
@@ -325,7 +325,7 @@ class ResidualGenerator(nn.Module):
 
     @property
     def levels(self) -> tuple[nn.Module, ...]:
-        """What makes each level's features, in the order of the pass: where dropout acts."""
+        """The modules that make each level's features, in the order of the pass; dropout acts on their output."""
         return (self.stem, *self.downs, *self.ups)
 
     @property

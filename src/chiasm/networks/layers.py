@@ -1,4 +1,4 @@
-"""What the literature's networks share: layers by number of axes, and how far a chain of them sees.
+"""Tools of the literature's networks: layers by number of axes, and the receptive field of a chain of them.
 
 `generator.reach` knows our own networks' three layers; here a layer is any size,
 stride and padding, so that poolings and strided convolutions of 4 and 5 count too.

@@ -1,4 +1,4 @@
-"""What networks would hold, found out without taking memory for it.
+"""Find the number and shapes of a network's weights without taking memory for them.
 
 Networks are built on torch's meta device, where tensors have shapes and no
 numbers.  Widths that no machine could hold are seen here in milliseconds.
@@ -42,7 +42,7 @@ class _NoNumbers(TorchFunctionMode):
 
 @contextmanager
 def without_memory() -> Iterator[None]:
-    """Build networks on the meta device inside this block, and stop as soon as they are impossibly many or large.
+    """Build networks on the meta device inside this block, and stop at the first impossible number or size of tensors.
 
     Raises:
         RecipeError: If a network has more tensors or weights than any machine would hold.
@@ -66,7 +66,7 @@ def without_memory() -> Iterator[None]:
 
 
 def too_large(weights: int, tensors: int = 0) -> RecipeError:
-    """Say that networks are larger than any machine holds."""
+    """Return the error of networks that are larger than the memory of any machine."""
     return RecipeError(
         "the networks are too large to be built",
         reason="too-large",
@@ -77,7 +77,7 @@ def too_large(weights: int, tensors: int = 0) -> RecipeError:
 
 
 def shapes_of(networks: Iterable[tuple[str, nn.Module]]) -> dict[str, tuple[int, ...]]:
-    """List what networks keep in a file: name, with a prefix for each network, to shape."""
+    """Return the shape of each tensor that networks keep in a file, by its name with the network's prefix."""
     return {
         f"{prefix}.{name}": tuple(value.shape)
         for prefix, network in networks

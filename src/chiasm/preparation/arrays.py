@@ -63,7 +63,7 @@ BEFORE = {"histogram": False, "degradation": None, "bias_correction": "none", "m
 
 @dataclass(frozen=True, eq=False)
 class PreparedSource:
-    """What a network is shown of one case.
+    """The input of a network for one case.
 
     Attributes:
         array: Normalised sources and, where the plan's `histogram` says so,
@@ -73,8 +73,8 @@ class PreparedSource:
         grid: Where the array lies.
         maps: The intensity map of each source.
         mask_rule: How the mask was found.
-        grid_mm: Spacing before resampling, RAS order.
-        body_mm: Size of the box around the mask.
+        grid_mm: Spacing before resampling, mm, RAS order.
+        body_mm: Size of the box around the mask, mm, RAS order.
     """
 
     array: NDArray[np.float32]
@@ -102,7 +102,8 @@ class PreparedCase:
         histogram: Whether the second half of the source's channels are ranks of the first.
         context: Whether one more channel follows them: the target as an earlier stage predicted it.
         own: Which channel of the source is the target's own modality, on the target's scale; None for synthesis.
-        alone: Which of both there is, where the other is not on disk: that one is zero, or holds nothing of its own.
+        alone: The side that is there ("source" or "target") if the other is not on disk; the other array is zero or
+            repeats it.
     """
 
     id: str

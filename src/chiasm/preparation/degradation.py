@@ -1,4 +1,4 @@
-"""What thick slices make of a fine volume, and the plain way back: pairs for super-resolution.
+"""Turn fine volumes into thick slices, and interpolate them back: pairs for super-resolution.
 
     thick = D fine          D: for each thick slice, its profile over the fine ones
     shown = S thick         S: the cubic spline through the thick slices, at the fine ones
@@ -49,7 +49,7 @@ REACH = 4  # sigmas of a Gaussian profile
 
 @dataclass(frozen=True)
 class Degradation:
-    """How thick slices come from fine ones.
+    """The settings by which thick slices are made from fine ones.
 
     Attributes:
         factor: Fine slices in a thick one, 2 to 32.
@@ -208,7 +208,7 @@ def cut_out(volume: Volume) -> NDArray[np.bool_] | None:
 
 
 def known(mask: NDArray[np.bool_], target: Volume, how: Degradation | None) -> NDArray[np.bool_]:
-    """Leave out of a mask where a thin target was cut out, so that nothing is known of it; for synthesis keep all.
+    """Return the voxels of a mask whose target is known: in synthesis all, else those inside a target that was cut out.
 
     Rims of thick slices reach a little beyond those of thin ones.
     """

@@ -34,7 +34,7 @@ FEWEST_VOXELS = 64  # inside a mask: fewer show nothing of an image
 
 @dataclass(frozen=True, eq=False)
 class ExaminedImage:
-    """What one image is like.
+    """The facts on one image.
 
     Attributes:
         geometry: Its grid, as stored.

@@ -30,16 +30,16 @@ VOXELS = 20_000  # sampled inside each mask
 
 @dataclass(frozen=True, eq=False)
 class CaseFacts:
-    """What one training case is like, axes in RAS order.
+    """The facts on one training case, axes in RAS order.
 
     Attributes:
         id: The case.
-        spacing_mm: Of its grid.
-        body_mm: Size of the box around its mask.
+        spacing_mm: Of its grid, mm.
+        body_mm: Size of the box around its mask, mm.
         samples: Raw intensities of each source and then the target, at the
             same voxels inside the mask, shape (sources + 1, n).
         mask_rule: How the mask was found.
-        voxels: Inside the mask.
+        voxels: Number of voxels inside the mask.
     """
 
     id: str
@@ -52,7 +52,7 @@ class CaseFacts:
 
 @dataclass(frozen=True)
 class ExaminationSettings:
-    """How images are looked at, whatever is fitted to them later.
+    """The settings by which images are examined, whatever is fitted to them later.
 
     Attributes:
         degradation: For super-resolution, as in `read_images`.
@@ -69,7 +69,7 @@ class ExaminationSettings:
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What the training cases are like.
+    """The facts on the training cases.
 
     Attributes:
         cases: Those that were read.
@@ -122,7 +122,7 @@ def read_mask(case: Case, grid: Volume, degradation: Degradation | None = None) 
 def known_of(
     case: Case, mask: NDArray[np.bool_], target: Volume, degradation: Degradation | None = None
 ) -> NDArray[np.bool_]:
-    """Leave out of a mask where nothing is known of the target: not scanned (`Case.known`), or cut out (`known`).
+    """Return the part of a mask in which the target is known: scanned (`Case.known`) and not cut out (`known`).
 
     Args:
         case: Says where all its images were scanned.
@@ -166,7 +166,7 @@ def fingerprint(
     terms: ExaminationSettings = ExaminationSettings(),
     examined: Mapping[str, CaseFacts] | None = None,
 ) -> Fingerprint:
-    """Note what training cases are like.
+    """Collect the facts on training cases.
 
     Args:
         cases: Training cases; of many, `MOST_CASES` evenly spread ones are looked at.
@@ -227,7 +227,7 @@ def facts_of(
     given: Volume | None,
     corrected: Sequence[str] = (),
 ) -> CaseFacts:
-    """Note what a case is like.
+    """Collect the facts on one case.
 
     Args:
         case: Names the files.

@@ -52,7 +52,7 @@ class CaseSummary:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What a folder holds, after reading all of it.
+    """The content of a folder, after reading all of it.
 
     Attributes:
         cohort: What its names state.
@@ -112,7 +112,7 @@ def inspect_folder(
     Args:
         root: As for `find_cohort`.
         sources: Modalities that matter; none means all that a case has.
-        target: Another that matters.
+        target: The modality to make, if a pair is asked for.
         layout: A name of `layouts.NAMES`.
         selection: Which DICOM series are taken.
         progress: Called with cases done, all cases, the next case's id.

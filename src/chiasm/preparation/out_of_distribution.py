@@ -1,4 +1,7 @@
-"""Whether a volume is out of the distribution that a model was trained on: spacing, extent, scale, histogram."""
+"""Find out whether a volume lies outside the distribution that a model was trained on.
+
+Spacing, extent, scale and histogram are compared with those of the training cases.
+"""
 
 from __future__ import annotations
 
@@ -42,19 +45,19 @@ class NormalisedSource(Protocol):
 
     @property
     def maps(self) -> tuple[IntensityMap, ...]:
-        """Of each source: stored to normalised intensities."""
+        """The intensity map of each source, from stored to normalised intensities."""
 
     @property
     def grid_mm(self) -> Triple:
-        """Spacing before resampling."""
+        """Spacing before resampling, mm, RAS order."""
 
     @property
     def body_mm(self) -> Triple:
-        """Size of the box around the mask."""
+        """Size of the box around the mask, mm, RAS order."""
 
 
 def out_of_distribution_warning(plan: Plan, prepared: NormalisedSource) -> str | None:
-    """Say in one sentence how an input differs from all training cases, or None where it does not.
+    """Describe in one sentence how an input differs from all training cases; None if it does not.
 
     Looks at the spacing before resampling, the size of what the mask holds,
     how the mask had to be found, and each source's histogram.  Intensities of
@@ -115,14 +118,14 @@ def _has_negatives(low: float, high: float) -> bool:
 
 
 def histogram_of(values: NDArray[np.float32], bounds: tuple[float, float]) -> NDArray[np.float64]:
-    """Share of the values in each of 32 bins over `bounds`; what lies beyond falls into the first and the last."""
+    """Return the share of values in each of 32 bins over `bounds`; values beyond them count in the outer bins."""
     counts = np.histogram(np.clip(values, *bounds), bins=HISTOGRAM_BINS, range=bounds)[0]
     shares: NDArray[np.float64] = counts / max(1, counts.sum())
     return shares
 
 
 def histogram_distance(a: ArrayLike, b: ArrayLike, bounds: tuple[float, float]) -> float:
-    """Wasserstein distance of two histograms, in normalised intensities."""
+    """Return the Wasserstein distance of two histograms over `bounds`, shape (32,) each, in normalised intensities."""
     width = (bounds[1] - bounds[0]) / HISTOGRAM_BINS
     return float(np.abs(np.cumsum(np.subtract(a, b))).sum() * width)
 

@@ -20,7 +20,7 @@ MOST_EMPTY = 1.25  # a patch so many times as long as the body is reported
 
 
 class PatchNeeds(NamedTuple):
-    """What networks of the literature, and the discriminators of what they make, ask of a patch.
+    """The sizes of a patch that networks of the literature and their discriminators accept.
 
     Attributes:
         multiple: Every side is `offset` and a multiple of this.
@@ -47,7 +47,7 @@ def choose_patch(
 
     Args:
         recipe: What is asked for.
-        seen: What the training cases are like.
+        seen: Facts on the training cases.
         spacing: Of the grid, mm.
         dims: Axes of a patch.
         reasons: Gets the reason, under "patch".

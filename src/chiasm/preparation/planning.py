@@ -70,7 +70,7 @@ def make_plan(
         train_ids: Which they are.
         progress: Called with cases read, all cases, the next case's id.
         needs: Of networks that are not this project's own, which the recipe's widths describe.
-        moved_mm: Case id to how far its images were moved, where they were registered.
+        moved_mm: Distance that registration moved the images of each case, mm, by case id.
         examined: Case id to what examination noted, of cases that need not be read again.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Images whose other side is missing: of use to a method that asks for few pairs, and of people whom nobody tests."""
+"""Find images without a partner, from which a method that needs few pairs learns; never those of test subjects."""
 
 from __future__ import annotations
 

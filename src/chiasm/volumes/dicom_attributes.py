@@ -114,7 +114,20 @@ class Plane:
 
 
 def planes_of(series: Series, own: Geometry) -> tuple[list[Plane], Geometry]:
-    """Return the slices of a series in the order of K and their grid; `own` cut up where the series was resampled."""
+    """List the slices of a series in the order of K, and their grid.
+
+    A series that was resampled has no slices on its new grid, so that grid is cut into slices.
+
+    Args:
+        series: The source.
+        own: Grid of the image that will be written.
+
+    Returns:
+        Planes, one for each slice; and the source's grid, or `own` where the series was resampled.
+
+    Raises:
+        VolumeError: If the images make no volume, or a header cannot be read.
+    """
     from pydicom.dataset import Dataset
 
     frames = frames_of_series(series)
@@ -195,7 +208,7 @@ def on_planes(image: Volume, grid: Geometry, series: Series) -> NDArray[np.float
 
 
 def new_series(first: Plane, derivation: Derivation, shown: tuple[float, float], burned_in: bool) -> Any:
-    """Make what all files of a new series have in common.
+    """Return a data set with the elements that all files of a new series have in common.
 
     Args:
         first: Of the source.
@@ -284,7 +297,7 @@ def _describe_values(new: Any, derivation: Derivation, shown: tuple[float, float
 
 
 def source_of(frame: Frame, sop_class: str, one_of_many: bool) -> Any:
-    """Name one image that a slice was made from."""
+    """Return an item that refers to one image that a slice was made from."""
     from pydicom.dataset import Dataset
 
     reference = Dataset()
@@ -298,7 +311,7 @@ def source_of(frame: Frame, sop_class: str, one_of_many: bool) -> Any:
 
 
 def reference_to(plane: Plane) -> Any:
-    """Return as much of a source slice as a parametric map must know, and nothing that could be odd."""
+    """Return those elements of a source slice that a parametric map needs, and none that may be faulty."""
     from pydicom.dataset import Dataset
     from pydicom.uid import MRImageStorage
 

@@ -1,4 +1,4 @@
-"""Which DICOM series of several is meant."""
+"""Choose one of several DICOM series."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def pick_series(path: Path | str, wanted: str | int | None = None) -> Series:
 
 
 def choose_series(series: Sequence[Series], wanted: str | int | None, path: Path) -> Series:
-    """Choose the one series that is meant.
+    """Choose the one series that fits what was asked for.
 
     Args:
         series: From one place.
@@ -82,12 +82,14 @@ def folder_name(series: Series) -> str:
 
 
 def names_of_series(series: Series) -> tuple[str, str, str]:
-    """Return what may name a series: its folder, its description, its protocol."""
+    """Return the three names of a series: its folder, its description, its protocol; each may be empty."""
     return folder_name(series), series.description, series.protocol
 
 
 def fitting(series: Sequence[Series], wanted: str | int) -> list[Series]:
-    """Return the series that fit by the strictest rule by which any does.
+    """Return the series that fit what was asked for.
+
+    Rules are tried from strict to loose; the first rule that any series fits decides.
 
     Args:
         series: With images.

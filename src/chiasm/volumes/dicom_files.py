@@ -1,4 +1,4 @@
-"""DICOM files, one at a time: known by what they hold, opened within bounds, their faults named.
+"""Open DICOM files one at a time: recognised by content, read within limits, each fault named.
 
 pydicom parses; it may raise almost anything on a damaged file and allocates
 what a header promises.  Here a file is never asked for more than it has, a
@@ -70,7 +70,7 @@ class DicomFile(NamedTuple):
 
     @property
     def place(self) -> Path:
-        """What to call it in messages."""
+        """The path that messages show."""
         return self.path if self.member is None else Path(f"{self.path}/{self.member}")
 
 
@@ -127,7 +127,7 @@ def list_parts(path: Path) -> list[DicomFile]:
 
 
 def head_of(path: Path) -> bytes:
-    """Return the first bytes of a file, by which DICOM and archives are known.
+    """Return the first bytes of a file, which show whether it is DICOM or an archive.
 
     Raises:
         VolumeError: If it cannot be read.
@@ -142,7 +142,7 @@ def head_of(path: Path) -> bytes:
 def visible_files(root: Path) -> Iterator[Path]:
     """List the files below a folder in the order of their paths, through links, without hidden ones.
 
-    A link in a circle is left out, and so is what lies deeper than `DEEPEST` levels.
+    A link that leads back to a folder above it is left out, and so is all that lies deeper than `DEEPEST` levels.
 
     Raises:
         OSError: If a folder cannot be listed.
@@ -219,11 +219,11 @@ def _members(path: Path) -> list[DicomFile]:
 
 
 def visit(parts: Iterable[DicomFile], do: Callable[[DicomFile, BinaryIO], T]) -> Iterator[T]:
-    """Do something with each part while it is open, one after another; an archive is opened once.
+    """Open each part in turn and yield what `do` returns for it; an archive is opened once.
 
     Args:
         parts: To visit.
-        do: Called with a part and its content from the start.
+        do: Called with a part and its file, open at the start.
 
     Raises:
         VolumeError: If a part cannot be opened.
@@ -386,7 +386,7 @@ def _check_pixels(dataset: Dataset, part: DicomFile) -> None:
 
 
 def truncated(part: DicomFile, found: str, expected: str) -> VolumeError:
-    """Say that a file holds less than it says."""
+    """Return the error of a file that holds fewer bytes than its header declares."""
     return VolumeError(
         "is truncated", path=part.place, reason="truncated", found=found, expected=expected, hint="Copy it again."
     )
@@ -429,7 +429,7 @@ def _inflated(file: BinaryIO, part: DicomFile, max_bytes: int) -> bytes:
 
 
 def text(dataset: Dataset, name: str) -> str:
-    """Return an attribute as one printable line; "" where it is absent or empty, several values with a backslash."""
+    """Return an attribute as one printable line, several values joined by backslashes; "" if absent or empty."""
     value = dataset.get(name)
     if value is None:
         return ""
@@ -443,10 +443,10 @@ def _listed(value: Any) -> list[Any]:
 
 
 def numbers(dataset: Dataset, name: str, part: DicomFile, count: int | None = None) -> list[float]:
-    """Return an attribute's numbers; none where it is absent or empty.
+    """Return an attribute's numbers; an empty list if it is absent or empty.
 
     Raises:
-        VolumeError: If one is no finite number, or there is another count of them than asked for.
+        VolumeError: If one is no finite number, or there are not `count` of them.
     """
     values = _values(dataset, name)
     is_count = count is None or len(values) == count
@@ -491,9 +491,9 @@ def number(dataset: Dataset, name: str, part: DicomFile) -> float | None:
 
 
 def count_frames(dataset: Dataset, part: DicomFile) -> int:
-    """Return how many images a file says that it holds; 1 where it says nothing.
+    """Return the number of images that a file declares; 1 if it declares none.
 
     Raises:
-        VolumeError: If what it says is no number.
+        VolumeError: If the declaration is no finite number.
     """
     return int(number(dataset, "NumberOfFrames", part) or 1)

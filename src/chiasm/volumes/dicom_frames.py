@@ -1,4 +1,4 @@
-"""Where the images of a DICOM series lie, as their headers say.
+"""Read from headers where the images of a DICOM series lie.
 
 Reference: DICOM PS3.3, C.7.6.2 (plane), C.7.6.16 (functional groups).
 """
@@ -48,16 +48,16 @@ class Frame(NamedTuple):
 
     Attributes:
         part: Its file.
-        place: In its file, from 0.
+        place: Index in its file, from 0.
         instance_uid: SOPInstanceUID of its file.
         size: Rows and columns.
         position: Centre of its first pixel, LPS and mm.
         orientation: Unit vectors along a row and down a column, LPS, 6 numbers.
         spacing: Between rows and between columns, mm.
         thickness: Slice thickness or spacing between slices, mm, or None.
-        slope: From stored to real values, with
-        intercept: this.
-        marks: What distinguishes images of one position.
+        slope: Factor from stored to real values.
+        intercept: Added after the factor.
+        marks: Attributes by which images of one position may differ, such as the echo, and their values.
         kind: What kind of image it is.
         pixels: Where its file holds native pixels, if that is known.
     """
@@ -95,7 +95,7 @@ def frames_of(dataset: Dataset, part: DicomFile) -> list[Frame]:
         part: What the file is called.
 
     Raises:
-        VolumeError: If it says nothing of where they lie, or what it says is wrong.
+        VolumeError: If it does not state where an image lies, or states something impossible.
     """
     if dataset.get("Rows") is None:
         raise VolumeError("holds no pixels", path=part.place, reason="no-pixels")

@@ -21,7 +21,7 @@ FRESH_SECONDS = 2.0  # a file that is younger may change without a change of its
 
 
 class FileState(NamedTuple):
-    """What changes when a file does."""
+    """Facts on a file of which at least one changes whenever the file changes."""
 
     device: int
     number: int
@@ -38,7 +38,7 @@ class KeptHeaders:
     """Headers by their file; those that were needed longest ago are dropped.
 
     Attributes:
-        most: Images of all headers together.
+        most: Images that all kept headers together may describe.
     """
 
     def __init__(self, most: int = MOST_IMAGES) -> None:

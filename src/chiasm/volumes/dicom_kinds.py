@@ -40,7 +40,7 @@ _ADC = re.compile(r"ADC(?![A-Z0-9])")
 
 
 class ImageKind(NamedTuple):
-    """What kind of image an image is; of what is not MR, nothing is known.
+    """The kind of an MR image; images of other modalities are all of the empty kind.
 
     Attributes:
         component: Of `COMPONENTS`, "adc", "other", or "" where nothing is said.
@@ -48,7 +48,8 @@ class ImageKind(NamedTuple):
         ti: Inversion time, ms, or None.
         b: Diffusion b-value, s/mm2, or None.
 
-    Of a kind that is asked for, `component` may be "component unknown", and a number infinite: not said.
+    Where a user asks for a kind, `component` may be "component unknown", and an infinite number asks for images
+    that do not state it.
     """
 
     component: str = ""
@@ -57,7 +58,7 @@ class ImageKind(NamedTuple):
     b: float | None = None
 
     def fits(self, asked: ImageKind) -> bool:
-        """Return whether it is of the kind that is asked for; what is not asked for may be anything."""
+        """Return whether it is of the kind that is asked for; fields that are not asked for may have any value."""
         numbers = zip(asked[1:], self[1:], strict=True)
         return all(_fits(wish, has) for wish, has in numbers) and asked.component in ("", self.component or NOT_SAID)
 
@@ -71,7 +72,7 @@ class Group(NamedTuple):
     Attributes:
         words: What distinguishes them from the others, "" where there are no others.
         kind: Theirs.
-        places: Which images they are.
+        places: Indices of its images, from 0.
     """
 
     words: str

@@ -164,7 +164,7 @@ class StoredPixels(NamedTuple):
         form: How they are stored.
         start: First byte.
         length: Bytes, up to the end of the file.
-        changed: When the file was changed last, in ns; of a file that was changed since, all is read again.
+        changed: Time of the last change of the file, ns; a file that changed since then is parsed again.
     """
 
     form: Format
@@ -183,12 +183,12 @@ class StoredPixels(NamedTuple):
 
 
 def stored_pixels(dataset: Dataset, part: DicomFile, file: BinaryIO) -> StoredPixels | None:
-    """Return where native pixels lie; None where only a second look shows it, and what is wrong, too.
+    """Return where native pixels lie; None where the file must be parsed again to find them or their fault.
 
     Args:
         dataset: The header, with `FORMAT_TAGS`.
         part: What the file is called.
-        file: Where the header ends.
+        file: Open, at the end of its header.
     """
     syntax = text(dataset.file_meta, "TransferSyntaxUID")
     if part.member is not None or syntax not in PLAIN:

@@ -47,8 +47,8 @@ def read_dicom(
         max_bytes: Most bytes of voxels.
 
     Returns:
-        Rescaled values, whole numbers where slope and intercept are, shape (I, J, K), on its grid;
-        of a segmentation or a structure set the labels.
+        A volume of shape (I, J, K): rescaled values, integers if slope and intercept are whole numbers; or the
+        labels of a segmentation or structure set.
 
     Raises:
         VolumeError: If the series breaks a rule; `reason` says which.

@@ -1,4 +1,4 @@
-"""Which DICOM series a place holds, by the headers of its files; names of files mean nothing."""
+"""Find the DICOM series of a place by the headers of its files; names of files do not count."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from chiasm.volumes.dicom_series import DicomHeader, Series, join_headers
 
 
 class Scan(NamedTuple):
-    """What a place holds: its series in the order of their numbers, and the DICOM files that are damaged."""
+    """The series of a place in the order of their numbers, and the errors of its damaged DICOM files."""
 
     series: tuple[Series, ...]
     broken: tuple[VolumeError, ...]

@@ -1,4 +1,4 @@
-"""Every rule that makes a grid of the images of a DICOM series that lie on one another.
+"""The rules by which the slices of a DICOM series make a grid.
 
 Storage axes are I along columns, J along rows and K along the normal of the
 slices, in the direction of the cross product of the image's two axes; DICOM's
@@ -33,12 +33,12 @@ RESAMPLE = "Resample it to a straight and even grid with --resample-tilt: Readin
 
 
 class Stack(NamedTuple):
-    """Images that lie on one another, in the order of K.
+    """Slices that make a stack, in the order of K.
 
     Attributes:
         frames: The images.
         affine: Voxel to world, RAS+ and mm, shape (4, 4).
-        tilted: Why it is no grid as it is: its slices are stacked at a slant or unevenly; resampling mends it.
+        tilted: Error of a stack that is slanted or uneven and needs resampling; None of a regular one.
     """
 
     frames: tuple[Frame, ...]
@@ -65,7 +65,7 @@ def arrange(frames: Sequence[Frame], path: Path) -> Stack:
         path: What to name in messages.
 
     Raises:
-        VolumeError: If they make no one stack: mixed orientations or sizes, a
+        VolumeError: If they do not make one stack: mixed orientations or sizes, a
             position that occurs twice, a missing slice, more than three dimensions.
     """
     x, y, normal = image_axes(frames, path)

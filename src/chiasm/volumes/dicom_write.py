@@ -61,7 +61,7 @@ CT_WINDOW_HU = (-160.0, 240.0)  # soft tissue
 
 @dataclass(frozen=True)
 class WrittenSeries:
-    """What `write_series` left behind.
+    """The files that `write_series` wrote.
 
     Attributes:
         files: One for each slice, along the slices' normal.
@@ -190,14 +190,14 @@ def _references(sources: Sequence[Series], grid: Geometry) -> _References:
 
 
 class MapMeaning(NamedTuple):
-    """What the numbers of a map mean, in the words of DICOM.
+    """The meaning of a map's numbers, in the words of DICOM.
 
     Attributes:
-        label: In capitals.
-        explanation: Of the numbers, at most 64 characters.
-        content: Of the object.
-        series: Of its series.
-        offset: Of its series' number from the source's.
+        label: Content Label, in capitals.
+        explanation: LUT Explanation of the numbers, at most 64 characters.
+        content: Content Description of the object.
+        series: Series Description.
+        offset: Added to the source's series number.
     """
 
     label: str
@@ -215,7 +215,7 @@ def write_map(
     Args:
         path: Ends in .dcm.
         values: On the slices of the series, shape (I, J, K).
-        series: What it is of: the synthetic series that `write_series` wrote.
+        series: The synthetic series that the map describes, as `write_series` wrote it.
         kind: What the numbers mean.
         unit: Of the map.
         model: What made it.
