@@ -17,6 +17,7 @@ from matplotlib.patches import FancyBboxPatch
 
 PICTURE = HERE.parents[1] / "docs" / "pictures" / "layers.svg"
 WIDTH, GAP, ROW = 100.0, 1.2, 1.0
+INCHES = 0.16  # of half a unit of width: names then fit their boxes
 
 
 def room_of(path: Path) -> str:
@@ -55,9 +56,10 @@ def main() -> None:
     storeys = floors(needs)
     scale = WIDTH / max(sum(lines[room] for room in storey) for storey in storeys)
     plt.rcParams |= {"svg.hashsalt": "layers", "svg.fonttype": "none"}
-    figure, axes = plt.subplots(figsize=(11, 0.62 * len(storeys) + 0.6))
-    for height, storey in enumerate(storeys):
-        widths = [max(scale * lines[room], 1.7 * len(room) + 1.5) for room in storey]
+    rows = [[max(scale * lines[room], 1.7 * len(room) + 1.5) for room in storey] for storey in storeys]
+    half = max(sum(widths) + GAP * (len(widths) - 1) for widths in rows) / 2 + GAP
+    figure, axes = plt.subplots(figsize=(half * INCHES, 0.62 * len(storeys) + 0.6))
+    for height, (storey, widths) in enumerate(zip(storeys, rows)):
         left = -(sum(widths) + GAP * (len(widths) - 1)) / 2
         for room, width in zip(storey, widths):
             box = FancyBboxPatch(
@@ -72,7 +74,7 @@ def main() -> None:
             axes.text(left + width / 2, height + 0.56, room, ha="center", va="center", fontsize=9, weight="bold")
             axes.text(left + width / 2, height + 0.3, f"{lines[room]:,}", ha="center", va="center", fontsize=6.5)
             left += width + GAP
-    axes.set_xlim(-WIDTH * 0.68, WIDTH * 0.68)
+    axes.set_xlim(-half, half)
     axes.set_ylim(0, len(storeys))
     axes.axis("off")
     axes.set_title("Rooms of chiasm and their lines; each stands above the rooms that it imports", fontsize=10)
