@@ -38,10 +38,10 @@ from chiasm.reports.progress_page import PAGE, ProgressPage
 from chiasm.storage import write_json, write_text
 from chiasm.times import timed
 from chiasm.training.cost import estimate_cost
-from chiasm.training.cross_fitting import part_of, resolve_models, train
+from chiasm.training.cross_fitting import part_of, train
 from chiasm.training.run import in_minutes
 from chiasm.training.run_folder import check_run_folder
-from chiasm.training.run_planning import PlannedRun, find_cases, plan_cases
+from chiasm.training.run_planning import PlannedRun, find_cases, plan_cases, resolve_models
 from chiasm.training.session import Say
 
 JOB = "job.json"
@@ -152,7 +152,7 @@ def run(
             for line in _announce(planned.recipe, planned.run.plan, planned.run.split, out):
                 watch.say(line)
 
-        recipe, cases = resolve_models(data, recipe, layout, selection)
+        recipe, cases = resolve_models(data, recipe, out / RUN, layout, selection)
         trained = train(
             cases,
             _recipe_of_before(recipe, out, minutes),
@@ -246,7 +246,8 @@ def plan_ahead(
     """
     _check(data, recipe, out, minutes)
     open_job(out, minutes, recipe.training.accelerator)
-    recipe, cases = resolve_models(data, _recipe_of_before(recipe, out, minutes), layout, selection)
+    before = _recipe_of_before(recipe, out, minutes)
+    recipe, cases = resolve_models(data, before, out / RUN, layout, selection)
     models, first = int(recipe.split.models), out / RUN
     if models > 1:
         first = first / PARTS / "1"

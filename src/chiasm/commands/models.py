@@ -66,10 +66,10 @@ def plan(
     """Write plan.toml without training: every choice with its reason, time and memory."""
     selection = found.selection(asked.source, reading, allow, people)
     recipe = asked.recipe(reading, selection)
+    from chiasm.training.cross_fitting import plan_first
     from chiasm.training.run import describe
-    from chiasm.training.run_planning import plan_run
 
-    run = plan_run(data, recipe, out, say=typer.echo, layout=found.layout, selection=selection)
+    recipe, run = plan_first(data, recipe, out, say=typer.echo, layout=found.layout, selection=selection)
     for line in describe(recipe, run.plan):
         typer.echo(line)
     show_registered(out)
@@ -95,17 +95,18 @@ def train(
     place = [f"training.devices={devices}", f"training.accelerator={accelerator}", f"training.precision={precision}"]
     selection = found.selection(asked.source, reading, allow, people)
     recipe = asked.recipe(reading, selection, place)
-    from chiasm.training.run_planning import find_finished_run
+    from chiasm.training.run_planning import find_finished_run, resolve_models
 
+    recipe, cases = resolve_models(data, recipe, out, found.layout, selection)
     alone = devices == 1 and recipe.split.models == 1  # of several processes each would lock the folder
-    run = find_finished_run(data, recipe, out, found.layout, selection, typer.echo) if alone else None
+    run = find_finished_run(cases, recipe, out, found.layout, selection, typer.echo) if alone else None
     if run is None:
         from chiasm.reports.tensorboard import watch_run
         from chiasm.training.cross_fitting import train as run_training
 
         with open_progress() as bar:
             run = run_training(
-                data,
+                cases,
                 recipe,
                 out,
                 say=typer.echo,

@@ -210,23 +210,26 @@ class RecipeOptions:
     ] = "dual-attention"
     size: Size = "small"
     steps: Steps = None
-    fold: Annotated[int, typer.Option("--fold", help="Fold that is the test set.", rich_help_panel="Run")] = 0
+    fold: Annotated[
+        int | None, typer.Option("--fold", help="Fold that is the test set: 0 by default.", rich_help_panel="Run")
+    ] = None
     folds: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--folds",
-            help="Folds by subject; 1 keeps no test set; auto: 5, or one subject each of fewer than 10.",
+            help="Folds by subject; 1 keeps no test set; auto, the default: 5, or one subject each of fewer than 10.",
             rich_help_panel="Run",
         ),
-    ] = "auto"
+    ] = None
     models: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--models",
-            help="Models that share the subjects and the steps; auto: 3 of 3 to 9 subjects, else 1.",
+            help="Models that share subjects and steps; auto, the default without folds: 3 of 3 to 9 subjects where "
+            "weights that ship fit, else 1.",
             rich_help_panel="Run",
         ),
-    ] = "1"
+    ] = None
     seed: Annotated[int, typer.Option("--seed", help="Seed of weights and batches.", rich_help_panel="Run")] = 0
     settings: Settings = None
 
@@ -249,9 +252,9 @@ class RecipeOptions:
             "data.target": self._target(sources),
             "data.task": self.task,
             "data.registration": self.register,
-            "split.fold": self.fold,
-            "split.folds": self.folds,
-            "split.models": self.models,
+            "split.fold": self.fold or 0,
+            "split.folds": self.folds or "auto",
+            "split.models": self.models or ("auto" if self._leaves_split_open() else 1),
             "training.seed": self.seed,
         }
         given: dict[str, object] = {
@@ -262,6 +265,11 @@ class RecipeOptions:
         }
         changes |= {name: value for name, value in given.items() if value is not None}
         return make_recipe(self.method, self.size, changes, [*settings, *several(self.settings)])
+
+    def _leaves_split_open(self) -> bool:
+        """Return whether nobody says how the subjects are split."""
+        asked = [setting.strip() for setting in several(self.settings)]
+        return self.fold is None and self.folds is None and not any(one.startswith("split.") for one in asked)
 
     def _target(self, sources: Sequence[str]) -> str:
         if self.task == "synthesis" and (self.factor is not None or self.axis is not None):

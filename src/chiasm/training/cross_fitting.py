@@ -16,8 +16,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from chiasm.cohorts.cases import Cohort
 from chiasm.cohorts.dicom_patients import Selection
-from chiasm.cohorts.discovery import find_cohort, select_cases, selection_of
-from chiasm.cohorts.splits import choose_models, read_splits
+from chiasm.cohorts.discovery import find_cohort, selection_of
+from chiasm.cohorts.splits import read_splits
 from chiasm.errors import RecipeError, RunError
 from chiasm.locks import locked
 from chiasm.outputs import refuse_data_folder, refuse_foreign
@@ -29,36 +29,10 @@ from chiasm.recipe import Recipe, read_recipe, write_recipe
 from chiasm.storage import make_folder, read_json, write_json
 from chiasm.training.finished import Run
 from chiasm.training.run import train as train_one
-from chiasm.training.run_planning import PlannedRun, check_recipe
+from chiasm.training.run_planning import PlannedRun, check_recipe, plan_run, resolve_models, with_split
 from chiasm.training.session import Say, Watcher
 
 OWN = "calibrations.json"  # of each model, on the part that it did not learn from
-
-
-def resolve_models(
-    data: Path | Cohort, recipe: Recipe, layout: str | None = None, selection: Selection | None = None
-) -> tuple[Recipe, Path | Cohort]:
-    """Find the number of models where the recipe leaves it to the cohort.
-
-    Args:
-        data: Folder or manifest of paired cases, or cases that were found already.
-        recipe: What is asked for.
-        layout: Name of a layout, where the folder fits several.
-        selection: Which DICOM series are taken, and which marked images.
-
-    Returns:
-        The recipe with a number, and the cases if they had to be found for it.
-
-    Raises:
-        ChiasmError: If the data cannot be used.
-    """
-    if recipe.split.models != "auto":
-        return recipe, data
-    cohort = data
-    if not isinstance(cohort, Cohort):
-        cohort = find_cohort(cohort, layout=layout, selection=selection_of(recipe, selection))
-    paired = select_cases(cohort, recipe.data.sources, recipe.data.target)
-    return _with_split(recipe, models=choose_models("auto", paired.cases)), cohort
 
 
 def train(
@@ -97,7 +71,7 @@ def train(
         ChiasmError: As `train`, or if there are fewer subjects than models.
         Interrupted: If the run was asked to stop.
     """
-    recipe, data = resolve_models(data, recipe, layout, selection)
+    recipe, data = resolve_models(data, recipe, folder, layout, selection)
     one = partial(train_one, say=say, progress=progress, layout=layout, selection=selection)
     one = partial(one, announce=announce, threads=threads)
     models = int(recipe.split.models)
@@ -110,7 +84,7 @@ def train(
         if not isinstance(data, Cohort):
             data = find_cohort(data, layout=layout, selection=selection_of(recipe, selection))
         write_recipe(folder / "recipe.toml", recipe)
-        say(f"{models} models, each of which learns from all but one part of the subjects, in its share of the steps")
+        say(_announce(recipe))
         runs: list[Run] = []
         for number in range(1, models + 1):
             say(f"model {number} of {models}")
@@ -123,6 +97,53 @@ def train(
         _exchange_calibrations(folder, [run.folder for run in runs])
     problems = tuple(dict.fromkeys(problem for run in runs for problem in run.problems))
     return Run(folder, runs[0].plan, runs[0].split, problems)
+
+
+def plan_first(
+    data: Path | Cohort,
+    recipe: Recipe,
+    folder: Path,
+    *,
+    say: Say = print,
+    layout: str | None = None,
+    selection: Selection | None = None,
+) -> tuple[Recipe, Run]:
+    """Plan as `plan_run` does; of several models the first, whose choices hold for all.
+
+    Args:
+        data: Folder or manifest of paired cases, or cases that were found already.
+        recipe: What is asked for.
+        folder: The run folder.
+        say: Called with lines for the user.
+        layout: Name of a layout, where the folder fits several.
+        selection: Which DICOM series are taken, and which marked images.
+
+    Returns:
+        The recipe of the model, and its run.
+
+    Raises:
+        ChiasmError: As `plan_run`, or if there are fewer subjects than models.
+    """
+    recipe, data = resolve_models(data, recipe, folder, layout, selection)
+    if recipe.split.models == 1:
+        return recipe, plan_run(data, recipe, folder, say=say, layout=layout, selection=selection)
+    _check(data, recipe, folder)
+    make_folder(folder)
+    with locked(folder):
+        check_recipe(folder, recipe)
+        write_recipe(folder / "recipe.toml", recipe)
+        say(_announce(recipe))
+        place = folder / PARTS / "1"
+        part = part_of(recipe, 1, place, fitted=False)
+        run = plan_run(data, part, place, say=say, layout=layout, selection=selection, cache=folder / "cache")
+    return part, run
+
+
+def _announce(recipe: Recipe) -> str:
+    return (
+        f"{recipe.split.models} models share the subjects and the steps: each learns from all but one part, a new scan "
+        "gets the mean of all, and each subject can be scored by the model that never saw it (--models 1 trains one)"
+    )
 
 
 def part_of(recipe: Recipe, number: int, place: Path, *, fitted: bool) -> Recipe:
@@ -138,12 +159,8 @@ def part_of(recipe: Recipe, number: int, place: Path, *, fitted: bool) -> Recipe
     steps = max(1, steps // models)
     if fitted and (place / "recipe.toml").is_file():
         steps = read_recipe(place / "recipe.toml").schedule.steps
-    part = _with_split(recipe, fold=number - 1)
+    part = with_split(recipe, fold=number - 1)
     return part.model_copy(update={"schedule": recipe.schedule.model_copy(update={"steps": steps})})
-
-
-def _with_split(recipe: Recipe, **changes: int) -> Recipe:
-    return recipe.model_copy(update={"split": recipe.split.model_copy(update=changes)})
 
 
 def _check(data: Path | Cohort, recipe: Recipe, folder: Path) -> None:

@@ -89,11 +89,23 @@ def find_pretrained(recipe: Recipe, plan: Plan) -> Pretrained:
     return Pretrained(None, f"random weights: those that ship are {next(iter(misfits.values()))}")
 
 
+def may_start(recipe: Recipe) -> bool:
+    """Return whether weights that ship fit a recipe, as far as it decides; the images may still be unlike them."""
+    contrasts = tuple(name.lower() for name in (*recipe.data.sources, recipe.data.target))
+    cards = [card for card in read_cards().values() if card.contrasts == contrasts and _has_shape(card, recipe)]
+    return recipe.training.pretrained == "auto" and bool(cards) and recipe.generator.stages == 1
+
+
+def _has_shape(card: WeightsCard, recipe: Recipe) -> bool:
+    settings = recipe.generator
+    shape = (settings.network, settings.widths, settings.fold, settings.norm, settings.skip)
+    return shape == (OWN, card.widths, card.fold, card.norm, card.skip)
+
+
 def _misfit(card: WeightsCard, recipe: Recipe, plan: Plan) -> str:
     """Say what a card's weights are for that this training is not; nothing where they fit."""
-    settings = recipe.generator
-    shape = (settings.network, settings.widths, settings.fold, settings.norm, settings.skip, plan.dims, plan.slices)
-    if shape != (OWN, card.widths, card.fold, card.norm, card.skip, 2, card.slices) or plan.histogram or plan.context:
+    seen = (plan.dims, plan.slices, plan.histogram, plan.context)
+    if not _has_shape(card, recipe) or seen != (2, card.slices, False, False):
         return "for another network"
     if plan.mask_rule != "nonzero":
         return "for brains that were cut out"

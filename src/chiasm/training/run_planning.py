@@ -23,6 +23,7 @@ from chiasm.cohorts.splits import (
     Folds,
     Split,
     assign_folds,
+    choose_models,
     leave_one_site_out,
     make_part,
     make_split,
@@ -93,15 +94,59 @@ def find_cases(
     return _find_known(data, recipe, folder, layout, selection)
 
 
+def resolve_models(
+    data: Path | Cohort,
+    recipe: Recipe,
+    folder: Path,
+    layout: str | None = None,
+    selection: Selection | None = None,
+) -> tuple[Recipe, Path | Cohort]:
+    """Find the number of models where the recipe leaves it to the cohort.
+
+    Several share a cohort of few subjects where each of them needs few steps, because it starts from weights that ship.
+
+    Args:
+        data: Folder or manifest of paired cases, or cases that were found already.
+        recipe: What is asked for.
+        folder: The run folder; what an earlier call chose there holds.
+        layout: Name of a layout, where the folder fits several.
+        selection: Which DICOM series are taken, and which marked images.
+
+    Returns:
+        The recipe with a number, and the cases if they had to be found for it.
+
+    Raises:
+        ChiasmError: If the data cannot be used.
+    """
+    if recipe.split.models != "auto":
+        return recipe, data
+    if (folder / "recipe.toml").is_file():
+        return with_split(recipe, models=read_recipe(folder / "recipe.toml").split.models), data
+    from chiasm.training.pretrained import may_start
+
+    if not may_start(recipe):
+        return with_split(recipe, models=1), data
+    cohort = data
+    if not isinstance(cohort, Cohort):
+        cohort = find_cohort(cohort, layout=layout, selection=selection_of(recipe, selection))
+    paired = select_cases(cohort, recipe.data.sources, recipe.data.target)
+    return with_split(recipe, models=choose_models("auto", paired.cases)), cohort
+
+
+def with_split(recipe: Recipe, **changes: object) -> Recipe:
+    """Return a recipe with other settings of its split."""
+    return recipe.model_copy(update={"split": recipe.split.model_copy(update=changes)})
+
+
 def find_finished_run(
-    data: Path, recipe: Recipe, folder: Path, layout: str | None, selection: Selection | None, say: Say
+    data: Path | Cohort, recipe: Recipe, folder: Path, layout: str | None, selection: Selection | None, say: Say
 ) -> Run | None:
     """Return the run of a folder where `train` would find nothing to do; None too where it would refuse.
 
     Nothing that learns is imported, so that a command that is repeated ends at once.
 
     Args:
-        data: Folder or manifest of paired cases.
+        data: Folder or manifest of paired cases, or cases that were found already.
         recipe: What is asked for.
         folder: The run folder.
         layout: Name of a layout, where the folder fits several.
