@@ -90,7 +90,7 @@ def find_pretrained(recipe: Recipe, plan: Plan) -> Pretrained:
 
 
 def may_start(recipe: Recipe) -> bool:
-    """Return whether weights that ship fit a recipe, as far as it decides; the images may still be unlike them."""
+    """Return whether weights that ship fit a recipe, as far as it decides; the images may still differ from them."""
     contrasts = tuple(name.lower() for name in (*recipe.data.sources, recipe.data.target))
     cards = [card for card in read_cards().values() if card.contrasts == contrasts and _has_shape(card, recipe)]
     return recipe.training.pretrained == "auto" and bool(cards) and recipe.generator.stages == 1
