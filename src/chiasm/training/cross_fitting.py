@@ -73,17 +73,22 @@ def train(
     """
     recipe, data = resolve_models(data, recipe, folder, layout, selection)
     one = partial(train_one, say=say, progress=progress, layout=layout, selection=selection)
-    one = partial(one, announce=announce, threads=threads)
+    one = partial(one, threads=threads)
     models = int(recipe.split.models)
     if models == 1:
-        return one(data, recipe, folder, watcher=watch and watch(folder), minutes=minutes)
+        return one(data, recipe, folder, watcher=watch and watch(folder), minutes=minutes, announce=announce)
+
+    def begin(planned: PlannedRun) -> None:
+        write_recipe(folder / "recipe.toml", recipe)  # now that nothing in it was refused
+        if announce is not None:
+            announce(planned)
+
     _check(data, recipe, folder)
     make_folder(folder)
     with locked(folder):
         check_recipe(folder, recipe)
         if not isinstance(data, Cohort):
             data = find_cohort(data, layout=layout, selection=selection_of(recipe, selection))
-        write_recipe(folder / "recipe.toml", recipe)
         say(_announce(recipe))
         runs: list[Run] = []
         for number in range(1, models + 1):
@@ -93,7 +98,7 @@ def train(
             time = None if minutes is None else minutes / models
             like = runs[0].plan if runs else None
             aside = {"watcher": watch and watch(place), "cache": folder / "cache", "like": like}
-            runs.append(one(data, part, place, minutes=time, **aside))
+            runs.append(one(data, part, place, minutes=time, announce=begin, **aside))
         _exchange_calibrations(folder, [run.folder for run in runs])
     problems = tuple(dict.fromkeys(problem for run in runs for problem in run.problems))
     return Run(folder, runs[0].plan, runs[0].split, problems)
@@ -131,18 +136,18 @@ def plan_first(
     make_folder(folder)
     with locked(folder):
         check_recipe(folder, recipe)
-        write_recipe(folder / "recipe.toml", recipe)
         say(_announce(recipe))
         place = folder / PARTS / "1"
         part = part_of(recipe, 1, place, fitted=False)
         run = plan_run(data, part, place, say=say, layout=layout, selection=selection, cache=folder / "cache")
+        write_recipe(folder / "recipe.toml", recipe)
     return part, run
 
 
 def _announce(recipe: Recipe) -> str:
     return (
         f"{recipe.split.models} models share the subjects and the steps: each learns from all but one part, a new scan "
-        "gets the mean of all, and each subject can be scored by the model that never saw it (--models 1 trains one)"
+        "gets the mean of all, and each subject can be scored by the model that never saw it (chiasm train --models 1 trains one)"
     )
 
 
@@ -172,10 +177,8 @@ def _check(data: Path | Cohort, recipe: Recipe, folder: Path) -> None:
             hint="Use chiasm train --models 1 with --devices.",
         )
     refuse_data_folder(folder, [data.root if isinstance(data, Cohort) else data])
-    if not (folder / "recipe.toml").exists():
+    if not any((place / "recipe.toml").exists() for place in (folder, folder / PARTS / "1")):
         refuse_foreign(folder, (OWN, f"{PARTS}/*", "cache/*"))
-    elif not (folder / PARTS).is_dir() and (folder / "plan.toml").exists():
-        check_recipe(folder, recipe)  # it names what the run of one model was started with
 
 
 def _exchange_calibrations(folder: Path, runs: list[Path]) -> None:
