@@ -147,7 +147,8 @@ def plan_first(
 def _announce(recipe: Recipe) -> str:
     return (
         f"{recipe.split.models} models share the subjects and the steps: each learns from all but one part, a new scan "
-        "gets the mean of all, and each subject can be scored by the model that never saw it (chiasm train --models 1 trains one)"
+        "gets the mean of all, and each subject can be scored by the model that never saw it "
+        "(chiasm train --models 1 trains one)"
     )
 
 
