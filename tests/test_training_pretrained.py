@@ -16,6 +16,7 @@ from chiasm.methods import make_recipe
 from chiasm.prediction.model import make_generator
 from chiasm.preparation.plan import Plan, read_plan
 from chiasm.training import pretrained
+from chiasm.training.cost import check_memory
 from chiasm.training.finetuning import recipe_of_child
 from chiasm.training.players import make_players
 from chiasm.training.pretrained import find_pretrained, read_cards, read_pretrained
@@ -65,6 +66,13 @@ def test_a_training_of_size_small_starts_from_the_weights_that_ship(fitting: Pla
     drawn = make_players(random, fitting, 0).generator.state_dict()
     torch.manual_seed(0)
     assert all(torch.equal(drawn[key], value) for key, value in make_generator(random, fitting).state_dict().items())
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_forecast_of_memory_loads_no_weights_into_networks_without_memory(fitting: Plan) -> None:
+    recipe = make_recipe("dual-attention", "small")
+    assert find_pretrained(recipe, fitting).name == NAME
+    check_memory(recipe, fitting)
 
 
 def test_adversarial_methods_start_from_them_too_and_discriminators_from_nothing(fitting: Plan) -> None:

@@ -65,6 +65,11 @@ def without_memory() -> Iterator[None]:
         hook.remove()
 
 
+def has_shapes_alone(network: nn.Module) -> bool:
+    """Return whether a network was built without memory, so that no weights can be loaded into it."""
+    return any(parameter.is_meta for parameter in network.parameters())
+
+
 def too_large(weights: int, tensors: int = 0) -> RecipeError:
     """Return the error of networks that are larger than the memory of any machine."""
     return RecipeError(

@@ -18,7 +18,7 @@ from chiasm.networks.catalogue import GENERATORS, OWN, make_discriminator, make_
 from chiasm.networks.discriminators import GlobalDiscriminator, LocalDiscriminator
 from chiasm.networks.foreign import is_own_class
 from chiasm.networks.generator import Dims, ResidualGenerator
-from chiasm.networks.shapes import without_memory
+from chiasm.networks.shapes import has_shapes_alone, without_memory
 from chiasm.prediction.baselines import NAMES
 from chiasm.prediction.model import input_statistics, make_generator, make_local_discriminator, make_refiner
 from chiasm.preparation.patches import PatchNeeds
@@ -62,7 +62,8 @@ def make_players(recipe: Recipe, plan: Plan, seed: int) -> Players:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         generator = make_generator(recipe, plan)
-        if (start := find_pretrained(recipe, plan)).name is not None:
+        start = find_pretrained(recipe, plan)
+        if start.name is not None and not has_shapes_alone(generator):
             generator.load_state_dict(read_pretrained(start.name), strict=False)  # the look-up table stays its own
         torch.manual_seed(seed + 1)
         local_discriminator = make_local_discriminator(recipe, plan) if needs_local_discriminator(recipe) else None
