@@ -26,6 +26,8 @@ from chiasm.preparation.arrays import prepare_case
 from chiasm.preparation.plan import read_plan
 from chiasm.recipe import Recipe
 from chiasm.storage import read_json, read_toml
+from chiasm.training import cost
+from chiasm.training import run as training_run
 from chiasm.training.finished import Run
 from chiasm.training.loop import Interrupted
 from chiasm.training.run import describe, train
@@ -90,6 +92,30 @@ def test_a_run_that_was_stopped_ends_identical_to_the_bit(
     for name in ("weights.safetensors", "calibration.json", "plan.toml"):
         assert (tmp_path / "model" / name).read_bytes() == (finished_run / "model" / name).read_bytes()
     assert (tmp_path / "log.jsonl").read_bytes() == (finished_run / "log.jsonl").read_bytes()
+
+
+def test_the_cost_is_forecast_once_for_a_new_run_and_again_where_it_is_resumed(
+    toy_cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+
+    def interrupt(done: int, total: int, figures: Mapping[str, float]) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def counted(*given: object) -> object:
+        made.append("forecast")
+        return estimate_cost(*given)  # type: ignore[arg-type]
+
+    estimate_cost = cost.estimate_cost
+    for module in (cost, training_run):
+        monkeypatch.setattr(module, "estimate_cost", counted)
+    with pytest.raises(Interrupted):
+        run(toy_cohort, tmp_path, recipe("A1"), progress=interrupt)
+    assert len(made) == 1
+    said: list[str] = []
+    with pytest.raises(Interrupted):
+        run(toy_cohort, tmp_path, recipe("A1"), progress=interrupt, say=said.append)
+    assert len(made) == 2 and any("24 steps" in line and "GB" in line for line in said)
 
 
 def test_a_killed_run_goes_on_and_ends_identical_to_the_bit(

@@ -119,7 +119,7 @@ def train(
             write_json(
                 folder / NOTED, {**environment(), **_note_start(recipe, run.plan, session.say), "threads": threads}
             )
-        session.say(_describe_cost(recipe, run.plan))
+        session.say(_describe_cost(recipe, run.plan, planned.is_new))
         with on_threads(threads):
             with _clock(session, folder, "training"):
                 learner, cascade = _learn_stages(recipe, run.plan, cases, folder, session, _WarmUp(start, until))
@@ -200,8 +200,9 @@ def _learn_stages(
     return learner, cascade
 
 
-def _describe_cost(recipe: Recipe, plan: Plan) -> str:
-    cost = estimate_cost(recipe, plan)
+def _describe_cost(recipe: Recipe, plan: Plan, is_new: bool) -> str:
+    """Describe the cost of a run on this machine: the forecast of a new plan, or another one for a resumed run."""
+    cost = plan.expected if is_new and plan.expected else estimate_cost(recipe, plan)
     return (
         f"{title_of(recipe.method)}, {recipe.size}: {recipe.schedule.steps} steps, {in_minutes(cost.minutes)} "
         f"and {cost.memory_mb / 1024:.1f} GB"

@@ -215,12 +215,14 @@ class PlannedRun:
         recipe: As asked for, with the steps that fit the time that was given.
         cohort: The usable cases; those with one side alone too, where the method learns from such.
         paired: Names of the training cases that count as pairs.
+        is_new: Whether the plan was made now; a plan that was read may hold the forecast of another machine.
     """
 
     run: Run
     recipe: Recipe
     cohort: Cohort
     paired: tuple[str, ...]
+    is_new: bool
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -287,7 +289,7 @@ def plan_cases(
     write_splits(folder / "splits.json", split, hashes, examined.cohort.cases)
     if before is None:
         write_plan(folder / "plan.toml", plan)
-    return PlannedRun(Run(folder, plan, split, usable.problems), recipe, usable, paired)
+    return PlannedRun(Run(folder, plan, split, usable.problems), recipe, usable, paired, before is None)
 
 
 def _describe_held_out(split: Split) -> str:
