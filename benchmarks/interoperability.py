@@ -12,16 +12,12 @@ written between two marks of the document.
 from __future__ import annotations
 
 import argparse
-import re
-import shutil
 import struct
-import subprocess
 import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,20 +26,24 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
+import interoperability_exports
+import interoperability_habits
+from interoperability_readers import TOOLS, Tool, readers_of
+
 from chiasm.errors import ChiasmError
+from chiasm.prediction.dicom_case import EXPECTED_ERROR, MAPS
 from chiasm.volumes import Geometry, Volume, canonical, read_volume, write_volume
 from chiasm.volumes.dicom_attributes import Derivation, ModelMark
 from chiasm.volumes.dicom_choice import pick_series
-from chiasm.volumes.dicom_write import write_expected_error, write_series
+from chiasm.volumes.dicom_write import write_map, write_series
 from dicom_patients import write_enhanced, write_source
 
 BEGIN, END = "<!-- begin: benchmarks/interoperability.py {} -->", "<!-- end: benchmarks/interoperability.py {} -->"
 SHAPE = (16, 20, 7)
-LPS = np.diag([-1.0, -1, 1, 1])
 NEAR_MM = 1e-3
-SECONDS = 60
-Read = Callable[[Path], tuple[NDArray[Any], NDArray[np.float64]]]
+ALIKE = 0.9995  # correlation of a picture of 8 bits with its slice
 MARK = ModelMark("dual-attention (A7), t1 to t2", "0123456789abcdef" * 4)
+ABSENT = "not here"
 
 
 class File(NamedTuple):
@@ -58,133 +58,6 @@ class File(NamedTuple):
     title: str
     path: Path
     volume: Volume
-
-
-# --- tools ---------------------------------------------------------------------------------------------------------
-
-
-def by_chiasm(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """Read by chiasm: values (I, J, K) and voxel to RAS mm."""
-    volume = read_volume(path)
-    return volume.array, volume.geometry.affine
-
-
-def by_nibabel(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """Read by nibabel: values (I, J, K) and voxel to RAS mm."""
-    import nibabel
-
-    image: Any = nibabel.load(path)
-    return np.asarray(image.dataobj), image.affine
-
-
-def by_simpleitk(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """Read by SimpleITK: values (I, J, K) and voxel to RAS mm."""
-    import SimpleITK as sitk
-
-    if path.is_dir():
-        image = sitk.ReadImage(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(path)))
-    else:
-        image = sitk.ReadImage(str(path))
-    affine = np.eye(4)
-    affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
-    affine[:3, 3] = image.GetOrigin()
-    return sitk.GetArrayFromImage(image).T, LPS @ affine
-
-
-def by_monai(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """Read by MONAI: values (I, J, K) and voxel to RAS mm."""
-    from monai.data import NibabelReader, NrrdReader, PydicomReader
-    from monai.transforms import LoadImage
-
-    suffix = path.name.rpartition(".")[2]
-    reader = {"nrrd": NrrdReader, "gz": NibabelReader, "mgz": NibabelReader, "mgh": NibabelReader}
-    image: Any = LoadImage(reader=reader.get(suffix, PydicomReader), image_only=True)(path)
-    return image.numpy(), image.affine.numpy()
-
-
-def by_pynrrd(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """Read by pynrrd: values (I, J, K) and voxel to RAS mm."""
-    import nrrd
-
-    array, head = nrrd.read(str(path))
-    turn = {"left-posterior-superior": LPS, "left-anterior-superior": np.diag([-1.0, 1, 1, 1])}
-    affine = np.eye(4)
-    affine[:3, :3], affine[:3, 3] = head["space directions"].T, head["space origin"]
-    return array, turn.get(head.get("space", ""), np.eye(4)) @ affine
-
-
-def by_dcm2niix(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """Read by dcm2niix: values (I, J, K) and voxel to RAS mm."""
-    with tempfile.TemporaryDirectory() as there, tempfile.TemporaryDirectory() as given:
-        source = path if path.is_dir() else Path(shutil.copy(path, given)).parent
-        subprocess.run(["dcm2niix", "-o", there, "-f", "a", source], capture_output=True, check=True, timeout=SECONDS)
-        made = [one for one in Path(there).iterdir() if one.name.endswith(".nii")]
-        if len(made) != 1:
-            raise ValueError(f"{len(made)} files")
-        return by_nibabel(made[0])
-
-
-def by_highdicom(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """Read by highdicom: values (I, J, K) and voxel to RAS mm."""
-    import highdicom
-
-    if path.is_dir():
-        volume = highdicom.get_volume_from_series([highdicom.imread(str(file)) for file in path.iterdir()])
-    else:
-        volume = highdicom.imread(str(path)).get_volume()
-    return np.asarray(volume.array), LPS @ volume.affine
-
-
-class Tool(NamedTuple):
-    """A tool: its name, how it reads, and how its version is asked."""
-
-    name: str
-    read: Read
-    version: Callable[[], str | None]
-
-
-def _of_package(name: str) -> Callable[[], str | None]:
-    def ask() -> str | None:
-        try:
-            return version(name)
-        except PackageNotFoundError:
-            return None
-
-    return ask
-
-
-def _of_dcm2niix() -> str | None:
-    if shutil.which("dcm2niix") is None:
-        return None
-    told = subprocess.run(["dcm2niix", "-v"], capture_output=True, text=True, timeout=SECONDS).stdout
-    found = re.search(r"v\d[\d.]+", told)
-    return None if found is None else found[0]
-
-
-TOOLS = {
-    "chiasm": Tool("chiasm", by_chiasm, lambda: ""),
-    "nibabel": Tool("nibabel", by_nibabel, _of_package("nibabel")),
-    "SimpleITK": Tool("SimpleITK", by_simpleitk, _of_package("SimpleITK")),
-    "MONAI": Tool("MONAI", by_monai, _of_package("monai")),
-    "pynrrd": Tool("pynrrd", by_pynrrd, _of_package("pynrrd")),
-    "dcm2niix": Tool("dcm2niix", by_dcm2niix, _of_dcm2niix),
-    "highdicom": Tool("highdicom", by_highdicom, _of_package("highdicom")),
-}
-#: Which tools claim to read a file, by the end of its name; "" is a DICOM series or object.
-READERS: Mapping[str, Sequence[str]] = {
-    ".nii.gz": ("chiasm", "nibabel", "SimpleITK", "MONAI"),
-    ".mha": ("chiasm", "SimpleITK"),
-    ".nrrd": ("chiasm", "SimpleITK", "MONAI", "pynrrd"),
-    ".mgz": ("chiasm", "nibabel", "MONAI"),
-    ".mgh": ("chiasm", "nibabel", "MONAI"),
-    ".mnc": ("chiasm", "nibabel", "SimpleITK"),
-    "": ("chiasm", "SimpleITK", "MONAI", "dcm2niix", "highdicom"),
-}
-
-
-def readers_of(path: Path) -> Sequence[str]:
-    """Return the names of the tools that know a file's format."""
-    return next(names for suffix, names in READERS.items() if path.name.endswith(suffix))
 
 
 # --- files ---------------------------------------------------------------------------------------------------------
@@ -224,7 +97,7 @@ def written(folder: Path) -> list[File]:
         found.append(File(f"derived {modality} series", place, stored))
         if modality == "MR":
             path = folder / "expected-error"
-            write_expected_error(path, image, pick_series(made.files[0]), unit="a.u.", model=MARK)
+            write_map(path, image, pick_series(made.files[0]), kind=MAPS[EXPECTED_ERROR], unit="a.u.", model=MARK)
             found.append(File("parametric map, float32", path, image))
     return found
 
@@ -247,6 +120,9 @@ def odd(folder: Path) -> list[File]:
         {"space": "left-anterior-superior", "space directions": there[:3, :3].T, "space origin": there[:3, 3]},
     )
     add("NRRD in the space left-anterior-superior", "las.nrrd", Volume(array, Geometry(SHAPE, affine)))
+    plain = {"space dimension": 3, "space directions": affine[:3, :3].T, "space origin": affine[:3, 3]}
+    nrrd.write(str(folder / "none.nrrd"), array, plain)
+    add("NRRD without a space, compared as if RAS", "none.nrrd", Volume(array, Geometry(SHAPE, affine)))
     mnc = folder / "a.mnc"
     straight = np.diag([-0.9, 1.1, 2.5, 1.0])
     straight[:3, 3] = 31.7, -12.4, 88.3
@@ -302,12 +178,12 @@ def _write_minc(path: Path, array: NDArray[Any], affine: NDArray[np.float64]) ->
 # --- comparison ----------------------------------------------------------------------------------------------------
 
 
-def verdict(file: File, read: Read) -> str:
+def verdict(file: File, tool: Tool) -> str:
     """Read a file by a tool and say what differs from what it holds."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            array, affine = read(file.path)
+            array, affine = tool.read(file.path)
     except ChiasmError as error:
         return f"refused: {error.reason}"
     except Exception as error:  # noqa: BLE001  # what a tool raises is what is measured
@@ -316,17 +192,38 @@ def verdict(file: File, read: Read) -> str:
         array = array.squeeze()
     if array.ndim != 3:
         return f"{array.ndim} axes"
+    if affine is None:
+        return _without_place(file, tool, array)
     found = canonical(Volume(array, Geometry(array.shape, np.asarray(affine, np.float64))))
     right = canonical(file.volume)
     if found.array.shape != right.array.shape:
         return f"{'x'.join(map(str, found.array.shape))} voxels"
     apart = np.abs(found.geometry.corners - right.geometry.corners).max() if _can_measure(found) else np.inf
     is_near = apart <= NEAR_MM
-    same = np.allclose(found.array, right.array, rtol=1e-6, atol=1e-4, equal_nan=True)
+    same = _are_equal(found.array, right.array)
     if same and is_near:
         return "same"
     differs = [] if same else ["other values" if is_near else "other voxels"]
     return ", ".join(differs + ([] if is_near else [f"{apart:.3g} mm off"]))
+
+
+def _are_equal(found: NDArray[Any], right: NDArray[Any]) -> bool:
+    return bool(np.allclose(found, right, rtol=1e-6, atol=1e-4, equal_nan=True))
+
+
+def _without_place(file: File, tool: Tool, array: NDArray[Any]) -> str:
+    """Compare voxels whose tool tells no geometry: values, or the grey of a picture; from either end."""
+    right = file.volume.array
+    if array.shape != right.shape:
+        return f"{'x'.join(map(str, array.shape))} voxels"
+    ends = (right, right[..., ::-1])
+    if not tool.shows:
+        return "same values" if any(_are_equal(array, one) for one in ends) else "other values"
+    least = max(
+        min(np.corrcoef(array[..., k].ravel(), one[..., k].ravel())[0, 1] for k in range(right.shape[2]))
+        for one in ends
+    )
+    return "shown right" if least >= ALIKE else f"shown with correlation {least:.2f}"
 
 
 def _can_measure(volume: Volume) -> bool:
@@ -337,26 +234,42 @@ def table(files: Sequence[File]) -> list[str]:
     """Return the lines of a table: files by tools."""
     installed = {name: tool.version() for name, tool in TOOLS.items()}
     used = [name for name in TOOLS if any(name in readers_of(file.path) for file in files)]
-    heads = [name if name == "chiasm" else f"{name} {(installed[name] or 'absent').lstrip('v')}" for name in used]
+    heads = [name if name == "chiasm" else f"{name} {installed[name] or ''}".strip() for name in used]
     lines = ["| file | " + " | ".join(heads) + " |", "|---" * (1 + len(used)) + "|"]
     for file in files:
         asked = readers_of(file.path)
-        cells = [
-            verdict(file, TOOLS[name].read) if name in asked and installed[name] is not None else "" for name in used
-        ]
-        print(file.title, cells, flush=True)
+        cells = [_cell(file, name, installed) if name in asked else "" for name in used]
+        print(file.title, dict(zip(used, cells)), flush=True)
         lines.append(f"| {file.title} | " + " | ".join(cells) + " |")
-    return [*lines, "", f"Measured on {datetime.now(UTC):%Y-%m-%d}, Python {sys.version.split()[0]}."]
+    return lines
+
+
+def _cell(file: File, name: str, installed: Mapping[str, str | None]) -> str:
+    return ABSENT if installed[name] is None else verdict(file, TOOLS[name])
+
+
+def measured() -> str:
+    """Say when and with which Python a table was made."""
+    return f"Measured on {datetime.now(UTC):%Y-%m-%d}, Python {sys.version.split()[0]}."
+
+
+#: The tables by the names of their marks, each made in a folder of its own.
+PARTS: Mapping[str, Callable[[Path], list[str]]] = {
+    "written": lambda folder: table(written(folder)),
+    "exports": lambda _: interoperability_exports.table(),
+    "odd": lambda folder: table(odd(folder)),
+    "habits": lambda _: interoperability_habits.table(),
+}
 
 
 def main() -> None:
-    """Write both tables into a document."""
+    """Write all tables into a document."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("document", type=Path)
     document = parser.parse_args().document
-    for part, make in (("written", written), ("odd", odd)):
+    for part, make in PARTS.items():
         with tempfile.TemporaryDirectory() as folder:
-            lines = table(make(Path(folder)))
+            lines = [*make(Path(folder)), "", measured()]
         text = document.read_text()
         before, begin, rest = text.partition(BEGIN.format(part))
         end, after = rest.partition(END.format(part))[1:]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -75,6 +76,24 @@ def test_the_mean_error_is_what_numpy_makes_of_the_files(
     assert told.unit == "SD"
     if plan.target_kind in ("median_iqr", "zscore"):  # one slope, so one unit everywhere
         assert told.value == pytest.approx(error, rel=1e-4)
+
+
+def test_beams_at_given_angles_are_rows_of_a_ct_and_refused_for_what_is_none(
+    predictions: Path, toy_cohort: Path, finished_run: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(RecipeError, match="path lengths of beams need a CT"):
+        evaluate(predictions, toy_cohort, tmp_path / "mr", angles="30")
+    with pytest.raises(RecipeError, match="gantry angles"):
+        evaluate(predictions, toy_cohort, tmp_path / "mr", angles="30;60")
+    shutil.copytree(finished_run / "model", tmp_path / "model")
+    plan = tmp_path / "model" / "plan.toml"
+    text = re.sub(r"(?m)^checksum = .*\n", "", plan.read_text())
+    plan.write_text(re.sub(r"(?m)^target_unit = .*$", 'target_unit = "HU"', text))
+    made = evaluate(predictions, toy_cohort, tmp_path / "ct", model=tmp_path / "model", angles="0,33.5")
+    found = {row.region: row for row in made.rows if row.metric == "path_error" and row.region.startswith("gantry")}
+    assert set(found) == {"gantry 0", "gantry 33.5"}
+    assert all(row.value > 0 and row.unit == "mm" for row in found.values())
+    assert read_json(tmp_path / "ct" / "asked.json")["angles"] == [0.0, 33.5]
 
 
 def test_the_table_stands_beside_naive_baselines_and_the_report_stands_alone(scored: Scored) -> None:

@@ -7,10 +7,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from chiasm.evaluation.reference import Reference
+from chiasm.errors import RecipeError
+from chiasm.evaluation.reference import Beams, Reference
 from chiasm.evaluation.scoring import ScoredImages, ScoreTerms, evaluate_case
 from chiasm.metrics.edges import list_neighbours, step_ratio
-from chiasm.metrics.radiotherapy import THOMAS, electron_density, path_errors, tissues
+from chiasm.metrics.radiotherapy import (
+    MOST_ANGLES,
+    THOMAS,
+    beam_errors,
+    electron_density,
+    path_errors,
+    read_angles,
+    tissues,
+)
 from chiasm.volumes.geometry import Geometry, axis_names
 
 SHAPE, SPACING = (10, 8, 6), (2.0, 1.0, 3.0)
@@ -54,6 +63,67 @@ def test_errors_of_opposite_sign_along_a_ray_cancel() -> None:
     assert path_errors(difference, mask, SPACING, 2)["path_error"] == pytest.approx(0.2 * 6 * 3.0 * 2 / 10)
 
 
+def in_plane(shape: tuple[int, int, int], step_mm: float) -> tuple[np.ndarray, np.ndarray]:
+    """Places to the right and to the front of the middle, mm, of an axial volume stored in RAS order."""
+    right, front, _ = ((np.indices(shape).T - (np.array(shape) - 1) / 2) * step_mm).T
+    return right, front
+
+
+def rotated_slab(degrees: float, depth_mm: float, width_mm: float, step_mm: float = 1.0) -> np.ndarray:
+    """A slab whose face looks at a gantry of this angle, with edges that are averaged over a voxel."""
+    right, front = in_plane((121, 121, 3), step_mm)
+    to_left, to_front = np.sin(np.deg2rad(degrees)), np.cos(np.deg2rad(degrees))
+    deep = np.abs(-right * to_left + front * to_front)
+    wide = np.abs(right * to_front + front * to_left)
+    sides = [np.clip((size / 2 - away) / step_mm + 0.5, 0, 1) for size, away in ((depth_mm, deep), (width_mm, wide))]
+    return np.asarray(sides[0] * sides[1], np.float32)
+
+
+@pytest.mark.parametrize("degrees", [0.0, 20.0, 37.5, 75.0, 110.0, 200.0, 305.0])
+def test_a_beam_onto_the_face_of_a_rotated_slab_meets_its_depth(degrees: float) -> None:
+    missed = rotated_slab(degrees, depth_mm=12, width_mm=70)
+    mask = missed > 0
+    facing = beam_errors(0.5 * missed, mask, np.eye(3), degrees)
+    assert facing["path_error_95"] == pytest.approx(0.5 * 12, rel=0.02)
+    assert facing["path_error"] == pytest.approx(0.5 * 12, rel=0.05)  # rays at the rim meet half of it
+    aslant = beam_errors(0.5 * missed, mask, np.eye(3), (degrees + 30) % 360)
+    assert aslant["path_error_95"] == pytest.approx(0.5 * 12 / np.cos(np.deg2rad(30)), rel=0.02)
+    opposed = beam_errors(0.5 * missed, mask, np.eye(3), (degrees + 180) % 360)
+    assert opposed == pytest.approx(facing, rel=0.01)
+
+
+@pytest.mark.parametrize("degrees", [0.0, 33.0, 90.0, 254.5])
+def test_a_beam_through_a_cylinder_meets_its_chords(degrees: float) -> None:
+    right, front = in_plane((121, 121, 4), 0.8)
+    inside = np.hypot(right, front) < 40
+    found = beam_errors(np.where(inside, 0.1, 0).astype(np.float32), inside, np.diag([0.8, 0.8, 3.0]), degrees)
+    assert found["path_error"] == pytest.approx(0.1 * np.pi * 40 / 2, rel=0.02)  # the mean chord of a circle
+    assert found["path_error_95"] == pytest.approx(0.1 * 80 * np.sqrt(1 - 0.05**2), rel=0.01)
+
+
+def test_a_beam_from_the_front_or_the_left_equals_the_axis_in_any_storage() -> None:
+    rng = np.random.default_rng(0)
+    difference = rng.normal(size=(9, 11, 5)).astype(np.float32)
+    mask = np.ones(difference.shape, bool)
+    mask[:2, 4:] = False
+    spacing = (1.5, 1.5, 4.0)
+    wanted = {0.0: path_errors(difference, mask, spacing, 1), 90.0: path_errors(difference, mask, spacing, 0)}
+    for order, signs in (((0, 1, 2), (1, 1, 1)), ((0, 1, 2), (-1, -1, 1)), ((2, 0, 1), (1, -1, -1))):
+        matrix = (np.diag(spacing) * signs)[:, list(order)]
+        flip = tuple(slice(None, None, sign) for sign in signs)
+        stored = [np.transpose(array[flip], order) for array in (difference, mask)]
+        for degrees, one in wanted.items():
+            assert beam_errors(stored[0], stored[1], matrix, degrees) == pytest.approx(one, abs=1e-4)
+    assert np.isnan(beam_errors(difference, np.zeros(mask.shape, bool), np.diag(spacing), 30)["path_error"])
+
+
+def test_gantry_angles_that_make_no_sense_are_refused() -> None:
+    assert read_angles("0,72.5,359") == (0.0, 72.5, 359.0)
+    for wrong in ("", "30;60", "30,30", "360", "-10", "nan", ",".join(map(str, range(MOST_ANGLES + 1)))):
+        with pytest.raises(RecipeError, match="from 0 up to 360"):
+            read_angles(wrong)
+
+
 def test_tissues_part_the_target_by_its_hounsfield_units() -> None:
     target = np.array([-1000, -900, -600, -500, -300, -100, -20, 0, 149, 150, 2000], np.float32).reshape(-1, 1, 1)
     found = tissues(target, np.ones(target.shape, bool))
@@ -95,6 +165,14 @@ def test_a_ct_is_scored_by_tissue_and_along_each_axis() -> None:
     assert found["left-right", "path_error_95"] == pytest.approx(6 * 3.0 * 0.1, abs=1e-5)
     assert found["head-feet", "slice_steps"] == pytest.approx(0.8)
     assert (units["path_error"], units["mae_density"], units["slice_steps"]) == ("mm", "1", "1")
+    matrix = grid.affine[:3, :3]
+    aimed = replace(reference, beams=Beams((0.0, 45.0), matrix))
+    rows = evaluate_case(ScoredImages(made, aimed), ScoreTerms("a", (-1024.0, 3071.0), "HU"))
+    beams = {(row.region, row.metric): row.value for row in rows if row.region.startswith("gantry")}
+    difference = electron_density(made) - electron_density(real)
+    for name, degrees in (("gantry 0", 0.0), ("gantry 45", 45.0)):
+        wanted = beam_errors(difference, mask, matrix, degrees)
+        assert {metric: beams[name, metric] for metric in wanted} == pytest.approx(wanted)
     other = evaluate_case(ScoredImages(made, replace(reference, is_ct=False)), ScoreTerms("a", (-1024.0, 3071.0), "SD"))
     assert {row.region for row in other if row.metric == "slice_steps"} == {"left-right", "front-back", "head-feet"}
     assert not [row for row in other if row.metric in ("path_error", "mae_density") or row.region == "bone"]

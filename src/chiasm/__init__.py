@@ -33,7 +33,7 @@ its own, and within a line only from names to its left; a test reads this map.
                   examination, inspection, unpaired, plan, out_of_distribution, memory, patches, planning, arrays
     attenuation   CT to attenuation at 511 keV, for PET
     metrics       scores of one image against another, inside a mask: voxelwise, edges, ssim, lesions, ranking,
-                  radiotherapy, structures, conventions
+                  radiotherapy, structures, challenges, conventions
     networks      tensors to tensors: generator, discriminators, layers, srcnn, fcn8, unet, dcgan, pix2pix, fcn3d, han,
                   li_cnn, context_gan, strainet, sparse_coding, foreign, shapes, catalogue
     prediction    a network over a whole volume: watching, tiling, slabs, windows, seams, engines, compiled,

@@ -74,6 +74,12 @@ def evaluate(
     gamma: Annotated[
         str, typer.Option("--gamma", help="Criteria of gamma: percent,mm.", rich_help_panel="Method")
     ] = "2,2",
+    angles: Annotated[
+        str | None,
+        typer.Option(
+            "--angles", help="Gantry angles, such as 0,72,144: path lengths of a CT.", rich_help_panel="Method"
+        ),
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Score predictions per case and region beside the naive baselines, and write a report."""
@@ -94,6 +100,7 @@ def evaluate(
             segmentations=segmentations,
             doses=doses,
             gamma=gamma,
+            angles=angles,
             overwrite=overwrite,
             progress=count(bar, "evaluating"),
         )

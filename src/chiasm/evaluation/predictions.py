@@ -18,7 +18,7 @@ from chiasm.cohorts.dicom_patients import Selection
 from chiasm.cohorts.discovery import find_cohort, selection_of
 from chiasm.errors import ChiasmError, RunError
 from chiasm.evaluation.loading import EvaluationCase, PredictionFolder, load_case
-from chiasm.evaluation.reference import Reference
+from chiasm.evaluation.reference import Beams, Reference
 from chiasm.evaluation.rows import MaskUse, Remarks, Row
 from chiasm.evaluation.scoring import ScoredImages, ScoreTerms, evaluate_case, reporting_unit
 from chiasm.metrics.conventions import find_convention
@@ -130,9 +130,25 @@ def score_folder(
     cohort, _, lost = open_reference(reference, [assessed], place, register=register, layout=layout)
     missing = {problem.case for problem in lost}
     work = [(assessed, entry) for entry in assessed.manifest.cases if entry.case not in missing]
-    found = score_cases(work, cohort, convention, with_labels=True, naive=naive)
+    found = score_cases(work, cohort, Scoring(convention, naive=naive))
     spoiled = tuple(one.message for one in found.spoiled)
     return FolderScores(found.rows, [*lost, *found.problems], Remarks(found.masks, spoiled, found.notes))
+
+
+class Scoring(NamedTuple):
+    """What is scored of each case.
+
+    Attributes:
+        convention: A name of `CONVENTIONS`.
+        with_labels: Whether label maps are used.
+        naive: Whether to score the naive baselines too.
+        angles: Gantry angles of beams through a CT, degrees.
+    """
+
+    convention: str
+    with_labels: bool = True
+    naive: bool = True
+    angles: tuple[float, ...] = ()
 
 
 After = Callable[[EvaluationCase, PredictionFolder, Sequence[Row]], None]
@@ -159,10 +175,8 @@ class CaseScores(NamedTuple):
 def score_cases(
     work: Sequence[tuple[PredictionFolder, Entry]],
     cohort: Cohort,
-    convention: str,
+    scoring: Scoring,
     *,
-    with_labels: bool,
-    naive: bool = True,
     progress: Progress | None = None,
     after: After | None = None,
 ) -> CaseScores:
@@ -171,9 +185,7 @@ def score_cases(
     Args:
         work: Predicted cases, each with the folder that it lies in.
         cohort: With the real targets.
-        convention: A name of `CONVENTIONS`.
-        with_labels: Whether label maps are used.
-        naive: Whether to score the naive baselines too.
+        scoring: What is scored.
         progress: Called with cases done, all cases, the next case's id.
         after: Called with each case that was scored, whose prediction it is, and its scores, while its images are
             in memory.
@@ -185,8 +197,8 @@ def score_cases(
     notes: list[str] = []
     for one, entry in counted(work, lambda pair: pair[1].case, progress):
         try:
-            loaded = load_case(one, entry, cohort, with_labels=with_labels, naive=naive)
-            its = score_case(loaded, one, cohort, convention)
+            loaded = load_case(one, entry, cohort, with_labels=scoring.with_labels, naive=scoring.naive)
+            its = score_case(loaded, one, cohort, scoring)
         except ChiasmError as error:
             path = error.path or one.folder / entry.image
             problems.append(Problem(path, error.reason, f"case {entry.case}: {error}", entry.case))
@@ -196,7 +208,7 @@ def score_cases(
             after(loaded, one, its)
         spoiled += [] if loaded.problem is None else [loaded.problem]
         masks.append(loaded.use)
-        if loaded.lacks and naive:
+        if loaded.lacks and scoring.naive:
             notes.append(
                 f"case {entry.case}: the reference has no {' and '.join(loaded.lacks)}, so its prediction is scored "
                 f"without the naive baselines ({', '.join(one.baselines.names)}), and is not compared with them"
@@ -205,7 +217,7 @@ def score_cases(
     return CaseScores(rows, problems, spoiled, tuple(masks), tuple(notes))
 
 
-def score_case(loaded: EvaluationCase, assessed: PredictionFolder, cohort: Cohort, convention: str) -> list[Row]:
+def score_case(loaded: EvaluationCase, assessed: PredictionFolder, cohort: Cohort, scoring: Scoring) -> list[Row]:
     """Score the prediction of a case and its naive baselines in every region."""
     plan, manifest = assessed.plan, assessed.manifest
     unit, scale = reporting_unit(plan)
@@ -219,9 +231,10 @@ def score_case(loaded: EvaluationCase, assessed: PredictionFolder, cohort: Cohor
         cohort.regions,
         is_ct=unit == "HU",
         axes=axis_names(grid),
+        beams=Beams(scoring.angles, grid.affine[:3, :3]) if scoring.angles else None,
     )
-    rules, background = find_convention(convention), plan.target_background
-    if rules.masked and not rules.multiscale:
+    rules, background = find_convention(scoring.convention), plan.target_background
+    if rules.masked and not rules.multiscale and rules.challenge is None:
         reference = reference.cut_out(loaded.prediction, background)
     box = (slice(None),) * 3 if reference.frame is None else reference.frame.box
     maps = tuple(None if array is None else array[box] for array in (loaded.expected_error, loaded.spread))
@@ -233,7 +246,7 @@ def score_case(loaded: EvaluationCase, assessed: PredictionFolder, cohort: Cohor
             guess[reference.mask] = loaded.guesses[method]
             images = ScoredImages(guess, reference)
         terms = ScoreTerms(
-            loaded.case.id, plan.target_range, unit, scale, convention, manifest.fold, manifest.seed, method
+            loaded.case.id, plan.target_range, unit, scale, scoring.convention, manifest.fold, manifest.seed, method
         )
         rows += evaluate_case(images, terms)
     return rows

@@ -40,6 +40,18 @@ class ScoredBox(NamedTuple):
     background: float
 
 
+class Beams(NamedTuple):
+    """Gantry angles, with how the volume lies under the beam.
+
+    Attributes:
+        degrees: Gantry angles, IEC 61217.
+        matrix: Steps from voxel to voxel, RAS and mm, in its columns, shape (3, 3).
+    """
+
+    degrees: tuple[float, ...]
+    matrix: NDArray[np.float64]
+
+
 @dataclass(frozen=True, eq=False)
 class Reference:
     """What predictions of one case are scored against, all on one grid.
@@ -52,6 +64,7 @@ class Reference:
         regions: Region name to the labels that make it; without names all labels together are the region "lesion".
         is_ct: Whether the target is in Hounsfield units, so that tissues are regions.
         axes: What I, J and K run along; see `volumes.geometry.axis_names`.
+        beams: Of a CT, beams whose path lengths are compared beside those along the axes; None for none.
         frame: Where the arrays lie in volumes that are one constant beyond the mask; None for whole volumes.
 
     Raises:
@@ -65,6 +78,7 @@ class Reference:
     regions: Mapping[str, Sequence[int]] = field(default_factory=dict)
     is_ct: bool = False
     axes: tuple[str, str, str] = ("i", "j", "k")
+    beams: Beams | None = None
     frame: ScoredBox | None = None
 
     def __post_init__(self) -> None:

@@ -41,6 +41,7 @@ UNITS: Mapping[str, str] = {
     "psnr": "dB",
     "ssim": "1",
     "ms_ssim": "1",
+    "challenge_ssim": "1",
     "ncc": "1",
     "gradient_error": "/mm",
     "sharpness": "1",

@@ -26,7 +26,7 @@ from chiasm.attenuation import attenuation
 from chiasm.errors import ChiasmError
 from chiasm.evaluation.reference import Reference, ScoredBox
 from chiasm.evaluation.rows import LEAST_LESION, UNITS, Row
-from chiasm.metrics import conventions, edges, lesions, radiotherapy, ranking, voxelwise
+from chiasm.metrics import challenges, conventions, edges, lesions, radiotherapy, ranking, voxelwise
 from chiasm.prediction.baselines import NAMES
 
 if TYPE_CHECKING:
@@ -231,7 +231,10 @@ def evaluate_case(images: ScoredImages, terms: ScoreTerms) -> list[Row]:
         )
     more |= _score_maps(part)
     axes = [] if terms.method in NAMES else _score_axes(part)
-    return terms.rows([*regions.items(), ("mask", more), *_score_lesions(part).items(), *axes, ("image", whole)])
+    challenge = _score_challenge(images, terms)
+    return terms.rows(
+        [*regions.items(), ("mask", more), *challenge.items(), *_score_lesions(part).items(), *axes, ("image", whole)]
+    )
 
 
 def _score_whole(images: ScoredImages, terms: ScoreTerms) -> tuple[conventions.ComparedImages, dict[str, float]]:
@@ -259,6 +262,19 @@ def _score_cut_out(
     share = its.values.size / math.prod(frame.shape)
     scores = {name: value * (math.sqrt(share) if name == "rmse" else share) for name, value in errors.items()}
     return pair, scores | conventions.cut_out_likeness(whole, its.mask, frame.box, frame.shape)
+
+
+def _score_challenge(images: ScoredImages, terms: ScoreTerms) -> dict[str, dict[str, float]]:
+    """Score tumour and healthy tissue of whole volumes as a challenge does; nothing without one or without labels."""
+    its, challenge = images.reference, terms.rules.challenge
+    if challenge is None or its.labels is None:
+        return {}
+    tumour = its.labels != 0
+    areas = {"lesion": tumour, "healthy": ~tumour}
+    return {
+        name: {"challenge_ssim": challenges.challenge_ssim(images.prediction, its.target, area, challenge)}
+        for name, area in areas.items()
+    }
 
 
 def _score_regions(
@@ -376,7 +392,7 @@ def _sample(values: NDArray[Any]) -> NDArray[Any]:
 
 
 def _score_axes(part: ScoredImages) -> list[tuple[str, dict[str, float]]]:
-    """Compare steps from slice to slice along each axis, and of CT the path lengths of rays."""
+    """Compare steps from slice to slice along each axis, and of CT the path lengths of rays and beams."""
     its = part.reference
     along_axes = zip(its.steps[:3], its.neighbours[:3])
     scores = [{"slice_steps": edges.step_ratio(part.values, steps, along)} for steps, along in along_axes]
@@ -385,6 +401,12 @@ def _score_axes(part: ScoredImages) -> list[tuple[str, dict[str, float]]]:
         difference[its.mask] = part.density_error
         for axis, found in enumerate(scores):
             found |= radiotherapy.path_errors(difference, its.mask, its.spacing_mm, axis)
+        if its.beams is not None:
+            names = [*its.axes, *(f"gantry {angle:g}" for angle in its.beams.degrees)]
+            beams = [
+                radiotherapy.beam_errors(difference, its.mask, its.beams.matrix, angle) for angle in its.beams.degrees
+            ]
+            return list(zip(names, [*scores, *beams], strict=True))
     return list(zip(its.axes, scores, strict=True))
 
 

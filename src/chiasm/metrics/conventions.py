@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from chiasm.boxes import Box, Image, Mask, Range, Spacing, box_of, same_shape
 from chiasm.errors import unknown
+from chiasm.metrics.challenges import Challenge
 from chiasm.metrics.edges import Gradients, gradients
 from chiasm.metrics.ssim import UNIFORM_RADIUS, CutOutTarget, ms_ssim, ssim_map, window_box, without_border
 from chiasm.metrics.voxelwise import check_range, error_scores, mean_or_nan, pearson
@@ -40,6 +41,7 @@ class Convention:
         border: Voxels left out of SSIM along the volume's border.
         multiscale: Whether MS-SSIM is taken too.
         ssim_range: Range of SSIM where it is not the peak.
+        challenge: Whose SSIM of tumour and healthy tissue is taken too, see `challenges.challenge_ssim`.
         scale_leaking: Whether a scale is taken from the images compared: never
             to be set beside scores of another convention.
     """
@@ -55,6 +57,7 @@ class Convention:
     border: int = 0
     multiscale: bool = False
     ssim_range: float | None = None
+    challenge: Challenge | None = None
     scale_leaking: bool = False
 
     @property
@@ -83,6 +86,18 @@ CONVENTIONS: Mapping[str, Convention] = {
     "brats-brain": Convention(
         "inside the brain; clipped to the training cohort's range, whose width is the peak; SSIM 3D, Gaussian 11",
         clip=True,
+    ),
+    "brasyn2023": Convention(
+        "as brats-brain; challenge_ssim: images stretched by their own percentiles 0.5 to 99.5, 0 outside tumour or "
+        "healthy tissue, 3D, Gaussian 11",
+        clip=True,
+        challenge="brasyn",
+    ),
+    "brats-inpainting": Convention(
+        "as brats-brain; challenge_ssim: images stretched by the target's percentiles 0.5 to 99.5, 0 outside tumour "
+        "or healthy tissue, 2D across the first axis, Gaussian 11",
+        clip=True,
+        challenge="inpainting",
     ),
     "nie-v1": Convention(
         "whole image; peak is the maximum of both images", masked=False, peak="either-maximum", scale_leaking=True

@@ -7,13 +7,18 @@ for the two lines of `THOMAS`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from chiasm.boxes import Image, Mask, Spacing
+from chiasm.errors import RecipeError
 from chiasm.metrics.voxelwise import mean_or_nan
+
+MOST_ANGLES = 72  # gantry angles of one evaluation
+RAYS_AT_ONCE = 32  # planes of rays that are sampled together, which bounds the memory
 
 #: Tissues by the target's Hounsfield units, from the first up to the second; what lies between is partial volume.
 #: "low density" is lung in a thorax, and partial volume at the edge of air in a head.
@@ -70,6 +75,75 @@ def path_errors(difference: Image, mask: Mask, spacing_mm: Spacing, axis: int) -
         without rays.
     """
     lengths = np.where(mask, difference, 0).sum(axis=axis, dtype=np.float64) * spacing_mm[axis]
-    errors = np.abs(lengths[mask.any(axis=axis)])
+    return _summary(lengths[mask.any(axis=axis)])
+
+
+def _summary(lengths_mm: NDArray[np.float64]) -> dict[str, float]:
+    errors = np.abs(lengths_mm)
     worst = float(np.quantile(errors, 0.95)) if errors.size else np.nan
     return {"path_error": mean_or_nan(errors), "path_error_95": worst}
+
+
+def read_angles(text: str) -> tuple[float, ...]:
+    """Read gantry angles such as "0,72,144", degrees.
+
+    Raises:
+        RecipeError: If it is no such text, an angle is not from 0 up to 360, stands twice, or there are too many.
+
+    >>> read_angles("30, 75.5")
+    (30.0, 75.5)
+    """
+    try:
+        angles = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        angles = (math.nan,)
+    if not all(0 <= angle < 360 for angle in angles) or len(set(angles)) != len(angles) or len(angles) > MOST_ANGLES:
+        raise RecipeError(
+            "gantry angles cannot be read",
+            reason="angles",
+            found=text,
+            expected=f"at most {MOST_ANGLES} different degrees, each from 0 up to 360, such as 0,72,144",
+        )
+    return angles
+
+
+def beam_errors(difference: Image, mask: Mask, matrix: NDArray[np.float64], gantry_degrees: float) -> dict[str, float]:
+    """Compare water-equivalent path lengths of parallel rays in axial planes, at a gantry angle.
+
+    Angles are those of IEC 61217 for a patient who lies on the back, head first: at 0 rays come from the front, at 90
+    from the patient's left, at 180 from the back.  Rays lie as far apart as voxels; the difference is interpolated
+    linearly along them.
+
+    Args:
+        difference: Electron density of the prediction minus that of the target, shape (I, J, K).
+        mask: Voxels that count; rays that meet none of them are left out.
+        matrix: Steps from voxel to voxel along each axis, RAS and mm, in its columns, shape (3, 3).
+        gantry_degrees: Gantry angle.
+
+    Returns:
+        As `path_errors`.
+    """
+    from scipy.ndimage import affine_transform
+
+    radians = math.radians(gantry_degrees)
+    across, along = [math.cos(radians), math.sin(radians), 0.0], [math.sin(radians), -math.cos(radians), 0.0]
+    directions = np.array([across, along, [0.0, 0.0, 1.0]]).T  # in its columns
+    spacing_mm = np.linalg.norm(matrix, axis=0)
+    vertical = int(np.abs(matrix[2] / spacing_mm).argmax())
+    steps_mm = np.array([spacing_mm.min(), spacing_mm.min() / 2, spacing_mm[vertical]])
+    corners = np.array(np.meshgrid(*[(-1, side) for side in mask.shape], indexing="ij")).reshape(3, -1)
+    reach = directions.T @ matrix @ corners  # of the volume and a voxel around it, mm
+    counts = np.ceil(np.ptp(reach, axis=1) / steps_mm - 1e-6).astype(int) + 1
+    back = np.linalg.inv(matrix) @ directions  # from rays to voxels
+    inside = np.where(mask, difference, 0).astype(np.float32), mask.astype(np.float32)
+    lengths = []
+    for first in range(0, counts[0], RAYS_AT_ONCE):
+        start = reach.min(axis=1) + np.array([first * steps_mm[0], 0.0, 0.0])
+        shape = (min(RAYS_AT_ONCE, counts[0] - first), *counts[1:])
+        sampled, met = (
+            affine_transform(image, back * steps_mm, back @ start, shape, order=1, mode="grid-constant")
+            for image in inside
+        )
+        is_met = met.max(axis=1) > 0.5 - 1e-3  # as far as the border of the mask's voxels, neither more nor less
+        lengths.append(sampled.sum(axis=1, dtype=np.float64)[is_met] * steps_mm[1])
+    return _summary(np.concatenate(lengths))

@@ -16,17 +16,25 @@ from typing import Any
 from chiasm.cohorts.cases import Cohort, Problem, grouped, subjects_of
 from chiasm.cohorts.dicom_patients import Selection
 from chiasm.cohorts.gathering import LOST, notes_in_lines
-from chiasm.errors import RunError, unknown
+from chiasm.errors import RecipeError, RunError, unknown
 from chiasm.evaluation.doses import GammaCriteria, check_installed, read_criteria, score_doses
 from chiasm.evaluation.given_volumes import FolderPair, pair_up
 from chiasm.evaluation.headlines import headlines
 from chiasm.evaluation.loading import RULES, PredictionFolder
-from chiasm.evaluation.predictions import After, CaseScores, open_predictions, open_reference, score_cases
+from chiasm.evaluation.predictions import (
+    After,
+    CaseScores,
+    Scoring,
+    open_predictions,
+    open_reference,
+    score_cases,
+)
 from chiasm.evaluation.rows import MaskUse, Remarks, Row, read_evaluation, read_remarks, write_evaluation
 from chiasm.evaluation.segmentations import score_segmentations
 from chiasm.evaluation.summary import format_table, paired
 from chiasm.locks import locked
 from chiasm.metrics.conventions import CONVENTIONS
+from chiasm.metrics.radiotherapy import read_angles
 from chiasm.outputs import refuse_data_folder
 from chiasm.prediction.manifest import Entry, folders_of, relative
 from chiasm.preparation.bias_field import UNSHADED
@@ -94,6 +102,7 @@ def evaluate(
     segmentations: tuple[Path, Path] | None = None,
     doses: tuple[Path, Path] | None = None,
     gamma: str = "2,2",
+    angles: str | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Scored:
@@ -114,6 +123,7 @@ def evaluate(
             `FolderPair`.
         doses: Folders of dose distributions, planned on the synthetic and on the real CT.
         gamma: Criteria of the gamma pass rate, percent and mm.
+        angles: Gantry angles of beams through a CT, such as "0,72,144", degrees.
         overwrite: Whether to replace another evaluation in `out`.
         progress: Called with cases done, all cases, the next case's id.
 
@@ -123,10 +133,12 @@ def evaluate(
             writes to `out`, a file of it is read here, or it holds another evaluation or files of
             somebody else and `overwrite` is False.
     """
-    given = _Given(pair_up(segmentations, "segmentation"), pair_up(doses, "dose"), read_criteria(gamma))
+    beams = () if angles is None else read_angles(angles)
+    given = _Given(pair_up(segmentations, "segmentation"), pair_up(doses, "dose"), read_criteria(gamma), beams)
     request = _Request(reference, regions, convention, model, layout, register, selection or Selection(), given)
     request.check()
     assessed = _open_alike(folders_of([predictions] if isinstance(predictions, Path) else predictions), model)
+    request.check_target(assessed[0].plan)
     asked = request.to_dict(assessed, out)
     refuse_data_folder(out, [reference])
     with locked(out):
@@ -143,11 +155,12 @@ def evaluate(
 
 @dataclass(frozen=True)
 class _Given:
-    """What a user made of synthetic and real images, to be compared beside them."""
+    """What a user made of synthetic and real images, to be compared beside them, and beams of the user's."""
 
     segmentations: FolderPair | None
     doses: FolderPair | None
     criteria: GammaCriteria
+    angles: tuple[float, ...] = ()
 
     @property
     def folders(self) -> list[Path]:
@@ -161,6 +174,8 @@ class _Given:
             noted["segmentations"] = [relative(folder, out) for folder in self.segmentations]
         if self.doses is not None:
             noted |= {"doses": [relative(folder, out) for folder in self.doses], "gamma": self.criteria.in_words}
+        if self.angles:
+            noted["angles"] = list(self.angles)
         return noted
 
     def score(self, work: Sequence[tuple[PredictionFolder, Entry]]) -> tuple[list[Row], list[Problem]]:
@@ -200,6 +215,20 @@ class _Request:
             raise unknown("choice of regions", self.regions, ["seg", "none"])
         if self.given.doses is not None:
             check_installed()
+
+    def check_target(self, plan: Plan) -> None:
+        """Refuse beams through what is no CT.
+
+        Raises:
+            RecipeError: If there are some.
+        """
+        if self.given.angles and plan.target_unit != "HU":
+            raise RecipeError(
+                "path lengths of beams need a CT",
+                reason="angles",
+                found=f"the target {plan.target}",
+                hint="Leave out --angles.",
+            )
 
     def to_dict(self, assessed: Sequence[PredictionFolder], out: Path) -> dict[str, Any]:
         """Write it down; paths start at the evaluation's folder, so that a whole tree can be moved."""
@@ -255,10 +284,8 @@ def _score(
     """Score all predicted cases that have a real target; return also why others could not be scored."""
     missing = {problem.case for problem in together.problems}
     work = [(one, entry) for one, entry in predicted_cases(assessed) if entry.case not in missing]
-    with_labels = request.regions == "seg"
-    found = score_cases(
-        work, together.cohort, request.convention, with_labels=with_labels, progress=progress, after=after
-    )
+    scoring = Scoring(request.convention, request.regions == "seg", angles=request.given.angles)
+    found = score_cases(work, together.cohort, scoring, progress=progress, after=after)
     problems = [*together.problems, *_unfinished(assessed), *found.problems]
     if not found.rows:
         raise no_cases("no predicted case could be scored", problems, assessed[0].folder)
