@@ -266,8 +266,12 @@ def main() -> None:
     """Write all tables into a document."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("document", type=Path)
-    document = parser.parse_args().document
+    parser.add_argument("--part", choices=list(PARTS), action="append", help="Make this table alone.")
+    given = parser.parse_args()
+    document = given.document
     for part, make in PARTS.items():
+        if given.part and part not in given.part:
+            continue
         with tempfile.TemporaryDirectory() as folder:
             lines = [*make(Path(folder)), "", measured()]
         text = document.read_text()

@@ -63,6 +63,30 @@ def mapped(path: Path, expected_error: Volume, made: WrittenSeries, unit: Litera
     return path
 
 
+def test_a_map_is_read_back_as_it_was_written_and_never_taken_for_a_scan(tmp_path: Path) -> None:
+    files = write_source(tmp_path / "source", plane="oblique")
+    made = derived(tmp_path / "made", made_of(files), files)
+    expected = made_of(files, 0, 90)
+    path = mapped(tmp_path / "made" / "map.dcm", expected, made)
+    found = read_volume(path)
+    assert found.array.dtype == np.float32 and np.array_equal(found.array, expected.array)
+    np.testing.assert_allclose(found.geometry.affine, expected.geometry.affine, atol=1e-5)
+    assert read_volume(tmp_path / "made").array.max() > 90  # the series beside it
+
+    def double(dataset: pydicom.Dataset) -> None:
+        dataset.DoubleFloatPixelData = np.frombuffer(dataset.FloatPixelData, "<f4").astype("<f8").tobytes()
+        del dataset.FloatPixelData
+        dataset.BitsAllocated = 64
+        for mapping in dataset.SharedFunctionalGroupsSequence[0].RealWorldValueMappingSequence:
+            mapping.RealWorldValueSlope, mapping.RealWorldValueIntercept = 0.5, 3.0
+
+    rewrite(path, double)
+    np.testing.assert_allclose(read_volume(path).array, expected.array * 0.5 + 3, rtol=1e-6)
+    rewrite(path, lambda dataset: setattr(dataset, "BitsAllocated", 32))
+    with pytest.raises(VolumeError, match="floating-point pixels in a way that cannot be"):
+        read_volume(path)
+
+
 @pytest.mark.parametrize("target", ["MR", "CT"])
 @pytest.mark.parametrize("source", ["MR", "CT"])
 def test_a_series_of_either_kind_from_either_kind_has_no_fault(

@@ -43,6 +43,9 @@ PLACE_TAGS = (
 )  # fmt: skip
 
 
+PARAMETRIC_MAP = "1.2.840.10008.5.1.4.1.1.30"
+
+
 class Frame(NamedTuple):
     """One image of a series: where it lies in its file and in the patient.
 
@@ -59,6 +62,7 @@ class Frame(NamedTuple):
         intercept: Added after the factor.
         marks: Attributes by which images of one position may differ, such as the echo, and their values.
         kind: What kind of image it is.
+        floating: Whether its pixels are floating-point numbers.
         pixels: Where its file holds native pixels, if that is known.
     """
 
@@ -74,6 +78,7 @@ class Frame(NamedTuple):
     intercept: float
     marks: Mapping[str, str]
     kind: ImageKind
+    floating: bool = False
     pixels: StoredPixels | None = None
 
     @property
@@ -150,7 +155,11 @@ def _frame(part: DicomFile, index: int, dataset: Dataset, group: Callable[[str],
     place, turn, measures = (_holder(group(name), attribute, part) for name, attribute in PLACED_BY)
     if dataset.get("ModalityLUTSequence"):
         raise VolumeError("maps its values by a table", path=part.place, reason="lut", found="ModalityLUTSequence")
-    slope, intercept = _scale_of(group("PixelValueTransformationSequence") or dataset, part)
+    is_map = text(dataset, "SOPClassUID") == PARAMETRIC_MAP
+    if is_map:
+        slope, intercept = _scale_of_map(group("RealWorldValueMappingSequence"), part)
+    else:
+        slope, intercept = _scale_of(group("PixelValueTransformationSequence") or dataset, part)
     spacing = _spacing_of(measures, part)
     return Frame(
         part,
@@ -165,6 +174,7 @@ def _frame(part: DicomFile, index: int, dataset: Dataset, group: Callable[[str],
         intercept,
         _marks_of(dataset, group),
         kind_of(dataset, group),
+        is_map and dataset.get("BitsStored") is None,  # which whole numbers must state
     )
 
 
@@ -186,6 +196,18 @@ def _scale_of(holder: Dataset, part: DicomFile) -> tuple[float, float]:
     slope, intercept = number(holder, "RescaleSlope", part), number(holder, "RescaleIntercept", part)
     if slope == 0:
         raise VolumeError("has a RescaleSlope of 0", path=part.place, reason="header")
+    return 1.0 if slope is None else slope, intercept or 0.0
+
+
+def _scale_of_map(mapping: Dataset | None, part: DicomFile) -> tuple[float, float]:
+    """Return slope and intercept from the pixels of a parametric map to the quantity that it shows."""
+    if mapping is None:
+        return 1.0, 0.0
+    if mapping.get("RealWorldValueLUTData") is not None:
+        raise VolumeError("maps its values by a table", path=part.place, reason="lut", found="RealWorldValueLUTData")
+    slope, intercept = (number(mapping, f"RealWorldValue{name}", part) for name in ("Slope", "Intercept"))
+    if slope == 0:
+        raise VolumeError("has a RealWorldValueSlope of 0", path=part.place, reason="header")
     return 1.0 if slope is None else slope, intercept or 0.0
 
 

@@ -25,6 +25,8 @@ FORMAT_TAGS = (
     "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation",
 )  # fmt: skip
 PIXEL_TAGS = (*FORMAT_TAGS, "PixelData", "FloatPixelData", "DoubleFloatPixelData", "SmallestImagePixelValue")
+FLOATING = {"FloatPixelData": 32, "DoubleFloatPixelData": 64}  # elements of a parametric map, with their bits
+WHOLE_BITS = (1, 8, 16, 32)  # from one whole number to the next
 PLAIN = {"1.2.840.10008.1.2": 8, "1.2.840.10008.1.2.1": 12}  # little-endian syntaxes, and bytes before their pixels
 NATIVE = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99", "")
 CODECS = ("pydicom", "pylibjpeg", "pyjpegls", "pillow", "gdcm")  # the first that is installed is taken
@@ -46,6 +48,7 @@ class Format(NamedTuple):
         darkest_last: Whether the highest value is the darkest, MONOCHROME1.
         syntax: TransferSyntaxUID, "" where the file has no meta group.
         little: Whether the lowest byte comes first.
+        floating: Whether pixels are floating-point numbers, of 32 or 64 bits.
     """
 
     rows: int
@@ -58,6 +61,7 @@ class Format(NamedTuple):
     darkest_last: bool
     syntax: str
     little: bool
+    floating: bool = False
 
     @property
     def limits(self) -> tuple[int, int]:
@@ -72,12 +76,27 @@ def pixel_format(dataset: Dataset, part: DicomFile) -> Format:
         VolumeError: If there are none, they have colours, or the header is wrong.
     """
     with taming(part):
-        if "PixelData" not in dataset:
-            raise _without_pixels(dataset, part)
-        return _format_of(dataset, part)
+        name = element_of(dataset)
+        if name is None:
+            raise VolumeError("holds no pixels", path=part.place, reason="no-pixels")
+        form = _format_of(dataset, part, floating=name in FLOATING)
+    if form.floating and (form.allocated != FLOATING[name] or form.syntax not in NATIVE):
+        raise VolumeError(
+            "holds floating-point pixels in a way that cannot be",
+            path=part.place,
+            reason="header",
+            found=f"{form.allocated} bits",
+            expected=f"{FLOATING[name]} bits, not compressed",
+        )
+    return form
 
 
-def _format_of(dataset: Dataset, part: DicomFile) -> Format:
+def element_of(dataset: Dataset) -> str | None:
+    """Return the name of the element that holds the pixels; None where there are none."""
+    return next((name for name in ("PixelData", *FLOATING) if name in dataset), None)
+
+
+def _format_of(dataset: Dataset, part: DicomFile, *, floating: bool = False) -> Format:
     """Read how pixels are stored, of a header whose pixels need not be there."""
     with taming(part):
         _check_picture(dataset, part)
@@ -96,6 +115,7 @@ def _format_of(dataset: Dataset, part: DicomFile) -> Format:
             text(dataset, "PhotometricInterpretation").upper() == "MONOCHROME1",
             "" if meta is None else text(meta, "TransferSyntaxUID"),
             dataset.original_encoding[1] is not False,
+            floating,
         )
     _check_bits(form, part)
     _check_sides(form, part)
@@ -126,17 +146,10 @@ def _check_picture(dataset: Dataset, part: DicomFile) -> None:
         )
 
 
-def _without_pixels(dataset: Dataset, part: DicomFile) -> VolumeError:
-    """Say that a file has no pixels, or some of another kind."""
-    if "FloatPixelData" in dataset or "DoubleFloatPixelData" in dataset:
-        return VolumeError("holds pixels that are no whole numbers", path=part.place, reason="datatype")
-    return VolumeError("holds no pixels", path=part.place, reason="no-pixels")
-
-
 def _check_bits(form: Format, part: DicomFile) -> None:
     """Refuse numbers of bits that cannot be."""
     fits = 1 <= form.stored <= form.allocated and form.stored - 1 <= form.high < form.allocated
-    if form.allocated not in (1, 8, 16, 32) or not fits:
+    if form.allocated not in (*WHOLE_BITS, *([64] if form.floating else [])) or not fits:
         raise VolumeError(
             "has an impossible number of bits",
             path=part.place,
@@ -224,7 +237,7 @@ def decode(dataset: Dataset, part: DicomFile, form: Format, indices: Sequence[in
         VolumeError: If pixels are missing or damaged, or no codec for them is installed.
     """
     with taming(part):
-        content: bytes = dataset.PixelData
+        content: bytes = dataset[element_of(dataset) or "PixelData"].value
         if not isinstance(content, bytes):
             raise VolumeError("holds no pixels", path=part.place, reason="no-pixels")
         native = form.syntax in NATIVE
@@ -262,7 +275,7 @@ def _unpacked(content: bytes, form: Format) -> NDArray[Any]:
         return np.unpackbits(np.frombuffer(content, np.uint8), bitorder="little")[:count]
     if form.allocated == 8 and not form.little and len(content) % 2 == 0:
         return np.frombuffer(content, np.uint16).byteswap().view(np.uint8)[:count]  # words, swapped
-    kind = np.dtype(f"{'<' if form.little else '>'}u{form.allocated // 8}")
+    kind = np.dtype(f"{'<' if form.little else '>'}{'f' if form.floating else 'u'}{form.allocated // 8}")
     return np.frombuffer(content, kind, count).astype(kind.newbyteorder("="), copy=False)
 
 
@@ -368,7 +381,9 @@ def _size_in_segments(frame: bytes) -> tuple[int, int] | None:
 
 
 def _in_use(raw: NDArray[Any], form: Format) -> NDArray[Any]:
-    """Keep the bits in use and extend their sign."""
+    """Keep the bits in use and extend their sign; of whole numbers."""
+    if form.floating:
+        return raw
     shift = form.high + 1 - form.stored if form.syntax in NATIVE else 0
     wide: NDArray[Any] = raw.astype(np.int32 if form.allocated <= 16 else np.int64)
     if form.allocated > 1:

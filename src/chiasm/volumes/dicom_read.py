@@ -124,8 +124,8 @@ def _frames_in(
 
 
 def _keeps_whole_numbers(frame: Frame) -> bool:
-    """Return whether slope and intercept make whole numbers of whole numbers."""
-    return frame.slope == int(frame.slope) and frame.intercept == int(frame.intercept)
+    """Return whether pixels, slope and intercept make whole numbers."""
+    return not frame.floating and frame.slope == int(frame.slope) and frame.intercept == int(frame.intercept)
 
 
 def _rescaled(stored: NDArray[Any], frame: Frame) -> NDArray[Any]:
