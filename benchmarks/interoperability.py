@@ -212,7 +212,7 @@ def _are_equal(found: NDArray[Any], right: NDArray[Any]) -> bool:
 
 
 def _without_place(file: File, tool: Tool, array: NDArray[Any]) -> str:
-    """Compare voxels whose tool tells no geometry: values, or the grey of a picture; from either end."""
+    """Compare voxels whose tool reports no geometry: values, or the grey of a picture; from either end."""
     right = file.volume.array
     if array.shape != right.shape:
         return f"{'x'.join(map(str, array.shape))} voxels"

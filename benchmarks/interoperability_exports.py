@@ -102,6 +102,6 @@ def _validated(run: Path, cohort: Path, place: Path) -> str:
     words = [Path(sys.executable).with_name("bids-validator-deno"), "--format", "json", place / "derived"]
     if not words[0].is_file():
         words[0] = Path(shutil.which("bids-validator-deno") or "bids-validator-deno")
-    told = subprocess.run([str(word) for word in words], capture_output=True, text=True, timeout=SECONDS)
-    severities = [issue["severity"] for issue in json.loads(told.stdout)["issues"]["issues"]]
+    said = subprocess.run([str(word) for word in words], capture_output=True, text=True, timeout=SECONDS)
+    severities = [issue["severity"] for issue in json.loads(said.stdout)["issues"]["issues"]]
     return f"{severities.count('error')} errors, {severities.count('warning')} warnings"

@@ -236,10 +236,10 @@ def store_label_map() -> str:
         (place / "store").mkdir()
         running, _ = kept_archive()
         running.clear()
-        told = {}
+        said = {}
         for name, port in (("Orthanc", running.dicom_port), ("DCMTK", None)):
-            told[name] = _stored(path, place / "store", port)
-    return ", ".join(f"{name}: {'stored' if well else 'refused'}" for name, well in told.items())
+            said[name] = _stored(path, place / "store", port)
+    return ", ".join(f"{name}: {'stored' if well else 'refused'}" for name, well in said.items())
 
 
 def _stored(path: Path, store: Path, port: int | None) -> bool:
@@ -391,8 +391,8 @@ def validate_bids() -> str:
         shutil.copy(image, ct)
         validator = Path(sys.executable).with_name("bids-validator-deno")
         words = [str(validator if validator.is_file() else shutil.which("bids-validator-deno")), "--format", "json"]
-        told = subprocess.run([*words, str(root)], capture_output=True, text=True, timeout=SECONDS)
-        issues = json.loads(told.stdout)["issues"]["issues"]
+        said = subprocess.run([*words, str(root)], capture_output=True, text=True, timeout=SECONDS)
+        issues = json.loads(said.stdout)["issues"]["issues"]
     asked = {issue.get("subCode") or issue["code"] for issue in issues}
     wanted = [name for name in ("SkullStripped", "SpatialReference", "GeneratedBy") if name in asked]
     refused = "refused" if any("ct.nii" in issue.get("location", "") for issue in issues) else "accepted"
@@ -442,7 +442,7 @@ HABITS = (
     Habit(["SimpleITK"], "`Resample` of whole numbers, linear, by half a voxel", resample_integers_by_simpleitk,
           "cast to float32 before; for label maps take nearest neighbour"),
     Habit(["SimpleITK"], "`SymmetricForcesDemons` of a ball moved by 3 mm", register_by_demons,
-          "bring both images into LPS order before (`chiasm register` does)"),
+          "convert both images to LPS order before (`chiasm register` does)"),
     Habit(["antspyx"], "`n4_bias_field_correction`", correct_by_ants, "give the mask of the body"),
     Habit(["antspyx"], "`from_numpy` of int16", turn_integers_by_ants, "cast to float32 before"),
     Habit(["torchmetrics", "monai", "scikit-image"], "SSIM of one pair, 3D, Gaussian", compare_by_torchmetrics,

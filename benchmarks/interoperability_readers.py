@@ -39,7 +39,7 @@ class Tool(NamedTuple):
     """A tool: how it reads, and how its version is asked; None where it is not installed.
 
     Attributes:
-        read: Values (I, J, K) and voxel to RAS mm, which is None where the tool tells no geometry.
+        read: Values (I, J, K) and voxel to RAS mm, which is None where the tool reports no geometry.
         version: Of what is installed.
         shows: Whether it hands out pictures, grey values without a unit.
     """
@@ -206,8 +206,8 @@ def by_orthanc(path: Path) -> tuple[NDArray[Any], None]:
     names = slices_of(path)
     with _orthanc() as running:
         words = ["/usr/bin/storescu", "-R", "-aec", "ARCHIVE", "127.0.0.1", str(running.dicom_port), *map(str, names)]
-        told = subprocess.run(words, capture_output=True, text=True, timeout=SECONDS)
-        if told.returncode or len(json.loads(running.ask("/instances"))) != len(names):
+        said = subprocess.run(words, capture_output=True, text=True, timeout=SECONDS)
+        if said.returncode or len(json.loads(running.ask("/instances"))) != len(names):
             raise ValueError("not stored")
         held = {json.loads(running.ask(f"/instances/{one}/tags?simplify"))["SOPInstanceUID"]: one
                 for one in json.loads(running.ask("/instances"))}  # fmt: skip
@@ -249,9 +249,9 @@ def _picture(png: bytes) -> NDArray[Any]:
 def by_niivue(path: Path) -> tuple[NDArray[Any], Affine]:
     """Read by NiiVue in Chromium, with the slope of its header as it shows it under the cursor."""
     page = _browser()
-    told = page.evaluate(_NIIVUE, [base64.b64encode(path.read_bytes()).decode(), path.name])
-    values = np.frombuffer(base64.b64decode(told["values"]), "<f4").reshape(told["dims"], order="F")
-    return values, np.array(told["affine"], np.float64).reshape(4, 4)
+    said = page.evaluate(_NIIVUE, [base64.b64encode(path.read_bytes()).decode(), path.name])
+    values = np.frombuffer(base64.b64decode(said["values"]), "<f4").reshape(said["dims"], order="F")
+    return values, np.array(said["affine"], np.float64).reshape(4, 4)
 
 
 _NIIVUE = """async ([text, name]) => {
@@ -309,8 +309,8 @@ def of_program(pattern: str, *words: str) -> Callable[[], str | None]:
         program = shutil.which(words[0], path=PROGRAMS)
         if program is None:
             return None
-        told = subprocess.run([program, *words[1:]], capture_output=True, text=True, timeout=SECONDS)
-        found = re.search(pattern, told.stdout + told.stderr)
+        said = subprocess.run([program, *words[1:]], capture_output=True, text=True, timeout=SECONDS)
+        found = re.search(pattern, said.stdout + said.stderr)
         return None if found is None else found[1]
 
     return ask
