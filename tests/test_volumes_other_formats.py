@@ -271,9 +271,21 @@ def last_axis_of_one() -> dict[str, str]:
     return first_axis_of_one() | changes
 
 
+def time_of_one() -> dict[str, str]:
+    """Vectors of four numbers, as the space of a file with a time has them."""
+    directions = "(1,0,0,0) (0,1,0,0) (0,0,1,0) (0,0,0,2.5)"
+    changes = {
+        "space": "right-anterior-superior-time",
+        "space_units": '"mm" "mm" "mm" "s"',
+        "space_origin": "(0,0,0,7)",
+    }
+    return last_axis_of_one() | changes | {"space_directions": directions}
+
+
 @pytest.mark.parametrize(
     ("changes", "content"),
     [
+        (time_of_one(), plain),
         ({"endian": "big"}, lambda raw: plain(raw.astype(">i2"))),
         ({"encoding": "gzip"}, lambda raw: gzip.compress(plain(raw))),
         ({"encoding": "bzip2"}, lambda raw: bz2.compress(plain(raw))),
@@ -341,6 +353,8 @@ def test_a_space_without_a_name_is_taken_as_ras_only_when_asked(tmp_path: Path) 
         ({"space_origin": "(0,0)"}, "header"),
         ({"space_units": '"furlong" "furlong" "furlong"'}, "header"),
         ({"spacings": "1 1 1"}, "header"),
+        (time_of_one() | {"sizes": "5 6 1 7"}, "four-d"),
+        (time_of_one() | {"space_directions": "(1,0,0,1) (0,1,0,0) (0,0,1,0) (0,0,0,1)"}, "header"),
     ],
 )
 def test_what_nrrd_must_not_say(tmp_path: Path, changes: dict[str, str | None], reason: str) -> None:

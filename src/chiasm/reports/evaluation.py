@@ -227,7 +227,7 @@ class _Request:
                 "path lengths of beams need a CT",
                 reason="angles",
                 found=f"the target {plan.target}",
-                hint="Leave out --angles.",
+                hint="Run chiasm evaluate without --angles.",
             )
 
     def to_dict(self, assessed: Sequence[PredictionFolder], out: Path) -> dict[str, Any]:

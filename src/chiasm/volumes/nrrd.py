@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,6 +33,7 @@ from chiasm.volumes.streams import (
 )
 from chiasm.volumes.voxels import Stored, are_sides, checked_size
 
+_TIME = re.compile(r"-time$|(?<=^...)t$")  # at the end of a space's name
 LONGEST_HEADER = 2**18
 LONGEST_LINES = 2**20  # bytes of lines before the voxels that are skipped
 LARGEST = 1e12  # number of a header
@@ -245,11 +247,26 @@ def _directions(fields: Mapping[str, str], axes: int, path: Path) -> tuple[tuple
     words = re.findall(r"none|\([^()]*\)", text)
     if len(words) != axes or re.sub(r"none|\([^()]*\)|\s", "", text):
         raise _wrong("space directions", path, text, f"{axes} vectors or none")
-    return tuple(None if word == "none" else _vector(word, "space directions", path) for word in words)
+    read = partial(_vector, name="space directions", path=path, timed=_is_timed(fields))
+    return tuple(None if word == "none" else read(word) for word in words)
 
 
-def _vector(word: str, name: str, path: Path) -> tuple[float, ...]:
-    return _numbers(word.strip()[1:-1].replace(",", " "), name, path, 3)
+def _is_timed(fields: Mapping[str, str]) -> bool:
+    """Return whether time is the fourth axis of the space, so that vectors have four numbers."""
+    return _TIME.search(fields.get("space", "").lower()) is not None or fields.get("space dimension") == "4"
+
+
+def _vector(word: str, name: str, path: Path, *, timed: bool) -> tuple[float, ...] | None:
+    """Read a vector of the patient's space; None for one that runs through time alone."""
+    text = word.strip()[1:-1].replace(",", " ")
+    if not timed or len(text.split()) == 3:
+        return _numbers(text, name, path, 3)
+    *place, time = _numbers(text, name, path, 4)
+    if time == 0 or name == "space origin":
+        return tuple(place)
+    if any(place):
+        raise _wrong(name, path, word, "axes that run through space or through time")
+    return None
 
 
 def _spatial_axes(axes: _Axes, path: Path) -> _Axes:
@@ -300,14 +317,14 @@ def _affine(fields: Mapping[str, str], axes: _Axes, path: Path, assume_ras: bool
     affine = np.eye(4)
     affine[:3, :3] = _columns(axes, path)
     if "space origin" in fields:
-        affine[:3, 3] = _vector(fields["space origin"], "space origin", path)
+        affine[:3, 3] = _vector(fields["space origin"], "space origin", path, timed=_is_timed(fields))
     turn = np.diag([*SPACES.get(space, (1, 1, 1)), 1.0])
     return np.diag([*[_unit(fields, path)] * 3, 1.0]) @ turn @ affine
 
 
 def _space(fields: Mapping[str, str], path: Path) -> str:
     """Return the name of the space in which the axes lie, "" where there is none; time is none of its axes."""
-    space = re.sub(r"-time$|(?<=^...)t$", "", fields.get("space", "").lower())
+    space = _TIME.sub("", fields.get("space", "").lower())
     if space and space not in (*SPACES, *UNNAMED):
         raise _wrong("space", path, space, ", ".join((*SPACES, *UNNAMED)))
     if "space dimension" in fields and _numbers(fields["space dimension"], "space dimension", path, 1)[0] not in (3, 4):
@@ -336,7 +353,7 @@ def _straight_columns(axes: _Axes, path: Path) -> NDArray[np.float64]:
 
 def _unit(fields: Mapping[str, str], path: Path) -> float:
     """Return mm to a unit of the space."""
-    units = set(re.findall(r'"([^"]*)"', fields.get("space units", ""))) or {""}
+    units = set(re.findall(r'"([^"]*)"', fields.get("space units", ""))[:3]) or {""}  # the fourth is that of time
     if len(units) > 1 or not units <= UNITS.keys():
         raise _wrong("space units", path, fields["space units"], "one of " + ", ".join(filter(None, UNITS)))
     return UNITS[units.pop()]
