@@ -2,10 +2,12 @@
 
     python benchmarks/coarse_levers.py DATA OUT painted "painted and simulated" --steps 2100 --seeds 0 --also PHANTOMS
     python benchmarks/coarse_levers.py DATA OUT "painted and simulated" pretrained --steps 2400 --fine
+    python benchmarks/coarse_levers.py DATA OUT l2-expected-error dual-attention --seconds 330 --fine
 
 DATA is a folder in the layout of BraTS, whose subjects are tested two at a time, in the order of their names; all
-others train, and none validates.  Each arm is one of `ARMS`, so many steps of method l2 at 2 mm, predicted as the mean
-over mirror images; with --fine at 1 mm, predicted once, as size small does.  `levers.judge` scores them on the prepared
+others train, and none validates.  Each arm is one of `ARMS`, so many steps of its method at 2 mm, predicted as the mean
+over mirror images; with --fine at 1 mm, predicted once.  With --seconds each gets the steps that fit into so much time
+of one thread, timed over its schedule.  `levers.judge` scores them on the prepared
 grid; subjects of PHANTOMS are scored by the first fold alone, and only those with a lesion.  Rows go to OUT/judged.csv;
 the same command goes on where it stopped.
 """
@@ -29,6 +31,7 @@ from levers import column, figures, judge, write_rows
 from chiasm.cohorts.cases import Case, Cohort
 from chiasm.cohorts.discovery import find_cohort
 from chiasm.methods import make_recipe
+from chiasm.metrics.ranking import auroc, spearman
 from chiasm.prediction.engines import Engine, pick_precision
 from chiasm.preparation.arrays import PreparedCase, prepare_cohort
 from chiasm.preparation.plan import Plan
@@ -38,6 +41,10 @@ from chiasm.training.loop import make_fabric
 from chiasm.training.run_planning import plan_run
 
 COARSE = ("data.spacing_mm=2", "data.patch=64", "generator.widths=[24, 48, 96]", "generator.average=flip")
+PRETRAINED = (
+    *("training.class_share=0.5", "training.painted_share=0.5"),
+    *("training.simulated_share=0.25", "training.pretrained=auto"),
+)
 ARMS: dict[str, tuple[str, ...]] = {
     "plain": ("training.class_share=0", "training.painted_share=0"),
     "painted": ("training.class_share=0.5", "training.painted_share=0.5"),
@@ -50,12 +57,13 @@ ARMS: dict[str, tuple[str, ...]] = {
         *("training.class_share=0.5", "training.painted_share=0.5"),
         "training.simulated_share=0.25",
     ),
-    "pretrained": (
-        *("training.class_share=0.5", "training.painted_share=0.5"),
-        *("training.simulated_share=0.25", "training.pretrained=auto"),
-    ),
+    "pretrained": PRETRAINED,
+    "l2-expected-error": PRETRAINED,
+    "dual-attention": (*PRETRAINED, "attention.gate=false"),  # no case validates, which would open the gate
 }
-FIELDS = ("arm", "fold", "seed", "cohort", "case", "steps", "seconds", "brain", "WT", "kept")
+METHODS = ("l2-expected-error", "dual-attention")  # arms of this name; all others are of method l2
+PROBES = 20  # steps that are timed, evenly over a schedule of 50 times as many
+FIELDS = ("arm", "fold", "seed", "cohort", "case", "steps", "seconds", "brain", "WT", "kept", "rho", "rho_WT", "auroc")
 
 
 class Folders(NamedTuple):
@@ -67,12 +75,20 @@ class Folders(NamedTuple):
     fine: bool
 
 
+class Effort(NamedTuple):
+    """The steps of a training, or the seconds of one thread that they are to fit into."""
+
+    steps: int
+    seconds: float | None
+
+
 def recipe_of(arm: str, seed: int, steps: int, *, fine: bool) -> Recipe:
     """Return the recipe of an arm."""
     asked = ["data.sources=['t1']", "data.target=t2", "split.folds=1", "split.validation=0", f"training.seed={seed}"]
     asked += ["training.validations=1", "training.accelerator=cpu", f"schedule.steps={steps}"]
     asked += ["training.pretrained=none", "training.simulated_share=0"]
-    return make_recipe("l2", "small", {}, [*asked, *(() if fine else COARSE), *ARMS[arm]])
+    grid = ("generator.average=none",) if fine else COARSE
+    return make_recipe(arm if arm in METHODS else "l2", "small", {}, [*asked, *grid, *ARMS[arm]])
 
 
 def plan_fold(fold: int, folders: Folders) -> tuple[Plan, Cohort]:
@@ -90,18 +106,47 @@ def score(learner: Learner, case: PreparedCase) -> dict[str, float]:
     maps = learner.maps(case, Engine(learner.fabric.device, pick_precision("auto", "cpu")))
     mask, labels, truth = np.asarray(case.mask), np.asarray(case.labels), np.asarray(case.target).astype(float)
     found = judge(maps.prediction.astype(float), truth, mask, labels > 0)
+    if maps.raw_error is not None:
+        error, inside = np.abs(maps.prediction - truth), (labels > 0) & mask
+        found |= {
+            "rho": spearman(maps.raw_error[mask], error[mask]),
+            "rho_WT": spearman(maps.raw_error[inside], error[inside]),
+            "auroc": auroc(maps.raw_error[mask], error[mask] >= np.quantile(error[mask], 0.9)),
+        }
     return {name: float(value) for name, value in found.items()}
 
 
-def run_arm(arm: str, fold: int, seed: int, steps: int, folders: Folders) -> list[dict[str, object]]:
+def count_steps(arm: str, plan: Plan, cases: Sequence[PreparedCase], seconds: float, folders: Folders) -> int:
+    """Count the steps of an arm that fit into a time of one thread; timed once."""
+    path = folders.out / f"cost-{arm.replace(', ', '-').replace(' ', '-')}.json"
+    if not path.exists():
+        recipe = recipe_of(arm, 0, 50 * PROBES, fine=folders.fine)
+        start = time.process_time()
+        learner = Learner(recipe, plan, cases, make_fabric(recipe))
+        set_up, spent = time.process_time() - start, 0.0
+        for probe in range(PROBES):
+            learner.step(50 * probe + 25)
+            start = time.process_time()
+            learner.step(50 * probe + 26)
+            spent += (time.process_time() - start) / PROBES
+        path.write_text(json.dumps({"set_up": set_up, "step": spent}))
+    cost = json.loads(path.read_text())
+    return max(1, round((seconds - cost["set_up"]) / cost["step"]))
+
+
+def run_arm(arm: str, fold: int, seed: int, effort: Effort, folders: Folders) -> list[dict[str, object]]:
     """Train an arm on a fold, and judge it on cases that it did not see."""
-    kept = folders.out / f"{arm.replace(', ', '-').replace(' ', '-')}-{fold}-{seed}-{steps}.json"
+    steps, seconds = effort
+    much = steps if seconds is None else f"{seconds:g}s"
+    kept = folders.out / f"{arm.replace(', ', '-').replace(' ', '-')}-{fold}-{seed}-{much}.json"
     if not kept.exists():
         plan, cohort = plan_fold(fold, folders)
         by_role = {
-            role: _prepare([case for case in cohort.cases if case.split == role], plan, folders.out)
+            role: prepare([case for case in cohort.cases if case.split == role], plan, folders.out)
             for role in ("train", "test")
         }
+        if seconds is not None:
+            steps = count_steps(arm, plan, by_role["train"], seconds, folders)
         also = _with_lesion(folders.also) if folders.also is not None and fold == 0 else []
         recipe = recipe_of(arm, seed, steps, fine=folders.fine)
         fabric = make_fabric(recipe)
@@ -113,14 +158,15 @@ def run_arm(arm: str, fold: int, seed: int, steps: int, folders: Folders) -> lis
         named = {"arm": arm, "fold": fold, "seed": seed, "steps": steps}
         named["seconds"] = round(time.process_time() - start, 1)
         scored = [("real", case) for case in by_role["test"]]
-        scored += [("simulated", case) for case in _prepare(also, plan, folders.out)]
+        scored += [("simulated", case) for case in prepare(also, plan, folders.out)]
         rows = [{**named, "cohort": cohort, "case": case.id, **score(learner, case)} for cohort, case in scored]
         kept.write_text(json.dumps(rows))
     found: list[dict[str, object]] = json.loads(kept.read_text())
     return found
 
 
-def _prepare(cases: Sequence[Case], plan: Plan, out: Path) -> Sequence[PreparedCase]:
+def prepare(cases: Sequence[Case], plan: Plan, out: Path) -> Sequence[PreparedCase]:
+    """Prepare cases, and name those that cannot be."""
     prepared, problems = prepare_cohort(cases, plan, out / "cache", warn=print)
     for problem in problems:
         print(problem.line)
@@ -140,6 +186,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("arms", nargs="+", choices=list(ARMS), metavar="ARM")
     parser.add_argument("--steps", type=int, default=700)
+    parser.add_argument("--seconds", type=float)
     parser.add_argument("--folds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--seeds", type=int, nargs="*", default=[0])
     parser.add_argument("--also", type=Path)
@@ -153,7 +200,7 @@ def main() -> None:
         for fold in asked.folds
         for arm in asked.arms
         for seed in asked.seeds
-        for row in run_arm(arm, fold, seed, asked.steps, folders)
+        for row in run_arm(arm, fold, seed, Effort(asked.steps, asked.seconds), folders)
     ]
     write_rows(asked.out / "judged.csv", FIELDS, rows)
     groups: dict[tuple[str, str], list[dict[str, object]]] = defaultdict(list)

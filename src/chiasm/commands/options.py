@@ -203,11 +203,11 @@ class RecipeOptions:
         str,
         typer.Option(
             "--method",
-            help="Method by name: dual-attention, dual, l2, literal, unet, ... (chiasm methods lists all)",
+            help="Method by name: l2-expected-error, dual-attention, literal, unet, ... (chiasm methods lists all)",
             rich_help_panel="Method",
             autocompletion=complete_method,
         ),
-    ] = "dual-attention"
+    ] = "l2-expected-error"
     size: Size = "small"
     steps: Steps = None
     fold: Annotated[
