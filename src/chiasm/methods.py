@@ -43,8 +43,7 @@ NIE = "Nie et al., arXiv:1907.03297"
 
 #: Who proposed each method that is not in the paper, by code.
 CREDITS: Mapping[str, str] = {
-    "A0": "a plain loss, of nobody",
-    "A1": "a plain loss, of nobody",
+    **dict.fromkeys(("A0", "A1"), "a plain loss, of nobody"),
     "A2": "Mathieu et al., arXiv:1511.05440",
     "A3": "Isola et al., arXiv:1611.07004",
     "A3b": "Isola et al., arXiv:1611.07004",
