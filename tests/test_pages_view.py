@@ -114,6 +114,30 @@ def test_a_pane_whose_volume_does_not_reach_the_place_says_outside(shown: dict[s
     assert values[2] == "outside" and values[0] != "outside"
 
 
+def cursors_on_screen(page: Any) -> np.ndarray:
+    """Where the cursor of each pane stands on its canvas, in shares of breadth and height; NaN where it is not seen."""
+    viewers = "chiasm.panes.map(({ viewer }) => [viewer.frac2canvasPos(viewer.scene.crosshairPos), viewer.canvas])"
+    shares = "([at, canvas]) => at ? [at[0] / canvas.width, at[1] / canvas.height] : [NaN, NaN]"
+    return np.array([[float(share) for share in one] for one in page.evaluate(f"{viewers}.map({shares})")])
+
+
+def test_a_zoom_keeps_the_cursor_of_each_pane_where_it_is_however_large_its_volume(shown: dict[str, Any]) -> None:
+    page = shown["page"]
+    click(page, 2, 0.55, 0.4)  # which all three volumes reach
+    before = cursors_on_screen(page)
+    for _ in range(5):
+        page.keyboard.press("+")
+    np.testing.assert_allclose(cursors_on_screen(page), before, atol=0.01)
+    click(page, 0, 0.53, 0.47)  # a place that a zoomed pane did not show
+    page.keyboard.press("ArrowLeft")
+    seen = cursors_on_screen(page)
+    assert ((seen >= 0) & (seen <= 1)).all()
+    for _ in range(5):
+        page.keyboard.press("-")
+    pans = page.evaluate("chiasm.panes.map(({ viewer }) => Array.from(viewer.scene.pan2Dxyzmm))")
+    np.testing.assert_allclose(pans, [[0, 0, 0, 1]] * 3, atol=1e-6)
+
+
 def test_each_pane_has_a_window_of_its_own_until_all_are_given_one(shown: dict[str, Any]) -> None:
     page = shown["page"]
 

@@ -129,6 +129,7 @@ def test_steps_are_fitted_into_the_minutes_and_stay_the_same_when_it_goes_on(
         (["--target", "pet"], "pet"),
         (["--engine", "abacus"], "onnxruntime"),
         (["--format", "jpeg"], "metaimage"),
+        (["--format", "dicom"], "cannot be evaluated"),
     ],
 )
 @pytest.mark.parametrize("dry", [[], ["--dry-run"]], ids=["run", "dry"])
@@ -172,14 +173,6 @@ def test_predictions_are_made_by_the_engine_and_in_the_format_that_were_given(
             assert f"was started with {option} {first} and is asked for with {option} {given}" in said
     code, told, _ = call(words, capsys)  # what the first call was given holds
     assert code == 0 and "finished already" in told and files_below(out) == before
-
-
-def test_dicom_is_refused_before_the_training_if_the_sources_are_none(
-    toy_cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    code, _, said = call(asked(toy_cohort, tmp_path / "out", "--steps", "24", "--format", "dicom"), capsys)
-    assert code == 2 and "is not DICOM" in said and said.count("\n") == 1
-    assert not (tmp_path / "out" / "run" / "log.jsonl").exists() and not (tmp_path / "out" / "job.json").exists()
 
 
 def test_a_job_that_is_damaged_is_refused(toy_cohort: Path, tmp_path: Path) -> None:

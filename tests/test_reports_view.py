@@ -15,6 +15,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK as sitk
 from numpy.typing import NDArray
@@ -27,6 +28,7 @@ from chiasm.reports import view as views
 from chiasm.reports.view import view
 from chiasm.volumes import Geometry, write_volume
 from dicom_patients import scan, write_source
+from synthetic_cohort import pair
 from test_volumes_other_formats import write_minc
 
 SHAPE = (14, 17, 9)
@@ -277,6 +279,30 @@ def predictions(finished_run: Path, toy_cohort: Path, tmp_path_factory: pytest.T
     out = tmp_path_factory.mktemp("run") / "predictions"
     predict([finished_run], [toy_cohort], out)
     return out
+
+
+@needs_viewer
+def test_a_case_that_was_predicted_as_dicom_is_shown_with_its_parametric_map(
+    finished_run: Path, tmp_path: Path
+) -> None:
+    write_source(tmp_path / "in" / "p1", np.rint(pair(1, 5.0)[0]).astype(np.int16), spacing=(1.0, 1.0, 3.0))
+    for name, container in (("dicom", "dicom"), ("nifti", "nifti")):
+        predict(finished_run, [tmp_path / "in"], tmp_path / name, container=container)  # type: ignore[arg-type]
+    page = tmp_path / "view.html"
+    seen = view([tmp_path / "dicom"], page)
+    assert seen.titles == ("Source (t1)", "Synthetic (t2)", "Expected error") and seen.notes == ()
+    _, synthetic, error = volumes_in(seen.page.read_text())
+    expected = nib.as_closest_canonical(nib.load(tmp_path / "nifti" / "p1_expected-error.nii.gz"))
+    assert np.allclose(error.affine, expected.affine, atol=1e-4) and synthetic.shape == error.shape
+    np.testing.assert_allclose(np.asarray(error.dataobj), np.asarray(expected.dataobj), rtol=1e-6)
+    file = tmp_path / "dicom" / "p1" / "expected-error.dcm"
+    assert view([file], page).titles == ("expected-error.dcm",)
+    assert view([tmp_path / "dicom" / "p1"], page).titles == ("p1",)  # the synthetic series
+    cut = pydicom.dcmread(file)
+    cut.FloatPixelData = cut.FloatPixelData[:-400]
+    cut.save_as(file)
+    with pytest.raises(VolumeError, match="bytes of pixels"):
+        view([file], page)
 
 
 @needs_viewer

@@ -22,7 +22,7 @@ its own, and within a line only from names to its left; a test reads this map.
     volumes       what lies on disk: geometry, masks, streams, voxels, nifti, nifti_write, metaimage, nrrd, mgh, minc,
                   archives, dicom_files, dicom_kinds, dicom_pixels, dicom_frames, dicom_stacks, dicom_series,
                   dicom_headers, dicom_scan, dicom_choice, dicom_labels, dicom_structures, dicom_read,
-                  dicom_attributes, dicom_write, mirroring, screening, pairs
+                  dicom_maps, dicom_attributes, dicom_write, mirroring, screening, pairs
     hounsfield    whether a CT is in Hounsfield units
     simulation    patients that are made: deformation, anatomy, lesions, signals, patient, cohort_folder, phantom
     cohorts       which files belong together: cases, images, folder_notes, datalists, manifests, labels, completed,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -26,7 +26,6 @@ from chiasm.networks.foreign import is_own_class
 from chiasm.outputs import refuse_data_folder, refuse_foreign
 from chiasm.prediction.cross_fitted import predict_by_role
 from chiasm.prediction.engines import Engine, Hardware
-from chiasm.prediction.inputs import check_dicom
 from chiasm.prediction.manifest import Container
 from chiasm.prediction.model_files import PARTS
 from chiasm.preparation.plan import Plan, read_plan
@@ -144,7 +143,6 @@ def run(
         started: list[PlannedRun] = []
 
         def announce(planned: PlannedRun) -> None:
-            _check_format(job.format, planned)
             started.append(planned)
             if len(started) > 1:  # the next of several models
                 return
@@ -171,13 +169,6 @@ def run(
         write_text(out / REPORT, _PAGE)
         write_json(out / JOB, job.model_copy(update={"is_finished": True}).model_dump())
     return Report(out / REPORT, tuple(dict.fromkeys((*trained.problems, *problems))))
-
-
-def _check_format(container: Container, planned: PlannedRun) -> None:
-    """Refuse predictions as DICOM of sources that are not, before the training begins."""
-    if container == "dicom":
-        sources = planned.run.plan.sources
-        check_dicom([replace(case, images={name: case.images[name] for name in sources}) for case in planned.tested])
 
 
 def _predict_and_evaluate(
@@ -306,9 +297,16 @@ def open_job(
 
     Raises:
         RunError: If the earlier call had another time, engine or format, or the file is damaged.
-        RecipeError: If the time is none, or the engine is unknown, not installed, or does not run there.
+        RecipeError: If the time is none, the format is "dicom", or the engine is unknown, not installed, or does not
+            run there.
     """
     _check_minutes(minutes)
+    if container == "dicom":
+        raise RecipeError(
+            "chiasm run evaluates its predictions, and those in DICOM cannot be evaluated",
+            reason="format",
+            hint=f"Give another --format; afterwards: chiasm predict {out} DATA --format dicom -o PREDICTIONS.",
+        )
     asked = {"engine": engine, "format": container}
     given = {name: value for name, value in asked.items() if value is not None}
     if not (out / JOB).is_file():

@@ -31,6 +31,7 @@ from chiasm.reports.gallery import SOURCE_WINDOW, colour_slice, rising
 from chiasm.reports.pages import render_page, script_data
 from chiasm.storage import write_text
 from chiasm.volumes import Reading, Volume, canonical, read_volume
+from chiasm.volumes.dicom_maps import read_map
 from chiasm.volumes.dicom_scan import is_dicom
 from chiasm.volumes.screening import STRICT
 from chiasm.volumes.streams import pack
@@ -292,7 +293,7 @@ def _is_own(page: Path) -> bool:
 
 def _pane(one: Shown, reading: Reading) -> Pane:
     """Read a volume and pack it as it is: only the order of its axes may change."""
-    read = read_volume(one.path, reading=reading, series=one.series, allow_thin=True, allow_constant=True, narrow=True)
+    read = _read(one, reading)
     volume = canonical(Volume(_smallest(read.array), read.geometry))
     window = _window(volume.array, one.colours)
     affine = volume.geometry.affine
@@ -309,6 +310,18 @@ def _pane(one: Shown, reading: Reading) -> Pane:
         "about": _describe(volume),
     }
     return Pane(to_text(pack(_nifti(volume), "gzip")), settings, list(_stills(volume, one, window)))
+
+
+def _read(one: Shown, reading: Reading) -> Volume:
+    """Read a volume, also a parametric map of DICOM, which no other command takes."""
+    try:
+        return read_volume(
+            one.path, reading=reading, series=one.series, allow_thin=True, allow_constant=True, narrow=True
+        )
+    except VolumeError as error:
+        if error.reason != "datatype" or not one.path.is_file() or not is_dicom(one.path):
+            raise
+        return read_map(one.path)
 
 
 def _smallest(array: NDArray[Any]) -> NDArray[Any]:

@@ -229,13 +229,6 @@ class PlannedRun:
         """Names of all cases to learn from: the pairs, then the unpaired ones."""
         return (*self.paired, *self.run.plan.unpaired)
 
-    @property
-    def tested(self) -> list[Case]:
-        """The test cases; of one of several models those that it does not learn from."""
-        split = self.run.split
-        names = split.test if self.recipe.split.models == 1 else split.validation
-        return [case for case in self.cohort.cases if case.id in names]
-
 
 class _Unpaired(NamedTuple):
     """Cases of which one side is there, and those of them that could not be read."""

@@ -57,9 +57,7 @@ function setPlane(name) {
 
 function setZoom(factor) {
   zoom = Math.min(8, Math.max(1, zoom * factor));
-  const first = Object.values(panes)[0];
-  const at = zoom === 1 ? [0, 0, 0] : first.scene.pan2Dxyzmm.slice(0, 3);
-  for (const pane of Object.values(panes)) pane.setPan2Dxyzmm([...at, zoom]);
+  for (const pane of Object.values(panes)) zoomIn(pane, zoom);
 }
 
 function swap() {

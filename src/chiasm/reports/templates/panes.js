@@ -48,6 +48,11 @@ function showPlane(viewers, name) {
   for (const button of document.querySelectorAll("[data-plane]")) button.setAttribute("aria-pressed", button.dataset.plane === name);
 }
 
+function zoomIn(viewer, zoom) { // around the cursor, which stays where it is on the screen
+  const at = Array.from(viewer.frac2mm(viewer.scene.crosshairPos)).slice(0, 3);
+  viewer.setPan2Dxyzmm([...at.map(mm => mm * (1 - zoom)), zoom]);
+}
+
 function showWorld(mm) { // a place in RAS mm, each axis by the side that it lies on
   const sides = [["L", "R"], ["P", "A"], ["I", "S"]];
   byId("world").textContent = sides.map((ends, axis) => `${ends[mm[axis] >= 0 ? 1 : 0]} ${Math.abs(mm[axis]).toFixed(1)}`).join("  ");

@@ -34,7 +34,7 @@ function moveTo(mm, but) { // by the whole affine of each volume, however obliqu
     const edge = pane.dims.map(side => 0.5 / side); // from the border to the centre of the outermost voxel
     pane.viewer.scene.crosshairPos = Array.from(pane.viewer.mm2frac([...mm, 1], 0, true)).slice(0, 3)
       .map((at, axis) => Math.min(1 - edge[axis], Math.max(edge[axis], at)));
-    pane.viewer.drawScene();
+    zoomIn(pane.viewer, zoom); // a zoomed pane of a small volume shows the place too
   }
 }
 
@@ -75,7 +75,7 @@ function setPlane(name) {
 
 function setZoom(factor) {
   zoom = Math.min(8, Math.max(1, zoom * factor));
-  for (const { viewer } of panes) viewer.setPan2Dxyzmm([...(zoom === 1 ? [0, 0, 0] : viewer.scene.pan2Dxyzmm.slice(0, 3)), zoom]);
+  for (const { viewer } of panes) zoomIn(viewer, zoom);
 }
 
 function turn() {
