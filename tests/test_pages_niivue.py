@@ -190,6 +190,20 @@ def test_a_click_in_one_pane_moves_the_cursor_of_all(shown: dict[str, Any]) -> N
         assert cursor_of(page, name) == pytest.approx(cursor_of(page, "real"), abs=1e-5)
 
 
+def test_a_zoom_keeps_the_cursor_where_it_is_on_the_screen(shown: dict[str, Any]) -> None:
+    page = shown["page"]
+    click(page, "real", 0.4, 0.45)
+    places = "Object.values(chiasm.panes).map(one => Array.from(one.frac2canvasPos(one.scene.crosshairPos)))"
+    before = np.array(page.evaluate(places))
+    for key in ("+", "+", "+"):
+        page.keyboard.press(key)
+    assert page.evaluate("chiasm.panes.real.scene.pan2Dxyzmm[3]") == pytest.approx(1.25**3)
+    np.testing.assert_allclose(np.array(page.evaluate(places)), before, atol=2)
+    for key in ("-", "-", "-"):
+        page.keyboard.press(key)
+    np.testing.assert_allclose(page.evaluate("Array.from(chiasm.panes.real.scene.pan2Dxyzmm)"), [0, 0, 0, 1], atol=1e-6)
+
+
 def test_a_jump_moves_the_cursor_of_all_to_the_place_it_names(shown: dict[str, Any]) -> None:
     page = shown["page"]
     for label, where in (("Lesion 1", shown["lesion"]), ("Largest difference", None)):
