@@ -305,7 +305,7 @@ def open_job(
         raise RecipeError(
             "chiasm run evaluates its predictions, and those in DICOM cannot be evaluated",
             reason="format",
-            hint=f"Give chiasm run another --format; afterwards: chiasm predict {out} DATA --format dicom -o PREDICTIONS.",
+            hint=f"Give chiasm run another --format; then chiasm predict {out} DATA --format dicom -o PREDICTIONS.",
         )
     asked = {"engine": engine, "format": container}
     given = {name: value for name, value in asked.items() if value is not None}
