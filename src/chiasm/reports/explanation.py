@@ -87,7 +87,8 @@ def _in_short(found: Evidence, comparisons: Sequence[BaselineComparison]) -> Ite
 
 def _made(found: Evidence) -> str:
     plan, recipe = found.plan, found.recipe
-    several = f"{found.averaged}, the first of them " if found.averaged else ""
+    several = f"Each of {recipe.split.models} models, " if recipe.split.models != 1 else ""
+    several = f"{found.averaged}, the first of them " if found.averaged else several
     return (
         f"{several}{title_of(recipe.method)} of size {recipe.size}, {recipe.schedule.steps} steps, "
         f"makes {plan.target} of {' + '.join(plan.sources)}."
@@ -133,7 +134,8 @@ def _in_training(found: Evidence) -> Iterator[str]:
     yield from logged_warnings(found.history)
     if found.seconds:
         stages = ", ".join(f"{stage} {_duration(seconds)}" for stage, seconds in found.seconds.items())
-        yield f"Time: {stages}.{_pace(found)}"
+        of_first = "" if found.recipe.split.models == 1 else " of the first model"
+        yield f"Time{of_first}: {stages}.{_pace(found)}"
 
 
 def _loss(found: Evidence) -> Iterator[str]:

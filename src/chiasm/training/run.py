@@ -290,9 +290,10 @@ def describe(recipe: Recipe, plan: Plan) -> list[str]:
             f"lesion: {shares.reason}"
         )
     cost = plan.expected or estimate_cost(recipe, plan)
+    each = "" if recipe.split.models == 1 else f" for each of {recipe.split.models} models"
     lines.append(
         f"{title_of(recipe.method)}, {recipe.size}, {recipe.schedule.steps} steps: {in_minutes(cost.minutes)} "
-        f"and {cost.memory_mb / 1024:.1f} GB"
+        f"and {cost.memory_mb / 1024:.1f} GB{each}"
     )
     return lines
 
