@@ -1,10 +1,12 @@
 """chiasm beside a plain MONAI network and a look-up table, on the same cases and in an equal time of the processor.
 
     python benchmarks/peers.py DATA OUT --seconds 120 --folds 0 1 2 3 4 5 --seeds 0
+    python benchmarks/peers.py DATA OUT --seconds 330 --folds 0 1 2 --pairs --methods
 
 DATA is a folder in the layout of BraTS.  Each fold tests one subject.  MONAI's BasicUNet (2D, three slices in, L1, Adam
 with cosine decay, images scaled by mean and SD of the brain, flips) and the look-up (64 bins of the scaled source)
 learn from all other subjects; chiasm keeps one of these for its validation.  Trainings take SECONDS of one thread.
+With --pairs each fold tests two subjects, in the order of their names, as in `coarse_levers.py`, without chiasm.
 `levers.judge` scores all of them: truth in SD of the brain, the prediction fitted to it by one affine map.  Rows go
 to OUT/peers.csv; the same command goes on where it stopped.  KonfAI is not among them: it was not at hand.
 """
@@ -202,18 +204,22 @@ def judged(path: Path, make: Callable[[], tuple[Scores, int]]) -> tuple[Scores, 
 
 
 class Fold(NamedTuple):
-    """Which subject is tested, the seed of all trainings, and the seconds that each may take."""
+    """Which subject or pair is tested, the seed of all trainings, and the seconds that each may take."""
 
     fold: int
     seed: int
     seconds: float
+    pairs: bool
 
 
 def run_fold(data: Path, out: Path, methods: Sequence[str], asked: Fold) -> list[dict[str, object]]:
     """Train every tool on a fold, and judge it on the subject that is tested."""
-    fold, seed, seconds = asked
+    fold, seed, seconds, pairs = asked
     cases = find_cohort(data).cases
-    tested = make_split(cases, folds="auto", fold=fold, validation=0.2, seed=0).test
+    if pairs:
+        tested = tuple(sorted(case.id for case in cases)[2 * fold : 2 * fold + 2])
+    else:
+        tested = make_split(cases, folds="auto", fold=fold, validation=0.2, seed=0).test
     others = [case.id for case in cases if case.id not in tested]
     tools: dict[str, Callable[[], tuple[Scores, int]]] = {
         f"chiasm {name}": partial(by_chiasm, name, data, out, fold, seed, seconds) for name in methods
@@ -237,7 +243,10 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=120.0)
     parser.add_argument("--folds", type=int, nargs="*", default=[0])
     parser.add_argument("--seeds", type=int, nargs="*", default=[0])
+    parser.add_argument("--pairs", action="store_true")
     asked = parser.parse_args()
+    if asked.pairs and asked.methods:
+        parser.error("--pairs leaves chiasm out: give --methods without a name")
     torch.set_num_threads(1)
     data, out = asked.data, asked.out
     out.mkdir(parents=True, exist_ok=True)
@@ -245,7 +254,7 @@ def main() -> None:
         row
         for seed in asked.seeds
         for fold in asked.folds
-        for row in run_fold(data, out, asked.methods, Fold(fold, seed, asked.seconds))
+        for row in run_fold(data, out, asked.methods, Fold(fold, seed, asked.seconds, asked.pairs))
     ]
     write_rows(out / "peers.csv", FIELDS, rows)
     print_table("tool", rows)
