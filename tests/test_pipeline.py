@@ -53,7 +53,7 @@ def test_one_command_goes_from_scans_to_a_report_and_then_answers_at_once(
     out = tmp_path / "out"
     code, told, _ = call(asked(toy_cohort, out, "--steps", "24"), capsys)
     assert code == 0
-    assert "train dual-attention (A7), tiny, 24 steps" in told and "predict 2 test cases" in told
+    assert "train l2-expected-error (A17), tiny, 24 steps" in told and "predict 2 test cases" in told
     assert told.index("in all") < told.index("model:")  # the plan is said before the work
     assert told.splitlines()[-1] == f"report: {out / 'report.html'}"
     assert "evaluation/report.html" in (out / "report.html").read_text()
@@ -64,6 +64,25 @@ def test_one_command_goes_from_scans_to_a_report_and_then_answers_at_once(
     code, again, _ = call(asked(toy_cohort, out, "--steps", "24"), capsys)
     assert code == 0 and "finished already" in again and again.splitlines()[-1] == told.splitlines()[-1]
     assert files_below(out) == before
+
+
+def test_several_models_score_every_case_in_one_command(
+    toy_cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    words = ["run", toy_cohort, "--source", "t1", "--target", "t2", "-o", out, "--size", "tiny", "--models", "2"]
+    kept = [one for one in SETTINGS if not one.startswith("split.")]
+    words = [*map(str, words), "--steps", "24", "--set", *kept]
+    code, told, _ = call([*words, "--dry-run"], capsys)
+    assert code == 0 and not out.exists()
+    assert "train 2 models of l2-expected-error (A17), tiny, 24 steps in all" in told
+    assert "predict 6 cases, each by the model that did not learn from it" in told
+    code, told, _ = call(words, capsys)
+    assert code == 0 and "predicted: 6 test cases" in told and "Each of 2 models" in told
+    assert len(list((out / "predictions").glob("*/*_t2.nii.gz"))) == 6
+    before = files_below(out)
+    code, again, _ = call(words, capsys)
+    assert code == 0 and again.count("finished already") == 2 and files_below(out) == before
 
 
 def test_the_time_of_the_first_call_holds_for_the_next(tmp_path: Path) -> None:
@@ -159,7 +178,7 @@ def test_predictions_are_made_by_the_engine_and_in_the_format_that_were_given(
 ) -> None:
     out = tmp_path / "out"
     shutil.copytree(finished_run, out / "run", ignore=shutil.ignore_patterns("cache"))
-    words = asked(toy_cohort, out, "--steps", "24")
+    words = asked(toy_cohort, out, "--steps", "24", "--method", "dual-attention")
     code, *_ = call([*words, "--engine", "onnxruntime", "--format", "metaimage"], capsys)
     assert code == 0 and len(list((out / "predictions").glob("*_t2.mha"))) == 2
     manifest = json.loads((out / "predictions" / "predictions.json").read_text())

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from chiasm.cohorts.cases import Case
+from chiasm.cohorts.dicom_patients import Selection
 from chiasm.cohorts.discovery import find_cohort
 from chiasm.cohorts.splits import Split, choose_models, make_part
+from chiasm.commands.options import ReadingOptions, RecipeOptions
 from chiasm.errors import CohortError, RecipeError, RunError
 from chiasm.evaluation.rows import read_evaluation
 from chiasm.methods import make_recipe
@@ -23,7 +26,8 @@ from chiasm.prediction.model_files import check_files, find_model
 from chiasm.recipe import Recipe, read_recipe
 from chiasm.reports.evaluation import evaluate
 from chiasm.reports.explanation import explain
-from chiasm.training.cross_fitting import train
+from chiasm.training.cross_fitting import plan_first, train
+from chiasm.training.run_planning import resolve_models
 from conftest import QUICK
 
 
@@ -76,6 +80,28 @@ def test_a_cohort_that_several_models_cannot_share_is_refused(cases: list[Case],
 def test_several_models_take_no_folds_of_their_own() -> None:
     with pytest.raises(RecipeError, match="several models share the subjects"):
         recipe(**{"split.folds": 3})
+
+
+def test_the_models_are_three_by_default_where_weights_that_ship_fit(toy_cohort: Path, tmp_path: Path) -> None:
+    def number(size: str, *settings: str, **options: Any) -> object:
+        asked = RecipeOptions(["t1"], "t2", size=size, settings=list(settings), **options)
+        recipe = asked.recipe(ReadingOptions(), Selection())
+        return resolve_models(toy_cohort, recipe, tmp_path)[0].split.models
+
+    assert number("small") == 3
+    assert number("tiny") == number("small", "generator.widths=[8, 16]") == 1
+    assert number("small", folds="3") == number("small", fold=1) == number("small", "split.validation=0") == 1
+    assert number("tiny", models="2") == 2
+
+
+def test_a_plan_of_several_models_is_gone_on_with(toy_cohort: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    part, run = plan_first(toy_cohort, recipe(), tmp_path / "run", say=said.append)
+    assert (part.schedule.steps, len(run.split.train), len(run.split.validation)) == (12, 3, 3)
+    assert any("2 models share the subjects" in line for line in said)
+    plan = (tmp_path / "run" / "models" / "1" / "plan.toml").read_bytes()
+    train(toy_cohort, recipe(), tmp_path / "run", say=said.append)
+    assert (tmp_path / "run" / "models" / "1" / "plan.toml").read_bytes() == plan
 
 
 def test_the_mean_of_calibrations_is_their_mean_at_every_score() -> None:

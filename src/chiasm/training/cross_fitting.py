@@ -186,26 +186,36 @@ def _exchange_calibrations(folder: Path, runs: list[Path]) -> None:
     """Give each model the mean of the other models' calibrations; their own ones stay in the run folder."""
     if not all((run / "model" / CALIBRATION).is_file() for run in runs):
         return  # a method without an expected error
-    own = _own_calibrations(folder, runs)
-    write_json(folder / OWN, {run.name: vars(own[run.name]) for run in runs})
+    noted = _noted_calibrations(folder)
+    own = _own_calibrations(folder, runs, noted)
+    if own != noted:
+        write_json(folder / OWN, {run.name: vars(own[run.name]) for run in runs})
     for run in runs:
         wanted = mean_calibration([one for name, one in own.items() if name != run.name])
         if read_calibration(run / "model" / CALIBRATION) != wanted:
             replace_calibration(run / "model", wanted)
 
 
-def _own_calibrations(folder: Path, runs: list[Path]) -> Mapping[str, Calibration]:
+def _noted_calibrations(folder: Path) -> Mapping[str, Calibration]:
+    """Return the models' own calibrations as noted before an exchange; none before the first.
+
+    Raises:
+        RunError: If the note is damaged.
+    """
+    if not (folder / OWN).is_file():
+        return {}
+    try:
+        return TypeAdapter(dict[str, Calibration]).validate_python(read_json(folder / OWN))
+    except ValidationError as error:
+        raise _damaged(folder) from error
+
+
+def _own_calibrations(folder: Path, runs: list[Path], noted: Mapping[str, Calibration]) -> Mapping[str, Calibration]:
     """Return the calibration of each model on its own part: from its model, or as noted before the exchange.
 
     Raises:
-        RunError: If the note is missing or damaged.
+        RunError: If neither is there.
     """
-    noted: Mapping[str, Calibration] = {}
-    if (folder / OWN).is_file():
-        try:
-            noted = TypeAdapter(dict[str, Calibration]).validate_python(read_json(folder / OWN))
-        except ValidationError as error:
-            raise _damaged(folder) from error
     found = {}
     for run in runs:
         there = read_calibration(run / "model" / CALIBRATION)
