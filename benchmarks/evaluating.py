@@ -31,6 +31,7 @@ from chiasm.volumes import Geometry, Volume, read_volume, write_volume
 
 SHAPE = (240, 240, 155)
 SUBJECTS = 6
+TOLERANCE = 1e-4  # relative, of scores of two builds: SSIM is computed in single precision
 #: Task: layout of the cohort, and the settings that differ.
 TASKS = {
     "mr": ("brats", {"data.sources": ["t1"], "data.target": "t2"}),
@@ -136,14 +137,22 @@ def chiasm(source: Path, *words: Any) -> Cost:
     return Cost(used.ru_utime + used.ru_stime, used.ru_maxrss / 1024)
 
 
-def greatest_difference(one: Path, other: Path) -> tuple[int, float, str]:
-    """Return how many scores two evaluations share, the greatest relative difference, and which score it is."""
-    scores = [{row[:6]: row.value for row in read_evaluation(folder)} for folder in (one, other)]
-    if scores[0].keys() != scores[1].keys():
-        raise SystemExit(f"other rows: {sorted(scores[0].keys() ^ scores[1].keys())[:5]}")
-    apart = {key: _apart(value, scores[1][key]) for key, value in scores[0].items()}
+def compare_scores(now: Path, before: Path) -> str:
+    """Describe how far the scores that two evaluations share are apart, and name those that only one of them has.
+
+    Raises:
+        SystemExit: If a score is further apart than `TOLERANCE`, or the earlier build has scores that are gone.
+    """
+    ours, theirs = ({row[:6]: row.value for row in read_evaluation(folder)} for folder in (now, before))
+    if gone := sorted(theirs.keys() - ours.keys()):
+        raise SystemExit(f"{len(gone)} scores are gone: {gone[:5]}")
+    apart = {key: _apart(ours[key], value) for key, value in theirs.items()}
     worst = max(apart, key=lambda key: apart[key])
-    return len(apart), apart[worst], f"{worst}: {scores[0][worst]!r} against {scores[1][worst]!r}"
+    told = f"{len(apart)} shared scores, at most {apart[worst]:.2g} apart ({worst}: {ours[worst]!r}, {theirs[worst]!r})"
+    if apart[worst] > TOLERANCE:
+        raise SystemExit(f"{told}: more than {TOLERANCE:g}")
+    new = sorted({f"{method} {region} {metric}" for _, _, _, method, region, metric in ours.keys() - theirs.keys()})
+    return f"{told}; only the new build has {len(new)}: {', '.join(new)}"
 
 
 def _apart(a: float, b: float) -> float:
@@ -182,7 +191,7 @@ def compare(work: Path, task: str, before: Path | None, rounds: int, cases: Sequ
         ratios = [f"{many} cases {middle['before', many] / middle['now', many]:.1f}" for many in cases]
         ratios += [f"a case more {each['before'] / each['now']:.1f}"] if each else []
         print(f"{task} before / now: {', '.join(ratios)}")
-        print(task, *greatest_difference(work / f"{task}-now-{most}", work / f"{task}-before-{most}"))
+        print(task, compare_scores(work / f"{task}-now-{most}", work / f"{task}-before-{most}"))
 
 
 def first_cases(made: Path, many: int) -> Path:

@@ -122,6 +122,62 @@ def test_pages_packed_while_scoring_are_those_made_from_files(
     assert loads and packed == {path.relative_to(out): path.read_bytes() for path in out.rglob("*") if path.is_file()}
 
 
+@pytest.mark.parametrize("naive", [True, False])
+def test_the_part_of_a_cut_out_case_gives_the_images_and_scores_of_the_whole_case(
+    toy_cohort: Path, finished_run: Path, tmp_path: Path, naive: bool
+) -> None:
+    from chiasm.evaluation.loading import load_case
+    from chiasm.evaluation.predictions import Scoring, open_predictions, open_reference, score_case
+
+    cohort_folder = wide_cohort(toy_cohort, tmp_path / "wide")
+    predict(finished_run, [cohort_folder], tmp_path / "p", only="all")
+    assessed = open_predictions(tmp_path / "p")
+    cohort = open_reference(cohort_folder, [assessed], tmp_path / "r").cohort
+    entry = assessed.manifest.cases[0]
+    whole, part = (
+        load_case(assessed, entry, cohort, with_labels=True, naive=naive, narrow=narrow) for narrow in (False, True)
+    )
+    assert whole.part is None and part.part is not None and part.use == whole.use
+    box = part.part.box
+    assert part.part.shape == whole.mask.shape and part.mask.size < 0.8 * whole.mask.size
+    for name in ("prediction", "target", "expected_error", "mask", "labels"):
+        assert np.array_equal(getattr(part, name), getattr(whole, name)[box]), name
+    assert np.array_equal(part.source.array, whole.source.array[box]) and part.guesses.keys() == whole.guesses.keys()
+    corner = [side.start for side in box]
+    assert np.allclose(part.source.geometry.affine[:3, 3], (whole.source.geometry.affine @ [*corner, 1])[:3])
+    scores = [
+        {row[:6]: row.value for row in score_case(one, assessed, cohort, Scoring("chiasm"))} for one in (part, whole)
+    ]
+    assert scores[0] == pytest.approx(scores[1], rel=1e-12, nan_ok=True)
+
+
+def test_a_case_is_kept_whole_where_the_real_image_has_a_background(
+    toy_cohort: Path, finished_run: Path, tmp_path: Path
+) -> None:
+    from chiasm.evaluation.loading import load_case
+    from chiasm.evaluation.predictions import open_predictions, open_reference
+
+    cohort_folder = wide_cohort(toy_cohort, tmp_path / "wide", noise=True)
+    predict(finished_run, [cohort_folder], tmp_path / "p", only="all")
+    assessed = open_predictions(tmp_path / "p")
+    cohort = open_reference(cohort_folder, [assessed], tmp_path / "r").cohort
+    loaded = load_case(assessed, assessed.manifest.cases[0], cohort, with_labels=True, narrow=True)
+    assert loaded.part is None and loaded.target.shape == loaded.source.array.shape
+
+
+def wide_cohort(cohort: Path, folder: Path, *, noise: bool = False) -> Path:
+    """Copy a cohort with a wide background around its heads, turned so that axes run backwards."""
+    for path in sorted(cohort.rglob("*.nii.gz")):
+        volume = read_volume(path, labels="seg" in path.name)
+        array = np.pad(volume.array, ((9, 12), (14, 8), (10, 11)))[::-1]
+        if noise and "t2" in path.name:
+            array = array + (array == 0) * np.random.default_rng(0).integers(1, 3, array.shape)
+        target = folder / path.relative_to(cohort)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        save(target, array, volume.geometry.affine @ np.diag([-1.0, 1, 1, 1]))
+    return folder
+
+
 def test_of_many_cases_only_the_median_may_be_read_twice_and_few_packed_pages_are_kept(
     toy_cohort: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,7 +15,7 @@ from scipy.ndimage import gaussian_filter
 from scipy.stats import spearmanr
 
 from chiasm.errors import ChiasmError, RecipeError, RunError
-from chiasm.evaluation.reference import Reference
+from chiasm.evaluation.reference import Reference, compare_all
 from chiasm.evaluation.rows import UNITS, Row, read_evaluation, write_evaluation
 from chiasm.evaluation.scoring import (
     ScoredImages,
@@ -107,7 +107,7 @@ def test_scores_of_all_regions_at_once_equal_those_of_each_region_alone(conventi
     counted = mask if rules.masked else np.ones_like(mask)
     pair = conventions.pair_up(prediction, target, counted, rules, RANGE)
     low, high = rules.range or RANGE
-    for region, inside in reference.list_regions().items():
+    for region, inside in reference.list_regions():
         alone = conventions.plain_scores(prediction, target, inside, high - low, SPACING)
         for metric, value in (alone | conventions.likeness(pair, inside)).items():
             tolerance = 1e-6 if metric == "ssim" else 1e-9  # of a map in single precision
@@ -149,7 +149,12 @@ def test_a_target_is_filtered_once_for_all_predictions_and_each_scores_as_alone(
     reference = Reference(target, mask, SPACING, labels).cut_out(predictions[0], 30.0)
     assert reference.frame is not None and reference.part is reference
     box, terms = reference.frame.box, ScoreTerms("a", RANGE, "SD")
-    together = [values(evaluate_case(ScoredImages(image[box], reference), terms)) for image in predictions]
+    inside = [image[box][reference.mask] for image in predictions]
+    compared = compare_all(reference, inside, terms.convention, RANGE)
+    together = [
+        values(evaluate_case(ScoredImages(image[box], reference, compared=its), terms))
+        for image, its in zip(predictions, compared)
+    ]
     assert len(filtered) == 1
     for image, found in zip(predictions, together):
         alone = values(evaluate_case(ScoredImages(image, Reference(target, mask, SPACING, labels)), terms))

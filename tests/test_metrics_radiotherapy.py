@@ -10,7 +10,7 @@ import pytest
 from chiasm.errors import RecipeError
 from chiasm.evaluation.reference import Beams, Reference
 from chiasm.evaluation.scoring import ScoredImages, ScoreTerms, evaluate_case
-from chiasm.metrics.edges import list_neighbours, step_ratio
+from chiasm.metrics.edges import compare_steps
 from chiasm.metrics.radiotherapy import (
     MOST_ANGLES,
     THOMAS,
@@ -133,8 +133,8 @@ def test_tissues_part_the_target_by_its_hounsfield_units() -> None:
 
 
 def slice_steps(prediction: np.ndarray, target: np.ndarray, mask: np.ndarray, axis: int) -> float:
-    along = list_neighbours(mask, {"mask": mask})[axis]
-    return step_ratio(prediction[mask], along.steps(target[mask]), along)
+    (found,) = compare_steps([prediction[mask]], target[mask], mask, {"mask": slice(None)}, SPACING)
+    return found.ratios[axis]
 
 
 def test_steps_between_slices_are_compared_with_the_real_ones() -> None:

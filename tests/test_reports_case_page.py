@@ -16,8 +16,11 @@ import pytest
 
 from chiasm.evaluation.rows import Row
 from chiasm.reports import case_page as case_pages
-from chiasm.reports.case_page import MOST_BYTES, CasePage, write_case_page
+from chiasm.reports.case_page import MOST_BYTES, CasePage, pack_page, write_case_page
 from chiasm.reports.case_scores import CaseScore, against_cohort
+from chiasm.reports.case_volumes import nifti_start
+from chiasm.reports.gallery import show_gallery
+from chiasm.volumes import Geometry
 
 SHAPE = (40, 36, 20)
 
@@ -232,3 +235,36 @@ def test_a_spread_of_several_models_has_a_pane_and_a_range_of_its_own(tmp_path: 
     shown = np.asarray(volumes_in(text)["spread"].dataobj)
     assert shown.max() == pytest.approx(0.02, rel=0.01) and 'id="pane-spread"' in text
     assert "pane-spread" not in write_case_page(tmp_path / "without.html", page).read_text()
+
+
+def test_the_start_of_a_volume_of_a_page_is_what_nibabel_writes() -> None:
+    for dtype, slope in ((np.int16, 0.05), (np.uint8, 1.0), (np.float32, 1.0)):
+        geometry = Geometry((5, 6, 7), affine_of((0.9, 1.1, 2.5)))
+        header = nib.Nifti1Header()
+        header.set_data_dtype(dtype)
+        header.set_data_shape(geometry.shape)
+        header.set_xyzt_units("mm")
+        header.set_sform(geometry.affine, code=1)
+        header.set_qform(None, code=0)
+        header["pixdim"][1:4] = geometry.spacing_mm
+        header.set_data_offset(352)
+        header["scl_slope"], header["scl_inter"], header["magic"] = slope, 0.0, b"n+1"
+        assert nifti_start(geometry, np.dtype(dtype), slope) == header.binaryblock + bytes(4)
+
+
+def test_the_outline_of_a_lesion_is_the_contour_that_matplotlib_draws() -> None:
+    from matplotlib.figure import Figure
+    from scipy.ndimage import gaussian_filter
+
+    for seed in range(8):
+        noise = gaussian_filter(np.random.default_rng(seed).standard_normal((40, 50)), 2)
+        page = a_case()
+        lesion = np.zeros(SHAPE, bool)
+        lesion[..., 9] = (noise > 0.05)[:40, :36]
+        cut = pack_page(replace(page, lesion=lesion)).cut
+        shown = show_gallery([cut], None)["cases"][0]["planes"][0]["outline"]
+        drawn = cut.slices["axial lesion"]
+        contour = Figure().subplots().contour(np.pad(drawn, 1).astype(np.float32), levels=[0.5])
+        polygons = [polygon for path in contour.get_paths() for polygon in path.to_polygons(closed_only=False)]
+        expected = ("M" + " ".join(f"{x - 0.5:.1f},{y - 0.5:.1f}" for x, y in polygon) for polygon in polygons)
+        assert drawn.any() and shown == "".join(expected)

@@ -125,6 +125,22 @@ def test_damaged_weights_are_refused(fitting: Plan, tmp_path: Path, monkeypatch:
             read_pretrained(NAME)
 
 
+def test_weights_are_read_once_in_a_process_and_each_reader_gets_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / f"{NAME}.safetensors"
+    file.write_bytes((pretrained.FOLDER / file.name).read_bytes())
+    monkeypatch.setattr(pretrained, "FOLDER", tmp_path)
+    first = read_pretrained(NAME)
+    file.unlink()
+    name, weights = next(iter(first.items()))
+    before = weights.clone()
+    weights += 1
+    second = read_pretrained(NAME)
+    assert second.keys() == first.keys() and torch.equal(second[name], before)
+    assert {value.dtype for value in second.values()} == {torch.float32, torch.int64}
+
+
 def test_a_model_that_goes_on_learning_starts_from_its_own_weights(finished_run: Path) -> None:
     from chiasm.prediction.model import load_model
 

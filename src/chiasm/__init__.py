@@ -18,6 +18,7 @@ its own, and within a line only from names to its left; a test reads this map.
     runners       where independent jobs are done: here, on all cores, by Ray or SLURM
     times         how long the stages of a command took
     progress      how far long work is: a bar on a terminal, lines in a log
+    heap          memory that is free but not yet given back
     boxes         boxes of voxels, and the types of arrays
     volumes       what lies on disk: geometry, masks, streams, voxels, nifti, nifti_write, metaimage, nrrd, mgh, minc,
                   archives, dicom_files, dicom_kinds, dicom_pixels, dicom_frames, dicom_stacks, dicom_series,
@@ -32,8 +33,8 @@ its own, and within a line only from names to its left; a test reads this map.
     preparation   from files to arrays that a network learns from: intensity, bias_field, degradation, fingerprint,
                   examination, inspection, unpaired, plan, out_of_distribution, memory, patches, planning, arrays
     attenuation   CT to attenuation at 511 keV, for PET
-    metrics       scores of one image against another, inside a mask: voxelwise, edges, ssim, lesions, ranking,
-                  radiotherapy, structures, challenges, conventions
+    metrics       scores of one image against another, inside a mask: voxelwise, edges, ssim, cut_out, lesions,
+                  ranking, radiotherapy, structures, challenges, conventions
     networks      tensors to tensors: generator, discriminators, layers, srcnn, fcn8, unet, dcgan, pix2pix, fcn3d, han,
                   li_cnn, context_gan, strainet, sparse_coding, foreign, shapes, catalogue
     prediction    a network over a whole volume: watching, tiling, slabs, windows, seams, engines, compiled,
@@ -45,7 +46,7 @@ its own, and within a line only from names to its left; a test reads this map.
                   discriminator_step, generator_step, learner, loop, cascade, run_planning, run,
                   cross_fitting, finetuning
     evaluation    scores, and what may be claimed from them: rows, reference, scoring, summary, paired_tests,
-                  claims, headlines, statistics, agreement, reader_files, rating, loading, predictions,
+                  claims, headlines, statistics, agreement, reader_files, rating, kept, loading, predictions,
                   given_volumes, segmentations, doses, uncertainty, expected_error
     reports       the pages that people read: drawing, pages, tables, registration, gallery, error_plot, curves,
                   progress_page, tensorboard, naive_comparison, evaluation_folder, evidence, advice, explanation,

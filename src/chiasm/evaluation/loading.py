@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ from chiasm.cohorts.dicom_patients import marks_on
 from chiasm.cohorts.images import read_case_image, read_case_labels
 from chiasm.cohorts.labels import usable_labels
 from chiasm.errors import CohortError
+from chiasm.evaluation.kept import KeptImage, KeptPart, box_around, is_constant_beyond, laid_out
 from chiasm.evaluation.rows import MaskUse
 from chiasm.evaluation.scoring import harmonise
 from chiasm.prediction.baselines import Baselines
@@ -25,7 +26,7 @@ from chiasm.preparation.degradation import simulated, thick_mask
 from chiasm.preparation.fingerprint import known_of
 from chiasm.preparation.intensity import IntensityMap
 from chiasm.preparation.plan import Plan
-from chiasm.volumes import Volume, check_pair, read_volume, resample
+from chiasm.volumes import Volume, check_pair, crop, read_volume, resample
 from chiasm.volumes.geometry import find_overlap
 from chiasm.volumes.masks import Rule
 
@@ -45,32 +46,55 @@ class EvaluationCase:
     Attributes:
         case: The cohort's case.
         entry: What the manifest says of its prediction.
-        prediction: The model's own image.
+        made: The model's own image.
         guesses: Name of each naive baseline to its values in the mask, shape (n,); outside lies the background.
-        target: The real image, harmonised where units are arbitrary.
-        expected_error: The map in target units, or None.
+        real: The real image, harmonised where units are arbitrary.
+        expected: The map of expected errors in target units, or None.
         mask: Voxels that are scored.
         labels: Label map, or None.
         source: The first source, for super-resolution as the network saw it.
         use: Which mask that is, and why.
         problem: What kept the labels from being used, or None.
         lacks: Sources that the cohort's case lacks, so that there are no naive baselines; the first is then all zero.
-        spread: Standard deviation of the images of several models in target units, or None.
+        deviation: Standard deviation of the images of several models in target units, or None.
+        part: Where all this lies on the source's grid, if only a part was kept: beyond the mask, real image and
+            prediction are the background.
     """
 
     case: Case
     entry: Entry
-    prediction: NDArray[np.float32]
+    made: KeptImage
     guesses: Mapping[str, NDArray[np.float32]]
-    target: NDArray[np.float32]
-    expected_error: NDArray[np.float32] | None
+    real: KeptImage
+    expected: KeptImage | None
     mask: NDArray[np.bool_]
     labels: NDArray[np.integer] | None
     source: Volume
     use: MaskUse
     problem: Problem | None = None
     lacks: tuple[str, ...] = ()
-    spread: NDArray[np.float32] | None = None
+    deviation: KeptImage | None = None
+    part: KeptPart | None = None
+
+    @property
+    def prediction(self) -> NDArray[np.float32]:
+        """The model's own image, shape (I, J, K)."""
+        return self.made.laid_out(self.mask)
+
+    @property
+    def target(self) -> NDArray[np.float32]:
+        """The real image, shape (I, J, K)."""
+        return self.real.laid_out(self.mask)
+
+    @property
+    def expected_error(self) -> NDArray[np.float32] | None:
+        """The map of expected errors, shape (I, J, K), or None."""
+        return None if self.expected is None else self.expected.laid_out(self.mask)
+
+    @property
+    def spread(self) -> NDArray[np.float32] | None:
+        """The standard deviation of the images of several models, shape (I, J, K), or None."""
+        return None if self.deviation is None else self.deviation.laid_out(self.mask)
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,12 +131,26 @@ def check_reference(case: Case, modality: str) -> None:
 
 
 def load_case(
-    assessed: PredictionFolder, entry: Entry, cohort: Cohort, *, with_labels: bool, naive: bool = True
+    assessed: PredictionFolder,
+    entry: Entry,
+    cohort: Cohort,
+    *,
+    with_labels: bool,
+    naive: bool = True,
+    narrow: bool = False,
 ) -> EvaluationCase:
     """Read one case's prediction, target, mask and labels, and make the naive baselines if asked for.
 
     Without its sources a case has no baselines, and is compared as the prediction lies.
     The voxels that are scored are those of the mask that the prediction was made with.
+
+    Args:
+        assessed: Whose prediction it is.
+        entry: What the manifest says of it.
+        cohort: With the real images.
+        with_labels: Whether labels are read.
+        naive: Whether naive baselines are made.
+        narrow: Whether only a part may be kept, where prediction and real image are the background beyond the mask.
 
     Raises:
         CohortError: If the cohort has no such case, it has no target, its target was made, or it lacks a source
@@ -124,32 +162,84 @@ def load_case(
     check_files(folder, entry)
     case = _case_of(entry, plan, cohort)
     first, sources = _open_sources(assessed, entry, case)
-    prediction = _made(case, first, folder / entry.image, "prediction")
+    prediction = _made(case, first, folder / entry.image, "prediction").array
     target = check_pair(first, read_case_image(case, plan.target), b_name=plan.target, labels=not sources)
     mask = _mask_of(assessed, entry, case, first, sources)
     inside = known_of(case, mask.scored, target, plan.degradation)
     labels, problem = usable_labels(case, cohort.regions, first, plan.sources[0]) if with_labels else (None, None)
-    expected_error, spread = (
-        None if name is None else _made(case, first, folder / name, what).array
+    made, real = KeptImage(prediction), KeptImage(target.array)
+    values = None if labels is None else labels.array
+    use, lacks = _use(assessed, entry, mask, inside), _lacking(case, plan)
+    loaded = EvaluationCase(case, entry, made, {}, real, None, inside, values, first, use, problem, lacks)
+    del prediction, target, labels, made, real, values  # what is not kept is let go
+    part = _part_of(loaded, plan) if narrow else None
+    if part is not None:
+        loaded = _kept_part(loaded, part, plan)
+    expected, deviation = (
+        None if name is None else _kept_map(_made(case, first, folder / name, what).array, inside, part)
         for name, what in ((entry.expected_error, "expected-error map"), (entry.spread, "spread over models"))
     )
+    loaded = replace(loaded, expected=expected, deviation=deviation)
     shown, own, guesses = _as_shown(assessed, sources, first, mask.shown, inside, naive=naive)
-    made_image = prediction.array if own is None else harmonise(prediction.array, inside, plan, own)
-    return EvaluationCase(
-        case,
-        entry,
-        made_image,
-        guesses,
-        harmonise(target.array, inside, plan, own),
-        None if expected_error is None else expected_error * _scale(own, plan),
-        inside,
-        None if labels is None else labels.array,
-        shown,
-        _use(assessed, entry, mask, inside),
-        problem,
-        _lacking(case, plan),
-        None if spread is None else spread * _scale(own, plan),
+    return _in_target_units(loaded, guesses, shown, plan, own)
+
+
+def _part_of(loaded: EvaluationCase, plan: Plan) -> KeptPart | None:
+    """Find the part that holds every difference; None where prediction or target differ from the background beyond."""
+    mask, background = loaded.mask, plan.target_background
+    if plan.own is not None or mask.all() or not mask.any():
+        return None
+    blank = background if plan.target_unit == "HU" else 0.0  # `harmonise` makes it the background
+    images = ((loaded.made, background), (loaded.real, blank))
+    if not all(is_constant_beyond(image.array, mask, value) for image, value in images):
+        return None
+    return KeptPart(box_around(mask, loaded.labels, loaded.source.geometry.spacing_mm), mask.shape)
+
+
+def _kept_part(loaded: EvaluationCase, part: KeptPart, plan: Plan) -> EvaluationCase:
+    """Keep only values of the mask's voxels, and the mask and the labels of the part around them."""
+    mask, labels, background = loaded.mask, loaded.labels, plan.target_background
+    return replace(
+        loaded,
+        made=KeptImage(loaded.made.array[mask], background),
+        real=KeptImage(loaded.real.array[mask], background),
+        mask=np.ascontiguousarray(mask[part.box]),
+        labels=None if labels is None else np.ascontiguousarray(labels[part.box]),
+        part=part,
     )
+
+
+def _kept_map(errors: NDArray[np.float32], inside: NDArray[np.bool_], part: KeptPart | None) -> KeptImage:
+    """Keep a map of errors: of a part the values of the mask's voxels, if it is 0 beyond them."""
+    if part is None:
+        return KeptImage(errors)
+    if is_constant_beyond(errors, inside, 0.0):
+        return KeptImage(errors[inside], 0.0)
+    return KeptImage(np.ascontiguousarray(errors[part.box]))
+
+
+def _in_target_units(
+    loaded: EvaluationCase,
+    guesses: Mapping[str, NDArray[np.float32]],
+    shown: Volume,
+    plan: Plan,
+    own: IntensityMap | None,
+) -> EvaluationCase:
+    """Convert the images of a case to the cohort's target units, and add what a network saw and naive baselines."""
+    mask, part = loaded.mask, loaded.part
+    made, real = loaded.made, loaded.real
+    if part is None:
+        real = KeptImage(harmonise(real.array, mask, plan, own))
+        made = made if own is None else KeptImage(harmonise(made.array, mask, plan, own))
+    else:
+        shown = crop(shown, part.box)
+        shown = Volume(shown.array.copy(order="K"), shown.geometry)  # a view would keep the whole image
+        real = replace(real, array=harmonise(real.array, np.ones(real.array.shape, bool), plan))
+    expected, deviation = (
+        one if one is None or own is None else replace(one, array=one.array * _scale(own, plan))
+        for one in (loaded.expected, loaded.deviation)
+    )
+    return replace(loaded, made=made, real=real, expected=expected, deviation=deviation, source=shown, guesses=guesses)
 
 
 def _lacking(case: Case, plan: Plan) -> tuple[str, ...]:
@@ -223,21 +313,23 @@ def _guesses(
     assessed: PredictionFolder, prepared: PreparedSource, first: Volume, inside: NDArray[np.bool_]
 ) -> dict[str, NDArray[np.float32]]:
     """Make the naive baselines of a case, by name: values at the voxels of the mask on the grid of its first source."""
-    names, mask = assessed.baselines.names, prepared.mask
-    made = assessed.baselines.predict_inside(names, prepared.array, mask, prepared.grid)
-    back = assessed.plan.target_reference.invert
-    raw = {name: back(values.astype(np.float32, copy=False)) for name, values in made.items()}
-    beyond = np.float32(back(0))
+    mask, back = prepared.mask, assessed.plan.target_reference.invert
+    beyond = float(back(0))
     overlap = find_overlap(prepared.grid, first.geometry)
+    order: NDArray[np.int32] | None = None
     if overlap is not None and inside[overlap.target].sum() == inside.sum():  # the same voxels, in another order
         place = np.full(mask.shape, -1, np.int32)
         place[mask] = np.arange(np.count_nonzero(mask), dtype=np.int32)
         order = place.transpose(overlap.axes)[overlap.source][inside[overlap.target]]
-        return {name: np.append(values, beyond)[order] for name, values in raw.items()}
+        del place
     guesses = {}
-    for name, values in raw.items():
-        image = np.full(mask.shape, beyond, np.float32)
-        image[mask] = values
+    for name in assessed.baselines.names:  # one after the other: each has as many values as the mask
+        made = assessed.baselines.predict_inside([name], prepared.array, mask, prepared.grid)[name]
+        values = back(made.astype(np.float32, copy=False))
+        if order is not None:
+            guesses[name] = np.append(values, np.float32(beyond))[order]
+            continue
+        image = laid_out(values, mask, beyond)
         guesses[name] = resample(Volume(image, prepared.grid), first.geometry, order=1).array[inside]
     return guesses
 
@@ -324,9 +416,7 @@ def _use(assessed: PredictionFolder, entry: Entry, mask: _Mask, inside: NDArray[
     return MaskUse(entry.case, assessed.manifest.method, mask.used, mask.reason, count, digest)
 
 
-def _scale(own: IntensityMap | None, plan: Plan) -> np.float32:
+def _scale(own: IntensityMap, plan: Plan) -> np.float32:
     """Return the cohort's target units in one unit of a scan's own map."""
-    if own is None:
-        return np.float32(1)
     ends = plan.target_reference.apply(np.array(plan.target_range))
     return np.float32(np.ptp(plan.target_range) / np.ptp(own.invert(ends)))

@@ -12,19 +12,22 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from chiasm.cohorts.cases import Cohort, Problem
 from chiasm.cohorts.dicom_patients import Selection
 from chiasm.cohorts.discovery import find_cohort, selection_of
 from chiasm.errors import ChiasmError, RunError
+from chiasm.evaluation.kept import KeptImage, laid_out
 from chiasm.evaluation.loading import EvaluationCase, PredictionFolder, load_case
-from chiasm.evaluation.reference import Beams, Reference
+from chiasm.evaluation.reference import Beams, Reference, ScoredBox, compare_all
 from chiasm.evaluation.rows import MaskUse, Remarks, Row
 from chiasm.evaluation.scoring import ScoredImages, ScoreTerms, evaluate_case, reporting_unit
-from chiasm.metrics.conventions import find_convention
+from chiasm.heap import give_back
+from chiasm.metrics.conventions import Convention, find_convention
 from chiasm.prediction.baselines import load_baselines
 from chiasm.prediction.manifest import Entry, Manifest, find_path, read_manifest
-from chiasm.preparation.plan import read_plan
+from chiasm.preparation.plan import Plan, read_plan
 from chiasm.progress import Progress, counted
 from chiasm.recipe import Registration, read_recipe
 from chiasm.registration.cohort import AlignedCohort, align_cohort
@@ -195,15 +198,19 @@ def score_cases(
     spoiled: list[Problem] = []
     masks: list[MaskUse] = []
     notes: list[str] = []
+    narrow = _is_of_mask(find_convention(scoring.convention))
     for one, entry in counted(work, lambda pair: pair[1].case, progress):
         try:
-            loaded = load_case(one, entry, cohort, with_labels=scoring.with_labels, naive=scoring.naive)
+            loaded = load_case(one, entry, cohort, with_labels=scoring.with_labels, naive=scoring.naive, narrow=narrow)
+            give_back()
             its = score_case(loaded, one, cohort, scoring)
         except ChiasmError as error:
             path = error.path or one.folder / entry.image
             problems.append(Problem(path, error.reason, f"case {entry.case}: {error}", entry.case))
             continue
         rows += its
+        loaded = replace(loaded, guesses={})
+        give_back()
         if after is not None:
             after(loaded, one, its)
         spoiled += [] if loaded.problem is None else [loaded.problem]
@@ -214,6 +221,7 @@ def score_cases(
                 f"without the naive baselines ({', '.join(one.baselines.names)}), and is not compared with them"
             )
         del loaded  # before the next case is read
+        give_back()
     return CaseScores(rows, problems, spoiled, tuple(masks), tuple(notes))
 
 
@@ -221,35 +229,61 @@ def score_case(loaded: EvaluationCase, assessed: PredictionFolder, cohort: Cohor
     """Score the prediction of a case and its naive baselines in every region."""
     plan, manifest = assessed.plan, assessed.manifest
     unit, scale = reporting_unit(plan)
+    reference = _reference_of(loaded, cohort, plan, scoring)
+    values = [loaded.made.inside(loaded.mask), *loaded.guesses.values()]
+    compared = compare_all(reference, values, scoring.convention, plan.target_range)
+    del values
+    give_back()
     rows: list[Row] = []
-    grid = loaded.source.geometry
+    for method, its in zip((manifest.method, *loaded.guesses), compared, strict=True):
+        expected, spread = None, None
+        if method == manifest.method:
+            image = _on_grid(loaded.made, reference, loaded.mask)
+            expected, spread = (
+                None if one is None else one.inside(loaded.mask) for one in (loaded.expected, loaded.deviation)
+            )
+        else:
+            image = laid_out(loaded.guesses[method], reference.mask, plan.target_background)
+        terms = ScoreTerms(
+            loaded.case.id, plan.target_range, unit, scale, scoring.convention, manifest.fold, manifest.seed, method
+        )
+        rows += evaluate_case(ScoredImages(image, reference, expected, spread, its), terms)
+        del image
+        give_back()
+    return rows
+
+
+def _reference_of(loaded: EvaluationCase, cohort: Cohort, plan: Plan, scoring: Scoring) -> Reference:
+    """Return what the predictions of a case are scored against."""
+    rules, background, grid = find_convention(scoring.convention), plan.target_background, loaded.source.geometry
+    frame = None if loaded.part is None else ScoredBox(loaded.part.box, loaded.part.shape, background)
     reference = Reference(
         loaded.target,
         loaded.mask,
         grid.spacing_mm,
         loaded.labels,
         cohort.regions,
-        is_ct=unit == "HU",
+        is_ct=plan.target_unit == "HU",
         axes=axis_names(grid),
         beams=Beams(scoring.angles, grid.affine[:3, :3]) if scoring.angles else None,
+        frame=frame,
     )
-    rules, background = find_convention(scoring.convention), plan.target_background
-    if rules.masked and not rules.multiscale and rules.challenge is None:
-        reference = reference.cut_out(loaded.prediction, background)
-    box = (slice(None),) * 3 if reference.frame is None else reference.frame.box
-    maps = tuple(None if array is None else array[box] for array in (loaded.expected_error, loaded.spread))
-    for method in (manifest.method, *loaded.guesses):
-        if method == manifest.method:
-            images = ScoredImages(np.ascontiguousarray(loaded.prediction[box]), reference, *maps)
-        else:
-            guess = np.full(reference.mask.shape, background, np.float32)
-            guess[reference.mask] = loaded.guesses[method]
-            images = ScoredImages(guess, reference)
-        terms = ScoreTerms(
-            loaded.case.id, plan.target_range, unit, scale, scoring.convention, manifest.fold, manifest.seed, method
-        )
-        rows += evaluate_case(images, terms)
-    return rows
+    if frame is None and _is_of_mask(rules):
+        return reference.cut_out(loaded.prediction, background)
+    return reference
+
+
+def _is_of_mask(rules: Convention) -> bool:
+    """Return whether a convention needs no voxel of a constant background."""
+    return rules.masked and not rules.multiscale and rules.challenge is None
+
+
+def _on_grid(made: KeptImage, reference: Reference, mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Return a prediction on the grid of a reference, which may be a part of the mask's."""
+    image: NDArray[np.float32] = made.laid_out(mask)
+    if reference.frame is None or image.shape == reference.mask.shape:
+        return image
+    return np.ascontiguousarray(image[reference.frame.box])
 
 
 def _model_folder(predictions: Path, manifest: Manifest, given: Path | None) -> Path:

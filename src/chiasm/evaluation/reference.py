@@ -5,7 +5,7 @@ What depends on the real image alone is found once, however many predictions are
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
@@ -16,14 +16,12 @@ from numpy.typing import NDArray
 
 from chiasm.attenuation import attenuation
 from chiasm.boxes import Box, same_shape
-from chiasm.metrics import edges, lesions, radiotherapy
-from chiasm.metrics.conventions import Convention, CutOutPairing
+from chiasm.metrics import conventions, edges, lesions, radiotherapy
+from chiasm.metrics.conventions import Places
 from chiasm.metrics.ssim import window_box
 
 EDGE_BAND_MM = 4.0
 EDGE_SHARE = 0.1  # of the mask's voxels: the target's steepest
-
-Places = NDArray[np.int32] | slice  # of a region's voxels among those of the mask
 
 
 class ScoredBox(NamedTuple):
@@ -100,11 +98,13 @@ class Reference:
             return self
         return replace(self.part, frame=ScoredBox(self.box, self.mask.shape, background))
 
-    @cached_property
+    @property
     def part(self) -> Reference:
         """The part that lies in the box; itself where it was cut to it already."""
-        if self.frame is not None:
-            return self
+        return self if self.frame is not None else self._cut  # itself is not kept: that were a circle
+
+    @cached_property
+    def _cut(self) -> Reference:
         target, mask = (np.ascontiguousarray(array[self.box]) for array in (self.target, self.mask))
         labels = None if self.labels is None else np.ascontiguousarray(self.labels[self.box])
         return replace(self, target=target, mask=mask, labels=labels)
@@ -113,24 +113,6 @@ class Reference:
     def values(self) -> NDArray[Any]:
         """The target's values in the mask, shape (n,)."""
         return self.target[self.mask]
-
-    @cached_property
-    def steps(self) -> list[NDArray[np.float32]]:
-        """The target's absolute differences between neighbours, for each of `neighbours`."""
-        return [along.steps(self.values) for along in self.neighbours]
-
-    def pairing(self, convention: Convention, data_range: tuple[float, float]) -> CutOutPairing:
-        """Return the target prepared under a convention, once for all predictions; of a `frame` alone."""
-        assert self.frame is not None
-        asked = (convention, data_range)
-        if asked not in self._pairings:
-            background = self.frame.background
-            self._pairings[asked] = CutOutPairing(self.target, self.mask, background, convention, data_range)
-        return self._pairings[asked]
-
-    @cached_property
-    def _pairings(self) -> dict[tuple[Convention, tuple[float, float]], CutOutPairing]:
-        return {}
 
     @cached_property
     def attenuation(self) -> NDArray[np.float32]:
@@ -151,36 +133,26 @@ class Reference:
         counted: NDArray[np.bool_] = np.isin(self.labels, named) if named else self.labels != 0
         return counted & self.mask
 
-    def list_regions(self) -> dict[str, NDArray[np.bool_]]:
-        """Return the voxels of each region to score, the mask first."""
+    def list_regions(self) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+        """Yield the voxels of each region to score, the mask first."""
         mask, labels, lesion = self.mask, self.labels, self.lesion
-        found = {"mask": mask}
+        yield "mask", mask
         if labels is not None and lesion is not None:
             named = self.regions or {"lesion": np.setdiff1d(labels, [0]).tolist()}
-            found |= {name: np.isin(labels, list(values)) & mask for name, values in named.items()}
-            found["healthy"] = mask & (labels == 0)
-            found["lesion-edge"] = edges.edge_band(lesion, EDGE_BAND_MM, self.spacing_mm) & mask
-        found["edges"] = edges.edge_voxels(self.target, mask, self.spacing_mm, EDGE_SHARE)
-        return found | (radiotherapy.tissues(self.target, mask) if self.is_ct else {})
+            yield from ((name, np.isin(labels, list(values)) & mask) for name, values in named.items())
+            yield "healthy", mask & (labels == 0)
+            yield "lesion-edge", edges.edge_band(lesion, EDGE_BAND_MM, self.spacing_mm) & mask
+        yield "edges", edges.edge_voxels(self.target, mask, self.spacing_mm, EDGE_SHARE)
+        if self.is_ct:
+            yield from radiotherapy.tissues(self.target, mask).items()
 
     @cached_property
-    def _regions(self) -> tuple[dict[str, Places], list[edges.Neighbours]]:
-        """Where each region lies among the voxels of the mask, and the pairs of neighbours in it."""
-        masks = self.list_regions()
-        places: dict[str, Places] = {
-            name: np.flatnonzero(region[self.mask]).astype(np.int32) for name, region in masks.items()
-        }
-        return places | {"mask": slice(None)}, edges.list_neighbours(self.mask, masks)
-
-    @property
     def places(self) -> dict[str, Places]:
         """Places of each region's voxels among those of the mask, in their order; the mask comes first."""
-        return self._regions[0]
-
-    @property
-    def neighbours(self) -> list[edges.Neighbours]:
-        """Pairs of neighbours in each region."""
-        return self._regions[1]
+        places: dict[str, Places] = {
+            name: np.flatnonzero(region[self.mask]).astype(np.int32) for name, region in self.list_regions()
+        }
+        return places | {"mask": slice(None)}
 
     @cached_property
     def components(self) -> lesions.Components:
@@ -199,3 +171,43 @@ class Reference:
     def far(self) -> NDArray[np.bool_]:
         """Voxels of the mask away from any lesion."""
         return self.mask if self.lesion is None else lesions.far_from_labels(self.mask, self.lesion, self.spacing_mm)
+
+
+class ComparedPrediction(NamedTuple):
+    """What is compared of all predictions of a target together, of one prediction.
+
+    Attributes:
+        steps: Between neighbours.
+        likeness: Of a reference with a frame; else None.
+    """
+
+    steps: edges.ComparedSteps
+    likeness: conventions.PairLikeness | None
+
+
+def compare_all(
+    reference: Reference, predictions: Sequence[NDArray[Any]], convention: str, data_range: tuple[float, float]
+) -> list[ComparedPrediction]:
+    """Compare all predictions of a target together, so that what depends on the target alone is found once.
+
+    Args:
+        reference: The target.
+        predictions: Values of the mask's voxels, shape (n,) each, target units.
+        convention: A name of `conventions.CONVENTIONS`; of a reference with a frame, a masked one.
+        data_range: The training cohort's range (low, high), target units.
+
+    Returns:
+        One for each prediction, as if it had been compared alone.
+
+    Raises:
+        RecipeError: If the convention is unknown.
+        ValueError: If a range is not positive.
+    """
+    part, frame = reference.part, reference.frame
+    steps = edges.compare_steps(predictions, part.values, part.mask, part.places, part.spacing_mm)
+    if frame is None:
+        return [ComparedPrediction(its, None) for its in steps]
+    rules = conventions.find_convention(convention)
+    pairing = conventions.CutOutPairing(part.values, part.mask, frame.background, rules, data_range)
+    likenesses = pairing.compare(predictions, part.places, frame.box, frame.shape)
+    return list(map(ComparedPrediction, steps, likenesses))

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from chiasm import boxes
 from chiasm.attenuation import attenuation
 from chiasm.errors import ChiasmError
-from chiasm.evaluation.reference import Reference, ScoredBox
+from chiasm.evaluation.reference import ComparedPrediction, Reference, ScoredBox, compare_all
 from chiasm.evaluation.rows import LEAST_LESION, UNITS, Row
 from chiasm.metrics import challenges, conventions, edges, lesions, radiotherapy, ranking, voxelwise
 from chiasm.prediction.baselines import NAMES
@@ -75,19 +75,24 @@ def reporting_unit(plan: Plan) -> tuple[str, float]:
     return "SD", plan.target_sd * (high - low) / float(normalised[1] - normalised[0])
 
 
-def check_units(prediction: NDArray[Any], target: NDArray[Any], mask: NDArray[np.bool_], case: str) -> None:
+def check_units(prediction: NDArray[Any], target: NDArray[Any], case: str) -> None:
     """Refuse a pair whose scales are so far apart that one must be in another unit.
+
+    Args:
+        prediction: Values of the mask's voxels, shape (n,).
+        target: Likewise.
+        case: Named in the error.
 
     Raises:
         ChiasmError: If the scales (absolute median + interquartile range inside
             the mask) differ more than twentyfold: as a normalised image and a
             raw one do.  A constant image is no unit and is let through.
     """
-    if not mask.any():
+    if not target.size:
         return
     scales = []
     for image in (prediction, target):
-        low, middle, high = np.quantile(_sample(image[mask]), (0.25, 0.5, 0.75))
+        low, middle, high = np.quantile(_sample(image), (0.25, 0.5, 0.75))
         scales.append(abs(float(middle)) + float(high - low) if high > low else 0.0)
     of_prediction, of_target = scales
     if min(scales) > 0 and max(scales) > MOST_SCALES_APART * min(scales):
@@ -107,34 +112,54 @@ class ScoredImages:
     Attributes:
         prediction: Target units, shape (I, J, K).
         reference: The real image, with its mask and regions.
-        expected_error: Expected absolute error in target units, or None.
-        spread: Standard deviation of the images of several models in target units, or None.
+        expected_error: Expected absolute error in target units, shape (I, J, K) or of the mask's voxels (n,); or None.
+        spread: Standard deviation of the images of several models, likewise, or None.
+        compared: From `compare_all`; None to compare this prediction alone.
     """
 
     prediction: NDArray[Any]
     reference: Reference
     expected_error: NDArray[Any] | None = None
     spread: NDArray[Any] | None = None
+    compared: ComparedPrediction | None = None
 
-    @cached_property
+    @property
     def part(self) -> ScoredImages:
         """The part that lies in the reference's box."""
-        if self.reference.part is self.reference:
-            return self
+        return self if self.reference.part is self.reference else self._cut  # itself is not kept: that were a circle
+
+    @cached_property
+    def _cut(self) -> ScoredImages:
         box = self.reference.box
-        maps = (None if array is None else array[box] for array in (self.expected_error, self.spread))
-        return ScoredImages(np.ascontiguousarray(self.prediction[box]), self.reference.part, *maps)
+        expected, spread = (
+            array if array is None or array.ndim == 1 else array[box] for array in (self.expected_error, self.spread)
+        )
+        part = np.ascontiguousarray(self.prediction[box])
+        return ScoredImages(part, self.reference.part, expected, spread, self.compared)
 
     @cached_property
     def values(self) -> NDArray[Any]:
         """The prediction's values in the mask, shape (n,)."""
         return self.prediction[self.reference.mask]
 
-    @cached_property
-    def error(self) -> NDArray[np.float32]:
-        """Absolute error, 0 outside the mask."""
-        difference = np.subtract(self.prediction, self.reference.target, dtype=np.float32)
-        return np.where(self.reference.mask, np.abs(difference), np.float32(0))
+    @property
+    def expected_values(self) -> NDArray[Any] | None:
+        """The expected errors of the mask's voxels, shape (n,), or None."""
+        return self._inside(self.expected_error)
+
+    @property
+    def spread_values(self) -> NDArray[Any] | None:
+        """The standard deviations of the mask's voxels, shape (n,), or None."""
+        return self._inside(self.spread)
+
+    def _inside(self, array: NDArray[Any] | None) -> NDArray[Any] | None:
+        return array if array is None or array.ndim == 1 else array[self.reference.mask]
+
+    @property
+    def error_values(self) -> NDArray[np.float32]:
+        """Absolute errors of the mask's voxels, shape (n,)."""
+        difference: NDArray[np.float32] = np.subtract(self.values, self.reference.values, dtype=np.float32)
+        return np.abs(difference, out=difference)
 
     @cached_property
     def density_error(self) -> NDArray[np.float32]:
@@ -218,50 +243,54 @@ def evaluate_case(images: ScoredImages, terms: ScoreTerms) -> list[Row]:
         ChiasmError: If prediction and target are not in one unit.
         ValueError: If shapes differ, or a range is not positive.
     """
-    reference, maps = images.reference, (images.expected_error, images.spread)
-    boxes.same_shape(images.prediction, reference.target, *(array for array in maps if array is not None))
+    reference = images.reference
+    maps = [array for array in (images.expected_error, images.spread) if array is not None and array.ndim > 1]
+    boxes.same_shape(images.prediction, reference.target, *maps)
     if terms.method not in NAMES:  # a naive baseline may well be far off, and is in the target's unit by construction
-        check_units(images.prediction, reference.target, reference.mask, terms.case)
-    pair, whole = _score_whole(images, terms)
+        check_units(images.values, reference.values, terms.case)
     part, more = images.part, {}
-    regions = _score_regions(part, pair, terms)
+    compared = images.compared or compare_all(reference, [part.values], terms.convention, terms.data_range)[0]
+    likenesses, whole = _score_whole(images, compared, terms)
+    regions = _score_regions(part, compared.steps, likenesses, terms)
     if terms.rules.multiscale:
         more["ms_ssim"] = conventions.multiscale_likeness(
             images.prediction, reference.target, reference.mask, terms.rules
         )
     more |= _score_maps(part)
-    axes = [] if terms.method in NAMES else _score_axes(part)
+    axes = [] if terms.method in NAMES else _score_axes(part, compared.steps.ratios)
     challenge = _score_challenge(images, terms)
     return terms.rows(
         [*regions.items(), ("mask", more), *challenge.items(), *_score_lesions(part).items(), *axes, ("image", whole)]
     )
 
 
-def _score_whole(images: ScoredImages, terms: ScoreTerms) -> tuple[conventions.ComparedImages, dict[str, float]]:
-    """Score all voxels, the background with them; return the pair on the mask's box too, for regions."""
+Likenesses = Mapping[str, dict[str, float]]  # region to "psnr" and "ssim"
+
+
+def _score_whole(
+    images: ScoredImages, compared: ComparedPrediction, terms: ScoreTerms
+) -> tuple[Likenesses, dict[str, float]]:
+    """Score all voxels, the background with them; return the likenesses of regions too."""
     prediction, reference = images.prediction, images.reference
-    if reference.frame is not None:
-        return _score_cut_out(images, reference.frame, terms)
+    if reference.frame is not None and compared.likeness is not None:
+        return compared.likeness.regions, _errors_cut_out(images, reference.frame, terms) | compared.likeness.whole
     whole = np.ones(prediction.shape, bool)
     pair = conventions.pair_up(prediction, reference.target, whole, terms.rules, terms.data_range)
     scores = voxelwise.error_scores(prediction, reference.target, terms.width) | conventions.likeness(pair, whole)
-    if not terms.rules.masked:
-        return conventions.crop(pair, reference.box), scores
     part = reference.part
-    in_box = prediction[reference.box]
-    return conventions.pair_up(in_box, part.target, part.mask, terms.rules, terms.data_range), scores
+    if terms.rules.masked:
+        in_box = prediction[reference.box]
+        pair = conventions.pair_up(in_box, part.target, part.mask, terms.rules, terms.data_range)
+    else:
+        pair = conventions.crop(pair, reference.box)
+    return conventions.likeness_by_region(pair, part.mask, part.places), scores
 
 
-def _score_cut_out(
-    images: ScoredImages, frame: ScoredBox, terms: ScoreTerms
-) -> tuple[conventions.ComparedImages, dict[str, float]]:
-    """Do what `_score_whole` does from the part that holds every difference."""
-    its = images.reference
-    pair, whole = its.pairing(terms.rules, terms.data_range).pair_up(images.prediction)
-    errors = voxelwise.error_scores(images.values, its.values, terms.width)  # beyond the mask there are none
-    share = its.values.size / math.prod(frame.shape)
-    scores = {name: value * (math.sqrt(share) if name == "rmse" else share) for name, value in errors.items()}
-    return pair, scores | conventions.cut_out_likeness(whole, its.mask, frame.box, frame.shape)
+def _errors_cut_out(images: ScoredImages, frame: ScoredBox, terms: ScoreTerms) -> dict[str, float]:
+    """Return the errors of all voxels from those of the mask: beyond it there are none."""
+    errors = voxelwise.error_scores(images.values, images.reference.values, terms.width)
+    share = images.reference.values.size / math.prod(frame.shape)
+    return {name: value * (math.sqrt(share) if name == "rmse" else share) for name, value in errors.items()}
 
 
 def _score_challenge(images: ScoredImages, terms: ScoreTerms) -> dict[str, dict[str, float]]:
@@ -278,15 +307,12 @@ def _score_challenge(images: ScoredImages, terms: ScoreTerms) -> dict[str, dict[
 
 
 def _score_regions(
-    part: ScoredImages, pair: conventions.ComparedImages, terms: ScoreTerms
+    part: ScoredImages, steps: edges.ComparedSteps, likenesses: Likenesses, terms: ScoreTerms
 ) -> dict[str, dict[str, float]]:
     """Score each region of a case, only from the values of the mask's voxels."""
     reference = part.reference
     x, y = part.values, reference.values
-    gradients = edges.gradients_by_region(x, reference.steps, reference.neighbours, reference.spacing_mm)
-    likenesses = conventions.likeness_by_region(pair, reference.mask, reference.places)
-    expected = None if part.expected_error is None else part.expected_error[reference.mask]
-    error = np.abs(np.subtract(x, y, dtype=np.float32))
+    expected, error = part.expected_values, part.error_values
     as_ct: dict[str, NDArray[np.float32]] = {}
     if reference.is_ct:
         as_ct["mae_mu"] = np.abs(attenuation(x) - reference.attenuation)
@@ -294,7 +320,7 @@ def _score_regions(
     scores = {}
     for region, places in reference.places.items():
         here = x[places], y[places]
-        found = conventions.value_scores(*here, gradients[region], terms.width) | likenesses[region]
+        found = conventions.value_scores(*here, steps.gradients[region], terms.width) | likenesses[region]
         found |= {name: voxelwise.mean_or_nan(differences[places]) for name, differences in as_ct.items()}
         if region in radiotherapy.TISSUES_HU:
             found["volume_ml"] = len(here[1]) * math.prod(reference.spacing_mm) / 1000
@@ -338,10 +364,10 @@ def calibration(expected: NDArray[Any], error: NDArray[Any]) -> dict[str, float]
 def _score_maps(part: ScoredImages) -> dict[str, float]:
     """Measure whether the expected error and the spread over models know where the error is, those that there are."""
     its, scores = part.reference, dict[str, float]()
-    if part.expected_error is not None:
-        scores |= score_expected_error(part.expected_error, part.error, its.mask, its.lesion, its.spacing_mm)
-    if part.spread is not None:
-        scores["spread_spearman"] = ranking.spearman(*(_sample(array[its.mask]) for array in (part.spread, part.error)))
+    if (expected := part.expected_values) is not None:
+        scores |= score_expected_values(expected, part.error_values, its.mask, its.lesion, its.spacing_mm)
+    if (spread := part.spread_values) is not None:
+        scores["spread_spearman"] = ranking.spearman(*map(_sample, (spread, part.error_values)))
     return scores
 
 
@@ -367,12 +393,26 @@ def score_expected_error(
         "auroc_worst" for the worst tenth of the voxels, "ausc" and "ause" (see
         `metrics`), and with a lesion "auroc_lesion".
     """
+    return score_expected_values(expected_error[mask], error[mask], mask, lesion, spacing_mm)
+
+
+def score_expected_values(
+    expected_error: NDArray[Any],
+    error: NDArray[Any],
+    mask: NDArray[np.bool_],
+    lesion: NDArray[np.bool_] | None,
+    spacing_mm: tuple[float, float, float],
+) -> dict[str, float]:
+    """Do what `score_expected_error` does from the values of the mask's voxels, shape (n,) each."""
     from scipy.ndimage import gaussian_filter
 
     sigma = [SMOOTH_MM / step for step in spacing_mm]
-    cover = gaussian_filter(mask.astype(np.float32), sigma, truncate=3)[mask]
-    smoothed = gaussian_filter(error.astype(np.float32), sigma, truncate=3)[mask] / cover
-    predicted, true, smoothed = _sample(expected_error[mask]), _sample(error[mask]), _sample(smoothed)
+    image = mask.astype(np.float32)
+    cover = gaussian_filter(image, sigma, truncate=3, output=image)[mask]
+    image[...] = 0
+    image[mask] = error
+    smoothed = gaussian_filter(image, sigma, truncate=3, output=image)[mask] / cover
+    predicted, true, smoothed = _sample(expected_error), _sample(error), _sample(smoothed)
     ranks = ranking.ranks(predicted)  # sorted once for every statistic of ranks
     share = ranking.ausc(predicted, true)
     scores = {
@@ -391,11 +431,10 @@ def _sample(values: NDArray[Any]) -> NDArray[Any]:
     return values[:: max(1, -(-len(values) // SAMPLE))]
 
 
-def _score_axes(part: ScoredImages) -> list[tuple[str, dict[str, float]]]:
+def _score_axes(part: ScoredImages, ratios: Sequence[float]) -> list[tuple[str, dict[str, float]]]:
     """Compare steps from slice to slice along each axis, and of CT the path lengths of rays and beams."""
     its = part.reference
-    along_axes = zip(its.steps[:3], its.neighbours[:3])
-    scores = [{"slice_steps": edges.step_ratio(part.values, steps, along)} for steps, along in along_axes]
+    scores = [{"slice_steps": ratio} for ratio in ratios]
     if its.is_ct:
         difference = np.zeros(its.mask.shape, np.float32)
         difference[its.mask] = part.density_error

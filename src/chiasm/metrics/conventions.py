@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +19,12 @@ from numpy.typing import NDArray
 from chiasm.boxes import Box, Image, Mask, Range, Spacing, box_of, same_shape
 from chiasm.errors import unknown
 from chiasm.metrics.challenges import Challenge
+from chiasm.metrics.cut_out import CutOutTarget
 from chiasm.metrics.edges import Gradients, gradients
-from chiasm.metrics.ssim import UNIFORM_RADIUS, CutOutTarget, ms_ssim, ssim_map, window_box, without_border
+from chiasm.metrics.ssim import UNIFORM_RADIUS, ms_ssim, ssim_map, window_box, without_border
 from chiasm.metrics.voxelwise import check_range, error_scores, mean_or_nan, pearson
+
+Places = NDArray[np.int32] | slice  # of a region's voxels among those of the mask
 
 
 @dataclass(frozen=True)
@@ -191,15 +194,29 @@ def pair_up(prediction: Image, target: Image, mask: Mask, convention: Convention
     return ComparedImages(x, y, np.broadcast_to(peak, (1, 1, slices)), similarity, convention)
 
 
-class CutOutPairing:
-    """A target under a convention that is one constant outside a mask; what depends on it alone is done once."""
+class PairLikeness(NamedTuple):
+    """The likeness of a prediction and a target that are one constant outside a mask.
 
-    def __init__(self, target: Image, mask: Mask, background: float, convention: Convention, data_range: Range) -> None:
+    Attributes:
+        regions: Region to "psnr" and "ssim".
+        whole: The same of all voxels of the volume.
+    """
+
+    regions: dict[str, dict[str, float]]
+    whole: dict[str, float]
+
+
+class CutOutPairing:
+    """A target under a convention that is one constant outside a mask; only values inside it are kept."""
+
+    def __init__(
+        self, target: NDArray[Any], mask: Mask, background: float, convention: Convention, data_range: Range
+    ) -> None:
         """Prepare a target as `pair_up` does.
 
         Args:
-            target: Shape (I, J, K), target units.
-            mask: Where predictions may differ.
+            target: Values of the mask's voxels, shape (n,), target units.
+            mask: Where predictions may differ, shape (I, J, K).
             background: Of target and predictions outside the mask.
             convention: A masked one from `find_convention`, whose peak is its range.
             data_range: The training cohort's range (low, high), target units.
@@ -207,48 +224,69 @@ class CutOutPairing:
         Raises:
             ValueError: If the range does not rise, or the convention is another.
         """
-        if not convention.masked or convention.peak != "range":
+        if not convention.masked or convention.peak != "range" or convention.rescale != "none":
             raise ValueError("only a masked convention with a fixed peak leaves out the background")
         self._range = convention.range or data_range
         low, high = self._range
-        self._peak = np.full((1, 1, 1), 1.0 if convention.rescale != "none" else check_range(high - low))
-        images = (target, np.full((1, 1, 1), background, np.float32))
-        y, around = (_under_convention(image, None, convention, self._range) for image in images)
-        self._convention = convention
-        self._wanted = without_border(mask, convention.border) if convention.border else None
+        self._peak = np.full(1, check_range(high - low))
+        self._convention, self._mask = convention, mask
+        self._target = self._prepared(target)
+        outside = float(self._prepared(np.full(1, background, np.float32))[0])
         span = convention.ssim_range or float(self._peak.max())
-        outside = float(around[0, 0, 0])
-        self._smoothed = CutOutTarget(y, mask, outside, span, window=convention.window)
+        self._smoothed = CutOutTarget(self._target, mask, outside, span, window=convention.window)
+        border = convention.border
+        self._known = without_border(mask, border)[mask] if border else None
 
-    def pair_up(self, prediction: Image) -> tuple[ComparedImages, ComparedImages]:
-        """Compare a prediction in the mask, and as it is with its background; both images are 0 outside the mask.
+    def compare(
+        self,
+        predictions: Sequence[NDArray[Any]],
+        places: Mapping[str, Places],
+        box: Box,
+        shape: Sequence[int],
+    ) -> list[PairLikeness]:
+        """Compare predictions with the target in every region, and with their background in the whole volume.
 
         Args:
-            prediction: Shape (I, J, K), target units, the background outside the mask.
+            predictions: Values of the mask's voxels, shape (n,) each, target units.
+            places: Of each region, the places of its voxels among those of the mask.
+            box: Where the mask's grid lies in the volume, which is the background beyond it.
+            shape: Of the volume.
         """
-        maps = self._smoothed.compare(_under_convention(prediction, None, self._convention, self._range))
-        masked = maps.masked if self._wanted is None else np.where(self._wanted, maps.masked, np.float32(math.nan))
-        pair = ComparedImages(maps.prediction, maps.target, self._peak, masked, self._convention)
-        return pair, replace(pair, similarity=maps.whole)
+        border = self._convention.border
+        ends = [(max(side.start, border), min(side.stop, n - border)) for side, n in zip(box, shape)]
+        i, j, k = (slice(a - side.start, max(a, b) - side.start) for (a, b), side in zip(ends, box))
+        scores = self._smoothed.compare(predictions, (i, j, k), self._prepared)
+        voxels = math.prod(max(n - 2 * border, 0) for n in shape)
+        beyond = voxels - math.prod(side.stop - side.start for side in (i, j, k))  # equal, so of SSIM 1
+        found = []
+        for values, its in zip(predictions, scores):
+            squared, similarity = (self._prepared(values) - self._target) ** 2, its.similarity
+            if self._known is not None:
+                similarity = np.where(self._known, similarity, np.float32(math.nan))
+            total, count = squared.sum(dtype=np.float64, keepdims=True), np.array([math.prod(shape)])
+            whole = {
+                "psnr": mean_or_nan(_decibels(total, count, self._peak)),
+                "ssim": (its.total + beyond) / voxels if voxels else math.nan,
+            }
+            regions = {
+                name: _likeness(squared[here], similarity[here], self._peak, has_border=self._known is not None)
+                for name, here in places.items()
+            }
+            found.append(PairLikeness(regions, whole))
+        return found
+
+    def _prepared(self, values: NDArray[Any]) -> NDArray[np.float32]:
+        return _under_convention(values, None, self._convention, self._range)
 
 
-def cut_out_likeness(pair: ComparedImages, mask: Mask, box: Box, shape: Sequence[int]) -> dict[str, float]:
-    """Return "psnr" and "ssim" of all voxels of a volume, from the part that holds every difference.
-
-    Args:
-        pair: The part, with all of its voxels, from `CutOutPairing`.
-        mask: Of the part.
-        box: Where it lies in the volume.
-        shape: Of the volume.
-    """
-    border = pair.convention.border
-    squared = ((pair.prediction[mask] - pair.target[mask]) ** 2).sum(dtype=np.float64)
-    core = [(max(s.start, border), min(s.stop, n - border)) for s, n in zip(box, shape)]
-    inner = pair.similarity[tuple(slice(a - s.start, max(a, b) - s.start) for (a, b), s in zip(core, box))]
-    voxels = math.prod(max(n - 2 * border, 0) for n in shape)
-    likeness = (float(inner.sum(dtype=np.float64)) + voxels - inner.size) / voxels if voxels else math.nan
-    count = np.array([math.prod(shape)])
-    return {"psnr": mean_or_nan(_decibels(np.array([squared]), count, pair.peak[0, 0])), "ssim": likeness}
+def _likeness(
+    squared: NDArray[Any], similarity: NDArray[np.float32], peak: NDArray[np.float64], *, has_border: bool
+) -> dict[str, float]:
+    """Return "psnr" and "ssim" of a region from the squared errors and SSIM of its voxels, NaN along a border."""
+    if has_border:
+        similarity = similarity[~np.isnan(similarity)]
+    total, count = squared.sum(dtype=np.float64, keepdims=True), np.array([squared.size])
+    return {"psnr": mean_or_nan(_decibels(total, count, peak)), "ssim": mean_or_nan(similarity)}
 
 
 def _under_convention(
@@ -301,9 +339,7 @@ def likeness(pair: ComparedImages, region: Mask) -> dict[str, float]:
     return likeness_by_region(pair, region, {"region": slice(None)})["region"]
 
 
-def likeness_by_region(
-    pair: ComparedImages, mask: Mask, places: Mapping[str, NDArray[np.int32] | slice]
-) -> dict[str, dict[str, float]]:
+def likeness_by_region(pair: ComparedImages, mask: Mask, places: Mapping[str, Places]) -> dict[str, dict[str, float]]:
     """Return "psnr" and "ssim" of every region; slice by slice, then averaged, where the convention says so.
 
     Args:
@@ -317,18 +353,18 @@ def likeness_by_region(
     if mask.shape != pair.target.shape:
         raise ValueError(f"region of shape {mask.shape} for images of shape {pair.target.shape}")
     squared, similarity = (pair.prediction[mask] - pair.target[mask]) ** 2, pair.similarity[mask]
-    has_border = bool(pair.convention.border) or pair.convention.slicewise
-    known = ~np.isnan(similarity) if has_border else None
+    peak, has_border = pair.peak[0, 0], bool(pair.convention.border)
+    if not pair.convention.slicewise:
+        return {
+            name: _likeness(squared[its], similarity[its], peak, has_border=has_border) for name, its in places.items()
+        }
     found = {}
     for name, its in places.items():
-        if pair.convention.slicewise:
-            slices, depth = np.nonzero(mask)[2][its], len(pair.peak[0, 0])
-            count, total = np.bincount(slices, minlength=depth), np.bincount(slices, squared[its], depth)
-        else:
-            count, total = np.array([squared[its].size]), squared[its].sum(dtype=np.float64, keepdims=True)
-        values = similarity[its] if known is None else similarity[its][known[its]]
-        decibels = _decibels(total, count, pair.peak[0, 0])
-        found[name] = {"psnr": mean_or_nan(decibels), "ssim": mean_or_nan(values)}
+        slices, depth = np.nonzero(mask)[2][its], len(peak)
+        count, total = np.bincount(slices, minlength=depth), np.bincount(slices, squared[its], depth)
+        values = similarity[its]
+        decibels = _decibels(total, count, peak)
+        found[name] = {"psnr": mean_or_nan(decibels), "ssim": mean_or_nan(values[~np.isnan(values)])}
     return found
 
 

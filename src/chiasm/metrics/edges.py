@@ -71,27 +71,10 @@ class Neighbours(NamedTuple):
         return np.abs(found, out=found)
 
 
-def list_neighbours(mask: Mask, regions: Mapping[str, Mask]) -> list[Neighbours]:
-    """List pairs of neighbours along each axis, so that the gradients of all regions are taken at once.
-
-    Args:
-        mask: Shape (I, J, K).
-        regions: Each inside the mask; a pair is a region's where both its voxels are.
-    """
-    found, names = [], list(regions)
-    places = np.zeros(mask.shape, np.int32)
-    places[mask] = np.arange(np.count_nonzero(mask))
-    for some in (names[start : start + BITS] for start in range(0, len(names), BITS)):
-        members = np.zeros(np.count_nonzero(mask), np.uint16)  # a bit for each region
-        for bit, name in enumerate(some):
-            members |= regions[name][mask].astype(np.uint16) << np.uint16(bit)
-        found += [_neighbours_along(axis, mask, places, members, some) for axis in range(3)]
-    return found
-
-
 def _neighbours_along(
     axis: int, mask: Mask, places: NDArray[np.int32], members: NDArray[np.uint16], names: Sequence[str]
 ) -> Neighbours:
+    """List pairs of neighbours along an axis; a pair is a region's where both its voxels are."""
     inside = ends(mask, axis)
     both = inside[0] & inside[1]
     before, after = (end[both] for end in ends(places, axis))
@@ -104,44 +87,77 @@ def _neighbours_along(
     return Neighbours(axis, before[order], after[order], parts)
 
 
-def gradients_by_region(
-    prediction: NDArray[Any],
-    target_steps: Sequence[NDArray[np.float32]],
-    neighbours: Sequence[Neighbours],
+class ComparedSteps(NamedTuple):
+    """Steps between neighbours of a prediction beside those of the target.
+
+    Attributes:
+        gradients: Of every region; each equals `gradients` of that region alone.
+        ratios: Along each axis, the mean absolute step as a share of the target's; NaN without steps.  1 is as in the
+            real image; more than 1 shows jumps between slices, less than 1 an image that is too smooth.
+    """
+
+    gradients: dict[str, Gradients]
+    ratios: tuple[float, float, float]
+
+
+def compare_steps(
+    predictions: Sequence[NDArray[Any]],
+    target: NDArray[Any],
+    mask: Mask,
+    regions: Mapping[str, NDArray[np.int32] | slice],
     spacing_mm: Spacing,
-) -> dict[str, Gradients]:
-    """Compare absolute differences between neighbours in every region; each equals `gradients` of that region alone.
+) -> list[ComparedSteps]:
+    """Compare absolute differences between neighbours in every region, for all predictions of a target at once.
 
     Args:
-        prediction: Values of the mask's voxels, shape (n,).
-        target_steps: Of the target, `Neighbours.steps` of each of `neighbours`.
-        neighbours: From `list_neighbours`.
-        spacing_mm: Between voxels along I, J and K.
+        predictions: Values of the mask's voxels, shape (n,) each.
+        target: Likewise.
+        mask: Shape (I, J, K); no voxel outside it is read.
+        regions: Of each region, the places of its voxels among those of the mask.
+        spacing_mm: Between voxels.
     """
-    sums = {name: np.zeros(4) for along in neighbours for name in along.parts}  # pairs, error, prediction, target
-    for along, steep_y in zip(neighbours, target_steps, strict=True):
-        steep_x = along.steps(prediction)
-        error = np.abs(np.subtract(steep_x, steep_y))
-        totals: dict[int, list[float]] = {}  # of each part, which several regions may share
-        for name, part in ((name, part) for name, parts in along.parts.items() for part in parts):
-            if part.start not in totals:
-                each = (float(steep[part].sum(dtype=np.float64)) for steep in (error, steep_x, steep_y))
-                totals[part.start] = [part.stop - part.start, *(total / spacing_mm[along.axis] for total in each)]
-            sums[name] += totals[part.start]
-    return {name: _gradients(*its.tolist()) for name, its in sums.items()}
+    names = list(regions)
+    sums = [{name: np.zeros(4) for name in names} for _ in predictions]  # pairs, error, prediction, target
+    ratios: list[list[float]] = [[] for _ in predictions]
+    places = np.zeros(mask.shape, np.int32)
+    places[mask] = np.arange(len(target))
+    for some in (names[start : start + BITS] for start in range(0, len(names), BITS)):
+        members = np.zeros(len(target), np.uint16)  # a bit for each region
+        for bit, name in enumerate(some):
+            members[regions[name]] |= np.uint16(1 << bit)
+        for axis in range(3):
+            along = _neighbours_along(axis, mask, places, members, some)
+            steep_y = along.steps(target)
+            for prediction, its, ratio in zip(predictions, sums, ratios):
+                steep_x = along.steps(prediction)
+                ratio.append(_ratio(steep_x, steep_y))
+                _add_steps(its, steep_x, steep_y, along, spacing_mm[axis])
+            del along, steep_x, steep_y  # before the pairs of the next axis are listed
+    return [
+        ComparedSteps({name: _gradients(*sum_.tolist()) for name, sum_ in its.items()}, (i, j, k))
+        for its, (i, j, k, *_) in zip(sums, ratios)
+    ]
 
 
-def step_ratio(prediction: NDArray[Any], target_steps: NDArray[np.float32], along: Neighbours) -> float:
-    """Return the mean absolute step between neighbours along an axis, as a share of the target's; NaN without steps.
+def _add_steps(
+    sums: Mapping[str, NDArray[np.float64]],
+    steep_x: NDArray[np.float32],
+    steep_y: NDArray[np.float32],
+    along: Neighbours,
+    step_mm: float,
+) -> None:
+    """Add the pairs of an axis to the sums of the regions that hold them."""
+    error = np.abs(np.subtract(steep_x, steep_y))
+    totals: dict[int, list[float]] = {}  # of each part, which several regions may share
+    for name, part in ((name, part) for name, parts in along.parts.items() for part in parts):
+        if part.start not in totals:
+            each = (float(steep[part].sum(dtype=np.float64)) for steep in (error, steep_x, steep_y))
+            totals[part.start] = [part.stop - part.start, *(total / step_mm for total in each)]
+        sums[name][...] += totals[part.start]
 
-    1 is as in the real image; more than 1 shows jumps between slices, less than 1 an image that is too smooth.
 
-    Args:
-        prediction: Values of the mask's voxels, shape (n,).
-        target_steps: Of the target, from `along.steps`.
-        along: From `list_neighbours`.
-    """
-    made, real = (float(steps.sum(dtype=np.float64)) for steps in (along.steps(prediction), target_steps))
+def _ratio(steep_x: NDArray[np.float32], steep_y: NDArray[np.float32]) -> float:
+    made, real = (float(steps.sum(dtype=np.float64)) for steps in (steep_x, steep_y))
     return made / real if real > 0 else nan
 
 
@@ -193,6 +209,8 @@ def edge_voxels(target: Image, mask: Mask, spacing_mm: Spacing, share: float = 0
     squared = np.zeros(image.shape, np.float32)
     for axis, step in enumerate(spacing_mm):
         (before, after), (a, b) = ends(image, axis), ends(inside, axis)
-        ends(squared, axis)[0][...] += np.where(a & b, (after - before) / step, 0) ** 2
+        onto = ends(squared, axis)[0]
+        for plane in range(len(onto)):  # plane by plane: an image may be large
+            onto[plane] += np.where(a[plane] & b[plane], (after[plane] - before[plane]) / step, 0) ** 2
     edges[box] = inside & (squared > 0) & (squared >= np.quantile(squared[inside], 1 - share))
     return edges

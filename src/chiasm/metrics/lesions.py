@@ -219,7 +219,7 @@ def false_lesions(prediction: Image, target: Image, mask: Mask, far: Mask, contr
     error = np.subtract(prediction[box], target[box], dtype=np.float32)
     error *= np.float32(np.sign(contrast))
     error[~mask[box]] = 0
-    smooth = gaussian_filter(error, [FALSE_SIGMA_MM / step for step in spacing_mm], truncate=3)
+    smooth = gaussian_filter(error, [FALSE_SIGMA_MM / step for step in spacing_mm], truncate=3, output=error)
     high = (smooth >= abs(contrast) * KEPT) & far[box]
     voxel_ml = float(np.prod(spacing_mm)) / 1000
     if np.count_nonzero(high) * voxel_ml < LEAST_FALSE_ML:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from itertools import product
+from itertools import chain, product
 from math import nan
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ UNIFORM_RADIUS = 3  # the 7-voxel window that scikit-image takes by default
 C1, C2 = 0.01**2, 0.03**2  # of the formula, L = 1
 BLOCK = 32  # voxels a side, filtered at once: small enough for the cache, large enough for the matrix product
 SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # of MS-SSIM, Wang et al. 2003
+ONE = (1.0, 1.0, 1.0)  # voxels
 SMALLEST_MULTISCALE = 97  # voxels a side; smaller volumes are padded with their edges
 
 
@@ -60,13 +61,13 @@ def ssim_map(
     Reference:
         Wang et al., IEEE Trans. Image Process. 13 (2004), eq. 13, K1 = 0.01, K2 = 0.03.
     """
-    weights, covariance = _window(window, len(axes))
+    weights, covariance = window_weights(window, len(axes))
     scale = 1 / check_range(data_range)
     radii = [len(weights) // 2 if axis in axes else 0 for axis in range(3)]
-    band = _band(weights)
+    band = band_matrix(weights)
     found = np.full_like(mask, nan, np.float32)  # laid out as the mask: no image is walked through across its lines
-    for block in _blocks(mask):
-        x, y = (_around(image, block, radii) for image in (prediction, target))
+    for block in blocks(mask):
+        x, y = (around_block(image, block, radii) for image in (prediction, target))
         if np.array_equal(x, y):  # as in an empty background
             np.copyto(found[block], 1, where=mask[block])
             continue
@@ -74,167 +75,13 @@ def ssim_map(
         x, y = ((image - np.float32(centre)) * np.float32(scale) for image in (x, y))
         smooth = np.stack(_products(x, y, exponent))  # (4 or 5, I + 2r, J + 2r, K + 2r)
         for axis in sorted(axes):
-            smooth = _filtered(smooth, band, axis + 1)
-        similarity = _plain if exponent is None else partial(_by_parts, exponent=exponent)
+            smooth = filtered(smooth, band, axis + 1)
+        similarity = plain_ssim if exponent is None else partial(_by_parts, exponent=exponent)
         np.copyto(found[block], similarity(smooth, centre * scale, covariance), where=mask[block])
     return found
 
 
-class CutOutMaps(NamedTuple):
-    """SSIM of two images that are one constant outside a mask.
-
-    Attributes:
-        prediction: One image, with 0 outside the mask.
-        target: The other, likewise.
-        masked: With 0 outside the mask in both images; NaN outside it.
-        whole: Of the images as they are; 1 where every window lies outside the mask.
-    """
-
-    prediction: NDArray[np.float32]
-    target: NDArray[np.float32]
-    masked: NDArray[np.float32]
-    whole: NDArray[np.float32]
-
-
-class _SmoothBlock(NamedTuple):
-    """What of the target the windows of a block need.
-
-    Attributes:
-        box: Of the block.
-        centre: What is taken away from both images before they are scaled.
-        target: Means of y and yy over each window, L = 1, shape (2, I, J, K).
-        share: Share of each window that lies outside the mask, shape (I, J, K); None where none does.
-    """
-
-    box: Box
-    centre: float
-    target: NDArray[np.float32]
-    share: NDArray[np.float32] | None
-
-
-class CutOutTarget:
-    """A target whose background is one constant, filtered once for the SSIM of any number of predictions.
-
-    A constant background adds to the moments of a window in proportion to its share of the window, so the moments
-    with 0 there give those with another value too.
-    """
-
-    def __init__(
-        self,
-        target: Image,
-        mask: Mask,
-        background: float,
-        data_range: float,
-        *,
-        window: Literal["gaussian", "uniform"] = "gaussian",
-    ) -> None:
-        """Filter a target.
-
-        Args:
-            target: Shape (I, J, K).
-            mask: Where predictions may differ.
-            background: Of target and predictions outside the mask.
-            data_range: L of the formula, in the images' unit.
-            window: As in `ssim_map`.
-
-        Raises:
-            ValueError: If `data_range` is not positive.
-        """
-        weights, self._covariance = _window(window, 3)
-        self._scale = 1 / check_range(data_range)
-        self._radii, self._band = [len(weights) // 2] * 3, _band(weights)
-        self._target, self._mask, self._background = _blanked(target, mask), mask, background
-        self._blocks = [self._smooth_block(block) for block in _blocks(mask, self._radii[0])]
-
-    def compare(self, prediction: Image) -> CutOutMaps:
-        """Return both maps of a prediction; each equals `ssim_map`.
-
-        Args:
-            prediction: Shape (I, J, K), the background outside the mask.
-        """
-        mask, scale, prediction = self._mask, self._scale, _blanked(prediction, self._mask)
-        maps = np.full(mask.shape, nan, np.float32), np.ones(mask.shape, np.float32)
-        found = CutOutMaps(prediction, self._target, *maps)
-        for block in self._blocks:
-            x, y = (self._scaled(image, block.box, block.centre) for image in (prediction, self._target))
-            smooth = self._smoothed([x, x * y, x * x])
-            smooth[2] += block.target[1]
-            moments = np.stack([smooth[0], block.target[0], smooth[1], smooth[2]])
-            centre, inside = block.centre * scale, mask[block.box]
-            if block.share is None:
-                found.whole[block.box] = found.masked[block.box] = _plain(moments, centre, self._covariance)
-                continue
-            found.whole[block.box] = _plain(self._as_it_is(moments, block), centre, self._covariance)
-            np.copyto(found.masked[block.box], _plain(moments, centre, self._covariance), where=inside)
-        return found
-
-    def _smooth_block(self, box: Box) -> _SmoothBlock:
-        """Filter the target and the mask around a block."""
-        inside = _around(self._mask, box, self._radii)
-        # variances are differences of squares: exact near 0 only
-        centre = float(_around(self._target, box, self._radii).mean(dtype=np.float64))
-        y = self._scaled(self._target, box, centre)
-        if inside.all():
-            return _SmoothBlock(box, centre, self._smoothed([y, y * y]), None)
-        *target, share = self._smoothed([y, y * y, 1 - inside])
-        return _SmoothBlock(box, centre, np.stack(target), share.copy())
-
-    def _scaled(self, image: Image, box: Box, centre: float) -> NDArray[np.float32]:
-        """Return an image around a block without its centre, L = 1."""
-        part = _around(image, box, self._radii) - np.float32(centre)
-        part *= np.float32(self._scale)
-        return part
-
-    def _smoothed(self, images: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
-        """Average images (I + 2r, J + 2r, K + 2r) over each window, shape (N, I, J, K)."""
-        smooth = np.stack(images)
-        for axis in (1, 2, 3):
-            smooth = _filtered(smooth, self._band, axis)
-        return smooth
-
-    def _as_it_is(self, moments: NDArray[np.float32], block: _SmoothBlock) -> NDArray[np.float32]:
-        """Return the moments with the background in the place of 0 outside the mask."""
-        assert block.share is not None
-        background, scale = self._background, self._scale
-        whole = moments.copy()
-        whole[:2] += np.float32(background * scale) * block.share
-        square = np.float32((background**2 - 2 * background * block.centre) * scale**2) * block.share
-        whole[2] += square
-        whole[3] += 2 * square
-        return whole
-
-
-def cut_out_ssim(
-    prediction: Image,
-    target: Image,
-    mask: Mask,
-    background: float,
-    data_range: float,
-    *,
-    window: Literal["gaussian", "uniform"] = "gaussian",
-) -> CutOutMaps:
-    """Return both maps of a pair whose background is `background` in both images, in one pass.
-
-    Args:
-        prediction: Shape (I, J, K).
-        target: Likewise.
-        mask: Where they may differ.
-        background: Of both images outside the mask.
-        data_range: L of the formula, in the images' unit.
-        window: As in `ssim_map`.
-
-    Raises:
-        ValueError: If `data_range` is not positive.
-    """
-    return CutOutTarget(target, mask, background, data_range, window=window).compare(prediction)
-
-
-def _blanked(image: Image, mask: Mask) -> NDArray[np.float32]:
-    """Return an image with 0 outside a mask."""
-    return np.where(mask, image, np.float32(0)).astype(np.float32, copy=False)
-
-
-def _window(window: Literal["gaussian", "uniform"], axes: int) -> tuple[NDArray[np.float64], float]:
+def window_weights(window: Literal["gaussian", "uniform"], axes: int) -> tuple[NDArray[np.float64], float]:
     """Return a window's weights along one axis, and the factor of its covariances for a number of axes."""
     if window == "gaussian":
         offsets = np.arange(-GAUSSIAN_RADIUS, GAUSSIAN_RADIUS + 1)
@@ -249,7 +96,7 @@ def _products(x: Image, y: Image, exponent: float | None) -> list[Image]:
     return [x, y, x * y, x * x + y * y] if exponent is None else [x, y, x * y, x * x, y * y]
 
 
-def _plain(moments: NDArray[np.float32], centre: float, covariance: float) -> NDArray[np.float32]:
+def plain_ssim(moments: NDArray[np.float32], centre: float, covariance: float) -> NDArray[np.float32]:
     """Return the SSIM of each window from its moments.
 
     Args:
@@ -351,31 +198,44 @@ def window_box(mask: Mask) -> Box:
     return grown(box_of(mask), GAUSSIAN_RADIUS + 1, (1, 1, 1), mask.shape)
 
 
-def _blocks(mask: Mask, radius: int = 0) -> Iterator[Box]:
+def blocks(mask: Mask, radius: int = 0) -> Iterator[Box]:
     """Cut a volume into blocks, each trimmed to voxels that have one of the mask in reach; leave out those without.
 
     Args:
         mask: Shape (I, J, K).
         radius: How far a voxel reaches along each axis, in voxels.
     """
+    return chain.from_iterable(rows_of_blocks(mask, radius))
+
+
+def rows_of_blocks(mask: Mask, radius: int = 0) -> Iterator[list[Box]]:
+    """Yield the blocks of `blocks` in rows: those that share a stretch of the first axis, one row after the other."""
     if not mask.any():
         return
-    one = (1.0, 1.0, 1.0)
-    sides = [
+    along_i, *others = (
         [slice(start, min(start + BLOCK, side.stop)) for start in range(side.start, side.stop, BLOCK)]
-        for side in grown(box_of(mask), radius, one, mask.shape)
-    ]
-    for i, j, k in product(*sides):
-        around = grown((i, j, k), radius, one, mask.shape)
-        if (part := mask[around]).any():
-            reached = [
-                slice(max(s.start, a.start + p.start - radius), min(s.stop, a.start + p.stop + radius))
-                for s, a, p in zip((i, j, k), around, box_of(part))
-            ]
-            yield reached[0], reached[1], reached[2]
+        for side in grown(box_of(mask), radius, ONE, mask.shape)
+    )
+    for i in along_i:
+        trimmed = (_trimmed((i, j, k), mask, radius) for j, k in product(*others))
+        if row := [block for block in trimmed if block is not None]:
+            yield row
 
 
-def _around(image: Image | Mask, block: Box, radii: Sequence[int]) -> NDArray[np.float32]:
+def _trimmed(block: Box, mask: Mask, radius: int) -> Box | None:
+    """Trim a block to voxels that have one of the mask in reach; None where no voxel has."""
+    around = grown(block, radius, ONE, mask.shape)
+    part = mask[around]
+    if not part.any():
+        return None
+    i, j, k = (
+        slice(max(s.start, a.start + p.start - radius), min(s.stop, a.start + p.stop + radius))
+        for s, a, p in zip(block, around, box_of(part))
+    )
+    return i, j, k
+
+
+def around_block(image: Image | Mask, block: Box, radii: Sequence[int]) -> NDArray[np.float32]:
     """Return a block with its surroundings; beyond the border 2 1 0 continues as 0 1 2."""
     sides = [slice(max(s.start - r, 0), s.stop + r) for s, r in zip(block, radii)]
     part = image[tuple(sides)].astype(np.float32, copy=False)
@@ -383,7 +243,7 @@ def _around(image: Image | Mask, block: Box, radii: Sequence[int]) -> NDArray[np
     return np.pad(part, beyond, mode="symmetric") if any(map(any, beyond)) else part
 
 
-def _band(weights: NDArray[np.float64]) -> NDArray[np.float32]:
+def band_matrix(weights: NDArray[np.float64]) -> NDArray[np.float32]:
     """Return the matrix (BLOCK, BLOCK + 2r) whose product with a line is the line filtered."""
     band = np.zeros((BLOCK, BLOCK + len(weights) - 1), np.float32)
     for row in range(BLOCK):
@@ -391,7 +251,7 @@ def _band(weights: NDArray[np.float64]) -> NDArray[np.float32]:
     return band
 
 
-def _filtered(stack: NDArray[np.float32], band: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
+def filtered(stack: NDArray[np.float32], band: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
     """Multiply a stack (N, I, J, K) with the band matrix along one of its last three axes."""
     length = stack.shape[axis]
     band = band[: length - (band.shape[1] - BLOCK), :length]

@@ -16,12 +16,13 @@ from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from chiasm.boxes import box_of, grown
+from chiasm.boxes import Box, box_of, grown
+from chiasm.evaluation.kept import KeptImage
 from chiasm.reports.case_scores import CaseScore, show_score
 from chiasm.reports.case_volumes import MARGIN_MM, REGIONS, Packed, pack_volumes, to_text
 from chiasm.reports.drawing import label_with, show_unit
@@ -40,6 +41,7 @@ from chiasm.reports.jumps import IN_LESION, IN_MASK, Jump, list_jumps
 from chiasm.reports.pages import render_page, script_data
 from chiasm.storage import write_text
 from chiasm.volumes import Geometry, Volume, canonical, crop
+from chiasm.volumes.geometry import storage_axis
 
 MOST_BYTES = 9_600_000  # of a page that is not `whole`, beside its scores
 SCRIPT = "reports/static/niivue.umd.js"  # put there by hatch_build.py
@@ -85,6 +87,7 @@ class CasePage:
         following: The same of the case after.
         whole: Keep the volumes uncut and as fine as 16 bits allow, however large the page becomes.
         spread: Standard deviation of the images of several models in `unit`, or None.
+        part: The box in larger volumes, and their shape, of which these are a part; None where they are whole.
 
     Raises:
         ValueError: If the volumes' shapes differ, the affine is no 4 x 4 or the window does not rise.
@@ -93,9 +96,9 @@ class CasePage:
     case: str
     title: str
     source: NDArray[Any]
-    real: NDArray[Any] | None
-    synthetic: NDArray[Any]
-    expected_error: NDArray[Any] | None
+    real: NDArray[Any] | KeptImage | None
+    synthetic: NDArray[Any] | KeptImage
+    expected_error: NDArray[Any] | KeptImage | None
     mask: NDArray[np.bool_]
     lesion: NDArray[np.bool_] | None
     affine: NDArray[np.float64]
@@ -110,11 +113,13 @@ class CasePage:
     previous: Address | None = None
     following: Address | None = None
     whole: bool = False
-    spread: NDArray[Any] | None = None
+    spread: NDArray[Any] | KeptImage | None = None
+    part: tuple[Box, tuple[int, ...]] | None = None
 
     def __post_init__(self) -> None:
-        shown = (self.source, self.real, self.synthetic, self.expected_error, self.spread, self.mask, self.lesion)
-        check_shapes(self.case, shown)
+        images = (self.real, self.synthetic, self.expected_error, self.spread)
+        whole = [image for image in images if not isinstance(image, KeptImage)]
+        check_shapes(self.case, (self.source, *whole, self.mask, self.lesion))
         if np.shape(self.affine) != (4, 4):
             raise ValueError(f"the affine of case {self.case} must be 4 x 4, not {np.shape(self.affine)}")
         check_window(self.case, self.window)
@@ -245,18 +250,36 @@ def _near(page: CasePage) -> _Near:
         "expected_error": page.expected_error,
         "spread": page.spread,
     }
-    found = {name: crop(canonical(Volume(array, grid)), box) for name, array in named.items() if array is not None} | {
-        REGIONS: crop(regions, box)
-    }
     scales = dict.fromkeys(("real", "synthetic", "expected_error", "spread"), page.scale)
-    near = {name: Volume(_clean(one.array, scales.get(name, 1.0)), one.geometry) for name, one in found.items()}
-    return _Near(near, tuple(side.start for side in box), shape)
+    near = {REGIONS: Volume(np.asfortranarray(crop(regions, box).array), crop(regions, box).geometry)}
+    for name, image in named.items():
+        if image is not None:
+            array = image.laid_out(page.mask) if isinstance(image, KeptImage) else image
+            one = crop(canonical(Volume(array, grid)), box)
+            near[name] = Volume(_clean(one.array, scales.get(name, 1.0)), one.geometry)
+            del array, one
+    near[REGIONS] = near.pop(REGIONS)  # the last: so they stand in the page
+    starts = tuple(side.start for side in box)
+    return _Near(near, starts, shape) if page.part is None else _Near(near, *_in_whole(starts, grid, *page.part))
 
 
-def _clean(array: NDArray[Any], scale: float) -> NDArray[Any]:
-    """Return an image by its scale, in the order of its axes, with 0 for what is no number; bytes as they are."""
-    if array.dtype == np.uint8:
-        return np.asfortranarray(array)
+def _in_whole(
+    starts: Sequence[int], grid: Geometry, box: Box, shape: Sequence[int]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return where voxels of a part lie in the whole volume in RAS order, and its shape."""
+    places, sides = [], []
+    axes: tuple[Literal["I", "J", "K"], ...] = ("I", "J", "K")
+    for start, name in zip(starts, axes):
+        axis, is_backwards = storage_axis(grid, name)
+        places.append(start + (shape[axis] - box[axis].stop if is_backwards else box[axis].start))
+        sides.append(shape[axis])
+    return tuple(places), tuple(sides)
+
+
+def _clean(array: NDArray[Any], scale: float) -> NDArray[np.float32]:
+    """Return an image by its scale, in the order of its axes, with 0 for what is no number; itself if it is so."""
+    if scale == 1 and array.dtype == np.float32 and array.flags.f_contiguous and np.isfinite(array).all():
+        return array
     found = np.array(array, np.float32, order="F")  # as the viewer's files hold it
     if scale != 1:
         found /= np.float32(scale)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import math
+import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import repeat
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from chiasm.boxes import Box, box_of
 from chiasm.volumes import Geometry, Volume, crop
+from chiasm.volumes.nifti import FIELDS, MAGICS, REAL, SIZE
 
 MARGIN_MM = 6.0  # around the mask's box
 LEVELS = (4096, 2048, 1024, 512, 256)  # steps inside the window, the finest that fits is taken
@@ -27,6 +29,7 @@ SAMPLED = 8  # one slice of so many is compressed to foresee the size of all
 REGIONS = "regions"
 LARGEST = 32000  # value that is stored, of 16 bits
 GZIP = 31  # zlib's code of a gzip file
+CODES = {name: code for code, name in REAL.items()}  # of NIfTI's datatypes, by numpy's name
 
 Stride = tuple[int, int, int]
 
@@ -176,7 +179,7 @@ def _nifti(volume: Volume, step: float | None) -> bytes:
     start = nifti_start(
         volume.geometry, np.dtype(np.uint8 if step is None else np.int16), 1.0 if step is None else step
     )
-    return _packed(start + _bytes_of(volume.array, step))
+    return _packed(start, _bytes_of(volume.array, step))
 
 
 def nifti_start(geometry: Geometry, dtype: np.dtype[Any], slope: float = 1.0) -> bytes:
@@ -187,34 +190,40 @@ def nifti_start(geometry: Geometry, dtype: np.dtype[Any], slope: float = 1.0) ->
         dtype: That voxels are stored in, little-endian.
         slope: That stored values are multiplied by.
     """
-    import nibabel as nib
-
-    header = nib.Nifti1Header()
-    header.set_data_dtype(dtype)
-    header.set_data_shape(geometry.shape)
-    header.set_xyzt_units("mm")
-    header.set_sform(geometry.affine, code=1)
-    header.set_qform(None, code=0)
-    header["pixdim"][1:4] = geometry.spacing_mm
-    header.set_data_offset(HEADER)
-    header["scl_slope"], header["scl_inter"] = slope, 0.0
-    header["magic"] = b"n+1"
-    content: bytes = header.binaryblock + bytes(4)
-    return content
+    content = bytearray(HEADER)
+    struct.pack_into("<i", content, 0, SIZE[1])
+    values: dict[str, tuple[object, ...]] = {
+        "dim": (3, *geometry.shape, 1, 1, 1, 1),
+        "datatype": (CODES[dtype.str[1:]],),
+        "bitpix": (8 * dtype.itemsize,),
+        "pixdim": (1.0, *geometry.spacing_mm, 1.0, 1.0, 1.0, 1.0),
+        "vox_offset": (HEADER,),
+        "slope": (slope,),
+        "units": (2,),  # mm
+        "sform_code": (1,),
+        "sform": tuple(geometry.affine[:3].ravel().tolist()),
+        "magic": (MAGICS[1][0],),
+    }
+    for name, value in values.items():
+        at, form = FIELDS[1][name]
+        struct.pack_into(f"<{form}", content, at, *value)
+    return bytes(content)
 
 
 def _bytes_of(array: NDArray[Any], step: float | None) -> bytes:
     """Return voxels in the order of NIfTI: rounded, all low bytes before all high ones; bytes as they are."""
-    lines = np.ascontiguousarray(array.T)  # (K, J, I), whose C order is NIfTI's
+    lines = array.T  # (K, J, I), whose C order is NIfTI's
     if step is None:
         return lines.tobytes()
-    scaled = lines * np.float32(1 / step)
-    values = np.rint(scaled, out=scaled).astype("<i2").ravel()
-    parts = (values & 255).astype(np.uint8), (values >> 8).astype(np.uint8)
-    return b"".join(part.tobytes() for part in parts)
+    parts = np.empty((2, *lines.shape), np.uint8)
+    for plane, (low, high) in zip(lines, parts.swapaxes(0, 1)):  # plane by plane: a volume may be large
+        scaled = plane * np.float32(1 / step)
+        values = np.rint(scaled, out=scaled).astype("<i2")
+        low[...], high[...] = values & 255, (values >> 8).astype(np.uint8)
+    return parts.tobytes()
 
 
-def _packed(content: bytes) -> bytes:
+def _packed(*contents: bytes) -> bytes:
     """Compress by runs and letters alone: noise holds no words, and the search for them would take most of the time."""
     packer = zlib.compressobj(6, zlib.DEFLATED, GZIP, 9, zlib.Z_RLE)
-    return packer.compress(content) + packer.flush()
+    return b"".join([*(packer.compress(content) for content in contents), packer.flush()])

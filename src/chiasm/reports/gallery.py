@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -412,12 +411,13 @@ def _png(values: NDArray[Any], look: PictureColumn, shown: NDArray[np.bool_]) ->
 
 def _outline(lesion: NDArray[np.bool_] | None) -> str:
     """Trace a lesion as an SVG path in voxels of the picture; empty without a lesion in the slice."""
-    from matplotlib.figure import Figure
+    from contourpy import contour_generator
 
     if lesion is None or not lesion.any():
         return ""
-    contour = Figure().subplots().contour(np.pad(lesion, 1).astype(np.float32), levels=[0.5])
-    polygons = chain.from_iterable(path.to_polygons(closed_only=False) for path in contour.get_paths())
+    # the lines of matplotlib's own contours
+    lines = contour_generator(z=np.pad(lesion, 1).astype(np.float32), name="mpl2014", corner_mask=True).lines(0.5)
+    polygons = lines[0] if isinstance(lines, tuple) else lines
     return "".join(map(_svg_path, map(np.asarray, polygons)))
 
 

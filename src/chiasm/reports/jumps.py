@@ -17,6 +17,8 @@ IN_MASK, IN_LESION = 1, 2  # bits of the volume of regions
 MOST_LESIONS = 30  # to jump to
 LARGEST_EXPECTED = 0.99  # quantile above which a voxel's expected error is large
 
+Pair = tuple[NDArray[Any], NDArray[Any]]  # the synthetic image and the real one
+
 
 class Jump(NamedTuple):
     """A place to look at: its name, a score, and its voxel of the canonical grid."""
@@ -36,40 +38,43 @@ def list_jumps(in_ras: Mapping[str, Volume], unit: str) -> Iterator[Jump]:
     """
     regions = in_ras["regions"]
     mask, lesion = (regions.array & IN_MASK) > 0, (regions.array & IN_LESION) > 0
-    difference = in_ras["synthetic"].array - in_ras["real"].array if "real" in in_ras else None
-    if difference is not None and mask.any():
-        yield _largest_difference(difference, mask, unit)
+    pair = (in_ras["synthetic"].array, in_ras["real"].array) if "real" in in_ras else None
+    if pair is not None and mask.any():
+        yield _largest_difference(pair, mask, unit)
     if "expected_error" in in_ras and mask.any():
         yield _largest_expected(in_ras["expected_error"], mask, unit)
     lesions = lesion_components(lesion & mask, regions.geometry.spacing_mm)  # numbered as in the evaluation
     for number, one in enumerate(lesions[:MOST_LESIONS], 1):
-        yield Jump(f"Lesion {number}", _describe_lesion(one, difference, unit), _middle(one))
+        yield Jump(f"Lesion {number}", _describe_lesion(one, pair, unit), _middle(one))
 
 
-def _describe_lesion(lesion: Lesion, difference: NDArray[Any] | None, unit: str) -> str:
+def _describe_lesion(lesion: Lesion, pair: Pair | None, unit: str) -> str:
     """Say how large a lesion is, and the mean error in it where there is a real image."""
     volume = f"{show_number(lesion.volume_ml)} mL"
-    if difference is None:
+    if pair is None:
         return volume
-    error = float(np.abs(difference[lesion.box][lesion.inside]).mean())
-    return f"{volume}, MAE {with_unit(show_number(error), unit)}"
+    synthetic, real = (image[lesion.box][lesion.inside] for image in pair)
+    return f"{volume}, MAE {with_unit(show_number(float(np.abs(synthetic - real).mean())), unit)}"
 
 
-def _largest_difference(difference: NDArray[Any], mask: NDArray[np.bool_], unit: str) -> Jump:
-    voxel = _where(np.where(mask, np.abs(difference), -1).argmax(), mask.shape)
-    sign = "+" if difference[voxel] > 0 else ""
-    return Jump("Largest difference", with_unit(f"{sign}{show_number(float(difference[voxel]))}", unit), voxel)
+def _largest_difference(pair: Pair, mask: NDArray[np.bool_], unit: str) -> Jump:
+    synthetic, real = (image[mask] for image in pair)
+    difference = synthetic - real
+    place = np.abs(difference).argmax()
+    sign = "+" if difference[place] > 0 else ""
+    detail = with_unit(f"{sign}{show_number(float(difference[place]))}", unit)
+    return Jump("Largest difference", detail, _voxel_of(int(place), mask))
 
 
 def _largest_expected(expected_error: Volume, mask: NDArray[np.bool_], unit: str) -> Jump:
     """Find the cluster of the highest expected errors that exceed the rest most, and its highest voxel."""
     from scipy.ndimage import label
 
-    inside = np.where(mask, expected_error.array, -np.inf)
     limit = np.quantile(expected_error.array[mask], LARGEST_EXPECTED)
-    places = np.nonzero(inside >= limit)  # one voxel in a hundred
-    clusters, _ = label(inside >= limit, np.ones((3, 3, 3)))
-    numbers, values = clusters[places], inside[places]
+    is_large = mask & (expected_error.array >= limit)
+    places = np.nonzero(is_large)  # one voxel in a hundred
+    clusters, _ = label(is_large, np.ones((3, 3, 3)))
+    numbers, values = clusters[places], expected_error.array[places]
     highest = np.bincount(numbers, values - limit).argmax() if values.max() > limit else numbers[0]
     own = np.flatnonzero(numbers == highest)
     first = own[values[own].argmax()]
@@ -86,5 +91,10 @@ def _middle(lesion: Lesion) -> tuple[int, ...]:
     return tuple(int(at) + side.start for at, side in zip(nearest, lesion.box))
 
 
-def _where(index: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(int(place) for place in np.unravel_index(int(index), shape))
+def _voxel_of(place: int, mask: NDArray[np.bool_]) -> tuple[int, ...]:
+    """Return the voxel of a mask that stands at a place among all of its voxels."""
+    ends = np.cumsum(np.count_nonzero(mask, axis=(1, 2)))
+    plane = int(np.searchsorted(ends, place, side="right"))
+    within = np.flatnonzero(mask[plane])[place - (ends[plane - 1] if plane else 0)]
+    j, k = np.unravel_index(within, mask.shape[1:])
+    return plane, int(j), int(k)
