@@ -23,6 +23,8 @@ from chiasm.training.run import train
 from conftest import QUICK
 
 ASKED = [
+    "--method",
+    "dual-attention",
     *("--source", "t1", "--target", "t2", "--size", "tiny", "--folds", "3", "--steps", "24", "--accelerator", "cpu"),
     *("--set", "data.patch=32", "generator.widths=[4,8]", "discriminators.global_widths=[4,8]"),
     *("discriminators.local_widths=[4,4,4]", "training.batch=2", "training.validations=3"),

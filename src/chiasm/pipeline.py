@@ -157,7 +157,7 @@ def run(
             out / RUN,
             say=watch.say,
             progress=watch.training,
-            watch=ProgressPage,
+            watcher=ProgressPage,
             layout=layout,
             selection=selection,
             minutes=minutes,

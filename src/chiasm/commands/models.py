@@ -64,6 +64,7 @@ def plan(
     allow: Allow = None,
 ) -> None:
     """Write plan.toml without training: every choice with its reason, time and memory."""
+    check_output(out)
     selection = found.selection(asked.source, reading, allow, people)
     recipe = asked.recipe(reading, selection)
     from chiasm.training.cross_fitting import plan_first
@@ -92,6 +93,7 @@ def train(
     tensorboard: TensorBoard = False,
 ) -> None:
     """Train on a folder of paired scans; run the same command again to resume."""
+    check_output(out)
     place = [f"training.devices={devices}", f"training.accelerator={accelerator}", f"training.precision={precision}"]
     selection = found.selection(asked.source, reading, allow, people)
     recipe = asked.recipe(reading, selection, place)
@@ -111,7 +113,7 @@ def train(
                 out,
                 say=typer.echo,
                 progress=follow(bar, "training"),
-                watch=partial(watch_run, tensorboard=tensorboard),
+                watcher=partial(watch_run, tensorboard=tensorboard),
                 layout=found.layout,
                 selection=selection,
             )

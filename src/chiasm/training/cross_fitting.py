@@ -42,7 +42,7 @@ def train(
     *,
     say: Say = print,
     progress: StepProgress | None = None,
-    watch: Callable[[Path], Watcher] | None = None,
+    watcher: Watcher | Callable[[Path], Watcher] | None = None,
     layout: str | None = None,
     selection: Selection | None = None,
     minutes: float | None = None,
@@ -57,7 +57,7 @@ def train(
         folder: The run folder; of several models, each has its own run folder in `models/`.
         say: Called with lines for the user.
         progress: Called after each step of a model.
-        watch: Returns who looks at each validation in a run folder, such as a page.
+        watcher: Who looks at each validation, such as a page, or what makes one for each run folder.
         layout: Name of a layout, where the folder fits several.
         selection: Which DICOM series are taken, and which marked images.
         minutes: A time that the steps of all models are to fit into.
@@ -76,7 +76,7 @@ def train(
     one = partial(one, threads=threads)
     models = int(recipe.split.models)
     if models == 1:
-        return one(data, recipe, folder, watcher=watch and watch(folder), minutes=minutes, announce=announce)
+        return one(data, recipe, folder, watcher=_watcher_in(folder, watcher), minutes=minutes, announce=announce)
 
     def begin(planned: PlannedRun) -> None:
         write_recipe(folder / "recipe.toml", recipe)  # now that nothing in it was refused
@@ -97,11 +97,15 @@ def train(
             part = part_of(recipe, number, place, fitted=minutes is not None)
             time = None if minutes is None else minutes / models
             like = runs[0].plan if runs else None
-            aside = {"watcher": watch and watch(place), "cache": folder / "cache", "like": like}
+            aside = {"watcher": _watcher_in(place, watcher), "cache": folder / "cache", "like": like}
             runs.append(one(data, part, place, minutes=time, announce=begin, **aside))
         _exchange_calibrations(folder, [run.folder for run in runs])
     problems = tuple(dict.fromkeys(problem for run in runs for problem in run.problems))
     return Run(folder, runs[0].plan, runs[0].split, problems)
+
+
+def _watcher_in(folder: Path, watcher: Watcher | Callable[[Path], Watcher] | None) -> Watcher | None:
+    return watcher(folder) if callable(watcher) else watcher
 
 
 def plan_first(

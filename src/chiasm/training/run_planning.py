@@ -124,7 +124,7 @@ def resolve_models(
         return with_split(recipe, models=read_recipe(folder / "recipe.toml").split.models), data
     from chiasm.training.pretrained import may_start
 
-    if not may_start(recipe):
+    if recipe.training.devices > 1 or not may_start(recipe):  # several processes train one model
         return with_split(recipe, models=1), data
     cohort = data
     if not isinstance(cohort, Cohort):
