@@ -13,7 +13,7 @@ from chiasm.cohorts.cases import Case, Cohort, Problem, volume_stem
 from chiasm.cohorts.dicom_patients import Selection
 from chiasm.cohorts.discovery import count_modalities, find_cohort, select_cases
 from chiasm.cohorts.gathering import notes_in_lines
-from chiasm.cohorts.splits import choose_folds, make_split
+from chiasm.cohorts.splits import choose_folds, choose_models, make_split
 from chiasm.errors import CohortError
 from chiasm.preparation.examination import ExaminedCase, examine_case
 from chiasm.progress import Progress, counted
@@ -145,6 +145,11 @@ def _verdict(root: Path, usable: Sequence[Case], all_pairs: int, sources: Sequen
         f"chiasm train would take {len(split.train)} for training, {len(split.validation)} for validation, "
         f"{len(split.test)} for testing (fold {settings.fold} of {choose_folds('auto', people)}, by subject)"
     )
+    if (models := choose_models("auto", usable)) > 1:
+        yield (
+            f"where weights that ship fit (chiasm plan says so), {models} models share all {people} subjects instead, "
+            "and each subject is tested by the model that did not learn from it"
+        )
     yield f"next: chiasm train {shlex.quote(str(root))} --source {names} --target {target} -o RUN"
 
 
