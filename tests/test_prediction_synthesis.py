@@ -353,6 +353,13 @@ def test_flip_averages_image_and_maps_over_a_volume_and_its_mirror_image(kind: s
         assert np.abs(one - other[::-1]).max() > 1e-4  # the networks know left from right
         np.testing.assert_allclose(mean, (one + other[::-1]) / 2, atol=1e-6)
         np.testing.assert_array_equal(again, mean[::-1])
+    nets = Networks(generator, discriminator, average="flip")
+    inside = passes.synthesise_inside(
+        nets, source, mask, plan=plan, conditional=True, error_scale=0.5, engine=ENGINE
+    )  # without a volume of either pass
+    for values, volume in zip(inside, (flipped.prediction, flipped.raw_error), strict=True):
+        assert values is not None and volume is not None
+        np.testing.assert_array_equal(values, passes.taken(volume, mask))
 
 
 def test_a_recipe_says_whether_predictions_are_averaged_and_the_caller_may_differ(model: Model) -> None:

@@ -239,10 +239,20 @@ def synthesise_inside(
 ) -> Inside:
     """Run the networks as `synthesise_prepared` does, but keep only the voxels of the mask: volumes may be large."""
     if networks.average == "flip":
-        maps = synthesise_prepared(
-            networks, source, mask, plan=plan, conditional=conditional, error_scale=error_scale, engine=engine
+        once = partial(
+            synthesise_inside,
+            networks._replace(average="none"),
+            plan=plan,
+            conditional=conditional,
+            error_scale=error_scale,
+            engine=engine,
         )
-        return Inside(taken(maps.prediction, mask), None if maps.raw_error is None else taken(maps.raw_error, mask))
+        straight, mirrored = once(source, mask), once(source[:, ::-1], mask[::-1])
+        for one, other in zip(straight, mirrored):
+            if one is not None and other is not None:  # in its own memory: volumes may be large
+                one += _mirrored_back(other, mask)
+                one /= 2
+        return straight
     made = _inside(networks, source, mask, plan, conditional, engine)
     return Inside(made[0], None if networks.local_discriminator is None else _raw_error(made[1], error_scale, made[1]))
 
@@ -269,6 +279,18 @@ def taken(volume: NDArray[Scalar], mask: NDArray[np.bool_]) -> NDArray[Scalar]:
     """Return the values of a mask's voxels in the order of `laid_out`."""
     values: NDArray[Scalar] = np.moveaxis(volume, -1, 0)[np.moveaxis(mask, -1, 0)]
     return values
+
+
+def _mirrored_back(values: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Bring the values of a mirrored mask's voxels into the order of the mask, both as `laid_out` takes them."""
+    ordered, start = np.empty_like(values), 0
+    for plane in np.moveaxis(mask, -1, 0):
+        stop = start + int(np.count_nonzero(plane))
+        shown = np.empty(plane.shape, values.dtype)
+        shown[plane[::-1]] = values[start:stop]
+        ordered[start:stop] = shown[::-1][plane]
+        start = stop
+    return ordered
 
 
 def scatter(values: NDArray[np.floating] | float, mask: NDArray[np.bool_], outside: float = 0.0) -> NDArray[np.float32]:
