@@ -282,7 +282,7 @@ def taken(volume: NDArray[Scalar], mask: NDArray[np.bool_]) -> NDArray[Scalar]:
 
 
 def _mirrored_back(values: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """Bring the values of a mirrored mask's voxels into the order of the mask, both as `laid_out` takes them."""
+    """Return the values of a mirrored mask in the order of the mask's own voxels, both as `laid_out` takes them."""
     ordered, start = np.empty_like(values), 0
     for plane in np.moveaxis(mask, -1, 0):
         stop = start + int(np.count_nonzero(plane))
