@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from levers import column, figures, judge, write_rows
+from levers import column, figures, judge, steps_within, time_training, write_rows
 
 from chiasm.cohorts.cases import Case, Cohort
 from chiasm.cohorts.discovery import find_cohort
@@ -121,17 +121,9 @@ def count_steps(arm: str, plan: Plan, cases: Sequence[PreparedCase], seconds: fl
     path = folders.out / f"cost-{arm.replace(', ', '-').replace(' ', '-')}.json"
     if not path.exists():
         recipe = recipe_of(arm, 0, 50 * PROBES, fine=folders.fine)
-        start = time.process_time()
-        learner = Learner(recipe, plan, cases, make_fabric(recipe))
-        set_up, spent = time.process_time() - start, 0.0
-        for probe in range(PROBES):
-            learner.step(50 * probe + 25)
-            start = time.process_time()
-            learner.step(50 * probe + 26)
-            spent += (time.process_time() - start) / PROBES
-        path.write_text(json.dumps({"set_up": set_up, "step": spent}))
-    cost = json.loads(path.read_text())
-    return max(1, round((seconds - cost["set_up"]) / cost["step"]))
+        probes = [50 * probe + 26 for probe in range(PROBES)]
+        path.write_text(json.dumps(time_training(lambda: Learner(recipe, plan, cases, make_fabric(recipe)), probes)))
+    return steps_within(seconds, json.loads(path.read_text()))
 
 
 def run_arm(arm: str, fold: int, seed: int, effort: Effort, folders: Folders) -> list[dict[str, object]]:

@@ -17,7 +17,7 @@ import csv
 import json
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean, median
 
@@ -97,14 +97,37 @@ def step_costs(arms: Sequence[str], run: Path, data: Path, out: Path) -> dict[st
             learners[arm] = Learner(recipe, plan, prepared, fabric)
         for probe in range(PROBES):
             for arm, learner in learners.items():
-                learner.step(100 * probe + 49)
-                start = time.process_time()
-                learner.step(100 * probe + 50)
-                counted[arm] += (time.process_time() - start) / PROBES
+                counted[arm] += timed_step(learner, 100 * probe + 50) / PROBES
         unit = known.get(REFERENCE, counted[REFERENCE]) / counted[REFERENCE]
         known |= {arm: unit * seconds for arm, seconds in counted.items()}
         path.write_text(json.dumps(known, indent=1))
     return known
+
+
+def timed_step(learner: Learner, step: int) -> float:
+    """Return the seconds of the processor that a step takes, right after the one before it."""
+    learner.step(step - 1)
+    start = time.process_time()
+    learner.step(step)
+    return time.process_time() - start
+
+
+def time_training(begin: Callable[[], Learner], probes: Sequence[int]) -> dict[str, float]:
+    """Return the seconds of the processor that a training takes to set up, and on average for a step.
+
+    Args:
+        begin: Sets the training up.
+        probes: Steps that are timed, evenly over its schedule.
+    """
+    start = time.process_time()
+    learner = begin()
+    set_up = time.process_time() - start
+    return {"set_up": set_up, "step": mean(timed_step(learner, probe) for probe in probes)}
+
+
+def steps_within(seconds: float, cost: Mapping[str, float]) -> int:
+    """Return the steps of a training that fit into a time, its set-up included."""
+    return max(1, round((seconds - cost["set_up"]) / cost["step"]))
 
 
 def judge(

@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from levers import judge, judge_folder, print_table, read, write_rows
+from levers import judge, judge_folder, print_table, read, steps_within, time_training, write_rows
 from numpy.typing import NDArray
 from torch import nn
 
@@ -159,17 +159,9 @@ def count_steps(method: str, data: Path, out: Path, seconds: float) -> int:
         prepared, _ = prepare_cohort(cases, run.plan, out / "cache", warn=lambda _: None)
         fabric = make_fabric(recipe)
         fabric.launch()
-        start = time.process_time()
-        learner = Learner(recipe, run.plan, prepared, fabric)
-        set_up, spent = time.process_time() - start, 0.0
-        for probe in range(PROBES):
-            learner.step(100 * probe + 49)
-            start = time.process_time()
-            learner.step(100 * probe + 50)
-            spent += (time.process_time() - start) / PROBES
-        path.write_text(json.dumps({"set_up": set_up, "step": spent}))
-    cost = json.loads(path.read_text())
-    return max(1, round((seconds - cost["set_up"]) / cost["step"]))
+        probes = [100 * probe + 50 for probe in range(PROBES)]
+        path.write_text(json.dumps(time_training(partial(Learner, recipe, run.plan, prepared, fabric), probes)))
+    return steps_within(seconds, json.loads(path.read_text()))
 
 
 def by_chiasm(method: str, data: Path, out: Path, fold: int, seed: int, seconds: float) -> tuple[Scores, int]:

@@ -16,7 +16,6 @@ from pydantic import TypeAdapter, ValidationError
 
 from chiasm.cohorts.cases import Cohort
 from chiasm.cohorts.dicom_patients import Selection
-from chiasm.cohorts.discovery import find_cohort, selection_of
 from chiasm.cohorts.splits import read_splits
 from chiasm.errors import RecipeError, RunError
 from chiasm.locks import locked
@@ -29,7 +28,7 @@ from chiasm.recipe import Recipe, read_recipe, write_recipe
 from chiasm.storage import make_folder, read_json, write_json
 from chiasm.training.finished import Run
 from chiasm.training.run import train as train_one
-from chiasm.training.run_planning import PlannedRun, check_recipe, plan_run, resolve_models, with_split
+from chiasm.training.run_planning import PlannedRun, check_recipe, cohort_of, plan_run, resolve_models, with_split
 from chiasm.training.session import Say, Watcher
 
 OWN = "calibrations.json"  # of each model, on the part that it did not learn from
@@ -87,8 +86,7 @@ def train(
     make_folder(folder)
     with locked(folder):
         check_recipe(folder, recipe)
-        if not isinstance(data, Cohort):
-            data = find_cohort(data, layout=layout, selection=selection_of(recipe, selection))
+        cohort = cohort_of(data, recipe, layout, selection)
         say(_announce(recipe))
         runs: list[Run] = []
         for number in range(1, models + 1):
@@ -98,7 +96,7 @@ def train(
             time = None if minutes is None else minutes / models
             like = runs[0].plan if runs else None
             aside = {"watcher": _watcher_in(place, watcher), "cache": folder / "cache", "like": like}
-            runs.append(one(data, part, place, minutes=time, announce=begin, **aside))
+            runs.append(one(cohort, part, place, minutes=time, announce=begin, **aside))
         _exchange_calibrations(folder, [run.folder for run in runs])
     problems = tuple(dict.fromkeys(problem for run in runs for problem in run.problems))
     return Run(folder, runs[0].plan, runs[0].split, problems)

@@ -126,9 +126,7 @@ def resolve_models(
 
     if recipe.training.devices > 1 or not may_start(recipe):  # several processes train one model
         return with_split(recipe, models=1), data
-    cohort = data
-    if not isinstance(cohort, Cohort):
-        cohort = find_cohort(cohort, layout=layout, selection=selection_of(recipe, selection))
+    cohort = cohort_of(data, recipe, layout, selection)
     paired = select_cases(cohort, recipe.data.sources, recipe.data.target)
     return with_split(recipe, models=choose_models("auto", paired.cases)), cohort
 
@@ -173,6 +171,15 @@ def _find_known(
     """Find the cases, after the folder has been checked."""
     check_run_folder(folder, data.root if isinstance(data, Cohort) else data)
     check_recipe(folder, recipe)
+    return cohort_of(data, recipe, layout, selection)
+
+
+def cohort_of(data: Path | Cohort, recipe: Recipe, layout: str | None, selection: Selection | None) -> Cohort:
+    """Find the cases of a folder, or take those that were found already; read and assigned as the recipe says.
+
+    Raises:
+        ChiasmError: If the data cannot be used.
+    """
     if isinstance(data, Cohort):
         return with_subjects(with_reading(data, reading_of(recipe.data)), recipe.split.subject_pattern)
     return find_cohort(data, layout=layout, selection=selection_of(recipe, selection))
