@@ -16,15 +16,13 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from statistics import mean
 
 import coarse_levers as levers
 import numpy as np
 import torch
-from levers import column, figures, judge, write_rows
+from levers import judge, print_timed, write_rows
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -122,12 +120,7 @@ def main() -> None:
         row for fold in asked.folds for row in run_fold(fold, asked.models, asked.steps, folders, shared=asked.shared)
     ]
     write_rows(asked.out / "averages.csv", FIELDS, rows)
-    groups: dict[tuple[str, str], list[dict[str, object]]] = defaultdict(list)
-    for row in rows:
-        groups[str(row["what"]), str(row["average"])].append(row)
-    print("| what | mirror images | brain | WT | kept, median | n | seconds |\n|---|---|---|---|---|---|---|")
-    for (what, average), own in groups.items():
-        print(f"| {what} | {average} | {figures(own)} | {mean(column(own, 'seconds')):.0f} |")
+    print_timed({"what": "what", "average": "mirror images"}, rows)
 
 
 if __name__ == "__main__":

@@ -17,16 +17,14 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from statistics import mean
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from levers import column, figures, judge, steps_within, time_training, write_rows
+from levers import judge, print_timed, steps_within, time_training, write_rows
 
 from chiasm.cohorts.cases import Case, Cohort
 from chiasm.cohorts.discovery import find_cohort
@@ -195,12 +193,7 @@ def main() -> None:
         for row in run_arm(arm, fold, seed, Effort(asked.steps, asked.seconds), folders)
     ]
     write_rows(asked.out / "judged.csv", FIELDS, rows)
-    groups: dict[tuple[str, str], list[dict[str, object]]] = defaultdict(list)
-    for row in rows:
-        groups[str(row["arm"]), str(row["cohort"])].append(row)
-    print("| arm | cases | brain | WT | kept, median | n | seconds |\n|---|---|---|---|---|---|---|")
-    for (arm, cohort), own in groups.items():
-        print(f"| {arm} | {cohort} | {figures(own)} | {mean(column(own, 'seconds')):.0f} |")
+    print_timed({"arm": "arm", "cohort": "cases"}, rows)
 
 
 if __name__ == "__main__":

@@ -204,6 +204,22 @@ def figures(rows: Sequence[Mapping[str, object]]) -> str:
     return f"{mean(brain):.3f} | {mean(lesion):.3f} | {100 * median(kept):.0f} % | {len(rows)}"
 
 
+def print_timed(heads: Mapping[str, str], rows: Sequence[Mapping[str, object]]) -> None:
+    """Print a row of a table for each combination of some columns, with the mean seconds of its trainings.
+
+    Args:
+        heads: Columns, and what the table calls them.
+        rows: Judged cases.
+    """
+    print(f"| {' | '.join(heads.values())} | brain | WT | kept, median | n | seconds |")
+    print("|---" * (len(heads) + 5) + "|")
+    groups: dict[tuple[str, ...], list[Mapping[str, object]]] = defaultdict(list)
+    for row in rows:
+        groups[tuple(str(row[head]) for head in heads)].append(row)
+    for names, own in groups.items():
+        print(f"| {' | '.join(names)} | {figures(own)} | {mean(column(own, 'seconds')):.0f} |")
+
+
 def print_table(head: str, rows: Sequence[Mapping[str, object]]) -> None:
     """Print a row of a table for each value of the column `head`, with the steps of its trainings."""
     print(f"| {head} | steps | brain | WT | kept, median | n |\n|---|---|---|---|---|---|")
