@@ -7,6 +7,7 @@ import gzip
 import json
 import shutil
 import struct
+import tracemalloc
 from collections.abc import Callable, Iterator
 from itertools import permutations, product
 from pathlib import Path
@@ -261,6 +262,11 @@ def plain(array: NDArray[Any]) -> bytes:
     return array.tobytes(order="F")
 
 
+def written(array: NDArray[Any], between: bytes = b" ") -> bytes:
+    """Write numbers as text."""
+    return between.join(str(value).encode() for value in array.ravel(order="F").tolist())
+
+
 def first_axis_of_one() -> dict[str, str]:
     directions = "none (1,0,0) (0,1,0) (0,0,1)"
     return {"dimension": "4", "sizes": "1 5 6 7", "space_directions": directions, "space_origin": "(0,0,0)"}
@@ -295,11 +301,53 @@ def time_of_one() -> dict[str, str]:
         ({"type": "int16_t", "measurement_frame": "(0,1,0) (1,0,0) (0,0,1)"}, plain),
         (first_axis_of_one(), plain),
         (last_axis_of_one(), plain),
+        (first_axis_of_one() | {"space_directions": "(nan,nan,nan) (1,0,0) (0,1,0) (0,0,1)"}, plain),
+        ({"encoding": "ascii", "endian": None}, written),
+        ({"encoding": "text", "line_skip": "1", "byte_skip": "2"}, lambda raw: b"one\nxy" + written(raw, b" , ")),
+        ({"encoding": "hex", "endian": "big"}, lambda raw: plain(raw.astype(">i2")).hex(" ", 32).encode() + b"\n"),
+        ({"kinds": "space ??? none", "centers": "node cell ???", "centerings": None, "content": "a:b: c"}, plain),
     ],
 )
 def test_encodings_of_nrrd(tmp_path: Path, changes: dict[str, str], content: Callable[[Any], bytes]) -> None:
     affine = np.eye(4)
     agree(write_nrrd(tmp_path / "a.nrrd", header(affine, **changes), content(voxels())), affine, voxels())
+
+
+@pytest.mark.parametrize("number", ["float", "double"])
+def test_fractions_are_read_from_text_as_pynrrd_reads_them(tmp_path: Path, number: str) -> None:
+    array = np.random.default_rng(1).normal(0, 300, (40, 41, 42)).astype("f4" if number == "float" else "f8")
+    text = header(np.eye(4), encoding="ascii", type=number, sizes="40 41 42")
+    path = write_nrrd(tmp_path / "a.nrrd", text, written(array, b"\n"))
+    np.testing.assert_array_equal(read_volume(path).array, nrrd.read(str(path))[0].astype("f4"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "content", "reason"),
+    [
+        ({"encoding": "ascii"}, b"1 2 3", "truncated"),
+        ({"encoding": "ascii"}, written(voxels()) + b" 7", "too-long"),
+        ({"encoding": "ascii"}, b"1_0 " + written(voxels()), "corrupted"),
+        ({"encoding": "ascii"}, b"0.5 " + written(voxels()), "corrupted"),
+        ({"encoding": "ascii", "type": "uchar"}, written(voxels()), "corrupted"),
+        ({"encoding": "ascii"}, b"0" * 2**20, "corrupted"),
+        ({"encoding": "ascii", "sizes": "1000 1000 1000"}, written(voxels()), "truncated"),
+        ({"encoding": "ascii", "type": "float"}, b"nan " + written(voxels()[:, :, 1:]) + b" 1" * 29, "not-finite"),
+        ({"encoding": "hex"}, plain(voxels()).hex().encode()[:-1], "truncated"),
+        ({"encoding": "hex"}, b"0x" + plain(voxels()).hex().encode(), "corrupted"),
+        ({"encoding": "hex"}, plain(voxels()).hex().encode() + b"0", "corrupted"),
+    ],
+)
+def test_text_that_is_no_volume_is_refused(
+    tmp_path: Path, changes: dict[str, str | None], content: bytes, reason: str
+) -> None:
+    with pytest.raises(VolumeError) as caught:
+        read_volume(write_nrrd(tmp_path / "a.nrrd", header(np.eye(4), **changes), content))
+    assert caught.value.reason == reason
+
+
+def test_keys_of_others_may_hold_colons(tmp_path: Path) -> None:
+    text = header(np.eye(4)).removesuffix("\n") + "org.slicer:one:=1\norg.slicer:two:=x: y\nspace:=mars\n\n"
+    agree(write_nrrd(tmp_path / "a.nrrd", text, plain(voxels())), np.eye(4), voxels())
 
 
 def test_detached_voxels_lie_beside_their_header(tmp_path: Path) -> None:
@@ -331,11 +379,34 @@ def test_a_space_without_a_name_is_taken_as_ras_only_when_asked(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
+    ("changes", "start"),
+    [
+        ({"centerings": "node node node"}, [-50.0, 10, 20]),
+        ({"centers": "cell node ???"}, [-49.5, 10, 21.5]),
+        ({"units": '"cm" "mm" "mm"', "spacings": "0.1 2 3"}, [-499.5, 11, 21.5]),
+        ({"axis_mins": "nan nan 20", "space": "LPS"}, [0.0, 0, 21.5]),
+    ],
+)
+def test_spacings_alone_begin_where_axis_mins_say(tmp_path: Path, changes: dict[str, str], start: list[float]) -> None:
+    bare = {"space": None, "space_directions": None, "space_origin": None, "spacings": "1 2 3"}
+    text = header(np.eye(4), **(bare | {"axis_mins": "-50 10 20"} | changes))
+    path = write_nrrd(tmp_path / "a.nrrd", text, plain(voxels()))
+    affine = np.diag([1.0, 2, 3, 1])
+    affine[:3, 3] = start
+    agree(path, affine, voxels(), reading=Reading(assume_ras=True))
+    if set(changes) <= {"centerings"}:  # else it refuses the file, or forgets the unit
+        assert sitk.ReadImage(path).GetOrigin() == tuple(start)
+
+
+@pytest.mark.parametrize(
     ("changes", "reason"),
     [
         ({"dimension": "4", "sizes": "2 5 6 7", "space_directions": "none (1,0,0) (0,1,0) (0,0,1)"}, "four-d"),
         ({"dimension": "3", "space_directions": "none (1,0,0) (0,1,0)"}, "four-d"),
-        ({"encoding": "ascii"}, "text-voxels"),
+        ({"kinds": "space space time"}, "four-d"),
+        ({"kinds": "RGB-color domain domain", "space_directions": "none (1,0,0) (0,1,0)"}, "four-d"),
+        ({"kinds": "domain domain"}, "header"),
+        ({"centerings": "cell"}, "header"),
         ({"encoding": "hologram"}, "header"),
         ({"endian": None}, "header"),
         ({"type": "block"}, "datatype"),
@@ -429,6 +500,10 @@ def _same(file: h5py.File) -> None:
     file["minc-2.0/dimensions/zspace"].attrs["direction_cosines"] = (1.0, 0.0, 0.0)
 
 
+def _long(file: h5py.File) -> None:
+    file["minc-2.0/image/0/image"].attrs["dimorder"] = np.bytes_("zspace," * 5000)
+
+
 def _still(file: h5py.File) -> None:
     file["minc-2.0/dimensions/zspace"].attrs["step"] = 0.0
 
@@ -449,6 +524,7 @@ def _other(file: h5py.File) -> None:
         (_irregular, "spacing"),
         (_same, "affine"),
         (_still, "spacing"),
+        (_long, "header"),
         (_time, "four-d"),
         (_other, "format"),
     ],
@@ -472,6 +548,84 @@ def test_minc_is_refused_by_size_before_memory_is_taken(tmp_path: Path) -> None:
     with pytest.raises(VolumeError) as caught:
         read_volume(path)
     assert caught.value.reason == "too-large"
+
+
+@pytest.mark.parametrize("chunks", [(100, 100, 100), (2, 2, 2)])
+def test_a_minc_whose_voxels_were_never_written_is_refused(tmp_path: Path, chunks: tuple[int, int, int]) -> None:
+    def change(file: h5py.File) -> None:
+        del file["minc-2.0/image/0/image"]
+        image = file.create_dataset("minc-2.0/image/0/image", (100, 100, 200), "u1", chunks=chunks, compression="gzip")
+        image.attrs["dimorder"] = np.bytes_("zspace,yspace,xspace")
+        image[:, :, :150] = np.arange(150, dtype="u1")
+
+    path = write_minc(tmp_path / "a.mnc", np.eye(4), voxels(), change=change)
+    if chunks == (100, 100, 100):
+        assert read_volume(path).array.shape == (200, 100, 100)
+    else:
+        with pytest.raises(VolumeError) as caught:
+            read_volume(path)
+        assert caught.value.reason == "truncated"
+
+
+def test_a_minc_that_is_packed_twice_is_refused(tmp_path: Path) -> None:
+    def change(file: h5py.File) -> None:
+        del file["minc-2.0/image/0/image"]
+        settings = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        settings.set_chunk((100, 100, 100))
+        settings.set_deflate(9)
+        settings.set_deflate(9)
+        space = h5py.h5s.create_simple((100, 100, 100))
+        made = h5py.h5d.create(file.id, b"minc-2.0/image/0/image", h5py.h5t.NATIVE_UINT8, space, settings)
+        image = h5py.Dataset(made)
+        image.attrs["dimorder"] = np.bytes_("zspace,yspace,xspace")
+        image[...] = np.zeros((100, 100, 100), "u1")
+
+    path = write_minc(tmp_path / "a.mnc", np.eye(4), voxels(), change=change)
+    assert path.stat().st_size < 20_000
+    with pytest.raises(VolumeError) as caught:
+        read_volume(path)
+    assert caught.value.reason == "format" and "twice" in str(caught.value)
+
+
+def test_the_meaning_of_minc_takes_no_more_memory_than_float32(tmp_path: Path) -> None:
+    shape = (90, 300, 300)
+    stored = np.random.default_rng(0).integers(0, 200, shape[::-1]).astype("u1")
+    path = write_minc(tmp_path / "a.mnc", np.eye(4), stored, (np.float64(0), np.float64(10)))
+    tracemalloc.start()
+    array = read_volume(path).array
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    np.testing.assert_allclose(array[::50], stored[::50] / 255 * 10, rtol=1e-6)
+    assert peak < 7.5 * stored.size + 60 * 2**20  # stored, float32, and blocks that are worked out
+
+
+@pytest.mark.parametrize(("number", "least", "most"), [("i2", -(2**15), 2**15 - 1), ("u1", 0, 255)])
+def test_labels_that_a_range_rounds_are_whole_again_and_images_keep_their_steps(
+    tmp_path: Path, number: str, least: int, most: int
+) -> None:
+    labels = (voxels() % 10).astype("u1")
+    stored = np.rint(labels / 9 * (most - least) + least).astype(number)
+    path = write_minc(tmp_path / "a.mnc", np.eye(4), stored, (np.float64(0), np.float64(9)))
+    agree(path, np.eye(4), labels, labels=True)
+    meant = (stored.astype(float) - least) / (most - least) * 9
+    np.testing.assert_array_equal(read_volume(path).array, meant.astype("f4"))
+
+
+def test_a_gzipped_minc_is_to_be_unpacked(tmp_path: Path) -> None:
+    plain_file = write_minc(tmp_path / "a.mnc", np.eye(4), voxels())
+    (tmp_path / "b.mnc").write_bytes(gzip.compress(plain_file.read_bytes()))
+    with pytest.raises(VolumeError) as caught:
+        read_volume(tmp_path / "b.mnc")
+    assert caught.value.reason == "format" and "gunzip" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("value", [1e9, -3e8])
+def test_differences_that_float32_cannot_hold_are_refused(tmp_path: Path, value: float) -> None:
+    array = value + voxels() % 7
+    path = write_minc(tmp_path / "a.mnc", np.eye(4), array)
+    with pytest.raises(VolumeError) as caught:
+        read_volume(path)
+    assert caught.value.reason == "precision"
 
 
 def test_a_truncated_minc_is_refused(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -54,7 +54,15 @@ _TYPES = {
 #: Name of a type to numpy's, without the byte order.
 REAL: Mapping[str, str] = {name: kind for kind, names in _TYPES.items() for name in names.split(",")}
 WRITTEN: Mapping[str, str] = {kind: names.split(",")[0] for kind, names in _TYPES.items()}
-ENCODINGS: Mapping[str, Packing] = {"raw": "none", "gzip": "gzip", "gz": "gzip", "bzip2": "bzip2", "bz2": "bzip2"}
+ENCODINGS: Mapping[str, Packing] = {
+    "raw": "none", "gzip": "gzip", "gz": "gzip", "bzip2": "bzip2", "bz2": "bzip2", "hex": "hex", "text": "text",
+    "txt": "text", "ascii": "text",
+}  # fmt: skip
+#: What fields may be called too.
+OTHER_NAMES = {
+    "datafile": "data file", "byteskip": "byte skip", "lineskip": "line skip", "axismins": "axis mins",
+    "centers": "centerings",
+}  # fmt: skip
 #: From a named space to RAS: the factors of its three axes.
 SPACES: Mapping[str, tuple[int, int, int]] = {
     "right-anterior-superior": (1, 1, 1),
@@ -64,6 +72,8 @@ SPACES: Mapping[str, tuple[int, int, int]] = {
     "left-posterior-superior": (-1, -1, 1),
     "lps": (-1, -1, 1),
 }
+#: What axes of space may be called; others hold colours, vectors or times.
+SPATIAL_KINDS = ("domain", "space", "none", "???")
 #: Spaces that do not say where the patient's right is.
 UNNAMED = ("scanner-xyz", "3d-right-handed", "3d-left-handed")
 UNITS = {"": 1.0, "mm": 1.0, "millimeter": 1.0, "cm": 10.0, "m": 1000.0, "um": 1e-3, "\N{MICRO SIGN}m": 1e-3}
@@ -78,12 +88,16 @@ class _Axes:
         directions: Of each in the world, or None where it has none.
         spacings: Of each, NaN where it has none.
         units: Of each spacing.
+        starts: Place of the first sample along each, in its unit; NaN where it has none.
+        kinds: What each holds.
     """
 
     sides: tuple[int, ...]
     directions: tuple[tuple[float, ...] | None, ...]
     spacings: tuple[float, ...]
     units: tuple[str, ...]
+    starts: tuple[float, ...]
+    kinds: tuple[str, ...]
 
 
 def looks_like_nrrd(head: bytes) -> bool:
@@ -106,11 +120,13 @@ def open_nrrd(path: Path, *, assume_ras: bool = False, max_bytes: int = 2 * 2**3
     """
     fields, start = _read_header(path)
     axes = _spatial_axes(_axes(fields, path), path)
-    dtype = _voxel_type(fields, path)
+    packing = _packing(fields, path)
+    dtype = _voxel_type(fields, packing, path)
     i, j, k = axes.sides
     size = checked_size(axes.sides, dtype, path, max_bytes)
     geometry = Geometry((i, j, k), _affine(fields, axes, path, assume_ras))
-    return Stored(_stream(path, fields, start, size), dtype, geometry)
+    number = dtype.str if packing == "text" else ""
+    return Stored(replace(_stream(path, fields, start, size), number=number), dtype, geometry)
 
 
 def data_file_of(path: Path) -> Path:
@@ -140,10 +156,11 @@ def _fields_of(lines: Sequence[str], path: Path) -> dict[str, str]:
     fields: dict[str, str] = {}
     for line in lines:
         name, separator, value = line.partition(":")
-        if not separator or value.startswith("=") or line.startswith("#"):  # a comment, or a key of somebody's own
+        own = line.partition(":=")
+        if line.startswith("#") or not separator or (own[1] and ": " not in own[0]):  # or a key of somebody's own
             continue
         key = name.strip().lower()
-        key = {"datafile": "data file", "byteskip": "byte skip", "lineskip": "line skip"}.get(key, key)
+        key = OTHER_NAMES.get(key, key)
         if key in fields:
             raise VolumeError(f"states {key} twice", path=path, reason="header", found=value.strip()[:80])
         fields[key] = value.strip()
@@ -177,7 +194,7 @@ def _whole(fields: Mapping[str, str], name: str, path: Path) -> int:
     return int(value)
 
 
-def _voxel_type(fields: Mapping[str, str], path: Path) -> np.dtype[Any]:
+def _voxel_type(fields: Mapping[str, str], packing: Packing, path: Path) -> np.dtype[Any]:
     """Return how a voxel is stored."""
     kind = " ".join(_needed(fields, "type", path).lower().split())
     if kind not in REAL:
@@ -196,7 +213,8 @@ def _voxel_type(fields: Mapping[str, str], path: Path) -> np.dtype[Any]:
             found=f"old min {fields.get('old min')}, old max {fields.get('old max')}",
         )
     dtype = np.dtype(REAL[kind])
-    return dtype if dtype.itemsize == 1 else dtype.newbyteorder(_byte_order(fields, path))
+    has_order = dtype.itemsize > 1 and packing != "text"
+    return dtype.newbyteorder(_byte_order(fields, path)) if has_order else dtype
 
 
 def _byte_order(fields: Mapping[str, str], path: Path) -> Literal["<", ">"]:
@@ -221,7 +239,29 @@ def _axes(fields: Mapping[str, str], path: Path) -> _Axes:
         raise VolumeError(
             "states the spacing of an axis twice", path=path, reason="header", found="space directions too"
         )
-    return _Axes(tuple(map(int, sides)), directions, spacings, units)
+    starts = _starts(fields, spacings, path)
+    return _Axes(tuple(map(int, sides)), directions, spacings, units, starts, _kinds(fields, axes, path))
+
+
+def _starts(fields: Mapping[str, str], spacings: Sequence[float], path: Path) -> tuple[float, ...]:
+    """Return where the centre of the first sample along each axis lies: on its minimum, or half a step behind it."""
+    missing = " ".join(["nan"] * len(spacings))
+    least = _numbers(fields.get("axis mins", missing), "axis mins", path, len(spacings), nan=True)
+    centerings = fields.get("centerings", "").lower().split() or ["cell"] * len(spacings)
+    if len(centerings) != len(spacings):
+        raise _wrong("centerings", path, fields["centerings"], f"{len(spacings)} words")
+    return tuple(
+        start + (0.0 if centering == "node" else step / 2)
+        for start, step, centering in zip(least, spacings, centerings)
+    )
+
+
+def _kinds(fields: Mapping[str, str], axes: int, path: Path) -> tuple[str, ...]:
+    """Return what each axis holds; space where a header says nothing of it."""
+    kinds = tuple(fields.get("kinds", "").lower().split()) or ("space",) * axes
+    if len(kinds) != axes:
+        raise _wrong("kinds", path, fields["kinds"], f"{axes} words")
+    return kinds
 
 
 def _count(fields: Mapping[str, str], path: Path) -> int:
@@ -257,8 +297,10 @@ def _is_timed(fields: Mapping[str, str]) -> bool:
 
 
 def _vector(word: str, name: str, path: Path, *, timed: bool) -> tuple[float, ...] | None:
-    """Read a vector of the patient's space; None for one that runs through time alone."""
+    """Read a vector of the patient's space; None for one that runs through time alone, or is all NaN."""
     text = word.strip()[1:-1].replace(",", " ")
+    if name == "space directions" and set(text.lower().split()) == {"nan"}:
+        return None
     if not timed or len(text.split()) == 3:
         return _numbers(text, name, path, 3)
     *place, time = _numbers(text, name, path, 4)
@@ -279,12 +321,13 @@ def _spatial_axes(axes: _Axes, path: Path) -> _Axes:
         raise VolumeError(
             "is a single slice, or has too few slices to be a volume", path=path, reason="thin", found=shape
         )
-    if 0 < spatial.directions.count(None) < 3:
+    others = [kind for kind in spatial.kinds if kind not in SPATIAL_KINDS]
+    if others or 0 < spatial.directions.count(None) < 3:
         raise VolumeError(
-            "has an axis without a direction: its values are vectors or times",
+            "has an axis that is none of space: its values are vectors or times",
             path=path,
             reason="four-d",
-            found=shape,
+            found=", ".join([shape, *others]),
         )
     return spatial
 
@@ -299,6 +342,8 @@ def _without_idle(axes: _Axes) -> _Axes:
         tuple(axes.directions[axis] for axis in kept),
         tuple(axes.spacings[axis] for axis in kept),
         tuple(axes.units[axis] for axis in kept),
+        tuple(axes.starts[axis] for axis in kept),
+        tuple(axes.kinds[axis] for axis in kept),
     )
 
 
@@ -318,7 +363,9 @@ def _affine(fields: Mapping[str, str], axes: _Axes, path: Path, assume_ras: bool
     affine[:3, :3] = _columns(axes, path)
     if "space origin" in fields:
         affine[:3, 3] = _vector(fields["space origin"], "space origin", path, timed=_is_timed(fields))
-    turn = np.diag([*SPACES.get(space, (1, 1, 1)), 1.0])
+    elif axes.directions[0] is None:
+        affine[:3, 3] = np.nan_to_num([UNITS[unit] * start for unit, start in zip(axes.units, axes.starts)])
+    turn = np.diag([*(SPACES[space] if has_place else (1, 1, 1)), 1.0])
     return np.diag([*[_unit(fields, path)] * 3, 1.0]) @ turn @ affine
 
 
@@ -375,7 +422,9 @@ def _stream(path: Path, fields: Mapping[str, str], start: int, size: int) -> Str
     if packing == "none":
         return Stream(data, packing, _first_byte(data, begin, skip, size), 0, size, 0)
     if skip == -1:
-        raise _wrong("byte skip", path, skip, "0 or more where voxels are packed")
+        raise _wrong("byte skip", path, skip, "0 or more where voxels are packed or text")
+    if packing in ("hex", "text"):
+        return Stream(data, packing, begin + skip, 0, size, 0)
     return Stream(data, packing, begin, skip, size, 0)
 
 
@@ -387,8 +436,6 @@ def _first_byte(data: Path, begin: int, skip: int, size: int) -> int:
 def _packing(fields: Mapping[str, str], path: Path) -> Packing:
     """Return how the voxels are packed by themselves."""
     encoding = _needed(fields, "encoding", path).lower()
-    if encoding in ("text", "txt", "ascii", "hex"):
-        raise VolumeError("holds its voxels as text", path=path, reason="text-voxels", expected="raw or gzip encoding")
     if encoding not in ENCODINGS:
         raise _wrong("encoding", path, encoding, ", ".join(ENCODINGS))
     return ENCODINGS[encoding]

@@ -139,7 +139,7 @@ def read_volume(
         return Volume(voxels(found.array), found.geometry)
     content: NDArray[Any] | Stored
     if looks_like_minc(head):
-        content, geometry = read_minc(path, max_bytes=max_bytes)
+        content, geometry = read_minc(path, labels=labels, max_bytes=max_bytes)
     else:  # of another format, or it says what is wrong
         content = _open(path, head if file else first_bytes(path, HEAD), reading, max_bytes)
         geometry = content.geometry

@@ -6,10 +6,12 @@ import bz2
 import os
 import stat
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
+
+import numpy as np
 
 from chiasm.errors import VolumeError
 
@@ -20,7 +22,10 @@ GZIP = b"\x1f\x8b"
 TIGHTEST = 1032  # times that deflate can pack at most
 IDLE_MEMBERS = 1000  # members of a gzip that may hold next to nothing
 
-Packing = Literal["none", "gzip", "zlib", "bzip2"]
+LONGEST_NUMBER = 400  # characters of a number that is written as text
+BETWEEN = b" \t\r\n\v\f,"  # numbers of a text
+
+Packing = Literal["none", "gzip", "zlib", "bzip2", "hex", "text"]
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,7 @@ class Stream:
         offset: Bytes of the unpacked stream before those that count.
         size: Bytes that count.
         slack: Bytes that may follow them.
+        number: numpy's name of the numbers that are written as text.
     """
 
     path: Path
@@ -42,6 +48,7 @@ class Stream:
     offset: int
     size: int
     slack: int = SLACK
+    number: str = ""
 
 
 def open_file(path: Path) -> BinaryIO:
@@ -179,7 +186,7 @@ def blocks(stream: Stream) -> Iterator[bytes]:
         _check_size(stream, os.fstat(file.fileno()).st_size - stream.start)
         file.seek(stream.start)
         done = 0
-        for piece in _pieces(file, path, stream.packing):
+        for piece in _pieces(file, path, stream.packing, stream.number):
             before, done = done, done + len(piece)
             if done > end + stream.slack:
                 raise _long(path, end, None)
@@ -195,12 +202,19 @@ def _check_size(stream: Stream, there: int) -> None:
     if stream.packing == "bzip2":  # which packs without a limit
         return
     if stream.packing != "none":
-        if max(0, there) * TIGHTEST < end:
+        if max(0, there) * _tightest(stream) < end:
             raise _short(path, f"{there} bytes of a packed file", end)
     elif there < end:
         raise _short(path, f"{there} bytes", end)
     elif there > end + stream.slack:
         raise _long(path, end, there)
+
+
+def _tightest(stream: Stream) -> float:
+    """Return how many bytes a byte of the file can stand for: in a text two make a number, a digit and a space."""
+    if stream.packing == "hex":
+        return 0.5
+    return np.dtype(stream.number).itemsize if stream.packing == "text" else TIGHTEST
 
 
 def read_whole(stream: Stream, *, are_there: bool = False) -> bytearray:
@@ -247,12 +261,16 @@ def _long(path: Path, end: int, there: int | None) -> VolumeError:
     )
 
 
-def _pieces(file: BinaryIO, path: Path, packing: Packing) -> Iterator[bytes]:
+def _pieces(file: BinaryIO, path: Path, packing: Packing, number: str = "") -> Iterator[bytes]:
     try:
         if packing == "none":
             yield from iter(lambda: file.read(PIECE), b"")
         elif packing == "bzip2":
             yield from _unpacked_bzip2(file, path)
+        elif packing == "hex":
+            yield from _from_hex(file, path)
+        elif packing == "text":
+            yield from _from_text(file, path, number)
         else:
             yield from _unpacked(file, path, packing)
     except OSError as error:
@@ -301,6 +319,55 @@ def _next_packed(unpacker: bz2.BZ2Decompressor, file: BinaryIO, path: Path) -> b
     if not packed:
         raise _truncated(path)
     return packed
+
+
+def _from_hex(file: BinaryIO, path: Path) -> Iterator[bytes]:
+    """Read two digits for each byte; white space may stand anywhere."""
+    rest = b""
+    for piece in iter(lambda: file.read(PIECE), b""):
+        digits = rest + b"".join(piece.split())
+        whole = len(digits) - len(digits) % 2
+        rest = digits[whole:]
+        yield _numbers_of(path, bytes.fromhex, digits[:whole].decode("latin-1"))
+    if rest:
+        raise _corrupted(path, ValueError("half a byte"))
+
+
+def _from_text(file: BinaryIO, path: Path, number: str) -> Iterator[bytes]:
+    """Read numbers with white space or commas between them, as bytes of their type."""
+    rest = b""
+    for piece in iter(lambda: file.read(PACKED_PIECE), b""):
+        text = rest + piece
+        whole = max(map(text.rfind, (bytes([mark]) for mark in BETWEEN))) + 1
+        rest = text[whole:]
+        if len(rest) > LONGEST_NUMBER:
+            raise _corrupted(path, ValueError("a number without an end"))
+        yield _numbers_of(path, _bytes_of, text[:whole], number)
+    yield _numbers_of(path, _bytes_of, rest, number)
+
+
+def _bytes_of(text: bytes, number: str) -> bytes:
+    """Return the numbers of a text as bytes.
+
+    Raises:
+        ValueError: If a word is no number of the type.
+        OverflowError: If a number is beyond the type.
+    """
+    if b"_" in text:  # which Python takes between digits
+        raise ValueError("_")
+    kind = np.dtype(number)
+    words = text.replace(b",", b" ").split()
+    return np.array([(float if kind.kind == "f" else int)(word) for word in words], kind).tobytes()
+
+
+def _numbers_of(path: Path, read: Callable[..., bytes], *of: Any) -> bytes:
+    """Call what reads numbers of a text, and say of what is none that the file is corrupted."""
+    try:
+        return read(*of)
+    except (ValueError, OverflowError) as error:
+        raise VolumeError(
+            "holds text that is no voxel of its type", path=path, reason="corrupted", found=str(error)[:80]
+        ) from error
 
 
 def _corrupted(path: Path, error: Exception) -> VolumeError:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,31 +96,7 @@ def read_image(
         VolumeError: If bytes are missing or damaged, a value is not finite in
             float32, or float32 cannot separate the values.
     """
-
-    def check(low: float, high: float) -> None:
-        with np.errstate(over="ignore"):
-            ends = np.array([low, high]).astype(np.float32)
-        if not np.isfinite(ends).all():
-            raise VolumeError(
-                "holds NaN or infinite values in float32",
-                path=path,
-                reason="not-finite",
-                found=f"{low:g} to {high:g}",
-            )
-        if allow_constant:
-            return
-        if low == high:
-            raise VolumeError("is constant", path=path, reason="constant", found=f"{low:g}")
-        if high - low < LEVELS * float(np.spacing(np.abs(ends).max())):
-            raise VolumeError(
-                "holds large values with small differences, which float32 cannot separate",
-                path=path,
-                reason="precision",
-                found=f"{low:.17g} to {high:.17g}",
-                hint="Subtract their least value first.",
-            )
-
-    raw, _ = _checked(stored, check)
+    raw, _ = _checked(stored, partial(_check_ends, path=path, allow_constant=allow_constant))
     if not stored.is_scaled and narrow and raw.dtype in NARROW:
         return raw
     if not stored.is_scaled:
@@ -128,6 +105,31 @@ def read_image(
     for k in range(raw.shape[2]):
         array[..., k] = raw[..., k].astype(np.float64) * stored.slope + stored.inter
     return array
+
+
+def _check_ends(low: float, high: float, path: Path, allow_constant: bool) -> None:
+    """Refuse an image by its least and greatest value: not finite in float32, constant, or beyond its precision."""
+    with np.errstate(over="ignore"):
+        ends = np.array([low, high]).astype(np.float32)
+    if not np.isfinite(ends).all():
+        raise VolumeError(
+            "holds NaN or infinite values in float32",
+            path=path,
+            reason="not-finite",
+            found=f"{low:g} to {high:g}",
+        )
+    if allow_constant:
+        return
+    if low == high:
+        raise VolumeError("is constant", path=path, reason="constant", found=f"{low:g}")
+    if high - low < LEVELS * float(np.spacing(np.abs(ends).max())):
+        raise VolumeError(
+            "holds large values with small differences, which float32 cannot separate",
+            path=path,
+            reason="precision",
+            found=f"{low:.17g} to {high:.17g}",
+            hint="Subtract their least value first.",
+        )
 
 
 def read_labels(stored: Stored, path: Path, *, declared: Collection[int] | None = None) -> NDArray[Any]:
@@ -201,21 +203,12 @@ def image_of(array: NDArray[Any], path: Path, *, allow_constant: bool = False) -
     """Check an image whose voxels are in memory already, and return it as float32.
 
     Raises:
-        VolumeError: If a value is not finite in float32, or all are the same.
+        VolumeError: If a value is not finite in float32, all are the same, or float32 cannot separate them.
     """
-    with np.errstate(over="ignore"):
-        made = array.astype(np.float32)
-    if not np.isfinite(made).all():
-        count = made.size - int(np.isfinite(made).sum())
-        raise VolumeError(
-            "holds NaN or infinite values in float32",
-            path=path,
-            reason="not-finite",
-            found=f"{count} voxels",
-        )
-    if not allow_constant and made.min() == made.max():
-        raise VolumeError("is constant", path=path, reason="constant", found=f"{made.flat[0]:g}")
-    return made
+    with np.errstate(invalid="ignore"):  # a signalling NaN
+        low, high = float(array.min()), float(array.max())
+    _check_ends(low, high, path, allow_constant)
+    return array.astype(np.float32, copy=False)
 
 
 def labels_of(array: NDArray[Any], path: Path, *, declared: Collection[int] | None = None) -> NDArray[Any]:
