@@ -55,7 +55,8 @@ its own, and within a line only from names to its left; a test reads this map.
     studies       methods x folds x seeds, and completion: study_file, filling, utility, completion, jobs, work, notes,
                   study_report, study
     serving       a DICOM node and a page with a REST API: spool, stop, web_limits, dicom_inbox, dicom_gate, dicom_send,
-                  dicom_node, jobs, scans, web_gate, web_forms, web_answers, web_api, server
+                  dicom_node, jobs, scans, web_gate, web_forms, web_answers, dicomweb_receive, dicomweb_results,
+                  dicomweb_search, dicomweb_studies, dicomweb_api, web_api, server
     bids          a BIDS-App: derivatives of a BIDS folder
     pipeline      from scans to a report, in one call
     demo          the main job on simulated patients

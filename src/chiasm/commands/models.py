@@ -351,7 +351,7 @@ def serve(
 
     run_server(
         run,
-        page=page.page(host),
+        page=page.page(host, node.series),
         node=node.node(host),
         reading=reading.reading(),
         hardware=Hardware(accelerator, precision, engine),

@@ -47,8 +47,21 @@ class PageOptions:
         int, typer.Option("--most-mib", min=1, help="Largest request, MiB.", rich_help_panel=OF_PAGE)
     ] = 2048
 
-    def page(self, host: str) -> Page | None:
+    dicomweb: Annotated[
+        bool,
+        typer.Option(
+            "--dicomweb",
+            help="Take and give studies by DICOMweb too; whoever may use the page can list its results.",
+            rich_help_panel=OF_PAGE,
+        ),
+    ] = False
+
+    def page(self, host: str, series: list[str] | None = None) -> Page | None:
         """Return the settings of the page; None without a port.
+
+        Args:
+            host: Address to listen on.
+            series: Which series of a study is which source, for DICOMweb.
 
         Raises:
             RecipeError: If the token cannot be read.
@@ -58,7 +71,8 @@ class PageOptions:
         from chiasm.serving.web_limits import MIB, Page, WebLimits, read_token
 
         limits = WebLimits(body_bytes=self.most_mib * MIB, waiting=self.waiting, keep_s=60 * self.keep)
-        return Page(self.port, host, read_token(self.token_file), several(self.name), limits)
+        rules = several(series) if self.dicomweb else None
+        return Page(self.port, host, read_token(self.token_file), several(self.name), limits, rules)
 
 
 @dataclass(frozen=True)
@@ -80,7 +94,9 @@ class NodeOptions:
     ] = None
     series: Annotated[
         list[str] | None,
-        typer.Option("--series", help="Take only series with these words.", rich_help_panel=OF_NODE),
+        typer.Option(
+            "--series", help="Take only series with these words; by DICOMweb also t1=WORDS.", rich_help_panel=OF_NODE
+        ),
     ] = None
     quiet: Annotated[
         float,

@@ -23,6 +23,8 @@ from chiasm import __version__
 from chiasm.errors import ChiasmError
 from chiasm.methods import title_of
 from chiasm.reports.pages import render_page
+from chiasm.serving.dicomweb_api import Web, add_dicomweb
+from chiasm.serving.dicomweb_studies import Studies, rules_of
 from chiasm.serving.jobs import FullError, JobQueue, ServedJob
 from chiasm.serving.scans import ALL, SUFFIXES, Synthesiser, show_scan, synthesise_scan
 from chiasm.serving.web_answers import (
@@ -134,6 +136,10 @@ def make_app(service: Service) -> FastAPI:
 
     _add_jobs(app, service)
     _add_results(app, service)
+    if service.page.dicomweb is not None:
+        rules = rules_of(service.page.dicomweb, model.plan.sources)
+        studies = Studies(service.queue, service.using, rules, service.say)
+        add_dicomweb(app, Web(service.queue, studies))
     return app
 
 

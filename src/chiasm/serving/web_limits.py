@@ -58,6 +58,7 @@ class Page:
         token: What a request must present; everybody may where it is empty, which only a loopback address may have.
         names: Other names that browsers may call the server by, such as that of a proxy before it.
         limits: What it takes at most.
+        dicomweb: Rules that choose the series of studies that come by DICOMweb; None if it is not spoken.
     """
 
     port: int
@@ -65,6 +66,7 @@ class Page:
     token: str = field(default="", repr=False)
     names: Sequence[str] = ()
     limits: WebLimits = field(default_factory=WebLimits)
+    dicomweb: Sequence[str] | None = None
 
     def check(self) -> None:
         """Refuse a page that would be open to the network.
