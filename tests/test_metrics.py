@@ -65,6 +65,20 @@ def test_psnr_and_ncc_equal_scikit_image_and_numpy() -> None:
     assert voxelwise.ncc(prediction, target, mask) == pytest.approx(np.corrcoef(prediction[mask], target[mask])[0, 1])
 
 
+@pytest.mark.parametrize("size", [1, 511, 512, 100_003])
+def test_sums_and_correlations_of_single_precision_are_those_of_double_precision(size: int) -> None:
+    rng = np.random.default_rng(size)
+    a = rng.normal(1000, 300, size).astype(np.float32)
+    b = (a + rng.normal(0, 200, size)).astype(np.float32)
+    assert voxelwise.total(a) == pytest.approx(a.astype(np.float64).sum(), rel=1e-8)
+    assert voxelwise.total(a[::-1]) == pytest.approx(a.astype(np.float64).sum(), rel=1e-8)
+    assert voxelwise.mean_or_nan(a - b) == pytest.approx((a - b).astype(np.float64).mean(), abs=1e-6)
+    if size > 1:
+        wanted = np.corrcoef(a.astype(np.float64), b.astype(np.float64))[0, 1]
+        assert voxelwise.pearson(a, b) == pytest.approx(wanted, abs=1e-7)
+        assert np.isnan(voxelwise.pearson(a, np.full(size, np.float32(0.1))))
+
+
 def test_equal_images_score_perfectly() -> None:
     _, target, mask = images()
     figures = conventions.score(target, target, mask, "chiasm", RANGE, ONE)

@@ -166,6 +166,7 @@ def test_what_is_saved_is_what_is_loaded(tmp_path: Path, fitted: Baselines) -> N
         assert predicted(again, name, unseen).tobytes() == predicted(fitted, name, unseen).tobytes()
     assert again.fitted_on == ("case-0", "case-1", "case-2", "case-3")
     assert again.names == PLAIN
+    assert isinstance(again.mean_image, np.memmap)  # it is as large as a volume, and needed for a moment of each case
     assert sorted(path.name for path in tmp_path.iterdir()) == ["baselines.json", "baselines.safetensors"]
 
 

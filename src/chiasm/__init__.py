@@ -20,6 +20,7 @@ its own, and within a line only from names to its left; a test reads this map.
     progress      how far long work is: a bar on a terminal, lines in a log
     heap          memory that is free but not yet given back
     boxes         boxes of voxels, and the types of arrays
+    smoothing     Gaussian smoothing of volumes, fast
     volumes       what lies on disk: geometry, masks, streams, voxels, nifti, nifti_write, metaimage, nrrd, mgh, minc,
                   archives, dicom_files, dicom_kinds, dicom_pixels, dicom_frames, dicom_stacks, dicom_series,
                   dicom_headers, dicom_scan, dicom_choice, dicom_labels, dicom_structures, dicom_read,

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from chiasm.attenuation import attenuation
 from chiasm.boxes import Box, same_shape
+from chiasm.heap import give_back
 from chiasm.metrics import conventions, edges, lesions, radiotherapy
 from chiasm.metrics.conventions import Places
 from chiasm.metrics.ssim import window_box
@@ -207,6 +208,7 @@ def compare_all(
     steps = edges.compare_steps(predictions, part.values, part.mask, part.places, part.spacing_mm)
     if frame is None:
         return [ComparedPrediction(its, None) for its in steps]
+    give_back()  # what listing neighbours took
     rules = conventions.find_convention(convention)
     pairing = conventions.CutOutPairing(part.values, part.mask, frame.background, rules, data_range)
     likenesses = pairing.compare(predictions, part.places, frame.box, frame.shape)

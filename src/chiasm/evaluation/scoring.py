@@ -28,6 +28,7 @@ from chiasm.evaluation.reference import ComparedPrediction, Reference, ScoredBox
 from chiasm.evaluation.rows import LEAST_LESION, UNITS, Row
 from chiasm.metrics import challenges, conventions, edges, lesions, radiotherapy, ranking, voxelwise
 from chiasm.prediction.baselines import NAMES
+from chiasm.smoothing import REACH, smooth
 
 if TYPE_CHECKING:
     from chiasm.preparation.intensity import IntensityMap
@@ -404,14 +405,16 @@ def score_expected_values(
     spacing_mm: tuple[float, float, float],
 ) -> dict[str, float]:
     """Do what `score_expected_error` does from the values of the mask's voxels, shape (n,) each."""
-    from scipy.ndimage import gaussian_filter
-
     sigma = [SMOOTH_MM / step for step in spacing_mm]
-    image = mask.astype(np.float32)
-    cover = gaussian_filter(image, sigma, truncate=3, output=image)[mask]
+    box = (
+        boxes.grown(boxes.box_of(mask), REACH * SMOOTH_MM, spacing_mm, mask.shape) if mask.any() else (slice(0, 1),) * 3
+    )
+    inside = mask[box]
+    image = inside.astype(np.float32, order="C")
+    cover = smooth(image, sigma)[inside]
     image[...] = 0
-    image[mask] = error
-    smoothed = gaussian_filter(image, sigma, truncate=3, output=image)[mask] / cover
+    image[inside] = error
+    smoothed = smooth(image, sigma)[inside] / cover
     predicted, true, smoothed = _sample(expected_error), _sample(error), _sample(smoothed)
     ranks = ranking.ranks(predicted)  # sorted once for every statistic of ranks
     share = ranking.ausc(predicted, true)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chiasm.boxes import Image, Mask, Spacing, box_of, ends, grown
+from chiasm.metrics.voxelwise import total
 
 BITS = 16  # regions that are separated in one pass
 
@@ -67,7 +68,8 @@ class Neighbours(NamedTuple):
 
     def steps(self, values: NDArray[Any]) -> NDArray[np.float32]:
         """Return the absolute difference of each pair, from the values of the mask's voxels."""
-        found: NDArray[np.float32] = np.subtract(values[self.after], values[self.before], dtype=np.float32)
+        found = values.take(self.after, mode="clip").astype(np.float32, copy=False)  # clipping is faster than checking
+        found -= values.take(self.before, mode="clip")
         return np.abs(found, out=found)
 
 
@@ -147,17 +149,18 @@ def _add_steps(
     step_mm: float,
 ) -> None:
     """Add the pairs of an axis to the sums of the regions that hold them."""
-    error = np.abs(np.subtract(steep_x, steep_y))
+    error = np.subtract(steep_x, steep_y)
+    np.abs(error, out=error)
     totals: dict[int, list[float]] = {}  # of each part, which several regions may share
     for name, part in ((name, part) for name, parts in along.parts.items() for part in parts):
         if part.start not in totals:
-            each = (float(steep[part].sum(dtype=np.float64)) for steep in (error, steep_x, steep_y))
-            totals[part.start] = [part.stop - part.start, *(total / step_mm for total in each)]
+            each = (total(steep[part]) / step_mm for steep in (error, steep_x, steep_y))
+            totals[part.start] = [part.stop - part.start, *each]
         sums[name][...] += totals[part.start]
 
 
 def _ratio(steep_x: NDArray[np.float32], steep_y: NDArray[np.float32]) -> float:
-    made, real = (float(steps.sum(dtype=np.float64)) for steps in (steep_x, steep_y))
+    made, real = total(steep_x), total(steep_y)
     return made / real if real > 0 else nan
 
 

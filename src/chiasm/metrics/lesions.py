@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from chiasm.boxes import Box, Image, Mask, Range, Spacing, box_of, grown, within
 from chiasm.metrics.voxelwise import bias, mae, mean_or_nan
+from chiasm.smoothing import smooth
 
 RING_MM = 5.0  # how far the surroundings of a lesion reach
 LEAST_LESION_ML, LEAST_LESION_VOXELS = 0.01, 3  # smaller components count in regions, but are no lesion of their own
@@ -211,16 +212,16 @@ def false_lesions(prediction: Image, target: Image, mask: Mask, far: Mask, contr
             median of their `contrast_target`; not 0.
         spacing_mm: Between voxels.
     """
-    from scipy.ndimage import gaussian_filter, label
+    from scipy.ndimage import label
 
     if not mask.any():
         return 0
     box = box_of(mask)
-    error = np.subtract(prediction[box], target[box], dtype=np.float32)
+    error = np.subtract(prediction[box], target[box], dtype=np.float32, order="C")
     error *= np.float32(np.sign(contrast))
     error[~mask[box]] = 0
-    smooth = gaussian_filter(error, [FALSE_SIGMA_MM / step for step in spacing_mm], truncate=3, output=error)
-    high = (smooth >= abs(contrast) * KEPT) & far[box]
+    error = smooth(error, [FALSE_SIGMA_MM / step for step in spacing_mm])
+    high = (error >= abs(contrast) * KEPT) & far[box]
     voxel_ml = float(np.prod(spacing_mm)) / 1000
     if np.count_nonzero(high) * voxel_ml < LEAST_FALSE_ML:
         return 0

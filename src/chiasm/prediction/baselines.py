@@ -6,6 +6,7 @@ the look-up has learnt no more than a table of 64 numbers.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from chiasm.checksums import check_checksum, sha256_of, with_checksum
 from chiasm.errors import RunError, unknown
+from chiasm.heap import give_back_mapped
 from chiasm.preparation.intensity import fit_lookup
 from chiasm.storage import read_json, whole_file, write_json
 from chiasm.volumes import Geometry, Volume, resample
@@ -132,14 +134,16 @@ class Baselines:
             return np.asarray(source[self.own])[mask]
         if name == "mean":
             atlas = Volume(self.mean_image, self.mean_grid)
-            return resample(atlas, grid, order=1, fill=self.mean_target).array[mask]
+            guess = resample(atlas, grid, order=1, fill=self.mean_target).array[mask]
+            give_back_mapped(self.mean_image)
+            return guess
         if name == "histogram":
             own, shares = np.unique(_quantiles(first), return_index=True)
             x, y = own, self.target_quantiles[shares]
         else:
             x, y = self.lookup_source, self.lookup_target
-        guess: NDArray[np.float64] = np.interp(first, x, y)
-        return guess
+        interpolated: NDArray[np.float64] = np.interp(first, x, y)
+        return interpolated
 
 
 def fit_baselines(cases: Sequence[PreparedCase]) -> Baselines:
@@ -193,13 +197,12 @@ def save_baselines(folder: Path, baselines: Baselines) -> None:
 
 
 def load_baselines(folder: Path) -> Baselines:
-    """Read what `save_baselines` wrote; nothing in the files is run.
+    """Read what `save_baselines` wrote; nothing in the files is run, and the mean image is mapped, not read.
 
     Raises:
         RunError: If a file is missing, was changed, or is of another format.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
+    from safetensors import SafetensorError, safe_open
 
     remedy = "Copy the model folder again, or run the same train command to write it anew."
     card = _read_card(folder / CARD, remedy)
@@ -207,8 +210,11 @@ def load_baselines(folder: Path) -> Baselines:
     if not file.is_file() or sha256_of(file) != card.get("sha256"):
         raise RunError("is missing or was changed since it was written", path=file, reason="damaged", hint=remedy)
     try:
-        tensors = load_file(file)
-        mean_image = tensors["mean_image"]
+        with safe_open(file, "np") as content:
+            tensors = {
+                name: content.get_tensor(name) for name in ("target_quantiles", "lookup_source", "lookup_target")
+            }
+        mean_image = _mapped(file, "mean_image")
         i, j, k = mean_image.shape
         return Baselines(
             mean_image,
@@ -222,6 +228,21 @@ def load_baselines(folder: Path) -> Baselines:
         )
     except (SafetensorError, KeyError, ValueError, TypeError) as error:
         raise RunError("is damaged", path=file, reason="damaged", found=error) from error
+
+
+def _mapped(file: Path, name: str) -> Array:
+    """Map a tensor of single precision from a safetensors file, which may be large and is needed for a moment only.
+
+    Raises:
+        KeyError, ValueError: If the file holds no such tensor.
+    """
+    with file.open("rb") as stream:
+        size = int.from_bytes(stream.read(8), "little")
+        its = json.loads(stream.read(size))[name]
+    if its["dtype"] != "F32":
+        raise ValueError(f"{name} is of type {its['dtype']}, not F32")
+    mapped: Array = np.memmap(file, "<f4", "r", offset=8 + size + its["data_offsets"][0], shape=tuple(its["shape"]))
+    return mapped
 
 
 def _read_card(path: Path, remedy: str) -> dict[str, Any]:

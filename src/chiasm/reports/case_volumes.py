@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import math
 import struct
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import repeat
 from typing import Any, NamedTuple
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from chiasm.boxes import Box, box_of
 from chiasm.volumes import Geometry, Volume, crop
 from chiasm.volumes.nifti import FIELDS, MAGICS, REAL, SIZE
+from chiasm.volumes.streams import packed_pieces
 
 MARGIN_MM = 6.0  # around the mask's box
 LEVELS = (4096, 2048, 1024, 512, 256)  # steps inside the window, the finest that fits is taken
@@ -28,7 +28,6 @@ HEADER = 352  # bytes before the voxels
 SAMPLED = 8  # one slice of so many is compressed to foresee the size of all
 REGIONS = "regions"
 LARGEST = 32000  # value that is stored, of 16 bits
-GZIP = 31  # zlib's code of a gzip file
 CODES = {name: code for code, name in REAL.items()}  # of NIfTI's datatypes, by numpy's name
 
 Stride = tuple[int, int, int]
@@ -224,6 +223,5 @@ def _bytes_of(array: NDArray[Any], step: float | None) -> bytes:
 
 
 def _packed(*contents: bytes) -> bytes:
-    """Compress by runs and letters alone: noise holds no words, and the search for them would take most of the time."""
-    packer = zlib.compressobj(6, zlib.DEFLATED, GZIP, 9, zlib.Z_RLE)
-    return b"".join([*(packer.compress(content) for content in contents), packer.flush()])
+    """Compress quickly: a page is packed for each case, several times until it fits."""
+    return b"".join(packed_pieces(contents, "gzip"))

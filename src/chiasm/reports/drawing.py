@@ -16,6 +16,8 @@ from warnings import catch_warnings, filterwarnings
 import numpy as np
 from numpy.typing import NDArray
 
+from chiasm.volumes.streams import pack
+
 HARD_SPACE = "\u00a0"
 
 Points = NDArray[np.float64]  # of a curve, shape (points, 2)
@@ -124,7 +126,7 @@ def png_address(pixels: NDArray[np.uint8]) -> str:
     lines[:, 1:] = pixels.reshape(rows, -1)
     parts = (
         (b"IHDR", struct.pack(">2I5B", columns, rows, 8, 6, 0, 0, 0)),
-        (b"IDAT", zlib.compress(lines.tobytes(), 6)),
+        (b"IDAT", pack(lines.tobytes(), "zlib")),
         (b"IEND", b""),
     )
     file = b"\x89PNG\r\n\x1a\n" + b"".join(

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from chiasm.smoothing import smooth
+
 VOXELS = 64  # along the longest axis, when two volumes are compared with their mirror images
 LOCAL = 6.0  # voxels of the thinned grid, SD: what changes more slowly is coil shading
 BINS = 24
@@ -60,12 +62,11 @@ def find_mirrored(a: NDArray[Any], b: NDArray[Any]) -> Mirrored | None:
 
 def _local_contrast(array: NDArray[Any], content: NDArray[np.bool_]) -> NDArray[np.float32]:
     """Return how far each voxel lies above the content around it."""
-    from scipy import ndimage
 
-    def smooth(values: NDArray[Any]) -> NDArray[np.float32]:
-        return np.asarray(ndimage.gaussian_filter(values.astype(np.float32), LOCAL, truncate=2.0))
+    def around_each(values: NDArray[Any]) -> NDArray[np.float32]:
+        return smooth(values.astype(np.float32, order="C"), (LOCAL,) * 3, reach=2.0)
 
-    around = smooth(np.where(content, array, 0)) / np.maximum(smooth(content), 1e-3)
+    around = around_each(np.where(content, array, 0)) / np.maximum(around_each(content), 1e-3)
     return np.asarray(array - around, np.float32)
 
 
