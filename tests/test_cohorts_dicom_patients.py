@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 from typer.testing import CliRunner
 
@@ -19,7 +20,7 @@ from chiasm.errors import CohortError, RecipeError
 from chiasm.prediction.folders import predict
 from chiasm.preparation.inspection import inspect_folder
 from chiasm.registration.cohort import hashes_of
-from chiasm.volumes import Reading, read_volume
+from chiasm.volumes import Reading, check_pair, read_volume
 from chiasm.volumes.dicom_scan import find_series
 from chiasm.volumes.screening import volume_files
 from conftest import QUICK, REAL
@@ -421,6 +422,33 @@ def test_a_segmentation_is_the_labels_of_the_scans_in_its_frame(tmp_path: Path) 
     assert find_cohort(tmp_path / "p").cases[0].labels is None  # of which of the two?
     rules = {"t2": "t2", "labels": "SEG"}
     assert find_cohort(tmp_path / "p", selection=Selection(series=rules)).cases[0].labels == tmp_path / "p" / "seg"
+
+
+def test_a_segmentation_may_be_the_mask_and_two_in_one_series_are_none(tmp_path: Path) -> None:
+    series(tmp_path / "p" / "a", "p", "t1 se")
+    files = in_order((tmp_path / "p" / "a").iterdir())
+    lesion, head = np.zeros(SMALL, np.uint8), np.zeros(SMALL, np.uint8)
+    lesion[3:7, 4:9, 1:2], head[1:-1, 1:-1, 1:-1] = 1, 1
+    for folder in ("masks", "seg"):
+        (tmp_path / "p" / folder).mkdir()
+    mask = segmentation(files, head, tmp_path / "p" / "masks" / "head")
+    rewrite(mask, lambda d: setattr(d, "SeriesInstanceUID", "1.2.3.4"))
+    rewrite(mask, lambda d: setattr(d, "SeriesDescription", "head"))
+    labels = segmentation(files, lesion, tmp_path / "p" / "seg" / "lesion")
+    rewrite(labels, lambda d: setattr(d, "SeriesDescription", "lesion"))
+    rules = Selection(series={"labels": "lesion", "mask": "head"})
+    (case,) = find_cohort(tmp_path / "p", selection=rules).cases
+    image = read_volume(case.images["t1"])
+    for path, right in ((case.mask, head), (case.labels, lesion)):
+        assert path is not None
+        found = check_pair(image, read_volume(path, labels=True), labels=True)
+        np.testing.assert_array_equal(found.array, right)
+    second = segmentation(files, head, tmp_path / "p" / "seg" / "second")
+    assert pydicom.dcmread(second).SeriesInstanceUID == pydicom.dcmread(labels).SeriesInstanceUID
+    np.testing.assert_array_equal(read_volume(labels, labels=True).array[..., 0], lesion[..., 1])
+    found = find_cohort(tmp_path / "p", selection=rules)
+    assert [problem.reason for problem in found.problems] == ["several-series"]
+    assert found.cases[0].labels is None
 
 
 # --- verbs -------------------------------------------------------------------------------------------------------

@@ -463,6 +463,31 @@ def test_a_segmentation_of_highdicom_lies_on_its_scan(tmp_path: Path, plane: str
         check_pair(read_volume(tmp_path / "in"), read, labels=True)
 
 
+@pytest.mark.parametrize(
+    ("thickness", "marked"),
+    [*[(mm, several) for mm in (None, 1.0, 2.42, 2.5, 3.0, 5.0) for several in ((1, 2, 4), (0, 2, 5))], (2.0, (3,))],
+)
+def test_a_segmentation_that_states_no_step_lies_on_its_scan(
+    tmp_path: Path, thickness: float | None, marked: tuple[int, ...]
+) -> None:
+    files = in_order(write_source(tmp_path / "in", plane="oblique"))
+    labels = np.zeros(SHAPE, np.uint8)
+    labels[3:9, 4:12, list(marked)] = 1
+    path = segmentation(files, labels, tmp_path / "seg")
+
+    def edit(dataset: pydicom.Dataset) -> None:
+        measures = dataset.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+        for name in ("SpacingBetweenSlices", "SliceThickness"):
+            if name in measures:
+                delattr(measures, name)
+        if thickness is not None:
+            measures.SliceThickness = thickness
+
+    rewrite(path, edit)
+    read = read_volume(path, labels=True)
+    np.testing.assert_array_equal(check_pair(read_volume(tmp_path / "in"), read, labels=True).array, labels)
+
+
 @pytest.mark.parametrize("most", [100, 255])
 def test_of_segments_by_fractions_the_largest_from_a_half_on_has_the_voxel(tmp_path: Path, most: int) -> None:
     files = in_order(write_source(tmp_path / "in"))

@@ -20,7 +20,7 @@ from chiasm.cohorts.labels import usable_labels
 from chiasm.errors import CohortError, VolumeError
 from chiasm.volumes import read_volume
 from chiasm.volumes.dicom_structures import fill_polygons
-from dicom_patients import grid_of, in_order, write_source
+from dicom_patients import grid_of, in_order, rewrite, write_source
 
 Points = NDArray[np.float64]
 Drawn = Mapping[str, Sequence[tuple[int, Points]]]  # by name: slices and corners in voxels along I and J
@@ -108,6 +108,19 @@ def test_contours_that_overlap_or_repeat_are_joined() -> None:
     assert fill_polygons([box(1.5, 6.5), box(1.5, 6.5)], (12, 12)).sum() == 25
 
 
+def test_what_exclusive_contours_share_is_outside(tmp_path: Path) -> None:
+    squares = [box(1.5, 6.5), box(4.5, 9.5), box(5.2, 5.8)]
+    apart = fill_polygons(squares[:2], (12, 12), is_exclusive=True)
+    assert apart.sum() == 25 + 25 - 2 * 4 and not apart[5:7, 5:7].any()
+    ring = fill_polygons([box(2, 9), box(3, 8), box(5, 6)], (12, 12), is_exclusive=True)
+    np.testing.assert_array_equal(ring, fill_polygons([box(2, 9), box(3, 8), box(5, 6)], (12, 12)))
+    files = in_order(write_source(tmp_path / "ct", modality="CT"))
+    for kind, count in (("CLOSEDPLANAR_XOR", 42), ("CLOSED_PLANAR", 46)):
+        drawn = {"GTV": [(2, square) for square in squares[:2]]}
+        path = write_structures(tmp_path / "rt" / f"{kind}.dcm", files, drawn, kind=kind)
+        assert np.count_nonzero(read_volume(path, labels=True).array) == count
+
+
 @pytest.mark.parametrize("plane", ["axial", "coronal", "sagittal", "oblique"])
 def test_structures_lie_where_they_were_drawn(tmp_path: Path, plane: str) -> None:
     files = in_order(write_source(tmp_path / "ct", plane=plane, modality="CT"))
@@ -131,6 +144,21 @@ def test_a_set_in_an_archive_finds_its_scan_there(tmp_path: Path) -> None:
             archive.write(file, f"ct/{file.name}")
         archive.write(rs, "rt/rs.dcm")
     assert read_volume(tmp_path / "p.zip" / "rt" / "rs.dcm", labels=True).array.sum() == 9
+
+
+def test_of_two_sets_in_one_series_each_file_stands_for_itself(tmp_path: Path) -> None:
+    files = in_order(write_source(tmp_path / "p" / "ct"))
+    paths = [
+        write_structures(tmp_path / "p" / "rt" / name, files, {"GTV": [(k, box(2, 4))]})
+        for name, k in (("a.dcm", 1), ("b.dcm", 3))
+    ]
+    uid = pydicom.dcmread(paths[0]).SeriesInstanceUID
+    rewrite(paths[1], lambda d: setattr(d, "SeriesInstanceUID", uid))
+    for path, k in zip(paths, (1, 3), strict=True):
+        assert np.flatnonzero(read_volume(path, labels=True).array.any((0, 1))).tolist() == [k]
+    with pytest.raises(VolumeError, match="several structure sets") as caught:
+        read_volume(tmp_path / "p" / "rt", labels=True)
+    assert caught.value.reason == "several-series"
 
 
 def test_what_cannot_be_drawn_is_refused_by_its_reason(tmp_path: Path) -> None:

@@ -166,9 +166,15 @@ def read_dicom_folder(root: Path, selection: Selection) -> DicomFolder:
 
 def _files_of(patient: Patient, taken: Mapping[str, Series]) -> tuple[dict[str, Path], list[Problem]]:
     """Return the path of each used series, by role, and the problems of series without a path."""
-    return without_problems_by_role(
-        {role: path_of(series, patient) or _scattered(series, role, patient) for role, series in taken.items()}
-    )
+    return without_problems_by_role({role: _one_path(series, role, patient) for role, series in taken.items()})
+
+
+def _one_path(series: Series, role: str, patient: Patient) -> Path | Problem:
+    """Return the path of a series, or say why none stands for it."""
+    if series.is_drawn and len(series.parts) > 1:
+        message = f"case {patient.id}, {role}: series {series.choice} holds {len(series.parts)} maps; keep one of them"
+        return Problem(series.parts[0].place, "several-series", message, patient.id, role)
+    return path_of(series, patient) or _scattered(series, role, patient)
 
 
 def _scattered(series: Series, role: str, patient: Patient) -> Problem:

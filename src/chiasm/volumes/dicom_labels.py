@@ -25,7 +25,7 @@ from chiasm.volumes.dicom_frames import PLACE_TAGS, Frame, frames_of
 from chiasm.volumes.dicom_pixels import PIXEL_TAGS, decode, pixel_format
 from chiasm.volumes.dicom_series import Series
 from chiasm.volumes.dicom_stacks import check_alike, image_axes
-from chiasm.volumes.geometry import LPS_TO_RAS, Geometry, Volume
+from chiasm.volumes.geometry import LPS_TO_RAS, TOLERANCE_VOXELS, Geometry, Volume
 from chiasm.volumes.voxels import checked_size
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 HALF = 0.5  # share of a voxel from which on it belongs to a segment
 MOST_STORED = 255  # of a share, in 8 bits
 OFF_LATTICE = 0.05  # of a step, by which slices may miss an even lattice
+MOST_PARTS = 10  # of the least gap between slices that are tried as their step
 
 
 def read_segmentation(series: Series, *, max_bytes: int = 2 * 2**30) -> Volume:
@@ -46,7 +47,7 @@ def read_segmentation(series: Series, *, max_bytes: int = 2 * 2**30) -> Volume:
     Raises:
         VolumeError: If it is damaged, or two segments mark one voxel.
     """
-    part = _only_part(series)
+    part = only_part(series)
     tags = (*PLACE_TAGS, *PIXEL_TAGS, "SegmentationType", "MaximumFractionalValue")
     (dataset,) = visit([part], partial(read_dataset, tags=tags, pixels=True, max_bytes=max_bytes))
     kind = _kind(dataset, part)
@@ -65,11 +66,15 @@ def read_segmentation(series: Series, *, max_bytes: int = 2 * 2**30) -> Volume:
     return Volume(labels.transpose(2, 1, 0), geometry)
 
 
-def _only_part(series: Series) -> DicomFile:
-    """Return the file of a segmentation; refuse several, which would be several segmentations."""
+def only_part(series: Series) -> DicomFile:
+    """Return the file of a segmentation or structure set.
+
+    Raises:
+        VolumeError: If there are several under one SeriesInstanceUID, of which none is meant more than the others.
+    """
     if len(series.parts) > 1:
         raise VolumeError(
-            "holds several segmentations",
+            "holds several structure sets" if series.is_structure_set else "holds several segmentations",
             path=series.parts[0].place.parent,
             reason="several-series",
             found=f"{len(series.parts)} files",
@@ -158,7 +163,7 @@ def _lattice(frames: list[Frame], dataset: Dataset, part: DicomFile) -> tuple[Ge
     heights = positions @ normal
     lowest = int(heights.argmin())
     heights = heights - heights[lowest]
-    step = _step(dataset, part) or frames[0].thickness or 1.0
+    step = _stated_step(dataset, part) or _likely_step(heights, frames[0].thickness)
     places = np.rint(heights / step)
     lattice = positions[lowest] + places[:, None] * step * normal
     if np.abs(positions - lattice).max() > OFF_LATTICE * step:
@@ -177,7 +182,20 @@ def _lattice(frames: list[Frame], dataset: Dataset, part: DicomFile) -> tuple[Ge
     return Geometry(shape, LPS_TO_RAS @ affine, container="dicom"), places.astype(int).tolist()
 
 
-def _step(dataset: Dataset, part: DicomFile) -> float | None:
+def _likely_step(heights: NDArray[np.float64], thickness: float | None) -> float:
+    """Return the step on whose lattice slices lie: their thickness, or the least gap between them or a part of it."""
+    gaps = np.diff(np.unique(heights.round(3)))
+    likely = [thickness] if thickness else []
+    likely += [float(gaps.min()) / parts for parts in range(1, MOST_PARTS + 1)] if gaps.size else [1.0]
+    return next((step for step in likely if _apart(heights, step) < TOLERANCE_VOXELS), likely[0])
+
+
+def _apart(heights: NDArray[np.float64], step: float) -> float:
+    """Return by how much of a step slices miss its lattice; the most."""
+    return float(np.abs(heights / step - np.rint(heights / step)).max())
+
+
+def _stated_step(dataset: Dataset, part: DicomFile) -> float | None:
     with taming(part):
         shared = dataset.get("SharedFunctionalGroupsSequence") or [{}]
         measures: Any = shared[0].get("PixelMeasuresSequence") or [None]

@@ -36,7 +36,7 @@ def scan_series(path: Path | str) -> Scan:
     """Find the series of a folder, with the folders below it, of a zip archive, or around a file.
 
     A file stands for its whole series in its folder, or for the images of its
-    kind there; a multi-frame file, for itself.  A path may go on into an
+    kind there; a multi-frame file, segmentation or structure set, for itself.  A path may go on into an
     archive, and from a file with images of several kinds to one of these, as
     `enhanced.dcm/phase`.  What is no DICOM is passed over.
 
@@ -64,7 +64,8 @@ def _named_inside(series: Iterable[Series], words: str) -> list[Series]:
 def _scan_around(part: DicomFile, path: Path) -> Scan:
     """Find the series of one file: of a multi-frame file itself, else with the files beside it."""
     header = _only_header(part, path)
-    if header.series.images > 1 and not header.series.concatenated:
+    stands_alone = header.series.is_drawn or header.series.images > 1
+    if stands_alone and not header.series.concatenated:
         return Scan(tuple(join_headers([header], path)), ())
     scan = _scan(parts_beside(part), path, header.series.uid)
     return scan._replace(series=tuple(one for one in scan.series if part in one.parts) or scan.series)

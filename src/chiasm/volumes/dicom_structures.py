@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from chiasm.errors import VolumeError
 from chiasm.volumes.dicom_files import DicomFile, read_dataset, taming, text, visit
+from chiasm.volumes.dicom_labels import only_part
 from chiasm.volumes.dicom_scan import scan_folder_alone, scan_series
 from chiasm.volumes.dicom_series import Series
 from chiasm.volumes.geometry import LPS_TO_RAS, Geometry, Volume
@@ -30,7 +31,8 @@ from chiasm.volumes.voxels import checked_size
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-AREAS = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR", "INTERPOLATED_PLANAR")
+EXCLUSIVE = "CLOSEDPLANAR_XOR"
+AREAS = ("CLOSED_PLANAR", EXCLUSIVE, "INTERPOLATED_PLANAR")
 TUMOUR = "GTV*"  # gross tumour volume, as AAPM TG-263 names it
 SAME_PLACE = 1e-3  # of a voxel: a point so near to another lies on it
 OFF_SLICE = 0.1  # of a slice, by which a contour may miss it
@@ -47,10 +49,12 @@ class Structure(NamedTuple):
     Attributes:
         name: What it is called.
         contours: Closed polygons, each (N, 3), LPS and mm.
+        is_exclusive: Whether what two of them share is outside.
     """
 
     name: str
     contours: tuple[Points, ...]
+    is_exclusive: bool
 
 
 def read_structure_set(series: Series, *, max_bytes: int = 2 * 2**30) -> Volume:
@@ -66,9 +70,9 @@ def read_structure_set(series: Series, *, max_bytes: int = 2 * 2**30) -> Volume:
         Label 1 for the first group of structures and so on, 0 elsewhere; where groups overlap, the first counts.
 
     Raises:
-        VolumeError: If it is damaged, lacks a structure or its scan, or draws where the scan has no slice.
+        VolumeError: If it is damaged or several, lacks a structure or its scan, or draws where the scan has no slice.
     """
-    part = series.parts[0]
+    part = only_part(series)
     (dataset,) = visit([part], partial(read_dataset, tags=TAGS, max_bytes=max_bytes))
     with taming(part):
         structures = list(_structures(dataset, part))
@@ -135,7 +139,8 @@ def _structures(dataset: Dataset, part: DicomFile) -> Iterator[Structure]:
         if points > MOST_POINTS:
             raise VolumeError("has too many points", path=part.place, reason="too-large", expected=f"{MOST_POINTS}")
         if contours:
-            yield Structure(names.get(str(drawn.get("ReferencedROINumber")), ""), tuple(contours))
+            name = names.get(str(drawn.get("ReferencedROINumber")), "")
+            yield Structure(name, tuple(contours), any(map(_is_exclusive, drawn.ContourSequence)))
 
 
 def _names_by_number(dataset: Dataset) -> dict[str, str]:
@@ -150,6 +155,10 @@ def _contours(drawn: Dataset, part: DicomFile) -> list[Points]:
 
 def _is_area(contour: Dataset) -> bool:
     return text(contour, "ContourGeometricType").upper() in AREAS
+
+
+def _is_exclusive(contour: Dataset) -> bool:
+    return text(contour, "ContourGeometricType").upper() == EXCLUSIVE
 
 
 def _points(contour: Dataset, part: DicomFile) -> Points:
@@ -215,7 +224,8 @@ def _draw(structure: Structure, grid: Geometry, labels: NDArray[np.uint8], label
         corners = contour @ to_voxels[:3, :3].T + to_voxels[:3, 3]
         polygons[_slice_of(corners, grid.shape[2], part)].append(corners[:, :2])
     for k, corners_of_one in polygons.items():
-        labels[:, :, k][fill_polygons(corners_of_one, grid.shape[:2])] = label
+        marked = fill_polygons(corners_of_one, grid.shape[:2], is_exclusive=structure.is_exclusive)
+        labels[:, :, k][marked] = label
 
 
 def _slice_of(corners: Points, slices: int, part: DicomFile) -> int:
@@ -232,7 +242,7 @@ def _slice_of(corners: Points, slices: int, part: DicomFile) -> int:
     return k
 
 
-def fill_polygons(polygons: Sequence[Points], shape: tuple[int, int]) -> Slice:
+def fill_polygons(polygons: Sequence[Points], shape: tuple[int, int], *, is_exclusive: bool = False) -> Slice:
     """Mark the voxels of a slice inside polygons or on them.
 
     One that lies inside what the larger ones mark is a hole; others are added.
@@ -240,6 +250,7 @@ def fill_polygons(polygons: Sequence[Points], shape: tuple[int, int]) -> Slice:
     Args:
         polygons: Corners (N, 2) along I and J, in voxels; whole numbers are centres.
         shape: Of the slice.
+        is_exclusive: Whether what a polygon shares with larger ones is a hole even where it only overlaps them.
 
     >>> square = np.array([[1.0, 1], [4, 1], [4, 4], [1, 4]])
     >>> fill_polygons([square, square * 0.5 + 1.0], (6, 6)).sum().item()
@@ -248,7 +259,9 @@ def fill_polygons(polygons: Sequence[Points], shape: tuple[int, int]) -> Slice:
     marked, before = np.zeros(shape, bool), np.zeros(shape, bool)
     for polygon in sorted(polygons, key=_area, reverse=True):
         inside, rim = _fill(polygon, shape)
-        if marked[inside].all() and not np.array_equal(inside, before):  # and not the same one again
+        if is_exclusive:
+            marked = (marked & (~inside | rim)) | (inside & ~marked)
+        elif marked[inside].all() and not np.array_equal(inside, before):  # and not the same one again
             marked &= ~inside | rim
         else:
             marked |= inside
