@@ -39,14 +39,24 @@ def content_hash(path: Path) -> str:
     Raises:
         OSError: If the file cannot be read.
     """
+    state = state_of(path)
+    if state is None:
+        return sha256_of(path)
+    if state not in _HASHED:
+        _HASHED[state] = sha256_of(path)
+    return _HASHED[state]
+
+
+def state_of(path: Path) -> tuple[int, ...] | None:
+    """Return a file's place on the disk, its size and its times; None while it may change again without another time.
+
+    Raises:
+        OSError: If there is no such file.
+    """
     there = path.stat()
-    key = there.st_dev, there.st_ino, there.st_size, there.st_mtime_ns, there.st_ctime_ns
-    if key not in _HASHED:
-        digest = sha256_of(path)
-        if time.time() - there.st_ctime < SETTLED_SECONDS:
-            return digest
-        _HASHED[key] = digest
-    return _HASHED[key]
+    if time.time() - there.st_ctime < SETTLED_SECONDS:
+        return None
+    return there.st_dev, there.st_ino, there.st_size, there.st_mtime_ns, there.st_ctime_ns
 
 
 def with_checksum(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from chiasm.checksums import state_of
 from chiasm.cohorts.cases import Case, Cohort, Problem, Regions
 from chiasm.cohorts.duplicates import Thumbnail, thumbnail
 from chiasm.cohorts.images import read_case_image, read_case_labels
@@ -28,6 +29,7 @@ from chiasm.preparation.intensity import MapKind, fit_intensity
 from chiasm.progress import Progress
 from chiasm.recipe import Data
 from chiasm.volumes import Geometry, Volume, check_pair
+from chiasm.volumes.screening import files_at
 
 FEWEST_VOXELS = 64  # inside a mask: fewer show nothing of an image
 
@@ -126,6 +128,8 @@ def _checked_facts(case: Case, volumes: Mapping[str, Volume], data: Data, proble
 def examine_cohort(cohort: Cohort, data: Data, folder: Path, progress: Progress | None = None) -> ExaminedCohort:
     """Examine every case; a bad case is reported, and the others are used.
 
+    Nothing is examined again that this process examined last: the same cases, by the same settings, in the same files.
+
     Args:
         cohort: Cases with all modalities of `data`.
         data: What a training asks of them.
@@ -136,6 +140,27 @@ def examine_cohort(cohort: Cohort, data: Data, folder: Path, progress: Progress 
         CohortError: If none is usable.
         ChiasmError: If the folder cannot be written.
     """
+    what = _what_is_examined(cohort, data)
+    if what is not None and _LATEST and _LATEST[0][0] == what:
+        usable, cases, problems = _LATEST[0][1]
+    else:
+        usable, cases, problems = _examine_all(cohort, data, folder, progress)
+        _LATEST[:] = [] if what is None else [(what, (usable, cases, problems))]
+    if not usable:
+        raise CohortError(
+            f"none of its {len(cohort.cases)} cases can be used; the first: {problems[0].message}",
+            path=cohort.root,
+            reason="no-usable-case",
+        )
+    return ExaminedCohort(replace(cohort, cases=cases), usable, problems)
+
+
+_Findings = tuple[Mapping[str, ExaminedCase], tuple[Case, ...], tuple[Problem, ...]]
+_LATEST: list[tuple[object, _Findings]] = []  # what was examined last, if its files were settled: at most one entry
+
+
+def _examine_all(cohort: Cohort, data: Data, folder: Path, progress: Progress | None) -> _Findings:
+    """Return what was found of usable cases, those cases, and all problems."""
     usable = Scratch[ExaminedCase](folder)
     cases: list[Case] = []
     problems: list[Problem] = []
@@ -147,13 +172,20 @@ def examine_cohort(cohort: Cohort, data: Data, folder: Path, progress: Progress 
         if examined.is_usable:
             usable.keep(case.id, examined)
             cases.append(examined.case)
-    if not usable:
-        raise CohortError(
-            f"none of its {len(cohort.cases)} cases can be used; the first: {problems[0].message}",
-            path=cohort.root,
-            reason="no-usable-case",
-        )
-    return ExaminedCohort(replace(cohort, cases=tuple(cases)), usable, tuple(problems))
+    return usable, tuple(cases), tuple(problems)
+
+
+def _what_is_examined(cohort: Cohort, data: Data) -> object | None:
+    """Return what an examination depends on: cases, settings and states of files; None while a file may change."""
+    paths = {path for case in cohort.cases for path in (*case.files.values(), case.known) if path is not None}
+    try:
+        states = {file: state_of(file) for path in paths for file in files_at(path)}
+    except (OSError, VolumeError):
+        return None
+    if not all(states.values()):
+        return None
+    settings = (data.modalities, terms_of(data), data.intensity, data.window_hu)
+    return cohort.cases, dict(cohort.regions), settings, states
 
 
 def check_contrast(case: Case, samples: Mapping[str, NDArray[np.float32]], data: Data) -> None:
