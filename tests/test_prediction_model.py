@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import os
 import pickle
@@ -70,6 +71,15 @@ def predictions(model: Model) -> list[torch.Tensor]:
     with torch.no_grad():
         image = model.generator(source)
         return [image, *model.local_discriminator(torch.cat([source, image], dim=1))]
+
+
+def test_a_model_with_a_weight_that_is_not_a_number_is_not_written(model: Model, tmp_path: Path) -> None:
+    generator = copy.deepcopy(model.generator)
+    with torch.no_grad():
+        next(generator.parameters()).fill_(float("inf"))
+    with pytest.raises(RunError, match=r"generator.* holds NaN or infinite values") as caught:
+        save_model(tmp_path / "model", replace(model, generator=generator))
+    assert caught.value.reason == "not-finite" and not (tmp_path / "model").exists()
 
 
 def test_a_model_comes_back_with_the_same_predictions_and_records(model: Model, tmp_path: Path) -> None:

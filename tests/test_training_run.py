@@ -32,6 +32,7 @@ from chiasm.training.finished import Run
 from chiasm.training.loop import Interrupted
 from chiasm.training.run import describe, train
 from chiasm.training.run_planning import plan_run
+from chiasm.training.trainables import Trainables
 from chiasm.volumes import read_volume
 from conftest import QUICK
 from synthetic_cohort import affine, save, write_brats
@@ -198,6 +199,31 @@ def test_a_target_that_is_not_a_number_in_training_stops_with_step_and_case(toy_
     with pytest.raises(RunError, match=r"at step \d+ \(cases Toy_") as caught:
         run(toy_cohort, tmp_path, recipe("A4", loss__penalty=1e6, optimiser__discriminator_rate=1e6))
     assert caught.value.reason == "not-finite"
+
+
+@pytest.mark.parametrize("times", [1, 2])  # how often it goes wrong
+def test_a_weight_that_is_not_a_number_is_found_before_a_checkpoint(
+    times: int, toy_cohort: Path, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A finite loss says nothing of the last update: one that came once is done again, one that stays is named."""
+    plain, left = Trainables.move_average, [times]
+
+    def spoiled(self: Trainables, name: str, age: int) -> None:
+        plain(self, name, age)
+        if left[0] and age == recipe().schedule.steps - 1:
+            left[0] -= 1
+            next(iter(self.average.parameters())).fill_(float("nan"))
+
+    monkeypatch.setattr(Trainables, "move_average", spoiled)
+    said: list[str] = []
+    if times == 1:
+        run(toy_cohort, tmp_path, say=said.append)
+        weights = "model/weights.safetensors"
+        assert (tmp_path / weights).read_bytes() == (finished_run / weights).read_bytes()
+    else:
+        with pytest.raises(RunError, match=r"a weight of average is not a finite number at step \d+ \(cases Toy_"):
+            run(toy_cohort, tmp_path, say=said.append)
+    assert any("are done again" in line for line in said)
 
 
 def test_training_depends_on_training_cases_alone(tmp_path: Path) -> None:

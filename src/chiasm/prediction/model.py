@@ -165,15 +165,23 @@ def save_model(folder: Path, model: Model, extras: Mapping[str, Path] | None = N
         extras: Files to copy in, by the name they get.
 
     Raises:
+        RunError: If a weight is not a finite number.
         ChiasmError: If the folder cannot be written.
     """
+    weights = _weights_of(model)
+    try:
+        _check_numbers(weights)
+    except ValueError as error:
+        raise RunError(
+            "is not written: a weight is not a number", path=folder, reason="not-finite", found=str(error)
+        ) from error
     with whole_folder(folder) as fresh:
-        _write(fresh, model, extras or {})
+        _write(fresh, model, weights, extras or {})
 
 
-def _write(folder: Path, model: Model, extras: Mapping[str, Path]) -> None:
+def _write(folder: Path, model: Model, weights: Mapping[str, Tensor], extras: Mapping[str, Path]) -> None:
     with whole_file(folder / WEIGHTS) as temporary:  # safetensors' own writing hides a full disk from `whole_file`
-        temporary.write_bytes(save(_weights_of(model)))
+        temporary.write_bytes(save(dict(weights)))
     write_recipe(folder / "recipe.toml", model.recipe)
     write_plan(folder / "plan.toml", replace(model.plan, expected=None))  # what training costs is no part of a model
     if model.calibration is not None:

@@ -29,7 +29,7 @@ from chiasm.training.generator_step import step_generator
 from chiasm.training.grown_lesions import grow_lesions
 from chiasm.training.painted_lesions import make_painter
 from chiasm.training.players import varied_shares
-from chiasm.training.reading import PendingValues, check, is_reading_step, read_values, watch
+from chiasm.training.reading import PendingValues, check, is_reading_step, read_values, watch, with_values
 from chiasm.training.sampler import draw, gate_is_open
 from chiasm.training.setting import Draw, Setting, make_draw
 from chiasm.training.state import KEPT, TrainingState
@@ -125,14 +125,14 @@ class Learner:
         return make_draw(self.setting, step, phase, places, turn)
 
     def check(self) -> None:
-        """Wait for the device, and stop if a value has not been a finite number since the last check.
+        """Wait for the device, and stop if a value was not a finite number since the last check, or a weight is not.
 
         Raises:
-            NotFinite: If it may have been one of several steps.
-            RunError: If it was the last one; the message names values, step and cases.
+            NotFinite: Then; the message names value, step and cases of the last step.
         """
         if self._watch is not None:
-            check(self._watch, self.setting.names)
+            weights = {f"a weight of {name}": size for name, size in self.trainables.largest_weights().items()}
+            check(with_values(self._watch, weights), self.setting.names)
         self._watch = None
 
     def read(self, values: Mapping[str, Tensor]) -> dict[str, float]:

@@ -137,7 +137,7 @@ def learn(
     try:
         return _learn(todo, careful=False)
     except NotFinite:
-        session.say("a loss is not a finite number: the steps since the last checkpoint are done again to find where")
+        session.say("a value is not a finite number: the steps since the last checkpoint are done again to find where")
         return _learn(todo, careful=True)
 
 
@@ -157,7 +157,7 @@ def _learn(todo: _Training, *, careful: bool) -> AnyLearner:
     """Do all steps; check that all values are finite, after each step or only when they are read.
 
     Raises:
-        NotFinite: If they were not, and the step is not known.
+        NotFinite: If they were not; its message is exact if each step was checked.
     """
     recipe, plan, cases, folder, session, start, until = todo
     learner = _make_learner(recipe, plan, cases.training, session.fabric)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -23,8 +23,8 @@ MOST_LINES = 500  # of steps, in the log
 MAY_BE_UNDEFINED = ("weight_ratio",)  # in a batch without lesions, or without healthy tissue
 
 
-class NotFinite(Exception):
-    """A value was not a finite number, in one of several steps."""
+class NotFinite(RunError):
+    """A value was not finite since the last check; the message names value, step and cases of the last step."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,11 @@ class PendingValues:
 
     Attributes:
         is_finite: Whether all values were finite numbers, one truth value on the device.
-        steps: How many.
         values: Of the last step.
         drawn: In the last step.
     """
 
     is_finite: Tensor
-    steps: int
     values: Mapping[str, Tensor]
     drawn: Draw
 
@@ -51,11 +49,19 @@ def is_reading_step(recipe: Recipe, step: int) -> bool:
 
 def watch(before: PendingValues | None, values: Mapping[str, Tensor], drawn: Draw) -> PendingValues:
     """Note on the device whether the values of a step are finite."""
-    numbers = [exact(value) for name, value in values.items() if name not in MAY_BE_UNDEFINED]
-    is_finite = torch.stack(numbers).isfinite().all()
+    is_finite = _all_finite({name: value for name, value in values.items() if name not in MAY_BE_UNDEFINED})
     if before is not None:
         is_finite = is_finite & before.is_finite
-    return PendingValues(is_finite, 1 if before is None else before.steps + 1, values, drawn.detached())
+    return PendingValues(is_finite, values, drawn.detached())
+
+
+def with_values(watched: PendingValues, values: Mapping[str, Tensor]) -> PendingValues:
+    """Add values that the last step left, such as the sizes of weights, which a finite loss says nothing of."""
+    return replace(watched, is_finite=watched.is_finite & _all_finite(values), values={**watched.values, **values})
+
+
+def _all_finite(values: Mapping[str, Tensor]) -> Tensor:
+    return torch.stack([exact(value) for value in values.values()]).isfinite().all()
 
 
 def check(watched: PendingValues, names: Sequence[str]) -> None:
@@ -66,17 +72,15 @@ def check(watched: PendingValues, names: Sequence[str]) -> None:
         names: Of all cases.
 
     Raises:
-        NotFinite: If there were several steps.
-        RunError: If there was one; the message names value, step and cases.
+        NotFinite: Then; it may have been in an earlier step than the message says, if there were several.
     """
     if not bool(ranks.largest((~watched.is_finite).float())):
         return
-    if watched.steps > 1:
-        raise NotFinite
     drawn = watched.drawn
-    bad = [name for name, value in read_values(watched.values, len(drawn.made)).items() if not math.isfinite(value)]
-    raise RunError(
-        f"{bad[0]} is not a finite number at step {drawn.step} (cases {', '.join(_suspects(drawn, names))})",
+    values = read_values(watched.values, len(drawn.made)).items()
+    bad = next((name for name, value in values if not math.isfinite(value)), "a loss")
+    raise NotFinite(
+        f"{bad} is not a finite number at step {drawn.step} (cases {', '.join(_suspects(drawn, names))})",
         reason="not-finite",
         hint="Checkpoints are good. Lower the rate: chiasm train --set optimiser.generator_rate=1e-4.",
     )

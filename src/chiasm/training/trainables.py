@@ -20,6 +20,7 @@ from chiasm.recipe import Recipe
 from chiasm.training import ranks
 from chiasm.training.players import Players, make_players
 from chiasm.training.shared_layers import share_layers
+from chiasm.training.small_grids import keep_small_grids_exact
 
 DISCRIMINATORS = ("global_discriminator", "second_discriminator", "local_discriminator")
 
@@ -48,6 +49,7 @@ class Trainables:
             if module is not None:
                 module.to(fabric.device, memory_format=memory)
                 share_layers(module, recipe.training.batch)
+                keep_small_grids_exact(module)
                 self.modules[name], self.optimisers[name] = fabric.setup(module, self._optimiser(name, module))
         self._followed = {
             name: _pairs(self.bare(name), average)
@@ -134,6 +136,18 @@ class Trainables:
         finally:
             for discriminator in discriminators:
                 discriminator.train().requires_grad_(True)
+
+    @torch.no_grad()
+    def largest_weights(self) -> dict[str, Tensor]:
+        """Return the largest absolute value in each network and each average, on the device; NaN if one is NaN."""
+        averages = {"average": self.average, "average_refiner": self.average_refiner}
+        networks = {name: self.bare(name) for name in self.modules}
+        networks |= {name: average for name, average in averages.items() if average is not None}
+        held = {
+            name: [one for one in network.state_dict().values() if one.is_floating_point() and one.numel()]
+            for name, network in networks.items()
+        }
+        return {name: torch.stack(torch._foreach_norm(some, math.inf)).max() for name, some in held.items() if some}
 
     def set_rates(self, step: int) -> None:
         """Cosine decay to a hundredth, from the step alone."""
