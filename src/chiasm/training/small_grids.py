@@ -1,7 +1,7 @@
 """Convolutions with a kernel that is wider than their grid, which on a CPU learn in float32.
 
 In bfloat16, on processors with AVX-512, torch 2.13.0 leaves parts of the gradient of their weights unwritten: what was
-in memory before is taken for a gradient.  The lowest levels of networks have such grids, and float32 costs little there.
+in memory before is taken for a gradient.  The lowest levels of networks have such grids; float32 costs little there.
 """
 
 from __future__ import annotations
