@@ -43,8 +43,8 @@ its own, and within a line only from names to its left; a test reads this map.
                   dicom_case, case_files, inputs, folders, cross_fitted, monai_bundle, export
     training      how networks learn: ranks, classes, pretrained, painted_lesions, grown_lesions, simulated_patches,
                   batches, state, losses, attention, players, admm, joint_coding, health, checkpoints, run_folder,
-                  finished, session, threads, log, shared_layers, small_grids, trainables, setting, reading, coding, cost,
-                  sampler, discriminator_step, generator_step, learner, loop, cascade, run_planning, run,
+                  finished, session, threads, log, shared_layers, small_grids, trainables, setting, reading, coding,
+                  cost, sampler, discriminator_step, generator_step, learner, loop, cascade, run_planning, run,
                   cross_fitting, finetuning
     evaluation    scores, and what may be claimed from them: rows, reference, scoring, summary, paired_tests,
                   claims, headlines, statistics, agreement, reader_files, rating, kept, loading, predictions,
