@@ -36,6 +36,7 @@ from chiasm.volumes import Geometry, Volume, canonical, read_volume, write_volum
 from chiasm.volumes.dicom_attributes import Derivation, ModelMark
 from chiasm.volumes.dicom_choice import pick_series
 from chiasm.volumes.dicom_write import write_map, write_series
+from chiasm.volumes.screening import SYNTHETIC
 from dicom_patients import write_enhanced, write_source
 
 BEGIN, END = "<!-- begin: benchmarks/interoperability.py {} -->", "<!-- end: benchmarks/interoperability.py {} -->"
@@ -84,8 +85,8 @@ def written(folder: Path) -> list[File]:
     grid = Geometry(SHAPE, oblique())
     found = []
     for title, name in (("NIfTI", "a.nii.gz"), ("MetaImage", "a.mha"), ("NRRD", "a.nrrd"), ("MGZ", "a.mgz")):
-        write_volume(folder / name, voxels(), grid)
-        found.append(File(f"{title}, float32", folder / name, Volume(voxels(), grid)))
+        write_volume(folder / name, voxels(), grid, remark=SYNTHETIC + "}")
+        found.append(File(f"{title}, float32, marked as synthetic", folder / name, Volume(voxels(), grid)))
     for modality, low in (("MR", 10.0), ("CT", -1000.0)):
         source = write_source(folder / f"from-{modality}", plane="oblique", modality=modality)
         scan = read_volume(folder / f"from-{modality}")
@@ -123,6 +124,9 @@ def odd(folder: Path) -> list[File]:
     plain = {"space dimension": 3, "space directions": affine[:3, :3].T, "space origin": affine[:3, 3]}
     nrrd.write(str(folder / "none.nrrd"), array, plain)
     add("NRRD without a space, compared as if RAS", "none.nrrd", Volume(array, Geometry(SHAPE, affine)))
+    place = {"space": "right-anterior-superior", "space directions": affine[:3, :3].T, "space origin": affine[:3, 3]}
+    nrrd.write(str(folder / "text.nrrd"), array, place | {"encoding": "text"})
+    add("NRRD whose voxels are text", "text.nrrd", Volume(array, Geometry(SHAPE, affine)))
     mnc = folder / "a.mnc"
     straight = np.diag([-0.9, 1.1, 2.5, 1.0])
     straight[:3, 3] = 31.7, -12.4, 88.3

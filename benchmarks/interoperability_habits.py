@@ -15,6 +15,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -87,6 +88,20 @@ def resample_integers_by_simpleitk() -> str:
     bias = float((shifted(values).astype(float) - shifted(values.astype(np.float32)))[inner].mean())
     ball = (i**2 + j**2 + k**2 <= 36).astype(np.uint8)
     return f"int16: {bias:+.2f} on average; a ball of 6 voxels keeps {shifted(ball).sum() / ball.sum():.0%}"
+
+
+def write_minc_by_simpleitk() -> str:
+    """Write a MINC file of an image whose first voxel lies at x = -10, y = -20 in RAS."""
+    import nibabel
+    import SimpleITK as sitk
+
+    image = sitk.GetImageFromArray(np.random.default_rng(0).uniform(0, 9, (7, 6, 5)).astype(np.float32))
+    image.SetOrigin((10.0, 20.0, 30.0))  # LPS
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(folder) / "a.mnc")
+        sitk.WriteImage(image, path)
+        x, y, z = nibabel.load(path).affine[:3, 3]
+    return f"x {x:+.0f}, y {y:+.0f}, z {z:+.0f} mm for -10, -20, +30"
 
 
 def correct_by_ants() -> str:
@@ -207,12 +222,14 @@ def compare_by_konfai() -> str:
 
 
 def resample_by_konfai() -> str:
-    """Which interpolation an 8-bit image gets where none is named."""
+    """Which interpolation an 8-bit image gets where none is named, and what lies beyond the image."""
     import torch
     from konfai.data.sampling import default_interpolation
+    from konfai.data.transform.resample import Resample
 
     kinds = {"uint8": torch.uint8, "int16": torch.int16}
-    return ", ".join(f"{name}: {default_interpolation(torch.zeros(1, dtype=kind))}" for name, kind in kinds.items())
+    taken = [f"{name}: {default_interpolation(torch.zeros(1, dtype=kind))}" for name, kind in kinds.items()]
+    return f"{', '.join(taken)}; {Resample(spacing=[1.0, 1.0, 1.0]).fill_value:g} beyond the image"
 
 
 # --- DICOM ---------------------------------------------------------------------------------------------------------
@@ -319,13 +336,13 @@ def _grey(shape: tuple[int, int, int]) -> NDArray[np.int16]:
     return np.random.default_rng(0).integers(0, 900, shape).astype(np.int16)
 
 
-def _ring_written() -> tuple[tempfile.TemporaryDirectory[str], Path, Path, NDArray[np.bool_]]:
+def _ring_written(plane: str) -> tuple[tempfile.TemporaryDirectory[str], Path, Path, NDArray[np.bool_]]:
     """Write a ring by rt-utils on square slices with square pixels, where it is right."""
     from rt_utils import RTStructBuilder
 
     folder = tempfile.TemporaryDirectory()
     source = Path(folder.name) / "source"
-    _series(source, array=_grey((28, 28, 6)), spacing=(1.0, 1.0, 2.5))
+    _series(source, array=_grey((28, 28, 6)), spacing=(1.0, 1.0, 2.5), plane=plane)
     made = RTStructBuilder.create_new(dicom_series_path=str(source))
     mask = np.zeros((28, 28, 6), bool)
     mask[:, :, 1:5] = _ring((28, 28), (1.0, 1.0))[..., None]
@@ -335,41 +352,47 @@ def _ring_written() -> tuple[tempfile.TemporaryDirectory[str], Path, Path, NDArr
     return folder, source, path, mask
 
 
-def read_ring_by_platipy() -> str:
-    """Read a ring that rt-utils wrote."""
+def read_rings(read: Callable[[Path, Path], NDArray[Any]]) -> str:
+    """Read a ring that rt-utils wrote, on axial and on tilted slices, and compare its voxels with those drawn.
+
+    Args:
+        read: Takes the folder of the scan and the file of the structures, and returns an array (slices, rows, columns).
+    """
+    said = []
+    for plane in ("axial", "steep"):
+        folder, source, path, mask = _ring_written(plane)
+        with folder:
+            found, drawn = read(source, path) > 0, mask.transpose(2, 0, 1)
+        said.append(f"{(found & drawn).sum() / drawn.sum():.0%} of its voxels and {(found & ~drawn).sum()} others")
+    return "; on tilted slices ".join(said)
+
+
+def read_by_platipy(source: Path, path: Path) -> NDArray[Any]:
+    """Read the only structure of a set."""
     import pydicom
     import SimpleITK as sitk
     from platipy.dicom.io.rtstruct_to_nifti import read_dicom_image, transform_point_set_from_dicom_struct
 
-    folder, source, path, mask = _ring_written()
-    with folder:
-        found, _ = transform_point_set_from_dicom_struct(read_dicom_image(source), pydicom.dcmread(path))
-        kept = int(sitk.GetArrayFromImage(found[0]).sum())
-    return f"{kept / mask.sum():.0%} of the voxels"
+    found, _ = transform_point_set_from_dicom_struct(read_dicom_image(source), pydicom.dcmread(path))
+    return sitk.GetArrayFromImage(found[0])
 
 
-def read_ring_by_dicomrttool() -> str:
-    """Read a ring that rt-utils wrote."""
+def read_by_dicomrttool(source: Path, path: Path) -> NDArray[Any]:
+    """Read the structure called ring."""
     from DicomRTTool.ReaderWriter import DicomReaderWriter
 
-    folder, source, path, mask = _ring_written()
-    with folder:
-        shutil.copy(path, source / "rs.dcm")
-        reader = DicomReaderWriter(Contour_Names=["ring"], arg_max=True, verbose=False)
-        reader.walk_through_folders(str(source))
-        reader.get_images_and_mask()
-        kept = int((np.asarray(reader.mask) > 0).sum())
-    return f"{kept / mask.sum():.0%} of the voxels"
+    shutil.copy(path, source / "rs.dcm")
+    reader = DicomReaderWriter(Contour_Names=["ring"], arg_max=True, verbose=False)
+    reader.walk_through_folders(str(source))
+    reader.get_images_and_mask()
+    return np.asarray(reader.mask)
 
 
-def read_ring_by_chiasm() -> str:
-    """Read a ring that rt-utils wrote."""
+def read_by_chiasm(_: Path, path: Path) -> NDArray[Any]:
+    """Read the only structure of a set."""
     from chiasm.volumes import read_volume
 
-    folder, _, path, mask = _ring_written()
-    with folder:
-        kept = int((read_volume(path, labels=True).array > 0).sum())
-    return f"{kept / mask.sum():.0%} of the voxels"
+    return read_volume(path, labels=True).array.T
 
 
 # --- BIDS and networks ---------------------------------------------------------------------------------------------
@@ -441,6 +464,8 @@ HABITS = (
           "give `target_shape`, or cut the last slices off"),
     Habit(["SimpleITK"], "`Resample` of whole numbers, linear, by half a voxel", resample_integers_by_simpleitk,
           "cast to float32 before; for label maps take nearest neighbour"),
+    Habit(["SimpleITK", "nibabel"], "`WriteImage` of a `.mnc`, read by nibabel", write_minc_by_simpleitk,
+          "write NIfTI, and convert it with MINC's own tools"),
     Habit(["SimpleITK"], "`SymmetricForcesDemons` of a ball moved by 3 mm", register_by_demons,
           "convert both images to LPS order before (`chiasm register` does)"),
     Habit(["antspyx"], "`n4_bias_field_correction`", correct_by_ants, "give the mask of the body"),
@@ -450,18 +475,19 @@ HABITS = (
     Habit(["inpainting", "torchmetrics"], "SSIM of `generate_metrics`, inside a mask", compare_by_inpainting,
           "`--convention brasyn2023` is in 3D, `--convention brats-inpainting` as the package"),
     Habit(["konfai"], "SSIM with a mask, one pair", compare_by_konfai, "cut both images to the mask's box"),
-    Habit(["konfai"], "the interpolation of `Resample` by default", resample_by_konfai,
-          "name the interpolation, or store images as int16 or float32"),
+    Habit(["konfai"], "`Resample` by default: interpolation, and what it fills with", resample_by_konfai,
+          "name interpolation and `fill` (-1000 for CT)"),
     Habit(["storescp", "Orthanc", "highdicom"], "C-STORE of a LABELMAP SEG", store_label_map,
           "store BINARY SEG; chiasm reads both"),
     Habit(["highdicom"], "the order of a volume; empty frames of a SEG", order_by_highdicom,
           "go by its affine, as chiasm does, never by the index"),
     Habit(["rt-utils"], "an RTSTRUCT on pixels of 1.5 x 0.8 mm, 28 rows, 20 columns", write_by_rt_utils,
           "write on square slices of square pixels only"),
-    Habit(["platipy", "rt-utils"], "a ring that rt-utils wrote, read", read_ring_by_platipy, "read it with chiasm"),
-    Habit(["dicomrttool", "rt-utils"], "a ring that rt-utils wrote, read", read_ring_by_dicomrttool,
+    Habit(["platipy", "rt-utils"], "a ring that rt-utils wrote, read", partial(read_rings, read_by_platipy),
           "read it with chiasm"),
-    Habit(["chiasm", "rt-utils"], "a ring that rt-utils wrote, read", read_ring_by_chiasm, ""),
+    Habit(["dicomrttool", "rt-utils"], "a ring that rt-utils wrote, read", partial(read_rings, read_by_dicomrttool),
+          "read it with chiasm"),
+    Habit(["chiasm", "rt-utils"], "a ring that rt-utils wrote, read", partial(read_rings, read_by_chiasm), ""),
     Habit(["bids-validator-deno"], "a derivative without a side file", validate_bids,
           "`chiasm bids` writes the fields; BIDS has no place for CT"),
     Habit(["openvino"], "largest difference from torch", run_by_openvino,

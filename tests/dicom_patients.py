@@ -51,6 +51,7 @@ PLANES = {
     "sagittal": ((0, 1, 0), (0, 0, -1)),
     "oblique": ((0.9961947, 0.0, -0.0871557), (0.0075961, 0.9961947, 0.0868241)),
 }
+DIRECTIONS = PLANES | {"steep": ((0.9510565, 0.0, -0.3090170), (0.1816356, 0.8090170, 0.5590170))}
 
 
 def tool(name: str) -> str:
@@ -93,7 +94,7 @@ def write_source(
 ) -> list[Path]:
     """Write a classic series, array (I, J, K) with I along a row; file names are in no order."""
     array = scan() if array is None else array
-    row, column = (np.array(direction, float) for direction in PLANES[plane])
+    row, column = (np.array(direction, float) for direction in DIRECTIONS[plane])
     normal = np.cross(row, column)
 
     def uid(*words: str) -> str:
@@ -162,7 +163,7 @@ def write_enhanced(
     edit: Callable[[Dataset], object] = lambda _: None,
 ) -> Path:
     """Write one multi-frame file, array (I, J, K); its frames in any order, each with a slope of its own."""
-    row, column = (np.array(direction, float) for direction in PLANES[plane])
+    row, column = (np.array(direction, float) for direction in DIRECTIONS[plane])
     normal = np.cross(row, column)
     order = range(array.shape[2]) if order is None else order
 
