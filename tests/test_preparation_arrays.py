@@ -314,6 +314,22 @@ def test_a_half_written_cache_folder_is_made_anew(tmp_path: Path, harm: str) -> 
     assert folders(cache) == [folder]
 
 
+def test_arrays_are_hashed_as_they_are_written_and_then_once_for_each_opening(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[str] = []
+    content_hash = preparation.content_hash
+    monkeypatch.setattr(preparation, "content_hash", lambda path: hashed.append(path.name) or content_hash(path))
+    case = write_case(tmp_path, 0)
+    prepare_case(case, PLAN, tmp_path / "cache")
+    assert sorted(name for name in hashed if name.endswith(".npy")) == [
+        "labels.npy",
+        "mask.npy",
+        "source.npy",
+        "target.npy",
+    ]
+
+
 def test_a_failure_leaves_nothing_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     case, cache = write_case(tmp_path, 1), tmp_path / "cache"
 

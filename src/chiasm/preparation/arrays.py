@@ -215,7 +215,7 @@ def _ready(case: Case, plan: Plan, cache: Path, warn: Say) -> Opener:
             warn(f"case {case.id}: its prepared arrays are made anew: {error}")
             shutil.rmtree(folder, ignore_errors=True)  # another process may be doing the same
     _store(folder, case, plan)
-    opener()
+    _load(folder, case, plan, just_written=True)
     return opener
 
 
@@ -418,8 +418,8 @@ def _store(folder: Path, case: Case, plan: Plan) -> None:
         write_json(fresh / CARD, with_checksum({**grid, "arrays": sums}))
 
 
-def _arrays(path: Path, plan: Plan) -> tuple[dict[str, NDArray[Any]], Mapping[str, Any]]:
-    """Memory-map the arrays that a card names, and return the card too.
+def _arrays(path: Path, plan: Plan, *, just_written: bool = False) -> tuple[dict[str, NDArray[Any]], Mapping[str, Any]]:
+    """Memory-map the arrays that a card names, and return the card too; those `just_written` are not hashed again.
 
     Raises:
         RunError: If the card or an array is missing or not what was written.
@@ -431,7 +431,7 @@ def _arrays(path: Path, plan: Plan) -> tuple[dict[str, NDArray[Any]], Mapping[st
     for name, expected in card["arrays"].items():
         file = path.with_name(name)
         try:
-            if content_hash(file) != expected:
+            if not just_written and content_hash(file) != expected:
                 raise RunError("was changed since it was written", path=file, reason="damaged")
             arrays[file.stem] = _slices_last(np.load(file, mmap_mode="r"), plan)
         except OSError as error:
@@ -439,8 +439,8 @@ def _arrays(path: Path, plan: Plan) -> tuple[dict[str, NDArray[Any]], Mapping[st
     return arrays, card
 
 
-def _load(folder: Path, case: Case, plan: Plan) -> PreparedCase:
-    arrays, grid = _arrays(folder / CARD, plan)
+def _load(folder: Path, case: Case, plan: Plan, *, just_written: bool = False) -> PreparedCase:
+    arrays, grid = _arrays(folder / CARD, plan, just_written=just_written)
     i, j, k = grid["shape"]
     if plan.target not in case.images:
         arrays["target"] = np.broadcast_to(np.float32(0), (i, j, k))
