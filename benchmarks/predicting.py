@@ -6,7 +6,9 @@
 
 Draws patients of 240 x 240 x 155 voxels and trains the small dual-attention method for a few steps.  Every turn is a
 process of its own with one thread: it loads the model, predicts a file once, and is timed when it predicts it again
-(reading, mask, normalisation, networks, return to the source's grid; not writing).  Ways take turns.  Printed are
+(reading, mask, normalisation, networks, return to the source's grid; not writing).  Ways take turns.  One pass is
+taken, except by the ways "mirrored too": these average a volume and its mirror image, the default of size small.
+Printed are
 seconds of the processor (median, least and most), the share that is not spent in networks, ratios of medians, and how
 far results are apart.  The peer of 2.5D is a loop over all slices of the volume, one at a time, by the generator alone;
 that of 3D is MONAI's sliding window (96 voxels, overlap 0.5), likewise.  `--memory SIDE` runs the command on a cube of
@@ -41,12 +43,21 @@ SHARED = {"split.folds": 3, "training.batch": 2, "training.validations": 1, "tra
 
 
 class Way(NamedTuple):
-    """One way to predict: the build, the engine (none for an earlier build), and whether the map is made."""
+    """One way to predict.
+
+    Attributes:
+        build: Folder of the package.
+        engine: Of networks; None for an earlier build.
+        with_map: Whether the expected error is predicted too.
+        peer: Whether the loop of others is timed instead.
+        is_mirrored: Whether volume and mirror image are averaged, as size small does by default: two passes.
+    """
 
     build: Path
     engine: str | None
     with_map: bool = True
     peer: bool = False
+    is_mirrored: bool = False
 
 
 # --- one turn, in a process of its own ---------------------------------------------------------------------------
@@ -66,11 +77,12 @@ def take_turn(run: Path, image: Path, way: Way, precision: str, out: Path) -> di
     if not way.with_map:
         judge = "local_discriminator" if hasattr(predictor.model, "local_discriminator") else "local_judge"
         predictor.model = replace(predictor.model, **{judge: None})
-    made = predictor.predict(image)
+    averaged = {} if way.engine is None else {"average": "flip" if way.is_mirrored else "none"}
+    made = predictor.predict(image, **averaged)
     np.save(out, made.image.array)
     if way.with_map:
         np.save(out.with_suffix(".map.npy"), made.reliability.array)
-    return _time(lambda: predictor.predict(image), _count_networks())
+    return _time(lambda: predictor.predict(image, **averaged), _count_networks())
 
 
 def _time(work: Callable[[], Any], networks: Callable[[], float]) -> dict[str, float]:
@@ -162,6 +174,8 @@ def compare(work: Path, dims: str, before: Path | None, precision: str, rounds: 
     ways = {
         "now, torch": Way(HERE, "torch"),
         "now, openvino": Way(HERE, "openvino"),
+        "now, torch, mirrored too": Way(HERE, "torch", is_mirrored=True),
+        "now, openvino, mirrored too": Way(HERE, "openvino", is_mirrored=True),
         "now, torch, image alone": Way(HERE, "torch", with_map=False),
         "now, openvino, image alone": Way(HERE, "openvino", with_map=False),
         "peer, image alone": Way(HERE, None, with_map=False, peer=True),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -15,8 +16,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from chiasm.cohorts.discovery import find_cohort
 from chiasm.errors import CohortError, RecipeError, RunError
-from chiasm.evaluation.predictions import score_folder
+from chiasm.evaluation.loading import EvaluationCase, PredictionFolder
+from chiasm.evaluation.predictions import Scoring, open_predictions, score_cases, score_folder
 from chiasm.evaluation.rows import Row, read_remarks
 from chiasm.evaluation.scoring import harmonise, reporting_unit
 from chiasm.metrics.conventions import CONVENTIONS
@@ -201,6 +204,41 @@ def test_of_many_cases_only_the_median_may_be_read_twice_and_few_packed_pages_ar
     shown = {path.stem for path in (tmp_path / "e" / "cases").iterdir()}
     assert len(errors) == 6 and shown == {worst_first[0], worst_first[3]} and max(kept) <= 4
     assert read in ([], [worst_first[3]])
+
+
+def test_several_processes_write_the_files_of_one_to_the_byte_and_name_what_fails_in_their_words(
+    toy_cohort: Path, model: Path, tmp_path: Path
+) -> None:
+    made = predict(model, [toy_cohort], tmp_path / "predictions", only="all").folder
+    broken = next(path for path in sorted(made.glob("*_t2.nii.gz"))[1:])
+    broken.write_bytes(broken.read_bytes()[:-9])
+    done = {count: evaluate(made, toy_cohort, tmp_path / str(count), processes=count) for count in (1, 2)}
+    assert done[2].rows == done[1].rows and len({row.case for row in done[1].rows}) > 2
+    assert [one.message for one in done[2].problems] == [one.message for one in done[1].problems] != []
+    files = {count: sorted(path for path in (tmp_path / str(count)).rglob("*") if path.is_file()) for count in done}
+    names = {count: [path.relative_to(tmp_path / str(count)) for path in files[count]] for count in done}
+    assert names[1] == names[2] and any(name.parts[0] == "cases" for name in names[1])
+    for one, other in zip(files[1], files[2]):
+        assert one.name == "asked.json" or one.read_bytes() == other.read_bytes(), one.name
+
+
+def test_a_process_that_dies_costs_its_case_alone(
+    scored: Scored, predictions: Path, toy_cohort: Path, model: Path, tmp_path: Path
+) -> None:
+    made = predict(model, [toy_cohort], tmp_path / "predictions", only="all").folder
+    one = open_predictions(made)
+    work = [(one, entry) for entry in one.manifest.cases[:3]]
+    found = score_cases(work, find_cohort(toy_cohort), Scoring("chiasm"), after=_die_at, processes=2)
+    first, *others = [entry.case for _, entry in work]
+    assert {row.case for row in found.rows} == set(others)
+    assert [problem.case for problem in found.problems] == [first] and "lost twice" in found.problems[0].message
+    assert [mask.case for mask in found.masks] == others
+
+
+def _die_at(loaded: EvaluationCase, assessed: PredictionFolder, rows: Sequence[Row]) -> None:
+    """End the process that scores the first case of a folder."""
+    if loaded.case.id == assessed.manifest.cases[0].case:
+        os._exit(3)
 
 
 def test_the_expected_error_map_is_assessed(scored: Scored) -> None:

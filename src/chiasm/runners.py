@@ -103,10 +103,14 @@ def cores_allowed() -> int:
 
 def processes(jobs: Sequence[Job], work: Callable[[Job], Outcome], _folder: Path) -> Iterator[Outcome | Lost[Job]]:
     """One process for each core; a lost job is alone on the machine when it is tried again."""
-    cores = cores_allowed()
+    yield from in_processes(jobs, work, cores_allowed())
+
+
+def in_processes(jobs: Sequence[Job], work: Callable[[Job], Outcome], count: int) -> Iterator[Outcome | Lost[Job]]:
+    """Run jobs in `count` processes at once, each of which does many; a lost job is alone when it is tried again."""
 
     def once(some: Sequence[Job], last: bool) -> Reports[Outcome, Job]:
-        return _in_processes(some, work, 1 if last else cores)
+        return _in_processes(some, work, 1 if last else count)
 
     return _twice(jobs, once)
 

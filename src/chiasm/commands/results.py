@@ -80,6 +80,9 @@ def evaluate(
             "--angles", help="Gantry angles, such as 0,72,144: path lengths of a CT.", rich_help_panel="Method"
         ),
     ] = None,
+    processes: Annotated[
+        int, typer.Option("--processes", min=1, help="Processes that score cases at once.", rich_help_panel="Run")
+    ] = 1,
     overwrite: Overwrite = False,
 ) -> None:
     """Score predictions per case and region beside the naive baselines, and write a report."""
@@ -102,6 +105,7 @@ def evaluate(
             gamma=gamma,
             angles=angles,
             overwrite=overwrite,
+            processes=processes,
             progress=count(bar, "evaluating"),
         )
     for line in scored.headlines:

@@ -6,8 +6,9 @@ baselines' tables only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,6 +32,7 @@ from chiasm.preparation.plan import Plan, read_plan
 from chiasm.progress import Progress, counted
 from chiasm.recipe import Registration, read_recipe
 from chiasm.registration.cohort import AlignedCohort, align_cohort
+from chiasm.runners import Lost, in_processes
 from chiasm.volumes.geometry import axis_names
 
 
@@ -175,6 +177,16 @@ class CaseScores(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
+class _ScoredCase(NamedTuple):
+    """What came of one case: its scores, or why it could not be scored."""
+
+    rows: list[Row]
+    problem: Problem | None
+    spoiled: Problem | None = None
+    mask: MaskUse | None = None
+    note: str | None = None
+
+
 def score_cases(
     work: Sequence[tuple[PredictionFolder, Entry]],
     cohort: Cohort,
@@ -182,8 +194,9 @@ def score_cases(
     *,
     progress: Progress | None = None,
     after: After | None = None,
+    processes: int = 1,
 ) -> CaseScores:
-    """Score cases one after another; one that cannot be scored is named, and the others are scored.
+    """Score cases; one that cannot be scored is named, and the others are scored.
 
     Args:
         work: Predicted cases, each with the folder that it lies in.
@@ -191,38 +204,102 @@ def score_cases(
         scoring: What is scored.
         progress: Called with cases done, all cases, the next case's id.
         after: Called with each case that was scored, whose prediction it is, and its scores, while its images are
-            in memory.
+            in memory; in another process where there are several, so `pickle` must hold it.
+        processes: How many score cases at once; the scores are the same.
     """
-    rows: list[Row] = []
-    problems: list[Problem] = []
-    spoiled: list[Problem] = []
-    masks: list[MaskUse] = []
-    notes: list[str] = []
-    narrow = _is_of_mask(find_convention(scoring.convention))
-    for one, entry in counted(work, lambda pair: pair[1].case, progress):
-        try:
-            loaded = load_case(one, entry, cohort, with_labels=scoring.with_labels, naive=scoring.naive, narrow=narrow)
-            give_back()
-            its = score_case(loaded, one, cohort, scoring)
-        except ChiasmError as error:
-            path = error.path or one.folder / entry.image
-            problems.append(Problem(path, error.reason, f"case {entry.case}: {error}", entry.case))
-            continue
-        rows += its
-        loaded = replace(loaded, guesses={})
-        give_back()
-        if after is not None:
-            after(loaded, one, its)
-        spoiled += [] if loaded.problem is None else [loaded.problem]
-        masks.append(loaded.use)
-        if loaded.lacks and scoring.naive:
-            notes.append(
-                f"case {entry.case}: the reference has no {' and '.join(loaded.lacks)}, so its prediction is scored "
-                f"without the naive baselines ({', '.join(one.baselines.names)}), and is not compared with them"
-            )
-        del loaded  # before the next case is read
-        give_back()
+    count = min(processes, len(work))
+    if count > 1:
+        cases = _score_in_processes(work, _CaseWork(_folders_of(work), cohort, scoring, after), count, progress)
+    else:
+        cases = [
+            _score_one(one, entry, cohort, scoring, after)
+            for one, entry in counted(work, lambda pair: pair[1].case, progress)
+        ]
+    return _gathered(cases)
+
+
+def _gathered(cases: Sequence[_ScoredCase]) -> CaseScores:
+    rows = [row for case in cases for row in case.rows]
+    problems, spoiled, masks, notes = (
+        [getattr(case, name) for case in cases if getattr(case, name) is not None]
+        for name in ("problem", "spoiled", "mask", "note")
+    )
     return CaseScores(rows, problems, spoiled, tuple(masks), tuple(notes))
+
+
+def _score_one(
+    one: PredictionFolder, entry: Entry, cohort: Cohort, scoring: Scoring, after: After | None
+) -> _ScoredCase:
+    """Score one case, and let go of it."""
+    narrow = _is_of_mask(find_convention(scoring.convention))
+    try:
+        loaded = load_case(one, entry, cohort, with_labels=scoring.with_labels, naive=scoring.naive, narrow=narrow)
+        give_back()
+        rows = score_case(loaded, one, cohort, scoring)
+    except ChiasmError as error:
+        path = error.path or one.folder / entry.image
+        return _ScoredCase([], Problem(path, error.reason, f"case {entry.case}: {error}", entry.case))
+    loaded = replace(loaded, guesses={})
+    give_back()
+    if after is not None:
+        after(loaded, one, rows)
+    note = None
+    if loaded.lacks and scoring.naive:
+        note = (
+            f"case {entry.case}: the reference has no {' and '.join(loaded.lacks)}, so its prediction is scored "
+            f"without the naive baselines ({', '.join(one.baselines.names)}), and is not compared with them"
+        )
+    scored = _ScoredCase(rows, None, loaded.problem, loaded.use, note)
+    del loaded  # before the next case is read
+    give_back()
+    return scored
+
+
+_Job = tuple[int, Path, Entry]  # place among all cases, folder of predictions, what its manifest says of the case
+
+
+@dataclass(frozen=True)
+class _CaseWork:
+    """The work of a process that scores cases: what is large is opened there, not sent."""
+
+    models: Mapping[Path, Path]
+    cohort: Cohort
+    scoring: Scoring
+    after: After | None
+
+    def __call__(self, job: _Job) -> tuple[int, _ScoredCase]:
+        from threadpoolctl import threadpool_limits
+
+        number, folder, entry = job
+        with threadpool_limits(1):
+            one = _open_once(folder, self.models[folder])
+            return number, _score_one(one, entry, self.cohort, self.scoring, self.after)
+
+
+_open_once = lru_cache(maxsize=4)(open_predictions)
+
+
+def _folders_of(work: Sequence[tuple[PredictionFolder, Entry]]) -> Mapping[Path, Path]:
+    """Return each folder of predictions with its model."""
+    return {one.folder: one.model for one, _ in work}
+
+
+def _score_in_processes(
+    work: Sequence[tuple[PredictionFolder, Entry]], do: _CaseWork, count: int, progress: Progress | None
+) -> list[_ScoredCase]:
+    """Score cases in several processes, and return what came of them in their order."""
+    jobs = [(number, one.folder, entry) for number, (one, entry) in enumerate(work)]
+    found: dict[int, _ScoredCase] = {}
+    for report in in_processes(jobs, do, count):
+        if not isinstance(report, Lost):
+            found[report[0]] = report[1]
+        elif not report.again:
+            number, folder, entry = report.job
+            message = f"case {entry.case}: {report}"
+            found[number] = _ScoredCase([], Problem(folder / entry.image, "lost", message, entry.case))
+        if progress is not None:
+            progress(len(found), len(work), "")
+    return [found[number] for number in range(len(work))]
 
 
 def score_case(loaded: EvaluationCase, assessed: PredictionFolder, cohort: Cohort, scoring: Scoring) -> list[Row]:

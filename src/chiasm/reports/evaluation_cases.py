@@ -82,6 +82,10 @@ class PagePacking:
         self._first: list[str] = []
         self._ends: dict[str, tuple[float, str]] = {}
 
+    def share(self, processes: int) -> PagePacking:
+        """Return what packs pages in each of several processes: its share of the first cases, and its own ends."""
+        return PagePacking(self._folder, replace(self.pages, most=-(-self.pages.most // processes)))
+
     def add(self, loaded: EvaluationCase, assessed: PredictionFolder, rows: Sequence[Row]) -> None:
         """Pack the page of a case, if it may be shown.
 
