@@ -66,12 +66,17 @@ class Scan(NamedTuple):
 def read_scan(data: Path, case: str) -> Scan:
     """Read T1, T2 and labels of a case."""
     source, truth, labels = (read(data / case / f"{case}_{name}.nii.gz") for name in ("t1", "t2", "seg"))
+    return scan_of(source, truth, labels > 0)
+
+
+def scan_of(source: NDArray[np.float64], truth: NDArray[np.float64], lesion: NDArray[np.bool_]) -> Scan:
+    """Scale a T1 and a T2 by mean and SD of the brain, which is where the T1 is not 0."""
     brain = source > 0
     scaled = [
         np.where(brain, (image - image[brain].mean()) / image[brain].std(), 0).astype(np.float32)
         for image in (source, truth)
     ]
-    return Scan(scaled[0], scaled[1], brain, truth, labels > 0)
+    return Scan(scaled[0], scaled[1], brain, truth, lesion)
 
 
 def slab(image: NDArray[np.float32], k: int) -> NDArray[np.float32]:
