@@ -4,11 +4,11 @@
     python benchmarks/robustness.py WORK DATA OUT --seconds 300
 
 DATA is a folder in the layout of BraTS.  Each subject is predicted by the model of WORK that never saw it, from sources
-that this script makes worse inside the brain, step by step.  Beside it stand MONAI's BasicUNet (`peers.py`), trained for
-SECONDS of one thread, and a look-up of 64 bins; each learns from the subjects from which that model of chiasm could.
+that this script makes worse inside the brain, step by step.  Beside it stand MONAI's BasicUNet (`peers.py`), trained
+for SECONDS of one thread, and a look-up of 64 bins; each learns from the subjects from which that model could learn.
 `levers.judge` scores all of them, in the voxels of the brain that still hold signal.  Rows go to OUT/robustness.csv,
-the curves to OUT/robustness.svg; the same command goes on where it stopped.  Changes are from the scan as it is, with 95 %
-intervals over subjects (bootstrap, BCa); "expected" is the change of the mean expected error in the brain.
+the curves to OUT/robustness.svg; the same command goes on where it stopped.  Changes are from the scan as it is, with
+95 % intervals over subjects (bootstrap, BCa); "expected" is the change of the mean expected error in the brain.
 """
 
 from __future__ import annotations

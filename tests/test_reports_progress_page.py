@@ -45,7 +45,7 @@ def test_the_page_is_there_from_the_start_and_grows_with_each_validation(watched
     assert len(seen) == 1 + len(steps) and "step 0 of 24" in seen[0] and "Nothing was logged yet" in seen[0]
     for number, page in enumerate(seen):
         assert [int(step) for step in re.findall(r"<strong>step (\d+)</strong>", page)] == steps[:number][::-1]
-    assert "Validation error" in seen[-1] and "min left" in seen[1]
+    assert "Validation error" in seen[-1] and "min left" in seen[2]
 
 
 def test_it_refreshes_itself_until_the_training_is_done_and_asks_for_nothing_else(

@@ -69,7 +69,7 @@ def _too_short(found: Evidence) -> str:
 
 def _steps(found: Evidence) -> str:
     """Say whether the training was too short or too long, by its validations."""
-    curve = found.points("validation", "mae")
+    curve = [point for point in found.points("validation", "mae") if point.step > 0]
     if len(curve) < 2:
         return ""
     best, last, before = min(curve, key=lambda point: point.value), curve[-1], curve[-2]

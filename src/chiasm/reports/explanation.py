@@ -155,8 +155,9 @@ def _ends(called: str, curve: list[Point]) -> str:
 
 def _validation(curve: list[Point]) -> str:
     best, first, last = min(curve, key=lambda point: point.value), curve[0], curve[-1]
+    begun = "before training" if first.step == 0 else f"at step {first.step}"
     return (
-        f"The error on validation cases (scaled units) was {first.value:.3g} at step {first.step} and "
+        f"The error on validation cases (scaled units) was {first.value:.3g} {begun} and "
         f"{last.value:.3g} at step {last.step}; its lowest was {best.value:.3g} at step {best.step}."
     )
 

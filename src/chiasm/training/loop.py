@@ -121,8 +121,7 @@ def learn(
         cases: Prepared training and validation cases.
         folder: The run folder; `checkpoints/` and `log.jsonl` are written there.
         session: Devices, and whom to report to: one sentence for each thing that a user must know.
-        start: Run folder of a shared warm-up, or a model, with whose networks this run goes on.  A model is validated
-            before the first step.
+        start: Run folder of a shared warm-up, or a model, with whose networks this run goes on.
         until: Stop after as many steps, as a warm-up does; all of the recipe's by default.
 
     Returns:
@@ -166,7 +165,6 @@ def _learn(todo: _Training, *, careful: bool) -> AnyLearner:
     log = TrainingLog(folder / "log.jsonl", session, steps, _work_of(todo, steps))
     due, engine = validation_steps(recipe), session.engine(recipe)
     _open_log(log, learner, todo, done)
-    _show(log, done)
     saved, read = time.monotonic(), dict[str, float]()
     with collected_signals() as caught:
         for step in range(done, log.steps):
@@ -205,11 +203,14 @@ def _work_of(todo: _Training, steps: int) -> Callable[[int], float]:
 
 
 def _open_log(log: TrainingLog, learner: AnyLearner, todo: _Training, done: int) -> None:
-    """Remove lines that a resumed run writes again; before the first step, validate the parent of a finetuning."""
-    is_adopted = done == 0 and isinstance(todo.start, Model)
-    log.cut(-1 if is_adopted else done)
-    if is_adopted:
-        _note_validation(learner, todo.cases.validation, -1, todo.session.engine(todo.recipe), log)
+    """Remove lines that a resumed run writes again; before the first step, validate what the training begins with."""
+    log.cut(done or -1)
+    _show(log, done)
+    if not done:
+        is_adopted = isinstance(todo.start, Model)  # whose discriminators know something
+        engine = todo.session.engine(todo.recipe)
+        _note_validation(learner, todo.cases.validation, -1, engine, log, is_heard=is_adopted)
+        _show(log, done)
 
 
 def _make_learner(recipe: Recipe, plan: Plan, cases: Sequence[PreparedCase], fabric: Fabric) -> AnyLearner:
@@ -226,15 +227,22 @@ def _save(learner: AnyLearner, folder: Path, done: int, session: Session) -> Non
 
 
 def _note_validation(
-    learner: AnyLearner, cases: Sequence[PreparedCase], step: int, engine: Engine, log: TrainingLog
+    learner: AnyLearner,
+    cases: Sequence[PreparedCase],
+    step: int,
+    engine: Engine,
+    log: TrainingLog,
+    *,
+    is_heard: bool = True,
 ) -> None:
-    """Validate after a step; the learner's gate and the log learn of it."""
+    """Validate after a step; the log learns of it, and the learner's gate if it is to hear of it."""
     if not cases:
         return
     watcher = log.session.watcher
     show = None if watcher is None else partial(watcher.picture, step + 1)
     scores, verdict = validate(learner, cases[:MOST_VALIDATION_CASES], engine, show)
-    learner.note_validation(scores.get("spearman_smoothed", -1.0))
+    if is_heard:
+        learner.note_validation(scores.get("spearman_smoothed", -1.0))
     log.validation(step, scores, verdict if learner.phase(step).attention > 0 else None)
 
 
