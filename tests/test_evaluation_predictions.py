@@ -84,7 +84,7 @@ def test_the_mean_error_is_what_numpy_makes_of_the_files(
 def test_beams_at_given_angles_are_rows_of_a_ct_and_refused_for_what_is_none(
     predictions: Path, toy_cohort: Path, finished_run: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(RecipeError, match="path lengths of beams need a CT"):
+    with pytest.raises(RecipeError, match="path lengths of beams and electron density need a CT"):
         evaluate(predictions, toy_cohort, tmp_path / "mr", angles="30")
     with pytest.raises(RecipeError, match="gantry angles"):
         evaluate(predictions, toy_cohort, tmp_path / "mr", angles="30;60")
@@ -97,6 +97,28 @@ def test_beams_at_given_angles_are_rows_of_a_ct_and_refused_for_what_is_none(
     assert set(found) == {"gantry 0", "gantry 33.5"}
     assert all(row.value > 0 and row.unit == "mm" for row in found.values())
     assert read_json(tmp_path / "ct" / "asked.json")["angles"] == [0.0, 33.5]
+
+
+def test_a_density_curve_of_the_users_scanner_changes_densities_and_paths_alone(
+    predictions: Path, toy_cohort: Path, finished_run: Path, tmp_path: Path
+) -> None:
+    curve = tmp_path / "curve.csv"
+    curve.write_text("HU,density\n-1000,0\n0,2\n1950,4\n")  # twice that of the default
+    with pytest.raises(RecipeError, match="need a CT") as caught:
+        evaluate(predictions, toy_cohort, tmp_path / "mr", density_curve=curve)
+    assert "without --density-curve" in str(caught.value.hint)
+    shutil.copytree(finished_run / "model", tmp_path / "model")
+    plan = tmp_path / "model" / "plan.toml"
+    text = re.sub(r"(?m)^checksum = .*\n", "", plan.read_text())
+    plan.write_text(re.sub(r"(?m)^target_unit = .*$", 'target_unit = "HU"', text))
+    plain = evaluate(predictions, toy_cohort, tmp_path / "plain", model=tmp_path / "model")
+    own = evaluate(predictions, toy_cohort, tmp_path / "own", model=tmp_path / "model", density_curve=curve)
+    doubled = {"mae_density", "path_error", "path_error_95"}
+    for first, second in zip(plain.rows, own.rows, strict=True):
+        factor = 2 if first.metric in doubled else 1
+        assert second.value == pytest.approx(factor * first.value, rel=1e-5, nan_ok=True), first
+    assert doubled <= {row.metric for row in plain.rows}
+    assert read_json(tmp_path / "own" / "asked.json")["density_curve"] == [[-1000, 0], [0, 2], [1950, 4]]
 
 
 def test_the_table_stands_beside_naive_baselines_and_the_report_stands_alone(scored: Scored) -> None:

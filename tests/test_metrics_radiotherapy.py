@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from chiasm.metrics.radiotherapy import (
     electron_density,
     path_errors,
     read_angles,
+    read_curve,
     tissues,
 )
 from chiasm.volumes.geometry import Geometry, axis_names
@@ -39,6 +41,34 @@ def test_density_follows_the_curve_and_goes_on_beyond_it() -> None:
     for wrong in (THOMAS[:1], [(0, 1), (0, 2)], [(10, 1), (0, 2)]):
         with pytest.raises(ValueError, match="rise"):
             electron_density([0], wrong)
+
+
+@pytest.mark.parametrize("between", [",", ";", "\t", " ", ", "])
+def test_a_curve_is_read_from_lines_of_two_numbers(tmp_path: Path, between: str) -> None:
+    rows = ["HU density", "-1000 0", "", "0 1.0", "1.2e3 1.69"]
+    (tmp_path / "curve.csv").write_text("\ufeff" + "\r\n".join(row.replace(" ", between) for row in rows))
+    assert read_curve(tmp_path / "curve.csv") == ((-1000, 0), (0, 1), (1200, 1.69))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "0,1",
+        "0,1\n0,2",
+        "10,1\n0,2",
+        "0,1\n10,0.5",
+        "-9,-1\n0,1",
+        "0,1\n5,nan",
+        "0,1,2\n1,2,3",
+        "a,b\nc,d\n0,1\n1,2",
+    ],
+)
+def test_what_is_no_curve_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "curve.csv").write_text(text)
+    for path in (tmp_path / "curve.csv", tmp_path / "none.csv", tmp_path):
+        with pytest.raises(RecipeError, match="no calibration curve"):
+            read_curve(path)
 
 
 def test_a_ray_through_a_slab_that_was_missed_is_off_by_its_depth_in_water() -> None:

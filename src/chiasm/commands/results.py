@@ -83,6 +83,12 @@ def evaluate(
     processes: Annotated[
         int, typer.Option("--processes", min=1, help="Processes that score cases at once.", rich_help_panel="Run")
     ] = 1,
+    density_curve: Annotated[
+        Path | None,
+        typer.Option(
+            "--density-curve", help="Lines of HU,density of your CT scanner, a CSV file.", rich_help_panel="Method"
+        ),
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Score predictions per case and region beside the naive baselines, and write a report."""
@@ -104,6 +110,7 @@ def evaluate(
             doses=doses,
             gamma=gamma,
             angles=angles,
+            density_curve=density_curve,
             overwrite=overwrite,
             processes=processes,
             progress=count(bar, "evaluating"),

@@ -26,6 +26,7 @@ from chiasm.evaluation.rows import MaskUse, Remarks, Row
 from chiasm.evaluation.scoring import ScoredImages, ScoreTerms, evaluate_case, reporting_unit
 from chiasm.heap import give_back
 from chiasm.metrics.conventions import Convention, find_convention
+from chiasm.metrics.radiotherapy import THOMAS, Curve
 from chiasm.prediction.baselines import load_baselines
 from chiasm.prediction.manifest import Entry, Manifest, find_path, read_manifest
 from chiasm.preparation.plan import Plan, read_plan
@@ -148,12 +149,14 @@ class Scoring(NamedTuple):
         with_labels: Whether label maps are used.
         naive: Whether to score the naive baselines too.
         angles: Gantry angles of beams through a CT, degrees.
+        curve: Of a CT, Hounsfield units and electron density relative to water.
     """
 
     convention: str
     with_labels: bool = True
     naive: bool = True
     angles: tuple[float, ...] = ()
+    curve: Curve = THOMAS
 
 
 After = Callable[[EvaluationCase, PredictionFolder, Sequence[Row]], None]
@@ -343,6 +346,7 @@ def _reference_of(loaded: EvaluationCase, cohort: Cohort, plan: Plan, scoring: S
         is_ct=plan.target_unit == "HU",
         axes=axis_names(grid),
         beams=Beams(scoring.angles, grid.affine[:3, :3]) if scoring.angles else None,
+        curve=scoring.curve,
         frame=frame,
     )
     if frame is None and _is_of_mask(rules):

@@ -64,6 +64,7 @@ class Reference:
         is_ct: Whether the target is in Hounsfield units, so that tissues are regions.
         axes: What I, J and K run along; see `volumes.geometry.axis_names`.
         beams: Of a CT, beams whose path lengths are compared beside those along the axes; None for none.
+        curve: Of a CT, Hounsfield units and electron density relative to water.
         frame: Where the arrays lie in volumes that are one constant beyond the mask; None for whole volumes.
 
     Raises:
@@ -78,6 +79,7 @@ class Reference:
     is_ct: bool = False
     axes: tuple[str, str, str] = ("i", "j", "k")
     beams: Beams | None = None
+    curve: radiotherapy.Curve = radiotherapy.THOMAS
     frame: ScoredBox | None = None
 
     def __post_init__(self) -> None:
@@ -123,7 +125,7 @@ class Reference:
     @cached_property
     def density(self) -> NDArray[np.float32]:
         """Electron density of a CT's values in the mask, relative to water, shape (n,)."""
-        return radiotherapy.electron_density(self.values)
+        return radiotherapy.electron_density(self.values, self.curve)
 
     @cached_property
     def lesion(self) -> NDArray[np.bool_] | None:

@@ -166,7 +166,7 @@ class ScoredImages:
     def density_error(self) -> NDArray[np.float32]:
         """Electron density of a CT's values in the mask minus that of the target's, shape (n,)."""
         its = self.reference
-        return radiotherapy.electron_density(self.values) - its.density
+        return radiotherapy.electron_density(self.values, its.curve) - its.density
 
 
 @dataclass(frozen=True)

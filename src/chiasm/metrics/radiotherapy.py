@@ -7,8 +7,10 @@ for the two lines of `THOMAS`.
 
 from __future__ import annotations
 
+import csv
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -31,6 +33,9 @@ TISSUES_HU: Mapping[str, tuple[float, float]] = {
 }
 #: Hounsfield units and electron density relative to water: linear in between, and beyond the last as before it.
 THOMAS = ((-1000.0, 0.0), (0.0, 1.0), (1950.0, 2.0))
+MOST_POINTS = 1000  # of a calibration curve
+
+Curve = tuple[tuple[float, float], ...]
 
 
 def electron_density(hu: ArrayLike, curve: Sequence[tuple[float, float]] = THOMAS) -> NDArray[np.float32]:
@@ -54,6 +59,53 @@ def electron_density(hu: ArrayLike, curve: Sequence[tuple[float, float]] = THOMA
     beyond = slope * np.maximum(values - knots[-1], 0)
     density: NDArray[np.float64] = np.maximum(np.interp(values, knots, densities) + beyond, 0)
     return density.astype(np.float32)
+
+
+def read_curve(path: Path) -> Curve:
+    """Read the calibration curve of a scanner: lines of Hounsfield units and electron density relative to water.
+
+    Numbers stand apart by commas, semicolons, tabs or spaces; a first line without numbers names the columns.
+
+    Args:
+        path: A file of text.
+
+    Raises:
+        RecipeError: If it cannot be read, or is no curve: Hounsfield units rise, densities never fall from 0 on.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise _no_curve(path, error) from error
+    lines = [line.replace(";", ",").replace("\t", ",") for line in text.splitlines() if line.strip()][: MOST_POINTS + 2]
+    rows = [[word for cell in row for word in cell.split()] for row in csv.reader(lines)]
+    points = [point for row in rows if (point := _numbers_of(row)) is not None]
+    if len(points) < len(rows) - 1 or not 2 <= len(points) <= MOST_POINTS or not _rises(points):
+        raise _no_curve(path, f"{len(rows)} lines, {len(points)} of them with two numbers")
+    return tuple(points)
+
+
+def _numbers_of(words: Sequence[str]) -> tuple[float, float] | None:
+    """Return the two finite numbers of a line; None where it holds something else."""
+    try:
+        hu, density = map(float, words)
+    except ValueError:
+        return None
+    return (hu, density) if math.isfinite(hu) and math.isfinite(density) else None
+
+
+def _rises(points: Sequence[tuple[float, float]]) -> bool:
+    """Return whether Hounsfield units rise and densities never fall from 0 on."""
+    hu, density = np.array(points).T
+    return bool((np.diff(hu) > 0).all() and (np.diff(density) >= 0).all() and density[0] >= 0)
+
+
+def _no_curve(path: Path, found: object) -> RecipeError:
+    return RecipeError(
+        f"{path} is no calibration curve",
+        reason="density-curve",
+        found=str(found)[:120],
+        expected="at least two lines such as -1000,0 and 0,1: rising Hounsfield units, electron density",
+    )
 
 
 def tissues(target: Image, mask: Mask) -> dict[str, NDArray[np.bool_]]:

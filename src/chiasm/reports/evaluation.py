@@ -34,7 +34,7 @@ from chiasm.evaluation.segmentations import score_segmentations
 from chiasm.evaluation.summary import format_table, paired
 from chiasm.locks import locked
 from chiasm.metrics.conventions import CONVENTIONS
-from chiasm.metrics.radiotherapy import read_angles
+from chiasm.metrics.radiotherapy import THOMAS, Curve, read_angles, read_curve
 from chiasm.outputs import refuse_data_folder
 from chiasm.prediction.manifest import Entry, folders_of, relative
 from chiasm.preparation.bias_field import UNSHADED
@@ -103,6 +103,7 @@ def evaluate(
     doses: tuple[Path, Path] | None = None,
     gamma: str = "2,2",
     angles: str | None = None,
+    density_curve: Path | None = None,
     overwrite: bool = False,
     processes: int = 1,
     progress: Progress | None = None,
@@ -125,6 +126,7 @@ def evaluate(
         doses: Folders of dose distributions, planned on the synthetic and on the real CT.
         gamma: Criteria of the gamma pass rate, percent and mm.
         angles: Gantry angles of beams through a CT, such as "0,72,144", degrees.
+        density_curve: File of Hounsfield units and electron density of a scanner; see `read_curve`.
         overwrite: Whether to replace another evaluation in `out`.
         processes: How many score cases at once; each takes about 0.4 GiB, and the scores are the same.
         progress: Called with cases done, all cases, the next case's id.
@@ -135,8 +137,10 @@ def evaluate(
             writes to `out`, a file of it is read here, or it holds another evaluation or files of
             somebody else and `overwrite` is False.
     """
+    pairs = pair_up(segmentations, "segmentation"), pair_up(doses, "dose")
     beams = () if angles is None else read_angles(angles)
-    given = _Given(pair_up(segmentations, "segmentation"), pair_up(doses, "dose"), read_criteria(gamma), beams)
+    curve = THOMAS if density_curve is None else read_curve(density_curve)
+    given = _Given(*pairs, read_criteria(gamma), beams, curve)
     request = _Request(reference, regions, convention, model, layout, register, selection or Selection(), given)
     request.check()
     assessed = _open_alike(folders_of([predictions] if isinstance(predictions, Path) else predictions), model)
@@ -158,12 +162,13 @@ def evaluate(
 
 @dataclass(frozen=True)
 class _Given:
-    """What a user made of synthetic and real images, to be compared beside them, and beams of the user's."""
+    """What a user made of synthetic and real images, to be compared beside them, and beams and curve of the user's."""
 
     segmentations: FolderPair | None
     doses: FolderPair | None
     criteria: GammaCriteria
     angles: tuple[float, ...] = ()
+    curve: Curve = THOMAS
 
     @property
     def folders(self) -> list[Path]:
@@ -179,6 +184,8 @@ class _Given:
             noted |= {"doses": [relative(folder, out) for folder in self.doses], "gamma": self.criteria.in_words}
         if self.angles:
             noted["angles"] = list(self.angles)
+        if self.curve != THOMAS:
+            noted["density_curve"] = list(map(list, self.curve))
         return noted
 
     def score(self, work: Sequence[tuple[PredictionFolder, Entry]]) -> tuple[list[Row], list[Problem]]:
@@ -220,17 +227,18 @@ class _Request:
             check_installed()
 
     def check_target(self, plan: Plan) -> None:
-        """Refuse beams through what is no CT.
+        """Refuse beams through what is no CT, and a density curve of it.
 
         Raises:
             RecipeError: If there are some.
         """
-        if self.given.angles and plan.target_unit != "HU":
+        asked = ["--angles"] * bool(self.given.angles) + ["--density-curve"] * (self.given.curve != THOMAS)
+        if asked and plan.target_unit != "HU":
             raise RecipeError(
-                "path lengths of beams need a CT",
+                "path lengths of beams and electron density need a CT",
                 reason="angles",
                 found=f"the target {plan.target}",
-                hint="Run chiasm evaluate without --angles.",
+                hint=f"Run chiasm evaluate without {' and '.join(asked)}.",
             )
 
     def to_dict(self, assessed: Sequence[PredictionFolder], out: Path) -> dict[str, Any]:
@@ -286,7 +294,8 @@ def _score(
     """Score all predicted cases that have a real target; return also why others could not be scored."""
     missing = {problem.case for problem in together.problems}
     work = [(one, entry) for one, entry in predicted_cases(assessed) if entry.case not in missing]
-    scoring = Scoring(request.convention, request.regions == "seg", angles=request.given.angles)
+    given = request.given
+    scoring = Scoring(request.convention, request.regions == "seg", angles=given.angles, curve=given.curve)
     found = score(work, together.cohort, scoring)
     problems = [*together.problems, *_unfinished(assessed), *found.problems]
     if not found.rows:
