@@ -187,7 +187,7 @@ def test_a_package_that_is_missed_only_at_run_time_is_named_in_one_sentence() ->
     assert "\n" not in str(caught.value) and caught.value.reason == "no-package"
 
 
-@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("dims", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_monais_swin_unetr_keeps_the_contract(dims: Any) -> None:
     pytest.importorskip("monai", reason="MONAI is not installed")
     pytest.importorskip("einops", reason="einops, which MONAI's transformers need, is not installed")
