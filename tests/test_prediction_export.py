@@ -8,17 +8,24 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 
 import chiasm
 from chiasm.cli import main
+from chiasm.errors import ChiasmError
 from chiasm.methods import make_recipe
 from chiasm.prediction.export import export
-from conftest import QUICK
+from chiasm.prediction.exported_network import PiecewiseLinear
+from chiasm.prediction.model import load_model, save_model
+from chiasm.preparation.intensity import IntensityMap
+from chiasm.training.cross_fitting import train
+from conftest import QUICK, Sibling
 
 FORMS = ("torch", "onnx", "openvino")
 CLOSE = 1e-4  # of the range of what is made
@@ -65,11 +72,11 @@ def here(folder: Path, source: Path) -> None:
         nib.save(image, folder / f"made_{name}.nii.gz")
 
 
-def check_alike(run: Path, folder: Path, source: Path) -> None:
+def check_alike(run: Path | list[Path], folder: Path, source: Path, average: str = "auto") -> None:
     """Compare the script's files with what chiasm makes by torch in float32."""
     predictor = chiasm.load(run, accelerator="cpu", precision="32-true", engine="torch")
-    wanted = predictor.predict(source)
-    pairs = {"t2": wanted.image, "expected-error": wanted.expected_error}
+    wanted = predictor.predict(source, average=average)
+    pairs = {"t2": wanted.image, "expected-error": wanted.expected_error, "spread": wanted.spread}
     for name, volume in pairs.items():
         path = folder / f"made_{name}.nii.gz"
         assert path.is_file() == (volume is not None)
@@ -116,6 +123,96 @@ def test_the_script_of_other_methods_predicts_alike(
     check_alike(run, tmp_path / "out", source)
 
 
+@pytest.fixture(scope="module")
+def several(finished_run: Path, sibling: Sibling) -> list[Path]:
+    """Two models whose images have other units, one of which is not calibrated."""
+    model = load_model(sibling("other"))
+    plan, (low, high) = model.plan, model.plan.target_range
+    knots = plan.target_reference
+    ten = IntensityMap(knots.kind, tuple(10 * x for x in knots.values), knots.normalised)
+    changed = replace(
+        model,
+        plan=replace(plan, target_reference=ten, target_range=(10 * low, 10 * high)),
+        calibration=None,
+    )
+    folder = sibling("bright")
+    save_model(folder / "model", changed)
+    return [finished_run, folder]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_several_models_are_exported_as_one_that_makes_their_mean(
+    form: str, several: list[Path], toy_cohort: Path, tmp_path: Path
+) -> None:
+    if form != "torch":
+        pytest.importorskip({"onnx": "onnxruntime", "openvino": "openvino"}[form])
+    average = "flip" if form == "openvino" else "auto"
+    assert export(several, tmp_path / "out", form, average=average).deviation <= CLOSE
+    source = next(toy_cohort.glob("*1/*_t1.nii.gz"))
+    here(tmp_path / "out", source)
+    check_alike(several, tmp_path / "out", source, average)
+    card = json.loads((tmp_path / "out" / "model.json").read_text())
+    assert card["outputs"] == ["image", "expected-error", "spread"] and card["model"]["count"] == 2
+    includes = card["network_includes"]
+    assert includes["mean_of_models"] == 2 and includes["mean_with_mirror_image"] == (average == "flip")
+    assert includes["calibration_of_expected_error"] == [True, False]
+    assert [one["sha256"] for one in card["models"]] == [load_model(run).sha256 for run in several]
+
+
+def test_a_run_of_several_models_is_exported_as_one(toy_cohort: Path, tmp_path: Path) -> None:
+    changes = {**QUICK, "split.folds": "auto", "split.models": 2, "training.validations": 1, "schedule.steps": 8}
+    recipe = make_recipe("l2-expected-error", "tiny", {**changes, "generator.average": "flip"})
+    train(toy_cohort, recipe, tmp_path / "run", say=lambda _: None)
+    export(tmp_path / "run", tmp_path / "out", "torch")
+    source = next(toy_cohort.glob("*1/*_t1.nii.gz"))
+    here(tmp_path / "out", source)
+    check_alike(tmp_path / "run", tmp_path / "out", source)
+    card = json.loads((tmp_path / "out" / "model.json").read_text())
+    assert card["network_includes"]["mean_with_mirror_image"] is True
+
+
+def test_models_whose_networks_take_other_inputs_are_refused_together(
+    finished_run: Path, sibling: Sibling, tmp_path: Path
+) -> None:
+    for changes, told in (({"spacing_mm": (2.0, 2.0, 3.0)}, "voxel size"), ({"target": "flair"}, "the target")):
+        with pytest.raises(ChiasmError, match=f"differ in .*{told.rpartition(' ')[2]}"):
+            export([finished_run, sibling("else", **changes)], tmp_path / "out", "torch")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_a_killed_export_left_goes_with_the_next(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = (
+        "import os, sys; from pathlib import Path; from chiasm.prediction import export;"
+        "export.copy_file = lambda *_: os._exit(9); export.export(Path(sys.argv[1]), Path(sys.argv[2]), 'torch')"
+    )
+    out, temporary = tmp_path / "out", tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    assert subprocess.run([sys.executable, "-c", script, str(finished_run), str(out)], timeout=120).returncode == 9
+    assert [path for path in out.iterdir() if path.name.startswith(".chiasm-")]
+    assert not [path for path in temporary.iterdir() if "chiasm" in path.name]
+    with pytest.raises(ChiasmError, match="holds no model"):
+        export(tmp_path / "nowhere", out, "torch")  # the next one, whatever becomes of it
+    assert not out.exists() or not [path for path in out.iterdir() if path.name.startswith(".chiasm-")]
+
+
+@pytest.mark.parametrize(
+    ("constant", "expected"), [(False, [-20.0, 0.0, 5.0, 10.0, 10.5, 14.0]), (True, [0.0, 0.0, 5.0, 10.0, 10.5, 12.0])]
+)
+def test_a_map_of_the_network_goes_through_its_knots_and_beyond_as_it_should(
+    constant: bool, expected: list[float]
+) -> None:
+    made = PiecewiseLinear((1.0, 2.0, 4.0), (0.0, 10.0, 12.0), constant=constant)
+    assert made(torch.tensor([[[-1.0, 1.0, 1.5, 2.0, 2.5, 6.0]]])).flatten().tolist() == pytest.approx(expected)
+    x, y = (np.cumsum(np.random.default_rng(seed).random(70)) for seed in (0, 1))
+    at = np.linspace(x[0] - 1, x[-1] + 1, 500, dtype=np.float32)
+    found = PiecewiseLinear(x.tolist(), y.tolist(), constant=True)(torch.from_numpy(at)[None, None])[0, 0]
+    assert np.allclose(found, np.interp(at, x, y), rtol=1e-5)
+    assert PiecewiseLinear((3.0,), (7.0,), constant=True)(torch.tensor([[[-1.0, 9.0]]])).flatten().tolist() == [7, 7]
+
+
 @pytest.mark.parametrize("kind", ["median_iqr", "zscore", "percentile", "mode", "rank"])
 def test_the_script_normalises_as_chiasm_does(kind: str, exported: Path) -> None:
     from chiasm.preparation.intensity import fit_intensity
@@ -132,7 +229,8 @@ def test_the_card_says_whose_model_it_is_and_what_surrounds_it(exported: Path, f
     card = json.loads((exported / "model.json").read_text())
     model = chiasm.load(finished_run).model
     assert card["model"]["sha256"] == model.sha256 and "not for diagnostic use" in card["notice"]
-    assert card["target"]["map"] == model.plan.target_reference.to_dict()
+    assert card["models"][0]["target_map"] == model.plan.target_reference.to_dict() and card["model"]["count"] == 1
+    assert card["outputs"] == ["image", "expected-error"] and card["network_includes"]["target_unit"]
     assert card["spacing_mm"] == list(model.plan.spacing_mm) and card["slices"] == model.plan.slices
 
 

@@ -40,7 +40,7 @@ its own, and within a line only from names to its left; a test reads this map.
                   li_cnn, context_gan, strainet, sparse_coding, foreign, shapes, catalogue
     prediction    a network over a whole volume: watching, tiling, slabs, windows, seams, engines, compiled,
                   calibration, baselines, manifest, resuming, model_files, model, passes, synthesis, ensemble,
-                  dicom_case, case_files, inputs, folders, cross_fitted, monai_bundle, export
+                  dicom_case, case_files, inputs, folders, cross_fitted, exported_network, monai_bundle, export
     training      how networks learn: ranks, classes, pretrained, painted_lesions, grown_lesions, simulated_patches,
                   batches, state, losses, attention, players, admm, joint_coding, health, checkpoints, run_folder,
                   finished, session, threads, log, shared_layers, small_grids, trainables, setting, reading, coding,

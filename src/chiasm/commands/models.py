@@ -311,16 +311,19 @@ def complete(
 
 
 def export(
-    run: Annotated[Path, typer.Argument(help="Run folder, or its model folder.")],
+    run: Annotated[
+        list[Path], typer.Argument(help="Run folder, or its model folder; several are exported as one, their mean.")
+    ],
     out: Out,
     to: Annotated[str, typer.Option("--to", help="onnx, openvino, torch (a .pt2) or monai-bundle.")] = "onnx",
+    average: Average = "auto",
     trust: Trust = None,
 ) -> None:
-    """Export a model as one file for other engines, with a description in JSON and a script that predicts."""
+    """Export a model, or several as one, for other engines, with a description in JSON and a script that predicts."""
     check_output(out)
     from chiasm.prediction.export import export as run_export
 
-    made = run_export(run, out, to, trust=several(trust))
+    made = run_export(run, out, to, average=average, trust=several(trust))
     typer.echo(f"network: {made.network} (differs from torch by {made.deviation:.1g} of the range)")
     typer.echo(f"what surrounds it: {made.card}")
     typer.echo(f"predicts without chiasm: python {made.script} SOURCE.nii.gz -o OUT")

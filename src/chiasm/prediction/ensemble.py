@@ -12,17 +12,18 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from chiasm.errors import RunError
+from chiasm.errors import RunError, unknown
 from chiasm.prediction.engines import Engine
 from chiasm.prediction.manifest import Role
 from chiasm.prediction.model import Model
 from chiasm.prediction.passes import scatter
 from chiasm.prediction.synthesis import Synthesis, synthesise
+from chiasm.preparation.intensity import IntensityMap
 from chiasm.preparation.plan import Plan
 from chiasm.recipe import Average
 from chiasm.registration.cohort import align_sources
@@ -145,20 +146,78 @@ def average_models(
     return found.sum_up(plan.target_background, warnings)
 
 
-def _in_unit_of(made: Synthesis, plan: Plan, first: Plan) -> Synthesis:
-    """Convert a model's image and map to the unit of the first model; both have the same normalised intensities.
+def pick_average(asked: str, model: Model) -> Average:
+    """Return how a model's predictions are averaged: by the given name, or for "auto" by its recipe.
+
+    Raises:
+        RecipeError: If the name is unknown.
+    """
+    if asked not in ("auto", *get_args(Average)):
+        raise unknown("average", asked, ("auto", *get_args(Average)))
+    return model.recipe.generator.average if asked == "auto" else cast(Average, asked)
+
+
+def common_average(asked: str, models: Sequence[Model], runs: Sequence[Path]) -> Average:
+    """Return how each model's predictions are averaged.
+
+    Args:
+        asked: "flip", "none", or "auto" for what the recipes say.
+        models: One or several.
+        runs: Their folders.
+
+    Raises:
+        RunError: If "auto" means different averages for several models.
+        RecipeError: If the name is unknown.
+    """
+    chosen = [pick_average(asked, model) for model in models]
+    if len({*chosen}) > 1:
+        raise RunError(
+            "were made for different averages of mirror images",
+            path=runs[0],
+            reason="average",
+            found=", ".join(chosen),
+            hint="Say which: chiasm predict --average none, or chiasm export --average none.",
+        )
+    return chosen[0]
+
+
+class TargetUnit(NamedTuple):
+    """The unit of a model's image among several models.
+
+    Attributes:
+        reference: Its inverse converts a normalised image to the unit.
+        size_of_one: How many raw units a normalised unit of an error has.
+    """
+
+    reference: IntensityMap
+    size_of_one: float
+
+
+def target_unit_of(plan: Plan, first: Plan) -> TargetUnit:
+    """Return the unit in which a model's image is averaged: that of the first model, or its own if both have one.
 
     MR has no unit, so each model's images have the unit of its own training cases.
+
+    Args:
+        plan: Of the model.
+        first: Of the first model.
     """
     own, wanted = plan.target_reference, first.target_reference
-    if own == wanted or first.own is not None or first.target_unit == "HU":
+    is_own = own == wanted or first.own is not None or first.target_unit == "HU"
+    return TargetUnit(own if is_own else wanted, _size_of_one(plan if is_own else first))
+
+
+def _in_unit_of(made: Synthesis, plan: Plan, first: Plan) -> Synthesis:
+    """Convert a model's image and map to the unit of the first model; both have the same normalised intensities."""
+    own, unit = plan.target_reference, target_unit_of(plan, first)
+    if unit.reference == own:
         return made
     inside = made.mask.array > 0
-    values = wanted.invert(own.apply(made.image.array[inside]))
+    values = unit.reference.invert(own.apply(made.image.array[inside]))
     image = Volume(scatter(values, inside, first.target_background), made.image.geometry)
     if made.expected_error is None:
         return replace(made, image=image)
-    ratio = _size_of_one(first) / _size_of_one(plan)
+    ratio = unit.size_of_one / _size_of_one(plan)
     error = Volume((made.expected_error.array * ratio).astype(np.float32), made.expected_error.geometry)
     return replace(made, image=image, expected_error=error)
 

@@ -6,17 +6,24 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import cast, get_args
 
 from chiasm.cohorts.cases import Case, Problem
 from chiasm.cohorts.dicom_patients import Selection, parse_rules
 from chiasm.cohorts.gathering import LOST, notes_in_lines
 from chiasm.cohorts.images import read_case_image, read_case_labels, read_image
-from chiasm.errors import ChiasmError, RecipeError, RunError, unknown
+from chiasm.errors import ChiasmError, RecipeError, RunError
 from chiasm.locks import locked
 from chiasm.prediction.case_files import places_of, warn_of_marks, write_dicom, write_volumes
 from chiasm.prediction.engines import Engine, Hardware, freeze_for_inference
-from chiasm.prediction.ensemble import EXPECTED, average_models, check_agreement, common_roles, name_of
+from chiasm.prediction.ensemble import (
+    EXPECTED,
+    average_models,
+    check_agreement,
+    common_average,
+    common_roles,
+    name_of,
+    pick_average,
+)
 from chiasm.prediction.inputs import check_dicom, choose_role, find_cases, read_roles
 from chiasm.prediction.manifest import (
     Container,
@@ -307,7 +314,7 @@ def predict(
     with locked(out):
         models = load_models(runs, trust)
         model = models[0]
-        averaged = _common_average(average, models, runs)
+        averaged = common_average(average, models, runs)
         settings = Settings(accelerator, precision, engine, reading, degrade, averaged, container, named_classes(trust))
         _check_degrade(degrade, model, runs[0])
         roles = common_roles(map(read_roles, runs))
@@ -328,39 +335,9 @@ def predict(
     return progressing.result(due, tuple(notes_in_lines(found.notes, ("several", *LOST))))
 
 
-def pick_average(asked: str, model: Model) -> Average:
-    """Return how a model's predictions are averaged: by the given name, or for "auto" by its recipe.
-
-    Raises:
-        RecipeError: If the name is unknown.
-    """
-    if asked not in ("auto", *get_args(Average)):
-        raise unknown("average", asked, ("auto", *get_args(Average)))
-    return model.recipe.generator.average if asked == "auto" else cast(Average, asked)
-
-
 def _check_degrade(degrade: bool, model: Model, run: Path) -> None:
     if degrade and model.plan.degradation is None:
         raise RecipeError("only a model for super-resolution can degrade its input", path=run, reason="task")
-
-
-def _common_average(asked: str, models: Sequence[Model], runs: Sequence[Path]) -> Average:
-    """Return how each model's predictions are averaged.
-
-    Raises:
-        RunError: If "auto" means different averages for several models.
-        RecipeError: If the name is unknown.
-    """
-    chosen = [pick_average(asked, model) for model in models]
-    if len({*chosen}) > 1:
-        raise RunError(
-            "were made for different averages of mirror images",
-            path=runs[0],
-            reason="average",
-            found=", ".join(chosen),
-            hint="Say which: chiasm predict --average none.",
-        )
-    return chosen[0]
 
 
 def _manifest(

@@ -10,7 +10,7 @@ Reference:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from pathlib import Path
@@ -18,8 +18,10 @@ from typing import Any
 
 from chiasm import __version__
 from chiasm.methods import title_of
+from chiasm.prediction.ensemble import name_of
 from chiasm.prediction.manifest import NOTICE
 from chiasm.prediction.model import Model, source_channels
+from chiasm.prediction.passes import networks_of
 from chiasm.storage import write_json, write_text
 
 METADATA, INFERENCE = "configs/metadata.json", "configs/inference.json"
@@ -29,30 +31,36 @@ SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/downlo
 NEWEST_TESTED = "1.6.1"  # MONAI that bundles were run with, where none is installed here
 
 
-def write_bundle(out: Path, model: Model, network: str, multiple: int) -> None:
+def write_bundle(out: Path, models: Sequence[Model], network: str, outputs: Sequence[str]) -> None:
     """Write the other files of a bundle beside its network.
 
     Args:
         out: Folder of the bundle.
-        model: That is exported.
+        models: That are exported as one.
         network: File of the network, from `out`.
-        multiple: What every side of an input is a multiple of.
+        outputs: Names of its output channels.
 
     Raises:
         ChiasmError: If a file cannot be written.
     """
-    write_json(out / METADATA, metadata(model, multiple))
-    write_json(out / INFERENCE, inference(model, network))
+    write_json(out / METADATA, metadata(models, outputs))
+    write_json(out / INFERENCE, inference(models[0], network))
     source = files("chiasm.prediction") / "exported"
     write_text(out / NETWORK_SCRIPT, (source / "network.py.txt").read_text("utf-8"))
     write_text(out / PACKAGE, '"""Code of this bundle."""\n')
-    write_text(out / README, _readme(model))
+    write_text(out / README, _readme(models[0]))
 
 
-def metadata(model: Model, multiple: int) -> dict[str, Any]:
-    """Describe a model in the form of the bundle specification."""
-    plan = model.plan
-    sources, made = " and ".join(plan.sources), ["image"] + (["expected error"] if model.local_discriminator else [])
+def metadata(models: Sequence[Model], outputs: Sequence[str]) -> dict[str, Any]:
+    """Describe one model, or several that are exported as one, in the form of the bundle specification.
+
+    Args:
+        models: That are exported.
+        outputs: Names of the network's output channels.
+    """
+    plan, name = models[0].plan, name_of(models)
+    sources, titles = " and ".join(plan.sources), dict.fromkeys(title_of(model.recipe.method) for model in models)
+    mean = f"mean of {len(models)} models, " if len(models) > 1 else ""
     return {
         "schema": SCHEMA,
         "version": "0.1.0",
@@ -63,26 +71,26 @@ def metadata(model: Model, multiple: int) -> dict[str, Any]:
         "required_packages_version": {name: _version(name) or "" for name in ("nibabel", "scipy")},
         "name": f"{sources} to {plan.target}",
         "task": f"Synthesis of {plan.target} from {sources}",
-        "description": f"{title_of(model.recipe.method)}: volumes, and an expected error where the method has it. "
-        f"Model with sha256 {model.sha256}.",
+        "description": f"{mean}{' and '.join(titles)}: {', '.join(outputs)}. Model with sha256 {name.sha256}.",
         "authors": "whoever trained the model",
         "copyright": "of whoever trained the model",
         "intended_use": NOTICE,
         "network_data_format": {
-            "inputs": {"image": _tensor(model, multiple, _inputs(model))},
-            "outputs": {"pred": _tensor(model, multiple, made)},
+            "inputs": {"image": _tensor(models, _inputs(models[0]))},
+            "outputs": {"pred": _tensor(models, outputs)},
         },
     }
 
 
-def _tensor(model: Model, multiple: int, channels: list[str]) -> dict[str, Any]:
-    """Describe a tensor of the network; every side may be any multiple of a number."""
+def _tensor(models: Sequence[Model], channels: Sequence[str]) -> dict[str, Any]:
+    """Describe a tensor of the network; it takes sides of any size from 2, which the format cannot say."""
+    plan, multiple = models[0].plan, max(networks_of(model).multiple for model in models)
     return {
         "type": "image",
         "format": "magnitude",
-        "modality": "CT" if model.plan.target_unit == "HU" else "MR",
+        "modality": "CT" if plan.target_unit == "HU" else "MR",
         "num_channels": len(channels),
-        "spatial_shape": [f"{multiple}*n" if multiple > 1 else "*"] * model.plan.dims,
+        "spatial_shape": [f"{multiple}*n" if multiple > 1 else "*"] * plan.dims,
         "dtype": "float32",
         "value_range": [],
         "is_patch_data": False,
@@ -131,7 +139,8 @@ def _readme(model: Model) -> str:
         "Run in the folder of the bundle, with `pip install 'monai[fire,nibabel]' scipy`:\n\n```\n"
         f'python -m monai.bundle run --config_file configs/inference.json --source_files "[{words}]" '
         "--output_prefix made/case\n```\n\n"
-        f"It writes `made/case_{model.plan.target}.nii.gz` and the expected error where the method has it. Sources "
-        "lie on one grid with the voxel size of training; `--mask_file` names a mask where the image is not cut out on "
-        "a constant background. `scripts/model.json` says what is done before and after the network.\n"
+        f"It writes `made/case_{model.plan.target}.nii.gz`, the expected error where the method has it, and the "
+        "spread of several models. Sources lie on one grid with the voxel size of training; "
+        "`--mask_file` names a mask where the image is not cut out on "
+        "a constant background. `scripts/model.json` says what is done before the network, and what it includes.\n"
     )
