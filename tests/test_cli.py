@@ -312,3 +312,12 @@ def test_two_processes_train_one_model(toy_cohort: Path, tmp_path: Path) -> None
     steps = [line for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines() if '"step"' in line]
     assert sum('"kind": "step"' in line for line in steps) == 6  # one process writes, not two
     assert (tmp_path / "run" / "model" / "model.toml").exists() and "deprecated" not in done.stderr
+
+
+def test_the_container_file_copies_what_is_there_and_pins_the_torch_of_the_tests() -> None:
+    root = Path(__file__).parents[1]
+    lines = (root / "Containerfile").read_text().splitlines()
+    copied = [word for line in lines if line.startswith("COPY ") for word in line.split()[1:-1]]
+    assert copied and all((root / name).exists() for name in copied)
+    assert any(line.startswith("torch==2.13.0") for line in (root / "constraints.txt").read_text().splitlines())
+    assert any("torch==2.13.0" in line for line in lines) and lines[-1] == 'ENTRYPOINT ["chiasm"]'

@@ -27,7 +27,7 @@ def bids(
     ],
     run: Annotated[
         list[Path] | None,
-        typer.Option("--run", help="Run or model folder, to predict subjects; given twice, images are averaged."),
+        typer.Option("--run", help="Run or model folder, to predict subjects; of several, images are averaged."),
     ] = None,
     participant_label: Annotated[
         list[str] | None,

@@ -27,7 +27,9 @@ MANY = (
     "--allow",
     "--read",
     "--methods",
+    "--run",
 )  # options that take several values in a row
+LEVELS = ("participant", "group")  # what stands last before the options of `chiasm bids`
 
 Select = Annotated[
     list[str] | None,
@@ -330,12 +332,15 @@ def spread(words: Sequence[str]) -> list[str]:
 
     >>> spread(["DATA", "--source", "t1", "flair", "-o", "RUN"])
     ['DATA', '--source', 't1', '--source', 'flair', '-o', 'RUN']
+    >>> spread(["BIDS", "OUT", "participant", "--run", "A", "B"])[3:]  # but not before the folders
+    ['--run', 'A', '--run', 'B']
     """
     spaced: list[str] = []
     option: str | None = None
     for word in words:
         if word.startswith("-"):
-            option = word if word in MANY else None
+            is_late = word != "--run" or any(level in spaced for level in LEVELS)
+            option = word if word in MANY and is_late else None
         elif option is not None and spaced[-1] != option:
             spaced.append(option)
         spaced.append(word)
