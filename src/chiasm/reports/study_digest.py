@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.resources import files
 from itertools import repeat
 from pathlib import Path
 
 from chiasm.evaluation.statistics import Comparison, MethodSummary, stays_within
+from chiasm.metrics.radiotherapy import TISSUES_HU
 from chiasm.outputs import refuse_links
 from chiasm.reports.drawing import show_metric, show_number
 from chiasm.reports.study_page import MARGIN, Findings, find_non_inferiority, seeds_sd, tabulate_maps
@@ -65,17 +66,24 @@ def _lines(found: Findings) -> Iterator[str]:
     """Write what is claimed, then the tables, an empty line before each."""
     yield from (f"- {one.verdict}" for one in found.declared)
     yield from (f"- {stays_within(one, MARGIN)}" for one in find_non_inferiority(found))
-    tables = (_tabulate_methods(found), _tabulate_differences(found), tabulate_maps(found.baseline_maps))
+    whole = [*SHOWN, *zip(found.regions, repeat("mae")), ("edges", "mae")]
+    tables = (
+        _tabulate_methods(found, whole),
+        _tabulate_methods(found, [*zip(TISSUES_HU, repeat("mae"))]),  # where the target is a CT
+        _tabulate_differences(found),
+        tabulate_maps(found.baseline_maps),
+    )
     for table in filter(None, tables):
         yield ""
         yield from to_markdown(table)
 
 
-def _tabulate_methods(found: Findings) -> PageTable:
-    """Give a line to each method: means over subjects, plus or minus the SD over seeds."""
+def _tabulate_methods(found: Findings, shown: Sequence[tuple[str, str]]) -> PageTable | None:
+    """Give a line to each method: means over subjects, plus or minus the SD over seeds; None if nothing is known."""
     scores = arrange(((one.region, one.metric), one.method, one) for one in found.summaries)
-    shown = [*SHOWN, *zip(found.regions, repeat("mae")), ("edges", "mae")]
     columns = {name: scores[name] for name in shown if name in scores}
+    if not columns:
+        return None
     heads = [_score_column(*name, here.values()) for name, here in columns.items()]
     rows = [_method_line(found, method, columns.values()) for method in found.methods]
     return PageTable("", [Column("method"), *heads], rows)

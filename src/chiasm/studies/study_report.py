@@ -25,6 +25,7 @@ from chiasm.evaluation.statistics import (
     write_table,
 )
 from chiasm.locks import locked
+from chiasm.metrics.radiotherapy import TISSUES_HU
 from chiasm.reports.curves import read_history
 from chiasm.reports.evaluation import report_evaluation
 from chiasm.reports.evaluation_cases import PAGES, CasePages, predicted_cases, write_cases
@@ -130,7 +131,7 @@ def _read_map_scores(root: Path) -> Sequence[Row]:
 
 def _summaries(notes: StudyNotes, rows: Sequence[Row]) -> list[MethodSummary]:
     """Sum the rows up by region and metric, in the order of the tables."""
-    regions = ["mask", HEALTHY, *notes.regions, "edges", "lesions"]
+    regions = ["mask", HEALTHY, *notes.regions, "edges", *TISSUES_HU, "lesions"]
     metrics = [*COMPARED, "rmse", "gradient_error", "recall", "false_lesions"]
     summaries = summarise_methods(rows, metrics=metrics, regions=regions, subjects=notes.subjects)
     return sorted(summaries, key=lambda one: (regions.index(one.region), metrics.index(one.metric)))
