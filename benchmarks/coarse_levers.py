@@ -56,6 +56,7 @@ ARMS: dict[str, tuple[str, ...]] = {
         "training.simulated_share=0.25",
     ),
     "pretrained": PRETRAINED,
+    "shaded": (*PRETRAINED, "training.shaded_share=0.5"),
     "l2-expected-error": PRETRAINED,
     "dual-attention": (*PRETRAINED, "attention.gate=false"),  # no case validates, which would open the gate
 }
@@ -84,7 +85,7 @@ def recipe_of(arm: str, seed: int, steps: int, *, fine: bool) -> Recipe:
     """Return the recipe of an arm."""
     asked = ["data.sources=['t1']", "data.target=t2", "split.folds=1", "split.validation=0", f"training.seed={seed}"]
     asked += ["training.validations=1", "training.accelerator=cpu", f"schedule.steps={steps}"]
-    asked += ["training.pretrained=none", "training.simulated_share=0"]
+    asked += ["training.pretrained=none", "training.simulated_share=0", "training.shaded_share=0"]
     grid = ("generator.average=none",) if fine else COARSE
     return make_recipe(arm if arm in METHODS else "l2", "small", {}, [*asked, *grid, *ARMS[arm]])
 

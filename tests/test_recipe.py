@@ -39,6 +39,7 @@ def test_what_size_small_sets_for_our_own_generator_is_not_set_for_others(arm: s
     assert (own.generator.fold, own.generator.widths[0], own.optimiser.generator_rate) == (2, 24, 1e-3)
     training = own.training
     assert (training.class_share, training.painted_share, training.simulated_share) == ("auto",) * 3
+    assert training.shaded_share == "auto"
     assert training.pretrained == "auto"
     for name in OWN_SIZES["small"]:
         assert reach(other, name) == reach(Recipe(), name)

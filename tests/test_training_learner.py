@@ -88,9 +88,10 @@ def test_beta_0_equals_the_arm_without_attention_to_the_bit(prepared: tuple[Plan
 
 
 @pytest.mark.parametrize(
-    ("share", "is_painted"), [("class_share", False), ("painted_share", True), ("simulated_share", True)]
+    ("share", "is_painted"),
+    [("class_share", False), ("shaded_share", False), ("painted_share", True), ("simulated_share", True)],
 )
-def test_shifted_classes_painted_lesions_and_simulated_patients_reach_the_generator_by_the_recipe_alone(
+def test_shifted_classes_shadings_painted_lesions_and_simulated_patients_reach_the_generator_by_the_recipe_alone(
     share: str, is_painted: bool, prepared: tuple[Plan, list[PreparedCase]]
 ) -> None:
     plain, varied = (learner(prepared, recipe("A1", {f"training.{share}": value})) for value in (0.0, 1.0))

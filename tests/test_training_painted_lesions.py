@@ -157,7 +157,7 @@ def test_ranks_which_would_not_change_are_refused() -> None:
         make_recipe("l2", "tiny", {"data.histogram": True, "training.painted_share": 0.5})
 
 
-ALL_AUTO = {f"training.{name}_share": "auto" for name in ("class", "painted", "simulated")}
+ALL_AUTO = {f"training.{name}_share": "auto" for name in ("class", "painted", "simulated", "shaded")}
 
 
 @pytest.mark.parametrize(
@@ -179,8 +179,8 @@ def test_size_small_varies_half_of_the_patches_where_that_was_measured(
     plan = replace(read_plan(finished_run / "plan.toml"), target=target, mask_rule=mask_rule)
     shares = varied_shares(recipe, plan)
     expected = 0.5 if why.startswith("all") else 0.0
-    assert shares[:3] == (expected, expected, expected / 2) and why in shares.reason
+    assert shares[:4] == (expected, expected, expected / 2, expected) and why in shares.reason
     plain = recipe.model_copy(update={"training": recipe.training.model_copy(update={"class_share": 0.25})})
     assert varied_shares(plain, plan).classes == 0.25
     tiny = make_recipe("l2", "tiny", {name: value for name, value in changes.items() if name not in ALL_AUTO})
-    assert varied_shares(tiny, plan) == (0.0, 0.0, 0.0, "")
+    assert varied_shares(tiny, plan) == (0.0, 0.0, 0.0, 0.0, "")

@@ -18,7 +18,12 @@ from chiasm.storage import read_toml, write_toml
 
 LEAST_PATCH = 16  # voxels
 LEAST_SPACING, MOST_SPACING = 0.001, 100.0  # mm
-CHANGING = ("class_share", "painted_share", "simulated_share")  # shares of the patches whose source is changed
+CHANGING = (
+    "class_share",
+    "painted_share",
+    "simulated_share",
+    "shaded_share",
+)  # shares of the patches whose source is changed
 MOST_LETTERS = 32  # of a modality, which is part of a file's name
 
 
@@ -281,6 +286,7 @@ class Training(Section):
     class_share: Auto | Fraction = 0.0  # patches in which each class of tissue is shifted in the source; auto: a half
     painted_share: Auto | Fraction = 0.0  # patches into which a lesion is painted, in source and target; auto: likewise
     simulated_share: Auto | Fraction = 0.0  # patches of simulated patients, tumours in training cases; auto: 0.25
+    shaded_share: Auto | Fraction = 0.0  # patches whose source is shaded, as by a coil; auto: a half
     pretrained: Literal["auto", "none"] = "none"  # auto: the generator starts from weights that ship, where they fit
     augment: bool = True
     intensity_jitter: Annotated[float, Field(ge=0, le=1)] = 0.1  # of the source's scale and offset

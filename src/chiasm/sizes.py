@@ -58,6 +58,7 @@ OWN_SIZES: Mapping[str, Changes] = {
         "training.class_share": "auto",
         "training.painted_share": "auto",
         "training.simulated_share": "auto",
+        "training.shaded_share": "auto",
         "training.pretrained": "auto",
     },
 }

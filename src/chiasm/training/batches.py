@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +26,7 @@ from chiasm.training.simulated_patches import simulate
 
 TRIES = 16  # draws before a patch centre outside the mask is accepted
 CLASS_SHIFT = 0.4  # SD of a class's shift, normalised units
+SHADING = 0.6  # SD of the strengths of shadings, normalised units
 ON_TUMOUR = 0.7  # of the patches of simulated patients
 RIM_VOXELS = 1.5  # sigma of a transplanted lesion's soft rim
 
@@ -78,6 +80,8 @@ class Place:
         shifts: Of each source's classes of tissue, normalised units, shape (C, CLASSES), or None.
         painted: Seed of a simulated lesion that is painted into the patch, or None.
         simulated: Which tumour of the case a simulated patient has, and the seed of all else of him; or None.
+        shading: Of each source: strength, then slopes and bends along I, J, K and twists between them, shape (C, 10);
+            or None.
     """
 
     case: int
@@ -89,6 +93,7 @@ class Place:
     shifts: tuple[tuple[float, ...], ...] | None = None
     painted: int | None = None
     simulated: tuple[int, int] | None = None
+    shading: tuple[tuple[float, ...], ...] | None = None
 
 
 def lesion_voxels(cases: Sequence[PreparedCase], most: int = 20_000, in_all: int = 2**24) -> list[NDArray[np.int32]]:
@@ -120,6 +125,7 @@ class Sampling:
         class_share: Probability that each class of tissue of a patch is shifted in the source.
         painted_share: Probability that a simulated lesion is painted into a patch.
         simulated_share: Probability that a patch is of a simulated patient.
+        shaded_share: Probability that a patch's sources are shaded, as by a coil.
     """
 
     body_share: float
@@ -130,6 +136,7 @@ class Sampling:
     class_share: float = 0.0
     painted_share: float = 0.0
     simulated_share: float = 0.0
+    shaded_share: float = 0.0
 
 
 def draw_places(
@@ -169,7 +176,10 @@ def draw_places(
     places = _change_some(
         places, sampling.painted_share, rng, lambda place: replace(place, painted=int(rng.integers(2**31)))
     )
-    return _change_some(places, sampling.simulated_share, rng, lambda place: _draw_patient(place, grown, rng))
+    places = _change_some(places, sampling.simulated_share, rng, lambda place: _draw_patient(place, grown, rng))
+    return _change_some(
+        places, sampling.shaded_share, rng, lambda place: replace(place, shading=_draw_shading(len(place.gain), rng))
+    )
 
 
 def _change_some(
@@ -198,6 +208,11 @@ def _draw_patient(place: Place, grown: Sequence[Sequence[GrownLesion]], rng: np.
 
 def _draw_shifts(sources: int, rng: np.random.Generator) -> tuple[tuple[float, ...], ...]:
     drawn = rng.normal(size=(sources, CLASSES)) * CLASS_SHIFT
+    return tuple(map(tuple, drawn.tolist()))
+
+
+def _draw_shading(sources: int, rng: np.random.Generator) -> tuple[tuple[float, ...], ...]:
+    drawn = rng.normal(size=(sources, 10)) * (SHADING, *[1.0] * 3, *[0.7] * 6)
     return tuple(map(tuple, drawn.tolist()))
 
 
@@ -323,7 +338,10 @@ def _take(case: PreparedCase, place: Place, slices: int, variation: Variation, o
         block = simulate(variation.painter, place.case, block, shares, _axes_mm(variation.painter, len(patch)), seed)
     size = block.mask.shape[-len(patch) :]
     source, *others = (_room(part, size, place.flip) for part in out)
-    _jitter(block.source, block.mask, _jitter_of(case, place), source.reshape(block.source.shape))
+    source = source.reshape(block.source.shape)
+    _jitter(block.source, block.mask, _jitter_of(case, place), source)
+    for drawn, image in zip(place.shading or (), source):
+        image += _shading(drawn, size) * block.mask
     target: NDArray[Any]
     target, mask, lesion = block[1:] if len(patch) == 3 else (image[len(image) // 2] for image in block[1:])
     if case.own is not None:  # one scale for both: else no network could keep the scan's
@@ -417,6 +435,24 @@ def _jitter(
                 room += offset * inside
             else:
                 room[...] = part * gain + offset * inside
+
+
+def _shading(drawn: Sequence[float], size: Sequence[int]) -> NDArray[np.float32]:
+    """Return a smooth field of a strength over a patch: a polynomial of second degree, of mean 0.
+
+    What a coil multiplies is, in units from which the median was taken, nearly a summand: most of a brain's voxels lie
+    several ranges between quartiles above 0.
+    """
+    strength, *terms = drawn
+    slopes, bends, twists = terms[:3], terms[3:6], terms[6:]
+    axes = np.meshgrid(*(np.linspace(-1, 1, count, dtype=np.float32) for count in size), indexing="ij", sparse=True)
+    field = np.zeros(size, np.float32)
+    for axis, slope, bend in zip(axes, slopes, bends):
+        field += slope * axis + bend * axis**2
+    for (one, other), twist in zip(combinations(axes, 2), twists):
+        field += twist * one * other
+    field -= field.mean()
+    return field * np.float32(abs(strength) / max(float(field.std()), 1e-6))
 
 
 def _jitter_of(case: PreparedCase, place: Place) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

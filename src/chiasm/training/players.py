@@ -111,28 +111,30 @@ class Shares(NamedTuple):
         classes: In which each class of tissue is shifted in the source.
         painted: Into which a simulated lesion is painted.
         simulated: That are of simulated patients.
+        shaded: Whose source is shaded, as by a coil.
         reason: In words; empty where the recipe gives numbers.
     """
 
     classes: float
     painted: float
     simulated: float
+    shaded: float
     reason: str
 
 
 def varied_shares(recipe: Recipe, plan: Plan) -> Shares:
-    """Return what `class_share`, `painted_share` and `simulated_share` of `training` come to where they are "auto".
+    """Return what the shares of varied patches come to where they are "auto".
 
-    A half, a half and a quarter where all images are MR contrasts of a brain that was cut out, for which they were
-    measured, and none elsewhere.
+    A half, a half, a quarter and a half where all images are MR contrasts of a brain that was cut out, for which they
+    were measured, and none elsewhere.
     """
     training = recipe.training
-    asked = (training.class_share, training.painted_share, training.simulated_share)
+    asked = (training.class_share, training.painted_share, training.simulated_share, training.shaded_share)
     why_not = _why_not(recipe, plan)
-    usual = (0.0, 0.0, 0.0) if why_not else (AUTO_SHARE, AUTO_SHARE, AUTO_SIMULATED)
-    classes, painted, simulated = (auto if share == "auto" else share for share, auto in zip(asked, usual))
+    usual = (0.0,) * len(asked) if why_not else (AUTO_SHARE, AUTO_SHARE, AUTO_SIMULATED, AUTO_SHARE)
+    classes, painted, simulated, shaded = (auto if share == "auto" else share for share, auto in zip(asked, usual))
     why = why_not or f"sources and target are all among {', '.join(CONTRASTS)}, and the brain was cut out"
-    return Shares(classes, painted, simulated, why if "auto" in asked else "")
+    return Shares(classes, painted, simulated, shaded, why if "auto" in asked else "")
 
 
 def _why_not(recipe: Recipe, plan: Plan) -> str:

@@ -287,7 +287,7 @@ def describe(recipe: Recipe, plan: Plan) -> list[str]:
         lines.append(
             f"training: {100 * shares.simulated:.0f} % of the patches of simulated patients; of the others "
             f"{100 * shares.classes:.0f} % with shifted classes of tissue, {100 * shares.painted:.0f} % with a painted "
-            f"lesion: {shares.reason}"
+            f"lesion; of all {100 * shares.shaded:.0f} % shaded: {shares.reason}"
         )
     cost = plan.expected or estimate_cost(recipe, plan)
     each = "" if recipe.split.models == 1 else f" for each of {recipe.split.models} models"

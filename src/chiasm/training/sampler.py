@@ -39,6 +39,7 @@ def draw(setting: Setting, state: TrainingState, step: int, phase: Phase, turn: 
         shares.classes,
         shares.painted,
         shares.simulated,
+        shares.shaded,
     )
     difficulty = lesion_difficulty(setting, state)
     places = draw_places(
