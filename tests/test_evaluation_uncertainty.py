@@ -148,6 +148,13 @@ def test_a_linear_network_spreads_as_its_gains_and_offsets_do(trained: Model) ->
     assert (made.name, made.passes) == ("augmentation", 8)
 
 
+def test_a_source_in_hounsfield_units_is_turned_and_never_scaled(trained: Model) -> None:
+    plan = replace(trained.plan, source_kinds=("hu",) * len(trained.plan.sources))
+    changes = draw_augmentations(plan, 0.1, seed=2)
+    assert {change.flip for change in changes} == {False, True}
+    assert all((change.gain == 1).all() and (change.offset == 0).all() for change in changes)
+
+
 def test_a_network_that_knows_left_from_right_spreads_by_the_difference(trained: Model) -> None:
     ramp = torch.arange(8.0).reshape(1, 1, 8, 1)
     model = with_network(trained, Answers(lambda x: 0 * x + ramp))

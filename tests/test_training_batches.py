@@ -61,6 +61,14 @@ def test_places_fall_where_their_shares_say() -> None:
     assert not any(p.flip or p.gain != (1.0,) or p.offset != (0.0,) for p in draw(50, augment=False))
 
 
+def test_a_source_with_a_unit_is_neither_jittered_nor_shaded() -> None:
+    two = [case(seed, channels=2) for seed in range(3)]
+    sampling = Sampling(0.5, 0.25, augment=True, intensity_jitter=0.1, shaded_share=1.0, varied=(0.0, 1.0))
+    for place in draw_places(two, LESIONS, sampling, count=20, rng=np.random.default_rng(0)):
+        assert (place.gain[0], place.offset[0]) == (1.0, 0.0) and place.gain[1] != 1.0 and place.offset[1] != 0.0
+        assert place.shading is not None and place.shading[0][0] == 0.0 and place.shading[1][0] != 0.0
+
+
 @pytest.mark.parametrize(("patch", "slices"), [((16, 16), 1), ((16, 16), 3), ((16, 16, 8), 1)])
 def test_a_patch_is_what_lies_there(patch: tuple[int, ...], slices: int) -> None:
     batch = take_batch(CASES, [plain()], patch=patch, slices=slices)

@@ -100,6 +100,16 @@ def test_shifted_classes_shadings_painted_lesions_and_simulated_patients_reach_t
     assert torch.equal(before.target, after.target) != is_painted
 
 
+def test_the_values_of_a_ct_reach_the_networks_as_they_are(prepared: tuple[Plan, list[PreparedCase]]) -> None:
+    """An offset of 0.1 would be some 200 Hounsfield units, in which all soft tissues lie."""
+    plan, cases = prepared
+    known = np.concatenate([np.unique(np.asarray(case.source)) for case in cases])
+    ct = replace(plan, source_kinds=("hu",) * len(plan.sources))
+    batches = [made(learner((one, cases), recipe("A1")), LATE).batch.source.numpy() for one in (plan, ct)]
+    jittered, plain = (np.isin(batch, known).mean() for batch in batches)
+    assert plain == 1.0 and jittered < 0.9
+
+
 def test_attention_does_change_the_step(prepared: tuple[Plan, list[PreparedCase]]) -> None:
     plain, attentive = (
         learner(prepared, recipe("A7", changes)) for changes in ({"attention.head": "none"}, {"attention.beta": 4.0})

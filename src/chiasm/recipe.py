@@ -289,7 +289,7 @@ class Training(Section):
     shaded_share: Auto | Fraction = 0.0  # patches whose source is shaded, as by a coil; auto: a half
     pretrained: Literal["auto", "none"] = "none"  # auto: the generator starts from weights that ship, where they fit
     augment: bool = True
-    intensity_jitter: Annotated[float, Field(ge=0, le=1)] = 0.1  # of the source's scale and offset
+    intensity_jitter: Annotated[float, Field(ge=0, le=1)] = 0.1  # of a source's scale and offset, if it has no unit
     validations: Annotated[int, Field(ge=1, le=1000)] = 8
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
     accelerator: str = "auto"

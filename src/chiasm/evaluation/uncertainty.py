@@ -122,6 +122,7 @@ def draw_augmentations(plan: Plan, jitter: float, seed: int) -> list[Augmentatio
         seed: Same seed, same changes.
     """
     drawn = np.random.default_rng(seed).normal(size=(2, GAINS, len(plan.sources))) * jitter
+    drawn *= plan.varied
     drawn[:, 0] = 0
     drawn = np.pad(drawn, [(0, 0), (0, 0), (0, plan.images - len(plan.sources))])
     gains, offsets = np.exp(drawn[0]).astype(np.float32), drawn[1].astype(np.float32)

@@ -160,6 +160,11 @@ class Plan:
         """The source with the target's own modality, for super-resolution; None for synthesis."""
         return self.sources.index(self.target) if self.target in self.sources else None
 
+    @property
+    def varied(self) -> tuple[float, ...]:
+        """1 for each source whose scale may be varied in training, 0 for one in Hounsfield units."""
+        return tuple(float(kind != "hu") for kind in self.source_kinds)
+
     def __post_init__(self) -> None:
         rules = {**self._rules_of_images(), **self._rules_of_grid(), **self._rules_of_tables()}
         if broken := [sentence for sentence, holds in rules.items() if not holds]:

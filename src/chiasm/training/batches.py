@@ -26,7 +26,7 @@ from chiasm.training.simulated_patches import simulate
 
 TRIES = 16  # draws before a patch centre outside the mask is accepted
 CLASS_SHIFT = 0.4  # SD of a class's shift, normalised units
-SHADING = 0.6  # SD of the strengths of shadings, normalised units
+SHADING = 0.4  # SD of the strengths of shadings, normalised units: 8 % of the intensity in the mean
 ON_TUMOUR = 0.7  # of the patches of simulated patients
 RIM_VOXELS = 1.5  # sigma of a transplanted lesion's soft rim
 
@@ -126,6 +126,7 @@ class Sampling:
         painted_share: Probability that a simulated lesion is painted into a patch.
         simulated_share: Probability that a patch is of a simulated patient.
         shaded_share: Probability that a patch's sources are shaded, as by a coil.
+        varied: 1 for each source that is jittered and shaded, 0 for one with a unit; one number stands for all.
     """
 
     body_share: float
@@ -137,6 +138,7 @@ class Sampling:
     painted_share: float = 0.0
     simulated_share: float = 0.0
     shaded_share: float = 0.0
+    varied: tuple[float, ...] = (1.0,)
 
 
 def draw_places(
@@ -178,7 +180,10 @@ def draw_places(
     )
     places = _change_some(places, sampling.simulated_share, rng, lambda place: _draw_patient(place, grown, rng))
     return _change_some(
-        places, sampling.shaded_share, rng, lambda place: replace(place, shading=_draw_shading(len(place.gain), rng))
+        places,
+        sampling.shaded_share,
+        rng,
+        lambda place: replace(place, shading=_draw_shading(len(place.gain), sampling.varied, rng)),
     )
 
 
@@ -211,8 +216,9 @@ def _draw_shifts(sources: int, rng: np.random.Generator) -> tuple[tuple[float, .
     return tuple(map(tuple, drawn.tolist()))
 
 
-def _draw_shading(sources: int, rng: np.random.Generator) -> tuple[tuple[float, ...], ...]:
+def _draw_shading(sources: int, varied: Sequence[float], rng: np.random.Generator) -> tuple[tuple[float, ...], ...]:
     drawn = rng.normal(size=(sources, 10)) * (SHADING, *[1.0] * 3, *[0.7] * 6)
+    drawn[:, 0] *= varied
     return tuple(map(tuple, drawn.tolist()))
 
 
@@ -232,6 +238,7 @@ def _draw_place(
         is_anywhere = kind >= sampling.body_share + sampling.lesion_share
         centre = _draw_centre(cases[index].mask, rng, tries=1 if is_anywhere else TRIES)
     jitter = rng.normal(size=(2, cases[index].intensities)) * (sampling.intensity_jitter if sampling.augment else 0.0)
+    jitter *= sampling.varied
     return Place(
         case=index,
         centre=centre,

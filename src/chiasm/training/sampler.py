@@ -40,6 +40,7 @@ def draw(setting: Setting, state: TrainingState, step: int, phase: Phase, turn: 
         shares.painted,
         shares.simulated,
         shares.shaded,
+        setting.plan.varied,
     )
     difficulty = lesion_difficulty(setting, state)
     places = draw_places(
