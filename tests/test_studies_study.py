@@ -17,6 +17,7 @@ import pytest
 
 import fake_slurm
 from chiasm.cli import main
+from chiasm.cohorts.splits import count_subjects, read_splits
 from chiasm.errors import ChiasmError, RecipeError, RunError
 from chiasm.evaluation.predictions import score_folder
 from chiasm.evaluation.rows import read_evaluation
@@ -99,6 +100,14 @@ def test_a_study_leaves_rows_statistics_and_a_page(finished: tuple[Path, Path, D
     assert "too few" in first.verdict
     assert (out / "statistics.csv").exists() and "too few" in done.report.read_text()
     assert "of unknown size" not in done.report.read_text()  # the rim of all lesions is none of them
+
+
+def test_the_page_and_the_paragraph_count_the_subjects_of_each_fold(finished: tuple[Path, Path, Done]) -> None:
+    _, out, done = finished
+    record = read_splits(next(out.glob("jobs/*/splits.json")))
+    said = count_subjects(record)
+    assert said == f"{len(record.split.train)} training, {len(record.split.validation)} validation, 2 test subjects"
+    assert done.report.read_text().count(said) >= 2  # data sheet and paragraph
 
 
 def test_the_expected_error_map_is_assessed_beside_others_and_shown_on_the_page(

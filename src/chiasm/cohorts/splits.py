@@ -53,6 +53,14 @@ class SplitRecord:
     hashes: Mapping[str, str]
 
 
+def count_subjects(record: SplitRecord) -> str:
+    """Count the subjects of each role in words; roles without any are left out, but for the first three."""
+    names = {"train": "training", "validation": "validation", "test": "test", "locked": "locked"}
+    people = {role: {record.subjects.get(case, case) for case in getattr(record.split, role)} for role in ROLES}
+    counted = [f"{len(people[role])} {word}" for role, word in names.items() if people[role] or role != "locked"]
+    return f"{', '.join(counted)} subjects"
+
+
 class _Fact(BaseModel):
     """The entry of a case in `splits.json`."""
 

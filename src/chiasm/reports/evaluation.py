@@ -55,7 +55,7 @@ from chiasm.reports.evaluation_cases import (
 )
 from chiasm.reports.evaluation_folder import ASKED, REGISTERED, make_room, open_assessed, place_of, read_asked
 from chiasm.reports.evaluation_page import EvaluationPage, write_report
-from chiasm.reports.evidence import gather_evidence
+from chiasm.reports.evidence import gather_evidence, split_facts
 from chiasm.reports.explanation import explain_evidence
 from chiasm.reports.registration import report_registered
 from chiasm.reports.tables import as_text, cases_of, name_some, recipe_facts
@@ -476,6 +476,7 @@ def _facts(assessed: Sequence[PredictionFolder], cohort: Cohort) -> dict[str, di
     reasons = read_toml(first.model / "plan.toml").get("reasons", {})
     facts = {
         "Cohort": _cohort_facts(cohort, sum(len(one.manifest.cases) for one in assessed)),
+        "Split": split_facts(assessed),
         "Plan": as_text(reasons),
         "Model": {
             "method": first.manifest.method,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 
-from chiasm.cohorts.splits import ROLES, SplitRecord, read_splits
+from chiasm.cohorts.splits import ROLES, SplitRecord, count_subjects, read_splits
 from chiasm.errors import RunError
 from chiasm.evaluation.headlines import BASE_REGIONS
 from chiasm.evaluation.loading import PredictionFolder
@@ -206,3 +206,12 @@ def _read_run(folder: Path) -> Evidence:
         seconds=read_times(run),
         is_finished=is_model or (run / "model" / MODEL_CARD).is_file(),
     )
+
+
+def split_facts(assessed: Sequence[PredictionFolder]) -> dict[str, str]:
+    """Describe how subjects were assigned to roles, and count those of each model that was assessed."""
+    recipe = read_recipe(assessed[0].model / "recipe.toml").split
+    rule = f"by {recipe.by}, {recipe.described}, {100 * recipe.validation:g} % of the others for validation"
+    records = [find_splits(one.model) for one in assessed]
+    counts = {f"model {number}": count_subjects(one) for number, one in enumerate(records, 1) if one is not None}
+    return {"rule": f"{rule}, seed {recipe.seed}", **counts}

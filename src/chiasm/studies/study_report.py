@@ -11,6 +11,7 @@ from typing import Any
 
 from chiasm import __version__
 from chiasm.cohorts.cases import grouped
+from chiasm.cohorts.splits import count_subjects, read_splits
 from chiasm.errors import RunError
 from chiasm.evaluation.loading import PredictionFolder
 from chiasm.evaluation.paired_tests import FEWEST
@@ -89,9 +90,9 @@ def write_study_report(folder: Path, *, pages: int = PAGES, whole: bool = False)
         history=read_history(root / shown.folder / "log.jsonl"),
         history_name=shown.name,
         baseline_maps=_read_map_scores(root),
-        facts=_facts(notes, root / shown.folder, rows),
+        facts=_facts(notes, root, root / shown.folder, rows),
         warnings=_warnings(notes, rows, root),
-        paragraph=_methods(study, len(notes.people(cases_of(rows)))),
+        paragraph=_methods(study, len(notes.people(cases_of(rows))), _fold_facts(notes, root)),
         cases=_write_case_pages(notes, rows, folder, CasePages(pages, whole)),
     )
     report = write_findings(folder / "report.html", found)
@@ -232,18 +233,26 @@ def _last_warning(log: Path) -> list[str]:
     return [line["message"] for line in read_history(log) if line["kind"] == "warning"][-1:]
 
 
-def _facts(notes: StudyNotes, run: Path, rows: Sequence[Row]) -> dict[str, dict[str, str]]:
+def _facts(notes: StudyNotes, root: Path, run: Path, rows: Sequence[Row]) -> dict[str, dict[str, str]]:
     """Collect the data sheet: cohort, folds, study file, recipe and machine of one training."""
     cases = {row.case: row.fold for row in rows}
-    folds = Counter(cases.values())
+    counts = Counter(cases.values())
+    scored = {f"fold {fold}, scored": f"{count} test cases" for fold, count in sorted(counts.items())}
     return {
         "Cohort": _cohort_facts([notes.cases[name] for name in cases], _toml(run / "plan.toml")),
-        "Folds": {f"fold {fold}": f"{count} test cases" for fold, count in sorted(folds.items())},
+        "Folds": {"assignment": _folds_in_words(notes.study), **_fold_facts(notes, root), **scored},
         "Study": _study_facts(notes.study),
         "Cost": {"computing": f"{notes.hours} h in {len(notes.jobs)} trainings and their warm-ups"},
         "Recipe": recipe_facts(_toml(run / "recipe.toml")),
         "Machine and versions": as_text(read_facts(run / "environment.json")),
     }
+
+
+def _fold_facts(notes: StudyNotes, root: Path) -> dict[str, str]:
+    """Count the subjects for training, validation and test of each fold, as its first training has them."""
+    runs = {job.fold: root / job.folder for job in reversed(notes.jobs)}
+    splits = {fold: run / "splits.json" for fold, run in sorted(runs.items())}
+    return {f"fold {fold}": count_subjects(read_splits(path)) for fold, path in splits.items() if path.is_file()}
 
 
 def _study_facts(study: Study) -> dict[str, str]:
@@ -272,16 +281,24 @@ SHARED_WARM_UP = ", all arms of a fold and seed branching from one shared warm-u
 HELD_AGAINST = {"held": "of the same patients as if they had not moved", "folder": "of another folder"}
 
 
-def _methods(study: Study, people: int) -> str:
-    """Write a paragraph for the methods section of a paper; `people` is the number of scored subjects."""
+def _methods(study: Study, people: int, folds: Mapping[str, str]) -> str:
+    """Write a paragraph for the methods section of a paper.
+
+    Args:
+        study: What was asked for.
+        people: Number of scored subjects.
+        folds: Each fold and its subjects, in words.
+    """
+    counted = f" ({'; '.join(f'{fold}: {subjects}' for fold, subjects in folds.items())})" if folds else ""
     arms = "; ".join(f"{arm}: {described}" for arm, described in study.in_words.items())
     data = f"{study.phantom.subjects} simulated patients" if study.phantom else "paired scans"
     steps = study.steps or study.build(study.arms[0], {}).schedule.steps
     shared = SHARED_WARM_UP if study.warmup == "shared" else ""
     return (
         f"{study.target} was synthesised from {' and '.join(study.sources)} with chiasm {__version__} in {data}. "
-        f"Methods were compared in {_folds_in_words(study)} ({people} subjects scored) with {len(study.seeds)} "
-        f"seeds{shared} ({study.size} networks, {steps} steps).{_locked_in_words(study)} Arms: {arms}. "
+        f"Methods were compared in {_folds_in_words(study)}{counted} ({people} subjects scored) with "
+        f"{len(study.seeds)} seeds{shared} ({study.size} networks, {steps} steps).{_locked_in_words(study)} "
+        f"Arms: {arms}. "
         f"Splits, intensity statistics and calibrations used training and validation cases only. "
         f"{_reference_in_words(study)}"
         f"Errors were averaged by subject and compared in pairs: mean differences with 95 % intervals by a bootstrap "
