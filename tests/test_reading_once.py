@@ -42,6 +42,7 @@ def unpacked(monkeypatch: pytest.MonkeyPatch) -> Counter[Path]:
 def test_each_image_is_unpacked_once_and_twice_by_training(
     toy_cohort: Path, tmp_path: Path, unpacked: Counter[Path]
 ) -> None:
+    from chiasm.preparation import examination
     from chiasm.preparation.inspection import inspect_folder
 
     recipe = make_recipe("A7", "tiny", QUICK)
@@ -54,6 +55,7 @@ def test_each_image_is_unpacked_once_and_twice_by_training(
     }
     for name, (most, do) in steps.items():
         unpacked.clear()
+        examination._LATEST.clear()  # each as in a process of its own
         do()
         assert len(unpacked) >= 6 and max(unpacked.values()) == most, (name, unpacked.most_common(3))
 
