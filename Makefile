@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test lint fast coverage site wheel clean
+.PHONY: setup demo test long lint fast coverage site wheel clean
 setup: $(VENV)/.ready
 
 # torch comes first: an unpinned torch would bring gigabytes of CUDA wheels.
@@ -25,7 +25,10 @@ lint: setup
 	$(BIN)/python benchmarks/house.py --check
 
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile --durations=20
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile --durations=20 -m 'not long'
+
+long: lint  # what `make test` leaves out: the same again in another form
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile -m long
 
 fast: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile -m 'not slow'

@@ -107,8 +107,8 @@ def test_the_default_predicts_alike_without_chiasm(
     ("method", "changes"),
     [
         ("A15", {}),
-        ("unet", {}),
-        ("A14", {}),
+        pytest.param("unet", {}, marks=pytest.mark.long),
+        pytest.param("A14", {}, marks=pytest.mark.long),
         ("A1", {"data.dims": "3d", "data.patch": 16, "generator.average": "flip"}),
     ],
     ids=["refiner", "unet", "ranks", "3d, averaged with its mirror image"],
@@ -140,7 +140,9 @@ def several(finished_run: Path, sibling: Sibling) -> list[Path]:
     return [finished_run, folder]
 
 
-@pytest.mark.parametrize("form", ["onnx", "openvino"])  # a run of several models is exported for torch below
+@pytest.mark.parametrize(
+    "form", ["onnx", pytest.param("openvino", marks=pytest.mark.long)]
+)  # a run of several models is exported for torch below
 def test_several_models_are_exported_as_one_that_makes_their_mean(
     form: str, several: list[Path], toy_cohort: Path, tmp_path: Path
 ) -> None:

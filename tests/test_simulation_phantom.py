@@ -259,6 +259,7 @@ def test_unknown_and_impossible_settings_are_refused(tmp_path: Path, setting: di
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_standard_cohort_comes_near_twenty_real_cases() -> None:
     # Real: own look-up R2 0.33 (0.06 to 0.68); fitted on other cases -0.08 under percentiles, 0.20 under median/IQR.

@@ -256,7 +256,7 @@ def test_arms_branch_from_one_warm_up_and_do_not_repeat_it(finished: tuple[Path,
     assert len(list(out.glob("jobs/*"))) == 9 and len(list(out.glob("jobs/*/model"))) == 4
 
 
-@pytest.mark.parametrize("runner", ["processes", "slurm"])  # ray: test_runners.py
+@pytest.mark.parametrize("runner", ["processes", pytest.param("slurm", marks=pytest.mark.long)])  # ray: test_runners.py
 def test_every_runner_gives_the_same_numbers(
     runner: str,
     finished: tuple[Path, Path, Done],
