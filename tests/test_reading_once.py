@@ -40,11 +40,12 @@ def unpacked(monkeypatch: pytest.MonkeyPatch) -> Counter[Path]:
 
 
 def test_each_image_is_unpacked_once_and_twice_by_training(
-    toy_cohort: Path, tmp_path: Path, unpacked: Counter[Path]
+    toy_cohort: Path, tmp_path: Path, unpacked: Counter[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from chiasm.preparation import examination
     from chiasm.preparation.inspection import inspect_folder
 
+    monkeypatch.setattr(examination, "state_of", lambda path: None)  # each step examines, as in a process of its own
     recipe = make_recipe("A7", "tiny", QUICK)
     steps = {
         "inspect": (1, lambda: inspect_folder(toy_cohort, ["t1"], "t2")),
@@ -55,7 +56,6 @@ def test_each_image_is_unpacked_once_and_twice_by_training(
     }
     for name, (most, do) in steps.items():
         unpacked.clear()
-        examination._LATEST.clear()  # each as in a process of its own
         do()
         assert len(unpacked) >= 6 and max(unpacked.values()) == most, (name, unpacked.most_common(3))
 
