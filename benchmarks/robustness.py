@@ -14,7 +14,6 @@ the curves to OUT/robustness.svg; the same command goes on where it stopped.  Ch
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -23,7 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from levers import judge, read, write_rows
+from levers import column, judge, read, write_rows
 from matplotlib import pyplot
 from monai.networks.nets import BasicUNet
 from numpy.typing import NDArray
@@ -31,9 +30,9 @@ from peers import Scan, fit_lookup, predict_monai, read_scan, scan_of, train_mon
 from scipy.ndimage import gaussian_filter, shift, uniform_filter1d
 from scipy.stats import bootstrap
 
+from chiasm.cohorts.splits import read_splits
 from chiasm.prediction.folders import Predictor, load
 from chiasm.prediction.model_files import list_parts
-from chiasm.storage import read_json
 from chiasm.volumes import read_volume
 
 FIELDS = ("tool", "harm", "level", "case", "brain", "WT", "kept", "expected")
@@ -42,6 +41,7 @@ UNHARMED = ("none", 0.0)
 SMALLEST = 1e-3  # of the brightest, inside the brain: 0 is the background
 Image = NDArray[np.float64]
 Brain = NDArray[np.bool_]
+Row = Mapping[str, object]
 
 
 def add_noise(source: Image, brain: Brain, level: float) -> Image:
@@ -99,10 +99,10 @@ def harmed(source: Image, harm: str, level: float) -> Image:
     return np.where(kept, worse, 0)
 
 
-def cases_of(part: Path) -> tuple[list[str], list[str]]:
+def cases_of(part: Path) -> tuple[Sequence[str], Sequence[str]]:
     """Return the cases that a model learnt from, and those that it never saw."""
-    split = read_json(part / "splits.json")
-    return split["train"], split["validation"]
+    split = read_splits(part / "splits.json").split
+    return split.train, split.validation
 
 
 def monai_of(part: Path, data: Path, out: Path, seconds: float) -> torch.nn.Module:
@@ -139,7 +139,7 @@ class Tools(NamedTuple):
         yield self.table(worse), None
 
 
-def rows_of(part: Path, data: Path, out: Path, seconds: float) -> Iterator[dict[str, object]]:
+def rows_of(part: Path, data: Path, out: Path, seconds: float) -> Iterator[Row]:
     """Predict and judge the subjects that a part never saw, with every tool and every harm."""
     learnt, unseen = cases_of(part)
     table = fit_lookup([read_scan(data, case) for case in learnt])
@@ -158,15 +158,13 @@ def rows_of(part: Path, data: Path, out: Path, seconds: float) -> Iterator[dict[
                 yield row | {name: float(score) for name, score in scores.items()} | {"expected": told}
 
 
-def errors_of(rows: Sequence[Mapping[str, str]], tool: str, harm: str, level: float, score: str) -> NDArray[np.float64]:
+def errors_of(rows: Sequence[Row], tool: str, harm: str, level: float, score: str) -> NDArray[np.float64]:
     """Return a score of each subject, in the order of their names."""
-    own = [row for row in rows if (row["tool"], row["harm"], float(row["level"])) == (tool, harm, level)]
-    return np.array([float(row[score]) for row in sorted(own, key=lambda row: row["case"])])
+    own = [row for row in rows if (row["tool"], row["harm"], row["level"]) == (tool, harm, level)]
+    return np.array(column(sorted(own, key=lambda row: str(row["case"])), score))
 
 
-def change(
-    rows: Sequence[Mapping[str, str]], tool: str, harm: str, level: float, score: str = "brain"
-) -> tuple[float, float, float]:
+def change(rows: Sequence[Row], tool: str, harm: str, level: float, score: str = "brain") -> tuple[float, float, float]:
     """Return how much a score grows, in percent, with a 95 % interval over subjects."""
     before, after = (errors_of(rows, tool, *place, score) for place in (UNHARMED, (harm, level)))
     grown = 100 * (after / before - 1)
@@ -174,11 +172,11 @@ def change(
     return float(grown.mean()), float(low), float(high)
 
 
-def print_tables(rows: Sequence[Mapping[str, str]]) -> None:
+def print_tables(rows: Sequence[Row]) -> None:
     """Print a row for each harm and level."""
     print("| harm | level | chiasm | change, % | expected, % | MONAI | change, % | look-up | change, % |")
     print("|---" * 9 + "|")
-    for harm, level in dict.fromkeys((row["harm"], float(row["level"])) for row in rows):
+    for harm, level in dict.fromkeys((str(row["harm"]), float(str(row["level"]))) for row in rows):
         is_harmed = harm != "none"
         cells = []
         for tool in TOOLS:
@@ -193,7 +191,7 @@ def told(grown: tuple[float, float, float]) -> str:
     return f"{grown[0]:+.1f} ({grown[1]:+.1f} to {grown[2]:+.1f})"
 
 
-def draw(rows: Sequence[Mapping[str, str]], path: Path) -> None:
+def draw(rows: Sequence[Row], path: Path) -> None:
     """Draw the brain's error of each tool against the level of each harm."""
     pyplot.rcParams["svg.hashsalt"] = "chiasm"
     figure, axes = pyplot.subplots(1, len(HARMS), figsize=(14, 3.2), sharey=True, layout="constrained")
@@ -226,17 +224,15 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(1)
     asked.out.mkdir(parents=True, exist_ok=True)
-    rows: list[Mapping[str, object]] = []
+    rows: list[Row] = []
     for part in list_parts(asked.work):
         path = asked.out / f"rows-{part.name}.json"
         if not path.exists():
             path.write_text(json.dumps([*rows_of(part, asked.data, asked.out, asked.seconds)]))
         rows += json.loads(path.read_text())
     write_rows(asked.out / "robustness.csv", FIELDS, rows)
-    with (asked.out / "robustness.csv").open() as file:
-        written = [*csv.DictReader(file)]
-    print_tables(written)
-    draw(written, asked.out / "robustness.svg")
+    print_tables(rows)
+    draw(rows, asked.out / "robustness.svg")
 
 
 if __name__ == "__main__":

@@ -140,12 +140,10 @@ class Trainables:
     @torch.no_grad()
     def largest_weights(self) -> dict[str, Tensor]:
         """Return the largest absolute value in each network and each average, on the device; NaN if one is NaN."""
-        averages = {"average": self.average, "average_refiner": self.average_refiner}
-        networks = {name: self.bare(name) for name in self.modules}
-        networks |= {name: average for name, average in averages.items() if average is not None}
         held = {
-            name: [one for one in network.state_dict().values() if one.is_floating_point() and one.numel()]
-            for name, network in networks.items()
+            name: [one for one in part.state_dict().values() if one.is_floating_point() and one.numel()]
+            for name, part in self.parts.items()
+            if isinstance(part, nn.Module)
         }
         return {name: torch.stack(torch._foreach_norm(some, math.inf)).max() for name, some in held.items() if some}
 
