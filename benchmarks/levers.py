@@ -130,19 +130,24 @@ def steps_within(seconds: float, cost: Mapping[str, float]) -> int:
     return max(1, round((seconds - cost["set_up"]) / cost["step"]))
 
 
+def fit(
+    prediction: NDArray[np.float64], truth: NDArray[np.float64], brain: NDArray[np.bool_]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return a prediction after one affine map that fits it to the truth, and the truth; both in SD of the brain."""
+    true = truth / truth[brain].std()
+    slope, offset = np.polyfit(prediction[brain], true[brain], 1)
+    return slope * prediction + offset, true
+
+
 def judge(
     prediction: NDArray[np.float64], truth: NDArray[np.float64], brain: NDArray[np.bool_], lesion: NDArray[np.bool_]
 ) -> dict[str, float]:
     """Score one prediction after one affine map; see the head of this file."""
-    inside, sick = brain, lesion & brain
-    true = truth / truth[inside].std()
-    slope, offset = np.polyfit(prediction[inside], true[inside], 1)
-    fitted = slope * prediction + offset
-    error = np.abs(fitted - true)
-    rest = inside & ~lesion
+    fitted, true = fit(prediction, truth, brain)
+    error, sick, rest = np.abs(fitted - true), lesion & brain, brain & ~lesion
     contrast = [image[sick].mean() - image[rest].mean() for image in (fitted, true)]
     kept = float(np.clip(contrast[0] / contrast[1], -2, 2))
-    return {"brain": error[inside].mean(), "WT": error[sick].mean(), "kept": kept}
+    return {"brain": error[brain].mean(), "WT": error[sick].mean(), "kept": kept}
 
 
 def read(path: Path) -> NDArray[np.float64]:

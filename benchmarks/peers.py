@@ -1,14 +1,16 @@
-"""chiasm beside a plain MONAI network and a look-up table, on the same cases and in an equal time of the processor.
+"""chiasm beside MONAI, KonfAI and a look-up table, on the same cases and in an equal time of the processor.
 
-    python benchmarks/peers.py DATA OUT --seconds 120 --folds 0 1 2 3 4 5 --seeds 0
-    python benchmarks/peers.py DATA OUT --seconds 330 --folds 0 1 2 --pairs --methods
+    python benchmarks/peers.py DATA OUT --seconds 330 --seeds 0 1 2
+    python benchmarks/peers.py DATA OUT --seconds 330 --seeds 0 1 2 --unseen FOLDER FOLDER
 
-DATA is a folder in the layout of BraTS.  Each fold tests one subject.  MONAI's BasicUNet (2D, three slices in, L1, Adam
-with cosine decay, images scaled by mean and SD of the brain, flips) and the look-up (64 bins of the scaled source)
-learn from all other subjects; chiasm keeps one of these for its validation.  Trainings take SECONDS of one thread.
-With --pairs each fold tests two subjects, in the order of their names, as in `coarse_levers.py`, without chiasm.
-`levers.judge` scores all of them: truth in SD of the brain, the prediction fitted to it by one affine map.  Rows go
-to OUT/peers.csv; the same command goes on where it stopped.  KonfAI is not among them: it was not at hand.
+DATA is a folder in the layout of BraTS; its subjects are tested two at a time, in the order of their names, and each
+tool learns from all others, for SECONDS of one thread.  "chiasm" is what `chiasm train` does by default, as one model
+and with its steps counted beforehand; its images are judged as `chiasm predict` makes them, and of one pass.  MONAI's
+is a BasicUNet (2D, three slices in, L1, Adam with cosine decay, images scaled by mean and SD of the brain, flips);
+KonfAI's is in `peers_konfai.py`; the look-up has 64 bins of the scaled source.  `levers.judge` scores all of them:
+truth in SD of the brain, the prediction fitted to it by one affine map.  Patients of --unseen folders are predicted by
+the models of all folds; of those without a map of lesions the brain alone is scored.  Rows go to OUT/peers.csv, and
+`peers_tables.py` prints them.  The same command goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -17,21 +19,25 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+import nibabel
 import numpy as np
+import peers_konfai
 import torch
-from levers import judge, judge_folder, print_table, read, steps_within, time_training, write_rows
+from levers import fit, judge, read, steps_within, time_training, write_rows
+from nibabel.orientations import io_orientation, ornt_transform
 from numpy.typing import NDArray
+from peers_tables import FIELDS, Row, print_tables
 from torch import nn
 
+from chiasm.cohorts.cases import Case, Cohort
 from chiasm.cohorts.discovery import find_cohort
-from chiasm.cohorts.splits import make_split
 from chiasm.methods import make_recipe
-from chiasm.prediction.folders import predict
+from chiasm.prediction.folders import load
 from chiasm.preparation.arrays import prepare_cohort
 from chiasm.recipe import Recipe
 from chiasm.training.learner import Learner
@@ -41,8 +47,7 @@ from chiasm.training.run_planning import plan_run
 
 PATCH, BATCH, RATE, BINS = 128, 8, 1e-3, 64
 PROBES = 10  # steps of chiasm that are timed, evenly over its schedule
-FIELDS = ("tool", "fold", "seed", "case", "steps", "brain", "WT", "kept")
-Scores = dict[str, dict[str, float]]
+Image = NDArray[np.float64]
 
 
 class Scan(NamedTuple):
@@ -63,10 +68,11 @@ class Scan(NamedTuple):
     lesion: NDArray[np.bool_]
 
 
-def read_scan(data: Path, case: str) -> Scan:
-    """Read T1, T2 and labels of a case."""
-    source, truth, labels = (read(data / case / f"{case}_{name}.nii.gz") for name in ("t1", "t2", "seg"))
-    return scan_of(source, truth, labels > 0)
+def read_scan(case: Case) -> Scan:
+    """Read T1, T2 and labels of a case; none is labelled where it has no labels."""
+    source, truth = read(case.images["t1"]), read(case.images["t2"])
+    lesion = np.zeros(source.shape, bool) if case.labels is None else read(case.labels) > 0
+    return scan_of(source, truth, lesion)
 
 
 def scan_of(source: NDArray[np.float64], truth: NDArray[np.float64], lesion: NDArray[np.bool_]) -> Scan:
@@ -147,114 +153,189 @@ def fit_lookup(scans: Sequence[Scan]) -> Callable[[Scan], NDArray[np.float64]]:
     return lambda scan: means[np.digitize(scan.source, edges)]
 
 
-def chiasm_recipe(method: str, fold: int, seed: int, steps: int) -> Recipe:
-    """Return what `chiasm train` would take."""
-    asked = ["data.sources=['t1']", "data.target=t2", "split.folds=auto", f"split.fold={fold}"]
-    asked += [f"training.seed={seed}", "training.validations=1", "training.accelerator=cpu", f"schedule.steps={steps}"]
-    return make_recipe(method, "small", {}, asked)
+class Task(NamedTuple):
+    """One training of one tool.
+
+    Attributes:
+        learning: Cases to learn from.
+        tested: The others of the cohort.
+        seed: Of the training.
+        seconds: Of one thread, which it may take.
+        out: Where all trainings lie.
+        folder: Where this one lies.
+    """
+
+    learning: Sequence[Case]
+    tested: Sequence[Case]
+    seed: int
+    seconds: float
+    out: Path
+    folder: Path
 
 
-def count_steps(method: str, data: Path, out: Path, seconds: float) -> int:
-    """Count the steps of chiasm that fit into the time, timed once."""
-    path = out / f"cost-{method}.json"
+def chiasm_recipe(seed: int, steps: int) -> Recipe:
+    """Return what `chiasm train --source t1 --target t2` takes by default, for one model and no other split."""
+    asked = ["data.sources=['t1']", "data.target=t2", "split.folds=1", "split.validation=0", f"training.seed={seed}"]
+    asked += ["training.accelerator=cpu", f"schedule.steps={steps}"]
+    return make_recipe("l2-expected-error", "small", {}, asked)
+
+
+def count_steps(task: Task, cohort: Cohort) -> int:
+    """Count the steps of chiasm that fit into the time; they are timed once for each seed."""
+    path = task.out / f"cost-{task.seed}.json"
     if not path.exists():
-        recipe = chiasm_recipe(method, 0, 0, PROBES * 100)
-        run = plan_run(data, recipe, out / f"probe-{method}", say=lambda _: None)
-        cases = [case for case in find_cohort(data).cases if case.id in run.split.train]
-        prepared, _ = prepare_cohort(cases, run.plan, out / "cache", warn=lambda _: None)
+        recipe = chiasm_recipe(0, PROBES * 100)
+        plan = plan_run(cohort, recipe, task.folder / "probe", say=lambda _: None).plan
+        prepared, _ = prepare_cohort(task.learning, plan, task.out / "cache", warn=lambda _: None)
         fabric = make_fabric(recipe)
         fabric.launch()
         probes = [100 * probe + 50 for probe in range(PROBES)]
-        path.write_text(json.dumps(time_training(partial(Learner, recipe, run.plan, prepared, fabric), probes)))
-    return steps_within(seconds, json.loads(path.read_text()))
+        cost = time_training(lambda: Learner(recipe, plan, prepared, fabric), probes)
+        path.write_text(json.dumps(cost))
+    return steps_within(task.seconds, json.loads(path.read_text()))
 
 
-def by_chiasm(method: str, data: Path, out: Path, fold: int, seed: int, seconds: float) -> tuple[Scores, int]:
-    """Train a method on a fold, predict its test case and judge it."""
-    steps, folder = count_steps(method, data, out, seconds), out / f"{method}-{fold}-{seed}"
-    train(data, chiasm_recipe(method, fold, seed, steps), folder / "run", say=lambda _: None, cache=out / "cache")
-    predict(folder / "run", [data], folder / "test", only="test", accelerator="cpu")
-    return judge_folder(folder / "test", data), steps
+def train_chiasm(task: Task) -> tuple[int, float]:
+    """Train as the command does, all cases of the task but those that are tested."""
+    roles = [replace(case, split="train") for case in task.learning]
+    roles += [replace(case, split="test") for case in task.tested]
+    cohort = replace(find_cohort(task.learning[0].images["t1"].parents[1]), cases=tuple(roles))
+    steps = count_steps(task, cohort)
+    start = peers_konfai.seconds_used()
+    recipe = chiasm_recipe(task.seed, steps)
+    train(cohort, recipe, task.folder / "run", say=lambda _: None, cache=task.out / "cache", threads=1)
+    return steps, peers_konfai.seconds_used() - start
 
 
-def by_monai(data: Path, others: Sequence[str], tested: Sequence[str], seed: int, seconds: float) -> tuple[Scores, int]:
-    """Train MONAI's network on all other cases, and judge those that are tested."""
-    net, steps = train_monai([read_scan(data, case) for case in others], seconds, seed)
-    scans = {case: read_scan(data, case) for case in tested}
-    made = {case: predict_monai(net, scan) for case, scan in scans.items()}
-    return {case: judge(made[case], scan.truth, scan.brain, scan.lesion) for case, scan in scans.items()}, steps
+def predict_chiasm(task: Task, cases: Sequence[Case], average: str = "auto") -> list[Image]:
+    """Predict as the command does."""
+    predictor = load(task.folder / "run", accelerator="cpu")
+    return [predictor.predict(case.images["t1"], average=average).image.array.astype(float) for case in cases]
 
 
-def by_lookup(data: Path, others: Sequence[str], tested: Sequence[str]) -> tuple[Scores, int]:
-    """Fit a look-up to all other cases, and judge those that are tested."""
-    table = fit_lookup([read_scan(data, case) for case in others])
-    scans = {case: read_scan(data, case) for case in tested}
-    return {case: judge(table(scan), scan.truth, scan.brain, scan.lesion) for case, scan in scans.items()}, 0
+def learn_monai(task: Task) -> tuple[int, float]:
+    """Train MONAI's network and keep its weights."""
+    start = peers_konfai.seconds_used()
+    net, steps = train_monai([read_scan(case) for case in task.learning], task.seconds, task.seed)
+    torch.save(net.state_dict(), task.folder / "monai.pt")
+    return steps, peers_konfai.seconds_used() - start
 
 
-def judged(path: Path, make: Callable[[], tuple[Scores, int]]) -> tuple[Scores, int]:
-    """Return what was judged before, or judge it now."""
+def show_monai(task: Task, cases: Sequence[Case]) -> list[Image]:
+    """Predict with the weights that were kept."""
+    from monai.networks.nets import BasicUNet
+
+    net = BasicUNet(spatial_dims=2, in_channels=3, out_channels=1)
+    net.load_state_dict(torch.load(task.folder / "monai.pt", weights_only=True))
+    return [predict_monai(net.eval(), read_scan(case)) for case in cases]
+
+
+def learn_konfai(task: Task) -> tuple[int, float]:
+    """Train KonfAI's network with its own command."""
+    known = task.out / f"cost-konfai-{task.seed}.json"
+    return peers_konfai.learn(task.learning, task.seed, task.seconds, task.folder, known)
+
+
+def look_up(task: Task, cases: Sequence[Case]) -> list[Image]:
+    """Fit a look-up, which takes a moment, and predict."""
+    table = fit_lookup([read_scan(case) for case in task.learning])
+    return [table(read_scan(case)) for case in cases]
+
+
+class Tool(NamedTuple):
+    """How a tool learns and predicts; `folder` is shared by two that differ in the prediction alone."""
+
+    folder: str
+    learn: Callable[[Task], tuple[int, float]]
+    predict: Callable[[Task, Sequence[Case]], list[Image]]
+
+
+TOOLS: Mapping[str, Tool] = {
+    "chiasm": Tool("chiasm", train_chiasm, predict_chiasm),
+    "chiasm, one pass": Tool("chiasm", train_chiasm, lambda task, cases: predict_chiasm(task, cases, "none")),
+    "MONAI BasicUNet": Tool("monai", learn_monai, show_monai),
+    "KonfAI UNet": Tool("konfai", learn_konfai, lambda task, cases: peers_konfai.predict(task.folder, cases)),
+    "look-up": Tool("look-up", lambda _: (0, 0.0), look_up),
+}
+
+
+def learn(tool: Tool, task: Task) -> dict[str, float]:
+    """Return steps and seconds of a training, which is done now or was done before."""
+    path = task.folder / "learnt.json"
     if not path.exists():
-        path.write_text(json.dumps(make()))
-    scores, steps = json.loads(path.read_text())
-    return scores, steps
+        task.folder.mkdir(parents=True, exist_ok=True)
+        steps, seconds = tool.learn(task)
+        path.write_text(json.dumps({"steps": steps, "seconds": seconds}))
+    found: dict[str, float] = json.loads(path.read_text())
+    return found
 
 
-class Fold(NamedTuple):
-    """Which subject or pair is tested, the seed of all trainings, and the seconds that each may take."""
+def scores_of(image: Image, case: Case) -> dict[str, float]:
+    """Judge an image; its lesions where the case has labels."""
+    scan = read_scan(case)
+    if case.labels is not None:
+        return {name: float(score) for name, score in judge(image, scan.truth, scan.brain, scan.lesion).items()}
+    fitted, true = fit(image, scan.truth, scan.brain)
+    return {"brain": float(np.abs(fitted - true)[scan.brain].mean()), "WT": math.nan, "kept": math.nan}
 
-    fold: int
-    seed: int
-    seconds: float
-    pairs: bool
 
-
-def run_fold(data: Path, out: Path, methods: Sequence[str], asked: Fold) -> list[dict[str, object]]:
-    """Train every tool on a fold, and judge it on the subject that is tested."""
-    fold, seed, seconds, pairs = asked
-    cases = find_cohort(data).cases
-    if pairs:
-        tested = tuple(sorted(case.id for case in cases)[2 * fold : 2 * fold + 2])
-    else:
-        tested = make_split(cases, folds="auto", fold=fold, validation=0.2, seed=0).test
-    others = [case.id for case in cases if case.id not in tested]
-    tools: dict[str, Callable[[], tuple[Scores, int]]] = {
-        f"chiasm {name}": partial(by_chiasm, name, data, out, fold, seed, seconds) for name in methods
-    }
-    tools["MONAI BasicUNet"] = partial(by_monai, data, others, tested, seed, seconds)
-    tools["look-up"] = partial(by_lookup, data, others, tested)
-    rows: list[dict[str, object]] = []
-    for tool, make in tools.items():
-        scores, steps = judged(out / f"{tool.replace(' ', '-')}-{fold}-{seed}.json", make)
-        named = {"tool": tool, "fold": fold, "seed": seed, "steps": steps}
-        rows += [{**named, "case": case, **found} for case, found in scores.items()]
+def run_task(name: str, task: Task, unseen: Sequence[Case], fold: int) -> list[Row]:
+    """Train a tool, or take the training of before, and judge it on cases that it did not see."""
+    notes, rows = learn(TOOLS[name], task), []
+    for cohort, cases in (("tested", task.tested), ("unseen", unseen)):
+        path = task.folder / f"{name.replace(' ', '-')}-{cohort}.json"
+        if cases and not path.exists():
+            images = TOOLS[name].predict(task, cases)
+            path.write_text(json.dumps([scores_of(image, case) for case, image in zip(cases, images, strict=True)]))
+        scored = json.loads(path.read_text()) if cases else []
+        for case, scores in zip(cases, scored, strict=True):
+            named = {"tool": name, "fold": fold, "seed": task.seed, "cohort": cohort, "case": case.id}
+            rows.append({**named, "site": case.site or "", **notes, **scores})
     return rows
 
 
+def lay_alike(case: Case, like: Case, folder: Path) -> Case:
+    """Copy a case with its axes in the order and direction of another, as plain tools expect them."""
+
+    def copied(path: Path) -> Path:
+        image = nibabel.load(path)
+        axes = io_orientation(nibabel.load(like.images["t1"]).affine)
+        nibabel.save(image.as_reoriented(ornt_transform(io_orientation(image.affine), axes)), folder / path.name)
+        return folder / path.name
+
+    folder.mkdir(parents=True, exist_ok=True)
+    images = {name: copied(case.images[name]) for name in ("t1", "t2")}
+    return replace(case, images=images, labels=None if case.labels is None else copied(case.labels))
+
+
 def main() -> None:
-    """Train and judge all tools on all folds, and print a table."""
+    """Train and judge all tools on all folds, and print tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--methods", nargs="*", default=["l2"])
-    parser.add_argument("--seconds", type=float, default=120.0)
-    parser.add_argument("--folds", type=int, nargs="*", default=[0])
-    parser.add_argument("--seeds", type=int, nargs="*", default=[0])
-    parser.add_argument("--pairs", action="store_true")
+    parser.add_argument("--tools", nargs="*", default=list(TOOLS), choices=list(TOOLS), metavar="TOOL")
+    parser.add_argument("--seconds", type=float, default=330.0)
+    parser.add_argument("--folds", type=int, nargs="*", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
+    parser.add_argument("--unseen", type=Path, nargs="*", default=[])
     asked = parser.parse_args()
-    if asked.pairs and asked.methods:
-        parser.error("--pairs leaves chiasm out: give --methods without a name")
     torch.set_num_threads(1)
-    data, out = asked.data, asked.out
-    out.mkdir(parents=True, exist_ok=True)
-    rows = [
-        row
-        for seed in asked.seeds
-        for fold in asked.folds
-        for row in run_fold(data, out, asked.methods, Fold(fold, seed, asked.seconds, asked.pairs))
-    ]
-    write_rows(out / "peers.csv", FIELDS, rows)
-    print_table("tool", rows)
+    cases = sorted(find_cohort(asked.data).cases, key=lambda case: case.id)
+    others = [case for folder in asked.unseen for case in find_cohort(folder).cases]
+    unseen = [lay_alike(case, cases[0], asked.out / "unseen" / case.id) for case in others]
+    why = peers_konfai.missing()
+    absent = {} if why is None else {"KonfAI UNet": why}
+    rows: list[Row] = []
+    for seed in asked.seeds:
+        for name in (tool for tool in asked.tools if tool not in absent):
+            for fold in asked.folds:
+                tested = cases[2 * fold : 2 * fold + 2]
+                learning = [case for case in cases if case not in tested]
+                folder = asked.out / f"{TOOLS[name].folder}-{fold}-{seed}"
+                task = Task(learning, tested, seed, asked.seconds, asked.out, folder)
+                rows += run_task(name, task, unseen, fold)
+    write_rows(asked.out / "peers.csv", FIELDS, rows)
+    print_tables(rows, absent)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,8 @@ from peers import Scan, fit_lookup, predict_monai, read_scan, scan_of, train_mon
 from scipy.ndimage import gaussian_filter, shift, uniform_filter1d
 from scipy.stats import bootstrap
 
+from chiasm.cohorts.cases import Case
+from chiasm.cohorts.discovery import find_cohort
 from chiasm.cohorts.splits import read_splits
 from chiasm.prediction.folders import Predictor, load
 from chiasm.prediction.model_files import list_parts
@@ -99,17 +101,17 @@ def harmed(source: Image, harm: str, level: float) -> Image:
     return np.where(kept, worse, 0)
 
 
-def cases_of(part: Path) -> tuple[Sequence[str], Sequence[str]]:
+def cases_of(part: Path, data: Path) -> tuple[Sequence[Case], Sequence[Case]]:
     """Return the cases that a model learnt from, and those that it never saw."""
-    split = read_splits(part / "splits.json").split
-    return split.train, split.validation
+    split, cases = read_splits(part / "splits.json").split, {case.id: case for case in find_cohort(data).cases}
+    return [cases[name] for name in split.train], [cases[name] for name in split.validation]
 
 
 def monai_of(part: Path, data: Path, out: Path, seconds: float) -> torch.nn.Module:
     """Return MONAI's network for the cases of a part, trained now or before."""
     path = out / f"monai-{part.name}.pt"
     if not path.exists():
-        net, steps = train_monai([read_scan(data, case) for case in cases_of(part)[0]], seconds, 0)
+        net, steps = train_monai([read_scan(case) for case in cases_of(part, data)[0]], seconds, 0)
         torch.save({"net": net.state_dict(), "steps": steps}, path)
     net = BasicUNet(spatial_dims=2, in_channels=3, out_channels=1)
     net.load_state_dict(torch.load(path, weights_only=True)["net"])
@@ -141,19 +143,19 @@ class Tools(NamedTuple):
 
 def rows_of(part: Path, data: Path, out: Path, seconds: float) -> Iterator[Row]:
     """Predict and judge the subjects that a part never saw, with every tool and every harm."""
-    learnt, unseen = cases_of(part)
-    table = fit_lookup([read_scan(data, case) for case in learnt])
+    learnt, unseen = cases_of(part, data)
+    table = fit_lookup([read_scan(case) for case in learnt])
     tools = Tools(load(part, accelerator="cpu"), monai_of(part, data, out, seconds), table)
     levels = [UNHARMED, *((harm, level) for harm, (_, some, _) in HARMS.items() for level in some)]
     for case in unseen:
-        path, scan = data / case / f"{case}_t1.nii.gz", read_scan(data, case)
+        path, scan = case.images["t1"], read_scan(case)
         plain = read(path)
         for harm, level in levels:
             source = harmed(plain, harm, level)
             inside = scan.brain & (source > 0)  # which still holds signal
             for tool, (made, expected) in zip(TOOLS, tools.images(source, path, scan), strict=True):
                 scores = judge(made, scan.truth, inside, scan.lesion)
-                row = {"tool": tool, "harm": harm, "level": level, "case": case}
+                row = {"tool": tool, "harm": harm, "level": level, "case": case.id}
                 told = "" if expected is None else float(expected[inside].mean())
                 yield row | {name: float(score) for name, score in scores.items()} | {"expected": told}
 
