@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import csv
+import io
 import math
 import re
 import shutil
@@ -14,13 +16,17 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from matplotlib import colormaps
+from matplotlib.image import imread
 
 import fake_slurm
 from chiasm.cli import main
 from chiasm.cohorts.splits import count_subjects, read_splits
 from chiasm.errors import ChiasmError, RecipeError, RunError
-from chiasm.evaluation.predictions import score_folder
+from chiasm.evaluation.loading import load_case
+from chiasm.evaluation.predictions import open_predictions, score_folder
 from chiasm.evaluation.rows import read_evaluation
+from chiasm.evaluation.scoring import reporting_unit
 from chiasm.runners import RUNNERS, Lost, Runner, find_runner
 from chiasm.storage import read_json, read_toml, write_json, write_toml
 from chiasm.studies.jobs import content_of, find_cases, list_jobs
@@ -150,6 +156,33 @@ def test_the_pages_are_made_again_from_files_alone(finished: tuple[Path, Path, D
         report(tmp_path)
 
 
+def test_each_case_is_shown_with_the_difference_of_errors_and_the_weight_of_the_attention(
+    finished: tuple[Path, Path, Done],
+) -> None:
+    path, out, done = finished
+    page, label = done.report.read_text(), "error of A7 minus error of A1; blue = A7 better"
+    cohort, notes = find_cases(read_study(path), out), read_json(out / "study.json")
+    jobs = {job["arm"]: out / job["folder"] / "predictions" for job in notes["jobs"] if job["seed"] == 0}
+    bar = re.search(r"<span>−([\d.]+)</span><span>SD</span><span>([\d.]+)</span>", page)
+    assert cohort is not None and bar is not None and bar[1] == bar[2]  # zero is white
+    for case in {row.case for row in done.rows}:
+        for name in ("source", "real", "synthetic, A7", "synthetic, A1", label, "weight F of A7"):
+            assert len(re.findall(f'alt="{name}, axial slice \\d+ of {case}"', page)) == 1
+        picture = re.search(f'base64,([^"]+)" alt="{label}, axial slice (\\d+) of {case}"', page)
+        assert picture is not None
+        errors = {}
+        for arm in ("A7", "A1"):
+            folder = open_predictions(jobs[arm])
+            entry = next(entry for entry in folder.manifest.cases if entry.case == case)
+            one = load_case(folder, entry, cohort, with_labels=False, naive=False)
+            errors[arm] = np.abs(one.prediction - one.target) / reporting_unit(folder.plan)[1]
+        inside = one.mask[:, :, int(picture[2]) - 1]
+        difference = (errors["A7"] - errors["A1"])[:, :, int(picture[2]) - 1][inside]
+        wanted = colormaps["RdBu_r"](np.clip(0.5 + difference / (2 * float(bar[1])), 0, 1), bytes=True)
+        shown = (255 * imread(io.BytesIO(base64.b64decode(picture[1])))).round().astype(np.uint8)
+        assert sorted(map(tuple, shown[shown[..., 3] > 0])) == sorted(map(tuple, wanted))  # a better A7 is blue
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("place", "value"),
@@ -228,7 +261,7 @@ def test_the_page_in_a_browser_sorts_leads_to_its_cases_and_needs_no_network(
                 assert known == sorted(known, reverse=way < 0) and shown[: len(known)] == known
             sorted_columns += 1
     assert sorted_columns > 10
-    names = page.locator('a[href^="cases/"]').all_inner_texts()
+    names = page.locator('ul a[href^="cases/"]').all_inner_texts()
     assert len(names) == len({row.case for row in finished[2].rows})
     for figure in page.locator("figure.plot svg").all():
         box = figure.bounding_box()
@@ -429,6 +462,8 @@ def test_a_simulated_cohort_is_written_into_the_study_and_its_jobs_are_known_bef
     assert not (tmp_path / "out").exists() and before[-1].startswith("2 jobs, 0 done")
     done = study(path, tmp_path / "out")
     assert not done.failed and len(list((tmp_path / "out" / "cohort").glob("PHANTOM_*"))) == 3
+    page = done.report.read_text()
+    assert "No weight F is shown, since A1 has no attention." in page and "minus error of" not in page  # of one arm
     after = describe_jobs(path, tmp_path / "out")[:-1]
     assert [line.split()[2] for line in after] == [l.split()[3] for l in before[:-1]]
 

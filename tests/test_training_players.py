@@ -218,6 +218,10 @@ def test_the_table_of_methods_tells_weights_papers_and_needs() -> None:
     assert "256" in rows["pix2pix"].needs and "global discriminator" in rows["pix2pix"].needs
     assert "lesion labels" in rows["C3"].needs and "3D" in rows["fcn3d"].needs
     assert rows["A7"].needs == "global and local discriminators"
+    halvings = ((2, 16), (16, 32), (32, 64), (64, 64))  # 4 x 4 of the global one, then a unit with a bias
+    by_hand = sum(16 * before * after + after for before, after in halvings) + 64 + 1
+    assert rows["A3"].discriminators == by_hand == rows["A7"].discriminators - rows["A5"].discriminators
+    assert rows["A1"].discriminators == 0
     assert rows["han"].needs.startswith("2D; ") and rows["fcn8"].needs.startswith("2D; ")
 
 
@@ -259,6 +263,7 @@ def test_the_command_lists_every_method_once_under_a_heading(capsys: pytest.Capt
     assert places == sorted(places)
     for method in METHODS.values():
         assert told.count(f"\n  {method.title} ") == 1, method.title
+    assert "10,585 of discriminators" in " ".join(told.split())  # of A3: (2, 8), (8, 16), (16, 32), counted as above
     for name in STARTS:
         assert find_method(name) and f"--method {name}: " in told
 

@@ -341,6 +341,20 @@ def errors_on_grid(
     return _on_source_grid(_in_target_units(taken(errors, prepared.mask), prepared, plan), prepared, grid)
 
 
+def values_on_grid(values: NDArray[np.floating], prepared: PreparedSource, grid: Geometry) -> NDArray[np.float32]:
+    """Lay a map of a prepared case out on the source's grid.
+
+    Args:
+        values: On the prepared grid, shape (I, J, K).
+        prepared: The case that they are of.
+        grid: Where the source lies.
+
+    Returns:
+        Undefined outside the prepared mask.
+    """
+    return _on_source_grid(taken(values, prepared.mask), prepared, grid)
+
+
 def _in_target_units(
     errors: NDArray[np.floating], prepared: PreparedSource, plan: Plan, out: NDArray[np.float32] | None = None
 ) -> NDArray[np.float32]:

@@ -164,31 +164,56 @@ def cut_case(case: GalleryCase, starts: Sequence[int] = (0, 0, 0), shape: Sequen
         shape: Of the whole volume; None where it is not a part.
     """
     volumes, looks = _columns(case)
-    box = _box(case.mask)
-    planes: list[CutPlane] = []
-    slices: dict[str, NDArray[Any]] = {}
-    for name, axis in PLANES.items():
-        index = _most_instructive(case, axis)
-        size = [side.stop - side.start for side in box]
-        up = 3 - axis  # I runs across, J (axial) or K (coronal) runs up
-        spacing = case.spacing_mm[0], case.spacing_mm[up]
-        depth = (shape or case.mask.shape)[axis]
-        planes.append(CutPlane(name, index + starts[axis], depth, (size[0], size[up]), spacing))
-        cut = {label: _slice(volume, axis, index, box) for label, volume in volumes.items()}
-        if case.real is not None:
-            cut["|error|"] = np.abs(np.subtract(cut["synthetic"], cut["real"], dtype=np.float32))
-        slices |= {f"{name} {label}": values for label, values in cut.items()}
+    planes, slices = cut_slices(volumes, case.spacing_mm, starts=starts, shape=shape)
+    if case.real is not None:
+        for plane in planes:
+            made, real = (slices[f"{plane.name} {label}"] for label in ("synthetic", "real"))
+            slices[f"{plane.name} |error|"] = np.abs(np.subtract(made, real, dtype=np.float32))
     return CutCase(
         case.case,
         case.unit,
         case.caption,
         looks,
-        tuple(planes),
+        planes,
         _error_range(case),
         tuple(_missing(case)),
         slices,
         _errors_by_region(case),
     )
+
+
+def cut_slices(
+    volumes: Mapping[str, NDArray[Any]],
+    spacing_mm: tuple[float, float, float],
+    *,
+    names: Iterable[str] = PLANES,
+    starts: Sequence[int] = (0, 0, 0),
+    shape: Sequence[int] | None = None,
+) -> tuple[tuple[CutPlane, ...], dict[str, NDArray[Any]]]:
+    """Cut the slices that show most of the lesion inside the mask, or the middle of the mask, around its box.
+
+    Args:
+        volumes: By name, on one grid in RAS order, shape (I, J, K) each; "mask" is among them, "lesion" may be.
+        spacing_mm: Between voxel centres along I, J and K.
+        names: Of the planes.
+        starts: Where the volumes begin in the whole ones, in voxels.
+        shape: Of the whole ones; None where these are no part.
+
+    Returns:
+        The planes, and "axial real" and so on to a slice as a picture lies, shape (rows, columns).
+    """
+    mask, lesion = volumes[MASK], volumes.get(LESION)
+    box = _box(mask)
+    size = [side.stop - side.start for side in box]
+    planes: list[CutPlane] = []
+    slices: dict[str, NDArray[Any]] = {}
+    for name in names:
+        axis = PLANES[name]
+        index, up = _most_instructive(mask, lesion, axis), 3 - axis  # I runs across, J (axial) or K (coronal) runs up
+        place, depth = index + starts[axis], (shape or mask.shape)[axis]
+        planes.append(CutPlane(name, place, depth, (size[0], size[up]), (spacing_mm[0], spacing_mm[up])))
+        slices |= {f"{name} {label}": _slice(volume, axis, index, box) for label, volume in volumes.items()}
+    return tuple(planes), slices
 
 
 def _columns(case: GalleryCase) -> tuple[dict[str, NDArray[Any]], tuple[PictureColumn, ...]]:
@@ -205,7 +230,7 @@ def _columns(case: GalleryCase) -> tuple[dict[str, NDArray[Any]], tuple[PictureC
     }
     volumes = {name: volume for name, volume in named.items() if volume is not None}
     looks = [
-        PictureColumn("source", _source_window(case), "gray", "own units"),
+        PictureColumn("source", source_window(case.source, case.mask), "gray", "own units"),
         PictureColumn("real", case.window, "gray", unit),
         PictureColumn("synthetic", case.window, "gray", unit),
         PictureColumn("|error|", None, "inferno", unit, inside=True),
@@ -264,13 +289,13 @@ def _box(mask: NDArray[np.bool_]) -> Box:
     return grown(box_of(filled), MARGIN, (1, 1, 1), mask.shape)
 
 
-def _most_instructive(case: GalleryCase, axis: int) -> int:
+def _most_instructive(mask: NDArray[np.bool_], lesion: NDArray[np.bool_] | None, axis: int) -> int:
     """Choose the slice with most of the lesion inside the mask, else the one in the middle of the mask."""
     others = tuple({0, 1, 2} - {axis})
-    if case.lesion is not None and (lesion := case.lesion & case.mask).any():
-        return int(np.argmax(np.count_nonzero(lesion, axis=others)))
-    below = np.cumsum(np.count_nonzero(case.mask, axis=others))
-    return int(np.searchsorted(below, below[-1] / 2)) if below[-1] else int(case.mask.shape[axis]) // 2
+    if lesion is not None and (labelled := lesion & mask).any():
+        return int(np.argmax(np.count_nonzero(labelled, axis=others)))
+    below = np.cumsum(np.count_nonzero(mask, axis=others))
+    return int(np.searchsorted(below, below[-1] / 2)) if below[-1] else int(mask.shape[axis]) // 2
 
 
 def _slice(volume: NDArray[Any], axis: int, index: int, box: Box) -> NDArray[Any]:
@@ -279,9 +304,9 @@ def _slice(volume: NDArray[Any], axis: int, index: int, box: Box) -> NDArray[Any
     return np.ascontiguousarray(volume[place][::-1, ::-1].T)  # (I, J or K) -> (rows, columns)
 
 
-def _source_window(case: GalleryCase) -> tuple[float, float]:
+def source_window(source: NDArray[Any], mask: NDArray[np.bool_]) -> tuple[float, float]:
     """Show the source between two quantiles inside the mask; it has its own contrast."""
-    inside = _sample(case.source, case.mask if case.mask.any() else np.ones_like(case.mask))
+    inside = _sample(source, mask if mask.any() else np.ones_like(mask))
     low, high = np.quantile(inside, SOURCE_WINDOW).tolist()
     return rising(low, high)
 

@@ -21,6 +21,7 @@ from chiasm.evaluation.statistics import Comparison, MethodSummary, stays_within
 from chiasm.reports.curves import describe_health, draw_curves
 from chiasm.reports.drawing import show_metric
 from chiasm.reports.pages import TONE_OF, PageSection, Remark, render_page
+from chiasm.reports.study_cases import CasePanes
 from chiasm.reports.study_plots import HEALTHY, draw_forest, draw_maps, draw_trade_off
 from chiasm.reports.tables import (
     NO_NUMBER,
@@ -64,6 +65,7 @@ class Findings:
         warnings: What must be read first.
         paragraph: Of a paper's methods section, to paste.
         cases: Case id -> its page, relative to the report.
+        panes: Pictures of some cases side by side, or None.
     """
 
     title: str
@@ -79,6 +81,7 @@ class Findings:
     warnings: Sequence[str]
     paragraph: str
     cases: Mapping[str, str]
+    panes: CasePanes | None = None
 
     @property
     def declared(self) -> list[Comparison]:
@@ -162,10 +165,15 @@ def list_sections(found: Findings) -> list[PageSection]:
         PageSection("lesions", "Lesions", "Lesion by lesion", lesions),
         PageSection("expected_error", "Expected error", "Does the map show where the error is?", expected_error),
         PageSection("training", "Training", "Training, and the health of both discriminators", training),
-        PageSection("cases", "Cases", "Case by case", found.cases, "No pages of single cases were made."),
+        PageSection("cases", "Cases", "Case by case", _show_cases(found), "No pages of single cases were made."),
         PageSection("methods", "Methods", "A paragraph for your methods section", found.paragraph),
         PageSection("sheet", "Data sheet", "Data sheet", sheet),
     ]
+
+
+def _show_cases(found: Findings) -> dict[str, Any]:
+    """Return pictures of cases and links to their pages; nothing where there are none."""
+    return {"panes": found.panes, "pages": found.cases} if found.cases else {}
 
 
 def find_non_inferiority(found: Findings) -> list[Comparison]:

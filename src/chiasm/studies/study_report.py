@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from chiasm import __version__
-from chiasm.cohorts.cases import grouped
+from chiasm.cohorts.cases import Cohort, grouped
 from chiasm.cohorts.splits import count_subjects, read_splits
 from chiasm.errors import RunError
 from chiasm.evaluation.loading import PredictionFolder
@@ -32,11 +32,13 @@ from chiasm.reports.evaluation import report_evaluation
 from chiasm.reports.evaluation_cases import PAGES, CasePages, predicted_cases, write_cases
 from chiasm.reports.evaluation_folder import ASKED, REGISTERED
 from chiasm.reports.registration import report_registered
+from chiasm.reports.study_cases import CasePanes, ModelInputs, ShownMethod, show_cases
 from chiasm.reports.study_digest import write_digest
 from chiasm.reports.study_page import Findings, write_findings
 from chiasm.reports.study_plots import HEALTHY
 from chiasm.reports.tables import as_text, cases_of, recipe_facts
 from chiasm.storage import read_facts, read_toml
+from chiasm.studies.jobs import find_cases
 from chiasm.studies.notes import AGAIN, NOTES, NotedCase, NotedJob, StudyNotes, read_notes
 from chiasm.studies.study_file import Study, alignment_of, data_folder, reference_folder
 from chiasm.studies.work import LOCKED, JobOutcome
@@ -80,6 +82,7 @@ def write_study_report(folder: Path, *, pages: int = PAGES, whole: bool = False)
     write_table(folder / "statistics.csv", comparisons)
     write_table(folder / "summary.csv", summaries)
     shown = _shown_training(notes)
+    links, panes = _show_cases(notes, rows, folder, CasePages(pages, whole))
     found = Findings(
         title=f"{' + '.join(study.sources)} to {study.target}: {', '.join(study.arms)}",
         rows=rows,
@@ -93,7 +96,8 @@ def write_study_report(folder: Path, *, pages: int = PAGES, whole: bool = False)
         facts=_facts(notes, root, root / shown.folder, rows),
         warnings=_warnings(notes, rows, root),
         paragraph=_methods(study, len(notes.people(cases_of(rows))), _fold_facts(notes, root)),
-        cases=_write_case_pages(notes, rows, folder, CasePages(pages, whole)),
+        cases=links,
+        panes=panes,
     )
     report = write_findings(folder / "report.html", found)
     write_digest(folder, found)
@@ -166,14 +170,19 @@ def report(folder: Path, *, pages: int = PAGES, whole: bool = False) -> Path:
     )
 
 
-def _write_case_pages(notes: StudyNotes, rows: Sequence[Row], folder: Path, pages: CasePages) -> dict[str, str]:
-    """Write the pages of single cases of the arm under assessment, if their predictions and data are still there.
+def _show_cases(
+    notes: StudyNotes, rows: Sequence[Row], folder: Path, pages: CasePages
+) -> tuple[dict[str, str], CasePanes | None]:
+    """Write pages of single cases of the arm under assessment, and show some beside the arms that it is compared with.
 
     Args:
         notes: Of the study.
         rows: Of all arms.
         folder: Where pages go: the study's, or its `locked` one.
         pages: How many, and what they show.
+
+    Returns:
+        Case id to the address of its page, and rows of pictures; nothing if predictions or data are gone.
     """
     study, root, arm = notes.study, _root_of(folder), _assessed_arm(notes)
     mine = [row for row in rows if row.method == arm]
@@ -181,10 +190,29 @@ def _write_case_pages(notes: StudyNotes, rows: Sequence[Row], folder: Path, page
     reference = reference_folder(study, root)
     data = reference or data_folder(study, root)
     if not assessed or not data.exists():
-        return {}
+        return {}, None
     kept = root / "cache" / f"registered-{assessed[0].plan.registration}"
     cohort = open_reference(data, assessed, kept, register=alignment_of(reference), layout=study.layout).cohort
-    return write_cases(predicted_cases(assessed), cohort, mine, arm, folder, pages)[1]
+    links = write_cases(predicted_cases(assessed), cohort, mine, arm, folder, pages)[1]
+    return links, _show_panes(notes, rows, folder, cohort, list(links)) if links else None
+
+
+def _show_panes(
+    notes: StudyNotes, rows: Sequence[Row], folder: Path, cohort: Cohort, cases: Sequence[str]
+) -> CasePanes:
+    """Show cases of the arm under assessment beside the arms that it is compared with."""
+    study, root, arm = notes.study, _root_of(folder), _assessed_arm(notes)
+    named = {name: _open_first_seed(notes, name, folder) for name in (arm, *_other_arms(notes, arm))}
+    methods = [ShownMethod(name, folders) for name, folders in named.items() if folders]
+    given = None if study.reference is None else find_cases(study, root)
+    inputs = ModelInputs(cohort if given is None else given, are_aligned=given is None)
+    return show_cases(methods, cases, cohort, rows, inputs)
+
+
+def _other_arms(notes: StudyNotes, arm: str) -> list[str]:
+    """Name the arms that an arm is compared with; the first other one, if any, where nothing was declared of it."""
+    declared = dict.fromkeys(one.against for one in notes.study.declared if one.arm == arm)
+    return list(declared)[:MOST_OTHERS] or [other for other in notes.study.arms if other != arm][:1]
 
 
 def _open_first_seed(notes: StudyNotes, arm: str, folder: Path) -> list[PredictionFolder]:
@@ -362,4 +390,5 @@ def _pairs(arms: Sequence[str], declared: Sequence[Declared]) -> list[tuple[str,
 
 
 MAPS, OLD_MAPS = "expected-error", "reliability"  # folder of the scores of the maps; its name in version 0.1
+MOST_OTHERS = 2  # arms whose images are shown beside those of the assessed one
 COMPARED = ("mae", "ssim", "psnr")  # metrics that arms are compared by
