@@ -6,13 +6,14 @@ BIN := $(VENV)/bin
 .PHONY: setup demo test long lint fast coverage site wheel clean
 setup: $(VENV)/.ready
 
-# torch comes first: an unpinned torch would bring gigabytes of CUDA wheels.
+# torch comes first: an unpinned torch would bring gigabytes of CUDA wheels.  Python compiles what is imported, when it is:
+# all that is installed would take twice as long.
 # The last install also fetches NiiVue (hatch_build.py); without a network the case pages show still slices.
 $(VENV)/.ready: pyproject.toml constraints.txt hatch_build.py package-lock.json
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "chiasm needs Python 3.11 or newer; try make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet -c constraints.txt torch==2.13.0
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install --quiet --no-compile -c constraints.txt torch==2.13.0
+	$(BIN)/pip install --quiet --no-compile -c constraints.txt -e '.[dev]'
 	touch $@
 
 demo: setup

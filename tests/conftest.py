@@ -18,6 +18,9 @@ REAL = Path(os.environ.get("CHIASM_DATA", Path(__file__).parents[2] / "shared" /
 # What the engine `auto` is in tests and their processes: compiling costs tiny networks more than it saves.
 os.environ.setdefault("CHIASM_ENGINE", "torch")
 
+# No test outlives a power cut: what is written need not reach the disk.  Tests of this replace it themselves.
+os.fsync = lambda _: None
+
 CHROMIUM = Path("/usr/bin/chromium")
 SOFTWARE_GL = ("--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader")
 

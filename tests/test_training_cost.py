@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Literal
@@ -139,11 +140,16 @@ def test_memory_follows_patch_width_and_batch_but_not_steps(even_speed: None) ->
     assert forecast(ask(generator__widths=(16, 32, 64))).memory_mb - BASE_MB > 1.2 * base
 
 
+@cache
+def forecast_plain(network: str, side: int) -> Estimate:
+    return forecast(ask("A1", generator__network=network), side)
+
+
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "jcsc"])  # which is timed as it is learnt
 def test_no_arm_costs_less_than_nothing_and_discriminators_cost_more_than_none(even_speed: None, method: str) -> None:
     network = make_recipe(method).generator.network
     side = 256 if network == "pix2pix" else 64
-    found, plain = forecast(ask(method), side), forecast(ask("A1", generator__network=network), side)
+    found, plain = forecast(ask(method), side), forecast_plain(network, side)
     assert found.seconds_per_step > 0 and found.minutes > 0
     assert found.seconds_per_step >= plain.seconds_per_step * 0.85  # while critics learn alone, no generator pass back
     assert found.memory_mb >= plain.memory_mb > BASE_MB

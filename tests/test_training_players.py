@@ -24,6 +24,7 @@ from chiasm.studies.study_file import Study
 from chiasm.training.log import TrainingLog
 from chiasm.training.loop import collected_signals, make_fabric, validation_steps
 from chiasm.training.players import (
+    MethodRow,
     check_players,
     describe_methods,
     make_players,
@@ -281,9 +282,14 @@ def test_a_method_of_ones_own_is_listed_and_studied(monkeypatch: pytest.MonkeyPa
     assert study.in_words == {"A1": "L2", "Mine": "my own"}
 
 
+@pytest.fixture(scope="module")
+def described() -> dict[str, MethodRow]:
+    return {row.name: row for row in describe_methods("tiny")}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method", list(METHODS))
-def test_the_weights_told_are_those_of_the_networks(method: str, plan: Plan) -> None:
+def test_the_weights_told_are_those_of_the_networks(method: str, plan: Plan, described: dict[str, MethodRow]) -> None:
     asked = make_recipe(method, "tiny")
     flat = replace(
         plan,
@@ -295,7 +301,7 @@ def test_the_weights_told_are_those_of_the_networks(method: str, plan: Plan) -> 
     contexts = [stage > 0 for stage in range(asked.generator.stages)]
     stages = [make_players(asked, replace(flat, context=context), 0) for context in contexts]
     shipped = [*(players.generator for players in stages), *(one for one in [stages[-1].refiner] if one)]
-    row = {row.name: row for row in describe_methods("tiny")}[method]
+    row = described[method]
     assert row.weights == sum(weight.numel() for network in shipped for weight in network.parameters())
     beside = [
         one
@@ -311,9 +317,9 @@ def test_the_weights_told_are_those_of_the_networks(method: str, plan: Plan) -> 
     "method", ["srcnn", "unet", "fcn3d", "li-cnn", "context-gan", "context-gan-2", "strainet", "jcsc"]
 )
 def test_the_least_patch_that_is_told_is_taken_and_a_smaller_one_refused(
-    method: str, toy_cohort: Path, tmp_path: Path
+    method: str, toy_cohort: Path, tmp_path: Path, described: dict[str, MethodRow]
 ) -> None:
-    needs = {row.name: row.needs for row in describe_methods("tiny")}[method]
+    needs = described[method].needs
     least = int(re.findall(r"patches of (\d+) or more", needs)[0])
     assert plan_run(toy_cohort, recipe(method, data__patch=least), tmp_path / "least", say=str).plan.patch[0] == least
     with pytest.raises(RecipeError, match=r"patch"):

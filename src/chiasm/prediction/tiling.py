@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, product
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -90,21 +90,25 @@ def plan_tiles(shape: Sequence[int], *, tile: int, halo: int, multiple: int) -> 
     side = round_up(tile, multiple)
     with_halos = side + 2 * round_up(halo, multiple)
     most = math.prod(min(round_up(length, multiple), with_halos) for length in shape)
-    ways = [
-        [list(_cut(length, count, halo, multiple)) for count in range(1, 2 * math.ceil(length / side) + 1)]
-        for length in shape
-    ]
-    fitting = (axes for axes in product(*ways) if math.prod(map(_longest, axes)) <= most)
-    least = min(fitting, key=lambda axes: (math.prod(map(_total, axes)), max(map(_longest, axes))))
-    return [Tile(*map(tuple, zip(*pieces, strict=True))) for pieces in product(*least)]
+    ways = [_ways_to_cut(length, 2 * math.ceil(length / side), halo, multiple) for length in shape]
+    fitting = (cuts for cuts in product(*ways) if math.prod(cut.longest for cut in cuts) <= most)
+    least = min(fitting, key=lambda cuts: (math.prod(cut.total for cut in cuts), max(cut.longest for cut in cuts)))
+    return [Tile(*map(tuple, zip(*pieces, strict=True))) for pieces in product(*(cut.pieces for cut in least))]
 
 
-def _total(pieces: Sequence[Piece]) -> int:
-    return sum(stop - start for (start, stop), _ in pieces)
+class _AxisCut(NamedTuple):
+    """A way to cut an axis: its pieces, and how many voxels the longest piece and all pieces read."""
+
+    pieces: list[Piece]
+    longest: int
+    total: int
 
 
-def _longest(pieces: Sequence[Piece]) -> int:
-    return max(stop - start for (start, stop), _ in pieces)
+def _ways_to_cut(length: int, most: int, halo: int, multiple: int) -> list[_AxisCut]:
+    """Cut an axis into one piece, into two and so on up to `most`."""
+    ways = [list(_cut(length, count, halo, multiple)) for count in range(1, most + 1)]
+    reads = [[stop - start for (start, stop), _ in pieces] for pieces in ways]
+    return [_AxisCut(pieces, max(read), sum(read)) for pieces, read in zip(ways, reads)]
 
 
 def _cut(length: int, count: int, halo: int, multiple: int) -> Iterator[Piece]:
