@@ -79,6 +79,10 @@ def test_the_mean_error_is_what_numpy_makes_of_the_files(
     assert told.unit == "SD"
     if plan.target_kind in ("median_iqr", "zscore"):  # one slope, so one unit everywhere
         assert told.value == pytest.approx(error, rel=1e-4)
+    as_scanned = own.invert(plan.target_reference.apply(image))  # the prediction in the intensities of the real image
+    told = next(r for r in scored.rows if (r.case, r.method, r.region, r.metric) == (case, "A7", "mask", "mae_own"))
+    assert told.unit == "own units"
+    assert told.value == pytest.approx(np.abs(as_scanned - real)[mask].mean(), rel=1e-4)
 
 
 def test_beams_at_given_angles_are_rows_of_a_ct_and_refused_for_what_is_none(

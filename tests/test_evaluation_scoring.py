@@ -15,7 +15,7 @@ from scipy.ndimage import gaussian_filter
 from scipy.stats import spearmanr
 
 from chiasm.errors import ChiasmError, RecipeError, RunError
-from chiasm.evaluation.reference import Reference, compare_all
+from chiasm.evaluation.reference import OwnUnits, Reference, compare_all
 from chiasm.evaluation.rows import UNITS, Row, read_evaluation, write_evaluation
 from chiasm.evaluation.scoring import (
     ScoredImages,
@@ -29,7 +29,7 @@ from chiasm.evaluation.scoring import (
 )
 from chiasm.evaluation.summary import format_table, summarise
 from chiasm.metrics import conventions, voxelwise
-from chiasm.preparation.intensity import fit_intensity
+from chiasm.preparation.intensity import IntensityMap, fit_intensity
 
 SPACING = (1.0, 1.0, 2.0)
 RANGE = (0.0, 1000.0)
@@ -61,6 +61,24 @@ def evaluated(**changed: Any) -> list[Row]:
     made, is_ct = given.pop("prediction"), settings["unit"] == "HU"
     reference = Reference(**given, regions=regions, spacing_mm=SPACING, is_ct=is_ct)
     return evaluate_case(ScoredImages(made, reference, *maps), ScoreTerms(**settings))
+
+
+def test_errors_in_own_units_are_those_of_the_scan_by_hand_and_a_ct_has_none() -> None:
+    real = np.full((9, 9, 9), 100, np.float32)  # in the cohort's units, of which 100 is one of the scan's 10
+    cohort = IntensityMap("rank", (0.0, 100.0, 200.0), (0.0, 1.0, 2.0))
+    own = OwnUnits(cohort, IntensityMap("rank", (0.0, 10.0, 40.0), (0.0, 1.0, 2.0)))
+    made = real.copy()
+    made[:3] += 50  # half-way from 10 to 40: 15 too much
+    made[3:6] -= 50  # half-way from 0 to 10: 5 too little
+    found = {}
+    for units in (own, None):
+        reference = Reference(real, np.ones(real.shape, bool), SPACING, own=units)
+        found[units] = values(evaluate_case(ScoredImages(made, reference), ScoreTerms("a", RANGE, "SD")))
+    assert found[own]["mask", "mae"] == found[None]["mask", "mae"] == pytest.approx(100 / 3)
+    assert found[own]["mask", "mae_own"] == pytest.approx(20 / 3)
+    assert ("mask", "mae_own") not in found[None]
+    thrice = OwnUnits(cohort, IntensityMap("rank", (0.0, 30.0, 120.0), (0.0, 1.0, 2.0)))  # another gain of the scanner
+    assert Reference(real, real > 0, SPACING, own=thrice).own_errors(made.ravel()).mean() == pytest.approx(20)
 
 
 def values(rows: list[Row]) -> dict[tuple[str, str], float]:

@@ -17,6 +17,7 @@ from chiasm.cohorts.images import read_case_image, read_case_labels
 from chiasm.cohorts.labels import usable_labels
 from chiasm.errors import CohortError
 from chiasm.evaluation.kept import KeptImage, KeptPart, box_around, is_constant_beyond, laid_out
+from chiasm.evaluation.reference import OwnUnits
 from chiasm.evaluation.rows import MaskUse
 from chiasm.evaluation.scoring import harmonise
 from chiasm.prediction.baselines import Baselines
@@ -24,7 +25,7 @@ from chiasm.prediction.manifest import Entry, Manifest, check_files
 from chiasm.preparation.arrays import PreparedSource, prepare_source
 from chiasm.preparation.degradation import simulated, thick_mask
 from chiasm.preparation.fingerprint import known_of
-from chiasm.preparation.intensity import IntensityMap
+from chiasm.preparation.intensity import IntensityMap, fit_intensity
 from chiasm.preparation.plan import Plan
 from chiasm.volumes import Volume, check_pair, crop, read_volume, resample
 from chiasm.volumes.geometry import find_overlap
@@ -59,6 +60,7 @@ class EvaluationCase:
         deviation: Standard deviation of the images of several models in target units, or None.
         part: Where all this lies on the source's grid, if only a part was kept: beyond the mask, real image and
             prediction are the background.
+        own: The way back to the intensities of the real image; None of CT.
     """
 
     case: Case
@@ -75,6 +77,7 @@ class EvaluationCase:
     lacks: tuple[str, ...] = ()
     deviation: KeptImage | None = None
     part: KeptPart | None = None
+    own: OwnUnits | None = None
 
     @property
     def prediction(self) -> NDArray[np.float32]:
@@ -228,18 +231,23 @@ def _in_target_units(
     """Convert the images of a case to the cohort's target units, and add what a network saw and naive baselines."""
     mask, part = loaded.mask, loaded.part
     made, real = loaded.made, loaded.real
+    scan = own
+    if plan.target_unit != "HU":
+        scan = own or fit_intensity(real.inside(mask), None, plan.target_kind)
     if part is None:
-        real = KeptImage(harmonise(real.array, mask, plan, own))
+        real = KeptImage(harmonise(real.array, mask, plan, scan))
         made = made if own is None else KeptImage(harmonise(made.array, mask, plan, own))
     else:
         shown = crop(shown, part.box)
         shown = Volume(shown.array.copy(order="K"), shown.geometry)  # a view would keep the whole image
-        real = replace(real, array=harmonise(real.array, np.ones(real.array.shape, bool), plan))
+        real = replace(real, array=harmonise(real.array, np.ones(real.array.shape, bool), plan, scan))
     expected, deviation = (
         one if one is None or own is None else replace(one, array=one.array * _scale(own, plan))
         for one in (loaded.expected, loaded.deviation)
     )
-    return replace(loaded, made=made, real=real, expected=expected, deviation=deviation, source=shown, guesses=guesses)
+    units = None if scan is None else OwnUnits(plan.target_reference, scan)
+    loaded = replace(loaded, made=made, real=real, expected=expected, deviation=deviation, own=units)
+    return replace(loaded, source=shown, guesses=guesses)
 
 
 def _lacking(case: Case, plan: Plan) -> tuple[str, ...]:

@@ -348,6 +348,7 @@ def _reference_of(loaded: EvaluationCase, cohort: Cohort, plan: Plan, scoring: S
         beams=Beams(scoring.angles, grid.affine[:3, :3]) if scoring.angles else None,
         curve=scoring.curve,
         frame=frame,
+        own=loaded.own,
     )
     if frame is None and _is_of_mask(rules):
         return reference.cut_out(loaded.prediction, background)

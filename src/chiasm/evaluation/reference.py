@@ -20,6 +20,7 @@ from chiasm.heap import give_back
 from chiasm.metrics import conventions, edges, lesions, radiotherapy
 from chiasm.metrics.conventions import Places
 from chiasm.metrics.ssim import window_box
+from chiasm.preparation.intensity import IntensityMap
 
 EDGE_BAND_MM = 4.0
 EDGE_SHARE = 0.1  # of the mask's voxels: the target's steepest
@@ -51,6 +52,22 @@ class Beams(NamedTuple):
     matrix: NDArray[np.float64]
 
 
+class OwnUnits(NamedTuple):
+    """The way from the cohort's target units to the intensities of one real image.
+
+    Attributes:
+        cohort: The map of the training cohort.
+        scan: The map of the real image.
+    """
+
+    cohort: IntensityMap
+    scan: IntensityMap
+
+    def convert(self, values: NDArray[Any]) -> NDArray[np.float32]:
+        """Convert values in target units, of any shape."""
+        return self.scan.invert(self.cohort.apply(values))
+
+
 @dataclass(frozen=True, eq=False)
 class Reference:
     """What predictions of one case are scored against, all on one grid.
@@ -66,6 +83,7 @@ class Reference:
         beams: Of a CT, beams whose path lengths are compared beside those along the axes; None for none.
         curve: Of a CT, Hounsfield units and electron density relative to water.
         frame: Where the arrays lie in volumes that are one constant beyond the mask; None for whole volumes.
+        own: The way back to the intensities of the real image; None where those are the target's unit, as of CT.
 
     Raises:
         ValueError: If shapes differ.
@@ -81,6 +99,7 @@ class Reference:
     beams: Beams | None = None
     curve: radiotherapy.Curve = radiotherapy.THOMAS
     frame: ScoredBox | None = None
+    own: OwnUnits | None = None
 
     def __post_init__(self) -> None:
         same_shape(self.target, self.mask, *([] if self.labels is None else [self.labels]))
@@ -116,6 +135,18 @@ class Reference:
     def values(self) -> NDArray[Any]:
         """The target's values in the mask, shape (n,)."""
         return self.target[self.mask]
+
+    def own_errors(self, values: NDArray[Any]) -> NDArray[np.float32] | None:
+        """Return absolute errors in the real image's own intensities, of values in the mask; None where it has none."""
+        if self.own is None:
+            return None
+        difference: NDArray[np.float32] = self.own.convert(values) - self._own_values
+        return np.abs(difference, out=difference)
+
+    @cached_property
+    def _own_values(self) -> NDArray[np.float32]:
+        assert self.own is not None
+        return self.own.convert(self.values)
 
     @cached_property
     def attenuation(self) -> NDArray[np.float32]:

@@ -26,6 +26,7 @@ EACH_LESION = "each lesion"  # what they are called together in a summary
 #: Unit of each score; "" is the unit of the images, "/mm" that unit per mm, "1" none.
 UNITS: Mapping[str, str] = {
     "mae": "",
+    "mae_own": "own units",
     "mae_mu": "1/cm",
     "mae_density": "1",
     "path_error": "mm",

@@ -3,7 +3,9 @@
 The unit of everything is the training cohort's target unit: HU for CT; for
 magnetic resonance, whose gain is arbitrary, the *reference* is scaled to the
 training cohort's units with its own intensity map (`harmonise`), never the
-prediction, and errors are given in SDs of the training targets.
+prediction, and errors are given in SDs of the training targets.  The mean
+absolute error is given a second time in the intensities of the real image
+("mae_own"), which are not comparable between scanners.
 
 Errors of CT are given a second time in what PET needs it for: "mae_mu" is the mean
 absolute difference of linear attenuation coefficients at 511 keV, in 1/cm, at 120
@@ -28,10 +30,10 @@ from chiasm.evaluation.reference import ComparedPrediction, Reference, ScoredBox
 from chiasm.evaluation.rows import LEAST_LESION, UNITS, Row
 from chiasm.metrics import challenges, conventions, edges, lesions, radiotherapy, ranking, voxelwise
 from chiasm.prediction.baselines import NAMES
+from chiasm.preparation.intensity import IntensityMap, fit_intensity
 from chiasm.smoothing import REACH, smooth
 
 if TYPE_CHECKING:
-    from chiasm.preparation.intensity import IntensityMap
     from chiasm.preparation.plan import Plan
 
 MOST_SCALES_APART = 20.0  # between prediction and target: more is another unit, not an error
@@ -58,8 +60,6 @@ def harmonise(
     """
     if plan.target_unit == "HU":
         return target.astype(np.float32, copy=False)
-    from chiasm.preparation.intensity import fit_intensity
-
     own = own or fit_intensity(target, mask, plan.target_kind)
     seen = mask | (target != 0)
     harmonised = np.full_like(target, plan.target_background, np.float32)
@@ -314,15 +314,16 @@ def _score_regions(
     reference = part.reference
     x, y = part.values, reference.values
     expected, error = part.expected_values, part.error_values
-    as_ct: dict[str, NDArray[np.float32]] = {}
+    more: dict[str, NDArray[np.float32]] = {}
     if reference.is_ct:
-        as_ct["mae_mu"] = np.abs(attenuation(x) - reference.attenuation)
-        as_ct["mae_density"] = np.abs(part.density_error)
-    scores = {}
+        more["mae_mu"] = np.abs(attenuation(x) - reference.attenuation)
+        more["mae_density"] = np.abs(part.density_error)
+    own, scores = reference.own_errors(x), {}
     for region, places in reference.places.items():
         here = x[places], y[places]
-        found = conventions.value_scores(*here, steps.gradients[region], terms.width) | likenesses[region]
-        found |= {name: voxelwise.mean_or_nan(differences[places]) for name, differences in as_ct.items()}
+        first = {"mae": math.nan} | ({} if own is None else {"mae_own": voxelwise.mean_or_nan(own[places])})
+        found = first | conventions.value_scores(*here, steps.gradients[region], terms.width) | likenesses[region]
+        found |= {name: voxelwise.mean_or_nan(differences[places]) for name, differences in more.items()}
         if region in radiotherapy.TISSUES_HU:
             found["volume_ml"] = len(here[1]) * math.prod(reference.spacing_mm) / 1000
         if expected is not None:

@@ -48,6 +48,7 @@ class Metric(NamedTuple):
 
 METRICS = {
     "mae": Metric("MAE", "lower"),
+    "mae_own": Metric("MAE of the scan", "lower"),
     "mae_mu": Metric("MAE of mu", "lower"),
     "rmse": Metric("RMSE", "lower"),
     "mse": Metric("MSE", "lower"),

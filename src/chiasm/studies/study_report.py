@@ -137,7 +137,7 @@ def _read_map_scores(root: Path) -> Sequence[Row]:
 def _summaries(notes: StudyNotes, rows: Sequence[Row]) -> list[MethodSummary]:
     """Sum the rows up by region and metric, in the order of the tables."""
     regions = ["mask", HEALTHY, *notes.regions, "edges", *TISSUES_HU, "lesions"]
-    metrics = [*COMPARED, "rmse", "gradient_error", "recall", "false_lesions"]
+    metrics = ["mae", "mae_own", *COMPARED[1:], "rmse", "gradient_error", "recall", "false_lesions"]
     summaries = summarise_methods(rows, metrics=metrics, regions=regions, subjects=notes.subjects)
     return sorted(summaries, key=lambda one: (regions.index(one.region), metrics.index(one.metric)))
 
