@@ -26,7 +26,7 @@ IMAGE = "anat/{}_desc-synthetic_T2w.nii.gz"
 
 @pytest.fixture(scope="module")
 def raw(toy_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three subjects, the last with two sessions and without a target in the second."""
+    """Three subjects, one with another id in cohort.json, the last with two sessions, the second without a target."""
     root = tmp_path_factory.mktemp("bids")
     cases = find_cohort(toy_cohort).cases
     for number, (case, session) in enumerate(zip(cases, ("", "", "_ses-1", "_ses-2")), start=1):
@@ -38,6 +38,8 @@ def raw(toy_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     description = {"Name": "made", "BIDSVersion": "1.10.0", "DatasetType": "raw"}
     (root / "dataset_description.json").write_text(json.dumps(description))
     (root / "README").write_text("Made by a test.")
+    (root / "cohort.json").write_text('{"cases": {"sub-02": {"id": "sub-02-old", "subject": "P2"}}}')
+    (root / ".bidsignore").write_text("cohort.json")
     return root
 
 
@@ -81,7 +83,7 @@ def test_subjects_and_sessions_are_chosen_and_what_is_there_is_kept(
 ) -> None:
     words = ["bids", str(raw), str(tmp_path / "out"), "participant", "--run", str(finished_run)]
     first = CliRunner().invoke(app, [*words, "--participant-label", "03", "--session-label", "1"])
-    assert first.exit_code == 0 and "1 cases derived" in first.output
+    assert first.exit_code == 0 and "1 case derived" in first.output
     images = sorted((tmp_path / "out").rglob("*_desc-synthetic_T2w.nii.gz"))
     assert [path.name for path in images] == ["sub-03_ses-1_acq-mprage_desc-synthetic_T2w.nii.gz"]
     manifest = tmp_path / "out" / "predictions" / "sub-03_ses-1" / "predictions.json"
@@ -122,7 +124,7 @@ def test_models_that_do_not_agree_leave_nothing_behind(
 
 def test_a_group_is_scored_where_there_is_a_real_target(derived: Path, raw: Path) -> None:
     scored = derive_group(raw, derived)
-    assert {row.case for row in scored.rows} == {"sub-01", "sub-02", "sub-03_ses-1"}
+    assert {row.case for row in scored.rows} == {"sub-01", "sub-02-old", "sub-03_ses-1"}
     assert [problem.case for problem in scored.problems] == ["sub-03_ses-2"]
     assert (derived / "evaluation" / "report.html").is_file()
 

@@ -56,19 +56,6 @@ def verbs() -> list[str]:
     return [command.name or command.callback.__name__ for command in app.registered_commands if command.callback]
 
 
-@pytest.mark.slow
-def test_the_four_verbs_go_from_a_folder_to_a_report(tmp_path: Path) -> None:
-    data = write_brats(tmp_path / "data", 5)
-    found = chiasm("inspect", data)
-    assert found.returncode == 0 and "5 cases" in found.stdout
-    run, made, scored = tmp_path / "run", tmp_path / "made", tmp_path / "scored"
-    trained = here("train", data, "--source", "t1", "--target", "t2", "-o", run, "--size", "tiny", "--set", *SETTINGS)
-    assert trained.returncode == 0, trained.stderr
-    assert here("predict", run, data, "-o", made, "--only", "test").returncode == 0
-    done = here("evaluate", made, data, "-o", scored)
-    assert done.returncode == 0 and "lookup" in done.stdout and (scored / "report.html").exists()
-
-
 @pytest.mark.parametrize(
     ("words", "told"),
     [
@@ -96,6 +83,13 @@ def test_the_four_verbs_go_from_a_folder_to_a_report(tmp_path: Path) -> None:
         (["rate", "--read", "NOWHERE", "-o", "OUT"], "holds no key.csv"),
         (["demo", "--task", "pet-ct", "-o", "OUT"], "t1-t2"),
         (["phantom", "-o", "OUT", "--subjects", "0"], "subject"),
+        (["finetune", "DATA", "DATA", "-o", "OUT"], "holds no model"),
+        (["bids", "DATA", "OUT", "participant", "--run", "DATA"], "is not BIDS"),
+        (["convert", "DATA", "--to", "dicom", "-o", "OUT"], "konfai"),
+        (["export", "DATA", "--to", "onnx", "-o", "OUT"], "holds no model"),
+        (["view", "NOWHERE", "-o", "OUT"], "does not exist"),
+        (["models", "DATA"], "neither a training nor an evaluation"),
+        (["explain", "DATA"], "neither a training nor an evaluation"),
     ],
 )
 def test_a_mistake_ends_in_one_sentence_and_exit_2_with_nothing_half_written(
@@ -245,6 +239,33 @@ def test_a_shell_completes_verbs_options_methods_and_sizes(
     with pytest.raises(SystemExit):
         main([])
     assert offered in capsys.readouterr().out.split()
+
+
+@pytest.mark.parametrize("verb", verbs())
+def test_a_help_fits_80_columns(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert max(map(len, help_of(verb).splitlines())) <= 80
+
+
+def test_messages_are_broken_between_words_on_a_terminal_and_are_one_line_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    data = write_brats(tmp_path / f"a_long_name_{'x' * 80}", 3)
+
+    def lines(*words: str) -> list[str]:
+        with pytest.raises(SystemExit):
+            main(list(words))
+        return "".join(capsys.readouterr()).splitlines()
+
+    asked = ["inspect", str(data), "--source", "t1", "--target", "t2"]
+    whole, refused = lines(*asked), lines(*asked[:-1], "pet")
+    assert max(map(len, whole)) > 80 and len(refused) == 1
+    for stream in (sys.stdout, sys.stderr):
+        monkeypatch.setattr(stream, "isatty", lambda: True)
+    for before, broken in ((whole, lines(*asked)), (refused, lines(*asked[:-1], "pet"))):
+        assert [line for line in broken if len(line) > 80 and str(data) not in line] == []
+        assert " ".join(" ".join(broken).split()) == " ".join(" ".join(before).split())
 
 
 def commands(page: Path) -> str:

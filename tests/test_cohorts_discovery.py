@@ -475,7 +475,7 @@ def test_an_unknown_folder_says_what_was_found_and_what_is_known(tmp_path: Path)
     touch(tmp_path, "one.nii.gz", "notes.txt")
     error = refusal(tmp_path)
     assert error.reason == "unknown-layout"
-    assert error.found == "1 volumes such as one.nii.gz"
+    assert error.found == "1 volume such as one.nii.gz"
     assert all(name in str(error) for name in NAMES)
     assert "manifest.csv" in (error.hint or "")
     assert refusal(tmp_path / "nothing").reason == "not-found"
@@ -672,7 +672,7 @@ def test_inspection_measures_a_sound_case_and_finds_nothing_wrong(tmp_path: Path
     text = "\n".join(found.lines())
     for words in (
         "layout brats-2021",
-        "1 cases of 1 subjects",
+        "1 case of 1 subject",
         "t1 (1), t2 (1)",
         "16x17x18",
         "WT 0.6 ml",

@@ -131,7 +131,7 @@ def test_the_table_stands_beside_naive_baselines_and_the_report_stands_alone(sco
         assert word in table
     page = scored.report.read_text()
     assert "<html" in page and "http://" not in page.replace("http://www.w3.org", "") and 'src="data:image' in page
-    assert "only 2 cases" in page
+    assert "too few cases (2)" in page
 
 
 def test_pages_packed_while_scoring_are_those_made_from_files(

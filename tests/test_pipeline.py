@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import signal
 import subprocess
@@ -47,22 +48,36 @@ def files_below(folder: Path) -> dict[str, tuple[int, int]]:
     return {path.relative_to(folder).as_posix(): (path.stat().st_mtime_ns, path.stat().st_size) for path in found}
 
 
-def test_one_command_goes_from_scans_to_a_report_and_then_answers_at_once(
-    toy_cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def quickstart() -> list[list[str]]:
+    """The words of each command that the quickstart goes through step by step."""
+    page = (Path(__file__).parents[1] / "docs" / "quickstart.md").read_text().partition("step by step")[2]
+    return [shlex.split(line)[1:] for line in page.split("```")[1].strip().splitlines()]
+
+
+def test_the_quickstart_goes_from_nothing_to_a_report_and_then_answers_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = tmp_path / "out"
-    code, told, _ = call(asked(toy_cohort, out, "--steps", "24"), capsys)
-    assert code == 0
-    assert "train l2-expected-error (A17), tiny, 24 steps" in told and "predict 2 test cases" in told
-    assert told.index("in all") < told.index("model:")  # the plan is said before the work
-    assert told.splitlines()[-1] == f"report: {out / 'report.html'}"
+    monkeypatch.chdir(tmp_path)
+    told = {}
+    for words in quickstart():
+        code, told[words[0]], _ = call(words, capsys)
+        assert code == 0
+    assert list(told) == ["phantom", "inspect", "run", "explain", "predict"]
+    assert "6 cases of 6 subjects" in told["inspect"] and told["explain"] in told["run"]
+    assert "train l2-expected-error (A17), tiny, 40 steps" in told["run"] and "predict 1 test case" in told["run"]
+    assert told["run"].index("in all") < told["run"].index("model:")  # the plan is said before the work
+    assert told["run"].splitlines()[-1] == "report: OUT/report.html"
+    out = Path("OUT")
     assert "evaluation/report.html" in (out / "report.html").read_text()
     assert (out / "evaluation" / "report.html").is_file() and (out / "run" / "model" / "model.toml").is_file()
-    assert len(list((out / "predictions").glob("*_t2.nii.gz"))) == 2
+    assert (
+        len(list((out / "predictions").glob("*_t2.nii.gz"))) == len(list(Path("PREDICTIONS").glob("*_t2.nii.gz"))) == 1
+    )
 
     before = files_below(out)
-    code, again, _ = call(asked(toy_cohort, out, "--steps", "24"), capsys)
-    assert code == 0 and "finished already" in again and again.splitlines()[-1] == told.splitlines()[-1]
+    run = next(words for words in quickstart() if words[0] == "run")
+    code, again, _ = call(run, capsys)
+    assert code == 0 and "finished already" in again and again.splitlines()[-1] == told["run"].splitlines()[-1]
     assert files_below(out) == before
 
 

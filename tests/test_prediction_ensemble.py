@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -20,12 +21,14 @@ from chiasm.errors import CohortError, RunError
 from chiasm.evaluation.rows import read_evaluation
 from chiasm.prediction.engines import Engine
 from chiasm.prediction.ensemble import Moments, average_models
+from chiasm.prediction.export import export
 from chiasm.prediction.folders import predict
 from chiasm.prediction.inputs import part_runs
 from chiasm.prediction.manifest import read_manifest
-from chiasm.prediction.model import load_model
+from chiasm.prediction.model import load_model, save_model
 from chiasm.prediction.synthesis import synthesise
 from chiasm.preparation.intensity import IntensityMap
+from chiasm.serving.server import Page, serve
 from chiasm.volumes import read_volume
 from conftest import Sibling
 from dicom_patients import faults, write_source
@@ -107,7 +110,7 @@ def test_a_folder_of_means_names_its_models_goes_on_and_is_evaluated(
     capsys.readouterr()
     assert chiasm_command(*words) == 0
     told = "".join(capsys.readouterr())
-    assert "1 cases predicted, 1 were there already" in told and "Toy_0001: its files had changed" in told
+    assert "1 case predicted, 1 were there already" in told and "Toy_0001: its files had changed" in told
     assert chiasm_command("inspect", out) in (0, 3)
     assert chiasm_command("evaluate", out, toy_cohort, "-o", tmp_path / "evaluation") == 0
     report = (tmp_path / "evaluation" / "report.html").read_text()
@@ -166,6 +169,31 @@ def test_models_that_do_not_agree_are_refused_before_anything_is_written(
         assert str(other) in str(caught.value) and not out.exists()
     with pytest.raises(RunError, match="same model"):
         chiasm.load([finished_run, finished_run / "model"])
+
+
+def test_models_of_other_averages_are_refused_alike_until_somebody_says_which(
+    toy_cohort: Path, finished_run: Path, sibling: Sibling, tmp_path: Path
+) -> None:
+    model = load_model(sibling("flipped"))
+    generator = model.recipe.generator.model_copy(update={"average": "flip"})
+    recipe = model.recipe.model_copy(update={"generator": generator})
+    save_model(tmp_path / "flipped", replace(model, recipe=recipe), {})
+    runs, out = [finished_run, tmp_path / "flipped"], tmp_path / "out"
+    asked: dict[str, Callable[[], object]] = {
+        "predict": lambda: predict(runs, [toy_cohort], out),
+        "load": lambda: chiasm.load(runs),
+        "serve": lambda: serve(runs, page=Page(port=0)),
+        "export": lambda: export(runs, out, "torch"),
+    }
+    for ask in asked.values():
+        with pytest.raises(RunError, match=r"different averages of mirror images \(found none, flip\)"):
+            ask()
+    assert not [path for path in out.rglob("*") if path.name != ".lock"]
+    source = next(toy_cohort.rglob("*_t1.nii.gz"))
+    plain, flipped = chiasm.load(runs, average="none"), chiasm.load(runs, average="flip")
+    once, twice = plain.predict(source).image.array, flipped.predict(source).image.array
+    assert np.abs(once - twice).max() > 0
+    np.testing.assert_array_equal(plain.predict(source, average="flip").image.array, twice)
 
 
 def test_runs_stand_before_scans_on_the_command_line(toy_cohort: Path, finished_run: Path) -> None:

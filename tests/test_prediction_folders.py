@@ -222,7 +222,7 @@ def test_inputs_that_are_left_out_are_named_with_exit_3(
         main(["predict", str(finished_run), str(data), "-o", str(tmp_path / "out")])
     told = capsys.readouterr()
     assert ended.value.code == 3
-    assert "1 cases predicted" in told.out
+    assert "1 case predicted" in told.out
     assert "left out" in told.err and "9 volumes" in told.err and "scan0.nii.gz" in told.err
     (data / "P1_T1.nii.gz").rename(data / "deeper" / "image9.nii.gz")
     for number in range(1, 9):

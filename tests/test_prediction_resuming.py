@@ -114,7 +114,7 @@ def test_another_model_or_other_options_are_refused_unless_they_are_to_replace_a
     code, said = here(*words)
     assert code == 2 and told in said and "--overwrite" in said and contents(made) == before
     code, said = here(*words, "--overwrite")
-    assert code == 0 and "1 cases predicted" in said
+    assert code == 0 and "1 case predicted" in said
     assert sorted(contents(made)) == [f"Toy_0001_t1_{n}.nii.gz" for n in ("expected-error", "mask", "t2")] + [
         "predictions.json"
     ]

@@ -116,17 +116,25 @@ def _open(folder: Path) -> Cohort:
 def _chosen(cohort: Cohort, labels: Collection[str], sessions: Collection[str]) -> list[Case]:
     """Return the cases of some subjects and sessions."""
     subjects = {f"sub-{label.removeprefix('sub-')}" for label in labels}
-    ends = {f"_ses-{label.removeprefix('ses-')}" for label in sessions}
-    if strange := sorted(subjects - {case.subject for case in cohort.cases}):
+    ends = {f"ses-{label.removeprefix('ses-')}" for label in sessions}
+    labelled = [(case, *_labels(case)) for case in cohort.cases]
+    if strange := sorted(subjects - {subject for _, subject, _ in labelled}):
         raise CohortError(f"holds no usable image of {', '.join(strange)}", path=cohort.root, reason="no-cases")
     cases = [
         case
-        for case in cohort.cases
-        if (not subjects or case.subject in subjects) and (not ends or case.id.removeprefix(case.subject) in ends)
+        for case, subject, session in labelled
+        if (not subjects or subject in subjects) and (not ends or session in ends)
     ]
     if not cases:
         raise CohortError("holds no such session", path=cohort.root, reason="no-cases", found=sorted(ends))
     return cases
+
+
+def _labels(case: Case) -> tuple[str, str]:
+    """Return subject and session as the files name them, "sub-01" and "ses-01" or "": `cohort.json` may differ."""
+    words = (volume_stem(next(iter(case.images.values())).name) or case.id).split("_")
+    subject, session = (next((word for word in words if word.startswith(start)), "") for start in ("sub-", "ses-"))
+    return subject, session
 
 
 def _suffix(target: str, run: Path) -> str:
@@ -161,7 +169,7 @@ def _derive(entry: Entry, case: Case, made: Predicted, suffix: str, folder: Path
     """Copy the files of a case to their names in BIDS, each with its JSON; return the image."""
     first = case.images[made.manifest.sources[0]]
     entities = re.sub(r"_[A-Za-z0-9]+$", "", volume_stem(first.name) or case.id)
-    place = out.joinpath(*case.id.split("_"), "anat")
+    place = out.joinpath(*filter(None, _labels(case)), "anat")
     sources = [f"bids::{case.images[name].relative_to(folder).as_posix()}" for name in made.manifest.sources]
     about = {
         "Sources": sources,

@@ -12,6 +12,7 @@ import typer
 
 from chiasm import __version__
 from chiasm.commands import benchmark, bids, data, models, rating, results, start, view
+from chiasm.commands.common import say
 from chiasm.commands.options import spread, with_records
 from chiasm.errors import ChiasmError
 from chiasm.stopping import Stopped, stoppable
@@ -97,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sentence = None if debug else _sentence_of(error)
         if sentence is None:
             raise
-        typer.echo(f"chiasm: {sentence}", err=True)
+        say(f"chiasm: {sentence}", err=True)
         raise SystemExit(2) from None
 
 
@@ -113,7 +114,7 @@ def _sentence_of(error: Exception) -> str | None:
 
 def _say_stopped() -> None:
     with suppress(OSError):  # the terminal may be gone
-        typer.echo("stopped; the same command goes on from here", err=True)
+        say("stopped; the same command goes on from here", err=True)
 
 
 if __name__ == "__main__":

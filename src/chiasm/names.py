@@ -1,4 +1,4 @@
-"""Names of cases and of files that are safe in a folder, in a table and on a page."""
+"""Names of cases and of files that are safe in a folder, in a table and on a page; amounts in words."""
 
 from __future__ import annotations
 
@@ -28,3 +28,21 @@ def is_safe_id(text: str) -> bool:
     [True, False, False, False, False, False, False]
     """
     return is_plain(text) and not set(text) & {"/", "\\"} and text[0] not in ".=+-@" and text == text.strip()
+
+
+def amount(count: int, noun: str) -> str:
+    """Say how many there are.
+
+    >>> amount(1, "test case"), amount(0, "subject")
+    ('1 test case', '0 subjects')
+    """
+    return f"{count} {noun}{'s' * (count != 1)}"
+
+
+def three_digits(value: float) -> str:
+    """Show a number with three digits, and a larger one as a whole number.
+
+    >>> three_digits(0.55912), three_digits(1471.6)
+    ('0.559', '1472')
+    """
+    return f"{value:.0f}" if 1000 <= abs(value) < 1e9 else f"{value:.3g}"

@@ -22,6 +22,7 @@ from chiasm.cohorts.splits import Split, read_splits
 from chiasm.errors import RecipeError, RunError
 from chiasm.locks import locked
 from chiasm.methods import title_of
+from chiasm.names import amount
 from chiasm.networks.foreign import is_own_class
 from chiasm.outputs import refuse_data_folder, refuse_foreign
 from chiasm.prediction.cross_fitted import predict_by_role
@@ -199,7 +200,7 @@ def _predict_and_evaluate(
             progress=watch.predicting,
         )
     count = sum(len(one.done) + len(one.kept) for one in made)
-    watch.say(f"predicted: {count} test cases")
+    watch.say(f"predicted: {amount(count, 'test case')}")
     scored = evaluate(
         [one.folder for one in made],
         data,
@@ -365,8 +366,8 @@ def _announce(recipe: Recipe, plan: Plan, split: Split, out: Path) -> Iterator[s
         f"  train {several}{title_of(recipe.method)}, {recipe.size}, {steps} steps{' in all' if several else ''}"
         f"{f', {done} of them done' if done else ''}: {in_minutes(minutes)}, {cost.memory_mb / 1024:.1f} GB"
     )
-    whose = "cases, each by the model that did not learn from it" if several else "test cases"
-    yield f"  predict {tested} {whose}: {in_minutes(parts[0])}"
+    whose = f"{amount(tested, 'case')}, each by the model that did not learn from it"
+    yield f"  predict {whose if several else amount(tested, 'test case')}: {in_minutes(parts[0])}"
     yield f"  evaluate them and write {out / REPORT}: {in_minutes(parts[1])}"
     left = minutes * (1 - done / steps) + sum(parts)
     yield f"  meanwhile {out / RUN / (f'{PARTS}/1/' if several else '') / PAGE} shows how it goes"

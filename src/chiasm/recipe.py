@@ -150,7 +150,7 @@ class SplitSettings(Section):
         """The fold in words."""
         if self.models != 1:
             return f"model {self.fold + 1} of {self.models}"
-        return f"fold {self.fold} of {'as many as suit the subjects' if self.folds == 'auto' else self.folds}"
+        return f"fold {self.fold}{'' if self.folds == 'auto' else f' of {self.folds}'}"
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -36,6 +36,7 @@ from chiasm.cohorts.known_layouts import LAYOUTS, File, Finds, Layout
 from chiasm.cohorts.manifests import manifest_of, read_manifest
 from chiasm.cohorts.relatives import group_relatives, with_subjects
 from chiasm.errors import CohortError, unknown
+from chiasm.names import amount
 from chiasm.recipe import Recipe
 from chiasm.volumes.dicom_files import visible_files
 from chiasm.volumes.screening import VOLUME_SUFFIXES
@@ -309,7 +310,7 @@ def _unrecognised(root: Path, files: Sequence[File], layout: str | None) -> Coho
         reason="unknown-layout",
         found=found + _misnamed_table(root),
         expected="one of " + ", ".join(NAMES),
-        hint="Rename the files, or list them in a manifest.csv with the columns subject, source, target.",
+        hint="Rename the files, or list them in a manifest.csv with the columns subject, t1, t2 or others.",
     )
 
 
@@ -318,7 +319,7 @@ def _volumes_in_words(root: Path, files: Sequence[File]) -> str:
     if not files:
         return f"no file that ends in {', '.join(VOLUME_SUFFIXES)}"
     some = ", ".join(str(file.path.relative_to(root)) for file in files[:3])
-    return f"{len(files)} volumes such as {some}"
+    return f"{amount(len(files), 'volume')} such as {some}"
 
 
 def _misnamed_table(root: Path) -> str:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from chiasm.commands.common import say
 from chiasm.commands.options import several
 
 
@@ -26,7 +27,7 @@ def bench(
     from chiasm.storage import write_json, write_text
 
     chosen = find_rows(ROWS, several(row))
-    measured = run_rows(chosen, quick=quick, progress=lambda one: typer.echo(describe_row(one)))
+    measured = run_rows(chosen, quick=quick, progress=lambda one: say(describe_row(one)))
     if json is not None:
         write_json(json, to_json(measured))
     if markdown is not None:

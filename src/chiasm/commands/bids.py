@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from chiasm.commands.common import Trust, finish
+from chiasm.commands.common import Trust, finish, say
 from chiasm.commands.options import several
 from chiasm.errors import RecipeError
 from chiasm.locks import check_output
+from chiasm.names import amount
 from chiasm.progress import count, open_progress
 
 if TYPE_CHECKING:
@@ -46,8 +47,8 @@ def bids(
         if level == "group":
             scored = derive_group(bids_dir, output_dir, progress=count(bar, "evaluating"))
             for line in scored.headlines:
-                typer.echo(line)
-            typer.echo(f"report: {scored.report}")
+                say(line)
+            say(f"report: {scored.report}")
             problems: Sequence[Problem] = scored.problems
         elif not run:
             raise RecipeError("participant needs a model", reason="no-model", hint="Give chiasm bids --run RUN.")
@@ -61,6 +62,6 @@ def bids(
                 trust=several(trust),
                 progress=count(bar, "predicting"),
             )
-            typer.echo(f"{len(made.files)} cases derived: {output_dir}")
+            say(f"{amount(len(made.files), 'case')} derived: {output_dir}")
             problems = made.problems
     finish(problems)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from shutil import get_terminal_size
+from textwrap import fill
 from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 import typer
@@ -89,6 +92,29 @@ FORMAT = typer.Option(
 OutputFormat = Annotated[str, FORMAT]
 
 
+def say(message: str = "", *, err: bool = False) -> None:
+    """Print a message; on a terminal its lines are broken between words, elsewhere each stays one line.
+
+    Args:
+        message: One line or several.
+        err: Whether it goes to stderr.
+    """
+    if (sys.stderr if err else sys.stdout).isatty():
+        width = get_terminal_size().columns
+        message = "\n".join(fit(line, width) for line in message.splitlines())
+    typer.echo(message, err=err)
+
+
+def fit(line: str, width: int) -> str:
+    """Break a line between words; what follows is indented by four more. A word that is longer stays whole.
+
+    >>> fit("  model: a/long/path of a run, and what follows", 40).splitlines()
+    ['  model: a/long/path of a run, and what', '      follows']
+    """
+    indent = " " * (len(line) - len(line.lstrip()) + 4)
+    return fill(line, max(width, 40), subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+
+
 def container_named(name: str) -> Container:
     """Return the file format of this name.
 
@@ -107,7 +133,7 @@ def show_registered(run: Path) -> None:
     if (run / "registered").is_dir():
         from chiasm.reports.registration import report_registered
 
-        typer.echo(f"registered pairs, the worst first: {report_registered(run / 'registered')}")
+        say(f"registered pairs, the worst first: {report_registered(run / 'registered')}")
 
 
 def finish(problems: Sequence[Problem]) -> None:
@@ -117,7 +143,7 @@ def finish(problems: Sequence[Problem]) -> None:
         Exit: With code 3, if there is a problem.
     """
     for problem in problems:
-        typer.echo(problem.line, err=True)
+        say(problem.line, err=True)
     exit_partial(problems)
 
 

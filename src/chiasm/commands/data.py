@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -14,6 +15,7 @@ from chiasm.commands.common import (
     Overwrite,
     Seed,
     finish,
+    say,
 )
 from chiasm.commands.options import (
     CohortOptions,
@@ -22,6 +24,7 @@ from chiasm.commands.options import (
     several,
 )
 from chiasm.locks import check_output
+from chiasm.names import amount
 from chiasm.progress import count, follow, open_progress
 
 if TYPE_CHECKING:
@@ -38,8 +41,8 @@ def demo(
     from chiasm.demo import run_demo
 
     with open_progress() as bar:
-        report = run_demo(out, task=task, quick=quick, seed=seed, say=typer.echo, progress=follow(bar, "training"))
-    typer.echo(f"\nreport: {report}")
+        report = run_demo(out, task=task, quick=quick, seed=seed, say=say, progress=follow(bar, "training"))
+    say(f"\nreport: {report}")
 
 
 def inspect(
@@ -60,7 +63,9 @@ def inspect(
     selection = found.selection(sources, reading, allow, people)
     seen = inspect_folder(data, sources, target, layout=found.layout, selection=selection)
     for line in seen.lines():
-        typer.echo(line)
+        say(line)
+    if target is None and len({name for case in seen.summaries for name in case.modalities}) > 1:
+        say(f"next: chiasm inspect {shlex.quote(str(data))} --source A --target B, of two modalities above")
     finish(seen.problems)
 
 
@@ -99,7 +104,8 @@ def phantom(
             overwrite=overwrite,
             progress=count(bar, "simulating"),
         )
-    typer.echo(f"{subjects} subjects: {out}")
+    say(f"{amount(subjects, 'subject')}: {out}")
+    say(f"next: chiasm inspect {shlex.quote(str(out))}")
 
 
 def convert(
@@ -122,7 +128,7 @@ def convert(
             data, to, out, layout=found.layout, selection=selection, copy=copy, progress=count(bar, "converting")
         )
     ways = ", ".join(f"{number} {way}" for way, number in done.files.items() if number)
-    typer.echo(f"{len(done.cases)} cases ({ways or 'no'} files): {done.folder}")
+    say(f"{amount(len(done.cases), 'case')} ({ways or 'no'} files): {done.folder}")
     finish(done.problems)
 
 
@@ -165,9 +171,9 @@ def register(
             progress=count(bar, "registering"),
         )
     before, *_, after = made.alignment.information
-    typer.echo(f"mutual information {before:.3f} before, {after:.3f} after; look at {made.report}")
+    say(f"mutual information {before:.3f} before, {after:.3f} after; look at {made.report}")
     if after <= before:
-        typer.echo("warning: the images do not share more information than before: look closely", err=True)
+        say("warning: the images do not share more information than before: look closely", err=True)
 
 
 def mumap(
@@ -191,5 +197,5 @@ def mumap(
         ct, out, kvp=kvp, like=like, spacing_mm=spacing, fwhm_mm=fwhm, reading=reading.reading(), series=series
     )
     for sentence in made.warnings:
-        typer.echo(f"warning: {sentence}", err=True)
-    typer.echo(f"1/cm at 511 keV, {kvp} kVp, {fwhm:g} mm: {out}")
+        say(f"warning: {sentence}", err=True)
+    say(f"1/cm at 511 keV, {kvp} kVp, {fwhm:g} mm: {out}")

@@ -27,6 +27,7 @@ from chiasm.commands.common import (
     container_named,
     exit_partial,
     finish,
+    say,
     show_registered,
 )
 from chiasm.commands.options import (
@@ -39,6 +40,7 @@ from chiasm.commands.options import (
 )
 from chiasm.commands.serving import NodeOptions, PageOptions
 from chiasm.locks import check_output
+from chiasm.names import amount
 from chiasm.progress import count, follow, open_progress
 
 if TYPE_CHECKING:
@@ -70,9 +72,9 @@ def plan(
     from chiasm.training.cross_fitting import plan_first
     from chiasm.training.run import describe
 
-    recipe, run = plan_first(data, recipe, out, say=typer.echo, layout=found.layout, selection=selection)
+    recipe, run = plan_first(data, recipe, out, say=say, layout=found.layout, selection=selection)
     for line in describe(recipe, run.plan):
-        typer.echo(line)
+        say(line)
     show_registered(out)
     exit_partial(run.problems)
 
@@ -101,7 +103,7 @@ def train(
 
     recipe, cases = resolve_models(data, recipe, out, found.layout, selection)
     alone = devices == 1 and recipe.split.models == 1  # of several processes each would lock the folder
-    run = find_finished_run(cases, recipe, out, found.layout, selection, typer.echo) if alone else None
+    run = find_finished_run(cases, recipe, out, found.layout, selection, say) if alone else None
     if run is None:
         from chiasm.reports.tensorboard import watch_run
         from chiasm.training.cross_fitting import train as run_training
@@ -111,7 +113,7 @@ def train(
                 cases,
                 recipe,
                 out,
-                say=typer.echo,
+                say=say,
                 progress=follow(bar, "training"),
                 watcher=partial(watch_run, tensorboard=tensorboard),
                 layout=found.layout,
@@ -135,8 +137,13 @@ def finetune(
     ] = None,
     fold: Annotated[int, typer.Option("--fold", help="Fold that is the test set.", rich_help_panel="Run")] = 0,
     folds: Annotated[
-        int, typer.Option("--folds", help="Folds by subject; 1 keeps no test set.", rich_help_panel="Run")
-    ] = 5,
+        str,
+        typer.Option(
+            "--folds",
+            help="Folds by subject; 1 keeps no test set; auto: 5, or one subject each of fewer than 10.",
+            rich_help_panel="Run",
+        ),
+    ] = "auto",
     seed: Seed = 0,
     settings: Settings = None,
     accelerator: Accelerator = "auto",
@@ -169,7 +176,7 @@ def finetune(
             layout=found.layout,
             selection=selection,
             trust=several(trust),
-            say=typer.echo,
+            say=say,
             progress=follow(bar, "training"),
             watcher=watch_run(out, tensorboard=tensorboard),
         )
@@ -230,7 +237,7 @@ def predict(
             engine=engine,
             trust=several(trust),
             progress=count(bar, "predicting"),
-            say=typer.echo,
+            say=say,
         )
     for one in made:
         _show_predictions(one)
@@ -240,15 +247,15 @@ def predict(
 def _show_predictions(made: Predicted) -> None:
     """Show how many cases were predicted, and the warnings on their images."""
     kept = f", {len(made.kept)} were there already" if made.kept else ""
-    typer.echo(f"{len(made.done)} cases predicted{kept}: {made.folder}")
+    say(f"{amount(len(made.done), 'case')} predicted{kept}: {made.folder}")
     for note in made.notes:
-        typer.echo(note)
+        say(note)
     for case in made.remade:
-        typer.echo(f"warning: case {case}: its files had changed or were gone, and were made again", err=True)
+        say(f"warning: case {case}: its files had changed or were gone, and were made again", err=True)
     for entry in made.manifest.cases:
         if entry.case in (*made.done, *made.kept):
             for sentence in entry.warnings:
-                typer.echo(f"warning: case {entry.case}: {sentence}", err=True)
+                say(f"warning: case {entry.case}: {sentence}", err=True)
 
 
 def complete(
@@ -302,11 +309,11 @@ def complete(
             layout=found.layout,
             selection=selection,
             trust=several(trust),
-            say=typer.echo,
+            say=say,
             progress=follow(bar, "training"),
         )
     for line in done.lines:
-        typer.echo(line)
+        say(line)
     finish(done.problems)
 
 
@@ -324,11 +331,11 @@ def export(
     from chiasm.prediction.export import export as run_export
 
     made = run_export(run, out, to, average=average, trust=several(trust))
-    typer.echo(f"network: {made.network} (differs from torch by {made.deviation:.1g} of the range)")
-    typer.echo(f"what surrounds it: {made.card}")
-    typer.echo(f"predicts without chiasm: python {made.script} SOURCE.nii.gz -o OUT")
+    say(f"network: {made.network} (differs from torch by {made.deviation:.1g} of the range)")
+    say(f"what surrounds it: {made.card}")
+    say(f"predicts without chiasm: python {made.script} SOURCE.nii.gz -o OUT")
     if to == "monai-bundle":
-        typer.echo(f"by MONAI: {out / 'docs' / 'README.md'} has the command")
+        say(f"by MONAI: {out / 'docs' / 'README.md'} has the command")
 
 
 def serve(
@@ -359,5 +366,5 @@ def serve(
         reading=reading.reading(),
         hardware=Hardware(accelerator, precision, engine),
         trust=several(trust),
-        say=lambda line: typer.echo(f"{datetime.now():%H:%M:%S} {line}"),
+        say=lambda line: say(f"{datetime.now():%H:%M:%S} {line}"),
     )

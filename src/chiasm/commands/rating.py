@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from chiasm.commands.common import PARTIAL, Overwrite, Register, Seed, finish
+from chiasm.commands.common import PARTIAL, Overwrite, Register, Seed, finish, say
 from chiasm.commands.options import CohortOptions, PeopleOptions, ReadingOptions, registration_named, several
 from chiasm.errors import RecipeError
 from chiasm.locks import check_output
@@ -102,11 +102,11 @@ def rate(
         made = write_reader_study(
             predictions, real, out, shown.design(), overwrite=overwrite, progress=count(bar, "cutting slices")
         )
-    typer.echo(count_images(made.items))
-    typer.echo(f"for the raters: {made.page}")
-    typer.echo(f"for you alone: {made.key}")
+    say(count_images(made.items))
+    say(f"for the raters: {made.page}")
+    say(f"for you alone: {made.key}")
     for note in made.notes:
-        typer.echo(note)
+        say(note)
     finish(made.problems)
 
 
@@ -165,9 +165,9 @@ def _read(out: Path, files: list[Path]) -> None:
 
     results = report_ratings(out, files)
     for sentence in results.sentences:
-        typer.echo(sentence)
-    typer.echo(f"results: {out / RESULTS[0]}")
+        say(sentence)
+    say(f"results: {out / RESULTS[0]}")
     for note in results.notes:
-        typer.echo(note, err=True)
+        say(note, err=True)
     if results.notes:
         raise typer.Exit(PARTIAL)

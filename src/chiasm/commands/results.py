@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from textwrap import fill
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -18,6 +17,8 @@ from chiasm.commands.common import (
     Size,
     Trust,
     finish,
+    fit,
+    say,
 )
 from chiasm.commands.options import (
     CohortOptions,
@@ -116,10 +117,10 @@ def evaluate(
             progress=count(bar, "evaluating"),
         )
     for line in scored.headlines:
-        typer.echo(line)
-    typer.echo(f"report: {scored.report}")
+        say(line)
+    say(f"report: {scored.report}")
     for note in scored.notes:
-        typer.echo(note)
+        say(note)
     finish(scored.problems)
 
 
@@ -144,7 +145,7 @@ def study(
     settings = [f"{name}={json.dumps(value)}" for name, value in given.items() if value]
     if dry_run:
         for line in describe_jobs(file, out, reading.reading(), settings):
-            typer.echo(line)
+            say(line)
         return
     with open_progress() as bar:
         done = run_study(
@@ -155,7 +156,7 @@ def study(
             reading=reading.reading(),
             trust=several(trust),
             settings=settings,
-            say=typer.echo,
+            say=say,
             progress=count(bar, "jobs"),
         )
     _show_study(done)
@@ -165,10 +166,10 @@ def _show_study(done: Done) -> None:
     """Show the results of a study, and its missing jobs and cases."""
     for comparison in done.comparisons:
         if comparison.primary:
-            typer.echo(comparison.verdict)
-    typer.echo(f"report: {done.report}")
+            say(comparison.verdict)
+    say(f"report: {done.report}")
     if done.left_out:
-        typer.echo(f"left out, for reasons that chiasm inspect shows: {', '.join(done.left_out)}", err=True)
+        say(f"left out, for reasons that chiasm inspect shows: {', '.join(done.left_out)}", err=True)
     if done.failed or done.left_out:
         raise typer.Exit(PARTIAL)
 
@@ -182,7 +183,7 @@ def report(
     check_output(out)
     from chiasm.studies.study_report import report as make_report
 
-    typer.echo(f"report: {make_report(out, pages=cases, whole=whole)}")
+    say(f"report: {make_report(out, pages=cases, whole=whole)}")
 
 
 def models(
@@ -198,7 +199,7 @@ def models(
         typer.echo(json.dumps({"models": cards, "warnings": found.warnings}, indent=1))
         return
     for line in report_models(found):
-        typer.echo(line)
+        say(line)
 
 
 def methods(size: Size = "small") -> None:
@@ -208,17 +209,17 @@ def methods(size: Size = "small") -> None:
 
     rows = describe_methods(size)
     for group, heading in GROUPS.items():
-        typer.echo(f"{heading}:")
+        say(f"{heading}:")
         for row in rows:
             if METHODS[row.name].group == group:
                 _show_method(row)
-        typer.echo()
-    typer.echo("No methods of this table:")
+        say()
+    say("No methods of this table:")
     for name, words in BESIDE.items():
-        typer.echo(f"  {name}: {words}")
-    typer.echo("\nStart with:")
+        say(f"  {name}: {words}")
+    say("\nStart with:")
     for name, why in STARTS.items():
-        typer.echo(f"  chiasm train --method {name}: {why}")
+        say(f"  chiasm train --method {name}: {why}")
 
 
 def _show_method(row: MethodRow) -> None:
@@ -228,5 +229,5 @@ def _show_method(row: MethodRow) -> None:
     published = f" ({row.published:,} published)" if row.published else ""
     beside = f" and {row.discriminators:,} of discriminators" if row.discriminators else ""
     facts = [row.paper, f"{row.weights:,} weights{published}{beside}", *([f"needs {row.needs}"] if row.needs else [])]
-    typer.echo(f"  {title_of(row.name):26} {row.words}")
-    typer.echo(fill("; ".join(facts), 110, initial_indent=" " * 29, subsequent_indent=" " * 29))
+    say(fit(f"  {title_of(row.name):26} {row.words}", 80))
+    say(fit(f"      {'; '.join(facts)}", 80))

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from chiasm.commands.common import FORMAT, Allow, Data, Out, container_named, exit_partial, show_registered
+from chiasm.commands.common import FORMAT, Allow, Data, Out, container_named, exit_partial, say, show_registered
 from chiasm.commands.options import CohortOptions, PeopleOptions, ReadingOptions, RecipeOptions
 from chiasm.errors import RecipeError
 from chiasm.locks import check_output
@@ -55,10 +55,10 @@ def run(
     chosen = None if container is None else container_named(container)
     open_job(out, most, recipe.training.accelerator, engine, chosen)
     if dry_run:
-        plan_ahead(data, recipe, out, minutes=most, layout=found.layout, selection=selection, say=typer.echo)
+        plan_ahead(data, recipe, out, minutes=most, layout=found.layout, selection=selection, say=say)
         return
     with open_progress() as bar:
-        watch = Watch(typer.echo, follow(bar, "training"), count(bar, "predicting"), count(bar, "evaluating"))
+        watch = Watch(say, follow(bar, "training"), count(bar, "predicting"), count(bar, "evaluating"))
         done = run_all(
             data,
             recipe,
@@ -72,7 +72,7 @@ def run(
         )
     show_registered(out / "run")
     _show_explanation(out)
-    typer.echo(f"report: {done.report}")
+    say(f"report: {done.report}")
     exit_partial(done.problems)
 
 
@@ -87,6 +87,6 @@ def _show_explanation(place: Path) -> None:
     from chiasm.reports.explanation import explain as explain_results
 
     for part in explain_results(place):
-        typer.echo(f"{part.heading}:")
+        say(f"{part.heading}:")
         for sentence in part.sentences:
-            typer.echo(fill(sentence, width=78, initial_indent="  ", subsequent_indent="    "))
+            say(fill(sentence, width=78, initial_indent="  ", subsequent_indent="    "))

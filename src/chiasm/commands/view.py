@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from chiasm.commands.common import say
 from chiasm.commands.options import ReadingOptions, several
 
 
@@ -40,9 +41,9 @@ def view(
 
     seen = write_view(places, out, case=case, series=several(series), reading=reading.reading())
     for note in seen.notes:
-        typer.echo(note, err=True)
+        say(note, err=True)
     size = seen.page.stat().st_size / 1e6
-    typer.echo(f"{', '.join(seen.titles)} ({size:.1f} MB): {seen.page}")
+    say(f"{', '.join(seen.titles)} ({size:.1f} MB): {seen.page}")
     if open_page:
         import webbrowser
 

@@ -12,6 +12,7 @@ from chiasm.evaluation.claims import WORDS, PairedScores, pair_scores
 from chiasm.evaluation.rows import Row
 from chiasm.evaluation.summary import ScoreSummary, summarise
 from chiasm.metrics.radiotherapy import TISSUES_HU
+from chiasm.names import amount, three_digits
 from chiasm.volumes.geometry import AXIS_NAMES
 
 #: Regions that are no lesions.
@@ -108,7 +109,7 @@ def _error(scores: _Scores, region: str) -> str:
 
 def _likeness(scores: _Scores) -> str:
     parts = [
-        f"{label} {one.mean:.3g}{unit}"
+        f"{label} {three_digits(one.mean)}{unit}"
         for metric, label, unit in (("psnr", "PSNR", " dB"), ("ssim", "SSIM", ""), ("sharpness", "sharpness", ""))
         if (one := scores.of("mask", metric)) is not None
     ]
@@ -145,4 +146,4 @@ def _value(one: ScoreSummary) -> str:
 
 
 def _people(count: int) -> str:
-    return f"{count} subject{'s' if count != 1 else ''}"
+    return amount(count, "subject")

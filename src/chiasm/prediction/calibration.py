@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from chiasm.errors import RunError
+from chiasm.names import amount
 from chiasm.preparation.intensity import AT_ONCE
 from chiasm.storage import read_json, write_json
 
@@ -64,7 +65,9 @@ class Calibration:
     @property
     def verdict(self) -> str:
         """One sentence on how far the map can be trusted."""
-        where = f"on {self.voxels} voxels of {len(self.fitted_on)} cases (rank correlation {self.spearman:.2f})"
+        where = (
+            f"on {self.voxels} voxels of {amount(len(self.fitted_on), 'case')} (rank correlation {self.spearman:.2f})"
+        )
         if self.voxels < LEAST_VOXELS:
             return f"too few voxels to show whether the map follows the true error: {where}"
         if self.inverted:

@@ -146,37 +146,29 @@ def average_models(
     return found.sum_up(plan.target_background, warnings)
 
 
-def pick_average(asked: str, model: Model) -> Average:
-    """Return how a model's predictions are averaged: by the given name, or for "auto" by its recipe.
-
-    Raises:
-        RecipeError: If the name is unknown.
-    """
-    if asked not in ("auto", *get_args(Average)):
-        raise unknown("average", asked, ("auto", *get_args(Average)))
-    return model.recipe.generator.average if asked == "auto" else cast(Average, asked)
-
-
-def common_average(asked: str, models: Sequence[Model], runs: Sequence[Path]) -> Average:
-    """Return how each model's predictions are averaged.
+def common_average(asked: str, models: Sequence[Model]) -> Average:
+    """Return how each model's predictions are averaged over mirror images.
 
     Args:
         asked: "flip", "none", or "auto" for what the recipes say.
         models: One or several.
-        runs: Their folders.
 
     Raises:
         RunError: If "auto" means different averages for several models.
         RecipeError: If the name is unknown.
     """
-    chosen = [pick_average(asked, model) for model in models]
+    if asked not in ("auto", *get_args(Average)):
+        raise unknown("average", asked, ("auto", *get_args(Average)))
+    if asked != "auto":
+        return cast(Average, asked)
+    chosen = [model.recipe.generator.average for model in models]
     if len({*chosen}) > 1:
         raise RunError(
-            "were made for different averages of mirror images",
-            path=runs[0],
+            "the models were made for different averages of mirror images",
             reason="average",
             found=", ".join(chosen),
-            hint="Say which: chiasm predict --average none, or chiasm export --average none.",
+            hint="Say which: chiasm predict --average none, chiasm export --average none, or average='none' in Python; "
+            "chiasm serve takes models that agree.",
         )
     return chosen[0]
 

@@ -101,7 +101,7 @@ def export(
         for model in models:
             _check_model(model)
         _check_inputs(models, runs)
-        averaged = common_average(average, models, runs)
+        averaged = common_average(average, models)
         places = _places(form, out)
         if not places.card.is_file():
             others = FILES if form == "monai-bundle" else ()

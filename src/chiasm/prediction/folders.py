@@ -22,7 +22,6 @@ from chiasm.prediction.ensemble import (
     common_average,
     common_roles,
     name_of,
-    pick_average,
 )
 from chiasm.prediction.inputs import check_dicom, choose_role, find_cases, read_roles
 from chiasm.prediction.manifest import (
@@ -107,6 +106,12 @@ class Predictor:
         precision: "auto", "32-true", "bf16-mixed" or "16-mixed".
         engine: "auto", "torch", "openvino" or "onnxruntime".
         reading: What to assume of files whose headers leave a question open, beside what the model's plan says.
+        average: "flip" for means over a volume and its mirror image, "none" for one pass, "auto" for what the recipes
+            say.
+
+    Raises:
+        RunError: If "auto" means different averages for several models.
+        RecipeError: If the average or the engine is unknown, or the engine has not this device or precision.
     """
 
     def __init__(
@@ -117,7 +122,9 @@ class Predictor:
         precision: str = "auto",
         engine: str = "auto",
         reading: Reading = STRICT,
+        average: str = "auto",
     ) -> None:
+        self.average = common_average(average, (model, *others))
         self.reading = reading | model.plan.reading
         self.engine = Engine.pick(Hardware(accelerator, precision, engine))
         self.models = tuple(_frozen(one, self.engine) for one in (model, *others))
@@ -137,7 +144,7 @@ class Predictor:
             mask: Valid voxels on that grid; by default found as the plan says.
             degrade: For super-resolution: whether slices are thin and must be made thick first.
             average: "flip" for the mean over the volume and its mirror image, "none" for one pass, "auto" for
-                what the model's recipe says.
+                what the predictor was made with.
 
         Raises:
             VolumeError: If a file cannot be read, the grids differ, or the number of sources is wrong.
@@ -166,7 +173,7 @@ class Predictor:
             VolumeError: As `predict`.
             RecipeError: Likewise.
         """
-        chosen = pick_average(average, self.model)
+        chosen = self.average if average == "auto" else common_average(average, self.models)
         if len(self.models) > 1:
             return average_models(
                 self.models, [*volumes], mask=mask, engine=self.engine, degrade=degrade, average=chosen
@@ -198,6 +205,7 @@ def load(
     precision: str = "auto",
     engine: str = "auto",
     reading: Reading = STRICT,
+    average: str = "auto",
     trust: str | Collection[str] = (),
 ) -> Predictor:
     """Load a run or its model folder for prediction, or several whose images are averaged.
@@ -208,16 +216,20 @@ def load(
         precision: "auto", "32-true", "bf16-mixed" or "16-mixed".
         engine: "auto", "torch", "openvino" or "onnxruntime".
         reading: As for `Predictor`.
+        average: Likewise.
         trust: Classes of others that a model may consist of, as ``package.module:Class``; their code is run.
 
     Raises:
         RunError: If there is no model, it is damaged, its network is code that `trust` does not name, or several do
-            not agree.
-        RecipeError: If an engine is unknown or not installed, or has not this device or precision.
+            not agree, in their averages of mirror images too.
+        RecipeError: If an average or an engine is unknown, or the engine is not installed, or has not this device or
+            precision.
     """
     Engine.pick(Hardware(accelerator, precision, engine))  # a refusal comes before the work
     models = load_models([path] if isinstance(path, (Path, str)) else path, trust)
-    return Predictor(*models, accelerator=accelerator, precision=precision, engine=engine, reading=reading)
+    return Predictor(
+        *models, accelerator=accelerator, precision=precision, engine=engine, reading=reading, average=average
+    )
 
 
 def load_models(runs: Sequence[Path | str], trust: str | Collection[str] = ()) -> tuple[Model, ...]:
@@ -314,7 +326,7 @@ def predict(
     with locked(out):
         models = load_models(runs, trust)
         model = models[0]
-        averaged = common_average(average, models, runs)
+        averaged = common_average(average, models)
         settings = Settings(accelerator, precision, engine, reading, degrade, averaged, container, named_classes(trust))
         _check_degrade(degrade, model, runs[0])
         roles = common_roles(map(read_roles, runs))
@@ -441,7 +453,7 @@ def _work(
     case: Case, *, runs: tuple[Path, ...], sha256: str, out: Path, roles: Mapping[str, Role], settings: Settings
 ) -> Entry | Problem:
     """Predict one case in this process; each process loads the model once."""
-    predictor = _loaded(runs, sha256, settings.accelerator, settings.precision, settings.engine, settings.trust)
+    predictor = _loaded(runs, sha256, settings)
     try:
         entry = _predict_case(predictor, case, out, roles.get(case.id, "new"), settings)
         inputs = hash_inputs(case, predictor.model.plan.sources)
@@ -452,10 +464,15 @@ def _work(
 
 
 @lru_cache(maxsize=1)
-def _loaded(
-    runs: tuple[Path, ...], sha256: str, accelerator: str, precision: str, engine: str, trust: tuple[str, ...]
-) -> Predictor:
-    predictor = load(runs, accelerator=accelerator, precision=precision, engine=engine, trust=trust)
+def _loaded(runs: tuple[Path, ...], sha256: str, settings: Settings) -> Predictor:
+    predictor = load(
+        runs,
+        accelerator=settings.accelerator,
+        precision=settings.precision,
+        engine=settings.engine,
+        average=settings.average,
+        trust=settings.trust,
+    )
     if name_of(predictor.models).sha256 != sha256:
         raise RunError("changed while cases were predicted", path=runs[0], reason="changed")
     return predictor
@@ -465,7 +482,7 @@ def _predict_case(predictor: Predictor, case: Case, out: Path, role: Role, setti
     plan = predictor.model.plan
     volumes = (read_case_image(case, name, narrow=predictor.takes_integers) for name in plan.sources)
     mask = None if case.mask is None else read_case_labels(case, case.mask)
-    made = predictor.predict_compactly(volumes, mask=mask, degrade=settings.degrade, average=settings.average)
+    made = predictor.predict_compactly(volumes, mask=mask, degrade=settings.degrade)
     made = replace(made, warnings=(*warn_of_marks(case, plan.sources), *made.warnings))
     if settings.container == "dicom":
         whole = made if isinstance(made, Synthesis) else made.whole()

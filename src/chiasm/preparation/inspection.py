@@ -13,8 +13,9 @@ from chiasm.cohorts.cases import Case, Cohort, Problem, volume_stem
 from chiasm.cohorts.dicom_patients import Selection
 from chiasm.cohorts.discovery import count_modalities, find_cohort, select_cases
 from chiasm.cohorts.gathering import notes_in_lines
-from chiasm.cohorts.splits import choose_folds, choose_models, make_split
+from chiasm.cohorts.splits import choose_folds, make_split
 from chiasm.errors import CohortError
+from chiasm.names import amount
 from chiasm.preparation.examination import ExaminedCase, examine_case
 from chiasm.progress import Progress, counted
 from chiasm.recipe import Data, SplitSettings
@@ -72,9 +73,10 @@ class Inspection:
         """Return layout, counts and cases as lines of text; problems are not among them."""
         cases = self.cohort.cases
         sites = Counter(case.site or "unknown" for case in cases)
+        people = amount(len({case.subject for case in cases}), "subject")
         lines = [
             f"{self.cohort.root}: layout {self.cohort.layout}",
-            f"{len(cases)} cases of {len({case.subject for case in cases})} subjects; sites: {_counted(sites)}",
+            f"{amount(len(cases), 'case')} of {people}; sites: {_counted(sites)}",
             f"modalities: {_counted(count_modalities(self.cohort))}",
             f"masks: {sum(case.mask is not None for case in cases)}; "
             f"label maps: {sum(case.labels is not None for case in cases)}",
@@ -129,8 +131,8 @@ def inspect_folder(
 def _verdict(root: Path, usable: Sequence[Case], all_pairs: int, sources: Sequence[str], target: str) -> Iterator[str]:
     """State how many pairs can be used, how a training would split them, and what to do next."""
     people = len({case.subject for case in usable})
-    names = " ".join(sources)
-    yield f"usable: {len(usable)} of {all_pairs} pairs of {' + '.join(sources)} and {target}, of {people} subjects"
+    names, pair = " ".join(sources), f"{' + '.join(sources)} and {target}"
+    yield f"usable: {len(usable)} of {all_pairs} pairs of {pair}, of {amount(people, 'subject')}"
     if not usable:
         yield "next: mend the files that are named below, or look for other files with chiasm inspect without --source"
         return
@@ -139,18 +141,13 @@ def _verdict(root: Path, usable: Sequence[Case], all_pairs: int, sources: Sequen
     try:
         split = make_split(usable, folds="auto", fold=settings.fold, seed=settings.seed, **shares)
     except CohortError as error:
-        yield f"chiasm train would not split them as it is: {error.what}. {error.hint or ''}".rstrip()
+        yield f"chiasm run would not split them as it is: {error.what}. {error.hint or ''}".rstrip()
         return
     yield (
-        f"chiasm train would take {len(split.train)} for training, {len(split.validation)} for validation, "
+        f"chiasm run --models 1 would take {len(split.train)} for training, {len(split.validation)} for validation, "
         f"{len(split.test)} for testing (fold {settings.fold} of {choose_folds('auto', people)}, by subject)"
     )
-    if (models := choose_models("auto", usable)) > 1:
-        yield (
-            f"where weights that ship fit (chiasm plan says so), {models} models share all {people} subjects instead, "
-            "and each subject is tested by the model that did not learn from it"
-        )
-    yield f"next: chiasm train {shlex.quote(str(root))} --source {names} --target {target} -o RUN"
+    yield f"next: chiasm run {shlex.quote(str(root))} --source {names} --target {target} -o OUT --dry-run"
 
 
 def _inspect(

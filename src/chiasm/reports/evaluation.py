@@ -466,7 +466,7 @@ def _warnings(assessed: Sequence[PredictionFolder], rows: Sequence[Row]) -> Iter
     entries = [entry for _, entry in predicted_cases(assessed)]
     yield from warn_of_seen([entry.case for entry in entries if was_seen(entry)], len(entries))
     if (scored := len(cases_of(rows))) < FEWEST_TO_TEST:
-        yield f"only {scored} cases: no difference between methods can be called significant"
+        yield f"too few cases ({scored}): no difference between methods can be called significant"
     yield from (f"case {entry.case}: {sentence}" for entry in entries for sentence in entry.warnings)
 
 

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from chiasm.cohorts.cases import grouped
 from chiasm.evaluation.claims import WORDS
 from chiasm.methods import title_of
+from chiasm.names import amount, three_digits
 from chiasm.preparation.plan import FITTED, Plan
 from chiasm.reports.advice import advise, errors_by_site
 from chiasm.reports.curves import Point, describe_health, logged_warnings
@@ -216,8 +217,8 @@ def _is_part(region: str) -> bool:
 
 
 def _against(one: BaselineComparison) -> str:
-    ours, theirs = with_unit(f"{one.ours:.3g}", one.unit), with_unit(f"{one.theirs:.3g}", one.unit)
-    people = f"{one.paired.subjects} subject{'s' * (one.paired.subjects != 1)}"
+    ours, theirs = (with_unit(three_digits(value), one.unit) for value in (one.ours, one.theirs))
+    people = amount(one.paired.subjects, "subject")
     return (
         f"{one.region}: mean absolute error {ours} in {people}, {one.difference} against the best baseline "
         f"({one.baseline}, {theirs}): {WORDS[one.claim]}."
@@ -244,7 +245,9 @@ def _visible(found: Evidence, size: str) -> str:
 def _by_site(found: Evidence) -> Iterator[str]:
     by_site = errors_by_site(found)
     if len(by_site) > 1:
-        sites = ", ".join(f"{site} {fmean(by_site[site]):.3g} ({len(by_site[site])})" for site in sorted(by_site))
+        sites = ", ".join(
+            f"{site} {three_digits(fmean(by_site[site]))} ({len(by_site[site])})" for site in sorted(by_site)
+        )
         yield f"Error in the mask by site (cases): {sites}."
 
 

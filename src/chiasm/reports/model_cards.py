@@ -21,6 +21,7 @@ from chiasm.cohorts.splits import SplitRecord
 from chiasm.errors import RunError
 from chiasm.evaluation.paired_tests import cluster_interval
 from chiasm.methods import title_of
+from chiasm.names import three_digits
 from chiasm.prediction.calibration import read_calibration
 from chiasm.prediction.model_files import CARD, WEIGHTS, find_model, read_card
 from chiasm.preparation.plan import Plan
@@ -58,8 +59,10 @@ class CardScore:
     subjects: int
 
     def __str__(self) -> str:
-        interval = "" if self.low is None else f" [{self.low:.3g}, {self.high:.3g}]"
-        return f"{with_unit(f'{self.mean:.3g}{interval}', self.unit)} (n {self.subjects})"
+        interval = (
+            "" if self.low is None or self.high is None else f" [{three_digits(self.low)}, {three_digits(self.high)}]"
+        )
+        return f"{with_unit(f'{three_digits(self.mean)}{interval}', self.unit)} (n {self.subjects})"
 
     @property
     def name(self) -> str:
@@ -166,7 +169,7 @@ def _limits(plan: Plan, model: Path) -> Iterator[str]:
     yield f"a brain or body from {_size(low)} to {_size(high)} mm"
     calibration = model / "calibration.json"
     if calibration.is_file():
-        yield f"expected error {read_calibration(calibration).verdict}"
+        yield f"expected error: {read_calibration(calibration).verdict}"
     else:
         yield "no calibrated expected error"
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from chiasm.cohorts.cases import grouped
 from chiasm.evaluation.claims import MARKS, RULE, WORDS, Claim, Difference, PairedScores, pair_scores
 from chiasm.evaluation.rows import Row
+from chiasm.names import amount
 from chiasm.reports.drawing import HARD_SPACE, Metric, find_metric, show_number, show_unit
 from chiasm.reports.pages import TONE_OF, Remark
 from chiasm.reports.tables import mean_by, mean_table
@@ -157,7 +158,7 @@ def describe_comparison(c: BaselineComparison) -> Remark:
     side = "higher" if c.metric.better == "higher" else "lower"
     text = (
         f"{c.metric.label} {means} for {c.baseline}, the best naive baseline, in {people}: {c.difference}, "
-        f"{WORDS[c.claim]}; {side} in {c.wins} of {len(c.pairs)} cases."
+        f"{WORDS[c.claim]}; {side} in {c.wins} of {amount(len(c.pairs), 'case')}."
     )
     return Remark(TONE_OF.get(c.claim, "mixed"), text, MARKS[c.claim], c.region)
 

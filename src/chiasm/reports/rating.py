@@ -29,6 +29,7 @@ from chiasm.evaluation.rating import RESULTS
 from chiasm.evaluation.reader_files import KEY, LEVELS, PAGE, REAL, Planes, StudyItem, is_key, write_key
 from chiasm.locks import locked
 from chiasm.methods import key_of
+from chiasm.names import amount
 from chiasm.outputs import refuse_data_folder, refuse_foreign, refuse_inputs, refuse_links, remove_files
 from chiasm.prediction.manifest import Entry
 from chiasm.preparation.plan import Plan
@@ -195,7 +196,7 @@ def _notes(items: Sequence[StudyItem], by_case: Mapping[str, Predicted]) -> Iter
     seen = [case for case in shown if any(was_seen(entry) for _, entry in by_case[case].values())]
     yield from warn_of_seen(seen, len(shown))
     if (subjects := len({item.subject for item in items})) < FEWEST:
-        yield f"only {subjects} subjects: no difference in quality will be tested (at least {FEWEST})"
+        yield f"only {amount(subjects, 'subject')}: no difference in quality will be tested (at least {FEWEST})"
 
 
 def _make_room(out: Path, inputs: Sequence[Path], *, overwrite: bool) -> None:

@@ -17,6 +17,7 @@ from chiasm.cohorts.gathering import notes_in_lines
 from chiasm.errors import ChiasmError, CohortError
 from chiasm.evaluation.rows import Row, read_evaluation, write_evaluation
 from chiasm.locks import locked
+from chiasm.names import amount
 from chiasm.outputs import refuse_data_folder, refuse_foreign, refuse_inputs, refuse_links
 from chiasm.prediction.model_files import named_classes
 from chiasm.progress import Progress
@@ -115,7 +116,7 @@ def _prepare(study: Study, out: Path, say: Callable[[str], None]) -> tuple[list[
         _simulate(study.phantom, study, out)
         cohort = find_cases(study, out)
     assert cohort is not None
-    say(f"{len(cohort.cases)} cases ({cohort.layout})")
+    say(f"{amount(len(cohort.cases), 'case')} ({cohort.layout})")
     for line in [*notes_in_lines(cohort.notes), *(problem.line for problem in cohort.problems)]:
         say(line)
     return jobs, cohort

@@ -34,6 +34,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from chiasm.cohorts.splits import assign_folds
+from chiasm.names import amount
 from chiasm.prediction.engines import Engine
 from chiasm.prediction.passes import predict_stage
 from chiasm.preparation.arrays import PreparedCase, read_context, write_context
@@ -238,9 +239,8 @@ def _learn_part(
     recipe: Recipe, part: CascadePart, role: _Role, validation: Sequence[PreparedCase], place: Path, session: Session
 ) -> nn.Module:
     """Train one network of a cascade; return it as it would ship."""
-    session.say(
-        f"stage {part.stage} of {recipe.generator.stages}: {part.steps} steps on {len(role.shown)} cases{role.without}"
-    )
+    cases = amount(len(role.shown), "case")
+    session.say(f"stage {part.stage} of {recipe.generator.stages}: {part.steps} steps on {cases}{role.without}")
     folder = place / ("all" if part.fold is None else f"without-{part.fold}")
     counted = session.counting_from(part.first, recipe.schedule.steps)
     learner = learn(recipe_of(recipe, part), role.plan, LearningCases(role.shown, validation), folder, counted)

@@ -116,7 +116,7 @@ def recipe_of_child(parent: Model, run: Path, changes: Changes, settings: Sequen
     before = parent.recipe
     content: dict[str, Any] = before.model_dump()
     own = Training(parent=parent.sha256)
-    content["split"] = SplitSettings().model_dump()
+    content["split"] = SplitSettings(folds="auto").model_dump()
     content["training"] |= {name: getattr(own, name) for name in OF_RUN}
     content["schedule"]["steps"] = max(1, round(STEPS * before.schedule.steps))
     for rate in ("generator_rate", "discriminator_rate"):

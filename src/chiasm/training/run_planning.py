@@ -33,6 +33,7 @@ from chiasm.cohorts.splits import (
 )
 from chiasm.errors import ChiasmError, CohortError, RunError
 from chiasm.locks import locked
+from chiasm.names import amount
 from chiasm.on_demand import PartOf
 from chiasm.preparation.arrays import Say
 from chiasm.preparation.examination import ExaminedCohort, examine_cohort
@@ -312,7 +313,7 @@ def _report_selection(cohort: Cohort, found: Cohort, recipe: Recipe, say: Say) -
     """Say how many cases have the images of the recipe, what was noticed, and how many images were made."""
     wanted = ", ".join(recipe.data.sources)
     wanted += f" and {recipe.data.target}" if recipe.data.target not in recipe.data.sources else ""
-    say(f"{len(cohort.cases)} cases with {wanted} ({cohort.layout})")
+    say(f"{amount(len(cohort.cases), 'case')} with {wanted} ({cohort.layout})")
     for line in notes_in_lines(found.notes):
         say(line)
     asked = set(_named_images(recipe))
