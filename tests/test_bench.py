@@ -101,7 +101,11 @@ def test_a_row_without_its_peer_says_which_package_is_missing(setting: BenchSett
     assert "no_such_package" in describe_row(measured) and measured.to_dict()["ratio"] is None
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+COMPILED = "predict-3d-best"  # `test_prediction_compiled.py` compares a compiled network with torch
+AGREEING = [pytest.param(row, id=row.name, marks=[pytest.mark.long] * (row.name == COMPILED)) for row in ROWS]
+
+
+@pytest.mark.parametrize("row", AGREEING)
 def test_chiasm_and_each_peer_agree(row: BenchRow, setting: BenchSetting) -> None:
     for name in row.needs:
         pytest.importorskip(name)

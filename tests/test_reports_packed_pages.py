@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from chiasm.errors import RunError
 from chiasm.reports.case_page import CasePage, finish_page, pack_page
 from chiasm.reports.packed_pages import load_page, save_page
+from chiasm.reports.pictures import HEAD, OUTLINE, WIDTH, write_picture
 
 
 def a_page() -> CasePage:
@@ -67,3 +69,20 @@ def test_a_damaged_page_is_named(tmp_path: Path) -> None:
     assert caught.value.reason == "damaged"
     with pytest.raises(RunError, match="cannot be read"):
         load_page(tmp_path / "gone.safetensors")
+
+
+def test_a_picture_shows_each_column_beside_the_other_with_lesions_outlined(tmp_path: Path) -> None:
+    cut = pack_page(a_page()).cut
+    path = write_picture(tmp_path / "P1.png", cut)
+    with Image.open(path) as image:
+        drawn = np.asarray(image)
+    plane = next(plane for plane in cut.planes if plane.name == "axial")
+    height = round(WIDTH * plane.size[1] / plane.size[0])
+    assert drawn.shape == (HEAD + height, WIDTH * len(cut.looks), 3)
+    outlined = (drawn == OUTLINE).all(axis=-1)[HEAD:].reshape(height, len(cut.looks), WIDTH)
+    lesion = cut.slices["axial lesion"]
+    for column in range(len(cut.looks)):
+        rows, columns = np.nonzero(outlined[:, column])
+        places = rows * lesion.shape[0] // height, columns * lesion.shape[1] // WIDTH
+        assert len(rows) > 50 and lesion[places].all() and not outlined[:, column].all()
+    assert write_picture(tmp_path / "again.png", cut).read_bytes() == path.read_bytes()

@@ -702,7 +702,7 @@ def test_a_large_volume_is_written_a_few_planes_at_a_time(suffix: str, tmp_path:
     tracemalloc.stop()
     assert peak < array.nbytes / 4
     np.testing.assert_array_equal(np.asarray(nib.load(path).dataobj), array)
-    bent = np.ascontiguousarray(array[::-1, :, ::2])  # laid out in another order
+    bent = np.ascontiguousarray(array[::-1, :-3, ::2])[3:]  # laid out in another order, and not whole
     write_volume(path, bent, Geometry(bent.shape, np.eye(4)))
     np.testing.assert_array_equal(np.asarray(nib.load(path).dataobj), bent)
 

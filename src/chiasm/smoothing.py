@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 REACH = 3.0  # SDs at which a Gaussian ends unless its user says otherwise
 BLOCK = 32  # voxels of a line that are made by one product
+
+
+class Stretch(NamedTuple):
+    """A part of a line, and how it is filtered.
+
+    Attributes:
+        here: The part.
+        around: The voxels that it is made of.
+        matrix: What makes it of them, shape (here, around).
+    """
+
+    here: slice
+    around: slice
+    matrix: NDArray[np.float32]
 
 
 def smooth(image: NDArray[np.float32], sigma: Sequence[float], reach: float = REACH) -> NDArray[np.float32]:
@@ -32,7 +47,7 @@ def smooth(image: NDArray[np.float32], sigma: Sequence[float], reach: float = RE
     if not image.flags.c_contiguous:
         raise ValueError("the image's last axis must be the fastest")
     along_i, along_j, along_k = (
-        list(_products(side, gaussian_weights(width, reach))) for side, width in zip(image.shape, sigma)
+        list(stretches(side, gaussian_weights(width, reach))) for side, width in zip(image.shape, sigma)
     )
     most = max(around.stop - around.start for _, around, _ in along_i)
     planes, plane = np.empty((most, *image.shape[1:]), np.float32), np.empty(image.shape[1:], np.float32)
@@ -65,15 +80,21 @@ def gaussian_weights(sigma: float, reach: float = REACH) -> NDArray[np.float64]:
     return normalised
 
 
-def _products(length: int, weights: NDArray[np.float64]) -> Iterator[tuple[slice, slice, NDArray[np.float32]]]:
-    """Yield stretches of a line, the voxels that they are made of, and the matrix that makes them."""
+def stretches(length: int, weights: NDArray[np.float64], size: int = BLOCK) -> Iterator[Stretch]:
+    """Cut a line into stretches, each of which a product makes: the line filtered, and mirrored at its ends.
+
+    Args:
+        length: Of the line.
+        weights: An odd number.
+        size: Of a stretch, but for the last.
+    """
     radius = len(weights) // 2
     mirrored = np.pad(np.arange(length), radius, mode="symmetric")  # the voxel that stands at each place
-    for start in range(0, length, BLOCK):
-        stop = min(start + BLOCK, length)
+    for start in range(0, length, size):
+        stop = min(start + size, length)
         among = mirrored[start : stop + 2 * radius]
         first, last = int(among.min()), int(among.max()) + 1
         matrix = np.zeros((stop - start, last - first))
-        for row in range(stop - start):
-            np.add.at(matrix[row], among[row : row + len(weights)] - first, weights)
-        yield slice(start, stop), slice(first, last), matrix.astype(np.float32)
+        rows = np.arange(stop - start)[:, None]
+        np.add.at(matrix, (rows, among[rows + np.arange(len(weights))] - first), weights)
+        yield Stretch(slice(start, stop), slice(first, last), matrix.astype(np.float32))

@@ -1,6 +1,6 @@
 """SSIM of images that are one constant outside a mask, from the values of the mask's voxels alone.
 
-A volume is never laid out whole: blocks are filtered row by row along the first axis, all images of a row together.
+A volume is never laid out whole: its windows are averaged over a few planes of the first axis at a time.
 """
 
 from __future__ import annotations
@@ -12,11 +12,14 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from chiasm.boxes import Box, Image, Mask
-from chiasm.metrics.ssim import around_block, band_matrix, filtered, plain_ssim, rows_of_blocks, window_weights
+from chiasm.boxes import Box, Image, Mask, box_of, grown
+from chiasm.metrics.ssim import C1, C2, ONE, window_weights
 from chiasm.metrics.voxelwise import check_range
+from chiasm.smoothing import Stretch, stretches
 
 Prepare = Callable[[NDArray[Any]], NDArray[np.float32]]
+Plane = NDArray[np.float32]  # (J, K)
+SIDE = 16  # voxels of a line that are averaged by one product: fewer operations a voxel than 32, as fast a product
 
 
 class CutOutScores(NamedTuple):
@@ -43,35 +46,108 @@ class CutOutMaps(NamedTuple):
     whole: NDArray[np.float32]
 
 
-class _SmoothBlock(NamedTuple):
-    """What of the target the windows of a block need.
+class _Slab(NamedTuple):
+    """Some planes of the first axis, with those that their windows reach, in the box that windows reach.
 
     Attributes:
-        box: Of the block, in its row.
-        y: The target around it without its centre, L = 1.
-        centre: What is taken away from both images before they are scaled.
-        target: Means of y and yy over each window, L = 1, shape (2, I, J, K).
-        inside: The mask's voxels.
-        share: Share of each window that lies outside the mask, shape (I, J, K); None where none does.
+        planes: Of the volume.
+        around: Planes that windows reach.
+        sides: The box along the other axes.
+        along_i: The matrix that averages along the first axis, (planes, around).
+        along_j: What averages along the second.
+        along_k: What averages along the third.
     """
 
-    box: Box
-    y: NDArray[np.float32]
-    centre: float
-    target: NDArray[np.float32]
-    inside: Mask
-    share: NDArray[np.float32] | None
-
-
-class _RowOfBlocks(NamedTuple):
-    """A stretch of the first axis that holds a row of blocks: of blocks, and with the windows around them."""
-
-    blocks: slice
+    planes: slice
     around: slice
+    sides: tuple[slice, slice]
+    along_i: NDArray[np.float32]
+    along_j: Sequence[Stretch]
+    along_k: Sequence[Stretch]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of a plane."""
+        j, k = self.sides
+        return j.stop - j.start, k.stop - k.start
+
+    def average(self, images: Sequence[Image]) -> Iterator[NDArray[np.float32]]:
+        """Yield the means over each window plane by plane, shape (N, J, K).
+
+        Args:
+            images: In the planes around, shape (A, J, K) each, C-contiguous.
+        """
+        some = np.empty((len(self.along_i), len(images), self.shape[0] * self.shape[1]), np.float32)
+        for number, image in enumerate(images):
+            np.matmul(self.along_i, image.reshape(len(image), -1), out=some[:, number])
+        half = np.empty((len(images), *self.shape), np.float32)
+        lines = half.reshape(-1, self.shape[1])
+        for flat in some:
+            plane = flat.reshape(half.shape)
+            for there, among, matrix in self.along_j:
+                np.matmul(matrix, plane[:, among], out=half[:, there])
+            rows = plane.reshape(lines.shape)
+            for there, among, matrix in self.along_k:
+                np.matmul(lines[:, among], matrix.T, out=rows[:, there])
+            yield plane
+
+
+class _Outside(NamedTuple):
+    """What one value outside the mask adds to the windows of a plane, shape (J, K) each; L = 1, without the centre.
+
+    It adds the same to the covariance, doubled, as to the sum of both variances: ``2 b s (b (1 - s) - ux - uy)``, where
+    ``b`` is the value, ``s`` the share of the window that lies outside, and ``ux`` and ``uy`` are the means with 0
+    there.  So nothing large is subtracted from anything large.
+
+    Attributes:
+        factor: 2 b s, times the factor of covariances.
+        rest: b (1 - s) - uy.
+        level: b s + the centre, which makes a mean one of the image as it is.
+        twice: The target's mean, doubled.
+        square: The square of its mean, + C1.
+    """
+
+    factor: Plane
+    rest: Plane
+    level: Plane
+    twice: Plane
+    square: Plane
+
+
+class _TargetPlane(NamedTuple):
+    """What of the target the windows of a plane need, shape (J, K) each; L = 1, without the centre.
+
+    Attributes:
+        mean: With 0 outside the mask.
+        variance: Likewise, + C2.
+        masked: What 0 outside the mask adds.
+        whole: What the background outside the mask adds.
+    """
+
+    mean: Plane
+    variance: Plane
+    masked: _Outside
+    whole: _Outside
+
+
+class _Target(NamedTuple):
+    """The target in a slab.
+
+    Attributes:
+        inside: The mask in the planes around.
+        image: The target there without its centre, L = 1; 0 outside the mask.
+        centre: What is taken away from both images before they are scaled.
+        planes: What its windows need, plane by plane.
+    """
+
+    inside: Mask
+    image: NDArray[np.float32]
+    centre: float
+    planes: Sequence[_TargetPlane]
 
 
 class CutOutTarget:
-    """A target whose background is one constant, filtered once for the SSIM of several predictions.
+    """A target whose background is one constant, averaged once for the SSIM of several predictions.
 
     A constant background adds to the moments of a window in proportion to its share of the window, so the moments
     with 0 there give those with another value too.
@@ -99,8 +175,8 @@ class CutOutTarget:
             ValueError: If `data_range` is not positive.
         """
         weights, self._covariance = window_weights(window, 3)
+        self._weights = weights / weights.sum()
         self._scale = 1 / check_range(data_range)
-        self._radii, self._band = [len(weights) // 2] * 3, band_matrix(weights)
         self._target, self._mask, self._background = target, mask, background
         self._ends = np.concatenate([[0], np.cumsum(np.count_nonzero(mask, axis=(1, 2)))]).tolist()
 
@@ -113,16 +189,15 @@ class CutOutTarget:
             prepare: Converts some values of a prediction to what the target was converted to.
         """
         found = [np.empty(len(self._target), np.float32) for _ in predictions]
-        totals = np.zeros(len(predictions))
-        counted = 0
-        for row, number, maps in self._maps(predictions, prepare):
-            found[number][self._places(row.blocks)] = maps.masked[self._mask[row.blocks]]
-            start, stop = max(row.blocks.start, core[0].start), min(row.blocks.stop, core[0].stop)
-            part = maps.whole[start - row.blocks.start : max(start, stop) - row.blocks.start, core[1], core[2]]
-            totals[number] += part.sum(dtype=np.float64)
-            counted += part.size if number == 0 else 0
-        rest = int(np.prod([max(side.stop - side.start, 0) for side in core])) - counted
-        return [CutOutScores(values, float(total) + rest) for values, total in zip(found, totals)]
+        beyond = float(np.prod([max(side.stop - side.start, 0) for side in core]))  # windows that are equal: SSIM 1
+        totals = [beyond] * len(predictions)
+        for number, i, sides, maps in self._maps(predictions, prepare):
+            found[number][self._places(i, i + 1)] = maps.masked[self._mask[i][sides]]
+            if core[0].start <= i < core[0].stop:
+                j, k = (slice(max(c.start - s.start, 0), max(c.stop - s.start, 0)) for c, s in zip(core[1:], sides))
+                part = maps.whole[j, k]
+                totals[number] += float(part.sum(dtype=np.float64)) - part.size
+        return [CutOutScores(values, total) for values, total in zip(found, totals)]
 
     def lay_out_maps(self, prediction: NDArray[np.float32]) -> CutOutMaps:
         """Return both maps of a prediction; each equals `ssim_map`.
@@ -132,97 +207,109 @@ class CutOutTarget:
         """
         shape = self._mask.shape
         found = CutOutMaps(np.full(shape, nan, np.float32), np.ones(shape, np.float32))
-        for row, _, maps in self._maps([prediction], _unchanged):
-            found.masked[row.blocks], found.whole[row.blocks] = maps
+        for _, i, sides, maps in self._maps([prediction], _unchanged):
+            np.copyto(found.masked[i][sides], maps.masked, where=self._mask[i][sides])
+            found.whole[i][sides] = maps.whole
         return found
 
     def _maps(
         self, predictions: Sequence[NDArray[Any]], prepare: Prepare
-    ) -> Iterator[tuple[_RowOfBlocks, int, CutOutMaps]]:
-        """Yield the maps of each row of blocks and of each prediction, by its number."""
-        radius = self._radii[0]
-        for blocks in rows_of_blocks(self._mask, radius):
-            own = slice(min(i.start for i, _, _ in blocks), max(i.stop for i, _, _ in blocks))
-            row = _RowOfBlocks(own, slice(max(own.start - radius, 0), min(own.stop + radius, len(self._mask))))
-            target = self._laid_out(self._target, row.around, _unchanged)
-            smooth = [self._smooth_block(_moved(block, row.around.start), row, target) for block in blocks]
+    ) -> Iterator[tuple[int, int, tuple[slice, slice], CutOutMaps]]:
+        """Yield the number of a prediction, a plane, a box in it, and both maps there, shape (J, K)."""
+        for slab in self._slabs():
+            target = self._average_target(slab)
             for number, prediction in enumerate(predictions):
-                image = self._laid_out(prediction, row.around, prepare)
-                yield row, number, self._compare_row(image, row, smooth)
+                x = self._laid_out(prediction, slab.around, target.inside, target.centre, prepare)
+                means = slab.average([x, x * target.image, x * x])
+                for i, its, theirs in zip(range(slab.planes.start, slab.planes.stop), means, target.planes):
+                    yield number, i, slab.sides, self._compare(its, theirs)
 
-    def _compare_row(self, prediction: Image, row: _RowOfBlocks, smooth: Sequence[_SmoothBlock]) -> CutOutMaps:
-        """Return the maps of a row of blocks."""
-        shape = (row.blocks.stop - row.blocks.start, *self._mask.shape[1:])
-        found = CutOutMaps(np.full(shape, nan, np.float32), np.ones(shape, np.float32))
-        for block in smooth:
-            place = _moved(block.box, row.blocks.start - row.around.start)
-            x = self._scaled(prediction, block.box, block.centre)
-            here = self._smoothed([x, x * block.y, x * x])
-            here[2] += block.target[1]
-            moments = np.stack([here[0], block.target[0], here[1], here[2]])
-            centre = block.centre * self._scale
-            if block.share is None:
-                found.whole[place] = found.masked[place] = plain_ssim(moments, centre, self._covariance)
-                continue
-            found.whole[place] = plain_ssim(self._as_it_is(moments, block), centre, self._covariance)
-            np.copyto(found.masked[place], plain_ssim(moments, centre, self._covariance), where=block.inside)
-        return found
+    def _slabs(self) -> Iterator[_Slab]:
+        """Cut the box that windows around the mask reach into slabs; leave out those that hold no such window."""
+        if not self._mask.any():
+            return
+        radius = len(self._weights) // 2
+        box = grown(box_of(self._mask), radius, ONE, self._mask.shape)
+        start = box[0].start
+        for there, among, matrix in stretches(box[0].stop - start, self._weights, SIDE):
+            around = slice(start + among.start, start + among.stop)
+            inside = self._mask[around]
+            if inside.any():
+                _, j, k = grown(box_of(inside), radius, ONE, inside.shape)
+                along_j, along_k = (list(stretches(side.stop - side.start, self._weights, SIDE)) for side in (j, k))
+                yield _Slab(slice(start + there.start, start + there.stop), around, (j, k), matrix, along_j, along_k)
 
-    def _places(self, planes: slice) -> slice:
+    def _average_target(self, slab: _Slab) -> _Target:
+        """Average the target and the mask of a slab."""
+        around = slab.around
+        inside = np.ascontiguousarray(self._mask[around][:, *slab.sides])
+        values = self._target[self._places(around.start, around.stop)]
+        centre = float(values.mean(dtype=np.float64))  # variances are differences of squares: exact near 0 only
+        y = self._laid_out(self._target, around, inside, centre, _unchanged)
+        planes = [self._target_plane(its, centre) for its in slab.average([y, y * y, inside.astype(np.float32)])]
+        return _Target(inside, y, centre, planes)
+
+    def _target_plane(self, means: NDArray[np.float32], centre: float) -> _TargetPlane:
+        """Return what windows need from the means of y, yy and the mask."""
+        y, yy, cover = means
+        variance = np.float32(self._covariance) * (yy - y * y) + np.float32(C2)
+        masked, whole = (self._outside(value - centre, y, cover, centre) for value in (0.0, self._background))
+        return _TargetPlane(y, variance, masked, whole)
+
+    def _outside(self, value: float, mean: Plane, cover: Plane, centre: float) -> _Outside:
+        """Return what a value outside the mask adds; it and the centre are in the images' unit."""
+        scaled = np.float32(value * self._scale)
+        added = scaled * (1 - cover)
+        level = added + np.float32(centre * self._scale)
+        its = mean + level
+        return _Outside(
+            np.float32(2 * self._covariance) * added, scaled * cover - mean, level, 2 * its, its * its + np.float32(C1)
+        )
+
+    def _compare(self, its: NDArray[np.float32], target: _TargetPlane) -> CutOutMaps:
+        """Return the maps of a plane from the means of x, xy and xx, which are overwritten."""
+        x, both, variances = its  # (J, K) each
+        both -= x * target.mean
+        both *= np.float32(2 * self._covariance)
+        both += np.float32(C2)
+        variances -= x * x
+        variances *= np.float32(self._covariance)
+        variances += target.variance
+        return CutOutMaps(*(_similarity(x, both, variances, outside) for outside in (target.masked, target.whole)))
+
+    def _places(self, start: int, stop: int) -> slice:
         """Return the places of the mask's voxels in some planes of the first axis among all of the mask."""
-        return slice(self._ends[planes.start], self._ends[planes.stop])
+        return slice(self._ends[start], self._ends[stop])
 
-    def _laid_out(self, values: NDArray[Any], planes: slice, prepare: Prepare) -> NDArray[np.float32]:
-        """Lay the values of the mask's voxels out in some planes of the first axis, 0 elsewhere."""
-        inside = self._mask[planes]
+    def _laid_out(
+        self, values: NDArray[Any], planes: slice, inside: Mask, centre: float, prepare: Prepare
+    ) -> NDArray[np.float32]:
+        """Lay the mask's voxels of some planes out, without a centre, L = 1; 0 elsewhere."""
         image = np.zeros(inside.shape, np.float32)
-        image[inside] = prepare(values[self._places(planes)])
+        here = prepare(values[self._places(planes.start, planes.stop)]) - np.float32(centre)
+        here *= np.float32(self._scale)
+        image[inside] = here
         return image
 
-    def _smooth_block(self, box: Box, row: _RowOfBlocks, target: Image) -> _SmoothBlock:
-        """Filter the target and the mask around a block of a row."""
-        mask = self._mask[row.around]
-        inside = around_block(mask, box, self._radii)
-        # variances are differences of squares: exact near 0 only
-        centre = float(around_block(target, box, self._radii).mean(dtype=np.float64))
-        y = self._scaled(target, box, centre)
-        if inside.all():
-            return _SmoothBlock(box, y, centre, self._smoothed([y, y * y]), mask[box], None)
-        *its, share = self._smoothed([y, y * y, 1 - inside])
-        return _SmoothBlock(box, y, centre, np.stack(its), mask[box], share.copy())
 
-    def _scaled(self, image: Image, box: Box, centre: float) -> NDArray[np.float32]:
-        """Return an image around a block without its centre, L = 1."""
-        part = around_block(image, box, self._radii) - np.float32(centre)
-        part *= np.float32(self._scale)
-        return part
-
-    def _smoothed(self, images: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
-        """Average images (I + 2r, J + 2r, K + 2r) over each window, shape (N, I, J, K)."""
-        smooth = np.stack(images)
-        for axis in (1, 2, 3):
-            smooth = filtered(smooth, self._band, axis)
-        return smooth
-
-    def _as_it_is(self, moments: NDArray[np.float32], block: _SmoothBlock) -> NDArray[np.float32]:
-        """Return the moments with the background in the place of 0 outside the mask."""
-        assert block.share is not None
-        background, scale = self._background, self._scale
-        whole = moments.copy()
-        whole[:2] += np.float32(background * scale) * block.share
-        square = np.float32((background**2 - 2 * background * block.centre) * scale**2) * block.share
-        whole[2] += square
-        whole[3] += 2 * square
-        return whole
+def _similarity(x: Plane, both: Plane, variances: Plane, outside: _Outside) -> Plane:
+    """Return the SSIM of windows from their means, twice their covariance and the sum of their variances, + C2 each."""
+    added = outside.rest - x
+    added *= outside.factor
+    mean = x + outside.level
+    likeness = mean * outside.twice
+    likeness += np.float32(C1)
+    likeness *= both + added
+    added += variances
+    mean *= mean
+    mean += outside.square
+    mean *= added
+    likeness /= mean
+    return likeness
 
 
 def _unchanged(values: NDArray[Any]) -> NDArray[np.float32]:
     return values
-
-
-def _moved(box: Box, start: int) -> Box:
-    """Return a box as seen from a plane of the first axis."""
-    return slice(box[0].start - start, box[0].stop - start), box[1], box[2]
 
 
 def cut_out_ssim(

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from chiasm.reports.gallery import LESION, MASK, CutCase, CutPlane, PictureColumn, round_up
 from chiasm.storage import whole_file
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+    from PIL.ImageFont import FreeTypeFont
 
-INCHES = 2.4  # width of a panel
+WIDTH, HEAD = 264, 26  # pixels of a panel, and of the line of titles above it
+LETTERS = 14  # pixels
+OUTLINE = (242, 193, 78)  # of lesions
 COLOURS = {"viridis": "inferno"}  # error and expected error stand beside each other, in one scale
 
 
@@ -32,33 +36,52 @@ def write_picture(path: Path, case: CutCase) -> Path:
     Raises:
         ChiasmError: If the file cannot be written.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    from PIL import Image, ImageDraw
 
     plane = next(plane for plane in case.planes if plane.name == "axial")
-    width, height = (side * step for side, step in zip(plane.size, plane.spacing_mm))
-    canvas = Figure(figsize=(INCHES * len(case.looks), INCHES * height / width + 0.3), facecolor="black")
-    FigureCanvasAgg(canvas)
+    picture = Image.fromarray(np.hstack([_draw_panel(case, look, plane) for look in case.looks]))
+    draw = ImageDraw.Draw(picture)
     for number, look in enumerate(case.looks):
-        axes = canvas.add_axes((number / len(case.looks), 0, 1 / len(case.looks), 0.92))
-        _draw_panel(axes, case, look, plane)
+        scale = "" if look.window else f", 0 to {round_up(case.error_range or 0):.2g} {case.unit}"
+        place = WIDTH * (number + 0.5), HEAD / 2
+        draw.text(place, f"{look.label.strip('|')}{scale}", "white", font=_font(), anchor="mm")
     with whole_file(path) as temporary:
-        canvas.savefig(temporary, dpi=110, format="png", metadata={"Software": None})
+        picture.save(temporary, format="PNG")
     return path
 
 
-def _draw_panel(axes: Axes, case: CutCase, look: PictureColumn, plane: CutPlane) -> None:
-    """Draw a slice of a column, and the outline of lesions on it."""
+@cache
+def _font() -> FreeTypeFont:
+    """Return the font that matplotlib brings along."""
+    from matplotlib import get_data_path
+    from PIL import ImageFont
+
+    return ImageFont.truetype(str(Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), LETTERS)
+
+
+def _draw_panel(case: CutCase, look: PictureColumn, plane: CutPlane) -> NDArray[np.uint8]:
+    """Draw a slice of a column below a black line, with the outline of lesions on it, shape (rows, columns, 3)."""
+    from matplotlib import colormaps
+    from PIL import Image
+
     values, lesion = case.slices[f"{plane.name} {look.label}"], case.slices.get(f"{plane.name} {LESION}")
     if look.inside:
         values = np.where(case.slices[f"{plane.name} {MASK}"], values, 0)
-    most = round_up(case.error_range or 0)
-    least, largest = look.window or (0.0, most)
-    aspect = plane.spacing_mm[1] / plane.spacing_mm[0]
-    colours = COLOURS.get(look.colours, look.colours)
-    axes.imshow(values, cmap=colours, vmin=least, vmax=largest, aspect=aspect)
+    width, height = (side * step for side, step in zip(plane.size, plane.spacing_mm))
+    size = WIDTH, max(1, round(WIDTH * height / width))
+    low, high = look.window or (0.0, round_up(case.error_range or 0))
+    fine = np.asarray(Image.fromarray(values.astype(np.float32)).resize(size, Image.Resampling.BILINEAR))
+    colours = colormaps[COLOURS.get(look.colours, look.colours)]
+    pixels: NDArray[np.uint8] = colours(np.clip((fine - low) / (high - low), 0, 1), bytes=True)[..., :3]
     if lesion is not None and lesion.any():
-        axes.contour(lesion.astype(float), levels=[0.5], colors="#f2c14e", linewidths=0.8)
-    scale = "" if look.window else f", 0 to {most:.2g} {case.unit}"
-    axes.set_title(f"{look.label.strip('|')}{scale}", color="white", fontsize=9)
-    axes.set_axis_off()
+        pixels[
+            _border(np.asarray(Image.fromarray(lesion.astype(np.uint8)).resize(size, Image.Resampling.NEAREST)) > 0)
+        ] = OUTLINE
+    return np.pad(pixels, ((HEAD, 0), (0, 0), (0, 0)))
+
+
+def _border(inside: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return the pixels of a region beside one that is not of it."""
+    around = np.pad(inside, 1)
+    core = around[:-2, 1:-1] & around[2:, 1:-1] & around[1:-1, :-2] & around[1:-1, 2:]
+    return inside & ~core

@@ -6,7 +6,7 @@ Reference: nifti1.h and nifti2.h, https://nifti.nimh.nih.gov.
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ def write_nifti(path: Path, array: NDArray[Any], geometry: Geometry, remark: str
     for at, count in TEXTS[version]:
         raw[at : at + count] = bytes(count)
     head = bytes(raw) + extension
-    pieces = chain([head], voxels_in_slabs(array, dtype))
+    pieces: Iterable[bytes | memoryview] = chain([head], voxels_in_slabs(array, dtype))
     with whole_file(path) as temporary, temporary.open("wb") as file:
         file.writelines(packed_pieces(pieces, "gzip") if path.name.lower().endswith(".gz") else pieces)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from chiasm.errors import VolumeError
 
@@ -217,27 +218,21 @@ def _tightest(stream: Stream) -> float:
     return np.dtype(stream.number).itemsize if stream.packing == "text" else TIGHTEST
 
 
-def read_whole(stream: Stream, *, are_there: bool = False) -> bytearray:
+def read_whole(stream: Stream) -> NDArray[np.uint8]:
     """Return exactly the bytes that count.
 
-    Args:
-        stream: Where they lie.
-        are_there: Whether they were found complete before, so that room for all may be taken at once.  What grows
-            piece by piece is often kept by the C library when it is let go.
+    Room for all is asked for at once, and taken as it is filled: what a header promises takes no memory, and what grows
+    piece by piece is often kept by the C library when it is let go.
 
     Raises:
         VolumeError: If the file is truncated, corrupted or too long.
     """
-    if are_there:
-        room, start = bytearray(stream.size), 0
-        for block in blocks(stream):
-            room[start : start + len(block)] = block
-            start += len(block)
-        return room
-    content = bytearray()  # grows with what is there, not with what a header promises
+    room = np.empty(stream.size, np.uint8)
+    start = 0
     for block in blocks(stream):
-        content += block
-    return content
+        room[start : start + len(block)] = np.frombuffer(block, np.uint8)
+        start += len(block)
+    return room
 
 
 def _short(path: Path, found: str, end: int) -> VolumeError:
@@ -424,7 +419,7 @@ def _damage() -> tuple[type[Exception], ...]:
     return zlib.error, _library().error
 
 
-def packed_pieces(pieces: Iterable[bytes], form: Literal["gzip", "zlib"]) -> Iterator[bytes]:
+def packed_pieces(pieces: Iterable[bytes | memoryview], form: Literal["gzip", "zlib"]) -> Iterator[bytes]:
     """Compress what comes piece by piece as `pack` does, and hold no more than a piece."""
     packer = _packer(form)
     for piece in pieces:

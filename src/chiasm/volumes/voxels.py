@@ -24,6 +24,7 @@ LARGE = 64 * 2**20  # bytes of voxels that are looked at twice: first checked, t
 LEVELS = 256  # that float32 must separate between the least and the greatest value
 LARGEST_LABEL = 2**31
 MOST_SIDE = 2**31  # voxels along an axis
+LINES = 16  # lines of memory that are read side by side
 NARROW = (np.uint8, np.int8, np.uint16, np.int16)  # in this machine's order of bytes
 INTEGERS = (np.uint8, np.int8, np.int16, np.int32, np.int64)
 
@@ -243,7 +244,7 @@ def _checked(stored: Stored, check: Any) -> tuple[NDArray[Any], tuple[float, flo
     if stored.stream.size > LARGE:
         ends = _scaled(stored, _extremes(np.frombuffer(block, stored.dtype) for block in _aligned(stored)))
         check(*ends)
-    raw = np.frombuffer(read_whole(stored.stream, are_there=ends is not None), stored.dtype)
+    raw = read_whole(stored.stream).view(stored.dtype)
     if ends is None:
         ends = _scaled(stored, _extremes([raw]))
         check(*ends)
@@ -276,8 +277,20 @@ def _scaled(stored: Stored, ends: tuple[Any, Any]) -> tuple[float, float]:
     return (high, low) if stored.slope < 0 else (low, high)
 
 
-def voxels_in_slabs(array: NDArray[Any], dtype: np.dtype[Any]) -> Iterator[bytes]:
-    """Yield the bytes of voxels, the first axis fastest, a few planes at a time: a volume may be large."""
+def voxels_in_slabs(array: NDArray[Any], dtype: np.dtype[Any]) -> Iterator[memoryview]:
+    """Yield the bytes of voxels, the first axis fastest, a few planes at a time: a volume may be large.
+
+    Voxels that lie so already are not copied.
+    """
     planes = max(1, PIECE // max(1, math.prod(array.shape[:-1]) * dtype.itemsize))
     for start in range(0, array.shape[-1], planes):
-        yield array[..., start : start + planes].astype(dtype, copy=False).tobytes(order="F")
+        slab = array[..., start : start + planes].T  # (K, J, I)
+        yield (slab if slab.flags.c_contiguous and slab.dtype == dtype else _laid(slab, dtype)).view(np.uint8).data
+
+
+def _laid(slab: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Copy voxels so that their last axis is the fastest, a few lines at a time: the cache holds what they read."""
+    laid = np.empty(slab.shape, dtype)
+    for start in range(0, slab.shape[-1], LINES):
+        laid[..., start : start + LINES] = slab[..., start : start + LINES]
+    return laid
