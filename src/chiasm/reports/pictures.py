@@ -52,7 +52,7 @@ def write_picture(path: Path, case: CutCase) -> Path:
 
 @cache
 def _font() -> FreeTypeFont:
-    """Return the font that matplotlib brings along."""
+    """Return the font that comes with matplotlib."""
     from matplotlib import get_data_path
     from PIL import ImageFont
 
