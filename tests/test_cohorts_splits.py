@@ -14,16 +14,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chiasm.cohorts.cases import Case
+from chiasm.cohorts.duplicates import find_duplicates, voxel_hash
 from chiasm.cohorts.splits import (
     Split,
     check_disjoint,
     choose_folds,
-    find_duplicates,
     leave_one_site_out,
     make_split,
     read_splits,
     sites_of,
-    voxel_hash,
+    with_fewer_training,
     write_splits,
 )
 from chiasm.errors import CohortError, RunError
@@ -95,6 +95,21 @@ def test_every_subject_is_tested_in_exactly_one_fold_and_never_has_two_roles(
         assert bool(roles[1]) == (share > 0) or len(roles[0]) < 2, "one validates where two remain, if any is to"
         tested += roles[2]
     assert sorted(tested) == sorted({c.subject for c in cases})
+
+
+def test_fewer_subjects_train_on_demand_and_more_of_them_add_to_fewer() -> None:
+    cases = [case(f"p{number}-{scan}", f"p{number}") for number in range(10) for scan in range(2)]
+    whole = make_split(cases, folds=5, fold=0, validation=0.25, seed=0)
+    assert with_fewer_training(whole, cases, 0, 0) == whole
+    trained: set[str] = set()
+    for count in range(1, 7):
+        split = with_fewer_training(whole, cases, count, 0)
+        assert (split.validation, split.test) == (whole.validation, whole.test)
+        assert len(subjects(cases, split.train)) == count and len(split.train) == 2 * count
+        assert trained < set(split.train) <= set(whole.train)
+        trained = set(split.train)
+    with pytest.raises(CohortError, match=r"training_subjects=7 asks .*found 6.*at most 6 can train"):
+        with_fewer_training(whole, cases, 7, 0)
 
 
 @settings(deadline=None)

@@ -27,9 +27,10 @@ from chiasm.evaluation.loading import load_case
 from chiasm.evaluation.predictions import open_predictions, score_folder
 from chiasm.evaluation.rows import read_evaluation
 from chiasm.evaluation.scoring import reporting_unit
+from chiasm.methods import make_recipe
 from chiasm.runners import RUNNERS, Lost, Runner, find_runner
 from chiasm.storage import read_json, read_toml, write_json, write_toml
-from chiasm.studies.jobs import content_of, find_cases, list_jobs
+from chiasm.studies.jobs import content_of, find_cases, list_jobs, warm_ups
 from chiasm.studies.study import describe_jobs, run_study
 from chiasm.studies.study_file import Phantom, Study, read_study
 from chiasm.studies.study_report import Done, report, write_study_report
@@ -394,6 +395,12 @@ def test_a_study_for_slurm_is_refused_at_once_where_there_is_none(
     assert not (tmp_path / "out").exists()
 
 
+def test_the_warm_ups_of_an_arm_learn_from_its_training_cases_alone() -> None:
+    few = make_recipe("A7", "tiny", {"split.training_subjects": 2, "split.validation": 0.5})
+    shared = [recipe for _, recipe in warm_ups(few, make_recipe("A1", "tiny"))]
+    assert [recipe.split for recipe in shared] == [few.split] * 2
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
@@ -420,6 +427,7 @@ def test_a_study_for_slurm_is_refused_at_once_where_there_is_none(
         ({"arms": ["A1", "A7", "sharp"], "variants": {"sharp": ["A99"]}}, "A99"),
         ({"arms": ["A1", "A7", "sharp"], "variants": {"sharp": ["A7", "attention.gamma=3"]}}, "gamma"),
         ({"arms": ["A1", "A7", "sharp"], "variants": {"sharp": []}}, "variants.sharp"),
+        ({"arms": ["A1", "A7", "other"], "variants": {"other": ["A7", "split.seed=1"]}}, "tested on the same subjects"),
         ({"variants": {"A7": ["A1"]}}, "'A7' has the name of another arm"),
         ({"arms": ["A1", "A7", "lookup"], "variants": {"lookup": ["A1"]}}, "'lookup' has the name of"),
         ({"target": "t1"}, "also a source"),

@@ -141,6 +141,7 @@ class SplitSettings(Section):
     fold: Annotated[int, Field(ge=0, lt=10_000)] = 0
     models: Auto | Annotated[int, Field(ge=1, le=10)] = 1  # of which each learns from all but one part; auto: 3 of few
     validation: Fraction = 0.2  # share of the subjects that are not tested; at least one
+    training_subjects: Annotated[int, Field(ge=0, le=1_000_000)] = 0  # as many of the others train; 0: all of them
     subject_pattern: str = ""  # whose group is the subject in a case's id; "": as layout and names state
     locked: Annotated[float, Field(ge=0, lt=1)] = 0.0  # share of the subjects in the locked test set, in no fold
     seed: Seed = 0

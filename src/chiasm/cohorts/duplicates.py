@@ -9,13 +9,15 @@ common is removed first.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import chain
-from typing import NamedTuple
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain, combinations
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from chiasm.cohorts.cases import Case, grouped
 from chiasm.cohorts.textures import Texture, above_background, correlations, texture
 from chiasm.volumes import Volume, canonical
 
@@ -35,6 +37,34 @@ SAME_TEXTURE = 0.93  # correlation of two textures, without what is common, from
 
 View = NDArray[np.float32]
 Places = Sequence[int]  # of images in their order
+
+
+def voxel_hash(array: NDArray[Any]) -> str:
+    """Return the sha256 of a volume's values and shape, the same for every storage type that holds these values.
+
+    Values are compared as little-endian float32, so the same scan stored as
+    int16 and as float64 is found; stored in another axis order it is not.
+
+    Args:
+        array: Real values of any shape.
+    """
+    values = np.ascontiguousarray(array, dtype="<f4") + np.float32(0)  # -0.0 becomes 0.0
+    digest = hashlib.sha256(repr(tuple(array.shape)).encode())
+    digest.update(values.data)
+    return digest.hexdigest()
+
+
+def find_duplicates(hashes: Mapping[str, str], cases: Iterable[Case]) -> list[tuple[str, str]]:
+    """Return pairs of case ids that have the same voxels and different subjects.
+
+    Args:
+        hashes: Case id to `voxel_hash`; cases without one are passed over.
+        cases: Cases with unique ids.
+    """
+    hashed = sorted((case for case in cases if case.id in hashes), key=lambda case: case.id)
+    alike = grouped(hashed, lambda case: hashes[case.id])
+    pairs = chain.from_iterable(combinations(same, 2) for same in alike.values())
+    return sorted((a.id, b.id) for a, b in pairs if a.subject != b.subject)
 
 
 class Thumbnail(NamedTuple):

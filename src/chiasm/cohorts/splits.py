@@ -9,13 +9,11 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from itertools import chain, combinations
+from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from chiasm.checksums import check_checksum, with_checksum
@@ -132,6 +130,27 @@ def make_split(
     tested = _tested(free, fixed, fold, choose_folds(folds, len(free)))
     roles = {**dict.fromkeys(tested, "test"), **dict.fromkeys(kept, "locked"), **fixed}
     return _with_validation(cases, roles, _without(free, tested), validation)
+
+
+def with_fewer_training(split: Split, cases: Iterable[Case], count: int, seed: int) -> Split:
+    """Let only some of the training subjects train; a larger number adds subjects to those of a smaller one.
+
+    Args:
+        split: Whose validation and test cases stay as they are.
+        cases: Those that were split.
+        count: How many subjects train; 0 lets all of them train.
+        seed: Of the order in which they are added.
+
+    Raises:
+        CohortError: If fewer subjects could train.
+    """
+    subjects = subjects_of(cases)
+    able = {subjects[case] for case in split.train}
+    if count > len(able):
+        fewer = f"In this fold, at most {len(able)} can train."
+        raise _too_few(f"split.training_subjects={count} asks for more subjects than there are", [*able], fewer)
+    kept = sorted(able, key=lambda subject: _hash_of(subject, seed))[: count or None]
+    return replace(split, train=tuple(case for case in split.train if subjects[case] in kept))
 
 
 def choose_models(asked: Folds, cases: Iterable[Case]) -> int:
@@ -340,9 +359,14 @@ def _order_subjects(site_of: Mapping[str, str], seed: int) -> list[str]:
     """
 
     def place(subject: str) -> tuple[str, str]:
-        return site_of[subject], hashlib.sha256(f"{seed}/{subject}".encode()).hexdigest()
+        return site_of[subject], _hash_of(subject, seed)
 
     return sorted(site_of, key=place)
+
+
+def _hash_of(subject: str, seed: int) -> str:
+    """Return what subjects are ordered by where no order is better than another."""
+    return hashlib.sha256(f"{seed}/{subject}".encode()).hexdigest()
 
 
 def _with_validation(cases: Sequence[Case], roles: dict[str, str], free: list[str], share: float) -> Split:
@@ -395,33 +419,6 @@ def _refuse_two_roles(places: Sequence[tuple[str, str]], key_of: Mapping[str, st
             other, before = first.setdefault(key_of[name], (name, role))
             if role != before:
                 raise CohortError(f"{role} case {name} {what} as {before} case {other}", reason="not-disjoint")
-
-
-def voxel_hash(array: NDArray[Any]) -> str:
-    """Return the sha256 of a volume's values and shape, the same for every storage type that holds these values.
-
-    Values are compared as little-endian float32, so the same scan stored as
-    int16 and as float64 is found; stored in another axis order it is not.
-
-    Args:
-        array: Real values of any shape.
-    """
-    values = np.ascontiguousarray(array, dtype="<f4") + np.float32(0)  # -0.0 becomes 0.0
-    digest = hashlib.sha256(repr(tuple(array.shape)).encode())
-    digest.update(values.data)
-    return digest.hexdigest()
-
-
-def find_duplicates(hashes: Mapping[str, str], cases: Iterable[Case]) -> list[tuple[str, str]]:
-    """Return pairs of case ids that have the same voxels and different subjects.
-
-    Args:
-        hashes: Case id to `voxel_hash`; cases without one are passed over.
-        cases: Cases with unique ids.
-    """
-    alike = grouped(_listed(cases, hashes), lambda case: hashes[case.id])
-    pairs = chain.from_iterable(combinations(same, 2) for same in alike.values())
-    return sorted((a.id, b.id) for a, b in pairs if a.subject != b.subject)
 
 
 def _listed(cases: Iterable[Case], ids: Collection[str]) -> list[Case]:

@@ -17,10 +17,9 @@ from numpy.typing import NDArray
 
 from chiasm.checksums import state_of
 from chiasm.cohorts.cases import Case, Cohort, Problem, Regions
-from chiasm.cohorts.duplicates import Thumbnail, thumbnail
+from chiasm.cohorts.duplicates import Thumbnail, thumbnail, voxel_hash
 from chiasm.cohorts.images import read_case_image, read_case_labels
 from chiasm.cohorts.labels import region_volumes, usable_labels
-from chiasm.cohorts.splits import voxel_hash
 from chiasm.errors import CohortError, VolumeError
 from chiasm.on_demand import Scratch
 from chiasm.preparation.degradation import arranged, check_slices

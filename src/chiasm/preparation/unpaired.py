@@ -6,8 +6,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import chain
 
 from chiasm.cohorts.cases import Case, Cohort, Problem, Side, side_alone, subjects_of
-from chiasm.cohorts.duplicates import find_near_duplicates
-from chiasm.cohorts.splits import find_duplicates
+from chiasm.cohorts.duplicates import find_duplicates, find_near_duplicates
 from chiasm.errors import CohortError
 from chiasm.on_demand import PartOf
 from chiasm.preparation.examination import ExaminedCase, examine_case

@@ -25,7 +25,7 @@ from chiasm.cohorts.discovery import find_cohort, select_cases, selection_of
 from chiasm.cohorts.splits import sites_of
 from chiasm.errors import CohortError, RecipeError
 from chiasm.networks.catalogue import OWN
-from chiasm.recipe import Attention, Loss, Recipe
+from chiasm.recipe import Attention, Loss, Recipe, SplitSettings
 from chiasm.simulation.lesions import REGIONS
 from chiasm.storage import read_facts
 from chiasm.studies.study_file import WHOLE, Study, data_folder
@@ -188,6 +188,7 @@ def _check_alike(study: Study, folds: int) -> None:
     """Refuse arms that read other files or are scored against other images, because they cannot be compared."""
     recipes = {arm: _recipe(study, arm, folds, 0, study.seeds[0]) for arm in study.arms}
     _check_reading(recipes.values())
+    _check_testing({arm: recipe.split for arm, recipe in recipes.items()})
     if study.reference is None:
         _check_registration({arm: recipe.data.registration for arm, recipe in recipes.items()})
 
@@ -200,6 +201,22 @@ def _check_reading(recipes: Iterable[Recipe]) -> None:
             reason="reading",
             hint="Set data.form, assume_ras, resample, resample_tilt, select and split.subject_pattern for all arms, "
             "not in a variant.",
+        )
+
+
+def _check_testing(splits: Mapping[str, SplitSettings]) -> None:
+    """Refuse arms, given with how they split, that would be tested on different subjects.
+
+    They may learn from different ones.
+    """
+    tested = {arm: split.model_dump(exclude={"training_subjects", "validation"}) for arm, split in splits.items()}
+    first, *others = tested
+    if odd := [arm for arm in others if tested[arm] != tested[first]]:
+        raise RecipeError(
+            "all arms must be tested on the same subjects",
+            reason="split",
+            found=f"another split for {', '.join(odd)} than for {first}",
+            hint="In a variant, of all settings of split only training_subjects and validation can be changed.",
         )
 
 
@@ -327,6 +344,7 @@ def _generator_warm_up(recipe: Recipe, base: Recipe) -> Recipe:
     return base.model_copy(
         update={
             "data": recipe.data,
+            "split": recipe.split,
             "generator": recipe.generator.model_copy(update={"refiner": ()}),
             "training": recipe.training.model_copy(update=usual_batches),
             "schedule": recipe.schedule,

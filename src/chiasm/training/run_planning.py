@@ -29,6 +29,7 @@ from chiasm.cohorts.splits import (
     make_split,
     read_splits,
     sites_of,
+    with_fewer_training,
     write_splits,
 )
 from chiasm.errors import ChiasmError, CohortError, RunError
@@ -334,6 +335,7 @@ def _split_cases(cohort: Cohort, recipe: Recipe) -> Split:
         split = leave_one_site_out(cases, site, seed=settings.seed, **shares)
     else:
         split = make_split(cases, folds=settings.folds, fold=settings.fold, seed=settings.seed, **shares)
+    split = with_fewer_training(split, cases, settings.training_subjects, settings.seed)
     if recipe.generator.stages > 1:
         learning = {case.subject: case.site for case in cases if case.id in split.train}
         assign_folds(learning, recipe.generator.inner_folds, settings.seed)
