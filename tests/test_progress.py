@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+import sys
 
 import pytest
 
 import chiasm.progress
-from chiasm.progress import count, follow, in_lines, open_progress
+from chiasm.progress import count, follow, in_lines, open_progress, say_above
 
 
 class Clock:
@@ -107,6 +108,22 @@ def test_work_that_was_done_before_says_nothing(clock: Clock, capsys: pytest.Cap
     with open_progress() as bar:
         count(bar, "predicting")(0, 0, "")
     assert capsys.readouterr().err == ""
+
+
+def test_a_line_is_said_above_the_bar_of_a_terminal_and_as_ever_where_there_is_none(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with open_progress() as bar:
+        say_above(bar, print)("step 3: [validation] error 0.5")
+    assert capsys.readouterr() == ("step 3: [validation] error 0.5\n", "")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    with open_progress() as bar:
+        follow(bar, "training")(1, 2, {"loss": 0.25, "global_discriminator_loss": 1.4, "local_discriminator_loss": 1.2})
+        say_above(bar, print)("step 3: [validation] error 0.5")
+    out, err = capsys.readouterr()
+    assert out == "" and "step 3: [validation] error 0.5\n" in err
+    assert "loss 0.2500, discriminators 1.40, 1.20" in err
 
 
 def test_a_terminal_has_a_bar_and_no_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

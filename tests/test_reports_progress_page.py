@@ -30,7 +30,9 @@ def watched(toy_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
             super().update(log, step, steps)
             seen.append((folder / "progress.html").read_text())
 
-    chiasm.train(toy_cohort, make_recipe("A7", "tiny", QUICK), folder, say=lambda _: None, watcher=Kept(folder))
+    said: list[str] = []
+    chiasm.train(toy_cohort, make_recipe("A7", "tiny", QUICK), folder, say=said.append, watcher=Kept(folder))
+    (folder / "said.txt").write_text("\n".join(said))
     return folder, seen
 
 
@@ -46,6 +48,22 @@ def test_the_page_is_there_from_the_start_and_grows_with_each_validation(watched
     for number, page in enumerate(seen):
         assert [int(step) for step in re.findall(r"<strong>step (\d+)</strong>", page)] == steps[:number][::-1]
     assert "Validation error" in seen[-1] and "min left" in seen[2]
+
+
+def test_each_validation_is_said_beside_the_look_up_from_which_the_network_starts(
+    watched: tuple[Path, list[str]],
+) -> None:
+    run, seen = watched
+    lines = map(json.loads, (run / "log.jsonl").read_text().splitlines())
+    found = [line for line in lines if line["kind"] == "validation"]
+    assert found[0]["mae"] == pytest.approx(found[0]["lookup_mae"], rel=0.02)  # nothing is learnt yet
+    assert len({line["lookup_mae"] for line in found}) == 1 and "mask, look-up" in seen[-1]
+    said = [line for line in (run / "said.txt").read_text().splitlines() if "validation error" in line]
+    first = (
+        f"before training: validation error {found[0]['mae']:.3f} (look-up {found[0]['lookup_mae']:.3f}), in lesions"
+    )
+    assert said[0].startswith(first) and len(said) == len(found)
+    assert said[-1].startswith(f"step 24: validation error {found[-1]['mae']:.3f} (look-up ")
 
 
 def test_it_refreshes_itself_until_the_training_is_done_and_asks_for_nothing_else(

@@ -5,9 +5,11 @@ Both go to stderr, so that what a command prints can be read by another.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ StepProgress = Callable[[int, int, Mapping[str, float]], None]
 
 SECONDS_A_LINE = 60.0
 SPEED_SECONDS = 900.0  # the speed is a mean over as long: jobs of a study take minutes each
+WIDE = 100  # columns of a terminal that has room for the time since the start
 NOTE_SECONDS = 1.0  # between two times that the speed is taken from
 
 
@@ -37,9 +40,19 @@ def open_progress() -> Bar:
         Progress as Bar,
     )
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     console = Console(stderr=True)
-    return Bar(*columns, TextColumn("{task.fields[left]}"), console=console, disable=not console.is_terminal)
+    elapsed = [TimeElapsedColumn()] if console.width >= WIDE else []
+    columns = (TextColumn("{task.description}"), BarColumn(None), MofNCompleteColumn(), *elapsed)
+    return Bar(
+        *columns, TextColumn("{task.fields[left]}"), console=console, disable=not console.is_terminal, expand=True
+    )
+
+
+def say_above(bar: Bar, say: Callable[[str], None]) -> Callable[[str], None]:
+    """Return what says a line while a bar is shown: above the bar where both are on a terminal, else by `say`."""
+    if bar.disable or not sys.stdout.isatty():
+        return say
+    return partial(bar.console.print, markup=False, highlight=False, overflow="ignore")
 
 
 Item = TypeVar("Item")
@@ -95,14 +108,26 @@ def count(bar: Bar, name: str) -> Progress:
 
 
 def follow(bar: Bar, name: str) -> StepProgress:
-    """Show training steps, with the loss beside them."""
+    """Show training steps, with the losses beside them."""
     update = _updater(bar, name)
 
     def say(done: int, total: int, values: Mapping[str, float]) -> None:
-        words = f" loss {values['loss']:.4f}" if "loss" in values else " discriminators"
-        update(done, total, words, values.get("work", done / max(total, 1)))
+        update(done, total, _losses_in_words(values), values.get("work", done / max(total, 1)))
 
     return say
+
+
+def _losses_in_words(values: Mapping[str, float]) -> str:
+    """Say the generator's loss, and those of the global and the local discriminator; those that were read.
+
+    >>> _losses_in_words({"loss": 0.25, "global_discriminator_loss": 1.386, "local_discriminator_loss": 1.2})
+    ' loss 0.2500, discriminators 1.39, 1.20'
+    """
+    own = [f"loss {values['loss']:.4f}"] if "loss" in values else []
+    read = (values[name] for name in ("global_discriminator_loss", "local_discriminator_loss") if name in values)
+    losses = ", ".join(f"{loss:.2f}" for loss in read)
+    others = [f"discriminators {losses}".rstrip()] if losses or not own else []
+    return f" {', '.join([*own, *others])}"
 
 
 class _Speed:

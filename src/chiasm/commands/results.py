@@ -29,7 +29,7 @@ from chiasm.commands.options import (
     several,
 )
 from chiasm.locks import check_output
-from chiasm.progress import count, open_progress
+from chiasm.progress import count, open_progress, say_above
 
 if TYPE_CHECKING:
     from chiasm.studies.study_report import Done
@@ -156,7 +156,7 @@ def study(
             reading=reading.reading(),
             trust=several(trust),
             settings=settings,
-            say=say,
+            say=say_above(bar, say),
             progress=count(bar, "jobs"),
         )
     _show_study(done)

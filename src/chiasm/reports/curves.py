@@ -54,6 +54,7 @@ PANELS = (
         {
             "mask": Curve("validation", "mae"),
             "lesions": Curve("validation", "lesion_mae"),
+            "mask, look-up": Curve("validation", "lookup_mae"),
             "mask, before the refiner": Curve("validation", "first_mae"),
         },
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,8 +49,10 @@ class TrainingLog:
             self.session.progress(step + 1, self.steps, {**values, "work": self.work(step + 1)})
 
     def validation(self, step: int, scores: Mapping[str, float], verdict: str | None) -> None:
-        """Write the scores of a validation; report what is wrong with the attention."""
+        """Write and report the scores of a validation, and what is wrong with the attention."""
         self._write("validation", step, scores)
+        when = f"step {step + 1}" if step >= 0 else "before training"
+        self.session.say(f"{when}: validation error {_errors_in_words(scores)}")
         if verdict:
             self._write("warning", step, {"message": verdict})
             self.session.say(f"step {step + 1}: {verdict}")
@@ -58,3 +61,14 @@ class TrainingLog:
         if self.session.is_first_process:
             with writing(self.path), open_in_place(self.path, "a") as lines:
                 lines.write(json.dumps({"kind": kind, "step": step + 1, **content}) + "\n")
+
+
+def _errors_in_words(scores: Mapping[str, float]) -> str:
+    """Say the error on validation cases beside that of the look-up, in the mask and in lesions where there are any.
+
+    >>> _errors_in_words({"mae": 0.5, "lookup_mae": 0.625, "lesion_mae": 1.25})
+    '0.500 (look-up 0.625), in lesions 1.250'
+    """
+    lesions = f", in lesions {scores['lesion_mae']:.3f}" if "lesion_mae" in scores else ""
+    own, lookup = (scores.get(name, math.nan) for name in ("mae", "lookup_mae"))  # absent where no case has a number
+    return f"{own:.3f} (look-up {lookup:.3f}){lesions}"

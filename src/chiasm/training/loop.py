@@ -332,7 +332,8 @@ def _validate_case(
     if show is not None:
         show(case, maps)
     error = np.abs(maps.prediction - target)
-    scores = {"mae": float(error[mask].mean())}
+    guess = np.interp(np.asarray(case.source[0])[mask], *learner.plan.lookup)
+    scores = {"mae": float(error[mask].mean()), "lookup_mae": float(np.abs(guess - target[mask]).mean())}
     if lesion is not None and (inside := lesion & mask).any():
         scores["lesion_mae"] = float(error[inside].mean())
     if learner.has_refiner:
