@@ -13,13 +13,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 os.environ.setdefault("CHIASM_ENGINE", "torch")  # compiling costs a tiny network more than it saves
 
-import nibabel
-import numpy as np
+from exports import FORMS, deviations, predict_alone
 from interoperability_readers import SECONDS, of_package
 
 import chiasm
@@ -30,12 +28,6 @@ from conftest import QUICK
 from synthetic_cohort import write_brats
 
 ABSENT = "not here"
-#: Forms of `chiasm export`, with the package that runs them.
-FORMS: Mapping[str, str] = {"onnx": "onnxruntime", "openvino": "openvino", "torch": "torch", "monai-bundle": "monai"}
-#: Runs a script or a module where chiasm cannot be imported.
-ALONE = "import runpy, sys; sys.modules['chiasm'] = None; "
-SCRIPT = ALONE + "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
-MODULE = ALONE + "runpy.run_module('monai.bundle', run_name='__main__', alter_sys=True)"
 
 
 def table() -> list[str]:
@@ -62,30 +54,12 @@ def _row(what: str, tool: str, said: str) -> str:
     return f"| {what} | {tool.strip()} | {said} |"
 
 
-def _alone(words: Sequence[str | Path], folder: Path) -> None:
-    command = [sys.executable, "-c", *map(str, words)]
-    subprocess.run(command, check=True, capture_output=True, timeout=5 * SECONDS, cwd=folder)
-
-
 def _deviation(run: Path, source: Path, form: str, out: Path) -> str:
     """Predict without chiasm from an export, and compare with chiasm's prediction."""
     made = export(run, out, form)
-    if form == "monai-bundle":
-        words = [MODULE, "run", "--config_file", "configs/inference.json", "--source_files", f"['{source}']"]
-        _alone([*words, "--output_prefix", "eval/p1"], out)
-        stem = out / "eval" / "p1"
-    else:
-        stem = out / "made"
-        _alone([SCRIPT, made.script, source, "-o", stem], out)
+    stem = predict_alone(made.script, form, source, out)
     wanted = chiasm.load(run, accelerator="cpu", precision="32-true", engine="torch").predict(source)
-    worst = 0.0
-    for name, volume in {"t2": wanted.image, "expected-error": wanted.expected_error}.items():
-        if volume is not None:
-            image = nibabel.load(f"{stem}_{name}.nii.gz")
-            apart = np.abs(np.asarray(image.dataobj) - volume.array).max() / np.ptp(volume.array)
-            placed = np.abs(image.affine - volume.geometry.affine).max()
-            worst = max(worst, float(apart), float(placed))
-    return f"{worst:.0e} of the range; the same grid"
+    return f"{max(value for _, value in deviations(wanted, stem, 't2')):.0e} of the range; the same grid"
 
 
 def _validated(run: Path, cohort: Path, place: Path) -> str:

@@ -2,6 +2,7 @@
 
     python benchmarks/server.py RUN SCAN.nii.gz              # a model of one source, and a scan for it
     python benchmarks/server.py RUN SCAN.nii.gz --requests 50 --memory
+    python benchmarks/server.py RUN SERIES --requests 50 --memory     # a folder of DICOM: by DICOMweb, each a new study
 
 Start is the time from the command to the first answer.  The cost is CPU time, which other work on the machine disturbs
 less than time on the clock: of the server's process for a job, and of this process for the same prediction by
@@ -18,10 +19,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import psutil
+import pydicom
 import requests
+from dicomweb_client import DICOMwebClient
+from pydicom.uid import generate_uid
 
 from chiasm.prediction.folders import predict
 
@@ -38,7 +43,7 @@ def free_port() -> int:
 def start(run: Path) -> tuple[subprocess.Popen[bytes], str, float]:
     """Start a server and wait for its first answer; returns it, its address and the seconds."""
     address, began = f"http://127.0.0.1:{(port := free_port())}", time.monotonic()
-    command = [sys.executable, "-m", "chiasm.cli", "serve", str(run), "--port", str(port)]
+    command = [sys.executable, "-m", "chiasm.cli", "serve", str(run), "--port", str(port), "--dicomweb"]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     while True:
         try:
@@ -63,6 +68,22 @@ def hand_in(address: str, source: str, scan: Path) -> float:
     return time.monotonic() - began
 
 
+def store_and_retrieve(address: str, series: Path) -> float:
+    """Send a series as a new study by STOW-RS, wait for the results and fetch them by WADO-RS; returns the seconds."""
+    began = time.monotonic()
+    images = [pydicom.dcmread(path) for path in sorted(series.iterdir())]
+    study, number = generate_uid(), generate_uid()
+    for image in images:
+        image.StudyInstanceUID, image.SeriesInstanceUID, image.SOPInstanceUID = study, number, generate_uid()
+        image.file_meta.MediaStorageSOPInstanceUID = image.SOPInstanceUID
+    web = DICOMwebClient(f"{address}/dicom-web")
+    web.store_instances(images)
+    while not web.search_for_series(study):
+        time.sleep(POLL_S)
+    assert len(web.retrieve_study(study)) > len(images)  # the image and its map
+    return time.monotonic() - began
+
+
 def main() -> None:
     """Measure what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -75,17 +96,18 @@ def main() -> None:
     process = psutil.Process(server.pid)
     print(f"start: {seconds:.1f} s until the first answer")
     source = requests.get(f"{address}/api/model", timeout=60).json()["sources"][0]
+    ask = partial(store_and_retrieve, address) if asked.scan.is_dir() else partial(hand_in, address, source)
     served, clock, resident = [], [], []
     try:
         for _ in range(asked.requests):
             before = sum(process.cpu_times()[:2])
-            clock.append(hand_in(address, source, asked.scan))
+            clock.append(ask(asked.scan))
             served.append(sum(process.cpu_times()[:2]) - before)
             resident.append(process.memory_info().rss / 2**20)
     finally:
         server.terminate()
         server.wait()
-    print(f"page: {statistics.median(served[1:]):.2f} s of CPU, {statistics.median(clock[1:]):.2f} s on the clock")
+    print(f"request: {statistics.median(served[1:]):.2f} s of CPU, {statistics.median(clock[1:]):.2f} s on the clock")
     if len(resident) >= 5:
         print(f"memory: {resident[4]:.0f} MiB after request 5, {resident[-1]:.0f} MiB after request {len(resident)}")
     if not asked.memory:

@@ -18,13 +18,13 @@ import torch
 
 import chiasm
 from chiasm.cli import main
-from chiasm.errors import ChiasmError
+from chiasm.errors import ChiasmError, RecipeError
 from chiasm.methods import make_recipe
 from chiasm.prediction.export import export
 from chiasm.prediction.exported_network import PiecewiseLinear
 from chiasm.prediction.model import load_model, save_model
 from chiasm.preparation.intensity import IntensityMap
-from chiasm.training.cross_fitting import train
+from chiasm.training.players import make_players
 from conftest import QUICK, Sibling
 
 FORMS = ("torch", "onnx", "openvino")
@@ -123,6 +123,45 @@ def test_the_script_of_other_methods_predicts_alike(
     check_alike(run, tmp_path / "out", source)
 
 
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "method",
+    [
+        "l2-expected-error",
+        "A15",
+        "srcnn",
+        "fcn8",
+        "unet",
+        "gan",
+        "dcgan",
+        "context-gan",
+        "strainet",
+        "li-cnn",
+        "han",
+        "jcsc",
+    ],
+)
+def test_a_tiny_network_of_each_kind_is_exported(method: str, finished_run: Path, tmp_path: Path) -> None:
+    model = load_model(finished_run)
+    plan = replace(model.plan, patch=(64, 64))
+    recipe = make_recipe(method, "tiny", {**QUICK, "data.patch": 64})
+    players = make_players(recipe, plan, 0)
+    parts = {"local_discriminator": players.local_discriminator, "refiner": players.refiner}
+    networks = {"generator": players.generator, **parts, "calibration": None}
+    save_model(tmp_path / "model", replace(model, recipe=recipe, plan=plan, **networks))
+    assert export(tmp_path / "model", tmp_path / "out", "torch").deviation <= CLOSE
+
+
+@pytest.mark.long
+def test_a_network_that_cannot_be_exported_for_any_size_is_refused(finished_run: Path, tmp_path: Path) -> None:
+    model = load_model(finished_run)
+    plan, recipe = replace(model.plan, patch=(256, 256)), make_recipe("pix2pix", "tiny", QUICK)
+    networks = {"generator": make_players(recipe, plan, 0).generator, "local_discriminator": None, "calibration": None}
+    save_model(tmp_path / "model", replace(model, recipe=recipe, plan=plan, **networks))
+    with pytest.raises(RecipeError, match="cannot be exported for images of any size"):
+        export(tmp_path / "model", tmp_path / "out", "torch")
+
+
 @pytest.fixture(scope="module")
 def several(finished_run: Path, sibling: Sibling) -> list[Path]:
     """Two models whose images have other units, one of which is not calibrated."""
@@ -142,7 +181,7 @@ def several(finished_run: Path, sibling: Sibling) -> list[Path]:
 
 @pytest.mark.parametrize(
     "form", ["onnx", pytest.param("openvino", marks=pytest.mark.long)]
-)  # a run of several models is exported for torch below
+)  # as a bundle for MONAI: test_prediction_monai_bundle
 def test_several_models_are_exported_as_one_that_makes_their_mean(
     form: str, several: list[Path], toy_cohort: Path, tmp_path: Path
 ) -> None:
@@ -158,18 +197,6 @@ def test_several_models_are_exported_as_one_that_makes_their_mean(
     assert includes["mean_of_models"] == 2 and includes["mean_with_mirror_image"] == (average == "flip")
     assert includes["calibration_of_expected_error"] == [True, False]
     assert [one["sha256"] for one in card["models"]] == [load_model(run).sha256 for run in several]
-
-
-def test_a_run_of_several_models_is_exported_as_one(toy_cohort: Path, tmp_path: Path) -> None:
-    changes = {**QUICK, "split.folds": "auto", "split.models": 2, "training.validations": 1, "schedule.steps": 8}
-    recipe = make_recipe("l2-expected-error", "tiny", {**changes, "generator.average": "flip"})
-    train(toy_cohort, recipe, tmp_path / "run", say=lambda _: None)
-    export(tmp_path / "run", tmp_path / "out", "torch")
-    source = next(toy_cohort.glob("*1/*_t1.nii.gz"))
-    here(tmp_path / "out", source)
-    check_alike(tmp_path / "run", tmp_path / "out", source)
-    card = json.loads((tmp_path / "out" / "model.json").read_text())
-    assert card["network_includes"]["mean_with_mirror_image"] is True
 
 
 def test_models_whose_networks_take_other_inputs_are_refused_together(

@@ -15,7 +15,10 @@ import chiasm
 from chiasm.checksums import sha256_of
 from chiasm.cli import main
 from chiasm.errors import RunError
+from chiasm.methods import make_recipe
 from chiasm.prediction.export import export
+from chiasm.training.cross_fitting import train
+from conftest import QUICK
 
 bundle = pytest.importorskip("monai.bundle")
 
@@ -93,21 +96,28 @@ def test_monai_accepts_the_metadata_and_would_find_what_is_missing(exported: Pat
         verify(tmp_path, schema)
 
 
+CONFIGS = {"meta_file": "configs/metadata.json", "config_file": "configs/inference.json"}
+
+
+def into(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Go into a bundle, whose scripts are imported from there."""
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(str(folder))
+    for name in [name for name in sys.modules if name.partition(".")[0] == "scripts"]:
+        monkeypatch.delitem(sys.modules, name)
+
+
 @pytest.mark.parametrize(("channels", "fits"), [(None, True), (7, False)])
 def test_monai_finds_the_network_as_the_metadata_describes_it(
     channels: int | None, fits: bool, exported: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(exported)
-    monkeypatch.syspath_prepend(str(exported))
-    for name in [name for name in sys.modules if name.partition(".")[0] == "scripts"]:
-        monkeypatch.delitem(sys.modules, name)
+    into(exported, monkeypatch)
     override = {} if channels is None else {"_meta_::network_data_format::outputs::pred::num_channels": channels}
-    configs = {"meta_file": "configs/metadata.json", "config_file": "configs/inference.json"}
     if fits:
-        bundle.verify_net_in_out("network_def", **configs, device="cpu", n=3, **override)
+        bundle.verify_net_in_out("network_def", **CONFIGS, device="cpu", n=3, **override)
     else:
         with pytest.raises(ValueError, match="output channel number"):
-            bundle.verify_net_in_out("network_def", **configs, device="cpu", n=3, **override)
+            bundle.verify_net_in_out("network_def", **CONFIGS, device="cpu", n=3, **override)
 
 
 def test_monai_makes_what_chiasm_predicts_without_chiasm(exported: Path, finished_run: Path, toy_cohort: Path) -> None:
@@ -119,14 +129,40 @@ def test_monai_makes_what_chiasm_predicts_without_chiasm(exported: Path, finishe
         cwd=exported, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
-    predictor = chiasm.load(finished_run, accelerator="cpu", precision="32-true", engine="torch")
-    wanted = predictor.predict(source)
-    assert wanted.expected_error is not None
-    for name, volume in {"t2": wanted.image, "expected-error": wanted.expected_error}.items():
-        image = nib.load(exported / "eval" / f"p1_{name}.nii.gz")
+    check_made(exported / "eval", finished_run, source, ["t2", "expected-error"])
+
+
+def check_made(folder: Path, run: Path, source: Path, names: list[str]) -> None:
+    """Compare the images of a bundle with what chiasm makes by torch in float32."""
+    wanted = chiasm.load(run, accelerator="cpu", precision="32-true", engine="torch").predict(source)
+    made = {"t2": wanted.image, "expected-error": wanted.expected_error, "spread": wanted.spread}
+    volumes = {name: volume for name, volume in made.items() if volume is not None}
+    assert sorted(path.name for path in folder.iterdir()) == sorted(f"p1_{name}.nii.gz" for name in names)
+    assert list(volumes) == names
+    for name, volume in volumes.items():
+        image = nib.load(folder / f"p1_{name}.nii.gz")
         extent = float(np.ptp(volume.array))
         assert extent > 0 and np.abs(np.asarray(image.dataobj) - volume.array).max() <= CLOSE * extent
         np.testing.assert_allclose(image.affine, nib.load(source).affine)
+
+
+@pytest.mark.filterwarnings("ignore:parsing config_file")  # it says that a bundle is code
+def test_a_run_of_several_models_is_one_bundle_with_its_mirror_images_and_its_spread(
+    toy_cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {**QUICK, "split.folds": "auto", "split.models": 2, "training.validations": 1, "schedule.steps": 8}
+    recipe = make_recipe("l2-expected-error", "tiny", {**changes, "generator.average": "flip"})
+    run, folder = tmp_path / "run", tmp_path / "out"
+    train(toy_cohort, recipe, run, say=lambda _: None)
+    export(run, folder, "monai-bundle")
+    source = next(toy_cohort.glob("*1/*_t1.nii.gz"))
+    into(folder, monkeypatch)
+    bundle.run(config_file="configs/inference.json", source_files=[str(source)], output_prefix="eval/p1")
+    check_made(folder / "eval", run, source, ["t2", "expected-error", "spread"])
+    card = json.loads((folder / "scripts" / "model.json").read_text())
+    assert card["network_includes"]["mean_with_mirror_image"] is True
+    metadata = json.loads((folder / "configs" / "metadata.json").read_text())
+    assert metadata["network_data_format"]["outputs"]["pred"]["num_channels"] == 3
 
 
 def test_a_bundle_is_written_again_and_files_of_somebody_else_stay(

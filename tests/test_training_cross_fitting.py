@@ -27,6 +27,7 @@ from chiasm.recipe import Recipe, read_recipe
 from chiasm.reports.evaluation import evaluate
 from chiasm.reports.explanation import explain
 from chiasm.training.cross_fitting import plan_first, train
+from chiasm.training.finetuning import finetune
 from chiasm.training.run_planning import resolve_models
 from conftest import QUICK
 
@@ -188,9 +189,11 @@ def test_a_new_scan_gets_the_mean_of_all_models(trained: Path, toy_cohort: Path,
     assert len(load(trained).models) == 2
 
 
-def test_a_command_for_one_model_names_them(trained: Path) -> None:
-    with pytest.raises(RunError, match=r"is a run of 2 models.*models/1"):
-        find_model(trained)
+def test_a_command_for_one_model_names_them(trained: Path, toy_cohort: Path, tmp_path: Path) -> None:
+    for ask in (lambda: find_model(trained), lambda: finetune(trained, toy_cohort, tmp_path / "out")):
+        with pytest.raises(RunError, match=r"is a run of 2 models, of which this command takes one.*models/1"):
+            ask()
+    assert not (tmp_path / "out").exists()
 
 
 def test_cases_out_of_fold_are_of_one_run_of_several_models(

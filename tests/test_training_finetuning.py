@@ -19,7 +19,7 @@ from chiasm.preparation.plan import read_plan
 from chiasm.preparation.planning import OF_COHORT
 from chiasm.recipe import read_recipe
 from chiasm.storage import read_json, read_log
-from chiasm.training.finetuning import finetune
+from chiasm.training.finetuning import finetune, recipe_of_child
 from chiasm.volumes import read_volume
 from synthetic_cohort import affine, pair, save
 
@@ -134,6 +134,12 @@ def test_what_the_weights_do_not_fit_is_refused_before_anything_is_written(
     with pytest.raises(RecipeError, match=told) as caught:
         finetune(finished_run, others, tmp_path / "run", settings=settings)
     assert "\n" not in str(caught.value) and not (tmp_path / "run").exists()
+
+
+def test_the_folds_of_a_child_suit_its_own_subjects(finished_run: Path) -> None:
+    parent = load_model(finished_run)
+    child = recipe_of_child(parent, finished_run, {}, [])
+    assert child.split.folds == "auto" != parent.recipe.split.folds
 
 
 def test_a_cohort_without_the_models_modalities_is_refused(finished_run: Path, tmp_path: Path) -> None:

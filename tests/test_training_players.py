@@ -83,8 +83,12 @@ def discriminators_of(asked: Recipe) -> str:
     return DISCRIMINATORS.get(asked.method, told)
 
 
+PAGE = (Path(__file__).parents[1] / "docs" / "methods.md").read_text()
+NOT_EXPORTED = re.findall(r"`([\w-]+)` \(", PAGE.partition("takes every method except")[2].partition("\n\n")[0])
+
+
 @pytest.mark.parametrize("method", list(METHODS))
-def test_an_arm_has_the_discriminators_it_asks_and_no_other(method: str, plan: Plan) -> None:
+def test_a_method_has_the_players_it_asks_and_is_exported_if_the_page_says_so(method: str, plan: Plan) -> None:
     asked = recipe(method, generator__scale=1 / 16)
     players = make_players(asked, replace(plan, patch=(256, 256)), 0)
     there = {
@@ -95,6 +99,7 @@ def test_an_arm_has_the_discriminators_it_asks_and_no_other(method: str, plan: P
     assert " ".join(name for name, present in there.items() if present) == discriminators_of(asked)
     assert needs_local_discriminator(asked) == there["local"]
     assert (players.refiner is not None) == ("generator.refiner" in METHODS[method].changes)
+    assert (asked.generator.stages > 1 or asked.generator.network == "pix2pix") == (method in NOT_EXPORTED)
 
 
 def same(a: torch.nn.Module | None, b: torch.nn.Module | None) -> bool:

@@ -10,7 +10,8 @@ includes and what comes before; `predict.py` does that with numpy and nibabel.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
@@ -177,18 +178,25 @@ def _shapes(models: Sequence[Model]) -> list[tuple[int, ...]]:
     return [(channels, *(side - 3 - 2 * axis for axis in range(plan.dims))), (channels, *(side,) * plan.dims)]
 
 
-def _write(
-    form: Form, network: nn.Module, shapes: Sequence[tuple[int, ...]], places: Sequence[Path], out: Path
-) -> float:
-    """Write a network and compare the file with torch before it gets its name; return the largest difference."""
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """Refuse a network that cannot be recorded, or whose recording takes one size only."""
     try:
-        exported = export_network(network, shapes[0])
+        yield
     except Exception as error:  # torch raises anything
         raise RecipeError(
             "the network cannot be exported for images of any size",
             reason="not-exported",
             found=(str(error).strip() or type(error).__name__).splitlines()[0],
         ) from error
+
+
+def _write(
+    form: Form, network: nn.Module, shapes: Sequence[tuple[int, ...]], places: Sequence[Path], out: Path
+) -> float:
+    """Write a network and compare the file with torch before it gets its name; return the largest difference."""
+    with _refusing():
+        exported = export_network(network, shapes[0])
     trial = temporary_beside(out / "trial")
     with writing(out):
         trial.mkdir()  # beside the results: what a killed export leaves there is removed by the next one
@@ -197,7 +205,9 @@ def _write(
         program, found = _WRITERS[form](exported, shapes[0], path), 0.0
         for shape in shapes:
             noise = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
-            found = max(found, deviation(program(noise), network(noise).detach().numpy()))
+            with _refusing():
+                made = program(noise)
+            found = max(found, deviation(made, network(noise).detach().numpy()))
         if not found <= TOLERANCE:
             raise RunError(
                 f"{form} computes other values than torch",
