@@ -8,7 +8,8 @@ import sys
 import pytest
 
 import chiasm.progress
-from chiasm.progress import count, follow, in_lines, open_progress, say_above
+from chiasm.commands.common import say_above
+from chiasm.progress import count, follow, in_lines, open_progress
 
 
 class Clock:
@@ -114,15 +115,15 @@ def test_a_line_is_said_above_the_bar_of_a_terminal_and_as_ever_where_there_is_n
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with open_progress() as bar:
-        say_above(bar, print)("step 3: [validation] error 0.5")
+        say_above(bar)("step 3: [validation] error 0.5")
     assert capsys.readouterr() == ("step 3: [validation] error 0.5\n", "")
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     with open_progress() as bar:
         follow(bar, "training")(1, 2, {"loss": 0.25, "global_discriminator_loss": 1.4, "local_discriminator_loss": 1.2})
-        say_above(bar, print)("step 3: [validation] error 0.5")
+        say_above(bar)(f"step 3: [validation] error 0.5 {'long/' * 30} and the end")
     out, err = capsys.readouterr()
-    assert out == "" and "step 3: [validation] error 0.5\n" in err
+    assert out == "" and "step 3: [validation] error 0.5\n" in err and f"{'long/' * 30}\n    and the end" in err
     assert "loss 0.2500, discriminators 1.40, 1.20" in err
 
 

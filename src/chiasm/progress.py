@@ -5,11 +5,9 @@ Both go to stderr, so that what a command prints can be read by another.
 
 from __future__ import annotations
 
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
@@ -46,13 +44,6 @@ def open_progress() -> Bar:
     return Bar(
         *columns, TextColumn("{task.fields[left]}"), console=console, disable=not console.is_terminal, expand=True
     )
-
-
-def say_above(bar: Bar, say: Callable[[str], None]) -> Callable[[str], None]:
-    """Return what says a line while a bar is shown: above the bar where both are on a terminal, else by `say`."""
-    if bar.disable or not sys.stdout.isatty():
-        return say
-    return partial(bar.console.print, markup=False, highlight=False, overflow="ignore")
 
 
 Item = TypeVar("Item")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from shutil import get_terminal_size
 from textwrap import fill
@@ -14,6 +14,8 @@ import typer
 from chiasm.errors import unknown
 
 if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
+
     from chiasm.cohorts.cases import Problem
     from chiasm.prediction.manifest import Container
 
@@ -100,9 +102,24 @@ def say(message: str = "", *, err: bool = False) -> None:
         err: Whether it goes to stderr.
     """
     if (sys.stderr if err else sys.stdout).isatty():
-        width = get_terminal_size().columns
-        message = "\n".join(fit(line, width) for line in message.splitlines())
+        message = _fit_all(message, get_terminal_size().columns)
     typer.echo(message, err=err)
+
+
+def say_above(bar: Bar) -> Callable[[str], None]:
+    """Return what prints as `say` does while a bar is shown: above the bar, where both are on a terminal."""
+    if bar.disable or not sys.stdout.isatty():
+        return say
+
+    def print_above(message: str) -> None:
+        lines = _fit_all(message, bar.console.width)
+        bar.console.print(lines, markup=False, highlight=False, soft_wrap=True)
+
+    return print_above
+
+
+def _fit_all(message: str, width: int) -> str:
+    return "\n".join(fit(line, width) for line in message.splitlines())
 
 
 def fit(line: str, width: int) -> str:

@@ -16,6 +16,7 @@ from chiasm.commands.common import (
     Seed,
     finish,
     say,
+    say_above,
 )
 from chiasm.commands.options import (
     CohortOptions,
@@ -25,7 +26,7 @@ from chiasm.commands.options import (
 )
 from chiasm.locks import check_output
 from chiasm.names import amount
-from chiasm.progress import count, follow, open_progress, say_above
+from chiasm.progress import count, follow, open_progress
 
 if TYPE_CHECKING:
     pass
@@ -41,9 +42,7 @@ def demo(
     from chiasm.demo import run_demo
 
     with open_progress() as bar:
-        report = run_demo(
-            out, task=task, quick=quick, seed=seed, say=say_above(bar, say), progress=follow(bar, "training")
-        )
+        report = run_demo(out, task=task, quick=quick, seed=seed, say=say_above(bar), progress=follow(bar, "training"))
     say(f"\nreport: {report}")
 
 

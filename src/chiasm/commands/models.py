@@ -28,6 +28,7 @@ from chiasm.commands.common import (
     exit_partial,
     finish,
     say,
+    say_above,
     show_registered,
 )
 from chiasm.commands.options import (
@@ -41,7 +42,7 @@ from chiasm.commands.options import (
 from chiasm.commands.serving import NodeOptions, PageOptions
 from chiasm.locks import check_output
 from chiasm.names import amount
-from chiasm.progress import count, follow, open_progress, say_above
+from chiasm.progress import count, follow, open_progress
 
 if TYPE_CHECKING:
     from chiasm.prediction.folders import Predicted
@@ -113,7 +114,7 @@ def train(
                 cases,
                 recipe,
                 out,
-                say=say_above(bar, say),
+                say=say_above(bar),
                 progress=follow(bar, "training"),
                 watcher=partial(watch_run, tensorboard=tensorboard),
                 layout=found.layout,
@@ -176,7 +177,7 @@ def finetune(
             layout=found.layout,
             selection=selection,
             trust=several(trust),
-            say=say_above(bar, say),
+            say=say_above(bar),
             progress=follow(bar, "training"),
             watcher=watch_run(out, tensorboard=tensorboard),
         )
@@ -237,7 +238,7 @@ def predict(
             engine=engine,
             trust=several(trust),
             progress=count(bar, "predicting"),
-            say=say_above(bar, say),
+            say=say_above(bar),
         )
     for one in made:
         _show_predictions(one)
@@ -309,7 +310,7 @@ def complete(
             layout=found.layout,
             selection=selection,
             trust=several(trust),
-            say=say_above(bar, say),
+            say=say_above(bar),
             progress=follow(bar, "training"),
         )
     for line in done.lines:

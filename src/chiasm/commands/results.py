@@ -19,6 +19,7 @@ from chiasm.commands.common import (
     finish,
     fit,
     say,
+    say_above,
 )
 from chiasm.commands.options import (
     CohortOptions,
@@ -29,7 +30,7 @@ from chiasm.commands.options import (
     several,
 )
 from chiasm.locks import check_output
-from chiasm.progress import count, open_progress, say_above
+from chiasm.progress import count, open_progress
 
 if TYPE_CHECKING:
     from chiasm.studies.study_report import Done
@@ -156,7 +157,7 @@ def study(
             reading=reading.reading(),
             trust=several(trust),
             settings=settings,
-            say=say_above(bar, say),
+            say=say_above(bar),
             progress=count(bar, "jobs"),
         )
     _show_study(done)

@@ -8,11 +8,21 @@ from typing import Annotated
 
 import typer
 
-from chiasm.commands.common import FORMAT, Allow, Data, Out, container_named, exit_partial, say, show_registered
+from chiasm.commands.common import (
+    FORMAT,
+    Allow,
+    Data,
+    Out,
+    container_named,
+    exit_partial,
+    say,
+    say_above,
+    show_registered,
+)
 from chiasm.commands.options import CohortOptions, PeopleOptions, ReadingOptions, RecipeOptions
 from chiasm.errors import RecipeError
 from chiasm.locks import check_output
-from chiasm.progress import count, follow, open_progress, say_above
+from chiasm.progress import count, follow, open_progress
 
 MINUTES = 40.0  # of training, unless somebody says how long it may take
 
@@ -58,7 +68,7 @@ def run(
         plan_ahead(data, recipe, out, minutes=most, layout=found.layout, selection=selection, say=say)
         return
     with open_progress() as bar:
-        watch = Watch(say_above(bar, say), follow(bar, "training"), count(bar, "predicting"), count(bar, "evaluating"))
+        watch = Watch(say_above(bar), follow(bar, "training"), count(bar, "predicting"), count(bar, "evaluating"))
         done = run_all(
             data,
             recipe,
