@@ -219,7 +219,8 @@ class RecipeOptions:
         str | None,
         typer.Option(
             "--folds",
-            help="Folds by subject; 1 keeps no test set; auto, the default: 5, or one subject each of fewer than 10.",
+            help="Folds by subject, of which one is the test set: 5 test a fifth, 1 nobody; auto, the default of one "
+            "model: 5, or one subject each of fewer than 10.",
             rich_help_panel="Run",
         ),
     ] = None
