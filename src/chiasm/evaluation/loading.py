@@ -20,6 +20,7 @@ from chiasm.evaluation.kept import KeptImage, KeptPart, box_around, is_constant_
 from chiasm.evaluation.reference import OwnUnits
 from chiasm.evaluation.rows import MaskUse
 from chiasm.evaluation.scoring import harmonise
+from chiasm.heap import give_back
 from chiasm.prediction.baselines import Baselines
 from chiasm.prediction.manifest import Entry, Manifest, check_files
 from chiasm.preparation.arrays import PreparedSource, prepare_source
@@ -28,7 +29,7 @@ from chiasm.preparation.fingerprint import known_of
 from chiasm.preparation.intensity import IntensityMap, fit_intensity
 from chiasm.preparation.plan import Plan
 from chiasm.volumes import Volume, check_pair, crop, read_volume, resample
-from chiasm.volumes.geometry import find_overlap
+from chiasm.volumes.geometry import Geometry, find_overlap
 from chiasm.volumes.masks import Rule
 
 #: Where the mask of a prediction comes from, by what its manifest calls it.
@@ -54,6 +55,7 @@ class EvaluationCase:
         mask: Voxels that are scored.
         labels: Label map, or None.
         source: The first source, for super-resolution as the network saw it.
+        grid: Of all images.
         use: Which mask that is, and why.
         problem: What kept the labels from being used, or None.
         lacks: Sources that the cohort's case lacks, so that there are no naive baselines; the first is then all zero.
@@ -71,7 +73,8 @@ class EvaluationCase:
     expected: KeptImage | None
     mask: NDArray[np.bool_]
     labels: NDArray[np.integer] | None
-    source: Volume
+    source: KeptImage
+    grid: Geometry
     use: MaskUse
     problem: Problem | None = None
     lacks: tuple[str, ...] = ()
@@ -173,8 +176,9 @@ def load_case(
     made, real = KeptImage(prediction), KeptImage(target.array)
     values = None if labels is None else labels.array
     use, lacks = _use(assessed, entry, mask, inside), _lacking(case, plan)
-    loaded = EvaluationCase(case, entry, made, {}, real, None, inside, values, first, use, problem, lacks)
-    del prediction, target, labels, made, real, values  # what is not kept is let go
+    source, grid = KeptImage(first.array), first.geometry
+    loaded = EvaluationCase(case, entry, made, {}, real, None, inside, values, source, grid, use, problem, lacks)
+    del prediction, target, labels, made, real, values, source  # what is not kept is let go
     part = _part_of(loaded, plan) if narrow else None
     if part is not None:
         loaded = _kept_part(loaded, part, plan)
@@ -183,6 +187,7 @@ def load_case(
         for name, what in ((entry.expected_error, "expected-error map"), (entry.spread, "spread over models"))
     )
     loaded = replace(loaded, expected=expected, deviation=deviation)
+    give_back()  # what reading took
     shown, own, guesses = _as_shown(assessed, sources, first, mask.shown, inside, naive=naive)
     return _in_target_units(loaded, guesses, shown, plan, own)
 
@@ -196,7 +201,7 @@ def _part_of(loaded: EvaluationCase, plan: Plan) -> KeptPart | None:
     images = ((loaded.made, background), (loaded.real, blank))
     if not all(is_constant_beyond(image.array, mask, value) for image, value in images):
         return None
-    return KeptPart(box_around(mask, loaded.labels, loaded.source.geometry.spacing_mm), mask.shape)
+    return KeptPart(box_around(mask, loaded.labels, loaded.grid.spacing_mm), mask.shape)
 
 
 def _kept_part(loaded: EvaluationCase, part: KeptPart, plan: Plan) -> EvaluationCase:
@@ -239,7 +244,6 @@ def _in_target_units(
         made = made if own is None else KeptImage(harmonise(made.array, mask, plan, own))
     else:
         shown = crop(shown, part.box)
-        shown = Volume(shown.array.copy(order="K"), shown.geometry)  # a view would keep the whole image
         real = replace(real, array=harmonise(real.array, np.ones(real.array.shape, bool), plan, scan))
     expected, deviation = (
         one if one is None or own is None else replace(one, array=one.array * _scale(own, plan))
@@ -247,7 +251,16 @@ def _in_target_units(
     )
     units = None if scan is None else OwnUnits(plan.target_reference, scan)
     loaded = replace(loaded, made=made, real=real, expected=expected, deviation=deviation, own=units)
-    return replace(loaded, source=shown, guesses=guesses)
+    source = KeptImage(shown.array) if part is None else _kept_source(shown.array, mask)
+    return replace(loaded, source=source, grid=shown.geometry, guesses=guesses)
+
+
+def _kept_source(array: NDArray[np.float32], mask: NDArray[np.bool_]) -> KeptImage:
+    """Keep the source of a part: the values of the mask's voxels, if it is one constant beyond them."""
+    beyond = float(array[0, 0, 0])
+    if not mask[0, 0, 0] and is_constant_beyond(array, mask, beyond):
+        return KeptImage(array[mask], beyond)
+    return KeptImage(array.copy(order="K"))  # a view would keep the whole image
 
 
 def _lacking(case: Case, plan: Plan) -> tuple[str, ...]:

@@ -335,7 +335,7 @@ def score_case(loaded: EvaluationCase, assessed: PredictionFolder, cohort: Cohor
 
 def _reference_of(loaded: EvaluationCase, cohort: Cohort, plan: Plan, scoring: Scoring) -> Reference:
     """Return what the predictions of a case are scored against."""
-    rules, background, grid = find_convention(scoring.convention), plan.target_background, loaded.source.geometry
+    rules, background, grid = find_convention(scoring.convention), plan.target_background, loaded.grid
     frame = None if loaded.part is None else ScoredBox(loaded.part.box, loaded.part.shape, background)
     reference = Reference(
         loaded.target,

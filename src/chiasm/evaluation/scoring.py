@@ -28,6 +28,7 @@ from chiasm.attenuation import attenuation
 from chiasm.errors import ChiasmError
 from chiasm.evaluation.reference import ComparedPrediction, Reference, ScoredBox, compare_all
 from chiasm.evaluation.rows import LEAST_LESION, UNITS, Row
+from chiasm.heap import give_back
 from chiasm.metrics import challenges, conventions, edges, lesions, radiotherapy, ranking, voxelwise
 from chiasm.prediction.baselines import NAMES
 from chiasm.preparation.intensity import IntensityMap, fit_intensity
@@ -253,6 +254,7 @@ def evaluate_case(images: ScoredImages, terms: ScoreTerms) -> list[Row]:
     compared = images.compared or compare_all(reference, [part.values], terms.convention, terms.data_range)[0]
     likenesses, whole = _score_whole(images, compared, terms)
     regions = _score_regions(part, compared.steps, likenesses, terms)
+    give_back()  # what the values of regions took
     if terms.rules.multiscale:
         more["ms_ssim"] = conventions.multiscale_likeness(
             images.prediction, reference.target, reference.mask, terms.rules
@@ -412,11 +414,12 @@ def score_expected_values(
     )
     inside = mask[box]
     image = inside.astype(np.float32, order="C")
-    cover = smooth(image, sigma)[inside]
+    cover = _sample(smooth(image, sigma)[inside])
     image[...] = 0
     image[inside] = error
-    smoothed = smooth(image, sigma)[inside] / cover
-    predicted, true, smoothed = _sample(expected_error), _sample(error), _sample(smoothed)
+    smoothed = _sample(smooth(image, sigma)[inside]) / cover
+    del image
+    predicted, true = _sample(expected_error), _sample(error)
     ranks = ranking.ranks(predicted)  # sorted once for every statistic of ranks
     share = ranking.ausc(predicted, true)
     scores = {

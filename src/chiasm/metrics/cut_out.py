@@ -20,6 +20,7 @@ from chiasm.smoothing import Stretch, stretches
 Prepare = Callable[[NDArray[Any]], NDArray[np.float32]]
 Plane = NDArray[np.float32]  # (J, K)
 SIDE = 16  # voxels of a line that are averaged by one product: fewer operations a voxel than 32, as fast a product
+PLANES = 8  # that are averaged at a time: more take more memory, fewer read the planes around them more often
 
 
 class CutOutScores(NamedTuple):
@@ -231,7 +232,7 @@ class CutOutTarget:
         radius = len(self._weights) // 2
         box = grown(box_of(self._mask), radius, ONE, self._mask.shape)
         start = box[0].start
-        for there, among, matrix in stretches(box[0].stop - start, self._weights, SIDE):
+        for there, among, matrix in stretches(box[0].stop - start, self._weights, PLANES):
             around = slice(start + among.start, start + among.stop)
             inside = self._mask[around]
             if inside.any():

@@ -216,12 +216,7 @@ def false_lesions(prediction: Image, target: Image, mask: Mask, far: Mask, contr
 
     if not mask.any():
         return 0
-    box = box_of(mask)
-    error = np.subtract(prediction[box], target[box], dtype=np.float32, order="C")
-    error *= np.float32(np.sign(contrast))
-    error[~mask[box]] = 0
-    error = smooth(error, [FALSE_SIGMA_MM / step for step in spacing_mm])
-    high = (error >= abs(contrast) * KEPT) & far[box]
+    high = _differing(prediction, target, mask, far, contrast, spacing_mm)
     voxel_ml = float(np.prod(spacing_mm)) / 1000
     if np.count_nonzero(high) * voxel_ml < LEAST_FALSE_ML:
         return 0
@@ -229,3 +224,14 @@ def false_lesions(prediction: Image, target: Image, mask: Mask, far: Mask, contr
     numbers, _ = label(high, structure=np.ones((3, 3, 3)))
     voxels = np.bincount(numbers[high])
     return int((voxels * voxel_ml >= LEAST_FALSE_ML).sum())
+
+
+def _differing(prediction: Image, target: Image, mask: Mask, far: Mask, contrast: float, spacing_mm: Spacing) -> Mask:
+    """Return the voxels of `far`, in the box of the mask, whose smoothed error is that of a lesion."""
+    box = box_of(mask)
+    error = np.subtract(prediction[box], target[box], dtype=np.float32, order="C")
+    if contrast < 0:
+        np.negative(error, out=error)
+    error *= mask[box]
+    error = smooth(error, [FALSE_SIGMA_MM / step for step in spacing_mm])
+    return (error >= abs(contrast) * KEPT) & far[box]

@@ -69,12 +69,14 @@ def error_scores(prediction: Image, target: Image, data_range: float) -> dict[st
     Raises:
         ValueError: If `data_range` is not positive.
     """
-    error = _difference(prediction, target)
-    absolute = mean_or_nan(np.abs(error))
+    error = _difference(prediction, target)  # and in its place what is made of it: there may be many values
+    offset = mean_or_nan(error)
+    absolute = mean_or_nan(np.abs(error, out=error))
+    squared = mean_or_nan(np.square(error, out=error))
     return {
         "mae": absolute,
-        "bias": mean_or_nan(error),
-        "rmse": float(np.sqrt(mean_or_nan(error**2))),
+        "bias": offset,
+        "rmse": float(np.sqrt(squared)),
         "nmae": absolute / check_range(data_range),
     }
 

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from chiasm.boxes import Box, box_of, grown
 from chiasm.evaluation.kept import KeptImage
+from chiasm.heap import give_back
 from chiasm.reports.case_scores import CaseScore, show_score
 from chiasm.reports.case_volumes import MARGIN_MM, REGIONS, Packed, pack_volumes, to_text
 from chiasm.reports.drawing import label_with, show_unit
@@ -95,7 +96,7 @@ class CasePage:
 
     case: str
     title: str
-    source: NDArray[Any]
+    source: NDArray[Any] | KeptImage
     real: NDArray[Any] | KeptImage | None
     synthetic: NDArray[Any] | KeptImage
     expected_error: NDArray[Any] | KeptImage | None
@@ -117,9 +118,9 @@ class CasePage:
     part: tuple[Box, tuple[int, ...]] | None = None
 
     def __post_init__(self) -> None:
-        images = (self.real, self.synthetic, self.expected_error, self.spread)
+        images = (self.source, self.real, self.synthetic, self.expected_error, self.spread)
         whole = [image for image in images if not isinstance(image, KeptImage)]
-        check_shapes(self.case, (self.source, *whole, self.mask, self.lesion))
+        check_shapes(self.case, (*whole, self.mask, self.lesion))
         if np.shape(self.affine) != (4, 4):
             raise ValueError(f"the affine of case {self.case} must be 4 x 4, not {np.shape(self.affine)}")
         check_window(self.case, self.window)
@@ -185,7 +186,9 @@ def finish_page(
 def pack_page(page: CasePage) -> PackedPage:
     """Pack what a case's page shows, so that its volumes can be let go."""
     near = _near(page)
+    give_back()  # what laying images out took
     cut = cut_case(_still(page, near.volumes), near.starts, near.shape)
+    give_back()
     facts: dict[str, Any] = {
         "kind": "case",
         "title": page.title,
@@ -204,6 +207,7 @@ def pack_page(page: CasePage) -> PackedPage:
         return PackedPage(facts, {}, cut)
     room = math.inf if page.whole else MOST_BYTES - len(finish_page(bare, (), None, None).encode())
     packed = pack_volumes(near.volumes, _widths(page, cut), room)
+    give_back()
     facts["settings"] = _settings(page, near, cut, packed)
     return PackedPage(facts, packed.volumes, cut)
 

@@ -116,8 +116,7 @@ def _box(regions: NDArray[Any], spacing_mm: Sequence[float], *, whole: bool) -> 
 
 def _rounding(array: NDArray[Any], width: float) -> _Rounding:
     largest = max(float(array.max()), -float(array.min()))
-    some = array[:: max(1, len(array) // 4)]  # most images are seen to hold fractions at once
-    is_whole = bool((some == np.rint(some)).all() and (array == np.rint(array)).all())
+    is_whole = all(bool((plane == np.rint(plane)).all()) for plane in array.T)  # most images hold fractions at once
     return _Rounding(width, largest, is_whole)
 
 

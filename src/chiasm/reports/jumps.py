@@ -37,13 +37,14 @@ def list_jumps(in_ras: Mapping[str, Volume], unit: str) -> Iterator[Jump]:
         unit: Of the images.
     """
     regions = in_ras["regions"]
-    mask, lesion = (regions.array & IN_MASK) > 0, (regions.array & IN_LESION) > 0
+    mask = (regions.array & IN_MASK) > 0
     pair = (in_ras["synthetic"].array, in_ras["real"].array) if "real" in in_ras else None
     if pair is not None and mask.any():
         yield _largest_difference(pair, mask, unit)
     if "expected_error" in in_ras and mask.any():
         yield _largest_expected(in_ras["expected_error"], mask, unit)
-    lesions = lesion_components(lesion & mask, regions.geometry.spacing_mm)  # numbered as in the evaluation
+    mask &= (regions.array & IN_LESION) > 0
+    lesions = lesion_components(mask, regions.geometry.spacing_mm)  # numbered as in the evaluation
     for number, one in enumerate(lesions[:MOST_LESIONS], 1):
         yield Jump(f"Lesion {number}", _describe_lesion(one, pair, unit), _middle(one))
 
@@ -58,8 +59,8 @@ def _describe_lesion(lesion: Lesion, pair: Pair | None, unit: str) -> str:
 
 
 def _largest_difference(pair: Pair, mask: NDArray[np.bool_], unit: str) -> Jump:
-    synthetic, real = (image[mask] for image in pair)
-    difference = synthetic - real
+    difference = pair[0][mask]
+    difference -= pair[1][mask]
     place = np.abs(difference).argmax()
     sign = "+" if difference[place] > 0 else ""
     detail = with_unit(f"{sign}{show_number(float(difference[place]))}", unit)
@@ -70,10 +71,12 @@ def _largest_expected(expected_error: Volume, mask: NDArray[np.bool_], unit: str
     """Find the cluster of the highest expected errors that exceed the rest most, and its highest voxel."""
     from scipy.ndimage import label
 
-    limit = np.quantile(expected_error.array[mask], LARGEST_EXPECTED)
-    is_large = mask & (expected_error.array >= limit)
+    limit = np.quantile(expected_error.array[mask], LARGEST_EXPECTED, overwrite_input=True)
+    is_large = expected_error.array >= limit
+    is_large &= mask
     places = np.nonzero(is_large)  # one voxel in a hundred
-    clusters, _ = label(is_large, np.ones((3, 3, 3)))
+    narrow = len(places[0]) <= np.iinfo(np.uint16).max  # clusters are no more than voxels
+    clusters, _ = label(is_large, np.ones((3, 3, 3)), output=np.uint16 if narrow else np.int32)
     numbers, values = clusters[places], expected_error.array[places]
     highest = np.bincount(numbers, values - limit).argmax() if values.max() > limit else numbers[0]
     own = np.flatnonzero(numbers == highest)

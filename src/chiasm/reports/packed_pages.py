@@ -26,7 +26,7 @@ def save_page(path: Path, page: PackedPage) -> None:
     Raises:
         ChiasmError: If the file cannot be written.
     """
-    from safetensors.numpy import save
+    from safetensors.numpy import save_file
 
     cut = page.cut
     words = {
@@ -41,7 +41,7 @@ def save_page(path: Path, page: PackedPage) -> None:
         for name, array in named.items()
     }
     with writing(path):
-        path.write_bytes(save(arrays, {WORDS: json.dumps(words)}))
+        save_file(arrays, path, {WORDS: json.dumps(words)})
 
 
 def load_page(path: Path) -> PackedPage:

@@ -42,7 +42,7 @@ from chiasm.reports.gallery import in_ras
 from chiasm.reports.pages import render_page, script_data
 from chiasm.reports.slices import choose_slices, cut_slice, grey_address
 from chiasm.storage import write_text
-from chiasm.volumes import canonical
+from chiasm.volumes import Volume, canonical
 
 AXES: Mapping[Planes, int] = {"sagittal": 0, "coronal": 1, "axial": 2}  # that a plane's slices are counted along
 MOST_REPEATED = 0.5  # share of the images
@@ -321,10 +321,10 @@ def _show_case(case: str, predicted: Predicted, cohort: Cohort, design: StudyDes
     if not mask.any():
         raise CohortError("the methods filled no voxel in common", reason="empty-mask")
     main, plan = next(iter(loaded.values())), next(iter(predicted.values()))[0].plan
-    grid, axis = main.source.geometry, AXES[design.plane]
+    grid, axis = main.grid, AXES[design.plane]
     shown, labels = in_ras(mask, grid), None if main.labels is None else in_ras(main.labels > 0, grid)
     low, high = _window(plan, design)
-    spacing = canonical(main.source).geometry.spacing_mm
+    spacing = canonical(Volume(mask, grid)).geometry.spacing_mm
     images = _in_one_unit(loaded, predicted)
     for index, (method, image) in product(choose_slices(shown, labels, axis, design.slices), images.items()):
         grey = np.where(shown, np.clip((in_ras(image, grid) - low) / (high - low), 0, 1), 0)

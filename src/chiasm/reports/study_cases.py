@@ -225,7 +225,7 @@ def _cut(
     volumes = {pane.look.label: pane.image for pane in panes} | {MASK: one.mask}
     if one.labels is not None:
         volumes[LESION] = one.labels > 0
-    grid = one.source.geometry
+    grid = one.grid
     spacing_mm = canonical(Volume(one.mask, grid)).geometry.spacing_mm
     in_order = {name: in_ras(image, grid) for name, image in volumes.items()}
     planes, slices = cut_slices(in_order, spacing_mm, names=("axial",))
@@ -249,7 +249,7 @@ def _panes_of_images(one: EvaluationCase, loaded: Mapping[str, _Loaded]) -> Iter
     (assessed, first), *others = loaded.items()
     (low, high), unit = first.folder.plan.target_range, show_unit(reporting_unit(first.folder.plan)[0])
     window = (float(low / first.scale), float(high / first.scale))
-    source = one.source.array
+    source = one.source.laid_out(one.mask)
     yield _Pane(PictureColumn("source", source_window(source, one.mask), "gray", "own units"), source)
     yield _Pane(PictureColumn("real", window, "gray", unit), one.target / first.scale)
     for name, each in loaded.items():
