@@ -94,7 +94,7 @@ def main() -> None:
     asked = parser.parse_args()
     server, address, seconds = start(asked.run)
     process = psutil.Process(server.pid)
-    print(f"start: {seconds:.1f} s until the first answer")
+    print(f"start: {sum(process.cpu_times()[:2]):.1f} s of CPU, {seconds:.1f} s until the first answer")
     source = requests.get(f"{address}/api/model", timeout=60).json()["sources"][0]
     ask = partial(store_and_retrieve, address) if asked.scan.is_dir() else partial(hand_in, address, source)
     served, clock, resident = [], [], []
