@@ -191,8 +191,8 @@ ROWS = (
         "slabs-3d",
         "a 3D network over the mask's box slab by slab",
         "the same in one pass",
-        1.0,
-        1.0,
+        0.85,  # planes between slabs are copied: what slabs are for is memory
+        0.85,
         slabs_beside_one_pass,
         equal="largest difference by the SD",
     ),
