@@ -30,6 +30,7 @@ from chiasm.training.cross_fitting import plan_first, train
 from chiasm.training.finetuning import finetune
 from chiasm.training.run_planning import resolve_models
 from conftest import QUICK
+from synthetic_cohort import write_brats
 
 
 def recipe(**settings: object) -> Recipe:
@@ -51,6 +52,16 @@ def split_of(run: Path, number: int) -> Split:
 
 def subjects(count: int, role: str | None = None) -> list[Case]:
     return [Case(f"p{n}", f"p{n}", {"t1": Path("x")}, site="ab"[n % 2], split=role) for n in range(count)]
+
+
+@pytest.mark.parametrize("models", [1, 3])
+def test_a_training_that_is_refused_leaves_no_folder(models: int, tmp_path: Path) -> None:
+    data = write_brats(tmp_path / "cohort", 3)
+    for target in data.glob("*/*_t2.nii.gz"):
+        target.write_bytes(target.read_bytes()[:500])
+    with pytest.raises(CohortError, match="none of its 3 cases can be used"):
+        train(data, recipe(**{"split.models": models}), tmp_path / "runs" / "out", say=lambda _: None)
+    assert [path.name for path in tmp_path.iterdir()] == ["cohort"]
 
 
 def test_each_subject_validates_one_model_and_trains_all_others() -> None:

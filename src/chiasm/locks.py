@@ -79,8 +79,8 @@ def _is_running(pid: int) -> bool:
 def locked(folder: Path) -> Iterator[None]:
     """Hold a folder of results for this process alone; it is made if it is missing.
 
-    The lock ends with the process, even if it is killed.  A folder that was made
-    here and is still empty afterwards is removed again.  What a killed process
+    The lock ends with the process, even if it is killed.  Folders that were made
+    here and are still empty afterwards are removed again.  What a killed process
     left there under a temporary name is removed first.
 
     Args:
@@ -91,7 +91,7 @@ def locked(folder: Path) -> Iterator[None]:
         ChiasmError: If the folder cannot be made or written.
     """
     refuse_model_folder(folder)
-    is_new = not folder.exists()
+    new = [place for place in (folder, *folder.parents) if not place.exists()]
     make_folder(folder)
     with _held(folder):
         try:
@@ -102,8 +102,9 @@ def locked(folder: Path) -> Iterator[None]:
             with suppress(OSError):
                 _remove_leftovers(folder)  # of workers that were killed
             (folder / LOCK).unlink(missing_ok=True)
-            if is_new and folder.is_dir() and not any(folder.iterdir()):
-                folder.rmdir()
+            for place in new:
+                if place.is_dir() and not any(place.iterdir()):
+                    place.rmdir()
 
 
 def check_output(folder: Path) -> None:

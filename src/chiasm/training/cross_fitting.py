@@ -25,7 +25,7 @@ from chiasm.prediction.model import replace_calibration
 from chiasm.prediction.model_files import CALIBRATION, PARTS
 from chiasm.progress import StepProgress
 from chiasm.recipe import Recipe, read_recipe, write_recipe
-from chiasm.storage import make_folder, read_json, write_json
+from chiasm.storage import read_json, write_json
 from chiasm.training.finished import Run
 from chiasm.training.run import train as train_one
 from chiasm.training.run_planning import PlannedRun, check_recipe, cohort_of, plan_run, resolve_models, with_split
@@ -83,7 +83,6 @@ def train(
             announce(planned)
 
     _check(data, recipe, folder)
-    make_folder(folder)
     with locked(folder):
         check_recipe(folder, recipe)
         cohort = cohort_of(data, recipe, layout, selection)
@@ -135,7 +134,6 @@ def plan_first(
     if recipe.split.models == 1:
         return recipe, plan_run(data, recipe, folder, say=say, layout=layout, selection=selection)
     _check(data, recipe, folder)
-    make_folder(folder)
     with locked(folder):
         check_recipe(folder, recipe)
         say(_announce(recipe))

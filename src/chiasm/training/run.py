@@ -33,7 +33,7 @@ from chiasm.preparation.arrays import PreparedCase, prepare_cohort
 from chiasm.preparation.plan import FITTED, Plan
 from chiasm.progress import StepProgress, in_lines
 from chiasm.recipe import Recipe
-from chiasm.storage import make_folder, write_json
+from chiasm.storage import write_json
 from chiasm.times import timed
 from chiasm.training.cascade import Cascade, list_parts, recipe_of, train_cascade
 from chiasm.training.cost import estimate_cost
@@ -98,7 +98,6 @@ def train(
         raise ValueError("a cascade of stages has no warm-up to share")
     parent = _parent_of(start, recipe) or like
     session = _open_session(recipe, say, progress, watcher)
-    make_folder(folder)
     with locked(folder) if session.is_first_process else nullcontext():
         with session.fabric.rank_zero_first():
             found = find_cases(data, recipe, folder, layout, selection)
