@@ -171,9 +171,10 @@ def test_the_part_of_a_cut_out_case_gives_the_images_and_scores_of_the_whole_cas
     assert part.part.shape == whole.mask.shape and part.mask.size < 0.8 * whole.mask.size
     for name in ("prediction", "target", "expected_error", "mask", "labels"):
         assert np.array_equal(getattr(part, name), getattr(whole, name)[box]), name
-    assert np.array_equal(part.source.array, whole.source.array[box]) and part.guesses.keys() == whole.guesses.keys()
+    assert np.array_equal(part.source.laid_out(part.mask), whole.source.laid_out(whole.mask)[box])
+    assert part.guesses.keys() == whole.guesses.keys()
     corner = [side.start for side in box]
-    assert np.allclose(part.source.geometry.affine[:3, 3], (whole.source.geometry.affine @ [*corner, 1])[:3])
+    assert np.allclose(part.grid.affine[:3, 3], (whole.grid.affine @ [*corner, 1])[:3])
     scores = [
         {row[:6]: row.value for row in score_case(one, assessed, cohort, Scoring("chiasm"))} for one in (part, whole)
     ]
