@@ -99,7 +99,7 @@ def _error(scores: _Scores, region: str) -> str:
     own, best = scores.of(region, "mae"), scores.best_naive(region)
     if own is None:
         return ""
-    line = f"{region}: mean absolute error {_value(own)} in {_people(own.n)}"
+    line = f"{region}: mean absolute error {_value(own)} in {amount(own.n, 'subject')}"
     paired = None if best is None else scores.against(best.method, region)
     if best is None or paired is None:
         return line
@@ -143,7 +143,3 @@ def _convention(rows: Sequence[Row]) -> str:
 
 def _value(one: ScoreSummary) -> str:
     return f"{one.mean:.3g}{f' {one.unit}' if one.unit not in ('', '1') else ''}"
-
-
-def _people(count: int) -> str:
-    return amount(count, "subject")

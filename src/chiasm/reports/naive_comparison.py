@@ -154,7 +154,7 @@ def describe_comparison(c: BaselineComparison) -> Remark:
     largest = max(abs(c.ours), abs(c.theirs))
     unit = f"{HARD_SPACE}{c.unit}" if show_unit(c.unit) else ""
     means = f"{show_number(c.ours, like=largest)} against {show_number(c.theirs, like=largest)}{unit}"
-    people = f"{c.paired.subjects} subject{'s' * (c.paired.subjects != 1)}"
+    people = amount(c.paired.subjects, "subject")
     side = "higher" if c.metric.better == "higher" else "lower"
     text = (
         f"{c.metric.label} {means} for {c.baseline}, the best naive baseline, in {people}: {c.difference}, "
