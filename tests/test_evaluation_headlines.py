@@ -43,8 +43,8 @@ def test_six_lines_say_error_likeness_lesions_expected_error_and_convention() ->
 
 
 def test_what_nobody_measured_is_left_out() -> None:
-    lines = headlines([row("A7", "mask", "mae", 0.5), row("A7", "WT", "mae", math.nan)], "A7", ())
-    assert lines[:-1] == ["mask: mean absolute error 0.5 SD in 1 subject"] and lines[-1].startswith("convention")
+    lines = headlines([row("A7", "mask", "mae", 1471.6), row("A7", "WT", "mae", math.nan)], "A7", ())
+    assert lines[:-1] == ["mask: mean absolute error 1472 SD in 1 subject"] and lines[-1].startswith("convention")
 
 
 def test_cases_of_one_subject_count_once() -> None:

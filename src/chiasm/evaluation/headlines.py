@@ -142,4 +142,4 @@ def _convention(rows: Sequence[Row]) -> str:
 
 
 def _value(one: ScoreSummary) -> str:
-    return f"{one.mean:.3g}{f' {one.unit}' if one.unit not in ('', '1') else ''}"
+    return f"{three_digits(one.mean)}{f' {one.unit}' if one.unit not in ('', '1') else ''}"

@@ -30,6 +30,7 @@ from chiasm.evaluation.reference import ComparedPrediction, Reference, ScoredBox
 from chiasm.evaluation.rows import LEAST_LESION, UNITS, Row
 from chiasm.heap import give_back
 from chiasm.metrics import challenges, conventions, edges, lesions, radiotherapy, ranking, voxelwise
+from chiasm.names import three_digits
 from chiasm.prediction.baselines import NAMES
 from chiasm.preparation.intensity import IntensityMap, fit_intensity
 from chiasm.smoothing import REACH, smooth
@@ -101,7 +102,7 @@ def check_units(prediction: NDArray[Any], target: NDArray[Any], case: str) -> No
         raise ChiasmError(
             f"case {case}: prediction and target are not in one unit",
             reason="other-unit",
-            found=f"typical values of {of_prediction:.3g} against {of_target:.3g}",
+            found=f"typical values of {three_digits(of_prediction)} against {three_digits(of_target)}",
             expected=f"less than {MOST_SCALES_APART:g} times apart",
             hint="One looks normalised and the other raw: evaluate the files that chiasm predict wrote.",
         )

@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from chiasm.names import three_digits
 from chiasm.preparation.intensity import (
     IntensityMap,
 )
@@ -91,7 +92,8 @@ def _other_scales(plan: Plan, prepared: NormalisedSource) -> list[str]:
         stored = float(seen[0]), float(seen[1])
         if plan.source_kinds[index] != "hu" and (how := _rescaled(stored, trained)):
             findings.append(
-                f"intensities of {name} from {stored[0]:.3g} to {stored[1]:.3g} ({trained[0]:.3g} to {trained[1]:.3g} "
+                f"intensities of {name} from {three_digits(stored[0])} to {three_digits(stored[1])} "
+                f"({three_digits(trained[0])} to {three_digits(trained[1])} "
                 f"in training), so {how}"
             )
     return findings

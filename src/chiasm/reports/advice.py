@@ -11,6 +11,7 @@ from statistics import fmean
 
 from chiasm.cohorts.cases import grouped
 from chiasm.methods import find_method
+from chiasm.names import three_digits
 from chiasm.recipe import Recipe
 from chiasm.reports.curves import FLAT_RATIO, HEALTHY_ACCURACY, Point
 from chiasm.reports.evidence import Evidence
@@ -123,7 +124,7 @@ def _behind(where: str, one: BaselineComparison) -> str:
     """Say that the error is not lower than a baseline's by more than the tolerance."""
     return (
         f"In {where} the error is not lower than that of {one.baseline} "
-        f"({one.ours:.3g} against {one.theirs:.3g}, n = {one.paired.subjects})"
+        f"({three_digits(one.ours)} against {three_digits(one.theirs)}, n = {one.paired.subjects})"
     )
 
 
@@ -172,8 +173,8 @@ def _sites(found: Evidence) -> str:
     if min(len(by_site[low]), len(by_site[high])) < 2 or errors[1] < SITE_RATIO * errors[0]:
         return ""
     return (
-        f"Site {high} is harder ({errors[1]:.3g} against {errors[0]:.3g} at {low}): chiasm train --method ranks also "
-        "shows intensities as ranks, and depends less on the scanner."
+        f"Site {high} is harder ({three_digits(errors[1])} against {three_digits(errors[0])} at {low}): "
+        "chiasm train --method ranks also shows intensities as ranks, and depends less on the scanner."
     )
 
 
