@@ -18,12 +18,13 @@ from pathlib import Path
 
 import numpy as np
 
-from chiasm.evaluation.rows import UNITS, Row, write_evaluation
+from chiasm.evaluation.metric_table import METRICS
+from chiasm.evaluation.rows import Row, write_evaluation
 from chiasm.storage import write_json
 from chiasm.studies.study_report import report
 
 REGIONS = ("mask", "image", "healthy", "WT", "TC", "ET", "edges", "lesion-edge", "lesion-1", "lesion-2")
-METRICS = ("mae", "rmse", "nmae", "psnr", "ssim", "ncc", "gradient_error", "sharpness")
+SHOWN = ("mae", "rmse", "nmae", "psnr", "ssim", "ncc", "gradient_error", "sharpness")
 
 
 def write_study(folder: Path, cases: int, arms: list[str], seeds: int) -> int:
@@ -32,12 +33,12 @@ def write_study(folder: Path, cases: int, arms: list[str], seeds: int) -> int:
     names = [f"case-{index:04d}" for index in range(cases)]
     hard = {name: rng.gamma(4, 0.25) for name in names}
     rows = [
-        Row(name, index % 5, seed, arm, region, metric, hard[name] * rng.uniform(0.9, 1.1), UNITS.get(metric, ""), "")
+        Row(name, index % 5, seed, arm, region, metric, hard[name] * rng.uniform(0.9, 1.1), METRICS[metric].unit, "")
         for index, name in enumerate(names)
         for seed in range(seeds)
         for arm in arms
         for region in REGIONS
-        for metric in METRICS
+        for metric in SHOWN
     ]
     write_evaluation(folder, rows)
     primary = {"arm": arms[-1], "against": arms[0], "metric": "mae", "region": "WT"}

@@ -15,8 +15,9 @@ from scipy.ndimage import gaussian_filter
 from scipy.stats import spearmanr
 
 from chiasm.errors import ChiasmError, RecipeError, RunError
+from chiasm.evaluation.metric_table import METRICS
 from chiasm.evaluation.reference import OwnUnits, Reference, compare_all
-from chiasm.evaluation.rows import UNITS, Row, read_evaluation, write_evaluation
+from chiasm.evaluation.rows import Row, read_evaluation, write_evaluation
 from chiasm.evaluation.scoring import (
     ScoredImages,
     ScoreTerms,
@@ -182,7 +183,7 @@ def test_a_target_is_filtered_once_for_all_predictions_and_each_scores_as_alone(
 def test_the_mask_comes_first_and_every_figure_has_a_unit_and_a_convention() -> None:
     rows = evaluated(expected_error=np.full((48, 50, 30), 20, np.float32))
     assert rows[0].region == "mask"
-    assert {row.metric for row in rows} <= set(UNITS)
+    assert {row.metric for row in rows} <= METRICS.keys()
     assert {row.unit for row in rows} == {"SD", "SD/mm", "dB", "mL", "1"}
     assert {row.convention for row in rows} == {describe("chiasm", RANGE, "SD")}
     assert "a lesion has at least 3 voxels and 0.01 mL" in rows[0].convention
@@ -220,7 +221,7 @@ def test_what_lies_outside_the_mask_changes_nothing_but_the_whole_image(conventi
 def test_a_unit_scale_divides_errors_and_nothing_else() -> None:
     plain, scaled = values(evaluated()), values(evaluated(unit_scale=50.0))
     for (region, metric), value in plain.items():
-        factor = 50 if UNITS[metric] in ("", "/mm") else 1
+        factor = 50 if METRICS[metric].unit in ("", "/mm") else 1
         assert scaled[region, metric] * factor == pytest.approx(value, rel=1e-9, nan_ok=True), metric
 
 

@@ -46,9 +46,9 @@ its own, and within a line only from names to its left; a test reads this map.
                   finished, session, threads, log, shared_layers, small_grids, trainables, setting, reading, coding,
                   cost, sampler, discriminator_step, generator_step, learner, loop, cascade, run_planning, run,
                   cross_fitting, finetuning
-    evaluation    scores, and what may be claimed from them: rows, reference, scoring, summary, paired_tests,
-                  claims, headlines, statistics, agreement, reader_files, rating, kept, loading, predictions,
-                  given_volumes, segmentations, doses, uncertainty, expected_error, weight_map
+    evaluation    scores, and what may be claimed from them: metric_table, rows, reference, scoring, summary,
+                  paired_tests, claims, headlines, statistics, agreement, reader_files, rating, kept, loading,
+                  predictions, given_volumes, segmentations, doses, uncertainty, expected_error, weight_map
     reports       the pages that people read: drawing, pages, tables, registration, gallery, error_plot, curves,
                   progress_page, tensorboard, naive_comparison, evaluation_folder, evidence, advice, explanation,
                   model_cards, evaluation_page, pictures, jumps, case_scores, case_volumes, case_page, packed_pages,

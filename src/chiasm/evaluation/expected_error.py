@@ -29,7 +29,8 @@ from chiasm.cohorts.labels import usable_labels
 from chiasm.cohorts.splits import Split, read_splits
 from chiasm.errors import CohortError, RunError
 from chiasm.evaluation.loading import check_reference
-from chiasm.evaluation.rows import UNITS, Row
+from chiasm.evaluation.metric_table import COVERAGES, METRICS
+from chiasm.evaluation.rows import Row
 from chiasm.evaluation.scoring import calibration, describe, harmonise, reporting_unit, score_expected_error
 from chiasm.evaluation.uncertainty import (
     ENSEMBLE,
@@ -56,20 +57,9 @@ from chiasm.registration.cohort import align_cohort
 from chiasm.training.run_planning import registered_in
 from chiasm.volumes import Volume, check_pair
 
-COVERAGES = (100, 90, 80, 50)  # per cent of the voxels that are kept, the most trusted first
 POOLED = "all cases"  # in the place of a case's id: voxels of all of them together
 POOLED_SAMPLE = 100_000  # voxels of a case that the pooled curve is drawn from
 DECILES = 10
-
-#: Unit of each score that `evaluation.UNITS` does not know; "" is that of the images.
-MORE_UNITS: Mapping[str, str] = {
-    "observed_error": "",
-    "calibration_gap": "",
-    **{f"risk_{coverage}": "" for coverage in COVERAGES},
-    "passes": "1",
-    "trainings": "1",
-    "seconds": "s",
-}
 
 Array = NDArray[np.float32]
 Mask = NDArray[np.bool_]
@@ -434,7 +424,7 @@ def _rows(model: Model, case: str, name: str, region: str, scores: Mapping[str, 
     unit, scale = reporting_unit(model.plan)
     convention = describe("chiasm", model.plan.target_range, unit, scale)
     recipe = model.recipe
-    method, units = f"{recipe.method} {name}", {**UNITS, **MORE_UNITS}
+    method = f"{recipe.method} {name}"
     return [
         Row(
             case,
@@ -443,8 +433,8 @@ def _rows(model: Model, case: str, name: str, region: str, scores: Mapping[str, 
             method,
             region,
             metric,
-            value if units[metric] else value / scale,
-            units[metric] or unit,
+            value if METRICS[metric].unit else value / scale,
+            METRICS[metric].unit or unit,
             convention,
         )
         for metric, value in scores.items()

@@ -9,7 +9,8 @@ from typing import NamedTuple
 from chiasm.cohorts.cases import Problem, volume_stem
 from chiasm.errors import ChiasmError, RunError
 from chiasm.evaluation.loading import PredictionFolder
-from chiasm.evaluation.rows import UNITS, Row
+from chiasm.evaluation.metric_table import METRICS
+from chiasm.evaluation.rows import Row
 from chiasm.prediction.manifest import Entry
 from chiasm.volumes import Volume, read_volume
 
@@ -76,7 +77,7 @@ def score_given(
             continue
         its = assessed.manifest
         rows += [
-            Row(entry.case, its.fold, its.seed, its.method, region, metric, value, UNITS[metric], convention)
+            Row(entry.case, its.fold, its.seed, its.method, region, metric, value, METRICS[metric].unit, convention)
             for region, its_scores in scores.items()
             for metric, value in its_scores.items()
         ]

@@ -6,7 +6,7 @@ import csv
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 from sys import intern
@@ -22,49 +22,6 @@ CSV, JSON = "evaluation.csv", "evaluation.json"
 
 LESION = re.compile(r"lesion-\d+")  # regions that are one lesion of one case
 EACH_LESION = "each lesion"  # what they are called together in a summary
-
-#: Unit of each score; "" is the unit of the images, "/mm" that unit per mm, "1" none.
-UNITS: Mapping[str, str] = {
-    "mae": "",
-    "mae_own": "own units",
-    "mae_mu": "1/cm",
-    "mae_density": "1",
-    "path_error": "mm",
-    "path_error_95": "mm",
-    "slice_steps": "1",
-    "dice": "1",
-    "hd95": "mm",
-    "gamma_pass": "%",
-    "dose_difference": "%",
-    "bias": "",
-    "rmse": "",
-    "nmae": "1",
-    "psnr": "dB",
-    "ssim": "1",
-    "ms_ssim": "1",
-    "challenge_ssim": "1",
-    "ncc": "1",
-    "gradient_error": "/mm",
-    "sharpness": "1",
-    "volume_ml": "mL",
-    "contrast_target": "",
-    "contrast_prediction": "",
-    "contrast_kept": "1",
-    "lesions": "1",
-    "too_small": "1",
-    "recall": "1",
-    "false_lesions": "1",
-    "expected_error": "",
-    "calibration": "1",
-    "spearman": "1",
-    "spearman_smoothed": "1",
-    "spread_spearman": "1",
-    "auroc_worst": "1",
-    "auroc_lesion": "1",
-    "ausc": "1",
-    "ause": "1",
-}
-
 
 #: What a connected component of the labels must have to be called a lesion.
 LEAST_LESION = f"a lesion has at least {lesions.LEAST_LESION_VOXELS} voxels and {lesions.LEAST_LESION_ML:g} mL"
@@ -86,7 +43,7 @@ class Row(NamedTuple):
             voxels, the background with them), or "structure NAME" and
             "structures" (of a user's own segmentations), or "dose" (of a
             user's own doses).
-        metric: A name of `UNITS`.
+        metric: A name of `metric_table.METRICS`.
         value: NaN where it is not defined.
         unit: "1" for pure numbers.
         convention: Name, range and scale under which it was taken.

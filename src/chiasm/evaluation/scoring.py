@@ -26,8 +26,9 @@ from numpy.typing import NDArray
 from chiasm import boxes
 from chiasm.attenuation import attenuation
 from chiasm.errors import ChiasmError
+from chiasm.evaluation.metric_table import METRICS
 from chiasm.evaluation.reference import ComparedPrediction, Reference, ScoredBox, compare_all
-from chiasm.evaluation.rows import LEAST_LESION, UNITS, Row
+from chiasm.evaluation.rows import LEAST_LESION, Row
 from chiasm.heap import give_back
 from chiasm.metrics import challenges, conventions, edges, lesions, radiotherapy, ranking, voxelwise
 from chiasm.names import three_digits
@@ -226,7 +227,7 @@ class ScoreTerms:
 
     def _in_unit(self, metric: str, value: float) -> tuple[float, str]:
         """Return a score in the unit that it is given in, and that unit."""
-        kind = UNITS[metric]
+        kind = METRICS[metric].unit
         if kind in ("", "/mm"):
             return float(value) / self.unit_scale, self.unit + kind
         return float(value), kind

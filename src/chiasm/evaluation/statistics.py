@@ -21,6 +21,7 @@ import numpy as np
 
 from chiasm.errors import CohortError
 from chiasm.evaluation.claims import WORDS, Claim, Difference, claim
+from chiasm.evaluation.metric_table import find_metric
 from chiasm.evaluation.paired_tests import (
     FEWEST,
     Table,
@@ -33,11 +34,6 @@ from chiasm.evaluation.paired_tests import (
 )
 from chiasm.evaluation.rows import Row
 from chiasm.storage import write_text
-
-#: Metrics of which more is better; of the others less is.
-HIGHER = frozenset(
-    {"psnr", "ssim", "ms_ssim", "ncc", "recall", "contrast_kept", "spearman", "auroc_worst", "dice", "gamma_pass"}
-)
 
 Pair = tuple[str, str]
 
@@ -122,7 +118,7 @@ class Comparison:
     @property
     def claim(self) -> Claim:
         """What may be said of the difference."""
-        return claim(self.percent, self.subjects, more_is_better=self.metric in HIGHER, p=self.p_holm)
+        return claim(self.percent, self.subjects, more_is_better=find_metric(self.metric).more_is_better, p=self.p_holm)
 
 
 def compare_methods(
@@ -272,7 +268,7 @@ def stays_within(one: Comparison, margin: float) -> str:
     """
     if one.subjects < FEWEST or math.isnan(one.percent.low):
         return f"{one.metric} in {one.region}, {one.arm} against {one.against}: {WORDS['few']}"
-    worst = -one.percent.low if one.metric in HIGHER else one.percent.high
+    worst = -one.percent.low if find_metric(one.metric).more_is_better else one.percent.high
     shown = f"{one.metric} in {one.region}, {one.arm} against {one.against}: {one.percent}"
     if worst <= margin:
         return f"{shown}; not worse by more than {margin:g} %"

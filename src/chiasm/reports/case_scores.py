@@ -11,9 +11,10 @@ import numpy as np
 
 from chiasm.cohorts.cases import grouped
 from chiasm.evaluation.claims import is_ahead
+from chiasm.evaluation.metric_table import Metric, find_metric
 from chiasm.evaluation.rows import LESION, Row
 from chiasm.evaluation.summary import HEADLINES
-from chiasm.reports.drawing import Metric, find_metric, show_number, show_unit
+from chiasm.reports.drawing import show_number, show_unit
 from chiasm.reports.tables import mean_by, number_cell
 
 
@@ -103,5 +104,5 @@ def _rank(metric: Metric, value: float, cohort: Sequence[float]) -> str:
     """
     if metric.better == "neither" or len(cohort) < 2:
         return ""
-    better = sum(is_ahead(other, value, more_is_better=metric.better == "higher") for other in cohort)
+    better = sum(is_ahead(other, value, more_is_better=metric.more_is_better) for other in cohort)
     return f"rank {better + 1} of {len(cohort)}"

@@ -9,8 +9,7 @@ import math
 import re
 import struct
 import zlib
-from collections.abc import Collection
-from typing import Any, Literal, NamedTuple
+from typing import Any
 from warnings import catch_warnings, filterwarnings
 
 import numpy as np
@@ -23,51 +22,6 @@ HARD_SPACE = "\u00a0"
 Points = NDArray[np.float64]  # of a curve, shape (points, 2)
 
 
-class Metric(NamedTuple):
-    """A metric's name on a page, and whether a lower or a higher score is better."""
-
-    label: str
-    better: Literal["lower", "higher", "neither"] = "neither"
-
-    @property
-    def sign(self) -> float:
-        """Factor after which lower is better."""
-        return -1.0 if self.better == "higher" else 1.0
-
-    @property
-    def arrow(self) -> str:
-        """The arrow after the label: whether a lower or a higher score is better."""
-        return {"lower": " ↓", "higher": " ↑", "neither": ""}[self.better]
-
-    def best(self, scores: Collection[float]) -> float:
-        """Return the best of some scores; NaN where there is none, or no better one."""
-        if self.better == "neither" or not scores:
-            return math.nan
-        return max(scores) if self.better == "higher" else min(scores)
-
-
-METRICS = {
-    "mae": Metric("MAE", "lower"),
-    "mae_own": Metric("MAE of the scan", "lower"),
-    "mae_mu": Metric("MAE of mu", "lower"),
-    "rmse": Metric("RMSE", "lower"),
-    "mse": Metric("MSE", "lower"),
-    "nmse": Metric("NMSE", "lower"),
-    "psnr": Metric("PSNR", "higher"),
-    "ssim": Metric("SSIM", "higher"),
-    "ms_ssim": Metric("MS-SSIM", "higher"),
-    "ncc": Metric("NCC", "higher"),
-    "dice": Metric("Dice", "higher"),
-    "hd95": Metric("HD95", "lower"),
-    "gamma_pass": Metric("Gamma pass rate", "higher"),
-    "dose_difference": Metric("Dose difference", "lower"),
-    "spread_spearman": Metric("Rank correlation of spread and error"),
-    "bias": Metric("Bias"),
-    "volume_ml": Metric("Volume"),
-    "lesions": Metric("Lesions"),
-    "too_small": Metric("Labelled components too small to be a lesion"),
-}
-
 # Plots are drawn in these colours and shown in the page's own, light or dark.
 INK, MUTED, LINE, BAND = "#010101", "#020202", "#030303", "#040404"
 SERIES = ("#0a0a01", "#0a0a02", "#0a0a03", "#0a0a04")
@@ -75,16 +29,6 @@ DASHES = ("solid", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 1.5, 1.5, 1.5)))  # col
 PAGE_COLOURS = {INK: "--ink", MUTED: "--muted", LINE: "--line", BAND: "--band"} | {
     colour: f"--series-{number}" for number, colour in enumerate(SERIES, 1)
 }
-
-
-def find_metric(name: str) -> Metric:
-    """Return a metric as pages show it; an unknown metric keeps its name."""
-    return METRICS.get(name, Metric(name))
-
-
-def show_metric(name: str) -> str:
-    """Return a metric's common name."""
-    return find_metric(name).label
 
 
 def show_number(value: float, like: float | None = None) -> str:

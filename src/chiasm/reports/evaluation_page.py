@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from chiasm.evaluation.metric_table import find_metric
 from chiasm.evaluation.rows import LEAST_LESION, LESION, Row
 from chiasm.evaluation.summary import paired, summarise
 from chiasm.reports.curves import describe_health, draw_curves, logged_warnings
@@ -25,7 +26,6 @@ from chiasm.reports.drawing import (
     draw_svg,
     label_with,
     shorten,
-    show_metric,
     show_number,
     show_unit,
 )
@@ -127,7 +127,7 @@ def list_sections(page: EvaluationPage) -> list[PageSection]:
     )
     ranking = rank(page.whole, method=page.method, metric=page.headline)
     found = {
-        "verdict": verdict(comparisons, show_metric(page.headline)),
+        "verdict": verdict(comparisons, find_metric(page.headline).label),
         "findings": [describe_comparison(comparison) for comparison in comparisons],
         "caution": caution(comparisons),
         "ranking": ranking,
@@ -205,7 +205,7 @@ def _draw_cases(page: EvaluationPage) -> dict[str, str] | None:
     lines = _lines(here, _order_methods(page, here))
     if not lines:
         return None
-    label, unit = show_metric(page.headline), show_unit(here[0].unit)
+    label, unit = find_metric(page.headline).label, show_unit(here[0].unit)
     heights = _heights(lines)
 
     def draw(axes: Any) -> None:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 from chiasm.cohorts.cases import grouped
 from chiasm.evaluation.claims import MARKS, RULE, WORDS, Claim, Difference, PairedScores, pair_scores
+from chiasm.evaluation.metric_table import Metric, find_metric
 from chiasm.evaluation.rows import Row
 from chiasm.names import amount
-from chiasm.reports.drawing import HARD_SPACE, Metric, find_metric, show_number, show_unit
+from chiasm.reports.drawing import HARD_SPACE, show_number, show_unit
 from chiasm.reports.pages import TONE_OF, Remark
 from chiasm.reports.tables import mean_by, mean_table
 
@@ -95,7 +96,7 @@ def _against_best(
     means = mean_table(rows, lambda row: row.method, lambda row: row.case)
     ours = means.get(method, {})
     found = {
-        name: pair_scores(ours, theirs, subjects, more_is_better=metric.better == "higher")
+        name: pair_scores(ours, theirs, subjects, more_is_better=metric.more_is_better)
         for name, theirs in means.items()
         if name in naive
     }
@@ -119,7 +120,7 @@ def rank(rows: Sequence[Row], *, method: str, metric: str = "mae") -> dict[str, 
         return None
     scores = _by_case([row for row in mine if row.region == mine[0].region], method)
     known = find_metric(metric)
-    ordered = sorted(scores, key=lambda case: (scores[case], case), reverse=known.better == "higher")
+    ordered = sorted(scores, key=lambda case: (scores[case], case), reverse=known.more_is_better)
     chosen = {"best": ordered[0], "median": ordered[(len(ordered) - 1) // 2], "worst": ordered[-1]}
     return {"region": mine[0].region, "metric": known.label, "n": str(len(ordered)), **chosen}
 
@@ -155,7 +156,7 @@ def describe_comparison(c: BaselineComparison) -> Remark:
     unit = f"{HARD_SPACE}{c.unit}" if show_unit(c.unit) else ""
     means = f"{show_number(c.ours, like=largest)} against {show_number(c.theirs, like=largest)}{unit}"
     people = amount(c.paired.subjects, "subject")
-    side = "higher" if c.metric.better == "higher" else "lower"
+    side = "higher" if c.metric.more_is_better else "lower"
     text = (
         f"{c.metric.label} {means} for {c.baseline}, the best naive baseline, in {people}: {c.difference}, "
         f"{WORDS[c.claim]}; {side} in {c.wins} of {amount(len(c.pairs), 'case')}."

@@ -13,10 +13,11 @@ from importlib.resources import files
 from itertools import repeat
 from pathlib import Path
 
+from chiasm.evaluation.metric_table import find_metric
 from chiasm.evaluation.statistics import Comparison, MethodSummary, stays_within
 from chiasm.metrics.radiotherapy import TISSUES_HU
 from chiasm.outputs import refuse_links
-from chiasm.reports.drawing import show_metric, show_number
+from chiasm.reports.drawing import show_number
 from chiasm.reports.study_page import MARGIN, Findings, find_non_inferiority, seeds_sd, tabulate_maps
 from chiasm.reports.study_plots import HEALTHY, draw_forest, draw_maps, draw_trade_off
 from chiasm.reports.tables import NO_NUMBER, Cell, Column, PageTable, arrange, cell, to_markdown
@@ -91,7 +92,7 @@ def _tabulate_methods(found: Findings, shown: Sequence[tuple[str, str]]) -> Page
 
 def _score_column(region: str, metric: str, summaries: Iterable[MethodSummary]) -> Column:
     most = max(one.subjects for one in summaries)
-    return Column(f"{region} {show_metric(metric)}", f"(n = {most})", True)
+    return Column(f"{region} {find_metric(metric).label}", f"(n = {most})", True)
 
 
 def _method_line(found: Findings, method: str, columns: Iterable[Mapping[str, MethodSummary]]) -> list[Cell]:

@@ -16,10 +16,10 @@ from typing import Any
 
 from chiasm.evaluation.claims import RULE
 from chiasm.evaluation.expected_error import POOLED
+from chiasm.evaluation.metric_table import find_metric
 from chiasm.evaluation.rows import LEAST_LESION, Row
 from chiasm.evaluation.statistics import Comparison, MethodSummary, stays_within
 from chiasm.reports.curves import describe_health, draw_curves
-from chiasm.reports.drawing import show_metric
 from chiasm.reports.pages import TONE_OF, PageSection, Remark, render_page
 from chiasm.reports.study_cases import CasePanes
 from chiasm.reports.study_plots import HEALTHY, draw_forest, draw_maps, draw_trade_off
@@ -226,7 +226,7 @@ def _tabulate_differences(comparisons: Sequence[Comparison]) -> PageTable | None
 def _difference_cells(one: Comparison) -> list[Cell]:
     return [
         *(cell(name) for name in (one.arm, one.against, one.region)),
-        Cell(show_metric(one.metric), one.metric),
+        Cell(find_metric(one.metric).label, one.metric),
         Cell("primary" if one.primary else "exploratory", one.primary, one.primary),
         *(number_cell(share, 1.0) for share in one.percent),
         _p_cell(one.p_permutation),
@@ -266,7 +266,7 @@ def _map_scores(rows: Iterable[Row], arms: Sequence[str]) -> list[Row]:
 
 
 def _map_line(region: str, metric: str, cells: Iterable[Cell]) -> list[Cell]:
-    return [cell(region), Cell(metric.replace("_", " "), metric), *cells]
+    return [cell(region), Cell(find_metric(metric).label, metric), *cells]
 
 
 def tabulate_maps(rows: Iterable[Row]) -> PageTable | None:
@@ -282,4 +282,4 @@ def tabulate_maps(rows: Iterable[Row]) -> PageTable | None:
 
 
 def _map_column(region: str, metric: str) -> Column:
-    return Column(metric.replace("_", " "), "" if region == "mask" else region, True)
+    return Column(find_metric(metric).label, "" if region == "mask" else region, True)

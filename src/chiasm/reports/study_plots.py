@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from chiasm.cohorts.cases import grouped
 from chiasm.evaluation.expected_error import POOLED
+from chiasm.evaluation.metric_table import find_metric
 from chiasm.evaluation.rows import Row
 from chiasm.evaluation.statistics import Comparison
-from chiasm.reports.drawing import DASHES, INK, MUTED, SERIES, Points, draw_svg, show_metric
+from chiasm.reports.drawing import DASHES, INK, MUTED, SERIES, Points, draw_svg
 from chiasm.reports.tables import mean_table
 
 HEALTHY = "healthy"
@@ -143,13 +144,13 @@ def draw_forest(comparisons: Sequence[Comparison], regions: Sequence[str], metri
             panel.axvline(0, color=MUTED, linewidth=0.8)
             for one in some:
                 _draw_difference(panel, one, pairs.index((one.arm, one.against)))
-            panel.set_title(f"{show_metric(metric)} in {region} (%)", loc="left", color=INK, fontsize=9)
+            panel.set_title(f"{find_metric(metric).label} in {region} (%)", loc="left", color=INK, fontsize=9)
             panel.set_yticks(range(len(pairs)), [" against ".join(pair) for pair in pairs])
             panel.set_ylim(len(pairs) - 0.4, -0.6)
             panel.grid(axis="x")
             panel.grid(visible=False, axis="y")
 
-    alt = f"Paired differences of {show_metric(metric)} with 95 % intervals. {_verdicts(here)}"
+    alt = f"Paired differences of {find_metric(metric).label} with 95 % intervals. {_verdicts(here)}"
     size = (1.6 + 2.7 * len(columns), 0.9 + 0.26 * len(pairs))
     return draw_svg(draw, alt, size, "forest", columns=len(columns))
 

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from chiasm.cohorts.cases import grouped
+from chiasm.evaluation.metric_table import find_metric
 from chiasm.evaluation.rows import LESION, Row
-from chiasm.reports.drawing import HARD_SPACE, find_metric, show_metric, show_number, show_unit
+from chiasm.reports.drawing import HARD_SPACE, show_number, show_unit
 
 SIZES_ML = ((1.0, "below 1 mL"), (10.0, "1 to 10 mL"), (math.inf, "10 mL and more"))
 UNKNOWN_SIZE = "of unknown size"
@@ -191,7 +192,7 @@ class ScoreColumns(NamedTuple):
 def make_columns(rows: Iterable[Row]) -> ScoreColumns:
     """Make a column for each metric of some rows, in their order."""
     metrics = grouped(rows, lambda row: row.metric)
-    heads = [Column(show_metric(metric), show_unit(some[-1].unit), True) for metric, some in metrics.items()]
+    heads = [Column(find_metric(metric).label, show_unit(some[-1].unit), True) for metric, some in metrics.items()]
     return ScoreColumns(heads, {metric: typical(row.value for row in some) for metric, some in metrics.items()})
 
 
@@ -246,7 +247,7 @@ def _naive_score(place: CaseLine, baselines: Mapping[str, Mapping[str, float]]) 
 
 def _beside_naive(scores: ScoreColumns, headline: str) -> ScoreColumns:
     """Put a column of the best naive baseline's headline score behind the others."""
-    head = Column(f"{show_metric(headline)}, naive", "best baseline of the region", True)
+    head = Column(f"{find_metric(headline).label}, naive", "best baseline of the region", True)
     return ScoreColumns([*scores.heads, head], {**scores.sizes, NAIVE: scores.sizes.get(headline)})
 
 
@@ -314,5 +315,5 @@ def recipe_facts(recipe: Mapping[str, Any]) -> dict[str, str]:
 
 def list_conventions(rows: Iterable[Row]) -> list[tuple[str, str]]:
     """List every convention in use, with the metrics it governs."""
-    used = arrange((str(row.convention), show_metric(row.metric), None) for row in rows)
+    used = arrange((str(row.convention), find_metric(row.metric).label, None) for row in rows)
     return [(convention, ", ".join(metrics)) for convention, metrics in used.items()]
