@@ -61,9 +61,9 @@ def commands_page() -> str:
     """Return the reference of the command: each verb by group, its arguments and options, as `--help` says them."""
     from typer.main import get_command
 
-    from chiasm.cli import VERBS, app
+    from chiasm.cli import VERBS, make_app
 
-    command: Any = get_command(app)
+    command: Any = get_command(make_app())
     lines = [
         "# Commands",
         "",

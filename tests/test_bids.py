@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import chiasm
 from chiasm.bids import derive_group, derive_participants
-from chiasm.cli import app
+from chiasm.cli import make_app
 from chiasm.cohorts.discovery import find_cohort
 from chiasm.errors import CohortError, RecipeError, RunError
 from chiasm.volumes import read_volume
@@ -82,13 +82,13 @@ def test_subjects_and_sessions_are_chosen_and_what_is_there_is_kept(
     raw: Path, finished_run: Path, tmp_path: Path
 ) -> None:
     words = ["bids", str(raw), str(tmp_path / "out"), "participant", "--run", str(finished_run)]
-    first = CliRunner().invoke(app, [*words, "--participant-label", "03", "--session-label", "1"])
+    first = CliRunner().invoke(make_app(), [*words, "--participant-label", "03", "--session-label", "1"])
     assert first.exit_code == 0 and "1 case derived" in first.output
     images = sorted((tmp_path / "out").rglob("*_desc-synthetic_T2w.nii.gz"))
     assert [path.name for path in images] == ["sub-03_ses-1_acq-mprage_desc-synthetic_T2w.nii.gz"]
     manifest = tmp_path / "out" / "predictions" / "sub-03_ses-1" / "predictions.json"
     before = manifest.with_name("sub-03_ses-1_t2.nii.gz").stat().st_mtime_ns
-    assert CliRunner().invoke(app, [*words, "--participant_label", "sub-03"]).exit_code == 0
+    assert CliRunner().invoke(make_app(), [*words, "--participant_label", "sub-03"]).exit_code == 0
     assert manifest.with_name("sub-03_ses-1_t2.nii.gz").stat().st_mtime_ns == before
     assert len(list((tmp_path / "out").rglob("*_desc-synthetic_T2w.nii.gz"))) == 2
 
@@ -100,7 +100,7 @@ def test_several_models_are_averaged_with_their_spread_beside(
     words = ["bids", str(raw), str(out), "participant", "--participant-label", "01"]
     for run in runs:
         words += ["--run", str(run)]
-    assert CliRunner().invoke(app, words).exit_code == 0
+    assert CliRunner().invoke(make_app(), words).exit_code == 0
     image = out / "sub-01" / IMAGE.format("sub-01_acq-mprage")
     source = raw / "sub-01" / "anat" / "sub-01_acq-mprage_T1w.nii.gz"
     mean = chiasm.load(runs).predict(source)
@@ -145,5 +145,5 @@ def test_what_cannot_be_done_is_said_before_anything_is_written(
     with pytest.raises(RecipeError, match="BIDS has no name for t2"):
         derive_participants(raw, out, finished_run)
     assert not out.exists()
-    missing = CliRunner().invoke(app, ["bids", str(raw), str(out), "participant"])
+    missing = CliRunner().invoke(make_app(), ["bids", str(raw), str(out), "participant"])
     assert missing.exit_code != 0

@@ -18,9 +18,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from chiasm import __version__ as chiasm_version
-from chiasm.cli import main
+from chiasm.cli import main, make_app
 from chiasm.evaluation.predictions import score_folder
 from chiasm.locks import locked
 from chiasm.preparation.degradation import Degradation, degrade, simulated, thin_grid
@@ -51,9 +52,7 @@ def here(*words: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 def verbs() -> list[str]:
-    from chiasm.cli import app
-
-    return [command.name or command.callback.__name__ for command in app.registered_commands if command.callback]
+    return [command.name or command.callback.__name__ for command in make_app().registered_commands if command.callback]
 
 
 @pytest.mark.parametrize(
@@ -285,6 +284,11 @@ def test_every_verb_is_documented_and_every_documented_command_exists() -> None:
 @cache
 def help_of(verb: str) -> str:
     return here(verb, "--help").stdout
+
+
+def test_the_help_of_a_verb_is_the_same_whether_the_other_verbs_are_made_or_not() -> None:
+    whole = CliRunner().invoke(make_app(), ["train", "--help"], prog_name="chiasm")
+    assert whole.output == here("train", "--help").stdout and "--source" in whole.output
 
 
 PAGES = [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("**/*.md"))]

@@ -12,7 +12,7 @@ import pydicom
 import pytest
 from typer.testing import CliRunner
 
-from chiasm.cli import app
+from chiasm.cli import make_app
 from chiasm.cohorts.dicom_modalities import guess_modality
 from chiasm.cohorts.dicom_patients import Selection, parse_rules
 from chiasm.cohorts.discovery import find_cohort, select_cases
@@ -304,7 +304,7 @@ def test_every_verb_refuses_several_kinds_with_the_same_list(finished_run: Path,
         ["predict", str(finished_run), place, "-o", out],
         ["predict", str(finished_run), f"{place}/ana/a", "-o", out],
     ):
-        done = CliRunner().invoke(app, words)
+        done = CliRunner().invoke(make_app(), words)
         assert done.exit_code != 0
         assert listed in str(done.exception) + done.output
         assert "--series" in str(done.exception) + done.output
@@ -388,7 +388,7 @@ def test_every_verb_explains_a_localizer_among_images_in_the_same_words(finished
         ["predict", str(finished_run), f"{other}/ana/mr", "-o", out],
         ["predict", str(finished_run), f"{other}/ana/mr/IM00000", "-o", out],
     ):
-        done = CliRunner().invoke(app, words)
+        done = CliRunner().invoke(make_app(), words)
         assert done.exit_code != 0
         assert told in str(done.exception) + done.output, words
     assert ids(tmp_path / "in") == {"ana": ["mr"], "bea": ["mr"]}  # the name of its folder says so
@@ -457,13 +457,13 @@ def test_a_segmentation_may_be_the_mask_and_two_in_one_series_are_none(tmp_path:
 def test_inspect_lists_series_with_numbers_and_names_nobody(tmp_path: Path) -> None:
     for number, name in enumerate(("ana", "bea")):
         patient(tmp_path / name, TELLTALE["PatientID"] + name, number)
-    done = CliRunner().invoke(app, ["inspect", str(tmp_path)])
+    done = CliRunner().invoke(make_app(), ["inspect", str(tmp_path)])
     assert done.exit_code == 0, done.output
     assert "  2: MR, 4 images, 12x14x4, 0.9x1.1x2.5 mm, axial, 'ax t2 tse' -> t2" in done.output
     assert not [value for value in TELLTALE.values() if value in done.output]
     found = inspect_folder(tmp_path / "bea")
     assert [summary.shape for summary in found.summaries] == [SMALL]
-    one = CliRunner().invoke(app, ["inspect", str(tmp_path / "ana" / "a")])
+    one = CliRunner().invoke(make_app(), ["inspect", str(tmp_path / "ana" / "a")])
     assert "  1: MR, 4 images" in one.output
 
 
@@ -478,17 +478,17 @@ def test_mumap_and_register_choose_a_series_where_there_are_several(tmp_path: Pa
             SeriesDescription=name,
         )  # fmt: skip
     place, out = str(tmp_path / "p"), str(tmp_path / "mu.nii.gz")
-    several = CliRunner().invoke(app, ["mumap", place, "-o", out])
+    several = CliRunner().invoke(make_app(), ["mumap", place, "-o", out])
     assert several.exit_code != 0 and "--series" in str(several.exception)
-    done = CliRunner().invoke(app, ["mumap", place, "-o", out, "--series", "ct"])
+    done = CliRunner().invoke(make_app(), ["mumap", place, "-o", out, "--series", "ct"])
     assert done.exit_code == 0, done.output
     np.testing.assert_allclose(read_volume(tmp_path / "mu.nii.gz").array.max(), 0.1, atol=0.01)
     words = ["register", place, place, "--kind", "rigid", "-o", str(tmp_path / "moved")]
-    several = CliRunner().invoke(app, words)
+    several = CliRunner().invoke(make_app(), words)
     assert several.exit_code != 0 and "--series" in str(several.exception)
-    wrong = CliRunner().invoke(app, [*words, "--series", "t1=t2"])
+    wrong = CliRunner().invoke(make_app(), [*words, "--series", "t1=t2"])
     assert wrong.exit_code != 0 and "one of moving, fixed" in str(wrong.exception)
-    done = CliRunner().invoke(app, [*words, "--series", "moving=t2", "--series", "fixed=1"])
+    done = CliRunner().invoke(make_app(), [*words, "--series", "moving=t2", "--series", "fixed=1"])
     assert done.exit_code == 0, done.output
     moved = read_volume(tmp_path / "moved" / "moved.nii.gz")
     assert np.corrcoef(moved.array.ravel(), second.ravel())[0, 1] > 0.9  # they lay in one place
@@ -497,7 +497,7 @@ def test_mumap_and_register_choose_a_series_where_there_are_several(tmp_path: Pa
 def test_an_archive_of_unknown_series_is_listed_though_it_makes_no_case(tmp_path: Path) -> None:
     series(tmp_path / "p" / "x", "p", "unclear", 1, SeriesNumber=1)
     series(tmp_path / "p" / "y", "p", "unclear too", 2, SeriesNumber=2)
-    done = CliRunner().invoke(app, ["inspect", str(tmp_path / "p")])
+    done = CliRunner().invoke(make_app(), ["inspect", str(tmp_path / "p")])
     assert done.exit_code == 0, done.output
     assert "2: MR, 4 images" in done.output
 
@@ -568,7 +568,7 @@ def test_training_reads_dicom_as_it_reads_nifti(tmp_path: Path) -> None:
     quick = [f"--set={key}={json.dumps(value)}" for key, value in QUICK.items() if key.partition(".")[0] != "data"]
     quick = [text for text in quick if "split.folds" not in text] + ["--folds=3", "--set=data.patch=32"]
     words = ["train", str(tmp_path / "in"), "-o", str(tmp_path / "run"), "--size=tiny", *rules, *quick]
-    done = CliRunner().invoke(app, words)
+    done = CliRunner().invoke(make_app(), words)
     assert done.exit_code == 0, done.output
     assert "6 cases with t1 and t2 (dicom)" in done.output
     made = predict(tmp_path / "run", [tmp_path / "in"], tmp_path / "out", only="test", series=["t1=ax t1"])

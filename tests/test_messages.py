@@ -11,7 +11,7 @@ import pytest
 import typer
 
 import chiasm
-from chiasm.cli import app
+from chiasm.cli import make_app
 
 ROOT = Path(chiasm.__file__).parent
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*[a-z]")
@@ -35,7 +35,7 @@ PRINTED_BY = {
 NO_MESSAGES = {"reports/drawing.py", "prediction/monai_bundle.py"}
 
 
-COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+COMMANDS = typer.main.get_command(make_app()).commands  # type: ignore[attr-defined]
 OPTIONS = {name: {word for one in command.params for word in one.opts} for name, command in COMMANDS.items()}
 
 

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from chiasm.checksums import with_checksum
-from chiasm.cli import app
+from chiasm.cli import make_app
 from chiasm.cohorts.splits import Split, read_splits
 from chiasm.errors import RecipeError
 from chiasm.methods import make_recipe
@@ -92,9 +92,11 @@ def test_a_role_is_chosen_by_its_old_name(tmp_path: Path) -> None:
 def test_the_locked_test_set_is_opened_by_the_old_option_which_help_does_not_list(tmp_path: Path) -> None:
     write_text(tmp_path / "study.toml", STUDY)
     for option in ("--open-sealed", "--open-locked"):
-        shown = CliRunner().invoke(app, ["study", str(tmp_path / "study.toml"), "-o", str(tmp_path / "out"), option])
+        shown = CliRunner().invoke(
+            make_app(), ["study", str(tmp_path / "study.toml"), "-o", str(tmp_path / "out"), option]
+        )
         assert "has no locked test set" in str(shown.exception)
-    assert "--open-sealed" not in CliRunner().invoke(app, ["study", "--help"]).output
+    assert "--open-sealed" not in CliRunner().invoke(make_app(), ["study", "--help"]).output
 
 
 def test_a_registration_of_version_0_1_is_read() -> None:

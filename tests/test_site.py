@@ -71,14 +71,15 @@ def test_a_page_loads_nothing_from_elsewhere(site: Path) -> None:
 def test_every_verb_stands_in_the_command_reference_with_each_of_its_options(site: Path) -> None:
     from typer.main import get_command
 
-    from chiasm.cli import app
+    from chiasm.cli import make_app
 
     page = words_of(site / "reference" / "commands.html")
+    commands = get_command(make_app()).commands
     for group, verbs in VERBS.items():
         assert group in page
         for verb in verbs:
             section = page.partition(f"chiasm {verb.__name__}¶")[2].partition("¶")[0]
-            for parameter in get_command(app).commands[verb.__name__].params:
+            for parameter in commands[verb.__name__].params:
                 if not parameter.hidden:
                     assert parameter.opts[0].upper() in section.upper(), (verb.__name__, parameter.opts)
                     assert " ".join((parameter.help or "").split()) in section, parameter.help

@@ -54,13 +54,7 @@ def _options(
 
 def make_app() -> typer.Typer:
     """Return the command with all its verbs."""
-    made = typer.Typer(
-        name="chiasm",
-        help="Turn medical image volumes of one modality into another, and measure how well. Not for diagnostic use.",
-        no_args_is_help=True,
-        pretty_exceptions_enable=False,
-        rich_markup_mode="rich",
-    )
+    made = _make_typer(add_completion=True)
     made.callback()(_options)
     for group, verbs in VERBS.items():
         for verb in verbs:
@@ -68,7 +62,26 @@ def make_app() -> typer.Typer:
     return made
 
 
-app = make_app()
+def make_verb(verb: Callable[..., None]) -> typer.Typer:
+    """Return one verb as a command of its own.
+
+    It starts sooner than within the whole: the other verbs are not made, and typer needs pydantic for each option
+    of the whole that is not given.
+    """
+    made = _make_typer(add_completion=False)
+    made.command()(with_records(verb))
+    return made
+
+
+def _make_typer(*, add_completion: bool) -> typer.Typer:
+    return typer.Typer(
+        name="chiasm",
+        help="Turn medical image volumes of one modality into another, and measure how well. Not for diagnostic use.",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="rich",
+        add_completion=add_completion,
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -82,10 +95,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
-    given = (["--debug"] if debug else []) + [word for word in given if word != "--debug"]
+    given = [word for word in given if word != "--debug"]
     try:
         with stoppable():
-            app(args=spread(given), prog_name="chiasm")
+            _call(given)
     except Stopped:
         _say_stopped()
         raise
@@ -100,6 +113,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         say(f"chiasm: {sentence}", err=True)
         raise SystemExit(2) from None
+
+
+def _call(words: Sequence[str]) -> None:
+    """Run what the words ask for: a verb that stands first, or the whole command (`--help`, a word that is no verb)."""
+    verbs = {verb.__name__: verb for group in VERBS.values() for verb in group}
+    if words and words[0] in verbs:
+        make_verb(verbs[words[0]])(args=spread(words)[1:], prog_name=f"chiasm {words[0]}")
+    else:
+        make_app()(args=spread(words), prog_name="chiasm")
 
 
 def _sentence_of(error: Exception) -> str | None:
