@@ -51,6 +51,13 @@ def test_smooth_noise_correlates_as_a_gaussian_of_its_width() -> None:
     assert measured == pytest.approx([np.exp(-(lag**2) / 64) for lag in (2, 4, 8)], abs=0.05)
 
 
+def test_a_part_of_smooth_noise_is_that_of_the_whole() -> None:
+    part, nothing = (slice(3, 6), slice(0, 4), slice(2, 7)), (slice(0),) * 3
+    whole, cut, empty = (smooth_noise(np.random.default_rng(0), (9, 8, 7), 2.5, box) for box in (None, part, nothing))
+    np.testing.assert_allclose(cut, whole[part], atol=1e-6)
+    assert empty.size == 0
+
+
 def test_pull_agrees_with_scipy_inside_and_beyond_the_border() -> None:
     rng = np.random.default_rng(2)
     stack = rng.random((7, 6, 5, 3)).astype(np.float32)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from chiasm.boxes import box_of
 from chiasm.errors import RecipeError
 from chiasm.methods import make_recipe
 from chiasm.preparation.arrays import PreparedCase
@@ -70,6 +71,23 @@ def test_nothing_outside_the_mask_and_far_from_the_lesion_changes() -> None:
         assert (before.mask & ~changed).any()
         np.testing.assert_array_equal(after.mask, before.mask)
     assert (before.source == block().source).all() and not before.lesion.any()  # what was given stays as it was
+
+
+def test_a_lesion_that_is_painted_in_its_box_equals_one_painted_in_the_whole_patch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    in_box = paint(EVEN, 0, block(), (2.0, 2.0, 2.0), 3)
+    boxes = []
+
+    def whole(inside: np.ndarray) -> tuple[slice, ...]:
+        boxes.append(box_of(inside))
+        return tuple(slice(0, size) for size in inside.shape)
+
+    monkeypatch.setattr(painted_lesions, "box_of", whole)
+    everywhere = paint(EVEN, 0, block(), (2.0, 2.0, 2.0), 3)
+    assert len(boxes) == 2 and all(in_box.mask[box].size < in_box.mask.size / 2 for box in boxes)
+    for one, other in zip(in_box, everywhere):
+        np.testing.assert_allclose(one, other, atol=1e-5)
 
 
 def test_one_seed_paints_the_same_lesion_and_another_an_other() -> None:

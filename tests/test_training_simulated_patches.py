@@ -91,6 +91,7 @@ def test_shares_are_interpolated_as_scipy_does() -> None:
     places = np.meshgrid(*(voxels * step for voxels, step in zip(axes, lesion.steps)), indexing="ij")
     expected = [map_coordinates(one, places, order=1) for one in shares]
     np.testing.assert_allclose(lesion.at(axes), expected, atol=1e-6)
+    np.testing.assert_allclose(lesion.at(axes, (2, 0, 1)), np.moveaxis(expected, -1, 1), atol=1e-6)  # slices first
 
 
 def patches(places: list[Place], grown: list[list[GrownLesion]], patch: tuple[int, ...], slices: int) -> Batch:

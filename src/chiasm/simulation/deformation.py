@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +18,9 @@ LEAST_JACOBIAN = 0.2
 PART = 32768  # points that are interpolated at once, so that the gathered corners stay in cache
 
 
-def smooth_noise(rng: np.random.Generator, shape: Sequence[int], sigma: float) -> Array:
+def smooth_noise(
+    rng: np.random.Generator, shape: Sequence[int], sigma: float, box: Sequence[slice] | None = None
+) -> Array:
     """Draw a Gaussian random field: mean 0, standard deviation 1 in every voxel, correlated over `sigma`.
 
     White noise on a coarse lattice is spread by Gaussians along each axis;
@@ -28,17 +31,23 @@ def smooth_noise(rng: np.random.Generator, shape: Sequence[int], sigma: float) -
         rng: Where the noise comes from.
         shape: Voxels along each axis.
         sigma: Width of the Gaussians, in voxels, above 0.
+        box: The part of the field that is returned; all of it by default.
     """
-    step = max(1.0, sigma)
-    weights = []
-    for length in shape:
-        nodes = np.arange(-2 * sigma, length + 2 * sigma + step, step)
-        rows = np.exp(-0.5 * ((np.arange(length)[:, None] - nodes) / sigma) ** 2)
-        weights.append((rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32))
+    weights = [_spread(length, sigma) for length in shape]
     field = rng.standard_normal([rows.shape[1] for rows in weights], dtype=np.float32)
-    for rows in weights:  # each pass spreads the first axis and moves it to the end
-        field = np.tensordot(field, rows, axes=(0, 1))
+    for rows, kept in zip(weights, box or (slice(None),) * len(weights), strict=True):
+        field = np.tensordot(field, rows[kept], axes=(0, 1))  # spreads the first axis and moves it to the end
     return np.ascontiguousarray(field)
+
+
+@lru_cache(maxsize=32)
+def _spread(length: int, sigma: float) -> Array:
+    """Return the weight of each node of a lattice in each voxel of an axis, shape (length, nodes); not to change."""
+    step = max(1.0, sigma)
+    nodes = np.arange(-2 * sigma, length + 2 * sigma + step, step)
+    rows = np.exp(-0.5 * ((np.arange(length)[:, None] - nodes) / sigma) ** 2)
+    weights: Array = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    return weights
 
 
 def pull(stack: Array, points: Array) -> Array:

@@ -425,7 +425,7 @@ def _tumour(
     if len(patch) == 3:
         return lesion.at((i, j, k))
     near = k[0] + np.arange(slices) - slices // 2
-    return np.moveaxis(lesion.at((i, j, near.clip(0, case.mask.shape[2] - 1))), -1, 1)
+    return lesion.at((i, j, near.clip(0, case.mask.shape[2] - 1)), (2, 0, 1))
 
 
 def _jitter(

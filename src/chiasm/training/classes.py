@@ -49,9 +49,9 @@ class TissueClasses:
         Returns:
             Normalised units, as the source.
         """
-        row = self._bin(target, -1)
+        column = self._bin(target, -1)
         added = [
-            (self.shares[place] @ np.asarray(shift, np.float32))[self._bin(image, place), row]
+            (self.shares[place] @ np.asarray(shift, np.float32)).take(self._bin(image, place) * BINS + column)
             for place, (shift, image) in enumerate(zip(shifts, source, strict=True))
         ]
         return np.stack(added)

@@ -44,16 +44,17 @@ class GrownLesion:
     steps: tuple[float, float, float]
     centres: NDArray[np.int32]
 
-    def at(self, axes: Axes) -> NDArray[np.float32]:
-        """Interpolate the shares at voxels of the case, given along each axis, shape (4, I, J, K)."""
-        found = self.shares
-        for axis in (3, 2, 1):  # a patch of slices is thinnest along the last
-            voxels, step = axes[axis - 1], self.steps[axis - 1]
-            place = np.minimum(voxels * step, found.shape[axis] - 1)
-            low = np.minimum(place.astype(np.intp), max(found.shape[axis] - 2, 0))
-            beyond = (place - low).astype(np.float32).reshape(-1, *[1] * (3 - axis))
-            high = np.minimum(low + 1, found.shape[axis] - 1)
-            found = found.take(low, axis) * (1 - beyond) + found.take(high, axis) * beyond
+    def at(self, axes: Axes, order: Sequence[int] = (0, 1, 2)) -> NDArray[np.float32]:
+        """Interpolate the shares linearly at voxels of the case, rising along I, J, K: shape (4, *axes in `order`)."""
+        weights, kept = [], []
+        for voxels, step, size in zip(axes, self.steps, self.shares.shape[1:]):
+            place = np.minimum(voxels * step, size - 1)
+            near = np.arange(int(place[0]), min(int(place[-1]) + 2, size))
+            weights.append(np.maximum(1 - np.abs(place[:, None] - near), 0).astype(np.float32))
+            kept.append(slice(near[0], near[-1] + 1))
+        found = self.shares[:, *kept].transpose(0, *(1 + axis for axis in order))
+        for axis in order:  # each product replaces the first of three axes by its voxels, and moves it to the end
+            found = np.tensordot(found, weights[axis], axes=(1, 1))
         return found
 
 

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from chiasm.boxes import box_of
 from chiasm.preparation.arrays import PreparedCase
 from chiasm.simulation.deformation import smooth_noise
 from chiasm.simulation.signals import MATERIALS, SITES, Voxels, signal
@@ -116,10 +117,11 @@ def paint(painter: LesionPainter, case: int, block: Block, axes_mm: Sequence[flo
         A new block; the same where the patch holds nothing of the body.
     """
     rng = np.random.default_rng(seed)
-    inside = np.argwhere(block.mask)
+    inside = np.flatnonzero(block.mask)
     if not len(inside):
         return block
-    shares = draw_shape(block.mask.shape, inside[rng.integers(len(inside))], axes_mm, rng)
+    centre = np.array(np.unravel_index(inside[rng.integers(len(inside))], block.mask.shape))
+    shares = draw_shape(block.mask.shape, centre, axes_mm, rng)
     appearance = Appearance(draw_levels(painter.contrasts, rng, VARIETY), TEXTURE, TEXTURE_MM / min(axes_mm), KEPT)
     return fill(block, painter.ends[case], shares, appearance, rng)
 
@@ -157,21 +159,21 @@ def fill(
         rng: Where its texture comes from.
     """
     shape, sigma = block.mask.shape, appearance.texture_voxels
-    shared = smooth_noise(rng, shape, sigma)
-    source = block.source.copy()
-    images = [*source[: len(ends) - 1], block.target]
+    inside = np.asarray(shares.any(axis=0))
+    box = box_of(inside) if inside.any() else (slice(0),) * 3  # nothing changes around it
+    shared = smooth_noise(rng, shape, sigma, box)
+    source, target, lesion = block.source.copy(), block.target.copy(), block.lesion.copy()
+    images = [image[box] for image in (*source[: len(ends) - 1], target)]
+    shares, mask = shares[:, *box], block.mask[box]
     shares[0] *= 1 - _like_fluid(images, ends)  # oedema stays out of ventricles and sulci
-    whole = shares.sum(axis=0) * block.mask
+    whole = shares.sum(axis=0) * mask
     for image, level, (fluid, white) in zip(images, appearance.levels, ends, strict=True):
-        texture = np.float32(appearance.texture / np.sqrt(2)) * (shared + smooth_noise(rng, shape, sigma))
+        texture = np.float32(appearance.texture / np.sqrt(2)) * (shared + smooth_noise(rng, shape, sigma, box))
         inner = np.tensordot(level, shares, axes=1) + texture * whole  # of the way from fluid to white matter
         painted = whole * fluid + inner * (white - fluid) + appearance.kept * whole * (image - white)
-        made = np.where(block.mask, (1 - whole) * image + painted, image).astype(np.float32)
-        if image is block.target:
-            target = made
-        else:
-            image[:] = made
-    return Block(source, target, block.mask, block.lesion | (whole > 0.5))
+        image[...] = np.where(mask, (1 - whole) * image + painted, image)
+    lesion[box] |= whole > 0.5
+    return Block(source, target, block.mask, lesion)
 
 
 def _like_fluid(images: Sequence[NDArray[np.float32]], ends: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -198,11 +200,13 @@ def draw_shape(
     ]
     ragged = np.float32(RAGGED) * smooth_noise(rng, shape, radius / 3 / min(axes_mm))
     distance = np.sqrt(sum(squares[1:], squares[0])) + ragged  # 1 at the outline
-    within = [_soft_step(edge - distance) for edge in (1.0, solid, solid * 0.8, necrotic)]
+    shares, near = np.zeros((len(COMPARTMENTS), *shape), np.float32), distance < 1 + EDGE / 2
+    box = box_of(near) if near.any() else (slice(0),) * 3
+    within = [_soft_step(edge - distance[box]) for edge in (1.0, solid, solid * 0.8, necrotic)]
     whole, core, inner, fluid = within if solid else (within[0], *(0 * within[0] for _ in range(3)))
-    rim = core * (1 - inner)
-    parts = (whole * (1 - core), core * inner * (1 - fluid), rim, core * inner * fluid)
-    return np.stack(parts).astype(np.float32)
+    parts = (whole * (1 - core), core * inner * (1 - fluid), core * (1 - inner), core * inner * fluid)
+    shares[:, *box] = parts
+    return shares
 
 
 def _soft_step(depth: NDArray[np.floating]) -> NDArray[np.floating]:
