@@ -18,7 +18,7 @@ import pytest
 
 import fake_slurm
 from chiasm.errors import ChiasmError, CohortError, RunError, VolumeError
-from chiasm.runners import RUNNERS, Lost, Ray, Runner, Slurm, find_runner
+from chiasm.runners import RUNNERS, Lost, Ray, Runner, Slurm, find_runner, imported_ahead
 
 PACKAGES = {"ray": "ray", "slurm": "submitit"}
 TOLD = {
@@ -115,6 +115,25 @@ def test_no_process_is_left_when_the_jobs_are_given_up(tmp_path: Path) -> None:
     assert not left and time.monotonic() - start < 10
 
 
+def served(job: tuple[int, str, Path]) -> tuple[bool, int]:
+    """Say whether this process has a module that nothing here needs, before it works."""
+    return "colorsys" in sys.modules, work(job)
+
+
+def test_processes_of_a_server_have_what_it_imported_and_die_alone(tmp_path: Path) -> None:
+    jobs = [(number, fate, tmp_path) for number, fate in enumerate(("lives", "dies", "dies once", "lives"))]
+    with imported_ahead(["colorsys"]):
+        (server,) = (one for one in psutil.Process().children() if "forkserver" in " ".join(one.cmdline()))
+        server.send_signal(signal.SIGINT)  # Ctrl+C reaches every process; this one would print where it was
+        reports = list(RUNNERS["processes"](jobs, served, tmp_path))
+    assert sorted(one for one in reports if not isinstance(one, Lost)) == [(True, 1), (True, 2), (True, 6)]
+    assert server.is_running() and server.status() != psutil.STATUS_ZOMBIE
+    lost = [one for one in reports if isinstance(one, Lost)]
+    assert [one.job[0] for one in lost if not one.again] == [1]
+    assert all(re.search(TOLD["processes"], str(one)) for one in lost)
+    assert list(RUNNERS["processes"](jobs[:1], served, tmp_path)) == [(False, 1)]  # processes of their own again
+
+
 @pytest.mark.parametrize("kind", [VolumeError, CohortError, RunError, ChiasmError])
 def test_errors_are_the_same_after_a_pickle_and_no_full_stop_is_doubled(kind: type[ChiasmError]) -> None:
     error = kind("is no scan", path="a.nii", reason="odd", found=len, expected=3, hint="Take another.")
@@ -168,7 +187,7 @@ def test_slurm_is_refused_where_there_is_none(tmp_path: Path, monkeypatch: pytes
 SCRIPT = """
 import time
 from pathlib import Path
-from chiasm.runners import processes
+from chiasm.runners import imported_ahead, processes
 
 def work(folder):
     import os
@@ -176,14 +195,16 @@ def work(folder):
     time.sleep(600)
 
 if __name__ == "__main__":
-    list(processes([{folder!r}] * 2, work, Path()))
+    with imported_ahead({ahead}):
+        list(processes([{folder!r}] * 2, work, Path()))
 """
 
 
-def test_workers_stop_when_their_parent_was_killed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ahead", [[], ["json"]])
+def test_workers_stop_when_their_parent_was_killed(ahead: list[str], tmp_path: Path) -> None:
     script, marks = tmp_path / "script.py", tmp_path / "marks"
     marks.mkdir()
-    script.write_text(SCRIPT.format(folder=str(marks)))
+    script.write_text(SCRIPT.format(folder=str(marks), ahead=ahead))
     parent = subprocess.Popen([sys.executable, str(script)])
     count = min(2, len(os.sched_getaffinity(0)))
     until = time.monotonic() + 60

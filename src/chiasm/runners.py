@@ -18,13 +18,13 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
-from multiprocessing import connection, get_context
+from multiprocessing import connection, get_all_start_methods, get_context, parent_process
 from pathlib import Path
-from typing import Annotated, Any, Generic, Protocol, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, Protocol, TypeVar
 
 from pydantic import Field
 
@@ -33,6 +33,7 @@ from chiasm.recipe import Section
 
 PATIENCE = 20.0  # seconds that a process which must go has for its checkpoint
 POLL = 10.0  # seconds between two looks at SLURM's jobs
+SERVER = "forkserver"  # of `multiprocessing`: a process that has imported modules, from which others are forked
 
 Job = TypeVar("Job")
 Outcome = TypeVar("Outcome")
@@ -115,6 +116,33 @@ def in_processes(jobs: Sequence[Job], work: Callable[[Job], Outcome], count: int
     return _twice(jobs, once)
 
 
+@contextmanager
+def imported_ahead(modules: Sequence[str]) -> Iterator[None]:
+    """Let a server import modules now, beside this process; processes of the block are forked from it.
+
+    Each of them would import the modules by itself, after this process has prepared the jobs. The server sees the
+    environment and the signals of this moment and lives as long as this process, so only commands ask for one. Where
+    there are no such servers (Windows), nothing changes.
+
+    Args:
+        modules: Their names, or none for no server; importing them must start no thread and use no GPU.
+    """
+    if modules and SERVER in get_all_start_methods():
+        from multiprocessing import forkserver
+
+        forkserver.set_forkserver_preload([*modules])
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # at Ctrl+C the server would print where it was
+        try:
+            forkserver.ensure_running()
+        finally:
+            signal.signal(signal.SIGINT, before)
+        _Worker.method = SERVER
+    try:
+        yield
+    finally:
+        _Worker.method = "spawn"
+
+
 def _twice(
     jobs: Sequence[Job], once: Callable[[Sequence[Job], bool], Reports[Outcome, Job]]
 ) -> Iterator[Outcome | Lost[Job]]:
@@ -163,14 +191,15 @@ def _in_processes(jobs: Sequence[Job], work: Callable[[Job], Outcome], count: in
 
 
 class _Worker(Generic[Job, Outcome]):
-    """A process that does one job after another; it is spawned, not forked, which works everywhere and with CUDA."""
+    """A process that does one job after another; it is not forked from this one, which works with threads and CUDA."""
 
+    method: ClassVar[str] = "spawn"
     job: Job
 
     def __init__(self, work: Callable[[Job], Outcome]) -> None:
-        fresh = get_context("spawn")
+        fresh: Any = get_context(self.method)
         self.line, there = fresh.Pipe()
-        self.process = fresh.Process(target=_serve, args=(there, work, os.getpid()))
+        self.process = fresh.Process(target=_serve, args=(there, work))
         self.process.start()
         there.close()  # then the line ends when the process does
 
@@ -210,9 +239,10 @@ def _reporting(busy: Sequence[_Worker[Job, Outcome]]) -> list[_Worker[Job, Outco
             return found
 
 
-def _serve(line: connection.Connection, work: Callable[[Any], object], parent: int) -> None:
+def _serve(line: connection.Connection, work: Callable[[Any], object]) -> None:
     """Do the jobs that arrive over the connection until it closes: the main loop of a worker."""
-    _follow(parent)
+    _follow_parent()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a server ignores
     try:
         while True:
             line.send(_attempt(work, line.recv()))
@@ -275,12 +305,13 @@ def _ending(code: int) -> str:
     return f"its process was killed by signal {number} ({signal.Signals(number).name}){usual}"
 
 
-def _follow(parent: int) -> None:
-    """Stop this process soon after its parent ended: first ask for a checkpoint, then exit."""
+def _follow_parent() -> None:
+    """Stop this process when the one that started it ended: first ask for a checkpoint, then exit."""
+    parent = parent_process()
+    assert parent is not None
 
     def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
+        parent.join()
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(PATIENCE)
         os._exit(1)

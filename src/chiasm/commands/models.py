@@ -214,11 +214,14 @@ def predict(
 ) -> None:
     """Synthesise whole volumes, each with an expected-error map; several runs give their mean and spread."""
     check_output(out)
-    from chiasm.prediction.cross_fitted import predict_by_role
-    from chiasm.prediction.inputs import part_runs
+    from chiasm.runners import imported_ahead
 
-    places = part_runs([run, *inputs])
-    with open_progress() as bar:
+    ahead = ["chiasm.prediction.folders", "scipy.ndimage"] if runner == "processes" else []
+    with imported_ahead(ahead), open_progress() as bar:
+        from chiasm.prediction.cross_fitted import predict_by_role
+        from chiasm.prediction.inputs import part_runs
+
+        places = part_runs([run, *inputs])
         made = predict_by_role(
             places.runs,
             places.inputs,

@@ -95,9 +95,12 @@ def evaluate(
 ) -> None:
     """Score predictions per case and region beside the naive baselines, and write a report."""
     check_output(out)
-    from chiasm.reports.evaluation import evaluate as run_evaluation
+    from chiasm.runners import imported_ahead
 
-    with open_progress() as bar:
+    ahead = ["chiasm.reports.evaluation", "scipy.ndimage", "matplotlib", "contourpy"] if processes > 1 else []
+    with imported_ahead(ahead), open_progress() as bar:
+        from chiasm.reports.evaluation import evaluate as run_evaluation
+
         scored = run_evaluation(
             predictions,
             reference,
