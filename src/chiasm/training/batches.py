@@ -377,7 +377,8 @@ def _cut(case: PreparedCase, place: Place, patch: tuple[int, ...], slices: int) 
         image = np.asarray(image)[..., i, j, :]
         if len(patch) == 3:
             return image[..., k]
-        return np.moveaxis(_near(image, start[2], slices), -1, -3)
+        near = _near(image, start[2], slices)
+        return near.transpose(*range(near.ndim - 3), -1, -3, -2)
 
     is_varied = any(change is not None for change in (place.shifts, place.painted, place.simulated))
     enough = slices if is_varied else 1
@@ -435,13 +436,9 @@ def _jitter(
     out: NDArray[np.float32],
 ) -> None:
     """Write ``gain * source + offset`` inside the mask; shapes (C, ...), and one gain and offset for each channel."""
-    for image, gain, offset, into in zip(source, *changes, out):
-        for part, inside, room in zip(image, mask, into):  # small parts, whose memory is used again
-            if part.dtype == np.float32:
-                np.multiply(part, gain, out=room)
-                room += offset * inside
-            else:
-                room[...] = part * gain + offset * inside
+    gain, offset = (change.reshape(-1, *[1] * mask.ndim) for change in changes)
+    np.multiply(source, gain, out=out)
+    out += offset * mask
 
 
 def _shading(drawn: Sequence[float], size: Sequence[int]) -> NDArray[np.float32]:
