@@ -1,11 +1,11 @@
-"""A training step beside a plain loop, and the data path beside TorchIO and MONAI, in processor time of one thread.
+"""A training step beside a plain loop, and what its patches cost, with one thread for the networks.
 
-    OMP_NUM_THREADS=1 python benchmarks/training_step.py [step] [bf16] [networks] [data] [rate] --rounds 7
+    OMP_NUM_THREADS=1 python benchmarks/training_step.py [step] [bf16] [data] --rounds 7
 
-`plain_loop_times` is the loop that a user would write after the paper: float32, one pass of the generator for the
-discriminators and another for itself, default memory format, default Adam, convolutions for Gaussians.  It gives the
-same weights as our step (printed).  Every function returns seconds of ours and of the peer, measured in turns.
-TorchIO is left out where it is not installed.
+step, bf16: dual-attention beside the loop that a user would write after the paper: float32, one pass of the generator
+    for the discriminators and another for itself, default memory format, default Adam, convolutions for Gaussians.  It
+    gives the same weights as our step (printed).  Both make their batch by our data path.  Processor time, in turns.
+data: patches of 5 x 160 x 160 with jitter, flips and labels, and batches as size small varies them, by processor time.
 """
 
 from __future__ import annotations
@@ -30,12 +30,11 @@ from chiasm.preparation.arrays import PreparedCase
 from chiasm.preparation.intensity import IntensityMap
 from chiasm.preparation.plan import Plan
 from chiasm.recipe import Recipe
-from chiasm.training.batches import Batch, Place
+from chiasm.training.batches import Batch, Place, Sampling, draw_places, lesion_voxels, take_batch
 from chiasm.training.learner import Learner
 from chiasm.training.loop import make_fabric
 from chiasm.training.players import make_players
 from chiasm.training.sampler import draw
-from chiasm.training.setting import make_draw
 from chiasm.volumes import Geometry
 
 Times = tuple[list[float], list[float]]
@@ -229,12 +228,16 @@ def step_times(rounds: int, precision: str = "32-true") -> Times:
         ours, plain = Learner(asked, plan, cases, make_fabric(asked)), PlainLoop(asked, plan)
         difference = _compare(ours, plain, steps=3)
         print(f"weights after 3 steps differ by at most {difference:.1e}")
-        batches = [make_draw(ours.setting, step, ours.phase(step), _places(ours, step)).batch for step in range(rounds)]
         times: Times = ([], [])
-        for step, batch in enumerate(batches):
-            times[0].append(_seconds(lambda step=step: ours.step(LATE + step)))
-            times[1].append(_seconds(lambda batch=batch, step=step: plain.step(batch, LATE + step)))
+        for step in range(LATE + 3, LATE + 3 + rounds):
+            times[0].append(_seconds(lambda step=step: ours.step(step)))
+            times[1].append(_seconds(lambda step=step: plain.step(_batch(ours, step), step)))
     return times
+
+
+def _batch(ours: Learner, step: int) -> Batch:
+    places, plan, variation = _places(ours, step), ours.plan, ours.setting.variation
+    return take_batch(ours.setting.cases, places, patch=plan.patch, slices=plan.slices, variation=variation)
 
 
 def _places(ours: Learner, step: int) -> list[Place]:
@@ -244,9 +247,8 @@ def _places(ours: Learner, step: int) -> list[Place]:
 def _compare(ours: Learner, plain: PlainLoop, steps: int) -> float:
     """Do the same steps by both; return the largest difference of a weight of the generator."""
     for step in range(LATE, LATE + steps):
-        batch = make_draw(ours.setting, step, ours.phase(step), _places(ours, step)).batch
         ours.step(step)
-        plain.step(batch, step)
+        plain.step(_batch(ours, step), step)
     pairs = zip(ours.trainables.bare("generator").parameters(), plain.generator.parameters(), strict=True)
     return max(float((a - b).detach().abs().max()) for a, b in pairs)
 
@@ -265,7 +267,34 @@ def describe(name: str, times: Times) -> str:
     return f"{name}: ours {1e3 * ours:.1f} ms, peer {1e3 * theirs:.1f} ms, ratio {spread} (n = {len(ratios)})"
 
 
-PARTS: dict[str, Callable[[int], Times]] = {"step": step_times, "bf16": partial(step_times, precision="bf16-mixed")}
+def describe_step(rounds: int, precision: str = "32-true") -> str:
+    """Compare a step with one of the plain loop."""
+    return describe(precision, step_times(rounds, precision))
+
+
+def describe_data(rounds: int) -> str:
+    """Count patches for each second of processor time, and time batches of the default recipe."""
+    with tempfile.TemporaryDirectory() as folder:
+        cases = make_cases(Path(folder))
+        asked = make_asked()
+        ours = Learner(asked, make_plan(), cases, make_fabric(asked))
+        lesions, rng, plain = lesion_voxels(cases), np.random.default_rng(0), Sampling(0.6, 0.2, True, 0.1)
+        places = [draw_places(cases, lesions, plain, count=BATCH, rng=rng) for _ in range(20 * rounds)]
+        rates = [
+            BATCH / _seconds(lambda some=some: take_batch(cases, some, patch=(160, 160), slices=5)) for some in places
+        ]
+        varied = [_seconds(lambda step=step: _batch(ours, step)) for step in range(10 * rounds)]
+    return (
+        f"data: {statistics.median(rates):.0f} patches of 5 x 160 x 160 a second of one core; "
+        f"a batch of 8 x 5 x 128 x 128 as size small varies it {1e3 * statistics.mean(varied):.1f} ms"
+    )
+
+
+PARTS: dict[str, Callable[[int], str]] = {
+    "step": describe_step,
+    "bf16": partial(describe_step, precision="bf16-mixed"),
+    "data": describe_data,
+}
 
 
 def main() -> None:
@@ -276,7 +305,7 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(1)
     for part in asked.parts:
-        print(describe(part, PARTS[part](asked.rounds)))
+        print(PARTS[part](asked.rounds))
 
 
 if __name__ == "__main__":
