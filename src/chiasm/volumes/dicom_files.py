@@ -298,16 +298,14 @@ def _silenced() -> Iterator[None]:
 
 @contextmanager
 def _without_logs() -> Iterator[None]:
-    loggers = [logging.getLogger(name) for name in TALKERS]
-    levels = [logger.level for logger in loggers]
+    levels = {logger: logger.level for logger in map(logging.getLogger, TALKERS)}
     try:
-        for logger in loggers:
+        for logger in levels:
             logger.setLevel(logging.CRITICAL + 1)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
+        for logger, level in levels.items():
             logger.setLevel(level)
 
 
@@ -372,7 +370,9 @@ def _plain(file: BinaryIO, part: DicomFile, max_bytes: int) -> BinaryIO:
 
 def _check_items(file: BinaryIO, part: DicomFile) -> None:
     """Refuse a header that would take too long to parse."""
-    if file.read(HEADER).count(ITEM) > MOST_ITEMS:
+    has_room = file.seek(0, os.SEEK_END) > 8 * MOST_ITEMS  # an item takes eight bytes at least
+    file.seek(0)
+    if has_room and file.read(HEADER).count(ITEM) > MOST_ITEMS:
         raise VolumeError("has too many elements in its header", path=part.place, reason="too-large")
     file.seek(0)
 
@@ -434,7 +434,8 @@ def text(dataset: Dataset, name: str) -> str:
     if value is None:
         return ""
     line = "\\".join(map(str, _listed(value)))
-    return "".join(mark if mark.isprintable() else " " for mark in line).strip()[:LONGEST_TEXT]
+    shown = line if line.isprintable() else "".join(mark if mark.isprintable() else " " for mark in line)
+    return shown.strip()[:LONGEST_TEXT]
 
 
 def _listed(value: Any) -> list[Any]:

@@ -70,6 +70,12 @@ class KeptHeaders:
             self._keep(part, state, header)
         return header
 
+    def forget(self) -> None:
+        """Drop all headers, as if nothing had been read."""
+        with self._lock:
+            self._found.clear()
+            self._images = 0
+
     def _keep(self, part: DicomFile, state: FileState, header: DicomHeader) -> None:
         with self._lock:
             self._drop(part)
