@@ -25,7 +25,7 @@ from chiasm.cohorts.splits import count_subjects, read_splits
 from chiasm.errors import ChiasmError, RecipeError, RunError
 from chiasm.evaluation.loading import load_case
 from chiasm.evaluation.predictions import open_predictions, score_folder
-from chiasm.evaluation.rows import read_evaluation
+from chiasm.evaluation.rows import Row, read_evaluation
 from chiasm.evaluation.scoring import reporting_unit
 from chiasm.methods import make_recipe
 from chiasm.runners import RUNNERS, Lost, Runner, find_runner
@@ -33,7 +33,7 @@ from chiasm.storage import read_json, read_toml, write_json, write_toml
 from chiasm.studies.jobs import content_of, find_cases, list_jobs, warm_ups
 from chiasm.studies.study import describe_jobs, run_study
 from chiasm.studies.study_file import Phantom, Study, read_study
-from chiasm.studies.study_report import Done, report, write_study_report
+from chiasm.studies.study_report import Done, compare_arms, report, write_study_report
 from chiasm.studies.work import simulate
 from chiasm.volumes import read_volume
 from conftest import QUICK, Opened
@@ -46,6 +46,7 @@ SETTINGS = [
 ]
 
 
+FEW = {"arm": "few", "against": "A1"}
 THIN = ("data.task=super-resolution", "data.factor=3", "data.axis=J")
 
 
@@ -401,6 +402,32 @@ def test_the_warm_ups_of_an_arm_learn_from_its_training_cases_alone() -> None:
     assert [recipe.split for recipe in shared] == [few.split] * 2
 
 
+def test_arms_that_learn_from_different_subjects_are_compared_only_if_it_was_declared() -> None:
+    few = ["split.training_subjects=2"]
+    content = {
+        "data": "DATA",
+        "source": ["t1"],
+        "target": "t2",
+        "size": "tiny",
+        "arms": ["A1", "A7", "A1 few", "A7 few"],
+    }
+    content |= {"variants": {"A1 few": ["A1", *few], "A7 few": ["A7", *few]}}
+    declared = [("A7", "A1", "mae"), ("A7 few", "A1 few", "mae"), ("A1 few", "A1", "mae_own")]
+    content["primary"] = [{"arm": arm, "against": other, "metric": metric} for arm, other, metric in declared]
+    planned = Study.model_validate(content)
+    rows = [
+        Row(case, 0, 0, arm, "mask", metric, place + len(arm), "SD", "chiasm")
+        for arm in planned.arms
+        for metric in ("mae", "mae_own")
+        for place, case in enumerate("abcdef")
+    ]
+    found = compare_arms(planned, rows, [], {case: case for case in "abcdef"})
+    pairs = {metric: {(one.arm, one.against) for one in found if one.metric == metric} for metric in ("mae", "mae_own")}
+    assert pairs["mae"] == {("A7", "A1"), ("A7 few", "A1 few")}
+    assert pairs["mae_own"] == pairs["mae"] | {("A1 few", "A1")}
+    assert [one.metric for one in found if one.primary] == ["mae", "mae", "mae_own"]
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
@@ -428,6 +455,8 @@ def test_the_warm_ups_of_an_arm_learn_from_its_training_cases_alone() -> None:
         ({"arms": ["A1", "A7", "sharp"], "variants": {"sharp": ["A7", "attention.gamma=3"]}}, "gamma"),
         ({"arms": ["A1", "A7", "sharp"], "variants": {"sharp": []}}, "variants.sharp"),
         ({"arms": ["A1", "A7", "other"], "variants": {"other": ["A7", "split.seed=1"]}}, "tested on the same subjects"),
+        ({"arms": ["A1", "few"], "variants": {"few": ["A1", "split.training_subjects=1"]}, "primary": FEW}, "mae_own"),
+        ({"primary": {"arm": "A7", "against": "A1", "metric": "maee"}}, "'maee'"),
         ({"variants": {"A7": ["A1"]}}, "'A7' has the name of another arm"),
         ({"arms": ["A1", "A7", "lookup"], "variants": {"lookup": ["A1"]}}, "'lookup' has the name of"),
         ({"target": "t1"}, "also a source"),

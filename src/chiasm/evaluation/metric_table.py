@@ -94,6 +94,12 @@ METRICS: Mapping[str, Metric] = {
 }
 
 
+#: Metrics of images whose unit or range is that of the training targets: models of other training cases have another.
+OF_SCALE = frozenset(name for name, metric in METRICS.items() if metric.unit in ("", "/mm")) | {
+    *("nmae", "psnr", "ssim", "ms_ssim", "challenge_ssim")
+}
+
+
 def find_metric(name: str) -> Metric:
     """Return a metric as pages show it; an unknown metric keeps its name."""
     return METRICS.get(name, Metric(name))

@@ -10,6 +10,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from chiasm.errors import RecipeError
+from chiasm.evaluation.metric_table import METRICS, OF_SCALE
 from chiasm.methods import find_method, is_method, key_of, make_recipe
 from chiasm.prediction.baselines import NAMES
 from chiasm.recipe import Recipe, Registration, Section
@@ -127,13 +128,31 @@ class Study(Section):
             yield from self._faults_of_variant(name)
         yield from self._faults_of_comparisons()
 
+    def own_split(self, arm: str) -> tuple[str, ...]:
+        """Return the settings by which an arm learns from other subjects than the study's arms do; none for most."""
+        _, *own = self.variants.get(arm, (arm,))
+        return tuple(one for one in own if one.startswith("split."))
+
+    def are_comparable(self, arm: str, against: str, metric: str) -> bool:
+        """Return whether scores of two arms have one scale: those of MR have that of the subjects they learnt from."""
+        alike = self.own_split(arm) == self.own_split(against)
+        return alike or metric not in OF_SCALE or self.target.lower() == "ct"
+
     def _faults_of_comparisons(self) -> Iterator[str]:
-        """Name the arms in comparisons that the study does not have."""
+        """Name the arms in comparisons that the study does not have, and those whose scores have unlike scales."""
         if self.expected_error not in (None, *self.arms):
             yield f"expected_error names {self.expected_error!r}, which is none of the arms"
         for arm in chain.from_iterable((one.arm, one.against) for one in self.declared):
             if arm not in self.arms:
                 yield f"the primary comparison names {arm!r}, which is none of the arms"
+        for one in self.declared:
+            if one.metric not in METRICS:
+                yield f"the primary comparison names the metric {one.metric!r}: one of {', '.join(METRICS)}"
+            if not self.are_comparable(one.arm, one.against, one.metric):
+                yield (
+                    f"{one.arm} and {one.against} learn from different subjects, whose SD is the unit of {one.metric}: "
+                    'compare them by metric = "mae_own", in the intensities of each scan'
+                )
 
     def _faults_of_variant(self, name: str) -> Iterator[str]:
         if name in NAMES or is_method(name):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, repeat
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -363,17 +363,19 @@ def _reference_in_words(study: Study) -> str:
 def compare_arms(
     study: Study, rows: Sequence[Row], lesions: Sequence[str], subjects: Mapping[str, str]
 ) -> list[Comparison]:
-    """Compare the declared pairs, and every arm with the second arm of the first pair."""
+    """Compare the declared pairs, and every arm with the second one of the first pair that learns from its subjects."""
     arms = _kept(dict.fromkeys(row.method for row in rows), study.arms)
     declared = [Declared(one.arm, one.against, one.region, one.metric) for one in study.declared]
-    return compare_methods(
+    scored = {row.region for row in rows if row.metric == "mae"}
+    found = compare_methods(
         rows,
-        _pairs(arms, declared),
-        metrics=_kept(COMPARED, {row.metric for row in rows}),
-        regions=_kept(("mask", HEALTHY, *lesions, "edges"), {row.region for row in rows if row.metric == "mae"}),
+        _pairs(arms, declared, study.own_split),
+        metrics=_with(_kept(COMPARED, {row.metric for row in rows}), (one.metric for one in declared)),
+        regions=_with(_kept(("mask", HEALTHY, *lesions, "edges"), scored), (one.region for one in declared)),
         declared=declared,
         subjects=subjects,
     )
+    return [one for one in found if study.are_comparable(one.arm, one.against, one.metric)]
 
 
 def _kept(names: Iterable[str], wanted: Collection[str]) -> list[str]:
@@ -381,11 +383,22 @@ def _kept(names: Iterable[str], wanted: Collection[str]) -> list[str]:
     return [name for name in names if name in wanted]
 
 
-def _pairs(arms: Sequence[str], declared: Sequence[Declared]) -> list[tuple[str, str]]:
-    """List the declared pairs, then every arm with the second arm of the first pair."""
+def _with(names: Iterable[str], others: Iterable[str]) -> list[str]:
+    """Add others, each once."""
+    return list(dict.fromkeys((*names, *others)))
+
+
+def _pairs(
+    arms: Sequence[str], declared: Sequence[Declared], learnt_from: Callable[[str], Hashable]
+) -> list[tuple[str, str]]:
+    """List the declared pairs, then every arm with the second arm of the first pair that learns from its subjects.
+
+    Scores of arms that learn from different subjects may have unlike scales, so only declared pairs of them are listed.
+    """
     asked = [(one.arm, one.against) for one in declared]
-    anchor = asked[0][1] if asked else arms[0]
-    pairs = dict.fromkeys([*asked, *zip(arms, repeat(anchor))])
+    anchors = [*(against for _, against in asked), *arms[:1]]
+    others = ((arm, next((one for one in anchors if learnt_from(one) == learnt_from(arm)), arm)) for arm in arms)
+    pairs = dict.fromkeys([*asked, *others])
     return [(arm, other) for arm, other in pairs if arm != other and {arm, other} <= {*arms}]
 
 
