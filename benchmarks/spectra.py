@@ -2,9 +2,9 @@
 
     python benchmarks/spectra.py STUDY
 
-Every axial slice with a tenth of its voxels in the mask: the power of the image, scaled to mean 0 and SD 1 inside the mask, in
-rings of equal spatial frequency, and of it |log10 predicted - log10 real|, averaged over the rings of the upper half of the
-frequencies (fine detail) and of all.  0 is the real image's spectrum; a mean over cases, then over seeds.
+Of every axial slice with a tenth of its voxels in the mask: the power of the image, scaled to mean 0 and SD 1 in the
+mask, in rings of equal spatial frequency, and |log10 predicted - log10 real| of it, averaged over all rings and over
+those of the upper half of the frequencies (fine detail).  0 is the real image's spectrum; means over cases and seeds.
 """
 
 from __future__ import annotations

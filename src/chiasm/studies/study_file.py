@@ -139,7 +139,7 @@ class Study(Section):
         return alike or metric not in OF_SCALE or self.target.lower() == "ct"
 
     def _faults_of_comparisons(self) -> Iterator[str]:
-        """Name the arms in comparisons that the study does not have, and those whose scores have unlike scales."""
+        """Name the arms in comparisons that the study does not have, and those whose scores have different scales."""
         if self.expected_error not in (None, *self.arms):
             yield f"expected_error names {self.expected_error!r}, which is none of the arms"
         for arm in chain.from_iterable((one.arm, one.against) for one in self.declared):

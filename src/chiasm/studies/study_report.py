@@ -393,7 +393,7 @@ def _pairs(
 ) -> list[tuple[str, str]]:
     """List the declared pairs, then every arm with the second arm of the first pair that learns from its subjects.
 
-    Scores of arms that learn from different subjects may have unlike scales, so only declared pairs of them are listed.
+    Scores of arms that learn from different subjects may differ in scale, so only declared pairs are listed.
     """
     asked = [(one.arm, one.against) for one in declared]
     anchors = [*(against for _, against in asked), *arms[:1]]
