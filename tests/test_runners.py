@@ -134,6 +134,17 @@ def test_processes_of_a_server_have_what_it_imported_and_die_alone(tmp_path: Pat
     assert list(RUNNERS["processes"](jobs[:1], served, tmp_path)) == [(False, 1)]  # processes of their own again
 
 
+def test_where_no_server_can_start_processes_import_by_themselves(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refuse() -> None:
+        raise OSError("AF_UNIX path too long")
+
+    monkeypatch.setattr("multiprocessing.forkserver.ensure_running", refuse)
+    with imported_ahead(["colorsys"]):
+        assert list(RUNNERS["processes"]([(0, "lives", tmp_path)], served, tmp_path)) == [(False, 1)]
+
+
 @pytest.mark.parametrize("kind", [VolumeError, CohortError, RunError, ChiasmError])
 def test_errors_are_the_same_after_a_pickle_and_no_full_stop_is_doubled(kind: type[ChiasmError]) -> None:
     error = kind("is no scan", path="a.nii", reason="odd", found=len, expected=3, hint="Take another.")

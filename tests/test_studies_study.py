@@ -226,8 +226,12 @@ def test_a_case_that_no_job_scored_is_named_on_the_page(finished: tuple[Path, Pa
     notes = read_json(copy / "study.json")
     notes["study"]["only_folds"] = None  # as if all folds had run: what is then without a figure was left out
     lost = sorted(set(notes["cases"]) - {row.case for row in done.rows})
+    first = notes["study"]["arms"][:2]
+    notes["study"]["primary"] = [{"arm": first[1], "against": first[0], "metric": "contrast_kept", "region": "WT"}]
     write_json(copy / "study.json", notes)
-    assert lost and f"left out, for reasons that chiasm inspect shows: {', '.join(lost)}" in report(copy).read_text()
+    page = report(copy).read_text()
+    assert f"declared, and not compared: contrast_kept in WT, {first[1]} against {first[0]}" in page
+    assert lost and f"left out, for reasons that chiasm inspect shows: {', '.join(lost)}" in page
     assert "left out, as" not in done.report.read_text()
     assert write_study_report(copy).left_out == tuple(lost)
 
@@ -457,6 +461,7 @@ def test_arms_that_learn_from_different_subjects_are_compared_only_if_it_was_dec
         ({"arms": ["A1", "A7", "other"], "variants": {"other": ["A7", "split.seed=1"]}}, "tested on the same subjects"),
         ({"arms": ["A1", "few"], "variants": {"few": ["A1", "split.training_subjects=1"]}, "primary": FEW}, "mae_own"),
         ({"primary": {"arm": "A7", "against": "A1", "metric": "maee"}}, "'maee'"),
+        ({"primary": {"arm": "A7", "against": "A1", "metric": "sharpness"}}, "'sharpness'"),
         ({"variants": {"A7": ["A1"]}}, "'A7' has the name of another arm"),
         ({"arms": ["A1", "A7", "lookup"], "variants": {"lookup": ["A1"]}}, "'lookup' has the name of"),
         ({"target": "t1"}, "also a source"),

@@ -42,7 +42,7 @@ def amount(count: int, noun: str) -> str:
 def three_digits(value: float) -> str:
     """Show a number with three digits, and a larger one as a whole number.
 
-    >>> three_digits(0.55912), three_digits(1471.6)
-    ('0.559', '1472')
+    >>> three_digits(0.55912), three_digits(999.6), three_digits(1471.6)
+    ('0.559', '1000', '1472')
     """
-    return f"{value:.0f}" if 1000 <= abs(value) < 1e9 else f"{value:.3g}"
+    return f"{value:.0f}" if 999.5 <= abs(value) < 1e9 else f"{value:.3g}"

@@ -18,11 +18,11 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
-from multiprocessing import connection, get_all_start_methods, get_context, parent_process
+from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -121,22 +121,24 @@ def imported_ahead(modules: Sequence[str]) -> Iterator[None]:
     """Let a server import modules now, beside this process; processes of the block are forked from it.
 
     Each of them would import the modules by itself, after this process has prepared the jobs. The server sees the
-    environment and the signals of this moment and lives as long as this process, so only commands ask for one. Where
-    there are no such servers (Windows), nothing changes.
+    environment and the signals of this moment and lives as long as this process, so only commands ask for one. On
+    other systems than Linux, whose own libraries may not bear a fork, and where no server can start (temporary files
+    in a folder of a long name), nothing changes.
 
     Args:
-        modules: Their names, or none for no server; importing them must start no thread and use no GPU.
+        modules: Their names, or none for no server; importing them must use no GPU.
     """
-    if modules and SERVER in get_all_start_methods():
+    if modules and sys.platform == "linux":
         from multiprocessing import forkserver
 
         forkserver.set_forkserver_preload([*modules])
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # at Ctrl+C the server would print where it was
         try:
-            forkserver.ensure_running()
+            with suppress(OSError):  # there is no place for its socket: each process imports by itself
+                forkserver.ensure_running()
+                _Worker.method = SERVER
         finally:
             signal.signal(signal.SIGINT, before)
-        _Worker.method = SERVER
     try:
         yield
     finally:

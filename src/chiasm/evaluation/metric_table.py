@@ -94,6 +94,9 @@ METRICS: Mapping[str, Metric] = {
 }
 
 
+#: Metrics of which one score is better than another.
+ORDERED = tuple(name for name, metric in METRICS.items() if metric.better != "neither")
+
 #: Metrics of images whose unit or range is that of the training targets: models of other training cases have another.
 OF_SCALE = frozenset(name for name, metric in METRICS.items() if metric.unit in ("", "/mm")) | {
     *("nmae", "psnr", "ssim", "ms_ssim", "challenge_ssim")

@@ -11,7 +11,7 @@ import csv
 import io
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, product
 from pathlib import Path
@@ -129,7 +129,7 @@ def compare_methods(
     regions: Sequence[str],
     declared: Sequence[Declared] = (),
     subjects: Mapping[str, str] | None = None,
-    seed: int = 0,
+    are_comparable: Callable[[str, str, str], bool] = lambda *_: True,
 ) -> list[Comparison]:
     """Compare methods in pairs over a study's rows.
 
@@ -140,7 +140,7 @@ def compare_methods(
         regions: Which.
         declared: What the study is about: the primary comparisons.
         subjects: Case id to subject; by default each case is its own.
-        seed: Of the resampling.
+        are_comparable: Whether an arm, another, and a metric are; only such are compared.
 
     Returns:
         One for each pair, region and metric that both methods have; the primary one first.
@@ -158,9 +158,9 @@ def compare_methods(
     for pair, region, metric in product(pairs, regions, metrics):
         named = Declared(*pair, region, metric)
         ours, theirs = (cells.get((method, region, metric)) for method in pair)
-        if ours and theirs:
+        if ours and theirs and are_comparable(*pair, metric):
             _check_same_cells(named, ours, theirs)
-            found.append(_compare(named, units[region, metric], _tables(ours, theirs), named in declared, seed))
+            found.append(_compare(named, units[region, metric], _tables(ours, theirs), named in declared))
     primary, exploratory = (_assessed([one for one in found if one.primary == kind]) for kind in (True, False))
     return [*primary, *exploratory]
 
@@ -203,7 +203,7 @@ def _tables(ours: _Values, theirs: _Values) -> tuple[Table, Table]:
     return tables[0], tables[1]
 
 
-def _compare(named: Declared, unit: str, tables: tuple[Table, Table], primary: bool, seed: int) -> Comparison:
+def _compare(named: Declared, unit: str, tables: tuple[Table, Table], primary: bool) -> Comparison:
     """Compare two methods of which each has a table (subjects, seeds); the correction and the verdict come later."""
     ours, theirs = tables
     table = ours - theirs
@@ -211,8 +211,8 @@ def _compare(named: Declared, unit: str, tables: tuple[Table, Table], primary: b
     n, base = len(by_subject), float(np.nanmean(theirs))
     difference = float(by_subject.mean())
     spread = float(by_subject.std(ddof=1)) if n > 1 else math.nan
-    low, high = cluster_interval(table, seed=seed) if n > 1 else (math.nan, math.nan)
-    tests = _tested(table, by_subject, seed)
+    low, high = cluster_interval(table) if n > 1 else (math.nan, math.nan)
+    tests = _tested(table, by_subject)
     return Comparison(
         **named._asdict(),
         unit=unit,
@@ -244,11 +244,11 @@ class _Tests(NamedTuple):
     error_mixed: float = math.nan
 
 
-def _tested(table: Table, by_subject: Table, seed: int) -> _Tests:
+def _tested(table: Table, by_subject: Table) -> _Tests:
     if len(by_subject) < FEWEST:
         return _Tests()
     error, p_mixed = mixed_model(table)
-    return _Tests(permutation_p(by_subject, seed=seed), wilcoxon_p(by_subject), p_mixed, error)
+    return _Tests(permutation_p(by_subject), wilcoxon_p(by_subject), p_mixed, error)
 
 
 def _effect(difference: float, spread: float, n: int) -> float:

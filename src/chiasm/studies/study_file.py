@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from chiasm.errors import RecipeError
-from chiasm.evaluation.metric_table import METRICS, OF_SCALE
+from chiasm.evaluation.metric_table import OF_SCALE, ORDERED
 from chiasm.methods import find_method, is_method, key_of, make_recipe
 from chiasm.prediction.baselines import NAMES
 from chiasm.recipe import Recipe, Registration, Section
@@ -136,7 +136,7 @@ class Study(Section):
     def are_comparable(self, arm: str, against: str, metric: str) -> bool:
         """Return whether scores of two arms have one scale: those of MR have that of the subjects they learnt from."""
         alike = self.own_split(arm) == self.own_split(against)
-        return alike or metric not in OF_SCALE or self.target.lower() == "ct"
+        return alike or metric not in OF_SCALE or self.target == "ct"
 
     def _faults_of_comparisons(self) -> Iterator[str]:
         """Name the arms in comparisons that the study does not have, and those whose scores have different scales."""
@@ -146,8 +146,8 @@ class Study(Section):
             if arm not in self.arms:
                 yield f"the primary comparison names {arm!r}, which is none of the arms"
         for one in self.declared:
-            if one.metric not in METRICS:
-                yield f"the primary comparison names the metric {one.metric!r}: one of {', '.join(METRICS)}"
+            if one.metric not in ORDERED:
+                yield f"the primary comparison names the metric {one.metric!r}: one of {', '.join(ORDERED)}"
             if not self.are_comparable(one.arm, one.against, one.metric):
                 yield (
                     f"{one.arm} and {one.against} learn from different subjects, whose SD is the unit of {one.metric}: "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -232,7 +233,19 @@ def _warnings(notes: StudyNotes, rows: Sequence[Row], root: Path) -> list[str]:
         warnings.append(f"left out, for reasons that chiasm inspect shows: {', '.join(left)}")
     if len(people) < FEWEST:
         warnings.append(f"only {len(people)} subjects: nothing is tested")
+    warnings += _unscored(notes, rows)
     return [*warnings, *_rare_regions(notes, rows, len(people)), *_unwell_trainings(notes, root)]
+
+
+def _unscored(notes: StudyNotes, rows: Sequence[Row]) -> Iterator[str]:
+    """Name the declared comparisons for which there are no scores."""
+    scored = {(row.method, row.region, row.metric) for row in rows if math.isfinite(row.value)}
+    for one in notes.study.declared:
+        if not {(arm, one.region, one.metric) for arm in (one.arm, one.against)} <= scored:
+            yield (
+                f"declared, and not compared: {one.metric} in {one.region}, {one.arm} against {one.against}: "
+                "evaluation.csv has no such scores of both"
+            )
 
 
 def _left_out(notes: StudyNotes, rows: Sequence[Row]) -> tuple[str, ...]:
@@ -367,15 +380,15 @@ def compare_arms(
     arms = _kept(dict.fromkeys(row.method for row in rows), study.arms)
     declared = [Declared(one.arm, one.against, one.region, one.metric) for one in study.declared]
     scored = {row.region for row in rows if row.metric == "mae"}
-    found = compare_methods(
+    return compare_methods(
         rows,
         _pairs(arms, declared, study.own_split),
         metrics=_with(_kept(COMPARED, {row.metric for row in rows}), (one.metric for one in declared)),
         regions=_with(_kept(("mask", HEALTHY, *lesions, "edges"), scored), (one.region for one in declared)),
         declared=declared,
         subjects=subjects,
+        are_comparable=study.are_comparable,
     )
-    return [one for one in found if study.are_comparable(one.arm, one.against, one.metric)]
 
 
 def _kept(names: Iterable[str], wanted: Collection[str]) -> list[str]:
