@@ -228,8 +228,11 @@ def test_a_case_that_no_job_scored_is_named_on_the_page(finished: tuple[Path, Pa
     lost = sorted(set(notes["cases"]) - {row.case for row in done.rows})
     first = notes["study"]["arms"][:2]
     notes["study"]["primary"] = [{"arm": first[1], "against": first[0], "metric": "contrast_kept", "region": "WT"}]
+    notes["study"]["variants"] = {"few": ["A1", "split.training_subjects=1"]}
+    notes["study"]["arms"].append("few")
     write_json(copy / "study.json", notes)
     page = report(copy).read_text()
+    assert "arms learn from different subjects" in page and "arms learn from" not in done.report.read_text()
     assert f"declared, and not compared: contrast_kept in WT, {first[1]} against {first[0]}" in page
     assert lost and f"left out, for reasons that chiasm inspect shows: {', '.join(lost)}" in page
     assert "left out, as" not in done.report.read_text()

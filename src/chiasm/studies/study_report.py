@@ -233,6 +233,12 @@ def _warnings(notes: StudyNotes, rows: Sequence[Row], root: Path) -> list[str]:
         warnings.append(f"left out, for reasons that chiasm inspect shows: {', '.join(left)}")
     if len(people) < FEWEST:
         warnings.append(f"only {len(people)} subjects: nothing is tested")
+    first, *others = notes.study.arms
+    if not all(notes.study.are_comparable(arm, first, "mae") for arm in others):
+        warnings.append(
+            "arms learn from different subjects, whose SD is the unit of their errors: compare such arms by the mean "
+            "absolute error of the scan"
+        )
     warnings += _unscored(notes, rows)
     return [*warnings, *_rare_regions(notes, rows, len(people)), *_unwell_trainings(notes, root)]
 
