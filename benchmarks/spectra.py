@@ -14,18 +14,13 @@ from collections import defaultdict
 from pathlib import Path
 from statistics import mean
 
-import nibabel
 import numpy as np
+from levers import read
 from numpy.typing import NDArray
 
 from chiasm.storage import read_json, read_toml
 
 RINGS = 24
-
-
-def read(path: Path) -> NDArray[np.float64]:
-    """Read a volume as it lies on disk."""
-    return np.asanyarray(nibabel.load(path).dataobj).astype(np.float64)  # type: ignore[attr-defined]
 
 
 def ring_powers(image: NDArray[np.float64], mask: NDArray[np.bool_]) -> NDArray[np.float64]:
