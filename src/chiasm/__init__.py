@@ -36,8 +36,8 @@ its own, and within a line only from names to its left; a test reads this map.
     attenuation   CT to attenuation at 511 keV, for PET
     metrics       scores of one image against another, inside a mask: voxelwise, edges, ssim, cut_out, lesions,
                   ranking, radiotherapy, structures, challenges, conventions
-    networks      tensors to tensors: generator, discriminators, layers, srcnn, fcn8, unet, dcgan, pix2pix, fcn3d, han,
-                  li_cnn, context_gan, strainet, sparse_coding, foreign, shapes, catalogue
+    networks      tensors to tensors: generator, discriminators, layers, chain, srcnn, fcn8, unet, dcgan, pix2pix,
+                  fcn3d, han, li_cnn, context_gan, strainet, sparse_coding, foreign, shapes, catalogue
     prediction    a network over a whole volume: watching, tiling, slabs, windows, seams, engines, compiled,
                   calibration, baselines, manifest, resuming, model_files, model, passes, synthesis, ensemble,
                   dicom_case, case_files, inputs, folders, cross_fitted, exported_network, monai_bundle, export

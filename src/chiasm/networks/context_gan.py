@@ -35,56 +35,38 @@ from itertools import pairwise
 from torch import Tensor, nn
 from torch.nn import functional
 
+from chiasm.networks.chain import ChainLayer, Shrinking
 from chiasm.networks.discriminators import Standardise
-from chiasm.networks.generator import CONVOLUTION, Dims, Norm, check_sizes
+from chiasm.networks.generator import CONVOLUTION, Dims, Norm
 from chiasm.networks.layers import MAX_POOL, NORM, check_discriminator, check_numbers, scaled
 
-#: Channels, kernel and padding of the generator's convolutions.
+#: The generator's convolutions.
 LAYERS = (
-    (32, 9, 0),
-    *[(32, 3, 1)] * 3,
-    (64, 9, 0),
-    *[(64, 3, 1)] * 2,
-    (32, 3, 1),
-    (1, 3, 1),
+    ChainLayer(32, 9),
+    *[ChainLayer(32, 3, 1)] * 3,
+    ChainLayer(64, 9),
+    *[ChainLayer(64, 3, 1)] * 2,
+    ChainLayer(32, 3, 1),
+    ChainLayer(1, 3, 1),
 )
 #: Channels of the discriminator's convolutions, and units of its hidden linear layers.
 DISCRIMINATOR_WIDTHS = (32, 64, 128, 256)
 DISCRIMINATOR_UNITS = (512, 128)
 
 
-class ContextFcn(nn.Module):
-    """Nine convolutions at full resolution, two of 9 that shrink the image.
+class ContextFcn(Shrinking):
+    """Nine convolutions at full resolution, two of 9 that shrink the image: a margin of 8 voxels. See `Shrinking`.
 
-    Args:
-        in_channels: Source channels, the previous stage's prediction among them.
-        dims: Spatial axes of a convolution: 3 as published, or 2.
-        scale: Share of the published channels.
-
-    Attributes:
-        size_multiple: 1, any size.
-        margin: Voxels that the two unpadded convolutions lose on each side.
-        receptive_field: Voxels seen on each side of an output voxel.
-        smallest: Least spatial size, which gives one output voxel.
-
-    Raises:
-        ValueError: If a number is out of range.
+    The previous stage's prediction is one of the source channels.
     """
 
     def __init__(self, *, in_channels: int, dims: Dims = 2, scale: float = 1.0) -> None:
-        super().__init__()
-        check_numbers(in_channels, dims, scale)
-        self.dims, self.size_multiple = dims, 1
-        self.margin = sum(size // 2 - padding for _, size, padding in LAYERS)
-        self.receptive_field = sum(size // 2 for _, size, _ in LAYERS)
-        self.smallest = 2 * self.margin + 1
-
-        *hidden, (_, last_size, last_padding) = LAYERS
-        widths = [in_channels, *scaled((channels for channels, _, _ in hidden), scale)]
+        super().__init__(LAYERS, in_channels, dims, scale)
+        *hidden, last = LAYERS
         self.blocks = nn.ModuleList(
-            _block(a, b, size, padding, dims) for (a, b), (_, size, padding) in zip(pairwise(widths), hidden)
+            _block(a, b, layer.size, layer.padding, dims) for (a, b), layer in zip(pairwise(self.widths), hidden)
         )
-        self.last = CONVOLUTION[dims](widths[-1], 1, last_size, padding=last_padding)
+        self.last = CONVOLUTION[dims](self.widths[-2], 1, last.size, padding=last.padding)
 
     def forward(self, source: Tensor) -> Tensor:
         """Map the source (N, in_channels, *S) to the prediction (N, 1, *(S - 16)), normalised units.
@@ -92,9 +74,7 @@ class ContextFcn(nn.Module):
         Raises:
             ValueError: If a size is below `smallest`.
         """
-        check_sizes(source.shape[2:], self.dims, self.size_multiple)
-        if min(source.shape[2:]) < self.smallest:
-            raise ValueError(f"spatial sizes must be at least {self.smallest}, not {tuple(source.shape[2:])}")
+        self.check(source)
         features = source
         for block in self.blocks:
             features = block(features)

@@ -23,24 +23,22 @@ Departures:
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Literal
 
-from torch import Tensor, nn
-from torch.nn import functional
-
-from chiasm.networks.generator import CONVOLUTION, Dims, check_sizes
-from chiasm.networks.layers import check_numbers, draw_he, scaled
+from chiasm.networks.chain import ChainLayer, ConvolutionChain
+from chiasm.networks.generator import Dims
 
 Variant = Literal["9-1-5", "9-5-5"]
 
-#: Channels after each convolution but the last.
-WIDTHS = (64, 32)
-KERNELS: dict[Variant, tuple[int, int, int]] = {"9-1-5": (9, 1, 5), "9-5-5": (9, 5, 5)}
+#: The convolutions of each variant, without padding.
+LAYERS: dict[Variant, tuple[ChainLayer, ...]] = {
+    "9-1-5": (ChainLayer(64, 9), ChainLayer(32, 1), ChainLayer(1, 5)),
+    "9-5-5": (ChainLayer(64, 9), ChainLayer(32, 5), ChainLayer(1, 5)),
+}
 
 
-class Srcnn(nn.Module):
-    """Extract patches, map them, rebuild the image: one convolution each.
+class Srcnn(ConvolutionChain):
+    """Extract patches, map them, rebuild the image: one convolution each. See `Shrinking`.
 
     Args:
         in_channels: Source channels.
@@ -48,43 +46,11 @@ class Srcnn(nn.Module):
         scale: Share of the published channels.
         variant: Sizes of the three kernels.
 
-    Attributes:
-        size_multiple: 1, any size.
-        margin: Voxels lost on each side.
-        receptive_field: Voxels seen on each side of an output voxel: the margin.
-        smallest: Least spatial size, which gives one output voxel.
-
     Raises:
         ValueError: If a number is out of range or the variant unknown.
     """
 
     def __init__(self, *, in_channels: int, dims: Dims = 2, scale: float = 1.0, variant: Variant = "9-1-5") -> None:
-        super().__init__()
-        check_numbers(in_channels, dims, scale)
-        if variant not in KERNELS:
-            raise ValueError(f"variant is one of {', '.join(KERNELS)}, not {variant!r}")
-        kernels = KERNELS[variant]
-        self.dims, self.size_multiple = dims, 1
-        self.margin = self.receptive_field = sum(size // 2 for size in kernels)
-        self.smallest = 2 * self.margin + 1
-
-        widths = [in_channels, *scaled(WIDTHS, scale), 1]
-        self.convolutions = nn.ModuleList(
-            CONVOLUTION[dims](a, b, size) for (a, b), size in zip(pairwise(widths), kernels)
-        )
-        draw_he(self)
-
-    def forward(self, source: Tensor) -> Tensor:
-        """Map the source (N, in_channels, *S) to the prediction (N, 1, *(S - 2 margin)), normalised units.
-
-        Raises:
-            ValueError: If a size is below `smallest`.
-        """
-        check_sizes(source.shape[2:], self.dims, self.size_multiple)
-        if min(source.shape[2:]) < self.smallest:
-            raise ValueError(f"spatial sizes must be at least {self.smallest}, not {tuple(source.shape[2:])}")
-        features = source
-        for convolution in self.convolutions[:-1]:
-            features = functional.relu(convolution(features), inplace=True)
-        prediction: Tensor = self.convolutions[-1](features).to(source.dtype)
-        return prediction
+        if variant not in LAYERS:
+            raise ValueError(f"variant is one of {', '.join(LAYERS)}, not {variant!r}")
+        super().__init__(LAYERS[variant], in_channels, dims, scale)
