@@ -2,13 +2,13 @@
 
     python benchmarks/scale.py --work /tmp/scale --cases 50 200 1250 --shape 48 56 40
     python benchmarks/scale.py --work /tmp/scale --cases 50 --before ../before/src
-    python benchmarks/scale.py --work /tmp/scale --cases 8 --shape 240 240 155
+    python benchmarks/scale.py --work /tmp/scale --cases 1250 --shape 240 240 155 --threads 2
 
 Writes cohorts whose cases are copies of four drawn pairs, each warped and shown with tones and a texture of its own,
 so that no two count as one scan (`chiasm train` would refuse them).  Then `chiasm train` does a few steps of the
-smallest method on the CPU, with one thread.  Printed are, for each number of cases: the processor's seconds to the
-first step, a case's share of that, and the peak of memory; and what one case more takes of both.  `--profile` says
-in which functions the time goes instead.
+smallest method on the CPU, with one thread unless more are asked for.  Printed are, for each number of cases: the
+processor's seconds to the first step, a case's share of that, and the peak of memory; and what one case more takes of
+both.  `--profile` says in which functions the time goes instead.
 """
 
 from __future__ import annotations
@@ -81,48 +81,52 @@ def write_cohort(folder: Path, shape: tuple[int, int, int], cases: int) -> None:
 
 def copy_pair(base: Any, shape: tuple[int, int, int], seed: int) -> list[NDArray[np.int16]]:
     """Return a pair's source and target, warped alike, with a texture that both share and tones of their own."""
-    from scipy.ndimage import map_coordinates
+    import torch
+    from torch.nn.functional import grid_sample
 
     rng = np.random.default_rng(seed)
-    amount = WARP_SHARE * max(shape)
-    where = np.stack(np.meshgrid(*(np.arange(side, dtype=np.float32) for side in shape), indexing="ij"))
-    where += np.stack([amount * smooth_field(rng, shape, 5) for _ in shape])
     texture = smooth_field(rng, shape, 12)
-    inside = map_coordinates(base.mask.astype(np.float32), where, order=1, cval=0.0) > 0.5
-    return [retoned(map_coordinates(array.astype(np.float32), where, order=1), inside, sign * texture, rng)
-            for array, sign in ((base.source, 1), (base.target, -1))]  # fmt: skip
+    where = torch.empty(1, *shape, 3)  # from -1 to 1, the last axis first
+    for axis, side in enumerate(shape):
+        centres = torch.arange(side) * 2 / side - (1 - 1 / side)
+        moved = smooth_field(rng, shape, 5) * (2 * WARP_SHARE * max(shape) / side)
+        where[0, ..., 2 - axis] = moved + centres.view([-1 if axis == other else 1 for other in range(3)])
+    mask, source, target = (torch.as_tensor(one, dtype=torch.float32) for one in (base.mask, base.source, base.target))
+    inside = grid_sample(mask[None, None], where, mode="nearest", align_corners=False)[0, 0] > 0.5
+    there = where[:, inside][:, :, None, None]
+    own = grid_sample(torch.stack([source, target])[None], there, align_corners=False)[0, :, :, 0, 0].numpy()
+    shared = texture[inside].numpy()
+    return [retoned(values, inside.numpy(), sign * shared, rng) for values, sign in zip(own, (1, -1), strict=True)]
 
 
-def smooth_field(rng: np.random.Generator, shape: tuple[int, int, int], knots: int) -> NDArray[np.float32]:
-    """Return a random field, standard deviation 1, that bends at so many knots along each axis."""
-    from scipy.ndimage import zoom
+def smooth_field(rng: np.random.Generator, shape: tuple[int, int, int], knots: int) -> Any:
+    """Return a random field, a tensor of standard deviation 1, that bends at so many knots along each axis."""
+    import torch
 
-    coarse = rng.normal(size=(knots,) * 3).astype(np.float32)
-    field = zoom(coarse, [side / knots for side in shape], order=1, grid_mode=True, mode="nearest")
-    return np.asarray(field / field.std(), np.float32)
+    coarse = torch.as_tensor(rng.normal(size=(1, 1, knots, knots, knots)), dtype=torch.float32)
+    field = torch.nn.functional.interpolate(coarse, shape, mode="trilinear")[0, 0]
+    return field / field.std()
 
 
 def retoned(
     values: NDArray[np.float32], inside: NDArray[np.bool_], texture: NDArray[np.float32], rng: np.random.Generator
 ) -> NDArray[np.int16]:
-    """Show values with another texture, gain and gamma; 0 outside."""
-    own = values[inside]
-    shown = own + NOISE_SD * own.std() * texture[inside]
+    """Show the values inside with another texture, gain and gamma; 0 outside."""
+    shown = values + NOISE_SD * values.std() * texture
     low, high = shown.min(), shown.max()
-    toned = ((shown - low) / (high - low)) ** rng.uniform(0.7, 1.4) * rng.uniform(300, 1500) + 20
-    made = np.zeros(values.shape, np.int16)
-    made[inside] = toned
+    made = np.zeros(inside.shape, np.int16)
+    made[inside] = ((shown - low) / (high - low)) ** rng.uniform(0.7, 1.4) * rng.uniform(300, 1500) + 20
     return made
 
 
 # --- the training ------------------------------------------------------------------------------------------------
 
 
-def measure(source: Path, data: Path, run: Path) -> Cost:
+def measure(source: Path, data: Path, run: Path, threads: int) -> Cost:
     """Train with a build in a process of its own, and return what that took."""
     shutil.rmtree(run, ignore_errors=True)
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-    environment = {**os.environ, "PYTHONPATH": str(source), **dict.fromkeys(names, "1")}
+    environment = {**os.environ, "PYTHONPATH": str(source), **dict.fromkeys(names, str(threads))}
     words = [sys.executable, __file__, "--turn", str(data), str(run)]
     done = subprocess.run(words, env=environment, capture_output=True, text=True)
     if done.returncode:
@@ -177,6 +181,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder that keeps the cohorts")
     parser.add_argument("--cases", type=int, nargs="+", default=[50, 200])
     parser.add_argument("--shape", type=int, nargs=3, default=[48, 56, 40])
+    parser.add_argument("--threads", type=int, default=1, help="cases that are examined and prepared side by side")
     parser.add_argument("--before", type=Path, help="src folder of an earlier build, which takes turns with this one")
     parser.add_argument("--profile", action="store_true", help="say in which functions the time goes")
     asked = parser.parse_args()
@@ -191,7 +196,7 @@ def main() -> None:
             profile(data, run)
             continue
         for name, source in builds.items():
-            cost = measure(source, data, run)
+            cost = measure(source, data, run, asked.threads)
             taken[name].append((cases, cost))
             print(
                 f"{name:6} {cases:6} cases of {i}x{j}x{k}: first step after {cost.first_step:.1f} s of the processor "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import re
@@ -9,6 +10,7 @@ import time
 import warnings
 import zipfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nibabel as nib
@@ -28,9 +30,11 @@ from pydicom.uid import (
 
 from chiasm.errors import ChiasmError, VolumeError
 from chiasm.volumes import Geometry, Reading, Volume, canonical, check_pair, read_volume, resample
+from chiasm.volumes.dicom_files import DicomFile, taming
 from chiasm.volumes.dicom_pixels import StoredPixels
 from chiasm.volumes.dicom_read import read_dicom, read_series
 from chiasm.volumes.dicom_scan import find_series, is_dicom
+from chiasm.volumes.dicom_silence import TALKERS
 from chiasm.volumes.screening import volume_files
 from conftest import REAL
 from dicom_patients import (
@@ -661,3 +665,19 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
         with pytest.raises(VolumeError) as caught:
             look(tmp_path / "IM0001")
         assert caught.value.reason == "special"
+
+
+def test_threads_that_read_at_once_are_silent_until_the_last_and_then_all_is_as_it_was() -> None:
+    loggers = [logging.getLogger(name) for name in TALKERS]
+
+    def levels() -> list[int]:
+        return [logger.level for logger in loggers]
+
+    before, filters, part = levels(), [*warnings.filters], DicomFile(Path("scan.dcm"))
+    with ThreadPoolExecutor(1) as other:
+        first = taming(part)
+        other.submit(first.__enter__).result()
+        with taming(part):
+            other.submit(first.__exit__, None, None, None).result()
+            assert min(levels()) > logging.CRITICAL and warnings.filters != filters
+    assert levels() == before and warnings.filters == filters

@@ -22,9 +22,9 @@ its own, and within a line only from names to its left; a test reads this map.
     boxes         boxes of voxels, and the types of arrays
     smoothing     Gaussian smoothing of volumes, fast
     volumes       what lies on disk: geometry, masks, streams, voxels, nifti, nifti_write, metaimage, nrrd, mgh, minc,
-                  archives, dicom_files, dicom_kinds, dicom_pixels, dicom_frames, dicom_stacks, dicom_series,
-                  dicom_headers, dicom_scan, dicom_choice, dicom_labels, dicom_structures, dicom_read,
-                  dicom_maps, dicom_attributes, dicom_write, mirroring, screening, pairs
+                  archives, dicom_silence, dicom_files, dicom_kinds, dicom_pixels, dicom_frames, dicom_stacks,
+                  dicom_series, dicom_headers, dicom_scan, dicom_choice, dicom_labels, dicom_structures,
+                  dicom_read, dicom_maps, dicom_attributes, dicom_write, mirroring, screening, pairs
     hounsfield    whether a CT is in Hounsfield units
     simulation    patients that are made: deformation, anatomy, lesions, signals, patient, cohort_folder, phantom
     cohorts       which files belong together: cases, images, folder_notes, datalists, manifests, labels, completed,
@@ -32,7 +32,8 @@ its own, and within a line only from names to its left; a test reads this map.
                   discovery, target_layouts, conversion, splits, textures, duplicates
     registration  images of one patient, aligned: demons, alignment, cohort
     preparation   from files to arrays that a network learns from: intensity, bias_field, degradation, fingerprint,
-                  examination, inspection, unpaired, plan, out_of_distribution, memory, patches, planning, arrays
+                  memory, side_by_side, examination, inspection, unpaired, plan, out_of_distribution, patches,
+                  planning, arrays
     attenuation   CT to attenuation at 511 keV, for PET
     metrics       scores of one image against another, inside a mask: voxelwise, edges, ssim, cut_out, lesions,
                   ranking, radiotherapy, structures, challenges, conventions

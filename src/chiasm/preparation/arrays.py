@@ -12,6 +12,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from operator import attrgetter
@@ -32,6 +33,7 @@ from chiasm.preparation.degradation import arranged
 from chiasm.preparation.fingerprint import known_of, read_images, read_mask
 from chiasm.preparation.intensity import IntensityMap, MapKind, fit_intensity
 from chiasm.preparation.plan import Plan
+from chiasm.preparation.side_by_side import in_threads
 from chiasm.progress import Progress, counted
 from chiasm.registration.cohort import hashes_of
 from chiasm.storage import UNWRITABLE, read_json, whole_file, whole_folder, write_json
@@ -228,7 +230,7 @@ def _open_target(opener: Opener) -> PreparedCase:
 def prepare_cohort(
     cases: Sequence[Case], plan: Plan, cache: Path, progress: Progress | None = None, warn: Say = _silence
 ) -> tuple[OnDemand[PreparedCase], list[Problem]]:
-    """Prepare cases one after another; a bad one is named and the others go on.
+    """Prepare cases, several side by side; a bad one is named and the others go on.
 
     Arrays are mapped from their files where a case is looked at, those of the latest `MOST_OPEN` cases at once.
 
@@ -247,15 +249,28 @@ def prepare_cohort(
     """
     prepared: dict[str, Opener] = {}
     problems: list[Problem] = []
-    for case in counted(cases, attrgetter("id"), progress):
-        try:
-            prepared[case.id] = _ready(case, plan, cache, warn)
-        except ChiasmError as error:
-            if error.reason == UNWRITABLE:
-                raise
-            path = error.path or next(iter(case.images.values()))
-            problems.append(Problem(path, error.reason, f"case {case.id}: {error}", case.id))
+    with closing(in_threads(cases, partial(_try_ready, plan=plan, cache=cache))) as found:
+        for case in counted(cases, attrgetter("id"), progress):
+            opener, warnings = next(found)
+            for line in warnings:
+                warn(line)
+            if isinstance(opener, Problem):
+                problems.append(opener)
+            else:
+                prepared[case.id] = opener
     return OnDemand(prepared, MOST_OPEN), problems
+
+
+def _try_ready(case: Case, plan: Plan, cache: Path) -> tuple[Opener | Problem, list[str]]:
+    """As `_ready`, or return what is wrong with the case; return the warnings too, which belong into its turn."""
+    warnings: list[str] = []
+    try:
+        return _ready(case, plan, cache, warnings.append), warnings
+    except ChiasmError as error:
+        if error.reason == UNWRITABLE:
+            raise
+        path = error.path or next(iter(case.images.values()))
+        return Problem(path, error.reason, f"case {case.id}: {error}", case.id), warnings
 
 
 def write_context(case: PreparedCase, context: NDArray[np.float32], path: Path, plan: Plan) -> None:

@@ -7,9 +7,10 @@ change the weights of everybody else's model.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,8 @@ from chiasm.on_demand import Scratch
 from chiasm.preparation.degradation import arranged, check_slices
 from chiasm.preparation.fingerprint import CaseFacts, ExaminationSettings, facts_of, terms_of
 from chiasm.preparation.intensity import MapKind, fit_intensity
-from chiasm.progress import Progress
+from chiasm.preparation.side_by_side import in_threads
+from chiasm.progress import Progress, counted
 from chiasm.recipe import Data
 from chiasm.volumes import Geometry, Volume, check_pair
 from chiasm.volumes.screening import files_at
@@ -111,6 +113,31 @@ def examine_case(case: Case, names: Sequence[str], regions: Regions, data: Data 
     return ExaminedCase(case, images, regions_ml, facts, tuple(problems), is_usable)
 
 
+def examine_cases(
+    cases: Sequence[Case],
+    names: Sequence[str] | None,
+    regions: Regions,
+    data: Data | None = None,
+    progress: Progress | None = None,
+) -> Generator[ExaminedCase, None, None]:
+    """Examine cases side by side, and yield what was found of each in their order.
+
+    Args:
+        cases: All have these images.
+        names: As for `examine_case`; None reads all of a case's images.
+        regions: As for `examine_case`.
+        data: Likewise.
+        progress: Called with cases done, all cases, the next case's id.
+    """
+
+    def examine(case: Case) -> ExaminedCase:
+        return examine_case(case, list(case.images) if names is None else names, regions, data)
+
+    with closing(in_threads(cases, examine)) as found:
+        for _ in counted(cases, attrgetter("id"), progress):
+            yield next(found)
+
+
 def _checked_facts(case: Case, volumes: Mapping[str, Volume], data: Data, problems: list[Problem]) -> CaseFacts | None:
     """Note what a case is like, and check that its images can be normalised; None where something is wrong."""
     terms = terms_of(data)
@@ -163,14 +190,12 @@ def _examine_all(cohort: Cohort, data: Data, folder: Path, progress: Progress | 
     usable = Scratch[ExaminedCase](folder)
     cases: list[Case] = []
     problems: list[Problem] = []
-    for index, case in enumerate(cohort.cases):
-        if progress is not None:
-            progress(index, len(cohort.cases), case.id)
-        examined = examine_case(case, data.modalities, cohort.regions, data)
-        problems += examined.problems
-        if examined.is_usable:
-            usable.keep(case.id, examined)
-            cases.append(examined.case)
+    with closing(examine_cases(cohort.cases, data.modalities, cohort.regions, data, progress)) as found:
+        for examined in found:
+            problems += examined.problems
+            if examined.is_usable:
+                usable.keep(examined.case.id, examined)
+                cases.append(examined.case)
     return usable, tuple(cases), tuple(problems)
 
 

@@ -265,5 +265,6 @@ def _sampled(case_id: str, volumes: Sequence[Volume], mask: NDArray[np.bool_], r
     if len(inside) > VOXELS:
         seed = int.from_bytes(hashlib.sha256(case_id.encode()).digest()[:8])
         voxels = np.sort(np.random.default_rng(seed).choice(inside, VOXELS, replace=False))
-    samples = np.stack([volume.array.ravel()[voxels] for volume in volumes]).astype(np.float32)
+    places = np.unravel_index(voxels, mask.shape)
+    samples = np.stack([volume.array[places] for volume in volumes]).astype(np.float32)
     return CaseFacts(case_id, spacing, (i, j, k), samples, rule, len(inside))

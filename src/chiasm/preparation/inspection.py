@@ -5,8 +5,8 @@ from __future__ import annotations
 import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from operator import attrgetter
 from pathlib import Path
 
 from chiasm.cohorts.cases import Case, Cohort, Problem, volume_stem
@@ -16,8 +16,8 @@ from chiasm.cohorts.gathering import notes_in_lines
 from chiasm.cohorts.splits import choose_folds, make_split
 from chiasm.errors import CohortError
 from chiasm.names import amount
-from chiasm.preparation.examination import ExaminedCase, examine_case
-from chiasm.progress import Progress, counted
+from chiasm.preparation.examination import ExaminedCase, examine_cases
+from chiasm.progress import Progress
 from chiasm.recipe import Data, SplitSettings
 
 
@@ -158,11 +158,11 @@ def _inspect(
     chosen = select_cases(cohort, wanted, None) if wanted else cohort
     data = _pair(sources, target)
     summaries, problems, usable = [], list(chosen.problems), list[Case]()
-    for case in counted(chosen.cases, attrgetter("id"), progress):
-        examined = examine_case(case, wanted or list(case.images), cohort.regions, data)
-        summaries.append(_summary(examined))
-        problems += examined.problems
-        usable += [examined.case] if examined.is_usable else []
+    with closing(examine_cases(chosen.cases, wanted or None, cohort.regions, data, progress)) as found:
+        for examined in found:
+            summaries.append(_summary(examined))
+            problems += examined.problems
+            usable += [examined.case] if examined.is_usable else []
     return summaries, problems, None if data is None else usable
 
 

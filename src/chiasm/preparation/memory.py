@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -42,6 +43,16 @@ def available_bytes() -> float:
         except (OSError, ValueError):
             continue
     return min(known)
+
+
+def peak_bytes() -> float:
+    """Return the most memory that this process has held so far; 0 where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0.0
+    unit = 1 if sys.platform == "darwin" else 1024
+    return float(unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
 def check_prepared(shape: Sequence[float], channels: int) -> None:

@@ -8,17 +8,14 @@ deflated one or a zip archive never unpacks to more than is plausible, and only
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import re
 import struct
-import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from contextvars import ContextVar
 from functools import lru_cache
 from io import BufferedReader, BytesIO
 from pathlib import Path
@@ -34,6 +31,7 @@ from chiasm.volumes.archives import (
     looks_like_zip,
     unpack_member,
 )
+from chiasm.volumes.dicom_silence import silenced
 from chiasm.volumes.streams import open_file, unreadable
 
 if TYPE_CHECKING:
@@ -54,7 +52,6 @@ UNDEFINED = 0xFFFFFFFF  # length of an element that ends with a mark
 DEFLATED = "1.2.840.10008.1.2.1.99"
 DIRECTORY = "1.2.840.10008.1.3.10"  # SOP class of a DICOMDIR
 
-TALKERS = ("pydicom", "openjpeg", "pylibjpeg", "jpeg_ls")  # what logs while pixels are decoded
 #: What pydicom and its decoders raise on damaged input.
 FAULTS = (
     ValueError, TypeError, AttributeError, LookupError, OSError, EOFError, ArithmeticError, RuntimeError,
@@ -231,7 +228,7 @@ def visit(parts: Iterable[DicomFile], do: Callable[[DicomFile, BinaryIO], T]) ->
     with ExitStack() as open_archives:
         archive: zipfile.ZipFile | None = None
         for part in parts:
-            with _silenced():  # once for each file: to change the levels of loggers takes longer than a header's text
+            with silenced():  # once for each file: to change the levels of loggers takes longer than a header's text
                 if part.member is None:
                     with _opened(part.path) as file:
                         done = do(part, file)
@@ -262,7 +259,7 @@ def taming(part: DicomFile) -> Iterator[None]:
         VolumeError: If pydicom fails, or the block refuses the file.
     """
     try:
-        with _silenced():
+        with silenced():
             yield
     except VolumeError as error:
         raise _placed(error, part) from error.__cause__
@@ -277,36 +274,6 @@ def taming(part: DicomFile) -> Iterator[None]:
             found=type(error).__name__,
             hint="Export or copy it again.",
         ) from error
-
-
-_IS_SILENT: ContextVar[bool] = ContextVar("is_silent", default=False)  # of this thread
-
-
-@contextmanager
-def _silenced() -> Iterator[None]:
-    """Keep back what pydicom and its decoders log, and every warning; within a block that does so there is no more."""
-    if _IS_SILENT.get():
-        yield
-        return
-    before = _IS_SILENT.set(True)
-    try:
-        with _without_logs():
-            yield
-    finally:
-        _IS_SILENT.reset(before)
-
-
-@contextmanager
-def _without_logs() -> Iterator[None]:
-    levels = {logger: logger.level for logger in map(logging.getLogger, TALKERS)}
-    try:
-        for logger in levels:
-            logger.setLevel(logging.CRITICAL + 1)
-        with warnings.catch_warnings(action="ignore"):
-            yield
-    finally:
-        for logger, level in levels.items():
-            logger.setLevel(level)
 
 
 def _placed(error: VolumeError, part: DicomFile) -> VolumeError:
